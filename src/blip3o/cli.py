@@ -1,0 +1,246 @@
+"""L7: the `blip3o` command: parse, call, print. Nothing is decided here."""
+
+import argparse
+import json
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from blip3o import __version__
+from blip3o.core.errors import PreemptedError, UsageError
+from blip3o.core.log import say
+
+if TYPE_CHECKING:
+    from blip3o.generate.pipeline import Blip3oPipeline
+
+EXIT_USAGE, EXIT_FAILURE, EXIT_PREEMPTED, EXIT_INTERRUPTED = 2, 1, 75, 130
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command line and returns its exit status.
+
+    Args:
+        arguments: the words after `blip3o`; those of the process if None.
+    """
+    parser = build_parser()
+    options = parser.parse_args(arguments)
+    try:
+        options.run(options)
+    except UsageError as error:
+        return _report(options, f"error: {error}", EXIT_USAGE)
+    except PreemptedError as error:
+        return _report(options, str(error), EXIT_PREEMPTED)
+    except KeyboardInterrupt:
+        return _report(options, "interrupted", EXIT_INTERRUPTED)
+    except BrokenPipeError:  # the reader of our output went away; nothing is wrong
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_FAILURE
+    except Exception as error:  # noqa: BLE001  (a bug: one line for users, all of it with --debug)
+        return _report(options, f"failed: {type(error).__name__}: {error}", EXIT_FAILURE)
+    return 0
+
+
+def _report(options: argparse.Namespace, message: str, status: int) -> int:
+    if options.debug:
+        traceback.print_exc()
+    say(f"blip3o: {message}")
+    return status
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Returns the parser with every command; a test pins the list of options."""
+    parser = argparse.ArgumentParser(
+        prog="blip3o", description="Unified multimodal models: text and pictures in and out."
+    )
+    parser.add_argument("--version", action="version", version=f"blip3o {__version__}")
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+
+    command = _command(commands, "generate", _generate, "pictures from prompts")
+    command.add_argument("prompt", nargs="*", help="what to draw; several prompts make a batch")
+    command.add_argument("--prompts", type=Path, help="a file with one prompt a line")
+    command.add_argument("--out", type=Path, default=Path("outputs"), help="folder to write to")
+    command.add_argument("--num-images", type=int, default=1, help="pictures of each prompt")
+    _add_sampling(command)
+
+    command = _command(commands, "ask", _ask, "an answer about pictures")
+    command.add_argument("image", nargs="+", help="pictures, then the question")
+    _add_model(command)
+
+    command = _command(commands, "chat", _chat, "a conversation; /image FILE adds a picture")
+    _add_model(command)
+
+    command = _command(commands, "edit", _edit, "a picture changed as told")
+    command.add_argument("image")
+    command.add_argument("instruction")
+    command.add_argument("--out", type=Path, default=Path("edited.png"), help="file to write")
+    _add_sampling(command)
+
+    command = _command(commands, "reconstruct", _reconstruct, "a picture through its features")
+    command.add_argument("image")
+    command.add_argument("--out", type=Path, default=Path("reconstructed.png"))
+    _add_sampling(command)
+
+    command = _command(commands, "train", _train, "train a recipe; again to resume")
+    command.add_argument("recipe", help="a recipe's name or a YAML file")
+    command.add_argument("--out", type=Path, required=True, help="run folder")
+    command.add_argument("overrides", nargs="*", metavar="path=value")
+
+    command = _command(commands, "eval", _eval, "score a model on a benchmark")
+    command.add_argument("benchmark")
+    command.add_argument("--out", type=Path, required=True, help="folder for results.json")
+    command.add_argument("overrides", nargs="*", metavar="path=value")
+    _add_model(command)
+
+    command = _command(commands, "scenes", _scenes, "write the scenes data set to files")
+    command.add_argument("--out", type=Path, required=True, help="folder for shards")
+    command.add_argument("overrides", nargs="*", metavar="path=value")
+
+    command = _command(commands, "recipes", _recipes, "list recipes, or show one as YAML")
+    command.add_argument("action", nargs="?", choices=["list", "show"], default="list")
+    command.add_argument("name", nargs="?")
+    _command(commands, "models", _models, "the models at hand")
+    _command(commands, "doctor", _doctor, "what this machine can do")
+    return parser
+
+
+def _command(
+    commands: argparse._SubParsersAction, name: str, run: object, summary: str
+) -> argparse.ArgumentParser:
+    command = commands.add_parser(name, help=summary, description=summary)
+    command.set_defaults(run=run)
+    command.add_argument("--debug", action="store_true", help="show tracebacks")
+    return command
+
+
+def _add_model(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--model", default="pocket", help="a bundled name or a model folder")
+    command.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N")
+    command.add_argument("--dtype", default="auto", help="auto, fp32, bf16, fp16")
+
+
+def _add_sampling(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--seed", type=int, default=0)
+    command.add_argument("--steps", type=int, help="DiT steps; the model's own number if left out")
+    command.add_argument("--guidance", type=float, help="1 or more; likewise")
+    _add_model(command)
+
+
+def _pipeline(options: argparse.Namespace) -> "Blip3oPipeline":
+    from blip3o.generate.pipeline import Blip3oPipeline
+
+    return Blip3oPipeline.from_pretrained(
+        options.model, device=options.device, dtype=options.dtype
+    )
+
+
+def _generate(options: argparse.Namespace) -> None:
+    from blip3o.generate.write import read_prompts, write_pictures
+
+    prompts = [*options.prompt, *(read_prompts(options.prompts) if options.prompts else [])]
+    if not prompts:
+        raise UsageError("no prompt: give prompts or --prompts FILE")
+    grid = write_pictures(
+        _pipeline(options),
+        prompts,
+        options.out,
+        num_images=options.num_images,
+        seed=options.seed,
+        num_inference_steps=options.steps,
+        guidance_scale=options.guidance,
+    )
+    print(grid)
+
+
+def _ask(options: argparse.Namespace) -> None:
+    *images, question = options.image
+    if not images:
+        raise UsageError('no question: blip3o ask IMAGE... "QUESTION"')
+    print(_pipeline(options).ask(images, question))
+
+
+def _chat(options: argparse.Namespace) -> None:
+    from blip3o.generate.chat import converse
+
+    converse(_pipeline(options), sys.stdin, sys.stdout)
+
+
+def _edit(options: argparse.Namespace) -> None:
+    from blip3o.core.rng import generator
+
+    output = _pipeline(options).edit(
+        options.image,
+        options.instruction,
+        generator=generator(options.seed),
+        num_inference_steps=options.steps,
+        guidance_scale=options.guidance,
+    )
+    _save(output.images[0], options.out)
+
+
+def _reconstruct(options: argparse.Namespace) -> None:
+    from blip3o.core.rng import generator
+
+    pipe = _pipeline(options)
+    _save(pipe.reconstruct(options.image, generator=generator(options.seed)).images[0], options.out)
+
+
+def _save(image: object, path: Path) -> None:
+    from blip3o.generate.write import save_picture
+
+    save_picture(image, path)
+    print(path)
+
+
+def _train(options: argparse.Namespace) -> None:
+    from blip3o.recipes import train_recipe
+
+    train_recipe(options.recipe, options.out, options.overrides)
+
+
+def _eval(options: argparse.Namespace) -> None:
+    from blip3o.eval import run_benchmark
+
+    results = run_benchmark(
+        options.benchmark,
+        options.model,
+        options.out,
+        options.overrides,
+        device=options.device,
+        dtype=options.dtype,
+    )
+    print(json.dumps({key: results[key] for key in ("benchmark", "overall", "by_category")}))
+
+
+def _scenes(options: argparse.Namespace) -> None:
+    from blip3o.recipes.scenes import export
+
+    export(options.out, options.overrides)
+    print(options.out)
+
+
+def _recipes(options: argparse.Namespace) -> None:
+    from blip3o.recipes import describe_recipes, recipe_yaml
+
+    if options.action == "show":
+        if options.name is None:
+            raise UsageError("which recipe? blip3o recipes show NAME")
+        print(recipe_yaml(options.name), end="")
+    else:
+        print(describe_recipes())
+
+
+def _models(options: argparse.Namespace) -> None:
+    from blip3o.weights.folder import describe_models
+
+    del options
+    print(describe_models())
+
+
+def _doctor(options: argparse.Namespace) -> None:
+    from blip3o.recipes.doctor import examine
+
+    del options
+    print(examine())

@@ -1,0 +1,80 @@
+"""One place decides where a model runs and in which precision."""
+
+import dataclasses
+from contextlib import AbstractContextManager, nullcontext
+from typing import Literal
+
+import torch
+
+from blip3o.core.errors import UsageError
+
+PrecisionName = Literal["auto", "fp32", "bf16", "fp16"]
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def resolve_device(name: str = "auto") -> torch.device:
+    """Returns the device for a name.
+
+    Args:
+        name: "auto" (CUDA, then Apple's MPS, then CPU) or any torch device string.
+
+    Raises:
+        UsageError: if torch does not know the device or it is not on this machine.
+    """
+    if name == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise UsageError(f"unknown device {name!r}; use auto, cpu, cuda, cuda:N or mps") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise UsageError(f"device {name!r} asked for, but this torch sees no CUDA device; use cpu")
+    return device
+
+
+def cpu_has_fast_bf16() -> bool:
+    """Returns whether this CPU multiplies bf16 matrices faster than fp32 ones (AMX tiles).
+
+    Without AMX, bf16 on a CPU is emulated and several times slower than fp32.
+    """
+    return torch.device("cpu").type == "cpu" and bool(torch.cpu._is_amx_tile_supported())
+
+
+def resolve_dtype(name: PrecisionName, device: torch.device) -> torch.dtype:
+    """Returns the compute type for a precision name on a device.
+
+    Args:
+        name: "auto" takes bf16 where the hardware is fast at it, else fp32.
+        device: where the model runs.
+
+    Raises:
+        UsageError: for an unknown name.
+    """
+    if name == "auto":
+        if device.type == "cuda":
+            return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+        return torch.bfloat16 if device.type == "cpu" and cpu_has_fast_bf16() else torch.float32
+    if name not in _DTYPES:
+        raise UsageError(f"unknown precision {name!r}; use one of auto, {', '.join(_DTYPES)}")
+    return _DTYPES[name]
+
+
+@dataclasses.dataclass(frozen=True)
+class Precision:
+    """Where and in what type the heavy matrix work of a run is done; weights stay float32.
+
+    Args:
+        device: the device of all parameters.
+        dtype: the type of matrix products under `autocast`.
+    """
+
+    device: torch.device
+    dtype: torch.dtype
+
+    def autocast(self) -> AbstractContextManager:
+        """Returns the context for a forward pass; a no-op in float32."""
+        if self.dtype == torch.float32:
+            return nullcontext()
+        return torch.autocast(self.device.type, dtype=self.dtype)

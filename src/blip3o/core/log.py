@@ -1,0 +1,97 @@
+"""What a run says: metrics to JSONL and TensorBoard, progress to a terminal or as plain lines."""
+
+import json
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import IO, Any, TypeVar
+
+T = TypeVar("T")
+
+
+class MetricsLogger:
+    """Writes one JSON object a line to `metrics.jsonl` and the numbers to `tensorboard/`.
+
+    Args:
+        run_dir: the run folder; created if missing.
+        resume_step: lines of later steps are dropped, so that a resumed run has each step once.
+    """
+
+    def __init__(self, run_dir: Path, resume_step: int = 0) -> None:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        self.path = run_dir / "metrics.jsonl"
+        self._drop_after(resume_step)
+        self._file: IO[str] = self.path.open("a", encoding="utf-8")
+        self._board = self._open_board(run_dir, resume_step)
+
+    def log(self, step: int, values: dict[str, Any]) -> None:
+        """Writes the numbers of a step; flushed at once, so that a killed run keeps them."""
+        self._file.write(json.dumps({"step": step, **values}) + "\n")
+        self._file.flush()
+        if self._board is not None:
+            for name, value in values.items():
+                if isinstance(value, int | float):
+                    self._board.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        """Closes the files."""
+        self._file.close()
+        if self._board is not None:
+            self._board.close()
+
+    def _drop_after(self, step: int) -> None:
+        if not self.path.exists():
+            return
+        lines = self.path.read_text(encoding="utf-8").splitlines()
+        kept = [line for line in lines if _step_of(line) <= step]
+        if len(kept) < len(lines):
+            self.path.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+
+    @staticmethod
+    def _open_board(run_dir: Path, step: int) -> Any:  # noqa: ANN401  (tensorboard is optional)
+        try:
+            from torch.utils.tensorboard.writer import SummaryWriter
+        except ImportError:
+            return None
+        return SummaryWriter(str(run_dir / "tensorboard"), purge_step=step + 1 if step else None)
+
+
+def _step_of(line: str) -> float:
+    try:
+        return json.loads(line)["step"]
+    except (json.JSONDecodeError, KeyError):  # a line cut short by a kill
+        return float("inf")
+
+
+def progress(
+    items: Iterable[T], *, total: int | None = None, what: str = "", every_s: float = 10.0
+) -> Iterator[T]:
+    """Yields the items while showing how far it is: a bar on a terminal, plain lines elsewhere.
+
+    Args:
+        items: what to iterate over.
+        total: how many there are; taken from `len` if None.
+        what: a word or two in front of the bar.
+        every_s: seconds between plain lines where stderr is no terminal.
+    """
+    if total is None and hasattr(items, "__len__"):
+        total = len(items)  # type: ignore[arg-type]
+    if sys.stderr.isatty():
+        from tqdm import tqdm
+
+        yield from tqdm(items, total=total, desc=what, file=sys.stderr)
+        return
+    start = last = time.monotonic()
+    for count, item in enumerate(items, 1):
+        yield item
+        now = time.monotonic()
+        if now - last >= every_s:
+            last = now
+            of = f"/{total}" if total else ""
+            print(f"{what} {count}{of} ({count / (now - start):.1f}/s)", file=sys.stderr)
+
+
+def say(message: str) -> None:
+    """Prints a line of information to stderr (stdout is for results)."""
+    print(message, file=sys.stderr, flush=True)

@@ -1,0 +1,39 @@
+"""Lazy tables of names: one literal line per component, imported only when it is asked for."""
+
+import importlib
+from typing import Any
+
+from blip3o.core.errors import unknown_name
+
+
+class Registry:
+    """A table from a short name to the class or function that implements it.
+
+    Args:
+        what: what the entries are, for error messages ("backbone").
+        table: name -> "module:attribute"; a leading dot is relative to `package`.
+        package: the package that relative modules start from (pass `__name__`).
+    """
+
+    def __init__(self, what: str, table: dict[str, str], *, package: str) -> None:
+        self.what = what
+        self._table = dict(table)
+        self._package = package
+
+    def names(self) -> list[str]:
+        """Returns every known name, in table order."""
+        return list(self._table)
+
+    def get(self, name: str) -> Any:  # noqa: ANN401  (entries are of many types)
+        """Returns the entry behind a name, importing its module now.
+
+        Args:
+            name: a name of the table.
+
+        Raises:
+            UsageError: if the name is unknown; the message holds the nearest names.
+        """
+        if name not in self._table:
+            raise unknown_name(self.what, name, self._table)
+        module, _, attribute = self._table[name].partition(":")
+        return getattr(importlib.import_module(module, self._package), attribute)

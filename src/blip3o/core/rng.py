@@ -1,0 +1,73 @@
+"""Randomness is a function of what it is for, not a state that advances.
+
+Every draw is keyed by (seed, stream, epoch, global sample index) and comes from the counter-based
+Philox generator. So a resumed run, another number of processes or workers, or another batch size
+sees the same noise for the same sample, bit for bit.
+"""
+
+import hashlib
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+def numpy_rng(seed: int, stream: str, *counters: int) -> np.random.Generator:
+    """Returns a generator that depends on nothing but its arguments.
+
+    Args:
+        seed: the run's or data set's seed.
+        stream: what the numbers are for ("noise", "sigma", "caption"); streams are independent.
+        counters: up to two whole numbers >= 0, usually (epoch, sample index).
+
+    Raises:
+        ValueError: for more than two counters.
+    """
+    if len(counters) > 2:
+        raise ValueError(f"at most two counters, got {counters}")
+    digest = hashlib.blake2b(f"{seed}/{stream}".encode(), digest_size=16).digest()
+    key = np.frombuffer(digest, dtype=np.uint64)
+    # The low counter words are Philox's own position; ours sit in the high words.
+    counter = np.array([0, 0, *counters, *([0] * (2 - len(counters)))], dtype=np.uint64)
+    return np.random.Generator(np.random.Philox(key=key, counter=counter))
+
+
+def sample_normal(
+    shape: Sequence[int], seed: int, stream: str, epochs: Tensor, indices: Tensor
+) -> Tensor:
+    """Returns standard normal numbers, one independent block per sample, float32 on the CPU.
+
+    Args:
+        shape: shape of one sample's block.
+        seed: the run's seed.
+        stream: what the numbers are for.
+        epochs: epoch of each sample, integers of shape [B].
+        indices: global index of each sample, integers of shape [B].
+    """
+    blocks = [
+        numpy_rng(seed, stream, epoch, index).standard_normal(tuple(shape), dtype=np.float32)
+        for epoch, index in zip(epochs.tolist(), indices.tolist(), strict=True)
+    ]
+    return torch.from_numpy(np.stack(blocks))
+
+
+def sample_uniform(seed: int, stream: str, epochs: Tensor, indices: Tensor) -> Tensor:
+    """Returns one number in [0, 1) per sample, float64 of shape [B] on the CPU.
+
+    Args:
+        seed: the run's seed.
+        stream: what the numbers are for.
+        epochs: epoch of each sample, integers of shape [B].
+        indices: global index of each sample, integers of shape [B].
+    """
+    values = [
+        numpy_rng(seed, stream, epoch, index).random()
+        for epoch, index in zip(epochs.tolist(), indices.tolist(), strict=True)
+    ]
+    return torch.tensor(values, dtype=torch.float64)
+
+
+def generator(seed: int) -> torch.Generator:
+    """Returns a CPU generator with a seed; CPU so that a seed means the same on every device."""
+    return torch.Generator().manual_seed(seed)

@@ -1,0 +1,1 @@
+"""Data: sources, tasks, mixtures, collation and the procedural scenes data set."""

@@ -1,0 +1,1 @@
+"""The procedural scenes data set: deterministic pictures with exact words for what they show."""

@@ -1,0 +1,84 @@
+"""Captions of scenes, all of them true: short ones in many phrasings, and detailed ones."""
+
+import numpy as np
+
+from blip3o.data.scenes.phrasing import finished, opened, pick, related
+from blip3o.data.scenes.prompts import CATEGORIES, EvalPrompt, eval_prompts
+from blip3o.data.scenes.types import Placed, Scene, place, relations, size_word
+from blip3o.data.scenes.words import (
+    PLACE_PHRASES,
+    Group,
+    full_phrase,
+    groups,
+    join,
+    on_background,
+    phrase,
+    reading_order,
+)
+
+__all__ = [
+    "CATEGORIES",
+    "EvalPrompt",
+    "caption_texts",
+    "detailed_caption",
+    "eval_prompts",
+    "short_caption",
+]
+
+_COLORLESS_SHARE = 0.3
+_BACKGROUND_SHARE = 0.35
+_RELATION_SHARE = 0.6
+_EXTRA_SHARE = 0.3
+
+
+def caption_texts(scene: Scene, rng: np.random.Generator, num_short: int = 3) -> list[str]:
+    """Returns different captions of a scene: short ones, then a detailed one.
+
+    Args:
+        scene: what to describe.
+        rng: where the choice of phrasings comes from.
+        num_short: how many short captions to try for; fewer if they come out equal.
+    """
+    texts = [short_caption(scene, rng) for _ in range(num_short)]
+    sentence = detailed_caption(scene)
+    if rng.random() < 0.5:
+        sentence = pick(rng, ("a photo of ", "a picture of ", "an image of ")) + sentence
+    return list(dict.fromkeys([*texts, sentence]))
+
+
+def short_caption(scene: Scene, rng: np.random.Generator) -> str:
+    """Returns a caption that names every object, and perhaps not its color or place."""
+    named = groups(scene, colors=bool(rng.random() >= _COLORLESS_SHARE))
+    if len(scene.objects) == 1:
+        words = _single(scene.objects[0], named[0], rng)
+    elif len(scene.objects) == 2 and len(named) == 2 and rng.random() < _RELATION_SHARE:
+        words = _pair(scene, named, rng)
+    else:
+        phrases = [phrase(group) for group in named]
+        words = join([phrases[int(k)] for k in rng.permutation(len(phrases))])
+    if rng.random() < _BACKGROUND_SHARE:
+        words = f"{words} {on_background(scene.background)}"
+    many = words.split()[0] in ("two", "three", "four")
+    return finished(rng, opened(rng, words, many=many))
+
+
+def _single(one: Placed, group: Group, rng: np.random.Generator) -> str:
+    words = phrase(group, size_word(one) if rng.random() < _EXTRA_SHARE else "")
+    return f"{words} {PLACE_PHRASES[place(one)]}" if rng.random() < _EXTRA_SHARE else words
+
+
+def _pair(scene: Scene, named: list[Group], rng: np.random.Generator) -> str:
+    pair = reading_order(scene.objects)
+    first = int(rng.integers(2))
+    relation = pick(rng, tuple(relations(pair[first], pair[1 - first])))
+    return related(rng, phrase(named[first]), relation, phrase(named[1 - first]))
+
+
+def detailed_caption(scene: Scene) -> str:
+    """Returns the one canonical description: each object's size, color and place, the background.
+
+    For example "a large red cat on the left and a small blue car on the right, on a light blue
+    background".
+    """
+    objects = join([full_phrase(one) for one in reading_order(scene.objects)])
+    return f"{objects}, {on_background(scene.background)}"

@@ -1,0 +1,191 @@
+"""Edit pairs: a picture, an instruction and the picture after it; all else stays as it is."""
+
+import itertools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from blip3o.core.rng import numpy_rng
+from blip3o.data.scenes.heldout import is_heldout
+from blip3o.data.scenes.phrasing import pick
+from blip3o.data.scenes.questions import named_uniquely
+from blip3o.data.scenes.scene import PLACE_CENTERS, SIZES, check_split, draw_scene
+from blip3o.data.scenes.things import COLORS, THINGS, plural, with_article
+from blip3o.data.scenes.types import Placed, Scene, fits, place
+from blip3o.data.scenes.words import PLACE_PHRASES, noun
+
+MAX_SHIFT = 0.12
+"""How far an object that is not to be moved may be off, as a share of the picture's side."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Edit:
+    """An instruction with the scene before and after it."""
+
+    kind: str
+    """One of KINDS."""
+    source: Scene
+    target: Scene
+    instruction: str
+
+    def accepts(self, found: Sequence[tuple[str, str, float, float]]) -> bool:
+        """Returns whether a picture shows the target.
+
+        Every object must be there with its thing and color, and no other. An added or moved object
+        may be anywhere in the place that the instruction names; the others stay where they were.
+
+        Args:
+            found: (thing, color, x, y) of every object seen, centers as shares of the side.
+        """
+        wanted = self.target.objects
+        if len(found) != len(wanted):
+            return False
+        fixed = {(one.x, one.y) for one in self.source.objects}
+        return any(
+            all(
+                _matches(one, seen, fixed=(one.x, one.y) in fixed)
+                for one, seen in zip(wanted, order, strict=True)
+            )
+            for order in itertools.permutations(found)
+        )
+
+
+def _matches(one: Placed, seen: tuple[str, str, float, float], *, fixed: bool) -> bool:
+    thing, color, x, y = seen
+    if (thing, color) != (one.thing, one.color):
+        return False
+    if not fixed and place(replace(one, x=x, y=y)) == place(one):
+        return True
+    return max(abs(x - one.x), abs(y - one.y)) <= MAX_SHIFT
+
+
+def sample_edit(seed: int, index: int, split: str = "train") -> Edit:
+    """Returns edit `index` of an endless data set; a function of its arguments only.
+
+    Args:
+        seed: the data set's seed.
+        index: which edit, >= 0.
+        split: in "train" and "val" neither picture shows a held-out composition, in "heldout" at
+            least one does.
+
+    Raises:
+        UsageError: for an unknown split.
+    """
+    check_split(split)
+    rng = numpy_rng(seed, f"scenes/edits/{split}", index)
+    kind = KINDS[int(rng.integers(len(KINDS)))]
+    while True:
+        source = draw_scene(rng)
+        made = _MAKERS[kind](source, rng)
+        if made is None:
+            continue
+        target = replace(source, objects=made[0])
+        if (is_heldout(source) or is_heldout(target)) == (split == "heldout"):
+            return Edit(kind=kind, source=source, target=target, instruction=made[1])
+
+
+_Made = tuple[tuple[Placed, ...], str]
+
+
+def _choose(scene: Scene, rng: np.random.Generator) -> tuple[Placed, str] | None:
+    """Returns an object that a name points to, and that name, sometimes with a needless color."""
+    named = named_uniquely(scene)
+    if not named:
+        return None
+    one, name = named[int(rng.integers(len(named)))]
+    return one, noun(one.thing, one.color) if rng.random() < 0.4 else name
+
+
+def _exchange(scene: Scene, old: Placed, new: Placed) -> tuple[Placed, ...]:
+    return tuple(new if one is old else one for one in scene.objects)
+
+
+def _recolor(scene: Scene, rng: np.random.Generator) -> _Made | None:
+    color = pick(rng, COLORS)
+    if any(one.color == color for one in scene.objects):
+        return None
+    looks = {(one.thing, one.color) for one in scene.objects}
+    if len(looks) == 1 and len(scene.objects) > 1:
+        name = plural(scene.objects[0].thing)
+        objects = tuple(replace(one, color=color) for one in scene.objects)
+        options = (f"make all {name} {color}", f"change the color of all {name} to {color}")
+        return objects, pick(rng, options)
+    chosen = _choose(scene, rng)
+    if chosen is None:
+        return None
+    one, name = chosen
+    options = (
+        *(f"make the {name} {color}", f"turn the {name} {color}", f"paint the {name} {color}"),
+        *(f"change the color of the {name} to {color}", f"recolor the {name} to {color}"),
+    )
+    return _exchange(scene, one, replace(one, color=color)), pick(rng, options)
+
+
+def _remove(scene: Scene, rng: np.random.Generator) -> _Made | None:
+    chosen = _choose(scene, rng)
+    if chosen is None or len(scene.objects) == 1:
+        return None
+    one, name = chosen
+    options = (
+        *(f"remove the {name}", f"delete the {name}", f"take away the {name}"),
+        f"erase the {name} from the image",
+    )
+    return tuple(other for other in scene.objects if other is not one), pick(rng, options)
+
+
+def _add(scene: Scene, rng: np.random.Generator) -> _Made | None:
+    thing = pick(rng, THINGS)
+    if len(scene.objects) > 3 or any(one.thing == thing for one in scene.objects):
+        return None
+    where = pick(rng, tuple(PLACE_CENTERS))
+    x, y = PLACE_CENTERS[where]
+    size = SIZES[pick(rng, ("medium", "small"))]
+    new = Placed(thing=thing, color=pick(rng, COLORS), x=x, y=y, size=size)
+    if not fits((*scene.objects, new)):
+        return None
+    words = f"{with_article(noun(thing, new.color))} {PLACE_PHRASES[where]}"
+    return (*scene.objects, new), pick(rng, (f"add {words}", f"put {words}", f"draw {words}"))
+
+
+def _swap(scene: Scene, rng: np.random.Generator) -> _Made | None:
+    chosen = _choose(scene, rng)
+    thing = pick(rng, THINGS)
+    if chosen is None or any(one.thing == thing for one in scene.objects):
+        return None
+    one, name = chosen
+    color = one.color if rng.random() < 0.5 else pick(rng, COLORS)
+    new = with_article(noun(thing, color))
+    options = (
+        *(f"replace the {name} with {new}", f"swap the {name} for {new}"),
+        *(f"change the {name} into {new}", f"turn the {name} into {new}"),
+    )
+    return _exchange(scene, one, replace(one, thing=thing, color=color)), pick(rng, options)
+
+
+def _move(scene: Scene, rng: np.random.Generator) -> _Made | None:
+    chosen = _choose(scene, rng)
+    if chosen is None:
+        return None
+    one, name = chosen
+    where = pick(rng, tuple(PLACE_CENTERS))
+    x, y = PLACE_CENTERS[where]
+    objects = _exchange(scene, one, replace(one, x=x, y=y))
+    if place(one) == where or not fits(objects):
+        return None
+    options = (
+        *(f"move the {name} to the {where}", f"shift the {name} to the {where}"),
+        f"place the {name} {PLACE_PHRASES[where]}",
+    )
+    return objects, pick(rng, options)
+
+
+_MAKERS: dict[str, Callable[[Scene, np.random.Generator], _Made | None]] = {
+    "recolor": _recolor,
+    "remove": _remove,
+    "add": _add,
+    "swap": _swap,
+    "move": _move,
+}
+KINDS: tuple[str, ...] = tuple(_MAKERS)
+"""Kinds of edits."""

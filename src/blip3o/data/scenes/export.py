@@ -1,0 +1,258 @@
+"""Writes scenes and edits to files that training reads as it reads anybody's own data."""
+
+import io
+import itertools
+import json
+import multiprocessing
+import tarfile
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from PIL import Image
+
+from blip3o.core.errors import UsageError
+from blip3o.core.log import progress
+from blip3o.core.rng import numpy_rng
+from blip3o.core.types import IMAGE_MARK
+from blip3o.data.scenes.captions import caption_texts
+from blip3o.data.scenes.edits import sample_edit
+from blip3o.data.scenes.questions import TEXT_KINDS, QA, describe, questions, text_context
+from blip3o.data.scenes.render import render
+from blip3o.data.scenes.scene import check_split, sample_scene
+from blip3o.data.scenes.types import Scene
+
+Format = Literal["webdataset", "jsonl"]
+_Member = tuple[str, bytes]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScenesExport:
+    """What to write.
+
+    Raises:
+        UsageError: for numbers out of range, an unknown format or an unknown split.
+    """
+
+    out_dir: Path
+    num_scenes: int
+    num_edits: int = 0
+    seed: int = 0
+    px: int = 96
+    """Side of the pictures in pixels."""
+    split: str = "train"
+    shard_size: int = 2000
+    """Samples a shard."""
+    format: Format = "webdataset"
+
+    def __post_init__(self) -> None:
+        check_split(self.split)
+        if self.format not in ("webdataset", "jsonl"):
+            raise UsageError(f"unknown format {self.format!r}; known: webdataset, jsonl")
+        for name, least in (("num_scenes", 0), ("num_edits", 0), ("px", 16), ("shard_size", 1)):
+            if getattr(self, name) < least:
+                raise UsageError(f"{name} must be at least {least}, got {getattr(self, name)}")
+
+
+def export_scenes(
+    out_dir: str | Path,
+    num_scenes: int,
+    num_edits: int = 0,
+    *,
+    seed: int = 0,
+    px: int = 96,
+    split: str = "train",
+    shard_size: int = 2000,
+    num_processes: int = 2,
+    format: Format = "webdataset",  # noqa: A002  (the word users expect)
+) -> list[Path]:
+    """Writes shards `scenes-NNNNNN.tar` and `edits-NNNNNN.tar` (or `.jsonl` with pictures).
+
+    The bytes depend on the arguments only. Each shard is written under another name and renamed
+    when complete; complete shards are kept, so the same call again goes on where it was stopped.
+
+    Args:
+        out_dir: folder for the shards; created if missing.
+        num_scenes: how many scenes.
+        num_edits: how many edit pairs.
+        seed: the data set's seed.
+        px: side of the pictures in pixels.
+        split: "train", "val" or "heldout".
+        shard_size: samples a shard.
+        num_processes: processes that draw.
+        format: "webdataset" for tar files, "jsonl" for lines and picture files.
+
+    Returns:
+        The shards in order, those of scenes first.
+
+    Raises:
+        UsageError: for bad arguments, or a folder that holds an export with other settings.
+    """
+    settings = ScenesExport(
+        out_dir=Path(out_dir),
+        num_scenes=num_scenes,
+        num_edits=num_edits,
+        seed=seed,
+        px=px,
+        split=split,
+        shard_size=shard_size,
+        format=format,
+    )
+    settings.out_dir.mkdir(parents=True, exist_ok=True)
+    _check_settings(settings)
+    shards = [
+        (settings, what, start, min(start + shard_size, total))
+        for what, total in (("scenes", num_scenes), ("edits", num_edits))
+        for start in range(0, total, shard_size)
+    ]
+    missing = [shard for shard in shards if not _shard_path(*shard[:3]).exists()]
+    if num_processes <= 1 or len(missing) <= 1:
+        for shard in progress(missing, what="shards"):
+            _write_shard(shard)
+    else:
+        # Forked processes would inherit torch's threads in an unknown state.
+        context = multiprocessing.get_context("spawn")
+        with context.Pool(min(num_processes, len(missing))) as pool:
+            done = pool.imap_unordered(_write_shard, missing)
+            for _ in progress(done, total=len(missing), what="shards"):
+                pass
+    return [_shard_path(*shard[:3]) for shard in shards]
+
+
+def _check_settings(settings: ScenesExport) -> None:
+    """Refuses to mix two exports in one folder."""
+    path = settings.out_dir / "export.json"
+    now = asdict(settings)
+    del now["out_dir"]
+    if path.exists():
+        before = json.loads(path.read_text(encoding="utf-8"))
+        other = [f"{k}={before.get(k)!r}" for k in now if before.get(k) != now[k]]
+        if other:
+            raise UsageError(
+                f"{settings.out_dir} holds an export with {', '.join(other)}; choose another folder"
+            )
+    _write_atomic(path, json.dumps(now, indent=1).encode())
+
+
+def _shard_path(settings: ScenesExport, what: str, start: int) -> Path:
+    end = "tar" if settings.format == "webdataset" else "jsonl"
+    return settings.out_dir / f"{what}-{start // settings.shard_size:06d}.{end}"
+
+
+def _write_shard(shard: tuple[ScenesExport, str, int, int]) -> None:
+    settings, what, start, stop = shard
+    make = _SAMPLERS[what]
+    samples = (make(settings, index) for index in range(start, stop))
+    path = _shard_path(settings, what, start)
+    if settings.format == "webdataset":
+        _write_atomic(path, _tar_bytes(itertools.chain.from_iterable(map(_members, samples))))
+    else:
+        _write_atomic(path, _write_lines(samples, path))
+
+
+_Sample = tuple[str, dict[str, Image.Image], dict[str, Any]]
+
+
+def _scene_sample(settings: ScenesExport, index: int) -> _Sample:
+    scene = sample_scene(settings.seed, index, settings.split)
+    rng = numpy_rng(settings.seed, f"scenes/{settings.split}/words", index)
+    return f"{index:08d}", {"": render(scene, settings.px)}, scene_fields(scene, index, rng)
+
+
+def scene_fields(scene: Scene, index: int, rng: np.random.Generator) -> dict[str, Any]:
+    """Returns everything that is said about a scene, ready for JSON.
+
+    Args:
+        scene: what the picture shows.
+        index: its number in the data set.
+        rng: chooses phrasings.
+    """
+    asked = [describe(scene, rng), *questions(scene, rng)]
+    order = rng.permutation(len(asked))
+    about_text = questions(scene, rng, TEXT_KINDS)[:3]
+    return {
+        "captions": caption_texts(scene, rng),
+        "conversations": _turns([asked[int(k)] for k in order], f"{IMAGE_MARK}\n"),
+        "text_conversations": _turns(about_text, text_context(scene)),
+        "objects": [asdict(one) for one in scene.objects],
+        "background": scene.background,
+        "index": index,
+    }
+
+
+def _turns(asked: list[QA], before: str) -> list[dict[str, str]]:
+    turns = []
+    for qa in asked:
+        turns.append({"from": "human", "value": before + qa.question})
+        turns.append({"from": "gpt", "value": qa.answer})
+        before = ""
+    return turns
+
+
+def _edit_sample(settings: ScenesExport, index: int) -> _Sample:
+    edit = sample_edit(settings.seed, index, settings.split)
+    pictures = {
+        "source": render(edit.source, settings.px),
+        "target": render(edit.target, settings.px),
+    }
+    fields = {
+        "instruction": edit.instruction,
+        "kind": edit.kind,
+        "source_objects": [asdict(one) for one in edit.source.objects],
+        "target_objects": [asdict(one) for one in edit.target.objects],
+        "background": edit.source.background,
+        "index": index,
+    }
+    return f"{index:08d}", pictures, fields
+
+
+_SAMPLERS: dict[str, Callable[[ScenesExport, int], _Sample]] = {
+    "scenes": _scene_sample,
+    "edits": _edit_sample,
+}
+
+
+def _png(picture: Image.Image) -> bytes:
+    # Level 1: 1.6 times as fast to write as level 6, 7 % larger, as fast to read (measured at 96 px).
+    buffer = io.BytesIO()
+    picture.save(buffer, format="PNG", compress_level=1)
+    return buffer.getvalue()
+
+
+def _members(sample: _Sample) -> list[_Member]:
+    key, pictures, fields = sample
+    members = [(f"{key}.{role}.png".replace("..", "."), _png(p)) for role, p in pictures.items()]
+    return [*members, (f"{key}.json", json.dumps(fields).encode())]
+
+
+def _tar_bytes(members: Iterator[_Member]) -> bytes:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w", format=tarfile.USTAR_FORMAT) as tar:
+        for name, content in members:
+            info = tarfile.TarInfo(name)  # owner, group and time are 0: equal bytes every time
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+    return buffer.getvalue()
+
+
+def _write_lines(samples: Iterator[_Sample], path: Path) -> bytes:
+    """Writes the pictures beside `path` and returns the lines, which name them relative to it."""
+    folder = path.with_suffix("")
+    folder.mkdir(exist_ok=True)
+    lines = []
+    for key, pictures, fields in samples:
+        names = {}
+        for role, picture in pictures.items():
+            name = f"{key}.{role}.png" if role else f"{key}.png"
+            _write_atomic(folder / name, _png(picture))
+            names[role or "image"] = f"{folder.name}/{name}"
+        lines.append(json.dumps(names | fields) + "\n")
+    return "".join(lines).encode()
+
+
+def _write_atomic(path: Path, content: bytes) -> None:
+    part = path.with_name(f".{path.name}.part")
+    part.write_bytes(content)
+    part.replace(path)

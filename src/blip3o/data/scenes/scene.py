@@ -1,0 +1,178 @@
+"""Samples scenes: few kinds of layout, so that a tiny model can learn them."""
+
+import numpy as np
+
+from blip3o.core.errors import unknown_name
+from blip3o.core.rng import numpy_rng
+from blip3o.data.scenes.backgrounds import BACKGROUNDS
+from blip3o.data.scenes.heldout import is_heldout
+from blip3o.data.scenes.types import (
+    GAP,
+    MARGIN,
+    PLACES,
+    RELATIONS,
+    Placed,
+    Scene,
+    fits,
+    place,
+    relations,
+    size_word,
+)
+from blip3o.data.scenes.things import COLORS, THINGS
+
+__all__ = [
+    "PLACES",
+    "PLACE_CENTERS",
+    "RELATIONS",
+    "SIZES",
+    "SPLITS",
+    "Placed",
+    "Scene",
+    "arrange",
+    "check_split",
+    "draw_scene",
+    "place",
+    "relations",
+    "sample_scene",
+    "size_word",
+]
+
+SPLITS = ("train", "val", "heldout")
+SIZES = {"small": 0.24, "medium": 0.32, "large": 0.42}
+LOW, MIDDLE, HIGH = 0.27, 0.5, 0.73
+"""The centers of a three by three grid of places, before jitter."""
+JITTER, SIZE_JITTER = 0.035, 0.02
+
+Point = tuple[float, float]
+PLACE_CENTERS: dict[str, Point] = dict(
+    zip(PLACES, [(x, y) for y in (LOW, MIDDLE, HIGH) for x in (LOW, MIDDLE, HIGH)], strict=True)
+)
+"""Center of each place, before jitter."""
+_QUADRANTS: tuple[Point, ...] = ((LOW, LOW), (HIGH, LOW), (LOW, HIGH), (HIGH, HIGH))
+_PAIRS: tuple[tuple[Point, Point], ...] = (
+    ((LOW, MIDDLE), (HIGH, MIDDLE)),
+    ((LOW, MIDDLE), (HIGH, MIDDLE)),
+    ((MIDDLE, LOW), (MIDDLE, HIGH)),
+    ((MIDDLE, LOW), (MIDDLE, HIGH)),
+    (_QUADRANTS[0], _QUADRANTS[3]),
+    (_QUADRANTS[1], _QUADRANTS[2]),
+)
+_ROW: tuple[Point, ...] = ((0.2, MIDDLE), (MIDDLE, MIDDLE), (0.8, MIDDLE))
+
+
+def sample_scene(seed: int, index: int, split: str = "train") -> Scene:
+    """Returns scene `index` of an endless data set; a function of its arguments only.
+
+    Args:
+        seed: the data set's seed.
+        index: which scene, >= 0.
+        split: "train" and "val" (other scenes, same distribution) never show a held-out
+            composition, "heldout" always shows at least one.
+
+    Raises:
+        UsageError: for an unknown split.
+    """
+    check_split(split)
+    rng = numpy_rng(seed, f"scenes/{split}", index)
+    # Drawn outside the loop: else rejection would thin out the scenes with many objects.
+    kind, count = _sample_kind(rng)
+    while True:
+        scene = _draw(rng, kind, count)
+        if is_heldout(scene) == (split == "heldout"):
+            return scene
+
+
+def draw_scene(rng: np.random.Generator) -> Scene:
+    """Returns any scene, perhaps with a held-out composition."""
+    return _draw(rng, *_sample_kind(rng))
+
+
+def check_split(split: str) -> None:
+    """Refuses a name that is no split.
+
+    Raises:
+        UsageError: for an unknown split.
+    """
+    if split not in SPLITS:
+        raise unknown_name("split", split, SPLITS)
+
+
+def _draw(rng: np.random.Generator, kind: str, count: int) -> Scene:
+    looks = _sample_looks(rng, kind, count)
+    background = BACKGROUNDS[int(rng.integers(len(BACKGROUNDS)))]
+    return Scene(background=background, objects=arrange(rng, looks))
+
+
+def _sample_kind(rng: np.random.Generator) -> tuple[str, int]:
+    """Returns how the objects of a scene are alike, and how many there are."""
+    roll = rng.random()
+    if roll < 0.7:
+        return "distinct", int(rng.choice([1, 2, 3, 4], p=[0.36, 0.34, 0.15, 0.15]))
+    if roll < 0.9:
+        return "copies", int(rng.integers(2, 5))
+    return ("two groups", int(rng.integers(3, 5))) if roll < 0.96 else ("two colors", 2)
+
+
+def _sample_looks(rng: np.random.Generator, kind: str, count: int) -> list[tuple[str, str]]:
+    """Returns (thing, color) of every object."""
+    things = [THINGS[int(k)] for k in rng.choice(len(THINGS), size=count, replace=False)]
+    colors = [COLORS[int(k)] for k in rng.integers(len(COLORS), size=count)]
+    if kind == "copies":
+        return [(things[0], colors[0])] * count
+    if kind == "two groups":
+        first = int(rng.integers(1, count))
+        return [(things[0], colors[0])] * first + [(things[1], colors[1])] * (count - first)
+    if kind == "two colors":
+        colors = [COLORS[int(k)] for k in rng.choice(len(COLORS), size=2, replace=False)]
+        return [(things[0], colors[0]), (things[0], colors[1])]
+    return list(zip(things, colors, strict=True))
+
+
+def arrange(rng: np.random.Generator, looks: list[tuple[str, str]]) -> tuple[Placed, ...]:
+    """Returns the objects at sampled places and sizes, in reading order, none touching another.
+
+    Args:
+        rng: where the randomness comes from.
+        looks: (thing, color) of one to four objects.
+    """
+    points, cells = _sample_points(rng, len(looks))
+    order = rng.permutation(len(looks))
+    objects = []
+    for (x, y), room, k in zip(points, cells, order, strict=True):
+        size = list(SIZES.values())[int(rng.integers(3))] + rng.uniform(-SIZE_JITTER, SIZE_JITTER)
+        objects.append((looks[int(k)], min(size, room), x, y))
+    # A tight layout drops its jitter rather than being thrown away: positions stay even.
+    for shrink in (1.0, 0.5, 0.0):
+        placed = tuple(
+            Placed(
+                thing=look[0],
+                color=look[1],
+                x=_rounded(x + shrink * rng.uniform(-JITTER, JITTER), size),
+                y=_rounded(y + shrink * rng.uniform(-JITTER, JITTER), size),
+                size=round(size, 4),
+            )
+            for look, size, x, y in objects
+        )
+        if fits(placed):
+            return placed
+    raise AssertionError(f"a layout without jitter does not fit: {objects}")
+
+
+def _rounded(center: float, size: float) -> float:
+    reach = 0.5 - MARGIN - size / 2 - 1e-4
+    return round(0.5 + float(np.clip(center - 0.5, -reach, reach)), 4)
+
+
+def _sample_points(rng: np.random.Generator, count: int) -> tuple[list[Point], list[float]]:
+    """Returns centers in reading order and the greatest size that fits at each."""
+    if count == 1:
+        if rng.random() < 0.4:
+            return [(MIDDLE, MIDDLE)], [1.0]
+        return [PLACE_CENTERS[PLACES[int(rng.integers(len(PLACES)))]]], [1.0]
+    if count == 3 and rng.random() < 0.4:
+        return list(_ROW), [0.3 - GAP] * 3
+    if count == 2:
+        return list(_PAIRS[int(rng.integers(len(_PAIRS)))]), [HIGH - LOW - GAP] * 2
+    missing = int(rng.integers(4)) if count == 3 else -1
+    points = [point for k, point in enumerate(_QUADRANTS) if k != missing]
+    return points, [HIGH - LOW - GAP] * count

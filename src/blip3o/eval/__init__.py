@@ -1,0 +1,67 @@
+"""L5: benchmarks: prompts to outputs to numbers. One file and one table line each."""
+
+import dataclasses
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from blip3o import __version__
+from blip3o.core.config import override, to_dict
+from blip3o.core.device import PrecisionName
+from blip3o.core.errors import UsageError
+from blip3o.core.registry import Registry
+from blip3o.generate.pipeline import Blip3oPipeline
+
+BENCHMARKS = Registry("benchmark", {"scenes": ".scenes:ScenesBenchmark"}, package=__name__)
+
+
+def run_benchmark(
+    name: str,
+    model: str,
+    out: Path,
+    overrides: Sequence[str] = (),
+    *,
+    device: str = "auto",
+    dtype: PrecisionName = "auto",
+) -> dict[str, Any]:
+    """Scores a model and writes `results.json` and `samples.jsonl`.
+
+    Args:
+        name: a benchmark out of `BENCHMARKS`.
+        model: a bundled model's name or a model folder.
+        out: folder to write to; created if missing.
+        overrides: `path=value` changes of the benchmark's settings.
+        device: where the model runs.
+        dtype: type of its weights.
+
+    Returns:
+        What was written to `results.json`.
+
+    Raises:
+        UsageError: for an unknown benchmark, setting or model, or a folder that cannot be written.
+    """
+    config = override(BENCHMARKS.get(name)(), list(overrides))
+    pipe = Blip3oPipeline.from_pretrained(model, device=device, dtype=dtype)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"cannot write to {out}: {error}") from error
+    with (out / "samples.jsonl").open("w", encoding="utf-8") as samples:
+        scores = config.run(pipe, out, lambda row: samples.write(json.dumps(row) + "\n"))
+    results = {
+        "benchmark": name,
+        **scores,
+        "model": model,
+        "version": __version__,
+        "settings": {
+            **to_dict(config),
+            "sampling": dataclasses.asdict(pipe.model.config.sampling),
+            "dtype": str(pipe.dtype),
+        },
+    }
+    scratch = out / "results.json.tmp"
+    scratch.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+    os.replace(scratch, out / "results.json")
+    return results

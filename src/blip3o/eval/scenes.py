@@ -1,0 +1,265 @@
+"""The scenes benchmark: exact, offline, on compositions that training never shows.
+
+Text to image follows GenEval's six categories; questions and captions are checked attribute by
+attribute against the scene; edits and reconstructions go through the same detector. The detector
+is no part of the model and is tested on ground-truth renders.
+"""
+
+import dataclasses
+import re
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from blip3o.core.log import progress
+from blip3o.core.rng import numpy_rng
+from blip3o.data.scenes.captions import CATEGORIES, eval_prompts
+from blip3o.data.scenes.edits import sample_edit
+from blip3o.data.scenes.questions import questions
+from blip3o.data.scenes.render import render
+from blip3o.data.scenes.scene import Scene, sample_scene
+from blip3o.data.scenes.things import COLORS, THINGS, plural
+from blip3o.eval.detector import SceneDetector
+from blip3o.eval.rules import Detection, Wanted, attribute_accuracy, judge, same_objects
+from blip3o.generate.pipeline import Blip3oPipeline
+from blip3o.generate.write import picture_generator
+from blip3o.imaging.sheet import contact_sheet
+
+WriteRow = Callable[[dict[str, Any]], object]
+DESCRIBE = "Describe the image in detail."
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ScenesBenchmark:
+    """Settings of the benchmark.
+
+    Args:
+        prompts_per_category: prompts of each of the six categories; 0 skips text to image.
+        images_per_prompt: pictures of each prompt.
+        num_questions: questions about unseen pictures; 0 skips them.
+        num_captions: detailed captions of unseen pictures; 0 skips them.
+        num_edits: edits of unseen pictures; 0 skips them.
+        num_reconstructions: unseen pictures put through encoder and decoder; 0 skips them.
+        seed: decides prompts, scenes and noise.
+        batch_size: pictures at once; changes nothing but speed and memory.
+        num_inference_steps: DiT steps; the model's own number if None.
+        guidance_scale: the model's own number if None.
+    """
+
+    prompts_per_category: int = 100
+    images_per_prompt: int = 4
+    num_questions: int = 1000
+    num_captions: int = 200
+    num_edits: int = 200
+    num_reconstructions: int = 200
+    seed: int = 2025
+    batch_size: int = 32
+    num_inference_steps: int | None = None
+    guidance_scale: float | None = None
+
+    def run(self, pipe: Blip3oPipeline, out: Path, write: WriteRow) -> dict[str, Any]:
+        """Returns every figure; each sample's verdict goes to `write`.
+
+        Args:
+            pipe: the model.
+            out: folder for sample sheets.
+            write: takes one row a sample.
+        """
+        detector = SceneDetector()
+        results: dict[str, Any] = {"overall": None, "by_category": {}, "num_samples": 0}
+        if self.prompts_per_category:
+            results |= self._text_to_image(pipe, detector, out, write)
+        if self.num_questions:
+            results |= self._questions(pipe, write)
+        if self.num_captions:
+            results |= self._captions(pipe, write)
+        if self.num_edits:
+            results |= self._edits(pipe, detector, out, write)
+        if self.num_reconstructions:
+            results |= self._reconstructions(pipe, detector, out, write)
+        return results
+
+    def _text_to_image(
+        self, pipe: Blip3oPipeline, detector: SceneDetector, out: Path, write: WriteRow
+    ) -> dict[str, Any]:
+        prompts = [
+            prompt
+            for category in CATEGORIES
+            for prompt in eval_prompts(category, self.prompts_per_category, self.seed)
+        ]
+        jobs = [(p, k) for p in range(len(prompts)) for k in range(self.images_per_prompt)]
+        right: dict[str, list[bool]] = defaultdict(list)
+        shown: dict[str, list[tuple[Image.Image, str]]] = defaultdict(list)
+        for batch in _batches(jobs, self.batch_size, "text to image"):
+            images = pipe(
+                [prompts[p].prompt for p, _ in batch],
+                generator=[picture_generator(self.seed, p, k) for p, k in batch],
+                num_inference_steps=self.num_inference_steps,
+                guidance_scale=self.guidance_scale,
+            ).images
+            for (p, k), image in zip(batch, images, strict=True):
+                prompt = prompts[p]
+                found = detector.detect(image)
+                verdict = judge(
+                    found,
+                    [Wanted(**item) for item in prompt.include],
+                    prompt.relation,
+                    exact_count=prompt.category == "counting",
+                )
+                right[prompt.category].append(verdict)
+                if len(shown[prompt.category]) < 8 and k == 0:
+                    mark = "right" if verdict else "wrong"
+                    shown[prompt.category].append((image, f"{mark}: {prompt.prompt}"))
+                write(
+                    {
+                        "part": "text_to_image",
+                        "category": prompt.category,
+                        "prompt": prompt.prompt,
+                        "image_number": k,
+                        "right": verdict,
+                        "found": [dataclasses.asdict(one) for one in found],
+                    }
+                )
+        flat = [pair for pairs in shown.values() for pair in pairs]
+        sheet = contact_sheet([image for image, _ in flat], [text for _, text in flat], columns=8)
+        sheet.save(out / "text_to_image.png")
+        by_category = {name: sum(marks) / len(marks) for name, marks in right.items()}
+        return {
+            "overall": sum(by_category.values()) / len(by_category),
+            "by_category": by_category,
+            "num_samples": len(jobs),
+        }
+
+    def _questions(self, pipe: Blip3oPipeline, write: WriteRow) -> dict[str, Any]:
+        rows: list[tuple[int, str, str, str]] = []
+        index = 0
+        while len(rows) < self.num_questions:
+            scene = sample_scene(self.seed, index, split="heldout")
+            asked = questions(scene, numpy_rng(self.seed, "eval questions", index))
+            rows += [(index, qa.kind, qa.question, qa.answer) for qa in asked]
+            index += 1
+        rows = rows[: self.num_questions]
+        right: dict[str, list[bool]] = defaultdict(list)
+        for batch in _batches(rows, self.batch_size, "questions"):
+            pictures = [self._picture(pipe, index) for index, *_ in batch]
+            answers = pipe.answer_batch(pictures, [question for _, _, question, _ in batch])
+            for (index, kind, question, truth), answer in zip(batch, answers, strict=True):
+                verdict = _plain(answer) == _plain(truth)
+                right[kind].append(verdict)
+                row = {"question": question, "answer": answer, "truth": truth, "right": verdict}
+                write({"part": "vqa", "kind": kind, "scene": index, **row})
+        marks = [mark for kind in right.values() for mark in kind]
+        return {
+            "vqa_accuracy": sum(marks) / len(marks),
+            "vqa_by_kind": {kind: sum(m) / len(m) for kind, m in sorted(right.items())},
+        }
+
+    def _captions(self, pipe: Blip3oPipeline, write: WriteRow) -> dict[str, Any]:
+        scores = []
+        for batch in _batches(range(self.num_captions), self.batch_size, "captions"):
+            pictures = [self._picture(pipe, index) for index in batch]
+            captions = pipe.answer_batch(pictures, [DESCRIBE] * len(batch), max_new_tokens=128)
+            for index, caption in zip(batch, captions, strict=True):
+                scene = sample_scene(self.seed, index, split="heldout")
+                truth = Counter((one.color, one.thing) for one in scene.objects)
+                score = attribute_accuracy(objects_named(caption), truth)
+                scores.append(score)
+                named = [f"{color} {thing}" for color, thing in truth.elements()]
+                row = {"scene": index, "caption": caption, "truth": named, "score": score}
+                write({"part": "caption", **row})
+        return {"caption_attribute_accuracy": sum(scores) / len(scores)}
+
+    def _edits(
+        self, pipe: Blip3oPipeline, detector: SceneDetector, out: Path, write: WriteRow
+    ) -> dict[str, Any]:
+        side = pipe.model.config.image_encoder.image_px
+        right: dict[str, list[bool]] = defaultdict(list)
+        shown: list[tuple[Image.Image, str]] = []
+        for batch in _batches(range(self.num_edits), self.batch_size, "edits"):
+            edits = [sample_edit(self.seed, index, split="heldout") for index in batch]
+            sources = [render(edit.source, side) for edit in edits]
+            images = pipe.edit(
+                sources,
+                [edit.instruction for edit in edits],
+                generator=[picture_generator(self.seed, index, 0) for index in batch],
+                num_inference_steps=self.num_inference_steps,
+                guidance_scale=self.guidance_scale,
+            ).images
+            for index, edit, source, image in zip(batch, edits, sources, images, strict=True):
+                found = detector.detect(image)
+                # A new or moved object may stand anywhere the instruction allows; the target
+                # scene is one such place, so only places the instruction names are checked.
+                verdict = edit.accepts([(one.thing, one.color, one.x, one.y) for one in found])
+                right[edit.kind].append(verdict)
+                if len(shown) < 32:
+                    mark = "right" if verdict else "wrong"
+                    shown += [(source, edit.instruction), (image, mark)]
+                row = {"kind": edit.kind, "instruction": edit.instruction, "right": verdict}
+                write({"part": "edit", "index": index, **row})
+        sheet = contact_sheet([image for image, _ in shown], [text for _, text in shown], columns=8)
+        sheet.save(out / "edits.png")
+        marks = [mark for kind in right.values() for mark in kind]
+        return {
+            "edit_accuracy": sum(marks) / len(marks),
+            "edit_by_kind": {kind: sum(m) / len(m) for kind, m in sorted(right.items())},
+        }
+
+    def _reconstructions(
+        self, pipe: Blip3oPipeline, detector: SceneDetector, out: Path, write: WriteRow
+    ) -> dict[str, Any]:
+        kept: list[bool] = []
+        shown: list[Image.Image] = []
+        for batch in _batches(range(self.num_reconstructions), self.batch_size, "reconstructions"):
+            scenes = [sample_scene(self.seed, index, split="heldout") for index in batch]
+            pictures = [self._picture(pipe, index) for index in batch]
+            generators = [picture_generator(self.seed, index, 0) for index in batch]
+            images = pipe.reconstruct(pictures, generator=generators).images
+            for index, scene, before, after in zip(batch, scenes, pictures, images, strict=True):
+                verdict = same_objects(detector.detect(after), truth_of(scene))
+                kept.append(verdict)
+                write({"part": "reconstruct", "scene": index, "right": verdict})
+                if len(shown) < 32:
+                    shown += [before, after]
+        contact_sheet(shown, columns=8).save(out / "reconstructions.png")
+        return {"reconstruct_kept": sum(kept) / len(kept)}
+
+    def _picture(self, pipe: Blip3oPipeline, index: int) -> Image.Image:
+        scene = sample_scene(self.seed, index, split="heldout")
+        return render(scene, pipe.model.config.image_encoder.image_px)
+
+
+def truth_of(scene: Scene) -> list[Detection]:
+    """Returns the objects of a scene as a perfect detector would see them."""
+    return [
+        Detection(thing=one.thing, color=one.color, x=one.x, y=one.y, size=one.size)
+        for one in scene.objects
+    ]
+
+
+_NUMBERS = {"a": 1, "an": 1, "one": 1, "two": 2, "three": 3, "four": 4}
+_THING_OF = {word: thing for thing in THINGS for word in (thing, plural(thing))}
+_OBJECT = re.compile(
+    rf"\b(?:({'|'.join(_NUMBERS)})\s+)?(?:(?:small|medium|large)\s+)?({'|'.join(COLORS)})\s+"
+    rf"({'|'.join(sorted(map(re.escape, _THING_OF), key=len, reverse=True))})\b"
+)
+
+
+def objects_named(caption: str) -> Counter[tuple[str, str]]:
+    """Returns how many of each (color, thing) a caption names ("two red cats" counts twice)."""
+    named: Counter[tuple[str, str]] = Counter()
+    for number, color, thing in _OBJECT.findall(caption.lower()):
+        named[color, _THING_OF[thing]] += _NUMBERS.get(number, 1)
+    return named
+
+
+def _plain(answer: str) -> str:
+    return re.sub(r"[^\w ]", "", answer.lower()).strip()
+
+
+def _batches(items: Sequence[Any] | range, size: int, what: str) -> Iterator[Sequence[Any]]:
+    starts = range(0, len(items), size)
+    for start in progress(starts, what=what):
+        yield items[start : start + size]

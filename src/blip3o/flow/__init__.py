@@ -1,0 +1,1 @@
+"""Flow matching as plain functions: path, noise levels, solvers, guidance. Nothing learned."""

@@ -1,0 +1,73 @@
+"""The straight path between clean data and noise.
+
+noisy = (1 - sigma) clean + sigma noise, so sigma 0 is clean data and sigma 1 pure noise, and the
+velocity d noisy / d sigma = noise - clean is constant along a path. Every function takes sigma as
+[B] and broadcasts it over the trailing axes of the samples.
+"""
+
+from torch import Tensor
+
+
+def interpolate(clean: Tensor, noise: Tensor, sigma: Tensor) -> Tensor:
+    """Returns the noisy sample (1 - sigma) clean + sigma noise, [B, ...].
+
+    Args:
+        clean: data, [B, ...].
+        noise: standard normal numbers of the same shape.
+        sigma: noise levels in [0, 1], [B].
+    """
+    sigma = _expand(sigma, clean)
+    return (1 - sigma) * clean + sigma * noise
+
+
+def velocity_target(clean: Tensor, noise: Tensor) -> Tensor:
+    """Returns the velocity noise - clean that a network learns to predict, [B, ...]."""
+    return noise - clean
+
+
+def velocity_to_clean(velocity: Tensor, noisy: Tensor, sigma: Tensor) -> Tensor:
+    """Returns the clean sample noisy - sigma velocity, [B, ...].
+
+    Args:
+        velocity: velocity at the noisy sample, [B, ...].
+        noisy: sample on the path, [B, ...].
+        sigma: its noise levels in [0, 1], [B].
+    """
+    return noisy - _expand(sigma, noisy) * velocity
+
+
+def velocity_to_noise(velocity: Tensor, noisy: Tensor, sigma: Tensor) -> Tensor:
+    """Returns the noise noisy + (1 - sigma) velocity, [B, ...].
+
+    Args:
+        velocity: velocity at the noisy sample, [B, ...].
+        noisy: sample on the path, [B, ...].
+        sigma: its noise levels in [0, 1], [B].
+    """
+    return noisy + (1 - _expand(sigma, noisy)) * velocity
+
+
+def clean_to_velocity(clean: Tensor, noisy: Tensor, sigma: Tensor) -> Tensor:
+    """Returns the velocity (noisy - clean) / sigma, [B, ...].
+
+    Args:
+        clean: clean sample, [B, ...].
+        noisy: sample on the path, [B, ...].
+        sigma: noise levels in (0, 1], [B]; a caller that may hold 0 clamps it first.
+    """
+    return (noisy - clean) / _expand(sigma, noisy)
+
+
+def noise_to_velocity(noise: Tensor, noisy: Tensor, sigma: Tensor) -> Tensor:
+    """Returns the velocity (noise - noisy) / (1 - sigma), [B, ...].
+
+    Args:
+        noise: noise, [B, ...].
+        noisy: sample on the path, [B, ...].
+        sigma: noise levels in [0, 1), [B].
+    """
+    return (noise - noisy) / (1 - _expand(sigma, noisy))
+
+
+def _expand(sigma: Tensor, like: Tensor) -> Tensor:
+    return sigma.reshape(sigma.shape + (1,) * (like.ndim - sigma.ndim))

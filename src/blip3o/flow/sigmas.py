@@ -1,0 +1,129 @@
+"""Noise levels: which ones a sampler visits, and how training draws them.
+
+Training distributions map uniform numbers to noise levels, so the randomness stays with the
+caller, who keys it by sample.
+"""
+
+import dataclasses
+
+import torch
+from torch import Tensor
+
+from blip3o.core.registry import Registry
+
+NUM_TIMESTEPS = 1000
+"""Steps of the published training table; networks are told timestep = NUM_TIMESTEPS * sigma."""
+
+SIGMA_DISTRIBUTIONS = Registry(
+    "sigma distribution",
+    {
+        "discrete_uniform": "blip3o.flow.sigmas:DiscreteUniformSigmas",
+        "uniform": "blip3o.flow.sigmas:UniformSigmas",
+        "logit_normal": "blip3o.flow.sigmas:LogitNormalSigmas",
+    },
+    package=__name__,
+)
+
+
+def shift_sigmas(sigmas: Tensor, shift: float) -> Tensor:
+    """Returns noise levels moved towards pure noise: s sigma / (1 + (s - 1) sigma).
+
+    Args:
+        sigmas: noise levels in [0, 1], any shape.
+        shift: s > 0; 1 changes nothing, larger spends more on the noisy end.
+
+    Reference:
+        Resolution shift of Stable Diffusion 3 (arXiv 2403.03206, eq. 23).
+    """
+    return shift * sigmas / (1 + (shift - 1) * sigmas)
+
+
+def inference_sigmas(num_inference_steps: int, shift: float = 1.0) -> Tensor:
+    """Returns the noise levels a sampler visits, from 1 down to 0, fp32 [steps + 1].
+
+    Args:
+        num_inference_steps: number of solver steps n; levels are linspace(1, 1/n, n) and 0.
+        shift: see `shift_sigmas`.
+
+    Raises:
+        ValueError: for less than one step.
+    """
+    if num_inference_steps < 1:
+        raise ValueError(f"num_inference_steps must be at least 1, got {num_inference_steps}")
+    sigmas = torch.linspace(
+        1.0, 1.0 / num_inference_steps, num_inference_steps, dtype=torch.float64
+    )
+    sigmas = shift_sigmas(sigmas, shift)
+    return torch.cat([sigmas, sigmas.new_zeros(1)]).float()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DiscreteUniformSigmas:
+    """Every one of the levels 1/1000, 2/1000, ..., 1 equally often (the published training).
+
+    Args:
+        shift: see `shift_sigmas`.
+    """
+
+    kind: str = "discrete_uniform"
+    shift: float = 1.0
+
+    def __post_init__(self) -> None:
+        _require_positive("shift", self.shift)
+
+    def sample(self, uniform: Tensor) -> Tensor:
+        """Returns noise levels [B] for uniform numbers in [0, 1), [B]."""
+        index = torch.floor(NUM_TIMESTEPS * uniform)
+        return shift_sigmas((NUM_TIMESTEPS - index) / NUM_TIMESTEPS, self.shift)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class UniformSigmas:
+    """All levels in (0, 1] equally often.
+
+    Args:
+        shift: see `shift_sigmas`.
+    """
+
+    kind: str = "uniform"
+    shift: float = 1.0
+
+    def __post_init__(self) -> None:
+        _require_positive("shift", self.shift)
+
+    def sample(self, uniform: Tensor) -> Tensor:
+        """Returns noise levels [B] for uniform numbers in [0, 1), [B]."""
+        return shift_sigmas(1 - uniform, self.shift)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LogitNormalSigmas:
+    """Levels whose logit is normal: most weight in the middle, where learning is hardest.
+
+    Args:
+        mean: mean of the logit; above 0 leans towards noise.
+        std: its standard deviation.
+        shift: see `shift_sigmas`.
+
+    Reference:
+        Stable Diffusion 3 (arXiv 2403.03206, section 3.1).
+    """
+
+    kind: str = "logit_normal"
+    mean: float = 0.0
+    std: float = 1.0
+    shift: float = 1.0
+
+    def __post_init__(self) -> None:
+        _require_positive("shift", self.shift)
+        _require_positive("std", self.std)
+
+    def sample(self, uniform: Tensor) -> Tensor:
+        """Returns noise levels [B] for uniform numbers in [0, 1), [B]."""
+        normal = torch.special.ndtri(1 - uniform)  # 1 - u is in (0, 1]; the end maps to level 1
+        return shift_sigmas(torch.sigmoid(self.mean + self.std * normal), self.shift)
+
+
+def _require_positive(name: str, value: float) -> None:
+    if not value > 0:
+        raise ValueError(f"{name} must be greater than 0, got {value}")

@@ -1,0 +1,62 @@
+"""Samples image features from conditions, and pictures from features: pure tensor functions."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from blip3o.flow.guidance import guided, with_null
+from blip3o.flow.sigmas import inference_sigmas
+from blip3o.flow.solver import euler
+from blip3o.models.unified import UnifiedModel
+
+StepCallback = Callable[[int, Tensor], Tensor | None]
+"""Called after each step with (steps done, features); may return features to go on with."""
+
+
+@torch.no_grad()
+def sample_features(
+    model: UnifiedModel,
+    condition: Tensor,
+    noise: Tensor,
+    *,
+    num_inference_steps: int,
+    guidance_scale: float,
+    reference: Tensor | None = None,
+    callback: StepCallback | None = None,
+) -> Tensor:
+    """Returns normalized features [B, N, K] drawn for conditions.
+
+    Args:
+        model: in evaluation mode.
+        condition: backbone states at the queries, [B, Q, D].
+        noise: where the path starts, standard normal [B, N, K].
+        num_inference_steps: Euler steps.
+        guidance_scale: 1 follows the condition alone; larger values push away from the empty one.
+        reference: normalized features of pictures to edit, [B, N, K].
+        callback: see `StepCallback`.
+    """
+    sigmas = inference_sigmas(num_inference_steps, shift=model.config.sampling.sigma_shift)
+    is_guided = guidance_scale != 1.0
+    if is_guided:
+        condition = with_null(condition)
+        reference = None if reference is None else torch.cat([reference, reference])
+    context_cache = model.dit.prepare_context(condition)
+
+    def velocity(noisy: Tensor, sigma: Tensor) -> Tensor:
+        return model.velocity(noisy, sigma, condition, reference, context_cache)
+
+    return euler(guided(velocity, guidance_scale) if is_guided else velocity, noise, sigmas, callback)
+
+
+@torch.no_grad()
+def decode_features(model: UnifiedModel, features: Tensor, noise: Tensor, num_steps: int) -> Tensor:
+    """Returns pictures [B, 3, P, P] in [-1, 1] of normalized features [B, N, K].
+
+    Args:
+        model: in evaluation mode.
+        features: normalized features.
+        noise: standard normal pictures the decoder starts from, [B, 3, P, P].
+        num_steps: decoder steps.
+    """
+    return model.image_decoder.decode(features, noise, num_steps)

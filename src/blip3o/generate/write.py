@@ -1,0 +1,137 @@
+"""Writes generated pictures to a folder: one file each, a grid, and what they were made from."""
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from PIL import Image
+
+from blip3o.core.errors import UsageError
+from blip3o.core.log import progress
+from blip3o.core.rng import numpy_rng
+from blip3o.generate.pipeline import Blip3oPipeline
+from blip3o.imaging.sheet import contact_sheet
+
+
+def read_prompts(file: Path) -> list[str]:
+    """Returns the non-empty lines of a file.
+
+    Args:
+        file: UTF-8 text, one prompt a line.
+
+    Raises:
+        UsageError: if it cannot be read or holds no prompt.
+    """
+    try:
+        lines = file.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"cannot read prompts from {file}: {error}") from error
+    prompts = [line.strip() for line in lines if line.strip()]
+    if not prompts:
+        raise UsageError(f"{file} holds no prompt")
+    return prompts
+
+
+def picture_generator(seed: int, prompt_number: int, image_number: int) -> torch.Generator:
+    """Returns the generator of one picture; it does not depend on what else is generated.
+
+    Args:
+        seed: the user's seed.
+        prompt_number: number of the prompt, from 0.
+        image_number: number of the picture of that prompt, from 0.
+    """
+    words = numpy_rng(seed, "picture", prompt_number, image_number).integers(0, 2**62)
+    return torch.Generator().manual_seed(int(words))
+
+
+def write_pictures(
+    pipe: Blip3oPipeline,
+    prompts: Sequence[str],
+    folder: Path,
+    *,
+    num_images: int = 1,
+    seed: int = 0,
+    num_inference_steps: int | None = None,
+    guidance_scale: float | None = None,
+    batch_size: int = 16,
+) -> Path:
+    """Generates pictures and writes `NNNN-K.png`, `grid.png` and `metadata.jsonl`.
+
+    Args:
+        pipe: the pipeline.
+        prompts: one or more captions.
+        folder: created if missing.
+        num_images: pictures of each prompt.
+        seed: with the prompt's and the picture's number it decides the picture.
+        num_inference_steps: the model's own number if None.
+        guidance_scale: the model's own number if None.
+        batch_size: pictures sampled at once; changes nothing but speed and memory.
+
+    Returns:
+        The path of the grid.
+
+    Raises:
+        UsageError: for an empty or over-long prompt, or a folder that cannot be written to.
+    """
+    _make_folder(folder)
+    jobs = [(p, k) for p in range(len(prompts)) for k in range(num_images)]
+    shown: list[Image.Image] = []
+    scratch = folder / "metadata.jsonl.tmp"
+    starts = range(0, len(jobs), batch_size)
+    with scratch.open("w", encoding="utf-8") as metadata:
+        for start in progress(starts, what="batches"):
+            batch = jobs[start : start + batch_size]
+            images = pipe(
+                [prompts[p] for p, _ in batch],
+                generator=[picture_generator(seed, p, k) for p, k in batch],
+                num_inference_steps=num_inference_steps,
+                guidance_scale=guidance_scale,
+            ).images
+            for (p, k), image in zip(batch, images, strict=True):
+                name = f"{p:04d}-{k}.png"
+                save_picture(image, folder / name)
+                row = {
+                    "prompt": prompts[p],
+                    "seed": seed,
+                    "prompt_number": p,
+                    "image_number": k,
+                    "num_inference_steps": num_inference_steps,
+                    "guidance_scale": guidance_scale,
+                    "file": name,
+                }
+                metadata.write(json.dumps(row) + "\n")
+                shown.append(image)
+    os.replace(scratch, folder / "metadata.jsonl")
+    captions = [prompts[p] for p, _ in jobs]
+    save_picture(contact_sheet(shown, captions, columns=min(4, len(shown))), folder / "grid.png")
+    return folder / "grid.png"
+
+
+def save_picture(image: Image.Image, path: Path) -> None:
+    """Writes a picture whole or not at all.
+
+    Args:
+        image: the picture.
+        path: where to; the suffix decides the format.
+
+    Raises:
+        UsageError: if the suffix is unknown or the place cannot be written to.
+    """
+    if path.suffix.lower() not in Image.registered_extensions():
+        raise UsageError(f"cannot write {path}: use a name that ends in .png, .jpg or .webp")
+    scratch = path.with_name(f".{path.stem}.tmp{path.suffix}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        image.save(scratch)
+        os.replace(scratch, path)
+    except OSError as error:
+        raise UsageError(f"cannot write {path}: {error}") from error
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"cannot write to {folder}: {error}") from error

@@ -1,0 +1,113 @@
+"""Contact sheets: many pictures in one, each with a caption that can be read."""
+
+from collections.abc import Sequence
+
+from PIL import Image, ImageDraw, ImageFont
+
+_GAP_PX = 8
+_LEAST_CAPTIONED_WIDTH_PX = 144  # a caption under a 64-pixel picture needs more room than it has
+_FONT_PX = 13
+_LINE_PX = 16
+_MOST_LINES, _MOST_CHARACTERS = 6, 1000
+_PAPER, _INK = (255, 255, 255), (20, 20, 20)
+
+
+def contact_sheet(
+    images: Sequence[Image.Image],
+    captions: Sequence[str] | None = None,
+    columns: int = 4,
+    scale: int = 1,
+) -> Image.Image:
+    """Returns one picture of many, row by row, each over its caption.
+
+    Args:
+        images: at least one; they may differ in size.
+        captions: one for each picture; long ones are wrapped, very long ones cut.
+        columns: pictures in a row.
+        scale: whole factor by which pictures are enlarged, without smoothing.
+
+    Raises:
+        ValueError: for no picture, another number of captions, or a number below 1.
+    """
+    if not images or columns < 1 or scale < 1:
+        raise ValueError("a contact sheet needs a picture, a column and a scale of 1 or more")
+    if captions is not None and len(captions) != len(images):
+        raise ValueError(f"{len(captions)} captions for {len(images)} pictures")
+    columns = min(columns, len(images))
+    width = max(image.width for image in images) * scale
+    if captions is not None:
+        width = max(width, _LEAST_CAPTIONED_WIDTH_PX)
+    font = ImageFont.load_default(_FONT_PX)
+    texts = [wrap(caption, width, font) for caption in captions or [""] * len(images)]
+    starts = range(0, len(images), columns)
+    picture_heights = [max(i.height for i in images[s : s + columns]) * scale for s in starts]
+    text_heights = [max(map(len, texts[s : s + columns])) * _LINE_PX for s in starts]
+    height = sum(picture_heights) + sum(text_heights) + _GAP_PX * (len(starts) + 1)
+    sheet = Image.new("RGB", (columns * (width + _GAP_PX) + _GAP_PX, height), _PAPER)
+    draw = ImageDraw.Draw(sheet)
+    top = _GAP_PX
+    for row, start in enumerate(starts):
+        for column in range(min(columns, len(images) - start)):
+            image, lines = images[start + column], texts[start + column]
+            enlarged = image.convert("RGB").resize(
+                (image.width * scale, image.height * scale), Image.Resampling.NEAREST
+            )
+            left = _GAP_PX + column * (width + _GAP_PX)
+            sheet.paste(enlarged, (left, top))
+            for number, line in enumerate(lines):
+                place = (left, top + picture_heights[row] + number * _LINE_PX)
+                draw.text(place, line, fill=_INK, font=font)
+        top += picture_heights[row] + text_heights[row] + _GAP_PX
+    return sheet
+
+
+def side_by_side(before: Image.Image, after: Image.Image) -> Image.Image:
+    """Returns one picture of two, to stand as one entry of a contact sheet.
+
+    Args:
+        before: left; its height is kept.
+        after: right; shown at the height of the left one.
+    """
+    gap = max(2, before.height // 32)
+    width = max(1, round(after.width * before.height / after.height))
+    right = after.convert("RGB")
+    if right.size != (width, before.height):
+        right = right.resize((width, before.height), Image.Resampling.BICUBIC)
+    pair = Image.new("RGB", (before.width + gap + width, before.height), _PAPER)
+    pair.paste(before.convert("RGB"), (0, 0))
+    pair.paste(right, (before.width + gap, 0))
+    return pair
+
+
+def wrap(text: str, width_px: int, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> list[str]:
+    """Returns the lines of a text that fit a width; what does not fit ends in "...".
+
+    Args:
+        text: any text; white space of any kind separates words.
+        width_px: the width in pixels.
+        font: what it will be drawn with.
+    """
+    lines: list[str] = []
+    line = ""
+    for word in text[:_MOST_CHARACTERS].split():
+        joined = f"{line} {word}" if line else word
+        if font.getlength(joined) <= width_px:
+            line = joined
+            continue
+        if line:
+            lines.append(line)
+        while font.getlength(word) > width_px:  # a word longer than a line
+            cut = max(
+                n for n in range(1, len(word)) if n == 1 or font.getlength(word[:n]) <= width_px
+            )
+            lines.append(word[:cut])
+            word = word[cut:]
+        line = word
+    if line:
+        lines.append(line)
+    if len(lines) > _MOST_LINES:
+        lines = lines[:_MOST_LINES]
+        while lines[-1] and font.getlength(lines[-1] + "...") > width_px:
+            lines[-1] = lines[-1][:-1]
+        lines[-1] += "..."
+    return lines

@@ -1,0 +1,5 @@
+"""Autoregressive backbones: token and image embeddings to hidden states and text."""
+
+from blip3o.core.registry import Registry
+
+BACKBONES = Registry("backbone", {"qwen3": ".qwen3:Qwen3BackboneConfig"}, package=__name__)

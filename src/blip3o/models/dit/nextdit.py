@@ -1,0 +1,354 @@
+"""NextDiT: the diffusion transformer of BLIP3-o, with the weight names of the released models.
+
+The network is Lumina-Next's 2-D DiT with cross-attention to the backbone's query states. Axes:
+B batch, N image tokens, C feature channels, Q query tokens, D backbone width, E DiT width, H heads,
+K head dim.
+
+Reference:
+    BLIP3-o (arXiv 2505.09568) and Lumina-Next (arXiv 2406.18583); numbers are checked against the
+    released code by the parity family `dit`.
+"""
+
+import dataclasses
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
+
+from blip3o.models.dit.nextdit_block import KeyValue, NextDiTBlock
+from blip3o.nn.embedding import TimestepEmbedding
+from blip3o.nn.rope import grid_rope_table
+
+_TIMESTEPS = 1000.0
+"""The released weights are told 1000 * sigma."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class NextDiTConfig:
+    """Sizes of a NextDiT.
+
+    Args:
+        in_channels: channels of the features it generates (C).
+        condition_size: width of the backbone's query states (D).
+        hidden_size: width (E).
+        num_layers: transformer layers.
+        num_heads: attention heads (H); the head dim must be a multiple of 4.
+        num_kv_heads: heads of keys and values; None for as many as query heads.
+        grid: feature tokens along one side of the square grid.
+        patch_size: side of the square of feature tokens that makes one transformer token.
+        multiple_of: the feed-forward width is rounded up to a multiple of this.
+        ffn_dim_multiplier: optional factor of the feed-forward width.
+        norm_eps: epsilon of the norms.
+        reference_channels: channels of the features of a picture to edit; 0 (the released layout)
+            for a network that takes none.
+    """
+
+    kind: str = "nextdit"
+    in_channels: int
+    condition_size: int
+    hidden_size: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int | None = None
+    grid: int = 8
+    patch_size: int = 1
+    multiple_of: int = 256
+    ffn_dim_multiplier: float | None = None
+    norm_eps: float = 1e-5
+    reference_channels: int = 0
+
+    def __post_init__(self) -> None:
+        if self.hidden_size % (4 * self.num_heads):
+            raise ValueError(
+                f"hidden_size {self.hidden_size} must be a multiple of 4 * num_heads "
+                f"({self.num_heads}): a head splits into pairs for rows and for columns"
+            )
+        if self.num_heads % self.kv_heads:
+            raise ValueError(
+                f"num_heads {self.num_heads} must be a multiple of num_kv_heads {self.kv_heads}"
+            )
+        if self.grid % self.patch_size:
+            raise ValueError(f"grid {self.grid} must be a multiple of patch_size {self.patch_size}")
+
+    @property
+    def kv_heads(self) -> int:
+        """Heads of keys and values."""
+        return self.num_heads if self.num_kv_heads is None else self.num_kv_heads
+
+    @property
+    def vector_size(self) -> int:
+        """Width of the conditioning vector that modulates every layer."""
+        return min(self.hidden_size, 1024)
+
+    @classmethod
+    def tiny(cls) -> "NextDiTConfig":
+        """Returns the smallest useful config, for tests."""
+        return cls(
+            in_channels=8,
+            condition_size=16,
+            hidden_size=16,
+            num_layers=2,
+            num_heads=2,
+            grid=2,
+            multiple_of=16,
+        )
+
+    @classmethod
+    def published(cls, condition_size: int) -> "NextDiTConfig":
+        """Returns the sizes of the released models.
+
+        Args:
+            condition_size: 2048 for the 4B model, 3584 for the 8B model.
+        """
+        return cls(
+            in_channels=1792,
+            condition_size=condition_size,
+            hidden_size=1792,
+            num_layers=24,
+            num_heads=28,
+            grid=8,
+        )
+
+    def build(self) -> "NextDiT":
+        """Returns the network with fresh weights."""
+        return NextDiT(self)
+
+
+@dataclasses.dataclass(frozen=True)
+class NextDiTContext:
+    """All that a condition means to the network; constant over the steps of a sampler.
+
+    Args:
+        pooled: the condition's part of the conditioning vector, [B, vector_size].
+        layers: cross-attention keys and values of each layer.
+    """
+
+    pooled: Tensor
+    layers: tuple[KeyValue, ...]
+
+
+class NextDiT(nn.Module):
+    """Predicts the velocity (noise - clean) of noisy features.
+
+    Set `gradient_checkpointing` to recompute each layer in the backward pass.
+
+    Args:
+        config: sizes.
+    """
+
+    def __init__(self, config: NextDiTConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.gradient_checkpointing = False
+        width, area = config.hidden_size, config.patch_size**2
+        self.patch_embedder = _PatchEmbedder(config.in_channels * area, width)
+        if config.reference_channels:
+            self.reference_embedder = nn.Linear(config.reference_channels * area, width)
+            nn.init.zeros_(self.reference_embedder.weight)  # editing starts as generation
+            nn.init.zeros_(self.reference_embedder.bias)
+        self.caption_projection = _CaptionProjection(config.condition_size, width)
+        self.time_caption_embed = _TimeCaptionEmbedding(width, config.vector_size, config.norm_eps)
+        self.layers = nn.ModuleList(NextDiTBlock(config) for _ in range(config.num_layers))
+        self.norm_out = _OutputLayer(width, config.vector_size, config.in_channels * area)
+
+    def forward(self, noisy: Tensor, timestep: Tensor, condition: Tensor) -> Tensor:
+        """Returns the velocity in the released form, [B, C, rows, columns].
+
+        Args:
+            noisy: noisy features as a picture, [B, C, rows, columns]; any grid.
+            timestep: 1000 * sigma, float or integer, [B].
+            condition: the backbone's query states, [B, Q, D].
+        """
+        rows, columns = noisy.shape[-2:]
+        tokens = noisy.flatten(2).transpose(1, 2)
+        velocity = self._run(tokens, timestep, condition, None, None, (rows, columns))
+        return velocity.transpose(1, 2).unflatten(2, (rows, columns))
+
+    def velocity(
+        self,
+        noisy: Tensor,
+        sigma: Tensor,
+        condition: Tensor,
+        context_cache: NextDiTContext | None = None,
+        reference: Tensor | None = None,
+        *,
+        grid: tuple[int, int] | None = None,
+        truncate_timestep: bool = False,
+    ) -> Tensor:
+        """Returns the velocity (noise - clean) at noisy features, [B, N, C].
+
+        Args:
+            noisy: features on the path, row-major tokens, [B, N, C].
+            sigma: noise levels in [0, 1], fp32, [B].
+            condition: the backbone's query states, [B, Q, D]; zeros are the empty condition.
+            context_cache: what `prepare_context(condition)` returned; the condition is then not
+                looked at.
+            reference: features of a picture to edit, [B, N, reference_channels].
+            grid: rows and columns of the N tokens; None for a square.
+            truncate_timestep: round 1000 * sigma down to a whole number, as the released sampler
+                does.
+
+        Raises:
+            ValueError: if a shape does not fit the network, naming both sides.
+        """
+        timestep = _TIMESTEPS * sigma.float()
+        if truncate_timestep:
+            timestep = timestep.floor()
+        grid = grid or _square(noisy.shape[1])
+        self._check(noisy, condition, reference, grid)
+        return self._run(noisy, timestep, condition, context_cache, reference, grid)
+
+    def prepare_context(self, condition: Tensor) -> NextDiTContext:
+        """Returns what all sampling steps share: projected condition, keys and values.
+
+        Args:
+            condition: the backbone's query states, [B, Q, D].
+        """
+        context = self.caption_projection(condition.to(self._dtype))
+        return NextDiTContext(
+            pooled=self.time_caption_embed.pool(context),
+            layers=tuple(layer.cross_key_value(context) for layer in self.layers),
+        )
+
+    @property
+    def _dtype(self) -> torch.dtype:
+        return self.patch_embedder.proj.weight.dtype
+
+    def _run(
+        self,
+        noisy: Tensor,
+        timestep: Tensor,
+        condition: Tensor,
+        cache: NextDiTContext | None,
+        reference: Tensor | None,
+        grid: tuple[int, int],
+    ) -> Tensor:
+        config, patch = self.config, self.config.patch_size
+        hidden = self.patch_embedder.proj(_to_patches(noisy.to(self._dtype), grid, patch))
+        if reference is not None:
+            patches = _to_patches(reference.to(self._dtype), grid, patch)
+            hidden = hidden + self.reference_embedder(patches)
+        context = None
+        if cache is None:
+            context = self.caption_projection(condition.to(self._dtype))
+            pooled = self.time_caption_embed.pool(context)
+        else:
+            pooled = cache.pooled
+        vector = self.time_caption_embed.timestep_embedder(timestep) + pooled
+        vector = functional.silu(vector)  # every consumer of the vector starts with this SiLU
+        rope = grid_rope_table(
+            grid[0] // patch,
+            grid[1] // patch,
+            config.hidden_size // config.num_heads,
+            device=hidden.device,
+        )
+        rope = (rope[0].unsqueeze(1), rope[1].unsqueeze(1))  # [N, 1, K / 2], for [B, N, H, K]
+        recompute = self.gradient_checkpointing and torch.is_grad_enabled()
+        for index, layer in enumerate(self.layers):
+            key_value = None if cache is None else cache.layers[index]
+            if recompute:
+                hidden = checkpoint(
+                    layer, hidden, vector, rope, context, key_value, use_reentrant=False
+                )
+            else:
+                hidden = layer(hidden, vector, rope, context, key_value)
+        velocity = self.norm_out(hidden, vector)
+        return _from_patches(velocity, grid, patch).to(noisy.dtype)
+
+    def _check(
+        self, noisy: Tensor, condition: Tensor, reference: Tensor | None, grid: tuple[int, int]
+    ) -> None:
+        config = self.config
+        if noisy.shape[1] != grid[0] * grid[1]:
+            raise ValueError(
+                f"{noisy.shape[1]} feature tokens do not fill a grid of {grid[0]} x {grid[1]}"
+            )
+        if noisy.shape[-1] != config.in_channels:
+            raise ValueError(
+                f"the features have {noisy.shape[-1]} channels, the DiT {config.in_channels}"
+            )
+        if condition.shape[-1] != config.condition_size:
+            raise ValueError(
+                f"the condition is {condition.shape[-1]} wide, the DiT takes "
+                f"{config.condition_size}"
+            )
+        if reference is not None and reference.shape[-1] != config.reference_channels:
+            raise ValueError(
+                f"the reference has {reference.shape[-1]} channels, the DiT takes "
+                f"{config.reference_channels}"
+            )
+
+
+class _PatchEmbedder(nn.Module):
+    def __init__(self, patch_channels: int, hidden_size: int) -> None:
+        super().__init__()
+        self.proj = nn.Linear(patch_channels, hidden_size)
+
+
+class _CaptionProjection(nn.Module):
+    """Query states to the DiT's width."""
+
+    def __init__(self, condition_size: int, hidden_size: int) -> None:
+        super().__init__()
+        self.linear_1 = nn.Linear(condition_size, hidden_size)
+        self.linear_2 = nn.Linear(hidden_size, hidden_size)
+
+    def forward(self, condition: Tensor) -> Tensor:
+        return self.linear_2(functional.gelu(self.linear_1(condition), approximate="tanh"))
+
+
+class _TimeCaptionEmbedding(nn.Module):
+    """The conditioning vector: timestep embedding + pooled context."""
+
+    def __init__(self, hidden_size: int, vector_size: int, eps: float) -> None:
+        super().__init__()
+        self.timestep_embedder = TimestepEmbedding(vector_size)
+        self.caption_embedder = nn.Sequential(
+            nn.LayerNorm(hidden_size, eps=eps), nn.Linear(hidden_size, vector_size)
+        )
+
+    def pool(self, context: Tensor) -> Tensor:
+        """Returns the context's part of the vector, [B, vector_size], of a context [B, Q, E]."""
+        return self.caption_embedder(context.float().mean(dim=1).to(context.dtype))
+
+
+class _OutputLayer(nn.Module):
+    """Modulated norm and projection to features."""
+
+    def __init__(self, hidden_size: int, vector_size: int, out_channels: int) -> None:
+        super().__init__()
+        self.linear_1 = nn.Linear(vector_size, hidden_size)
+        self.linear_2 = nn.Linear(hidden_size, out_channels)
+
+    def forward(self, hidden: Tensor, vector: Tensor) -> Tensor:
+        normed = functional.layer_norm(hidden, hidden.shape[-1:], eps=1e-6)
+        return self.linear_2(normed * (1 + self.linear_1(vector)).unsqueeze(1))
+
+
+def _square(num_tokens: int) -> tuple[int, int]:
+    side = math.isqrt(num_tokens)
+    if side**2 != num_tokens:
+        raise ValueError(
+            f"{num_tokens} feature tokens are no square grid: give grid=(rows, columns)"
+        )
+    return (side, side)
+
+
+def _to_patches(tokens: Tensor, grid: tuple[int, int], patch: int) -> Tensor:
+    """Gathers feature tokens into patches, each ordered (channel, row, column)."""
+    if patch == 1:
+        return tokens
+    rows, columns = grid[0] // patch, grid[1] // patch
+    blocks = tokens.unflatten(1, (rows, patch, columns, patch))
+    return blocks.permute(0, 1, 3, 5, 2, 4).flatten(3).flatten(1, 2)
+
+
+def _from_patches(patches: Tensor, grid: tuple[int, int], patch: int) -> Tensor:
+    """Spreads patches, each ordered (row, column, channel), to feature tokens."""
+    if patch == 1:
+        return patches
+    rows, columns = grid[0] // patch, grid[1] // patch
+    blocks = patches.unflatten(2, (patch, patch, -1)).unflatten(1, (rows, columns))
+    return blocks.transpose(2, 3).flatten(1, 4)

@@ -1,0 +1,9 @@
+"""Image encoders: pixels to the semantic features that the DiT learns to generate."""
+
+from blip3o.core.registry import Registry
+
+ENCODERS = Registry(
+    "image encoder",
+    {"pocket": ".pocket:PocketEncoderConfig", "siglip2": ".siglip2:Siglip2EncoderConfig"},
+    package=__name__,
+)

@@ -1,0 +1,86 @@
+"""Rotates and scales image features into the space the DiT works in, and back.
+
+Features of a small encoder are low-rank with very different scales by channel. A rotation to their
+principal directions, cut after the first K and scaled towards equal variance, gives the flow a
+well-conditioned target; the published models use the features as they are (`identity`).
+"""
+
+import dataclasses
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FeatureNormalizerConfig:
+    """How features are normalized.
+
+    Args:
+        num_components: principal directions kept (K); None is the identity (K = C).
+        power: 0 scales all components by one number, 1 whitens them fully, between is between.
+    """
+
+    num_components: int | None = None
+    power: float = 0.5
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.power <= 1.0:
+            raise ValueError(f"power must be in [0, 1], got {self.power}")
+
+    def width(self, num_channels: int) -> int:
+        """Returns K for features of C channels."""
+        return num_channels if self.num_components is None else self.num_components
+
+
+class FeatureNormalizer(nn.Module):
+    """An affine map of C feature channels to K components whose mean variance is 1.
+
+    Args:
+        config: what to keep and how much to whiten.
+        num_channels: C.
+    """
+
+    def __init__(self, config: FeatureNormalizerConfig, num_channels: int) -> None:
+        super().__init__()
+        self.config = config
+        self.is_identity = config.num_components is None
+        if not self.is_identity:
+            width = config.width(num_channels)
+            self.register_buffer("mean", torch.zeros(num_channels))
+            self.register_buffer("forward_map", torch.eye(num_channels)[:, :width].contiguous())
+            self.register_buffer("backward_map", torch.eye(num_channels)[:width].contiguous())
+
+    @torch.no_grad()
+    def fit(self, features: Tensor) -> None:
+        """Computes the map from a sample of raw features [..., C].
+
+        Raises:
+            ValueError: if there are fewer tokens than channels.
+        """
+        if self.is_identity:
+            return
+        tokens = features.reshape(-1, features.shape[-1]).double()
+        if len(tokens) < tokens.shape[1]:
+            raise ValueError(f"{len(tokens)} tokens are too few for {tokens.shape[1]} channels")
+        mean = tokens.mean(0)
+        variance, directions = torch.linalg.eigh((tokens - mean).T.cov())
+        width = self.backward_map.shape[0]
+        variance = variance.flip(0)[:width].clamp_min(1e-12)
+        directions = directions.flip(1)[:, :width]
+        scaled = variance ** (1 - self.config.power)
+        scale = variance ** (-self.config.power / 2) * scaled.mean().rsqrt()
+        self.mean.copy_(mean)
+        self.forward_map.copy_(directions * scale)
+        self.backward_map.copy_((directions / scale).T)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Returns raw features [B, N, C] as normalized features [B, N, K]."""
+        if self.is_identity:
+            return features
+        return (features - self.mean) @ self.forward_map
+
+    def inverse(self, normalized: Tensor) -> Tensor:
+        """Returns normalized features [B, N, K] as raw features [B, N, C] (the best guess)."""
+        if self.is_identity:
+            return normalized
+        return normalized @ self.backward_map + self.mean

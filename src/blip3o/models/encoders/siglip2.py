@@ -1,0 +1,139 @@
+"""A SigLIP2-class vision transformer whose patch tokens are the features.
+
+The layers are transformers' `SiglipVisionModel`, so published SigLIP2 weights load by their own
+names. What is ours is the choice of layer and the pooling of the token grid.
+"""
+
+import dataclasses
+import math
+
+from torch import Tensor, nn
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Siglip2EncoderConfig:
+    """Sizes of a SigLIP2 vision tower and of the feature grid made from it.
+
+    Args:
+        image_px: side of the square input picture.
+        patch_px: side of a patch; must divide `image_px`.
+        hidden_size: width of the tower, which is the number of feature channels.
+        intermediate_size: width inside the MLPs.
+        num_layers: number of transformer layers.
+        num_heads: attention heads.
+        pool: kernel and stride of the average pooling of the token grid (1 keeps every token).
+        skip_last: how many last layers are left out, with the final norm (the SANA decoder of the
+            published family reads the states before the last layer: 1).
+    """
+
+    kind: str = "siglip2"
+    image_px: int
+    patch_px: int
+    hidden_size: int
+    intermediate_size: int
+    num_layers: int
+    num_heads: int
+    pool: int = 1
+    skip_last: int = 0
+
+    def __post_init__(self) -> None:
+        if self.image_px % (self.patch_px * self.pool):
+            raise ValueError(
+                f"image_px {self.image_px} must be a multiple of patch_px * pool "
+                f"({self.patch_px} * {self.pool})"
+            )
+
+    @property
+    def grid(self) -> int:
+        """Feature tokens along one side."""
+        return self.image_px // self.patch_px // self.pool
+
+    @property
+    def num_tokens(self) -> int:
+        """Feature tokens of a picture (N)."""
+        return self.grid**2
+
+    @property
+    def num_channels(self) -> int:
+        """Channels of a feature token (C)."""
+        return self.hidden_size
+
+    @classmethod
+    def tiny(cls) -> "Siglip2EncoderConfig":
+        """Returns the smallest useful config, for tests."""
+        return cls(
+            image_px=16,
+            patch_px=4,
+            hidden_size=16,
+            intermediate_size=32,
+            num_layers=1,
+            num_heads=2,
+            pool=2,
+        )
+
+    def build(self) -> "Siglip2Encoder":
+        """Returns the encoder with fresh weights."""
+        return Siglip2Encoder(self)
+
+
+class Siglip2Encoder(nn.Module):
+    """Pixels [B, 3, P, P] in [-1, 1] to features [B, N, C], tokens row by row.
+
+    Args:
+        config: sizes.
+
+    Reference:
+        SigLIP 2 (arXiv 2502.14786); BLIP3-o section 3 pools the token grid the same way.
+    """
+
+    def __init__(self, config: Siglip2EncoderConfig) -> None:
+        from transformers.models.siglip.configuration_siglip import SiglipVisionConfig
+        from transformers.models.siglip.modeling_siglip import SiglipVisionModel
+
+        super().__init__()
+        self.config = config
+        tower_config = SiglipVisionConfig(
+            hidden_size=config.hidden_size,
+            intermediate_size=config.intermediate_size,
+            num_hidden_layers=config.num_layers,
+            num_attention_heads=config.num_heads,
+            image_size=config.image_px,
+            patch_size=config.patch_px,
+        )
+        tower_config.vision_use_head = False
+        self.tower = SiglipVisionModel(tower_config)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Returns the features of pictures.
+
+        Args:
+            pixels: [B, 3, P, P] in [-1, 1].
+
+        Raises:
+            ValueError: if the pictures are not of the config's size.
+        """
+        side = self.config.image_px
+        if pixels.shape[1:] != (3, side, side):
+            raise ValueError(
+                f"the image encoder takes pixels [B, 3, {side}, {side}], got {list(pixels.shape)}"
+            )
+        if self.config.skip_last == 0:
+            tokens = self.tower(pixels).last_hidden_state
+        else:
+            states = self.tower(pixels, output_hidden_states=True).hidden_states
+            tokens = states[-1 - self.config.skip_last]
+        return pool_tokens(tokens, self.config.pool)
+
+
+def pool_tokens(tokens: Tensor, kernel: int) -> Tensor:
+    """Returns a square token grid averaged over kernel x kernel windows, row by row.
+
+    Args:
+        tokens: [B, G * G, C].
+        kernel: side of a window; 1 returns the tokens as they are.
+    """
+    if kernel == 1:
+        return tokens
+    side = math.isqrt(tokens.shape[1])
+    grid = tokens.unflatten(1, (side // kernel, kernel, side // kernel, kernel))
+    return grid.mean(dim=(2, 4)).flatten(1, 2)

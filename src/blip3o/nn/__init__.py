@@ -1,0 +1,1 @@
+"""Layers that more than one network uses: attention, rotary positions, norms, feed-forward."""

@@ -1,0 +1,34 @@
+"""L3: what is optimized. An objective returns a sum and a count, so batches of any size add up."""
+
+from typing import Protocol, runtime_checkable
+
+from blip3o.core.registry import Registry
+from blip3o.core.types import Batch, LossOutput
+from blip3o.models.unified import UnifiedModel
+
+OBJECTIVES = Registry(
+    "objective",
+    {
+        "flow_matching": ".flow_matching:FlowMatchingConfig",
+        "image_text": ".image_text:ImageTextConfig",
+        "next_token": ".next_token:NextTokenConfig",
+        "pixel_decoding": ".pixel_decoding:PixelDecodingConfig",
+    },
+    package=__name__,
+)
+
+
+@runtime_checkable
+class Objective(Protocol):
+    """A loss over a batch; a module, because it may own parameters that only training needs."""
+
+    tasks: tuple[str, ...]
+    weight: float
+
+    def count(self, batch: Batch) -> float:
+        """Returns how much the loss of this batch counts, known before any forward pass."""
+        ...
+
+    def __call__(self, model: UnifiedModel, batch: Batch, seed: int) -> LossOutput:
+        """Returns the loss sum of a batch; all randomness is keyed by (seed, epoch, index)."""
+        ...

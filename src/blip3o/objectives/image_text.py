@@ -1,0 +1,198 @@
+"""Trains the image encoder: sigmoid contrastive on captions, plus dense losses on its tokens.
+
+Sigmoid contrastive alone leaves little of what stands where in the tokens. SigLIP 2 adds located
+captions; scenes know every object exactly, so here each token says which object covers it, where
+that object's center is and how large it is, and what its own patch of the picture looks like.
+"""
+
+import dataclasses
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from blip3o.core.types import Batch, LossOutput
+from blip3o.models.unified import UnifiedModel, UnifiedModelConfig
+from blip3o.nn.transformer import TransformerBlock
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ImageTextConfig:
+    """How the image encoder is trained; all heads and the text tower are dropped afterwards.
+
+    Args:
+        tasks: tasks of the batches it applies to.
+        weight: factor of this loss in the sum of all.
+        text_size: width of the text tower.
+        text_layers: its transformer layers.
+        text_heads: its attention heads.
+        embedding_size: width of the joint embedding.
+        num_things: number of object labels.
+        num_colors: number of color labels.
+        contrastive_weight: factor of the sigmoid contrastive loss.
+        region_weight: factor of the losses on the object behind each token.
+        pixel_weight: factor of the regression of each token's own pixels.
+        pixel_px: side of a token's pixels that are regressed (the picture is averaged down to it).
+    """
+
+    kind: str = "image_text"
+    tasks: tuple[str, ...] = ("contrastive",)
+    weight: float = 1.0
+    text_size: int = 128
+    text_layers: int = 2
+    text_heads: int = 4
+    embedding_size: int = 128
+    num_things: int
+    num_colors: int
+    contrastive_weight: float = 1.0
+    region_weight: float = 1.0
+    pixel_weight: float = 1.0
+    pixel_px: int = 12
+
+    def build(self, model_config: UnifiedModelConfig) -> "ImageText":
+        """Returns the objective for a model."""
+        return ImageText(self, model_config)
+
+
+class ImageText(nn.Module):
+    """The encoder's training heads and loss.
+
+    Args:
+        config: sizes and weights.
+        model_config: the model to be trained.
+
+    Reference:
+        SigLIP (arXiv 2303.15343) for the sigmoid loss, with its initial scale 10 and bias -10.
+    """
+
+    def __init__(self, config: ImageTextConfig, model_config: UnifiedModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.tasks = config.tasks
+        self.weight = config.weight
+        self.grid = model_config.image_encoder.grid
+        channels, size = model_config.image_encoder.num_channels, config.text_size
+        self.token_embedding = nn.Embedding(model_config.backbone.vocab_size, size)
+        nn.init.normal_(self.token_embedding.weight, std=0.02)
+        self.positions = nn.Parameter(torch.randn(model_config.backbone.max_positions, size) * 0.02)
+        self.text_layers = nn.ModuleList(
+            TransformerBlock(size, config.text_heads) for _ in range(config.text_layers)
+        )
+        self.text_out = nn.Linear(size, config.embedding_size)
+        self.image_norm = nn.LayerNorm(channels)
+        self.image_query = nn.Linear(channels, 1)
+        self.image_out = nn.Linear(channels, config.embedding_size)
+        self.logit_scale = nn.Parameter(torch.tensor(10.0).log())
+        self.logit_bias = nn.Parameter(torch.tensor(-10.0))
+        self.thing_head = nn.Linear(channels, config.num_things + 1)
+        self.color_head = nn.Linear(channels, config.num_colors + 1)
+        self.box_head = nn.Linear(channels, 3)
+        self.pixel_head = nn.Linear(channels, 3 * config.pixel_px**2)
+
+    def count(self, batch: Batch) -> float:
+        """Returns the number of pictures."""
+        return float(len(batch))
+
+    def forward(self, model: UnifiedModel, batch: Batch, seed: int) -> LossOutput:
+        """Returns the loss of a batch of pictures, captions and ground-truth regions."""
+        del seed  # nothing random here
+        if batch.target_pixels is None or batch.regions is None:
+            raise ValueError(f"a {batch.task!r} batch needs target pixels and regions")
+        features = model.encode_images(batch.target_pixels).float()
+        contrastive, right = self._contrastive(features, batch)
+        region, things_right, num_things = self._region(features, batch.regions)
+        pixel = self._pixel(features, batch.target_pixels)
+        config, count = self.config, self.count(batch)
+        total = (
+            config.contrastive_weight * contrastive
+            + config.region_weight * region
+            + config.pixel_weight * pixel
+        )
+        metrics = {
+            "contrastive_loss": (contrastive.detach() * count, count),
+            "region_loss": (region.detach() * count, count),
+            "pixel_loss": (pixel.detach() * count, count),
+            "retrieval_accuracy": (right, count),
+            "token_thing_accuracy": (things_right, num_things),
+        }
+        return LossOutput(loss_sum=total * count, count=count, metrics=metrics)
+
+    def _contrastive(self, features: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+        tokens = self.image_norm(features)
+        share = self.image_query(tokens).softmax(1)
+        image = functional.normalize(self.image_out((share * tokens).sum(1)), dim=-1)
+        text = functional.normalize(self._embed_text(batch), dim=-1)
+        logits = image @ text.T * self.logit_scale.exp() + self.logit_bias
+        # Equal captions are all positives: a batch of scenes repeats short captions often.
+        same = (batch.input_ids[:, None] == batch.input_ids[None]).all(-1)
+        sign = same.to(logits.dtype) * 2 - 1
+        loss = -functional.logsigmoid(sign * logits).sum() / len(logits)
+        right = same.gather(1, logits.detach().argmax(1, keepdim=True)).sum()
+        return loss, right
+
+    def _embed_text(self, batch: Batch) -> Tensor:
+        mask = batch.attention_mask
+        hidden = self.token_embedding(batch.input_ids) + self.positions[: mask.shape[1]]
+        for layer in self.text_layers:
+            hidden = layer(hidden, mask=mask[:, None, None, :])
+        mean = (hidden * mask.unsqueeze(-1)).sum(1) / mask.sum(1, keepdim=True)
+        return self.text_out(mean)
+
+    def _region(self, features: Tensor, regions: Tensor) -> tuple[Tensor, Tensor, float]:
+        thing, color, box, covered = region_targets(regions, self.grid, self.config.num_things)
+        thing_logits = self.thing_head(features)
+        loss = functional.cross_entropy(thing_logits.flatten(0, 1), thing.flatten())
+        color = torch.where(covered, color, self.config.num_colors)
+        loss = loss + functional.cross_entropy(
+            self.color_head(features).flatten(0, 1), color.flatten()
+        )
+        error = functional.smooth_l1_loss(self.box_head(features), box, reduction="none", beta=0.1)
+        num_covered = covered.sum().clamp_min(1)
+        loss = loss + 10 * (error.sum(-1) * covered).sum() / num_covered
+        right = ((thing_logits.detach().argmax(-1) == thing) & covered).sum()
+        return loss, right, float(num_covered)
+
+    def _pixel(self, features: Tensor, pixels: Tensor) -> Tensor:
+        side, patch = self.grid, self.config.pixel_px
+        small = functional.adaptive_avg_pool2d(pixels, side * patch)
+        blocks = small.unflatten(3, (side, patch)).unflatten(2, (side, patch))
+        target = blocks.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
+        return functional.smooth_l1_loss(self.pixel_head(features), target, beta=0.1)
+
+
+def region_targets(
+    regions: Tensor, grid: int, num_things: int, min_cover: float = 0.1
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Returns what each token of a grid should know about the object that covers it most.
+
+    Args:
+        regions: objects [B, R, 5] as (x, y, size, thing, color) in [0, 1] and labels; thing -1
+            marks an unused row.
+        grid: tokens along one side (G).
+        num_things: number of thing labels, which is also the label of an empty token.
+        min_cover: share of a token's area that an object's box must cover to count.
+
+    Returns:
+        thing labels [B, G * G], color labels [B, G * G], (dx, dy, size) of the object relative to
+        the token's center in token widths [B, G * G, 3], and which tokens are covered [B, G * G].
+    """
+    centers = (torch.arange(grid, device=regions.device) + 0.5) / grid
+    token_y, token_x = torch.meshgrid(centers, centers, indexing="ij")
+    token_x, token_y = token_x.flatten(), token_y.flatten()
+    x, y, size, thing, color = regions.unsqueeze(2).unbind(-1)  # [B, R, 1] each
+    half = 0.5 / grid
+    across = torch.minimum(x + size / 2, token_x + half) - torch.maximum(
+        x - size / 2, token_x - half
+    )
+    down = torch.minimum(y + size / 2, token_y + half) - torch.maximum(
+        y - size / 2, token_y - half
+    )
+    cover = across.clamp_min(0) * down.clamp_min(0) * grid**2 * (thing >= 0)  # [B, R, G * G]
+    best, owner = cover.max(1)
+    covered = best >= min_cover
+    gather = lambda values: values.expand_as(cover).gather(1, owner[:, None]).squeeze(1)  # noqa: E731
+    thing_label = torch.where(covered, gather(thing).long(), num_things)
+    box = torch.stack(
+        [(gather(x) - token_x) * grid, (gather(y) - token_y) * grid, gather(size) * grid], dim=-1
+    )
+    return thing_label, gather(color).long().clamp_min(0), box, covered

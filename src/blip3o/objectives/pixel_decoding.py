@@ -1,0 +1,84 @@
+"""Trains the pocket image decoder: flow matching on pixels, given the picture's own features."""
+
+import dataclasses
+
+import torch
+from torch import nn
+
+from blip3o.core.config import component
+from blip3o.core.rng import sample_normal, sample_uniform
+from blip3o.core.types import Batch, LossOutput
+from blip3o.flow.path import interpolate
+from blip3o.models.unified import UnifiedModel, UnifiedModelConfig
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PixelDecodingConfig:
+    """How the image decoder is trained.
+
+    Args:
+        tasks: tasks of the batches it applies to.
+        weight: factor of this loss in the sum of all.
+        sigmas: distribution of the noise levels, a config out of `SIGMA_DISTRIBUTIONS`.
+        feature_noise: largest standard deviation of the noise added to the normalized features;
+            drawn uniformly from zero for each sample. It makes the decoder forgive small errors of
+            generated features, as noise on the condition does in cascaded diffusion.
+        min_sigma: squared errors of the clean picture are weighted by 1 / max(sigma, min_sigma)^2.
+    """
+
+    kind: str = "pixel_decoding"
+    tasks: tuple[str, ...] = ("reconstruct",)
+    weight: float = 1.0
+    sigmas: object = component("blip3o.flow.sigmas:SIGMA_DISTRIBUTIONS")
+    feature_noise: float = 0.0
+    min_sigma: float = 0.3
+
+    def build(self, model_config: UnifiedModelConfig) -> "PixelDecoding":
+        """Returns the objective for a model."""
+        return PixelDecoding(self, model_config)
+
+
+class PixelDecoding(nn.Module):
+    """Weighted squared error of the decoder's clean picture.
+
+    Args:
+        config: distribution of noise levels, feature noise, weighting.
+        model_config: the model to be trained; gives the sizes.
+    """
+
+    def __init__(self, config: PixelDecodingConfig, model_config: UnifiedModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.tasks = config.tasks
+        self.weight = config.weight
+        self.image_px = model_config.image_decoder.image_px
+        self.feature_shape = model_config.feature_shape
+
+    def count(self, batch: Batch) -> float:
+        """Returns the number of pixel values."""
+        return float(len(batch) * 3 * self.image_px**2)
+
+    def forward(self, model: UnifiedModel, batch: Batch, seed: int) -> LossOutput:
+        """Returns the summed weighted error; also logs the unweighted one."""
+        clean, keys = batch.target_pixels, (batch.epochs, batch.indices)
+        if clean is None:
+            raise ValueError(f"a {batch.task!r} batch needs target pixels to train the decoder")
+        with torch.no_grad():
+            raw = batch.target_features
+            features = model.normalizer(
+                model.encode_images(clean) if raw is None else raw.float()
+            ).float()
+            level = sample_uniform(seed, "feature_noise_level", *keys).to(features)
+            level = level * self.config.feature_noise
+            extra = sample_normal(self.feature_shape, seed, "feature_noise", *keys).to(features)
+            features = features + level[:, None, None] * extra
+        noise = sample_normal(clean.shape[1:], seed, "pixel_noise", *keys).to(clean)
+        uniform = sample_uniform(seed, "pixel_sigma", *keys)
+        sigma = self.config.sigmas.sample(uniform).to(clean)  # type: ignore[attr-defined]
+        noisy = interpolate(clean, noise, sigma)
+        predicted = model.image_decoder.predict_clean(noisy, sigma, features)
+        error = (predicted.float() - clean).square().flatten(1).sum(1)
+        loss_sum = (error / sigma.clamp_min(self.config.min_sigma).square()).sum()
+        count = self.count(batch)
+        metrics = {"pixel_mse": (error.detach().sum(), count)}
+        return LossOutput(loss_sum=loss_sum, count=count, metrics=metrics)

@@ -1,0 +1,210 @@
+"""Byte-level BPE tokenizer over the `tokenizers` library, with the special tokens blip3o needs.
+
+A `tokenizer.json` of the Qwen family works as it is. Special tokens are found here and not by the
+library: so a caller decides, without touching shared state, whether the text of a stranger may
+contain them.
+"""
+
+import functools
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import tokenizers
+from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
+
+from blip3o.core.errors import UsageError
+
+FILE_NAME = "tokenizer.json"
+
+PAD = "<|endoftext|>"
+TURN_START = "<|im_start|>"
+TURN_END = "<|im_end|>"
+IMAGE_START = "[IMG]"
+VISION_START = "<|vision_start|>"
+VISION_END = "<|vision_end|>"
+IMAGE_PAD = "<|image_pad|>"
+SPECIAL_TOKENS = (PAD, TURN_START, TURN_END, IMAGE_START, VISION_START, VISION_END, IMAGE_PAD)
+
+# The published split of the Qwen family: contractions, words, single digits, punctuation, spaces.
+_SPLIT = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+
+
+class Tokenizer:
+    """Turns text into token ids and back.
+
+    Args:
+        backend: the library's tokenizer; owned by this object from here on.
+    """
+
+    def __init__(self, backend: tokenizers.Tokenizer) -> None:
+        backend.no_padding()
+        backend.no_truncation()
+        backend.encode_special_tokens = True  # the library then reads them as plain text
+        self._backend = backend
+        added = backend.get_added_tokens_decoder()
+        self._special_ids = {token.content: i for i, token in added.items() if token.special}
+        names = sorted(self._special_ids, key=len, reverse=True)
+        self._special = re.compile("(" + "|".join(map(re.escape, names)) + ")") if names else None
+
+    @classmethod
+    def load(cls, folder: str | Path) -> "Tokenizer":
+        """Returns the tokenizer stored in a folder.
+
+        Args:
+            folder: holds `tokenizer.json`.
+
+        Raises:
+            UsageError: if the file is missing or no tokenizer.
+        """
+        file = Path(folder) / FILE_NAME
+        try:
+            text = file.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise UsageError(f"no readable tokenizer at {file}") from error
+        try:
+            return cls(tokenizers.Tokenizer.from_str(text))
+        except Exception as error:  # the library raises bare Exception for every fault of the file
+            raise UsageError(f"{file} is damaged or no tokenizer: {_first_line(error)}") from error
+
+    def save(self, folder: str | Path) -> None:
+        """Writes `tokenizer.json` into a folder, created if missing."""
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        (Path(folder) / FILE_NAME).write_text(
+            self._backend.to_str(pretty=True) + "\n", encoding="utf-8"
+        )
+
+    def encode(self, text: str, *, allow_special: bool = True) -> list[int]:
+        """Returns the token ids of a text; nothing is put before or after it.
+
+        Args:
+            text: any text.
+            allow_special: True reads strings such as "<|im_end|>" as the special tokens they name;
+                False reads them as plain characters, for text that a model must not obey.
+
+        Raises:
+            UsageError: for half characters (lone surrogates), which bad bytes on a command line
+                become.
+        """
+        if not allow_special or self._special is None:
+            return self._encode_plain(text)
+        ids: list[int] = []
+        for place, piece in enumerate(self._special.split(text)):
+            if place % 2:
+                ids.append(self._special_ids[piece])
+            else:
+                ids += self._encode_plain(piece)
+        return ids
+
+    def decode(self, ids: Sequence[int], skip_special: bool = True) -> str:
+        """Returns the text of token ids.
+
+        Args:
+            ids: token ids in [0, vocab_size).
+            skip_special: leave special tokens out of the text.
+        """
+        return self._backend.decode(list(ids), skip_special_tokens=skip_special)
+
+    def special_id(self, token: str) -> int:
+        """Returns the id of a special token.
+
+        Args:
+            token: its text, such as "<|im_end|>".
+
+        Raises:
+            UsageError: if this tokenizer has no such special token.
+        """
+        if token not in self._special_ids:
+            raise UsageError(
+                f"the tokenizer has no special token {token!r}; take the tokenizer.json that "
+                "belongs to the model, or add the token to it"
+            )
+        return self._special_ids[token]
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of token ids, special ones included."""
+        return self._backend.get_vocab_size(with_added_tokens=True)
+
+    @functools.cached_property
+    def pad_id(self) -> int:
+        """Id that fills rows up to one length."""
+        return self.special_id(PAD)
+
+    @functools.cached_property
+    def turn_start_id(self) -> int:
+        """Id that begins a turn."""
+        return self.special_id(TURN_START)
+
+    @functools.cached_property
+    def turn_end_id(self) -> int:
+        """Id that ends a turn."""
+        return self.special_id(TURN_END)
+
+    @functools.cached_property
+    def image_start_id(self) -> int:
+        """Id after which the query tokens of a picture to generate stand."""
+        return self.special_id(IMAGE_START)
+
+    @functools.cached_property
+    def vision_start_id(self) -> int:
+        """Id before the tokens of a picture in the prompt."""
+        return self.special_id(VISION_START)
+
+    @functools.cached_property
+    def vision_end_id(self) -> int:
+        """Id after the tokens of a picture in the prompt."""
+        return self.special_id(VISION_END)
+
+    @functools.cached_property
+    def image_pad_id(self) -> int:
+        """Id in whose places the features of a picture in the prompt are put."""
+        return self.special_id(IMAGE_PAD)
+
+    def _encode_plain(self, text: str) -> list[int]:
+        if not text:
+            return []
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise UsageError(f"text that is not valid Unicode: {text[:40]!r}") from error
+        return self._backend.encode(text, add_special_tokens=False).ids
+
+
+def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
+    """Returns a byte-level BPE tokenizer learned from texts; the same texts give the same one.
+
+    Args:
+        texts: what to learn merges from, in any order.
+        vocab_size: most token ids, the 256 bytes and the special tokens included.
+
+    Raises:
+        UsageError: if the vocabulary is too small to hold the bytes and the special tokens.
+    """
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    least = len(alphabet) + len(SPECIAL_TOKENS)
+    if vocab_size < least:
+        raise UsageError(f"a byte-level vocabulary needs at least {least} tokens, not {vocab_size}")
+    backend = tokenizers.Tokenizer(models.BPE())
+    backend.normalizer = normalizers.NFC()
+    backend.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(tokenizers.Regex(_SPLIT), behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    backend.decoder = decoders.ByteLevel()
+    # Special tokens are added afterwards, so that they get the last ids, as in the Qwen family.
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size - len(SPECIAL_TOKENS), initial_alphabet=alphabet, show_progress=False
+    )
+    backend.train_from_iterator(texts, trainer)
+    backend.add_special_tokens(list(SPECIAL_TOKENS))
+    return Tokenizer(backend)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0]

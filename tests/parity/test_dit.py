@@ -1,0 +1,159 @@
+"""NextDiT against recorded outputs of the released system (family `dit`)."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from blip3o.flow.guidance import guided, with_null
+from blip3o.flow.sigmas import inference_sigmas
+from blip3o.flow.solver import euler
+from blip3o.models.dit.nextdit import NextDiT, NextDiTConfig
+
+OUTPUT_TOLERANCE = 2e-5
+SAMPLE_TOLERANCE = 1e-4
+GRADIENT_TOLERANCE = 1e-4  # of the largest value of a gradient
+
+each_case = pytest.mark.parity_cases("dit/*_weights.safetensors")
+
+
+def config_from(recorded: dict[str, Any]) -> NextDiTConfig:
+    assert recorded["qk_norm"]
+    assert not recorded["learn_sigma"]
+    return NextDiTConfig(
+        in_channels=recorded["in_channels"],
+        condition_size=recorded["latent_embedding_size"],
+        hidden_size=recorded["dim"],
+        num_layers=recorded["n_layers"],
+        num_heads=recorded["n_heads"],
+        num_kv_heads=recorded["n_kv_heads"],
+        grid=recorded["input_size"],
+        patch_size=recorded["patch_size"],
+        multiple_of=recorded["multiple_of"],
+        ffn_dim_multiplier=recorded["ffn_dim_multiplier"],
+        norm_eps=recorded["norm_eps"],
+    )
+
+
+def load(case: Any) -> NextDiT:
+    dit = config_from(case.settings()["config"]).build()
+    weights = {name.removeprefix("model."): value for name, value in case.tensors().items()}
+    dit.load_state_dict(weights, strict=True)
+    return dit.eval()
+
+
+def to_tokens(picture: Tensor) -> Tensor:
+    return picture.flatten(2).transpose(1, 2)
+
+
+def assert_near(actual: Tensor, expected: Tensor, tolerance: float) -> None:
+    torch.testing.assert_close(actual, expected, rtol=0, atol=tolerance)
+
+
+@each_case
+def test_forward_equals_recorded_outputs(case: Any) -> None:
+    dit, recorded = load(case), case.tensors("forward")
+    timesteps = [name for name in recorded if name.startswith("timestep_")]
+    assert timesteps
+    for name in timesteps:
+        with torch.no_grad():
+            output = dit(recorded["x"], recorded[name], recorded["z_latents"])
+        assert_near(output, recorded[name.replace("timestep", "output")], OUTPUT_TOLERANCE)
+
+
+@each_case
+def test_zero_condition_equals_recorded_output(case: Any) -> None:
+    dit, recorded = load(case), case.tensors("forward")
+    empty = torch.zeros_like(recorded["z_latents"])
+    with torch.no_grad():
+        output = dit(recorded["x"], recorded["timestep_0"], empty)
+    assert_near(output, recorded["output_zero_z_timestep_0"], OUTPUT_TOLERANCE)
+
+
+@each_case
+def test_gradients_equal_recorded_gradients(case: Any) -> None:
+    dit, recorded = load(case), case.tensors("forward")
+    inputs = {name: recorded[name].requires_grad_() for name in ("x", "z_latents")}
+    output = dit(inputs["x"], recorded["timestep_1"], inputs["z_latents"])
+    loss = (output - recorded["grad_target"]).square().mean()
+    assert_near(loss, recorded["grad_loss"], OUTPUT_TOLERANCE)
+    loss.backward()
+    leaves = {f"model.{name}": parameter for name, parameter in dit.named_parameters()} | inputs
+    names = [name for name in recorded if name.startswith("grad.")]
+    assert names
+    for name in names:
+        gradient = leaves[name.removeprefix("grad.")].grad
+        assert gradient is not None, name
+        expected = recorded[name]
+        assert_near(gradient, expected, GRADIENT_TOLERANCE * float(expected.abs().max()))
+
+
+@each_case
+def test_guided_sampling_equals_recorded_latents(case: Any) -> None:
+    dit, recorded, settings = load(case), case.tensors("sample"), case.settings()["sample"]
+    sigmas = inference_sigmas(settings["num_inference_steps"], settings["scheduler"]["shift"])
+    assert_near(sigmas, torch.tensor(settings["sigmas_with_final_zero"]), 1e-7)
+    num_images = len(recorded["initial_latents"]) // len(recorded["img_hidden_states"])
+    condition = with_null(recorded["img_hidden_states"].repeat_interleave(num_images, dim=0))
+    context = dit.prepare_context(condition)
+    grid = tuple(recorded["initial_latents"].shape[-2:])
+    asked: list[Tensor] = []
+
+    def velocity(noisy: Tensor, sigma: Tensor) -> Tensor:
+        return dit.velocity(noisy, sigma, condition, context, grid=grid, truncate_timestep=True)
+
+    states: dict[str, Tensor] = {}
+
+    def keep(step: int, noisy: Tensor) -> None:
+        states[f"latents_after_step_{step:02d}"] = noisy
+
+    guided_velocity = guided(velocity, settings["guidance_scale"])
+
+    def recording(noisy: Tensor, sigma: Tensor) -> Tensor:
+        asked.append(guided_velocity(noisy, sigma))
+        return asked[-1]
+
+    with torch.no_grad():
+        final = euler(recording, to_tokens(recorded["initial_latents"]), sigmas, keep)
+    assert_near(asked[0], to_tokens(recorded["guided_velocity_step_01"]), SAMPLE_TOLERANCE)
+    compared = [name for name in recorded if name.startswith("latents_after_step_")]
+    assert compared
+    for name in compared:
+        assert_near(states[name], to_tokens(recorded[name]), SAMPLE_TOLERANCE)
+    assert_near(final, to_tokens(recorded["final_latents"]), SAMPLE_TOLERANCE)
+
+
+@each_case
+def test_truncated_timesteps_equal_recorded_integers(case: Any) -> None:
+    settings = case.settings()["sample"]
+    dit = load(case)
+    asked: list[int] = []
+    dit.time_caption_embed.timestep_embedder.register_forward_pre_hook(
+        lambda _, inputs: asked.append(int(inputs[0][0]))
+    )
+    config = dit.config
+    euler(
+        lambda noisy, sigma: dit.velocity(
+            noisy, sigma, torch.zeros(1, 1, config.condition_size), truncate_timestep=True
+        ),
+        torch.zeros(1, config.grid**2, config.in_channels),
+        inference_sigmas(settings["num_inference_steps"], settings["scheduler"]["shift"]),
+    )
+    assert asked == settings["dit_timestep_integer_seen_by_model"]
+
+
+@pytest.mark.parity_cases("manifests/nextdit_main_*.json")
+def test_published_names_shapes_and_count(case: Any) -> None:
+    manifest = case.settings()
+    with torch.device("meta"):
+        recorded = config_from(manifest["config"])
+        dit = recorded.build()
+    state = dit.state_dict()
+    shapes = {f"model.{name}": list(value.shape) for name, value in state.items()}
+    assert shapes == manifest["weights"]
+    assert sum(value.numel() for value in state.values()) == manifest["n_params"]
+    published = NextDiTConfig.published(recorded.condition_size)
+    with torch.device("meta"):
+        again = published.build().state_dict()
+    assert {name: v.shape for name, v in again.items()} == {n: v.shape for n, v in state.items()}

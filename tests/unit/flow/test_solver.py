@@ -1,0 +1,93 @@
+"""Solvers on equations with known answers; guidance on plain arithmetic."""
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from blip3o.flow.guidance import combine, drop_condition, guided, with_null
+from blip3o.flow.sigmas import inference_sigmas
+from blip3o.flow.solver import euler, heun
+
+
+def growth(noisy: Tensor, sigma: Tensor) -> Tensor:
+    """The equation dx / dsigma = x, so x(0) = x(1) / e."""
+    assert sigma.shape == noisy.shape[:1]
+    return noisy
+
+
+def test_euler_is_exact_on_a_straight_path() -> None:
+    clean, noise = torch.randn(2, 3, 4, dtype=torch.float64)
+    result = euler(lambda noisy, sigma: noise - clean, noise, inference_sigmas(7))
+    torch.testing.assert_close(result, clean, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(("solver", "order"), [(euler, 1), (heun, 2)])
+def test_error_falls_with_the_order(solver: object, order: int) -> None:
+    noise = torch.ones(2, 1, dtype=torch.float64)
+    levels = [torch.linspace(1, 0.2, n + 1, dtype=torch.float64) for n in (20, 40)]
+    # The last interval is an Euler step; one with a tiny interval keeps it out of the comparison.
+    ends = [torch.cat([level, level[-1:] - 1e-9]) for level in levels]
+    errors = [
+        abs(float(solver(growth, noise, end)[0]) - math.exp(-0.8))  # type: ignore[operator]
+        for end in ends
+    ]
+    assert errors[0] / errors[1] == pytest.approx(2**order, rel=0.1)
+
+
+@pytest.mark.parametrize(("solver", "calls"), [(euler, 5), (heun, 9)])
+def test_calls_and_callbacks(solver: object, calls: int) -> None:
+    asked: list[float] = []
+    steps: list[int] = []
+
+    def velocity(noisy: Tensor, sigma: Tensor) -> Tensor:
+        asked.append(float(sigma[0]))
+        return noisy
+
+    solver(velocity, torch.ones(1, 2), inference_sigmas(5), lambda step, noisy: steps.append(step))  # type: ignore[operator]
+    assert len(asked) == calls
+    assert min(asked) > 0  # networks are not trained at level 0
+    assert steps == [1, 2, 3, 4, 5]
+
+
+@pytest.mark.parametrize("solver", [euler, heun])
+def test_half_precision_networks_are_followed_in_fp32(solver: object) -> None:
+    def velocity(noisy: Tensor, sigma: Tensor) -> Tensor:
+        assert noisy.dtype == torch.bfloat16
+        assert sigma.dtype == torch.float32
+        return torch.full_like(noisy, 0.001)
+
+    start = torch.ones(1, 1).bfloat16()
+    seen: list[Tensor] = []
+    result = solver(velocity, start, inference_sigmas(100), lambda _, x: seen.append(x))  # type: ignore[operator]
+    assert result.dtype == torch.bfloat16
+    assert float(seen[-1]) == pytest.approx(0.999, abs=1e-4)  # steps of 1e-5 vanish in bf16
+
+
+def test_null_half_comes_first() -> None:
+    condition = torch.ones(2, 3)
+    both = with_null(condition)
+    assert torch.equal(both, torch.cat([torch.zeros(2, 3), condition]))
+
+    def velocity(noisy: Tensor, sigma: Tensor) -> Tensor:
+        assert torch.equal(noisy[:2], noisy[2:])
+        assert sigma.shape == (4,)
+        return both
+
+    result = guided(velocity, 3.0)(torch.randn(2, 3), torch.ones(2))
+    assert torch.equal(result, torch.full((2, 3), 3.0))
+
+
+def test_guidance_scale_per_sample() -> None:
+    velocities = torch.cat([torch.full((2, 1), 2.0), torch.full((2, 1), 5.0)])
+    scales = torch.tensor([1.0, 4.0])
+    assert torch.equal(combine(velocities, scales), torch.tensor([[5.0], [14.0]]))
+
+
+def test_dropping_empties_whole_samples() -> None:
+    condition = torch.randn(3, 2, 4)
+    condition[1, 0, 0] = float("nan")  # a dropped sample leaves no trace
+    dropped = drop_condition(condition, torch.tensor([False, True, False]))
+    assert torch.equal(dropped[1], torch.zeros(2, 4))
+    assert torch.equal(dropped[[0, 2]], condition[[0, 2]])

@@ -1,0 +1,67 @@
+"""Pictures to tensors and back."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from blip3o.imaging.pixels import to_image, to_pixels
+
+
+def _noise(width: int, height: int) -> Image.Image:
+    values = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    return Image.fromarray(values)
+
+
+def test_a_picture_of_the_right_size_comes_back_exactly() -> None:
+    image = _noise(16, 16)
+    pixels = to_pixels(image, 16)
+    assert pixels.shape == (3, 16, 16)
+    assert pixels.dtype == torch.float32
+    back = to_image(pixels)
+    assert isinstance(back, Image.Image)
+    assert np.array_equal(np.asarray(back), np.asarray(image))
+
+
+def test_black_and_white_are_minus_one_and_one() -> None:
+    assert to_pixels(Image.new("RGB", (3, 5), (0, 0, 0)), 4).unique().tolist() == [-1.0]
+    assert to_pixels(Image.new("RGB", (3, 5), (255, 255, 255)), 4).unique().tolist() == [1.0]
+
+
+def test_the_modes_differ_in_what_they_keep() -> None:
+    values = np.zeros((10, 30, 3), np.uint8)
+    values[:, 10:20] = (0, 255, 0)  # black, green, black
+    image = Image.fromarray(values)
+    green = to_pixels(image, 10, "center_crop")
+    assert green[1].min() == 1.0
+    stretched = to_pixels(image, 30, "stretch")
+    assert stretched[1, :, 15].min() == 1.0
+    assert stretched[1, :, 2].max() == -1.0
+    padded = to_pixels(image, 30, "pad")
+    assert padded[:, 0].min() == 1.0
+    assert padded[0, 15, 15] == -1.0
+
+
+@pytest.mark.parametrize("mode", ["stretch", "center_crop", "pad"])
+@pytest.mark.parametrize("size", [(1, 1), (1, 5000), (5000, 1), (7, 3)])
+def test_extreme_shapes_become_squares(mode: str, size: tuple[int, int]) -> None:
+    assert to_pixels(_noise(*size), 8, mode).shape == (3, 8, 8)  # type: ignore[arg-type]
+
+
+def test_a_batch_becomes_a_list_and_values_are_clipped() -> None:
+    pixels = torch.full((2, 3, 4, 6), 3.0)
+    images = to_image(pixels.to(torch.bfloat16))
+    assert isinstance(images, list)
+    assert [i.size for i in images] == [(6, 4), (6, 4)]
+    assert images[1].getpixel((0, 0)) == (255, 255, 255)
+
+
+def test_wrong_input_is_refused() -> None:
+    with pytest.raises(ValueError, match="RGB"):
+        to_pixels(Image.new("L", (4, 4)), 4)
+    with pytest.raises(ValueError, match="mode"):
+        to_pixels(_noise(4, 4), 8, "squash")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"\[3, H, W\]"):
+        to_image(torch.zeros(4, 4))
+    with pytest.raises(ValueError, match="NaN"):
+        to_image(torch.full((3, 4, 4), float("nan")))

@@ -1,0 +1,154 @@
+"""NextDiT beyond parity: its fast paths, its options and its complaints."""
+
+import dataclasses
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from blip3o.models.dit.nextdit import NextDiT, NextDiTConfig
+
+TINY = NextDiTConfig.tiny()
+
+
+def build(config: NextDiTConfig = TINY) -> NextDiT:
+    """Returns a network in which every branch counts (fresh gates are zero)."""
+    torch.manual_seed(0)
+    dit = config.build()
+    for parameter in dit.parameters():
+        nn.init.normal_(parameter, std=0.3)
+    return dit
+
+
+def inputs(config: NextDiTConfig = TINY, rows: int = 3) -> tuple[Tensor, Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    noisy = torch.randn(rows, config.grid**2, config.in_channels, generator=generator)
+    condition = torch.randn(rows, 5, config.condition_size, generator=generator)
+    return noisy, torch.linspace(0.1, 1.0, rows), condition
+
+
+def test_fresh_gates_close_the_cross_attention() -> None:
+    dit = TINY.build()
+    assert all(not bool(layer.gate.any()) for layer in dit.layers)
+
+
+def test_velocity_is_the_released_form_at_1000_sigma() -> None:
+    dit, (noisy, sigma, condition) = build(), inputs()
+    picture = noisy.transpose(1, 2).unflatten(2, (TINY.grid, TINY.grid))
+    expected = dit(picture, 1000 * sigma, condition).flatten(2).transpose(1, 2)
+    torch.testing.assert_close(dit.velocity(noisy, sigma, condition), expected)
+
+
+@pytest.mark.parametrize("num_kv_heads", [None, 1])
+def test_prepared_context_changes_nothing(num_kv_heads: int | None) -> None:
+    config = dataclasses.replace(TINY, num_kv_heads=num_kv_heads)
+    dit, (noisy, sigma, condition) = build(config), inputs(config)
+    with torch.no_grad():
+        context = dit.prepare_context(condition)
+        fast = dit.velocity(noisy, sigma, torch.zeros_like(condition), context)
+        assert torch.equal(fast, dit.velocity(noisy, sigma, condition))
+
+
+def test_checkpointing_gives_the_same_gradients() -> None:
+    dit, (noisy, sigma, condition) = build(), inputs()
+    gradients = []
+    for switch in (False, True):
+        dit.gradient_checkpointing = switch
+        dit.zero_grad()
+        dit.velocity(noisy, sigma, condition).square().sum().backward()
+        gradients.append([p.grad.clone() for p in dit.parameters() if p.grad is not None])
+    assert len(gradients[0]) == len(list(dit.parameters()))
+    for plain, recomputed in zip(*gradients, strict=True):
+        assert torch.equal(plain, recomputed)
+
+
+def test_truncated_timestep_is_the_whole_number_below() -> None:
+    dit, (noisy, _, condition) = build(), inputs()
+    exact, low = torch.full((3,), 0.9666667), torch.full((3,), 0.966)
+    truncated = dit.velocity(noisy, exact, condition, truncate_timestep=True)
+    torch.testing.assert_close(truncated, dit.velocity(noisy, low, condition))
+    assert not torch.allclose(truncated, dit.velocity(noisy, exact, condition))
+
+
+def test_reference_starts_without_effect_and_learns() -> None:
+    config = dataclasses.replace(TINY, reference_channels=3)
+    assert not hasattr(TINY.build(), "reference_embedder")
+    dit, (noisy, sigma, condition) = config.build(), inputs(config)
+    reference = torch.randn(3, config.grid**2, 3)
+    with_reference = dit.velocity(noisy, sigma, condition, reference=reference)
+    assert torch.equal(with_reference, dit.velocity(noisy, sigma, condition))
+    with_reference.square().sum().backward()
+    assert float(dit.reference_embedder.weight.grad.abs().sum()) > 0
+
+
+def test_reference_is_added_to_the_embedded_tokens() -> None:
+    config = dataclasses.replace(TINY, reference_channels=TINY.in_channels)
+    dit, (noisy, sigma, condition) = build(config), inputs(config)
+    dit.reference_embedder.weight.data = dit.patch_embedder.proj.weight.data
+    dit.reference_embedder.bias.data.zero_()
+    half = dit.velocity(noisy / 2, sigma, condition, reference=noisy / 2)
+    torch.testing.assert_close(half, dit.velocity(noisy, sigma, condition))
+
+
+def test_grid_orders_the_tokens() -> None:
+    dit, (noisy, sigma, condition) = build(), inputs()
+    square = dit.velocity(noisy, sigma, condition)
+    assert torch.equal(dit.velocity(noisy, sigma, condition, grid=(2, 2)), square)
+    assert not torch.allclose(dit.velocity(noisy, sigma, condition, grid=(1, 4)), square)
+
+
+def test_patches_are_gathered_and_spread_by_position() -> None:
+    config = dataclasses.replace(TINY, grid=4, patch_size=2)
+    dit, (noisy, sigma, condition) = build(config), inputs(config)
+    velocity = dit.velocity(noisy, sigma, condition)
+    assert velocity.shape == noisy.shape
+    # In: (channel, row, column) inside a patch; out: (row, column, channel).
+    taken: dict[str, Tensor] = {}
+    dit.patch_embedder.proj.register_forward_hook(lambda m, i, o: taken.update(tokens=i[0]))
+    dit.norm_out.register_forward_hook(lambda m, i, o: taken.update(out=o))
+    velocity = dit.velocity(noisy, sigma, condition)
+    row, column = 3, 2  # in patch (1, 1) at (1, 0)
+    token = row * 4 + column
+    assert torch.equal(taken["tokens"][:, 3].unflatten(-1, (-1, 2, 2))[..., 1, 0], noisy[:, token])
+    assert torch.equal(taken["out"][:, 3].unflatten(-1, (2, 2, -1))[:, 1, 0], velocity[:, token])
+
+
+def test_autocast_stays_near_fp32() -> None:
+    dit, (noisy, sigma, condition) = build(), inputs()
+    expected = dit.velocity(noisy, sigma, condition)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        actual = dit.velocity(noisy, sigma, condition)
+        actual.square().sum().backward()
+    assert actual.dtype == torch.float32
+    error = (actual - expected).square().mean() / expected.square().mean()
+    assert float(error.detach()) < 1e-2
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"noisy": torch.zeros(3, 4, 9)}, "features have 9 channels, the DiT 8"),
+        ({"noisy": torch.zeros(3, 5, 8)}, "5 feature tokens are no square grid"),
+        ({"condition": torch.zeros(3, 5, 7)}, "condition is 7 wide, the DiT takes 16"),
+        ({"reference": torch.zeros(3, 4, 8)}, "reference has 8 channels, the DiT takes 0"),
+        ({"grid": (3, 2)}, "4 feature tokens do not fill a grid of 3 x 2"),
+    ],
+)
+def test_shapes_that_do_not_fit_are_named(change: dict[str, object], message: str) -> None:
+    noisy, sigma, condition = inputs()
+    arguments: dict[str, object] = {"noisy": noisy, "sigma": sigma, "condition": condition}
+    with pytest.raises(ValueError, match=message):
+        build().velocity(**(arguments | change))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"num_heads": 3}, "multiple of 4"),
+        ({"num_kv_heads": 3}, "num_kv_heads"),
+        ({"patch_size": 3}, "patch_size"),
+    ],
+)
+def test_sizes_that_do_not_fit_are_refused(change: dict[str, int], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(TINY, **change)

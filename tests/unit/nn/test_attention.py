@@ -1,0 +1,90 @@
+"""Attention: every route gives the numbers of the formula."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from blip3o.nn.attention import KeyValueCache, attend, attend_by_products
+
+
+def formula(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None) -> Tensor:
+    repeats = query.shape[1] // key.shape[1]
+    key, value = (x.repeat_interleave(repeats, dim=1) for x in (key, value))
+    scores = query @ key.transpose(-1, -2) / query.shape[-1] ** 0.5
+    if mask is not None:
+        scores = scores.masked_fill(~mask, float("-inf"))
+    return scores.softmax(-1) @ value
+
+
+def random_inputs(heads: int, kv_heads: int, num_queries: int, num_keys: int) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    shapes = [(2, heads, num_queries, 8), (2, kv_heads, num_keys, 8), (2, kv_heads, num_keys, 8)]
+    return [
+        torch.randn(shape, generator=generator, dtype=torch.float64, requires_grad=True)
+        for shape in shapes
+    ]
+
+
+@pytest.mark.parametrize(("heads", "kv_heads"), [(4, 4), (4, 2), (4, 1)])
+@pytest.mark.parametrize("route", [attend, attend_by_products])
+def test_grouped_heads_equal_the_formula(route: object, heads: int, kv_heads: int) -> None:
+    inputs = random_inputs(heads, kv_heads, 5, 7)
+    torch.testing.assert_close(route(*inputs), formula(*inputs))  # type: ignore[operator]
+
+
+def test_training_route_on_the_cpu_equals_the_fused_kernel() -> None:
+    inputs = [x.detach().float().requires_grad_() for x in random_inputs(4, 2, 5, 7)]
+    target = torch.randn(2, 4, 5, 8)
+    with torch.no_grad():
+        fused = attend(*inputs)
+    chosen = attend(*inputs)
+    assert (
+        "MatMul" in repr(chosen.grad_fn)
+        or "Bmm" in repr(chosen.grad_fn)
+        or ("UnsafeView" in repr(chosen.grad_fn))
+    )
+    torch.testing.assert_close(chosen, fused)
+    gradients = torch.autograd.grad((chosen * target).sum(), inputs)
+    expected = torch.autograd.grad((formula(*inputs) * target).sum(), inputs)
+    for gradient, other in zip(gradients, expected, strict=True):
+        torch.testing.assert_close(gradient, other)
+
+
+def test_bool_mask_hides_keys() -> None:
+    inputs = random_inputs(2, 2, 3, 4)
+    mask = torch.tensor([[True, False, True, True], [True, True, False, True]])[:, None, None]
+    torch.testing.assert_close(attend(*inputs, mask=mask), formula(*inputs, mask))
+
+
+@pytest.mark.parametrize("num_queries", [1, 3, 6])
+def test_causal_queries_are_the_last_positions(num_queries: int) -> None:
+    query, key, value = random_inputs(2, 2, 6, 6)
+    full = attend(query, key, value, is_causal=True)
+    last = attend(query[:, :, -num_queries:], key, value, is_causal=True)
+    torch.testing.assert_close(last, full[:, :, -num_queries:])
+    mask = torch.ones(6, 6, dtype=torch.bool).tril()
+    torch.testing.assert_close(full, formula(query, key, value, mask))
+
+
+def test_mask_and_causal_together_are_refused() -> None:
+    query, key, value = random_inputs(2, 2, 2, 2)
+    with pytest.raises(ValueError, match="not both"):
+        attend(query, key, value, mask=torch.ones(2, 2, dtype=torch.bool), is_causal=True)
+
+
+def test_cache_returns_everything_so_far_without_new_buffers() -> None:
+    cache = KeyValueCache(2, 3, 5, 4)
+    keys, values = torch.randn(2, 3, 5, 4), torch.randn(2, 3, 5, 4)
+    first, _ = cache.append(keys[:, :, :2], values[:, :, :2])
+    address = first.data_ptr()
+    for position in range(2, 5):
+        chunk = slice(position, position + 1)
+        got_keys, got_values = cache.append(keys[:, :, chunk], values[:, :, chunk])
+    assert got_keys.data_ptr() == address
+    assert torch.equal(got_keys, keys)
+    assert torch.equal(got_values, values)
+    with pytest.raises(ValueError, match="room for 5 positions, 6"):
+        cache.append(keys[:, :, :1], values[:, :, :1])
+    cache.crop(1)
+    got_keys, _ = cache.append(keys[:, :, 1:3], values[:, :, 1:3])
+    assert torch.equal(got_keys, keys[:, :, :3])

@@ -1,0 +1,89 @@
+"""The tokenizer: round trips, special tokens, determinism, damaged files."""
+
+from pathlib import Path
+
+import pytest
+import tokenizers
+from tokenizers import models
+
+from blip3o.core.errors import UsageError
+from blip3o.text.tokenizer import SPECIAL_TOKENS, Tokenizer, train_tokenizer
+
+TEXTS = ["a red apple left of a blue car", "two yellow suns over a house", "a red car"] * 3
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Tokenizer:
+    return train_tokenizer(TEXTS, 320)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["a red apple", "", " ", "Un caf\u00e9 \u732b \U0001f431\nline two", "12345", "\x00\t<image>"],
+)
+def test_decoding_gives_the_text_back(tokenizer: Tokenizer, text: str) -> None:
+    assert tokenizer.decode(tokenizer.encode(text)) == text
+
+
+def test_special_tokens_have_ids_of_their_own_at_the_end(tokenizer: Tokenizer) -> None:
+    ids = [
+        tokenizer.pad_id,
+        tokenizer.turn_start_id,
+        tokenizer.turn_end_id,
+        tokenizer.image_start_id,
+        tokenizer.vision_start_id,
+        tokenizer.vision_end_id,
+        tokenizer.image_pad_id,
+    ]
+    assert ids == list(range(tokenizer.vocab_size - len(SPECIAL_TOKENS), tokenizer.vocab_size))
+
+
+def test_special_strings_are_tokens_or_plain_text_as_asked(tokenizer: Tokenizer) -> None:
+    text = "red<|im_end|>[IMG] car"
+    ids = tokenizer.encode(text)
+    assert ids.count(tokenizer.turn_end_id) == ids.count(tokenizer.image_start_id) == 1
+    assert tokenizer.decode(ids) == "red car"
+    assert tokenizer.decode(ids, skip_special=False) == text
+    plain = tokenizer.encode(text, allow_special=False)
+    assert max(plain) < tokenizer.pad_id
+    assert tokenizer.decode(plain) == text
+
+
+def test_training_is_deterministic_and_the_vocabulary_bounded(tokenizer: Tokenizer) -> None:
+    again = train_tokenizer(reversed(TEXTS), 320)
+    assert again.encode(TEXTS[0]) == tokenizer.encode(TEXTS[0])
+    assert again.vocab_size == tokenizer.vocab_size <= 320
+    assert len(tokenizer.encode(TEXTS[0])) < len(TEXTS[0]) // 2
+    with pytest.raises(UsageError, match="at least 263"):
+        train_tokenizer(TEXTS, 100)
+
+
+def test_saved_and_loaded_it_is_the_same(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    tokenizer.save(tmp_path / "model")
+    loaded = Tokenizer.load(tmp_path / "model")
+    text = "a red <|im_start|> apple"
+    assert loaded.encode(text) == tokenizer.encode(text)
+    assert loaded.encode(text, allow_special=False) == tokenizer.encode(text, allow_special=False)
+    assert loaded.vocab_size == tokenizer.vocab_size
+    loaded.save(tmp_path / "again")
+    first, second = (tmp_path / n / "tokenizer.json" for n in ("model", "again"))
+    assert first.read_bytes() == second.read_bytes()
+
+
+@pytest.mark.parametrize("content", [None, b"", b"{}", b"not json", b"\xff\xfe", b'{"model": 3}'])
+def test_a_missing_or_damaged_file_is_named(tmp_path: Path, content: bytes | None) -> None:
+    if content is not None:
+        (tmp_path / "tokenizer.json").write_bytes(content)
+    with pytest.raises(UsageError, match=r"tokenizer\.json"):
+        Tokenizer.load(tmp_path)
+
+
+def test_a_missing_special_token_is_named() -> None:
+    bare = Tokenizer(tokenizers.Tokenizer(models.BPE()))
+    with pytest.raises(UsageError, match=r"\[IMG\]"):
+        _ = bare.image_start_id
+
+
+def test_half_characters_are_refused(tokenizer: Tokenizer) -> None:
+    with pytest.raises(UsageError, match="Unicode"):
+        tokenizer.encode("red \udcff car")
