@@ -92,9 +92,8 @@ POLYGONS: dict[str, Callable[[], Points]] = {
     "heart": _heart,
     "diamond": lambda: [(0.5, 0.0), (0.85, 0.5), (0.5, 1.0), (0.15, 0.5)],
     "cross": lambda: [
-        (a, b)
-        for a, b in [(0.33, 0), (0.67, 0), (0.67, 0.33), (1, 0.33), (1, 0.67), (0.67, 0.67)]
-        + [(0.67, 1), (0.33, 1), (0.33, 0.67), (0, 0.67), (0, 0.33), (0.33, 0.33)]
+        *((0.33, 0), (0.67, 0), (0.67, 0.33), (1, 0.33), (1, 0.67), (0.67, 0.67)),
+        *((0.67, 1), (0.33, 1), (0.33, 0.67), (0, 0.67), (0, 0.33), (0.33, 0.33)),
     ],
 }
 SHAPES = ("circle", *POLYGONS, "ring")
@@ -149,6 +148,7 @@ def to_cell(picture: Image.Image, flat: bool) -> Image.Image:
     Args:
         picture: RGBA, any size.
         flat: whether to keep its gray values instead of stretching them.
+
     """
     picture = picture.crop(picture.getbbox())
     inside = CELL - 2 * (OUTLINE // 2)
@@ -158,7 +158,8 @@ def to_cell(picture: Image.Image, flat: bool) -> Image.Image:
     canvas = Image.new("RGBA", (CELL, CELL))
     canvas.paste(picture, ((CELL - size[0]) // 2, (CELL - size[1]) // 2))
     pixels = np.asarray(canvas).astype(np.float32) / 255
-    luminance = pixels[..., :3] @ np.array([0.299, 0.587, 0.114], np.float32)
+    weights = np.array([0.299, 0.587, 0.114], np.float32)
+    luminance: NDArray[np.float32] = (pixels[..., :3] * weights).sum(-1, dtype=np.float32)
     alpha = pixels[..., 3]
     tone = luminance if flat else stretch(luminance, alpha > 0.5)
     grown = canvas.getchannel("A").filter(ImageFilter.MaxFilter(OUTLINE))

@@ -50,10 +50,6 @@ class RecordedCase:
         return self.path.with_name(name + ending)
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "parity_cases(pattern): run for every recorded file found")
-
-
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     marker = metafunc.definition.get_closest_marker("parity_cases")
     if marker is None:

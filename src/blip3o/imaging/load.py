@@ -143,7 +143,7 @@ def _upright(image: Image.Image) -> Image.Image:
     """Returns the picture turned as its EXIF orientation says; unreadable EXIF says nothing."""
     try:
         orientation = image.getexif().get(ExifTags.Base.Orientation)
-    except Exception:  # a damaged side note is no reason to refuse the picture
+    except Exception:  # noqa: BLE001  (a damaged side note is no reason to refuse)
         return image
     method = _TRANSPOSE.get(orientation) if isinstance(orientation, int) else None
     return image if method is None else image.transpose(method)

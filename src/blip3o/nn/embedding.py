@@ -17,7 +17,7 @@ def timestep_sinusoid(timestep: Tensor, size: int, max_period: float = 10000.0) 
     """
     half = size // 2
     steps = torch.arange(half, device=timestep.device, dtype=torch.float32)
-    angles = timestep.float()[:, None] * torch.exp(steps * (-math.log(max_period) / half))
+    angles = timestep.float()[:, None] * torch.exp(-math.log(max_period) * steps / half)
     return torch.cat([angles.cos(), angles.sin()], dim=-1)
 
 

@@ -25,8 +25,9 @@ class RMSNorm(nn.Module):
     def forward(self, hidden: Tensor) -> Tensor:
         """Returns the normalized tensor, same shape and type."""
         weight = self.weight
-        plain = hidden.dtype == weight.dtype == torch.float32
-        if plain and hidden.device.type == "cpu" and not torch.compiler.is_compiling():
+        single = hidden.dtype == weight.dtype == torch.float32
+        training = torch.is_grad_enabled() and not torch.compiler.is_compiling()
+        if single and training and hidden.device.type == "cpu":
             return _LeanRMSNorm.apply(hidden, weight, self.eps)
         return rms_norm(hidden, weight, self.eps)
 
@@ -48,6 +49,7 @@ class _LeanRMSNorm(torch.autograd.Function):
     """
 
     @staticmethod
+    # pyrefly: ignore  # bad-override (torch declares the hooks as *args)
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, eps: float) -> Tensor:  # noqa: ANN401
         norm = torch.linalg.vector_norm(hidden, dim=-1, keepdim=True)
         scale = torch.rsqrt(norm.square().div_(hidden.shape[-1]).add_(eps))
@@ -55,6 +57,7 @@ class _LeanRMSNorm(torch.autograd.Function):
         return (hidden * scale).mul_(weight)
 
     @staticmethod
+    # pyrefly: ignore  # bad-override
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor | None, None]:  # noqa: ANN401
         hidden, scale, weight = ctx.saved_tensors
         width = hidden.shape[-1]

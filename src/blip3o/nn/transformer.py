@@ -2,6 +2,7 @@
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from blip3o.nn.attention import KeyValueCache, attend
 from blip3o.nn.mlp import SwiGLU, swiglu_size
@@ -45,11 +46,11 @@ class TransformerBlock(nn.Module):
         self.out = nn.Linear(hidden_size, hidden_size)
         self.norm_mlp = nn.LayerNorm(hidden_size, elementwise_affine=affine)
         self.mlp = SwiGLU(hidden_size, swiglu_size(hidden_size, multiple_of))
-        self.modulation = None
+        self.modulation: nn.Linear | None = None
         if condition_size is not None:
-            self.modulation = nn.Sequential(nn.SiLU(), nn.Linear(condition_size, 6 * hidden_size))
-            nn.init.zeros_(self.modulation[1].weight)
-            nn.init.zeros_(self.modulation[1].bias)
+            self.modulation = nn.Linear(condition_size, 6 * hidden_size)
+            nn.init.zeros_(self.modulation.weight)
+            nn.init.zeros_(self.modulation.bias)
 
     def forward(
         self,
@@ -78,7 +79,7 @@ class TransformerBlock(nn.Module):
         if vector is None or self.modulation is None:
             hidden = hidden + self._attention(self.norm_attention(hidden), mask, rope, cache)
             return hidden + self.mlp(self.norm_mlp(hidden))
-        changes = self.modulation(vector).unsqueeze(1).chunk(6, dim=-1)
+        changes = self.modulation(functional.silu(vector)).unsqueeze(1).chunk(6, dim=-1)
         shift, scale, gate, mlp_shift, mlp_scale, mlp_gate = changes
         normed = torch.addcmul(shift, self.norm_attention(hidden), 1 + scale)
         hidden = torch.addcmul(hidden, gate, self._attention(normed, mask, rope, cache))

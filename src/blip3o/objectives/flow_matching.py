@@ -67,26 +67,25 @@ class FlowMatching(nn.Module):
             prompt_features = _prompt_features(model, batch)
             reference = _reference(model, batch, prompt_features)
         condition = model.condition(batch.input_ids, batch.attention_mask, prompt_features)
+        dropped = sample_uniform(seed, "condition_dropout", batch.epochs, batch.indices)
+        is_dropped = (dropped < self.config.condition_dropout).to(clean.device)
+        condition = drop_condition(condition, is_dropped)
+        # What the DiT makes of the condition does not depend on noise or sigma: once for all draws.
+        context = model.dit.prepare_context(condition)
         loss_sum = torch.zeros((), device=clean.device)
         for draw in range(self.config.draws):
-            noise, sigma, dropped = self._draw(batch, seed, draw, clean)
+            noise, sigma = self._draw(batch, seed, draw, clean)
             noisy = interpolate(clean, noise, sigma)
-            predicted = model.velocity(
-                noisy, sigma, drop_condition(condition, dropped), reference=reference
-            )
+            predicted = model.velocity(noisy, sigma, condition, reference, context)
             error = predicted.float() - velocity_target(clean, noise)
             loss_sum = loss_sum + error.square().sum()
         return LossOutput(loss_sum=loss_sum, count=self.count(batch))
 
-    def _draw(
-        self, batch: Batch, seed: int, draw: int, clean: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    def _draw(self, batch: Batch, seed: int, draw: int, clean: Tensor) -> tuple[Tensor, Tensor]:
         keys = (batch.epochs, batch.indices)
         noise = sample_normal(self.shape, seed, f"noise/{draw}", *keys).to(clean)
         uniform = sample_uniform(seed, f"sigma/{draw}", *keys)
-        sigma = self.config.sigmas.sample(uniform).to(clean)  # type: ignore[attr-defined]
-        dropped = sample_uniform(seed, "condition_dropout", *keys) < self.config.condition_dropout
-        return noise, sigma, dropped.to(clean.device)
+        return noise, self.config.sigmas.sample(uniform).to(clean)  # type: ignore[attr-defined]
 
 
 def _target_features(model: UnifiedModel, batch: Batch) -> Tensor:

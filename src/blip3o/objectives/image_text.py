@@ -27,8 +27,8 @@ class ImageTextConfig:
         text_layers: its transformer layers.
         text_heads: its attention heads.
         embedding_size: width of the joint embedding.
-        num_things: number of object labels.
-        num_colors: number of color labels.
+        things: names of the object labels.
+        colors: names of the color labels.
         contrastive_weight: factor of the sigmoid contrastive loss.
         region_weight: factor of the losses on the object behind each token.
         pixel_weight: factor of the regression of each token's own pixels.
@@ -42,8 +42,8 @@ class ImageTextConfig:
     text_layers: int = 2
     text_heads: int = 4
     embedding_size: int = 128
-    num_things: int
-    num_colors: int
+    things: tuple[str, ...]
+    colors: tuple[str, ...]
     contrastive_weight: float = 1.0
     region_weight: float = 1.0
     pixel_weight: float = 1.0
@@ -84,8 +84,8 @@ class ImageText(nn.Module):
         self.image_out = nn.Linear(channels, config.embedding_size)
         self.logit_scale = nn.Parameter(torch.tensor(10.0).log())
         self.logit_bias = nn.Parameter(torch.tensor(-10.0))
-        self.thing_head = nn.Linear(channels, config.num_things + 1)
-        self.color_head = nn.Linear(channels, config.num_colors + 1)
+        self.thing_head = nn.Linear(channels, len(config.things) + 1)
+        self.color_head = nn.Linear(channels, len(config.colors) + 1)
         self.box_head = nn.Linear(channels, 3)
         self.pixel_head = nn.Linear(channels, 3 * config.pixel_px**2)
 
@@ -139,16 +139,17 @@ class ImageText(nn.Module):
         return self.text_out(mean)
 
     def _region(self, features: Tensor, regions: Tensor) -> tuple[Tensor, Tensor, float]:
-        thing, color, box, covered = region_targets(regions, self.grid, self.config.num_things)
+        thing, color, box, covered = region_targets(regions, self.grid, len(self.config.things))
+        color = torch.where(covered, color, len(self.config.colors))
         thing_logits = self.thing_head(features)
-        loss = functional.cross_entropy(thing_logits.flatten(0, 1), thing.flatten())
-        color = torch.where(covered, color, self.config.num_colors)
-        loss = loss + functional.cross_entropy(
-            self.color_head(features).flatten(0, 1), color.flatten()
-        )
-        error = functional.smooth_l1_loss(self.box_head(features), box, reduction="none", beta=0.1)
+        what = functional.cross_entropy(thing_logits.mT, thing, reduction="none")
+        what = what + functional.cross_entropy(self.color_head(features).mT, color, reduction="none")
+        where = functional.smooth_l1_loss(self.box_head(features), box, reduction="none", beta=0.1)
+        # Most tokens are empty and soon easy: averaged apart, they do not drown the objects.
         num_covered = covered.sum().clamp_min(1)
-        loss = loss + 10 * (error.sum(-1) * covered).sum() / num_covered
+        num_empty = (~covered).sum().clamp_min(1)
+        loss = ((what + 2 * where.sum(-1)) * covered).sum() / num_covered
+        loss = loss + (what * ~covered).sum() / num_empty
         right = ((thing_logits.detach().argmax(-1) == thing) & covered).sum()
         return loss, right, float(num_covered)
 

@@ -1,4 +1,4 @@
-"""The chat format: conversations as token ids, for training and for prompts.
+r"""The chat format: conversations as token ids, for training and for prompts.
 
 Every turn is `<|im_start|>{role}\n{content}<|im_end|>\n` (BLIP3-o's format for the Qwen family).
 What people and data say is read as plain text: only this file places special tokens, so no caption

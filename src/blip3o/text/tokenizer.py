@@ -197,12 +197,14 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
         ]
     )
     backend.decoder = decoders.ByteLevel()
-    # Special tokens are added afterwards, so that they get the last ids, as in the Qwen family.
+    # Special tokens come first: their ids then do not depend on how many merges the texts give.
     trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size - len(SPECIAL_TOKENS), initial_alphabet=alphabet, show_progress=False
+        vocab_size=vocab_size,
+        special_tokens=list(SPECIAL_TOKENS),
+        initial_alphabet=alphabet,
+        show_progress=False,
     )
     backend.train_from_iterator(texts, trainer)
-    backend.add_special_tokens(list(SPECIAL_TOKENS))
     return Tokenizer(backend)
 
 

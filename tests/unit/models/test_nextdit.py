@@ -1,6 +1,7 @@
 """NextDiT beyond parity: its fast paths, its options and its complaints."""
 
 import dataclasses
+from typing import Any
 
 import pytest
 import torch
@@ -29,7 +30,9 @@ def inputs(config: NextDiTConfig = TINY, rows: int = 3) -> tuple[Tensor, Tensor,
 
 def test_fresh_gates_close_the_cross_attention() -> None:
     dit = TINY.build()
-    assert all(not bool(layer.gate.any()) for layer in dit.layers)
+    gates = [value for key, value in dit.state_dict().items() if key.endswith(".gate")]
+    assert len(gates) == TINY.num_layers
+    assert not any(bool(gate.any()) for gate in gates)
 
 
 def test_velocity_is_the_released_form_at_1000_sigma() -> None:
@@ -72,18 +75,22 @@ def test_truncated_timestep_is_the_whole_number_below() -> None:
 
 def test_reference_starts_without_effect_and_learns() -> None:
     config = dataclasses.replace(TINY, reference_channels=3)
-    assert not hasattr(TINY.build(), "reference_embedder")
+    assert not any("reference" in key for key in TINY.build().state_dict())
     dit, (noisy, sigma, condition) = config.build(), inputs(config)
     reference = torch.randn(3, config.grid**2, 3)
     with_reference = dit.velocity(noisy, sigma, condition, reference=reference)
     assert torch.equal(with_reference, dit.velocity(noisy, sigma, condition))
     with_reference.square().sum().backward()
-    assert float(dit.reference_embedder.weight.grad.abs().sum()) > 0
+    assert dit.reference_embedder is not None
+    gradient = dit.reference_embedder.weight.grad
+    assert gradient is not None
+    assert float(gradient.abs().sum()) > 0
 
 
 def test_reference_is_added_to_the_embedded_tokens() -> None:
     config = dataclasses.replace(TINY, reference_channels=TINY.in_channels)
     dit, (noisy, sigma, condition) = build(config), inputs(config)
+    assert dit.reference_embedder is not None
     dit.reference_embedder.weight.data = dit.patch_embedder.proj.weight.data
     dit.reference_embedder.bias.data.zero_()
     half = dit.velocity(noisy / 2, sigma, condition, reference=noisy / 2)
@@ -100,17 +107,15 @@ def test_grid_orders_the_tokens() -> None:
 def test_patches_are_gathered_and_spread_by_position() -> None:
     config = dataclasses.replace(TINY, grid=4, patch_size=2)
     dit, (noisy, sigma, condition) = build(config), inputs(config)
-    velocity = dit.velocity(noisy, sigma, condition)
-    assert velocity.shape == noisy.shape
     # In: (channel, row, column) inside a patch; out: (row, column, channel).
     taken: dict[str, Tensor] = {}
     dit.patch_embedder.proj.register_forward_hook(lambda m, i, o: taken.update(tokens=i[0]))
     dit.norm_out.register_forward_hook(lambda m, i, o: taken.update(out=o))
     velocity = dit.velocity(noisy, sigma, condition)
-    row, column = 3, 2  # in patch (1, 1) at (1, 0)
-    token = row * 4 + column
-    assert torch.equal(taken["tokens"][:, 3].unflatten(-1, (-1, 2, 2))[..., 1, 0], noisy[:, token])
-    assert torch.equal(taken["out"][:, 3].unflatten(-1, (2, 2, -1))[:, 1, 0], velocity[:, token])
+    assert velocity.shape == noisy.shape
+    token = 3 * 4 + 0  # row 3, column 0: in patch 2 at (1, 0)
+    assert torch.equal(taken["tokens"][:, 2].unflatten(-1, (-1, 2, 2))[..., 1, 0], noisy[:, token])
+    assert torch.equal(taken["out"][:, 2].unflatten(-1, (2, 2, -1))[:, 1, 0], velocity[:, token])
 
 
 def test_autocast_stays_near_fp32() -> None:
@@ -149,6 +154,17 @@ def test_shapes_that_do_not_fit_are_named(change: dict[str, object], message: st
         ({"patch_size": 3}, "patch_size"),
     ],
 )
-def test_sizes_that_do_not_fit_are_refused(change: dict[str, int], message: str) -> None:
+def test_sizes_that_do_not_fit_are_refused(change: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         dataclasses.replace(TINY, **change)
+
+
+@pytest.mark.compile
+def test_is_one_graph_for_the_compiler() -> None:
+    dit, arguments = build(dataclasses.replace(TINY, num_layers=1)), inputs()
+    expected = dit.velocity(*arguments)
+    compiled = torch.compile(dit.velocity, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(*arguments), expected)
+    with torch.no_grad():
+        context = dit.prepare_context(arguments[2])
+        torch.testing.assert_close(compiled(*arguments, context), expected.detach())

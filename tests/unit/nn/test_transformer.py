@@ -15,7 +15,8 @@ def test_fresh_conditioned_block_is_the_identity() -> None:
 
 def test_conditioning_changes_only_its_own_row() -> None:
     block = TransformerBlock(8, 2, condition_size=5)
-    torch.nn.init.normal_(block.modulation[1].weight)
+    assert block.modulation is not None
+    torch.nn.init.normal_(block.modulation.weight)
     hidden, vector = torch.randn(2, 3, 8), torch.randn(2, 5)
     before = block(hidden, vector)
     vector[1] += 1
@@ -50,11 +51,11 @@ def test_causal_block_with_cache_equals_the_whole_sequence(padded: bool) -> None
     mask[1, 0] = not padded
     cos, sin = rope_table(torch.arange(5), 8)
     whole = block(hidden, rope=(cos, sin), mask=mask[:, None, None] if padded else None)
-    cache, parts = KeyValueCache(2, 2, 5, 8), []
+    cache = KeyValueCache(2, 2, 5, 8)
+    parts: list[torch.Tensor] = []
     for start, stop in ((0, 2), (2, 3), (3, 5)):
         seen = mask[:, None, None, :stop] if padded else None
         table = (cos[start:stop], sin[start:stop])
         with torch.no_grad():
             parts.append(block(hidden[:, start:stop], rope=table, mask=seen, cache=cache))
-    valid = mask.clone()
-    torch.testing.assert_close(torch.cat(parts, dim=1)[valid], whole[valid])
+    torch.testing.assert_close(torch.cat(parts, dim=1)[mask], whole[mask])

@@ -38,6 +38,7 @@ def caption_texts(scene: Scene, rng: np.random.Generator, num_short: int = 3) ->
         scene: what to describe.
         rng: where the choice of phrasings comes from.
         num_short: how many short captions to try for; fewer if they come out equal.
+
     """
     texts = [short_caption(scene, rng) for _ in range(num_short)]
     sentence = detailed_caption(scene)

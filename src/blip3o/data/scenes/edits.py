@@ -37,6 +37,7 @@ class Edit:
 
         Args:
             found: (thing, color, x, y) of every object seen, centers as shares of the side.
+
         """
         wanted = self.target.objects
         if len(found) != len(wanted):
@@ -71,6 +72,7 @@ def sample_edit(seed: int, index: int, split: str = "train") -> Edit:
 
     Raises:
         UsageError: for an unknown split.
+
     """
     check_split(split)
     rng = numpy_rng(seed, f"scenes/edits/{split}", index)

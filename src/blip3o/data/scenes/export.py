@@ -19,7 +19,7 @@ from blip3o.core.rng import numpy_rng
 from blip3o.core.types import IMAGE_MARK
 from blip3o.data.scenes.captions import caption_texts
 from blip3o.data.scenes.edits import sample_edit
-from blip3o.data.scenes.questions import TEXT_KINDS, QA, describe, questions, text_context
+from blip3o.data.scenes.questions import QA, TEXT_KINDS, describe, questions, text_context
 from blip3o.data.scenes.render import render
 from blip3o.data.scenes.scene import check_split, sample_scene
 from blip3o.data.scenes.types import Scene
@@ -34,6 +34,7 @@ class ScenesExport:
 
     Raises:
         UsageError: for numbers out of range, an unknown format or an unknown split.
+
     """
 
     out_dir: Path
@@ -66,7 +67,7 @@ def export_scenes(
     split: str = "train",
     shard_size: int = 2000,
     num_processes: int = 2,
-    format: Format = "webdataset",  # noqa: A002  (the word users expect)
+    format: Format = "webdataset",
 ) -> list[Path]:
     """Writes shards `scenes-NNNNNN.tar` and `edits-NNNNNN.tar` (or `.jsonl` with pictures).
 
@@ -89,6 +90,7 @@ def export_scenes(
 
     Raises:
         UsageError: for bad arguments, or a folder that holds an export with other settings.
+
     """
     settings = ScenesExport(
         out_dir=Path(out_dir),
@@ -124,8 +126,7 @@ def export_scenes(
 def _check_settings(settings: ScenesExport) -> None:
     """Refuses to mix two exports in one folder."""
     path = settings.out_dir / "export.json"
-    now = asdict(settings)
-    del now["out_dir"]
+    now = {name: value for name, value in asdict(settings).items() if name != "out_dir"}
     if path.exists():
         before = json.loads(path.read_text(encoding="utf-8"))
         other = [f"{k}={before.get(k)!r}" for k in now if before.get(k) != now[k]]
@@ -168,6 +169,7 @@ def scene_fields(scene: Scene, index: int, rng: np.random.Generator) -> dict[str
         scene: what the picture shows.
         index: its number in the data set.
         rng: chooses phrasings.
+
     """
     asked = [describe(scene, rng), *questions(scene, rng)]
     order = rng.permutation(len(asked))
@@ -215,7 +217,7 @@ _SAMPLERS: dict[str, Callable[[ScenesExport, int], _Sample]] = {
 
 
 def _png(picture: Image.Image) -> bytes:
-    # Level 1: 1.6 times as fast to write as level 6, 7 % larger, as fast to read (measured at 96 px).
+    # Measured at 96 px: level 1 writes 1.6 times as fast as level 6, is 7 % larger, reads as fast.
     buffer = io.BytesIO()
     picture.save(buffer, format="PNG", compress_level=1)
     return buffer.getvalue()

@@ -10,8 +10,8 @@ from collections import Counter
 
 from blip3o.core.rng import numpy_rng
 from blip3o.data.scenes.backgrounds import BACKGROUNDS
-from blip3o.data.scenes.types import Scene
 from blip3o.data.scenes.things import COLORS, THINGS
+from blip3o.data.scenes.types import Scene
 
 _SEED = 20250514
 
@@ -54,7 +54,7 @@ def heldout_backgrounds() -> frozenset[tuple[str, str]]:
 
 
 def heldout_reasons(scene: Scene) -> list[str]:
-    """Returns which kinds of held-out composition a scene shows, of color, pair, count, background."""
+    """Returns the kinds of held-out composition in a scene: color, pair, count, background."""
     things = Counter(placed.thing for placed in scene.objects)
     pairs = itertools.combinations(sorted(things), 2)
     found = {

@@ -39,6 +39,7 @@ def opened(rng: np.random.Generator, words: str, *, many: bool = False) -> str:
         rng: where the choice comes from.
         words: noun phrases.
         many: whether the first noun phrase is a plural.
+
     """
     if rng.random() < 0.15:
         return f"there {'are' if many else 'is'} {words}"

@@ -59,6 +59,7 @@ def eval_prompts(category: str, n: int = 100, seed: int = 0) -> list[EvalPrompt]
     Raises:
         UsageError: for an unknown category.
         ValueError: for more prompts than there are.
+
     """
     if category not in _MAKERS:
         raise unknown_name("category", category, CATEGORIES)

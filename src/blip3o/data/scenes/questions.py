@@ -39,6 +39,7 @@ def questions(
         scene: what the picture shows.
         rng: where the choices come from.
         kinds: the kinds to ask, of KINDS; None for all.
+
     """
     kinds = KINDS if kinds is None else kinds
     found = []
@@ -65,6 +66,7 @@ def text_questions(scene: Scene, rng: np.random.Generator) -> list[QA]:
     Args:
         scene: what the words describe.
         rng: where the choices come from.
+
     """
     return [
         replace(qa, question=text_context(scene) + qa.question)

@@ -3,8 +3,8 @@
 from PIL import Image
 
 from blip3o.data.scenes.backgrounds import background_picture
-from blip3o.data.scenes.types import Scene
 from blip3o.data.scenes.things import colored_sprite
+from blip3o.data.scenes.types import Scene
 
 _OVERSAMPLE = 3
 
@@ -15,6 +15,7 @@ def render(scene: Scene, px: int = 96) -> Image.Image:
     Args:
         scene: what to draw.
         px: side of the picture in pixels.
+
     """
     big = px * _OVERSAMPLE
     canvas = background_picture(scene.background, big).copy()

@@ -6,6 +6,7 @@ from blip3o.core.errors import unknown_name
 from blip3o.core.rng import numpy_rng
 from blip3o.data.scenes.backgrounds import BACKGROUNDS
 from blip3o.data.scenes.heldout import is_heldout
+from blip3o.data.scenes.things import COLORS, THINGS
 from blip3o.data.scenes.types import (
     GAP,
     MARGIN,
@@ -18,7 +19,6 @@ from blip3o.data.scenes.types import (
     relations,
     size_word,
 )
-from blip3o.data.scenes.things import COLORS, THINGS
 
 __all__ = [
     "PLACES",
@@ -71,6 +71,7 @@ def sample_scene(seed: int, index: int, split: str = "train") -> Scene:
 
     Raises:
         UsageError: for an unknown split.
+
     """
     check_split(split)
     rng = numpy_rng(seed, f"scenes/{split}", index)
@@ -90,8 +91,12 @@ def draw_scene(rng: np.random.Generator) -> Scene:
 def check_split(split: str) -> None:
     """Refuses a name that is no split.
 
+    Args:
+        split: a name, perhaps of SPLITS.
+
     Raises:
         UsageError: for an unknown split.
+
     """
     if split not in SPLITS:
         raise unknown_name("split", split, SPLITS)
@@ -134,6 +139,7 @@ def arrange(rng: np.random.Generator, looks: list[tuple[str, str]]) -> tuple[Pla
     Args:
         rng: where the randomness comes from.
         looks: (thing, color) of one to four objects.
+
     """
     points, cells = _sample_points(rng, len(looks))
     order = rng.permutation(len(looks))

@@ -35,6 +35,7 @@ def groups(scene: Scene, *, colors: bool = True) -> list[Group]:
     Args:
         scene: what to describe.
         colors: whether objects of different colors are different.
+
     """
     counts: dict[tuple[str, str | None], int] = {}
     for one in reading_order(scene.objects):

@@ -11,18 +11,18 @@ Reference:
 
 import dataclasses
 import math
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
+from blip3o.flow.sigmas import NUM_TIMESTEPS
 from blip3o.models.dit.nextdit_block import KeyValue, NextDiTBlock
+from blip3o.models.dit.patches import from_patches, to_patches
 from blip3o.nn.embedding import TimestepEmbedding
 from blip3o.nn.rope import grid_rope_table
-
-_TIMESTEPS = 1000.0
-"""The released weights are told 1000 * sigma."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -144,6 +144,7 @@ class NextDiT(nn.Module):
         self.gradient_checkpointing = False
         width, area = config.hidden_size, config.patch_size**2
         self.patch_embedder = _PatchEmbedder(config.in_channels * area, width)
+        self.reference_embedder: nn.Linear | None = None
         if config.reference_channels:
             self.reference_embedder = nn.Linear(config.reference_channels * area, width)
             nn.init.zeros_(self.reference_embedder.weight)  # editing starts as generation
@@ -193,7 +194,7 @@ class NextDiT(nn.Module):
         Raises:
             ValueError: if a shape does not fit the network, naming both sides.
         """
-        timestep = _TIMESTEPS * sigma.float()
+        timestep = NUM_TIMESTEPS * sigma.float()
         if truncate_timestep:
             timestep = timestep.floor()
         grid = grid or _square(noisy.shape[1])
@@ -209,7 +210,9 @@ class NextDiT(nn.Module):
         context = self.caption_projection(condition.to(self._dtype))
         return NextDiTContext(
             pooled=self.time_caption_embed.pool(context),
-            layers=tuple(layer.cross_key_value(context) for layer in self.layers),
+            layers=tuple(
+                cast("NextDiTBlock", layer).cross_key_value(context) for layer in self.layers
+            ),
         )
 
     @property
@@ -226,9 +229,9 @@ class NextDiT(nn.Module):
         grid: tuple[int, int],
     ) -> Tensor:
         config, patch = self.config, self.config.patch_size
-        hidden = self.patch_embedder.proj(_to_patches(noisy.to(self._dtype), grid, patch))
-        if reference is not None:
-            patches = _to_patches(reference.to(self._dtype), grid, patch)
+        hidden = self.patch_embedder.proj(to_patches(noisy.to(self._dtype), grid, patch))
+        if reference is not None and self.reference_embedder is not None:
+            patches = to_patches(reference.to(self._dtype), grid, patch)
             hidden = hidden + self.reference_embedder(patches)
         context = None
         if cache is None:
@@ -255,7 +258,7 @@ class NextDiT(nn.Module):
             else:
                 hidden = layer(hidden, vector, rope, context, key_value)
         velocity = self.norm_out(hidden, vector)
-        return _from_patches(velocity, grid, patch).to(noisy.dtype)
+        return from_patches(velocity, grid, patch).to(noisy.dtype)
 
     def _check(
         self, noisy: Tensor, condition: Tensor, reference: Tensor | None, grid: tuple[int, int]
@@ -334,21 +337,3 @@ def _square(num_tokens: int) -> tuple[int, int]:
             f"{num_tokens} feature tokens are no square grid: give grid=(rows, columns)"
         )
     return (side, side)
-
-
-def _to_patches(tokens: Tensor, grid: tuple[int, int], patch: int) -> Tensor:
-    """Gathers feature tokens into patches, each ordered (channel, row, column)."""
-    if patch == 1:
-        return tokens
-    rows, columns = grid[0] // patch, grid[1] // patch
-    blocks = tokens.unflatten(1, (rows, patch, columns, patch))
-    return blocks.permute(0, 1, 3, 5, 2, 4).flatten(3).flatten(1, 2)
-
-
-def _from_patches(patches: Tensor, grid: tuple[int, int], patch: int) -> Tensor:
-    """Spreads patches, each ordered (row, column, channel), to feature tokens."""
-    if patch == 1:
-        return patches
-    rows, columns = grid[0] // patch, grid[1] // patch
-    blocks = patches.unflatten(2, (patch, patch, -1)).unflatten(1, (rows, columns))
-    return blocks.transpose(2, 3).flatten(1, 4)

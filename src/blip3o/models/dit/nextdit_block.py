@@ -32,8 +32,7 @@ class NextDiTBlock(nn.Module):
         self.norm1 = _ModulatedNorm(width, config.vector_size, eps)
         self.attn1 = _Projections(config)
         self.norm1_context = RMSNorm(width, eps)
-        self.attn2 = _Projections(config)
-        self.attn2.to_out = nn.ModuleList([nn.Linear(width, width, bias=False)])
+        self.attn2 = _CrossProjections(config)
         self.norm2 = RMSNorm(width, eps)
         self.ffn_norm1 = RMSNorm(width, eps)
         self.feed_forward = SwiGLU(width, inner, silu_in_fp32=True)
@@ -115,3 +114,12 @@ class _Projections(nn.Module):
 
     def value(self, hidden: Tensor) -> Tensor:
         return self.to_v(hidden).unflatten(-1, (-1, self.head_dim))
+
+
+class _CrossProjections(_Projections):
+    """Also holds the output projection, which self- and cross-attention share."""
+
+    def __init__(self, config: "NextDiTConfig") -> None:
+        super().__init__(config)
+        width = config.hidden_size
+        self.to_out = nn.ModuleList([nn.Linear(width, width, bias=False)])

@@ -1,0 +1,53 @@
+# Everything starts here. `make demo` and `make test` set up what they need by themselves:
+# a Python 3.11 or later with venv and pip is all a machine must have.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+STAMP := $(VENV)/.installed
+# Tests use one thread each and two processes: more threads than cores makes torch many times slower.
+TEST_JOBS ?= 2
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TEST_JOBS)
+
+.PHONY: help setup demo test test-all lint check format bench clean
+
+help: ## List the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+setup: $(STAMP) ## Make .venv with everything in it; again only when the requirements change
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+		|| { echo "Python 3.11 or later is needed; try: make setup PYTHON=python3.12"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) install -c constraints.txt torch
+	$(PIP) install -c constraints.txt -e ".[dev,train]"
+	@touch $@
+
+demo: setup ## Show the main job: pictures, a description, an edit, a contact sheet
+	$(BIN)/python examples/demo.py
+
+test: setup ## Run the default tests (a few minutes)
+	$(PYTEST)
+
+test-all: setup ## Run every test this machine can: slow and compiled ones too
+	$(PYTEST) -m "not gpu"
+
+lint: setup ## Formatting, lint (docstrings too), types, layers
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/pyrefly check
+	$(BIN)/lint-imports
+
+check: lint test ## What must pass before a commit
+
+format: setup ## Let ruff rewrite what it can
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: setup ## Measure speed on this machine
+	$(BIN)/python benchmarks/run.py
+
+clean: ## Remove the environment and all caches
+	rm -rf $(VENV) build .pytest_cache .ruff_cache .import_linter_cache src/*.egg-info

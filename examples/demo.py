@@ -1,0 +1,55 @@
+"""The main job in a minute: four prompts, a description, an edit, and one sheet to look at.
+
+Run with `make demo`, or `python examples/demo.py [--out FOLDER]`. Uses the bundled pocket model;
+needs no network and no GPU.
+"""
+
+import argparse
+import time
+from pathlib import Path
+
+import torch
+
+from blip3o import Blip3oPipeline
+from blip3o.imaging.sheet import contact_sheet
+
+PROMPTS = (
+    "a red car",
+    "three yellow stars",
+    "a blue cat to the left of a green tree",
+    "a purple guitar and an orange crown",
+)
+QUESTION = "Describe the image in detail."
+INSTRUCTION = "make the car green"
+
+
+def main() -> None:
+    """Generates, describes and edits pictures and prints where the sheet is."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, default=Path("outputs/demo"))
+    out = parser.parse_args().out
+    start = time.perf_counter()
+    pipe = Blip3oPipeline.from_pretrained("pocket")
+    generators = [torch.Generator().manual_seed(seed) for seed in range(len(PROMPTS))]
+    images = pipe(PROMPTS, generator=generators).images
+    description = pipe.ask(images[2], QUESTION)
+    edited = pipe.edit(images[0], INSTRUCTION, generator=torch.Generator().manual_seed(0)).images[0]
+    sheet = contact_sheet(
+        [*images, images[2], edited],
+        [*PROMPTS, f"asked to describe: {description}", f"first picture: {INSTRUCTION}"],
+        columns=3,
+        scale=2,
+    )
+    out.mkdir(parents=True, exist_ok=True)
+    for number, image in enumerate([*images, edited]):
+        image.save(out / f"{number:04d}.png")
+    sheet.save(out / "sheet.png")
+    for prompt in PROMPTS:
+        print(f"drew: {prompt}")
+    print(f"described the third picture: {description}")
+    print(f"edited the first picture: {INSTRUCTION}")
+    print(f"contact sheet: {(out / 'sheet.png').resolve()} ({time.perf_counter() - start:.1f} s)")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,143 @@
+"""Tasks make a raw record into something to learn; one function and one table line each."""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from blip3o.core.errors import unknown_name
+from blip3o.core.types import IMAGE_MARK, Example, Message, Record
+
+DESCRIBE = "Describe the image in detail."
+"""The question a long caption answers."""
+
+TaskFunction = Callable[[Record, np.random.Generator], Example]
+"""A task; the generator's draws are keyed by the sample."""
+_ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant"}
+
+
+def text_to_image(record: Record, rng: np.random.Generator) -> Example:
+    """Draws one of the captions and asks for the record's picture."""
+    return Example(
+        task="text_to_image", record=record, caption=_caption(record, rng), target_image="image"
+    )
+
+
+def edit(record: Record, rng: np.random.Generator) -> Example:
+    """Asks for the target picture, given the source picture and the instruction."""
+    del rng
+    return Example(
+        task="edit",
+        record=record,
+        caption=_field(record, "instruction", str),
+        prompt_images=("source",),
+        target_image="target",
+    )
+
+
+def reconstruct(record: Record, rng: np.random.Generator) -> Example:
+    """Asks for the record's picture, given that picture."""
+    del rng
+    return Example(
+        task="reconstruct", record=record, prompt_images=("image",), target_image="image"
+    )
+
+
+def contrastive(record: Record, rng: np.random.Generator) -> Example:
+    """Pairs the picture with one of its captions and, where known, its objects."""
+    return Example(
+        task="contrastive",
+        record=record,
+        caption=_caption(record, rng),
+        target_image="image",
+        regions=tuple(record.fields.get("objects", ())),
+    )
+
+
+def image_to_text(record: Record, rng: np.random.Generator) -> Example:
+    """Learns the answers of the record's conversation, or else its caption."""
+    if "conversations" in record.fields:
+        messages = _messages(_field(record, "conversations", list))
+    else:
+        question = Message(role="user", text=f"{IMAGE_MARK}\n{DESCRIBE}")
+        messages = (question, Message(role="assistant", text=_caption(record, rng)))
+    marks = sum(message.text.count(IMAGE_MARK) for message in messages)
+    if marks != 1:
+        raise ValueError(f"the conversation has {marks} image marks for one picture")
+    return Example(
+        task="image_to_text", record=record, messages=messages, prompt_images=("image",)
+    )
+
+
+def text(record: Record, rng: np.random.Generator) -> Example:
+    """Learns the answers of a conversation without pictures."""
+    del rng
+    messages = _messages(_field(record, "text_conversations", list))
+    return Example(task="text", record=record, messages=messages)
+
+
+def draw_turns(example: Example, max_turns: int, rng: np.random.Generator) -> Example:
+    """Returns an example with at most so many of its questions, in a drawn order.
+
+    Args:
+        example: a conversation of independent questions and answers.
+        max_turns: most questions kept; how many is drawn, too.
+        rng: where the draws come from.
+    """
+    questions, answers = example.messages[0::2], example.messages[1::2]
+    before, mark, first = questions[0].text.rpartition(f"{IMAGE_MARK}\n")
+    texts = [first, *(question.text for question in questions[1:])]
+    count = int(rng.integers(1, min(max_turns, len(texts)) + 1))
+    messages: list[Message] = []
+    for place, k in enumerate(rng.permutation(len(texts))[:count].tolist()):
+        opening = before + mark if place == 0 else ""
+        messages += [Message(role="user", text=opening + texts[k]), answers[k]]
+    return dataclasses.replace(example, messages=tuple(messages))
+
+
+TASKS: Mapping[str, TaskFunction] = {
+    task.__name__: task
+    for task in (text_to_image, edit, reconstruct, contrastive, image_to_text, text)
+}
+
+
+def get_task(name: str) -> TaskFunction:
+    """Returns the function of a task.
+
+    Args:
+        name: a key of `TASKS`.
+
+    Raises:
+        UsageError: if the name is unknown.
+    """
+    if name not in TASKS:
+        raise unknown_name("task", name, TASKS)
+    return TASKS[name]
+
+
+def _caption(record: Record, rng: np.random.Generator) -> str:
+    captions = record.fields.get("captions") or [_field(record, "caption", str)]
+    caption = captions[int(rng.integers(len(captions)))]
+    if not isinstance(caption, str) or not caption.strip():
+        raise ValueError("the caption is empty or no text")
+    return caption.strip()
+
+
+def _messages(turns: Sequence[Mapping[str, Any]]) -> tuple[Message, ...]:
+    try:
+        messages = tuple(
+            Message(role=_ROLES[turn["from"]], text=str(turn["value"])) for turn in turns
+        )
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"a conversation turn is malformed: {error}") from error
+    if not messages or messages[-1].role != "assistant":
+        raise ValueError("the conversation does not end with an answer")
+    return messages
+
+
+def _field(record: Record, name: str, kind: type) -> Any:  # noqa: ANN401
+    value = record.fields.get(name)
+    if not isinstance(value, kind) or not value:
+        raise ValueError(f"the record has no {name!r}")
+    return value

@@ -1,0 +1,108 @@
+"""L6: recipes: documented functions that return a complete run, and the way to start one."""
+
+import inspect
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import yaml
+
+from blip3o.core.config import load_yaml, override, to_dict
+from blip3o.core.errors import UsageError
+from blip3o.core.log import say
+from blip3o.core.registry import Registry
+from blip3o.train.config import RunConfig
+
+RECIPES = Registry(
+    "recipe",
+    {
+        "pocket.encoder": ".pocket:encoder",
+        "pocket.decoder": ".pocket:decoder",
+        "pocket.understanding": ".pocket:understanding",
+        "pocket.generation": ".pocket:generation",
+        "pocket.tune": ".pocket:tune",
+        "pocket.all": ".pocket:all_stages",
+        "pocket.smoke": ".pocket:smoke",
+    },
+    package=__name__,
+)
+
+Stages = dict[str, RunConfig]
+"""Several runs in order, by the name of their folder under the run folder."""
+
+
+def load_recipe(name: str, run_dir: Path) -> RunConfig | Stages:
+    """Returns the run of a recipe or a YAML file.
+
+    Args:
+        name: a name out of `RECIPES`, or a file that ends in .yaml or .yml.
+        run_dir: where it will run; a recipe of several stages links them by it.
+
+    Raises:
+        UsageError: for an unknown name or a file that does not fit.
+    """
+    if name.endswith((".yaml", ".yml")):
+        return load_yaml(RunConfig, Path(name))
+    recipe: Callable[..., RunConfig | Stages] = RECIPES.get(name)
+    takes_folder = bool(inspect.signature(recipe).parameters)
+    return recipe(run_dir) if takes_folder else recipe()
+
+
+def train_recipe(name: str, run_dir: Path, overrides: Sequence[str]) -> None:
+    """Trains a recipe, or goes on with it, and leaves a model folder in `run_dir/model`.
+
+    Args:
+        name: a recipe or a YAML file.
+        run_dir: the run folder.
+        overrides: `path=value` changes; a recipe of several stages wants `stage.path=value`.
+
+    Raises:
+        UsageError: for anything that does not fit.
+        PreemptedError: if a signal asked to stop; the same call resumes.
+    """
+    from blip3o.recipes.run import link_model, train
+
+    recipe = load_recipe(name, run_dir)
+    if isinstance(recipe, RunConfig):
+        train(override(recipe, overrides), run_dir)
+        return
+    stages = _override_stages(recipe, overrides)
+    for stage, config in stages.items():
+        say(f"stage {stage}")
+        train(config, run_dir / stage)
+    link_model(run_dir / list(stages)[-1] / "model", run_dir / "model")
+
+
+def _override_stages(stages: Stages, overrides: Sequence[str]) -> Stages:
+    changed = dict(stages)
+    for assignment in overrides:
+        stage, _, rest = assignment.partition(".")
+        if stage not in stages:
+            raise UsageError(
+                f"override {assignment!r} must start with a stage: {', '.join(stages)}"
+            )
+        changed[stage] = override(changed[stage], [rest])
+    return changed
+
+
+def recipe_yaml(name: str) -> str:
+    """Returns a recipe as YAML, to be edited and trained.
+
+    Args:
+        name: a name out of `RECIPES`.
+    """
+    recipe = load_recipe(name, Path("runs") / name)
+    if isinstance(recipe, RunConfig):
+        return yaml.safe_dump(to_dict(recipe), sort_keys=False)
+    return yaml.safe_dump({k: to_dict(v) for k, v in recipe.items()}, sort_keys=False)
+
+
+def describe_recipes() -> str:
+    """Returns every recipe with the first line of its docstring."""
+    names = RECIPES.names()
+    width = max(map(len, names))
+    lines = [f"{name:{width}}  {_summary(RECIPES.get(name))}" for name in names]
+    return "\n".join(lines)
+
+
+def _summary(recipe: Callable[..., object]) -> str:
+    return (inspect.getdoc(recipe) or "").splitlines()[0].rstrip(".")

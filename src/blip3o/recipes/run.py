@@ -1,0 +1,233 @@
+"""Makes a run out of its config: data, tokenizer, model, cache, trainer, and the model it leaves."""
+
+import hashlib
+import itertools
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from blip3o.core.config import save_yaml
+from blip3o.core.device import resolve_device
+from blip3o.core.errors import UsageError
+from blip3o.core.log import say
+from blip3o.data.cache import FeatureCache, build_cache
+from blip3o.data.collate import Preparer
+from blip3o.data.loader import Loader
+from blip3o.models.unified import UnifiedModel
+from blip3o.recipes.samples import SampleWriter
+from blip3o.recipes.scenes import ensure_scenes
+from blip3o.text.chat import ChatTemplate
+from blip3o.text.tokenizer import Tokenizer, train_tokenizer
+from blip3o.train.config import RunConfig
+from blip3o.train.curves import draw_curves
+from blip3o.train.environment import write_environment
+from blip3o.train.trainer import Trainer
+from blip3o.weights.folder import load_model, save_model
+
+_ROLES = {
+    "text_to_image": ("image",),
+    "image_to_text": ("image",),
+    "reconstruct": ("image",),
+    "contrastive": ("image",),
+    "edit": ("source", "target"),
+    "text": (),
+}
+_TOKENIZER_RECORDS = 4000
+_NORMALIZER_BATCHES = 32
+
+
+def train(config: RunConfig, run_dir: Path) -> None:
+    """Trains a run to its end and writes its model folder.
+
+    Args:
+        config: the whole run.
+        run_dir: the run folder; created if missing.
+
+    Raises:
+        UsageError: for anything that does not fit.
+        PreemptedError: if a signal asked to stop; the same call resumes.
+    """
+    run_dir.mkdir(parents=True, exist_ok=True)
+    ensure_scenes(config.data)
+    tokenizer, model = _build(config, run_dir)
+    _check_tokens(tokenizer, config)
+    save_yaml(config, run_dir / "config.yaml")
+    write_environment(run_dir)
+    objectives = [objective.build(config.model) for objective in config.objectives]
+    preparer = _preparer(config, tokenizer, model)
+    loader = Loader(
+        config.data,
+        preparer,
+        seed=config.train.seed,
+        global_batch_size=config.train.global_batch_size,
+        micro_batch_size=config.train.micro_batch_size,
+        quarantine=run_dir / "quarantine.jsonl",
+    )
+    finish = _Finish(tokenizer, loader)
+    samples = SampleWriter(tokenizer, loader)
+    Trainer(run_dir, config, model, objectives, loader, [samples, finish]).fit()
+
+
+class _Finish:
+    """Writes the curves along the way and the model folder in the end."""
+
+    def __init__(self, tokenizer: Tokenizer, loader: Loader) -> None:
+        self._tokenizer = tokenizer
+        self._loader = loader
+
+    def on_checkpoint(self, trainer: Trainer, step: int, folder: Path) -> None:
+        del step, folder
+        draw_curves(trainer.run_dir)
+
+    def on_end(self, trainer: Trainer) -> None:
+        model = trainer.model
+        assert isinstance(model, UnifiedModel)
+        with trainer.ema.swapped_in():
+            model.eval()
+            if any(name.startswith("image_encoder.") for name in trainer.parameters):
+                _fit_normalizer(model, self._loader, trainer.precision.device)
+            save_model(model, self._tokenizer, trainer.run_dir / "model", torch.float32)
+        say(f"model: {trainer.run_dir / 'model'}")
+
+
+def link_model(model: Path, link: Path) -> None:
+    """Copies a model folder to a second place, whole or not at all.
+
+    Args:
+        model: the folder.
+        link: where to; replaced.
+    """
+    scratch = link.with_name(f".{link.name}.tmp")
+    shutil.rmtree(scratch, ignore_errors=True)
+    shutil.copytree(model, scratch)
+    shutil.rmtree(link, ignore_errors=True)
+    os.replace(scratch, link)
+
+
+def _build(config: RunConfig, run_dir: Path) -> tuple[Tokenizer, UnifiedModel]:
+    torch.manual_seed(config.train.seed)
+    model = config.model.build()
+    tokenizer = None
+    for init in config.init:
+        loaded = load_model(init.folder)
+        tokenizer = loaded.tokenizer if tokenizer is None else tokenizer
+        _take(model, loaded.model, init.parts, init.folder)
+    if tokenizer is None:
+        tokenizer = _own_tokenizer(config, run_dir)
+    return tokenizer, model
+
+
+def _take(
+    model: UnifiedModel, other: UnifiedModel, parts: tuple[str, ...], folder: str
+) -> None:
+    """Copies parts of another model; every tensor of a part must fit."""
+    own, state = model.state_dict(), other.state_dict()
+    names = [n for n in own if not parts or any(n == p or n.startswith(f"{p}.") for p in parts)]
+    if not names:
+        raise UsageError(f"init.parts {list(parts)} name no part of the model")
+    unfit = [n for n in names if n not in state or state[n].shape != own[n].shape]
+    if unfit:
+        raise UsageError(f"weights of {folder} do not fit: {', '.join(unfit[:5])}")
+    with torch.no_grad():
+        for name in names:
+            own[name].copy_(state[name])
+
+
+def _own_tokenizer(config: RunConfig, run_dir: Path) -> Tokenizer:
+    """Learns a tokenizer from the run's own texts, once."""
+    folder = run_dir / "tokenizer"
+    if not (folder / "tokenizer.json").exists():
+        texts = itertools.islice(_texts(config), 20 * _TOKENIZER_RECORDS)
+        train_tokenizer(texts, config.model.backbone.vocab_size).save(folder)
+    return Tokenizer.load(folder)
+
+
+def _texts(config: RunConfig) -> Any:  # noqa: ANN401  (a generator of strings)
+    sources = {entry.source: entry.source.build() for entry in config.data.mixture}
+    for source in sources.values():
+        for position in range(min(len(source), _TOKENIZER_RECORDS)):
+            fields = source.read(position)[2]
+            yield from fields.get("captions", ())
+            yield fields.get("instruction", "")
+            for turns in (fields.get("conversations", ()), fields.get("text_conversations", ())):
+                yield from (turn["value"] for turn in turns)
+    chat = config.model.chat
+    yield from 100 * [chat.generate, chat.edit, chat.reconstruct, "user\n", "assistant\n"]
+
+
+def _check_tokens(tokenizer: Tokenizer, config: RunConfig) -> None:
+    backbone = config.model.backbone
+    if tokenizer.image_pad_id != backbone.image_token_id:
+        raise UsageError(
+            f"model.backbone.image_token_id is {backbone.image_token_id}, but the tokenizer's "
+            f"image placeholder is {tokenizer.image_pad_id}"
+        )
+    if tokenizer.vocab_size > backbone.vocab_size:
+        raise UsageError(
+            f"the tokenizer has {tokenizer.vocab_size} tokens, model.backbone.vocab_size is "
+            f"{backbone.vocab_size}"
+        )
+
+
+def _preparer(config: RunConfig, tokenizer: Tokenizer, model: UnifiedModel) -> Preparer:
+    chat = ChatTemplate(tokenizer, config.model.chat, config.model.image_encoder.num_tokens)
+    regions = [o for o in config.objectives if o.kind == "image_text"]
+    return Preparer(
+        chat=chat,
+        image_px=config.data.image_px,
+        max_text_tokens=config.data.max_text_tokens,
+        things=regions[0].things if regions else (),
+        colors=regions[0].colors if regions else (),
+        cache=_cache(config, model) if config.data.feature_cache else None,
+        keep_pixels=any(o.kind == "pixel_decoding" for o in config.objectives),
+    )
+
+
+def _cache(config: RunConfig, model: UnifiedModel) -> FeatureCache:
+    """Returns the cache of everything the run looks at, computed now where it is missing."""
+    if any(part.startswith("image_encoder") for part in config.train.trainable):
+        raise UsageError("data.feature_cache needs a frozen image encoder; set it to null")
+    fingerprint = f"{_hash(model.image_encoder)}/{config.data.image_px}"
+    folder = Path(str(config.data.feature_cache))
+    cache = FeatureCache(folder, fingerprint)
+    device = resolve_device(config.train.device)
+    encoder = model.image_encoder.to(device).eval()
+
+    @torch.no_grad()
+    def encode(pixels: Tensor) -> Tensor:
+        return encoder(pixels.to(device))
+
+    for entry in config.data.mixture:
+        for role in _ROLES[entry.task]:
+            if not cache.is_complete(entry.source.name, role):
+                build_cache(
+                    entry.source.build(),
+                    role,
+                    encode,
+                    folder,
+                    fingerprint,
+                    image_px=config.data.image_px,
+                )
+    return cache
+
+
+def _hash(module: nn.Module) -> str:
+    digest = hashlib.sha256()
+    for name, tensor in sorted(module.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:32]
+
+
+@torch.no_grad()
+def _fit_normalizer(model: UnifiedModel, loader: Loader, device: torch.device) -> None:
+    """Fits the feature normalizer to the trained encoder, on the run's own first pictures."""
+    features = []
+    for groups in itertools.islice(loader(0), _NORMALIZER_BATCHES):
+        pixels = [batch.target_pixels for batch in groups if batch.target_pixels is not None]
+        features += [model.encode_images(one.to(device)).float().cpu() for one in pixels]
+    model.normalizer.fit(torch.cat(features))

@@ -1,0 +1,77 @@
+"""What a run shows of itself while it trains: pictures for pictures, words for words."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from PIL import Image
+
+from blip3o.data.loader import Loader
+from blip3o.generate.pipeline import Blip3oPipeline
+from blip3o.imaging.pixels import to_image
+from blip3o.imaging.sheet import contact_sheet
+from blip3o.models.unified import UnifiedModel
+from blip3o.text.tokenizer import Tokenizer
+from blip3o.train.trainer import Trainer
+
+_ROWS = 8
+
+
+class SampleWriter:
+    """Writes `samples/step-XXXXXXXX.png` or `.txt` with the averaged weights.
+
+    Args:
+        tokenizer: the model's.
+        loader: its first pictures are what is reconstructed, edited and asked about.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, loader: Loader) -> None:
+        self._tokenizer = tokenizer
+        self._loader = loader
+
+    def on_sample(self, trainer: Trainer, step: int) -> None:
+        """Draws samples of what the run trains.
+
+        Args:
+            trainer: the run.
+            step: number of steps done.
+        """
+        model = trainer.model
+        assert isinstance(model, UnifiedModel)
+        path = trainer.run_dir / "samples" / f"step-{step:08d}"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        kinds = {objective.kind for objective in trainer.config.objectives}
+        was_training = [module for module in model.modules() if module.training]
+        try:
+            with trainer.ema.swapped_in(), torch.no_grad():
+                pipe = Blip3oPipeline(model, self._tokenizer)
+                prompts = trainer.config.sample_prompts
+                if "pixel_decoding" in kinds:
+                    self._reconstructions(pipe, path)
+                if "flow_matching" in kinds and prompts:
+                    generators = [torch.Generator().manual_seed(n) for n in range(len(prompts))]
+                    images = pipe(prompts, generator=generators).images
+                    _save(images, prompts, path)
+                if "next_token" in kinds and prompts:
+                    self._answers(pipe, prompts, path)
+        finally:
+            for module in was_training:
+                module.training = True
+
+    def _reconstructions(self, pipe: Blip3oPipeline, path: Path) -> None:
+        before = self._loader.first_pictures(_ROWS)
+        generators = [torch.Generator().manual_seed(n) for n in range(len(before))]
+        after = pipe.reconstruct(before, generator=generators).images
+        pairs = [image for pair in zip(before, after, strict=True) for image in pair]
+        _save(pairs, ["picture", "reconstructed"] * len(before), path)
+
+    def _answers(self, pipe: Blip3oPipeline, questions: Sequence[str], path: Path) -> None:
+        pictures = self._loader.first_pictures(len(questions))
+        answers = pipe.answer_batch(pictures, questions)
+        lines = [f"{q}  ->  {a}" for q, a in zip(questions, answers, strict=True)]
+        path.with_suffix(".txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+        _save(pictures, lines, path)
+
+
+def _save(images: Sequence[Image.Image], captions: Sequence[str], path: Path) -> None:
+    contact_sheet(images, captions, columns=4, scale=2).save(path.with_suffix(".png"))

@@ -1,0 +1,67 @@
+"""The scenes data set as files: `blip3o scenes`, and what recipes write when it is missing."""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+
+from blip3o.core.config import override
+from blip3o.core.log import say
+from blip3o.data.mixture import DataConfig
+from blip3o.data.scenes.export import Format, export_scenes
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ScenesConfig:
+    """How much of the scenes data set is written.
+
+    Args:
+        num_scenes: pictures with captions, questions and objects.
+        num_edits: pairs of pictures with an instruction.
+        seed: decides all of them.
+        px: side of the pictures.
+        split: "train", "val" or "heldout".
+        format: "webdataset" or "jsonl".
+        num_processes: processes that draw.
+    """
+
+    num_scenes: int = 60_000
+    num_edits: int = 20_000
+    seed: int = 0
+    px: int = 96
+    split: str = "train"
+    format: Format = "webdataset"
+    num_processes: int = 2
+
+
+def export(folder: Path, overrides: Sequence[str] = (), config: ScenesConfig | None = None) -> None:
+    """Writes the data set; goes on where an earlier call stopped.
+
+    Args:
+        folder: where to.
+        overrides: `path=value` changes of the config.
+        config: how much; the default if None.
+    """
+    settings = dataclasses.asdict(override(config or ScenesConfig(), overrides))
+    export_scenes(folder, settings.pop("num_scenes"), settings.pop("num_edits"), **settings)
+
+
+SMALL = ScenesConfig(num_scenes=2000, num_edits=500)
+"""What `pocket.smoke` learns from."""
+
+_OWN = {"runs/scenes": ScenesConfig(), "runs/scenes-small": SMALL}
+
+
+def ensure_scenes(data: DataConfig) -> None:
+    """Writes the scenes data set of the pocket recipes if a run wants it and it is not there.
+
+    Args:
+        data: what the run learns from; other folders are left alone.
+    """
+    for folder, config in _OWN.items():
+        wanted = any(
+            str(Path(entry.source.path).parent) == folder for entry in data.mixture
+        )
+        if wanted and not (Path(folder) / "done").exists():
+            say(f"writing the scenes data set to {folder} (once)")
+            export(Path(folder), (), config)
+            (Path(folder) / "done").touch()

@@ -1,0 +1,1 @@
+"""L4: the one Trainer and what it stands on: optimizer, EMA, checkpoints, callbacks, curves."""

@@ -1,0 +1,36 @@
+"""Draws a run's metrics to a picture, where people would rather look."""
+
+import json
+from pathlib import Path
+
+_SHOWN = ("loss", "lr", "grad_norm", "samples_per_second")
+_HIDDEN = ("step", "samples_seen", "data_wait", "nonfinite_steps", "memory_mb")
+
+
+def draw_curves(run_dir: Path) -> Path | None:
+    """Writes `curves.png` from `metrics.jsonl`; returns its path, or None without matplotlib.
+
+    Args:
+        run_dir: the run folder.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        return None
+    lines = (run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    rows = [json.loads(line) for line in lines if line.endswith("}")]
+    if not rows:
+        return None
+    extra = [name for name in rows[-1] if name not in (*_SHOWN, *_HIDDEN) and "/" in name]
+    names = [name for name in (*_SHOWN, *extra) if name in rows[-1]]
+    columns = 3
+    height = (len(names) + columns - 1) // columns
+    figure = Figure(figsize=(4.5 * columns, 2.8 * height), layout="constrained")
+    for number, name in enumerate(names):
+        axes = figure.add_subplot(height, columns, number + 1)
+        points = [(row["step"], row[name]) for row in rows if name in row]
+        axes.plot([step for step, _ in points], [value for _, value in points], linewidth=1)
+        axes.set_title(name, fontsize=9)
+        axes.grid(alpha=0.3)
+    figure.savefig(run_dir / "curves.png", dpi=80)
+    return run_dir / "curves.png"

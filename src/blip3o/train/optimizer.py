@@ -1,0 +1,87 @@
+"""Which parameters are trained, and how fast."""
+
+import math
+from collections.abc import Iterable
+
+import torch
+from torch import nn
+
+from blip3o.core.errors import unknown_name
+from blip3o.train.config import OptimizerConfig
+
+NamedParameters = dict[str, nn.Parameter]
+
+
+def select_trainable(
+    model: nn.Module, objectives: nn.ModuleList, prefixes: Iterable[str]
+) -> NamedParameters:
+    """Freezes a model but for some parts and returns every parameter to train by name.
+
+    Args:
+        model: its parameters outside the prefixes stop asking for gradients.
+        objectives: all their parameters are trained, under "objectives.".
+        prefixes: dotted prefixes of parameter names.
+
+    Raises:
+        UsageError: if a prefix fits no parameter, with the nearest module names.
+    """
+    prefixes = tuple(prefixes)
+    names = [name for name, _ in model.named_parameters()]
+    for prefix in prefixes:
+        if not any(_under(name, prefix) for name in names):
+            known = [name for name, _ in model.named_modules() if name]
+            raise unknown_name("part to train", prefix, known)
+    chosen: NamedParameters = {}
+    for name, parameter in model.named_parameters():
+        is_chosen = any(_under(name, prefix) for prefix in prefixes)
+        parameter.requires_grad_(is_chosen)
+        if is_chosen:
+            chosen[name] = parameter
+    for name, parameter in objectives.named_parameters():
+        chosen[f"objectives.{name}"] = parameter
+    return chosen
+
+
+def _under(name: str, prefix: str) -> bool:
+    return name == prefix or name.startswith(prefix + ".")
+
+
+def build_optimizer(parameters: NamedParameters, config: OptimizerConfig) -> torch.optim.AdamW:
+    """Returns AdamW with a group for each learning rate and weight decay.
+
+    Args:
+        parameters: what to train, by name.
+        config: rates.
+    """
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for name, parameter in parameters.items():
+        fitting = [prefix for prefix in config.lr_multipliers if _under(name, prefix)]
+        factor = config.lr_multipliers[max(fitting, key=len)] if fitting else 1.0
+        decay = config.weight_decay if parameter.ndim >= 2 else 0.0
+        groups.setdefault((factor, decay), []).append(parameter)
+    options = [
+        {"params": members, "weight_decay": decay, "lr_factor": factor}
+        for (factor, decay), members in sorted(groups.items(), key=lambda item: item[0])
+    ]
+    return torch.optim.AdamW(options, lr=config.lr, betas=config.betas, eps=config.eps, fused=True)
+
+
+def learning_rate(step: int, num_steps: int, config: OptimizerConfig) -> float:
+    """Returns the learning rate of a step.
+
+    Args:
+        step: number of the step, from 0.
+        num_steps: steps of the whole run.
+        config: rates.
+    """
+    if step < config.warmup_steps:
+        return config.lr * (step + 1) / config.warmup_steps
+    share = (step - config.warmup_steps) / max(1, num_steps - config.warmup_steps)
+    cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, share)))
+    return config.min_lr + (config.lr - config.min_lr) * cosine
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Sets the rate of every group, times the group's factor."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate * group["lr_factor"]

@@ -1,0 +1,45 @@
+"""Turns a request to stop into a checkpoint: the first signal asks, the second one ends at once."""
+
+import os
+import signal
+import threading
+from types import FrameType
+from typing import Self
+
+from blip3o.core.log import say
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+
+
+class StopRequest:
+    """A context in which signals set `requested` instead of killing the process.
+
+    Works in the main thread only; elsewhere signals keep their meaning. Processes forked inside
+    keep the handler but never act for the run.
+    """
+
+    def __init__(self) -> None:
+        self.requested = False
+        self._process = os.getpid()
+        self._old: dict[int, object] = {}
+
+    def __enter__(self) -> Self:
+        if threading.current_thread() is threading.main_thread():
+            for number in _SIGNALS:
+                self._old[number] = signal.signal(number, self._handle)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._old.items():
+            signal.signal(number, handler)  # type: ignore[arg-type]
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        del frame
+        if os.getpid() != self._process:
+            if number == signal.SIGTERM:
+                os._exit(0)  # the loader ends its workers this way
+            return  # Ctrl-C reaches workers too; only the run decides
+        if self.requested:
+            os._exit(128 + number)
+        self.requested = True
+        say("stopping after this step; once more to stop at once")

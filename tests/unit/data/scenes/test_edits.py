@@ -1,0 +1,92 @@
+from collections import Counter
+from dataclasses import replace
+
+import pytest
+
+from blip3o.data.scenes.edits import KINDS, MAX_SHIFT, Edit, sample_edit
+from blip3o.data.scenes.heldout import is_heldout
+from blip3o.data.scenes.types import Scene, fits, place
+
+EDITS = [sample_edit(0, index) for index in range(600)]
+
+
+def seen(scene: Scene) -> list[tuple[str, str, float, float]]:
+    return [(one.thing, one.color, one.x, one.y) for one in scene.objects]
+
+
+def of_kind(kind: str) -> list[Edit]:
+    return [edit for edit in EDITS if edit.kind == kind]
+
+
+def test_edits_depend_on_their_arguments_only() -> None:
+    assert sample_edit(0, 3) == EDITS[3]
+    assert sample_edit(1, 3) != EDITS[3]
+
+
+def test_all_kinds_are_about_as_frequent() -> None:
+    counts = Counter(edit.kind for edit in EDITS)
+    assert set(counts) == set(KINDS)
+    assert min(counts.values()) > 80
+
+
+def test_objects_the_instruction_does_not_name_stay_the_same() -> None:
+    for edit in EDITS:
+        before, after = Counter(edit.source.objects), Counter(edit.target.objects)
+        gone, new = before - after, after - before
+        assert edit.source.background == edit.target.background
+        assert fits(edit.target.objects)
+        if edit.instruction.startswith(("make all", "change the color of all")):
+            assert before.total() == gone.total() == new.total()
+        else:
+            expected = {"remove": (1, 0), "add": (0, 1)}.get(edit.kind, (1, 1))
+            assert (gone.total(), new.total()) == expected, edit
+
+
+@pytest.mark.parametrize("kind", ["recolor", "remove", "swap", "move"])
+def test_the_instruction_points_to_one_object(kind: str) -> None:
+    for edit in of_kind(kind):
+        (gone, *others) = (Counter(edit.source.objects) - Counter(edit.target.objects)).elements()
+        if others:
+            continue
+        assert gone.thing in edit.instruction
+        same = [o for o in edit.source.objects if o.thing == gone.thing]
+        if len(same) > 1:
+            assert f"{gone.color} {gone.thing}" in edit.instruction
+            assert [o.color for o in same].count(gone.color) == 1
+
+
+def test_added_and_moved_objects_are_where_the_instruction_says() -> None:
+    for edit in [*of_kind("add"), *of_kind("move")]:
+        (new,) = (Counter(edit.target.objects) - Counter(edit.source.objects)).elements()
+        assert edit.instruction.endswith(f"the {place(new)}"), edit
+
+
+def test_splits_keep_heldout_compositions_apart() -> None:
+    for edit in EDITS:
+        assert not is_heldout(edit.source)
+        assert not is_heldout(edit.target)
+    for index in range(200):
+        edit = sample_edit(0, index, "heldout")
+        assert is_heldout(edit.source) or is_heldout(edit.target)
+
+
+def test_the_target_is_accepted_and_the_source_is_not() -> None:
+    for edit in EDITS:
+        assert edit.accepts(seen(edit.target))
+        assert edit.accepts(seen(edit.target)[::-1])
+        assert not edit.accepts(seen(edit.source))
+        assert not edit.accepts(seen(edit.target)[1:])
+
+
+def test_what_was_not_to_move_must_not_move_and_what_was_may_land_anywhere_in_its_place() -> None:
+    recolor = of_kind("recolor")[0]
+    one = recolor.target.objects[0]
+    rest = seen(recolor.target)[1:]
+    away = 0.5 if abs(one.x - 0.5) > MAX_SHIFT else one.x + MAX_SHIFT + 0.01
+    assert not recolor.accepts([(one.thing, one.color, away, one.y), *rest])
+    move = of_kind("move")[0]
+    (new,) = (Counter(move.target.objects) - Counter(move.source.objects)).elements()
+    others = [one for one in seen(move.target) if one != (new.thing, new.color, new.x, new.y)]
+    toward = 0.05 if new.x < 0.4 else 0.95 if new.x > 0.6 else 0.56
+    assert place(replace(new, x=toward)) == place(new)
+    assert move.accepts([*others, (new.thing, new.color, toward, new.y)])

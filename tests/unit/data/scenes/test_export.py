@@ -1,0 +1,84 @@
+import io
+import json
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from blip3o.core.errors import UsageError
+from blip3o.data.scenes.export import export_scenes
+from blip3o.data.scenes.render import render
+from blip3o.data.scenes.scene import sample_scene
+
+
+def members(path: Path) -> dict[str, bytes]:
+    with tarfile.open(path) as tar:
+        return {info.name: file.read() for info in tar if (file := tar.extractfile(info))}
+
+
+def test_shards_hold_pictures_and_everything_said_about_them(tmp_path: Path) -> None:
+    paths = export_scenes(tmp_path, 5, 3, px=32, shard_size=3, num_processes=1)
+    assert [p.name for p in paths] == [
+        *("scenes-000000.tar", "scenes-000001.tar", "edits-000000.tar"),
+    ]
+    assert [len(members(p)) for p in paths] == [6, 4, 9]
+    shard = members(paths[1])
+    picture = Image.open(io.BytesIO(shard["00000004.png"]))
+    assert picture.tobytes() == render(sample_scene(0, 4), 32).tobytes()
+    fields = json.loads(shard["00000004.json"])
+    assert len(fields["captions"]) >= 2
+    for key in ("conversations", "text_conversations"):
+        speakers = [turn["from"] for turn in fields[key]]
+        assert speakers == ["human", "gpt"] * (len(speakers) // 2)
+        marks = [turn["value"].count("<image>") for turn in fields[key]]
+        assert sum(marks) == (key == "conversations")
+    assert fields["conversations"][0]["value"].startswith("<image>\n")
+    assert {"thing", "color", "x", "y", "size"} == set(fields["objects"][0])
+    assert fields["index"] == 4
+    edits = members(paths[2])
+    assert {"00000000.source.png", "00000000.target.png", "00000000.json"} <= set(edits)
+    assert {"instruction", "kind", "source_objects", "target_objects", "background"} <= set(
+        json.loads(edits["00000000.json"])
+    )
+
+
+def test_bytes_depend_on_the_arguments_only_and_complete_shards_are_kept(tmp_path: Path) -> None:
+    first = export_scenes(tmp_path / "a", 4, 2, px=32, shard_size=2, num_processes=1)
+    second = export_scenes(tmp_path / "b", 4, 2, px=32, shard_size=2, num_processes=2)
+    assert [p.read_bytes() for p in first] == [p.read_bytes() for p in second]
+    kept = first[0].stat().st_mtime_ns
+    whole = first[1].read_bytes()
+    first[1].unlink()
+    export_scenes(tmp_path / "a", 4, 2, px=32, shard_size=2, num_processes=1)
+    assert first[1].read_bytes() == whole
+    assert first[0].stat().st_mtime_ns == kept
+    assert not list((tmp_path / "a").glob(".*"))
+
+
+def test_jsonl_names_pictures_relative_to_itself(tmp_path: Path) -> None:
+    paths = export_scenes(tmp_path, 2, 1, px=32, num_processes=1, format="jsonl")
+    lines = [json.loads(line) for line in paths[0].read_text().splitlines()]
+    assert len(lines) == 2
+    assert Image.open(tmp_path / lines[1]["image"]).size == (32, 32)
+    edit = json.loads(paths[1].read_text())
+    assert Image.open(tmp_path / edit["source"]).size == (32, 32)
+    assert Image.open(tmp_path / edit["target"]).size == (32, 32)
+    assert edit["instruction"]
+
+
+def test_two_exports_are_not_mixed(tmp_path: Path) -> None:
+    export_scenes(tmp_path, 1, px=32, num_processes=1)
+    with pytest.raises(UsageError, match="num_scenes=1"):
+        export_scenes(tmp_path, 2, px=32, num_processes=1)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [({"px": 1}, "px"), ({"shard_size": 0}, "shard_size"), ({"format": "zip"}, "format")],
+)
+def test_bad_arguments_are_refused(tmp_path: Path, wrong: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        export_scenes(tmp_path, 1, **wrong)
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,229 @@
+import re
+from collections import Counter
+
+import pytest
+
+from blip3o.core.errors import UsageError
+from blip3o.core.rng import numpy_rng
+from blip3o.data.scenes.captions import (
+    CATEGORIES,
+    EvalPrompt,
+    caption_texts,
+    detailed_caption,
+    eval_prompts,
+    short_caption,
+)
+from blip3o.data.scenes.heldout import (
+    heldout_backgrounds,
+    heldout_colors,
+    heldout_counts,
+    heldout_pairs,
+)
+from blip3o.data.scenes.questions import KINDS, QA, describe, questions, text_questions
+from blip3o.data.scenes.scene import sample_scene
+from blip3o.data.scenes.things import COLORS, THINGS, plural
+from blip3o.data.scenes.types import Placed, Scene, place, relations, size_word
+
+NUMBERS = {"a": 1, "an": 1, "two": 2, "three": 3, "four": 4}
+THING_OF = {name: thing for thing in THINGS for name in (thing, plural(thing))}
+NOUN = re.compile(
+    rf"\b({'|'.join(NUMBERS)}) (?:(small|medium|large) )?(?:({'|'.join(COLORS)}) )?"
+    rf"({'|'.join(sorted(THING_OF, key=len, reverse=True))})\b"
+)
+RELATION = re.compile(
+    r"(to the left of|left of|on the left of|to the right of|right of|"
+    r"on the right of|above|over|below|under) (.*)"
+)
+MEANS = {"above": "above", "over": "above", "below": "below", "under": "below"}
+SCENES = [sample_scene(0, index) for index in range(600)]
+CAT_AND_BUSES = Scene(
+    background="light blue",
+    objects=(
+        Placed(thing="cat", color="orange", x=0.27, y=0.27, size=0.42),
+        Placed(thing="bus", color="blue", x=0.73, y=0.27, size=0.24),
+        Placed(thing="bus", color="blue", x=0.27, y=0.73, size=0.32),
+    ),
+)
+
+
+def nouns(text: str) -> list[tuple[int, str | None, str]]:
+    return [
+        (NUMBERS[number], color or None, THING_OF[thing])
+        for number, _, color, thing in NOUN.findall(text.lower())
+    ]
+
+
+def test_short_captions_name_every_object_and_only_these() -> None:
+    for index, scene in enumerate(SCENES):
+        for turn in range(3):
+            text = short_caption(scene, numpy_rng(1, "caption", index, turn))
+            found = nouns(text)
+            colored = found[0][1] is not None
+            truth = Counter((o.color if colored else None, o.thing) for o in scene.objects)
+            assert Counter({(c, t): n for n, c, t in found}) == truth, text
+            background = re.search(r"on an? (.*) background", text)
+            assert background is None or background[1] == scene.background
+
+
+def test_relations_in_captions_are_true() -> None:
+    seen = Counter()
+    for index, scene in enumerate(SCENES):
+        text = short_caption(scene, numpy_rng(2, "caption", index)).lower()
+        match = RELATION.search(text)
+        if match is None:
+            continue
+        name = "left of" if "left" in match[1] else "right of" if "right" in match[1] else None
+        name = name or MEANS[match[1]]
+        (_, color_a, thing_a), (_, color_b, thing_b) = nouns(text)
+        first = next(o for o in scene.objects if o.thing == thing_a and color_a in (None, o.color))
+        second = next(
+            o
+            for o in scene.objects
+            if o.thing == thing_b and color_b in (None, o.color) and o is not first
+        )
+        assert name in relations(first, second), text
+        seen[name] += 1
+    assert set(seen) == {"left of", "right of", "above", "below"}
+
+
+def test_the_detailed_caption_is_exact() -> None:
+    assert detailed_caption(CAT_AND_BUSES) == (
+        "a large orange cat at the top left, a small blue bus at the top right "
+        "and a medium blue bus at the bottom left, on a light blue background"
+    )
+    texts = caption_texts(CAT_AND_BUSES, numpy_rng(0, "caption"))
+    assert 2 <= len(texts) <= 4
+    assert texts[-1].endswith(detailed_caption(CAT_AND_BUSES))
+
+
+def test_captions_have_many_phrasings_and_few_words() -> None:
+    texts = {short_caption(SCENES[1], numpy_rng(0, "caption", k)) for k in range(300)}
+    assert len(texts) > 40
+    words = Counter()
+    for index, scene in enumerate(SCENES):
+        rng = numpy_rng(0, "words", index)
+        for text in [*caption_texts(scene, rng), *(q.question for q in questions(scene, rng))]:
+            words.update(re.findall(r"\w+", text.lower()))
+    assert len(words) < 250
+
+
+@pytest.mark.parametrize("category", CATEGORIES)
+def test_prompts_are_different_deterministic_and_held_out(category: str) -> None:
+    prompts = eval_prompts(category, 120, 0)
+    assert prompts == eval_prompts(category, 120, 0)
+    assert prompts != eval_prompts(category, 120, 1)
+    assert len({prompt.prompt for prompt in prompts}) == 120
+    for prompt in prompts:
+        found = [{"thing": t, "color": c, "count": n} for n, c, t in nouns(prompt.prompt)]
+        assert found == list(prompt.include), prompt
+        first = prompt.include[0]
+        pair = tuple(sorted(item["thing"] for item in prompt.include))
+        if category == "single_object":
+            background = re.search(r"on an? (.*) background", prompt.prompt)
+            assert background
+            assert (first["thing"], background[1]) in heldout_backgrounds()
+        elif category == "counting":
+            assert (first["thing"], first["count"]) in heldout_counts()
+        elif category == "colors":
+            assert (first["thing"], first["color"]) in heldout_colors()
+        else:
+            assert pair in heldout_pairs()
+        assert (prompt.relation is not None) == (category == "position")
+        if prompt.relation:
+            assert prompt.relation == (0, relation_said(prompt), 1)
+        assert all(item["color"] for item in prompt.include) or category != "color_attr"
+
+
+def relation_said(prompt: EvalPrompt) -> str:
+    text = prompt.prompt
+    if match := re.search(r"(on the left|on the right|at the top|at the bottom) and", text):
+        return {"on the left": "left of", "on the right": "right of"}.get(
+            match[1], "above" if match[1] == "at the top" else "below"
+        )
+    match = RELATION.search(text)
+    assert match
+    return MEANS.get(match[1]) or ("left of" if "left" in match[1] else "right of")
+
+
+def test_prompts_that_cannot_be_made_are_refused() -> None:
+    with pytest.raises(UsageError, match="did you mean counting"):
+        eval_prompts("countin")
+    with pytest.raises(ValueError, match="different prompts"):
+        eval_prompts("single_object", 600)
+
+
+def test_every_kind_of_question_is_asked_and_answered_right() -> None:
+    kinds = Counter()
+    for index, scene in enumerate(SCENES):
+        for qa in questions(scene, numpy_rng(0, "questions", index)):
+            kinds[qa.kind] += 1
+            check(scene, qa)
+    assert set(kinds) == set(KINDS)
+
+
+def check(scene: Scene, qa: QA) -> None:
+    """Answers the question again from its words, with other code."""
+    text = qa.question.lower().rstrip("?.")
+    thing = next((THING_OF[w] for w in reversed(text.split()) if w in THING_OF), None)
+    color = next((w for w in text.split() if w in COLORS), None)
+    named = [o for o in scene.objects if thing in (None, o.thing) and color in (None, o.color)]
+    if qa.kind == "color":
+        assert {o.color for o in named} == {qa.answer}
+    elif qa.kind == "count":
+        words = ("zero", "one", "two", "three", "four")
+        assert qa.answer == words[len(named)], qa
+    elif qa.kind == "where":
+        assert [place(o) for o in named] == [qa.answer]
+    elif qa.kind == "background":
+        assert qa.answer == scene.background
+    elif qa.kind == "list":
+        assert Counter({(c, t): n for n, c, t in nouns(qa.answer)}) == Counter(
+            (o.color, o.thing) for o in scene.objects
+        )
+    elif qa.kind == "yes_no" and text.startswith(("is there", "can you see")):
+        assert qa.answer == ("yes" if named else "no"), qa
+    elif qa.kind == "what":
+        (_, said_color, said_thing) = nouns(qa.answer)[0]
+        where = re.search(
+            r"(on|at|in) the ((?:top|bottom)? ?(?:left|right)?|center|top|bottom)$", text
+        )
+        there = [o for o in scene.objects if color == o.color or (where and place(o) == where[2])]
+        assert [o.thing for o in there] == [said_thing], qa
+        assert said_color in (None, there[0].color)
+    elif qa.kind == "relation":
+        name = next(r for r in ("left of", "right of", "above", "below") if r in text)
+        (base,) = named
+        (_, said_color, said_thing) = nouns(qa.answer)[0]
+        there = [o for o in scene.objects if o is not base and name in relations(o, base)]
+        assert [(o.color, o.thing) for o in there] == [(said_color, said_thing)], qa
+
+
+def test_yes_and_no_are_about_as_frequent() -> None:
+    answers = Counter(
+        qa.answer
+        for index, scene in enumerate(SCENES)
+        for qa in questions(scene, numpy_rng(0, "questions", index))
+        if qa.kind == "yes_no"
+    )
+    assert 0.4 < answers["yes"] / answers.total() < 0.6
+
+
+def test_where_and_color_are_not_asked_about_things_without_one_answer() -> None:
+    for turn in range(100):
+        for qa in questions(CAT_AND_BUSES, numpy_rng(0, "q", turn)):
+            if qa.kind in ("where", "relation"):
+                assert "bus" not in qa.question
+
+
+def test_text_questions_carry_their_picture_in_words() -> None:
+    for qa in text_questions(CAT_AND_BUSES, numpy_rng(0, "q")):
+        assert qa.question.startswith(f"There is {detailed_caption(CAT_AND_BUSES)}. ")
+        assert qa.kind != "relation"
+
+
+def test_describe_always_gives_the_canonical_caption() -> None:
+    assert describe(CAT_AND_BUSES, numpy_rng(0, "q")).answer == detailed_caption(CAT_AND_BUSES)
+
+
+def test_size_words() -> None:
+    assert [size_word(one) for one in CAT_AND_BUSES.objects] == ["large", "small", "medium"]

@@ -1,0 +1,106 @@
+"""The unified model: seams, the no-gradient prompt, padding, and refusals."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from blip3o.core.config import from_dict, to_dict
+from blip3o.core.errors import UsageError
+from blip3o.models.unified import UnifiedModel, UnifiedModelConfig
+
+IMAGE_TOKEN = 5
+
+
+@pytest.fixture
+def model() -> UnifiedModel:
+    torch.manual_seed(0)
+    return UnifiedModelConfig.tiny().build().eval()
+
+
+def prompt(length: int, seed: int = 0) -> torch.Tensor:
+    return torch.randint(10, 300, (1, length), generator=torch.Generator().manual_seed(seed))
+
+
+def test_config_survives_a_round_trip_through_plain_data() -> None:
+    config = UnifiedModelConfig.tiny()
+    assert from_dict(UnifiedModelConfig, to_dict(config)) == config
+
+
+def test_neighbors_with_different_widths_are_refused() -> None:
+    config = UnifiedModelConfig.tiny()
+    with pytest.raises(ValueError, match=r"dit\.condition_size is 32"):
+        dataclasses.replace(config, dit=dataclasses.replace(config.dit, condition_size=32))
+    data = to_dict(config)
+    data["dit"]["grid"] = 4
+    with pytest.raises(UsageError, match=r"dit\.grid is 4"):
+        from_dict(UnifiedModelConfig, data)
+
+
+def test_padded_prompts_of_a_batch_give_the_condition_of_each_alone(model: UnifiedModel) -> None:
+    short, long = prompt(5, 1), prompt(9, 2)
+    ids = torch.cat([torch.cat([torch.zeros(1, 4, dtype=torch.long), short], 1), long])
+    mask = torch.ones_like(ids, dtype=torch.bool)
+    mask[0, :4] = False
+    both = model.condition(ids, mask)
+    for row, alone in zip(both, (short, long), strict=True):
+        expected = model.condition(alone, torch.ones_like(alone, dtype=torch.bool))[0]
+        torch.testing.assert_close(row, expected, rtol=0, atol=1e-5)
+
+
+def test_padding_after_a_prompt_is_refused(model: UnifiedModel) -> None:
+    mask = torch.tensor([[True, True, False]])
+    with pytest.raises(ValueError, match="padded on the left"):
+        model.condition(prompt(3), mask)
+
+
+def test_prompt_without_gradient_gives_the_same_condition_and_query_gradients(
+    model: UnifiedModel,
+) -> None:
+    ids, weight = prompt(7), model.query_tokens.weight
+    mask = torch.ones_like(ids, dtype=torch.bool)
+
+    def run() -> tuple[torch.Tensor, torch.Tensor]:
+        condition = model.condition(ids, mask)
+        (gradient,) = torch.autograd.grad(condition.square().sum(), weight)
+        return condition.detach(), gradient
+
+    plain, plain_gradient = run()  # the backbone is trainable: one full pass
+    for parameter in model.backbone.parameters():
+        parameter.requires_grad_(False)
+    fast, fast_gradient = run()
+    torch.testing.assert_close(fast, plain, rtol=0, atol=1e-5)
+    scale = float(plain_gradient.abs().max())
+    torch.testing.assert_close(fast_gradient, plain_gradient, rtol=0, atol=1e-5 * scale)
+
+
+def test_prompt_pictures_change_the_condition_and_must_match_their_placeholders(
+    model: UnifiedModel,
+) -> None:
+    num_tokens = model.config.image_encoder.num_tokens
+    ids = torch.cat([prompt(3), torch.full((1, num_tokens), IMAGE_TOKEN), prompt(2)], dim=1)
+    mask = torch.ones_like(ids, dtype=torch.bool)
+    pictures = torch.rand(2, 3, 16, 16) * 2 - 1
+    first, second = (model.encode_images(picture[None]) for picture in pictures)
+    assert not torch.equal(
+        model.condition(ids, mask, first), model.condition(ids, mask, second)
+    )
+    with pytest.raises(ValueError, match="image placeholders"):
+        model.condition(ids, mask, torch.cat([first, second]))
+    with pytest.raises(ValueError, match="image placeholders"):
+        model.condition(ids, mask)
+
+
+def test_pictures_of_another_size_are_refused(model: UnifiedModel) -> None:
+    with pytest.raises(ValueError, match=r"\[B, 3, 16, 16\]"):
+        model.encode_images(torch.zeros(1, 3, 8, 8))
+
+
+def test_cached_text_states_equal_one_pass(model: UnifiedModel) -> None:
+    ids = prompt(8)
+    mask = torch.ones_like(ids, dtype=torch.bool)
+    whole = model.text_states(ids, mask)
+    cache = model.backbone.new_cache()
+    first = model.text_states(ids[:, :5], mask[:, :5], None, cache)
+    rest = model.text_states(ids[:, 5:], mask, None, cache)
+    torch.testing.assert_close(torch.cat([first, rest], 1), whole, rtol=0, atol=1e-5)
