@@ -47,7 +47,7 @@ format: setup ## Let ruff rewrite what it can
 	$(BIN)/ruff check --fix .
 
 bench: setup ## Measure speed on this machine
-	$(BIN)/python benchmarks/run.py
+	$(BIN)/python benchmarks/generate.py
 
 clean: ## Remove the environment and all caches
 	rm -rf $(VENV) build .pytest_cache .ruff_cache .import_linter_cache src/*.egg-info

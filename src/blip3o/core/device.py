@@ -1,6 +1,8 @@
 """One place decides where a model runs and in which precision."""
 
+import ctypes
 import dataclasses
+import sys
 from contextlib import AbstractContextManager, nullcontext
 from typing import Literal
 
@@ -59,6 +61,24 @@ def resolve_dtype(name: PrecisionName, device: torch.device) -> torch.dtype:
     if name not in _DTYPES:
         raise UsageError(f"unknown precision {name!r}; use one of auto, {', '.join(_DTYPES)}")
     return _DTYPES[name]
+
+
+def keep_freed_memory() -> None:
+    """Lets a long run on the CPU keep the memory of its last step for the next one.
+
+    glibc hands large freed blocks back to the system at once, and every step then pays for clean
+    pages again: for small models a third of the time. Does nothing on other C libraries.
+    """
+    if sys.platform != "linux":
+        return
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except AttributeError:
+        return
+    trim_threshold, top_pad, mmap_threshold = -1, -2, -3
+    mallopt(mmap_threshold, 32 * 2**20)  # the most that glibc allows
+    mallopt(trim_threshold, 2**31 - 1)
+    mallopt(top_pad, 256 * 2**20)
 
 
 @dataclasses.dataclass(frozen=True)

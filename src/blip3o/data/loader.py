@@ -95,11 +95,15 @@ class Loader:
         for row in rows:
             by_task.setdefault(row.example.task, []).append(row)
         size = self._micro_batch_size
-        return [
-            collate(group[start : start + size], self._preparer)
-            for group in by_task.values()
-            for start in range(0, len(group), size)
-        ]
+        batches: list[Batch] = []
+        for group in by_task.values():
+            if len(group) > size:  # rows of like length share a batch: less padding
+                group.sort(key=lambda row: len(row.ids))
+            batches += [
+                collate(group[start : start + size], self._preparer)
+                for start in range(0, len(group), size)
+            ]
+        return batches
 
     def _note(self, rows: list[Prepared], bad: list[_Bad]) -> None:
         self.num_seen += len(rows)

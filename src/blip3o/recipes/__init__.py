@@ -43,8 +43,9 @@ def load_recipe(name: str, run_dir: Path) -> RunConfig | Stages:
     if name.endswith((".yaml", ".yml")):
         return load_yaml(RunConfig, Path(name))
     recipe: Callable[..., RunConfig | Stages] = RECIPES.get(name)
-    takes_folder = bool(inspect.signature(recipe).parameters)
-    return recipe(run_dir) if takes_folder else recipe()
+    parameters = inspect.signature(recipe).parameters.values()
+    links_stages = any(one.default is inspect.Parameter.empty for one in parameters)
+    return recipe(run_dir) if links_stages else recipe()
 
 
 def train_recipe(name: str, run_dir: Path, overrides: Sequence[str]) -> None:

@@ -48,7 +48,7 @@ def model() -> UnifiedModelConfig:
             vocab_size=VOCAB_SIZE,
             hidden_size=WIDTH,
             intermediate_size=512,
-            num_layers=6,
+            num_layers=4,
             num_heads=6,
             num_kv_heads=2,
             head_dim=32,
@@ -141,7 +141,7 @@ def decoder(runs: Path = RUNS) -> RunConfig:
             mixture=(_scenes("reconstruct"),), image_px=IMAGE_PX, feature_cache=FEATURES
         ),
         objectives=(PixelDecodingConfig(sigmas=UniformSigmas(), feature_noise=0.3),),
-        train=_train("image_decoder", steps=1600, batch=48, lr=1e-3),
+        train=_train("image_decoder", steps=1500, batch=48, lr=1e-3, sample_every=250),
     )
 
 
@@ -155,14 +155,17 @@ def understanding(runs: Path = RUNS) -> RunConfig:
         init=(_after(runs, "encoder"),),
         data=DataConfig(
             mixture=(
-                dataclasses.replace(_scenes("image_to_text"), weight=0.8, max_turns=4),
-                dataclasses.replace(_scenes("text"), weight=0.2),
+                dataclasses.replace(_scenes("image_to_text"), weight=0.85, max_turns=3),
+                dataclasses.replace(_scenes("text"), weight=0.15),
             ),
             image_px=IMAGE_PX,
             feature_cache=FEATURES,
         ),
         objectives=(NextTokenConfig(),),
-        train=_train("backbone", steps=2000, batch=64, lr=2e-3),
+        train=dataclasses.replace(
+            _train("backbone", steps=900, batch=64, lr=2e-3, sample_every=150),
+            micro_batch_size=16,
+        ),
         sample_prompts=QUESTIONS,
     )
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from blip3o.core.config import save_yaml
-from blip3o.core.device import resolve_device
+from blip3o.core.device import keep_freed_memory, resolve_device
 from blip3o.core.errors import UsageError
 from blip3o.core.log import say
 from blip3o.data.cache import FeatureCache, build_cache
@@ -51,6 +51,8 @@ def train(config: RunConfig, run_dir: Path) -> None:
         UsageError: for anything that does not fit.
         PreemptedError: if a signal asked to stop; the same call resumes.
     """
+    if resolve_device(config.train.device).type == "cpu":
+        keep_freed_memory()
     run_dir.mkdir(parents=True, exist_ok=True)
     ensure_scenes(config.data)
     tokenizer, model = _build(config, run_dir)

@@ -1,0 +1,114 @@
+"""Puts a trained pocket model into the package: bf16 weights, tokenizer, model card.
+
+    python scripts/bundle_pocket.py runs/pocket [--results outputs/eval/results.json]
+
+The figures of the card come from the run folders and from `blip3o eval scenes`; none is typed in.
+"""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from blip3o.weights.folder import BUNDLED, load_model, save_model
+
+STAGES = ("encoder", "decoder", "understanding", "generation", "tune")
+
+CARD = """---
+license: apache-2.0
+library_name: blip3o
+pipeline_tag: any-to-any
+---
+
+# blip3o pocket
+
+A BLIP3-o in miniature: {millions:.1f} M parameters, {megabytes:.1f} MB in bf16. It draws, describes and edits
+procedural scenes of one to four objects (48 things, 8 colors, 10 backgrounds) at {px} x {px} pixels.
+It knows nothing else: prompts outside the words of that world give pictures of that world.
+
+Architecture, recipes and code are those of the large models; only the numbers in
+`blip3o/recipes/pocket.py` are small. Sprites of the training data are cut from Noto Color Emoji
+(SIL OFL 1.1, see `blip3o/data/scenes/NOTICE.txt`).
+
+## Training
+
+```
+blip3o train pocket.all --out runs/pocket
+```
+
+Data seed {seed}; the scenes are written by the recipe on first use. Machine: {machine}.
+
+| stage | steps | samples | hours |
+|---|---|---|---|
+{stages}
+
+Total {hours:.2f} hours of stage time (some stages ran side by side, one core each).
+
+## Figures
+
+`blip3o eval scenes --model pocket --out outputs/eval` on compositions that training never shows
+({num_samples} pictures):
+
+{figures}
+"""
+
+
+def stage_row(run_dir: Path, stage: str) -> tuple[str, float]:
+    """Returns a stage's line of the card and its hours, from its metrics."""
+    lines = (run_dir / stage / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    rows = [json.loads(line) for line in lines]
+    seconds = 0.0
+    for before, row in zip([{"samples_seen": 0}, *rows], rows, strict=False):
+        seconds += (row["samples_seen"] - before["samples_seen"]) / row["samples_per_second"]
+    last = rows[-1]
+    hours = seconds / 3600
+    return f"| {stage} | {last['step']} | {last['samples_seen']:,} | {hours:.2f} |", hours
+
+
+def figures_table(results: dict[str, Any]) -> str:
+    """Returns the figures of an evaluation as a table."""
+    rows = [("text to image, overall", results["overall"])]
+    rows += [(f"text to image, {name}", value) for name, value in results["by_category"].items()]
+    names = {
+        "vqa_accuracy": "questions about unseen pictures",
+        "caption_attribute_accuracy": "captions, attributes right",
+        "edit_accuracy": "edits judged right",
+        "reconstruct_kept": "reconstructions that keep everything",
+    }
+    rows += [(name, results[key]) for key, name in names.items() if key in results]
+    lines = [f"| {name} | {value:.3f} |" for name, value in rows if value is not None]
+    return "\n".join(["| figure | value |", "|---|---|", *lines])
+
+
+def main() -> None:
+    """Writes the bundled model folder."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("run_dir", type=Path)
+    parser.add_argument("--model", type=Path, help="model folder; RUN/model if left out")
+    parser.add_argument("--results", type=Path, required=True)
+    parser.add_argument("--machine", default="2 CPU cores")
+    options = parser.parse_args()
+    loaded = load_model(options.model or options.run_dir / "model")
+    results = json.loads(options.results.read_text(encoding="utf-8"))
+    present = [s for s in STAGES if (options.run_dir / s / "metrics.jsonl").exists()]
+    rows = [stage_row(options.run_dir, stage) for stage in present]
+    count = sum(parameter.numel() for parameter in loaded.model.parameters())
+    card = CARD.format(
+        millions=count / 1e6,
+        megabytes=2 * count / 1e6,
+        px=loaded.model.config.image_decoder.image_px,
+        seed=0,
+        machine=options.machine,
+        stages="\n".join(line for line, _ in rows),
+        hours=sum(hours for _, hours in rows),
+        num_samples=results["num_samples"],
+        figures=figures_table(results),
+    )
+    save_model(loaded.model, loaded.tokenizer, BUNDLED["pocket"], torch.bfloat16, card)
+    print(BUNDLED["pocket"])
+
+
+if __name__ == "__main__":
+    main()
