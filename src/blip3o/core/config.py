@@ -71,7 +71,7 @@ def from_dict(cls: type[ConfigT], data: Mapping[str, Any], path: str = "") -> Co
             raise UsageError(f"config key {_join(path, name)} is required")
     try:
         return cls(**values)
-    except ValueError as error:
+    except (ValueError, ArithmeticError) as error:  # a check refused it, or divided by a zero in it
         raise UsageError(f"{path or cls.__name__}: {error}") from error
 
 
@@ -126,15 +126,20 @@ def load_yaml(cls: type[ConfigT], path: Path) -> ConfigT:
         path: the file.
 
     Raises:
-        UsageError: if the file is missing, is no YAML or does not fit the class.
+        UsageError: if the file cannot be read, is no YAML or does not fit the class.
     """
     try:
         data = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise UsageError(f"no such file: {path}") from error
+    except OSError as error:
+        raise UsageError(f"cannot read {path}: {error.strerror}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UsageError(f"{path} is not a YAML file: {str(error).splitlines()[0]}") from error
-    return from_dict(cls, data)
+    try:
+        return from_dict(cls, data)
+    except UsageError as error:
+        raise UsageError(f"{path}: {error}") from error
 
 
 def _join(path: str, key: str) -> str:
@@ -154,9 +159,10 @@ def _assign(data: Any, path: str, value: Any) -> None:  # noqa: ANN401
 
 def _step(data: Any, key: str, path: str) -> Any:  # noqa: ANN401
     if isinstance(data, list):
-        if key.isdigit() and int(key) < len(data):
+        if key.isdecimal() and int(key) < len(data):
             return data[int(key)]
-        raise UsageError(f"config key {path} must be an index from 0 to {len(data) - 1}")
+        allowed = f"an index from 0 to {len(data) - 1}" if data else "left out: the list is empty"
+        raise UsageError(f"config key {path} must be {allowed}")
     if not isinstance(data, dict):
         raise UsageError(f"config key {path} does not exist: its parent is the value {data!r}")
     if key not in data:
@@ -209,6 +215,8 @@ def _component_from_dict(registry: str, value: Any, path: str) -> Any:  # noqa: 
     table: Registry = getattr(importlib.import_module(module), table_name)
     if not isinstance(value, Mapping) or "kind" not in value:
         raise UsageError(f"{path} must be a mapping with a 'kind' out of {table.names()}")
+    if not isinstance(value["kind"], str):
+        raise UsageError(f"{path}.kind must be one of {table.names()}, got {value['kind']!r}")
     return from_dict(table.get(value["kind"]), value, path)
 
 

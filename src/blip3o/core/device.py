@@ -31,8 +31,10 @@ def resolve_device(name: str = "auto") -> torch.device:
         device = torch.device(name)
     except RuntimeError as error:
         raise UsageError(f"unknown device {name!r}; use auto, cpu, cuda, cuda:N or mps") from error
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise UsageError(f"device {name!r} asked for, but this torch sees no CUDA device; use cpu")
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise UsageError(f"this machine or this torch has no device {name!r}; use cpu") from error
     return device
 
 
@@ -41,7 +43,7 @@ def cpu_has_fast_bf16() -> bool:
 
     Without AMX, bf16 on a CPU is emulated and several times slower than fp32.
     """
-    return torch.device("cpu").type == "cpu" and bool(torch.cpu._is_amx_tile_supported())
+    return bool(torch.cpu._is_amx_tile_supported())
 
 
 def resolve_dtype(name: PrecisionName, device: torch.device) -> torch.dtype:

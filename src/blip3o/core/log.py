@@ -1,6 +1,7 @@
 """What a run says: metrics to JSONL and TensorBoard, progress to a terminal or as plain lines."""
 
 import json
+import os
 import sys
 import time
 from collections.abc import Iterable, Iterator
@@ -43,10 +44,12 @@ class MetricsLogger:
     def _drop_after(self, step: int) -> None:
         if not self.path.exists():
             return
-        lines = self.path.read_text(encoding="utf-8").splitlines()
-        kept = [line for line in lines if _step_of(line) <= step]
-        if len(kept) < len(lines):
-            self.path.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+        text = self.path.read_text(encoding="utf-8", errors="replace")
+        kept = "".join(f"{line}\n" for line in text.splitlines() if _step_of(line) <= step)
+        if kept != text:
+            scratch = self.path.with_suffix(".tmp")
+            scratch.write_text(kept, encoding="utf-8")
+            os.replace(scratch, self.path)
 
     @staticmethod
     def _open_board(run_dir: Path, step: int) -> Any:  # noqa: ANN401  (tensorboard is optional)
@@ -60,7 +63,7 @@ class MetricsLogger:
 def _step_of(line: str) -> float:
     try:
         return json.loads(line)["step"]
-    except (json.JSONDecodeError, KeyError):  # a line cut short by a kill
+    except (json.JSONDecodeError, KeyError, TypeError):  # a line cut short by a kill
         return float("inf")
 
 

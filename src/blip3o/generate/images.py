@@ -46,7 +46,14 @@ def sample_features(
     def velocity(noisy: Tensor, sigma: Tensor) -> Tensor:
         return model.velocity(noisy, sigma, condition, reference, context_cache)
 
-    return euler(guided(velocity, guidance_scale) if is_guided else velocity, noise, sigmas, callback)
+    def on_step(step: int, features: Tensor) -> None:
+        changed = None if callback is None else callback(step, features)
+        if changed is not None:
+            # The solver goes on from this tensor, which is its own: the noise is never touched.
+            features.copy_(changed)
+
+    velocity_fn = guided(velocity, guidance_scale) if is_guided else velocity
+    return euler(velocity_fn, noise, sigmas, on_step)
 
 
 @torch.no_grad()

@@ -95,9 +95,7 @@ class UnifiedModelConfig:
             dit=dataclasses.replace(
                 NextDiTConfig.tiny(), in_channels=8, condition_size=16, grid=2, reference_channels=8
             ),
-            image_decoder=dataclasses.replace(
-                PocketDecoderConfig.tiny(), feature_channels=8, grid=2, image_px=16, patch_px=4
-            ),
+            image_decoder=PocketDecoderConfig.tiny(),
         )
 
     def build(self) -> "UnifiedModel":

@@ -80,12 +80,12 @@ def model() -> UnifiedModelConfig:
         ),
         image_decoder=PocketDecoderConfig(
             image_px=IMAGE_PX,
-            patch_px=12,
             feature_channels=COMPONENTS,
             grid=GRID,
-            hidden_size=192,
-            num_layers=6,
-            num_heads=6,
+            widths=(256, 160, 64),
+            num_blocks=(2, 2, 2),
+            middle_scale=3,
+            fine_scale=2,
         ),
         # A short chat format: on a small model every token of boilerplate costs.
         chat=ChatConfig(system=None, generate="draw: {caption}", edit="edit: {instruction}"),
@@ -141,7 +141,7 @@ def decoder(runs: Path = RUNS) -> RunConfig:
             mixture=(_scenes("reconstruct"),), image_px=IMAGE_PX, feature_cache=FEATURES
         ),
         objectives=(PixelDecodingConfig(sigmas=UniformSigmas(), feature_noise=0.3),),
-        train=_train("image_decoder", steps=1500, batch=48, lr=1e-3, sample_every=250),
+        train=_train("image_decoder", steps=2400, batch=32, lr=1e-3, sample_every=300),
     )
 
 

@@ -25,7 +25,7 @@ def test_decoding_gives_the_text_back(tokenizer: Tokenizer, text: str) -> None:
     assert tokenizer.decode(tokenizer.encode(text)) == text
 
 
-def test_special_tokens_have_ids_of_their_own_at_the_end(tokenizer: Tokenizer) -> None:
+def test_special_tokens_have_the_first_ids_whatever_was_learned(tokenizer: Tokenizer) -> None:
     ids = [
         tokenizer.pad_id,
         tokenizer.turn_start_id,
@@ -35,7 +35,7 @@ def test_special_tokens_have_ids_of_their_own_at_the_end(tokenizer: Tokenizer) -
         tokenizer.vision_end_id,
         tokenizer.image_pad_id,
     ]
-    assert ids == list(range(tokenizer.vocab_size - len(SPECIAL_TOKENS), tokenizer.vocab_size))
+    assert ids == list(range(len(SPECIAL_TOKENS)))
 
 
 def test_special_strings_are_tokens_or_plain_text_as_asked(tokenizer: Tokenizer) -> None:
@@ -45,7 +45,7 @@ def test_special_strings_are_tokens_or_plain_text_as_asked(tokenizer: Tokenizer)
     assert tokenizer.decode(ids) == "red car"
     assert tokenizer.decode(ids, skip_special=False) == text
     plain = tokenizer.encode(text, allow_special=False)
-    assert max(plain) < tokenizer.pad_id
+    assert min(plain) >= len(SPECIAL_TOKENS)
     assert tokenizer.decode(plain) == text
 
 

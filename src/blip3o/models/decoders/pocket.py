@@ -1,21 +1,22 @@
-"""The pocket image decoder: a small diffusion transformer from features to pixels.
+"""The pocket image decoder: a small convolutional diffusion network from features to pixels.
 
-The features share the decoder's grid, so they are added to its tokens place by place, which learns
-much faster than cross-attention. The network predicts the clean picture, because a velocity of raw
-pixel patches would have to carry the full noise through a narrow model (Li and He, "Back to
-basics: let denoising generative models denoise", arXiv 2511.13720); `velocity` converts.
+Three levels: the feature grid, where what the tokens mean is worked out; a middle grid, where
+objects get their shape; a fine grid of small pixel blocks, which also sees the noisy picture.
+The network predicts the clean picture, because the features decide almost all of it: a few steps
+then suffice (Li and He, "Back to basics: let denoising generative models denoise",
+arXiv 2511.13720); `velocity` converts.
 """
 
 import dataclasses
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from blip3o.flow.path import clean_to_velocity
 from blip3o.flow.sigmas import inference_sigmas
 from blip3o.flow.solver import euler
 from blip3o.nn.embedding import TimestepEmbedding
-from blip3o.nn.transformer import TransformerBlock
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -24,48 +25,53 @@ class PocketDecoderConfig:
 
     Args:
         image_px: side of the picture.
-        patch_px: side of a pixel patch; the patch grid is a multiple of the feature grid.
         feature_channels: channels of the normalized features (K).
-        grid: feature tokens along one side.
-        hidden_size: width.
-        num_layers: transformer layers.
-        num_heads: attention heads.
+        grid: feature tokens along one side, which is the coarse level.
+        widths: channels of the coarse, the middle and the fine level.
+        num_blocks: residual blocks of each level.
+        middle_scale: cells of the middle level along one side of a token.
+        fine_scale: cells of the fine level along one side of a middle cell.
         min_sigma: the conversion to a velocity divides by sigma, but by no less than this.
     """
 
     kind: str = "pocket"
     image_px: int
-    patch_px: int
     feature_channels: int
     grid: int
-    hidden_size: int
-    num_layers: int
-    num_heads: int
+    widths: tuple[int, int, int]
+    num_blocks: tuple[int, int, int]
+    middle_scale: int
+    fine_scale: int
     min_sigma: float = 0.05
 
     def __post_init__(self) -> None:
-        if self.image_px % (self.patch_px * self.grid):
+        if self.image_px % self.fine_grid:
             raise ValueError(
-                f"image_px {self.image_px} must be a multiple of patch_px * grid "
-                f"({self.patch_px} * {self.grid})"
+                f"image_px {self.image_px} must be a multiple of the fine grid {self.fine_grid} "
+                "(grid * middle_scale * fine_scale)"
             )
 
     @property
-    def patch_grid(self) -> int:
-        """Pixel patches along one side."""
-        return self.image_px // self.patch_px
+    def fine_grid(self) -> int:
+        """Cells of the fine level along one side."""
+        return self.grid * self.middle_scale * self.fine_scale
+
+    @property
+    def block_px(self) -> int:
+        """Side of the pixel block that a fine cell holds."""
+        return self.image_px // self.fine_grid
 
     @classmethod
     def tiny(cls) -> "PocketDecoderConfig":
         """Returns the smallest useful config, for tests."""
         return cls(
             image_px=16,
-            patch_px=4,
             feature_channels=8,
             grid=2,
-            hidden_size=16,
-            num_layers=1,
-            num_heads=2,
+            widths=(16, 8, 8),
+            num_blocks=(1, 1, 1),
+            middle_scale=2,
+            fine_scale=2,
         )
 
     def build(self) -> "PocketDecoder":
@@ -83,18 +89,23 @@ class PocketDecoder(nn.Module):
     def __init__(self, config: PocketDecoderConfig) -> None:
         super().__init__()
         self.config = config
-        width, patch = config.hidden_size, 3 * config.patch_px**2
-        self.upscale = config.patch_grid // config.grid
-        self.patch_in = nn.Linear(patch, width)
-        self.features_in = nn.Linear(config.feature_channels, width * self.upscale**2)
-        self.positions = nn.Parameter(torch.randn(config.patch_grid**2, width) * 0.02)
-        self.sigma_embedding = TimestepEmbedding(width)
-        self.layers = nn.ModuleList(
-            TransformerBlock(width, config.num_heads, condition_size=width)
-            for _ in range(config.num_layers)
-        )
-        self.norm_out = nn.LayerNorm(width)
-        self.patch_out = nn.Linear(width, patch)
+        coarse, middle, fine = config.widths
+        pixels = 3 * config.block_px**2
+        self.sigma_embedding = TimestepEmbedding(fine)
+        self.coarse_in = nn.Conv2d(config.feature_channels, coarse, 3, padding=1)
+        self.coarse = _blocks(coarse, fine, config.num_blocks[0])
+        self.to_middle = nn.Conv2d(coarse, middle * config.middle_scale**2, 1)
+        self.middle = _blocks(middle, fine, config.num_blocks[1])
+        self.to_fine = nn.Conv2d(middle, fine * config.fine_scale**2, 1)
+        self.noisy_in = nn.Conv2d(pixels, fine, 3, padding=1)
+        self.fine = _blocks(fine, fine, config.num_blocks[2])
+        self.norm_out = nn.GroupNorm(_groups(fine), fine)
+        self.pixels_out = nn.Conv2d(fine, pixels, 3, padding=1)
+
+    @property
+    def layers(self) -> list[nn.Module]:
+        """The repeated blocks, coarse to fine."""
+        return [*self.coarse, *self.middle, *self.fine]
 
     def predict_clean(self, noisy: Tensor, sigma: Tensor, features: Tensor) -> Tensor:
         """Returns the predicted clean pictures [B, 3, P, P].
@@ -104,11 +115,17 @@ class PocketDecoder(nn.Module):
             sigma: noise levels in [0, 1], [B].
             features: normalized features, [B, N, K].
         """
-        tokens = self.patch_in(self._to_patches(noisy)) + self._spread(features) + self.positions
+        config = self.config
         vector = self.sigma_embedding(1000.0 * sigma)
-        for layer in self.layers:
-            tokens = layer(tokens, vector)
-        return self._to_pixels(self.patch_out(self.norm_out(tokens)))
+        hidden = features.mT.unflatten(2, (config.grid, config.grid))
+        hidden = _run(self.coarse, self.coarse_in(hidden), vector)
+        hidden = functional.pixel_shuffle(self.to_middle(hidden), config.middle_scale)
+        hidden = _run(self.middle, hidden, vector)
+        hidden = functional.pixel_shuffle(self.to_fine(hidden), config.fine_scale)
+        hidden = hidden + self.noisy_in(functional.pixel_unshuffle(noisy, config.block_px))
+        hidden = _run(self.fine, hidden, vector)
+        blocks = self.pixels_out(functional.silu(self.norm_out(hidden)))
+        return functional.pixel_shuffle(blocks, config.block_px)
 
     def velocity(self, noisy: Tensor, sigma: Tensor, features: Tensor) -> Tensor:
         """Returns the velocity (noise - clean) of pictures on the path; shapes as above."""
@@ -123,24 +140,42 @@ class PocketDecoder(nn.Module):
             noise: standard normal pictures to start from, [B, 3, P, P].
             num_inference_steps: Euler steps from pure noise to the picture.
         """
-        sigmas = inference_sigmas(num_inference_steps).to(noise)
-        pixels = euler(lambda x, sigma: self.velocity(x, sigma, features), noise, sigmas)
-        return pixels.clamp(-1.0, 1.0)
+        sigmas = inference_sigmas(num_inference_steps)
 
-    def _spread(self, features: Tensor) -> Tensor:
-        """Gives every feature token its square of patches: [B, N, K] -> [B, patches, width]."""
-        grid, up = self.config.grid, self.upscale
-        spread = self.features_in(features).unflatten(-1, (up, up, -1)).unflatten(1, (grid, grid))
-        return spread.permute(0, 1, 3, 2, 4, 5).reshape(
-            len(features), self.config.patch_grid**2, -1
-        )
+        def velocity(pixels: Tensor, sigma: Tensor) -> Tensor:
+            return self.velocity(pixels, sigma.to(pixels.dtype), features)
 
-    def _to_patches(self, pixels: Tensor) -> Tensor:
-        grid, patch = self.config.patch_grid, self.config.patch_px
-        blocks = pixels.unflatten(3, (grid, patch)).unflatten(2, (grid, patch))
-        return blocks.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
+        return euler(velocity, noise, sigmas).clamp(-1.0, 1.0)
 
-    def _to_pixels(self, patches: Tensor) -> Tensor:
-        grid, patch = self.config.patch_grid, self.config.patch_px
-        blocks = patches.unflatten(2, (3, patch, patch)).unflatten(1, (grid, grid))
-        return blocks.permute(0, 3, 1, 4, 2, 5).flatten(4, 5).flatten(2, 3)
+
+class _ResidualBlock(nn.Module):
+    """Two 3 x 3 convolutions; the noise level scales and shifts between them."""
+
+    def __init__(self, width: int, vector_size: int) -> None:
+        super().__init__()
+        self.norm_1 = nn.GroupNorm(_groups(width), width)
+        self.conv_1 = nn.Conv2d(width, width, 3, padding=1)
+        self.modulation = nn.Linear(vector_size, 2 * width)
+        self.norm_2 = nn.GroupNorm(_groups(width), width)
+        self.conv_2 = nn.Conv2d(width, width, 3, padding=1)
+        nn.init.zeros_(self.conv_2.weight)  # a fresh block is the identity
+
+    def forward(self, hidden: Tensor, vector: Tensor) -> Tensor:
+        change = self.conv_1(functional.silu(self.norm_1(hidden)))
+        scale, shift = self.modulation(vector)[:, :, None, None].chunk(2, dim=1)
+        change = self.norm_2(change) * (1 + scale) + shift
+        return hidden + self.conv_2(functional.silu(change))
+
+
+def _blocks(width: int, vector_size: int, count: int) -> nn.ModuleList:
+    return nn.ModuleList(_ResidualBlock(width, vector_size) for _ in range(count))
+
+
+def _run(blocks: nn.ModuleList, hidden: Tensor, vector: Tensor) -> Tensor:
+    for block in blocks:
+        hidden = block(hidden, vector)
+    return hidden
+
+
+def _groups(width: int) -> int:
+    return max(1, width // 16)
