@@ -7,13 +7,15 @@ import sys
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from blip3o import __version__
 from blip3o.core.errors import PreemptedError, UsageError
 from blip3o.core.log import say
 
 if TYPE_CHECKING:
+    from PIL import Image
+
     from blip3o.generate.pipeline import Blip3oPipeline
 
 EXIT_USAGE, EXIT_FAILURE, EXIT_PREEMPTED, EXIT_INTERRUPTED = 2, 1, 75, 130
@@ -25,10 +27,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Args:
         arguments: the words after `blip3o`; those of the process if None.
     """
-    parser = build_parser()
-    options = parser.parse_args(arguments)
+    options = build_parser().parse_args(arguments)
     try:
         options.run(options)
+        sys.stdout.flush()  # a reader that went away shows itself here and not at the exit
     except UsageError as error:
         return _report(options, f"error: {error}", EXIT_USAGE)
     except PreemptedError as error:
@@ -39,7 +41,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_FAILURE
     except Exception as error:  # noqa: BLE001  (a bug: one line for users, all of it with --debug)
-        return _report(options, f"failed: {type(error).__name__}: {error}", EXIT_FAILURE)
+        reason = (str(error).splitlines() or ["no reason given"])[0]
+        message = f"failed: {type(error).__name__}: {reason} (--debug shows more)"
+        return _report(options, message, EXIT_FAILURE)
     return 0
 
 
@@ -50,13 +54,37 @@ def _report(options: argparse.Namespace, message: str, status: int) -> int:
     return status
 
 
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(EXIT_USAGE, f"{self.prog}: error: {message} (--help shows the options)\n")
+
+
+class _CommandParser(_Parser):
+    """Takes words and options in any order: `train NAME --out DIR path=value`."""
+
+    _is_intermixed = False
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:  # noqa: ANN401
+        if self._is_intermixed:  # argparse comes back here for the second half of the work
+            return super().parse_known_args(args, namespace)
+        self._is_intermixed = True
+        try:
+            return self.parse_known_intermixed_args(args, namespace)
+        finally:
+            self._is_intermixed = False
+
+
 def build_parser() -> argparse.ArgumentParser:
     """Returns the parser with every command; a test pins the list of options."""
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="blip3o", description="Unified multimodal models: text and pictures in and out."
     )
     parser.add_argument("--version", action="version", version=f"blip3o {__version__}")
-    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    commands = parser.add_subparsers(
+        title="commands", required=True, metavar="COMMAND", parser_class=_CommandParser
+    )
 
     command = _command(commands, "generate", _generate, "pictures from prompts")
     command.add_argument("prompt", nargs="*", help="what to draw; several prompts make a batch")
@@ -109,7 +137,7 @@ def build_parser() -> argparse.ArgumentParser:
 def _command(
     commands: argparse._SubParsersAction, name: str, run: object, summary: str
 ) -> argparse.ArgumentParser:
-    command = commands.add_parser(name, help=summary, description=summary)
+    command = commands.add_parser(name, help=summary, description=summary, allow_abbrev=False)
     command.set_defaults(run=run)
     command.add_argument("--debug", action="store_true", help="show tracebacks")
     return command
@@ -131,9 +159,7 @@ def _add_sampling(command: argparse.ArgumentParser) -> None:
 def _pipeline(options: argparse.Namespace) -> "Blip3oPipeline":
     from blip3o.generate.pipeline import Blip3oPipeline
 
-    return Blip3oPipeline.from_pretrained(
-        options.model, device=options.device, dtype=options.dtype
-    )
+    return Blip3oPipeline.from_pretrained(options.model, device=options.device, dtype=options.dtype)
 
 
 def _generate(options: argparse.Namespace) -> None:
@@ -187,7 +213,7 @@ def _reconstruct(options: argparse.Namespace) -> None:
     _save(pipe.reconstruct(options.image, generator=generator(options.seed)).images[0], options.out)
 
 
-def _save(image: object, path: Path) -> None:
+def _save(image: "Image.Image", path: Path) -> None:
     from blip3o.generate.write import save_picture
 
     save_picture(image, path)

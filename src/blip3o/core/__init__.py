@@ -1,1 +1,1 @@
-"""L0: what every layer may use and nothing else: errors, config, registry, types, rng, device, log."""
+"""L0: what every layer may use: errors, config, registry, types, rng, device, log."""

@@ -1,7 +1,7 @@
 """Configs are frozen dataclasses of plain data; this file reads, writes and overrides them.
 
 A field that holds a component is annotated with that component's base and names its table in the
-field's metadata (`component("blip3o.models.dit:DITS")`); the `kind` key of its data picks the class.
+field's metadata (`component("blip3o.models.dit:DITS")`); the `kind` of its data picks the class.
 """
 
 import dataclasses
@@ -228,7 +228,7 @@ def _convert_scalar(hint: Any, value: Any, path: str) -> Any:  # noqa: ANN401
             return float(value)
         except ValueError:
             pass
-    if hint is int and isinstance(value, float) and value.is_integer():
+    if hint is int and isinstance(value, float) and float(value).is_integer():
         return int(value)
     if hint is Any or hint is object:
         return value

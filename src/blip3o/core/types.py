@@ -117,12 +117,12 @@ class Batch:
 
     def to(self, device: torch.device) -> "Batch":
         """Returns the batch with every tensor on a device."""
-        moved = {
-            f.name: value.to(device) if isinstance(value, Tensor) else value
+        tensors = {
+            f.name: value.to(device)
             for f in dataclasses.fields(self)
-            if (value := getattr(self, f.name)) is not None
+            if isinstance(value := getattr(self, f.name), Tensor)
         }
-        return Batch(**moved)
+        return dataclasses.replace(self, **tensors)
 
 
 @dataclasses.dataclass(slots=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""Tasks make a raw record into something to learn; one function and one table line each."""
+"""Tasks make a raw record into something to learn; one function and two table lines each."""
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
@@ -13,8 +13,15 @@ DESCRIBE = "Describe the image in detail."
 """The question a long caption answers."""
 
 TaskFunction = Callable[[Record, np.random.Generator], Example]
-"""A task; the generator's draws are keyed by the sample."""
-_ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant"}
+"""A task; the generator's draws are keyed by the sample. ValueError if the record does not fit."""
+
+_ROLES = {
+    "system": "system",
+    "human": "user",
+    "user": "user",
+    "gpt": "assistant",
+    "assistant": "assistant",
+}
 
 
 def text_to_image(record: Record, rng: np.random.Generator) -> Example:
@@ -46,12 +53,15 @@ def reconstruct(record: Record, rng: np.random.Generator) -> Example:
 
 def contrastive(record: Record, rng: np.random.Generator) -> Example:
     """Pairs the picture with one of its captions and, where known, its objects."""
+    objects = record.fields.get("objects", ())
+    if not isinstance(objects, list | tuple) or not all(isinstance(one, dict) for one in objects):
+        raise ValueError("'objects' is no list of objects")
     return Example(
         task="contrastive",
         record=record,
         caption=_caption(record, rng),
         target_image="image",
-        regions=tuple(record.fields.get("objects", ())),
+        regions=tuple(objects),
     )
 
 
@@ -74,32 +84,25 @@ def text(record: Record, rng: np.random.Generator) -> Example:
     """Learns the answers of a conversation without pictures."""
     del rng
     messages = _messages(_field(record, "text_conversations", list))
+    if any(IMAGE_MARK in message.text for message in messages):
+        raise ValueError("an image mark in a conversation without pictures")
     return Example(task="text", record=record, messages=messages)
-
-
-def draw_turns(example: Example, max_turns: int, rng: np.random.Generator) -> Example:
-    """Returns an example with at most so many of its questions, in a drawn order.
-
-    Args:
-        example: a conversation of independent questions and answers.
-        max_turns: most questions kept; how many is drawn, too.
-        rng: where the draws come from.
-    """
-    questions, answers = example.messages[0::2], example.messages[1::2]
-    before, mark, first = questions[0].text.rpartition(f"{IMAGE_MARK}\n")
-    texts = [first, *(question.text for question in questions[1:])]
-    count = int(rng.integers(1, min(max_turns, len(texts)) + 1))
-    messages: list[Message] = []
-    for place, k in enumerate(rng.permutation(len(texts))[:count].tolist()):
-        opening = before + mark if place == 0 else ""
-        messages += [Message(role="user", text=opening + texts[k]), answers[k]]
-    return dataclasses.replace(example, messages=tuple(messages))
 
 
 TASKS: Mapping[str, TaskFunction] = {
     task.__name__: task
     for task in (text_to_image, edit, reconstruct, contrastive, image_to_text, text)
 }
+
+PICTURES: Mapping[str, tuple[str, ...]] = {
+    "text_to_image": ("image",),
+    "edit": ("source", "target"),
+    "reconstruct": ("image",),
+    "contrastive": ("image",),
+    "image_to_text": ("image",),
+    "text": (),
+}
+"""Which pictures of a record each task looks at."""
 
 
 def get_task(name: str) -> TaskFunction:
@@ -116,24 +119,56 @@ def get_task(name: str) -> TaskFunction:
     return TASKS[name]
 
 
+def draw_turns(example: Example, max_turns: int, rng: np.random.Generator) -> Example:
+    """Returns an example with at most so many of its questions, in a drawn order.
+
+    Args:
+        example: a conversation of independent questions and answers.
+        max_turns: most questions kept; how many is drawn, too.
+        rng: where the draws come from.
+
+    Raises:
+        ValueError: if questions and answers do not take turns.
+    """
+    start = int(example.messages[0].role == "system")
+    system, turns = example.messages[:start], example.messages[start:]
+    if [turn.role for turn in turns] != ["user", "assistant"] * (len(turns) // 2):
+        raise ValueError("questions and answers do not take turns")
+    texts = [turn.text.replace(IMAGE_MARK, "").strip() for turn in turns[0::2]]
+    opening = f"{IMAGE_MARK}\n" if example.prompt_images else ""
+    count = int(rng.integers(1, min(max_turns, len(texts)) + 1))
+    messages = list(system)
+    for k in rng.permutation(len(texts))[:count].tolist():
+        messages += [Message(role="user", text=opening + texts[k]), turns[2 * k + 1]]
+        opening = ""  # the picture stands before the first question, whichever it is
+    return dataclasses.replace(example, messages=tuple(messages))
+
+
 def _caption(record: Record, rng: np.random.Generator) -> str:
     captions = record.fields.get("captions") or [_field(record, "caption", str)]
+    if not isinstance(captions, list):
+        raise ValueError("'captions' is no list")
     caption = captions[int(rng.integers(len(captions)))]
     if not isinstance(caption, str) or not caption.strip():
         raise ValueError("the caption is empty or no text")
     return caption.strip()
 
 
-def _messages(turns: Sequence[Mapping[str, Any]]) -> tuple[Message, ...]:
-    try:
-        messages = tuple(
-            Message(role=_ROLES[turn["from"]], text=str(turn["value"])) for turn in turns
-        )
-    except (KeyError, TypeError) as error:
-        raise ValueError(f"a conversation turn is malformed: {error}") from error
-    if not messages or messages[-1].role != "assistant":
+def _messages(turns: Sequence[Any]) -> tuple[Message, ...]:
+    messages = tuple(_message(turn) for turn in turns)
+    if messages[-1].role != "assistant":
         raise ValueError("the conversation does not end with an answer")
     return messages
+
+
+def _message(turn: Any) -> Message:  # noqa: ANN401  (whatever the file holds)
+    try:
+        role, said = _ROLES[turn["from"]], turn["value"]
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"a conversation turn is malformed: {error}") from error
+    if not isinstance(said, str) or not said.strip():
+        raise ValueError("a conversation turn is empty or no text")
+    return Message(role=role, text=said)
 
 
 def _field(record: Record, name: str, kind: type) -> Any:  # noqa: ANN401

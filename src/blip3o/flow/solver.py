@@ -12,8 +12,9 @@ from torch import Tensor
 VelocityFunction = Callable[[Tensor, Tensor], Tensor]
 """(noisy [B, ...], sigma [B], fp32) -> velocity [B, ...]."""
 
-StepCallback = Callable[[int, Tensor], None]
-"""Called after each step with (number of steps done, noisy [B, ...] now)."""
+StepCallback = Callable[[int, Tensor], Tensor | None]
+"""Called after each step with (number of steps done, noisy [B, ...] now); may return what to go on
+with instead."""
 
 
 def euler(
@@ -34,8 +35,7 @@ def euler(
     for step in range(len(levels) - 1):
         velocity = _velocity(velocity_fn, state, levels[step], noise.dtype)
         state = state + (levels[step + 1] - levels[step]) * velocity
-        if callback is not None:
-            callback(step + 1, state)
+        state = _report(callback, step + 1, state)
     return state.to(noise.dtype)
 
 
@@ -65,9 +65,13 @@ def heun(
             ahead = state + interval * velocity
             velocity = (velocity + _velocity(velocity_fn, ahead, levels[step + 1], noise.dtype)) / 2
         state = state + interval * velocity
-        if callback is not None:
-            callback(step + 1, state)
+        state = _report(callback, step + 1, state)
     return state.to(noise.dtype)
+
+
+def _report(callback: StepCallback | None, num_done: int, state: Tensor) -> Tensor:
+    changed = None if callback is None else callback(num_done, state)
+    return state if changed is None else changed.to(state)
 
 
 def _start(noise: Tensor, sigmas: Tensor) -> tuple[Tensor, Tensor]:

@@ -7,7 +7,9 @@ from blip3o.core.types import IMAGE_MARK, Message
 from blip3o.generate.pipeline import Blip3oPipeline
 from blip3o.imaging.load import open_image
 
-HELP = "Type a message. /image FILE adds a picture to the next message, /new starts over, /quit ends."
+HELP = (
+    "Type a message. /image FILE adds a picture to the next message, /new starts over, /quit ends."
+)
 
 
 def converse(pipe: Blip3oPipeline, lines: TextIO, out: TextIO) -> None:

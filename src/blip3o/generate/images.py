@@ -1,17 +1,12 @@
 """Samples image features from conditions, and pictures from features: pure tensor functions."""
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
 from blip3o.flow.guidance import guided, with_null
 from blip3o.flow.sigmas import inference_sigmas
-from blip3o.flow.solver import euler
+from blip3o.flow.solver import StepCallback, euler
 from blip3o.models.unified import UnifiedModel
-
-StepCallback = Callable[[int, Tensor], Tensor | None]
-"""Called after each step with (steps done, features); may return features to go on with."""
 
 
 @torch.no_grad()
@@ -34,7 +29,8 @@ def sample_features(
         num_inference_steps: Euler steps.
         guidance_scale: 1 follows the condition alone; larger values push away from the empty one.
         reference: normalized features of pictures to edit, [B, N, K].
-        callback: see `StepCallback`.
+        callback: called after each step with (steps done, features); may return features to go
+            on with.
     """
     sigmas = inference_sigmas(num_inference_steps, shift=model.config.sampling.sigma_shift)
     is_guided = guidance_scale != 1.0
@@ -46,14 +42,8 @@ def sample_features(
     def velocity(noisy: Tensor, sigma: Tensor) -> Tensor:
         return model.velocity(noisy, sigma, condition, reference, context_cache)
 
-    def on_step(step: int, features: Tensor) -> None:
-        changed = None if callback is None else callback(step, features)
-        if changed is not None:
-            # The solver goes on from this tensor, which is its own: the noise is never touched.
-            features.copy_(changed)
-
     velocity_fn = guided(velocity, guidance_scale) if is_guided else velocity
-    return euler(velocity_fn, noise, sigmas, on_step)
+    return euler(velocity_fn, noise, sigmas, callback)
 
 
 @torch.no_grad()

@@ -1,43 +1,32 @@
 """The user's door to a model: `Blip3oPipeline`, with the habits of diffusers' pipelines."""
 
-import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from blip3o.core.device import PrecisionName, resolve_device, resolve_dtype
 from blip3o.core.errors import UsageError
 from blip3o.core.types import IMAGE_MARK, Message
-from blip3o.generate.images import decode_features, sample_features
-from blip3o.generate.text import generate_tokens, left_pad
-from blip3o.imaging.load import open_image
-from blip3o.imaging.pixels import to_image, to_pixels
+from blip3o.generate.images import sample_features
+from blip3o.generate.inputs import (
+    Generators,
+    Picture,
+    as_pictures,
+    check_output_type,
+    check_sampling,
+    draw_noise,
+    open_picture,
+)
+from blip3o.generate.outputs import ImageOutput, OutputType, finish
+from blip3o.generate.text import Writer, check_length, left_pad
+from blip3o.imaging.pixels import to_pixels
 from blip3o.models.unified import UnifiedModel
 from blip3o.text.chat import ChatTemplate
 from blip3o.text.tokenizer import Tokenizer
 from blip3o.weights.folder import load_model
-
-Picture = str | Path | bytes | Image.Image
-Generators = torch.Generator | Sequence[torch.Generator] | None
-OutputType = Literal["pil", "np", "pt", "features"]
-
-
-@dataclasses.dataclass(frozen=True)
-class ImageOutput:
-    """What a call of the pipeline returns.
-
-    Args:
-        images: PIL pictures, or float arrays [B, P, P, 3] in [0, 1] ("np"), or tensors
-            [B, 3, P, P] in [0, 1] ("pt"), or normalized features [B, N, K] ("features"); image k
-            of prompt p is number p * num_images_per_prompt + k.
-    """
-
-    images: Any
 
 
 class Blip3oPipeline:
@@ -54,6 +43,7 @@ class Blip3oPipeline:
         self.chat_template = ChatTemplate(
             tokenizer, model.config.chat, model.config.image_encoder.num_tokens
         )
+        self._writer = Writer(model, tokenizer, self.chat_template)
 
     @classmethod
     def from_pretrained(
@@ -111,7 +101,8 @@ class Blip3oPipeline:
             UsageError: for an empty or over-long prompt or a number out of range.
         """
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
-        rows = [self._image_prompt(self.chat_template.generate_messages(p), p) for p in prompts]
+        make = self.chat_template.generate_messages
+        rows = [self._image_prompt(make, text) for text in prompts]
         return self._generate(
             rows,
             None,
@@ -148,14 +139,18 @@ class Blip3oPipeline:
             callback_on_step_end: as for a call.
 
         Raises:
-            UsageError: for a picture that cannot be read, or as many pictures as instructions.
+            UsageError: for a picture that cannot be read, another number of pictures than of
+                instructions, or anything a call refuses.
         """
         texts = [instruction] if isinstance(instruction, str) else list(instruction)
-        pictures = list(image) if isinstance(image, list | tuple) else [image] * len(texts)
+        pictures = as_pictures(image)
+        if not isinstance(image, list | tuple):
+            pictures = pictures * len(texts)
         if len(pictures) != len(texts):
             raise UsageError(f"{len(pictures)} pictures for {len(texts)} instructions")
-        features = self.encode(pictures)
-        rows = [self._image_prompt(self.chat_template.edit_messages(t), t) for t in texts]
+        make = self.chat_template.edit_messages
+        rows = [self._image_prompt(make, text) for text in texts]
+        features = self.encode(pictures) if pictures else None
         return self._generate(
             rows,
             features,
@@ -181,11 +176,15 @@ class Blip3oPipeline:
             image: one picture or several.
             generator: as for a call.
             output_type: as for a call.
+
+        Raises:
+            UsageError: for a picture that cannot be read, or none.
         """
-        pictures = list(image) if isinstance(image, list | tuple) else [image]
+        check_output_type(output_type)
+        pictures = as_pictures(image)
         features = self.model.normalizer(self.encode(pictures))
         _, pixel_noise = self._noise(len(pictures), generator)
-        return ImageOutput(self._finish(features, pixel_noise, output_type))
+        return ImageOutput(finish(self.model, features, pixel_noise, output_type))
 
     def ask(
         self,
@@ -202,11 +201,12 @@ class Blip3oPipeline:
             max_new_tokens: longest answer; the model's own number if None.
 
         Raises:
-            UsageError: for an empty question or a picture that cannot be read.
+            UsageError: for an empty question, a picture that cannot be read, or what `stream`
+                refuses.
         """
         if not question.strip():
             raise UsageError("the question is empty")
-        pictures = [] if image is None else _as_list(image)
+        pictures = [] if image is None else as_pictures(image)
         text = f"{IMAGE_MARK}\n" * len(pictures) + question.strip()
         return "".join(
             self.stream([Message(role="user", text=text)], pictures, max_new_tokens=max_new_tokens)
@@ -227,26 +227,11 @@ class Blip3oPipeline:
             max_new_tokens: longest answer; the model's own number if None.
 
         Raises:
-            UsageError: if marks and pictures differ in number or the conversation is too long.
+            UsageError: if marks and pictures differ in number, the conversation is too long, a
+                picture cannot be read, or `max_new_tokens` is under 1.
         """
-        marks = sum(message.text.count(IMAGE_MARK) for message in messages)
-        if marks != len(pictures):
-            raise UsageError(f"{marks} image marks in the messages for {len(pictures)} pictures")
-        row = self.chat_template.text_prompt(messages)
-        limit = max_new_tokens or self.model.config.sampling.max_new_tokens
-        self._check_length(row, "the conversation")
-        ids, mask = left_pad([row], self.tokenizer.pad_id)
-        features = self.encode(pictures) if pictures else None
-        tokens = generate_tokens(
-            self.model,
-            ids.to(self.device),
-            mask.to(self.device),
-            features,
-            stop_id=self.tokenizer.turn_end_id,
-            pad_id=self.tokenizer.pad_id,
-            max_new_tokens=limit,
-        )
-        yield from self._decode_stream(tokens)
+        row = self._writer.prompt(messages, len(pictures))
+        yield from self._writer.text(self._write([row], pictures, max_new_tokens))
 
     def answer_batch(
         self, pictures: Sequence[Picture], questions: Sequence[str], max_new_tokens: int = 64
@@ -257,23 +242,20 @@ class Blip3oPipeline:
             pictures: one for each question.
             questions: the questions.
             max_new_tokens: longest answer.
+
+        Raises:
+            UsageError: for another number of pictures than of questions, or what `ask` refuses.
         """
-        rows = [
-            self.chat_template.text_prompt([Message(role="user", text=f"{IMAGE_MARK}\n{question}")])
-            for question in questions
-        ]
-        ids, mask = left_pad(rows, self.tokenizer.pad_id)
-        steps = generate_tokens(
-            self.model,
-            ids.to(self.device),
-            mask.to(self.device),
-            self.encode(pictures),
-            stop_id=self.tokenizer.turn_end_id,
-            pad_id=self.tokenizer.pad_id,
-            max_new_tokens=max_new_tokens,
-        )
+        if len(pictures) != len(questions):
+            raise UsageError(f"{len(pictures)} pictures for {len(questions)} questions")
+        texts = [f"{IMAGE_MARK}\n{question}" for question in questions]
+        rows = [self._writer.prompt([Message(role="user", text=text)], 1) for text in texts]
+        if not rows:
+            return []
+        steps = self._write(rows, pictures, max_new_tokens)
         answers = torch.stack(list(steps), dim=1).tolist()
-        return [self.tokenizer.decode(answer).strip() for answer in answers]
+        # As in a stream: an answer that is cut in the middle of a letter ends before it.
+        return [self.tokenizer.decode(answer).rstrip("\ufffd").strip() for answer in answers]
 
     @torch.no_grad()
     def encode(self, pictures: Sequence[Picture]) -> Tensor:
@@ -283,10 +265,12 @@ class Blip3oPipeline:
             pictures: files, bytes or PIL pictures.
 
         Raises:
-            UsageError: for a picture that cannot be read.
+            UsageError: for a picture that cannot be read, or none.
         """
+        if not pictures:
+            raise UsageError("no picture was given")
         side = self.model.config.image_encoder.image_px
-        opened = [_open(picture) for picture in pictures]
+        opened = [open_picture(picture) for picture in pictures]
         pixels = torch.stack([to_pixels(picture, side) for picture in opened])
         return self.model.encode_images(pixels.to(self.device, self.dtype))
 
@@ -305,21 +289,26 @@ class Blip3oPipeline:
         defaults = self.model.config.sampling
         steps = defaults.num_inference_steps if num_inference_steps is None else num_inference_steps
         scale = defaults.guidance_scale if guidance_scale is None else guidance_scale
-        _check_sampling(steps, scale, num_images)
+        check_sampling(steps, scale, num_images, output_type)
+        if not rows:
+            raise UsageError("no prompt was given")
+        feature_noise, pixel_noise = self._noise(len(rows) * num_images, generator)
         ids, mask = left_pad(rows, self.tokenizer.pad_id)
         condition = self.model.condition(
             ids.to(self.device), mask.to(self.device), prompt_features
         ).repeat_interleave(num_images, 0)
         reference = None
-        if prompt_features is not None:
+        if prompt_features is not None and self.model.config.dit.reference_channels:
             reference = self.model.normalizer(prompt_features).repeat_interleave(num_images, 0)
-        feature_noise, pixel_noise = self._noise(len(condition), generator)
 
         def on_step(step: int, features: Tensor) -> Tensor | None:
             if callback is None:
                 return None
-            changed = callback(self, step, steps, {"features": features})
-            return (changed or {}).get("features")
+            changed = (callback(self, step, steps, {"features": features}) or {}).get("features")
+            if changed is not None and changed.shape != features.shape:
+                shapes = f"{list(changed.shape)} instead of {list(features.shape)}"
+                raise UsageError(f"the callback returned features of shape {shapes}")
+            return changed
 
         features = sample_features(
             self.model,
@@ -330,77 +319,26 @@ class Blip3oPipeline:
             reference=reference,
             callback=on_step,
         )
-        return ImageOutput(self._finish(features, pixel_noise, output_type))
+        return ImageOutput(finish(self.model, features, pixel_noise, output_type))
 
     def _noise(self, count: int, generator: Generators) -> tuple[Tensor, Tensor]:
-        """Draws each picture's noise from its own generator, on the CPU: a seed means the same
-        picture on every device and in every batch."""
-        if isinstance(generator, torch.Generator) or generator is None:
-            sources = [generator] * count
-        else:
-            sources = list(generator)
-        if len(sources) != count:
-            raise UsageError(f"{len(sources)} generators for {count} pictures")
-        feature_shape = self.model.config.feature_shape
         side = self.model.config.image_decoder.image_px
-        features, pixels = [], []
-        for source in sources:
-            features.append(torch.randn(feature_shape, generator=source))
-            pixels.append(torch.randn((3, side, side), generator=source))
+        shapes = (self.model.config.feature_shape, (3, side, side))
+        features, pixels = draw_noise(shapes, count, generator)
         place = {"device": self.device, "dtype": self.dtype}
-        return torch.stack(features).to(**place), torch.stack(pixels).to(**place)
+        return features.to(**place), pixels.to(**place)
 
-    def _finish(self, features: Tensor, pixel_noise: Tensor, output_type: OutputType) -> Any:  # noqa: ANN401
-        if output_type == "features":
-            return features
-        steps = self.model.config.sampling.num_decoder_steps
-        pixels = decode_features(self.model, features, pixel_noise, steps).float().cpu()
-        if output_type == "pil":
-            return to_image(pixels)
-        unit = (pixels + 1) / 2
-        if output_type == "pt":
-            return unit
-        if output_type == "np":
-            return np.ascontiguousarray(unit.permute(0, 2, 3, 1).numpy())
-        raise UsageError(f"unknown output_type {output_type!r}; use pil, np, pt or features")
-
-    def _image_prompt(self, messages: Sequence[Message], text: str) -> list[int]:
+    def _image_prompt(self, make: Callable[[str], tuple[Message, ...]], text: str) -> list[int]:
         if not text.strip():
             raise UsageError("the prompt is empty; say what to draw")
-        row = self.chat_template.image_prompt(messages)
-        self._check_length(row, "the prompt")
+        if IMAGE_MARK in text:
+            raise UsageError(f"{IMAGE_MARK} in a prompt; pictures are given beside the text")
+        row = self.chat_template.image_prompt(make(text))
+        check_length(self.model, row, "the prompt")
         return row
 
-    def _check_length(self, row: list[int], what: str) -> None:
-        config = self.model.config
-        limit = config.backbone.max_positions - config.num_query_tokens
-        if len(row) > limit:
-            raise UsageError(f"{what} has {len(row)} tokens; at most {limit} fit this model")
-
-    def _decode_stream(self, tokens: Iterator[Tensor]) -> Iterator[str]:
-        """Turns token ids into text as soon as it is whole characters."""
-        ids: list[int] = []
-        shown = ""
-        for token in tokens:
-            ids.append(int(token[0]))
-            text = self.tokenizer.decode(ids)
-            if not text.endswith("\ufffd") and len(text) > len(shown):
-                yield text[len(shown) :]
-                shown = text
-
-
-def _open(picture: Picture) -> Image.Image:
-    return open_image(picture) if not isinstance(picture, Image.Image) else picture.convert("RGB")
-
-
-def _as_list(image: Picture | Sequence[Picture]) -> list[Picture]:
-    return list(image) if isinstance(image, list | tuple) else [image]  # type: ignore[list-item]
-
-
-def _check_sampling(num_inference_steps: int, guidance_scale: float, num_images: int) -> None:
-    if not 1 <= num_inference_steps <= 1000:
-        raise UsageError(f"num_inference_steps must be 1 to 1000, got {num_inference_steps}")
-    if not 1.0 <= guidance_scale <= 100.0:
-        raise UsageError(f"guidance_scale must be 1 to 100, got {guidance_scale}")
-    if not 1 <= num_images <= 1000:
-        raise UsageError(f"the number of images must be 1 to 1000, got {num_images}")
+    def _write(
+        self, rows: list[list[int]], pictures: Sequence[Picture], max_new_tokens: int | None
+    ) -> Iterator[Tensor]:
+        features = self.encode(pictures) if pictures else None
+        return self._writer.tokens(rows, features, max_new_tokens)

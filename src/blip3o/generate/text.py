@@ -5,7 +5,11 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
+from blip3o.core.errors import UsageError
+from blip3o.core.types import IMAGE_MARK, Message
 from blip3o.models.unified import UnifiedModel
+from blip3o.text.chat import ChatTemplate
+from blip3o.text.tokenizer import Tokenizer
 
 
 def left_pad(rows: Sequence[Sequence[int]], pad_id: int) -> tuple[Tensor, Tensor]:
@@ -59,3 +63,88 @@ def generate_tokens(
         attention_mask = torch.cat([attention_mask, running.unsqueeze(1)], dim=1)
         # A stopped row goes on with masked padding, which no real token ever attends to.
         hidden = model.text_states(token.unsqueeze(1), attention_mask, None, cache)
+
+
+def check_length(model: UnifiedModel, row: list[int], what: str) -> None:
+    """Checks that a prompt leaves room for the query tokens, and an answer for some words.
+
+    Raises:
+        UsageError: if it does not; `what` names it.
+    """
+    limit = model.config.backbone.max_positions - model.config.num_query_tokens
+    if len(row) > limit:
+        raise UsageError(f"{what} has {len(row)} tokens; at most {limit} fit this model")
+
+
+class Writer:
+    """Conversations to answers.
+
+    Args:
+        model: in evaluation mode.
+        tokenizer: its tokenizer.
+        chat_template: its chat format.
+    """
+
+    def __init__(
+        self, model: UnifiedModel, tokenizer: Tokenizer, chat_template: ChatTemplate
+    ) -> None:
+        self._model = model
+        self._tokenizer = tokenizer
+        self._chat_template = chat_template
+
+    def prompt(self, messages: Sequence[Message], num_pictures: int) -> list[int]:
+        """Returns the token ids after which the answer stands.
+
+        Args:
+            messages: the turns so far, ending with the user's.
+            num_pictures: pictures that come with them.
+
+        Raises:
+            UsageError: if marks and pictures differ in number or the conversation is too long.
+        """
+        marks = sum(message.text.count(IMAGE_MARK) for message in messages)
+        if marks != num_pictures:
+            raise UsageError(f"{marks} image marks in the messages for {num_pictures} pictures")
+        row = self._chat_template.text_prompt(messages)
+        check_length(self._model, row, "the conversation")
+        return row
+
+    def tokens(
+        self, rows: list[list[int]], features: Tensor | None, max_new_tokens: int | None
+    ) -> Iterator[Tensor]:
+        """Returns the next tokens of every row [B], as long as the model has positions for them.
+
+        Args:
+            rows: what `prompt` returned.
+            features: raw features of the rows' pictures, [M, N, C].
+            max_new_tokens: longest answer; the model's own number if None.
+
+        Raises:
+            UsageError: if `max_new_tokens` is under 1.
+        """
+        config, tokenizer = self._model.config, self._tokenizer
+        limit = config.sampling.max_new_tokens if max_new_tokens is None else max_new_tokens
+        if limit < 1:
+            raise UsageError(f"max_new_tokens must be at least 1, got {limit}")
+        ids, mask = left_pad(rows, tokenizer.pad_id)
+        device = self._model.query_tokens.weight.device
+        return generate_tokens(
+            self._model,
+            ids.to(device),
+            mask.to(device),
+            features,
+            stop_id=tokenizer.turn_end_id,
+            pad_id=tokenizer.pad_id,
+            max_new_tokens=min(limit, config.backbone.max_positions - ids.shape[1]),
+        )
+
+    def text(self, tokens: Iterator[Tensor]) -> Iterator[str]:
+        """Yields the text of a single row's tokens as soon as it is whole characters."""
+        ids: list[int] = []
+        shown = ""
+        for token in tokens:
+            ids.append(int(token[0]))
+            text = self._tokenizer.decode(ids)
+            if not text.endswith("\ufffd") and len(text) > len(shown):
+                yield text[len(shown) :]
+                shown = text

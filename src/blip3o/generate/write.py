@@ -11,8 +11,11 @@ from PIL import Image
 from blip3o.core.errors import UsageError
 from blip3o.core.log import progress
 from blip3o.core.rng import numpy_rng
+from blip3o.generate.inputs import check_sampling
 from blip3o.generate.pipeline import Blip3oPipeline
 from blip3o.imaging.sheet import contact_sheet
+
+_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 
 
 def read_prompts(file: Path) -> list[str]:
@@ -73,37 +76,40 @@ def write_pictures(
         The path of the grid.
 
     Raises:
-        UsageError: for an empty or over-long prompt, or a folder that cannot be written to.
+        UsageError: for an empty or over-long prompt, a number out of range, or a folder that
+            cannot be written to.
     """
+    sampling = pipe.model.config.sampling
+    steps = sampling.num_inference_steps if num_inference_steps is None else num_inference_steps
+    scale = sampling.guidance_scale if guidance_scale is None else guidance_scale
+    check_sampling(steps, scale, num_images, "pil")
     _make_folder(folder)
     jobs = [(p, k) for p in range(len(prompts)) for k in range(num_images)]
     shown: list[Image.Image] = []
-    scratch = folder / "metadata.jsonl.tmp"
-    starts = range(0, len(jobs), batch_size)
-    with scratch.open("w", encoding="utf-8") as metadata:
-        for start in progress(starts, what="batches"):
-            batch = jobs[start : start + batch_size]
-            images = pipe(
-                [prompts[p] for p, _ in batch],
-                generator=[picture_generator(seed, p, k) for p, k in batch],
-                num_inference_steps=num_inference_steps,
-                guidance_scale=guidance_scale,
-            ).images
-            for (p, k), image in zip(batch, images, strict=True):
-                name = f"{p:04d}-{k}.png"
-                save_picture(image, folder / name)
-                row = {
-                    "prompt": prompts[p],
-                    "seed": seed,
-                    "prompt_number": p,
-                    "image_number": k,
-                    "num_inference_steps": num_inference_steps,
-                    "guidance_scale": guidance_scale,
-                    "file": name,
-                }
-                metadata.write(json.dumps(row) + "\n")
-                shown.append(image)
-    os.replace(scratch, folder / "metadata.jsonl")
+    lines: list[str] = []
+    for start in progress(range(0, len(jobs), batch_size), what="batches"):
+        batch = jobs[start : start + batch_size]
+        images = pipe(
+            [prompts[p] for p, _ in batch],
+            generator=[picture_generator(seed, p, k) for p, k in batch],
+            num_inference_steps=steps,
+            guidance_scale=scale,
+        ).images
+        for (p, k), image in zip(batch, images, strict=True):
+            name = f"{p:04d}-{k}.png"
+            save_picture(image, folder / name)
+            row = {
+                "prompt": prompts[p],
+                "seed": seed,
+                "prompt_number": p,
+                "image_number": k,
+                "num_inference_steps": steps,
+                "guidance_scale": scale,
+                "file": name,
+            }
+            lines.append(json.dumps(row) + "\n")
+            shown.append(image)
+    _write_text("".join(lines), folder / "metadata.jsonl")
     captions = [prompts[p] for p, _ in jobs]
     save_picture(contact_sheet(shown, captions, columns=min(4, len(shown))), folder / "grid.png")
     return folder / "grid.png"
@@ -119,12 +125,21 @@ def save_picture(image: Image.Image, path: Path) -> None:
     Raises:
         UsageError: if the suffix is unknown or the place cannot be written to.
     """
-    if path.suffix.lower() not in Image.registered_extensions():
+    if path.suffix.lower() not in _SUFFIXES:
         raise UsageError(f"cannot write {path}: use a name that ends in .png, .jpg or .webp")
     scratch = path.with_name(f".{path.stem}.tmp{path.suffix}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         image.save(scratch)
+        os.replace(scratch, path)
+    except OSError as error:
+        raise UsageError(f"cannot write {path}: {error}") from error
+
+
+def _write_text(text: str, path: Path) -> None:
+    scratch = path.with_name(f".{path.name}.tmp")
+    try:
+        scratch.write_text(text, encoding="utf-8")
         os.replace(scratch, path)
     except OSError as error:
         raise UsageError(f"cannot write {path}: {error}") from error

@@ -70,6 +70,8 @@ class UnifiedModelConfig:
         _require_equal("backbone.image_channels", self.backbone.image_channels, channels)
         _require_equal("dit.condition_size", self.dit.condition_size, self.backbone.hidden_size)
         _require_equal("dit.in_channels", self.dit.in_channels, width)
+        if self.dit.reference_channels:
+            _require_equal("dit.reference_channels", self.dit.reference_channels, width)
         _require_equal("dit.grid", self.dit.grid, self.image_encoder.grid)
         _require_equal("image_decoder.feature_channels", self.image_decoder.feature_channels, width)
         _require_equal("image_decoder.grid", self.image_decoder.grid, self.image_encoder.grid)

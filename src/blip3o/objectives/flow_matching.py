@@ -105,6 +105,7 @@ def _prompt_features(model: UnifiedModel, batch: Batch) -> Tensor | None:
 
 
 def _reference(model: UnifiedModel, batch: Batch, prompt_features: Tensor | None) -> Tensor | None:
-    if batch.reference_rows is None or prompt_features is None:
+    takes_reference = model.config.dit.reference_channels > 0
+    if not takes_reference or batch.reference_rows is None or prompt_features is None:
         return None
     return model.normalizer(prompt_features[batch.reference_rows])

@@ -143,7 +143,9 @@ class ImageText(nn.Module):
         color = torch.where(covered, color, len(self.config.colors))
         thing_logits = self.thing_head(features)
         what = functional.cross_entropy(thing_logits.mT, thing, reduction="none")
-        what = what + functional.cross_entropy(self.color_head(features).mT, color, reduction="none")
+        what = what + functional.cross_entropy(
+            self.color_head(features).mT, color, reduction="none"
+        )
         where = functional.smooth_l1_loss(self.box_head(features), box, reduction="none", beta=0.1)
         # Most tokens are empty and soon easy: averaged apart, they do not drown the objects.
         num_covered = covered.sum().clamp_min(1)
@@ -185,9 +187,7 @@ def region_targets(
     across = torch.minimum(x + size / 2, token_x + half) - torch.maximum(
         x - size / 2, token_x - half
     )
-    down = torch.minimum(y + size / 2, token_y + half) - torch.maximum(
-        y - size / 2, token_y - half
-    )
+    down = torch.minimum(y + size / 2, token_y + half) - torch.maximum(y - size / 2, token_y - half)
     cover = across.clamp_min(0) * down.clamp_min(0) * grid**2 * (thing >= 0)  # [B, R, G * G]
     best, owner = cover.max(1)
     covered = best >= min_cover

@@ -39,6 +39,7 @@ IMAGE_PX = 96
 VOCAB_SIZE, IMAGE_PAD_ID = 768, 6
 GRID, CHANNELS, COMPONENTS = 4, 192, 64
 WIDTH = 192
+SIGMA_SHIFT = 2.0
 
 
 def model() -> UnifiedModelConfig:
@@ -90,7 +91,7 @@ def model() -> UnifiedModelConfig:
         # A short chat format: on a small model every token of boilerplate costs.
         chat=ChatConfig(system=None, generate="draw: {caption}", edit="edit: {instruction}"),
         sampling=SamplingConfig(
-            guidance_scale=3.0, num_inference_steps=24, sigma_shift=2.0, num_decoder_steps=6
+            guidance_scale=3.0, num_inference_steps=24, sigma_shift=SIGMA_SHIFT, num_decoder_steps=6
         ),
     )
 
@@ -184,8 +185,12 @@ def generation(runs: Path = RUNS) -> RunConfig:
         data=DataConfig(
             mixture=(_scenes("text_to_image"),), image_px=IMAGE_PX, feature_cache=FEATURES
         ),
-        objectives=(FlowMatchingConfig(sigmas=UniformSigmas(shift=2.0), condition_dropout=0.1),),
-        train=_train("query_tokens", "dit", steps=4000, batch=128, lr=1e-3),
+        objectives=(
+            FlowMatchingConfig(
+                sigmas=UniformSigmas(shift=SIGMA_SHIFT), condition_dropout=0.1, draws=2
+            ),
+        ),
+        train=_train("query_tokens", "dit", steps=1100, batch=64, lr=1e-3, sample_every=200),
         sample_prompts=PROMPTS,
     )
 
@@ -198,7 +203,7 @@ def tune(runs: Path = RUNS) -> RunConfig:
     base = generation(runs)
     return dataclasses.replace(
         base,
-        init=(_after(runs, "generation"),),
+        init=(_after(runs, "generation"), _after(runs, "decoder", "image_decoder")),
         data=dataclasses.replace(
             base.data,
             mixture=(
@@ -206,7 +211,7 @@ def tune(runs: Path = RUNS) -> RunConfig:
                 dataclasses.replace(_edits(), weight=0.5),
             ),
         ),
-        train=_train("query_tokens", "dit", steps=1000, batch=128, lr=5e-4),
+        train=_train("query_tokens", "dit", steps=300, batch=64, lr=5e-4, sample_every=100),
     )
 
 

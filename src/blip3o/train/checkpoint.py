@@ -1,10 +1,9 @@
 """Checkpoints that are whole or not there: written aside, flushed, renamed, then pointed to.
 
-    checkpoints/step-00000500/  model.safetensors      trained weights, objectives' own too
-                                ema.safetensors        their averages
-                                optimizer.safetensors  AdamW's moments
-                                state.json             step, counts, config
-    latest                                             name of the newest one
+A run folder holds `checkpoints/step-00000500/` and so on, and `latest`, a file with the name of the
+one to resume from. In a checkpoint are `model.safetensors` (trained weights, objectives' own too),
+`ema.safetensors` (their averages), `optimizer.safetensors` (AdamW's moments) and `state.json`
+(step, counts, config).
 """
 
 import dataclasses
@@ -23,9 +22,11 @@ from blip3o.core.errors import UsageError
 from blip3o.core.log import say
 from blip3o.train.ema import Ema
 from blip3o.train.optimizer import NamedParameters
+from blip3o.train.progress import Sums
 
 _MODEL, _EMA, _OPTIMIZER = "model.safetensors", "ema.safetensors", "optimizer.safetensors"
 _STATE = "state.json"
+_UNREADABLE = (OSError, ValueError, KeyError, TypeError, SafetensorError)
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -36,11 +37,14 @@ class TrainState:
         step: optimizer steps done.
         samples_seen: samples learned from.
         nonfinite_steps: steps that updated nothing.
+        window: (sum, count) by name since the last line of metrics, so that a resumed run logs
+            the same averages.
     """
 
     step: int = 0
     samples_seen: int = 0
     nonfinite_steps: int = 0
+    window: Sums = dataclasses.field(default_factory=dict)
 
 
 class Checkpoints:
@@ -49,28 +53,34 @@ class Checkpoints:
     Args:
         run_dir: the run folder.
         keep_last: how many are kept.
+        parameters: trained weights by name; saved, and filled in place when loading.
+        buffers: further tensors that change while training; likewise.
+        ema: averages of the weights; likewise.
+        optimizer: AdamW over the weights; likewise.
     """
 
-    def __init__(self, run_dir: Path, keep_last: int) -> None:
+    def __init__(
+        self,
+        run_dir: Path,
+        keep_last: int,
+        parameters: NamedParameters,
+        buffers: dict[str, Tensor],
+        ema: Ema,
+        optimizer: torch.optim.Optimizer,
+    ) -> None:
         self._root = run_dir / "checkpoints"
         self._latest = run_dir / "latest"
         self._keep_last = keep_last
+        self._parameters = parameters
+        self._buffers = buffers
+        self._ema = ema
+        self._optimizer = optimizer
 
-    def save(
-        self,
-        state: TrainState,
-        parameters: NamedParameters,
-        ema: Ema,
-        optimizer: torch.optim.Optimizer,
-        config: dict[str, Any],
-    ) -> Path:
+    def save(self, state: TrainState, config: dict[str, Any]) -> Path:
         """Writes a checkpoint and points `latest` to it; returns its folder.
 
         Args:
             state: step and counts.
-            parameters: trained weights by name.
-            ema: their averages.
-            optimizer: AdamW.
             config: the resolved run config as plain data.
 
         Raises:
@@ -81,14 +91,15 @@ class Checkpoints:
         try:
             shutil.rmtree(scratch, ignore_errors=True)
             scratch.mkdir(parents=True)
-            weights = {key: value.detach().cpu() for key, value in parameters.items()}
-            save_file(weights, scratch / _MODEL)
-            save_file({key: value.cpu() for key, value in ema.averages.items()}, scratch / _EMA)
-            save_file(_flatten(optimizer, parameters), scratch / _OPTIMIZER)
+            _write_tensors({**self._parameters, **self._buffers}, scratch / _MODEL)
+            _write_tensors(self._ema.averages, scratch / _EMA)
+            _write_tensors(_flatten(self._optimizer, self._parameters), scratch / _OPTIMIZER)
             text = json.dumps({**dataclasses.asdict(state), "config": config})
             (scratch / _STATE).write_text(text, encoding="utf-8")
-            for file in scratch.iterdir():
-                _flush(file)
+            for path in (*scratch.iterdir(), scratch):
+                _flush(path)
+            # Only a run that resumed from an earlier step meets a folder of this name: `latest`
+            # does not point to it, so it may go first.
             shutil.rmtree(folder, ignore_errors=True)
             os.replace(scratch, folder)
             _flush(self._root)
@@ -96,91 +107,128 @@ class Checkpoints:
             pointer.write_text(name + "\n", encoding="utf-8")
             _flush(pointer)
             os.replace(pointer, self._latest)
+            _flush(self._latest.parent)
         except (OSError, SafetensorError) as error:
             shutil.rmtree(scratch, ignore_errors=True)
-            raise UsageError(f"checkpoint {folder} could not be written: {error}") from error
-        self._prune()
+            raise UsageError(
+                f"checkpoint {folder} could not be written ({error}); earlier ones are intact: "
+                "make room and run the same command again to resume"
+            ) from error
+        self._prune(name)
         return folder
 
-    def load(
-        self, parameters: NamedParameters, ema: Ema, optimizer: torch.optim.Optimizer
-    ) -> tuple[TrainState, dict[str, Any]] | None:
-        """Restores the newest whole checkpoint; returns its state and config, or None if none.
-
-        Args:
-            parameters: trained weights, filled in place.
-            ema: averages, filled in place.
-            optimizer: AdamW, filled in place.
+    def load(self) -> TrainState | None:
+        """Restores the checkpoint to resume from; returns its state, or None if there is none.
 
         Raises:
-            UsageError: if there are checkpoints but none is whole: nothing starts over in silence.
+            UsageError: if there are checkpoints but none is whole (nothing starts over in silence),
+                or they are of another model.
         """
-        candidates = sorted(self._root.glob("step-*"), reverse=True) if self._root.exists() else []
-        if not candidates:
-            return None
-        pointed = self._latest.read_text().strip() if self._latest.exists() else ""
-        if pointed != candidates[0].name:
-            say(f"warning: {self._latest} does not name the newest checkpoint; looking for it")
+        run_dir = self._root.parent
+        candidates = find_checkpoints(run_dir)
         for folder in candidates:
             try:
-                return self._read(folder, parameters, ema, optimizer)
-            except (OSError, ValueError, KeyError, SafetensorError) as error:
-                say(f"warning: checkpoint {folder} is not whole ({error}); trying an older one")
-        raise UsageError(
-            f"no checkpoint in {self._root} can be read; move the folder away to start over"
-        )
+                state = self._read(folder)
+            except _UNREADABLE as error:
+                say(f"warning: checkpoint {folder} is not whole ({error}); trying another one")
+                continue
+            if folder.name != _pointed(run_dir):
+                say(f"warning: {self._latest} names no whole checkpoint; taking {folder.name}")
+            return state
+        if candidates or self._latest.exists():
+            raise UsageError(
+                f"no checkpoint in {self._root} can be read; move {run_dir} away to start over"
+            )
+        return None
 
-    def _read(
-        self,
-        folder: Path,
-        parameters: NamedParameters,
-        ema: Ema,
-        optimizer: torch.optim.Optimizer,
-    ) -> tuple[TrainState, dict[str, Any]]:
+    def _read(self, folder: Path) -> TrainState:
         data = json.loads((folder / _STATE).read_text(encoding="utf-8"))
-        config = data.pop("config")
+        data.pop("config")
+        state = TrainState(**data)
+        state.window = {name: (value, count) for name, (value, count) in state.window.items()}
         weights, averages = load_file(folder / _MODEL), load_file(folder / _EMA)
         moments = load_file(folder / _OPTIMIZER)
-        for stored in (weights, averages):
-            different = sorted(stored.keys() ^ parameters.keys())
-            if different:
-                raise UsageError(
-                    f"{folder} is of another model: weights differ in {', '.join(different[:5])}"
-                )
+        own = {**self._parameters, **self._buffers}
+        _check_same(folder, weights, own)
+        _check_same(folder, averages, self._ema.averages)
         with torch.no_grad():
-            for name, parameter in parameters.items():
-                parameter.copy_(weights[name])
-        ema.load(averages)
-        _restore(optimizer, parameters, moments)
-        return TrainState(**data), config
+            for name, tensor in own.items():
+                tensor.copy_(weights[name])
+        self._ema.load(averages)
+        _restore(self._optimizer, self._parameters, moments)
+        return state
 
-    def _prune(self) -> None:
-        for folder in sorted(self._root.glob("step-*"))[: -self._keep_last]:
+    def _prune(self, newest: str) -> None:
+        """Removes old checkpoints and what killed runs left behind, never the newest whole one."""
+        # Later steps than the newest: damaged, or left behind by hand. They do not count.
+        folders = sorted(f for f in self._root.glob("step-*") if f.name <= newest)
+        for folder in (*folders[: -self._keep_last], *self._root.glob(".step-*.tmp")):
             shutil.rmtree(folder, ignore_errors=True)
 
 
+def find_checkpoints(run_dir: Path) -> list[Path]:
+    """Returns the checkpoint folders of a run: the one `latest` names, then newest first.
+
+    Args:
+        run_dir: the run folder; it need not exist.
+    """
+    found = sorted((run_dir / "checkpoints").glob("step-*"), reverse=True)
+    pointed = _pointed(run_dir)
+    return sorted(found, key=lambda folder: folder.name != pointed)
+
+
+def stored_config(run_dir: Path) -> dict[str, Any] | None:
+    """Returns the config a run was last saved with as plain data; None without checkpoints.
+
+    Args:
+        run_dir: the run folder; it need not exist.
+    """
+    for folder in find_checkpoints(run_dir):
+        try:
+            return json.loads((folder / _STATE).read_text(encoding="utf-8"))["config"]
+        except _UNREADABLE:
+            continue
+    return None
+
+
+def _pointed(run_dir: Path) -> str:
+    try:
+        return (run_dir / "latest").read_text(encoding="utf-8").strip()
+    except (OSError, ValueError):
+        return ""
+
+
+def _check_same(folder: Path, stored: dict[str, Tensor], own: dict[str, Any]) -> None:
+    names = sorted(stored.keys() ^ own.keys())
+    names += sorted(n for n in stored.keys() & own.keys() if stored[n].shape != own[n].shape)
+    if names:
+        shown = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
+        raise UsageError(f"{folder} is of another model: {len(names)} weights differ: {shown}")
+
+
 def _flatten(optimizer: torch.optim.Optimizer, parameters: NamedParameters) -> dict[str, Tensor]:
-    flat: dict[str, Tensor] = {}
-    for name, parameter in parameters.items():
-        for key, value in optimizer.state.get(parameter, {}).items():
-            flat[f"{name}/{key}"] = value.detach().cpu()
-    return flat
+    return {
+        f"{name}/{key}": value
+        for name, parameter in parameters.items()
+        for key, value in optimizer.state.get(parameter, {}).items()
+    }
 
 
 def _restore(
     optimizer: torch.optim.Optimizer, parameters: NamedParameters, flat: dict[str, Tensor]
 ) -> None:
-    by_name: dict[str, dict[str, Tensor]] = {}
-    for key, value in flat.items():
-        name, _, entry = key.rpartition("/")
-        by_name.setdefault(name, {})[entry] = value
     optimizer.state.clear()
-    for name, parameter in parameters.items():
-        if name in by_name:
-            optimizer.state[parameter] = {
-                key: value if key == "step" else value.to(parameter)
-                for key, value in by_name[name].items()
-            }
+    for name, value in flat.items():
+        owner, _, key = name.rpartition("/")
+        parameter = parameters[owner]
+        if key == "step":  # beside its parameter: that is where the fused kernels want it
+            optimizer.state[parameter][key] = value.to(parameter.device, copy=True)
+        else:
+            optimizer.state[parameter][key] = torch.empty_like(parameter.detach()).copy_(value)
+
+
+def _write_tensors(tensors: dict[str, Any], file: Path) -> None:
+    save_file({n: t.detach().cpu().contiguous() for n, t in tensors.items()}, file)
 
 
 def _flush(path: Path) -> None:

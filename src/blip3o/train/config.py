@@ -3,10 +3,29 @@
 import dataclasses
 from typing import Any
 
-from blip3o.core.config import component
+from blip3o.core.config import component, to_dict
 from blip3o.core.device import PrecisionName
 from blip3o.data.mixture import DataConfig
 from blip3o.models.unified import UnifiedModelConfig
+
+_AT_LEAST_ONE = (
+    "steps",
+    "global_batch_size",
+    "micro_batch_size",
+    "log_every",
+    "checkpoint_every",
+    "keep_last",
+)
+# What may differ when a run resumes: how long, how often and where, never what is learned.
+_MAY_CHANGE = (
+    "train.steps",
+    "train.log_every",
+    "train.checkpoint_every",
+    "train.sample_every",
+    "train.keep_last",
+    "train.device",
+    "data.num_workers",
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -31,6 +50,15 @@ class OptimizerConfig:
     betas: tuple[float, float] = (0.9, 0.98)
     eps: float = 1e-8
     lr_multipliers: dict[str, float] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        _require("lr", self.lr, self.lr > 0, "above 0")
+        _require("min_lr", self.min_lr, 0 <= self.min_lr <= self.lr, f"from 0 to lr={self.lr}")
+        for name in ("warmup_steps", "weight_decay", "eps"):
+            _require(name, getattr(self, name), getattr(self, name) >= 0, "at least 0")
+        _require("betas", self.betas, all(0 <= b < 1 for b in self.betas), "from 0 to below 1")
+        for prefix, factor in self.lr_multipliers.items():
+            _require(f"lr_multipliers.{prefix}", factor, factor >= 0, "at least 0")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -76,11 +104,12 @@ class TrainConfig:
     max_nonfinite_steps: int = 20
 
     def __post_init__(self) -> None:
-        for name in ("steps", "global_batch_size", "micro_batch_size", "log_every", "keep_last"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if self.checkpoint_every < 1:
-            raise ValueError(f"checkpoint_every must be at least 1, got {self.checkpoint_every}")
+        for name in _AT_LEAST_ONE:
+            _require(name, getattr(self, name), getattr(self, name) >= 1, "at least 1")
+        for name in ("sample_every", "max_nonfinite_steps"):
+            _require(name, getattr(self, name), getattr(self, name) >= 0, "at least 0")
+        _require("grad_clip", self.grad_clip, self.grad_clip > 0, "above 0")
+        _require("ema_decay", self.ema_decay, 0 <= self.ema_decay < 1, "from 0 to below 1")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -115,3 +144,33 @@ class RunConfig:
     objectives: tuple[Any, ...] = component("blip3o.objectives:OBJECTIVES")
     train: TrainConfig
     sample_prompts: tuple[str, ...] = ()
+
+
+def resume_differences(stored: Any, config: Any) -> list[str]:  # noqa: ANN401
+    """Returns the dotted names of settings that keep a run from being resumed.
+
+    Args:
+        stored: the config in a checkpoint, as plain data.
+        config: the config to resume with.
+    """
+    return [name for name in _differences(stored, to_dict(config), "") if name not in _MAY_CHANGE]
+
+
+def _differences(left: Any, right: Any, path: str) -> list[str]:  # noqa: ANN401
+    if isinstance(left, list) and isinstance(right, list) and len(left) == len(right):
+        left, right = dict(enumerate(left)), dict(enumerate(right))
+    if not (isinstance(left, dict) and isinstance(right, dict)):
+        return [] if left == right else [path]
+    keys = [*left, *(key for key in right if key not in left)]
+    return [
+        name
+        for key in keys
+        for name in _differences(
+            left.get(key), right.get(key), f"{path}.{key}" if path else str(key)
+        )
+    ]
+
+
+def _require(name: str, value: object, is_good: bool, wanted: str) -> None:
+    if not is_good:
+        raise ValueError(f"{name} must be {wanted}, got {value}")

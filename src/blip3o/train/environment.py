@@ -6,29 +6,47 @@ import platform
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 
 _PACKAGES = ("blip3o", "torch", "transformers", "numpy", "pillow", "tokenizers")
 
 
-def write_environment(run_dir: Path) -> None:
-    """Writes `env.json`: commit, versions, device, command.
+def write_environment(run_dir: Path, device: torch.device | None = None) -> None:
+    """Writes `env.json`: commit, versions, device, command of the first start and of later ones.
 
     Args:
         run_dir: the run folder.
+        device: where the run computes.
     """
-    environment = {
-        "commit": _commit(),
+    file = run_dir / "env.json"
+    commit, has_changes = _commit()
+    now = {
+        "commit": commit,
+        "uncommitted_changes": has_changes,
         "command": sys.argv,
         "python": platform.python_version(),
         "platform": platform.platform(),
         "packages": {name: _version(name) for name in _PACKAGES},
         "threads": torch.get_num_threads(),
+        "device": None if device is None else str(device),
         "cuda": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
     }
-    text = json.dumps(environment, indent=2) + "\n"
-    (run_dir / "env.json").write_text(text, encoding="utf-8")
+    starts = _earlier(file)
+    if not starts or starts[-1] != now:
+        starts.append(now)
+    text = json.dumps({**starts[0], "resumed_with": starts[1:]}, indent=2) + "\n"
+    file.write_text(text, encoding="utf-8")
+
+
+def _earlier(file: Path) -> list[dict[str, Any]]:
+    try:
+        first = json.loads(file.read_text(encoding="utf-8"))
+        later = first.pop("resumed_with", [])
+    except (OSError, ValueError, AttributeError):  # none yet, or cut short by a kill
+        return []
+    return [first, *later]
 
 
 def _version(package: str) -> str | None:
@@ -38,11 +56,18 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _commit() -> str | None:
+def _commit() -> tuple[str | None, bool | None]:
+    """Returns the commit of this source tree and whether it was changed since, if it is in git."""
     folder = Path(__file__).parent
+    if _git(folder, "ls-files", "--error-unmatch", Path(__file__).name) is None:
+        return None, None  # installed somewhere inside a repository that is not ours
+    return _git(folder, "rev-parse", "HEAD"), bool(_git(folder, "status", "--porcelain", "-uno"))
+
+
+def _git(folder: Path, *arguments: str) -> str | None:
     try:
         answer = subprocess.run(
-            ["git", "-C", str(folder), "rev-parse", "HEAD"],
+            ["git", "-C", str(folder), *arguments],
             capture_output=True,
             text=True,
             check=True,

@@ -4,12 +4,13 @@ import math
 from collections.abc import Iterable
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from blip3o.core.errors import unknown_name
+from blip3o.core.errors import UsageError, unknown_name
 from blip3o.train.config import OptimizerConfig
 
 NamedParameters = dict[str, nn.Parameter]
+_OBJECTIVES = "objectives"
 
 
 def select_trainable(
@@ -23,7 +24,8 @@ def select_trainable(
         prefixes: dotted prefixes of parameter names.
 
     Raises:
-        UsageError: if a prefix fits no parameter, with the nearest module names.
+        UsageError: if a prefix fits no parameter, with the nearest module names, or if there is
+            nothing to train.
     """
     prefixes = tuple(prefixes)
     names = [name for name, _ in model.named_parameters()]
@@ -37,9 +39,31 @@ def select_trainable(
         parameter.requires_grad_(is_chosen)
         if is_chosen:
             chosen[name] = parameter
-    for name, parameter in objectives.named_parameters():
-        chosen[f"objectives.{name}"] = parameter
+    for name, parameter in objectives.named_parameters(_OBJECTIVES):
+        parameter.requires_grad_()
+        chosen[name] = parameter
+    if not chosen:
+        raise UsageError("train.trainable is empty: name the parts to train, e.g. dit")
     return chosen
+
+
+def select_buffers(model: nn.Module, objectives: nn.ModuleList) -> dict[str, Tensor]:
+    """Returns the saved buffers that may change while training, by name (running statistics).
+
+    Args:
+        model: buffers of its modules with trained parameters of their own.
+        objectives: all their buffers, under "objectives.".
+    """
+    found: dict[str, Tensor] = {}
+    for root, start in ((model, ""), (objectives, _OBJECTIVES)):
+        for path, module in root.named_modules(prefix=start):
+            own = list(module.parameters(recurse=False))
+            if root is model and not any(parameter.requires_grad for parameter in own):
+                continue
+            for name, buffer in module.named_buffers(recurse=False):
+                if name not in module._non_persistent_buffers_set:
+                    found[f"{path}.{name}" if path else name] = buffer
+    return found
 
 
 def _under(name: str, prefix: str) -> bool:
@@ -52,7 +76,14 @@ def build_optimizer(parameters: NamedParameters, config: OptimizerConfig) -> tor
     Args:
         parameters: what to train, by name.
         config: rates.
+
+    Raises:
+        UsageError: if a prefix of `lr_multipliers` fits nothing that is trained.
     """
+    for prefix in config.lr_multipliers:
+        if not any(_under(name, prefix) for name in parameters):
+            parts = {name.rpartition(".")[0] for name in parameters}
+            raise unknown_name("trained part in lr_multipliers", prefix, parts)
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in parameters.items():
         fitting = [prefix for prefix in config.lr_multipliers if _under(name, prefix)]
@@ -67,7 +98,7 @@ def build_optimizer(parameters: NamedParameters, config: OptimizerConfig) -> tor
 
 
 def learning_rate(step: int, num_steps: int, config: OptimizerConfig) -> float:
-    """Returns the learning rate of a step.
+    """Returns the learning rate of a step: linear warm-up, then half a cosine down to `min_lr`.
 
     Args:
         step: number of the step, from 0.

@@ -6,8 +6,6 @@ import threading
 from types import FrameType
 from typing import Self
 
-from blip3o.core.log import say
-
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
 
@@ -42,4 +40,5 @@ class StopRequest:
         if self.requested:
             os._exit(128 + number)
         self.requested = True
-        say("stopping after this step; once more to stop at once")
+        # Past Python's buffers: the signal may have come in the middle of another line to stderr.
+        os.write(2, b"stopping after this step; once more to stop at once\n")

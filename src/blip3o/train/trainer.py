@@ -2,32 +2,37 @@
 
 import math
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from blip3o.core.config import to_dict
+from blip3o.core.config import save_yaml, to_dict
 from blip3o.core.device import Precision, resolve_device, resolve_dtype
 from blip3o.core.errors import PreemptedError, UsageError
 from blip3o.core.log import MetricsLogger, say
+from blip3o.core.rng import numpy_rng
 from blip3o.core.types import Batch
-from blip3o.train.checkpoint import Checkpoints, TrainState
-from blip3o.train.config import RunConfig
+from blip3o.objectives import Objective
+from blip3o.train.checkpoint import Checkpoints, TrainState, stored_config
+from blip3o.train.config import RunConfig, resume_differences
 from blip3o.train.ema import Ema
+from blip3o.train.environment import write_environment
 from blip3o.train.optimizer import (
     build_optimizer,
     learning_rate,
+    select_buffers,
     select_trainable,
     set_learning_rate,
 )
+from blip3o.train.progress import Progress, Sums, Window, add_sums, memory_mb
 from blip3o.train.signals import StopRequest
 
 StepLoader = Callable[[int], Iterator[list[Batch]]]
-_MAY_CHANGE = ("steps", "log_every", "checkpoint_every", "sample_every", "keep_last", "device")
-Sums = dict[str, tuple[float, float]]
+_Terms = list[tuple[str, Tensor, float]]  # name, sum on the device, count
 
 
 class Trainer:
@@ -41,6 +46,10 @@ class Trainer:
         loader: start step -> the batches of each step from there on.
         callbacks: objects with any of `on_start(trainer)`, `on_log(trainer, step, values)`,
             `on_sample(trainer, step)`, `on_checkpoint(trainer, step, folder)`, `on_end(trainer)`.
+
+    Raises:
+        UsageError: if the run folder belongs to another config, or the config does not fit the
+            model or this machine.
     """
 
     def __init__(
@@ -52,124 +61,173 @@ class Trainer:
         loader: StepLoader,
         callbacks: Sequence[object] = (),
     ) -> None:
+        check_resumable(run_dir, config)
         train = config.train
         device = resolve_device(train.device)
         self.run_dir = run_dir
         self.config = config
-        self.precision = Precision(device, resolve_dtype(train.precision, device))
+        self.precision = Precision(device, _training_dtype(config, device))
         self.model = model.to(device)
-        self.objectives = nn.ModuleList(objectives).to(device)
-        self.parameters = select_trainable(self.model, self.objectives, train.trainable)
+        modules = nn.ModuleList(objectives).to(device)
+        self.objectives = modules
+        self.parameters = select_trainable(self.model, modules, train.trainable)
         self.optimizer = build_optimizer(self.parameters, train.optimizer)
         self.ema = Ema(self.parameters, train.ema_decay)
         self.state = TrainState()
-        self.checkpoints = Checkpoints(run_dir, train.keep_last)
+        self._named_objectives = _name(cast("Sequence[Objective]", objectives))
+        self._checkpoints = Checkpoints(
+            run_dir,
+            train.keep_last,
+            self.parameters,
+            select_buffers(self.model, modules),
+            self.ema,
+            self.optimizer,
+        )
         self._loader = loader
         self._callbacks = callbacks
         if train.compile:
-            for module in self.model.compile_targets():  # type: ignore[operator]
-                module.compile()
+            _compile(self.model)
 
     def fit(self) -> None:
         """Trains up to the last step.
 
         Raises:
-            UsageError: if the run folder belongs to another config, or too many steps were not
-                finite.
+            UsageError: if no checkpoint can be read, the config does not fit the data, too many
+                steps were not finite, or a checkpoint cannot be written.
             PreemptedError: if a signal asked to stop; a checkpoint has been saved.
         """
-        self._resume()
-        steps = self.config.train.steps
-        if self.state.step >= steps:
-            say(f"{self.run_dir} has all of its {steps} steps; nothing to train")
+        train = self.config.train
+        self.state = self._checkpoints.load() or self.state
+        if self.state.step >= train.steps:
+            say(f"{self.run_dir} is finished: step {self.state.step} of {train.steps}")
             self._call("on_end")
             return
+        if self.state.step:
+            say(f"resuming {self.run_dir} at step {self.state.step}")
+        self.run_dir.mkdir(parents=True, exist_ok=True)
+        save_yaml(self.config, self.run_dir / "config.yaml")
+        write_environment(self.run_dir, self.precision.device)
         self._set_modes()
         logger = MetricsLogger(self.run_dir, self.state.step)
-        self._call("on_start")
+        progress = Progress(self.state.step, train.steps, train.global_batch_size)
+        batches = self._loader(self.state.step)
         try:
+            self._call("on_start")
             with StopRequest() as stop:
-                self._run(logger, stop)
+                self._run(batches, logger, progress, stop)
         finally:
+            progress.close()
             logger.close()
+            if hasattr(batches, "close"):
+                batches.close()  # ends the loader's workers now, not when Python finds the time
         self._call("on_end")
 
-    def _run(self, logger: MetricsLogger, stop: StopRequest) -> None:
-        train = self.config.train
-        window = _Window(self.state)
-        batches = self._loader(self.state.step)
-        while self.state.step < train.steps:
-            waiting = time.monotonic()
-            groups = next(batches)
-            window.waited += time.monotonic() - waiting
-            window.add(self._step(groups))
-            self.state.step += 1
-            self.state.samples_seen += sum(len(batch) for batch in groups)
-            step = self.state.step
-            is_last = step == train.steps
-            if step % train.log_every == 0 or is_last:
-                values = window.close(self.state)
-                values["lr"] = self.optimizer.param_groups[0]["lr"]
-                logger.log(step, values)
-                self._report(values)
-                self._call("on_log", step, values)
-            if step % train.checkpoint_every == 0 or is_last or stop.requested:
-                self._checkpoint()
-            if stop.requested and not is_last:
-                raise PreemptedError(
-                    f"stopped at step {step} after saving; the same command resumes"
-                )
-            if train.sample_every and (step % train.sample_every == 0 or is_last):
-                self._call("on_sample", step)
+    def _run(
+        self,
+        batches: Iterator[list[Batch]],
+        logger: MetricsLogger,
+        progress: Progress,
+        stop: StopRequest,
+    ) -> None:
+        train, state = self.config.train, self.state
+        window = Window(state.window)
+        is_saved = state.step > 0  # by the run that this one resumes
+        while state.step < train.steps and not stop.requested:
+            start = time.monotonic()
+            groups = self._next(batches, stop)
+            if groups is None:
+                break
+            waited = time.monotonic() - start
+            rate = learning_rate(state.step, train.steps, train.optimizer)
+            sums = self._step(groups, rate)
+            samples = sum(len(batch) for batch in groups)
+            window.add(sums, samples, waited)
+            state.step += 1
+            state.samples_seen += samples
+            is_last = state.step == train.steps
+            progress.advance()
+            if state.step % train.log_every == 0 or is_last:
+                values = {**window.close(), **self._facts(), "lr": rate}
+                logger.log(state.step, values)
+                progress.report(values)
+                self._call("on_log", state.step, values)
+            is_saved = state.step % train.checkpoint_every == 0 or is_last
+            if is_saved:
+                self._save()
+            if train.sample_every and (state.step % train.sample_every == 0 or is_last):
+                self._call("on_sample", state.step)
+                self._set_modes()
+        if state.step < train.steps:
+            if not is_saved:
+                self._save()
+            raise PreemptedError(
+                f"stopped at step {state.step} after saving; the same command resumes"
+            )
 
-    def _step(self, groups: list[Batch]) -> Sums:
+    def _next(self, batches: Iterator[list[Batch]], stop: StopRequest) -> list[Batch] | None:
+        """Returns the batches of the next step, or None if the run was asked to stop meanwhile."""
+        try:
+            groups = next(batches, None)
+        except Exception:
+            if stop.requested:  # the signal reached the loader's workers too, and they ended
+                return None
+            raise
+        if stop.requested:
+            return None
+        if groups is None:
+            raise UsageError(f"the data ended at step {self.state.step}; lower train.steps")
+        return groups
+
+    def _step(self, groups: list[Batch], rate: float) -> Sums:
         """One optimizer step; returns the sums to log."""
-        train, step = self.config.train, self.state.step
-        rate = learning_rate(step, train.steps, train.optimizer)
+        step = self.state.step
+        # Our own draws are keyed by sample. This one is for parts that use torch's global
+        # generator (dropout in a library's module): they, too, must not depend on the past.
+        torch.manual_seed(int(numpy_rng(self.config.train.seed, "step", step).integers(2**62)))
         set_learning_rate(self.optimizer, rate)
         self.optimizer.zero_grad(set_to_none=True)
+        self._check_tasks(groups)
         batches = [batch.to(self.precision.device) for batch in groups]
-        totals = [
-            sum(objective.count(batch) for batch in batches if batch.task in objective.tasks)  # type: ignore[operator]
-            for objective in self.objectives
-        ]
-        sums: Sums = {"loss": (0.0, 1.0)}
-        for objective, total in zip(self.objectives, totals, strict=True):
-            for batch in batches:
-                if batch.task in objective.tasks and total:  # type: ignore[operator]
-                    self._backward(objective, batch, total, sums)
-        norm = self._clip()
-        sums["grad_norm"] = (norm, 1.0)
-        if math.isfinite(sums["loss"][0]) and math.isfinite(norm):
+        terms: _Terms = []
+        for name, objective in self._named_objectives.items():
+            counted = [(b, objective.count(b)) for b in batches if b.task in objective.tasks]
+            total = sum(count for _, count in counted)
+            for batch, count in counted:
+                if count:
+                    terms += self._backward(name, objective, batch, total)
+        terms.append(("grad_norm", self._clip(), 1.0))
+        sums = _read(terms)
+        if all(math.isfinite(sums[name][0]) for name in ("loss", "grad_norm") if name in sums):
             self.optimizer.step()
             self.ema.update(step)
-        else:
-            self._count_nonfinite()
-            sums = {name: pair for name, pair in sums.items() if math.isfinite(pair[0])}
-        return sums
+            return sums
+        self._count_nonfinite()
+        return {name: pair for name, pair in sums.items() if math.isfinite(pair[0])}
 
-    def _backward(self, objective: nn.Module, batch: Batch, total: float, sums: Sums) -> None:
+    def _backward(self, name: str, objective: Objective, batch: Batch, total: float) -> _Terms:
         with self.precision.autocast():
-            output = objective(self.model, batch, self.config.train.seed)
-        weighted = output.loss_sum * (objective.weight / total)  # type: ignore[operator]
-        weighted.backward()
-        name = type(objective).__name__
-        sums["loss"] = (sums["loss"][0] + float(weighted.detach()), 1.0)
-        _add(sums, f"{name}/loss", float(output.loss_sum.detach()), output.count)
-        for metric, (value, count) in output.metrics.items():
-            _add(sums, f"{name}/{metric}", float(value), float(count))
-
-    def _clip(self) -> float:
-        gradients = [p.grad for p in self.parameters.values() if p.grad is not None]
-        if not gradients:
+            output = objective(cast("Any", self.model), batch, self.config.train.seed)
+        weighted = output.loss_sum * (objective.weight / total)
+        if not weighted.requires_grad:
             raise UsageError(
-                "no objective gave a gradient: check objectives.tasks against data.mixture tasks"
+                f"no gradient reaches anything from the objective {name}: train.trainable "
+                f"({', '.join(self.config.train.trainable)}) names no part it goes through"
             )
-        norm: Tensor = nn.utils.get_total_norm(gradients, foreach=True)
+        weighted.backward()
+        return [
+            ("loss", weighted.detach(), 0.0),  # summed over a step; `_read` counts the step
+            (f"{name}/loss", output.loss_sum.detach(), output.count),
+            *((f"{name}/{key}", v.detach(), c) for key, (v, c) in output.metrics.items()),
+        ]
+
+    def _clip(self) -> Tensor:
+        """Scales all gradients together; returns their norm before."""
+        gradients = [p.grad for p in self.parameters.values() if p.grad is not None]
+        norm = nn.utils.get_total_norm(gradients, foreach=True)
         nn.utils.clip_grads_with_norm_(
             self.parameters.values(), self.config.train.grad_clip, norm, foreach=True
         )
-        return float(norm)
+        return norm
 
     def _count_nonfinite(self) -> None:
         self.state.nonfinite_steps += 1
@@ -181,46 +239,29 @@ class Trainer:
                 f"train.max_nonfinite_steps={limit}; lower train.optimizer.lr"
             )
 
-    def _resume(self) -> None:
-        restored = self.checkpoints.load(self.parameters, self.ema, self.optimizer)
-        if restored is None:
-            return
-        self.state, stored = restored
-        own = to_dict(self.config)
-        for config in (stored, own):
-            config["train"] = {
-                key: value for key, value in config["train"].items() if key not in _MAY_CHANGE
-            }
-        changed = _differences(stored, own)
-        if changed:
-            raise UsageError(
-                f"{self.run_dir} was started with other settings of {', '.join(changed[:6])}; "
-                "use another --out, or the same settings to resume"
-            )
-        say(f"resuming {self.run_dir} at step {self.state.step}")
+    def _check_tasks(self, groups: list[Batch]) -> None:
+        learned = {task for o in self._named_objectives.values() for task in o.tasks}
+        for batch in groups:
+            if batch.task not in learned:
+                raise UsageError(
+                    f"no objective learns from the task {batch.task!r} of data.mixture; "
+                    f"objectives.*.tasks name {', '.join(sorted(learned))}"
+                )
 
     def _set_modes(self) -> None:
-        """Training mode exactly for modules that hold something to train."""
-        self.model.eval()
-        for module in self.model.modules():
-            if any(parameter.requires_grad for parameter in module.parameters()):
-                module.training = True
+        _set_mode(self.model, is_training=True)
         self.objectives.train()
 
-    def _checkpoint(self) -> None:
-        folder = self.checkpoints.save(
-            self.state, self.parameters, self.ema, self.optimizer, to_dict(self.config)
-        )
+    def _save(self) -> None:
+        folder = self._checkpoints.save(self.state, to_dict(self.config))
         self._call("on_checkpoint", self.state.step, folder)
 
-    def _report(self, values: dict[str, Any]) -> None:
-        left = self.config.train.steps - self.state.step
-        seconds = left * self.config.train.global_batch_size / max(values["samples_per_second"], 1e-9)
-        say(
-            f"step {self.state.step}/{self.config.train.steps}  loss {values.get('loss', math.nan):.4f}"
-            f"  lr {values['lr']:.1e}  {values['samples_per_second']:.1f} samples/s"
-            f"  {seconds / 60:.1f} min left"
-        )
+    def _facts(self) -> dict[str, Any]:
+        return {
+            "samples_seen": self.state.samples_seen,
+            "nonfinite_steps": self.state.nonfinite_steps,
+            "memory_mb": memory_mb(self.precision.device),
+        }
 
     def _call(self, event: str, *arguments: object) -> None:
         for callback in self._callbacks:
@@ -229,62 +270,73 @@ class Trainer:
                 handler(self, *arguments)
 
 
-class _Window:
-    """Sums since the last line of metrics."""
+def check_resumable(run_dir: Path, config: RunConfig) -> None:
+    """Refuses to go on with a run under other settings; cheap, so worth asking first of all.
 
-    def __init__(self, state: TrainState) -> None:
-        self.waited = 0.0
-        self._restart(state)
+    Args:
+        run_dir: the run folder; it need not exist.
+        config: the whole run.
 
-    def _restart(self, state: TrainState) -> None:
-        self.waited = 0.0
-        self._sums: Sums = {}
-        self._start = time.monotonic()
-        self._samples = state.samples_seen
-
-    def add(self, sums: Sums) -> None:
-        """Takes in the sums of a step."""
-        for name, (value, count) in sums.items():
-            _add(self._sums, name, value, count)
-
-    def close(self, state: TrainState) -> dict[str, Any]:
-        """Returns the averages and the speed, and starts anew."""
-        seconds = time.monotonic() - self._start
-        values: dict[str, Any] = {name: v / max(c, 1e-12) for name, (v, c) in self._sums.items()}
-        values["samples_seen"] = state.samples_seen
-        values["samples_per_second"] = (state.samples_seen - self._samples) / seconds
-        values["data_wait"] = self.waited / seconds
-        values["nonfinite_steps"] = state.nonfinite_steps
-        values["memory_mb"] = _memory_mb()
-        self._restart(state)
-        return values
+    Raises:
+        UsageError: if there are checkpoints of another config, naming what differs.
+    """
+    stored = stored_config(run_dir)
+    if stored is None:
+        return
+    changed = resume_differences(stored, config)
+    if changed:
+        shown = ", ".join(changed[:6]) + (", ..." if len(changed) > 6 else "")
+        raise UsageError(
+            f"{run_dir} was started with other settings of {shown}; "
+            "use another --out, or the same settings to resume"
+        )
 
 
-def _add(sums: Sums, name: str, value: float, count: float) -> None:
-    old_value, old_count = sums.get(name, (0.0, 0.0))
-    sums[name] = (old_value + value, old_count + count)
+def _training_dtype(config: RunConfig, device: torch.device) -> torch.dtype:
+    dtype = resolve_dtype(config.train.precision, device)
+    if dtype != torch.float16:
+        return dtype
+    if config.train.precision == "auto":
+        return torch.float32
+    raise UsageError("training in fp16 needs scaled losses, which we lack; use bf16 or fp32")
 
 
-def _memory_mb() -> float:
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated() / 2**20
-    import resource
+def _set_mode(module: nn.Module, *, is_training: bool) -> None:
+    """Training mode for what holds something to train; without weights (dropout), as its parent."""
+    parameters = list(module.parameters())
+    if parameters:
+        is_training = any(parameter.requires_grad for parameter in parameters)
+    module.training = is_training
+    for child in module.children():
+        _set_mode(child, is_training=is_training)
 
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+def _compile(model: nn.Module) -> None:
+    if not hasattr(model, "compile_targets"):
+        say("warning: train.compile does nothing: the model names no compile_targets()")
+        return
+    for module in cast("Any", model).compile_targets():
+        module.compile()
 
 
-def _differences(left: Any, right: Any, path: str = "") -> list[str]:  # noqa: ANN401
-    """Returns the dotted paths at which two plain configs differ."""
-    if isinstance(left, dict) and isinstance(right, dict):
-        keys = [*left, *(key for key in right if key not in left)]
-        return [
-            found
-            for key in keys
-            for found in _differences(
-                left.get(key), right.get(key), f"{path}.{key}" if path else str(key)
-            )
-        ]
-    if isinstance(left, list) and isinstance(right, list) and len(left) == len(right):
-        pairs = enumerate(zip(left, right, strict=True))
-        return [found for i, (a, b) in pairs for found in _differences(a, b, f"{path}.{i}")]
-    return [] if left == right else [path]
+def _name(objectives: Sequence[Objective]) -> dict[str, Objective]:
+    """Returns the objectives by the name they are logged under; equal ones are numbered."""
+    seen: Counter[str] = Counter()
+    named: dict[str, Objective] = {}
+    for objective in objectives:
+        name = type(objective).__name__
+        seen[name] += 1
+        named[name if seen[name] == 1 else f"{name}-{seen[name]}"] = objective
+    return named
+
+
+def _read(terms: _Terms) -> Sums:
+    """Returns the sums by name as plain numbers; the device is waited for once."""
+    device = terms[-1][1].device
+    numbers = torch.stack([tensor.to(device, torch.float32) for _, tensor, _ in terms]).tolist()
+    sums: Sums = {}
+    for (name, _, count), number in zip(terms, numbers, strict=True):
+        add_sums(sums, {name: (number, float(count))})
+    if "loss" in sums:
+        sums["loss"] = (sums["loss"][0], 1.0)
+    return sums

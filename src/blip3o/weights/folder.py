@@ -116,28 +116,42 @@ def load_model(
     """
     folder = resolve_model_folder(name)
     config = _read_config(folder / "config.json")
-    with torch.device("meta"):
-        model = config.build()
+    skeleton = _skeleton(config, folder)
     state: dict[str, Tensor] = {}
     for part in ("", *_PARTS):
         file = folder / part / "model.safetensors" if part else folder / "model.safetensors"
         prefix = f"{part}." if part else ""
         state |= {prefix + key: value for key, value in _read_tensors(file).items()}
-    _check_keys(model, state, folder)
-    model = model.to_empty(device="cpu")
-    _reset_derived_buffers(model, config)
+    _check_keys(skeleton, state, folder)
+    tokenizer = Tokenizer.load(folder)
+    _check_tokenizer(tokenizer, config, folder)
+    with torch.random.fork_rng(devices=[]):  # loading a model moves nobody's random numbers
+        model = config.build()
     model.load_state_dict(state, strict=True)
-    model = model.to(device=device, dtype=dtype).eval()
-    return LoadedModel(model, Tokenizer.load(folder), folder)
+    _move(model, torch.device(device), dtype)
+    return LoadedModel(model.eval(), tokenizer, folder)
 
 
-def _reset_derived_buffers(model: nn.Module, config: UnifiedModelConfig) -> None:
-    """Fills buffers that are computed and not stored (rotary tables, position ids)."""
-    fresh = dict(config.build().named_buffers())
-    stored = set(model.state_dict())
-    for name, buffer in model.named_buffers():
-        if name not in stored:
-            buffer.copy_(fresh[name])
+def _skeleton(config: UnifiedModelConfig, folder: Path) -> UnifiedModel:
+    """Returns the model without memory for its weights, to compare names and shapes with."""
+    try:
+        with torch.device("meta"):
+            return config.build()
+    except (ValueError, ArithmeticError, RuntimeError) as error:
+        raise UsageError(f"{folder / 'config.json'} describes no model: {error}") from error
+
+
+def _move(model: nn.Module, device: torch.device, dtype: torch.dtype) -> None:
+    """Moves a model; buffers that are computed and not stored keep their type.
+
+    Rotary frequencies in bf16 would turn far positions by up to a radian too much.
+    """
+    stored = model.state_dict().keys()
+    derived = {name: buffer for name, buffer in model.named_buffers() if name not in stored}
+    model.to(device=device, dtype=dtype)
+    for name, buffer in derived.items():
+        owner, _, leaf = name.rpartition(".")
+        setattr(model.get_submodule(owner), leaf, buffer.to(device))
 
 
 def _split(model: UnifiedModel) -> dict[str, dict[str, Tensor]]:
@@ -166,6 +180,20 @@ def _read_config(file: Path) -> UnifiedModelConfig:
         return from_dict(UnifiedModelConfig, data)
     except UsageError as error:
         raise UsageError(f"{file}: {error}") from error
+
+
+def _check_tokenizer(tokenizer: Tokenizer, config: UnifiedModelConfig, folder: Path) -> None:
+    backbone = config.backbone
+    if tokenizer.image_pad_id != backbone.image_token_id:
+        raise UsageError(
+            f"{folder / 'tokenizer.json'} is of another model: its image placeholder is token "
+            f"{tokenizer.image_pad_id}, config.json says {backbone.image_token_id}"
+        )
+    if tokenizer.vocab_size > backbone.vocab_size:
+        raise UsageError(
+            f"{folder / 'tokenizer.json'} is of another model: it has {tokenizer.vocab_size} "
+            f"tokens, config.json says {backbone.vocab_size}"
+        )
 
 
 def _read_tensors(file: Path) -> dict[str, Tensor]:

@@ -1,6 +1,7 @@
 """Solvers on equations with known answers; guidance on plain arithmetic."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -91,3 +92,15 @@ def test_dropping_empties_whole_samples() -> None:
     dropped = drop_condition(condition, torch.tensor([False, True, False]))
     assert torch.equal(dropped[1], torch.zeros(2, 4))
     assert torch.equal(dropped[[0, 2]], condition[[0, 2]])
+
+
+@pytest.mark.parametrize("solve", [euler, heun])
+def test_a_callback_may_change_the_state(solve: Any) -> None:
+    noise = torch.ones(2, 3)
+    levels = torch.tensor([1.0, 0.5, 0.0])
+
+    def replace(num_done: int, state: torch.Tensor) -> torch.Tensor | None:
+        return torch.full_like(state, 7.0) if num_done == 1 else None
+
+    result = solve(lambda state, sigma: torch.zeros_like(state), noise, levels, replace)
+    assert torch.equal(result, torch.full_like(noise, 7.0))

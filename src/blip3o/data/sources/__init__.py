@@ -22,5 +22,9 @@ class Source(Protocol):
         ...
 
     def read(self, position: int) -> tuple[str, Mapping[str, bytes], Mapping[str, Any]]:
-        """Returns key, pictures by role, and fields of one record."""
+        """Returns key, pictures by role, and fields of one record; ValueError if it is damaged."""
+        ...
+
+    def fingerprint(self) -> str:
+        """Returns a text that changes when the records do; feature caches are kept under it."""
         ...

@@ -1,4 +1,4 @@
-"""JSON lines (or one JSON list) with pictures as files beside it.
+r"""JSON lines (or one JSON list) with pictures as files beside it.
 
     {"image": "a.png", "caption": "a red cat"}
     {"image": "a.png", "conversations": [{"from": "human", "value": "<image>\nWhat is it?"}, ...]}
@@ -6,10 +6,14 @@
 """
 
 import dataclasses
+import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from blip3o.core.errors import UsageError
 
@@ -21,7 +25,8 @@ class JsonlConfig:
     """One file of records.
 
     Args:
-        path: the file, .jsonl or .json; picture paths in it are relative to its folder.
+        path: the file; picture paths in it are relative to its folder. A name ending in ".json" is
+            one list, held in memory; anything else is read line by line.
         name: short name for logs, quarantine and feature caches.
     """
 
@@ -33,13 +38,13 @@ class JsonlConfig:
         """Returns the opened source.
 
         Raises:
-            UsageError: if the file is missing or its frame is damaged.
+            UsageError: if the file cannot be read or is no list of records.
         """
         return JsonlSource(self)
 
 
 class JsonlSource:
-    """Records of a JSON or JSON lines file by position; only line offsets are kept in memory.
+    """Records of a JSON or JSON lines file by position; of lines only the places are kept.
 
     Args:
         config: which file.
@@ -48,14 +53,20 @@ class JsonlSource:
     def __init__(self, config: JsonlConfig) -> None:
         self.name = config.name
         self._path = Path(config.path)
+        self._rows: list[Any] | None = None
+        self._places = np.zeros((0, 2), dtype=np.int64)
         try:
-            self._rows = self._read_list() if self._path.suffix == ".json" else None
-            self._offsets = [] if self._rows is not None else self._line_offsets()
+            if self._path.suffix == ".json":
+                self._rows = self._read_list()
+            else:
+                self._places = self._find_lines()
         except FileNotFoundError as error:
             raise UsageError(f"no such data file: {self._path}") from error
+        except OSError as error:
+            raise UsageError(f"cannot read {self._path}: {error.strerror}") from error
 
     def __len__(self) -> int:
-        return len(self._offsets if self._rows is None else self._rows)
+        return len(self._places if self._rows is None else self._rows)
 
     def read(self, position: int) -> tuple[str, Mapping[str, bytes], Mapping[str, Any]]:
         """Returns key, pictures by role, and fields of one record.
@@ -67,7 +78,7 @@ class JsonlSource:
             ValueError: if the line is no JSON object.
             OSError: if one of its pictures cannot be read.
         """
-        row = self._rows[position] if self._rows is not None else self._read_line(position)
+        row = self._read_line(position) if self._rows is None else self._rows[position]
         if not isinstance(row, dict):
             raise ValueError(f"record {position} of {self._path} is no JSON object")
         fields = dict(row)
@@ -78,25 +89,38 @@ class JsonlSource:
         }
         return str(fields.get("id", position)), files, fields
 
+    def fingerprint(self) -> str:
+        """Returns a hash of the file; pictures changed under the same name are not noticed."""
+        with self._path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()[:32]
+
     def _read_list(self) -> list[Any]:
         try:
             rows = json.loads(self._path.read_text(encoding="utf-8"))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise UsageError(f"{self._path} is no JSON: {error}") from error
         if not isinstance(rows, list):
-            raise UsageError(f"{self._path} must hold a JSON list of records")
+            raise UsageError(
+                f"{self._path} must hold a JSON list of records; name it .jsonl if each line is one"
+            )
         return rows
 
-    def _line_offsets(self) -> list[int]:
-        offsets, offset = [], 0
+    def _find_lines(self) -> NDArray[np.int64]:
+        """Returns offset and length of every line that is not blank [lines, 2]."""
+        places = []
+        offset = 0
         with self._path.open("rb") as lines:
             for line in lines:
                 if line.strip():
-                    offsets.append(offset)
+                    places.append((offset, len(line)))
                 offset += len(line)
-        return offsets
+        return np.array(places, dtype=np.int64).reshape(-1, 2)
 
     def _read_line(self, position: int) -> Any:  # noqa: ANN401
-        with self._path.open("rb") as file:
-            file.seek(self._offsets[position])
-            return json.loads(file.readline())
+        offset, length = self._places[position].tolist()
+        with self._path.open("rb", buffering=0) as file:
+            file.seek(offset)
+            try:
+                return json.loads(file.read(length))
+            except RecursionError as error:
+                raise ValueError(f"record {position} is nested too deeply") from error

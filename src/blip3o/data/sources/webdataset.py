@@ -1,27 +1,30 @@
-"""WebDataset tar shards with random access through an index of member offsets.
+"""WebDataset tar shards with random access.
 
     000017.png  000017.json            a picture and its fields
     000017.jpg  000017.txt             a picture and its caption
     000017.source.png  000017.target.png  000017.json      an edit
 
-The index of a shard is made once by reading its headers and kept beside it, where that folder can
-be written to; records are then read by position, so shuffling and resuming cost nothing.
+Records are read by position, so shuffling and resuming cost nothing.
 """
 
+import collections
 import dataclasses
 import glob
+import hashlib
 import json
 import os
-import tarfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from blip3o.core.errors import UsageError
+import numpy as np
 
-PICTURE_SUFFIXES = ("png", "jpg", "jpeg", "webp")
-_Member = tuple[str, int, int]  # file suffix inside the record, offset, size
-_Entry = tuple[str, list[_Member]]  # key, members
+from blip3o.core.errors import UsageError
+from blip3o.core.log import progress
+from blip3o.data.sources.shards import PICTURE_SUFFIXES, load_index, make_index
+
+_MAX_OPEN_SHARDS = 256
+"""Most shards held open at once; a process may often open no more than 1024 files."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -55,18 +58,22 @@ class WebDatasetSource:
 
     def __init__(self, config: WebDatasetConfig) -> None:
         self.name = config.name
-        paths = sorted(glob.glob(config.path))
-        if not paths:
-            raise UsageError(f"no shard matches {config.path}")
-        self._entries: list[tuple[int, _Entry]] = []
-        for shard, path in enumerate(paths):
-            self._entries += [(shard, entry) for entry in _index(Path(path))]
-        self._paths = paths
-        self._files: dict[int, int] = {}
-        self._process = os.getpid()
+        self._paths = [Path(path) for path in sorted(glob.glob(config.path))]
+        if not self._paths or any(path.is_dir() for path in self._paths):
+            raise UsageError(
+                f"no shard matches {config.path}; give a tar file or a pattern such as data/*.tar"
+            )
+        stored = {path: load_index(path) for path in self._paths}
+        missing = [path for path, index in stored.items() if index is None]
+        if missing:
+            for path in progress(missing, what=f"indexing shards of {self.name}"):
+                stored[path] = make_index(path)
+        self._shards = [index for index in stored.values() if index is not None]
+        self._ends = np.cumsum([len(shard) for shard in self._shards])
+        self._open_shards: collections.OrderedDict[int, int] = collections.OrderedDict()
 
     def __len__(self) -> int:
-        return len(self._entries)
+        return int(self._ends[-1])
 
     def read(self, position: int) -> tuple[str, Mapping[str, bytes], Mapping[str, Any]]:
         """Returns key, pictures by role, and fields of one record.
@@ -76,86 +83,63 @@ class WebDatasetSource:
 
         Raises:
             ValueError: if the record's JSON or text cannot be read.
+            OSError: if the shard cannot be read.
         """
-        shard, (key, members) = self._entries[position]
-        descriptor = self._open(shard)
+        number = int(np.searchsorted(self._ends, position, side="right"))
+        shard = self._shards[number]
+        record = position - int(self._ends[number]) + len(shard)
+        key = bytes(shard.keys[record]).decode()
+        descriptor = self._descriptor(number)
         files: dict[str, bytes] = {}
         fields: dict[str, Any] = {}
-        for suffix, offset, size in members:
-            data = os.pread(descriptor, size, offset)
+        for member in range(int(shard.starts[record]), int(shard.starts[record + 1])):
+            size = int(shard.sizes[member])
+            data = os.pread(descriptor, size, int(shard.offsets[member]))
             if len(data) != size:
-                raise ValueError(f"{self._paths[shard]} ends inside record {key}")
-            add_member(suffix, data, files, fields)
+                raise ValueError(f"{self._paths[number]} ends inside record {key}")
+            _add_member(shard.suffixes[shard.kinds[member]], data, files, fields)
         return key, files, fields
 
-    def _open(self, shard: int) -> int:
-        if self._process != os.getpid():  # a forked worker must not share file positions
-            self._files, self._process = {}, os.getpid()
-        if shard not in self._files:
-            self._files[shard] = os.open(self._paths[shard], os.O_RDONLY)
-        return self._files[shard]
+    def fingerprint(self) -> str:
+        """Returns a hash of the shards' names and of every record's name, place and size."""
+        digest = hashlib.sha256()
+        for path, shard in zip(self._paths, self._shards, strict=True):
+            digest.update(path.name.encode())
+            for array in (shard.keys, shard.starts, shard.kinds, shard.offsets, shard.sizes):
+                digest.update(array.tobytes())
+        return digest.hexdigest()[:32]
+
+    def _descriptor(self, number: int) -> int:
+        # Positional reads need no lock and share well: a forked worker goes on with these files.
+        found = self._open_shards.get(number)
+        if found is None:
+            if len(self._open_shards) == _MAX_OPEN_SHARDS:
+                os.close(self._open_shards.popitem(last=False)[1])
+            found = self._open_shards[number] = os.open(self._paths[number], os.O_RDONLY)
+        self._open_shards.move_to_end(number)
+        return found
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_open_shards": collections.OrderedDict()}
+
+    def __del__(self) -> None:
+        for descriptor in getattr(self, "_open_shards", {}).values():
+            os.close(descriptor)
 
 
-def add_member(
+def _add_member(
     suffix: str, data: bytes, files: dict[str, bytes], fields: dict[str, Any]
 ) -> None:
-    """Files a record's member under its role.
-
-    Args:
-        suffix: what follows the key in the member's name ("png", "source.png", "json", "txt").
-        data: its bytes.
-        files: pictures by role; added to.
-        fields: everything else; added to.
-
-    Raises:
-        ValueError: if JSON or text cannot be read.
-    """
     role, _, kind = suffix.rpartition(".")
     if kind in PICTURE_SUFFIXES:
         files[role or "image"] = data
     elif kind == "json":
-        loaded = json.loads(data)
+        try:
+            loaded = json.loads(data)
+        except RecursionError as error:  # a few kilobytes of "[[[[" are enough
+            raise ValueError("the record's JSON is nested too deeply") from error
         if not isinstance(loaded, dict):
             raise ValueError("the record's JSON is no object")
         fields.update(loaded)
-    elif kind == "txt":
+    else:
         fields["caption"] = data.decode("utf-8").strip()
-
-
-def _index(path: Path) -> list[_Entry]:
-    side_car = path.with_name(path.name + ".index.json")
-    stamp = [path.stat().st_size, path.stat().st_mtime_ns]
-    try:
-        stored = json.loads(side_car.read_text(encoding="utf-8"))
-        if stored["stamp"] == stamp:
-            return [(key, [tuple(m) for m in members]) for key, members in stored["entries"]]
-    except (OSError, ValueError, KeyError):
-        pass  # no index yet, or one of another shard: make it
-    entries = _scan(path)
-    try:
-        scratch = side_car.with_name(f".{side_car.name}.{os.getpid()}")
-        scratch.write_text(json.dumps({"stamp": stamp, "entries": entries}), encoding="utf-8")
-        os.replace(scratch, side_car)
-    except OSError:
-        pass  # a read-only folder: the index lives in memory only
-    return entries
-
-
-def _scan(path: Path) -> list[_Entry]:
-    entries: list[_Entry] = []
-    try:
-        with tarfile.open(path, "r:") as tar:
-            for member in tar:
-                if not member.isfile():
-                    continue
-                folder, _, name = member.name.rpartition("/")
-                stem, _, suffix = name.partition(".")
-                key = f"{folder}/{stem}" if folder else stem
-                if not entries or entries[-1][0] != key:
-                    entries.append((key, []))
-                entries[-1][1].append((suffix.lower(), member.offset_data, member.size))
-                if member.offset_data + member.size > path.stat().st_size:
-                    raise tarfile.ReadError("unexpected end of data")
-    except (tarfile.TarError, OSError) as error:
-        raise UsageError(f"shard {path} is damaged: {error}; fetch or write it again") from error
-    return entries

@@ -8,7 +8,6 @@ at each row's first real token, and a cache that can be filled without gradient.
 import dataclasses
 from typing import TYPE_CHECKING
 
-import torch
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
@@ -151,7 +150,5 @@ class Qwen3Backbone(nn.Module):
         return DynamicCache()
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """Returns vocabulary logits [..., V] of hidden states [..., D] (head tied to embeddings)."""
+        """Returns logits [..., V] of hidden states [..., D]; the head is the embedding table."""
         return nn.functional.linear(hidden, self.decoder.embed_tokens.weight)
-
-

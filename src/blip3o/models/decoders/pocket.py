@@ -9,7 +9,6 @@ arXiv 2511.13720); `velocity` converts.
 
 import dataclasses
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional
 

@@ -28,8 +28,16 @@ class FeatureNormalizerConfig:
             raise ValueError(f"power must be in [0, 1], got {self.power}")
 
     def width(self, num_channels: int) -> int:
-        """Returns K for features of C channels."""
-        return num_channels if self.num_components is None else self.num_components
+        """Returns K for features of C channels.
+
+        Raises:
+            ValueError: if more components are to be kept than there are channels.
+        """
+        if self.num_components is None:
+            return num_channels
+        if not 1 <= self.num_components <= num_channels:
+            raise ValueError(f"num_components must be 1 to {num_channels}")
+        return self.num_components
 
 
 class FeatureNormalizer(nn.Module):

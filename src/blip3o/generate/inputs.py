@@ -1,0 +1,103 @@
+"""What users hand to a pipeline, checked and put into one form: pictures, numbers, generators."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from blip3o.core.errors import UsageError
+from blip3o.imaging.load import open_image, to_rgb
+
+Picture = str | Path | bytes | Image.Image
+"""A file, the bytes of one, or a PIL picture; of any size and mode."""
+Generators = torch.Generator | Sequence[torch.Generator] | None
+OUTPUT_TYPES = ("pil", "np", "pt", "features")
+
+
+def as_pictures(image: Picture | Sequence[Picture]) -> list[Picture]:
+    """Returns one or several pictures as a list."""
+    return list(image) if isinstance(image, list | tuple) else [image]  # type: ignore[list-item]
+
+
+def open_picture(picture: Picture) -> Image.Image:
+    """Returns a picture as upright 8-bit RGB, transparent parts on white.
+
+    Args:
+        picture: a file, bytes, or a PIL picture, which is read the same way.
+
+    Raises:
+        UsageError: if it cannot be read.
+    """
+    if isinstance(picture, str | Path | bytes):
+        return open_image(picture)
+    if not isinstance(picture, Image.Image):
+        raise UsageError(f"a picture is a file, bytes or a PIL picture, not {type(picture)}")
+    try:
+        # PIL reads files late: a truncated one shows itself only here.
+        return to_rgb(ImageOps.exif_transpose(picture))
+    except (OSError, ValueError, SyntaxError) as error:
+        raise UsageError(f"the picture is damaged or truncated: {error}") from error
+
+
+def check_sampling(
+    num_inference_steps: int, guidance_scale: float, num_images: int, output_type: str
+) -> None:
+    """Checks the numbers of a call.
+
+    Raises:
+        UsageError: for a number out of range or an unknown output type.
+    """
+    if not 1 <= num_inference_steps <= 1000:
+        raise UsageError(f"num_inference_steps must be 1 to 1000, got {num_inference_steps}")
+    if not 1.0 <= guidance_scale <= 100.0:
+        raise UsageError(f"guidance_scale must be 1 to 100, got {guidance_scale}")
+    if not 1 <= num_images <= 1000:
+        raise UsageError(f"the number of images must be 1 to 1000, got {num_images}")
+    check_output_type(output_type)
+
+
+def check_output_type(output_type: str) -> None:
+    """Checks what a call is to return.
+
+    Raises:
+        UsageError: for an unknown output type.
+    """
+    if output_type not in OUTPUT_TYPES:
+        raise UsageError(f"unknown output_type {output_type!r}; use {', '.join(OUTPUT_TYPES)}")
+
+
+def draw_noise(
+    shapes: Sequence[Sequence[int]], count: int, generator: Generators
+) -> tuple[Tensor, ...]:
+    """Returns standard normal numbers for a batch, one tensor [B, *shape] for each shape, float32.
+
+    Each picture draws all of its noise from its own generator, or from one generator in turn, so
+    the same generator gives the same picture alone and in any batch.
+
+    Args:
+        shapes: what one picture draws, in order.
+        count: pictures (B).
+        generator: one for all, one for each picture, or None for torch's own.
+
+    Raises:
+        UsageError: for another number of generators.
+    """
+    if isinstance(generator, torch.Generator) or generator is None:
+        sources = [generator] * count
+    else:
+        sources = list(generator)
+    if len(sources) != count:
+        raise UsageError(f"{len(sources)} generators for {count} pictures")
+    rows = [
+        [
+            # On the CPU unless the caller's generator lives elsewhere: a seed means one picture.
+            torch.randn(
+                tuple(shape), generator=one, device="cpu" if one is None else one.device
+            ).cpu()
+            for shape in shapes
+        ]
+        for one in sources
+    ]
+    return tuple(torch.stack(drawn) for drawn in zip(*rows, strict=True))

@@ -1,0 +1,124 @@
+"""What a run says of its steps: averages between two lines of metrics, and how far it is."""
+
+import math
+import sys
+import time
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from blip3o.core.log import say
+
+Sums = dict[str, tuple[float, float]]
+
+
+def add_sums(total: Sums, part: Sums) -> None:
+    """Adds (sum, count) pairs name by name, in place."""
+    for name, (value, count) in part.items():
+        old_value, old_count = total.get(name, (0.0, 0.0))
+        total[name] = (old_value + value, old_count + count)
+
+
+class Window:
+    """Sums since the last line of metrics, and the time they took.
+
+    Args:
+        sums: what a resumed run had summed up before it stopped; kept up to date, in place.
+    """
+
+    def __init__(self, sums: Sums) -> None:
+        self._sums = sums
+        self._restart()
+
+    def _restart(self) -> None:
+        self._start = time.monotonic()
+        self._waited = 0.0
+        self._samples = 0
+
+    def add(self, sums: Sums, samples: int, waited: float) -> None:
+        """Takes in a step.
+
+        Args:
+            sums: (sum, count) by name.
+            samples: how many samples it learned from.
+            waited: seconds it waited for them.
+        """
+        add_sums(self._sums, sums)
+        self._samples += samples
+        self._waited += waited
+
+    def close(self) -> dict[str, Any]:
+        """Returns the averages and the speed, and starts anew."""
+        seconds = max(time.monotonic() - self._start, 1e-9)
+        values: dict[str, Any] = {n: v / c if c else 0.0 for n, (v, c) in self._sums.items()}
+        values["samples_per_second"] = self._samples / seconds
+        values["data_wait"] = self._waited / seconds
+        self._sums.clear()
+        self._restart()
+        return values
+
+
+class Progress:
+    """A bar on a terminal; elsewhere a plain line for each line of metrics.
+
+    Args:
+        step: steps done.
+        steps: steps of the whole run.
+        batch_size: samples a step.
+    """
+
+    def __init__(self, step: int, steps: int, batch_size: int) -> None:
+        self._step, self._steps, self._batch_size = step, steps, batch_size
+        self._bar = None
+        if sys.stderr.isatty():
+            self._bar = tqdm(
+                initial=step, total=steps, desc="train", unit="step", dynamic_ncols=True
+            )
+
+    def advance(self) -> None:
+        """Counts a step."""
+        self._step += 1
+        if self._bar is not None:
+            self._bar.update()
+
+    def report(self, values: dict[str, Any]) -> None:
+        """Shows the numbers of a line of metrics.
+
+        Args:
+            values: at least `lr` and `samples_per_second`; no `loss` if no step was finite.
+        """
+        loss = f"loss {values.get('loss', math.nan):.4f}"
+        rest = f"lr {values['lr']:.1e}  {values['samples_per_second']:.1f} samples/s"
+        if self._bar is not None:
+            self._bar.set_postfix_str(f"{loss}  {rest}")
+            return
+        left = (self._steps - self._step) * self._batch_size
+        seconds = left / max(values["samples_per_second"], 1e-9)
+        say(f"step {self._step}/{self._steps}  {loss}  {rest}  {_duration(seconds)} left")
+
+    def close(self) -> None:
+        """Ends the bar."""
+        if self._bar is not None:
+            self._bar.close()
+
+
+def memory_mb(device: torch.device) -> float:
+    """Returns the most memory that was in use so far, in MiB: of a CUDA device, or the process.
+
+    Args:
+        device: where the run computes.
+    """
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 0.0
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 2**20 if sys.platform == "darwin" else peak / 2**10
+
+
+def _duration(seconds: float) -> str:
+    minutes = math.ceil(seconds / 60)
+    return f"{minutes // 60} h {minutes % 60:02d} min" if minutes >= 60 else f"{minutes} min"

@@ -1,0 +1,223 @@
+"""What every backbone, image encoder and image decoder of the tables must do, at `tiny()` size."""
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load, save
+from torch import Tensor, nn
+
+from blip3o.core.config import from_dict, to_dict
+from blip3o.models.backbones import BACKBONES
+from blip3o.models.decoders import DECODERS
+from blip3o.models.encoders import ENCODERS
+
+TABLES = {"backbone": BACKBONES, "encoder": ENCODERS, "decoder": DECODERS}
+NAMES = [(part, name) for part, table in TABLES.items() for name in table.names()]
+ROWS = 4
+
+each_component = pytest.mark.parametrize(("part", "name"), NAMES)
+
+
+def build(part: str, name: str) -> Any:
+    """Returns a network whose every branch counts: fresh gates and last layers may be zero."""
+    torch.manual_seed(0)
+    network = TABLES[part].get(name).tiny().build().eval()
+    for parameter in network.parameters():
+        nn.init.normal_(parameter, std=0.3)
+    return network
+
+
+def inputs(part: str, config: Any, dtype: torch.dtype = torch.float32) -> list[Tensor]:
+    """Returns the arguments of one pass, four rows each."""
+    g = torch.Generator().manual_seed(1)
+    if part == "backbone":
+        num_tokens = 3
+        ids = torch.randint(10, config.vocab_size, (ROWS, 9), generator=g)
+        ids[:, 2 : 2 + num_tokens] = config.image_token_id
+        features = torch.randn(ROWS, num_tokens, config.image_channels, generator=g)
+        return [ids, features.to(dtype)]
+    if part == "encoder":
+        side = config.image_px
+        return [(torch.rand(ROWS, 3, side, side, generator=g) * 2 - 1).to(dtype)]
+    side = config.image_px
+    noise = torch.randn(ROWS, 3, side, side, generator=g)
+    features = torch.randn(ROWS, config.grid**2, config.feature_channels, generator=g)
+    return [noise.to(dtype), torch.rand(ROWS, generator=g), features.to(dtype)]
+
+
+def run_backbone(network: Any, ids: Tensor, features: Tensor) -> Tensor:
+    embeds = network.embed(ids, features)
+    return network.logits(network(embeds, torch.ones_like(ids, dtype=torch.bool)))
+
+
+RUN: dict[str, Callable[..., Tensor]] = {
+    "backbone": run_backbone,
+    "encoder": lambda network, pixels: network(pixels),
+    "decoder": lambda network, *arguments: network.velocity(*arguments),
+}
+
+
+@each_component
+def test_config_round_trips(part: str, name: str) -> None:
+    config = TABLES[part].get(name).tiny()
+    assert config.kind == name
+    assert from_dict(type(config), to_dict(config)) == config
+
+
+@each_component
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_shape_and_type_follow_the_config(part: str, name: str, dtype: torch.dtype) -> None:
+    network = build(part, name).to(dtype)
+    config = network.config
+    with torch.no_grad():
+        output = RUN[part](network, *inputs(part, config, dtype))
+    expected = {
+        "backbone": lambda: (ROWS, 9, config.vocab_size),
+        "encoder": lambda: (ROWS, config.num_tokens, config.num_channels),
+        "decoder": lambda: (ROWS, 3, config.image_px, config.image_px),
+    }
+    assert output.shape == expected[part]()
+    assert output.dtype == (torch.float32 if part == "decoder" else dtype)  # sigma is fp32
+    assert bool(output.isfinite().all())
+
+
+@each_component
+def test_builds_on_the_meta_device_with_the_same_shapes(part: str, name: str) -> None:
+    with torch.device("meta"):
+        network = TABLES[part].get(name).tiny().build()
+    assert all(parameter.is_meta for parameter in network.parameters())
+    shapes = {key: tensor.shape for key, tensor in network.state_dict().items()}
+    real = build(part, name).state_dict()
+    assert shapes == {key: tensor.shape for key, tensor in real.items()}
+
+
+@each_component
+def test_gradient_reaches_every_parameter(part: str, name: str) -> None:
+    network = build(part, name)
+    RUN[part](network, *inputs(part, network.config)).square().sum().backward()
+    for key, parameter in network.named_parameters():
+        assert parameter.grad is not None, key
+        assert bool(parameter.grad.isfinite().all()), key
+        if not key.endswith("k_proj.bias"):  # softmax does not see what all keys share
+            assert float(parameter.grad.abs().sum()) > 0, key
+
+
+@each_component
+def test_saved_weights_give_equal_bits(part: str, name: str) -> None:
+    network = build(part, name)
+    again = TABLES[part].get(name).tiny().build().eval()
+    again.load_state_dict(load(save(network.state_dict())), strict=True)
+    arguments = inputs(part, network.config)
+    with torch.no_grad():
+        assert torch.equal(RUN[part](again, *arguments), RUN[part](network, *arguments))
+
+
+@each_component
+def test_a_row_does_not_depend_on_its_batch(part: str, name: str) -> None:
+    network = build(part, name)
+    arguments = inputs(part, network.config)
+    with torch.no_grad():
+        batch = RUN[part](network, *arguments)
+        for row in range(ROWS):
+            alone = RUN[part](network, *(one[row : row + 1] for one in arguments))
+            scale = float(batch.abs().max())
+            torch.testing.assert_close(alone, batch[row : row + 1], rtol=0, atol=1e-5 * scale)
+
+
+@each_component
+def test_is_deterministic_and_copies(part: str, name: str) -> None:
+    network = build(part, name)
+    arguments = inputs(part, network.config)
+    with torch.no_grad():
+        first = RUN[part](network, *arguments)
+        assert torch.equal(RUN[part](network, *arguments), first)
+        assert torch.equal(RUN[part](copy.deepcopy(network), *arguments), first)
+
+
+@pytest.mark.parametrize("name", BACKBONES.names())
+def test_backbone_needs_as_many_feature_tokens_as_placeholders(name: str) -> None:
+    network = build("backbone", name)
+    ids, features = inputs("backbone", network.config)
+    with pytest.raises(ValueError, match="12 image placeholders, the pictures give 9"):
+        network.embed(ids, features[:3])
+
+
+@pytest.mark.parametrize("name", BACKBONES.names())
+def test_backbone_ignores_padding_on_either_side(name: str) -> None:
+    network = build("backbone", name)
+    ids = torch.randint(10, 300, (1, 5), generator=torch.Generator().manual_seed(2))
+    with torch.no_grad():
+        alone = network(network.embed(ids), torch.ones_like(ids, dtype=torch.bool))
+        for before, after in ((3, 0), (0, 3)):
+            padded = torch.nn.functional.pad(ids, (before, after))
+            mask = torch.nn.functional.pad(torch.ones_like(ids), (before, after)).bool()
+            hidden = network(network.embed(padded), mask)[:, before : before + 5]
+            torch.testing.assert_close(hidden, alone, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ENCODERS.names())
+def test_encoder_refuses_pictures_of_another_size(name: str) -> None:
+    network = build("encoder", name)
+    side = network.config.image_px
+    with pytest.raises(ValueError, match=rf"\[B, 3, {side}, {side}\]"):
+        network(torch.zeros(1, 3, 2 * side, side))
+
+
+@pytest.mark.parametrize("name", ENCODERS.names())
+def test_encoder_tokens_run_row_by_row(name: str) -> None:
+    """A change in the upper right corner moves that token more than any other."""
+    torch.manual_seed(0)
+    network = ENCODERS.get(name).tiny().build().eval()
+    config = network.config
+    plain = torch.zeros(1, 3, config.image_px, config.image_px)
+    changed = plain.clone()
+    side = config.image_px // config.grid
+    changed[..., :side, -side:] = torch.randn(3, side, side)
+    with torch.no_grad():
+        moved = (network(changed) - network(plain)).norm(dim=-1)[0]
+    assert int(moved.argmax()) == config.grid - 1
+
+
+@pytest.mark.parametrize("name", DECODERS.names())
+def test_decoder_makes_pictures_that_follow_the_features(name: str) -> None:
+    network = build("decoder", name)
+    noise, _, features = inputs("decoder", network.config)
+    with torch.no_grad():
+        pictures = network.decode(features, noise, 3)
+        other = network.decode(features.flip(0), noise, 3)
+        one = network.decode(features[:1], noise[:1], 3)
+    assert pictures.shape == noise.shape
+    assert float(pictures.abs().max()) <= 1.0
+    assert not torch.equal(pictures, other)
+    torch.testing.assert_close(one, pictures[:1], rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", DECODERS.names())
+def test_decoder_velocity_is_the_predicted_clean_picture_seen_from_the_path(name: str) -> None:
+    network = build("decoder", name)
+    noisy, _, features = inputs("decoder", network.config)
+    sigma = torch.full((ROWS,), 0.5)
+    with torch.no_grad():
+        clean = network.predict_clean(noisy, sigma, features)
+        velocity = network.velocity(noisy, sigma, features)
+    torch.testing.assert_close(noisy - 0.5 * velocity, clean, rtol=0, atol=1e-4)
+
+
+def test_siglip2_can_leave_out_its_last_layer() -> None:
+    """`skip_last=1` gives the states before the last layer, without the final norm."""
+    config_class = ENCODERS.get("siglip2")
+    torch.manual_seed(0)
+    tiny = to_dict(config_class.tiny())
+    deep = from_dict(config_class, {**tiny, "num_layers": 2, "skip_last": 1, "pool": 1}).build()
+    pixels = inputs("encoder", deep.config)[0]
+    with torch.no_grad():
+        before = deep(pixels)
+        for parameter in deep.tower.encoder.layers[1].parameters():
+            parameter.zero_()
+        assert torch.equal(deep(pixels), before)
+        last = deep.tower.encoder.layers[0](deep.tower.embeddings(pixels), None)
+        last = last[0] if isinstance(last, tuple) else last
+    torch.testing.assert_close(before, last, rtol=0, atol=1e-6)

@@ -1,0 +1,275 @@
+"""Real runs that are killed, stopped and starved: they resume bit for bit or say what to do.
+
+A run is the real thing at tiny size (jsonl pictures, loader, unified model, objectives), in a
+forked process of its own, so that it can be killed.
+"""
+
+import dataclasses
+import errno
+import json
+import multiprocessing
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from blip3o.core.config import evolve
+from blip3o.core.errors import PreemptedError, UsageError
+from blip3o.data.mixture import DataConfig, MixtureEntry
+from blip3o.data.sources.jsonl import JsonlConfig
+from blip3o.flow.sigmas import UniformSigmas
+from blip3o.models.unified import UnifiedModelConfig
+from blip3o.objectives.flow_matching import FlowMatchingConfig
+from blip3o.objectives.next_token import NextTokenConfig
+from blip3o.recipes import run
+from blip3o.recipes.run import train
+from blip3o.text.chat import ChatConfig
+from blip3o.text.tokenizer import train_tokenizer
+from blip3o.train import checkpoint
+from blip3o.train.config import InitConfig, OptimizerConfig, RunConfig, TrainConfig
+from blip3o.weights.folder import save_model
+
+STEPS = 10
+PREEMPTED, USAGE = 75, 2
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _no_curves() -> Iterator[None]:
+    """Drawing takes longer than all these runs."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(run, "draw_curves", lambda run_dir: None)
+        yield
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
+    """Pictures and answers mixed, from a tiny model folder."""
+    folder = tmp_path_factory.mktemp("data")
+    source = JsonlConfig(path=str(_write_pictures(folder)), name="toy")
+    tokenizer = train_tokenizer(["draw: a red cat", "What is this? a dog", "user\n"] * 3, 300)
+    tiny = UnifiedModelConfig.tiny()
+    model = dataclasses.replace(
+        tiny,
+        backbone=dataclasses.replace(tiny.backbone, image_token_id=tokenizer.image_pad_id),
+        chat=ChatConfig(system=None, generate="draw: {caption}"),
+    )
+    torch.manual_seed(0)
+    save_model(model.build(), tokenizer, folder / "model", torch.float32)
+    return RunConfig(
+        model=model,
+        init=(InitConfig(folder=str(folder / "model")),),
+        data=DataConfig(
+            mixture=(
+                MixtureEntry(source=source, task="text_to_image"),
+                MixtureEntry(source=source, task="image_to_text", weight=0.5),
+            ),
+            image_px=model.image_encoder.image_px,
+        ),
+        objectives=(FlowMatchingConfig(sigmas=UniformSigmas()), NextTokenConfig(weight=0.25)),
+        train=TrainConfig(
+            steps=STEPS,
+            global_batch_size=6,
+            micro_batch_size=4,
+            trainable=("backbone", "query_tokens", "dit"),
+            optimizer=OptimizerConfig(lr=1e-3, warmup_steps=2),
+            log_every=4,
+            checkpoint_every=3,
+            sample_every=0,
+            precision="fp32",
+            device="cpu",
+        ),
+    )
+
+
+def _write_pictures(folder: Path) -> Path:
+    rng = np.random.default_rng(0)
+    rows = []
+    for number in range(9):
+        name = f"{number}.png"
+        pixels = rng.integers(0, 256, (16, 16, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / name)
+        rows.append({"image": name, "caption": f"a red cat {number}"})
+    file = folder / "toy.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return file
+
+
+@pytest.fixture(scope="module")
+def whole(config: RunConfig, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What the run leaves if nobody disturbs it."""
+    run_dir = tmp_path_factory.mktemp("whole")
+    train(config, run_dir)
+    return read(run_dir)
+
+
+def read(run_dir: Path) -> dict[str, Any]:
+    """What must be equal between two runs: all stored tensors, the model and the logged numbers."""
+    newest = (run_dir / "latest").read_text().strip()
+    files = [*(run_dir / "checkpoints" / newest).glob("*.safetensors")]
+    files += (run_dir / "model").rglob("*.safetensors")
+    content: dict[str, Any] = {
+        str(file.relative_to(run_dir)): {n: t.tolist() for n, t in load_file(file).items()}
+        for file in files
+    }
+    timed = ("samples_per_second", "data_wait", "memory_mb")
+    lines = (run_dir / "metrics.jsonl").read_text().splitlines()
+    content["metrics"] = [
+        {key: value for key, value in json.loads(line).items() if key not in timed}
+        for line in lines
+    ]
+    return content
+
+
+def start(config: RunConfig, run_dir: Path, *, pace_s: float = 0.0) -> BaseProcess:
+    """Starts a run in a process group of its own; each step takes at least `pace_s`."""
+
+    def work() -> None:
+        os.setpgrp()
+        if pace_s:
+            _slow_down(pace_s)
+        try:
+            train(config, run_dir)
+        except PreemptedError:
+            os._exit(PREEMPTED)
+        except UsageError:
+            os._exit(USAGE)
+        os._exit(0)
+
+    process = multiprocessing.get_context("fork").Process(target=work)
+    process.start()
+    return process
+
+
+def _slow_down(pace_s: float) -> None:
+    plain = torch.optim.AdamW.step
+
+    def step(self: torch.optim.AdamW, *arguments: Any) -> Any:
+        time.sleep(pace_s)
+        return plain(self, *arguments)
+
+    torch.optim.AdamW.step = step  # type: ignore[method-assign]  (in the forked process only)
+
+
+def wait_for(condition: Callable[[], object], seconds: float = 30.0) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it took too long"
+        time.sleep(0.005)
+
+
+def finish(process: BaseProcess, seconds: float = 30.0) -> int | None:
+    process.join(seconds)
+    if process.exitcode is None:
+        process.kill()
+    return process.exitcode
+
+
+def newest_step(run_dir: Path) -> int:
+    pointer = run_dir / "latest"
+    return int(pointer.read_text().strip().removeprefix("step-")) if pointer.exists() else -1
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_kill_9_and_resume_leave_what_an_undisturbed_run_leaves(
+    config: RunConfig, whole: dict[str, Any], tmp_path: Path, workers: int
+) -> None:
+    config = evolve(config, {"data.num_workers": workers})
+    process = start(config, tmp_path, pace_s=0.05)
+    wait_for(lambda: newest_step(tmp_path) >= 3)
+    assert process.pid is not None
+    os.killpg(process.pid, signal.SIGKILL)
+    assert finish(process) == -signal.SIGKILL
+    assert newest_step(tmp_path) < STEPS
+    train(evolve(config, {"data.num_workers": 0}), tmp_path)
+    assert read(tmp_path) == whole
+
+
+def test_kill_9_in_the_middle_of_a_save_resumes_from_the_one_before(
+    config: RunConfig, whole: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain, calls = checkpoint.save_file, []
+
+    def killing(tensors: Any, file: Path) -> None:
+        calls.append(file)
+        if len(calls) == 5:  # the second file of the second checkpoint
+            Path(file).write_bytes(b"half of it")
+            os.kill(os.getpid(), signal.SIGKILL)
+        plain(tensors, file)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "save_file", killing)
+        assert finish(start(config, tmp_path)) == -signal.SIGKILL
+    assert newest_step(tmp_path) == 3
+    train(config, tmp_path)
+    assert read(tmp_path) == whole
+    assert not list((tmp_path / "checkpoints").glob(".*"))
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_signal_to_the_whole_group_saves_and_resumes(
+    config: RunConfig, whole: dict[str, Any], tmp_path: Path, number: int, workers: int
+) -> None:
+    config = evolve(config, {"data.num_workers": workers, "train.checkpoint_every": 100})
+    process = start(config, tmp_path, pace_s=0.05)
+    wait_for(lambda: (tmp_path / "metrics.jsonl").exists() and "{" in _text(tmp_path))
+    assert process.pid is not None
+    os.killpg(process.pid, number)  # as Slurm and a terminal do: loader workers, too
+    assert finish(process) == PREEMPTED
+    assert 4 <= newest_step(tmp_path) < STEPS
+    train(evolve(config, {"data.num_workers": 0}), tmp_path)
+    assert read(tmp_path) == whole
+
+
+def _text(run_dir: Path) -> str:
+    return (run_dir / "metrics.jsonl").read_text()
+
+
+def test_a_second_signal_ends_at_once(config: RunConfig, tmp_path: Path) -> None:
+    process = start(config, tmp_path, pace_s=5.0)
+    wait_for(lambda: (tmp_path / "metrics.jsonl").exists())
+    time.sleep(0.2)
+    assert process.pid is not None
+    os.kill(process.pid, signal.SIGTERM)
+    time.sleep(0.05)
+    begun = time.monotonic()
+    os.kill(process.pid, signal.SIGTERM)
+    assert finish(process) == 128 + signal.SIGTERM
+    assert time.monotonic() - begun < 2
+
+
+def test_a_full_disk_ends_the_run_and_keeps_the_last_checkpoint(
+    config: RunConfig, whole: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = checkpoint.save_file
+
+    def full(tensors: Any, file: Path) -> None:
+        if "step-00000006" in str(file) and Path(file).name == "ema.safetensors":
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        plain(tensors, file)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "save_file", full)
+        with pytest.raises(UsageError, match=r"No space left on device.*make room"):
+            train(config, tmp_path)
+    assert newest_step(tmp_path) == 3
+    train(config, tmp_path)
+    assert read(tmp_path) == whole
+
+
+def test_a_run_again_after_its_end_changes_no_weights(
+    config: RunConfig, whole: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    train(config, tmp_path)
+    train(config, tmp_path)
+    assert "is finished" in capsys.readouterr().err
+    assert read(tmp_path) == whole

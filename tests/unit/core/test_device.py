@@ -1,0 +1,44 @@
+"""Devices and precisions by name; what this machine lacks is refused."""
+
+import pytest
+import torch
+
+from blip3o.core.device import Precision, cpu_has_fast_bf16, resolve_device, resolve_dtype
+from blip3o.core.errors import UsageError
+
+
+def test_the_cpu_is_always_there() -> None:
+    assert resolve_device("cpu") == torch.device("cpu")
+    assert resolve_device("auto").type in ("cpu", "cuda", "mps")
+
+
+@pytest.mark.parametrize("name", ["gpu", "", "cuda:x", "cpu:-3"])
+def test_names_of_no_device_are_refused(name: str) -> None:
+    with pytest.raises(UsageError, match=r"unknown device .*use auto, cpu, cuda"):
+        resolve_device(name)
+
+
+@pytest.mark.parametrize("name", ["cuda:99", "xpu"])
+def test_devices_this_machine_lacks_are_refused(name: str) -> None:
+    with pytest.raises(UsageError, match=f"no device '{name}'; use cpu"):
+        resolve_device(name)
+
+
+def test_precisions_by_name() -> None:
+    cpu = torch.device("cpu")
+    assert resolve_dtype("fp32", cpu) == torch.float32
+    assert resolve_dtype("bf16", cpu) == torch.bfloat16
+    assert resolve_dtype("fp16", cpu) == torch.float16
+    expected = torch.bfloat16 if cpu_has_fast_bf16() else torch.float32
+    assert resolve_dtype("auto", cpu) == expected
+    with pytest.raises(UsageError, match="unknown precision 'int8'; use one of auto, fp32"):
+        resolve_dtype("int8", cpu)  # type: ignore[arg-type]
+
+
+def test_autocast_computes_in_its_type_and_keeps_weights() -> None:
+    layer, numbers = torch.nn.Linear(4, 4), torch.randn(2, 4)
+    with Precision(torch.device("cpu"), torch.bfloat16).autocast():
+        assert layer(numbers).dtype == torch.bfloat16
+    with Precision(torch.device("cpu"), torch.float32).autocast():
+        assert layer(numbers).dtype == torch.float32
+    assert layer.weight.dtype == torch.float32

@@ -1,0 +1,81 @@
+"""Metrics files across kills and resumes, and progress without a terminal."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from blip3o.core import log
+from blip3o.core.log import MetricsLogger, progress, say
+
+
+@pytest.fixture(autouse=True)
+def _no_board(monkeypatch: pytest.MonkeyPatch) -> None:
+    """TensorBoard takes seconds to import and has nothing to do with the lines."""
+    monkeypatch.setattr(MetricsLogger, "_open_board", staticmethod(lambda *_: None))
+
+
+def steps(path: Path) -> list[int]:
+    return [json.loads(line)["step"] for line in path.read_text().splitlines()]
+
+
+def test_a_line_a_step_is_on_disk_at_once(tmp_path: Path) -> None:
+    logger = MetricsLogger(tmp_path / "run")
+    logger.log(1, {"loss": 0.5, "note": "x"})
+    assert logger.path.read_text() == '{"step": 1, "loss": 0.5, "note": "x"}\n'
+    logger.close()
+
+
+def test_a_resumed_run_has_each_step_once(tmp_path: Path) -> None:
+    logger = MetricsLogger(tmp_path)
+    for step in range(1, 6):
+        logger.log(step, {"loss": 1.0})
+    logger.close()
+    again = MetricsLogger(tmp_path, resume_step=3)
+    again.log(4, {"loss": 2.0})
+    again.close()
+    assert steps(again.path) == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("tail", ['{"step": 3, "lo', '{"loss": 1}', "3", "", "\ufffd"])
+def test_a_line_cut_short_by_a_kill_is_dropped(tmp_path: Path, tail: str) -> None:
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n{"step": 2}\n' + tail)
+    logger = MetricsLogger(tmp_path, resume_step=10)
+    logger.log(11, {})
+    logger.close()
+    assert steps(logger.path) == [1, 2, 11]
+
+
+def test_a_whole_line_without_its_end_is_kept_apart_from_the_next(tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n{"step": 2}')
+    logger = MetricsLogger(tmp_path, resume_step=2)
+    logger.log(3, {})
+    logger.close()
+    assert steps(logger.path) == [1, 2, 3]
+
+
+def test_bytes_that_are_no_text_do_not_stop_a_resume(tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").write_bytes(b'{"step": 1}\n\xff\xfe\x00')
+    MetricsLogger(tmp_path, resume_step=1).close()
+    assert steps(tmp_path / "metrics.jsonl") == [1]
+
+
+def test_progress_gives_every_item_and_plain_lines_where_there_is_no_terminal(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = iter(range(100))
+    monkeypatch.setattr(log.time, "monotonic", lambda: float(next(clock)))
+    assert list(progress(range(5), what="batches", every_s=2.0)) == [0, 1, 2, 3, 4]
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.splitlines() == ["batches 2/5 (1.0/s)", "batches 4/5 (1.0/s)"]
+
+
+def test_progress_takes_items_without_a_length(capsys: pytest.CaptureFixture[str]) -> None:
+    assert list(progress(iter("ab"), every_s=0.0)) == ["a", "b"]
+    assert "2 (" in capsys.readouterr().err
+
+
+def test_said_things_leave_stdout_to_results(capsys: pytest.CaptureFixture[str]) -> None:
+    say("hello")
+    assert capsys.readouterr() == ("", "hello\n")

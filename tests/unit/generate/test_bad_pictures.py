@@ -1,0 +1,162 @@
+"""Pictures from strangers: odd ones are read, broken ones refused, and nobody else is harmed."""
+
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from blip3o.core.errors import UsageError
+from blip3o.generate.pipeline import Blip3oPipeline
+
+
+def noise_picture(mode: str = "RGB", size: tuple[int, int] = (20, 12)) -> Image.Image:
+    rng = np.random.default_rng(0)
+    return Image.fromarray(rng.integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)).convert(
+        mode
+    )
+
+
+def stored(image: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
+    file = io.BytesIO()
+    image.save(file, kind, **options)
+    return file.getvalue()
+
+
+def with_alpha() -> bytes:
+    image = noise_picture("RGBA")
+    image.putalpha(Image.new("L", image.size, 0))
+    return stored(image)
+
+
+def turned() -> bytes:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    return stored(noise_picture(), exif=exif)
+
+
+def animated() -> bytes:
+    frames = [noise_picture("P"), Image.new("P", (20, 12))]
+    return stored(frames[0], "GIF", save_all=True, append_images=frames[1:])
+
+
+def sixteen_bit() -> bytes:
+    values = np.linspace(0, 65535, 20 * 12).reshape(12, 20).astype(np.uint16)
+    return stored(Image.fromarray(values))
+
+
+ODD = {
+    "cmyk": lambda: stored(noise_picture("CMYK"), "JPEG"),
+    "16 bit": sixteen_bit,
+    "palette": lambda: stored(noise_picture("P")),
+    "grey": lambda: stored(noise_picture("L")),
+    "one bit": lambda: stored(noise_picture("1")),
+    "alpha": with_alpha,
+    "exif": turned,
+    "animated": animated,
+    "1x1": lambda: stored(noise_picture(size=(1, 1))),
+    "thin": lambda: stored(noise_picture(size=(500, 1))),
+    "webp": lambda: stored(noise_picture(), "WEBP"),
+}
+BROKEN = {
+    "zero bytes": (lambda: b"", r"empty \(0 bytes\)"),
+    "truncated": (lambda: stored(noise_picture(size=(64, 64)))[:2000], "damaged or truncated"),
+    "text": (lambda: b"this is no picture at all", "is not a picture"),
+}
+
+
+def edited(pipe: Blip3oPipeline, picture: Any) -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    return pipe.edit(picture, "make it blue", generator=generator, output_type="pt").images
+
+
+@pytest.mark.parametrize("which", ODD)
+def test_odd_pictures_can_be_edited_and_asked_about(
+    tiny_pipe: Blip3oPipeline, tmp_path: Path, which: str
+) -> None:
+    data = ODD[which]()
+    file = tmp_path / "picture"
+    file.write_bytes(data)
+    from_bytes = edited(tiny_pipe, data)
+    assert bool(from_bytes.isfinite().all())
+    assert torch.equal(edited(tiny_pipe, file), from_bytes)
+    assert torch.equal(edited(tiny_pipe, str(file)), from_bytes)
+    assert isinstance(tiny_pipe.ask(data, "What is this?"), str)
+
+
+@pytest.mark.parametrize("which", ODD)
+def test_a_picture_opened_with_pil_is_read_as_its_file_is(
+    tiny_pipe: Blip3oPipeline, which: str
+) -> None:
+    data = ODD[which]()
+    opened = Image.open(io.BytesIO(data))
+    assert torch.equal(tiny_pipe.encode([opened]), tiny_pipe.encode([data]))
+
+
+def test_transparent_parts_are_white(tiny_pipe: Blip3oPipeline) -> None:
+    white = Image.new("RGB", (20, 12), (255, 255, 255))
+    assert torch.equal(tiny_pipe.encode([with_alpha()]), tiny_pipe.encode([white]))
+
+
+@pytest.mark.parametrize("which", BROKEN)
+def test_broken_pictures_are_refused_in_one_line_with_their_name(
+    tiny_pipe: Blip3oPipeline, tmp_path: Path, which: str
+) -> None:
+    make, message = BROKEN[which]
+    file = tmp_path / "broken.png"
+    file.write_bytes(make())
+    for call in (
+        lambda: tiny_pipe.edit(file, "make it blue"),
+        lambda: tiny_pipe.ask(file, "What is this?"),
+        lambda: tiny_pipe.reconstruct(file),
+    ):
+        with pytest.raises(UsageError, match=message) as caught:
+            call()
+        assert str(file) in str(caught.value)
+        assert "\n" not in str(caught.value)
+    with pytest.raises(UsageError, match=message):
+        tiny_pipe.edit(make(), "make it blue")
+
+
+def test_missing_files_and_folders_are_refused(tiny_pipe: Blip3oPipeline, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="no such picture"):
+        tiny_pipe.ask(tmp_path / "none.png", "What is this?")
+    with pytest.raises(UsageError, match="is a folder"):
+        tiny_pipe.edit(str(tmp_path), "make it blue")
+
+
+def test_a_truncated_file_opened_with_pil_is_refused(tiny_pipe: Blip3oPipeline) -> None:
+    opened = Image.open(io.BytesIO(stored(noise_picture(size=(64, 64)))[:2000]))
+    with pytest.raises(UsageError, match="damaged or truncated"):
+        tiny_pipe.edit(opened, "make it blue")
+
+
+@pytest.mark.parametrize("thing", [None, 3, np.zeros((4, 4, 3)), torch.zeros(3, 4, 4)])
+def test_things_that_are_no_picture_are_refused(tiny_pipe: Blip3oPipeline, thing: Any) -> None:
+    with pytest.raises(UsageError, match="a picture is a file, bytes or a PIL picture, not"):
+        tiny_pipe.edit(thing, "make it blue")
+
+
+def test_a_bad_picture_leaves_others_as_they_were(tiny_pipe: Blip3oPipeline) -> None:
+    good = stored(noise_picture())
+    before = edited(tiny_pipe, good)
+    answer = tiny_pipe.ask(good, "What is this?")
+    for make, message in BROKEN.values():
+        with pytest.raises(UsageError, match=message):
+            tiny_pipe.edit([good, make()], ["make it blue", "make it red"])
+        with pytest.raises(UsageError, match=message):
+            tiny_pipe.answer_batch([good, make()], ["What is this?"] * 2)
+    assert torch.equal(edited(tiny_pipe, good), before)
+    assert tiny_pipe.ask(good, "What is this?") == answer
+
+
+def test_an_opened_picture_is_not_changed(tiny_pipe: Blip3oPipeline) -> None:
+    picture = Image.open(io.BytesIO(turned()))
+    picture.load()
+    pixels, size = picture.tobytes(), picture.size
+    edited(tiny_pipe, picture)
+    assert (picture.tobytes(), picture.size) == (pixels, size)

@@ -1,0 +1,223 @@
+"""Answers: greedy decoding with a cache, batches, streaming, conversations."""
+
+import io
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+from blip3o.core.errors import UsageError
+from blip3o.core.types import IMAGE_MARK, Message
+from blip3o.generate.chat import converse
+from blip3o.generate.pipeline import Blip3oPipeline
+from blip3o.generate.text import generate_tokens, left_pad
+
+RED, BLUE = (Image.new("RGB", (16, 16), color) for color in ("red", "blue"))
+NO_STOP = 319
+
+
+def user(text: str) -> Message:
+    return Message(role="user", text=text)
+
+
+def rows_of(*lengths: int) -> list[list[int]]:
+    generator = torch.Generator().manual_seed(0)
+    return [torch.randint(10, 300, (n,), generator=generator).tolist() for n in lengths]
+
+
+def generate(
+    pipe: Blip3oPipeline, rows: list[list[int]], stop_id: int = NO_STOP, most: int = 6
+) -> list[list[int]]:
+    ids, mask = left_pad(rows, pipe.tokenizer.pad_id)
+    steps = generate_tokens(
+        pipe.model,
+        ids,
+        mask,
+        None,
+        stop_id=stop_id,
+        pad_id=pipe.tokenizer.pad_id,
+        max_new_tokens=most,
+    )
+    return torch.stack(list(steps), dim=1).tolist()
+
+
+def test_left_padding() -> None:
+    ids, mask = left_pad([[1], [2, 3, 4]], 9)
+    assert ids.tolist() == [[9, 9, 1], [2, 3, 4]]
+    assert mask.tolist() == [[False, False, True], [True, True, True]]
+
+
+def test_cached_decoding_equals_a_full_pass_for_every_token(tiny_pipe: Blip3oPipeline) -> None:
+    (row,) = rows_of(5)
+    expected = list(row)
+    for _ in range(6):
+        ids = torch.tensor([expected])
+        with torch.no_grad():
+            hidden = tiny_pipe.model.text_states(ids, torch.ones_like(ids, dtype=torch.bool))
+            expected.append(int(tiny_pipe.model.backbone.logits(hidden[0, -1]).argmax()))
+    assert generate(tiny_pipe, [row]) == [expected[5:]]
+
+
+def test_rows_of_different_lengths_answer_as_they_do_alone(tiny_pipe: Blip3oPipeline) -> None:
+    rows = rows_of(3, 9, 6)
+    alone = [generate(tiny_pipe, [row])[0] for row in rows]
+    assert generate(tiny_pipe, rows) == alone
+
+
+def test_a_stopped_row_is_padded_while_the_others_go_on(tiny_pipe: Blip3oPipeline) -> None:
+    rows = rows_of(3, 9, 6)
+    plain = generate(tiny_pipe, rows)
+    # The token that ends one row early is taken from what that row says.
+    stop = next(t for answer in plain for t in answer[:2])
+    pad = tiny_pipe.tokenizer.pad_id
+    for answer, full in zip(generate(tiny_pipe, rows, stop), plain, strict=True):
+        end = full.index(stop) + 1 if stop in full else len(full)
+        expected = full[:end] + [pad] * (len(answer) - end)
+        assert answer == expected[: len(answer)]
+
+
+def test_decoding_ends_when_every_row_has_stopped(tiny_pipe: Blip3oPipeline) -> None:
+    (row,) = rows_of(4)
+    first = generate(tiny_pipe, [row])[0][0]
+    assert generate(tiny_pipe, [row], stop_id=first) == [[first]]
+
+
+def test_answers_carry_no_gradient_even_when_read_late(tiny_pipe: Blip3oPipeline) -> None:
+    ids, mask = left_pad(rows_of(4), 0)
+    steps = generate_tokens(
+        tiny_pipe.model, ids, mask, None, stop_id=NO_STOP, pad_id=0, max_new_tokens=2
+    )
+    assert torch.is_grad_enabled()
+    assert not any(token.requires_grad for token in steps)
+    assert torch.is_grad_enabled()
+
+
+def test_a_stream_is_the_answer_in_pieces(tiny_pipe: Blip3oPipeline) -> None:
+    message = user(f"{IMAGE_MARK}\nWhat is this?")
+    pieces = list(tiny_pipe.stream([message], [RED]))
+    answer = tiny_pipe.ask(RED, "What is this?")
+    assert "".join(pieces).strip() == answer
+    assert tiny_pipe.ask([RED], " What is this? ") == answer
+
+
+def test_pieces_are_whole_characters(
+    tiny_pipe: Blip3oPipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Byte-level tokens split letters; a terminal must never see half of one."""
+    text = "na\u00efve \U0001f431!"
+    ids = tiny_pipe.tokenizer.encode(text)
+    assert len(ids) > len(text)
+    monkeypatch.setattr(
+        tiny_pipe._writer, "tokens", lambda *_: iter(torch.tensor([i]) for i in ids)
+    )
+    pieces = list(tiny_pipe.stream([user("hello")]))
+    assert "".join(pieces) == text
+    assert not any("\ufffd" in piece for piece in pieces)
+    assert "\U0001f431" in pieces
+    # An answer that is cut in the middle of a letter ends before it.
+    monkeypatch.setattr(
+        tiny_pipe._writer, "tokens", lambda *_: iter(torch.tensor([i]) for i in ids[:-2])
+    )
+    assert "".join(tiny_pipe.stream([user("hello")])) == "na\u00efve "
+
+
+def test_questions_with_no_one_and_two_pictures(tiny_pipe: Blip3oPipeline) -> None:
+    for pictures in (None, [], RED, [RED, BLUE], (RED, BLUE)):
+        assert isinstance(tiny_pipe.ask(pictures, "What is this?"), str)
+
+
+def test_a_batch_of_questions_equals_each_alone(tiny_pipe: Blip3oPipeline) -> None:
+    questions = ["What?", "What is in this picture, and where?", "Why?"]
+    pictures = [RED, BLUE, RED]
+    answers = tiny_pipe.answer_batch(pictures, questions, max_new_tokens=6)
+    alone = [tiny_pipe.ask(p, q) for p, q in zip(pictures, questions, strict=True)]
+    assert answers == alone
+    assert tiny_pipe.answer_batch([], []) == []
+
+
+def test_answers_are_no_longer_than_asked_or_than_the_model_reaches(
+    tiny_pipe: Blip3oPipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(type(tiny_pipe.tokenizer), "turn_end_id", NO_STOP)
+    row = tiny_pipe._writer.prompt([user("hello")], 0)
+    assert len(list(tiny_pipe._writer.tokens([row], None, 4))) == 4
+    assert len(list(tiny_pipe._writer.tokens([row], None, None))) == 6
+    assert len(list(tiny_pipe._writer.tokens([row], None, 10_000))) == 96 - len(row)
+
+
+@pytest.mark.parametrize(
+    ("pictures", "question", "options", "message"),
+    [
+        (RED, "", {}, "the question is empty"),
+        (RED, "  ", {}, "the question is empty"),
+        (RED, "cat " * 200, {}, "the conversation has .* tokens; at most 92"),
+        (RED, "like <image>?", {}, "2 image marks in the messages for 1 pictures"),
+        (None, "What is <image>?", {}, "1 image marks in the messages for 0 pictures"),
+        ([RED] * 30, "What?", {}, "the conversation has .* tokens"),
+        (RED, "What?", {"max_new_tokens": 0}, "max_new_tokens must be at least 1, got 0"),
+        (RED, "What?", {"max_new_tokens": -1}, "max_new_tokens must be at least 1, got -1"),
+    ],
+)
+def test_questions_that_cannot_be_asked_are_refused(
+    tiny_pipe: Blip3oPipeline,
+    pictures: Any,
+    question: str,
+    options: dict[str, Any],
+    message: str,
+) -> None:
+    with pytest.raises(UsageError, match=message):
+        tiny_pipe.ask(pictures, question, **options)
+
+
+def test_batches_that_do_not_fit_are_refused(tiny_pipe: Blip3oPipeline) -> None:
+    with pytest.raises(UsageError, match="1 pictures for 2 questions"):
+        tiny_pipe.answer_batch([RED], ["a", "b"])
+    with pytest.raises(UsageError, match="2 image marks"):
+        tiny_pipe.answer_batch([RED], ["<image>"])
+
+
+def test_a_conversation_remembers_and_says_what_is_wrong(tiny_pipe: Blip3oPipeline) -> None:
+    asked: list[tuple[list[Message], int]] = []
+
+    class Echo:
+        def stream(self, messages: list[Message], pictures: list[Any]) -> Any:
+            asked.append((list(messages), len(pictures)))
+            if "refuse" in messages[-1].text:
+                raise UsageError("too long")
+            yield from ("I see ", f"{len(pictures)} ")
+
+    def say(*lines: str) -> str:
+        asked.clear()
+        out = io.StringIO()
+        converse(Echo(), io.StringIO("".join(line + "\n" for line in lines)), out)  # type: ignore[arg-type]
+        return out.getvalue()
+
+    assert "I see 0 \n> \n" in say("hello", "/quit", "never read")
+    assert asked == [([user("hello")], 0)]
+    say("one", "", "two")  # the input simply ends
+    assert asked[1][0] == [
+        user("one"),
+        Message(role="assistant", text="I see 0"),
+        user("two"),
+    ]
+    say("one", "/new", "two")
+    assert asked[1] == ([user("two")], 0)
+    text = say("/image no-such-file.png", "/frobnicate", "still here")
+    assert "(no such picture: no-such-file.png)" in text
+    assert "(unknown command /frobnicate;" in text
+    assert asked == [([user("still here")], 0)]
+    assert "(too long)" in say("refuse this", "go on")
+    assert asked[1] == ([user("go on")], 0)
+
+
+def test_a_picture_goes_with_the_next_message_and_stays(
+    tiny_pipe: Blip3oPipeline, tmp_path: Any
+) -> None:
+    RED.save(tmp_path / "red.png")
+    lines = io.StringIO(f"/image {tmp_path / 'red.png'}\nWhat is this?\nSure?\n")
+    out = io.StringIO()
+    converse(tiny_pipe, lines, out)
+    assert "(picture added)" in out.getvalue()
+    assert "image marks" not in out.getvalue()
+    assert out.getvalue().count("> ") == 4

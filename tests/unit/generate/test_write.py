@@ -1,0 +1,108 @@
+"""Folders of pictures: names, metadata, and that a picture depends on its own numbers only."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from blip3o.core.errors import UsageError
+from blip3o.generate.pipeline import Blip3oPipeline
+from blip3o.generate.write import picture_generator, read_prompts, save_picture, write_pictures
+
+
+def pixels(file: Path) -> np.ndarray:
+    return np.asarray(Image.open(file)).astype(int)
+
+
+def test_pictures_grid_and_metadata_are_written(tiny_pipe: Blip3oPipeline, tmp_path: Path) -> None:
+    folder = tmp_path / "new" / "out"
+    grid = write_pictures(tiny_pipe, ["a cat", "a d\u00f6g"], folder, num_images=2, seed=3)
+    assert grid == folder / "grid.png"
+    names = ["0000-0.png", "0000-1.png", "0001-0.png", "0001-1.png"]
+    assert sorted(p.name for p in folder.iterdir()) == [*names, "grid.png", "metadata.jsonl"]
+    rows = [json.loads(line) for line in (folder / "metadata.jsonl").read_text().splitlines()]
+    assert [row["file"] for row in rows] == names
+    assert rows[3] == {
+        "prompt": "a d\u00f6g",
+        "seed": 3,
+        "prompt_number": 1,
+        "image_number": 1,
+        "num_inference_steps": 3,
+        "guidance_scale": 2.0,
+        "file": "0001-1.png",
+    }
+    assert pixels(folder / names[0]).shape == (16, 16, 3)
+
+
+def test_a_picture_does_not_depend_on_what_else_is_made(
+    tiny_pipe: Blip3oPipeline, tmp_path: Path
+) -> None:
+    prompts = ["a cat", "a dog", "a car"]
+    write_pictures(tiny_pipe, prompts, tmp_path / "a", num_images=2, batch_size=16)
+    write_pictures(tiny_pipe, prompts, tmp_path / "b", num_images=3, batch_size=1)
+    for name in ("0000-0.png", "0001-1.png", "0002-0.png"):
+        difference = pixels(tmp_path / "a" / name) - pixels(tmp_path / "b" / name)
+        assert abs(difference).max() <= 2  # rounding in batches of another size
+    assert (pixels(tmp_path / "a/0000-0.png") != pixels(tmp_path / "a/0000-1.png")).any()
+    write_pictures(tiny_pipe, prompts[:1], tmp_path / "c", seed=1)
+    assert (pixels(tmp_path / "c/0000-0.png") != pixels(tmp_path / "a/0000-0.png")).any()
+
+
+def test_a_picture_can_be_made_again_from_its_metadata(
+    tiny_pipe: Blip3oPipeline, tmp_path: Path
+) -> None:
+    write_pictures(tiny_pipe, ["a cat"], tmp_path, seed=4, num_inference_steps=2)
+    row = json.loads((tmp_path / "metadata.jsonl").read_text())
+    (image,) = tiny_pipe(
+        row["prompt"],
+        generator=picture_generator(row["seed"], row["prompt_number"], row["image_number"]),
+        num_inference_steps=row["num_inference_steps"],
+        guidance_scale=row["guidance_scale"],
+    ).images
+    assert (np.asarray(image) == pixels(tmp_path / row["file"])).all()
+
+
+@pytest.mark.parametrize("number", [0, -1, 1001])
+def test_numbers_out_of_range_are_refused_before_a_folder_is_made(
+    tiny_pipe: Blip3oPipeline, tmp_path: Path, number: int
+) -> None:
+    with pytest.raises(UsageError, match="the number of images must be 1 to 1000"):
+        write_pictures(tiny_pipe, ["a cat"], tmp_path / "out", num_images=number)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_that_cannot_be_made_is_refused(tiny_pipe: Blip3oPipeline, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UsageError, match="cannot write to"):
+        write_pictures(tiny_pipe, ["a cat"], tmp_path / "file" / "out")
+
+
+def test_prompts_are_the_lines_of_a_file(tmp_path: Path) -> None:
+    file = tmp_path / "prompts.txt"
+    file.write_bytes("a cat\r\n\n  a d\u00f6g  \n".encode())
+    assert read_prompts(file) == ["a cat", "a d\u00f6g"]
+    file.write_text(" \n\n")
+    with pytest.raises(UsageError, match="holds no prompt"):
+        read_prompts(file)
+    for bad in (tmp_path / "none.txt", tmp_path):
+        with pytest.raises(UsageError, match="cannot read prompts from"):
+            read_prompts(bad)
+    file.write_bytes(b"\xff\xfe")
+    with pytest.raises(UsageError, match="cannot read prompts from"):
+        read_prompts(file)
+
+
+@pytest.mark.parametrize("name", ["x.png", "x.JPG", "x.jpeg", "x.webp", "new/x.png"])
+def test_pictures_are_saved_by_their_suffix(tmp_path: Path, name: str) -> None:
+    save_picture(Image.new("RGB", (4, 4)), tmp_path / name)
+    assert Image.open(tmp_path / name).size == (4, 4)
+    assert [p.name for p in (tmp_path / name).parent.iterdir()] == [Path(name).name]
+
+
+@pytest.mark.parametrize("name", ["x", "x.txt", "x.psd", "x.pdf"])
+def test_other_suffixes_are_refused(tmp_path: Path, name: str) -> None:
+    with pytest.raises(UsageError, match=r"use a name that ends in \.png, \.jpg or \.webp"):
+        save_picture(Image.new("RGB", (4, 4)), tmp_path / name)
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,80 @@
+"""A tiny model and hand-made batches for it."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from blip3o.core.types import IGNORE_LABEL, Batch
+from blip3o.models.unified import UnifiedModel, UnifiedModelConfig
+
+IMAGE_TOKEN = 5
+MakeBatch = Callable[..., Batch]
+
+
+@pytest.fixture
+def model() -> UnifiedModel:
+    """The tiny model; every branch counts, because fresh gates may be zero."""
+    torch.manual_seed(0)
+    model = UnifiedModelConfig.tiny().build().eval()
+    for part in (model.dit, model.image_decoder):
+        for parameter in part.parameters():
+            nn.init.normal_(parameter, std=0.2)
+    return model
+
+
+def _random(shape: tuple[int, ...], seed: int) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.fixture
+def make_batch() -> MakeBatch:
+    """Returns batches whose row i depends on nothing but the i-th sample index."""
+
+    def make(indices: list[int], task: str = "text_to_image", epoch: int = 0) -> Batch:
+        rows = [_row(index, task) for index in indices]
+        stacked = {
+            key: torch.stack([row[key] for row in rows])
+            for key in rows[0]
+            if key not in ("prompt_features", "prompt_pixels")
+        }
+        for key in ("prompt_features", "prompt_pixels"):
+            if key in rows[0]:
+                stacked[key] = torch.stack([row[key] for row in rows])
+        if task == "edit":
+            stacked["reference_rows"] = torch.arange(len(rows))
+        return Batch(
+            task=task,
+            indices=torch.tensor(indices),
+            epochs=torch.full((len(indices),), epoch),
+            **stacked,
+        )
+
+    return make
+
+
+def _row(index: int, task: str) -> dict[str, Tensor]:
+    length = 8
+    ids = torch.randint(10, 300, (length,), generator=torch.Generator().manual_seed(index))
+    mask = torch.ones(length, dtype=torch.bool)
+    padding = index % 3
+    row: dict[str, Tensor] = {}
+    if task in ("edit", "image_to_text"):
+        ids[3:7] = IMAGE_TOKEN
+        row["prompt_features"] = _random((4, 16), 1000 + index)
+    if task in ("text_to_image", "edit", "reconstruct"):
+        mask[:padding] = False
+        row["target_features"] = _random((4, 16), 2000 + index)
+        row["target_pixels"] = _random((3, 16, 16), 3000 + index).clamp(-1, 1)
+    elif task == "contrastive":
+        row["target_pixels"] = _random((3, 16, 16), 3000 + index).clamp(-1, 1)
+        place = torch.tensor([0.25 + 0.5 * (index % 2), 0.25, 0.5, index % 2, index % 3])
+        row["regions"] = torch.stack([place, torch.full((5,), -1.0)])
+    else:
+        labels = ids.clone()
+        labels[: 7 if task == "image_to_text" else 4] = IGNORE_LABEL
+        labels[length - padding :] = IGNORE_LABEL
+        mask[length - padding :] = False
+        row["labels"] = labels
+    return {"input_ids": ids, "attention_mask": mask, **row}

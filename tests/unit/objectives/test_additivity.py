@@ -1,0 +1,111 @@
+"""What all objectives promise: sums and counts of batches of any size add up."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from blip3o.core.config import from_dict, to_dict
+from blip3o.core.types import Batch
+from blip3o.flow.sigmas import UniformSigmas
+from blip3o.models.unified import UnifiedModel
+from blip3o.objectives import OBJECTIVES, Objective
+from blip3o.objectives.flow_matching import FlowMatchingConfig
+from blip3o.objectives.image_text import ImageTextConfig
+from blip3o.objectives.next_token import NextTokenConfig
+from blip3o.objectives.pixel_decoding import PixelDecodingConfig
+
+SMALL = {"text_size": 8, "text_layers": 1, "text_heads": 2, "embedding_size": 8, "pixel_px": 4}
+CONFIGS: dict[str, tuple[Any, str]] = {
+    "flow_matching": (FlowMatchingConfig(sigmas=UniformSigmas(), draws=2), "text_to_image"),
+    "flow_matching of edits": (FlowMatchingConfig(sigmas=UniformSigmas()), "edit"),
+    "next_token": (NextTokenConfig(), "text"),
+    "next_token with pictures": (NextTokenConfig(), "image_to_text"),
+    "pixel_decoding": (
+        PixelDecodingConfig(sigmas=UniformSigmas(), feature_noise=0.5),
+        "reconstruct",
+    ),
+    # The contrastive and the region losses compare inside a batch and do not add up.
+    "image_text": (
+        ImageTextConfig(
+            **SMALL, things=("a", "b"), colors=("c", "d", "e"), contrastive_weight=0.0,
+            region_weight=0.0,
+        ),
+        "contrastive",
+    ),
+}  # fmt: skip
+each_objective = pytest.mark.parametrize("which", CONFIGS)
+MakeBatch = Callable[..., Batch]
+
+
+def build(which: str, model: UnifiedModel) -> tuple[Objective, str]:
+    config, task = CONFIGS[which]
+    torch.manual_seed(1)
+    return config.build(model.config), task
+
+
+def test_every_objective_is_covered() -> None:
+    assert {config.kind for config, _ in CONFIGS.values()} == set(OBJECTIVES.names())
+
+
+@each_objective
+def test_config_round_trips(which: str, model: UnifiedModel) -> None:
+    config, task = CONFIGS[which]
+    assert from_dict(type(config), to_dict(config)) == config
+    objective = config.build(model.config)
+    assert isinstance(objective, Objective)
+    assert task in objective.tasks
+
+
+@each_objective
+def test_a_batch_of_four_equals_two_of_two(
+    which: str, model: UnifiedModel, make_batch: MakeBatch
+) -> None:
+    objective, task = build(which, model)
+    whole = objective(model, make_batch([11, 12, 13, 14], task), 0)
+    halves = [objective(model, make_batch(pair, task), 0) for pair in ([11, 12], [13, 14])]
+    parts = torch.stack([half.loss_sum for half in halves])
+    torch.testing.assert_close(parts.sum(), whole.loss_sum, rtol=1e-4, atol=1e-5)
+    assert sum(half.count for half in halves) == whole.count > 0
+    if which != "image_text":
+        for name, (total, count) in whole.metrics.items():
+            sums = [half.metrics[name] for half in halves]
+            expected = float(sum(value for value, _ in sums))
+            assert float(total) == pytest.approx(expected, rel=1e-4), name
+            assert sum(part for _, part in sums) == count, name
+
+
+@each_objective
+def test_count_is_known_before_the_forward_pass(
+    which: str, model: UnifiedModel, make_batch: MakeBatch
+) -> None:
+    objective, task = build(which, model)
+    batch = make_batch([1, 2, 3], task)
+    assert objective(model, batch, 0).count == objective.count(batch)
+
+
+@each_objective
+def test_order_of_rows_does_not_matter(
+    which: str, model: UnifiedModel, make_batch: MakeBatch
+) -> None:
+    objective, task = build(which, model)
+    one = objective(model, make_batch([5, 6, 7], task), 0).loss_sum
+    other = objective(model, make_batch([7, 5, 6], task), 0).loss_sum
+    torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+
+
+@each_objective
+def test_randomness_is_keyed_by_seed_epoch_and_index(
+    which: str, model: UnifiedModel, make_batch: MakeBatch
+) -> None:
+    objective, task = build(which, model)
+    is_random = which.startswith(("flow", "pixel"))
+
+    def loss(seed: int, epoch: int) -> float:
+        torch.manual_seed(seed + 10 * epoch)  # the global state must not matter
+        return float(objective(model, make_batch([3, 4], task, epoch), seed).loss_sum.detach())
+
+    assert loss(0, 0) == loss(0, 0)
+    assert (loss(0, 0) == loss(1, 0)) != is_random
+    assert (loss(0, 0) == loss(0, 1)) != is_random

@@ -1,0 +1,182 @@
+"""Flow matching: the target, dropout of conditions, draws, edits, and where gradients go."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from blip3o.core.rng import sample_normal, sample_uniform
+from blip3o.core.types import Batch
+from blip3o.flow.sigmas import UniformSigmas
+from blip3o.models.unified import UnifiedModel
+from blip3o.objectives.flow_matching import FlowMatching, FlowMatchingConfig
+
+MakeBatch = Callable[..., Batch]
+
+
+def build(model: UnifiedModel, **settings: Any) -> FlowMatching:
+    return FlowMatchingConfig(sigmas=UniformSigmas(), **settings).build(model.config)
+
+
+class Watched:
+    """Records what the model's velocity is asked, and may answer in its place."""
+
+    def __init__(self, model: UnifiedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.conditions: list[Tensor] = []
+        self.references: list[Tensor | None] = []
+        self.answer: Callable[[Tensor, Tensor], Tensor] | None = None
+        plain = model.velocity
+
+        def velocity(
+            noisy: Tensor, sigma: Tensor, condition: Tensor, reference: Tensor | None, cache: object
+        ) -> Tensor:
+            self.conditions.append(condition.detach())
+            self.references.append(reference)
+            if self.answer is not None:
+                return self.answer(noisy, sigma)
+            return plain(noisy, sigma, condition, reference, cache)
+
+        monkeypatch.setattr(model, "velocity", velocity)
+
+
+def test_the_true_velocity_gives_zero(
+    model: UnifiedModel, make_batch: MakeBatch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batch = make_batch([3, 9])
+    assert batch.target_features is not None
+    clean = model.normalizer(batch.target_features)
+    watched = Watched(model, monkeypatch)
+    # noisy = clean + sigma velocity
+    watched.answer = lambda noisy, sigma: (noisy - clean) / sigma[:, None, None]
+    loss = build(model)(model, batch, 0)
+    assert float(loss.loss_sum) / loss.count < 1e-8
+    watched.answer = lambda noisy, sigma: torch.zeros_like(noisy)
+    assert float(build(model)(model, batch, 0).loss_sum) / loss.count > 0.5
+
+
+def test_the_loss_is_the_squared_error_to_noise_minus_clean(
+    model: UnifiedModel, make_batch: MakeBatch
+) -> None:
+    batch = make_batch([4, 8, 15])
+    assert batch.target_features is not None
+    clean = model.normalizer(batch.target_features)
+    noise = sample_normal((4, 8), 2, "noise/0", batch.epochs, batch.indices)
+    sigma = 1 - sample_uniform(2, "sigma/0", batch.epochs, batch.indices).float()
+    noisy = clean * (1 - sigma)[:, None, None] + noise * sigma[:, None, None]
+    with torch.no_grad():
+        condition = model.condition(batch.input_ids, batch.attention_mask)
+        error = model.velocity(noisy, sigma, condition) - (noise - clean)
+        loss = build(model, condition_dropout=0.0)(model, batch, 2)
+    torch.testing.assert_close(loss.loss_sum, error.square().sum(), rtol=1e-5, atol=0)
+    assert loss.count == clean.numel()
+
+
+def test_conditions_are_dropped_whole_for_a_tenth_of_the_samples(
+    model: UnifiedModel, make_batch: MakeBatch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    watched = Watched(model, monkeypatch)
+    watched.answer = lambda noisy, sigma: noisy
+    objective = build(model)
+    with torch.no_grad():
+        for start in (0, 200):
+            batch = make_batch([7] * 200)
+            batch = dataclasses.replace(batch, indices=torch.arange(start, start + 200))
+            objective(model, batch, 0)
+    condition = torch.cat(watched.conditions)
+    is_empty = (condition == 0).flatten(1).all(1)
+    is_whole = (condition != 0).flatten(1).all(1)
+    assert bool((is_empty | is_whole).all())
+    assert 0.06 < float(is_empty.float().mean()) < 0.14
+    assert bool(is_empty[:200].any())
+    assert not torch.equal(is_empty[:200], is_empty[200:])
+
+
+@pytest.mark.parametrize(("dropout", "share"), [(0.0, 0.0), (1.0, 1.0)])
+def test_dropout_of_none_and_of_all(
+    model: UnifiedModel,
+    make_batch: MakeBatch,
+    monkeypatch: pytest.MonkeyPatch,
+    dropout: float,
+    share: float,
+) -> None:
+    watched = Watched(model, monkeypatch)
+    build(model, condition_dropout=dropout)(model, make_batch(list(range(20))), 0)
+    is_empty = (watched.conditions[0] == 0).flatten(1).all(1)
+    assert float(is_empty.float().mean()) == share
+
+
+def test_two_draws_are_the_mean_of_two_losses(
+    model: UnifiedModel, make_batch: MakeBatch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batch = make_batch([1, 2, 3])
+    one, both = build(model), build(model, draws=2)
+    with torch.no_grad():
+        first = one(model, batch, 0)
+        draw = one._draw
+        monkeypatch.setattr(one, "_draw", lambda b, s, d, c: draw(b, s, d + 1, c))
+        second = one(model, batch, 0)
+        total = both(model, batch, 0)
+    assert float(first.loss_sum) != float(second.loss_sum)
+    torch.testing.assert_close(total.loss_sum, first.loss_sum + second.loss_sum)
+    assert total.count == first.count + second.count
+
+
+def test_edits_see_the_picture_they_start_from(
+    model: UnifiedModel, make_batch: MakeBatch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    watched = Watched(model, monkeypatch)
+    batch = make_batch([1, 2, 3], "edit")
+    batch = dataclasses.replace(batch, reference_rows=torch.tensor([2, 0, 1]))
+    assert batch.prompt_features is not None
+    build(model)(model, batch, 0)
+    (reference,) = watched.references
+    assert reference is not None
+    assert torch.equal(reference, model.normalizer(batch.prompt_features[[2, 0, 1]]))
+
+
+def test_a_dit_without_reference_edits_through_the_backbone_alone(
+    model: UnifiedModel, make_batch: MakeBatch
+) -> None:
+    """The published layout has no reference embedder."""
+    config = dataclasses.replace(
+        model.config, dit=dataclasses.replace(model.config.dit, reference_channels=0)
+    )
+    plain = config.build()
+    loss = build(plain)(plain, make_batch([1, 2], "edit"), 0)
+    assert bool(loss.loss_sum.isfinite())
+
+
+def test_gradient_reaches_queries_and_dit_and_not_the_frozen_backbone(
+    model: UnifiedModel, make_batch: MakeBatch
+) -> None:
+    for part in (model.backbone, model.image_encoder, model.image_decoder):
+        part.requires_grad_(False)
+    build(model, condition_dropout=0.0)(model, make_batch([1, 2], "edit"), 0).loss_sum.backward()
+    for name, parameter in model.named_parameters():
+        if name.startswith(("query_tokens.", "dit.")):
+            assert parameter.grad is not None, name
+            assert float(parameter.grad.abs().sum()) > 0, name
+        else:
+            assert parameter.grad is None, name
+
+
+def test_pixels_are_encoded_where_features_are_not_cached(
+    model: UnifiedModel, make_batch: MakeBatch
+) -> None:
+    batch = make_batch([1, 2])
+    assert batch.target_pixels is not None
+    objective = build(model)
+    with torch.no_grad():
+        features = model.encode_images(batch.target_pixels)
+        cached = objective(model, dataclasses.replace(batch, target_features=features), 0)
+        plain = objective(model, dataclasses.replace(batch, target_features=None), 0)
+    assert torch.equal(cached.loss_sum, plain.loss_sum)
+
+
+def test_a_batch_without_a_target_is_refused(model: UnifiedModel, make_batch: MakeBatch) -> None:
+    batch = dataclasses.replace(make_batch([1]), target_features=None, target_pixels=None)
+    with pytest.raises(ValueError, match="'text_to_image' batch needs target pixels or features"):
+        build(model)(model, batch, 0)

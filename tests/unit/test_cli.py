@@ -1,0 +1,295 @@
+"""The command line: what it offers, what it prints, how it fails."""
+
+import argparse
+import io
+import json
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from blip3o import __version__, cli
+from blip3o.cli import build_parser, main
+from blip3o.core.config import load_yaml
+from blip3o.core.errors import PreemptedError
+from blip3o.recipes import RECIPES, load_recipe
+from blip3o.train.config import RunConfig
+from blip3o.weights import folder as weights
+
+SAMPLING = ["--seed", "--steps", "--guidance"]
+MODEL = ["--model", "--device", "--dtype"]
+OPTIONS = {
+    "generate": ["prompt", "--prompts", "--out", "--num-images", *SAMPLING, *MODEL],
+    "ask": ["image", *MODEL],
+    "chat": [*MODEL],
+    "edit": ["image", "instruction", "--out", *SAMPLING, *MODEL],
+    "reconstruct": ["image", "--out", *SAMPLING, *MODEL],
+    "train": ["recipe", "--out", "overrides"],
+    "eval": ["benchmark", "--out", "overrides", *MODEL],
+    "scenes": ["--out", "overrides"],
+    "recipes": ["action", "name"],
+    "models": [],
+    "doctor": [],
+}
+"""All there is. An option added here needs a reason and a place in the documentation."""
+
+
+@pytest.fixture
+def picture(tmp_path: Path) -> str:
+    Image.new("RGB", (20, 12), "red").save(tmp_path / "red.png")
+    return str(tmp_path / "red.png")
+
+
+def refusal(capsys: pytest.CaptureFixture[str], *words: str, status: int = 2) -> str:
+    """Runs a command that must fail with one line, and returns the line."""
+    try:
+        got = main(words)
+    except SystemExit as stop:  # argparse ends by itself
+        got = stop.code
+    captured = capsys.readouterr()
+    assert got == status, captured.err
+    assert captured.out == ""
+    line, end, rest = captured.err.partition("\n")
+    assert (end, rest) == ("\n", "")
+    assert "Traceback" not in line
+    return line
+
+
+def test_commands_and_options_are_these_and_no_others() -> None:
+    parser = build_parser()
+    (commands,) = (a for a in parser._actions if isinstance(a, argparse._SubParsersAction))
+    found = {}
+    for name, command in commands.choices.items():
+        actions = [a for a in command._actions if a.dest != "help"]
+        found[name] = {(a.option_strings or [a.dest])[0] for a in actions}
+    assert found == {name: {*options, "--debug"} for name, options in OPTIONS.items()}
+
+
+def test_version_and_help_succeed(capsys: pytest.CaptureFixture[str]) -> None:
+    for words in (["--version"], ["--help"], ["generate", "--help"]):
+        with pytest.raises(SystemExit) as stop:
+            main(words)
+        assert stop.value.code == 0
+    assert f"blip3o {__version__}" in capsys.readouterr().out
+
+
+def test_words_and_options_may_stand_in_any_order() -> None:
+    parse = build_parser().parse_args
+    options = parse(["train", "pocket.smoke", "--out", "x", "train.steps=5", "--debug", "a.b=1"])
+    assert (options.recipe, options.overrides) == ("pocket.smoke", ["train.steps=5", "a.b=1"])
+    assert options.debug
+    options = parse(["generate", "a cat", "--num-images", "2", "a dog"])
+    assert (options.prompt, options.num_images) == (["a cat", "a dog"], 2)
+    assert parse(["ask", "a.png", "--model", "m", "what?"]).image == ["a.png", "what?"]
+    assert parse(["recipes"]).action == "list"
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "the following arguments are required: COMMAND"),
+        (["generat"], "invalid choice: 'generat' (choose from"),
+        (["generate", "a cat", "--prompt", "x"], "unrecognized arguments: --prompt"),
+        (["generate", "a cat", "--steps", "many"], "argument --steps: invalid int value: 'many'"),
+        (["edit", "a.png"], "the following arguments are required: instruction"),
+        (["train", "pocket.smoke"], "the following arguments are required: --out"),
+        (["recipes", "shw"], "invalid choice: 'shw'"),
+        (["generate"], "no prompt: give prompts or --prompts FILE"),
+        (["generate", "--prompts", "no-such-file.txt"], "cannot read prompts from no-such-file"),
+        (["generate", "a cat", "--model", "pockt"], "unknown model 'pockt'; "),
+        (["generate", "a cat", "--device", "gpu"], "unknown device 'gpu'; use auto, cpu"),
+        (["generate", "a cat", "--device", "cpu", "--dtype", "int8"], "unknown precision 'int8'"),
+        (["ask", "what is this?"], "no question"),
+        (["train", "pocket.smok", "--out", "x"], "did you mean pocket.smoke"),
+        (["train", "none.yaml", "--out", "x"], "no such file: none.yaml"),
+        (["train", "pocket.smoke", "--out", "x", "train.step=5"], "did you mean train.steps"),
+        (["train", "pocket.smoke", "--out", "x", "train.steps"], "path.to.field=value"),
+        (["train", "pocket.smoke", "--out", "x", "train.steps=-1"], "steps must be at least 1"),
+        (["train", "pocket.all", "--out", "x", "train.steps=1"], "must start with a stage: enc"),
+        (["eval", "scene", "--out", "x"], "unknown benchmark 'scene'; did you mean scenes"),
+        (["eval", "scenes", "--out", "x", "sede=1"], "unknown config key 'sede'; did you mean"),
+        (["scenes", "--out", "x", "num_scene=5"], "did you mean num_scenes"),
+        (["recipes", "show"], "which recipe?"),
+        (["recipes", "show", "pocket.generaton"], "did you mean pocket.generation"),
+    ],
+)
+def test_mistakes_are_told_in_one_line_with_status_2(
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    words: list[str],
+    message: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    line = refusal(capsys, *words)
+    assert message in line
+    assert line.startswith("blip3o")
+    assert not list(tmp_path.iterdir())
+
+
+def test_debug_shows_the_traceback(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["generate", "a cat", "--model", "pockt", "--debug"]) == 2
+    captured = capsys.readouterr().err
+    assert "Traceback (most recent call last)" in captured
+    assert captured.splitlines()[-1].startswith("blip3o: error: unknown model 'pockt'")
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "message"),
+    [
+        (RuntimeError("first\nsecond"), 1, "failed: RuntimeError: first (--debug shows more)"),
+        (AssertionError(), 1, "failed: AssertionError: no reason given"),
+        (PreemptedError("stopped at step 5"), 75, "stopped at step 5"),
+        (KeyboardInterrupt(), 130, "interrupted"),
+    ],
+)
+def test_other_ends_have_a_status_of_their_own(
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    error: BaseException,
+    status: int,
+    message: str,
+) -> None:
+    def fail(options: argparse.Namespace) -> None:
+        raise error
+
+    monkeypatch.setattr(cli, "_models", fail)
+    assert message in refusal(capsys, "models", status=status)
+
+
+def test_generate_writes_pictures_a_grid_and_metadata(
+    capsys: pytest.CaptureFixture[str], tiny_folder: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "prompts.txt").write_text("a car\n")
+    out = tmp_path / "out"
+    words = ["generate", "a cat", "--prompts", str(tmp_path / "prompts.txt"), "--num-images", "2"]
+    words += ["--out", str(out), "--seed", "3", "--steps", "2", "--guidance", "1.5"]
+    assert main([*words, "a dog", "--model", str(tiny_folder), "--dtype", "fp32"]) == 0
+    assert capsys.readouterr().out == f"{out / 'grid.png'}\n"
+    names = [f"{p:04d}-{k}.png" for p in range(3) for k in range(2)]
+    assert sorted(p.name for p in out.iterdir()) == [*names, "grid.png", "metadata.jsonl"]
+    rows = [json.loads(line) for line in (out / "metadata.jsonl").read_text().splitlines()]
+    assert [row["prompt"] for row in rows[::2]] == ["a cat", "a dog", "a car"]
+    assert (rows[0]["seed"], rows[0]["num_inference_steps"]) == (3, 2)
+    assert rows[0]["guidance_scale"] == 1.5
+
+
+def test_generate_twice_gives_the_same_files(tiny_folder: Path, tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        out = str(tmp_path / name)
+        assert main(["generate", "a cat", "--out", out, "--model", str(tiny_folder)]) == 0
+    for file in (tmp_path / "a").iterdir():
+        assert file.read_bytes() == (tmp_path / "b" / file.name).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["generate", ""], "the prompt is empty"),
+        (["generate", "cat " * 99], "the prompt has"),
+        (["generate", "a cat", "--num-images", "0"], "the number of images must be 1 to 1000"),
+        (["generate", "a cat", "--steps", "0"], "num_inference_steps must be 1 to 1000"),
+        (["generate", "a cat", "--guidance", "0"], "guidance_scale must be 1 to 100"),
+        (["ask", "none.png", "what?"], "no such picture: none.png"),
+        (["ask", "red.png", " "], "the question is empty"),
+        (["edit", "red.png", ""], "the prompt is empty"),
+        (["edit", "bad.png", "blue"], "bad.png is not a picture"),
+        (["edit", "red.png", "blue", "--out", "x.txt"], "use a name that ends in .png"),
+        (["reconstruct", "none.png"], "no such picture"),
+    ],
+)
+def test_requests_a_model_cannot_meet_are_told_in_one_line(
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tiny_folder: Path,
+    tmp_path: Path,
+    picture: str,
+    words: list[str],
+    message: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "bad.png").write_text("this is no picture")
+    assert message in refusal(capsys, *words, "--model", str(tiny_folder))
+    assert not [p for p in tmp_path.rglob("*.png") if p.name not in ("red.png", "bad.png")]
+
+
+def test_ask_prints_the_answer_and_nothing_else(
+    capsys: pytest.CaptureFixture[str], tiny_folder: Path, picture: str
+) -> None:
+    from blip3o import Blip3oPipeline
+
+    words = ["ask", picture, picture, "what?", "--model", str(tiny_folder), "--dtype", "fp32"]
+    assert main(words) == 0
+    captured = capsys.readouterr()
+    pipe = Blip3oPipeline.from_pretrained(tiny_folder, device="cpu", dtype="fp32")
+    assert captured.out == pipe.ask([picture, picture], "what?") + "\n"
+    assert captured.err == ""
+
+
+def test_edit_and_reconstruct_write_one_picture(
+    capsys: pytest.CaptureFixture[str], tiny_folder: Path, tmp_path: Path, picture: str
+) -> None:
+    out = tmp_path / "new" / "x.png"
+    for words in (["edit", picture, "make it blue"], ["reconstruct", picture]):
+        assert main([*words, "--out", str(out), "--model", str(tiny_folder)]) == 0
+        assert capsys.readouterr().out == f"{out}\n"
+        assert Image.open(out).size == (16, 16)
+        out.unlink()
+
+
+def test_chat_talks_over_stdin_and_stdout(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tiny_folder: Path
+) -> None:
+    monkeypatch.setattr(sys, "stdin", io.StringIO("hello\n/quit\n"))
+    assert main(["chat", "--model", str(tiny_folder)]) == 0
+    assert "/image FILE" in capsys.readouterr().out
+
+
+def test_recipes_are_listed_each_with_a_summary(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["recipes"]) == 0
+    listed = capsys.readouterr().out
+    assert main(["recipes", "list"]) == 0
+    assert capsys.readouterr().out == listed
+    lines = listed.splitlines()
+    assert [line.split()[0] for line in lines] == RECIPES.names()
+    assert all(len(line.split()) > 3 for line in lines)
+
+
+@pytest.mark.parametrize("name", RECIPES.names())
+def test_a_shown_recipe_is_that_recipe(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, name: str
+) -> None:
+    assert main(["recipes", "show", name]) == 0
+    shown = capsys.readouterr().out
+    recipe = load_recipe(name, Path("runs") / name)
+    file = tmp_path / "recipe.yaml"
+    if isinstance(recipe, RunConfig):
+        file.write_text(shown)
+        assert load_yaml(RunConfig, file) == recipe
+        assert load_recipe(str(file), tmp_path) == recipe
+    else:
+        assert [line[:-1] for line in shown.splitlines() if line[0].isalpha()] == list(recipe)
+
+
+def test_models_and_doctor_report(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tiny_folder: Path
+) -> None:
+    monkeypatch.setattr(weights, "BUNDLED", {"tiny": tiny_folder})
+    monkeypatch.setattr("blip3o.recipes.doctor.BUNDLED", {"tiny": tiny_folder})
+    assert main(["models"]) == 0
+    assert capsys.readouterr().out.startswith("tiny  0.0 M parameters")
+    assert main(["doctor"]) == 0
+    report = capsys.readouterr().out
+    assert f"blip3o {__version__}, Python 3." in report
+    assert "\ndevice: " in report
+    assert "\nprecision: " in report
+    assert "\nmodel tiny: whole, 0.0 M parameters\n" in report
+    monkeypatch.setattr(weights, "BUNDLED", {"tiny": tiny_folder / "gone"})
+    assert main(["doctor"]) == 0
+    assert "model tiny: the bundled model 'tiny' is not in this installation" in (
+        capsys.readouterr().out
+    )

@@ -1,0 +1,24 @@
+"""The picture of a run's metrics."""
+
+import json
+from pathlib import Path
+
+from PIL import Image
+
+from blip3o.train.curves import draw_curves
+
+
+def test_curves_are_drawn_and_a_line_cut_short_is_left_out(tmp_path: Path) -> None:
+    rows = [{"step": n, "loss": 1 / n, "lr": 0.1, "A/loss": 1.0, "A/b": n} for n in range(1, 9)]
+    del rows[3]["loss"]  # a window without a finite step
+    text = "".join(json.dumps(row) + "\n" for row in rows) + '{"step": 9, "lo'
+    (tmp_path / "metrics.jsonl").write_text(text)
+    path = draw_curves(tmp_path)
+    assert path == tmp_path / "curves.png"
+    assert Image.open(tmp_path / "curves.png").size[0] > 500
+
+
+def test_no_rows_mean_no_picture(tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").write_text("")
+    assert draw_curves(tmp_path) is None
+    assert not (tmp_path / "curves.png").exists()

@@ -1,0 +1,36 @@
+"""Averages of weights."""
+
+import pytest
+import torch
+from torch import nn
+
+from blip3o.train.ema import Ema
+
+
+def test_average_follows_with_a_decay_that_starts_low() -> None:
+    weight = nn.Parameter(torch.tensor([0.0]))
+    ema = Ema({"weight": weight}, decay=0.5)
+    expected = 0.0
+    for step in range(30):
+        weight.data = torch.tensor([step + 1.0])
+        ema.update(step)
+        decay = min(0.5, (step + 1) / (step + 10))
+        expected = decay * expected + (1 - decay) * (step + 1)
+        assert ema.averages["weight"].item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_swapping_in_is_undone_even_by_an_error() -> None:
+    weight = nn.Parameter(torch.tensor([0.0]))
+    ema = Ema({"weight": weight}, decay=0.9)
+    weight.data = torch.tensor([3.0])
+    seen = []
+
+    def fail_inside() -> None:
+        with ema.swapped_in():
+            seen.append(weight.item())
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fail_inside()
+    assert seen == [0.0]
+    assert weight.item() == 3.0

@@ -1,0 +1,54 @@
+"""What a run says of its steps."""
+
+import io
+import sys
+from typing import Any
+
+import pytest
+
+from blip3o.train.progress import Progress, Window
+
+VALUES = {"loss": 0.25, "lr": 1e-3, "samples_per_second": 8.0}
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_plain_lines_without_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stderr", io.StringIO())
+    progress = Progress(10, 1000, 8)
+    progress.advance()
+    progress.report(VALUES)
+    progress.report({"lr": 0.0, "samples_per_second": 1.0})  # no step was finite
+    progress.close()
+    first, second = sys.stderr.getvalue().splitlines()  # type: ignore[attr-defined]
+    assert first == "step 11/1000  loss 0.2500  lr 1.0e-03  8.0 samples/s  17 min left"
+    assert "loss nan" in second
+    assert "2 h 12 min left" in second
+
+
+def test_a_bar_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    progress = Progress(10, 20, 8)
+    progress.advance()
+    progress.report(VALUES)
+    progress.close()
+    shown = sys.stderr.getvalue()  # type: ignore[attr-defined]
+    assert "11/20" in shown
+    assert "loss 0.2500" in shown
+    assert "8.0 samples/s" in shown
+
+
+def test_a_window_averages_by_count_and_goes_on_from_stored_sums() -> None:
+    stored: dict[str, Any] = {"loss": (3.0, 1.0)}
+    window = Window(stored)
+    window.add({"loss": (1.0, 1.0), "loss/part": (6.0, 12.0), "none": (0.0, 0.0)}, 4, 0.0)
+    assert stored["loss"] == (4.0, 2.0)
+    values = window.close()
+    assert (values["loss"], values["loss/part"], values["none"]) == (2.0, 0.5, 0.0)
+    assert values["samples_per_second"] > 0
+    assert values["data_wait"] == 0
+    assert stored == {}
+    assert "loss" not in window.close()

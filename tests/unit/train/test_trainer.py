@@ -1,0 +1,339 @@
+"""The training loop: exact resume, exact accumulation, refusals."""
+
+import json
+import math
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from blip3o.core.config import evolve, load_yaml
+from blip3o.core.errors import PreemptedError, UsageError
+from blip3o.train.config import RunConfig
+from blip3o.train.trainer import Trainer
+
+ReadRun = Callable[[Path], dict[str, Any]]
+
+
+def losses(run_dir: Path) -> list[float]:
+    lines = (run_dir / "metrics.jsonl").read_text().splitlines()
+    return [json.loads(line)["loss"] for line in lines]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
+def test_a_stopped_and_resumed_run_equals_one_in_one_go(
+    toys: Any, tmp_path: Path, read_run: ReadRun, number: int
+) -> None:
+    config = toys.with_train(log_every=3, checkpoint_every=100)
+    toys.trainer(tmp_path / "whole", config).fit()
+    stopping = toys.trainer(tmp_path / "parts", config, callbacks=[toys.stop_after(6, number)])
+    with pytest.raises(PreemptedError, match="stopped at step 6 after saving"):
+        stopping.fit()
+    torch.manual_seed(99)  # whatever the process did before must not matter
+    toys.trainer(tmp_path / "parts", config).fit()
+    assert read_run(tmp_path / "parts") == read_run(tmp_path / "whole")
+
+
+def test_averages_over_a_stop_between_two_log_lines_are_those_of_one_go(
+    toys: Any, tmp_path: Path, read_run: ReadRun
+) -> None:
+    toys.trainer(tmp_path / "whole").fit()
+    config = toys.config  # logs every 5, saves every 4
+
+    def killed(trainer: Trainer, step: int, folder: Path) -> None:
+        if step == 8:
+            raise ZeroDivisionError
+
+    callback = type("Killer", (), {"on_checkpoint": staticmethod(killed)})()
+    with pytest.raises(ZeroDivisionError):
+        toys.trainer(tmp_path / "parts", config, callbacks=[callback]).fit()
+    toys.trainer(tmp_path / "parts", config).fit()
+    assert read_run(tmp_path / "parts") == read_run(tmp_path / "whole")
+    steps = [row["step"] for row in read_run(tmp_path / "parts")["metrics"]]
+    assert steps == [5, 10, 12]
+
+
+def test_a_finished_run_says_so_and_trains_nothing(
+    toys: Any, tmp_path: Path, capsys: pytest.CaptureFixture, read_run: ReadRun
+) -> None:
+    toys.trainer(tmp_path).fit()
+    before = read_run(tmp_path)
+    ended: list[Trainer] = []
+    callback = type("End", (), {"on_end": lambda self, trainer: ended.append(trainer)})()
+    capsys.readouterr()
+    toys.trainer(tmp_path, callbacks=[callback]).fit()
+    assert "is finished: step 12 of 12" in capsys.readouterr().err
+    assert read_run(tmp_path) == before
+    assert len(ended) == 1
+
+
+def test_more_steps_go_on_from_the_last_one(toys: Any, tmp_path: Path, read_run: ReadRun) -> None:
+    toys.trainer(tmp_path).fit()
+    toys.trainer(tmp_path, toys.with_train(steps=14, log_every=2)).fit()
+    assert [row["step"] for row in read_run(tmp_path)["metrics"]] == [5, 10, 12, 14]
+
+
+def test_other_settings_are_refused_before_anything_is_written(toys: Any, tmp_path: Path) -> None:
+    toys.trainer(tmp_path).fit()
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+    changed = evolve(toys.config, {"train.optimizer.lr": 0.01, "train.seed": 3})
+    with pytest.raises(UsageError, match=r"settings of train\.seed, train\.optimizer\.lr;"):
+        toys.trainer(tmp_path, changed)
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
+
+
+def test_damaged_checkpoints_never_start_over(toys: Any, tmp_path: Path) -> None:
+    toys.trainer(tmp_path).fit()
+    for file in tmp_path.glob("checkpoints/*/model.safetensors"):
+        file.write_bytes(b"")
+    with pytest.raises(UsageError, match="can be read"):
+        toys.trainer(tmp_path).fit()
+
+
+class Linear(nn.Module):
+    """Without statistics over a batch, so that its size must not matter."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(2)
+        self.body = nn.Linear(4, 8)
+        self.head = nn.Linear(8, 4)
+
+    def forward(self, values: torch.Tensor) -> torch.Tensor:
+        return self.head(self.body(values).tanh())
+
+
+def test_micro_batches_add_up_to_the_whole_batch(toys: Any, tmp_path: Path) -> None:
+    gradients = []
+    for micro in (12, 5, 1):
+        trainer = toys.trainer(tmp_path / str(micro), model=Linear())
+        groups = next(toys.loader(12, micro)(0))
+        trainer._step(groups, 0.0)
+        gradients.append([p.grad for p in trainer.parameters.values()])
+    for others in gradients[1:]:
+        for grad, expected in zip(others, gradients[0], strict=True):
+            torch.testing.assert_close(grad, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_a_weighted_mean_over_everything_counted_is_logged(toys: Any, tmp_path: Path) -> None:
+    model = Linear()
+    objectives = [toys.objective(), toys.objective(weight=0.5)]
+    trainer = toys.trainer(tmp_path, model=model, objectives=objectives)
+    [batch] = next(toys.loader(8, 8)(0))
+    output = objectives[0](model, batch, 0)
+    mean = float(output.loss_sum.detach()) / output.count
+    sums = trainer._step([batch], 0.0)
+    assert sums["loss"] == (pytest.approx(1.5 * mean, rel=1e-5), 1.0)
+    for name in ("ToyObjective", "ToyObjective-2"):
+        value, count = sums[f"{name}/loss"]
+        assert value / count == pytest.approx(mean, rel=1e-5)
+        assert sums[f"{name}/rows"][1] == 8
+
+
+def test_gradients_are_clipped_together_and_logged_before(toys: Any, tmp_path: Path) -> None:
+    trainer = toys.trainer(tmp_path, toys.with_train(grad_clip=0.01), model=Linear())
+    sums = trainer._step(next(toys.loader()(0)), 0.0)
+    norm = math.sqrt(sum(float(p.grad.square().sum()) for p in trainer.parameters.values()))
+    assert norm == pytest.approx(0.01, rel=1e-3)
+    assert sums["grad_norm"][0] > 0.01
+
+
+def test_a_step_that_is_not_finite_updates_nothing_and_is_counted(
+    toys: Any, tmp_path: Path, capsys: pytest.CaptureFixture, read_run: ReadRun
+) -> None:
+    objective = toys.objective()
+    objective.poison = {4 * 3 + 1}  # a sample of step 3
+    seen: dict[int, list[Any]] = {}
+
+    class Watch:
+        def on_log(self, trainer: Trainer, step: int, values: dict[str, Any]) -> None:
+            seen[step] = [
+                [p.tolist() for p in trainer.parameters.values()],
+                [a.tolist() for a in trainer.ema.averages.values()],
+                [s["step"].item() for s in trainer.optimizer.state.values()],
+            ]
+
+    config = toys.with_train(log_every=1)
+    toys.trainer(tmp_path, config, objectives=[objective], callbacks=[Watch()]).fit()
+    assert seen[4] == seen[3]
+    assert seen[5] != seen[4]
+    assert "step 3 was not finite" in capsys.readouterr().err
+    rows = read_run(tmp_path)["metrics"]
+    assert [row["nonfinite_steps"] for row in rows] == [0, 0, 0, *[1] * 9]
+    assert "loss" not in rows[3]
+    assert math.isfinite(rows[4]["loss"])
+
+
+def test_too_many_steps_that_are_not_finite_end_the_run(toys: Any, tmp_path: Path) -> None:
+    objective = toys.objective()
+    objective.poison = set(range(100))
+    config = toys.with_train(max_nonfinite_steps=2)
+    with pytest.raises(UsageError, match=r"3 steps were not finite.*max_nonfinite_steps=2"):
+        toys.trainer(tmp_path, config, objectives=[objective]).fit()
+
+
+def test_a_task_that_nothing_learns_from_is_named(toys: Any, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="no objective learns from the task 'text'"):
+        toys.trainer(tmp_path, objectives=[toys.objective(tasks=("edit",))]).fit()
+
+
+def test_an_objective_without_a_gradient_is_named(toys: Any, tmp_path: Path) -> None:
+    objective = toys.objective()
+    del objective.shift
+    objective.shift = 0.0
+    model = Linear()
+    model.extra = nn.Linear(1, 1)
+    config = toys.with_train(trainable=["extra"])
+    with pytest.raises(UsageError, match=r"ToyObjective: train\.trainable \(extra\)"):
+        toys.trainer(tmp_path, config, model=model, objectives=[objective]).fit()
+
+
+def test_a_step_with_nothing_to_count_changes_nothing(toys: Any, tmp_path: Path) -> None:
+    trainer = toys.trainer(tmp_path)
+    before = [p.tolist() for p in trainer.parameters.values()]
+    batch = toys.make_batch([0, 1])
+    batch.attention_mask[:] = False
+    sums = trainer._step([batch], 0.1)
+    assert "loss" not in sums
+    assert [p.tolist() for p in trainer.parameters.values()] == before
+
+
+def test_data_that_ends_early_is_an_error(toys: Any, tmp_path: Path) -> None:
+    loader = lambda start: iter([next(toys.loader()(start))])  # noqa: E731
+    with pytest.raises(UsageError, match="the data ended at step 1"):
+        toys.trainer(tmp_path, loader=loader).fit()
+
+
+def test_only_modules_with_something_to_train_are_in_training_mode(
+    toys: Any, tmp_path: Path
+) -> None:
+    class Sleepy:
+        """Leaves the model in evaluation mode, as drawing samples may."""
+
+        def on_sample(self, trainer: Trainer, step: int) -> None:
+            trainer.model.eval()
+
+    model = toys.model()
+    config = toys.with_train(sample_every=12)
+    toys.trainer(tmp_path, config, model=model, callbacks=[Sleepy()]).fit()
+    training = {name for name, module in model.named_modules() if module.training}
+    assert training == {"", "body", "body.0", "body.1", "body.2", "head"}
+
+
+def test_callbacks_hear_of_everything_in_order(toys: Any, tmp_path: Path) -> None:
+    events: list[tuple[str, int | None]] = []
+
+    class Listener:
+        def on_start(self, trainer: Trainer) -> None:
+            events.append(("start", None))
+
+        def on_log(self, trainer: Trainer, step: int, values: dict[str, Any]) -> None:
+            events.append(("log", step))
+
+        def on_checkpoint(self, trainer: Trainer, step: int, folder: Path) -> None:
+            assert (folder / "state.json").exists()
+            events.append(("checkpoint", step))
+
+        def on_sample(self, trainer: Trainer, step: int) -> None:
+            events.append(("sample", step))
+
+        def on_end(self, trainer: Trainer) -> None:
+            events.append(("end", None))
+
+    config = toys.with_train(steps=6, log_every=3, checkpoint_every=4, sample_every=5)
+    toys.trainer(tmp_path, config, callbacks=[Listener(), object()]).fit()
+    assert events == [
+        ("start", None),
+        ("log", 3),
+        ("checkpoint", 4),
+        ("sample", 5),
+        ("log", 6),
+        ("checkpoint", 6),
+        ("sample", 6),
+        ("end", None),
+    ]
+
+
+def test_the_run_folder_tells_the_whole_run(toys: Any, tmp_path: Path) -> None:
+    toys.trainer(tmp_path).fit()
+    assert load_yaml(RunConfig, tmp_path / "config.yaml") == toys.config
+    assert {path.name for path in tmp_path.iterdir()} >= {"checkpoints", "env.json", "latest"}
+    row = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[0])
+    assert set(row) == {
+        "step",
+        "loss",
+        "ToyObjective/loss",
+        "ToyObjective/rows",
+        "lr",
+        "grad_norm",
+        "samples_per_second",
+        "samples_seen",
+        "nonfinite_steps",
+        "memory_mb",
+        "data_wait",
+    }
+    assert row["step"] == 5
+    assert row["samples_seen"] == 20
+    assert 0 <= row["data_wait"] <= 1
+
+
+def test_averages_follow_the_weights_of_every_step(toys: Any, tmp_path: Path) -> None:
+    expected = toys.model().head.weight.detach().clone()
+
+    class Follow:
+        def on_log(self, trainer: Trainer, step: int, values: dict[str, Any]) -> None:
+            decay = min(0.3, step / (step + 9))
+            expected.lerp_(trainer.parameters["head.weight"].detach(), 1 - decay)
+
+    trainer = toys.trainer(
+        tmp_path, toys.with_train(log_every=1, ema_decay=0.3), callbacks=[Follow()]
+    )
+    trainer.fit()
+    torch.testing.assert_close(trainer.ema.averages["head.weight"], expected)
+
+
+def test_the_toy_learns(toys: Any, tmp_path: Path) -> None:
+    config = toys.with_train(steps=150, log_every=15, checkpoint_every=1000)
+    toys.trainer(tmp_path, config, model=Linear()).fit()
+    found = losses(tmp_path)
+    assert found[-1] < 0.5 * found[0]
+
+
+def test_fp16_is_refused(toys: Any, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="use bf16 or fp32"):
+        toys.trainer(tmp_path, toys.with_train(precision="fp16"))
+
+
+def test_compile_takes_what_the_model_names(
+    toys: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    compiled: list[nn.Module] = []
+    monkeypatch.setattr(nn.Module, "compile", lambda module: compiled.append(module))
+    config = toys.with_train(compile=True)
+    toys.trainer(tmp_path, config)
+    assert "names no compile_targets" in capsys.readouterr().err
+    model = toys.model()
+    monkeypatch.setattr(type(model), "compile_targets", lambda m: [m.head], raising=False)
+    toys.trainer(tmp_path, config, model=model)
+    assert compiled == [model.head]
+
+
+@pytest.mark.compile
+def test_compiled_blocks_learn_like_plain_ones_under_the_same_names(
+    toys: Any, tmp_path: Path
+) -> None:
+    found = {}
+    for compiled in (False, True):
+        model = Linear()
+        model.compile_targets = lambda model=model: [model.body]
+        config = toys.with_train(compile=compiled)
+        trainer = toys.trainer(tmp_path / str(compiled), config, model=model)
+        trainer.fit()
+        found[compiled] = {name: p.detach() for name, p in trainer.parameters.items()}
+    assert found[True].keys() == found[False].keys()
+    for name, expected in found[False].items():
+        torch.testing.assert_close(found[True][name], expected, rtol=1e-4, atol=1e-5)
