@@ -1,6 +1,6 @@
 """Times text to image with the bundled model: cold (process start to files) and warm.
 
-    python benchmarks/generate.py [--repeats 5] [--out benchmarks/results/generate.json]
+python benchmarks/generate.py [--repeats 5] [--out benchmarks/results/generate.json]
 """
 
 import argparse

@@ -24,9 +24,10 @@ pipeline_tag: any-to-any
 
 # blip3o pocket
 
-A BLIP3-o in miniature: {millions:.1f} M parameters, {megabytes:.1f} MB in bf16. It draws, describes and edits
-procedural scenes of one to four objects (48 things, 8 colors, 10 backgrounds) at {px} x {px} pixels.
-It knows nothing else: prompts outside the words of that world give pictures of that world.
+A BLIP3-o in miniature: {millions:.1f} M parameters, {megabytes:.1f} MB in bf16. It draws,
+describes and edits procedural scenes of one to four objects (48 things, 8 colors, 10 backgrounds)
+at {px} x {px} pixels. It knows nothing else: prompts outside the words of that world give pictures
+of that world.
 
 Architecture, recipes and code are those of the large models; only the numbers in
 `blip3o/recipes/pocket.py` are small. Sprites of the training data are cut from Noto Color Emoji

@@ -120,7 +120,7 @@ def _files(folder: Path, source: str, role: str) -> tuple[Path, Path]:
 
 def _resume(
     array_file: Path, info_file: Path, fingerprint: str, length: int
-) -> tuple[int, np.ndarray | None]:
+) -> tuple[int, np.memmap | None]:
     try:
         info = json.loads(info_file.read_text(encoding="utf-8"))
     except (OSError, ValueError):

@@ -162,8 +162,8 @@ class _Steps(Dataset):
     def __len__(self) -> int:
         return 2**31
 
-    def __getitem__(self, offset: int) -> tuple[list[Prepared], list[_Bad]]:
-        step = self._start_step + offset
+    def __getitem__(self, index: int) -> tuple[list[Prepared], list[_Bad]]:
+        step = self._start_step + index
         if self._slots is None or step < self._next_step:
             self._slots = self._samples.mixture.schedule(step * self._size)
             self._next_step = step

@@ -75,9 +75,7 @@ def image_to_text(record: Record, rng: np.random.Generator) -> Example:
     marks = sum(message.text.count(IMAGE_MARK) for message in messages)
     if marks != 1:
         raise ValueError(f"the conversation has {marks} image marks for one picture")
-    return Example(
-        task="image_to_text", record=record, messages=messages, prompt_images=("image",)
-    )
+    return Example(task="image_to_text", record=record, messages=messages, prompt_images=("image",))
 
 
 def text(record: Record, rng: np.random.Generator) -> Example:

@@ -96,9 +96,7 @@ def judge(
     i, name, j = relation
     firsts = [one for one in found if matches(one, wanted[i])]
     seconds = [one for one in found if matches(one, wanted[j])]
-    return any(
-        holds(name, a, b) for a in firsts for b in seconds if a is not b
-    )
+    return any(holds(name, a, b) for a in firsts for b in seconds if a is not b)
 
 
 def same_objects(

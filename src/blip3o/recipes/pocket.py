@@ -241,9 +241,7 @@ def smoke() -> RunConfig:
     return dataclasses.replace(
         config,
         init=(InitConfig(folder="pocket", parts=("image_encoder", "normalizer")),),
-        data=dataclasses.replace(
-            config.data, mixture=(entry,), feature_cache=f"{FEATURES}-small"
-        ),
+        data=dataclasses.replace(config.data, mixture=(entry,), feature_cache=f"{FEATURES}-small"),
         train=dataclasses.replace(config.train, log_every=5, checkpoint_every=60),
     )
 

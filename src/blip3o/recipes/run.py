@@ -1,4 +1,4 @@
-"""Makes a run out of its config: data, tokenizer, model, cache, trainer, and the model it leaves."""
+"""Makes a run out of its config: data, tokenizer, model, cache, trainer; and leaves a model."""
 
 import hashlib
 import itertools
@@ -123,9 +123,7 @@ def _build(config: RunConfig, run_dir: Path) -> tuple[Tokenizer, UnifiedModel]:
     return tokenizer, model
 
 
-def _take(
-    model: UnifiedModel, other: UnifiedModel, parts: tuple[str, ...], folder: str
-) -> None:
+def _take(model: UnifiedModel, other: UnifiedModel, parts: tuple[str, ...], folder: str) -> None:
     """Copies parts of another model; every tensor of a part must fit."""
     own, state = model.state_dict(), other.state_dict()
     names = [n for n in own if not parts or any(n == p or n.startswith(f"{p}.") for p in parts)]

@@ -8,7 +8,6 @@ from PIL import Image
 
 from blip3o.data.loader import Loader
 from blip3o.generate.pipeline import Blip3oPipeline
-from blip3o.imaging.pixels import to_image
 from blip3o.imaging.sheet import contact_sheet
 from blip3o.models.unified import UnifiedModel
 from blip3o.text.tokenizer import Tokenizer

@@ -41,8 +41,17 @@ def export(folder: Path, overrides: Sequence[str] = (), config: ScenesConfig | N
         overrides: `path=value` changes of the config.
         config: how much; the default if None.
     """
-    settings = dataclasses.asdict(override(config or ScenesConfig(), overrides))
-    export_scenes(folder, settings.pop("num_scenes"), settings.pop("num_edits"), **settings)
+    settings = override(config or ScenesConfig(), overrides)
+    export_scenes(
+        folder,
+        settings.num_scenes,
+        settings.num_edits,
+        seed=settings.seed,
+        px=settings.px,
+        split=settings.split,
+        num_processes=settings.num_processes,
+        format=settings.format,
+    )
 
 
 SMALL = ScenesConfig(num_scenes=2000, num_edits=500)
@@ -58,9 +67,7 @@ def ensure_scenes(data: DataConfig) -> None:
         data: what the run learns from; other folders are left alone.
     """
     for folder, config in _OWN.items():
-        wanted = any(
-            str(Path(entry.source.path).parent) == folder for entry in data.mixture
-        )
+        wanted = any(str(Path(entry.source.path).parent) == folder for entry in data.mixture)
         if wanted and not (Path(folder) / "done").exists():
             say(f"writing the scenes data set to {folder} (once)")
             export(Path(folder), (), config)

@@ -3,6 +3,8 @@
 import os
 import signal
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType
 from typing import Self
 
@@ -35,10 +37,25 @@ class StopRequest:
         del frame
         if os.getpid() != self._process:
             if number == signal.SIGTERM:
-                os._exit(0)  # the loader ends its workers this way
+                os._exit(128 + number)
             return  # Ctrl-C reaches workers too; only the run decides
         if self.requested:
             os._exit(128 + number)
         self.requested = True
         # Past Python's buffers: the signal may have come in the middle of another line to stderr.
         os.write(2, b"stopping after this step; once more to stop at once\n")
+
+
+@contextmanager
+def children_outlive_sigterm() -> Iterator[None]:
+    """A context in which processes are started that SIGTERM does not end.
+
+    A scheduler sends the signal to every process of a job, and PyTorch's loader raises in the
+    middle of whatever runs when a worker dies. Workers end when their loader is closed, or when
+    they miss the process that started them.
+    """
+    old = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, old)

@@ -4,6 +4,7 @@ import math
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, cast
 
@@ -29,7 +30,7 @@ from blip3o.train.optimizer import (
     set_learning_rate,
 )
 from blip3o.train.progress import Progress, Sums, Window, add_sums, memory_mb
-from blip3o.train.signals import StopRequest
+from blip3o.train.signals import StopRequest, children_outlive_sigterm
 
 StepLoader = Callable[[int], Iterator[list[Batch]]]
 _Terms = list[tuple[str, Tensor, float]]  # name, sum on the device, count
@@ -132,12 +133,13 @@ class Trainer:
         train, state = self.config.train, self.state
         window = Window(state.window)
         is_saved = state.step > 0  # by the run that this one resumes
+        is_first = True
         while state.step < train.steps and not stop.requested:
             start = time.monotonic()
-            groups = self._next(batches, stop)
-            if groups is None:
+            groups = self._next(batches, is_first=is_first)
+            waited, is_first = time.monotonic() - start, False
+            if stop.requested:
                 break
-            waited = time.monotonic() - start
             rate = learning_rate(state.step, train.steps, train.optimizer)
             sums = self._step(groups, rate)
             samples = sum(len(batch) for batch in groups)
@@ -164,16 +166,9 @@ class Trainer:
                 f"stopped at step {state.step} after saving; the same command resumes"
             )
 
-    def _next(self, batches: Iterator[list[Batch]], stop: StopRequest) -> list[Batch] | None:
-        """Returns the batches of the next step, or None if the run was asked to stop meanwhile."""
-        try:
+    def _next(self, batches: Iterator[list[Batch]], *, is_first: bool) -> list[Batch]:
+        with children_outlive_sigterm() if is_first else nullcontext():  # workers start now
             groups = next(batches, None)
-        except Exception:
-            if stop.requested:  # the signal reached the loader's workers too, and they ended
-                return None
-            raise
-        if stop.requested:
-            return None
         if groups is None:
             raise UsageError(f"the data ended at step {self.state.step}; lower train.steps")
         return groups

@@ -82,9 +82,7 @@ def test_prompt_pictures_change_the_condition_and_must_match_their_placeholders(
     mask = torch.ones_like(ids, dtype=torch.bool)
     pictures = torch.rand(2, 3, 16, 16) * 2 - 1
     first, second = (model.encode_images(picture[None]) for picture in pictures)
-    assert not torch.equal(
-        model.condition(ids, mask, first), model.condition(ids, mask, second)
-    )
+    assert not torch.equal(model.condition(ids, mask, first), model.condition(ids, mask, second))
     with pytest.raises(ValueError, match="image placeholders"):
         model.condition(ids, mask, torch.cat([first, second]))
     with pytest.raises(ValueError, match="image placeholders"):

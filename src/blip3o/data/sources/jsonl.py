@@ -1,8 +1,8 @@
 r"""JSON lines (or one JSON list) with pictures as files beside it.
 
-    {"image": "a.png", "caption": "a red cat"}
-    {"image": "a.png", "conversations": [{"from": "human", "value": "<image>\nWhat is it?"}, ...]}
-    {"source": "a.png", "target": "b.png", "instruction": "make the cat blue"}
+{"image": "a.png", "caption": "a red cat"}
+{"image": "a.png", "conversations": [{"from": "human", "value": "<image>\nWhat is it?"}, ...]}
+{"source": "a.png", "target": "b.png", "instruction": "make the cat blue"}
 """
 
 import dataclasses

@@ -127,9 +127,7 @@ class WebDatasetSource:
             os.close(descriptor)
 
 
-def _add_member(
-    suffix: str, data: bytes, files: dict[str, bytes], fields: dict[str, Any]
-) -> None:
+def _add_member(suffix: str, data: bytes, files: dict[str, bytes], fields: dict[str, Any]) -> None:
     role, _, kind = suffix.rpartition(".")
     if kind in PICTURE_SUFFIXES:
         files[role or "image"] = data
