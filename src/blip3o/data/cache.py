@@ -1,23 +1,37 @@
 """A cache of frozen image features: computed once, read by position, refused when stale.
 
-One file a source and picture role, float16 [records, N, C], with a JSON beside it that holds the
-fingerprint of what computed it. Building is resumable: finished rows are counted in the JSON.
+One file a source and picture role, float16 [records, N, C], with a JSON beside it that says which
+encoder and which data it is of and which rows are done. A picture that cannot be read leaves a row
+of NaN, so that training meets the same bad sample as it would without a cache.
 """
 
+import dataclasses
+import fcntl
 import json
+import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from blip3o.core.errors import UsageError
-from blip3o.core.log import progress
+from blip3o.core.log import progress, say
+from blip3o.data.collate import read_pixels
 from blip3o.data.sources import Source
-from blip3o.imaging.load import open_image
-from blip3o.imaging.pixels import to_pixels
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class _Info:
+    fingerprint: str
+    data: str
+    shape: tuple[int, ...]
+    done: int
 
 
 class FeatureCache:
@@ -25,13 +39,13 @@ class FeatureCache:
 
     Args:
         folder: where the files are.
-        fingerprint: what must have computed them.
+        fingerprint: what must have computed them: encoder, weights, preprocessing.
     """
 
     def __init__(self, folder: Path, fingerprint: str) -> None:
         self.folder = folder
         self.fingerprint = fingerprint
-        self._arrays: dict[tuple[str, str], np.ndarray] = {}
+        self._arrays: dict[tuple[str, str], NDArray[np.float16]] = {}
 
     def get(self, source: str, role: str, position: int) -> Tensor:
         """Returns the features [N, C] of one picture, float16.
@@ -42,33 +56,63 @@ class FeatureCache:
             position: the record's place in its source.
 
         Raises:
-            UsageError: if the cache is missing, unfinished or stale.
+            ValueError: if the picture could not be read when the cache was built.
+            UsageError: if the cache is missing, unfinished or of another encoder.
         """
         if (source, role) not in self._arrays:
-            self._arrays[source, role] = self._open(source, role)
-        return torch.from_numpy(self._arrays[source, role][position].copy())
+            info = self._info(source, role)
+            file = _files(self.folder, source, role)[0]
+            array = np.memmap(file, dtype=np.float16, mode="r", shape=info.shape)
+            self._arrays[source, role] = array.view(np.ndarray)
+        row = self._arrays[source, role][position]
+        if np.isnan(row.flat[0]):
+            raise ValueError(
+                f"the picture {role!r} could not be read when its features were cached"
+            )
+        return torch.from_numpy(row.copy())
 
     def is_complete(self, source: str, role: str) -> bool:
-        """Returns whether a role of a source is cached whole and fresh."""
+        """Returns whether a role of a source is cached whole, by the right encoder.
+
+        Args:
+            source: name of the data source.
+            role: which picture of its records.
+        """
         try:
-            self._open(source, role)
+            self._info(source, role)
         except UsageError:
             return False
         return True
 
-    def _open(self, source: str, role: str) -> np.ndarray:
+    def check(self, source: Source, role: str) -> None:
+        """Refuses features that are not of the records of a source.
+
+        Args:
+            source: the records.
+            role: which picture of each record.
+
+        Raises:
+            UsageError: if the cache is missing, unfinished, of another encoder or of other data.
+        """
+        if self._info(source.name, role).data != source.fingerprint():
+            file = _files(self.folder, source.name, role)[0]
+            raise UsageError(f"the feature cache {file} was made from other data; delete it")
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_arrays": {}}  # a worker maps the files anew
+
+    def _info(self, source: str, role: str) -> _Info:
         array_file, info_file = _files(self.folder, source, role)
-        try:
-            info = json.loads(info_file.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise UsageError(f"no feature cache of {source}/{role} in {self.folder}") from error
-        if info["fingerprint"] != self.fingerprint:
+        info = _read_info(array_file, info_file)
+        if info is None:
+            raise UsageError(f"no whole feature cache of {source}/{role} in {self.folder}")
+        if info.fingerprint != self.fingerprint:
             raise UsageError(
                 f"the feature cache {array_file} was made by another image encoder; delete it"
             )
-        if info["done"] < info["shape"][0]:
+        if info.done < info.shape[0]:
             raise UsageError(f"the feature cache {array_file} is unfinished; build it again")
-        return np.memmap(array_file, dtype=np.float16, mode="r", shape=tuple(info["shape"]))
+        return info
 
 
 def build_cache(
@@ -83,6 +127,9 @@ def build_cache(
 ) -> None:
     """Computes the features of one picture of every record; goes on where it stopped.
 
+    Does nothing if they are there; replaces those of another encoder or of other data. Of several
+    processes that want the same features one computes them and the others wait.
+
     Args:
         source: the records.
         role: which picture of each record.
@@ -93,46 +140,88 @@ def build_cache(
         batch_size: pictures at once.
 
     Raises:
-        UsageError: if a picture cannot be read; lint the data first.
+        UsageError: if features are not finite in half precision, or no picture can be read.
     """
     folder.mkdir(parents=True, exist_ok=True)
     array_file, info_file = _files(folder, source.name, role)
-    done, array = _resume(array_file, info_file, fingerprint, len(source))
-    starts = range(done, len(source), batch_size)
-    for start in progress(starts, what=f"features of {source.name}/{role}, batches"):
-        positions = range(start, min(start + batch_size, len(source)))
-        pixels = [
-            to_pixels(open_image(source.read(position)[1][role]), image_px)
-            for position in positions
-        ]
-        features = encode(torch.stack(pixels)).to("cpu", torch.float16).numpy()
-        if array is None:
-            shape = (len(source), *features.shape[1:])
-            array = np.memmap(array_file, dtype=np.float16, mode="w+", shape=shape)
-        array[positions.start : positions.stop] = features
-        array.flush()
-        _write_info(info_file, fingerprint, array.shape, positions.stop)
+    data = source.fingerprint()
+    with _alone(array_file):
+        info = _read_info(array_file, info_file)
+        if info is None or (info.fingerprint, info.data) != (fingerprint, data):
+            info_file.unlink(missing_ok=True)  # first, or it would vouch for the new array
+            info = None
+        starts = range(info.done if info else 0, len(source), batch_size)
+        for start in progress(starts, what=f"features of {source.name}/{role}, batches"):
+            positions = range(start, min(start + batch_size, len(source)))
+            rows = _encode(source, role, encode, positions, image_px, info)
+            shape = (len(source), *rows.shape[1:])
+            mode = "r+" if info else "w+"
+            array = np.memmap(array_file, dtype=np.float16, mode=mode, shape=shape)
+            array[positions.start : positions.stop] = rows
+            array.flush()
+            info = _Info(fingerprint=fingerprint, data=data, shape=shape, done=positions.stop)
+            _write_info(info_file, info)
+
+
+def _encode(
+    source: Source,
+    role: str,
+    encode: Callable[[Tensor], Tensor],
+    positions: range,
+    image_px: int,
+    info: _Info | None,
+) -> NDArray[np.float16]:
+    """Returns the rows of some positions, of NaN where a picture cannot be read."""
+    pixels: dict[int, Tensor] = {}
+    reason = ""
+    for row, position in enumerate(positions):
+        try:
+            pixels[row] = read_pixels(source.read(position)[1], role, image_px)
+        except (ValueError, OSError) as error:
+            reason = str(error)
+    if not pixels and info is None:
+        raise UsageError(f"no picture {role!r} of {source.name} can be read: {reason}")
+    if not pixels:
+        return np.full((len(positions), *info.shape[1:]), np.nan, dtype=np.float16)
+    features = encode(torch.stack(list(pixels.values()))).to("cpu", torch.float16).numpy()
+    if not np.isfinite(features).all():
+        raise UsageError(
+            f"image features of {source.name}/{role} are beyond half precision; train without a "
+            "feature cache (data.feature_cache=null)"
+        )
+    rows = np.full((len(positions), *features.shape[1:]), np.nan, dtype=np.float16)
+    rows[list(pixels)] = features
+    return rows
 
 
 def _files(folder: Path, source: str, role: str) -> tuple[Path, Path]:
     return folder / f"{source}.{role}.f16", folder / f"{source}.{role}.json"
 
 
-def _resume(
-    array_file: Path, info_file: Path, fingerprint: str, length: int
-) -> tuple[int, np.memmap | None]:
+@contextmanager
+def _alone(array_file: Path) -> Iterator[None]:
+    """Holds a lock that the system frees when the process ends, however it ends."""
+    with array_file.with_suffix(".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            say(f"waiting for another process that computes {array_file}")
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _read_info(array_file: Path, info_file: Path) -> _Info | None:
+    """Returns what a cache says of itself, or None unless there is an array of that size."""
     try:
-        info = json.loads(info_file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return 0, None
-    if info["fingerprint"] != fingerprint or info["shape"][0] != length:
-        return 0, None
-    array = np.memmap(array_file, dtype=np.float16, mode="r+", shape=tuple(info["shape"]))
-    return info["done"], array
+        stored = json.loads(info_file.read_text(encoding="utf-8"))
+        info = _Info(**{**stored, "shape": tuple(stored["shape"])})
+        is_whole = array_file.stat().st_size == 2 * math.prod(info.shape)
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return info if is_whole else None
 
 
-def _write_info(file: Path, fingerprint: str, shape: tuple[int, ...], done: int) -> None:
+def _write_info(file: Path, info: _Info) -> None:
     scratch = file.with_suffix(".tmp")
-    info = {"fingerprint": fingerprint, "shape": list(shape), "done": done}
-    scratch.write_text(json.dumps(info), encoding="utf-8")
+    scratch.write_text(json.dumps(dataclasses.asdict(info)), encoding="utf-8")
     os.replace(scratch, file)

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from blip3o.core.errors import UsageError
 from blip3o.core.types import IGNORE_LABEL, Batch, Example
 from blip3o.imaging.load import open_image
 from blip3o.imaging.pixels import to_pixels
@@ -19,22 +20,29 @@ if TYPE_CHECKING:
 MAX_REGIONS = 8
 """Most ground-truth objects of a picture that a batch carries."""
 
+_IMAGE_TARGETS = ("text_to_image", "edit", "reconstruct")
+_TEXT_TARGETS = ("image_to_text", "text")
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Prepared:
     """An example turned into arrays; still one sample.
 
     Args:
         example: where it came from.
         ids: token ids of the prompt or the conversation.
-        labels: what to learn of them; empty for picture targets.
-        pictures: pixels [3, P, P] or cached features [N, C] by role.
+        labels: what to learn of them; empty where no text is learned.
+        pixels: pictures [3, P, P] by role.
+        features: cached features [N, C] of pictures by role.
+        regions: known objects [MAX_REGIONS, 5] of a contrastive example; see `Batch.regions`.
     """
 
     example: Example
     ids: list[int]
     labels: list[int]
-    pictures: Mapping[str, Tensor]
+    pixels: Mapping[str, Tensor]
+    features: Mapping[str, Tensor]
+    regions: Tensor | None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -66,72 +74,102 @@ class Preparer:
             example: what a task made.
 
         Raises:
-            ValueError: if the text is too long or a picture is missing.
-            UsageError: if a picture cannot be read.
+            ValueError: if the example is unfit: its text is too long or means nothing, a picture
+                is missing or cannot be read.
+            UsageError: if the feature cache is unfit.
         """
         ids, labels = self._tokens(example)
         if len(ids) > self.max_text_tokens:
             raise ValueError(f"{len(ids)} tokens are more than {self.max_text_tokens}")
-        pictures: dict[str, Tensor] = {}
+        pixels: dict[str, Tensor] = {}
+        features: dict[str, Tensor] = {}
         roles = {*example.prompt_images, *filter(None, [example.target_image])}
         for role in sorted(roles):
             if self.cache is not None:
                 record = example.record
-                pictures[f"{role}:features"] = self.cache.get(record.source, role, record.position)
+                features[role] = self.cache.get(record.source, role, record.position)
             if self.cache is None or (self.keep_pixels and role == example.target_image):
-                pictures[f"{role}:pixels"] = self._pixels(example, role)
-        return Prepared(example=example, ids=ids, labels=labels, pictures=pictures)
-
-    def _pixels(self, example: Example, role: str) -> Tensor:
-        if role not in example.record.files:
-            raise ValueError(f"the record has no picture {role!r}")
-        return to_pixels(open_image(example.record.files[role]), self.image_px)
+                pixels[role] = read_pixels(example.record.files, role, self.image_px)
+        return Prepared(
+            example=example,
+            ids=ids,
+            labels=labels,
+            pixels=pixels,
+            features=features,
+            regions=self._regions(example) if example.task == "contrastive" else None,
+        )
 
     def _tokens(self, example: Example) -> tuple[list[int], list[int]]:
-        match example.task:
-            case "text_to_image":
-                messages = self.chat.generate_messages(example.caption or "")
-                return self.chat.image_prompt(messages), []
-            case "edit":
-                messages = self.chat.edit_messages(example.caption or "")
-                return self.chat.image_prompt(messages), []
-            case "reconstruct":
-                return self.chat.image_prompt(self.chat.reconstruct_messages()), []
-            case "contrastive":
-                return self.chat.tokenizer.encode(example.caption or "", allow_special=False), []
-            case _:
-                return self.chat.conversation(example.messages)
+        chat, caption = self.chat, example.caption or ""
+        try:
+            match example.task:
+                case "text_to_image":
+                    return chat.image_prompt(chat.generate_messages(caption)), []
+                case "edit":
+                    return chat.image_prompt(chat.edit_messages(caption)), []
+                case "reconstruct":
+                    return chat.image_prompt(chat.reconstruct_messages()), []
+                case "contrastive":
+                    return chat.tokenizer.encode(caption, allow_special=False), []
+                case _:
+                    return chat.conversation(example.messages)
+        except UsageError as error:  # here the user is a file
+            raise ValueError(str(error)) from error
 
-    def regions(self, example: Example) -> Tensor:
-        """Returns the objects of an example, [MAX_REGIONS, 5]; see `Batch.regions`."""
+    def _regions(self, example: Example) -> Tensor:
         rows = torch.full((MAX_REGIONS, 5), -1.0)
-        known = [
-            (one["x"], one["y"], one["size"], self.things.index(thing), self.colors.index(color))
-            for one in example.regions
-            if (thing := str(one["thing"])) in self.things
-            and (color := str(one["color"])) in self.colors
-        ][:MAX_REGIONS]
+        try:
+            known = [
+                [*(float(one[k]) for k in ("x", "y", "size")), *self._labels(one)]
+                for one in example.regions
+                if str(one["thing"]) in self.things and str(one["color"]) in self.colors
+            ]
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"an object of the record is malformed: {error}") from error
         if known:
-            rows[: len(known)] = torch.tensor(known)
+            rows[: len(known[:MAX_REGIONS])] = torch.tensor(known[:MAX_REGIONS])
         return rows
 
+    def _labels(self, one: Mapping[str, object]) -> tuple[int, int]:
+        return self.things.index(str(one["thing"])), self.colors.index(str(one["color"]))
 
-def collate(rows: Sequence[Prepared], preparer: Preparer) -> Batch:
+
+def read_pixels(files: Mapping[str, bytes], role: str, image_px: int) -> Tensor:
+    """Returns one picture of a record as pixels [3, P, P], float32 in [-1, 1].
+
+    Args:
+        files: the record's pictures.
+        role: which of them.
+        image_px: side of the result; other shapes are stretched.
+
+    Raises:
+        ValueError: if the record has no such picture or it cannot be read.
+    """
+    if role not in files:
+        raise ValueError(f"the record has no picture {role!r}")
+    try:
+        return to_pixels(open_image(files[role]), image_px)
+    except UsageError as error:
+        raise ValueError(str(error)) from error
+
+
+def collate(rows: Sequence[Prepared], pad_id: int) -> Batch:
     """Returns the batch of samples of one task.
 
     Args:
         rows: one or more samples.
-        preparer: what made them.
+        pad_id: token id beside shorter rows.
     """
     examples = [row.example for row in rows]
     task = examples[0].task
-    to_picture = task in ("text_to_image", "edit", "reconstruct")
-    pad_id = preparer.chat.tokenizer.pad_id
-    ids, mask = _pad([row.ids for row in rows], pad_id, left=to_picture)
-    has_labels = task in ("image_to_text", "text")
-    labels = _pad([row.labels for row in rows], IGNORE_LABEL, left=False)[0] if has_labels else None
+    # A prompt for a picture ends in the last column, where the query tokens go on.
+    ids, mask = _pad([row.ids for row in rows], pad_id, left=task in _IMAGE_TARGETS)
+    labels = None
+    if task in _TEXT_TARGETS:
+        labels, _ = _pad([row.labels for row in rows], IGNORE_LABEL, left=False)
     prompt = [(row, role) for row in rows for role in row.example.prompt_images]
     target = [(row, row.example.target_image) for row in rows if row.example.target_image]
+    regions = [row.regions for row in rows if row.regions is not None]
     return Batch(
         task=task,
         indices=torch.tensor([example.record.index for example in examples]),
@@ -139,21 +177,18 @@ def collate(rows: Sequence[Prepared], preparer: Preparer) -> Batch:
         input_ids=ids,
         attention_mask=mask,
         labels=labels,
-        prompt_pixels=_stack(prompt, "pixels"),
-        prompt_features=_stack(prompt, "features"),
-        target_pixels=_stack(target, "pixels"),
-        target_features=_stack(target, "features"),
+        prompt_pixels=_stack([row.pixels.get(role) for row, role in prompt]),
+        prompt_features=_stack([row.features.get(role) for row, role in prompt]),
+        target_pixels=_stack([row.pixels.get(role) for row, role in target]),
+        target_features=_stack([row.features.get(role) for row, role in target]),
         reference_rows=torch.arange(len(rows)) if task == "edit" else None,
-        regions=torch.stack([preparer.regions(example) for example in examples])
-        if task == "contrastive"
-        else None,
+        regions=torch.stack(regions) if regions else None,
     )
 
 
-def _stack(pictures: Sequence[tuple[Prepared, str]], what: str) -> Tensor | None:
-    found = [row.pictures.get(f"{role}:{what}") for row, role in pictures]
-    present = [one for one in found if one is not None]
-    return torch.stack(present) if present and len(present) == len(found) else None
+def _stack(tensors: Sequence[Tensor | None]) -> Tensor | None:
+    present = [one for one in tensors if one is not None]
+    return torch.stack(present) if present and len(present) == len(tensors) else None
 
 
 def _pad(rows: Sequence[Sequence[int]], value: int, *, left: bool) -> tuple[Tensor, Tensor]:

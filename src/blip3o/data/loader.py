@@ -5,11 +5,12 @@ record of its source's order, so that the replacement, too, depends on nothing b
 the limit the run stops: a data set that is broken should not be trained on in silence.
 """
 
+import dataclasses
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
+import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
@@ -18,12 +19,40 @@ from blip3o.core.rng import numpy_rng
 from blip3o.core.types import Batch
 from blip3o.data.collate import Prepared, Preparer, collate
 from blip3o.data.mixture import DataConfig, Mixture
-from blip3o.data.tasks import draw_turns, get_task
+from blip3o.data.tasks import PICTURES, draw_turns, get_task
 from blip3o.imaging.load import open_image
 
 _MAX_REPLACEMENTS = 100
-_Slot = tuple[int, int, int]
-_Bad = dict[str, Any]
+"""Bad records in a row after which there is no point in going on."""
+_BORNE = 10
+"""Bad samples that are borne whatever share of a young run they are."""
+_PREFETCH_STEPS = 4
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class BadSample:
+    """Why a record could not be used.
+
+    Args:
+        source: name of its data source.
+        key: its name there; "?" if not even that could be read.
+        index: the global sample index it was wanted for.
+        reason: one line.
+    """
+
+    source: str
+    key: str
+    index: int
+    reason: str
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class _Step:
+    """What a worker hands over: whole batches, because each tensor costs it a file descriptor."""
+
+    batches: list[Batch]
+    bad: list[BadSample]
+    error: str | None
 
 
 class Loader:
@@ -38,7 +67,8 @@ class Loader:
         quarantine: file that bad samples are appended to; None keeps no list.
 
     Raises:
-        UsageError: if a source is missing or a task unknown.
+        UsageError: if a source is missing or a task unknown, or the feature cache is not of these
+            sources.
     """
 
     def __init__(
@@ -53,7 +83,6 @@ class Loader:
     ) -> None:
         self._config = config
         self._samples = _Samples(config, preparer, seed)
-        self._preparer = preparer
         self._global_batch_size = global_batch_size
         self._micro_batch_size = micro_batch_size
         self._quarantine = quarantine
@@ -61,61 +90,58 @@ class Loader:
         self.num_seen = 0
 
     def __call__(self, start_step: int) -> Iterator[list[Batch]]:
-        """Yields, for each step from `start_step` on, its batches: rows of one task each."""
-        workers = self._config.num_workers
-        loaded = DataLoader(
-            _Steps(self._samples, self._global_batch_size, start_step),
-            batch_size=None,
-            num_workers=workers,
-            prefetch_factor=4 if workers else None,
-            shuffle=False,
-        )
-        for rows, bad in loaded:
-            self._note(rows, bad)
-            yield self._group(rows)
-
-    def first_pictures(self, count: int) -> list[Image.Image]:
-        """Returns the first pictures of the first source that has any, for samples.
+        """Yields, for each step from `start_step` on, its batches: rows of one task each.
 
         Args:
-            count: how many.
+            start_step: number of steps already done.
+
+        Raises:
+            UsageError: if too many samples are bad.
         """
-        pictures = []
+        workers = self._config.num_workers
+        steps = DataLoader(
+            _Steps(self._samples, self._global_batch_size, self._micro_batch_size, start_step),
+            batch_size=None,
+            num_workers=workers,
+            prefetch_factor=_PREFETCH_STEPS if workers else None,
+            generator=torch.Generator(),  # else it would draw from torch's global one
+        )
+        for step in steps:
+            self._note(step)
+            yield step.batches
+
+    def first_pictures(self, count: int) -> list[Image.Image]:
+        """Returns the first readable pictures of the sources' records, for samples.
+
+        Args:
+            count: how many, at most.
+        """
+        pictures: list[Image.Image] = []
         for source in self._samples.mixture.sources:
-            for position in range(len(source)):
-                files = source.read(position)[1]
-                if "image" in files:
-                    pictures.append(open_image(files["image"]))
+            for position in range(min(len(source), count + _MAX_REPLACEMENTS)):
                 if len(pictures) == count:
                     return pictures
+                try:
+                    pictures.append(open_image(source.read(position)[1]["image"]))
+                except (KeyError, ValueError, OSError, UsageError):
+                    continue  # training is where bad samples are counted
         return pictures
 
-    def _group(self, rows: list[Prepared]) -> list[Batch]:
-        by_task: dict[str, list[Prepared]] = {}
-        for row in rows:
-            by_task.setdefault(row.example.task, []).append(row)
-        size = self._micro_batch_size
-        batches: list[Batch] = []
-        for group in by_task.values():
-            if len(group) > size:  # rows of like length share a batch: less padding
-                group.sort(key=lambda row: len(row.ids))
-            batches += [
-                collate(group[start : start + size], self._preparer)
-                for start in range(0, len(group), size)
-            ]
-        return batches
-
-    def _note(self, rows: list[Prepared], bad: list[_Bad]) -> None:
-        self.num_seen += len(rows)
-        self.num_bad += len(bad)
-        if bad and self._quarantine is not None:
+    def _note(self, step: _Step) -> None:
+        self.num_seen += sum(len(batch) for batch in step.batches)
+        self.num_bad += len(step.bad)
+        if step.bad and self._quarantine is not None:
             with self._quarantine.open("a", encoding="utf-8") as file:
-                file.writelines(json.dumps(row) + "\n" for row in bad)
+                file.writelines(json.dumps(dataclasses.asdict(one)) + "\n" for one in step.bad)
+        if step.error is not None:
+            raise UsageError(step.error)
         limit = self._config.bad_sample_limit
-        if self.num_bad > max(10, limit * self.num_seen):
+        if step.bad and self.num_bad > (max(_BORNE, limit * self.num_seen) if limit else 0):
+            see = f"; all are in {self._quarantine}" if self._quarantine is not None else ""
             raise UsageError(
-                f"{self.num_bad} of {self.num_seen} samples are bad, more than the limit of "
-                f"{limit:.1%} (data.bad_sample_limit); the last: {bad[-1]['reason']}"
+                f"{self.num_bad} bad among {self.num_seen} samples are more than the limit of "
+                f"{limit:.1%} (data.bad_sample_limit); the last: {step.bad[-1].source} "
+                f"{step.bad[-1].key}: {step.bad[-1].reason}{see}"
             )
 
 
@@ -123,15 +149,19 @@ class _Samples:
     """Prepared samples by slot, with replacements for bad ones."""
 
     def __init__(self, config: DataConfig, preparer: Preparer, seed: int) -> None:
+        self._tasks = [get_task(entry.task) for entry in config.mixture]
         self.mixture = Mixture(config, seed)
-        self._tasks = [get_task(name) for name in self.mixture.tasks]
+        if preparer.cache is not None:
+            wanted = zip(self.mixture.sources, self.mixture.tasks, strict=True)
+            for source, role in {(source, role) for source, t in wanted for role in PICTURES[t]}:
+                preparer.cache.check(source, role)
         self._max_turns = [entry.max_turns for entry in config.mixture]
-        self._preparer = preparer
+        self.preparer = preparer
         self._seed = seed
 
-    def prepare(self, slot: _Slot) -> tuple[Prepared, list[_Bad]]:
+    def prepare(self, slot: tuple[int, int, int], bad: list[BadSample]) -> Prepared:
+        """Returns the sample of a slot of the schedule; appends what it replaces to `bad`."""
         index, entry, number = slot
-        bad: list[_Bad] = []
         for shift in range(_MAX_REPLACEMENTS):
             key = "?"
             try:
@@ -142,36 +172,62 @@ class _Samples:
                 max_turns = self._max_turns[entry]
                 if max_turns is not None and example.messages:
                     example = draw_turns(example, max_turns, rng)
-                return self._preparer.prepare(example), bad
-            except (ValueError, OSError, UsageError) as error:
+                return self.preparer.prepare(example)
+            except (ValueError, OSError) as error:
                 source = self.mixture.sources[entry].name
-                bad.append({"source": source, "key": key, "index": index, "reason": str(error)})
-        raise UsageError(f"{_MAX_REPLACEMENTS} bad samples in a row; the last: {bad[-1]['reason']}")
+                bad.append(BadSample(source=source, key=key, index=index, reason=str(error)))
+        raise UsageError(
+            f"{_MAX_REPLACEMENTS} bad samples in a row in {bad[-1].source}; the last: "
+            f"{bad[-1].key}: {bad[-1].reason}"
+        )
 
 
 class _Steps(Dataset):
     """Steps by number, for PyTorch's loader."""
 
-    def __init__(self, samples: _Samples, size: int, start_step: int) -> None:
+    def __init__(
+        self, samples: _Samples, global_batch_size: int, micro_batch_size: int, start_step: int
+    ) -> None:
         self._samples = samples
-        self._size = size
+        self._global_batch_size = global_batch_size
+        self._micro_batch_size = micro_batch_size
         self._start_step = start_step
-        self._slots: Iterator[_Slot] | None = None
+        self._slots: Iterator[tuple[int, int, int]] | None = None
         self._next_step = -1
 
     def __len__(self) -> int:
         return 2**31
 
-    def __getitem__(self, index: int) -> tuple[list[Prepared], list[_Bad]]:
-        step = self._start_step + index
+    def __getitem__(self, index: int) -> _Step:
+        slots = self._slots_of(self._start_step + index)
+        bad: list[BadSample] = []
+        try:
+            rows = [self._samples.prepare(slot, bad) for slot in slots]
+        except UsageError as error:  # raised by the main process: from here it has a traceback
+            return _Step(batches=[], bad=bad, error=str(error))
+        return _Step(batches=self._group(rows), bad=bad, error=None)
+
+    def _slots_of(self, step: int) -> list[tuple[int, int, int]]:
+        size = self._global_batch_size
         if self._slots is None or step < self._next_step:
-            self._slots = self._samples.mixture.schedule(step * self._size)
+            self._slots = self._samples.mixture.schedule(step * size)
             self._next_step = step
-        while self._next_step < step:  # a worker skips the steps of the others: numbers only
-            for _ in range(self._size):
-                next(self._slots)
-            self._next_step += 1
-        slots = [next(self._slots) for _ in range(self._size)]
-        self._next_step += 1
-        prepared, bad = zip(*(self._samples.prepare(slot) for slot in slots), strict=True)
-        return list(prepared), [one for rows in bad for one in rows]
+        for _ in range((step - self._next_step) * size):  # a worker skips the steps of the others
+            next(self._slots)
+        self._next_step = step + 1
+        return [next(self._slots) for _ in range(size)]
+
+    def _group(self, rows: list[Prepared]) -> list[Batch]:
+        by_task: dict[str, list[Prepared]] = {}
+        for row in rows:
+            by_task.setdefault(row.example.task, []).append(row)
+        size = self._micro_batch_size
+        pad_id = self._samples.preparer.chat.tokenizer.pad_id
+        batches: list[Batch] = []
+        for group in by_task.values():
+            if len(group) > size:  # rows of like length share a batch: less padding
+                group.sort(key=lambda row: len(row.ids))
+            batches += [
+                collate(group[start : start + size], pad_id) for start in range(0, len(group), size)
+            ]
+        return batches

@@ -6,6 +6,7 @@ but how often each entry was drawn before, which is counted anew from the seed w
 """
 
 import dataclasses
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -37,8 +38,10 @@ class MixtureEntry:
     max_turns: int | None = None
 
     def __post_init__(self) -> None:
-        if not self.weight > 0:
+        if not 0 < self.weight < math.inf:
             raise ValueError(f"weight must be above 0, got {self.weight}")
+        if self.max_turns is not None and self.max_turns < 1:
+            raise ValueError(f"max_turns must be at least 1, got {self.max_turns}")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -51,7 +54,8 @@ class DataConfig:
         max_text_tokens: longer conversations and captions count as bad samples.
         num_workers: loader processes; 0 loads in the training process. Changes no batch.
         feature_cache: folder of cached image features; None computes features online.
-        bad_sample_limit: share of bad samples over which the run stops.
+        bad_sample_limit: share of bad samples, in [0, 1], over which the run stops; the first ten
+            are borne whatever their share is, unless it is 0.
     """
 
     mixture: tuple[MixtureEntry, ...]
@@ -64,6 +68,12 @@ class DataConfig:
     def __post_init__(self) -> None:
         if not self.mixture:
             raise ValueError("mixture must have at least one entry")
+        if self.image_px < 1 or self.max_text_tokens < 1:
+            raise ValueError("image_px and max_text_tokens must be at least 1")
+        if self.num_workers < 0:
+            raise ValueError(f"num_workers must be at least 0, got {self.num_workers}")
+        if not 0 <= self.bad_sample_limit <= 1:
+            raise ValueError(f"bad_sample_limit must be in [0, 1], got {self.bad_sample_limit}")
 
 
 class Mixture:
@@ -74,7 +84,7 @@ class Mixture:
         seed: the run's seed.
 
     Raises:
-        UsageError: if a source is missing, damaged or empty.
+        UsageError: if a source is missing, damaged or empty, or two have the same name.
     """
 
     def __init__(self, config: DataConfig, seed: int) -> None:
@@ -85,6 +95,10 @@ class Mixture:
                 built[entry.source] = entry.source.build()
                 if not len(built[entry.source]):
                     raise UsageError(f"data source {entry.source.name!r} holds no record")
+        names = [config.name for config in built]
+        for name in names:
+            if names.count(name) > 1:  # the quarantine and the feature cache could not tell them
+                raise UsageError(f"two data sources have the name {name!r}; give each its own")
         self.sources = [built[entry.source] for entry in config.mixture]
         self._seed = seed
         weights = np.array([entry.weight for entry in config.mixture])

@@ -211,7 +211,7 @@ def tune(runs: Path = RUNS) -> RunConfig:
                 dataclasses.replace(_edits(), weight=0.5),
             ),
         ),
-        train=_train("query_tokens", "dit", steps=300, batch=64, lr=5e-4, sample_every=100),
+        train=_train("query_tokens", "dit", steps=150, batch=64, lr=5e-4, sample_every=150),
     )
 
 

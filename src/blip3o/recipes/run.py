@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from blip3o.core.config import save_yaml
 from blip3o.core.device import keep_freed_memory, resolve_device
 from blip3o.core.errors import UsageError
 from blip3o.core.log import say
@@ -24,8 +23,7 @@ from blip3o.text.chat import ChatTemplate
 from blip3o.text.tokenizer import Tokenizer, train_tokenizer
 from blip3o.train.config import RunConfig
 from blip3o.train.curves import draw_curves
-from blip3o.train.environment import write_environment
-from blip3o.train.trainer import Trainer
+from blip3o.train.trainer import Trainer, check_resumable
 from blip3o.weights.folder import load_model, save_model
 
 _ROLES = {
@@ -51,14 +49,13 @@ def train(config: RunConfig, run_dir: Path) -> None:
         UsageError: for anything that does not fit.
         PreemptedError: if a signal asked to stop; the same call resumes.
     """
+    check_resumable(run_dir, config)
     if resolve_device(config.train.device).type == "cpu":
         keep_freed_memory()
     run_dir.mkdir(parents=True, exist_ok=True)
     ensure_scenes(config.data)
     tokenizer, model = _build(config, run_dir)
     _check_tokens(tokenizer, config)
-    save_yaml(config, run_dir / "config.yaml")
-    write_environment(run_dir)
     objectives = [objective.build(config.model) for objective in config.objectives]
     preparer = _preparer(config, tokenizer, model)
     loader = Loader(

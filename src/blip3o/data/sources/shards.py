@@ -111,7 +111,7 @@ def _scan(path: Path) -> dict[str, Any]:
     members: list[tuple[int, int, int]] = []
     with tarfile.open(path, "r:") as tar:
         for member in tar:
-            tar.members = []  # tarfile would keep them all
+            tar.members = []  # pyrefly: ignore[missing-attribute]  (tarfile would keep them all)
             key, suffix = _split_name(member.name)
             if not member.isfile() or not key or suffix.rpartition(".")[2] not in _SUFFIXES:
                 continue

@@ -1,0 +1,288 @@
+"""What the judge of generated pictures must see, and what it must refuse to see."""
+
+import io
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFilter
+
+from blip3o.core.rng import numpy_rng
+from blip3o.data.scenes.backgrounds import BACKGROUNDS
+from blip3o.data.scenes.render import render
+from blip3o.data.scenes.scene import Placed, Scene, arrange, sample_scene
+from blip3o.data.scenes.things import COLORS, THINGS
+from blip3o.eval.detector import UNKNOWN, SceneDetector
+from blip3o.eval.rules import Detection, Wanted, judge, same_objects
+
+DETECTOR = SceneDetector()
+MAX_SHIFT = 0.06
+Change = Callable[[Image.Image], Image.Image]
+
+
+def blurred(image: Image.Image, radius: float = 0.7) -> Image.Image:
+    return image.filter(ImageFilter.GaussianBlur(radius))
+
+
+def compressed(image: Image.Image) -> Image.Image:
+    file = io.BytesIO()
+    image.save(file, "JPEG", quality=85)
+    return Image.open(file).convert("RGB")
+
+
+def noisy(image: Image.Image) -> Image.Image:
+    return picture(np.asarray(image) + numpy_rng(0, "noise").normal(0, 4, (*image.size, 3)))
+
+
+def tinted(image: Image.Image) -> Image.Image:
+    return picture(np.asarray(image) + np.array([10.0, -8.0, 6.0]))
+
+
+def shifted(image: Image.Image) -> Image.Image:
+    """Moves everything by a pixel down and to the left, the background too."""
+    pixels = np.pad(np.asarray(image), ((1, 0), (0, 1), (0, 0)), mode="edge")
+    return Image.fromarray(pixels[:-1, 1:])
+
+
+MILD: dict[str, Change] = {
+    "blur": blurred,
+    "jpeg": compressed,
+    "noise": noisy,
+    "tint": tinted,
+    "shift": shifted,
+}
+
+
+def picture(pixels: NDArray[Any]) -> Image.Image:
+    return Image.fromarray(np.clip(pixels, 0, 255).round().astype(np.uint8))
+
+
+def truth_of(scene: Scene) -> list[Detection]:
+    return [
+        Detection(thing=one.thing, color=one.color, x=one.x, y=one.y, size=one.size)
+        for one in scene.objects
+    ]
+
+
+def share_right(scenes: Sequence[Scene], change: Change | None = None, px: int = 96) -> float:
+    """Returns the share of scenes of which everything is seen: things, colors, counts, places."""
+    right = 0
+    for scene in scenes:
+        image = render(scene, px)
+        found = DETECTOR.detect(change(image) if change else image)
+        right += same_objects(found, truth_of(scene), MAX_SHIFT)
+    return right / len(scenes)
+
+
+def samples(count: int, seed: int = 31) -> list[Scene]:
+    """Returns scenes, half of them with compositions that training never shows."""
+    return [sample_scene(seed, k, ("val", "heldout")[k % 2]) for k in range(count)]
+
+
+def single(thing: str, color: str = "red", background: str = "white", size: float = 0.36) -> Scene:
+    placed = Placed(thing=thing, color=color, x=0.5, y=0.5, size=size)
+    return Scene(background=background, objects=(placed,))
+
+
+def wanted(scene: Scene) -> list[Wanted]:
+    counts = Counter((one.thing, one.color) for one in scene.objects)
+    return [Wanted(thing=t, color=c, count=n) for (t, c), n in counts.items()]
+
+
+def accepts(image: Image.Image, scene: Scene) -> bool:
+    return judge(DETECTOR.detect(image), wanted(scene), exact_count=True)
+
+
+# What it must see.
+
+
+def test_sampled_scenes_are_seen_entirely_right() -> None:
+    assert share_right(samples(150)) >= 0.98
+
+
+@pytest.mark.parametrize("name", MILD)
+def test_mild_faults_of_a_decoder_are_forgiven(name: str) -> None:
+    assert share_right(samples(40), MILD[name]) >= 0.95
+
+
+def test_every_thing_is_known_in_every_color_on_many_backgrounds() -> None:
+    looks = [(thing, color) for color in COLORS for thing in THINGS]
+    order = numpy_rng(0, "looks").permutation(len(looks))
+    rng = numpy_rng(0, "places")
+    shown = Counter[str]()
+    missed = []
+    for k in range(0, len(looks), 4):
+        four = [looks[int(j)] for j in order[k : k + 4]]
+        background = BACKGROUNDS[k // 4 % len(BACKGROUNDS)]
+        scene = Scene(background=background, objects=arrange(rng, four))
+        shown.update(scene.background for _ in scene.objects)
+        if not same_objects(DETECTOR.detect(render(scene)), truth_of(scene), MAX_SHIFT):
+            missed.append((background, four))
+    assert set(shown) == set(BACKGROUNDS)
+    assert not missed
+
+
+@pytest.mark.parametrize("px", [64, 128, 224])
+def test_pictures_of_other_sizes_are_judged_alike(px: int) -> None:
+    assert share_right(samples(20), px=px) >= 0.95
+
+
+def test_places_and_sizes_are_exact_to_half_a_pixel() -> None:
+    for scene in samples(10):
+        found = DETECTOR.detect(render(scene))
+        for one in scene.objects:
+            near = min(found, key=lambda seen: abs(seen.x - one.x) + abs(seen.y - one.y))
+            assert max(abs(near.x - one.x), abs(near.y - one.y)) < 0.5 / 96
+            assert abs(near.size - one.size) < 1 / 96
+            assert near.score > 0.95
+
+
+def test_objects_that_softness_joins_are_told_apart() -> None:
+    row = tuple(
+        Placed(thing="circle", color="purple", x=x, y=0.5, size=0.27) for x in (0.2, 0.5, 0.8)
+    )
+    scene = Scene(background="sunset", objects=row)
+    assert same_objects(DETECTOR.detect(blurred(render(scene), 1.1)), truth_of(scene), MAX_SHIFT)
+
+
+def test_a_plain_background_may_have_another_light_color() -> None:
+    scene = single("dog", "blue")
+    pixels = np.asarray(render(scene)).astype(float) * np.array([0.95, 0.8, 0.9])
+    assert same_objects(DETECTOR.detect(picture(pixels)), truth_of(scene), MAX_SHIFT)
+
+
+def test_the_verdict_depends_on_the_picture_only() -> None:
+    images = [render(scene) for scene in samples(4)]
+    before = [image.tobytes() for image in images]
+    assert [DETECTOR.detect(i) for i in images] == [SceneDetector().detect(i) for i in images]
+    assert [image.tobytes() for image in images] == before
+
+
+# What it must not see.
+
+
+def test_nothing_is_named_in_a_blank_picture_or_noise() -> None:
+    rng = numpy_rng(0, "noise pictures")
+    empty = [render(Scene(background=name, objects=())) for name in BACKGROUNDS]
+    assert [DETECTOR.detect(image) for image in empty] == [()] * len(BACKGROUNDS)
+    uniform = picture(rng.uniform(0, 255, (96, 96, 3)))
+    for image in (uniform, blurred(uniform, 3), picture(rng.normal(230, 30, (96, 96, 3)))):
+        assert not accepts(image, single("cat"))
+        assert all(one.thing == UNKNOWN for one in DETECTOR.detect(image))
+
+
+def one_changed(scene: Scene, **change: Any) -> Scene:
+    return replace(scene, objects=(replace(scene.objects[0], **change), *scene.objects[1:]))
+
+
+def other(names: Sequence[str], scene: Scene, attribute: str) -> str:
+    taken = {getattr(one, attribute) for one in scene.objects}
+    return next(name for name in names if name not in taken)
+
+
+WRONG: dict[str, Callable[[Scene], Scene]] = {
+    "another thing": lambda scene: one_changed(scene, thing=other(THINGS[7:], scene, "thing")),
+    "another color": lambda scene: one_changed(scene, color=other(COLORS, scene, "color")),
+    "one missing": lambda scene: replace(scene, objects=scene.objects[1:]),
+    "nothing": lambda scene: replace(scene, objects=()),
+}
+
+
+@pytest.mark.parametrize("how", WRONG)
+def test_a_wrong_picture_scores_nothing(how: str) -> None:
+    for scene in samples(12, seed=7):
+        assert accepts(render(scene), scene)
+        assert not accepts(render(WRONG[how](scene)), scene)
+
+
+def test_one_too_many_is_a_wrong_count() -> None:
+    looks = [("crab", "green")] * 4
+    four = Scene(background="cream", objects=arrange(numpy_rng(0, "four"), looks))
+    three = replace(four, objects=four.objects[:3])
+    assert accepts(render(three), three)
+    assert not accepts(render(four), three)
+    assert not accepts(render(three), four)
+
+
+def test_swapped_places_and_swapped_colors_are_wrong() -> None:
+    cat, car = single("cat", "red").objects[0], single("car", "blue").objects[0]
+    scene = Scene(background="sky", objects=(replace(cat, x=0.25), replace(car, x=0.75)))
+    swapped = Scene(background="sky", objects=(replace(cat, x=0.75), replace(car, x=0.25)))
+    mixed = Scene(
+        background="sky",
+        objects=(replace(scene.objects[0], color="blue"), replace(scene.objects[1], color="red")),
+    )
+    prompt = (wanted(scene), (0, "left of", 1))
+    assert judge(DETECTOR.detect(render(scene)), *prompt)
+    assert not judge(DETECTOR.detect(render(swapped)), *prompt)
+    assert not judge(DETECTOR.detect(render(mixed)), *prompt)
+
+
+def test_smeared_objects_are_unknown() -> None:
+    for k, thing in enumerate(THINGS):
+        scene = single(thing, COLORS[k % 8], BACKGROUNDS[k % 10], size=0.22 + 0.2 * (k % 3) / 2)
+        assert {one.thing for one in DETECTOR.detect(blurred(render(scene), 4))} <= {UNKNOWN}
+
+
+def test_half_an_object_is_not_called_by_another_name() -> None:
+    named = 0
+    for thing in THINGS:
+        image = render(single(thing, "green"))
+        image.paste((255, 255, 255), (0, 0, 96, 48))
+        named += any(one.thing != UNKNOWN for one in DETECTOR.detect(image))
+    assert named <= 0.1 * len(THINGS)
+
+
+def test_shapes_that_are_no_things_are_unknown() -> None:
+    for points in (
+        [(30, 30), (45, 30), (45, 55), (66, 55), (66, 68), (30, 68)],
+        [(30, 30), (66, 32), (34, 64), (64, 66)],
+        [(28, 48), (40, 28), (60, 34), (52, 48), (70, 64), (38, 68)],
+        [(20, 45), (76, 45), (76, 52), (20, 52)],
+    ):
+        image = Image.new("RGB", (96, 96), "white")
+        ImageDraw.Draw(image).polygon(points, fill=(218, 20, 28), outline=(88, 0, 8))
+        assert [one.thing for one in DETECTOR.detect(image)] == [UNKNOWN]
+
+
+def test_specks_are_never_things() -> None:
+    for corner, size in (((40, 40), (2, 3)), ((40, 40), (6, 6)), ((0, 0), (11, 1))):
+        image = Image.new("RGB", (96, 96), "white")
+        image.paste(Image.new("RGB", size), corner)
+        assert {one.thing for one in DETECTOR.detect(image)} <= {UNKNOWN}
+
+
+def test_a_color_between_two_is_unknown() -> None:
+    for first, second in (("red", "blue"), ("yellow", "green"), ("pink", "purple")):
+        one, two = (render(single("square", color)) for color in (first, second))
+        (found,) = DETECTOR.detect(Image.blend(one, two, 0.5))
+        assert found.color == UNKNOWN
+
+
+def test_a_stricter_detector_refuses_more() -> None:
+    image = blurred(render(single("robot", "blue")), 0.7)
+    assert SceneDetector(min_score=0.9).detect(image)[0].thing == "robot"
+    assert SceneDetector(min_score=0.999).detect(image)[0].thing == UNKNOWN
+
+
+def test_a_picture_that_is_not_square_is_refused() -> None:
+    with pytest.raises(ValueError, match="96x64"):
+        DETECTOR.detect(Image.new("RGB", (96, 64)))
+
+
+# The same at the size that the project's claims rest on.
+
+
+@pytest.mark.slow
+def test_a_thousand_scenes_are_seen_entirely_right() -> None:
+    scenes = samples(1000, seed=77)
+    assert {one.thing for scene in scenes for one in scene.objects} == set(THINGS)
+    assert {one.color for scene in scenes for one in scene.objects} == set(COLORS)
+    assert {scene.background for scene in scenes} == set(BACKGROUNDS)
+    assert share_right(scenes) >= 0.995
+    for change in MILD.values():
+        assert share_right(scenes, change) >= 0.98
