@@ -179,9 +179,9 @@ def _encode(
             pixels[row] = read_pixels(source.read(position)[1], role, image_px)
         except (ValueError, OSError) as error:
             reason = str(error)
-    if not pixels and info is None:
-        raise UsageError(f"no picture {role!r} of {source.name} can be read: {reason}")
     if not pixels:
+        if info is None:
+            raise UsageError(f"no picture {role!r} of {source.name} can be read: {reason}")
         return np.full((len(positions), *info.shape[1:]), np.nan, dtype=np.float16)
     features = encode(torch.stack(list(pixels.values()))).to("cpu", torch.float16).numpy()
     if not np.isfinite(features).all():
@@ -214,7 +214,12 @@ def _read_info(array_file: Path, info_file: Path) -> _Info | None:
     """Returns what a cache says of itself, or None unless there is an array of that size."""
     try:
         stored = json.loads(info_file.read_text(encoding="utf-8"))
-        info = _Info(**{**stored, "shape": tuple(stored["shape"])})
+        info = _Info(
+            fingerprint=stored["fingerprint"],
+            data=stored["data"],
+            shape=tuple(stored["shape"]),
+            done=stored["done"],
+        )
         is_whole = array_file.stat().st_size == 2 * math.prod(info.shape)
     except (OSError, ValueError, KeyError, TypeError):
         return None

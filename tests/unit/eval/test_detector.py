@@ -149,6 +149,27 @@ def test_objects_that_softness_joins_are_told_apart() -> None:
     assert same_objects(DETECTOR.detect(blurred(render(scene), 1.1)), truth_of(scene), MAX_SHIFT)
 
 
+def test_neighbors_do_not_spoil_each_others_scores() -> None:
+    row = tuple(
+        Placed(thing="square", color="black", x=x, y=0.5, size=0.27) for x in (0.2, 0.5, 0.8)
+    )
+    found = DETECTOR.detect(render(Scene(background="white", objects=row)))
+    assert min(one.score for one in found) > 0.95
+
+
+def test_objects_may_cover_half_of_the_background() -> None:
+    spots = ((0.28, 0.26, 0.32), (0.73, 0.28, 0.4), (0.27, 0.73, 0.43), (0.75, 0.74, 0.22))
+    squares = tuple(Placed(thing="square", color="yellow", x=x, y=y, size=s) for x, y, s in spots)
+    scene = Scene(background="light gray", objects=squares)
+    assert same_objects(DETECTOR.detect(render(scene)), truth_of(scene), MAX_SHIFT)
+
+
+def test_a_pale_spot_does_not_cut_an_object_to_pieces() -> None:
+    placed = Placed(thing="pineapple", color="pink", x=0.4989, y=0.7175, size=0.4163)
+    scene = Scene(background="lavender", objects=(placed,))
+    assert same_objects(DETECTOR.detect(render(scene)), truth_of(scene), MAX_SHIFT)
+
+
 def test_a_plain_background_may_have_another_light_color() -> None:
     scene = single("dog", "blue")
     pixels = np.asarray(render(scene)).astype(float) * np.array([0.95, 0.8, 0.9])
