@@ -89,6 +89,8 @@ class SceneDetector:
         poses = _first_poses(sprite_set(_STORED), window.mask)
         which = _likeliest(poses, ramps, window)
         poses, scores = _aligned(which, poses[which], ramps, window)
+        if scores.max() < self.min_score:  # pale parts missing in the mask gave a poor start
+            poses, scores = _aligned(which, poses, ramps, window)
         second, first = np.argsort(scores)[-2:]
         pose, score = poses[first], float(scores[first])
         known = score >= max(self.min_score, scores[second] + self.min_lead)

@@ -1,106 +1,220 @@
 """Tar shards and JSON lines: the same records, random access, and clear words about damage."""
 
-import io
 import json
+import os
+import pickle
 import tarfile
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from PIL import Image
 
 from blip3o.core.errors import UsageError
+from blip3o.data.sources import webdataset
 from blip3o.data.sources.jsonl import JsonlConfig
 from blip3o.data.sources.webdataset import WebDatasetConfig
 
-
-def png(color: tuple[int, int, int]) -> bytes:
-    buffer = io.BytesIO()
-    Image.new("RGB", (8, 8), color).save(buffer, "PNG")
-    return buffer.getvalue()
+WriteTar = Callable[[Path, dict[str, bytes]], None]
 
 
-def write_tar(path: Path, members: dict[str, bytes]) -> None:
-    with tarfile.open(path, "w") as tar:
-        for name, data in members.items():
-            info = tarfile.TarInfo(name)
-            info.size = len(data)
-            tar.addfile(info, io.BytesIO(data))
+def test_records_are_read_in_any_order(scenes: WebDatasetConfig) -> None:
+    source = scenes.build()
+    assert len(source) == 12
+    pictures = set()
+    for position in (11, 0, 6, 7, 3):
+        key, files, fields = source.read(position)
+        assert key == f"{position:04d}"
+        assert fields["captions"][1] == f"cat number {position}"
+        pictures.add(files["image"])
+    assert len(pictures) == 5
 
 
-RECORDS = [((k * 20, 0, 0), f"caption {k}") for k in range(5)]
-
-
-@pytest.fixture
-def shards(tmp_path: Path) -> Path:
-    for shard, records in enumerate((RECORDS[:3], RECORDS[3:])):
-        members = {}
-        for k, (color, caption) in enumerate(records):
-            key = f"{shard}{k}"
-            members[f"{key}.png"] = png(color)
-            members[f"{key}.json"] = json.dumps({"captions": [caption]}).encode()
-        write_tar(tmp_path / f"s-{shard}.tar", members)
-    return tmp_path
-
-
-def test_records_are_read_in_any_order(shards: Path) -> None:
-    source = WebDatasetConfig(path=f"{shards}/s-*.tar", name="s").build()
-    assert len(source) == 5
-    for position in (4, 0, 2, 3, 1):
-        color, caption = RECORDS[position]
-        _, files, fields = source.read(position)
-        assert Image.open(io.BytesIO(files["image"])).getpixel((0, 0)) == color
-        assert fields["captions"] == [caption]
-
-
-def test_the_index_is_kept_and_made_anew_for_another_shard(shards: Path) -> None:
-    config = WebDatasetConfig(path=f"{shards}/s-0.tar", name="s")
-    assert len(config.build()) == 3
-    assert (shards / "s-0.tar.index.json").exists()
-    assert len(config.build()) == 3
-    write_tar(shards / "s-0.tar", {"a.png": png((1, 2, 3)), "a.txt": b" a thing "})
+def test_the_index_is_kept_and_made_anew_for_another_shard(
+    shards: Path, write_tar: WriteTar, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = WebDatasetConfig(path=f"{shards}/scenes-0.tar", name="s")
+    first = config.build()
+    assert (shards / "scenes-0.tar.index.json").exists()
+    with monkeypatch.context() as patch:
+        patch.setattr(webdataset, "make_index", None)  # not called
+        again = config.build()
+    assert [again.read(k) for k in range(7)] == [first.read(k) for k in range(7)]
+    write_tar(shards / "scenes-0.tar", {"a.png": b"P", "a.txt": b" a thing ", "a.cls": b"3"})
     source = config.build()
     assert len(source) == 1
-    assert source.read(0)[2] == {"caption": "a thing"}
+    assert source.read(0) == ("a", {"image": b"P"}, {"caption": "a thing"})
 
 
-def test_edits_have_a_source_and_a_target(tmp_path: Path) -> None:
-    members = {
-        "7.source.png": png((1, 0, 0)),
-        "7.target.png": png((2, 0, 0)),
-        "7.json": json.dumps({"instruction": "make it red"}).encode(),
-    }
-    write_tar(tmp_path / "e.tar", members)
-    key, files, fields = WebDatasetConfig(path=f"{tmp_path}/e.tar", name="e").build().read(0)
-    assert (key, set(files), fields) == ("7", {"source", "target"}, {"instruction": "make it red"})
+@pytest.mark.parametrize("damage", ["{", "[]", '{"stamp": 1}', ""])
+def test_a_damaged_index_is_made_anew(scenes: WebDatasetConfig, shards: Path, damage: str) -> None:
+    scenes.build()
+    (shards / "scenes-0.tar.index.json").write_text(damage, encoding="utf-8")
+    assert len(scenes.build()) == 12
 
 
-def test_json_lines_give_the_records_of_the_tar(shards: Path, tmp_path: Path) -> None:
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_folder_that_cannot_be_written_to_is_read(scenes: WebDatasetConfig, shards: Path) -> None:
+    shards.chmod(0o500)
+    try:
+        assert len(scenes.build()) == 12
+    finally:
+        shards.chmod(0o700)
+
+
+def test_edits_have_a_source_and_a_target(shards: Path) -> None:
+    source = WebDatasetConfig(path=f"{shards}/edits-0.tar", name="e").build()
+    key, files, fields = source.read(2)
+    assert (key, set(files)) == ("2", {"source", "target"})
+    assert fields == {"instruction": "make it blue 2"}
+
+
+def test_keys_keep_their_folder_and_hidden_files_are_none(
+    tmp_path: Path, write_tar: WriteTar
+) -> None:
+    members = {"x/1.png": b"A", "x/._1.png": b"?", "y/1.JPG": b"B", "y/1.txt": b"dog"}
+    write_tar(tmp_path / "a.tar", members)
+    source = WebDatasetConfig(path=f"{tmp_path}/a.tar", name="a").build()
+    assert [source.read(k)[:2] for k in range(2)] == [
+        ("x/1", {"image": b"A"}),
+        ("y/1", {"image": b"B"}),
+    ]
+
+
+def test_more_shards_than_may_be_open(
+    tmp_path: Path, write_tar: WriteTar, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(webdataset, "_MAX_OPEN_SHARDS", 2)
+    for number in range(5):
+        write_tar(tmp_path / f"{number}.tar", {"k.txt": str(number).encode()})
+    source = WebDatasetConfig(path=f"{tmp_path}/*.tar", name="many").build()
+    before = len(os.listdir("/proc/self/fd")) if Path("/proc/self/fd").exists() else 0
+    for position in (0, 1, 2, 0, 4, 3, 4, 0):
+        assert source.read(position)[2] == {"caption": str(position)}
+    if before:
+        assert len(os.listdir("/proc/self/fd")) == before + 2
+        del source
+        assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_a_source_travels_to_another_process(scenes: WebDatasetConfig) -> None:
+    source = scenes.build()
+    source.read(0)
+    copy = pickle.loads(pickle.dumps(source))
+    assert copy.read(8) == source.read(8)
+
+
+def test_the_fingerprint_is_that_of_the_records(
+    scenes: WebDatasetConfig, shards: Path, write_tar: WriteTar
+) -> None:
+    before = scenes.build().fingerprint()
+    os.utime(shards / "scenes-1.tar")  # as a copy to another machine does
+    assert scenes.build().fingerprint() == before
+    write_tar(shards / "scenes-1.tar", {"0007.png": b"other"})
+    assert scenes.build().fingerprint() != before
+
+
+def test_json_lines_give_the_records_of_the_tar(scenes: WebDatasetConfig, shards: Path) -> None:
+    tar = scenes.build()
     lines = []
-    for k, (color, caption) in enumerate(RECORDS):
-        (tmp_path / f"{k}.png").write_bytes(png(color))
-        lines.append(json.dumps({"image": f"{k}.png", "captions": [caption]}))
-    (tmp_path / "d.jsonl").write_text("\n".join(lines) + "\n\n", encoding="utf-8")
-    (tmp_path / "d.json").write_text(f"[{','.join(lines)}]", encoding="utf-8")
-    tar = WebDatasetConfig(path=f"{shards}/s-*.tar", name="s").build()
+    for position in range(len(tar)):
+        key, files, fields = tar.read(position)
+        (shards / f"{key}.png").write_bytes(files["image"])
+        lines.append(json.dumps({"id": key, "image": f"{key}.png", **fields}))
+    (shards / "d.jsonl").write_text("\n\n".join(lines) + "\n\n", encoding="utf-8")
+    (shards / "d.json").write_text(f"[{','.join(lines)}]", encoding="utf-8")
     for name in ("d.jsonl", "d.json"):
-        source = JsonlConfig(path=str(tmp_path / name), name="d").build()
+        source = JsonlConfig(path=str(shards / name), name="d").build()
         assert len(source) == len(tar)
-        for position in range(len(tar)):
-            assert source.read(position)[1:] == tar.read(position)[1:]
+        for position in (5, 0, 11):
+            key, files, fields = source.read(position)
+            assert (key, files) == tar.read(position)[:2]
+            assert {**fields, "id": key} == {**tar.read(position)[2], "id": key}
 
 
-def test_a_truncated_shard_is_named(shards: Path) -> None:
-    whole = (shards / "s-0.tar").read_bytes()
-    (shards / "s-0.tar").write_bytes(whole[:1700])
-    with pytest.raises(UsageError, match=r"s-0\.tar is damaged"):
-        WebDatasetConfig(path=f"{shards}/s-*.tar", name="s").build()
+def test_json_lines_hold_edits(shards: Path) -> None:
+    for role in ("source", "target"):
+        (shards / f"{role}.png").write_bytes(role.encode())
+    row = {"source": "source.png", "target": "target.png", "instruction": "turn it"}
+    (shards / "e.jsonl").write_text(json.dumps(row), encoding="utf-8")
+    source = JsonlConfig(path=f"{shards}/e.jsonl", name="e").build()
+    expected = ("0", {"source": b"source", "target": b"target"}, {"instruction": "turn it"})
+    assert source.read(0) == expected
+    before = source.fingerprint()
+    (shards / "e.jsonl").write_text(json.dumps({**row, "instruction": "t"}), encoding="utf-8")
+    assert source.fingerprint() != before
+
+
+def test_a_bad_record_is_a_value_error(shards: Path, write_tar: WriteTar) -> None:
+    bad = {"json": b"{not json", "list.json": b"[1]", "deep.json": b"[" * 100_000, "txt": b"\xff"}
+    write_tar(shards / "bad.tar", {f"{k}.{s}": data for k, (s, data) in enumerate(bad.items())})
+    source = WebDatasetConfig(path=f"{shards}/bad.tar", name="bad").build()
+    for position in range(len(bad)):
+        with pytest.raises(ValueError, match=r"."):
+            source.read(position)
+    (shards / "bad.jsonl").write_bytes(b"{no\n[1]\n" + b"[" * 100_000 + b"\n\xff\n")
+    lines = JsonlConfig(path=f"{shards}/bad.jsonl", name="bad").build()
+    for position in range(len(lines)):
+        with pytest.raises(ValueError, match=r"."):
+            lines.read(position)
+
+
+def test_a_missing_picture_is_an_os_error(shards: Path) -> None:
+    (shards / "m.jsonl").write_text('{"image": "gone.png", "caption": "x"}', encoding="utf-8")
+    with pytest.raises(OSError, match=r"gone\.png"):
+        JsonlConfig(path=f"{shards}/m.jsonl", name="m").build().read(0)
+
+
+def _offset_of_third_member(path: Path) -> int:
+    with tarfile.open(path) as tar:
+        return tar.getmembers()[2].offset
+
+
+@pytest.mark.parametrize(
+    "size",
+    [
+        pytest.param(lambda path: 0, id="empty"),
+        pytest.param(lambda path: 100, id="first header"),
+        pytest.param(lambda path: 1700, id="inside a member"),
+        pytest.param(lambda path: _offset_of_third_member(path) + 100, id="inside a header"),
+        pytest.param(_offset_of_third_member, id="between members"),
+    ],
+)
+def test_a_truncated_shard_is_named(
+    scenes: WebDatasetConfig, shards: Path, size: Callable[[Path], int]
+) -> None:
+    path = shards / "scenes-1.tar"
+    path.write_bytes(path.read_bytes()[: size(path)])
+    with pytest.raises(UsageError, match=r"scenes-1\.tar is damaged or no plain tar: .*again$"):
+        scenes.build()
+    assert not (shards / "scenes-1.tar.index.json").exists()
+
+
+def test_a_damaged_header_is_not_the_end(scenes: WebDatasetConfig, shards: Path) -> None:
+    path = shards / "scenes-0.tar"
+    data = bytearray(path.read_bytes())
+    data[_offset_of_third_member(path) + 5] ^= 0xFF
+    path.write_bytes(data)
+    with pytest.raises(UsageError, match=r"scenes-0\.tar is damaged"):
+        scenes.build()
+
+
+def test_a_shard_cut_after_indexing_is_a_bad_record(scenes: WebDatasetConfig, shards: Path) -> None:
+    source = scenes.build()
+    os.truncate(shards / "scenes-1.tar", 600)
+    assert source.read(0)[0] == "0000"
+    with pytest.raises(ValueError, match=r"scenes-1\.tar ends inside record 0011"):
+        source.read(11)
 
 
 def test_nothing_to_read_is_said(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="no shard matches"):
-        WebDatasetConfig(path=f"{tmp_path}/*.tar", name="s").build()
+    for path in (f"{tmp_path}/*.tar", str(tmp_path)):
+        with pytest.raises(UsageError, match="no shard matches"):
+            WebDatasetConfig(path=path, name="s").build()
     with pytest.raises(UsageError, match="no such data file"):
         JsonlConfig(path=f"{tmp_path}/d.jsonl", name="d").build()
-    (tmp_path / "d.json").write_text("{}", encoding="utf-8")
-    with pytest.raises(UsageError, match="list of records"):
-        JsonlConfig(path=f"{tmp_path}/d.json", name="d").build()
+    with pytest.raises(UsageError, match="cannot read"):
+        JsonlConfig(path=str(tmp_path), name="d").build()
+    for text in ("{}", "[1,"):
+        (tmp_path / "d.json").write_text(text, encoding="utf-8")
+        with pytest.raises(UsageError, match=r"list of records|no JSON"):
+            JsonlConfig(path=f"{tmp_path}/d.json", name="d").build()

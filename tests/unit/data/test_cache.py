@@ -1,0 +1,225 @@
+"""The feature cache: equal to features computed online, resumable, refused when stale."""
+
+import dataclasses
+import itertools
+import json
+import os
+import pickle
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from blip3o.core.errors import UsageError
+from blip3o.data import cache as module
+from blip3o.data.cache import FeatureCache, build_cache
+from blip3o.data.collate import Preparer
+from blip3o.data.loader import Loader
+from blip3o.data.mixture import MixtureEntry
+from blip3o.data.sources.webdataset import WebDatasetConfig, WebDatasetSource
+
+MakeLoader = Callable[..., Loader]
+WriteTar = Callable[[Path, dict[str, bytes]], None]
+
+
+def encode(pixels: Tensor) -> Tensor:
+    """A small frozen encoder: four tokens of six channels."""
+    return torch.nn.functional.avg_pool2d(pixels, 4).flatten(2).mT.repeat(1, 1, 2) * 3
+
+
+def build(
+    source: WebDatasetSource, folder: Path, *, role: str = "image", **changes: object
+) -> None:
+    settings = {"fingerprint": "encoder/8", "image_px": 8, "batch_size": 5, **changes}
+    function = settings.pop("encode", encode)
+    build_cache(source, role, function, folder, **settings)  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def source(scenes: WebDatasetConfig) -> WebDatasetSource:
+    return scenes.build()
+
+
+def test_cached_features_are_those_computed_online(
+    make_loader: MakeLoader, preparer: Preparer, mixture: tuple[MixtureEntry, ...], tmp_path: Path
+) -> None:
+    for entry, roles in ((mixture[0], ["image"]), (mixture[3], ["source", "target"])):
+        for role in roles:
+            build(entry.source.build(), tmp_path, role=role)
+    cached = dataclasses.replace(preparer, cache=FeatureCache(tmp_path, "encoder/8"))
+    both = dataclasses.replace(cached, keep_pixels=True)
+    for workers in (0, 1):
+        loaders = [make_loader(preparer=p, num_workers=workers) for p in (preparer, cached, both)]
+        for online, features, kept in zip(*(islice_flat(one) for one in loaders), strict=True):
+            assert torch.equal(online.input_ids, features.input_ids)
+            assert features.prompt_pixels is features.target_pixels is None
+            for name in ("prompt", "target"):
+                pixels = getattr(online, f"{name}_pixels")
+                rows = getattr(features, f"{name}_features")
+                assert (pixels is None) == (rows is None)
+                if pixels is not None:
+                    assert torch.equal(rows, encode(pixels).half())
+                    assert torch.equal(getattr(kept, f"{name}_features"), rows)
+            if online.target_pixels is not None:
+                assert kept.target_pixels is not None
+                assert torch.equal(kept.target_pixels, online.target_pixels)
+            assert kept.prompt_pixels is None
+
+
+def islice_flat(loader: Loader) -> list:
+    return list(itertools.chain(*itertools.islice(loader(0), 4)))
+
+
+def test_another_encoder_is_refused(source: WebDatasetSource, tmp_path: Path) -> None:
+    build(source, tmp_path)
+    stale = FeatureCache(tmp_path, "another/8")
+    assert not stale.is_complete("scenes", "image")
+    with pytest.raises(UsageError, match=r"scenes\.image\.f16 was made by another image encoder"):
+        stale.get("scenes", "image", 0)
+    with pytest.raises(UsageError, match="no whole feature cache of scenes/target"):
+        stale.get("scenes", "target", 0)
+
+
+def test_other_data_of_the_same_name_is_refused(
+    source: WebDatasetSource,
+    scenes: WebDatasetConfig,
+    shards: Path,
+    make_loader: MakeLoader,
+    preparer: Preparer,
+    tmp_path: Path,
+) -> None:
+    build(source, tmp_path)
+    cache = FeatureCache(tmp_path, "encoder/8")
+    cache.check(source, "image")
+    (shards / "scenes-1.tar").rename(shards / "scenes-3.tar")
+    with pytest.raises(UsageError, match="was made from other data; delete it"):
+        cache.check(scenes.build(), "image")
+    entry = MixtureEntry(source=scenes, task="text_to_image")
+    stale = dataclasses.replace(preparer, cache=cache)
+    with pytest.raises(UsageError, match="was made from other data; delete it"):
+        make_loader(mixture=(entry,), preparer=stale)
+    make_loader(mixture=(dataclasses.replace(entry, task="text"),), preparer=stale)
+    build(scenes.build(), tmp_path)
+    cache.check(scenes.build(), "image")
+
+
+def test_a_stopped_build_goes_on(source: WebDatasetSource, tmp_path: Path) -> None:
+    calls: list[int] = []
+
+    def stops(pixels: Tensor) -> Tensor:
+        calls.append(len(pixels))
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return encode(pixels)
+
+    with pytest.raises(KeyboardInterrupt):
+        build(source, tmp_path, encode=stops)
+    cache = FeatureCache(tmp_path, "encoder/8")
+    with pytest.raises(UsageError, match="unfinished"):
+        cache.get("scenes", "image", 0)
+    build(source, tmp_path, encode=stops)
+    assert calls == [5, 5, 5, 2]
+    build(source, tmp_path, encode=stops)
+    assert calls == [5, 5, 5, 2]
+    build(source, tmp_path / "at-once")
+    at_once = FeatureCache(tmp_path / "at-once", "encoder/8")
+    for position in range(12):
+        expected = at_once.get("scenes", "image", position)
+        assert torch.equal(cache.get("scenes", "image", position), expected)
+
+
+def test_a_truncated_array_is_built_anew(source: WebDatasetSource, tmp_path: Path) -> None:
+    build(source, tmp_path)
+    os.truncate(tmp_path / "scenes.image.f16", 100)
+    cache = FeatureCache(tmp_path, "encoder/8")
+    assert not cache.is_complete("scenes", "image")
+    build(source, tmp_path)
+    assert cache.is_complete("scenes", "image")
+
+
+def test_a_rebuild_that_dies_early_leaves_nothing_to_trust(
+    source: WebDatasetSource, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    build(source, tmp_path)
+
+    def fail(*arguments: object) -> None:
+        raise OSError("disk full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "_write_info", fail)
+        with pytest.raises(OSError, match="disk full"):
+            build(source, tmp_path, fingerprint="another/8")
+    for fingerprint in ("encoder/8", "another/8"):
+        assert not FeatureCache(tmp_path, fingerprint).is_complete("scenes", "image")
+
+
+def test_two_builders_do_the_work_once(source: WebDatasetSource, tmp_path: Path) -> None:
+    calls: list[int] = []
+
+    def slow(pixels: Tensor) -> Tensor:
+        calls.append(len(pixels))
+        time.sleep(0.05)
+        return encode(pixels)
+
+    builders = [
+        threading.Thread(target=build, args=(source, tmp_path), kwargs={"encode": slow})
+        for _ in range(2)
+    ]
+    for builder in builders:
+        builder.start()
+    for builder in builders:
+        builder.join()
+    assert calls == [5, 5, 2]
+    assert FeatureCache(tmp_path, "encoder/8").is_complete("scenes", "image")
+
+
+def test_a_bad_picture_is_a_bad_sample_here_too(
+    tmp_path: Path, write_tar: WriteTar, make_loader: MakeLoader, preparer: Preparer, shards: Path
+) -> None:
+    good = WebDatasetConfig(path=f"{shards}/scenes-0.tar", name="g").build().read(1)[1]["image"]
+    members = {}
+    for number in range(12):
+        members[f"{number}.png"] = b"broken" if number in (2, 9) else good
+        members[f"{number}.json"] = json.dumps({"captions": [f"cat {number}"]}).encode()
+    write_tar(tmp_path / "some.tar", members)
+    config = WebDatasetConfig(path=f"{tmp_path}/some.tar", name="some")
+    build(config.build(), tmp_path)
+    cached = dataclasses.replace(preparer, cache=FeatureCache(tmp_path, "encoder/8"))
+    entries = (MixtureEntry(source=config, task="text_to_image"),)
+    runs = []
+    for number, one in enumerate((preparer, cached)):
+        quarantine = tmp_path / f"{number}.jsonl"
+        loader = make_loader(mixture=entries, preparer=one, quarantine=quarantine)
+        ids = [
+            batch.input_ids.tolist() for batch in itertools.chain(*itertools.islice(loader(0), 2))
+        ]
+        lines = quarantine.read_text(encoding="utf-8").splitlines()
+        runs.append((ids, [json.loads(line)["key"] for line in lines]))
+    assert runs[0] == runs[1]
+    assert set(runs[0][1]) == {"2", "9"}
+
+
+def test_a_source_without_such_a_picture_is_refused(
+    source: WebDatasetSource, tmp_path: Path
+) -> None:
+    with pytest.raises(UsageError, match=r"no picture 'target' of scenes can be read: .*'target'"):
+        build(source, tmp_path, role="target")
+
+
+def test_features_beyond_half_precision_are_refused(
+    source: WebDatasetSource, tmp_path: Path
+) -> None:
+    with pytest.raises(UsageError, match=r"beyond half precision.*feature_cache=null"):
+        build(source, tmp_path, encode=lambda pixels: encode(pixels) * 1e6)
+
+
+def test_an_open_cache_travels_light(source: WebDatasetSource, tmp_path: Path) -> None:
+    build(source, tmp_path)
+    cache = FeatureCache(tmp_path, "encoder/8")
+    row = cache.get("scenes", "image", 4)
+    assert len(pickle.dumps(cache)) < 1000
+    assert torch.equal(pickle.loads(pickle.dumps(cache)).get("scenes", "image", 4), row)

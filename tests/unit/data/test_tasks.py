@@ -1,0 +1,117 @@
+"""Tasks: what each makes of a record, and what it refuses."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from blip3o.core.errors import UsageError
+from blip3o.core.types import IMAGE_MARK, Message, Record
+from blip3o.data.tasks import PICTURES, TASKS, draw_turns, get_task
+
+TURNS = [
+    {"from": "human", "value": "<image>\nWhat is it?"},
+    {"from": "gpt", "value": "a cat"},
+    {"from": "human", "value": "Which color?"},
+    {"from": "gpt", "value": "red"},
+]
+
+
+def record(**fields: Any) -> Record:
+    return Record(key="k", index=0, epoch=0, position=0, source="s", files={}, fields=fields)
+
+
+def rng() -> np.random.Generator:
+    return np.random.default_rng(0)
+
+
+def test_every_task_says_which_pictures_it_looks_at() -> None:
+    fields = record(
+        caption="a cat", conversations=TURNS, instruction="x", text_conversations=TURNS[2:]
+    )
+    for name, task in TASKS.items():
+        example = task(fields, rng())
+        assert example.task == name
+        roles = {*example.prompt_images, *filter(None, [example.target_image])}
+        assert roles == set(PICTURES[name])
+
+
+def test_an_unknown_task_is_refused_with_the_nearest() -> None:
+    with pytest.raises(UsageError, match=r"'text_to_imag'; did you mean text_to_image"):
+        get_task("text_to_imag")
+
+
+def test_one_of_the_captions_is_drawn() -> None:
+    draws = np.random.default_rng(0)
+    many = record(captions=["one", " two "], caption="never")
+    drawn = {TASKS["text_to_image"](many, draws).caption for _ in range(20)}
+    assert drawn == {"one", "two"}
+
+
+def test_a_conversation_becomes_messages() -> None:
+    example = TASKS["image_to_text"](record(conversations=TURNS), rng())
+    assert example.messages[0] == Message(role="user", text="<image>\nWhat is it?")
+    assert [message.role for message in example.messages] == ["user", "assistant"] * 2
+
+
+def test_a_caption_answers_the_question_what_is_seen() -> None:
+    example = TASKS["image_to_text"](record(caption="a cat"), rng())
+    assert example.messages[0].text.startswith(IMAGE_MARK)
+    assert example.messages[1] == Message(role="assistant", text="a cat")
+
+
+@pytest.mark.parametrize(
+    ("task", "fields"),
+    [
+        ("text_to_image", {}),
+        ("text_to_image", {"caption": "  "}),
+        ("text_to_image", {"captions": "a cat"}),
+        ("text_to_image", {"captions": {"a": 1}}),
+        ("text_to_image", {"captions": [7]}),
+        ("contrastive", {"caption": "a", "objects": [3]}),
+        ("contrastive", {"caption": "a", "objects": None}),
+        ("edit", {"instruction": ""}),
+        ("edit", {"instruction": 3}),
+        ("image_to_text", {"conversations": []}),
+        ("image_to_text", {"conversations": "hello"}),
+        ("image_to_text", {"conversations": ["hello"]}),
+        ("image_to_text", {"conversations": TURNS[:1]}),
+        ("image_to_text", {"conversations": TURNS[2:]}),
+        ("image_to_text", {"conversations": [*TURNS, *TURNS]}),
+        ("image_to_text", {"conversations": [TURNS[0], {"from": "gpt", "value": None}]}),
+        ("image_to_text", {"conversations": [TURNS[0], {"from": "gpt", "value": " "}]}),
+        ("image_to_text", {"conversations": [TURNS[0], {"from": ["x"], "value": "a"}]}),
+        ("image_to_text", {"conversations": [TURNS[0], {"from": "judge", "value": "a"}]}),
+        ("text", {"text_conversations": TURNS}),
+    ],
+)
+def test_an_unfit_record_is_a_value_error(task: str, fields: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=r"."):
+        TASKS[task](record(**fields), rng())
+
+
+def test_drawn_turns_keep_pairs_and_put_the_picture_first() -> None:
+    at_the_end = [{"from": "human", "value": "What is it?\n<image>"}, *TURNS[1:]]
+    answers = {"What is it?": "a cat", "Which color?": "red"}
+    draws = np.random.default_rng(1)
+    for turns in (TURNS, at_the_end):
+        example = TASKS["image_to_text"](record(conversations=turns), rng())
+        seen = set()
+        for _ in range(20):
+            messages = draw_turns(example, 2, draws).messages
+            assert messages[0].text.startswith(f"{IMAGE_MARK}\n")
+            assert sum(message.text.count(IMAGE_MARK) for message in messages) == 1
+            pairs = zip(messages[0::2], messages[1::2], strict=True)
+            for question, answer in pairs:
+                assert answers[question.text.removeprefix(f"{IMAGE_MARK}\n")] == answer.text
+            seen.add(tuple(message.text for message in messages))
+        assert len(seen) == 4  # one of two, or both in either order
+
+
+def test_drawn_turns_keep_the_system_turn_and_refuse_disorder() -> None:
+    system = {"from": "system", "value": "Be brief."}
+    example = TASKS["text"](record(text_conversations=[system, *TURNS[2:]]), rng())
+    assert draw_turns(example, 3, rng()).messages == example.messages
+    twice = TASKS["text"](record(text_conversations=[TURNS[2], *TURNS[2:]]), rng())
+    with pytest.raises(ValueError, match="take turns"):
+        draw_turns(twice, 2, rng())
