@@ -195,7 +195,9 @@ def _chat(options: argparse.Namespace) -> None:
 
 def _edit(options: argparse.Namespace) -> None:
     from blip3o.core.rng import generator
+    from blip3o.generate.write import check_picture_path
 
+    check_picture_path(options.out)
     output = _pipeline(options).edit(
         options.image,
         options.instruction,
@@ -208,7 +210,9 @@ def _edit(options: argparse.Namespace) -> None:
 
 def _reconstruct(options: argparse.Namespace) -> None:
     from blip3o.core.rng import generator
+    from blip3o.generate.write import check_picture_path
 
+    check_picture_path(options.out)
     pipe = _pipeline(options)
     _save(pipe.reconstruct(options.image, generator=generator(options.seed)).images[0], options.out)
 

@@ -12,7 +12,7 @@ from PIL import Image
 from blip3o import __version__, cli
 from blip3o.cli import build_parser, main
 from blip3o.core.config import load_yaml
-from blip3o.core.errors import PreemptedError
+from blip3o.core.errors import PreemptedError, UsageError
 from blip3o.recipes import RECIPES, load_recipe
 from blip3o.train.config import RunConfig
 from blip3o.weights import folder as weights
@@ -241,6 +241,16 @@ def test_edit_and_reconstruct_write_one_picture(
         out.unlink()
 
 
+@pytest.mark.parametrize("words", [["edit", "p.png", "make it blue"], ["reconstruct", "p.png"]])
+@pytest.mark.parametrize("name", ["x", "x.gif", "."])
+def test_a_name_that_cannot_be_written_is_refused_before_any_work(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, words: list[str], name: str
+) -> None:
+    monkeypatch.setattr(cli, "_pipeline", lambda options: pytest.fail("work was done"))
+    assert main([*words, "--out", name]) == 2
+    assert capsys.readouterr().err.startswith("blip3o: error: cannot write")
+
+
 def test_chat_talks_over_stdin_and_stdout(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tiny_folder: Path
 ) -> None:
@@ -267,12 +277,17 @@ def test_a_shown_recipe_is_that_recipe(
     shown = capsys.readouterr().out
     recipe = load_recipe(name, Path("runs") / name)
     file = tmp_path / "recipe.yaml"
+    file.write_text(shown)
+    assert load_recipe(str(file), tmp_path) == recipe
     if isinstance(recipe, RunConfig):
-        file.write_text(shown)
         assert load_yaml(RunConfig, file) == recipe
-        assert load_recipe(str(file), tmp_path) == recipe
-    else:
-        assert [line[:-1] for line in shown.splitlines() if line[0].isalpha()] == list(recipe)
+
+
+def test_a_file_of_stages_with_an_unknown_key_names_the_stage(tmp_path: Path) -> None:
+    file = tmp_path / "stages.yaml"
+    file.write_text("first: {data: {}, trian: {}}\n")
+    with pytest.raises(UsageError, match=r"first\.trian.*first\.train"):
+        load_recipe(str(file), tmp_path)
 
 
 def test_models_and_doctor_report(

@@ -128,18 +128,30 @@ def load_yaml(cls: type[ConfigT], path: Path) -> ConfigT:
     Raises:
         UsageError: if the file cannot be read, is no YAML or does not fit the class.
     """
+    data = read_yaml(path)
     try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+        return from_dict(cls, data)
+    except UsageError as error:
+        raise UsageError(f"{path}: {error}") from error
+
+
+def read_yaml(path: Path) -> Any:  # noqa: ANN401  (whatever the file holds)
+    """Returns what a YAML file holds, as plain data.
+
+    Args:
+        path: the file.
+
+    Raises:
+        UsageError: if the file cannot be read or is no YAML.
+    """
+    try:
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise UsageError(f"no such file: {path}") from error
     except OSError as error:
         raise UsageError(f"cannot read {path}: {error.strerror}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UsageError(f"{path} is not a YAML file: {str(error).splitlines()[0]}") from error
-    try:
-        return from_dict(cls, data)
-    except UsageError as error:
-        raise UsageError(f"{path}: {error}") from error
 
 
 def _join(path: str, key: str) -> str:

@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from blip3o.core.errors import UsageError
 from blip3o.core.rng import numpy_rng
@@ -99,16 +100,22 @@ class Loader:
             UsageError: if too many samples are bad.
         """
         workers = self._config.num_workers
-        steps = DataLoader(
+        loaded = DataLoader(
             _Steps(self._samples, self._global_batch_size, self._micro_batch_size, start_step),
             batch_size=None,
             num_workers=workers,
             prefetch_factor=_PREFETCH_STEPS if workers else None,
             generator=torch.Generator(),  # else it would draw from torch's global one
         )
-        for step in steps:
-            self._note(step)
-            yield step.batches
+        steps = iter(loaded)
+        try:
+            for step in steps:
+                self._note(step)
+                yield step.batches
+        finally:
+            if isinstance(steps, _MultiProcessingDataLoaderIter):
+                # After an error only the garbage collector would end them, five seconds each.
+                steps._shutdown_workers()
 
     def first_pictures(self, count: int) -> list[Image.Image]:
         """Returns the first readable pictures of the sources' records, for samples.

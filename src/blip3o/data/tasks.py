@@ -37,7 +37,7 @@ def edit(record: Record, rng: np.random.Generator) -> Example:
     return Example(
         task="edit",
         record=record,
-        caption=_field(record, "instruction", str),
+        caption=_without_mark(_field(record, "instruction", str)),
         prompt_images=("source",),
         target_image="target",
     )
@@ -149,7 +149,13 @@ def _caption(record: Record, rng: np.random.Generator) -> str:
     caption = captions[int(rng.integers(len(captions)))]
     if not isinstance(caption, str) or not caption.strip():
         raise ValueError("the caption is empty or no text")
-    return caption.strip()
+    return _without_mark(caption.strip())
+
+
+def _without_mark(caption: str) -> str:
+    if IMAGE_MARK in caption:  # it would claim a picture that is not there
+        raise ValueError(f"{IMAGE_MARK} in a caption or an instruction")
+    return caption
 
 
 def _messages(turns: Sequence[Any]) -> tuple[Message, ...]:

@@ -115,6 +115,21 @@ def write_pictures(
     return folder / "grid.png"
 
 
+def check_picture_path(path: Path) -> None:
+    """Checks, before any work is done, that a picture can have this name.
+
+    Args:
+        path: where a picture is to be written.
+
+    Raises:
+        UsageError: if the suffix is none of a picture's, or the path is a folder.
+    """
+    if path.suffix.lower() not in _SUFFIXES:
+        raise UsageError(f"cannot write {path}: use a name that ends in .png, .jpg or .webp")
+    if path.is_dir():
+        raise UsageError(f"cannot write {path}: it is a folder")
+
+
 def save_picture(image: Image.Image, path: Path) -> None:
     """Writes a picture whole or not at all.
 
@@ -125,8 +140,7 @@ def save_picture(image: Image.Image, path: Path) -> None:
     Raises:
         UsageError: if the suffix is unknown or the place cannot be written to.
     """
-    if path.suffix.lower() not in _SUFFIXES:
-        raise UsageError(f"cannot write {path}: use a name that ends in .png, .jpg or .webp")
+    check_picture_path(path)
     scratch = path.with_name(f".{path.stem}.tmp{path.suffix}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,12 +1,13 @@
 """L6: recipes: documented functions that return a complete run, and the way to start one."""
 
+import dataclasses
 import inspect
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import yaml
 
-from blip3o.core.config import load_yaml, override, to_dict
+from blip3o.core.config import from_dict, override, read_yaml, to_dict
 from blip3o.core.errors import UsageError
 from blip3o.core.log import say
 from blip3o.core.registry import Registry
@@ -41,11 +42,24 @@ def load_recipe(name: str, run_dir: Path) -> RunConfig | Stages:
         UsageError: for an unknown name or a file that does not fit.
     """
     if name.endswith((".yaml", ".yml")):
-        return load_yaml(RunConfig, Path(name))
+        return _load_file(Path(name))
     recipe: Callable[..., RunConfig | Stages] = RECIPES.get(name)
     parameters = inspect.signature(recipe).parameters.values()
     links_stages = any(one.default is inspect.Parameter.empty for one in parameters)
     return recipe(run_dir) if links_stages else recipe()
+
+
+def _load_file(file: Path) -> RunConfig | Stages:
+    """Returns the run, or the stages by name, that a YAML file holds."""
+    data = read_yaml(file)
+    known = {field.name for field in dataclasses.fields(RunConfig)}
+    is_stages = isinstance(data, dict) and bool(data) and known.isdisjoint(data)
+    try:
+        if is_stages:
+            return {str(stage): from_dict(RunConfig, one, str(stage)) for stage, one in data.items()}
+        return from_dict(RunConfig, data)
+    except UsageError as error:
+        raise UsageError(f"{file}: {error}") from error
 
 
 def train_recipe(name: str, run_dir: Path, overrides: Sequence[str]) -> None:
@@ -91,10 +105,12 @@ def recipe_yaml(name: str) -> str:
     Args:
         name: a name out of `RECIPES`.
     """
-    recipe = load_recipe(name, Path("runs") / name)
+    run_dir = Path("runs") / name
+    recipe = load_recipe(name, run_dir)
     if isinstance(recipe, RunConfig):
         return yaml.safe_dump(to_dict(recipe), sort_keys=False)
-    return yaml.safe_dump({k: to_dict(v) for k, v in recipe.items()}, sort_keys=False)
+    note = f"# Stages, trained in this order; they find each other under --out {run_dir}.\n"
+    return note + yaml.safe_dump({k: to_dict(v) for k, v in recipe.items()}, sort_keys=False)
 
 
 def describe_recipes() -> str:

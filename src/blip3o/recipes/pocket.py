@@ -40,6 +40,7 @@ VOCAB_SIZE, IMAGE_PAD_ID = 768, 6
 GRID, CHANNELS, COMPONENTS = 4, 192, 64
 WIDTH = 192
 SIGMA_SHIFT = 2.0
+DECODER_SIGMA_SHIFT = 6.0
 
 
 def model() -> UnifiedModelConfig:
@@ -87,11 +88,12 @@ def model() -> UnifiedModelConfig:
             num_blocks=(2, 2, 2),
             middle_scale=3,
             fine_scale=2,
+            sigma_shift=DECODER_SIGMA_SHIFT,
         ),
         # A short chat format: on a small model every token of boilerplate costs.
         chat=ChatConfig(system=None, generate="draw: {caption}", edit="edit: {instruction}"),
         sampling=SamplingConfig(
-            guidance_scale=3.0, num_inference_steps=24, sigma_shift=SIGMA_SHIFT, num_decoder_steps=6
+            guidance_scale=3.0, num_inference_steps=24, sigma_shift=SIGMA_SHIFT, num_decoder_steps=3
         ),
     )
 
@@ -141,7 +143,11 @@ def decoder(runs: Path = RUNS) -> RunConfig:
         data=DataConfig(
             mixture=(_scenes("reconstruct"),), image_px=IMAGE_PX, feature_cache=FEATURES
         ),
-        objectives=(PixelDecodingConfig(sigmas=UniformSigmas(), feature_noise=0.3),),
+        objectives=(
+            PixelDecodingConfig(
+                sigmas=UniformSigmas(shift=DECODER_SIGMA_SHIFT), feature_noise=0.15, min_sigma=1.0
+            ),
+        ),
         train=_train("image_decoder", steps=2400, batch=32, lr=1e-3, sample_every=300),
     )
 
@@ -162,7 +168,7 @@ def understanding(runs: Path = RUNS) -> RunConfig:
             image_px=IMAGE_PX,
             feature_cache=FEATURES,
         ),
-        objectives=(NextTokenConfig(),),
+        objectives=(NextTokenConfig(length_power=0.5),),
         train=dataclasses.replace(
             _train("backbone", steps=900, batch=64, lr=2e-3, sample_every=150),
             micro_batch_size=16,

@@ -93,6 +93,7 @@ def save_model(
         target.mkdir(exist_ok=True)
         scratch = target / "model.safetensors.tmp"
         save_file(stored, scratch)
+        scratch.chmod(0o644)  # the library writes files that only their owner may read
         os.replace(scratch, target / "model.safetensors")
     tokenizer.save(folder)
     if card is not None:

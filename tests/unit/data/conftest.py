@@ -121,16 +121,16 @@ def make_loader(preparer: Preparer, mixture: tuple[MixtureEntry, ...]) -> MakeLo
     """Makes a loader; arguments replace those of the data config and of the loader."""
 
     def make(**changes: Any) -> Loader:
-        names = ("num_workers", "bad_sample_limit", "mixture", "feature_cache")
-        data: dict[str, Any] = {name: changes.pop(name) for name in names if name in changes}
-        data = {"mixture": mixture, "image_px": PX, **data}
-        config = DataConfig(**data)
+        names = ("num_workers", "bad_sample_limit", "mixture")
+        data = {name: changes.pop(name) for name in names if name in changes}
+        config: dict[str, Any] = {"mixture": mixture, "image_px": PX, **data}
         settings: dict[str, Any] = {
+            "preparer": preparer,
             "seed": 0,
             "global_batch_size": 6,
             "micro_batch_size": 2,
             **changes,
         }
-        return Loader(config, settings.pop("preparer", preparer), **settings)
+        return Loader(DataConfig(**config), **settings)
 
     return make

@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import json
+import multiprocessing
 from collections.abc import Callable
 from pathlib import Path
 
@@ -62,6 +63,22 @@ def test_the_rows_of_a_step_depend_on_its_samples_alone(make_loader: MakeLoader)
     assert sorted(plain) == list(range(48))
     assert rows(make_loader(global_batch_size=12, micro_batch_size=5), 4) == plain
     assert rows(make_loader(seed=1), 8) != plain
+
+
+def test_draws_are_made_anew_for_every_sample(
+    make_loader: MakeLoader, mixture: tuple[MixtureEntry, ...], preparer: Preparer
+) -> None:
+    loader = make_loader(mixture=mixture[:1], global_batch_size=12, micro_batch_size=12)
+    decode = preparer.chat.tokenizer.decode
+    drawn = [
+        {
+            decode(ids[mask].tolist())
+            for ids, mask in zip(b.input_ids, b.attention_mask, strict=True)
+        }
+        for (b,) in steps(loader, 0, 4)  # a step is an epoch
+    ]
+    assert all(len(texts) == 12 for texts in drawn)
+    assert len(set.union(*drawn)) > 18  # of 24: two captions a picture
 
 
 def test_a_batch_has_one_task_and_at_most_the_micro_batch(make_loader: MakeLoader) -> None:
@@ -219,7 +236,7 @@ def test_first_pictures_pass_over_bad_ones(
     assert len(make_loader(mixture=edits_first[:1]).first_pictures(5)) == 0
 
 
-def test_a_worker_that_dies_is_an_error(
+def test_a_bug_is_no_bad_sample_and_ends_the_workers_at_once(
     make_loader: MakeLoader, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def die(self: Preparer, example: object) -> None:
@@ -229,3 +246,4 @@ def test_a_worker_that_dies_is_an_error(
     for workers in (0, 1):
         with pytest.raises(MemoryError, match="not the sample's fault"):
             steps(make_loader(num_workers=workers), 0, 1)
+        assert not multiprocessing.active_children()

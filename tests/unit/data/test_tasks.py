@@ -115,3 +115,10 @@ def test_drawn_turns_keep_the_system_turn_and_refuse_disorder() -> None:
     twice = TASKS["text"](record(text_conversations=[TURNS[2], *TURNS[2:]]), rng())
     with pytest.raises(ValueError, match="take turns"):
         draw_turns(twice, 2, rng())
+
+
+@pytest.mark.parametrize("task", ["text_to_image", "edit", "contrastive"])
+def test_a_caption_that_claims_a_picture_is_refused(task: str) -> None:
+    marked = record(caption=f"a cat {IMAGE_MARK}", instruction=f"{IMAGE_MARK} make it blue")
+    with pytest.raises(ValueError, match="in a caption or an instruction"):
+        TASKS[task](marked, rng())

@@ -75,3 +75,33 @@ def test_gradient_reaches_the_backbone_and_its_projector_only(
 def test_a_batch_without_labels_is_refused(model: UnifiedModel, make_batch: MakeBatch) -> None:
     with pytest.raises(ValueError, match="'text_to_image' batch needs labels"):
         NextTokenConfig().build(model.config)(model, make_batch([1]), 0)
+
+
+def test_length_power_weighs_the_tokens_of_long_answers_less(
+    model: UnifiedModel, make_batch: MakeBatch
+) -> None:
+    batch = make_batch([1, 2], "text")
+    assert batch.labels is not None
+    labels = torch.full_like(batch.labels, IGNORE_LABEL)
+    answers = [(0, 1, 2), (0, 4, 1), (1, 1, 4)]  # row, first column, tokens
+    for row, first, length in answers:
+        labels[row, first : first + length] = batch.input_ids[row, first : first + length]
+    batch = dataclasses.replace(batch, labels=labels)
+    with torch.no_grad():
+        logits = model.backbone.logits(model.text_states(batch.input_ids, batch.attention_mask))
+        found = NextTokenConfig(length_power=0.5).build(model.config)(model, batch, 0)
+    expected, count = 0.0, 0.0
+    for row, first, length in answers:
+        for place in range(first, first + length):
+            guess = logits[row, place - 1].log_softmax(-1)
+            expected -= float(guess[batch.input_ids[row, place]]) / length**0.5
+            count += 1 / length**0.5
+    assert float(found.loss_sum) == pytest.approx(expected, rel=1e-5)
+    assert found.count == pytest.approx(count)
+    assert found.metrics["token_accuracy"][1] == 7
+
+
+@pytest.mark.parametrize("power", [-0.1, 1.1])
+def test_a_length_power_out_of_range_is_refused(power: float) -> None:
+    with pytest.raises(ValueError, match="length_power"):
+        NextTokenConfig(length_power=power)

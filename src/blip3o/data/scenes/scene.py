@@ -41,7 +41,7 @@ SPLITS = ("train", "val", "heldout")
 SIZES = {"small": 0.24, "medium": 0.32, "large": 0.42}
 LOW, MIDDLE, HIGH = 0.27, 0.5, 0.73
 """The centers of a three by three grid of places, before jitter."""
-JITTER, SIZE_JITTER = 0.035, 0.02
+JITTER, SIZE_JITTER = 0.01, 0.01
 
 Point = tuple[float, float]
 PLACE_CENTERS: dict[str, Point] = dict(

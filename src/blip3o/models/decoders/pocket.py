@@ -30,6 +30,8 @@ class PocketDecoderConfig:
         num_blocks: residual blocks of each level.
         middle_scale: cells of the middle level along one side of a token.
         fine_scale: cells of the fine level along one side of a middle cell.
+        sigma_shift: shift of the noise levels that decoding visits towards pure noise. Features
+            decide almost all of a picture, so what matters is learned and decided up there.
         min_sigma: the conversion to a velocity divides by sigma, but by no less than this.
     """
 
@@ -41,6 +43,7 @@ class PocketDecoderConfig:
     num_blocks: tuple[int, int, int]
     middle_scale: int
     fine_scale: int
+    sigma_shift: float = 1.0
     min_sigma: float = 0.05
 
     def __post_init__(self) -> None:
@@ -139,10 +142,10 @@ class PocketDecoder(nn.Module):
             noise: standard normal pictures to start from, [B, 3, P, P].
             num_inference_steps: Euler steps from pure noise to the picture.
         """
-        sigmas = inference_sigmas(num_inference_steps)
+        sigmas = inference_sigmas(num_inference_steps, self.config.sigma_shift)
 
         def velocity(pixels: Tensor, sigma: Tensor) -> Tensor:
-            return self.velocity(pixels, sigma.to(pixels.dtype), features)
+            return self.velocity(pixels, sigma, features)
 
         return euler(velocity, noise, sigmas).clamp(-1.0, 1.0)
 

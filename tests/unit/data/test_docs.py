@@ -1,0 +1,39 @@
+"""Every example record in docs/data.md is one that its task takes."""
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+from blip3o.core.config import from_dict
+from blip3o.core.types import Record
+from blip3o.data.loader import BadSample
+from blip3o.data.mixture import DataConfig
+from blip3o.data.tasks import PICTURES, TASKS
+
+DOCS = Path(__file__).parents[3] / "docs" / "data.md"
+
+
+def blocks(kind: str) -> list[str]:
+    return re.findall(rf"^```{kind}\n(.*?)^```", DOCS.read_text(encoding="utf-8"), re.M | re.S)
+
+
+@pytest.mark.parametrize("task", sorted(TASKS))
+def test_every_task_has_an_example_that_it_takes(task: str) -> None:
+    rows = [json.loads(line) for block in blocks(f"json {task}") for line in block.splitlines()]
+    assert rows
+    for row in rows:
+        assert {role for role in ("image", "source", "target") if role in row} == set(
+            PICTURES[task]
+        )
+        record = Record(key="k", index=0, epoch=0, position=0, source="s", files={}, fields=row)
+        assert TASKS[task](record, np.random.default_rng(0)).task == task
+
+
+def test_the_example_config_and_quarantine_line_are_real() -> None:
+    config = from_dict(DataConfig, yaml.safe_load(blocks("yaml")[0])["data"])
+    assert [entry.source.name for entry in config.mixture] == ["scenes", "edits"]
+    BadSample(**json.loads(blocks("json")[0]))
