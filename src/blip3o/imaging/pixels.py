@@ -9,6 +9,16 @@ from torch import Tensor
 
 FitMode = Literal["stretch", "center_crop", "pad"]
 
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+"""Mean and standard deviation of red, green and blue in [0, 1] that CLIP models were trained with.
+
+published: OpenAI's CLIP, EVA-CLIP and Qwen2.5-VL share them.
+"""
+
+_MOST_ASPECT = 16
+"""A thinner picture is cut to this aspect ratio first, or its long edge would need gigabytes."""
+
 
 def to_pixels(image: Image.Image, px: int, mode: FitMode = "stretch") -> Tensor:
     """Returns a square tensor [3, px, px], float32 in [-1, 1], of an RGB picture.
@@ -21,11 +31,30 @@ def to_pixels(image: Image.Image, px: int, mode: FitMode = "stretch") -> Tensor:
 
     Raises:
         ValueError: for an unknown mode or a picture that is not RGB.
+
+    Reference:
+        The released models are trained with "center_crop" and given pictures by "stretch"; parity
+        family `eva_clip` (`preprocess`).
     """
     if image.mode != "RGB":
         raise ValueError(f"an RGB picture is needed, got {image.mode}; see imaging.load.to_rgb")
     values = np.asarray(_fit(image, px, mode), dtype=np.float32)
     return torch.from_numpy(values / 127.5 - 1).permute(2, 0, 1).contiguous()
+
+
+def normalize_for_clip(pixels: Tensor) -> Tensor:
+    """Returns pixels scaled to the mean and standard deviation that CLIP models expect.
+
+    Args:
+        pixels: [..., 3, H, W] in [-1, 1].
+
+    Returns:
+        (pixels in [0, 1] - CLIP_MEAN) / CLIP_STD, same shape and type, computed in fp32.
+    """
+    mean, std = (
+        torch.tensor(values, device=pixels.device).view(3, 1, 1) for values in (CLIP_MEAN, CLIP_STD)
+    )
+    return (((pixels.float() + 1) / 2 - mean) / std).to(pixels.dtype)
 
 
 def to_image(pixels: Tensor) -> Image.Image | list[Image.Image]:
@@ -50,23 +79,29 @@ def to_image(pixels: Tensor) -> Image.Image | list[Image.Image]:
 
 def _fit(image: Image.Image, px: int, mode: FitMode) -> Image.Image:
     size = (px, px)
-    width, height = image.size
     match mode:
         case "stretch":
-            return _resize(image, size, (0, 0, width, height))
+            return _resize(image, size)
         case "center_crop":
-            side = min(width, height)
-            left, top = (width - side) / 2, (height - side) / 2
-            # Cropping inside the resize never makes a large picture of a very thin one.
-            return _resize(image, size, (left, top, left + side, top + side))
+            longest = _MOST_ASPECT * min(image.size)
+            image = _crop(image, min(image.width, longest), min(image.height, longest))
+            short = min(image.size)
+            # Resampled before it is cropped: the released code does, and the edges see what lies
+            # outside the crop.
+            width, height = (px * side // short for side in image.size)
+            return _crop(_resize(image, (width, height)), px, px)
         case "pad":
             return ImageOps.pad(image, size, Image.Resampling.BICUBIC, color=(255, 255, 255))
     raise ValueError(f"unknown mode {mode!r}; use stretch, center_crop or pad")
 
 
-def _resize(
-    image: Image.Image, size: tuple[int, int], box: tuple[float, float, float, float]
-) -> Image.Image:
-    if image.size == size:
+def _resize(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+    return image if image.size == size else image.resize(size, Image.Resampling.BICUBIC)
+
+
+def _crop(image: Image.Image, width: int, height: int) -> Image.Image:
+    """Returns the middle of a picture; half a pixel is rounded to the even side."""
+    if image.size == (width, height):
         return image
-    return image.resize(size, Image.Resampling.BICUBIC, box=box)
+    left, top = round((image.width - width) / 2), round((image.height - height) / 2)
+    return image.crop((left, top, left + width, top + height))

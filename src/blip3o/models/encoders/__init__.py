@@ -4,6 +4,12 @@ from blip3o.core.registry import Registry
 
 ENCODERS = Registry(
     "image encoder",
-    {"pocket": ".pocket:PocketEncoderConfig", "siglip2": ".siglip2:Siglip2EncoderConfig"},
+    {
+        "pocket": ".pocket:PocketEncoderConfig",
+        "siglip2": ".siglip2:Siglip2EncoderConfig",
+        "eva_clip": ".eva_clip:EvaClipEncoderConfig",
+        "clip": ".clip:ClipEncoderConfig",
+        "vae": ".vae:VaeEncoderConfig",
+    },
     package=__name__,
 )

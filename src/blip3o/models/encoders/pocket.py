@@ -11,7 +11,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from blip3o.models.encoders.siglip2 import pool_tokens
+from blip3o.models.encoders.grid import check_pixels, pool_tokens
 from blip3o.nn.transformer import TransformerBlock
 
 
@@ -117,11 +117,7 @@ class PocketEncoder(nn.Module):
         Raises:
             ValueError: if the pictures are not of the config's size.
         """
-        side = self.config.image_px
-        if pixels.shape[1:] != (3, side, side):
-            raise ValueError(
-                f"the image encoder takes pixels [B, 3, {side}, {side}], got {list(pixels.shape)}"
-            )
+        check_pixels(pixels, self.config.image_px)
         tokens = self.stem(pixels).flatten(2).transpose(1, 2) + self.positions
         for layer in self.layers:
             tokens = layer(tokens)

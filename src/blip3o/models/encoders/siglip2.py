@@ -5,9 +5,10 @@ names. What is ours is the choice of layer and the pooling of the token grid.
 """
 
 import dataclasses
-import math
 
 from torch import Tensor, nn
+
+from blip3o.models.encoders.grid import check_pixels, pool_tokens
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -112,28 +113,10 @@ class Siglip2Encoder(nn.Module):
         Raises:
             ValueError: if the pictures are not of the config's size.
         """
-        side = self.config.image_px
-        if pixels.shape[1:] != (3, side, side):
-            raise ValueError(
-                f"the image encoder takes pixels [B, 3, {side}, {side}], got {list(pixels.shape)}"
-            )
+        check_pixels(pixels, self.config.image_px)
         if self.config.skip_last == 0:
             tokens = self.tower(pixels).last_hidden_state
         else:
             states = self.tower(pixels, output_hidden_states=True).hidden_states
             tokens = states[-1 - self.config.skip_last]
         return pool_tokens(tokens, self.config.pool)
-
-
-def pool_tokens(tokens: Tensor, kernel: int) -> Tensor:
-    """Returns a square token grid averaged over kernel x kernel windows, row by row.
-
-    Args:
-        tokens: [B, G * G, C].
-        kernel: side of a window; 1 returns the tokens as they are.
-    """
-    if kernel == 1:
-        return tokens
-    side = math.isqrt(tokens.shape[1])
-    grid = tokens.unflatten(1, (side // kernel, kernel, side // kernel, kernel))
-    return grid.mean(dim=(2, 4)).flatten(1, 2)

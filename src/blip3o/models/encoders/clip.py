@@ -1,0 +1,133 @@
+"""A CLIP vision transformer whose patch tokens are the features.
+
+The layers are transformers' `CLIPVisionModel`, so published CLIP weights load by their own names.
+What is ours is the choice of layer, the norm over every token and the pooling of the token grid.
+"""
+
+import dataclasses
+from typing import Literal
+
+from torch import Tensor, nn
+
+from blip3o.imaging.pixels import normalize_for_clip
+from blip3o.models.encoders.grid import check_pixels, pool_tokens
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ClipEncoderConfig:
+    """Sizes of a CLIP vision tower and of the feature grid made from it.
+
+    Args:
+        image_px: side of the square input picture.
+        patch_px: side of a patch; must divide `image_px`.
+        hidden_size: width of the tower, which is the number of feature channels.
+        intermediate_size: width inside the MLPs.
+        num_layers: number of transformer layers.
+        num_heads: attention heads.
+        hidden_act: activation of the MLPs: OpenAI's CLIP has "quick_gelu", later ones "gelu".
+        pool: kernel and stride of the average pooling of the token grid (1 keeps every token).
+        skip_last: how many last layers are left out, with the final norm (LLaVA reads the states
+            before the last layer: 1).
+    """
+
+    kind: str = "clip"
+    image_px: int
+    patch_px: int
+    hidden_size: int
+    intermediate_size: int
+    num_layers: int
+    num_heads: int
+    hidden_act: Literal["quick_gelu", "gelu"] = "quick_gelu"
+    pool: int = 1
+    skip_last: int = 0
+
+    def __post_init__(self) -> None:
+        if self.image_px % (self.patch_px * self.pool):
+            raise ValueError(
+                f"image_px {self.image_px} must be a multiple of patch_px * pool "
+                f"({self.patch_px} * {self.pool})"
+            )
+        if not 0 <= self.skip_last <= self.num_layers:
+            raise ValueError(f"skip_last must be 0 to {self.num_layers}, got {self.skip_last}")
+
+    @property
+    def grid(self) -> int:
+        """Feature tokens along one side."""
+        return self.image_px // self.patch_px // self.pool
+
+    @property
+    def num_tokens(self) -> int:
+        """Feature tokens of a picture (N)."""
+        return self.grid**2
+
+    @property
+    def num_channels(self) -> int:
+        """Channels of a feature token (C)."""
+        return self.hidden_size
+
+    @classmethod
+    def tiny(cls) -> "ClipEncoderConfig":
+        """Returns the smallest useful config, for tests."""
+        return cls(
+            image_px=16,
+            patch_px=4,
+            hidden_size=16,
+            intermediate_size=32,
+            num_layers=1,
+            num_heads=2,
+            pool=2,
+        )
+
+    def build(self) -> "ClipEncoder":
+        """Returns the encoder with fresh weights."""
+        return ClipEncoder(self)
+
+
+class ClipEncoder(nn.Module):
+    """Pixels [B, 3, P, P] in [-1, 1] to features [B, N, C], tokens row by row.
+
+    The pixels are normalized as CLIP wants them here; `tower` takes pixels that already are.
+
+    Args:
+        config: sizes.
+
+    Reference:
+        CLIP (arXiv 2103.00020); BLIP3-o section 3 pools the token grid the same way.
+    """
+
+    def __init__(self, config: ClipEncoderConfig) -> None:
+        from transformers.models.clip.configuration_clip import CLIPVisionConfig
+        from transformers.models.clip.modeling_clip import CLIPVisionModel
+
+        super().__init__()
+        self.config = config
+        self.tower = CLIPVisionModel(
+            CLIPVisionConfig(
+                hidden_size=config.hidden_size,
+                intermediate_size=config.intermediate_size,
+                num_hidden_layers=config.num_layers,
+                num_attention_heads=config.num_heads,
+                hidden_act=config.hidden_act,
+                image_size=config.image_px,
+                patch_size=config.patch_px,
+            )
+        )
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Returns the features of pictures, without the class token.
+
+        Args:
+            pixels: [B, 3, P, P] in [-1, 1].
+
+        Raises:
+            ValueError: if the pictures are not of the config's size.
+        """
+        check_pixels(pixels, self.config.image_px)
+        normalized = normalize_for_clip(pixels)
+        if self.config.skip_last == 0:
+            # The published model norms only the class token here; the patch tokens are as unscaled.
+            tokens = self.tower.post_layernorm(self.tower(normalized).last_hidden_state)
+        else:
+            states = self.tower(normalized, output_hidden_states=True).hidden_states
+            tokens = states[-1 - self.config.skip_last]
+        return pool_tokens(tokens[:, 1:], self.config.pool)

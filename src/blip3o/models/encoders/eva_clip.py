@@ -1,0 +1,214 @@
+"""EVA-CLIP: the image encoder of the released models, with the weight names of its released file.
+
+A plain vision transformer but for one thing: each branch is normalized after it was computed and
+before it is added (post-norm), so the residual stream itself is never normalized. Axes: B batch,
+N tokens, C width and feature channels, H heads, K head dim.
+
+Reference:
+    EVA-CLIP (arXiv 2303.15389) and Emu2 (arXiv 2312.13286), whose 448-pixel tuning of the E/14-plus
+    vision tower BLIP3-o uses; parity families `eva_clip` and `pooling`.
+"""
+
+import dataclasses
+from collections import OrderedDict
+
+import torch
+from torch import Tensor, nn
+
+from blip3o.imaging.pixels import normalize_for_clip
+from blip3o.models.encoders.grid import check_pixels, pool_tokens
+from blip3o.nn.attention import attend
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EvaClipEncoderConfig:
+    """Sizes of an EVA-CLIP vision tower and of the feature grid made from it.
+
+    Args:
+        image_px: side of the square input picture.
+        patch_px: side of a patch; must divide `image_px`.
+        hidden_size: width of the tower, which is the number of feature channels (C).
+        intermediate_size: width inside the MLPs.
+        num_layers: number of transformer layers.
+        num_heads: attention heads (H); must divide `hidden_size`.
+        norm_eps: epsilon of the LayerNorms. published: 1e-6.
+        pool: kernel and stride of the average pooling of the token grid (1 keeps every token).
+    """
+
+    kind: str = "eva_clip"
+    image_px: int
+    patch_px: int
+    hidden_size: int
+    intermediate_size: int
+    num_layers: int
+    num_heads: int
+    norm_eps: float = 1e-6
+    pool: int = 1
+
+    def __post_init__(self) -> None:
+        if self.image_px % (self.patch_px * self.pool):
+            raise ValueError(
+                f"image_px {self.image_px} must be a multiple of patch_px * pool "
+                f"({self.patch_px} * {self.pool})"
+            )
+        if self.hidden_size % self.num_heads:
+            raise ValueError(
+                f"num_heads {self.num_heads} does not divide hidden_size {self.hidden_size}"
+            )
+
+    @property
+    def grid(self) -> int:
+        """Feature tokens along one side."""
+        return self.image_px // self.patch_px // self.pool
+
+    @property
+    def num_tokens(self) -> int:
+        """Feature tokens of a picture (N)."""
+        return self.grid**2
+
+    @property
+    def num_channels(self) -> int:
+        """Channels of a feature token (C)."""
+        return self.hidden_size
+
+    @classmethod
+    def tiny(cls) -> "EvaClipEncoderConfig":
+        """Returns the smallest useful config, for tests."""
+        return cls(
+            image_px=16,
+            patch_px=4,
+            hidden_size=16,
+            intermediate_size=32,
+            num_layers=2,
+            num_heads=2,
+            pool=2,
+        )
+
+    @classmethod
+    def published(cls) -> "EvaClipEncoderConfig":
+        """Returns the sizes of the released models: E/14-plus at 448 px, 32 x 32 to 8 x 8 tokens.
+
+        4,350,208,256 parameters. The MLPs are int(1792 * 8.571428571428571) wide.
+        """
+        return cls(
+            image_px=448,
+            patch_px=14,
+            hidden_size=1792,
+            intermediate_size=15360,
+            num_layers=64,
+            num_heads=16,
+            pool=4,
+        )
+
+    def build(self) -> "EvaClipEncoder":
+        """Returns the encoder with fresh weights."""
+        return EvaClipEncoder(self)
+
+
+class EvaClipEncoder(nn.Module):
+    """Pixels [B, 3, P, P] in [-1, 1] to features [B, N, C], tokens row by row.
+
+    The pixels are normalized as CLIP wants them here, so callers need not know; `tower` takes
+    pixels that already are. Weight names are those of the released file behind `tower.`.
+
+    Args:
+        config: sizes.
+    """
+
+    def __init__(self, config: EvaClipEncoderConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.tower = EvaClipTower(config)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Returns the pooled features of pictures.
+
+        Args:
+            pixels: [B, 3, P, P] in [-1, 1].
+
+        Raises:
+            ValueError: if the pictures are not of the config's size.
+        """
+        check_pixels(pixels, self.config.image_px)
+        return pool_tokens(self.tower(normalize_for_clip(pixels)), self.config.pool)
+
+
+class EvaClipTower(nn.Module):
+    """The vision transformer alone: normalized pixels to one token a patch.
+
+    Args:
+        config: sizes; `pool` is not used here.
+    """
+
+    def __init__(self, config: EvaClipEncoderConfig) -> None:
+        super().__init__()
+        width, patch = config.hidden_size, config.patch_px
+        num_patches = (config.image_px // patch) ** 2
+        self.cls_token = nn.Parameter(torch.randn(1, 1, width) * 0.02)
+        self.pos_embed = nn.Parameter(torch.randn(1, 1 + num_patches, width) * 0.02)
+        self.patch_embed = nn.Sequential(OrderedDict(proj=nn.Conv2d(3, width, patch, patch)))
+        self.blocks = nn.ModuleList(EvaClipBlock(config) for _ in range(config.num_layers))
+
+    def forward(self, normalized: Tensor) -> Tensor:
+        """Returns the tokens after the last block, without the class token and without a norm.
+
+        Args:
+            normalized: pixels with CLIP's mean and standard deviation taken out, [B, 3, P, P].
+
+        Returns:
+            Tokens [B, (P / patch_px)^2, C], row by row.
+        """
+        patches = self.patch_embed(normalized).flatten(2).transpose(1, 2)
+        tokens = torch.cat([self.cls_token.expand(len(patches), -1, -1), patches], dim=1)
+        tokens = tokens + self.pos_embed
+        for block in self.blocks:
+            tokens = block(tokens)
+        return tokens[:, 1:]
+
+
+class EvaClipBlock(nn.Module):
+    """Self-attention and MLP, each followed by a LayerNorm and then added to the residual stream.
+
+    Args:
+        config: sizes.
+    """
+
+    def __init__(self, config: EvaClipEncoderConfig) -> None:
+        super().__init__()
+        width = config.hidden_size
+        self.attn = EvaClipAttention(width, config.num_heads)
+        self.norm1 = nn.LayerNorm(width, eps=config.norm_eps)
+        self.mlp = nn.Sequential(
+            OrderedDict(
+                fc1=nn.Linear(width, config.intermediate_size),
+                act=nn.GELU(),  # the exact one, not its tanh approximation
+                fc2=nn.Linear(config.intermediate_size, width),
+            )
+        )
+        self.norm2 = nn.LayerNorm(width, eps=config.norm_eps)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Returns the transformed tokens [B, N, C]."""
+        tokens = tokens + self.norm1(self.attn(tokens))
+        return tokens + self.norm2(self.mlp(tokens))
+
+
+class EvaClipAttention(nn.Module):
+    """Self-attention of every token to every token, one matrix for queries, keys and values.
+
+    Args:
+        hidden_size: width (C).
+        num_heads: attention heads (H).
+    """
+
+    def __init__(self, hidden_size: int, num_heads: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.qkv = nn.Linear(hidden_size, 3 * hidden_size)
+        self.proj = nn.Linear(hidden_size, hidden_size)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Returns the mixed tokens [B, N, C]."""
+        qkv = self.qkv(tokens).unflatten(-1, (3, self.num_heads, -1))
+        query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # [B, H, N, K] each
+        return self.proj(attend(query, key, value).transpose(1, 2).flatten(2))
