@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from blip3o.imaging.pixels import to_image, to_pixels
+from blip3o.imaging.pixels import normalize_for_clip, to_image, to_pixels
 
 
 def _noise(width: int, height: int) -> Image.Image:
@@ -46,6 +46,25 @@ def test_the_modes_differ_in_what_they_keep() -> None:
 @pytest.mark.parametrize("size", [(1, 1), (1, 5000), (5000, 1), (7, 3)])
 def test_extreme_shapes_become_squares(mode: str, size: tuple[int, int]) -> None:
     assert to_pixels(_noise(*size), 8, mode).shape == (3, 8, 8)  # type: ignore[arg-type]
+
+
+def test_a_crop_resamples_the_short_edge_to_the_size_and_cuts_whole_pixels() -> None:
+    image = _noise(31, 16)  # at the right height: nothing is resampled
+    cut = to_pixels(image, 16, "center_crop")
+    whole = torch.from_numpy(np.array(image)).permute(2, 0, 1) / 127.5 - 1
+    assert torch.equal(cut, whole[:, :, 8:24])  # 7.5 pixels are to go left: rounded to even
+    tall = _noise(20, 50)
+    resized = tall.resize((8, 20), Image.Resampling.BICUBIC)
+    assert torch.equal(to_pixels(tall, 8, "center_crop"), to_pixels(resized.crop((0, 6, 8, 14)), 8))
+
+
+def test_normalizing_for_clip_takes_out_its_mean_and_deviation() -> None:
+    mean = torch.tensor([0.48145466, 0.4578275, 0.40821073]).view(3, 1, 1)
+    std = torch.tensor([0.26862954, 0.26130258, 0.27577711]).view(3, 1, 1)
+    share = torch.rand(2, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    normalized = normalize_for_clip(share * 2 - 1)
+    torch.testing.assert_close(normalized, (share - mean) / std, rtol=0, atol=1e-6)
+    assert normalize_for_clip(share.bfloat16()).dtype == torch.bfloat16
 
 
 def test_a_batch_becomes_a_list_and_values_are_clipped() -> None:

@@ -213,7 +213,7 @@ class VaeEncoderConfig:
             scaling_factor=0.5,
             shift_factor=0.1,
         )
-        return cls(image_px=8, autoencoder=autoencoder)
+        return cls(image_px=16, autoencoder=autoencoder)
 
     def build(self) -> "VaeEncoder":
         """Returns the encoder with fresh weights.
