@@ -146,7 +146,9 @@ class EvaClipTower(nn.Module):
         num_patches = (config.image_px // patch) ** 2
         self.cls_token = nn.Parameter(torch.randn(1, 1, width) * 0.02)
         self.pos_embed = nn.Parameter(torch.randn(1, 1 + num_patches, width) * 0.02)
-        self.patch_embed = nn.Sequential(OrderedDict(proj=nn.Conv2d(3, width, patch, patch)))
+        self.patch_embed = nn.Sequential(
+            OrderedDict[str, nn.Module](proj=nn.Conv2d(3, width, patch, patch))
+        )
         self.blocks = nn.ModuleList(EvaClipBlock(config) for _ in range(config.num_layers))
 
     def forward(self, normalized: Tensor) -> Tensor:
@@ -179,7 +181,7 @@ class EvaClipBlock(nn.Module):
         self.attn = EvaClipAttention(width, config.num_heads)
         self.norm1 = nn.LayerNorm(width, eps=config.norm_eps)
         self.mlp = nn.Sequential(
-            OrderedDict(
+            OrderedDict[str, nn.Module](
                 fc1=nn.Linear(width, config.intermediate_size),
                 act=nn.GELU(),  # the exact one, not its tanh approximation
                 fc2=nn.Linear(config.intermediate_size, width),

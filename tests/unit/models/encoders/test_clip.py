@@ -10,9 +10,9 @@ from blip3o.imaging.pixels import normalize_for_clip
 from blip3o.models.encoders.clip import ClipEncoder, ClipEncoderConfig
 
 
-def build(**changes: int) -> ClipEncoder:
+def build(skip_last: int = 0) -> ClipEncoder:
     torch.manual_seed(0)
-    tiny = dataclasses.replace(ClipEncoderConfig.tiny(), num_layers=3, pool=1, **changes)
+    tiny = dataclasses.replace(ClipEncoderConfig.tiny(), num_layers=3, pool=1, skip_last=skip_last)
     encoder = tiny.build().eval()
     for parameter in encoder.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
