@@ -56,7 +56,9 @@ def _load_file(file: Path) -> RunConfig | Stages:
     is_stages = isinstance(data, dict) and bool(data) and known.isdisjoint(data)
     try:
         if is_stages:
-            return {str(stage): from_dict(RunConfig, one, str(stage)) for stage, one in data.items()}
+            return {
+                str(stage): from_dict(RunConfig, one, str(stage)) for stage, one in data.items()
+            }
         return from_dict(RunConfig, data)
     except UsageError as error:
         raise UsageError(f"{file}: {error}") from error

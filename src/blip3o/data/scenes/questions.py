@@ -9,7 +9,15 @@ import numpy as np
 from blip3o.data.scenes.captions import detailed_caption
 from blip3o.data.scenes.phrasing import pick
 from blip3o.data.scenes.things import COLORS, NUMBER_WORDS, THINGS, plural, with_article
-from blip3o.data.scenes.types import PLACES, RELATIONS, Placed, Scene, place, relations
+from blip3o.data.scenes.types import (
+    PLACES,
+    RELATIONS,
+    Placed,
+    Scene,
+    place,
+    relations,
+    size_word,
+)
 from blip3o.data.scenes.words import PLACE_PHRASES, Group, groups, join, noun, phrase
 
 DESCRIBE = (
@@ -33,18 +41,19 @@ class QA:
 def questions(
     scene: Scene, rng: np.random.Generator, kinds: tuple[str, ...] | None = None
 ) -> list[QA]:
-    """Returns one question of every kind that can be asked about a picture, in mixed order.
+    """Returns one question for each kind that can be asked about a picture, in mixed order.
 
     Args:
         scene: what the picture shows.
         rng: where the choices come from.
-        kinds: the kinds to ask, of KINDS; None for all.
+        kinds: the kinds to ask, of KINDS or "about"; None for all KINDS.
 
     """
     kinds = KINDS if kinds is None else kinds
     found = []
     for kind in [kinds[int(k)] for k in rng.permutation(len(kinds))]:
-        pair = _MAKERS[kind](scene, rng)
+        maker = _about if kind == "about" else _MAKERS[kind]
+        pair = maker(scene, rng)
         if pair is not None:
             found.append(QA(kind=kind, question=pair[0], answer=pair[1]))
     return found
@@ -250,6 +259,28 @@ def _background(scene: Scene, rng: np.random.Generator) -> _Pair | None:
     return pick(rng, options), scene.background
 
 
+def _about(scene: Scene, rng: np.random.Generator) -> _Pair | None:
+    """Asks for color, size and place of several objects by name, perhaps of one that is not there.
+
+    Each name must be found in the picture, in an order that the picture does not tell: one answer
+    practises what a dozen short questions would.
+    """
+    named = named_uniquely(scene)
+    if not named:
+        return None
+    facts = [
+        (name, f"the {name} is {one.color}, {size_word(one)} and {PLACE_PHRASES[place(one)]}")
+        for one, name in named
+    ]
+    if rng.random() < 0.5:
+        there = {one.thing for one in scene.objects}
+        thing = pick(rng, tuple(name for name in THINGS if name not in there))
+        facts.append((thing, f"there is no {thing}"))
+    facts = [facts[int(k)] for k in rng.permutation(len(facts))]
+    asked = join([f"the {name}" for name, _ in facts])
+    return f"Tell me about {asked}.", "; ".join(fact for _, fact in facts)
+
+
 _MAKERS: dict[str, Callable[[Scene, np.random.Generator], _Pair | None]] = {
     "what": _what,
     "color": _color,
@@ -262,5 +293,7 @@ _MAKERS: dict[str, Callable[[Scene, np.random.Generator], _Pair | None]] = {
 }
 KINDS: tuple[str, ...] = tuple(_MAKERS)
 """Kinds of questions about pictures."""
+DRILLS: tuple[str, ...] = ("about", "about", "where", "color", "yes_no", "yes_no")
+"""What training asks besides: to find a thing by its name is the skill that is learned last."""
 TEXT_KINDS: tuple[str, ...] = tuple(kind for kind in KINDS if kind != "relation")
 """Kinds of questions about scenes in words, which tell places, not distances."""
