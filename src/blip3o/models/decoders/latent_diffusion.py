@@ -1,8 +1,8 @@
 """What the published diffusion decoders share: features guide a diffusion in a VAE's latents.
 
-A decoder adds its network (`predict`). The scheduler is a diffusers object and may be swapped at any
-time (`decoder.scheduler = DPMSolverMultistepScheduler.from_config(decoder.scheduler.config)`) for
-any other that draws no random numbers of its own.
+A decoder adds its network (`predict`). The scheduler is a diffusers object and may be swapped at
+any time (`decoder.scheduler = DPMSolverMultistepScheduler.from_config(decoder.scheduler.config)`)
+for any other that draws no random numbers of its own.
 """
 
 import copy
@@ -208,7 +208,9 @@ def set_low_memory(
         vae.tile_sample_min_size = tile_px
         vae.tile_latent_min_size = tile_px // 2 ** (len(vae.config.block_out_channels) - 1)
     else:
-        vae.enable_tiling(tile_px, tile_px, tile_px * 3 // 4, tile_px * 3 // 4)
+        scale = vae.spatial_compression_ratio
+        stride = tile_px // scale * 3 // 4 * scale  # whole latent pixels
+        vae.enable_tiling(tile_px, tile_px, stride, stride)
 
 
 def _denoise(

@@ -70,6 +70,9 @@ class SanaDecoderConfig:
         cross_head_dim: width of such a head.
         caption_channels: width of the connector.
         mlp_ratio: width inside the convolutional MLPs, as a multiple.
+        position_scale: scale of the sinusoidal positions added to the latents' patches; None adds
+            none. No weight shows it: the recorded runs (diffusers 0.32.2) have them with scale 1,
+            diffusers from 0.33 on leaves them out of a SANA whose config is silent (published: 1).
         autoencoder: the VAE, a config out of `AUTOENCODERS`.
         scheduler: what diffusers writes as scheduler_config.json, `_class_name` included.
         guidance_scale: strength of classifier-free guidance unless told otherwise; 1 switches it
@@ -87,6 +90,7 @@ class SanaDecoderConfig:
     cross_head_dim: int
     caption_channels: int
     mlp_ratio: float = 2.5
+    position_scale: int | None = 1
     autoencoder: Any = component("blip3o.models.encoders.vae:AUTOENCODERS")
     scheduler: dict[str, Any] = dataclasses.field(default_factory=dpm_scheduler)
     guidance_scale: float = 3.0
@@ -94,7 +98,8 @@ class SanaDecoderConfig:
     def __post_init__(self) -> None:
         if self.num_cross_heads * self.cross_head_dim != self.hidden_size:
             raise ValueError(
-                f"num_cross_heads * cross_head_dim must be num_heads * head_dim ({self.hidden_size})"
+                "num_cross_heads * cross_head_dim must be "
+                f"num_heads * head_dim ({self.hidden_size})"
             )
 
     @property
@@ -203,6 +208,7 @@ class SanaDecoder(LatentDiffusionDecoder):
             caption_channels=width,
             mlp_ratio=config.mlp_ratio,
             sample_size=config.sample_size,
+            interpolation_scale=config.position_scale,
             patch_size=1,
         )
 
