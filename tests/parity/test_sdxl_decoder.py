@@ -191,7 +191,7 @@ def test_pictures_equal_recorded_pictures(case: Any) -> None:
         pixels = load_run(case).decode(recorded["cond_features"], noise, run["num_inference_steps"])
     expected = recorded["decoded_image_0_to_1_nhwc"]
     assert_near(((pixels + 1) / 2).permute(0, 2, 3, 1), expected, IMAGE_TOLERANCE)
-    levels = np.asarray(to_image(pixels)[0]).astype(int)
+    levels = np.asarray(to_image(pixels[0])).astype(int)
     assert np.abs(levels - recorded["image_uint8_hwc"].numpy().astype(int)).max() <= 1
 
 

@@ -72,7 +72,7 @@ class SanaDecoderConfig:
         mlp_ratio: width inside the convolutional MLPs, as a multiple.
         position_scale: scale of the sinusoidal positions added to the latents' patches; None adds
             none. No weight shows it: the recorded runs (diffusers 0.32.2) have them with scale 1,
-            diffusers from 0.33 on leaves them out of a SANA whose config is silent (published: 1).
+            diffusers 0.42 leaves them out of a SANA whose config is silent (published: 1).
         autoencoder: the VAE, a config out of `AUTOENCODERS`.
         scheduler: what diffusers writes as scheduler_config.json, `_class_name` included.
         guidance_scale: strength of classifier-free guidance unless told otherwise; 1 switches it
@@ -189,13 +189,14 @@ class SanaDecoder(LatentDiffusionDecoder):
     def __init__(self, config: SanaDecoderConfig) -> None:
         super().__init__(config)
         channels, width = config.autoencoder.latent_channels, config.caption_channels
+        norm = RMSNorm(width)
+        nn.init.constant_(norm.weight, _CAPTION_SCALE)
         self.connector = nn.Sequential(
             nn.Linear(config.feature_channels, width),
             nn.GELU(approximate="tanh"),
             nn.Linear(width, width),
-            RMSNorm(width),
+            norm,
         )
-        nn.init.constant_(self.connector[3].weight, _CAPTION_SCALE)
         self.transformer = import_diffusers("the SANA decoder").SanaTransformer2DModel(
             in_channels=channels,
             out_channels=channels,

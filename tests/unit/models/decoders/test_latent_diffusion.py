@@ -12,8 +12,13 @@ from torch import Tensor, nn
 from blip3o.core.errors import UsageError
 from blip3o.generate.pipeline import Blip3oPipeline
 from blip3o.models.decoders import DECODERS
-from blip3o.models.decoders.latent_diffusion import set_low_memory
-from blip3o.models.decoders.sana import euler_scheduler
+from blip3o.models.decoders.latent_diffusion import (
+    build_scheduler,
+    set_low_memory,
+    start_scheduler,
+)
+from blip3o.models.decoders.sana import SanaDecoderConfig, euler_scheduler
+from blip3o.models.decoders.sdxl import SdxlDecoderConfig
 from blip3o.models.decoders.vae import VaeDecoderConfig
 from blip3o.models.encoders.normalizer import FeatureNormalizerConfig
 from blip3o.models.encoders.vae import VaeEncoderConfig
@@ -120,6 +125,19 @@ def test_another_scheduler_can_take_over(kind: str) -> None:
         other = decoder.sample_latents(features, noise, 60)
     assert not torch.equal(first, other)
     assert float((first - other).norm() / first.norm()) < 0.2
+
+
+def test_published_schedules() -> None:
+    """Fifty levels of SDXL's table; SANA's levels are shifted by 3 towards noise."""
+    cpu = torch.device("cpu")
+    sdxl = start_scheduler(build_scheduler(SdxlDecoderConfig.published().scheduler), 50, cpu)
+    assert sdxl.timesteps.tolist() == list(range(981, 0, -20))
+    assert float(sdxl.sigmas[0]) == pytest.approx(13.1204, abs=1e-4)
+    assert float(sdxl.init_noise_sigma) == pytest.approx(13.1585, abs=1e-4)
+    sana = start_scheduler(build_scheduler(SanaDecoderConfig.published().scheduler), 4, cpu)
+    uniform = torch.linspace(1.0, 1 / 1000, 5)[:-1]
+    expected = 3 * uniform / (1 + 2 * uniform)
+    torch.testing.assert_close(sana.sigmas[:-1], expected, rtol=0, atol=1e-3)
 
 
 @each_diffusion
