@@ -135,9 +135,8 @@ def test_published_schedules() -> None:
     assert float(sdxl.sigmas[0]) == pytest.approx(13.1204, abs=1e-4)
     assert float(sdxl.init_noise_sigma) == pytest.approx(13.1585, abs=1e-4)
     sana = start_scheduler(build_scheduler(SanaDecoderConfig.published().scheduler), 4, cpu)
-    uniform = torch.linspace(1.0, 1 / 1000, 5)[:-1]
-    expected = 3 * uniform / (1 + 2 * uniform)
-    torch.testing.assert_close(sana.sigmas[:-1], expected, rtol=0, atol=1e-3)
+    uniform = torch.linspace(0.999, 0.0, 5)
+    torch.testing.assert_close(sana.sigmas, 3 * uniform / (1 + 2 * uniform), rtol=0, atol=1e-6)
 
 
 @each_diffusion
