@@ -42,10 +42,9 @@ def inputs(part: str, config: Any, dtype: torch.dtype = torch.float32) -> list[T
     if part == "encoder":
         side = config.image_px
         return [(torch.rand(ROWS, 3, side, side, generator=g) * 2 - 1).to(dtype)]
-    side = config.image_px
-    noise = torch.randn(ROWS, 3, side, side, generator=g)
     features = torch.randn(ROWS, config.grid**2, config.feature_channels, generator=g)
-    return [noise.to(dtype), torch.rand(ROWS, generator=g), features.to(dtype)]
+    noise = torch.randn(ROWS, *config.noise_shape, generator=g)
+    return [features.to(dtype), noise.to(dtype)]
 
 
 def run_backbone(network: Any, ids: Tensor, features: Tensor) -> Tensor:
@@ -56,7 +55,7 @@ def run_backbone(network: Any, ids: Tensor, features: Tensor) -> Tensor:
 RUN: dict[str, Callable[..., Tensor]] = {
     "backbone": run_backbone,
     "encoder": lambda network, pixels: network(pixels),
-    "decoder": lambda network, *arguments: network.velocity(*arguments),
+    "decoder": lambda network, features, noise: network.decode(features, noise, 2),
 }
 
 
@@ -80,7 +79,7 @@ def test_shape_and_type_follow_the_config(part: str, name: str, dtype: torch.dty
         "decoder": lambda: (ROWS, 3, config.image_px, config.image_px),
     }
     assert output.shape == expected[part]()
-    assert output.dtype == (torch.float32 if part == "decoder" else dtype)  # sigma is fp32
+    assert output.dtype == dtype
     assert bool(output.isfinite().all())
 
 
@@ -99,6 +98,9 @@ def test_gradient_reaches_every_parameter(part: str, name: str) -> None:
     network = build(part, name)
     RUN[part](network, *inputs(part, network.config)).square().sum().backward()
     for key, parameter in network.named_parameters():
+        if not parameter.requires_grad:  # the VAE of a diffusion decoder is only used
+            assert parameter.grad is None, key
+            continue
         assert parameter.grad is not None, key
         assert bool(parameter.grad.isfinite().all()), key
         if not key.endswith(
@@ -187,21 +189,18 @@ def test_encoder_tokens_run_row_by_row(name: str) -> None:
 @pytest.mark.parametrize("name", DECODERS.names())
 def test_decoder_makes_pictures_that_follow_the_features(name: str) -> None:
     network = build("decoder", name)
-    noise, _, features = inputs("decoder", network.config)
+    features, noise = inputs("decoder", network.config)
     with torch.no_grad():
         pictures = network.decode(features, noise, 3)
         other = network.decode(features.flip(0), noise, 3)
-        one = network.decode(features[:1], noise[:1], 3)
-    assert pictures.shape == noise.shape
     assert float(pictures.abs().max()) <= 1.0
+    assert float((pictures.abs() < 1.0).float().mean()) > 0  # not all of it is cut off
     assert not torch.equal(pictures, other)
-    torch.testing.assert_close(one, pictures[:1], rtol=0, atol=1e-4)
 
 
-@pytest.mark.parametrize("name", DECODERS.names())
-def test_decoder_velocity_is_the_predicted_clean_picture_seen_from_the_path(name: str) -> None:
-    network = build("decoder", name)
-    noisy, _, features = inputs("decoder", network.config)
+def test_pocket_velocity_is_the_predicted_clean_picture_seen_from_the_path() -> None:
+    network = build("decoder", "pocket")
+    features, noisy = inputs("decoder", network.config)
     sigma = torch.full((ROWS,), 0.5)
     with torch.no_grad():
         clean = network.predict_clean(noisy, sigma, features)

@@ -53,7 +53,7 @@ def decode_features(model: UnifiedModel, features: Tensor, noise: Tensor, num_st
     Args:
         model: in evaluation mode.
         features: normalized features.
-        noise: standard normal pictures the decoder starts from, [B, 3, P, P].
+        noise: standard normal numbers the decoder starts from, [B, *noise_shape].
         num_steps: decoder steps.
     """
     return model.image_decoder.decode(features, noise, num_steps)

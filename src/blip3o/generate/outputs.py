@@ -27,20 +27,20 @@ class ImageOutput:
 
 
 def finish(
-    model: UnifiedModel, features: Tensor, pixel_noise: Tensor, output_type: OutputType
+    model: UnifiedModel, features: Tensor, decoder_noise: Tensor, output_type: OutputType
 ) -> Any:  # noqa: ANN401  (see ImageOutput)
     """Returns what `ImageOutput.images` holds for normalized features [B, N, K].
 
     Args:
         model: in evaluation mode.
         features: what was sampled.
-        pixel_noise: standard normal pictures the decoder starts from, [B, 3, P, P].
+        decoder_noise: what the image decoder starts from, [B, *noise_shape].
         output_type: the form.
     """
     if output_type == "features":
         return features
     steps = model.config.sampling.num_decoder_steps
-    pixels = decode_features(model, features, pixel_noise, steps).float().cpu()
+    pixels = decode_features(model, features, decoder_noise, steps).float().cpu()
     if output_type == "pil":
         return to_image(pixels)
     unit = (pixels + 1) / 2

@@ -183,8 +183,8 @@ class Blip3oPipeline:
         check_output_type(output_type)
         pictures = as_pictures(image)
         features = self.model.normalizer(self.encode(pictures))
-        _, pixel_noise = self._noise(len(pictures), generator)
-        return ImageOutput(finish(self.model, features, pixel_noise, output_type))
+        _, decoder_noise = self._noise(len(pictures), generator)
+        return ImageOutput(finish(self.model, features, decoder_noise, output_type))
 
     def ask(
         self,
@@ -292,7 +292,7 @@ class Blip3oPipeline:
         check_sampling(steps, scale, num_images, output_type)
         if not rows:
             raise UsageError("no prompt was given")
-        feature_noise, pixel_noise = self._noise(len(rows) * num_images, generator)
+        feature_noise, decoder_noise = self._noise(len(rows) * num_images, generator)
         ids, mask = left_pad(rows, self.tokenizer.pad_id)
         condition = self.model.condition(
             ids.to(self.device), mask.to(self.device), prompt_features
@@ -319,14 +319,14 @@ class Blip3oPipeline:
             reference=reference,
             callback=on_step,
         )
-        return ImageOutput(finish(self.model, features, pixel_noise, output_type))
+        return ImageOutput(finish(self.model, features, decoder_noise, output_type))
 
     def _noise(self, count: int, generator: Generators) -> tuple[Tensor, Tensor]:
-        side = self.model.config.image_decoder.image_px
-        shapes = (self.model.config.feature_shape, (3, side, side))
-        features, pixels = draw_noise(shapes, count, generator)
+        config = self.model.config
+        shapes = (config.feature_shape, config.image_decoder.noise_shape)
+        features, decoder = draw_noise(shapes, count, generator)
         place = {"device": self.device, "dtype": self.dtype}
-        return features.to(**place), pixels.to(**place)
+        return features.to(**place), decoder.to(**place)
 
     def _image_prompt(self, make: Callable[[str], tuple[Message, ...]], text: str) -> list[int]:
         if not text.strip():

@@ -63,6 +63,11 @@ class PocketDecoderConfig:
         """Side of the pixel block that a fine cell holds."""
         return self.image_px // self.fine_grid
 
+    @property
+    def noise_shape(self) -> tuple[int, int, int]:
+        """Shape of the noise one picture starts from, which is the shape of its pixels."""
+        return (3, self.image_px, self.image_px)
+
     @classmethod
     def tiny(cls) -> "PocketDecoderConfig":
         """Returns the smallest useful config, for tests."""

@@ -1,0 +1,228 @@
+"""The SANA decoder: a linear-attention diffusion transformer that reads SigLIP2 features.
+
+The transformer and the autoencoder are diffusers'; the connector between the features and the
+transformer's caption input is ours.
+"""
+
+import dataclasses
+import math
+from typing import Any, ClassVar
+
+from torch import Tensor, nn
+
+from blip3o.core.config import component
+from blip3o.models.decoders.latent_diffusion import LatentDiffusionDecoder, import_diffusers
+from blip3o.models.encoders.vae import DcAutoencoderConfig
+from blip3o.nn.norm import RMSNorm
+
+PUBLISHED_PREFIXES = {
+    "connector.": "transformer.connector.",
+    "transformer.": "transformer.transformer.",
+    "vae.": "vae.",
+}
+"""Start of our weight names -> start of the names in the released SigLIP2 + SANA checkpoint."""
+
+_CAPTION_SCALE = math.sqrt(5.5)  # published: what the connector's norm starts from
+
+
+def dpm_scheduler(flow_shift: float = 3.0) -> dict[str, Any]:
+    """Returns settings of the multistep DPM solver on flow-matching noise levels.
+
+    Args:
+        flow_shift: shift of the noise levels towards pure noise.
+    """
+    return {
+        "_class_name": "DPMSolverMultistepScheduler",
+        "num_train_timesteps": 1000,
+        "solver_order": 2,
+        "algorithm_type": "dpmsolver++",
+        "prediction_type": "flow_prediction",
+        "use_flow_sigmas": True,
+        "flow_shift": flow_shift,
+    }
+
+
+def euler_scheduler(shift: float = 1.0) -> dict[str, Any]:
+    """Returns settings of Euler steps on flow-matching noise levels.
+
+    Args:
+        shift: shift of the noise levels towards pure noise.
+    """
+    return {
+        "_class_name": "FlowMatchEulerDiscreteScheduler",
+        "num_train_timesteps": 1000,
+        "shift": shift,
+    }
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SanaDecoderConfig:
+    """Sizes of a SANA decoder.
+
+    Args:
+        feature_channels: channels of the features (K).
+        grid: feature tokens along one side.
+        sample_size: side of the latents.
+        num_layers: transformer layers.
+        num_heads: heads of the linear self-attention.
+        head_dim: width of such a head.
+        num_cross_heads: heads of the cross-attention.
+        cross_head_dim: width of such a head.
+        caption_channels: width of the connector.
+        mlp_ratio: width inside the convolutional MLPs, as a multiple.
+        position_scale: scale of the sinusoidal positions added to the latents' patches; None adds
+            none. No weight shows it: the recorded runs (diffusers 0.32.2) have them with scale 1,
+            diffusers 0.42 leaves them out of a SANA whose config is silent (published: 1).
+        autoencoder: the VAE, a config out of `AUTOENCODERS`.
+        scheduler: what diffusers writes as scheduler_config.json, `_class_name` included.
+        guidance_scale: strength of classifier-free guidance unless told otherwise; 1 switches it
+            off (published: 3).
+    """
+
+    kind: str = "sana"
+    feature_channels: int
+    grid: int
+    sample_size: int
+    num_layers: int
+    num_heads: int
+    head_dim: int
+    num_cross_heads: int
+    cross_head_dim: int
+    caption_channels: int
+    mlp_ratio: float = 2.5
+    position_scale: int | None = 1
+    autoencoder: Any = component("blip3o.models.encoders.vae:AUTOENCODERS")
+    scheduler: dict[str, Any] = dataclasses.field(default_factory=dpm_scheduler)
+    guidance_scale: float = 3.0
+
+    def __post_init__(self) -> None:
+        if self.num_cross_heads * self.cross_head_dim != self.hidden_size:
+            raise ValueError(
+                "num_cross_heads * cross_head_dim must be "
+                f"num_heads * head_dim ({self.hidden_size})"
+            )
+
+    @property
+    def hidden_size(self) -> int:
+        """Width of the transformer."""
+        return self.num_heads * self.head_dim
+
+    @property
+    def image_px(self) -> int:
+        """Side of the picture."""
+        return self.sample_size * self.autoencoder.downsampling
+
+    @property
+    def noise_shape(self) -> tuple[int, int, int]:
+        """Shape of the noise one picture starts from, which is the shape of its latents."""
+        return (self.autoencoder.latent_channels, self.sample_size, self.sample_size)
+
+    @classmethod
+    def published(cls, grid: int = 32) -> "SanaDecoderConfig":
+        """Returns the released decoder: SigLIP2-so400m tokens to 512 px with SANA 1.6B.
+
+        Args:
+            grid: feature tokens along one side; 32 without pooling, 8 for the 64-token decoder.
+        """
+        return cls(
+            feature_channels=1152,
+            grid=grid,
+            sample_size=16,
+            num_layers=20,
+            num_heads=70,
+            head_dim=32,
+            num_cross_heads=20,
+            cross_head_dim=112,
+            caption_channels=2304,
+            autoencoder=DcAutoencoderConfig.sana(),
+        )
+
+    @classmethod
+    def tiny(cls) -> "SanaDecoderConfig":
+        """Returns the smallest useful config, for tests."""
+        return cls(
+            feature_channels=8,
+            grid=2,
+            sample_size=4,
+            num_layers=1,
+            num_heads=2,
+            head_dim=8,
+            num_cross_heads=2,
+            cross_head_dim=8,
+            caption_channels=16,
+            autoencoder=DcAutoencoderConfig(
+                latent_channels=4,
+                attention_head_dim=4,
+                block_types=("ResBlock", "EfficientViTBlock"),
+                block_out_channels=(8, 8),
+                encoder_layers_per_block=(1, 1),
+                decoder_layers_per_block=(1, 1),
+                qkv_multiscales=((), (5,)),
+                scaling_factor=0.5,
+            ),
+        )
+
+    def build(self) -> "SanaDecoder":
+        """Returns the decoder with fresh weights.
+
+        Raises:
+            UsageError: if diffusers is not installed.
+        """
+        return SanaDecoder(self)
+
+
+class SanaDecoder(LatentDiffusionDecoder):
+    """SigLIP2 features [B, N, K] to pixels [B, 3, P, P] by flow matching in DC-AE latents.
+
+    The features are the states before SigLIP2's last layer. `PUBLISHED_PREFIXES` says how released
+    weights are named.
+
+    Args:
+        config: sizes.
+
+    Reference:
+        SANA (arXiv 2410.10629); parity family `siglip2_sana`.
+    """
+
+    empty_first: ClassVar[bool] = True
+
+    def __init__(self, config: SanaDecoderConfig) -> None:
+        super().__init__(config)
+        channels, width = config.autoencoder.latent_channels, config.caption_channels
+        norm = RMSNorm(width)
+        nn.init.constant_(norm.weight, _CAPTION_SCALE)
+        self.connector = nn.Sequential(
+            nn.Linear(config.feature_channels, width),
+            nn.GELU(approximate="tanh"),
+            nn.Linear(width, width),
+            norm,
+        )
+        self.transformer = import_diffusers("the SANA decoder").SanaTransformer2DModel(
+            in_channels=channels,
+            out_channels=channels,
+            num_attention_heads=config.num_heads,
+            attention_head_dim=config.head_dim,
+            num_layers=config.num_layers,
+            num_cross_attention_heads=config.num_cross_heads,
+            cross_attention_head_dim=config.cross_head_dim,
+            cross_attention_dim=config.hidden_size,
+            caption_channels=width,
+            mlp_ratio=config.mlp_ratio,
+            sample_size=config.sample_size,
+            interpolation_scale=config.position_scale,
+            patch_size=1,
+        )
+
+    @property
+    def layers(self) -> list[nn.Module]:
+        """The transformer layers."""
+        return list(self.transformer.transformer_blocks)
+
+    def predict(self, noisy: Tensor, timestep: Tensor, features: Tensor) -> Tensor:
+        """Returns the predicted velocity (noise - clean) [B, C, h, w]; see the base class."""
+        return self.transformer(
+            noisy,
+            encoder_hidden_states=self.connector(features),
+            timestep=timestep.expand(len(noisy)),
+            return_dict=False,
+        )[0]

@@ -1,0 +1,193 @@
+"""The SDXL-shaped decoder: a UNet whose cross-attention reads EVA-CLIP features instead of text.
+
+The UNet and the VAE are diffusers', so the released decoder loads by its own names (`unet.`,
+`vae.`).
+"""
+
+import dataclasses
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from blip3o.core.config import component
+from blip3o.models.decoders.latent_diffusion import LatentDiffusionDecoder, import_diffusers
+from blip3o.models.encoders.vae import KlAutoencoderConfig
+
+_NUM_TIME_IDS = 6
+
+
+def _euler() -> dict[str, Any]:
+    return {
+        "_class_name": "EulerDiscreteScheduler",
+        "num_train_timesteps": 1000,
+        "beta_start": 0.00085,
+        "beta_end": 0.012,
+        "beta_schedule": "scaled_linear",
+        "prediction_type": "epsilon",
+        "timestep_spacing": "leading",
+        "steps_offset": 1,
+    }
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SdxlDecoderConfig:
+    """Sizes of an SDXL-shaped decoder.
+
+    Args:
+        feature_channels: channels of the features (K).
+        grid: feature tokens along one side.
+        sample_size: side of the latents.
+        block_out_channels: channels of each stage of the UNet; every stage but the last halves the
+            sides, every stage but the first has attention.
+        layers_per_block: residual blocks of a stage.
+        transformer_layers_per_block: transformer layers after a residual block of each stage.
+        num_heads: attention heads of each stage.
+        time_id_size: width of the embedding of one number of the picture's size.
+        norm_num_groups: groups of the UNet's GroupNorms.
+        autoencoder: the VAE, a config out of `AUTOENCODERS`.
+        scheduler: what diffusers writes as scheduler_config.json, `_class_name` included.
+        guidance_scale: strength of classifier-free guidance unless told otherwise; 1 switches it
+            off (published: 3).
+        original_size: height and width that the UNet is told the picture had before it was scaled
+            (published: 1024, 1024).
+        crop: rows and columns that the UNet is told were cropped at the top left (published: 0, 0).
+    """
+
+    kind: str = "sdxl"
+    feature_channels: int
+    grid: int
+    sample_size: int
+    block_out_channels: tuple[int, ...]
+    layers_per_block: int
+    transformer_layers_per_block: tuple[int, ...]
+    num_heads: tuple[int, ...]
+    time_id_size: int
+    norm_num_groups: int = 32
+    autoencoder: Any = component("blip3o.models.encoders.vae:AUTOENCODERS")
+    scheduler: dict[str, Any] = dataclasses.field(default_factory=_euler)
+    guidance_scale: float = 3.0
+    original_size: tuple[int, int] = (1024, 1024)
+    crop: tuple[int, int] = (0, 0)
+
+    def __post_init__(self) -> None:
+        for name in ("transformer_layers_per_block", "num_heads"):
+            if len(getattr(self, name)) != len(self.block_out_channels):
+                raise ValueError(f"{name} must have a number for each of block_out_channels")
+
+    @property
+    def image_px(self) -> int:
+        """Side of the picture."""
+        return self.sample_size * self.autoencoder.downsampling
+
+    @property
+    def noise_shape(self) -> tuple[int, int, int]:
+        """Shape of the noise one picture starts from, which is the shape of its latents."""
+        return (self.autoencoder.latent_channels, self.sample_size, self.sample_size)
+
+    @classmethod
+    def published(cls) -> "SdxlDecoderConfig":
+        """Returns the released decoder (`diffusion-decoder`): 64 EVA-CLIP tokens to 1024 px."""
+        return cls(
+            feature_channels=1792,
+            grid=8,
+            sample_size=128,
+            block_out_channels=(320, 640, 1280),
+            layers_per_block=2,
+            transformer_layers_per_block=(1, 2, 10),
+            num_heads=(5, 10, 20),
+            time_id_size=256,
+            autoencoder=KlAutoencoderConfig.sdxl(),
+        )
+
+    @classmethod
+    def tiny(cls) -> "SdxlDecoderConfig":
+        """Returns the smallest useful config, for tests."""
+        return cls(
+            feature_channels=8,
+            grid=2,
+            sample_size=8,
+            block_out_channels=(8, 8),
+            layers_per_block=1,
+            transformer_layers_per_block=(1, 1),
+            num_heads=(2, 2),
+            time_id_size=4,
+            norm_num_groups=4,
+            autoencoder=KlAutoencoderConfig(
+                latent_channels=4,
+                block_out_channels=(8, 8),
+                layers_per_block=1,
+                norm_num_groups=2,
+                scaling_factor=0.5,
+            ),
+        )
+
+    def build(self) -> "SdxlDecoder":
+        """Returns the decoder with fresh weights.
+
+        Raises:
+            UsageError: if diffusers is not installed.
+        """
+        return SdxlDecoder(self)
+
+
+class SdxlDecoder(LatentDiffusionDecoder):
+    """EVA-CLIP features [B, N, K] to pixels [B, 3, P, P] by noise prediction in VAE latents.
+
+    The features take the place of the text states and their mean the place of the pooled text.
+
+    Args:
+        config: sizes.
+
+    Reference:
+        The visual decoder of Emu2 (arXiv 2312.13286), which BLIP3-o section 3 uses; parity family
+        `sdxl_decoder`.
+    """
+
+    empty_first: ClassVar[bool] = False
+
+    def __init__(self, config: SdxlDecoderConfig) -> None:
+        super().__init__(config)
+        num_stages = len(config.block_out_channels)
+        channels = config.autoencoder.latent_channels
+        self.unet = import_diffusers("the SDXL decoder").UNet2DConditionModel(
+            sample_size=config.sample_size,
+            in_channels=channels,
+            out_channels=channels,
+            down_block_types=("DownBlock2D", *["CrossAttnDownBlock2D"] * (num_stages - 1)),
+            up_block_types=(*["CrossAttnUpBlock2D"] * (num_stages - 1), "UpBlock2D"),
+            block_out_channels=config.block_out_channels,
+            layers_per_block=config.layers_per_block,
+            transformer_layers_per_block=config.transformer_layers_per_block,
+            attention_head_dim=config.num_heads,  # diffusers' name for the number of heads
+            use_linear_projection=True,
+            cross_attention_dim=config.feature_channels,
+            addition_embed_type="text_time",
+            addition_time_embed_dim=config.time_id_size,
+            projection_class_embeddings_input_dim=(
+                config.feature_channels + _NUM_TIME_IDS * config.time_id_size
+            ),
+            norm_num_groups=config.norm_num_groups,
+        )
+
+    @property
+    def layers(self) -> list[nn.Module]:
+        """The transformer layers, where nearly all of the work is."""
+        from diffusers.models.attention import BasicTransformerBlock
+
+        return [one for one in self.unet.modules() if isinstance(one, BasicTransformerBlock)]
+
+    def predict(self, noisy: Tensor, timestep: Tensor, features: Tensor) -> Tensor:
+        """Returns the predicted noise [B, C, h, w]; see the base class."""
+        config = self.config
+        scale = config.autoencoder.downsampling
+        size = (noisy.shape[-2] * scale, noisy.shape[-1] * scale)
+        time_ids = torch.tensor([*config.original_size, *config.crop, *size], device=noisy.device)
+        added = {"text_embeds": features.mean(1), "time_ids": time_ids.expand(len(noisy), -1)}
+        return self.unet(
+            noisy,
+            timestep,
+            encoder_hidden_states=features,
+            added_cond_kwargs=added,
+            return_dict=False,
+        )[0]

@@ -1,0 +1,322 @@
+"""What is the diffusion decoders' own: guidance, schedulers, picture sizes, memory, refusals."""
+
+import dataclasses
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from blip3o.core.errors import UsageError
+from blip3o.generate.pipeline import Blip3oPipeline
+from blip3o.models.decoders import DECODERS
+from blip3o.models.decoders.latent_diffusion import (
+    build_scheduler,
+    set_low_memory,
+    start_scheduler,
+)
+from blip3o.models.decoders.sana import SanaDecoderConfig, euler_scheduler
+from blip3o.models.decoders.sdxl import SdxlDecoderConfig
+from blip3o.models.decoders.vae import VaeDecoderConfig
+from blip3o.models.encoders.normalizer import FeatureNormalizerConfig
+from blip3o.models.encoders.vae import VaeEncoderConfig
+from blip3o.models.unified import UnifiedModelConfig
+from blip3o.text.tokenizer import Tokenizer
+from blip3o.weights.folder import load_model, save_model
+
+DIFFUSION = ("sdxl", "sana")
+WITH_VAE = (*DIFFUSION, "vae")
+
+each_diffusion = pytest.mark.parametrize("kind", DIFFUSION)
+each_with_vae = pytest.mark.parametrize("kind", WITH_VAE)
+
+
+def build(kind: str, **changes: Any) -> Any:
+    """Returns a decoder whose every branch counts: fresh gates may be zero."""
+    torch.manual_seed(0)
+    decoder = dataclasses.replace(DECODERS.get(kind).tiny(), **changes).build().eval()
+    for parameter in decoder.parameters():
+        nn.init.normal_(parameter, std=0.3)
+    return decoder
+
+
+def inputs(decoder: Any, rows: int = 2) -> tuple[Tensor, Tensor]:
+    config, g = decoder.config, torch.Generator().manual_seed(1)
+    features = torch.randn(rows, config.grid**2, config.feature_channels, generator=g)
+    return features, torch.randn(rows, *config.noise_shape, generator=g)
+
+
+def assert_near(actual: Tensor, expected: Tensor) -> None:
+    torch.testing.assert_close(actual, expected, rtol=0, atol=1e-5)
+
+
+@each_diffusion
+def test_guidance_leads_away_from_the_empty_features(kind: str) -> None:
+    """With one step the latents are linear in the prediction, so also in the guidance scale."""
+    decoder = build(kind)
+    features, noise = inputs(decoder)
+    decoder.empty_features.normal_()
+    empty = decoder.empty_features.expand_as(features)
+    with torch.no_grad():
+        plain, null, guided = (
+            decoder.sample_latents(condition, noise, 1, guidance_scale=scale)
+            for condition, scale in ((features, 1.0), (empty, 1.0), (features, 3.0))
+        )
+    assert not torch.allclose(plain, null)
+    scale = float(guided.abs().max())
+    torch.testing.assert_close(guided, null + 3.0 * (plain - null), rtol=0, atol=1e-5 * scale)
+
+
+@each_diffusion
+def test_guidance_of_one_asks_for_no_empty_features(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoder, rows = build(kind), []
+    predict = decoder.predict
+
+    def watch(noisy: Tensor, *arguments: Any) -> Tensor:
+        rows.append(len(noisy))
+        return predict(noisy, *arguments)
+
+    monkeypatch.setattr(decoder, "predict", watch)
+    decoder.decode(*inputs(decoder), 2, guidance_scale=1.0)
+    decoder.decode(*inputs(decoder), 2)
+    assert rows == [2, 2, 4, 4]
+
+
+@each_diffusion
+def test_empty_features_can_be_given_with_a_call(kind: str) -> None:
+    decoder = build(kind)
+    features, noise = inputs(decoder)
+    empty = torch.randn(decoder.empty_features.shape)
+    with torch.no_grad():
+        given = decoder.decode(features, noise, 2, empty_features=empty)
+        by_row = decoder.decode(features, noise, 2, empty_features=empty.expand_as(features))
+        without = decoder.decode(features, noise, 2)
+        decoder.empty_features.copy_(empty)
+        stored = decoder.decode(features, noise, 2)
+    assert torch.equal(given, by_row)
+    assert torch.equal(given, stored)
+    assert not torch.equal(given, without)
+
+
+@each_diffusion
+def test_another_scheduler_can_take_over(kind: str) -> None:
+    """With many steps all solvers of one equation come to the same latents."""
+    from diffusers import (
+        DPMSolverMultistepScheduler,
+        EulerDiscreteScheduler,
+        FlowMatchEulerDiscreteScheduler,
+    )
+
+    decoder = build(kind)
+    features, noise = inputs(decoder)
+    with torch.no_grad():
+        first = decoder.sample_latents(features, noise, 60)
+        settings = decoder.scheduler.config
+        if kind == "sdxl":
+            assert isinstance(decoder.scheduler, EulerDiscreteScheduler)
+            decoder.scheduler = DPMSolverMultistepScheduler.from_config(settings)
+        else:
+            assert isinstance(decoder.scheduler, DPMSolverMultistepScheduler)
+            decoder.scheduler = FlowMatchEulerDiscreteScheduler(shift=settings["flow_shift"])
+        other = decoder.sample_latents(features, noise, 60)
+    assert not torch.equal(first, other)
+    assert float((first - other).norm() / first.norm()) < 0.2
+
+
+def test_published_schedules() -> None:
+    """Fifty levels of SDXL's table; SANA's levels are shifted by 3 towards noise."""
+    cpu = torch.device("cpu")
+    sdxl = start_scheduler(build_scheduler(SdxlDecoderConfig.published().scheduler), 50, cpu)
+    assert sdxl.timesteps.tolist() == list(range(981, 0, -20))
+    assert float(sdxl.sigmas[0]) == pytest.approx(13.1204, abs=1e-4)
+    assert float(sdxl.init_noise_sigma) == pytest.approx(13.1585, abs=1e-4)
+    sana = start_scheduler(build_scheduler(SanaDecoderConfig.published().scheduler), 4, cpu)
+    uniform = torch.linspace(0.999, 0.0, 5)
+    torch.testing.assert_close(sana.sigmas, 3 * uniform / (1 + 2 * uniform), rtol=0, atol=1e-6)
+
+
+@each_diffusion
+def test_a_run_leaves_no_trace_in_the_scheduler(kind: str) -> None:
+    decoder = build(kind)
+    features, noise = inputs(decoder)
+    with torch.no_grad():
+        first = decoder.decode(features, noise, 3)
+        inner: list[Tensor] = []
+
+        def decode_between(step: int, _: Tensor) -> None:
+            if step == 1:
+                inner.append(decoder.decode(features, noise, 3))
+
+        decoder.sample_latents(features, noise, 2, callback=decode_between)
+    assert torch.equal(inner[0], first)
+
+
+@each_diffusion
+def test_the_callback_may_change_the_latents(kind: str) -> None:
+    decoder = build(kind)
+    features, noise = inputs(decoder)
+    with torch.no_grad():
+        latents = decoder.sample_latents(
+            features, noise, 2, callback=lambda step, now: 0 * now if step == 2 else None
+        )
+    assert not bool(latents.any())
+
+
+@each_diffusion
+def test_the_noise_sets_the_size_of_the_picture(kind: str) -> None:
+    decoder = build(kind)
+    features, noise = inputs(decoder)
+    wide = torch.cat([noise, noise], dim=-1)
+    with torch.no_grad():
+        pixels = decoder.decode(features, wide, 2)
+    side = decoder.config.image_px
+    assert pixels.shape == (2, 3, side, 2 * side)
+
+
+@each_diffusion
+def test_less_than_one_step_is_refused(kind: str) -> None:
+    decoder = build(kind)
+    with pytest.raises(ValueError, match="num_inference_steps must be at least 1, got 0"):
+        decoder.decode(*inputs(decoder), 0)
+
+
+@each_with_vae
+def test_slices_give_the_same_pictures_and_tiles_nearly(kind: str) -> None:
+    decoder = build(kind)
+    features, noise = inputs(decoder)
+    with torch.no_grad():
+        whole = decoder.decode(features, noise, 2)
+        decoder.set_low_memory(sliced=True, tiled=False)
+        assert_near(decoder.decode(features, noise, 2), whole)
+        set_low_memory(decoder.vae, tile_px=decoder.config.image_px // 2)
+        tiled = decoder.decode(features, noise, 2)
+        decoder.set_low_memory()  # tiles larger than the picture change nothing
+        assert_near(decoder.decode(features, noise, 2), whole)
+        decoder.set_low_memory(sliced=False, tiled=False)
+        assert torch.equal(decoder.decode(features, noise, 2), whole)
+    assert tiled.shape == whole.shape
+    assert not torch.allclose(tiled, whole)
+    assert float((tiled - whole).abs().mean()) < float(whole.std())
+
+
+@pytest.mark.parametrize("kind", ["sdxl", "vae"])
+def test_a_kl_vae_decodes_in_fp32_where_the_weights_are_fp16(kind: str) -> None:
+    decoder = build(kind)
+    features, noise = inputs(decoder)
+    with torch.no_grad():
+        exact = decoder.decode(features, noise, 1)
+        half = decoder.half().decode(features.half(), noise.half(), 1)
+    assert half.dtype == torch.float32
+    assert float((half - exact).abs().mean()) < 0.05
+
+
+def test_vae_decoder_is_the_counterpart_of_the_vae_encoder() -> None:
+    config = VaeDecoderConfig.tiny()
+    encoder = VaeEncoderConfig(image_px=config.image_px, autoencoder=config.autoencoder).build()
+    decoder = config.build().eval()
+    assert (encoder.config.grid, encoder.config.num_channels) == (
+        config.grid,
+        config.feature_channels,
+    )
+    names = {*encoder.state_dict(), *(n.removeprefix("vae.") for n in decoder.state_dict())}
+    assert names == config.autoencoder.build().state_dict().keys()
+    pixels = torch.rand(2, 3, config.image_px, config.image_px) * 2 - 1
+    whole = config.autoencoder.build()
+    whole.encoder, whole.quant_conv = encoder.encoder, encoder.quant_conv
+    whole.decoder, whole.post_quant_conv = decoder.vae.decoder, decoder.vae.post_quant_conv
+    with torch.no_grad():
+        expected = whole(pixels).sample.clamp(-1, 1)
+        assert_near(decoder.decode(encoder(pixels), torch.empty(2, 0), 1), expected)
+
+
+def test_published_vae_decoder_is_the_one_of_flux() -> None:
+    config = VaeDecoderConfig.published()
+    assert (config.grid, config.feature_channels, config.noise_shape) == (64, 16, (0,))
+    with torch.device("meta"):
+        decoder = config.build()
+    assert not any("quant" in name for name in decoder.state_dict())
+
+
+@each_with_vae
+def test_without_diffusers_one_line_says_what_to_install(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "diffusers", None)
+    with pytest.raises(UsageError, match=r"needs diffusers; install it: pip install 'blip3o\[sdxl"):
+        DECODERS.get(kind).tiny().build()
+
+
+@pytest.mark.parametrize("name", ["EulerScheduler", "UNet2DModel", "__doc__", None])
+def test_an_unknown_scheduler_is_refused(name: str | None) -> None:
+    settings = {**euler_scheduler(), "_class_name": name}
+    with pytest.raises(UsageError, match=f"diffusers has no scheduler '{name}'"):
+        build("sana", scheduler=settings)
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes", "message"),
+    [
+        ("sdxl", {"num_heads": (2,)}, "num_heads must have a number for each"),
+        ("sdxl", {"transformer_layers_per_block": ()}, "transformer_layers_per_block must have"),
+        ("sana", {"num_cross_heads": 3}, r"must be num_heads \* head_dim \(16\)"),
+        ("vae", {"image_px": 15}, "image_px 15 must be a multiple of the autoencoder's"),
+    ],
+)
+def test_sizes_that_cannot_fit_are_refused(
+    kind: str, changes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(DECODERS.get(kind).tiny(), **changes)
+
+
+def whole_model(kind: str, config: UnifiedModelConfig) -> UnifiedModelConfig:
+    decoder = DECODERS.get(kind).tiny()
+    if kind != "vae":
+        return dataclasses.replace(config, image_decoder=decoder)
+    encoder, channels = VaeEncoderConfig.tiny(), decoder.feature_channels
+    return dataclasses.replace(
+        config,
+        backbone=dataclasses.replace(config.backbone, image_channels=channels),
+        image_encoder=encoder,
+        normalizer=FeatureNormalizerConfig(),
+        dit=dataclasses.replace(
+            config.dit, in_channels=channels, grid=encoder.grid, reference_channels=channels
+        ),
+        image_decoder=decoder,
+    )
+
+
+@each_with_vae
+def test_a_pipeline_draws_with_it_and_a_folder_keeps_it(
+    kind: str, tiny_config: UnifiedModelConfig, tiny_tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    config = whole_model(kind, tiny_config)
+    model = config.build()
+    for parameter in model.image_decoder.parameters():
+        nn.init.normal_(parameter, std=0.2)
+    if kind in DIFFUSION:
+        model.image_decoder.empty_features.normal_()
+    save_model(model, tiny_tokenizer, tmp_path, torch.float32)
+    pictures = [
+        Blip3oPipeline(one, tiny_tokenizer)(
+            "a red cat",
+            num_images_per_prompt=2,
+            generator=[torch.Generator().manual_seed(seed) for seed in seeds],
+            output_type="pt",
+        ).images
+        for one, seeds in (
+            (model, (1, 2)),
+            (load_model(tmp_path).model, (1, 2)),
+            (model, (2, 1)),
+        )
+    ]
+    side = config.image_decoder.image_px
+    assert pictures[0].shape == (2, 3, side, side)
+    assert torch.equal(pictures[0], pictures[1])
+    assert_near(pictures[0], pictures[2].flip(0))
+    assert not torch.allclose(pictures[0][0], pictures[0][1])
