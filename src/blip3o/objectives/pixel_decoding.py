@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from blip3o.core.config import component
+from blip3o.core.errors import UsageError
 from blip3o.core.rng import sample_normal, sample_uniform
 from blip3o.core.types import Batch, LossOutput
 from blip3o.flow.path import interpolate
@@ -34,7 +35,14 @@ class PixelDecodingConfig:
     min_sigma: float = 0.3
 
     def build(self, model_config: UnifiedModelConfig) -> "PixelDecoding":
-        """Returns the objective for a model."""
+        """Returns the objective for a model.
+
+        Raises:
+            UsageError: if the model's image decoder does not predict clean pictures.
+        """
+        kind = model_config.image_decoder.kind
+        if kind != "pocket":
+            raise UsageError(f"pixel_decoding trains the image decoder 'pocket', not {kind!r}")
         return PixelDecoding(self, model_config)
 
 

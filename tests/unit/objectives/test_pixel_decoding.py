@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from blip3o.core.errors import UsageError
 from blip3o.core.rng import sample_uniform
 from blip3o.core.types import Batch
 from blip3o.flow.sigmas import UniformSigmas
@@ -80,3 +81,12 @@ def test_a_batch_without_pixels_is_refused(model: UnifiedModel, make_batch: Make
     batch = dataclasses.replace(make_batch([1], "reconstruct"), target_pixels=None)
     with pytest.raises(ValueError, match="'reconstruct' batch needs target pixels"):
         build(model)(model, batch, 0)
+
+
+def test_a_decoder_that_predicts_no_clean_picture_is_refused(model: UnifiedModel) -> None:
+    config = model.config
+    other = dataclasses.replace(
+        config, image_decoder=dataclasses.replace(config.image_decoder, kind="sdxl")
+    )
+    with pytest.raises(UsageError, match="not 'sdxl'"):
+        PixelDecodingConfig(sigmas=UniformSigmas()).build(other)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from blip3o.core.errors import UsageError
 from blip3o.flow.sigmas import inference_sigmas
 from blip3o.flow.solver import StepCallback
+from blip3o.models.encoders.vae import import_diffusers
 
 TILE_PX = 512
 """Side of the tiles in which a VAE decodes pictures larger than this, when tiling is on."""
@@ -115,23 +116,6 @@ class LatentDiffusionDecoder(nn.Module):
     def set_low_memory(self, *, sliced: bool = True, tiled: bool = True) -> None:
         """Chooses how the VAE decodes; see `set_low_memory` of this module."""
         set_low_memory(self.vae, sliced=sliced, tiled=tiled)
-
-
-def import_diffusers(what: str) -> Any:  # noqa: ANN401  (a module)
-    """Returns the diffusers package.
-
-    Args:
-        what: what needs it, for the message.
-
-    Raises:
-        UsageError: if it is not installed, with what to install.
-    """
-    try:
-        import diffusers
-    except ImportError as error:
-        message = f"{what} needs diffusers; install it: pip install 'blip3o[sdxl]'"
-        raise UsageError(message) from error
-    return diffusers
 
 
 def build_scheduler(settings: Mapping[str, Any]) -> Any:  # noqa: ANN401  (a diffusers scheduler)

@@ -11,8 +11,8 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 from blip3o.core.config import component
-from blip3o.models.decoders.latent_diffusion import LatentDiffusionDecoder, import_diffusers
-from blip3o.models.encoders.vae import DcAutoencoderConfig
+from blip3o.models.decoders.latent_diffusion import LatentDiffusionDecoder
+from blip3o.models.encoders.vae import DcAutoencoderConfig, import_diffusers
 from blip3o.nn.norm import RMSNorm
 
 PUBLISHED_PREFIXES = {

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from blip3o.core.config import component
-from blip3o.models.decoders.latent_diffusion import LatentDiffusionDecoder, import_diffusers
-from blip3o.models.encoders.vae import KlAutoencoderConfig
+from blip3o.models.decoders.latent_diffusion import LatentDiffusionDecoder
+from blip3o.models.encoders.vae import KlAutoencoderConfig, import_diffusers
 
 _NUM_TIME_IDS = 6
 

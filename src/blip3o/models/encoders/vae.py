@@ -78,7 +78,7 @@ class KlAutoencoderConfig:
             UsageError: if diffusers is not installed.
         """
         num_stages = len(self.block_out_channels)
-        return _diffusers().AutoencoderKL(
+        return import_diffusers("a VAE").AutoencoderKL(
             down_block_types=("DownEncoderBlock2D",) * num_stages,
             up_block_types=("UpDecoderBlock2D",) * num_stages,
             block_out_channels=self.block_out_channels,
@@ -147,7 +147,7 @@ class DcAutoencoderConfig:
         Raises:
             UsageError: if diffusers is not installed.
         """
-        return _diffusers().AutoencoderDC(
+        return import_diffusers("a VAE").AutoencoderDC(
             latent_channels=self.latent_channels,
             attention_head_dim=self.attention_head_dim,
             encoder_block_types=self.block_types,
@@ -271,9 +271,18 @@ def features_to_latents(features: Tensor, autoencoder: AutoencoderConfig, grid: 
     return latents / autoencoder.scaling_factor + autoencoder.shift_factor
 
 
-def _diffusers() -> Any:  # noqa: ANN401  (a module)
+def import_diffusers(what: str) -> Any:  # noqa: ANN401  (a module)
+    """Returns the diffusers package.
+
+    Args:
+        what: what needs it, for the message.
+
+    Raises:
+        UsageError: if it is not installed, with what to install.
+    """
     try:
         import diffusers
     except ImportError as error:
-        raise UsageError("a VAE needs diffusers; install it: pip install 'blip3o[sdxl]'") from error
+        message = f"{what} needs diffusers; install it: pip install 'blip3o[sdxl]'"
+        raise UsageError(message) from error
     return diffusers
