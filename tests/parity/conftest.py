@@ -1,8 +1,8 @@
 """Finds the recorded inputs and outputs of the released system; tests name no case and no size.
 
 A test marked `parity_cases(pattern)` runs once for every recorded file that the pattern finds and
-gets it as the argument `case`; `without=TEXT` leaves out names that hold a text. A pattern that finds nothing fails: a family never goes missing
-silently.
+gets it as the argument `case`; `without=TEXT` leaves out names that hold a text. A pattern that
+finds nothing fails: a family never goes missing silently.
 """
 
 import dataclasses

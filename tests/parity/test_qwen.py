@@ -12,6 +12,7 @@ from blip3o.core.types import Batch
 from blip3o.flow.sigmas import DiscreteUniformSigmas
 from blip3o.generate.text import generate_tokens, left_pad
 from blip3o.models.backbones.vision import VisionInputs
+from blip3o.models.dit.nextdit import NextDiTConfig
 from blip3o.models.encoders.siglip2 import pool_tokens
 from blip3o.models.unified import UnifiedModel
 from blip3o.objectives import flow_matching
@@ -223,9 +224,15 @@ def test_understanding_answers(
 ) -> None:
     one = Conversation(case, published_model)
     recorded, backbone = one.recorded, one.model.backbone
-    asked, logits = positions_asked(one.model), []
+    asked = positions_asked(one.model)
+    logits: list[Tensor] = []
     plain = backbone.logits
-    monkeypatch.setattr(backbone, "logits", lambda hidden: logits.append(plain(hidden)) or logits[-1])
+
+    def watch(hidden: Tensor) -> Tensor:
+        logits.append(plain(hidden))
+        return logits[-1]
+
+    monkeypatch.setattr(backbone, "logits", watch)
     expected = recorded["generated_ids_greedy"]
     answer = generate_tokens(
         one.model,
@@ -274,8 +281,6 @@ def test_rows_of_a_batch_answer_as_they_do_alone(case: Any, published_model: Bui
 def test_published_names_shapes_and_count(case: Any, capsys: pytest.CaptureFixture[str]) -> None:
     manifest = case.settings()
     config, dit = manifest["config"], manifest["config"]["dit"]
-    from blip3o.models.dit.nextdit import NextDiTConfig
-
     backbone = backbone_config(config)
     with torch.device("meta"):
         parts = {
@@ -306,4 +311,4 @@ def test_published_names_shapes_and_count(case: Any, capsys: pytest.CaptureFixtu
     assert count + rest == manifest["n_params"]
     assert len(recorded) == manifest["n_tensors"]
     with capsys.disabled():
-        print(f"\n{case.path.stem}: {count:,} parameters mapped, {rest:,} of the image encoder")
+        print(f"\n{case.path.stem}: {count:,} parameters, {rest:,} of the encoder")  # noqa: T201

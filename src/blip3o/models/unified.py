@@ -171,7 +171,7 @@ class UnifiedModel(nn.Module):
                 features = self.encode_images(pixels)
             return None if features is None else features.to(self.query_tokens.weight.dtype)
         if pixels is None and features is not None:
-            raise ValueError("this backbone sees the pixels of prompts; features do not replace them")
+            raise ValueError("this backbone sees the pixels of prompts; features are not enough")
         return None if pixels is None else self.backbone.vision_inputs(pixels)
 
     def reference(
