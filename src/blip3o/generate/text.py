@@ -133,7 +133,7 @@ class Writer:
             ids.to(device),
             mask.to(device),
             images,
-            stop_id=tokenizer.turn_end_id,
+            stop_id=self._chat_template.turn_end_id,
             pad_id=tokenizer.pad_id,
             max_new_tokens=min(limit, config.backbone.max_positions - ids.shape[1]),
         )
