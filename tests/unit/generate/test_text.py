@@ -140,7 +140,7 @@ def test_a_batch_of_questions_equals_each_alone(tiny_pipe: Blip3oPipeline) -> No
 def test_answers_are_no_longer_than_asked_or_than_the_model_reaches(
     tiny_pipe: Blip3oPipeline, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ChatTemplate, "turn_end_id", NO_STOP)
+    monkeypatch.setattr(ChatTemplate, "turn_end_id", -1)  # no token
     row = tiny_pipe._writer.prompt([user("hello")], 0)
     assert len(list(tiny_pipe._writer.tokens([row], None, 4))) == 4
     assert len(list(tiny_pipe._writer.tokens([row], None, None))) == 6
