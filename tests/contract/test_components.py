@@ -37,8 +37,12 @@ def inputs(part: str, config: Any, dtype: torch.dtype = torch.float32) -> list[T
         num_tokens = 3
         ids = torch.randint(10, config.vocab_size, (ROWS, 9), generator=g)
         ids[:, 2 : 2 + num_tokens] = config.image_token_id
-        features = torch.randn(ROWS, num_tokens, config.image_channels, generator=g)
-        return [ids, features.to(dtype)]
+        if config.image_channels is None:  # it sees pixels: one row of tokens
+            side = config.vision.patch_px * config.vision.merge
+            pictures = torch.rand(ROWS, 3, side, num_tokens * side, generator=g) * 2 - 1
+        else:
+            pictures = torch.randn(ROWS, num_tokens, config.image_channels, generator=g)
+        return [ids, pictures.to(dtype)]
     if part == "encoder":
         side = config.image_px
         return [(torch.rand(ROWS, 3, side, side, generator=g) * 2 - 1).to(dtype)]
@@ -47,8 +51,13 @@ def inputs(part: str, config: Any, dtype: torch.dtype = torch.float32) -> list[T
     return [features.to(dtype), noise.to(dtype)]
 
 
-def run_backbone(network: Any, ids: Tensor, features: Tensor) -> Tensor:
-    embeds = network.embed(ids, features)
+def embed(network: Any, ids: Tensor, pictures: Tensor) -> Tensor:
+    has_tower = network.config.image_channels is None
+    return network.embed(ids, network.vision_inputs(pictures) if has_tower else pictures)
+
+
+def run_backbone(network: Any, ids: Tensor, pictures: Tensor) -> Tensor:
+    embeds = embed(network, ids, pictures)
     return network.logits(network(embeds, torch.ones_like(ids, dtype=torch.bool)))
 
 
@@ -146,7 +155,7 @@ def test_backbone_needs_as_many_feature_tokens_as_placeholders(name: str) -> Non
     network = build("backbone", name)
     ids, features = inputs("backbone", network.config)
     with pytest.raises(ValueError, match="12 image placeholders, the pictures give 9"):
-        network.embed(ids, features[:3])
+        embed(network, ids, features[:3])
 
 
 @pytest.mark.parametrize("name", BACKBONES.names())

@@ -1,13 +1,14 @@
 """Finds the recorded inputs and outputs of the released system; tests name no case and no size.
 
 A test marked `parity_cases(pattern)` runs once for every recorded file that the pattern finds and
-gets it as the argument `case`. A pattern that finds nothing fails: a family never goes missing
-silently.
+gets it as the argument `case`; `without=TEXT` leaves out names that hold a text. A pattern that
+finds nothing fails: a family never goes missing silently.
 """
 
 import dataclasses
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
+
+from blip3o.models.decoders.pocket import PocketDecoderConfig
+from blip3o.models.dit.nextdit import NextDiTConfig
+from blip3o.models.encoders.siglip2 import Siglip2EncoderConfig
+from blip3o.models.unified import SamplingConfig, UnifiedModel, UnifiedModelConfig
+from blip3o.weights.keymaps.blip3o_qwen import backbone_config, load_published
 
 _DEFAULT_FOLDER = Path(__file__).parent.parent / "data" / "parity"
 
@@ -45,6 +52,10 @@ class RecordedCase:
         path = self.path if self.path.suffix == ".json" else self._beside(".json")
         return json.loads(path.read_text(encoding="utf-8"))
 
+    def neighbor(self, name: str) -> "RecordedCase":
+        """Returns another file of the same folder."""
+        return RecordedCase(self.path.with_name(name))
+
     def _beside(self, ending: str) -> Path:
         name = self.path.stem.rpartition("_")[0]
         return self.path.with_name(name + ending)
@@ -55,8 +66,55 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if marker is None:
         return
     folder = Path(os.environ.get("BLIP3O_PARITY_DIR", _DEFAULT_FOLDER))
-    paths = sorted(folder.glob(marker.args[0]))
+    left_out = marker.kwargs.get("without")
+    paths = sorted(p for p in folder.glob(marker.args[0]) if not (left_out and left_out in p.stem))
     if not paths:
         raise FileNotFoundError(f"no recorded case matches {folder / marker.args[0]}")
     cases = [RecordedCase(path) for path in paths]
     metafunc.parametrize("case", cases, ids=[path.stem for path in paths])
+
+
+@pytest.fixture
+def published_model() -> Callable[..., UnifiedModel]:
+    """Returns a function that builds a model of recorded sizes and loads recorded weights."""
+
+    def build(
+        settings: dict[str, Any], weights: dict[str, Tensor], num_queries: int, grid: int
+    ) -> UnifiedModel:
+        backbone = backbone_config(settings["llm_config"])
+        dit = settings["dit_config"]
+        channels = dit["in_channels"]
+        config = UnifiedModelConfig(
+            backbone=backbone,
+            image_encoder=Siglip2EncoderConfig(  # only its shape matters: features are recorded
+                image_px=28 * grid,
+                patch_px=28,
+                hidden_size=channels,
+                intermediate_size=4,
+                num_layers=1,
+                num_heads=2,
+            ),
+            num_query_tokens=num_queries,
+            dit=NextDiTConfig(
+                in_channels=channels,
+                condition_size=dit["latent_embedding_size"],
+                hidden_size=dit["dim"],
+                num_layers=dit["n_layers"],
+                num_heads=dit["n_heads"],
+                num_kv_heads=dit["n_kv_heads"],
+                grid=grid,
+                patch_size=dit["patch_size"],
+                multiple_of=dit["multiple_of"],
+                ffn_dim_multiplier=dit["ffn_dim_multiplier"],
+                norm_eps=dit["norm_eps"],
+            ),
+            image_decoder=dataclasses.replace(
+                PocketDecoderConfig.tiny(), feature_channels=channels, grid=grid, image_px=28 * grid
+            ),
+            sampling=SamplingConfig(truncate_timestep=True),
+        )
+        model = config.build().eval()
+        load_published(model, weights, "the recorded weights")
+        return model
+
+    return build

@@ -32,7 +32,8 @@ def sample_features(
         callback: called after each step with (steps done, features); may return features to go
             on with.
     """
-    sigmas = inference_sigmas(num_inference_steps, shift=model.config.sampling.sigma_shift)
+    sampling = model.config.sampling
+    sigmas = inference_sigmas(num_inference_steps, shift=sampling.sigma_shift)
     is_guided = guidance_scale != 1.0
     if is_guided:
         condition = with_null(condition)
@@ -40,7 +41,9 @@ def sample_features(
     context_cache = model.dit.prepare_context(condition)
 
     def velocity(noisy: Tensor, sigma: Tensor) -> Tensor:
-        return model.velocity(noisy, sigma, condition, reference, context_cache)
+        return model.velocity(
+            noisy, sigma, condition, reference, context_cache, sampling.truncate_timestep
+        )
 
     velocity_fn = guided(velocity, guidance_scale) if is_guided else velocity
     return euler(velocity_fn, noise, sigmas, callback)

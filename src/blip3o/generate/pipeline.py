@@ -41,7 +41,7 @@ class Blip3oPipeline:
         self.model = model.eval()
         self.tokenizer = tokenizer
         self.chat_template = ChatTemplate(
-            tokenizer, model.config.chat, model.config.image_encoder.num_tokens
+            tokenizer, model.config.chat, model.config.num_prompt_image_tokens
         )
         self._writer = Writer(model, tokenizer, self.chat_template)
 
@@ -150,10 +150,9 @@ class Blip3oPipeline:
             raise UsageError(f"{len(pictures)} pictures for {len(texts)} instructions")
         make = self.chat_template.edit_messages
         rows = [self._image_prompt(make, text) for text in texts]
-        features = self.encode(pictures) if pictures else None
         return self._generate(
             rows,
-            features,
+            self._pixels(pictures) if pictures else None,
             num_images_per_prompt,
             generator,
             num_inference_steps,
@@ -269,16 +268,13 @@ class Blip3oPipeline:
         """
         if not pictures:
             raise UsageError("no picture was given")
-        side = self.model.config.image_encoder.image_px
-        opened = [open_picture(picture) for picture in pictures]
-        pixels = torch.stack([to_pixels(picture, side) for picture in opened])
-        return self.model.encode_images(pixels.to(self.device, self.dtype))
+        return self.model.encode_images(self._pixels(pictures))
 
     @torch.no_grad()
     def _generate(
         self,
         rows: list[list[int]],
-        prompt_features: Tensor | None,
+        pixels: Tensor | None,
         num_images: int,
         generator: Generators,
         num_inference_steps: int | None,
@@ -294,12 +290,12 @@ class Blip3oPipeline:
             raise UsageError("no prompt was given")
         feature_noise, decoder_noise = self._noise(len(rows) * num_images, generator)
         ids, mask = left_pad(rows, self.tokenizer.pad_id)
-        condition = self.model.condition(
-            ids.to(self.device), mask.to(self.device), prompt_features
-        ).repeat_interleave(num_images, 0)
-        reference = None
-        if prompt_features is not None and self.model.config.dit.reference_channels:
-            reference = self.model.normalizer(prompt_features).repeat_interleave(num_images, 0)
+        images = self.model.prompt_images(pixels)
+        condition = self.model.condition(ids.to(self.device), mask.to(self.device), images)
+        condition = condition.repeat_interleave(num_images, 0)
+        reference = self.model.reference(pixels, images)
+        if reference is not None:
+            reference = reference.repeat_interleave(num_images, 0)
 
         def on_step(step: int, features: Tensor) -> Tensor | None:
             if callback is None:
@@ -321,6 +317,13 @@ class Blip3oPipeline:
         )
         return ImageOutput(finish(self.model, features, decoder_noise, output_type))
 
+    def _pixels(self, pictures: Sequence[Picture]) -> Tensor:
+        """Returns pictures as pixels [M, 3, P, P] of the image encoder's size, in [-1, 1]."""
+        side = self.model.config.image_encoder.image_px
+        opened = [open_picture(picture) for picture in pictures]
+        pixels = torch.stack([to_pixels(picture, side) for picture in opened])
+        return pixels.to(self.device, self.dtype)
+
     def _noise(self, count: int, generator: Generators) -> tuple[Tensor, Tensor]:
         config = self.model.config
         shapes = (config.feature_shape, config.image_decoder.noise_shape)
@@ -340,5 +343,6 @@ class Blip3oPipeline:
     def _write(
         self, rows: list[list[int]], pictures: Sequence[Picture], max_new_tokens: int | None
     ) -> Iterator[Tensor]:
-        features = self.encode(pictures) if pictures else None
-        return self._writer.tokens(rows, features, max_new_tokens)
+        with torch.no_grad():
+            images = self.model.prompt_images(self._pixels(pictures)) if pictures else None
+        return self._writer.tokens(rows, images, max_new_tokens)

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from blip3o.core.errors import UsageError
 from blip3o.core.types import IMAGE_MARK, Message
-from blip3o.models.unified import UnifiedModel
+from blip3o.models.unified import PromptImages, UnifiedModel
 from blip3o.text.chat import ChatTemplate
 from blip3o.text.tokenizer import Tokenizer
 
@@ -33,7 +33,7 @@ def generate_tokens(
     model: UnifiedModel,
     input_ids: Tensor,
     attention_mask: Tensor,
-    prompt_features: Tensor | None,
+    prompt_images: PromptImages | None,
     *,
     stop_id: int,
     pad_id: int,
@@ -45,13 +45,13 @@ def generate_tokens(
         model: in evaluation mode.
         input_ids: left-padded prompts, [B, T].
         attention_mask: True for real tokens, [B, T].
-        prompt_features: raw features of the rows' pictures, [M, N, C].
+        prompt_images: what `UnifiedModel.prompt_images` made of the rows' pictures.
         stop_id: ends a row.
         pad_id: what a stopped row yields.
         max_new_tokens: the longest answer.
     """
     cache = model.backbone.new_cache()
-    hidden = model.text_states(input_ids, attention_mask, prompt_features, cache)
+    hidden = model.text_states(input_ids, attention_mask, prompt_images, cache)
     running = torch.ones(len(input_ids), dtype=torch.bool, device=input_ids.device)
     for _ in range(max_new_tokens):
         token = model.backbone.logits(hidden[:, -1]).argmax(-1)
@@ -110,13 +110,13 @@ class Writer:
         return row
 
     def tokens(
-        self, rows: list[list[int]], features: Tensor | None, max_new_tokens: int | None
+        self, rows: list[list[int]], images: PromptImages | None, max_new_tokens: int | None
     ) -> Iterator[Tensor]:
         """Returns the next tokens of every row [B], as long as the model has positions for them.
 
         Args:
             rows: what `prompt` returned.
-            features: raw features of the rows' pictures, [M, N, C].
+            images: what `UnifiedModel.prompt_images` made of the rows' pictures.
             max_new_tokens: longest answer; the model's own number if None.
 
         Raises:
@@ -132,8 +132,8 @@ class Writer:
             self._model,
             ids.to(device),
             mask.to(device),
-            features,
-            stop_id=tokenizer.turn_end_id,
+            images,
+            stop_id=self._chat_template.turn_end_id,
             pad_id=tokenizer.pad_id,
             max_new_tokens=min(limit, config.backbone.max_positions - ids.shape[1]),
         )

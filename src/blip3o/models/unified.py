@@ -5,18 +5,20 @@ neither trains nor samples. `UnifiedModelConfig` checks that the widths of neigh
 """
 
 import dataclasses
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from blip3o.core.config import component
+from blip3o.models.backbones.vision import VisionInputs
 from blip3o.models.encoders.normalizer import FeatureNormalizer, FeatureNormalizerConfig
 from blip3o.models.query_tokens import QueryTokens
 from blip3o.text.chat import ChatConfig
 
-if TYPE_CHECKING:
-    from transformers.cache_utils import Cache
+PromptImages = Tensor | VisionInputs
+"""Pictures of prompts: raw features [M, N, C] of the image encoder for a backbone that projects
+them, pixel patches for a backbone with a vision tower of its own."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -29,6 +31,7 @@ class SamplingConfig:
         sigma_shift: shift of the noise levels towards pure noise (published: 1).
         num_decoder_steps: steps of the image decoder (published: 50).
         max_new_tokens: longest answer in tokens.
+        truncate_timestep: tell the DiT whole timesteps, rounded down, as the released sampler does.
     """
 
     guidance_scale: float = 3.0
@@ -36,6 +39,7 @@ class SamplingConfig:
     sigma_shift: float = 1.0
     num_decoder_steps: int = 50
     max_new_tokens: int = 128
+    truncate_timestep: bool = False
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -67,7 +71,10 @@ class UnifiedModelConfig:
     def __post_init__(self) -> None:
         channels = self.image_encoder.num_channels
         width = self.normalizer.width(channels)
-        _require_equal("backbone.image_channels", self.backbone.image_channels, channels)
+        if self.backbone.image_channels is not None:
+            _require_equal("backbone.image_channels", self.backbone.image_channels, channels)
+        else:  # refuses pictures that its vision tower cannot take
+            self.backbone.num_image_tokens(self.image_encoder.image_px)
         _require_equal("dit.condition_size", self.dit.condition_size, self.backbone.hidden_size)
         _require_equal("dit.in_channels", self.dit.in_channels, width)
         if self.dit.reference_channels:
@@ -75,6 +82,13 @@ class UnifiedModelConfig:
         _require_equal("dit.grid", self.dit.grid, self.image_encoder.grid)
         _require_equal("image_decoder.feature_channels", self.image_decoder.feature_channels, width)
         _require_equal("image_decoder.grid", self.image_decoder.grid, self.image_encoder.grid)
+
+    @property
+    def num_prompt_image_tokens(self) -> int:
+        """Tokens that stand for one picture of a prompt."""
+        if self.backbone.image_channels is None:
+            return self.backbone.num_image_tokens(self.image_encoder.image_px)
+        return self.image_encoder.num_tokens
 
     @property
     def feature_shape(self) -> tuple[int, int]:
@@ -140,8 +154,49 @@ class UnifiedModel(nn.Module):
         """
         return self.image_encoder(pixels)
 
+    def prompt_images(
+        self, pixels: Tensor | None, features: Tensor | None = None
+    ) -> PromptImages | None:
+        """Returns the pictures of prompts as `condition` and `text_states` take them.
+
+        Args:
+            pixels: [M, 3, P, P] in [-1, 1]; None where there are no pictures or features are given.
+            features: their raw features [M, N, C] if they are known already.
+
+        Raises:
+            ValueError: if the backbone sees pixels itself and only features are given.
+        """
+        if self.config.backbone.image_channels is not None:
+            if features is None and pixels is not None:
+                features = self.encode_images(pixels)
+            return None if features is None else features.to(self.query_tokens.weight.dtype)
+        if pixels is None and features is not None:
+            raise ValueError("this backbone sees the pixels of prompts; features are not enough")
+        return None if pixels is None else self.backbone.vision_inputs(pixels)
+
+    def reference(
+        self, pixels: Tensor | None, features: PromptImages | None = None
+    ) -> Tensor | None:
+        """Returns normalized features [M, N, K] of pictures to edit; None if the DiT takes none.
+
+        Args:
+            pixels: [M, 3, P, P] in [-1, 1].
+            features: their raw features [M, N, C] if they are known already; other forms are
+                ignored.
+        """
+        if not self.config.dit.reference_channels:
+            return None
+        if not isinstance(features, Tensor):
+            features = None if pixels is None else self.encode_images(pixels)
+        if features is None:
+            return None
+        return self.normalizer(features.to(self.query_tokens.weight.dtype))
+
     def condition(
-        self, input_ids: Tensor, attention_mask: Tensor, prompt_features: Tensor | None = None
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        prompt_images: PromptImages | None = None,
     ) -> Tensor:
         """Returns the backbone's states at the query tokens, [B, Q, D].
 
@@ -152,7 +207,7 @@ class UnifiedModel(nn.Module):
         Args:
             input_ids: prompts that end in the last column (left-padded), [B, T].
             attention_mask: True for real tokens, [B, T].
-            prompt_features: raw features of the prompts' pictures, [M, N, C].
+            prompt_images: what `prompt_images` made of the prompts' pictures.
 
         Raises:
             ValueError: if a row is padded at its end.
@@ -165,10 +220,10 @@ class UnifiedModel(nn.Module):
         if frozen and torch.is_grad_enabled():
             cache = self.backbone.new_cache()
             with torch.no_grad():
-                prompt = self.backbone.embed(input_ids, prompt_features)
+                prompt = self.backbone.embed(input_ids, prompt_images)
                 self.backbone(prompt, attention_mask, cache)
             return self.backbone(queries.to(prompt.dtype), mask, cache)
-        prompt = self.backbone.embed(input_ids, prompt_features)
+        prompt = self.backbone.embed(input_ids, prompt_images)
         embeds = torch.cat([prompt, queries.to(prompt.dtype)], dim=1)
         return self.backbone(embeds, mask)[:, -queries.shape[1] :]
 
@@ -179,6 +234,7 @@ class UnifiedModel(nn.Module):
         condition: Tensor,
         reference: Tensor | None = None,
         context_cache: Any = None,  # noqa: ANN401  (owned by the DiT)
+        truncate_timestep: bool = False,
     ) -> Tensor:
         """Returns the DiT's velocity (noise - clean) in normalized feature space, [B, N, K].
 
@@ -188,28 +244,39 @@ class UnifiedModel(nn.Module):
             condition: backbone states at the queries, [B, Q, D]; zeros are the empty condition.
             reference: normalized features of a picture to edit, [B, N, K].
             context_cache: what `dit.prepare_context(condition)` returned, to reuse over steps.
+            truncate_timestep: see `SamplingConfig`.
         """
         return self.dit.velocity(
-            noisy, sigma, condition, context_cache=context_cache, reference=reference
+            noisy,
+            sigma,
+            condition,
+            context_cache=context_cache,
+            reference=reference,
+            truncate_timestep=truncate_timestep,
         )
 
     def text_states(
         self,
         input_ids: Tensor,
         attention_mask: Tensor,
-        prompt_features: Tensor | None = None,
-        cache: "Cache | None" = None,
+        prompt_images: PromptImages | None = None,
+        cache: Any = None,  # noqa: ANN401  (owned by the backbone)
     ) -> Tensor:
         """Returns the backbone's hidden states of token rows, [B, T, D].
 
         Args:
             input_ids: [B, T].
             attention_mask: [B, past + T].
-            prompt_features: raw features of the rows' pictures, [M, N, C].
-            cache: keys and values of earlier tokens.
+            prompt_images: what `prompt_images` made of the rows' pictures; rows with pictures come
+                whole.
+            cache: what `backbone.new_cache()` returned, with keys and values of earlier tokens.
         """
-        embeds = self.backbone.embed(input_ids, prompt_features)
-        return self.backbone(embeds, attention_mask, cache)
+        embeds = self.backbone.embed(input_ids, prompt_images)
+        if not isinstance(prompt_images, VisionInputs):
+            return self.backbone(embeds, attention_mask, cache)
+        # Only text about pictures is placed by their grids; prompts of pictures count tokens.
+        positions = self.backbone.image_positions(input_ids, attention_mask, prompt_images)
+        return self.backbone(embeds, attention_mask, cache, positions)
 
     def compile_targets(self) -> list[nn.Module]:
         """Returns the modules worth compiling one by one (repeated blocks of one shape)."""

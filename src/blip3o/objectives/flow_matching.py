@@ -10,7 +10,7 @@ from blip3o.core.rng import sample_normal, sample_uniform
 from blip3o.core.types import Batch, LossOutput
 from blip3o.flow.guidance import drop_condition
 from blip3o.flow.path import interpolate, velocity_target
-from blip3o.models.unified import UnifiedModel, UnifiedModelConfig
+from blip3o.models.unified import PromptImages, UnifiedModel, UnifiedModelConfig
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -64,9 +64,9 @@ class FlowMatching(nn.Module):
         """Returns the summed squared error of a batch with a target picture in each row."""
         with torch.no_grad():
             clean = model.normalizer(_target_features(model, batch))
-            prompt_features = _prompt_features(model, batch)
-            reference = _reference(model, batch, prompt_features)
-        condition = model.condition(batch.input_ids, batch.attention_mask, prompt_features)
+            images = model.prompt_images(batch.prompt_pixels, batch.prompt_features)
+            reference = _reference(model, batch, images)
+        condition = model.condition(batch.input_ids, batch.attention_mask, images)
         dropped = sample_uniform(seed, "condition_dropout", batch.epochs, batch.indices)
         is_dropped = (dropped < self.config.condition_dropout).to(clean.device)
         condition = drop_condition(condition, is_dropped)
@@ -96,16 +96,9 @@ def _target_features(model: UnifiedModel, batch: Batch) -> Tensor:
     return model.encode_images(batch.target_pixels).float()
 
 
-def _prompt_features(model: UnifiedModel, batch: Batch) -> Tensor | None:
-    if batch.prompt_features is not None:
-        return batch.prompt_features.float()
-    if batch.prompt_pixels is None:
+def _reference(model: UnifiedModel, batch: Batch, images: PromptImages | None) -> Tensor | None:
+    if batch.reference_rows is None:
         return None
-    return model.encode_images(batch.prompt_pixels).float()
-
-
-def _reference(model: UnifiedModel, batch: Batch, prompt_features: Tensor | None) -> Tensor | None:
-    takes_reference = model.config.dit.reference_channels > 0
-    if not takes_reference or batch.reference_rows is None or prompt_features is None:
-        return None
-    return model.normalizer(prompt_features[batch.reference_rows])
+    known = batch.prompt_features if batch.prompt_features is not None else images
+    reference = model.reference(batch.prompt_pixels, known)
+    return None if reference is None else reference[batch.reference_rows]

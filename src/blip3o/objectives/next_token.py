@@ -67,12 +67,8 @@ class NextToken(nn.Module):
         """Returns the summed cross entropy; logits are computed at labelled positions only."""
         del seed  # nothing random here
         with torch.no_grad():
-            features = batch.prompt_features
-            if features is None and batch.prompt_pixels is not None:
-                features = model.encode_images(batch.prompt_pixels)
-        hidden = model.text_states(
-            batch.input_ids, batch.attention_mask, None if features is None else features.float()
-        )
+            images = model.prompt_images(batch.prompt_pixels, batch.prompt_features)
+        hidden = model.text_states(batch.input_ids, batch.attention_mask, images)
         weights = self._token_weights(batch)
         labels = batch.labels[:, 1:]  # type: ignore[index]
         asked = labels != IGNORE_LABEL

@@ -171,7 +171,7 @@ def _check_tokens(tokenizer: Tokenizer, config: RunConfig) -> None:
 
 
 def _preparer(config: RunConfig, tokenizer: Tokenizer, model: UnifiedModel) -> Preparer:
-    chat = ChatTemplate(tokenizer, config.model.chat, config.model.image_encoder.num_tokens)
+    chat = ChatTemplate(tokenizer, config.model.chat, config.model.num_prompt_image_tokens)
     regions = [o for o in config.objectives if o.kind == "image_text"]
     return Preparer(
         chat=chat,

@@ -1,6 +1,7 @@
 r"""The chat format: conversations as token ids, for training and for prompts.
 
-Every turn is `<|im_start|>{role}\n{content}<|im_end|>\n` (BLIP3-o's format for the Qwen family).
+A turn of the Qwen family is `<|im_start|>{role}\n{content}<|im_end|>\n`, one of Llama 3
+`<|start_header_id|>{role}<|end_header_id|>\n\n{content}<|eot_id|>`.
 What people and data say is read as plain text: only this file places special tokens, so no caption
 can end a turn or claim a picture that is not there.
 """
@@ -11,11 +12,58 @@ from typing import Literal
 
 from blip3o.core.errors import UsageError
 from blip3o.core.types import IGNORE_LABEL, IMAGE_MARK, Message
-from blip3o.text.tokenizer import Tokenizer
+from blip3o.text.tokenizer import (
+    IMAGE_PAD,
+    IMAGE_START,
+    TURN_END,
+    TURN_START,
+    VISION_END,
+    VISION_START,
+    Tokenizer,
+)
 
 ROLES = ("system", "user", "assistant")
 
-_Piece = str | tuple[int, ...]  # plain text, or ids that stand as they are
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Special:
+    """A special token, which only this file places; `count` of them in a row."""
+
+    name: str
+    count: int = 1
+
+
+_Piece = str | _Special
+_Part = Literal["prompt", "frame", "answer"]  # a frame stands around the words of an answer
+_Placed = tuple[_Piece, _Part]
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class _TurnFormat:
+    """What stands around the role and the content of a turn."""
+
+    begin: tuple[_Special, ...] = ()  # once, before the first turn
+    start: _Special
+    after_role: tuple[_Piece, ...]
+    end: _Special
+    after_turn: str
+
+
+_FORMATS = {
+    "qwen": _TurnFormat(
+        start=_Special(TURN_START),
+        after_role=("\n",),
+        end=_Special(TURN_END),
+        after_turn="\n",
+    ),
+    "llama3": _TurnFormat(
+        begin=(_Special("<|begin_of_text|>"),),
+        start=_Special("<|start_header_id|>"),
+        after_role=(_Special("<|end_header_id|>"), "\n\n"),
+        end=_Special("<|eot_id|>"),
+        after_turn="",
+    ),
+}
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,21 +76,38 @@ class ChatConfig:
         generate: user turn that asks for a picture; `{caption}` is replaced.
         edit: what follows the picture in the user turn of an edit; `{instruction}` is replaced.
         reconstruct: what follows the picture that is to be given back.
+        close_image_turn: end the assistant's turn before `[IMG]`, as the released training does
+            and the released inference does not.
+        learn_whole_turns: learn the assistant's headers and what follows its turns too, as the
+            released training does; else the answer and the token that ends it.
 
     Raises:
         ValueError: if a template lacks its placeholder.
     """
 
-    kind: Literal["qwen"] = "qwen"
+    kind: Literal["qwen", "llama3"] = "qwen"
     system: str | None = "You are a helpful assistant."
     generate: str = "Please generate image based on the following caption: {caption}"
     edit: str = "{instruction}"
     reconstruct: str = "Please reconstruct the given image."
+    close_image_turn: bool = False
+    learn_whole_turns: bool = False
 
     def __post_init__(self) -> None:
         for name, mark in (("generate", "{caption}"), ("edit", "{instruction}")):
             if mark not in getattr(self, name):
                 raise ValueError(f"chat.{name} must contain {mark}, got {getattr(self, name)!r}")
+
+    @classmethod
+    def llama3(cls) -> "ChatConfig":
+        """Returns the published words for Llama 3."""
+        return cls(
+            kind="llama3",
+            system=(
+                "A chat between a curious user and an artificial intelligence assistant. The "
+                "assistant gives helpful, detailed, and polite answers to the user's questions."
+            ),
+        )
 
 
 class ChatTemplate:
@@ -58,6 +123,12 @@ class ChatTemplate:
         self.tokenizer = tokenizer
         self.config = config
         self.num_image_tokens = num_image_tokens
+        self._format = _FORMATS[config.kind]
+
+    @property
+    def turn_end_id(self) -> int:
+        """Id of the token that ends an answer."""
+        return self.tokenizer.special_id(self._format.end.name)
 
     def generate_messages(self, caption: str) -> tuple[Message, ...]:
         """Returns the conversation that asks for a picture of a caption."""
@@ -76,7 +147,8 @@ class ChatTemplate:
     def image_prompt(self, messages: Sequence[Message]) -> list[int]:
         """Returns the ids after which the query tokens of a picture stand.
 
-        The same form serves inference and training: the opened assistant turn, then `[IMG]`.
+        The same form serves inference and training: the opened assistant turn (or the closed one,
+        see `ChatConfig.close_image_turn`), then `[IMG]`.
 
         Args:
             messages: the turns so far, ending with the user's.
@@ -84,7 +156,12 @@ class ChatTemplate:
         Raises:
             UsageError: for an unknown role or a picture outside a user turn.
         """
-        return [*self.text_prompt(messages), self.tokenizer.image_start_id]
+        pieces = self._prompt(messages)
+        if self.config.close_image_turn:
+            pieces.append((self._format.end, "answer"))
+            pieces.append((self._format.after_turn, "frame"))
+        pieces.append((_Special(IMAGE_START), "prompt"))
+        return [i for ids, _ in self._encode(pieces) for i in ids]
 
     def text_prompt(self, messages: Sequence[Message]) -> list[int]:
         """Returns the ids after which the assistant's answer stands.
@@ -95,11 +172,24 @@ class ChatTemplate:
         Raises:
             UsageError: for an unknown role or a picture outside a user turn.
         """
-        pieces: list[_Piece] = []
-        for message in self._with_system(messages):
-            pieces += self._turn(message)
-        pieces += [(self.tokenizer.turn_start_id,), "assistant\n"]
-        return [i for ids in self._encode(pieces) for i in ids]
+        return [i for ids, _ in self._encode(self._prompt(messages)) for i in ids]
+
+    def text_prompt_string(self, messages: Sequence[Message]) -> str:
+        """Returns `text_prompt` as a string for people to read, special tokens by their names.
+
+        It cannot be told here whether a name is the token or something that a person said, so a
+        model is never given this string.
+
+        Args:
+            messages: the turns so far, ending with the user's.
+
+        Raises:
+            UsageError: for an unknown role or a picture outside a user turn.
+        """
+        return "".join(
+            piece if isinstance(piece, str) else piece.name * piece.count
+            for piece, _ in self._prompt(messages)
+        )
 
     def conversation(self, messages: Sequence[Message]) -> tuple[list[int], list[int]]:
         """Returns the ids of a whole conversation and what to learn of them.
@@ -113,16 +203,22 @@ class ChatTemplate:
         Raises:
             UsageError: for an unknown role or a picture outside a user turn.
         """
+        learned = ("frame", "answer") if self.config.learn_whole_turns else ("answer",)
         ids: list[int] = []
         labels: list[int] = []
-        for message in self._with_system(messages):
-            pieces = self._turn(message)
-            for place, piece_ids in enumerate(self._encode(pieces)):
-                ids += piece_ids
-                # An assistant's pieces are start, header, content, end, newline.
-                learned = message.role == "assistant" and place in (2, 3)
-                labels += piece_ids if learned else [IGNORE_LABEL] * len(piece_ids)
+        for piece_ids, part in self._encode(self._turns(messages)):
+            ids += piece_ids
+            labels += piece_ids if part in learned else [IGNORE_LABEL] * len(piece_ids)
         return ids, labels
+
+    def _turns(self, messages: Sequence[Message]) -> list[_Placed]:
+        pieces: list[_Placed] = [(piece, "prompt") for piece in self._format.begin]
+        for message in self._with_system(messages):
+            pieces += self._turn(message)
+        return pieces
+
+    def _prompt(self, messages: Sequence[Message]) -> list[_Placed]:
+        return [*self._turns(messages), *self._header("assistant", "frame")]
 
     def _with_system(self, messages: Sequence[Message]) -> Iterator[Message]:
         for message in messages:
@@ -136,31 +232,44 @@ class ChatTemplate:
             yield Message(role="system", text=self.config.system)
         yield from messages
 
-    def _turn(self, message: Message) -> list[_Piece]:
-        text, *rest = self._content(message)
-        header = f"{message.role}\n"
-        # An answer is encoded apart from its header, because a prompt ends exactly there; all
-        # other text that touches is encoded as one.
-        answer = message.role == "assistant"
-        first: list[_Piece] = [header, text] if answer else [header + text]
-        start, end = (self.tokenizer.turn_start_id,), (self.tokenizer.turn_end_id,)
-        return [start, *first, *rest, end, "\n"]
+    def _header(self, role: str, part: _Part) -> Iterator[_Placed]:
+        for piece in (self._format.start, role, *self._format.after_role):
+            yield piece, part
 
-    def _content(self, message: Message) -> tuple[str, *tuple[_Piece, ...]]:
+    def _turn(self, message: Message) -> Iterator[_Placed]:
+        frame, words = ("frame", "answer") if message.role == "assistant" else ("prompt", "prompt")
+        yield from self._header(message.role, frame)
+        for piece in self._content(message):
+            yield piece, words
+        yield self._format.end, words
+        yield self._format.after_turn, frame
+
+    def _content(self, message: Message) -> Iterator[_Piece]:
         if IMAGE_MARK not in message.text:
-            return (message.text,)
-        token = self.tokenizer
-        picture = (
-            token.vision_start_id,
-            *[token.image_pad_id] * self.num_image_tokens,
-            token.vision_end_id,
-        )
+            yield message.text
+            return
         first, *others = message.text.strip().split(IMAGE_MARK)
-        return (first, *(piece for text in others for piece in (picture, text)))
+        yield first
+        for text in others:
+            yield _Special(VISION_START)
+            yield _Special(IMAGE_PAD, self.num_image_tokens)
+            yield _Special(VISION_END)
+            yield text
 
-    def _encode(self, pieces: Sequence[_Piece]) -> Iterator[list[int]]:
-        for piece in pieces:
-            if isinstance(piece, str):
-                yield self.tokenizer.encode(piece, allow_special=False)
-            else:
-                yield list(piece)
+    def _encode(self, pieces: Sequence[_Placed]) -> Iterator[tuple[list[int], _Part]]:
+        """Yields ids and the part they belong to.
+
+        Text that touches is encoded as one, but an answer apart from its header, because a prompt
+        ends exactly there.
+        """
+        text = ""
+        for place, (piece, part) in enumerate(pieces):
+            if isinstance(piece, _Special):
+                yield [self.tokenizer.special_id(piece.name)] * piece.count, part
+                continue
+            text += piece
+            following = pieces[place + 1 : place + 2]
+            if following and isinstance(following[0][0], str) and following[0][1] == part:
+                continue
+            yield self.tokenizer.encode(text, allow_special=False), part
+            text = ""

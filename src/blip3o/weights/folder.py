@@ -24,6 +24,7 @@ from blip3o.core.config import from_dict, to_dict
 from blip3o.core.errors import UsageError, unknown_name
 from blip3o.models.unified import UnifiedModel, UnifiedModelConfig
 from blip3o.text.tokenizer import Tokenizer
+from blip3o.weights.strict import require_fit, shapes_of
 
 BUNDLED = {"pocket": Path(__file__).parent.parent / "pocket"}
 """Models that come with the package, by name."""
@@ -123,7 +124,7 @@ def load_model(
         file = folder / part / "model.safetensors" if part else folder / "model.safetensors"
         prefix = f"{part}." if part else ""
         state |= {prefix + key: value for key, value in _read_tensors(file).items()}
-    _check_keys(skeleton, state, folder)
+    require_fit(shapes_of(skeleton.state_dict()), shapes_of(state), str(folder))
     tokenizer = Tokenizer.load(folder)
     _check_tokenizer(tokenizer, config, folder)
     with torch.random.fork_rng(devices=[]):  # loading a model moves nobody's random numbers
@@ -204,24 +205,6 @@ def _read_tensors(file: Path) -> dict[str, Tensor]:
         return load_file(file)
     except (SafetensorError, OSError) as error:
         raise UsageError(f"{file} is damaged and cannot be read: {error}") from error
-
-
-def _check_keys(model: nn.Module, state: dict[str, Tensor], folder: Path) -> None:
-    expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    missing = sorted(expected.keys() - state.keys())
-    extra = sorted(state.keys() - expected.keys())
-    misshapen = [
-        f"{name} {list(state[name].shape)} instead of {list(shape)}"
-        for name, shape in expected.items()
-        if name in state and tuple(state[name].shape) != shape
-    ]
-    problems = [
-        f"{what}: {', '.join(names)}"
-        for what, names in (("missing", missing), ("extra", extra), ("wrong shape", misshapen))
-        if names
-    ]
-    if problems:
-        raise UsageError(f"weights in {folder} do not fit their config; {'; '.join(problems)}")
 
 
 def describe_models() -> str:

@@ -36,10 +36,10 @@ def test_the_dit_sees_the_picture_as_reference_in_both_halves_of_the_guidance(
     plain = tiny_pipe.model.velocity
 
     def watch(
-        noisy: Tensor, sigma: Tensor, condition: Tensor, reference: Any, cache: Any
+        noisy: Tensor, sigma: Tensor, condition: Tensor, reference: Any, *rest: Any
     ) -> Tensor:
         seen.append(reference)
-        return plain(noisy, sigma, condition, reference, cache)
+        return plain(noisy, sigma, condition, reference, *rest)
 
     monkeypatch.setattr(tiny_pipe.model, "velocity", watch)
     edit(tiny_pipe, [RED, BLUE], ["a", "b"], num_images_per_prompt=2)

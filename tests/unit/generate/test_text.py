@@ -12,6 +12,7 @@ from blip3o.core.types import IMAGE_MARK, Message
 from blip3o.generate.chat import converse
 from blip3o.generate.pipeline import Blip3oPipeline
 from blip3o.generate.text import generate_tokens, left_pad
+from blip3o.text.chat import ChatTemplate
 
 RED, BLUE = (Image.new("RGB", (16, 16), color) for color in ("red", "blue"))
 NO_STOP = 319
@@ -139,7 +140,7 @@ def test_a_batch_of_questions_equals_each_alone(tiny_pipe: Blip3oPipeline) -> No
 def test_answers_are_no_longer_than_asked_or_than_the_model_reaches(
     tiny_pipe: Blip3oPipeline, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(type(tiny_pipe.tokenizer), "turn_end_id", NO_STOP)
+    monkeypatch.setattr(ChatTemplate, "turn_end_id", -1)  # no token
     row = tiny_pipe._writer.prompt([user("hello")], 0)
     assert len(list(tiny_pipe._writer.tokens([row], None, 4))) == 4
     assert len(list(tiny_pipe._writer.tokens([row], None, None))) == 6

@@ -113,3 +113,32 @@ def test_the_config_round_trips_and_checks_its_templates() -> None:
         from_dict(ChatConfig, {"generate": "draw"}, "chat")
     with pytest.raises(UsageError, match="kind"):
         from_dict(ChatConfig, {"kind": "llama9"}, "chat")
+
+
+def test_llama3_turns_have_their_own_tokens(tokenizer: Tokenizer) -> None:
+    chat = ChatTemplate(tokenizer, ChatConfig(kind="llama3", system=None), num_image_tokens=1)
+    head = "<|start_header_id|>{}<|end_header_id|>\n\n"
+    said = f"<|begin_of_text|>{head.format('user')}Hi<|eot_id|>{head.format('assistant')}"
+    assert chat.text_prompt_string([_user("Hi")]) == said
+    with pytest.raises(UsageError, match="begin_of_text"):
+        chat.text_prompt([_user("Hi")])  # this tokenizer is of another family
+
+
+def test_an_image_turn_can_be_closed_as_in_the_released_training(tokenizer: Tokenizer) -> None:
+    chat = ChatTemplate(tokenizer, ChatConfig(system=None, close_image_turn=True), 3)
+    expected = "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n<|im_end|>\n[IMG]"
+    assert chat.image_prompt([_user("Hi")]) == tokenizer.encode(expected)
+    assert chat.text_prompt([_user("Hi")]) == tokenizer.encode(
+        expected[: -len("<|im_end|>\n[IMG]")]
+    )
+
+
+def test_whole_turns_can_be_learned_and_prompts_stay_their_beginning(tokenizer: Tokenizer) -> None:
+    chat = ChatTemplate(tokenizer, ChatConfig(system=None, learn_whole_turns=True), 3)
+    turns = [_user("What?"), _assistant("\n a car")]
+    ids, labels = chat.conversation(turns)
+    learned = [label for label in labels if label != IGNORE_LABEL]
+    whole = "<|im_start|>assistant\n\n a car<|im_end|>\n"
+    assert tokenizer.decode(learned, skip_special=False) == whole
+    prompt = chat.text_prompt(turns[:1])
+    assert ids[: len(prompt)] == prompt

@@ -2,4 +2,11 @@
 
 from blip3o.core.registry import Registry
 
-BACKBONES = Registry("backbone", {"qwen3": ".qwen3:Qwen3BackboneConfig"}, package=__name__)
+BACKBONES = Registry(
+    "backbone",
+    {
+        "qwen3": ".qwen3:Qwen3BackboneConfig",
+        "qwen2_5_vl": ".qwen2_5_vl:Qwen2_5VLBackboneConfig",
+    },
+    package=__name__,
+)

@@ -1,0 +1,306 @@
+"""Qwen2.5-VL: the backbone of the released 4B and 8B models, with a vision tower of its own.
+
+The layers are transformers' own text model and vision tower; this adapter adds what BLIP3-o needs
+around them. Two facts of the released models meet here: prompts of pictures have plain positions
+on all three rotary axes, also where they hold pictures, and only text about pictures uses the
+3-axis positions of Qwen2.5-VL.
+"""
+
+import dataclasses
+from typing import TYPE_CHECKING, ClassVar
+
+from torch import Tensor, nn
+
+from blip3o.models.backbones.vision import (
+    VisionInputs,
+    VisionTowerConfig,
+    image_positions,
+    to_vision_inputs,
+)
+
+if TYPE_CHECKING:
+    from transformers.cache_utils import Cache
+    from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLTextModel
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Qwen2_5VLBackboneConfig:  # noqa: N801  (the model's own name)
+    """Sizes of a Qwen2.5-VL.
+
+    Args:
+        vocab_size: number of token embeddings (V). published: 151668.
+        hidden_size: width (D).
+        intermediate_size: width inside the MLPs.
+        num_layers: decoder layers.
+        num_heads: query heads.
+        num_kv_heads: key/value heads.
+        image_token_id: id of the placeholder that a picture's tokens replace.
+        tie_word_embeddings: whether the embedding table is also the vocabulary head.
+        vision: sizes of the vision tower.
+        rotary_sections: frequencies of a head that follow time, rows and columns.
+        norm_eps: epsilon of the decoder's norms.
+        max_positions: longest sequence the model is meant for.
+        rope_theta: base of the rotary frequencies.
+
+    Raises:
+        ValueError: if the rotary sections do not fill half a head.
+    """
+
+    image_channels: ClassVar[None] = None
+    """It sees pixels with its own tower and takes no features of the image encoder."""
+
+    kind: str = "qwen2_5_vl"
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    image_token_id: int
+    tie_word_embeddings: bool
+    vision: VisionTowerConfig = dataclasses.field(default_factory=VisionTowerConfig)
+    rotary_sections: tuple[int, int, int] = (16, 24, 24)
+    norm_eps: float = 1e-6
+    max_positions: int = 128_000
+    rope_theta: float = 1_000_000.0
+
+    def __post_init__(self) -> None:
+        half = self.hidden_size // self.num_heads // 2
+        if sum(self.rotary_sections) != half:
+            raise ValueError(
+                f"rotary_sections {list(self.rotary_sections)} must add up to half a head ({half})"
+            )
+
+    @classmethod
+    def tiny(cls) -> "Qwen2_5VLBackboneConfig":
+        """Returns the smallest useful config, for tests."""
+        return cls(
+            vocab_size=320,
+            hidden_size=16,
+            intermediate_size=32,
+            num_layers=2,
+            num_heads=2,
+            num_kv_heads=1,
+            image_token_id=5,
+            tie_word_embeddings=False,
+            vision=VisionTowerConfig(
+                hidden_size=16,
+                intermediate_size=24,
+                num_layers=2,
+                num_heads=2,
+                patch_px=4,
+                window_px=16,
+                full_attention_layers=(1,),
+            ),
+            rotary_sections=(2, 1, 1),
+            max_positions=512,
+        )
+
+    @classmethod
+    def published_4b(cls) -> "Qwen2_5VLBackboneConfig":
+        """Returns the sizes of Qwen2.5-VL-3B as in the released 4B model: 3,754,074,112."""
+        return cls(
+            vocab_size=151_668,
+            hidden_size=2048,
+            intermediate_size=11_008,
+            num_layers=36,
+            num_heads=16,
+            num_kv_heads=2,
+            image_token_id=151_655,
+            tie_word_embeddings=True,
+        )
+
+    @classmethod
+    def published_8b(cls) -> "Qwen2_5VLBackboneConfig":
+        """Returns the sizes of Qwen2.5-VL-7B as in the released 8B model: 8,289,328,128."""
+        return cls(
+            vocab_size=151_668,
+            hidden_size=3584,
+            intermediate_size=18_944,
+            num_layers=28,
+            num_heads=28,
+            num_kv_heads=4,
+            image_token_id=151_655,
+            tie_word_embeddings=False,
+        )
+
+    def num_image_tokens(self, image_px: int) -> int:
+        """Returns how many tokens stand for a square picture.
+
+        Args:
+            image_px: its side.
+
+        Raises:
+            ValueError: if the side is not a multiple of a token's.
+        """
+        side = self.vision.patch_px * self.vision.merge
+        if image_px % side:
+            raise ValueError(f"image_px {image_px} must be a multiple of {side} for this backbone")
+        return (image_px // side) ** 2
+
+    def build(self) -> "Qwen2_5VLBackbone":
+        """Returns the backbone with fresh weights."""
+        return Qwen2_5VLBackbone(self)
+
+    def build_decoder(self) -> "Qwen2_5_VLTextModel":
+        """Returns the text model alone, with fresh weights."""
+        from transformers.models.qwen2_5_vl.configuration_qwen2_5_vl import Qwen2_5_VLTextConfig
+        from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLTextModel
+
+        return Qwen2_5_VLTextModel(
+            Qwen2_5_VLTextConfig(
+                vocab_size=self.vocab_size,
+                hidden_size=self.hidden_size,
+                intermediate_size=self.intermediate_size,
+                num_hidden_layers=self.num_layers,
+                num_attention_heads=self.num_heads,
+                num_key_value_heads=self.num_kv_heads,
+                max_position_embeddings=self.max_positions,
+                rms_norm_eps=self.norm_eps,
+                rope_parameters={
+                    "rope_type": "default",
+                    "rope_theta": self.rope_theta,
+                    "mrope_section": list(self.rotary_sections),
+                },
+            )
+        )
+
+
+@dataclasses.dataclass(slots=True)
+class Qwen2_5VLCache:  # noqa: N801
+    """What earlier positions leave behind for later ones.
+
+    Args:
+        key_values: keys and values of every layer.
+        rope_deltas: how far each row's rotary positions are from its count of tokens, [B]; below 0
+            after pictures, whose grids take fewer positions than they have tokens.
+    """
+
+    key_values: "Cache"
+    rope_deltas: Tensor | None = None
+
+
+class Qwen2_5VLBackbone(nn.Module):  # noqa: N801
+    """Token ids and pictures to hidden states, and hidden states to vocabulary logits.
+
+    Args:
+        config: sizes.
+
+    Reference:
+        Qwen2.5-VL (arXiv 2502.13923); parity families `qwen` and `generate_image`.
+    """
+
+    def __init__(self, config: Qwen2_5VLBackboneConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.visual = config.vision.build(config.hidden_size)
+        self.decoder = config.build_decoder()
+        self.lm_head = (
+            None
+            if config.tie_word_embeddings
+            else nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        )
+
+    def vision_inputs(self, pixels: Tensor) -> VisionInputs:
+        """Returns pictures as `embed` takes them.
+
+        Args:
+            pixels: [M, 3, H, W] in [-1, 1].
+
+        Raises:
+            ValueError: if a side is not a multiple of a token's.
+        """
+        vision = self.config.vision
+        return to_vision_inputs(pixels, vision.patch_px, vision.merge, vision.num_frames)
+
+    def image_tokens(self, images: VisionInputs) -> Tensor:
+        """Returns what the vision tower makes of pictures: tokens of all of them, [S / m**2, D]."""
+        return self.visual(images.patches, grid_thw=images.grid_thw).pooler_output
+
+    def embed(self, input_ids: Tensor, images: VisionInputs | None = None) -> Tensor:
+        """Returns the input embeddings, with the pictures' tokens at their placeholders.
+
+        Args:
+            input_ids: [B, T].
+            images: all pictures, in the order of their placeholders.
+
+        Raises:
+            ValueError: if placeholders and picture tokens differ in number.
+        """
+        embeds = self.decoder.embed_tokens(input_ids)
+        is_image = input_ids == self.config.image_token_id
+        num_tokens = 0 if images is None else int(self._token_grids(images).prod(1).sum())
+        if int(is_image.sum()) != num_tokens:
+            raise ValueError(
+                f"the prompts hold {int(is_image.sum())} image placeholders, "
+                f"the pictures give {num_tokens} feature tokens"
+            )
+        if images is None:
+            return embeds
+        tokens = self.image_tokens(images).to(embeds.dtype)
+        return embeds.masked_scatter(is_image.unsqueeze(-1), tokens)
+
+    def image_positions(
+        self, input_ids: Tensor, attention_mask: Tensor, images: VisionInputs
+    ) -> Tensor:
+        """Returns the 3-axis positions of text about pictures, [3, B, T], for `forward`.
+
+        Args:
+            input_ids: whole rows, [B, T].
+            attention_mask: True for real tokens, [B, T].
+            images: all pictures, in the order of their placeholders.
+
+        Raises:
+            ValueError: if the placeholders do not come in runs of the pictures' tokens.
+        """
+        grids = self._token_grids(images)
+        return image_positions(input_ids, attention_mask, grids, self.config.image_token_id)
+
+    def forward(
+        self,
+        embeds: Tensor,
+        attention_mask: Tensor,
+        cache: Qwen2_5VLCache | None = None,
+        positions: Tensor | None = None,
+    ) -> Tensor:
+        """Returns the hidden states after the final norm, [B, T, D].
+
+        Args:
+            embeds: input embeddings of the new positions, [B, T, D].
+            attention_mask: True for real tokens of the whole sequence, cached positions included,
+                [B, past + T]; padding may be on either side.
+            cache: keys and values of earlier positions; the new ones are added to it.
+            positions: rotary positions on three axes, [3, B, T]; None counts the real tokens of
+                each row and goes on from the positions that the cache was filled with.
+        """
+        if positions is None:
+            counted = (attention_mask.long().cumsum(1) - 1).clamp_min(0)[:, -embeds.shape[1] :]
+            if cache is not None and cache.rope_deltas is not None:
+                counted = counted + cache.rope_deltas.unsqueeze(1)
+            positions = counted.expand(3, -1, -1)
+        elif cache is not None:
+            cache.rope_deltas = positions.amax((0, 2)) + 1 - attention_mask.sum(1)
+        output = self.decoder(
+            inputs_embeds=embeds,
+            attention_mask=None if bool(attention_mask.all()) else attention_mask.long(),
+            position_ids=positions,
+            past_key_values=None if cache is None else cache.key_values,
+            use_cache=cache is not None,
+        )
+        return output.last_hidden_state
+
+    def new_cache(self) -> Qwen2_5VLCache:
+        """Returns an empty cache for `forward`."""
+        from transformers.cache_utils import DynamicCache
+
+        return Qwen2_5VLCache(DynamicCache())
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Returns logits [..., V] of hidden states [..., D]."""
+        if self.lm_head is None:
+            return nn.functional.linear(hidden, self.decoder.embed_tokens.weight)
+        return self.lm_head(hidden)
+
+    def _token_grids(self, images: VisionInputs) -> Tensor:
+        merge = self.config.vision.merge
+        return images.grid_thw // images.grid_thw.new_tensor([1, merge, merge])

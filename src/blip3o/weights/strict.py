@@ -1,0 +1,43 @@
+"""Strict loading: weights fit their model exactly, or one error names everything that does not."""
+
+from collections.abc import Iterable, Mapping, Sequence
+
+from torch import Tensor
+
+from blip3o.core.errors import UsageError
+
+Shapes = Mapping[str, Sequence[int]]
+
+
+def shapes_of(state: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    """Returns the shape of every tensor of a state dict."""
+    return {name: tuple(tensor.shape) for name, tensor in state.items()}
+
+
+def require_fit(expected: Shapes, found: Shapes, where: str, also: Iterable[str] = ()) -> None:
+    """Checks that weights have exactly the expected names and shapes.
+
+    Args:
+        expected: what the model needs.
+        found: what there is.
+        where: what holds the weights, for the message.
+        also: further complaints to list with the others.
+
+    Raises:
+        UsageError: if anything is missing, too much or of another shape; it lists all of it.
+    """
+    missing = sorted(expected.keys() - found.keys())
+    extra = sorted(found.keys() - expected.keys())
+    misshapen = [
+        f"{name} {list(found[name])} instead of {list(shape)}"
+        for name, shape in expected.items()
+        if name in found and tuple(found[name]) != tuple(shape)
+    ]
+    problems = [
+        f"{what}: {', '.join(names)}"
+        for what, names in (("missing", missing), ("extra", extra), ("wrong shape", misshapen))
+        if names
+    ]
+    problems += also
+    if problems:
+        raise UsageError(f"weights in {where} do not fit their config; {'; '.join(problems)}")

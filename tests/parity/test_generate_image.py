@@ -1,0 +1,116 @@
+"""The way from a prompt to features against recorded runs (family `generate_image`)."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from blip3o.generate.images import sample_features
+from blip3o.generate.text import left_pad
+from blip3o.models.backbones.vision import VisionInputs
+from blip3o.models.unified import UnifiedModel
+
+STATE_TOLERANCE = 1e-4
+FEATURE_TOLERANCE = 2e-4
+
+each_run = pytest.mark.parity_cases("generate_image/*.safetensors", without="weights")
+
+
+class Run:
+    """A recorded run and the model that made it."""
+
+    def __init__(self, case: Any, build: Callable[..., UnifiedModel]) -> None:
+        self.recorded = recorded = case.tensors()
+        manifest = case.neighbor("manifest.json").settings()
+        name = case.path.stem
+        groups = [manifest, *(v for v in manifest.values() if isinstance(v, dict) and "cases" in v)]
+        self.settings = next(group for group in groups if name in group["cases"])
+        self.facts = self.settings["cases"][name]
+        own = [
+            path
+            for path in sorted(case.path.parent.glob("*_weights.safetensors"))
+            if name.startswith(path.stem.removesuffix("weights"))
+        ]
+        file = own[0].name if own else "weights.safetensors"
+        weights = whole_embedding(case.neighbor(file).tensors(), self.settings["llm_config"])
+        grid = math.isqrt(recorded["output_features"].shape[1])
+        self.model = build(self.settings, weights, self.facts["n_query"], grid)
+        start = torch.tensor([[self.settings["token_ids"]["img_start"]]])
+        self.ids = torch.cat([recorded["prompt_input_ids"], start], dim=1)
+        self.images = None
+        if "pixel_values" in recorded:
+            self.images = VisionInputs(
+                patches=recorded["pixel_values"], grid_thw=recorded["image_grid_thw"]
+            )
+
+    def sample(self, condition: Tensor, noise: Tensor) -> Tensor:
+        return sample_features(
+            self.model,
+            condition,
+            noise.flatten(2).transpose(1, 2),
+            num_inference_steps=self.facts["num_inference_steps"],
+            guidance_scale=self.facts["guidance_scale"],
+        )
+
+
+def whole_embedding(weights: dict[str, Tensor], llm_config: dict[str, Any]) -> dict[str, Tensor]:
+    """Returns weights with an embedding table that is recorded by its used rows made whole."""
+    name = "model.embed_tokens.weight"
+    if f"{name}.rows" in weights:
+        rows, row_ids = weights.pop(f"{name}.rows"), weights.pop(f"{name}.row_ids")
+        weights[name] = torch.zeros(llm_config["vocab_size"], rows.shape[1])
+        weights[name][row_ids] = rows
+    return weights
+
+
+@each_run
+def test_condition_equals_recorded_states(
+    case: Any, published_model: Callable[..., UnifiedModel]
+) -> None:
+    run = Run(case, published_model)
+    recorded, model = run.recorded, run.model
+    assert torch.equal(run.ids, recorded["input_ids_with_img_start"])
+    asked: list[Tensor] = []
+    model.backbone.decoder.register_forward_pre_hook(
+        lambda _, args, kwargs: asked.append(kwargs["position_ids"]), with_kwargs=True
+    )
+    mask = torch.ones_like(run.ids, dtype=torch.bool)
+    with torch.no_grad():
+        prompt = model.backbone.embed(run.ids, run.images)
+        condition = model.condition(run.ids, mask, run.images)
+    embeds = torch.cat([prompt, model.query_tokens(1)], dim=1)
+    torch.testing.assert_close(embeds, recorded["inputs_embeds"], rtol=0, atol=STATE_TOLERANCE)
+    assert torch.equal(asked[0], recorded["position_ids"])
+    torch.testing.assert_close(
+        condition, recorded["query_hidden_states"], rtol=0, atol=STATE_TOLERANCE
+    )
+
+
+@each_run
+def test_features_equal_recorded_features(
+    case: Any, published_model: Callable[..., UnifiedModel]
+) -> None:
+    """Also in a batch beside a longer prompt, which pads the recorded one on the left."""
+    run = Run(case, published_model)
+    recorded, model = run.recorded, run.model
+    row = run.ids[0].tolist()
+    ids, mask = left_pad([row, [*row[:3], *row]], run.settings["token_ids"]["pad"])
+    images = run.images
+    if images is not None:
+        images = VisionInputs(
+            patches=images.patches.repeat(2, 1), grid_thw=images.grid_thw.repeat(2, 1)
+        )
+    timesteps: list[int] = []
+    model.dit.time_caption_embed.timestep_embedder.register_forward_pre_hook(
+        lambda _, inputs: timesteps.append(int(inputs[0][0]))
+    )
+    with torch.no_grad():
+        condition = model.condition(ids, mask, images)
+        features = run.sample(condition, recorded["initial_noise"].repeat(2, 1, 1, 1))
+    assert timesteps == run.facts["dit_timesteps"]
+    torch.testing.assert_close(
+        features[:1], recorded["output_features"], rtol=0, atol=FEATURE_TOLERANCE
+    )
