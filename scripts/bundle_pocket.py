@@ -2,7 +2,8 @@
 
     python scripts/bundle_pocket.py runs/pocket [--results outputs/eval/results.json]
 
-The figures of the card come from the run folders and from `blip3o eval scenes`; none is typed in.
+A stage that was trained in pieces has a run folder for each: decoder, decoder-2, decoder-3. The
+figures of the card come from the run folders and from `blip3o eval scenes`; none is typed in.
 """
 
 import argparse
@@ -56,6 +57,12 @@ Total {hours:.2f} hours of stage time (some stages ran side by side, one core ea
 """
 
 
+def stage_folders(run_dir: Path) -> list[str]:
+    """Returns the names of the run folders in the order of the stages."""
+    names = sorted(path.parent.name for path in run_dir.glob("*/metrics.jsonl"))
+    return [name for stage in STAGES for name in names if name.split("-")[0] == stage]
+
+
 def stage_row(run_dir: Path, stage: str) -> tuple[str, float]:
     """Returns a stage's line of the card and its hours, from its metrics."""
     lines = (run_dir / stage / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
@@ -93,8 +100,7 @@ def main() -> None:
     options = parser.parse_args()
     loaded = load_model(options.model or options.run_dir / "model")
     results = json.loads(options.results.read_text(encoding="utf-8"))
-    present = [s for s in STAGES if (options.run_dir / s / "metrics.jsonl").exists()]
-    rows = [stage_row(options.run_dir, stage) for stage in present]
+    rows = [stage_row(options.run_dir, stage) for stage in stage_folders(options.run_dir)]
     count = sum(parameter.numel() for parameter in loaded.model.parameters())
     card = CARD.format(
         millions=count / 1e6,
