@@ -10,7 +10,7 @@ from torch import Tensor
 from blip3o.core.device import PrecisionName, resolve_device, resolve_dtype
 from blip3o.core.errors import UsageError
 from blip3o.core.types import IMAGE_MARK, Message
-from blip3o.generate.empty import prepare_decoder
+from blip3o.generate.empty import empty_condition
 from blip3o.generate.images import sample_features
 from blip3o.generate.inputs import (
     Generators,
@@ -46,6 +46,7 @@ class Blip3oPipeline:
             tokenizer, model.config.chat, model.config.num_prompt_image_tokens
         )
         self._writer = Writer(model, tokenizer, self.chat_template)
+        self._empty_features: Tensor | None = None
 
     @classmethod
     def from_pretrained(
@@ -189,11 +190,10 @@ class Blip3oPipeline:
         """
         check_output_type(output_type)
         pictures = as_pictures(image)
-        if output_type != "features":
-            prepare_decoder(self.model, self.tokenizer)
+        self._prepare_decoder(output_type)
         features = self.model.normalizer(self.encode(pictures))
         _, decoder_noise = self._noise(len(pictures), generator)
-        return ImageOutput(finish(self.model, features, decoder_noise, output_type))
+        return self._finish(features, decoder_noise, output_type)
 
     def ask(
         self,
@@ -298,8 +298,7 @@ class Blip3oPipeline:
         check_sampling(steps, scale, num_images, output_type)
         if not rows:
             raise UsageError("no prompt was given")
-        if output_type != "features":
-            prepare_decoder(self.model, self.tokenizer)
+        self._prepare_decoder(output_type)
         feature_noise, decoder_noise = self._noise(len(rows) * num_images, generator)
         ids, mask = left_pad(rows, self.tokenizer.pad_id)
         images = self.model.prompt_images(pixels)
@@ -327,7 +326,15 @@ class Blip3oPipeline:
             reference=reference,
             callback=on_step,
         )
-        return ImageOutput(finish(self.model, features, decoder_noise, output_type))
+        return self._finish(features, decoder_noise, output_type)
+
+    def _prepare_decoder(self, output_type: OutputType) -> None:
+        """Makes what pictures need beside features, before the work; refuses if there is no way."""
+        if output_type != "features" and self._empty_features is None:
+            self._empty_features = empty_condition(self.model, self.tokenizer)
+
+    def _finish(self, features: Tensor, noise: Tensor, output_type: OutputType) -> ImageOutput:
+        return ImageOutput(finish(self.model, features, noise, output_type, self._empty_features))
 
     def _pixels(self, pictures: Sequence[Picture]) -> Tensor:
         """Returns pictures as pixels [M, 3, P, P] of the image encoder's size, in [-1, 1]."""

@@ -1,6 +1,6 @@
 """The place of a part whose weights a model folder does not hold."""
 
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from torch import nn
 
@@ -31,7 +31,7 @@ class AbsentPart(nn.Module):
         super().__init__()
         self.name = name
 
-    def forward(self, *args: Any, **kwargs: Any) -> NoReturn:
+    def forward(self, *args: object, **kwargs: object) -> NoReturn:
         """Refuses to encode.
 
         Raises:

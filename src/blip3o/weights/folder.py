@@ -25,7 +25,13 @@ from blip3o.core.errors import UsageError, unknown_name
 from blip3o.models.unified import UnifiedModel, UnifiedModelConfig
 from blip3o.text.tokenizer import Tokenizer
 from blip3o.weights.published import is_published, open_published
-from blip3o.weights.shards import StoredTensor, has_tensors, open_tensors, write_tensors
+from blip3o.weights.shards import (
+    PICKLE_ENDINGS,
+    StoredTensor,
+    has_tensors,
+    open_tensors,
+    write_tensors,
+)
 from blip3o.weights.stored import StoredModel, check_tokenizer, sketch
 from blip3o.weights.strict import require_fit, shapes_of
 
@@ -69,6 +75,11 @@ def resolve_model_folder(name: str | Path) -> Path:
         return folder
     if (folder / "model" / "config.json").is_file():  # a run folder holds its model in model/
         return folder / "model"
+    if folder.suffix in PICKLE_ENDINGS:
+        raise UsageError(
+            f"{folder} is a pickle, which can run any program and is never opened: give the folder "
+            "with the safetensors files of the model"
+        )
     if folder.exists():
         raise UsageError(f"{folder} is not a model folder: it has no config.json")
     raise unknown_name("model", str(name), BUNDLED)

@@ -31,7 +31,6 @@ from blip3o.weights import published_decoder
 from blip3o.weights.keymaps.blip3o_qwen import (
     EMBEDDING,
     HEAD,
-    INFERENCE_PARTS,
     NAMES,
     QUERIES,
     TRAINING_PARTS,
@@ -110,7 +109,7 @@ def open_published(folder: Path, data: Mapping[str, Any]) -> StoredModel:
     skeleton = sketch(config, file)
     expected: dict[str, Any] = dict(to_published(skeleton.state_dict()))
     found = {name: t for name, t in given.items() if is_asked(name, TRAINING_PARTS)}
-    complaints = [] if skeleton.backbone.lm_head else _drop_tied_head(found)
+    complaints = _drop_tied_head(found) if skeleton.backbone.lm_head is None else []
     decoder_tensors: dict[str, Tensor | StoredTensor] = {}
     if has_decoder:
         decoder_tensors = published_decoder.open_weights(folder / DECODER, config.image_decoder)
@@ -187,7 +186,7 @@ def _constants(
         "num_query_tokens": data["n_query"],
         "query_init_std": 1.0,
         "dit": to_dict(dit),
-        "image_decoder": published_decoder.released() if decoder is None else dict(decoder),
+        "image_decoder": {**(decoder or published_decoder.released()), "grid": encoder.grid},
         "chat": to_dict(ChatConfig()),
         "sampling": to_dict(SamplingConfig(truncate_timestep=True)),
         "absent_parts": list(absent_parts),

@@ -91,10 +91,8 @@ def fields(
     """
     known = {ours: unet[name] for name, ours in _UNET_FIELDS.items()}
     autoencoder = {name: vae[name] for name in _VAE_FIELDS if vae.get(name) is not None}
-    # The grid is not said anywhere: all released decoders take the released encoder's 8 x 8.
-    plain = released() | known
     own = to_dict(from_dict(KlAutoencoderConfig, autoencoder))
-    return plain | {"autoencoder": own, "scheduler": dict(scheduler)}
+    return released() | known | {"autoencoder": own, "scheduler": dict(scheduler)}
 
 
 def parts(decoder: SdxlDecoder) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
