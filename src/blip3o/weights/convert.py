@@ -43,6 +43,9 @@ def convert(
             write_published(model, scratch)
         else:
             write_folder(scratch, model.config, model.tensors, model.tokenizer)
+        card = model.folder / "README.md"  # names the licence, so it goes along
+        if card.is_file():
+            shutil.copyfile(card, scratch / card.name)
 
 
 @contextmanager

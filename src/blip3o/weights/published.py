@@ -81,7 +81,7 @@ def published_config(
     own = data.get(_OWN, {})
     if not isinstance(own, Mapping) or not own.keys() <= set(_OWN_FIELDS):
         raise UsageError(f"{_OWN} may hold {', '.join(_OWN_FIELDS)}, got {own!r}")
-    return from_dict(UnifiedModelConfig, _constants(data, decoder, absent_parts) | own)
+    return from_dict(UnifiedModelConfig, {**_constants(data, decoder, absent_parts), **own})
 
 
 def open_published(folder: Path, data: Mapping[str, Any]) -> StoredModel:

@@ -6,6 +6,7 @@ Every layout of a model folder is opened as this, and every layout is written fr
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -98,7 +99,8 @@ def _build_without_weights(config: UnifiedModelConfig) -> UnifiedModel:
         del module, name
         return nn.Parameter(parameter.to("meta"), parameter.requires_grad)
 
-    hook = register_module_parameter_registration_hook(to_meta)
+    register: Any = register_module_parameter_registration_hook  # its stub forgets the result
+    hook = register(to_meta)
     try:
         return config.build()
     finally:

@@ -36,8 +36,10 @@ def test_a_destination_that_is_not_empty_is_refused(
 
 def test_an_empty_destination_is_filled(released_folder: Path, tmp_path: Path) -> None:
     (tmp_path / "dest").mkdir()
+    (released_folder / "README.md").write_text("licence")
     convert(released_folder, tmp_path / "dest")
     load_model(tmp_path / "dest")
+    assert (tmp_path / "dest/README.md").read_text() == "licence"
 
 
 def test_a_failure_leaves_nothing_behind(
