@@ -151,8 +151,9 @@ def write_published(model: StoredModel, folder: Path) -> None:
 
 
 def _require_family(data: Mapping[str, Any], file: Path) -> None:
-    architectures = data.get("architectures") or []
-    if data.get("model_type") in MODEL_TYPES or set(architectures) & set(ARCHITECTURES):
+    architectures = data.get("architectures")
+    named = architectures if isinstance(architectures, list) else []
+    if data.get("model_type") in MODEL_TYPES or any(name in ARCHITECTURES for name in named):
         return
     raise UsageError(
         f"{file} is of another model: model_type {data.get('model_type')!r}, architectures "

@@ -126,6 +126,35 @@ def test_the_empty_condition_counts_and_is_kept_once_it_is_stored(
     require_same(tensors(tmp_path / "ours_again"), tensors(tmp_path / "ours"))
 
 
+def test_the_empty_condition_is_made_of_the_bare_prompt(
+    released_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipe = Blip3oPipeline.from_pretrained(released_folder, device="cpu", dtype="fp32")
+    rows: list[list[int]] = []
+    condition = pipe.model.condition
+
+    def spy(ids: Tensor, *rest: Any) -> Tensor:
+        rows.extend(ids.tolist())
+        return condition(ids, *rest)
+
+    monkeypatch.setattr(pipe.model, "condition", spy)
+    seen: list[Tensor] = []
+    decode = pipe.model.image_decoder.decode
+
+    def watch(*args: Any, **options: Any) -> Tensor:
+        seen.append(options["empty_features"])
+        return decode(*args, **options)
+
+    monkeypatch.setattr(pipe.model.image_decoder, "decode", watch)
+    for _ in range(2):  # made once, whatever the pictures draw
+        pipe("a red cat", generator=torch.Generator().manual_seed(3), output_type="pt")
+    tokenizer = pipe.tokenizer
+    empty = [*tokenizer.encode(" "), tokenizer.image_start_id]
+    assert [row == empty for row in rows] == [True, False, False]
+    assert torch.equal(*seen)
+    assert bool(seen[0].any())
+
+
 def drop_tower(folder: Path) -> None:
     change_weights(folder, lambda name: not name.startswith("model.gen_vision_tower."))
 
@@ -284,6 +313,8 @@ def test_pickles_are_refused_and_named(released_folder: Path, tmp_path: Path) ->
         ({"gen_pooling": "late"}, "gen_pooling must be early_pool2d_N"),
         ({"gen_pooling": "early_pool2d_5"}, "gen_pooling: image_px 448"),
         ({"n_query": 9}, "model.latent_queries [1, 4, 16] instead of [1, 9, 16]"),
+        ({"num_attention_heads": 0}, "config.json of the published model is unfit"),
+        ({"model_type": None, "architectures": 3}, "is of another model"),
         ({"num_attention_heads": 3}, "config.json of the published model is unfit"),
         ({"n_query": "many"}, "num_query_tokens must be int"),
         ({"blip3o": {"backbone": {}}}, "blip3o may hold image_encoder"),

@@ -92,7 +92,7 @@ def backbone_config(published: Mapping[str, Any]) -> Qwen2_5VLBackboneConfig:
         )
     except KeyError as error:
         raise UsageError(f"config.json of the published model lacks {error}") from error
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, ArithmeticError) as error:
         raise UsageError(f"config.json of the published model is unfit: {error}") from error
 
 
