@@ -126,6 +126,14 @@ def build_parser() -> argparse.ArgumentParser:
     command.add_argument("--out", type=Path, required=True, help="folder for shards")
     command.add_argument("overrides", nargs="*", metavar="path=value")
 
+    command = _command(
+        commands, "convert", _convert, "a published checkpoint to our layout, or back"
+    )
+    command.add_argument("source", help="a model folder, a training checkpoint or a hub id")
+    command.add_argument("dest", type=Path, help="folder to write; new or empty")
+    command.add_argument("--to", default="blip3o", help="layout to write: blip3o or published")
+    command.add_argument("--revision", help="branch, tag or commit of a hub id")
+
     command = _command(commands, "recipes", _recipes, "list recipes, or show one as YAML")
     command.add_argument("action", nargs="?", choices=["list", "show"], default="list")
     command.add_argument("name", nargs="?")
@@ -144,7 +152,9 @@ def _command(
 
 
 def _add_model(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--model", default="pocket", help="a bundled name or a model folder")
+    command.add_argument(
+        "--model", default="pocket", help="a bundled name, a model folder or a hub id"
+    )
     command.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N")
     command.add_argument("--dtype", default="auto", help="auto, fp32, bf16, fp16")
 
@@ -249,6 +259,13 @@ def _scenes(options: argparse.Namespace) -> None:
 
     export(options.out, options.overrides)
     print(options.out)
+
+
+def _convert(options: argparse.Namespace) -> None:
+    from blip3o.weights.convert import convert
+
+    convert(options.source, options.dest, options.to, options.revision)
+    print(options.dest)
 
 
 def _recipes(options: argparse.Namespace) -> None:

@@ -28,6 +28,7 @@ OPTIONS = {
     "train": ["recipe", "--out", "overrides"],
     "eval": ["benchmark", "--out", "overrides", *MODEL],
     "scenes": ["--out", "overrides"],
+    "convert": ["source", "dest", "--to", "--revision"],
     "recipes": ["action", "name"],
     "models": [],
     "doctor": [],

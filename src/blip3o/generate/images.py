@@ -50,7 +50,13 @@ def sample_features(
 
 
 @torch.no_grad()
-def decode_features(model: UnifiedModel, features: Tensor, noise: Tensor, num_steps: int) -> Tensor:
+def decode_features(
+    model: UnifiedModel,
+    features: Tensor,
+    noise: Tensor,
+    num_steps: int,
+    empty_features: Tensor | None = None,
+) -> Tensor:
     """Returns pictures [B, 3, P, P] in [-1, 1] of normalized features [B, N, K].
 
     Args:
@@ -58,5 +64,8 @@ def decode_features(model: UnifiedModel, features: Tensor, noise: Tensor, num_st
         features: normalized features.
         noise: standard normal numbers the decoder starts from, [B, *noise_shape].
         num_steps: decoder steps.
+        empty_features: features to be guided away from, [1, N, K]; None if the decoder has its own.
     """
-    return model.image_decoder.decode(features, noise, num_steps)
+    if empty_features is None:
+        return model.image_decoder.decode(features, noise, num_steps)
+    return model.image_decoder.decode(features, noise, num_steps, empty_features=empty_features)

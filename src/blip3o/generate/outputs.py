@@ -27,7 +27,11 @@ class ImageOutput:
 
 
 def finish(
-    model: UnifiedModel, features: Tensor, decoder_noise: Tensor, output_type: OutputType
+    model: UnifiedModel,
+    features: Tensor,
+    decoder_noise: Tensor,
+    output_type: OutputType,
+    empty_features: Tensor | None = None,
 ) -> Any:  # noqa: ANN401  (see ImageOutput)
     """Returns what `ImageOutput.images` holds for normalized features [B, N, K].
 
@@ -36,11 +40,12 @@ def finish(
         features: what was sampled.
         decoder_noise: what the image decoder starts from, [B, *noise_shape].
         output_type: the form.
+        empty_features: see `decode_features`.
     """
     if output_type == "features":
         return features
     steps = model.config.sampling.num_decoder_steps
-    pixels = decode_features(model, features, decoder_noise, steps).float().cpu()
+    pixels = decode_features(model, features, decoder_noise, steps, empty_features).float().cpu()
     if output_type == "pil":
         return to_image(pixels)
     unit = (pixels + 1) / 2

@@ -10,6 +10,7 @@ from torch import Tensor
 from blip3o.core.device import PrecisionName, resolve_device, resolve_dtype
 from blip3o.core.errors import UsageError
 from blip3o.core.types import IMAGE_MARK, Message
+from blip3o.generate.empty import empty_condition
 from blip3o.generate.images import sample_features
 from blip3o.generate.inputs import (
     Generators,
@@ -27,6 +28,7 @@ from blip3o.models.unified import UnifiedModel
 from blip3o.text.chat import ChatTemplate
 from blip3o.text.tokenizer import Tokenizer
 from blip3o.weights.folder import load_model
+from blip3o.weights.hub import to_local
 
 
 class Blip3oPipeline:
@@ -44,23 +46,30 @@ class Blip3oPipeline:
             tokenizer, model.config.chat, model.config.num_prompt_image_tokens
         )
         self._writer = Writer(model, tokenizer, self.chat_template)
+        self._empty_features: Tensor | None = None
 
     @classmethod
     def from_pretrained(
-        cls, name: str | Path = "pocket", *, device: str = "auto", dtype: PrecisionName = "auto"
+        cls,
+        name: str | Path = "pocket",
+        *,
+        device: str = "auto",
+        dtype: PrecisionName = "auto",
+        revision: str | None = None,
     ) -> "Blip3oPipeline":
-        """Returns a pipeline over a bundled model or a model folder; never downloads.
+        """Returns a pipeline over a bundled model or a model folder; downloads hub ids only.
 
         Args:
-            name: "pocket" or a folder.
+            name: "pocket", a folder (ours or a released one) or a hub id such as "org/name".
             device: "auto" or a torch device.
             dtype: "auto" (what the device is fast at), "fp32", "bf16" or "fp16".
+            revision: branch, tag or commit, for a hub id.
 
         Raises:
             UsageError: if there is no such model or it is damaged.
         """
         target = resolve_device(device)
-        loaded = load_model(name, target, resolve_dtype(dtype, target))
+        loaded = load_model(to_local(name, revision), target, resolve_dtype(dtype, target))
         return cls(loaded.model, loaded.tokenizer)
 
     @property
@@ -181,9 +190,10 @@ class Blip3oPipeline:
         """
         check_output_type(output_type)
         pictures = as_pictures(image)
+        self._prepare_decoder(output_type)
         features = self.model.normalizer(self.encode(pictures))
         _, decoder_noise = self._noise(len(pictures), generator)
-        return ImageOutput(finish(self.model, features, decoder_noise, output_type))
+        return self._finish(features, decoder_noise, output_type)
 
     def ask(
         self,
@@ -288,6 +298,7 @@ class Blip3oPipeline:
         check_sampling(steps, scale, num_images, output_type)
         if not rows:
             raise UsageError("no prompt was given")
+        self._prepare_decoder(output_type)
         feature_noise, decoder_noise = self._noise(len(rows) * num_images, generator)
         ids, mask = left_pad(rows, self.tokenizer.pad_id)
         images = self.model.prompt_images(pixels)
@@ -315,7 +326,15 @@ class Blip3oPipeline:
             reference=reference,
             callback=on_step,
         )
-        return ImageOutput(finish(self.model, features, decoder_noise, output_type))
+        return self._finish(features, decoder_noise, output_type)
+
+    def _prepare_decoder(self, output_type: OutputType) -> None:
+        """Makes what pictures need beside features, before the work; refuses if there is no way."""
+        if output_type != "features" and self._empty_features is None:
+            self._empty_features = empty_condition(self.model, self.tokenizer)
+
+    def _finish(self, features: Tensor, noise: Tensor, output_type: OutputType) -> ImageOutput:
+        return ImageOutput(finish(self.model, features, noise, output_type, self._empty_features))
 
     def _pixels(self, pictures: Sequence[Picture]) -> Tensor:
         """Returns pictures as pixels [M, 3, P, P] of the image encoder's size, in [-1, 1]."""

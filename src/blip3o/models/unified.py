@@ -5,12 +5,13 @@ neither trains nor samples. `UnifiedModelConfig` checks that the widths of neigh
 """
 
 import dataclasses
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from blip3o.core.config import component
+from blip3o.models.absent import AbsentPart
 from blip3o.models.backbones.vision import VisionInputs
 from blip3o.models.encoders.normalizer import FeatureNormalizer, FeatureNormalizerConfig
 from blip3o.models.query_tokens import QueryTokens
@@ -56,6 +57,8 @@ class UnifiedModelConfig:
         image_decoder: features to pixels, a config out of `DECODERS`.
         chat: the words around prompts.
         sampling: default settings of generation.
+        absent_parts: parts that are not built because their weights are not at hand; see
+            `AbsentPart`.
     """
 
     backbone: Any = component("blip3o.models.backbones:BACKBONES")
@@ -67,6 +70,7 @@ class UnifiedModelConfig:
     image_decoder: Any = component("blip3o.models.decoders:DECODERS")
     chat: ChatConfig = dataclasses.field(default_factory=ChatConfig)
     sampling: SamplingConfig = dataclasses.field(default_factory=SamplingConfig)
+    absent_parts: tuple[Literal["image_encoder", "image_decoder"], ...] = ()
 
     def __post_init__(self) -> None:
         channels = self.image_encoder.num_channels
@@ -135,13 +139,18 @@ class UnifiedModel(nn.Module):
         super().__init__()
         self.config = config
         self.backbone = config.backbone.build()
-        self.image_encoder = config.image_encoder.build()
+        self.image_encoder = self._build("image_encoder")
         self.normalizer = FeatureNormalizer(config.normalizer, config.image_encoder.num_channels)
         self.query_tokens = QueryTokens(
             config.num_query_tokens, config.backbone.hidden_size, config.query_init_std
         )
         self.dit = config.dit.build()
-        self.image_decoder = config.image_decoder.build()
+        self.image_decoder = self._build("image_decoder")
+
+    def _build(self, part: Literal["image_encoder", "image_decoder"]) -> Any:  # noqa: ANN401
+        if part in self.config.absent_parts:
+            return AbsentPart(part)
+        return getattr(self.config, part).build()
 
     def encode_images(self, pixels: Tensor) -> Tensor:
         """Returns the raw features of pictures.

@@ -1,16 +1,15 @@
 """Strict loading: weights fit their model exactly, or one error names everything that does not."""
 
 from collections.abc import Iterable, Mapping, Sequence
-
-from torch import Tensor
+from typing import Any
 
 from blip3o.core.errors import UsageError
 
 Shapes = Mapping[str, Sequence[int]]
 
 
-def shapes_of(state: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
-    """Returns the shape of every tensor of a state dict."""
+def shapes_of(state: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    """Returns the shape of every tensor of a state dict, in memory or in a file."""
     return {name: tuple(tensor.shape) for name, tensor in state.items()}
 
 

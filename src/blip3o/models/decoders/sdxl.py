@@ -52,6 +52,8 @@ class SdxlDecoderConfig:
         original_size: height and width that the UNet is told the picture had before it was scaled
             (published: 1024, 1024).
         crop: rows and columns that the UNet is told were cropped at the top left (published: 0, 0).
+        empty_prompt: text whose features are the empty condition while none is stored; None takes
+            the stored one, also zeros (published: one space).
     """
 
     kind: str = "sdxl"
@@ -69,6 +71,7 @@ class SdxlDecoderConfig:
     guidance_scale: float = 3.0
     original_size: tuple[int, int] = (1024, 1024)
     crop: tuple[int, int] = (0, 0)
+    empty_prompt: str | None = None
 
     def __post_init__(self) -> None:
         for name in ("transformer_layers_per_block", "num_heads"):
@@ -98,6 +101,7 @@ class SdxlDecoderConfig:
             num_heads=(5, 10, 20),
             time_id_size=256,
             autoencoder=KlAutoencoderConfig.sdxl(),
+            empty_prompt=" ",
         )
 
     @classmethod

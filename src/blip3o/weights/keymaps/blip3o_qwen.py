@@ -6,7 +6,7 @@
     lm_head.weight (8B only)                        backbone.lm_head.weight
     model.latent_queries [1, Q, D]                  query_tokens.weight [Q, D]
     model.dit.model.*                               dit.*
-    model.gen_vision_tower.vision_tower.model.*     image_encoder.tower.* (training only)
+    model.gen_vision_tower.vision_tower.model.*     image_encoder.tower.* (not in every checkpoint)
 
 The names are those that transformers 4.51 writes. Reference: parity manifests `blip3o_qwen_*`.
 """
@@ -43,7 +43,7 @@ NAMES = PrefixMap(
     )
 )
 
-_QUERIES, _HEAD, _EMBEDDING = "query_tokens.weight", "lm_head.weight", "model.embed_tokens.weight"
+QUERIES, HEAD, EMBEDDING = "query_tokens.weight", "lm_head.weight", "model.embed_tokens.weight"
 _STRAYS = ("model.vae.",)  # an auto-encoder that early revisions registered and never used
 
 _DECODER_FIELDS = {
@@ -92,8 +92,26 @@ def backbone_config(published: Mapping[str, Any]) -> Qwen2_5VLBackboneConfig:
         )
     except KeyError as error:
         raise UsageError(f"config.json of the published model lacks {error}") from error
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, ArithmeticError) as error:
         raise UsageError(f"config.json of the published model is unfit: {error}") from error
+
+
+def published_backbone(config: Qwen2_5VLBackboneConfig) -> dict[str, Any]:
+    """Returns the fields of a published config.json that `backbone_config` reads back."""
+    vision = {name: getattr(config.vision, ours) for name, ours in _VISION_FIELDS.items()}
+    return {
+        **{name: getattr(config, ours) for name, ours in _DECODER_FIELDS.items()},
+        "rope_scaling": {
+            "type": "default",
+            "rope_type": "default",
+            "mrope_section": list(config.rotary_sections),
+        },
+        "vision_config": {
+            **vision,
+            "out_hidden_size": config.hidden_size,
+            "fullatt_block_indexes": list(config.vision.full_attention_layers),
+        },
+    }
 
 
 def to_published(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -103,8 +121,8 @@ def to_published(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         state: weights under our names; parts that no checkpoint of the family holds are left out.
     """
     named = {NAMES.published(name): tensor for name, tensor in state.items()}
-    if _QUERIES in state:
-        named[NAMES.published(_QUERIES)] = state[_QUERIES].unsqueeze(0)
+    if QUERIES in state:
+        named[NAMES.published(QUERIES)] = state[QUERIES].unsqueeze(0)
     return {name: tensor for name, tensor in named.items() if name is not None}
 
 
@@ -130,12 +148,12 @@ def load_published(
             all of them by their published names.
     """
     own = {k: v for k, v in model.state_dict().items() if k.partition(".")[0] in parts}
-    given = {name: tensor for name, tensor in state.items() if _is_asked(name, parts)}
+    given = {name: tensor for name, tensor in state.items() if is_asked(name, parts)}
     also = []
     if model.backbone.lm_head is None and "backbone" in parts:
-        head, table = given.pop(_HEAD, None), given.get(_EMBEDDING)
+        head, table = given.pop(HEAD, None), given.get(EMBEDDING)
         if head is not None and (table is None or not torch.equal(head, table)):
-            also = [f"{_HEAD} is not {_EMBEDDING}, although the embeddings are tied"]
+            also = [f"{HEAD} is not {EMBEDDING}, although the embeddings are tied"]
     expected = to_published(own)
     require_fit(shapes_of(expected), shapes_of(given), where, also)
     with torch.no_grad():
@@ -143,8 +161,13 @@ def load_published(
             tensor.copy_(given[name])
 
 
-def _is_asked(published: str, parts: Sequence[str]) -> bool:
-    """Returns whether a weight is to be loaded or refused, and not passed over."""
+def is_asked(published: str, parts: Sequence[str]) -> bool:
+    """Returns whether a weight is to be loaded or refused, and not passed over.
+
+    Args:
+        published: its published name.
+        parts: the parts to fill; see `TRAINING_PARTS`.
+    """
     ours = NAMES.ours(published)
     if ours is None:
         return not published.startswith(_STRAYS)

@@ -1,0 +1,65 @@
+"""Published checkpoint folders to model folders of ours and back, bit for bit."""
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Literal, get_args
+
+from blip3o.core.errors import UsageError, unknown_name
+from blip3o.weights.folder import open_model, write_folder
+from blip3o.weights.hub import to_local
+from blip3o.weights.published import write_published
+
+Layout = Literal["blip3o", "published"]
+LAYOUTS: tuple[str, ...] = get_args(Layout)
+
+
+def convert(
+    source: str | Path, dest: Path, to: str = "blip3o", revision: str | None = None
+) -> None:
+    """Writes a model in another layout; every weight keeps its value and its type.
+
+    Weights are read and written shard by shard. The result appears under its name when it is whole.
+
+    Args:
+        source: a model folder of ours, a published folder, a checkpoint of the original training,
+            "pocket", or a hub id (`organization/name`), which is downloaded.
+        dest: folder to write; it must be empty or not exist.
+        to: one of `LAYOUTS`.
+        revision: branch, tag or commit, for a hub id.
+
+    Raises:
+        UsageError: if the source is missing, incomplete, damaged or of another model, if the
+            published layout cannot hold it, or if `dest` is not empty.
+    """
+    if to not in LAYOUTS:
+        raise unknown_name("layout", to, LAYOUTS)
+    if dest.exists() and (not dest.is_dir() or any(dest.iterdir())):
+        raise UsageError(f"{dest} exists and is not an empty folder; choose another one")
+    model = open_model(to_local(source, revision))
+    with _whole(dest) as scratch:
+        if to == "published":
+            write_published(model, scratch)
+        else:
+            write_folder(scratch, model.config, model.tensors, model.tokenizer)
+        card = model.folder / "README.md"  # names the licence, so it goes along
+        if card.is_file():
+            shutil.copyfile(card, scratch / card.name)
+
+
+@contextmanager
+def _whole(dest: Path) -> Iterator[Path]:
+    """Yields a folder beside `dest` that takes its name if nothing fails, and else is removed."""
+    scratch = dest.absolute().with_name(f".{dest.absolute().name}.partial")
+    shutil.rmtree(scratch, ignore_errors=True)  # of a run that was killed
+    try:
+        scratch.mkdir(parents=True)
+        yield scratch
+        if dest.exists():
+            dest.rmdir()
+        scratch.rename(dest.absolute())
+    except OSError as error:
+        raise UsageError(f"{dest} cannot be written: {error}") from error
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)

@@ -1,0 +1,169 @@
+"""The folder `diffusion-decoder/` of the released models: what diffusers writes, part by part.
+
+    unet/config.json, unet/diffusion_pytorch_model[.VARIANT].safetensors
+    vae/config.json, vae/diffusion_pytorch_model[.VARIANT].safetensors
+    scheduler/scheduler_config.json
+    empty_features.safetensors         ours: the stored empty condition, if there is one
+
+The tokenizer, the feature extractor and the programs of the released folder are not needed.
+"""
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from blip3o.core.config import from_dict, to_dict
+from blip3o.core.errors import UsageError
+from blip3o.models.decoders.sdxl import SdxlDecoder, SdxlDecoderConfig
+from blip3o.models.encoders.vae import KlAutoencoderConfig
+from blip3o.weights.shards import StoredTensor, has_tensors, open_tensors, write_tensors
+
+_STEM, _EMPTY = "diffusion_pytorch_model", "empty_features"
+_VARIANTS = (".bf16", "", ".fp16")
+_CONFIGS = ("unet/config.json", "vae/config.json", "scheduler/scheduler_config.json")
+_FREE = ("sample_size", "force_upcast")  # of a VAE; neither changes what it computes here
+_UNET_FIELDS = {
+    "cross_attention_dim": "feature_channels",
+    "sample_size": "sample_size",
+    "block_out_channels": "block_out_channels",
+    "layers_per_block": "layers_per_block",
+    "transformer_layers_per_block": "transformer_layers_per_block",
+    "attention_head_dim": "num_heads",
+    "addition_time_embed_dim": "time_id_size",
+    "norm_num_groups": "norm_num_groups",
+}
+_VAE_FIELDS = (
+    "latent_channels",
+    "block_out_channels",
+    "layers_per_block",
+    "norm_num_groups",
+    "use_quant_conv",
+    "scaling_factor",
+    "shift_factor",
+)
+
+
+def released() -> dict[str, Any]:
+    """Returns the released decoder's config as plain data."""
+    return to_dict(SdxlDecoderConfig.published())
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """Returns the decoder's config as plain data.
+
+    Args:
+        folder: `diffusion-decoder`.
+
+    Raises:
+        UsageError: if files are missing or unreadable, or describe another network than ours; it
+            names all of them.
+    """
+    missing = [str(folder / name) for name in _CONFIGS if not (folder / name).is_file()]
+    if missing:
+        raise UsageError(f"the released decoder is incomplete; missing: {', '.join(missing)}")
+    unet, vae, scheduler = (_read_json(folder / name) for name in _CONFIGS)
+    try:
+        ours = fields(unet, vae, scheduler)
+        with torch.device("meta"):
+            built = parts(from_dict(SdxlDecoderConfig, ours).build())
+    except (ValueError, ArithmeticError, RuntimeError, TypeError, KeyError, UsageError) as error:
+        raise UsageError(f"{folder} describes no decoder of the family: {error}") from error
+    others = [
+        *_differences("unet", unet, built[0]),
+        *_differences("vae", {k: v for k, v in vae.items() if k not in _FREE}, built[1]),
+    ]
+    if others:
+        raise UsageError(f"{folder} is of another decoder: {', '.join(others)}")
+    return ours
+
+
+def fields(
+    unet: Mapping[str, Any], vae: Mapping[str, Any], scheduler: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Returns our config, as plain data, out of diffusers' three.
+
+    Raises:
+        KeyError: if a size is missing.
+    """
+    known = {ours: unet[name] for name, ours in _UNET_FIELDS.items()}
+    autoencoder = {name: vae[name] for name in _VAE_FIELDS if vae.get(name) is not None}
+    own = to_dict(from_dict(KlAutoencoderConfig, autoencoder))
+    return released() | known | {"autoencoder": own, "scheduler": dict(scheduler)}
+
+
+def parts(decoder: SdxlDecoder) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+    """Returns diffusers' configs of the UNet, the VAE and the scheduler, as it writes them."""
+    unet, vae = (json.loads(part.to_json_string()) for part in (decoder.unet, decoder.vae))
+    return unet, vae, dict(decoder.config.scheduler)
+
+
+def open_weights(folder: Path, config: SdxlDecoderConfig) -> dict[str, Tensor | StoredTensor]:
+    """Returns the decoder's tensors by the names that `SdxlDecoder` has.
+
+    Args:
+        folder: `diffusion-decoder`.
+        config: the decoder; the empty condition is zeros where none is stored.
+
+    Raises:
+        UsageError: if files are missing or damaged.
+    """
+    tensors: dict[str, Tensor | StoredTensor] = {}
+    for part in ("unet", "vae"):
+        stems = [_STEM + variant for variant in _VARIANTS]
+        stem = next((stem for stem in stems if has_tensors(folder / part, stem)), _STEM)
+        tensors |= {f"{part}.{key}": t for key, t in open_tensors(folder / part, stem).items()}
+    if has_tensors(folder, _EMPTY):
+        return tensors | open_tensors(folder, _EMPTY)
+    return tensors | {_EMPTY: torch.zeros(config.grid**2, config.feature_channels)}
+
+
+def write(folder: Path, decoder: SdxlDecoder, tensors: Mapping[str, Tensor | StoredTensor]) -> None:
+    """Writes the folder.
+
+    Args:
+        folder: created if missing.
+        decoder: describes the parts; its weights are not read.
+        tensors: the decoder's state dict.
+    """
+    for part in ("unet", "vae"):
+        front = f"{part}."
+        own = {k.removeprefix(front): t for k, t in tensors.items() if k.startswith(front)}
+        write_tensors(folder / part, own, _STEM + (".bf16" if _is_bf16(own.values()) else ""))
+    for name, content in zip(_CONFIGS, parts(decoder), strict=True):
+        file = folder / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    empty = tensors[_EMPTY]
+    empty = empty.read() if isinstance(empty, StoredTensor) else empty
+    if bool(empty.any()):
+        write_tensors(folder, {_EMPTY: empty}, _EMPTY)
+
+
+def _is_bf16(tensors: Iterable[Tensor | StoredTensor]) -> bool:
+    """Returns whether the first tensor is bf16: diffusers puts that into the file's name."""
+    first = next(iter(tensors))
+    return (first.read() if isinstance(first, StoredTensor) else first).dtype == torch.bfloat16
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    try:
+        data = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{file} cannot be read: {error}") from error
+    if not isinstance(data, dict):
+        raise UsageError(f"{file} must hold a mapping, got {data!r}")
+    return data
+
+
+def _differences(part: str, given: Mapping[str, Any], built: Mapping[str, Any]) -> list[str]:
+    """Returns the fields in which a config differs from ours; null, false and 0 are all "no"."""
+    return [
+        f"{part}.{name} {value!r} instead of {built[name]!r}"
+        for name, value in given.items()
+        if name in built and not name.startswith("_") and value != built[name]
+        if value or built[name]
+    ]

@@ -1,0 +1,114 @@
+"""A model as it lies in files: its config, its tensors by our names, its tokenizer; nothing read.
+
+Every layout of a model folder is opened as this, and every layout is written from it.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
+
+from blip3o.core.errors import UsageError
+from blip3o.models.unified import UnifiedModel, UnifiedModelConfig
+from blip3o.text.tokenizer import Tokenizer
+from blip3o.weights.shards import StoredTensor
+
+
+@dataclasses.dataclass(frozen=True)
+class StoredModel:
+    """A model in files, found complete.
+
+    Args:
+        config: its parts.
+        tensors: all of the model's state dict, by our names; some may be made, not stored.
+        tokenizer: the tokenizer it was trained with.
+        folder: where it lies.
+    """
+
+    config: UnifiedModelConfig
+    tensors: Mapping[str, Tensor | StoredTensor]
+    tokenizer: Tokenizer
+    folder: Path
+
+    def build(self, device: torch.device, dtype: torch.dtype) -> UnifiedModel:
+        """Returns the model with its weights, read one after the other.
+
+        Memory is what the weights need as `dtype`, and one tensor more.
+
+        Args:
+            device: where the weights go.
+            dtype: type of the weights in memory; what the model computes and does not store (rotary
+                frequencies: in bf16 far positions would turn by up to a radian) keeps its own.
+        """
+        with torch.random.fork_rng(devices=[]):  # loading a model moves nobody's random numbers
+            model = _build_without_weights(self.config)
+        stored = model.state_dict().keys()
+        state = {name: _placed(self.tensors[name], device, dtype) for name in stored}
+        model.load_state_dict(state, strict=True, assign=True)
+        for name, buffer in list(model.named_buffers()):
+            if name not in stored:
+                owner, _, leaf = name.rpartition(".")
+                setattr(model.get_submodule(owner), leaf, buffer.to(device))
+        return model.eval()
+
+
+def sketch(config: UnifiedModelConfig, where: Path) -> UnifiedModel:
+    """Returns a model without memory for its weights, to compare names and shapes with.
+
+    Args:
+        config: the model's parts.
+        where: the file that describes it, for the message.
+
+    Raises:
+        UsageError: if it describes no model.
+    """
+    try:
+        with torch.device("meta"):
+            return config.build()
+    except (ValueError, ArithmeticError, RuntimeError) as error:
+        raise UsageError(f"{where} describes no model: {error}") from error
+
+
+def check_tokenizer(tokenizer: Tokenizer, config: UnifiedModelConfig, folder: Path) -> None:
+    """Checks that a tokenizer belongs to a model.
+
+    Raises:
+        UsageError: if it has another placeholder of pictures, or more tokens than the model.
+    """
+    backbone = config.backbone
+    if tokenizer.image_pad_id != backbone.image_token_id:
+        raise UsageError(
+            f"{folder / 'tokenizer.json'} is of another model: its image placeholder is token "
+            f"{tokenizer.image_pad_id}, config.json says {backbone.image_token_id}"
+        )
+    if tokenizer.vocab_size > backbone.vocab_size:
+        raise UsageError(
+            f"{folder / 'tokenizer.json'} is of another model: it has {tokenizer.vocab_size} "
+            f"tokens, config.json says {backbone.vocab_size}"
+        )
+
+
+def _build_without_weights(config: UnifiedModelConfig) -> UnifiedModel:
+    """Returns the model with its parameters on the meta device and its computed buffers filled."""
+
+    def to_meta(module: nn.Module, name: str, parameter: nn.Parameter) -> nn.Parameter:
+        del module, name
+        return nn.Parameter(parameter.to("meta"), parameter.requires_grad)
+
+    register: Any = register_module_parameter_registration_hook  # its stub forgets the result
+    hook = register(to_meta)
+    try:
+        return config.build()
+    finally:
+        hook.remove()
+
+
+def _placed(tensor: Tensor | StoredTensor, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """Returns a tensor of its own in memory; never the file's, which may change."""
+    value = tensor.read() if isinstance(tensor, StoredTensor) else tensor
+    kind = dtype if value.is_floating_point() else value.dtype
+    return value.to(device=device, dtype=kind, copy=True)
