@@ -84,7 +84,9 @@ class DecoderOnlyBackbone(nn.Module):
         """
         side = self.config.vision_tower.image_px
         if pixels.shape[2:] != (side, side):
-            pixels = nn.functional.interpolate(pixels, (side, side), mode="bilinear", antialias=True)
+            pixels = nn.functional.interpolate(
+                pixels, (side, side), mode="bilinear", antialias=True
+            )
         return TowerInputs(pixels=pixels)
 
     def image_tokens(self, images: Tensor | TowerInputs) -> Tensor:
