@@ -20,17 +20,34 @@ class DecoderOnlyConfig(Protocol):
     """What `DecoderOnlyBackbone` asks of a config; each language model has one of its own."""
 
     @property
-    def vocab_size(self) -> int: ...
+    def vocab_size(self) -> int:
+        """Number of token embeddings (V)."""
+        ...
+
     @property
-    def hidden_size(self) -> int: ...
+    def hidden_size(self) -> int:
+        """Width (D)."""
+        ...
+
     @property
-    def image_token_id(self) -> int: ...
+    def image_token_id(self) -> int:
+        """Id of the placeholder that a picture's tokens replace."""
+        ...
+
     @property
-    def image_channels(self) -> int | None: ...
+    def image_channels(self) -> int | None:
+        """Channels of the features that are projected; None with a tower."""
+        ...
+
     @property
-    def vision_tower(self) -> Any: ...  # noqa: ANN401  (a config out of ENCODERS)
+    def vision_tower(self) -> Any:  # noqa: ANN401  (configs are of many types)
+        """A config out of `ENCODERS`, or None."""
+        ...
+
     @property
-    def tie_word_embeddings(self) -> bool: ...
+    def tie_word_embeddings(self) -> bool:
+        """Whether the embedding table is also the vocabulary head."""
+        ...
 
     def build_decoder(self) -> nn.Module:
         """Returns the language model without its vocabulary head, with fresh weights."""

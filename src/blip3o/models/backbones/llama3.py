@@ -15,7 +15,7 @@ from blip3o.models.encoders.siglip2 import Siglip2EncoderConfig
 if TYPE_CHECKING:
     from transformers.models.llama.modeling_llama import LlamaModel
 
-_PUBLISHED = {
+_PUBLISHED: dict[str, dict[str, int]] = {
     "3-8b": {"hidden": 4096, "intermediate": 14_336, "layers": 32, "heads": 32, "stretch": 1},
     "3.1-8b": {"hidden": 4096, "intermediate": 14_336, "layers": 32, "heads": 32, "stretch": 8},
     "3.2-1b": {"hidden": 2048, "intermediate": 8192, "layers": 16, "heads": 32, "stretch": 32},

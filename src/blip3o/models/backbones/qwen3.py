@@ -15,7 +15,7 @@ from blip3o.models.encoders.siglip2 import Siglip2EncoderConfig
 if TYPE_CHECKING:
     from transformers.models.qwen3.modeling_qwen3 import Qwen3Model
 
-_PUBLISHED = {
+_PUBLISHED: dict[str, dict[str, int]] = {
     "0.6b": {"hidden": 1024, "intermediate": 3072, "layers": 28, "heads": 16, "tied": True},
     "1.7b": {"hidden": 2048, "intermediate": 6144, "layers": 28, "heads": 16, "tied": True},
     "4b": {"hidden": 2560, "intermediate": 9728, "layers": 36, "heads": 32, "tied": True},

@@ -6,7 +6,7 @@
     lm_head.weight (8B only)                        backbone.lm_head.weight
     model.latent_queries [1, Q, D]                  query_tokens.weight [Q, D]
     model.dit.model.*                               dit.*
-    model.gen_vision_tower.vision_tower.model.*     image_encoder.tower.* (training checkpoints only)
+    model.gen_vision_tower.vision_tower.model.*     image_encoder.tower.* (training only)
 
 The names are those that transformers 4.51 writes. Reference: parity manifests `blip3o_qwen_*`.
 """
