@@ -17,6 +17,7 @@ from blip3o.models.encoders import ENCODERS
 TABLES = {"backbone": BACKBONES, "encoder": ENCODERS, "decoder": DECODERS}
 NAMES = [(part, name) for part, table in TABLES.items() for name in table.names()]
 ROWS = 4
+PICTURE_PX = 16
 
 each_component = pytest.mark.parametrize(("part", "name"), NAMES)
 
@@ -34,12 +35,12 @@ def inputs(part: str, config: Any, dtype: torch.dtype = torch.float32) -> list[T
     """Returns the arguments of one pass, four rows each."""
     g = torch.Generator().manual_seed(1)
     if part == "backbone":
-        num_tokens = 3
+        num_tokens = 4
         ids = torch.randint(10, config.vocab_size, (ROWS, 9), generator=g)
         ids[:, 2 : 2 + num_tokens] = config.image_token_id
-        if config.image_channels is None:  # it sees pixels: one row of tokens
-            side = config.vision.patch_px * config.vision.merge
-            pictures = torch.rand(ROWS, 3, side, num_tokens * side, generator=g) * 2 - 1
+        if config.image_channels is None:  # it sees pixels
+            assert config.num_image_tokens(PICTURE_PX) == num_tokens
+            pictures = torch.rand(ROWS, 3, PICTURE_PX, PICTURE_PX, generator=g) * 2 - 1
         else:
             pictures = torch.randn(ROWS, num_tokens, config.image_channels, generator=g)
         return [ids, pictures.to(dtype)]
@@ -154,7 +155,7 @@ def test_is_deterministic_and_copies(part: str, name: str) -> None:
 def test_backbone_needs_as_many_feature_tokens_as_placeholders(name: str) -> None:
     network = build("backbone", name)
     ids, features = inputs("backbone", network.config)
-    with pytest.raises(ValueError, match="12 image placeholders, the pictures give 9"):
+    with pytest.raises(ValueError, match="16 image placeholders, the pictures give 12"):
         embed(network, ids, features[:3])
 
 

@@ -6,6 +6,7 @@ finds nothing fails: a family never goes missing silently.
 """
 
 import dataclasses
+import functools
 import json
 import os
 from collections.abc import Callable
@@ -21,7 +22,7 @@ from blip3o.models.decoders.pocket import PocketDecoderConfig
 from blip3o.models.dit.nextdit import NextDiTConfig
 from blip3o.models.encoders.siglip2 import Siglip2EncoderConfig
 from blip3o.models.unified import SamplingConfig, UnifiedModel, UnifiedModelConfig
-from blip3o.weights.keymaps.blip3o_qwen import backbone_config, load_published
+from blip3o.weights.keymaps import blip3o_qwen, blip3o_qwen3
 
 _DEFAULT_FOLDER = Path(__file__).parent.parent / "data" / "parity"
 
@@ -81,7 +82,18 @@ def published_model() -> Callable[..., UnifiedModel]:
     def build(
         settings: dict[str, Any], weights: dict[str, Tensor], num_queries: int, grid: int
     ) -> UnifiedModel:
-        backbone = backbone_config(settings["llm_config"])
+        load: Callable[..., None]
+        if "siglip_config" in settings:
+            image_token_id = settings["token_ids"]["und_image"]
+            backbone = blip3o_qwen3.backbone_config(
+                settings["llm_config"], settings["siglip_config"], image_token_id
+            )
+            load = functools.partial(
+                blip3o_qwen3.load_published, parts=blip3o_qwen3.UNDERSTANDING_PARTS
+            )
+        else:
+            backbone = blip3o_qwen.backbone_config(settings["llm_config"])
+            load = blip3o_qwen.load_published
         dit = settings["dit_config"]
         channels = dit["in_channels"]
         config = UnifiedModelConfig(
@@ -114,7 +126,7 @@ def published_model() -> Callable[..., UnifiedModel]:
             sampling=SamplingConfig(truncate_timestep=True),
         )
         model = config.build().eval()
-        load_published(model, weights, "the recorded weights")
+        load(model, weights, "the recorded weights")
         return model
 
     return build

@@ -12,14 +12,15 @@ from torch import Tensor, nn
 
 from blip3o.core.config import component
 from blip3o.models.absent import AbsentPart
+from blip3o.models.backbones.decoder_only import TowerInputs
 from blip3o.models.backbones.vision import VisionInputs
 from blip3o.models.encoders.normalizer import FeatureNormalizer, FeatureNormalizerConfig
 from blip3o.models.query_tokens import QueryTokens
 from blip3o.text.chat import ChatConfig
 
-PromptImages = Tensor | VisionInputs
+PromptImages = Tensor | TowerInputs | VisionInputs
 """Pictures of prompts: raw features [M, N, C] of the image encoder for a backbone that projects
-them, pixel patches for a backbone with a vision tower of its own."""
+them, pixels or patches of pixels for a backbone with a vision tower of its own."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

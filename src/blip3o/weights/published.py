@@ -29,16 +29,14 @@ from blip3o.text.chat import ChatConfig
 from blip3o.text.tokenizer import Tokenizer
 from blip3o.weights import published_decoder
 from blip3o.weights.keymaps.blip3o_qwen import (
-    EMBEDDING,
-    HEAD,
     NAMES,
-    QUERIES,
     TRAINING_PARTS,
     backbone_config,
     is_asked,
     published_backbone,
     to_published,
 )
+from blip3o.weights.keymaps.published import EMBEDDING, HEAD, QUERIES
 from blip3o.weights.shards import StoredTensor, open_tensors, write_tensors
 from blip3o.weights.stored import StoredModel, check_tokenizer, sketch
 from blip3o.weights.strict import require_fit, shapes_of

@@ -7,6 +7,7 @@ BACKBONES = Registry(
     {
         "qwen3": ".qwen3:Qwen3BackboneConfig",
         "qwen2_5_vl": ".qwen2_5_vl:Qwen2_5VLBackboneConfig",
+        "llama3": ".llama3:Llama3BackboneConfig",
     },
     package=__name__,
 )

@@ -1,17 +1,28 @@
-"""Qwen3 with an image projector: the language side of the model.
+"""Qwen3 as a backbone: the language side of the pocket model and of the Qwen3-SigLIP2 variant.
 
-The layers are transformers' own `Qwen3Model`; this adapter adds what BLIP3-o needs around them:
-a projector for image features, embeddings as input, left-padded rows with positions that start
-at each row's first real token, and a cache that can be filled without gradient.
+The pocket model projects features of its image encoder; the published variant looks at pictures
+with a SigLIP2 tower of its own, while it draws EVA-CLIP features.
 """
 
 import dataclasses
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from torch import Tensor, nn
+from blip3o.core.config import component
+from blip3o.core.errors import unknown_name
+from blip3o.models.backbones.decoder_only import DecoderOnlyBackbone
+from blip3o.models.encoders.siglip2 import Siglip2EncoderConfig
 
 if TYPE_CHECKING:
-    from transformers.cache_utils import Cache
+    from transformers.models.qwen3.modeling_qwen3 import Qwen3Model
+
+_PUBLISHED: dict[str, dict[str, int]] = {
+    "0.6b": {"hidden": 1024, "intermediate": 3072, "layers": 28, "heads": 16, "tied": True},
+    "1.7b": {"hidden": 2048, "intermediate": 6144, "layers": 28, "heads": 16, "tied": True},
+    "4b": {"hidden": 2560, "intermediate": 9728, "layers": 36, "heads": 32, "tied": True},
+    "8b": {"hidden": 4096, "intermediate": 12_288, "layers": 36, "heads": 32, "tied": False},
+    "14b": {"hidden": 5120, "intermediate": 17_408, "layers": 40, "heads": 40, "tied": False},
+    "32b": {"hidden": 5120, "intermediate": 25_600, "layers": 64, "heads": 64, "tied": False},
+}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -27,9 +38,17 @@ class Qwen3BackboneConfig:
         num_kv_heads: key/value heads.
         head_dim: width of a head.
         image_token_id: id of the placeholder that image features replace.
-        image_channels: channels (C) of the image features the projector takes.
+        image_channels: channels (C) of the image encoder's features that the projector takes; None
+            with a tower of its own.
+        vision_tower: what sees the pictures of prompts, a config out of `ENCODERS`; None if the
+            model's image encoder does.
+        tie_word_embeddings: whether the embedding table is also the vocabulary head.
+        norm_eps: epsilon of the decoder's norms.
         max_positions: longest sequence the model is meant for.
         rope_theta: base of the rotary frequencies.
+
+    Raises:
+        ValueError: unless exactly one of `image_channels` and `vision_tower` is given.
     """
 
     kind: str = "qwen3"
@@ -41,9 +60,16 @@ class Qwen3BackboneConfig:
     num_kv_heads: int
     head_dim: int
     image_token_id: int
-    image_channels: int
+    image_channels: int | None = None
+    vision_tower: Any | None = component("blip3o.models.encoders:ENCODERS", default=None)
+    tie_word_embeddings: bool = True
+    norm_eps: float = 1e-6
     max_positions: int = 512
     rope_theta: float = 1_000_000.0
+
+    def __post_init__(self) -> None:
+        if (self.image_channels is None) == (self.vision_tower is None):
+            raise ValueError("a qwen3 backbone needs either image_channels or a vision_tower")
 
     @classmethod
     def tiny(cls) -> "Qwen3BackboneConfig":
@@ -60,95 +86,63 @@ class Qwen3BackboneConfig:
             image_channels=16,
         )
 
-    def build(self) -> "Qwen3Backbone":
+    @classmethod
+    def published(cls, size: str) -> "Qwen3BackboneConfig":
+        """Returns a Qwen3 of the SigLIP2 variant: its vocabulary, placeholder and tower.
+
+        Args:
+            size: "0.6b", "1.7b", "4b", "8b", "14b" or "32b"; parity manifests hold 1.7b and 4b.
+
+        Raises:
+            UsageError: if there is no such size.
+        """
+        if size not in _PUBLISHED:
+            raise unknown_name("size of Qwen3", size, _PUBLISHED)
+        sizes = _PUBLISHED[size]
+        return cls(
+            vocab_size=151_672,
+            hidden_size=sizes["hidden"],
+            intermediate_size=sizes["intermediate"],
+            num_layers=sizes["layers"],
+            num_heads=sizes["heads"],
+            num_kv_heads=8,
+            head_dim=128,
+            image_token_id=151_671,
+            vision_tower=Siglip2EncoderConfig.so400m(image_px=512, patch_px=16, keep_head=True),
+            tie_word_embeddings=bool(sizes["tied"]),
+            max_positions=40_960,
+        )
+
+    def num_image_tokens(self, image_px: int) -> int:
+        """Returns how many tokens stand for a picture that the tower sees.
+
+        Args:
+            image_px: its side; the tower resizes pictures, so the number does not depend on it.
+        """
+        del image_px
+        return self.vision_tower.num_tokens  # type: ignore[union-attr]
+
+    def build(self) -> DecoderOnlyBackbone:
         """Returns the backbone with fresh weights."""
-        return Qwen3Backbone(self)
+        return DecoderOnlyBackbone(self)
 
-
-class Qwen3Backbone(nn.Module):
-    """Token ids and image features to hidden states, and hidden states to vocabulary logits.
-
-    Args:
-        config: sizes.
-    """
-
-    def __init__(self, config: Qwen3BackboneConfig) -> None:
+    def build_decoder(self) -> "Qwen3Model":
+        """Returns the decoder alone, with fresh weights."""
         from transformers.models.qwen3.configuration_qwen3 import Qwen3Config
         from transformers.models.qwen3.modeling_qwen3 import Qwen3Model
 
-        super().__init__()
-        self.config = config
-        self.decoder = Qwen3Model(
+        return Qwen3Model(
             Qwen3Config(
-                vocab_size=config.vocab_size,
-                hidden_size=config.hidden_size,
-                intermediate_size=config.intermediate_size,
-                num_hidden_layers=config.num_layers,
-                num_attention_heads=config.num_heads,
-                num_key_value_heads=config.num_kv_heads,
-                head_dim=config.head_dim,
-                max_position_embeddings=config.max_positions,
-                rope_parameters={"rope_type": "default", "rope_theta": config.rope_theta},
-                tie_word_embeddings=True,
+                vocab_size=self.vocab_size,
+                hidden_size=self.hidden_size,
+                intermediate_size=self.intermediate_size,
+                num_hidden_layers=self.num_layers,
+                num_attention_heads=self.num_heads,
+                num_key_value_heads=self.num_kv_heads,
+                head_dim=self.head_dim,
+                max_position_embeddings=self.max_positions,
+                rms_norm_eps=self.norm_eps,
+                rope_parameters={"rope_type": "default", "rope_theta": self.rope_theta},
+                tie_word_embeddings=self.tie_word_embeddings,
             )
         )
-        self.projector = nn.Sequential(
-            nn.Linear(config.image_channels, config.hidden_size),
-            nn.GELU(),
-            nn.Linear(config.hidden_size, config.hidden_size),
-        )
-
-    def embed(self, input_ids: Tensor, image_features: Tensor | None = None) -> Tensor:
-        """Returns the input embeddings, with projected image features at their placeholders.
-
-        Args:
-            input_ids: [B, T].
-            image_features: [M, N, C] of all pictures, in the order of their placeholders.
-
-        Raises:
-            ValueError: if placeholders and feature tokens differ in number.
-        """
-        embeds = self.decoder.embed_tokens(input_ids)
-        is_image = input_ids == self.config.image_token_id
-        num_tokens = 0 if image_features is None else image_features.shape[:2].numel()
-        if int(is_image.sum()) != num_tokens:
-            raise ValueError(
-                f"the prompts hold {int(is_image.sum())} image placeholders, "
-                f"the pictures give {num_tokens} feature tokens"
-            )
-        if image_features is None:
-            return embeds
-        tokens = self.projector(image_features).flatten(0, 1).to(embeds.dtype)
-        return embeds.masked_scatter(is_image.unsqueeze(-1), tokens)
-
-    def forward(
-        self, embeds: Tensor, attention_mask: Tensor, cache: "Cache | None" = None
-    ) -> Tensor:
-        """Returns the hidden states after the final norm, [B, T, D].
-
-        Args:
-            embeds: input embeddings of the new positions, [B, T, D].
-            attention_mask: True for real tokens of the whole sequence, cached positions included,
-                [B, past + T]; padding may be on either side.
-            cache: keys and values of earlier positions; the new ones are added to it.
-        """
-        num_new = embeds.shape[1]
-        positions = (attention_mask.long().cumsum(1) - 1).clamp_min(0)[:, -num_new:]
-        output = self.decoder(
-            inputs_embeds=embeds,
-            attention_mask=None if bool(attention_mask.all()) else attention_mask.long(),
-            position_ids=positions,
-            past_key_values=cache,
-            use_cache=cache is not None,
-        )
-        return output.last_hidden_state
-
-    def new_cache(self) -> "Cache":
-        """Returns an empty key/value cache for `forward`."""
-        from transformers.cache_utils import DynamicCache
-
-        return DynamicCache()
-
-    def logits(self, hidden: Tensor) -> Tensor:
-        """Returns logits [..., V] of hidden states [..., D]; the head is the embedding table."""
-        return nn.functional.linear(hidden, self.decoder.embed_tokens.weight)

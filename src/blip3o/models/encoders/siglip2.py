@@ -25,6 +25,8 @@ class Siglip2EncoderConfig:
         pool: kernel and stride of the average pooling of the token grid (1 keeps every token).
         skip_last: how many last layers are left out, with the final norm (the SANA decoder of the
             published family reads the states before the last layer: 1).
+        keep_head: hold the published pooling head too, frozen: no feature passes through it, but
+            checkpoints that have it come and go whole.
     """
 
     kind: str = "siglip2"
@@ -36,6 +38,7 @@ class Siglip2EncoderConfig:
     num_heads: int
     pool: int = 1
     skip_last: int = 0
+    keep_head: bool = False
 
     def __post_init__(self) -> None:
         if self.image_px % (self.patch_px * self.pool):
@@ -72,6 +75,28 @@ class Siglip2EncoderConfig:
             pool=2,
         )
 
+    @classmethod
+    def so400m(
+        cls, image_px: int, patch_px: int, *, keep_head: bool = False
+    ) -> "Siglip2EncoderConfig":
+        """Returns the sizes of SigLIP2 so400m, one feature token a patch.
+
+        Args:
+            image_px: side of the square input picture; 512 with patches of 16, 378 with 14 (the
+                file that is called 384: its 27 x 27 patches of 14 leave 6 pixels over).
+            patch_px: side of a patch.
+            keep_head: see the class.
+        """
+        return cls(
+            image_px=image_px,
+            patch_px=patch_px,
+            hidden_size=1152,
+            intermediate_size=4304,
+            num_layers=27,
+            num_heads=16,
+            keep_head=keep_head,
+        )
+
     def build(self) -> "Siglip2Encoder":
         """Returns the encoder with fresh weights."""
         return Siglip2Encoder(self)
@@ -101,8 +126,10 @@ class Siglip2Encoder(nn.Module):
             image_size=config.image_px,
             patch_size=config.patch_px,
         )
-        tower_config.vision_use_head = False
+        tower_config.vision_use_head = config.keep_head
         self.tower = SiglipVisionModel(tower_config)
+        if config.keep_head:
+            self.tower.head.requires_grad_(False)
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Returns the features of pictures.

@@ -11,18 +11,14 @@
 The names are those that transformers 4.51 writes. Reference: parity manifests `blip3o_qwen_*`.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
-
-import torch
-from torch import Tensor
 
 from blip3o.core.errors import UsageError
 from blip3o.models.backbones.qwen2_5_vl import Qwen2_5VLBackboneConfig
 from blip3o.models.backbones.vision import VisionTowerConfig
-from blip3o.models.unified import UnifiedModel
 from blip3o.weights.keymaps.prefixes import PrefixMap
-from blip3o.weights.strict import require_fit, shapes_of
+from blip3o.weights.keymaps.published import PublishedFamily
 
 INFERENCE_PARTS = ("backbone", "query_tokens", "dit")
 """Parts of a model whose weights are in every checkpoint of the family."""
@@ -43,8 +39,11 @@ NAMES = PrefixMap(
     )
 )
 
-QUERIES, HEAD, EMBEDDING = "query_tokens.weight", "lm_head.weight", "model.embed_tokens.weight"
-_STRAYS = ("model.vae.",)  # an auto-encoder that early revisions registered and never used
+# Early revisions registered an auto-encoder that they never used.
+_FAMILY = PublishedFamily(NAMES, INFERENCE_PARTS, strays=("model.vae.",))
+to_published = _FAMILY.to_published
+load_published = _FAMILY.load_published
+is_asked = _FAMILY.is_asked
 
 _DECODER_FIELDS = {
     "vocab_size": "vocab_size",
@@ -112,63 +111,3 @@ def published_backbone(config: Qwen2_5VLBackboneConfig) -> dict[str, Any]:
             "fullatt_block_indexes": list(config.vision.full_attention_layers),
         },
     }
-
-
-def to_published(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Returns weights under their published names and in their published shapes.
-
-    Args:
-        state: weights under our names; parts that no checkpoint of the family holds are left out.
-    """
-    named = {NAMES.published(name): tensor for name, tensor in state.items()}
-    if QUERIES in state:
-        named[NAMES.published(QUERIES)] = state[QUERIES].unsqueeze(0)
-    return {name: tensor for name, tensor in named.items() if name is not None}
-
-
-def load_published(
-    model: UnifiedModel,
-    state: Mapping[str, Tensor],
-    where: str,
-    parts: Sequence[str] = INFERENCE_PARTS,
-) -> None:
-    """Fills parts of a model with published weights.
-
-    A model with tied embeddings takes a checkpoint with a vocabulary head only if that head is the
-    embedding table.
-
-    Args:
-        model: a model of the checkpoint's sizes.
-        state: the whole checkpoint; weights of other parts of the family are passed over.
-        where: where it came from, for the message.
-        parts: the parts to fill; see `TRAINING_PARTS`.
-
-    Raises:
-        UsageError: if a weight of these parts is missing, unknown or of another shape; it lists
-            all of them by their published names.
-    """
-    own = {k: v for k, v in model.state_dict().items() if k.partition(".")[0] in parts}
-    given = {name: tensor for name, tensor in state.items() if is_asked(name, parts)}
-    also = []
-    if model.backbone.lm_head is None and "backbone" in parts:
-        head, table = given.pop(HEAD, None), given.get(EMBEDDING)
-        if head is not None and (table is None or not torch.equal(head, table)):
-            also = [f"{HEAD} is not {EMBEDDING}, although the embeddings are tied"]
-    expected = to_published(own)
-    require_fit(shapes_of(expected), shapes_of(given), where, also)
-    with torch.no_grad():
-        for name, tensor in expected.items():
-            tensor.copy_(given[name])
-
-
-def is_asked(published: str, parts: Sequence[str]) -> bool:
-    """Returns whether a weight is to be loaded or refused, and not passed over.
-
-    Args:
-        published: its published name.
-        parts: the parts to fill; see `TRAINING_PARTS`.
-    """
-    ours = NAMES.ours(published)
-    if ours is None:
-        return not published.startswith(_STRAYS)
-    return ours.partition(".")[0] in parts

@@ -1,0 +1,184 @@
+"""Decoder-only language models as backbones, with a projector for pictures and an optional tower.
+
+The layers are transformers' own; this adapter adds what BLIP3-o needs around them: a two-layer
+projector for picture tokens, embeddings as input, padded rows with positions that start at each
+row's first real token, and a cache that can be filled without gradient. Pictures come either as
+features of the model's image encoder or as pixels, for an understanding tower of the backbone's
+own. Axes: B rows, T tokens, M pictures, N tokens of a picture, D width, V vocabulary.
+"""
+
+import dataclasses
+from typing import TYPE_CHECKING, Any, Protocol
+
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from transformers.cache_utils import Cache
+
+
+class DecoderOnlyConfig(Protocol):
+    """What `DecoderOnlyBackbone` asks of a config; each language model has one of its own."""
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of token embeddings (V)."""
+        ...
+
+    @property
+    def hidden_size(self) -> int:
+        """Width (D)."""
+        ...
+
+    @property
+    def image_token_id(self) -> int:
+        """Id of the placeholder that a picture's tokens replace."""
+        ...
+
+    @property
+    def image_channels(self) -> int | None:
+        """Channels of the features that are projected; None with a tower."""
+        ...
+
+    @property
+    def vision_tower(self) -> Any:  # noqa: ANN401  (configs are of many types)
+        """A config out of `ENCODERS`, or None."""
+        ...
+
+    @property
+    def tie_word_embeddings(self) -> bool:
+        """Whether the embedding table is also the vocabulary head."""
+        ...
+
+    def build_decoder(self) -> Any:  # noqa: ANN401  (transformers is not imported at the top)
+        """Returns the language model without its vocabulary head, with fresh weights."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class TowerInputs:
+    """Pictures of prompts for an understanding tower.
+
+    Args:
+        pixels: [M, 3, P, P] in [-1, 1], P the side that the tower takes.
+    """
+
+    pixels: Tensor
+
+
+class DecoderOnlyBackbone(nn.Module):
+    """Token ids and pictures to hidden states, and hidden states to vocabulary logits.
+
+    Args:
+        config: sizes; its `vision_tower` is built here if it has one.
+
+    Reference:
+        The projector is the published `mlp2x_gelu`; parity family `qwen3_siglip2`.
+    """
+
+    def __init__(self, config: DecoderOnlyConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.decoder = config.build_decoder()
+        tower = config.vision_tower
+        channels = config.image_channels if tower is None else tower.num_channels
+        assert channels is not None, "configs ask for image_channels or a vision_tower"
+        self.projector = nn.Sequential(
+            nn.Linear(channels, config.hidden_size),
+            nn.GELU(),  # the exact one, not its tanh approximation
+            nn.Linear(config.hidden_size, config.hidden_size),
+        )
+        self.vision_tower = None if tower is None else tower.build()
+        self.lm_head = (
+            None
+            if config.tie_word_embeddings
+            else nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        )
+
+    def vision_inputs(self, pixels: Tensor) -> TowerInputs:
+        """Returns pictures as `embed` takes them, resized if the tower's side is another one.
+
+        Args:
+            pixels: [M, 3, H, W] in [-1, 1].
+        """
+        side = self.config.vision_tower.image_px
+        if pixels.shape[2:] != (side, side):
+            pixels = nn.functional.interpolate(
+                pixels, (side, side), mode="bilinear", antialias=True
+            )
+        return TowerInputs(pixels=pixels)
+
+    def image_tokens(self, images: Tensor | TowerInputs) -> Tensor:
+        """Returns the tokens that stand for pictures, [M, N, D].
+
+        Args:
+            images: features [M, N, C] of the image encoder, or pixels for the tower.
+        """
+        if isinstance(images, TowerInputs):
+            assert self.vision_tower is not None, "vision_inputs makes these, for a tower only"
+            images = self.vision_tower(images.pixels.to(next(self.projector.parameters()).dtype))
+        return self.projector(images)
+
+    def embed(self, input_ids: Tensor, images: Tensor | TowerInputs | None = None) -> Tensor:
+        """Returns the input embeddings, with the pictures' tokens at their placeholders.
+
+        Args:
+            input_ids: [B, T].
+            images: all pictures, in the order of their placeholders: features [M, N, C] of the
+                image encoder, or what `vision_inputs` made of pixels.
+
+        Raises:
+            ValueError: if placeholders and feature tokens differ in number.
+        """
+        embeds = self.decoder.embed_tokens(input_ids)
+        is_image = input_ids == self.config.image_token_id
+        num_tokens = self._count_tokens(images)
+        if int(is_image.sum()) != num_tokens:
+            raise ValueError(
+                f"the prompts hold {int(is_image.sum())} image placeholders, "
+                f"the pictures give {num_tokens} feature tokens"
+            )
+        if images is None:
+            return embeds
+        tokens = self.image_tokens(images).flatten(0, 1).to(embeds.dtype)
+        return embeds.masked_scatter(is_image.unsqueeze(-1), tokens)
+
+    def forward(
+        self, embeds: Tensor, attention_mask: Tensor, cache: "Cache | None" = None
+    ) -> Tensor:
+        """Returns the hidden states after the final norm, [B, T, D].
+
+        Args:
+            embeds: input embeddings of the new positions, [B, T, D].
+            attention_mask: True for real tokens of the whole sequence, cached positions included,
+                [B, past + T]; padding may be on either side.
+            cache: keys and values of earlier positions; the new ones are added to it.
+        """
+        num_new = embeds.shape[1]
+        positions = (attention_mask.long().cumsum(1) - 1).clamp_min(0)[:, -num_new:]
+        output = self.decoder(
+            inputs_embeds=embeds,
+            attention_mask=None if bool(attention_mask.all()) else attention_mask.long(),
+            position_ids=positions,
+            past_key_values=cache,
+            use_cache=cache is not None,
+        )
+        return output.last_hidden_state
+
+    def new_cache(self) -> "Cache":
+        """Returns an empty key/value cache for `forward`."""
+        from transformers.cache_utils import DynamicCache
+
+        return DynamicCache()
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Returns logits [..., V] of hidden states [..., D]."""
+        if self.lm_head is None:
+            return nn.functional.linear(hidden, self.decoder.embed_tokens.weight)
+        return self.lm_head(hidden)
+
+    def _count_tokens(self, images: Tensor | TowerInputs | None) -> int:
+        if images is None:
+            return 0
+        if isinstance(images, TowerInputs):
+            return len(images.pixels) * self.config.vision_tower.num_tokens
+        return images.shape[:2].numel()

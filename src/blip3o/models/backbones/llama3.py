@@ -1,0 +1,162 @@
+"""Llama 3 as a backbone, with a CLIP or SigLIP tower for the pictures of prompts.
+
+No released BLIP3-o weights have to be matched: the architecture is that of the released Llama
+class, whose weights were never published.
+"""
+
+import dataclasses
+from typing import TYPE_CHECKING, Any
+
+from blip3o.core.config import component
+from blip3o.core.errors import unknown_name
+from blip3o.models.backbones.decoder_only import DecoderOnlyBackbone
+from blip3o.models.encoders.siglip2 import Siglip2EncoderConfig
+
+if TYPE_CHECKING:
+    from transformers.models.llama.modeling_llama import LlamaModel
+
+_PUBLISHED: dict[str, dict[str, int]] = {
+    "3-8b": {"hidden": 4096, "intermediate": 14_336, "layers": 32, "heads": 32, "stretch": 1},
+    "3.1-8b": {"hidden": 4096, "intermediate": 14_336, "layers": 32, "heads": 32, "stretch": 8},
+    "3.2-1b": {"hidden": 2048, "intermediate": 8192, "layers": 16, "heads": 32, "stretch": 32},
+    "3.2-3b": {"hidden": 3072, "intermediate": 8192, "layers": 28, "heads": 24, "stretch": 32},
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Llama3BackboneConfig:
+    """Sizes of a Llama 3 decoder and of the tower and projector in front of it.
+
+    Args:
+        vocab_size: number of token embeddings (V).
+        hidden_size: width (D).
+        intermediate_size: width inside the MLPs.
+        num_layers: decoder layers.
+        num_heads: query heads; a head is D / num_heads wide.
+        num_kv_heads: key/value heads.
+        image_token_id: id of the placeholder that a picture's tokens replace.
+        vision_tower: what sees the pictures of prompts, a config out of `ENCODERS`.
+        tie_word_embeddings: whether the embedding table is also the vocabulary head.
+        norm_eps: epsilon of the decoder's norms.
+        max_positions: longest sequence the model is meant for.
+        rope_theta: base of the rotary frequencies.
+        rope_stretch: factor by which slow rotary frequencies are slowed down beyond the positions
+            of the first training (Llama 3.1: 8, Llama 3.2: 32); 1 leaves them alone.
+        first_positions: longest sequence of that first training.
+
+    Raises:
+        ValueError: if `num_heads` does not divide `hidden_size`.
+    """
+
+    kind: str = "llama3"
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    image_token_id: int
+    vision_tower: Any = component("blip3o.models.encoders:ENCODERS")
+    tie_word_embeddings: bool = False
+    norm_eps: float = 1e-5
+    max_positions: int = 8192
+    rope_theta: float = 500_000.0
+    rope_stretch: float = 1.0
+    first_positions: int = 8192
+
+    def __post_init__(self) -> None:
+        if self.hidden_size % self.num_heads:
+            raise ValueError(
+                f"num_heads {self.num_heads} does not divide hidden_size {self.hidden_size}"
+            )
+
+    @classmethod
+    def tiny(cls) -> "Llama3BackboneConfig":
+        """Returns the smallest useful config, for tests."""
+        return cls(
+            vocab_size=320,
+            hidden_size=16,
+            intermediate_size=32,
+            num_layers=2,
+            num_heads=2,
+            num_kv_heads=1,
+            image_token_id=5,
+            vision_tower=Siglip2EncoderConfig.tiny(),
+            max_positions=512,
+            rope_stretch=8.0,
+            first_positions=64,
+        )
+
+    @classmethod
+    def published(cls, size: str) -> "Llama3BackboneConfig":
+        """Returns a Llama 3 with the four tokens that BLIP3-o adds and a tower of 729 tokens.
+
+        Args:
+            size: "3-8b", "3.1-8b", "3.2-1b" or "3.2-3b".
+
+        Raises:
+            UsageError: if there is no such size.
+        """
+        if size not in _PUBLISHED:
+            raise unknown_name("size of Llama 3", size, _PUBLISHED)
+        sizes = _PUBLISHED[size]
+        return cls(
+            vocab_size=128_260,
+            hidden_size=sizes["hidden"],
+            intermediate_size=sizes["intermediate"],
+            num_layers=sizes["layers"],
+            num_heads=sizes["heads"],
+            num_kv_heads=8,
+            image_token_id=128_259,
+            vision_tower=Siglip2EncoderConfig.so400m(image_px=378, patch_px=14),
+            tie_word_embeddings=size.startswith("3.2-"),
+            max_positions=8192 if sizes["stretch"] == 1 else 131_072,
+            rope_stretch=float(sizes["stretch"]),
+        )
+
+    def num_image_tokens(self, image_px: int) -> int:
+        """Returns how many tokens stand for a picture.
+
+        Args:
+            image_px: its side; the tower resizes pictures, so the number does not depend on it.
+        """
+        del image_px
+        return self.vision_tower.num_tokens
+
+    @property
+    def image_channels(self) -> None:
+        """None: it sees pixels with its own tower and takes no features of the image encoder."""
+        return None
+
+    def build(self) -> DecoderOnlyBackbone:
+        """Returns the backbone with fresh weights."""
+        return DecoderOnlyBackbone(self)
+
+    def build_decoder(self) -> "LlamaModel":
+        """Returns the decoder alone, with fresh weights."""
+        from transformers.models.llama.configuration_llama import LlamaConfig
+        from transformers.models.llama.modeling_llama import LlamaModel
+
+        rope: dict[str, Any] = {"rope_type": "default", "rope_theta": self.rope_theta}
+        if self.rope_stretch != 1.0:
+            rope |= {
+                "rope_type": "llama3",
+                "factor": self.rope_stretch,
+                "low_freq_factor": 1.0,
+                "high_freq_factor": 4.0,
+                "original_max_position_embeddings": self.first_positions,
+            }
+        return LlamaModel(
+            LlamaConfig(
+                vocab_size=self.vocab_size,
+                hidden_size=self.hidden_size,
+                intermediate_size=self.intermediate_size,
+                num_hidden_layers=self.num_layers,
+                num_attention_heads=self.num_heads,
+                num_key_value_heads=self.num_kv_heads,
+                max_position_embeddings=self.max_positions,
+                rms_norm_eps=self.norm_eps,
+                rope_parameters=rope,
+                tie_word_embeddings=self.tie_word_embeddings,
+            )
+        )
