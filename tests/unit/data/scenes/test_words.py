@@ -24,7 +24,6 @@ from blip3o.data.scenes.questions import KINDS, QA, describe, questions, text_qu
 from blip3o.data.scenes.scene import sample_scene
 from blip3o.data.scenes.things import COLORS, THINGS, plural
 from blip3o.data.scenes.types import Placed, Scene, place, relations, size_word
-from blip3o.data.scenes.words import PLACE_PHRASES
 
 NUMBERS = {"a": 1, "an": 1, "two": 2, "three": 3, "four": 4}
 THING_OF = {name: thing for thing in THINGS for name in (thing, plural(thing))}
@@ -231,31 +230,25 @@ def test_size_words() -> None:
     assert [size_word(one) for one in CAT_AND_BUSES.objects] == ["large", "small", "medium"]
 
 
-def test_about_tells_true_facts_of_each_thing_it_is_asked_for() -> None:
-    orders, absent = set(), 0
+def test_look_up_tells_a_true_fact_of_each_thing_it_is_asked_for() -> None:
+    orders, absent, asked_for = set(), 0, set()
     for index, scene in enumerate(SCENES[:200]):
-        for qa in questions(scene, numpy_rng(0, "about", index), ("about",)):
-            asked = [part.strip() for part in re.split(r", | and ", qa.question[14:-1])]
-            facts = qa.answer.split("; ")
-            assert len(facts) == len(asked)
-            for name, fact in zip(asked, facts, strict=True):
-                thing = THING_OF[name.split()[-1]]
-                there = [o for o in scene.objects if o.thing == thing]
-                if fact.startswith("there is no"):
-                    assert fact == f"there is no {thing}"
-                    assert not there
-                    absent += 1
-                    continue
-                found = re.fullmatch(rf"{name} is (\w+), (\w+) and (.*)", fact)
-                assert found, fact
-                said = (found[1], found[2], found[3])
-                assert said in {(o.color, size_word(o), PLACE_PHRASES[place(o)]) for o in there}
-            kinds = [
-                next(i for i, o in enumerate(scene.objects) if o.thing in n)
-                for n, f in zip(asked, facts, strict=True)
-                if "there is no" not in f
-            ]
-            orders.add(kinds == sorted(kinds))
+        for qa in questions(scene, numpy_rng(0, "look up", index), ("look_up",)):
+            found = re.fullmatch(r"Look up the (color|place|size) of (.*)\.", qa.question)
+            assert found, qa.question
+            names = [part.removeprefix("the ") for part in re.split(r", | and ", found[2])]
+            facts = qa.answer.split(", ")
+            assert len(facts) == len(names)
+            asked_for.add(found[1])
+            seen = []
+            for name, fact in zip(names, facts, strict=True):
+                there = [o for o in scene.objects if o.thing == name]
+                absent += not there
+                truth = [{"color": o.color, "place": place(o), "size": size_word(o)} for o in there]
+                assert [fact] == ([f"{name} {one[found[1]]}" for one in truth] or [f"{name} none"])
+                seen += [scene.objects.index(o) for o in there]
+            orders.add(seen == sorted(seen))
+    assert asked_for == {"color", "place", "size"}
     assert orders == {True, False}  # the picture does not tell the order
     assert absent > 20
 
@@ -267,5 +260,5 @@ def test_training_asks_drills_and_no_question_twice() -> None:
             asked = [turn["value"] for turn in fields[name][0::2]]
             plain = [text.split("\n")[-1].split("background. ")[-1] for text in asked]
             assert len(set(plain)) == len(plain)
-        if any(QA.kind == "where" for QA in questions(scene, numpy_rng(0, "w", index))):
-            assert any("Tell me about" in text for text in asked)
+        if 1 in Counter(one.thing for one in scene.objects).values():
+            assert any("Look up" in text for text in asked)
