@@ -1,13 +1,13 @@
 """The user's door to a model: `Blip3oPipeline`, with the habits of diffusers' pipelines."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from blip3o.core.device import PrecisionName, resolve_device, resolve_dtype
+from blip3o.core.device import PrecisionName
 from blip3o.core.errors import UsageError
 from blip3o.core.types import IMAGE_MARK, Message
 from blip3o.generate.empty import empty_condition
@@ -22,6 +22,7 @@ from blip3o.generate.inputs import (
     open_picture,
 )
 from blip3o.generate.outputs import ImageOutput, OutputType, finish
+from blip3o.generate.placement import PlacedPipeline, Plan
 from blip3o.generate.text import Writer, check_length, left_pad
 from blip3o.imaging.pixels import to_pixels
 from blip3o.models.unified import UnifiedModel
@@ -31,7 +32,7 @@ from blip3o.weights.folder import load_model
 from blip3o.weights.hub import to_local
 
 
-class Blip3oPipeline:
+class Blip3oPipeline(PlacedPipeline):
     """Text and pictures in, text and pictures out.
 
     Args:
@@ -54,8 +55,11 @@ class Blip3oPipeline:
         name: str | Path = "pocket",
         *,
         device: str = "auto",
-        dtype: PrecisionName = "auto",
+        dtype: PrecisionName | torch.dtype = "auto",
         revision: str | None = None,
+        quantize: str | None = None,
+        placement: Mapping[str, str] | None = None,
+        offload: str = "none",
     ) -> "Blip3oPipeline":
         """Returns a pipeline over a bundled model or a model folder; downloads hub ids only.
 
@@ -64,23 +68,16 @@ class Blip3oPipeline:
             device: "auto" or a torch device.
             dtype: "auto" (what the device is fast at), "fp32", "bf16" or "fp16".
             revision: branch, tag or commit, for a hub id.
+            quantize: "int8" or "int4" for the backbone's matrices; None leaves them.
+            placement: device names of components (`COMPONENTS`) that go elsewhere.
+            offload: "none", or "model" or "sequential" as the methods `enable_*_cpu_offload` do.
 
         Raises:
-            UsageError: if there is no such model or it is damaged.
+            UsageError: if there is no such model, device or mode, or the model is damaged.
         """
-        target = resolve_device(device)
-        loaded = load_model(to_local(name, revision), target, resolve_dtype(dtype, target))
-        return cls(loaded.model, loaded.tokenizer)
-
-    @property
-    def device(self) -> torch.device:
-        """Where the model is."""
-        return self.model.query_tokens.weight.device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Type of the model's weights."""
-        return self.model.query_tokens.weight.dtype
+        plan = Plan.make(device, dtype, quantize, placement, offload)
+        loaded = load_model(to_local(name, revision), **plan.loading)
+        return cls(loaded.model, loaded.tokenizer).settle(plan)
 
     def __call__(
         self,

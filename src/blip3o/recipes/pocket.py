@@ -244,7 +244,8 @@ def smoke() -> RunConfig:
     """
     config = evolve(decoder(), {"train.steps": 120, "train.sample_every": 40})
     entry = dataclasses.replace(
-        _scenes("reconstruct"), source=WebDatasetConfig(path=f"{SCENES}-small/scenes-*.tar", name="small")
+        _scenes("reconstruct"),
+        source=WebDatasetConfig(path=f"{SCENES}-small/scenes-*.tar", name="small"),
     )
     return dataclasses.replace(
         config,

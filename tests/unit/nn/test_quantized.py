@@ -36,8 +36,10 @@ def test_no_weight_moves_further_than_a_level(kind: Quantization, width: int) ->
 
 @each_kind
 def test_error_of_normal_weights(kind: Quantization) -> None:
-    """The largest of a group of 32 is at about 2.1 deviations; over half the levels that is the
-    step, and rounding errs by step / sqrt(12): 0.077, and a little for the level that is missing."""
+    """The largest of 32 normal numbers is at about 2.1; a step is an eighth of that.
+
+    Rounding errs by step / sqrt(12), 0.077, and the level that is missing adds a little.
+    """
     weight = torch.randn(64, 1024, generator=torch.Generator().manual_seed(0))
     error = (dequantize(*quantize_weight(weight, kind), 1024) - weight).norm() / weight.norm()
     expected = {"int8": 0.0065, "int4": 0.09}[kind]
@@ -50,7 +52,7 @@ def test_zero_groups_and_exact_levels_come_back(kind: Quantization) -> None:
     weight = torch.arange(-half, half).float().repeat(2, 1) * torch.tensor([[0.5], [-0.25]])
     weight = torch.cat([weight, torch.zeros(1, weight.shape[1])])
     if kind == "int8":  # a group has half as many weights as there are levels
-        weight = weight[:, : half]
+        weight = weight[:, :half]
     back = dequantize(*quantize_weight(weight, kind), weight.shape[1])
     torch.testing.assert_close(back, weight, rtol=0, atol=0)
 
@@ -77,8 +79,11 @@ def test_layers_are_replaced_and_compute_in_their_type(
 def test_size_is_the_same_on_the_meta_device(kind: Quantization) -> None:
     real, sketch = nn.Linear(256, 96), nn.Linear(256, 96, device="meta")
     sizes = [
-        [(name, tuple(p.shape), p.dtype) for name, p in QuantizedLinear(l, kind).named_parameters()]
-        for l in (real.bfloat16(), sketch.bfloat16())
+        [
+            (name, tuple(p.shape), p.dtype)
+            for name, p in QuantizedLinear(layer, kind).named_parameters()
+        ]
+        for layer in (real.bfloat16(), sketch.bfloat16())
     ]
     assert sizes[0] == sizes[1]
     layer = QuantizedLinear(real, kind)
