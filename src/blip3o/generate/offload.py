@@ -173,7 +173,7 @@ class _Weights:
 def around(
     module: nn.Module, seams: Iterable[str], run: Callable[..., Any]
 ) -> list[Callable[[], None]]:
-    """Lets `run(method, *args, **kwargs)` stand for methods of an object; returns what undoes it."""
+    """Lets `run(method, *args, **kwargs)` stand for an object's methods; returns what undoes it."""
 
     def wrap(seam: str) -> Callable[[], None]:
         plain = getattr(module, seam)

@@ -1,13 +1,11 @@
 """The user's door to a model: `Blip3oPipeline`, with the habits of diffusers' pipelines."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from blip3o.core.device import PrecisionName
 from blip3o.core.errors import UsageError
 from blip3o.core.types import IMAGE_MARK, Message
 from blip3o.generate.empty import empty_condition
@@ -22,14 +20,12 @@ from blip3o.generate.inputs import (
     open_picture,
 )
 from blip3o.generate.outputs import ImageOutput, OutputType, finish
-from blip3o.generate.placement import PlacedPipeline, Plan
+from blip3o.generate.placement import PlacedPipeline
 from blip3o.generate.text import Writer, check_length, left_pad
 from blip3o.imaging.pixels import to_pixels
 from blip3o.models.unified import UnifiedModel
 from blip3o.text.chat import ChatTemplate
 from blip3o.text.tokenizer import Tokenizer
-from blip3o.weights.folder import load_model
-from blip3o.weights.hub import to_local
 
 
 class Blip3oPipeline(PlacedPipeline):
@@ -41,43 +37,12 @@ class Blip3oPipeline(PlacedPipeline):
     """
 
     def __init__(self, model: UnifiedModel, tokenizer: Tokenizer) -> None:
-        self.model = model.eval()
-        self.tokenizer = tokenizer
+        super().__init__(model, tokenizer)
         self.chat_template = ChatTemplate(
             tokenizer, model.config.chat, model.config.num_prompt_image_tokens
         )
         self._writer = Writer(model, tokenizer, self.chat_template)
         self._empty_features: Tensor | None = None
-
-    @classmethod
-    def from_pretrained(
-        cls,
-        name: str | Path = "pocket",
-        *,
-        device: str = "auto",
-        dtype: PrecisionName | torch.dtype = "auto",
-        revision: str | None = None,
-        quantize: str | None = None,
-        placement: Mapping[str, str] | None = None,
-        offload: str = "none",
-    ) -> "Blip3oPipeline":
-        """Returns a pipeline over a bundled model or a model folder; downloads hub ids only.
-
-        Args:
-            name: "pocket", a folder (ours or a released one) or a hub id such as "org/name".
-            device: "auto" or a torch device.
-            dtype: "auto" (what the device is fast at), "fp32", "bf16" or "fp16".
-            revision: branch, tag or commit, for a hub id.
-            quantize: "int8" or "int4" for the backbone's matrices; None leaves them.
-            placement: device names of components (`COMPONENTS`) that go elsewhere.
-            offload: "none", or "model" or "sequential" as the methods `enable_*_cpu_offload` do.
-
-        Raises:
-            UsageError: if there is no such model, device or mode, or the model is damaged.
-        """
-        plan = Plan.make(device, dtype, quantize, placement, offload)
-        loaded = load_model(to_local(name, revision), **plan.loading)
-        return cls(loaded.model, loaded.tokenizer).settle(plan)
 
     def __call__(
         self,

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 from typing import Any, Self
 
 import torch
@@ -19,6 +20,9 @@ from blip3o.generate.offload import (
 )
 from blip3o.models.unified import UnifiedModel
 from blip3o.nn.quantized import Quantization, check_quantization
+from blip3o.text.tokenizer import Tokenizer
+from blip3o.weights.folder import load_model
+from blip3o.weights.hub import to_local
 
 
 def resolve_placement(
@@ -130,10 +134,53 @@ def move(model: nn.Module, device: torch.device, dtype: torch.dtype) -> None:
 
 
 class PlacedPipeline:
-    """What a pipeline can be told about devices, in the words of diffusers' pipelines."""
+    """What a pipeline can be told about devices, in the words of diffusers' pipelines.
 
-    model: UnifiedModel
+    Args:
+        model: the model.
+        tokenizer: its tokenizer.
+    """
+
     _undo_placement: Callable[[], None] | None = None
+
+    def __init__(self, model: UnifiedModel, tokenizer: Tokenizer) -> None:
+        self.model = model.eval()
+        self.tokenizer = tokenizer
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name: str | Path = "pocket",
+        *,
+        device: str = "auto",
+        dtype: PrecisionName | torch.dtype = "auto",
+        revision: str | None = None,
+        quantize: str | None = None,
+        placement: Mapping[str, str] | None = None,
+        offload: str = "none",
+    ) -> Self:
+        """Returns a pipeline over a bundled model or a model folder; downloads hub ids only.
+
+        Args:
+            name: "pocket", a folder (ours or a released one) or a hub id such as "org/name".
+            device: "auto" or a torch device.
+            dtype: "auto" (what the device is fast at), "fp32", "bf16" or "fp16".
+            revision: branch, tag or commit, for a hub id.
+            quantize: "int8" or "int4" for the backbone's matrices; None leaves them.
+            placement: device names of components (`COMPONENTS`) that go elsewhere.
+            offload: "none", or "model" or "sequential" as the methods `enable_*_cpu_offload` do.
+
+        Raises:
+            UsageError: if there is no such model, device or mode, or the model is damaged.
+        """
+        plan = Plan.make(device, dtype, quantize, placement, offload)
+        loaded = load_model(to_local(name, revision), **plan.loading)
+        pipe = cls(loaded.model, loaded.tokenizer)
+        if plan.offload == "none":
+            pipe._undo_placement = _all(connect(pipe.model, plan.devices))
+        else:
+            pipe._offload(plan.devices["backbone"], by_block=plan.offload == "sequential")
+        return pipe
 
     @property
     def device(self) -> torch.device:
@@ -179,14 +226,6 @@ class PlacedPipeline:
         for name, device in devices.items():
             move(getattr(self.model, name), device, self.dtype)
         self._undo_placement = _all(connect(self.model, devices))
-        return self
-
-    def settle(self, plan: Plan) -> Self:
-        """Does what is left of a plan after loading and returns the pipeline."""
-        if plan.offload == "none":
-            self._undo_placement = _all(connect(self.model, plan.devices))
-        else:
-            self._offload(plan.devices["backbone"], by_block=plan.offload == "sequential")
         return self
 
     def enable_model_cpu_offload(self, device: str | torch.device = "auto") -> None:

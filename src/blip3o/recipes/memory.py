@@ -6,20 +6,20 @@ with guidance, and what its operations keep alive is added up. Kernels' own work
 """
 
 import dataclasses
-import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from typing import Any
 from weakref import WeakSet, finalize
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from blip3o.core.errors import UsageError
-from blip3o.generate.offload import COMPONENTS, OFFLOADS, Offload, groups_of
+from blip3o.core.errors import unknown_name
+from blip3o.generate.offload import OFFLOADS, Offload, groups_of
 from blip3o.generate.placement import move
 from blip3o.models.absent import AbsentPart
 from blip3o.models.backbones.qwen2_5_vl import Qwen2_5VLBackboneConfig
@@ -30,6 +30,7 @@ from blip3o.models.encoders.eva_clip import EvaClipEncoderConfig
 from blip3o.models.quantize import quantize_backbone
 from blip3o.models.unified import UnifiedModel, UnifiedModelConfig
 from blip3o.nn.quantized import QUANTIZATIONS, Quantization
+from blip3o.weights.folder import BUNDLED, open_model
 
 PROMPT_TOKENS = 512
 """Length of the prompt in the estimate of activations."""
@@ -61,20 +62,36 @@ class Need:
     weights: int
     peak: int
 
+    @property
+    def flags(self) -> str:
+        """The options that ask for this form."""
+        words = ["--dtype", self.precision]
+        words += ["--quantize", self.quantize] if self.quantize else []
+        words += ["--offload", self.offload] if self.offload != "none" else []
+        return " ".join(words)
 
-def released_config(name: str) -> UnifiedModelConfig | None:
-    """Returns the config of a released model whose files need not be there; None for other names.
+
+RELEASED = {
+    "blip3o-4b": Qwen2_5VLBackboneConfig.published_4b,
+    "blip3o-8b": Qwen2_5VLBackboneConfig.published_8b,
+}
+"""Released models by a short name; their sizes are known without their files."""
+
+
+def config_of(name: str) -> UnifiedModelConfig:
+    """Returns a model's config; nothing is downloaded.
 
     Args:
-        name: "blip3o-4b" or "blip3o-8b".
+        name: a released model's short name, a bundled model or a model folder.
+
+    Raises:
+        UsageError: if there is no such model or its folder is damaged.
     """
-    backbones = {
-        "blip3o-4b": Qwen2_5VLBackboneConfig.published_4b,
-        "blip3o-8b": Qwen2_5VLBackboneConfig.published_8b,
-    }
-    if name not in backbones:
-        return None
-    backbone = backbones[name]()
+    if name not in RELEASED:
+        if name not in BUNDLED and not Path(name).exists():
+            raise unknown_name("model", name, [*BUNDLED, *RELEASED])
+        return open_model(name).config
+    backbone = RELEASED[name]()
     return UnifiedModelConfig(
         backbone=backbone,
         image_encoder=EvaClipEncoderConfig.published(),
@@ -91,25 +108,64 @@ def needs_of(config: UnifiedModelConfig) -> list[Need]:
         config: the model's parts; nothing is built in memory.
     """
     found: list[Need] = []
+    activations: dict[tuple[str, str], int] = {}
     for quantize in (None, *QUANTIZATIONS):
+        model = sketch(config, quantize)
         for precision, dtype in PRECISIONS.items():
-            model = sketch(config, dtype, quantize)
-            activations = {name: activation_bytes(model, name) for name in DRAWING}
+            move(model, torch.device("meta"), dtype)
+            activations[precision, "backbone"] = activation_bytes(model, "backbone")
+            for name in DRAWING[1:]:  # not quantized: once for each precision
+                if (precision, name) not in activations:
+                    activations[precision, name] = activation_bytes(model, name)
             for offload in OFFLOADS:
                 weights = weight_bytes(model, offload)
-                peak = max(weights[name] + activations[name] for name in DRAWING)
-                most = max(weights.values())
-                found.append(Need(precision, quantize, offload, most, peak))
+                peak = max(weights[name] + activations[precision, name] for name in DRAWING)
+                found.append(Need(precision, quantize, offload, max(weights.values()), peak))
     return found
 
 
-def sketch(
-    config: UnifiedModelConfig, dtype: torch.dtype, quantize: Quantization | None
-) -> UnifiedModel:
-    """Returns a model on the meta device, in the types that loading would give it."""
+def choose(
+    needs: Iterable[Need], capacity: int, precisions: Sequence[str], *, may_offload: bool = True
+) -> tuple[Need, int]:
+    """Returns the best form for a device, and how many bytes it lacks (0 or less: it fits).
+
+    Offloading one component after the other costs seconds and changes nothing, so it comes before
+    quantization, which changes results; offloading by block, the slowest, comes last. Where nothing
+    fits, it is the form that lacks least.
+
+    Args:
+        needs: what `needs_of` returned.
+        capacity: bytes of the device's memory.
+        precisions: those to take, the best first.
+        may_offload: False where the CPU's memory is the device's.
+    """
+    order = (None, *QUANTIZATIONS)
+
+    def rank(need: Need) -> tuple[bool, int, int, int]:
+        slow = need.offload == "sequential"
+        plain = order.index(need.quantize)
+        return slow, plain, OFFLOADS.index(need.offload), precisions.index(need.precision)
+
+    asked = [
+        need
+        for need in needs
+        if need.precision in precisions and (may_offload or need.offload == "none")
+    ]
+    room = capacity - RESERVE_BYTES
+    fitting = [need for need in asked if need.peak <= room]
+    best = min(fitting, key=rank) if fitting else min(asked, key=lambda need: need.peak)
+    return best, best.peak - room
+
+
+def sketch(config: UnifiedModelConfig, quantize: Quantization | None = None) -> UnifiedModel:
+    """Returns a model on the meta device, in float32.
+
+    Args:
+        config: the model's parts.
+        quantize: form of the backbone's matrices.
+    """
     with torch.device("meta"):
         model = config.build().eval().requires_grad_(requires_grad=False)
-    move(model, torch.device("meta"), dtype)
     if quantize:
         quantize_backbone(model, quantize)
     return model
@@ -151,8 +207,9 @@ def activation_bytes(model: UnifiedModel, component: str) -> int:
 def _run_backbone(model: UnifiedModel) -> list[Callable[[], Any]]:
     like, length = model.query_tokens.weight, PROMPT_TOKENS + model.config.num_query_tokens
     embeds = like.new_empty(1, length, like.shape[1])
-    # Not through the backbone's own forward, which looks at the values of its mask.
-    return [lambda: model.backbone.decoder(inputs_embeds=embeds, use_cache=False)]
+    # Not through the backbone's own forward, which looks at the values of its mask; without a
+    # cache transformers would look at those of the positions.
+    return [lambda: model.backbone.decoder(inputs_embeds=embeds, use_cache=True)]
 
 
 def _run_dit(model: UnifiedModel) -> list[Callable[[], Any]]:
