@@ -113,14 +113,14 @@ def needs_of(config: UnifiedModelConfig) -> list[Need]:
         model = sketch(config, quantize)
         for precision, dtype in PRECISIONS.items():
             move(model, torch.device("meta"), dtype)
+            weights = {offload: weight_bytes(model, offload) for offload in OFFLOADS}
             activations[precision, "backbone"] = activation_bytes(model, "backbone")
             for name in DRAWING[1:]:  # not quantized: once for each precision
                 if (precision, name) not in activations:
                     activations[precision, name] = activation_bytes(model, name)
-            for offload in OFFLOADS:
-                weights = weight_bytes(model, offload)
-                peak = max(weights[name] + activations[precision, name] for name in DRAWING)
-                found.append(Need(precision, quantize, offload, max(weights.values()), peak))
+            for offload, sizes in weights.items():
+                peak = max(sizes[name] + activations[precision, name] for name in DRAWING)
+                found.append(Need(precision, quantize, offload, max(sizes.values()), peak))
     return found
 
 

@@ -74,12 +74,20 @@ def resident(module: nn.Module) -> set[str]:
 def watch(pipe: Blip3oPipeline) -> dict[str, list[set[str]]]:
     """Returns what fills with the weights that are there whenever a layer of a component runs."""
     seen: dict[str, list[set[str]]] = {name: [] for name in COMPONENTS}
+    slots = [
+        (f"{where}.{name}", module, name)
+        for where, module in pipe.model.named_modules()
+        for name, _ in module.named_parameters(recurse=False)
+    ]
+
+    def look(component: str) -> None:
+        there = {path for path, module, name in slots if not getattr(module, name).is_meta}
+        seen[component].append(there)
+
     for name in COMPONENTS:
         for layer in getattr(pipe.model, name).modules():
             if any(True for _ in layer.parameters(recurse=False)):
-                layer.register_forward_pre_hook(
-                    lambda *_, n=name: seen[n].append(resident(pipe.model))
-                )
+                layer.register_forward_pre_hook(lambda *_, n=name: look(n))
     return seen
 
 
