@@ -46,7 +46,7 @@ def cpu_has_fast_bf16() -> bool:
     return bool(torch.cpu._is_amx_tile_supported())
 
 
-def resolve_dtype(name: PrecisionName | torch.dtype, device: torch.device) -> torch.dtype:
+def resolve_dtype(name: str | torch.dtype, device: torch.device) -> torch.dtype:
     """Returns the compute type for a precision name on a device.
 
     Args:

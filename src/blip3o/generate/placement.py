@@ -8,7 +8,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from blip3o.core.device import PrecisionName, resolve_device, resolve_dtype
+from blip3o.core.device import resolve_device, resolve_dtype
 from blip3o.core.errors import UsageError, unknown_name
 from blip3o.generate.offload import (
     COMPONENTS,
@@ -64,7 +64,7 @@ class Plan:
     def make(
         cls,
         device: str,
-        dtype: PrecisionName | torch.dtype,
+        dtype: str | torch.dtype,
         quantize: str | None,
         placement: Mapping[str, str] | None,
         offload: str,
@@ -153,7 +153,7 @@ class PlacedPipeline:
         name: str | Path = "pocket",
         *,
         device: str = "auto",
-        dtype: PrecisionName | torch.dtype = "auto",
+        dtype: str | torch.dtype = "auto",
         revision: str | None = None,
         quantize: str | None = None,
         placement: Mapping[str, str] | None = None,
@@ -164,7 +164,7 @@ class PlacedPipeline:
         Args:
             name: "pocket", a folder (ours or a released one) or a hub id such as "org/name".
             device: "auto" or a torch device.
-            dtype: "auto" (what the device is fast at), "fp32", "bf16" or "fp16".
+            dtype: "auto" (what the device is fast at), "fp32", "bf16", "fp16", or torch's names.
             revision: branch, tag or commit, for a hub id.
             quantize: "int8" or "int4" for the backbone's matrices; None leaves them.
             placement: device names of components (`COMPONENTS`) that go elsewhere.
@@ -195,7 +195,7 @@ class PlacedPipeline:
     def to(
         self,
         device: str | torch.device | None = None,
-        dtype: PrecisionName | torch.dtype | None = None,
+        dtype: str | torch.dtype | None = None,
     ) -> Self:
         """Moves the whole model and returns the pipeline; ends offloading and placement.
 

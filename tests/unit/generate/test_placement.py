@@ -243,7 +243,7 @@ def test_what_cannot_be_is_refused(
     tiny_folder: Path, options: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(UsageError, match=message):
-        Blip3oPipeline.from_pretrained(tiny_folder, **{"device": "cpu", **options})
+        Blip3oPipeline.from_pretrained(tiny_folder, **options)
 
 
 def test_refusals_leave_the_pipeline_as_it_was(pipe: Blip3oPipeline) -> None:
@@ -252,7 +252,7 @@ def test_refusals_leave_the_pipeline_as_it_was(pipe: Blip3oPipeline) -> None:
     for refused in (
         lambda: pipe.enable_model_cpu_offload("cuda:77"),
         lambda: pipe.place({"vae": "cpu"}),
-        lambda: pipe.to("cpu", "int8"),  # type: ignore[arg-type]
+        lambda: pipe.to("cpu", "int8"),
     ):
         with pytest.raises(UsageError):
             refused()
