@@ -138,7 +138,9 @@ def build_parser() -> argparse.ArgumentParser:
     command.add_argument("action", nargs="?", choices=["list", "show"], default="list")
     command.add_argument("name", nargs="?")
     _command(commands, "models", _models, "the models at hand")
-    _command(commands, "doctor", _doctor, "what this machine can do")
+    command = _command(commands, "doctor", _doctor, "what this machine can do")
+    command.add_argument("--model", help="also say what memory this model needs, in every form")
+    command.add_argument("--device", default="auto", help="what it has to fit on")
     return parser
 
 
@@ -157,6 +159,10 @@ def _add_model(command: argparse.ArgumentParser) -> None:
     )
     command.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N")
     command.add_argument("--dtype", default="auto", help="auto, fp32, bf16, fp16")
+    command.add_argument("--quantize", help="int8 or int4, for the backbone's weights")
+    command.add_argument(
+        "--offload", default="none", help="none, model or sequential: weights wait on the CPU"
+    )
 
 
 def _add_sampling(command: argparse.ArgumentParser) -> None:
@@ -169,7 +175,11 @@ def _add_sampling(command: argparse.ArgumentParser) -> None:
 def _pipeline(options: argparse.Namespace) -> "Blip3oPipeline":
     from blip3o.generate.pipeline import Blip3oPipeline
 
-    return Blip3oPipeline.from_pretrained(options.model, device=options.device, dtype=options.dtype)
+    return Blip3oPipeline.from_pretrained(options.model, **_placing(options))
+
+
+def _placing(options: argparse.Namespace) -> dict[str, Any]:
+    return {name: getattr(options, name) for name in ("device", "dtype", "quantize", "offload")}
 
 
 def _generate(options: argparse.Namespace) -> None:
@@ -248,8 +258,7 @@ def _eval(options: argparse.Namespace) -> None:
         options.model,
         options.out,
         options.overrides,
-        device=options.device,
-        dtype=options.dtype,
+        **_placing(options),
     )
     print(json.dumps({key: results[key] for key in ("benchmark", "overall", "by_category")}))
 
@@ -289,5 +298,4 @@ def _models(options: argparse.Namespace) -> None:
 def _doctor(options: argparse.Namespace) -> None:
     from blip3o.recipes.doctor import examine
 
-    del options
-    print(examine())
+    print(examine(options.model, options.device))

@@ -8,6 +8,7 @@ finds nothing fails: a family never goes missing silently.
 import dataclasses
 import functools
 import json
+import math
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -21,7 +22,9 @@ from torch import Tensor
 from blip3o.models.decoders.pocket import PocketDecoderConfig
 from blip3o.models.dit.nextdit import NextDiTConfig
 from blip3o.models.encoders.siglip2 import Siglip2EncoderConfig
+from blip3o.models.quantize import quantize_backbone
 from blip3o.models.unified import SamplingConfig, UnifiedModel, UnifiedModelConfig
+from blip3o.nn.quantized import QUANTIZATIONS
 from blip3o.weights.keymaps import blip3o_qwen, blip3o_qwen3
 
 _DEFAULT_FOLDER = Path(__file__).parent.parent / "data" / "parity"
@@ -130,3 +133,19 @@ def published_model() -> Callable[..., UnifiedModel]:
         return model
 
     return build
+
+
+@pytest.fixture(params=QUANTIZATIONS)
+def quantized(request: pytest.FixtureRequest) -> Callable[[UnifiedModel], float]:
+    """Returns a function that quantizes a backbone and bounds the relative error of its states.
+
+    A matrix whose weights err by e (relative norm, independently) gives a product that errs by e.
+    The errors of M matrices are independent, so they add up to at most e * sqrt(M) where none of
+    them is weakened on its way to the end.
+    """
+    weight_error = {"int8": 0.0065, "int4": 0.09}[request.param]  # tests/unit/nn/test_quantized
+
+    def quantize(model: UnifiedModel) -> float:
+        return weight_error * math.sqrt(len(quantize_backbone(model, request.param)))
+
+    return quantize

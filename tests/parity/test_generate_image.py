@@ -114,3 +114,26 @@ def test_features_equal_recorded_features(
     torch.testing.assert_close(
         features[:1], recorded["output_features"], rtol=0, atol=FEATURE_TOLERANCE
     )
+
+
+@each_run
+def test_features_of_a_quantized_backbone(
+    case: Any,
+    quantized: Callable[[UnifiedModel], float],
+    published_model: Callable[..., UnifiedModel],
+) -> None:
+    """Guidance multiplies what a condition changes, its error too; nothing else makes it grow."""
+    run = Run(case, published_model)
+    bound = quantized(run.model)
+    mask = torch.ones_like(run.ids, dtype=torch.bool)
+    with torch.no_grad():
+        condition = run.model.condition(run.ids, mask, run.images)
+        features = run.sample(condition, run.recorded["initial_noise"])
+    error = relative_error(condition, run.recorded["query_hidden_states"])
+    assert 0.1 * bound < error < bound
+    feature_error = relative_error(features, run.recorded["output_features"])
+    assert feature_error < run.facts["guidance_scale"] * error
+
+
+def relative_error(actual: Tensor, expected: Tensor) -> float:
+    return float((actual - expected).norm() / expected.norm())

@@ -277,6 +277,21 @@ def test_rows_of_a_batch_answer_as_they_do_alone(case: Any, published_model: Bui
         near(alone[0], hidden[row, real], STATE_TOLERANCE)
 
 
+@each_conversation
+def test_understanding_with_quantized_weights(
+    case: Any, quantized: Callable[[UnifiedModel], float], published_model: Build
+) -> None:
+    one = Conversation(case, published_model)
+    bound = quantized(one.model)
+    with torch.no_grad():
+        hidden = one.model.text_states(one.ids, one.mask, one.images)
+        logits = one.model.backbone.logits(hidden)
+    for actual, name in ((hidden, "last_hidden_state"), (logits, "logits")):
+        expected = one.recorded[name][one.mask]
+        error = float((actual[one.mask] - expected).norm() / expected.norm())
+        assert 0.1 * bound < error < bound
+
+
 @pytest.mark.parity_cases("manifests/blip3o_qwen_*.json")
 def test_published_names_shapes_and_count(case: Any, capsys: pytest.CaptureFixture[str]) -> None:
     manifest = case.settings()

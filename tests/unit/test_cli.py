@@ -18,7 +18,7 @@ from blip3o.train.config import RunConfig
 from blip3o.weights import folder as weights
 
 SAMPLING = ["--seed", "--steps", "--guidance"]
-MODEL = ["--model", "--device", "--dtype"]
+MODEL = ["--model", "--device", "--dtype", "--quantize", "--offload"]
 OPTIONS = {
     "generate": ["prompt", "--prompts", "--out", "--num-images", *SAMPLING, *MODEL],
     "ask": ["image", *MODEL],
@@ -31,7 +31,7 @@ OPTIONS = {
     "convert": ["source", "dest", "--to", "--revision"],
     "recipes": ["action", "name"],
     "models": [],
-    "doctor": [],
+    "doctor": ["--model", "--device"],
 }
 """All there is. An option added here needs a reason and a place in the documentation."""
 
@@ -101,6 +101,13 @@ def test_words_and_options_may_stand_in_any_order() -> None:
         (["generate", "a cat", "--model", "pockt"], "unknown model 'pockt'; "),
         (["generate", "a cat", "--device", "gpu"], "unknown device 'gpu'; use auto, cpu"),
         (["generate", "a cat", "--device", "cpu", "--dtype", "int8"], "unknown precision 'int8'"),
+        (["generate", "a cat", "--quantize", "int3"], "unknown quantization 'int3'; did you mean"),
+        (
+            ["ask", "a.png", "what?", "--offload", "cpu"],
+            "unknown offload 'cpu'; known: model, none",
+        ),
+        (["doctor", "--model", "blip3o-9b"], "unknown model 'blip3o-9b'; did you mean blip3o-"),
+        (["doctor", "--model", "pocket", "--device", "cuda:99"], "has no device 'cuda:99'"),
         (["ask", "what is this?"], "no question"),
         (["train", "pocket.smok", "--out", "x"], "did you mean pocket.smoke"),
         (["train", "none.yaml", "--out", "x"], "no such file: none.yaml"),

@@ -46,11 +46,12 @@ def cpu_has_fast_bf16() -> bool:
     return bool(torch.cpu._is_amx_tile_supported())
 
 
-def resolve_dtype(name: PrecisionName, device: torch.device) -> torch.dtype:
+def resolve_dtype(name: str | torch.dtype, device: torch.device) -> torch.dtype:
     """Returns the compute type for a precision name on a device.
 
     Args:
-        name: "auto" takes bf16 where the hardware is fast at it, else fp32.
+        name: "auto" takes bf16 where the hardware is fast at it, else fp32; torch's own names
+            ("bfloat16") and types are taken, too.
         device: where the model runs.
 
     Raises:
@@ -60,9 +61,11 @@ def resolve_dtype(name: PrecisionName, device: torch.device) -> torch.dtype:
         if device.type == "cuda":
             return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
         return torch.bfloat16 if device.type == "cpu" and cpu_has_fast_bf16() else torch.float32
-    if name not in _DTYPES:
+    by_torch_name = {str(dtype).removeprefix("torch."): dtype for dtype in _DTYPES.values()}
+    found = {**_DTYPES, **by_torch_name}.get(str(name).removeprefix("torch."))
+    if found is None:
         raise UsageError(f"unknown precision {name!r}; use one of auto, {', '.join(_DTYPES)}")
-    return _DTYPES[name]
+    return found
 
 
 def keep_freed_memory() -> None:

@@ -25,6 +25,8 @@ def run_benchmark(
     *,
     device: str = "auto",
     dtype: PrecisionName = "auto",
+    quantize: str | None = None,
+    offload: str = "none",
 ) -> dict[str, Any]:
     """Scores a model and writes `results.json` and `samples.jsonl`.
 
@@ -35,6 +37,8 @@ def run_benchmark(
         overrides: `path=value` changes of the benchmark's settings.
         device: where the model runs.
         dtype: type of its weights.
+        quantize: as for `Blip3oPipeline.from_pretrained`.
+        offload: likewise.
 
     Returns:
         What was written to `results.json`.
@@ -43,7 +47,9 @@ def run_benchmark(
         UsageError: for an unknown benchmark, setting or model, or a folder that cannot be written.
     """
     config = override(BENCHMARKS.get(name)(), list(overrides))
-    pipe = Blip3oPipeline.from_pretrained(model, device=device, dtype=dtype)
+    pipe = Blip3oPipeline.from_pretrained(
+        model, device=device, dtype=dtype, quantize=quantize, offload=offload
+    )
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -59,6 +65,7 @@ def run_benchmark(
             **to_dict(config),
             "sampling": dataclasses.asdict(pipe.model.config.sampling),
             "dtype": str(pipe.dtype),
+            "quantize": quantize,
         },
     }
     scratch = out / "results.json.tmp"

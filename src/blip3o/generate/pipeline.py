@@ -1,13 +1,11 @@
 """The user's door to a model: `Blip3oPipeline`, with the habits of diffusers' pipelines."""
 
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from blip3o.core.device import PrecisionName, resolve_device, resolve_dtype
 from blip3o.core.errors import UsageError
 from blip3o.core.types import IMAGE_MARK, Message
 from blip3o.generate.empty import empty_condition
@@ -22,16 +20,15 @@ from blip3o.generate.inputs import (
     open_picture,
 )
 from blip3o.generate.outputs import ImageOutput, OutputType, finish
+from blip3o.generate.placement import PlacedPipeline
 from blip3o.generate.text import Writer, check_length, left_pad
 from blip3o.imaging.pixels import to_pixels
 from blip3o.models.unified import UnifiedModel
 from blip3o.text.chat import ChatTemplate
 from blip3o.text.tokenizer import Tokenizer
-from blip3o.weights.folder import load_model
-from blip3o.weights.hub import to_local
 
 
-class Blip3oPipeline:
+class Blip3oPipeline(PlacedPipeline):
     """Text and pictures in, text and pictures out.
 
     Args:
@@ -40,47 +37,12 @@ class Blip3oPipeline:
     """
 
     def __init__(self, model: UnifiedModel, tokenizer: Tokenizer) -> None:
-        self.model = model.eval()
-        self.tokenizer = tokenizer
+        super().__init__(model, tokenizer)
         self.chat_template = ChatTemplate(
             tokenizer, model.config.chat, model.config.num_prompt_image_tokens
         )
         self._writer = Writer(model, tokenizer, self.chat_template)
         self._empty_features: Tensor | None = None
-
-    @classmethod
-    def from_pretrained(
-        cls,
-        name: str | Path = "pocket",
-        *,
-        device: str = "auto",
-        dtype: PrecisionName = "auto",
-        revision: str | None = None,
-    ) -> "Blip3oPipeline":
-        """Returns a pipeline over a bundled model or a model folder; downloads hub ids only.
-
-        Args:
-            name: "pocket", a folder (ours or a released one) or a hub id such as "org/name".
-            device: "auto" or a torch device.
-            dtype: "auto" (what the device is fast at), "fp32", "bf16" or "fp16".
-            revision: branch, tag or commit, for a hub id.
-
-        Raises:
-            UsageError: if there is no such model or it is damaged.
-        """
-        target = resolve_device(device)
-        loaded = load_model(to_local(name, revision), target, resolve_dtype(dtype, target))
-        return cls(loaded.model, loaded.tokenizer)
-
-    @property
-    def device(self) -> torch.device:
-        """Where the model is."""
-        return self.model.query_tokens.weight.device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Type of the model's weights."""
-        return self.model.query_tokens.weight.dtype
 
     def __call__(
         self,

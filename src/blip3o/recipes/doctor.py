@@ -1,22 +1,37 @@
-"""What this machine can do: versions, device, precision, and whether the bundled model is whole."""
+"""What this machine can do: versions, device, precision, the bundled model; what a model needs."""
 
 import importlib.metadata
 import os
 import platform
+from collections.abc import Sequence
 
 import torch
 
 from blip3o import __version__
 from blip3o.core.device import cpu_has_fast_bf16, resolve_device, resolve_dtype
 from blip3o.core.errors import UsageError
+from blip3o.generate.offload import OFFLOADS
+from blip3o.recipes.memory import PRECISIONS, Need, choose, config_of, needs_of
 from blip3o.weights.folder import BUNDLED, load_model
 
 _PACKAGES = ("torch", "transformers", "safetensors", "tokenizers", "numpy", "pillow", "diffusers")
 
 
-def examine() -> str:
-    """Returns a report of the machine, a line a fact."""
-    device = resolve_device("auto")
+_CARDS_GB = (8, 12, 16, 24, 40, 80)
+
+
+def examine(model: str | None = None, device_name: str = "auto") -> str:
+    """Returns a report of the machine, a line a fact.
+
+    Args:
+        model: whose needs of memory to tell, too; see `config_of`.
+        device_name: "auto" or a torch device, which the model has to fit on.
+
+    Raises:
+        UsageError: if there is no such model or device.
+    """
+    device = resolve_device(device_name)
+    needs = None if model is None else needs_of(config_of(model))
     lines = [
         f"blip3o {__version__}, Python {platform.python_version()}, {platform.platform()}",
         f"device: {_describe(device)}",
@@ -27,7 +42,53 @@ def examine() -> str:
         lines.append(f"fast bf16 on this CPU: {fast}")
     lines += [f"{name}: {_version(name)}" for name in _PACKAGES]
     lines += [f"model {name}: {_check(name)}" for name in BUNDLED]
+    if needs is not None:
+        lines += ["", f"memory for {model}, GiB of weights (and with activations):"]
+        lines += [*table(needs), "", *_advice(needs, device)]
     return "\n".join(lines)
+
+
+def table(needs: Sequence[Need]) -> list[str]:
+    """Returns the needs of a model's forms as the lines of a table.
+
+    Args:
+        needs: what `needs_of` returned.
+    """
+    columns = "".join(f"{f'offload {name}':>22}" for name in OFFLOADS)
+    lines = [f"{'backbone':<10}{'precision':<10}{columns}"]
+    forms = {(need.quantize, need.precision): dict[str, str]() for need in needs}
+    for need in needs:
+        cell = f"{need.weights / 2**30:.2f} ({need.peak / 2**30:.2f})"
+        forms[need.quantize, need.precision][need.offload] = cell
+    for (quantize, precision), cells in forms.items():
+        row = "".join(f"{cells[name]:>22}" for name in OFFLOADS)
+        lines.append(f"{quantize or 'plain':<10}{precision:<10}{row}")
+    return lines
+
+
+def _advice(needs: Sequence[Need], device: torch.device) -> list[str]:
+    dtype = resolve_dtype("auto", device)
+    own = next(name for name, kind in PRECISIONS.items() if kind == dtype)
+    precisions = list(dict.fromkeys((own, "bf16")))
+    best, lacking = choose(needs, _capacity(device), precisions, may_offload=device.type == "cuda")
+    room = f"{_capacity(device) / 2**30:.1f} GiB"
+    if lacking <= 0:
+        lines = [f"this machine ({device.type}, {room}): {best.flags}"]
+    else:
+        short = f"{lacking / 2**30:.1f} GiB are missing even with {best.flags}"
+        lines = [f"this machine ({device.type}, {room}): {short}"]
+    for gigabytes in _CARDS_GB:
+        best, lacking = choose(needs, gigabytes * 10**9, ["bf16"])
+        answer = best.flags if lacking <= 0 else f"lacks {lacking / 2**30:.1f} GiB"
+        lines.append(f"a card of {gigabytes} GB: {answer}")
+    return lines
+
+
+def _capacity(device: torch.device) -> int:
+    """Returns the bytes of memory of a device; the machine's where it has none of its own."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def _describe(device: torch.device) -> str:

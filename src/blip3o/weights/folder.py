@@ -22,7 +22,9 @@ from torch import Tensor
 
 from blip3o.core.config import from_dict, to_dict
 from blip3o.core.errors import UsageError, unknown_name
+from blip3o.models.quantize import is_quantized
 from blip3o.models.unified import UnifiedModel, UnifiedModelConfig
+from blip3o.nn.quantized import Quantization
 from blip3o.text.tokenizer import Tokenizer
 from blip3o.weights.published import is_published, open_published
 from blip3o.weights.shards import (
@@ -100,7 +102,12 @@ def save_model(
         folder: created if missing; files of the same names are replaced one by one.
         dtype: type of the stored weights; feature normalizer maps always stay float32.
         card: text of the model card, written as README.md.
+
+    Raises:
+        UsageError: if the model is quantized, which no folder can hold.
     """
+    if is_quantized(model):
+        raise UsageError("a quantized model cannot be saved: save it as it was loaded unquantized")
     state = {name: _stored(name, tensor, dtype) for name, tensor in model.state_dict().items()}
     write_folder(folder, model.config, state, tokenizer)
     if card is not None:
@@ -130,7 +137,12 @@ def write_folder(
 
 
 def load_model(
-    name: str | Path, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32
+    name: str | Path,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype = torch.float32,
+    *,
+    quantize: Quantization | None = None,
+    placement: Mapping[str, torch.device] | None = None,
 ) -> LoadedModel:
     """Returns a model from a folder, ours or a released one; memory stays near its weights' size.
 
@@ -138,12 +150,15 @@ def load_model(
         name: "pocket" or the path of a model folder.
         device: where the weights go.
         dtype: type of the weights in memory.
+        quantize: "int8" or "int4" for the backbone's matrices.
+        placement: devices of components that go elsewhere, by name.
 
     Raises:
         UsageError: if the folder is missing, incomplete or damaged, naming the file and the keys.
     """
     stored = open_model(name)
-    return LoadedModel(stored.build(torch.device(device), dtype), stored.tokenizer, stored.folder)
+    model = stored.build(torch.device(device), dtype, quantize=quantize, placement=placement)
+    return LoadedModel(model, stored.tokenizer, stored.folder)
 
 
 def open_model(name: str | Path) -> StoredModel:

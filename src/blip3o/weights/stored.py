@@ -13,7 +13,9 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from blip3o.core.errors import UsageError
+from blip3o.models.quantize import quantize_backbone
 from blip3o.models.unified import UnifiedModel, UnifiedModelConfig
+from blip3o.nn.quantized import Quantization, quantize_weight
 from blip3o.text.tokenizer import Tokenizer
 from blip3o.weights.shards import StoredTensor
 
@@ -34,25 +36,47 @@ class StoredModel:
     tokenizer: Tokenizer
     folder: Path
 
-    def build(self, device: torch.device, dtype: torch.dtype) -> UnifiedModel:
+    def build(
+        self,
+        device: torch.device,
+        dtype: torch.dtype,
+        *,
+        quantize: Quantization | None = None,
+        placement: Mapping[str, torch.device] | None = None,
+    ) -> UnifiedModel:
         """Returns the model with its weights, read one after the other.
 
-        Memory is what the weights need as `dtype`, and one tensor more.
+        Memory is what the weights need as `dtype`, or quantized, and one tensor more.
 
         Args:
             device: where the weights go.
             dtype: type of the weights in memory; what the model computes and does not store (rotary
                 frequencies: in bf16 far positions would turn by up to a radian) keeps its own.
+            quantize: form of the backbone's matrices, see `quantize_backbone`; None leaves them.
+            placement: devices of components that go elsewhere, by name.
         """
         with torch.random.fork_rng(devices=[]):  # loading a model moves nobody's random numbers
             model = _build_without_weights(self.config)
-        stored = model.state_dict().keys()
-        state = {name: _placed(self.tensors[name], device, dtype) for name in stored}
+        plain = list(model.state_dict())
+        quantized = set(quantize_backbone(model, quantize)) if quantize else set()
+
+        def place(name: str) -> torch.device:
+            return (placement or {}).get(name.partition(".")[0], device)
+
+        state: dict[str, Tensor] = {}
+        for name in plain:
+            tensor = _placed(self.tensors[name], place(name), dtype)
+            layer, _, leaf = name.rpartition(".")
+            if quantize and layer in quantized and leaf == "weight":
+                numbers, scale = quantize_weight(tensor, quantize)
+                state |= {f"{layer}.numbers": numbers, f"{layer}.scale": scale}
+            else:
+                state[name] = tensor
         model.load_state_dict(state, strict=True, assign=True)
         for name, buffer in list(model.named_buffers()):
-            if name not in stored:
+            if name not in state:
                 owner, _, leaf = name.rpartition(".")
-                setattr(model.get_submodule(owner), leaf, buffer.to(device))
+                setattr(model.get_submodule(owner), leaf, buffer.to(place(name)))
         return model.eval()
 
 

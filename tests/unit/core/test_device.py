@@ -29,10 +29,12 @@ def test_precisions_by_name() -> None:
     assert resolve_dtype("fp32", cpu) == torch.float32
     assert resolve_dtype("bf16", cpu) == torch.bfloat16
     assert resolve_dtype("fp16", cpu) == torch.float16
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        assert resolve_dtype(dtype, cpu) == resolve_dtype(str(dtype)[6:], cpu) == dtype
     expected = torch.bfloat16 if cpu_has_fast_bf16() else torch.float32
     assert resolve_dtype("auto", cpu) == expected
     with pytest.raises(UsageError, match="unknown precision 'int8'; use one of auto, fp32"):
-        resolve_dtype("int8", cpu)  # type: ignore[arg-type]
+        resolve_dtype("int8", cpu)
 
 
 def test_autocast_computes_in_its_type_and_keeps_weights() -> None:

@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -220,3 +221,13 @@ def test_models_are_described_with_their_size(
     assert line.startswith("tiny  0.0 M parameters, 0.")
     assert str(tiny_folder) in line
     assert "--model" in hint
+
+
+@pytest.mark.parametrize("kind", ["int8", "int4"])
+def test_a_quantized_model_is_loaded_but_not_saved(
+    tiny_folder: Path, tmp_path: Path, kind: Any
+) -> None:
+    loaded = load_model(tiny_folder, quantize=kind)
+    with pytest.raises(UsageError, match="a quantized model cannot be saved"):
+        save_model(loaded.model, loaded.tokenizer, tmp_path / "model")
+    assert not list(tmp_path.iterdir())

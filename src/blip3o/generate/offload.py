@@ -1,0 +1,190 @@
+"""Weights that wait in the memory of the CPU: model offload and sequential offload.
+
+A component is used through few methods, the seams of `UnifiedModel`; these are wrapped, on the
+object itself. (Hooks on `forward` alone, as accelerate sets them, miss the vocabulary head that is
+the embedding table, and the keys and values that a DiT makes before it runs.)
+"""
+
+import functools
+from collections.abc import Callable, Iterable
+from typing import Any, Literal, get_args
+
+import torch
+from torch import nn
+
+from blip3o.core.errors import unknown_name
+from blip3o.models.unified import UnifiedModel
+
+Offload = Literal["none", "model", "sequential"]
+OFFLOADS: tuple[Offload, ...] = get_args(Offload)
+
+SEAMS = {
+    "backbone": ("embed", "image_tokens", "forward", "logits"),
+    "image_encoder": ("forward",),
+    "dit": ("prepare_context", "velocity"),
+    "image_decoder": ("decode",),
+}
+"""Methods through which a component is used and that need its weights."""
+
+COMPONENTS = tuple(SEAMS)
+"""What can be placed. Query tokens and feature normalizer are small and stay with the backbone."""
+
+_BLOCK_SEAMS = ("forward", "cross_key_value")
+_CPU, _META = torch.device("cpu"), torch.device("meta")
+
+
+def check_offload(name: str) -> Offload:
+    """Returns the name of a way to offload.
+
+    Args:
+        name: "none", "model" or "sequential".
+
+    Raises:
+        UsageError: for any other.
+    """
+    for known in OFFLOADS:
+        if name == known:
+            return known
+    raise unknown_name("offload", name, OFFLOADS)
+
+
+def blocks_of(component: nn.Module) -> list[nn.Module]:
+    """Returns the repeated blocks of a component, the innermost where they are nested.
+
+    Args:
+        component: any module. A list of modules of one class, with parts of their own, is a stack
+            of blocks.
+    """
+    blocks: list[nn.Module] = []
+    for child in component.children():
+        inner = blocks_of(child)
+        if not inner and isinstance(child, nn.ModuleList) and len({type(m) for m in child}) == 1:
+            inner = list(child) if any(child[0].children()) else []
+        blocks += inner
+    return blocks
+
+
+def groups_of(component: nn.Module, *, by_block: bool) -> list[list[nn.Module]]:
+    """Returns the modules of a component that come and go together when it is offloaded.
+
+    Args:
+        component: any module.
+        by_block: every repeated block is a group.
+
+    Returns:
+        What is there whenever the component is in use, then the blocks.
+    """
+    blocks = [list(block.modules()) for block in blocks_of(component)] if by_block else []
+    inside = {module for block in blocks for module in block}
+    return [[module for module in component.modules() if module not in inside], *blocks]
+
+
+class Offloading:
+    """Weights in the memory of the CPU that come to a device only when they are used.
+
+    A component's weights come at its first use and stay until another component is used. With
+    `by_block` each repeated block's come before it runs and go after it: slower, and smaller.
+    Weights never change, so going is forgetting: nothing is copied back. Weights that are away are
+    on the meta device. Buffers (tables, small) are always on the device.
+
+    Args:
+        model: its weights go to the CPU.
+        device: where it computes.
+        by_block: sequential offload.
+    """
+
+    def __init__(self, model: UnifiedModel, device: torch.device, *, by_block: bool) -> None:
+        self._undo: list[Callable[[], None]] = []
+        self._in_use: _Weights | None = None
+        model.query_tokens.to(device)
+        for module in model.modules():
+            for name, buffer in module.named_buffers(recurse=False):
+                setattr(module, name, buffer.to(device))
+        for name, seams in SEAMS.items():
+            rest, *blocks = groups_of(getattr(model, name), by_block=by_block)
+            for block in blocks:
+                weights = self._keep(block, device)
+                self._undo += around(block[0], _BLOCK_SEAMS, weights.around)
+            run = functools.partial(self._use, self._keep(rest, device))
+            self._undo += around(getattr(model, name), seams, run)
+
+    def remove(self) -> None:
+        """Takes the wrapping off; all weights are then on the CPU."""
+        for undo in self._undo:
+            undo()
+
+    def _keep(self, modules: Iterable[nn.Module], device: torch.device) -> "_Weights":
+        weights = _Weights(modules, device)
+        self._undo.append(weights.restore)
+        return weights
+
+    def _use(
+        self,
+        weights: "_Weights",
+        plain: Callable[..., Any],
+        *args: Any,  # noqa: ANN401
+        **kwargs: Any,  # noqa: ANN401
+    ) -> Any:  # noqa: ANN401
+        if self._in_use is not weights:
+            if self._in_use is not None:
+                self._in_use.forget()
+            weights.fetch()
+            self._in_use = weights
+        return plain(*args, **kwargs)
+
+
+class _Weights:
+    """The parameters of some modules: kept on the CPU, copied to a device on demand."""
+
+    def __init__(self, modules: Iterable[nn.Module], device: torch.device) -> None:
+        self._device = device
+        self._kept = [
+            (module, name, _on(parameter, _CPU))
+            for module in modules
+            for name, parameter in module.named_parameters(recurse=False)
+        ]
+        self.forget()
+
+    def fetch(self) -> None:
+        """Brings the weights to the device."""
+        self._put(self._device)
+
+    def forget(self) -> None:
+        """Lets the device's memory go."""
+        self._put(_META)
+
+    def restore(self) -> None:
+        """Puts the kept weights back for good."""
+        self._put(_CPU)
+
+    def around(self, plain: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
+        """Runs a method with the weights on the device."""
+        self.fetch()
+        try:
+            return plain(*args, **kwargs)
+        finally:
+            self.forget()
+
+    def _put(self, device: torch.device) -> None:
+        for module, name, kept in self._kept:
+            setattr(module, name, _on(kept, device))
+
+
+def around(
+    module: nn.Module, seams: Iterable[str], run: Callable[..., Any]
+) -> list[Callable[[], None]]:
+    """Lets `run(method, *args, **kwargs)` stand for an object's methods; returns what undoes it."""
+
+    def wrap(seam: str) -> Callable[[], None]:
+        plain = getattr(module, seam)
+        setattr(module, seam, functools.wraps(plain)(functools.partial(run, plain)))
+        return functools.partial(delattr, module, seam)
+
+    return [wrap(seam) for seam in seams if hasattr(module, seam)]
+
+
+def _on(parameter: nn.Parameter, device: torch.device) -> nn.Parameter:
+    """Returns a parameter on a device: itself if it is there."""
+    if parameter.device == device:
+        return parameter
+    return nn.Parameter(parameter.detach().to(device), parameter.requires_grad)

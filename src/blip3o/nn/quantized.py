@@ -1,0 +1,123 @@
+"""Weight-only quantized linear layers: whole numbers of 8 or 4 bits and a scale for each group.
+
+A library's layers were looked at first. torchao's 4-bit weights exist in layouts of single GPU
+generations and not on the CPU, bitsandbytes is a binary for chosen platforms, and optimum-quanto is
+no longer developed; so what could not be tested without CUDA was exactly the part that matters. The
+format below needs nothing but torch, is the same on every device, and its size is plain arithmetic.
+"""
+
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from blip3o.core.errors import unknown_name
+
+Quantization = Literal["int8", "int4"]
+QUANTIZATIONS: tuple[Quantization, ...] = get_args(Quantization)
+
+_GROUP = {"int8": 128, "int4": 32}
+"""Weights of a row that share a scale: 8.125 and 4.5 bits a weight with 16-bit scales."""
+
+
+def check_quantization(name: str) -> Quantization:
+    """Returns the name of a kind of quantization.
+
+    Args:
+        name: "int8" or "int4".
+
+    Raises:
+        UsageError: for any other.
+    """
+    for known in QUANTIZATIONS:
+        if name == known:
+            return known
+    raise unknown_name("quantization", name, QUANTIZATIONS)
+
+
+def quantize_weight(weight: Tensor, kind: Quantization) -> tuple[Tensor, Tensor]:
+    """Returns a weight as whole numbers and scales; `dequantize` is the way back.
+
+    The largest number of a group becomes the end of the range that has one level more (-128 or -8),
+    whatever its sign, so that all levels are used; every other is rounded to the nearest level.
+
+    Args:
+        weight: [O, I], floating point.
+        kind: "int8" or "int4".
+
+    Returns:
+        Numbers, int8 [O, I'] or two 4-bit ones a byte [O, I' / 2], where I' is I filled up to whole
+        groups, and scales [O, I' / group] of the weight's type.
+    """
+    group, lowest = _GROUP[kind], -128 if kind == "int8" else -8
+    padded = functional.pad(weight.float(), (0, -weight.shape[1] % group))
+    groups = padded.unflatten(1, (-1, group))
+    largest = groups.gather(2, groups.abs().argmax(2, keepdim=True))
+    # Rounded to the type it is kept in first: the numbers then make up for its error.
+    scale = (largest / lowest).to(weight.dtype)
+    divisor = torch.where(scale == 0, 1, scale.float())
+    numbers = (groups / divisor).round().clamp(lowest, -lowest - 1).to(torch.int8).flatten(1)
+    if kind == "int4":
+        low, high = (numbers + 8).to(torch.uint8).unflatten(1, (-1, 2)).unbind(2)
+        numbers = low | high << 4
+    return numbers, scale.squeeze(2)
+
+
+def dequantize(numbers: Tensor, scale: Tensor, in_features: int) -> Tensor:
+    """Returns the weight [O, I] that numbers and scales stand for, in the scales' type.
+
+    Args:
+        numbers: as `quantize_weight` returns them.
+        scale: likewise.
+        in_features: I.
+    """
+    if numbers.dtype == torch.uint8:
+        numbers = torch.stack([numbers & 15, numbers >> 4], dim=2).flatten(1).to(torch.int8) - 8
+    groups = numbers.unflatten(1, (scale.shape[1], -1)).to(scale.dtype)
+    return (groups * scale.unsqueeze(2)).flatten(1)[:, :in_features]
+
+
+class QuantizedLinear(nn.Module):
+    """A frozen linear layer that keeps its weight in 8 or 4 bits and multiplies in full precision.
+
+    Args:
+        linear: the layer it stands for; its weight may be on the meta device.
+        kind: "int8" or "int4".
+    """
+
+    def __init__(self, linear: nn.Linear, kind: Quantization) -> None:
+        super().__init__()
+        self.in_features, self.out_features = linear.in_features, linear.out_features
+        self.kind = kind
+        numbers, scale = quantize_weight(linear.weight.detach(), kind)
+        self.numbers = nn.Parameter(numbers, requires_grad=False)
+        self.scale = nn.Parameter(scale, requires_grad=False)
+        self.bias = linear.bias
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Returns [..., O] for inputs [..., I]."""
+        weight = dequantize(self.numbers, self.scale, self.in_features)
+        return functional.linear(inputs, weight.to(inputs.dtype), self.bias)
+
+    def extra_repr(self) -> str:
+        """Returns what printing a model shows of the layer."""
+        return f"in_features={self.in_features}, out_features={self.out_features}, {self.kind}"
+
+
+def quantize_linears(module: nn.Module, kind: Quantization) -> list[str]:
+    """Replaces every linear layer inside a module by its quantized form.
+
+    Args:
+        module: changed in place; weights may be on the meta device.
+        kind: "int8" or "int4".
+
+    Returns:
+        Names of the layers that were replaced, within the module.
+    """
+    names = [name for name, layer in module.named_modules() if type(layer) is nn.Linear]
+    for name in names:
+        layer = module.get_submodule(name)
+        assert isinstance(layer, nn.Linear)
+        module.set_submodule(name, QuantizedLinear(layer, kind))
+    return names

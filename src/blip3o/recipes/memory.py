@@ -1,0 +1,301 @@
+"""What memory a model needs in every form: true byte counts, from models without memory.
+
+Weights are counted on the meta device, quantized layers included, with the groups that offloading
+really moves. Activations are an estimate: each component runs once on the meta device, one picture,
+with guidance, and what its operations keep alive is added up. Kernels' own workspace is not seen.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+from weakref import WeakSet, finalize
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from blip3o.core.errors import unknown_name
+from blip3o.generate.offload import OFFLOADS, Offload, groups_of
+from blip3o.generate.placement import move
+from blip3o.models.absent import AbsentPart
+from blip3o.models.backbones.qwen2_5_vl import Qwen2_5VLBackboneConfig
+from blip3o.models.decoders.latent_diffusion import latents_to_pixels
+from blip3o.models.decoders.sdxl import SdxlDecoderConfig
+from blip3o.models.dit.nextdit import NextDiTConfig
+from blip3o.models.encoders.eva_clip import EvaClipEncoderConfig
+from blip3o.models.quantize import quantize_backbone
+from blip3o.models.unified import UnifiedModel, UnifiedModelConfig
+from blip3o.nn.quantized import QUANTIZATIONS, Quantization
+from blip3o.weights.folder import BUNDLED, open_model
+
+PROMPT_TOKENS = 512
+"""Length of the prompt in the estimate of activations."""
+
+RESERVE_BYTES = 2**30
+"""What is left to the CUDA context, workspaces and gaps of the allocator."""
+
+DRAWING = ("backbone", "dit", "image_decoder")
+"""Components that a picture from a prompt goes through."""
+
+PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+@dataclasses.dataclass(frozen=True)
+class Need:
+    """Bytes that a form of a model needs on its device to draw a picture from a prompt.
+
+    Args:
+        precision: "fp32", "fp16" or "bf16".
+        quantize: form of the backbone's matrices.
+        offload: which weights are on the device.
+        weights: the most bytes of weights there at a time.
+        peak: the most of weights and activations together.
+    """
+
+    precision: str
+    quantize: Quantization | None
+    offload: Offload
+    weights: int
+    peak: int
+
+    @property
+    def flags(self) -> str:
+        """The options that ask for this form."""
+        words = ["--dtype", self.precision]
+        words += ["--quantize", self.quantize] if self.quantize else []
+        words += ["--offload", self.offload] if self.offload != "none" else []
+        return " ".join(words)
+
+
+RELEASED = {
+    "blip3o-4b": Qwen2_5VLBackboneConfig.published_4b,
+    "blip3o-8b": Qwen2_5VLBackboneConfig.published_8b,
+}
+"""Released models by a short name; their sizes are known without their files."""
+
+
+def config_of(name: str) -> UnifiedModelConfig:
+    """Returns a model's config; nothing is downloaded.
+
+    Args:
+        name: a released model's short name, a bundled model or a model folder.
+
+    Raises:
+        UsageError: if there is no such model or its folder is damaged.
+    """
+    if name not in RELEASED:
+        if name not in BUNDLED and not Path(name).exists():
+            raise unknown_name("model", name, [*BUNDLED, *RELEASED])
+        return open_model(name).config
+    backbone = RELEASED[name]()
+    return UnifiedModelConfig(
+        backbone=backbone,
+        image_encoder=EvaClipEncoderConfig.published(),
+        num_query_tokens=64,
+        dit=NextDiTConfig.published(backbone.hidden_size),
+        image_decoder=SdxlDecoderConfig.published(),
+    )
+
+
+def needs_of(config: UnifiedModelConfig) -> list[Need]:
+    """Returns what every form of a model needs.
+
+    Args:
+        config: the model's parts; nothing is built in memory.
+    """
+    found: list[Need] = []
+    activations: dict[tuple[str, str], int] = {}
+    for quantize in (None, *QUANTIZATIONS):
+        model = sketch(config, quantize)
+        for precision, dtype in PRECISIONS.items():
+            move(model, torch.device("meta"), dtype)
+            weights = {offload: weight_bytes(model, offload) for offload in OFFLOADS}
+            activations[precision, "backbone"] = activation_bytes(model, "backbone")
+            for name in DRAWING[1:]:  # not quantized: once for each precision
+                if (precision, name) not in activations:
+                    activations[precision, name] = activation_bytes(model, name)
+            for offload, sizes in weights.items():
+                peak = max(sizes[name] + activations[precision, name] for name in DRAWING)
+                found.append(Need(precision, quantize, offload, max(sizes.values()), peak))
+    return found
+
+
+def choose(
+    needs: Iterable[Need], capacity: int, precisions: Sequence[str], *, may_offload: bool = True
+) -> tuple[Need, int]:
+    """Returns the best form for a device, and how many bytes it lacks (0 or less: it fits).
+
+    Offloading one component after the other costs seconds and changes nothing, so it comes before
+    quantization, which changes results; offloading by block, the slowest, comes last. Where nothing
+    fits, it is the form that lacks least.
+
+    Args:
+        needs: what `needs_of` returned.
+        capacity: bytes of the device's memory.
+        precisions: those to take, the best first.
+        may_offload: False where the CPU's memory is the device's.
+    """
+    order = (None, *QUANTIZATIONS)
+
+    def rank(need: Need) -> tuple[bool, int, int, int]:
+        slow = need.offload == "sequential"
+        plain = order.index(need.quantize)
+        return slow, plain, OFFLOADS.index(need.offload), precisions.index(need.precision)
+
+    asked = [
+        need
+        for need in needs
+        if need.precision in precisions and (may_offload or need.offload == "none")
+    ]
+    room = capacity - RESERVE_BYTES
+    fitting = [need for need in asked if need.peak <= room]
+    best = min(fitting, key=rank) if fitting else min(asked, key=lambda need: need.peak)
+    return best, best.peak - room
+
+
+def sketch(config: UnifiedModelConfig, quantize: Quantization | None = None) -> UnifiedModel:
+    """Returns a model on the meta device, in float32.
+
+    Args:
+        config: the model's parts.
+        quantize: form of the backbone's matrices.
+    """
+    with torch.device("meta"):
+        model = config.build().eval().requires_grad_(requires_grad=False)
+    if quantize:
+        quantize_backbone(model, quantize)
+    return model
+
+
+def weight_bytes(model: UnifiedModel, offload: Offload) -> dict[str, int]:
+    """Returns the most bytes of weights that are on the device while a component draws, by name.
+
+    Args:
+        model: in the form that is asked about; may be on the meta device.
+        offload: how it is offloaded.
+    """
+    if offload == "none":
+        return dict.fromkeys(DRAWING, _bytes([*model.parameters(), *model.buffers()]))
+    always = _bytes([*model.buffers(), *model.query_tokens.parameters()])
+    sizes: dict[str, int] = {}
+    for name in DRAWING:
+        groups = groups_of(getattr(model, name), by_block=offload == "sequential")
+        rest, *blocks = [
+            _bytes(p for module in group for p in module.parameters(recurse=False))
+            for group in groups
+        ]
+        sizes[name] = always + rest + max(blocks, default=0)
+    return sizes
+
+
+@torch.no_grad()
+def activation_bytes(model: UnifiedModel, component: str) -> int:
+    """Returns about how many bytes a component keeps alive beside weights, at the most.
+
+    Args:
+        model: on the meta device.
+        component: one of `DRAWING`.
+    """
+    runs = {"backbone": _run_backbone, "dit": _run_dit, "image_decoder": _run_decoder}
+    return max((_peak(run) for run in runs[component](model)), default=0)
+
+
+def _run_backbone(model: UnifiedModel) -> list[Callable[[], Any]]:
+    like, length = model.query_tokens.weight, PROMPT_TOKENS + model.config.num_query_tokens
+    embeds = like.new_empty(1, length, like.shape[1])
+    # Not through the backbone's own forward, which looks at the values of its mask; without a
+    # cache transformers would look at those of the positions.
+    return [lambda: model.backbone.decoder(inputs_embeds=embeds, use_cache=True)]
+
+
+def _run_dit(model: UnifiedModel) -> list[Callable[[], Any]]:
+    like = model.query_tokens.weight
+    noisy = like.new_empty(2, *model.config.feature_shape)
+    condition = like.new_empty(2, *like.shape)
+
+    def run() -> None:
+        context = model.dit.prepare_context(condition)
+        model.dit.velocity(noisy, noisy.new_empty(2), condition, context_cache=context)
+
+    return [run]
+
+
+def _run_decoder(model: UnifiedModel) -> list[Callable[[], Any]]:
+    decoder, config = model.image_decoder, model.config.image_decoder
+    if isinstance(decoder, AbsentPart):
+        return []
+    like = model.query_tokens.weight
+    features = like.new_empty(2, *model.config.feature_shape)
+    noise = like.new_empty(2, *config.noise_shape)
+    if hasattr(decoder, "predict"):
+        return [
+            lambda: decoder.predict(noise, noise.new_empty(()), features),
+            lambda: latents_to_pixels(decoder.vae, noise[:1]),
+        ]
+    if hasattr(decoder, "predict_clean"):
+        return [lambda: decoder.predict_clean(noise[:1], noise.new_empty(1), features[:1])]
+    return [lambda: decoder.decode(features[:1], noise[:1], 1)]
+
+
+def _bytes(tensors: Iterable[Tensor]) -> int:
+    return sum(tensor.nbytes for tensor in tensors)
+
+
+def _peak(run: Callable[[], Any]) -> int:
+    with _Unfused(), _LiveBytes() as live:
+        run()
+    return live.peak
+
+
+class _LiveBytes(TorchDispatchMode):
+    """Adds up the memory of what operations make, for as long as it is referred to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = self.peak = 0
+        self._known: WeakSet[Any] = WeakSet()
+
+    def __torch_dispatch__(
+        self,
+        func: Any,  # noqa: ANN401
+        types: Any,  # noqa: ANN401
+        args: Any = (),  # noqa: ANN401
+        kwargs: Any = None,  # noqa: ANN401
+    ) -> Any:  # noqa: ANN401
+        for storage in _storages((args, kwargs)):
+            self._known.add(storage)
+        result = func(*args, **(kwargs or {}))
+        for storage in _storages(result):
+            if storage not in self._known:
+                self._known.add(storage)
+                self.now += storage.nbytes()
+                finalize(storage, self._free, storage.nbytes())
+        self.peak = max(self.peak, self.now)
+        return result
+
+    def _free(self, num_bytes: int) -> None:
+        self.now -= num_bytes
+
+
+class _Unfused(TorchFunctionMode):
+    """Counts attention as the fused kernels do it, which keep no scores."""
+
+    def __torch_function__(
+        self,
+        func: Any,  # noqa: ANN401
+        types: Any,  # noqa: ANN401
+        args: Any = (),  # noqa: ANN401
+        kwargs: Any = None,  # noqa: ANN401
+    ) -> Any:  # noqa: ANN401
+        if func is functional.scaled_dot_product_attention:
+            query, _, value = args[:3]
+            return query.new_empty(*query.shape[:-1], value.shape[-1])
+        return func(*args, **(kwargs or {}))
+
+
+def _storages(values: Any) -> list[Any]:  # noqa: ANN401
+    return [leaf.untyped_storage() for leaf in tree_leaves(values) if isinstance(leaf, Tensor)]
