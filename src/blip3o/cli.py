@@ -95,10 +95,10 @@ def build_parser() -> argparse.ArgumentParser:
 
     command = _command(commands, "ask", _ask, "an answer about pictures")
     command.add_argument("image", nargs="+", help="pictures, then the question")
-    _add_model(command)
+    _add_pipeline(command)
 
     command = _command(commands, "chat", _chat, "a conversation; /image FILE adds a picture")
-    _add_model(command)
+    _add_pipeline(command)
 
     command = _command(commands, "edit", _edit, "a picture changed as told")
     command.add_argument("image")
@@ -159,17 +159,30 @@ def _add_model(command: argparse.ArgumentParser) -> None:
     command.add_argument("--dtype", default="auto", help="auto, fp32, bf16, fp16")
 
 
+def _add_pipeline(command: argparse.ArgumentParser) -> None:
+    _add_model(command)
+    command.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="PATH=VALUE",
+        help="another setting of the model, such as sampling.num_decoder_steps=20; repeatable",
+    )
+
+
 def _add_sampling(command: argparse.ArgumentParser) -> None:
     command.add_argument("--seed", type=int, default=0)
     command.add_argument("--steps", type=int, help="DiT steps; the model's own number if left out")
     command.add_argument("--guidance", type=float, help="1 or more; likewise")
-    _add_model(command)
+    _add_pipeline(command)
 
 
 def _pipeline(options: argparse.Namespace) -> "Blip3oPipeline":
     from blip3o.generate.pipeline import Blip3oPipeline
 
-    return Blip3oPipeline.from_pretrained(options.model, device=options.device, dtype=options.dtype)
+    return Blip3oPipeline.from_pretrained(
+        options.model, device=options.device, dtype=options.dtype, overrides=options.set
+    )
 
 
 def _generate(options: argparse.Namespace) -> None:

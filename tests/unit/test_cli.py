@@ -20,11 +20,11 @@ from blip3o.weights import folder as weights
 SAMPLING = ["--seed", "--steps", "--guidance"]
 MODEL = ["--model", "--device", "--dtype"]
 OPTIONS = {
-    "generate": ["prompt", "--prompts", "--out", "--num-images", *SAMPLING, *MODEL],
-    "ask": ["image", *MODEL],
-    "chat": [*MODEL],
-    "edit": ["image", "instruction", "--out", *SAMPLING, *MODEL],
-    "reconstruct": ["image", "--out", *SAMPLING, *MODEL],
+    "generate": ["prompt", "--prompts", "--out", "--num-images", *SAMPLING, *MODEL, "--set"],
+    "ask": ["image", *MODEL, "--set"],
+    "chat": [*MODEL, "--set"],
+    "edit": ["image", "instruction", "--out", *SAMPLING, *MODEL, "--set"],
+    "reconstruct": ["image", "--out", *SAMPLING, *MODEL, "--set"],
     "train": ["recipe", "--out", "overrides"],
     "eval": ["benchmark", "--out", "overrides", *MODEL],
     "scenes": ["--out", "overrides"],

@@ -163,16 +163,28 @@ class ChatTemplate:
         pieces.append((_Special(IMAGE_START), "prompt"))
         return [i for ids, _ in self._encode(pieces) for i in ids]
 
-    def text_prompt(self, messages: Sequence[Message]) -> list[int]:
+    def text_prompt(
+        self, messages: Sequence[Message], image_tokens: Sequence[int] | None = None
+    ) -> list[int]:
         """Returns the ids after which the assistant's answer stands.
 
         Args:
             messages: the turns so far, ending with the user's.
+            image_tokens: tokens that stand for each picture, where they differ.
 
         Raises:
             UsageError: for an unknown role or a picture outside a user turn.
         """
-        return [i for ids, _ in self._encode(self._prompt(messages)) for i in ids]
+        pieces = self._prompt(messages)
+        if image_tokens is not None:
+            counts = iter(image_tokens)
+            pieces = [
+                (dataclasses.replace(piece, count=next(counts)), part)
+                if isinstance(piece, _Special) and piece.name == IMAGE_PAD
+                else (piece, part)
+                for piece, part in pieces
+            ]
+        return [i for ids, _ in self._encode(pieces) for i in ids]
 
     def text_prompt_string(self, messages: Sequence[Message]) -> str:
         """Returns `text_prompt` as a string for people to read, special tokens by their names.

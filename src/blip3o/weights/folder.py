@@ -13,7 +13,7 @@ error that lists them all.
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -130,7 +130,10 @@ def write_folder(
 
 
 def load_model(
-    name: str | Path, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32
+    name: str | Path,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype = torch.float32,
+    overrides: Sequence[str] = (),
 ) -> LoadedModel:
     """Returns a model from a folder, ours or a released one; memory stays near its weights' size.
 
@@ -138,11 +141,13 @@ def load_model(
         name: "pocket" or the path of a model folder.
         device: where the weights go.
         dtype: type of the weights in memory.
+        overrides: settings to change; see `StoredModel.configured`.
 
     Raises:
-        UsageError: if the folder is missing, incomplete or damaged, naming the file and the keys.
+        UsageError: if the folder is missing, incomplete or damaged, naming the file and the keys,
+            or if an override does not fit it.
     """
-    stored = open_model(name)
+    stored = open_model(name).configured(overrides)
     return LoadedModel(stored.build(torch.device(device), dtype), stored.tokenizer, stored.folder)
 
 

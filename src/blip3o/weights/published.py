@@ -22,6 +22,7 @@ from torch import Tensor
 
 from blip3o.core.config import from_dict, to_dict
 from blip3o.core.errors import UsageError
+from blip3o.imaging.fit import PictureFitConfig
 from blip3o.models.dit.nextdit import NextDiTConfig
 from blip3o.models.encoders.eva_clip import EvaClipEncoderConfig
 from blip3o.models.unified import SamplingConfig, UnifiedModel, UnifiedModelConfig
@@ -47,7 +48,15 @@ TOWER = "eva-clip-E-14-plus"
 DECODER = "diffusion-decoder"
 
 _OWN = "blip3o"
-_OWN_FIELDS = ("image_encoder", "query_init_std", "dit", "image_decoder", "chat", "sampling")
+_OWN_FIELDS = (
+    "image_encoder",
+    "query_init_std",
+    "dit",
+    "image_decoder",
+    "chat",
+    "sampling",
+    "question_pictures",
+)
 _FAMILY = {
     "backbone": "qwen2_5_vl",
     "image_encoder": "eva_clip",
@@ -188,6 +197,7 @@ def _constants(
         "image_decoder": {**(decoder or published_decoder.released()), "grid": encoder.grid},
         "chat": to_dict(ChatConfig()),
         "sampling": to_dict(SamplingConfig(truncate_timestep=True)),
+        "question_pictures": to_dict(PictureFitConfig(mode="aspect")),
         "absent_parts": list(absent_parts),
     }
 
