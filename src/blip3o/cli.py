@@ -133,6 +133,11 @@ def build_parser() -> argparse.ArgumentParser:
     command.add_argument("dest", type=Path, help="folder to write; new or empty")
     command.add_argument("--to", default="blip3o", help="layout to write: blip3o or published")
     command.add_argument("--revision", help="branch, tag or commit of a hub id")
+    command.add_argument(
+        "--allow-pickle",
+        action="store_true",
+        help="read pytorch_model.bin (weights only) of a source that you trust",
+    )
 
     command = _command(commands, "recipes", _recipes, "list recipes, or show one as YAML")
     command.add_argument("action", nargs="?", choices=["list", "show"], default="list")
@@ -161,6 +166,7 @@ def _add_model(command: argparse.ArgumentParser) -> None:
 
 def _add_pipeline(command: argparse.ArgumentParser) -> None:
     _add_model(command)
+    command.add_argument("--revision", help="branch, tag or commit of a hub id")
     command.add_argument(
         "--set",
         action="append",
@@ -181,7 +187,11 @@ def _pipeline(options: argparse.Namespace) -> "Blip3oPipeline":
     from blip3o.generate.pipeline import Blip3oPipeline
 
     return Blip3oPipeline.from_pretrained(
-        options.model, device=options.device, dtype=options.dtype, overrides=options.set
+        options.model,
+        device=options.device,
+        dtype=options.dtype,
+        revision=options.revision,
+        overrides=options.set,
     )
 
 
@@ -277,7 +287,13 @@ def _scenes(options: argparse.Namespace) -> None:
 def _convert(options: argparse.Namespace) -> None:
     from blip3o.weights.convert import convert
 
-    convert(options.source, options.dest, options.to, options.revision)
+    convert(
+        options.source,
+        options.dest,
+        options.to,
+        options.revision,
+        allow_pickle=options.allow_pickle,
+    )
     print(options.dest)
 
 
