@@ -196,7 +196,7 @@ class UnifiedModel(nn.Module):
         return None if pixels is None else self.backbone.vision_inputs(pixels)
 
     def reference(
-        self, pixels: Tensor | None, features: PromptImages | None = None
+        self, pixels: Tensor | Sequence[Tensor] | None, features: PromptImages | None = None
     ) -> Tensor | None:
         """Returns normalized features [M, N, K] of pictures to edit; None if the DiT takes none.
 
@@ -208,7 +208,7 @@ class UnifiedModel(nn.Module):
         if not self.config.dit.reference_channels:
             return None
         if not isinstance(features, Tensor):
-            features = None if pixels is None else self.encode_images(pixels)
+            features = self.encode_images(pixels) if isinstance(pixels, Tensor) else None
         if features is None:
             return None
         return self.normalizer(features.to(self.query_tokens.weight.dtype))
