@@ -122,8 +122,9 @@ def test_guidance_of_a_decoder_without_any_is_refused(tiny_pipe: Blip3oPipeline)
 def test_what_a_pipeline_does_not_know_is_never_ignored(
     tiny_pipe: Blip3oPipeline, name: str
 ) -> None:
+    options: dict[str, Any] = {name: "blurry"}
     with pytest.raises(TypeError, match=f"unexpected keyword argument '{name}'"):
-        tiny_pipe("a cat", **{name: "blurry"})
+        tiny_pipe("a cat", **options)
 
 
 @pytest.mark.parametrize(

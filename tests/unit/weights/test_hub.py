@@ -51,8 +51,8 @@ class Hub:
             def do_HEAD(self) -> None:
                 hub.answer(self, with_body=False)
 
-            def log_message(self, *arguments: Any) -> None:
-                del arguments
+            def log_message(self, format: str, *args: Any) -> None:
+                del format, args
 
         self.server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self.server.server_port}"
