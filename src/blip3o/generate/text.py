@@ -57,11 +57,11 @@ def generate_tokens(
     cache = model.backbone.new_cache()
     hidden = model.text_states(input_ids, attention_mask, prompt_images, cache)
     running = torch.ones(len(input_ids), dtype=torch.bool, device=input_ids.device)
+    placeholder = input_ids.new_tensor([model.config.backbone.image_token_id])
     for _ in range(max_new_tokens):
         logits = model.backbone.logits(hidden[:, -1])
         # A placeholder stands for a picture that was given; an answer has none to give.
-        logits[:, model.config.backbone.image_token_id] = -torch.inf
-        token = logits.argmax(-1)
+        token = logits.index_fill(-1, placeholder, -torch.inf).argmax(-1)
         token = torch.where(running, token, pad_id)
         running = running & (token != stop_id)
         yield token
