@@ -95,10 +95,10 @@ def build_parser() -> argparse.ArgumentParser:
 
     command = _command(commands, "ask", _ask, "an answer about pictures")
     command.add_argument("image", nargs="+", help="pictures, then the question")
-    _add_model(command)
+    _add_pipeline(command)
 
     command = _command(commands, "chat", _chat, "a conversation; /image FILE adds a picture")
-    _add_model(command)
+    _add_pipeline(command)
 
     command = _command(commands, "edit", _edit, "a picture changed as told")
     command.add_argument("image")
@@ -133,6 +133,11 @@ def build_parser() -> argparse.ArgumentParser:
     command.add_argument("dest", type=Path, help="folder to write; new or empty")
     command.add_argument("--to", default="blip3o", help="layout to write: blip3o or published")
     command.add_argument("--revision", help="branch, tag or commit of a hub id")
+    command.add_argument(
+        "--allow-pickle",
+        action="store_true",
+        help="read pytorch_model.bin (weights only) of a source that you trust",
+    )
 
     command = _command(commands, "recipes", _recipes, "list recipes, or show one as YAML")
     command.add_argument("action", nargs="?", choices=["list", "show"], default="list")
@@ -165,17 +170,31 @@ def _add_model(command: argparse.ArgumentParser) -> None:
     )
 
 
+def _add_pipeline(command: argparse.ArgumentParser) -> None:
+    _add_model(command)
+    command.add_argument("--revision", help="branch, tag or commit of a hub id")
+    command.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="PATH=VALUE",
+        help="another setting of the model, such as sampling.num_decoder_steps=20; repeatable",
+    )
+
+
 def _add_sampling(command: argparse.ArgumentParser) -> None:
     command.add_argument("--seed", type=int, default=0)
     command.add_argument("--steps", type=int, help="DiT steps; the model's own number if left out")
     command.add_argument("--guidance", type=float, help="1 or more; likewise")
-    _add_model(command)
+    _add_pipeline(command)
 
 
 def _pipeline(options: argparse.Namespace) -> "Blip3oPipeline":
     from blip3o.generate.pipeline import Blip3oPipeline
 
-    return Blip3oPipeline.from_pretrained(options.model, **_placing(options))
+    return Blip3oPipeline.from_pretrained(
+        options.model, revision=options.revision, overrides=options.set, **_placing(options)
+    )
 
 
 def _placing(options: argparse.Namespace) -> dict[str, Any]:
@@ -273,7 +292,13 @@ def _scenes(options: argparse.Namespace) -> None:
 def _convert(options: argparse.Namespace) -> None:
     from blip3o.weights.convert import convert
 
-    convert(options.source, options.dest, options.to, options.revision)
+    convert(
+        options.source,
+        options.dest,
+        options.to,
+        options.revision,
+        allow_pickle=options.allow_pickle,
+    )
     print(options.dest)
 
 

@@ -2,13 +2,13 @@
 
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from PIL import Image
 from torch import Tensor
 
 from blip3o.core.types import IGNORE_LABEL, IMAGE_MARK, Message
+from blip3o.imaging.fit import PictureFitConfig, aspect_pixels
 from blip3o.models.backbones.vision import to_vision_inputs
 from blip3o.text.chat import ChatConfig, ChatTemplate
 from blip3o.text.tokenizer import IMAGE_PAD, IMAGE_START, VISION_END, VISION_START, Tokenizer
@@ -101,11 +101,11 @@ def test_understanding_prompts_and_patches(case: Any) -> None:
         ids = tensors[f"und{index}.input_ids"][0].tolist()
         assert chat.text_prompt([message]) == ids
         with Image.open(case.path.with_name(one["image"])) as opened:
-            picture = opened.convert("RGB").resize(
-                tuple(one["via_qwen_vl_utils"]["resized_to"]), Image.Resampling.BICUBIC
-            )
-        pixels = torch.from_numpy(np.asarray(picture, dtype=np.float32) / 127.5 - 1)
-        images = to_vision_inputs(pixels.permute(2, 0, 1)[None], **vision)
+            picture = opened.convert("RGB")
+        limits = {name: one[name] for name in ("min_pixels", "max_pixels")}
+        pixels = aspect_pixels(picture, 28, PictureFitConfig(mode="aspect", **limits))
+        assert list(pixels.shape[:0:-1]) == one["via_qwen_vl_utils"]["resized_to"]
+        images = to_vision_inputs(pixels[None], **vision)
         assert images.grid_thw.tolist() == one["grid_thw"]
         recorded = tensors[f"und{index}.pixel_values"]
         torch.testing.assert_close(images.patches, recorded, rtol=0, atol=PIXEL_TOLERANCE)

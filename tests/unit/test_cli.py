@@ -19,16 +19,17 @@ from blip3o.weights import folder as weights
 
 SAMPLING = ["--seed", "--steps", "--guidance"]
 MODEL = ["--model", "--device", "--dtype", "--quantize", "--offload"]
+PIPELINE = ["--revision", "--set"]
 OPTIONS = {
-    "generate": ["prompt", "--prompts", "--out", "--num-images", *SAMPLING, *MODEL],
-    "ask": ["image", *MODEL],
-    "chat": [*MODEL],
-    "edit": ["image", "instruction", "--out", *SAMPLING, *MODEL],
-    "reconstruct": ["image", "--out", *SAMPLING, *MODEL],
+    "generate": ["prompt", "--prompts", "--out", "--num-images", *SAMPLING, *MODEL, *PIPELINE],
+    "ask": ["image", *MODEL, *PIPELINE],
+    "chat": [*MODEL, *PIPELINE],
+    "edit": ["image", "instruction", "--out", *SAMPLING, *MODEL, *PIPELINE],
+    "reconstruct": ["image", "--out", *SAMPLING, *MODEL, *PIPELINE],
     "train": ["recipe", "--out", "overrides"],
     "eval": ["benchmark", "--out", "overrides", *MODEL],
     "scenes": ["--out", "overrides"],
-    "convert": ["source", "dest", "--to", "--revision"],
+    "convert": ["source", "dest", "--to", "--revision", "--allow-pickle"],
     "recipes": ["action", "name"],
     "models": [],
     "doctor": ["--model", "--device"],

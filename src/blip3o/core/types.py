@@ -90,7 +90,8 @@ class Batch:
         attention_mask: True for real tokens [B, T], bool.
         labels: next-token targets [B, T], aligned with `input_ids` (the model shifts),
             `IGNORE_LABEL` where nothing is learned; None for image targets.
-        prompt_pixels: pictures of the prompts in row order [M, 3, P, P], float32 in [-1, 1].
+        prompt_pixels: pictures of the prompts in row order [M, 3, P, P], float32 in [-1, 1]; those
+            of questions may have other shapes, and where they differ this is a tuple of [3, H, W].
         prompt_features: their cached raw image features [M, N, C] instead of pixels.
         target_pixels: pictures to learn from or to generate [B, 3, P, P], float32 in [-1, 1].
         target_features: their cached raw image features [B, N, C] instead of, or beside, pixels.
@@ -105,7 +106,7 @@ class Batch:
     input_ids: Tensor
     attention_mask: Tensor
     labels: Tensor | None = None
-    prompt_pixels: Tensor | None = None
+    prompt_pixels: Tensor | tuple[Tensor, ...] | None = None
     prompt_features: Tensor | None = None
     target_pixels: Tensor | None = None
     target_features: Tensor | None = None
@@ -117,11 +118,13 @@ class Batch:
 
     def to(self, device: torch.device) -> "Batch":
         """Returns the batch with every tensor on a device."""
-        tensors = {
+        tensors: dict[str, Any] = {
             f.name: value.to(device)
             for f in dataclasses.fields(self)
             if isinstance(value := getattr(self, f.name), Tensor)
         }
+        if isinstance(self.prompt_pixels, tuple):
+            tensors["prompt_pixels"] = tuple(one.to(device) for one in self.prompt_pixels)
         return dataclasses.replace(self, **tensors)
 
 

@@ -6,10 +6,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from blip3o.core.errors import UsageError
 from blip3o.core.types import IGNORE_LABEL, Batch, Example
+from blip3o.imaging.fit import PictureFitConfig, aspect_pixels
 from blip3o.imaging.load import open_image
 from blip3o.imaging.pixels import to_pixels
 from blip3o.text.chat import ChatTemplate
@@ -57,6 +59,8 @@ class Preparer:
         colors: name of each color label.
         cache: features to use instead of decoding pictures; None decodes.
         keep_pixels: whether targets are decoded although their features are cached.
+        question_pictures: how pictures of conversations are fitted; all others are stretched.
+        token_px: side of a vision tower's token, for pictures in their own shape.
     """
 
     chat: ChatTemplate
@@ -66,6 +70,8 @@ class Preparer:
     colors: Sequence[str] = ()
     cache: "FeatureCache | None" = None
     keep_pixels: bool = False
+    question_pictures: PictureFitConfig = dataclasses.field(default_factory=PictureFitConfig)
+    token_px: int = 1
 
     def prepare(self, example: Example) -> Prepared:
         """Returns an example as arrays.
@@ -78,13 +84,13 @@ class Preparer:
                 is missing or cannot be read.
             UsageError: if the feature cache is unfit.
         """
-        ids, labels = self._tokens(example)
+        pixels = self._question_pixels(example)
+        ids, labels = self._tokens(example, self._token_counts(example, pixels))
         if len(ids) > self.max_text_tokens:
             raise ValueError(f"{len(ids)} tokens are more than {self.max_text_tokens}")
-        pixels: dict[str, Tensor] = {}
         features: dict[str, Tensor] = {}
         roles = {*example.prompt_images, *filter(None, [example.target_image])}
-        for role in sorted(roles):
+        for role in sorted(roles - pixels.keys()):
             if self.cache is not None:
                 record = example.record
                 features[role] = self.cache.get(record.source, role, record.position)
@@ -99,7 +105,33 @@ class Preparer:
             regions=self._regions(example) if example.task == "contrastive" else None,
         )
 
-    def _tokens(self, example: Example) -> tuple[list[int], list[int]]:
+    def _question_pixels(self, example: Example) -> dict[str, Tensor]:
+        """Returns the pictures of a conversation that are not just stretched, by role."""
+        fit = self.question_pictures
+        if example.task not in _TEXT_TARGETS or fit.mode == "stretch":
+            return {}
+        pixels = {}
+        for role in example.prompt_images:
+            picture = read_picture(example.record.files, role)
+            try:
+                pixels[role] = (
+                    aspect_pixels(picture, self.token_px, fit)
+                    if fit.mode == "aspect"
+                    else to_pixels(picture, self.image_px, fit.mode)
+                )
+            except UsageError as error:
+                raise ValueError(str(error)) from error
+        return pixels
+
+    def _token_counts(self, example: Example, pixels: Mapping[str, Tensor]) -> list[int] | None:
+        """Returns the tokens of each picture of a conversation, if they differ."""
+        if self.question_pictures.mode != "aspect" or not pixels:
+            return None
+        return [pixels[role][0].numel() // self.token_px**2 for role in example.prompt_images]
+
+    def _tokens(
+        self, example: Example, image_tokens: list[int] | None
+    ) -> tuple[list[int], list[int]]:
         chat, caption = self.chat, example.caption or ""
         try:
             match example.task:
@@ -112,7 +144,7 @@ class Preparer:
                 case "contrastive":
                     return chat.tokenizer.encode(caption, allow_special=False), []
                 case _:
-                    return chat.conversation(example.messages)
+                    return chat.conversation(example.messages, image_tokens)
         except UsageError as error:  # here the user is a file
             raise ValueError(str(error)) from error
 
@@ -145,10 +177,23 @@ def read_pixels(files: Mapping[str, bytes], role: str, image_px: int) -> Tensor:
     Raises:
         ValueError: if the record has no such picture or it cannot be read.
     """
+    return to_pixels(read_picture(files, role), image_px)
+
+
+def read_picture(files: Mapping[str, bytes], role: str) -> Image.Image:
+    """Returns one picture of a record as RGB.
+
+    Args:
+        files: the record's pictures.
+        role: which of them.
+
+    Raises:
+        ValueError: if the record has no such picture or it cannot be read.
+    """
     if role not in files:
         raise ValueError(f"the record has no picture {role!r}")
     try:
-        return to_pixels(open_image(files[role]), image_px)
+        return open_image(files[role])
     except UsageError as error:
         raise ValueError(str(error)) from error
 
@@ -177,13 +222,20 @@ def collate(rows: Sequence[Prepared], pad_id: int) -> Batch:
         input_ids=ids,
         attention_mask=mask,
         labels=labels,
-        prompt_pixels=_stack([row.pixels.get(role) for row, role in prompt]),
+        prompt_pixels=_stack_or_tuple([row.pixels.get(role) for row, role in prompt]),
         prompt_features=_stack([row.features.get(role) for row, role in prompt]),
         target_pixels=_stack([row.pixels.get(role) for row, role in target]),
         target_features=_stack([row.features.get(role) for row, role in target]),
         reference_rows=torch.arange(len(rows)) if task == "edit" else None,
         regions=torch.stack(regions) if regions else None,
     )
+
+
+def _stack_or_tuple(tensors: Sequence[Tensor | None]) -> Tensor | tuple[Tensor, ...] | None:
+    present = tuple(one for one in tensors if one is not None)
+    if len({one.shape for one in present}) > 1 and len(present) == len(tensors):
+        return present
+    return _stack(tensors)
 
 
 def _stack(tensors: Sequence[Tensor | None]) -> Tensor | None:

@@ -55,7 +55,9 @@ def decode_features(
     features: Tensor,
     noise: Tensor,
     num_steps: int,
+    *,
     empty_features: Tensor | None = None,
+    guidance_scale: float | None = None,
 ) -> Tensor:
     """Returns pictures [B, 3, P, P] in [-1, 1] of normalized features [B, N, K].
 
@@ -65,7 +67,9 @@ def decode_features(
         noise: standard normal numbers the decoder starts from, [B, *noise_shape].
         num_steps: decoder steps.
         empty_features: features to be guided away from, [1, N, K]; None if the decoder has its own.
+        guidance_scale: of a decoder that is guided; None for its own number.
     """
-    if empty_features is None:
-        return model.image_decoder.decode(features, noise, num_steps)
-    return model.image_decoder.decode(features, noise, num_steps, empty_features=empty_features)
+    given = {"empty_features": empty_features, "guidance_scale": guidance_scale}
+    # Not every decoder is guided, so only what is asked for is handed on.
+    asked = {name: value for name, value in given.items() if value is not None}
+    return model.image_decoder.decode(features, noise, num_steps, **asked)

@@ -1,13 +1,15 @@
 """What users hand to a pipeline, checked and put into one form: pictures, numbers, generators."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
 from blip3o.core.errors import UsageError
+from blip3o.flow.solver import StepCallback
 from blip3o.imaging.load import open_image, to_rgb
 
 Picture = str | Path | bytes | Image.Image
@@ -19,6 +21,20 @@ OUTPUT_TYPES = ("pil", "np", "pt", "features")
 def as_pictures(image: Picture | Sequence[Picture]) -> list[Picture]:
     """Returns one or several pictures as a list."""
     return list(image) if isinstance(image, list | tuple) else [image]  # type: ignore[list-item]
+
+
+def one_for_each(image: Picture | Sequence[Picture], texts: Sequence[str]) -> list[Picture]:
+    """Returns a picture for each text: those given, or a single one for all.
+
+    Raises:
+        UsageError: for another number of pictures than of texts.
+    """
+    pictures = as_pictures(image)
+    if not isinstance(image, list | tuple):
+        pictures = pictures * len(texts)
+    if len(pictures) != len(texts):
+        raise UsageError(f"{len(pictures)} pictures for {len(texts)} instructions")
+    return pictures
 
 
 def open_picture(picture: Picture) -> Image.Image:
@@ -101,3 +117,28 @@ def draw_noise(
         for one in sources
     ]
     return tuple(torch.stack(drawn) for drawn in zip(*rows, strict=True))
+
+
+def step_callback(
+    pipe: Any,  # noqa: ANN401  (what the user called)
+    callback: Callable[..., Any] | None,
+    num_steps: int,
+) -> StepCallback:
+    """Returns a user's `callback_on_step_end` as the solver calls it.
+
+    Args:
+        pipe: handed to the callback.
+        callback: the user's function, or None.
+        num_steps: handed to the callback.
+    """
+
+    def on_step(step: int, features: Tensor) -> Tensor | None:
+        if callback is None:
+            return None
+        changed = (callback(pipe, step, num_steps, {"features": features}) or {}).get("features")
+        if changed is not None and changed.shape != features.shape:
+            shapes = f"{list(changed.shape)} instead of {list(features.shape)}"
+            raise UsageError(f"the callback returned features of shape {shapes}")
+        return changed
+
+    return on_step

@@ -6,9 +6,10 @@ from typing import Any, Literal
 import numpy as np
 from torch import Tensor
 
+from blip3o.core.errors import UsageError
 from blip3o.generate.images import decode_features
 from blip3o.imaging.pixels import to_image
-from blip3o.models.unified import UnifiedModel
+from blip3o.models.unified import UnifiedModel, UnifiedModelConfig
 
 OutputType = Literal["pil", "np", "pt", "features"]
 
@@ -26,29 +27,76 @@ class ImageOutput:
     images: Any
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DecodingSettings:
+    """How features become pixels.
+
+    Args:
+        num_steps: steps of the image decoder.
+        guidance_scale: 1 follows the features alone; None for a decoder without guidance, or its
+            own number.
+    """
+
+    num_steps: int
+    guidance_scale: float | None = None
+
+
+def decoding_settings(
+    config: UnifiedModelConfig, num_steps: int | None, guidance_scale: float | None
+) -> DecodingSettings:
+    """Returns the numbers of a call, checked.
+
+    Args:
+        config: of the model.
+        num_steps: None for the model's own number.
+        guidance_scale: None for the decoder's own number.
+
+    Raises:
+        UsageError: for a number out of range, or guidance of a decoder that has none.
+    """
+    steps = config.sampling.num_decoder_steps if num_steps is None else num_steps
+    if not 1 <= steps <= 1000:
+        raise UsageError(f"num_decoder_steps must be 1 to 1000, got {steps}")
+    if guidance_scale is not None:
+        if not hasattr(config.image_decoder, "guidance_scale"):
+            raise UsageError(f"the image decoder {config.image_decoder.kind!r} is not guided")
+        if not 1.0 <= guidance_scale <= 100.0:
+            raise UsageError(f"decoder_guidance_scale must be 1 to 100, got {guidance_scale}")
+    return DecodingSettings(num_steps=steps, guidance_scale=guidance_scale)
+
+
 def finish(
     model: UnifiedModel,
     features: Tensor,
     decoder_noise: Tensor,
+    decoding: DecodingSettings,
     output_type: OutputType,
     empty_features: Tensor | None = None,
-) -> Any:  # noqa: ANN401  (see ImageOutput)
-    """Returns what `ImageOutput.images` holds for normalized features [B, N, K].
+) -> ImageOutput:
+    """Returns what a call returns for normalized features [B, N, K].
 
     Args:
         model: in evaluation mode.
         features: what was sampled.
         decoder_noise: what the image decoder starts from, [B, *noise_shape].
+        decoding: how.
         output_type: the form.
         empty_features: see `decode_features`.
     """
     if output_type == "features":
-        return features
-    steps = model.config.sampling.num_decoder_steps
-    pixels = decode_features(model, features, decoder_noise, steps, empty_features).float().cpu()
+        return ImageOutput(features)
+    pixels = decode_features(
+        model,
+        features,
+        decoder_noise,
+        decoding.num_steps,
+        empty_features=empty_features,
+        guidance_scale=decoding.guidance_scale,
+    )
+    pixels = pixels.float().cpu()
     if output_type == "pil":
-        return to_image(pixels)
+        return ImageOutput(to_image(pixels))
     unit = (pixels + 1) / 2
     if output_type == "pt":
-        return unit
-    return np.ascontiguousarray(unit.permute(0, 2, 3, 1).numpy())
+        return ImageOutput(unit)
+    return ImageOutput(np.ascontiguousarray(unit.permute(0, 2, 3, 1).numpy()))

@@ -16,13 +16,19 @@ from blip3o.generate.inputs import (
     as_pictures,
     check_output_type,
     check_sampling,
-    draw_noise,
-    open_picture,
+    one_for_each,
+    step_callback,
 )
-from blip3o.generate.outputs import ImageOutput, OutputType, finish
+from blip3o.generate.outputs import (
+    DecodingSettings,
+    ImageOutput,
+    OutputType,
+    decoding_settings,
+    finish,
+)
 from blip3o.generate.placement import PlacedPipeline
-from blip3o.generate.text import Writer, check_length, left_pad
-from blip3o.imaging.pixels import to_pixels
+from blip3o.generate.prompts import model_noise, picture_prompt, square_pixels
+from blip3o.generate.text import Writer, left_pad
 from blip3o.models.unified import UnifiedModel
 from blip3o.text.chat import ChatTemplate
 from blip3o.text.tokenizer import Tokenizer
@@ -44,6 +50,11 @@ class Blip3oPipeline(PlacedPipeline):
         self._writer = Writer(model, tokenizer, self.chat_template)
         self._empty_features: Tensor | None = None
 
+    @property
+    def image_decoder(self) -> Any:  # noqa: ANN401  (of many types)
+        """Features to pixels; of a diffusion its `scheduler` may be replaced."""
+        return self.model.image_decoder
+
     def __call__(
         self,
         prompt: str | Sequence[str],
@@ -52,6 +63,8 @@ class Blip3oPipeline(PlacedPipeline):
         generator: Generators = None,
         num_inference_steps: int | None = None,
         guidance_scale: float | None = None,
+        num_decoder_steps: int | None = None,
+        decoder_guidance_scale: float | None = None,
         output_type: OutputType = "pil",
         callback_on_step_end: Callable[..., Any] | None = None,
     ) -> ImageOutput:
@@ -64,6 +77,8 @@ class Blip3oPipeline(PlacedPipeline):
                 same generator gives the same picture, alone or in a batch.
             num_inference_steps: steps of the DiT; the model's own number if None.
             guidance_scale: 1 or more; the model's own number if None.
+            num_decoder_steps: steps of the image decoder; the model's own number if None.
+            decoder_guidance_scale: 1 or more, for a decoder that is guided; likewise.
             output_type: see `ImageOutput`.
             callback_on_step_end: called as f(pipe, steps_done, num_steps, {"features": tensor})
                 after each step; may return a dict with changed "features".
@@ -73,7 +88,9 @@ class Blip3oPipeline(PlacedPipeline):
         """
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
         make = self.chat_template.generate_messages
-        rows = [self._image_prompt(make, text) for text in prompts]
+        rows = [
+            picture_prompt(self.model, self.chat_template, make(text), text) for text in prompts
+        ]
         return self._generate(
             rows,
             None,
@@ -81,6 +98,7 @@ class Blip3oPipeline(PlacedPipeline):
             generator,
             num_inference_steps,
             guidance_scale,
+            decoding_settings(self.model.config, num_decoder_steps, decoder_guidance_scale),
             output_type,
             callback_on_step_end,
         )
@@ -94,6 +112,8 @@ class Blip3oPipeline(PlacedPipeline):
         generator: Generators = None,
         num_inference_steps: int | None = None,
         guidance_scale: float | None = None,
+        num_decoder_steps: int | None = None,
+        decoder_guidance_scale: float | None = None,
         output_type: OutputType = "pil",
         callback_on_step_end: Callable[..., Any] | None = None,
     ) -> ImageOutput:
@@ -106,6 +126,8 @@ class Blip3oPipeline(PlacedPipeline):
             generator: as for a call.
             num_inference_steps: as for a call.
             guidance_scale: as for a call.
+            num_decoder_steps: as for a call.
+            decoder_guidance_scale: as for a call.
             output_type: as for a call.
             callback_on_step_end: as for a call.
 
@@ -114,20 +136,17 @@ class Blip3oPipeline(PlacedPipeline):
                 instructions, or anything a call refuses.
         """
         texts = [instruction] if isinstance(instruction, str) else list(instruction)
-        pictures = as_pictures(image)
-        if not isinstance(image, list | tuple):
-            pictures = pictures * len(texts)
-        if len(pictures) != len(texts):
-            raise UsageError(f"{len(pictures)} pictures for {len(texts)} instructions")
-        make = self.chat_template.edit_messages
-        rows = [self._image_prompt(make, text) for text in texts]
+        pictures = one_for_each(image, texts)
+        chat = self.chat_template
+        rows = [picture_prompt(self.model, chat, chat.edit_messages(text), text) for text in texts]
         return self._generate(
             rows,
-            self._pixels(pictures) if pictures else None,
+            square_pixels(self.model, pictures) if pictures else None,
             num_images_per_prompt,
             generator,
             num_inference_steps,
             guidance_scale,
+            decoding_settings(self.model.config, num_decoder_steps, decoder_guidance_scale),
             output_type,
             callback_on_step_end,
         )
@@ -138,6 +157,8 @@ class Blip3oPipeline(PlacedPipeline):
         image: Picture | Sequence[Picture],
         *,
         generator: Generators = None,
+        num_decoder_steps: int | None = None,
+        decoder_guidance_scale: float | None = None,
         output_type: OutputType = "pil",
     ) -> ImageOutput:
         """Returns pictures through the image encoder and the image decoder: what features keep.
@@ -145,17 +166,21 @@ class Blip3oPipeline(PlacedPipeline):
         Args:
             image: one picture or several.
             generator: as for a call.
+            num_decoder_steps: as for a call.
+            decoder_guidance_scale: as for a call.
             output_type: as for a call.
 
         Raises:
             UsageError: for a picture that cannot be read, or none.
         """
         check_output_type(output_type)
+        decoding = decoding_settings(self.model.config, num_decoder_steps, decoder_guidance_scale)
         pictures = as_pictures(image)
         self._prepare_decoder(output_type)
         features = self.model.normalizer(self.encode(pictures))
-        _, decoder_noise = self._noise(len(pictures), generator)
-        return self._finish(features, decoder_noise, output_type)
+        _, decoder_noise = model_noise(self.model, len(pictures), generator)
+        empty = self._empty_features
+        return finish(self.model, features, decoder_noise, decoding, output_type, empty)
 
     def ask(
         self,
@@ -201,8 +226,7 @@ class Blip3oPipeline(PlacedPipeline):
             UsageError: if marks and pictures differ in number, the conversation is too long, a
                 picture cannot be read, or `max_new_tokens` is under 1.
         """
-        row = self._writer.prompt(messages, len(pictures))
-        yield from self._writer.text(self._write([row], pictures, max_new_tokens))
+        yield from self._writer.stream(messages, pictures, max_new_tokens)
 
     def answer_batch(
         self, pictures: Sequence[Picture], questions: Sequence[str], max_new_tokens: int = 64
@@ -217,16 +241,7 @@ class Blip3oPipeline(PlacedPipeline):
         Raises:
             UsageError: for another number of pictures than of questions, or what `ask` refuses.
         """
-        if len(pictures) != len(questions):
-            raise UsageError(f"{len(pictures)} pictures for {len(questions)} questions")
-        texts = [f"{IMAGE_MARK}\n{question}" for question in questions]
-        rows = [self._writer.prompt([Message(role="user", text=text)], 1) for text in texts]
-        if not rows:
-            return []
-        steps = self._write(rows, pictures, max_new_tokens)
-        answers = torch.stack(list(steps), dim=1).tolist()
-        # As in a stream: an answer that is cut in the middle of a letter ends before it.
-        return [self.tokenizer.decode(answer).rstrip("\ufffd").strip() for answer in answers]
+        return self._writer.answers(pictures, questions, max_new_tokens)
 
     @torch.no_grad()
     def encode(self, pictures: Sequence[Picture]) -> Tensor:
@@ -240,7 +255,7 @@ class Blip3oPipeline(PlacedPipeline):
         """
         if not pictures:
             raise UsageError("no picture was given")
-        return self.model.encode_images(self._pixels(pictures))
+        return self.model.encode_images(square_pixels(self.model, pictures))
 
     @torch.no_grad()
     def _generate(
@@ -251,6 +266,7 @@ class Blip3oPipeline(PlacedPipeline):
         generator: Generators,
         num_inference_steps: int | None,
         guidance_scale: float | None,
+        decoding: DecodingSettings,
         output_type: OutputType,
         callback: Callable[..., Any] | None,
     ) -> ImageOutput:
@@ -261,7 +277,7 @@ class Blip3oPipeline(PlacedPipeline):
         if not rows:
             raise UsageError("no prompt was given")
         self._prepare_decoder(output_type)
-        feature_noise, decoder_noise = self._noise(len(rows) * num_images, generator)
+        feature_noise, decoder_noise = model_noise(self.model, len(rows) * num_images, generator)
         ids, mask = left_pad(rows, self.tokenizer.pad_id)
         images = self.model.prompt_images(pixels)
         condition = self.model.condition(ids.to(self.device), mask.to(self.device), images)
@@ -270,15 +286,6 @@ class Blip3oPipeline(PlacedPipeline):
         if reference is not None:
             reference = reference.repeat_interleave(num_images, 0)
 
-        def on_step(step: int, features: Tensor) -> Tensor | None:
-            if callback is None:
-                return None
-            changed = (callback(self, step, steps, {"features": features}) or {}).get("features")
-            if changed is not None and changed.shape != features.shape:
-                shapes = f"{list(changed.shape)} instead of {list(features.shape)}"
-                raise UsageError(f"the callback returned features of shape {shapes}")
-            return changed
-
         features = sample_features(
             self.model,
             condition,
@@ -286,44 +293,12 @@ class Blip3oPipeline(PlacedPipeline):
             num_inference_steps=steps,
             guidance_scale=scale,
             reference=reference,
-            callback=on_step,
+            callback=step_callback(self, callback, steps),
         )
-        return self._finish(features, decoder_noise, output_type)
+        empty = self._empty_features
+        return finish(self.model, features, decoder_noise, decoding, output_type, empty)
 
     def _prepare_decoder(self, output_type: OutputType) -> None:
         """Makes what pictures need beside features, before the work; refuses if there is no way."""
         if output_type != "features" and self._empty_features is None:
             self._empty_features = empty_condition(self.model, self.tokenizer)
-
-    def _finish(self, features: Tensor, noise: Tensor, output_type: OutputType) -> ImageOutput:
-        return ImageOutput(finish(self.model, features, noise, output_type, self._empty_features))
-
-    def _pixels(self, pictures: Sequence[Picture]) -> Tensor:
-        """Returns pictures as pixels [M, 3, P, P] of the image encoder's size, in [-1, 1]."""
-        side = self.model.config.image_encoder.image_px
-        opened = [open_picture(picture) for picture in pictures]
-        pixels = torch.stack([to_pixels(picture, side) for picture in opened])
-        return pixels.to(self.device, self.dtype)
-
-    def _noise(self, count: int, generator: Generators) -> tuple[Tensor, Tensor]:
-        config = self.model.config
-        shapes = (config.feature_shape, config.image_decoder.noise_shape)
-        features, decoder = draw_noise(shapes, count, generator)
-        place = {"device": self.device, "dtype": self.dtype}
-        return features.to(**place), decoder.to(**place)
-
-    def _image_prompt(self, make: Callable[[str], tuple[Message, ...]], text: str) -> list[int]:
-        if not text.strip():
-            raise UsageError("the prompt is empty; say what to draw")
-        if IMAGE_MARK in text:
-            raise UsageError(f"{IMAGE_MARK} in a prompt; pictures are given beside the text")
-        row = self.chat_template.image_prompt(make(text))
-        check_length(self.model, row, "the prompt")
-        return row
-
-    def _write(
-        self, rows: list[list[int]], pictures: Sequence[Picture], max_new_tokens: int | None
-    ) -> Iterator[Tensor]:
-        with torch.no_grad():
-            images = self.model.prompt_images(self._pixels(pictures)) if pictures else None
-        return self._writer.tokens(rows, images, max_new_tokens)

@@ -1,7 +1,7 @@
 """Where a model's components are: on one device, spread over several, or there only when in use."""
 
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -155,6 +155,7 @@ class PlacedPipeline:
         device: str = "auto",
         dtype: str | torch.dtype = "auto",
         revision: str | None = None,
+        overrides: Sequence[str] = (),
         quantize: str | None = None,
         placement: Mapping[str, str] | None = None,
         offload: str = "none",
@@ -166,15 +167,17 @@ class PlacedPipeline:
             device: "auto" or a torch device.
             dtype: "auto" (what the device is fast at), "fp32", "bf16", "fp16", or torch's names.
             revision: branch, tag or commit, for a hub id.
+            overrides: settings of the model's config to change, as "path.to.field=value".
             quantize: "int8" or "int4" for the backbone's matrices; None leaves them.
             placement: device names of components (`COMPONENTS`) that go elsewhere.
             offload: "none", or "model" or "sequential" as the methods `enable_*_cpu_offload` do.
 
         Raises:
-            UsageError: if there is no such model, device or mode, or the model is damaged.
+            UsageError: if there is no such model, device or mode, the model is damaged, or an
+                override does not fit it.
         """
         plan = Plan.make(device, dtype, quantize, placement, offload)
-        loaded = load_model(to_local(name, revision), **plan.loading)
+        loaded = load_model(to_local(name, revision), overrides=overrides, **plan.loading)
         pipe = cls(loaded.model, loaded.tokenizer)
         if plan.offload == "none":
             pipe._undo_placement = _all(connect(pipe.model, plan.devices))

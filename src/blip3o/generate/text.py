@@ -7,6 +7,8 @@ from torch import Tensor
 
 from blip3o.core.errors import UsageError
 from blip3o.core.types import IMAGE_MARK, Message
+from blip3o.generate.inputs import Picture
+from blip3o.generate.prompts import check_length, question_pixels
 from blip3o.models.unified import PromptImages, UnifiedModel
 from blip3o.text.chat import ChatTemplate
 from blip3o.text.tokenizer import Tokenizer
@@ -41,6 +43,8 @@ def generate_tokens(
 ) -> Iterator[Tensor]:
     """Yields the next token of every row [B], greedily, until all rows have stopped.
 
+    The placeholder of pictures is never said.
+
     Args:
         model: in evaluation mode.
         input_ids: left-padded prompts, [B, T].
@@ -53,8 +57,11 @@ def generate_tokens(
     cache = model.backbone.new_cache()
     hidden = model.text_states(input_ids, attention_mask, prompt_images, cache)
     running = torch.ones(len(input_ids), dtype=torch.bool, device=input_ids.device)
+    placeholder = input_ids.new_tensor([model.config.backbone.image_token_id])
     for _ in range(max_new_tokens):
-        token = model.backbone.logits(hidden[:, -1]).argmax(-1)
+        logits = model.backbone.logits(hidden[:, -1])
+        # A placeholder stands for a picture that was given; an answer has none to give.
+        token = logits.index_fill(-1, placeholder, -torch.inf).argmax(-1)
         token = torch.where(running, token, pad_id)
         running = running & (token != stop_id)
         yield token
@@ -63,17 +70,6 @@ def generate_tokens(
         attention_mask = torch.cat([attention_mask, running.unsqueeze(1)], dim=1)
         # A stopped row goes on with masked padding, which no real token ever attends to.
         hidden = model.text_states(token.unsqueeze(1), attention_mask, None, cache)
-
-
-def check_length(model: UnifiedModel, row: list[int], what: str) -> None:
-    """Checks that a prompt leaves room for the query tokens, and an answer for some words.
-
-    Raises:
-        UsageError: if it does not; `what` names it.
-    """
-    limit = model.config.backbone.max_positions - model.config.num_query_tokens
-    if len(row) > limit:
-        raise UsageError(f"{what} has {len(row)} tokens; at most {limit} fit this model")
 
 
 class Writer:
@@ -92,12 +88,18 @@ class Writer:
         self._tokenizer = tokenizer
         self._chat_template = chat_template
 
-    def prompt(self, messages: Sequence[Message], num_pictures: int) -> list[int]:
+    def prompt(
+        self,
+        messages: Sequence[Message],
+        num_pictures: int,
+        image_tokens: Sequence[int] | None = None,
+    ) -> list[int]:
         """Returns the token ids after which the answer stands.
 
         Args:
             messages: the turns so far, ending with the user's.
             num_pictures: pictures that come with them.
+            image_tokens: tokens that stand for each picture, where they differ.
 
         Raises:
             UsageError: if marks and pictures differ in number or the conversation is too long.
@@ -105,7 +107,7 @@ class Writer:
         marks = sum(message.text.count(IMAGE_MARK) for message in messages)
         if marks != num_pictures:
             raise UsageError(f"{marks} image marks in the messages for {num_pictures} pictures")
-        row = self._chat_template.text_prompt(messages)
+        row = self._chat_template.text_prompt(messages, image_tokens)
         check_length(self._model, row, "the conversation")
         return row
 
@@ -148,3 +150,33 @@ class Writer:
             if not text.endswith("\ufffd") and len(text) > len(shown):
                 yield text[len(shown) :]
                 shown = text
+
+    def stream(
+        self, messages: Sequence[Message], pictures: Sequence[Picture], max_new_tokens: int | None
+    ) -> Iterator[str]:
+        """Yields the next answer of a conversation; see `Blip3oPipeline.stream`."""
+        pixels, counts = question_pixels(self._model, pictures)
+        row = self.prompt(messages, len(pictures), counts)
+        yield from self.text(self.tokens([row], self._images(pixels), max_new_tokens))
+
+    def answers(
+        self, pictures: Sequence[Picture], questions: Sequence[str], max_new_tokens: int
+    ) -> list[str]:
+        """Returns answers in one batch; see `Blip3oPipeline.answer_batch`."""
+        if len(pictures) != len(questions):
+            raise UsageError(f"{len(pictures)} pictures for {len(questions)} questions")
+        if not questions:
+            return []
+        pixels, counts = question_pixels(self._model, pictures)
+        rows = []
+        for number, question in enumerate(questions):
+            turn = Message(role="user", text=f"{IMAGE_MARK}\n{question}")
+            rows.append(self.prompt([turn], 1, counts and [counts[number]]))
+        tokens = self.tokens(rows, self._images(pixels), max_new_tokens)
+        said = torch.stack(list(tokens), dim=1).tolist()
+        # As in a stream: an answer that is cut in the middle of a letter ends before it.
+        return [self._tokenizer.decode(ids).rstrip("\ufffd").strip() for ids in said]
+
+    @torch.no_grad()
+    def _images(self, pixels: Tensor | list[Tensor] | None) -> PromptImages | None:
+        return self._model.prompt_images(pixels)

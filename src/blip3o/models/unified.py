@@ -5,12 +5,14 @@ neither trains nor samples. `UnifiedModelConfig` checks that the widths of neigh
 """
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from blip3o.core.config import component
+from blip3o.imaging.fit import PictureFitConfig
 from blip3o.models.absent import AbsentPart
 from blip3o.models.backbones.decoder_only import TowerInputs
 from blip3o.models.backbones.vision import VisionInputs
@@ -58,6 +60,8 @@ class UnifiedModelConfig:
         image_decoder: features to pixels, a config out of `DECODERS`.
         chat: the words around prompts.
         sampling: default settings of generation.
+        question_pictures: how pictures that are asked about are fitted; pictures to edit are always
+            stretched to the image encoder's square.
         absent_parts: parts that are not built because their weights are not at hand; see
             `AbsentPart`.
     """
@@ -71,6 +75,7 @@ class UnifiedModelConfig:
     image_decoder: Any = component("blip3o.models.decoders:DECODERS")
     chat: ChatConfig = dataclasses.field(default_factory=ChatConfig)
     sampling: SamplingConfig = dataclasses.field(default_factory=SamplingConfig)
+    question_pictures: PictureFitConfig = dataclasses.field(default_factory=PictureFitConfig)
     absent_parts: tuple[Literal["image_encoder", "image_decoder"], ...] = ()
 
     def __post_init__(self) -> None:
@@ -80,6 +85,11 @@ class UnifiedModelConfig:
             _require_equal("backbone.image_channels", self.backbone.image_channels, channels)
         else:  # refuses pictures that its vision tower cannot take
             self.backbone.num_image_tokens(self.image_encoder.image_px)
+        if self.question_pictures.mode == "aspect" and not hasattr(self.backbone, "token_px"):
+            raise ValueError(
+                f"question_pictures.mode aspect needs a backbone that sees pictures of any shape; "
+                f"{self.backbone.kind} takes squares"
+            )
         _require_equal("dit.condition_size", self.dit.condition_size, self.backbone.hidden_size)
         _require_equal("dit.in_channels", self.dit.in_channels, width)
         if self.dit.reference_channels:
@@ -165,19 +175,20 @@ class UnifiedModel(nn.Module):
         return self.image_encoder(pixels)
 
     def prompt_images(
-        self, pixels: Tensor | None, features: Tensor | None = None
+        self, pixels: Tensor | Sequence[Tensor] | None, features: Tensor | None = None
     ) -> PromptImages | None:
         """Returns the pictures of prompts as `condition` and `text_states` take them.
 
         Args:
-            pixels: [M, 3, P, P] in [-1, 1]; None where there are no pictures or features are given.
+            pixels: [M, 3, P, P] in [-1, 1], or pictures [3, H, W] of several shapes for a backbone
+                that takes any; None where there are no pictures or features are given.
             features: their raw features [M, N, C] if they are known already.
 
         Raises:
             ValueError: if the backbone sees pixels itself and only features are given.
         """
         if self.config.backbone.image_channels is not None:
-            if features is None and pixels is not None:
+            if features is None and isinstance(pixels, Tensor):
                 features = self.encode_images(pixels)
             return None if features is None else features.to(self.query_tokens.weight.dtype)
         if pixels is None and features is not None:
@@ -185,7 +196,7 @@ class UnifiedModel(nn.Module):
         return None if pixels is None else self.backbone.vision_inputs(pixels)
 
     def reference(
-        self, pixels: Tensor | None, features: PromptImages | None = None
+        self, pixels: Tensor | Sequence[Tensor] | None, features: PromptImages | None = None
     ) -> Tensor | None:
         """Returns normalized features [M, N, K] of pictures to edit; None if the DiT takes none.
 
@@ -197,7 +208,7 @@ class UnifiedModel(nn.Module):
         if not self.config.dit.reference_channels:
             return None
         if not isinstance(features, Tensor):
-            features = None if pixels is None else self.encode_images(pixels)
+            features = self.encode_images(pixels) if isinstance(pixels, Tensor) else None
         if features is None:
             return None
         return self.normalizer(features.to(self.query_tokens.weight.dtype))

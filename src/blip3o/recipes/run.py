@@ -181,6 +181,8 @@ def _preparer(config: RunConfig, tokenizer: Tokenizer, model: UnifiedModel) -> P
         colors=regions[0].colors if regions else (),
         cache=_cache(config, model) if config.data.feature_cache else None,
         keep_pixels=any(o.kind == "pixel_decoding" for o in config.objectives),
+        question_pictures=config.model.question_pictures,
+        token_px=getattr(config.model.backbone, "token_px", 1),
     )
 
 

@@ -163,16 +163,21 @@ class ChatTemplate:
         pieces.append((_Special(IMAGE_START), "prompt"))
         return [i for ids, _ in self._encode(pieces) for i in ids]
 
-    def text_prompt(self, messages: Sequence[Message]) -> list[int]:
+    def text_prompt(
+        self, messages: Sequence[Message], image_tokens: Sequence[int] | None = None
+    ) -> list[int]:
         """Returns the ids after which the assistant's answer stands.
 
         Args:
             messages: the turns so far, ending with the user's.
+            image_tokens: tokens that stand for each picture, where they differ.
 
         Raises:
-            UsageError: for an unknown role or a picture outside a user turn.
+            UsageError: for an unknown role, a picture outside a user turn or another number of
+                pictures than of marks.
         """
-        return [i for ids, _ in self._encode(self._prompt(messages)) for i in ids]
+        pieces = _with_counts(self._prompt(messages), image_tokens)
+        return [i for ids, _ in self._encode(pieces) for i in ids]
 
     def text_prompt_string(self, messages: Sequence[Message]) -> str:
         """Returns `text_prompt` as a string for people to read, special tokens by their names.
@@ -191,11 +196,14 @@ class ChatTemplate:
             for piece, _ in self._prompt(messages)
         )
 
-    def conversation(self, messages: Sequence[Message]) -> tuple[list[int], list[int]]:
+    def conversation(
+        self, messages: Sequence[Message], image_tokens: Sequence[int] | None = None
+    ) -> tuple[list[int], list[int]]:
         """Returns the ids of a whole conversation and what to learn of them.
 
         Args:
             messages: all turns; an assistant's turn is learned with the token that ends it.
+            image_tokens: tokens that stand for each picture, where they differ.
 
         Returns:
             Ids and labels of one length; a label is the id at its own place, or `IGNORE_LABEL`.
@@ -206,7 +214,7 @@ class ChatTemplate:
         learned = ("frame", "answer") if self.config.learn_whole_turns else ("answer",)
         ids: list[int] = []
         labels: list[int] = []
-        for piece_ids, part in self._encode(self._turns(messages)):
+        for piece_ids, part in self._encode(_with_counts(self._turns(messages), image_tokens)):
             ids += piece_ids
             labels += piece_ids if part in learned else [IGNORE_LABEL] * len(piece_ids)
         return ids, labels
@@ -273,3 +281,17 @@ class ChatTemplate:
                 continue
             yield self.tokenizer.encode(text, allow_special=False), part
             text = ""
+
+
+def _with_counts(pieces: list[_Placed], image_tokens: Sequence[int] | None) -> list[_Placed]:
+    """Returns the pieces with as many placeholders for each picture as it has tokens."""
+    if image_tokens is None:
+        return pieces
+    is_picture = [isinstance(one, _Special) and one.name == IMAGE_PAD for one, _ in pieces]
+    if sum(is_picture) != len(image_tokens):
+        raise UsageError(f"{sum(is_picture)} image marks for {len(image_tokens)} pictures")
+    counts = iter(image_tokens)
+    return [
+        (_Special(IMAGE_PAD, next(counts)), part) if picture else (piece, part)
+        for picture, (piece, part) in zip(is_picture, pieces, strict=True)
+    ]

@@ -16,7 +16,12 @@ LAYOUTS: tuple[str, ...] = get_args(Layout)
 
 
 def convert(
-    source: str | Path, dest: Path, to: str = "blip3o", revision: str | None = None
+    source: str | Path,
+    dest: Path,
+    to: str = "blip3o",
+    revision: str | None = None,
+    *,
+    allow_pickle: bool = False,
 ) -> None:
     """Writes a model in another layout; every weight keeps its value and its type.
 
@@ -28,6 +33,8 @@ def convert(
         dest: folder to write; it must be empty or not exist.
         to: one of `LAYOUTS`.
         revision: branch, tag or commit, for a hub id.
+        allow_pickle: read `pytorch_model.bin` of a published source that has no safetensors, with
+            torch's `weights_only`; only for sources that you trust.
 
     Raises:
         UsageError: if the source is missing, incomplete, damaged or of another model, if the
@@ -37,7 +44,8 @@ def convert(
         raise unknown_name("layout", to, LAYOUTS)
     if dest.exists() and (not dest.is_dir() or any(dest.iterdir())):
         raise UsageError(f"{dest} exists and is not an empty folder; choose another one")
-    model = open_model(to_local(source, revision))
+    folder = to_local(source, revision, allow_pickle=allow_pickle)
+    model = open_model(folder, allow_pickle=allow_pickle)
     with _whole(dest) as scratch:
         if to == "published":
             write_published(model, scratch)

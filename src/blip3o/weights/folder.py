@@ -13,7 +13,7 @@ error that lists them all.
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,7 @@ from blip3o.weights.shards import (
     write_tensors,
 )
 from blip3o.weights.stored import StoredModel, check_tokenizer, sketch
-from blip3o.weights.strict import require_fit, shapes_of
+from blip3o.weights.strict import Problems, require_fit, shapes_of
 
 BUNDLED = {"pocket": Path(__file__).parent.parent / "pocket"}
 """Models that come with the package, by name."""
@@ -143,6 +143,7 @@ def load_model(
     *,
     quantize: Quantization | None = None,
     placement: Mapping[str, torch.device] | None = None,
+    overrides: Sequence[str] = (),
 ) -> LoadedModel:
     """Returns a model from a folder, ours or a released one; memory stays near its weights' size.
 
@@ -152,20 +153,23 @@ def load_model(
         dtype: type of the weights in memory.
         quantize: "int8" or "int4" for the backbone's matrices.
         placement: devices of components that go elsewhere, by name.
+        overrides: settings to change; see `StoredModel.configured`.
 
     Raises:
-        UsageError: if the folder is missing, incomplete or damaged, naming the file and the keys.
+        UsageError: if the folder is missing, incomplete or damaged, naming the file and the keys,
+            or if an override does not fit it.
     """
-    stored = open_model(name)
+    stored = open_model(name).configured(overrides)
     model = stored.build(torch.device(device), dtype, quantize=quantize, placement=placement)
     return LoadedModel(model, stored.tokenizer, stored.folder)
 
 
-def open_model(name: str | Path) -> StoredModel:
+def open_model(name: str | Path, *, allow_pickle: bool = False) -> StoredModel:
     """Returns what a model folder holds, found complete but not read.
 
     Args:
         name: "pocket" or the path of a model folder, ours or a released one.
+        allow_pickle: read a released one's weights from pickles if it has no others.
 
     Raises:
         UsageError: as for `load_model`.
@@ -177,17 +181,21 @@ def open_model(name: str | Path) -> StoredModel:
     except (OSError, ValueError) as error:
         raise UsageError(f"{file} cannot be read: {error}") from error
     if is_published(data):
-        return open_published(folder, data)
+        return open_published(folder, data, allow_pickle=allow_pickle)
     config = _parse_config(data, file)
     skeleton = sketch(config, file)
     tensors: dict[str, StoredTensor] = {}
+    problems = Problems()
     for part in ("", *_PARTS):
         if part not in config.absent_parts or has_tensors(folder / part, "model"):
             prefix = f"{part}." if part else ""
-            tensors |= {prefix + key: t for key, t in open_tensors(folder / part).items()}
+            with problems.collect():
+                tensors |= {prefix + key: t for key, t in open_tensors(folder / part).items()}
+    with problems.collect():
+        tokenizer = Tokenizer.load(folder)
+        check_tokenizer(tokenizer, config, folder)
+    problems.refuse()
     require_fit(shapes_of(skeleton.state_dict()), shapes_of(tensors), str(folder))
-    tokenizer = Tokenizer.load(folder)
-    check_tokenizer(tokenizer, config, folder)
     return StoredModel(config, tensors, tokenizer, folder)
 
 

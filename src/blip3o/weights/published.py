@@ -22,6 +22,7 @@ from torch import Tensor
 
 from blip3o.core.config import from_dict, to_dict
 from blip3o.core.errors import UsageError
+from blip3o.imaging.fit import PictureFitConfig
 from blip3o.models.dit.nextdit import NextDiTConfig
 from blip3o.models.encoders.eva_clip import EvaClipEncoderConfig
 from blip3o.models.unified import SamplingConfig, UnifiedModel, UnifiedModelConfig
@@ -37,9 +38,10 @@ from blip3o.weights.keymaps.blip3o_qwen import (
     to_published,
 )
 from blip3o.weights.keymaps.published import EMBEDDING, HEAD, QUERIES
-from blip3o.weights.shards import StoredTensor, open_tensors, write_tensors
+from blip3o.weights.pickles import has_pickles, read_pickles
+from blip3o.weights.shards import StoredTensor, has_tensors, open_tensors, read, write_tensors
 from blip3o.weights.stored import StoredModel, check_tokenizer, sketch
-from blip3o.weights.strict import require_fit, shapes_of
+from blip3o.weights.strict import Problems, require_fit, shapes_of
 
 MODEL_TYPES = ("blip3o_qwen", "blip3o_qwen_inference")
 ARCHITECTURES = ("blip3oQwenForCausalLM", "blip3oQwenForInferenceLM")
@@ -47,7 +49,15 @@ TOWER = "eva-clip-E-14-plus"
 DECODER = "diffusion-decoder"
 
 _OWN = "blip3o"
-_OWN_FIELDS = ("image_encoder", "query_init_std", "dit", "image_decoder", "chat", "sampling")
+_OWN_FIELDS = (
+    "image_encoder",
+    "query_init_std",
+    "dit",
+    "image_decoder",
+    "chat",
+    "sampling",
+    "question_pictures",
+)
 _FAMILY = {
     "backbone": "qwen2_5_vl",
     "image_encoder": "eva_clip",
@@ -82,12 +92,15 @@ def published_config(
     return from_dict(UnifiedModelConfig, {**_constants(data, decoder, absent_parts), **own})
 
 
-def open_published(folder: Path, data: Mapping[str, Any]) -> StoredModel:
+def open_published(
+    folder: Path, data: Mapping[str, Any], *, allow_pickle: bool = False
+) -> StoredModel:
     """Returns what a published folder holds, found complete but not read.
 
     Args:
         folder: the folder.
         data: the content of its config.json.
+        allow_pickle: read `pytorch_model.bin` if there are no safetensors; see `pickles`.
 
     Raises:
         UsageError: if it is of another model, incomplete or damaged; one line that names every
@@ -95,11 +108,20 @@ def open_published(folder: Path, data: Mapping[str, Any]) -> StoredModel:
     """
     file = folder / "config.json"
     _require_family(data, file)
-    given = open_tensors(folder)
-    has_tower = any((NAMES.ours(name) or "").startswith("image_encoder.") for name in given)
+    from_pickles = allow_pickle and not has_tensors(folder, "model") and has_pickles(folder)
     has_decoder = (folder / DECODER).is_dir()
+    given: Mapping[str, Tensor | StoredTensor] = {}
+    decoder: dict[str, Any] | None = None
+    problems = Problems()
+    with problems.collect():
+        given = read_pickles(folder) if from_pickles else open_tensors(folder)
+    with problems.collect():
+        decoder = published_decoder.read_config(folder / DECODER) if has_decoder else None
+    with problems.collect():
+        tokenizer = Tokenizer.load(folder)
+    problems.refuse()
+    has_tower = any((NAMES.ours(name) or "").startswith("image_encoder.") for name in given)
     absent = (() if has_tower else ("image_encoder",)) + (() if has_decoder else ("image_decoder",))
-    decoder = published_decoder.read_config(folder / DECODER) if has_decoder else None
     try:
         config = published_config(data, decoder, absent)
     except UsageError as error:
@@ -114,7 +136,6 @@ def open_published(folder: Path, data: Mapping[str, Any]) -> StoredModel:
         expected |= _in_decoder(skeleton.image_decoder.state_dict())
     found_all = found | _in_decoder(decoder_tensors)
     require_fit(shapes_of(expected), shapes_of(found_all), str(folder), complaints)
-    tokenizer = Tokenizer.load(folder)
     check_tokenizer(tokenizer, config, folder)
     tensors = {f"image_decoder.{name}": tensor for name, tensor in decoder_tensors.items()}
     return StoredModel(config, _to_ours(found) | tensors, tokenizer, folder)
@@ -188,6 +209,7 @@ def _constants(
         "image_decoder": {**(decoder or published_decoder.released()), "grid": encoder.grid},
         "chat": to_dict(ChatConfig()),
         "sampling": to_dict(SamplingConfig(truncate_timestep=True)),
+        "question_pictures": to_dict(PictureFitConfig(mode="aspect")),
         "absent_parts": list(absent_parts),
     }
 
@@ -217,21 +239,21 @@ def _config_data(config: UnifiedModelConfig, skeleton: UnifiedModel) -> dict[str
     return data | ({_OWN: own} if own else {})
 
 
-def _to_ours(found: Mapping[str, StoredTensor]) -> dict[str, Tensor | StoredTensor]:
+def _to_ours(found: Mapping[str, Tensor | StoredTensor]) -> dict[str, Tensor | StoredTensor]:
     ours: dict[str, Tensor | StoredTensor] = {}
     for published, tensor in found.items():
         name = NAMES.ours(published)
         if name == QUERIES:
-            tensor = dataclasses.replace(tensor, shape=tensor.shape[1:])
+            tensor = _reshaped(tensor, tuple(tensor.shape[1:]))
         if name is not None:
             ours[name] = tensor
     return ours
 
 
-def _drop_tied_head(found: dict[str, StoredTensor]) -> list[str]:
+def _drop_tied_head(found: dict[str, Any]) -> list[str]:
     """Takes a stored vocabulary head out if it is the embedding table; else returns a complaint."""
     head, table = found.pop(HEAD, None), found.get(EMBEDDING)
-    if head is None or (table is not None and torch.equal(head.read(), table.read())):
+    if head is None or (table is not None and torch.equal(read(head), read(table))):
         return []
     return [f"{HEAD} is not {EMBEDDING}, although the embeddings are tied"]
 

@@ -24,6 +24,8 @@ MAX_SHARD_BYTES = 5 * 2**30
 
 PICKLE_ENDINGS = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
+_GET_IT = "get it from where the model came from (hf download fetches what is missing)"
+
 
 @dataclasses.dataclass(frozen=True)
 class StoredTensor:
@@ -67,11 +69,13 @@ def open_tensors(folder: Path, name: str = "model") -> dict[str, StoredTensor]:
         return _open_file(single)
     pickles = sorted(p.name for p in folder.glob("*") if p.suffix in PICKLE_ENDINGS)
     if pickles:
+        known = any(pickle.startswith("pytorch_model") for pickle in pickles)
+        trust = ", or, if you trust its source, blip3o convert --allow-pickle" if known else ""
         raise UsageError(
             f"{single} is missing; {', '.join(pickles)} may be pickles, which can run any program "
-            "and are never opened: take the safetensors files of the model"
+            f"and are not opened: take the safetensors files of the model{trust}"
         )
-    raise UsageError(f"{single} is missing; the model folder is incomplete")
+    raise UsageError(f"{single} is missing; the model folder is incomplete: {_GET_IT}")
 
 
 def write_tensors(
@@ -94,7 +98,7 @@ def write_tensors(
         files = [f"{name}-{n:05d}-of-{count:05d}.safetensors" for n in range(1, count + 1)]
     num_bytes = 0
     for file, keys in zip(files, shards, strict=True):
-        shard = {key: _read(tensors[key]) for key in keys}
+        shard = {key: read(tensors[key]) for key in keys}
         num_bytes += sum(tensor.nbytes for tensor in shard.values())
         scratch = folder / f"{file}.tmp"
         save_file(shard, scratch, metadata={"format": "pt"})
@@ -119,7 +123,8 @@ def _index(folder: Path, name: str) -> Path:
     return folder / f"{name}.safetensors.index.json"
 
 
-def _read(tensor: Tensor | StoredTensor) -> Tensor:
+def read(tensor: Tensor | StoredTensor) -> Tensor:
+    """Returns a tensor that may lie in a file."""
     return tensor.read() if isinstance(tensor, StoredTensor) else tensor
 
 
@@ -128,7 +133,7 @@ def _shards(tensors: Mapping[str, Tensor | StoredTensor]) -> Iterator[list[str]]
     keys: list[str] = []
     size = 0
     for key, tensor in tensors.items():
-        more = _read(tensor).nbytes  # mapped and not yet read from the disk
+        more = read(tensor).nbytes  # mapped and not yet read from the disk
         if keys and size + more > MAX_SHARD_BYTES:
             yield keys
             keys, size = [], 0
@@ -154,7 +159,7 @@ def _open_shards(folder: Path, index: Path) -> dict[str, StoredTensor]:
     problems: list[str] = []
     for name in sorted(set(places.values())):
         if not (folder / name).is_file():
-            problems.append(f"{folder / name} is missing")
+            problems.append(f"{folder / name} is missing: {_GET_IT}")
             continue
         try:
             held = _open_file(folder / name)

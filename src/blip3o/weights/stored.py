@@ -4,7 +4,7 @@ Every layout of a model folder is opened as this, and every layout is written fr
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +12,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
+from blip3o.core.config import override
 from blip3o.core.errors import UsageError
 from blip3o.models.quantize import quantize_backbone
 from blip3o.models.unified import UnifiedModel, UnifiedModelConfig
 from blip3o.nn.quantized import Quantization, quantize_weight
 from blip3o.text.tokenizer import Tokenizer
 from blip3o.weights.shards import StoredTensor
+from blip3o.weights.strict import require_fit, shapes_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,6 +37,23 @@ class StoredModel:
     tensors: Mapping[str, Tensor | StoredTensor]
     tokenizer: Tokenizer
     folder: Path
+
+    def configured(self, overrides: Sequence[str]) -> "StoredModel":
+        """Returns the same weights under a changed config, such as with another scheduler.
+
+        Args:
+            overrides: texts such as "sampling.num_decoder_steps=20".
+
+        Raises:
+            UsageError: for an unknown setting, or one that the weights do not fit.
+        """
+        if not overrides:
+            return self
+        config = override(self.config, overrides)
+        where = self.folder / "config.json"
+        shapes = shapes_of(sketch(config, where).state_dict())
+        require_fit(shapes, shapes_of(self.tensors), f"{self.folder} ({', '.join(overrides)})")
+        return dataclasses.replace(self, config=config)
 
     def build(
         self,

@@ -1,11 +1,36 @@
 """Strict loading: weights fit their model exactly, or one error names everything that does not."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from blip3o.core.errors import UsageError
 
 Shapes = Mapping[str, Sequence[int]]
+
+
+class Problems:
+    """Collects what is wrong, so that one error names all of it."""
+
+    def __init__(self) -> None:
+        self._messages: list[str] = []
+
+    @contextmanager
+    def collect(self) -> Iterator[None]:
+        """Keeps the message of a `UsageError` inside for later."""
+        try:
+            yield
+        except UsageError as error:
+            self._messages.append(str(error))
+
+    def refuse(self) -> None:
+        """Ends the collecting.
+
+        Raises:
+            UsageError: if anything was wrong.
+        """
+        if self._messages:
+            raise UsageError("; ".join(self._messages))
 
 
 def shapes_of(state: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:

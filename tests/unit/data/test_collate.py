@@ -1,6 +1,7 @@
 """Batches: padding on the right side, labels only on answers, pictures in row order."""
 
 import dataclasses
+import io
 import json
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from blip3o.core.types import IGNORE_LABEL, Batch, Record
 from blip3o.data.collate import MAX_REGIONS, Prepared, Preparer, collate
@@ -15,6 +17,7 @@ from blip3o.data.mixture import DataConfig, Mixture, MixtureEntry
 from blip3o.data.sources.jsonl import JsonlConfig
 from blip3o.data.sources.webdataset import WebDatasetConfig
 from blip3o.data.tasks import TASKS
+from blip3o.imaging.fit import PictureFitConfig
 from blip3o.imaging.load import open_image
 from blip3o.imaging.pixels import to_pixels
 
@@ -75,7 +78,7 @@ def test_conversations_are_padded_on_the_right_and_only_answers_are_learned(
     assert said == [f"cat {number}<|im_end|>", f"cat {number}<|im_end|>red<|im_end|>"]
     placeholders = (batch.input_ids == tokenizer.image_pad_id).sum(1)
     assert placeholders.tolist() == [2, 2]
-    assert batch.prompt_pixels is not None
+    assert isinstance(batch.prompt_pixels, torch.Tensor)
     assert batch.prompt_pixels.shape == (2, 3, 8, 8)
     assert batch.target_pixels is None
 
@@ -89,7 +92,7 @@ def test_text_has_labels_and_no_picture(preparer: Preparer, records: list[Record
 
 def test_edits_carry_both_pictures_in_row_order(preparer: Preparer, records: list[Record]) -> None:
     batch = batch_of(preparer, *(prepare(preparer, "edit", record) for record in records[3:]))
-    assert batch.prompt_pixels is not None
+    assert isinstance(batch.prompt_pixels, torch.Tensor)
     assert batch.target_pixels is not None
     assert batch.reference_rows is not None
     for row, record in enumerate(records[3:]):
@@ -103,7 +106,7 @@ def test_reconstruction_asks_for_the_picture_it_shows(
     preparer: Preparer, records: list[Record]
 ) -> None:
     batch = batch_of(preparer, prepare(preparer, "reconstruct", records[0]))
-    assert batch.prompt_pixels is not None
+    assert isinstance(batch.prompt_pixels, torch.Tensor)
     assert batch.target_pixels is not None
     assert torch.equal(batch.prompt_pixels, batch.target_pixels)
     assert batch.reference_rows is None
@@ -217,3 +220,50 @@ def test_both_formats_give_the_same_examples(
             assert (a.ids, a.labels) == (b.ids, b.labels)
             assert a.pixels.keys() == b.pixels.keys()
             assert all(torch.equal(a.pixels[role], b.pixels[role]) for role in a.pixels)
+
+
+def wide(record: Record, size: tuple[int, int]) -> Record:
+    file = io.BytesIO()
+    Image.new("RGB", size, "red").save(file, "PNG")
+    return dataclasses.replace(record, files={"image": file.getvalue()})
+
+
+def test_pictures_of_conversations_may_keep_their_shape(
+    preparer: Preparer, records: list[Record]
+) -> None:
+    """As many placeholders as the picture has tokens; targets and edits stay square."""
+    fit = PictureFitConfig(mode="aspect", min_pixels=16, max_pixels=1024)
+    keeping = dataclasses.replace(preparer, question_pictures=fit, token_px=4)
+    sizes = ((24, 8), (8, 12))
+    shown = [wide(record, size) for record, size in zip(records, sizes, strict=False)]
+    rows = [prepare(keeping, "image_to_text", record) for record in shown]
+    batch = batch_of(keeping, *rows)
+    assert isinstance(batch.prompt_pixels, tuple)
+    assert [tuple(one.shape) for one in batch.prompt_pixels] == [(3, 8, 24), (3, 12, 8)]
+    placeholders = batch.input_ids == keeping.chat.tokenizer.image_pad_id
+    assert placeholders.sum(1).tolist() == [12, 6]
+    moved = batch.to(torch.device("meta")).prompt_pixels
+    assert isinstance(moved, tuple)
+    assert all(one.is_meta for one in moved)
+    alike = batch_of(keeping, rows[0], rows[0])
+    assert isinstance(alike.prompt_pixels, torch.Tensor)
+    assert alike.prompt_pixels.shape == (2, 3, 8, 24)
+    for task in ("reconstruct", "text_to_image"):
+        square = batch_of(keeping, prepare(keeping, task, shown[0]))
+        assert square.target_pixels is not None
+        assert square.target_pixels.shape == (1, 3, 8, 8)
+    with pytest.raises(ValueError, match="too thin to be looked at"):
+        prepare(keeping, "image_to_text", wide(records[0], (601, 3)))
+
+
+@pytest.mark.parametrize("mode", ["center_crop", "pad"])
+def test_pictures_of_conversations_may_be_fitted_otherwise(
+    preparer: Preparer, records: list[Record], mode: Any
+) -> None:
+    record = wide(records[0], (24, 8))
+    other = dataclasses.replace(preparer, question_pictures=PictureFitConfig(mode=mode))
+    batch = batch_of(other, prepare(other, "image_to_text", record))
+    assert isinstance(batch.prompt_pixels, torch.Tensor)
+    picture = open_image(record.files["image"])
+    assert torch.equal(batch.prompt_pixels[0], to_pixels(picture, 8, mode))
+    assert (batch.input_ids == other.chat.tokenizer.image_pad_id).sum() == 2

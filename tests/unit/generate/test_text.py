@@ -94,6 +94,25 @@ def test_answers_carry_no_gradient_even_when_read_late(tiny_pipe: Blip3oPipeline
     assert torch.is_grad_enabled()
 
 
+@pytest.mark.parametrize("picture", [None, RED])
+def test_an_answer_never_holds_the_placeholder_of_a_picture(
+    tiny_pipe: Blip3oPipeline, monkeypatch: pytest.MonkeyPatch, picture: Any
+) -> None:
+    """A model may well like that token most; it would then lack the picture that it stands for."""
+    placeholder = tiny_pipe.tokenizer.image_pad_id
+    plain = tiny_pipe.model.backbone.logits
+
+    def tempted(hidden: torch.Tensor) -> torch.Tensor:
+        logits = plain(hidden)
+        logits[..., placeholder] = logits.max() + 1
+        return logits
+
+    expected = tiny_pipe.ask(picture, "What is this?")
+    monkeypatch.setattr(tiny_pipe.model.backbone, "logits", tempted)
+    assert placeholder not in generate(tiny_pipe, rows_of(3, 9))[0]
+    assert tiny_pipe.ask(picture, "What is this?") == expected
+
+
 def test_a_stream_is_the_answer_in_pieces(tiny_pipe: Blip3oPipeline) -> None:
     message = user(f"{IMAGE_MARK}\nWhat is this?")
     pieces = list(tiny_pipe.stream([message], [RED]))

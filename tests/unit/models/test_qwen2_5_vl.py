@@ -198,3 +198,25 @@ def test_objectives_train_it_and_its_tower(model: UnifiedModel) -> None:
 def test_cached_features_do_not_replace_the_pixels_of_a_prompt(model: UnifiedModel) -> None:
     with pytest.raises(ValueError, match="sees the pixels"):
         model.prompt_images(None, torch.zeros(1, 4, 16))
+
+
+def test_text_about_pictures_of_several_shapes_is_learned_as_one_by_one(
+    model: UnifiedModel,
+) -> None:
+    small, wide = pictures(1, 1)[0], pictures(1, 2, (8, 40))[0]
+    rows = [question(4, 2, 3, 1), question(5, 4, 6, 3)]
+
+    def loss(shown: list[Tensor], texts: list[list[int]]) -> Tensor:
+        ids, mask = padded(texts, "right")
+        labels = ids.where(mask & (ids != IMAGE_TOKEN), IGNORE_LABEL)
+        one = dataclasses.replace(
+            batch("image_to_text"),
+            input_ids=ids,
+            attention_mask=mask,
+            labels=labels,
+            prompt_pixels=tuple(shown),
+        )
+        return NextTokenConfig().build(model.config)(model, one, 0).loss_sum
+
+    alone = loss([small], rows[:1]) + loss([wide], rows[1:])
+    torch.testing.assert_close(loss([small, wide], rows), alone, rtol=1e-5, atol=0)

@@ -94,7 +94,7 @@ def test_a_hub_id_is_downloaded_without_pickles(
 
 
 def test_without_a_network_a_hub_id_is_refused_in_one_line() -> None:
-    with pytest.raises(UsageError, match="there is no folder org/name, and the hub did") as caught:
+    with pytest.raises(UsageError, match="there is no folder org/name, and it is not in") as caught:
         to_local("org/name")
     assert "\n" not in str(caught.value)
 

@@ -7,8 +7,10 @@ on all three rotary axes, also where they hold pictures, and only text about pic
 """
 
 import dataclasses
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, ClassVar
 
+import torch
 from torch import Tensor, nn
 
 from blip3o.models.backbones.vision import (
@@ -124,6 +126,11 @@ class Qwen2_5VLBackboneConfig:  # noqa: N801  (the model's own name)
             tie_word_embeddings=False,
         )
 
+    @property
+    def token_px(self) -> int:
+        """Side in pixels of what one token stands for; pictures are multiples of it."""
+        return self.vision.patch_px * self.vision.merge
+
     def num_image_tokens(self, image_px: int) -> int:
         """Returns how many tokens stand for a square picture.
 
@@ -133,10 +140,11 @@ class Qwen2_5VLBackboneConfig:  # noqa: N801  (the model's own name)
         Raises:
             ValueError: if the side is not a multiple of a token's.
         """
-        side = self.vision.patch_px * self.vision.merge
-        if image_px % side:
-            raise ValueError(f"image_px {image_px} must be a multiple of {side} for this backbone")
-        return (image_px // side) ** 2
+        if image_px % self.token_px:
+            raise ValueError(
+                f"image_px {image_px} must be a multiple of {self.token_px} for this backbone"
+            )
+        return (image_px // self.token_px) ** 2
 
     def build(self) -> "Qwen2_5VLBackbone":
         """Returns the backbone with fresh weights."""
@@ -201,17 +209,24 @@ class Qwen2_5VLBackbone(nn.Module):  # noqa: N801
             else nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         )
 
-    def vision_inputs(self, pixels: Tensor) -> VisionInputs:
+    def vision_inputs(self, pixels: Tensor | Sequence[Tensor]) -> VisionInputs:
         """Returns pictures as `embed` takes them.
 
         Args:
-            pixels: [M, 3, H, W] in [-1, 1].
+            pixels: [M, 3, H, W] in [-1, 1], or pictures [3, H, W] of several shapes.
 
         Raises:
             ValueError: if a side is not a multiple of a token's.
         """
         vision = self.config.vision
-        return to_vision_inputs(pixels, vision.patch_px, vision.merge, vision.num_frames)
+        sizes = vision.patch_px, vision.merge, vision.num_frames
+        if isinstance(pixels, Tensor):
+            return to_vision_inputs(pixels, *sizes)
+        parts = [to_vision_inputs(one.unsqueeze(0), *sizes) for one in pixels]
+        return VisionInputs(
+            patches=torch.cat([part.patches for part in parts]),
+            grid_thw=torch.cat([part.grid_thw for part in parts]),
+        )
 
     def image_tokens(self, images: VisionInputs) -> Tensor:
         """Returns what the vision tower makes of pictures: tokens of all of them, [S / m**2, D]."""

@@ -1,0 +1,107 @@
+"""Pictures, texts and noise of a call as the model takes them."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from blip3o.core.errors import UsageError
+from blip3o.core.types import IMAGE_MARK, Message
+from blip3o.generate.inputs import Generators, Picture, draw_noise, open_picture
+from blip3o.imaging.fit import aspect_pixels
+from blip3o.imaging.pixels import to_pixels
+from blip3o.models.unified import UnifiedModel
+from blip3o.text.chat import ChatTemplate
+
+
+def square_pixels(model: UnifiedModel, pictures: Sequence[Picture]) -> Tensor:
+    """Returns pictures as pixels [M, 3, P, P] of the image encoder's size, in [-1, 1].
+
+    Args:
+        model: says the size, the device and the type.
+        pictures: one or more; other shapes are stretched, as in the released inference.
+
+    Raises:
+        UsageError: for a picture that cannot be read.
+    """
+    side = model.config.image_encoder.image_px
+    pixels = torch.stack([to_pixels(open_picture(one), side) for one in pictures])
+    return pixels.to(model.query_tokens.weight)
+
+
+def question_pixels(
+    model: UnifiedModel, pictures: Sequence[Picture]
+) -> tuple[Tensor | list[Tensor] | None, list[int] | None]:
+    """Returns pictures of questions, fitted as the model's config says, and their token counts.
+
+    Args:
+        model: says how, and the device and the type.
+        pictures: any number.
+
+    Returns:
+        Squares [M, 3, P, P] or pictures [3, H, W] of their own shapes; None for no pictures. And
+        the tokens that stand for each picture, None where all have the chat template's number.
+
+    Raises:
+        UsageError: for a picture that cannot be read.
+    """
+    if not pictures:
+        return None, None
+    fit, weight = model.config.question_pictures, model.query_tokens.weight
+    opened = [open_picture(one) for one in pictures]
+    if fit.mode != "aspect":
+        side = model.config.image_encoder.image_px
+        return torch.stack([to_pixels(one, side, fit.mode) for one in opened]).to(weight), None
+    token_px = model.config.backbone.token_px
+    pixels = [aspect_pixels(one, token_px, fit).to(weight) for one in opened]
+    return pixels, [one[0].numel() // token_px**2 for one in pixels]
+
+
+def picture_prompt(
+    model: UnifiedModel, chat: ChatTemplate, messages: Sequence[Message], text: str
+) -> list[int]:
+    """Returns the token ids after which the query tokens of a picture stand.
+
+    Args:
+        model: says how long a prompt may be.
+        chat: its chat format.
+        messages: the conversation that asks for the picture.
+        text: what the user said in it.
+
+    Raises:
+        UsageError: for an empty or over-long text, or one that holds an image mark.
+    """
+    if not text.strip():
+        raise UsageError("the prompt is empty; say what to draw")
+    if IMAGE_MARK in text:
+        raise UsageError(f"{IMAGE_MARK} in a prompt; pictures are given beside the text")
+    row = chat.image_prompt(messages)
+    check_length(model, row, "the prompt")
+    return row
+
+
+def check_length(model: UnifiedModel, row: list[int], what: str) -> None:
+    """Checks that a prompt leaves room for the query tokens, and an answer for some words.
+
+    Raises:
+        UsageError: if it does not; `what` names it.
+    """
+    limit = model.config.backbone.max_positions - model.config.num_query_tokens
+    if len(row) > limit:
+        raise UsageError(f"{what} has {len(row)} tokens; at most {limit} fit this model")
+
+
+def model_noise(model: UnifiedModel, count: int, generator: Generators) -> tuple[Tensor, ...]:
+    """Returns what the DiT and the image decoder start from, [B, N, K] and [B, *noise_shape].
+
+    Args:
+        model: says the shapes, the device and the type.
+        count: pictures (B).
+        generator: see `draw_noise`.
+
+    Raises:
+        UsageError: for another number of generators.
+    """
+    shapes = (model.config.feature_shape, model.config.image_decoder.noise_shape)
+    weight = model.query_tokens.weight
+    return tuple(noise.to(weight) for noise in draw_noise(shapes, count, generator))

@@ -1,0 +1,90 @@
+"""How pictures are fitted to a vision tower: squares, or their own shape in whole tokens."""
+
+import dataclasses
+import math
+from typing import Literal
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from blip3o.core.errors import UsageError
+
+_MOST_ASPECT = 200  # published: thinner pictures are refused
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PictureFitConfig:
+    """How a picture becomes what a vision tower sees.
+
+    Args:
+        mode: "stretch", "center_crop" or "pad" make a square (see `pixels.to_pixels`); "aspect"
+            keeps the picture's shape, for towers that take any.
+        min_pixels: a smaller picture is enlarged with "aspect". published: 200,704 (256 tokens) in
+            its evaluation of understanding; the processor alone has 3,136.
+        max_pixels: a larger one is reduced. published: 1,605,632 (2048 tokens) likewise; the
+            processor alone has 12,845,056.
+
+    Raises:
+        ValueError: unless 1 <= min_pixels <= max_pixels.
+    """
+
+    mode: Literal["stretch", "center_crop", "pad", "aspect"] = "stretch"
+    min_pixels: int = 200_704
+    max_pixels: int = 1_605_632
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.min_pixels <= self.max_pixels:
+            raise ValueError(
+                f"min_pixels {self.min_pixels} must be 1 to max_pixels ({self.max_pixels})"
+            )
+
+
+def aspect_pixels(image: Image.Image, token_px: int, config: PictureFitConfig) -> Tensor:
+    """Returns a picture in its own shape as pixels [3, H, W], float32 in [-1, 1].
+
+    Args:
+        image: RGB, of any size; resampled bicubically.
+        token_px: H and W are multiples of this, the side of a tower's token.
+        config: least and most pixels.
+
+    Raises:
+        UsageError: for a picture too thin to be looked at.
+    """
+    size = keep_aspect(image.size, token_px, config.min_pixels, config.max_pixels)
+    if size != image.size:
+        image = image.resize(size, Image.Resampling.BICUBIC)
+    values = np.asarray(image, dtype=np.float32)
+    return torch.from_numpy(values / 127.5 - 1).permute(2, 0, 1).contiguous()
+
+
+def keep_aspect(
+    size: tuple[int, int], token_px: int, min_pixels: int, max_pixels: int
+) -> tuple[int, int]:
+    """Returns the width and height in whole tokens that are nearest to a picture's shape.
+
+    Args:
+        size: its width and height.
+        token_px: side of a token in pixels.
+        min_pixels: least width x height of the result.
+        max_pixels: largest width x height of the result.
+
+    Raises:
+        UsageError: if one side is more than 200 times the other.
+
+    Reference:
+        Qwen2.5-VL (arXiv 2502.13923), section 2.1; parity family `chat`.
+    """
+    if max(size) > _MOST_ASPECT * min(size):
+        raise UsageError(f"a picture of {size[0]} x {size[1]} is too thin to be looked at")
+    area = size[0] * size[1]
+    rounded = [max(1, round(one / token_px)) for one in size]
+    pixels = rounded[0] * rounded[1] * token_px**2
+    if pixels > max_pixels:
+        shrink = math.sqrt(area / max_pixels)
+        rounded = [max(1, math.floor(one / shrink / token_px)) for one in size]
+    elif pixels < min_pixels:
+        grow = math.sqrt(min_pixels / area)
+        rounded = [math.ceil(one * grow / token_px) for one in size]
+    return rounded[0] * token_px, rounded[1] * token_px

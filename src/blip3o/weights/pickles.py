@@ -1,0 +1,74 @@
+"""Weights in pickles, for those who allow it: `pytorch_model.bin`, whole or in shards.
+
+A pickle can run any program. Here it is read with torch's `weights_only`, which builds tensors and
+plain containers and refuses the rest; even so only `convert` reads pickles, and only if told to.
+"""
+
+import json
+import pickle
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from blip3o.core.errors import UsageError
+
+_SINGLE, _INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
+
+
+def has_pickles(folder: Path) -> bool:
+    """Returns whether a folder holds weights in pickles by the names that transformers gives."""
+    return (folder / _SINGLE).is_file() or (folder / _INDEX).is_file()
+
+
+def read_pickles(folder: Path) -> dict[str, Tensor]:
+    """Returns the tensors of a folder's pickles by name; memory is mapped where torch can.
+
+    Args:
+        folder: holds the file, or the shards and their index.
+
+    Raises:
+        UsageError: if a file is missing, damaged or holds more than tensors by name; one line that
+            names every such file.
+    """
+    tensors: dict[str, Tensor] = {}
+    problems: list[str] = []
+    for file in _files(folder):
+        try:
+            tensors |= _read(file)
+        except UsageError as error:
+            problems.append(str(error))
+    if problems:
+        raise UsageError("; ".join(problems))
+    return tensors
+
+
+def _files(folder: Path) -> list[Path]:
+    index = folder / _INDEX
+    if not index.is_file():
+        return [folder / _SINGLE]
+    try:
+        names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        unfit = sorted(name for name in names if {"/", "\\"} & set(name))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UsageError(f"{index} is no index of shards: {error!r}") from error
+    if unfit or not names:
+        raise UsageError(f"{index} must name files beside it, not {', '.join(unfit) or 'none'}")
+    return [folder / name for name in sorted(names)]
+
+
+def _read(file: Path) -> dict[str, Tensor]:
+    if not file.is_file():
+        raise UsageError(f"{file} is missing")
+    try:
+        held = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+    except pickle.UnpicklingError as error:
+        raise UsageError(f"{file} holds more than weights and is refused") from error
+    except (OSError, RuntimeError, ValueError, EOFError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UsageError(f"{file} is damaged and cannot be read: {reason}") from error
+    if not isinstance(held, dict) or not all(
+        isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in held.items()
+    ):
+        raise UsageError(f"{file} does not hold tensors by name")
+    return held

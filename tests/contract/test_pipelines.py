@@ -1,0 +1,241 @@
+"""What a pipeline must do over every backbone, and over every encoder with its decoder."""
+
+import dataclasses
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from blip3o.core.types import IMAGE_MARK, Message
+from blip3o.generate.pipeline import Blip3oPipeline
+from blip3o.imaging.fit import PictureFitConfig
+from blip3o.models.backbones import BACKBONES
+from blip3o.models.decoders import DECODERS
+from blip3o.models.dit.nextdit import NextDiTConfig
+from blip3o.models.encoders import ENCODERS
+from blip3o.models.unified import SamplingConfig, UnifiedModelConfig
+from blip3o.text.chat import ChatConfig
+from blip3o.text.tokenizer import Tokenizer, train_tokenizer
+
+PAIRS = {
+    "eva_clip": "sdxl",
+    "clip": "sdxl",
+    "siglip2": "sana",
+    "vae": "vae",
+    "pocket": "pocket",
+}
+"""Each image encoder and the decoder that turns its features into pictures."""
+TOWERS = (*BACKBONES.names(), "qwen3 with a tower")
+RED, WIDE, TALL = (
+    Image.new("RGB", size, color)
+    for size, color in (((16, 16), "red"), ((40, 8), "blue"), ((12, 30), "green"))
+)
+PROMPTS = ["a red cat", "x", "a dog and a very long list of other things"]
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Tokenizer:
+    return train_tokenizer(["draw: a red cat", "What is this? a dog", "edit: blue"] * 3, 300)
+
+
+def backbone_config(name: str, tokenizer: Tokenizer, channels: int) -> Any:
+    kind, _, has_tower = name.partition(" ")
+    config = dataclasses.replace(
+        BACKBONES.get(kind).tiny(), image_token_id=tokenizer.image_pad_id, max_positions=256
+    )
+    if has_tower:
+        tower = ENCODERS.get("siglip2").tiny()
+        return dataclasses.replace(config, image_channels=None, vision_tower=tower)
+    if config.image_channels is not None:
+        return dataclasses.replace(config, image_channels=channels)
+    return config
+
+
+def build(backbone: str, encoder: str, tokenizer: Tokenizer, **changes: Any) -> Blip3oPipeline:
+    """Returns a pipeline in which every branch counts: fresh gates and last layers may be zero."""
+    eyes = ENCODERS.get(encoder).tiny()
+    hand = DECODERS.get(PAIRS[encoder]).tiny()
+    if PAIRS[encoder] != "vae":
+        hand = dataclasses.replace(hand, feature_channels=eyes.num_channels, grid=eyes.grid)
+    mind = backbone_config(backbone, tokenizer, eyes.num_channels)
+    config = UnifiedModelConfig(
+        backbone=mind,
+        image_encoder=eyes,
+        num_query_tokens=4,
+        dit=dataclasses.replace(
+            NextDiTConfig.tiny(),
+            in_channels=eyes.num_channels,
+            condition_size=mind.hidden_size,
+            grid=eyes.grid,
+        ),
+        image_decoder=hand,
+        chat=ChatConfig(system=None, generate="draw: {caption}", edit="edit: {instruction}"),
+        sampling=SamplingConfig(num_inference_steps=2, num_decoder_steps=2, max_new_tokens=5),
+        **changes,
+    )
+    torch.manual_seed(1)
+    model = config.build()
+    for name, parameter in model.named_parameters():
+        std = 0.5 if name.startswith("backbone") and "embed" not in name else 0.15
+        nn.init.normal_(parameter, std=std)
+    return Blip3oPipeline(model, tokenizer)
+
+
+def seeded(*seeds: int) -> list[torch.Generator]:
+    return [torch.Generator().manual_seed(seed) for seed in seeds]
+
+
+def assert_rows_near(together: Tensor, alone: list[Tensor]) -> None:
+    assert bool(together.isfinite().all())
+    for row, one in enumerate(alone):
+        scale = float(one.abs().max())
+        torch.testing.assert_close(together[row : row + 1], one, rtol=0, atol=1e-3 * scale)
+
+
+@pytest.mark.parametrize("encoder", PAIRS)
+@pytest.mark.parametrize("backbone", TOWERS)
+def test_pictures_of_a_batch_are_those_of_each_alone(
+    backbone: str, encoder: str, tokenizer: Tokenizer
+) -> None:
+    """Prompts and instructions of different lengths, through features and pixels."""
+    pipe = build(backbone, encoder, tokenizer)
+    drawn = pipe(PROMPTS, generator=seeded(1, 2, 3), output_type="pt").images
+    assert_rows_near(
+        drawn,
+        [
+            pipe(prompt, generator=seeded(row + 1), output_type="pt").images
+            for row, prompt in enumerate(PROMPTS)
+        ],
+    )
+    pictures = [RED, WIDE, TALL]
+    edited = pipe.edit(pictures, PROMPTS, generator=seeded(1, 2, 3), output_type="pt").images
+    assert_rows_near(
+        edited,
+        [
+            pipe.edit(one, text, generator=seeded(row + 1), output_type="pt").images
+            for row, (one, text) in enumerate(zip(pictures, PROMPTS, strict=True))
+        ],
+    )
+    assert not torch.allclose(drawn, edited)
+    again = pipe.reconstruct(pictures, generator=seeded(1, 2, 3), output_type="pt").images
+    assert_rows_near(
+        again,
+        [
+            pipe.reconstruct(one, generator=seeded(row + 1), output_type="pt").images
+            for row, one in enumerate(pictures)
+        ],
+    )
+
+
+@pytest.fixture(scope="module", params=TOWERS)
+def pipe(request: pytest.FixtureRequest, tokenizer: Tokenizer) -> Blip3oPipeline:
+    changes = {}
+    if request.param == "qwen2_5_vl":
+        fit = PictureFitConfig(mode="aspect", min_pixels=64, max_pixels=1024)
+        changes = {"question_pictures": fit}
+    return build(request.param, "siglip2", tokenizer, **changes)
+
+
+def user(text: str) -> Message:
+    return Message(role="user", text=text)
+
+
+def watch_logits(pipe: Blip3oPipeline, monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
+    """Collects the logits of an answer: more than words, they tell what the model looked at."""
+    seen: list[Tensor] = []
+    plain = pipe.model.backbone.logits
+
+    def watch(hidden: Tensor) -> Tensor:
+        seen.append(plain(hidden).clone())
+        return seen[-1].clone()
+
+    monkeypatch.setattr(pipe.model.backbone, "logits", watch)
+    return seen
+
+
+def test_answers_of_a_batch_are_those_of_each_alone(
+    pipe: Blip3oPipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = watch_logits(pipe, monkeypatch)
+    pictures, questions = [RED, WIDE, TALL], ["What?", "a dog and a cat, or not?", "x"]
+    together = pipe.answer_batch(pictures, questions, max_new_tokens=5)
+    first = seen[0]
+    for row, (picture, question) in enumerate(zip(pictures, questions, strict=True)):
+        seen.clear()
+        assert pipe.ask(picture, question, max_new_tokens=5) == together[row]
+        assert_rows_near(first[row : row + 1], [seen[0]])
+
+
+def test_every_picture_of_a_question_is_seen_in_its_place(
+    pipe: Blip3oPipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = watch_logits(pipe, monkeypatch)
+    for pictures in ([RED, WIDE], [WIDE, RED], [RED, RED], [RED], [RED, WIDE, TALL], None):
+        pipe.ask(pictures, "What is this?", max_new_tokens=1)
+    for row, one in enumerate(seen):
+        assert not any(torch.allclose(one, other, atol=1e-3) for other in seen[row + 1 :])
+
+
+def test_a_conversation_remembers_its_turns_and_pictures(
+    pipe: Blip3oPipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = watch_logits(pipe, monkeypatch)
+    turns = [
+        user(f"{IMAGE_MARK}\nWhat is this?"),
+        Message(role="assistant", text="a dog"),
+        user(f"a cat {IMAGE_MARK} or this {IMAGE_MARK}"),
+    ]
+    for messages, pictures in (
+        (turns, [RED, WIDE, TALL]),
+        (turns, [TALL, WIDE, RED]),
+        (turns[2:], [WIDE, TALL]),
+        ([*turns[:1], Message(role="assistant", text="a cat"), *turns[2:]], [RED, WIDE, TALL]),
+    ):
+        list(pipe.stream(messages, pictures, max_new_tokens=1))
+    for row, one in enumerate(seen):
+        assert not any(torch.allclose(one, other, atol=1e-3) for other in seen[row + 1 :])
+
+
+def test_a_stream_comes_piece_by_piece_and_is_the_answer(pipe: Blip3oPipeline) -> None:
+    messages = [user(f"{IMAGE_MARK}{IMAGE_MARK}\nWhat is this?")]
+    stream = pipe.stream(messages, [WIDE, RED])
+    assert iter(stream) is stream
+    assert "".join(stream).strip() == "".join(list(pipe.stream(messages, [WIDE, RED]))).strip()
+    asked = f"{IMAGE_MARK}\n{IMAGE_MARK}\nWhat is this?"
+    whole = pipe.ask([WIDE, RED], "What is this?")
+    assert "".join(pipe.stream([user(asked)], [WIDE, RED])).strip() == whole
+    assert isinstance(pipe.ask(None, "What is this?"), str)
+
+
+@pytest.mark.parametrize("backbone", TOWERS)
+def test_only_a_backbone_that_takes_any_shape_can_keep_it(
+    backbone: str, tokenizer: Tokenizer
+) -> None:
+    changes = {"question_pictures": PictureFitConfig(mode="aspect")}
+    if backbone == "qwen2_5_vl":
+        build(backbone, "siglip2", tokenizer, **changes)
+        return
+    with pytest.raises(ValueError, match=f"{backbone.partition(' ')[0]} takes squares"):
+        build(backbone, "siglip2", tokenizer, **changes)
+
+
+def test_a_picture_in_its_own_shape_has_tokens_of_that_shape(
+    tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fit = PictureFitConfig(mode="aspect", min_pixels=64, max_pixels=1024)
+    pipe = build("qwen2_5_vl", "siglip2", tokenizer, question_pictures=fit)
+    grids: list[Any] = []
+    plain = pipe.model.backbone.image_tokens
+
+    def watch(images: Any) -> Tensor:
+        grids.extend(images.grid_thw.tolist())
+        return plain(images)
+
+    monkeypatch.setattr(pipe.model.backbone, "image_tokens", watch)
+    pipe.ask([RED, WIDE, TALL], "What is this?", max_new_tokens=1)
+    assert grids == [[1, 4, 4], [1, 2, 10], [1, 8, 4]]
+    grids.clear()
+    pipe.edit(WIDE, "blue", output_type="features")  # squeezed, as the released inference does
+    assert grids == [[1, 4, 4]]

@@ -1,0 +1,50 @@
+"""Pictures in their own shape: sizes in whole tokens, limits, refusals."""
+
+import pytest
+from PIL import Image
+
+from blip3o.core.errors import UsageError
+from blip3o.imaging.fit import PictureFitConfig, aspect_pixels, keep_aspect
+from blip3o.imaging.pixels import to_pixels
+
+
+@pytest.mark.parametrize(
+    ("size", "expected"),
+    [
+        ((56, 84), (56, 84)),  # fits as it is
+        ((57, 83), (56, 84)),  # rounded to whole tokens
+        ((42, 70), (56, 56)),  # halves go to the even number of tokens, as the published code does
+        ((10, 10), (56, 56)),  # enlarged to the least area
+        ((10, 40), (28, 112)),
+        ((400, 400), (112, 112)),  # reduced to the largest area
+        ((1600, 100), (448, 28)),
+        ((2000, 10), (1568, 28)),  # never less than one token a side
+    ],
+)
+def test_sizes_are_whole_tokens_near_the_shape(
+    size: tuple[int, int], expected: tuple[int, int]
+) -> None:
+    assert keep_aspect(size, 28, min_pixels=3136, max_pixels=12_544) == expected
+
+
+@pytest.mark.parametrize("size", [(1, 1), (3, 500), (640, 480), (4000, 3000), (9000, 100)])
+def test_published_limits_hold_for_any_picture(size: tuple[int, int]) -> None:
+    config = PictureFitConfig()
+    width, height = keep_aspect(size, 28, config.min_pixels, config.max_pixels)
+    assert config.min_pixels <= width * height <= config.max_pixels
+    assert width % 28 == height % 28 == 0
+
+
+def test_pixels_of_a_fitting_picture_are_untouched() -> None:
+    picture = Image.linear_gradient("L").convert("RGB")
+    config = PictureFitConfig(mode="aspect", min_pixels=1, max_pixels=65_536)
+    assert aspect_pixels(picture, 8, config).equal(to_pixels(picture, 256))
+    small = PictureFitConfig(mode="aspect", min_pixels=1, max_pixels=1024)
+    assert aspect_pixels(picture.resize((256, 64)), 8, small).shape == (3, 16, 64)
+
+
+def test_what_cannot_be_looked_at_is_refused() -> None:
+    with pytest.raises(UsageError, match="a picture of 3 x 601 is too thin to be looked at"):
+        keep_aspect((3, 601), 28, 3136, 12_544)
+    with pytest.raises(ValueError, match="min_pixels 9 must be 1 to max_pixels"):
+        PictureFitConfig(min_pixels=9, max_pixels=8)
