@@ -10,6 +10,7 @@ from torch import Tensor
 from blip3o.core.device import PrecisionName, resolve_device, resolve_dtype
 from blip3o.core.errors import UsageError
 from blip3o.core.types import IMAGE_MARK, Message
+from blip3o.generate.compiled import CompiledSampler
 from blip3o.generate.empty import empty_condition
 from blip3o.generate.images import sample_features
 from blip3o.generate.inputs import (
@@ -47,6 +48,7 @@ class Blip3oPipeline:
         )
         self._writer = Writer(model, tokenizer, self.chat_template)
         self._empty_features: Tensor | None = None
+        self._sample: Callable[..., Tensor] = sample_features
 
     @classmethod
     def from_pretrained(
@@ -81,6 +83,14 @@ class Blip3oPipeline:
     def dtype(self) -> torch.dtype:
         """Type of the model's weights."""
         return self.model.query_tokens.weight.dtype
+
+    def compile(self) -> None:
+        """Makes pictures faster after a first slow one of each batch size and number of steps.
+
+        The DiT's layers are compiled; on CUDA the whole sampler is also replayed as one graph,
+        except where a callback wants to see the steps.
+        """
+        self._sample = CompiledSampler(self.model)
 
     def __call__(
         self,
@@ -303,10 +313,7 @@ class Blip3oPipeline:
         ids, mask = left_pad(rows, self.tokenizer.pad_id)
         images = self.model.prompt_images(pixels)
         condition = self.model.condition(ids.to(self.device), mask.to(self.device), images)
-        condition = condition.repeat_interleave(num_images, 0)
         reference = self.model.reference(pixels, images)
-        if reference is not None:
-            reference = reference.repeat_interleave(num_images, 0)
 
         def on_step(step: int, features: Tensor) -> Tensor | None:
             if callback is None:
@@ -317,14 +324,14 @@ class Blip3oPipeline:
                 raise UsageError(f"the callback returned features of shape {shapes}")
             return changed
 
-        features = sample_features(
+        features = self._sample(
             self.model,
             condition,
             feature_noise,
             num_inference_steps=steps,
             guidance_scale=scale,
             reference=reference,
-            callback=on_step,
+            callback=None if callback is None else on_step,
         )
         return self._finish(features, decoder_noise, output_type)
 

@@ -72,6 +72,16 @@ class NextDiTBlock(nn.Module):
         normed = self.norm1_context(context)
         return self.attn2.key(normed).transpose(1, 2), self.attn2.value(normed).transpose(1, 2)
 
+    def cross_null(self, value: Tensor) -> Tensor:
+        """Returns what a condition of equal tokens adds to each token's attention, [H, K].
+
+        Args:
+            value: the cross-attention's values of one such token, [1, num_kv_heads, 1, K].
+        """
+        values = value[0, :, 0]
+        heads = values.repeat_interleave(len(self.gate) // len(values), dim=0)
+        return self.gate.tanh().unsqueeze(-1) * heads
+
     def _attention(self, normed: Tensor, rope: RopeTable, cross: KeyValue) -> Tensor:
         query = rotate_neighbors(self.attn1.query(normed), rope).transpose(1, 2)
         key = rotate_neighbors(self.attn1.key(normed), rope).transpose(1, 2)
