@@ -26,42 +26,44 @@ from blip3o.models.dit.nextdit import NextDiTConfig
 from blip3o.models.unified import UnifiedModel, UnifiedModelConfig
 
 STEPS, GUIDANCE, CONDITION_TOKENS, CHANNELS = 30, 3.0, 64, 64
-CONFIGS = {
-    "256_wide_16_tokens": {"hidden_size": 256, "num_layers": 6, "num_heads": 8, "grid": 4},
-    "256_wide_64_tokens": {"hidden_size": 256, "num_layers": 6, "num_heads": 8, "grid": 8},
-    "1024_wide_64_tokens": {"hidden_size": 1024, "num_layers": 4, "num_heads": 16, "grid": 8},
+DITS = {
+    f"{name}_{grid**2}_tokens": NextDiTConfig(
+        in_channels=CHANNELS,
+        condition_size=width,
+        hidden_size=width,
+        num_layers=num_layers,
+        num_heads=num_heads,
+        grid=grid,
+        multiple_of=32,
+    )
+    for name, width, num_layers, num_heads in (("256_wide", 256, 6, 8), ("1024_wide", 1024, 4, 16))
+    for grid in (4, 8)  # of the bundled model, and of the released ones
 }
-SMALL = "256_wide_16_tokens"  # the sizes of the bundled model's DiT
+SMALL = "256_wide_16_tokens"
 BATCH = 8
 
 
-def build(sizes: dict[str, int]) -> UnifiedModel:
-    """Returns a tiny model around a DiT of the given sizes."""
+def build(dit: NextDiTConfig) -> UnifiedModel:
+    """Returns a tiny model around a DiT."""
     tiny = UnifiedModelConfig.tiny()
-    dit = NextDiTConfig(
-        in_channels=CHANNELS, condition_size=tiny.backbone.hidden_size, multiple_of=32, **sizes
-    )
-    grid = sizes["grid"]
-    encoder = dataclasses.replace(
-        tiny.image_encoder, image_px=tiny.image_encoder.image_px // tiny.image_encoder.grid * grid
-    )
-    decoder = dataclasses.replace(
-        tiny.image_decoder, feature_channels=CHANNELS, grid=grid, image_px=16 * grid
-    )
-    normalizer = dataclasses.replace(tiny.normalizer, num_components=None)
-    encoder = dataclasses.replace(encoder, hidden_size=CHANNELS)
-    backbone = dataclasses.replace(tiny.backbone, image_channels=CHANNELS)
+    encoder, decoder, grid = tiny.image_encoder, tiny.image_decoder, dit.grid
     config = dataclasses.replace(
         tiny,
-        backbone=backbone,
-        image_encoder=encoder,
-        normalizer=normalizer,
+        backbone=dataclasses.replace(
+            tiny.backbone, hidden_size=dit.condition_size, image_channels=CHANNELS
+        ),
+        image_encoder=dataclasses.replace(
+            encoder, image_px=encoder.image_px // encoder.grid * grid, hidden_size=CHANNELS
+        ),
+        normalizer=dataclasses.replace(tiny.normalizer, num_components=None),
         dit=dit,
-        image_decoder=decoder,
+        image_decoder=dataclasses.replace(
+            decoder, feature_channels=CHANNELS, grid=grid, image_px=8 * grid
+        ),
     )
     model = config.build().eval()
-    for parameter in model.dit.parameters():  # fresh gates are zero
-        if parameter.ndim == 1:
+    for parameter in model.dit.parameters():
+        if parameter.ndim == 1:  # fresh gates are zero
             nn.init.normal_(parameter, std=0.1)
     return model
 
@@ -149,7 +151,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     device = torch.device(options.device)
-    models = {name: build(sizes).to(device) for name, sizes in CONFIGS.items()}
+    models = {name: build(dit).to(device) for name, dit in DITS.items()}
 
     def sampler(model: UnifiedModel) -> Callable[..., Tensor]:
         return CompiledSampler(model) if options.compile else sample_features
@@ -177,7 +179,7 @@ def main() -> None:
         "steps": STEPS,
         "guidance_scale": GUIDANCE,
         "condition_tokens": CONDITION_TOKENS,
-        "dits": CONFIGS,
+        "dits": {name: dataclasses.asdict(dit) for name, dit in DITS.items()},
         "batch_of_1": speed,
         f"batching_of_{SMALL}": batching,
     }

@@ -59,8 +59,12 @@ def test_images_must_be_shared_out_evenly(tiny_pipe: Blip3oPipeline) -> None:
 def test_a_compiled_pipeline_draws_the_same(tiny_pipe: Blip3oPipeline) -> None:
     def run() -> Tensor:
         generator = torch.Generator().manual_seed(0)
-        options = {"num_images_per_prompt": 2, "output_type": "features"}
-        return tiny_pipe(["a cat", "a dog"], generator=generator, **options).images
+        return tiny_pipe(
+            ["a cat", "a dog"],
+            num_images_per_prompt=2,
+            generator=generator,
+            output_type="features",
+        ).images
 
     expected, plain_layer = run(), tiny_pipe.model.dit.sample_layer
     plain_sample = tiny_pipe._sample

@@ -131,8 +131,9 @@ def test_scales_of_many_levels_come_in_parts(monkeypatch: pytest.MonkeyPatch) ->
 def test_the_null_half_asks_no_cross_attention() -> None:
     dit = build(TINY)
     asked: list[tuple[int, ...]] = []
-    for layer in dit.layers:
-        layer.attn2.to_q.register_forward_pre_hook(lambda _, x: asked.append(tuple(x[0].shape)))
+    for index in range(TINY.num_layers):
+        query = dit.get_submodule(f"layers.{index}.attn2.to_q")
+        query.register_forward_pre_hook(lambda _, x: asked.append(tuple(x[0].shape)))
     noisy, condition, _ = inputs(TINY, 1)
     with torch.no_grad():
         dit.prepare(condition, SIGMAS, is_guided=True).velocity(noisy, 0)
@@ -142,7 +143,7 @@ def test_the_null_half_asks_no_cross_attention() -> None:
 def test_keys_of_a_condition_are_computed_once_for_all_steps_and_images() -> None:
     dit = build(TINY)
     asked: list[tuple[int, ...]] = []
-    key = dit.layers[0].attn2.to_k
+    key = dit.get_submodule("layers.0.attn2.to_k")
     key.register_forward_pre_hook(lambda _, x: asked.append(tuple(x[0].shape[:2])))
     noisy, condition, _ = inputs(TINY, 3)
     with torch.no_grad():
