@@ -156,10 +156,10 @@ def main() -> None:
     def sampler(model: UnifiedModel) -> Callable[..., Tensor]:
         return CompiledSampler(model) if options.compile else sample_features
 
-    speed = {
-        name: compare(Setting(model, 1, 1, device), sampler(model), options.repeats)
-        for name, model in models.items()
-    }
+    speed = {}
+    for name, model in models.items():
+        speed[name] = compare(Setting(model, 1, 1, device), sampler(model), options.repeats)
+        print(name, speed[name]["plain_over_fast"], flush=True)
     small = models[SMALL]
     one = Setting(small, 1, 1, device)
     batches = {
