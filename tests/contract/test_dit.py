@@ -110,3 +110,18 @@ def test_is_deterministic_and_copies(name: str) -> None:
     first = dit.velocity(*arguments)
     assert torch.equal(dit.velocity(*arguments), first)
     assert torch.equal(copy.deepcopy(dit).velocity(*arguments), first)
+
+
+@each_dit
+def test_prepared_sampling_equals_the_plain_path(name: str) -> None:
+    dit = build(name)
+    noisy, _, condition = inputs(dit.config)
+    sigmas = torch.tensor([1.0, 0.4])
+    with torch.no_grad():
+        prepared = dit.prepare(condition[:2], sigmas, num_images=2, is_guided=True)
+        repeated = condition[:2].repeat_interleave(2, 0)
+        both = torch.cat([torch.zeros_like(repeated), repeated])
+        for step, sigma in enumerate(sigmas):
+            expected = dit.velocity(torch.cat([noisy, noisy]), sigma.expand(8), both)
+            got = prepared.velocity(noisy, step)
+            torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-5)

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from blip3o.flow.guidance import guided, with_null
+from blip3o.flow.guidance import combine, guided, with_null
 from blip3o.flow.sigmas import inference_sigmas
-from blip3o.flow.solver import euler
+from blip3o.flow.solver import euler, euler_by_step
 from blip3o.models.dit.nextdit import NextDiT, NextDiTConfig
 
 OUTPUT_TOLERANCE = 2e-5
@@ -121,6 +121,29 @@ def test_guided_sampling_equals_recorded_latents(case: Any) -> None:
     assert compared
     for name in compared:
         assert_near(states[name], to_tokens(recorded[name]), SAMPLE_TOLERANCE)
+    assert_near(final, to_tokens(recorded["final_latents"]), SAMPLE_TOLERANCE)
+
+
+@each_case
+def test_prepared_sampling_equals_recorded_latents(case: Any) -> None:
+    """The fast path, with the recorded images of a condition sharing its keys and values."""
+    dit, recorded, settings = load(case), case.tensors("sample"), case.settings()["sample"]
+    sigmas = inference_sigmas(settings["num_inference_steps"], settings["scheduler"]["shift"])
+    condition, noise = recorded["img_hidden_states"], recorded["initial_latents"]
+    with torch.no_grad():
+        prepared = dit.prepare(
+            condition,
+            sigmas[:-1],
+            num_images=len(noise) // len(condition),
+            is_guided=True,
+            grid=tuple(noise.shape[-2:]),
+            truncate_timestep=True,
+        )
+        final = euler_by_step(
+            lambda noisy, step: combine(prepared.velocity(noisy, step), settings["guidance_scale"]),
+            to_tokens(noise),
+            sigmas,
+        )
     assert_near(final, to_tokens(recorded["final_latents"]), SAMPLE_TOLERANCE)
 
 

@@ -105,7 +105,7 @@ def test_features_equal_recorded_features(
         )
     timesteps: list[int] = []
     model.dit.time_caption_embed.timestep_embedder.register_forward_pre_hook(
-        lambda _, inputs: timesteps.append(int(inputs[0][0]))
+        lambda _, inputs: timesteps.extend(inputs[0].int().tolist())
     )
     with torch.no_grad():
         condition = model.condition(ids, mask, images)

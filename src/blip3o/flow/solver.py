@@ -12,6 +12,9 @@ from torch import Tensor
 VelocityFunction = Callable[[Tensor, Tensor], Tensor]
 """(noisy [B, ...], sigma [B], fp32) -> velocity [B, ...]."""
 
+StepVelocity = Callable[[Tensor, int], Tensor]
+"""(noisy [B, ...], index of the step) -> velocity [B, ...]; for networks that know the levels."""
+
 StepCallback = Callable[[int, Tensor], Tensor | None]
 """Called after each step with (number of steps done, noisy [B, ...] now); may return what to go on
 with instead."""
@@ -31,11 +34,36 @@ def euler(
         sigmas: falling noise levels, [steps + 1]; see `inference_sigmas`.
         callback: called after each step.
     """
-    levels, state = _start(noise, sigmas)
-    for step in range(len(levels) - 1):
-        velocity = _velocity(velocity_fn, state, levels[step], noise.dtype)
-        state = state + (levels[step + 1] - levels[step]) * velocity
-        state = _report(callback, step + 1, state)
+    levels, _ = _start(noise, sigmas)
+
+    def velocity(noisy: Tensor, step: int) -> Tensor:
+        return velocity_fn(noisy, levels[step].expand(len(noisy)))
+
+    return euler_by_step(velocity, noise, sigmas, callback)
+
+
+def euler_by_step(
+    velocity_fn: StepVelocity,
+    noise: Tensor,
+    sigmas: Tensor,
+    callback: StepCallback | None = None,
+) -> Tensor:
+    """Returns what `euler` does, with a network that was prepared for the noise levels.
+
+    Nothing is read back from the device, so that a CUDA graph can hold the whole loop.
+
+    Args:
+        velocity_fn: the network, asked at samples of the noise's type.
+        noise: samples at the first noise level, [B, ...].
+        sigmas: falling noise levels on the CPU, [steps + 1].
+        callback: called after each step.
+    """
+    dtype = torch.promote_types(noise.dtype, torch.float32)
+    intervals = sigmas.to(dtype).diff().tolist()
+    state = noise.to(dtype)
+    for step, interval in enumerate(intervals):
+        velocity = velocity_fn(state.to(noise.dtype), step).to(dtype)
+        state = _report(callback, step + 1, state + interval * velocity)
     return state.to(noise.dtype)
 
 

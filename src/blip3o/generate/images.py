@@ -3,9 +3,9 @@
 import torch
 from torch import Tensor
 
-from blip3o.flow.guidance import guided, with_null
+from blip3o.flow.guidance import combine, guided, with_null
 from blip3o.flow.sigmas import inference_sigmas
-from blip3o.flow.solver import StepCallback, euler
+from blip3o.flow.solver import StepCallback, euler, euler_by_step
 from blip3o.models.unified import UnifiedModel
 
 
@@ -22,31 +22,114 @@ def sample_features(
 ) -> Tensor:
     """Returns normalized features [B, N, K] drawn for conditions.
 
+    All that is constant over the steps is computed once, before them.
+
     Args:
         model: in evaluation mode.
-        condition: backbone states at the queries, [B, Q, D].
-        noise: where the path starts, standard normal [B, N, K].
+        condition: backbone states at the queries of P prompts, [P, Q, D].
+        noise: where the path starts, standard normal [B, N, K]; B is a multiple of P, and the
+            images of a prompt are neighbors.
         num_inference_steps: Euler steps.
         guidance_scale: 1 follows the condition alone; larger values push away from the empty one.
-        reference: normalized features of pictures to edit, [B, N, K].
+        reference: normalized features of pictures to edit, [P, N, K].
         callback: called after each step with (steps done, features); may return features to go
             on with.
+
+    Raises:
+        ValueError: if B is no multiple of P.
     """
-    sampling = model.config.sampling
-    sigmas = inference_sigmas(num_inference_steps, shift=sampling.sigma_shift)
+    sigmas = noise_levels(model, num_inference_steps)
+    return follow_velocity(
+        model,
+        condition,
+        noise,
+        reference,
+        sigmas=sigmas,
+        levels=sigmas.to(noise.device),
+        guidance_scale=guidance_scale,
+        callback=callback,
+    )
+
+
+def noise_levels(model: UnifiedModel, num_inference_steps: int) -> Tensor:
+    """Returns the noise levels that a model's sampler visits, fp32 on the CPU, [steps + 1]."""
+    return inference_sigmas(num_inference_steps, shift=model.config.sampling.sigma_shift)
+
+
+def follow_velocity(
+    model: UnifiedModel,
+    condition: Tensor,
+    noise: Tensor,
+    reference: Tensor | None,
+    *,
+    sigmas: Tensor,
+    levels: Tensor,
+    guidance_scale: float,
+    callback: StepCallback | None = None,
+) -> Tensor:
+    """Returns normalized features like `sample_features`, without a copy to or from the device.
+
+    Args:
+        model: in evaluation mode.
+        condition: [P, Q, D].
+        noise: [B, N, K].
+        reference: [P, N, K] or None.
+        sigmas: falling noise levels on the CPU, [steps + 1].
+        levels: the same on the device.
+        guidance_scale: see `sample_features`.
+        callback: see `sample_features`.
+
+    Raises:
+        ValueError: if B is no multiple of P.
+    """
+    num_images, rest = divmod(len(noise), len(condition))
+    if rest:
+        raise ValueError(f"{len(noise)} images cannot be shared out among {len(condition)} prompts")
+    is_guided = guidance_scale != 1.0
+    prepared = model.dit.prepare(
+        condition,
+        levels[:-1],
+        num_images=num_images,
+        is_guided=is_guided,
+        reference=reference,
+        truncate_timestep=model.config.sampling.truncate_timestep,
+    )
+
+    def velocity(noisy: Tensor, step: int) -> Tensor:
+        velocities = prepared.velocity(noisy, step)
+        return combine(velocities, guidance_scale) if is_guided else velocities
+
+    return euler_by_step(velocity, noise, sigmas, callback)
+
+
+@torch.no_grad()
+def sample_features_plain(
+    model: UnifiedModel,
+    condition: Tensor,
+    noise: Tensor,
+    *,
+    num_inference_steps: int,
+    guidance_scale: float,
+    reference: Tensor | None = None,
+) -> Tensor:
+    """Returns what `sample_features` does by one whole pass of the network a step.
+
+    The reference that the fast path is tested and timed against; arguments as there.
+    """
+    num_images = len(noise) // len(condition)
+    condition = condition.repeat_interleave(num_images, 0)
+    reference = None if reference is None else reference.repeat_interleave(num_images, 0)
     is_guided = guidance_scale != 1.0
     if is_guided:
         condition = with_null(condition)
         reference = None if reference is None else torch.cat([reference, reference])
-    context_cache = model.dit.prepare_context(condition)
+    truncate = model.config.sampling.truncate_timestep
 
     def velocity(noisy: Tensor, sigma: Tensor) -> Tensor:
-        return model.velocity(
-            noisy, sigma, condition, reference, context_cache, sampling.truncate_timestep
-        )
+        return model.velocity(noisy, sigma, condition, reference, truncate_timestep=truncate)
 
     velocity_fn = guided(velocity, guidance_scale) if is_guided else velocity
-    return euler(velocity_fn, noise, sigmas, callback)
+    return euler(velocity_fn, noise, noise_levels(model, num_inference_steps))
 
 
 @torch.no_grad()

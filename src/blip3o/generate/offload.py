@@ -21,7 +21,7 @@ OFFLOADS: tuple[Offload, ...] = get_args(Offload)
 SEAMS = {
     "backbone": ("embed", "image_tokens", "forward", "logits"),
     "image_encoder": ("forward",),
-    "dit": ("prepare_context", "velocity"),
+    "dit": ("prepare_context", "velocity", "prepare", "sample"),
     "image_decoder": ("decode",),
 }
 """Methods through which a component is used and that need its weights."""
@@ -29,7 +29,7 @@ SEAMS = {
 COMPONENTS = tuple(SEAMS)
 """What can be placed. Query tokens and feature normalizer are small and stay with the backbone."""
 
-_BLOCK_SEAMS = ("forward", "cross_key_value")
+_BLOCK_SEAMS = ("forward", "cross_key_value", "cross_null", "sampling_scales", "sample")
 _CPU, _META = torch.device("cpu"), torch.device("meta")
 
 

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from blip3o.core.errors import UsageError
 from blip3o.core.types import IMAGE_MARK, Message
+from blip3o.generate.compiled import CompiledSampler
 from blip3o.generate.empty import empty_condition
 from blip3o.generate.images import sample_features
 from blip3o.generate.inputs import (
@@ -49,11 +50,20 @@ class Blip3oPipeline(PlacedPipeline):
         )
         self._writer = Writer(model, tokenizer, self.chat_template)
         self._empty_features: Tensor | None = None
+        self._sample: Callable[..., Tensor] = sample_features
 
     @property
     def image_decoder(self) -> Any:  # noqa: ANN401  (of many types)
         """Features to pixels; of a diffusion its `scheduler` may be replaced."""
         return self.model.image_decoder
+
+    def compile(self) -> None:
+        """Makes pictures faster after a first slow one of each batch size and number of steps.
+
+        The DiT's layers are compiled; on CUDA the whole sampler is also replayed as one graph,
+        except where a callback wants to see the steps.
+        """
+        self._sample = CompiledSampler(self.model)
 
     def __call__(
         self,
@@ -281,12 +291,9 @@ class Blip3oPipeline(PlacedPipeline):
         ids, mask = left_pad(rows, self.tokenizer.pad_id)
         images = self.model.prompt_images(pixels)
         condition = self.model.condition(ids.to(self.device), mask.to(self.device), images)
-        condition = condition.repeat_interleave(num_images, 0)
         reference = self.model.reference(pixels, images)
-        if reference is not None:
-            reference = reference.repeat_interleave(num_images, 0)
 
-        features = sample_features(
+        features = self._sample(
             self.model,
             condition,
             feature_noise,

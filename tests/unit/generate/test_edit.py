@@ -29,22 +29,20 @@ def test_an_edit_depends_on_its_picture_and_its_instruction(tiny_pipe: Blip3oPip
     assert not torch.equal(edit(tiny_pipe, RED, "add a dog", generator=seeded(0)), first)
 
 
-def test_the_dit_sees_the_picture_as_reference_in_both_halves_of_the_guidance(
+def test_the_dit_gets_the_picture_as_reference(
     tiny_pipe: Blip3oPipeline, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[Tensor] = []
-    plain = tiny_pipe.model.velocity
+    plain = tiny_pipe.model.dit.prepare
 
-    def watch(
-        noisy: Tensor, sigma: Tensor, condition: Tensor, reference: Any, *rest: Any
-    ) -> Tensor:
-        seen.append(reference)
-        return plain(noisy, sigma, condition, reference, *rest)
+    def watch(*arguments: Any, **options: Any) -> Any:
+        seen.append(options["reference"])
+        return plain(*arguments, **options)
 
-    monkeypatch.setattr(tiny_pipe.model, "velocity", watch)
+    monkeypatch.setattr(tiny_pipe.model.dit, "prepare", watch)
     edit(tiny_pipe, [RED, BLUE], ["a", "b"], num_images_per_prompt=2)
-    expected = tiny_pipe.model.normalizer(tiny_pipe.encode([RED, RED, BLUE, BLUE]))
-    torch.testing.assert_close(seen[0], torch.cat([expected, expected]), rtol=0, atol=1e-5)
+    expected = tiny_pipe.model.normalizer(tiny_pipe.encode([RED, BLUE]))
+    torch.testing.assert_close(seen[0], expected, rtol=0, atol=1e-5)
 
 
 def test_edits_of_a_batch_equal_each_alone(tiny_pipe: Blip3oPipeline) -> None:

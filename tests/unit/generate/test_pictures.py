@@ -109,16 +109,17 @@ def test_guidance_of_one_asks_for_no_empty_condition(
     tiny_pipe: Blip3oPipeline, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rows: list[int] = []
-    plain = tiny_pipe.model.velocity
+    plain = tiny_pipe.model.dit.sample_layer
 
-    def watch(noisy: Tensor, *arguments: Any) -> Tensor:
-        rows.append(len(noisy))
-        return plain(noisy, *arguments)
+    def watch(block: Any, hidden: Tensor, *arguments: Any) -> Tensor:
+        rows.append(len(hidden))
+        return plain(block, hidden, *arguments)
 
-    monkeypatch.setattr(tiny_pipe.model, "velocity", watch)
+    monkeypatch.setattr(tiny_pipe.model.dit, "sample_layer", watch)
     features(tiny_pipe, "a cat", guidance_scale=1.0)
     features(tiny_pipe, "a cat", guidance_scale=3.0)
-    assert rows == [1] * 3 + [2] * 3
+    num_calls = 3 * tiny_pipe.model.config.dit.num_layers
+    assert rows == [1] * num_calls + [2] * num_calls
 
 
 def test_sampling_follows_the_velocity_without_any_cache(tiny_pipe: Blip3oPipeline) -> None:

@@ -20,9 +20,15 @@ from torch.utils.checkpoint import checkpoint
 
 from blip3o.flow.sigmas import NUM_TIMESTEPS
 from blip3o.models.dit.nextdit_block import KeyValue, NextDiTBlock
+from blip3o.models.dit.nextdit_ends import (
+    CaptionProjection,
+    OutputLayer,
+    PatchEmbedder,
+    TimeCaptionEmbedding,
+)
+from blip3o.models.dit.nextdit_sampling import LayerFunction, PreparedNextDiT, sample_layer
 from blip3o.models.dit.patches import from_patches, to_patches
-from blip3o.nn.embedding import TimestepEmbedding
-from blip3o.nn.rope import grid_rope_table
+from blip3o.nn.rope import RopeTable, grid_rope_table
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -142,17 +148,18 @@ class NextDiT(nn.Module):
         super().__init__()
         self.config = config
         self.gradient_checkpointing = False
+        self.sample_layer: LayerFunction = sample_layer
         width, area = config.hidden_size, config.patch_size**2
-        self.patch_embedder = _PatchEmbedder(config.in_channels * area, width)
+        self.patch_embedder = PatchEmbedder(config.in_channels * area, width)
         self.reference_embedder: nn.Linear | None = None
         if config.reference_channels:
             self.reference_embedder = nn.Linear(config.reference_channels * area, width)
             nn.init.zeros_(self.reference_embedder.weight)  # editing starts as generation
             nn.init.zeros_(self.reference_embedder.bias)
-        self.caption_projection = _CaptionProjection(config.condition_size, width)
-        self.time_caption_embed = _TimeCaptionEmbedding(width, config.vector_size, config.norm_eps)
+        self.caption_projection = CaptionProjection(config.condition_size, width)
+        self.time_caption_embed = TimeCaptionEmbedding(width, config.vector_size, config.norm_eps)
         self.layers = nn.ModuleList(NextDiTBlock(config) for _ in range(config.num_layers))
-        self.norm_out = _OutputLayer(width, config.vector_size, config.in_channels * area)
+        self.norm_out = OutputLayer(width, config.vector_size, config.in_channels * area)
 
     def forward(self, noisy: Tensor, timestep: Tensor, condition: Tensor) -> Tensor:
         """Returns the velocity in the released form, [B, C, rows, columns].
@@ -194,9 +201,7 @@ class NextDiT(nn.Module):
         Raises:
             ValueError: if a shape does not fit the network, naming both sides.
         """
-        timestep = NUM_TIMESTEPS * sigma.float()
-        if truncate_timestep:
-            timestep = timestep.floor()
+        timestep = _timesteps(sigma, truncate_timestep)
         grid = grid or _square(noisy.shape[1])
         self._check(noisy, condition, reference, grid)
         return self._run(noisy, timestep, condition, context_cache, reference, grid)
@@ -215,6 +220,72 @@ class NextDiT(nn.Module):
             ),
         )
 
+    def prepare(
+        self,
+        condition: Tensor,
+        sigmas: Tensor,
+        *,
+        num_images: int = 1,
+        is_guided: bool = False,
+        reference: Tensor | None = None,
+        grid: tuple[int, int] | None = None,
+        truncate_timestep: bool = False,
+    ) -> PreparedNextDiT:
+        """Returns the network for one condition and the noise levels of a sampler: the fast path.
+
+        Not for training: the result works in place. Needs `torch.no_grad`.
+
+        Args:
+            condition: the backbone's query states of P prompts, [P, Q, D].
+            sigmas: the noise level of each step, fp32, [S].
+            num_images: images of each prompt; the batch is then B = P * num_images.
+            is_guided: whether to give the velocities of [null, conditional] at once.
+            reference: features of pictures to edit, [P, N, reference_channels].
+            grid: rows and columns of the tokens; None for the config's square.
+            truncate_timestep: see `velocity`.
+
+        Raises:
+            ValueError: if a shape does not fit the network, naming both sides.
+        """
+        grid = grid or (self.config.grid, self.config.grid)
+        self._check(None, condition, reference, grid)
+        return PreparedNextDiT(
+            self,
+            condition,
+            _timesteps(sigmas.to(condition.device), truncate_timestep),
+            grid,
+            num_images=num_images,
+            is_guided=is_guided,
+            reference=reference,
+        )
+
+    def sample(self, prepared: PreparedNextDiT, noisy: Tensor, step: int) -> Tensor:
+        """Returns velocities of the fast path; what offloading brings the weights for."""
+        return prepared.compute(noisy, step)
+
+    def compile_sampling(self) -> None:
+        """Compiles a layer of the fast path; all layers share the result."""
+        self.sample_layer = torch.compile(sample_layer)
+
+    def embed_tokens(self, noisy: Tensor, grid: tuple[int, int]) -> Tensor:
+        """Returns the image tokens [B, M, E] of noisy features [B, N, C]."""
+        patches = to_patches(noisy.to(self._dtype), grid, self.config.patch_size)
+        return self.patch_embedder.proj(patches)
+
+    def embed_reference(self, reference: Tensor, grid: tuple[int, int]) -> Tensor:
+        """Returns what reference features [B, N, reference_channels] add to the image tokens."""
+        assert self.reference_embedder is not None, "the config has no reference_channels"
+        patches = to_patches(reference.to(self._dtype), grid, self.config.patch_size)
+        return self.reference_embedder(patches)
+
+    def rope(self, grid: tuple[int, int], device: torch.device) -> RopeTable:
+        """Returns the rotation of the image tokens of a grid, [M, 1, K / 2]."""
+        config = self.config
+        rows, columns = grid[0] // config.patch_size, grid[1] // config.patch_size
+        head_dim = config.hidden_size // config.num_heads
+        cos, sin = grid_rope_table(rows, columns, head_dim, device=device)
+        return cos.unsqueeze(1), sin.unsqueeze(1)
+
     @property
     def _dtype(self) -> torch.dtype:
         return self.patch_embedder.proj.weight.dtype
@@ -228,11 +299,9 @@ class NextDiT(nn.Module):
         reference: Tensor | None,
         grid: tuple[int, int],
     ) -> Tensor:
-        config, patch = self.config, self.config.patch_size
-        hidden = self.patch_embedder.proj(to_patches(noisy.to(self._dtype), grid, patch))
+        hidden = self.embed_tokens(noisy, grid)
         if reference is not None and self.reference_embedder is not None:
-            patches = to_patches(reference.to(self._dtype), grid, patch)
-            hidden = hidden + self.reference_embedder(patches)
+            hidden = hidden + self.embed_reference(reference, grid)
         context = None
         if cache is None:
             context = self.caption_projection(condition.to(self._dtype))
@@ -241,13 +310,7 @@ class NextDiT(nn.Module):
             pooled = cache.pooled
         vector = self.time_caption_embed.timestep_embedder(timestep) + pooled
         vector = functional.silu(vector)  # every consumer of the vector starts with this SiLU
-        rope = grid_rope_table(
-            grid[0] // patch,
-            grid[1] // patch,
-            config.hidden_size // config.num_heads,
-            device=hidden.device,
-        )
-        rope = (rope[0].unsqueeze(1), rope[1].unsqueeze(1))  # [N, 1, K / 2], for [B, N, H, K]
+        rope = self.rope(grid, hidden.device)
         recompute = self.gradient_checkpointing and torch.is_grad_enabled()
         for index, layer in enumerate(self.layers):
             key_value = None if cache is None else cache.layers[index]
@@ -258,17 +321,23 @@ class NextDiT(nn.Module):
             else:
                 hidden = layer(hidden, vector, rope, context, key_value)
         velocity = self.norm_out(hidden, vector)
-        return from_patches(velocity, grid, patch).to(noisy.dtype)
+        return from_patches(velocity, grid, self.config.patch_size).to(noisy.dtype)
 
     def _check(
-        self, noisy: Tensor, condition: Tensor, reference: Tensor | None, grid: tuple[int, int]
+        self,
+        noisy: Tensor | None,
+        condition: Tensor,
+        reference: Tensor | None,
+        grid: tuple[int, int],
     ) -> None:
         config = self.config
-        if noisy.shape[1] != grid[0] * grid[1]:
-            raise ValueError(
-                f"{noisy.shape[1]} feature tokens do not fill a grid of {grid[0]} x {grid[1]}"
-            )
-        if noisy.shape[-1] != config.in_channels:
+        for features in (noisy, reference):
+            if features is not None and features.shape[1] != grid[0] * grid[1]:
+                raise ValueError(
+                    f"{features.shape[1]} feature tokens do not fill a grid of "
+                    f"{grid[0]} x {grid[1]}"
+                )
+        if noisy is not None and noisy.shape[-1] != config.in_channels:
             raise ValueError(
                 f"the features have {noisy.shape[-1]} channels, the DiT {config.in_channels}"
             )
@@ -284,50 +353,9 @@ class NextDiT(nn.Module):
             )
 
 
-class _PatchEmbedder(nn.Module):
-    def __init__(self, patch_channels: int, hidden_size: int) -> None:
-        super().__init__()
-        self.proj = nn.Linear(patch_channels, hidden_size)
-
-
-class _CaptionProjection(nn.Module):
-    """Query states to the DiT's width."""
-
-    def __init__(self, condition_size: int, hidden_size: int) -> None:
-        super().__init__()
-        self.linear_1 = nn.Linear(condition_size, hidden_size)
-        self.linear_2 = nn.Linear(hidden_size, hidden_size)
-
-    def forward(self, condition: Tensor) -> Tensor:
-        return self.linear_2(functional.gelu(self.linear_1(condition), approximate="tanh"))
-
-
-class _TimeCaptionEmbedding(nn.Module):
-    """The conditioning vector: timestep embedding + pooled context."""
-
-    def __init__(self, hidden_size: int, vector_size: int, eps: float) -> None:
-        super().__init__()
-        self.timestep_embedder = TimestepEmbedding(vector_size)
-        self.caption_embedder = nn.Sequential(
-            nn.LayerNorm(hidden_size, eps=eps), nn.Linear(hidden_size, vector_size)
-        )
-
-    def pool(self, context: Tensor) -> Tensor:
-        """Returns the context's part of the vector, [B, vector_size], of a context [B, Q, E]."""
-        return self.caption_embedder(context.float().mean(dim=1).to(context.dtype))
-
-
-class _OutputLayer(nn.Module):
-    """Modulated norm and projection to features."""
-
-    def __init__(self, hidden_size: int, vector_size: int, out_channels: int) -> None:
-        super().__init__()
-        self.linear_1 = nn.Linear(vector_size, hidden_size)
-        self.linear_2 = nn.Linear(hidden_size, out_channels)
-
-    def forward(self, hidden: Tensor, vector: Tensor) -> Tensor:
-        normed = functional.layer_norm(hidden, hidden.shape[-1:], eps=1e-6)
-        return self.linear_2(normed * (1 + self.linear_1(vector)).unsqueeze(1))
+def _timesteps(sigma: Tensor, truncate: bool) -> Tensor:
+    timestep = NUM_TIMESTEPS * sigma.float()
+    return timestep.floor() if truncate else timestep
 
 
 def _square(num_tokens: int) -> tuple[int, int]:

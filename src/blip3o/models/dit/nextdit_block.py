@@ -1,6 +1,7 @@
 """One layer of NextDiT: gated self- and cross-attention that share an output, then SwiGLU."""
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -71,6 +72,42 @@ class NextDiTBlock(nn.Module):
         """Returns the cross-attention's keys and values of a projected condition [B, Q, E]."""
         normed = self.norm1_context(context)
         return self.attn2.key(normed).transpose(1, 2), self.attn2.value(normed).transpose(1, 2)
+
+    def cross_null(self, value: Tensor) -> Tensor:
+        """Returns what a condition of equal tokens adds to each token's attention, [H, K].
+
+        Args:
+            value: the cross-attention's values of one such token, [1, num_kv_heads, 1, K].
+        """
+        values = value[0, :, 0]
+        heads = values.repeat_interleave(len(self.gate) // len(values), dim=0)
+        return self.gate.tanh().unsqueeze(-1) * heads
+
+    def sampling_scales(self, vectors: Tensor) -> Tensor:
+        """Returns the norms' weights times scale, gate, scale, gate of each row, [S, R, 4, E].
+
+        Args:
+            vectors: conditioning vectors of S noise levels, after their SiLU, [S, R, vector_size].
+        """
+        attention_scale, attention_gate, ffn_scale, ffn_gate = self.norm1.linear(vectors).chunk(
+            4, dim=-1
+        )
+        scales = [
+            self.norm1.norm.weight * (1 + attention_scale),
+            self.norm2.weight * attention_gate.tanh(),
+            self.ffn_norm1.weight * (1 + ffn_scale),
+            self.ffn_norm2.weight * ffn_gate.tanh(),
+        ]
+        return torch.stack(scales, dim=2)
+
+    def sample(self, layer: Callable[..., Tensor], *inputs: Any) -> Tensor:  # noqa: ANN401
+        """Returns what a function makes of this block, so that its weights can be fetched before.
+
+        Args:
+            layer: `nextdit_sampling.sample_layer`, or the same compiled.
+            inputs: its arguments after the block.
+        """
+        return layer(self, *inputs)
 
     def _attention(self, normed: Tensor, rope: RopeTable, cross: KeyValue) -> Tensor:
         query = rotate_neighbors(self.attn1.query(normed), rope).transpose(1, 2)

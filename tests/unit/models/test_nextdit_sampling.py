@@ -1,0 +1,185 @@
+"""The prepared NextDiT gives the velocities of the plain one."""
+
+import dataclasses
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from blip3o.flow.guidance import with_null
+from blip3o.flow.sigmas import inference_sigmas
+from blip3o.models.dit import nextdit_sampling
+from blip3o.models.dit.nextdit import NextDiT, NextDiTConfig
+
+TINY = dataclasses.replace(NextDiTConfig.tiny(), hidden_size=32, num_heads=4)
+SIGMAS = inference_sigmas(5, 2.0)[:-1]
+
+
+def build(config: NextDiTConfig) -> NextDiT:
+    """Returns a network in which every branch counts (fresh gates are zero)."""
+    torch.manual_seed(0)
+    dit = config.build()
+    for parameter in dit.parameters():
+        nn.init.normal_(parameter, std=0.3)
+    return dit
+
+
+def inputs(
+    config: NextDiTConfig, num_images: int, grid: tuple[int, int] | None = None
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Returns noise, two conditions and what the pictures to edit are, if the config takes them."""
+    generator = torch.Generator().manual_seed(1)
+    rows, columns = grid or (config.grid, config.grid)
+    noisy = torch.randn(2 * num_images, rows * columns, config.in_channels, generator=generator)
+    condition = torch.randn(2, 5, config.condition_size, generator=generator)
+    shape = (2, rows * columns, config.reference_channels)
+    reference = torch.randn(shape, generator=generator) if config.reference_channels else None
+    return noisy, condition, reference
+
+
+def plain(
+    dit: NextDiT,
+    noisy: Tensor,
+    sigma: Tensor,
+    condition: Tensor,
+    reference: Tensor | None,
+    *,
+    is_guided: bool,
+    grid: tuple[int, int] | None = None,
+    truncate_timestep: bool = False,
+) -> Tensor:
+    num_images = len(noisy) // len(condition)
+    condition = condition.repeat_interleave(num_images, 0)
+    reference = None if reference is None else reference.repeat_interleave(num_images, 0)
+    if is_guided:
+        noisy, condition = torch.cat([noisy, noisy]), with_null(condition)
+        reference = None if reference is None else torch.cat([reference, reference])
+    return dit.velocity(
+        noisy,
+        sigma.expand(len(noisy)),
+        condition,
+        reference=reference,
+        grid=grid,
+        truncate_timestep=truncate_timestep,
+    )
+
+
+@torch.no_grad()
+def assert_equals_plain(
+    dit: NextDiT,
+    *,
+    num_images: int = 1,
+    is_guided: bool = True,
+    grid: tuple[int, int] | None = None,
+    truncate_timestep: bool = False,
+) -> None:
+    noisy, condition, reference = inputs(dit.config, num_images, grid)
+    prepared = dit.prepare(
+        condition,
+        SIGMAS,
+        num_images=num_images,
+        is_guided=is_guided,
+        reference=reference,
+        grid=grid,
+        truncate_timestep=truncate_timestep,
+    )
+    for step, sigma in enumerate(SIGMAS):
+        before = noisy.clone()
+        got = prepared.velocity(noisy, step)
+        assert torch.equal(noisy, before)
+        expected = plain(
+            dit,
+            noisy,
+            sigma,
+            condition,
+            reference,
+            is_guided=is_guided,
+            grid=grid,
+            truncate_timestep=truncate_timestep,
+        )
+        scale = float(expected.abs().max())
+        torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-5 * scale)
+
+
+@pytest.mark.parametrize("is_guided", [True, False])
+@pytest.mark.parametrize("num_images", [1, 3])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {},
+        {"num_kv_heads": 2},
+        {"num_kv_heads": 1, "reference_channels": 3},
+        {"reference_channels": 8, "grid": 4, "patch_size": 2},
+    ],
+)
+def test_prepared_velocities_equal_plain_ones(
+    change: dict[str, int], num_images: int, is_guided: bool
+) -> None:
+    dit = build(dataclasses.replace(TINY, **change))  # type: ignore[arg-type]
+    assert_equals_plain(dit, num_images=num_images, is_guided=is_guided)
+
+
+def test_any_grid_and_whole_timesteps() -> None:
+    assert_equals_plain(build(TINY), num_images=2, grid=(3, 5), truncate_timestep=True)
+
+
+def test_scales_of_many_levels_come_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(nextdit_sampling, "_LEVELS_AT_ONCE", 2)
+    assert_equals_plain(build(TINY))
+
+
+def test_the_null_half_asks_no_cross_attention() -> None:
+    dit = build(TINY)
+    asked: list[tuple[int, ...]] = []
+    for index in range(TINY.num_layers):
+        query = dit.get_submodule(f"layers.{index}.attn2.to_q")
+        query.register_forward_pre_hook(lambda _, x: asked.append(tuple(x[0].shape)))
+    noisy, condition, _ = inputs(TINY, 1)
+    with torch.no_grad():
+        dit.prepare(condition, SIGMAS, is_guided=True).velocity(noisy, 0)
+    assert asked == [(2, 4, TINY.hidden_size)] * TINY.num_layers
+
+
+def test_keys_of_a_condition_are_computed_once_for_all_steps_and_images() -> None:
+    dit = build(TINY)
+    asked: list[tuple[int, ...]] = []
+    key = dit.get_submodule("layers.0.attn2.to_k")
+    key.register_forward_pre_hook(lambda _, x: asked.append(tuple(x[0].shape[:2])))
+    noisy, condition, _ = inputs(TINY, 3)
+    with torch.no_grad():
+        prepared = dit.prepare(condition, SIGMAS, num_images=3, is_guided=True)
+        for step in range(len(SIGMAS)):
+            prepared.velocity(noisy, step)
+    assert asked == [(2, 5), (1, 1)]  # two conditions of five tokens, and one empty token
+
+
+def test_half_precision_stays_near_fp32() -> None:
+    dit = build(TINY).to(torch.bfloat16)
+    noisy, condition, _ = (None if x is None else x.bfloat16() for x in inputs(TINY, 2))
+    assert noisy is not None
+    assert condition is not None
+    with torch.no_grad():
+        got = dit.prepare(condition, SIGMAS, num_images=2, is_guided=True).velocity(noisy, 1)
+        exact = dit.float().prepare(condition.float(), SIGMAS, num_images=2, is_guided=True)
+        expected = exact.velocity(noisy.float(), 1)
+    assert got.dtype == torch.bfloat16
+    assert float((got.float() - expected).norm() / expected.norm()) < 3e-2
+
+
+def test_shapes_that_do_not_fit_are_named() -> None:
+    dit = build(TINY)
+    noisy, condition, _ = inputs(TINY, 1)
+    with pytest.raises(ValueError, match="condition is 3 wide, the DiT takes 16"):
+        dit.prepare(condition[..., :3], SIGMAS)
+    with pytest.raises(ValueError, match="reference has 8 channels, the DiT takes 0"):
+        dit.prepare(condition, SIGMAS, reference=noisy)
+    with pytest.raises(ValueError, match=r"3 feature tokens do not fill the grid \(2, 2\)"):
+        dit.prepare(condition, SIGMAS).velocity(noisy[:, :3], 0)
+
+
+@pytest.mark.compile
+def test_compiled_layers_give_the_same() -> None:
+    dit = build(dataclasses.replace(TINY, num_kv_heads=2))
+    dit.compile_sampling()
+    assert_equals_plain(dit, num_images=2)
+    assert_equals_plain(dit, is_guided=False)
