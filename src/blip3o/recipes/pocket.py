@@ -52,10 +52,15 @@ def model() -> UnifiedModelConfig:
             intermediate_size=512,
             num_layers=4,
             num_heads=6,
-            num_kv_heads=2,
+            num_kv_heads=6,
             head_dim=32,
             image_token_id=IMAGE_PAD_ID,
             image_channels=CHANNELS,
+            # The features' variances span four orders of magnitude; a thing's name is in the small.
+            image_normalizer=FeatureNormalizerConfig(
+                num_components=CHANNELS, power=1.0, floor=0.03
+            ),
+            rope_theta=10_000.0,
         ),
         image_encoder=PocketEncoderConfig(
             image_px=IMAGE_PX,

@@ -16,6 +16,7 @@ from blip3o.core.log import say
 from blip3o.data.cache import FeatureCache, build_cache
 from blip3o.data.collate import Preparer
 from blip3o.data.loader import Loader
+from blip3o.models.encoders.normalizer import FeatureNormalizer
 from blip3o.models.unified import UnifiedModel
 from blip3o.recipes.samples import SampleWriter
 from blip3o.recipes.scenes import ensure_scenes
@@ -88,7 +89,7 @@ class _Finish:
         with trainer.ema.swapped_in():
             model.eval()
             if any(name.startswith("image_encoder.") for name in trainer.parameters):
-                _fit_normalizer(model, self._loader, trainer.precision.device)
+                _fit_normalizers(model, self._loader, trainer.precision.device)
             save_model(model, self._tokenizer, trainer.run_dir / "model", torch.float32)
         say(f"model: {trainer.run_dir / 'model'}")
 
@@ -223,10 +224,11 @@ def _hash(module: nn.Module) -> str:
 
 
 @torch.no_grad()
-def _fit_normalizer(model: UnifiedModel, loader: Loader, device: torch.device) -> None:
-    """Fits the feature normalizer to the trained encoder, on the run's own first pictures."""
+def _fit_normalizers(model: UnifiedModel, loader: Loader, device: torch.device) -> None:
+    """Fits the feature normalizers to the trained encoder, on the run's own first pictures."""
     features = []
     for groups in itertools.islice(loader(0), _NORMALIZER_BATCHES):
         pixels = [batch.target_pixels for batch in groups if batch.target_pixels is not None]
         features += [model.encode_images(one.to(device)).float().cpu() for one in pixels]
-    model.normalizer.fit(torch.cat(features))
+    for normalizer in (one for one in model.modules() if isinstance(one, FeatureNormalizer)):
+        normalizer.fit(torch.cat(features))

@@ -213,7 +213,7 @@ def _split(
 
 
 def _stored(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    if not tensor.is_floating_point() or name.startswith("normalizer."):
+    if not tensor.is_floating_point() or "normalizer." in name:
         return tensor.detach().cpu().contiguous()
     return tensor.detach().to("cpu", dtype).contiguous()
 

@@ -15,6 +15,7 @@ from blip3o.generate.text import generate_tokens, left_pad
 from blip3o.models.backbones.llama3 import Llama3BackboneConfig
 from blip3o.models.backbones.qwen3 import Qwen3BackboneConfig
 from blip3o.models.encoders.clip import ClipEncoderConfig
+from blip3o.models.encoders.normalizer import FeatureNormalizerConfig
 from blip3o.models.encoders.siglip2 import Siglip2EncoderConfig
 from blip3o.models.unified import UnifiedModel, UnifiedModelConfig
 from blip3o.objectives.flow_matching import FlowMatchingConfig
@@ -199,6 +200,19 @@ def test_the_tower_takes_pictures_of_the_image_encoders_side(name: str) -> None:
     assert model.config.num_prompt_image_tokens == NUM_IMAGE_TOKENS
     with pytest.raises(ValueError, match="sees the pixels"):
         model.prompt_images(None, torch.zeros(1, 4, 16))
+
+
+def test_features_pass_the_normalizer_before_the_projector() -> None:
+    backbone = dataclasses.replace(
+        Qwen3BackboneConfig.tiny(),
+        image_normalizer=FeatureNormalizerConfig(num_components=6, power=1.0),
+    ).build()
+    features = torch.randn(20, NUM_IMAGE_TOKENS, 16) * torch.linspace(0.1, 9.0, 16) + 4.0
+    backbone.image_normalizer.fit(features)
+    seen = backbone.image_normalizer(features)
+    assert seen.shape[-1] == 6
+    torch.testing.assert_close(seen.flatten(0, 1).var(0), torch.ones(6), rtol=0, atol=1e-3)
+    torch.testing.assert_close(backbone.image_tokens(features), backbone.projector(seen))
 
 
 @pytest.mark.parametrize("name", list(BACKBONES))

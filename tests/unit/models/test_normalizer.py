@@ -36,6 +36,22 @@ def test_full_whitening_makes_all_variances_one() -> None:
     torch.testing.assert_close(variance, torch.ones(6), rtol=0, atol=1e-3)
 
 
+def test_a_floor_keeps_small_what_hardly_varies() -> None:
+    features = correlated(400, 3)
+    features = torch.cat([features, 1e-3 * features[..., :1].tanh()], -1)
+    config = FeatureNormalizerConfig(num_components=4, power=1.0, floor=0.01)
+    normalizer = FeatureNormalizer(config, 4)
+    normalizer.fit(features)
+    variance = normalizer(features).flatten(0, 1).var(0)
+    assert float(variance[:3].min()) > 0.5
+    assert float(variance[3]) < 1e-3
+    torch.testing.assert_close(
+        normalizer.inverse(normalizer(features)), features, rtol=0, atol=1e-4
+    )
+    with pytest.raises(ValueError, match="floor must be at least 0"):
+        FeatureNormalizerConfig(floor=-1.0)
+
+
 def test_first_components_keep_more_than_any_others() -> None:
     features = correlated(400, 8)
     normalizer = fitted(0.5, 3, features)

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from torch import Tensor, nn
 
+from blip3o.models.encoders.normalizer import FeatureNormalizer, FeatureNormalizerConfig
+
 if TYPE_CHECKING:
     from transformers.cache_utils import Cache
 
@@ -37,6 +39,11 @@ class DecoderOnlyConfig(Protocol):
     @property
     def image_channels(self) -> int | None:
         """Channels of the features that are projected; None with a tower."""
+        ...
+
+    @property
+    def image_normalizer(self) -> FeatureNormalizerConfig:
+        """What the features pass before the projector."""
         ...
 
     @property
@@ -82,8 +89,9 @@ class DecoderOnlyBackbone(nn.Module):
         tower = config.vision_tower
         channels = config.image_channels if tower is None else tower.num_channels
         assert channels is not None, "configs ask for image_channels or a vision_tower"
+        self.image_normalizer = FeatureNormalizer(config.image_normalizer, channels)
         self.projector = nn.Sequential(
-            nn.Linear(channels, config.hidden_size),
+            nn.Linear(self.image_normalizer.num_components, config.hidden_size),
             nn.GELU(),  # the exact one, not its tanh approximation
             nn.Linear(config.hidden_size, config.hidden_size),
         )
@@ -116,7 +124,8 @@ class DecoderOnlyBackbone(nn.Module):
         if isinstance(images, TowerInputs):
             assert self.vision_tower is not None, "vision_inputs makes these, for a tower only"
             images = self.vision_tower(images.pixels.to(next(self.projector.parameters()).dtype))
-        return self.projector(images)
+        normalized = self.image_normalizer(images)
+        return self.projector(normalized.to(self.projector[0].weight.dtype))
 
     def embed(self, input_ids: Tensor, images: Tensor | TowerInputs | None = None) -> Tensor:
         """Returns the input embeddings, with the pictures' tokens at their placeholders.

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from blip3o.core.config import component
 from blip3o.core.errors import unknown_name
 from blip3o.models.backbones.decoder_only import DecoderOnlyBackbone
+from blip3o.models.encoders.normalizer import FeatureNormalizerConfig
 from blip3o.models.encoders.siglip2 import Siglip2EncoderConfig
 
 if TYPE_CHECKING:
@@ -127,6 +128,11 @@ class Llama3BackboneConfig:
     def image_channels(self) -> None:
         """None: it sees pixels with its own tower and takes no features of the image encoder."""
         return None
+
+    @property
+    def image_normalizer(self) -> FeatureNormalizerConfig:
+        """The tower's features go to the projector as they are."""
+        return FeatureNormalizerConfig()
 
     def build(self) -> DecoderOnlyBackbone:
         """Returns the backbone with fresh weights."""

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from blip3o.core.config import component
 from blip3o.core.errors import unknown_name
 from blip3o.models.backbones.decoder_only import DecoderOnlyBackbone
+from blip3o.models.encoders.normalizer import FeatureNormalizerConfig
 from blip3o.models.encoders.siglip2 import Siglip2EncoderConfig
 
 if TYPE_CHECKING:
@@ -40,6 +41,7 @@ class Qwen3BackboneConfig:
         image_token_id: id of the placeholder that image features replace.
         image_channels: channels (C) of the image encoder's features that the projector takes; None
             with a tower of its own.
+        image_normalizer: what the features pass before the projector; the identity if left out.
         vision_tower: what sees the pictures of prompts, a config out of `ENCODERS`; None if the
             model's image encoder does.
         tie_word_embeddings: whether the embedding table is also the vocabulary head.
@@ -61,6 +63,9 @@ class Qwen3BackboneConfig:
     head_dim: int
     image_token_id: int
     image_channels: int | None = None
+    image_normalizer: FeatureNormalizerConfig = dataclasses.field(
+        default_factory=FeatureNormalizerConfig
+    )
     vision_tower: Any | None = component("blip3o.models.encoders:ENCODERS", default=None)
     tie_word_embeddings: bool = True
     norm_eps: float = 1e-6

@@ -18,14 +18,18 @@ class FeatureNormalizerConfig:
     Args:
         num_components: principal directions kept (K); None is the identity (K = C).
         power: 0 scales all components by one number, 1 whitens them fully, between is between.
+        floor: added to every component's variance, so that what hardly varies is not blown up.
     """
 
     num_components: int | None = None
     power: float = 0.5
+    floor: float = 0.0
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.power <= 1.0:
             raise ValueError(f"power must be in [0, 1], got {self.power}")
+        if self.floor < 0.0:
+            raise ValueError(f"floor must be at least 0, got {self.floor}")
 
     def width(self, num_channels: int) -> int:
         """Returns K for features of C channels.
@@ -52,6 +56,7 @@ class FeatureNormalizer(nn.Module):
         super().__init__()
         self.config = config
         self.is_identity = config.num_components is None
+        self.num_components = config.width(num_channels)
         if not self.is_identity:
             width = config.width(num_channels)
             self.register_buffer("mean", torch.zeros(num_channels))
@@ -73,7 +78,7 @@ class FeatureNormalizer(nn.Module):
         mean = tokens.mean(0)
         variance, directions = torch.linalg.eigh((tokens - mean).T.cov())
         width = self.backward_map.shape[0]
-        variance = variance.flip(0)[:width].clamp_min(1e-12)
+        variance = variance.flip(0)[:width].clamp_min(1e-12) + self.config.floor
         directions = directions.flip(1)[:, :width]
         scaled = variance ** (1 - self.config.power)
         scale = variance ** (-self.config.power / 2) * scaled.mean().rsqrt()
