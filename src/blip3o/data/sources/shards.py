@@ -98,7 +98,9 @@ def index_shards(
             work = pool.imap(_make, [(path, salvage) for path in local])
             found.update(zip(local, progress(work, total=len(local), what=label), strict=True))
     elif local:
-        found.update((path, make_index(path, salvage=salvage)) for path in progress(local, what=label))
+        found.update(
+            (path, make_index(path, salvage=salvage)) for path in progress(local, what=label)
+        )
     indices = [index for index in found.values() if index is not None]
     for path, index in zip(paths, indices, strict=True):
         if index.damage:
@@ -150,15 +152,7 @@ def make_index(path: str, *, salvage: bool = False) -> ShardIndex:
         )
     buffer = io.BytesIO()
     np.savez(buffer, **_pack(index, stamp))
-    for place in _places(path):
-        try:
-            place.parent.mkdir(parents=True, exist_ok=True)
-            scratch = place.with_name(f".{place.name}.{socket.gethostname()}.{os.getpid()}")
-            scratch.write_bytes(buffer.getvalue())
-            os.replace(scratch, place)
-            break
-        except OSError:
-            continue  # a read-only folder; if all are, the index lives in memory only
+    _keep(path, buffer.getvalue())
     return index
 
 
@@ -173,6 +167,18 @@ def _places(path: str) -> Iterable[Path]:
     yield private_path(path, INDEX_SUFFIX)
 
 
+def _keep(path: str, data: bytes) -> None:
+    for place in _places(path):
+        try:
+            place.parent.mkdir(parents=True, exist_ok=True)
+            scratch = place.with_name(f".{place.name}.{socket.gethostname()}.{os.getpid()}")
+            scratch.write_bytes(data)
+            os.replace(scratch, place)
+            return
+        except OSError:
+            continue  # a read-only folder; if all are, the index lives in memory only
+
+
 def _published(path: str) -> ShardIndex | None:
     try:
         data = read_file(path + INDEX_SUFFIX)
@@ -185,6 +191,8 @@ def _published(path: str) -> ShardIndex | None:
         index = None
     if index is None:
         say(f"warning: {path + INDEX_SUFFIX} is of another shard; reading {path} instead")
+    else:
+        _keep(path, data)
     return index
 
 

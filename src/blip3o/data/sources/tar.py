@@ -1,7 +1,7 @@
 """The headers of a plain tar, read through any window onto its bytes.
 
-Reads what `tarfile` reads (ustar, GNU long names, pax paths and sizes) at ten times its speed, and
-differs on purpose in one thing: a damaged header or a file that breaks off is an error, not the end.
+Reads what `tarfile` reads (ustar, GNU long names, pax paths and sizes) at several times its speed,
+and differs on purpose in one thing: a damaged header or a cut file is an error, not the end.
 """
 
 import dataclasses
