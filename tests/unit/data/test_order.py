@@ -1,4 +1,4 @@
-"""The order of one source: a permutation in blocks, found at any place without the places before."""
+"""The order of one source: a permutation in blocks, found anywhere without what came before."""
 
 import time
 

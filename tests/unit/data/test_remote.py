@@ -1,6 +1,7 @@
 """Remote shards and lists: range reads, retries with pauses, one clear stop."""
 
 import http.server
+import itertools
 import json
 import re
 import threading
@@ -150,8 +151,7 @@ def test_a_server_that_stays_away_stops_the_run_and_counts_no_sample(
         assert sum(len(batch) for batch in next(steps)) == 6
         server.trouble = lambda path: 500
         with pytest.raises(UsageError, match=r"scenes-.\.tar cannot be reached, 4 attempts: HTTP"):
-            for _ in range(20):
-                next(steps)
+            list(itertools.islice(steps, 20))
         assert loader.num_bad == 0
         assert not quarantine.exists()
 
