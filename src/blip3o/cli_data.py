@@ -39,9 +39,7 @@ def add_data_commands(commands: argparse._SubParsersAction, add: AddCommand) -> 
     command.add_argument("--shard-size", type=int, default=2000, help="records a shard")
     _add_jobs(command)
 
-    command = add(
-        commands, "cache", _cache, "image features of a recipe's data; under torchrun too"
-    )
+    command = add(commands, "cache", _cache, "image features of a recipe's data")
     command.add_argument("recipe", help="the recipe of one stage or a YAML file")
     command.add_argument("overrides", nargs="*", metavar="path=value")
 

@@ -101,13 +101,12 @@ def lint(
         config = source_config(path, salvage=True)
         source: Any = config.build()
         name = source.name
-        for shard, index in zip(
-            getattr(source, "paths", ()), getattr(source, "shards", ()), strict=True
-        ):
-            findings += [
-                Finding(source=name, key=shard, position=-1, problem="damaged shard", detail=one)
-                for one in index.damage
-            ]
+        shards = zip(getattr(source, "paths", ()), getattr(source, "shards", ()), strict=True)
+        findings += [
+            Finding(source=name, key=shard, position=-1, problem="damaged shard", detail=one)
+            for shard, index in shards
+            for one in index.damage
+        ]
         look = functools.partial(_look, tasks=tuple(tasks), min_px=min_px)
         hashes = []
         for found, keys in walk(config, look, jobs=jobs, what=f"checking {name}"):

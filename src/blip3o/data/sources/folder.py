@@ -83,7 +83,7 @@ class FolderSource:
         return key, {"image": path.read_bytes()}, fields
 
     def fingerprint(self) -> str:
-        """Returns a hash of the names and sizes of the pictures and of the time they were changed."""
+        """Returns a hash of the pictures' names, sizes and times of change."""
         digest = hashlib.sha256()
         for name in self._names:
             status = (self._base / name).stat()
