@@ -49,6 +49,7 @@ format: setup ## Let ruff rewrite what it can
 bench: setup ## Measure speed on this machine
 	$(BIN)/python benchmarks/generate.py
 	$(BIN)/python benchmarks/sample.py
+	$(BIN)/python benchmarks/loader.py
 
 clean: ## Remove the environment and all caches
 	rm -rf $(VENV) build .pytest_cache .ruff_cache .import_linter_cache src/*.egg-info

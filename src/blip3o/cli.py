@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from blip3o import __version__
+from blip3o.cli_data import add_data_commands
 from blip3o.core.errors import PreemptedError, UsageError
 from blip3o.core.log import say
 
@@ -29,7 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     options = build_parser().parse_args(arguments)
     try:
-        options.run(options)
+        status = options.run(options)
         sys.stdout.flush()  # a reader that went away shows itself here and not at the exit
     except UsageError as error:
         return _report(options, f"error: {error}", EXIT_USAGE)
@@ -44,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         reason = (str(error).splitlines() or ["no reason given"])[0]
         message = f"failed: {type(error).__name__}: {reason} (--debug shows more)"
         return _report(options, message, EXIT_FAILURE)
-    return 0
+    return status or 0
 
 
 def _report(options: argparse.Namespace, message: str, status: int) -> int:
@@ -67,7 +68,8 @@ class _CommandParser(_Parser):
     _is_intermixed = False
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:  # noqa: ANN401
-        if self._is_intermixed:  # argparse comes back here for the second half of the work
+        # argparse comes back here for the second half; a parser of commands hands all on.
+        if self._is_intermixed or self._subparsers is not None:
             return super().parse_known_args(args, namespace)
         self._is_intermixed = True
         try:
@@ -121,6 +123,11 @@ def build_parser() -> argparse.ArgumentParser:
     command.add_argument("--out", type=Path, required=True, help="folder for results.json")
     command.add_argument("overrides", nargs="*", metavar="path=value")
     _add_model(command)
+
+    data = commands.add_parser("data", help="index, lint, stats, pack, cache: data tools")
+    add_data_commands(
+        data.add_subparsers(title="commands", required=True, metavar="COMMAND"), _command
+    )
 
     command = _command(commands, "scenes", _scenes, "write the scenes data set to files")
     command.add_argument("--out", type=Path, required=True, help="folder for shards")

@@ -28,6 +28,12 @@ OPTIONS = {
     "reconstruct": ["image", "--out", *SAMPLING, *MODEL, *PIPELINE],
     "train": ["recipe", "--out", "overrides"],
     "eval": ["benchmark", "--out", "overrides", *MODEL],
+    "data": [],
+    "data index": ["paths", "--jobs"],
+    "data lint": ["paths", "--jobs", "--task", "--min-px", "--out"],
+    "data stats": ["paths", "--jobs", "--out"],
+    "data pack": ["path", "--jobs", "--out", "--name", "--shard-size"],
+    "data cache": ["recipe", "overrides"],
     "scenes": ["--out", "overrides"],
     "convert": ["source", "dest", "--to", "--revision", "--allow-pickle"],
     "recipes": ["action", "name"],
@@ -59,13 +65,21 @@ def refusal(capsys: pytest.CaptureFixture[str], *words: str, status: int = 2) ->
 
 
 def test_commands_and_options_are_these_and_no_others() -> None:
-    parser = build_parser()
-    (commands,) = (a for a in parser._actions if isinstance(a, argparse._SubParsersAction))
-    found = {}
-    for name, command in commands.choices.items():
-        actions = [a for a in command._actions if a.dest != "help"]
-        found[name] = {(a.option_strings or [a.dest])[0] for a in actions}
-    assert found == {name: {*options, "--debug"} for name, options in OPTIONS.items()}
+    found: dict[str, set[str]] = {}
+
+    def collect(parser: argparse.ArgumentParser, prefix: str) -> None:
+        for table in parser._actions:
+            if isinstance(table, argparse._SubParsersAction):
+                for name, command in table.choices.items():
+                    actions = [
+                        a for a in command._actions if a.dest not in {"help", "==SUPPRESS=="}
+                    ]
+                    found[prefix + name] = {(a.option_strings or [a.dest])[0] for a in actions}
+                    collect(command, f"{prefix}{name} ")
+
+    collect(build_parser(), "")
+    expected = {name: {*options, "--debug"} for name, options in OPTIONS.items()}
+    assert found == {**expected, "data": set()}
 
 
 def test_version_and_help_succeed(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,8 +1,9 @@
 """A cache of frozen image features: computed once, read by position, refused when stale.
 
-One file a source and picture role, float16 [records, N, C], with a JSON beside it that says which
-encoder and which data it is of and which rows are done. A picture that cannot be read leaves a row
-of NaN, so that training meets the same bad sample as it would without a cache.
+One file a source and picture role, float16 [records, N, C]; a JSON beside it says which encoder and
+which data it is of, and a byte a chunk of rows which of them are done. Processes share the chunks.
+A picture that cannot be read leaves a row of NaN, so that training meets the same bad sample as it
+would without a cache.
 """
 
 import dataclasses
@@ -31,7 +32,7 @@ class _Info:
     fingerprint: str
     data: str
     shape: tuple[int, ...]
-    done: int
+    chunk: int
 
 
 class FeatureCache:
@@ -110,7 +111,7 @@ class FeatureCache:
             raise UsageError(
                 f"the feature cache {array_file} was made by another image encoder; delete it"
             )
-        if info.done < info.shape[0]:
+        if not _done(array_file, info).all():
             raise UsageError(f"the feature cache {array_file} is unfinished; build it again")
         return info
 
@@ -124,11 +125,15 @@ def build_cache(
     *,
     image_px: int,
     batch_size: int = 256,
+    rank: int = 0,
+    world_size: int = 1,
 ) -> None:
     """Computes the features of one picture of every record; goes on where it stopped.
 
-    Does nothing if they are there; replaces those of another encoder or of other data. Of several
-    processes that want the same features one computes them and the others wait.
+    Does nothing if they are there; replaces those of another encoder or of other data. Several
+    processes of a run share the work by rank, on one machine or on one file system, and a run of
+    another number of processes goes on with it. Of several runs that want the same features one
+    computes them and the others wait.
 
     Args:
         source: the records.
@@ -138,29 +143,69 @@ def build_cache(
         fingerprint: identifies encoder, weights and preprocessing.
         image_px: side of the pictures.
         batch_size: pictures at once.
+        rank: which process this is.
+        world_size: how many share the work; the cache is whole when all of them have returned.
 
     Raises:
         UsageError: if features are not finite in half precision, or no picture can be read.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    array_file, _ = _files(folder, source.name, role)
+    wanted = (fingerprint, source.fingerprint())
+
+    def rows_of(positions: range, shape: tuple[int, ...] | None) -> NDArray[np.float16]:
+        return _encode(source, role, encode, positions, image_px, shape)
+
+    with _alone(array_file.with_suffix(f".{rank}of{world_size}.lock")):
+        with _alone(array_file.with_suffix(".lock")):
+            info = _start(source, role, folder, wanted, batch_size, rows_of)
+        done = _done(array_file, info)
+        array = np.memmap(array_file, dtype=np.float16, mode="r+", shape=info.shape)
+        missing = [k for k in range(rank, len(done), world_size) if not done[k]]
+        for number in progress(missing, what=f"features of {source.name}/{role}, batches"):
+            positions = _positions(info, number)
+            array[positions.start : positions.stop] = rows_of(positions, info.shape[1:])
+            array.flush()  # the rows first, then the word that they are there
+            done[number] = 1
+            done.flush()
+
+
+def _start(
+    source: Source,
+    role: str,
+    folder: Path,
+    wanted: tuple[str, str],
+    batch_size: int,
+    rows_of: Callable[[range, tuple[int, ...] | None], NDArray[np.float16]],
+) -> _Info:
+    """Returns what is there already, or makes the files with the first chunk in them."""
     array_file, info_file = _files(folder, source.name, role)
-    data = source.fingerprint()
-    with _alone(array_file):
-        info = _read_info(array_file, info_file)
-        if info is None or (info.fingerprint, info.data) != (fingerprint, data):
-            info_file.unlink(missing_ok=True)  # first, or it would vouch for the new array
-            info = None
-        starts = range(info.done if info else 0, len(source), batch_size)
-        for start in progress(starts, what=f"features of {source.name}/{role}, batches"):
-            positions = range(start, min(start + batch_size, len(source)))
-            rows = _encode(source, role, encode, positions, image_px, info)
-            shape = (len(source), *rows.shape[1:])
-            mode = "r+" if info else "w+"
-            array = np.memmap(array_file, dtype=np.float16, mode=mode, shape=shape)
-            array[positions.start : positions.stop] = rows
-            array.flush()
-            info = _Info(fingerprint=fingerprint, data=data, shape=shape, done=positions.stop)
-            _write_info(info_file, info)
+    info = _read_info(array_file, info_file)
+    if info is not None and (info.fingerprint, info.data) == wanted:
+        return info
+    info_file.unlink(missing_ok=True)  # first, or it would vouch for the new array
+    rows = rows_of(range(min(batch_size, len(source))), None)
+    shape = (len(source), *rows.shape[1:])
+    info = _Info(fingerprint=wanted[0], data=wanted[1], shape=shape, chunk=batch_size)
+    array = np.memmap(array_file, dtype=np.float16, mode="w+", shape=shape)
+    array[: len(rows)] = rows
+    array.flush()
+    marks = bytearray(-(-len(source) // batch_size))
+    marks[0] = 1
+    array_file.with_suffix(".done").write_bytes(marks)
+    _write_info(info_file, info)
+    return info
+
+
+def _positions(info: _Info, number: int) -> range:
+    return range(number * info.chunk, min((number + 1) * info.chunk, info.shape[0]))
+
+
+def _done(array_file: Path, info: _Info) -> np.memmap:
+    """Returns a byte for each chunk, 1 if its rows are there; writing to it writes the file."""
+    chunks = -(-info.shape[0] // info.chunk)
+    file = array_file.with_suffix(".done")
+    return np.memmap(file, dtype=np.uint8, mode="r+", shape=(chunks,))
 
 
 def _encode(
@@ -169,7 +214,7 @@ def _encode(
     encode: Callable[[Tensor], Tensor],
     positions: range,
     image_px: int,
-    info: _Info | None,
+    shape: tuple[int, ...] | None,
 ) -> NDArray[np.float16]:
     """Returns the rows of some positions, of NaN where a picture cannot be read."""
     pixels: dict[int, Tensor] = {}
@@ -180,9 +225,9 @@ def _encode(
         except (ValueError, OSError) as error:
             reason = str(error)
     if not pixels:
-        if info is None:
+        if shape is None:
             raise UsageError(f"no picture {role!r} of {source.name} can be read: {reason}")
-        return np.full((len(positions), *info.shape[1:]), np.nan, dtype=np.float16)
+        return np.full((len(positions), *shape), np.nan, dtype=np.float16)
     features = encode(torch.stack(list(pixels.values()))).to("cpu", torch.float16).numpy()
     if not np.isfinite(features).all():
         raise UsageError(
@@ -199,13 +244,13 @@ def _files(folder: Path, source: str, role: str) -> tuple[Path, Path]:
 
 
 @contextmanager
-def _alone(array_file: Path) -> Iterator[None]:
+def _alone(lock: Path) -> Iterator[None]:
     """Holds a lock that the system frees when the process ends, however it ends."""
-    with array_file.with_suffix(".lock").open("w") as file:
+    with lock.open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            say(f"waiting for another process that computes {array_file}")
+            say(f"waiting for another process that holds {lock}")
             fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
@@ -218,10 +263,14 @@ def _read_info(array_file: Path, info_file: Path) -> _Info | None:
             fingerprint=stored["fingerprint"],
             data=stored["data"],
             shape=tuple(stored["shape"]),
-            done=stored["done"],
+            chunk=stored["chunk"],
         )
-        is_whole = array_file.stat().st_size == 2 * math.prod(info.shape)
-    except (OSError, ValueError, KeyError, TypeError):
+        chunks = -(-info.shape[0] // info.chunk)
+        is_whole = (
+            array_file.stat().st_size == 2 * math.prod(info.shape)
+            and array_file.with_suffix(".done").stat().st_size == chunks
+        )
+    except (OSError, ValueError, KeyError, TypeError, ZeroDivisionError):
         return None
     return info if is_whole else None
 

@@ -6,8 +6,10 @@ the limit the run stops: a data set that is broken should not be trained on in s
 """
 
 import dataclasses
+import itertools
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
@@ -19,7 +21,7 @@ from blip3o.core.errors import UsageError
 from blip3o.core.rng import numpy_rng
 from blip3o.core.types import Batch
 from blip3o.data.collate import Prepared, Preparer, collate
-from blip3o.data.mixture import DataConfig, Mixture
+from blip3o.data.mixture import DataConfig, Mixture, Slot
 from blip3o.data.tasks import PICTURES, draw_turns, get_task
 from blip3o.imaging.load import open_image
 
@@ -28,6 +30,8 @@ _MAX_REPLACEMENTS = 100
 _BORNE = 10
 """Bad samples that are borne whatever share of a young run they are."""
 _PREFETCH_STEPS = 4
+_REMOTE_READS = 16
+"""Remote records that one process waits for at once."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,11 +69,14 @@ class Loader:
         seed: the run's seed.
         global_batch_size: samples a step.
         micro_batch_size: most rows of a batch.
-        quarantine: file that bad samples are appended to; None keeps no list.
+        quarantine: file that bad samples are appended to; None keeps no list. Processes may share
+            one.
+        rank: which process of the run this is.
+        world_size: how many share each step: process r takes samples r, r + world_size, ... of it.
 
     Raises:
-        UsageError: if a source is missing or a task unknown, or the feature cache is not of these
-            sources.
+        UsageError: if a source is missing or a task unknown, the feature cache is not of these
+            sources, or the processes cannot share a step evenly.
     """
 
     def __init__(
@@ -81,10 +88,19 @@ class Loader:
         global_batch_size: int,
         micro_batch_size: int,
         quarantine: Path | None = None,
+        rank: int = 0,
+        world_size: int = 1,
     ) -> None:
+        if global_batch_size % world_size:
+            raise UsageError(
+                f"train.global_batch_size {global_batch_size} cannot be shared evenly among "
+                f"{world_size} processes"
+            )
         self._config = config
         self._samples = _Samples(config, preparer, seed)
         self._global_batch_size = global_batch_size
+        self._rank = rank
+        self._world_size = world_size
         self._micro_batch_size = micro_batch_size
         self._quarantine = quarantine
         self.num_bad = 0
@@ -101,7 +117,13 @@ class Loader:
         """
         workers = self._config.num_workers
         loaded = DataLoader(
-            _Steps(self._samples, self._global_batch_size, self._micro_batch_size, start_step),
+            _Steps(
+                self._samples,
+                range(self._rank, self._global_batch_size, self._world_size),
+                self._global_batch_size,
+                self._micro_batch_size,
+                start_step,
+            ),
             batch_size=None,
             num_workers=workers,
             prefetch_factor=_PREFETCH_STEPS if workers else None,
@@ -138,8 +160,9 @@ class Loader:
         self.num_seen += sum(len(batch) for batch in step.batches)
         self.num_bad += len(step.bad)
         if step.bad and self._quarantine is not None:
-            with self._quarantine.open("a", encoding="utf-8") as file:
-                file.writelines(json.dumps(dataclasses.asdict(one)) + "\n" for one in step.bad)
+            lines = "".join(json.dumps(dataclasses.asdict(one)) + "\n" for one in step.bad)
+            with self._quarantine.open("ab", buffering=0) as file:
+                file.write(lines.encode())  # in one piece: other processes append here too
         if step.error is not None:
             raise UsageError(step.error)
         limit = self._config.bad_sample_limit
@@ -166,23 +189,41 @@ class _Samples:
         self.preparer = preparer
         self._seed = seed
 
-    def prepare(self, slot: tuple[int, int, int], bad: list[BadSample]) -> Prepared:
+    def prepare_all(self, indices: Iterable[int], bad: list[BadSample]) -> list[Prepared]:
+        """Returns samples in order; remote ones are read many at once."""
+        slots = [self.mixture.slot(index) for index in indices]
+        remote = [slot for slot in slots if self.mixture.sources[slot.entry].is_remote]
+        if not remote:
+            return [self.prepare(slot, bad) for slot in slots]
+        notes: dict[Slot, list[BadSample]] = {slot: [] for slot in slots}
+        pool = ThreadPoolExecutor(_REMOTE_READS)
+        try:
+            ready = {slot: pool.submit(self.prepare, slot, notes[slot]) for slot in remote}
+            return [
+                ready[slot].result() if slot in ready else self.prepare(slot, notes[slot])
+                for slot in slots
+            ]
+        finally:
+            pool.shutdown(cancel_futures=True)  # after an error the rest need not wait, too
+            bad += itertools.chain.from_iterable(notes.values())
+
+    def prepare(self, slot: Slot, bad: list[BadSample]) -> Prepared:
         """Returns the sample of a slot of the schedule; appends what it replaces to `bad`."""
-        index, entry, number = slot
         for shift in range(_MAX_REPLACEMENTS):
             key = "?"
             try:
-                record = self.mixture.record(index, entry, number, shift)
+                record = self.mixture.record(slot, shift)
                 key = record.key
-                rng = numpy_rng(self._seed, "task", index, shift)
-                example = self._tasks[entry](record, rng)
-                max_turns = self._max_turns[entry]
+                rng = numpy_rng(self._seed, "task", slot.index, shift)
+                example = self._tasks[slot.entry](record, rng)
+                max_turns = self._max_turns[slot.entry]
                 if max_turns is not None and example.messages:
                     example = draw_turns(example, max_turns, rng)
                 return self.preparer.prepare(example)
             except (ValueError, OSError) as error:
-                source = self.mixture.sources[entry].name
-                bad.append(BadSample(source=source, key=key, index=index, reason=str(error)))
+                source = self.mixture.sources[slot.entry].name
+                reason = " ".join(str(error).split())
+                bad.append(BadSample(source=source, key=key, index=slot.index, reason=reason))
         raise UsageError(
             f"{_MAX_REPLACEMENTS} bad samples in a row in {bad[-1].source}; the last: "
             f"{bad[-1].key}: {bad[-1].reason}"
@@ -193,36 +234,30 @@ class _Steps(Dataset):
     """Steps by number, for PyTorch's loader."""
 
     def __init__(
-        self, samples: _Samples, global_batch_size: int, micro_batch_size: int, start_step: int
+        self,
+        samples: _Samples,
+        share: range,
+        global_batch_size: int,
+        micro_batch_size: int,
+        start_step: int,
     ) -> None:
         self._samples = samples
+        self._share = share
         self._global_batch_size = global_batch_size
         self._micro_batch_size = micro_batch_size
         self._start_step = start_step
-        self._slots: Iterator[tuple[int, int, int]] | None = None
-        self._next_step = -1
 
     def __len__(self) -> int:
         return 2**31
 
     def __getitem__(self, index: int) -> _Step:
-        slots = self._slots_of(self._start_step + index)
+        first = (self._start_step + index) * self._global_batch_size
         bad: list[BadSample] = []
         try:
-            rows = [self._samples.prepare(slot, bad) for slot in slots]
+            rows = self._samples.prepare_all((first + offset for offset in self._share), bad)
         except UsageError as error:  # raised by the main process: from here it has a traceback
             return _Step(batches=[], bad=bad, error=str(error))
         return _Step(batches=self._group(rows), bad=bad, error=None)
-
-    def _slots_of(self, step: int) -> list[tuple[int, int, int]]:
-        size = self._global_batch_size
-        if self._slots is None or step < self._next_step:
-            self._slots = self._samples.mixture.schedule(step * size)
-            self._next_step = step
-        for _ in range((step - self._next_step) * size):  # a worker skips the steps of the others
-            next(self._slots)
-        self._next_step = step + 1
-        return [next(self._slots) for _ in range(size)]
 
     def _group(self, rows: list[Prepared]) -> list[Batch]:
         by_task: dict[str, list[Prepared]] = {}

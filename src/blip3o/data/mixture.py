@@ -1,14 +1,14 @@
 """Which sample comes when: a pure function of the seed and the sample's global number.
 
-Global sample i belongs to an entry by a keyed draw and is that entry's n-th sample; n decides the
-epoch and, through a keyed permutation of the entry's records, the record. Nothing is remembered
-but how often each entry was drawn before, which is counted anew from the seed when resuming.
+Samples come in cycles; each holds every entry in proportion to its weight, in a keyed order. So
+global sample i is the n-th sample of an entry by arithmetic alone; n decides the epoch and, through
+a keyed order of the entry's records, the record. Nothing is remembered and nothing counted.
 """
 
 import dataclasses
 import math
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +17,25 @@ from blip3o.core.config import component
 from blip3o.core.errors import UsageError
 from blip3o.core.rng import numpy_rng
 from blip3o.core.types import Record
+from blip3o.data.order import RecordOrder
 from blip3o.data.sources import Source
+
+CYCLE = 1 << 16
+"""Samples a cycle; shares of entries are kept to one part in so many."""
+
+
+class Slot(NamedTuple):
+    """A place in the order of samples.
+
+    Args:
+        index: the sample's global number.
+        entry: which entry of the mixture it belongs to.
+        number: the how-maniest sample of that entry it is.
+    """
+
+    index: int
+    entry: int
+    number: int
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -101,39 +119,46 @@ class Mixture:
                 raise UsageError(f"two data sources have the name {name!r}; give each its own")
         self.sources = [built[entry.source] for entry in config.mixture]
         self._seed = seed
-        weights = np.array([entry.weight for entry in config.mixture])
-        self._edges = np.cumsum(weights / weights.sum())
-        self._orders: dict[tuple[int, int], NDArray[np.int64]] = {}
+        self._orders = [
+            RecordOrder(source.shard_lengths, seed, f"order/{number}")
+            for number, source in enumerate(self.sources)
+        ]
+        # Every cycle holds each entry the same number of times, so that how often an entry was
+        # drawn before any sample is a product and not a count.
+        self._counts = _apportion([entry.weight for entry in config.mixture], CYCLE)
+        self._cycle: tuple[int, NDArray[np.int64], NDArray[np.int64]] | None = None
 
-    def schedule(self, start: int) -> Iterator[tuple[int, int, int]]:
-        """Yields (global number, entry, number within the entry) from a global number on."""
-        drawn = np.zeros(len(self.tasks), dtype=np.int64)
-        block = 4096
-        for number in range(start // block):
-            drawn += np.bincount(self._entries_of_block(number, block), minlength=len(drawn))
-        for number in range(start // block, 2**62):
-            for offset, entry in enumerate(self._entries_of_block(number, block).tolist()):
-                index = number * block + offset
-                if index >= start:
-                    yield index, entry, int(drawn[entry])
-                drawn[entry] += 1
+    def slot(self, index: int) -> Slot:
+        """Returns which record a sample is, at the same cost for every index.
 
-    def record(self, index: int, entry: int, number: int, shift: int = 0) -> Record:
+        Args:
+            index: the global number, 0 or more.
+        """
+        cycle, offset = divmod(index, CYCLE)
+        if self._cycle is None or self._cycle[0] != cycle:
+            self._cycle = (cycle, *self._draw_cycle(cycle))
+        _, entries, numbers = self._cycle
+        return Slot(index, int(entries[offset]), int(numbers[offset]))
+
+    def record(self, slot: Slot, shift: int = 0) -> Record:
         """Returns the record of one sample.
 
         Args:
-            index: the global number.
-            entry: which entry.
-            number: the how-maniest sample of that entry it is.
+            slot: which sample.
             shift: 0, or how many bad records were met before in its place.
+
+        Raises:
+            ValueError: if the record is damaged.
+            OSError: if a file of it cannot be read.
+            UsageError: if its remote store cannot be reached.
         """
-        source = self.sources[entry]
-        epoch, within = divmod(number, len(source))
-        position = int(self._order(entry, epoch)[(within + shift) % len(source)])
+        source = self.sources[slot.entry]
+        epoch, within = divmod(slot.number, len(source))
+        position = self._orders[slot.entry].position(epoch, (within + shift) % len(source))
         key, files, fields = source.read(position)
         return Record(
             key=key,
-            index=index,
+            index=slot.index,
             epoch=epoch,
             position=position,
             source=source.name,
@@ -141,14 +166,24 @@ class Mixture:
             fields=fields,
         )
 
-    def _entries_of_block(self, number: int, block: int) -> NDArray[np.int64]:
-        draws = numpy_rng(self._seed, "mixture", number).random(block)
-        return np.searchsorted(self._edges, draws, side="right").clip(max=len(self.tasks) - 1)
+    def _draw_cycle(self, cycle: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Returns entry and number within the entry of every sample of a cycle."""
+        entries = np.repeat(np.arange(len(self._counts)), self._counts)
+        numbers = np.concatenate([cycle * count + np.arange(count) for count in self._counts])
+        # Sorted within each entry: numbers must rise with the sample, for they are its epoch.
+        order = numpy_rng(self._seed, "mixture", cycle).permutation(CYCLE)
+        entries = entries[order]
+        sorted_numbers = np.empty(CYCLE, dtype=np.int64)
+        sorted_numbers[np.argsort(entries, kind="stable")] = numbers
+        return entries, sorted_numbers
 
-    def _order(self, entry: int, epoch: int) -> NDArray[np.int64]:
-        if (entry, epoch) not in self._orders:
-            for old in [key for key in self._orders if key[0] == entry and key[1] < epoch - 1]:
-                del self._orders[old]
-            rng = numpy_rng(self._seed, f"order/{entry}", epoch)
-            self._orders[entry, epoch] = rng.permutation(len(self.sources[entry]))
-        return self._orders[entry, epoch]
+
+def _apportion(weights: Sequence[float], total: int) -> list[int]:
+    """Returns whole numbers in proportion to weights, at least 1 each, that add up to a total."""
+    shares = np.array(weights) / sum(weights) * total
+    counts = np.maximum(np.floor(shares), 1).astype(np.int64)
+    while counts.sum() != total:  # the one that is furthest from its share gives or gets
+        step = 1 if counts.sum() < total else -1
+        lack = np.where((step > 0) | (counts > 1), step * (shares - counts), -np.inf)
+        counts[int(lack.argmax())] += step
+    return counts.tolist()

@@ -1,6 +1,5 @@
 """Makes a run out of its config: data, tokenizer, model, cache, trainer; and leaves a model."""
 
-import hashlib
 import itertools
 import os
 import shutil
@@ -8,16 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
 
 from blip3o.core.device import keep_freed_memory, resolve_device
 from blip3o.core.errors import UsageError
 from blip3o.core.log import say
-from blip3o.data.cache import FeatureCache, build_cache
 from blip3o.data.collate import Preparer
 from blip3o.data.loader import Loader
 from blip3o.models.encoders.normalizer import FeatureNormalizer
 from blip3o.models.unified import UnifiedModel
+from blip3o.recipes.features import feature_cache
 from blip3o.recipes.samples import SampleWriter
 from blip3o.recipes.scenes import ensure_scenes
 from blip3o.text.chat import ChatTemplate
@@ -27,14 +25,6 @@ from blip3o.train.curves import draw_curves
 from blip3o.train.trainer import Trainer, check_resumable
 from blip3o.weights.folder import load_model, save_model
 
-_ROLES = {
-    "text_to_image": ("image",),
-    "image_to_text": ("image",),
-    "reconstruct": ("image",),
-    "contrastive": ("image",),
-    "edit": ("source", "target"),
-    "text": (),
-}
 _TOKENIZER_RECORDS = 4000
 _NORMALIZER_BATCHES = 32
 
@@ -55,7 +45,8 @@ def train(config: RunConfig, run_dir: Path) -> None:
         keep_freed_memory()
     run_dir.mkdir(parents=True, exist_ok=True)
     ensure_scenes(config.data)
-    tokenizer, model = _build(config, run_dir)
+    tokenizer, model = build_model(config)
+    tokenizer = tokenizer or _own_tokenizer(config, run_dir)
     _check_tokens(tokenizer, config)
     objectives = [objective.build(config.model) for objective in config.objectives]
     preparer = _preparer(config, tokenizer, model)
@@ -108,7 +99,15 @@ def link_model(model: Path, link: Path) -> None:
     os.replace(scratch, link)
 
 
-def _build(config: RunConfig, run_dir: Path) -> tuple[Tokenizer, UnifiedModel]:
+def build_model(config: RunConfig) -> tuple[Tokenizer | None, UnifiedModel]:
+    """Returns a run's model with the weights it starts from, and their tokenizer if any has one.
+
+    Args:
+        config: the whole run.
+
+    Raises:
+        UsageError: if weights cannot be read or do not fit.
+    """
     torch.manual_seed(config.train.seed)
     model = config.model.build()
     tokenizer = None
@@ -116,8 +115,6 @@ def _build(config: RunConfig, run_dir: Path) -> tuple[Tokenizer, UnifiedModel]:
         loaded = load_model(init.folder)
         tokenizer = loaded.tokenizer if tokenizer is None else tokenizer
         _take(model, loaded.model, init.parts, init.folder)
-    if tokenizer is None:
-        tokenizer = _own_tokenizer(config, run_dir)
     return tokenizer, model
 
 
@@ -180,47 +177,11 @@ def _preparer(config: RunConfig, tokenizer: Tokenizer, model: UnifiedModel) -> P
         max_text_tokens=config.data.max_text_tokens,
         things=regions[0].things if regions else (),
         colors=regions[0].colors if regions else (),
-        cache=_cache(config, model) if config.data.feature_cache else None,
+        cache=feature_cache(config, model.image_encoder) if config.data.feature_cache else None,
         keep_pixels=any(o.kind == "pixel_decoding" for o in config.objectives),
         question_pictures=config.model.question_pictures,
         token_px=getattr(config.model.backbone, "token_px", 1),
     )
-
-
-def _cache(config: RunConfig, model: UnifiedModel) -> FeatureCache:
-    """Returns the cache of everything the run looks at, computed now where it is missing."""
-    if any(part.startswith("image_encoder") for part in config.train.trainable):
-        raise UsageError("data.feature_cache needs a frozen image encoder; set it to null")
-    fingerprint = f"{_hash(model.image_encoder)}/{config.data.image_px}"
-    folder = Path(str(config.data.feature_cache))
-    cache = FeatureCache(folder, fingerprint)
-    device = resolve_device(config.train.device)
-    encoder = model.image_encoder.to(device).eval()
-
-    @torch.no_grad()
-    def encode(pixels: Tensor) -> Tensor:
-        return encoder(pixels.to(device))
-
-    for entry in config.data.mixture:
-        for role in _ROLES[entry.task]:
-            if not cache.is_complete(entry.source.name, role):
-                build_cache(
-                    entry.source.build(),
-                    role,
-                    encode,
-                    folder,
-                    fingerprint,
-                    image_px=config.data.image_px,
-                )
-    return cache
-
-
-def _hash(module: nn.Module) -> str:
-    digest = hashlib.sha256()
-    for name, tensor in sorted(module.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()[:32]
 
 
 @torch.no_grad()

@@ -177,6 +177,30 @@ def test_two_builders_do_the_work_once(source: WebDatasetSource, tmp_path: Path)
     assert FeatureCache(tmp_path, "encoder/8").is_complete("scenes", "image")
 
 
+@pytest.mark.parametrize("worlds", [(2, 2), (3, 2), (4, 1)])
+def test_processes_share_the_chunks_and_another_number_goes_on(
+    source: WebDatasetSource, tmp_path: Path, worlds: tuple[int, int]
+) -> None:
+    calls: list[int] = []
+
+    def counted(pixels: Tensor) -> Tensor:
+        calls.append(len(pixels))
+        return encode(pixels)
+
+    first, second = worlds
+    build(source, tmp_path, encode=counted, rank=first - 1, world_size=first)
+    cache = FeatureCache(tmp_path, "encoder/8")
+    assert not cache.is_complete("scenes", "image")
+    for rank in range(second):
+        build(source, tmp_path, encode=counted, rank=rank, world_size=second, batch_size=3)
+    assert sorted(calls) == [2, 5, 5]  # nothing twice, in the chunks of the first
+    build(source, tmp_path / "at-once")
+    at_once = FeatureCache(tmp_path / "at-once", "encoder/8")
+    for position in range(12):
+        expected = at_once.get("scenes", "image", position)
+        assert torch.equal(cache.get("scenes", "image", position), expected)
+
+
 def test_a_bad_picture_is_a_bad_sample_here_too(
     tmp_path: Path, write_tar: WriteTar, make_loader: MakeLoader, preparer: Preparer, shards: Path
 ) -> None:

@@ -13,7 +13,7 @@ from PIL import Image
 
 from blip3o.core.types import IGNORE_LABEL, Batch, Record
 from blip3o.data.collate import MAX_REGIONS, Prepared, Preparer, collate
-from blip3o.data.mixture import DataConfig, Mixture, MixtureEntry
+from blip3o.data.mixture import DataConfig, Mixture, MixtureEntry, Slot
 from blip3o.data.sources.jsonl import JsonlConfig
 from blip3o.data.sources.webdataset import WebDatasetConfig
 from blip3o.data.tasks import TASKS
@@ -26,7 +26,7 @@ from blip3o.imaging.pixels import to_pixels
 def records(mixture: tuple[MixtureEntry, ...]) -> list[Record]:
     """The first three records of the scenes, then those of the edits."""
     mixed = Mixture(DataConfig(mixture=mixture, image_px=8), seed=0)
-    return [mixed.record(10 + k, entry, k) for entry in (0, 3) for k in range(3)]
+    return [mixed.record(Slot(10 + k, entry, k)) for entry in (0, 3) for k in range(3)]
 
 
 def prepare(preparer: Preparer, task: str, record: Record, **fields: Any) -> Prepared:
@@ -213,7 +213,7 @@ def test_both_formats_give_the_same_examples(
         entries = [(MixtureEntry(source=source, task=task),) for source in both]
         mixed = [Mixture(DataConfig(mixture=entry, image_px=8), seed=1) for entry in entries]
         for number in range(15):
-            a, b = (prepare(preparer, task, one.record(number, 0, number)) for one in mixed)
+            a, b = (prepare(preparer, task, one.record(Slot(number, 0, number))) for one in mixed)
             assert dataclasses.replace(a.example.record, key="") == dataclasses.replace(
                 b.example.record, key=""
             )

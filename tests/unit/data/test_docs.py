@@ -11,7 +11,7 @@ import yaml
 from blip3o.core.config import from_dict
 from blip3o.core.types import Record
 from blip3o.data.loader import BadSample
-from blip3o.data.mixture import DataConfig
+from blip3o.data.mixture import DataConfig, MixtureEntry
 from blip3o.data.tasks import PICTURES, TASKS
 
 DOCS = Path(__file__).parents[3] / "docs" / "data.md"
@@ -31,6 +31,15 @@ def test_every_task_has_an_example_that_it_takes(task: str) -> None:
         )
         record = Record(key="k", index=0, epoch=0, position=0, source="s", files={}, fields=row)
         assert TASKS[task](record, np.random.default_rng(0)).task == task
+
+
+def test_the_published_mix_and_the_folder_are_real() -> None:
+    mix = yaml.safe_load(blocks("yaml mix")[0])
+    config = from_dict(DataConfig, {**mix, "image_px": 448})
+    assert [entry.weight for entry in config.mixture] == [27, 5, 4]
+    folder = yaml.safe_load(blocks("yaml")[1])
+    entry = from_dict(MixtureEntry, {**folder, "task": "text_to_image"})
+    assert entry.source.kind == "folder"
 
 
 def test_the_example_config_and_quarantine_line_are_real() -> None:

@@ -1,6 +1,5 @@
 """Order: a pure function of the seed and the sample's number."""
 
-import itertools
 from collections import Counter
 from typing import Any
 
@@ -8,11 +7,9 @@ import pytest
 
 from blip3o.core.config import from_dict, to_dict
 from blip3o.core.errors import UsageError
-from blip3o.data.mixture import DataConfig, Mixture, MixtureEntry
+from blip3o.data.mixture import CYCLE, DataConfig, Mixture, MixtureEntry, Slot
 from blip3o.data.sources.jsonl import JsonlConfig
 from blip3o.data.sources.webdataset import WebDatasetConfig
-
-Slot = tuple[int, int, int]
 
 
 def config(*entries: MixtureEntry) -> DataConfig:
@@ -20,12 +17,12 @@ def config(*entries: MixtureEntry) -> DataConfig:
 
 
 def slots(mixture: Mixture, start: int, count: int) -> list[Slot]:
-    return list(itertools.islice(mixture.schedule(start), count))
+    return [mixture.slot(index) for index in range(start, start + count)]
 
 
 def test_every_epoch_is_a_permutation_of_its_own(scenes: WebDatasetConfig) -> None:
     one = Mixture(config(MixtureEntry(source=scenes, task="text")), seed=0)
-    records = [one.record(*slot) for slot in slots(one, 0, 36)]
+    records = [one.record(slot) for slot in slots(one, 0, 36)]
     epochs = [records[start : start + 12] for start in (0, 12, 24)]
     orders = [tuple(record.position for record in epoch) for epoch in epochs]
     assert all(sorted(order) == list(range(12)) for order in orders)
@@ -38,7 +35,7 @@ def test_every_entry_of_a_mixture_covers_its_epochs(mixture: tuple[MixtureEntry,
     mixed = Mixture(config(*mixture), seed=3)
     positions: dict[tuple[int, int], list[int]] = {}
     for slot in slots(mixed, 0, 300):
-        record = mixed.record(*slot)
+        record = mixed.record(slot)
         positions.setdefault((slot[1], record.epoch), []).append(record.position)
     for (entry, epoch), met in positions.items():
         length = len(mixed.sources[entry])
@@ -47,32 +44,32 @@ def test_every_entry_of_a_mixture_covers_its_epochs(mixture: tuple[MixtureEntry,
             assert sorted(met) == list(range(length))
 
 
-@pytest.mark.parametrize("start", [1, 50, 4095, 4096, 9001])
+@pytest.mark.parametrize("start", [1, 50, CYCLE - 1, CYCLE, 3 * CYCLE + 9001])
 def test_any_start_goes_on_with_the_same_samples(
     mixture: tuple[MixtureEntry, ...], start: int
 ) -> None:
-    whole = slots(Mixture(config(*mixture), seed=5), 0, start + 20)[start:]
+    whole = slots(Mixture(config(*mixture), seed=5), 0, start + 20)[start:]  # walked there
     resumed = Mixture(config(*mixture), seed=5)
     assert slots(resumed, start, 20) == whole
     again = Mixture(config(*mixture), seed=5)
     for slot in whole:
-        assert again.record(*slot) == resumed.record(*slot)
+        assert again.record(slot) == resumed.record(slot)
 
 
 def test_records_may_be_asked_for_in_any_order(scenes: WebDatasetConfig) -> None:
     one = Mixture(config(MixtureEntry(source=scenes, task="text")), seed=0)
     numbers = (40, 3, 100, 0, 12, 3, 41)
-    keys = [one.record(number, 0, number).key for number in numbers]
+    keys = [one.record(Slot(number, 0, number)).key for number in numbers]
     for number, key in zip(numbers, keys, strict=True):
         fresh = Mixture(config(MixtureEntry(source=scenes, task="text")), seed=0)
-        assert fresh.record(number, 0, number).key == key
+        assert fresh.record(Slot(number, 0, number)).key == key
 
 
 def test_seeds_differ(mixture: tuple[MixtureEntry, ...]) -> None:
     zero, one = (Mixture(config(*mixture), seed=seed) for seed in (0, 1))
     assert slots(zero, 0, 50) != slots(one, 0, 50)
-    assert [zero.record(k, 0, k).key for k in range(12)] != [
-        one.record(k, 0, k).key for k in range(12)
+    assert [zero.record(Slot(k, 0, k)).key for k in range(12)] != [
+        one.record(Slot(k, 0, k)).key for k in range(12)
     ]
 
 
@@ -84,10 +81,10 @@ def test_shares_follow_the_weights(mixture: tuple[MixtureEntry, ...]) -> None:
 
 def test_a_replacement_is_the_next_record_of_the_order(scenes: WebDatasetConfig) -> None:
     one = Mixture(config(MixtureEntry(source=scenes, task="text")), seed=0)
-    order = [one.record(k, 0, k).key for k in range(12)]
-    assert one.record(4, 0, 4, shift=1).key == order[5]
-    assert one.record(11, 0, 11, shift=2).key == order[1]
-    assert one.record(4, 0, 4, shift=1).index == 4
+    order = [one.record(Slot(k, 0, k)).key for k in range(12)]
+    assert one.record(Slot(4, 0, 4), shift=1).key == order[5]
+    assert one.record(Slot(11, 0, 11), shift=2).key == order[1]
+    assert one.record(Slot(4, 0, 4), shift=1).index == 4
 
 
 def test_unusable_sources_are_refused(scenes: WebDatasetConfig, tmp_path: Any) -> None:
@@ -123,3 +120,24 @@ def test_a_wrong_number_is_refused_by_name(
     assert from_dict(DataConfig, plain).mixture[0].source == scenes
     with pytest.raises(UsageError, match=message):
         from_dict(DataConfig, {**plain, **change})
+
+
+def test_every_cycle_keeps_the_shares_and_no_entry_starves(scenes: WebDatasetConfig) -> None:
+    weights = (27.0, 5.0, 4.0, 1e-9)  # and one that is nearly nothing
+    entries = [MixtureEntry(source=scenes, task="text", weight=weight) for weight in weights]
+    mixed = Mixture(config(*entries), seed=0)
+    drawn = Counter(slot.entry for slot in slots(mixed, 3 * CYCLE, CYCLE))
+    assert drawn[3] == 1
+    assert [drawn[k] / CYCLE for k in range(3)] == pytest.approx(
+        [27 / 36, 5 / 36, 4 / 36], abs=2e-5
+    )
+
+
+def test_an_entry_is_drawn_in_turn_across_cycles(mixture: tuple[MixtureEntry, ...]) -> None:
+    mixed = Mixture(config(*mixture), seed=7)
+    counts = Counter()
+    for slot in slots(mixed, 0, 2 * CYCLE + 9):
+        assert slot.number == counts[slot.entry]
+        counts[slot.entry] += 1
+    far = 10**12
+    assert Mixture(config(*mixture), seed=7).slot(far) == mixed.slot(far)

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from blip3o.core.errors import UsageError
-from blip3o.data.sources import webdataset
+from blip3o.data.sources import files as local
+from blip3o.data.sources import shards as module
 from blip3o.data.sources.jsonl import JsonlConfig
 from blip3o.data.sources.webdataset import WebDatasetConfig
 
@@ -34,9 +35,9 @@ def test_the_index_is_kept_and_made_anew_for_another_shard(
 ) -> None:
     config = WebDatasetConfig(path=f"{shards}/scenes-0.tar", name="s")
     first = config.build()
-    assert (shards / "scenes-0.tar.index.json").exists()
+    assert (shards / "scenes-0.tar.index.npz").exists()
     with monkeypatch.context() as patch:
-        patch.setattr(webdataset, "make_index", None)  # not called
+        patch.setattr(module, "make_index", None)  # not called
         again = config.build()
     assert [again.read(k) for k in range(7)] == [first.read(k) for k in range(7)]
     write_tar(shards / "scenes-0.tar", {"a.png": b"P", "a.txt": b" a thing ", "a.cls": b"3"})
@@ -48,7 +49,7 @@ def test_the_index_is_kept_and_made_anew_for_another_shard(
 @pytest.mark.parametrize("damage", ["{", "[]", '{"stamp": 1}', ""])
 def test_a_damaged_index_is_made_anew(scenes: WebDatasetConfig, shards: Path, damage: str) -> None:
     scenes.build()
-    (shards / "scenes-0.tar.index.json").write_text(damage, encoding="utf-8")
+    (shards / "scenes-0.tar.index.npz").write_text(damage, encoding="utf-8")
     assert len(scenes.build()) == 12
 
 
@@ -83,7 +84,7 @@ def test_keys_keep_their_folder_and_hidden_files_are_none(
 def test_more_shards_than_may_be_open(
     tmp_path: Path, write_tar: WriteTar, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(webdataset, "_MAX_OPEN_SHARDS", 2)
+    monkeypatch.setattr(local, "_MAX_OPEN_FILES", 2)
     for number in range(5):
         write_tar(tmp_path / f"{number}.tar", {"k.txt": str(number).encode()})
     source = WebDatasetConfig(path=f"{tmp_path}/*.tar", name="many").build()
@@ -186,7 +187,7 @@ def test_a_truncated_shard_is_named(
     path.write_bytes(path.read_bytes()[: size(path)])
     with pytest.raises(UsageError, match=r"scenes-1\.tar is damaged or no plain tar: .*again$"):
         scenes.build()
-    assert not (shards / "scenes-1.tar.index.json").exists()
+    assert not (shards / "scenes-1.tar.index.npz").exists()
 
 
 def test_a_damaged_header_is_not_the_end(scenes: WebDatasetConfig, shards: Path) -> None:

@@ -4,27 +4,23 @@
     000017.jpg  000017.txt             a picture and its caption
     000017.source.png  000017.target.png  000017.json      an edit
 
-Records are read by position, so shuffling and resuming cost nothing.
+Records are read by position, so shuffling and resuming cost nothing; from a disk, an HTTP server,
+S3 or the hub alike.
 """
 
-import collections
 import dataclasses
-import glob
 import hashlib
 import json
 import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from blip3o.core.errors import UsageError
-from blip3o.core.log import progress
-from blip3o.data.sources.shards import PICTURE_SUFFIXES, load_index, make_index
-
-_MAX_OPEN_SHARDS = 256
-"""Most shards held open at once; a process may often open no more than 1024 files."""
+from blip3o.data.sources.files import expand, files_of, is_remote
+from blip3o.data.sources.shards import PICTURE_SUFFIXES, index_shards
+from blip3o.data.sources.tar import BLOCK, stored_size
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -32,21 +28,27 @@ class WebDatasetConfig:
     """Tar shards of one data set.
 
     Args:
-        path: a shard, or a pattern such as "data/scenes-*.tar"; shards are taken in name order.
+        path: a shard, or a pattern such as "data/scenes-*.tar" or "https://host/{000..099}.tar";
+            shards are taken in name order.
         name: short name for logs, quarantine and feature caches.
+        salvage: take the whole records of a damaged shard, with a warning, instead of refusing it.
     """
 
     kind: str = "webdataset"
     path: str
     name: str
+    salvage: bool = False
 
-    def build(self) -> "WebDatasetSource":
+    def build(self, jobs: int = 1) -> "WebDatasetSource":
         """Returns the opened source.
 
+        Args:
+            jobs: processes that index shards not indexed before.
+
         Raises:
-            UsageError: if no shard matches or one is damaged.
+            UsageError: if no shard matches, or one cannot be read or is damaged.
         """
-        return WebDatasetSource(self)
+        return WebDatasetSource(self, jobs)
 
 
 class WebDatasetSource:
@@ -54,23 +56,23 @@ class WebDatasetSource:
 
     Args:
         config: which shards.
+        jobs: processes that index shards not indexed before.
     """
 
-    def __init__(self, config: WebDatasetConfig) -> None:
+    def __init__(self, config: WebDatasetConfig, jobs: int = 1) -> None:
         self.name = config.name
-        self._paths = [Path(path) for path in sorted(glob.glob(config.path))]
-        if not self._paths or any(path.is_dir() for path in self._paths):
+        self.paths = expand(config.path)
+        if not self.paths or any(os.path.isdir(path) for path in self.paths):
             raise UsageError(
                 f"no shard matches {config.path}; give a tar file or a pattern such as data/*.tar"
             )
-        stored = {path: load_index(path) for path in self._paths}
-        missing = [path for path, index in stored.items() if index is None]
-        if missing:
-            for path in progress(missing, what=f"indexing shards of {self.name}"):
-                stored[path] = make_index(path)
-        self._shards = [index for index in stored.values() if index is not None]
-        self._ends = np.cumsum([len(shard) for shard in self._shards])
-        self._open_shards: collections.OrderedDict[int, int] = collections.OrderedDict()
+        self.is_remote = is_remote(self.paths[0])
+        self._files = files_of(self.paths[0])
+        self.shards = index_shards(
+            self.paths, salvage=config.salvage, jobs=jobs, what=f"shards of {self.name}"
+        )
+        self.shard_lengths = [len(shard) for shard in self.shards]
+        self._ends = np.cumsum(self.shard_lengths)
 
     def __len__(self) -> int:
         return int(self._ends[-1])
@@ -82,49 +84,67 @@ class WebDatasetSource:
             position: 0 to len - 1.
 
         Raises:
-            ValueError: if the record's JSON or text cannot be read.
+            ValueError: if the record's JSON or text cannot be read, or the shard does not hold
+                the record that its index names.
             OSError: if the shard cannot be read.
+            UsageError: if a remote shard cannot be reached.
         """
-        number = int(np.searchsorted(self._ends, position, side="right"))
-        shard = self._shards[number]
-        record = position - int(self._ends[number]) + len(shard)
-        key = bytes(shard.keys[record]).decode()
-        descriptor = self._descriptor(number)
+        number, record = self._place(position)
+        shard, path = self.shards[number], self.paths[number]
+        key = shard.key(record)
+        owned = range(int(shard.starts[record]), int(shard.starts[record + 1]))
+        # One read for all members with their headers: they lie next to each other.
+        start = int(shard.offsets[owned[0]]) - BLOCK
+        end = int(shard.offsets[owned[-1]] + shard.sizes[owned[-1]])
+        data = self._files.read(path, start, end - start)
+        if len(data) != end - start:
+            raise ValueError(f"{path} ends inside record {key}")
         files: dict[str, bytes] = {}
         fields: dict[str, Any] = {}
-        for member in range(int(shard.starts[record]), int(shard.starts[record + 1])):
+        for member in owned:
+            at = int(shard.offsets[member]) - start
             size = int(shard.sizes[member])
-            data = os.pread(descriptor, size, int(shard.offsets[member]))
-            if len(data) != size:
-                raise ValueError(f"{self._paths[number]} ends inside record {key}")
-            _add_member(shard.suffixes[shard.kinds[member]], data, files, fields)
+            suffix = shard.suffixes[shard.kinds[member]]
+            if not _is_header_of(data[at - BLOCK : at], key, suffix, size):
+                raise ValueError(
+                    f"{path} does not hold record {key} where its index says: it was changed or "
+                    "damaged since; fetch it again or delete its index"
+                )
+            _add_member(suffix, data[at : at + size], files, fields)
         return key, files, fields
+
+    def locate(self, position: int) -> str:
+        """Returns the shard that holds a record.
+
+        Args:
+            position: 0 to len - 1.
+        """
+        return self.paths[self._place(position)[0]]
 
     def fingerprint(self) -> str:
         """Returns a hash of the shards' names and of every record's name, place and size."""
         digest = hashlib.sha256()
-        for path, shard in zip(self._paths, self._shards, strict=True):
-            digest.update(path.name.encode())
-            for array in (shard.keys, shard.starts, shard.kinds, shard.offsets, shard.sizes):
+        for path, shard in zip(self.paths, self.shards, strict=True):
+            digest.update(path.rpartition("/")[2].encode())
+            for array in (shard.names, shard.name_ends, shard.starts, shard.kinds):
                 digest.update(array.tobytes())
+            digest.update(shard.offsets.tobytes() + shard.sizes.tobytes())
         return digest.hexdigest()[:32]
 
-    def _descriptor(self, number: int) -> int:
-        # Positional reads need no lock and share well: a forked worker goes on with these files.
-        found = self._open_shards.get(number)
-        if found is None:
-            if len(self._open_shards) == _MAX_OPEN_SHARDS:
-                os.close(self._open_shards.popitem(last=False)[1])
-            found = self._open_shards[number] = os.open(self._paths[number], os.O_RDONLY)
-        self._open_shards.move_to_end(number)
-        return found
+    def _place(self, position: int) -> tuple[int, int]:
+        """Returns the number of a record's shard, and its own number there."""
+        number = int(np.searchsorted(self._ends, position, side="right"))
+        return number, position - int(self._ends[number]) + self.shard_lengths[number]
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_open_shards": collections.OrderedDict()}
 
-    def __del__(self) -> None:
-        for descriptor in getattr(self, "_open_shards", {}).values():
-            os.close(descriptor)
+def _is_header_of(block: bytes, key: str, suffix: str, size: int) -> bool:
+    """Returns whether a header may well be that of a member; long names stand elsewhere."""
+    if stored_size(block) != size:
+        return False
+    name = block[:100].partition(b"\0")[0]
+    stem = key.rpartition("/")[2].encode()
+    is_long = len(name) == 100 or not stem.isascii()
+    return is_long or name.rpartition(b"/")[2].lower() == stem.lower() + b"." + suffix.encode()
 
 
 def _add_member(suffix: str, data: bytes, files: dict[str, bytes], fields: dict[str, Any]) -> None:

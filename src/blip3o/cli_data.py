@@ -1,0 +1,103 @@
+"""L7: the `blip3o data` commands."""
+
+import argparse
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+from blip3o.core.errors import UsageError
+
+AddCommand = Callable[..., argparse.ArgumentParser]
+
+
+def add_data_commands(commands: argparse._SubParsersAction, add: AddCommand) -> None:
+    """Adds `index`, `lint`, `stats`, `pack` and `cache`.
+
+    Args:
+        commands: the table of the parser of `blip3o data`.
+        add: makes a command of a table, a name, a function and a summary.
+    """
+    command = add(commands, "index", _index, "find every record of tar shards, once")
+    _add_paths(command)
+
+    command = add(commands, "lint", _lint, "find broken records before a run does")
+    _add_paths(command)
+    command.add_argument(
+        "--task", action="append", default=[], help="what is to be learned of each; repeatable"
+    )
+    command.add_argument("--min-px", type=int, default=64, help="shorter sides are odd")
+    command.add_argument("--out", type=Path, help="file for all findings, one JSON a line")
+
+    command = add(commands, "stats", _stats, "sizes, lengths and shapes")
+    _add_paths(command)
+    command.add_argument("--out", type=Path, help="an HTML page with plots and pictures")
+
+    command = add(commands, "pack", _pack, "a folder or a JSON list as tar shards")
+    command.add_argument("path", help="a folder of pictures, a JSON list or shards")
+    command.add_argument("--out", type=Path, required=True, help="folder for the shards")
+    command.add_argument("--name", help="what shards are called; the data's own name if left out")
+    command.add_argument("--shard-size", type=int, default=2000, help="records a shard")
+    _add_jobs(command)
+
+    command = add(commands, "cache", _cache, "image features of a recipe's data")
+    command.add_argument("recipe", help="the recipe of one stage or a YAML file")
+    command.add_argument("overrides", nargs="*", metavar="path=value")
+
+
+def _add_paths(command: argparse.ArgumentParser) -> None:
+    command.add_argument("paths", nargs="+", help="shards (patterns too), JSON lists or folders")
+    _add_jobs(command)
+
+
+def _add_jobs(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes")
+
+
+def _index(options: argparse.Namespace) -> None:
+    from blip3o.data.walk import source_config
+
+    for path in options.paths:
+        config = source_config(path)
+        if config.kind != "webdataset":
+            raise UsageError(f"{path} holds no tar shards; only they are indexed")
+        source = config.build(jobs=options.jobs)
+        print(f"{path}: {len(source)} records in {len(source.paths)} shards")
+
+
+def _lint(options: argparse.Namespace) -> int:
+    from blip3o.data.lint import lint
+
+    report = lint(
+        options.paths,
+        tasks=options.task,
+        min_px=options.min_px,
+        jobs=options.jobs,
+        out=options.out,
+    )
+    print(report.text())
+    return 0 if report.is_clean else 1
+
+
+def _stats(options: argparse.Namespace) -> None:
+    from blip3o.data.stats import describe
+
+    print(describe(options.paths, jobs=options.jobs, out=options.out))
+
+
+def _pack(options: argparse.Namespace) -> None:
+    from blip3o.data.pack import pack
+
+    shards = pack(
+        options.path,
+        options.out,
+        name=options.name,
+        shard_size=options.shard_size,
+        jobs=options.jobs,
+    )
+    print(f"{len(shards)} shards: {shards[0]} to {shards[-1].name}")
+
+
+def _cache(options: argparse.Namespace) -> None:
+    from blip3o.recipes.features import cache_features, share_of_work
+
+    print(cache_features(options.recipe, options.overrides, *share_of_work()))

@@ -1,0 +1,89 @@
+"""The order of one source's records: keyed, without a list of them, and easy on disks and networks.
+
+Shards are cut into blocks of neighboring records. An epoch takes the blocks in a keyed order and
+mixes the records of `GROUP_BLOCKS` blocks at a time. So at any moment only that many stretches of
+the data set are read, each of them a whole, and what is kept is a number a block, not a record.
+"""
+
+import functools
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from blip3o.core.rng import numpy_rng
+
+BLOCK_RECORDS = 256
+GROUP_BLOCKS = 64
+"""Together: 16,384 records from 64 places are mixed; smaller sources are mixed as a whole."""
+_KEPT = 4
+
+
+class RecordOrder:
+    """Every record once an epoch, in another order each time.
+
+    Args:
+        shard_lengths: records of each shard.
+        seed: the run's seed.
+        stream: what tells this order from others of the run.
+        block_records: most records of a block.
+        group_blocks: blocks mixed at a time.
+    """
+
+    def __init__(
+        self,
+        shard_lengths: Sequence[int],
+        seed: int,
+        stream: str,
+        *,
+        block_records: int = BLOCK_RECORDS,
+        group_blocks: int = GROUP_BLOCKS,
+    ) -> None:
+        self._seed = seed
+        self._stream = stream
+        self._group_blocks = group_blocks
+        ends = np.cumsum(shard_lengths, dtype=np.int64)
+        starts = [
+            np.arange(end - length, end, block_records)
+            for end, length in zip(ends.tolist(), shard_lengths, strict=True)
+        ]
+        self._starts: NDArray[np.int64] = np.concatenate(starts)
+        self._lengths = np.diff(self._starts, append=ends[-1])
+        self._epochs: dict[int, tuple[NDArray[np.int64], NDArray[np.int64]]] = {}
+        self._groups: dict[tuple[int, int], NDArray[np.int64]] = {}
+
+    def position(self, epoch: int, number: int) -> int:
+        """Returns which record is the n-th of an epoch.
+
+        Args:
+            epoch: 0 or more.
+            number: 0 to the number of records - 1.
+        """
+        _, group_ends = _keep(self._epochs, epoch, functools.partial(self._epoch, epoch))
+        group = int(np.searchsorted(group_ends, number, side="right"))
+        members = _keep(self._groups, (epoch, group), functools.partial(self._group, epoch, group))
+        return int(members[number - (int(group_ends[group - 1]) if group else 0)])
+
+    def _epoch(self, epoch: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Returns the order of the blocks, and how many records each group ends after."""
+        blocks = numpy_rng(self._seed, self._stream, epoch).permutation(len(self._starts))
+        ends = np.cumsum(self._lengths[blocks])
+        last = np.arange(self._group_blocks, len(blocks) + self._group_blocks, self._group_blocks)
+        return blocks, ends[np.minimum(last, len(blocks)) - 1]
+
+    def _group(self, epoch: int, group: int) -> NDArray[np.int64]:
+        blocks, _ = self._epochs[epoch]
+        chosen = blocks[group * self._group_blocks : (group + 1) * self._group_blocks]
+        records = np.concatenate(
+            [self._starts[block] + np.arange(self._lengths[block]) for block in chosen]
+        )
+        return numpy_rng(self._seed, f"{self._stream}/mix", epoch, group).permutation(records)
+
+
+def _keep(kept: dict, key: object, make: functools.partial) -> NDArray[np.int64] | tuple:
+    """Returns what is kept under a key, made if it is not there; the oldest go."""
+    if key not in kept:
+        while len(kept) >= _KEPT:
+            del kept[next(iter(kept))]
+        kept[key] = make()
+    return kept[key]

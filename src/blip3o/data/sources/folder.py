@@ -1,0 +1,91 @@
+"""A folder of pictures, each with its text beside it: `a.jpg` and `a.txt` or `a.json`."""
+
+import dataclasses
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from blip3o.core.errors import UsageError
+
+_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FolderConfig:
+    """One folder.
+
+    Args:
+        path: the folder; folders in it count too.
+        name: short name for logs, quarantine and feature caches.
+    """
+
+    kind: str = "folder"
+    path: str
+    name: str
+
+    def build(self) -> "FolderSource":
+        """Returns the opened source.
+
+        Raises:
+            UsageError: if there is no such folder.
+        """
+        return FolderSource(self)
+
+
+class FolderSource:
+    """Pictures of a folder by position, in the order of their paths.
+
+    Args:
+        config: which folder.
+    """
+
+    is_remote = False
+
+    def __init__(self, config: FolderConfig) -> None:
+        self.name = config.name
+        self._base = Path(config.path)
+        if not self._base.is_dir():
+            raise UsageError(f"no such folder: {self._base}")
+        self._names = sorted(
+            os.path.relpath(os.path.join(folder, name), self._base)
+            for folder, _, names in os.walk(self._base)
+            for name in names
+            if name.lower().endswith(_SUFFIXES) and not name.startswith(".")
+        )
+        self.shard_lengths = [len(self._names)]
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def read(self, position: int) -> tuple[str, Mapping[str, bytes], Mapping[str, Any]]:
+        """Returns key, the picture, and its fields.
+
+        Args:
+            position: 0 to len - 1.
+
+        Raises:
+            ValueError: if the text beside the picture cannot be read.
+            OSError: if a file cannot be read.
+        """
+        path = self._base / self._names[position]
+        fields: dict[str, Any] = {}
+        if path.with_suffix(".json").exists():
+            loaded = json.loads(path.with_suffix(".json").read_bytes())
+            if not isinstance(loaded, dict):
+                raise ValueError("the picture's JSON is no object")
+            fields.update(loaded)
+        if path.with_suffix(".txt").exists():
+            fields["caption"] = path.with_suffix(".txt").read_bytes().decode("utf-8").strip()
+        key = os.path.splitext(self._names[position])[0]
+        return key, {"image": path.read_bytes()}, fields
+
+    def fingerprint(self) -> str:
+        """Returns a hash of the pictures' names, sizes and times of change."""
+        digest = hashlib.sha256()
+        for name in self._names:
+            status = (self._base / name).stat()
+            digest.update(f"{name}/{status.st_size}/{status.st_mtime_ns}\n".encode())
+        return digest.hexdigest()[:32]

@@ -1,0 +1,220 @@
+"""What a data set is like: numbers as text, and a page with plots and pictures."""
+
+import base64
+import dataclasses
+import functools
+import html
+import io
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from blip3o.core.errors import UsageError
+from blip3o.data.sources import Source
+from blip3o.data.walk import source_config, walk
+from blip3o.imaging.load import open_image
+
+_MEASURES = {
+    "width": "px",
+    "height": "px",
+    "aspect": "width / height",
+    "picture_bytes": "bytes",
+    "caption_words": "words",
+    "turns": "questions and answers",
+}
+_NUM_BINS = 40
+_THUMBNAIL_PX = 160
+
+
+@dataclasses.dataclass(slots=True, kw_only=True)
+class Stats:
+    """Measures of one source.
+
+    Args:
+        name: the source's name.
+        num_records: how many it has.
+        num_broken: records and pictures that cannot be read.
+        formats: how many pictures of each file format and color mode.
+        measures: name of each measure to its values, one a picture, caption or conversation.
+        samples: some pictures as JPEG, with their captions.
+    """
+
+    name: str
+    num_records: int
+    num_broken: int
+    formats: Counter[str]
+    measures: Mapping[str, NDArray[np.float64]]
+    samples: Sequence[tuple[bytes, str]]
+
+    def text(self) -> str:
+        """Returns a table: count, mean and quantiles of every measure."""
+        formats = ", ".join(f"{name} {count}" for name, count in self.formats.most_common())
+        lines = [
+            f"{self.name}: {self.num_records} records, {self.num_broken} broken; {formats}",
+            f"{'':16s}{'count':>10s}{'mean':>12s}{'min':>10s}{'5%':>10s}{'50%':>10s}"
+            f"{'95%':>10s}{'max':>12s}",
+        ]
+        for name, values in self.measures.items():
+            if len(values):
+                low, five, half, most, high = np.quantile(values, [0, 0.05, 0.5, 0.95, 1])
+                lines.append(
+                    f"{name:16s}{len(values):10d}{values.mean():12.5g}{low:10.5g}{five:10.5g}"
+                    f"{half:10.5g}{most:10.5g}{high:12.5g}"
+                )
+        return "\n".join(lines)
+
+
+def collect(path: str, *, jobs: int = 1, num_samples: int = 24) -> Stats:
+    """Reads every record's texts and every picture's header.
+
+    Args:
+        path: a tar pattern, a JSON list or a folder.
+        jobs: processes.
+        num_samples: pictures kept, evenly spread.
+
+    Raises:
+        UsageError: if there is no data at the path.
+    """
+    config = source_config(path, salvage=True)
+    source: Source = config.build()
+    step = max(1, len(source) // max(1, num_samples))
+    chosen = frozenset(range(0, step * num_samples, step))
+    formats: Counter[str] = Counter()
+    values: dict[str, list[float]] = {name: [] for name in _MEASURES}
+    samples: list[tuple[bytes, str]] = []
+    num_broken = 0
+    look = functools.partial(_look, chosen=chosen)
+    for part in walk(config, look, jobs=jobs, what=f"measuring {source.name}"):
+        num_broken += part.num_broken
+        formats += part.formats
+        samples += part.samples
+        for name, some in part.values.items():
+            values[name] += some
+    return Stats(
+        name=source.name,
+        num_records=len(source),
+        num_broken=num_broken,
+        formats=formats,
+        measures={name: np.array(some, dtype=np.float64) for name, some in values.items()},
+        samples=samples,
+    )
+
+
+@dataclasses.dataclass(slots=True)
+class _Part:
+    num_broken: int
+    formats: Counter[str]
+    values: dict[str, list[float]]
+    samples: list[tuple[bytes, str]]
+
+
+def _look(source: Source, positions: range, *, chosen: frozenset[int]) -> _Part:
+    part = _Part(0, Counter(), {name: [] for name in _MEASURES}, [])
+    for position in positions:
+        try:
+            _, files, fields = source.read(position)
+        except (ValueError, OSError):
+            part.num_broken += 1
+            continue
+        captions = fields.get("captions") or [fields.get("caption") or fields.get("instruction")]
+        texts = [one for one in captions if isinstance(one, str)]
+        part.values["caption_words"] += [len(one.split()) for one in texts]
+        for name in ("conversations", "text_conversations"):
+            if isinstance(fields.get(name), list):
+                part.values["turns"].append(len(fields[name]) // 2)
+        for data in files.values():
+            try:
+                with Image.open(io.BytesIO(data)) as image:
+                    (width, height), kind = image.size, f"{image.format} {image.mode}"
+                if position in chosen:
+                    part.samples.append((_thumbnail(data), texts[0] if texts else ""))
+            except (UsageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+                part.num_broken += 1
+                continue
+            part.formats[kind] += 1
+            part.values["width"].append(width)
+            part.values["height"].append(height)
+            part.values["aspect"].append(width / height)
+            part.values["picture_bytes"].append(len(data))
+    return part
+
+
+def _thumbnail(data: bytes) -> bytes:
+    picture = open_image(data)
+    picture.thumbnail((_THUMBNAIL_PX, _THUMBNAIL_PX))
+    buffer = io.BytesIO()
+    picture.save(buffer, "JPEG", quality=80)
+    return buffer.getvalue()
+
+
+def write_page(all_stats: Sequence[Stats], file: Path) -> None:
+    """Writes one HTML page that needs nothing beside it.
+
+    Args:
+        all_stats: one for each source.
+        file: where to.
+
+    Raises:
+        UsageError: if it cannot be written.
+    """
+    parts = [
+        '<!doctype html><meta charset="utf-8"><title>blip3o data stats</title><style>'
+        "body{font:14px sans-serif;margin:2em;max-width:1100px}figure{display:inline-block;"
+        "margin:8px;vertical-align:top}figcaption{max-width:160px;font-size:12px}"
+        "rect{fill:#4477aa}.plot figcaption{max-width:340px}</style>"
+    ]
+    for stats in all_stats:
+        parts.append(f"<h1>{html.escape(stats.name)}</h1><pre>{html.escape(stats.text())}</pre>")
+        for name, values in stats.measures.items():
+            if len(values):
+                parts.append(_plot(name, _MEASURES[name], values))
+        parts.append("<h2>Samples</h2>")
+        for picture, caption in stats.samples:
+            data = base64.b64encode(picture).decode()
+            parts.append(
+                f'<figure><img src="data:image/jpeg;base64,{data}">'
+                f"<figcaption>{html.escape(caption[:300])}</figcaption></figure>"
+            )
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text("\n".join(parts) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise UsageError(f"cannot write {file}: {error.strerror}") from error
+
+
+def _plot(name: str, unit: str, values: NDArray[np.float64]) -> str:
+    """Returns a histogram; its last bar holds the largest hundredth."""
+    top = np.quantile(values, 0.99)
+    counts, edges = np.histogram(np.minimum(values, top), bins=_NUM_BINS)
+    width, height = 8, 120
+    bars = "".join(
+        f'<rect x="{k * width}" y="{height - height * count / counts.max():.1f}" '
+        f'width="{width - 1}" height="{height * count / counts.max():.1f}"/>'
+        for k, count in enumerate(counts.tolist())
+    )
+    return (
+        f'<figure class="plot"><svg width="{_NUM_BINS * width}" height="{height}">{bars}</svg>'
+        f"<figcaption>{name} ({unit}), {edges[0]:.4g} to {edges[-1]:.4g}</figcaption></figure>"
+    )
+
+
+def describe(paths: Sequence[str], *, jobs: int = 1, out: Path | None = None) -> str:
+    """Returns the measures of several sources as text; writes the page if a file is given.
+
+    Args:
+        paths: tar patterns, JSON lists or folders.
+        jobs: processes.
+        out: an HTML file to write.
+
+    Raises:
+        UsageError: if there is no data at a path, or the page cannot be written.
+    """
+    all_stats: list[Any] = [collect(path, jobs=jobs) for path in paths]
+    if out is not None:
+        write_page(all_stats, out)
+    return "\n\n".join(stats.text() for stats in all_stats)

@@ -1,0 +1,69 @@
+"""Goes through every record of a source, in several processes, and hands back what was found."""
+
+import itertools
+import multiprocessing
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+from blip3o.core.errors import UsageError
+from blip3o.core.log import progress
+from blip3o.data.sources import SOURCES, Source
+
+T = TypeVar("T")
+Look = Callable[[Source, range], T]
+"""What is done with some records; a function of a module, for it travels to other processes."""
+
+CHUNK_RECORDS = 256
+
+_opened: dict[Any, Source] = {}
+
+
+def source_config(path: str, *, salvage: bool = False) -> Any:  # noqa: ANN401  (a source's config)
+    """Returns the config of the data at a path.
+
+    Args:
+        path: a .json or .jsonl list, a folder of pictures, or else tar shards; local or remote.
+        salvage: take the whole records of damaged shards.
+    """
+    name = Path(path.rstrip("/")).name.partition(".")[0].rstrip("*?-_{}[]0123456789") or "data"
+    if path.endswith((".json", ".jsonl")):
+        return SOURCES.get("jsonl")(path=path, name=name)
+    if Path(path).is_dir():
+        return SOURCES.get("folder")(path=path, name=name)
+    return SOURCES.get("webdataset")(path=path, name=name, salvage=salvage)
+
+
+def walk(config: Any, look: Look[T], *, jobs: int, what: str) -> Iterator[T]:  # noqa: ANN401
+    """Yields what a function returns for each chunk of records, in order.
+
+    Args:
+        config: a source's config; its shards are indexed already.
+        look: what to do with a chunk.
+        jobs: processes.
+        what: a word or two for the progress.
+
+    Raises:
+        UsageError: if the source cannot be read at all, or `jobs` is below 1.
+    """
+    if jobs < 1:
+        raise UsageError(f"--jobs must be at least 1, got {jobs}")
+    source = config.build()
+    chunks = [
+        range(start, min(start + CHUNK_RECORDS, len(source)))
+        for start in range(0, len(source), CHUNK_RECORDS)
+    ]
+    if jobs == 1 or len(chunks) == 1:
+        yield from progress((look(source, chunk) for chunk in chunks), total=len(chunks), what=what)
+        return
+    work = zip(itertools.repeat(config), itertools.repeat(look), chunks, strict=False)
+    # Forked processes would inherit torch's threads in an unknown state.
+    with multiprocessing.get_context("spawn").Pool(min(jobs, len(chunks))) as pool:
+        yield from progress(pool.imap(_look, work), total=len(chunks), what=what)
+
+
+def _look(work: tuple[Any, Look[T], range]) -> T:
+    config, look, chunk = work
+    if config not in _opened:
+        _opened[config] = config.build()
+    return look(_opened[config], chunk)

@@ -1,0 +1,120 @@
+"""The feature cache of a run: what its frozen image encoder says of everything it looks at."""
+
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from blip3o.core.config import override, to_dict
+from blip3o.core.device import resolve_device
+from blip3o.core.errors import UsageError
+from blip3o.core.log import say
+from blip3o.data.cache import FeatureCache, build_cache
+from blip3o.data.tasks import PICTURES
+from blip3o.recipes import load_recipe
+from blip3o.recipes.scenes import ensure_scenes
+from blip3o.train.config import RunConfig
+
+_PREPROCESSING = "rgb, stretched, bicubic, [-1, 1]"
+"""Change this with `imaging.pixels`: features of pictures prepared otherwise are other features."""
+
+
+def cache_features(recipe: str, overrides: Sequence[str], rank: int, world_size: int) -> Path:
+    """Computes this process's share of the features that a recipe learns from.
+
+    Args:
+        recipe: a recipe of one stage or a YAML file, with a `data.feature_cache`.
+        overrides: `path=value` changes.
+        rank: which process this is.
+        world_size: how many share the work.
+
+    Returns:
+        The folder of the cache.
+
+    Raises:
+        UsageError: if the recipe has several stages or no cache, or its encoder is not frozen.
+    """
+    from blip3o.recipes.run import build_model
+
+    config = load_recipe(recipe, Path("runs") / recipe)
+    if not isinstance(config, RunConfig):
+        raise UsageError(f"{recipe} has several stages; name the recipe of one: blip3o recipes")
+    config = override(config, overrides)
+    if config.data.feature_cache is None:
+        raise UsageError("where to? data.feature_cache=FOLDER")
+    if rank == 0:
+        ensure_scenes(config.data)
+    model = build_model(config)[1]
+    feature_cache(config, model.image_encoder, rank, world_size)
+    return Path(config.data.feature_cache)
+
+
+def feature_cache(
+    config: RunConfig, encoder: nn.Module, rank: int = 0, world_size: int = 1
+) -> FeatureCache:
+    """Returns the cache of everything a run looks at, computed now where it is missing.
+
+    Args:
+        config: the run; `data.feature_cache` names the folder.
+        encoder: its image encoder, frozen; moved to the run's device.
+        rank: which process this is.
+        world_size: how many share the work.
+
+    Raises:
+        UsageError: if the run trains the encoder, or a picture's features cannot be kept.
+    """
+    if any(part.startswith("image_encoder") for part in config.train.trainable):
+        raise UsageError("data.feature_cache needs a frozen image encoder; set it to null")
+    fingerprint = encoder_fingerprint(config, encoder)
+    folder = Path(str(config.data.feature_cache))
+    cache = FeatureCache(folder, fingerprint)
+    device = resolve_device(config.train.device)
+    encoder = encoder.to(device).eval()
+
+    @torch.no_grad()
+    def encode(pixels: Tensor) -> Tensor:
+        return encoder(pixels.to(device))
+
+    for entry in config.data.mixture:
+        for role in PICTURES[entry.task]:
+            if not cache.is_complete(entry.source.name, role):
+                build_cache(
+                    entry.source.build(),
+                    role,
+                    encode,
+                    folder,
+                    fingerprint,
+                    image_px=config.data.image_px,
+                    rank=rank,
+                    world_size=world_size,
+                )
+    return cache
+
+
+def encoder_fingerprint(config: RunConfig, encoder: nn.Module) -> str:
+    """Returns a text that changes with the encoder, any of its weights, or the preprocessing.
+
+    Args:
+        config: the run.
+        encoder: its image encoder.
+    """
+    digest = hashlib.sha256()
+    said = [to_dict(config.model.image_encoder), config.data.image_px, _PREPROCESSING]
+    digest.update(json.dumps(said, sort_keys=True).encode())
+    for name, tensor in sorted(encoder.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        raw = tensor.detach().cpu().contiguous().flatten().view(torch.uint8)
+        digest.update(raw.numpy().tobytes())
+    return digest.hexdigest()[:32]
+
+
+def share_of_work() -> tuple[int, int]:
+    """Returns rank and number of processes as torchrun names them; (0, 1) without it."""
+    rank, world_size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    if world_size > 1:
+        say(f"process {rank} of {world_size}")
+    return rank, world_size

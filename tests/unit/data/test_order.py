@@ -1,0 +1,46 @@
+"""The order of one source: a permutation in blocks, found anywhere without what came before."""
+
+import time
+
+import numpy as np
+import pytest
+
+from blip3o.data.order import RecordOrder
+
+LENGTHS = [100, 3, 70, 1, 1200]
+
+
+@pytest.mark.parametrize(("block", "group"), [(64, 8), (1, 1), (7, 1000), (5000, 2)])
+def test_every_epoch_holds_every_record_once(block: int, group: int) -> None:
+    order = RecordOrder(LENGTHS, 5, "order", block_records=block, group_blocks=group)
+    epochs = [[order.position(epoch, n) for n in range(1374)] for epoch in (0, 1)]
+    assert all(sorted(epoch) == list(range(1374)) for epoch in epochs)
+    assert epochs[0] != epochs[1]
+
+
+def test_any_place_is_found_by_a_fresh_order() -> None:
+    order = RecordOrder(LENGTHS, 5, "order", block_records=16, group_blocks=4)
+    for epoch, number in ((3, 700), (0, 0), (9, 1373), (3, 1), (4, 63)):
+        fresh = RecordOrder(LENGTHS, 5, "order", block_records=16, group_blocks=4)
+        assert order.position(epoch, number) == fresh.position(epoch, number)
+
+
+def test_neighbors_in_time_come_from_few_stretches() -> None:
+    order = RecordOrder([1000] * 50, 0, "order", block_records=100, group_blocks=5)
+    met = np.array([order.position(0, n) for n in range(50_000)])
+    for window in met.reshape(-1, 500):
+        assert len(set(window // 100)) == 5
+    steps = np.abs(np.diff(met))
+    assert np.median(steps) > 5000  # and yet next to each other stand records from all over
+
+
+def test_the_cost_does_not_grow_with_the_place() -> None:
+    order = RecordOrder([10_000] * 3000, 0, "order")  # 30 million records
+
+    def seconds(epoch: int, number: int) -> float:
+        start = time.perf_counter()
+        order.position(epoch, number)
+        return time.perf_counter() - start
+
+    seconds(0, 0)
+    assert seconds(700_000, 29_999_999) < 20 * max(seconds(1, 0), 0.005)
