@@ -37,7 +37,7 @@ async def read_form(
         form = await request.form(max_files=config.max_images + 1, max_fields=50)
     except HTTPException as error:
         raise invalid(f"the form cannot be read: {error.detail}", code="invalid_form") from error
-    async with form:
+    try:
         fields: dict[str, str] = {}
         uploads: list[UploadFile] = []
         for name, value in form.multi_items():
@@ -63,6 +63,8 @@ async def read_form(
             data = await upload.read(config.max_image_bytes + 1)
             pictures.append(await reader.from_bytes(data, "image"))
         return parsed, pictures
+    finally:
+        await form.close()
 
 
 def check_count(count: int, config: ServeConfig, param: str) -> None:
