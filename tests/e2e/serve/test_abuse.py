@@ -94,7 +94,7 @@ JSON_TABLE: dict[str, tuple[str, Any, int, str]] = {
     "huge prompt": (GENERATE, {"prompt": "a" * 2_000_000}, 400, "at most 100000 characters"),
     "image mark": (GENERATE, {"prompt": "a <image> of"}, 400, "<image> in a prompt"),
     "half a character": (GENERATE, b'{"prompt": "\\ud800"}', 400, ""),
-    "half a character as a name": (GENERATE, b'{"prompt":"a","\\ud800":1}', 400, "unknown"),
+    "half a character as a name": (GENERATE, b'{"prompt":"a","\\ud800":1}', 400, "Unicode"),
     "unknown field": (GENERATE, {"prompt": "a", "sede": 1}, 400, "unknown parameter 'sede'"),
     "negative prompt": (GENERATE, {"prompt": "a", "negative_prompt": "b"}, 400, "unknown"),
     "n of 0": (GENERATE, {"prompt": "a", "n": 0}, 400, "greater than or equal to 1"),

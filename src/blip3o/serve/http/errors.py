@@ -87,9 +87,12 @@ def from_validation(errors: Sequence[Any]) -> ApiError:
     code = _KINDS.get(first["type"], "invalid_value")
     if code == "invalid_json":
         return invalid(f"the body is no valid JSON: {first.get('ctx', {}).get('error')}", code=code)
+    if first["type"] == "string_unicode":
+        return invalid("the request holds text that is not valid Unicode")
     param = ".".join(names) or None
     if code == "unknown_parameter":
         return invalid(f"unknown parameter {param!r}", param, code)
     if code == "missing_required_parameter" and param is None:
         return invalid("the request has no body", code=code)
-    return invalid(f"{param}: {first['msg']}", param, code)
+    place = f"{param}: " if param else "the body: "
+    return invalid(f"{place}{first['msg']}", param, code)

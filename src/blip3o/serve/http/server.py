@@ -42,6 +42,7 @@ def serve(config: ServeConfig, model: str, **loading: Any) -> None:  # noqa: ANN
     ]
     service = Service(pipes, os.path.basename(model.rstrip("/")) or model, config)
     service.start()
+    listener.listen(2048)  # before it is said that we serve: clients may come at once
     host, port = listener.getsockname()[:2]
     say(f"blip3o: serving {service.name} at http://{host}:{port}")
     for number in (signal.SIGTERM, signal.SIGINT):
