@@ -47,6 +47,8 @@ class Service:
         self.sampling = self._pipe.model.config.sampling
         self.image_px = self._pipe.model.config.image_decoder.image_px
         self.metrics.watch("queue_size", "Requests that wait", lambda: len(self.queue))
+        self._num_open = 0
+        self.metrics.watch("open_requests", "Accepted and not answered", lambda: self._num_open)
         self.metrics.watch("ready", "1 if requests are taken", lambda: float(self.is_ready))
 
     def start(self) -> None:
@@ -154,6 +156,7 @@ class Service:
 
         job = Job(request, deliver)
         self._put(job)
+        self._num_open += 1
         watcher = asyncio.create_task(_tell_when_gone(client, arrived))
         try:
             end = loop.time() + self.config.timeout_s
@@ -168,6 +171,7 @@ class Service:
             message = f"not done within {self.config.timeout_s:g} seconds"
             raise ApiError(504, message, code="timeout") from error
         finally:
+            self._num_open -= 1
             job.cancel()
             watcher.cancel()
 
