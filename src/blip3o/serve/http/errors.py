@@ -12,7 +12,8 @@ _KINDS = {
     "missing": "missing_required_parameter",
     "json_invalid": "invalid_json",
 }
-_WORDS_OF_UNIONS = ("str", "text", "image_url")
+_TAGS = ("text", "image_url")
+_LONGEST_NAME = 100
 
 
 class ApiError(Exception):
@@ -78,21 +79,25 @@ def from_validation(errors: Sequence[Any]) -> ApiError:
     """
     # An unknown field says more than the many ways in which a value fits no member of a union.
     first = min(errors, key=lambda error: error["type"] != "extra_forbidden")
-    place = [str(part) for part in first["loc"] if part != "body"]
-    names = [
-        part
-        for index, part in enumerate(place)
-        if "[" not in part and not (index >= 3 and part in _WORDS_OF_UNIONS and index < len(place))
-    ]
+    param = _field(first["loc"])
     code = _KINDS.get(first["type"], "invalid_value")
     if code == "invalid_json":
         return invalid(f"the body is no valid JSON: {first.get('ctx', {}).get('error')}", code=code)
     if first["type"] == "string_unicode":
         return invalid("the request holds text that is not valid Unicode")
-    param = ".".join(names) or None
     if code == "unknown_parameter":
         return invalid(f"unknown parameter {param!r}", param, code)
     if code == "missing_required_parameter" and param is None:
         return invalid("the request has no body", code=code)
-    place = f"{param}: " if param else "the body: "
-    return invalid(f"{place}{first['msg']}", param, code)
+    return invalid(f"{param or 'the body'}: {first['msg']}", param, code)
+
+
+def _field(place: Sequence[str | int]) -> str | None:
+    """Returns the path of a field, without the names of members of unions."""
+    names: list[str] = []
+    for before, part in zip((None, *place), place, strict=False):
+        is_tag = isinstance(before, int) and part in _TAGS
+        is_member = part == "str" or str(part).startswith("list[")
+        if part != "body" and not is_tag and not is_member:
+            names.append(str(part)[:_LONGEST_NAME])
+    return ".".join(names) or None
