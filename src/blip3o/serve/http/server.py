@@ -42,12 +42,6 @@ def serve(config: ServeConfig, model: str, **loading: Any) -> None:  # noqa: ANN
     ]
     service = Service(pipes, os.path.basename(model.rstrip("/")) or model, config)
     service.start()
-    listener.listen(2048)  # before it is said that we serve: clients may come at once
-    host, port = listener.getsockname()[:2]
-    say(f"blip3o: serving {service.name} at http://{host}:{port}")
-    for number in (signal.SIGTERM, signal.SIGINT):
-        # uvicorn raises a signal again when it is done; to stop when told to is no failure.
-        signal.signal(number, _nothing)
     settings = uvicorn.Config(
         build_app(service, keys),
         log_level="warning",
@@ -55,8 +49,16 @@ def serve(config: ServeConfig, model: str, **loading: Any) -> None:  # noqa: ANN
         timeout_graceful_shutdown=max(1, round(config.drain_timeout_s)),
         server_header=False,
     )
+    server = _Server(settings, service)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        # uvicorn takes signals while it runs and raises them again when it is done: to stop when
+        # told to is no failure, and a signal that comes before it runs counts too.
+        signal.signal(number, server.handle_exit)
+    listener.listen(2048)  # before it is said that we serve: clients may come at once
+    host, port = listener.getsockname()[:2]
+    say(f"blip3o: serving {service.name} at http://{host}:{port}")
     try:
-        _Server(settings, service).run(sockets=[listener])
+        server.run(sockets=[listener])
     finally:
         service.stop()
 
@@ -96,7 +98,3 @@ def _devices(name: str, workers: int) -> list[str]:
             f"{torch.cuda.device_count()}"
         )
     return [f"cuda:{number}" for number in range(workers)]
-
-
-def _nothing(number: int, frame: FrameType | None) -> None:
-    del number, frame
