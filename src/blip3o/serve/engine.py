@@ -22,6 +22,7 @@ _BROKEN_DEVICE: tuple[type[BaseException], ...] = (
     MemoryError,
 )
 """Errors after which nothing works any more; others end only the request that made them."""
+_DEAD = "the engine stopped after an internal error"
 
 
 class Observer(Protocol):
@@ -92,21 +93,19 @@ class Engine(threading.Thread):
             self._work()
         except BaseException as error:  # noqa: BLE001  (also SystemExit: nobody may wait in vain)
             self._is_ready.clear()
-            reason = "the engine stopped after an internal error"
-            say(f"blip3o: {reason}: {type(error).__name__}: {error}")
-            for job in {id(row.job): row.job for row in self._batch}.values():
-                job.deliver(Failed(reason, "engine"))
-            for answer in self._answers:
-                answer.job.deliver(Failed(reason, "engine"))
-            self._queue.fail(reason)
+            say(f"blip3o: {_DEAD}: {type(error).__name__}: {error}")
+            self._queue.fail(_DEAD)
+            for held in (*self._batch, *self._answers):
+                held.job.deliver(Failed(_DEAD, "engine"))
 
     def _work(self) -> None:
         while True:
             if not self._answers and not self._queue.wait():
                 return
-            rows = self._queue.take_rows()
-            if rows:
-                self._make(rows)
+            self._batch = self._queue.take_rows()
+            if self._batch:
+                self._make(self._batch)
+            self._batch = ()
             self._write_answers(0.0)
 
     def _make(self, rows: Sequence[Row]) -> None:
@@ -114,7 +113,6 @@ class Engine(threading.Thread):
         for row in rows:
             if row.index == 0:
                 self._observer.waited(now - row.job.arrived)
-        self._batch = rows
         try:
             images = self._maker.make(rows, self._between_steps(rows))
         except _AbandonedError:
@@ -127,7 +125,6 @@ class Engine(threading.Thread):
             for row, image in zip(rows, images, strict=True):
                 row.job.deliver(Picture(row.index, image))
             self._observer.batch(len(rows), time.monotonic() - now)
-        self._batch = ()
 
     def _apart(self, rows: Sequence[Row], error: Exception) -> None:
         """Does a failed batch again job by job: one bad request does not take others with it."""
@@ -174,10 +171,10 @@ class Engine(threading.Thread):
         self._observer.waited(time.monotonic() - job.arrived)
         try:
             self._answers.append(AnswerWriter(self._pipe, job))
-        except _BROKEN_DEVICE:
-            job.deliver(Failed("the engine stopped after an internal error", "engine"))
-            raise
-        except Exception as error:  # noqa: BLE001  (whatever a model raises)
+        except BaseException as error:
+            if not isinstance(error, Exception) or isinstance(error, _BROKEN_DEVICE):
+                job.deliver(Failed(_DEAD, "engine"))  # it is in no list yet
+                raise
             job.deliver(_failure(error))
 
     def _advance(self, answer: AnswerWriter) -> bool:

@@ -130,9 +130,16 @@ def test_a_failed_batch_is_tried_apart(tiny_pipe: Blip3oPipeline) -> None:
     assert notes.sizes == [1]
 
 
-def test_a_dead_engine_tells_all(tiny_pipe: Blip3oPipeline) -> None:
+@pytest.mark.parametrize("dies_at", [1, 2])
+def test_a_dead_engine_tells_all(tiny_pipe: Blip3oPipeline, dies_at: int) -> None:
+    calls = 0
+
     def dies(maker: Any, rows: Any, on_step: Any = None) -> list[str]:
-        raise SystemExit
+        nonlocal calls
+        calls += 1
+        if calls == dies_at:
+            raise SystemExit
+        raise RuntimeError("the first batch fails and is tried apart")
 
     clients = [picture(tiny_pipe, seed=seed) for seed in range(5)]
     run(tiny_pipe, *clients, hook=dies)
