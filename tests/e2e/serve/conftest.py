@@ -13,7 +13,7 @@ import pytest
 openai = pytest.importorskip("openai")
 pytest.importorskip("fastapi")
 
-START_S = 300
+START_S = 120
 
 
 class Server:
