@@ -22,7 +22,7 @@ $(STAMP): pyproject.toml constraints.txt
 		|| { echo "Python 3.11 or later is needed; try: make setup PYTHON=python3.12"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) install -c constraints.txt torch
-	$(PIP) install -c constraints.txt -e ".[dev,sdxl,train]"
+	$(PIP) install -c constraints.txt -e ".[dev,sdxl,serve,train]"
 	@touch $@
 
 demo: setup ## Show the main job: pictures, a description, an edit, a contact sheet
@@ -50,6 +50,7 @@ bench: setup ## Measure speed on this machine
 	$(BIN)/python benchmarks/generate.py
 	$(BIN)/python benchmarks/sample.py
 	$(BIN)/python benchmarks/loader.py
+	$(BIN)/python benchmarks/serve.py
 
 clean: ## Remove the environment and all caches
 	rm -rf $(VENV) build .pytest_cache .ruff_cache .import_linter_cache src/*.egg-info

@@ -13,6 +13,7 @@ from blip3o import __version__
 from blip3o.cli_data import add_data_commands
 from blip3o.core.errors import PreemptedError, UsageError
 from blip3o.core.log import say
+from blip3o.serve.config import add_options, from_options
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -112,6 +113,10 @@ def build_parser() -> argparse.ArgumentParser:
     command.add_argument("image")
     command.add_argument("--out", type=Path, default=Path("reconstructed.png"))
     _add_sampling(command)
+
+    command = _command(commands, "serve", _serve, "an OpenAI-compatible server")
+    add_options(command)
+    _add_pipeline(command)
 
     command = _command(commands, "train", _train, "train a recipe; again to resume")
     command.add_argument("recipe", help="a recipe's name or a YAML file")
@@ -268,6 +273,20 @@ def _save(image: "Image.Image", path: Path) -> None:
 
     save_picture(image, path)
     print(path)
+
+
+def _serve(options: argparse.Namespace) -> None:
+    try:
+        from blip3o.serve.http.server import serve
+    except ImportError as error:
+        raise UsageError(f"{error.name} is missing: pip install 'blip3o[serve]'") from error
+    serve(
+        from_options(options),
+        options.model,
+        revision=options.revision,
+        overrides=options.set,
+        **_placing(options),
+    )
 
 
 def _train(options: argparse.Namespace) -> None:

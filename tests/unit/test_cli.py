@@ -1,6 +1,7 @@
 """The command line: what it offers, what it prints, how it fails."""
 
 import argparse
+import dataclasses
 import io
 import json
 import sys
@@ -14,18 +15,21 @@ from blip3o.cli import build_parser, main
 from blip3o.core.config import load_yaml
 from blip3o.core.errors import PreemptedError, UsageError
 from blip3o.recipes import RECIPES, load_recipe
+from blip3o.serve.config import ServeConfig, flag
 from blip3o.train.config import RunConfig
 from blip3o.weights import folder as weights
 
 SAMPLING = ["--seed", "--steps", "--guidance"]
 MODEL = ["--model", "--device", "--dtype", "--quantize", "--offload"]
 PIPELINE = ["--revision", "--set"]
+SERVE = [flag(field.name) for field in dataclasses.fields(ServeConfig)]
 OPTIONS = {
     "generate": ["prompt", "--prompts", "--out", "--num-images", *SAMPLING, *MODEL, *PIPELINE],
     "ask": ["image", *MODEL, *PIPELINE],
     "chat": [*MODEL, *PIPELINE],
     "edit": ["image", "instruction", "--out", *SAMPLING, *MODEL, *PIPELINE],
     "reconstruct": ["image", "--out", *SAMPLING, *MODEL, *PIPELINE],
+    "serve": [*SERVE, *MODEL, *PIPELINE],
     "train": ["recipe", "--out", "overrides"],
     "eval": ["benchmark", "--out", "overrides", *MODEL],
     "data": [],
@@ -134,6 +138,8 @@ def test_words_and_options_may_stand_in_any_order() -> None:
         (["eval", "scenes", "--out", "x", "sede=1"], "unknown config key 'sede'; did you mean"),
         (["scenes", "--out", "x", "num_scene=5"], "did you mean num_scenes"),
         (["recipes", "show"], "which recipe?"),
+        (["serve", "--max-batch", "0"], "--max-batch must be positive, got 0"),
+        (["serve", "--port", "70000"], "--port must be at most 65535, got 70000"),
         (["recipes", "show", "pocket.generaton"], "did you mean pocket.generation"),
     ],
 )

@@ -16,7 +16,7 @@ def sample_features(
     noise: Tensor,
     *,
     num_inference_steps: int,
-    guidance_scale: float,
+    guidance_scale: float | Tensor,
     reference: Tensor | None = None,
     callback: StepCallback | None = None,
 ) -> Tensor:
@@ -30,7 +30,8 @@ def sample_features(
         noise: where the path starts, standard normal [B, N, K]; B is a multiple of P, and the
             images of a prompt are neighbors.
         num_inference_steps: Euler steps.
-        guidance_scale: 1 follows the condition alone; larger values push away from the empty one.
+        guidance_scale: 1 follows the condition alone; larger values push away from the empty one;
+            a number, or one for each image, [B].
         reference: normalized features of pictures to edit, [P, N, K].
         callback: called after each step with (steps done, features); may return features to go
             on with.
@@ -64,7 +65,7 @@ def follow_velocity(
     *,
     sigmas: Tensor,
     levels: Tensor,
-    guidance_scale: float,
+    guidance_scale: float | Tensor,
     callback: StepCallback | None = None,
 ) -> Tensor:
     """Returns normalized features like `sample_features`, without a copy to or from the device.
@@ -85,7 +86,7 @@ def follow_velocity(
     num_images, rest = divmod(len(noise), len(condition))
     if rest:
         raise ValueError(f"{len(noise)} images cannot be shared out among {len(condition)} prompts")
-    is_guided = guidance_scale != 1.0
+    is_guided = isinstance(guidance_scale, Tensor) or guidance_scale != 1.0
     prepared = model.dit.prepare(
         condition,
         levels[:-1],

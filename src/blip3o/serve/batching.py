@@ -1,0 +1,147 @@
+"""The queue: first come, first served; pictures that can share a batch share one."""
+
+import threading
+import time
+from collections import deque
+
+from blip3o.serve.jobs import ChatRequest, Failed, Job, PictureRequest, Row
+
+
+class QueueFullError(Exception):
+    """There is no room for another request."""
+
+
+class QueueClosedError(Exception):
+    """No request is taken any more: the server is stopping or its engine is gone."""
+
+
+class JobQueue:
+    """Jobs of all clients, taken by one or more engines.
+
+    The oldest picture job decides what the next batch is made of, so no kind of request waits
+    forever; within a batch the jobs take turns, so a request for ten pictures does not hold up a
+    request for one.
+
+    Args:
+        max_jobs: jobs that may wait.
+        max_batch: rows of a full batch.
+        max_wait_s: how long the oldest picture job waits for others.
+    """
+
+    def __init__(self, max_jobs: int, max_batch: int, max_wait_s: float) -> None:
+        self._max_jobs = max_jobs
+        self._max_batch = max_batch
+        self._max_wait_s = max_wait_s
+        self._pictures: deque[Job] = deque()
+        self._chats: deque[Job] = deque()
+        self._changed = threading.Condition()
+        self._closed: str | None = None
+
+    def __len__(self) -> int:
+        with self._changed:
+            self._drop_cancelled()
+            return len(self._pictures) + len(self._chats)
+
+    @property
+    def closed(self) -> str | None:
+        """Why no request is taken any more; None while they are."""
+        return self._closed
+
+    def put(self, job: Job) -> None:
+        """Adds a job.
+
+        Raises:
+            QueueFullError: if too many wait.
+            QueueClosedError: after `close` or `fail`.
+        """
+        with self._changed:
+            if self._closed is not None:
+                raise QueueClosedError(self._closed)
+            self._drop_cancelled()
+            if len(self._pictures) + len(self._chats) >= self._max_jobs:
+                raise QueueFullError
+            is_chat = isinstance(job.request, ChatRequest)
+            (self._chats if is_chat else self._pictures).append(job)
+            self._changed.notify_all()
+
+    def close(self) -> None:
+        """Takes no more jobs; those that wait are still done."""
+        with self._changed:
+            self._closed = self._closed or "the server is shutting down"
+            self._changed.notify_all()
+
+    def fail(self, reason: str) -> None:
+        """Takes no more jobs and fails those that wait, at once."""
+        with self._changed:
+            self._closed = reason
+            for job in (*self._pictures, *self._chats):
+                job.deliver(Failed(reason, "engine"))
+            self._pictures.clear()
+            self._chats.clear()
+            self._changed.notify_all()
+
+    def take_chat(self) -> Job | None:
+        """Returns the oldest chat, or None."""
+        with self._changed:
+            self._drop_cancelled()
+            return self._chats.popleft() if self._chats else None
+
+    def take_rows(self) -> list[Row]:
+        """Returns rows of one batch; none if there is nothing yet that is due."""
+        with self._changed:
+            self._drop_cancelled()
+            if not self._pictures or self._due_in() > 0:
+                return []
+            return self._next_batch()
+
+    def wait(self) -> bool:
+        """Waits until there is work; returns False when there will be none any more."""
+        with self._changed:
+            while True:
+                self._drop_cancelled()
+                if self._chats:
+                    return True
+                due = self._due_in() if self._pictures else None
+                if due is not None and due <= 0:
+                    return True
+                if due is None and self._closed is not None:
+                    return False
+                self._changed.wait(due)
+
+    def _due_in(self) -> float:
+        """Returns the seconds that the next batch may still wait for company."""
+        if self._closed is not None or len(self._matching()) >= self._max_batch:
+            return 0.0
+        return self._pictures[0].arrived + self._max_wait_s - time.monotonic()
+
+    def _matching(self) -> list[Row]:
+        """Returns rows that can share a batch with the oldest job's, one of each job in turn."""
+        requests = [(job, job.request) for job in self._pictures]
+        first = requests[0][1]
+        assert isinstance(first, PictureRequest), "chats have a queue of their own"
+        left = [
+            [Row(job, request, index) for index in range(job.num_taken, request.count)]
+            for job, request in requests
+            if isinstance(request, PictureRequest) and request.batch_key == first.batch_key
+        ]
+        rows: list[Row] = []
+        turn = 0
+        while any(turn < len(some) for some in left) and len(rows) < self._max_batch:
+            rows += [some[turn] for some in left if turn < len(some)]
+            turn += 1
+        return rows[: self._max_batch]
+
+    def _next_batch(self) -> list[Row]:
+        rows = self._matching()
+        for row in rows:
+            row.job.num_taken += 1
+        finished = {id(row.job) for row in rows if row.job.num_taken >= row.request.count}
+        self._pictures = deque(job for job in self._pictures if id(job) not in finished)
+        return rows
+
+    def _drop_cancelled(self) -> None:
+        for jobs in (self._pictures, self._chats):
+            if any(job.is_cancelled for job in jobs):
+                kept = [job for job in jobs if not job.is_cancelled]
+                jobs.clear()
+                jobs.extend(kept)

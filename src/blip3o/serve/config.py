@@ -1,0 +1,89 @@
+"""Every number and switch of the server; the command line's options are made of these fields."""
+
+import argparse
+import dataclasses
+from typing import Any
+
+from blip3o.core.errors import UsageError
+
+
+def _option(default: Any, text: str) -> Any:  # noqa: ANN401  (a field of any type)
+    return dataclasses.field(default=default, metadata={"help": text})
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ServeConfig:
+    """What a server allows and how it works; each field is an option of `blip3o serve`.
+
+    Raises:
+        UsageError: for a number that is not positive.
+    """
+
+    host: str = _option("127.0.0.1", "address to listen on; 0.0.0.0 for all of this machine's")
+    port: int = _option(8000, "port to listen on; 0 for any free one")
+    workers: int = _option(1, "engines; on CUDA one for each device")
+    max_batch: int = _option(8, "pictures sampled at once")
+    max_wait_ms: float = _option(20.0, "longest wait for pictures that can share a batch")
+    unpadded_batches: bool = _option(
+        False, "batches of any size: faster, but rounding depends on what shares a batch"
+    )
+    max_queue: int = _option(64, "requests that may wait; more are answered 429")
+    max_chats: int = _option(8, "answers written at once")
+    timeout_s: float = _option(300.0, "longest time for a request")
+    body_timeout_s: float = _option(30.0, "longest time for a request's body to arrive")
+    drain_timeout_s: float = _option(60.0, "longest time to finish accepted work after SIGTERM")
+    max_prompt_tokens: int = _option(4096, "longest prompt; a model may take less")
+    max_answer_tokens: int = _option(1024, "longest answer; a model may write less")
+    max_images: int = _option(4, "pictures that come with a request")
+    max_image_bytes: int = _option(20_000_000, "largest picture file")
+    max_image_pixels: int = _option(64_000_000, "most pixels of a picture")
+    max_body_bytes: int = _option(32_000_000, "largest request")
+    max_n: int = _option(10, "pictures made by a request")
+    max_steps: int = _option(100, "sampling steps")
+    image_host: tuple[str, ...] = _option(
+        (), "a host that picture URLs may point to; repeatable, none by default"
+    )
+    api_key: tuple[str, ...] = _option(
+        (), "a key that clients must send; repeatable, also BLIP3O_API_KEYS (with commas)"
+    )
+    cors_origin: tuple[str, ...] = _option((), "a web origin that may call; repeatable")
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, bool) or not isinstance(value, int | float):
+                continue
+            least = 0 if field.name in ("port", "max_wait_ms") else 1e-9
+            if not least <= value < float("inf"):
+                raise UsageError(f"{flag(field.name)} must be positive, got {value}")
+        if self.port > 65535:
+            raise UsageError(f"--port must be at most 65535, got {self.port}")
+
+
+def flag(name: str) -> str:
+    """Returns the command line's spelling of a field."""
+    return "--" + name.replace("_", "-")
+
+
+def add_options(command: argparse.ArgumentParser) -> None:
+    """Adds an option for every field of `ServeConfig`."""
+    for field in dataclasses.fields(ServeConfig):
+        text = field.metadata["help"]
+        if isinstance(field.default, bool):
+            command.add_argument(flag(field.name), action="store_true", help=text)
+        elif isinstance(field.default, tuple):
+            command.add_argument(flag(field.name), action="append", default=[], help=text)
+        else:
+            shown = f"{text} ({field.default})"
+            kind = type(field.default)
+            command.add_argument(flag(field.name), type=kind, default=field.default, help=shown)
+
+
+def from_options(options: argparse.Namespace) -> ServeConfig:
+    """Returns the config that the parsed options say.
+
+    Raises:
+        UsageError: for a number out of range.
+    """
+    values = {f.name: getattr(options, f.name) for f in dataclasses.fields(ServeConfig)}
+    return ServeConfig(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})

@@ -1,0 +1,40 @@
+"""Batch sizes at which a row's bits depend on nothing but the row.
+
+A matrix product may round differently for another number of rows, because libraries choose their
+kernels by shape; for one shape a row's result does not depend on the other rows. So batches are
+padded to sizes that were seen, on this machine and for this model, to give the bits of the largest.
+"""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+
+def equal_batch_sizes(run: Callable[[Sequence[int]], Tensor], max_batch: int) -> list[int]:
+    """Returns the batch sizes to use, ascending, all with the bits of the last one.
+
+    Args:
+        run: computes a batch of numbered samples, [B, ...]; sample i always has the same inputs.
+        max_batch: the largest size.
+
+    Returns:
+        Sizes up to `max_batch`, which is the last; only [1] if a row's bits depend on its place
+        even among batches of that size.
+    """
+    samples = list(range(max_batch))
+    expected = run(samples)
+    turned = samples[1:] + samples[:1]
+    if max_batch > 1 and not torch.equal(run(turned), expected[turned]):
+        return [1]
+    sizes = [2**power for power in range(max_batch.bit_length()) if 2**power < max_batch]
+    equal = [size for size in sizes if _is_equal(run, samples, expected, size)]
+    return [*equal, max_batch]
+
+
+def _is_equal(
+    run: Callable[[Sequence[int]], Tensor], samples: list[int], expected: Tensor, size: int
+) -> bool:
+    """Whether the last samples have, as a smaller batch, the bits of the largest."""
+    chosen = samples[-size:]
+    return torch.equal(run(chosen), expected[chosen])

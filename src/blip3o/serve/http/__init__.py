@@ -1,0 +1,1 @@
+"""The HTTP side of serving; needs the extra `serve` (FastAPI, uvicorn, prometheus-client)."""

@@ -1,0 +1,103 @@
+"""Errors as OpenAI's clients expect them: {"error": {"message", "type", "param", "code"}}."""
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from starlette.responses import Response
+
+_TYPES = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}
+_KINDS = {
+    "extra_forbidden": "unknown_parameter",
+    "missing": "missing_required_parameter",
+    "json_invalid": "invalid_json",
+}
+_TAGS = ("text", "image_url")
+_LONGEST_NAME = 100
+
+
+class ApiError(Exception):
+    """A request that is answered with an error.
+
+    Args:
+        status: HTTP status.
+        message: what is wrong and what to do.
+        param: the field that is wrong.
+        code: a short name for programs.
+        headers: further headers of the answer.
+    """
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        param: str | None = None,
+        code: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.message = message
+        self.param = param
+        self.code = code
+        self.headers = dict(headers or {})
+
+    @property
+    def body(self) -> dict[str, Any]:
+        """The error object."""
+        kind = "server_error" if self.status >= 500 else "invalid_request_error"
+        return {
+            "error": {
+                "message": self.message,
+                "type": _TYPES.get(self.status, kind),
+                "param": self.param,
+                "code": self.code,
+            }
+        }
+
+    def response(self) -> Response:
+        """Returns the answer, in ASCII so that half characters of a request cannot break it."""
+        return Response(
+            json.dumps(self.body),
+            self.status,
+            {**self.headers, "x-should-retry": "true" if self.status == 429 else "false"},
+            "application/json",
+        )
+
+
+def invalid(message: str, param: str | None = None, code: str = "invalid_value") -> ApiError:
+    """Returns the error for a request that cannot be met as asked."""
+    return ApiError(400, message, param=param, code=code)
+
+
+def from_validation(errors: Sequence[Any]) -> ApiError:
+    """Returns the error for what a schema found first.
+
+    Args:
+        errors: as pydantic lists them.
+    """
+    # An unknown field says more than the many ways in which a value fits no member of a union.
+    first = min(errors, key=lambda error: error["type"] != "extra_forbidden")
+    param = _field(first["loc"])
+    code = _KINDS.get(first["type"], "invalid_value")
+    if code == "invalid_json":
+        return invalid(f"the body is no valid JSON: {first.get('ctx', {}).get('error')}", code=code)
+    if first["type"] == "string_unicode":
+        return invalid("the request holds text that is not valid Unicode")
+    if code == "unknown_parameter":
+        return invalid(f"unknown parameter {param!r}", param, code)
+    if code == "missing_required_parameter" and param is None:
+        return invalid("the request has no body", code=code)
+    return invalid(f"{param or 'the body'}: {first['msg']}", param, code)
+
+
+def _field(place: Sequence[str | int]) -> str | None:
+    """Returns the path of a field, without the names of members of unions."""
+    names: list[str] = []
+    for before, part in zip((None, *place), place, strict=False):
+        is_tag = isinstance(before, int) and part in _TAGS
+        is_member = part == "str" or str(part).startswith("list[")
+        if part != "body" and not is_tag and not is_member:
+            names.append(str(part)[:_LONGEST_NAME])
+    return ".".join(names) or None

@@ -1,0 +1,78 @@
+"""Multipart forms: text fields that a schema checks, and files."""
+
+from typing import TypeVar
+
+from PIL import Image
+from pydantic import BaseModel, ValidationError
+from starlette.datastructures import UploadFile
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+
+from blip3o.serve.config import ServeConfig
+from blip3o.serve.http.errors import from_validation, invalid
+from blip3o.serve.http.images_in import PictureReader
+
+T = TypeVar("T", bound=BaseModel)
+_FILE_FIELDS = ("image", "image[]")
+
+
+async def read_form(
+    request: Request, schema: type[T], config: ServeConfig, reader: PictureReader
+) -> tuple[T, list[Image.Image]]:
+    """Returns a form's fields and pictures; names of files are not looked at.
+
+    Args:
+        request: with a multipart body.
+        schema: what the text fields must be.
+        config: the limits.
+        reader: reads the pictures.
+
+    Raises:
+        ApiError: 400 or 413 for a form that is damaged or over a limit, an unknown field, a
+            field given twice, or a picture that cannot be read.
+    """
+    if not request.headers.get("content-type", "").startswith("multipart/form-data"):
+        raise invalid("the body must be multipart/form-data", code="invalid_content_type")
+    try:
+        form = await request.form(max_files=config.max_images + 1, max_fields=50)
+    except HTTPException as error:
+        raise invalid(f"the form cannot be read: {error.detail}", code="invalid_form") from error
+    try:
+        fields: dict[str, str] = {}
+        uploads: list[UploadFile] = []
+        for name, value in form.multi_items():
+            if isinstance(value, UploadFile) and name in _FILE_FIELDS:
+                uploads.append(value)
+            elif isinstance(value, UploadFile):
+                raise invalid(f"unknown file field {name!r:.100}", name, "unknown_parameter")
+            elif name in _FILE_FIELDS:
+                raise invalid("image must be a file", "image", "invalid_image")
+            elif name in fields:
+                raise invalid(f"{name!r:.100} is given twice", name)
+            else:
+                fields[name] = value
+        try:
+            parsed = schema.model_validate(fields)
+        except ValidationError as error:
+            raise from_validation(error.errors()) from error
+        if not uploads:
+            raise invalid("image: a picture is needed", "image", "missing_required_parameter")
+        check_count(len(uploads), config, "image")
+        pictures = []
+        for upload in uploads:
+            data = await upload.read(config.max_image_bytes + 1)
+            pictures.append(await reader.from_bytes(data, "image"))
+        return parsed, pictures
+    finally:
+        await form.close()
+
+
+def check_count(count: int, config: ServeConfig, param: str) -> None:
+    """Checks the number of pictures of a request.
+
+    Raises:
+        ApiError: 400 for too many.
+    """
+    if count > config.max_images:
+        message = f"{count} pictures; at most {config.max_images} are allowed"
+        raise invalid(message, param, "too_many_images")

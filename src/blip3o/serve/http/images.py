@@ -1,0 +1,184 @@
+"""`/v1/images/...`: pictures from prompts, edits and variations."""
+
+import asyncio
+import base64
+import time
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+from typing import Any
+
+from fastapi import APIRouter, Request
+from PIL import Image
+from starlette.responses import JSONResponse, Response
+
+from blip3o.core.types import IMAGE_MARK, Message
+from blip3o.serve.http.errors import ApiError, invalid
+from blip3o.serve.http.forms import read_form
+from blip3o.serve.http.pictures_out import png
+from blip3o.serve.http.schemas import (
+    EditForm,
+    GenerationRequest,
+    PictureOptions,
+    SampledOptions,
+    VariationForm,
+)
+from blip3o.serve.http.service import Service, new_seed
+from blip3o.serve.http.sse import GONE, event_stream
+from blip3o.serve.jobs import Picture, PictureRequest, Progress
+
+PICTURE_PATH = "/v1/pictures/"
+
+
+def image_routes(service: Service) -> APIRouter:
+    """Returns the routes for pictures."""
+    router = APIRouter(tags=["images"])
+
+    @router.post("/v1/images/generations", summary="Pictures of a prompt")
+    async def generations(body: GenerationRequest, request: Request) -> Response:
+        check_options(service, body)
+        messages = service.chat_template.generate_messages(body.prompt)
+        prompt = service.prompt(messages, body.prompt, "prompt")
+        return await _answer(service, sampled(service, "generate", body, prompt, []), body, request)
+
+    @router.post(
+        "/v1/images/edits", summary="Pictures changed as told", openapi_extra=_form(EditForm)
+    )
+    async def edits(request: Request) -> Response:
+        body, pictures = await read_form(request, EditForm, service.config, service.reader)
+        check_options(service, body)
+        prompt = edit_prompt(service, body.prompt, len(pictures), "prompt")
+        job = sampled(service, "edit", body, prompt, pictures)
+        return await _answer(service, job, body, request)
+
+    @router.post(
+        "/v1/images/variations",
+        summary="A picture through its features",
+        openapi_extra=_form(VariationForm),
+    )
+    async def variations(request: Request) -> Response:
+        body, pictures = await read_form(request, VariationForm, service.config, service.reader)
+        check_options(service, body)
+        if len(pictures) > 1:
+            raise invalid("a variation is of one picture", "image", "too_many_images")
+        seed = new_seed() if body.seed is None else body.seed
+        job = PictureRequest(kind="reconstruct", pictures=pictures, count=body.n, seed=seed)
+        return await _answer(service, job, body, request)
+
+    @router.get(PICTURE_PATH + "{name}", summary="A picture that an answer's url points to")
+    async def picture(name: str) -> Response:
+        data = service.shelf.get(name)
+        if data is None:
+            raise ApiError(404, "there is no such picture (any more)", code="not_found")
+        return Response(data, media_type="image/png", headers={"Cache-Control": "no-store"})
+
+    return router
+
+
+def check_options(service: Service, body: PictureOptions) -> None:
+    """Checks what depends on the model and the server's limits.
+
+    Raises:
+        ApiError: 404 for another model, 400 for another size or too many pictures.
+    """
+    service.check_model(body.model)
+    side = service.image_px
+    if body.size not in ("auto", f"{side}x{side}"):
+        raise invalid(f"this model makes pictures of {side}x{side}", "size")
+    if body.n > service.config.max_n:
+        raise invalid(f"n must be at most {service.config.max_n}, got {body.n}", "n")
+
+
+def edit_prompt(service: Service, text: str, num_pictures: int, param: str) -> list[int]:
+    """Returns the token ids of an instruction about one or several pictures."""
+    (turn,) = service.chat_template.edit_messages(text)
+    marks = f"{IMAGE_MARK}\n" * (num_pictures - 1)
+    return service.prompt([Message(role="user", text=marks + turn.text)], text, param)
+
+
+def sampled(
+    service: Service,
+    kind: Any,  # noqa: ANN401  (a literal of PictureRequest)
+    body: Any,  # noqa: ANN401  (has the three fields below)
+    prompt: list[int],
+    pictures: list[Image.Image],
+) -> PictureRequest:
+    """Returns the request for sampled pictures, with the model's own numbers where none are said.
+
+    Raises:
+        ApiError: 400 for too many steps.
+    """
+    steps, scale = body.num_inference_steps, body.guidance_scale
+    most = service.config.max_steps
+    if steps is not None and steps > most:
+        message = f"num_inference_steps must be at most {most}, got {steps}"
+        raise invalid(message, "num_inference_steps")
+    own = service.sampling
+    return PictureRequest(
+        kind=kind,
+        prompt=prompt,
+        pictures=pictures,
+        count=getattr(body, "n", 1),
+        seed=new_seed() if body.seed is None else body.seed,
+        num_inference_steps=own.num_inference_steps if steps is None else steps,
+        guidance_scale=float(own.guidance_scale if scale is None else scale),
+    )
+
+
+async def _answer(
+    service: Service, job: PictureRequest, body: PictureOptions, request: Request
+) -> Response:
+    if isinstance(body, SampledOptions) and body.stream:
+        return await event_stream(_streamed(service, job, body, request))
+    images: dict[int, dict[str, Any]] = {}
+    async with aclosing(service.events(job, request)) as events:
+        async for event in events:
+            if isinstance(event, Picture):
+                images[event.index] = await _shown(service, event.image, body, request)
+                if len(images) == job.count:
+                    break
+    if len(images) < job.count:
+        return GONE
+    data = [images[index] for index in range(job.count)]
+    return JSONResponse({"created": int(time.time()), "data": data, "seed": job.seed})
+
+
+async def _streamed(
+    service: Service, job: PictureRequest, body: PictureOptions, request: Request
+) -> AsyncIterator[dict[str, Any]]:
+    """Yields a progress event for each step, and one for each picture."""
+    left = job.count
+    kind = "image_generation" if job.kind == "generate" else "image_edit"
+    async with aclosing(service.events(job, request)) as events:
+        async for event in events:
+            if isinstance(event, Progress):
+                yield {
+                    "type": f"{kind}.progress",
+                    "step": event.step,
+                    "num_steps": event.num_steps,
+                }
+            elif isinstance(event, Picture):
+                shown = await _shown(service, event.image, body, request)
+                place = {"index": event.index, "seed": job.seed, "created_at": int(time.time())}
+                yield {"type": f"{kind}.completed", **shown, **place}
+                left -= 1
+                if not left:
+                    return
+
+
+async def _shown(
+    service: Service, image: Image.Image, body: PictureOptions, request: Request
+) -> dict[str, Any]:
+    data = await asyncio.to_thread(png, image)
+    if body.response_format == "b64_json":
+        return {"b64_json": base64.b64encode(data).decode()}
+    return {"url": str(request.base_url).rstrip("/") + PICTURE_PATH + service.shelf.put(data)}
+
+
+def _form(schema: type[PictureOptions]) -> dict[str, Any]:
+    """Returns the OpenAPI description of a form, which FastAPI cannot see."""
+    described = schema.model_json_schema()
+    file = {"type": "string", "format": "binary"}
+    described["properties"] = {"image": {"type": "array", "items": file}, **described["properties"]}
+    described["required"] = ["image", *described.get("required", [])]
+    content = {"multipart/form-data": {"schema": described}}
+    return {"requestBody": {"content": content, "required": True}}

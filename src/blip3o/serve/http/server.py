@@ -1,0 +1,100 @@
+"""Runs the server as a process: models, sockets, signals."""
+
+import os
+import signal
+import socket
+from types import FrameType
+from typing import Any
+
+import torch
+import uvicorn
+
+from blip3o.core.device import resolve_device
+from blip3o.core.errors import UsageError
+from blip3o.core.log import say
+from blip3o.generate.pipeline import Blip3oPipeline
+from blip3o.serve.config import ServeConfig
+from blip3o.serve.http.app import build_app
+from blip3o.serve.http.service import Service
+
+_LOCAL = ("127.0.0.1", "::1", "localhost")
+
+
+def serve(config: ServeConfig, model: str, **loading: Any) -> None:  # noqa: ANN401
+    """Serves a model until SIGTERM or SIGINT, then finishes what is accepted and returns.
+
+    Args:
+        config: limits, address and sizes.
+        model: what `Blip3oPipeline.from_pretrained` loads.
+        loading: its other arguments.
+
+    Raises:
+        UsageError: if the model or the address is not to be had.
+    """
+    keys = [*config.api_key, *filter(None, os.environ.get("BLIP3O_API_KEYS", "").split(","))]
+    if config.host not in _LOCAL and not keys:
+        say(f"blip3o: warning: {config.host} can be reached by others, and no --api-key is set")
+    listener = _listen(config)
+    device = loading.pop("device", "auto")
+    pipes = [
+        Blip3oPipeline.from_pretrained(model, device=name, **loading)
+        for name in _devices(device, config.workers)
+    ]
+    service = Service(pipes, os.path.basename(model.rstrip("/")) or model, config)
+    service.start()
+    settings = uvicorn.Config(
+        build_app(service, keys),
+        log_level="warning",
+        access_log=False,
+        timeout_graceful_shutdown=max(1, round(config.drain_timeout_s)),
+        server_header=False,
+    )
+    server = _Server(settings, service)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        # uvicorn takes signals while it runs and raises them again when it is done: to stop when
+        # told to is no failure, and a signal that comes before it runs counts too.
+        signal.signal(number, server.handle_exit)
+    listener.listen(2048)  # before it is said that we serve: clients may come at once
+    host, port = listener.getsockname()[:2]
+    say(f"blip3o: serving {service.name} at http://{host}:{port}")
+    try:
+        server.run(sockets=[listener])
+    finally:
+        service.stop()
+
+
+class _Server(uvicorn.Server):
+    """Refuses new work from the moment it is told to stop."""
+
+    def __init__(self, config: uvicorn.Config, service: Service) -> None:
+        super().__init__(config)
+        self._service = service
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        self._service.queue.close()
+        super().handle_exit(sig, frame)
+
+
+def _listen(config: ServeConfig) -> socket.socket:
+    family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((config.host, config.port))
+    except OSError as error:
+        listener.close()
+        raise UsageError(f"cannot listen on {config.host}:{config.port}: {error}") from error
+    return listener
+
+
+def _devices(name: str, workers: int) -> list[str]:
+    """Returns the device of each engine: CUDA devices in turn, or the same one again and again."""
+    device = resolve_device(name)
+    if device.type != "cuda" or workers == 1:
+        return [str(device)] * workers
+    if device.index is not None or workers > torch.cuda.device_count():
+        raise UsageError(
+            f"{workers} workers need --device cuda and as many devices; there are "
+            f"{torch.cuda.device_count()}"
+        )
+    return [f"cuda:{number}" for number in range(workers)]

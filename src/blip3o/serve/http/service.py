@@ -1,0 +1,211 @@
+"""Between routes and engines: a request becomes a job, a job's events become an answer."""
+
+import asyncio
+import contextlib
+import math
+import os
+import secrets
+from collections.abc import AsyncIterator, Sequence
+
+from starlette.requests import Request
+
+from blip3o.core.errors import UsageError
+from blip3o.core.types import Message
+from blip3o.generate.pipeline import Blip3oPipeline
+from blip3o.generate.prompts import picture_prompt
+from blip3o.serve.batching import JobQueue, QueueClosedError, QueueFullError
+from blip3o.serve.config import ServeConfig
+from blip3o.serve.engine import Engine
+from blip3o.serve.http.errors import ApiError, invalid
+from blip3o.serve.http.images_in import PictureReader
+from blip3o.serve.http.metrics import Metrics
+from blip3o.serve.http.pictures_out import PictureShelf
+from blip3o.serve.jobs import ChatRequest, Event, Failed, Job, PictureRequest
+from blip3o.text.chat import ChatTemplate
+
+
+class Service:
+    """Everything that routes need.
+
+    Args:
+        pipes: one pipeline for each engine.
+        name: how clients call the model.
+        config: limits and sizes.
+    """
+
+    def __init__(self, pipes: Sequence[Blip3oPipeline], name: str, config: ServeConfig) -> None:
+        self.name = name
+        self.config = config
+        self.metrics = Metrics()
+        self.reader = PictureReader(config)
+        self.shelf = PictureShelf()
+        self.queue = JobQueue(config.max_queue, config.max_batch, config.max_wait_ms / 1000)
+        threads = max(1, (os.cpu_count() or 1) // len(pipes)) if len(pipes) > 1 else None
+        self.engines = [Engine(pipe, self.queue, config, self.metrics, threads) for pipe in pipes]
+        # Front and engine share what is constant: the tokenizer, the chat format and the sizes.
+        self._pipe = pipes[0]
+        self.sampling = self._pipe.model.config.sampling
+        self.image_px = self._pipe.model.config.image_decoder.image_px
+        self.metrics.watch("queue_size", "Requests that wait", lambda: len(self.queue))
+        self._num_open = 0
+        self.metrics.watch("open_requests", "Accepted and not answered", lambda: self._num_open)
+        self.metrics.watch("ready", "1 if requests are taken", lambda: float(self.is_ready))
+
+    def start(self) -> None:
+        """Starts the engines and returns when they work.
+
+        Raises:
+            UsageError: if an engine cannot start.
+        """
+        for engine in self.engines:
+            engine.start()
+        for engine in self.engines:
+            engine.wait_until_ready()
+        if not self.is_live:
+            raise UsageError("the engine did not start; the lines above say why")
+
+    def stop(self) -> None:
+        """Finishes what is queued and ends the engines."""
+        self.queue.close()
+        for engine in self.engines:
+            engine.join()
+
+    @property
+    def is_live(self) -> bool:
+        """Whether every engine works."""
+        return all(engine.is_ready for engine in self.engines)
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether requests are taken."""
+        return self.is_live and self.queue.closed is None
+
+    def check_model(self, name: str | None) -> None:
+        """Checks that a request asks for the model that is served.
+
+        Raises:
+            ApiError: 404 if not.
+        """
+        if name is not None and name != self.name:
+            raise ApiError(
+                404,
+                f"the model {name!r:.100} is not served here; use {self.name!r}",
+                param="model",
+                code="model_not_found",
+            )
+
+    def prompt(self, messages: Sequence[Message], text: str, param: str) -> list[int]:
+        """Returns the token ids of a prompt for a picture.
+
+        Raises:
+            ApiError: 400 if it is empty, too long, or holds what a prompt may not.
+        """
+        pipe = self._pipe
+        try:
+            row = picture_prompt(pipe.model, pipe.chat_template, messages, text)
+        except UsageError as error:
+            raise invalid(str(error), param) from error
+        limit = self.config.max_prompt_tokens
+        if len(row) > limit:
+            raise invalid(f"the prompt has {len(row)} tokens; at most {limit} are allowed", param)
+        return row
+
+    def check_chat(self, messages: Sequence[Message]) -> None:
+        """Checks that a conversation is not over-long.
+
+        Raises:
+            ApiError: 400 if it is, or if it holds what a conversation may not.
+        """
+        config = self._pipe.model.config
+        limit = min(
+            self.config.max_prompt_tokens,
+            config.backbone.max_positions - config.num_query_tokens,
+        )
+        try:
+            length = len(self._pipe.chat_template.text_prompt(messages))
+        except UsageError as error:
+            raise invalid(str(error), "messages") from error
+        if length > limit:
+            message = f"the conversation has {length} tokens; at most {limit} fit"
+            raise invalid(message, "messages", "context_length_exceeded")
+
+    @property
+    def chat_template(self) -> ChatTemplate:
+        """The words around prompts."""
+        return self._pipe.chat_template
+
+    async def events(
+        self, request: PictureRequest | ChatRequest, client: Request
+    ) -> AsyncIterator[Event]:
+        """Submits a request and yields its events; ends early when its client goes away.
+
+        Args:
+            request: what to do.
+            client: whose going away ends the job.
+
+        Raises:
+            ApiError: 429 if the queue is full, 503 if nothing is taken any more, 504 after the
+                time limit, 400 or 500 if the job fails.
+        """
+        loop = asyncio.get_running_loop()
+        arrived: asyncio.Queue[Event | None] = asyncio.Queue()
+
+        def deliver(event: Event) -> None:
+            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody is to be told
+                loop.call_soon_threadsafe(arrived.put_nowait, event)
+
+        job = Job(request, deliver)
+        self._put(job)
+        self._num_open += 1
+        watcher = asyncio.create_task(_tell_when_gone(client, arrived))
+        try:
+            end = loop.time() + self.config.timeout_s
+            while True:
+                event = await asyncio.wait_for(arrived.get(), end - loop.time())
+                if event is None:
+                    return
+                if isinstance(event, Failed):
+                    raise _as_error(event)
+                yield event
+        except TimeoutError as error:
+            message = f"not done within {self.config.timeout_s:g} seconds"
+            raise ApiError(504, message, code="timeout") from error
+        finally:
+            self._num_open -= 1
+            job.cancel()
+            watcher.cancel()
+
+    def _put(self, job: Job) -> None:
+        try:
+            self.queue.put(job)
+        except QueueFullError as error:
+            wait = math.ceil(len(self.queue) * self.metrics.seconds_per_picture)
+            raise ApiError(
+                429,
+                "too many requests are waiting; try again later",
+                code="queue_full",
+                headers={"Retry-After": str(min(max(wait, 1), 60))},
+            ) from error
+        except QueueClosedError as error:
+            raise ApiError(503, str(error), code="unavailable") from error
+
+
+async def _tell_when_gone(client: Request, arrived: "asyncio.Queue[Event | None]") -> None:
+    while (await client.receive())["type"] != "http.disconnect":
+        pass
+    arrived.put_nowait(None)
+
+
+def _as_error(event: Failed) -> ApiError:
+    match event.kind:
+        case "request":
+            return invalid(event.message)
+        case "work":
+            return ApiError(500, event.message, code="work_failed")
+        case "engine":
+            return ApiError(503, event.message, code="engine_failed")
+
+
+def new_seed() -> int:
+    """Returns a seed for a request that names none."""
+    return secrets.randbits(31)

@@ -1,0 +1,152 @@
+"""What the server's front hands to an engine, and what comes back."""
+
+import dataclasses
+import time
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+from PIL import Image
+
+from blip3o.core.types import Message
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class PictureRequest:
+    """Pictures to make.
+
+    Args:
+        kind: "generate" from a prompt, "edit" pictures as told, "reconstruct" one picture.
+        prompt: token ids after which the query tokens stand; empty for "reconstruct".
+        pictures: given pictures; an edit changes the first and sees all.
+        count: pictures to make.
+        seed: with its number it decides a picture, as in `blip3o generate`.
+        num_inference_steps: steps of the DiT.
+        guidance_scale: 1 or more.
+    """
+
+    kind: Literal["generate", "edit", "reconstruct"]
+    prompt: Sequence[int] = ()
+    pictures: Sequence[Image.Image] = ()
+    count: int = 1
+    seed: int = 0
+    num_inference_steps: int = 1
+    guidance_scale: float = 1.0
+
+    @property
+    def batch_key(self) -> tuple[object, ...]:
+        """Requests with equal keys can share a batch."""
+        if self.kind == "reconstruct":
+            return (self.kind,)
+        return (self.kind, self.num_inference_steps, self.guidance_scale != 1.0)
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class ChatRequest:
+    """An answer to write.
+
+    Args:
+        messages: the turns so far.
+        pictures: one for each image mark, in order.
+        max_tokens: longest answer.
+    """
+
+    messages: Sequence[Message]
+    pictures: Sequence[Image.Image]
+    max_tokens: int
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Progress:
+    """So many steps of the sampler are done."""
+
+    step: int
+    num_steps: int
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Picture:
+    """Picture number `index` of a request is there."""
+
+    index: int
+    image: Image.Image
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Text:
+    """The next piece of an answer."""
+
+    piece: str
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Answered:
+    """The answer is whole.
+
+    Args:
+        reason: "stop" where the model ended it, "length" where the limit did.
+        prompt_tokens: tokens of the conversation.
+        answer_tokens: tokens that were written.
+    """
+
+    reason: Literal["stop", "length"]
+    prompt_tokens: int
+    answer_tokens: int
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Failed:
+    """The request ends without a result.
+
+    Args:
+        message: what went wrong, for the client.
+        kind: "request" if the request cannot be met, "work" if making it failed, "engine" if the
+            engine is gone.
+    """
+
+    message: str
+    kind: Literal["request", "work", "engine"]
+
+
+Event = Progress | Picture | Text | Answered | Failed
+
+
+class Job:
+    """A request on its way.
+
+    Args:
+        request: what to do.
+        deliver: called with every event, from an engine's thread.
+    """
+
+    def __init__(
+        self, request: PictureRequest | ChatRequest, deliver: Callable[[Event], None]
+    ) -> None:
+        self.request = request
+        self.deliver = deliver
+        self.arrived = time.monotonic()
+        self.num_taken = 0
+        self._is_cancelled = False
+
+    @property
+    def is_cancelled(self) -> bool:
+        """Whether nobody waits for the result any more."""
+        return self._is_cancelled
+
+    def cancel(self) -> None:
+        """Says that nobody waits; a queued job is dropped, a running one ends at its next step."""
+        self._is_cancelled = True
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Row:
+    """One picture of a job: what a batch is made of.
+
+    Args:
+        job: its job, with a `PictureRequest`.
+        request: the job's request.
+        index: number of the picture within the request.
+    """
+
+    job: Job
+    request: PictureRequest
+    index: int

@@ -1,0 +1,126 @@
+"""The engine's picture side: rows of several requests in one batch, each as if it were alone.
+
+What depends on a prompt's length or on given pictures is computed request by request; what all
+requests share in shape (sampling and decoding) is computed in batches of a few fixed sizes.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from blip3o.flow.solver import StepCallback
+from blip3o.generate.empty import empty_condition
+from blip3o.generate.images import sample_features
+from blip3o.generate.outputs import decoding_settings, finish
+from blip3o.generate.pipeline import Blip3oPipeline
+from blip3o.generate.prompts import model_noise, square_pixels
+from blip3o.generate.write import picture_generator
+from blip3o.serve.exact import equal_batch_sizes
+from blip3o.serve.jobs import PictureRequest, Row
+
+
+class PictureMaker:
+    """Makes the pictures of batches.
+
+    Args:
+        pipe: the pipeline.
+        max_batch: rows of the largest batch.
+        is_padded: pad batches so that a row's bits never depend on the others.
+    """
+
+    def __init__(self, pipe: Blip3oPipeline, max_batch: int, *, is_padded: bool = True) -> None:
+        self._pipe = pipe
+        self._model = pipe.model
+        self._decoding = decoding_settings(pipe.model.config, None, None)
+        self._empty = empty_condition(pipe.model, pipe.tokenizer)
+        self.sizes = list(range(1, max_batch + 1))
+        if is_padded:
+            self.sizes = equal_batch_sizes(self._probe, max_batch)
+
+    @torch.no_grad()
+    def make(self, rows: Sequence[Row], on_step: StepCallback | None = None) -> list[Image.Image]:
+        """Returns a picture for each row.
+
+        Args:
+            rows: of requests with one `batch_key`.
+            on_step: called after each step of the sampler.
+        """
+        most = self.sizes[-1]
+        images: list[Image.Image] = []
+        for start in range(0, len(rows), most):
+            images += self._make_batch(rows[start : start + most], on_step)
+        return images
+
+    def _make_batch(self, rows: Sequence[Row], on_step: StepCallback | None) -> list[Image.Image]:
+        size = next(size for size in self.sizes if size >= len(rows))
+        padded = [*rows, *[rows[0]] * (size - len(rows))]
+        requests = {id(row.request): row.request for row in rows}
+        generators = [picture_generator(row.request.seed, 0, row.index) for row in padded]
+        feature_noise, decoder_noise = model_noise(self._model, size, generators)
+        if rows[0].request.kind == "reconstruct":
+            known = {key: self._encode(request) for key, request in requests.items()}
+            features = torch.cat([known[id(row.request)] for row in padded])
+        else:
+            features = self._sample(padded, requests, feature_noise, on_step)
+        output = finish(self._model, features, decoder_noise, self._decoding, "pil", self._empty)
+        return output.images[: len(rows)]
+
+    def _sample(
+        self,
+        rows: Sequence[Row],
+        requests: dict[int, PictureRequest],
+        noise: Tensor,
+        on_step: StepCallback | None,
+    ) -> Tensor:
+        known = {key: self._condition(request) for key, request in requests.items()}
+        conditions, references = zip(*[known[id(row.request)] for row in rows], strict=True)
+        first = rows[0].request
+        scales = torch.tensor([row.request.guidance_scale for row in rows], device=noise.device)
+        return sample_features(
+            self._model,
+            torch.cat(conditions),
+            noise,
+            num_inference_steps=first.num_inference_steps,
+            guidance_scale=1.0 if first.guidance_scale == 1.0 else scales,
+            reference=None if references[0] is None else torch.cat(references),
+            callback=on_step,
+        )
+
+    def _condition(self, request: PictureRequest) -> tuple[Tensor, Tensor | None]:
+        """Returns one request's condition [1, Q, D], and the features of what it edits."""
+        ids = torch.tensor([list(request.prompt)], device=self._pipe.device)
+        pixels = square_pixels(self._model, request.pictures) if request.pictures else None
+        images = self._model.prompt_images(pixels)
+        condition = self._model.condition(ids, torch.ones_like(ids, dtype=torch.bool), images)
+        if pixels is None:
+            return condition, None
+        # An edit changes its first picture; the others are only looked at.
+        known = images[:1] if isinstance(images, Tensor) else None
+        return condition, self._model.reference(pixels[:1], known)
+
+    def _encode(self, request: PictureRequest) -> Tensor:
+        return self._model.normalizer(self._pipe.encode(list(request.pictures[:1])))
+
+    @torch.no_grad()
+    def _probe(self, samples: Sequence[int]) -> Tensor:
+        """Returns what numbered samples become, guided, not guided and as pixels."""
+        config, weight = self._model.config, self._model.query_tokens.weight
+        shape = (config.num_query_tokens, config.backbone.hidden_size)
+        generators = [picture_generator(0, 0, number) for number in samples]
+        drawn = [torch.randn(shape, generator=generator) for generator in generators]
+        noise, decoder_noise = model_noise(self._model, len(samples), generators)
+        seen = []
+        for scale in (torch.full((len(samples),), 2.0, device=weight.device), 1.0):
+            features = sample_features(
+                self._model,
+                torch.stack(drawn).to(weight),
+                noise,
+                num_inference_steps=1,
+                guidance_scale=scale,
+                reference=noise if config.dit.reference_channels else None,
+            )
+            seen.append(features.flatten(1).float().cpu())
+        output = finish(self._model, noise, decoder_noise, self._decoding, "pt", self._empty)
+        return torch.cat([*seen, output.images.flatten(1)], dim=1)

@@ -1,0 +1,240 @@
+"""Bad requests: each gets its status and a sentence, and the next good one is answered."""
+
+import base64
+import http.client
+import io
+import json
+import socket
+import struct
+import time
+import zlib
+from typing import Any
+
+import pytest
+from PIL import Image
+
+GENERATE, EDIT, VARY = (f"/v1/images/{name}" for name in ("generations", "edits", "variations"))
+CHAT = "/v1/chat/completions"
+JSON = {"Content-Type": "application/json"}
+
+
+def png(side: int = 16) -> bytes:
+    file = io.BytesIO()
+    Image.new("RGB", (side, side), "red").save(file, "PNG")
+    return file.getvalue()
+
+
+def bomb() -> bytes:
+    """A PNG of a few bytes whose header promises 900 million pixels."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        checksum = zlib.crc32(kind + data)
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", checksum)
+
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", 30_000, 30_000, 8, 2, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
+
+
+def uri(data: bytes, kind: str = "image/png") -> str:
+    return f"data:{kind};base64," + base64.b64encode(data).decode()
+
+
+def ask(*parts: Any, **fields: Any) -> dict[str, Any]:
+    return {"messages": [{"role": "user", "content": list(parts)}], **fields}
+
+
+def picture(url: Any) -> dict[str, Any]:
+    return {"type": "image_url", "image_url": {"url": url}}
+
+
+def form(*parts: tuple[str, str, bytes]) -> tuple[bytes, dict[str, str]]:
+    """Returns a multipart body of (name, file name or "", content)."""
+    body = b""
+    for name, file, content in parts:
+        named = f'; filename="{file}"' if file else ""
+        body += f'--x\r\nContent-Disposition: form-data; name="{name}"{named}\r\n\r\n'.encode()
+        body += content + b"\r\n"
+    return body + b"--x--\r\n", {"Content-Type": "multipart/form-data; boundary=x"}
+
+
+def send(
+    port: int, path: str, body: Any, headers: dict[str, str], method: str = "POST"
+) -> tuple[int, dict[str, Any], dict[str, str]]:
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+    if isinstance(body, dict | list):
+        body = json.dumps(body).encode()
+    try:
+        connection.request(method, path, body, headers)
+        answer = connection.getresponse()
+        text = answer.read()
+        return answer.status, json.loads(text), dict(answer.getheaders())
+    finally:
+        connection.close()
+
+
+A_PICTURE = ("image", "a.png", png())
+A_PROMPT = ("prompt", "", b"make it blue")
+TURN = {"role": "user", "content": "hello"}
+
+JSON_TABLE: dict[str, tuple[str, Any, int, str]] = {
+    "no body": (GENERATE, b"", 400, "no body"),
+    "junk": (GENERATE, b"{{{{", 400, "no valid JSON"),
+    "cut off": (GENERATE, b'{"prompt": "a c', 400, "no valid JSON"),
+    "bytes that are no text": (GENERATE, b"\xff\xfe\x00", 400, ""),
+    "a list": (GENERATE, [], 400, "dictionary"),
+    "a number": (GENERATE, b"7", 400, "dictionary"),
+    "nested without end": (GENERATE, b"[" * 200_000, 400, ""),
+    "endless number": (GENERATE, b'{"prompt":"a","seed":' + b"9" * 5000 + b"}", 400, ""),
+    "no prompt": (GENERATE, {}, 400, "prompt"),
+    "empty prompt": (GENERATE, {"prompt": ""}, 400, "at least 1 character"),
+    "blank prompt": (GENERATE, {"prompt": "  \n"}, 400, "the prompt is empty"),
+    "prompt of a wrong type": (GENERATE, {"prompt": 7}, 400, "valid string"),
+    "prompt of nothing": (GENERATE, {"prompt": None}, 400, "valid string"),
+    "long prompt": (GENERATE, {"prompt": "word " * 2000}, 400, "tokens; at most"),
+    "huge prompt": (GENERATE, {"prompt": "a" * 2_000_000}, 400, "at most 100000 characters"),
+    "image mark": (GENERATE, {"prompt": "a <image> of"}, 400, "<image> in a prompt"),
+    "half a character": (GENERATE, b'{"prompt": "\\ud800"}', 400, ""),
+    "half a character as a name": (GENERATE, b'{"prompt":"a","\\ud800":1}', 400, "Unicode"),
+    "unknown field": (GENERATE, {"prompt": "a", "sede": 1}, 400, "unknown parameter 'sede'"),
+    "negative prompt": (GENERATE, {"prompt": "a", "negative_prompt": "b"}, 400, "unknown"),
+    "n of 0": (GENERATE, {"prompt": "a", "n": 0}, 400, "greater than or equal to 1"),
+    "huge n": (GENERATE, {"prompt": "a", "n": 10**9}, 400, "less than or equal to 10"),
+    "n as text": (GENERATE, {"prompt": "a", "n": "2"}, 400, "valid integer"),
+    "n as a truth": (GENERATE, {"prompt": "a", "n": True}, 400, "valid integer"),
+    "n of a half": (GENERATE, {"prompt": "a", "n": 1.5}, 400, "integer"),
+    "steps of 0": (GENERATE, {"prompt": "a", "num_inference_steps": 0}, 400, "greater than"),
+    "many steps": (GENERATE, {"prompt": "a", "num_inference_steps": 51}, 400, "at most 50"),
+    "guidance below 1": (GENERATE, {"prompt": "a", "guidance_scale": 0.5}, 400, "greater"),
+    "guidance without end": (GENERATE, b'{"prompt":"a","guidance_scale":1e999}', 400, ""),
+    "guidance of no number": (GENERATE, b'{"prompt":"a","guidance_scale":NaN}', 400, ""),
+    "negative seed": (GENERATE, {"prompt": "a", "seed": -1}, 400, "greater than or equal to 0"),
+    "huge seed": (GENERATE, {"prompt": "a", "seed": 2**64}, 400, "less than"),
+    "other size": (GENERATE, {"prompt": "a", "size": "1024x1024"}, 400, "96x96"),
+    "junk size": (GENERATE, {"prompt": "a", "size": "../../etc"}, 400, "96x96"),
+    "other format": (GENERATE, {"prompt": "a", "response_format": "gif"}, 400, "'b64_json'"),
+    "other model": (GENERATE, {"prompt": "a", "model": "dall-e-3"}, 404, "not served here"),
+    "model as a path": (GENERATE, {"prompt": "a", "model": "../../etc/passwd"}, 404, "not served"),
+    "long user": (GENERATE, {"prompt": "a", "user": "u" * 9999}, 400, "at most 512"),
+    "no messages": (CHAT, {}, 400, "messages"),
+    "empty messages": (CHAT, {"messages": []}, 400, "at least 1 item"),
+    "unknown role": (CHAT, {"messages": [{"role": "root", "content": "a"}]}, 400, "'system'"),
+    "assistant last": (CHAT, {"messages": [{"role": "assistant", "content": "a"}]}, 400, "last"),
+    "late system": (CHAT, {"messages": [TURN, {**TURN, "role": "system"}, TURN]}, 400, "first"),
+    "empty message": (CHAT, {"messages": [{"role": "user", "content": ""}]}, 400, "says nothing"),
+    "no parts": (CHAT, ask(), 400, "says nothing"),
+    "unknown part": (CHAT, ask({"type": "audio"}), 400, ""),
+    "field in a message": (CHAT, {"messages": [{**TURN, "name": "x"}]}, 400, "unknown"),
+    "image mark in a chat": (CHAT, {"messages": [{**TURN, "content": "<image>"}]}, 400, "parts"),
+    "long chat": (CHAT, {"messages": [{**TURN, "content": "a b " * 999}]}, 400, "tokens"),
+    "temperature": (CHAT, {"messages": [TURN], "temperature": 0.7}, 400, "temperature"),
+    "top_p": (CHAT, {"messages": [TURN], "top_p": 0.5}, 400, "unknown parameter 'top_p'"),
+    "tools": (CHAT, {"messages": [TURN], "tools": []}, 400, "unknown parameter 'tools'"),
+    "several answers": (CHAT, {"messages": [TURN], "n": 2}, 400, "less than or equal to 1"),
+    "max_tokens of 0": (CHAT, {"messages": [TURN], "max_tokens": 0}, 400, "greater than"),
+    "huge max_tokens": (CHAT, {"messages": [TURN], "max_tokens": 99999}, 400, "at most 1024"),
+    "seed without a picture": (CHAT, {"messages": [TURN], "seed": 1}, 400, "modalities"),
+    "unknown modality": (CHAT, {"messages": [TURN], "modalities": ["smell"]}, 400, "'text'"),
+    "file URL": (CHAT, ask(picture("file:///etc/passwd")), 400, "reads no picture URLs"),
+    "metadata URL": (CHAT, ask(picture("http://169.254.169.254/latest")), 400, "no picture URLs"),
+    "loopback URL": (CHAT, ask(picture("http://127.0.0.1:8000/health")), 400, "no picture URLs"),
+    "URL that is no text": (CHAT, ask(picture(7)), 400, "valid string"),
+    "bad base64": (CHAT, ask(picture("data:image/png;base64,@@@@")), 400, "bad base64"),
+    "URI of a page": (CHAT, ask(picture(uri(b"<html>", "text/html"))), 400, "begins with"),
+    "no picture": (CHAT, ask(picture(uri(b"hello"))), 400, "not a picture"),
+    "empty picture": (CHAT, ask(picture(uri(b""))), 400, "empty"),
+    "truncated picture": (CHAT, ask(picture(uri(png(200)[:-30]))), 400, "truncated"),
+    "bomb": (CHAT, ask(picture(uri(bomb()))), 400, "over the limit of 64000000 pixels"),
+    "large picture": (CHAT, ask(picture(uri(b"\x89PNG" * 60_000))), 413, "over 200000 bytes"),
+    "many pictures": (CHAT, ask(*[picture(uri(png()))] * 5), 400, "at most 4"),
+    "picture by the assistant": (
+        CHAT,
+        {"messages": [{"role": "assistant", "content": [picture(uri(png()))]}, TURN]},
+        400,
+        "only users",
+    ),
+}
+FORM_TABLE: dict[str, tuple[str, tuple[tuple[str, str, bytes], ...], int, str]] = {
+    "no file": (EDIT, (A_PROMPT,), 400, "a picture is needed"),
+    "no prompt": (EDIT, (A_PICTURE,), 400, "prompt"),
+    "text for a file": (EDIT, (A_PROMPT, ("image", "", b"hello")), 400, "must be a file"),
+    "mask": (EDIT, (A_PROMPT, A_PICTURE, ("mask", "m.png", png())), 400, "unknown file field"),
+    "unknown field": (EDIT, (A_PROMPT, A_PICTURE, ("sede", "", b"1")), 400, "unknown"),
+    "field twice": (EDIT, (A_PROMPT, A_PROMPT, A_PICTURE), 400, "given twice"),
+    "n as a word": (EDIT, (A_PROMPT, A_PICTURE, ("n", "", b"two")), 400, "valid integer"),
+    "many files": (EDIT, (A_PROMPT, *[A_PICTURE] * 9), 400, "oo many files"),
+    "one file too many": (EDIT, (A_PROMPT, *[A_PICTURE] * 5), 400, "at most 4"),
+    "truncated file": (EDIT, (A_PROMPT, ("image", "a.png", png(200)[:-30])), 400, "truncated"),
+    "bomb": (EDIT, (A_PROMPT, ("image", "a.png", bomb())), 400, "over the limit"),
+    "name as a path": (VARY, (("image", "../../etc/passwd", b"root"),), 400, "not a picture"),
+    "two for a variation": (VARY, (A_PICTURE, A_PICTURE), 400, "one picture"),
+    "prompt of a variation": (VARY, (A_PICTURE, A_PROMPT), 400, "unknown parameter 'prompt'"),
+}
+
+
+def check(answer: tuple[int, dict[str, Any], dict[str, str]], status: int, message: str) -> None:
+    got, body, _ = answer
+    assert got == status, body
+    assert set(body["error"]) == {"message", "type", "param", "code"}
+    assert message in body["error"]["message"]
+    assert body["error"]["message"].isprintable()
+    assert len(body["error"]["message"]) < 500
+
+
+@pytest.mark.parametrize("name", JSON_TABLE)
+def test_bad_json_requests(server: Any, name: str) -> None:
+    path, body, status, message = JSON_TABLE[name]
+    check(send(server.port, path, body, JSON), status, message)
+
+
+@pytest.mark.parametrize("name", FORM_TABLE)
+def test_bad_forms(server: Any, name: str) -> None:
+    path, parts, status, message = FORM_TABLE[name]
+    check(send(server.port, path, *form(*parts)), status, message)
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body", "headers", "status", "message"),
+    [
+        ("POST", GENERATE, b'{"prompt":"a"}', {"Content-Type": "text/plain"}, 400, ""),
+        ("POST", EDIT, b"{}", JSON, 400, "multipart/form-data"),
+        ("POST", EDIT, b"x", {"Content-Type": "multipart/form-data"}, 400, "cannot be read"),
+        ("GET", GENERATE, None, {}, 405, ""),
+        ("POST", "/v1/audio/speech", b"{}", JSON, 404, "no such path"),
+        ("GET", "/v1/pictures/../../etc/passwd", None, {}, 404, "no such"),
+        ("GET", "/v1/pictures/..%2f..%2fetc%2fpasswd", None, {}, 404, "no such"),
+        ("GET", "/v1/models/..%2f..%2fetc", None, {}, 404, "not served here"),
+        ("POST", GENERATE, b"a" * 33_000_000, JSON, 413, "over 32000000 bytes"),
+    ],
+)
+def test_bad_paths_methods_and_sizes(
+    server: Any, method: str, path: str, body: Any, headers: Any, status: int, message: str
+) -> None:
+    try:
+        check(send(server.port, path, body, headers, method), status, message)
+    except (BrokenPipeError, ConnectionResetError):
+        assert status == 413  # refused before all of it was sent
+
+
+def test_a_body_that_never_comes_is_given_up(server: Any) -> None:
+    with socket.create_connection(("127.0.0.1", server.port), timeout=30) as slow:
+        head = f"POST {GENERATE} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+        slow.sendall(f"{head}Content-Length: 1000\r\n\r\n{{".encode())
+        start = time.monotonic()
+        answer = slow.recv(4096)
+        assert time.monotonic() - start < 20
+    assert answer.startswith(b"HTTP/1.1 408")
+    assert b"did not arrive within 2 seconds" in answer
+
+
+def test_noise_on_the_socket_is_refused(server: Any) -> None:
+    with socket.create_connection(("127.0.0.1", server.port), timeout=30) as noisy:
+        noisy.sendall(b"\x16\x03\x01 this is no HTTP\r\n\r\n")
+        assert noisy.recv(4096).startswith(b"HTTP/1.1 400")
+
+
+def test_after_all_of_it_the_server_works(server: Any) -> None:
+    good = {"prompt": "a red car", "num_inference_steps": 2}
+    status, body, _ = send(server.port, GENERATE, good, JSON)
+    assert status == 200
+    assert len(body["data"]) == 1
+    assert server.process.poll() is None

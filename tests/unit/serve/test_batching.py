@@ -1,0 +1,105 @@
+"""The queue: who shares a batch, who waits, who is refused."""
+
+import threading
+import time
+from typing import Any
+
+import pytest
+
+from blip3o.serve.batching import JobQueue, QueueClosedError, QueueFullError
+from blip3o.serve.jobs import ChatRequest, Event, Failed, Job, PictureRequest
+
+
+def picture(count: int = 1, **settings: Any) -> Job:
+    request = PictureRequest(
+        kind="generate",
+        count=count,
+        **{"num_inference_steps": 4, "guidance_scale": 3.0, **settings},
+    )
+    return Job(request, lambda event: None)
+
+
+def chat() -> Job:
+    return Job(ChatRequest(messages=(), pictures=(), max_tokens=1), lambda event: None)
+
+
+def queue_of(*jobs: Job, max_jobs: int = 99, max_batch: int = 4, max_wait_s: float = 0) -> JobQueue:
+    queue = JobQueue(max_jobs, max_batch, max_wait_s)
+    for job in jobs:
+        queue.put(job)
+    return queue
+
+
+def test_jobs_take_turns_within_a_batch() -> None:
+    many, one, two = picture(6), picture(), picture(2)
+    queue = queue_of(many, one, two)
+    names = {id(many): "many", id(one): "one", id(two): "two"}
+    batches = []
+    while len(queue):
+        batches.append([f"{names[id(row.job)]}{row.index}" for row in queue.take_rows()])
+    assert batches[0] == ["many0", "one0", "two0", "many1"]
+    assert batches[1] == ["many2", "two1", "many3", "many4"]
+    assert batches[2] == ["many5"]
+
+
+def test_only_what_fits_the_oldest_job_shares_its_batch() -> None:
+    first, other_steps, plain, same = (
+        picture(),
+        picture(num_inference_steps=5),
+        picture(guidance_scale=1.0),
+        picture(guidance_scale=7.0, seed=9),
+    )
+    queue = queue_of(first, other_steps, plain, same)
+    assert [row.job for row in queue.take_rows()] == [first, same]
+    assert [row.job for row in queue.take_rows()] == [other_steps]
+    assert [row.job for row in queue.take_rows()] == [plain]
+    assert queue.take_rows() == []
+
+
+def test_a_batch_waits_for_company_but_not_for_long() -> None:
+    queue = queue_of(picture(), max_wait_s=0.2)
+    assert queue.take_rows() == []
+    start = time.monotonic()
+    assert queue.wait()
+    assert 0.1 < time.monotonic() - start < 2
+    assert len(queue.take_rows()) == 1
+    full = queue_of(*[picture() for _ in range(4)], max_wait_s=60)
+    assert len(full.take_rows()) == 4
+
+
+def test_cancelled_jobs_leave_and_make_room() -> None:
+    jobs = [picture(), chat()]
+    queue = queue_of(*jobs, max_jobs=2)
+    with pytest.raises(QueueFullError):
+        queue.put(chat())
+    for job in jobs:
+        job.cancel()
+    queue.put(chat())
+    assert len(queue) == 1
+    assert queue.take_rows() == []
+
+
+def test_a_closed_queue_gives_out_what_it_has() -> None:
+    queue = queue_of(picture(), chat(), max_wait_s=60)
+    queue.close()
+    with pytest.raises(QueueClosedError, match="shutting down"):
+        queue.put(chat())
+    assert queue.wait()
+    assert queue.take_chat() is not None
+    assert len(queue.take_rows()) == 1
+    assert not queue.wait()
+
+
+def test_a_failed_queue_tells_all_at_once() -> None:
+    told: list[Event] = []
+    queue = JobQueue(9, 4, 60)
+    for _ in range(3):
+        queue.put(Job(PictureRequest(kind="generate"), told.append))
+    waiting = threading.Thread(target=queue.wait)
+    waiting.start()
+    queue.fail("gone")
+    waiting.join(5)
+    assert not waiting.is_alive()
+    assert told == [Failed("gone", "engine")] * 3
+    with pytest.raises(QueueClosedError, match="gone"):
+        queue.put(chat())

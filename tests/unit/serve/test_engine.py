@@ -1,0 +1,150 @@
+"""The engine with a tiny model: what is delivered, when it ends, what a failure takes with it."""
+
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from blip3o.core.types import Message
+from blip3o.generate.pipeline import Blip3oPipeline
+from blip3o.serve.batching import JobQueue
+from blip3o.serve.config import ServeConfig
+from blip3o.serve.engine import Engine
+from blip3o.serve.jobs import (
+    Answered,
+    ChatRequest,
+    Event,
+    Failed,
+    Job,
+    Picture,
+    PictureRequest,
+    Progress,
+    Text,
+)
+
+CONFIG = ServeConfig(max_batch=2, max_wait_ms=0)
+
+
+class Notes:
+    """Counts what an engine tells."""
+
+    def __init__(self) -> None:
+        self.sizes: list[int] = []
+
+    def batch(self, num_rows: int, seconds: float) -> None:
+        self.sizes.append(num_rows)
+
+    def waited(self, seconds: float) -> None:
+        pass
+
+
+class Client:
+    """A job and what came of it."""
+
+    def __init__(self, request: PictureRequest | ChatRequest) -> None:
+        self.events: list[Event] = []
+        self.job = Job(request, self.events.append)
+
+    def of(self, kind: type) -> list[Any]:
+        return [event for event in self.events if isinstance(event, kind)]
+
+
+def picture(pipe: Blip3oPipeline, **settings: Any) -> Client:
+    chat = pipe.chat_template
+    settings = {"num_inference_steps": 2, "guidance_scale": 2.0, **settings}
+    prompt = chat.image_prompt(chat.generate_messages("a red cat"))
+    return Client(PictureRequest(kind="generate", prompt=prompt, **settings))
+
+
+def chat(text: str = "what is this?", max_tokens: int = 6) -> Client:
+    message = Message(role="user", text=text)
+    return Client(ChatRequest(messages=[message], pictures=[], max_tokens=max_tokens))
+
+
+def run(pipe: Blip3oPipeline, *clients: Client, hook: Callable[..., Any] | None = None) -> Notes:
+    """Runs an engine until everything is done."""
+    queue, notes = JobQueue(99, CONFIG.max_batch, 0.0), Notes()
+    for client in clients:
+        queue.put(client.job)
+    queue.close()
+    engine = Engine(pipe, queue, CONFIG, notes)
+    with pytest.MonkeyPatch.context() as patch:
+        if hook is not None:
+            patch.setattr("blip3o.serve.pictures.PictureMaker.make", hook)
+        engine.start()
+        engine.join(120)
+    assert not engine.is_alive()
+    assert not engine.is_ready
+    return notes
+
+
+def test_pictures_progress_and_answers_arrive(tiny_pipe: Blip3oPipeline) -> None:
+    drawn, said = picture(tiny_pipe, count=3), chat()
+    notes = run(tiny_pipe, drawn, said)
+    assert [event.index for event in drawn.of(Picture)] == [0, 1, 2]
+    assert [event.step for event in drawn.of(Progress)] == [1, 2, 1, 2]
+    assert notes.sizes == [2, 1]
+    (end,) = said.of(Answered)
+    assert end.answer_tokens <= 6
+    words = tiny_pipe.ask(None, "what is this?", max_new_tokens=6)
+    assert "".join(event.piece for event in said.of(Text)).strip() == words
+
+
+def test_cancelled_work_is_dropped_at_a_step(tiny_pipe: Blip3oPipeline) -> None:
+    drawn = picture(tiny_pipe, num_inference_steps=50)
+    plain = drawn.job.deliver
+
+    def leave(event: Event) -> None:
+        plain(event)
+        drawn.job.cancel()
+
+    drawn.job.deliver = leave
+    after = picture(tiny_pipe)
+    run(tiny_pipe, drawn, after)
+    assert len(drawn.events) == 1
+    assert len(after.of(Picture)) == 1
+
+
+def test_what_cannot_be_met_is_told_to_who_asked(tiny_pipe: Blip3oPipeline) -> None:
+    long, good = chat("red " * 200), chat()
+    run(tiny_pipe, long, good)
+    (failed,) = long.events
+    assert isinstance(failed, Failed)
+    assert (failed.kind, "tokens" in failed.message) == ("request", True)
+    assert good.of(Answered)
+
+
+def test_a_failed_batch_is_tried_apart(tiny_pipe: Blip3oPipeline) -> None:
+    def poisoned(maker: Any, rows: Any, on_step: Any = None) -> list[str]:
+        if any(row.request.seed == 7 for row in rows):
+            raise RuntimeError("poison")
+        return ["a picture"] * len(rows)
+
+    good, bad = picture(tiny_pipe, seed=1), picture(tiny_pipe, seed=7)
+    notes = run(tiny_pipe, good, bad, hook=poisoned)
+    assert good.events == [Picture(0, "a picture")]  # type: ignore[arg-type]
+    (failed,) = bad.events
+    assert isinstance(failed, Failed)
+    assert failed.kind == "work"
+    assert notes.sizes == [1]
+
+
+@pytest.mark.parametrize("dies_at", [1, 2])
+def test_a_dead_engine_tells_all(tiny_pipe: Blip3oPipeline, dies_at: int) -> None:
+    calls = 0
+
+    def dies(maker: Any, rows: Any, on_step: Any = None) -> list[str]:
+        nonlocal calls
+        calls += 1
+        if calls == dies_at:
+            raise SystemExit
+        raise RuntimeError("the first batch fails and is tried apart")
+
+    clients = [picture(tiny_pipe, seed=seed) for seed in range(5)]
+    run(tiny_pipe, *clients, hook=dies)
+    for client in clients:
+        (failed,) = client.events
+        assert isinstance(failed, Failed)
+        assert failed.kind == "engine"
+    assert threading.active_count() < 20

@@ -1,0 +1,140 @@
+"""A picture's bits depend on its request alone, whatever shares its batch."""
+
+import pytest
+import torch
+from PIL import Image
+
+from blip3o.generate.pipeline import Blip3oPipeline
+from blip3o.generate.write import picture_generator
+from blip3o.serve.exact import equal_batch_sizes
+from blip3o.serve.jobs import Job, PictureRequest, Row
+from blip3o.serve.pictures import PictureMaker
+
+MAX_BATCH = 6
+PROMPTS = ("a red cat", "a dog", "draw: what is this? a very long caption of a red cat", "x")
+
+
+@pytest.fixture(scope="module")
+def pipe() -> Blip3oPipeline:
+    """The bundled model: the kernels that real work uses."""
+    return Blip3oPipeline.from_pretrained("pocket", device="cpu", dtype="fp32")
+
+
+@pytest.fixture(scope="module")
+def maker(pipe: Blip3oPipeline) -> PictureMaker:
+    return PictureMaker(pipe, MAX_BATCH)
+
+
+def rows_of(request: PictureRequest) -> list[Row]:
+    job = Job(request, lambda event: None)
+    return [Row(job, request, index) for index in range(request.count)]
+
+
+def generation(pipe: Blip3oPipeline, text: str, seed: int, scale: float) -> PictureRequest:
+    chat = pipe.chat_template
+    return PictureRequest(
+        kind="generate",
+        prompt=chat.image_prompt(chat.generate_messages(text)),
+        seed=seed,
+        num_inference_steps=4,
+        guidance_scale=scale,
+    )
+
+
+def edit(pipe: Blip3oPipeline, text: str, color: str) -> PictureRequest:
+    chat = pipe.chat_template
+    return PictureRequest(
+        kind="edit",
+        prompt=chat.image_prompt(chat.edit_messages(text)),
+        pictures=[Image.new("RGB", (40, 30), color)],
+        num_inference_steps=4,
+        guidance_scale=2.0,
+    )
+
+
+def data(images: list[Image.Image]) -> list[bytes]:
+    return [image.tobytes() for image in images]
+
+
+@pytest.mark.parametrize("scales", [(1.5, 3.0, 7.0, 2.0), (1.0, 1.0, 1.0, 1.0)])
+def test_a_picture_is_the_same_alone_and_in_any_batch(
+    pipe: Blip3oPipeline, maker: PictureMaker, scales: tuple[float, ...]
+) -> None:
+    requests = [
+        generation(pipe, text, seed, scale)
+        for seed, (text, scale) in enumerate(zip(PROMPTS, scales, strict=True))
+    ]
+    alone = [data(maker.make(rows_of(request)))[0] for request in requests]
+    assert len(set(alone)) == len(alone)
+    for order in ([0, 1], [1, 0, 2], [3, 2, 1, 0], [2, 2, 0, 3, 1, 2]):
+        rows = [rows_of(requests[number])[0] for number in order]
+        assert data(maker.make(rows)) == [alone[number] for number in order]
+
+
+def test_features_are_the_same_bit_for_bit(pipe: Blip3oPipeline, maker: PictureMaker) -> None:
+    """Eight bits of a pixel could hide a difference; the sampler's floats cannot."""
+    full = maker._probe(range(MAX_BATCH))
+    for size in maker.sizes:
+        assert torch.equal(maker._probe(range(size)), full[:size])
+    assert torch.equal(maker._probe([3, 1, 0, 5, 2, 4]), full[[3, 1, 0, 5, 2, 4]])
+    assert torch.equal(maker._probe([2] * MAX_BATCH), full[[2] * MAX_BATCH])
+
+
+def test_edits_and_reconstructions_are_the_same_in_any_batch(
+    pipe: Blip3oPipeline, maker: PictureMaker
+) -> None:
+    edits = [edit(pipe, "make it blue", "red"), edit(pipe, "a much longer instruction", "green")]
+    kept = [
+        PictureRequest(kind="reconstruct", pictures=[Image.new("RGB", (9, 9), color)], count=2)
+        for color in ("red", "navy")
+    ]
+    for group in (edits, kept):
+        rows = [row for request in group for row in rows_of(request)]
+        alone = [data(maker.make([row]))[0] for row in rows]
+        assert len(set(alone)) == len(alone)
+        assert data(maker.make(rows[::-1])) == alone[::-1]
+
+
+def test_pictures_are_those_of_the_pipeline(pipe: Blip3oPipeline, maker: PictureMaker) -> None:
+    request = generation(pipe, PROMPTS[0], 5, 3.0)
+    (own,) = pipe(
+        PROMPTS[0],
+        generator=picture_generator(5, 0, 0),
+        num_inference_steps=4,
+        guidance_scale=3.0,
+        output_type="pt",
+    ).images
+    (served,) = maker.make(rows_of(request))
+    values = torch.tensor(list(served.tobytes())).reshape(96, 96, 3).permute(2, 0, 1) / 255
+    assert (values - own).abs().max() < 0.01
+
+
+def test_an_edit_sees_all_its_pictures(pipe: Blip3oPipeline, maker: PictureMaker) -> None:
+    chat = pipe.chat_template
+    (turn,) = chat.edit_messages("make it blue")
+    made = []
+    for second in ("red", "white"):
+        both = [Image.new("RGB", (20, 20), color) for color in ("red", second)]
+        message = type(turn)(role="user", text="<image>\n" + turn.text)
+        request = PictureRequest(
+            kind="edit",
+            prompt=chat.image_prompt([message]),
+            pictures=both,
+            num_inference_steps=4,
+            guidance_scale=2.0,
+        )
+        made += data(maker.make(rows_of(request)))
+    assert made[0] != made[1]
+
+
+def test_sizes_are_those_that_agree_with_the_largest() -> None:
+    def rounding(samples: range) -> torch.Tensor:
+        return torch.tensor([float(s) + (0.5 if len(samples) < 4 else 0.0) for s in samples])
+
+    def by_place(samples: range) -> torch.Tensor:
+        return torch.tensor([float(s) + place for place, s in enumerate(samples)])
+
+    assert equal_batch_sizes(rounding, 8) == [4, 8]  # type: ignore[arg-type]
+    assert equal_batch_sizes(rounding, 6) == [4, 6]  # type: ignore[arg-type]
+    assert equal_batch_sizes(by_place, 8) == [1]  # type: ignore[arg-type]
+    assert equal_batch_sizes(by_place, 1) == [1]  # type: ignore[arg-type]
