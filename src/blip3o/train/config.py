@@ -1,10 +1,12 @@
 """The whole of a run as plain data."""
 
+import contextlib
 import dataclasses
 from typing import Any
 
-from blip3o.core.config import component, to_dict
+from blip3o.core.config import component, from_dict, to_dict
 from blip3o.core.device import PrecisionName
+from blip3o.core.errors import UsageError
 from blip3o.data.mixture import DataConfig
 from blip3o.models.unified import UnifiedModelConfig
 
@@ -153,6 +155,8 @@ def resume_differences(stored: Any, config: Any) -> list[str]:  # noqa: ANN401
         stored: the config in a checkpoint, as plain data.
         config: the config to resume with.
     """
+    with contextlib.suppress(UsageError):  # one that no longer fits is compared as it is
+        stored = to_dict(from_dict(RunConfig, stored))  # settings it did not know yet: the defaults
     return [name for name in _differences(stored, to_dict(config), "") if name not in _MAY_CHANGE]
 
 
