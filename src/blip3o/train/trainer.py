@@ -17,6 +17,7 @@ from blip3o.core.errors import PreemptedError, UsageError
 from blip3o.core.log import MetricsLogger, say
 from blip3o.core.rng import numpy_rng
 from blip3o.core.types import Batch
+from blip3o.nn.checkpointing import checkpoint_blocks
 from blip3o.objectives import Objective
 from blip3o.train.checkpoint import Checkpoints, TrainState, stored_config
 from blip3o.train.config import RunConfig, resume_differences
@@ -86,6 +87,8 @@ class Trainer:
         )
         self._loader = loader
         self._callbacks = callbacks
+        if train.activation_checkpointing:
+            checkpoint_blocks(self.model)
         if train.compile:
             _compile(self.model)
 
