@@ -7,7 +7,11 @@ from blip3o.core.registry import Registry
 
 SOURCES = Registry(
     "data source",
-    {"webdataset": ".webdataset:WebDatasetConfig", "jsonl": ".jsonl:JsonlConfig"},
+    {
+        "webdataset": ".webdataset:WebDatasetConfig",
+        "jsonl": ".jsonl:JsonlConfig",
+        "folder": ".folder:FolderConfig",
+    },
     package=__name__,
 )
 
