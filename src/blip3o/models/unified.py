@@ -221,6 +221,27 @@ class UnifiedModel(nn.Module):
     ) -> Tensor:
         """Returns the backbone's states at the query tokens, [B, Q, D].
 
+        Args:
+            input_ids: prompts that end in the last column (left-padded), [B, T].
+            attention_mask: True for real tokens, [B, T].
+            prompt_images: what `prompt_images` made of the prompts' pictures.
+
+        Raises:
+            ValueError: if a row is padded at its end.
+        """
+        states = self.sequence_states(input_ids, attention_mask, prompt_images)
+        return states[:, input_ids.shape[1] :]
+
+    def sequence_states(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        prompt_images: PromptImages | None = None,
+        *,
+        prompt_gradient: bool = False,
+    ) -> Tensor:
+        """Returns the backbone's states at prompts and the query tokens after them, [B, T + Q, D].
+
         The mask is causal, so prompt states do not depend on the queries. Where nothing before the
         queries is trained, the prompt's keys and values are computed without gradient and only the
         Q query positions are back-propagated: the same gradients for less than half the work.
@@ -229,6 +250,7 @@ class UnifiedModel(nn.Module):
             input_ids: prompts that end in the last column (left-padded), [B, T].
             attention_mask: True for real tokens, [B, T].
             prompt_images: what `prompt_images` made of the prompts' pictures.
+            prompt_gradient: back-propagate through the prompt, too, where it changes nothing.
 
         Raises:
             ValueError: if a row is padded at its end.
@@ -238,15 +260,16 @@ class UnifiedModel(nn.Module):
         queries = self.query_tokens(len(input_ids))
         mask = torch.cat([attention_mask, attention_mask.new_ones(queries.shape[:2])], dim=1)
         frozen = not any(p.requires_grad for p in self.backbone.parameters())
-        if frozen and torch.is_grad_enabled():
+        if frozen and torch.is_grad_enabled() and not prompt_gradient:
             cache = self.backbone.new_cache()
             with torch.no_grad():
                 prompt = self.backbone.embed(input_ids, prompt_images)
-                self.backbone(prompt, attention_mask, cache)
-            return self.backbone(queries.to(prompt.dtype), mask, cache)
+                prompt_states = self.backbone(prompt, attention_mask, cache)
+            query_states = self.backbone(queries.to(prompt.dtype), mask, cache)
+            return torch.cat([prompt_states, query_states], dim=1)
         prompt = self.backbone.embed(input_ids, prompt_images)
         embeds = torch.cat([prompt, queries.to(prompt.dtype)], dim=1)
-        return self.backbone(embeds, mask)[:, -queries.shape[1] :]
+        return self.backbone(embeds, mask)
 
     def velocity(
         self,

@@ -23,6 +23,10 @@ class FlowMatchingConfig:
         sigmas: distribution of the noise levels, a config out of `SIGMA_DISTRIBUTIONS`.
         condition_dropout: share of samples whose condition is zeroed (published: 0.1).
         draws: independent (noise, sigma) pairs a sample; the condition is computed once for all.
+        prompt_gradient: back-propagate through the prompts of a frozen backbone, as the released
+            training does: the same gradients, only slower.
+        text_logits: compute vocabulary logits at every position and log the cross entropy of the
+            prompts, as the released training does; nothing is learned from it.
     """
 
     kind: str = "flow_matching"
@@ -31,6 +35,8 @@ class FlowMatchingConfig:
     sigmas: object = component("blip3o.flow.sigmas:SIGMA_DISTRIBUTIONS")
     condition_dropout: float = 0.1
     draws: int = 1
+    prompt_gradient: bool = False
+    text_logits: bool = False
 
     def build(self, model_config: UnifiedModelConfig) -> "FlowMatching":
         """Returns the objective for a model."""
@@ -66,7 +72,13 @@ class FlowMatching(nn.Module):
             clean = model.normalizer(_target_features(model, batch))
             images = model.prompt_images(batch.prompt_pixels, batch.prompt_features)
             reference = _reference(model, batch, images)
-        condition = model.condition(batch.input_ids, batch.attention_mask, images)
+        states = model.sequence_states(
+            batch.input_ids,
+            batch.attention_mask,
+            images,
+            prompt_gradient=self.config.prompt_gradient,
+        )
+        condition = states[:, batch.input_ids.shape[1] :]
         dropped = sample_uniform(seed, "condition_dropout", batch.epochs, batch.indices)
         is_dropped = (dropped < self.config.condition_dropout).to(clean.device)
         condition = drop_condition(condition, is_dropped)
@@ -79,7 +91,8 @@ class FlowMatching(nn.Module):
             predicted = model.velocity(noisy, sigma, condition, reference, context)
             error = predicted.float() - velocity_target(clean, noise)
             loss_sum = loss_sum + error.square().sum()
-        return LossOutput(loss_sum=loss_sum, count=self.count(batch))
+        metrics = {"text_loss": _text_loss(model, batch, states)} if self.config.text_logits else {}
+        return LossOutput(loss_sum=loss_sum, count=self.count(batch), metrics=metrics)
 
     def _draw(self, batch: Batch, seed: int, draw: int, clean: Tensor) -> tuple[Tensor, Tensor]:
         keys = (batch.epochs, batch.indices)
@@ -94,6 +107,16 @@ def _target_features(model: UnifiedModel, batch: Batch) -> Tensor:
     if batch.target_pixels is None:
         raise ValueError(f"a {batch.task!r} batch needs target pixels or features")
     return model.encode_images(batch.target_pixels).float()
+
+
+def _text_loss(model: UnifiedModel, batch: Batch, states: Tensor) -> tuple[Tensor, float]:
+    """Returns the summed cross entropy of the prompts' tokens, and their number."""
+    logits = model.backbone.logits(states).float()[:, : batch.input_ids.shape[1] - 1]
+    is_real = batch.attention_mask[:, 1:] & batch.attention_mask[:, :-1]
+    loss = nn.functional.cross_entropy(
+        logits[is_real], batch.input_ids[:, 1:][is_real], reduction="sum"
+    )
+    return loss.detach(), float(is_real.sum())
 
 
 def _reference(model: UnifiedModel, batch: Batch, images: PromptImages | None) -> Tensor | None:

@@ -23,7 +23,10 @@ from blip3o.text.tokenizer import Tokenizer, train_tokenizer
 from blip3o.train.config import RunConfig
 from blip3o.train.curves import draw_curves
 from blip3o.train.trainer import Trainer, check_resumable
-from blip3o.weights.folder import load_model, save_model
+from blip3o.weights.folder import open_model, save_model
+from blip3o.weights.hub import to_local
+from blip3o.weights.shards import read
+from blip3o.weights.stored import StoredModel
 
 _TOKENIZER_RECORDS = 4000
 _NORMALIZER_BATCHES = 32
@@ -112,24 +115,24 @@ def build_model(config: RunConfig) -> tuple[Tokenizer | None, UnifiedModel]:
     model = config.model.build()
     tokenizer = None
     for init in config.init:
-        loaded = load_model(init.folder)
-        tokenizer = loaded.tokenizer if tokenizer is None else tokenizer
-        _take(model, loaded.model, init.parts, init.folder)
+        stored = open_model(to_local(init.folder))
+        tokenizer = stored.tokenizer if tokenizer is None else tokenizer
+        _take(model, stored, init.parts, init.folder)
     return tokenizer, model
 
 
-def _take(model: UnifiedModel, other: UnifiedModel, parts: tuple[str, ...], folder: str) -> None:
-    """Copies parts of another model; every tensor of a part must fit."""
-    own, state = model.state_dict(), other.state_dict()
+def _take(model: UnifiedModel, other: StoredModel, parts: tuple[str, ...], folder: str) -> None:
+    """Reads parts of a stored model, tensor by tensor; every tensor of a part must fit."""
+    own, stored = model.state_dict(), other.tensors
     names = [n for n in own if not parts or any(n == p or n.startswith(f"{p}.") for p in parts)]
     if not names:
         raise UsageError(f"init.parts {list(parts)} name no part of the model")
-    unfit = [n for n in names if n not in state or state[n].shape != own[n].shape]
+    unfit = [n for n in names if n not in stored or tuple(stored[n].shape) != own[n].shape]
     if unfit:
         raise UsageError(f"weights of {folder} do not fit: {', '.join(unfit[:5])}")
     with torch.no_grad():
         for name in names:
-            own[name].copy_(state[name])
+            own[name].copy_(read(stored[name]))
 
 
 def _own_tokenizer(config: RunConfig, run_dir: Path) -> Tokenizer:

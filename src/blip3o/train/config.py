@@ -1,10 +1,12 @@
 """The whole of a run as plain data."""
 
+import contextlib
 import dataclasses
 from typing import Any
 
-from blip3o.core.config import component, to_dict
+from blip3o.core.config import component, from_dict, to_dict
 from blip3o.core.device import PrecisionName
+from blip3o.core.errors import UsageError
 from blip3o.data.mixture import DataConfig
 from blip3o.models.unified import UnifiedModelConfig
 
@@ -24,6 +26,7 @@ _MAY_CHANGE = (
     "train.sample_every",
     "train.keep_last",
     "train.device",
+    "train.activation_checkpointing",
     "data.num_workers",
 )
 
@@ -82,6 +85,8 @@ class TrainConfig:
         precision: type of matrix products; weights stay float32.
         device: "auto" or a torch device.
         compile: compile the model's repeated blocks.
+        activation_checkpointing: blocks keep only their inputs and run again in the backward pass:
+            the same gradients with far less memory and a third more time.
         max_nonfinite_steps: steps with a loss or gradient that is no number, after which the run
             stops; each of them updates nothing.
     """
@@ -101,6 +106,7 @@ class TrainConfig:
     precision: PrecisionName = "auto"
     device: str = "auto"
     compile: bool = False
+    activation_checkpointing: bool = False
     max_nonfinite_steps: int = 20
 
     def __post_init__(self) -> None:
@@ -153,6 +159,8 @@ def resume_differences(stored: Any, config: Any) -> list[str]:  # noqa: ANN401
         stored: the config in a checkpoint, as plain data.
         config: the config to resume with.
     """
+    with contextlib.suppress(UsageError):  # one that no longer fits is compared as it is
+        stored = to_dict(from_dict(RunConfig, stored))  # settings it did not know yet: the defaults
     return [name for name in _differences(stored, to_dict(config), "") if name not in _MAY_CHANGE]
 
 

@@ -25,27 +25,33 @@ class Window:
 
     Args:
         sums: what a resumed run had summed up before it stopped; kept up to date, in place.
+        peak_tflops: what the device can do at best; None if unknown.
     """
 
-    def __init__(self, sums: Sums) -> None:
+    def __init__(self, sums: Sums, peak_tflops: float | None = None) -> None:
         self._sums = sums
+        self._peak_tflops = peak_tflops
+        self.flops_per_token: float | None = None
         self._restart()
 
     def _restart(self) -> None:
         self._start = time.monotonic()
         self._waited = 0.0
         self._samples = 0
+        self._tokens = 0
 
-    def add(self, sums: Sums, samples: int, waited: float) -> None:
+    def add(self, sums: Sums, samples: int, tokens: int, waited: float) -> None:
         """Takes in a step.
 
         Args:
             sums: (sum, count) by name.
             samples: how many samples it learned from.
+            tokens: how many tokens their texts and the placeholders of their pictures have.
             waited: seconds it waited for them.
         """
         add_sums(self._sums, sums)
         self._samples += samples
+        self._tokens += tokens
         self._waited += waited
 
     def close(self) -> dict[str, Any]:
@@ -53,7 +59,12 @@ class Window:
         seconds = max(time.monotonic() - self._start, 1e-9)
         values: dict[str, Any] = {n: v / c if c else 0.0 for n, (v, c) in self._sums.items()}
         values["samples_per_second"] = self._samples / seconds
+        values["tokens_per_second"] = self._tokens / seconds
         values["data_wait"] = self._waited / seconds
+        if self.flops_per_token is not None:
+            values["tflops"] = self.flops_per_token * self._tokens / seconds / 1e12
+            if self._peak_tflops is not None:
+                values["mfu"] = values["tflops"] / self._peak_tflops
         self._sums.clear()
         self._restart()
         return values

@@ -17,11 +17,13 @@ from blip3o.core.errors import PreemptedError, UsageError
 from blip3o.core.log import MetricsLogger, say
 from blip3o.core.rng import numpy_rng
 from blip3o.core.types import Batch
+from blip3o.nn.checkpointing import checkpoint_blocks
 from blip3o.objectives import Objective
 from blip3o.train.checkpoint import Checkpoints, TrainState, stored_config
 from blip3o.train.config import RunConfig, resume_differences
 from blip3o.train.ema import Ema
 from blip3o.train.environment import write_environment
+from blip3o.train.flops import count_flops, peak_tflops
 from blip3o.train.optimizer import (
     build_optimizer,
     learning_rate,
@@ -86,6 +88,8 @@ class Trainer:
         )
         self._loader = loader
         self._callbacks = callbacks
+        if train.activation_checkpointing:
+            checkpoint_blocks(self.model)
         if train.compile:
             _compile(self.model)
 
@@ -131,7 +135,7 @@ class Trainer:
         stop: StopRequest,
     ) -> None:
         train, state = self.config.train, self.state
-        window = Window(state.window)
+        window = Window(state.window, peak_tflops(self.precision.device))
         is_saved = state.step > 0  # by the run that this one resumes
         is_first = True
         while state.step < train.steps and not stop.requested:
@@ -141,9 +145,15 @@ class Trainer:
             if stop.requested:
                 break
             rate = learning_rate(state.step, train.steps, train.optimizer)
-            sums = self._step(groups, rate)
             samples = sum(len(batch) for batch in groups)
-            window.add(sums, samples, waited)
+            tokens = sum(int(batch.attention_mask.sum()) for batch in groups)
+            if window.flops_per_token is None and not train.compile:
+                with count_flops(self.model) as count:
+                    sums = self._step(groups, rate)
+                window.flops_per_token = count.total / max(tokens, 1)
+            else:
+                sums = self._step(groups, rate)
+            window.add(sums, samples, tokens, waited)
             state.step += 1
             state.samples_seen += samples
             is_last = state.step == train.steps

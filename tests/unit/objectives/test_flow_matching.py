@@ -180,3 +180,70 @@ def test_a_batch_without_a_target_is_refused(model: UnifiedModel, make_batch: Ma
     batch = dataclasses.replace(make_batch([1]), target_features=None, target_pixels=None)
     with pytest.raises(ValueError, match="'text_to_image' batch needs target pixels or features"):
         build(model)(model, batch, 0)
+
+
+def freeze(model: UnifiedModel) -> None:
+    """Leaves what the generation stage trains."""
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name.startswith(("query_tokens.", "dit.")))
+
+
+@pytest.mark.parametrize("task", ["text_to_image", "edit"])
+@pytest.mark.parametrize("plain", [{"prompt_gradient": True}, {"text_logits": True}])
+def test_what_is_saved_changes_no_loss_and_no_gradient(
+    model: UnifiedModel, make_batch: MakeBatch, task: str, plain: dict[str, bool]
+) -> None:
+    """Each saving by itself, against the way the released training takes."""
+    freeze(model)
+    batch = make_batch([1, 2, 6], task)
+
+    def run(objective: FlowMatching) -> tuple[Tensor, dict[str, Tensor]]:
+        model.zero_grad()
+        loss = objective(model, batch, 3).loss_sum
+        loss.backward()
+        return loss.detach(), {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
+
+    expected, gradients = run(build(model, **plain))
+    loss, found = run(build(model))
+    torch.testing.assert_close(loss, expected, rtol=1e-5, atol=0)
+    assert found.keys() == gradients.keys()
+    largest = max(float(gradient.abs().max()) for gradient in gradients.values())
+    for name, gradient in gradients.items():
+        # Some gradients are zero but for rounding: a bias of all keys changes no attention.
+        tolerance = 1e-5 * max(float(gradient.abs().max()), 1e-3 * largest)
+        torch.testing.assert_close(found[name], gradient, rtol=0, atol=tolerance, msg=name)
+
+
+def test_gradient_stays_out_of_the_prompt_unless_asked_for(
+    model: UnifiedModel, make_batch: MakeBatch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    freeze(model)
+    lengths: list[int] = []
+    plain = model.backbone.forward
+
+    def forward(embeds: Tensor, *arguments: Any) -> Tensor:
+        lengths.append(embeds.shape[1] if torch.is_grad_enabled() else 0)
+        return plain(embeds, *arguments)
+
+    monkeypatch.setattr(model.backbone, "forward", forward)
+    batch = make_batch([1])
+    build(model)(model, batch, 0)
+    build(model, prompt_gradient=True)(model, batch, 0)
+    queries = model.config.num_query_tokens
+    assert lengths == [0, queries, batch.input_ids.shape[1] + queries]
+
+
+def test_logits_are_computed_and_logged_only_where_they_are_asked_for(
+    model: UnifiedModel, make_batch: MakeBatch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batch = make_batch([1, 2])  # rows of 8 tokens, padded by 1 and by 2
+    with torch.no_grad():
+        hidden = model.text_states(batch.input_ids, batch.attention_mask)
+        known = batch.attention_mask[:, :-1]
+        logits = model.backbone.logits(hidden[:, :-1][known])
+        expected = torch.nn.functional.cross_entropy(logits, batch.input_ids[:, 1:][known])
+        loss, count = build(model, text_logits=True)(model, batch, 0).metrics["text_loss"]
+    assert count == 6 + 5
+    torch.testing.assert_close(loss / count, expected, rtol=1e-5, atol=0)
+    monkeypatch.delattr(type(model.backbone), "logits")
+    assert build(model)(model, batch, 0).metrics == {}

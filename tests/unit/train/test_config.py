@@ -39,6 +39,14 @@ def test_length_cadence_and_place_may_change() -> None:
     assert resume_differences(stored, other) == []
 
 
+def test_a_setting_that_is_new_since_the_run_began_keeps_nobody_from_resuming(toys: Any) -> None:
+    stored = to_dict(toys.config)
+    del stored["train"]["compile"], stored["data"]["bad_sample_limit"]
+    assert resume_differences(stored, toys.config) == []
+    changed = evolve(toys.config, {"train.compile": True})
+    assert resume_differences(stored, changed) == ["train.compile"]
+
+
 def test_all_else_is_named_by_its_path(toys: Any) -> None:
     changes = {
         "train.seed": 7,

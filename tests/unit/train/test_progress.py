@@ -44,7 +44,7 @@ def test_a_bar_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_window_averages_by_count_and_goes_on_from_stored_sums() -> None:
     stored: dict[str, Any] = {"loss": (3.0, 1.0)}
     window = Window(stored)
-    window.add({"loss": (1.0, 1.0), "loss/part": (6.0, 12.0), "none": (0.0, 0.0)}, 4, 0.0)
+    window.add({"loss": (1.0, 1.0), "loss/part": (6.0, 12.0), "none": (0.0, 0.0)}, 4, 50, 0.0)
     assert stored["loss"] == (4.0, 2.0)
     values = window.close()
     assert (values["loss"], values["loss/part"], values["none"]) == (2.0, 0.5, 0.0)
@@ -52,3 +52,14 @@ def test_a_window_averages_by_count_and_goes_on_from_stored_sums() -> None:
     assert values["data_wait"] == 0
     assert stored == {}
     assert "loss" not in window.close()
+
+
+def test_a_window_tells_arithmetic_a_second_and_its_share_of_the_peak() -> None:
+    window = Window({}, peak_tflops=2.0)
+    window.add({}, 4, 50, 0.0)
+    assert "tflops" not in window.close()
+    window.flops_per_token = 1e6
+    window.add({}, 4, 50, 0.0)
+    values = window.close()
+    assert values["tflops"] == pytest.approx(values["tokens_per_second"] * 1e-6)
+    assert values["mfu"] == pytest.approx(values["tflops"] / 2)

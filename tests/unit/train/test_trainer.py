@@ -271,6 +271,8 @@ def test_the_run_folder_tells_the_whole_run(toys: Any, tmp_path: Path) -> None:
         "lr",
         "grad_norm",
         "samples_per_second",
+        "tokens_per_second",
+        "tflops",
         "samples_seen",
         "nonfinite_steps",
         "memory_mb",

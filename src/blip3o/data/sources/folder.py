@@ -20,17 +20,20 @@ class FolderConfig:
     Args:
         path: the folder; folders in it count too.
         name: short name for logs, quarantine and feature caches.
+        caption: caption of pictures without one of their own ("a photo of my dog"); None counts
+            them as bad samples where a caption is needed.
     """
 
     kind: str = "folder"
     path: str
     name: str
+    caption: str | None = None
 
     def build(self) -> "FolderSource":
         """Returns the opened source.
 
         Raises:
-            UsageError: if there is no such folder.
+            UsageError: if there is no such folder or no picture in it.
         """
         return FolderSource(self)
 
@@ -46,15 +49,18 @@ class FolderSource:
 
     def __init__(self, config: FolderConfig) -> None:
         self.name = config.name
+        self._caption = config.caption
         self._base = Path(config.path)
         if not self._base.is_dir():
-            raise UsageError(f"no such folder: {self._base}")
+            raise UsageError(f"no such folder of pictures: {self._base}")
         self._names = sorted(
             os.path.relpath(os.path.join(folder, name), self._base)
             for folder, _, names in os.walk(self._base)
             for name in names
             if name.lower().endswith(_SUFFIXES) and not name.startswith(".")
         )
+        if not self._names:
+            raise UsageError(f"no picture in {self._base}; it may hold {', '.join(_SUFFIXES)}")
         self.shard_lengths = [len(self._names)]
 
     def __len__(self) -> int:
@@ -79,6 +85,8 @@ class FolderSource:
             fields.update(loaded)
         if path.with_suffix(".txt").exists():
             fields["caption"] = path.with_suffix(".txt").read_bytes().decode("utf-8").strip()
+        if self._caption is not None:
+            fields.setdefault("caption", self._caption)
         key = os.path.splitext(self._names[position])[0]
         return key, {"image": path.read_bytes()}, fields
 

@@ -16,7 +16,6 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.utils.checkpoint import checkpoint
 
 from blip3o.flow.sigmas import NUM_TIMESTEPS
 from blip3o.models.dit.nextdit_block import KeyValue, NextDiTBlock
@@ -138,8 +137,6 @@ class NextDiTContext:
 class NextDiT(nn.Module):
     """Predicts the velocity (noise - clean) of noisy features.
 
-    Set `gradient_checkpointing` to recompute each layer in the backward pass.
-
     Args:
         config: sizes.
     """
@@ -147,7 +144,6 @@ class NextDiT(nn.Module):
     def __init__(self, config: NextDiTConfig) -> None:
         super().__init__()
         self.config = config
-        self.gradient_checkpointing = False
         self.sample_layer: LayerFunction = sample_layer
         width, area = config.hidden_size, config.patch_size**2
         self.patch_embedder = PatchEmbedder(config.in_channels * area, width)
@@ -311,15 +307,9 @@ class NextDiT(nn.Module):
         vector = self.time_caption_embed.timestep_embedder(timestep) + pooled
         vector = functional.silu(vector)  # every consumer of the vector starts with this SiLU
         rope = self.rope(grid, hidden.device)
-        recompute = self.gradient_checkpointing and torch.is_grad_enabled()
         for index, layer in enumerate(self.layers):
             key_value = None if cache is None else cache.layers[index]
-            if recompute:
-                hidden = checkpoint(
-                    layer, hidden, vector, rope, context, key_value, use_reentrant=False
-                )
-            else:
-                hidden = layer(hidden, vector, rope, context, key_value)
+            hidden = layer(hidden, vector, rope, context, key_value)
         velocity = self.norm_out(hidden, vector)
         return from_patches(velocity, grid, self.config.patch_size).to(noisy.dtype)
 

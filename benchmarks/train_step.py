@@ -1,0 +1,269 @@
+"""Times training steps of the generation stage: the plain path against ours, taking turns.
+
+python benchmarks/train_step.py [--repeats 7] [--threads 2] [--sizes 256_wide 512_wide]
+    [--out benchmarks/results/train_step.json]
+
+The plain path is what the released training does: gradient flows through the whole prompt of the
+frozen backbone, vocabulary logits are computed and thrown away, and the image encoder runs in
+every step. Ours leaves out the first two (`saved`), and reads the features instead (`cached`).
+Every variant takes the same batch and noise, so losses and gradients must agree. Ratios are taken
+inside one round of all variants, so that a machine that slows down slows all of them.
+"""
+
+import argparse
+import dataclasses
+import json
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from blip3o.core.types import Batch
+from blip3o.flow.sigmas import UniformSigmas
+from blip3o.models.backbones.qwen3 import Qwen3BackboneConfig
+from blip3o.models.decoders.pocket import PocketDecoderConfig
+from blip3o.models.dit.nextdit import NextDiTConfig
+from blip3o.models.encoders.eva_clip import EvaClipEncoderConfig
+from blip3o.models.encoders.normalizer import FeatureNormalizerConfig
+from blip3o.models.unified import UnifiedModel, UnifiedModelConfig
+from blip3o.objectives.flow_matching import FlowMatching, FlowMatchingConfig
+
+IMAGE_PX, PATCH_PX, GRID, IMAGE_TOKEN = 128, 8, 8, 5
+NUM_QUERIES = 64  # published
+PROMPT_TOKENS = 160  # a long caption of about 120 tokens and the words of the chat around it
+BATCH = 4
+PLAIN = {"prompt_gradient": True, "text_logits": True}
+VARIANTS: dict[str, tuple[dict[str, bool], bool]] = {
+    "plain": (PLAIN, False),
+    "saved": ({}, False),
+    "cached": ({}, True),
+    "plain_cached": (PLAIN, True),  # tells what the features alone are worth
+}
+"""Settings of the objective, and whether features are read instead of computed."""
+
+
+def model_config(width: int, layers: int, vocabulary: int) -> UnifiedModelConfig:
+    """Returns a model in the proportions of the released ones, for a CPU.
+
+    Args:
+        width: of the backbone; DiT and encoder are half as wide.
+        layers: of the backbone and the DiT; the encoder has two thirds.
+        vocabulary: token embeddings.
+    """
+    half = width // 2
+    return UnifiedModelConfig(
+        backbone=Qwen3BackboneConfig(
+            vocab_size=vocabulary,
+            hidden_size=width,
+            intermediate_size=3 * width,
+            num_layers=layers,
+            num_heads=width // 64,
+            num_kv_heads=max(1, width // 256),
+            head_dim=64,
+            image_token_id=IMAGE_TOKEN,
+            image_channels=half,
+        ),
+        image_encoder=EvaClipEncoderConfig(
+            image_px=IMAGE_PX,
+            patch_px=PATCH_PX,
+            hidden_size=half,
+            intermediate_size=4 * half,
+            num_layers=2 * layers // 3,
+            num_heads=half // 64,
+            pool=IMAGE_PX // PATCH_PX // GRID,
+        ),
+        normalizer=FeatureNormalizerConfig(num_components=None),
+        num_query_tokens=NUM_QUERIES,
+        dit=NextDiTConfig(
+            in_channels=half,
+            condition_size=width,
+            hidden_size=half,
+            num_layers=layers,
+            num_heads=half // 64,
+            grid=GRID,
+            multiple_of=32,
+        ),
+        image_decoder=dataclasses.replace(
+            PocketDecoderConfig.tiny(), feature_channels=half, grid=GRID, image_px=8 * GRID
+        ),
+    )
+
+
+SIZES = {
+    "256_wide": model_config(256, 6, 16_384),
+    "512_wide": model_config(512, 8, 32_768),
+}
+
+
+class Setting:
+    """One model, as the generation stage trains it, and one batch.
+
+    Args:
+        config: the model.
+        device: where to run.
+    """
+
+    def __init__(self, config: UnifiedModelConfig, device: torch.device) -> None:
+        torch.manual_seed(0)
+        self.device = device
+        self.model = config.build().eval().to(device)
+        for name, parameter in self.model.named_parameters():
+            parameter.requires_grad_(name.startswith(("query_tokens.", "dit.")))
+            if name.startswith("dit.") and parameter.ndim == 1:  # fresh gates are zero
+                torch.nn.init.normal_(parameter, std=0.1)
+        pixels = torch.rand(BATCH, 3, IMAGE_PX, IMAGE_PX) * 2 - 1
+        self.online = Batch(
+            task="text_to_image",
+            indices=torch.arange(BATCH),
+            epochs=torch.zeros(BATCH, dtype=torch.int64),
+            input_ids=torch.randint(10, config.backbone.vocab_size, (BATCH, PROMPT_TOKENS)),
+            attention_mask=torch.ones(BATCH, PROMPT_TOKENS, dtype=torch.bool),
+            target_pixels=pixels,
+        ).to(device)
+        with torch.no_grad():
+            features = self.model.encode_images(pixels.to(device))
+        self.cached = dataclasses.replace(self.online, target_features=features)
+
+    def run(self, variant: str) -> float:
+        """Returns the seconds of a forward and a backward pass; gradients stay in the model."""
+        settings, is_cached = VARIANTS[variant]
+        objective = _objective(self.model, settings)
+        batch = self.cached if is_cached else self.online
+        self.model.zero_grad(set_to_none=True)
+        _wait(self.device)
+        start = time.perf_counter()
+        output = objective(self.model, batch, 0)
+        (output.loss_sum / output.count).backward()
+        self.loss = output.loss_sum.detach() / output.count
+        _wait(self.device)
+        return time.perf_counter() - start
+
+    def gradients(self) -> dict[str, Tensor]:
+        """Returns the gradients that the last run left."""
+        named = self.model.named_parameters()
+        return {name: p.grad.clone() for name, p in named if p.grad is not None}
+
+
+def _objective(model: UnifiedModel, settings: dict[str, bool]) -> FlowMatching:
+    return FlowMatchingConfig(sigmas=UniformSigmas(), **settings).build(model.config)  # type: ignore[arg-type]
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def describe(values: list[float]) -> dict[str, float]:
+    """Returns median and spread."""
+    numbers = {"median": statistics.median(values), "min": min(values), "max": max(values)}
+    return {name: round(number, 4) for name, number in numbers.items()}
+
+
+def differences(setting: Setting) -> dict[str, dict[str, float]]:
+    """Returns how far each variant is from the plain path, relative to it.
+
+    Of gradients: the largest difference of a tensor, relative to that tensor's largest value, or to
+    a thousandth of the largest of all for those that are zero but for rounding.
+    """
+    setting.run("plain")
+    loss, gradients = setting.loss, setting.gradients()
+    floor = 1e-3 * max(g.abs().max() for g in gradients.values())
+    found = {}
+    for variant in VARIANTS:
+        setting.run(variant)
+        own = setting.gradients()
+        assert own.keys() == gradients.keys()
+        ratios = [
+            float((own[name] - g).abs().max() / g.abs().max().clamp_min(floor))
+            for name, g in gradients.items()
+        ]
+        found[variant] = {
+            "loss": float((setting.loss - loss).abs() / loss),
+            "gradient": max(ratios),
+        }
+    return found
+
+
+def peak_memory(setting: Setting) -> dict[str, float]:
+    """Returns the most memory of each variant in MiB, weights included; on CUDA only."""
+    peaks = {}
+    for variant in VARIANTS:
+        torch.cuda.reset_peak_memory_stats(setting.device)
+        setting.run(variant)
+        peaks[variant] = round(torch.cuda.max_memory_allocated(setting.device) / 2**20, 1)
+    return peaks
+
+
+def compare(setting: Setting, repeats: int) -> dict[str, object]:
+    """Returns seconds, speed and ratios of all variants."""
+    far = differences(setting)  # warms up, too
+    rounds = [{variant: setting.run(variant) for variant in VARIANTS} for _ in range(repeats)]
+
+    def ratio(slow: str, fast: str) -> dict[str, float]:
+        return describe([one[slow] / one[fast] for one in rounds])
+
+    per_second: Callable[[str], dict[str, float]] = lambda variant: describe(  # noqa: E731
+        [BATCH / one[variant] for one in rounds]
+    )
+    result: dict[str, object] = {
+        "seconds": {v: describe([one[v] for one in rounds]) for v in VARIANTS},
+        "images_per_second": {v: per_second(v) for v in VARIANTS},
+        "plain_over_saved": ratio("plain", "saved"),
+        "plain_over_cached": ratio("plain", "cached"),
+        "plain_cached_over_cached": ratio("plain_cached", "cached"),
+        "relative_difference_to_plain": far,
+    }
+    if setting.device.type == "cuda":
+        result["peak_memory_mib"] = peak_memory(setting)
+    return result
+
+
+def main() -> None:
+    """Measures, and prints and stores the figures."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--sizes", nargs="+", choices=SIZES, default=list(SIZES))
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/train_step.json"))
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    device = torch.device(options.device)
+    steps = {}
+    for name in options.sizes:
+        steps[name] = compare(Setting(SIZES[name], device), options.repeats)
+        ratios = {key: value for key, value in steps[name].items() if "over" in key}
+        print(name, ratios, steps[name]["relative_difference_to_plain"], flush=True)
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True).stdout
+    machine = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
+    results = {
+        "command": " ".join(["python", *sys.argv]),
+        "commit": commit.strip(),
+        "machine": f"{machine}, {torch.get_num_threads()} threads, torch {torch.__version__}",
+        "precision": "fp32",
+        "batch_size": BATCH,
+        "prompt_tokens": PROMPT_TOKENS,
+        "query_tokens": NUM_QUERIES,
+        "variants": {name: {**s, "cached": c} for name, (s, c) in VARIANTS.items()},
+        "models": {
+            name: {
+                part: dataclasses.asdict(getattr(SIZES[name], part))
+                for part in ("backbone", "image_encoder", "dit")
+            }
+            for name in options.sizes
+        },
+        "steps": steps,
+    }
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    options.out.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+    print(json.dumps(results, indent=2))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,121 @@
+"""Recipes of the Qwen3-SigLIP2 variant: a text model learns to see with SigLIP2, and to draw.
+
+The variant trains the backbone, too. One after the other: `understanding`, then `generation` with
+the backbone frozen again; or `joint` for both at once. No weights of it were published, so the
+stages start from a model folder with Qwen3-1.7B, SigLIP2 and EVA-CLIP (`START`).
+"""
+
+import dataclasses
+from pathlib import Path
+
+from blip3o.data.mixture import DataConfig, MixtureEntry
+from blip3o.models.backbones.qwen3 import Qwen3BackboneConfig
+from blip3o.models.decoders.sdxl import SdxlDecoderConfig
+from blip3o.models.dit.nextdit import NextDiTConfig
+from blip3o.models.encoders.eva_clip import EvaClipEncoderConfig
+from blip3o.models.unified import UnifiedModelConfig
+from blip3o.recipes.stages import (
+    IMAGE_PX,
+    PROMPTS,
+    QUESTIONS,
+    image_loss,
+    pretraining_mixture,
+    text_loss,
+    train_config,
+)
+from blip3o.train.config import InitConfig, RunConfig
+
+START = "models/qwen3-1.7b-siglip2"
+RUNS = Path("runs/qwen3_siglip2")
+"""Where a stage looks for the stage before it."""
+
+_MAX_TOKENS = 2048
+_STEPS = 280_000  # one epoch of 36 M pictures; the released script makes ten
+
+
+def model() -> UnifiedModelConfig:
+    """Returns the variant around Qwen3-1.7B, which its released script takes."""
+    backbone = Qwen3BackboneConfig.published("1.7b")
+    return UnifiedModelConfig(
+        backbone=backbone,
+        image_encoder=EvaClipEncoderConfig.published(),
+        num_query_tokens=64,
+        dit=NextDiTConfig.published(backbone.hidden_size),
+        image_decoder=SdxlDecoderConfig.published(),
+    )
+
+
+def understanding() -> RunConfig:
+    """Sequential, first half: captions of pictures; backbone and projector, no image loss.
+
+    blip3o train qwen3_siglip2.understanding --out runs/qwen3_siglip2/understanding
+
+    Hardware: 8 GPUs of 80 GB. Hours: about 170, estimated at 40 % MFU; not run yet.
+    Source: the released script of the variant (1e-4 to 1e-5, batch 128, 2048 tokens).
+    """
+    return dataclasses.replace(
+        joint(),
+        data=_data(_described()),
+        objectives=(text_loss(),),
+        train=train_config(
+            "backbone.decoder", "backbone.projector", steps=_STEPS, batch=128, min_lr=1e-5
+        ),
+        sample_prompts=QUESTIONS,
+    )
+
+
+def generation() -> RunConfig:
+    """Sequential, second half: query tokens and DiT; all else frozen.
+
+    blip3o train qwen3_siglip2.generation --out runs/qwen3_siglip2/generation
+
+    Hardware: 8 GPUs of 80 GB. Hours: about 45, estimated at 40 % MFU; not run yet.
+    Source: the released script of the variant with a frozen backbone. The projector stays frozen,
+    too: prompts of pictures hold no pictures that it could learn from.
+    """
+    return dataclasses.replace(
+        joint(),
+        init=(InitConfig(folder=str(RUNS / "understanding")),),
+        data=_data(pretraining_mixture()),
+        objectives=(image_loss(),),
+        train=train_config("query_tokens", "dit", steps=_STEPS, batch=128, min_lr=1e-5),
+    )
+
+
+def joint() -> RunConfig:
+    """Both at once: half of the samples draw a captioned picture, half describe one.
+
+    blip3o train qwen3_siglip2.joint --out runs/qwen3_siglip2/joint
+
+    Hardware: 8 GPUs of 80 GB. Hours: about 110, estimated at 40 % MFU; not run yet.
+    Source: the released script of the variant (backbone trained, losses one to one, every picture
+    used for both tasks).
+    """
+    return RunConfig(
+        model=model(),
+        init=(InitConfig(folder=START, parts=("backbone", "image_encoder", "image_decoder")),),
+        data=_data((*pretraining_mixture(), *_described())),
+        objectives=(image_loss(), text_loss()),
+        train=train_config(
+            "backbone.decoder",
+            "backbone.projector",
+            "query_tokens",
+            "dit",
+            steps=_STEPS,
+            batch=128,
+            min_lr=1e-5,
+        ),
+        sample_prompts=PROMPTS,
+    )
+
+
+def _described() -> tuple[MixtureEntry, ...]:
+    """Returns the captions the other way round: the picture is given and the caption learned."""
+    mixture = pretraining_mixture()
+    return tuple(dataclasses.replace(entry, task="image_to_text") for entry in mixture)
+
+
+def _data(mixture: tuple[MixtureEntry, ...]) -> DataConfig:
+    return DataConfig(
+        mixture=mixture, image_px=IMAGE_PX, max_text_tokens=_MAX_TOKENS, num_workers=4
+    )

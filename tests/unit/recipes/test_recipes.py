@@ -1,0 +1,164 @@
+"""Every recipe at full size without memory, and for real at the smallest size of its parts."""
+
+import dataclasses
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from blip3o.data.mixture import MixtureEntry
+from blip3o.data.sources.folder import FolderConfig
+from blip3o.data.sources.jsonl import JsonlConfig
+from blip3o.models.backbones import BACKBONES
+from blip3o.models.dit.nextdit import NextDiTConfig
+from blip3o.models.encoders.eva_clip import EvaClipEncoderConfig
+from blip3o.models.unified import UnifiedModelConfig
+from blip3o.recipes import RECIPES, load_recipe, run
+from blip3o.recipes.run import train
+from blip3o.text.chat import ChatConfig
+from blip3o.train.config import RunConfig
+from blip3o.train.optimizer import build_optimizer, select_trainable
+
+IMAGE_PAD_ID = 6  # of tokenizers that a run trains itself
+OWN = [name for name in RECIPES.names() if not name.startswith("pocket.")]
+
+AT_TINY_SIZE = [  # where both sizes of the released model are the same
+    pytest.param(name, marks=pytest.mark.slow) if name.startswith("blip3o_8b.") else name
+    for name in OWN
+]
+
+
+def recipe(name: str) -> RunConfig:
+    config = load_recipe(name, Path("runs") / name)
+    assert isinstance(config, RunConfig)
+    return config
+
+
+@pytest.mark.parametrize("name", OWN)
+def test_a_recipe_builds_at_full_size(name: str) -> None:
+    pytest.importorskip("diffusers")
+    config = recipe(name)
+    with torch.device("meta"):
+        model = config.model.build()
+        objectives = torch.nn.ModuleList(o.build(config.model) for o in config.objectives)
+    chosen = select_trainable(model, objectives, config.train.trainable)
+    build_optimizer(chosen, config.train.optimizer)
+    for init in config.init:
+        assert all(hasattr(model, part) for part in init.parts)
+    tasks = {entry.task for entry in config.data.mixture}
+    assert tasks <= {task for objective in config.objectives for task in objective.tasks}
+
+
+@pytest.mark.parametrize("name", OWN)
+def test_a_recipe_says_how_to_run_it_on_what_and_for_how_long(name: str) -> None:
+    text = RECIPES.get(name).__doc__ or ""
+    assert f"blip3o train {name} --out runs/" in text
+    for word in ("Hardware: ", "Hours: ", "Source: "):
+        assert word in text, f"{name} does not say {word}"
+
+
+@pytest.mark.parametrize(("size", "width"), [("4b", 2048), ("8b", 3584)])
+def test_the_published_numbers(size: str, width: int) -> None:
+    """The released scripts and their documentation: steps, batches, rates, dropout, clipping."""
+    generation, tune = recipe(f"blip3o_{size}.generation"), recipe(f"blip3o_{size}.tune")
+    assert generation.model.dit == NextDiTConfig.published(width)
+    assert generation.train.steps >= 150_000
+    assert generation.train.global_batch_size == 512
+    assert (generation.train.optimizer.lr, generation.train.optimizer.min_lr) == (1e-4, 1e-5)
+    assert tune.train.steps >= 10_000
+    assert tune.train.global_batch_size == 128
+    assert (tune.train.optimizer.lr, tune.train.optimizer.min_lr) == (1e-4, 0.0)
+    for config in (generation, tune):
+        train_config, optimizer = config.train, config.train.optimizer
+        assert train_config.trainable == ("query_tokens", "dit")
+        assert math.isclose(optimizer.warmup_steps, 0.003 * train_config.steps)
+        assert (optimizer.weight_decay, optimizer.betas) == (0.0, (0.9, 0.999))
+        assert (train_config.grad_clip, train_config.ema_decay) == (1.0, 0.0)
+        (objective,) = config.objectives
+        assert (objective.condition_dropout, objective.sigmas.shift) == (0.1, 1.0)
+
+
+def tiny_model(config: UnifiedModelConfig) -> UnifiedModelConfig:
+    """The same kinds of backbone, encoder and DiT, as small as they get; no image decoder."""
+    tiny = UnifiedModelConfig.tiny()
+    backbone = BACKBONES.get(config.backbone.kind).tiny()
+    tower = getattr(config.backbone, "vision_tower", None)
+    if tower is not None:
+        changes = {"vision_tower": type(tower).tiny(), "image_channels": None}
+        backbone = dataclasses.replace(backbone, **changes)
+    return dataclasses.replace(
+        config,
+        backbone=dataclasses.replace(backbone, image_token_id=IMAGE_PAD_ID, max_positions=512),
+        image_encoder=EvaClipEncoderConfig.tiny(),
+        normalizer=tiny.normalizer,
+        num_query_tokens=4,
+        dit=dataclasses.replace(tiny.dit, reference_channels=0),
+        image_decoder=tiny.image_decoder,
+        chat=ChatConfig(system=None, generate="draw: {caption}"),
+        question_pictures=dataclasses.replace(
+            config.question_pictures, min_pixels=16 * 16, max_pixels=32 * 32
+        ),
+        absent_parts=("image_decoder",),
+    )
+
+
+def write_data(folder: Path) -> Path:
+    """Pictures with captions, both as JSON lines and as text files."""
+    rng = np.random.default_rng(0)
+    rows = []
+    for number in range(4):
+        picture = Image.fromarray(rng.integers(0, 256, (24, 24, 3), dtype=np.uint8))
+        picture.save(folder / f"{number}.png")
+        (folder / f"{number}.txt").write_text(f"a red cat {number}\n")
+        rows.append({"image": f"{number}.png", "caption": f"a red cat {number}"})
+    file = folder / "rows.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return file
+
+
+def at_home(entry: MixtureEntry, file: Path) -> MixtureEntry:
+    """The same task on pictures that are at hand."""
+    if isinstance(entry.source, FolderConfig):
+        source = dataclasses.replace(entry.source, path=str(file.parent))
+    else:
+        source = JsonlConfig(path=str(file), name="home")
+    return dataclasses.replace(entry, source=source)
+
+
+@pytest.mark.parametrize("name", AT_TINY_SIZE)
+def test_a_recipe_trains(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run, "draw_curves", lambda run_dir: None)
+    config = recipe(name)
+    file = write_data(tmp_path)
+    model = tiny_model(config.model)
+    cache = str(tmp_path / "features") if config.data.feature_cache else None
+    config = dataclasses.replace(
+        config,
+        model=model,
+        init=(),
+        data=dataclasses.replace(
+            config.data,
+            mixture=tuple(at_home(entry, file) for entry in config.data.mixture),
+            image_px=model.image_encoder.image_px,
+            num_workers=0,
+            feature_cache=cache,
+        ),
+        train=dataclasses.replace(
+            config.train,
+            steps=2,
+            global_batch_size=4,
+            micro_batch_size=2,
+            log_every=1,
+            sample_every=0,
+            precision="fp32",
+            device="cpu",
+        ),
+    )
+    train(config, tmp_path / "run")
+    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    assert [math.isfinite(json.loads(line)["loss"]) for line in lines] == [True, True]
+    assert (tmp_path / "run" / "model" / "config.json").is_file()
