@@ -181,7 +181,7 @@ def test_a_folder_becomes_shards_and_comes_back(folder: Path, tmp_path: Path) ->
     assert records[3][1]["image"] == (folder / "3.v1.png").read_bytes()
     assert Image.open(io.BytesIO(records[7][1]["image"])).format == "PNG"
     (skipped,) = (tmp_path / "out").glob("*.skipped.jsonl")
-    assert json.loads(skipped.read_text(encoding="utf-8"))["key"] == "in/c"
+    assert json.loads(skipped.read_text(encoding="utf-8"))["key"] == "in/c.jpg"
     assert main(["data", "lint", f"{tmp_path}/out/my-*.tar", "--jobs", "1"]) == 0
 
 

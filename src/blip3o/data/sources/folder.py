@@ -67,7 +67,7 @@ class FolderSource:
         return len(self._names)
 
     def read(self, position: int) -> tuple[str, Mapping[str, bytes], Mapping[str, Any]]:
-        """Returns key, the picture, and its fields.
+        """Returns the path inside the folder, the picture, and its fields.
 
         Args:
             position: 0 to len - 1.
@@ -87,8 +87,7 @@ class FolderSource:
             fields["caption"] = path.with_suffix(".txt").read_bytes().decode("utf-8").strip()
         if self._caption is not None:
             fields.setdefault("caption", self._caption)
-        key = os.path.splitext(self._names[position])[0]
-        return key, {"image": path.read_bytes()}, fields
+        return Path(self._names[position]).as_posix(), {"image": path.read_bytes()}, fields
 
     def fingerprint(self) -> str:
         """Returns a hash of the pictures' names, sizes and times of change."""
