@@ -19,7 +19,9 @@ import sys
 import tarfile
 import tempfile
 import time
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -82,7 +84,7 @@ def theirs(folder: Path, num_batches: int) -> float:
     start = time.perf_counter()
     urls = sorted(str(path) for path in folder.glob("bench-*.tar"))
     samples = webdataset.WebDataset(urls, shardshuffle=100).shuffle(1000).map(prepare)
-    rows = iter(samples)
+    rows: Iterator[Any] = iter(cast("Iterable[Any]", samples))
     for _ in range(num_batches):
         batch = list(itertools.islice(rows, BATCH))
         pixels = torch.stack([one for one, _ in batch])

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -39,7 +39,7 @@ def count_flops(model: nn.Module) -> Iterator[FlopCount]:
     def watch(layer: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
         if torch._C._current_graph_task_id() != -1:  # a checkpointed block runs again
             return
-        weight = layer.weight
+        weight = cast("Tensor", layer.weight)
         positions = output.numel() / weight.shape[0]
         has_gradient = torch.is_grad_enabled()
         passes = 1 + has_gradient * (inputs[0].requires_grad + weight.requires_grad)

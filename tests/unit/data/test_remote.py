@@ -7,7 +7,7 @@ import re
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import fsspec
 import pytest
@@ -37,17 +37,20 @@ class Server(http.server.ThreadingHTTPServer):
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
-    server: Server
     protocol_version = "HTTP/1.1"
 
-    def log_message(self, *_: Any) -> None:
+    def log_message(self, format: str, *args: Any) -> None:
         pass
+
+    @property
+    def _hub(self) -> Server:
+        return cast("Server", self.server)
 
     def do_GET(self) -> None:
         wanted = self.headers["range"]
-        self.server.requests.append((self.path, wanted))
-        trouble = self.server.trouble(self.path)
-        file = self.server.folder / self.path[1:]
+        self._hub.requests.append((self.path, wanted))
+        trouble = self._hub.trouble(self.path)
+        file = self._hub.folder / self.path[1:]
         status = trouble if isinstance(trouble, int) else 206 if file.is_file() else 404
         body = file.read_bytes() if file.is_file() else b""
         total = len(body)

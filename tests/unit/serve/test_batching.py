@@ -11,11 +11,8 @@ from blip3o.serve.jobs import ChatRequest, Event, Failed, Job, PictureRequest
 
 
 def picture(count: int = 1, **settings: Any) -> Job:
-    request = PictureRequest(
-        kind="generate",
-        count=count,
-        **{"num_inference_steps": 4, "guidance_scale": 3.0, **settings},
-    )
+    sampling: dict[str, Any] = {"num_inference_steps": 4, "guidance_scale": 3.0, **settings}
+    request = PictureRequest(kind="generate", count=count, **sampling)
     return Job(request, lambda event: None)
 
 

@@ -211,9 +211,10 @@ def _unpack(stored: Any, stamp: FileStamp | None) -> ShardIndex | None:  # noqa:
     if stamp and (size != str(stamp.size) or (stamp.tag and tag != stamp.tag)):
         return None
     names = [field.name for field in dataclasses.fields(ShardIndex)]
-    arrays = {name: stored[name] for name in names}
-    texts = {name: tuple(arrays[name].tolist()) for name in ("suffixes", "damage")}
-    return ShardIndex(**{**arrays, **texts})
+    arrays: dict[str, Any] = {name: stored[name] for name in names}
+    for name in ("suffixes", "damage"):
+        arrays[name] = tuple(arrays[name].tolist())
+    return ShardIndex(**arrays)
 
 
 def _scan(path: str, size: int) -> ShardIndex:

@@ -12,7 +12,7 @@ import dataclasses
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -71,7 +71,7 @@ class WebDatasetSource:
         self.shards = index_shards(
             self.paths, salvage=config.salvage, jobs=jobs, what=f"shards of {self.name}"
         )
-        self.shard_lengths = [len(shard) for shard in self.shards]
+        self.shard_lengths: Sequence[int] = [len(shard) for shard in self.shards]
         self._ends = np.cumsum(self.shard_lengths)
 
     def __len__(self) -> int:

@@ -5,7 +5,7 @@ import contextlib
 import math
 import os
 import secrets
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 
 from starlette.requests import Request
 
@@ -136,7 +136,7 @@ class Service:
 
     async def events(
         self, request: PictureRequest | ChatRequest, client: Request
-    ) -> AsyncIterator[Event]:
+    ) -> AsyncGenerator[Event]:
         """Submits a request and yields its events; ends early when its client goes away.
 
         Args:
