@@ -86,4 +86,7 @@ def from_options(options: argparse.Namespace) -> ServeConfig:
         UsageError: for a number out of range.
     """
     values = {f.name: getattr(options, f.name) for f in dataclasses.fields(ServeConfig)}
-    return ServeConfig(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+    settings: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value for name, value in values.items()
+    }
+    return ServeConfig(**settings)
