@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+from fnmatch import fnmatch
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ from blip3o.models.backbones import BACKBONES
 from blip3o.models.dit.nextdit import NextDiTConfig
 from blip3o.models.encoders.eva_clip import EvaClipEncoderConfig
 from blip3o.models.unified import UnifiedModelConfig
-from blip3o.recipes import RECIPES, load_recipe, run
+from blip3o.recipes import RECIPES, load_recipe, pocket, run
 from blip3o.recipes.run import train
 from blip3o.text.chat import ChatConfig
 from blip3o.train.config import RunConfig
@@ -162,3 +163,12 @@ def test_a_recipe_trains(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
     assert [math.isfinite(json.loads(line)["loss"]) for line in lines] == [True, True]
     assert (tmp_path / "run" / "model" / "config.json").is_file()
+
+
+def test_pocket_stages_read_the_kind_of_shards_that_their_task_needs() -> None:
+    stages = [*pocket.all_stages(Path("runs")).values(), pocket.smoke()]
+    for entry in [entry for stage in stages for entry in stage.data.mixture]:
+        folder, pattern = Path(entry.source.path).parent, Path(entry.source.path).name
+        matching = {kind for kind in ("scenes", "edits") if fnmatch(f"{kind}-000000.tar", pattern)}
+        assert matching == {"edits" if entry.task == "edit" else "scenes"}, entry
+        assert str(folder) in {"runs/scenes", "runs/scenes-small"}  # what `ensure_scenes` writes
