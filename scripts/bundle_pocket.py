@@ -13,6 +13,9 @@ from typing import Any
 
 import torch
 
+from blip3o.core.config import to_dict
+from blip3o.eval.scenes import ScenesBenchmark
+from blip3o.recipes import pocket
 from blip3o.weights.folder import BUNDLED, load_model, save_model
 
 STAGES = ("encoder", "decoder", "understanding", "generation", "tune")
@@ -47,11 +50,11 @@ Data seed {seed}; the scenes are written by the recipe on first use. Machine: {m
 {stages}
 
 Total {hours:.2f} hours of stage time (some stages ran side by side, one core each).
-
+{differences}
 ## Figures
 
-`blip3o eval scenes --model pocket --out outputs/eval` on compositions that training never shows
-({num_samples} pictures):
+`blip3o eval scenes --model pocket --out outputs/eval{overrides}`
+on compositions that training never shows ({num_samples} pictures):
 
 {figures}
 """
@@ -73,6 +76,24 @@ def stage_row(run_dir: Path, stage: str) -> tuple[str, float]:
     last = rows[-1]
     hours = seconds / 3600
     return f"| {stage} | {last['step']} | {last['samples_seen']:,} | {hours:.2f} |", hours
+
+
+def differences_from(recipe: dict[str, Any], config: dict[str, Any], path: str = "") -> list[str]:
+    """Returns the settings in which a stored config differs from the recipe's."""
+    found = []
+    for name, value in recipe.items():
+        own, where = config.get(name), f"{path}{name}"
+        if isinstance(value, dict) and isinstance(own, dict):
+            found += differences_from(value, own, f"{where}.")
+        elif own != value:
+            found.append(f"`{where}` {own} (recipe: {value})")
+    return found
+
+
+def changed_settings(settings: dict[str, Any]) -> list[str]:
+    """Returns what an evaluation was told beyond the defaults, as on its command line."""
+    defaults = to_dict(ScenesBenchmark())
+    return [f"{name}={value}" for name, value in settings.items() if value != defaults[name]]
 
 
 def figures_table(results: dict[str, Any]) -> str:
@@ -102,7 +123,10 @@ def main() -> None:
     results = json.loads(options.results.read_text(encoding="utf-8"))
     rows = [stage_row(options.run_dir, stage) for stage in stage_folders(options.run_dir)]
     count = sum(parameter.numel() for parameter in loaded.model.parameters())
+    differences = differences_from(to_dict(pocket.model()), to_dict(loaded.model.config))
+    sentence = f"\nOlder than the recipe in: {', '.join(differences)}.\n" if differences else ""
     card = CARD.format(
+        differences=sentence,
         millions=count / 1e6,
         megabytes=2 * count / 1e6,
         px=loaded.model.config.image_decoder.image_px,
@@ -111,6 +135,7 @@ def main() -> None:
         stages="\n".join(line for line, _ in rows),
         hours=sum(hours for _, hours in rows),
         num_samples=results["num_samples"],
+        overrides="".join(f" {change}" for change in changed_settings(results["settings"])),
         figures=figures_table(results),
     )
     save_model(loaded.model, loaded.tokenizer, BUNDLED["pocket"], torch.bfloat16, card)
