@@ -93,7 +93,8 @@ def differences_from(recipe: dict[str, Any], config: dict[str, Any], path: str =
 def changed_settings(settings: dict[str, Any]) -> list[str]:
     """Returns what an evaluation was told beyond the defaults, as on its command line."""
     defaults = to_dict(ScenesBenchmark())
-    return [f"{name}={value}" for name, value in settings.items() if value != defaults[name]]
+    changed = {n: v for n, v in settings.items() if n in defaults and v != defaults[n]}
+    return [f"{name}={value}" for name, value in changed.items()]
 
 
 def figures_table(results: dict[str, Any]) -> str:
