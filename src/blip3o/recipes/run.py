@@ -1,7 +1,6 @@
 """Makes a run out of its config: data, tokenizer, model, cache, trainer; and leaves a model."""
 
 import itertools
-import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ import torch
 
 from blip3o.core.device import keep_freed_memory, resolve_device
 from blip3o.core.errors import UsageError
+from blip3o.core.files import atomic_folder
 from blip3o.core.log import say
 from blip3o.data.collate import Preparer
 from blip3o.data.loader import Loader
@@ -20,6 +20,7 @@ from blip3o.recipes.samples import SampleWriter
 from blip3o.recipes.scenes import ensure_scenes
 from blip3o.text.chat import ChatTemplate
 from blip3o.text.tokenizer import Tokenizer, train_tokenizer
+from blip3o.train.adapters import merged_adapters
 from blip3o.train.config import RunConfig
 from blip3o.train.curves import draw_curves
 from blip3o.train.trainer import Trainer, check_resumable
@@ -84,7 +85,8 @@ class _Finish:
             model.eval()
             if any(name.startswith("image_encoder.") for name in trainer.parameters):
                 _fit_normalizers(model, self._loader, trainer.precision.device)
-            save_model(model, self._tokenizer, trainer.run_dir / "model", torch.float32)
+            with merged_adapters(model):
+                save_model(model, self._tokenizer, trainer.run_dir / "model", torch.float32)
         say(f"model: {trainer.run_dir / 'model'}")
 
 
@@ -95,11 +97,9 @@ def link_model(model: Path, link: Path) -> None:
         model: the folder.
         link: where to; replaced.
     """
-    scratch = link.with_name(f".{link.name}.tmp")
-    shutil.rmtree(scratch, ignore_errors=True)
-    shutil.copytree(model, scratch)
-    shutil.rmtree(link, ignore_errors=True)
-    os.replace(scratch, link)
+    with atomic_folder(link) as scratch:
+        shutil.copytree(model, scratch, dirs_exist_ok=True)
+        shutil.rmtree(link, ignore_errors=True)
 
 
 def build_model(config: RunConfig) -> tuple[Tokenizer | None, UnifiedModel]:
