@@ -10,6 +10,7 @@ from blip3o.flow.guidance import combine, guided, with_null
 from blip3o.flow.sigmas import inference_sigmas
 from blip3o.flow.solver import euler, euler_by_step
 from blip3o.models.dit.nextdit import NextDiT, NextDiTConfig
+from blip3o.weights.keymaps.blip3o_qwen import NAMES
 
 OUTPUT_TOLERANCE = 2e-5
 SAMPLE_TOLERANCE = 1e-4
@@ -38,7 +39,8 @@ def config_from(recorded: dict[str, Any]) -> NextDiTConfig:
 
 def load(case: Any) -> NextDiT:
     dit = config_from(case.settings()["config"]).build()
-    weights = {name.removeprefix("model."): value for name, value in case.tensors().items()}
+    own = {NAMES.ours(f"model.dit.{name}"): value for name, value in case.tensors().items()}
+    weights = {name.removeprefix("dit."): value for name, value in own.items() if name is not None}
     dit.load_state_dict(weights, strict=True)
     return dit.eval()
 

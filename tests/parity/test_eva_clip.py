@@ -9,6 +9,7 @@ from torch import Tensor
 
 from blip3o.imaging.pixels import CLIP_MEAN, CLIP_STD, normalize_for_clip, to_pixels
 from blip3o.models.encoders.eva_clip import EvaClipEncoder, EvaClipEncoderConfig
+from blip3o.weights.keymaps.blip3o_qwen import NAMES
 
 FEATURE_TOLERANCE = 1e-4
 PREPROCESS_TOLERANCE = 1e-5
@@ -34,7 +35,9 @@ def config_from(recorded: dict[str, Any]) -> EvaClipEncoderConfig:
 
 def to_ours(published: dict[str, Any]) -> dict[str, Any]:
     """Returns the entries of the released file under the names inside the encoder."""
-    return {f"tower.{name}": value for name, value in published.items()}
+    front = "model.gen_vision_tower.vision_tower.model."  # in a whole checkpoint
+    own = {NAMES.ours(front + name): value for name, value in published.items()}
+    return {name.removeprefix("image_encoder."): v for name, v in own.items() if name is not None}
 
 
 def load(case: Any) -> EvaClipEncoder:

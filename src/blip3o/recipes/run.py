@@ -2,10 +2,12 @@
 
 import itertools
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from blip3o.core.device import keep_freed_memory, resolve_device
 from blip3o.core.errors import UsageError
@@ -26,8 +28,8 @@ from blip3o.train.curves import draw_curves
 from blip3o.train.trainer import Trainer, check_resumable
 from blip3o.weights.folder import open_model, save_model
 from blip3o.weights.hub import to_local
-from blip3o.weights.shards import read
-from blip3o.weights.stored import StoredModel
+from blip3o.weights.shards import StoredTensor, read
+from blip3o.weights.siglip2_sana import is_siglip2_sana, load_siglip2_sana
 
 _TOKENIZER_RECORDS = 4000
 _NORMALIZER_BATCHES = 32
@@ -115,15 +117,24 @@ def build_model(config: RunConfig) -> tuple[Tokenizer | None, UnifiedModel]:
     model = config.model.build()
     tokenizer = None
     for init in config.init:
-        stored = open_model(to_local(init.folder))
-        tokenizer = stored.tokenizer if tokenizer is None else tokenizer
-        _take(model, stored, init.parts, init.folder)
+        folder = to_local(init.folder)
+        if is_siglip2_sana(folder):
+            tensors: Mapping[str, Tensor | StoredTensor] = load_siglip2_sana(Path(folder)).state()
+        else:
+            stored = open_model(folder)
+            tokenizer, tensors = tokenizer or stored.tokenizer, stored.tensors
+        _take(model, tensors, init.parts, init.folder)
     return tokenizer, model
 
 
-def _take(model: UnifiedModel, other: StoredModel, parts: tuple[str, ...], folder: str) -> None:
+def _take(
+    model: UnifiedModel,
+    stored: Mapping[str, Tensor | StoredTensor],
+    parts: tuple[str, ...],
+    folder: str,
+) -> None:
     """Reads parts of a stored model, tensor by tensor; every tensor of a part must fit."""
-    own, stored = model.state_dict(), other.tensors
+    own = model.state_dict()
     names = [n for n in own if not parts or any(n == p or n.startswith(f"{p}.") for p in parts)]
     if not names:
         raise UsageError(f"init.parts {list(parts)} name no part of the model")
