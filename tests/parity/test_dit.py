@@ -169,15 +169,19 @@ def test_truncated_timesteps_equal_recorded_integers(case: Any) -> None:
 
 
 @pytest.mark.parity_cases("manifests/nextdit_main_*.json")
-def test_published_names_shapes_and_count(case: Any) -> None:
+def test_published_names_shapes_and_count(case: Any, capsys: pytest.CaptureFixture[str]) -> None:
     manifest = case.settings()
+    own = {NAMES.ours(f"model.dit.{name}"): shape for name, shape in manifest["weights"].items()}
     with torch.device("meta"):
         recorded = config_from(manifest["config"])
         dit = recorded.build()
     state = dit.state_dict()
-    shapes = {f"model.{name}": list(value.shape) for name, value in state.items()}
-    assert shapes == manifest["weights"]
-    assert sum(value.numel() for value in state.values()) == manifest["n_params"]
+    assert {f"dit.{name}": list(value.shape) for name, value in state.items()} == own
+    assert len(own) == manifest["n_tensors"]
+    count = sum(value.numel() for value in state.values())
+    assert count == manifest["n_params"]
+    with capsys.disabled():
+        print(f"\n{case.path.stem}: {count:,} parameters")  # noqa: T201
     published = NextDiTConfig.published(recorded.condition_size)
     with torch.device("meta"):
         again = published.build().state_dict()

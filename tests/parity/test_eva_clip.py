@@ -97,7 +97,7 @@ def test_encoder_takes_plain_pixels_and_normalizes_them_itself(case: Any) -> Non
 
 
 @pytest.mark.parity_cases("manifests/eva_clip_*.json")
-def test_published_names_shapes_and_count(case: Any) -> None:
+def test_published_names_shapes_and_count(case: Any, capsys: pytest.CaptureFixture[str]) -> None:
     manifest = case.settings()
     published = EvaClipEncoderConfig.published()
     with torch.device("meta"):
@@ -106,8 +106,11 @@ def test_published_names_shapes_and_count(case: Any) -> None:
     shapes = {name: list(value.shape) for name, value in state.items()}
     assert shapes == to_ours(manifest["weights"])
     assert len(state) == manifest["n_tensors"]
-    assert sum(value.numel() for value in state.values()) == manifest["n_params"]
-    assert sum(parameter.numel() for parameter in encoder.parameters()) == manifest["n_params"]
+    count = sum(value.numel() for value in state.values())
+    assert count == manifest["n_params"]
+    assert sum(parameter.numel() for parameter in encoder.parameters()) == count
+    with capsys.disabled():
+        print(f"\n{case.path.stem}: {count:,} parameters")  # noqa: T201
     recorded = config_from(manifest["config"])
     assert {**vars(recorded), "pool": published.pool} == vars(published)
 

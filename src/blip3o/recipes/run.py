@@ -122,7 +122,8 @@ def build_model(config: RunConfig) -> tuple[Tokenizer | None, UnifiedModel]:
             tensors: Mapping[str, Tensor | StoredTensor] = load_siglip2_sana(Path(folder)).state()
         else:
             stored = open_model(folder)
-            tokenizer, tensors = tokenizer or stored.tokenizer, stored.tensors
+            tokenizer = stored.tokenizer if tokenizer is None else tokenizer
+            tensors = stored.tensors
         _take(model, tensors, init.parts, init.folder)
     return tokenizer, model
 
