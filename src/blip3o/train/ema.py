@@ -1,10 +1,6 @@
 """An exponential moving average of the trained weights: smoother, and what is saved in the end."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import torch
-from torch import Tensor
 
 from blip3o.train.optimizer import NamedParameters
 
@@ -32,20 +28,3 @@ class Ema:
         decay = min(self._decay, (step + 1) / (step + 10))
         weights = [parameter.detach() for parameter in self._parameters.values()]
         torch._foreach_lerp_(list(self.averages.values()), weights, 1 - decay)
-
-    @contextmanager
-    def swapped_in(self) -> Iterator[None]:
-        """Puts the averages into the model for a while."""
-        own = {name: parameter.data for name, parameter in self._parameters.items()}
-        try:
-            for name, parameter in self._parameters.items():
-                parameter.data = self.averages[name]
-            yield
-        finally:
-            for name, parameter in self._parameters.items():
-                parameter.data = own[name]
-
-    def load(self, averages: dict[str, Tensor]) -> None:
-        """Takes stored averages over."""
-        for name, average in self.averages.items():
-            average.copy_(averages[name])
