@@ -7,6 +7,7 @@ are reduced once. So processes may run different micro-batches in number, task a
 mixture has it, and accumulation costs no traffic; frozen weights are whole on every process.
 """
 
+from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, cast
@@ -18,9 +19,12 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
 from blip3o.core.device import Precision
-from blip3o.core.distributed import world_size
+from blip3o.core.distributed import is_main, world_size
 from blip3o.core.types import Batch, LossOutput
 from blip3o.nn.checkpointing import repeated_blocks
+
+_HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_state_dict_pre_hooks")
+"""Where FSDP comes in: it would gather weights from processes that are busy elsewhere."""
 
 
 class Learner(nn.Module):
@@ -120,24 +124,35 @@ class Learner(nn.Module):
 
     @contextmanager
     def holding(self, values: dict[str, Tensor]) -> Iterator[None]:
-        """Puts other tensors in the place of the trained weights for a while; all processes must.
+        """Puts other weights into the main process's model for a while; all processes must ask.
+
+        There the model is a plain one meanwhile: it computes and saves without the others.
 
         Args:
             values: by name in the model (objectives' under "objectives."); shards are made whole.
         """
-        for group in self._groups:
-            group.unshard()
         own = {name.removeprefix("model."): p for name, p in self.named_parameters()}
-        kept = {name: own[name].data for name in values}
+        others: dict[nn.Parameter, nn.Parameter] = {}
+        for name, value in values.items():
+            tensor = whole(value)
+            if is_main():
+                others[own[name]] = nn.Parameter(tensor, own[name].requires_grad)
+        hooks = [{kind: group.__dict__[kind] for kind in _HOOKS} for group in self._groups]
         try:
-            for name, value in values.items():
-                own[name].data = whole(value)
+            self._replace(others)
+            for group in self._groups if is_main() else ():
+                group.__dict__.update({kind: OrderedDict() for kind in _HOOKS})
             yield
         finally:
-            for name, data in kept.items():
-                own[name].data = data
-            for group in self._groups:
-                group.reshard()
+            self._replace({other: parameter for parameter, other in others.items()})
+            for group, kept in zip(self._groups, hooks, strict=True):
+                group.__dict__.update(kept)
+
+    def _replace(self, others: dict[nn.Parameter, nn.Parameter]) -> None:
+        for module in self.modules():
+            for name, parameter in module._parameters.items():
+                if parameter is not None and parameter in others:
+                    module._parameters[name] = others[parameter]
 
     def _synchronize(self, is_last: bool) -> None:
         root = cast("FSDPModule", self)
