@@ -6,6 +6,8 @@ Processes are forked as torchrun would start them, with gloo between them.
 import json
 import multiprocessing
 import os
+import resource
+import signal
 import socket
 import time
 import traceback
@@ -20,10 +22,14 @@ import torch.distributed.checkpoint as dcp
 from safetensors.torch import load_file
 from torch.distributed.checkpoint import HuggingFaceStorageReader
 
+from blip3o.core.config import evolve
 from blip3o.core.errors import PreemptedError, UsageError
+from blip3o.core.types import Batch, LossOutput
+from blip3o.objectives.flow_matching import FlowMatching
 from blip3o.recipes.run import train
 from blip3o.train.config import RunConfig
 from blip3o.train.tensors import TensorStore
+from blip3o.train.trainer import Trainer
 
 STEPS = 10
 PREEMPTED, USAGE = 75, 2

@@ -22,6 +22,7 @@ from blip3o.core.device import Precision
 from blip3o.core.distributed import is_main, world_size
 from blip3o.core.types import Batch, LossOutput
 from blip3o.nn.checkpointing import repeated_blocks
+from blip3o.train.prepare import halve_frozen
 
 _HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_state_dict_pre_hooks")
 """Where FSDP comes in: it would gather weights from processes that are busy elsewhere."""
@@ -67,6 +68,8 @@ class Learner(nn.Module):
                 type, shards and reduced gradients stay float32.
         """
         half = None if precision.dtype == torch.float32 else precision.dtype
+        if half is not None:
+            halve_frozen(self.model, half)
         options: dict[str, Any] = {
             "mesh": init_device_mesh(precision.device.type, (world_size(),)),
             "reshard_after_forward": False,

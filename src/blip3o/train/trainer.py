@@ -3,7 +3,6 @@
 import dataclasses
 import math
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -13,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from blip3o.core.config import save_yaml, to_dict
-from blip3o.core.device import Precision, resolve_device, resolve_dtype
+from blip3o.core.device import Precision, resolve_device
 from blip3o.core.distributed import exchange, is_main, world_size
 from blip3o.core.errors import PreemptedError, UsageError
 from blip3o.core.log import say
@@ -34,6 +33,7 @@ from blip3o.train.optimizer import (
     select_trainable,
     set_learning_rate,
 )
+from blip3o.train.prepare import compile_blocks, name_objectives, set_mode, training_dtype
 from blip3o.train.progress import RunLog, Sums, Terms, Window, memory_mb, merge_sums, read_terms
 from blip3o.train.signals import StopRequest, children_outlive_sigterm
 
@@ -95,7 +95,7 @@ class Trainer:
         device = resolve_device(train.device)
         self.run_dir = run_dir
         self.config = config
-        self.precision = Precision(device, _training_dtype(config, device))
+        self.precision = Precision(device, training_dtype(config, device))
         self.model = model
         self.learner = Learner(model, objectives).to(device)
         self.objectives = self.learner.objectives
@@ -103,14 +103,14 @@ class Trainer:
         if train.activation_checkpointing:
             checkpoint_blocks(self.model)
         if train.compile:
-            _compile(self.model)
+            compile_blocks(self.model)
         if world_size() > 1:
             self.learner.shard(self.precision)  # other objects under the same names
             self.parameters = select_trainable(self.model, self.objectives, train.trainable)
         self.optimizer = build_optimizer(self.parameters, train.optimizer)
         self.ema = Ema(self.parameters, train.ema_decay)
         self.state = TrainState()
-        self._named_objectives = _name(cast("Sequence[Objective]", objectives))
+        self._named_objectives = name_objectives(cast("Sequence[Objective]", objectives))
         self._checkpoints = Checkpoints(
             run_dir,
             train.keep_last,
@@ -164,7 +164,8 @@ class Trainer:
 
     def _run(self, batches: Iterator[list[Batch]], log: RunLog, stop: StopRequest) -> None:
         train, state = self.config.train, self.state
-        window = Window(state.window, peak_tflops(self.precision.device))
+        peak = peak_tflops(self.precision.device)
+        window = Window(state.window, peak and peak * world_size())
         is_saved = state.step > 0  # by the run that this one resumes
         is_first = True
         while state.step < train.steps:
@@ -310,7 +311,7 @@ class Trainer:
                 )
 
     def _set_modes(self) -> None:
-        _set_mode(self.model, is_training=True)
+        set_mode(self.model, is_training=True)
         self.objectives.train()
 
     def _save(self) -> None:
@@ -326,7 +327,9 @@ class Trainer:
 
     def _show(self, event: str, *arguments: object) -> None:
         """Calls back with the averaged weights in the model; the other processes wait."""
-        with self.learner.holding(self.ema.averages):
+        # Several processes keep frozen weights in half precision, which autocast brings together.
+        precision = self.precision.autocast() if world_size() > 1 else nullcontext()
+        with self.learner.holding(self.ema.averages), precision:
             self._call(event, *arguments)
             exchange(None)
 
@@ -335,41 +338,3 @@ class Trainer:
             handler = getattr(callback, event, None)
             if handler is not None:
                 handler(self, *arguments)
-
-
-def _training_dtype(config: RunConfig, device: torch.device) -> torch.dtype:
-    dtype = resolve_dtype(config.train.precision, device)
-    if dtype != torch.float16:
-        return dtype
-    if config.train.precision == "auto":
-        return torch.float32
-    raise UsageError("training in fp16 needs scaled losses, which we lack; use bf16 or fp32")
-
-
-def _set_mode(module: nn.Module, *, is_training: bool) -> None:
-    """Training mode for what holds something to train; without weights (dropout), as its parent."""
-    parameters = list(module.parameters())
-    if parameters:
-        is_training = any(parameter.requires_grad for parameter in parameters)
-    module.training = is_training
-    for child in module.children():
-        _set_mode(child, is_training=is_training)
-
-
-def _compile(model: nn.Module) -> None:
-    if not hasattr(model, "compile_targets"):
-        say("warning: train.compile does nothing: the model names no compile_targets()")
-        return
-    for module in cast("Any", model).compile_targets():
-        module.compile()
-
-
-def _name(objectives: Sequence[Objective]) -> dict[str, Objective]:
-    """Returns the objectives by the name they are logged under; equal ones are numbered."""
-    seen: Counter[str] = Counter()
-    named: dict[str, Objective] = {}
-    for objective in objectives:
-        name = type(objective).__name__
-        seen[name] += 1
-        named[name if seen[name] == 1 else f"{name}-{seen[name]}"] = objective
-    return named
