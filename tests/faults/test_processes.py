@@ -115,7 +115,7 @@ def tensors(run_dir: Path) -> dict[str, torch.Tensor]:
     folder = run_dir / "checkpoints" / (run_dir / "latest").read_text().strip()
     reader = HuggingFaceStorageReader(str(folder))
     about: dict[str, Any] = reader.read_metadata().state_dict_metadata
-    found = {name: torch.zeros(one.size) for name, one in about.items()}
+    found = {n: torch.zeros(one.size, dtype=one.properties.dtype) for n, one in about.items()}
     dcp.load(found, storage_reader=reader, no_dist=True)
     for file in (run_dir / "model").rglob("*.safetensors"):
         for name, tensor in load_file(file).items():
@@ -289,6 +289,28 @@ def test_a_step_that_is_not_finite_on_one_process_is_left_out_on_all(
         assert finish(launch(config, folder, world_size, poison)) == [0] * world_size
         assert [row["nonfinite_steps"] for row in metrics(folder)] == [0, 0, 1, 1]
     assert_close(tmp_path / "2", tmp_path / "1")
+
+
+def test_half_precision_checkpointed_blocks_and_samples(config: RunConfig, tmp_path: Path) -> None:
+    changes = {
+        "train.precision": "bf16",
+        "train.activation_checkpointing": True,
+        "train.steps": 2,
+        "train.log_every": 1,
+        "train.sample_every": 2,
+        "sample_prompts": ["a red cat"],
+    }
+    config = evolve(config, changes)
+    for world_size in (1, 2):
+        folder = tmp_path / str(world_size)
+        assert finish(launch(config, folder, world_size)) == [0] * world_size
+        assert {file.name for file in (folder / "samples").iterdir()} == {
+            "step-00000002.png",
+            "step-00000002.txt",
+        }
+    for row, expected in zip(metrics(tmp_path / "2"), metrics(tmp_path / "1"), strict=True):
+        assert row["loss"] == pytest.approx(expected["loss"], rel=0.02)
+    assert {str(t.dtype) for t in tensors(tmp_path / "2").values()} == {"torch.float32"}
 
 
 def test_a_batch_that_cannot_be_shared_is_refused(config: RunConfig, tmp_path: Path) -> None:
