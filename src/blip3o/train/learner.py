@@ -104,10 +104,12 @@ class Learner(nn.Module):
         """
         if not self._groups:
             return
-        touched = frozenset(self._touched)
-        self._synchronize(True)
-        self(0, None, 0)[0].backward()
-        self._touched = set(touched)
+        touched = set(self._touched)
+        # The first of two passes gives every weight a waiting gradient: they must be of one type.
+        for is_last in (False, True):
+            self._synchronize(is_last)
+            self(0, None, 0)[0].backward()
+        self._touched = touched
 
     def untouched(self) -> set[str]:
         """Returns the weights that no micro-batch of this process and step went through."""
