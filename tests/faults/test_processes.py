@@ -12,7 +12,7 @@ import socket
 import time
 import traceback
 from collections.abc import Callable
-from multiprocessing.process import BaseProcess
+from multiprocessing.context import ForkProcess
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +38,7 @@ _TIMED = ("samples_per_second", "tokens_per_second", "tflops", "data_wait", "mem
 
 def launch(
     config: RunConfig, run_dir: Path, world_size: int, prepare: Callable[[int], None] | None = None
-) -> list[BaseProcess]:
+) -> list[ForkProcess]:
     """Starts a run; `prepare(rank)` is called in each process before."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
@@ -72,7 +72,7 @@ def launch(
     return processes
 
 
-def finish(processes: list[BaseProcess], seconds: float = 120.0) -> list[int | None]:
+def finish(processes: list[ForkProcess], seconds: float = 120.0) -> list[int | None]:
     end = time.monotonic() + seconds
     for process in processes:
         process.join(max(0.0, end - time.monotonic()))

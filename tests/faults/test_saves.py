@@ -75,9 +75,9 @@ def kill_before(run_dir: Path, is_it: Callable[[str], bool]) -> None:
             if path.startswith(str(run_dir)) or not path.startswith("/"):  # or below a folder's
                 meet(f"{event} {Path(path).name}")
 
-    def fsync(descriptor: int) -> None:
+    def fsync(fd: Any) -> None:
         meet("fsync")
-        plain(descriptor)
+        plain(fd)
 
     plain, os.fsync = os.fsync, fsync
     sys.addaudithook(hook)

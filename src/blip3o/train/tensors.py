@@ -8,7 +8,7 @@ one process the files are plain safetensors. Nothing in them is executed when re
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
@@ -37,7 +37,7 @@ class TensorStore:
         self._mesh: Any = None
         if world_size() > 1:
             # A group of its own: a thread writes while the main one talks about the next steps.
-            self._group = dist.new_group(backend="gloo")
+            self._group = cast("dist.ProcessGroup", dist.new_group(backend="gloo"))
             self._mesh = init_device_mesh("cpu", (world_size(),))
 
     def copy(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
