@@ -4,103 +4,29 @@ A run is the real thing at tiny size (jsonl pictures, loader, unified model, obj
 forked process of its own, so that it can be killed.
 """
 
-import dataclasses
-import errno
 import json
 import multiprocessing
 import os
+import resource
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 from safetensors.torch import load_file
 
 from blip3o.core.config import evolve
 from blip3o.core.errors import PreemptedError, UsageError
-from blip3o.data.mixture import DataConfig, MixtureEntry
-from blip3o.data.sources.jsonl import JsonlConfig
-from blip3o.flow.sigmas import UniformSigmas
-from blip3o.models.unified import UnifiedModelConfig
-from blip3o.objectives.flow_matching import FlowMatchingConfig
-from blip3o.objectives.next_token import NextTokenConfig
-from blip3o.recipes import run
 from blip3o.recipes.run import train
-from blip3o.text.chat import ChatConfig
-from blip3o.text.tokenizer import train_tokenizer
-from blip3o.train import checkpoint
-from blip3o.train.config import InitConfig, OptimizerConfig, RunConfig, TrainConfig
-from blip3o.weights.folder import save_model
+from blip3o.train.config import RunConfig
+from blip3o.train.tensors import TensorStore
 
 STEPS = 10
 PREEMPTED, USAGE = 75, 2
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _no_curves() -> Iterator[None]:
-    """Drawing takes longer than all these runs."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(run, "draw_curves", lambda run_dir: None)
-        yield
-
-
-@pytest.fixture(scope="module")
-def config(tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
-    """Pictures and answers mixed, from a tiny model folder."""
-    folder = tmp_path_factory.mktemp("data")
-    source = JsonlConfig(path=str(_write_pictures(folder)), name="toy")
-    tokenizer = train_tokenizer(["draw: a red cat", "What is this? a dog", "user\n"] * 3, 300)
-    tiny = UnifiedModelConfig.tiny()
-    model = dataclasses.replace(
-        tiny,
-        backbone=dataclasses.replace(tiny.backbone, image_token_id=tokenizer.image_pad_id),
-        chat=ChatConfig(system=None, generate="draw: {caption}"),
-    )
-    torch.manual_seed(0)
-    save_model(model.build(), tokenizer, folder / "model", torch.float32)
-    return RunConfig(
-        model=model,
-        init=(InitConfig(folder=str(folder / "model")),),
-        data=DataConfig(
-            mixture=(
-                MixtureEntry(source=source, task="text_to_image"),
-                MixtureEntry(source=source, task="image_to_text", weight=0.5),
-            ),
-            image_px=model.image_encoder.image_px,
-        ),
-        objectives=(FlowMatchingConfig(sigmas=UniformSigmas()), NextTokenConfig(weight=0.25)),
-        train=TrainConfig(
-            steps=STEPS,
-            global_batch_size=6,
-            micro_batch_size=4,
-            trainable=("backbone", "query_tokens", "dit"),
-            optimizer=OptimizerConfig(lr=1e-3, warmup_steps=2),
-            log_every=4,
-            checkpoint_every=3,
-            sample_every=0,
-            precision="fp32",
-            device="cpu",
-        ),
-    )
-
-
-def _write_pictures(folder: Path) -> Path:
-    rng = np.random.default_rng(0)
-    rows = []
-    for number in range(9):
-        name = f"{number}.png"
-        pixels = rng.integers(0, 256, (16, 16, 3), dtype=np.uint8)
-        Image.fromarray(pixels).save(folder / name)
-        rows.append({"image": name, "caption": f"a red cat {number}"})
-    file = folder / "toy.jsonl"
-    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return file
 
 
 @pytest.fixture(scope="module")
@@ -196,17 +122,15 @@ def test_kill_9_and_resume_leave_what_an_undisturbed_run_leaves(
 def test_kill_9_in_the_middle_of_a_save_resumes_from_the_one_before(
     config: RunConfig, whole: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plain, calls = checkpoint.save_file, []
-
-    def killing(tensors: Any, file: Path) -> None:
-        calls.append(file)
-        if len(calls) == 5:  # the second file of the second checkpoint
-            Path(file).write_bytes(b"half of it")
+    def killing(self: TensorStore, folder: Path, tensors: Any) -> None:
+        plain(self, folder, tensors)
+        if "step-00000006" in folder.name:
+            next(folder.iterdir()).write_bytes(b"half of it")
             os.kill(os.getpid(), signal.SIGKILL)
-        plain(tensors, file)
 
+    plain = TensorStore.write
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, "save_file", killing)
+        patch.setattr(TensorStore, "write", killing)
         assert finish(start(config, tmp_path)) == -signal.SIGKILL
     assert newest_step(tmp_path) == 3
     train(config, tmp_path)
@@ -250,16 +174,19 @@ def test_a_second_signal_ends_at_once(config: RunConfig, tmp_path: Path) -> None
 def test_a_full_disk_ends_the_run_and_keeps_the_last_checkpoint(
     config: RunConfig, whole: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plain = checkpoint.save_file
+    def full(self: TensorStore, folder: Path, tensors: Any) -> None:
+        old = resource.getrlimit(resource.RLIMIT_FSIZE)
+        if "step-00000006" in folder.name:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (2000, old[1]))
+        try:
+            plain(self, folder, tensors)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, old)
 
-    def full(tensors: Any, file: Path) -> None:
-        if "step-00000006" in str(file) and Path(file).name == "ema.safetensors":
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        plain(tensors, file)
-
+    plain = TensorStore.write
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, "save_file", full)
-        with pytest.raises(UsageError, match=r"No space left on device.*make room"):
+        patch.setattr(TensorStore, "write", full)
+        with pytest.raises(UsageError, match=r"could not be written.*make room"):
             train(config, tmp_path)
     assert newest_step(tmp_path) == 3
     train(config, tmp_path)

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
+from blip3o.core.distributed import is_main
 from blip3o.core.files import write_atomic
 
 T = TypeVar("T")
@@ -95,5 +96,6 @@ def progress(
 
 
 def say(message: str) -> None:
-    """Prints a line of information to stderr (stdout is for results)."""
-    print(message, file=sys.stderr, flush=True)
+    """Prints a line of information to stderr (stdout is for results), once for all processes."""
+    if is_main():
+        print(message, file=sys.stderr, flush=True)

@@ -82,8 +82,8 @@ class ImageText(nn.Module):
         self.image_norm = nn.LayerNorm(channels)
         self.image_query = nn.Linear(channels, 1)
         self.image_out = nn.Linear(channels, config.embedding_size)
-        self.logit_scale = nn.Parameter(torch.tensor(10.0).log())
-        self.logit_bias = nn.Parameter(torch.tensor(-10.0))
+        self.logit_scale = nn.Parameter(torch.tensor([10.0]).log())  # [1]: FSDP shards no scalars
+        self.logit_bias = nn.Parameter(torch.tensor([-10.0]))
         self.thing_head = nn.Linear(channels, len(config.things) + 1)
         self.color_head = nn.Linear(channels, len(config.colors) + 1)
         self.box_head = nn.Linear(channels, 3)

@@ -8,6 +8,7 @@ from pathlib import Path
 import yaml
 
 from blip3o.core.config import from_dict, override, read_yaml, to_dict
+from blip3o.core.distributed import is_main, process_group
 from blip3o.core.errors import UsageError
 from blip3o.core.log import say
 from blip3o.core.registry import Registry
@@ -78,6 +79,7 @@ def _load_file(file: Path) -> RunConfig | Stages:
         raise UsageError(f"{file}: {error}") from error
 
 
+@process_group()
 def train_recipe(name: str, run_dir: Path, overrides: Sequence[str]) -> None:
     """Trains a recipe, or goes on with it, and leaves a model folder in `run_dir/model`.
 
@@ -100,7 +102,8 @@ def train_recipe(name: str, run_dir: Path, overrides: Sequence[str]) -> None:
     for stage, config in stages.items():
         say(f"stage {stage}")
         train(config, run_dir / stage)
-    link_model(run_dir / list(stages)[-1] / "model", run_dir / "model")
+    if is_main():
+        link_model(run_dir / list(stages)[-1] / "model", run_dir / "model")
 
 
 def _override_stages(stages: Stages, overrides: Sequence[str]) -> Stages:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from blip3o.core.device import keep_freed_memory, resolve_device
+from blip3o.core.distributed import exchange, main_first, process_group, rank, world_size
 from blip3o.core.errors import UsageError
 from blip3o.core.files import atomic_folder
 from blip3o.core.log import say
@@ -23,9 +24,10 @@ from blip3o.recipes.scenes import ensure_scenes
 from blip3o.text.chat import ChatTemplate
 from blip3o.text.tokenizer import Tokenizer, train_tokenizer
 from blip3o.train.adapters import merged_adapters
+from blip3o.train.checkpoint import check_resumable
 from blip3o.train.config import RunConfig
 from blip3o.train.curves import draw_curves
-from blip3o.train.trainer import Trainer, check_resumable
+from blip3o.train.trainer import Trainer
 from blip3o.weights.folder import open_model, save_model
 from blip3o.weights.hub import to_local
 from blip3o.weights.shards import StoredTensor, read
@@ -35,8 +37,9 @@ _TOKENIZER_RECORDS = 4000
 _NORMALIZER_BATCHES = 32
 
 
+@process_group()
 def train(config: RunConfig, run_dir: Path) -> None:
-    """Trains a run to its end and writes its model folder.
+    """Trains a run to its end and writes its model folder; with all processes of a launcher.
 
     Args:
         config: the whole run.
@@ -50,9 +53,11 @@ def train(config: RunConfig, run_dir: Path) -> None:
     if resolve_device(config.train.device).type == "cpu":
         keep_freed_memory()
     run_dir.mkdir(parents=True, exist_ok=True)
-    ensure_scenes(config.data)
+    with main_first():
+        ensure_scenes(config.data)
     tokenizer, model = build_model(config)
-    tokenizer = tokenizer or _own_tokenizer(config, run_dir)
+    with main_first():
+        tokenizer = tokenizer or _own_tokenizer(config, run_dir)
     _check_tokens(tokenizer, config)
     objectives = [objective.build(config.model) for objective in config.objectives]
     preparer = _preparer(config, tokenizer, model)
@@ -63,6 +68,8 @@ def train(config: RunConfig, run_dir: Path) -> None:
         global_batch_size=config.train.global_batch_size,
         micro_batch_size=config.train.micro_batch_size,
         quarantine=run_dir / "quarantine.jsonl",
+        rank=rank(),
+        world_size=world_size(),
     )
     finish = _Finish(tokenizer, loader)
     samples = SampleWriter(tokenizer, loader)
@@ -83,12 +90,11 @@ class _Finish:
     def on_end(self, trainer: Trainer) -> None:
         model = trainer.model
         assert isinstance(model, UnifiedModel)
-        with trainer.ema.swapped_in():
-            model.eval()
-            if any(name.startswith("image_encoder.") for name in trainer.parameters):
-                _fit_normalizers(model, self._loader, trainer.precision.device)
-            with merged_adapters(model):
-                save_model(model, self._tokenizer, trainer.run_dir / "model", torch.float32)
+        model.eval()
+        if any(name.startswith("image_encoder.") for name in trainer.parameters):
+            _fit_normalizers(model, self._loader, trainer.precision.device)
+        with merged_adapters(model):
+            save_model(model, self._tokenizer, trainer.run_dir / "model", torch.float32)
         say(f"model: {trainer.run_dir / 'model'}")
 
 
@@ -186,13 +192,17 @@ def _check_tokens(tokenizer: Tokenizer, config: RunConfig) -> None:
 def _preparer(config: RunConfig, tokenizer: Tokenizer, model: UnifiedModel) -> Preparer:
     chat = ChatTemplate(tokenizer, config.model.chat, config.model.num_prompt_image_tokens)
     regions = [o for o in config.objectives if o.kind == "image_text"]
+    cache = None
+    if config.data.feature_cache:
+        cache = feature_cache(config, model.image_encoder, rank(), world_size())
+        exchange(None)  # it is whole when all processes have done their share
     return Preparer(
         chat=chat,
         image_px=config.data.image_px,
         max_text_tokens=config.data.max_text_tokens,
         things=regions[0].things if regions else (),
         colors=regions[0].colors if regions else (),
-        cache=feature_cache(config, model.image_encoder) if config.data.feature_cache else None,
+        cache=cache,
         keep_pixels=any(o.kind == "pixel_decoding" for o in config.objectives),
         question_pictures=config.model.question_pictures,
         token_px=getattr(config.model.backbone, "token_px", 1),
@@ -203,7 +213,7 @@ def _preparer(config: RunConfig, tokenizer: Tokenizer, model: UnifiedModel) -> P
 def _fit_normalizers(model: UnifiedModel, loader: Loader, device: torch.device) -> None:
     """Fits the feature normalizers to the trained encoder, on the run's own first pictures."""
     features = []
-    for groups in itertools.islice(loader(0), _NORMALIZER_BATCHES):
+    for groups in itertools.islice(loader(0), _NORMALIZER_BATCHES * world_size()):
         pixels = [batch.target_pixels for batch in groups if batch.target_pixels is not None]
         features += [model.encode_images(one.to(device)).float().cpu() for one in pixels]
     for normalizer in (one for one in model.modules() if isinstance(one, FeatureNormalizer)):

@@ -30,7 +30,7 @@ class SampleWriter:
         self._loader = loader
 
     def on_sample(self, trainer: Trainer, step: int) -> None:
-        """Draws samples of what the run trains.
+        """Draws samples of what the run trains; the trainer has put the averages in place.
 
         Args:
             trainer: the run.
@@ -43,7 +43,7 @@ class SampleWriter:
         kinds = {objective.kind for objective in trainer.config.objectives}
         was_training = [module for module in model.modules() if module.training]
         try:
-            with trainer.ema.swapped_in(), merged_adapters(model), torch.no_grad():
+            with merged_adapters(model), torch.no_grad():
                 pipe = Blip3oPipeline(model, self._tokenizer)
                 prompts = trainer.config.sample_prompts
                 if "pixel_decoding" in kinds:

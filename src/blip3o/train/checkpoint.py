@@ -1,32 +1,34 @@
 """Checkpoints that are whole or not there: written aside, flushed, renamed, then pointed to.
 
 A run folder holds `checkpoints/step-00000500/` and so on, and `latest`, a file with the name of the
-one to resume from. In a checkpoint are `model.safetensors` (trained weights, objectives' own too),
-`ema.safetensors` (their averages), `optimizer.safetensors` (AdamW's moments) and `state.json`
-(step, counts, config).
+one to resume from. In a checkpoint are tensors as `TensorStore` writes them, named `model/...`
+(trained weights, objectives' own too), `ema/...` (their averages) and `optimizer/...` (AdamW's
+moments), and `state.json` (step, counts, config, and the sizes of the other files).
 """
 
 import dataclasses
 import json
 import os
 import shutil
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from blip3o.core.distributed import is_main
 from blip3o.core.errors import UsageError
 from blip3o.core.log import say
+from blip3o.train.config import RunConfig, resume_differences
 from blip3o.train.ema import Ema
 from blip3o.train.optimizer import NamedParameters
 from blip3o.train.progress import Sums
+from blip3o.train.tensors import STORE_ERRORS, TensorStore, reason_of
 
-_MODEL, _EMA, _OPTIMIZER = "model.safetensors", "ema.safetensors", "optimizer.safetensors"
+_MODEL, _EMA, _OPTIMIZER = "model", "ema", "optimizer"
 _STATE = "state.json"
-_UNREADABLE = (OSError, ValueError, KeyError, TypeError, SafetensorError)
+_UNREADABLE = (OSError, ValueError, KeyError, TypeError, *STORE_ERRORS)
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -50,9 +52,13 @@ class TrainState:
 class Checkpoints:
     """The checkpoints of a run folder.
 
+    A save copies the tensors to the CPU and returns; a thread writes the copies while training goes
+    on. All processes of a run save and load together.
+
     Args:
         run_dir: the run folder.
         keep_last: how many are kept.
+        keep_every: those of every so many steps are kept, too; 0 for none.
         parameters: trained weights by name; saved, and filled in place when loading.
         buffers: further tensors that change while training; likewise.
         ema: averages of the weights; likewise.
@@ -63,6 +69,7 @@ class Checkpoints:
         self,
         run_dir: Path,
         keep_last: int,
+        keep_every: int,
         parameters: NamedParameters,
         buffers: dict[str, Tensor],
         ema: Ema,
@@ -71,51 +78,52 @@ class Checkpoints:
         self._root = run_dir / "checkpoints"
         self._latest = run_dir / "latest"
         self._keep_last = keep_last
+        self._keep_every = keep_every
         self._parameters = parameters
         self._buffers = buffers
         self._ema = ema
         self._optimizer = optimizer
+        self._store = TensorStore()
+        self._thread = ThreadPoolExecutor(1, "checkpoint")
+        self._writing: Future[None] | None = None
 
     def save(self, state: TrainState, config: dict[str, Any]) -> Path:
-        """Writes a checkpoint and points `latest` to it; returns its folder.
+        """Begins to write a checkpoint that `latest` will name; returns its folder to be.
 
         Args:
             state: step and counts.
             config: the resolved run config as plain data.
 
         Raises:
-            UsageError: if it cannot be written (a full disk); earlier checkpoints stay as they are.
+            UsageError: if the save before this one failed (a full disk); earlier checkpoints stay
+                as they are.
         """
+        self.wait()
         name = f"step-{state.step:08d}"
-        scratch, folder = self._root / f".{name}.tmp", self._root / name
-        try:
-            shutil.rmtree(scratch, ignore_errors=True)
-            scratch.mkdir(parents=True)
-            _write_tensors({**self._parameters, **self._buffers}, scratch / _MODEL)
-            _write_tensors(self._ema.averages, scratch / _EMA)
-            _write_tensors(_flatten(self._optimizer, self._parameters), scratch / _OPTIMIZER)
-            text = json.dumps({**dataclasses.asdict(state), "config": config})
-            (scratch / _STATE).write_text(text, encoding="utf-8")
-            for path in (*scratch.iterdir(), scratch):
-                _flush(path)
-            # Only a run that resumed from an earlier step meets a folder of this name: `latest`
-            # does not point to it, so it may go first.
-            shutil.rmtree(folder, ignore_errors=True)
-            os.replace(scratch, folder)
-            _flush(self._root)
-            pointer = self._latest.with_name("latest.tmp")
-            pointer.write_text(name + "\n", encoding="utf-8")
-            _flush(pointer)
-            os.replace(pointer, self._latest)
-            _flush(self._latest.parent)
-        except (OSError, SafetensorError) as error:
-            shutil.rmtree(scratch, ignore_errors=True)
-            raise UsageError(
-                f"checkpoint {folder} could not be written ({error}); earlier ones are intact: "
-                "make room and run the same command again to resume"
-            ) from error
-        self._prune(name)
-        return folder
+        facts = {**dataclasses.asdict(state), "config": config}
+        tensors = self._store.copy({**self._weights(), **self._moments()})
+        self._writing = self._thread.submit(self._write, name, tensors, facts)
+        return self._root / name
+
+    @property
+    def has_failed(self) -> bool:
+        """Whether the last save failed; `wait` raises why."""
+        writing = self._writing
+        return writing is not None and writing.done() and writing.exception() is not None
+
+    def wait(self) -> None:
+        """Waits until the last save is done.
+
+        Raises:
+            UsageError: if it failed.
+        """
+        writing, self._writing = self._writing, None
+        if writing is not None:
+            writing.result()
+
+    def close(self) -> None:
+        """Waits for the writer; what it says is for `wait`."""
+        self._thread.shutdown()
 
     def load(self) -> TrainState | None:
         """Restores the checkpoint to resume from; returns its state, or None if there is none.
@@ -130,7 +138,8 @@ class Checkpoints:
             try:
                 state = self._read(folder)
             except _UNREADABLE as error:
-                say(f"warning: checkpoint {folder} is not whole ({error}); trying another one")
+                reason = reason_of(error)
+                say(f"warning: checkpoint {folder} is not whole ({reason}); trying another one")
                 continue
             if folder.name != _pointed(run_dir):
                 say(f"warning: {self._latest} names no whole checkpoint; taking {folder.name}")
@@ -141,29 +150,103 @@ class Checkpoints:
             )
         return None
 
-    def _read(self, folder: Path) -> TrainState:
-        data = json.loads((folder / _STATE).read_text(encoding="utf-8"))
-        data.pop("config")
-        state = TrainState(**data)
-        state.window = {name: (value, count) for name, (value, count) in state.window.items()}
-        weights, averages = load_file(folder / _MODEL), load_file(folder / _EMA)
-        moments = load_file(folder / _OPTIMIZER)
+    def _weights(self) -> dict[str, Tensor]:
         own = {**self._parameters, **self._buffers}
-        _check_same(folder, weights, own)
-        _check_same(folder, averages, self._ema.averages)
-        with torch.no_grad():
-            for name, tensor in own.items():
-                tensor.copy_(weights[name])
-        self._ema.load(averages)
-        _restore(self._optimizer, self._parameters, moments)
+        return {
+            **{f"{_MODEL}/{name}": tensor.detach() for name, tensor in own.items()},
+            **{f"{_EMA}/{name}": average for name, average in self._ema.averages.items()},
+        }
+
+    def _moments(self) -> dict[str, Tensor]:
+        return {
+            f"{_OPTIMIZER}/{name}/{key}": value
+            for name, parameter in self._parameters.items()
+            for key, value in self._optimizer.state.get(parameter, {}).items()
+        }
+
+    def _write(self, name: str, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
+        """Writes copies; in the thread, of all processes at once."""
+        scratch, folder = self._root / f".{name}.tmp", self._root / name
+
+        def begin() -> None:
+            shutil.rmtree(scratch, ignore_errors=True)
+            scratch.mkdir(parents=True)
+
+        try:
+            self._store.on_main(begin)
+            self._store.write(scratch, tensors)
+            self._store.on_main(lambda: self._publish(scratch, folder, facts))
+        except (OSError, *STORE_ERRORS) as error:
+            if is_main():
+                shutil.rmtree(scratch, ignore_errors=True)
+            raise UsageError(
+                f"checkpoint {folder} could not be written ({reason_of(error)}); earlier ones are "
+                "intact: make room and run the same command again to resume"
+            ) from error
+
+    def _publish(self, scratch: Path, folder: Path, facts: dict[str, Any]) -> None:
+        """Gives written and flushed tensors their name; each rename is whole or not there."""
+        sizes = {path.name: path.stat().st_size for path in sorted(scratch.iterdir())}
+        state_file = scratch / _STATE
+        state_file.write_text(json.dumps({**facts, "files": sizes}), encoding="utf-8")
+        _flush(state_file)
+        _flush(scratch)
+        # Only a run that resumed from an earlier step meets a folder of this name: `latest`
+        # does not point to it, so it may go first.
+        shutil.rmtree(folder, ignore_errors=True)
+        os.replace(scratch, folder)
+        _flush(self._root)
+        pointer = self._latest.with_name("latest.tmp")
+        pointer.write_text(folder.name + "\n", encoding="utf-8")
+        _flush(pointer)
+        os.replace(pointer, self._latest)
+        _flush(self._latest.parent)
+        self._prune(folder.name)
+
+    def _read(self, folder: Path) -> TrainState:
+        facts = json.loads((folder / _STATE).read_text(encoding="utf-8"))
+        del facts["config"]
+        for file, size in facts.pop("files").items():
+            if (folder / file).stat().st_size != size:
+                raise ValueError(f"{file} is damaged")
+        state = TrainState(**facts)
+        state.window = {name: (value, count) for name, (value, count) in state.window.items()}
+        shapes = self._store.shapes(folder)
+        moments = [name for name in shapes if name.startswith(f"{_OPTIMIZER}/")]
+        weights = self._weights()
+        _check_same(
+            folder,
+            {name: shape for name, shape in shapes.items() if name not in moments},
+            {name: tensor.shape for name, tensor in weights.items()},
+        )
+        self._store.read(folder, {**weights, **self._fresh_moments(moments)})
         return state
+
+    def _fresh_moments(self, names: list[str]) -> dict[str, Tensor]:
+        """Gives the optimizer a state to be filled, and returns it by name."""
+        self._optimizer.state.clear()
+        for name in names:
+            owner, _, key = name.removeprefix(f"{_OPTIMIZER}/").rpartition("/")
+            parameter = self._parameters[owner]
+            # A step count lies beside its parameter: that is where the fused kernels want it.
+            self._optimizer.state[parameter][key] = (
+                torch.zeros((), device=parameter.device)
+                if key == "step"
+                else torch.zeros_like(parameter.detach())
+            )
+        return self._moments()
 
     def _prune(self, newest: str) -> None:
         """Removes old checkpoints and what killed runs left behind, never the newest whole one."""
         # Later steps than the newest: damaged, or left behind by hand. They do not count.
         folders = sorted(f for f in self._root.glob("step-*") if f.name <= newest)
         for folder in (*folders[: -self._keep_last], *self._root.glob(".step-*.tmp")):
-            shutil.rmtree(folder, ignore_errors=True)
+            if not self._is_kept(folder):
+                shutil.rmtree(folder, ignore_errors=True)
+
+    def _is_kept(self, folder: Path) -> bool:
+        step = folder.name.removeprefix("step-")
+        return bool(self._keep_every) and step.isdigit() and int(step) % self._keep_every == 0
 
 
 def find_checkpoints(run_dir: Path) -> list[Path]:
@@ -191,6 +274,28 @@ def stored_config(run_dir: Path) -> dict[str, Any] | None:
     return None
 
 
+def check_resumable(run_dir: Path, config: RunConfig) -> None:
+    """Refuses to go on with a run under other settings; cheap, so worth asking first of all.
+
+    Args:
+        run_dir: the run folder; it need not exist.
+        config: the whole run.
+
+    Raises:
+        UsageError: if there are checkpoints of another config, naming what differs.
+    """
+    stored = stored_config(run_dir)
+    if stored is None:
+        return
+    changed = resume_differences(stored, config)
+    if changed:
+        shown = ", ".join(changed[:6]) + (", ..." if len(changed) > 6 else "")
+        raise UsageError(
+            f"{run_dir} was started with other settings of {shown}; "
+            "use another --out, or the same settings to resume"
+        )
+
+
 def _pointed(run_dir: Path) -> str:
     try:
         return (run_dir / "latest").read_text(encoding="utf-8").strip()
@@ -198,37 +303,12 @@ def _pointed(run_dir: Path) -> str:
         return ""
 
 
-def _check_same(folder: Path, stored: dict[str, Tensor], own: dict[str, Any]) -> None:
-    names = sorted(stored.keys() ^ own.keys())
-    names += sorted(n for n in stored.keys() & own.keys() if stored[n].shape != own[n].shape)
+def _check_same(folder: Path, stored: dict[str, torch.Size], own: dict[str, torch.Size]) -> None:
+    differing = {name for name in {**stored, **own} if stored.get(name) != own.get(name)}
+    names = sorted({name.partition("/")[2] for name in differing})
     if names:
         shown = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
         raise UsageError(f"{folder} is of another model: {len(names)} weights differ: {shown}")
-
-
-def _flatten(optimizer: torch.optim.Optimizer, parameters: NamedParameters) -> dict[str, Tensor]:
-    return {
-        f"{name}/{key}": value
-        for name, parameter in parameters.items()
-        for key, value in optimizer.state.get(parameter, {}).items()
-    }
-
-
-def _restore(
-    optimizer: torch.optim.Optimizer, parameters: NamedParameters, flat: dict[str, Tensor]
-) -> None:
-    optimizer.state.clear()
-    for name, value in flat.items():
-        owner, _, key = name.rpartition("/")
-        parameter = parameters[owner]
-        if key == "step":  # beside its parameter: that is where the fused kernels want it
-            optimizer.state[parameter][key] = value.to(parameter.device, copy=True)
-        else:
-            optimizer.state[parameter][key] = torch.empty_like(parameter.detach()).copy_(value)
-
-
-def _write_tensors(tensors: dict[str, Any], file: Path) -> None:
-    save_file({n: t.detach().cpu().contiguous() for n, t in tensors.items()}, file)
 
 
 def _flush(path: Path) -> None:

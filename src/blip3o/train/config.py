@@ -25,6 +25,7 @@ _MAY_CHANGE = (
     "train.checkpoint_every",
     "train.sample_every",
     "train.keep_last",
+    "train.keep_every",
     "train.device",
     "train.activation_checkpointing",
     "data.num_workers",
@@ -93,7 +94,7 @@ class TrainConfig:
 
     Args:
         steps: optimizer steps.
-        global_batch_size: samples a step.
+        global_batch_size: samples a step, of all processes together.
         micro_batch_size: most samples a forward pass; changes memory and speed only. Contrastive
             losses compare inside a micro-batch.
         seed: decides initial weights, data order and all noise.
@@ -105,6 +106,7 @@ class TrainConfig:
         checkpoint_every: steps between checkpoints.
         sample_every: steps between sample pictures or texts; 0 for none.
         keep_last: checkpoints kept.
+        keep_every: checkpoints of every so many steps are kept, too; 0 for none.
         grad_clip: largest norm of all gradients together.
         ema_decay: decay of the averaged weights that are saved in the end.
         precision: type of matrix products; weights stay float32.
@@ -127,6 +129,7 @@ class TrainConfig:
     checkpoint_every: int = 500
     sample_every: int = 500
     keep_last: int = 2
+    keep_every: int = 0
     grad_clip: float = 1.0
     ema_decay: float = 0.999
     precision: PrecisionName = "auto"
@@ -138,7 +141,7 @@ class TrainConfig:
     def __post_init__(self) -> None:
         for name in _AT_LEAST_ONE:
             _require(name, getattr(self, name), getattr(self, name) >= 1, "at least 1")
-        for name in ("sample_every", "max_nonfinite_steps"):
+        for name in ("sample_every", "keep_every", "max_nonfinite_steps"):
             _require(name, getattr(self, name), getattr(self, name) >= 0, "at least 0")
         _require("grad_clip", self.grad_clip, self.grad_clip > 0, "above 0")
         _require("ema_decay", self.ema_decay, 0 <= self.ema_decay < 1, "from 0 to below 1")

@@ -1,16 +1,14 @@
 """An exponential moving average of the trained weights: smoother, and what is saved in the end."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from blip3o.train.optimizer import NamedParameters
 
 
 class Ema:
-    """Averages of parameters.
+    """Averages of parameters; of sharded ones each process averages its shard.
 
     Args:
         parameters: what to average, by name.
@@ -30,22 +28,11 @@ class Ema:
             step: number of the step, from 0; early averages must forget the fresh weights.
         """
         decay = min(self._decay, (step + 1) / (step + 10))
-        weights = [parameter.detach() for parameter in self._parameters.values()]
-        torch._foreach_lerp_(list(self.averages.values()), weights, 1 - decay)
+        weights = [_local(parameter.detach()) for parameter in self._parameters.values()]
+        averages = [_local(average) for average in self.averages.values()]
+        torch._foreach_lerp_(averages, weights, 1 - decay)
 
-    @contextmanager
-    def swapped_in(self) -> Iterator[None]:
-        """Puts the averages into the model for a while."""
-        own = {name: parameter.data for name, parameter in self._parameters.items()}
-        try:
-            for name, parameter in self._parameters.items():
-                parameter.data = self.averages[name]
-            yield
-        finally:
-            for name, parameter in self._parameters.items():
-                parameter.data = own[name]
 
-    def load(self, averages: dict[str, Tensor]) -> None:
-        """Takes stored averages over."""
-        for name, average in self.averages.items():
-            average.copy_(averages[name])
+def _local(tensor: Tensor) -> Tensor:
+    """Returns this process's shard of a tensor, or all of it if it is whole."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor

@@ -3,14 +3,20 @@
 import math
 import sys
 import time
+from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
-from blip3o.core.log import say
+from blip3o.core.distributed import is_main
+from blip3o.core.log import MetricsLogger, say
 
 Sums = dict[str, tuple[float, float]]
+Terms = list[tuple[str, Tensor, float]]
+"""Parts of sums: name, sum on the device, count."""
 
 
 def add_sums(total: Sums, part: Sums) -> None:
@@ -18,6 +24,36 @@ def add_sums(total: Sums, part: Sums) -> None:
     for name, (value, count) in part.items():
         old_value, old_count = total.get(name, (0.0, 0.0))
         total[name] = (old_value + value, old_count + count)
+
+
+def read_terms(terms: Terms) -> Sums:
+    """Returns the sums by name as plain numbers; the device is waited for once.
+
+    Args:
+        terms: any number of them, in one type and on one device or several.
+    """
+    sums: Sums = {}
+    if not terms:
+        return sums
+    device = terms[-1][1].device
+    numbers = torch.stack([tensor.to(device, torch.float32) for _, tensor, _ in terms]).tolist()
+    for (name, _, count), number in zip(terms, numbers, strict=True):
+        add_sums(sums, {name: (number, float(count))})
+    return sums
+
+
+def merge_sums(parts: Iterable[Sums]) -> Sums:
+    """Returns the sums of all processes.
+
+    Args:
+        parts: those of each; a `loss` is a whole step's and counts once.
+    """
+    total: Sums = {}
+    for part in parts:
+        add_sums(total, part)
+    if "loss" in total:
+        total["loss"] = (total["loss"][0], 1.0)
+    return total
 
 
 class Window:
@@ -112,6 +148,43 @@ class Progress:
         """Ends the bar."""
         if self._bar is not None:
             self._bar.close()
+
+
+class RunLog:
+    """Metrics and progress of a run; says nothing on other processes than the main one.
+
+    Args:
+        run_dir: the run folder.
+        step: steps done.
+        steps: steps of the whole run.
+        batch_size: samples a step.
+    """
+
+    def __init__(self, run_dir: Path, step: int, steps: int, batch_size: int) -> None:
+        self._logger = MetricsLogger(run_dir, step) if is_main() else None
+        self._progress = Progress(step, steps, batch_size) if is_main() else None
+
+    def advance(self) -> None:
+        """Counts a step."""
+        if self._progress is not None:
+            self._progress.advance()
+
+    def log(self, step: int, values: dict[str, Any]) -> None:
+        """Writes a line of metrics.
+
+        Args:
+            step: steps done.
+            values: the numbers.
+        """
+        if self._logger is not None and self._progress is not None:
+            self._logger.log(step, values)
+            self._progress.report(values)
+
+    def close(self) -> None:
+        """Closes files and bar."""
+        for part in (self._progress, self._logger):
+            if part is not None:
+                part.close()
 
 
 def memory_mb(device: torch.device) -> float:

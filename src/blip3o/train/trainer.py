@@ -1,8 +1,8 @@
 """The one training loop. It knows batches, objectives, an optimizer and callbacks, nothing else."""
 
+import dataclasses
 import math
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -12,19 +12,21 @@ import torch
 from torch import Tensor, nn
 
 from blip3o.core.config import save_yaml, to_dict
-from blip3o.core.device import Precision, resolve_device, resolve_dtype
+from blip3o.core.device import Precision, resolve_device
+from blip3o.core.distributed import exchange, is_main, world_size
 from blip3o.core.errors import PreemptedError, UsageError
-from blip3o.core.log import MetricsLogger, say
+from blip3o.core.log import say
 from blip3o.core.rng import numpy_rng
 from blip3o.core.types import Batch
 from blip3o.nn.checkpointing import checkpoint_blocks
 from blip3o.objectives import Objective
 from blip3o.train.adapters import add_adapters
-from blip3o.train.checkpoint import Checkpoints, TrainState, stored_config
-from blip3o.train.config import RunConfig, resume_differences
+from blip3o.train.checkpoint import Checkpoints, TrainState, check_resumable
+from blip3o.train.config import RunConfig
 from blip3o.train.ema import Ema
 from blip3o.train.environment import write_environment
 from blip3o.train.flops import count_flops, peak_tflops
+from blip3o.train.learner import Learner, whole
 from blip3o.train.optimizer import (
     build_optimizer,
     learning_rate,
@@ -32,24 +34,48 @@ from blip3o.train.optimizer import (
     select_trainable,
     set_learning_rate,
 )
-from blip3o.train.progress import Progress, Sums, Window, add_sums, memory_mb
+from blip3o.train.prepare import compile_blocks, name_objectives, set_mode, training_dtype
+from blip3o.train.progress import RunLog, Sums, Terms, Window, memory_mb, merge_sums, read_terms
 from blip3o.train.signals import StopRequest, children_outlive_sigterm
 
 StepLoader = Callable[[int], Iterator[list[Batch]]]
-_Terms = list[tuple[str, Tensor, float]]  # name, sum on the device, count
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Loaded:
+    """What one process tells the others before a step.
+
+    Args:
+        stop: whether it wants to stop: a signal came, or the last checkpoint failed.
+        error: why it cannot go on.
+        samples: samples it has for the step.
+        tokens: tokens of their texts.
+        waited: seconds it waited for them.
+    """
+
+    stop: bool
+    error: UsageError | None
+    samples: int
+    tokens: int
+    waited: float
 
 
 class Trainer:
     """Trains a model; the same call again resumes where the last checkpoint left off.
+
+    The processes that a launcher started train together: a step's loss and gradient are those of
+    its whole global batch, whatever the number of processes.
 
     Args:
         run_dir: the run folder.
         config: the whole run.
         model: on the CPU; moved to the run's device.
         objectives: what is optimized; modules with `tasks`, `weight` and `count`.
-        loader: start step -> the batches of each step from there on.
+        loader: start step -> this process's batches of each step from there on.
         callbacks: objects with any of `on_start(trainer)`, `on_log(trainer, step, values)`,
-            `on_sample(trainer, step)`, `on_checkpoint(trainer, step, folder)`, `on_end(trainer)`.
+            `on_checkpoint(trainer, step, folder)` (the folder is being written), and, with whole
+            averaged weights in the model, `on_sample(trainer, step)` and `on_end(trainer)`. Only
+            those of the main process are called.
 
     Raises:
         UsageError: if the run folder belongs to another config, or the config does not fit the
@@ -70,30 +96,34 @@ class Trainer:
         device = resolve_device(train.device)
         self.run_dir = run_dir
         self.config = config
-        self.precision = Precision(device, _training_dtype(config, device))
-        self.model = model.to(device)
-        modules = nn.ModuleList(objectives).to(device)
-        self.objectives = modules
+        self.precision = Precision(device, training_dtype(config, device))
+        self.model = model
+        self.learner = Learner(model, objectives).to(device)
         trainable = add_adapters(self.model, train)
-        self.parameters = select_trainable(self.model, modules, trainable)
+        self.objectives = self.learner.objectives
+        self.parameters = select_trainable(self.model, self.objectives, trainable)
+        if train.activation_checkpointing:
+            checkpoint_blocks(self.model)
+        if train.compile:
+            compile_blocks(self.model)
+        if world_size() > 1:
+            self.learner.shard(self.precision)  # other objects under the same names
+            self.parameters = select_trainable(self.model, self.objectives, trainable)
         self.optimizer = build_optimizer(self.parameters, train.optimizer)
         self.ema = Ema(self.parameters, train.ema_decay)
         self.state = TrainState()
-        self._named_objectives = _name(cast("Sequence[Objective]", objectives))
+        self._named_objectives = name_objectives(cast("Sequence[Objective]", objectives))
         self._checkpoints = Checkpoints(
             run_dir,
             train.keep_last,
+            train.keep_every,
             self.parameters,
-            select_buffers(self.model, modules),
+            select_buffers(self.model, self.objectives),
             self.ema,
             self.optimizer,
         )
         self._loader = loader
         self._callbacks = callbacks
-        if train.activation_checkpointing:
-            checkpoint_blocks(self.model)
-        if train.compile:
-            _compile(self.model)
 
     def fit(self) -> None:
         """Trains up to the last step.
@@ -103,87 +133,105 @@ class Trainer:
                 steps were not finite, or a checkpoint cannot be written.
             PreemptedError: if a signal asked to stop; a checkpoint has been saved.
         """
+        try:
+            self._fit()
+        finally:
+            self._checkpoints.close()
+
+    def _fit(self) -> None:
         train = self.config.train
         self.state = self._checkpoints.load() or self.state
         if self.state.step >= train.steps:
             say(f"{self.run_dir} is finished: step {self.state.step} of {train.steps}")
-            self._call("on_end")
+            self._show("on_end")
             return
         if self.state.step:
             say(f"resuming {self.run_dir} at step {self.state.step}")
-        self.run_dir.mkdir(parents=True, exist_ok=True)
-        save_yaml(self.config, self.run_dir / "config.yaml")
-        write_environment(self.run_dir, self.precision.device)
+        if is_main():
+            self.run_dir.mkdir(parents=True, exist_ok=True)
+            save_yaml(self.config, self.run_dir / "config.yaml")
+            write_environment(self.run_dir, self.precision.device)
         self._set_modes()
-        logger = MetricsLogger(self.run_dir, self.state.step)
-        progress = Progress(self.state.step, train.steps, train.global_batch_size)
+        log = RunLog(self.run_dir, self.state.step, train.steps, train.global_batch_size)
         batches = self._loader(self.state.step)
         try:
             self._call("on_start")
             with StopRequest() as stop:
-                self._run(batches, logger, progress, stop)
+                self._run(batches, log, stop)
         finally:
-            progress.close()
-            logger.close()
+            log.close()
             if hasattr(batches, "close"):
                 batches.close()  # ends the loader's workers now, not when Python finds the time
-        self._call("on_end")
+        self._show("on_end")
 
-    def _run(
-        self,
-        batches: Iterator[list[Batch]],
-        logger: MetricsLogger,
-        progress: Progress,
-        stop: StopRequest,
-    ) -> None:
+    def _run(self, batches: Iterator[list[Batch]], log: RunLog, stop: StopRequest) -> None:
         train, state = self.config.train, self.state
-        window = Window(state.window, peak_tflops(self.precision.device))
+        peak = peak_tflops(self.precision.device)
+        window = Window(state.window, peak and peak * world_size())
         is_saved = state.step > 0  # by the run that this one resumes
         is_first = True
-        while state.step < train.steps and not stop.requested:
-            start = time.monotonic()
-            groups = self._next(batches, is_first=is_first)
-            waited, is_first = time.monotonic() - start, False
-            if stop.requested:
+        while state.step < train.steps:
+            groups, all_loaded = self._next(batches, stop, is_first=is_first)
+            is_first = False
+            if any(one.stop for one in all_loaded):
                 break
             rate = learning_rate(state.step, train.steps, train.optimizer)
-            samples = sum(len(batch) for batch in groups)
-            tokens = sum(int(batch.attention_mask.sum()) for batch in groups)
+            samples = sum(one.samples for one in all_loaded)
+            tokens = sum(one.tokens for one in all_loaded)
             if window.flops_per_token is None and not train.compile:
                 with count_flops(self.model) as count:
                     sums = self._step(groups, rate)
-                window.flops_per_token = count.total / max(tokens, 1)
+                window.flops_per_token = sum(exchange(count.total)) / max(tokens, 1)
             else:
                 sums = self._step(groups, rate)
-            window.add(sums, samples, tokens, waited)
+            window.add(sums, samples, tokens, max(one.waited for one in all_loaded))
             state.step += 1
             state.samples_seen += samples
             is_last = state.step == train.steps
-            progress.advance()
+            log.advance()
             if state.step % train.log_every == 0 or is_last:
                 values = {**window.close(), **self._facts(), "lr": rate}
-                logger.log(state.step, values)
-                progress.report(values)
+                log.log(state.step, values)
                 self._call("on_log", state.step, values)
             is_saved = state.step % train.checkpoint_every == 0 or is_last
             if is_saved:
                 self._save()
             if train.sample_every and (state.step % train.sample_every == 0 or is_last):
-                self._call("on_sample", state.step)
+                self._show("on_sample", state.step)
                 self._set_modes()
+        self._checkpoints.wait()
         if state.step < train.steps:
             if not is_saved:
                 self._save()
+                self._checkpoints.wait()
             raise PreemptedError(
                 f"stopped at step {state.step} after saving; the same command resumes"
             )
 
-    def _next(self, batches: Iterator[list[Batch]], *, is_first: bool) -> list[Batch]:
-        with children_outlive_sigterm() if is_first else nullcontext():  # workers start now
-            groups = next(batches, None)
-        if groups is None:
-            raise UsageError(f"the data ended at step {self.state.step}; lower train.steps")
-        return groups
+    def _next(
+        self, batches: Iterator[list[Batch]], stop: StopRequest, *, is_first: bool
+    ) -> tuple[list[Batch], list[_Loaded]]:
+        """Returns this process's batches of a step, and what all of them have; they stop as one."""
+        start, groups, error = time.monotonic(), None, None
+        try:
+            with children_outlive_sigterm() if is_first else nullcontext():  # workers start now
+                groups = next(batches, None)
+            self._check_groups(groups)
+        except UsageError as caught:
+            error = caught
+        groups = groups or []
+        loaded = _Loaded(
+            stop=stop.requested or self._checkpoints.has_failed,
+            error=error,
+            samples=sum(len(batch) for batch in groups),
+            tokens=sum(int(batch.attention_mask.sum()) for batch in groups),
+            waited=time.monotonic() - start,
+        )
+        all_loaded = exchange(loaded)
+        for one in all_loaded:
+            if one.error is not None:
+                raise one.error
+        return groups, all_loaded
 
     def _step(self, groups: list[Batch], rate: float) -> Sums:
         """One optimizer step; returns the sums to log."""
@@ -193,36 +241,43 @@ class Trainer:
         torch.manual_seed(int(numpy_rng(self.config.train.seed, "step", step).integers(2**62)))
         set_learning_rate(self.optimizer, rate)
         self.optimizer.zero_grad(set_to_none=True)
-        self._check_tasks(groups)
         batches = [batch.to(self.precision.device) for batch in groups]
-        terms: _Terms = []
-        for name, objective in self._named_objectives.items():
-            counted = [(b, objective.count(b)) for b in batches if b.task in objective.tasks]
-            total = sum(count for _, count in counted)
-            for batch, count in counted:
+        objectives = list(self._named_objectives.values())
+        counts = [[o.count(b) if b.task in o.tasks else 0 for b in batches] for o in objectives]
+        totals = [sum(column) for column in zip(*exchange([sum(c) for c in counts]), strict=True)]
+        self.learner.gather()
+        terms: Terms = []
+        for number, total in enumerate(totals):
+            for batch, count in zip(batches, counts[number], strict=True):
                 if count:
-                    terms += self._backward(name, objective, batch, total)
-        terms.append(("grad_norm", self._clip(), 1.0))
-        sums = _read(terms)
+                    terms += self._backward(number, batch, total)
+        self.learner.reduce()
+        norm = self._clip()
+        if is_main():
+            terms.append(("grad_norm", norm, 1.0))
+        told = exchange((read_terms(terms), self.learner.untouched()))
+        sums = merge_sums(part for part, _ in told)
         if all(math.isfinite(sums[name][0]) for name in ("loss", "grad_norm") if name in sums):
+            self.learner.drop_gradients(set.intersection(*(names for _, names in told)))
             self.optimizer.step()
             self.ema.update(step)
             return sums
         self._count_nonfinite()
         return {name: pair for name, pair in sums.items() if math.isfinite(pair[0])}
 
-    def _backward(self, name: str, objective: Objective, batch: Batch, total: float) -> _Terms:
+    def _backward(self, number: int, batch: Batch, total: float) -> Terms:
+        name, objective = list(self._named_objectives.items())[number]
         with self.precision.autocast():
-            output = objective(cast("Any", self.model), batch, self.config.train.seed)
-        weighted = output.loss_sum * (objective.weight / total)
+            loss_sum, output = self.learner(number, batch, self.config.train.seed)
+        weighted = loss_sum * (objective.weight / total)
         if not weighted.requires_grad:
             raise UsageError(
                 f"no gradient reaches anything from the objective {name}: train.trainable "
                 f"({', '.join(self.config.train.trainable)}) names no part it goes through"
             )
-        weighted.backward()
+        (weighted * world_size()).backward()  # gradients are averaged over processes
         return [
-            ("loss", weighted.detach(), 0.0),  # summed over a step; `_read` counts the step
+            ("loss", weighted.detach(), 0.0),
             (f"{name}/loss", output.loss_sum.detach(), output.count),
             *((f"{name}/{key}", v.detach(), c) for key, (v, c) in output.metrics.items()),
         ]
@@ -230,7 +285,7 @@ class Trainer:
     def _clip(self) -> Tensor:
         """Scales all gradients together; returns their norm before."""
         gradients = [p.grad for p in self.parameters.values() if p.grad is not None]
-        norm = nn.utils.get_total_norm(gradients, foreach=True)
+        norm = whole(nn.utils.get_total_norm(gradients, foreach=True))
         nn.utils.clip_grads_with_norm_(
             self.parameters.values(), self.config.train.grad_clip, norm, foreach=True
         )
@@ -246,7 +301,9 @@ class Trainer:
                 f"train.max_nonfinite_steps={limit}; lower train.optimizer.lr"
             )
 
-    def _check_tasks(self, groups: list[Batch]) -> None:
+    def _check_groups(self, groups: list[Batch] | None) -> None:
+        if groups is None:
+            raise UsageError(f"the data ended at step {self.state.step}; lower train.steps")
         learned = {task for o in self._named_objectives.values() for task in o.tasks}
         for batch in groups:
             if batch.task not in learned:
@@ -256,7 +313,7 @@ class Trainer:
                 )
 
     def _set_modes(self) -> None:
-        _set_mode(self.model, is_training=True)
+        set_mode(self.model, is_training=True)
         self.objectives.train()
 
     def _save(self) -> None:
@@ -270,80 +327,16 @@ class Trainer:
             "memory_mb": memory_mb(self.precision.device),
         }
 
+    def _show(self, event: str, *arguments: object) -> None:
+        """Calls back with the averaged weights in the model; the other processes wait."""
+        # Several processes keep frozen weights in half precision, which autocast brings together.
+        precision = self.precision.autocast() if world_size() > 1 else nullcontext()
+        with self.learner.holding(self.ema.averages), precision:
+            self._call(event, *arguments)
+            exchange(None)
+
     def _call(self, event: str, *arguments: object) -> None:
-        for callback in self._callbacks:
+        for callback in self._callbacks if is_main() else ():
             handler = getattr(callback, event, None)
             if handler is not None:
                 handler(self, *arguments)
-
-
-def check_resumable(run_dir: Path, config: RunConfig) -> None:
-    """Refuses to go on with a run under other settings; cheap, so worth asking first of all.
-
-    Args:
-        run_dir: the run folder; it need not exist.
-        config: the whole run.
-
-    Raises:
-        UsageError: if there are checkpoints of another config, naming what differs.
-    """
-    stored = stored_config(run_dir)
-    if stored is None:
-        return
-    changed = resume_differences(stored, config)
-    if changed:
-        shown = ", ".join(changed[:6]) + (", ..." if len(changed) > 6 else "")
-        raise UsageError(
-            f"{run_dir} was started with other settings of {shown}; "
-            "use another --out, or the same settings to resume"
-        )
-
-
-def _training_dtype(config: RunConfig, device: torch.device) -> torch.dtype:
-    dtype = resolve_dtype(config.train.precision, device)
-    if dtype != torch.float16:
-        return dtype
-    if config.train.precision == "auto":
-        return torch.float32
-    raise UsageError("training in fp16 needs scaled losses, which we lack; use bf16 or fp32")
-
-
-def _set_mode(module: nn.Module, *, is_training: bool) -> None:
-    """Training mode for what holds something to train; without weights (dropout), as its parent."""
-    parameters = list(module.parameters())
-    if parameters:
-        is_training = any(parameter.requires_grad for parameter in parameters)
-    module.training = is_training
-    for child in module.children():
-        _set_mode(child, is_training=is_training)
-
-
-def _compile(model: nn.Module) -> None:
-    if not hasattr(model, "compile_targets"):
-        say("warning: train.compile does nothing: the model names no compile_targets()")
-        return
-    for module in cast("Any", model).compile_targets():
-        module.compile()
-
-
-def _name(objectives: Sequence[Objective]) -> dict[str, Objective]:
-    """Returns the objectives by the name they are logged under; equal ones are numbered."""
-    seen: Counter[str] = Counter()
-    named: dict[str, Objective] = {}
-    for objective in objectives:
-        name = type(objective).__name__
-        seen[name] += 1
-        named[name if seen[name] == 1 else f"{name}-{seen[name]}"] = objective
-    return named
-
-
-def _read(terms: _Terms) -> Sums:
-    """Returns the sums by name as plain numbers; the device is waited for once."""
-    device = terms[-1][1].device
-    numbers = torch.stack([tensor.to(device, torch.float32) for _, tensor, _ in terms]).tolist()
-    sums: Sums = {}
-    for (name, _, count), number in zip(terms, numbers, strict=True):
-        add_sums(sums, {name: (number, float(count))})
-    if "loss" in sums:
-        sums["loss"] = (sums["loss"][0], 1.0)
-    return sums

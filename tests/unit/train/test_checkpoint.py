@@ -4,26 +4,32 @@ import dataclasses
 import errno
 import json
 import os
+import resource
 import shutil
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import nn
 
 from blip3o.core.errors import UsageError
-from blip3o.train import checkpoint as module
 from blip3o.train.checkpoint import Checkpoints, TrainState, stored_config
 from blip3o.train.config import OptimizerConfig
 from blip3o.train.ema import Ema
 from blip3o.train.optimizer import build_optimizer
+from blip3o.train.tensors import TensorStore
 
 
 class Saved:
     """A layer with its optimizer, and checkpoints of it in a folder."""
 
-    def __init__(self, run_dir: Path, *, width: int = 3, keep_last: int = 2) -> None:
+    def __init__(
+        self, run_dir: Path, *, width: int = 3, keep_last: int = 2, keep_every: int = 0
+    ) -> None:
         self.run_dir = run_dir
         self.layer = nn.Linear(width, width)
         self.parameters = dict(self.layer.named_parameters())
@@ -31,7 +37,13 @@ class Saved:
         self.buffers = {"seen": torch.zeros(1)}
         self.optimizer = build_optimizer(self.parameters, OptimizerConfig(lr=0.1))
         self.checkpoints = Checkpoints(
-            run_dir, keep_last, self.parameters, self.buffers, self.ema, self.optimizer
+            run_dir,
+            keep_last,
+            keep_every,
+            self.parameters,
+            self.buffers,
+            self.ema,
+            self.optimizer,
         )
 
     def train(self) -> None:
@@ -41,10 +53,15 @@ class Saved:
         self.ema.update(0)
         self.buffers["seen"] += 1
 
-    def save(self, step: int) -> Path:
+    def begin(self, step: int) -> Path:
         self.train()
         state = TrainState(step=step, samples_seen=2 * step, window={"loss": (0.1 * step, 1.0)})
         return self.checkpoints.save(state, {"of": step})
+
+    def save(self, step: int) -> Path:
+        folder = self.begin(step)
+        self.checkpoints.wait()
+        return folder
 
     def tensors(self) -> dict[str, Any]:
         moments = {
@@ -77,7 +94,7 @@ def test_everything_comes_back_bit_for_bit_and_trains_on_alike(tmp_path: Path) -
     assert stored_config(tmp_path) == {"of": 5}
 
 
-def test_the_same_state_makes_the_same_files(tmp_path: Path) -> None:
+def test_the_same_state_makes_the_same_tensors(tmp_path: Path) -> None:
     one = Saved(tmp_path / "a")
     folder = one.save(1)
     other = Saved(tmp_path / "b")
@@ -85,13 +102,18 @@ def test_the_same_state_makes_the_same_files(tmp_path: Path) -> None:
     state = other.checkpoints.load()
     assert state is not None
     again = other.checkpoints.save(dataclasses.replace(state, step=2), {"of": 1})
+    other.checkpoints.wait()
     for file in folder.glob("*.safetensors"):
-        assert file.read_bytes() == (again / file.name).read_bytes(), file.name
+        first, second = load_file(file), load_file(again / file.name)
+        assert {name: t.tolist() for name, t in first.items()} == {
+            name: t.tolist() for name, t in second.items()
+        }
 
 
 def test_a_checkpoint_before_the_first_step_resumes(tmp_path: Path) -> None:
     saved = Saved(tmp_path)
     saved.checkpoints.save(TrainState(), {})
+    saved.checkpoints.wait()
     assert Saved(tmp_path).checkpoints.load() == TrainState()
 
 
@@ -106,6 +128,37 @@ def test_the_newest_are_kept_and_scratch_is_removed(tmp_path: Path) -> None:
         saved.save(step)
     assert names(tmp_path) == ["step-00000002", "step-00000003"]
     assert latest(tmp_path) == "step-00000003"
+
+
+def test_every_so_many_are_kept_for_good(tmp_path: Path) -> None:
+    saved = Saved(tmp_path, keep_last=1, keep_every=3)
+    for step in range(1, 8):
+        saved.save(step)
+    assert names(tmp_path) == ["step-00000003", "step-00000006", "step-00000007"]
+
+
+def test_what_changes_right_after_a_save_does_not_reach_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saved, may_write = Saved(tmp_path), threading.Event()
+    plain = TensorStore.write
+
+    def late(self: TensorStore, folder: Path, tensors: dict[str, Any]) -> None:
+        may_write.wait(10)
+        plain(self, folder, tensors)
+
+    monkeypatch.setattr(TensorStore, "write", late)
+    saved.begin(1)
+    expected = saved.tensors()
+    saved.train()
+    for average in saved.ema.averages.values():
+        average.zero_()
+    assert saved.tensors() != expected
+    may_write.set()
+    saved.checkpoints.wait()
+    fresh = Saved(tmp_path)
+    fresh.checkpoints.load()
+    assert fresh.tensors() == expected
 
 
 def test_a_damaged_later_one_never_pushes_out_a_good_one(tmp_path: Path) -> None:
@@ -150,7 +203,8 @@ def test_latest_decides_where_it_names_a_good_one(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "file", ["model.safetensors", "ema.safetensors", "optimizer.safetensors", "state.json"]
+    "file",
+    ["state.json", *(f"shard-00001-model-0000{n}-of-00003.safetensors" for n in (1, 2, 3))],
 )
 @pytest.mark.parametrize("damage", ["cut", "missing"])
 def test_a_damaged_newest_gives_way_to_the_one_before(
@@ -188,7 +242,32 @@ def test_another_model_is_refused_by_the_names_of_its_weights(tmp_path: Path) ->
         Saved(tmp_path, width=4).checkpoints.load()
 
 
-@pytest.mark.parametrize("where", ["tensors", "state", "flush", "rename"])
+@pytest.fixture
+def small_files() -> Iterator[None]:
+    """Lets no file grow over a few bytes: what a full disk looks like to those who write."""
+    old = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (64, old[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, old)
+
+
+def test_tensors_that_find_no_room_leave_the_last_good_one(
+    tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    saved = Saved(tmp_path)
+    saved.save(1)
+    expected = saved.tensors()
+    request.getfixturevalue("small_files")
+    saved.begin(2)
+    with pytest.raises(UsageError, match=r"could not be written.*File too large.*make room"):
+        saved.checkpoints.wait()
+    assert names(tmp_path) == ["step-00000001"]
+    fresh = Saved(tmp_path)
+    fresh.checkpoints.load()
+    assert fresh.tensors() == expected
+
+
+@pytest.mark.parametrize("where", ["state", "flush", "rename"])
 def test_a_full_disk_leaves_the_last_good_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
 ) -> None:
@@ -200,8 +279,6 @@ def test_a_full_disk_leaves_the_last_good_one(
     expected = saved.tensors()
     with monkeypatch.context() as patch:
         match where:
-            case "tensors":
-                patch.setattr(module, "save_file", refuse)
             case "state":
                 patch.setattr(Path, "write_text", refuse)
             case "flush":

@@ -17,20 +17,3 @@ def test_average_follows_with_a_decay_that_starts_low() -> None:
         decay = min(0.5, (step + 1) / (step + 10))
         expected = decay * expected + (1 - decay) * (step + 1)
         assert ema.averages["weight"].item() == pytest.approx(expected, rel=1e-5)
-
-
-def test_swapping_in_is_undone_even_by_an_error() -> None:
-    weight = nn.Parameter(torch.tensor([0.0]))
-    ema = Ema({"weight": weight}, decay=0.9)
-    weight.data = torch.tensor([3.0])
-    seen = []
-
-    def fail_inside() -> None:
-        with ema.swapped_in():
-            seen.append(weight.item())
-            raise RuntimeError
-
-    with pytest.raises(RuntimeError):
-        fail_inside()
-    assert seen == [0.0]
-    assert weight.item() == 3.0

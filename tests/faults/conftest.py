@@ -1,0 +1,86 @@
+"""Real runs at tiny size (jsonl pictures, loader, unified model, objectives)."""
+
+import dataclasses
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from blip3o.data.mixture import DataConfig, MixtureEntry
+from blip3o.data.sources.jsonl import JsonlConfig
+from blip3o.flow.sigmas import UniformSigmas
+from blip3o.models.unified import UnifiedModelConfig
+from blip3o.objectives.flow_matching import FlowMatchingConfig
+from blip3o.objectives.next_token import NextTokenConfig
+from blip3o.recipes import run
+from blip3o.text.chat import ChatConfig
+from blip3o.text.tokenizer import train_tokenizer
+from blip3o.train.config import InitConfig, OptimizerConfig, RunConfig, TrainConfig
+from blip3o.weights.folder import save_model
+
+STEPS = 10
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_curves() -> Iterator[None]:
+    """Drawing takes longer than all these runs."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(run, "draw_curves", lambda run_dir: None)
+        yield
+
+
+@pytest.fixture(scope="session")
+def config(tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
+    """Pictures and answers mixed, from a tiny model folder."""
+    folder = tmp_path_factory.mktemp("data")
+    source = JsonlConfig(path=str(_write_pictures(folder)), name="toy")
+    tokenizer = train_tokenizer(["draw: a red cat", "What is this? a dog", "user\n"] * 3, 300)
+    tiny = UnifiedModelConfig.tiny()
+    model = dataclasses.replace(
+        tiny,
+        backbone=dataclasses.replace(tiny.backbone, image_token_id=tokenizer.image_pad_id),
+        chat=ChatConfig(system=None, generate="draw: {caption}"),
+    )
+    torch.manual_seed(0)
+    save_model(model.build(), tokenizer, folder / "model", torch.float32)
+    return RunConfig(
+        model=model,
+        init=(InitConfig(folder=str(folder / "model")),),
+        data=DataConfig(
+            mixture=(
+                MixtureEntry(source=source, task="text_to_image"),
+                MixtureEntry(source=source, task="image_to_text", weight=0.5),
+            ),
+            image_px=model.image_encoder.image_px,
+        ),
+        objectives=(FlowMatchingConfig(sigmas=UniformSigmas()), NextTokenConfig(weight=0.25)),
+        train=TrainConfig(
+            steps=STEPS,
+            global_batch_size=6,
+            micro_batch_size=4,
+            trainable=("backbone", "query_tokens", "dit"),
+            optimizer=OptimizerConfig(lr=1e-3, warmup_steps=2),
+            log_every=4,
+            checkpoint_every=3,
+            sample_every=0,
+            precision="fp32",
+            device="cpu",
+        ),
+    )
+
+
+def _write_pictures(folder: Path) -> Path:
+    rng = np.random.default_rng(0)
+    rows = []
+    for number in range(9):
+        name = f"{number}.png"
+        pixels = rng.integers(0, 256, (16, 16, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / name)
+        rows.append({"image": name, "caption": f"a red cat {number}"})
+    file = folder / "toy.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return file

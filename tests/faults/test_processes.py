@@ -1,0 +1,318 @@
+"""Runs on several processes: the same losses as on one, and nothing lost when any of them dies.
+
+Processes are forked as torchrun would start them, with gloo between them.
+"""
+
+import json
+import multiprocessing
+import os
+import resource
+import signal
+import socket
+import time
+import traceback
+from collections.abc import Callable
+from multiprocessing.context import ForkProcess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed.checkpoint as dcp
+from safetensors.torch import load_file
+from torch.distributed.checkpoint import HuggingFaceStorageReader
+
+from blip3o.core.config import evolve
+from blip3o.core.errors import PreemptedError, UsageError
+from blip3o.core.types import Batch, LossOutput
+from blip3o.objectives.flow_matching import FlowMatching
+from blip3o.recipes.run import train
+from blip3o.train.config import RunConfig
+from blip3o.train.tensors import TensorStore
+from blip3o.train.trainer import Trainer
+
+STEPS = 10
+PREEMPTED, USAGE = 75, 2
+_TIMED = ("samples_per_second", "tokens_per_second", "tflops", "data_wait", "memory_mb")
+
+
+def launch(
+    config: RunConfig, run_dir: Path, world_size: int, prepare: Callable[[int], None] | None = None
+) -> list[ForkProcess]:
+    """Starts a run; `prepare(rank)` is called in each process before."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+
+    def work(rank: int) -> None:
+        os.environ.update(
+            RANK=str(rank),
+            LOCAL_RANK=str(rank),
+            WORLD_SIZE=str(world_size),
+            MASTER_ADDR="127.0.0.1",
+            MASTER_PORT=str(port),
+            GLOO_SOCKET_IFNAME="lo",
+        )
+        if prepare is not None:
+            prepare(rank)
+        try:
+            train(config, run_dir)
+        except PreemptedError:
+            os._exit(PREEMPTED)
+        except UsageError:
+            os._exit(USAGE)
+        except Exception:  # noqa: BLE001  (for one: the others are gone)
+            traceback.print_exc()
+            os._exit(1)
+        os._exit(0)
+
+    fork = multiprocessing.get_context("fork")
+    processes = [fork.Process(target=work, args=(rank,)) for rank in range(world_size)]
+    for process in processes:
+        process.start()
+    return processes
+
+
+def finish(processes: list[ForkProcess], seconds: float = 120.0) -> list[int | None]:
+    end = time.monotonic() + seconds
+    for process in processes:
+        process.join(max(0.0, end - time.monotonic()))
+        if process.exitcode is None:
+            process.kill()
+    return [process.exitcode for process in processes]
+
+
+def slow(rank: int) -> None:
+    """Steps and saves take long enough to be disturbed; a save is still running when a step is."""
+    del rank
+    plain_step, plain_write = torch.optim.AdamW.step, TensorStore.write
+
+    def step(self: torch.optim.AdamW, *arguments: Any) -> Any:
+        time.sleep(0.05)
+        return plain_step(self, *arguments)
+
+    def write(self: TensorStore, folder: Path, tensors: Any) -> None:
+        time.sleep(0.1)
+        plain_write(self, folder, tensors)
+
+    torch.optim.AdamW.step = step  # type: ignore[method-assign]
+    TensorStore.write = write  # type: ignore[method-assign]
+
+
+def wait_for_step(run_dir: Path, step: int, seconds: float = 120.0) -> None:
+    end = time.monotonic() + seconds
+    while newest_step(run_dir) < step:
+        assert time.monotonic() < end, "it took too long"
+        time.sleep(0.005)
+
+
+def newest_step(run_dir: Path) -> int:
+    pointer = run_dir / "latest"
+    return int(pointer.read_text().strip().removeprefix("step-")) if pointer.exists() else -1
+
+
+def tensors(run_dir: Path) -> dict[str, torch.Tensor]:
+    """All tensors of the newest checkpoint, whole, and those of the model."""
+    folder = run_dir / "checkpoints" / (run_dir / "latest").read_text().strip()
+    reader = HuggingFaceStorageReader(str(folder))
+    about: dict[str, Any] = reader.read_metadata().state_dict_metadata
+    found = {n: torch.zeros(one.size, dtype=one.properties.dtype) for n, one in about.items()}
+    dcp.load(found, storage_reader=reader, no_dist=True)
+    for file in (run_dir / "model").rglob("*.safetensors"):
+        for name, tensor in load_file(file).items():
+            found[f"{file.relative_to(run_dir)}/{name}"] = tensor
+    return found
+
+
+def metrics(run_dir: Path) -> list[dict[str, Any]]:
+    rows = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in row.items() if key not in _TIMED} for row in rows]
+
+
+def assert_same(run_dir: Path, other: Path) -> None:
+    left, right = tensors(run_dir), tensors(other)
+    assert left.keys() == right.keys()
+    assert [name for name in left if not torch.equal(left[name], right[name])] == []
+    assert metrics(run_dir) == metrics(other)
+
+
+def assert_close(run_dir: Path, other: Path) -> None:
+    left, right = metrics(run_dir), metrics(other)
+    assert [row["step"] for row in left] == [row["step"] for row in right]
+    for row, expected in zip(left, right, strict=True):
+        assert row == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.fixture(scope="module")
+def alone(config: RunConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run_dir = tmp_path_factory.mktemp("alone")
+    train(config, run_dir)
+    return run_dir
+
+
+@pytest.fixture(scope="module")
+def pair(config: RunConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run_dir = tmp_path_factory.mktemp("pair")
+    assert finish(launch(config, run_dir, 2)) == [0, 0]
+    return run_dir
+
+
+def test_two_processes_learn_what_one_learns(alone: Path, pair: Path) -> None:
+    assert_close(pair, alone)
+    found, expected = tensors(pair), tensors(alone)
+    assert found.keys() == expected.keys()
+    for name, tensor in expected.items():
+        torch.testing.assert_close(found[name], tensor, rtol=1e-3, atol=1e-5, msg=name)
+
+
+def test_kill_9_of_one_process_and_resume_leave_what_an_undisturbed_run_leaves(
+    config: RunConfig, pair: Path, tmp_path: Path
+) -> None:
+    processes = launch(config, tmp_path, 2, slow)
+    wait_for_step(tmp_path, 3)
+    assert processes[1].pid is not None
+    os.kill(processes[1].pid, signal.SIGKILL)
+    assert finish(processes) == [1, -signal.SIGKILL]
+    assert newest_step(tmp_path) < STEPS
+    assert finish(launch(config, tmp_path, 2)) == [0, 0]
+    assert_same(tmp_path, pair)
+
+
+def test_one_two_and_four_processes_go_on_with_the_same_samples_and_losses(
+    config: RunConfig, alone: Path, tmp_path: Path
+) -> None:
+    config = evolve(config, {"train.checkpoint_every": 100, "train.log_every": 1})
+    config = evolve(config, {"train.global_batch_size": 8, "train.micro_batch_size": 3})
+    order = tmp_path / "order"
+    order.mkdir()
+
+    def note(rank: int) -> None:
+        plain = Trainer._step
+
+        def step(self: Trainer, groups: list[Any], rate: float) -> Any:
+            rows = [index for batch in groups for index in batch.indices.tolist()]
+            with (order / f"{self.state.step}").open("a") as file:
+                file.write(json.dumps(rows) + "\n")
+            return plain(self, groups, rate)
+
+        Trainer._step = step  # type: ignore[method-assign]
+
+    def stopped_at(number: int) -> Callable[[int], None]:
+        def prepare(rank: int) -> None:
+            note(rank)
+            plain = Trainer._next
+
+            def following(self: Trainer, *arguments: Any, **options: Any) -> Any:
+                if self.state.step == number and rank == 0:
+                    os.kill(os.getpid(), signal.SIGUSR1)
+                return plain(self, *arguments, **options)
+
+            Trainer._next = following  # type: ignore[method-assign]
+
+        return prepare
+
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    train(config, whole)
+    assert finish(launch(config, parts, 1, stopped_at(3))) == [PREEMPTED]
+    assert finish(launch(config, parts, 2, stopped_at(6))) == [PREEMPTED] * 2
+    assert finish(launch(config, parts, 4, note)) == [0] * 4
+    assert newest_step(parts) == STEPS
+    assert_close(parts, whole)
+    for step in range(STEPS):
+        lines = (order / str(step)).read_text().splitlines()
+        assert len(lines) == (1 if step < 3 else 2 if step < 6 else 4)
+        rows = sorted(index for line in lines for index in json.loads(line))
+        assert rows == list(range(8 * step, 8 * step + 8))
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+@pytest.mark.slow
+def test_a_signal_to_any_process_saves_and_resumes_bit_for_bit(
+    config: RunConfig, pair: Path, tmp_path: Path, number: int
+) -> None:
+    stopping = evolve(config, {"train.checkpoint_every": 100, "data.num_workers": 1})
+    processes = launch(stopping, tmp_path, 2, slow)
+    wait_for_line(tmp_path)
+    assert processes[1].pid is not None
+    os.kill(processes[1].pid, number)
+    assert finish(processes) == [PREEMPTED] * 2
+    assert 4 <= newest_step(tmp_path) < STEPS
+    assert finish(launch(config, tmp_path, 2)) == [0, 0]
+    assert_same(tmp_path, pair)
+
+
+def wait_for_line(run_dir: Path, seconds: float = 120.0) -> None:
+    end = time.monotonic() + seconds
+    file = run_dir / "metrics.jsonl"
+    while not (file.exists() and "{" in file.read_text()):
+        assert time.monotonic() < end, "it took too long"
+        time.sleep(0.005)
+
+
+def test_a_full_disk_of_one_process_ends_all_and_keeps_the_last_checkpoint(
+    config: RunConfig, pair: Path, tmp_path: Path
+) -> None:
+    def fill(rank: int) -> None:
+        plain = TensorStore.write
+
+        def write(self: TensorStore, folder: Path, tensors: Any) -> None:
+            if rank == 1 and "step-00000006" in folder.name:
+                resource.setrlimit(resource.RLIMIT_FSIZE, (2000, resource.RLIM_INFINITY))
+            plain(self, folder, tensors)
+
+        TensorStore.write = write  # type: ignore[method-assign]
+
+    assert finish(launch(config, tmp_path, 2, fill)) == [USAGE] * 2
+    assert newest_step(tmp_path) == 3
+    assert [f.name for f in (tmp_path / "checkpoints").iterdir()] == ["step-00000003"]
+    assert finish(launch(config, tmp_path, 2)) == [0, 0]
+    assert_same(tmp_path, pair)
+
+
+def test_a_step_that_is_not_finite_on_one_process_is_left_out_on_all(
+    config: RunConfig, tmp_path: Path
+) -> None:
+    def poison(rank: int) -> None:
+        del rank
+        plain = FlowMatching.forward
+
+        def forward(self: FlowMatching, model: Any, batch: Batch, seed: int) -> LossOutput:
+            output = plain(self, model, batch, seed)
+            if 13 in batch.indices.tolist():  # a sample of step 2
+                output.loss_sum = output.loss_sum * float("nan")
+            return output
+
+        FlowMatching.forward = forward  # type: ignore[method-assign]
+
+    config = evolve(config, {"train.log_every": 1, "train.steps": 4})
+    for world_size in (1, 2):
+        folder = tmp_path / str(world_size)
+        assert finish(launch(config, folder, world_size, poison)) == [0] * world_size
+        assert [row["nonfinite_steps"] for row in metrics(folder)] == [0, 0, 1, 1]
+    assert_close(tmp_path / "2", tmp_path / "1")
+
+
+def test_half_precision_checkpointed_blocks_and_samples(config: RunConfig, tmp_path: Path) -> None:
+    changes = {
+        "train.precision": "bf16",
+        "train.activation_checkpointing": True,
+        "train.steps": 2,
+        "train.log_every": 1,
+        "train.sample_every": 2,
+        "sample_prompts": ["a red cat"],
+    }
+    config = evolve(config, changes)
+    for world_size in (1, 2):
+        folder = tmp_path / str(world_size)
+        assert finish(launch(config, folder, world_size)) == [0] * world_size
+        assert {file.name for file in (folder / "samples").iterdir()} == {
+            "step-00000002.png",
+            "step-00000002.txt",
+        }
+    for row, expected in zip(metrics(tmp_path / "2"), metrics(tmp_path / "1"), strict=True):
+        assert row["loss"] == pytest.approx(expected["loss"], rel=0.02)
+    assert {str(t.dtype) for t in tensors(tmp_path / "2").values()} == {"torch.float32"}
+
+
+def test_a_batch_that_cannot_be_shared_is_refused(config: RunConfig, tmp_path: Path) -> None:
+    assert finish(launch(config, tmp_path, 4)) == [USAGE] * 4
+    assert not (tmp_path / "metrics.jsonl").exists()
