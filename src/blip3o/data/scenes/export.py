@@ -19,9 +19,10 @@ from blip3o.core.rng import numpy_rng
 from blip3o.core.types import IMAGE_MARK
 from blip3o.data.scenes.captions import caption_texts
 from blip3o.data.scenes.edits import sample_edit
-from blip3o.data.scenes.questions import DRILLS, QA, TEXT_KINDS, describe, questions, text_context
+from blip3o.data.scenes.questions import DRILLS, QA, describe, questions
 from blip3o.data.scenes.render import render
 from blip3o.data.scenes.scene import check_split, sample_scene
+from blip3o.data.scenes.text_questions import text_conversation
 from blip3o.data.scenes.types import Scene
 
 Format = Literal["webdataset", "jsonl"]
@@ -174,14 +175,13 @@ def scene_fields(scene: Scene, index: int, rng: np.random.Generator) -> dict[str
     asked = [describe(scene, rng), *questions(scene, rng)]
     order = rng.permutation(len(asked))
     asked = [asked[int(k)] for k in order]
-    about_text = questions(scene, rng, TEXT_KINDS)[:3]
     captions = caption_texts(scene, rng)
     asked = _unlike([*asked, *questions(scene, rng, DRILLS)])
-    about_text = _unlike([*about_text, *questions(scene, rng, DRILLS)])
+    words, about_words = text_conversation(scene, rng)
     return {
         "captions": captions,
         "conversations": _turns(asked, f"{IMAGE_MARK}\n"),
-        "text_conversations": _turns(about_text, text_context(scene)),
+        "text_conversations": _turns(_unlike(about_words), words),
         "objects": [asdict(one) for one in scene.objects],
         "background": scene.background,
         "index": index,

@@ -1,8 +1,8 @@
-"""Questions about scenes with short answers that are certain; about the picture or about a text."""
+"""Questions about scenes with short answers that are certain."""
 
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -46,14 +46,13 @@ def questions(
     Args:
         scene: what the picture shows.
         rng: where the choices come from.
-        kinds: the kinds to ask, of KINDS or "look_up"; None for all KINDS.
+        kinds: the kinds to ask, of KINDS or drills; None for all KINDS.
 
     """
     kinds = KINDS if kinds is None else kinds
     found = []
     for kind in [kinds[int(k)] for k in rng.permutation(len(kinds))]:
-        maker = _look_up if kind == "look_up" else _MAKERS[kind]
-        pair = maker(scene, rng)
+        pair = (_MAKERS.get(kind) or _DRILL_MAKERS[kind])(scene, rng)
         if pair is not None:
             found.append(QA(kind=kind, question=pair[0], answer=pair[1]))
     return found
@@ -62,25 +61,6 @@ def questions(
 def describe(scene: Scene, rng: np.random.Generator) -> QA:
     """Returns a request for the detailed caption, which is always worded the same way."""
     return QA(kind="describe", question=pick(rng, DESCRIBE), answer=detailed_caption(scene))
-
-
-def text_context(scene: Scene) -> str:
-    """Returns the scene in words, to be put before a question."""
-    return f"There is {detailed_caption(scene)}. "
-
-
-def text_questions(scene: Scene, rng: np.random.Generator) -> list[QA]:
-    """Returns questions that need no picture: each begins with the scene in words.
-
-    Args:
-        scene: what the words describe.
-        rng: where the choices come from.
-
-    """
-    return [
-        replace(qa, question=text_context(scene) + qa.question)
-        for qa in questions(scene, rng, TEXT_KINDS)
-    ]
 
 
 _Pair = tuple[str, str]
@@ -147,8 +127,7 @@ def _count(scene: Scene, rng: np.random.Generator) -> _Pair | None:
     if roll < 0.45:
         name, number = f"{one.color} things", sum(o.color == one.color for o in scene.objects)
     elif roll < 0.6:
-        there = {o.thing for o in scene.objects}
-        name = plural(pick(rng, tuple(thing for thing in THINGS if thing not in there)))
+        name = plural(_absent(scene, rng))
         number = 0
     else:
         name, number = plural(one.thing), sum(o.thing == one.thing for o in scene.objects)
@@ -213,7 +192,7 @@ def _is_it(scene: Scene, rng: np.random.Generator, yes: bool) -> str | None:
         true = relations(one, order[1][0])
         options = tuple(r for r in RELATIONS if (r in true) == yes)
         relation = pick(rng, options)
-        return f"Is the {name} {_WORDED.get(relation, relation)} the {order[1][1]}?"
+        return f"Is the {name} {WORDED.get(relation, relation)} the {order[1][1]}?"
     if roll < 0.75:
         options = tuple(c for c in COLORS if (c == one.color) == yes)
         return f"Is the {name} {pick(rng, options)}?"
@@ -224,7 +203,7 @@ def _is_it(scene: Scene, rng: np.random.Generator, yes: bool) -> str | None:
     return f"Is the {name} {PLACE_PHRASES[pick(rng, options)]}?"
 
 
-_WORDED = {"left of": "to the left of", "right of": "to the right of"}
+WORDED = {"left of": "to the left of", "right of": "to the right of"}
 
 
 def _list(scene: Scene, rng: np.random.Generator) -> _Pair | None:
@@ -248,7 +227,7 @@ def _relation(scene: Scene, rng: np.random.Generator) -> _Pair | None:
     one, relation, name = found[int(rng.integers(len(found)))]
     question = pick(rng, ("What is {} the {}?", "What can you see {} the {}?"))
     answer = phrase(Group(thing=one.thing, color=one.color, count=1))
-    return question.format(_WORDED.get(relation, relation), name), answer
+    return question.format(WORDED.get(relation, relation), name), answer
 
 
 def _background(scene: Scene, rng: np.random.Generator) -> _Pair | None:
@@ -259,24 +238,67 @@ def _background(scene: Scene, rng: np.random.Generator) -> _Pair | None:
     return pick(rng, options), scene.background
 
 
-def _look_up(scene: Scene, rng: np.random.Generator) -> _Pair | None:
-    """Asks for color, place and size of several things, perhaps of one that is not there.
+def _is_there(scene: Scene, rng: np.random.Generator) -> _Pair:
+    yes = bool(rng.random() < 0.5)
+    ask = _is_there_thing if rng.random() < 0.5 else _is_there_look
+    return ask(scene, rng, yes), "yes" if yes else "no"
 
-    In the answer the color follows the name at once, so that the name's own token has to find the
+
+def _look_up(scene: Scene, rng: np.random.Generator) -> _Pair | None:
+    """Asks for facts about several things, perhaps about one that is not there.
+
+    In the answer a fact follows the name at once, so that the name's own token has to find the
     thing in the picture: one step of attention, which is learned in 150 steps. "What color is the
-    cat?" needs two (find it; carry it to the end of the question) and is not learned without.
+    cat?" needs two (find it; carry it to the end of the question) and is not learned without. What
+    comes first after the name is what its token learns to find: hence `_find` and `_check`, too.
     """
-    things = Counter(one.thing for one in scene.objects)
-    alone = [one for one in scene.objects if things[one.thing] == 1]
-    if not alone:
-        return None
-    facts = [(one.thing, f"{one.color} {place(one)} {size_word(one)}") for one in alone]
+    return _facts(scene, rng, "Look up", "{color} {place} {size}")
+
+
+def _find(scene: Scene, rng: np.random.Generator) -> _Pair | None:
+    return _facts(scene, rng, "Find", "{place} {size} {color}")
+
+
+def _facts(scene: Scene, rng: np.random.Generator, request: str, told: str) -> _Pair | None:
+    facts = [
+        (one.thing, told.format(color=one.color, place=place(one), size=size_word(one)))
+        for one in _alone(scene)
+    ]
     if rng.random() < 0.5:
-        absent = pick(rng, tuple(name for name in THINGS if name not in things))
-        facts.append((absent, "none"))
+        facts.append((_absent(scene, rng), "none"))
+    return _asked(request, facts, rng) if _alone(scene) else None
+
+
+def _check(scene: Scene, rng: np.random.Generator) -> _Pair | None:
+    """Asks of several names, some with a color, whether there is such a thing."""
+    facts = [(_absent(scene, rng), "no")]
+    for one in _alone(scene):
+        roll = rng.random()
+        if roll < 1 / 3:
+            facts.append((one.thing, "yes"))
+        elif roll < 2 / 3:
+            facts.append((noun(one.thing, one.color), "yes"))
+        else:
+            wrong = tuple(color for color in COLORS if color != one.color)
+            facts.append((noun(one.thing, pick(rng, wrong)), "no"))
+    return _asked("Check", facts, rng) if _alone(scene) else None
+
+
+def _alone(scene: Scene) -> list[Placed]:
+    """Returns the objects whose thing is there once."""
+    things = Counter(one.thing for one in scene.objects)
+    return [one for one in scene.objects if things[one.thing] == 1]
+
+
+def _absent(scene: Scene, rng: np.random.Generator) -> str:
+    there = {one.thing for one in scene.objects}
+    return pick(rng, tuple(thing for thing in THINGS if thing not in there))
+
+
+def _asked(request: str, facts: list[tuple[str, str]], rng: np.random.Generator) -> _Pair:
     facts = [facts[int(k)] for k in rng.permutation(len(facts))]
     names = join([f"the {name}" for name, _ in facts])
-    return f"Look up {names}.", "; ".join(f"the {name} {said}" for name, said in facts)
+    return f"{request} {names}.", "; ".join(f"the {name} {said}" for name, said in facts)
 
 
 _MAKERS: dict[str, Callable[[Scene, np.random.Generator], _Pair | None]] = {
@@ -291,7 +313,11 @@ _MAKERS: dict[str, Callable[[Scene, np.random.Generator], _Pair | None]] = {
 }
 KINDS: tuple[str, ...] = tuple(_MAKERS)
 """Kinds of questions about pictures."""
-DRILLS: tuple[str, ...] = ("look_up", "look_up", "where", "color", "yes_no", "yes_no")
+_DRILL_MAKERS: dict[str, Callable[[Scene, np.random.Generator], _Pair | None]] = {
+    "look_up": _look_up,
+    "find": _find,
+    "check": _check,
+    "is_there": _is_there,
+}
+DRILLS: tuple[str, ...] = ("look_up", "find", "check", "where", "color", "yes_no")
 """What training asks besides: to find a thing by its name is the skill that is learned last."""
-TEXT_KINDS: tuple[str, ...] = tuple(kind for kind in KINDS if kind != "relation")
-"""Kinds of questions about scenes in words, which tell places, not distances."""
