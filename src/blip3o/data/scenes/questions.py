@@ -16,7 +16,6 @@ from blip3o.data.scenes.types import (
     Scene,
     place,
     relations,
-    size_word,
 )
 from blip3o.data.scenes.words import PLACE_PHRASES, Group, groups, join, noun, phrase
 
@@ -244,44 +243,50 @@ def _is_there(scene: Scene, rng: np.random.Generator) -> _Pair:
     return ask(scene, rng, yes), "yes" if yes else "no"
 
 
-def _look_up(scene: Scene, rng: np.random.Generator) -> _Pair | None:
-    """Asks for facts about several things, perhaps about one that is not there.
+def _colors_of(scene: Scene, rng: np.random.Generator) -> _Pair | None:
+    """Asks for the colors of several things at once, perhaps of one that is not there.
 
-    In the answer a fact follows the name at once, so that the name's own token has to find the
-    thing in the picture: one step of attention, which is learned in 150 steps. "What color is the
-    cat?" needs two (find it; carry it to the end of the question) and is not learned without. What
-    comes first after the name is what its token learns to find: hence `_find` and `_check`, too.
+    In the answer each fact follows its name, so that the name's own token has to find the thing:
+    one step of attention, which is learned in 150 steps. "What color is the cat?" needs two (find
+    it; carry it to the end of the question) and is not learned without.
     """
-    return _facts(scene, rng, "Look up", "{color} {place} {size}")
+    facts = [(f"the {one.thing}", one.color) for one in _alone(scene)]
+    question = pick(rng, ("What color are {}?", "Which color are {}?", "What is the color of {}?"))
+    return _asked(question, facts, (f"the {_absent(scene, rng)}", "none"), rng)
 
 
-def _find(scene: Scene, rng: np.random.Generator) -> _Pair | None:
-    return _facts(scene, rng, "Find", "{place} {size} {color}")
+def _places_of(scene: Scene, rng: np.random.Generator) -> _Pair | None:
+    facts = [(f"the {one.thing}", place(one)) for one in _alone(scene)]
+    question = pick(rng, ("Where are {}?", "Where can you see {}?", "Where do you see {}?"))
+    return _asked(question, facts, (f"the {_absent(scene, rng)}", "none"), rng)
 
 
-def _facts(scene: Scene, rng: np.random.Generator, request: str, told: str) -> _Pair | None:
-    facts = [
-        (one.thing, told.format(color=one.color, place=place(one), size=size_word(one)))
-        for one in _alone(scene)
-    ]
-    if rng.random() < 0.5:
-        facts.append((_absent(scene, rng), "none"))
-    return _asked(request, facts, rng) if _alone(scene) else None
-
-
-def _check(scene: Scene, rng: np.random.Generator) -> _Pair | None:
-    """Asks of several names, some with a color, whether there is such a thing."""
-    facts = [(_absent(scene, rng), "no")]
+def _are_there(scene: Scene, rng: np.random.Generator) -> _Pair | None:
+    facts = []
     for one in _alone(scene):
         roll = rng.random()
-        if roll < 1 / 3:
-            facts.append((one.thing, "yes"))
-        elif roll < 2 / 3:
-            facts.append((noun(one.thing, one.color), "yes"))
-        else:
-            wrong = tuple(color for color in COLORS if color != one.color)
-            facts.append((noun(one.thing, pick(rng, wrong)), "no"))
-    return _asked("Check", facts, rng) if _alone(scene) else None
+        wrong = tuple(color for color in COLORS if color != one.color)
+        color = None if roll < 1 / 3 else one.color if roll < 2 / 3 else pick(rng, wrong)
+        is_right = color in (None, one.color)
+        facts.append((with_article(noun(one.thing, color)), "yes" if is_right else "no"))
+    question = pick(rng, ("Is there {}?", "Is there {} in the image?", "Can you see {}?"))
+    return _asked(question, facts, (with_article(_absent(scene, rng)), "no"), rng)
+
+
+def _asked(
+    question: str,
+    facts: list[tuple[str, str]],
+    absent: tuple[str, str],
+    rng: np.random.Generator,
+) -> _Pair | None:
+    """Returns one question for all facts, with or without the absent thing; None for one fact."""
+    if len(facts) < 2 or rng.random() < 0.5:
+        facts = [*facts, absent]
+    if len(facts) < 2:
+        return None
+    facts = [facts[int(k)] for k in rng.permutation(len(facts))]
+    names = join([name for name, _ in facts])
+    return question.format(names), "; ".join(f"{name} {said}" for name, said in facts)
 
 
 def _alone(scene: Scene) -> list[Placed]:
@@ -293,12 +298,6 @@ def _alone(scene: Scene) -> list[Placed]:
 def _absent(scene: Scene, rng: np.random.Generator) -> str:
     there = {one.thing for one in scene.objects}
     return pick(rng, tuple(thing for thing in THINGS if thing not in there))
-
-
-def _asked(request: str, facts: list[tuple[str, str]], rng: np.random.Generator) -> _Pair:
-    facts = [facts[int(k)] for k in rng.permutation(len(facts))]
-    names = join([f"the {name}" for name, _ in facts])
-    return f"{request} {names}.", "; ".join(f"the {name} {said}" for name, said in facts)
 
 
 _MAKERS: dict[str, Callable[[Scene, np.random.Generator], _Pair | None]] = {
@@ -314,10 +313,10 @@ _MAKERS: dict[str, Callable[[Scene, np.random.Generator], _Pair | None]] = {
 KINDS: tuple[str, ...] = tuple(_MAKERS)
 """Kinds of questions about pictures."""
 _DRILL_MAKERS: dict[str, Callable[[Scene, np.random.Generator], _Pair | None]] = {
-    "look_up": _look_up,
-    "find": _find,
-    "check": _check,
+    "colors_of": _colors_of,
+    "places_of": _places_of,
+    "are_there": _are_there,
     "is_there": _is_there,
 }
-DRILLS: tuple[str, ...] = ("look_up", "find", "check", "where", "color", "yes_no")
+DRILLS: tuple[str, ...] = ("colors_of", "places_of", "are_there", "where", "color", "yes_no")
 """What training asks besides: to find a thing by its name is the skill that is learned last."""

@@ -12,7 +12,7 @@ from blip3o.data.scenes.words import Group, groups, join, phrase
 
 TEXT_KINDS: tuple[str, ...] = tuple(kind for kind in KINDS if kind != "relation")
 """Kinds of questions about detailed captions, which tell places, not distances."""
-_SHORT_KINDS = ("color", "count", "is_there", "check", "check")
+_SHORT_KINDS = ("color", "count", "is_there", "colors_of", "are_there")
 """Kinds of questions that a short caption with colors answers."""
 _OPPOSITES = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
 

@@ -1,6 +1,7 @@
 import itertools
 import re
 from collections import Counter
+from collections.abc import Callable
 
 import pytest
 
@@ -24,7 +25,7 @@ from blip3o.data.scenes.heldout import (
 from blip3o.data.scenes.questions import KINDS, QA, describe, questions
 from blip3o.data.scenes.scene import sample_scene
 from blip3o.data.scenes.text_questions import text_conversation, text_questions
-from blip3o.data.scenes.things import COLORS, THINGS, plural
+from blip3o.data.scenes.things import COLORS, THINGS, plural, with_article
 from blip3o.data.scenes.types import Placed, Scene, place, relations, size_word
 from blip3o.data.scenes.words import noun
 
@@ -236,48 +237,46 @@ def test_size_words() -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "verb", "told"),
+    ("kind", "opening", "fact"),
     [
-        ("look_up", "Look up", "the {0} {1} {2} {3}"),
-        ("find", "Find", "the {0} {2} {3} {1}"),
+        ("colors_of", "(What|Which) color are|What is the color of", lambda one: one.color),
+        ("places_of", "Where (are|can you see|do you see)", place),
     ],
 )
-def test_look_ups_tell_the_facts_of_each_thing_they_ask_for(
-    kind: str, verb: str, told: str
+def test_drills_tell_a_fact_of_each_thing_they_ask_for(
+    kind: str, opening: str, fact: Callable[[Placed], str]
 ) -> None:
     orders, absent = set(), 0
     for index, scene in enumerate(SCENES[:200]):
-        for qa in questions(scene, numpy_rng(0, "look up", index), (kind,)):
-            names, facts = _names(qa, verb), qa.answer.split("; ")
-            assert len(facts) == len(names)
-            seen = []
-            for name, fact in zip(names, facts, strict=True):
-                there = [o for o in scene.objects if o.thing == name]
-                absent += not there
-                truth = [told.format(name, o.color, place(o), size_word(o)) for o in there]
-                assert [fact] == (truth or [f"the {name} none"])
-                seen += [scene.objects.index(o) for o in there]
+        for qa in questions(scene, numpy_rng(0, "drill", index), (kind,)):
+            names = _asked_for(qa, opening, "the ")
+            assert len(names) >= 2
+            truth = {one.thing: fact(one) for one in scene.objects}
+            said = [f"the {name} {truth.get(name, 'none')}" for name in names]
+            assert qa.answer == "; ".join(said)
+            seen = [k for name in names for k, o in enumerate(scene.objects) if o.thing == name]
+            absent += len(seen) < len(names)
             orders.add(seen == sorted(seen))
     assert orders == {True, False}  # the picture does not tell the order
     assert absent > 20
 
 
-def test_checks_say_whether_there_is_such_a_thing() -> None:
+def test_drills_say_whether_there_is_each_thing_they_ask_for() -> None:
     said = Counter()
     for index, scene in enumerate(SCENES[:200]):
         there = {o.thing for o in scene.objects} | {noun(o.thing, o.color) for o in scene.objects}
-        for qa in questions(scene, numpy_rng(0, "check", index), ("check",)):
-            names = _names(qa, "Check")
-            assert qa.answer == "; ".join(
-                f"the {name} {'yes' if name in there else 'no'}" for name in names
-            )
-            said.update(("look" if " " in n else "thing", n in there) for n in names)
-    assert min(said[key] for key in itertools.product(("look", "thing"), (True, False))) > 20
+        for qa in questions(scene, numpy_rng(0, "drill", index), ("are_there",)):
+            names = _asked_for(qa, "Is there|Can you see", "an? ")
+            facts = [(with_article(name), name in there) for name in names]
+            assert qa.answer == "; ".join(f"{n} {'yes' if ok else 'no'}" for n, ok in facts)
+            said.update((" " in name, name in there) for name in names)
+    assert min(said[key] for key in itertools.product((False, True), repeat=2)) > 20
 
 
-def _names(qa: QA, verb: str) -> list[str]:
-    asked = qa.question.removeprefix(f"{verb} ").removesuffix(".")
-    return [part.removeprefix("the ") for part in re.split(r", | and ", asked)]
+def _asked_for(qa: QA, opening: str, article: str) -> list[str]:
+    asked = re.sub(f"^({opening}) ", "", qa.question).removesuffix("?")
+    asked = asked.removesuffix(" in the image")
+    return [re.sub(f"^{article}", "", part) for part in re.split(r", | and ", asked)]
 
 
 def test_questions_about_a_text_are_answered_by_the_text() -> None:
@@ -293,11 +292,11 @@ def test_questions_about_a_text_are_answered_by_the_text() -> None:
             kinds[qa.kind, is_short] += 1
             if is_short and qa.kind == "relation":
                 _check_relation(words, qa)
-            assert not (is_short and qa.kind in ("where", "find", "look_up", "background"))
+            assert not (is_short and qa.kind in ("where", "places_of", "background"))
     assert kinds["relation", True] > 50
-    assert kinds["check", True] > 50
+    assert kinds["are_there", True] > 50
     assert kinds["where", False] > 50
-    assert kinds["find", False] > 50
+    assert kinds["places_of", False] > 50
 
 
 def _check_relation(words: str, qa: QA) -> None:
@@ -320,4 +319,4 @@ def test_training_asks_drills_and_no_question_twice() -> None:
             plain = [text.split("\n")[-1].split(". ")[-1] for text in asked]
             assert len(set(plain)) == len(plain)
             if 1 in Counter(one.thing for one in scene.objects).values():
-                assert any("Check" in text for text in asked)
+                assert any(";" in turn["value"] for turn in fields[name][1::2])
