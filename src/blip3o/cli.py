@@ -1,24 +1,18 @@
-"""L7: the `blip3o` command: parse, call, print. Nothing is decided here."""
+"""L7: the `blip3o` command: parses its words and says what went wrong. Nothing is decided here."""
 
 import argparse
-import json
 import os
 import sys
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any, NoReturn
 
-from blip3o import __version__
+from blip3o import __version__, cli_commands
 from blip3o.cli_data import add_data_commands
 from blip3o.core.errors import PreemptedError, UsageError
 from blip3o.core.log import say
-from blip3o.serve.config import add_options, from_options
-
-if TYPE_CHECKING:
-    from PIL import Image
-
-    from blip3o.generate.pipeline import Blip3oPipeline
+from blip3o.serve.config import add_options
 
 EXIT_USAGE, EXIT_FAILURE, EXIT_PREEMPTED, EXIT_INTERRUPTED = 2, 1, 75, 130
 
@@ -89,41 +83,45 @@ def build_parser() -> argparse.ArgumentParser:
         title="commands", required=True, metavar="COMMAND", parser_class=_CommandParser
     )
 
-    command = _command(commands, "generate", _generate, "pictures from prompts")
+    command = _command(commands, "generate", cli_commands.generate, "pictures from prompts")
     command.add_argument("prompt", nargs="*", help="what to draw; several prompts make a batch")
     command.add_argument("--prompts", type=Path, help="a file with one prompt a line")
     command.add_argument("--out", type=Path, default=Path("outputs"), help="folder to write to")
     command.add_argument("--num-images", type=int, default=1, help="pictures of each prompt")
     _add_sampling(command)
 
-    command = _command(commands, "ask", _ask, "an answer about pictures")
+    command = _command(commands, "ask", cli_commands.ask, "an answer about pictures")
     command.add_argument("image", nargs="+", help="pictures, then the question")
     _add_pipeline(command)
 
-    command = _command(commands, "chat", _chat, "a conversation; /image FILE adds a picture")
+    command = _command(
+        commands, "chat", cli_commands.chat, "a conversation; /image FILE adds a picture"
+    )
     _add_pipeline(command)
 
-    command = _command(commands, "edit", _edit, "a picture changed as told")
+    command = _command(commands, "edit", cli_commands.edit, "a picture changed as told")
     command.add_argument("image")
     command.add_argument("instruction")
     command.add_argument("--out", type=Path, default=Path("edited.png"), help="file to write")
     _add_sampling(command)
 
-    command = _command(commands, "reconstruct", _reconstruct, "a picture through its features")
+    command = _command(
+        commands, "reconstruct", cli_commands.reconstruct, "a picture through its features"
+    )
     command.add_argument("image")
     command.add_argument("--out", type=Path, default=Path("reconstructed.png"))
     _add_sampling(command)
 
-    command = _command(commands, "serve", _serve, "an OpenAI-compatible server")
+    command = _command(commands, "serve", cli_commands.serve, "an OpenAI-compatible server")
     add_options(command)
     _add_pipeline(command)
 
-    command = _command(commands, "train", _train, "train a recipe; again to resume")
+    command = _command(commands, "train", cli_commands.train, "train a recipe; again to resume")
     command.add_argument("recipe", help="a recipe's name or a YAML file")
     command.add_argument("--out", type=Path, required=True, help="run folder")
     command.add_argument("overrides", nargs="*", metavar="path=value")
 
-    command = _command(commands, "eval", _eval, "score a model on a benchmark")
+    command = _command(commands, "eval", cli_commands.eval, "score a model on a benchmark")
     command.add_argument("benchmark")
     command.add_argument("--out", type=Path, required=True, help="folder for results.json")
     command.add_argument("overrides", nargs="*", metavar="path=value")
@@ -134,12 +132,14 @@ def build_parser() -> argparse.ArgumentParser:
         data.add_subparsers(title="commands", required=True, metavar="COMMAND"), _command
     )
 
-    command = _command(commands, "scenes", _scenes, "write the scenes data set to files")
+    command = _command(
+        commands, "scenes", cli_commands.scenes, "write the scenes data set to files"
+    )
     command.add_argument("--out", type=Path, required=True, help="folder for shards")
     command.add_argument("overrides", nargs="*", metavar="path=value")
 
     command = _command(
-        commands, "convert", _convert, "a published checkpoint to our layout, or back"
+        commands, "convert", cli_commands.convert, "a published checkpoint to our layout, or back"
     )
     command.add_argument("source", help="a model folder, a training checkpoint or a hub id")
     command.add_argument("dest", type=Path, help="folder to write; new or empty")
@@ -151,11 +151,13 @@ def build_parser() -> argparse.ArgumentParser:
         help="read pytorch_model.bin (weights only) of a source that you trust",
     )
 
-    command = _command(commands, "recipes", _recipes, "list recipes, or show one as YAML")
+    command = _command(
+        commands, "recipes", cli_commands.recipes, "list recipes, or show one as YAML"
+    )
     command.add_argument("action", nargs="?", choices=["list", "show"], default="list")
     command.add_argument("name", nargs="?")
-    _command(commands, "models", _models, "the models at hand")
-    command = _command(commands, "doctor", _doctor, "what this machine can do")
+    _command(commands, "models", cli_commands.models, "the models at hand")
+    command = _command(commands, "doctor", cli_commands.doctor, "what this machine can do")
     command.add_argument("--model", help="also say what memory this model needs, in every form")
     command.add_argument("--device", default="auto", help="what it has to fit on")
     return parser
@@ -199,154 +201,3 @@ def _add_sampling(command: argparse.ArgumentParser) -> None:
     command.add_argument("--steps", type=int, help="DiT steps; the model's own number if left out")
     command.add_argument("--guidance", type=float, help="1 or more; likewise")
     _add_pipeline(command)
-
-
-def _pipeline(options: argparse.Namespace) -> "Blip3oPipeline":
-    from blip3o.generate.pipeline import Blip3oPipeline
-
-    return Blip3oPipeline.from_pretrained(
-        options.model, revision=options.revision, overrides=options.set, **_placing(options)
-    )
-
-
-def _placing(options: argparse.Namespace) -> dict[str, Any]:
-    return {name: getattr(options, name) for name in ("device", "dtype", "quantize", "offload")}
-
-
-def _generate(options: argparse.Namespace) -> None:
-    from blip3o.generate.write import read_prompts, write_pictures
-
-    prompts = [*options.prompt, *(read_prompts(options.prompts) if options.prompts else [])]
-    if not prompts:
-        raise UsageError("no prompt: give prompts or --prompts FILE")
-    grid = write_pictures(
-        _pipeline(options),
-        prompts,
-        options.out,
-        num_images=options.num_images,
-        seed=options.seed,
-        num_inference_steps=options.steps,
-        guidance_scale=options.guidance,
-    )
-    print(grid)
-
-
-def _ask(options: argparse.Namespace) -> None:
-    *images, question = options.image
-    if not images:
-        raise UsageError('no question: blip3o ask IMAGE... "QUESTION"')
-    print(_pipeline(options).ask(images, question))
-
-
-def _chat(options: argparse.Namespace) -> None:
-    from blip3o.generate.chat import converse
-
-    converse(_pipeline(options), sys.stdin, sys.stdout)
-
-
-def _edit(options: argparse.Namespace) -> None:
-    from blip3o.core.rng import generator
-    from blip3o.generate.write import check_picture_path
-
-    check_picture_path(options.out)
-    output = _pipeline(options).edit(
-        options.image,
-        options.instruction,
-        generator=generator(options.seed),
-        num_inference_steps=options.steps,
-        guidance_scale=options.guidance,
-    )
-    _save(output.images[0], options.out)
-
-
-def _reconstruct(options: argparse.Namespace) -> None:
-    from blip3o.core.rng import generator
-    from blip3o.generate.write import check_picture_path
-
-    check_picture_path(options.out)
-    pipe = _pipeline(options)
-    _save(pipe.reconstruct(options.image, generator=generator(options.seed)).images[0], options.out)
-
-
-def _save(image: "Image.Image", path: Path) -> None:
-    from blip3o.generate.write import save_picture
-
-    save_picture(image, path)
-    print(path)
-
-
-def _serve(options: argparse.Namespace) -> None:
-    try:
-        from blip3o.serve.http.server import serve
-    except ImportError as error:
-        raise UsageError(f"{error.name} is missing: pip install 'blip3o[serve]'") from error
-    serve(
-        from_options(options),
-        options.model,
-        revision=options.revision,
-        overrides=options.set,
-        **_placing(options),
-    )
-
-
-def _train(options: argparse.Namespace) -> None:
-    from blip3o.recipes import train_recipe
-
-    train_recipe(options.recipe, options.out, options.overrides)
-
-
-def _eval(options: argparse.Namespace) -> None:
-    from blip3o.eval import run_benchmark
-
-    results = run_benchmark(
-        options.benchmark,
-        options.model,
-        options.out,
-        options.overrides,
-        **_placing(options),
-    )
-    print(json.dumps({key: results[key] for key in ("benchmark", "overall", "by_category")}))
-
-
-def _scenes(options: argparse.Namespace) -> None:
-    from blip3o.recipes.scenes import export
-
-    export(options.out, options.overrides)
-    print(options.out)
-
-
-def _convert(options: argparse.Namespace) -> None:
-    from blip3o.weights.convert import convert
-
-    convert(
-        options.source,
-        options.dest,
-        options.to,
-        options.revision,
-        allow_pickle=options.allow_pickle,
-    )
-    print(options.dest)
-
-
-def _recipes(options: argparse.Namespace) -> None:
-    from blip3o.recipes import describe_recipes, recipe_yaml
-
-    if options.action == "show":
-        if options.name is None:
-            raise UsageError("which recipe? blip3o recipes show NAME")
-        print(recipe_yaml(options.name), end="")
-    else:
-        print(describe_recipes())
-
-
-def _models(options: argparse.Namespace) -> None:
-    from blip3o.weights.folder import describe_models
-
-    del options
-    print(describe_models())
-
-
-def _doctor(options: argparse.Namespace) -> None:
-    from blip3o.recipes.doctor import examine
-
-    print(examine(options.model, options.device))

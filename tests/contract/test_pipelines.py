@@ -129,6 +129,18 @@ def test_pictures_of_a_batch_are_those_of_each_alone(
     )
 
 
+@pytest.mark.parametrize("backbone", TOWERS)
+def test_features_of_a_batch_follow_each_prompt_alone(backbone: str, tokenizer: Tokenizer) -> None:
+    """Not hidden by pixels that saturate: a prompt's length and words show in its features."""
+    pipe = build(backbone, "siglip2", tokenizer)
+    for parameter in pipe.model.dit.parameters():
+        nn.init.normal_(parameter, std=0.5)
+    together = pipe(PROMPTS, generator=seeded(1, 1, 1), output_type="features").images
+    assert not any(torch.allclose(together[0], other, atol=1e-2) for other in together[1:])
+    alone = [pipe(text, generator=seeded(1), output_type="features").images for text in PROMPTS]
+    assert_rows_near(together, alone)
+
+
 @pytest.fixture(scope="module", params=TOWERS)
 def pipe(request: pytest.FixtureRequest, tokenizer: Tokenizer) -> Blip3oPipeline:
     changes = {}

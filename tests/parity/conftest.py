@@ -135,6 +135,19 @@ def published_model() -> Callable[..., UnifiedModel]:
     return build
 
 
+@pytest.fixture
+def say_error(
+    request: pytest.FixtureRequest, capsys: pytest.CaptureFixture[str]
+) -> Callable[[str, float, float], None]:
+    """Returns a function that prints a measured relative error and what is allowed."""
+
+    def say(what: str, error: float, bound: float) -> None:
+        with capsys.disabled():
+            print(f"\n{request.node.name}: {what} err by {error:.2%}, allowed {bound:.2%}")  # noqa: T201
+
+    return say
+
+
 @pytest.fixture(params=QUANTIZATIONS)
 def quantized(request: pytest.FixtureRequest) -> Callable[[UnifiedModel], float]:
     """Returns a function that quantizes a backbone and bounds the relative error of its states.

@@ -10,6 +10,7 @@ from blip3o.flow.guidance import combine, guided, with_null
 from blip3o.flow.sigmas import inference_sigmas
 from blip3o.flow.solver import euler, euler_by_step
 from blip3o.models.dit.nextdit import NextDiT, NextDiTConfig
+from blip3o.weights.keymaps.blip3o_qwen import NAMES
 
 OUTPUT_TOLERANCE = 2e-5
 SAMPLE_TOLERANCE = 1e-4
@@ -38,7 +39,8 @@ def config_from(recorded: dict[str, Any]) -> NextDiTConfig:
 
 def load(case: Any) -> NextDiT:
     dit = config_from(case.settings()["config"]).build()
-    weights = {name.removeprefix("model."): value for name, value in case.tensors().items()}
+    own = {NAMES.ours(f"model.dit.{name}"): value for name, value in case.tensors().items()}
+    weights = {name.removeprefix("dit."): value for name, value in own.items() if name is not None}
     dit.load_state_dict(weights, strict=True)
     return dit.eval()
 
@@ -167,15 +169,19 @@ def test_truncated_timesteps_equal_recorded_integers(case: Any) -> None:
 
 
 @pytest.mark.parity_cases("manifests/nextdit_main_*.json")
-def test_published_names_shapes_and_count(case: Any) -> None:
+def test_published_names_shapes_and_count(case: Any, capsys: pytest.CaptureFixture[str]) -> None:
     manifest = case.settings()
+    own = {NAMES.ours(f"model.dit.{name}"): shape for name, shape in manifest["weights"].items()}
     with torch.device("meta"):
         recorded = config_from(manifest["config"])
         dit = recorded.build()
     state = dit.state_dict()
-    shapes = {f"model.{name}": list(value.shape) for name, value in state.items()}
-    assert shapes == manifest["weights"]
-    assert sum(value.numel() for value in state.values()) == manifest["n_params"]
+    assert {f"dit.{name}": list(value.shape) for name, value in state.items()} == own
+    assert len(own) == manifest["n_tensors"]
+    count = sum(value.numel() for value in state.values())
+    assert count == manifest["n_params"]
+    with capsys.disabled():
+        print(f"\n{case.path.stem}: {count:,} parameters")  # noqa: T201
     published = NextDiTConfig.published(recorded.condition_size)
     with torch.device("meta"):
         again = published.build().state_dict()

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from blip3o.imaging.pixels import CLIP_MEAN, CLIP_STD, normalize_for_clip, to_pixels
 from blip3o.models.encoders.eva_clip import EvaClipEncoder, EvaClipEncoderConfig
+from blip3o.weights.keymaps.blip3o_qwen import NAMES
 
 FEATURE_TOLERANCE = 1e-4
 PREPROCESS_TOLERANCE = 1e-5
@@ -34,7 +35,9 @@ def config_from(recorded: dict[str, Any]) -> EvaClipEncoderConfig:
 
 def to_ours(published: dict[str, Any]) -> dict[str, Any]:
     """Returns the entries of the released file under the names inside the encoder."""
-    return {f"tower.{name}": value for name, value in published.items()}
+    front = "model.gen_vision_tower.vision_tower.model."  # in a whole checkpoint
+    own = {NAMES.ours(front + name): value for name, value in published.items()}
+    return {name.removeprefix("image_encoder."): v for name, v in own.items() if name is not None}
 
 
 def load(case: Any) -> EvaClipEncoder:
@@ -94,7 +97,7 @@ def test_encoder_takes_plain_pixels_and_normalizes_them_itself(case: Any) -> Non
 
 
 @pytest.mark.parity_cases("manifests/eva_clip_*.json")
-def test_published_names_shapes_and_count(case: Any) -> None:
+def test_published_names_shapes_and_count(case: Any, capsys: pytest.CaptureFixture[str]) -> None:
     manifest = case.settings()
     published = EvaClipEncoderConfig.published()
     with torch.device("meta"):
@@ -103,8 +106,11 @@ def test_published_names_shapes_and_count(case: Any) -> None:
     shapes = {name: list(value.shape) for name, value in state.items()}
     assert shapes == to_ours(manifest["weights"])
     assert len(state) == manifest["n_tensors"]
-    assert sum(value.numel() for value in state.values()) == manifest["n_params"]
-    assert sum(parameter.numel() for parameter in encoder.parameters()) == manifest["n_params"]
+    count = sum(value.numel() for value in state.values())
+    assert count == manifest["n_params"]
+    assert sum(parameter.numel() for parameter in encoder.parameters()) == count
+    with capsys.disabled():
+        print(f"\n{case.path.stem}: {count:,} parameters")  # noqa: T201
     recorded = config_from(manifest["config"])
     assert {**vars(recorded), "pool": published.pool} == vars(published)
 

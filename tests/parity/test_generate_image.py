@@ -121,6 +121,7 @@ def test_features_of_a_quantized_backbone(
     case: Any,
     quantized: Callable[[UnifiedModel], float],
     published_model: Callable[..., UnifiedModel],
+    say_error: Callable[[str, float, float], None],
 ) -> None:
     """Guidance multiplies what a condition changes, its error too; nothing else makes it grow."""
     run = Run(case, published_model)
@@ -130,9 +131,12 @@ def test_features_of_a_quantized_backbone(
         condition = run.model.condition(run.ids, mask, run.images)
         features = run.sample(condition, run.recorded["initial_noise"])
     error = relative_error(condition, run.recorded["query_hidden_states"])
+    say_error("query states", error, bound)
     assert 0.1 * bound < error < bound
     feature_error = relative_error(features, run.recorded["output_features"])
-    assert feature_error < run.facts["guidance_scale"] * error
+    bound = run.facts["guidance_scale"] * error
+    say_error("features", feature_error, bound)
+    assert feature_error < bound
 
 
 def relative_error(actual: Tensor, expected: Tensor) -> float:

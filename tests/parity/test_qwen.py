@@ -279,7 +279,10 @@ def test_rows_of_a_batch_answer_as_they_do_alone(case: Any, published_model: Bui
 
 @each_conversation
 def test_understanding_with_quantized_weights(
-    case: Any, quantized: Callable[[UnifiedModel], float], published_model: Build
+    case: Any,
+    quantized: Callable[[UnifiedModel], float],
+    published_model: Build,
+    say_error: Callable[[str, float, float], None],
 ) -> None:
     one = Conversation(case, published_model)
     bound = quantized(one.model)
@@ -289,6 +292,7 @@ def test_understanding_with_quantized_weights(
     for actual, name in ((hidden, "last_hidden_state"), (logits, "logits")):
         expected = one.recorded[name][one.mask]
         error = float((actual[one.mask] - expected).norm() / expected.norm())
+        say_error(name, error, bound)
         assert 0.1 * bound < error < bound
 
 

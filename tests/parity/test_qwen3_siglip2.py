@@ -157,6 +157,23 @@ def test_states_tokens_and_logits(case: Any, published_model: Build) -> None:
 
 
 @each_training_step
+def test_states_of_a_quantized_backbone(
+    case: Any,
+    quantized: Callable[[UnifiedModel], float],
+    published_model: Build,
+    say_error: Callable[[str, float, float], None],
+) -> None:
+    step = TrainingStep(case, published_model)
+    bound, images = quantized(step.model), step.image_batch()
+    expected = step.recorded["query_hidden_states"]
+    with torch.no_grad():
+        condition = step.model.condition(images.input_ids, images.attention_mask)
+    error = float((condition - expected).norm() / expected.norm())
+    say_error("query states", error, bound)
+    assert 0.1 * bound < error < bound
+
+
+@each_training_step
 def test_queries_inside_rows_padded_on_the_right(case: Any, published_model: Build) -> None:
     """Rows as the released collator makes them."""
     step = TrainingStep(case, published_model)

@@ -1,6 +1,9 @@
 """The SDXL-shaped decoder against recorded outputs of the released system (`sdxl_decoder`)."""
 
 import dataclasses
+import json
+import shutil
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -8,11 +11,14 @@ import pytest
 import torch
 from torch import Tensor
 
+from blip3o.core.config import from_dict
 from blip3o.imaging.pixels import to_image
 from blip3o.models.decoders.latent_diffusion import start_scheduler
 from blip3o.models.decoders.sdxl import SdxlDecoder, SdxlDecoderConfig
 from blip3o.models.decoders.vae import VaeDecoderConfig
 from blip3o.models.encoders.vae import KlAutoencoderConfig, latents_to_features
+from blip3o.weights import published_decoder
+from blip3o.weights.shards import read
 
 LATENTS_TOLERANCE = 5e-4
 UNET_TOLERANCE = 5e-5
@@ -193,6 +199,43 @@ def test_pictures_equal_recorded_pictures(case: Any) -> None:
     assert_near(((pixels + 1) / 2).permute(0, 2, 3, 1), expected, IMAGE_TOLERANCE)
     levels = np.asarray(to_image(pixels[0])).astype(int)
     assert np.abs(levels - recorded["image_uint8_hwc"].numpy().astype(int)).max() <= 1
+
+
+@each_run
+def test_a_published_folder_gives_the_recorded_pictures(case: Any, tmp_path: Path) -> None:
+    """From diffusers' files through the production loader to pixels."""
+    recorded, run, settings = case.tensors(), run_settings(case), beside(case, "decoder.json")
+    scheduler = {"_class_name": run["scheduler"]["class"], **run["scheduler"]}
+    configs = {
+        "unet/config.json": settings.settings()["unet_config"],
+        "vae/config.json": settings.settings()["vae_config"],
+        "scheduler/scheduler_config.json": {k: v for k, v in scheduler.items() if k != "class"},
+    }
+    for name, content in configs.items():
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).write_text(json.dumps(content))
+    for part in ("unet", "vae"):
+        weights = case.path.with_name(f"{part}_weights.safetensors")
+        shutil.copyfile(weights, tmp_path / part / "diffusion_pytorch_model.safetensors")
+    grid = round(recorded["cond_features"].shape[1] ** 0.5)
+    config = dataclasses.replace(
+        from_dict(SdxlDecoderConfig, {**published_decoder.read_config(tmp_path), "grid": grid}),
+        guidance_scale=run["guidance_scale"],
+        original_size=tuple(run["original_size"]),
+        crop=tuple(run["crop_info"]),
+    )
+    decoder = config.build().eval()
+    found = published_decoder.open_weights(tmp_path, config)
+    decoder.load_state_dict({name: read(tensor) for name, tensor in found.items()}, strict=True)
+    with torch.no_grad():
+        pixels = decoder.decode(
+            recorded["cond_features"],
+            recorded["initial_noise_before_scaling"],
+            run["num_inference_steps"],
+            empty_features=recorded["uncond_features"],
+        )
+    expected = recorded["decoded_image_0_to_1_nhwc"]
+    assert_near(((pixels + 1) / 2).permute(0, 2, 3, 1), expected, IMAGE_TOLERANCE)
 
 
 def test_published_sizes() -> None:

@@ -1,15 +1,18 @@
 """SigLIP2 and the SANA decoder against recorded outputs of the released system (`siglip2_sana`)."""
 
 import dataclasses
+import json
+import shutil
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+from blip3o.core.config import to_dict
 from blip3o.models.decoders.latent_diffusion import start_scheduler
 from blip3o.models.decoders.sana import (
-    PUBLISHED_PREFIXES,
     SanaDecoder,
     SanaDecoderConfig,
     euler_scheduler,
@@ -17,6 +20,7 @@ from blip3o.models.decoders.sana import (
 from blip3o.models.decoders.vae import VaeDecoderConfig
 from blip3o.models.encoders.siglip2 import Siglip2Encoder, Siglip2EncoderConfig
 from blip3o.models.encoders.vae import DcAutoencoderConfig, latents_to_features
+from blip3o.weights.siglip2_sana import NAMES, load_siglip2_sana
 
 TOLERANCE = 5e-5
 TOWER = "encoder.model.vision_model."
@@ -91,23 +95,6 @@ def decoder_config_from(
     return config
 
 
-def own_name(published: str) -> str:
-    (own, theirs), *rest = [
-        pair for pair in PUBLISHED_PREFIXES.items() if published.startswith(pair[1])
-    ]
-    assert not rest
-    return own + published.removeprefix(theirs)
-
-
-def published_name(own: str) -> str:
-    (name,) = [
-        theirs + own.removeprefix(start)
-        for start, theirs in PUBLISHED_PREFIXES.items()
-        if own.startswith(start)
-    ]
-    return name
-
-
 def load_encoder(case: Any, skip_last: int = 1) -> Siglip2Encoder:
     encoder = encoder_config_from(recorded_settings(case)["siglip_config"], skip_last).build()
     weights = beside(case, "weights.safetensors").tensors()
@@ -131,7 +118,11 @@ def load_decoder(case: Any, **changes: Any) -> SanaDecoder:
     )
     decoder = dataclasses.replace(config, **changes).build()
     recorded = beside(case, "weights.safetensors").tensors()
-    weights = {own_name(n): v for n, v in recorded.items() if not n.startswith("encoder.")}
+    weights = {
+        own.removeprefix("image_decoder."): value
+        for name, value in recorded.items()
+        if (own := NAMES.ours(name) or "").startswith("image_decoder.")
+    }
     encoder = load_encoder(case)
     side = encoder.config.image_px
     with torch.no_grad():
@@ -223,6 +214,32 @@ def test_features_and_empty_condition_equal_recorded_states(case: Any) -> None:
 
 
 @each_run
+def test_a_published_folder_turns_pictures_into_the_recorded_ones(
+    case: Any, tmp_path: Path
+) -> None:
+    """From files under the published names, through the production loader, to pixels."""
+    recorded, run, settings = case.tensors(), run_settings(case), recorded_settings(case)
+    encoder = encoder_config_from(settings["siglip_config"], skip_last=1)
+    own = {
+        "image_encoder": to_dict(dataclasses.replace(encoder, keep_head=True)),
+        "image_decoder": to_dict(load_run(case).config),
+    }
+    data = {"diffusion_model": "sana", "input_size": settings["input_size"], "blip3o": own}
+    (tmp_path / "config.json").write_text(json.dumps(data))
+    shutil.copyfile(case.path.with_name("weights.safetensors"), tmp_path / "model.safetensors")
+    parts = load_siglip2_sana(tmp_path)
+    given = beside(case, "parts.safetensors").tensors()
+    pixels = torch.stack([given[f"pixels_{i}"] for i in run["image_indices"]])
+    with torch.no_grad():
+        features = parts.image_encoder(pixels)
+        pictures = parts.image_decoder.decode(
+            features, recorded["initial_latents"], run["num_inference_steps"]
+        )
+    assert_near(features, recorded["z_latents_null_first"].chunk(2)[1])
+    assert_near((pictures + 1) / 2, recorded["decoded_0_to_1_nchw"])
+
+
+@each_run
 def test_runs_equal_recorded_latents_and_pictures(case: Any) -> None:
     recorded, run, decoder = case.tensors(), run_settings(case), load_run(case)
     features = recorded["z_latents_null_first"].chunk(2)[1]
@@ -249,8 +266,8 @@ def test_runs_equal_recorded_latents_and_pictures(case: Any) -> None:
 
 
 @each_manifest
-def test_published_names_shapes_and_count(case: Any) -> None:
-    """All names but those of SigLIP2's pooling head, which no feature passes through."""
+def test_published_names_shapes_and_count(case: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    """Every name of the list, SigLIP2's unused pooling head included, and every shape."""
     manifest = case.settings()
     recorded = manifest["config"]
     config = decoder_config_from(
@@ -259,13 +276,17 @@ def test_published_names_shapes_and_count(case: Any) -> None:
     assert config == SanaDecoderConfig.published()
     with torch.device("meta"):
         decoder = config.build().state_dict()
-        encoder = encoder_config_from(recorded["siglip"], skip_last=1).build().state_dict()
+        encoder = encoder_config_from(recorded["siglip"], skip_last=1)
+        tower = dataclasses.replace(encoder, keep_head=True).build().state_dict()
     decoder.pop("empty_features")  # ours: the features of a black picture
-    own = {published_name(name): list(value.shape) for name, value in decoder.items()}
-    assert len(own) == len(decoder)
-    assert {own_name(name) for name in own} == decoder.keys()
-    own |= {n.replace("tower.", TOWER, 1): list(v.shape) for n, v in encoder.items()}
+    ours = {f"image_decoder.{name}": value for name, value in decoder.items()}
+    ours |= {f"image_encoder.{name}": value for name, value in tower.items()}
     published = manifest["weights"]
-    head = {name for name in published if name.startswith(f"{TOWER}head.")}
-    assert own == {name: shape for name, shape in published.items() if name not in head}
+    own = {NAMES.published(name): list(value.shape) for name, value in ours.items()}
+    assert own == published
+    assert {NAMES.ours(name) for name in published} == ours.keys()
+    count = sum(value.numel() for value in ours.values())
+    assert count == manifest["n_params"]
+    with capsys.disabled():
+        print(f"\n{case.path.stem}: {count:,} parameters")  # noqa: T201
     assert len(published) == manifest["n_tensors"]

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from blip3o import __version__, cli
+from blip3o import __version__, cli_commands
 from blip3o.cli import build_parser, main
 from blip3o.core.config import load_yaml
 from blip3o.core.errors import PreemptedError, UsageError
@@ -186,7 +186,7 @@ def test_other_ends_have_a_status_of_their_own(
     def fail(options: argparse.Namespace) -> None:
         raise error
 
-    monkeypatch.setattr(cli, "_models", fail)
+    monkeypatch.setattr(cli_commands, "models", fail)
     assert message in refusal(capsys, "models", status=status)
 
 
@@ -275,7 +275,7 @@ def test_edit_and_reconstruct_write_one_picture(
 def test_a_name_that_cannot_be_written_is_refused_before_any_work(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, words: list[str], name: str
 ) -> None:
-    monkeypatch.setattr(cli, "_pipeline", lambda options: pytest.fail("work was done"))
+    monkeypatch.setattr(cli_commands, "_pipeline", lambda options: pytest.fail("work was done"))
     assert main([*words, "--out", name]) == 2
     assert capsys.readouterr().err.startswith("blip3o: error: cannot write")
 

@@ -14,7 +14,16 @@ import blip3o
 
 SOURCE = Path(blip3o.__file__).parent
 WEB = ("fastapi", "prometheus_client", "pydantic", "python_multipart", "starlette", "uvicorn")
-OPTIONAL = ("diffusers", "matplotlib", "tensorboard", "timm", "torchvision", "webdataset", *WEB)
+OPTIONAL = (
+    "diffusers",
+    "matplotlib",
+    "peft",
+    "tensorboard",
+    "timm",
+    "torchvision",
+    "webdataset",
+    *WEB,
+)
 NEED_AN_EXTRA = ("blip3o.serve.http",)
 
 

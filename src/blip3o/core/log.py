@@ -1,12 +1,13 @@
 """What a run says: metrics to JSONL and TensorBoard, progress to a terminal or as plain lines."""
 
 import json
-import os
 import sys
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any, TypeVar
+
+from blip3o.core.files import write_atomic
 
 T = TypeVar("T")
 
@@ -47,9 +48,7 @@ class MetricsLogger:
         text = self.path.read_text(encoding="utf-8", errors="replace")
         kept = "".join(f"{line}\n" for line in text.splitlines() if _step_of(line) <= step)
         if kept != text:
-            scratch = self.path.with_suffix(".tmp")
-            scratch.write_text(kept, encoding="utf-8")
-            os.replace(scratch, self.path)
+            write_atomic(self.path, kept)
 
     @staticmethod
     def _open_board(run_dir: Path, step: int) -> Any:  # noqa: ANN401  (tensorboard is optional)

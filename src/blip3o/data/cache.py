@@ -10,7 +10,6 @@ import dataclasses
 import fcntl
 import json
 import math
-import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,6 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from blip3o.core.errors import UsageError
+from blip3o.core.files import write_atomic
 from blip3o.core.log import progress, say
 from blip3o.data.collate import read_pixels
 from blip3o.data.sources import Source
@@ -276,6 +276,4 @@ def _read_info(array_file: Path, info_file: Path) -> _Info | None:
 
 
 def _write_info(file: Path, info: _Info) -> None:
-    scratch = file.with_suffix(".tmp")
-    scratch.write_text(json.dumps(dataclasses.asdict(info)), encoding="utf-8")
-    os.replace(scratch, file)
+    write_atomic(file, json.dumps(dataclasses.asdict(info)))

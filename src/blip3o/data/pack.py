@@ -4,7 +4,6 @@ import functools
 import io
 import json
 import multiprocessing
-import os
 import tarfile
 from collections.abc import Iterable
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any
 from PIL import Image
 
 from blip3o.core.errors import UsageError
+from blip3o.core.files import atomic_file, write_atomic
 from blip3o.core.log import progress
 from blip3o.data.sources import Source
 from blip3o.data.sources.shards import make_index
@@ -76,9 +76,18 @@ def _open_and_write(work: tuple[Path, range], *, config: Any) -> None:  # noqa: 
 
 def _write_shard(work: tuple[Path, range], source: Source) -> None:
     shard, positions = work
-    scratch = shard.with_name(f".{shard.name}.part")
+    with atomic_file(shard) as scratch:
+        skipped = _write_members(scratch, positions, source)
+        if skipped:
+            notes = shard.with_suffix(".skipped.jsonl")
+            notes.write_text("".join(f"{line}\n" for line in skipped), encoding="utf-8")
+    make_index(str(shard))
+
+
+def _write_members(file: Path, positions: range, source: Source) -> list[str]:
+    """Writes records to a tar; returns a line of JSON for each one that cannot be read."""
     skipped: list[str] = []
-    with tarfile.open(scratch, "w", format=tarfile.GNU_FORMAT) as tar:
+    with tarfile.open(file, "w", format=tarfile.GNU_FORMAT) as tar:
         for position in positions:
             key = "?"
             try:
@@ -90,11 +99,7 @@ def _write_shard(work: tuple[Path, range], source: Source) -> None:
                 continue
             members.append(("json", json.dumps(fields).encode()))
             _add(tar, f"{position:09d}", members)
-    if skipped:
-        notes = shard.with_suffix(".skipped.jsonl")
-        notes.write_text("".join(f"{line}\n" for line in skipped), encoding="utf-8")
-    os.replace(scratch, shard)
-    make_index(str(shard))
+    return skipped
 
 
 def _packed(data: bytes) -> tuple[str, bytes]:
@@ -128,6 +133,4 @@ def _check_settings(base: Path, now: dict[str, Any]) -> None:
         if json.loads(file.read_text(encoding="utf-8")) != now:
             raise UsageError(f"{base}-*.tar were packed from other data or in other sizes; --name")
         return
-    scratch = file.with_name(f".{file.name}.part")
-    scratch.write_text(json.dumps(now), encoding="utf-8")
-    os.replace(scratch, file)
+    write_atomic(file, json.dumps(now))

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from blip3o import __version__
 from blip3o.core.config import override, to_dict
 from blip3o.core.device import PrecisionName
 from blip3o.core.errors import UsageError
+from blip3o.core.files import write_atomic
 from blip3o.core.registry import Registry
 from blip3o.generate.pipeline import Blip3oPipeline
 
@@ -68,7 +68,5 @@ def run_benchmark(
             "quantize": quantize,
         },
     }
-    scratch = out / "results.json.tmp"
-    scratch.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
-    os.replace(scratch, out / "results.json")
+    write_atomic(out / "results.json", json.dumps(results, indent=2) + "\n")
     return results

@@ -1,7 +1,6 @@
 """Writes generated pictures to a folder: one file each, a grid, and what they were made from."""
 
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,6 +8,7 @@ import torch
 from PIL import Image
 
 from blip3o.core.errors import UsageError
+from blip3o.core.files import atomic_file, write_atomic
 from blip3o.core.log import progress
 from blip3o.core.rng import numpy_rng
 from blip3o.generate.inputs import check_sampling
@@ -141,20 +141,17 @@ def save_picture(image: Image.Image, path: Path) -> None:
         UsageError: if the suffix is unknown or the place cannot be written to.
     """
     check_picture_path(path)
-    scratch = path.with_name(f".{path.stem}.tmp{path.suffix}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        image.save(scratch)
-        os.replace(scratch, path)
+        with atomic_file(path) as scratch:
+            image.save(scratch, Image.registered_extensions()[path.suffix.lower()])
     except OSError as error:
         raise UsageError(f"cannot write {path}: {error}") from error
 
 
 def _write_text(text: str, path: Path) -> None:
-    scratch = path.with_name(f".{path.name}.tmp")
     try:
-        scratch.write_text(text, encoding="utf-8")
-        os.replace(scratch, path)
+        write_atomic(path, text)
     except OSError as error:
         raise UsageError(f"cannot write {path}: {error}") from error
 

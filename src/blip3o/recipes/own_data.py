@@ -2,7 +2,8 @@
 
     my/pictures/dog.jpg   my/pictures/dog.txt: "my dog on the sofa"
 
-Pictures without a text file take data.mixture.0.source.caption.
+Pictures without a text file take data.mixture.0.source.caption. With train.adapter={rank: 16}
+low-rank adapters learn in place of the weights (`LoraConfig`): less memory, small checkpoints.
 """
 
 import dataclasses

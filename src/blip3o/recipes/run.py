@@ -1,15 +1,17 @@
 """Makes a run out of its config: data, tokenizer, model, cache, trainer; and leaves a model."""
 
 import itertools
-import os
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from blip3o.core.device import keep_freed_memory, resolve_device
 from blip3o.core.errors import UsageError
+from blip3o.core.files import atomic_folder
 from blip3o.core.log import say
 from blip3o.data.collate import Preparer
 from blip3o.data.loader import Loader
@@ -20,13 +22,14 @@ from blip3o.recipes.samples import SampleWriter
 from blip3o.recipes.scenes import ensure_scenes
 from blip3o.text.chat import ChatTemplate
 from blip3o.text.tokenizer import Tokenizer, train_tokenizer
+from blip3o.train.adapters import merged_adapters
 from blip3o.train.config import RunConfig
 from blip3o.train.curves import draw_curves
 from blip3o.train.trainer import Trainer, check_resumable
 from blip3o.weights.folder import open_model, save_model
 from blip3o.weights.hub import to_local
-from blip3o.weights.shards import read
-from blip3o.weights.stored import StoredModel
+from blip3o.weights.shards import StoredTensor, read
+from blip3o.weights.siglip2_sana import is_siglip2_sana, load_siglip2_sana
 
 _TOKENIZER_RECORDS = 4000
 _NORMALIZER_BATCHES = 32
@@ -84,7 +87,8 @@ class _Finish:
             model.eval()
             if any(name.startswith("image_encoder.") for name in trainer.parameters):
                 _fit_normalizers(model, self._loader, trainer.precision.device)
-            save_model(model, self._tokenizer, trainer.run_dir / "model", torch.float32)
+            with merged_adapters(model):
+                save_model(model, self._tokenizer, trainer.run_dir / "model", torch.float32)
         say(f"model: {trainer.run_dir / 'model'}")
 
 
@@ -95,11 +99,9 @@ def link_model(model: Path, link: Path) -> None:
         model: the folder.
         link: where to; replaced.
     """
-    scratch = link.with_name(f".{link.name}.tmp")
-    shutil.rmtree(scratch, ignore_errors=True)
-    shutil.copytree(model, scratch)
-    shutil.rmtree(link, ignore_errors=True)
-    os.replace(scratch, link)
+    with atomic_folder(link) as scratch:
+        shutil.copytree(model, scratch, dirs_exist_ok=True)
+        shutil.rmtree(link, ignore_errors=True)
 
 
 def build_model(config: RunConfig) -> tuple[Tokenizer | None, UnifiedModel]:
@@ -115,15 +117,25 @@ def build_model(config: RunConfig) -> tuple[Tokenizer | None, UnifiedModel]:
     model = config.model.build()
     tokenizer = None
     for init in config.init:
-        stored = open_model(to_local(init.folder))
-        tokenizer = stored.tokenizer if tokenizer is None else tokenizer
-        _take(model, stored, init.parts, init.folder)
+        folder = to_local(init.folder)
+        if is_siglip2_sana(folder):
+            tensors: Mapping[str, Tensor | StoredTensor] = load_siglip2_sana(Path(folder)).state()
+        else:
+            stored = open_model(folder)
+            tokenizer = stored.tokenizer if tokenizer is None else tokenizer
+            tensors = stored.tensors
+        _take(model, tensors, init.parts, init.folder)
     return tokenizer, model
 
 
-def _take(model: UnifiedModel, other: StoredModel, parts: tuple[str, ...], folder: str) -> None:
+def _take(
+    model: UnifiedModel,
+    stored: Mapping[str, Tensor | StoredTensor],
+    parts: tuple[str, ...],
+    folder: str,
+) -> None:
     """Reads parts of a stored model, tensor by tensor; every tensor of a part must fit."""
-    own, stored = model.state_dict(), other.tensors
+    own = model.state_dict()
     names = [n for n in own if not parts or any(n == p or n.startswith(f"{p}.") for p in parts)]
     if not names:
         raise UsageError(f"init.parts {list(parts)} name no part of the model")

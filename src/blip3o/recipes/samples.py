@@ -11,6 +11,7 @@ from blip3o.generate.pipeline import Blip3oPipeline
 from blip3o.imaging.sheet import contact_sheet
 from blip3o.models.unified import UnifiedModel
 from blip3o.text.tokenizer import Tokenizer
+from blip3o.train.adapters import merged_adapters
 from blip3o.train.trainer import Trainer
 
 _ROWS = 8
@@ -42,7 +43,7 @@ class SampleWriter:
         kinds = {objective.kind for objective in trainer.config.objectives}
         was_training = [module for module in model.modules() if module.training]
         try:
-            with trainer.ema.swapped_in(), torch.no_grad():
+            with trainer.ema.swapped_in(), merged_adapters(model), torch.no_grad():
                 pipe = Blip3oPipeline(model, self._tokenizer)
                 prompts = trainer.config.sample_prompts
                 if "pixel_decoding" in kinds:

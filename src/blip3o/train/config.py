@@ -65,6 +65,29 @@ class OptimizerConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class LoraConfig:
+    """Low-rank adapters (LoRA, arXiv 2106.09685) on linear layers, trained in their place.
+
+    Args:
+        rank: width of the two matrices whose product is added to a layer's weight.
+        alpha: the product is scaled by alpha / rank.
+        dropout: share of an adapter's inputs that is dropped while training.
+        targets: which linear layers of the trainable parts; whole names or their ends, with
+            wildcards ("to_q", "dit.layers.0.*"); empty for all.
+    """
+
+    rank: int = 16
+    alpha: float = 16.0
+    dropout: float = 0.0
+    targets: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        _require("rank", self.rank, self.rank >= 1, "at least 1")
+        _require("alpha", self.alpha, self.alpha > 0, "above 0")
+        _require("dropout", self.dropout, 0 <= self.dropout < 1, "from 0 to below 1")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     """How a run is trained.
 
@@ -75,6 +98,8 @@ class TrainConfig:
             losses compare inside a micro-batch.
         seed: decides initial weights, data order and all noise.
         trainable: prefixes of the parameters that are trained; all others are frozen.
+        adapter: train low-rank adapters on the linear layers of the trainable parts and nothing
+            else of the model; None trains these parts themselves.
         optimizer: AdamW and its schedule.
         log_every: steps between lines of metrics.
         checkpoint_every: steps between checkpoints.
@@ -96,6 +121,7 @@ class TrainConfig:
     micro_batch_size: int
     seed: int = 0
     trainable: tuple[str, ...]
+    adapter: LoraConfig | None = None
     optimizer: OptimizerConfig
     log_every: int = 20
     checkpoint_every: int = 500

@@ -28,14 +28,10 @@ def select_trainable(
             nothing to train.
     """
     prefixes = tuple(prefixes)
-    names = [name for name, _ in model.named_parameters()]
-    for prefix in prefixes:
-        if not any(_under(name, prefix) for name in names):
-            known = [name for name, _ in model.named_modules() if name]
-            raise unknown_name("part to train", prefix, known)
+    check_parts(model, prefixes)
     chosen: NamedParameters = {}
     for name, parameter in model.named_parameters():
-        is_chosen = any(_under(name, prefix) for prefix in prefixes)
+        is_chosen = any(is_under(name, prefix) for prefix in prefixes)
         parameter.requires_grad_(is_chosen)
         if is_chosen:
             chosen[name] = parameter
@@ -66,7 +62,21 @@ def select_buffers(model: nn.Module, objectives: nn.ModuleList) -> dict[str, Ten
     return found
 
 
-def _under(name: str, prefix: str) -> bool:
+def check_parts(model: nn.Module, prefixes: Iterable[str]) -> None:
+    """Checks that every prefix names parameters of a model.
+
+    Raises:
+        UsageError: for one that fits none, with the nearest module names.
+    """
+    names = [name for name, _ in model.named_parameters()]
+    for prefix in prefixes:
+        if not any(is_under(name, prefix) for name in names):
+            known = [name for name, _ in model.named_modules() if name]
+            raise unknown_name("part to train", prefix, known)
+
+
+def is_under(name: str, prefix: str) -> bool:
+    """Returns whether a dotted name is a part or lies in it."""
     return name == prefix or name.startswith(prefix + ".")
 
 
@@ -81,12 +91,12 @@ def build_optimizer(parameters: NamedParameters, config: OptimizerConfig) -> tor
         UsageError: if a prefix of `lr_multipliers` fits nothing that is trained.
     """
     for prefix in config.lr_multipliers:
-        if not any(_under(name, prefix) for name in parameters):
+        if not any(is_under(name, prefix) for name in parameters):
             parts = {name.rpartition(".")[0] for name in parameters}
             raise unknown_name("trained part in lr_multipliers", prefix, parts)
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in parameters.items():
-        fitting = [prefix for prefix in config.lr_multipliers if _under(name, prefix)]
+        fitting = [prefix for prefix in config.lr_multipliers if is_under(name, prefix)]
         factor = config.lr_multipliers[max(fitting, key=len)] if fitting else 1.0
         decay = config.weight_decay if parameter.ndim >= 2 else 0.0
         groups.setdefault((factor, decay), []).append(parameter)

@@ -19,6 +19,7 @@ from blip3o.core.rng import numpy_rng
 from blip3o.core.types import Batch
 from blip3o.nn.checkpointing import checkpoint_blocks
 from blip3o.objectives import Objective
+from blip3o.train.adapters import add_adapters
 from blip3o.train.checkpoint import Checkpoints, TrainState, stored_config
 from blip3o.train.config import RunConfig, resume_differences
 from blip3o.train.ema import Ema
@@ -73,7 +74,8 @@ class Trainer:
         self.model = model.to(device)
         modules = nn.ModuleList(objectives).to(device)
         self.objectives = modules
-        self.parameters = select_trainable(self.model, modules, train.trainable)
+        trainable = add_adapters(self.model, train)
+        self.parameters = select_trainable(self.model, modules, trainable)
         self.optimizer = build_optimizer(self.parameters, train.optimizer)
         self.ema = Ema(self.parameters, train.ema_decay)
         self.state = TrainState()

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from blip3o.core.errors import UsageError, unknown_name
+from blip3o.core.files import atomic_folder
 from blip3o.weights.folder import open_model, write_folder
 from blip3o.weights.hub import to_local
 from blip3o.weights.published import write_published
@@ -46,7 +47,7 @@ def convert(
         raise UsageError(f"{dest} exists and is not an empty folder; choose another one")
     folder = to_local(source, revision, allow_pickle=allow_pickle)
     model = open_model(folder, allow_pickle=allow_pickle)
-    with _whole(dest) as scratch:
+    with _reported(dest), atomic_folder(dest) as scratch:
         if to == "published":
             write_published(model, scratch)
         else:
@@ -57,17 +58,8 @@ def convert(
 
 
 @contextmanager
-def _whole(dest: Path) -> Iterator[Path]:
-    """Yields a folder beside `dest` that takes its name if nothing fails, and else is removed."""
-    scratch = dest.absolute().with_name(f".{dest.absolute().name}.partial")
-    shutil.rmtree(scratch, ignore_errors=True)  # of a run that was killed
+def _reported(dest: Path) -> Iterator[None]:
     try:
-        scratch.mkdir(parents=True)
-        yield scratch
-        if dest.exists():
-            dest.rmdir()
-        scratch.rename(dest.absolute())
+        yield
     except OSError as error:
         raise UsageError(f"{dest} cannot be written: {error}") from error
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)

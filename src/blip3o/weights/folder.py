@@ -34,6 +34,7 @@ from blip3o.weights.shards import (
     open_tensors,
     write_tensors,
 )
+from blip3o.weights.siglip2_sana import is_siglip2_sana
 from blip3o.weights.stored import StoredModel, check_tokenizer, sketch
 from blip3o.weights.strict import Problems, require_fit, shapes_of
 
@@ -180,6 +181,11 @@ def open_model(name: str | Path, *, allow_pickle: bool = False) -> StoredModel:
         data: Any = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UsageError(f"{file} cannot be read: {error}") from error
+    if is_siglip2_sana(folder):
+        raise UsageError(
+            f"{folder} holds SigLIP2 and SANA and no language model: load_siglip2_sana reads both, "
+            "and a run may start from them (init, docs/weights.md)"
+        )
     if is_published(data):
         return open_published(folder, data, allow_pickle=allow_pickle)
     config = _parse_config(data, file)

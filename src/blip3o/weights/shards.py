@@ -8,7 +8,6 @@ Both forms are what the Hugging Face libraries write. Files that hold pickles ar
 
 import dataclasses
 import json
-import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from blip3o.core.errors import UsageError
+from blip3o.core.files import atomic_file
 
 MAX_SHARD_BYTES = 5 * 2**30
 """Most bytes of tensors in one file; also what writing needs of memory."""
@@ -100,10 +100,9 @@ def write_tensors(
     for file, keys in zip(files, shards, strict=True):
         shard = {key: read(tensors[key]) for key in keys}
         num_bytes += sum(tensor.nbytes for tensor in shard.values())
-        scratch = folder / f"{file}.tmp"
-        save_file(shard, scratch, metadata={"format": "pt"})
-        scratch.chmod(0o644)  # the library writes files that only their owner may read
-        os.replace(scratch, folder / file)
+        with atomic_file(folder / file) as scratch:
+            save_file(shard, scratch, metadata={"format": "pt"})
+            scratch.chmod(0o644)  # the library writes files that only their owner may read
     for old in (_single(folder, name), *folder.glob(f"{name}-?????-of-?????.safetensors")):
         if old.name not in files:
             old.unlink(missing_ok=True)

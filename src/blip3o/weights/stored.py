@@ -75,7 +75,7 @@ class StoredModel:
             placement: devices of components that go elsewhere, by name.
         """
         with torch.random.fork_rng(devices=[]):  # loading a model moves nobody's random numbers
-            model = _build_without_weights(self.config)
+            model = build_without_weights(self.config)
         plain = list(model.state_dict())
         quantized = set(quantize_backbone(model, quantize)) if quantize else set()
 
@@ -135,8 +135,12 @@ def check_tokenizer(tokenizer: Tokenizer, config: UnifiedModelConfig, folder: Pa
         )
 
 
-def _build_without_weights(config: UnifiedModelConfig) -> UnifiedModel:
-    """Returns the model with its parameters on the meta device and its computed buffers filled."""
+def build_without_weights(config: Any) -> Any:  # noqa: ANN401  (configs are of many types)
+    """Returns a module with its parameters on the meta device and its computed buffers filled.
+
+    Args:
+        config: of the module; its `build()` is called.
+    """
 
     def to_meta(module: nn.Module, name: str, parameter: nn.Parameter) -> nn.Parameter:
         del module, name

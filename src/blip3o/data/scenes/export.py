@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image
 
 from blip3o.core.errors import UsageError
+from blip3o.core.files import write_atomic
 from blip3o.core.log import progress
 from blip3o.core.rng import numpy_rng
 from blip3o.core.types import IMAGE_MARK
@@ -135,7 +136,7 @@ def _check_settings(settings: ScenesExport) -> None:
             raise UsageError(
                 f"{settings.out_dir} holds an export with {', '.join(other)}; choose another folder"
             )
-    _write_atomic(path, json.dumps(now, indent=1).encode())
+    write_atomic(path, json.dumps(now, indent=1).encode())
 
 
 def _shard_path(settings: ScenesExport, what: str, start: int) -> Path:
@@ -149,9 +150,9 @@ def _write_shard(shard: tuple[ScenesExport, str, int, int]) -> None:
     samples = (make(settings, index) for index in range(start, stop))
     path = _shard_path(settings, what, start)
     if settings.format == "webdataset":
-        _write_atomic(path, _tar_bytes(itertools.chain.from_iterable(map(_members, samples))))
+        write_atomic(path, _tar_bytes(itertools.chain.from_iterable(map(_members, samples))))
     else:
-        _write_atomic(path, _write_lines(samples, path))
+        write_atomic(path, _write_lines(samples, path))
 
 
 _Sample = tuple[str, dict[str, Image.Image], dict[str, Any]]
@@ -257,13 +258,7 @@ def _write_lines(samples: Iterator[_Sample], path: Path) -> bytes:
         names = {}
         for role, picture in pictures.items():
             name = f"{key}.{role}.png" if role else f"{key}.png"
-            _write_atomic(folder / name, _png(picture))
+            write_atomic(folder / name, _png(picture))
             names[role or "image"] = f"{folder.name}/{name}"
         lines.append(json.dumps(names | fields) + "\n")
     return "".join(lines).encode()
-
-
-def _write_atomic(path: Path, content: bytes) -> None:
-    part = path.with_name(f".{path.name}.part")
-    part.write_bytes(content)
-    part.replace(path)

@@ -8,7 +8,6 @@ r"""JSON lines (or one JSON list) with pictures as files beside it, on a disk or
 import dataclasses
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from blip3o.core.errors import UsageError
+from blip3o.core.files import atomic_file
 from blip3o.core.log import say
 from blip3o.data.sources.files import files_of, is_remote, private_path, read_file
 
@@ -151,10 +151,8 @@ def _local_copy(path: str) -> Path:
     if not copy.exists():
         say(f"fetching {path} ({stamp.size / 1e6:.1f} MB)")
         copy.parent.mkdir(parents=True, exist_ok=True)
-        scratch = copy.with_name(f".{copy.name}.{os.getpid()}")
-        with scratch.open("wb") as file:
+        with atomic_file(copy, is_shared=True) as scratch, scratch.open("wb") as file:
             for offset in range(0, stamp.size, _FETCH_BYTES):
                 size = min(_FETCH_BYTES, stamp.size - offset)
                 file.write(files_of(path).read(path, offset, size))
-        os.replace(scratch, copy)
     return copy

@@ -9,8 +9,6 @@ import array
 import dataclasses
 import io
 import multiprocessing
-import os
-import socket
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -20,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from blip3o.core.errors import UsageError
+from blip3o.core.files import write_atomic
 from blip3o.core.log import progress, say
 from blip3o.data.sources.files import FileStamp, files_of, is_remote, private_path, read_file
 from blip3o.data.sources.tar import BLOCK, TarError, members, next_header
@@ -171,9 +170,7 @@ def _keep(path: str, data: bytes) -> None:
     for place in _places(path):
         try:
             place.parent.mkdir(parents=True, exist_ok=True)
-            scratch = place.with_name(f".{place.name}.{socket.gethostname()}.{os.getpid()}")
-            scratch.write_bytes(data)
-            os.replace(scratch, place)
+            write_atomic(place, data, is_shared=True)
             return
         except OSError:
             continue  # a read-only folder; if all are, the index lives in memory only

@@ -15,13 +15,6 @@ from blip3o.models.decoders.latent_diffusion import LatentDiffusionDecoder
 from blip3o.models.encoders.vae import DcAutoencoderConfig, import_diffusers
 from blip3o.nn.norm import RMSNorm
 
-PUBLISHED_PREFIXES = {
-    "connector.": "transformer.connector.",
-    "transformer.": "transformer.transformer.",
-    "vae.": "vae.",
-}
-"""Start of our weight names -> start of the names in the released SigLIP2 + SANA checkpoint."""
-
 _CAPTION_SCALE = math.sqrt(5.5)  # published: what the connector's norm starts from
 
 
@@ -174,8 +167,7 @@ class SanaDecoderConfig:
 class SanaDecoder(LatentDiffusionDecoder):
     """SigLIP2 features [B, N, K] to pixels [B, 3, P, P] by flow matching in DC-AE latents.
 
-    The features are the states before SigLIP2's last layer. `PUBLISHED_PREFIXES` says how released
-    weights are named.
+    The features are the states before SigLIP2's last layer.
 
     Args:
         config: sizes.

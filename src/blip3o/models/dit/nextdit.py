@@ -10,14 +10,12 @@ Reference:
 """
 
 import dataclasses
-import math
 from typing import cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from blip3o.flow.sigmas import NUM_TIMESTEPS
 from blip3o.models.dit.nextdit_block import KeyValue, NextDiTBlock
 from blip3o.models.dit.nextdit_ends import (
     CaptionProjection,
@@ -25,6 +23,7 @@ from blip3o.models.dit.nextdit_ends import (
     PatchEmbedder,
     TimeCaptionEmbedding,
 )
+from blip3o.models.dit.nextdit_inputs import check_shapes, square_grid, timesteps
 from blip3o.models.dit.nextdit_sampling import LayerFunction, PreparedNextDiT, sample_layer
 from blip3o.models.dit.patches import from_patches, to_patches
 from blip3o.nn.rope import RopeTable, grid_rope_table
@@ -197,9 +196,9 @@ class NextDiT(nn.Module):
         Raises:
             ValueError: if a shape does not fit the network, naming both sides.
         """
-        timestep = _timesteps(sigma, truncate_timestep)
-        grid = grid or _square(noisy.shape[1])
-        self._check(noisy, condition, reference, grid)
+        timestep = timesteps(sigma, truncate_timestep)
+        grid = grid or square_grid(noisy.shape[1])
+        check_shapes(self.config, noisy, condition, reference, grid)
         return self._run(noisy, timestep, condition, context_cache, reference, grid)
 
     def prepare_context(self, condition: Tensor) -> NextDiTContext:
@@ -244,11 +243,11 @@ class NextDiT(nn.Module):
             ValueError: if a shape does not fit the network, naming both sides.
         """
         grid = grid or (self.config.grid, self.config.grid)
-        self._check(None, condition, reference, grid)
+        check_shapes(self.config, None, condition, reference, grid)
         return PreparedNextDiT(
             self,
             condition,
-            _timesteps(sigmas.to(condition.device), truncate_timestep),
+            timesteps(sigmas.to(condition.device), truncate_timestep),
             grid,
             num_images=num_images,
             is_guided=is_guided,
@@ -312,46 +311,3 @@ class NextDiT(nn.Module):
             hidden = layer(hidden, vector, rope, context, key_value)
         velocity = self.norm_out(hidden, vector)
         return from_patches(velocity, grid, self.config.patch_size).to(noisy.dtype)
-
-    def _check(
-        self,
-        noisy: Tensor | None,
-        condition: Tensor,
-        reference: Tensor | None,
-        grid: tuple[int, int],
-    ) -> None:
-        config = self.config
-        for features in (noisy, reference):
-            if features is not None and features.shape[1] != grid[0] * grid[1]:
-                raise ValueError(
-                    f"{features.shape[1]} feature tokens do not fill a grid of "
-                    f"{grid[0]} x {grid[1]}"
-                )
-        if noisy is not None and noisy.shape[-1] != config.in_channels:
-            raise ValueError(
-                f"the features have {noisy.shape[-1]} channels, the DiT {config.in_channels}"
-            )
-        if condition.shape[-1] != config.condition_size:
-            raise ValueError(
-                f"the condition is {condition.shape[-1]} wide, the DiT takes "
-                f"{config.condition_size}"
-            )
-        if reference is not None and reference.shape[-1] != config.reference_channels:
-            raise ValueError(
-                f"the reference has {reference.shape[-1]} channels, the DiT takes "
-                f"{config.reference_channels}"
-            )
-
-
-def _timesteps(sigma: Tensor, truncate: bool) -> Tensor:
-    timestep = NUM_TIMESTEPS * sigma.float()
-    return timestep.floor() if truncate else timestep
-
-
-def _square(num_tokens: int) -> tuple[int, int]:
-    side = math.isqrt(num_tokens)
-    if side**2 != num_tokens:
-        raise ValueError(
-            f"{num_tokens} feature tokens are no square grid: give grid=(rows, columns)"
-        )
-    return (side, side)
