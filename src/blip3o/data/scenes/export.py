@@ -179,10 +179,14 @@ def scene_fields(scene: Scene, index: int, rng: np.random.Generator) -> dict[str
     captions = caption_texts(scene, rng)
     asked = _unlike([*asked, *questions(scene, rng, DRILLS)])
     words, about_words = text_conversation(scene, rng)
+    drills = questions(scene, rng, DRILLS)
+    text_drills = [qa for qa in about_words if qa.kind in DRILLS]
     return {
         "captions": captions,
         "conversations": _turns(asked, f"{IMAGE_MARK}\n"),
         "text_conversations": _turns(_unlike(about_words), words),
+        "drills": _turns(drills, f"{IMAGE_MARK}\n"),
+        "text_drills": _turns(text_drills, words),
         "objects": [asdict(one) for one in scene.objects],
         "background": scene.background,
         "index": index,
@@ -194,13 +198,17 @@ def _unlike(asked: list[QA]) -> list[QA]:
     return list({qa.question: qa for qa in asked}.values())
 
 
-def _turns(asked: list[QA], before: str) -> list[dict[str, str]]:
-    turns = []
+def _turns(asked: list[QA], before: str) -> list[dict[str, Any]]:
+    turns: list[dict[str, Any]] = []
     for qa in asked:
         turns.append({"from": "human", "value": before + qa.question})
-        turns.append({"from": "gpt", "value": qa.answer})
+        turns.append({"from": "gpt", "value": qa.answer} | _learned(qa))
         before = ""
     return turns
+
+
+def _learned(qa: QA) -> dict[str, Any]:
+    return {} if qa.learned is None else {"learn": qa.learned}
 
 
 def _edit_sample(settings: ScenesExport, index: int) -> _Sample:

@@ -35,6 +35,8 @@ class QA:
     kind: str
     question: str
     answer: str
+    learned: tuple[tuple[int, int], ...] | None = None
+    """(start, stop) of the parts of the answer that are worth learning; None for all of it."""
 
 
 def questions(
@@ -51,8 +53,10 @@ def questions(
     kinds = KINDS if kinds is None else kinds
     found = []
     for kind in [kinds[int(k)] for k in rng.permutation(len(kinds))]:
-        pair = (_MAKERS.get(kind) or _DRILL_MAKERS[kind])(scene, rng)
-        if pair is not None:
+        if kind in _DRILL_MAKERS:
+            drill = _DRILL_MAKERS[kind](scene, rng)
+            found += [drill] if drill else []
+        elif pair := _MAKERS[kind](scene, rng):
             found.append(QA(kind=kind, question=pair[0], answer=pair[1]))
     return found
 
@@ -237,31 +241,34 @@ def _background(scene: Scene, rng: np.random.Generator) -> _Pair | None:
     return pick(rng, options), scene.background
 
 
-def _is_there(scene: Scene, rng: np.random.Generator) -> _Pair:
+def _is_there(scene: Scene, rng: np.random.Generator) -> QA:
     yes = bool(rng.random() < 0.5)
     ask = _is_there_thing if rng.random() < 0.5 else _is_there_look
-    return ask(scene, rng, yes), "yes" if yes else "no"
+    return QA(kind="is_there", question=ask(scene, rng, yes), answer="yes" if yes else "no")
 
 
-def _colors_of(scene: Scene, rng: np.random.Generator) -> _Pair | None:
+def _colors_of(scene: Scene, rng: np.random.Generator) -> QA | None:
     """Asks for the colors of several things at once, perhaps of one that is not there.
 
     In the answer each fact follows its name, so that the name's own token has to find the thing:
     one step of attention, which is learned in 150 steps. "What color is the cat?" needs two (find
-    it; carry it to the end of the question) and is not learned without.
+    it; carry it to the end of the question) and is not learned without. The names are not learned:
+    they only repeat the question, and their loss hides that of the facts.
     """
     facts = [(f"the {one.thing}", one.color) for one in _alone(scene)]
     question = pick(rng, ("What color are {}?", "Which color are {}?", "What is the color of {}?"))
-    return _asked(question, facts, (f"the {_absent(scene, rng)}", "none"), rng)
+    absent = f"the {_absent(scene, rng)}", "none"
+    return _drill("colors_of", question, facts, absent, rng)
 
 
-def _places_of(scene: Scene, rng: np.random.Generator) -> _Pair | None:
+def _places_of(scene: Scene, rng: np.random.Generator) -> QA | None:
     facts = [(f"the {one.thing}", place(one)) for one in _alone(scene)]
     question = pick(rng, ("Where are {}?", "Where can you see {}?", "Where do you see {}?"))
-    return _asked(question, facts, (f"the {_absent(scene, rng)}", "none"), rng)
+    absent = f"the {_absent(scene, rng)}", "none"
+    return _drill("places_of", question, facts, absent, rng)
 
 
-def _are_there(scene: Scene, rng: np.random.Generator) -> _Pair | None:
+def _are_there(scene: Scene, rng: np.random.Generator) -> QA | None:
     facts = []
     for one in _alone(scene):
         roll = rng.random()
@@ -270,15 +277,17 @@ def _are_there(scene: Scene, rng: np.random.Generator) -> _Pair | None:
         is_right = color in (None, one.color)
         facts.append((with_article(noun(one.thing, color)), "yes" if is_right else "no"))
     question = pick(rng, ("Is there {}?", "Is there {} in the image?", "Can you see {}?"))
-    return _asked(question, facts, (with_article(_absent(scene, rng)), "no"), rng)
+    absent = with_article(_absent(scene, rng)), "no"
+    return _drill("are_there", question, facts, absent, rng)
 
 
-def _asked(
+def _drill(
+    kind: str,
     question: str,
     facts: list[tuple[str, str]],
     absent: tuple[str, str],
     rng: np.random.Generator,
-) -> _Pair | None:
+) -> QA | None:
     """Returns one question for all facts, with or without the absent thing; None for one fact."""
     if len(facts) < 2 or rng.random() < 0.5:
         facts = [*facts, absent]
@@ -286,7 +295,12 @@ def _asked(
         return None
     facts = [facts[int(k)] for k in rng.permutation(len(facts))]
     names = join([name for name, _ in facts])
-    return question.format(names), "; ".join(f"{name} {said}" for name, said in facts)
+    answer, learned = "", []
+    for name, said in facts:
+        answer += f"; {name}" if answer else name
+        learned.append((len(answer), len(answer) + 1 + len(said)))  # with the space before it
+        answer += f" {said}"
+    return QA(kind=kind, question=question.format(names), answer=answer, learned=tuple(learned))
 
 
 def _alone(scene: Scene) -> list[Placed]:
@@ -312,11 +326,11 @@ _MAKERS: dict[str, Callable[[Scene, np.random.Generator], _Pair | None]] = {
 }
 KINDS: tuple[str, ...] = tuple(_MAKERS)
 """Kinds of questions about pictures."""
-_DRILL_MAKERS: dict[str, Callable[[Scene, np.random.Generator], _Pair | None]] = {
+_DRILL_MAKERS: dict[str, Callable[[Scene, np.random.Generator], QA | None]] = {
     "colors_of": _colors_of,
     "places_of": _places_of,
     "are_there": _are_there,
     "is_there": _is_there,
 }
-DRILLS: tuple[str, ...] = ("colors_of", "places_of", "are_there", "where", "color", "yes_no")
+DRILLS: tuple[str, ...] = (*_DRILL_MAKERS, "where", "color", "yes_no")
 """What training asks besides: to find a thing by its name is the skill that is learned last."""
