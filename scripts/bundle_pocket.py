@@ -18,7 +18,7 @@ from blip3o.eval.scenes import ScenesBenchmark
 from blip3o.recipes import pocket
 from blip3o.weights.folder import BUNDLED, load_model, save_model
 
-STAGES = ("encoder", "decoder", "understanding", "generation", "tune")
+STAGES = ("encoder", "decoder", "naming", "understanding", "generation", "tune")
 
 CARD = """---
 license: apache-2.0

@@ -47,10 +47,13 @@ class Message:
     Args:
         role: "system", "user" or "assistant".
         text: what is said; each `IMAGE_MARK` stands for one picture.
+        learned: (start, stop) of the characters of an assistant's text that are learned, in order;
+            None for all of it.
     """
 
     role: str
     text: str
+    learned: tuple[tuple[int, int], ...] | None = None
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

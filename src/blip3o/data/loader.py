@@ -22,7 +22,7 @@ from blip3o.core.rng import numpy_rng
 from blip3o.core.types import Batch
 from blip3o.data.collate import Prepared, Preparer, collate
 from blip3o.data.mixture import DataConfig, Mixture, Slot
-from blip3o.data.tasks import PICTURES, draw_turns, get_task
+from blip3o.data.tasks import PICTURES, draw_turns, get_task, with_conversation
 from blip3o.imaging.load import open_image
 
 _MAX_REPLACEMENTS = 100
@@ -179,13 +179,13 @@ class _Samples:
     """Prepared samples by slot, with replacements for bad ones."""
 
     def __init__(self, config: DataConfig, preparer: Preparer, seed: int) -> None:
+        self._entries = config.mixture
         self._tasks = [get_task(entry.task) for entry in config.mixture]
         self.mixture = Mixture(config, seed)
         if preparer.cache is not None:
             wanted = zip(self.mixture.sources, self.mixture.tasks, strict=True)
             for source, role in {(source, role) for source, t in wanted for role in PICTURES[t]}:
                 preparer.cache.check(source, role)
-        self._max_turns = [entry.max_turns for entry in config.mixture]
         self.preparer = preparer
         self._seed = seed
 
@@ -215,10 +215,12 @@ class _Samples:
                 record = self.mixture.record(slot, shift)
                 key = record.key
                 rng = numpy_rng(self._seed, "task", slot.index, shift)
+                entry = self._entries[slot.entry]
+                if entry.conversation is not None:
+                    record = with_conversation(record, entry.task, entry.conversation)
                 example = self._tasks[slot.entry](record, rng)
-                max_turns = self._max_turns[slot.entry]
-                if max_turns is not None and example.messages:
-                    example = draw_turns(example, max_turns, rng)
+                if entry.max_turns is not None and example.messages:
+                    example = draw_turns(example, entry.max_turns, rng)
                 return self.preparer.prepare(example)
             except (ValueError, OSError) as error:
                 source = self.mixture.sources[slot.entry].name

@@ -19,6 +19,7 @@ from blip3o.core.rng import numpy_rng
 from blip3o.core.types import Record
 from blip3o.data.order import RecordOrder
 from blip3o.data.sources import Source
+from blip3o.data.tasks import CONVERSATIONS
 
 CYCLE = 1 << 16
 """Samples a cycle; shares of entries are kept to one part in so many."""
@@ -48,18 +49,23 @@ class MixtureEntry:
         weight: share of the samples, relative to the other entries.
         max_turns: most questions of a conversation, drawn anew each time; only for conversations
             whose questions do not build on each other. None takes all in order.
+        conversation: field of the records that the conversation is in; None for the task's own
+            ("conversations", or "text_conversations" without pictures).
     """
 
     source: Any = component("blip3o.data.sources:SOURCES")
     task: str
     weight: float = 1.0
     max_turns: int | None = None
+    conversation: str | None = None
 
     def __post_init__(self) -> None:
         if not 0 < self.weight < math.inf:
             raise ValueError(f"weight must be above 0, got {self.weight}")
         if self.max_turns is not None and self.max_turns < 1:
             raise ValueError(f"max_turns must be at least 1, got {self.max_turns}")
+        if self.conversation is not None and self.task not in CONVERSATIONS:
+            raise ValueError(f"conversation is for {', '.join(CONVERSATIONS)}, not {self.task}")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

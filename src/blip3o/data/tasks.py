@@ -103,6 +103,23 @@ PICTURES: Mapping[str, tuple[str, ...]] = {
 """Which pictures of a record each task looks at."""
 
 
+CONVERSATIONS: Mapping[str, str] = {
+    "image_to_text": "conversations",
+    "text": "text_conversations",
+}
+"""The field that a conversation of each task is in, unless the mixture names another one."""
+
+
+def with_conversation(record: Record, task: str, field: str) -> Record:
+    """Returns a record whose conversation for a task is the one of another field.
+
+    Raises:
+        ValueError: if the record lacks it.
+    """
+    turns = _field(record, field, list)
+    return dataclasses.replace(record, fields={**record.fields, CONVERSATIONS[task]: turns})
+
+
 def get_task(name: str) -> TaskFunction:
     """Returns the function of a task.
 
@@ -172,7 +189,21 @@ def _message(turn: Any) -> Message:  # noqa: ANN401  (whatever the file holds)
         raise ValueError(f"a conversation turn is malformed: {error}") from error
     if not isinstance(said, str) or not said.strip():
         raise ValueError("a conversation turn is empty or no text")
-    return Message(role=role, text=said)
+    return Message(role=role, text=said, learned=_spans(turn.get("learn"), said))
+
+
+def _spans(spans: Any, said: str) -> tuple[tuple[int, int], ...] | None:  # noqa: ANN401
+    """Returns which characters of a turn are learned; they must be in order and inside it."""
+    if spans is None:
+        return None
+    try:
+        found = tuple((int(start), int(stop)) for start, stop in spans)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"'learn' of a conversation turn is malformed: {error}") from error
+    ends = [end for span in found for end in span]
+    if not found or ends != sorted(set(ends)) or ends[0] < 0 or ends[-1] > len(said):
+        raise ValueError(f"'learn' of a conversation turn does not fit its text: {spans}")
+    return found
 
 
 def _field(record: Record, name: str, kind: type) -> Any:  # noqa: ANN401

@@ -19,6 +19,7 @@ RECIPES = Registry(
     {
         "pocket.encoder": ".pocket:encoder",
         "pocket.decoder": ".pocket:decoder",
+        "pocket.naming": ".pocket:naming",
         "pocket.understanding": ".pocket:understanding",
         "pocket.generation": ".pocket:generation",
         "pocket.tune": ".pocket:tune",

@@ -247,8 +247,11 @@ class ChatTemplate:
     def _turn(self, message: Message) -> Iterator[_Placed]:
         frame, words = ("frame", "answer") if message.role == "assistant" else ("prompt", "prompt")
         yield from self._header(message.role, frame)
-        for piece in self._content(message):
-            yield piece, words
+        if message.learned is None:
+            for piece in self._content(message):
+                yield piece, words
+        else:
+            yield from _marked(message.text, message.learned)
         yield self._format.end, words
         yield self._format.after_turn, frame
 
@@ -281,6 +284,16 @@ class ChatTemplate:
                 continue
             yield self.tokenizer.encode(text, allow_special=False), part
             text = ""
+
+
+def _marked(text: str, learned: Sequence[tuple[int, int]]) -> Iterator[_Placed]:
+    """Yields an answer of which only some parts are learned; each part is encoded by itself."""
+    done = 0
+    for start, stop in learned:
+        yield text[done:start], "prompt"
+        yield text[start:stop], "answer"
+        done = stop
+    yield text[done:], "prompt"
 
 
 def _with_counts(pieces: list[_Placed], image_tokens: Sequence[int] | None) -> list[_Placed]:

@@ -108,6 +108,21 @@ def test_draws_are_made_anew_for_every_sample(
     assert len(set.union(*drawn)) > 18  # of 24: two captions a picture
 
 
+def test_an_entry_may_name_the_field_of_its_conversations(
+    make_loader: MakeLoader, shards: Path, preparer: Preparer
+) -> None:
+    entry = MixtureEntry(
+        source=WebDatasetConfig(path=f"{shards}/scenes-*.tar", name="s"),
+        task="image_to_text",
+        max_turns=1,
+        conversation="drills",
+    )
+    batches = list(itertools.chain(*steps(make_loader(mixture=(entry,)), 0, 4)))
+    texts = [preparer.chat.tokenizer.decode(ids.tolist()) for b in batches for ids in b.input_ids]
+    assert any(";" in text for text in texts)
+    assert not any("Describe" in text for text in texts)
+
+
 def test_a_batch_has_one_task_and_at_most_the_micro_batch(make_loader: MakeLoader) -> None:
     taken = steps(make_loader(), 0, 10)
     for step in taken:

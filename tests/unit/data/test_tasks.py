@@ -7,7 +7,7 @@ import pytest
 
 from blip3o.core.errors import UsageError
 from blip3o.core.types import IMAGE_MARK, Message, Record
-from blip3o.data.tasks import PICTURES, TASKS, draw_turns, get_task
+from blip3o.data.tasks import PICTURES, TASKS, draw_turns, get_task, with_conversation
 
 TURNS = [
     {"from": "human", "value": "<image>\nWhat is it?"},
@@ -52,6 +52,28 @@ def test_a_conversation_becomes_messages() -> None:
     example = TASKS["image_to_text"](record(conversations=TURNS), rng())
     assert example.messages[0] == Message(role="user", text="<image>\nWhat is it?")
     assert [message.role for message in example.messages] == ["user", "assistant"] * 2
+
+
+def test_a_turn_may_mark_what_is_learned_of_it() -> None:
+    turns = [TURNS[0], {"from": "gpt", "value": "the cat red", "learn": [[7, 11]]}]
+    example = TASKS["image_to_text"](record(conversations=turns), rng())
+    assert example.messages[1].learned == ((7, 11),)
+
+
+@pytest.mark.parametrize(
+    "spans", [[], [[0, 3], [2, 5]], [[3, 3]], [[-1, 2]], [[0, 6]], [[1]], 3, [["a", "b"]]]
+)
+def test_marks_that_do_not_fit_are_refused(spans: Any) -> None:
+    turns = [TURNS[0], {"from": "gpt", "value": "a cat", "learn": spans}]
+    with pytest.raises(ValueError, match="'learn' of a conversation turn"):
+        TASKS["image_to_text"](record(conversations=turns), rng())
+
+
+def test_a_conversation_may_be_in_another_field() -> None:
+    other = with_conversation(record(drills=TURNS), "image_to_text", "drills")
+    assert TASKS["image_to_text"](other, rng()).messages[3].text == "red"
+    with pytest.raises(ValueError, match="drills"):
+        with_conversation(record(conversations=TURNS), "image_to_text", "drills")
 
 
 def test_a_caption_answers_the_question_what_is_seen() -> None:

@@ -72,6 +72,17 @@ def test_labels_stand_on_the_answers_and_their_end_only(chat: ChatTemplate) -> N
     assert text.endswith("<|im_start|>assistant\nred<|im_end|>\n")
 
 
+def test_only_the_marked_parts_of_an_answer_are_learned(chat: ChatTemplate) -> None:
+    answer = "the car red; the apple left"
+    marked = Message(role="assistant", text=answer, learned=((7, 11), (22, 27)))
+    ids, labels = chat.conversation([_user("What?"), marked])
+    plain, _ = chat.conversation([_user("What?"), _assistant(answer)])
+    decode = chat.tokenizer.decode
+    assert decode(ids, skip_special=False) == decode(plain, skip_special=False)
+    learned = [label for label in labels if label != IGNORE_LABEL]
+    assert decode(learned, skip_special=False) == " red left<|im_end|>"
+
+
 def test_a_prompt_is_how_the_conversation_begins(chat: ChatTemplate) -> None:
     turns = [_user("What?"), _assistant("\n a car"), _user("And?")]
     prompt = chat.text_prompt(turns)

@@ -20,9 +20,10 @@ from blip3o.core.rng import numpy_rng
 from blip3o.core.types import IMAGE_MARK
 from blip3o.data.scenes.captions import caption_texts
 from blip3o.data.scenes.edits import sample_edit
-from blip3o.data.scenes.questions import DRILLS, QA, TEXT_KINDS, describe, questions, text_context
+from blip3o.data.scenes.questions import DRILLS, QA, describe, questions
 from blip3o.data.scenes.render import render
 from blip3o.data.scenes.scene import check_split, sample_scene
+from blip3o.data.scenes.text_questions import text_conversation
 from blip3o.data.scenes.types import Scene
 
 Format = Literal["webdataset", "jsonl"]
@@ -175,14 +176,17 @@ def scene_fields(scene: Scene, index: int, rng: np.random.Generator) -> dict[str
     asked = [describe(scene, rng), *questions(scene, rng)]
     order = rng.permutation(len(asked))
     asked = [asked[int(k)] for k in order]
-    about_text = questions(scene, rng, TEXT_KINDS)[:3]
     captions = caption_texts(scene, rng)
     asked = _unlike([*asked, *questions(scene, rng, DRILLS)])
-    about_text = _unlike([*about_text, *questions(scene, rng, DRILLS)])
+    words, about_words = text_conversation(scene, rng)
+    drills = questions(scene, rng, DRILLS)
+    text_drills = [qa for qa in about_words if qa.kind in DRILLS]
     return {
         "captions": captions,
         "conversations": _turns(asked, f"{IMAGE_MARK}\n"),
-        "text_conversations": _turns(about_text, text_context(scene)),
+        "text_conversations": _turns(_unlike(about_words), words),
+        "drills": _turns(drills, f"{IMAGE_MARK}\n"),
+        "text_drills": _turns(text_drills, words),
         "objects": [asdict(one) for one in scene.objects],
         "background": scene.background,
         "index": index,
@@ -194,13 +198,17 @@ def _unlike(asked: list[QA]) -> list[QA]:
     return list({qa.question: qa for qa in asked}.values())
 
 
-def _turns(asked: list[QA], before: str) -> list[dict[str, str]]:
-    turns = []
+def _turns(asked: list[QA], before: str) -> list[dict[str, Any]]:
+    turns: list[dict[str, Any]] = []
     for qa in asked:
         turns.append({"from": "human", "value": before + qa.question})
-        turns.append({"from": "gpt", "value": qa.answer})
+        turns.append({"from": "gpt", "value": qa.answer} | _learned(qa))
         before = ""
     return turns
+
+
+def _learned(qa: QA) -> dict[str, Any]:
+    return {} if qa.learned is None else {"learn": qa.learned}
 
 
 def _edit_sample(settings: ScenesExport, index: int) -> _Sample:

@@ -1,8 +1,8 @@
-"""Questions about scenes with short answers that are certain; about the picture or about a text."""
+"""Questions about scenes with short answers that are certain."""
 
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -16,7 +16,6 @@ from blip3o.data.scenes.types import (
     Scene,
     place,
     relations,
-    size_word,
 )
 from blip3o.data.scenes.words import PLACE_PHRASES, Group, groups, join, noun, phrase
 
@@ -36,6 +35,8 @@ class QA:
     kind: str
     question: str
     answer: str
+    learned: tuple[tuple[int, int], ...] | None = None
+    """(start, stop) of the parts of the answer that are worth learning; None for all of it."""
 
 
 def questions(
@@ -46,15 +47,16 @@ def questions(
     Args:
         scene: what the picture shows.
         rng: where the choices come from.
-        kinds: the kinds to ask, of KINDS or "look_up"; None for all KINDS.
+        kinds: the kinds to ask, of KINDS or drills; None for all KINDS.
 
     """
     kinds = KINDS if kinds is None else kinds
     found = []
     for kind in [kinds[int(k)] for k in rng.permutation(len(kinds))]:
-        maker = _look_up if kind == "look_up" else _MAKERS[kind]
-        pair = maker(scene, rng)
-        if pair is not None:
+        if kind in _DRILL_MAKERS:
+            drill = _DRILL_MAKERS[kind](scene, rng)
+            found += [drill] if drill else []
+        elif pair := _MAKERS[kind](scene, rng):
             found.append(QA(kind=kind, question=pair[0], answer=pair[1]))
     return found
 
@@ -62,25 +64,6 @@ def questions(
 def describe(scene: Scene, rng: np.random.Generator) -> QA:
     """Returns a request for the detailed caption, which is always worded the same way."""
     return QA(kind="describe", question=pick(rng, DESCRIBE), answer=detailed_caption(scene))
-
-
-def text_context(scene: Scene) -> str:
-    """Returns the scene in words, to be put before a question."""
-    return f"There is {detailed_caption(scene)}. "
-
-
-def text_questions(scene: Scene, rng: np.random.Generator) -> list[QA]:
-    """Returns questions that need no picture: each begins with the scene in words.
-
-    Args:
-        scene: what the words describe.
-        rng: where the choices come from.
-
-    """
-    return [
-        replace(qa, question=text_context(scene) + qa.question)
-        for qa in questions(scene, rng, TEXT_KINDS)
-    ]
 
 
 _Pair = tuple[str, str]
@@ -147,8 +130,7 @@ def _count(scene: Scene, rng: np.random.Generator) -> _Pair | None:
     if roll < 0.45:
         name, number = f"{one.color} things", sum(o.color == one.color for o in scene.objects)
     elif roll < 0.6:
-        there = {o.thing for o in scene.objects}
-        name = plural(pick(rng, tuple(thing for thing in THINGS if thing not in there)))
+        name = plural(_absent(scene, rng))
         number = 0
     else:
         name, number = plural(one.thing), sum(o.thing == one.thing for o in scene.objects)
@@ -213,7 +195,7 @@ def _is_it(scene: Scene, rng: np.random.Generator, yes: bool) -> str | None:
         true = relations(one, order[1][0])
         options = tuple(r for r in RELATIONS if (r in true) == yes)
         relation = pick(rng, options)
-        return f"Is the {name} {_WORDED.get(relation, relation)} the {order[1][1]}?"
+        return f"Is the {name} {WORDED.get(relation, relation)} the {order[1][1]}?"
     if roll < 0.75:
         options = tuple(c for c in COLORS if (c == one.color) == yes)
         return f"Is the {name} {pick(rng, options)}?"
@@ -224,7 +206,7 @@ def _is_it(scene: Scene, rng: np.random.Generator, yes: bool) -> str | None:
     return f"Is the {name} {PLACE_PHRASES[pick(rng, options)]}?"
 
 
-_WORDED = {"left of": "to the left of", "right of": "to the right of"}
+WORDED = {"left of": "to the left of", "right of": "to the right of"}
 
 
 def _list(scene: Scene, rng: np.random.Generator) -> _Pair | None:
@@ -248,7 +230,7 @@ def _relation(scene: Scene, rng: np.random.Generator) -> _Pair | None:
     one, relation, name = found[int(rng.integers(len(found)))]
     question = pick(rng, ("What is {} the {}?", "What can you see {} the {}?"))
     answer = phrase(Group(thing=one.thing, color=one.color, count=1))
-    return question.format(_WORDED.get(relation, relation), name), answer
+    return question.format(WORDED.get(relation, relation), name), answer
 
 
 def _background(scene: Scene, rng: np.random.Generator) -> _Pair | None:
@@ -259,24 +241,77 @@ def _background(scene: Scene, rng: np.random.Generator) -> _Pair | None:
     return pick(rng, options), scene.background
 
 
-def _look_up(scene: Scene, rng: np.random.Generator) -> _Pair | None:
-    """Asks for color, place and size of several things, perhaps of one that is not there.
+def _is_there(scene: Scene, rng: np.random.Generator) -> QA:
+    yes = bool(rng.random() < 0.5)
+    ask = _is_there_thing if rng.random() < 0.5 else _is_there_look
+    return QA(kind="is_there", question=ask(scene, rng, yes), answer="yes" if yes else "no")
 
-    In the answer the color follows the name at once, so that the name's own token has to find the
-    thing in the picture: one step of attention, which is learned in 150 steps. "What color is the
-    cat?" needs two (find it; carry it to the end of the question) and is not learned without.
+
+def _colors_of(scene: Scene, rng: np.random.Generator) -> QA | None:
+    """Asks for the colors of several things at once, perhaps of one that is not there.
+
+    In the answer each fact follows its name, so that the name's own token has to find the thing:
+    one step of attention, which is learned in 150 steps. "What color is the cat?" needs two (find
+    it; carry it to the end of the question) and is not learned without. The names are not learned:
+    they only repeat the question, and their loss hides that of the facts.
     """
-    things = Counter(one.thing for one in scene.objects)
-    alone = [one for one in scene.objects if things[one.thing] == 1]
-    if not alone:
+    facts = [(f"the {one.thing}", one.color) for one in _alone(scene)]
+    question = pick(rng, ("What color are {}?", "Which color are {}?", "What is the color of {}?"))
+    absent = f"the {_absent(scene, rng)}", "none"
+    return _drill("colors_of", question, facts, absent, rng)
+
+
+def _places_of(scene: Scene, rng: np.random.Generator) -> QA | None:
+    facts = [(f"the {one.thing}", place(one)) for one in _alone(scene)]
+    question = pick(rng, ("Where are {}?", "Where can you see {}?", "Where do you see {}?"))
+    absent = f"the {_absent(scene, rng)}", "none"
+    return _drill("places_of", question, facts, absent, rng)
+
+
+def _are_there(scene: Scene, rng: np.random.Generator) -> QA | None:
+    facts = []
+    for one in _alone(scene):
+        roll = rng.random()
+        wrong = tuple(color for color in COLORS if color != one.color)
+        color = None if roll < 1 / 3 else one.color if roll < 2 / 3 else pick(rng, wrong)
+        is_right = color in (None, one.color)
+        facts.append((with_article(noun(one.thing, color)), "yes" if is_right else "no"))
+    question = pick(rng, ("Is there {}?", "Is there {} in the image?", "Can you see {}?"))
+    absent = with_article(_absent(scene, rng)), "no"
+    return _drill("are_there", question, facts, absent, rng)
+
+
+def _drill(
+    kind: str,
+    question: str,
+    facts: list[tuple[str, str]],
+    absent: tuple[str, str],
+    rng: np.random.Generator,
+) -> QA | None:
+    """Returns one question for all facts, with or without the absent thing; None for one fact."""
+    if len(facts) < 2 or rng.random() < 0.5:
+        facts = [*facts, absent]
+    if len(facts) < 2:
         return None
-    facts = [(one.thing, f"{one.color} {place(one)} {size_word(one)}") for one in alone]
-    if rng.random() < 0.5:
-        absent = pick(rng, tuple(name for name in THINGS if name not in things))
-        facts.append((absent, "none"))
     facts = [facts[int(k)] for k in rng.permutation(len(facts))]
-    names = join([f"the {name}" for name, _ in facts])
-    return f"Look up {names}.", "; ".join(f"the {name} {said}" for name, said in facts)
+    names = join([name for name, _ in facts])
+    answer, learned = "", []
+    for name, said in facts:
+        answer += f"; {name}" if answer else name
+        learned.append((len(answer), len(answer) + 1 + len(said)))  # with the space before it
+        answer += f" {said}"
+    return QA(kind=kind, question=question.format(names), answer=answer, learned=tuple(learned))
+
+
+def _alone(scene: Scene) -> list[Placed]:
+    """Returns the objects whose thing is there once."""
+    things = Counter(one.thing for one in scene.objects)
+    return [one for one in scene.objects if things[one.thing] == 1]
+
+
+def _absent(scene: Scene, rng: np.random.Generator) -> str:
+    there = {one.thing for one in scene.objects}
+    return pick(rng, tuple(thing for thing in THINGS if thing not in there))
 
 
 _MAKERS: dict[str, Callable[[Scene, np.random.Generator], _Pair | None]] = {
@@ -291,7 +326,11 @@ _MAKERS: dict[str, Callable[[Scene, np.random.Generator], _Pair | None]] = {
 }
 KINDS: tuple[str, ...] = tuple(_MAKERS)
 """Kinds of questions about pictures."""
-DRILLS: tuple[str, ...] = ("look_up", "look_up", "where", "color", "yes_no", "yes_no")
+_DRILL_MAKERS: dict[str, Callable[[Scene, np.random.Generator], QA | None]] = {
+    "colors_of": _colors_of,
+    "places_of": _places_of,
+    "are_there": _are_there,
+    "is_there": _is_there,
+}
+DRILLS: tuple[str, ...] = (*_DRILL_MAKERS, "where", "color", "yes_no")
 """What training asks besides: to find a thing by its name is the skill that is learned last."""
-TEXT_KINDS: tuple[str, ...] = tuple(kind for kind in KINDS if kind != "relation")
-"""Kinds of questions about scenes in words, which tell places, not distances."""

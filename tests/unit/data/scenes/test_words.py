@@ -1,5 +1,7 @@
+import itertools
 import re
 from collections import Counter
+from collections.abc import Callable
 
 import pytest
 
@@ -20,10 +22,12 @@ from blip3o.data.scenes.heldout import (
     heldout_counts,
     heldout_pairs,
 )
-from blip3o.data.scenes.questions import KINDS, QA, describe, questions, text_questions
+from blip3o.data.scenes.questions import KINDS, QA, describe, questions
 from blip3o.data.scenes.scene import sample_scene
-from blip3o.data.scenes.things import COLORS, THINGS, plural
+from blip3o.data.scenes.text_questions import text_conversation, text_questions
+from blip3o.data.scenes.things import COLORS, THINGS, plural, with_article
 from blip3o.data.scenes.types import Placed, Scene, place, relations, size_word
+from blip3o.data.scenes.words import noun
 
 NUMBERS = {"a": 1, "an": 1, "two": 2, "three": 3, "four": 4}
 THING_OF = {name: thing for thing in THINGS for name in (thing, plural(thing))}
@@ -36,6 +40,8 @@ RELATION = re.compile(
     r"on the right of|above|over|below|under) (.*)"
 )
 MEANS = {"above": "above", "over": "above", "below": "below", "under": "below"}
+SAID = {"left": "left of", "right": "right of", "top": "above", "bottom": "below"} | MEANS
+OPPOSITES = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
 SCENES = [sample_scene(0, index) for index in range(600)]
 CAT_AND_BUSES = Scene(
     background="light blue",
@@ -230,24 +236,79 @@ def test_size_words() -> None:
     assert [size_word(one) for one in CAT_AND_BUSES.objects] == ["large", "small", "medium"]
 
 
-def test_look_up_tells_the_facts_of_each_thing_it_is_asked_for() -> None:
+@pytest.mark.parametrize(
+    ("kind", "opening", "fact"),
+    [
+        ("colors_of", "(What|Which) color are|What is the color of", lambda one: one.color),
+        ("places_of", "Where (are|can you see|do you see)", place),
+    ],
+)
+def test_drills_tell_a_fact_of_each_thing_they_ask_for(
+    kind: str, opening: str, fact: Callable[[Placed], str]
+) -> None:
     orders, absent = set(), 0
     for index, scene in enumerate(SCENES[:200]):
-        for qa in questions(scene, numpy_rng(0, "look up", index), ("look_up",)):
-            asked = qa.question.removeprefix("Look up ").removesuffix(".")
-            names = [part.removeprefix("the ") for part in re.split(r", | and ", asked)]
-            facts = qa.answer.split("; ")
-            assert len(facts) == len(names)
-            seen = []
-            for name, fact in zip(names, facts, strict=True):
-                there = [o for o in scene.objects if o.thing == name]
-                absent += not there
-                truth = [f"the {name} {o.color} {place(o)} {size_word(o)}" for o in there]
-                assert [fact] == (truth or [f"the {name} none"])
-                seen += [scene.objects.index(o) for o in there]
+        for qa in questions(scene, numpy_rng(0, "drill", index), (kind,)):
+            names = _asked_for(qa, opening, "the ")
+            assert len(names) >= 2
+            truth = {one.thing: fact(one) for one in scene.objects}
+            said = [f"the {name} {truth.get(name, 'none')}" for name in names]
+            assert qa.answer == "; ".join(said)
+            seen = [k for name in names for k, o in enumerate(scene.objects) if o.thing == name]
+            absent += len(seen) < len(names)
             orders.add(seen == sorted(seen))
     assert orders == {True, False}  # the picture does not tell the order
     assert absent > 20
+
+
+def test_drills_say_whether_there_is_each_thing_they_ask_for() -> None:
+    said = Counter()
+    for index, scene in enumerate(SCENES[:200]):
+        there = {o.thing for o in scene.objects} | {noun(o.thing, o.color) for o in scene.objects}
+        for qa in questions(scene, numpy_rng(0, "drill", index), ("are_there",)):
+            names = _asked_for(qa, "Is there|Can you see", "an? ")
+            facts = [(with_article(name), name in there) for name in names]
+            assert qa.answer == "; ".join(f"{n} {'yes' if ok else 'no'}" for n, ok in facts)
+            said.update((" " in name, name in there) for name in names)
+    assert min(said[key] for key in itertools.product((False, True), repeat=2)) > 20
+
+
+def _asked_for(qa: QA, opening: str, article: str) -> list[str]:
+    asked = re.sub(f"^({opening}) ", "", qa.question).removesuffix("?")
+    asked = asked.removesuffix(" in the image")
+    return [re.sub(f"^{article}", "", part) for part in re.split(r", | and ", asked)]
+
+
+def test_questions_about_a_text_are_answered_by_the_text() -> None:
+    kinds = Counter()
+    for index, scene in enumerate(SCENES):
+        words, asked = text_conversation(scene, numpy_rng(0, "text", index))
+        told = {(thing, color) for _, _, color, thing in NOUN.findall(words)}
+        assert {(THING_OF[thing], color) for thing, color in told} == {
+            (o.thing, o.color) for o in scene.objects
+        }
+        is_short = not words.startswith("There")
+        for qa in asked:
+            kinds[qa.kind, is_short] += 1
+            if is_short and qa.kind == "relation":
+                _check_relation(words, qa)
+            assert not (is_short and qa.kind in ("where", "places_of", "background"))
+    assert kinds["relation", True] > 50
+    assert kinds["are_there", True] > 50
+    assert kinds["where", False] > 50
+    assert kinds["places_of", False] > 50
+
+
+def _check_relation(words: str, qa: QA) -> None:
+    """The two ends of one statement: "a cat left of a dog" tells what is right of the cat."""
+    one, other = NOUN.finditer(words)
+    middle = words[one.end() : other.start()]
+    relation = next(means for word, means in SAID.items() if word in middle)
+    ends = {relation: (one, other), OPPOSITES[relation]: (other, one)}
+    asked = next(name for name in OPPOSITES if name in qa.question)
+    answer, base = ends[asked]
+    assert qa.answer == answer.group()
+    assert qa.question.endswith(f"the {base.group(4)}?")
 
 
 def test_training_asks_drills_and_no_question_twice() -> None:
@@ -255,7 +316,7 @@ def test_training_asks_drills_and_no_question_twice() -> None:
         fields = scene_fields(scene, index, numpy_rng(0, "words", index))
         for name in ("conversations", "text_conversations"):
             asked = [turn["value"] for turn in fields[name][0::2]]
-            plain = [text.split("\n")[-1].split("background. ")[-1] for text in asked]
+            plain = [text.split("\n")[-1].split(". ")[-1] for text in asked]
             assert len(set(plain)) == len(plain)
-        if 1 in Counter(one.thing for one in scene.objects).values():
-            assert any("Look up" in text for text in asked)
+            if 1 in Counter(one.thing for one in scene.objects).values():
+                assert any(";" in turn["value"] for turn in fields[name][1::2])

@@ -1,0 +1,81 @@
+"""Questions that need no picture: they begin with a scene in words."""
+
+from dataclasses import replace
+
+import numpy as np
+
+from blip3o.data.scenes.captions import detailed_caption
+from blip3o.data.scenes.phrasing import opened, pick, related
+from blip3o.data.scenes.questions import DRILLS, KINDS, QA, WORDED, questions
+from blip3o.data.scenes.types import Scene, relations
+from blip3o.data.scenes.words import Group, groups, join, phrase
+
+TEXT_KINDS: tuple[str, ...] = tuple(kind for kind in KINDS if kind != "relation")
+"""Kinds of questions about detailed captions, which tell places, not distances."""
+_SHORT_KINDS = ("color", "count", "is_there", "colors_of", "are_there")
+"""Kinds of questions that a short caption with colors answers."""
+_OPPOSITES = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
+
+
+def text_context(scene: Scene) -> str:
+    """Returns the scene in words, to be put before a question."""
+    return f"There is {detailed_caption(scene)}. "
+
+
+def text_questions(scene: Scene, rng: np.random.Generator) -> list[QA]:
+    """Returns questions about the detailed caption; each begins with it.
+
+    Args:
+        scene: what the words describe.
+        rng: where the choices come from.
+
+    """
+    return [
+        replace(qa, question=text_context(scene) + qa.question)
+        for qa in questions(scene, rng, TEXT_KINDS)
+    ]
+
+
+def text_conversation(scene: Scene, rng: np.random.Generator) -> tuple[str, list[QA]]:
+    """Returns a detailed or a short caption, and questions that it answers.
+
+    The words of a prompt have to be bound (which thing is red, what is left of what) before a
+    picture can be drawn from them, and only text without a picture teaches to look at the words.
+
+    Args:
+        scene: what the words describe.
+        rng: where the choices come from.
+
+    """
+    if rng.random() < 0.5:
+        asked = [*questions(scene, rng, TEXT_KINDS)[:3], *questions(scene, rng, DRILLS)]
+        return text_context(scene), asked
+    named = groups(scene)
+    asked = questions(scene, rng, _SHORT_KINDS)
+    if len(scene.objects) == len(named) == 2 and rng.random() < 0.7:
+        words, related_too = _pair(scene, named, rng)
+        asked += related_too
+    else:
+        words = join([phrase(named[int(k)]) for k in rng.permutation(len(named))])
+    many = words.split()[0] in ("two", "three", "four")
+    return f"{opened(rng, words, many=many)}. ", asked
+
+
+def _pair(scene: Scene, named: list[Group], rng: np.random.Generator) -> tuple[str, list[QA]]:
+    """Returns two objects in a relation, and questions for both ends of it."""
+    one, other = scene.objects
+    if (one.thing, one.color) != (named[0].thing, named[0].color):
+        one, other = other, one
+    if rng.random() < 0.5:
+        one, other, named = other, one, named[::-1]
+    relation = pick(rng, tuple(relations(one, other)))
+    words = related(rng, phrase(named[0]), relation, phrase(named[1]))
+    if one.thing == other.thing:
+        return words, []
+    asked = []
+    ends = ((relation, other.thing, named[0]), (_OPPOSITES[relation], one.thing, named[1]))
+    for said, base, answer in ends:
+        question = pick(rng, ("What is {} the {}?", "What can you see {} the {}?"))
+        text = question.format(WORDED.get(said, said), base)
+        asked.append(QA(kind="relation", question=text, answer=phrase(answer)))
+    return words, asked
