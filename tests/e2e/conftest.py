@@ -14,7 +14,7 @@ import pytest
 if TYPE_CHECKING:
     import openai
 
-START_S = 120
+START_S = 240
 
 
 class Server:

@@ -9,7 +9,7 @@ from torch import Tensor
 from blip3o.imaging.pixels import to_image
 
 _CUT = 0.02
-"""Share of the values at each end of a color that is clipped, so that a few do not rule the rest."""
+"""Share of the values that is clipped at each end of a color: a few may not rule the rest."""
 
 
 def component_pictures(features: Tensor, px: int) -> list[Image.Image]:
@@ -36,7 +36,8 @@ def component_pictures(features: Tensor, px: int) -> list[Image.Image]:
     colors = (values - values[-1].mean(0)) @ (directions * largest.sign()).T
     flat = colors.flatten(0, 1)
     low, high = flat.quantile(_CUT, 0), flat.quantile(1 - _CUT, 0)
-    scaled = (colors - low) / (high - low).clamp(min=1e-8) * 2 - 1
+    # One scale for all three: a direction in which little differs stays grey.
+    scaled = (2 * colors - low - high) / (high - low).max().clamp(min=1e-8)
     pixels = scaled.transpose(1, 2).unflatten(2, (math.isqrt(shape[1]),) * 2)
     images = to_image(pixels)
     assert isinstance(images, list), "a batch was given"

@@ -19,14 +19,14 @@ pytest.importorskip("gradio", reason="needs the page: pip install 'blip3o[page]'
 playwright = pytest.importorskip("playwright.sync_api", reason="needs: pip install playwright")
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
-PATIENCE_MS = 60_000
+PATIENCE_MS = 120_000
 
 
 @pytest.fixture(scope="session")
 def server(launch: Callable[..., Any]) -> Iterator[Any]:
     running = launch("--max-image-bytes", "1000000")
     yield running
-    assert running.stop(20) == 0
+    assert running.stop(40) == 0
     assert "Traceback" not in "".join(running.lines)
 
 
@@ -75,6 +75,7 @@ def shoot() -> Callable[[Any, str], None]:
 
     def save(page: Any, name: str) -> None:
         if folder:
+            page.evaluate("window.scrollTo(0, 0)")
             page.wait_for_timeout(500)  # what moves has come to rest
             image = Image.open(io.BytesIO(page.screenshot()))
             image.save(Path(folder) / f"{name}.webp", quality=80, method=6)

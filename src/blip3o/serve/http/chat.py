@@ -40,9 +40,7 @@ def chat_routes(service: Service) -> APIRouter:
     return router
 
 
-async def chat_job(
-    service: Service, body: ChatCompletionRequest
-) -> ChatRequest | PictureRequest:
+async def chat_job(service: Service, body: ChatCompletionRequest) -> ChatRequest | PictureRequest:
     """Returns the work that the next turn of a conversation asks for.
 
     Raises:

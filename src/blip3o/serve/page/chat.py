@@ -1,6 +1,7 @@
 """The tab that talks: texts and pictures in, answers as they are written, or a picture."""
 
 import base64
+import mimetypes
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -66,7 +67,7 @@ def _answerer(service: Service) -> Any:  # noqa: ANN401  (a handler of Gradio's)
         files, text = message.get("files") or [], (message.get("text") or "").strip()
         if not text:
             raise UsageError("write a message first")
-        parts = [{"type": "file", "file": {"path": path}} for path in files]
+        parts = [_file(path, "a picture of the user's") for path in files]
         turns = [*talk, {"role": "user", "content": [*parts, {"type": "text", "text": text}]}]
         yield gr.MultimodalTextbox(value=None, interactive=False), turns
         try:
@@ -87,7 +88,10 @@ async def _answer(service: Service, turns: Turns, kind: str) -> AsyncIterator[An
     asked = turns[-1:] if kind == _PICTURE else turns
     limit = service.config.max_image_bytes
     messages = [
-        {"role": turn["role"], "content": [_part(part, turn["role"], limit) for part in _parts(turn)]}
+        {
+            "role": turn["role"],
+            "content": [_part(part, turn["role"], limit) for part in _parts(turn)],
+        }
         for turn in asked
     ]
     fields = {"messages": messages, "modalities": [modality]}
@@ -105,8 +109,13 @@ async def _answer(service: Service, turns: Turns, kind: str) -> AsyncIterator[An
                 return
             elif isinstance(event, Picture) and isinstance(job, PictureRequest):
                 settings = settings_of(service, job, 0, _words(turns[-1]))
-                yield [{"type": "file", "file": {"path": saved(event.image, settings)}}]
+                yield [_file(saved(event.image, settings), settings["prompt"])]
                 return
+
+
+def _file(path: str, words: str) -> dict[str, Any]:
+    kind = mimetypes.guess_type(path)[0]
+    return {"type": "file", "file": {"path": path, "mime_type": kind}, "alt_text": words}
 
 
 def _parts(turn: dict[str, Any]) -> list[Any]:

@@ -24,7 +24,11 @@ class Compared(NamedTuple):
 def compared_fields() -> Compared:
     """Adds the fields."""
     slider = gr.ImageSlider(
-        label="Before and after", format="png", height=460, interactive=False, buttons=["fullscreen"]
+        label="Before and after",
+        format="png",
+        height=460,
+        interactive=False,
+        buttons=["fullscreen"],
     )
     state = gr.Markdown("Ready.", elem_classes="state")
     download = gr.DownloadButton("Download the result", interactive=False, size="sm")

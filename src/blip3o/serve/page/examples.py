@@ -12,10 +12,9 @@ PROMPTS = (
     "a purple guitar and an orange crown",
 )
 QUESTION = "Describe the image in detail."
-INSTRUCTIONS = ("make the car green", "replace the tree with a house", "remove the guitar")
+INSTRUCTIONS = ("remove the tree", "make the car green", "remove the guitar")
 
 _SCENES = (
-    Scene(background="white", objects=(Placed(thing="car", color="red", x=0.5, y=0.5, size=0.5),)),
     Scene(
         background="light blue",
         objects=(
@@ -23,8 +22,9 @@ _SCENES = (
             Placed(thing="tree", color="green", x=0.72, y=0.5, size=0.38),
         ),
     ),
+    Scene(background="cream", objects=(Placed(thing="car", color="red", x=0.5, y=0.5, size=0.5),)),
     Scene(
-        background="white",
+        background="lavender",
         objects=(
             Placed(thing="guitar", color="purple", x=0.3, y=0.3, size=0.36),
             Placed(thing="crown", color="orange", x=0.7, y=0.7, size=0.36),
@@ -32,7 +32,7 @@ _SCENES = (
     ),
 )
 _SIDE_PX = 384
-_NAMES = ("car", "cat-and-tree", "guitar-and-crown")
+_NAMES = ("cat-and-tree", "car", "guitar-and-crown")
 
 
 def example_pictures(folder: Path) -> list[str]:

@@ -38,7 +38,9 @@ def generate_tab(service: Service) -> None:
     history = gr.State([])
     with gr.Row():
         with gr.Column(scale=2, min_width=300):
-            prompt = gr.Textbox(label="Prompt", placeholder="What to draw", lines=2, submit_btn=False)
+            prompt = gr.Textbox(
+                label="Prompt", placeholder="What to draw", lines=2, submit_btn=False
+            )
             with gr.Row():
                 button = gr.Button("Generate", variant="primary")
                 stop = gr.Button("Stop", min_width=80)
@@ -46,7 +48,7 @@ def generate_tab(service: Service) -> None:
                 [[text] for text in PROMPTS], [prompt], label="Examples: one click draws"
             )
             most = service.config.max_n
-            count = gr.Slider(1, most, min(4, most), step=1, label="Number of pictures")
+            count = gr.Slider(1, most, min(4, most), step=1, label="Number of pictures", buttons=[])
             sampling = sampling_fields(service)
             upload = gr.UploadButton(
                 "Settings from a PNG…", file_types=[".png"], size="sm", variant="secondary"

@@ -48,10 +48,12 @@ def inside_tab(service: Service) -> None:
 
 
 def _film(label: str) -> gr.Gallery:
+    gr.Markdown(f"**{label}**")
     return gr.Gallery(
         label=label,
-        columns=6,
-        height=320,
+        show_label=False,
+        columns=5,
+        height=300,
         object_fit="contain",
         format="png",
         interactive=False,

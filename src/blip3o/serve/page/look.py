@@ -3,7 +3,8 @@
 import gradio as gr
 
 CSS = """
-.gradio-container { width: 100% !important; max-width: 72rem !important; margin: 0 auto !important; }
+.gradio-container { width: 100% !important; max-width: 72rem !important; }
+.gradio-container { margin: 0 auto !important; }
 .gradio-container .contain, .gradio-container main { width: 100%; }
 .seed { align-items: end; }
 .dice { flex-grow: 0 !important; }

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import gradio as gr
-from gradio.data_classes import FileData, ImageData
+from gradio.data_classes import ImageData
 from gradio.processing_utils import save_bytes_to_cache
 from gradio.utils import get_upload_folder
 from PIL import Image
@@ -28,22 +28,17 @@ QUIET: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
 """Of every event: programs have the API, and progress is told in words and pictures."""
 
 
-def picture_field() -> "UntouchedImage":
-    """Adds a field for a picture of the user's."""
+def picture_field() -> gr.Image:
+    """Adds a field for a picture; its file comes as it is, to be read within the limits."""
     sources: list[Any] = ["upload", "clipboard"]
-    return UntouchedImage(label="Picture", type="filepath", sources=sources, height=300, buttons=[])
+    field = gr.Image(label="Picture", type="filepath", sources=sources, height=300, buttons=[])
+    # Gradio would decode it first. (For a class of one's own it writes files beside the source.)
+    field.preprocess = _path  # type: ignore[method-assign]
+    return field
 
 
-class UntouchedImage(gr.Image):
-    """A picture field that hands on the file as it came: it is read within the server's limits."""
-
-    def preprocess(self, payload: ImageData | None) -> str | None:
-        """Returns the path of the file."""
-        return None if payload is None else payload.path
-
-    def get_block_name(self) -> str:
-        """Returns the name of the browser's side."""
-        return "image"
+def _path(payload: ImageData | None) -> str | None:
+    return None if payload is None else payload.path
 
 
 class Sampling(NamedTuple):
@@ -61,11 +56,9 @@ def sampling_fields(service: Service) -> Sampling:
     seed, is_new = seed_fields()
     with gr.Row():
         steps = gr.Slider(
-            1, most, min(own.num_inference_steps, most), step=1, label="Steps", min_width=130
+            1, most, min(own.num_inference_steps, most), step=1, label="Steps", buttons=[], min_width=130
         )
-        guidance = gr.Slider(
-            1, 15, own.guidance_scale, step=0.5, label="Guidance", min_width=130
-        )
+        guidance = gr.Slider(1, 15, own.guidance_scale, step=0.5, label="Guidance", buttons=[], min_width=130)
     return Sampling(seed, is_new, steps, guidance)
 
 
@@ -73,7 +66,7 @@ def seed_fields() -> tuple[gr.Number, gr.Checkbox]:
     """Adds a seed with its dice."""
     with gr.Row(elem_classes="seed"):
         seed = gr.Number(new_seed, label="Seed", precision=0, minimum=0, min_width=120)
-        dice = gr.Button("🎲 Roll", elem_classes="dice", min_width=90)
+        dice = gr.Button("🎲 Roll", elem_classes="dice", min_width=110)
         is_new = gr.Checkbox(True, label="New seed each time", min_width=120)
     dice.click(new_seed, None, seed, **QUIET)
     return seed, is_new
@@ -97,7 +90,7 @@ def sentences(handler: Callable[..., AsyncIterator[Any]]) -> Callable[..., Async
             raise shown(error) from error
         except gr.Error:
             raise
-        except Exception as error:  # noqa: BLE001  (a bug: one line in the log, one on the page)
+        except Exception as error:  # a bug: one line in the log, one on the page
             say(f"blip3o: the page failed: {type(error).__name__}: {error}")
             raise shown(UsageError("an internal error; the server's log says more")) from error
 
@@ -112,7 +105,7 @@ def shown(error: ApiError | UsageError) -> gr.Error:
     return gr.Error(html.escape(sentence), title="That did not work", print_exception=False)
 
 
-def events(service: Service, job: PictureRequest | ChatRequest) -> "aclosing[AsyncGenerator[Event]]":
+def events(service: Service, job: PictureRequest | ChatRequest) -> aclosing[AsyncGenerator[Event]]:
     """Returns the events of a job; leaving the block ends it."""
     return aclosing(service.events(job))
 
@@ -139,7 +132,9 @@ def saved(image: Image.Image, settings: dict[str, Any]) -> str:
     return save_bytes_to_cache(data, f"{name}-{number}.png", get_upload_folder())
 
 
-def settings_of(service: Service, job: PictureRequest, index: int, prompt: str = "") -> dict[str, Any]:
+def settings_of(
+    service: Service, job: PictureRequest, index: int, prompt: str = ""
+) -> dict[str, Any]:
     """Returns what a picture of a job was made from."""
     made: dict[str, Any] = {"model": service.name, "kind": job.kind}
     if prompt:
