@@ -122,8 +122,7 @@ def test_draws_by_keyboard_alone(page: Any) -> None:
     page.keyboard.press("Enter")
     panel.get_by_text("Waiting for the model").or_(panel.get_by_text("Step ")).first.wait_for()
     panel.get_by_text("Done: seed").wait_for()
-    page.get_by_role("tab", name="Generate").focus()
-    page.keyboard.press("ArrowRight")
+    page.get_by_role("tab", name="Chat").focus()
     page.keyboard.press("Enter")
     page.get_by_text("Answer with").wait_for()
 
@@ -135,7 +134,7 @@ def test_chats_about_a_picture_and_answers_with_one(page: Any, shoot: Any) -> No
     answer.wait_for()
     panel.locator("textarea:enabled").wait_for()
     assert "cat" in answer.inner_text()
-    panel.get_by_label("Message", exact=True).fill("what color is the tree?")
+    panel.get_by_placeholder("A message").fill("what color is the tree?")
     page.keyboard.press("Enter")
     page.wait_for_function(
         """() => document.querySelectorAll('[data-testid="bot"]').length === 2"""
@@ -143,7 +142,7 @@ def test_chats_about_a_picture_and_answers_with_one(page: Any, shoot: Any) -> No
     panel.locator("textarea:enabled").wait_for()
     assert panel.get_by_test_id("bot").last.inner_text().strip()
     panel.get_by_label("Picture", exact=True).check()
-    panel.get_by_label("Message", exact=True).fill("a red car")
+    panel.get_by_placeholder("A message").fill("a red car")
     page.keyboard.press("Enter")
     drawn = panel.get_by_test_id("bot").last.locator("img")
     drawn.wait_for()

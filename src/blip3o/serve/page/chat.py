@@ -18,6 +18,7 @@ from blip3o.serve.page.examples import QUESTION
 from blip3o.serve.page.parts import QUIET, events, saved, sentences, settings_of, shown
 
 _TEXT, _PICTURE = "Text", "Picture"
+_EMPTY: dict[str, Any] = {"text": "", "files": []}
 Turns = list[dict[str, Any]]
 
 
@@ -69,7 +70,7 @@ def _answerer(service: Service) -> Any:  # noqa: ANN401  (a handler of Gradio's)
             raise UsageError("write a message first")
         parts = [_file(path, "a picture of the user's") for path in files]
         turns = [*talk, {"role": "user", "content": [*parts, {"type": "text", "text": text}]}]
-        yield gr.MultimodalTextbox(value=None, interactive=False), turns
+        yield gr.MultimodalTextbox(value=_EMPTY, interactive=False), turns
         try:
             async for content in _answer(service, turns, kind):
                 yield gr.skip(), [*turns, {"role": "assistant", "content": content}]

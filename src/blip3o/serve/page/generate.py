@@ -38,9 +38,7 @@ def generate_tab(service: Service) -> None:
     history = gr.State([])
     with gr.Row():
         with gr.Column(scale=2, min_width=300):
-            prompt = gr.Textbox(
-                label="Prompt", placeholder="What to draw", lines=2, submit_btn=False
-            )
+            prompt = gr.Textbox(label="Prompt", placeholder="What to draw", lines=2, max_lines=6)
             with gr.Row():
                 button = gr.Button("Generate", variant="primary")
                 stop = gr.Button("Stop", min_width=80)
@@ -83,7 +81,7 @@ def generate_tab(service: Service) -> None:
         "outputs": [sampling.seed, gallery, state, history, past],
         **QUIET,
     }
-    started = [button.click(**work), prompt.submit(**work)]
+    started: list[Any] = [button.click(**work), prompt.submit(**work)]
     started.append(examples.load_input_event.then(**work))
     stop.click(lambda: "Stopped.", None, state, cancels=started, **QUIET)
     _settings_events(upload, past, history, [prompt, *_told(sampling), count])

@@ -83,8 +83,8 @@ def _looker(service: Service) -> Any:  # noqa: ANN401  (a handler of Gradio's)
                     state = f"Step {event.step} of {job.num_inference_steps}"
                     yield gr.skip(), _decoded(seen), gr.skip(), gr.skip(), state
                 elif isinstance(event, Picture):
-                    total = time.monotonic() - start
                     break
+        total = time.monotonic() - start
         maps = component_pictures(torch.stack([one.features for one in seen]), 96)
         captions = [f"step {one.step}" for one in seen]
         film = list(zip(maps, captions, strict=True))

@@ -8,6 +8,7 @@ CSS = """
 .gradio-container .contain, .gradio-container main { width: 100%; }
 .seed { align-items: end; }
 .dice { flex-grow: 0 !important; }
+button[aria-label="Share"], button[title="Share"] { display: none !important; }
 .state { min-height: 1.6rem; }
 .state p { margin: 0; }
 .title h1 { margin: 0.4rem 0 0; }

@@ -56,9 +56,17 @@ def sampling_fields(service: Service) -> Sampling:
     seed, is_new = seed_fields()
     with gr.Row():
         steps = gr.Slider(
-            1, most, min(own.num_inference_steps, most), step=1, label="Steps", buttons=[], min_width=130
+            1,
+            most,
+            min(own.num_inference_steps, most),
+            step=1,
+            label="Steps",
+            buttons=[],
+            min_width=150,
         )
-        guidance = gr.Slider(1, 15, own.guidance_scale, step=0.5, label="Guidance", buttons=[], min_width=130)
+        guidance = gr.Slider(
+            1, 15, own.guidance_scale, step=0.5, label="Guidance", buttons=[], min_width=150
+        )
     return Sampling(seed, is_new, steps, guidance)
 
 
@@ -102,7 +110,7 @@ def shown(error: ApiError | UsageError) -> gr.Error:
     """Returns an error as the page shows it; what a user wrote is not taken for HTML."""
     text = str(error).strip().rstrip(".")
     sentence = f"{text[:1].upper()}{text[1:]}."
-    return gr.Error(html.escape(sentence), title="That did not work", print_exception=False)
+    return gr.Error(html.escape(sentence), print_exception=False)
 
 
 def events(service: Service, job: PictureRequest | ChatRequest) -> aclosing[AsyncGenerator[Event]]:
