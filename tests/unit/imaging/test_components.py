@@ -24,13 +24,11 @@ def test_tokens_that_are_alike_have_one_color() -> None:
     assert np.abs(colors[0] - colors[8]).max() > 60
 
 
-def test_moments_share_their_colors_and_signs_do_not_flip() -> None:
-    noise = torch.randn(1, 16, 8, generator=torch.Generator().manual_seed(1))
+def test_moments_share_their_colors() -> None:
     first, second = component_pictures(torch.cat([clusters(), clusters()]), 8)
     assert first.tobytes() == second.tobytes()
-    *_, last = component_pictures(torch.cat([noise, clusters()]), 8)
-    assert component_pictures(clusters().clone(), 8)[0].tobytes() == first.tobytes()
-    assert last.size == (8, 8)
+    faded, full = component_pictures(torch.cat([0.5 * clusters(), clusters()]), 8)
+    assert np.ptp(np.asarray(faded)) < np.ptp(np.asarray(full))
 
 
 @pytest.mark.parametrize("shape", [(2, 15, 8), (2, 1, 8), (2, 16, 2), (16, 8)])
