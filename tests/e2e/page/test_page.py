@@ -5,6 +5,7 @@ import io
 import json
 import re
 import time
+import urllib.error
 import urllib.request
 from pathlib import Path
 from typing import Any
@@ -242,6 +243,32 @@ def test_a_page_that_wants_to_ask_others_may_not(browser: Any, server: Any) -> N
     assert page.evaluate(asked) == "Failed to fetch"
     assert any("Content Security Policy" in error for error in errors)
     page.context.close()
+
+
+def test_the_page_gives_no_other_files_and_fetches_nothing(server: Any) -> None:
+    outside = "https://example.com/a.png"
+    for path in ("/etc/passwd", __file__, outside, "http://169.254.169.254/"):
+        with pytest.raises(urllib.error.HTTPError) as refused:
+            _get(f"{server.url}/gradio_api/file={path}")
+        assert refused.value.code in (403, 404)
+    config = json.loads(_get(f"{server.url}/config"))
+    (number,) = (
+        dependency["id"]
+        for dependency in config["dependencies"]
+        if len(dependency["inputs"]) == 3 and len(dependency["outputs"]) == 4
+        if dependency["targets"][0][1] == "click"
+    )
+    for path in (outside, "/etc/passwd"):
+        file = {"path": path, "meta": {"_type": "gradio.FileData"}}
+        asked = {"data": [file, 1, False], "fn_index": number, "session_hash": "abc"}
+        body = json.dumps(asked).encode()
+        request = urllib.request.Request(
+            f"{server.url}/gradio_api/queue/join", body, {"Content-Type": "application/json"}
+        )
+        urllib.request.urlopen(request, timeout=30).close()
+        answer = _get(f"{server.url}/gradio_api/queue/data?session_hash=abc")
+        assert '"success":false' in answer.replace(" ", "")
+        assert "reads no URLs" in answer or path == "/etc/passwd"
 
 
 def _get(url: str) -> str:

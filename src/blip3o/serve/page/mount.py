@@ -9,6 +9,7 @@ from typing import Any
 
 from fastapi import FastAPI
 from starlette.datastructures import MutableHeaders
+from starlette.responses import PlainTextResponse
 from starlette.routing import Match, Mount
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -21,6 +22,9 @@ _POLICY = (
     "style-src 'self' 'unsafe-inline'; frame-ancestors 'self'"
 )
 """Browsers are told to ask nobody but this server."""
+
+_RELAYS = ("/gradio_api/file=http:", "/gradio_api/file=https:", "/gradio_api/proxy=")
+"""Paths under which Gradio would hand on what other servers answer."""
 
 
 def add_page(app: FastAPI, service: Service) -> None:
@@ -36,10 +40,13 @@ def add_page(app: FastAPI, service: Service) -> None:
     os.environ["GRADIO_TEMP_DIR"] = files
     atexit.register(shutil.rmtree, files, ignore_errors=True)
     import gradio as gr
+    from gradio import processing_utils
 
     from blip3o.serve.page.look import CSS, HEAD, theme
     from blip3o.serve.page.tabs import build_page
 
+    # Gradio would fetch whatever URL a client names in the place of a file.
+    processing_utils.async_ssrf_protected_get = _refuse_url
     gr.mount_gradio_app(
         app,
         build_page(service, Path(files)),
@@ -62,6 +69,12 @@ def add_page(app: FastAPI, service: Service) -> None:
     app.state.end_page = mounted.app.stop_event.set  # type: ignore[attr-defined]
 
 
+async def _refuse_url(url: str) -> Any:  # noqa: ANN401  (it never returns)
+    import gradio as gr
+
+    raise gr.Error("The page reads no URLs; choose a file.", print_exception=False)
+
+
 class _PageMount(Mount):
     """Takes all paths but those of the API, whose errors are answered by the API."""
 
@@ -73,7 +86,7 @@ class _PageMount(Mount):
 
 
 class _Guarded:
-    """Adds the policy to every answer of the page."""
+    """Adds the policy to every answer of the page, and fetches nothing for anybody."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -86,4 +99,6 @@ class _Guarded:
                 headers["Referrer-Policy"] = "same-origin"
             await send(message)
 
-        await self._app(scope, receive, with_policy)
+        is_relay = scope["path"].startswith(_RELAYS) if scope["type"] == "http" else False
+        app = PlainTextResponse("not found", 404) if is_relay else self._app
+        await app(scope, receive, with_policy)
