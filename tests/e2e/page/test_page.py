@@ -184,7 +184,8 @@ def test_shows_what_happens_inside(page: Any, shoot: Any) -> None:
     shoot(page, "page-inside")
 
 
-def test_mistakes_are_answered_with_a_sentence(page: Any, shoot: Any, tmp_path: Path) -> None:
+def test_mistakes_are_answered_with_a_sentence(visit: Any, shoot: Any, tmp_path: Path) -> None:
+    page = visit()  # whose fields are empty
     panel = tab(page, "Generate")
     panel.get_by_label("Prompt").fill(" ")
     panel.get_by_role("button", name="Generate").click()
@@ -202,6 +203,7 @@ def test_mistakes_are_answered_with_a_sentence(page: Any, shoot: Any, tmp_path: 
     panel.locator("input[type=file]").first.set_input_files(tmp_path / "a.png")
     panel.get_by_role("button", name="Edit", exact=True).click()
     message(page, "is not a picture")
+    page.context.close()
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

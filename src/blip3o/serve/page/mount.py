@@ -40,11 +40,14 @@ def add_page(app: FastAPI, service: Service) -> None:
     os.environ["GRADIO_TEMP_DIR"] = files
     atexit.register(shutil.rmtree, files, ignore_errors=True)
     import gradio as gr
-    from gradio import processing_utils
+    from gradio import image_utils, processing_utils
 
     from blip3o.serve.page.look import CSS, HEAD, theme
     from blip3o.serve.page.tabs import build_page
 
+    # Gradio would decode pictures of any size; the page reads them within the server's limits.
+    # (Not by a component of our own: for such a class Gradio writes files beside the source.)
+    image_utils.preprocess_image = _untouched
     # Gradio would fetch whatever URL a client names in the place of a file.
     processing_utils.async_ssrf_protected_get = _refuse_url
     gr.mount_gradio_app(
@@ -67,6 +70,10 @@ def add_page(app: FastAPI, service: Service) -> None:
     assert isinstance(mounted, Mount), "Gradio mounts itself last"
     app.router.routes.append(_PageMount("/", app=_Guarded(mounted.app), name="page"))
     app.state.end_page = mounted.app.stop_event.set  # type: ignore[attr-defined]
+
+
+def _untouched(payload: Any, **_: Any) -> str | None:  # noqa: ANN401  (as Gradio calls it)
+    return None if payload is None else payload.path
 
 
 async def _refuse_url(url: str) -> Any:  # noqa: ANN401  (it never returns)

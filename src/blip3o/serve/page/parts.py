@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import gradio as gr
-from gradio.data_classes import ImageData
 from gradio.processing_utils import save_bytes_to_cache
 from gradio.utils import get_upload_folder
 from PIL import Image
@@ -31,14 +30,7 @@ QUIET: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
 def picture_field() -> gr.Image:
     """Adds a field for a picture; its file comes as it is, to be read within the limits."""
     sources: list[Any] = ["upload", "clipboard"]
-    field = gr.Image(label="Picture", type="filepath", sources=sources, height=300, buttons=[])
-    # Gradio would decode it first. (For a class of one's own it writes files beside the source.)
-    field.preprocess = _path  # type: ignore[method-assign]
-    return field
-
-
-def _path(payload: ImageData | None) -> str | None:
-    return None if payload is None else payload.path
+    return gr.Image(label="Picture", type="filepath", sources=sources, height=300, buttons=[])
 
 
 class Sampling(NamedTuple):
