@@ -3,7 +3,6 @@
 import base64
 import mimetypes
 from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import Any
 
 import gradio as gr
@@ -15,7 +14,7 @@ from blip3o.serve.http.schemas import ChatCompletionRequest
 from blip3o.serve.http.service import Service
 from blip3o.serve.jobs import Answered, Picture, PictureRequest, Text
 from blip3o.serve.page.examples import QUESTION
-from blip3o.serve.page.parts import QUIET, events, saved, sentences, settings_of, shown
+from blip3o.serve.page.parts import QUIET, events, own_file, saved, sentences, settings_of, shown
 
 _TEXT, _PICTURE = "Text", "Picture"
 _EMPTY: dict[str, Any] = {"text": "", "files": []}
@@ -134,6 +133,6 @@ def _part(part: dict[str, Any], role: str, max_bytes: int) -> dict[str, Any]:
         return {"type": "text", "text": part["text"]}
     if role != "user":
         return {"type": "text", "text": "(a picture)"}
-    with Path(part["file"]["path"]).open("rb") as file:
+    with own_file(part["file"]["path"]).open("rb") as file:
         data = base64.b64encode(file.read(max_bytes + 1)).decode()
     return {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{data}"}}

@@ -19,6 +19,7 @@ from blip3o.serve.page.parts import (
     QUIET,
     Sampling,
     events,
+    own_file,
     rolled,
     sampling_fields,
     saved,
@@ -137,7 +138,7 @@ def _settings_events(
 ) -> None:
     def from_file(path: str) -> list[Any]:
         try:
-            return _fields_of(Path(path))
+            return _fields_of(own_file(path))
         except UsageError as error:
             raise shown(error) from error
 

@@ -118,9 +118,21 @@ async def opened(service: Service, path: str | None) -> Image.Image:
     """
     if path is None:
         raise UsageError("choose a picture first")
-    with Path(path).open("rb") as file:
+    with own_file(path).open("rb") as file:
         data = file.read(service.config.max_image_bytes + 1)
     return await service.reader.from_bytes(data, "image")
+
+
+def own_file(path: str) -> Path:
+    """Returns the path of a file that was uploaded, or made here.
+
+    Raises:
+        UsageError: for any other file of this machine.
+    """
+    file = Path(path).resolve()
+    if not file.is_relative_to(Path(get_upload_folder()).resolve()):
+        raise UsageError("choose a file of your own")
+    return file
 
 
 def saved(image: Image.Image, settings: dict[str, Any]) -> str:
