@@ -271,6 +271,7 @@ def test_the_page_gives_no_other_files_and_fetches_nothing(server: Any) -> None:
         answer = _get(f"{server.url}/gradio_api/queue/data?session_hash=abc")
         assert '"success":false' in answer.replace(" ", "")
         assert "reads no URLs" in answer or path == "/etc/passwd"
+        assert "not a picture" not in answer  # it was not even opened
 
 
 def _get(url: str) -> str:

@@ -50,9 +50,10 @@ def add_page(app: FastAPI, service: Service) -> None:
     image_utils.preprocess_image = _untouched
     # Gradio would fetch whatever URL a client names in the place of a file.
     processing_utils.async_ssrf_protected_get = _refuse_url
+    page = build_page(service, Path(files))
     gr.mount_gradio_app(
         app,
-        build_page(service, Path(files)),
+        page,
         path="/",
         theme=theme(),
         css=CSS,
@@ -66,6 +67,8 @@ def add_page(app: FastAPI, service: Service) -> None:
         enable_monitoring=False,
         max_file_size=service.config.max_image_bytes,
     )
+    # Without this Gradio lets clients name any file of this machine in the place of an upload.
+    page.has_launched = True
     mounted = app.router.routes.pop()
     assert isinstance(mounted, Mount), "Gradio mounts itself last"
     app.router.routes.append(_PageMount("/", app=_Guarded(mounted.app), name="page"))
