@@ -22,7 +22,7 @@ $(STAMP): pyproject.toml constraints.txt
 		|| { echo "Python 3.11 or later is needed; try: make setup PYTHON=python3.12"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) install -c constraints.txt torch
-	$(PIP) install -c constraints.txt -e ".[dev,lora,sdxl,serve,train]"
+	$(PIP) install -c constraints.txt -e ".[all]"
 	@touch $@
 
 demo: setup ## Show the main job: pictures, a description, an edit, a contact sheet

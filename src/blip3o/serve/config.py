@@ -38,6 +38,7 @@ class ServeConfig:
     max_image_bytes: int = _option(20_000_000, "largest picture file")
     max_image_pixels: int = _option(64_000_000, "most pixels of a picture")
     max_body_bytes: int = _option(32_000_000, "largest request")
+    preview_decoder_steps: int = _option(4, "steps of the image decoder for a preview, at most")
     max_n: int = _option(10, "pictures made by a request")
     max_steps: int = _option(100, "sampling steps")
     image_host: tuple[str, ...] = _option(
@@ -47,6 +48,7 @@ class ServeConfig:
         (), "a key that clients must send; repeatable, also BLIP3O_API_KEYS (with commas)"
     )
     cors_origin: tuple[str, ...] = _option((), "a web origin that may call; repeatable")
+    no_page: bool = _option(False, "serve no web page at /, the API only")
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):

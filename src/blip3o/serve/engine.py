@@ -87,7 +87,10 @@ class Engine(threading.Thread):
             if self._num_threads is not None:
                 torch.set_num_threads(self._num_threads)
             self._maker = PictureMaker(
-                self._pipe, self._config.max_batch, is_padded=not self._config.unpadded_batches
+                self._pipe,
+                self._config.max_batch,
+                is_padded=not self._config.unpadded_batches,
+                preview_steps=self._config.preview_decoder_steps,
             )
             self._is_ready.set()
             self._work()

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Literal
 
 from PIL import Image
+from torch import Tensor
 
 from blip3o.core.types import Message
 
@@ -22,6 +23,7 @@ class PictureRequest:
         seed: with its number it decides a picture, as in `blip3o generate`.
         num_inference_steps: steps of the DiT.
         guidance_scale: 1 or more.
+        preview_every: steps between two previews; 0 for none. What is made does not depend on it.
     """
 
     kind: Literal["generate", "edit", "reconstruct"]
@@ -31,6 +33,7 @@ class PictureRequest:
     seed: int = 0
     num_inference_steps: int = 1
     guidance_scale: float = 1.0
+    preview_every: int = 0
 
     @property
     def batch_key(self) -> tuple[object, ...]:
@@ -38,6 +41,10 @@ class PictureRequest:
         if self.kind == "reconstruct":
             return (self.kind,)
         return (self.kind, self.num_inference_steps, self.guidance_scale != 1.0)
+
+    def previewed(self, every: int) -> "PictureRequest":
+        """Returns the same request with a preview after each so many steps."""
+        return dataclasses.replace(self, preview_every=every)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,6 +68,25 @@ class Progress:
 
     step: int
     num_steps: int
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Preview:
+    """What picture number `index` of a request looks like on its way.
+
+    Args:
+        index: number of the picture within the request.
+        step: steps that are done.
+        image: the clean picture that the sampler is heading for, decoded with few steps.
+        features: normalized features at this step, noise and all, [N, K], fp32 on the CPU.
+        seconds: since the work on its batch began.
+    """
+
+    index: int
+    step: int
+    image: Image.Image
+    features: Tensor
+    seconds: float
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -107,7 +133,7 @@ class Failed:
     kind: Literal["request", "work", "engine"]
 
 
-Event = Progress | Picture | Text | Answered | Failed
+Event = Progress | Preview | Picture | Text | Answered | Failed
 
 
 class Job:

@@ -12,13 +12,14 @@ from torch import Tensor
 
 from blip3o.flow.solver import StepCallback
 from blip3o.generate.empty import empty_condition
-from blip3o.generate.images import sample_features
+from blip3o.generate.images import noise_levels, sample_features
 from blip3o.generate.outputs import decoding_settings, finish
 from blip3o.generate.pipeline import Blip3oPipeline
 from blip3o.generate.prompts import model_noise, square_pixels
 from blip3o.generate.write import picture_generator
 from blip3o.serve.exact import equal_batch_sizes
 from blip3o.serve.jobs import PictureRequest, Row
+from blip3o.serve.previews import Previewer
 
 
 class PictureMaker:
@@ -28,12 +29,23 @@ class PictureMaker:
         pipe: the pipeline.
         max_batch: rows of the largest batch.
         is_padded: pad batches so that a row's bits never depend on the others.
+        preview_steps: steps of the image decoder for previews; the model's own number if that
+            is smaller.
     """
 
-    def __init__(self, pipe: Blip3oPipeline, max_batch: int, *, is_padded: bool = True) -> None:
+    def __init__(
+        self,
+        pipe: Blip3oPipeline,
+        max_batch: int,
+        *,
+        is_padded: bool = True,
+        preview_steps: int = 4,
+    ) -> None:
         self._pipe = pipe
         self._model = pipe.model
         self._decoding = decoding_settings(pipe.model.config, None, None)
+        own = self._decoding.num_steps
+        self._quick = decoding_settings(pipe.model.config, min(own, preview_steps), None)
         self._empty = empty_condition(pipe.model, pipe.tokenizer)
         self.sizes = list(range(1, max_batch + 1))
         if is_padded:
@@ -54,6 +66,7 @@ class PictureMaker:
         return images
 
     def _make_batch(self, rows: Sequence[Row], on_step: StepCallback | None) -> list[Image.Image]:
+        watch = Previewer(rows)
         size = next(size for size in self.sizes if size >= len(rows))
         padded = [*rows, *[rows[0]] * (size - len(rows))]
         requests = {id(row.request): row.request for row in rows}
@@ -63,9 +76,20 @@ class PictureMaker:
             known = {key: self._encode(request) for key, request in requests.items()}
             features = torch.cat([known[id(row.request)] for row in padded])
         else:
-            features = self._sample(padded, requests, feature_noise, on_step)
+
+            def after_step(step: int, features: Tensor) -> Tensor | None:
+                watch(step, features, self._preview)
+                return None if on_step is None else on_step(step, features)
+
+            steps = rows[0].request.num_inference_steps
+            watch.start(feature_noise, decoder_noise, noise_levels(self._model, steps))
+            features = self._sample(padded, requests, feature_noise, after_step)
         output = finish(self._model, features, decoder_noise, self._decoding, "pil", self._empty)
         return output.images[: len(rows)]
+
+    def _preview(self, features: Tensor, decoder_noise: Tensor) -> list[Image.Image]:
+        output = finish(self._model, features, decoder_noise, self._quick, "pil", self._empty)
+        return output.images
 
     def _sample(
         self,

@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+import types
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,9 @@ from PIL import Image
 PAGE = Path(__file__).parents[3] / "docs" / "serving.md"
 
 
-def example(language: str) -> str:
-    (found,) = re.findall(rf"```{language}\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
-    return found
+def example(language: str, number: int = 0) -> str:
+    found = re.findall(rf"```{language}\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
+    return found[number]
 
 
 def run(command: list[str], code: str, server: Any, folder: Path) -> str:
@@ -54,3 +55,22 @@ def test_python(server: Any, tmp_path: Path) -> None:
     out = run([sys.executable, "-c"], example("python"), server, tmp_path)
     assert out.endswith("data:image/png;base64,\n")
     assert len(out) > 30
+
+
+def test_ray_serve(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray is not here: what it is handed, a builder of an application, is built and asked."""
+    from fastapi.testclient import TestClient
+
+    builders: list[Any] = []
+    ray = types.SimpleNamespace(
+        ingress=lambda builder: builders.append(builder) or (lambda: None),
+        deployment=lambda **options: lambda bare: types.SimpleNamespace(bind=lambda: options),
+    )
+    monkeypatch.setitem(sys.modules, "ray", types.SimpleNamespace(serve=ray))  # type: ignore[misc]
+    code = example("python", 1).replace("models/blip3o-8b", "pocket")
+    names: dict[str, Any] = {}
+    exec(code.replace('device="cuda", dtype="bf16"', 'device="cpu", dtype="fp32"'), names)
+    assert names["app"]["ray_actor_options"] == {"num_gpus": 1}
+    client = TestClient(builders[0]())
+    assert client.get("/health").json()["ready"]
+    assert client.get("/v1/models").json()["data"][0]["id"] == "blip3o-8b"

@@ -32,24 +32,31 @@ def chat_routes(service: Service) -> APIRouter:
 
     @router.post("/v1/chat/completions", summary="The next turn of a conversation")
     async def completions(body: ChatCompletionRequest, request: Request) -> Response:
-        _check(service, body)
-        messages, pictures = await _conversation(service, body)
-        if "image" in body.modalities:
-            job = _picture_request(service, body, messages, pictures)
-        else:
-            service.check_chat(messages)
-            limit = body.max_tokens or body.max_completion_tokens or service.sampling.max_new_tokens
-            job = ChatRequest(
-                messages=messages,
-                pictures=pictures,
-                max_tokens=min(limit, service.config.max_answer_tokens),
-            )
-        deltas = _deltas(service, job, request)
+        deltas = _deltas(service, await chat_job(service, body), request)
         if body.stream:
             return await event_stream(_chunks(service, deltas, body), is_ended=True)
         return await _whole(service, deltas)
 
     return router
+
+
+async def chat_job(service: Service, body: ChatCompletionRequest) -> ChatRequest | PictureRequest:
+    """Returns the work that the next turn of a conversation asks for.
+
+    Raises:
+        ApiError: 400, 404 or 413 for what the model or the server's limits do not allow.
+    """
+    _check(service, body)
+    messages, pictures = await _conversation(service, body)
+    if "image" in body.modalities:
+        return _picture_request(service, body, messages, pictures)
+    service.check_chat(messages)
+    limit = body.max_tokens or body.max_completion_tokens or service.sampling.max_new_tokens
+    return ChatRequest(
+        messages=messages,
+        pictures=pictures,
+        max_tokens=min(limit, service.config.max_answer_tokens),
+    )
 
 
 def _check(service: Service, body: ChatCompletionRequest) -> None:

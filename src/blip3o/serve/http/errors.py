@@ -2,10 +2,12 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
+from pydantic import BaseModel, ValidationError
 from starlette.responses import Response
 
+T = TypeVar("T", bound=BaseModel)
 _TYPES = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}
 _KINDS = {
     "extra_forbidden": "unknown_parameter",
@@ -69,6 +71,18 @@ class ApiError(Exception):
 def invalid(message: str, param: str | None = None, code: str = "invalid_value") -> ApiError:
     """Returns the error for a request that cannot be met as asked."""
     return ApiError(400, message, param=param, code=code)
+
+
+def validated(schema: type[T], fields: Mapping[str, Any]) -> T:
+    """Returns fields as what a schema says that they are.
+
+    Raises:
+        ApiError: 400 for what it does not allow.
+    """
+    try:
+        return schema.model_validate(fields)
+    except ValidationError as error:
+        raise from_validation(error.errors()) from error
 
 
 def from_validation(errors: Sequence[Any]) -> ApiError:

@@ -3,13 +3,13 @@
 from typing import TypeVar
 
 from PIL import Image
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
 from blip3o.serve.config import ServeConfig
-from blip3o.serve.http.errors import from_validation, invalid
+from blip3o.serve.http.errors import invalid, validated
 from blip3o.serve.http.images_in import PictureReader
 
 T = TypeVar("T", bound=BaseModel)
@@ -51,10 +51,7 @@ async def read_form(
                 raise invalid(f"{name!r:.100} is given twice", name)
             else:
                 fields[name] = value
-        try:
-            parsed = schema.model_validate(fields)
-        except ValidationError as error:
-            raise from_validation(error.errors()) from error
+        parsed = validated(schema, fields)
         if not uploads:
             raise invalid("image: a picture is needed", "image", "missing_required_parameter")
         check_count(len(uploads), config, "image")

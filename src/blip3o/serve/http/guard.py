@@ -1,6 +1,7 @@
 """What every request passes before it is looked at: key, size, time and measurement."""
 
 import asyncio
+import base64
 import hashlib
 import hmac
 import time
@@ -13,6 +14,8 @@ from blip3o.serve.http.errors import ApiError
 from blip3o.serve.http.metrics import Metrics
 
 _OPEN_PATHS = ("/health",)
+API_PATHS = ("/v1/", "/health", "/metrics", "/docs", "/openapi.json")
+"""Where programs go; everything else is the page's, for people."""
 
 
 class Guard:
@@ -64,17 +67,18 @@ class Guard:
     def _check_key(self, scope: Scope) -> None:
         if not self._keys or scope["path"] in _OPEN_PATHS or scope["method"] == "OPTIONS":
             return
-        given = dict(scope["headers"]).get(b"authorization", b"")
-        kind, _, key = given.partition(b" ")
-        digest = _digest(key.strip())
+        is_page = not scope["path"].startswith(API_PATHS)
+        given = _given_key(scope, is_page=is_page)
+        digest = _digest(given)
         # All keys are compared, and all in the same time: it tells nothing about any of them.
         hits = [hmac.compare_digest(digest, known) for known in self._keys]
-        if kind.lower() != b"bearer" or not any(hits):
+        if not given or not any(hits):
+            challenge = 'Basic realm="blip3o: the API key is the password"' if is_page else "Bearer"
             raise ApiError(
                 401,
                 "a valid API key is needed: Authorization: Bearer KEY",
                 code="invalid_api_key",
-                headers={"WWW-Authenticate": "Bearer"},
+                headers={"WWW-Authenticate": challenge},
             )
 
     async def _body(self, scope: Scope, receive: Receive) -> bytes | None:
@@ -119,6 +123,22 @@ def _replay(body: bytes, receive: Receive) -> Receive:
         return {"type": "http.request", "body": body, "more_body": False}
 
     return replayed
+
+
+def _given_key(scope: Scope, *, is_page: bool) -> bytes:
+    """Returns the key that a request comes with; browsers send it to the page as a password."""
+    headers = dict(scope["headers"])
+    kind, _, value = headers.get(b"authorization", b"").partition(b" ")
+    if kind.lower() == b"bearer":
+        return value.strip()
+    # A browser sends a password along whoever made it ask: another site's page may only link here.
+    is_foreign = headers.get(b"sec-fetch-site", b"none") not in (b"none", b"same-origin")
+    if kind.lower() != b"basic" or not is_page or (is_foreign and scope["method"] != "GET"):
+        return b""
+    try:
+        return base64.b64decode(value.strip(), validate=True).partition(b":")[2]
+    except ValueError:
+        return b""
 
 
 def _digest(key: bytes) -> bytes:

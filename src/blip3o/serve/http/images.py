@@ -35,20 +35,14 @@ def image_routes(service: Service) -> APIRouter:
 
     @router.post("/v1/images/generations", summary="Pictures of a prompt")
     async def generations(body: GenerationRequest, request: Request) -> Response:
-        check_options(service, body)
-        messages = service.chat_template.generate_messages(body.prompt)
-        prompt = service.prompt(messages, body.prompt, "prompt")
-        return await _answer(service, sampled(service, "generate", body, prompt, []), body, request)
+        return await _answer(service, generation_job(service, body), body, request)
 
     @router.post(
         "/v1/images/edits", summary="Pictures changed as told", openapi_extra=_form(EditForm)
     )
     async def edits(request: Request) -> Response:
         body, pictures = await read_form(request, EditForm, service.config, service.reader)
-        check_options(service, body)
-        prompt = edit_prompt(service, body.prompt, len(pictures), "prompt")
-        job = sampled(service, "edit", body, prompt, pictures)
-        return await _answer(service, job, body, request)
+        return await _answer(service, edit_job(service, body, pictures), body, request)
 
     @router.post(
         "/v1/images/variations",
@@ -57,12 +51,7 @@ def image_routes(service: Service) -> APIRouter:
     )
     async def variations(request: Request) -> Response:
         body, pictures = await read_form(request, VariationForm, service.config, service.reader)
-        check_options(service, body)
-        if len(pictures) > 1:
-            raise invalid("a variation is of one picture", "image", "too_many_images")
-        seed = new_seed() if body.seed is None else body.seed
-        job = PictureRequest(kind="reconstruct", pictures=pictures, count=body.n, seed=seed)
-        return await _answer(service, job, body, request)
+        return await _answer(service, variation_job(service, body, pictures), body, request)
 
     @router.get(PICTURE_PATH + "{name}", summary="A picture that an answer's url points to")
     async def picture(name: str) -> Response:
@@ -72,6 +61,44 @@ def image_routes(service: Service) -> APIRouter:
         return Response(data, media_type="image/png", headers={"Cache-Control": "no-store"})
 
     return router
+
+
+def generation_job(service: Service, body: GenerationRequest) -> PictureRequest:
+    """Returns the work that a request for pictures of a prompt asks for.
+
+    Raises:
+        ApiError: 400 or 404 for what the model or the server's limits do not allow.
+    """
+    check_options(service, body)
+    messages = service.chat_template.generate_messages(body.prompt)
+    prompt = service.prompt(messages, body.prompt, "prompt")
+    return sampled(service, "generate", body, prompt, [])
+
+
+def edit_job(service: Service, body: EditForm, pictures: list[Image.Image]) -> PictureRequest:
+    """Returns the work that a request for changed pictures asks for.
+
+    Raises:
+        ApiError: 400 or 404 for what the model or the server's limits do not allow.
+    """
+    check_options(service, body)
+    prompt = edit_prompt(service, body.prompt, len(pictures), "prompt")
+    return sampled(service, "edit", body, prompt, pictures)
+
+
+def variation_job(
+    service: Service, body: VariationForm, pictures: list[Image.Image]
+) -> PictureRequest:
+    """Returns the work that a request for a picture through its features asks for.
+
+    Raises:
+        ApiError: 400 or 404 for what the model or the server's limits do not allow.
+    """
+    check_options(service, body)
+    if len(pictures) > 1:
+        raise invalid("a variation is of one picture", "image", "too_many_images")
+    seed = new_seed() if body.seed is None else body.seed
+    return PictureRequest(kind="reconstruct", pictures=pictures, count=body.n, seed=seed)
 
 
 def check_options(service: Service, body: PictureOptions) -> None:

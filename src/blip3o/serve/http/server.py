@@ -1,5 +1,6 @@
 """Runs the server as a process: models, sockets, signals."""
 
+import importlib.util
 import os
 import signal
 import socket
@@ -8,6 +9,7 @@ from typing import Any
 
 import torch
 import uvicorn
+from fastapi import FastAPI
 
 from blip3o.core.device import resolve_device
 from blip3o.core.errors import UsageError
@@ -42,8 +44,11 @@ def serve(config: ServeConfig, model: str, **loading: Any) -> None:  # noqa: ANN
     ]
     service = Service(pipes, os.path.basename(model.rstrip("/")) or model, config)
     service.start()
+    app = build_app(service, keys)
+    if not config.no_page:
+        _add_page(app, service)
     settings = uvicorn.Config(
-        build_app(service, keys),
+        app,
         log_level="warning",
         access_log=False,
         timeout_graceful_shutdown=max(1, round(config.drain_timeout_s)),
@@ -63,12 +68,27 @@ def serve(config: ServeConfig, model: str, **loading: Any) -> None:  # noqa: ANN
         service.stop()
 
 
+def _add_page(app: FastAPI, service: Service) -> None:
+    """Adds the page, where what it needs is installed."""
+    if importlib.util.find_spec("gradio") is None:
+        say("blip3o: no web page: pip install 'blip3o[page]'")
+        return
+    from blip3o.serve.page.mount import add_page
+
+    add_page(app, service)
+
+
 class _Server(uvicorn.Server):
     """Refuses new work from the moment it is told to stop."""
 
     def __init__(self, config: uvicorn.Config, service: Service) -> None:
         super().__init__(config)
         self._service = service
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        # An open page holds a connection for as long as it is told that the server lives.
+        getattr(self.config.app.state, "end_page", lambda: None)()  # type: ignore[union-attr]
+        await super().shutdown(sockets)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         self._service.queue.close()

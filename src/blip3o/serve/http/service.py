@@ -135,13 +135,13 @@ class Service:
         return self._pipe.chat_template
 
     async def events(
-        self, request: PictureRequest | ChatRequest, client: Request
+        self, request: PictureRequest | ChatRequest, client: Request | None = None
     ) -> AsyncGenerator[Event]:
         """Submits a request and yields its events; ends early when its client goes away.
 
         Args:
             request: what to do.
-            client: whose going away ends the job.
+            client: whose going away ends the job; None if closing the generator says it.
 
         Raises:
             ApiError: 429 if the queue is full, 503 if nothing is taken any more, 504 after the
@@ -157,7 +157,9 @@ class Service:
         job = Job(request, deliver)
         self._put(job)
         self._num_open += 1
-        watcher = asyncio.create_task(_tell_when_gone(client, arrived))
+        watcher = None
+        if client is not None:
+            watcher = asyncio.create_task(_tell_when_gone(client, arrived))
         try:
             end = loop.time() + self.config.timeout_s
             while True:
@@ -173,7 +175,8 @@ class Service:
         finally:
             self._num_open -= 1
             job.cancel()
-            watcher.cancel()
+            if watcher is not None:
+                watcher.cancel()
 
     def _put(self, job: Job) -> None:
         try:

@@ -1,0 +1,56 @@
+"""PNG files that say how they were made, and what such a file says."""
+
+import io
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+
+from blip3o.core.errors import UsageError
+
+_KEY = "blip3o"
+_MOST_CHARACTERS = 200_000
+
+
+def png_with_settings(image: Image.Image, settings: Mapping[str, Any]) -> bytes:
+    """Returns the bytes of a PNG file that holds settings as JSON in a text chunk.
+
+    Args:
+        image: the picture.
+        settings: plain data, such as prompt and seed.
+    """
+    info = PngInfo()
+    info.add_itxt(_KEY, json.dumps(dict(settings), ensure_ascii=False))
+    file = io.BytesIO()
+    image.save(file, "PNG", pnginfo=info)
+    return file.getvalue()
+
+
+def read_settings(source: Path | bytes) -> dict[str, Any]:
+    """Returns the settings that a PNG file holds; its pixels are not decoded.
+
+    Args:
+        source: a file or the bytes of one; read as hostile.
+
+    Raises:
+        UsageError: if it is no PNG or holds no settings.
+    """
+    missing = "the picture holds no settings; only a PNG file made by blip3o does"
+    opened = io.BytesIO(source) if isinstance(source, bytes) else source
+    try:
+        with Image.open(opened, formats=("PNG",)) as file:
+            text = file.info.get(_KEY)
+    except Exception as error:  # decoders raise all kinds of things for damaged files
+        raise UsageError(missing) from error
+    if not isinstance(text, str) or len(text) > _MOST_CHARACTERS:
+        raise UsageError(missing)
+    try:
+        settings = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise UsageError(missing) from error
+    if not isinstance(settings, dict):
+        raise UsageError(missing)
+    return settings

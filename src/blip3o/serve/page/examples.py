@@ -1,0 +1,49 @@
+"""What the page offers for one click."""
+
+from pathlib import Path
+
+from blip3o.data.scenes.render import render
+from blip3o.data.scenes.types import Placed, Scene
+
+PROMPTS = (
+    "a red car",
+    "three yellow stars",
+    "a blue cat to the left of a green tree",
+    "a purple guitar and an orange crown",
+)
+QUESTION = "Describe the image in detail."
+INSTRUCTIONS = ("remove the tree", "make the car green", "remove the guitar")
+
+_SCENES = (
+    Scene(
+        background="light blue",
+        objects=(
+            Placed(thing="cat", color="blue", x=0.28, y=0.5, size=0.38),
+            Placed(thing="tree", color="green", x=0.72, y=0.5, size=0.38),
+        ),
+    ),
+    Scene(background="cream", objects=(Placed(thing="car", color="red", x=0.5, y=0.5, size=0.5),)),
+    Scene(
+        background="lavender",
+        objects=(
+            Placed(thing="guitar", color="purple", x=0.3, y=0.3, size=0.36),
+            Placed(thing="crown", color="orange", x=0.7, y=0.7, size=0.36),
+        ),
+    ),
+)
+_SIDE_PX = 384
+_NAMES = ("cat-and-tree", "car", "guitar-and-crown")
+
+
+def example_pictures(folder: Path) -> list[str]:
+    """Writes the example pictures to a folder and returns their paths.
+
+    Args:
+        folder: where to.
+    """
+    paths = []
+    for name, scene in zip(_NAMES, _SCENES, strict=True):
+        path = folder / f"{name}.png"
+        render(scene, _SIDE_PX).save(path)
+        paths.append(str(path))
+    return paths

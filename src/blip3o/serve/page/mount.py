@@ -1,0 +1,114 @@
+"""Puts the page at `/` of the application."""
+
+import atexit
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from fastapi import FastAPI
+from starlette.datastructures import MutableHeaders
+from starlette.responses import PlainTextResponse
+from starlette.routing import Match, Mount
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from blip3o.serve.http.guard import API_PATHS
+from blip3o.serve.http.service import Service
+
+_POLICY = (
+    "default-src 'self' data: blob:; "
+    "script-src 'self' 'unsafe-inline' 'unsafe-eval' blob:; "
+    "style-src 'self' 'unsafe-inline'; frame-ancestors 'self'"
+)
+"""Browsers are told to ask nobody but this server."""
+
+_RELAYS = ("/gradio_api/file=http:", "/gradio_api/file=https:", "/gradio_api/proxy=")
+"""Paths under which Gradio would hand on what other servers answer."""
+
+
+def add_page(app: FastAPI, service: Service) -> None:
+    """Adds the page to an application whose routes are all there.
+
+    Args:
+        app: the server's application.
+        service: what the page hands its requests to.
+    """
+    # Gradio reads these when it is imported.
+    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+    files = tempfile.mkdtemp(prefix="blip3o-page-")
+    os.environ["GRADIO_TEMP_DIR"] = files
+    atexit.register(shutil.rmtree, files, ignore_errors=True)
+    import gradio as gr
+    from gradio import image_utils, processing_utils
+
+    from blip3o.serve.page.look import CSS, HEAD, theme
+    from blip3o.serve.page.tabs import build_page
+
+    # Gradio would decode pictures of any size; the page reads them within the server's limits.
+    # (Not by a component of our own: for such a class Gradio writes files beside the source.)
+    image_utils.preprocess_image = _untouched
+    # Gradio would fetch whatever URL a client names in the place of a file.
+    processing_utils.async_ssrf_protected_get = _refuse_url
+    page = build_page(service, Path(files))
+    gr.mount_gradio_app(
+        app,
+        page,
+        path="/",
+        theme=theme(),
+        css=CSS,
+        head=HEAD,
+        footer_links=[],
+        run_history=False,
+        show_error=False,
+        ssr_mode=False,
+        pwa=False,
+        mcp_server=False,
+        enable_monitoring=False,
+        max_file_size=service.config.max_image_bytes,
+    )
+    # Without this Gradio lets clients name any file of this machine in the place of an upload.
+    page.has_launched = True
+    mounted = app.router.routes.pop()
+    assert isinstance(mounted, Mount), "Gradio mounts itself last"
+    app.router.routes.append(_PageMount("/", app=_Guarded(mounted.app), name="page"))
+    app.state.end_page = mounted.app.stop_event.set  # type: ignore[attr-defined]
+
+
+def _untouched(payload: Any, **_: Any) -> str | None:  # noqa: ANN401  (as Gradio calls it)
+    return None if payload is None else payload.path
+
+
+async def _refuse_url(url: str) -> Any:  # noqa: ANN401  (it never returns)
+    import gradio as gr
+
+    raise gr.Error("The page reads no URLs; choose a file.", print_exception=False)
+
+
+class _PageMount(Mount):
+    """Takes all paths but those of the API, whose errors are answered by the API."""
+
+    def matches(self, scope: Scope) -> tuple[Match, Any]:
+        """Returns whether a request is for the page."""
+        if scope["path"].startswith(API_PATHS):
+            return Match.NONE, {}
+        return super().matches(scope)
+
+
+class _Guarded:
+    """Adds the policy to every answer of the page, and fetches nothing for anybody."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def with_policy(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = MutableHeaders(scope=message)
+                headers["Content-Security-Policy"] = _POLICY
+                headers["Referrer-Policy"] = "same-origin"
+            await send(message)
+
+        is_relay = scope["path"].startswith(_RELAYS) if scope["type"] == "http" else False
+        app = PlainTextResponse("not found", 404) if is_relay else self._app
+        await app(scope, receive, with_policy)

@@ -1,0 +1,63 @@
+"""Pictures on their way: what the rows of a batch look like between two steps of the sampler."""
+
+import time
+from collections.abc import Callable, Sequence
+
+from PIL import Image
+from torch import Tensor
+
+from blip3o.serve.jobs import Preview, Row
+
+Decode = Callable[[Tensor, Tensor], list[Image.Image]]
+"""(normalized features [V, N, K], decoder noise [V, ...]) -> pictures."""
+
+
+class Previewer:
+    """Delivers previews of those rows of a batch that asked for them.
+
+    Args:
+        rows: of the batch, without padding.
+    """
+
+    def __init__(self, rows: Sequence[Row]) -> None:
+        self._rows = rows
+        self._began = time.monotonic()
+
+    def start(self, noise: Tensor, decoder_noise: Tensor, sigmas: Tensor) -> None:
+        """Notes where the sampler starts.
+
+        Args:
+            noise: features of step 0, [B, N, K]; padded rows come last.
+            decoder_noise: what the image decoder starts from, [B, *noise_shape].
+            sigmas: falling noise levels, [steps + 1].
+        """
+        self._before = noise
+        self._decoder_noise = decoder_noise
+        self._sigmas = sigmas.tolist()
+
+    def __call__(self, step: int, noisy: Tensor, decode: Decode) -> None:
+        """Delivers what is due after a step.
+
+        Args:
+            step: steps that are done.
+            noisy: the features now, [B, N, K].
+            decode: makes the pictures.
+        """
+        before, self._before = self._before, noisy
+        due = [
+            place
+            for place, row in enumerate(self._rows)
+            if row.request.preview_every
+            and (step % row.request.preview_every == 0 or step == row.request.num_inference_steps)
+            and not row.job.is_cancelled
+        ]
+        if not due:
+            return
+        level, interval = self._sigmas[step], self._sigmas[step] - self._sigmas[step - 1]
+        # The path is straight for one velocity: followed to level 0 it ends at a clean picture.
+        clean = noisy[due] - level * (noisy[due] - before[due]) / interval
+        images = decode(clean.to(self._decoder_noise), self._decoder_noise[due])
+        seconds = time.monotonic() - self._began
+        for place, image in zip(due, images, strict=True):
+            row, features = self._rows[place], noisy[place].float().cpu()
+            row.job.deliver(Preview(row.index, step, image, features, seconds))

@@ -1,0 +1,69 @@
+"""Keys: programs send them as bearers, browsers to the page only, as a password."""
+
+import base64
+from typing import Any
+
+import pytest
+
+pytest.importorskip("fastapi")
+
+from fastapi import FastAPI
+from fastapi.testclient import TestClient
+
+from blip3o.serve.config import ServeConfig
+from blip3o.serve.http.guard import Guard
+from blip3o.serve.http.metrics import Metrics
+
+
+@pytest.fixture(scope="module")
+def client() -> TestClient:
+    app = FastAPI()
+
+    @app.api_route("/{path:path}", methods=["GET", "POST"])
+    async def answer(path: str) -> str:
+        return path
+
+    app.add_middleware(Guard, config=ServeConfig(), keys=["secret"], metrics=Metrics())
+    return TestClient(app)
+
+
+def basic(key: str) -> dict[str, str]:
+    return {"Authorization": "Basic " + base64.b64encode(f"me:{key}".encode()).decode()}
+
+
+FOREIGN = {**basic("secret"), "Sec-Fetch-Site": "cross-site"}
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "headers", "status"),
+    [
+        ("GET", "/", {}, 401),
+        ("GET", "/", basic("secret"), 200),
+        ("GET", "/", basic("wrong"), 401),
+        ("GET", "/", basic(""), 401),
+        ("GET", "/", {"Authorization": "Basic @@@"}, 401),
+        ("GET", "/", {"Authorization": "Bearer secret"}, 200),
+        ("GET", "/", {"Authorization": "Bearer "}, 401),
+        ("GET", "/", FOREIGN, 200),
+        ("POST", "/gradio_api/queue/join", FOREIGN, 401),
+        ("POST", "/gradio_api/queue/join", {**basic("secret"), "Sec-Fetch-Site": "same-site"}, 401),
+        (
+            "POST",
+            "/gradio_api/queue/join",
+            {**basic("secret"), "Sec-Fetch-Site": "same-origin"},
+            200,
+        ),
+        ("GET", "/v1/models", basic("secret"), 401),
+        ("GET", "/metrics", basic("secret"), 401),
+        ("GET", "/v1/models", {"Authorization": "Bearer secret"}, 200),
+        ("GET", "/health", {}, 200),
+    ],
+)
+def test_who_may_pass(
+    client: TestClient, method: str, path: str, headers: dict[str, Any], status: int
+) -> None:
+    answer = client.request(method, path, headers=headers)
+    assert answer.status_code == status
+    if status == 401:
+        kind = "Bearer" if path.startswith(("/v1", "/metrics")) else "Basic"
+        assert answer.headers["WWW-Authenticate"].startswith(kind)
