@@ -180,7 +180,7 @@ def scene_fields(scene: Scene, index: int, rng: np.random.Generator) -> dict[str
     asked = _unlike([*asked, *questions(scene, rng, DRILLS)])
     words, about_words = text_conversation(scene, rng)
     drills = questions(scene, rng, DRILLS)
-    text_drills = [qa for qa in about_words if qa.kind in DRILLS]
+    text_drills = [qa for qa in about_words if qa.kind in (*DRILLS, "relation")]
     return {
         "captions": captions,
         "conversations": _turns(asked, f"{IMAGE_MARK}\n"),
