@@ -8,6 +8,7 @@ import resource
 import shutil
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -242,24 +243,24 @@ def test_another_model_is_refused_by_the_names_of_its_weights(tmp_path: Path) ->
         Saved(tmp_path, width=4).checkpoints.load()
 
 
-@pytest.fixture
+@contextmanager
 def small_files() -> Iterator[None]:
     """Lets no file grow over a few bytes: what a full disk looks like to those who write."""
     old = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (64, old[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, old)
+    try:
+        yield
+    finally:  # not a fixture: pytest itself writes its report before it ends those
+        resource.setrlimit(resource.RLIMIT_FSIZE, old)
 
 
-def test_tensors_that_find_no_room_leave_the_last_good_one(
-    tmp_path: Path, request: pytest.FixtureRequest
-) -> None:
+def test_tensors_that_find_no_room_leave_the_last_good_one(tmp_path: Path) -> None:
     saved = Saved(tmp_path)
     saved.save(1)
     expected = saved.tensors()
-    request.getfixturevalue("small_files")
-    saved.begin(2)
-    with pytest.raises(UsageError, match=r"could not be written.*File too large.*make room"):
+    match = r"could not be written.*File too large.*make room"
+    with small_files(), pytest.raises(UsageError, match=match):
+        saved.begin(2)
         saved.checkpoints.wait()
     assert names(tmp_path) == ["step-00000001"]
     fresh = Saved(tmp_path)
