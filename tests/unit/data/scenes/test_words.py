@@ -320,3 +320,17 @@ def test_training_asks_drills_and_no_question_twice() -> None:
             assert len(set(plain)) == len(plain)
             if 1 in Counter(one.thing for one in scene.objects).values():
                 assert any(";" in turn["value"] for turn in fields[name][1::2])
+
+
+def test_the_words_that_questions_are_about_are_marked() -> None:
+    for index, scene in enumerate(SCENES[:50]):
+        fields = scene_fields(scene, index, numpy_rng(0, "words", index))
+        for name in ("text_conversations", "text_drills"):
+            first = fields[name][0]
+            words, question = first["value"][: first["context"]], first["value"][first["context"] :]
+            assert {color for _, _, color, _ in NOUN.findall(words)} == {
+                one.color for one in scene.objects
+            }
+            assert words.endswith(". ")
+            assert question[0].isupper()
+            assert question.endswith("?")
