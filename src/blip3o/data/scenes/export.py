@@ -180,13 +180,13 @@ def scene_fields(scene: Scene, index: int, rng: np.random.Generator) -> dict[str
     asked = _unlike([*asked, *questions(scene, rng, DRILLS)])
     words, about_words = text_conversation(scene, rng)
     drills = questions(scene, rng, DRILLS)
-    text_drills = [qa for qa in about_words if qa.kind in DRILLS]
+    text_drills = [qa for qa in about_words if qa.kind in (*DRILLS, "relation")]
     return {
         "captions": captions,
         "conversations": _turns(asked, f"{IMAGE_MARK}\n"),
         "text_conversations": _text_turns(_unlike(about_words), words),
-        "drills": _turns(drills, f"{IMAGE_MARK}\n"),
-        "text_drills": _text_turns(text_drills, words),
+        "drills": _turns(_unlike(drills), f"{IMAGE_MARK}\n"),
+        "text_drills": _text_turns(_unlike(text_drills), words),
         "objects": [asdict(one) for one in scene.objects],
         "background": scene.background,
         "index": index,

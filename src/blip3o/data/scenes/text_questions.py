@@ -14,6 +14,7 @@ TEXT_KINDS: tuple[str, ...] = tuple(kind for kind in KINDS if kind != "relation"
 """Kinds of questions about detailed captions, which tell places, not distances."""
 _SHORT_KINDS = ("color", "count", "is_there", "colors_of", "are_there")
 """Kinds of questions that a short caption with colors answers."""
+_COLORLESS_SHARE = 0.3
 _OPPOSITES = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
 
 
@@ -50,9 +51,14 @@ def text_conversation(scene: Scene, rng: np.random.Generator) -> tuple[str, list
     if rng.random() < 0.5:
         asked = [*questions(scene, rng, TEXT_KINDS)[:3], *questions(scene, rng, DRILLS)]
         return text_context(scene), asked
+    named = groups(scene, colors=bool(rng.random() >= _COLORLESS_SHARE))
+    is_pair = len(scene.objects) == len(named) == 2
+    if is_pair and named[0].color is None:
+        words, asked = _pair(scene, named, rng)
+        return f"{opened(rng, words)}. ", asked
     named = groups(scene)
     asked = questions(scene, rng, _SHORT_KINDS)
-    if len(scene.objects) == len(named) == 2 and rng.random() < 0.7:
+    if is_pair and rng.random() < 0.7:
         words, related_too = _pair(scene, named, rng)
         asked += related_too
     else:
@@ -64,7 +70,7 @@ def text_conversation(scene: Scene, rng: np.random.Generator) -> tuple[str, list
 def _pair(scene: Scene, named: list[Group], rng: np.random.Generator) -> tuple[str, list[QA]]:
     """Returns two objects in a relation, and questions for both ends of it."""
     one, other = scene.objects
-    if (one.thing, one.color) != (named[0].thing, named[0].color):
+    if one.thing != named[0].thing or named[0].color not in (None, one.color):
         one, other = other, one
     if rng.random() < 0.5:
         one, other, named = other, one, named[::-1]
