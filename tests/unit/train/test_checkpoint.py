@@ -8,6 +8,7 @@ import resource
 import shutil
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -242,25 +243,25 @@ def test_another_model_is_refused_by_the_names_of_its_weights(tmp_path: Path) ->
         Saved(tmp_path, width=4).checkpoints.load()
 
 
-@pytest.fixture
+@contextmanager
 def small_files() -> Iterator[None]:
     """Lets no file grow over a few bytes: what a full disk looks like to those who write."""
     old = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (64, old[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, old)
+    try:
+        yield
+    finally:  # before the test ends: pytest's own output may be such a file
+        resource.setrlimit(resource.RLIMIT_FSIZE, old)
 
 
-def test_tensors_that_find_no_room_leave_the_last_good_one(
-    tmp_path: Path, request: pytest.FixtureRequest
-) -> None:
+def test_tensors_that_find_no_room_leave_the_last_good_one(tmp_path: Path) -> None:
     saved = Saved(tmp_path)
     saved.save(1)
     expected = saved.tensors()
-    request.getfixturevalue("small_files")
-    saved.begin(2)
-    with pytest.raises(UsageError, match=r"could not be written.*File too large.*make room"):
-        saved.checkpoints.wait()
+    with small_files():
+        saved.begin(2)
+        with pytest.raises(UsageError, match=r"could not be written.*File too large.*make room"):
+            saved.checkpoints.wait()
     assert names(tmp_path) == ["step-00000001"]
     fresh = Saved(tmp_path)
     fresh.checkpoints.load()
@@ -280,7 +281,7 @@ def test_a_full_disk_leaves_the_last_good_one(
     with monkeypatch.context() as patch:
         match where:
             case "state":
-                patch.setattr(Path, "write_text", refuse)
+                patch.setattr(Path, "write_bytes", refuse)
             case "flush":
                 patch.setattr(os, "fsync", refuse)
             case "rename":

@@ -270,7 +270,7 @@ def test_drills_say_whether_there_is_each_thing_they_ask_for() -> None:
             facts = [(with_article(name), name in there) for name in names]
             assert qa.answer == "; ".join(f"{n} {'yes' if ok else 'no'}" for n, ok in facts)
             said.update((" " in name, name in there) for name in names)
-    assert min(said[key] for key in itertools.product((False, True), repeat=2)) > 20
+    assert min(said[a, b] for a, b in itertools.product((False, True), repeat=2)) > 20
 
 
 def _asked_for(qa: QA, opening: str, article: str) -> list[str]:
