@@ -24,7 +24,7 @@ from blip3o.data.scenes.heldout import (
 )
 from blip3o.data.scenes.questions import KINDS, QA, describe, questions
 from blip3o.data.scenes.scene import sample_scene
-from blip3o.data.scenes.text_questions import text_conversation, text_questions
+from blip3o.data.scenes.text_questions import text_conversation
 from blip3o.data.scenes.things import COLORS, THINGS, plural, with_article
 from blip3o.data.scenes.types import Placed, Scene, place, relations, size_word
 from blip3o.data.scenes.words import noun
@@ -220,12 +220,6 @@ def test_where_and_color_are_not_asked_about_things_without_one_answer() -> None
         for qa in questions(CAT_AND_BUSES, numpy_rng(0, "q", turn)):
             if qa.kind in ("where", "relation"):
                 assert "bus" not in qa.question
-
-
-def test_text_questions_carry_their_picture_in_words() -> None:
-    for qa in text_questions(CAT_AND_BUSES, numpy_rng(0, "q")):
-        assert qa.question.startswith(f"There is {detailed_caption(CAT_AND_BUSES)}. ")
-        assert qa.kind != "relation"
 
 
 def test_describe_always_gives_the_canonical_caption() -> None:
