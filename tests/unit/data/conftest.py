@@ -43,6 +43,10 @@ def fields(number: int) -> dict[str, Any]:
             {"from": "human", "value": "Is a cat a dog?"},
             {"from": "gpt", "value": "no"},
         ],
+        "drills": [
+            {"from": "human", "value": "<image>\nWhich color are the cat and the dog?"},
+            {"from": "gpt", "value": "the cat red; the dog none"},
+        ],
         "objects": [
             {"thing": "cat", "color": "red", "x": 0.5, "y": 0.25, "size": 0.125},
             {"thing": "unheard-of", "color": "red", "x": 0.1, "y": 0.1, "size": 0.1},

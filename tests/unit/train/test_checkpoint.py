@@ -250,7 +250,7 @@ def small_files() -> Iterator[None]:
     resource.setrlimit(resource.RLIMIT_FSIZE, (64, old[1]))
     try:
         yield
-    finally:  # before the test ends: pytest's own output may be such a file
+    finally:  # not a fixture: pytest itself writes its report before it ends those
         resource.setrlimit(resource.RLIMIT_FSIZE, old)
 
 
@@ -258,9 +258,10 @@ def test_tensors_that_find_no_room_leave_the_last_good_one(tmp_path: Path) -> No
     saved = Saved(tmp_path)
     saved.save(1)
     expected = saved.tensors()
+    match = r"could not be written.*File too large.*make room"
     with small_files():
         saved.begin(2)
-        with pytest.raises(UsageError, match=r"could not be written.*File too large.*make room"):
+        with pytest.raises(UsageError, match=match):
             saved.checkpoints.wait()
     assert names(tmp_path) == ["step-00000001"]
     fresh = Saved(tmp_path)
