@@ -16,9 +16,11 @@ from multiprocessing.context import ForkProcess
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.distributed.checkpoint as dcp
+from PIL import Image
 from safetensors.torch import load_file
 from torch.distributed.checkpoint import HuggingFaceStorageReader
 
@@ -316,3 +318,32 @@ def test_half_precision_checkpointed_blocks_and_samples(config: RunConfig, tmp_p
 def test_a_batch_that_cannot_be_shared_is_refused(config: RunConfig, tmp_path: Path) -> None:
     assert finish(launch(config, tmp_path, 4)) == [USAGE] * 4
     assert not (tmp_path / "metrics.jsonl").exists()
+
+
+def test_adapters_of_two_processes_leave_the_model_that_one_leaves(
+    config: RunConfig, tmp_path: Path
+) -> None:
+    pytest.importorskip("peft", reason="needs adapters: pip install 'blip3o[lora]'")
+    changes = {"train.adapter": {"rank": 2}, "train.optimizer.lr": 1e-2}
+    changes |= {"train.sample_every": STEPS, "sample_prompts": ["a red cat"]}
+    config = evolve(config, changes)
+    for world_size in (1, 2):
+        folder = tmp_path / str(world_size)
+        assert finish(launch(config, folder, world_size)) == [0] * world_size
+    found, expected = tensors(tmp_path / "2"), tensors(tmp_path / "1")
+    assert found.keys() == expected.keys()
+    averages = [name.removeprefix("ema/") for name in found if name.startswith("ema/")]
+    assert averages
+    assert all(".lora_" in name for name in averages)
+    adapted = {f"{name.partition('.lora_')[0]}.weight" for name in averages}
+    changed = set()
+    for name, tensor in load_file(Path(config.init[0].folder) / "model.safetensors").items():
+        stored = f"model/model.safetensors/{name}"
+        torch.testing.assert_close(found[stored], expected[stored], rtol=0, atol=1e-5, msg=name)
+        if not torch.equal(found[stored], tensor):
+            changed.add(name)
+    assert {name.partition(".")[0] for name in changed} == {"backbone", "dit"}
+    assert changed <= adapted
+    files = [tmp_path / str(n) / f"samples/step-{STEPS:08d}.png" for n in (1, 2)]
+    one, two = (np.asarray(Image.open(file), dtype=int) for file in files)
+    assert np.abs(one - two).max() <= 1

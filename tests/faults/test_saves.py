@@ -123,10 +123,10 @@ def port() -> int:
     ("rank", "point", "expected"),
     [
         (1, "open shard-00002", 1),
-        (0, "open state.json", 1),
+        (0, "open .state.json.part", 1),
         (0, "os.rename .step-00000002.tmp", 1),
-        (0, "os.rename latest.tmp", 1),
-        (0, "os.remove", 2),
+        (0, "os.rename .latest.part", 1),
+        (0, "os.remove shard", 2),
     ],
 )
 def test_kill_9_of_one_of_two_processes(

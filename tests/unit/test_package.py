@@ -16,6 +16,7 @@ SOURCE = Path(blip3o.__file__).parent
 WEB = ("fastapi", "prometheus_client", "pydantic", "python_multipart", "starlette", "uvicorn")
 OPTIONAL = (
     "diffusers",
+    "gradio",
     "matplotlib",
     "peft",
     "tensorboard",
@@ -24,7 +25,7 @@ OPTIONAL = (
     "webdataset",
     *WEB,
 )
-NEED_AN_EXTRA = ("blip3o.serve.http",)
+NEED_AN_EXTRA = ("blip3o.serve.http", "blip3o.serve.page")
 
 
 def _run(code: str) -> str:

@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 import yaml
 
 from blip3o.core.errors import UsageError, unknown_name
+from blip3o.core.files import write_atomic
 from blip3o.core.registry import Registry
 
 ConfigT = TypeVar("ConfigT")
@@ -115,7 +116,7 @@ def evolve(config: ConfigT, changes: Mapping[str, Any]) -> ConfigT:
 
 def save_yaml(config: Any, path: Path) -> None:  # noqa: ANN401
     """Writes a config as YAML, readable by `load_yaml`."""
-    path.write_text(yaml.safe_dump(to_dict(config), sort_keys=False), encoding="utf-8")
+    write_atomic(path, yaml.safe_dump(to_dict(config), sort_keys=False))
 
 
 def load_yaml(cls: type[ConfigT], path: Path) -> ConfigT:

@@ -1,17 +1,19 @@
 """The processes of one run: which one this is, and what they tell each other.
 
 torchrun, or Slurm (`scripts/slurm`), starts one process for each device and names it in RANK,
-LOCAL_RANK and WORLD_SIZE. Without them a run is one process, and nothing here costs anything.
+LOCAL_RANK and WORLD_SIZE. Without them a run is one process, and nothing here costs anything: torch
+is imported by those who join others only, since whoever prints a line asks whether it is the first.
 """
 
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
-import torch
-import torch.distributed as dist
+if TYPE_CHECKING:
+    import torch.distributed as dist
 
 T = TypeVar("T")
 
@@ -26,9 +28,12 @@ def process_group() -> Iterator[None]:
     Tensors on the CPU travel by gloo, those on a GPU by nccl; each process takes the GPU of its
     local rank.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or dist.is_initialized():
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or _joined() is not None:
         yield
         return
+    import torch
+    import torch.distributed as dist
+
     backend = "gloo"
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
@@ -42,12 +47,14 @@ def process_group() -> Iterator[None]:
 
 def rank() -> int:
     """Returns the number of this process, from 0."""
-    return dist.get_rank() if dist.is_initialized() else 0
+    dist = _joined()
+    return 0 if dist is None else dist.get_rank()
 
 
 def world_size() -> int:
     """Returns the number of processes."""
-    return dist.get_world_size() if dist.is_initialized() else 1
+    dist = _joined()
+    return 1 if dist is None else dist.get_world_size()
 
 
 def is_main() -> bool:
@@ -55,14 +62,15 @@ def is_main() -> bool:
     return rank() == 0
 
 
-def exchange(value: T, group: dist.ProcessGroup | None = None) -> list[T]:
+def exchange(value: T, group: "dist.ProcessGroup | None" = None) -> list[T]:
     """Returns the value of every process, in order of rank; so it also waits for all of them.
 
     Args:
         value: what this process says; small, and anything that pickles.
         group: for threads: messages of one group must come in the same order everywhere.
     """
-    if not dist.is_initialized():
+    dist = _joined()
+    if dist is None:
         return [value]
     values: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(values, value, group)
@@ -79,3 +87,9 @@ def main_first() -> Iterator[None]:
     finally:
         if is_main():
             exchange(None)
+
+
+def _joined() -> Any:  # noqa: ANN401  (a module)
+    """Returns torch.distributed if this process has joined others, else None."""
+    dist = sys.modules.get("torch.distributed")
+    return dist if dist is not None and dist.is_initialized() else None

@@ -49,11 +49,14 @@ class Message:
         text: what is said; each `IMAGE_MARK` stands for one picture.
         learned: (start, stop) of the characters of an assistant's text that are learned, in order;
             None for all of it.
+        context: how many characters of a conversation's first text are what the whole conversation
+            is about; whichever question is asked first, they stand before it.
     """
 
     role: str
     text: str
     learned: tuple[tuple[int, int], ...] | None = None
+    context: int = 0
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

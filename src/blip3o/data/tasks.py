@@ -149,13 +149,16 @@ def draw_turns(example: Example, max_turns: int, rng: np.random.Generator) -> Ex
     system, turns = example.messages[:start], example.messages[start:]
     if [turn.role for turn in turns] != ["user", "assistant"] * (len(turns) // 2):
         raise ValueError("questions and answers do not take turns")
-    texts = [turn.text.replace(IMAGE_MARK, "").strip() for turn in turns[0::2]]
-    opening = f"{IMAGE_MARK}\n" if example.prompt_images else ""
+    first, texts = turns[0], [turn.text for turn in turns[0::2]]
+    texts[0] = first.text[first.context :]
+    texts = [text.replace(IMAGE_MARK, "").strip() for text in texts]
+    context = first.text[: first.context].replace(IMAGE_MARK, "").lstrip()
+    opening = f"{IMAGE_MARK}\n{context}" if example.prompt_images else context
     count = int(rng.integers(1, min(max_turns, len(texts)) + 1))
     messages = list(system)
     for k in rng.permutation(len(texts))[:count].tolist():
         messages += [Message(role="user", text=opening + texts[k]), turns[2 * k + 1]]
-        opening = ""  # the picture stands before the first question, whichever it is
+        opening = ""  # picture and context stand before the first question, whichever it is
     return dataclasses.replace(example, messages=tuple(messages))
 
 
@@ -189,7 +192,12 @@ def _message(turn: Any) -> Message:  # noqa: ANN401  (whatever the file holds)
         raise ValueError(f"a conversation turn is malformed: {error}") from error
     if not isinstance(said, str) or not said.strip():
         raise ValueError("a conversation turn is empty or no text")
-    return Message(role=role, text=said, learned=_spans(turn.get("learn"), said))
+    spans, context = turn.get("learn"), turn.get("context", 0)
+    if spans is not None and role != "assistant":
+        raise ValueError("'learn' of a conversation turn that is no answer")
+    if not isinstance(context, int) or not 0 <= context < len(said) or (context and role != "user"):
+        raise ValueError(f"'context' of a conversation turn does not fit its text: {context!r}")
+    return Message(role=role, text=said, learned=_spans(spans, said), context=context)
 
 
 def _spans(spans: Any, said: str) -> tuple[tuple[int, int], ...] | None:  # noqa: ANN401

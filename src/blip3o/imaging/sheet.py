@@ -61,24 +61,6 @@ def contact_sheet(
     return sheet
 
 
-def side_by_side(before: Image.Image, after: Image.Image) -> Image.Image:
-    """Returns one picture of two, to stand as one entry of a contact sheet.
-
-    Args:
-        before: left; its height is kept.
-        after: right; shown at the height of the left one.
-    """
-    gap = max(2, before.height // 32)
-    width = max(1, round(after.width * before.height / after.height))
-    right = after.convert("RGB")
-    if right.size != (width, before.height):
-        right = right.resize((width, before.height), Image.Resampling.BICUBIC)
-    pair = Image.new("RGB", (before.width + gap + width, before.height), _PAPER)
-    pair.paste(before.convert("RGB"), (0, 0))
-    pair.paste(right, (before.width + gap, 0))
-    return pair
-
-
 def wrap(text: str, width_px: int, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> list[str]:
     """Returns the lines of a text that fit a width; what does not fit ends in "...".
 

@@ -16,6 +16,7 @@ from blip3o.core.files import atomic_folder
 from blip3o.core.log import say
 from blip3o.data.collate import Preparer
 from blip3o.data.loader import Loader
+from blip3o.data.tasks import CONVERSATIONS
 from blip3o.models.encoders.normalizer import FeatureNormalizer
 from blip3o.models.unified import UnifiedModel
 from blip3o.recipes.features import feature_cache
@@ -163,14 +164,16 @@ def _own_tokenizer(config: RunConfig, run_dir: Path) -> Tokenizer:
 
 
 def _texts(config: RunConfig) -> Any:  # noqa: ANN401  (a generator of strings)
-    sources = {entry.source: entry.source.build() for entry in config.data.mixture}
-    for source in sources.values():
+    entries = config.data.mixture
+    named = [entry.conversation for entry in entries if entry.conversation is not None]
+    conversations = dict.fromkeys([*CONVERSATIONS.values(), *named])
+    for source in [one.build() for one in dict.fromkeys(entry.source for entry in entries)]:
         for position in range(min(len(source), _TOKENIZER_RECORDS)):
             fields = source.read(position)[2]
             yield from fields.get("captions", ())
             yield fields.get("instruction", "")
-            for turns in (fields.get("conversations", ()), fields.get("text_conversations", ())):
-                yield from (turn["value"] for turn in turns)
+            for name in conversations:
+                yield from (turn["value"] for turn in fields.get(name, ()))
     chat = config.model.chat
     yield from 100 * [chat.generate, chat.edit, chat.reconstruct, "user\n", "assistant\n"]
 

@@ -14,6 +14,7 @@ import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
 from blip3o.core.errors import UsageError
+from blip3o.core.files import write_atomic
 
 FILE_NAME = "tokenizer.json"
 
@@ -73,9 +74,7 @@ class Tokenizer:
     def save(self, folder: str | Path) -> None:
         """Writes `tokenizer.json` into a folder, created if missing."""
         Path(folder).mkdir(parents=True, exist_ok=True)
-        (Path(folder) / FILE_NAME).write_text(
-            self._backend.to_str(pretty=True) + "\n", encoding="utf-8"
-        )
+        write_atomic(Path(folder) / FILE_NAME, self._backend.to_str(pretty=True) + "\n")
 
     def encode(self, text: str, *, allow_special: bool = True) -> list[int]:
         """Returns the token ids of a text; nothing is put before or after it.

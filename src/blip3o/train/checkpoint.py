@@ -19,6 +19,7 @@ from torch import Tensor
 
 from blip3o.core.distributed import is_main
 from blip3o.core.errors import UsageError
+from blip3o.core.files import flush, write_atomic
 from blip3o.core.log import say
 from blip3o.train.config import RunConfig, resume_differences
 from blip3o.train.ema import Ema
@@ -187,20 +188,15 @@ class Checkpoints:
     def _publish(self, scratch: Path, folder: Path, facts: dict[str, Any]) -> None:
         """Gives written and flushed tensors their name; each rename is whole or not there."""
         sizes = {path.name: path.stat().st_size for path in sorted(scratch.iterdir())}
-        state_file = scratch / _STATE
-        state_file.write_text(json.dumps({**facts, "files": sizes}), encoding="utf-8")
-        _flush(state_file)
-        _flush(scratch)
+        write_atomic(scratch / _STATE, json.dumps({**facts, "files": sizes}))
+        flush(scratch)
         # Only a run that resumed from an earlier step meets a folder of this name: `latest`
         # does not point to it, so it may go first.
         shutil.rmtree(folder, ignore_errors=True)
         os.replace(scratch, folder)
-        _flush(self._root)
-        pointer = self._latest.with_name("latest.tmp")
-        pointer.write_text(folder.name + "\n", encoding="utf-8")
-        _flush(pointer)
-        os.replace(pointer, self._latest)
-        _flush(self._latest.parent)
+        flush(self._root)
+        write_atomic(self._latest, folder.name + "\n")
+        flush(self._latest.parent)
         self._prune(folder.name)
 
     def _read(self, folder: Path) -> TrainState:
@@ -309,11 +305,3 @@ def _check_same(folder: Path, stored: dict[str, torch.Size], own: dict[str, torc
     if names:
         shown = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
         raise UsageError(f"{folder} is of another model: {len(names)} weights differ: {shown}")
-
-
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -10,6 +10,8 @@ from typing import Any
 
 import torch
 
+from blip3o.core.files import write_atomic
+
 _PACKAGES = ("blip3o", "torch", "transformers", "numpy", "pillow", "tokenizers")
 
 
@@ -36,15 +38,14 @@ def write_environment(run_dir: Path, device: torch.device | None = None) -> None
     starts = _earlier(file)
     if not starts or starts[-1] != now:
         starts.append(now)
-    text = json.dumps({**starts[0], "resumed_with": starts[1:]}, indent=2) + "\n"
-    file.write_text(text, encoding="utf-8")
+    write_atomic(file, json.dumps({**starts[0], "resumed_with": starts[1:]}, indent=2) + "\n")
 
 
 def _earlier(file: Path) -> list[dict[str, Any]]:
     try:
         first = json.loads(file.read_text(encoding="utf-8"))
         later = first.pop("resumed_with", [])
-    except (OSError, ValueError, AttributeError):  # none yet, or cut short by a kill
+    except (OSError, ValueError, AttributeError):  # none yet, or not ours
         return []
     return [first, *later]
 

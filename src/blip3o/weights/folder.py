@@ -22,6 +22,7 @@ from torch import Tensor
 
 from blip3o.core.config import from_dict, to_dict
 from blip3o.core.errors import UsageError, unknown_name
+from blip3o.core.files import write_atomic
 from blip3o.models.quantize import is_quantized
 from blip3o.models.unified import UnifiedModel, UnifiedModelConfig
 from blip3o.nn.quantized import Quantization
@@ -112,7 +113,7 @@ def save_model(
     state = {name: _stored(name, tensor, dtype) for name, tensor in model.state_dict().items()}
     write_folder(folder, model.config, state, tokenizer)
     if card is not None:
-        (folder / "README.md").write_text(card, encoding="utf-8")
+        write_atomic(folder / "README.md", card)
 
 
 def write_folder(
@@ -133,8 +134,7 @@ def write_folder(
         if part not in config.absent_parts:
             write_tensors(folder / part, state)
     tokenizer.save(folder)
-    text = json.dumps(to_dict(config), indent=2) + "\n"
-    (folder / "config.json").write_text(text, encoding="utf-8")
+    write_atomic(folder / "config.json", json.dumps(to_dict(config), indent=2) + "\n")
 
 
 def load_model(

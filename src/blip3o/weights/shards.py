@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from blip3o.core.errors import UsageError
-from blip3o.core.files import atomic_file
+from blip3o.core.files import atomic_file, write_atomic
 
 MAX_SHARD_BYTES = 5 * 2**30
 """Most bytes of tensors in one file; also what writing needs of memory."""
@@ -111,7 +111,7 @@ def write_tensors(
         return
     places = {key: file for file, keys in zip(files, shards, strict=True) for key in keys}
     content = {"metadata": {"total_size": num_bytes}, "weight_map": places}
-    _index(folder, name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    write_atomic(_index(folder, name), json.dumps(content, indent=2) + "\n")
 
 
 def _single(folder: Path, name: str) -> Path:

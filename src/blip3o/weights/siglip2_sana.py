@@ -98,12 +98,12 @@ def load_siglip2_sana(folder: Path, dtype: torch.dtype = torch.float32) -> Sigli
         UsageError: if it is of another model, incomplete or damaged; one line that names every
             file or weight.
     """
-    eyes, hand = _configs(folder / "config.json")
+    encoder, decoder = _configs(folder / "config.json")
     found = open_tensors(folder)
     is_released = any(name.startswith("transformer.transformer.") for name in found)
     names = NAMES if is_released else TRAINING_NAMES
     try:
-        parts = Siglip2Sana(build_without_weights(eyes), build_without_weights(hand))
+        parts = Siglip2Sana(build_without_weights(encoder), build_without_weights(decoder))
     except (ValueError, ArithmeticError, RuntimeError) as error:
         raise UsageError(f"{folder / 'config.json'} describes no model: {error}") from error
     expected = {
@@ -152,22 +152,22 @@ def _read_configs(data: Any) -> tuple[Siglip2EncoderConfig, SanaDecoderConfig]: 
     own = data.get(_OWN, {"image_encoder": {}, "image_decoder": {}})
     released = Siglip2EncoderConfig.so400m(image_px=512, patch_px=16, keep_head=True)
     fields = {**to_dict(released), "skip_last": 1, **own["image_encoder"]}
-    eyes = from_dict(Siglip2EncoderConfig, fields, "image_encoder")
+    encoder = from_dict(Siglip2EncoderConfig, fields, "image_encoder")
     pooled = _whole_number(data, "num_pooled_tokens", -1)
     if pooled != -1:
         side = math.isqrt(pooled)
-        if side**2 != pooled or eyes.grid % side:
+        if side**2 != pooled or encoder.grid % side:
             raise UsageError(
-                f"num_pooled_tokens must be a square that divides the {eyes.num_tokens} tokens, "
+                f"num_pooled_tokens must be a square that divides the {encoder.num_tokens} tokens, "
                 f"got {pooled}"
             )
-        eyes = dataclasses.replace(eyes, pool=eyes.grid // side)
-    fields = to_dict(SanaDecoderConfig.published(eyes.grid)) | own["image_decoder"]
+        encoder = dataclasses.replace(encoder, pool=encoder.grid // side)
+    fields = to_dict(SanaDecoderConfig.published(encoder.grid)) | own["image_decoder"]
     fields |= {"sample_size": _whole_number(data, "input_size", _INPUT_SIZE)}
-    hand = from_dict(SanaDecoderConfig, fields, "image_decoder")
-    if (hand.feature_channels, hand.grid) != (eyes.num_channels, eyes.grid):
+    decoder = from_dict(SanaDecoderConfig, fields, "image_decoder")
+    if (decoder.feature_channels, decoder.grid) != (encoder.num_channels, encoder.grid):
         raise UsageError("image_decoder does not take the features of image_encoder")
-    return eyes, hand
+    return encoder, decoder
 
 
 def _whole_number(data: Mapping[str, Any], name: str, default: int) -> int:

@@ -15,15 +15,13 @@ from urllib.parse import urlsplit
 import pytest
 from PIL import Image
 
-pytest.importorskip("gradio", reason="needs the page: pip install 'blip3o[page]'")
-playwright = pytest.importorskip("playwright.sync_api", reason="needs: pip install playwright")
-
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 PATIENCE_MS = 120_000
 
 
 @pytest.fixture(scope="session")
 def server(launch: Callable[..., Any]) -> Iterator[Any]:
+    pytest.importorskip("gradio", reason="needs the page: pip install 'blip3o[page]'")
     running = launch("--max-image-bytes", "1000000")
     yield running
     assert running.stop(40) == 0
@@ -31,6 +29,7 @@ def server(launch: Callable[..., Any]) -> Iterator[Any]:
 
 @pytest.fixture(scope="session")
 def browser() -> Iterator[Any]:
+    playwright = pytest.importorskip("playwright.sync_api", reason="needs: pip install playwright")
     if CHROMIUM is None:
         pytest.skip("needs a browser: apt-get install chromium")
     with playwright.sync_playwright() as play:

@@ -13,6 +13,7 @@ from blip3o.core.types import Record
 from blip3o.data.loader import BadSample
 from blip3o.data.mixture import DataConfig, MixtureEntry
 from blip3o.data.tasks import PICTURES, TASKS
+from blip3o.recipes.pocket import naming
 
 DOCS = Path(__file__).parents[3] / "docs" / "data.md"
 
@@ -40,6 +41,12 @@ def test_the_published_mix_and_the_folder_are_real() -> None:
     folder = yaml.safe_load(blocks("yaml")[1])
     entry = from_dict(MixtureEntry, {**folder, "task": "text_to_image"})
     assert entry.source.kind == "folder"
+
+
+def test_the_drills_are_those_of_the_recipe() -> None:
+    mix = yaml.safe_load(blocks("yaml drills")[0])
+    entries = from_dict(DataConfig, {**mix, "image_px": 96}).mixture
+    assert entries == naming().data.mixture[:1]
 
 
 def test_the_example_config_and_quarantine_line_are_real() -> None:

@@ -69,6 +69,39 @@ def test_marks_that_do_not_fit_are_refused(spans: Any) -> None:
         TASKS["image_to_text"](record(conversations=turns), rng())
 
 
+def test_only_answers_are_learned() -> None:
+    asked = [{**TURNS[0], "learn": [[0, 3]]}, TURNS[1]]
+    with pytest.raises(ValueError, match="'learn' of a conversation turn that is no answer"):
+        TASKS["image_to_text"](record(conversations=asked), rng())
+
+
+@pytest.mark.parametrize("context", [-1, 12, "4", None, 1.0])
+def test_a_context_that_does_not_fit_is_refused(context: Any) -> None:
+    turns = [{**TURNS[2], "context": context}, TURNS[3]]
+    with pytest.raises(ValueError, match="'context' of a conversation turn"):
+        TASKS["text"](record(text_conversations=turns), rng())
+
+
+def test_the_context_stands_before_whichever_question_is_drawn_first() -> None:
+    words = "There is a red cat. "
+    first = {"from": "human", "value": f"{words}What is it?", "context": len(words)}
+    turns = [first, TURNS[1], *TURNS[2:]]
+    draws, seen = np.random.default_rng(1), set()
+    example = TASKS["text"](record(text_conversations=turns), rng())
+    assert [message.text for message in example.messages] == [turn["value"] for turn in turns]
+    for _ in range(20):
+        seen.add(tuple(message.text for message in draw_turns(example, 2, draws).messages))
+    one, other = ("What is it?", "a cat"), ("Which color?", "red")
+    assert seen == {
+        (words + a[0], *a[1:], *b) for a, b in ((one, other), (other, one), (one, ()), (other, ()))
+    }
+    pictured = [{**first, "value": f"{IMAGE_MARK}\n{words}What is it?", "context": 8 + len(words)}]
+    example = TASKS["image_to_text"](record(conversations=[*pictured, *turns[1:]]), rng())
+    for _ in range(5):
+        opening = draw_turns(example, 2, draws).messages[0].text
+        assert opening.startswith(f"{IMAGE_MARK}\n{words}W")
+
+
 def test_a_conversation_may_be_in_another_field() -> None:
     other = with_conversation(record(drills=TURNS), "image_to_text", "drills")
     assert TASKS["image_to_text"](other, rng()).messages[3].text == "red"

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFont
 
-from blip3o.imaging.sheet import contact_sheet, side_by_side, wrap
+from blip3o.imaging.sheet import contact_sheet, wrap
 
 COLORS = [(255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 0), (0, 255, 255)]
 
@@ -45,14 +45,6 @@ def test_captions_are_wrapped_to_the_width_and_cut() -> None:
     assert len(endless) == 6
     assert endless[-1].endswith("...")
     assert wrap("", 120, font) == []
-
-
-def test_pairs_stand_side_by_side_at_one_height() -> None:
-    pair = side_by_side(Image.new("RGB", (8, 8), COLORS[0]), Image.new("RGB", (32, 16), COLORS[1]))
-    assert pair.height == 8
-    assert _count(pair, COLORS[0]) == 64
-    assert _count(pair, COLORS[1]) == 128
-    assert contact_sheet([pair], ["before, after"]).height > 8
 
 
 def test_nothing_to_show_is_refused() -> None:

@@ -282,7 +282,7 @@ def test_a_full_disk_leaves_the_last_good_one(
     with monkeypatch.context() as patch:
         match where:
             case "state":
-                patch.setattr(Path, "write_text", refuse)
+                patch.setattr(Path, "write_bytes", refuse)
             case "flush":
                 patch.setattr(os, "fsync", refuse)
             case "rename":

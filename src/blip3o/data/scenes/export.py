@@ -184,9 +184,9 @@ def scene_fields(scene: Scene, index: int, rng: np.random.Generator) -> dict[str
     return {
         "captions": captions,
         "conversations": _turns(asked, f"{IMAGE_MARK}\n"),
-        "text_conversations": _turns(_unlike(about_words), words),
+        "text_conversations": _text_turns(_unlike(about_words), words),
         "drills": _turns(_unlike(drills), f"{IMAGE_MARK}\n"),
-        "text_drills": _turns(_unlike(text_drills), words),
+        "text_drills": _text_turns(_unlike(text_drills), words),
         "objects": [asdict(one) for one in scene.objects],
         "background": scene.background,
         "index": index,
@@ -199,12 +199,18 @@ def _unlike(asked: list[QA]) -> list[QA]:
 
 
 def _turns(asked: list[QA], before: str) -> list[dict[str, Any]]:
+    """Returns a conversation; the image mark or the words it is about stand before it."""
     turns: list[dict[str, Any]] = []
     for qa in asked:
         turns.append({"from": "human", "value": before + qa.question})
         turns.append({"from": "gpt", "value": qa.answer} | _learned(qa))
         before = ""
     return turns
+
+
+def _text_turns(asked: list[QA], words: str) -> list[dict[str, Any]]:
+    first, *others = _turns(asked, words)
+    return [{**first, "context": len(words)}, *others]
 
 
 def _learned(qa: QA) -> dict[str, Any]:

@@ -1,7 +1,5 @@
 """Questions that need no picture: they begin with a scene in words."""
 
-from dataclasses import replace
-
 import numpy as np
 
 from blip3o.data.scenes.captions import detailed_caption
@@ -10,31 +8,12 @@ from blip3o.data.scenes.questions import DRILLS, KINDS, QA, WORDED, questions
 from blip3o.data.scenes.types import Scene, relations
 from blip3o.data.scenes.words import Group, groups, join, phrase
 
-TEXT_KINDS: tuple[str, ...] = tuple(kind for kind in KINDS if kind != "relation")
+_DETAILED_KINDS: tuple[str, ...] = tuple(kind for kind in KINDS if kind != "relation")
 """Kinds of questions about detailed captions, which tell places, not distances."""
 _SHORT_KINDS = ("color", "count", "is_there", "colors_of", "are_there")
 """Kinds of questions that a short caption with colors answers."""
 _COLORLESS_SHARE = 0.3
 _OPPOSITES = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
-
-
-def text_context(scene: Scene) -> str:
-    """Returns the scene in words, to be put before a question."""
-    return f"There is {detailed_caption(scene)}. "
-
-
-def text_questions(scene: Scene, rng: np.random.Generator) -> list[QA]:
-    """Returns questions about the detailed caption; each begins with it.
-
-    Args:
-        scene: what the words describe.
-        rng: where the choices come from.
-
-    """
-    return [
-        replace(qa, question=text_context(scene) + qa.question)
-        for qa in questions(scene, rng, TEXT_KINDS)
-    ]
 
 
 def text_conversation(scene: Scene, rng: np.random.Generator) -> tuple[str, list[QA]]:
@@ -49,8 +28,8 @@ def text_conversation(scene: Scene, rng: np.random.Generator) -> tuple[str, list
 
     """
     if rng.random() < 0.5:
-        asked = [*questions(scene, rng, TEXT_KINDS)[:3], *questions(scene, rng, DRILLS)]
-        return text_context(scene), asked
+        asked = [*questions(scene, rng, _DETAILED_KINDS)[:3], *questions(scene, rng, DRILLS)]
+        return f"There is {detailed_caption(scene)}. ", asked
     named = groups(scene, colors=bool(rng.random() >= _COLORLESS_SHARE))
     is_pair = len(scene.objects) == len(named) == 2
     if is_pair and named[0].color is None:

@@ -18,7 +18,7 @@ class Compared(NamedTuple):
     @staticmethod
     def waiting() -> tuple[Any, ...]:
         """Returns what the fields show before there is a picture."""
-        return gr.skip(), "Waiting for the model…", gr.DownloadButton(interactive=False)
+        return gr.skip(), "Waiting for the model\u2026", gr.DownloadButton(interactive=False)
 
 
 def compared_fields() -> Compared:

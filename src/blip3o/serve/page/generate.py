@@ -50,7 +50,7 @@ def generate_tab(service: Service) -> None:
             count = gr.Slider(1, most, min(4, most), step=1, label="Number of pictures", buttons=[])
             sampling = sampling_fields(service)
             upload = gr.UploadButton(
-                "Settings from a PNG…", file_types=[".png"], size="sm", variant="secondary"
+                "Settings from a PNG\u2026", file_types=[".png"], size="sm", variant="secondary"
             )
         with gr.Column(scale=3, min_width=300):
             gallery = gr.Gallery(
@@ -64,7 +64,7 @@ def generate_tab(service: Service) -> None:
                 buttons=["download", "fullscreen"],
             )
             state = gr.Markdown("Ready.", elem_classes="state")
-    gr.Markdown("**History of this visit** · choose a picture to take its settings")
+    gr.Markdown("**History of this visit** \u00b7 choose a picture to take its settings")
     past = gr.Gallery(
         label="History",
         show_label=False,
@@ -107,7 +107,7 @@ def _drawer(service: Service) -> Any:  # noqa: ANN401  (a handler of Gradio's)
         done: dict[int, tuple[str, str]] = {}
         columns = math.ceil(math.sqrt(job.count))
         empty = gr.Gallery(value=[], columns=columns)
-        yield job.seed, empty, "Waiting for the model…", gr.skip(), gr.skip()
+        yield job.seed, empty, "Waiting for the model\u2026", gr.skip(), gr.skip()
         async with events(service, job) as arriving:
             async for event in arriving:
                 if isinstance(event, Preview):

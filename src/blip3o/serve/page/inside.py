@@ -72,7 +72,7 @@ def _looker(service: Service) -> Any:  # noqa: ANN401  (a handler of Gradio's)
         asked = {"prompt": prompt, "seed": rolled(seed, is_new), **fields}
         job = generation_job(service, validated(GenerationRequest, asked)).previewed(every=1)
         seen: list[Preview] = []
-        yield job.seed, [], [], "", "Waiting for the model…"
+        yield job.seed, [], [], "", "Waiting for the model\u2026"
         start = time.monotonic()
         waited = 0.0
         async with events(service, job) as arriving:

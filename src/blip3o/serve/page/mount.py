@@ -13,6 +13,7 @@ from starlette.responses import PlainTextResponse
 from starlette.routing import Match, Mount
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from blip3o.core.errors import UsageError
 from blip3o.serve.http.guard import API_PATHS
 from blip3o.serve.http.service import Service
 
@@ -47,9 +48,9 @@ def add_page(app: FastAPI, service: Service) -> None:
 
     # Gradio would decode pictures of any size; the page reads them within the server's limits.
     # (Not by a component of our own: for such a class Gradio writes files beside the source.)
-    image_utils.preprocess_image = _untouched
+    _exchange(image_utils, "preprocess_image", _untouched)
     # Gradio would fetch whatever URL a client names in the place of a file.
-    processing_utils.async_ssrf_protected_get = _refuse_url
+    _exchange(processing_utils, "async_ssrf_protected_get", _refuse_url)
     page = build_page(service, Path(files))
     gr.mount_gradio_app(
         app,
@@ -68,11 +69,25 @@ def add_page(app: FastAPI, service: Service) -> None:
         max_file_size=service.config.max_image_bytes,
     )
     # Without this Gradio lets clients name any file of this machine in the place of an upload.
-    page.has_launched = True
+    _exchange(page, "has_launched", True)
     mounted = app.router.routes.pop()
     assert isinstance(mounted, Mount), "Gradio mounts itself last"
     app.router.routes.append(_PageMount("/", app=_Guarded(mounted.app), name="page"))
     app.state.end_page = mounted.app.stop_event.set  # type: ignore[attr-defined]
+
+
+def _exchange(owner: Any, name: str, own: Any) -> None:  # noqa: ANN401  (a module, an object)
+    """Puts something of ours in the place of Gradio's; without it the page would not be safe.
+
+    Raises:
+        UsageError: if this Gradio has no such thing.
+    """
+    if not hasattr(owner, name):
+        raise UsageError(
+            f"the page does not know this version of Gradio (no {name}): pip install --upgrade "
+            "'blip3o[page]', or serve with --no-page"
+        )
+    setattr(owner, name, own)
 
 
 def _untouched(payload: Any, **_: Any) -> str | None:  # noqa: ANN401  (as Gradio calls it)

@@ -66,7 +66,7 @@ def seed_fields() -> tuple[gr.Number, gr.Checkbox]:
     """Adds a seed with its dice."""
     with gr.Row(elem_classes="seed"):
         seed = gr.Number(new_seed, label="Seed", precision=0, minimum=0, min_width=120)
-        dice = gr.Button("🎲 Roll", elem_classes="dice", min_width=110)
+        dice = gr.Button("\U0001f3b2 Roll", elem_classes="dice", min_width=110)
         is_new = gr.Checkbox(True, label="New seed each time", min_width=120)
     dice.click(new_seed, None, seed, **QUIET)
     return seed, is_new

@@ -31,7 +31,7 @@ def build_page(service: Service, folder: Path) -> gr.Blocks:
         delete_cache=(_CLEAN_EVERY_S, _KEEP_S),
     ) as page:
         gr.Markdown(
-            f"# blip3o · {html.escape(service.name)}\n"
+            f"# blip3o \u00b7 {html.escape(service.name)}\n"
             "One model that draws, talks about, changes and rebuilds pictures. "
             "[API of this server](/docs)",
             elem_classes="title",

@@ -1,0 +1,25 @@
+"""A tokenizer of a run's own: it hears every text that the run learns from."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+from blip3o.data.mixture import MixtureEntry
+from blip3o.data.sources.jsonl import JsonlConfig
+from blip3o.recipes import pocket, run
+
+
+def test_it_hears_the_conversation_that_the_mixture_names(tmp_path: Path) -> None:
+    heard = {"caption": "c", "captions": ["a caption"], "instruction": "an instruction"}
+    turns = [{"from": "human", "value": "a question"}, {"from": "gpt", "value": "an answer"}]
+    (tmp_path / "toy.jsonl").write_text(json.dumps({**heard, "talk": turns}) + "\n")
+    source = JsonlConfig(path=str(tmp_path / "toy.jsonl"), name="toy")
+    entries = [MixtureEntry(source=source, task=t) for t in ("text", "text_to_image")]
+    entries[0] = dataclasses.replace(entries[0], conversation="talk")
+    config = pocket.encoder()
+    config = dataclasses.replace(
+        config, data=dataclasses.replace(config.data, mixture=tuple(entries))
+    )
+    texts = [text for text in run._texts(config) if text.startswith("a")]
+    assert texts[:4] == ["a caption", "an instruction", "a question", "an answer"]
+    assert texts.count("a question") == 1
