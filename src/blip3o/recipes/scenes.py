@@ -5,9 +5,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from blip3o.core.config import override
+from blip3o.core.errors import UsageError
 from blip3o.core.log import say
 from blip3o.data.mixture import DataConfig
-from blip3o.data.scenes.export import Format, export_scenes
+from blip3o.data.scenes.export import Format, export_scenes, is_current
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -65,10 +66,19 @@ def ensure_scenes(data: DataConfig) -> None:
 
     Args:
         data: what the run learns from; other folders are left alone.
+
+    Raises:
+        UsageError: if it is there, but another version of this package wrote it.
     """
-    for folder, config in _OWN.items():
-        wanted = any(str(Path(entry.source.path).parent) == folder for entry in data.mixture)
-        if wanted and not (Path(folder) / "done").exists():
+    for name, config in _OWN.items():
+        folder = Path(name)
+        if not any(Path(entry.source.path).parent == folder for entry in data.mixture):
+            continue
+        if not (folder / "done").exists():
             say(f"writing the scenes data set to {folder} (once)")
-            export(Path(folder), (), config)
-            (Path(folder) / "done").touch()
+            export(folder, (), config)
+            (folder / "done").touch()
+        elif not is_current(folder):
+            raise UsageError(
+                f"{folder} holds the scenes of another version; move it away to have them written"
+            )

@@ -26,6 +26,8 @@ from blip3o.data.scenes.scene import check_split, sample_scene
 from blip3o.data.scenes.text_questions import text_conversation
 from blip3o.data.scenes.types import Scene
 
+VERSION = 2
+"""Of what is written; raise it when the same settings would write other contents."""
 Format = Literal["webdataset", "jsonl"]
 _Member = tuple[str, bytes]
 
@@ -128,7 +130,8 @@ def export_scenes(
 def _check_settings(settings: ScenesExport) -> None:
     """Refuses to mix two exports in one folder."""
     path = settings.out_dir / "export.json"
-    now = {name: value for name, value in asdict(settings).items() if name != "out_dir"}
+    now = {"version": VERSION, **asdict(settings)}
+    del now["out_dir"]
     if path.exists():
         before = json.loads(path.read_text(encoding="utf-8"))
         other = [f"{k}={before.get(k)!r}" for k in now if before.get(k) != now[k]]
@@ -137,6 +140,15 @@ def _check_settings(settings: ScenesExport) -> None:
                 f"{settings.out_dir} holds an export with {', '.join(other)}; choose another folder"
             )
     write_atomic(path, json.dumps(now, indent=1).encode())
+
+
+def is_current(folder: Path) -> bool:
+    """Returns whether an export has the contents that this version would write."""
+    try:
+        settings = json.loads((folder / "export.json").read_text(encoding="utf-8"))
+        return settings["version"] == VERSION
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
 
 
 def _shard_path(settings: ScenesExport, what: str, start: int) -> Path:
