@@ -119,6 +119,7 @@ def main() -> None:
     parser.add_argument("--model", type=Path, help="model folder; RUN/model if left out")
     parser.add_argument("--results", type=Path, required=True)
     parser.add_argument("--machine", default="2 CPU cores")
+    parser.add_argument("--note", default="", help="a sentence on how this checkpoint was made")
     options = parser.parse_args()
     loaded = load_model(options.model or options.run_dir / "model")
     results = json.loads(options.results.read_text(encoding="utf-8"))
@@ -126,6 +127,7 @@ def main() -> None:
     count = sum(parameter.numel() for parameter in loaded.model.parameters())
     differences = differences_from(to_dict(pocket.model()), to_dict(loaded.model.config))
     sentence = f"\nOlder than the recipe in: {', '.join(differences)}.\n" if differences else ""
+    sentence += f"\n{options.note}\n" if options.note else ""
     card = CARD.format(
         differences=sentence,
         millions=count / 1e6,

@@ -130,8 +130,8 @@ def export_scenes(
 def _check_settings(settings: ScenesExport) -> None:
     """Refuses to mix two exports in one folder."""
     path = settings.out_dir / "export.json"
-    now = {"version": VERSION, **asdict(settings)}
-    del now["out_dir"]
+    told = {name: value for name, value in asdict(settings).items() if name != "out_dir"}
+    now = {"version": VERSION, **told}
     if path.exists():
         before = json.loads(path.read_text(encoding="utf-8"))
         other = [f"{k}={before.get(k)!r}" for k in now if before.get(k) != now[k]]
