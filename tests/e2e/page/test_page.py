@@ -15,6 +15,9 @@ from PIL import Image
 
 from blip3o.imaging.settings import read_settings
 
+# A browser beside other work waits without end once in a while: `make test-all` runs these.
+pytestmark = pytest.mark.slow
+
 STEPS = 6
 
 
