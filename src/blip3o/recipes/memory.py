@@ -24,12 +24,10 @@ from blip3o.generate.placement import move
 from blip3o.models.absent import AbsentPart
 from blip3o.models.backbones.qwen2_5_vl import Qwen2_5VLBackboneConfig
 from blip3o.models.decoders.latent_diffusion import latents_to_pixels
-from blip3o.models.decoders.sdxl import SdxlDecoderConfig
-from blip3o.models.dit.nextdit import NextDiTConfig
-from blip3o.models.encoders.eva_clip import EvaClipEncoderConfig
 from blip3o.models.quantize import quantize_backbone
 from blip3o.models.unified import UnifiedModel, UnifiedModelConfig
 from blip3o.nn.quantized import QUANTIZATIONS, Quantization
+from blip3o.recipes import qwen2_5_vl
 from blip3o.weights.folder import BUNDLED, open_model
 
 PROMPT_TOKENS = 512
@@ -91,14 +89,7 @@ def config_of(name: str) -> UnifiedModelConfig:
         if name not in BUNDLED and not Path(name).exists():
             raise unknown_name("model", name, [*BUNDLED, *RELEASED])
         return open_model(name).config
-    backbone = RELEASED[name]()
-    return UnifiedModelConfig(
-        backbone=backbone,
-        image_encoder=EvaClipEncoderConfig.published(),
-        num_query_tokens=64,
-        dit=NextDiTConfig.published(backbone.hidden_size),
-        image_decoder=SdxlDecoderConfig.published(),
-    )
+    return qwen2_5_vl.model(RELEASED[name]())
 
 
 def needs_of(config: UnifiedModelConfig) -> list[Need]:
