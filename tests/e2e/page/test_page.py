@@ -15,9 +15,6 @@ from PIL import Image
 
 from blip3o.imaging.settings import read_settings
 
-# A browser beside other work waits without end once in a while: `make test-all` runs these.
-pytestmark = pytest.mark.slow
-
 STEPS = 6
 
 
@@ -54,6 +51,14 @@ def message(page: Any, text: str) -> None:
     assert "Traceback" not in toast.inner_text()
     toast.get_by_test_id("toast-close").click()
     toast.wait_for(state="detached")
+
+
+def test_nothing_is_filled_in_after_the_page_has_loaded(server: Any) -> None:
+    # A seed that arrives late would replace the one that somebody has typed meanwhile.
+    with urllib.request.urlopen(f"{server.url}/config", timeout=60) as answer:
+        events = json.loads(answer.read())["dependencies"]
+    assert events
+    assert [one for one in events if "load" in [name for _, name in one["targets"]]] == []
 
 
 def test_draws_what_the_api_draws_and_files_and_history_say_how(

@@ -26,7 +26,7 @@ from blip3o.data.scenes.scene import check_split, sample_scene
 from blip3o.data.scenes.text_questions import text_conversation
 from blip3o.data.scenes.types import Scene
 
-VERSION = 2
+VERSION = 3
 """Of what is written; raise it when the same settings would write other contents."""
 Format = Literal["webdataset", "jsonl"]
 _Member = tuple[str, bytes]

@@ -281,6 +281,19 @@ def _are_there(scene: Scene, rng: np.random.Generator) -> QA | None:
     return _drill("are_there", question, facts, absent, rng)
 
 
+def _counts_of(scene: Scene, rng: np.random.Generator) -> QA | None:
+    """Asks how many there are of several things and of a color at once."""
+    things = Counter(one.thing for one in scene.objects)
+    facts = [(plural(thing), NUMBER_WORDS[number]) for thing, number in things.items()]
+    if rng.random() < 0.5:
+        color = _choose(rng, list(scene.objects)).color
+        number = sum(one.color == color for one in scene.objects)
+        facts.append((f"{color} things", NUMBER_WORDS[number]))
+    question = pick(rng, ("How many {} are there?", "How many {} are in the image?"))
+    absent = plural(_absent(scene, rng)), NUMBER_WORDS[0]
+    return _drill("counts_of", question, facts, absent, rng)
+
+
 def _drill(
     kind: str,
     question: str,
@@ -330,6 +343,7 @@ _DRILL_MAKERS: dict[str, Callable[[Scene, np.random.Generator], QA | None]] = {
     "colors_of": _colors_of,
     "places_of": _places_of,
     "are_there": _are_there,
+    "counts_of": _counts_of,
     "is_there": _is_there,
 }
 DRILLS: tuple[str, ...] = (*_DRILL_MAKERS, "where", "color", "yes_no")

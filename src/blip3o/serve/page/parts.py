@@ -65,7 +65,8 @@ def sampling_fields(service: Service) -> Sampling:
 def seed_fields() -> tuple[gr.Number, gr.Checkbox]:
     """Adds a seed with its dice."""
     with gr.Row(elem_classes="seed"):
-        seed = gr.Number(new_seed, label="Seed", precision=0, minimum=0, min_width=120)
+        # A number, not the function: what Gradio fetches on load may come after what was typed.
+        seed = gr.Number(new_seed(), label="Seed", precision=0, minimum=0, min_width=120)
         dice = gr.Button("\U0001f3b2 Roll", elem_classes="dice", min_width=110)
         is_new = gr.Checkbox(True, label="New seed each time", min_width=120)
     dice.click(new_seed, None, seed, **QUIET)

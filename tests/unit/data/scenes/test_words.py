@@ -25,7 +25,7 @@ from blip3o.data.scenes.heldout import (
 from blip3o.data.scenes.questions import KINDS, QA, describe, questions
 from blip3o.data.scenes.scene import sample_scene
 from blip3o.data.scenes.text_questions import text_conversation
-from blip3o.data.scenes.things import COLORS, THINGS, plural, with_article
+from blip3o.data.scenes.things import COLORS, NUMBER_WORDS, THINGS, plural, with_article
 from blip3o.data.scenes.types import Placed, Scene, place, relations, size_word
 from blip3o.data.scenes.words import noun
 
@@ -267,9 +267,25 @@ def test_drills_say_whether_there_is_each_thing_they_ask_for() -> None:
     assert min(said[a, b] for a, b in itertools.product((False, True), repeat=2)) > 20
 
 
+def test_drills_count_each_thing_and_color_they_ask_for() -> None:
+    said = Counter()
+    for index, scene in enumerate(SCENES[:200]):
+        number = Counter(one.thing for one in scene.objects)
+        number.update(f"{one.color} things" for one in scene.objects)
+        for qa in questions(scene, numpy_rng(0, "drill", index), ("counts_of",)):
+            names = _asked_for(qa, "How many", "")
+            things = [THING_OF.get(name, name) for name in names]
+            assert qa.answer == "; ".join(
+                f"{name} {NUMBER_WORDS[number[thing]]}"
+                for name, thing in zip(names, things, strict=True)
+            )
+            said.update(number[thing] for thing in things)
+    assert set(said) == {0, 1, 2, 3, 4}
+
+
 def _asked_for(qa: QA, opening: str, article: str) -> list[str]:
     asked = re.sub(f"^({opening}) ", "", qa.question).removesuffix("?")
-    asked = asked.removesuffix(" in the image")
+    asked = re.sub("( are)?( there| in the image)?$", "", asked)
     return [re.sub(f"^{article}", "", part) for part in re.split(r", | and ", asked)]
 
 
