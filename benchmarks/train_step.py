@@ -1,6 +1,6 @@
 """Times training steps of the generation stage: the plain path against ours, taking turns.
 
-python benchmarks/train_step.py [--repeats 7] [--threads 2] [--sizes 256_wide 512_wide]
+python benchmarks/train_step.py [--repeats 7] [--threads 2] [--sizes 256_wide 512_wide released]
     [--out benchmarks/results/train_step.json]
 
 The plain path is what the released training does: gradient flows through the whole prompt of the
@@ -8,6 +8,11 @@ frozen backbone, vocabulary logits are computed and thrown away, and the image e
 every step. Ours leaves out the first two (`saved`), and reads the features instead (`cached`).
 Every variant takes the same batch and noise, so losses and gradients must agree. Ratios are taken
 inside one round of all variants, so that a machine that slows down slows all of them.
+
+What cached features are worth depends on the image encoder's share of a step. `256_wide` and
+`512_wide` have a small encoder; `released` is the released 8B made narrow: its numbers of layers
+in proportion (28 : 64 : 24), its ratios of widths, and an encoder that does half of a plain step's
+arithmetic (59 % there).
 """
 
 import argparse
@@ -34,7 +39,7 @@ from blip3o.models.encoders.normalizer import FeatureNormalizerConfig
 from blip3o.models.unified import UnifiedModel, UnifiedModelConfig
 from blip3o.objectives.flow_matching import FlowMatching, FlowMatchingConfig
 
-IMAGE_PX, PATCH_PX, GRID, IMAGE_TOKEN = 128, 8, 8, 5
+PATCH_PX, GRID, IMAGE_TOKEN = 8, 8, 5
 NUM_QUERIES = 64  # published
 PROMPT_TOKENS = 160  # a long caption of about 120 tokens and the words of the chat around it
 BATCH = 4
@@ -48,56 +53,84 @@ VARIANTS: dict[str, tuple[dict[str, bool], bool]] = {
 """Settings of the objective, and whether features are read instead of computed."""
 
 
-def model_config(width: int, layers: int, vocabulary: int) -> UnifiedModelConfig:
-    """Returns a model in the proportions of the released ones, for a CPU.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Size:
+    """A model for a CPU; DiT and encoder are half as wide as the backbone, as published.
 
     Args:
-        width: of the backbone; DiT and encoder are half as wide.
-        layers: of the backbone and the DiT; the encoder has two thirds.
+        width: of the backbone.
+        feed_forward: hidden units of the backbone's, in widths.
         vocabulary: token embeddings.
+        layers: of backbone, image encoder and DiT.
+        encoder_feed_forward: hidden units of the encoder's, in its widths.
+        pool: side of the squares of patches that make one feature.
     """
-    half = width // 2
-    return UnifiedModelConfig(
-        backbone=Qwen3BackboneConfig(
-            vocab_size=vocabulary,
-            hidden_size=width,
-            intermediate_size=3 * width,
-            num_layers=layers,
-            num_heads=width // 64,
-            num_kv_heads=max(1, width // 256),
-            head_dim=64,
-            image_token_id=IMAGE_TOKEN,
-            image_channels=half,
-        ),
-        image_encoder=EvaClipEncoderConfig(
-            image_px=IMAGE_PX,
-            patch_px=PATCH_PX,
-            hidden_size=half,
-            intermediate_size=4 * half,
-            num_layers=2 * layers // 3,
-            num_heads=half // 64,
-            pool=IMAGE_PX // PATCH_PX // GRID,
-        ),
-        normalizer=FeatureNormalizerConfig(num_components=None),
-        num_query_tokens=NUM_QUERIES,
-        dit=NextDiTConfig(
-            in_channels=half,
-            condition_size=width,
-            hidden_size=half,
-            num_layers=layers,
-            num_heads=half // 64,
-            grid=GRID,
-            multiple_of=32,
-        ),
-        image_decoder=dataclasses.replace(
-            PocketDecoderConfig.tiny(), feature_channels=half, grid=GRID, image_px=8 * GRID
-        ),
-    )
+
+    width: int
+    feed_forward: float = 3.0
+    vocabulary: int
+    layers: tuple[int, int, int]
+    encoder_feed_forward: float = 4.0
+    pool: int = 2
+
+    @property
+    def image_px(self) -> int:
+        """Returns the side of pictures."""
+        return self.pool * GRID * PATCH_PX
+
+    def config(self) -> UnifiedModelConfig:
+        """Returns the model."""
+        width, half = self.width, self.width // 2
+        backbone_layers, encoder_layers, dit_layers = self.layers
+        return UnifiedModelConfig(
+            backbone=Qwen3BackboneConfig(
+                vocab_size=self.vocabulary,
+                hidden_size=width,
+                intermediate_size=round(self.feed_forward * width),
+                num_layers=backbone_layers,
+                num_heads=width // 64,
+                num_kv_heads=max(1, width // 256),
+                head_dim=64,
+                image_token_id=IMAGE_TOKEN,
+                image_channels=half,
+            ),
+            image_encoder=EvaClipEncoderConfig(
+                image_px=self.image_px,
+                patch_px=PATCH_PX,
+                hidden_size=half,
+                intermediate_size=round(self.encoder_feed_forward * half),
+                num_layers=encoder_layers,
+                num_heads=half // 64,
+                pool=self.pool,
+            ),
+            normalizer=FeatureNormalizerConfig(num_components=None),
+            num_query_tokens=NUM_QUERIES,
+            dit=NextDiTConfig(
+                in_channels=half,
+                condition_size=width,
+                hidden_size=half,
+                num_layers=dit_layers,
+                num_heads=half // 64,
+                grid=GRID,
+                multiple_of=32,
+            ),
+            image_decoder=dataclasses.replace(
+                PocketDecoderConfig.tiny(), feature_channels=half, grid=GRID, image_px=8 * GRID
+            ),
+        )
 
 
 SIZES = {
-    "256_wide": model_config(256, 6, 16_384),
-    "512_wide": model_config(512, 8, 32_768),
+    "256_wide": Size(width=256, vocabulary=16_384, layers=(6, 4, 6)),
+    "512_wide": Size(width=512, vocabulary=32_768, layers=(8, 5, 8)),
+    "released": Size(
+        width=256,
+        feed_forward=18_944 / 3584,
+        vocabulary=2720,  # logits are as small a share of the backbone's arithmetic as there
+        layers=(7, 16, 6),
+        encoder_feed_forward=15_360 / 1792,
+        pool=3,  # the released 4 would make attention, which does not shrink with the width, half
+    ),
 }
 
 
@@ -105,19 +138,20 @@ class Setting:
     """One model, as the generation stage trains it, and one batch.
 
     Args:
-        config: the model.
+        size: of the model.
         device: where to run.
     """
 
-    def __init__(self, config: UnifiedModelConfig, device: torch.device) -> None:
+    def __init__(self, size: Size, device: torch.device) -> None:
         torch.manual_seed(0)
+        config = size.config()
         self.device = device
         self.model = config.build().eval().to(device)
         for name, parameter in self.model.named_parameters():
             parameter.requires_grad_(name.startswith(("query_tokens.", "dit.")))
             if name.startswith("dit.") and parameter.ndim == 1:  # fresh gates are zero
                 torch.nn.init.normal_(parameter, std=0.1)
-        pixels = torch.rand(BATCH, 3, IMAGE_PX, IMAGE_PX) * 2 - 1
+        pixels = torch.rand(BATCH, 3, size.image_px, size.image_px) * 2 - 1
         self.online = Batch(
             task="text_to_image",
             indices=torch.arange(BATCH),
@@ -253,7 +287,7 @@ def main() -> None:
         "variants": {name: {**s, "cached": c} for name, (s, c) in VARIANTS.items()},
         "models": {
             name: {
-                part: dataclasses.asdict(getattr(SIZES[name], part))
+                part: dataclasses.asdict(getattr(SIZES[name].config(), part))
                 for part in ("backbone", "image_encoder", "dit")
             }
             for name in options.sizes
