@@ -121,6 +121,9 @@ def _color(scene: Scene, rng: np.random.Generator) -> _Pair | None:
     return pick(rng, options), one.color
 
 
+_HOW_MANY = ("How many {} are there?", "How many {} are in the image?")
+
+
 def _count(scene: Scene, rng: np.random.Generator) -> _Pair | None:
     roll = rng.random()
     if roll < 0.25:
@@ -134,8 +137,7 @@ def _count(scene: Scene, rng: np.random.Generator) -> _Pair | None:
         number = 0
     else:
         name, number = plural(one.thing), sum(o.thing == one.thing for o in scene.objects)
-    question = pick(rng, ("How many {} are there?", "How many {} are in the image?"))
-    return question.format(name), NUMBER_WORDS[number]
+    return pick(rng, _HOW_MANY).format(name), NUMBER_WORDS[number]
 
 
 def _where(scene: Scene, rng: np.random.Generator) -> _Pair | None:
@@ -247,6 +249,18 @@ def _is_there(scene: Scene, rng: np.random.Generator) -> QA:
     return QA(kind="is_there", question=ask(scene, rng, yes), answer="yes" if yes else "no")
 
 
+def _how_many(scene: Scene, rng: np.random.Generator) -> QA:
+    """Asks for the number of one thing, which half the time is zero.
+
+    As seldom as `_count` asks for zero, the name is not looked for: the picture's number is told.
+    """
+    there = Counter(one.thing for one in scene.objects)
+    is_there = bool(rng.random() < 0.5)
+    thing = _choose(rng, list(scene.objects)).thing if is_there else _absent(scene, rng)
+    question = pick(rng, _HOW_MANY).format(plural(thing))
+    return QA(kind="how_many", question=question, answer=NUMBER_WORDS[there[thing]])
+
+
 def _colors_of(scene: Scene, rng: np.random.Generator) -> QA | None:
     """Asks for the colors of several things at once, perhaps of one that is not there.
 
@@ -289,9 +303,8 @@ def _counts_of(scene: Scene, rng: np.random.Generator) -> QA | None:
         color = _choose(rng, list(scene.objects)).color
         number = sum(one.color == color for one in scene.objects)
         facts.append((f"{color} things", NUMBER_WORDS[number]))
-    question = pick(rng, ("How many {} are there?", "How many {} are in the image?"))
     absent = plural(_absent(scene, rng)), NUMBER_WORDS[0]
-    return _drill("counts_of", question, facts, absent, rng)
+    return _drill("counts_of", pick(rng, _HOW_MANY), facts, absent, rng)
 
 
 def _drill(
@@ -345,6 +358,7 @@ _DRILL_MAKERS: dict[str, Callable[[Scene, np.random.Generator], QA | None]] = {
     "are_there": _are_there,
     "counts_of": _counts_of,
     "is_there": _is_there,
+    "how_many": _how_many,
 }
 DRILLS: tuple[str, ...] = (*_DRILL_MAKERS, "where", "color", "yes_no")
 """What training asks besides: to find a thing by its name is the skill that is learned last."""

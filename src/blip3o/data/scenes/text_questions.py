@@ -10,7 +10,7 @@ from blip3o.data.scenes.words import Group, groups, join, phrase
 
 _DETAILED_KINDS: tuple[str, ...] = tuple(kind for kind in KINDS if kind != "relation")
 """Kinds of questions about detailed captions, which tell places, not distances."""
-_SHORT_KINDS = ("color", "count", "is_there", "colors_of", "are_there", "counts_of")
+_SHORT_KINDS = ("color", "count", "is_there", "how_many", "colors_of", "are_there", "counts_of")
 """Kinds of questions that a short caption with colors answers."""
 _COLORLESS_SHARE = 0.3
 _OPPOSITES = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}

@@ -283,6 +283,18 @@ def test_drills_count_each_thing_and_color_they_ask_for() -> None:
     assert set(said) == {0, 1, 2, 3, 4}
 
 
+def test_half_of_what_is_counted_alone_is_not_there() -> None:
+    said = Counter()
+    for index, scene in enumerate(SCENES[:200]):
+        for qa in questions(scene, numpy_rng(0, "drill", index), ("how_many",)):
+            (name,) = _asked_for(qa, "How many", "")
+            number = sum(one.thing == THING_OF[name] for one in scene.objects)
+            assert qa.answer == NUMBER_WORDS[number]
+            said[number] += 1
+    assert 0.4 < said[0] / said.total() < 0.6
+    assert set(said) == {0, 1, 2, 3, 4}
+
+
 def _asked_for(qa: QA, opening: str, article: str) -> list[str]:
     asked = re.sub(f"^({opening}) ", "", qa.question).removesuffix("?")
     asked = re.sub("( are)?( there| in the image)?$", "", asked)
