@@ -211,6 +211,8 @@ def generation(runs: Path = RUNS) -> RunConfig:
     """Stage 2: query tokens and DiT by flow matching on frozen features; backbone frozen.
 
     blip3o train pocket.generation --out runs/pocket/generation
+
+    Half of what is drawn is two things: prompts of them are learned last (docs/log.md).
     """
     return RunConfig(
         model=model(),
@@ -219,14 +221,19 @@ def generation(runs: Path = RUNS) -> RunConfig:
             _after(runs, "decoder", "image_decoder"),
         ),
         data=DataConfig(
-            mixture=(_scenes("text_to_image"),), image_px=IMAGE_PX, feature_cache=FEATURES
+            mixture=(
+                dataclasses.replace(_scenes("text_to_image"), weight=0.7),
+                dataclasses.replace(_pairs(), weight=0.3),
+            ),
+            image_px=IMAGE_PX,
+            feature_cache=FEATURES,
         ),
         objectives=(
             FlowMatchingConfig(
                 sigmas=UniformSigmas(shift=SIGMA_SHIFT), condition_dropout=0.1, draws=2
             ),
         ),
-        train=_train("query_tokens", "dit", steps=2200, batch=64, lr=2e-3, sample_every=250),
+        train=_train("query_tokens", "dit", steps=3000, batch=64, lr=2e-3, sample_every=250),
         sample_prompts=PROMPTS,
     )
 
@@ -244,10 +251,11 @@ def tune(runs: Path = RUNS) -> RunConfig:
             base.data,
             mixture=(
                 dataclasses.replace(_scenes("text_to_image"), weight=0.5),
-                dataclasses.replace(_edits(), weight=0.5),
+                dataclasses.replace(_pairs(), weight=0.25),
+                dataclasses.replace(_edits(), weight=0.25),
             ),
         ),
-        train=_train("query_tokens", "dit", steps=600, batch=64, lr=1e-3, sample_every=200),
+        train=_train("query_tokens", "dit", steps=2000, batch=64, lr=1.6e-3, sample_every=250),
     )
 
 
@@ -289,6 +297,11 @@ def smoke() -> RunConfig:
 def _scenes(task: str) -> MixtureEntry:
     source = WebDatasetConfig(path=f"{SCENES}/scenes-*.tar", name="scenes")
     return MixtureEntry(source=source, task=task)
+
+
+def _pairs() -> MixtureEntry:
+    source = WebDatasetConfig(path=f"{SCENES}/pairs-*.tar", name="pairs")
+    return MixtureEntry(source=source, task="text_to_image")
 
 
 def _edits() -> MixtureEntry:

@@ -17,7 +17,8 @@ class ScenesConfig:
 
     Args:
         num_scenes: pictures with captions, questions and objects.
-        num_edits: pairs of pictures with an instruction.
+        num_edits: pictures with an instruction, and what they are after it.
+        num_pairs: pictures of two things with captions of how they stand.
         seed: decides all of them.
         px: side of the pictures.
         split: "train", "val" or "heldout".
@@ -27,6 +28,7 @@ class ScenesConfig:
 
     num_scenes: int = 60_000
     num_edits: int = 20_000
+    num_pairs: int = 20_000
     seed: int = 0
     px: int = 96
     split: str = "train"
@@ -47,6 +49,7 @@ def export(folder: Path, overrides: Sequence[str] = (), config: ScenesConfig | N
         folder,
         settings.num_scenes,
         settings.num_edits,
+        settings.num_pairs,
         seed=settings.seed,
         px=settings.px,
         split=settings.split,
@@ -55,7 +58,7 @@ def export(folder: Path, overrides: Sequence[str] = (), config: ScenesConfig | N
     )
 
 
-SMALL = ScenesConfig(num_scenes=2000, num_edits=500)
+SMALL = ScenesConfig(num_scenes=2000, num_edits=500, num_pairs=0)
 """What `pocket.smoke` learns from."""
 
 _OWN = {"runs/scenes": ScenesConfig(), "runs/scenes-small": SMALL}

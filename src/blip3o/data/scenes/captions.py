@@ -22,6 +22,7 @@ __all__ = [
     "caption_texts",
     "detailed_caption",
     "eval_prompts",
+    "pair_texts",
     "short_caption",
 ]
 
@@ -45,6 +46,26 @@ def caption_texts(scene: Scene, rng: np.random.Generator, num_short: int = 3) ->
     if rng.random() < 0.5:
         sentence = pick(rng, ("a photo of ", "a picture of ", "an image of ")) + sentence
     return list(dict.fromkeys([*texts, sentence]))
+
+
+def pair_texts(scene: Scene, rng: np.random.Generator) -> list[str]:
+    """Returns different captions of two things: how they stand and what they are, in turn.
+
+    With and without their colors: prompts that name neither color are understood last, for in
+    `caption_texts` one caption in twenty is of that kind.
+
+    Args:
+        scene: two objects that do not look alike.
+        rng: where the choice of phrasings comes from.
+
+    """
+    texts = []
+    for colors in (False, True):
+        named = groups(scene, colors=colors)
+        listed = [phrase(named[int(k)]) for k in rng.permutation(2)]
+        for words in (_pair(scene, named, rng), _pair(scene, named, rng), join(listed)):
+            texts.append(finished(rng, opened(rng, words)))
+    return list(dict.fromkeys([*texts, detailed_caption(scene)]))
 
 
 def short_caption(scene: Scene, rng: np.random.Generator) -> str:

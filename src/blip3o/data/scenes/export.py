@@ -18,11 +18,11 @@ from blip3o.core.files import write_atomic
 from blip3o.core.log import progress
 from blip3o.core.rng import numpy_rng
 from blip3o.core.types import IMAGE_MARK
-from blip3o.data.scenes.captions import caption_texts
+from blip3o.data.scenes.captions import caption_texts, pair_texts
 from blip3o.data.scenes.edits import sample_edit
 from blip3o.data.scenes.questions import DRILLS, QA, describe, questions
 from blip3o.data.scenes.render import render
-from blip3o.data.scenes.scene import check_split, sample_scene
+from blip3o.data.scenes.scene import check_split, sample_pair, sample_scene
 from blip3o.data.scenes.text_questions import text_conversation
 from blip3o.data.scenes.types import Scene
 
@@ -44,6 +44,7 @@ class ScenesExport:
     out_dir: Path
     num_scenes: int
     num_edits: int = 0
+    num_pairs: int = 0
     seed: int = 0
     px: int = 96
     """Side of the pictures in pixels."""
@@ -56,7 +57,8 @@ class ScenesExport:
         check_split(self.split)
         if self.format not in ("webdataset", "jsonl"):
             raise UsageError(f"unknown format {self.format!r}; known: webdataset, jsonl")
-        for name, least in (("num_scenes", 0), ("num_edits", 0), ("px", 16), ("shard_size", 1)):
+        least_of = {"num_scenes": 0, "num_edits": 0, "num_pairs": 0, "px": 16, "shard_size": 1}
+        for name, least in least_of.items():
             if getattr(self, name) < least:
                 raise UsageError(f"{name} must be at least {least}, got {getattr(self, name)}")
 
@@ -65,6 +67,7 @@ def export_scenes(
     out_dir: str | Path,
     num_scenes: int,
     num_edits: int = 0,
+    num_pairs: int = 0,
     *,
     seed: int = 0,
     px: int = 96,
@@ -73,7 +76,7 @@ def export_scenes(
     num_processes: int = 2,
     format: Format = "webdataset",
 ) -> list[Path]:
-    """Writes shards `scenes-NNNNNN.tar` and `edits-NNNNNN.tar` (or `.jsonl` with pictures).
+    """Writes shards `scenes-NNNNNN.tar`, `edits-...` and `pairs-...` (or `.jsonl` with pictures).
 
     The bytes depend on the arguments only. Each shard is written under another name and renamed
     when complete; complete shards are kept, so the same call again goes on where it was stopped.
@@ -81,7 +84,8 @@ def export_scenes(
     Args:
         out_dir: folder for the shards; created if missing.
         num_scenes: how many scenes.
-        num_edits: how many edit pairs.
+        num_edits: how many edits: a picture, an instruction, the picture after it.
+        num_pairs: how many scenes of two different things, with captions of how they stand.
         seed: the data set's seed.
         px: side of the pictures in pixels.
         split: "train", "val" or "heldout".
@@ -100,6 +104,7 @@ def export_scenes(
         out_dir=Path(out_dir),
         num_scenes=num_scenes,
         num_edits=num_edits,
+        num_pairs=num_pairs,
         seed=seed,
         px=px,
         split=split,
@@ -108,9 +113,10 @@ def export_scenes(
     )
     settings.out_dir.mkdir(parents=True, exist_ok=True)
     _check_settings(settings)
+    totals = {"scenes": num_scenes, "edits": num_edits, "pairs": num_pairs}
     shards = [
         (settings, what, start, min(start + shard_size, total))
-        for what, total in (("scenes", num_scenes), ("edits", num_edits))
+        for what, total in totals.items()
         for start in range(0, total, shard_size)
     ]
     missing = [shard for shard in shards if not _shard_path(*shard[:3]).exists()]
@@ -246,9 +252,23 @@ def _edit_sample(settings: ScenesExport, index: int) -> _Sample:
     return f"{index:08d}", pictures, fields
 
 
+def _pair_sample(settings: ScenesExport, index: int) -> _Sample:
+    scene = sample_pair(settings.seed, index, settings.split)
+    fields = {
+        "captions": pair_texts(
+            scene, numpy_rng(settings.seed, f"scenes/pairs/{settings.split}/words", index)
+        ),
+        "objects": [asdict(one) for one in scene.objects],
+        "background": scene.background,
+        "index": index,
+    }
+    return f"{index:08d}", {"": render(scene, settings.px)}, fields
+
+
 _SAMPLERS: dict[str, Callable[[ScenesExport, int], _Sample]] = {
     "scenes": _scene_sample,
     "edits": _edit_sample,
+    "pairs": _pair_sample,
 }
 
 

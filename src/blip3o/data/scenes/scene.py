@@ -33,6 +33,7 @@ __all__ = [
     "draw_scene",
     "place",
     "relations",
+    "sample_pair",
     "sample_scene",
     "size_word",
 ]
@@ -77,6 +78,26 @@ def sample_scene(seed: int, index: int, split: str = "train") -> Scene:
     rng = numpy_rng(seed, f"scenes/{split}", index)
     # Drawn outside the loop: else rejection would thin out the scenes with many objects.
     kind, count = _sample_kind(rng)
+    return _draw_of_split(rng, kind, count, split)
+
+
+def sample_pair(seed: int, index: int, split: str = "train") -> Scene:
+    """Returns a scene of two different things, as `sample_scene` does.
+
+    Args:
+        seed: the data set's seed.
+        index: which one, >= 0.
+        split: as for `sample_scene`.
+
+    Raises:
+        UsageError: for an unknown split.
+
+    """
+    check_split(split)
+    return _draw_of_split(numpy_rng(seed, f"scenes/pairs/{split}", index), "distinct", 2, split)
+
+
+def _draw_of_split(rng: np.random.Generator, kind: str, count: int, split: str) -> Scene:
     while True:
         scene = _draw(rng, kind, count)
         if is_heldout(scene) == (split == "heldout"):

@@ -10,7 +10,7 @@ from PIL import Image
 from blip3o.core.errors import UsageError
 from blip3o.data.scenes.export import export_scenes
 from blip3o.data.scenes.render import render
-from blip3o.data.scenes.scene import sample_scene
+from blip3o.data.scenes.scene import sample_pair, sample_scene
 
 
 def members(path: Path) -> dict[str, bytes]:
@@ -42,6 +42,15 @@ def test_shards_hold_pictures_and_everything_said_about_them(tmp_path: Path) -> 
     assert {"instruction", "kind", "source_objects", "target_objects", "background"} <= set(
         json.loads(edits["00000000.json"])
     )
+
+
+def test_pairs_come_with_pictures_and_captions(tmp_path: Path) -> None:
+    (path,) = export_scenes(tmp_path, 0, 0, 2, px=32, num_processes=1)
+    assert path.name == "pairs-000000.tar"
+    shard = members(path)
+    picture = Image.open(io.BytesIO(shard["00000001.png"]))
+    assert picture.tobytes() == render(sample_pair(0, 1), 32).tobytes()
+    assert len(json.loads(shard["00000001.json"])["captions"]) >= 5
 
 
 def test_bytes_depend_on_the_arguments_only_and_complete_shards_are_kept(tmp_path: Path) -> None:

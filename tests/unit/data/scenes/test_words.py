@@ -13,6 +13,7 @@ from blip3o.data.scenes.captions import (
     caption_texts,
     detailed_caption,
     eval_prompts,
+    pair_texts,
     short_caption,
 )
 from blip3o.data.scenes.export import scene_fields
@@ -21,9 +22,10 @@ from blip3o.data.scenes.heldout import (
     heldout_colors,
     heldout_counts,
     heldout_pairs,
+    is_heldout,
 )
 from blip3o.data.scenes.questions import KINDS, QA, describe, questions
-from blip3o.data.scenes.scene import sample_scene
+from blip3o.data.scenes.scene import sample_pair, sample_scene
 from blip3o.data.scenes.text_questions import text_conversation
 from blip3o.data.scenes.things import COLORS, NUMBER_WORDS, THINGS, plural, with_article
 from blip3o.data.scenes.types import Placed, Scene, place, relations, size_word
@@ -75,22 +77,43 @@ def test_short_captions_name_every_object_and_only_these() -> None:
 def test_relations_in_captions_are_true() -> None:
     seen = Counter()
     for index, scene in enumerate(SCENES):
-        text = short_caption(scene, numpy_rng(2, "caption", index)).lower()
-        match = RELATION.search(text)
-        if match is None:
-            continue
-        name = "left of" if "left" in match[1] else "right of" if "right" in match[1] else None
-        name = name or MEANS[match[1]]
-        (_, color_a, thing_a), (_, color_b, thing_b) = nouns(text)
-        first = next(o for o in scene.objects if o.thing == thing_a and color_a in (None, o.color))
-        second = next(
-            o
-            for o in scene.objects
-            if o.thing == thing_b and color_b in (None, o.color) and o is not first
-        )
-        assert name in relations(first, second), text
-        seen[name] += 1
-    assert set(seen) == {"left of", "right of", "above", "below"}
+        seen[told_relation(short_caption(scene, numpy_rng(2, "caption", index)), scene)] += 1
+    assert set(seen) == {None, "left of", "right of", "above", "below"}
+
+
+def told_relation(text: str, scene: Scene) -> str | None:
+    """Returns the relation that a caption tells, if any, and checks that it is so."""
+    match = RELATION.search(text.lower())
+    if match is None:
+        return None
+    name = "left of" if "left" in match[1] else "right of" if "right" in match[1] else None
+    name = name or MEANS[match[1]]
+    (_, color_a, thing_a), (_, color_b, thing_b) = nouns(text)
+    first = next(o for o in scene.objects if o.thing == thing_a and color_a in (None, o.color))
+    second = next(
+        o
+        for o in scene.objects
+        if o.thing == thing_b and color_b in (None, o.color) and o is not first
+    )
+    assert name in relations(first, second), text
+    return name
+
+
+def test_captions_of_pairs_tell_how_they_stand_with_and_without_colors() -> None:
+    seen = Counter()
+    for index in range(200):
+        scene = sample_pair(0, index)
+        assert len({one.thing for one in scene.objects}) == 2
+        assert not is_heldout(scene)
+        *texts, detailed = pair_texts(scene, numpy_rng(0, "pairs", index))
+        assert detailed == detailed_caption(scene)
+        for text in texts:
+            found = [(color, thing) for _, color, thing in nouns(text)]
+            is_colored = found[0][0] is not None
+            truth = [(one.color if is_colored else None, one.thing) for one in scene.objects]
+            assert sorted(found, key=str) == sorted(truth, key=str), text
+            seen[told_relation(text, scene) is not None, is_colored] += 1
+    assert min(seen[a, b] for a, b in itertools.product((False, True), repeat=2)) > 100
 
 
 def test_the_detailed_caption_is_exact() -> None:
