@@ -125,7 +125,7 @@ def build_parser() -> argparse.ArgumentParser:
     command.add_argument("benchmark")
     command.add_argument("--out", type=Path, required=True, help="folder for results.json")
     command.add_argument("overrides", nargs="*", metavar="path=value")
-    _add_model(command)
+    _add_pipeline(command)
 
     data = commands.add_parser("data", help="index, lint, stats, pack, cache: data tools")
     add_data_commands(
@@ -172,7 +172,7 @@ def _command(
     return command
 
 
-def _add_model(command: argparse.ArgumentParser) -> None:
+def _add_pipeline(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--model", default="pocket", help="a bundled name, a model folder or a hub id"
     )
@@ -182,10 +182,6 @@ def _add_model(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--offload", default="none", help="none, model or sequential: weights wait on the CPU"
     )
-
-
-def _add_pipeline(command: argparse.ArgumentParser) -> None:
-    _add_model(command)
     command.add_argument("--revision", help="branch, tag or commit of a hub id")
     command.add_argument(
         "--set",

@@ -125,6 +125,8 @@ def eval(options: argparse.Namespace) -> None:
         options.model,
         options.out,
         options.overrides,
+        revision=options.revision,
+        model_overrides=options.set,
         **_placing(options),
     )
     print(json.dumps({key: results[key] for key in ("benchmark", "overall", "by_category")}))

@@ -31,7 +31,7 @@ OPTIONS = {
     "reconstruct": ["image", "--out", *SAMPLING, *MODEL, *PIPELINE],
     "serve": [*SERVE, *MODEL, *PIPELINE],
     "train": ["recipe", "--out", "overrides"],
-    "eval": ["benchmark", "--out", "overrides", *MODEL],
+    "eval": ["benchmark", "--out", "overrides", *MODEL, *PIPELINE],
     "data": [],
     "data index": ["paths", "--jobs"],
     "data lint": ["paths", "--jobs", "--task", "--min-px", "--out"],
@@ -278,6 +278,20 @@ def test_a_name_that_cannot_be_written_is_refused_before_any_work(
     monkeypatch.setattr(cli_commands, "_pipeline", lambda options: pytest.fail("work was done"))
     assert main([*words, "--out", name]) == 2
     assert capsys.readouterr().err.startswith("blip3o: error: cannot write")
+
+
+def test_eval_takes_and_stores_a_revision_and_settings_of_the_model(
+    capsys: pytest.CaptureFixture[str], tiny_folder: Path, tmp_path: Path
+) -> None:
+    words = ["eval", "scenes", "--model", str(tiny_folder), "--out", str(tmp_path / "out")]
+    assert "a revision belongs to a hub id" in refusal(capsys, *words, "--revision", "main")
+    parts = ("prompts_per_category", "num_questions", "num_captions", "num_edits")
+    words += [f"{part}=0" for part in (*parts, "num_reconstructions")]
+    assert main([*words, "--set", "sampling.num_inference_steps=2"]) == 0
+    stored = json.loads((tmp_path / "out" / "results.json").read_text(encoding="utf-8"))
+    assert stored["revision"] is None
+    assert stored["settings"]["model_overrides"] == ["sampling.num_inference_steps=2"]
+    assert stored["settings"]["sampling"]["num_inference_steps"] == 2
 
 
 def test_chat_talks_over_stdin_and_stdout(

@@ -23,6 +23,8 @@ def run_benchmark(
     out: Path,
     overrides: Sequence[str] = (),
     *,
+    revision: str | None = None,
+    model_overrides: Sequence[str] = (),
     device: str = "auto",
     dtype: PrecisionName = "auto",
     quantize: str | None = None,
@@ -32,9 +34,11 @@ def run_benchmark(
 
     Args:
         name: a benchmark out of `BENCHMARKS`.
-        model: a bundled model's name or a model folder.
+        model: a bundled model's name, a model folder or a hub id.
         out: folder to write to; created if missing.
         overrides: `path=value` changes of the benchmark's settings.
+        revision: branch, tag or commit of a hub id.
+        model_overrides: `path=value` changes of the model's settings.
         device: where the model runs.
         dtype: type of its weights.
         quantize: as for `Blip3oPipeline.from_pretrained`.
@@ -48,7 +52,13 @@ def run_benchmark(
     """
     config = override(BENCHMARKS.get(name)(), list(overrides))
     pipe = Blip3oPipeline.from_pretrained(
-        model, device=device, dtype=dtype, quantize=quantize, offload=offload
+        model,
+        revision=revision,
+        overrides=model_overrides,
+        device=device,
+        dtype=dtype,
+        quantize=quantize,
+        offload=offload,
     )
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -60,9 +70,11 @@ def run_benchmark(
         "benchmark": name,
         **scores,
         "model": model,
+        "revision": revision,
         "version": __version__,
         "settings": {
             **to_dict(config),
+            "model_overrides": list(model_overrides),
             "sampling": dataclasses.asdict(pipe.model.config.sampling),
             "dtype": str(pipe.dtype),
             "quantize": quantize,

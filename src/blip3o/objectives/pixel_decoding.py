@@ -40,9 +40,12 @@ class PixelDecodingConfig:
         Raises:
             UsageError: if the model's image decoder does not predict clean pictures.
         """
-        kind = model_config.image_decoder.kind
-        if kind != "pocket":
-            raise UsageError(f"pixel_decoding trains the image decoder 'pocket', not {kind!r}")
+        decoder = model_config.image_decoder
+        if not getattr(decoder, "predicts_clean", False):
+            raise UsageError(
+                f"pixel_decoding trains decoders that predict clean pictures, as 'pocket' does, "
+                f"not {decoder.kind!r}"
+            )
         return PixelDecoding(self, model_config)
 
 

@@ -44,7 +44,7 @@ DECODER_SIGMA_SHIFT = 6.0
 
 
 def model() -> UnifiedModelConfig:
-    """Returns the pocket model: about 17 M parameters in the shape of the 8B model."""
+    """Returns the pocket model: 15.6 M parameters in the shape of the 8B model."""
     return UnifiedModelConfig(
         backbone=Qwen3BackboneConfig(
             vocab_size=VOCAB_SIZE,

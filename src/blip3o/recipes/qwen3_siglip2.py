@@ -29,13 +29,17 @@ START = "models/qwen3-1.7b-siglip2"
 RUNS = Path("runs/qwen3_siglip2")
 """Where a stage looks for the stage before it."""
 
+_IMAGE_PAD_ID = 151_655  # `<|image_pad|>` of Qwen's tokenizers, 2.5 and 3
 _MAX_TOKENS = 2048
 _STEPS = 280_000  # one epoch of 36 M pictures; the released script makes ten
 
 
 def model() -> UnifiedModelConfig:
     """Returns the variant around Qwen3-1.7B, which its released script takes."""
-    backbone = Qwen3BackboneConfig.published("1.7b")
+    published = Qwen3BackboneConfig.published("1.7b")
+    # Our chat format marks pictures by a token that Qwen has already; what it is changes nothing,
+    # for pictures stand in its place.
+    backbone = dataclasses.replace(published, image_token_id=_IMAGE_PAD_ID)
     return UnifiedModelConfig(
         backbone=backbone,
         image_encoder=EvaClipEncoderConfig.published(),

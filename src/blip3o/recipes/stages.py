@@ -7,7 +7,7 @@ never published, its recipe says so.
 from blip3o.data.mixture import MixtureEntry
 from blip3o.data.sources.jsonl import JsonlConfig
 from blip3o.data.sources.webdataset import WebDatasetConfig
-from blip3o.flow.sigmas import UniformSigmas
+from blip3o.flow.sigmas import DiscreteUniformSigmas
 from blip3o.objectives.flow_matching import FlowMatchingConfig
 from blip3o.objectives.next_token import NextTokenConfig
 from blip3o.train.config import OptimizerConfig, TrainConfig
@@ -54,8 +54,8 @@ def conversations(weight: float = 1.0) -> MixtureEntry:
 
 
 def image_loss() -> FlowMatchingConfig:
-    """Returns the released image loss: uniform noise levels, a tenth of the conditions empty."""
-    return FlowMatchingConfig(sigmas=UniformSigmas(), condition_dropout=0.1)
+    """Returns the released image loss: 1000 noise levels alike, a tenth of the conditions empty."""
+    return FlowMatchingConfig(sigmas=DiscreteUniformSigmas(), condition_dropout=0.1)
 
 
 def text_loss() -> NextTokenConfig:

@@ -12,7 +12,8 @@ from blip3o.core.errors import UsageError
 from blip3o.core.rng import sample_uniform
 from blip3o.core.types import Batch
 from blip3o.flow.sigmas import UniformSigmas
-from blip3o.models.unified import UnifiedModel
+from blip3o.models.decoders.pocket import PocketDecoderConfig
+from blip3o.models.unified import UnifiedModel, UnifiedModelConfig
 from blip3o.objectives.pixel_decoding import PixelDecoding, PixelDecodingConfig
 
 MakeBatch = Callable[..., Batch]
@@ -83,10 +84,21 @@ def test_a_batch_without_pixels_is_refused(model: UnifiedModel, make_batch: Make
         build(model)(model, batch, 0)
 
 
+class VelocityDecoderConfig(PocketDecoderConfig):
+    predicts_clean = False
+
+
+def with_decoder(model: UnifiedModel, config: Any) -> UnifiedModelConfig:
+    return dataclasses.replace(model.config, image_decoder=config)
+
+
 def test_a_decoder_that_predicts_no_clean_picture_is_refused(model: UnifiedModel) -> None:
-    config = model.config
-    other = dataclasses.replace(
-        config, image_decoder=dataclasses.replace(config.image_decoder, kind="sdxl")
-    )
-    with pytest.raises(UsageError, match="not 'sdxl'"):
-        PixelDecodingConfig(sigmas=UniformSigmas()).build(other)
+    fields = dataclasses.asdict(model.config.image_decoder) | {"kind": "velocity"}
+    config = with_decoder(model, VelocityDecoderConfig(**fields))
+    with pytest.raises(UsageError, match="not 'velocity'"):
+        PixelDecodingConfig(sigmas=UniformSigmas()).build(config)
+
+
+def test_a_new_decoder_that_predicts_clean_pictures_is_trained(model: UnifiedModel) -> None:
+    config = with_decoder(model, dataclasses.replace(model.config.image_decoder, kind="new"))
+    assert PixelDecodingConfig(sigmas=UniformSigmas()).build(config).image_px == 16

@@ -14,6 +14,7 @@ from PIL import Image
 from blip3o.data.mixture import MixtureEntry
 from blip3o.data.sources.folder import FolderConfig
 from blip3o.data.sources.jsonl import JsonlConfig
+from blip3o.flow.sigmas import DiscreteUniformSigmas
 from blip3o.models.backbones import BACKBONES
 from blip3o.models.dit.nextdit import NextDiTConfig
 from blip3o.models.encoders.eva_clip import EvaClipEncoderConfig
@@ -80,7 +81,14 @@ def test_the_published_numbers(size: str, width: int) -> None:
         assert (optimizer.weight_decay, optimizer.betas) == (0.0, (0.9, 0.999))
         assert (train_config.grad_clip, train_config.ema_decay) == (1.0, 0.0)
         (objective,) = config.objectives
-        assert (objective.condition_dropout, objective.sigmas.shift) == (0.1, 1.0)
+        assert objective.condition_dropout == 0.1
+        assert objective.sigmas == DiscreteUniformSigmas()  # as tests/parity have recorded it
+
+
+def test_qwen3_reads_prompts_with_the_placeholder_that_its_tokenizer_has() -> None:
+    """Qwen 2.5 and 3 share their ids up to there; the published placeholder is another token."""
+    asked = recipe("qwen3_siglip2.joint").model.backbone.image_token_id
+    assert asked == recipe("blip3o_4b.joint").model.backbone.image_token_id == 151_655
 
 
 def tiny_model(config: UnifiedModelConfig) -> UnifiedModelConfig:

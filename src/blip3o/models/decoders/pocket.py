@@ -68,6 +68,11 @@ class PocketDecoderConfig:
         """Shape of the noise one picture starts from, which is the shape of its pixels."""
         return (3, self.image_px, self.image_px)
 
+    @property
+    def predicts_clean(self) -> bool:
+        """Whether the network has `predict_clean`, which `pixel_decoding` trains."""
+        return True
+
     @classmethod
     def tiny(cls) -> "PocketDecoderConfig":
         """Returns the smallest useful config, for tests."""

@@ -1,0 +1,272 @@
+"""What the documents say of the package is so: links, files, commands, settings, Python, figures.
+
+Nothing is run here but parsers; examples that are run stand beside what they are examples of.
+"""
+
+import ast
+import functools
+import importlib
+import inspect
+import json
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+from blip3o import Blip3oPipeline
+from blip3o.cli import build_parser
+from blip3o.core.config import override
+from blip3o.core.errors import UsageError
+from blip3o.eval import BENCHMARKS
+from blip3o.models.backbones.qwen2_5_vl import Qwen2_5VLBackboneConfig
+from blip3o.recipes import RECIPES, load_recipe, qwen2_5_vl
+from blip3o.recipes.scenes import ScenesConfig
+from blip3o.train.config import RunConfig
+
+ROOT = Path(__file__).parents[2]
+SOURCE = ROOT / "src" / "blip3o"
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [page for page in PAGES if page.name != "log.md"]  # what was so once
+NAMES = [page.name for page in PAGES]
+USUAL = ("own_data", "pocket.tune", "blip3o_4b.tune", "blip3o_4b.joint")
+"""Recipes that settings without a recipe are tried on."""
+WIDTH = 110
+
+each_page = pytest.mark.parametrize("page", PAGES, ids=NAMES)
+
+
+class Block(NamedTuple):
+    language: str
+    text: str
+
+
+def blocks(page: Path) -> list[Block]:
+    found = re.findall(r"^```(\S*)[^\n]*\n(.*?)^```", page.read_text(encoding="utf-8"), re.M | re.S)
+    return [Block(*one) for one in found]
+
+
+def prose(page: Path) -> str:
+    return re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.M | re.S)
+
+
+def spans(page: Path) -> list[str]:
+    """Returns the pieces of code in running text, on one line each."""
+    return [" ".join(one.split()) for one in re.findall(r"`([^`]+)`", prose(page))]
+
+
+def recipe_docs() -> Iterator[str]:
+    for file in sorted((SOURCE / "recipes").glob("*.py")):
+        tree = ast.parse(file.read_text(encoding="utf-8"))
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Module | ast.FunctionDef):
+                yield ast.get_docstring(node) or ""
+
+
+def words_of(line: str) -> list[str] | None:
+    """Returns the words after `blip3o` of a line of a shell; None if it calls something else."""
+    if "..." in line or " | " in line:  # a summary, not a command
+        return None
+    try:
+        words = shlex.split(line.removeprefix("$ ").partition("  #")[0], comments=True)
+    except ValueError:
+        return None
+    while words and re.fullmatch(r"[A-Z_]+=\S*", words[0]):  # variables of the environment
+        words.pop(0)
+    if words and words[0] == "torchrun" and "blip3o" in words:
+        words = words[words.index("blip3o") :]
+    if words and words[0] == "sbatch":
+        (script,) = (n for n, word in enumerate(words) if word.endswith("train.sbatch"))
+        words = ["blip3o", "train", *words[script + 1 :]]
+    if ">" in words:
+        words = words[: words.index(">")]
+    if not words or words[0] != "blip3o" or len(words) == 1:
+        return None
+    return [word for word in words[1:] if word != "&"]
+
+
+def commands() -> list[Any]:
+    """Returns the words of every command, and whether it is only spoken of, not to be typed."""
+    lines = [
+        (page.name, line, False)
+        for page in PAGES
+        for block in blocks(page)
+        if block.language in ("", "console", "bash")
+        for line in block.text.replace("\\\n", " ").splitlines()
+    ]
+    lines += [(page.name, span, True) for page in PAGES for span in spans(page)]
+    lines += [("recipes", line, False) for text in recipe_docs() for line in text.splitlines()]
+    found = []
+    for where, line, is_mention in lines:
+        words = words_of(re.sub(r"(?<=\S)   +[a-z].*", "", line.strip()))  # a remark in a column
+        if words is not None:
+            found.append(pytest.param(words, is_mention, id=f"{where}: {' '.join(words)}"))
+    return found
+
+
+@pytest.mark.parametrize(("words", "is_mention"), commands())
+def test_commands_are_those_of_the_command_line(
+    words: list[str], is_mention: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options, status = None, None
+    try:
+        options = parser().parse_args(words)
+    except SystemExit as stop:
+        status = stop.code
+    if options is None:
+        said = capsys.readouterr().err
+        is_cut_short = "are required" in said or "expected one argument" in said
+        assert status == 0 or (is_mention and is_cut_short), said
+        return
+    given = vars(options)
+    if "recipe" in given:
+        check_recipe(options.recipe, options.overrides)
+    elif "benchmark" in given:
+        override(BENCHMARKS.get(options.benchmark)(), options.overrides)
+    elif words[0] == "scenes":
+        override(ScenesConfig(), options.overrides)
+    elif words[0] == "recipes" and options.name not in (None, "NAME"):
+        RECIPES.get(options.name)
+    if given.get("set"):
+        override(qwen2_5_vl.model(Qwen2_5VLBackboneConfig.published_4b()), options.set)
+
+
+parser = functools.cache(build_parser)
+
+
+@functools.cache
+def recipe(name: str) -> Any:
+    return load_recipe(name, Path("runs"))
+
+
+def check_recipe(name: str, overrides: list[str]) -> None:
+    if name.isupper() or name.endswith(".yaml"):  # a placeholder, or a file of the reader's
+        assert fits_some_run(overrides)
+    elif isinstance(recipe(name), RunConfig):
+        override(recipe(name), overrides)
+    else:
+        assert not overrides
+
+
+def fits_some_run(assignments: list[str]) -> bool:
+    return any(not refusal(name, assignments) for name in USUAL)
+
+
+def refusal(name: str, assignments: list[str]) -> str:
+    try:
+        override(recipe(name), assignments)
+    except UsageError as error:
+        return str(error)
+    return ""
+
+
+@each_page
+def test_settings_in_running_text_exist(page: Path) -> None:
+    for span in spans(page):
+        found = re.fullmatch(r"((?:train|data|objectives|init)\.[a-z][\w.]*\w)(=.+)?", span)
+        if found is None or found[1].endswith((".py", ".jsonl")):
+            continue
+        if found[2] is None:  # no value fits them all; an unknown name is told as unknown
+            said = [refusal(name, [f"{span}=null"]) for name in USUAL]
+            assert not all("unknown config key" in one for one in said), said
+        else:
+            assert fits_some_run([span]), span
+
+
+@each_page
+def test_links_lead_somewhere(page: Path) -> None:
+    text = prose(page)
+    targets = re.findall(r"\]\(([^)\s]+)\)", text) + re.findall(r'src="([^"]+)"', text)
+    for target in targets:
+        if "://" in target:
+            continue
+        name, _, anchor = target.partition("#")
+        file = page.parent / name if name else page
+        assert file.exists(), f"{page.name}: {target}"
+        if anchor:
+            headings = re.findall(r"^#+ (.*)$", prose(file), re.M)
+            slugs = {re.sub(r"[^\w -]", "", one.lower()).replace(" ", "-") for one in headings}
+            assert anchor in slugs, f"{page.name}: {target}"
+
+
+@each_page
+def test_files_that_are_named_exist(page: Path) -> None:
+    for span in spans(page):
+        for name in re.findall(r"[\w./-]+/[\w-]+\.(?:py|md|sbatch|toml)", span):
+            if name.endswith("/x.py"):  # the file of a part to be added
+                name = name.removesuffix("/x.py")
+            places = [base / name for base in (ROOT, SOURCE)]
+            assert any(place.exists() for place in places), f"{page.name}: {name}"
+
+
+@each_page
+def test_targets_of_make_exist(page: Path) -> None:
+    targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.M)
+    code = [*(b.text for b in blocks(page) if b.language == "console"), *spans(page)]
+    for name in re.findall(r"^make ([a-z-]+)", "\n".join(code), re.M):
+        assert name in targets, f"{page.name}: make {name}"
+
+
+@each_page
+def test_lines_can_be_read(page: Path) -> None:
+    lines = [line for line in prose(page).splitlines() if not line.startswith("|")]
+    long = [line for line in lines if len(re.sub(r"`[^`]*`", "", line)) > WIDTH]
+    assert not long, long
+
+
+def python_blocks() -> list[Any]:
+    return [
+        pytest.param(block.text, id=f"{page.name} {number}")
+        for page in PAGES
+        for number, block in enumerate(b for b in blocks(page) if b.language == "python")
+    ]
+
+
+@pytest.mark.parametrize("code", python_blocks())
+def test_python_names_what_is_there(code: str) -> None:
+    for node in ast.walk(ast.parse(code)):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("blip3o"):
+            module = importlib.import_module(str(node.module))
+            assert all(hasattr(module, one.name) for one in node.names), ast.unparse(node)
+        if isinstance(node, ast.Call):
+            check_call(node)
+
+
+def check_call(node: ast.Call) -> None:
+    """A pipeline has the method, and the method has the arguments."""
+    match node.func:
+        case ast.Name(id="pipe"):
+            method = Blip3oPipeline.__call__
+        case ast.Attribute(value=ast.Name(id="pipe" | "Blip3oPipeline"), attr=name):
+            method = getattr(Blip3oPipeline, name)
+        case _:
+            return
+    known = inspect.signature(method).parameters
+    for keyword in node.keywords:
+        assert keyword.arg in known, ast.unparse(node)
+
+
+def test_every_table_of_parts_is_where_the_document_says() -> None:
+    text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| ([\w ]+) \| `([\w/]+)\.py` \| (.*?) \|", text, re.M)
+    assert len(rows) >= 10
+    for part, file, tables in rows:
+        module = importlib.import_module(f"blip3o.{file.removesuffix('/x').replace('/', '.')}")
+        for table in re.findall(r"`([A-Z_]+)`", tables):
+            assert hasattr(module, table), f"{part}: {table}"
+
+
+def test_the_figures_are_those_that_were_measured() -> None:
+    """The README's figures are those of the model's card and of the stored results."""
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    card = (SOURCE / "pocket" / "README.md").read_text(encoding="utf-8")
+    stored = re.findall(r"^\| [\w ,]+ \| (\d\.\d{3}) \|$", card, re.M)
+    told = re.findall(r"^\| [^|]+ \| (\d\.\d{3}) \|", readme, re.M)
+    assert told
+    assert told == stored
+    times = json.loads((ROOT / "benchmarks/results/generate.json").read_text(encoding="utf-8"))
+    seconds = {name: row["median"] for name, row in times["seconds_for_four_pictures"].items()}
+    assert f"process start to files | {seconds['cold']:.1f} s |" in readme
+    assert f"warm, one batch | {seconds['warm_batch_of_4']:.2f} s |" in readme
