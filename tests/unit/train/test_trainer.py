@@ -71,6 +71,21 @@ def test_a_finished_run_says_so_and_trains_nothing(
     assert len(ended) == 1
 
 
+def test_fewer_steps_end_a_stopped_run_where_it_is(
+    toys: Any, tmp_path: Path, capsys: pytest.CaptureFixture, read_run: ReadRun
+) -> None:
+    toys.trainer(tmp_path).fit()
+    before = read_run(tmp_path)
+    ended: list[int] = []
+    callback = type("E", (), {"on_end": lambda self, trainer: ended.append(trainer.state.step)})()
+    fewer = evolve(toys.config, {"train.steps": 1})
+    capsys.readouterr()
+    toys.trainer(tmp_path, fewer, callbacks=[callback]).fit()
+    assert "is finished: step 12 of 1" in capsys.readouterr().err
+    assert read_run(tmp_path) == before
+    assert ended == [12]
+
+
 def test_more_steps_go_on_from_the_last_one(toys: Any, tmp_path: Path, read_run: ReadRun) -> None:
     toys.trainer(tmp_path).fit()
     toys.trainer(tmp_path, toys.with_train(steps=14, log_every=2)).fit()
