@@ -28,7 +28,7 @@ def read_prompts(file: Path) -> list[str]:
         UsageError: if it cannot be read or holds no prompt.
     """
     try:
-        lines = file.read_text(encoding="utf-8").splitlines()
+        lines = file.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"cannot read prompts from {file}: {error}") from error
     prompts = [line.strip() for line in lines if line.strip()]

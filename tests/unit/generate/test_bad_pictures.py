@@ -12,6 +12,7 @@ from torch import Tensor
 
 from blip3o.core.errors import UsageError
 from blip3o.generate.pipeline import Blip3oPipeline
+from blip3o.imaging.load import open_image
 
 
 def noise_picture(mode: str = "RGB", size: tuple[int, int] = (20, 12)) -> Image.Image:
@@ -95,6 +96,22 @@ def test_a_picture_opened_with_pil_is_read_as_its_file_is(
     data = ODD[which]()
     opened = Image.open(io.BytesIO(data))
     assert torch.equal(tiny_pipe.encode([opened]), tiny_pipe.encode([data]))
+
+
+@pytest.mark.parametrize("which", ODD)
+def test_a_picture_that_is_open_already_is_not_turned_again(
+    tiny_pipe: Blip3oPipeline, which: str
+) -> None:
+    # The server and the terminal's chat open pictures before the pipeline does.
+    data = ODD[which]()
+    assert torch.equal(tiny_pipe.encode([open_image(data)]), tiny_pipe.encode([data]))
+
+
+def test_a_picture_opened_with_pil_may_have_damaged_exif(tiny_pipe: Blip3oPipeline) -> None:
+    for note in (b"Exif\0\0garbage garbage", b"Exif\0\0MM"):
+        data = stored(noise_picture(), "JPEG", exif=note)
+        opened = Image.open(io.BytesIO(data))
+        assert torch.equal(tiny_pipe.encode([opened]), tiny_pipe.encode([data]))
 
 
 def test_transparent_parts_are_white(tiny_pipe: Blip3oPipeline) -> None:

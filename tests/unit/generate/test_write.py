@@ -83,6 +83,8 @@ def test_prompts_are_the_lines_of_a_file(tmp_path: Path) -> None:
     file = tmp_path / "prompts.txt"
     file.write_bytes("a cat\r\n\n  a d\u00f6g  \n".encode())
     assert read_prompts(file) == ["a cat", "a d\u00f6g"]
+    file.write_text("a cat", encoding="utf-8-sig")  # as some editors write it
+    assert read_prompts(file) == ["a cat"]
     file.write_text(" \n\n")
     with pytest.raises(UsageError, match="holds no prompt"):
         read_prompts(file)
