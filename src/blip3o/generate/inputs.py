@@ -53,8 +53,11 @@ def open_picture(picture: Picture) -> Image.Image:
     try:
         # PIL reads files late: a truncated one shows itself only here.
         return to_rgb(upright(picture))
-    except (OSError, ValueError, SyntaxError) as error:
-        raise UsageError(f"the picture is damaged or truncated: {error}") from error
+    except UsageError:
+        raise
+    except Exception as error:  # decoders raise all kinds of things for damaged files
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UsageError(f"the picture is damaged or truncated: {reason}") from error
 
 
 def check_sampling(

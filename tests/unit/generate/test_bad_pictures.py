@@ -152,6 +152,19 @@ def test_a_truncated_file_opened_with_pil_is_refused(tiny_pipe: Blip3oPipeline) 
         tiny_pipe.edit(opened, "make it blue")
 
 
+@pytest.mark.parametrize("fault", [RuntimeError("planes\nfailed"), IndexError(), EOFError("end")])
+def test_whatever_a_decoder_raises_is_told_in_one_line(
+    tiny_pipe: Blip3oPipeline, fault: Exception
+) -> None:
+    class Damaged(Image.Image):
+        def load(self) -> None:
+            raise fault
+
+    with pytest.raises(UsageError, match=r"the picture is damaged or truncated: .+") as caught:
+        tiny_pipe.edit(Damaged(), "make it blue")
+    assert "\n" not in str(caught.value)
+
+
 @pytest.mark.parametrize("thing", [None, 3, np.zeros((4, 4, 3)), torch.zeros(3, 4, 4)])
 def test_things_that_are_no_picture_are_refused(tiny_pipe: Blip3oPipeline, thing: Any) -> None:
     with pytest.raises(UsageError, match="a picture is a file, bytes or a PIL picture, not"):
