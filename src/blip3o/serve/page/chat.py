@@ -51,14 +51,19 @@ def chat_tab(service: Service, pictures: list[str]) -> None:
         "outputs": [message, talk],
         **QUIET,
     }
-    started = message.submit(**work)
-    clear.click(lambda: [], None, talk, cancels=[started], **QUIET)
-    examples: list[list[Any]] = [[{"text": QUESTION, "files": [path]}] for path in pictures]
-    gr.Examples(
-        [*examples, [{"text": "hello", "files": []}]],
+    pictured: list[list[Any]] = [[{"text": QUESTION, "files": [path]}] for path in pictures]
+    examples = gr.Examples(
+        [*pictured, [{"text": "hello", "files": []}]],
         [message],
         label="Examples: one click asks",
-    ).load_input_event.then(**work)
+    )
+    started: list[Any] = [message.submit(**work), examples.load_input_event.then(**work)]
+    clear.click(_begin_anew, None, [message, talk], cancels=started, **QUIET)
+
+
+def _begin_anew() -> tuple[Any, Turns]:
+    """Returns a field that takes messages, which an answer that was cut off took away, and none."""
+    return gr.MultimodalTextbox(interactive=True), []
 
 
 def _answerer(service: Service) -> Any:  # noqa: ANN401  (a handler of Gradio's)
