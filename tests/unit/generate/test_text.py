@@ -254,6 +254,20 @@ def test_a_conversation_remembers_and_says_what_is_wrong(tiny_pipe: Blip3oPipeli
     assert asked[1] == ([user("go on")], 0)
 
 
+def test_a_conversation_goes_on_after_an_answer_that_holds_the_mark_of_a_picture() -> None:
+    asked: list[list[Message]] = []
+
+    class Html:
+        def stream(self, messages: list[Message], pictures: list[Any]) -> Any:
+            asked.append(list(messages))
+            yield f"write {IMAGE_MARK} there"
+
+    out = io.StringIO()
+    converse(Html(), io.StringIO("how?\nand then?\n"), out)  # type: ignore[arg-type]
+    assert out.getvalue().count(f"write {IMAGE_MARK} there") == 2
+    assert asked[1][1] == Message(role="assistant", text="write (a picture) there")
+
+
 def test_a_picture_goes_with_the_next_message_and_stays(
     tiny_pipe: Blip3oPipeline, tmp_path: Any
 ) -> None:
