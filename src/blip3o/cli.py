@@ -110,7 +110,8 @@ def build_parser() -> argparse.ArgumentParser:
     )
     command.add_argument("image")
     command.add_argument("--out", type=Path, default=Path("reconstructed.png"))
-    _add_sampling(command)
+    _add_seed(command)
+    _add_pipeline(command)
 
     command = _command(commands, "serve", cli_commands.serve, "an OpenAI-compatible server")
     add_options(command)
@@ -192,8 +193,12 @@ def _add_pipeline(command: argparse.ArgumentParser) -> None:
     )
 
 
+def _add_seed(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--seed", type=int, default=0, help="with all else equal, equal pictures")
+
+
 def _add_sampling(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--seed", type=int, default=0)
+    _add_seed(command)
     command.add_argument("--steps", type=int, help="DiT steps; the model's own number if left out")
     command.add_argument("--guidance", type=float, help="1 or more; likewise")
     _add_pipeline(command)

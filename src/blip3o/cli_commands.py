@@ -63,14 +63,13 @@ def chat(options: argparse.Namespace) -> None:
 
 def edit(options: argparse.Namespace) -> None:
     """Writes a changed picture and prints its path."""
-    from blip3o.core.rng import generator
-    from blip3o.generate.write import check_picture_path
+    from blip3o.generate.write import check_picture_path, picture_generator
 
     check_picture_path(options.out)
     output = _pipeline(options).edit(
         options.image,
         options.instruction,
-        generator=generator(options.seed),
+        generator=picture_generator(options.seed, 0, 0),
         num_inference_steps=options.steps,
         guidance_scale=options.guidance,
     )
@@ -79,12 +78,11 @@ def edit(options: argparse.Namespace) -> None:
 
 def reconstruct(options: argparse.Namespace) -> None:
     """Writes a picture's reconstruction and prints its path."""
-    from blip3o.core.rng import generator
-    from blip3o.generate.write import check_picture_path
+    from blip3o.generate.write import check_picture_path, picture_generator
 
     check_picture_path(options.out)
-    pipe = _pipeline(options)
-    _save(pipe.reconstruct(options.image, generator=generator(options.seed)).images[0], options.out)
+    generator = picture_generator(options.seed, 0, 0)
+    _save(_pipeline(options).reconstruct(options.image, generator=generator).images[0], options.out)
 
 
 def _save(image: "Image.Image", path: Path) -> None:

@@ -28,7 +28,7 @@ OPTIONS = {
     "ask": ["image", *MODEL, *PIPELINE],
     "chat": [*MODEL, *PIPELINE],
     "edit": ["image", "instruction", "--out", *SAMPLING, *MODEL, *PIPELINE],
-    "reconstruct": ["image", "--out", *SAMPLING, *MODEL, *PIPELINE],
+    "reconstruct": ["image", "--out", "--seed", *MODEL, *PIPELINE],
     "serve": [*SERVE, *MODEL, *PIPELINE],
     "train": ["recipe", "--out", "overrides"],
     "eval": ["benchmark", "--out", "overrides", *MODEL, *PIPELINE],
@@ -141,6 +141,9 @@ def test_words_and_options_may_stand_in_any_order() -> None:
         (["serve", "--max-batch", "0"], "--max-batch must be positive, got 0"),
         (["serve", "--port", "70000"], "--port must be at most 65535, got 70000"),
         (["recipes", "show", "pocket.generaton"], "did you mean pocket.generation"),
+        (["reconstruct", "a.png", "--steps", "3"], "unrecognized arguments: --steps"),
+        (["eval", "scenes", "--out", "x", "batch_size=0"], "batch_size must be at least 1"),
+        (["eval", "scenes", "--out", "x", "num_edits=-1"], "num_edits must be at least 0"),
     ],
 )
 def test_mistakes_are_told_in_one_line_with_status_2(
@@ -268,6 +271,26 @@ def test_edit_and_reconstruct_write_one_picture(
         assert capsys.readouterr().out == f"{out}\n"
         assert Image.open(out).size == (16, 16)
         out.unlink()
+
+
+@pytest.mark.parametrize("seed", [7, 2**64])
+def test_a_seed_means_one_picture_wherever_it_is_asked_for(
+    tiny_folder: Path, tmp_path: Path, picture: str, seed: int
+) -> None:
+    # The server takes the same numbers; as in `generate`, any whole number is a seed.
+    from blip3o import Blip3oPipeline
+    from blip3o.generate.write import picture_generator
+
+    pipe = Blip3oPipeline.from_pretrained(tiny_folder, device="cpu", dtype="fp32")
+    expected = {
+        "edit": pipe.edit(picture, "make it blue", generator=picture_generator(seed, 0, 0)),
+        "reconstruct": pipe.reconstruct(picture, generator=picture_generator(seed, 0, 0)),
+    }
+    out = tmp_path / "x.png"
+    for words in (["edit", picture, "make it blue"], ["reconstruct", picture]):
+        words += ["--out", str(out), "--seed", str(seed), "--dtype", "fp32", "--device", "cpu"]
+        assert main([*words, "--model", str(tiny_folder)]) == 0
+        assert Image.open(out).tobytes() == expected[words[0]].images[0].tobytes()
 
 
 @pytest.mark.parametrize("words", [["edit", "p.png", "make it blue"], ["reconstruct", "p.png"]])

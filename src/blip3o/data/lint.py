@@ -182,13 +182,23 @@ def _oddities(data: bytes, min_px: int) -> list[str]:
             found.append(f"colors: {image.mode}")
         if image.has_transparency_data:
             found.append("transparent: it is put on white")
-        if getattr(image, "n_frames", 1) > 1:
-            found.append(
-                f"animated: the first of {getattr(image, 'n_frames', 1)} pictures is taken"
-            )
         if image.convert("L").resize((32, 32)).getextrema() in {(v, v) for v in range(256)}:
             found.append("one color")
+        # Last, for it goes through the file and may end anywhere in it.
+        num_frames = _num_frames(image)
+        if num_frames is None:
+            found.append("animated, and damaged: the first picture is taken")
+        elif num_frames > 1:
+            found.append(f"animated: the first of {num_frames} pictures is taken")
     return found
+
+
+def _num_frames(image: Image.Image) -> int | None:
+    """Returns how many pictures a file holds; None if it is damaged behind the first one."""
+    try:
+        return getattr(image, "n_frames", 1)
+    except Exception:  # noqa: BLE001  (decoders raise all kinds of things for damaged files)
+        return None
 
 
 def _duplicates(source: Source, hashes: Any) -> list[Finding]:  # noqa: ANN401

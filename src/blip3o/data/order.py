@@ -6,12 +6,16 @@ the data set are read, each of them a whole, and what is kept is a number a bloc
 """
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from blip3o.core.rng import numpy_rng
+
+K = TypeVar("K")
+V = TypeVar("V")
 
 BLOCK_RECORDS = 256
 GROUP_BLOCKS = 64
@@ -59,9 +63,10 @@ class RecordOrder:
             epoch: 0 or more.
             number: 0 to the number of records - 1.
         """
-        _, group_ends = _keep(self._epochs, epoch, functools.partial(self._epoch, epoch))
+        blocks, group_ends = _keep(self._epochs, epoch, functools.partial(self._epoch, epoch))
         group = int(np.searchsorted(group_ends, number, side="right"))
-        members = _keep(self._groups, (epoch, group), functools.partial(self._group, epoch, group))
+        make = functools.partial(self._group, epoch, group, blocks)
+        members = _keep(self._groups, (epoch, group), make)
         return int(members[number - (int(group_ends[group - 1]) if group else 0)])
 
     def _epoch(self, epoch: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -71,8 +76,7 @@ class RecordOrder:
         last = np.arange(self._group_blocks, len(blocks) + self._group_blocks, self._group_blocks)
         return blocks, ends[np.minimum(last, len(blocks)) - 1]
 
-    def _group(self, epoch: int, group: int) -> NDArray[np.int64]:
-        blocks, _ = self._epochs[epoch]
+    def _group(self, epoch: int, group: int, blocks: NDArray[np.int64]) -> NDArray[np.int64]:
         chosen = blocks[group * self._group_blocks : (group + 1) * self._group_blocks]
         records = np.concatenate(
             [self._starts[block] + np.arange(self._lengths[block]) for block in chosen]
@@ -80,10 +84,14 @@ class RecordOrder:
         return numpy_rng(self._seed, f"{self._stream}/mix", epoch, group).permutation(records)
 
 
-def _keep(kept: dict, key: object, make: functools.partial) -> NDArray[np.int64] | tuple:
-    """Returns what is kept under a key, made if it is not there; the oldest go."""
-    if key not in kept:
-        while len(kept) >= _KEPT:
-            del kept[next(iter(kept))]
-        kept[key] = make()
-    return kept[key]
+def _keep(kept: dict[K, V], key: K, make: Callable[[], V]) -> V:
+    """Returns what is kept under a key, made if it is not there; the oldest go.
+
+    Remote records are read by several threads: nothing here may rely on what another one drops.
+    """
+    value = kept.get(key)
+    if value is None:
+        value = kept[key] = make()
+        for old in list(kept)[:-_KEPT]:
+            kept.pop(old, None)
+    return value

@@ -10,7 +10,7 @@ from blip3o import __version__
 from blip3o.core.config import override, to_dict
 from blip3o.core.device import PrecisionName
 from blip3o.core.errors import UsageError
-from blip3o.core.files import write_atomic
+from blip3o.core.files import atomic_file, write_atomic
 from blip3o.core.registry import Registry
 from blip3o.generate.pipeline import Blip3oPipeline
 
@@ -64,7 +64,11 @@ def run_benchmark(
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UsageError(f"cannot write to {out}: {error}") from error
-    with (out / "samples.jsonl").open("w", encoding="utf-8") as samples:
+    # Whole or not at all: beside older results no verdicts may lie that they are not of.
+    with (
+        atomic_file(out / "samples.jsonl") as scratch,
+        scratch.open("w", encoding="utf-8") as samples,
+    ):
         scores = config.run(pipe, out, lambda row: samples.write(json.dumps(row) + "\n"))
     results = {
         "benchmark": name,

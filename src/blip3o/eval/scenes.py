@@ -30,6 +30,7 @@ from blip3o.imaging.sheet import contact_sheet
 
 WriteRow = Callable[[dict[str, Any]], object]
 DESCRIBE = "Describe the image in detail."
+_PARTS = ("num_questions", "num_captions", "num_edits", "num_reconstructions")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -47,6 +48,9 @@ class ScenesBenchmark:
         batch_size: pictures at once; changes nothing but speed and memory.
         num_inference_steps: DiT steps; the model's own number if None.
         guidance_scale: the model's own number if None.
+
+    Raises:
+        ValueError: for a number that is too small.
     """
 
     prompts_per_category: int = 100
@@ -59,6 +63,14 @@ class ScenesBenchmark:
     batch_size: int = 32
     num_inference_steps: int | None = None
     guidance_scale: float | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("images_per_prompt", "batch_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        for name in ("prompts_per_category", *_PARTS):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}")
 
     def run(self, pipe: Blip3oPipeline, out: Path, write: WriteRow) -> dict[str, Any]:
         """Returns every figure; each sample's verdict goes to `write`.

@@ -44,7 +44,9 @@ def converse(pipe: Blip3oPipeline, lines: TextIO, out: TextIO) -> None:
                 marks = f"{IMAGE_MARK}\n" * len(pending)
                 turn = Message(role="user", text=marks + text)
                 answer = _answer(pipe, [*messages, turn], [*pictures, *pending], out)
-                messages += [turn, Message(role="assistant", text=answer)]
+                # Said by a model, the mark is a word; said back to it, it would ask for a picture.
+                said = answer.replace(IMAGE_MARK, "(a picture)")
+                messages += [turn, Message(role="assistant", text=said)]
                 pictures, pending = pictures + pending, []
         except UsageError as error:
             out.write(f"({error})\n")

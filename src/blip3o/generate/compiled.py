@@ -44,7 +44,10 @@ class CompiledSampler:
         callback: StepCallback | None = None,
     ) -> Tensor:
         """Returns normalized features [B, N, K]; arguments as for `sample_features`."""
-        if not noise.is_cuda or callback is not None:  # a graph does not stop for callbacks
+        # A graph does not stop for callbacks, and reads weights that stay where they are: not those
+        # of a DiT that is offloaded or on a device of its own.
+        places = {weight.device for weight in model.dit.parameters()}
+        if not noise.is_cuda or callback is not None or places != {noise.device}:
             return sample_features(
                 model,
                 condition,

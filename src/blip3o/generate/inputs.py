@@ -5,12 +5,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 
 from blip3o.core.errors import UsageError
 from blip3o.flow.solver import StepCallback
-from blip3o.imaging.load import open_image, to_rgb
+from blip3o.imaging.load import open_image, to_rgb, upright
 
 Picture = str | Path | bytes | Image.Image
 """A file, the bytes of one, or a PIL picture; of any size and mode."""
@@ -52,9 +52,12 @@ def open_picture(picture: Picture) -> Image.Image:
         raise UsageError(f"a picture is a file, bytes or a PIL picture, not {type(picture)}")
     try:
         # PIL reads files late: a truncated one shows itself only here.
-        return to_rgb(ImageOps.exif_transpose(picture))
-    except (OSError, ValueError, SyntaxError) as error:
-        raise UsageError(f"the picture is damaged or truncated: {error}") from error
+        return to_rgb(upright(picture))
+    except UsageError:
+        raise
+    except Exception as error:  # decoders raise all kinds of things for damaged files
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UsageError(f"the picture is damaged or truncated: {reason}") from error
 
 
 def check_sampling(
@@ -123,18 +126,18 @@ def step_callback(
     pipe: Any,  # noqa: ANN401  (what the user called)
     callback: Callable[..., Any] | None,
     num_steps: int,
-) -> StepCallback:
-    """Returns a user's `callback_on_step_end` as the solver calls it.
+) -> StepCallback | None:
+    """Returns a user's `callback_on_step_end` as the solver calls it; None where there is none.
 
     Args:
         pipe: handed to the callback.
         callback: the user's function, or None.
         num_steps: handed to the callback.
     """
+    if callback is None:
+        return None  # nobody wants to see the steps: a sampler may take them all at once
 
     def on_step(step: int, features: Tensor) -> Tensor | None:
-        if callback is None:
-            return None
         changed = (callback(pipe, step, num_steps, {"features": features}) or {}).get("features")
         if changed is not None and changed.shape != features.shape:
             shapes = f"{list(changed.shape)} instead of {list(features.shape)}"

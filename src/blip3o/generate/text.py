@@ -51,7 +51,8 @@ def generate_tokens(
         attention_mask: True for real tokens, [B, T].
         prompt_images: what `UnifiedModel.prompt_images` made of the rows' pictures.
         stop_id: ends a row.
-        pad_id: what a stopped row yields.
+        pad_id: what a stopped row yields. It is the end of a text, so it ends a row, too: now and
+            then released models end an answer by it and not by the turn.
         max_new_tokens: the longest answer.
     """
     cache = model.backbone.new_cache()
@@ -63,7 +64,7 @@ def generate_tokens(
         # A placeholder stands for a picture that was given; an answer has none to give.
         token = logits.index_fill(-1, placeholder, -torch.inf).argmax(-1)
         token = torch.where(running, token, pad_id)
-        running = running & (token != stop_id)
+        running = running & (token != stop_id) & (token != pad_id)
         yield token
         if not bool(running.any()):
             return

@@ -16,6 +16,8 @@ from blip3o.generate.pipeline import Blip3oPipeline
 from blip3o.imaging.sheet import contact_sheet
 
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
+_MOST_SHOWN = 64
+"""Pictures on the sheet: those of a long list of prompts would fill the memory."""
 
 
 def read_prompts(file: Path) -> list[str]:
@@ -28,7 +30,7 @@ def read_prompts(file: Path) -> list[str]:
         UsageError: if it cannot be read or holds no prompt.
     """
     try:
-        lines = file.read_text(encoding="utf-8").splitlines()
+        lines = file.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"cannot read prompts from {file}: {error}") from error
     prompts = [line.strip() for line in lines if line.strip()]
@@ -60,7 +62,7 @@ def write_pictures(
     guidance_scale: float | None = None,
     batch_size: int = 16,
 ) -> Path:
-    """Generates pictures and writes `NNNN-K.png`, `grid.png` and `metadata.jsonl`.
+    """Generates pictures and writes `NNNN-K.png`, `metadata.jsonl`, and `grid.png` of the first.
 
     Args:
         pipe: the pipeline.
@@ -108,9 +110,10 @@ def write_pictures(
                 "file": name,
             }
             lines.append(json.dumps(row) + "\n")
-            shown.append(image)
+            if len(shown) < _MOST_SHOWN:
+                shown.append(image)
     _write_text("".join(lines), folder / "metadata.jsonl")
-    captions = [prompts[p] for p, _ in jobs]
+    captions = [prompts[p] for p, _ in jobs[: len(shown)]]
     save_picture(contact_sheet(shown, captions, columns=min(4, len(shown))), folder / "grid.png")
     return folder / "grid.png"
 

@@ -28,6 +28,9 @@ _TRANSPOSE = {
     8: Image.Transpose.ROTATE_90,
 }
 
+_ORIENTED = ("exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp")
+"""Notes of a file that may say how its picture is turned."""
+
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class ImageLimits:
@@ -65,8 +68,7 @@ def open_image(
         try:
             image = Image.open(io.BytesIO(data), formats=FORMATS)
             _check_size(image.size, limits)
-            image.load()
-            return to_rgb(_upright(image))
+            return to_rgb(upright(image))
         except Image.UnidentifiedImageError as error:
             raise UsageError(f"{name} is not a picture this program can read") from error
         except Image.DecompressionBombError as error:
@@ -139,14 +141,28 @@ def _check_size(size: tuple[int, int], limits: ImageLimits) -> None:
         raise UsageError(f"{width} x {height} is under {limits.min_side} pixels a side")
 
 
-def _upright(image: Image.Image) -> Image.Image:
-    """Returns the picture turned as its EXIF orientation says; unreadable EXIF says nothing."""
+def upright(image: Image.Image) -> Image.Image:
+    """Returns the picture turned as its EXIF orientation says; unreadable EXIF says nothing.
+
+    Args:
+        image: of any mode; what is returned no longer says how it was turned.
+
+    Raises:
+        OSError: if its file is damaged or truncated; decoders have further errors of their own.
+    """
+    image.load()
     try:
         orientation = image.getexif().get(ExifTags.Base.Orientation)
     except Exception:  # noqa: BLE001  (a damaged side note is no reason to refuse)
         return image
     method = _TRANSPOSE.get(orientation) if isinstance(orientation, int) else None
-    return image if method is None else image.transpose(method)
+    if method is None:
+        return image
+    turned = image.transpose(method)
+    # Pillow hands the note on: whoever reads the picture next would turn it once more.
+    for note in _ORIENTED:
+        turned.info.pop(note, None)
+    return turned
 
 
 def _from_16_bit(image: Image.Image) -> Image.Image:

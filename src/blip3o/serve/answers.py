@@ -27,7 +27,7 @@ class AnswerWriter:
         request = job.request
         assert isinstance(request, ChatRequest), "pictures are made by PictureMaker"
         self.job = job
-        self._stop_id = pipe.chat_template.turn_end_id
+        self._stop_ids = (pipe.chat_template.turn_end_id, pipe.tokenizer.pad_id)
         self._ids: list[int] = []
         writer = Writer(pipe.model, pipe.tokenizer, pipe.chat_template)
         pixels, counts = question_pixels(pipe.model, request.pictures)
@@ -43,7 +43,7 @@ class AnswerWriter:
         if piece is not None:
             self.job.deliver(Text(piece))
             return True
-        is_stopped = bool(self._ids) and self._ids[-1] == self._stop_id
+        is_stopped = bool(self._ids) and self._ids[-1] in self._stop_ids
         self.job.deliver(
             Answered("stop" if is_stopped else "length", self._num_prompt_tokens, len(self._ids))
         )

@@ -48,3 +48,18 @@ def test_a_missing_or_empty_folder_is_refused(tmp_path: Path) -> None:
         source(tmp_path)
     with pytest.raises(UsageError, match="no such folder of pictures"):
         source(tmp_path / "nowhere")
+
+
+def test_text_that_cannot_be_read_is_a_bad_record(tmp_path: Path) -> None:
+    write(tmp_path, "a.png")
+    for text in (b"[1]", b"{", b"[" * 100_000):
+        (tmp_path / "a.json").write_bytes(text)
+        with pytest.raises(ValueError, match=r".+"):
+            source(tmp_path).read(0)
+
+
+def test_the_mark_that_some_editors_begin_a_file_with_is_no_text(tmp_path: Path) -> None:
+    write(tmp_path, "a.png")
+    (tmp_path / "a.txt").write_text("a dog", encoding="utf-8-sig")
+    (tmp_path / "a.json").write_text('{"id": 1}', encoding="utf-8-sig")
+    assert source(tmp_path).read(0)[2] == {"id": 1, "caption": "a dog"}

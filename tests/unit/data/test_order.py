@@ -1,6 +1,9 @@
 """The order of one source: a permutation in blocks, found anywhere without what came before."""
 
+import sys
 import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -44,3 +47,23 @@ def test_the_cost_does_not_grow_with_the_place() -> None:
 
     seconds(0, 0)
     assert seconds(700_000, 29_999_999) < 20 * max(seconds(1, 0), 0.005)
+
+
+@pytest.fixture
+def busy_threads() -> Iterator[None]:
+    """Threads take turns as often as they can."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    yield
+    sys.setswitchinterval(before)
+
+
+@pytest.mark.usefixtures("busy_threads")
+def test_threads_may_share_an_order() -> None:
+    # A step of a small source goes over many epochs; remote records are read by many threads.
+    wanted = [(epoch, n) for epoch in range(300) for n in range(3)]
+    alone = RecordOrder([3], 0, "order")
+    expected = [alone.position(epoch, n) for epoch, n in wanted]
+    shared = RecordOrder([3], 0, "order")
+    with ThreadPoolExecutor(16) as pool:
+        assert list(pool.map(lambda one: shared.position(*one), wanted)) == expected

@@ -46,6 +46,19 @@ def test_the_index_is_kept_and_made_anew_for_another_shard(
     assert source.read(0) == ("a", {"image": b"P"}, {"caption": "a thing"})
 
 
+def test_the_mark_that_some_editors_begin_a_file_with_is_no_text(
+    tmp_path: Path, write_tar: WriteTar
+) -> None:
+    write_tar(tmp_path / "a.tar", {"a.png": b"P", "a.txt": "a dog".encode("utf-8-sig")})
+    source = WebDatasetConfig(path=str(tmp_path / "a.tar"), name="s").build()
+    assert source.read(0)[2] == {"caption": "a dog"}
+    for name, text in (("a.json", '[{"caption": "a dog"}]'), ("a.jsonl", '{"caption": "a dog"}')):
+        (tmp_path / name).write_text(text, encoding="utf-8-sig")
+        assert JsonlConfig(path=str(tmp_path / name), name="s").build().read(0)[2] == {
+            "caption": "a dog"
+        }
+
+
 @pytest.mark.parametrize("damage", ["{", "[]", '{"stamp": 1}', ""])
 def test_a_damaged_index_is_made_anew(scenes: WebDatasetConfig, shards: Path, damage: str) -> None:
     scenes.build()

@@ -98,6 +98,25 @@ def test_lint_finds_each_of_them_and_nothing_else(mixed: Path, tmp_path: Path, j
     assert all("\n" not in one.detail for one in report.findings)
 
 
+def animation(kind: str) -> bytes:
+    frames = [Image.linear_gradient("L").resize((8, 8)).rotate(90 * turn) for turn in range(3)]
+    buffer = io.BytesIO()
+    frames[0].save(buffer, kind, save_all=True, append_images=frames[1:])
+    return buffer.getvalue()
+
+
+@pytest.mark.filterwarnings("ignore:.*:UserWarning:PIL")
+@pytest.mark.parametrize("kind", ["GIF", "TIFF"])
+def test_lint_reads_over_animations_that_break_off(tmp_path: Path, kind: str) -> None:
+    data = animation(kind)
+    for size in range(20, len(data), 7):
+        (tmp_path / f"{size:04d}.{kind.lower()}").write_bytes(data[:size])
+        (tmp_path / f"{size:04d}.txt").write_text("a cat")
+    report = lint([str(tmp_path)], min_px=1)
+    assert {one.problem for one in report.findings} == {"broken picture", ODD}
+    assert any("animated, and damaged" in one.detail for one in report.findings)
+
+
 def test_lint_names_a_damaged_shard_and_reads_the_rest(mixed: Path) -> None:
     data = bytearray(mixed.read_bytes())
     with tarfile.open(mixed) as tar:

@@ -86,6 +86,12 @@ def test_guidance_scale_per_sample() -> None:
     assert torch.equal(combine(velocities, scales), torch.tensor([[5.0], [14.0]]))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_a_scale_per_sample_is_as_exact_as_one_for_all(dtype: torch.dtype) -> None:
+    velocities = torch.randn(6, 5, 7, generator=torch.Generator().manual_seed(0)).to(dtype)
+    assert torch.equal(combine(velocities, torch.full((3,), 3.3)), combine(velocities, 3.3))
+
+
 def test_dropping_empties_whole_samples() -> None:
     condition = torch.randn(3, 2, 4)
     condition[1, 0, 0] = float("nan")  # a dropped sample leaves no trace

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from blip3o.core.errors import UsageError
 from blip3o.generate.pipeline import Blip3oPipeline
+from blip3o.imaging.load import open_image
 
 
 def noise_picture(mode: str = "RGB", size: tuple[int, int] = (20, 12)) -> Image.Image:
@@ -97,6 +98,22 @@ def test_a_picture_opened_with_pil_is_read_as_its_file_is(
     assert torch.equal(tiny_pipe.encode([opened]), tiny_pipe.encode([data]))
 
 
+@pytest.mark.parametrize("which", ODD)
+def test_a_picture_that_is_open_already_is_not_turned_again(
+    tiny_pipe: Blip3oPipeline, which: str
+) -> None:
+    # The server and the terminal's chat open pictures before the pipeline does.
+    data = ODD[which]()
+    assert torch.equal(tiny_pipe.encode([open_image(data)]), tiny_pipe.encode([data]))
+
+
+def test_a_picture_opened_with_pil_may_have_damaged_exif(tiny_pipe: Blip3oPipeline) -> None:
+    for note in (b"Exif\0\0garbage garbage", b"Exif\0\0MM"):
+        data = stored(noise_picture(), "JPEG", exif=note)
+        opened = Image.open(io.BytesIO(data))
+        assert torch.equal(tiny_pipe.encode([opened]), tiny_pipe.encode([data]))
+
+
 def test_transparent_parts_are_white(tiny_pipe: Blip3oPipeline) -> None:
     white = Image.new("RGB", (20, 12), (255, 255, 255))
     assert torch.equal(tiny_pipe.encode([with_alpha()]), tiny_pipe.encode([white]))
@@ -133,6 +150,19 @@ def test_a_truncated_file_opened_with_pil_is_refused(tiny_pipe: Blip3oPipeline) 
     opened = Image.open(io.BytesIO(stored(noise_picture(size=(64, 64)))[:2000]))
     with pytest.raises(UsageError, match="damaged or truncated"):
         tiny_pipe.edit(opened, "make it blue")
+
+
+@pytest.mark.parametrize("fault", [RuntimeError("planes\nfailed"), IndexError(), EOFError("end")])
+def test_whatever_a_decoder_raises_is_told_in_one_line(
+    tiny_pipe: Blip3oPipeline, fault: Exception
+) -> None:
+    class Damaged(Image.Image):
+        def load(self) -> None:
+            raise fault
+
+    with pytest.raises(UsageError, match=r"the picture is damaged or truncated: .+") as caught:
+        tiny_pipe.edit(Damaged(), "make it blue")
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("thing", [None, 3, np.zeros((4, 4, 3)), torch.zeros(3, 4, 4)])

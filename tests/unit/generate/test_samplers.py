@@ -9,6 +9,7 @@ from torch import Tensor
 
 from blip3o.generate.compiled import CompiledSampler
 from blip3o.generate.images import sample_features, sample_features_plain
+from blip3o.generate.offload import Offloading
 from blip3o.generate.pipeline import Blip3oPipeline
 from blip3o.models.unified import UnifiedModel
 
@@ -53,6 +54,23 @@ def test_images_must_be_shared_out_evenly(tiny_pipe: Blip3oPipeline) -> None:
     inputs["noise"] = inputs["noise"][1:]
     with pytest.raises(ValueError, match="5 images cannot be shared out among 2 prompts"):
         sample_features(tiny_pipe.model, **inputs)
+
+
+def test_a_sampler_hears_of_a_callback_only_if_there_is_one(
+    tiny_pipe: Blip3oPipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A CUDA graph is not used where somebody wants to see the steps.
+    heard: list[Any] = []
+
+    def sample(*inputs: Any, callback: Any, **options: Any) -> Tensor:
+        heard.append(callback)
+        return sample_features(*inputs, callback=callback, **options)
+
+    monkeypatch.setattr(tiny_pipe, "_sample", sample)
+    tiny_pipe("a cat", output_type="features")
+    tiny_pipe("a cat", output_type="features", callback_on_step_end=lambda *_: {})
+    assert heard[0] is None
+    assert heard[1] is not None
 
 
 @pytest.mark.compile
@@ -116,6 +134,19 @@ def test_a_graph_follows_changed_and_replaced_weights(cuda_model: UnifiedModel) 
     replaced = sampler(cuda_model, **inputs)
     assert_same(replaced, sample_features_plain(cuda_model, **inputs), 1e-4)
     assert len(sampler._graphs) == 2
+
+
+@pytest.mark.gpu
+def test_a_graph_is_not_made_of_weights_that_come_and_go(cuda_model: UnifiedModel) -> None:
+    inputs = arguments(cuda_model, edits=False) | {"guidance_scale": 3.0}
+    expected = sample_features_plain(cuda_model, **inputs)
+    offloading = Offloading(cuda_model, torch.device("cuda"), by_block=False)
+    sampler = CompiledSampler(cuda_model)
+    for _ in range(2):
+        cuda_model.backbone.logits(inputs["condition"])  # whose weights take the DiT's place
+        assert_same(sampler(cuda_model, **inputs), expected, 1e-4)
+    assert not sampler._graphs
+    offloading.remove()
 
 
 @pytest.mark.gpu

@@ -84,6 +84,29 @@ def test_decoding_ends_when_every_row_has_stopped(tiny_pipe: Blip3oPipeline) -> 
     assert generate(tiny_pipe, [row], stop_id=first) == [[first]]
 
 
+def test_the_end_of_a_text_ends_an_answer(
+    tiny_pipe: Blip3oPipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Released models end some answers by it; what they would say after it is nonsense."""
+    pad, plain = tiny_pipe.tokenizer.pad_id, tiny_pipe.model.backbone.logits
+    said: list[None] = []
+
+    def ends(hidden: torch.Tensor) -> torch.Tensor:
+        logits = plain(hidden)
+        logits[:1, pad] += 1e4 * (len(said) == 1)  # the first row's second token
+        said.append(None)
+        return logits
+
+    rows = rows_of(3, 9)
+    full = generate(tiny_pipe, rows)
+    monkeypatch.setattr(tiny_pipe.model.backbone, "logits", ends)
+    first, second = generate(tiny_pipe, rows)
+    assert first == [full[0][0]] + [pad] * 5
+    assert second == full[1]
+    said.clear()
+    assert generate(tiny_pipe, rows[:1]) == [[full[0][0], pad]]
+
+
 def test_answers_carry_no_gradient_even_when_read_late(tiny_pipe: Blip3oPipeline) -> None:
     ids, mask = left_pad(rows_of(4), 0)
     steps = generate_tokens(
@@ -229,6 +252,20 @@ def test_a_conversation_remembers_and_says_what_is_wrong(tiny_pipe: Blip3oPipeli
     assert asked == [([user("still here")], 0)]
     assert "(too long)" in say("refuse this", "go on")
     assert asked[1] == ([user("go on")], 0)
+
+
+def test_a_conversation_goes_on_after_an_answer_that_holds_the_mark_of_a_picture() -> None:
+    asked: list[list[Message]] = []
+
+    class Html:
+        def stream(self, messages: list[Message], pictures: list[Any]) -> Any:
+            asked.append(list(messages))
+            yield f"write {IMAGE_MARK} there"
+
+    out = io.StringIO()
+    converse(Html(), io.StringIO("how?\nand then?\n"), out)  # type: ignore[arg-type]
+    assert out.getvalue().count(f"write {IMAGE_MARK} there") == 2
+    assert asked[1][1] == Message(role="assistant", text="write (a picture) there")
 
 
 def test_a_picture_goes_with_the_next_message_and_stays(

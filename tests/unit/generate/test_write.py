@@ -36,6 +36,15 @@ def test_pictures_grid_and_metadata_are_written(tiny_pipe: Blip3oPipeline, tmp_p
     assert pixels(folder / names[0]).shape == (16, 16, 3)
 
 
+def test_the_sheet_shows_no_more_pictures_than_fit_into_memory(
+    tiny_pipe: Blip3oPipeline, tmp_path: Path
+) -> None:
+    for count, name in ((64, "a"), (70, "b")):
+        write_pictures(tiny_pipe, ["a cat"], tmp_path / name, num_images=count, batch_size=70)
+    assert len(list((tmp_path / "b").glob("0000-*.png"))) == 70
+    assert pixels(tmp_path / "a/grid.png").shape == pixels(tmp_path / "b/grid.png").shape
+
+
 def test_a_picture_does_not_depend_on_what_else_is_made(
     tiny_pipe: Blip3oPipeline, tmp_path: Path
 ) -> None:
@@ -83,6 +92,8 @@ def test_prompts_are_the_lines_of_a_file(tmp_path: Path) -> None:
     file = tmp_path / "prompts.txt"
     file.write_bytes("a cat\r\n\n  a d\u00f6g  \n".encode())
     assert read_prompts(file) == ["a cat", "a d\u00f6g"]
+    file.write_text("a cat", encoding="utf-8-sig")  # as some editors write it
+    assert read_prompts(file) == ["a cat"]
     file.write_text(" \n\n")
     with pytest.raises(UsageError, match="holds no prompt"):
         read_prompts(file)

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from blip3o.core.errors import UsageError
-from blip3o.imaging.load import ImageLimits, open_image, to_rgb
+from blip3o.imaging.load import ImageLimits, open_image, to_rgb, upright
 
 RED, WHITE = (255, 0, 0), (255, 255, 255)
 
@@ -91,24 +91,33 @@ def test_transparent_parts_are_white() -> None:
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_exif_rotation_is_undone(orientation: int) -> None:
-    upright = np.zeros((16, 32, 3), np.uint8)
-    upright[:8, :16] = (255, 0, 0)
-    upright[8:, 16:] = (0, 0, 255)
+    seen = np.zeros((16, 32, 3), np.uint8)
+    seen[:8, :16] = (255, 0, 0)
+    seen[8:, 16:] = (0, 0, 255)
     # What a camera stores for each orientation: the inverse of what a viewer does.
     stored = {
-        1: upright,
-        2: upright[:, ::-1],
-        3: upright[::-1, ::-1],
-        4: upright[::-1],
-        5: upright.transpose(1, 0, 2),
-        6: np.rot90(upright, 1),
-        7: np.rot90(upright.transpose(1, 0, 2), 2),
-        8: np.rot90(upright, -1),
+        1: seen,
+        2: seen[:, ::-1],
+        3: seen[::-1, ::-1],
+        4: seen[::-1],
+        5: seen.transpose(1, 0, 2),
+        6: np.rot90(seen, 1),
+        7: np.rot90(seen.transpose(1, 0, 2), 2),
+        8: np.rot90(seen, -1),
     }[orientation]
     exif = Image.Exif()
     exif[0x0112] = orientation
     data = _encoded(Image.fromarray(np.ascontiguousarray(stored)), "PNG", exif=exif)
-    assert np.array_equal(np.asarray(open_image(data)), upright)
+    assert np.array_equal(np.asarray(open_image(data)), seen)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
+def test_an_opened_picture_does_not_say_any_more_that_it_lies_on_its_side(kind: str) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    opened = open_image(_encoded(Image.new("RGB", (32, 16), RED), kind, exif=exif))
+    assert opened.size == (16, 32)
+    assert upright(opened).size == (16, 32)
 
 
 def test_damaged_exif_is_ignored() -> None:

@@ -10,9 +10,11 @@ pytest.importorskip("fastapi")
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
+from blip3o.core.errors import UsageError
 from blip3o.serve.config import ServeConfig
 from blip3o.serve.http.guard import Guard
 from blip3o.serve.http.metrics import Metrics
+from blip3o.serve.http.server import api_keys
 
 
 @pytest.fixture(scope="module")
@@ -67,3 +69,25 @@ def test_who_may_pass(
     if status == 401:
         kind = "Bearer" if path.startswith(("/v1", "/metrics")) else "Basic"
         assert answer.headers["WWW-Authenticate"].startswith(kind)
+
+
+def test_keys_are_read_without_the_white_space_around_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("BLIP3O_API_KEYS", "one, two ,,")
+    assert api_keys(ServeConfig(api_key=(" three ",))) == ["three", "one", "two"]
+    with pytest.raises(UsageError, match="--api-key is empty"):
+        api_keys(ServeConfig(api_key=("",)))
+
+
+def test_a_bug_is_counted_as_a_bug_and_not_as_a_client_that_left() -> None:
+    app, metrics = FastAPI(), Metrics()
+
+    @app.get("/v1/bug")
+    async def bug() -> None:
+        raise RuntimeError("a bug")
+
+    app.add_middleware(Guard, config=ServeConfig(), keys=[], metrics=metrics)
+    assert TestClient(app, raise_server_exceptions=False).get("/v1/bug").status_code == 500
+    assert b'status="500"} 1.0' in metrics.text()
+    assert b'status="499"' not in metrics.text()

@@ -11,7 +11,7 @@ from typing import TypedDict
 
 import numpy as np
 
-from blip3o.core.errors import unknown_name
+from blip3o.core.errors import UsageError, unknown_name
 from blip3o.core.rng import numpy_rng
 from blip3o.data.scenes.backgrounds import BACKGROUNDS
 from blip3o.data.scenes.heldout import (
@@ -57,8 +57,7 @@ def eval_prompts(category: str, n: int = 100, seed: int = 0) -> list[EvalPrompt]
         seed: decides which.
 
     Raises:
-        UsageError: for an unknown category.
-        ValueError: for more prompts than there are.
+        UsageError: for an unknown category, or more prompts than there are.
 
     """
     if category not in _MAKERS:
@@ -75,7 +74,7 @@ def eval_prompts(category: str, n: int = 100, seed: int = 0) -> list[EvalPrompt]
         found.setdefault(text, prompt)
         if len(found) == n:
             return list(found.values())
-    raise ValueError(f"category {category} has about {len(found)} different prompts, not {n}")
+    raise UsageError(f"category {category} has about {len(found)} different prompts, not {n}")
 
 
 def _known_background(rng: np.random.Generator, things: list[str]) -> str:

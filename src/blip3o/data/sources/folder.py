@@ -79,12 +79,15 @@ class FolderSource:
         path = self._base / self._names[position]
         fields: dict[str, Any] = {}
         if path.with_suffix(".json").exists():
-            loaded = json.loads(path.with_suffix(".json").read_bytes())
+            try:
+                loaded = json.loads(path.with_suffix(".json").read_bytes())
+            except RecursionError as error:  # a few kilobytes of "[[[[" are enough
+                raise ValueError("the picture's JSON is nested too deeply") from error
             if not isinstance(loaded, dict):
                 raise ValueError("the picture's JSON is no object")
             fields.update(loaded)
         if path.with_suffix(".txt").exists():
-            fields["caption"] = path.with_suffix(".txt").read_bytes().decode("utf-8").strip()
+            fields["caption"] = path.with_suffix(".txt").read_bytes().decode("utf-8-sig").strip()
         if self._caption is not None:
             fields.setdefault("caption", self._caption)
         return Path(self._names[position]).as_posix(), {"image": path.read_bytes()}, fields

@@ -112,7 +112,7 @@ class JsonlSource:
 
     def _read_list(self) -> list[Any]:
         try:
-            rows = json.loads(self._path.read_text(encoding="utf-8"))
+            rows = json.loads(self._path.read_bytes())
         except (ValueError, RecursionError) as error:
             raise UsageError(f"{self._path} is no JSON: {error}") from error
         if not isinstance(rows, list):

@@ -160,4 +160,4 @@ def _add_member(suffix: str, data: bytes, files: dict[str, bytes], fields: dict[
             raise ValueError("the record's JSON is no object")
         fields.update(loaded)
     else:
-        fields["caption"] = data.decode("utf-8").strip()
+        fields["caption"] = data.decode("utf-8-sig").strip()

@@ -60,6 +60,9 @@ class Guard:
                 await self._app(scope, _replay(body, receive), noting)
         except ApiError as error:
             await error.response()(scope, receive, noting)
+        except Exception:
+            status = 500  # what stands around this answers it
+            raise
         finally:
             route = getattr(scope.get("route"), "path", "other")
             self._metrics.answered(route, status, time.monotonic() - start)

@@ -7,7 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field
 _MOST_CHARACTERS = 100_000
 Prompt = Annotated[str, Field(min_length=1, max_length=_MOST_CHARACTERS)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
-Count = Annotated[int, Field(ge=1, le=10)]
+Count = Annotated[int, Field(ge=1, le=1000)]
 Steps = Annotated[int, Field(ge=1, le=1000)]
 Guidance = Annotated[float, Field(ge=1, le=100, allow_inf_nan=False)]
 User = Annotated[str, Field(max_length=512)]

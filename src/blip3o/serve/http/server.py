@@ -33,7 +33,7 @@ def serve(config: ServeConfig, model: str, **loading: Any) -> None:  # noqa: ANN
     Raises:
         UsageError: if the model or the address is not to be had.
     """
-    keys = [*config.api_key, *filter(None, os.environ.get("BLIP3O_API_KEYS", "").split(","))]
+    keys = api_keys(config)
     if config.host not in _LOCAL and not keys:
         say(f"blip3o: warning: {config.host} can be reached by others, and no --api-key is set")
     listener = _listen(config)
@@ -66,6 +66,24 @@ def serve(config: ServeConfig, model: str, **loading: Any) -> None:  # noqa: ANN
         server.run(sockets=[listener])
     finally:
         service.stop()
+
+
+def api_keys(config: ServeConfig) -> list[str]:
+    """Returns the keys of which clients must send one; none lets everybody in.
+
+    White space around a key is dropped, as it is where clients send it.
+
+    Args:
+        config: holds some; others are in the environment.
+
+    Raises:
+        UsageError: for an empty key, which nobody could send.
+    """
+    keys = [key.strip() for key in config.api_key]
+    if not all(keys):
+        raise UsageError("--api-key is empty; leave it out to let everybody in")
+    others = os.environ.get("BLIP3O_API_KEYS", "").split(",")
+    return [*keys, *(key.strip() for key in others if key.strip())]
 
 
 def _add_page(app: FastAPI, service: Service) -> None:

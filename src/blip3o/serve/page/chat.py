@@ -8,6 +8,7 @@ from typing import Any
 import gradio as gr
 
 from blip3o.core.errors import UsageError
+from blip3o.core.types import IMAGE_MARK
 from blip3o.serve.http.chat import chat_job
 from blip3o.serve.http.errors import ApiError, validated
 from blip3o.serve.http.schemas import ChatCompletionRequest
@@ -17,6 +18,7 @@ from blip3o.serve.page.examples import QUESTION
 from blip3o.serve.page.parts import QUIET, events, own_file, saved, sentences, settings_of, shown
 
 _TEXT, _PICTURE = "Text", "Picture"
+_PICTURED = "(a picture)"
 _EMPTY: dict[str, Any] = {"text": "", "files": []}
 Turns = list[dict[str, Any]]
 
@@ -51,14 +53,19 @@ def chat_tab(service: Service, pictures: list[str]) -> None:
         "outputs": [message, talk],
         **QUIET,
     }
-    started = message.submit(**work)
-    clear.click(lambda: [], None, talk, cancels=[started], **QUIET)
-    examples: list[list[Any]] = [[{"text": QUESTION, "files": [path]}] for path in pictures]
-    gr.Examples(
-        [*examples, [{"text": "hello", "files": []}]],
+    pictured: list[list[Any]] = [[{"text": QUESTION, "files": [path]}] for path in pictures]
+    examples = gr.Examples(
+        [*pictured, [{"text": "hello", "files": []}]],
         [message],
         label="Examples: one click asks",
-    ).load_input_event.then(**work)
+    )
+    started: list[Any] = [message.submit(**work), examples.load_input_event.then(**work)]
+    clear.click(_begin_anew, None, [message, talk], cancels=started, **QUIET)
+
+
+def _begin_anew() -> tuple[Any, Turns]:
+    """Returns a field that takes messages, which an answer that was cut off took away, and none."""
+    return gr.MultimodalTextbox(interactive=True), []
 
 
 def _answerer(service: Service) -> Any:  # noqa: ANN401  (a handler of Gradio's)
@@ -129,10 +136,11 @@ def _words(turn: dict[str, Any]) -> str:
 
 def _part(part: dict[str, Any], role: str, max_bytes: int) -> dict[str, Any]:
     """Returns a part of a turn as the API takes it."""
+    if role != "user":  # an answer holds words alone, also where a model said the mark
+        said = part["text"].replace(IMAGE_MARK, _PICTURED) if part["type"] == "text" else _PICTURED
+        return {"type": "text", "text": said}
     if part["type"] == "text":
         return {"type": "text", "text": part["text"]}
-    if role != "user":
-        return {"type": "text", "text": "(a picture)"}
     with own_file(part["file"]["path"]).open("rb") as file:
         data = base64.b64encode(file.read(max_bytes + 1)).decode()
     return {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{data}"}}

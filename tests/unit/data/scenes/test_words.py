@@ -178,7 +178,7 @@ def relation_said(prompt: EvalPrompt) -> str:
 def test_prompts_that_cannot_be_made_are_refused() -> None:
     with pytest.raises(UsageError, match="did you mean counting"):
         eval_prompts("countin")
-    with pytest.raises(ValueError, match="different prompts"):
+    with pytest.raises(UsageError, match="different prompts"):
         eval_prompts("single_object", 600)
 
 

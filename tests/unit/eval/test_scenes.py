@@ -1,0 +1,46 @@
+"""The scenes benchmark as a command runs it: what it writes, and what a failure leaves behind."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from blip3o.core.errors import UsageError
+from blip3o.eval import run_benchmark
+from blip3o.eval.scenes import ScenesBenchmark
+
+FEW = (
+    *("prompts_per_category=1", "images_per_prompt=1", "num_edits=2", "num_reconstructions=1"),
+    *("num_questions=0", "num_captions=0"),
+)
+
+
+def test_figures_and_verdicts_are_written(tiny_folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "new" / "out"
+    results = run_benchmark("scenes", str(tiny_folder), out, FEW, device="cpu", dtype="fp32")
+    assert json.loads((out / "results.json").read_text()) == results
+    assert {"benchmark", "overall", "by_category", "num_samples", "settings"} <= results.keys()
+    assert len(results["by_category"]) == results["num_samples"] == 6
+    rows = [json.loads(line) for line in (out / "samples.jsonl").read_text().splitlines()]
+    assert [row["part"] for row in rows] == ["text_to_image"] * 6 + ["edit"] * 2 + ["reconstruct"]
+
+
+def test_a_run_that_fails_leaves_the_verdicts_of_the_one_before(
+    tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(self: Any, pipe: Any, out: Path, write: Any) -> Any:
+        write({"part": "edit"})
+        raise RuntimeError("no memory")
+
+    monkeypatch.setattr(ScenesBenchmark, "run", fails)
+    (tmp_path / "samples.jsonl").write_text("of the results beside it\n")
+    with pytest.raises(RuntimeError, match="no memory"):
+        run_benchmark("scenes", str(tiny_folder), tmp_path, device="cpu")
+    assert (tmp_path / "samples.jsonl").read_text() == "of the results beside it\n"
+    assert [file.name for file in tmp_path.iterdir()] == ["samples.jsonl"]
+
+
+def test_more_prompts_than_there_are_is_told_in_one_line(tiny_folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="different prompts, not 600"):
+        run_benchmark("scenes", str(tiny_folder), tmp_path, ["prompts_per_category=600"])

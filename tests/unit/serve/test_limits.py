@@ -1,0 +1,22 @@
+"""The options of the server decide what a request may ask for; no number stands in their way."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+pytest.importorskip("fastapi")
+
+from blip3o.serve.config import ServeConfig
+from blip3o.serve.http.errors import ApiError, validated
+from blip3o.serve.http.images import check_options
+from blip3o.serve.http.schemas import GenerationRequest
+
+
+def test_max_n_may_be_raised() -> None:
+    service: Any = SimpleNamespace(
+        config=ServeConfig(max_n=20), image_px=96, check_model=lambda name: None
+    )
+    check_options(service, validated(GenerationRequest, {"prompt": "a cat", "n": 20}))
+    with pytest.raises(ApiError, match="n must be at most 20, got 21"):
+        check_options(service, validated(GenerationRequest, {"prompt": "a cat", "n": 21}))

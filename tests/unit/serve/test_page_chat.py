@@ -1,0 +1,39 @@
+"""The page's chat as Gradio is told of it; what it does in a browser is tested end to end."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+pytest.importorskip("fastapi")
+gr = pytest.importorskip("gradio")
+
+
+def test_a_new_conversation_ends_whatever_is_being_written(tmp_path: Path) -> None:
+    from blip3o.serve.page.chat import chat_tab
+
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    service: Any = None  # only asked when somebody asks
+    with gr.Blocks() as page:
+        chat_tab(service, [str(tmp_path / "a.png")])
+    events = list(page.fns.values())
+    answers = {one._id for one in events if one.name == "answer"}
+    cancelled = [set(one.cancels) for one in events if one.cancels]
+    assert len(answers) == 2  # of a message that was sent, and of an example
+    assert cancelled == [answers]
+    (anew,) = (one for one in events if "anew" in str(one.name))
+    field, talk = anew.fn()
+    assert field["interactive"] if isinstance(field, dict) else field.interactive
+    assert talk == []
+    kinds = [type(output).__name__ for output in anew.outputs]
+    assert kinds == ["MultimodalTextbox", "Chatbot"]
+
+
+def test_a_conversation_goes_on_after_an_answer_that_holds_the_mark_of_a_picture() -> None:
+    from blip3o.serve.page.chat import _part
+
+    said = {"type": "text", "text": "write <image> there"}
+    assert _part(said, "assistant", 9) == {"type": "text", "text": "write (a picture) there"}
+    assert _part(said, "user", 9) == said  # a mistake, which the API answers
+    assert _part({"type": "file"}, "assistant", 9) == {"type": "text", "text": "(a picture)"}
