@@ -1,5 +1,6 @@
 """The queue: first come, first served; pictures that can share a batch share one."""
 
+import math
 import threading
 import time
 from collections import deque
@@ -24,12 +25,16 @@ class JobQueue:
 
     Args:
         max_jobs: jobs that may wait.
+        max_pixels: pixels of their pictures; one job may always wait, whatever it brings.
         max_batch: rows of a full batch.
         max_wait_s: how long the oldest picture job waits for others.
     """
 
-    def __init__(self, max_jobs: int, max_batch: int, max_wait_s: float) -> None:
+    def __init__(
+        self, max_jobs: int, max_batch: int, max_wait_s: float, max_pixels: float = math.inf
+    ) -> None:
         self._max_jobs = max_jobs
+        self._max_pixels = max_pixels
         self._max_batch = max_batch
         self._max_wait_s = max_wait_s
         self._pictures: deque[Job] = deque()
@@ -51,14 +56,16 @@ class JobQueue:
         """Adds a job.
 
         Raises:
-            QueueFullError: if too many wait.
+            QueueFullError: if too many wait, or too large ones.
             QueueClosedError: after `close` or `fail`.
         """
         with self._changed:
             if self._closed is not None:
                 raise QueueClosedError(self._closed)
             self._drop_cancelled()
-            if len(self._pictures) + len(self._chats) >= self._max_jobs:
+            waiting = [*self._pictures, *self._chats]
+            pixels = sum(other.num_pixels for other in waiting) + job.num_pixels
+            if waiting and (len(waiting) >= self._max_jobs or pixels > self._max_pixels):
                 raise QueueFullError
             is_chat = isinstance(job.request, ChatRequest)
             (self._chats if is_chat else self._pictures).append(job)

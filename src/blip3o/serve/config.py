@@ -28,6 +28,9 @@ class ServeConfig:
         False, "batches of any size: faster, but rounding depends on what shares a batch"
     )
     max_queue: int = _option(64, "requests that may wait; more are answered 429")
+    max_queue_pixels: int = _option(
+        500_000_000, "pixels of the pictures that wait, 3 bytes each; more are answered 429"
+    )
     max_chats: int = _option(8, "answers written at once")
     timeout_s: float = _option(300.0, "longest time for a request")
     body_timeout_s: float = _option(30.0, "longest time for a request's body to arrive")

@@ -154,6 +154,11 @@ class Job:
         self._is_cancelled = False
 
     @property
+    def num_pixels(self) -> int:
+        """Pixels of the pictures that came with the request; they are kept until it is done."""
+        return sum(picture.width * picture.height for picture in self.request.pictures)
+
+    @property
     def is_cancelled(self) -> bool:
         """Whether nobody waits for the result any more."""
         return self._is_cancelled

@@ -5,6 +5,7 @@ import time
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from blip3o.serve.batching import JobQueue, QueueClosedError, QueueFullError
 from blip3o.serve.jobs import ChatRequest, Event, Failed, Job, PictureRequest
@@ -74,6 +75,25 @@ def test_cancelled_jobs_leave_and_make_room() -> None:
     queue.put(chat())
     assert len(queue) == 1
     assert queue.take_rows() == []
+
+
+def test_pictures_that_wait_have_only_so_much_memory() -> None:
+    def edit(side: int) -> Job:
+        given = (Image.new("RGB", (side, side)),)
+        request = PictureRequest(kind="edit", pictures=given, num_inference_steps=4)
+        return Job(request, lambda event: None)
+
+    queue = JobQueue(99, 4, 0, max_pixels=5000)
+    first = edit(100)
+    queue.put(first)  # too large for any limit, it would never be done otherwise
+    with pytest.raises(QueueFullError):
+        queue.put(edit(1))
+    first.cancel()
+    queue.put(edit(50))
+    queue.put(edit(50))
+    with pytest.raises(QueueFullError):
+        queue.put(edit(1))
+    queue.put(picture())
 
 
 def test_a_closed_queue_gives_out_what_it_has() -> None:

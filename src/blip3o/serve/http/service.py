@@ -39,7 +39,12 @@ class Service:
         self.metrics = Metrics()
         self.reader = PictureReader(config)
         self.shelf = PictureShelf()
-        self.queue = JobQueue(config.max_queue, config.max_batch, config.max_wait_ms / 1000)
+        self.queue = JobQueue(
+            config.max_queue,
+            config.max_batch,
+            config.max_wait_ms / 1000,
+            config.max_queue_pixels,
+        )
         threads = max(1, (os.cpu_count() or 1) // len(pipes)) if len(pipes) > 1 else None
         self.engines = [Engine(pipe, self.queue, config, self.metrics, threads) for pipe in pipes]
         # Front and engine share what is constant: the tokenizer, the chat format and the sizes.
