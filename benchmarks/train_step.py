@@ -11,7 +11,7 @@ inside one round of all variants, so that a machine that slows down slows all of
 
 What cached features are worth depends on the image encoder's share of a step. `256_wide` and
 `512_wide` have a small encoder; `released` is the released 8B made narrow: its numbers of layers
-in proportion (28 : 64 : 24), its ratios of widths, and an encoder that does half of a plain step's
+in proportion (28 : 64 : 24), its ratios of widths, and an encoder that does 43 % of a plain step's
 arithmetic (59 % there).
 """
 

@@ -62,7 +62,8 @@ on compositions that training never shows ({num_samples} pictures):
 
 def stage_folders(run_dir: Path) -> list[str]:
     """Returns the names of the run folders in the order of the stages."""
-    names = sorted(path.parent.name for path in run_dir.glob("*/metrics.jsonl"))
+    names = [path.parent.name for path in run_dir.glob("*/metrics.jsonl")]
+    names.sort(key=lambda name: (len(name), name))  # understanding-10 after understanding-9
     return [name for stage in STAGES for name in names if name.split("-")[0] == stage]
 
 
