@@ -177,6 +177,9 @@ def test_pocket_stages_read_the_kind_of_shards_that_their_task_needs() -> None:
     stages = [*pocket.all_stages(Path("runs")).values(), pocket.smoke()]
     for entry in [entry for stage in stages for entry in stage.data.mixture]:
         folder, pattern = Path(entry.source.path).parent, Path(entry.source.path).name
-        matching = {kind for kind in ("scenes", "edits") if fnmatch(f"{kind}-000000.tar", pattern)}
-        assert matching == {"edits" if entry.task == "edit" else "scenes"}, entry
+        kinds = ("scenes", "edits", "pairs")
+        matching = {kind for kind in kinds if fnmatch(f"{kind}-000000.tar", pattern)}
+        fitting = {"edit": ["edits"], "text_to_image": ["scenes", "pairs"]}
+        assert len(matching) == 1, entry
+        assert matching <= set(fitting.get(entry.task, ["scenes"])), entry
         assert str(folder) in {"runs/scenes", "runs/scenes-small"}  # what `ensure_scenes` writes
