@@ -25,9 +25,10 @@ class JobQueue:
 
     Args:
         max_jobs: jobs that may wait.
-        max_pixels: pixels of their pictures; one job may always wait, whatever it brings.
         max_batch: rows of a full batch.
         max_wait_s: how long the oldest picture job waits for others.
+        max_pixels: pixels of the pictures of jobs that wait; a job without pictures, and the only
+            one with pictures, may always wait.
     """
 
     def __init__(
@@ -64,12 +65,17 @@ class JobQueue:
                 raise QueueClosedError(self._closed)
             self._drop_cancelled()
             waiting = [*self._pictures, *self._chats]
-            pixels = sum(other.num_pixels for other in waiting) + job.num_pixels
-            if waiting and (len(waiting) >= self._max_jobs or pixels > self._max_pixels):
+            if len(waiting) >= self._max_jobs or self._has_too_many_pixels(waiting, job):
                 raise QueueFullError
             is_chat = isinstance(job.request, ChatRequest)
             (self._chats if is_chat else self._pictures).append(job)
             self._changed.notify_all()
+
+    def _has_too_many_pixels(self, waiting: list[Job], job: Job) -> bool:
+        if not job.num_pixels:
+            return False
+        pixels = sum(other.num_pixels for other in waiting)
+        return pixels > 0 and pixels + job.num_pixels > self._max_pixels
 
     def close(self) -> None:
         """Takes no more jobs; those that wait are still done."""

@@ -88,12 +88,16 @@ def test_pictures_that_wait_have_only_so_much_memory() -> None:
     queue.put(first)  # too large for any limit, it would never be done otherwise
     with pytest.raises(QueueFullError):
         queue.put(edit(1))
+    queue.put(picture())  # brings no pixels, so it waits for none
     first.cancel()
     queue.put(edit(50))
     queue.put(edit(50))
     with pytest.raises(QueueFullError):
         queue.put(edit(1))
-    queue.put(picture())
+
+    queue = JobQueue(99, 4, 0, max_pixels=5000)
+    queue.put(chat())
+    queue.put(edit(100))  # the only one with pictures
 
 
 def test_a_closed_queue_gives_out_what_it_has() -> None:
