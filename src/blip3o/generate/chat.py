@@ -6,6 +6,7 @@ from blip3o.core.errors import UsageError
 from blip3o.core.types import IMAGE_MARK, Message
 from blip3o.generate.pipeline import Blip3oPipeline
 from blip3o.imaging.load import open_image
+from blip3o.text.chat import said_back
 
 HELP = (
     "Type a message. /image FILE adds a picture to the next message, /new starts over, /quit ends."
@@ -44,9 +45,7 @@ def converse(pipe: Blip3oPipeline, lines: TextIO, out: TextIO) -> None:
                 marks = f"{IMAGE_MARK}\n" * len(pending)
                 turn = Message(role="user", text=marks + text)
                 answer = _answer(pipe, [*messages, turn], [*pictures, *pending], out)
-                # Said by a model, the mark is a word; said back to it, it would ask for a picture.
-                said = answer.replace(IMAGE_MARK, "(a picture)")
-                messages += [turn, Message(role="assistant", text=said)]
+                messages += [turn, Message(role="assistant", text=said_back(answer))]
                 pictures, pending = pictures + pending, []
         except UsageError as error:
             out.write(f"({error})\n")

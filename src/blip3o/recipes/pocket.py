@@ -9,6 +9,7 @@ from the model folders of the stages before it.
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 from blip3o.core.config import evolve
 from blip3o.data.mixture import DataConfig, MixtureEntry
@@ -131,7 +132,9 @@ def encoder() -> RunConfig:
     )
     return RunConfig(
         model=model(),
-        data=DataConfig(mixture=(_scenes("contrastive"),), image_px=IMAGE_PX, num_workers=0),
+        data=DataConfig(
+            mixture=(_entry("scenes", "contrastive"),), image_px=IMAGE_PX, num_workers=0
+        ),
         objectives=(objective,),
         train=_train("image_encoder", steps=800, batch=96, lr=2e-3, sample_every=0),
     )
@@ -146,7 +149,7 @@ def decoder(runs: Path = RUNS) -> RunConfig:
         model=model(),
         init=(_after(runs, "encoder"),),
         data=DataConfig(
-            mixture=(_scenes("reconstruct"),), image_px=IMAGE_PX, feature_cache=FEATURES
+            mixture=(_entry("scenes", "reconstruct"),), image_px=IMAGE_PX, feature_cache=FEATURES
         ),
         objectives=(
             PixelDecodingConfig(
@@ -167,8 +170,8 @@ def naming(runs: Path = RUNS) -> RunConfig:
     conversations (docs/log.md).
     """
     entries = (
-        dataclasses.replace(_scenes("image_to_text"), conversation="drills", max_turns=3),
-        dataclasses.replace(_scenes("text"), conversation="text_drills", max_turns=3),
+        _entry("scenes", "image_to_text", conversation="drills", max_turns=3),
+        _entry("scenes", "text", conversation="text_drills", max_turns=3),
     )
     return RunConfig(
         model=model(),
@@ -192,8 +195,8 @@ def understanding(runs: Path = RUNS) -> RunConfig:
         init=(_after(runs, "naming"),),
         data=DataConfig(
             mixture=(
-                dataclasses.replace(_scenes("image_to_text"), weight=0.7, max_turns=4),
-                dataclasses.replace(_scenes("text"), weight=0.3, max_turns=4),
+                _entry("scenes", "image_to_text", weight=0.7, max_turns=4),
+                _entry("scenes", "text", weight=0.3, max_turns=4),
             ),
             image_px=IMAGE_PX,
             feature_cache=FEATURES,
@@ -222,8 +225,8 @@ def generation(runs: Path = RUNS) -> RunConfig:
         ),
         data=DataConfig(
             mixture=(
-                dataclasses.replace(_scenes("text_to_image"), weight=0.7),
-                dataclasses.replace(_pairs(), weight=0.3),
+                _entry("scenes", "text_to_image", weight=0.7),
+                _entry("pairs", "text_to_image", weight=0.3),
             ),
             image_px=IMAGE_PX,
             feature_cache=FEATURES,
@@ -250,9 +253,9 @@ def tune(runs: Path = RUNS) -> RunConfig:
         data=dataclasses.replace(
             base.data,
             mixture=(
-                dataclasses.replace(_scenes("text_to_image"), weight=0.5),
-                dataclasses.replace(_pairs(), weight=0.25),
-                dataclasses.replace(_edits(), weight=0.25),
+                _entry("scenes", "text_to_image", weight=0.5),
+                _entry("pairs", "text_to_image", weight=0.25),
+                _entry("edits", "edit", weight=0.25),
             ),
         ),
         train=_train("query_tokens", "dit", steps=2000, batch=64, lr=1.6e-3, sample_every=250),
@@ -283,7 +286,7 @@ def smoke() -> RunConfig:
     """
     config = evolve(decoder(), {"train.steps": 120, "train.sample_every": 40})
     entry = dataclasses.replace(
-        _scenes("reconstruct"),
+        _entry("scenes", "reconstruct"),
         source=WebDatasetConfig(path=f"{SCENES}-small/scenes-*.tar", name="small"),
     )
     return dataclasses.replace(
@@ -294,19 +297,10 @@ def smoke() -> RunConfig:
     )
 
 
-def _scenes(task: str) -> MixtureEntry:
-    source = WebDatasetConfig(path=f"{SCENES}/scenes-*.tar", name="scenes")
-    return MixtureEntry(source=source, task=task)
-
-
-def _pairs() -> MixtureEntry:
-    source = WebDatasetConfig(path=f"{SCENES}/pairs-*.tar", name="pairs")
-    return MixtureEntry(source=source, task="text_to_image")
-
-
-def _edits() -> MixtureEntry:
-    source = WebDatasetConfig(path=f"{SCENES}/edits-*.tar", name="edits")
-    return MixtureEntry(source=source, task="edit")
+def _entry(shards: str, task: str, **settings: Any) -> MixtureEntry:  # noqa: ANN401  (fields)
+    """Returns a task on scenes, edits or pairs of the scenes data set."""
+    source = WebDatasetConfig(path=f"{SCENES}/{shards}-*.tar", name=shards)
+    return MixtureEntry(source=source, task=task, **settings)
 
 
 def _after(runs: Path, stage: str, *parts: str) -> InitConfig:

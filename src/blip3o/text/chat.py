@@ -23,6 +23,8 @@ from blip3o.text.tokenizer import (
 )
 
 ROLES = ("system", "user", "assistant")
+PICTURED = "(a picture)"
+"""What stands for a picture in the words of an assistant."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -284,6 +286,17 @@ class ChatTemplate:
                 continue
             yield self.tokenizer.encode(text, allow_special=False), part
             text = ""
+
+
+def said_back(answer: str) -> str:
+    """Returns an answer as a turn of the conversation that goes on.
+
+    Said by a model, the image mark is a word; said back to it, it would ask for a picture.
+
+    Args:
+        answer: what a model said.
+    """
+    return answer.replace(IMAGE_MARK, PICTURED)
 
 
 def _marked(text: str, learned: Sequence[tuple[int, int]]) -> Iterator[_Placed]:

@@ -57,31 +57,18 @@ def test_averages_over_a_stop_between_two_log_lines_are_those_of_one_go(
     assert steps == [5, 10, 12]
 
 
-def test_a_finished_run_says_so_and_trains_nothing(
-    toys: Any, tmp_path: Path, capsys: pytest.CaptureFixture, read_run: ReadRun
-) -> None:
-    toys.trainer(tmp_path).fit()
-    before = read_run(tmp_path)
-    ended: list[Trainer] = []
-    callback = type("End", (), {"on_end": lambda self, trainer: ended.append(trainer)})()
-    capsys.readouterr()
-    toys.trainer(tmp_path, callbacks=[callback]).fit()
-    assert "is finished: step 12 of 12" in capsys.readouterr().err
-    assert read_run(tmp_path) == before
-    assert len(ended) == 1
-
-
-def test_fewer_steps_end_a_stopped_run_where_it_is(
-    toys: Any, tmp_path: Path, capsys: pytest.CaptureFixture, read_run: ReadRun
+@pytest.mark.parametrize("steps", [12, 1])
+def test_a_run_at_or_past_its_last_step_says_so_and_trains_nothing(
+    toys: Any, tmp_path: Path, capsys: pytest.CaptureFixture, read_run: ReadRun, steps: int
 ) -> None:
     toys.trainer(tmp_path).fit()
     before = read_run(tmp_path)
     ended: list[int] = []
     callback = type("E", (), {"on_end": lambda self, trainer: ended.append(trainer.state.step)})()
-    fewer = evolve(toys.config, {"train.steps": 1})
+    config = evolve(toys.config, {"train.steps": steps})
     capsys.readouterr()
-    toys.trainer(tmp_path, fewer, callbacks=[callback]).fit()
-    assert "is finished: step 12 of 1" in capsys.readouterr().err
+    toys.trainer(tmp_path, config, callbacks=[callback]).fit()
+    assert f"is finished: step 12 of {steps}" in capsys.readouterr().err
     assert read_run(tmp_path) == before
     assert ended == [12]
 

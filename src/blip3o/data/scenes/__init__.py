@@ -2,5 +2,6 @@
 
 `things` and `backgrounds` are the vocabulary, `types` a scene as plain data, `scene` samples
 scenes, `heldout` keeps compositions back from training, `render` draws, `captions`, `questions`,
-`edits` and `prompts` put scenes into words, `export` writes files.
+`drills` (both out of `asking`), `text_questions`, `edits` and `prompts` put scenes into words,
+`export` writes files.
 """

@@ -7,9 +7,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from blip3o.core.rng import numpy_rng
+from blip3o.data.scenes.asking import named_uniquely
 from blip3o.data.scenes.heldout import is_heldout
 from blip3o.data.scenes.phrasing import pick
-from blip3o.data.scenes.questions import named_uniquely
 from blip3o.data.scenes.scene import PLACE_CENTERS, SIZES, check_split, draw_scene
 from blip3o.data.scenes.things import COLORS, THINGS, plural, with_article
 from blip3o.data.scenes.types import Placed, Scene, fits, place

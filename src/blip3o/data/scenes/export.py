@@ -18,9 +18,10 @@ from blip3o.core.files import write_atomic
 from blip3o.core.log import progress
 from blip3o.core.rng import numpy_rng
 from blip3o.core.types import IMAGE_MARK
+from blip3o.data.scenes.asking import QA
 from blip3o.data.scenes.captions import caption_texts, pair_texts
 from blip3o.data.scenes.edits import sample_edit
-from blip3o.data.scenes.questions import DRILLS, QA, describe, questions
+from blip3o.data.scenes.questions import DRILLS, describe, questions
 from blip3o.data.scenes.render import render
 from blip3o.data.scenes.scene import check_split, sample_pair, sample_scene
 from blip3o.data.scenes.text_questions import text_conversation

@@ -2,22 +2,24 @@
 
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import numpy as np
 
-from blip3o.data.scenes.captions import detailed_caption
-from blip3o.data.scenes.phrasing import pick
-from blip3o.data.scenes.things import COLORS, NUMBER_WORDS, THINGS, plural, with_article
-from blip3o.data.scenes.types import (
-    PLACES,
-    RELATIONS,
-    Placed,
-    Scene,
-    place,
-    relations,
+from blip3o.data.scenes.asking import (
+    HOW_MANY,
+    QA,
+    absent_thing,
+    choose,
+    is_there_look,
+    is_there_thing,
+    named_uniquely,
 )
-from blip3o.data.scenes.words import PLACE_PHRASES, Group, groups, join, noun, phrase
+from blip3o.data.scenes.captions import detailed_caption
+from blip3o.data.scenes.drills import DRILL_MAKERS
+from blip3o.data.scenes.phrasing import pick
+from blip3o.data.scenes.things import COLORS, NUMBER_WORDS, plural, with_article
+from blip3o.data.scenes.types import PLACES, RELATIONS, Scene, place, relations
+from blip3o.data.scenes.words import PLACE_PHRASES, Group, groups, join, phrase
 
 DESCRIBE = (
     "Describe the image in detail.",
@@ -26,17 +28,6 @@ DESCRIBE = (
     "What does the image show in detail?",
 )
 """Requests for the detailed caption."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class QA:
-    """A question and its answer."""
-
-    kind: str
-    question: str
-    answer: str
-    learned: tuple[tuple[int, int], ...] | None = None
-    """(start, stop) of the parts of the answer that are worth learning; None for all of it."""
 
 
 def questions(
@@ -53,8 +44,8 @@ def questions(
     kinds = KINDS if kinds is None else kinds
     found = []
     for kind in [kinds[int(k)] for k in rng.permutation(len(kinds))]:
-        if kind in _DRILL_MAKERS:
-            drill = _DRILL_MAKERS[kind](scene, rng)
+        if kind in DRILL_MAKERS:
+            drill = DRILL_MAKERS[kind](scene, rng)
             found += [drill] if drill else []
         elif pair := _MAKERS[kind](scene, rng):
             found.append(QA(kind=kind, question=pair[0], answer=pair[1]))
@@ -69,34 +60,16 @@ def describe(scene: Scene, rng: np.random.Generator) -> QA:
 _Pair = tuple[str, str]
 
 
-def _choose(rng: np.random.Generator, items: list[Placed]) -> Placed:
-    return items[int(rng.integers(len(items)))]
-
-
-def named_uniquely(scene: Scene) -> list[tuple[Placed, str]]:
-    """Returns each object that a name points to, with its shortest such name.
-
-    "cat" where there is one cat, "red cat" where only one cat is red.
-    """
-    things = Counter(one.thing for one in scene.objects)
-    looks = Counter((one.thing, one.color) for one in scene.objects)
-    return [
-        (one, one.thing if things[one.thing] == 1 else noun(one.thing, one.color))
-        for one in scene.objects
-        if looks[one.thing, one.color] == 1
-    ]
-
-
 def _what(scene: Scene, rng: np.random.Generator) -> _Pair | None:
     # "what is the red thing" while one color belongs to one object, else by place.
     colors = Counter(one.color for one in scene.objects)
     alone = [one for one in scene.objects if colors[one.color] == 1]
     if alone and rng.random() < 0.4:
-        one = _choose(rng, alone)
+        one = choose(rng, alone)
         question = pick(rng, ("What is the {} thing?", "What is {}?", "Which thing is {}?"))
         return question.format(one.color), with_article(one.thing)
     places = Counter(place(one) for one in scene.objects)
-    one = _choose(rng, [one for one in scene.objects if places[place(one)] == 1])
+    one = choose(rng, [one for one in scene.objects if places[place(one)] == 1])
     question = pick(rng, ("What is {}?", "What can you see {}?", "Which object is {}?"))
     return (
         question.format(PLACE_PHRASES[place(one)]),
@@ -111,7 +84,7 @@ def _color(scene: Scene, rng: np.random.Generator) -> _Pair | None:
     plain = [one for one in scene.objects if len(colors[one.thing]) == 1]
     if not plain:
         return None
-    one = _choose(rng, plain)
+    one = choose(rng, plain)
     many = sum(other.thing == one.thing for other in scene.objects) > 1
     name, verb = (plural(one.thing), "are") if many else (one.thing, "is")
     options = (
@@ -121,23 +94,20 @@ def _color(scene: Scene, rng: np.random.Generator) -> _Pair | None:
     return pick(rng, options), one.color
 
 
-_HOW_MANY = ("How many {} are there?", "How many {} are in the image?")
-
-
 def _count(scene: Scene, rng: np.random.Generator) -> _Pair | None:
     roll = rng.random()
     if roll < 0.25:
         options = ("How many objects are there?", "How many things are in the image?")
         return pick(rng, options), NUMBER_WORDS[len(scene.objects)]
-    one = _choose(rng, list(scene.objects))
+    one = choose(rng, list(scene.objects))
     if roll < 0.45:
         name, number = f"{one.color} things", sum(o.color == one.color for o in scene.objects)
     elif roll < 0.6:
-        name = plural(_absent(scene, rng))
+        name = plural(absent_thing(scene, rng))
         number = 0
     else:
         name, number = plural(one.thing), sum(o.thing == one.thing for o in scene.objects)
-    return pick(rng, _HOW_MANY).format(name), NUMBER_WORDS[number]
+    return pick(rng, HOW_MANY).format(name), NUMBER_WORDS[number]
 
 
 def _where(scene: Scene, rng: np.random.Generator) -> _Pair | None:
@@ -157,32 +127,12 @@ def _yes_no(scene: Scene, rng: np.random.Generator) -> _Pair | None:
     yes = bool(rng.random() < 0.5)
     roll = rng.random()
     if roll < 0.35:
-        question = _is_there_thing(scene, rng, yes)
+        question = is_there_thing(scene, rng, yes)
     elif roll < 0.65:
-        question = _is_there_look(scene, rng, yes)
+        question = is_there_look(scene, rng, yes)
     else:
         question = _is_it(scene, rng, yes)
     return (question, "yes" if yes else "no") if question else None
-
-
-def _is_there_thing(scene: Scene, rng: np.random.Generator, yes: bool) -> str:
-    there = {one.thing for one in scene.objects}
-    thing = pick(rng, tuple(name for name in THINGS if (name in there) == yes))
-    question = pick(rng, ("Is there {}?", "Is there {} in the image?", "Can you see {}?"))
-    return question.format(with_article(thing))
-
-
-def _is_there_look(scene: Scene, rng: np.random.Generator, yes: bool) -> str:
-    looks = {(one.thing, one.color) for one in scene.objects}
-    one = _choose(rng, list(scene.objects))
-    thing, color = one.thing, one.color
-    if not yes:  # near misses: one of the two is right
-        if rng.random() < 0.5:
-            color = pick(rng, tuple(c for c in COLORS if (thing, c) not in looks))
-        else:
-            thing = pick(rng, tuple(t for t in THINGS if (t, color) not in looks))
-    question = pick(rng, ("Is there {}?", "Is there {} in the image?", "Can you see {}?"))
-    return question.format(with_article(noun(thing, color)))
 
 
 def _is_it(scene: Scene, rng: np.random.Generator, yes: bool) -> str | None:
@@ -243,103 +193,6 @@ def _background(scene: Scene, rng: np.random.Generator) -> _Pair | None:
     return pick(rng, options), scene.background
 
 
-def _is_there(scene: Scene, rng: np.random.Generator) -> QA:
-    yes = bool(rng.random() < 0.5)
-    ask = _is_there_thing if rng.random() < 0.5 else _is_there_look
-    return QA(kind="is_there", question=ask(scene, rng, yes), answer="yes" if yes else "no")
-
-
-def _how_many(scene: Scene, rng: np.random.Generator) -> QA:
-    """Asks for the number of one thing, which half the time is zero.
-
-    As seldom as `_count` asks for zero, the name is not looked for: the picture's number is told.
-    """
-    there = Counter(one.thing for one in scene.objects)
-    is_there = bool(rng.random() < 0.5)
-    thing = _choose(rng, list(scene.objects)).thing if is_there else _absent(scene, rng)
-    question = pick(rng, _HOW_MANY).format(plural(thing))
-    return QA(kind="how_many", question=question, answer=NUMBER_WORDS[there[thing]])
-
-
-def _colors_of(scene: Scene, rng: np.random.Generator) -> QA | None:
-    """Asks for the colors of several things at once, perhaps of one that is not there.
-
-    In the answer each fact follows its name, so that the name's own token has to find the thing:
-    one step of attention, which is learned in 150 steps. "What color is the cat?" needs two (find
-    it; carry it to the end of the question) and is not learned without. The names are not learned:
-    they only repeat the question, and their loss hides that of the facts.
-    """
-    facts = [(f"the {one.thing}", one.color) for one in _alone(scene)]
-    question = pick(rng, ("What color are {}?", "Which color are {}?", "What is the color of {}?"))
-    absent = f"the {_absent(scene, rng)}", "none"
-    return _drill("colors_of", question, facts, absent, rng)
-
-
-def _places_of(scene: Scene, rng: np.random.Generator) -> QA | None:
-    facts = [(f"the {one.thing}", place(one)) for one in _alone(scene)]
-    question = pick(rng, ("Where are {}?", "Where can you see {}?", "Where do you see {}?"))
-    absent = f"the {_absent(scene, rng)}", "none"
-    return _drill("places_of", question, facts, absent, rng)
-
-
-def _are_there(scene: Scene, rng: np.random.Generator) -> QA | None:
-    facts = []
-    for one in _alone(scene):
-        roll = rng.random()
-        wrong = tuple(color for color in COLORS if color != one.color)
-        color = None if roll < 1 / 3 else one.color if roll < 2 / 3 else pick(rng, wrong)
-        is_right = color in (None, one.color)
-        facts.append((with_article(noun(one.thing, color)), "yes" if is_right else "no"))
-    question = pick(rng, ("Is there {}?", "Is there {} in the image?", "Can you see {}?"))
-    absent = with_article(_absent(scene, rng)), "no"
-    return _drill("are_there", question, facts, absent, rng)
-
-
-def _counts_of(scene: Scene, rng: np.random.Generator) -> QA | None:
-    """Asks how many there are of several things and of a color at once."""
-    things = Counter(one.thing for one in scene.objects)
-    facts = [(plural(thing), NUMBER_WORDS[number]) for thing, number in things.items()]
-    if rng.random() < 0.5:
-        color = _choose(rng, list(scene.objects)).color
-        number = sum(one.color == color for one in scene.objects)
-        facts.append((f"{color} things", NUMBER_WORDS[number]))
-    absent = plural(_absent(scene, rng)), NUMBER_WORDS[0]
-    return _drill("counts_of", pick(rng, _HOW_MANY), facts, absent, rng)
-
-
-def _drill(
-    kind: str,
-    question: str,
-    facts: list[tuple[str, str]],
-    absent: tuple[str, str],
-    rng: np.random.Generator,
-) -> QA | None:
-    """Returns one question for all facts, with or without the absent thing; None for one fact."""
-    if len(facts) < 2 or rng.random() < 0.5:
-        facts = [*facts, absent]
-    if len(facts) < 2:
-        return None
-    facts = [facts[int(k)] for k in rng.permutation(len(facts))]
-    names = join([name for name, _ in facts])
-    answer, learned = "", []
-    for name, said in facts:
-        answer += f"; {name}" if answer else name
-        learned.append((len(answer), len(answer) + 1 + len(said)))  # with the space before it
-        answer += f" {said}"
-    return QA(kind=kind, question=question.format(names), answer=answer, learned=tuple(learned))
-
-
-def _alone(scene: Scene) -> list[Placed]:
-    """Returns the objects whose thing is there once."""
-    things = Counter(one.thing for one in scene.objects)
-    return [one for one in scene.objects if things[one.thing] == 1]
-
-
-def _absent(scene: Scene, rng: np.random.Generator) -> str:
-    there = {one.thing for one in scene.objects}
-    return pick(rng, tuple(thing for thing in THINGS if thing not in there))
-
-
 _MAKERS: dict[str, Callable[[Scene, np.random.Generator], _Pair | None]] = {
     "what": _what,
     "color": _color,
@@ -352,13 +205,5 @@ _MAKERS: dict[str, Callable[[Scene, np.random.Generator], _Pair | None]] = {
 }
 KINDS: tuple[str, ...] = tuple(_MAKERS)
 """Kinds of questions about pictures."""
-_DRILL_MAKERS: dict[str, Callable[[Scene, np.random.Generator], QA | None]] = {
-    "colors_of": _colors_of,
-    "places_of": _places_of,
-    "are_there": _are_there,
-    "counts_of": _counts_of,
-    "is_there": _is_there,
-    "how_many": _how_many,
-}
-DRILLS: tuple[str, ...] = (*_DRILL_MAKERS, "where", "color", "yes_no")
-"""What training asks besides: to find a thing by its name is the skill that is learned last."""
+DRILLS: tuple[str, ...] = (*DRILL_MAKERS, "where", "color", "yes_no")
+"""What training asks besides: drills, and the kinds that they prepare."""

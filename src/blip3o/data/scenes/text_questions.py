@@ -2,9 +2,10 @@
 
 import numpy as np
 
+from blip3o.data.scenes.asking import QA
 from blip3o.data.scenes.captions import detailed_caption
 from blip3o.data.scenes.phrasing import opened, pick, related
-from blip3o.data.scenes.questions import DRILLS, KINDS, QA, WORDED, questions
+from blip3o.data.scenes.questions import DRILLS, KINDS, WORDED, questions
 from blip3o.data.scenes.types import Scene, relations
 from blip3o.data.scenes.words import Group, groups, join, phrase
 

@@ -8,7 +8,6 @@ from typing import Any
 import gradio as gr
 
 from blip3o.core.errors import UsageError
-from blip3o.core.types import IMAGE_MARK
 from blip3o.serve.http.chat import chat_job
 from blip3o.serve.http.errors import ApiError, validated
 from blip3o.serve.http.schemas import ChatCompletionRequest
@@ -16,9 +15,9 @@ from blip3o.serve.http.service import Service
 from blip3o.serve.jobs import Answered, Picture, PictureRequest, Text
 from blip3o.serve.page.examples import QUESTION
 from blip3o.serve.page.parts import QUIET, events, own_file, saved, sentences, settings_of, shown
+from blip3o.text.chat import PICTURED, said_back
 
 _TEXT, _PICTURE = "Text", "Picture"
-_PICTURED = "(a picture)"
 _EMPTY: dict[str, Any] = {"text": "", "files": []}
 Turns = list[dict[str, Any]]
 
@@ -137,7 +136,7 @@ def _words(turn: dict[str, Any]) -> str:
 def _part(part: dict[str, Any], role: str, max_bytes: int) -> dict[str, Any]:
     """Returns a part of a turn as the API takes it."""
     if role != "user":  # an answer holds words alone, also where a model said the mark
-        said = part["text"].replace(IMAGE_MARK, _PICTURED) if part["type"] == "text" else _PICTURED
+        said = said_back(part["text"]) if part["type"] == "text" else PICTURED
         return {"type": "text", "text": said}
     if part["type"] == "text":
         return {"type": "text", "text": part["text"]}

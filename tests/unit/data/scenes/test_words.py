@@ -7,6 +7,7 @@ import pytest
 
 from blip3o.core.errors import UsageError
 from blip3o.core.rng import numpy_rng
+from blip3o.data.scenes.asking import QA
 from blip3o.data.scenes.captions import (
     CATEGORIES,
     EvalPrompt,
@@ -24,7 +25,7 @@ from blip3o.data.scenes.heldout import (
     heldout_pairs,
     is_heldout,
 )
-from blip3o.data.scenes.questions import KINDS, QA, describe, questions
+from blip3o.data.scenes.questions import KINDS, describe, questions
 from blip3o.data.scenes.scene import sample_pair, sample_scene
 from blip3o.data.scenes.text_questions import text_conversation
 from blip3o.data.scenes.things import COLORS, NUMBER_WORDS, THINGS, plural, with_article

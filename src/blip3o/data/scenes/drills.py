@@ -1,0 +1,123 @@
+"""Drills: to find a thing by its name is the skill that is learned last, so it is asked for a lot.
+
+In most of them an answer tells several facts, each right after the name of what it is about.
+"""
+
+from collections import Counter
+from collections.abc import Callable
+
+import numpy as np
+
+from blip3o.data.scenes.asking import (
+    HOW_MANY,
+    IS_THERE,
+    QA,
+    absent_thing,
+    choose,
+    is_there_look,
+    is_there_thing,
+    single_objects,
+)
+from blip3o.data.scenes.phrasing import pick
+from blip3o.data.scenes.things import COLORS, NUMBER_WORDS, plural, with_article
+from blip3o.data.scenes.types import Scene, place
+from blip3o.data.scenes.words import join, noun
+
+
+def _is_there(scene: Scene, rng: np.random.Generator) -> QA:
+    """Asks whether something is there, with half a chance each way."""
+    yes = bool(rng.random() < 0.5)
+    ask = is_there_thing if rng.random() < 0.5 else is_there_look
+    return QA(kind="is_there", question=ask(scene, rng, yes), answer="yes" if yes else "no")
+
+
+def _how_many(scene: Scene, rng: np.random.Generator) -> QA:
+    """Asks for the number of one thing, which half the time is zero.
+
+    As seldom as the kind "count" asks for zero, the name is not looked for: the number of things
+    in the picture is told.
+    """
+    there = Counter(one.thing for one in scene.objects)
+    is_there = bool(rng.random() < 0.5)
+    thing = choose(rng, list(scene.objects)).thing if is_there else absent_thing(scene, rng)
+    question = pick(rng, HOW_MANY).format(plural(thing))
+    return QA(kind="how_many", question=question, answer=NUMBER_WORDS[there[thing]])
+
+
+def _colors_of(scene: Scene, rng: np.random.Generator) -> QA | None:
+    """Asks for the colors of several things at once, perhaps of one that is not there.
+
+    In the answer each fact follows its name, so that the name's own token has to find the thing:
+    one step of attention, which is learned in 150 steps. "What color is the cat?" needs two (find
+    it; carry it to the end of the question) and is not learned without. The names are not learned:
+    they only repeat the question, and their loss hides that of the facts.
+    """
+    facts = [(f"the {one.thing}", one.color) for one in single_objects(scene)]
+    question = pick(rng, ("What color are {}?", "Which color are {}?", "What is the color of {}?"))
+    absent = f"the {absent_thing(scene, rng)}", "none"
+    return _drill("colors_of", question, facts, absent, rng)
+
+
+def _places_of(scene: Scene, rng: np.random.Generator) -> QA | None:
+    facts = [(f"the {one.thing}", place(one)) for one in single_objects(scene)]
+    question = pick(rng, ("Where are {}?", "Where can you see {}?", "Where do you see {}?"))
+    absent = f"the {absent_thing(scene, rng)}", "none"
+    return _drill("places_of", question, facts, absent, rng)
+
+
+def _are_there(scene: Scene, rng: np.random.Generator) -> QA | None:
+    facts = []
+    for one in single_objects(scene):
+        roll = rng.random()
+        wrong = tuple(color for color in COLORS if color != one.color)
+        color = None if roll < 1 / 3 else one.color if roll < 2 / 3 else pick(rng, wrong)
+        is_right = color in (None, one.color)
+        facts.append((with_article(noun(one.thing, color)), "yes" if is_right else "no"))
+    question = pick(rng, IS_THERE)
+    absent = with_article(absent_thing(scene, rng)), "no"
+    return _drill("are_there", question, facts, absent, rng)
+
+
+def _counts_of(scene: Scene, rng: np.random.Generator) -> QA | None:
+    """Asks how many there are of several things and of a color at once."""
+    things = Counter(one.thing for one in scene.objects)
+    facts = [(plural(thing), NUMBER_WORDS[number]) for thing, number in things.items()]
+    if rng.random() < 0.5:
+        color = choose(rng, list(scene.objects)).color
+        number = sum(one.color == color for one in scene.objects)
+        facts.append((f"{color} things", NUMBER_WORDS[number]))
+    absent = plural(absent_thing(scene, rng)), NUMBER_WORDS[0]
+    return _drill("counts_of", pick(rng, HOW_MANY), facts, absent, rng)
+
+
+def _drill(
+    kind: str,
+    question: str,
+    facts: list[tuple[str, str]],
+    absent: tuple[str, str],
+    rng: np.random.Generator,
+) -> QA | None:
+    """Returns one question for all facts, with or without the absent thing; None for one fact."""
+    if len(facts) < 2 or rng.random() < 0.5:
+        facts = [*facts, absent]
+    if len(facts) < 2:
+        return None
+    facts = [facts[int(k)] for k in rng.permutation(len(facts))]
+    names = join([name for name, _ in facts])
+    answer, learned = "", []
+    for name, said in facts:
+        answer += f"; {name}" if answer else name
+        learned.append((len(answer), len(answer) + 1 + len(said)))  # with the space before it
+        answer += f" {said}"
+    return QA(kind=kind, question=question.format(names), answer=answer, learned=tuple(learned))
+
+
+DRILL_MAKERS: dict[str, Callable[[Scene, np.random.Generator], QA | None]] = {
+    "colors_of": _colors_of,
+    "places_of": _places_of,
+    "are_there": _are_there,
+    "counts_of": _counts_of,
+    "is_there": _is_there,
+    "how_many": _how_many,
+}
+"""The question of each drill; None where it cannot be asked."""
