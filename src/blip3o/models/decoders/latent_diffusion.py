@@ -1,11 +1,12 @@
 """What the published diffusion decoders share: features guide a diffusion in a VAE's latents.
 
 A decoder adds its network (`predict`). The scheduler is a diffusers object and may be swapped at
-any time (`decoder.scheduler = DPMSolverMultistepScheduler.from_config(decoder.scheduler.config)`)
-for any other that draws no random numbers of its own.
+any time (`decoder.scheduler = DPMSolverMultistepScheduler.from_config(decoder.scheduler.config)`).
+One that draws noise at its steps draws it from the seed of each picture, alone or in a batch.
 """
 
 import copy
+import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
@@ -207,11 +208,21 @@ def _denoise(
     scheduler = start_scheduler(scheduler, num_steps, noise.device)
     # Flow matching schedulers scale neither the noise nor the input.
     latents = noise.float() * getattr(scheduler, "init_noise_sigma", 1.0)
+    takes_generator = "generator" in inspect.signature(scheduler.step).parameters
+    drawing = {"generator": _step_generators(noise)} if takes_generator else {}
     for step, timestep in enumerate(scheduler.timesteps, 1):
         scales = hasattr(scheduler, "scale_model_input")
         noisy = scheduler.scale_model_input(latents, timestep) if scales else latents
         prediction = predict(noisy, timestep).float()
-        latents = scheduler.step(prediction, timestep, latents, return_dict=False)[0]
+        latents = scheduler.step(prediction, timestep, latents, **drawing, return_dict=False)[0]
         changed = None if callback is None else callback(step, latents)
         latents = latents if changed is None else changed
     return latents
+
+
+def _step_generators(noise: Tensor) -> list[torch.Generator]:
+    """Returns a source of noise for each picture, seeded by the noise that it starts from."""
+    starts = noise.detach().float().cpu().flatten(1)[:, :2].contiguous().view(torch.int32).tolist()
+    return [
+        torch.Generator().manual_seed((a & 0x7FFFFFFF) << 32 | (b & 0xFFFFFFFF)) for a, b in starts
+    ]

@@ -127,6 +127,22 @@ def test_another_scheduler_can_take_over(kind: str) -> None:
     assert float((first - other).norm() / first.norm()) < 0.2
 
 
+def test_a_scheduler_that_draws_noise_draws_it_from_the_seed_of_each_picture() -> None:
+    from diffusers import EulerAncestralDiscreteScheduler
+
+    decoder = build("sdxl")
+    decoder.scheduler = EulerAncestralDiscreteScheduler.from_config(decoder.scheduler.config)
+    features, noise = inputs(decoder, rows=3)
+    before = torch.get_rng_state()
+    with torch.no_grad():
+        together = decoder.sample_latents(features, noise, 4)
+        alone = decoder.sample_latents(features[1:2], noise[1:2], 4)
+        reseeded = decoder.sample_latents(features[1:2], noise[2:], 4)
+    assert_near(together[1:2], alone)
+    assert not torch.allclose(reseeded, alone, atol=1e-2)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 def test_published_schedules() -> None:
     """Fifty levels of SDXL's table; SANA's levels are shifted by 3 towards noise."""
     cpu = torch.device("cpu")
