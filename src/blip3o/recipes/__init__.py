@@ -20,6 +20,7 @@ RECIPES = Registry(
         "pocket.encoder": ".pocket:encoder",
         "pocket.decoder": ".pocket:decoder",
         "pocket.naming": ".pocket:naming",
+        "pocket.counting": ".pocket:counting",
         "pocket.understanding": ".pocket:understanding",
         "pocket.generation": ".pocket:generation",
         "pocket.tune": ".pocket:tune",

@@ -185,6 +185,27 @@ def naming(runs: Path = RUNS) -> RunConfig:
     )
 
 
+def counting(runs: Path = RUNS) -> RunConfig:
+    """After naming: to tell one from none.
+
+    blip3o train pocket.counting --out runs/pocket/counting
+
+    "How many cats are there?" is answered by a guess until this look-up is practised alone; then it
+    is learned within 150 steps (docs/log.md).
+    """
+    base = naming(runs)
+    entry = _entry("scenes", "image_to_text", conversation="count_drills")
+    return dataclasses.replace(
+        base,
+        init=(_after(runs, "naming"),),
+        data=dataclasses.replace(base.data, mixture=(entry,)),
+        train=dataclasses.replace(
+            _train("backbone", steps=200, batch=48, lr=1.2e-3, sample_every=0),
+            micro_batch_size=24,
+        ),
+    )
+
+
 def understanding(runs: Path = RUNS) -> RunConfig:
     """Stage 1: captions, questions and text; backbone and projector, encoder frozen.
 
@@ -192,7 +213,7 @@ def understanding(runs: Path = RUNS) -> RunConfig:
     """
     return RunConfig(
         model=model(),
-        init=(_after(runs, "naming"),),
+        init=(_after(runs, "counting"),),
         data=DataConfig(
             mixture=(
                 _entry("scenes", "image_to_text", weight=0.7, max_turns=4),
@@ -273,6 +294,7 @@ def all_stages(runs: Path) -> dict[str, RunConfig]:
         "encoder": encoder(),
         "decoder": decoder(runs),
         "naming": naming(runs),
+        "counting": counting(runs),
         "understanding": understanding(runs),
         "generation": generation(runs),
         "tune": tune(runs),

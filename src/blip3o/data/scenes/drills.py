@@ -44,6 +44,26 @@ def _how_many(scene: Scene, rng: np.random.Generator) -> QA:
     return QA(kind="how_many", question=question, answer=NUMBER_WORDS[there[thing]])
 
 
+def one_or_none(scene: Scene, rng: np.random.Generator) -> list[QA]:
+    """Asks four times for the number of something of which there is one or none.
+
+    Nothing but a look for the name tells which. Asked alone it is found out in 150 steps, all at
+    once; among other questions it was not in 360 (docs/log.md, session 6).
+
+    Args:
+        scene: what the picture shows; where no thing is alone, all answers are zero.
+        rng: chooses things and phrasings.
+    """
+    alone = tuple(one.thing for one in single_objects(scene))
+    asked = []
+    for _ in range(4):
+        is_there = bool(alone) and bool(rng.random() < 0.5)
+        thing = pick(rng, alone) if is_there else absent_thing(scene, rng)
+        question = pick(rng, HOW_MANY).format(plural(thing))
+        asked.append(QA(kind="one_or_none", question=question, answer=NUMBER_WORDS[is_there]))
+    return asked
+
+
 def _colors_of(scene: Scene, rng: np.random.Generator) -> QA | None:
     """Asks for the colors of several things at once, perhaps of one that is not there.
 

@@ -20,6 +20,7 @@ from blip3o.core.rng import numpy_rng
 from blip3o.core.types import IMAGE_MARK
 from blip3o.data.scenes.asking import QA
 from blip3o.data.scenes.captions import caption_texts, pair_texts
+from blip3o.data.scenes.drills import one_or_none
 from blip3o.data.scenes.edits import sample_edit
 from blip3o.data.scenes.questions import DRILLS, describe, questions
 from blip3o.data.scenes.render import render
@@ -27,7 +28,7 @@ from blip3o.data.scenes.scene import check_split, sample_pair, sample_scene
 from blip3o.data.scenes.text_questions import text_conversation
 from blip3o.data.scenes.types import Scene
 
-VERSION = 3
+VERSION = 4
 """Of what is written; raise it when the same settings would write other contents."""
 Format = Literal["webdataset", "jsonl"]
 _Member = tuple[str, bytes]
@@ -206,6 +207,7 @@ def scene_fields(scene: Scene, index: int, rng: np.random.Generator) -> dict[str
         "text_conversations": _text_turns(_unlike(about_words), words),
         "drills": _turns(_unlike(drills), f"{IMAGE_MARK}\n"),
         "text_drills": _text_turns(_unlike(text_drills), words),
+        "count_drills": _turns(_unlike(one_or_none(scene, rng)), f"{IMAGE_MARK}\n"),
         "objects": [asdict(one) for one in scene.objects],
         "background": scene.background,
         "index": index,

@@ -17,6 +17,7 @@ from blip3o.data.scenes.captions import (
     pair_texts,
     short_caption,
 )
+from blip3o.data.scenes.drills import one_or_none
 from blip3o.data.scenes.export import scene_fields
 from blip3o.data.scenes.heldout import (
     heldout_backgrounds,
@@ -363,10 +364,29 @@ def _check_relation(words: str, qa: QA) -> None:
     assert qa.question.endswith(f"the {base.group(4)}?")
 
 
+def test_one_or_none_is_told_by_the_name_alone() -> None:
+    answers: Counter[str] = Counter()
+    for index, scene in enumerate(SCENES):
+        there = Counter(one.thing for one in scene.objects)
+        for qa in one_or_none(scene, numpy_rng(0, "one_or_none", index)):
+            thing = next(thing for thing in THINGS if f" {plural(thing)} " in qa.question)
+            assert qa.answer == NUMBER_WORDS[there[thing]]
+            assert there[thing] <= 1
+            if 1 in there.values():
+                answers[qa.answer] += 1
+    assert answers["one"] / answers.total() == pytest.approx(0.5, abs=0.05)
+
+
 def test_training_asks_drills_and_no_question_twice() -> None:
     for index, scene in enumerate(SCENES[:50]):
         fields = scene_fields(scene, index, numpy_rng(0, "words", index))
-        for name in ("conversations", "text_conversations", "drills", "text_drills"):
+        for name in (
+            "conversations",
+            "text_conversations",
+            "drills",
+            "text_drills",
+            "count_drills",
+        ):
             asked = [turn["value"] for turn in fields[name][0::2]]
             plain = [text.split("\n")[-1].split(". ")[-1] for text in asked]
             assert asked
