@@ -222,7 +222,7 @@ def understanding(runs: Path = RUNS) -> RunConfig:
             image_px=IMAGE_PX,
             feature_cache=FEATURES,
         ),
-        objectives=(NextTokenConfig(length_power=0.8),),
+        objectives=(NextTokenConfig(length_power=0.8, hidden_share=0.2),),
         train=dataclasses.replace(
             _train("backbone", steps=3000, batch=64, lr=1.5e-3, sample_every=500),
             micro_batch_size=16,

@@ -22,6 +22,7 @@ CONFIGS: dict[str, tuple[Any, str]] = {
     "flow_matching of edits": (FlowMatchingConfig(sigmas=UniformSigmas()), "edit"),
     "next_token": (NextTokenConfig(), "text"),
     "next_token with pictures": (NextTokenConfig(), "image_to_text"),
+    "next_token with hidden answers": (NextTokenConfig(hidden_share=0.5), "text"),
     "pixel_decoding": (
         PixelDecodingConfig(sigmas=UniformSigmas(), feature_noise=0.5),
         "reconstruct",
@@ -100,7 +101,7 @@ def test_randomness_is_keyed_by_seed_epoch_and_index(
     which: str, model: UnifiedModel, make_batch: MakeBatch
 ) -> None:
     objective, task = build(which, model)
-    is_random = which.startswith(("flow", "pixel"))
+    is_random = which.startswith(("flow", "pixel")) or which.endswith("hidden answers")
 
     def loss(seed: int, epoch: int) -> float:
         torch.manual_seed(seed + 10 * epoch)  # the global state must not matter
