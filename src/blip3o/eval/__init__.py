@@ -2,7 +2,10 @@
 
 import dataclasses
 import json
-from collections.abc import Sequence
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +33,10 @@ def run_benchmark(
     quantize: str | None = None,
     offload: str = "none",
 ) -> dict[str, Any]:
-    """Scores a model and writes `results.json` and `samples.jsonl`.
+    """Scores a model and writes `results.json`, `samples.jsonl` and sheets of pictures.
+
+    Nothing is written before all is done: until then a folder holds what an older run left, and
+    afterwards nothing of it.
 
     Args:
         name: a benchmark out of `BENCHMARKS`.
@@ -51,28 +57,29 @@ def run_benchmark(
         UsageError: for an unknown benchmark, setting or model, or a folder that cannot be written.
     """
     config = override(BENCHMARKS.get(name)(), list(overrides))
-    pipe = Blip3oPipeline.from_pretrained(
-        model,
-        revision=revision,
-        overrides=model_overrides,
-        device=device,
-        dtype=dtype,
-        quantize=quantize,
-        offload=offload,
-    )
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UsageError(f"cannot write to {out}: {error}") from error
-    # Whole or not at all: beside older results no verdicts may lie that they are not of.
-    with (
-        atomic_file(out / "samples.jsonl") as scratch,
-        scratch.open("w", encoding="utf-8") as samples,
-    ):
-        scores = config.run(pipe, out, lambda row: samples.write(json.dumps(row) + "\n"))
+    with _scratch_folder(out) as scratch:
+        pipe = Blip3oPipeline.from_pretrained(
+            model,
+            revision=revision,
+            overrides=model_overrides,
+            device=device,
+            dtype=dtype,
+            quantize=quantize,
+            offload=offload,
+        )
+        with (
+            atomic_file(out / "samples.jsonl") as part,
+            part.open("w", encoding="utf-8") as samples,
+        ):
+            scores = config.run(pipe, scratch, lambda row: samples.write(json.dumps(row) + "\n"))
+        sheets = sorted(sheet.name for sheet in scratch.iterdir())
+        _remove_sheets(out)
+        for sheet in sheets:
+            os.replace(scratch / sheet, out / sheet)
     results = {
         "benchmark": name,
         **scores,
+        "sheets": sheets,
         "model": model,
         "revision": revision,
         "version": __version__,
@@ -86,3 +93,28 @@ def run_benchmark(
     }
     write_atomic(out / "results.json", json.dumps(results, indent=2) + "\n")
     return results
+
+
+@contextmanager
+def _scratch_folder(out: Path) -> Iterator[Path]:
+    """Yields a folder inside `out`, which is created if missing, for sheets that are not whole."""
+    scratch = out / ".sheets.part"
+    shutil.rmtree(scratch, ignore_errors=True)  # of a run that was killed
+    try:
+        scratch.mkdir(parents=True)
+    except OSError as error:
+        raise UsageError(f"cannot write to {out}: {error}") from error
+    try:
+        yield scratch
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _remove_sheets(out: Path) -> None:
+    """Removes the sheets of the results in a folder: the next ones may have none in their place."""
+    try:
+        older = json.loads((out / "results.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):  # none, or cut short
+        return
+    for name in older.get("sheets", []):
+        (out / Path(name).name).unlink(missing_ok=True)

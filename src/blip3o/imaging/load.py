@@ -170,4 +170,5 @@ def _from_16_bit(image: Image.Image) -> Image.Image:
     if values.min() < 0 or values.max() > 65535:
         raise UsageError("a picture of 32-bit numbers; save it with 8 or 16 bits")
     grey = ((values + 128) // 257).astype(np.uint8)
+    grey[values == image.info.get("transparency", -1)] = 255  # Pillow would drop what it says
     return Image.fromarray(grey).convert("RGB")

@@ -31,14 +31,36 @@ def test_a_run_that_fails_leaves_the_verdicts_of_the_one_before(
 ) -> None:
     def fails(self: Any, pipe: Any, out: Path, write: Any) -> Any:
         write({"part": "edit"})
+        (out / "edits.png").write_text("of this run")
         raise RuntimeError("no memory")
 
     monkeypatch.setattr(ScenesBenchmark, "run", fails)
     (tmp_path / "samples.jsonl").write_text("of the results beside it\n")
+    (tmp_path / "edits.png").write_text("of the results beside it")
     with pytest.raises(RuntimeError, match="no memory"):
         run_benchmark("scenes", str(tiny_folder), tmp_path, device="cpu")
     assert (tmp_path / "samples.jsonl").read_text() == "of the results beside it\n"
-    assert [file.name for file in tmp_path.iterdir()] == ["samples.jsonl"]
+    assert (tmp_path / "edits.png").read_text() == "of the results beside it"
+    assert {file.name for file in tmp_path.iterdir()} == {"samples.jsonl", "edits.png"}
+
+
+def test_a_run_of_other_parts_leaves_no_sheet_of_the_one_before(
+    tiny_folder: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "mine.png").write_text("of the user")
+    few = [setting for setting in FEW if setting != "num_edits=2"]
+    for edits, names in ((1, {"edits", "reconstructions", "text_to_image"}), (0, set())):
+        parts = few if edits else [*few, "prompts_per_category=0", "num_reconstructions=0"]
+        settings = [*parts, f"num_edits={edits}"]
+        results = run_benchmark("scenes", str(tiny_folder), tmp_path, settings, device="cpu")
+        assert {Path(name).stem for name in results["sheets"]} == names
+        assert {file.stem for file in tmp_path.glob("*.png")} == {*names, "mine"}
+
+
+def test_a_folder_that_cannot_be_written_is_told_before_a_model_is_loaded(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UsageError, match="cannot write to"):
+        run_benchmark("scenes", "no such model", tmp_path / "file")
 
 
 def test_more_prompts_than_there_are_is_told_in_one_line(tiny_folder: Path, tmp_path: Path) -> None:

@@ -71,6 +71,12 @@ def test_16_bit_grey_is_scaled_and_not_clipped() -> None:
     assert np.abs(np.asarray(image)[..., 0].astype(float) - ramp / 257).max() <= 0.5
 
 
+def test_16_bit_grey_may_have_a_transparent_level() -> None:
+    levels = np.array([[30_000, 0], [65_535, 29_999]], dtype=np.uint16)
+    read = np.asarray(open_image(_encoded(Image.fromarray(levels), transparency=30_000)))[..., 0]
+    assert read.tolist() == [[255, 0], [255, 117]]
+
+
 def test_cmyk_jpeg_keeps_its_colors() -> None:
     image = open_image(_encoded(Image.new("CMYK", (16, 16), (0, 255, 255, 0)), "JPEG", quality=95))
     assert np.abs(np.asarray(image)[8, 8].astype(int) - np.array(RED)).max() <= 8

@@ -19,7 +19,7 @@ from blip3o.serve.http.server import api_keys
 
 @pytest.fixture(scope="module")
 def client() -> TestClient:
-    app = FastAPI()
+    app = FastAPI(openapi_url=None)
 
     @app.api_route("/{path:path}", methods=["GET", "POST"])
     async def answer(path: str) -> str:
@@ -59,6 +59,10 @@ FOREIGN = {**basic("secret"), "Sec-Fetch-Site": "cross-site"}
         ("GET", "/metrics", basic("secret"), 401),
         ("GET", "/v1/models", {"Authorization": "Bearer secret"}, 200),
         ("GET", "/health", {}, 200),
+        ("GET", "/v1/pictures/name.png", {}, 200),
+        ("GET", "/docs", {}, 401),
+        ("GET", "/docs", basic("secret"), 200),
+        ("GET", "/openapi.json", basic("secret"), 200),
     ],
 )
 def test_who_may_pass(

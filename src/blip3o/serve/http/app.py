@@ -39,7 +39,8 @@ def build_app(service: Service, keys: Sequence[str] = ()) -> FastAPI:
             CORSMiddleware,
             allow_origins=list(service.config.cors_origin),
             allow_methods=["GET", "POST"],
-            allow_headers=["Authorization", "Content-Type"],
+            allow_headers=["*"],  # OpenAI's client for browsers sends a dozen of its own
+            expose_headers=["Retry-After", "X-Should-Retry"],
         )
     return app
 

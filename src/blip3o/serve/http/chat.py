@@ -21,6 +21,7 @@ from blip3o.serve.http.schemas import ChatCompletionRequest, ChatMessage, TextPa
 from blip3o.serve.http.service import Service
 from blip3o.serve.http.sse import GONE, event_stream
 from blip3o.serve.jobs import Answered, ChatRequest, Picture, PictureRequest, Text
+from blip3o.text.chat import said_back
 
 _PICTURE_ONLY = ("seed", "num_inference_steps", "guidance_scale")
 _TEXT_ONLY = ("max_tokens", "max_completion_tokens")
@@ -32,10 +33,12 @@ def chat_routes(service: Service) -> APIRouter:
 
     @router.post("/v1/chat/completions", summary="The next turn of a conversation")
     async def completions(body: ChatCompletionRequest, request: Request) -> Response:
-        deltas = _deltas(service, await chat_job(service, body), request)
+        job = await chat_job(service, body)
+        deltas = _deltas(service, job, request)
         if body.stream:
-            return await event_stream(_chunks(service, deltas, body), is_ended=True)
-        return await _whole(service, deltas)
+            head = _head(service, "chat.completion.chunk", job)
+            return await event_stream(_chunks(head, deltas, body), is_ended=True)
+        return await _whole(_head(service, "chat.completion", job), deltas)
 
     return router
 
@@ -73,7 +76,8 @@ def _check(service: Service, body: ChatCompletionRequest) -> None:
     limit = body.max_tokens or body.max_completion_tokens or 0
     if limit > service.config.max_answer_tokens:
         most = service.config.max_answer_tokens
-        raise invalid(f"at most {most} tokens are written, not {limit}", "max_tokens")
+        name = "max_completion_tokens" if body.max_tokens is None else "max_tokens"
+        raise invalid(f"at most {most} tokens are written, not {limit}", name)
     if body.messages[-1].role != "user":
         raise invalid("the last message must be the user's", "messages")
     for place, message in enumerate(body.messages):
@@ -102,8 +106,11 @@ def _turn(message: ChatMessage, param: str) -> tuple[str, list[tuple[str, str]]]
         parts = [TextPart(type="text", text=parts)]
     pieces: list[str] = []
     urls: list[tuple[str, str]] = []
+    is_answer = message.role == "assistant"  # clients send answers back as they were given
     for number, part in enumerate(parts):
-        if isinstance(part, TextPart):
+        if isinstance(part, TextPart) and is_answer:
+            pieces.append(said_back(part.text))
+        elif isinstance(part, TextPart):
             if IMAGE_MARK in part.text:
                 raise invalid(f"{IMAGE_MARK} in a text; send pictures as parts", param)
             pieces.append(part.text)
@@ -113,7 +120,7 @@ def _turn(message: ChatMessage, param: str) -> tuple[str, list[tuple[str, str]]]
             pieces.append(IMAGE_MARK)
             urls.append((part.image_url.url, f"{param}.{number}.image_url.url"))
     text = "\n".join(pieces)
-    if not text.strip():
+    if not text.strip() and not is_answer:
         raise invalid("a message says nothing", param)
     return text, urls
 
@@ -157,14 +164,13 @@ async def _deltas(
                 return
 
 
-async def _whole(service: Service, deltas: AsyncIterator[Any]) -> Response:
+async def _whole(head: dict[str, Any], deltas: AsyncIterator[Any]) -> Response:
     content: Any = None
     async for delta in deltas:
         if isinstance(delta, Answered):
             content = content.strip() if isinstance(content, str) else content
             message = {"role": "assistant", "content": "" if content is None else content}
             choice = {"index": 0, "message": message, "finish_reason": delta.reason}
-            head = _head(service, "chat.completion")
             return JSONResponse(
                 {**head, "choices": [{**choice, "logprobs": None}], "usage": _usage(delta)}
             )
@@ -173,10 +179,8 @@ async def _whole(service: Service, deltas: AsyncIterator[Any]) -> Response:
 
 
 async def _chunks(
-    service: Service, deltas: AsyncIterator[Any], body: ChatCompletionRequest
+    head: dict[str, Any], deltas: AsyncIterator[Any], body: ChatCompletionRequest
 ) -> AsyncIterator[dict[str, Any]]:
-    head = _head(service, "chat.completion.chunk")
-
     def chunk(delta: dict[str, Any], reason: str | None = None) -> dict[str, Any]:
         return {**head, "choices": [{"index": 0, "delta": delta, "finish_reason": reason}]}
 
@@ -193,8 +197,9 @@ async def _chunks(
                 yield {**head, "choices": [], "usage": _usage(delta)}
 
 
-def _head(service: Service, kind: str) -> dict[str, Any]:
+def _head(service: Service, kind: str, job: ChatRequest | PictureRequest) -> dict[str, Any]:
     return {
+        **({"seed": job.seed} if isinstance(job, PictureRequest) else {}),
         "id": f"chatcmpl-{secrets.token_hex(12)}",
         "object": kind,
         "created": int(time.time()),

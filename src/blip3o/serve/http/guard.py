@@ -12,8 +12,12 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from blip3o.serve.config import ServeConfig
 from blip3o.serve.http.errors import ApiError
 from blip3o.serve.http.metrics import Metrics
+from blip3o.serve.http.pictures_out import PICTURE_PATH
 
-_OPEN_PATHS = ("/health",)
+_OPEN_PATHS = ("/health", PICTURE_PATH)
+"""What needs no key."""
+_READ_PATHS = ("/docs", "/openapi.json")
+"""Of the API, but for people: browsers send the key as a password."""
 API_PATHS = ("/v1/", "/health", "/metrics", "/docs", "/openapi.json")
 """Where programs go; everything else is the page's, for people."""
 
@@ -68,9 +72,10 @@ class Guard:
             self._metrics.answered(route, status, time.monotonic() - start)
 
     def _check_key(self, scope: Scope) -> None:
-        if not self._keys or scope["path"] in _OPEN_PATHS or scope["method"] == "OPTIONS":
+        path = scope["path"]
+        if not self._keys or path.startswith(_OPEN_PATHS) or scope["method"] == "OPTIONS":
             return
-        is_page = not scope["path"].startswith(API_PATHS)
+        is_page = path in _READ_PATHS or not path.startswith(API_PATHS)
         given = _given_key(scope, is_page=is_page)
         digest = _digest(given)
         # All keys are compared, and all in the same time: it tells nothing about any of them.

@@ -14,7 +14,7 @@ from starlette.responses import JSONResponse, Response
 from blip3o.core.types import IMAGE_MARK, Message
 from blip3o.serve.http.errors import ApiError, invalid
 from blip3o.serve.http.forms import read_form
-from blip3o.serve.http.pictures_out import png
+from blip3o.serve.http.pictures_out import PICTURE_PATH, png
 from blip3o.serve.http.schemas import (
     EditForm,
     GenerationRequest,
@@ -25,8 +25,6 @@ from blip3o.serve.http.schemas import (
 from blip3o.serve.http.service import Service, new_seed
 from blip3o.serve.http.sse import GONE, event_stream
 from blip3o.serve.jobs import Picture, PictureRequest, Progress
-
-PICTURE_PATH = "/v1/pictures/"
 
 
 def image_routes(service: Service) -> APIRouter:

@@ -7,6 +7,9 @@ from collections import OrderedDict
 
 from PIL import Image
 
+PICTURE_PATH = "/v1/pictures/"
+"""Where URLs of pictures point to; their names cannot be guessed, so they are given without a key."""
+
 _MOST_BYTES = 64_000_000
 
 

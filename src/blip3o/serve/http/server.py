@@ -36,7 +36,7 @@ def serve(config: ServeConfig, model: str, **loading: Any) -> None:  # noqa: ANN
     keys = api_keys(config)
     if config.host not in _LOCAL and not keys:
         say(f"blip3o: warning: {config.host} can be reached by others, and no --api-key is set")
-    listener = _listen(config)
+    listener = _bind(config)
     device = loading.pop("device", "auto")
     pipes = [
         Blip3oPipeline.from_pretrained(model, device=name, **loading)
@@ -59,10 +59,10 @@ def serve(config: ServeConfig, model: str, **loading: Any) -> None:  # noqa: ANN
         # uvicorn takes signals while it runs and raises them again when it is done: to stop when
         # told to is no failure, and a signal that comes before it runs counts too.
         signal.signal(number, server.handle_exit)
-    listener.listen(2048)  # before it is said that we serve: clients may come at once
-    host, port = listener.getsockname()[:2]
-    say(f"blip3o: serving {service.name} at http://{host}:{port}")
     try:
+        _listen(listener, config)  # before it is said that we serve: clients may come at once
+        host, port = listener.getsockname()[:2]
+        say(f"blip3o: serving {service.name} at http://{host}:{port}")
         server.run(sockets=[listener])
     finally:
         service.stop()
@@ -113,7 +113,7 @@ class _Server(uvicorn.Server):
         super().handle_exit(sig, frame)
 
 
-def _listen(config: ServeConfig) -> socket.socket:
+def _bind(config: ServeConfig) -> socket.socket:
     family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -123,6 +123,14 @@ def _listen(config: ServeConfig) -> socket.socket:
         listener.close()
         raise UsageError(f"cannot listen on {config.host}:{config.port}: {error}") from error
     return listener
+
+
+def _listen(listener: socket.socket, config: ServeConfig) -> None:
+    try:
+        listener.listen(2048)
+    except OSError as error:  # another server was started at the same time, and is ready first
+        listener.close()
+        raise UsageError(f"cannot listen on {config.host}:{config.port}: {error}") from error
 
 
 def _devices(name: str, workers: int) -> list[str]:

@@ -23,6 +23,9 @@ from blip3o.serve.http.pictures_out import PictureShelf
 from blip3o.serve.jobs import ChatRequest, Event, Failed, Job, PictureRequest
 from blip3o.text.chat import ChatTemplate
 
+_CHARACTERS_OF_A_TOKEN = 50
+"""More than the tokens of any text have on average, and few enough to be counted at once."""
+
 
 class Service:
     """Everything that routes need.
@@ -106,6 +109,7 @@ class Service:
             ApiError: 400 if it is empty, too long, or holds what a prompt may not.
         """
         pipe = self._pipe
+        self._check_characters(len(text), param)
         try:
             row = picture_prompt(pipe.model, pipe.chat_template, messages, text)
         except UsageError as error:
@@ -121,6 +125,7 @@ class Service:
         Raises:
             ApiError: 400 if it is, or if it holds what a conversation may not.
         """
+        self._check_characters(sum(len(message.text) for message in messages), "messages")
         config = self._pipe.model.config
         limit = min(
             self.config.max_prompt_tokens,
@@ -133,6 +138,13 @@ class Service:
         if length > limit:
             message = f"the conversation has {length} tokens; at most {limit} fit"
             raise invalid(message, "messages", "context_length_exceeded")
+
+    def _check_characters(self, count: int, param: str) -> None:
+        """Refuses what is far too long before a tokenizer, which stops all else, sees it."""
+        limit = _CHARACTERS_OF_A_TOKEN * self.config.max_prompt_tokens
+        if count > limit:
+            message = f"{count} characters of text; at most {limit} are allowed"
+            raise invalid(message, param, "context_length_exceeded")
 
     @property
     def chat_template(self) -> ChatTemplate:
