@@ -8,7 +8,7 @@ from collections import OrderedDict
 from PIL import Image
 
 PICTURE_PATH = "/v1/pictures/"
-"""Where URLs of pictures point to; their names cannot be guessed, so they are given without a key."""
+"""Where URLs of pictures point to; no key is asked for, as their names cannot be guessed."""
 
 _MOST_BYTES = 64_000_000
 
