@@ -14,8 +14,8 @@ from blip3o.serve.http.errors import ApiError
 from blip3o.serve.http.metrics import Metrics
 from blip3o.serve.http.pictures_out import PICTURE_PATH
 
-_OPEN_PATHS = ("/health", PICTURE_PATH)
-"""What needs no key."""
+_OPEN_PATH = "/health"
+"""Needs no key, as do pictures."""
 _READ_PATHS = ("/docs", "/openapi.json")
 """Of the API, but for people: browsers send the key as a password."""
 API_PATHS = ("/v1/", "/health", "/metrics", "/docs", "/openapi.json")
@@ -73,7 +73,8 @@ class Guard:
 
     def _check_key(self, scope: Scope) -> None:
         path = scope["path"]
-        if not self._keys or path.startswith(_OPEN_PATHS) or scope["method"] == "OPTIONS":
+        is_open = path == _OPEN_PATH or path.startswith(PICTURE_PATH)
+        if not self._keys or is_open or scope["method"] == "OPTIONS":
             return
         is_page = path in _READ_PATHS or not path.startswith(API_PATHS)
         given = _given_key(scope, is_page=is_page)
