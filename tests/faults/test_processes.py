@@ -309,6 +309,7 @@ def test_half_precision_checkpointed_blocks_and_samples(config: RunConfig, tmp_p
         assert {file.name for file in (folder / "samples").iterdir()} == {
             "step-00000002.png",
             "step-00000002.txt",
+            "step-00000002-asked.png",
         }
     for row, expected in zip(metrics(tmp_path / "2"), metrics(tmp_path / "1"), strict=True):
         assert row["loss"] == pytest.approx(expected["loss"], rel=0.02)

@@ -3,6 +3,7 @@
 import http.server
 import itertools
 import json
+import pickle
 import re
 import threading
 from collections.abc import Callable, Iterator
@@ -105,6 +106,12 @@ def test_http_shards_give_the_records_of_local_ones(
     assert server.requests == []  # the index was kept
     again.read(3)
     assert len(server.requests) == 1  # one range for all members of a record
+
+
+def test_a_source_that_was_read_goes_to_another_process(server: Server) -> None:
+    source = remote(server).build()
+    record = source.read(3)  # over a connection that now is open
+    assert pickle.loads(pickle.dumps(source)).read(3) == record
 
 
 def test_a_published_index_is_taken(server: Server, shards: Path, scenes: WebDatasetConfig) -> None:

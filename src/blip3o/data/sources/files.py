@@ -170,6 +170,9 @@ class _HttpFiles:
     def __init__(self) -> None:
         self._clients: dict[int, Any] = {}  # by process: a connection must not cross a fork
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {"_clients": {}}
+
     def stamp(self, path: str) -> FileStamp:
         # A request for one byte, not HEAD: it also shows whether ranges are served at all.
         response = _persist(path, lambda: self._get(path, 0, 1))

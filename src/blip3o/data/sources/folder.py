@@ -97,5 +97,6 @@ class FolderSource:
         digest = hashlib.sha256()
         for name in self._names:
             status = (self._base / name).stat()
-            digest.update(f"{name}/{status.st_size}/{status.st_mtime_ns}\n".encode())
+            said = f"{name}/{status.st_size}/{status.st_mtime_ns}\n"
+            digest.update(os.fsencode(said))  # a name may be in another encoding than UTF-8
         return digest.hexdigest()[:32]
