@@ -256,3 +256,7 @@ def test_patterns(tmp_path: Path) -> None:
     assert found == ["a-00.tar", "a-01.tar", "a-03.tar"]
     with pytest.raises(UsageError, match="lists no files"):
         expand("http://h/*.tar")
+    for name in ("1.tar", "11.tar"):
+        (tmp_path / name).touch()
+    found = [Path(path).name for path in expand(f"{tmp_path}/{{1..11}}*.tar")]
+    assert found == ["1.tar", "11.tar"]  # each once

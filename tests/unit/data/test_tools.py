@@ -246,6 +246,9 @@ def test_packing_goes_on_and_gives_the_same_bytes(folder: Path, tmp_path: Path) 
     assert [shard.read_bytes() for shard in pack_to("two")] == [data for data, _ in before]
     with pytest.raises(UsageError, match="other data or in other sizes"):
         pack(str(folder), tmp_path / "one", name=None, shard_size=5, jobs=1)
+    (folder / "3.v1.txt").write_text("another caption", encoding="utf-8")
+    with pytest.raises(UsageError, match="other data or in other sizes"):
+        pack_to("one")  # shards that are there already hold the one before
 
 
 def test_a_list_of_edits_is_packed_with_its_pictures(tmp_path: Path) -> None:
