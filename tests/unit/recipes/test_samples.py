@@ -38,7 +38,7 @@ def test_a_joint_run_keeps_what_it_drew_beside_what_it_was_asked(
     SampleWriter(tiny_tokenizer, loader).on_sample(trainer, 2)
     folder = tmp_path / "samples"
     with Image.open(folder / "step-00000002.png") as sheet:
-        assert (0, 0, 255) in {color for _, color in sheet.convert("RGB").getcolors(1 << 20)}
+        assert (0, 0, 255) in {color for _, color in sheet.convert("RGB").getcolors(1 << 20) or ()}
     assert (folder / "step-00000002-asked.png").exists() == (num_pictures > 0)
     if num_pictures:
         text = (folder / "step-00000002.txt").read_text(encoding="utf-8")
