@@ -1,6 +1,7 @@
 """L7: the `blip3o` command: parses its words and says what went wrong. Nothing is decided here."""
 
 import argparse
+import io
 import os
 import sys
 import traceback
@@ -24,6 +25,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: the words after `blip3o`; those of the process if None.
     """
     options = build_parser().parse_args(arguments)
+    if isinstance(sys.stdout, io.TextIOWrapper):  # names of files and records may hold anything
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         status = options.run(options)
         sys.stdout.flush()  # a reader that went away shows itself here and not at the exit

@@ -98,6 +98,6 @@ def _pack(options: argparse.Namespace) -> None:
 
 
 def _cache(options: argparse.Namespace) -> None:
-    from blip3o.recipes.features import cache_features, share_of_work
+    from blip3o.recipes.features import cache_features
 
-    print(cache_features(options.recipe, options.overrides, *share_of_work()))
+    print(cache_features(options.recipe, options.overrides))

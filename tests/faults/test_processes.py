@@ -19,15 +19,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from PIL import Image
 from safetensors.torch import load_file
 from torch.distributed.checkpoint import HuggingFaceStorageReader
 
-from blip3o.core.config import evolve
+from blip3o.core.config import evolve, save_yaml
 from blip3o.core.errors import PreemptedError, UsageError
 from blip3o.core.types import Batch, LossOutput
 from blip3o.objectives.flow_matching import FlowMatching
+from blip3o.recipes import features
 from blip3o.recipes.run import train
 from blip3o.train.config import RunConfig
 from blip3o.train.tensors import TensorStore
@@ -39,9 +41,13 @@ _TIMED = ("samples_per_second", "tokens_per_second", "tflops", "data_wait", "mem
 
 
 def launch(
-    config: RunConfig, run_dir: Path, world_size: int, prepare: Callable[[int], None] | None = None
+    config: RunConfig,
+    run_dir: Path,
+    world_size: int,
+    prepare: Callable[[int], None] | None = None,
+    act: Callable[[RunConfig, Path], object] = train,
 ) -> list[ForkProcess]:
-    """Starts a run; `prepare(rank)` is called in each process before."""
+    """Starts a run, or something else; `prepare(rank)` is called in each process before."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
 
@@ -57,7 +63,7 @@ def launch(
         if prepare is not None:
             prepare(rank)
         try:
-            train(config, run_dir)
+            act(config, run_dir)
         except PreemptedError:
             os._exit(PREEMPTED)
         except UsageError:
@@ -309,6 +315,7 @@ def test_half_precision_checkpointed_blocks_and_samples(config: RunConfig, tmp_p
         assert {file.name for file in (folder / "samples").iterdir()} == {
             "step-00000002.png",
             "step-00000002.txt",
+            "step-00000002-asked.png",
         }
     for row, expected in zip(metrics(tmp_path / "2"), metrics(tmp_path / "1"), strict=True):
         assert row["loss"] == pytest.approx(expected["loss"], rel=0.02)
@@ -347,3 +354,33 @@ def test_adapters_of_two_processes_leave_the_model_that_one_leaves(
     files = [tmp_path / str(n) / f"samples/step-{STEPS:08d}.png" for n in (1, 2)]
     one, two = (np.asarray(Image.open(file), dtype=int) for file in files)
     assert np.abs(one - two).max() <= 1
+
+
+def test_processes_share_the_work_of_a_feature_cache_as_the_launcher_has_it(
+    config: RunConfig, tmp_path: Path
+) -> None:
+    save_yaml(config, tmp_path / "run.yaml")
+    scenes = tmp_path / "scenes"
+
+    def prepare(rank: int) -> None:
+        def write_scenes(data: object) -> None:
+            if rank == 0:
+                time.sleep(0.5)  # the others wait, or they would find a part of the shards
+                scenes.touch()
+            assert scenes.exists()
+
+        def build(*arguments: Any, **settings: Any) -> None:
+            # One that joined has a GPU of its own (`process_group`), not the first one of all.
+            assert dist.get_rank() == settings["rank"] == rank
+            assert settings["world_size"] == 2
+            plain_build(*arguments, **settings)
+
+        plain_build = features.build_cache
+        features.ensure_scenes, features.build_cache = write_scenes, build
+
+    def act(config: RunConfig, folder: Path) -> None:
+        cached = f"data.feature_cache={folder / 'cache'}"
+        features.cache_features(str(folder / "run.yaml"), [cached])
+
+    assert finish(launch(config, tmp_path, 2, prepare, act)) == [0, 0]
+    assert (tmp_path / "cache" / "toy.image.done").read_bytes() == b"\1"

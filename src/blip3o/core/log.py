@@ -1,5 +1,6 @@
 """What a run says: metrics to JSONL and TensorBoard, progress to a terminal or as plain lines."""
 
+import contextlib
 import json
 import sys
 import time
@@ -92,10 +93,16 @@ def progress(
         if now - last >= every_s:
             last = now
             of = f"/{total}" if total else ""
-            print(f"{what} {count}{of} ({count / (now - start):.1f}/s)", file=sys.stderr)
+            _tell(f"{what} {count}{of} ({count / (now - start):.1f}/s)")
 
 
 def say(message: str) -> None:
     """Prints a line of information to stderr (stdout is for results), once for all processes."""
     if is_main():
-        print(message, file=sys.stderr, flush=True)
+        _tell(message)
+
+
+def _tell(line: str) -> None:
+    """Prints to stderr; nobody reading it (`2>&1 | tee log` after Ctrl-C) ends no run."""
+    with contextlib.suppress(OSError):
+        print(line, file=sys.stderr, flush=True)

@@ -10,10 +10,11 @@ import dataclasses
 import fcntl
 import json
 import math
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -25,6 +26,13 @@ from blip3o.core.files import write_atomic
 from blip3o.core.log import progress, say
 from blip3o.data.collate import read_pixels
 from blip3o.data.sources import Source
+
+_PROBES = 16
+"""Chunks looked at, from all over the source, before it is said to have no picture."""
+
+
+class _NoPictureError(UsageError):
+    """None of some records has a picture that can be read."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -147,7 +155,8 @@ def build_cache(
         world_size: how many share the work; the cache is whole when all of them have returned.
 
     Raises:
-        UsageError: if features are not finite in half precision, or no picture can be read.
+        UsageError: if features are not finite in half precision, no picture can be read, or the
+            disk is full.
     """
     folder.mkdir(parents=True, exist_ok=True)
     array_file, _ = _files(folder, source.name, role)
@@ -160,14 +169,16 @@ def build_cache(
         with _alone(array_file.with_suffix(".lock")):
             info = _start(source, role, folder, wanted, batch_size, rows_of)
         done = _done(array_file, info)
-        array = np.memmap(array_file, dtype=np.float16, mode="r+", shape=info.shape)
         missing = [k for k in range(rank, len(done), world_size) if not done[k]]
-        for number in progress(missing, what=f"features of {source.name}/{role}, batches"):
-            positions = _positions(info, number)
-            array[positions.start : positions.stop] = rows_of(positions, info.shape[1:])
-            array.flush()  # the rows first, then the word that they are there
-            done[number] = 1
-            done.flush()
+        try:
+            with _Writer(array_file, info) as writer:
+                for number in progress(missing, what=f"features of {source.name}/{role}, batches"):
+                    writer.write(number, rows_of(_positions(info, number), info.shape[1:]))
+        except OSError as error:
+            raise UsageError(
+                f"cannot write {array_file}: {error.strerror}; make room and run the same command "
+                "again to go on"
+            ) from error
 
 
 def _start(
@@ -178,34 +189,89 @@ def _start(
     batch_size: int,
     rows_of: Callable[[range, tuple[int, ...] | None], NDArray[np.float16]],
 ) -> _Info:
-    """Returns what is there already, or makes the files with the first chunk in them."""
+    """Returns what is there already, or makes the files with nothing in them."""
     array_file, info_file = _files(folder, source.name, role)
     info = _read_info(array_file, info_file)
     if info is not None and (info.fingerprint, info.data) == wanted:
         return info
     info_file.unlink(missing_ok=True)  # first, or it would vouch for the new array
-    rows = rows_of(range(min(batch_size, len(source))), None)
-    shape = (len(source), *rows.shape[1:])
-    info = _Info(fingerprint=wanted[0], data=wanted[1], shape=shape, chunk=batch_size)
-    array = np.memmap(array_file, dtype=np.float16, mode="w+", shape=shape)
-    array[: len(rows)] = rows
-    array.flush()
-    marks = bytearray(-(-len(source) // batch_size))
-    marks[0] = 1
-    array_file.with_suffix(".done").write_bytes(marks)
+    info = _Info(fingerprint=wanted[0], data=wanted[1], shape=(len(source),), chunk=batch_size)
+    number, rows = _first_rows(info, rows_of)
+    info = dataclasses.replace(info, shape=(len(source), *rows.shape[1:]))
+    sizes = {array_file: 2 * math.prod(info.shape), _marks(array_file): _num_chunks(info)}
+    for file, size in sizes.items():
+        file.unlink(missing_ok=True)  # a new file: a run may still be reading the old one
+        with file.open("wb") as made:
+            made.truncate(size)
+    with _Writer(array_file, info) as writer:
+        writer.write(number, rows)
     _write_info(info_file, info)
     return info
+
+
+def _first_rows(
+    info: _Info, rows_of: Callable[[range, tuple[int, ...] | None], NDArray[np.float16]]
+) -> tuple[int, NDArray[np.float16]]:
+    """Returns the number and the rows of a chunk with a picture in it; they tell the shape."""
+    chunks = _num_chunks(info)
+    failed = None
+    for number in range(0, chunks, max(1, chunks // _PROBES)):
+        try:
+            return number, rows_of(_positions(info, number), None)
+        except _NoPictureError as error:
+            failed = failed or error
+    raise failed or UsageError("there is no record to compute features of")
+
+
+class _Writer:
+    """Writes chunks of rows; through files, for a full disk ends who writes to mapped memory.
+
+    Args:
+        array_file: the rows.
+        info: their shape.
+    """
+
+    def __init__(self, array_file: Path, info: _Info) -> None:
+        self._row_bytes = 2 * math.prod(info.shape[1:])
+        self._chunk = info.chunk
+        self._rows = array_file.open("r+b")
+        self._marks = _marks(array_file).open("r+b")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with self._rows, self._marks:
+            pass
+
+    def write(self, number: int, rows: NDArray[np.float16]) -> None:
+        """Writes the rows of a chunk, then the word that they are there."""
+        offset = number * self._chunk * self._row_bytes
+        for file, place, data in (
+            (self._rows, offset, rows.tobytes()),
+            (self._marks, number, b"\1"),
+        ):
+            file.seek(place)
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
 
 
 def _positions(info: _Info, number: int) -> range:
     return range(number * info.chunk, min((number + 1) * info.chunk, info.shape[0]))
 
 
-def _done(array_file: Path, info: _Info) -> np.memmap:
-    """Returns a byte for each chunk, 1 if its rows are there; writing to it writes the file."""
-    chunks = -(-info.shape[0] // info.chunk)
-    file = array_file.with_suffix(".done")
-    return np.memmap(file, dtype=np.uint8, mode="r+", shape=(chunks,))
+def _num_chunks(info: _Info) -> int:
+    return -(-info.shape[0] // info.chunk)
+
+
+def _marks(array_file: Path) -> Path:
+    return array_file.with_suffix(".done")
+
+
+def _done(array_file: Path, info: _Info) -> NDArray[np.uint8]:
+    """Returns a byte for each chunk, 1 if its rows are there."""
+    return np.fromfile(_marks(array_file), dtype=np.uint8, count=_num_chunks(info))
 
 
 def _encode(
@@ -226,7 +292,7 @@ def _encode(
             reason = str(error)
     if not pixels:
         if shape is None:
-            raise UsageError(f"no picture {role!r} of {source.name} can be read: {reason}")
+            raise _NoPictureError(f"no picture {role!r} of {source.name} can be read: {reason}")
         return np.full((len(positions), *shape), np.nan, dtype=np.float16)
     features = encode(torch.stack(list(pixels.values()))).to("cpu", torch.float16).numpy()
     if not np.isfinite(features).all():
@@ -265,11 +331,9 @@ def _read_info(array_file: Path, info_file: Path) -> _Info | None:
             shape=tuple(stored["shape"]),
             chunk=stored["chunk"],
         )
-        chunks = -(-info.shape[0] // info.chunk)
-        is_whole = (
-            array_file.stat().st_size == 2 * math.prod(info.shape)
-            and array_file.with_suffix(".done").stat().st_size == chunks
-        )
+        is_whole = array_file.stat().st_size == 2 * math.prod(info.shape) and _marks(
+            array_file
+        ).stat().st_size == _num_chunks(info)
     except (OSError, ValueError, KeyError, TypeError, ZeroDivisionError):
         return None
     return info if is_whole else None

@@ -144,7 +144,8 @@ def _look(
         except (ValueError, OSError) as error:
             note("broken record", error)
             continue
-        hashes[row] = int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "big")
+        name = key.encode(errors="surrogatepass")  # file names and JSON may hold half characters
+        hashes[row] = int.from_bytes(hashlib.blake2b(name, digest_size=8).digest(), "big")
         for role, data in files.items():
             try:
                 open_image(data)

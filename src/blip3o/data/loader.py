@@ -8,6 +8,7 @@ the limit the run stops: a data set that is broken should not be trained on in s
 import dataclasses
 import itertools
 import json
+import signal
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -128,6 +129,7 @@ class Loader:
             num_workers=workers,
             prefetch_factor=_PREFETCH_STEPS if workers else None,
             generator=torch.Generator(),  # else it would draw from torch's global one
+            worker_init_fn=_leave_signals_to_the_run,
         )
         steps = iter(loaded)
         try:
@@ -173,6 +175,16 @@ class Loader:
                 f"{limit:.1%} (data.bad_sample_limit); the last: {step.bad[-1].source} "
                 f"{step.bad[-1].key}: {step.bad[-1].reason}{see}"
             )
+
+
+def _leave_signals_to_the_run(worker: int) -> None:
+    """Makes a worker outlive Ctrl-C and a scheduler's signal: the run must save first.
+
+    A worker that is not forked (on a Mac, or by Python 3.14) has no handler of the run's.
+    """
+    del worker
+    for number in (signal.SIGINT, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
 
 
 class _Samples:

@@ -15,6 +15,7 @@ from blip3o.core.errors import UsageError
 from blip3o.core.files import atomic_file, write_atomic
 from blip3o.core.log import progress
 from blip3o.data.sources import Source
+from blip3o.data.sources.folder import FolderSource
 from blip3o.data.sources.shards import make_index
 from blip3o.data.walk import source_config
 from blip3o.imaging.load import open_image
@@ -50,7 +51,10 @@ def pack(path: str, out: Path, *, name: str | None, shard_size: int, jobs: int) 
     if not len(source):
         raise UsageError(f"no record in {path}")
     base = out / (name or source.name)
-    _check_settings(base, {"data": source.fingerprint(), "shard_size": shard_size})
+    settings = {"data": source.fingerprint(), "shard_size": shard_size}
+    if isinstance(source, FolderSource):  # features do not depend on its texts, shards do
+        settings["texts"] = source.texts_fingerprint()
+    _check_settings(base, settings)
     starts = range(0, len(source), shard_size)
     shards = [Path(f"{base}-{number:06d}.tar") for number in range(len(starts))]
     work = [

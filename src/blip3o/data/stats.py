@@ -122,6 +122,7 @@ def _look(source: Source, positions: range, *, chosen: frozenset[int]) -> _Part:
             part.num_broken += 1
             continue
         captions = fields.get("captions") or [fields.get("caption") or fields.get("instruction")]
+        captions = captions if isinstance(captions, list) else ()
         texts = [one for one in captions if isinstance(one, str)]
         part.values["caption_words"] += [len(one.split()) for one in texts]
         for name in ("conversations", "text_conversations"):
@@ -182,7 +183,8 @@ def write_page(all_stats: Sequence[Stats], file: Path) -> None:
             )
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text("\n".join(parts) + "\n", encoding="utf-8")
+        # JSON may hold half characters, which no page can show.
+        file.write_text("\n".join(parts) + "\n", encoding="utf-8", errors="replace")
     except OSError as error:
         raise UsageError(f"cannot write {file}: {error.strerror}") from error
 

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,8 +10,8 @@ from torch import Tensor, nn
 
 from blip3o.core.config import override, to_dict
 from blip3o.core.device import resolve_device
+from blip3o.core.distributed import main_first, process_group, rank, world_size
 from blip3o.core.errors import UsageError
-from blip3o.core.log import say
 from blip3o.data.cache import FeatureCache, build_cache
 from blip3o.data.tasks import PICTURES
 from blip3o.recipes import load_recipe
@@ -23,14 +22,13 @@ _PREPROCESSING = "rgb, stretched, bicubic, [-1, 1]"
 """Change this with `imaging.pixels`: features of pictures prepared otherwise are other features."""
 
 
-def cache_features(recipe: str, overrides: Sequence[str], rank: int, world_size: int) -> Path:
-    """Computes this process's share of the features that a recipe learns from.
+@process_group()
+def cache_features(recipe: str, overrides: Sequence[str]) -> Path:
+    """Computes the features that a recipe learns from; all processes of a launcher share the work.
 
     Args:
         recipe: a recipe of one stage or a YAML file, with a `data.feature_cache`.
         overrides: `path=value` changes.
-        rank: which process this is.
-        world_size: how many share the work.
 
     Returns:
         The folder of the cache.
@@ -46,10 +44,10 @@ def cache_features(recipe: str, overrides: Sequence[str], rank: int, world_size:
     config = override(config, overrides)
     if config.data.feature_cache is None:
         raise UsageError("where to? data.feature_cache=FOLDER")
-    if rank == 0:
+    with main_first():
         ensure_scenes(config.data)
     model = build_model(config)[1]
-    feature_cache(config, model.image_encoder, rank, world_size)
+    feature_cache(config, model.image_encoder, rank(), world_size())
     return Path(config.data.feature_cache)
 
 
@@ -110,11 +108,3 @@ def encoder_fingerprint(config: RunConfig, encoder: nn.Module) -> str:
         raw = tensor.detach().cpu().contiguous().flatten().view(torch.uint8)
         digest.update(raw.numpy().tobytes())
     return digest.hexdigest()[:32]
-
-
-def share_of_work() -> tuple[int, int]:
-    """Returns rank and number of processes as torchrun names them; (0, 1) without it."""
-    rank, world_size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
-    if world_size > 1:
-        say(f"process {rank} of {world_size}")
-    return rank, world_size

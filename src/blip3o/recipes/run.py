@@ -2,7 +2,7 @@
 
 import itertools
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -169,13 +169,28 @@ def _texts(config: RunConfig) -> Any:  # noqa: ANN401  (a generator of strings)
     conversations = dict.fromkeys([*CONVERSATIONS.values(), *named])
     for source in [one.build() for one in dict.fromkeys(entry.source for entry in entries)]:
         for position in range(min(len(source), _TOKENIZER_RECORDS)):
-            fields = source.read(position)[2]
-            yield from fields.get("captions", ())
-            yield fields.get("instruction", "")
-            for name in conversations:
-                yield from (turn["value"] for turn in fields.get(name, ()))
+            try:
+                yield from _said(source.read(position)[2], conversations)
+            except (ValueError, OSError):
+                continue  # training is where bad samples are counted
     chat = config.model.chat
     yield from 100 * [chat.generate, chat.edit, chat.reconstruct, "user\n", "assistant\n"]
+
+
+def _said(fields: Mapping[str, Any], conversations: Iterable[str]) -> list[str]:
+    """Returns the texts of a record, without those that are none."""
+    captions = fields.get("captions") or [fields.get("caption")]
+    said = [*captions] if isinstance(captions, list) else []
+    said.append(fields.get("instruction", ""))
+    for name in conversations:
+        turns = fields.get(name)
+        said += [
+            turn.get("value")
+            for turn in (turns if isinstance(turns, list) else ())
+            if isinstance(turn, dict)
+        ]
+    # JSON may hold half characters, which are no text.
+    return [one.encode(errors="ignore").decode() for one in said if isinstance(one, str)]
 
 
 def _check_tokens(tokenizer: Tokenizer, config: RunConfig) -> None:

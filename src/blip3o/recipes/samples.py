@@ -1,5 +1,6 @@
 """What a run shows of itself while it trains: pictures for pictures, words for words."""
 
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -18,7 +19,7 @@ _ROWS = 8
 
 
 class SampleWriter:
-    """Writes `samples/step-XXXXXXXX.png` or `.txt` with the averaged weights.
+    """Writes `samples/step-XXXXXXXX.png`, or `.txt` and `-asked.png`, with the averaged weights.
 
     Args:
         tokenizer: the model's.
@@ -66,11 +67,14 @@ class SampleWriter:
         _save(pairs, ["picture", "reconstructed"] * len(before), path)
 
     def _answers(self, pipe: Blip3oPipeline, questions: Sequence[str], path: Path) -> None:
-        pictures = self._loader.first_pictures(len(questions))
+        found = self._loader.first_pictures(len(questions))
+        if not found:  # conversations without pictures
+            return
+        pictures = list(itertools.islice(itertools.cycle(found), len(questions)))
         answers = pipe.answer_batch(pictures, questions)
         lines = [f"{q}  ->  {a}" for q, a in zip(questions, answers, strict=True)]
         path.with_suffix(".txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
-        _save(pictures, lines, path)
+        _save(pictures, lines, path.with_name(f"{path.name}-asked"))  # beside what was drawn
 
 
 def _save(images: Sequence[Image.Image], captions: Sequence[str], path: Path) -> None:

@@ -51,6 +51,10 @@ class Tokenizer:
         names = sorted(self._special_ids, key=len, reverse=True)
         self._special = re.compile("(" + "|".join(map(re.escape, names)) + ")") if names else None
 
+    def __reduce__(self) -> tuple[type["Tokenizer"], tuple[tokenizers.Tokenizer]]:
+        """Goes to another process as it is; the library forgets how it reads special tokens."""
+        return Tokenizer, (self._backend,)
+
     @classmethod
     def load(cls, folder: str | Path) -> "Tokenizer":
         """Returns the tokenizer stored in a folder.

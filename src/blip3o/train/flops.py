@@ -66,4 +66,5 @@ def peak_tflops(device: torch.device) -> float | None:
     if device.type != "cuda":
         return None
     name = torch.cuda.get_device_name(device)
-    return next((peak for known, peak in _PEAK_TFLOPS.items() if known in name.split()), None)
+    words = name.replace("-", " ").split()  # "NVIDIA A100-SXM4-80GB"
+    return next((peak for known, peak in _PEAK_TFLOPS.items() if known in words), None)

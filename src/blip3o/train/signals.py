@@ -1,5 +1,6 @@
 """Turns a request to stop into a checkpoint: the first signal asks, the second one ends at once."""
 
+import contextlib
 import os
 import signal
 import threading
@@ -43,7 +44,8 @@ class StopRequest:
             os._exit(128 + number)
         self.requested = True
         # Past Python's buffers: the signal may have come in the middle of another line to stderr.
-        os.write(2, b"stopping after this step; once more to stop at once\n")
+        with contextlib.suppress(OSError):  # Ctrl-C also ended the `tee` that reads our stderr
+            os.write(2, b"stopping after this step; once more to stop at once\n")
 
 
 @contextmanager

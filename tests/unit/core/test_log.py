@@ -1,6 +1,8 @@
 """Metrics files across kills and resumes, and progress without a terminal."""
 
 import json
+import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -79,3 +81,13 @@ def test_progress_takes_items_without_a_length(capsys: pytest.CaptureFixture[str
 def test_said_things_leave_stdout_to_results(capsys: pytest.CaptureFixture[str]) -> None:
     say("hello")
     assert capsys.readouterr() == ("", "hello\n")
+
+
+def test_nobody_reading_stderr_ends_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)  # as after `blip3o train ... 2>&1 | tee log` and Ctrl-C
+    with os.fdopen(writer, "w") as stream, open(os.devnull, "w") as nowhere:
+        monkeypatch.setattr(sys, "stderr", stream)
+        say("a line")
+        assert list(progress(range(3), what="work", every_s=0.0)) == [0, 1, 2]
+        os.dup2(nowhere.fileno(), writer)  # for what is written when it is closed

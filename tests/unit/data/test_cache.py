@@ -1,6 +1,8 @@
 """The feature cache: equal to features computed online, resumable, refused when stale."""
 
 import dataclasses
+import errno
+import io
 import itertools
 import json
 import os
@@ -12,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
 from blip3o.core.errors import UsageError
@@ -155,6 +158,58 @@ def test_a_rebuild_that_dies_early_leaves_nothing_to_trust(
             build(source, tmp_path, fingerprint="another/8")
     for fingerprint in ("encoder/8", "another/8"):
         assert not FeatureCache(tmp_path, fingerprint).is_complete("scenes", "image")
+
+
+def test_a_run_that_reads_features_keeps_them_when_another_encoder_takes_the_folder(
+    source: WebDatasetSource, tmp_path: Path
+) -> None:
+    build(source, tmp_path)
+    reading = FeatureCache(tmp_path, "encoder/8")
+    first, second = (reading.get("scenes", "image", k).clone() for k in (0, 1))
+    build(source, tmp_path, fingerprint="another/8", encode=lambda pixels: encode(pixels) + 1)
+    assert torch.equal(reading.get("scenes", "image", 0), first)
+    assert torch.equal(reading.get("scenes", "image", 1), second)
+    now = FeatureCache(tmp_path, "another/8").get("scenes", "image", 0)
+    assert torch.allclose(now.float(), first.float() + 1, atol=1e-2)
+
+
+def test_a_full_disk_is_said_and_the_build_goes_on(
+    source: WebDatasetSource, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[int] = []
+    sync = os.fsync
+
+    def full(descriptor: int) -> None:
+        if len(calls) == 2:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        sync(descriptor)
+
+    def counted(pixels: Tensor) -> Tensor:
+        calls.append(len(pixels))
+        return encode(pixels)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        with pytest.raises(UsageError, match=r"scenes\.image\.f16: No space left.*make room"):
+            build(source, tmp_path, encode=counted)
+    build(source, tmp_path, encode=counted)
+    assert calls == [5, 5, 5, 2]
+    assert FeatureCache(tmp_path, "encoder/8").is_complete("scenes", "image")
+
+
+def test_a_source_may_begin_with_broken_pictures(tmp_path: Path, write_tar: WriteTar) -> None:
+    good = io.BytesIO()
+    Image.new("RGB", (8, 8), "red").save(good, "PNG")
+    members = {f"{k}.png": b"broken" if k < 7 else good.getvalue() for k in range(12)}
+    write_tar(tmp_path / "some.tar", members)
+    build(WebDatasetConfig(path=f"{tmp_path}/some.tar", name="some").build(), tmp_path)
+    cache = FeatureCache(tmp_path, "encoder/8")
+    for position in range(12):
+        if position < 7:
+            with pytest.raises(ValueError, match="could not be read when its features were cached"):
+                cache.get("some", "image", position)
+        else:
+            assert cache.get("some", "image", position).shape == (4, 6)
 
 
 def test_two_builders_do_the_work_once(source: WebDatasetSource, tmp_path: Path) -> None:

@@ -4,6 +4,8 @@ import dataclasses
 import itertools
 import json
 import multiprocessing
+import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -283,6 +285,22 @@ def test_first_pictures_pass_over_bad_ones(
     edits_first = (mixture[3], mixture[0])
     assert len(make_loader(mixture=edits_first).first_pictures(5)) == 5
     assert len(make_loader(mixture=edits_first[:1]).first_pictures(5)) == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGUSR1])
+def test_workers_leave_signals_to_the_run(make_loader: MakeLoader, number: int) -> None:
+    old = signal.signal(number, signal.SIG_DFL)  # what a worker that is not forked begins with
+    try:
+        iterator = make_loader(num_workers=1)(0)
+        next(iterator)
+        (worker,) = multiprocessing.active_children()
+        assert worker.pid is not None
+        os.kill(worker.pid, number)
+        for _ in range(12):  # more than are loaded ahead
+            next(iterator)
+        iterator.close()  # type: ignore[attr-defined]  (a generator)
+    finally:
+        signal.signal(number, old)
 
 
 def test_a_bug_is_no_bad_sample_and_ends_the_workers_at_once(

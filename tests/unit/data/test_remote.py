@@ -3,6 +3,7 @@
 import http.server
 import itertools
 import json
+import pickle
 import re
 import threading
 from collections.abc import Callable, Iterator
@@ -105,6 +106,12 @@ def test_http_shards_give_the_records_of_local_ones(
     assert server.requests == []  # the index was kept
     again.read(3)
     assert len(server.requests) == 1  # one range for all members of a record
+
+
+def test_a_source_that_was_read_goes_to_another_process(server: Server) -> None:
+    source = remote(server).build()
+    record = source.read(3)  # over a connection that now is open
+    assert pickle.loads(pickle.dumps(source)).read(3) == record
 
 
 def test_a_published_index_is_taken(server: Server, shards: Path, scenes: WebDatasetConfig) -> None:
@@ -249,3 +256,7 @@ def test_patterns(tmp_path: Path) -> None:
     assert found == ["a-00.tar", "a-01.tar", "a-03.tar"]
     with pytest.raises(UsageError, match="lists no files"):
         expand("http://h/*.tar")
+    for name in ("1.tar", "11.tar"):
+        (tmp_path / name).touch()
+    found = [Path(path).name for path in expand(f"{tmp_path}/{{1..11}}*.tar")]
+    assert found == ["1.tar", "11.tar"]  # each once

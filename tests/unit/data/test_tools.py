@@ -3,6 +3,8 @@
 import base64
 import io
 import json
+import os
+import sys
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +17,7 @@ from blip3o.cli import main
 from blip3o.core.errors import UsageError
 from blip3o.data.lint import ODD, lint
 from blip3o.data.pack import pack
+from blip3o.data.sources.folder import FolderConfig
 from blip3o.data.sources.shards import INDEX_SUFFIX
 from blip3o.data.sources.webdataset import WebDatasetConfig
 from blip3o.data.stats import collect, describe
@@ -175,6 +178,32 @@ def test_captions_on_the_page_are_text(tmp_path: Path, write_tar: WriteTar) -> N
     assert "<script>" not in (tmp_path / "s.html").read_text(encoding="utf-8")
 
 
+def test_names_and_texts_that_are_no_unicode_stop_no_tool(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = tmp_path / "old"
+    base.mkdir()
+    for name in (b"caf\xe9.png", b"plain.png"):  # Latin-1, from a disk of long ago
+        try:
+            Path(os.fsdecode(os.fsencode(base) + b"/" + name)).write_bytes(picture())
+        except OSError:
+            pytest.skip("this file system takes Unicode names only")
+    assert len(FolderConfig(path=str(base), name="old").build().fingerprint()) == 32
+    row = r'{"id": "\ud800", "image": "plain.png", "captions": "half \ud800"}'
+    more = r'{"id": "\ud801", "image": "plain.png", "caption": "half \ud800"}'
+    (base / "list.jsonl").write_text(f"{row}\n{more}\n", encoding="utf-8")
+    printed = io.TextIOWrapper(io.BytesIO(), encoding="utf-8")
+    monkeypatch.setattr(sys, "stdout", printed)
+    for path in (base, base / "list.jsonl"):
+        out = ["--out", str(tmp_path / f"{path.name}.html"), "--jobs", "1"]
+        assert main(["data", "lint", str(path), "--task", "text_to_image", "--jobs", "1"]) == 1
+        assert main(["data", "stats", str(path), *out]) == 0
+    printed.flush()
+    said = printed.buffer.getvalue().decode()
+    assert r"caf\udce9.png: the record has no 'caption'" in said
+    assert "caption_words            1" in said  # letters are no captions
+
+
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     base = tmp_path / "pictures"
@@ -217,6 +246,9 @@ def test_packing_goes_on_and_gives_the_same_bytes(folder: Path, tmp_path: Path) 
     assert [shard.read_bytes() for shard in pack_to("two")] == [data for data, _ in before]
     with pytest.raises(UsageError, match="other data or in other sizes"):
         pack(str(folder), tmp_path / "one", name=None, shard_size=5, jobs=1)
+    (folder / "3.v1.txt").write_text("another caption", encoding="utf-8")
+    with pytest.raises(UsageError, match="other data or in other sizes"):
+        pack_to("one")  # shards that are there already hold the one before
 
 
 def test_a_list_of_edits_is_packed_with_its_pictures(tmp_path: Path) -> None:

@@ -23,3 +23,19 @@ def test_it_hears_the_conversation_that_the_mixture_names(tmp_path: Path) -> Non
     texts = [text for text in run._texts(config) if text.startswith("a")]
     assert texts[:4] == ["a caption", "an instruction", "a question", "an answer"]
     assert texts.count("a question") == 1
+
+
+def test_it_hears_single_captions_and_passes_over_what_is_broken(tmp_path: Path) -> None:
+    rows = [
+        '{"caption": "a caption of its own"}',
+        '{"broken',
+        '{"captions": 5, "instruction": null, "conversations": {"from": "human"}}',
+        '{"captions": ["a half \\ud800", 7], "conversations": ["a", {"from": "human"}]}',
+    ]
+    (tmp_path / "toy.jsonl").write_text("\n".join(rows), encoding="utf-8")
+    source = JsonlConfig(path=str(tmp_path / "toy.jsonl"), name="toy")
+    config = pocket.encoder()
+    entries = (MixtureEntry(source=source, task="contrastive"),)
+    config = dataclasses.replace(config, data=dataclasses.replace(config.data, mixture=entries))
+    texts = [text for text in run._texts(config) if text.startswith("a ")]
+    assert texts == ["a caption of its own", "a half "]

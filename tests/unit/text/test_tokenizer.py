@@ -1,5 +1,6 @@
 """The tokenizer: round trips, special tokens, determinism, damaged files."""
 
+import pickle
 from pathlib import Path
 
 import pytest
@@ -87,3 +88,11 @@ def test_a_missing_special_token_is_named() -> None:
 def test_half_characters_are_refused(tokenizer: Tokenizer) -> None:
     with pytest.raises(UsageError, match="Unicode"):
         tokenizer.encode("red \udcff car")
+
+
+def test_another_process_reads_special_tokens_as_this_one_does(tokenizer: Tokenizer) -> None:
+    there = pickle.loads(pickle.dumps(tokenizer))  # as a loader's process gets it on a Mac
+    for allow_special in (True, False):
+        for text in ("a<|im_end|> red car", "[IMG]", "a red car"):
+            ids = tokenizer.encode(text, allow_special=allow_special)
+            assert there.encode(text, allow_special=allow_special) == ids

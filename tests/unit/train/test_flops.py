@@ -1,5 +1,6 @@
 """The count of arithmetic, against torch's own and against numbers by hand."""
 
+import pytest
 import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
@@ -54,3 +55,20 @@ def test_what_checkpointing_computes_again_counts_once() -> None:
 
 def test_only_known_cards_have_a_peak() -> None:
     assert peak_tflops(torch.device("cpu")) is None
+
+
+@pytest.mark.parametrize(
+    ("name", "peak"),
+    [
+        ("NVIDIA A100-SXM4-80GB", 312.0),
+        ("NVIDIA A100 80GB PCIe", 312.0),
+        ("NVIDIA H100 80GB HBM3", 989.0),
+        ("NVIDIA L4", 121.0),
+        ("NVIDIA L40", None),
+    ],
+)
+def test_cards_are_known_by_the_names_that_their_drivers_say(
+    monkeypatch: pytest.MonkeyPatch, name: str, peak: float | None
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: name)
+    assert peak_tflops(torch.device("cuda")) == peak

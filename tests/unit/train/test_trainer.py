@@ -2,7 +2,9 @@
 
 import json
 import math
+import os
 import signal
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -36,6 +38,28 @@ def test_a_stopped_and_resumed_run_equals_one_in_one_go(
     torch.manual_seed(99)  # whatever the process did before must not matter
     toys.trainer(tmp_path / "parts", config).fit()
     assert read_run(tmp_path / "parts") == read_run(tmp_path / "whole")
+
+
+def test_a_run_whose_stderr_nobody_reads_any_more_still_saves(
+    toys: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = toys.with_train(log_every=3, checkpoint_every=100)
+    stopping = toys.trainer(tmp_path, config, callbacks=[toys.stop_after(3, signal.SIGINT)])
+    reader, writer = os.pipe()
+    os.close(reader)  # Ctrl-C ends the `tee` of `blip3o train ... 2>&1 | tee log`, too
+    kept = os.dup(2)
+    with os.fdopen(os.dup(writer), "w") as stream:
+        monkeypatch.setattr(sys, "stderr", stream)
+        try:
+            os.dup2(writer, 2)
+            with pytest.raises(PreemptedError, match="stopped at step 3 after saving"):
+                stopping.fit()
+        finally:
+            os.dup2(kept, 2)
+            os.dup2(kept, stream.fileno())
+    os.close(kept)
+    os.close(writer)
+    assert (tmp_path / "latest").read_text() == "step-00000003\n"
 
 
 def test_averages_over_a_stop_between_two_log_lines_are_those_of_one_go(

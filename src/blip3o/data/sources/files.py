@@ -109,7 +109,8 @@ def expand(pattern: str) -> list[str]:
         first, last = counted.groups()
         names = (str(number).zfill(len(first)) for number in range(int(first), int(last) + 1))
         head, tail = pattern[: counted.start()], pattern[counted.end() :]
-        return [path for name in names for path in expand(f"{head}{name}{tail}")]
+        found = (path for name in names for path in expand(f"{head}{name}{tail}"))
+        return list(dict.fromkeys(found))  # "{1..12}*.tar" finds 12.tar twice
     if not is_remote(pattern):
         return sorted(glob.glob(pattern))
     if not any(mark in pattern for mark in "*?["):
@@ -169,6 +170,9 @@ class LocalFiles:
 class _HttpFiles:
     def __init__(self) -> None:
         self._clients: dict[int, Any] = {}  # by process: a connection must not cross a fork
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"_clients": {}}
 
     def stamp(self, path: str) -> FileStamp:
         # A request for one byte, not HEAD: it also shows whether ranges are served at all.

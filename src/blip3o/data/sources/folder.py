@@ -4,13 +4,14 @@ import dataclasses
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from blip3o.core.errors import UsageError
 
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif")
+_TEXT_SUFFIXES = (".json", ".txt")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -94,8 +95,19 @@ class FolderSource:
 
     def fingerprint(self) -> str:
         """Returns a hash of the pictures' names, sizes and times of change."""
+        return self._fingerprint(self._base / name for name in self._names)
+
+    def texts_fingerprint(self) -> str:
+        """Returns the same of the texts beside them, which decide no features."""
+        beside = (
+            (self._base / name).with_suffix(end) for name in self._names for end in _TEXT_SUFFIXES
+        )
+        return self._fingerprint(file for file in beside if file.exists())
+
+    def _fingerprint(self, files: Iterable[Path]) -> str:
         digest = hashlib.sha256()
-        for name in self._names:
-            status = (self._base / name).stat()
-            digest.update(f"{name}/{status.st_size}/{status.st_mtime_ns}\n".encode())
+        for file in files:
+            name, status = os.path.relpath(file, self._base), file.stat()
+            said = f"{name}/{status.st_size}/{status.st_mtime_ns}\n"
+            digest.update(os.fsencode(said))  # a name may be in another encoding than UTF-8
         return digest.hexdigest()[:32]
