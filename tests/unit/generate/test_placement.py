@@ -11,6 +11,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from blip3o.core.errors import UsageError
+from blip3o.generate import offload as module
 from blip3o.generate.offload import COMPONENTS, blocks_of, groups_of
 from blip3o.generate.pipeline import Blip3oPipeline
 from blip3o.generate.placement import connect
@@ -136,6 +137,48 @@ def test_offload_leaves_and_comes_back_as_often_as_needed(
         pipe.model.text_states(
             torch.tensor([[pipe.tokenizer.image_pad_id]]), torch.ones(1, 1, dtype=torch.bool)
         )
+    assert_same(results(pipe), plain)
+
+
+@by_block
+def test_a_vae_that_leaves_fp16_does_so_where_it_is_offloaded(
+    pipe: Blip3oPipeline, by_block: bool
+) -> None:
+    def draw() -> Tensor:
+        noise = torch.Generator().manual_seed(0)
+        return pipe.reconstruct(RED, generator=noise, output_type="pt").images
+
+    pipe.to(dtype="fp16")
+    plain = draw()
+    pipe.to(dtype="fp16")  # the VAE, too
+    enable = pipe.enable_sequential_cpu_offload if by_block else pipe.enable_model_cpu_offload
+    enable("cpu")
+    for _ in range(2):
+        assert torch.equal(draw(), plain)
+
+
+@by_block
+@pytest.mark.parametrize("name", ["norm_out.linear_2.weight", "layers.1.gate"])
+def test_weights_that_could_not_be_fetched_are_fetched_the_next_time(
+    pipe: Blip3oPipeline, monkeypatch: pytest.MonkeyPatch, by_block: bool, name: str
+) -> None:
+    """After Ctrl-C during a copy, or a device without memory, nothing is left half done."""
+    plain = results(pipe)
+    kept, whole = pipe.model.dit.get_parameter(name), module._on
+    enable = pipe.enable_sequential_cpu_offload if by_block else pipe.enable_model_cpu_offload
+    enable("cpu")
+
+    def interrupted(parameter: nn.Parameter, device: torch.device, dtype: Any) -> nn.Parameter:
+        if parameter is kept and device.type != "meta":
+            raise KeyboardInterrupt
+        return whole(parameter, device, dtype)
+
+    monkeypatch.setattr(module, "_on", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        pipe("a red cat")
+    group = name.rpartition(".")[0].removesuffix(".linear_2")
+    assert not any(there.startswith(f"dit.{group}.") for there in resident(pipe.model))
+    monkeypatch.undo()
     assert_same(results(pipe), plain)
 
 

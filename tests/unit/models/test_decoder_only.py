@@ -202,6 +202,18 @@ def test_the_tower_takes_pictures_of_the_image_encoders_side(name: str) -> None:
         model.prompt_images(None, torch.zeros(1, 4, 16))
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("name", WITH_TOWER)
+def test_the_tower_takes_such_pictures_in_half_precision(name: str, dtype: torch.dtype) -> None:
+    model, pixels = build(name).to(dtype), pictures(2, side=18)
+    tower = model.prompt_images(pixels.to(dtype))
+    whole = build(name).prompt_images(pixels)
+    assert tower.pixels.dtype == dtype
+    torch.testing.assert_close(tower.pixels.float(), whole.pixels, rtol=0, atol=0.01)
+    with torch.no_grad():
+        assert model.backbone.image_tokens(tower).dtype == dtype
+
+
 def test_features_pass_the_normalizer_before_the_projector() -> None:
     backbone = dataclasses.replace(
         Qwen3BackboneConfig.tiny(),
