@@ -59,7 +59,7 @@ def resolve_dtype(name: str | torch.dtype, device: torch.device) -> torch.dtype:
     """
     if name == "auto":
         if device.type == "cuda":
-            # Cards before Ampere know bf16 only by emulation, which torch counts unless told not to.
+            # Cards before Ampere only emulate bf16, which torch counts unless told not to.
             fast = torch.cuda.is_bf16_supported(including_emulation=False)
             return torch.bfloat16 if fast else torch.float16
         return torch.bfloat16 if device.type == "cpu" and cpu_has_fast_bf16() else torch.float32
