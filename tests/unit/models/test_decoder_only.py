@@ -12,6 +12,7 @@ from blip3o.core.errors import UsageError
 from blip3o.core.types import IGNORE_LABEL, Batch
 from blip3o.flow.sigmas import UniformSigmas
 from blip3o.generate.text import generate_tokens, left_pad
+from blip3o.models.backbones.decoder_only import TowerInputs
 from blip3o.models.backbones.llama3 import Llama3BackboneConfig
 from blip3o.models.backbones.qwen3 import Qwen3BackboneConfig
 from blip3o.models.encoders.clip import ClipEncoderConfig
@@ -208,6 +209,8 @@ def test_the_tower_takes_such_pictures_in_half_precision(name: str, dtype: torch
     model, pixels = build(name).to(dtype), pictures(2, side=18)
     tower = model.prompt_images(pixels.to(dtype))
     whole = build(name).prompt_images(pixels)
+    assert isinstance(tower, TowerInputs)
+    assert isinstance(whole, TowerInputs)
     assert tower.pixels.dtype == dtype
     torch.testing.assert_close(tower.pixels.float(), whole.pixels, rtol=0, atol=0.01)
     with torch.no_grad():
