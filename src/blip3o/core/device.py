@@ -59,7 +59,9 @@ def resolve_dtype(name: str | torch.dtype, device: torch.device) -> torch.dtype:
     """
     if name == "auto":
         if device.type == "cuda":
-            return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+            # Cards before Ampere only emulate bf16, which torch counts unless told not to.
+            fast = torch.cuda.is_bf16_supported(including_emulation=False)
+            return torch.bfloat16 if fast else torch.float16
         return torch.bfloat16 if device.type == "cpu" and cpu_has_fast_bf16() else torch.float32
     by_torch_name = {str(dtype).removeprefix("torch."): dtype for dtype in _DTYPES.values()}
     found = {**_DTYPES, **by_torch_name}.get(str(name).removeprefix("torch."))

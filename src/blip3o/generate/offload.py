@@ -128,6 +128,7 @@ class Offloading:
         if self._in_use is not weights:
             if self._in_use is not None:
                 self._in_use.forget()
+                self._in_use = None  # fetching may fail, and then nothing is there
             weights.fetch()
             self._in_use = weights
         return plain(*args, **kwargs)
@@ -139,15 +140,19 @@ class _Weights:
     def __init__(self, modules: Iterable[nn.Module], device: torch.device) -> None:
         self._device = device
         self._kept = [
-            (module, name, _on(parameter, _CPU))
+            (module, name, _on(parameter, _CPU, parameter.dtype))
             for module in modules
             for name, parameter in module.named_parameters(recurse=False)
         ]
         self.forget()
 
     def fetch(self) -> None:
-        """Brings the weights to the device."""
-        self._put(self._device)
+        """Brings the weights to the device, all of them or none."""
+        try:
+            self._put(self._device)
+        except BaseException:  # out of memory, or Ctrl-C during a long copy
+            self.forget()
+            raise
 
     def forget(self) -> None:
         """Lets the device's memory go."""
@@ -167,7 +172,8 @@ class _Weights:
 
     def _put(self, device: torch.device) -> None:
         for module, name, kept in self._kept:
-            setattr(module, name, _on(kept, device))
+            # A component may have changed its type on the way: a VAE that leaves fp16 does.
+            setattr(module, name, _on(kept, device, getattr(module, name).dtype))
 
 
 def around(
@@ -183,8 +189,8 @@ def around(
     return [wrap(seam) for seam in seams if hasattr(module, seam)]
 
 
-def _on(parameter: nn.Parameter, device: torch.device) -> nn.Parameter:
-    """Returns a parameter on a device: itself if it is there."""
-    if parameter.device == device:
+def _on(parameter: nn.Parameter, device: torch.device, dtype: torch.dtype) -> nn.Parameter:
+    """Returns a parameter on a device and of a type: itself if it is."""
+    if parameter.device == device and parameter.dtype == dtype:
         return parameter
-    return nn.Parameter(parameter.detach().to(device), parameter.requires_grad)
+    return nn.Parameter(parameter.detach().to(device, dtype), parameter.requires_grad)

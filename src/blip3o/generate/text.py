@@ -171,6 +171,8 @@ class Writer:
         pixels, counts = question_pixels(self._model, pictures)
         rows = []
         for number, question in enumerate(questions):
+            if not question.strip():
+                raise UsageError("a question is empty")
             turn = Message(role="user", text=f"{IMAGE_MARK}\n{question}")
             rows.append(self.prompt([turn], 1, counts and [counts[number]]))
         tokens = self.tokens(rows, self._images(pixels), max_new_tokens)

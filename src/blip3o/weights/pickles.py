@@ -57,11 +57,17 @@ def _files(folder: Path) -> list[Path]:
     return [folder / name for name in sorted(names)]
 
 
+def _is_old(file: Path) -> bool:
+    """Returns whether a file is a bare pickle, as torch before 1.6 wrote them: nothing to map."""
+    with file.open("rb") as opened:
+        return opened.read(1) == pickle.PROTO
+
+
 def _read(file: Path) -> dict[str, Tensor]:
     if not file.is_file():
         raise UsageError(f"{file} is missing")
     try:
-        held = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+        held = torch.load(file, map_location="cpu", weights_only=True, mmap=not _is_old(file))
     except pickle.UnpicklingError as error:
         raise UsageError(f"{file} holds more than weights and is refused") from error
     except (OSError, RuntimeError, ValueError, EOFError) as error:

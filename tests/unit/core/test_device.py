@@ -37,6 +37,18 @@ def test_precisions_by_name() -> None:
         resolve_dtype("int8", cpu)
 
 
+@pytest.mark.parametrize("is_new", [True, False])
+def test_a_card_that_only_emulates_bf16_takes_fp16(
+    is_new: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def supported(including_emulation: bool = True) -> bool:
+        return is_new or including_emulation  # as torch answers on a card before Ampere
+
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", supported)
+    expected = torch.bfloat16 if is_new else torch.float16
+    assert resolve_dtype("auto", torch.device("cuda")) == expected
+
+
 def test_autocast_computes_in_its_type_and_keeps_weights() -> None:
     layer, numbers = torch.nn.Linear(4, 4), torch.randn(2, 4)
     with Precision(torch.device("cpu"), torch.bfloat16).autocast():

@@ -11,6 +11,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from blip3o.core.errors import UsageError
+from blip3o.generate import offload as module
 from blip3o.generate.offload import COMPONENTS, blocks_of, groups_of
 from blip3o.generate.pipeline import Blip3oPipeline
 from blip3o.generate.placement import connect
@@ -137,6 +138,52 @@ def test_offload_leaves_and_comes_back_as_often_as_needed(
             torch.tensor([[pipe.tokenizer.image_pad_id]]), torch.ones(1, 1, dtype=torch.bool)
         )
     assert_same(results(pipe), plain)
+
+
+@by_block
+def test_a_vae_that_leaves_fp16_does_so_where_it_is_offloaded(
+    pipe: Blip3oPipeline, by_block: bool
+) -> None:
+    def draw() -> Tensor:
+        noise = torch.Generator().manual_seed(0)
+        return pipe.reconstruct(RED, generator=noise, output_type="pt").images
+
+    pipe.to(dtype="fp16")
+    plain = draw()
+    pipe.to(dtype="fp16")  # the VAE, too
+    enable = pipe.enable_sequential_cpu_offload if by_block else pipe.enable_model_cpu_offload
+    enable("cpu")
+    for _ in range(2):
+        assert torch.equal(draw(), plain)
+
+
+@by_block
+@pytest.mark.parametrize("name", ["norm_out.linear_2.weight", "layers.1.ffn_norm2.weight"])
+def test_weights_that_could_not_be_fetched_are_fetched_the_next_time(
+    tiny_pipe: Blip3oPipeline, monkeypatch: pytest.MonkeyPatch, by_block: bool, name: str
+) -> None:
+    """After Ctrl-C during a copy, or a device without memory, nothing is left half done."""
+    pipe = Blip3oPipeline(copy.deepcopy(tiny_pipe.model), tiny_pipe.tokenizer)
+    kept, whole = pipe.model.dit.get_parameter(name), module._on
+
+    def draw() -> Tensor:
+        return pipe("a cat", generator=torch.Generator().manual_seed(0), output_type="pt").images
+
+    def interrupted(parameter: nn.Parameter, device: torch.device, dtype: Any) -> nn.Parameter:
+        if parameter is kept and device.type != "meta":
+            raise KeyboardInterrupt
+        return whole(parameter, device, dtype)
+
+    plain = draw()
+    enable = pipe.enable_sequential_cpu_offload if by_block else pipe.enable_model_cpu_offload
+    enable("cpu")
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "_on", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            draw()
+    gone = "dit.layers." if by_block and name.startswith("layers.") else "dit."
+    assert not any(there.startswith(gone) for there in resident(pipe.model))
+    assert torch.equal(draw(), plain)
 
 
 def test_blocks_are_the_innermost_repeated_modules() -> None:

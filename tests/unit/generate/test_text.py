@@ -218,6 +218,8 @@ def test_batches_that_do_not_fit_are_refused(tiny_pipe: Blip3oPipeline) -> None:
         tiny_pipe.answer_batch([RED], ["a", "b"])
     with pytest.raises(UsageError, match="2 image marks"):
         tiny_pipe.answer_batch([RED], ["<image>"])
+    with pytest.raises(UsageError, match="a question is empty"):
+        tiny_pipe.answer_batch([RED, RED], ["a", " "])
 
 
 def test_a_conversation_remembers_and_says_what_is_wrong(tiny_pipe: Blip3oPipeline) -> None:

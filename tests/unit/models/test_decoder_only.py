@@ -12,6 +12,7 @@ from blip3o.core.errors import UsageError
 from blip3o.core.types import IGNORE_LABEL, Batch
 from blip3o.flow.sigmas import UniformSigmas
 from blip3o.generate.text import generate_tokens, left_pad
+from blip3o.models.backbones.decoder_only import TowerInputs
 from blip3o.models.backbones.llama3 import Llama3BackboneConfig
 from blip3o.models.backbones.qwen3 import Qwen3BackboneConfig
 from blip3o.models.encoders.clip import ClipEncoderConfig
@@ -200,6 +201,20 @@ def test_the_tower_takes_pictures_of_the_image_encoders_side(name: str) -> None:
     assert model.config.num_prompt_image_tokens == NUM_IMAGE_TOKENS
     with pytest.raises(ValueError, match="sees the pixels"):
         model.prompt_images(None, torch.zeros(1, 4, 16))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("name", WITH_TOWER)
+def test_the_tower_takes_such_pictures_in_half_precision(name: str, dtype: torch.dtype) -> None:
+    model, pixels = build(name).to(dtype), pictures(2, side=18)
+    tower = model.prompt_images(pixels.to(dtype))
+    whole = build(name).prompt_images(pixels)
+    assert isinstance(tower, TowerInputs)
+    assert isinstance(whole, TowerInputs)
+    assert tower.pixels.dtype == dtype
+    torch.testing.assert_close(tower.pixels.float(), whole.pixels, rtol=0, atol=0.01)
+    with torch.no_grad():
+        assert model.backbone.image_tokens(tower).dtype == dtype
 
 
 def test_features_pass_the_normalizer_before_the_projector() -> None:

@@ -21,6 +21,7 @@ from blip3o.text.tokenizer import train_tokenizer
 from blip3o.weights import shards
 from blip3o.weights.convert import convert
 from blip3o.weights.folder import load_model, save_model
+from blip3o.weights.pickles import read_pickles
 from blip3o.weights.shards import StoredTensor
 
 INDEX = "model.safetensors.index.json"
@@ -260,6 +261,18 @@ def test_allowed_pickles_are_converted_to_the_same_weights(
     assert found.keys() == expected.keys()
     assert all(torch.equal(found[name], expected[name]) for name in expected)
     assert not list((tmp_path / "ours").rglob("*.bin"))
+
+
+def test_allowed_pickles_of_an_old_torch_are_read(tmp_path: Path) -> None:
+    state, file = {"weight": torch.arange(3.0)}, tmp_path / "pytorch_model.bin"
+    torch.save(state, file, _use_new_zipfile_serialization=False)
+    assert torch.equal(read_pickles(tmp_path)["weight"], state["weight"])
+    torch.save({"weight": Bomb()}, file, _use_new_zipfile_serialization=False)
+    with pytest.raises(UsageError, match="holds more than weights and is refused"):
+        read_pickles(tmp_path)
+    file.write_text("version https://git-lfs.github.com/spec/v1")
+    with pytest.raises(UsageError, match="is damaged and cannot be read"):
+        read_pickles(tmp_path)
 
 
 def test_allowed_pickles_may_hold_weights_only(

@@ -110,9 +110,10 @@ class DecoderOnlyBackbone(nn.Module):
         """
         side = self.config.vision_tower.image_px
         if pixels.shape[2:] != (side, side):
+            # In fp32: torch has no such resampling for half types on the CPU.
             pixels = nn.functional.interpolate(
-                pixels, (side, side), mode="bilinear", antialias=True
-            )
+                pixels.float(), (side, side), mode="bilinear", antialias=True
+            ).to(pixels)
         return TowerInputs(pixels=pixels)
 
     def image_tokens(self, images: Tensor | TowerInputs) -> Tensor:

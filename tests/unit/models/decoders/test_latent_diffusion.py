@@ -143,6 +143,36 @@ def test_a_scheduler_that_draws_noise_draws_it_from_the_seed_of_each_picture() -
     assert torch.equal(torch.get_rng_state(), before)
 
 
+def test_every_picture_of_a_large_batch_has_a_seed_of_its_own_in_half_precision() -> None:
+    """The step noise of an all-zero network tells the seeds apart."""
+    from diffusers import EulerAncestralDiscreteScheduler
+
+    decoder = build("sdxl")
+    decoder.scheduler = EulerAncestralDiscreteScheduler.from_config(decoder.scheduler.config)
+    decoder.predict = lambda noisy, timestep, features: torch.zeros_like(noisy)
+    features, noise = inputs(decoder, rows=256)
+    noise = noise.bfloat16()
+    latents = decoder.sample_latents(features, noise, 2, guidance_scale=1.0)
+    start = start_scheduler(decoder.scheduler, 2, noise.device).init_noise_sigma
+    drawn = (latents - start * noise.float())[:, 0, 0].double().round(decimals=3)
+    assert len(drawn.unique(dim=0)) == len(noise)
+
+
+@each_diffusion
+@pytest.mark.parametrize("steps", [600, 1000])
+def test_as_many_steps_as_a_call_takes(kind: str, steps: int) -> None:
+    """Where steps are many, the first ones round to one timestep."""
+    decoder = build(kind)
+    decoder.predict = lambda noisy, timestep, features: torch.zeros_like(noisy)
+    features, noise = inputs(decoder, rows=1)
+    done: list[int] = []
+    latents = decoder.sample_latents(
+        features, noise, steps, guidance_scale=1.0, callback=lambda step, _: done.append(step)
+    )
+    assert done == list(range(1, steps + 1))
+    assert bool(latents.isfinite().all())
+
+
 def test_published_schedules() -> None:
     """Fifty levels of SDXL's table; SANA's levels are shifted by 3 towards noise."""
     cpu = torch.device("cpu")
