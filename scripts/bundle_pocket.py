@@ -1,6 +1,6 @@
 """Puts a trained pocket model into the package: bf16 weights, tokenizer, model card.
 
-    python scripts/bundle_pocket.py runs/pocket [--results outputs/eval/results.json]
+    python scripts/bundle_pocket.py runs/pocket --results outputs/eval/results.json
 
 A stage that was trained in pieces has a run folder for each: decoder, decoder-2, decoder-3. The
 figures of the card come from the run folders and from `blip3o eval scenes`; none is typed in.
@@ -18,7 +18,7 @@ from blip3o.eval.scenes import ScenesBenchmark
 from blip3o.recipes import pocket
 from blip3o.weights.folder import BUNDLED, load_model, save_model
 
-STAGES = ("encoder", "decoder", "naming", "understanding", "generation", "tune")
+STAGES = ("encoder", "decoder", "naming", "counting", "understanding", "generation", "tune")
 
 CARD = """---
 license: apache-2.0
