@@ -274,12 +274,12 @@ def tune(runs: Path = RUNS) -> RunConfig:
         data=dataclasses.replace(
             base.data,
             mixture=(
-                _entry("scenes", "text_to_image", weight=0.5),
+                _entry("scenes", "text_to_image", weight=0.45),
                 _entry("pairs", "text_to_image", weight=0.25),
-                _entry("edits", "edit", weight=0.25),
+                _entry("edits", "edit", weight=0.3),
             ),
         ),
-        train=_train("query_tokens", "dit", steps=2000, batch=64, lr=1.6e-3, sample_every=250),
+        train=_train("query_tokens", "dit", steps=3000, batch=64, lr=1.6e-3, sample_every=250),
     )
 
 
