@@ -16,6 +16,7 @@ from blip3o.generate.pipeline import Blip3oPipeline
 from blip3o.imaging.sheet import contact_sheet
 
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
+_METADATA, _GRID = "metadata.jsonl", "grid.png"
 _MOST_SHOWN = 64
 """Pictures on the sheet: those of a long list of prompts would fill the memory."""
 
@@ -97,6 +98,9 @@ def write_pictures(
             num_inference_steps=steps,
             guidance_scale=scale,
         ).images
+        if start == 0:  # from now on they would tell of pictures that are gone
+            for name in (_METADATA, _GRID):
+                (folder / name).unlink(missing_ok=True)
         for (p, k), image in zip(batch, images, strict=True):
             name = f"{p:04d}-{k}.png"
             save_picture(image, folder / name)
@@ -112,10 +116,10 @@ def write_pictures(
             lines.append(json.dumps(row) + "\n")
             if len(shown) < _MOST_SHOWN:
                 shown.append(image)
-    _write_text("".join(lines), folder / "metadata.jsonl")
+    _write_text("".join(lines), folder / _METADATA)
     captions = [prompts[p] for p, _ in jobs[: len(shown)]]
-    save_picture(contact_sheet(shown, captions, columns=min(4, len(shown))), folder / "grid.png")
-    return folder / "grid.png"
+    save_picture(contact_sheet(shown, captions, columns=min(4, len(shown))), folder / _GRID)
+    return folder / _GRID
 
 
 def check_picture_path(path: Path) -> None:

@@ -45,6 +45,10 @@ class SamplingConfig:
     max_new_tokens: int = 128
     truncate_timestep: bool = False
 
+    def __post_init__(self) -> None:
+        if not self.sigma_shift > 0:
+            raise ValueError(f"sigma_shift must be positive, got {self.sigma_shift}")
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class UnifiedModelConfig:

@@ -41,8 +41,14 @@ class NextTokenConfig:
             raise ValueError(f"length_power must be in [0, 1], got {self.length_power}")
 
     def build(self, model_config: UnifiedModelConfig) -> "NextToken":
-        """Returns the objective; it needs nothing of the model's config."""
-        del model_config
+        """Returns the objective.
+
+        Raises:
+            ValueError: if the vocabulary has no `hidden_token`.
+        """
+        size = model_config.backbone.vocab_size
+        if not 0 <= self.hidden_token < size:
+            raise ValueError(f"hidden_token must be in [0, {size}), got {self.hidden_token}")
         return NextToken(self)
 
 

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -43,6 +44,29 @@ def test_the_sheet_shows_no_more_pictures_than_fit_into_memory(
         write_pictures(tiny_pipe, ["a cat"], tmp_path / name, num_images=count, batch_size=70)
     assert len(list((tmp_path / "b").glob("0000-*.png"))) == 70
     assert pixels(tmp_path / "a/grid.png").shape == pixels(tmp_path / "b/grid.png").shape
+
+
+def test_an_interrupted_run_leaves_no_metadata_of_pictures_that_are_gone(
+    tiny_pipe: Blip3oPipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_pictures(tiny_pipe, ["a cat", "a dog"], tmp_path, seed=1)
+    before = (tmp_path / "0001-0.png").read_bytes()
+    calls = []
+    call = type(tiny_pipe).__call__
+
+    def interrupted(pipe: Blip3oPipeline, *inputs: Any, **settings: Any) -> Any:
+        calls.append(1)
+        if len(calls) in (1, 3):  # before the first new picture, and after
+            raise KeyboardInterrupt
+        return call(pipe, *inputs, **settings)
+
+    monkeypatch.setattr(type(tiny_pipe), "__call__", interrupted)
+    for is_there in (True, False):
+        with pytest.raises(KeyboardInterrupt):
+            write_pictures(tiny_pipe, ["a cat", "a dog"], tmp_path, seed=2, batch_size=1)
+        assert (tmp_path / "metadata.jsonl").exists() == is_there
+        assert (tmp_path / "grid.png").exists() == is_there
+    assert (tmp_path / "0001-0.png").read_bytes() == before
 
 
 def test_a_picture_does_not_depend_on_what_else_is_made(

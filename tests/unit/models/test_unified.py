@@ -5,9 +5,9 @@ import dataclasses
 import pytest
 import torch
 
-from blip3o.core.config import from_dict, to_dict
+from blip3o.core.config import from_dict, override, to_dict
 from blip3o.core.errors import UsageError
-from blip3o.models.unified import UnifiedModel, UnifiedModelConfig
+from blip3o.models.unified import SamplingConfig, UnifiedModel, UnifiedModelConfig
 
 IMAGE_TOKEN = 5
 
@@ -102,3 +102,9 @@ def test_cached_text_states_equal_one_pass(model: UnifiedModel) -> None:
     first = model.text_states(ids[:, :5], mask[:, :5], None, cache)
     rest = model.text_states(ids[:, 5:], mask, None, cache)
     torch.testing.assert_close(torch.cat([first, rest], 1), whole, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("shift", [0.0, -1.0, float("nan")])
+def test_a_shift_that_makes_no_noise_levels_is_refused(shift: float) -> None:
+    with pytest.raises(UsageError, match="sigma_shift must be positive"):
+        override(SamplingConfig(), [f"sigma_shift={shift}"])

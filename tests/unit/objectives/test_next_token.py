@@ -104,6 +104,12 @@ def test_hidden_answers_are_still_asked_for_but_not_seen(
     assert first.count == plain.count
 
 
+def test_a_hidden_token_that_the_vocabulary_lacks_is_refused(model: UnifiedModel) -> None:
+    size = model.config.backbone.vocab_size
+    with pytest.raises(ValueError, match=f"hidden_token must be in .0, {size}., got {size}"):
+        NextTokenConfig(hidden_share=0.1, hidden_token=size).build(model.config)
+
+
 def test_hiding_every_answer_is_refused() -> None:
     with pytest.raises(ValueError, match=r"hidden_share must be in \[0, 1\), got 1.0"):
         NextTokenConfig(hidden_share=1.0)

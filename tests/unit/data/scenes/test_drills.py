@@ -1,0 +1,104 @@
+"""Drills tell of each thing what is asked for, and no answer is known without a look."""
+
+import itertools
+import re
+from collections import Counter
+from collections.abc import Callable
+
+import pytest
+
+from blip3o.core.rng import numpy_rng
+from blip3o.data.scenes.asking import QA
+from blip3o.data.scenes.drills import one_or_none
+from blip3o.data.scenes.questions import questions
+from blip3o.data.scenes.scene import sample_scene
+from blip3o.data.scenes.things import NUMBER_WORDS, THINGS, plural, with_article
+from blip3o.data.scenes.types import Placed, place
+from blip3o.data.scenes.words import noun
+
+THING_OF = {name: thing for thing in THINGS for name in (thing, plural(thing))}
+SCENES = [sample_scene(0, index) for index in range(600)]
+
+
+@pytest.mark.parametrize(
+    ("kind", "opening", "fact"),
+    [
+        ("colors_of", "(What|Which) color are|What is the color of", lambda one: one.color),
+        ("places_of", "Where (are|can you see|do you see)", place),
+    ],
+)
+def test_drills_tell_a_fact_of_each_thing_they_ask_for(
+    kind: str, opening: str, fact: Callable[[Placed], str]
+) -> None:
+    orders, absent = set(), 0
+    for index, scene in enumerate(SCENES[:200]):
+        for qa in questions(scene, numpy_rng(0, "drill", index), (kind,)):
+            names = _asked_for(qa, opening, "the ")
+            assert len(names) >= 2
+            truth = {one.thing: fact(one) for one in scene.objects}
+            said = [f"the {name} {truth.get(name, 'none')}" for name in names]
+            assert qa.answer == "; ".join(said)
+            seen = [k for name in names for k, o in enumerate(scene.objects) if o.thing == name]
+            absent += len(seen) < len(names)
+            orders.add(seen == sorted(seen))
+    assert orders == {True, False}  # the picture does not tell the order
+    assert absent > 20
+
+
+def test_drills_say_whether_there_is_each_thing_they_ask_for() -> None:
+    said = Counter()
+    for index, scene in enumerate(SCENES[:200]):
+        there = {o.thing for o in scene.objects} | {noun(o.thing, o.color) for o in scene.objects}
+        for qa in questions(scene, numpy_rng(0, "drill", index), ("are_there",)):
+            names = _asked_for(qa, "Is there|Can you see", "an? ")
+            facts = [(with_article(name), name in there) for name in names]
+            assert qa.answer == "; ".join(f"{n} {'yes' if ok else 'no'}" for n, ok in facts)
+            said.update((" " in name, name in there) for name in names)
+    assert min(said[a, b] for a, b in itertools.product((False, True), repeat=2)) > 20
+
+
+def test_drills_count_each_thing_and_color_they_ask_for() -> None:
+    said = Counter()
+    for index, scene in enumerate(SCENES[:200]):
+        number = Counter(one.thing for one in scene.objects)
+        number.update(f"{one.color} things" for one in scene.objects)
+        for qa in questions(scene, numpy_rng(0, "drill", index), ("counts_of",)):
+            names = _asked_for(qa, "How many", "")
+            things = [THING_OF.get(name, name) for name in names]
+            assert qa.answer == "; ".join(
+                f"{name} {NUMBER_WORDS[number[thing]]}"
+                for name, thing in zip(names, things, strict=True)
+            )
+            said.update(number[thing] for thing in things)
+    assert set(said) == {0, 1, 2, 3, 4}
+
+
+def test_half_of_what_is_counted_alone_is_not_there() -> None:
+    said = Counter()
+    for index, scene in enumerate(SCENES[:200]):
+        for qa in questions(scene, numpy_rng(0, "drill", index), ("how_many",)):
+            (name,) = _asked_for(qa, "How many", "")
+            number = sum(one.thing == THING_OF[name] for one in scene.objects)
+            assert qa.answer == NUMBER_WORDS[number]
+            said[number] += 1
+    assert 0.4 < said[0] / said.total() < 0.6
+    assert set(said) == {0, 1, 2, 3, 4}
+
+
+def _asked_for(qa: QA, opening: str, article: str) -> list[str]:
+    asked = re.sub(f"^({opening}) ", "", qa.question).removesuffix("?")
+    asked = re.sub("( are)?( there| in the image)?$", "", asked)
+    return [re.sub(f"^{article}", "", part) for part in re.split(r", | and ", asked)]
+
+
+def test_one_or_none_is_told_by_the_name_alone() -> None:
+    answers: Counter[str] = Counter()
+    for index, scene in enumerate(SCENES):
+        there = Counter(one.thing for one in scene.objects)
+        for qa in one_or_none(scene, numpy_rng(0, "one_or_none", index)):
+            thing = next(thing for thing in THINGS if f" {plural(thing)} " in qa.question)
+            assert qa.answer == NUMBER_WORDS[there[thing]]
+            assert there[thing] <= 1
+            if 1 in there.values():
+                answers[qa.answer] += 1
+    assert answers["one"] / answers.total() == pytest.approx(0.5, abs=0.05)
