@@ -14,7 +14,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
@@ -170,15 +170,9 @@ def build_cache(
             info = _start(source, role, folder, wanted, batch_size, rows_of)
         done = _done(array_file, info)
         missing = [k for k in range(rank, len(done), world_size) if not done[k]]
-        try:
-            with _Writer(array_file, info) as writer:
-                for number in progress(missing, what=f"features of {source.name}/{role}, batches"):
-                    writer.write(number, rows_of(_positions(info, number), info.shape[1:]))
-        except OSError as error:
-            raise UsageError(
-                f"cannot write {array_file}: {error.strerror}; make room and run the same command "
-                "again to go on"
-            ) from error
+        with _writing(array_file, info) as write:
+            for number in progress(missing, what=f"features of {source.name}/{role}, batches"):
+                write(number, rows_of(_positions(info, number), info.shape[1:]))
 
 
 def _start(
@@ -189,7 +183,7 @@ def _start(
     batch_size: int,
     rows_of: Callable[[range, tuple[int, ...] | None], NDArray[np.float16]],
 ) -> _Info:
-    """Returns what is there already, or makes the files with nothing in them."""
+    """Returns what is there already, or makes the files with a first chunk in them."""
     array_file, info_file = _files(folder, source.name, role)
     info = _read_info(array_file, info_file)
     if info is not None and (info.fingerprint, info.data) == wanted:
@@ -198,13 +192,12 @@ def _start(
     info = _Info(fingerprint=wanted[0], data=wanted[1], shape=(len(source),), chunk=batch_size)
     number, rows = _first_rows(info, rows_of)
     info = dataclasses.replace(info, shape=(len(source), *rows.shape[1:]))
-    sizes = {array_file: 2 * math.prod(info.shape), _marks(array_file): _num_chunks(info)}
-    for file, size in sizes.items():
+    for file, size in _sizes(array_file, info).items():
         file.unlink(missing_ok=True)  # a new file: a run may still be reading the old one
         with file.open("wb") as made:
             made.truncate(size)
-    with _Writer(array_file, info) as writer:
-        writer.write(number, rows)
+    with _writing(array_file, info) as write:
+        write(number, rows)
     _write_info(info_file, info)
     return info
 
@@ -223,38 +216,33 @@ def _first_rows(
     raise failed or UsageError("there is no record to compute features of")
 
 
-class _Writer:
-    """Writes chunks of rows; through files, for a full disk ends who writes to mapped memory.
+@contextmanager
+def _writing(array_file: Path, info: _Info) -> Iterator[Callable[[int, NDArray[np.float16]], None]]:
+    """Yields what writes the rows of a chunk, and then the word that they are there.
 
-    Args:
-        array_file: the rows.
-        info: their shape.
+    Through files: a full disk kills who writes to mapped memory.
     """
+    row_bytes = 2 * math.prod(info.shape[1:])
+    with array_file.open("r+b") as rows_file, _marks(array_file).open("r+b") as marks_file:
 
-    def __init__(self, array_file: Path, info: _Info) -> None:
-        self._row_bytes = 2 * math.prod(info.shape[1:])
-        self._chunk = info.chunk
-        self._rows = array_file.open("r+b")
-        self._marks = _marks(array_file).open("r+b")
+        def write(number: int, rows: NDArray[np.float16]) -> None:
+            _write_at(rows_file, number * info.chunk * row_bytes, rows.tobytes())
+            _write_at(marks_file, number, b"\1")
 
-    def __enter__(self) -> Self:
-        return self
+        yield write
 
-    def __exit__(self, *_: object) -> None:
-        with self._rows, self._marks:
-            pass
 
-    def write(self, number: int, rows: NDArray[np.float16]) -> None:
-        """Writes the rows of a chunk, then the word that they are there."""
-        offset = number * self._chunk * self._row_bytes
-        for file, place, data in (
-            (self._rows, offset, rows.tobytes()),
-            (self._marks, number, b"\1"),
-        ):
-            file.seek(place)
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
+def _write_at(file: BinaryIO, place: int, data: bytes) -> None:
+    try:
+        file.seek(place)
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    except OSError as error:
+        raise UsageError(
+            f"cannot write {file.name}: {error.strerror}; make room and run the same command "
+            "again to go on"
+        ) from error
 
 
 def _positions(info: _Info, number: int) -> range:
@@ -267,6 +255,11 @@ def _num_chunks(info: _Info) -> int:
 
 def _marks(array_file: Path) -> Path:
     return array_file.with_suffix(".done")
+
+
+def _sizes(array_file: Path, info: _Info) -> dict[Path, int]:
+    """Returns the bytes of each file of a cache that is not cut short."""
+    return {array_file: 2 * math.prod(info.shape), _marks(array_file): _num_chunks(info)}
 
 
 def _done(array_file: Path, info: _Info) -> NDArray[np.uint8]:
@@ -331,9 +324,8 @@ def _read_info(array_file: Path, info_file: Path) -> _Info | None:
             shape=tuple(stored["shape"]),
             chunk=stored["chunk"],
         )
-        is_whole = array_file.stat().st_size == 2 * math.prod(info.shape) and _marks(
-            array_file
-        ).stat().st_size == _num_chunks(info)
+        sizes = _sizes(array_file, info)
+        is_whole = all(file.stat().st_size == size for file, size in sizes.items())
     except (OSError, ValueError, KeyError, TypeError, ZeroDivisionError):
         return None
     return info if is_whole else None

@@ -178,10 +178,7 @@ def naming(runs: Path = RUNS) -> RunConfig:
         init=(_after(runs, "encoder"),),
         data=DataConfig(mixture=entries, image_px=IMAGE_PX, feature_cache=FEATURES),
         objectives=(NextTokenConfig(length_power=0.5),),
-        train=dataclasses.replace(
-            _train("backbone", steps=1000, batch=48, lr=2e-3, sample_every=0),
-            micro_batch_size=24,
-        ),
+        train=_train("backbone", steps=1000, batch=48, lr=2e-3, sample_every=0, micro_batch=24),
     )
 
 
@@ -199,10 +196,7 @@ def counting(runs: Path = RUNS) -> RunConfig:
         base,
         init=(_after(runs, "naming"),),
         data=dataclasses.replace(base.data, mixture=(entry,)),
-        train=dataclasses.replace(
-            _train("backbone", steps=200, batch=48, lr=1.2e-3, sample_every=0),
-            micro_batch_size=24,
-        ),
+        train=_train("backbone", steps=200, batch=48, lr=1.2e-3, sample_every=0, micro_batch=24),
     )
 
 
@@ -223,10 +217,7 @@ def understanding(runs: Path = RUNS) -> RunConfig:
             feature_cache=FEATURES,
         ),
         objectives=(NextTokenConfig(length_power=0.8, hidden_share=0.2),),
-        train=dataclasses.replace(
-            _train("backbone", steps=3000, batch=64, lr=1.5e-3, sample_every=500),
-            micro_batch_size=16,
-        ),
+        train=_train("backbone", steps=3000, batch=64, lr=1.5e-3, sample_every=500, micro_batch=16),
         sample_prompts=QUESTIONS,
     )
 
@@ -330,12 +321,17 @@ def _after(runs: Path, stage: str, *parts: str) -> InitConfig:
 
 
 def _train(
-    *trainable: str, steps: int, batch: int, lr: float, sample_every: int = 500
+    *trainable: str,
+    steps: int,
+    batch: int,
+    lr: float,
+    micro_batch: int | None = None,
+    sample_every: int = 500,
 ) -> TrainConfig:
     return TrainConfig(
         steps=steps,
         global_batch_size=batch,
-        micro_batch_size=batch,
+        micro_batch_size=micro_batch or batch,
         trainable=trainable,
         optimizer=OptimizerConfig(lr=lr, min_lr=lr / 50),
         checkpoint_every=250,

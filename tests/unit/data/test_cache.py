@@ -173,14 +173,15 @@ def test_a_run_that_reads_features_keeps_them_when_another_encoder_takes_the_fol
     assert torch.allclose(now.float(), first.float() + 1, atol=1e-2)
 
 
+@pytest.mark.parametrize("chunks", [1, 2])
 def test_a_full_disk_is_said_and_the_build_goes_on(
-    source: WebDatasetSource, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    source: WebDatasetSource, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chunks: int
 ) -> None:
     calls: list[int] = []
     sync = os.fsync
 
     def full(descriptor: int) -> None:
-        if len(calls) == 2:
+        if len(calls) == chunks:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         sync(descriptor)
 
