@@ -6,6 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from blip3o.nn.linear import VectorLinear
+
 
 def timestep_sinusoid(timestep: Tensor, size: int, max_period: float = 10000.0) -> Tensor:
     """Returns cosines, then sines, of timesteps at geometric frequencies, fp32 [B, size].
@@ -32,8 +34,8 @@ class TimestepEmbedding(nn.Module):
     def __init__(self, hidden_size: int, sinusoid_size: int = 256) -> None:
         super().__init__()
         self.sinusoid_size = sinusoid_size
-        self.linear_1 = nn.Linear(sinusoid_size, hidden_size)
-        self.linear_2 = nn.Linear(hidden_size, hidden_size)
+        self.linear_1 = VectorLinear(sinusoid_size, hidden_size)
+        self.linear_2 = VectorLinear(hidden_size, hidden_size)
 
     def forward(self, timestep: Tensor) -> Tensor:
         """Returns the embedding [B, E] of timesteps [B] of the order 0 to 1000."""

@@ -5,6 +5,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from blip3o.nn.attention import KeyValueCache, attend
+from blip3o.nn.linear import VectorLinear
 from blip3o.nn.mlp import SwiGLU, swiglu_size
 from blip3o.nn.rope import RopeTable, rotate_neighbors
 
@@ -48,7 +49,7 @@ class TransformerBlock(nn.Module):
         self.mlp = SwiGLU(hidden_size, swiglu_size(hidden_size, multiple_of))
         self.modulation: nn.Linear | None = None
         if condition_size is not None:
-            self.modulation = nn.Linear(condition_size, 6 * hidden_size)
+            self.modulation = VectorLinear(condition_size, 6 * hidden_size)
             nn.init.zeros_(self.modulation.weight)
             nn.init.zeros_(self.modulation.bias)
 

@@ -10,16 +10,22 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from blip3o.core.log import say
 from blip3o.flow.solver import StepCallback
 from blip3o.generate.empty import empty_condition
 from blip3o.generate.images import noise_levels, sample_features
-from blip3o.generate.outputs import decoding_settings, finish
+from blip3o.generate.outputs import DecodingSettings, decoding_settings, finish
 from blip3o.generate.pipeline import Blip3oPipeline
 from blip3o.generate.prompts import model_noise, square_pixels
 from blip3o.generate.write import picture_generator
 from blip3o.serve.exact import equal_batch_sizes
 from blip3o.serve.jobs import PictureRequest, Row
 from blip3o.serve.previews import Previewer
+
+_ONE_BY_ONE = (
+    "blip3o: on this machine the last bits of a picture depend on its place in a batch, so pictures "
+    "are made one by one; --unpadded-batches makes them together"
+)
 
 
 class PictureMaker:
@@ -47,9 +53,12 @@ class PictureMaker:
         own = self._decoding.num_steps
         self._quick = decoding_settings(pipe.model.config, min(own, preview_steps), None)
         self._empty = empty_condition(pipe.model, pipe.tokenizer)
-        self.sizes = list(range(1, max_batch + 1))
+        self.sampling_sizes = self.decoding_sizes = list(range(1, max_batch + 1))
         if is_padded:
-            self.sizes = equal_batch_sizes(self._probe, max_batch)
+            self.sampling_sizes = equal_batch_sizes(self._sampling_probe, max_batch)
+            self.decoding_sizes = equal_batch_sizes(self._decoding_probe, max_batch)
+        if self.sampling_sizes[-1] < max_batch:
+            say(_ONE_BY_ONE)
 
     @torch.no_grad()
     def make(self, rows: Sequence[Row], on_step: StepCallback | None = None) -> list[Image.Image]:
@@ -59,7 +68,7 @@ class PictureMaker:
             rows: of requests with one `batch_key`.
             on_step: called after each step of the sampler.
         """
-        most = self.sizes[-1]
+        most = self.sampling_sizes[-1]
         images: list[Image.Image] = []
         for start in range(0, len(rows), most):
             images += self._make_batch(rows[start : start + most], on_step)
@@ -67,14 +76,12 @@ class PictureMaker:
 
     def _make_batch(self, rows: Sequence[Row], on_step: StepCallback | None) -> list[Image.Image]:
         watch = Previewer(rows)
-        size = next(size for size in self.sizes if size >= len(rows))
-        padded = [*rows, *[rows[0]] * (size - len(rows))]
         requests = {id(row.request): row.request for row in rows}
-        generators = [picture_generator(row.request.seed, 0, row.index) for row in padded]
-        feature_noise, decoder_noise = model_noise(self._model, size, generators)
+        generators = [picture_generator(row.request.seed, 0, row.index) for row in rows]
+        feature_noise, decoder_noise = model_noise(self._model, len(rows), generators)
         if rows[0].request.kind == "reconstruct":
             known = {key: self._encode(request) for key, request in requests.items()}
-            features = torch.cat([known[id(row.request)] for row in padded])
+            features = torch.cat([known[id(row.request)] for row in rows])
         else:
 
             def after_step(step: int, features: Tensor) -> Tensor | None:
@@ -83,13 +90,22 @@ class PictureMaker:
 
             steps = rows[0].request.num_inference_steps
             watch.start(feature_noise, decoder_noise, noise_levels(self._model, steps))
-            features = self._sample(padded, requests, feature_noise, after_step)
-        output = finish(self._model, features, decoder_noise, self._decoding, "pil", self._empty)
-        return output.images[: len(rows)]
+            features = self._sample(rows, requests, feature_noise, after_step)
+        return self._decode(features, decoder_noise, self._decoding)
 
     def _preview(self, features: Tensor, decoder_noise: Tensor) -> list[Image.Image]:
-        output = finish(self._model, features, decoder_noise, self._quick, "pil", self._empty)
-        return output.images
+        return self._decode(features, decoder_noise, self._quick)
+
+    def _decode(
+        self, features: Tensor, decoder_noise: Tensor, settings: DecodingSettings
+    ) -> list[Image.Image]:
+        images: list[Image.Image] = []
+        most = self.decoding_sizes[-1]
+        for part, noise in zip(features.split(most), decoder_noise.split(most), strict=True):
+            both = [_padded(one, self.decoding_sizes) for one in (part, noise)]
+            output = finish(self._model, *both, settings, "pil", self._empty)
+            images += output.images[: len(part)]
+        return images
 
     def _sample(
         self,
@@ -100,17 +116,18 @@ class PictureMaker:
     ) -> Tensor:
         known = {key: self._condition(request) for key, request in requests.items()}
         conditions, references = zip(*[known[id(row.request)] for row in rows], strict=True)
-        first = rows[0].request
+        first, sizes = rows[0].request, self.sampling_sizes
         scales = torch.tensor([row.request.guidance_scale for row in rows], device=noise.device)
-        return sample_features(
+        features = sample_features(
             self._model,
-            torch.cat(conditions),
-            noise,
+            _padded(torch.cat(conditions), sizes),
+            _padded(noise, sizes),
             num_inference_steps=first.num_inference_steps,
-            guidance_scale=1.0 if first.guidance_scale == 1.0 else scales,
-            reference=None if references[0] is None else torch.cat(references),
+            guidance_scale=1.0 if first.guidance_scale == 1.0 else _padded(scales, sizes),
+            reference=None if references[0] is None else _padded(torch.cat(references), sizes),
             callback=on_step,
         )
+        return features[: len(rows)]
 
     def _condition(self, request: PictureRequest) -> tuple[Tensor, Tensor | None]:
         """Returns one request's condition [1, Q, D], and the features of what it edits."""
@@ -128,13 +145,13 @@ class PictureMaker:
         return self._model.normalizer(self._pipe.encode(list(request.pictures[:1])))
 
     @torch.no_grad()
-    def _probe(self, samples: Sequence[int]) -> Tensor:
-        """Returns what numbered samples become, guided, not guided and as pixels."""
+    def _sampling_probe(self, samples: Sequence[int]) -> Tensor:
+        """Returns what numbered samples become in one step, guided and not guided."""
         config, weight = self._model.config, self._model.query_tokens.weight
         shape = (config.num_query_tokens, config.backbone.hidden_size)
         generators = [picture_generator(0, 0, number) for number in samples]
         drawn = [torch.randn(shape, generator=generator) for generator in generators]
-        noise, decoder_noise = model_noise(self._model, len(samples), generators)
+        noise, _ = model_noise(self._model, len(samples), generators)
         seen = []
         for scale in (torch.full((len(samples),), 2.0, device=weight.device), 1.0):
             features = sample_features(
@@ -146,5 +163,19 @@ class PictureMaker:
                 reference=noise if config.dit.reference_channels else None,
             )
             seen.append(features.flatten(1).float().cpu())
-        output = finish(self._model, noise, decoder_noise, self._decoding, "pt", self._empty)
-        return torch.cat([*seen, output.images.flatten(1)], dim=1)
+        return torch.cat(seen, dim=1)
+
+    @torch.no_grad()
+    def _decoding_probe(self, samples: Sequence[int]) -> Tensor:
+        """Returns the pixels of numbered samples after one step of the image decoder."""
+        generators = [picture_generator(0, 0, number) for number in samples]
+        noise, decoder_noise = model_noise(self._model, len(samples), generators)
+        one = decoding_settings(self._model.config, 1, None)
+        output = finish(self._model, noise, decoder_noise, one, "pt", self._empty)
+        return output.images.flatten(1)
+
+
+def _padded(rows: Tensor, sizes: Sequence[int]) -> Tensor:
+    """Returns rows, the first of them repeated until there are as many as one of the sizes."""
+    size = next(size for size in sizes if size >= len(rows))
+    return torch.cat([rows, rows[:1].expand(size - len(rows), *rows.shape[1:])])

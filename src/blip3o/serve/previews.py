@@ -27,7 +27,7 @@ class Previewer:
         """Notes where the sampler starts.
 
         Args:
-            noise: features of step 0, [B, N, K]; padded rows come last.
+            noise: features of step 0, [B, N, K].
             decoder_noise: what the image decoder starts from, [B, *noise_shape].
             sigmas: falling noise levels, [steps + 1].
         """

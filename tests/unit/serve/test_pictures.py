@@ -73,11 +73,15 @@ def test_a_picture_is_the_same_alone_and_in_any_batch(
 
 def test_features_are_the_same_bit_for_bit(pipe: Blip3oPipeline, maker: PictureMaker) -> None:
     """Eight bits of a pixel could hide a difference; the sampler's floats cannot."""
-    full = maker._probe(range(MAX_BATCH))
-    for size in maker.sizes:
-        assert torch.equal(maker._probe(range(size)), full[:size])
-    assert torch.equal(maker._probe([3, 1, 0, 5, 2, 4]), full[[3, 1, 0, 5, 2, 4]])
-    assert torch.equal(maker._probe([2] * MAX_BATCH), full[[2] * MAX_BATCH])
+    for probe, sizes in (
+        (maker._sampling_probe, maker.sampling_sizes),
+        (maker._decoding_probe, maker.decoding_sizes),
+    ):
+        full = probe(range(MAX_BATCH))
+        for size in sizes:
+            assert torch.equal(probe(range(size)), full[:size])
+        assert torch.equal(probe([3, 1, 0, 5, 2, 4]), full[[3, 1, 0, 5, 2, 4]])
+        assert torch.equal(probe([2] * MAX_BATCH), full[[2] * MAX_BATCH])
 
 
 def test_edits_and_reconstructions_are_the_same_in_any_batch(
@@ -134,7 +138,7 @@ def test_sizes_are_those_that_agree_with_the_largest() -> None:
     def by_place(samples: range) -> torch.Tensor:
         return torch.tensor([float(s) + place for place, s in enumerate(samples)])
 
-    assert equal_batch_sizes(rounding, 8) == [4, 8]  # type: ignore[arg-type]
-    assert equal_batch_sizes(rounding, 6) == [4, 6]  # type: ignore[arg-type]
+    assert equal_batch_sizes(rounding, 8) == [4, 5, 6, 7, 8]  # type: ignore[arg-type]
+    assert equal_batch_sizes(rounding, 3) == [1, 2, 3]  # type: ignore[arg-type]
     assert equal_batch_sizes(by_place, 8) == [1]  # type: ignore[arg-type]
     assert equal_batch_sizes(by_place, 1) == [1]  # type: ignore[arg-type]

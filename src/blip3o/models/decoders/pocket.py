@@ -16,6 +16,7 @@ from blip3o.flow.path import clean_to_velocity
 from blip3o.flow.sigmas import inference_sigmas
 from blip3o.flow.solver import euler
 from blip3o.nn.embedding import TimestepEmbedding
+from blip3o.nn.linear import VectorLinear
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -167,7 +168,7 @@ class _ResidualBlock(nn.Module):
         super().__init__()
         self.norm_1 = nn.GroupNorm(_groups(width), width)
         self.conv_1 = nn.Conv2d(width, width, 3, padding=1)
-        self.modulation = nn.Linear(vector_size, 2 * width)
+        self.modulation = VectorLinear(vector_size, 2 * width)
         self.norm_2 = nn.GroupNorm(_groups(width), width)
         self.conv_2 = nn.Conv2d(width, width, 3, padding=1)
         nn.init.zeros_(self.conv_2.weight)  # a fresh block is the identity

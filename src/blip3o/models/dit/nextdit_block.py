@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from blip3o.nn.attention import attend
+from blip3o.nn.linear import VectorLinear
 from blip3o.nn.mlp import SwiGLU, swiglu_size
 from blip3o.nn.norm import RMSNorm
 from blip3o.nn.rope import RopeTable, rotate_neighbors
@@ -125,7 +126,7 @@ class _ModulatedNorm(nn.Module):
 
     def __init__(self, hidden_size: int, vector_size: int, eps: float) -> None:
         super().__init__()
-        self.linear = nn.Linear(vector_size, 4 * hidden_size)
+        self.linear = VectorLinear(vector_size, 4 * hidden_size)
         self.norm = RMSNorm(hidden_size, eps)
 
 

@@ -4,6 +4,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from blip3o.nn.embedding import TimestepEmbedding
+from blip3o.nn.linear import VectorLinear
 
 
 class PatchEmbedder(nn.Module):
@@ -34,7 +35,7 @@ class TimeCaptionEmbedding(nn.Module):
         super().__init__()
         self.timestep_embedder = TimestepEmbedding(vector_size)
         self.caption_embedder = nn.Sequential(
-            nn.LayerNorm(hidden_size, eps=eps), nn.Linear(hidden_size, vector_size)
+            nn.LayerNorm(hidden_size, eps=eps), VectorLinear(hidden_size, vector_size)
         )
 
     def pool(self, context: Tensor) -> Tensor:
@@ -47,7 +48,7 @@ class OutputLayer(nn.Module):
 
     def __init__(self, hidden_size: int, vector_size: int, out_channels: int) -> None:
         super().__init__()
-        self.linear_1 = nn.Linear(vector_size, hidden_size)
+        self.linear_1 = VectorLinear(vector_size, hidden_size)
         self.linear_2 = nn.Linear(hidden_size, out_channels)
 
     def forward(self, hidden: Tensor, vector: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ from blip3o.core.errors import UsageError
 from blip3o.core.log import say
 from blip3o.generate.pipeline import Blip3oPipeline
 from blip3o.serve.config import ServeConfig
+from blip3o.serve.exact import steady_kernels
 from blip3o.serve.http.app import build_app
 from blip3o.serve.http.service import Service
 
@@ -33,17 +34,18 @@ def serve(config: ServeConfig, model: str, **loading: Any) -> None:  # noqa: ANN
     Raises:
         UsageError: if the model or the address is not to be had.
     """
+    steady_kernels()
     keys = api_keys(config)
     if config.host not in _LOCAL and not keys:
         say(f"blip3o: warning: {config.host} can be reached by others, and no --api-key is set")
     listener = _bind(config)
-    device = loading.pop("device", "auto")
-    pipes = [
-        Blip3oPipeline.from_pretrained(model, device=name, **loading)
-        for name in _devices(device, config.workers)
-    ]
-    service = Service(pipes, os.path.basename(model.rstrip("/")) or model, config)
+    devices = _devices(loading.pop("device", "auto"), config.workers)
+    num_threads = max(1, torch.get_num_threads() // len(devices))
+    _compute_alone(devices)
+    pipes = [Blip3oPipeline.from_pretrained(model, device=name, **loading) for name in devices]
+    service = Service(pipes, os.path.basename(model.rstrip("/")) or model, config, num_threads)
     service.start()
+    _compute_alone(devices)
     app = build_app(service, keys)
     if not config.no_page:
         _add_page(app, service)
@@ -84,6 +86,18 @@ def api_keys(config: ServeConfig) -> list[str]:
         raise UsageError("--api-key is empty; leave it out to let everybody in")
     others = os.environ.get("BLIP3O_API_KEYS", "").split(",")
     return [*keys, *(key.strip() for key in others if key.strip())]
+
+
+def _compute_alone(devices: list[str]) -> None:
+    """Leaves the cores to the engines, where they are what models run on.
+
+    OpenMP keeps a pool of threads for every thread that computes. If the pools have more threads
+    than the machine has cores, they sleep after each product instead of waiting for the next, and
+    pictures take two to three times as long. The number holds for this thread and for those that
+    begin later and set none, until an engine sets its own: so before and after the engines start.
+    """
+    if "cpu" in devices:
+        torch.set_num_threads(1)
 
 
 def _add_page(app: FastAPI, service: Service) -> None:

@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import math
-import os
 import secrets
 from collections.abc import AsyncGenerator, Sequence
 
@@ -34,9 +33,16 @@ class Service:
         pipes: one pipeline for each engine.
         name: how clients call the model.
         config: limits and sizes.
+        num_threads: CPU threads of each engine.
     """
 
-    def __init__(self, pipes: Sequence[Blip3oPipeline], name: str, config: ServeConfig) -> None:
+    def __init__(
+        self,
+        pipes: Sequence[Blip3oPipeline],
+        name: str,
+        config: ServeConfig,
+        num_threads: int | None = None,
+    ) -> None:
         self.name = name
         self.config = config
         self.metrics = Metrics()
@@ -48,8 +54,9 @@ class Service:
             config.max_wait_ms / 1000,
             config.max_queue_pixels,
         )
-        threads = max(1, (os.cpu_count() or 1) // len(pipes)) if len(pipes) > 1 else None
-        self.engines = [Engine(pipe, self.queue, config, self.metrics, threads) for pipe in pipes]
+        self.engines = [
+            Engine(pipe, self.queue, config, self.metrics, num_threads) for pipe in pipes
+        ]
         # Front and engine share what is constant: the tokenizer, the chat format and the sizes.
         self._pipe = pipes[0]
         self.sampling = self._pipe.model.config.sampling

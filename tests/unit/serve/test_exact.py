@@ -1,0 +1,55 @@
+"""Batches of the bundled model are made together on a machine with several threads, and exactly."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+SIZES = """
+import torch
+from blip3o.serve.exact import steady_kernels
+steady_kernels()
+torch.set_num_threads(2)
+from blip3o.generate.pipeline import Blip3oPipeline
+from blip3o.serve.pictures import PictureMaker
+maker = PictureMaker(Blip3oPipeline.from_pretrained("pocket", device="cpu", dtype="fp32"), 8)
+print(maker.sampling_sizes[-1], maker.decoding_sizes[-1])
+"""
+THREADS = """
+import torch
+from blip3o.serve.http.server import _compute_alone
+torch.set_num_threads(2)
+_compute_alone(["{device}"])
+print(torch.get_num_threads())
+"""
+
+
+def output_of(script: str, **environment: str) -> str:
+    variables = {key: value for key, value in os.environ.items() if not key.startswith("MKL_")}
+    return subprocess.run(
+        [sys.executable, "-c", script],
+        env=variables | environment,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.strip()
+
+
+@pytest.mark.skipif(not torch.backends.mkl.is_available(), reason="other kernels, other sizes")
+def test_two_threads_do_not_keep_pictures_apart() -> None:
+    """Once they did, silently: the server made all pictures one by one."""
+    assert output_of(SIZES) == "8 8"
+
+
+def test_a_users_own_setting_is_left() -> None:
+    script = "from blip3o.serve.exact import steady_kernels as f; f(); import os; "
+    script += "print(os.environ['MKL_CBWR'])"
+    assert output_of(script) == "AUTO"
+    assert output_of(script, MKL_CBWR="COMPATIBLE") == "COMPATIBLE"
+
+
+@pytest.mark.parametrize(("device", "left"), [("cpu", "1"), ("cuda:0", "2")])
+def test_the_cores_are_left_to_engines_on_them(device: str, left: str) -> None:
+    assert output_of(THREADS.format(device=device)) == left
