@@ -7,7 +7,8 @@ The plain path is what the released training does: gradient flows through the wh
 frozen backbone, vocabulary logits are computed and thrown away, and the image encoder runs in
 every step. Ours leaves out the first two (`saved`), and reads the features instead (`cached`).
 Every variant takes the same batch and noise, so losses and gradients must agree. Ratios are taken
-inside one round of all variants, so that a machine that slows down slows all of them.
+inside one round of all variants, so that a machine that slows down slows all of them. `ragged` and
+`packed` are `cached` with prompts of several lengths, padded and padding-free.
 
 What cached features are worth depends on the image encoder's share of a step. `256_wide` and
 `512_wide` have a small encoder; `released` is the released 8B made narrow: its numbers of layers
@@ -25,12 +26,14 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from blip3o.core.types import Batch
 from blip3o.flow.sigmas import UniformSigmas
+from blip3o.models.backbones import packed
 from blip3o.models.backbones.qwen3 import Qwen3BackboneConfig
 from blip3o.models.decoders.pocket import PocketDecoderConfig
 from blip3o.models.dit.nextdit import NextDiTConfig
@@ -44,13 +47,35 @@ NUM_QUERIES = 64  # published
 PROMPT_TOKENS = 160  # a long caption of about 120 tokens and the words of the chat around it
 BATCH = 4
 PLAIN = {"prompt_gradient": True, "text_logits": True}
-VARIANTS: dict[str, tuple[dict[str, bool], bool]] = {
-    "plain": (PLAIN, False),
-    "saved": ({}, False),
-    "cached": ({}, True),
-    "plain_cached": (PLAIN, True),  # tells what the features alone are worth
+RAGGED_PROMPTS = (160, 120, 80, 40)  # tokens of each row
+
+
+class Variant(NamedTuple):
+    """A way to do a step.
+
+    Args:
+        settings: of the objective.
+        cached: whether features are read instead of computed.
+        ragged: whether prompts differ in length.
+        packed: whether the backbone leaves out their padding.
+        reference: the variant whose loss and gradients it must have.
+    """
+
+    settings: dict[str, bool]
+    cached: bool = False
+    ragged: bool = False
+    packed: bool = False
+    reference: str = "plain"
+
+
+VARIANTS = {
+    "plain": Variant(PLAIN),
+    "saved": Variant({}),
+    "cached": Variant({}, cached=True),
+    "plain_cached": Variant(PLAIN, cached=True),  # tells what the features alone are worth
+    "ragged": Variant({}, cached=True, ragged=True, reference="ragged"),
+    "packed": Variant({}, cached=True, ragged=True, packed=True, reference="ragged"),
 }
-"""Settings of the objective, and whether features are read instead of computed."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -163,12 +188,17 @@ class Setting:
         with torch.no_grad():
             features = self.model.encode_images(pixels.to(device))
         self.cached = dataclasses.replace(self.online, target_features=features)
+        places = torch.arange(PROMPT_TOKENS, 0, -1, device=device)
+        is_real = places <= torch.tensor(RAGGED_PROMPTS, device=device).unsqueeze(1)
+        self.ragged = dataclasses.replace(self.cached, attention_mask=is_real)
+        packed.enable(self.model.backbone)
 
     def run(self, variant: str) -> float:
         """Returns the seconds of a forward and a backward pass; gradients stay in the model."""
-        settings, is_cached = VARIANTS[variant]
-        objective = _objective(self.model, settings)
-        batch = self.cached if is_cached else self.online
+        way = VARIANTS[variant]
+        objective = _objective(self.model, way.settings)
+        batch = self.ragged if way.ragged else self.cached if way.cached else self.online
+        self.model.backbone.padding_free = way.packed
         self.model.zero_grad(set_to_none=True)
         _wait(self.device)
         start = time.perf_counter()
@@ -200,16 +230,16 @@ def describe(values: list[float]) -> dict[str, float]:
 
 
 def differences(setting: Setting) -> dict[str, dict[str, float]]:
-    """Returns how far each variant is from the plain path, relative to it.
+    """Returns how far each variant is from its reference, relative to it.
 
     Of gradients: the largest difference of a tensor, relative to that tensor's largest value, or to
     a thousandth of the largest of all for those that are zero but for rounding.
     """
-    setting.run("plain")
-    loss, gradients = setting.loss, setting.gradients()
-    floor = 1e-3 * max(g.abs().max() for g in gradients.values())
     found = {}
-    for variant in VARIANTS:
+    for variant, way in VARIANTS.items():
+        setting.run(way.reference)
+        loss, gradients = setting.loss, setting.gradients()
+        floor = 1e-3 * max(g.abs().max() for g in gradients.values())
         setting.run(variant)
         own = setting.gradients()
         assert own.keys() == gradients.keys()
@@ -251,7 +281,8 @@ def compare(setting: Setting, repeats: int) -> dict[str, object]:
         "plain_over_saved": ratio("plain", "saved"),
         "plain_over_cached": ratio("plain", "cached"),
         "plain_cached_over_cached": ratio("plain_cached", "cached"),
-        "relative_difference_to_plain": far,
+        "ragged_over_packed": ratio("ragged", "packed"),
+        "relative_difference_to_reference": far,
     }
     if setting.device.type == "cuda":
         result["peak_memory_mib"] = peak_memory(setting)
@@ -273,7 +304,7 @@ def main() -> None:
     for name in options.sizes:
         steps[name] = compare(Setting(SIZES[name], device), options.repeats)
         ratios = {key: value for key, value in steps[name].items() if "over" in key}
-        print(name, ratios, steps[name]["relative_difference_to_plain"], flush=True)
+        print(name, ratios, steps[name]["relative_difference_to_reference"], flush=True)
     commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True).stdout
     machine = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
     results = {
@@ -284,7 +315,8 @@ def main() -> None:
         "batch_size": BATCH,
         "prompt_tokens": PROMPT_TOKENS,
         "query_tokens": NUM_QUERIES,
-        "variants": {name: {**s, "cached": c} for name, (s, c) in VARIANTS.items()},
+        "ragged_prompts": RAGGED_PROMPTS,
+        "variants": {name: way._asdict() for name, way in VARIANTS.items()},
         "models": {
             name: {
                 part: dataclasses.asdict(getattr(SIZES[name].config(), part))

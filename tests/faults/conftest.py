@@ -80,7 +80,8 @@ def _write_pictures(folder: Path) -> Path:
         name = f"{number}.png"
         pixels = rng.integers(0, 256, (16, 16, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(folder / name)
-        rows.append({"image": name, "caption": f"a red cat {number}"})
+        caption = f"a {'very ' * (number % 3)}red cat {number}"  # of several lengths
+        rows.append({"image": name, "caption": caption})
     file = folder / "toy.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return file

@@ -28,6 +28,7 @@ from torch.distributed.checkpoint import HuggingFaceStorageReader
 from blip3o.core.config import evolve, save_yaml
 from blip3o.core.errors import PreemptedError, UsageError
 from blip3o.core.types import Batch, LossOutput
+from blip3o.models.backbones.packed import Packing
 from blip3o.objectives.flow_matching import FlowMatching
 from blip3o.recipes import features
 from blip3o.recipes.run import train
@@ -170,6 +171,26 @@ def test_two_processes_learn_what_one_learns(alone: Path, pair: Path) -> None:
     assert found.keys() == expected.keys()
     for name, tensor in expected.items():
         torch.testing.assert_close(found[name], tensor, rtol=1e-3, atol=1e-5, msg=name)
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_runs_without_padding_learn_what_runs_with_it_learn(
+    config: RunConfig, alone: Path, tmp_path: Path, world_size: int
+) -> None:
+    config = evolve(config, {"train.padding_free": True})
+
+    def count(rank: int) -> None:
+        plain = Packing.attend
+
+        def attend(self: Packing, *inputs: Any) -> Any:
+            (tmp_path / f"packed-{rank}").touch()
+            return plain(self, *inputs)
+
+        Packing.attend = attend  # type: ignore[method-assign]
+
+    assert finish(launch(config, tmp_path, world_size, count)) == [0] * world_size
+    assert_close(tmp_path, alone)
+    assert len(list(tmp_path.glob("packed-*"))) == world_size
 
 
 def test_kill_9_of_one_process_and_resume_leave_what_an_undisturbed_run_leaves(

@@ -15,6 +15,7 @@ from blip3o.core.config import component
 from blip3o.imaging.fit import PictureFitConfig
 from blip3o.models.absent import AbsentPart
 from blip3o.models.backbones.decoder_only import TowerInputs
+from blip3o.models.backbones.packed import is_packed
 from blip3o.models.backbones.vision import VisionInputs
 from blip3o.models.encoders.normalizer import FeatureNormalizer, FeatureNormalizerConfig
 from blip3o.models.query_tokens import QueryTokens
@@ -265,7 +266,7 @@ class UnifiedModel(nn.Module):
         mask = torch.cat([attention_mask, attention_mask.new_ones(queries.shape[:2])], dim=1)
         frozen = not any(p.requires_grad for p in self.backbone.parameters())
         if frozen and torch.is_grad_enabled() and not prompt_gradient:
-            cache = self.backbone.new_cache()
+            cache = self.backbone.new_cache(packed=is_packed(self.backbone, attention_mask))
             with torch.no_grad():
                 prompt = self.backbone.embed(input_ids, prompt_images)
                 prompt_states = self.backbone(prompt, attention_mask, cache)

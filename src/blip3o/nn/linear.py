@@ -15,7 +15,7 @@ class VectorLinear(nn.Linear):
     the same picture made in a batch.
     """
 
-    def forward(self, input: Tensor) -> Tensor:  # noqa: A002  (nn.Linear's name)
+    def forward(self, input: Tensor) -> Tensor:
         """Returns [..., out_features] of vectors [..., in_features]."""
         rows = input.shape[:-1].numel()
         if torch.is_grad_enabled() or input.device.type != "cpu" or rows >= _FEWEST_ROWS:

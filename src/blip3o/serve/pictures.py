@@ -23,8 +23,8 @@ from blip3o.serve.jobs import PictureRequest, Row
 from blip3o.serve.previews import Previewer
 
 _ONE_BY_ONE = (
-    "blip3o: on this machine the last bits of a picture depend on its place in a batch, so pictures "
-    "are made one by one; --unpadded-batches makes them together"
+    "blip3o: on this machine the last bits of a picture depend on its place in a batch, so "
+    "pictures are made one by one; --unpadded-batches makes them together"
 )
 
 
@@ -102,8 +102,9 @@ class PictureMaker:
         images: list[Image.Image] = []
         most = self.decoding_sizes[-1]
         for part, noise in zip(features.split(most), decoder_noise.split(most), strict=True):
-            both = [_padded(one, self.decoding_sizes) for one in (part, noise)]
-            output = finish(self._model, *both, settings, "pil", self._empty)
+            rows = _padded(part, self.decoding_sizes)
+            noise_rows = _padded(noise, self.decoding_sizes)
+            output = finish(self._model, rows, noise_rows, settings, "pil", self._empty)
             images += output.images[: len(part)]
         return images
 

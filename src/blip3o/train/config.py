@@ -28,6 +28,7 @@ _MAY_CHANGE = (
     "train.keep_every",
     "train.device",
     "train.activation_checkpointing",
+    "train.padding_free",
     "data.num_workers",
 )
 
@@ -114,6 +115,8 @@ class TrainConfig:
         compile: compile the model's repeated blocks.
         activation_checkpointing: blocks keep only their inputs and run again in the backward pass:
             the same gradients with far less memory and a third more time.
+        padding_free: the backbone reads the real tokens of a batch only: the same gradients for
+            less work where rows differ in length.
         max_nonfinite_steps: steps with a loss or gradient that is no number, after which the run
             stops; each of them updates nothing.
     """
@@ -136,6 +139,7 @@ class TrainConfig:
     device: str = "auto"
     compile: bool = False
     activation_checkpointing: bool = False
+    padding_free: bool = False
     max_nonfinite_steps: int = 20
 
     def __post_init__(self) -> None:

@@ -10,6 +10,7 @@ from torch import nn
 from blip3o.core.device import resolve_dtype
 from blip3o.core.errors import UsageError
 from blip3o.core.log import say
+from blip3o.models.backbones import packed
 from blip3o.objectives import Objective
 from blip3o.train.config import RunConfig
 
@@ -58,6 +59,19 @@ def compile_blocks(model: nn.Module) -> None:
         return
     for module in cast("Any", model).compile_targets():
         module.compile()
+
+
+def leave_out_padding(model: nn.Module) -> None:
+    """Makes a model's backbone read the real tokens of padded rows only.
+
+    Args:
+        model: any module.
+    """
+    backbone = getattr(model, "backbone", None)
+    if not hasattr(backbone, "padding_free"):
+        say("warning: train.padding_free does nothing: the model has no backbone that knows it")
+        return
+    packed.enable(cast("packed.Backbone", backbone))
 
 
 def halve_frozen(model: nn.Module, dtype: torch.dtype) -> None:

@@ -34,7 +34,13 @@ from blip3o.train.optimizer import (
     select_trainable,
     set_learning_rate,
 )
-from blip3o.train.prepare import compile_blocks, name_objectives, set_mode, training_dtype
+from blip3o.train.prepare import (
+    compile_blocks,
+    leave_out_padding,
+    name_objectives,
+    set_mode,
+    training_dtype,
+)
 from blip3o.train.progress import RunLog, Sums, Terms, Window, memory_mb, merge_sums, read_terms
 from blip3o.train.signals import StopRequest, children_outlive_sigterm
 
@@ -104,6 +110,8 @@ class Trainer:
         self.parameters = select_trainable(self.model, self.objectives, trainable)
         if train.activation_checkpointing:
             checkpoint_blocks(self.model)
+        if train.padding_free:
+            leave_out_padding(self.model)
         if train.compile:
             compile_blocks(self.model)
         if world_size() > 1:

@@ -1,9 +1,15 @@
 """What is done to a model before it is trained."""
 
+import pytest
 import torch
 from torch import nn
 
-from blip3o.train.prepare import halve_frozen
+from blip3o.train.prepare import halve_frozen, leave_out_padding
+
+
+def test_a_model_without_a_backbone_is_told_so(capsys: pytest.CaptureFixture[str]) -> None:
+    leave_out_padding(nn.Linear(2, 2))
+    assert "train.padding_free does nothing" in capsys.readouterr().err
 
 
 def test_frozen_products_are_halved_where_nothing_is_lost() -> None:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from torch import Tensor, nn
 
+from blip3o.models.backbones.packed import PackedCache, is_packed, packed_states
 from blip3o.models.encoders.normalizer import FeatureNormalizer, FeatureNormalizerConfig
 
 if TYPE_CHECKING:
@@ -78,9 +79,14 @@ class DecoderOnlyBackbone(nn.Module):
     Args:
         config: sizes; its `vision_tower` is built here if it has one.
 
+    Attributes:
+        padding_free: see `packed.enable`.
+
     Reference:
         The projector is the published `mlp2x_gelu`; parity family `qwen3_siglip2`.
     """
+
+    padding_free = False
 
     def __init__(self, config: DecoderOnlyConfig) -> None:
         super().__init__()
@@ -153,7 +159,7 @@ class DecoderOnlyBackbone(nn.Module):
         return embeds.masked_scatter(is_image.unsqueeze(-1), tokens)
 
     def forward(
-        self, embeds: Tensor, attention_mask: Tensor, cache: "Cache | None" = None
+        self, embeds: Tensor, attention_mask: Tensor, cache: "Cache | PackedCache | None" = None
     ) -> Tensor:
         """Returns the hidden states after the final norm, [B, T, D].
 
@@ -165,6 +171,8 @@ class DecoderOnlyBackbone(nn.Module):
         """
         num_new = embeds.shape[1]
         positions = (attention_mask.long().cumsum(1) - 1).clamp_min(0)[:, -num_new:]
+        if isinstance(cache, PackedCache) or (cache is None and is_packed(self, attention_mask)):
+            return packed_states(self.decoder, embeds, attention_mask, positions, cache)
         output = self.decoder(
             inputs_embeds=embeds,
             attention_mask=None if bool(attention_mask.all()) else attention_mask.long(),
@@ -174,11 +182,15 @@ class DecoderOnlyBackbone(nn.Module):
         )
         return output.last_hidden_state
 
-    def new_cache(self) -> "Cache":
-        """Returns an empty key/value cache for `forward`."""
+    def new_cache(self, *, packed: bool = False) -> "Cache | PackedCache":
+        """Returns an empty key/value cache for `forward`.
+
+        Args:
+            packed: for padding-free passes.
+        """
         from transformers.cache_utils import DynamicCache
 
-        return DynamicCache()
+        return PackedCache() if packed else DynamicCache()
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Returns logits [..., V] of hidden states [..., D]."""

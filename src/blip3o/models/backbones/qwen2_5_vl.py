@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 from torch import Tensor, nn
 
+from blip3o.models.backbones.packed import PackedCache, is_packed, packed_states
 from blip3o.models.backbones.vision import (
     VisionInputs,
     VisionTowerConfig,
@@ -184,7 +185,7 @@ class Qwen2_5VLCache:  # noqa: N801
             after pictures, whose grids take fewer positions than they have tokens.
     """
 
-    key_values: "Cache"
+    key_values: "Cache | PackedCache"
     rope_deltas: Tensor | None = None
 
 
@@ -194,9 +195,14 @@ class Qwen2_5VLBackbone(nn.Module):  # noqa: N801
     Args:
         config: sizes.
 
+    Attributes:
+        padding_free: see `packed.enable`.
+
     Reference:
         Qwen2.5-VL (arXiv 2502.13923); parity families `qwen` and `generate_image`.
     """
+
+    padding_free = False
 
     def __init__(self, config: Qwen2_5VLBackboneConfig) -> None:
         super().__init__()
@@ -295,20 +301,27 @@ class Qwen2_5VLBackbone(nn.Module):  # noqa: N801
             positions = counted.expand(3, -1, -1)
         elif cache is not None:
             cache.rope_deltas = positions.amax((0, 2)) + 1 - attention_mask.sum(1)
+        known = None if cache is None else cache.key_values
+        if isinstance(known, PackedCache) or (known is None and is_packed(self, attention_mask)):
+            return packed_states(self.decoder, embeds, attention_mask, positions, known)
         output = self.decoder(
             inputs_embeds=embeds,
             attention_mask=None if bool(attention_mask.all()) else attention_mask.long(),
             position_ids=positions,
-            past_key_values=None if cache is None else cache.key_values,
+            past_key_values=known,
             use_cache=cache is not None,
         )
         return output.last_hidden_state
 
-    def new_cache(self) -> Qwen2_5VLCache:
-        """Returns an empty cache for `forward`."""
+    def new_cache(self, *, packed: bool = False) -> Qwen2_5VLCache:
+        """Returns an empty cache for `forward`.
+
+        Args:
+            packed: for padding-free passes.
+        """
         from transformers.cache_utils import DynamicCache
 
-        return Qwen2_5VLCache(DynamicCache())
+        return Qwen2_5VLCache(PackedCache() if packed else DynamicCache())
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Returns logits [..., V] of hidden states [..., D]."""

@@ -1,0 +1,227 @@
+"""Padding-free passes of a decoder: the real tokens of all rows in one row, one behind the other.
+
+Every layer but attention treats tokens one by one, so leaving out the padding changes nothing
+there; attention is told where rows begin. transformers' layers are used as they are: they take
+their attention function by name, and hand on to it what the decoder is called with. Axes: B rows,
+T new positions, S real tokens of all rows, H heads, K head dim, D width.
+"""
+
+import dataclasses
+import itertools
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+_NAME = "blip3o_packed"
+_HALF = (torch.bfloat16, torch.float16)
+
+
+@dataclasses.dataclass(frozen=True)
+class Packing:
+    """Which of the packed tokens belong together.
+
+    Args:
+        new: new tokens of each row.
+        seen: tokens that a row's new ones may look at, itself and earlier ones; at least `new`.
+    """
+
+    new: list[int]
+    seen: list[int]
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, scale: float | None) -> Tensor:
+        """Returns causal attention within rows, [1, S, H, K].
+
+        Args:
+            query: of the new tokens, [1, H, S, K].
+            key: of the seen tokens, [1, num_kv_heads, S', K].
+            value: likewise.
+            scale: factor of the products; None for one over the root of K.
+        """
+        if query.is_cuda and query.dtype in _HALF:
+            return self._attend_on_cuda(query, key, value, scale)
+        rows = zip(query.split(self.new, 2), key.split(self.seen, 2), value.split(self.seen, 2))  # noqa: B905
+        is_grouped = query.shape[1] != key.shape[1]
+        mixed = [
+            functional.scaled_dot_product_attention(
+                *row,
+                attn_mask=_causal_mask(row[0], row[1]),
+                is_causal=row[0].shape[2] == row[1].shape[2],
+                scale=scale,
+                enable_gqa=is_grouped,
+            )
+            for row in rows
+        ]
+        return torch.cat(mixed, dim=2).transpose(1, 2)
+
+    def _attend_on_cuda(
+        self, query: Tensor, key: Tensor, value: Tensor, scale: float | None
+    ) -> Tensor:
+        from torch.nn.attention.varlen import varlen_attn
+
+        mixed = varlen_attn(
+            query[0].transpose(0, 1),
+            key[0].transpose(0, 1),
+            value[0].transpose(0, 1),
+            _bounds(self.new, query.device),
+            _bounds(self.seen, query.device),
+            max(self.new),
+            max(self.seen),
+            scale=scale,
+            window_size=(-1, 0),
+            enable_gqa=query.shape[1] != key.shape[1],
+        )
+        assert isinstance(mixed, Tensor), "nothing else was asked for"
+        return mixed.unsqueeze(0)
+
+
+class PackedCache:
+    """Keys and values of earlier packed passes; transformers' layers call `update`."""
+
+    def __init__(self) -> None:
+        self._layers: dict[int, tuple[Tensor, Tensor]] = {}
+        self._lengths: list[int] = []
+        self._order: Tensor | None = None
+
+    def expect(self, packing: Packing, device: torch.device) -> None:
+        """Is told, before a pass, what it adds.
+
+        Args:
+            packing: of the pass.
+            device: where it is computed.
+        """
+        if self._lengths:
+            self._order = _interleaved(self._lengths, packing.new).to(device)
+        self._lengths = packing.seen
+
+    def update(
+        self, key: Tensor, value: Tensor, layer: int, *_: object, **__: object
+    ) -> tuple[Tensor, Tensor]:
+        """Adds a layer's new keys and values behind the row's earlier ones and returns all.
+
+        Args:
+            key: [1, num_kv_heads, S, K].
+            value: likewise.
+            layer: index of the layer.
+        """
+        if layer in self._layers:
+            assert self._order is not None, "`expect` comes before a pass"
+            old_key, old_value = self._layers[layer]
+            key = torch.cat([old_key, key], dim=2).index_select(2, self._order)
+            value = torch.cat([old_value, value], dim=2).index_select(2, self._order)
+        self._layers[layer] = (key, value)
+        return key, value
+
+
+class Backbone(Protocol):
+    """What can be made padding-free."""
+
+    padding_free: bool
+    decoder: Any
+
+
+def enable(backbone: Backbone) -> None:
+    """Lets a backbone leave out padding wherever a batch of a training has some.
+
+    Args:
+        backbone: changed in place.
+    """
+    from transformers import AttentionInterface, AttentionMaskInterface
+    from transformers.masking_utils import sdpa_mask
+
+    AttentionInterface.register(_NAME, _attention)
+    AttentionMaskInterface.register(_NAME, sdpa_mask)
+    backbone.decoder.config._attn_implementation = _NAME
+    backbone.padding_free = True
+
+
+def is_packed(backbone: Backbone, attention_mask: Tensor) -> bool:
+    """Whether a pass leaves out padding.
+
+    Args:
+        backbone: see `enable`.
+        attention_mask: True for real tokens, [B, T].
+    """
+    return backbone.padding_free and not bool(attention_mask.all())
+
+
+def packed_states(
+    decoder: nn.Module,
+    embeds: Tensor,
+    attention_mask: Tensor,
+    positions: Tensor,
+    cache: PackedCache | None,
+) -> Tensor:
+    """Returns the decoder's states of padded rows, [B, T, D]; zeros where there is padding.
+
+    Args:
+        decoder: of a backbone that was enabled.
+        embeds: input embeddings of the new positions, [B, T, D].
+        attention_mask: True for real tokens, earlier ones included, [B, past + T].
+        positions: rotary positions, [B, T], or [3, B, T] on three axes.
+        cache: keys and values of earlier packed passes.
+    """
+    num_rows, num_new = embeds.shape[:2]
+    is_new = attention_mask[:, -num_new:]
+    packing = Packing(is_new.sum(1).tolist(), attention_mask.sum(1).tolist())
+    places = is_new.flatten().nonzero().squeeze(1)
+    if cache is not None:
+        cache.expect(packing, embeds.device)
+    states = decoder(
+        inputs_embeds=embeds.flatten(0, 1).index_select(0, places).unsqueeze(0),
+        # Of four axes, so that no mask is made; rows keep themselves apart.
+        attention_mask=attention_mask.new_ones(1, 1, 1, 1),
+        position_ids=positions.flatten(-2).index_select(-1, places).unsqueeze(-2),
+        past_key_values=cache,
+        use_cache=cache is not None,
+        packing=packing,
+    ).last_hidden_state[0]
+    empty = states.new_zeros(num_rows * num_new, states.shape[-1])
+    return empty.index_copy(0, places, states).unflatten(0, (num_rows, num_new))
+
+
+def _attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    packing: Packing | None = None,
+    scaling: float | None = None,
+    **others: Any,  # noqa: ANN401  (transformers')
+) -> tuple[Tensor, Tensor | None]:
+    """Attention as transformers' layers call it."""
+    if packing is not None:
+        return packing.attend(query, key, value, scaling), None
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+    return sdpa_attention_forward(
+        module, query, key, value, attention_mask, scaling=scaling, **others
+    )
+
+
+def _causal_mask(query: Tensor, key: Tensor) -> Tensor | None:
+    """Returns who sees whom where the queries are a row's last tokens, [T, S]; None if all are."""
+    num_new, num_seen = query.shape[2], key.shape[2]
+    if num_new == num_seen:
+        return None
+    full = torch.ones(num_new, num_seen, dtype=torch.bool, device=query.device)
+    return full.tril(num_seen - num_new)
+
+
+def _bounds(lengths: list[int], device: torch.device) -> Tensor:
+    return torch.tensor([0, *itertools.accumulate(lengths)], dtype=torch.int32, device=device)
+
+
+def _interleaved(old: list[int], new: list[int]) -> Tensor:
+    """Returns where, among all old tokens and then all new ones, each row's tokens are."""
+    parts, start_old, start_new = [], 0, sum(old)
+    for num_old, num_new in zip(old, new, strict=True):
+        parts += [
+            torch.arange(start_old, start_old + num_old),
+            torch.arange(start_new, start_new + num_new),
+        ]
+        start_old, start_new = start_old + num_old, start_new + num_new
+    return torch.cat(parts)
