@@ -173,3 +173,21 @@ def test_without_the_library_it_says_how_to_get_it(
 def test_bad_numbers_are_refused_by_name(toys: Any, key: str, value: float) -> None:
     with pytest.raises(UsageError, match=key):
         evolve(toys.config, {"train.adapter": {key: value}})
+
+
+@pytest.mark.compile
+def test_adapters_in_compiled_blocks_learn_like_plain_ones(toys: Any, tmp_path: Path) -> None:
+    pytest.importorskip("peft")
+    found = {}
+    for compiled in (False, True):
+        config = toys.with_train(adapter=LoraConfig(rank=2), compile=compiled)
+        model = toys.model()
+        model.__dict__["compile_targets"] = lambda model=model: [model.body]
+        trainer = toys.trainer(tmp_path / str(compiled), config, model=model)
+        trainer.fit()
+        found[compiled] = {name: p.detach() for name, p in trainer.parameters.items()}
+        with merged_adapters(model):
+            found[compiled] |= dict(model.state_dict())
+    assert found[True].keys() == found[False].keys()
+    for name, expected in found[False].items():
+        torch.testing.assert_close(found[True][name], expected, rtol=1e-4, atol=1e-5)
