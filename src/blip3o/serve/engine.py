@@ -86,6 +86,7 @@ class Engine(threading.Thread):
         try:
             if self._num_threads is not None:
                 torch.set_num_threads(self._num_threads)
+                torch.get_num_threads()  # a thread that never asked takes the latest one's number
             self._maker = PictureMaker(
                 self._pipe,
                 self._config.max_batch,

@@ -57,7 +57,7 @@ class PictureMaker:
         if is_padded:
             self.sampling_sizes = equal_batch_sizes(self._sampling_probe, max_batch)
             self.decoding_sizes = equal_batch_sizes(self._decoding_probe, max_batch)
-        if self.sampling_sizes[-1] < max_batch:
+        if min(self.sampling_sizes[-1], self.decoding_sizes[-1]) < max_batch:
             say(_ONE_BY_ONE)
 
     @torch.no_grad()

@@ -40,7 +40,7 @@ class Previewer:
 
         Args:
             step: steps that are done.
-            noisy: the features now, [B, N, K].
+            noisy: the features now, [B, N, K]; padded rows come last.
             decode: makes the pictures.
         """
         before, self._before = self._before, noisy

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from blip3o.core.errors import UsageError, unknown_name
+from blip3o.nn.linear import VectorLinear
 from blip3o.train.config import TrainConfig
 from blip3o.train.optimizer import check_parts, is_under
 
@@ -80,7 +81,7 @@ def merged_adapters(model: nn.Module) -> Iterator[None]:
 @torch.no_grad()
 def _merge(layer: Any) -> nn.Linear:  # noqa: ANN401  (peft's type)
     base = layer.get_base_layer()
-    plain = nn.Linear(base.in_features, base.out_features, device="meta").train(layer.training)
+    plain = type(base)(base.in_features, base.out_features, device="meta").train(layer.training)
     plain.weight = nn.Parameter(base.weight + layer.get_delta_weight(_NAME), requires_grad=False)
     plain.bias = base.bias
     return plain
@@ -92,8 +93,8 @@ def _targets(model: nn.Module, parts: Sequence[str], targets: Sequence[str]) -> 
     names = [
         name
         for name, module in model.named_modules()
-        # Not its subclasses: multi-head attention reads the weight of its own past any adapter.
-        if type(module) is nn.Linear and any(is_under(name, part) for part in parts)
+        # Not other subclasses: multi-head attention reads the weight of its own past any adapter.
+        if type(module) in (nn.Linear, VectorLinear) and any(is_under(name, p) for p in parts)
     ]
     if not names:
         raise UsageError(

@@ -116,7 +116,7 @@ class TrainConfig:
         activation_checkpointing: blocks keep only their inputs and run again in the backward pass:
             the same gradients with far less memory and a third more time.
         padding_free: the backbone reads the real tokens of a batch only: the same gradients for
-            less work where rows differ in length.
+            less work where rows differ in length (but adapter.dropout drops other values).
         max_nonfinite_steps: steps with a loss or gradient that is no number, after which the run
             stops; each of them updates nothing.
     """

@@ -157,15 +157,3 @@ def test_rows_do_not_see_each_other() -> None:
     later = key.clone()
     later[:, :, 3] += 1.0  # the last token of the first row, seen by its last query alone
     assert torch.equal(packing.attend(query, later, later, None)[:, 0], before[:, 0])
-
-
-@pytest.mark.gpu
-@pytest.mark.parametrize("seen", [[4, 3, 9], [6, 3, 20]])
-def test_the_kernel_for_rows_of_many_lengths_agrees(seen: list[int]) -> None:
-    packing = packed.Packing(new=[4, 3, 9], seen=seen)
-    query = torch.randn(1, 4, 16, 64, device="cuda", dtype=torch.bfloat16)
-    key, value = torch.randn(2, 1, 2, sum(seen), 64, device="cuda", dtype=torch.bfloat16)
-    expected = packing.attend(query.float(), key.float(), value.float(), None)
-    torch.testing.assert_close(
-        packing.attend(query, key, value, None).float(), expected, rtol=0, atol=0.02
-    )

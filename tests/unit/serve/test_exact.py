@@ -25,6 +25,35 @@ _compute_alone(["{device}"])
 print(torch.get_num_threads())
 """
 
+ENGINE = """
+import types
+import torch
+from blip3o.generate.pipeline import Blip3oPipeline
+from blip3o.serve.batching import JobQueue
+from blip3o.serve.config import ServeConfig
+from blip3o.serve.engine import Engine
+from blip3o.serve.jobs import Job, PictureRequest
+from blip3o.serve.pictures import PictureMaker
+
+def make(maker, rows, on_step=None):
+    torch.ones(300, 300) @ torch.ones(300, 300)
+    print(torch.get_num_threads())
+    return rows
+
+PictureMaker.make = make
+torch.set_num_threads(1)
+pipe = Blip3oPipeline.from_pretrained("pocket", device="cpu", dtype="fp32")
+queue = JobQueue(9, 8, 0.0)
+silent = types.SimpleNamespace(batch=lambda *_: None, waited=lambda *_: None)
+engine = Engine(pipe, queue, ServeConfig({options}), silent, 2)
+engine.start()
+engine.wait_until_ready()
+torch.set_num_threads(1)
+queue.put(Job(PictureRequest(kind="reconstruct"), lambda event: None))
+queue.close()
+engine.join()
+"""
+
 
 def output_of(script: str, **environment: str) -> str:
     variables = {key: value for key, value in os.environ.items() if not key.startswith("MKL_")}
@@ -41,6 +70,11 @@ def output_of(script: str, **environment: str) -> str:
 def test_two_threads_do_not_keep_pictures_apart() -> None:
     """Once they did, silently: the server made all pictures one by one."""
     assert output_of(SIZES) == "8 8"
+
+
+@pytest.mark.parametrize("options", ["", "unpadded_batches=True"])
+def test_an_engine_keeps_its_threads(options: str) -> None:
+    assert output_of(ENGINE.format(options=options)) == "2"
 
 
 def test_a_users_own_setting_is_left() -> None:

@@ -13,6 +13,8 @@ from torch import nn
 
 from blip3o.core.config import evolve
 from blip3o.core.errors import PreemptedError, UsageError
+from blip3o.models.unified import UnifiedModelConfig
+from blip3o.nn.linear import VectorLinear
 from blip3o.train.adapters import add_adapters, merged_adapters
 from blip3o.train.config import LoraConfig, RunConfig
 
@@ -173,6 +175,20 @@ def test_without_the_library_it_says_how_to_get_it(
 def test_bad_numbers_are_refused_by_name(toys: Any, key: str, value: float) -> None:
     with pytest.raises(UsageError, match=key):
         evolve(toys.config, {"train.adapter": {key: value}})
+
+
+def test_layers_of_vectors_get_adapters_too(config: RunConfig) -> None:
+    model = UnifiedModelConfig.tiny().build()
+    layers = {n for n, m in model.dit.named_modules() if isinstance(m, nn.Linear)}
+    add_adapters(model, evolve(config.train, {"trainable": ["dit"]}))
+    adapted = {n for n, m in model.dit.named_modules() if hasattr(m, "get_delta_weight")}
+    assert adapted == layers
+    vectors = {n for n, m in model.dit.named_modules() if type(m) is VectorLinear}
+    assert {n.removesuffix(".base_layer") for n in vectors} < adapted
+    with merged_adapters(model):
+        assert {n for n, m in model.dit.named_modules() if type(m) is VectorLinear} == {
+            n.removesuffix(".base_layer") for n in vectors
+        }
 
 
 @pytest.mark.compile

@@ -171,7 +171,7 @@ class DecoderOnlyBackbone(nn.Module):
         """
         num_new = embeds.shape[1]
         positions = (attention_mask.long().cumsum(1) - 1).clamp_min(0)[:, -num_new:]
-        if isinstance(cache, PackedCache) or (cache is None and is_packed(self, attention_mask)):
+        if is_packed(self, attention_mask, cache):
             return packed_states(self.decoder, embeds, attention_mask, positions, cache)
         output = self.decoder(
             inputs_embeds=embeds,

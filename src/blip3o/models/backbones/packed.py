@@ -7,15 +7,16 @@ T new positions, S real tokens of all rows, H heads, K head dim, D width.
 """
 
 import dataclasses
-import itertools
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+if TYPE_CHECKING:
+    from transformers.cache_utils import Cache
+
 _NAME = "blip3o_packed"
-_HALF = (torch.bfloat16, torch.float16)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,8 +40,6 @@ class Packing:
             value: likewise.
             scale: factor of the products; None for one over the root of K.
         """
-        if query.is_cuda and query.dtype in _HALF:
-            return self._attend_on_cuda(query, key, value, scale)
         rows = zip(query.split(self.new, 2), key.split(self.seen, 2), value.split(self.seen, 2))  # noqa: B905
         is_grouped = query.shape[1] != key.shape[1]
         mixed = [
@@ -54,26 +53,6 @@ class Packing:
             for row in rows
         ]
         return torch.cat(mixed, dim=2).transpose(1, 2)
-
-    def _attend_on_cuda(
-        self, query: Tensor, key: Tensor, value: Tensor, scale: float | None
-    ) -> Tensor:
-        from torch.nn.attention.varlen import varlen_attn
-
-        mixed = varlen_attn(
-            query[0].transpose(0, 1),
-            key[0].transpose(0, 1),
-            value[0].transpose(0, 1),
-            _bounds(self.new, query.device),
-            _bounds(self.seen, query.device),
-            max(self.new),
-            max(self.seen),
-            scale=scale,
-            window_size=(-1, 0),
-            enable_gqa=query.shape[1] != key.shape[1],
-        )
-        assert isinstance(mixed, Tensor), "nothing else was asked for"
-        return mixed.unsqueeze(0)
 
 
 class PackedCache:
@@ -136,14 +115,19 @@ def enable(backbone: Backbone) -> None:
     backbone.padding_free = True
 
 
-def is_packed(backbone: Backbone, attention_mask: Tensor) -> bool:
-    """Whether a pass leaves out padding.
+def is_packed(
+    backbone: object, attention_mask: Tensor, cache: "PackedCache | Cache | None" = None
+) -> bool:
+    """Whether a pass leaves out padding; one that goes on from another does what that one did.
 
     Args:
         backbone: see `enable`.
         attention_mask: True for real tokens, [B, T].
+        cache: of an earlier pass.
     """
-    return backbone.padding_free and not bool(attention_mask.all())
+    if cache is not None:
+        return isinstance(cache, PackedCache)
+    return getattr(backbone, "padding_free", False) and not bool(attention_mask.all())
 
 
 def packed_states(
@@ -151,7 +135,7 @@ def packed_states(
     embeds: Tensor,
     attention_mask: Tensor,
     positions: Tensor,
-    cache: PackedCache | None,
+    cache: "PackedCache | Cache | None",
 ) -> Tensor:
     """Returns the decoder's states of padded rows, [B, T, D]; zeros where there is padding.
 
@@ -160,13 +144,13 @@ def packed_states(
         embeds: input embeddings of the new positions, [B, T, D].
         attention_mask: True for real tokens, earlier ones included, [B, past + T].
         positions: rotary positions, [B, T], or [3, B, T] on three axes.
-        cache: keys and values of earlier packed passes.
+        cache: keys and values of earlier packed passes; see `is_packed`.
     """
     num_rows, num_new = embeds.shape[:2]
     is_new = attention_mask[:, -num_new:]
     packing = Packing(is_new.sum(1).tolist(), attention_mask.sum(1).tolist())
     places = is_new.flatten().nonzero().squeeze(1)
-    if cache is not None:
+    if isinstance(cache, PackedCache):
         cache.expect(packing, embeds.device)
     states = decoder(
         inputs_embeds=embeds.flatten(0, 1).index_select(0, places).unsqueeze(0),
@@ -209,10 +193,6 @@ def _causal_mask(query: Tensor, key: Tensor) -> Tensor | None:
         return None
     full = torch.ones(num_new, num_seen, dtype=torch.bool, device=query.device)
     return full.tril(num_seen - num_new)
-
-
-def _bounds(lengths: list[int], device: torch.device) -> Tensor:
-    return torch.tensor([0, *itertools.accumulate(lengths)], dtype=torch.int32, device=device)
 
 
 def _interleaved(old: list[int], new: list[int]) -> Tensor:

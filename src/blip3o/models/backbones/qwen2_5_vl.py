@@ -302,7 +302,7 @@ class Qwen2_5VLBackbone(nn.Module):  # noqa: N801
         elif cache is not None:
             cache.rope_deltas = positions.amax((0, 2)) + 1 - attention_mask.sum(1)
         known = None if cache is None else cache.key_values
-        if isinstance(known, PackedCache) or (known is None and is_packed(self, attention_mask)):
+        if is_packed(self, attention_mask, known):
             return packed_states(self.decoder, embeds, attention_mask, positions, known)
         output = self.decoder(
             inputs_embeds=embeds,

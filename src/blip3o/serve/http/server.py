@@ -93,8 +93,9 @@ def _compute_alone(devices: list[str]) -> None:
 
     OpenMP keeps a pool of threads for every thread that computes. If the pools have more threads
     than the machine has cores, they sleep after each product instead of waiting for the next, and
-    pictures take two to three times as long. The number holds for this thread and for those that
-    begin later and set none, until an engine sets its own: so before and after the engines start.
+    pictures take two to three times as long; so models are loaded by one thread, too. The number
+    holds for this thread and for those that begin later and set none, until an engine sets its
+    own: so before and after the engines start.
     """
     if "cpu" in devices:
         torch.set_num_threads(1)
