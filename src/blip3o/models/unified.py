@@ -266,8 +266,9 @@ class UnifiedModel(nn.Module):
         mask = torch.cat([attention_mask, attention_mask.new_ones(queries.shape[:2])], dim=1)
         frozen = not any(p.requires_grad for p in self.backbone.parameters())
         if frozen and torch.is_grad_enabled() and not prompt_gradient:
+            new_cache = self.backbone.new_cache
             packed = is_packed(self.backbone, attention_mask)
-            cache = self.backbone.new_cache(**({"packed": True} if packed else {}))
+            cache = new_cache(packed=True) if packed else new_cache()
             with torch.no_grad():
                 prompt = self.backbone.embed(input_ids, prompt_images)
                 prompt_states = self.backbone(prompt, attention_mask, cache)

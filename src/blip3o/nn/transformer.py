@@ -1,11 +1,8 @@
 """A compact pre-norm transformer block, for our own small networks (no published weights)."""
 
-import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from blip3o.nn.attention import KeyValueCache, attend
-from blip3o.nn.linear import VectorLinear
 from blip3o.nn.mlp import SwiGLU, swiglu_size
 from blip3o.nn.rope import RopeTable, rotate_neighbors
 
@@ -13,13 +10,9 @@ from blip3o.nn.rope import RopeTable, rotate_neighbors
 class TransformerBlock(nn.Module):
     """Self-attention and SwiGLU, each behind a LayerNorm and added to the residual stream.
 
-    With a conditioning vector, shift, scale and gate of both branches come from it and start at
-    zero, so a fresh block is the identity (adaLN-zero of DiT, arXiv 2212.09748).
-
     Args:
         hidden_size: width (E).
         num_heads: attention heads (H).
-        condition_size: width of the conditioning vector; None for a block without one.
         is_causal: whether a token looks at earlier tokens only.
         multiple_of: the feed-forward width is rounded up to a multiple of this.
 
@@ -32,7 +25,6 @@ class TransformerBlock(nn.Module):
         hidden_size: int,
         num_heads: int,
         *,
-        condition_size: int | None = None,
         is_causal: bool = False,
         multiple_of: int = 16,
     ) -> None:
@@ -41,22 +33,15 @@ class TransformerBlock(nn.Module):
             raise ValueError(f"num_heads {num_heads} does not divide hidden_size {hidden_size}")
         self.num_heads = num_heads
         self.is_causal = is_causal
-        affine = condition_size is None
-        self.norm_attention = nn.LayerNorm(hidden_size, elementwise_affine=affine)
+        self.norm_attention = nn.LayerNorm(hidden_size)
         self.qkv = nn.Linear(hidden_size, 3 * hidden_size)
         self.out = nn.Linear(hidden_size, hidden_size)
-        self.norm_mlp = nn.LayerNorm(hidden_size, elementwise_affine=affine)
+        self.norm_mlp = nn.LayerNorm(hidden_size)
         self.mlp = SwiGLU(hidden_size, swiglu_size(hidden_size, multiple_of))
-        self.modulation: nn.Linear | None = None
-        if condition_size is not None:
-            self.modulation = VectorLinear(condition_size, 6 * hidden_size)
-            nn.init.zeros_(self.modulation.weight)
-            nn.init.zeros_(self.modulation.bias)
 
     def forward(
         self,
         hidden: Tensor,
-        vector: Tensor | None = None,
         *,
         mask: Tensor | None = None,
         rope: RopeTable | None = None,
@@ -66,26 +51,13 @@ class TransformerBlock(nn.Module):
 
         Args:
             hidden: tokens, [B, T, E].
-            vector: conditioning vector, [B, condition_size]; exactly where the block wants one.
             mask: True where a query may look, broadcastable to [B, H, T, S]; a causal block
                 combines it with its own.
             rope: rotation of the T positions, [T, K / 2] or [B, 1, T, K / 2].
             cache: keys and values of earlier tokens, extended in place.
-
-        Raises:
-            ValueError: if a vector is missing or not wanted.
         """
-        if (vector is None) != (self.modulation is None):
-            raise ValueError("a conditioning vector must be given exactly to a conditioned block")
-        if vector is None or self.modulation is None:
-            hidden = hidden + self._attention(self.norm_attention(hidden), mask, rope, cache)
-            return hidden + self.mlp(self.norm_mlp(hidden))
-        changes = self.modulation(functional.silu(vector)).unsqueeze(1).chunk(6, dim=-1)
-        shift, scale, gate, mlp_shift, mlp_scale, mlp_gate = changes
-        normed = torch.addcmul(shift, self.norm_attention(hidden), 1 + scale)
-        hidden = torch.addcmul(hidden, gate, self._attention(normed, mask, rope, cache))
-        normed = torch.addcmul(mlp_shift, self.norm_mlp(hidden), 1 + mlp_scale)
-        return torch.addcmul(hidden, mlp_gate, self.mlp(normed))
+        hidden = hidden + self._attention(self.norm_attention(hidden), mask, rope, cache)
+        return hidden + self.mlp(self.norm_mlp(hidden))
 
     def _attention(
         self,

@@ -145,7 +145,7 @@ def test_batches_without_padding_and_answers_are_as_before(
 
 
 def test_rows_do_not_see_each_other() -> None:
-    packing = packed.Packing(new=[2, 3], seen=[4, 3])
+    packing = packed.Packing(new=[2, 3], seen=[4, 3], device=torch.device("cpu"))
     query, key = torch.randn(1, 2, 5, 8), torch.randn(1, 1, 7, 8)
     before = packing.attend(query, key, key, None)
     assert before.shape == (1, 5, 2, 8)

@@ -7,6 +7,7 @@ T new positions, S real tokens of all rows, H heads, K head dim, D width.
 """
 
 import dataclasses
+import functools
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
@@ -26,10 +27,22 @@ class Packing:
     Args:
         new: new tokens of each row.
         seen: tokens that a row's new ones may look at, itself and earlier ones; at least `new`.
+        device: where the pass is computed.
     """
 
     new: list[int]
     seen: list[int]
+    device: torch.device
+
+    @functools.cached_property
+    def _masks(self) -> list[Tensor | None]:
+        """Who sees whom, [new, seen] of each row; None where all tokens are new."""
+        return [
+            None
+            if new == seen
+            else torch.ones(new, seen, dtype=torch.bool, device=self.device).tril(seen - new)
+            for new, seen in zip(self.new, self.seen, strict=True)
+        ]
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, scale: float | None) -> Tensor:
         """Returns causal attention within rows, [1, S, H, K].
@@ -40,17 +53,13 @@ class Packing:
             value: likewise.
             scale: factor of the products; None for one over the root of K.
         """
-        rows = zip(query.split(self.new, 2), key.split(self.seen, 2), value.split(self.seen, 2))  # noqa: B905
+        sides = query.split(self.new, 2), key.split(self.seen, 2), value.split(self.seen, 2)
         is_grouped = query.shape[1] != key.shape[1]
         mixed = [
             functional.scaled_dot_product_attention(
-                *row,
-                attn_mask=_causal_mask(row[0], row[1]),
-                is_causal=row[0].shape[2] == row[1].shape[2],
-                scale=scale,
-                enable_gqa=is_grouped,
+                *row, attn_mask=mask, is_causal=mask is None, scale=scale, enable_gqa=is_grouped
             )
-            for row in rows
+            for *row, mask in zip(*sides, self._masks, strict=True)
         ]
         return torch.cat(mixed, dim=2).transpose(1, 2)
 
@@ -63,15 +72,14 @@ class PackedCache:
         self._lengths: list[int] = []
         self._order: Tensor | None = None
 
-    def expect(self, packing: Packing, device: torch.device) -> None:
+    def expect(self, packing: Packing) -> None:
         """Is told, before a pass, what it adds.
 
         Args:
             packing: of the pass.
-            device: where it is computed.
         """
         if self._lengths:
-            self._order = _interleaved(self._lengths, packing.new).to(device)
+            self._order = _interleaved(self._lengths, packing.new).to(packing.device)
         self._lengths = packing.seen
 
     def update(
@@ -148,10 +156,10 @@ def packed_states(
     """
     num_rows, num_new = embeds.shape[:2]
     is_new = attention_mask[:, -num_new:]
-    packing = Packing(is_new.sum(1).tolist(), attention_mask.sum(1).tolist())
+    packing = Packing(is_new.sum(1).tolist(), attention_mask.sum(1).tolist(), embeds.device)
     places = is_new.flatten().nonzero().squeeze(1)
     if isinstance(cache, PackedCache):
-        cache.expect(packing, embeds.device)
+        cache.expect(packing)
     states = decoder(
         inputs_embeds=embeds.flatten(0, 1).index_select(0, places).unsqueeze(0),
         # Of four axes, so that no mask is made; rows keep themselves apart.
@@ -184,15 +192,6 @@ def _attention(
     return sdpa_attention_forward(
         module, query, key, value, attention_mask, scaling=scaling, **others
     )
-
-
-def _causal_mask(query: Tensor, key: Tensor) -> Tensor | None:
-    """Returns who sees whom where the queries are a row's last tokens, [T, S]; None if all are."""
-    num_new, num_seen = query.shape[2], key.shape[2]
-    if num_new == num_seen:
-        return None
-    full = torch.ones(num_new, num_seen, dtype=torch.bool, device=query.device)
-    return full.tril(num_seen - num_new)
 
 
 def _interleaved(old: list[int], new: list[int]) -> Tensor:
