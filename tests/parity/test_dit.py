@@ -8,7 +8,7 @@ from torch import Tensor
 
 from blip3o.flow.guidance import combine, guided, with_null
 from blip3o.flow.sigmas import inference_sigmas
-from blip3o.flow.solver import euler, euler_by_step
+from blip3o.flow.solver import at_levels, euler
 from blip3o.models.dit.nextdit import NextDiT, NextDiTConfig
 from blip3o.weights.keymaps.blip3o_qwen import NAMES
 
@@ -117,7 +117,9 @@ def test_guided_sampling_equals_recorded_latents(case: Any) -> None:
         return asked[-1]
 
     with torch.no_grad():
-        final = euler(recording, to_tokens(recorded["initial_latents"]), sigmas, keep)
+        final = euler(
+            at_levels(recording, sigmas), to_tokens(recorded["initial_latents"]), sigmas, keep
+        )
     assert_near(asked[0], to_tokens(recorded["guided_velocity_step_01"]), SAMPLE_TOLERANCE)
     compared = [name for name in recorded if name.startswith("latents_after_step_")]
     assert compared
@@ -141,7 +143,7 @@ def test_prepared_sampling_equals_recorded_latents(case: Any) -> None:
             grid=tuple(noise.shape[-2:]),
             truncate_timestep=True,
         )
-        final = euler_by_step(
+        final = euler(
             lambda noisy, step: combine(prepared.velocity(noisy, step), settings["guidance_scale"]),
             to_tokens(noise),
             sigmas,
@@ -158,13 +160,14 @@ def test_truncated_timesteps_equal_recorded_integers(case: Any) -> None:
         lambda _, inputs: asked.append(int(inputs[0][0]))
     )
     config = dit.config
-    euler(
-        lambda noisy, sigma: dit.velocity(
-            noisy, sigma, torch.zeros(1, 1, config.condition_size), truncate_timestep=True
-        ),
-        torch.zeros(1, config.grid**2, config.in_channels),
-        inference_sigmas(settings["num_inference_steps"], settings["scheduler"]["shift"]),
-    )
+    sigmas = inference_sigmas(settings["num_inference_steps"], settings["scheduler"]["shift"])
+    condition = torch.zeros(1, 1, config.condition_size)
+
+    def velocity(noisy: Tensor, sigma: Tensor) -> Tensor:
+        return dit.velocity(noisy, sigma, condition, truncate_timestep=True)
+
+    noise = torch.zeros(1, config.grid**2, config.in_channels)
+    euler(at_levels(velocity, sigmas), noise, sigmas)
     assert asked == settings["dit_timestep_integer_seen_by_model"]
 
 

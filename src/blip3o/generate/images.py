@@ -5,7 +5,7 @@ from torch import Tensor
 
 from blip3o.flow.guidance import combine, guided, with_null
 from blip3o.flow.sigmas import inference_sigmas
-from blip3o.flow.solver import StepCallback, euler, euler_by_step
+from blip3o.flow.solver import SOLVERS, StepCallback, at_levels
 from blip3o.models.unified import UnifiedModel
 
 
@@ -29,7 +29,7 @@ def sample_features(
         condition: backbone states at the queries of P prompts, [P, Q, D].
         noise: where the path starts, standard normal [B, N, K]; B is a multiple of P, and the
             images of a prompt are neighbors.
-        num_inference_steps: Euler steps.
+        num_inference_steps: steps of the model's solver.
         guidance_scale: 1 follows the condition alone; larger values push away from the empty one;
             a number, or one for each image, [B].
         reference: normalized features of pictures to edit, [P, N, K].
@@ -100,7 +100,7 @@ def follow_velocity(
         velocities = prepared.velocity(noisy, step)
         return combine(velocities, guidance_scale) if is_guided else velocities
 
-    return euler_by_step(velocity, noise, sigmas, callback)
+    return SOLVERS[model.config.sampling.solver](velocity, noise, sigmas, callback)
 
 
 @torch.no_grad()
@@ -130,7 +130,9 @@ def sample_features_plain(
         return model.velocity(noisy, sigma, condition, reference, truncate_timestep=truncate)
 
     velocity_fn = guided(velocity, guidance_scale) if is_guided else velocity
-    return euler(velocity_fn, noise, noise_levels(model, num_inference_steps))
+    sigmas = noise_levels(model, num_inference_steps)
+    told = at_levels(velocity_fn, sigmas.to(noise.device))
+    return SOLVERS[model.config.sampling.solver](told, noise, sigmas, None)
 
 
 @torch.no_grad()

@@ -32,7 +32,9 @@ class SamplingConfig:
 
     Args:
         guidance_scale: strength of classifier-free guidance; 1 switches it off (published: 3).
-        num_inference_steps: Euler steps of the DiT (published: 30).
+        solver: how the DiT's velocity is followed, a name out of `SOLVERS`; "heun" asks the DiT
+            twice a step (published: euler).
+        num_inference_steps: steps of the solver (published: 30).
         sigma_shift: shift of the noise levels towards pure noise (published: 1).
         num_decoder_steps: steps of the image decoder (published: 50).
         max_new_tokens: longest answer in tokens.
@@ -40,6 +42,7 @@ class SamplingConfig:
     """
 
     guidance_scale: float = 3.0
+    solver: Literal["euler", "heun"] = "euler"
     num_inference_steps: int = 30
     sigma_shift: float = 1.0
     num_decoder_steps: int = 50

@@ -1,7 +1,8 @@
 """Solvers on equations with known answers; guidance on plain arithmetic."""
 
+import dataclasses
 import math
-from typing import Any
+from typing import get_args
 
 import pytest
 import torch
@@ -9,59 +10,72 @@ from torch import Tensor
 
 from blip3o.flow.guidance import combine, drop_condition, guided, with_null
 from blip3o.flow.sigmas import inference_sigmas
-from blip3o.flow.solver import euler, heun
+from blip3o.flow.solver import SOLVERS, Solver, at_levels, euler, heun
+from blip3o.models.unified import SamplingConfig
+
+each_solver = pytest.mark.parametrize("solver", SOLVERS.values(), ids=SOLVERS)
 
 
-def growth(noisy: Tensor, sigma: Tensor) -> Tensor:
+def test_a_model_can_name_every_solver() -> None:
+    (named,) = (one.type for one in dataclasses.fields(SamplingConfig) if one.name == "solver")
+    assert get_args(named) == tuple(SOLVERS)
+
+
+def test_levels_are_told_row_by_row() -> None:
+    def velocity(noisy: Tensor, sigma: Tensor) -> Tensor:
+        assert torch.equal(sigma, torch.tensor([0.5, 0.5]))
+        return noisy + 1
+
+    noisy = torch.randn(2, 3)
+    assert torch.equal(at_levels(velocity, torch.tensor([1.0, 0.5, 0.0]))(noisy, 1), noisy + 1)
+
+
+def growth(noisy: Tensor, step: int) -> Tensor:
     """The equation dx / dsigma = x, so x(0) = x(1) / e."""
-    assert sigma.shape == noisy.shape[:1]
+    del step
     return noisy
 
 
 def test_euler_is_exact_on_a_straight_path() -> None:
     clean, noise = torch.randn(2, 3, 4, dtype=torch.float64)
-    result = euler(lambda noisy, sigma: noise - clean, noise, inference_sigmas(7))
+    result = euler(lambda noisy, step: noise - clean, noise, inference_sigmas(7))
     torch.testing.assert_close(result, clean, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize(("solver", "order"), [(euler, 1), (heun, 2)])
-def test_error_falls_with_the_order(solver: object, order: int) -> None:
+def test_error_falls_with_the_order(solver: Solver, order: int) -> None:
     noise = torch.ones(2, 1, dtype=torch.float64)
     levels = [torch.linspace(1, 0.2, n + 1, dtype=torch.float64) for n in (20, 40)]
     # The last interval is an Euler step; one with a tiny interval keeps it out of the comparison.
     ends = [torch.cat([level, level[-1:] - 1e-9]) for level in levels]
-    errors = [
-        abs(float(solver(growth, noise, end)[0]) - math.exp(-0.8))  # type: ignore[operator]
-        for end in ends
-    ]
+    errors = [abs(float(solver(growth, noise, end, None)[0]) - math.exp(-0.8)) for end in ends]
     assert errors[0] / errors[1] == pytest.approx(2**order, rel=0.1)
 
 
 @pytest.mark.parametrize(("solver", "calls"), [(euler, 5), (heun, 9)])
-def test_calls_and_callbacks(solver: object, calls: int) -> None:
-    asked: list[float] = []
+def test_calls_and_callbacks(solver: Solver, calls: int) -> None:
+    asked: list[int] = []
     steps: list[int] = []
 
-    def velocity(noisy: Tensor, sigma: Tensor) -> Tensor:
-        asked.append(float(sigma[0]))
+    def velocity(noisy: Tensor, step: int) -> Tensor:
+        asked.append(step)
         return noisy
 
-    solver(velocity, torch.ones(1, 2), inference_sigmas(5), lambda step, noisy: steps.append(step))  # type: ignore[operator]
+    solver(velocity, torch.ones(1, 2), inference_sigmas(5), lambda step, noisy: steps.append(step))
     assert len(asked) == calls
-    assert min(asked) > 0  # networks are not trained at level 0
+    assert max(asked) == 4  # networks are not trained at level 0
     assert steps == [1, 2, 3, 4, 5]
 
 
-@pytest.mark.parametrize("solver", [euler, heun])
-def test_half_precision_networks_are_followed_in_fp32(solver: object) -> None:
-    def velocity(noisy: Tensor, sigma: Tensor) -> Tensor:
+@each_solver
+def test_half_precision_networks_are_followed_in_fp32(solver: Solver) -> None:
+    def velocity(noisy: Tensor, step: int) -> Tensor:
         assert noisy.dtype == torch.bfloat16
-        assert sigma.dtype == torch.float32
         return torch.full_like(noisy, 0.001)
 
     start = torch.ones(1, 1).bfloat16()
     seen: list[Tensor] = []
-    result = solver(velocity, start, inference_sigmas(100), lambda _, x: seen.append(x))  # type: ignore[operator]
+    result = solver(velocity, start, inference_sigmas(100), lambda _, x: seen.append(x))
     assert result.dtype == torch.bfloat16
     assert float(seen[-1]) == pytest.approx(0.999, abs=1e-4)  # steps of 1e-5 vanish in bf16
 
@@ -100,13 +114,13 @@ def test_dropping_empties_whole_samples() -> None:
     assert torch.equal(dropped[[0, 2]], condition[[0, 2]])
 
 
-@pytest.mark.parametrize("solve", [euler, heun])
-def test_a_callback_may_change_the_state(solve: Any) -> None:
+@each_solver
+def test_a_callback_may_change_the_state(solver: Solver) -> None:
     noise = torch.ones(2, 3)
     levels = torch.tensor([1.0, 0.5, 0.0])
 
     def replace(num_done: int, state: torch.Tensor) -> torch.Tensor | None:
         return torch.full_like(state, 7.0) if num_done == 1 else None
 
-    result = solve(lambda state, sigma: torch.zeros_like(state), noise, levels, replace)
+    result = solver(lambda state, step: torch.zeros_like(state), noise, levels, replace)
     assert torch.equal(result, torch.full_like(noise, 7.0))

@@ -7,6 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from blip3o.core.config import evolve
+from blip3o.flow.solver import SOLVERS
 from blip3o.generate.compiled import CompiledSampler
 from blip3o.generate.images import sample_features, sample_features_plain
 from blip3o.generate.offload import Offloading
@@ -39,14 +41,35 @@ def assert_same(got: Tensor, expected: Tensor, tolerance: float) -> None:
     torch.testing.assert_close(got, expected, rtol=tolerance, atol=tolerance * scale)
 
 
+def use_solver(model: UnifiedModel, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(model, "config", evolve(model.config, {"sampling.solver": name}))
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
 @pytest.mark.parametrize("edits", [False, True])
 @pytest.mark.parametrize("guidance_scale", [1.0, 3.0])
 def test_fast_sampling_equals_plain_sampling(
-    tiny_pipe: Blip3oPipeline, guidance_scale: float, edits: bool
+    tiny_pipe: Blip3oPipeline,
+    guidance_scale: float,
+    edits: bool,
+    solver: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    use_solver(tiny_pipe.model, solver, monkeypatch)
     inputs = arguments(tiny_pipe.model, edits=edits) | {"guidance_scale": guidance_scale}
     expected = sample_features_plain(tiny_pipe.model, **inputs)
     assert_same(sample_features(tiny_pipe.model, **inputs), expected, 1e-5)
+
+
+def test_a_model_follows_its_own_solver(
+    tiny_pipe: Blip3oPipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inputs = arguments(tiny_pipe.model, edits=False) | {"guidance_scale": 3.0}
+    drawn: dict[str, Tensor] = {}
+    for name in SOLVERS:
+        use_solver(tiny_pipe.model, name, monkeypatch)
+        drawn[name] = sample_features(tiny_pipe.model, **inputs)
+    assert not torch.allclose(drawn["euler"], drawn["heun"], atol=1e-3)
 
 
 def test_images_must_be_shared_out_evenly(tiny_pipe: Blip3oPipeline) -> None:

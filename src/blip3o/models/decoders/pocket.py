@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from blip3o.flow.path import clean_to_velocity
 from blip3o.flow.sigmas import inference_sigmas
-from blip3o.flow.solver import euler
+from blip3o.flow.solver import at_levels, euler
 from blip3o.nn.embedding import TimestepEmbedding
 from blip3o.nn.linear import VectorLinear
 
@@ -158,7 +158,8 @@ class PocketDecoder(nn.Module):
         def velocity(pixels: Tensor, sigma: Tensor) -> Tensor:
             return self.velocity(pixels, sigma, features)
 
-        return euler(velocity, noise, sigmas).clamp(-1.0, 1.0)
+        levels = sigmas.to(noise.device)
+        return euler(at_levels(velocity, levels), noise, sigmas).clamp(-1.0, 1.0)
 
 
 class _ResidualBlock(nn.Module):
