@@ -167,7 +167,8 @@ def naming(runs: Path = RUNS) -> RunConfig:
 
     Facts right after names, alone, are learned in minutes, and questions and edits that name a
     thing, and prompts of two things, build on it. Mixed with captions it was not learned in 40,000
-    conversations (docs/log.md).
+    conversations (docs/log.md). These drills of many kinds at once are not learned from scratch,
+    either: one kind alone is, in 160 steps (docs/log.md, session 8).
     """
     entries = (
         _entry("scenes", "image_to_text", conversation="drills", max_turns=3),
