@@ -16,9 +16,10 @@ import torch
 from blip3o.core.config import to_dict
 from blip3o.eval.scenes import ScenesBenchmark
 from blip3o.recipes import pocket
+from blip3o.recipes.pocket_parts import model
 from blip3o.weights.folder import BUNDLED, load_model, save_model
 
-STAGES = ("encoder", "decoder", "naming", "counting", "understanding", "generation", "tune")
+STAGES = tuple(pocket.all_stages(Path("runs")))
 
 CARD = """---
 license: apache-2.0
@@ -34,8 +35,8 @@ at {px} x {px} pixels. It knows nothing else: prompts outside the words of that 
 of that world.
 
 Architecture, recipes and code are those of the large models; only the numbers in
-`blip3o/recipes/pocket.py` are small. Sprites of the training data are cut from Noto Color Emoji
-(SIL OFL 1.1, see `blip3o/data/scenes/NOTICE.txt`).
+`blip3o/recipes/pocket_parts.py` are small. Sprites of the training data are cut from Noto Color
+Emoji (SIL OFL 1.1, see `blip3o/data/scenes/NOTICE.txt`).
 
 ## Training
 
@@ -126,7 +127,7 @@ def main() -> None:
     results = json.loads(options.results.read_text(encoding="utf-8"))
     rows = [stage_row(options.run_dir, stage) for stage in stage_folders(options.run_dir)]
     count = sum(parameter.numel() for parameter in loaded.model.parameters())
-    differences = differences_from(to_dict(pocket.model()), to_dict(loaded.model.config))
+    differences = differences_from(to_dict(model()), to_dict(loaded.model.config))
     sentence = f"\nOlder than the recipe in: {', '.join(differences)}.\n" if differences else ""
     sentence += f"\n{options.note}\n" if options.note else ""
     card = CARD.format(

@@ -64,7 +64,8 @@ class Example:
     """A record made into something to learn by a task; pictures decoded, nothing tokenized.
 
     Args:
-        task: "text_to_image", "image_to_text", "text", "edit", "reconstruct" or "contrastive".
+        task: "text_to_image", "image_to_text", "text", "plain_text", "edit", "reconstruct" or
+            "contrastive".
         record: where it came from.
         messages: the conversation; for image targets it ends with the user's turn.
         prompt_images: roles (keys of `record.files`) of the pictures in the messages, in order.

@@ -23,7 +23,7 @@ MAX_REGIONS = 8
 """Most ground-truth objects of a picture that a batch carries."""
 
 _IMAGE_TARGETS = ("text_to_image", "edit", "reconstruct")
-_TEXT_TARGETS = ("image_to_text", "text")
+_TEXT_TARGETS = ("image_to_text", "text", "plain_text")
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -143,6 +143,8 @@ class Preparer:
                     return chat.image_prompt(chat.reconstruct_messages()), []
                 case "contrastive":
                     return chat.tokenizer.encode(caption, allow_special=False), []
+                case "plain_text":
+                    return chat.plain.conversation(example.messages)
                 case _:
                     return chat.conversation(example.messages, image_tokens)
         except UsageError as error:  # here the user is a file

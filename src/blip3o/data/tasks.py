@@ -81,15 +81,21 @@ def image_to_text(record: Record, rng: np.random.Generator) -> Example:
 def text(record: Record, rng: np.random.Generator) -> Example:
     """Learns the answers of a conversation without pictures."""
     del rng
-    messages = _messages(_field(record, "text_conversations", list))
-    if any(IMAGE_MARK in message.text for message in messages):
-        raise ValueError("an image mark in a conversation without pictures")
-    return Example(task="text", record=record, messages=messages)
+    return Example(task="text", record=record, messages=_text_messages(record))
+
+
+def plain_text(record: Record, rng: np.random.Generator) -> Example:
+    """Learns the answers of such a conversation where no chat format stands around its turns."""
+    del rng
+    return Example(task="plain_text", record=record, messages=_text_messages(record))
 
 
 TASKS: Mapping[str, TaskFunction] = {
     task.__name__: task
-    for task in (text_to_image, edit, reconstruct, contrastive, image_to_text, text)
+    for task in (
+        *(text_to_image, edit, reconstruct, contrastive),
+        *(image_to_text, text, plain_text),
+    )
 }
 
 PICTURES: Mapping[str, tuple[str, ...]] = {
@@ -99,6 +105,7 @@ PICTURES: Mapping[str, tuple[str, ...]] = {
     "contrastive": ("image",),
     "image_to_text": ("image",),
     "text": (),
+    "plain_text": (),
 }
 """Which pictures of a record each task looks at."""
 
@@ -106,6 +113,7 @@ PICTURES: Mapping[str, tuple[str, ...]] = {
 CONVERSATIONS: Mapping[str, str] = {
     "image_to_text": "conversations",
     "text": "text_conversations",
+    "plain_text": "text_conversations",
 }
 """The field that a conversation of each task is in, unless the mixture names another one."""
 
@@ -176,6 +184,13 @@ def _without_mark(caption: str) -> str:
     if IMAGE_MARK in caption:  # it would claim a picture that is not there
         raise ValueError(f"{IMAGE_MARK} in a caption or an instruction")
     return caption
+
+
+def _text_messages(record: Record) -> tuple[Message, ...]:
+    messages = _messages(_field(record, "text_conversations", list))
+    if any(IMAGE_MARK in message.text for message in messages):
+        raise ValueError("an image mark in a conversation without pictures")
+    return messages
 
 
 def _messages(turns: Sequence[Any]) -> tuple[Message, ...]:

@@ -28,7 +28,7 @@ class NextTokenConfig:
     """
 
     kind: str = "next_token"
-    tasks: tuple[str, ...] = ("image_to_text", "text")
+    tasks: tuple[str, ...] = ("image_to_text", "text", "plain_text")
     weight: float = 1.0
     length_power: float = 0.0
     hidden_share: float = 0.0

@@ -1,12 +1,14 @@
 r"""The chat format: conversations as token ids, for training and for prompts.
 
 A turn of the Qwen family is `<|im_start|>{role}\n{content}<|im_end|>\n`, one of Llama 3
-`<|start_header_id|>{role}<|end_header_id|>\n\n{content}<|eot_id|>`.
+`<|start_header_id|>{role}<|end_header_id|>\n\n{content}<|eot_id|>`, a plain one
+`{content}<|endoftext|>`.
 What people and data say is read as plain text: only this file places special tokens, so no caption
 can end a turn or claim a picture that is not there.
 """
 
 import dataclasses
+import functools
 from collections.abc import Iterator, Sequence
 from typing import Literal
 
@@ -15,6 +17,7 @@ from blip3o.core.types import IGNORE_LABEL, IMAGE_MARK, Message
 from blip3o.text.tokenizer import (
     IMAGE_PAD,
     IMAGE_START,
+    PAD,
     TURN_END,
     TURN_START,
     VISION_END,
@@ -45,10 +48,10 @@ class _TurnFormat:
     """What stands around the role and the content of a turn."""
 
     begin: tuple[_Special, ...] = ()  # once, before the first turn
-    start: _Special
-    after_role: tuple[_Piece, ...]
+    start: _Special | None  # None for turns without a header: no role, no `after_role`
+    after_role: tuple[_Piece, ...] = ()
     end: _Special
-    after_turn: str
+    after_turn: str = ""
 
 
 _FORMATS = {
@@ -63,8 +66,8 @@ _FORMATS = {
         start=_Special("<|start_header_id|>"),
         after_role=(_Special("<|end_header_id|>"), "\n\n"),
         end=_Special("<|eot_id|>"),
-        after_turn="",
     ),
+    "plain": _TurnFormat(start=None, end=_Special(PAD)),
 }
 
 
@@ -87,7 +90,7 @@ class ChatConfig:
         ValueError: if a template lacks its placeholder.
     """
 
-    kind: Literal["qwen", "llama3"] = "qwen"
+    kind: Literal["qwen", "llama3", "plain"] = "qwen"
     system: str | None = "You are a helpful assistant."
     generate: str = "Please generate image based on the following caption: {caption}"
     edit: str = "{instruction}"
@@ -126,6 +129,12 @@ class ChatTemplate:
         self.config = config
         self.num_image_tokens = num_image_tokens
         self._format = _FORMATS[config.kind]
+
+    @functools.cached_property
+    def plain(self) -> "ChatTemplate":
+        """The same without a chat format: no headers, no system turn."""
+        config = dataclasses.replace(self.config, kind="plain", system=None)
+        return ChatTemplate(self.tokenizer, config, self.num_image_tokens)
 
     @property
     def turn_end_id(self) -> int:
@@ -243,6 +252,8 @@ class ChatTemplate:
         yield from messages
 
     def _header(self, role: str, part: _Part) -> Iterator[_Placed]:
+        if self._format.start is None:
+            return
         for piece in (self._format.start, role, *self._format.after_role):
             yield piece, part
 

@@ -13,7 +13,7 @@ from blip3o.core.types import Record
 from blip3o.data.loader import BadSample
 from blip3o.data.mixture import DataConfig, MixtureEntry
 from blip3o.data.tasks import PICTURES, TASKS
-from blip3o.recipes.pocket import naming
+from blip3o.recipes.pocket_language import naming
 
 DOCS = Path(__file__).parents[3] / "docs" / "data.md"
 

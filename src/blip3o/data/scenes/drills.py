@@ -21,7 +21,9 @@ from blip3o.data.scenes.asking import (
 from blip3o.data.scenes.phrasing import pick
 from blip3o.data.scenes.things import COLORS, NUMBER_WORDS, plural, with_article
 from blip3o.data.scenes.types import Scene, place
-from blip3o.data.scenes.words import join, noun
+from blip3o.data.scenes.words import join, noun, reading_order
+
+COLORS_OF = ("What color are {}?", "Which color are {}?", "What is the color of {}?")
 
 
 def _is_there(scene: Scene, rng: np.random.Generator) -> QA:
@@ -64,6 +66,52 @@ def one_or_none(scene: Scene, rng: np.random.Generator) -> list[QA]:
     return asked
 
 
+def look_ups(scene: Scene, rng: np.random.Generator) -> list[QA]:
+    """Asks three times for colors by name, perhaps for that of a thing that is not there.
+
+    What is learned first, because it is alone: among drills of other kinds colors are guessed from
+    what is left over, and never looked up (docs/log.md, sessions 8 and 9).
+
+    Args:
+        scene: what the picture shows; where no thing is alone, all things are asked for.
+        rng: chooses things, their order and phrasings.
+    """
+    return [_colors_of(scene, rng) or colors_of_all(scene, rng) for _ in range(3)]
+
+
+def colors_of_all(scene: Scene, rng: np.random.Generator) -> QA:
+    """Asks for the colors of all things that are there: "the cats red; the dog blue".
+
+    Args:
+        scene: what is there.
+        rng: chooses the order of things and the phrasing.
+    """
+    colors: dict[str, list[str]] = {}
+    for one in reading_order(scene.objects):
+        colors.setdefault(one.thing, []).append(one.color)
+    facts = [
+        (f"the {plural(thing) if len(own) > 1 else thing}", join(list(dict.fromkeys(own))))
+        for thing, own in colors.items()
+    ]
+    return _asked("colors_of", pick(rng, COLORS_OF), facts, rng)
+
+
+def bare_look_up(pair: Scene, rng: np.random.Generator) -> tuple[str, QA]:
+    """Returns "red cat blue dog" and what follows: "dog blue cat red", of which colors are learned.
+
+    With an article or a frame around it, it is not found out in the same time (docs/log.md).
+
+    Args:
+        pair: two different things.
+        rng: chooses the order of both.
+    """
+    first, second = (rng.permutation(2) for _ in range(2))
+    said = [pair.objects[int(k)] for k in first]
+    asked = [pair.objects[int(k)] for k in second]
+    words = "".join(f" {one.color} {one.thing}" for one in said)
+    return words, _facts("bare", "", [(f" {one.thing}", one.color) for one in asked], between="")
+
+
 def _colors_of(scene: Scene, rng: np.random.Generator) -> QA | None:
     """Asks for the colors of several things at once, perhaps of one that is not there.
 
@@ -73,7 +121,7 @@ def _colors_of(scene: Scene, rng: np.random.Generator) -> QA | None:
     they only repeat the question, and their loss hides that of the facts.
     """
     facts = [(f"the {one.thing}", one.color) for one in single_objects(scene)]
-    question = pick(rng, ("What color are {}?", "Which color are {}?", "What is the color of {}?"))
+    question = pick(rng, COLORS_OF)
     absent = f"the {absent_thing(scene, rng)}", "none"
     return _drill("colors_of", question, facts, absent, rng)
 
@@ -122,14 +170,23 @@ def _drill(
         facts = [*facts, absent]
     if len(facts) < 2:
         return None
+    return _asked(kind, question, facts, rng)
+
+
+def _asked(kind: str, question: str, facts: list[tuple[str, str]], rng: np.random.Generator) -> QA:
+    """Returns one question for all facts, in mixed order."""
     facts = [facts[int(k)] for k in rng.permutation(len(facts))]
-    names = join([name for name, _ in facts])
+    return _facts(kind, question.format(join([name for name, _ in facts])), facts)
+
+
+def _facts(kind: str, question: str, facts: list[tuple[str, str]], between: str = "; ") -> QA:
+    """Returns a question with facts for an answer, each right after its name, and learned alone."""
     answer, learned = "", []
     for name, said in facts:
-        answer += f"; {name}" if answer else name
+        answer += f"{between}{name}" if answer else name
         learned.append((len(answer), len(answer) + 1 + len(said)))  # with the space before it
         answer += f" {said}"
-    return QA(kind=kind, question=question.format(names), answer=answer, learned=tuple(learned))
+    return QA(kind=kind, question=question, answer=answer, learned=tuple(learned))
 
 
 DRILL_MAKERS: dict[str, Callable[[Scene, np.random.Generator], QA | None]] = {

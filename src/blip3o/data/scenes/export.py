@@ -20,15 +20,15 @@ from blip3o.core.rng import numpy_rng
 from blip3o.core.types import IMAGE_MARK
 from blip3o.data.scenes.asking import QA
 from blip3o.data.scenes.captions import caption_texts, pair_texts
-from blip3o.data.scenes.drills import one_or_none
+from blip3o.data.scenes.drills import bare_look_up, look_ups, one_or_none
 from blip3o.data.scenes.edits import sample_edit
 from blip3o.data.scenes.questions import DRILLS, describe, questions
 from blip3o.data.scenes.render import render
 from blip3o.data.scenes.scene import check_split, sample_pair, sample_scene
-from blip3o.data.scenes.text_questions import text_conversation
+from blip3o.data.scenes.text_questions import text_conversation, text_look_ups
 from blip3o.data.scenes.types import Scene
 
-VERSION = 4
+VERSION = 5
 """Of what is written; raise it when the same settings would write other contents."""
 Format = Literal["webdataset", "jsonl"]
 _Member = tuple[str, bytes]
@@ -201,13 +201,17 @@ def scene_fields(scene: Scene, index: int, rng: np.random.Generator) -> dict[str
     words, about_words = text_conversation(scene, rng)
     drills = questions(scene, rng, DRILLS)
     text_drills = [qa for qa in about_words if qa.kind in (*DRILLS, "relation")]
+    counted = _turns(_unlike(one_or_none(scene, rng)), f"{IMAGE_MARK}\n")
+    seen, (listed, read) = look_ups(scene, rng), text_look_ups(scene, rng)
     return {
         "captions": captions,
         "conversations": _turns(asked, f"{IMAGE_MARK}\n"),
         "text_conversations": _text_turns(_unlike(about_words), words),
         "drills": _turns(_unlike(drills), f"{IMAGE_MARK}\n"),
         "text_drills": _text_turns(_unlike(text_drills), words),
-        "count_drills": _turns(_unlike(one_or_none(scene, rng)), f"{IMAGE_MARK}\n"),
+        "count_drills": counted,
+        "look_ups": _turns(_unlike(seen), f"{IMAGE_MARK}\n"),
+        "text_look_ups": _turns([read], listed),
         "objects": [asdict(one) for one in scene.objects],
         "background": scene.background,
         "index": index,
@@ -257,10 +261,12 @@ def _edit_sample(settings: ScenesExport, index: int) -> _Sample:
 
 def _pair_sample(settings: ScenesExport, index: int) -> _Sample:
     scene = sample_pair(settings.seed, index, settings.split)
+    rng = numpy_rng(settings.seed, f"scenes/pairs/{settings.split}/words", index)
+    captions = pair_texts(scene, rng)
+    words, asked = bare_look_up(scene, rng)
     fields = {
-        "captions": pair_texts(
-            scene, numpy_rng(settings.seed, f"scenes/pairs/{settings.split}/words", index)
-        ),
+        "captions": captions,
+        "bare_look_ups": _turns([asked], words),
         "objects": [asdict(one) for one in scene.objects],
         "background": scene.background,
         "index": index,

@@ -1,9 +1,12 @@
 """Questions that need no picture: they begin with a scene in words."""
 
+from dataclasses import replace
+
 import numpy as np
 
 from blip3o.data.scenes.asking import QA
 from blip3o.data.scenes.captions import detailed_caption
+from blip3o.data.scenes.drills import colors_of_all
 from blip3o.data.scenes.phrasing import opened, pick, related
 from blip3o.data.scenes.questions import DRILLS, KINDS, WORDED, questions
 from blip3o.data.scenes.types import Scene, relations
@@ -45,6 +48,21 @@ def text_conversation(scene: Scene, rng: np.random.Generator) -> tuple[str, list
         words = join([phrase(named[int(k)]) for k in rng.permutation(len(named))])
     many = words.split()[0] in ("two", "three", "four")
     return f"{opened(rng, words, many=many)}. ", asked
+
+
+def text_look_ups(scene: Scene, rng: np.random.Generator) -> tuple[str, QA]:
+    """Returns a list of what there is, and the color of each thing.
+
+    No question stands between: its names would be found before those that stand by a color.
+
+    Args:
+        scene: what the words describe.
+        rng: where the choices come from.
+    """
+    named = groups(scene)
+    words = join([phrase(named[int(k)]) for k in rng.permutation(len(named))])
+    many = words.split()[0] in ("two", "three", "four")
+    return f"{opened(rng, words, many=many)}.", replace(colors_of_all(scene, rng), question="")
 
 
 def _pair(scene: Scene, named: list[Group], rng: np.random.Generator) -> tuple[str, list[QA]]:

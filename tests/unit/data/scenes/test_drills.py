@@ -9,9 +9,9 @@ import pytest
 
 from blip3o.core.rng import numpy_rng
 from blip3o.data.scenes.asking import QA
-from blip3o.data.scenes.drills import one_or_none
+from blip3o.data.scenes.drills import bare_look_up, colors_of_all, look_ups, one_or_none
 from blip3o.data.scenes.questions import questions
-from blip3o.data.scenes.scene import sample_scene
+from blip3o.data.scenes.scene import sample_pair, sample_scene
 from blip3o.data.scenes.things import NUMBER_WORDS, THINGS, plural, with_article
 from blip3o.data.scenes.types import Placed, place
 from blip3o.data.scenes.words import noun
@@ -102,3 +102,45 @@ def test_one_or_none_is_told_by_the_name_alone() -> None:
             if 1 in there.values():
                 answers[qa.answer] += 1
     assert answers["one"] / answers.total() == pytest.approx(0.5, abs=0.05)
+
+
+def test_look_ups_ask_for_colors_by_name_and_for_nothing_else() -> None:
+    for index, scene in enumerate(SCENES[:200]):
+        colors: dict[str, set[str]] = {}
+        for one in scene.objects:
+            colors.setdefault(one.thing, set()).add(one.color)
+        asked = look_ups(scene, numpy_rng(0, "look_ups", index))
+        assert len(asked) == 3
+        for qa in asked:
+            assert qa.learned is not None
+            for fact, (start, stop) in zip(qa.answer.split("; "), qa.learned, strict=True):
+                _, name, said = fact.split(" ", 2)
+                assert qa.answer[start:stop] == f" {said}"
+                assert name in qa.question
+                known = colors.get(THING_OF[name], {"none"})
+                assert set(said.split(" and ")) == known
+
+
+def test_all_colors_of_a_scene_are_told() -> None:
+    for index, scene in enumerate(SCENES[:200]):
+        qa = colors_of_all(scene, numpy_rng(0, "look_ups", index))
+        facts = [fact.split(" ", 2)[1:] for fact in qa.answer.split("; ")]
+        assert {THING_OF[name] for name, _ in facts} == {one.thing for one in scene.objects}
+        told = {(THING_OF[name], c) for name, said in facts for c in said.split(" and ")}
+        assert told == {(one.thing, one.color) for one in scene.objects}
+
+
+def test_a_bare_look_up_names_each_thing_twice_and_learns_its_color() -> None:
+    orders = set()
+    for index in range(40):
+        pair = sample_pair(0, index)
+        words, qa = bare_look_up(pair, numpy_rng(0, "bare", index))
+        read = words.split()
+        said = qa.answer.split()
+        colors = dict(zip(read[1::2], read[0::2], strict=True))
+        assert colors == dict(zip(said[0::2], said[1::2], strict=True))
+        assert colors == {one.thing: one.color for one in pair.objects}
+        assert [qa.answer[a:b] for a, b in qa.learned or ()] == [f" {c}" for c in said[1::2]]
+        assert words[0] == qa.answer[0] == " "  # so that words at the start are words, too
+        orders.add(read[1::2] == said[0::2])
+    assert orders == {False, True}

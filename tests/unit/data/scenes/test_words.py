@@ -299,6 +299,7 @@ def test_training_asks_drills_and_no_question_twice() -> None:
             "drills",
             "text_drills",
             "count_drills",
+            "look_ups",
         ):
             asked = [turn["value"] for turn in fields[name][0::2]]
             plain = [text.split("\n")[-1].split(". ")[-1] for text in asked]

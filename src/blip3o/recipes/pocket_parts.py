@@ -1,0 +1,120 @@
+"""What the recipes of the pocket model share: the model, where things lie, how stages are made."""
+
+from pathlib import Path
+from typing import Any
+
+from blip3o.data.mixture import MixtureEntry
+from blip3o.data.sources.webdataset import WebDatasetConfig
+from blip3o.models.backbones.qwen3 import Qwen3BackboneConfig
+from blip3o.models.decoders.pocket import PocketDecoderConfig
+from blip3o.models.dit.nextdit import NextDiTConfig
+from blip3o.models.encoders.normalizer import FeatureNormalizerConfig
+from blip3o.models.encoders.pocket import PocketEncoderConfig
+from blip3o.models.unified import SamplingConfig, UnifiedModelConfig
+from blip3o.text.chat import ChatConfig
+from blip3o.train.config import InitConfig, OptimizerConfig, TrainConfig
+
+SCENES = "runs/scenes"
+"""Where the recipes look for the scenes data set, and write it if it is not there."""
+FEATURES = "runs/features"
+"""Where frozen image features are kept."""
+RUNS = Path("runs/pocket")
+"""Where a single stage looks for the stages before it."""
+
+IMAGE_PX = 96
+VOCAB_SIZE, IMAGE_PAD_ID = 768, 6
+GRID, CHANNELS, COMPONENTS = 4, 192, 64
+WIDTH = 192
+SIGMA_SHIFT = 4.0
+DECODER_SIGMA_SHIFT = 6.0
+
+
+def model() -> UnifiedModelConfig:
+    """Returns the pocket model: 15.6 M parameters in the shape of the 8B model."""
+    return UnifiedModelConfig(
+        backbone=Qwen3BackboneConfig(
+            vocab_size=VOCAB_SIZE,
+            hidden_size=WIDTH,
+            intermediate_size=512,
+            num_layers=4,
+            num_heads=6,
+            num_kv_heads=6,
+            head_dim=32,
+            image_token_id=IMAGE_PAD_ID,
+            image_channels=CHANNELS,
+            # The features' variances span four orders of magnitude; a thing's name is in the small.
+            image_normalizer=FeatureNormalizerConfig(
+                num_components=CHANNELS, power=1.0, floor=0.03
+            ),
+            rope_theta=10_000.0,
+        ),
+        image_encoder=PocketEncoderConfig(
+            image_px=IMAGE_PX,
+            stem_channels=(32, 64, 128),
+            stem_strides=(2, 2, 3, 1),
+            hidden_size=CHANNELS,
+            num_layers=2,
+            num_heads=6,
+            pool=2,
+        ),
+        normalizer=FeatureNormalizerConfig(num_components=COMPONENTS, power=0.5),
+        num_query_tokens=16,
+        query_init_std=0.02,
+        dit=NextDiTConfig(
+            in_channels=COMPONENTS,
+            condition_size=WIDTH,
+            hidden_size=256,
+            num_layers=6,
+            num_heads=8,
+            num_kv_heads=8,
+            grid=GRID,
+            multiple_of=32,
+            reference_channels=COMPONENTS,
+        ),
+        image_decoder=PocketDecoderConfig(
+            image_px=IMAGE_PX,
+            feature_channels=COMPONENTS,
+            grid=GRID,
+            widths=(256, 160, 64),
+            num_blocks=(2, 2, 2),
+            middle_scale=3,
+            fine_scale=2,
+            sigma_shift=DECODER_SIGMA_SHIFT,
+        ),
+        # A short chat format: on a small model every token of boilerplate costs.
+        chat=ChatConfig(system=None, generate="draw: {caption}", edit="edit: {instruction}"),
+        sampling=SamplingConfig(
+            guidance_scale=3.0, num_inference_steps=24, sigma_shift=SIGMA_SHIFT, num_decoder_steps=3
+        ),
+    )
+
+
+def entry(shards: str, task: str, **settings: Any) -> MixtureEntry:  # noqa: ANN401  (fields)
+    """Returns a task on scenes, edits or pairs of the scenes data set."""
+    source = WebDatasetConfig(path=f"{SCENES}/{shards}-*.tar", name=shards)
+    return MixtureEntry(source=source, task=task, **settings)
+
+
+def after(runs: Path, stage: str, *parts: str) -> InitConfig:
+    """Returns the weights of an earlier stage, or only some parts of them."""
+    return InitConfig(folder=str(runs / stage), parts=parts)
+
+
+def training(
+    *trainable: str,
+    steps: int,
+    batch: int,
+    lr: float,
+    micro_batch: int | None = None,
+    sample_every: int = 500,
+) -> TrainConfig:
+    """Returns how a stage is trained: rates with a cosine decay, a checkpoint every 250 steps."""
+    return TrainConfig(
+        steps=steps,
+        global_batch_size=batch,
+        micro_batch_size=micro_batch or batch,
+        trainable=trainable,
+        optimizer=OptimizerConfig(lr=lr, min_lr=lr / 50),
+        checkpoint_every=250,
+        sample_every=sample_every,
+    )
