@@ -8,13 +8,19 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-_SHORT_KEYS = {torch.float32: 32, torch.bfloat16: 64}
+_SHORT_KEYS = {
+    (torch.float32, False): 32,
+    (torch.bfloat16, False): 192,
+    (torch.bfloat16, True): 192,
+}
 """Up to this many keys, plain products train faster on a CPU than the fused kernel does.
 
-Measured with one thread, 128 rows, 8 heads of 32, forward and backward. In fp32 16 x 16 tokens take
-6.3 ms against 9.7 ms, 64 x 64 as long as fused. In bf16 (AVX512-BF16) the fused kernel's backward
-pass is slow: 16 x 16 tokens take 11 ms against 100 ms, 64 x 64 take 36 ms against 185 ms. The fused
-kernel wins wherever no gradient is asked.
+By the type of the products and whether there is a mask. Measured with one thread, forward and
+backward, heads of 32: in fp32 128 x 8 times 16 x 16 tokens take 6.3 ms against 9.7 ms on a CPU with
+AVX2 (but 22 against 14 on one with AVX-512), 64 x 64 as long as fused. In bf16 with AVX512-BF16 the
+fused kernel's backward pass is slow: 7 against 62 ms, 46 against 176, 192 x 192 (16 x 8 times) 56
+against 64 to 87. bf16 with AMX has not been measured. The fused kernel wins wherever no gradient is
+asked.
 """
 
 
@@ -25,8 +31,9 @@ def attend(
     *,
     mask: Tensor | None = None,
     is_causal: bool = False,
+    scale: float | None = None,
 ) -> Tensor:
-    """Returns softmax(query key^T / sqrt(K)) value, [B, H, T, K].
+    """Returns softmax(scale query key^T) value, [B, H, T, K].
 
     Args:
         query: [B, H, T, K].
@@ -35,6 +42,7 @@ def attend(
         mask: True where a query may look, broadcastable to [B, H, T, S]; or a float tensor that
             is added to the scores.
         is_causal: the T queries are the last T of the S positions, and none looks ahead.
+        scale: factor of the products; None for 1 / sqrt(K).
 
     Raises:
         ValueError: if both `mask` and `is_causal` are given.
@@ -47,35 +55,60 @@ def attend(
             is_causal = False  # the one query is the last position: it sees everything
         elif num_queries != num_keys:
             is_causal, mask = False, _causal_mask(num_queries, num_keys, query.device)
-    if mask is None and not is_causal and _prefer_products(query, key):
-        return attend_by_products(query, key, value)
+    if prefers_products(query, key, is_masked=is_causal or mask is not None):
+        if is_causal:
+            mask = _causal_mask(query.shape[-2], key.shape[-2], query.device)
+        return attend_by_products(query, key, value, mask=mask, scale=scale)
     return functional.scaled_dot_product_attention(
         query,
         key,
         value,
         attn_mask=mask,
         is_causal=is_causal,
+        scale=scale,
         enable_gqa=query.shape[1] != key.shape[1],
     )
 
 
-def attend_by_products(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """Returns the same as `attend` without mask, as two matrix products and a softmax."""
+def attend_by_products(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    *,
+    mask: Tensor | None = None,
+    scale: float | None = None,
+) -> Tensor:
+    """Returns the same as `attend`, as two matrix products and a softmax.
+
+    Where a mask lets a query see nothing, the result is the mean of all values.
+    """
     if query.shape[1] != key.shape[1]:
         repeats = query.shape[1] // key.shape[1]
         key = key.repeat_interleave(repeats, dim=1)
         value = value.repeat_interleave(repeats, dim=1)
-    scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-1, -2)
-    return scores.softmax(-1) @ value
+    factor = query.shape[-1] ** -0.5 if scale is None else scale
+    scores = (query * factor) @ key.transpose(-1, -2)
+    if mask is not None and mask.dtype == torch.bool:
+        scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
+    elif mask is not None:
+        scores = scores + mask
+    return (scores.softmax(-1) @ value.to(scores.dtype)).to(value.dtype)
 
 
-def _prefer_products(query: Tensor, key: Tensor) -> bool:
-    return (
-        query.device.type == "cpu"
-        and key.shape[-2] <= _SHORT_KEYS.get(query.dtype, 0)
-        and torch.is_grad_enabled()
-        and (query.requires_grad or key.requires_grad)
-    )
+def prefers_products(query: Tensor, key: Tensor, *, is_masked: bool) -> bool:
+    """Whether products are the faster way to train through this attention.
+
+    Args:
+        query: as for `attend`.
+        key: likewise.
+        is_masked: whether there is a mask, or causality.
+    """
+    if query.device.type != "cpu" or not torch.is_grad_enabled():
+        return False
+    is_autocast = torch.is_autocast_enabled("cpu")
+    dtype = torch.get_autocast_dtype("cpu") if is_autocast else query.dtype
+    most = _SHORT_KEYS.get((dtype, is_masked), 0)
+    return key.shape[-2] <= most and (query.requires_grad or key.requires_grad)
 
 
 def _causal_mask(num_queries: int, num_keys: int, device: torch.device) -> Tensor:

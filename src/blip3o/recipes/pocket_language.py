@@ -7,7 +7,7 @@ mixed with everything they are not (docs/training.md).
 import dataclasses
 from pathlib import Path
 
-from blip3o.data.mixture import DataConfig
+from blip3o.data.mixture import DataConfig, MixtureEntry
 from blip3o.objectives.next_token import NextTokenConfig
 from blip3o.recipes.pocket_parts import FEATURES, IMAGE_PX, RUNS, after, entry, model, training
 from blip3o.train.config import RunConfig, TrainConfig
@@ -22,6 +22,11 @@ QUESTIONS = (
 _LOOK_UPS = entry("scenes", "image_to_text", conversation="look_ups")
 _BARE = entry("pairs", "plain_text", conversation="bare_look_ups")
 _LISTS = entry("scenes", "text", conversation="text_look_ups")
+_NAMING = (
+    entry("scenes", "image_to_text", conversation="drills", max_turns=3),
+    entry("scenes", "text", conversation="text_drills", max_turns=3),
+    *(dataclasses.replace(one, weight=0.5) for one in (_LISTS, _BARE, _LOOK_UPS)),
+)
 
 
 def look_ups(runs: Path = RUNS) -> RunConfig:
@@ -32,13 +37,8 @@ def look_ups(runs: Path = RUNS) -> RunConfig:
     One kind of question, alone, is looked up within 160 steps; a mixture of kinds is answered by
     what is left over, for good (docs/log.md, session 8).
     """
-    return RunConfig(
-        model=model(),
-        init=(after(runs, "encoder"),),
-        data=DataConfig(mixture=(_LOOK_UPS,), image_px=IMAGE_PX, feature_cache=FEATURES),
-        objectives=(NextTokenConfig(length_power=0.5),),
-        train=_drill(steps=200, batch=32, lr=2e-3, micro_batch=16),
-    )
+    train = _constant(steps=200, batch=32, lr=2e-3, micro_batch=16)
+    return _drill(runs, "encoder", (_LOOK_UPS,), train)
 
 
 def words(runs: Path = RUNS) -> RunConfig:
@@ -50,14 +50,9 @@ def words(runs: Path = RUNS) -> RunConfig:
     out, and in longer texts it is not: attention is spread over too many tokens (docs/log.md,
     session 9). A few pictures go along, or they are forgotten.
     """
-    base = look_ups(runs)
     mixture = (dataclasses.replace(_BARE, weight=12), _LOOK_UPS)
-    return dataclasses.replace(
-        base,
-        init=(after(runs, "look_ups"),),
-        data=dataclasses.replace(base.data, mixture=mixture),
-        train=_drill(steps=500, batch=208, lr=3e-3, micro_batch=96),
-    )
+    train = _constant(steps=500, batch=208, lr=3e-3, micro_batch=96)
+    return _drill(runs, "look_ups", mixture, train)
 
 
 def lists(runs: Path = RUNS) -> RunConfig:
@@ -65,14 +60,9 @@ def lists(runs: Path = RUNS) -> RunConfig:
 
     blip3o train pocket.lists --out runs/pocket/lists
     """
-    base = look_ups(runs)
     mixture = (dataclasses.replace(_LISTS, weight=2), _BARE, _LOOK_UPS)
-    return dataclasses.replace(
-        base,
-        init=(after(runs, "words"),),
-        data=dataclasses.replace(base.data, mixture=mixture),
-        train=_drill(steps=300, batch=150, lr=2e-3, micro_batch=32),
-    )
+    train = _constant(steps=300, batch=150, lr=2e-3, micro_batch=32)
+    return _drill(runs, "words", mixture, train)
 
 
 def naming(runs: Path = RUNS) -> RunConfig:
@@ -83,18 +73,8 @@ def naming(runs: Path = RUNS) -> RunConfig:
     Questions and edits that name a thing, and prompts of two things, build on it. What was drilled
     before goes along: the first steps, whose words are new, would wipe it out (docs/log.md).
     """
-    base = lists(runs)
-    mixture = (
-        entry("scenes", "image_to_text", conversation="drills", max_turns=3),
-        entry("scenes", "text", conversation="text_drills", max_turns=3),
-        *(dataclasses.replace(one, weight=0.5) for one in (_LISTS, _BARE, _LOOK_UPS)),
-    )
-    return dataclasses.replace(
-        base,
-        init=(after(runs, "lists"),),
-        data=dataclasses.replace(base.data, mixture=mixture),
-        train=training("backbone", steps=1000, batch=64, lr=1e-3, sample_every=0, micro_batch=24),
-    )
+    train = training("backbone", steps=1000, batch=64, lr=1e-3, sample_every=0, micro_batch=12)
+    return _drill(runs, "lists", _NAMING, train)
 
 
 def counting(runs: Path = RUNS) -> RunConfig:
@@ -105,14 +85,9 @@ def counting(runs: Path = RUNS) -> RunConfig:
     "How many cats are there?" is answered by a guess until this look-up is practised alone; then it
     is learned within 150 steps (docs/log.md). Half of the rows keep what was drilled before.
     """
-    base = naming(runs)
     counts = entry("scenes", "image_to_text", conversation="count_drills", weight=3.5)
-    return dataclasses.replace(
-        base,
-        init=(after(runs, "naming"),),
-        data=dataclasses.replace(base.data, mixture=(counts, *base.data.mixture)),
-        train=training("backbone", steps=300, batch=64, lr=1.2e-3, sample_every=0, micro_batch=24),
-    )
+    train = training("backbone", steps=300, batch=64, lr=1.2e-3, sample_every=0, micro_batch=12)
+    return _drill(runs, "naming", (counts, *_NAMING), train)
 
 
 def understanding(runs: Path = RUNS) -> RunConfig:
@@ -139,8 +114,21 @@ def understanding(runs: Path = RUNS) -> RunConfig:
     )
 
 
-def _drill(*, steps: int, batch: int, lr: float, micro_batch: int) -> TrainConfig:
-    """Returns a short run of the backbone at an almost constant rate.
+def _drill(
+    runs: Path, before: str, mixture: tuple[MixtureEntry, ...], train: TrainConfig
+) -> RunConfig:
+    """Returns a stage in which only facts are learned, of one or a few kinds of rows."""
+    return RunConfig(
+        model=model(),
+        init=(after(runs, before),),
+        data=DataConfig(mixture=mixture, image_px=IMAGE_PX, feature_cache=FEATURES),
+        objectives=(NextTokenConfig(length_power=0.5),),
+        train=train,
+    )
+
+
+def _constant(*, steps: int, batch: int, lr: float, micro_batch: int) -> TrainConfig:
+    """Returns how a short drill is trained: at an almost constant rate.
 
     What is drilled is found out all at once, at a step that nobody can foresee: a rate that has
     decayed by then finds out nothing.

@@ -1,5 +1,7 @@
 """Attention: every route gives the numbers of the formula."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -43,16 +45,53 @@ def test_training_route_on_the_cpu_equals_the_fused_kernel(
     with torch.no_grad():
         fused = attend(*inputs)
     chosen = attend(*inputs)
-    assert (
-        "MatMul" in repr(chosen.grad_fn)
-        or "Bmm" in repr(chosen.grad_fn)
-        or ("UnsafeView" in repr(chosen.grad_fn))
-    )
+    assert _is_of_products(chosen)
     torch.testing.assert_close(chosen, fused, rtol=rtol, atol=atol)
     gradients = torch.autograd.grad((chosen * target).sum(), inputs)
     expected = torch.autograd.grad((formula(*inputs) * target).sum(), inputs)
     for gradient, other in zip(gradients, expected, strict=True):
         torch.testing.assert_close(gradient, other, rtol=rtol, atol=atol)
+
+
+@pytest.mark.parametrize("kind", ["bool mask", "float mask", "causal"])
+@pytest.mark.parametrize("is_autocast", [False, True])
+def test_masked_training_route_in_bf16_equals_the_fused_kernel(
+    kind: str, is_autocast: bool
+) -> None:
+    inputs = [x.detach().requires_grad_() for x in random_inputs(4, 2, 5, 5)]
+    seen = torch.rand(2, 1, 5, 5) < 0.6
+    seen[..., 0] = True
+    options: dict[str, Any] = {
+        "bool mask": {"mask": seen},
+        "float mask": {"mask": torch.randn(2, 1, 5, 5)},
+        "causal": {"is_causal": True},
+    }[kind]
+    options["scale"] = 0.3
+    given = [x.float() if is_autocast else x.to(torch.bfloat16) for x in inputs]
+    if "mask" in options and not is_autocast and kind == "float mask":
+        options["mask"] = options["mask"].to(torch.bfloat16)
+    with torch.autocast("cpu", torch.bfloat16, enabled=is_autocast):
+        chosen = attend(*given, **options)
+        with torch.no_grad():
+            fused = attend(*given, **options)
+    assert _is_of_products(chosen)
+    assert not _is_of_products(attend(*(x.float() for x in inputs), is_causal=True))
+    torch.testing.assert_close(chosen.float(), fused.float(), rtol=0.02, atol=0.02)
+    exact = [x.detach().double().requires_grad_() for x in inputs]
+    if kind == "float mask":
+        options["mask"] = options["mask"].double()
+    right = attend(*exact, **options)
+    expected = torch.autograd.grad(right.sum(), exact[0])[0]
+    gradient = torch.autograd.grad(chosen.float().sum(), inputs[0])[0]
+    torch.testing.assert_close(gradient.double(), expected, rtol=0.05, atol=0.02)
+
+
+def _is_of_products(result: torch.Tensor) -> bool:
+    """Whether a result's last operation is a product (or a change of its type)."""
+    node = result.grad_fn
+    while node is not None and type(node).__name__ in ("ToCopyBackward0", "UnsafeViewBackward0"):
+        node = node.next_functions[0][0]
+    return "Bmm" in repr(node) or "Matmul" in repr(node)
 
 
 def test_bool_mask_hides_keys() -> None:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from torch import Tensor, nn
 
+from blip3o.models.backbones.attention import use_attention
 from blip3o.models.backbones.packed import PackedCache, is_packed, packed_states
 from blip3o.models.encoders.normalizer import FeatureNormalizer, FeatureNormalizerConfig
 
@@ -92,6 +93,7 @@ class DecoderOnlyBackbone(nn.Module):
         super().__init__()
         self.config = config
         self.decoder = config.build_decoder()
+        use_attention(self.decoder)
         tower = config.vision_tower
         channels = config.image_channels if tower is None else tower.num_channels
         assert channels is not None, "configs ask for image_channels or a vision_tower"

@@ -17,8 +17,6 @@ from torch.nn import functional
 if TYPE_CHECKING:
     from transformers.cache_utils import Cache
 
-_NAME = "blip3o_packed"
-
 
 @dataclasses.dataclass(frozen=True)
 class Packing:
@@ -114,12 +112,6 @@ def enable(backbone: Backbone) -> None:
     Args:
         backbone: changed in place.
     """
-    from transformers import AttentionInterface, AttentionMaskInterface
-    from transformers.masking_utils import sdpa_mask
-
-    AttentionInterface.register(_NAME, _attention)
-    AttentionMaskInterface.register(_NAME, sdpa_mask)
-    backbone.decoder.config._attn_implementation = _NAME
     backbone.padding_free = True
 
 
@@ -171,27 +163,6 @@ def packed_states(
     ).last_hidden_state[0]
     empty = states.new_zeros(num_rows * num_new, states.shape[-1])
     return empty.index_copy(0, places, states).unflatten(0, (num_rows, num_new))
-
-
-def _attention(
-    module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    *,
-    packing: Packing | None = None,
-    scaling: float | None = None,
-    **others: Any,  # noqa: ANN401  (transformers')
-) -> tuple[Tensor, Tensor | None]:
-    """Attention as transformers' layers call it."""
-    if packing is not None:
-        return packing.attend(query, key, value, scaling), None
-    from transformers.integrations.sdpa_attention import sdpa_attention_forward
-
-    return sdpa_attention_forward(
-        module, query, key, value, attention_mask, scaling=scaling, **others
-    )
 
 
 def _interleaved(old: list[int], new: list[int]) -> Tensor:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 from torch import Tensor, nn
 
+from blip3o.models.backbones.attention import use_attention
 from blip3o.models.backbones.packed import PackedCache, is_packed, packed_states
 from blip3o.models.backbones.vision import (
     VisionInputs,
@@ -209,6 +210,7 @@ class Qwen2_5VLBackbone(nn.Module):  # noqa: N801
         self.config = config
         self.visual = config.vision.build(config.hidden_size)
         self.decoder = config.build_decoder()
+        use_attention(self.decoder)
         self.lm_head = (
             None
             if config.tie_word_embeddings

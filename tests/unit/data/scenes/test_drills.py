@@ -12,9 +12,10 @@ from blip3o.data.scenes.asking import QA
 from blip3o.data.scenes.drills import bare_look_up, colors_of_all, look_ups, one_or_none
 from blip3o.data.scenes.questions import questions
 from blip3o.data.scenes.scene import sample_pair, sample_scene
+from blip3o.data.scenes.text_questions import text_look_ups
 from blip3o.data.scenes.things import NUMBER_WORDS, THINGS, plural, with_article
 from blip3o.data.scenes.types import Placed, place
-from blip3o.data.scenes.words import noun
+from blip3o.data.scenes.words import groups, noun, phrase
 
 THING_OF = {name: thing for thing in THINGS for name in (thing, plural(thing))}
 SCENES = [sample_scene(0, index) for index in range(600)]
@@ -128,6 +129,23 @@ def test_all_colors_of_a_scene_are_told() -> None:
         assert {THING_OF[name] for name, _ in facts} == {one.thing for one in scene.objects}
         told = {(THING_OF[name], c) for name, said in facts for c in said.split(" and ")}
         assert told == {(one.thing, one.color) for one in scene.objects}
+
+
+def test_a_list_names_everything_and_all_its_colors_are_told() -> None:
+    orders = set()
+    for index, scene in enumerate(SCENES[:200]):
+        words, qa = text_look_ups(scene, numpy_rng(0, "lists", index))
+        spans = {phrase(group): words.find(phrase(group)) for group in groups(scene)}
+        assert min(spans.values()) >= 0
+        assert words.endswith(".")
+        assert qa.question == ""
+        facts = [fact.split(" ", 2)[1:] for fact in qa.answer.split("; ")]
+        told = {(THING_OF[name], color) for name, said in facts for color in said.split(" and ")}
+        assert told == {(one.thing, one.color) for one in scene.objects}
+        learned = [qa.answer[start:stop] for start, stop in qa.learned or ()]
+        assert learned == [f" {said}" for _, said in facts]
+        orders.add(list(spans.values()) == sorted(spans.values()))
+    assert orders == {False, True}
 
 
 def test_a_bare_look_up_names_each_thing_twice_and_learns_its_color() -> None:

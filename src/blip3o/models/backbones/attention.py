@@ -1,0 +1,60 @@
+"""The attention of backbones, which transformers' layers take by name."""
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from blip3o.models.backbones.packed import Packing
+from blip3o.nn.attention import attend, prefers_products
+
+_NAME = "blip3o"
+
+
+def use_attention(decoder: Any) -> None:  # noqa: ANN401  (transformers is not imported at the top)
+    """Makes a decoder of transformers attend by `attention`.
+
+    Args:
+        decoder: changed in place.
+    """
+    from transformers import AttentionInterface, AttentionMaskInterface
+    from transformers.masking_utils import sdpa_mask
+
+    AttentionInterface.register(_NAME, attention)
+    AttentionMaskInterface.register(_NAME, sdpa_mask)
+    decoder.config._attn_implementation = _NAME
+
+
+def attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    packing: Packing | None = None,
+    scaling: float | None = None,
+    **others: Any,  # noqa: ANN401  (transformers')
+) -> tuple[Tensor, Tensor | None]:
+    """Returns attention as transformers' layers call it, [B, T, H, K], and no weights.
+
+    Args:
+        module: the layer.
+        query: [B, H, T, K].
+        key: [B, G, S, K].
+        value: likewise.
+        attention_mask: True where a query may look, [B, 1, T, S]; None for causality alone.
+        packing: of a padding-free pass.
+        scaling: factor of the products.
+        others: for transformers' own function.
+    """
+    if packing is not None:
+        return packing.attend(query, key, value, scaling), None
+    if prefers_products(query, key, is_masked=True):
+        is_causal = attention_mask is None
+        mixed = attend(query, key, value, mask=attention_mask, is_causal=is_causal, scale=scaling)
+        return mixed.transpose(1, 2).contiguous(), None
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+    return sdpa_attention_forward(
+        module, query, key, value, attention_mask, scaling=scaling, **others
+    )
