@@ -107,9 +107,7 @@ def understanding(runs: Path = RUNS) -> RunConfig:
             feature_cache=FEATURES,
         ),
         objectives=(NextTokenConfig(length_power=0.8, hidden_share=0.2),),
-        train=training(
-            "backbone", steps=3000, batch=64, lr=1.5e-3, sample_every=500, micro_batch=16
-        ),
+        train=training("backbone", steps=5000, batch=32, lr=1.5e-3, micro_batch=16),
         sample_prompts=QUESTIONS,
     )
 

@@ -59,6 +59,16 @@ def test_products_equal_the_fused_kernel(
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
 
 
+def test_the_scaling_of_the_layer_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    query, key, value = (torch.randn(2, heads, 5, 4) for heads in (4, 2, 2))
+    layer = torch.nn.Module()
+    layer.num_key_value_groups = 2  # type: ignore[assignment]
+    fused, _ = attention.attention(layer, query, key, value, None, scaling=0.9)
+    monkeypatch.setattr(attention, "prefers_products", lambda *_, **__: True)
+    products, _ = attention.attention(layer, query, key, value, None, scaling=0.9)
+    torch.testing.assert_close(products, fused)
+
+
 def test_bf16_training_on_a_cpu_takes_the_products(monkeypatch: pytest.MonkeyPatch) -> None:
     backbone = BACKBONES["qwen3"].build()
     used = []
