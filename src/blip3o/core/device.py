@@ -39,11 +39,11 @@ def resolve_device(name: str = "auto") -> torch.device:
 
 
 def cpu_has_fast_bf16() -> bool:
-    """Returns whether this CPU multiplies bf16 matrices faster than fp32 ones (AMX tiles).
+    """Returns whether this CPU multiplies bf16 matrices faster than fp32 ones.
 
-    Without AMX, bf16 on a CPU is emulated and several times slower than fp32.
+    Those with AMX tiles or AVX512-BF16 do; on others bf16 is emulated and several times slower.
     """
-    return bool(torch.cpu._is_amx_tile_supported())
+    return bool(torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported())
 
 
 def resolve_dtype(name: str | torch.dtype, device: torch.device) -> torch.dtype:

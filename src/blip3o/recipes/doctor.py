@@ -38,7 +38,7 @@ def examine(model: str | None = None, device_name: str = "auto") -> str:
         f"precision: {str(resolve_dtype('auto', device)).removeprefix('torch.')}",
     ]
     if device.type == "cpu":
-        fast = "yes (AMX)" if cpu_has_fast_bf16() else "no; fp32 is used"
+        fast = "yes" if cpu_has_fast_bf16() else "no; fp32 is used"
         lines.append(f"fast bf16 on this CPU: {fast}")
     lines += [f"{name}: {_version(name)}" for name in _PACKAGES]
     lines += [f"model {name}: {_check(name)}" for name in BUNDLED]
