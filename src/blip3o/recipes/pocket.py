@@ -140,7 +140,7 @@ def all_stages(runs: Path) -> dict[str, RunConfig]:
 
     blip3o train pocket.all --out runs/pocket
 
-    Hours on two cores without AMX, fp32, one or two threads a stage: the bundled model's card.
+    Hours on two cores: the bundled model's card.
     """
     return {
         "encoder": encoder(),
