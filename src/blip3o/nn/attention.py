@@ -92,7 +92,7 @@ def attend_by_products(
         scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
     elif mask is not None:
         scores = scores + mask
-    return (scores.softmax(-1) @ value.to(scores.dtype)).to(value.dtype)
+    return scores.softmax(-1) @ value
 
 
 def prefers_products(query: Tensor, key: Tensor, *, is_masked: bool) -> bool:

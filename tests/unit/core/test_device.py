@@ -37,6 +37,16 @@ def test_precisions_by_name() -> None:
         resolve_dtype("int8", cpu)
 
 
+@pytest.mark.parametrize(("amx", "avx512"), [(True, False), (False, True), (False, False)])
+def test_either_unit_makes_bf16_fast(
+    amx: bool, avx512: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: avx512)
+    expected = torch.bfloat16 if amx or avx512 else torch.float32
+    assert resolve_dtype("auto", torch.device("cpu")) == expected
+
+
 @pytest.mark.parametrize("is_new", [True, False])
 def test_a_card_that_only_emulates_bf16_takes_fp16(
     is_new: bool, monkeypatch: pytest.MonkeyPatch

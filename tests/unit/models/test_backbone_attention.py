@@ -27,10 +27,24 @@ def learn(backbone: Any, mask: torch.Tensor) -> list[torch.Tensor]:
     return [states.detach(), *(p.grad for p in backbone.parameters() if p.grad is not None)]
 
 
+@pytest.fixture
+def used(monkeypatch: pytest.MonkeyPatch) -> list[torch.Size]:
+    """Shapes of the queries that were attended by our function, a layer each."""
+    seen: list[torch.Size] = []
+    plain = attention.attend
+
+    def attend(query: torch.Tensor, *others: Any, **options: Any) -> torch.Tensor:
+        seen.append(query.shape)
+        return plain(query, *others, **options)
+
+    monkeypatch.setattr(attention, "attend", attend)
+    return seen
+
+
 @pytest.mark.parametrize("name", list(BACKBONES))
 @pytest.mark.parametrize("padding", ["left", "right", "none"])
 def test_products_equal_the_fused_kernel(
-    name: str, padding: str, monkeypatch: pytest.MonkeyPatch
+    name: str, padding: str, used: list[torch.Size], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     torch.manual_seed(0)
     backbone = BACKBONES[name].build()
@@ -41,14 +55,6 @@ def test_products_equal_the_fused_kernel(
         mask[0, :3] = mask[2, :5] = False
     if padding == "right":
         mask[0, -3:] = mask[2, -5:] = False
-    used = []
-    plain = attention.attend
-
-    def counted(*inputs: Any, **options: Any) -> torch.Tensor:
-        used.append(inputs[0].shape)
-        return plain(*inputs, **options)
-
-    monkeypatch.setattr(attention, "attend", counted)
     fused = learn(backbone, mask)
     assert not used  # in fp32 the fused kernel is the faster one
     monkeypatch.setattr(attention, "prefers_products", lambda *_, **__: True)
@@ -69,13 +75,8 @@ def test_the_scaling_of_the_layer_counts(monkeypatch: pytest.MonkeyPatch) -> Non
     torch.testing.assert_close(products, fused)
 
 
-def test_bf16_training_on_a_cpu_takes_the_products(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bf16_training_on_a_cpu_takes_the_products(used: list[torch.Size]) -> None:
     backbone = BACKBONES["qwen3"].build()
-    used = []
-    plain = attention.attend
-    monkeypatch.setattr(
-        attention, "attend", lambda *inputs, **options: used.append(1) or plain(*inputs, **options)
-    )
     mask = torch.ones(2, 4, dtype=torch.bool)
     with torch.autocast("cpu", torch.bfloat16):
         learn(backbone, mask)
