@@ -24,6 +24,7 @@ RECIPES = Registry(
         "pocket.lists": ".pocket_language:lists",
         "pocket.naming": ".pocket_language:naming",
         "pocket.counting": ".pocket_language:counting",
+        "pocket.names": ".pocket_language:names",
         "pocket.understanding": ".pocket_language:understanding",
         "pocket.generation": ".pocket:generation",
         "pocket.tune": ".pocket:tune",

@@ -150,6 +150,7 @@ def all_stages(runs: Path) -> dict[str, RunConfig]:
         "lists": language.lists(runs),
         "naming": language.naming(runs),
         "counting": language.counting(runs),
+        "names": language.names(runs),
         "understanding": language.understanding(runs),
         "generation": generation(runs),
         "tune": tune(runs),

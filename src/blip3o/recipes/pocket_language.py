@@ -22,6 +22,8 @@ QUESTIONS = (
 _LOOK_UPS = entry("scenes", "image_to_text", conversation="look_ups")
 _BARE = entry("pairs", "plain_text", conversation="bare_look_ups")
 _LISTS = entry("scenes", "text", conversation="text_look_ups")
+_COUNTS = entry("scenes", "image_to_text", conversation="count_drills")
+_NAMES = entry("scenes", "image_to_text", conversation="names", max_turns=3)
 _NAMING = (
     entry("scenes", "image_to_text", conversation="drills", max_turns=3),
     entry("scenes", "text", conversation="text_drills", max_turns=3),
@@ -85,9 +87,23 @@ def counting(runs: Path = RUNS) -> RunConfig:
     "How many cats are there?" is answered by a guess until this look-up is practised alone; then it
     is learned within 150 steps (docs/log.md). Half of the rows keep what was drilled before.
     """
-    counts = entry("scenes", "image_to_text", conversation="count_drills", weight=3.5)
+    mixture = (dataclasses.replace(_COUNTS, weight=3.5), *_NAMING)
     train = training("backbone", steps=300, batch=64, lr=1.2e-3, sample_every=0, micro_batch=12)
-    return _drill(runs, "naming", (counts, *_NAMING), train)
+    return _drill(runs, "naming", mixture, train)
+
+
+def names(runs: Path = RUNS) -> RunConfig:
+    """After counting: what is there, which is the other way round: from a place to a name.
+
+    blip3o train pocket.names --out runs/pocket/names
+
+    Among all other questions it takes half of stage 1 until the first names are right, here 200
+    steps (docs/log.md). Half of the rows keep what was drilled before.
+    """
+    told = entry("scenes", "text", conversation="text_names", max_turns=3)
+    mixture = (dataclasses.replace(_NAMES, weight=3), told, _COUNTS, *_NAMING)
+    train = training("backbone", steps=700, batch=64, lr=1.5e-3, sample_every=0, micro_batch=12)
+    return _drill(runs, "counting", mixture, train)
 
 
 def understanding(runs: Path = RUNS) -> RunConfig:
@@ -97,17 +113,18 @@ def understanding(runs: Path = RUNS) -> RunConfig:
     """
     return RunConfig(
         model=model(),
-        init=(after(runs, "counting"),),
+        init=(after(runs, "names"),),
         data=DataConfig(
             mixture=(
-                entry("scenes", "image_to_text", weight=0.7, max_turns=4),
+                entry("scenes", "image_to_text", weight=0.6, max_turns=4),
                 entry("scenes", "text", weight=0.3, max_turns=4),
+                dataclasses.replace(_NAMES, weight=0.1),
             ),
             image_px=IMAGE_PX,
             feature_cache=FEATURES,
         ),
         objectives=(NextTokenConfig(length_power=0.8, hidden_share=0.2),),
-        train=training("backbone", steps=7000, batch=32, lr=1.5e-3, micro_batch=16),
+        train=training("backbone", steps=6000, batch=32, lr=1.5e-3, micro_batch=16),
         sample_prompts=QUESTIONS,
     )
 

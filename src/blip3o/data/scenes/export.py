@@ -22,13 +22,13 @@ from blip3o.data.scenes.asking import QA
 from blip3o.data.scenes.captions import caption_texts, pair_texts
 from blip3o.data.scenes.drills import bare_look_up, look_ups, one_or_none
 from blip3o.data.scenes.edits import sample_edit
-from blip3o.data.scenes.questions import DRILLS, describe, questions
+from blip3o.data.scenes.questions import DRILLS, describe, names, questions
 from blip3o.data.scenes.render import render
 from blip3o.data.scenes.scene import check_split, sample_pair, sample_scene
-from blip3o.data.scenes.text_questions import text_conversation, text_look_ups
+from blip3o.data.scenes.text_questions import text_conversation, text_look_ups, text_names
 from blip3o.data.scenes.types import Scene
 
-VERSION = 5
+VERSION = 6
 """Of what is written; raise it when the same settings would write other contents."""
 Format = Literal["webdataset", "jsonl"]
 _Member = tuple[str, bytes]
@@ -203,6 +203,7 @@ def scene_fields(scene: Scene, index: int, rng: np.random.Generator) -> dict[str
     text_drills = [qa for qa in about_words if qa.kind in (*DRILLS, "relation")]
     counted = _turns(_unlike(one_or_none(scene, rng)), f"{IMAGE_MARK}\n")
     seen, (listed, read) = look_ups(scene, rng), text_look_ups(scene, rng)
+    named, (told, read_names) = names(scene, rng), text_names(scene, rng)
     return {
         "captions": captions,
         "conversations": _turns(asked, f"{IMAGE_MARK}\n"),
@@ -212,6 +213,8 @@ def scene_fields(scene: Scene, index: int, rng: np.random.Generator) -> dict[str
         "count_drills": counted,
         "look_ups": _turns(_unlike(seen), f"{IMAGE_MARK}\n"),
         "text_look_ups": _turns([read], listed),
+        "names": _turns(_unlike(named), f"{IMAGE_MARK}\n"),
+        "text_names": _text_turns(_unlike(read_names), told),
         "objects": [asdict(one) for one in scene.objects],
         "background": scene.background,
         "index": index,

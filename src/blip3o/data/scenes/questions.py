@@ -207,3 +207,17 @@ KINDS: tuple[str, ...] = tuple(_MAKERS)
 """Kinds of questions about pictures."""
 DRILLS: tuple[str, ...] = (*DRILL_MAKERS, "where", "color", "yes_no")
 """What training asks besides: drills, and the kinds that they prepare."""
+NAMES = ("what", "list", "background")
+"""Kinds of questions whose answers name what is there."""
+
+
+def names(scene: Scene, rng: np.random.Generator) -> list[QA]:
+    """Asks about six times for what is there: one thing, all things, the background.
+
+    The other way round than drills, which go from a name to what is known of it.
+
+    Args:
+        scene: what the picture shows.
+        rng: chooses things and phrasings.
+    """
+    return [qa for _ in range(2) for qa in questions(scene, rng, NAMES)]

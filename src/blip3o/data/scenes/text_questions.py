@@ -8,7 +8,7 @@ from blip3o.data.scenes.asking import QA
 from blip3o.data.scenes.captions import detailed_caption
 from blip3o.data.scenes.drills import colors_of_all
 from blip3o.data.scenes.phrasing import opened, pick, related
-from blip3o.data.scenes.questions import DRILLS, KINDS, WORDED, questions
+from blip3o.data.scenes.questions import DRILLS, KINDS, WORDED, names, questions
 from blip3o.data.scenes.types import Scene, relations
 from blip3o.data.scenes.words import Group, groups, join, phrase
 
@@ -48,6 +48,17 @@ def text_conversation(scene: Scene, rng: np.random.Generator) -> tuple[str, list
         words = join([phrase(named[int(k)]) for k in rng.permutation(len(named))])
     many = words.split()[0] in ("two", "three", "four")
     return f"{opened(rng, words, many=many)}. ", asked
+
+
+def text_names(scene: Scene, rng: np.random.Generator) -> tuple[str, list[QA]]:
+    """Returns a detailed caption, and questions for what it names.
+
+    Args:
+        scene: what the words describe.
+        rng: where the choices come from.
+
+    """
+    return f"There is {detailed_caption(scene)}. ", names(scene, rng)
 
 
 def text_look_ups(scene: Scene, rng: np.random.Generator) -> tuple[str, QA]:

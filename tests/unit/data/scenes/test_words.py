@@ -24,9 +24,9 @@ from blip3o.data.scenes.heldout import (
     heldout_pairs,
     is_heldout,
 )
-from blip3o.data.scenes.questions import KINDS, describe, questions
+from blip3o.data.scenes.questions import KINDS, NAMES, describe, names, questions
 from blip3o.data.scenes.scene import sample_pair, sample_scene
-from blip3o.data.scenes.text_questions import text_conversation
+from blip3o.data.scenes.text_questions import text_conversation, text_names
 from blip3o.data.scenes.things import COLORS, THINGS, plural
 from blip3o.data.scenes.types import Placed, Scene, place, relations, size_word
 
@@ -290,6 +290,27 @@ def _check_relation(words: str, qa: QA) -> None:
     assert qa.question.endswith(f"the {base.group(4)}?")
 
 
+def test_names_are_asked_for_in_pictures_and_in_words() -> None:
+    kinds = set()
+    for index, scene in enumerate(SCENES[:50]):
+        seen = names(scene, numpy_rng(0, "names", index))
+        words, read = text_names(scene, numpy_rng(0, "names", index))
+        assert seen == read
+        assert words == f"There is {detailed_caption(scene)}. "
+        kinds |= {qa.kind for qa in seen}
+        known = {one.thing for one in scene.objects}
+        for qa in seen:
+            told = {THING_OF[name] for *_, name in NOUN.findall(qa.answer)}
+            if qa.kind == "background":
+                assert qa.answer == scene.background
+            elif qa.kind == "list":
+                assert told == known
+            else:
+                assert len(told) == 1
+                assert told <= known
+    assert kinds == set(NAMES)
+
+
 def test_training_asks_drills_and_no_question_twice() -> None:
     for index, scene in enumerate(SCENES[:50]):
         fields = scene_fields(scene, index, numpy_rng(0, "words", index))
@@ -300,6 +321,8 @@ def test_training_asks_drills_and_no_question_twice() -> None:
             "text_drills",
             "count_drills",
             "look_ups",
+            "names",
+            "text_names",
         ):
             asked = [turn["value"] for turn in fields[name][0::2]]
             plain = [text.split("\n")[-1].split(". ")[-1] for text in asked]
@@ -313,7 +336,7 @@ def test_training_asks_drills_and_no_question_twice() -> None:
 def test_the_words_that_questions_are_about_are_marked() -> None:
     for index, scene in enumerate(SCENES[:50]):
         fields = scene_fields(scene, index, numpy_rng(0, "words", index))
-        for name in ("text_conversations", "text_drills"):
+        for name in ("text_conversations", "text_drills", "text_names"):
             first = fields[name][0]
             words, question = first["value"][: first["context"]], first["value"][first["context"] :]
             assert {THING_OF[thing] for *_, thing in NOUN.findall(words)} == {
