@@ -109,7 +109,7 @@ def generation(runs: Path = RUNS) -> RunConfig:
                 sigmas=UniformSigmas(shift=SIGMA_SHIFT), condition_dropout=0.1, draws=2
             ),
         ),
-        train=training("query_tokens", "dit", steps=5000, batch=32, lr=2e-3, micro_batch=16),
+        train=training("query_tokens", "dit", steps=5000, batch=32, lr=2e-3),
         sample_prompts=PROMPTS,
     )
 
@@ -131,7 +131,7 @@ def tune(runs: Path = RUNS) -> RunConfig:
                 entry("edits", "edit", weight=0.3),
             ),
         ),
-        train=training("query_tokens", "dit", steps=12_000, batch=32, lr=1.6e-3, micro_batch=16),
+        train=training("query_tokens", "dit", steps=12_000, batch=32, lr=1.6e-3),
     )
 
 
