@@ -10,7 +10,7 @@ from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from blip3o.core.config import from_dict, to_dict
-from blip3o.models.backbones import BACKBONES
+from blip3o.models.backbones import BACKBONES, packed
 from blip3o.models.decoders import DECODERS
 from blip3o.models.encoders import ENCODERS
 
@@ -170,6 +170,31 @@ def test_backbone_ignores_padding_on_either_side(name: str) -> None:
             mask = torch.nn.functional.pad(torch.ones_like(ids), (before, after)).bool()
             hidden = network(network.embed(padded), mask)[:, before : before + 5]
             torch.testing.assert_close(hidden, alone, rtol=0, atol=1e-5)
+
+
+@pytest.mark.compile
+@pytest.mark.parametrize("leaves_out_padding", [False, True])
+@pytest.mark.parametrize("name", BACKBONES.names())
+def test_backbone_learns_alike_with_compiled_layers(name: str, *, leaves_out_padding: bool) -> None:
+    found = []
+    for compiled in (False, True):
+        network = build("backbone", name).train()
+        if leaves_out_padding:
+            packed.enable(network)
+        if compiled:
+            for layer in network.decoder.layers:
+                layer.compile()
+        for length in (9, 7):  # another length is another shape for the compiler
+            ids, pictures = inputs("backbone", network.config)
+            mask = torch.ones_like(ids[:, :length], dtype=torch.bool)
+            mask[0, -1] = False
+            states = network(embed(network, ids[:, :length], pictures), mask)
+            states[mask].square().mean().backward()
+            found.append([states[mask].detach()])
+        found[-1] += [parameter.grad for parameter in network.decoder.parameters()]
+    for ours, expected in zip(found[2] + found[3], found[0] + found[1], strict=True):
+        scale = float(expected.abs().max())
+        torch.testing.assert_close(ours, expected, rtol=0, atol=1e-4 * scale)
 
 
 @pytest.mark.parametrize("name", ENCODERS.names())

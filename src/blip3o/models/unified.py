@@ -334,4 +334,4 @@ class UnifiedModel(nn.Module):
 
     def compile_targets(self) -> list[nn.Module]:
         """Returns the modules worth compiling one by one (repeated blocks of one shape)."""
-        return [*self.dit.layers, *self.image_decoder.layers]
+        return [*self.backbone.decoder.layers, *self.dit.layers, *self.image_decoder.layers]

@@ -124,7 +124,7 @@ def understanding(runs: Path = RUNS) -> RunConfig:
             feature_cache=FEATURES,
         ),
         objectives=(NextTokenConfig(length_power=0.8, hidden_share=0.2),),
-        train=training("backbone", steps=10_000, batch=32, lr=1.5e-3, micro_batch=8),
+        train=training("backbone", steps=6000, batch=32, lr=1.5e-3, micro_batch=8),
         sample_prompts=QUESTIONS,
     )
 
