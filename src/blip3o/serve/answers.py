@@ -34,7 +34,7 @@ class AnswerWriter:
         prompt = writer.prompt(request.messages, len(request.pictures), counts)
         self._num_prompt_tokens = len(prompt)
         images = pipe.model.prompt_images(pixels)
-        tokens = writer.tokens([prompt], images, request.max_tokens)
+        tokens = writer.tokens([prompt], images, request.sampling.max_new_tokens)
         self._pieces = writer.text(self._noted(tokens))
 
     def advance(self) -> bool:

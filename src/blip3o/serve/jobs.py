@@ -9,6 +9,7 @@ from PIL import Image
 from torch import Tensor
 
 from blip3o.core.types import Message
+from blip3o.generate.text_sampling import TextSampling
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,12 +55,14 @@ class ChatRequest:
     Args:
         messages: the turns so far.
         pictures: one for each image mark, in order.
-        max_tokens: longest answer.
+        sampling: how each answer is written. Answer number k draws its tokens from (seed, k).
+        count: answers to write, each with its own number.
     """
 
     messages: Sequence[Message]
     pictures: Sequence[Image.Image]
-    max_tokens: int
+    sampling: TextSampling
+    count: int = 1
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -99,9 +102,10 @@ class Picture:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Text:
-    """The next piece of an answer."""
+    """The next piece of answer number `index`."""
 
     piece: str
+    index: int = 0
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -112,11 +116,13 @@ class Answered:
         reason: "stop" where the model ended it, "length" where the limit did.
         prompt_tokens: tokens of the conversation.
         answer_tokens: tokens that were written.
+        index: number of the answer within the request.
     """
 
     reason: Literal["stop", "length"]
     prompt_tokens: int
     answer_tokens: int
+    index: int = 0
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from blip3o.generate.text_sampling import TextSampling
 from blip3o.serve.batching import JobQueue, QueueClosedError, QueueFullError
 from blip3o.serve.jobs import ChatRequest, Event, Failed, Job, PictureRequest
 
@@ -18,7 +19,7 @@ def picture(count: int = 1, **settings: Any) -> Job:
 
 
 def chat() -> Job:
-    return Job(ChatRequest(messages=(), pictures=(), max_tokens=1), lambda event: None)
+    return Job(ChatRequest(messages=(), pictures=(), sampling=TextSampling()), lambda event: None)
 
 
 def queue_of(*jobs: Job, max_jobs: int = 99, max_batch: int = 4, max_wait_s: float = 0) -> JobQueue:

@@ -8,6 +8,7 @@ import pytest
 pytest.importorskip("fastapi")
 
 from blip3o.core.types import Message
+from blip3o.generate.text_sampling import TextSampling
 from blip3o.serve.config import ServeConfig
 from blip3o.serve.http.chat import _check, _head, _turn
 from blip3o.serve.http.errors import ApiError, validated
@@ -42,7 +43,7 @@ def test_the_field_that_is_wrong_is_named(name: str) -> None:
 def test_the_seed_of_a_picture_is_told() -> None:
     service: Any = SimpleNamespace(name="m")
     assert _head(service, "chat.completion", PictureRequest(kind="generate", seed=7))["seed"] == 7
-    chat = ChatRequest(messages=[], pictures=[], max_tokens=1)
+    chat = ChatRequest(messages=[], pictures=[], sampling=TextSampling())
     assert "seed" not in _head(service, "chat.completion", chat)
 
 

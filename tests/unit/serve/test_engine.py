@@ -8,6 +8,7 @@ import pytest
 
 from blip3o.core.types import Message
 from blip3o.generate.pipeline import Blip3oPipeline
+from blip3o.generate.text_sampling import TextSampling
 from blip3o.serve.batching import JobQueue
 from blip3o.serve.config import ServeConfig
 from blip3o.serve.engine import Engine
@@ -59,7 +60,11 @@ def picture(pipe: Blip3oPipeline, **settings: Any) -> Client:
 
 def chat(text: str = "what is this?", max_tokens: int = 6) -> Client:
     message = Message(role="user", text=text)
-    return Client(ChatRequest(messages=[message], pictures=[], max_tokens=max_tokens))
+    return Client(
+        ChatRequest(
+            messages=[message], pictures=[], sampling=TextSampling(max_new_tokens=max_tokens)
+        )
+    )
 
 
 def run(pipe: Blip3oPipeline, *clients: Client, hook: Callable[..., Any] | None = None) -> Notes:

@@ -13,6 +13,7 @@ from PIL import Image
 from starlette.responses import JSONResponse, Response
 
 from blip3o.core.types import IMAGE_MARK, Message
+from blip3o.generate.text_sampling import TextSampling
 from blip3o.serve.http.errors import invalid
 from blip3o.serve.http.forms import check_count
 from blip3o.serve.http.images import edit_prompt, sampled
@@ -58,7 +59,7 @@ async def chat_job(service: Service, body: ChatCompletionRequest) -> ChatRequest
     return ChatRequest(
         messages=messages,
         pictures=pictures,
-        max_tokens=min(limit, service.config.max_answer_tokens),
+        sampling=TextSampling(max_new_tokens=min(limit, service.config.max_answer_tokens)),
     )
 
 
