@@ -228,6 +228,40 @@ def test_fits_a_phone_in_both_modes(visit: Any, shoot: Any, scheme: str) -> None
     page.context.close()
 
 
+@pytest.mark.parametrize("width", [390, 768, 1280, 1920])
+def test_everything_is_seen_whole_at_every_width(visit: Any, width: int) -> None:
+    page = visit(viewport={"width": width, "height": 900})
+    panel = tab(page, "Generate")
+    keep_seed(panel, 2**31 - 1)
+    seed = panel.get_by_label("Seed", exact=True)
+    assert seed.evaluate("field => field.scrollWidth <= field.clientWidth")
+    set_number(panel, "Number of pictures", 4)
+    set_number(panel, "Steps", STEPS)
+    panel.get_by_label("Prompt").fill("a red car")
+    panel.get_by_role("button", name="Generate").click()
+    panel.get_by_text("Done: seed").wait_for()
+    gallery = panel.locator(".grid-wrap").first
+    assert len(sources(gallery)) == 4
+    assert gallery.evaluate("grid => grid.scrollHeight <= grid.clientHeight + 1")
+    is_above = panel.locator(".result").bounding_box()["y"] < seed.bounding_box()["y"]
+    assert is_above, "the result stands beside the prompt, or between it and the settings"
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    page.context.close()
+
+
+def test_a_film_is_served_whole_while_it_grows(visit: Any) -> None:
+    page = visit()
+    failed: list[str] = []
+    page.on("requestfailed", lambda request: failed.append(f"{request.url} {request.failure}"))
+    panel = tab(page, "Inside")
+    set_number(panel, "Steps", STEPS)
+    panel.get_by_role("button", name="Look inside").click()
+    panel.get_by_text("Done: seed").wait_for()
+    page.wait_for_timeout(500)  # the last images are on their way
+    assert [one for one in failed if "LENGTH_MISMATCH" in one] == []
+    page.context.close()
+
+
 def test_leaving_frees_the_engine(visit: Any, server: Any) -> None:
     page = visit()
     panel = tab(page, "Generate")

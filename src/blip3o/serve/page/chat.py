@@ -34,7 +34,7 @@ def chat_tab(service: Service, pictures: list[str]) -> None:
         height=460,
         buttons=["copy"],
         feedback_options=None,
-        placeholder="Ask about a picture, or just say hello.",
+        placeholder="Add an image and ask about it.",
     )
     with gr.Row(elem_classes="seed"):
         kind = gr.Radio([_TEXT, _PICTURE], value=_TEXT, label="Answer with", min_width=200)
@@ -53,11 +53,7 @@ def chat_tab(service: Service, pictures: list[str]) -> None:
         **QUIET,
     }
     pictured: list[list[Any]] = [[{"text": QUESTION, "files": [path]}] for path in pictures]
-    examples = gr.Examples(
-        [*pictured, [{"text": "hello", "files": []}]],
-        [message],
-        label="Examples: one click asks",
-    )
+    examples = gr.Examples(pictured, [message], label="Examples: one click asks")
     started: list[Any] = [message.submit(**work), examples.load_input_event.then(**work)]
     clear.click(_begin_anew, None, [message, talk], cancels=started, **QUIET)
 

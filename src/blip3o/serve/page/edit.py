@@ -32,13 +32,14 @@ def edit_tab(service: Service, pictures: list[str]) -> None:
         service: what requests are handed to.
         pictures: files of examples.
     """
-    with gr.Row():
-        with gr.Column(scale=2, min_width=300):
+    with gr.Row(elem_classes="studio"):
+        with gr.Column(elem_classes="ask"):
             picture = picture_field()
             prompt = gr.Textbox(label="Instruction", placeholder="What to change")
             button = gr.Button("Edit", variant="primary")
+        with gr.Column(elem_classes="settings"):
             sampling = sampling_fields(service)
-        with gr.Column(scale=3, min_width=300):
+        with gr.Column(elem_classes="result"):
             compared = compared_fields()
     work: dict[str, Any] = {
         "fn": _editor(service),

@@ -37,8 +37,8 @@ Kept = list[tuple[str, str]]
 def generate_tab(service: Service) -> None:
     """Adds the tab's fields and what they do."""
     history = gr.State([])
-    with gr.Row():
-        with gr.Column(scale=2, min_width=300):
+    with gr.Row(elem_classes="studio"):
+        with gr.Column(elem_classes="ask"):
             prompt = gr.Textbox(label="Prompt", placeholder="What to draw", lines=2, max_lines=6)
             with gr.Row():
                 button = gr.Button("Generate", variant="primary")
@@ -46,18 +46,19 @@ def generate_tab(service: Service) -> None:
             examples = gr.Examples(
                 [[text] for text in PROMPTS], [prompt], label="Examples: one click draws"
             )
+        with gr.Column(elem_classes="settings"):
             most = service.config.max_n
             count = gr.Slider(1, most, min(4, most), step=1, label="Number of pictures", buttons=[])
             sampling = sampling_fields(service)
             upload = gr.UploadButton(
                 "Settings from a PNG\u2026", file_types=[".png"], size="sm", variant="secondary"
             )
-        with gr.Column(scale=3, min_width=300):
+        with gr.Column(elem_classes="result"):
             gallery = gr.Gallery(
                 label="Pictures",
                 show_label=False,
                 columns=2,
-                height=580,
+                elem_classes="whole",
                 object_fit="contain",
                 format="png",
                 interactive=False,

@@ -27,13 +27,14 @@ _ABOUT = (
 def inside_tab(service: Service) -> None:
     """Adds the tab's fields and what they do."""
     gr.Markdown(_ABOUT)
-    with gr.Row():
-        with gr.Column(scale=2, min_width=300):
+    with gr.Row(elem_classes="studio"):
+        with gr.Column(elem_classes="ask"):
             prompt = gr.Textbox(PROMPTS[2], label="Prompt", placeholder="What to draw")
             button = gr.Button("Look inside", variant="primary")
+        with gr.Column(elem_classes="settings"):
             sampling = sampling_fields(service)
             times = gr.Markdown("", label="Times")
-        with gr.Column(scale=3, min_width=300):
+        with gr.Column(elem_classes="result"):
             decoded = _film("Decoded at each step")
             features = _film("Features at each step")
             state = gr.Markdown("Ready.", elem_classes="state")

@@ -8,6 +8,15 @@ CSS = """
 .gradio-container .contain, .gradio-container main { width: 100%; }
 .seed { align-items: end; }
 .dice { flex-grow: 0 !important; }
+.studio { display: grid !important; gap: var(--layout-gap); align-items: start; }
+.studio { grid: "ask result" auto "settings result" 1fr / minmax(0, 2fr) minmax(0, 3fr); }
+.studio > .ask { grid-area: ask; }
+.studio > .result { grid-area: result; }
+.studio > .settings { grid-area: settings; }
+@media (max-width: 760px) {
+  .studio { grid: "ask" auto "result" auto "settings" auto / minmax(0, 1fr); }
+}
+.whole .grid-wrap { max-height: none !important; }
 button[aria-label="Share"], button[title="Share"] { display: none !important; }
 .state { min-height: 1.6rem; }
 .state p { margin: 0; }

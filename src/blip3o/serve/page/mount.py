@@ -43,6 +43,7 @@ def add_page(app: FastAPI, service: Service) -> None:
     import gradio as gr
     from gradio import image_utils, processing_utils
 
+    from blip3o.serve.page.files import kept_image
     from blip3o.serve.page.look import CSS, HEAD, theme
     from blip3o.serve.page.tabs import build_page
 
@@ -51,6 +52,8 @@ def add_page(app: FastAPI, service: Service) -> None:
     _exchange(image_utils, "preprocess_image", _untouched)
     # Gradio would fetch whatever URL a client names in the place of a file.
     _exchange(processing_utils, "async_ssrf_protected_get", _refuse_url)
+    # Gradio would rewrite a file in place while a browser reads it.
+    _exchange(processing_utils, "save_pil_to_cache", kept_image)
     page = build_page(service, Path(files))
     gr.mount_gradio_app(
         app,

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import gradio as gr
-from gradio.processing_utils import save_bytes_to_cache
 from gradio.utils import get_upload_folder
 from PIL import Image
 
@@ -21,6 +20,7 @@ from blip3o.imaging.settings import png_with_settings
 from blip3o.serve.http.errors import ApiError
 from blip3o.serve.http.service import Service, new_seed
 from blip3o.serve.jobs import ChatRequest, Event, PictureRequest
+from blip3o.serve.page.files import kept
 
 _MOST_NAME = 40
 QUIET: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
@@ -43,7 +43,7 @@ class Sampling(NamedTuple):
 
 
 def sampling_fields(service: Service) -> Sampling:
-    """Adds seed, dice, steps and guidance, with the model's own numbers."""
+    """Adds seed, steps and guidance, with the model's own numbers."""
     own, most = service.sampling, service.config.max_steps
     seed, is_new = seed_fields()
     with gr.Row():
@@ -63,12 +63,12 @@ def sampling_fields(service: Service) -> Sampling:
 
 
 def seed_fields() -> tuple[gr.Number, gr.Checkbox]:
-    """Adds a seed with its dice."""
+    """Adds a seed and a button that draws another one."""
     with gr.Row(elem_classes="seed"):
         # A number, not the function: what Gradio fetches on load may come after what was typed.
-        seed = gr.Number(new_seed(), label="Seed", precision=0, minimum=0, min_width=120)
-        dice = gr.Button("\U0001f3b2 Roll", elem_classes="dice", min_width=110)
-        is_new = gr.Checkbox(True, label="New seed each time", min_width=120)
+        seed = gr.Number(new_seed(), label="Seed", precision=0, minimum=0, min_width=160)
+        dice = gr.Button("Roll", elem_classes="dice", min_width=90)
+    is_new = gr.Checkbox(True, label="New seed each time")
     dice.click(new_seed, None, seed, **QUIET)
     return seed, is_new
 
@@ -142,7 +142,7 @@ def saved(image: Image.Image, settings: dict[str, Any]) -> str:
     name = f"{'-'.join(words)[:_MOST_NAME].strip('-') or 'picture'}-{settings['seed']}"
     number = settings["image_number"]
     data = png_with_settings(image, {"software": f"blip3o {__version__}", **settings})
-    return save_bytes_to_cache(data, f"{name}-{number}.png", get_upload_folder())
+    return kept(data, f"{name}-{number}.png", get_upload_folder())
 
 
 def settings_of(

@@ -30,12 +30,13 @@ def reconstruct_tab(service: Service, pictures: list[str]) -> None:
         service: what requests are handed to.
         pictures: files of examples.
     """
-    with gr.Row():
-        with gr.Column(scale=2, min_width=300):
+    with gr.Row(elem_classes="studio"):
+        with gr.Column(elem_classes="ask"):
             picture = picture_field()
             button = gr.Button("Reconstruct", variant="primary")
+        with gr.Column(elem_classes="settings"):
             seed, is_new = seed_fields()
-        with gr.Column(scale=3, min_width=300):
+        with gr.Column(elem_classes="result"):
             compared = compared_fields()
     work: dict[str, Any] = {
         "fn": _rebuilder(service),
