@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 CAPTION_FIELDS = ("caption", "text", "prompt", "txt")
-"""Names of the field of one caption; the first that is there counts."""
+"""Names of the field of a caption, or of several; the first that is there counts."""
 
 
 def captions_of(fields: Mapping[str, Any]) -> Any:  # noqa: ANN401  (whatever the file holds)
@@ -14,13 +14,15 @@ def captions_of(fields: Mapping[str, Any]) -> Any:  # noqa: ANN401  (whatever th
         fields: the record's fields.
 
     Returns:
-        What stands in `captions`, or else a list of the one caption; None if there is none.
+        What stands in `captions`, or else a list of what stands in the first of `CAPTION_FIELDS`;
+        None if there is none.
     """
     if fields.get("captions"):
         return fields["captions"]
     for name in CAPTION_FIELDS:
         if fields.get(name) is not None:
-            return [fields[name]]
+            value = fields[name]
+            return value if isinstance(value, list) and value else [value]
     return None
 
 

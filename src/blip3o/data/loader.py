@@ -5,6 +5,7 @@ record of its source's order, so that the replacement, too, depends on nothing b
 the limit the run stops: a data set that is broken should not be trained on in silence.
 """
 
+import contextlib
 import dataclasses
 import itertools
 import json
@@ -19,6 +20,7 @@ from torch.utils.data import DataLoader, Dataset
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from blip3o.core.errors import UsageError
+from blip3o.core.log import say
 from blip3o.core.rng import numpy_rng
 from blip3o.core.types import Batch
 from blip3o.data.collate import Prepared, Preparer, collate
@@ -106,6 +108,9 @@ class Loader:
         self._quarantine = quarantine
         self.num_bad = 0
         self.num_seen = 0
+        for source in {source.name: source for source in self._samples.mixture.sources}.values():
+            for reason, count in source.passed_over.items():
+                say(f"{source.name}: passed over {count} x {reason}")
 
     def __call__(self, start_step: int) -> Iterator[list[Batch]]:
         """Yields, for each step from `start_step` on, its batches: rows of one task each.
@@ -157,6 +162,26 @@ class Loader:
                 except (KeyError, ValueError, OSError, UsageError):
                     continue  # training is where bad samples are counted
         return pictures
+
+    def left_out(self) -> list[str]:
+        """Returns a line for each source with records that could not be used, in the whole run.
+
+        The list of bad samples tells, which all processes of the run write, and earlier ones wrote.
+        """
+        if self._quarantine is None or not self._quarantine.exists():
+            return []
+        bad: dict[str, set[tuple[str, str]]] = {}
+        for line in self._quarantine.read_text(encoding="utf-8").split("\n"):
+            with contextlib.suppress(ValueError):  # the end of a line that a kill cut short
+                one = BadSample(**json.loads(line))
+                bad.setdefault(one.source, set()).add((one.key, one.reason * (one.key == "?")))
+        sizes = {source.name: len(source) for source in self._samples.mixture.sources}
+        return [
+            f"{name}: {size - len(bad[name])} of {size} records used; {len(bad[name])} left out, "
+            f"see {self._quarantine}"
+            for name, size in sizes.items()
+            if name in bad
+        ]
 
     def _note(self, step: _Step) -> None:
         self.num_seen += sum(len(batch) for batch in step.batches)
@@ -274,9 +299,11 @@ class _Steps(Dataset):
         return _Step(batches=self._group(rows), bad=bad, error=None)
 
     def _group(self, rows: list[Prepared]) -> list[Batch]:
-        by_task: dict[str, list[Prepared]] = {}
+        by_task: dict[tuple[str, bool], list[Prepared]] = {}
         for row in rows:
-            by_task.setdefault(row.example.task, []).append(row)
+            # A batch has pixels or cached features, and conversations may have either.
+            is_cached = any(role in row.features for role in row.example.prompt_images)
+            by_task.setdefault((row.example.task, is_cached), []).append(row)
         size = self._micro_batch_size
         pad_id = self._samples.preparer.chat.tokenizer.pad_id
         batches: list[Batch] = []

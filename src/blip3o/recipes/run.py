@@ -96,6 +96,8 @@ class _Finish:
             _fit_normalizers(model, self._loader, trainer.precision.device)
         with merged_adapters(model):
             save_model(model, self._tokenizer, trainer.run_dir / "model", torch.float32)
+        for line in self._loader.left_out():
+            say(line)
         say(f"model: {trainer.run_dir / 'model'}")
 
 

@@ -1,6 +1,6 @@
 """A folder of images, each with its text beside it or in a `metadata` file of the folder.
 
-    a.jpg   a.txt, a.caption or a.jpg.txt: its caption   a.json: its fields
+a.jpg   a.txt, a.caption or a.jpg.txt: its caption   a.json: its fields
 """
 
 import dataclasses

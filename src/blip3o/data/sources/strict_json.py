@@ -44,9 +44,9 @@ def reason_of(error: json.JSONDecodeError) -> str:
     place = f"line {error.lineno}, character {error.colno}"
     if after.startswith(",") and not after[1:].strip():
         return f"a comma follows the value ({place}); remove it"
-    if before.endswith(",") or after.startswith(","):  # Python versions point at either side
-        if after.removeprefix(",").lstrip()[:1] in ("]", "}"):
-            return f"a comma stands before the closing bracket ({place}); remove it"
+    has_comma = before.endswith(",") or after.startswith(",")  # Python points at either side
+    if has_comma and after.removeprefix(",").lstrip()[:1] in ("]", "}"):
+        return f"a comma stands before the closing bracket ({place}); remove it"
     if after.startswith("'"):
         return f"JSON takes double quotes, not single ones ({place})"
     if not after:
