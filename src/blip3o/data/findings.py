@@ -13,6 +13,8 @@ _HARMLESS = (ODD, REPEATED)
 _SHOWN = 5
 """Records of each problem that the text names."""
 _MAX_LINE = 200
+_LONG_TEXT = 500
+"""Characters that may be more tokens than a run takes."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,12 +49,14 @@ class LintReport:
         num_records: how many records were read.
         findings: everything that is wrong, odd pictures included.
         passed_over: for each source, files or members that are no records, counted by reason.
+        uncounted_text: characters of the longest text whose tokens were not counted.
         file: where all findings are written; None if nowhere.
     """
 
     num_records: int
     findings: Sequence[Finding]
     passed_over: Mapping[str, Mapping[str, int]] = dataclasses.field(default_factory=dict)
+    uncounted_text: int = 0
     file: Path | None = None
 
     @property
@@ -88,6 +92,11 @@ class LintReport:
         for name, counts in self.passed_over.items():
             for reason, count in counts.items():
                 yield f"{count:8d}  passed over: {name}: {reason}"
+        if self.uncounted_text > _LONG_TEXT:
+            yield (
+                f"the longest text has {self.uncounted_text} characters: --max-tokens N tells "
+                "which texts are too long for a run (data.max_text_tokens)"
+            )
         if self.file is not None:
             yield f"all findings: {self.file}"
         elif is_cut:

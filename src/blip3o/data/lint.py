@@ -5,7 +5,7 @@ import functools
 import hashlib
 import io
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,9 @@ from PIL import Image
 
 from blip3o.core.errors import UsageError
 from blip3o.core.types import Example, Record
+from blip3o.data.captions import captions_of
 from blip3o.data.collate import Preparer, object_rows
+from blip3o.data.conversations import turns_of
 from blip3o.data.findings import ODD, REPEATED, Finding, LintReport
 from blip3o.data.sources import Source
 from blip3o.data.tasks import (
@@ -95,7 +97,7 @@ def lint(
     )
     findings: list[Finding] = []
     passed_over: dict[str, dict[str, int]] = {}
-    num_records = 0
+    num_records = longest_text = 0
     for path in paths:
         config = source_config(path, salvage=True, image_folder=image_folder)
         source: Any = config.build()
@@ -108,9 +110,10 @@ def lint(
         ]
         look = functools.partial(_look, checks=checks)
         hashes = []
-        for found, keys in walk(config, look, jobs=jobs, what=f"checking {name}"):
+        for found, keys, longest in walk(config, look, jobs=jobs, what=f"checking {name}"):
             findings += found
             hashes.append(keys)
+            longest_text = max(longest_text, longest)
         num_records += len(source)
         passed_over.setdefault(name, {}).update(source.passed_over)
         # The lines of a list have places, and published lists repeat their ids.
@@ -122,14 +125,21 @@ def lint(
                 file.writelines(json.dumps(dataclasses.asdict(one)) + "\n" for one in findings)
         except OSError as error:
             raise UsageError(f"cannot write {out}: {error.strerror}") from error
-    return LintReport(num_records=num_records, findings=findings, passed_over=passed_over, file=out)
+    return LintReport(
+        num_records=num_records,
+        findings=findings,
+        passed_over=passed_over,
+        uncounted_text=0 if preparer is not None else longest_text,
+        file=out,
+    )
 
 
 def _look(
     source: Source, positions: range, *, checks: LintChecks
-) -> tuple[list[Finding], NDArray[np.uint64]]:
-    """Returns the findings of some records, and a hash of each key."""
+) -> tuple[list[Finding], NDArray[np.uint64], int]:
+    """Returns the findings of some records, a hash of each key, and the longest text's length."""
     findings: list[Finding] = []
+    longest = 0
     hashes = np.zeros(len(positions), dtype=np.uint64)
     for row, position in enumerate(positions):
         key = "?"
@@ -137,6 +147,7 @@ def _look(
         try:
             key, files, fields = source.read(position)
             hashes[row] = _hash(key)
+            longest = max(longest, _text_length(fields))
             record = Record(
                 key=key, index=0, epoch=0, position=position, source="", files=files, fields=fields
             )
@@ -154,7 +165,20 @@ def _look(
                     source=source.name, key=key, position=position, problem=problem, detail=line
                 )
             )
-    return findings, hashes
+    return findings, hashes, longest
+
+
+def _text_length(fields: Mapping[str, Any]) -> int:
+    """Returns the characters of a record's longest text: a caption or a whole conversation."""
+    captions = captions_of(fields)
+    turns = turns_of(fields) or fields.get("text_conversations")
+    said = [
+        str(turn.get("value") or turn.get("content") or "")
+        for turn in (turns if isinstance(turns, list) else ())
+        if isinstance(turn, dict)
+    ]
+    texts = captions if isinstance(captions, list) else []
+    return max(sum(map(len, said)), *(len(one) for one in texts if isinstance(one, str)), 0)
 
 
 def _hash(key: str) -> int:

@@ -25,6 +25,7 @@ from blip3o.core.rng import numpy_rng
 from blip3o.core.types import Batch
 from blip3o.data.collate import Prepared, Preparer, collate
 from blip3o.data.mixture import DataConfig, Mixture, Slot
+from blip3o.data.sources import Source
 from blip3o.data.tasks import PICTURES, draw_turns, get_task, with_conversation
 from blip3o.imaging.load import open_image
 
@@ -175,13 +176,19 @@ class Loader:
             with contextlib.suppress(ValueError):  # the end of a line that a kill cut short
                 one = BadSample(**json.loads(line))
                 bad.setdefault(one.source, set()).add((one.key, one.reason * (one.key == "?")))
-        sizes = {source.name: len(source) for source in self._samples.mixture.sources}
         return [
-            f"{name}: {size - len(bad[name])} of {size} records used; {len(bad[name])} left out, "
-            f"see {self._quarantine}"
-            for name, size in sizes.items()
-            if name in bad
+            f"{source.name}: {self._used(source, len(bad[source.name]))}, see {self._quarantine}"
+            for source in {one.name: one for one in self._samples.mixture.sources}.values()
+            if source.name in bad
         ]
+
+    def _used(self, source: Source, num_bad: int) -> str:
+        """Returns how many records of a source were left out; those not met yet may be bad, too."""
+        total = sum(entry.weight for entry in self._config.mixture)
+        own = sum(e.weight for e in self._config.mixture if e.source.name == source.name)
+        if self.num_seen * self._world_size * own / total < len(source):
+            return f"{num_bad} of {len(source)} records left out so far"
+        return f"{len(source) - num_bad} of {len(source)} records used; {num_bad} left out"
 
     def _note(self, step: _Step) -> None:
         self.num_seen += sum(len(batch) for batch in step.batches)

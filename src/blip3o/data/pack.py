@@ -21,6 +21,8 @@ from blip3o.data.walk import source_config
 from blip3o.imaging.load import open_image
 
 _SKIPPED_SUFFIX = ".skipped.jsonl"
+_SHOWN = 5
+"""Reasons that are named of those for which records are left out."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,7 +54,8 @@ class Packed:
         ]
         if num_left_out:
             lines[-1] += f"; {num_left_out} left out, see {', '.join(map(str, self.notes[:3]))}"
-        lines += [f"{count:8d}  left out: {reason}" for reason, count in self.left_out.items()]
+        reasons = [f"{count:8d}  left out: {reason}" for reason, count in self.left_out.items()]
+        lines += reasons[:_SHOWN] + [f"{'':8s}  ..."] * (len(reasons) > _SHOWN)
         lines += [f"{count:8d}  passed over: {why}" for why, count in self.passed_over.items()]
         return "\n".join(lines)
 

@@ -218,7 +218,7 @@ def _caption(record: Record, rng: np.random.Generator) -> str:
 
 def _captions(record: Record) -> Sequence[Any]:
     captions = captions_of(record.fields)
-    if captions in (None, [""]):
+    if captions is None:
         raise ValueError("the record has no 'caption'")
     if not isinstance(captions, list):
         raise ValueError("'captions' is no list")

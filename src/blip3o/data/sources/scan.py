@@ -4,6 +4,7 @@ import dataclasses
 import os
 from collections import Counter, deque
 from collections.abc import Iterator
+from pathlib import Path
 
 from blip3o.data.sources.kinds import (
     CAPTION_SUFFIXES,
@@ -106,21 +107,22 @@ def scan(base: str) -> Scan:
 def _folders(base: str, passed_over: PassedOver) -> Iterator[tuple[str, list[str]]]:
     """Yields each folder's path and file names; real folders first, then those behind links."""
     seen: set[tuple[int, int]] = set()
+    above = {_identity(os.stat(one)) for one in Path(os.path.realpath(base)).parents}
     waiting, links = deque([""]), deque[str]()
     while waiting or links:
-        is_link = not waiting
-        folder = links.popleft() if is_link else waiting.popleft()
+        folder = waiting.popleft() if waiting else links.popleft()
         full = os.path.join(base, folder)
         try:
-            status = os.stat(full)
-            if (status.st_dev, status.st_ino) in seen:
-                passed_over.add("a link to a folder that is read already", folder)
+            identity = _identity(os.stat(full))
+            if identity in seen or identity in above:
+                where = "that is read already" if identity in seen else "above this one"
+                passed_over.add(f"a link to a folder {where}", folder)
                 continue
-            seen.add((status.st_dev, status.st_ino))
+            seen.add(identity)
             with os.scandir(full) as entries:
                 files = []
                 for entry in sorted(entries, key=lambda one: one.name):
-                    if not entry.is_dir():
+                    if not _is_folder(entry):
                         files.append(entry.name)
                     elif is_junk(entry.name):
                         passed_over.add("a hidden or junk folder", os.path.join(folder, entry.name))
@@ -131,6 +133,17 @@ def _folders(base: str, passed_over: PassedOver) -> Iterator[tuple[str, list[str
             passed_over.add(f"a folder that cannot be read: {error.strerror}", folder or base)
             continue
         yield folder, files
+
+
+def _identity(status: os.stat_result) -> tuple[int, int]:
+    return status.st_dev, status.st_ino
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # links in a circle
+        return False
 
 
 def _sort_names(
