@@ -72,10 +72,7 @@ def with_marks(messages: tuple[Message, ...], num_images: int) -> tuple[Message,
     if num_marks == num_images or (num_marks, num_images) == (1, 0):
         return messages
     if num_marks:
-        raise ValueError(
-            f"the conversation has {num_marks} image marks for {num_images or 'one'} image"
-            f"{'s' * (num_images > 1)}"
-        )
+        raise ValueError(f"the conversation has {num_marks} image marks for {num_images} images")
     place = next((k for k, message in enumerate(messages) if message.role == "user"), None)
     if place is None:
         raise ValueError("the conversation has no question that the image could belong to")

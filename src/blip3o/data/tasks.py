@@ -161,7 +161,9 @@ def likely_tasks(record: Record) -> list[str]:
     found = ["edit"] * ("source" in files and "target" in files)
     found += ["image_to_text"] * (turns_of(fields) is not None)
     found += ["text"] * bool(fields.get("text_conversations"))
-    if captions_of(fields) is not None and (_num_images(record) == 1 or not found):
+    # Beside a conversation, `text` or `prompt` may be anything.
+    is_said = fields.get("captions") or fields.get("caption") is not None
+    if captions_of(fields) is not None and (not found or (is_said and _num_images(record) == 1)):
         found.append("text_to_image")
     return found
 

@@ -12,7 +12,7 @@ from blip3o.core.log import progress
 from blip3o.data.sources import SOURCES, Source
 from blip3o.data.sources.files import is_remote
 from blip3o.data.sources.jsonl import JSON_SUFFIXES
-from blip3o.data.sources.kinds import HEAD_BYTES, foreign
+from blip3o.data.sources.kinds import HEAD_BYTES, IMAGE_SUFFIXES, foreign
 
 T = TypeVar("T")
 Look = Callable[[Source, range], T]
@@ -38,6 +38,8 @@ def source_config(path: str, *, salvage: bool = False, image_folder: str | None 
     name = Path(path.rstrip("/")).name.partition(".")[0].rstrip("*?-_{}[]0123456789") or "data"
     if not is_remote(path) and os.path.isdir(path):
         return SOURCES.get("folder")(path=path, name=name)
+    if path.lower().endswith(IMAGE_SUFFIXES) and os.path.exists(path):
+        raise UsageError(f"{path} is an image; name the folder that it is in")
     if path.lower().endswith(JSON_SUFFIXES) or _begins_as_json(path):
         return SOURCES.get("jsonl")(path=path, name=name, image_folder=image_folder)
     return SOURCES.get("webdataset")(path=path, name=name, salvage=salvage)

@@ -6,7 +6,8 @@ a.jpg   a.txt, a.caption or a.jpg.txt: its caption   a.json: its fields
 import dataclasses
 import hashlib
 import os
-from collections.abc import Iterable, Mapping
+import unicodedata
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -151,10 +152,13 @@ class FolderSource:
         return loaded
 
     def _read_metadata(
-        self, files: Iterable[str], passed_over: PassedOver
+        self, files: Sequence[str], passed_over: PassedOver
     ) -> dict[str, list[MetadataRow]]:
         """Returns the rows about each image of the folder."""
         rows: dict[str, list[MetadataRow]] = {}
+        names = set(self._names)
+        # A Mac writes accents in file names in another way than lists have them.
+        spelled = {_composed(name): name for name in self._names} if files else {}
         for file in files:
             found = read_metadata(self._base, file)
             if found is None:
@@ -162,8 +166,9 @@ class FolderSource:
                 continue
             self._metadata_files.append(file)
             for image, some in found.items():
-                rows.setdefault(image, []).extend(some)
-        for image in rows.keys() - set(self._names):
+                known = image if image in names else spelled.get(_composed(image), image)
+                rows.setdefault(known, []).extend(some)
+        for image in sorted(rows.keys() - names):
             passed_over.add("an image that a list of captions names and that is not read", image)
         return {image: nearest(rows[image]) for image in self._names if image in rows}
 
@@ -189,6 +194,10 @@ class FolderSource:
                 said = f"{name}/gone\n"
             digest.update(os.fsencode(said))  # a name may be in another encoding than UTF-8
         return digest.hexdigest()[:32]
+
+
+def _composed(name: str) -> str:
+    return unicodedata.normalize("NFC", name)
 
 
 _Said = tuple[str, Any]

@@ -6,6 +6,7 @@ Face (`file_name`, `{"path": ..., "bytes": ...}`) and chat messages with image p
 
 import base64
 import binascii
+import itertools
 import os
 import re
 import unicodedata
@@ -39,7 +40,7 @@ def image_role(number: int) -> str:
 def take_images(row: Mapping[str, Any], read: ReadImage) -> tuple[dict[str, bytes], dict[str, Any]]:
     """Returns the images of a row by role, and the row's other fields.
 
-    `source` and `target` are images where both are there (an edit); else they are fields.
+    `source` and `target` are images where both name one (an edit); else they are fields.
 
     Args:
         row: one record of a list.
@@ -52,7 +53,11 @@ def take_images(row: Mapping[str, Any], read: ReadImage) -> tuple[dict[str, byte
     fields = dict(row)
     files: dict[str, bytes] = {}
     edit = {role: _references(fields.get(role)) or [] for role in ("source", "target")}
-    if all(edit.values()):
+    # Beside an image of its own, a row's `source` is rather the name of a data set.
+    is_edit = not fields.get("image") or all(
+        map(_looks_like_image, itertools.chain(*edit.values()))
+    )
+    if all(edit.values()) and is_edit:
         for role, (reference, *others) in edit.items():
             if others:
                 raise ValueError(f"{role!r} names several images; an edit has one")
@@ -83,7 +88,7 @@ def read_reference(
 
     Args:
         reference: a path relative to the base or absolute, a `file://` or data URI, or an object
-            with `bytes` (base64), `path` or `url`.
+            with `bytes` or `data` (base64), `path` or `url`.
         base: the folder that paths start from, or its address.
 
     Raises:
@@ -92,8 +97,8 @@ def read_reference(
         UsageError: if a remote image cannot be reached.
     """
     if isinstance(reference, Mapping):
-        data = reference.get("bytes")
-        if isinstance(data, str) and data:
+        data = reference.get("bytes") or reference.get("data")
+        if isinstance(data, str):
             return _from_base64(data)
         reference = next((reference[k] for k in ("path", "url") if reference.get(k)), "")
     if not isinstance(reference, str):
@@ -121,10 +126,15 @@ def _names_of_images(fields: Mapping[str, Any]) -> list[str]:
     if any(_references(fields[name]) for name in named):
         return named
     for name in _PATH_NAMES:
-        value = fields.get(name)
-        if isinstance(value, str) and value.strip().lower().endswith(IMAGE_SUFFIXES):
+        if isinstance(fields.get(name), str) and _looks_like_image(fields[name]):
             return [*named, name]
     return named
+
+
+def _looks_like_image(reference: Any) -> bool:  # noqa: ANN401
+    if not isinstance(reference, str):
+        return True
+    return reference.strip().lower().endswith(IMAGE_SUFFIXES) or reference[:5].lower() == "data:"
 
 
 def _references(value: Any) -> list[Any] | None:  # noqa: ANN401
@@ -143,7 +153,7 @@ def _references(value: Any) -> list[Any] | None:  # noqa: ANN401
     return None
 
 
-_KEYS = ("bytes", "path", "url")
+_KEYS = ("bytes", "path", "url", "data")
 
 
 def _take_parts(fields: dict[str, Any]) -> Iterator[Any]:
@@ -170,7 +180,7 @@ def _take_parts(fields: dict[str, Any]) -> Iterator[Any]:
 
 def _part_reference(part: Mapping[str, Any]) -> list[Any]:
     """Returns the reference of an image part; none if the images are in a field of the row."""
-    given = [part.get(name) for name in ("image_url", "image", "url", "path")]
+    given = [part.get(name) for name in ("image_url", "image", "url", "path", "source")]
     return next((found for one in given if (found := _references(one))), [])
 
 
