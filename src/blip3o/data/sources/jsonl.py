@@ -126,13 +126,13 @@ class JsonlSource:
         with self._path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()[:32]
 
-    def _raw(self, position: int) -> bytes | str:
+    def _raw(self, position: int) -> str:
         start, stop = self._places[position].tolist()
         if self._text is not None:
             return self._text[start:stop]
         with self._path.open("rb", buffering=0) as file:
             file.seek(start)
-            return file.read(stop - start)
+            return file.read(stop - start).decode("utf-8-sig")
 
     def _find_records(self) -> NDArray[np.int64]:
         """Returns where each record starts and ends [records, 2], in bytes or in `_text`."""

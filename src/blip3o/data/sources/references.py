@@ -192,11 +192,8 @@ def _existing(reference: str, base: str) -> Path:
     """
     for candidate in _spellings(reference):
         path = Path(base, candidate)
-        try:
-            if os.path.lexists(path):
-                return path
-        except ValueError as error:  # a zero byte
-            raise ValueError(f"{reference!r} is no path") from error
+        if os.path.lexists(path):
+            return path
     raise FileNotFoundError(f"no such image: {next(_spellings(reference))!r} in {base}")
 
 
