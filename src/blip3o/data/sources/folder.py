@@ -69,7 +69,7 @@ class FolderSource:
         self._rows = self._read_metadata(found.metadata, found.passed_over)
         self._note_texts(found.texts, found.passed_over)
         self.passed_over: Mapping[str, int] = found.passed_over.counts()
-        self.shard_lengths = [len(self._names)]
+        self.shard_lengths: Sequence[int] = [len(self._names)]
 
     def __len__(self) -> int:
         return len(self._names)

@@ -8,7 +8,7 @@ r"""JSON lines (or one JSON list) with images as files beside it, on a disk or r
 import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -96,7 +96,7 @@ class JsonlSource:
             raise UsageError(f"cannot read {self._path}: {error.strerror}") from error
         except ValueError as error:
             raise UsageError(f"cannot read {self._path}: {error}") from error
-        self.shard_lengths = [len(self)]
+        self.shard_lengths: Sequence[int] = [len(self)]
 
     def __len__(self) -> int:
         return len(self._places)
