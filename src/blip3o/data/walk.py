@@ -54,6 +54,8 @@ def _begins_as_json(path: str) -> bool:
             head = file.read(HEAD_BYTES)
     except OSError as error:
         raise UsageError(f"cannot read {path}: {error.strerror}") from error
+    if head[257:262] == b"ustar":  # a tar: its first bytes are a name, and may be any
+        return False
     what = foreign(head)
     if what is None and path.lower().endswith((".csv", ".tsv")):
         what = "a table; write its rows as JSON lines, or as metadata.csv beside the images"

@@ -48,6 +48,8 @@ def test_a_caption_may_stand_in_any_of_these(tmp_path: Path, name: str, encoding
         ("METADATA.JSONL", '\ufeff{"text": "a dog", "score": 3, "file_name": "./in/b.png"}\r\n'),
         ("metadata.jsonl", '{"file_name": "in\\\\b.png", "caption": "a dog", "score": 3}'),
         ("metadata.csv", 'file_name,text,score\nin/b.png,"a dog",3\n'),
+        ("metadata.csv", 'text;"file_name";score\r\n"a dog";in/b.png;3\r\n'),
+        ("metadata.csv", "file_name\ttext\tscore\nin/b.png\ta dog\t3\n"),
         ("metadata.csv", "\ufeffscore,prompt,file_name\r\n3,a dog,in/b.png\r\n"),
         ("in/metadata.jsonl", '{"file_name": "b.png", "text": "a dog", "score": 3}'),
     ],
@@ -86,7 +88,7 @@ def test_names_with_accents_are_found_however_they_are_written(tmp_path: Path) -
         ("metadata.jsonl", '{"file_name": "a.png", "text": "x"}\n{"file_name', "line 2: no JSON"),
         ("metadata.jsonl", '{"file_name": "a.png", "text": "x", "text": "y"}', "'text' twice"),
         ("metadata.jsonl", '{"file_name": "a.png"}\n{"text": "x"}', "row 2 of .* no file_name"),
-        ("metadata.jsonl", "[1]", "line 1 is no JSON object"),
+        ("metadata.jsonl", '["file_name"]', "line 1 is no JSON object"),
         ("metadata.csv", "file_name,text\na.png,a cat, and a dog\n", "number of columns"),
         ("metadata.csv", "file_name,text\na.png\n", "number of columns"),
         ("metadata.csv", "file_name,text,text\na.png,x,y\n", "same name"),
@@ -125,7 +127,6 @@ CONFLICTS: list[dict[str, str | bytes]] = [
         "metadata__csv": "file_name,text\na.png,one\na.png,two\n",
     },
     {"a__json": '{"caption": "one"}', "metadata__csv": "file_name,text\na.png,two\n"},
-    {"a__json": '{"caption": "one"}', "a__png__json": '{"caption": "two"}'},
 ]
 
 
@@ -169,6 +170,17 @@ def test_unused_texts_are_counted_and_the_default_is_mentioned(tmp_path: Path) -
     assert "belongs to no image, while 2 images take the default caption 'my dog'" in texts
     assert any("no column" in reason or "without a column" in reason for reason in said)
     assert not any("default" in reason for reason in source(tmp_path).passed_over)
+
+
+@pytest.mark.parametrize(
+    "text", ["a,b\n1,2,3\n", "", "name,text\nx\n", "{", "id;url\n1;2", '"a\n', "\x00\x01"]
+)
+@pytest.mark.parametrize("name", ["metadata.csv", "metadata.jsonl"])
+def test_a_list_about_something_else_is_counted(tmp_path: Path, name: str, text: str) -> None:
+    write(tmp_path, "a.png")
+    (tmp_path / name).write_text(text, encoding="utf-8")
+    assert fields(tmp_path) == {}
+    assert list(source(tmp_path).passed_over.values()) == [1]
 
 
 def test_a_listed_image_that_is_not_there_is_counted(tmp_path: Path) -> None:

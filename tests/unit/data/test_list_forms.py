@@ -3,6 +3,7 @@
 import gzip
 import json
 import os
+import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -140,6 +141,29 @@ def test_other_files_are_named_as_what_they_are(tmp_path: Path, word: str) -> No
         (tmp_path / name).write_bytes(FOREIGN[word])
         with pytest.raises(UsageError, match=word):
             source_config(str(tmp_path / name)).build()
+
+
+def test_a_tar_whose_first_name_looks_like_something_else_is_a_tar(tmp_path: Path) -> None:
+    for number, name in enumerate(("PAR1.png", "BZh/a.png", "<html.png", "[1].png", "{a}.png")):
+        with tarfile.open(tmp_path / f"{number}.tar", "w") as tar:
+            tar.addfile(tarfile.TarInfo(name))
+        assert source_config(str(tmp_path / f"{number}.tar")).kind == "webdataset"
+
+
+def test_arrays_beside_the_records_are_counted(tmp_path: Path) -> None:
+    file = write(tmp_path, "d.json", json.dumps({"train": ROWS, "test": ROWS, "info": {}}))
+    own = JsonlConfig(path=str(file), name="d").build()
+    assert len(own) == len(ROWS)
+    assert own.passed_over == {"an array beside the one of the records: 'test'": 1}
+
+
+def test_the_fingerprint_knows_where_the_images_are(tmp_path: Path) -> None:
+    file = str(write(tmp_path, "d.jsonl", FORMS["lines"]))
+    prints = {
+        JsonlConfig(path=file, name="d", image_folder=folder).build().fingerprint()
+        for folder in (None, "one", "two", "two/")
+    }
+    assert len(prints) == 3
 
 
 def test_tables_coco_and_images_are_named(tmp_path: Path) -> None:

@@ -58,7 +58,7 @@ class FolderSource:
     def __init__(self, config: FolderConfig) -> None:
         self.name = config.name
         self._caption = config.caption
-        self._base = Path(config.path)
+        self._base = Path(os.path.expanduser(config.path))
         if not self._base.is_dir():
             raise UsageError(f"no such folder of pictures: {self._base}")
         found = scan(str(self._base))

@@ -8,6 +8,7 @@ r"""JSON lines (or one JSON list) with images as files beside it, on a disk or r
 import dataclasses
 import hashlib
 import json
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,8 @@ _RECORD_NAMES = {
 }
 """Fields by which an object that stands alone is a record."""
 _FETCH_BYTES = 1 << 24
+_MAX_TEXT_BYTES = 1 << 30
+"""Longer files are taken for lines without a look at the whole, but for those named .json."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -78,15 +81,19 @@ class JsonlSource:
         config: which file.
     """
 
-    passed_over: Mapping[str, int] = {}
-
     def __init__(self, config: JsonlConfig) -> None:
         self.name = config.name
-        self._path = _local_copy(config.path) if is_remote(config.path) else Path(config.path)
-        own = config.path.rpartition("/")[0] if is_remote(config.path) else str(self._path.parent)
-        self._base = own if config.image_folder is None else config.image_folder.rstrip("/") or "/"
+        if is_remote(config.path):
+            self._path, self._base = _local_copy(config.path), config.path.rpartition("/")[0]
+        else:
+            self._path = Path(os.path.expanduser(config.path))
+            self._base = str(self._path.parent)
+        self._image_folder = config.image_folder
+        if config.image_folder is not None:
+            self._base = os.path.expanduser(config.image_folder).rstrip("/") or "/"
         self.is_remote = is_remote(self._base)
         self._text: str | None = None
+        self.passed_over: Mapping[str, int] = {}
         try:
             check_plain(self._path)
             self._places = self._find_records()
@@ -122,9 +129,15 @@ class JsonlSource:
         return str(fields.get("id", position)), files, fields
 
     def fingerprint(self) -> str:
-        """Returns a hash of the file; images changed under the same name are not noticed."""
+        """Returns a hash of the file and of where its images are.
+
+        Images changed under the same name are not noticed.
+        """
         with self._path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()[:32]
+            digest = hashlib.file_digest(file, "sha256")
+        if self._image_folder is not None:
+            digest.update(self._base.encode())
+        return digest.hexdigest()[:32]
 
     def _raw(self, position: int) -> str:
         start, stop = self._places[position].tolist()
@@ -141,11 +154,12 @@ class JsonlSource:
         what = foreign(head)
         if what is not None:
             raise ValueError(f"it is {what}")
-        if not has_wide_text(head) and self._has_lines():
+        is_huge = self._path.stat().st_size > _MAX_TEXT_BYTES and not self._is_list_by_name()
+        if not has_wide_text(head) and (is_huge or self._has_lines()):
             return self._find_lines()
         try:
             text = decode_text(self._path.read_bytes())
-            places = _records_in(text)
+            places, beside = _records_in(text)
         except ValueError as error:
             if not self._is_list_by_name() and not has_wide_text(head):
                 return self._find_lines()  # whose records are bad one by one
@@ -159,6 +173,9 @@ class JsonlSource:
         if places is None:
             return self._find_lines()
         self._text = text
+        self.passed_over = {
+            f"an array beside the one of the records: {name!r}": 1 for name in beside
+        }
         return np.array(places, dtype=np.int64).reshape(-1, 2)
 
     def _is_list_by_name(self) -> bool:
@@ -192,27 +209,34 @@ class JsonlSource:
         return np.array(places, dtype=np.int64).reshape(-1, 2)
 
 
-def _records_in(text: str) -> list[Place] | None:
-    """Returns where the records of a text are; None if it is one object that holds no list."""
+def _records_in(text: str) -> tuple[list[Place] | None, list[str]]:
+    """Returns where the records of a text are, and the names of arrays beside them.
+
+    None for the records if the text is one object that holds no list.
+    """
     values = values_in(text)
-    if len(values) != 1:
-        if not values:
-            raise json.JSONDecodeError("Expecting value", text, 0)
-        return values
+    if not values:
+        raise json.JSONDecodeError("Expecting value", text, 0)
+    if len(values) > 1:
+        return values, []
     (place,) = values
     if text[place[0]] == "[":
-        return elements_in(text, place)
+        return elements_in(text, place), []
     if text[place[0]] != "{":
-        return None
+        return None, []
     members = members_in(text, place)
-    if {"images", "annotations"} <= members.keys() and text[members["annotations"][0]] == "[":
+    arrays = [name for name, (start, _) in members.items() if text[start] == "["]
+    if "images" in members and "annotations" in arrays:
         raise ValueError(
             "it holds COCO annotations; write one record an image, with its path and captions"
         )
     if _RECORD_NAMES & members.keys():
-        return [place]
-    inner = [name for name in _LIST_NAMES if name in members and text[members[name][0]] == "["]
-    return elements_in(text, members[inner[0]]) if len(inner) == 1 else None
+        return [place], []
+    inner = [name for name in _LIST_NAMES if name in arrays]
+    if len(inner) != 1:
+        return None, []
+    arrays.remove(inner[0])
+    return elements_in(text, members[inner[0]]), arrays
 
 
 def _local_copy(path: str) -> Path:

@@ -53,10 +53,12 @@ def read_metadata(base: Path, file: str) -> dict[str, list[MetadataRow]] | None:
     """
     try:
         text = decode_text(read_plain(base / file, _MAX_BYTES))
+        if _COLUMN not in text:
+            return None
         rows = _csv_rows(text) if file.lower().endswith(".csv") else _json_rows(text)
     except (ValueError, OSError, csv.Error) as error:
         raise UsageError(f"cannot read the captions in {base / file}: {error}") from error
-    if rows and not any(_COLUMN in row for row in rows):
+    if not any(_COLUMN in row for row in rows):
         return None
     found: dict[str, list[MetadataRow]] = {}
     for number, row in enumerate(rows, 1):
@@ -95,7 +97,12 @@ def _json_rows(text: str) -> list[dict[str, Any]]:
 
 def _csv_rows(text: str) -> list[dict[str, Any]]:
     csv.field_size_limit(1 << 24)  # a long caption is no error
-    reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
+    head = text.partition("\n")[0]
+    commas = (mark for mark in ",;\t" if _COLUMN in [c.strip(' "\r') for c in head.split(mark)])
+    comma = next(commas, None)  # spreadsheets write semicolons in half of the world
+    if comma is None:
+        return []
+    reader = csv.DictReader(io.StringIO(text, newline=""), strict=True, delimiter=comma)
     names = [name.strip() for name in reader.fieldnames or ()]
     if len(set(names)) < len(names):
         raise ValueError("two columns have the same name")
@@ -105,7 +112,7 @@ def _csv_rows(text: str) -> list[dict[str, Any]]:
         if None in row or None in row.values():
             raise ValueError(
                 f"line {reader.line_num} has another number of columns than the first line; "
-                'text with a comma stands in "..."'
+                f'text with {comma!r} stands in "..."'
             )
         rows.append({name: value for name, value in row.items() if value != ""})
     return rows

@@ -84,8 +84,8 @@ def scan(base: str) -> Scan:
     found = Scan([], [], [], [], PassedOver())
     pairs: list[tuple[str, tuple[str, ...]]] = []
     endings: dict[tuple[str, ...], tuple[str, ...]] = {}  # a million images share a few of them
-    for folder, names in _folders(base, found.passed_over):
-        images, texts = _sort_names(base, folder, names, found)
+    for folder, names, dangling in _folders(base, found.passed_over):
+        images, texts = _sort_names(folder, names, dangling, found)
         used: set[str] = set()
         for name in images:
             beside = _texts_of(name, texts)
@@ -104,8 +104,11 @@ def scan(base: str) -> Scan:
     return found
 
 
-def _folders(base: str, passed_over: PassedOver) -> Iterator[tuple[str, list[str]]]:
-    """Yields each folder's path and file names; real folders first, then those behind links."""
+def _folders(base: str, passed_over: PassedOver) -> Iterator[tuple[str, list[str], set[str]]]:
+    """Yields each folder's path, its file names, and those of them that are links to nowhere.
+
+    Real folders come first, then those behind links.
+    """
     seen: set[tuple[int, int]] = set()
     above = {_identity(os.stat(one)) for one in Path(os.path.realpath(base)).parents}
     waiting, links = deque([""]), deque[str]()
@@ -120,10 +123,13 @@ def _folders(base: str, passed_over: PassedOver) -> Iterator[tuple[str, list[str
                 continue
             seen.add(identity)
             with os.scandir(full) as entries:
-                files = []
+                files: list[str] = []
+                dangling: set[str] = set()
                 for entry in sorted(entries, key=lambda one: one.name):
                     if not _is_folder(entry):
                         files.append(entry.name)
+                        if entry.is_symlink() and not os.path.exists(entry.path):
+                            dangling.add(entry.name)
                     elif is_junk(entry.name):
                         passed_over.add("a hidden or junk folder", os.path.join(folder, entry.name))
                     else:
@@ -132,7 +138,7 @@ def _folders(base: str, passed_over: PassedOver) -> Iterator[tuple[str, list[str
         except OSError as error:
             passed_over.add(f"a folder that cannot be read: {error.strerror}", folder or base)
             continue
-        yield folder, files
+        yield folder, files, dangling
 
 
 def _identity(status: os.stat_result) -> tuple[int, int]:
@@ -147,7 +153,7 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
 
 
 def _sort_names(
-    base: str, folder: str, names: list[str], found: Scan
+    folder: str, names: list[str], dangling: set[str], found: Scan
 ) -> tuple[list[str], dict[str, list[str]]]:
     """Returns a folder's images, and its text files by their name with the ending in lower case."""
     images: list[str] = []
@@ -159,12 +165,12 @@ def _sort_names(
         if is_junk(name):
             if low in IMAGE_SUFFIXES:
                 found.passed_over.add("a hidden file", path)
+        elif name in dangling:
+            found.passed_over.add("a link that leads nowhere", path)
         elif name.lower() in METADATA_NAMES:
             found.metadata.append(path)
         elif name.lower() == _UNREAD_METADATA:
             found.passed_over.add("captions in Parquet; write them as metadata.jsonl", path)
-        elif low in IMAGE_SUFFIXES and _leads_nowhere(os.path.join(base, path)):
-            found.passed_over.add("a link that leads nowhere", path)
         elif low in IMAGE_SUFFIXES:
             images.append(name)
         elif low in (*CAPTION_SUFFIXES, ".json"):
@@ -178,20 +184,10 @@ def _sort_names(
     return images, texts
 
 
-def _leads_nowhere(path: str) -> bool:
-    try:
-        os.stat(path)
-    except OSError:  # no such file, or links in a circle
-        return os.path.islink(path)
-    return False
-
-
 def _texts_of(image: str, texts: dict[str, list[str]]) -> tuple[str, ...]:
-    """Returns the endings of an image's texts: of `a.txt`, and of `a.png.txt`, for `a.png`."""
+    """Returns the endings of an image's texts: of `a.txt`, `a.png.txt` and `a.json` for `a.png`."""
     stem = os.path.splitext(image)[0]
+    wanted = [name + ending for name in (stem, image) for ending in CAPTION_SUFFIXES]
     return tuple(
-        text[len(stem) :]
-        for name in dict.fromkeys((stem, image))
-        for ending in (*CAPTION_SUFFIXES, ".json")
-        for text in texts.get(name + ending, ())
+        text[len(stem) :] for name in (*wanted, f"{stem}.json") for text in texts.get(name, ())
     )
