@@ -89,11 +89,11 @@ class FolderSource:
         fields = self._fields(position)
         if self._caption is not None and captions_of(fields) is None:
             fields["caption"] = self._caption
-        data = read_plain(self._base / name)
+        data = read_plain(os.path.join(self._base, name))
         what = foreign(data[:HEAD_BYTES])
         if what is not None:
             raise ValueError(f"{name} is {what}")
-        return Path(name).as_posix(), {"image": data}, fields
+        return name.replace(os.sep, "/"), {"image": data}, fields
 
     def fingerprint(self) -> str:
         """Returns a hash of the images' names, sizes and times of change."""
@@ -134,12 +134,12 @@ class FolderSource:
 
     def _read_text(self, file: str) -> str:
         try:
-            return decode_text(read_plain(self._base / file)).strip()
+            return decode_text(read_plain(os.path.join(self._base, file))).strip()
         except ValueError as error:
             raise ValueError(f"{file}: {error}") from error
 
     def _read_object(self, file: str) -> dict[str, Any]:
-        data = read_plain(self._base / file)
+        data = read_plain(os.path.join(self._base, file))
         what = foreign(data[:HEAD_BYTES])
         if what is not None:
             raise ValueError(f"{file} is {what}")

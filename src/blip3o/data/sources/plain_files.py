@@ -6,6 +6,8 @@ from pathlib import Path
 
 from blip3o.imaging.load import DEFAULT_LIMITS
 
+_MORE_BYTES = 1 << 22
+
 
 def read_plain(path: str | Path, max_bytes: int = DEFAULT_LIMITS.max_bytes) -> bytes:
     """Returns the bytes of an ordinary file.
@@ -18,16 +20,25 @@ def read_plain(path: str | Path, max_bytes: int = DEFAULT_LIMITS.max_bytes) -> b
         ValueError: if it is no ordinary file, or too long.
         OSError: if there is no such file or it cannot be read.
     """
-    check_plain(path)
+    check_plain(path)  # opening a device may do something
     # Without waiting: a pipe that took the file's place in the meantime would never answer.
     descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
-    with os.fdopen(descriptor, "rb") as file:
-        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-            raise ValueError(f"{path} is not an ordinary file")
-        size = os.fstat(file.fileno()).st_size
-        if size > max_bytes:
-            raise ValueError(f"{path} is too large: {size} bytes are more than {max_bytes}")
-        return file.read(max_bytes)
+    try:
+        status = os.fstat(descriptor)
+        _require_plain(path, status.st_mode)
+        if status.st_size > max_bytes:
+            raise ValueError(
+                f"{path} is too large: {status.st_size} bytes are more than {max_bytes}"
+            )
+        data = piece = os.read(descriptor, status.st_size + 1)
+        while piece:  # some files of the system say that they are empty, and are endless
+            piece = os.read(descriptor, _MORE_BYTES)
+            data += piece
+            if len(data) > max_bytes:
+                raise ValueError(f"{path} is too large: more than {max_bytes} bytes")
+        return data
+    finally:
+        os.close(descriptor)
 
 
 def check_plain(path: str | Path) -> None:
@@ -40,7 +51,10 @@ def check_plain(path: str | Path) -> None:
         ValueError: if it is a folder, a pipe, a socket or a device, or no name of a file.
         OSError: if there is no such file.
     """
-    mode = os.stat(path).st_mode
+    _require_plain(path, os.stat(path).st_mode)
+
+
+def _require_plain(path: str | Path, mode: int) -> None:
     if stat.S_ISDIR(mode):
         raise ValueError(f"{path} is a folder, not a file")
     if not stat.S_ISREG(mode):

@@ -12,7 +12,6 @@ import re
 import unicodedata
 import urllib.parse
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 from blip3o.data.sources.files import is_remote, read_file
@@ -25,6 +24,7 @@ _NAMES = ("image", "images")
 _PATH_NAMES = ("file_name", "image_path", "img_path", "image_file")
 """Further names of the image, where there is none of `_NAMES`; only with an image's ending."""
 _TALKS = ("conversations", "messages")
+_ADDRESS = re.compile(r"\s*(?!file:)[a-z][a-z0-9+.-]+://", re.IGNORECASE)
 _PART_TYPES = ("image", "image_url", "input_image")
 
 
@@ -109,7 +109,7 @@ def read_reference(
         if is_remote(reference) or reference.startswith("/"):
             raise ValueError(f"the picture {reference!r} has no path relative to its list")
         return read_file(f"{base}/{reference}")
-    if re.match(r"\s*(?!file:)[a-z][a-z0-9+.-]+://", reference, re.IGNORECASE):
+    if "://" in reference and _ADDRESS.match(reference):
         raise ValueError(
             f"the image {reference.strip()!r:.200} is an address; fetch it and name the file"
         )
@@ -184,15 +184,15 @@ def _part_reference(part: Mapping[str, Any]) -> list[Any]:
     return next((found for one in given if (found := _references(one))), [])
 
 
-def _existing(reference: str, base: str) -> Path:
+def _existing(reference: str, base: str) -> str:
     """Returns the file that a path means: as it is written, or else written in another usual way.
 
     Lists come from Windows, from a Mac, or hold addresses of files; the first file that is there
     counts, and the path as it stands is tried first.
     """
-    for candidate in _spellings(reference):
-        path = Path(base, candidate)
-        if os.path.lexists(path):
+    for candidate in itertools.chain([reference], _spellings(reference)):
+        path = os.path.join(base, candidate)
+        if candidate and os.path.lexists(path):
             return path
     raise FileNotFoundError(f"no such image: {next(_spellings(reference))!r} in {base}")
 
