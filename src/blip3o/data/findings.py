@@ -68,7 +68,7 @@ class LintReport:
     def num_bad(self) -> int:
         """How many records cannot be learned from; a damaged shard is none."""
         bad = (one for one in self.findings if one.problem not in _HARMLESS and one.position >= 0)
-        return len({(one.source, one.position) for one in bad})
+        return len({(one.source, one.position, one.key) for one in bad})
 
     def text(self) -> str:
         """Returns a screen: how many of each problem with the first records, and the rest."""

@@ -5,6 +5,7 @@ import functools
 import hashlib
 import io
 import json
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -96,7 +97,7 @@ def lint(
         max_turns=max_turns,
     )
     findings: list[Finding] = []
-    passed_over: dict[str, dict[str, int]] = {}
+    passed_over: dict[str, Counter[str]] = {}
     num_records = longest_text = 0
     for path in paths:
         config = source_config(path, salvage=True, image_folder=image_folder)
@@ -115,7 +116,7 @@ def lint(
             hashes.append(keys)
             longest_text = max(longest_text, longest)
         num_records += len(source)
-        passed_over.setdefault(name, {}).update(source.passed_over)
+        passed_over.setdefault(name, Counter()).update(source.passed_over)
         # The lines of a list have places, and published lists repeat their ids.
         problem = REPEATED if config.kind == "jsonl" else "duplicate key"
         findings += _duplicates(source, problem, np.concatenate(hashes) if hashes else np.zeros(0))

@@ -32,7 +32,7 @@ from blip3o.imaging.load import open_image
 _MAX_REPLACEMENTS = 100
 """Bad records in a row after which there is no point in going on."""
 _BORNE = 10
-"""Bad samples that are borne whatever share of a young run they are."""
+"""Bad samples that are borne whatever share of a young run they are; and so many are named."""
 _PREFETCH_STEPS = 4
 _REMOTE_READS = 16
 """Remote records that one process waits for at once."""
@@ -108,6 +108,7 @@ class Loader:
         self._micro_batch_size = micro_batch_size
         self._quarantine = quarantine
         self.num_bad = 0
+        self._bad_records: set[tuple[str, str, str]] = set()
         self.num_seen = 0
         for source in {source.name: source for source in self._samples.mixture.sources}.values():
             for reason, count in source.passed_over.items():
@@ -199,6 +200,7 @@ class Loader:
                 file.write(lines.encode())  # in one piece: other processes append here too
         if step.error is not None:
             raise UsageError(step.error)
+        self._note_records(step.bad)
         limit = self._config.bad_sample_limit
         if step.bad and self.num_bad > (max(_BORNE, limit * self.num_seen) if limit else 0):
             see = f"; all are in {self._quarantine}" if self._quarantine is not None else ""
@@ -207,6 +209,14 @@ class Loader:
                 f"{limit:.1%} (data.bad_sample_limit); the last: {step.bad[-1].source} "
                 f"{step.bad[-1].key}: {step.bad[-1].reason}{see}"
             )
+
+    def _note_records(self, bad: Iterable[BadSample]) -> None:
+        """Says which records are left out, once each: the first ones of the run."""
+        for one in bad:
+            record = (one.source, one.key, one.reason * (one.key == "?"))
+            if record not in self._bad_records and len(self._bad_records) < _BORNE:
+                self._bad_records.add(record)
+                say(f"left out: {one.source} {one.key}: {one.reason}")
 
 
 def _leave_signals_to_the_run(worker: int) -> None:

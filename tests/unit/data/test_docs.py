@@ -42,6 +42,8 @@ def test_the_published_mix_and_the_folder_are_real() -> None:
     folder = yaml.safe_load(blocks("yaml")[1])
     entry = from_dict(MixtureEntry, {**folder, "task": "text_to_image"})
     assert entry.source.kind == "folder"
+    listed = from_dict(MixtureEntry, {**yaml.safe_load(blocks("yaml list")[0]), "task": "text"})
+    assert listed.source.image_folder == "data/coco"
 
 
 def test_the_drills_are_those_of_the_recipe() -> None:

@@ -186,6 +186,9 @@ def test_a_run_says_what_it_leaves_out(
     next(steps)
     while run.num_seen < 10:
         next(steps)
+    said = capsys.readouterr().err.splitlines()
+    assert sorted(line.partition(": ")[0] for line in said) == ["left out", "left out"]
+    assert "own d.png: the picture is not a picture" in "".join(said)
     see = tmp_path / "quarantine.jsonl"
     assert run.left_out() == [f"own: 3 of 5 records used; 2 left out, see {see}"]
     again = loader(source, preparer, tmp_path)
