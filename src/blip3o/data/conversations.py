@@ -106,7 +106,10 @@ def _message(turn: Any) -> Message | None:  # noqa: ANN401  (whatever the file h
         raise ValueError("'learn' of a conversation turn that is no answer")
     if not isinstance(context, int) or not 0 <= context < len(said) or (context and role != "user"):
         raise ValueError(f"'context' of a conversation turn does not fit its text: {context!r}")
-    return Message(role=role, text=said, learned=_spans(spans, said), context=context)
+    learned = _spans(spans, said)
+    if role == "assistant" and turn.get("weight") == 0:  # as in lists for chat models
+        learned = ()
+    return Message(role=role, text=said, learned=learned, context=context)
 
 
 def _part(part: Any) -> str:  # noqa: ANN401

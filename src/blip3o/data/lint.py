@@ -102,24 +102,11 @@ def lint(
     for path in paths:
         config = source_config(path, salvage=True, image_folder=image_folder)
         source: Any = config.build()
-        name = source.name
-        shards = zip(getattr(source, "paths", ()), getattr(source, "shards", ()), strict=True)
-        findings += [
-            Finding(source=name, key=shard, position=-1, problem="damaged shard", detail=one)
-            for shard, index in shards
-            for one in index.damage
-        ]
-        look = functools.partial(_look, checks=checks)
-        hashes = []
-        for found, keys, longest in walk(config, look, jobs=jobs, what=f"checking {name}"):
-            findings += found
-            hashes.append(keys)
-            longest_text = max(longest_text, longest)
+        found, longest = _look_through(config, source, checks, jobs)
+        findings += found
+        longest_text = max(longest_text, longest)
         num_records += len(source)
-        passed_over.setdefault(name, Counter()).update(source.passed_over)
-        # The lines of a list have places, and published lists repeat their ids.
-        problem = REPEATED if config.kind == "jsonl" else "duplicate key"
-        findings += _duplicates(source, problem, np.concatenate(hashes) if hashes else np.zeros(0))
+        passed_over.setdefault(source.name, Counter()).update(source.passed_over)
     if out is not None:
         try:
             with out.open("w", encoding="utf-8") as file:
@@ -133,6 +120,36 @@ def lint(
         uncounted_text=0 if preparer is not None else longest_text,
         file=out,
     )
+
+
+def _look_through(
+    config: Any,  # noqa: ANN401  (a source's config)
+    source: Any,  # noqa: ANN401  (shards tell more than the protocol)
+    checks: LintChecks,
+    jobs: int,
+) -> tuple[list[Finding], int]:
+    """Returns all findings of a source, and the length of its longest text."""
+    shards = zip(getattr(source, "paths", ()), getattr(source, "shards", ()), strict=True)
+    findings = [
+        Finding(source=source.name, key=shard, position=-1, problem="damaged shard", detail=one)
+        for shard, index in shards
+        for one in index.damage
+    ]
+    if not len(source):
+        empty = "it holds no record at all; a run refuses it"
+        findings.append(
+            Finding(source=source.name, key=config.path, position=-1, problem="empty", detail=empty)
+        )
+    hashes = [np.zeros(0, dtype=np.uint64)]
+    longest_text = 0
+    look = functools.partial(_look, checks=checks)
+    for found, keys, longest in walk(config, look, jobs=jobs, what=f"checking {source.name}"):
+        findings += found
+        hashes.append(keys)
+        longest_text = max(longest_text, longest)
+    # The lines of a list have places, and published lists repeat their ids.
+    problem = REPEATED if config.kind == "jsonl" else "duplicate key"
+    return findings + _duplicates(source, problem, np.concatenate(hashes)), longest_text
 
 
 def _look(
@@ -203,7 +220,7 @@ def _check(record: Record, checks: LintChecks) -> Iterator[tuple[str, object]]:
     if not tasks and not record.fields.get("instruction"):
         yield "no text", f"none of {', '.join(_TEXTS)}"
     for task in tasks:
-        for reason in dict.fromkeys(_reasons(record, task, checks, broken)):
+        for reason in _reasons(record, task, checks, broken):
             yield f"unfit for {task}", reason
 
 
@@ -216,8 +233,8 @@ def _reasons(record: Record, task: str, checks: LintChecks, broken: Sequence[str
         yield str(error)
         return
     several = list(variants(record, task))
+    refused: dict[str, list[int]] = {}
     for number, one in enumerate(several, 1):
-        which = f"caption {number} of {len(several)}: " if len(several) > 1 else ""
         try:
             example = _example(one, task, checks)
             roles = {*example.prompt_images, *filter(None, [example.target_image])}
@@ -227,7 +244,11 @@ def _reasons(record: Record, task: str, checks: LintChecks, broken: Sequence[str
             if checks.preparer is not None and not roles & {*broken}:
                 checks.preparer.check(example)
         except ValueError as error:
-            yield f"{which}{error}"
+            refused.setdefault(str(error), []).append(number)
+    for reason, numbers in refused.items():
+        which = ", ".join(map(str, numbers))
+        is_all = len(numbers) == len(several)
+        yield reason if is_all else f"caption {which} of {len(several)}: {reason}"
 
 
 def _example(record: Record, task: str, checks: LintChecks) -> Example:

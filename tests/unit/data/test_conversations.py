@@ -8,6 +8,7 @@ import pytest
 from blip3o.core.types import IMAGE_MARK, Example, Message, Record
 from blip3o.data.sources.references import image_role
 from blip3o.data.tasks import TASKS, draw_turns, likely_tasks, variants
+from blip3o.text.chat import ChatTemplate
 
 ASKED = "<image>\nWhat?"
 TURNS = [{"from": "human", "value": ASKED}, {"from": "gpt", "value": "red"}]
@@ -77,6 +78,15 @@ def test_every_form_gives_the_same_conversation(fields: dict[str, Any]) -> None:
 )
 def test_a_system_turn_may_stand_in_a_field(fields: dict[str, Any]) -> None:
     assert [message.role for message in talk(**fields)] == ["system", "user", "assistant"]
+
+
+def test_an_answer_of_weight_0_is_not_learned(chat: ChatTemplate) -> None:
+    turns = [TURNS[0], {**TURNS[1], "weight": 0}, TURNS[0], {**TURNS[1], "weight": 1}]
+    messages = talk(2, conversations=turns)
+    assert [message.learned for message in messages] == [None, (), None, None]
+    without, learned = (chat.conversation(some)[1] for some in (messages[:2], messages[2:]))
+    assert sum(label >= 0 for label in without) == 1  # the token that ends the turn
+    assert sum(label >= 0 for label in learned) > 1
 
 
 def test_a_conversation_without_images_is_text() -> None:

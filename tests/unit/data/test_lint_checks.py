@@ -213,6 +213,21 @@ def test_the_summary_fits_a_screen_and_says_how_to_see_the_rest(tmp_path: Path) 
     assert report.text() == f"1 records, 0 bad; nothing found\nall findings: {tmp_path}/f.jsonl"
 
 
+@pytest.mark.parametrize("text", ["", "\n\n", "[]"])
+def test_a_list_without_records_is_not_clean(tmp_path: Path, text: str) -> None:
+    (tmp_path / "d.jsonl").write_text(text)
+    (finding,) = lint([f"{tmp_path}/d.jsonl"]).findings
+    assert finding.problem == "empty"
+    assert not lint([f"{tmp_path}/d.jsonl"]).is_clean
+
+
+def test_one_reason_for_all_captions_is_said_once(write: Callable[..., str]) -> None:
+    path = write({"image": ["a.png", "a.png"], "captions": ["x", "y"]}, {"captions": ["x", "", ""]})
+    details = [one.detail for one in lint([path], min_px=1).findings]
+    assert details[0].startswith("the record has several images")
+    assert details[1].startswith("caption 2, 3 of 3: ")
+
+
 def test_repeated_ids_of_a_list_are_named_and_harmless(write: Callable[..., str]) -> None:
     report = lint([write({"id": 1, "caption": "x"}, {"id": 1, "caption": "y"})], min_px=1)
     assert [one.problem for one in report.findings] == ["repeated id"]

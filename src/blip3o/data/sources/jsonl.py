@@ -25,6 +25,7 @@ from blip3o.data.sources.plain_files import check_plain
 from blip3o.data.sources.references import read_reference, take_images
 from blip3o.data.sources.strict_json import (
     Place,
+    decode_line,
     decode_text,
     elements_in,
     has_wide_text,
@@ -145,7 +146,7 @@ class JsonlSource:
             return self._text[start:stop]
         with self._path.open("rb", buffering=0) as file:
             file.seek(start)
-            return file.read(stop - start).decode("utf-8-sig")
+            return decode_line(file.read(stop - start))
 
     def _find_records(self) -> NDArray[np.int64]:
         """Returns where each record starts and ends [records, 2], in bytes or in `_text`."""
