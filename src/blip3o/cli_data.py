@@ -4,8 +4,12 @@ import argparse
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from blip3o.core.errors import UsageError
+
+if TYPE_CHECKING:
+    from blip3o.data.collate import Preparer
 
 AddCommand = Callable[..., argparse.ArgumentParser]
 
@@ -26,17 +30,28 @@ def add_data_commands(commands: argparse._SubParsersAction, add: AddCommand) -> 
         "--task", action="append", default=[], help="what is to be learned of each; repeatable"
     )
     command.add_argument("--min-px", type=int, default=64, help="shorter sides are odd")
+    command.add_argument(
+        "--max-tokens", type=int, help="longest text of a run (data.max_text_tokens)"
+    )
+    command.add_argument(
+        "--model", default="pocket", help="whose tokens --max-tokens counts (pocket)"
+    )
+    command.add_argument("--conversation", metavar="FIELD", help="field of the conversations")
+    command.add_argument("--max-turns", type=int, help="questions that a run draws of each")
+    _add_image_folder(command)
     command.add_argument("--out", type=Path, help="file for all findings, one JSON a line")
 
     command = add(commands, "stats", _stats, "sizes, lengths and shapes")
     _add_paths(command)
     command.add_argument("--out", type=Path, help="an HTML page with plots and pictures")
+    _add_image_folder(command)
 
     command = add(commands, "pack", _pack, "a folder or a JSON list as tar shards")
     command.add_argument("path", help="a folder of pictures, a JSON list or shards")
     command.add_argument("--out", type=Path, required=True, help="folder for the shards")
     command.add_argument("--name", help="what shards are called; the data's own name if left out")
     command.add_argument("--shard-size", type=int, default=2000, help="records a shard")
+    _add_image_folder(command)
     _add_jobs(command)
 
     command = add(commands, "cache", _cache, "image features of a recipe's data")
@@ -47,6 +62,10 @@ def add_data_commands(commands: argparse._SubParsersAction, add: AddCommand) -> 
 def _add_paths(command: argparse.ArgumentParser) -> None:
     command.add_argument("paths", nargs="+", help="shards (patterns too), JSON lists or folders")
     _add_jobs(command)
+
+
+def _add_image_folder(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--image-folder", help="where the image paths of a list start")
 
 
 def _add_jobs(command: argparse.ArgumentParser) -> None:
@@ -73,28 +92,61 @@ def _lint(options: argparse.Namespace) -> int:
         min_px=options.min_px,
         jobs=options.jobs,
         out=options.out,
+        preparer=_preparer(options.model, options.max_tokens),
+        conversation=options.conversation,
+        max_turns=options.max_turns,
+        image_folder=options.image_folder,
     )
     print(report.text())
     return 0 if report.is_clean else 1
 
 
+def _preparer(model: str, max_tokens: int | None) -> "Preparer | None":
+    """Returns what counts tokens as a model does; None without a limit."""
+    if max_tokens is None:
+        return None
+    if max_tokens < 1:
+        raise UsageError(f"--max-tokens must be at least 1, got {max_tokens}")
+    from blip3o.data.collate import Preparer
+    from blip3o.text.chat import ChatTemplate
+    from blip3o.weights.folder import open_model
+    from blip3o.weights.hub import to_local
+
+    stored = open_model(to_local(model))
+    config = stored.config
+    return Preparer(
+        chat=ChatTemplate(stored.tokenizer, config.chat, config.num_prompt_image_tokens),
+        image_px=config.image_encoder.image_px,
+        max_text_tokens=max_tokens,
+        question_pictures=config.question_pictures,
+        token_px=getattr(config.backbone, "token_px", 1),
+    )
+
+
 def _stats(options: argparse.Namespace) -> None:
     from blip3o.data.stats import describe
 
-    print(describe(options.paths, jobs=options.jobs, out=options.out))
+    print(
+        describe(
+            options.paths, jobs=options.jobs, out=options.out, image_folder=options.image_folder
+        )
+    )
+    if options.out is not None:
+        print(f"page: {options.out}")
 
 
 def _pack(options: argparse.Namespace) -> None:
-    from blip3o.data.pack import pack
+    from blip3o.data.pack import pack_data as pack
 
-    shards = pack(
+    packed = pack(
         options.path,
         options.out,
         name=options.name,
         shard_size=options.shard_size,
         jobs=options.jobs,
+        image_folder=options.image_folder,
     )
-    print(f"{len(shards)} shards: {shards[0]} to {shards[-1].name}")
+    print(packed.text())
 
 
 def _cache(options: argparse.Namespace) -> None:

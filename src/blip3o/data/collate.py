@@ -1,6 +1,7 @@
 """Examples of one task to a batch: pictures decoded, text tokenized, rows padded."""
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from blip3o.core.errors import UsageError
 from blip3o.core.types import IGNORE_LABEL, Batch, Example
+from blip3o.data.tasks import PICTURES
 from blip3o.imaging.fit import PictureFitConfig, aspect_pixels
 from blip3o.imaging.load import open_image
 from blip3o.imaging.pixels import to_pixels
@@ -85,16 +87,16 @@ class Preparer:
             UsageError: if the feature cache is unfit.
         """
         pixels = self._question_pixels(example)
-        ids, labels = self._tokens(example, self._token_counts(example, pixels))
-        if len(ids) > self.max_text_tokens:
-            raise ValueError(f"{len(ids)} tokens are more than {self.max_text_tokens}")
+        ids, labels = self._text(example, pixels)
         features: dict[str, Tensor] = {}
         roles = {*example.prompt_images, *filter(None, [example.target_image])}
+        # Of a conversation about several images the cache lacks the further ones: all are decoded.
+        cache = self.cache if roles <= {*PICTURES[example.task]} else None
         for role in sorted(roles - pixels.keys()):
-            if self.cache is not None:
+            if cache is not None:
                 record = example.record
-                features[role] = self.cache.get(record.source, role, record.position)
-            if self.cache is None or (self.keep_pixels and role == example.target_image):
+                features[role] = cache.get(record.source, role, record.position)
+            if cache is None or (self.keep_pixels and role == example.target_image):
                 pixels[role] = read_pixels(example.record.files, role, self.image_px)
         return Prepared(
             example=example,
@@ -102,8 +104,27 @@ class Preparer:
             labels=labels,
             pixels=pixels,
             features=features,
-            regions=self._regions(example) if example.task == "contrastive" else None,
+            regions=object_rows(example.regions, self.things, self.colors)
+            if example.task == "contrastive"
+            else None,
         )
+
+    def check(self, example: Example) -> None:
+        """Refuses what `prepare` would, but for pictures that cannot be read.
+
+        Args:
+            example: what a task made.
+
+        Raises:
+            ValueError: if the example is unfit: its text is too long or means nothing.
+        """
+        self._text(example, self._question_pixels(example))
+
+    def _text(self, example: Example, pixels: Mapping[str, Tensor]) -> tuple[list[int], list[int]]:
+        ids, labels = self._tokens(example, self._token_counts(example, pixels))
+        if len(ids) > self.max_text_tokens:
+            raise ValueError(f"{len(ids)} tokens are more than {self.max_text_tokens}")
+        return ids, labels
 
     def _question_pixels(self, example: Example) -> dict[str, Tensor]:
         """Returns the pictures of a conversation that are not just stretched, by role."""
@@ -150,22 +171,38 @@ class Preparer:
         except UsageError as error:  # here the user is a file
             raise ValueError(str(error)) from error
 
-    def _regions(self, example: Example) -> Tensor:
-        rows = torch.full((MAX_REGIONS, 5), -1.0)
-        try:
-            known = [
-                [*(float(one[k]) for k in ("x", "y", "size")), *self._labels(one)]
-                for one in example.regions
-                if str(one["thing"]) in self.things and str(one["color"]) in self.colors
-            ]
-        except (KeyError, TypeError) as error:
-            raise ValueError(f"an object of the record is malformed: {error}") from error
-        if known:
-            rows[: len(known[:MAX_REGIONS])] = torch.tensor(known[:MAX_REGIONS])
-        return rows
 
-    def _labels(self, one: Mapping[str, object]) -> tuple[int, int]:
-        return self.things.index(str(one["thing"])), self.colors.index(str(one["color"]))
+def object_rows(
+    objects: Sequence[Mapping[str, float]], things: Sequence[str], colors: Sequence[str]
+) -> Tensor:
+    """Returns the known objects of a picture [MAX_REGIONS, 5]; see `Batch.regions`.
+
+    Args:
+        objects: what its record says of them.
+        things: name of each thing label; an object of another name gets no row.
+        colors: name of each color label; likewise.
+
+    Raises:
+        ValueError: if a known object lacks its place or size.
+    """
+    rows = torch.full((MAX_REGIONS, 5), -1.0)
+    try:
+        known = [
+            [
+                *(float(one[k]) for k in ("x", "y", "size")),
+                things.index(str(one["thing"])),
+                colors.index(str(one["color"])),
+            ]
+            for one in objects
+            if str(one["thing"]) in things and str(one["color"]) in colors
+        ]
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"an object of the record is malformed: {error}") from error
+    if not all(math.isfinite(value) for row in known for value in row):
+        raise ValueError("an object of the record has a place or size that is no number")
+    if known:
+        rows[: len(known[:MAX_REGIONS])] = torch.tensor(known[:MAX_REGIONS])
+    return rows
 
 
 def read_pixels(files: Mapping[str, bytes], role: str, image_px: int) -> Tensor:

@@ -6,71 +6,57 @@ import hashlib
 import io
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from blip3o.core.errors import UsageError
-from blip3o.core.types import Record
+from blip3o.core.types import Example, Record
+from blip3o.data.captions import captions_of
+from blip3o.data.collate import Preparer, object_rows
+from blip3o.data.conversations import turns_of
+from blip3o.data.findings import ODD, REPEATED, Finding, LintReport
 from blip3o.data.sources import Source
-from blip3o.data.tasks import PICTURES, get_task
+from blip3o.data.tasks import (
+    CONVERSATIONS,
+    draw_turns,
+    get_task,
+    likely_tasks,
+    variants,
+    with_conversation,
+)
 from blip3o.data.walk import source_config, walk
 from blip3o.imaging.load import open_image
 
-ODD = "odd picture"
-"""A problem that a run reads over; all others cost a sample."""
-_TEXTS = ("caption", "captions", "conversations", "text_conversations", "instruction")
+__all__ = ["ODD", "Finding", "LintChecks", "LintReport", "lint"]
+
+_TEXTS = ("a caption", "a conversation", "an instruction")
 _LONGEST_ASPECT = 4.0
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Finding:
-    """One thing that is wrong.
+class LintChecks:
+    """What every record is checked for.
 
     Args:
-        source: name of the data.
-        key: the record's name there; "?" if not even that could be read.
-        position: the record's place in its source, -1 for a whole shard.
-        problem: what kind of problem, a few words that are the same for all of a kind.
-        detail: one line.
+        tasks: what is to be learned of each record; none takes those that the record seems to be
+            meant for.
+        min_px: images with a shorter side are odd.
+        preparer: makes tokens of the texts, as a run would, and knows how many are too many; None
+            counts no tokens.
+        conversation: the field of the conversations, where it is not that of the task.
+        max_turns: most questions that a run draws of a conversation; None takes all in order.
     """
 
-    source: str
-    key: str
-    position: int
-    problem: str
-    detail: str
-
-
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class LintReport:
-    """What was found.
-
-    Args:
-        num_records: how many records were read.
-        findings: everything that is wrong, odd pictures included.
-    """
-
-    num_records: int
-    findings: list[Finding]
-
-    @property
-    def is_clean(self) -> bool:
-        """Whether every record can be learned from."""
-        return all(finding.problem == ODD for finding in self.findings)
-
-    def text(self) -> str:
-        """Returns a few lines: how many of each problem, with one example."""
-        counts = Counter(finding.problem for finding in self.findings)
-        first = {finding.problem: finding for finding in reversed(self.findings)}
-        lines = [f"{self.num_records} records, {len(self.findings)} findings"]
-        for problem, count in counts.most_common():
-            one = first[problem]
-            lines.append(f"{count:8d}  {problem}: {one.source} {one.key}: {one.detail}")
-        return "\n".join(lines)
+    tasks: tuple[str, ...] = ()
+    min_px: int = 64
+    preparer: Preparer | None = None
+    conversation: str | None = None
+    max_turns: int | None = None
 
 
 def lint(
@@ -80,129 +66,251 @@ def lint(
     min_px: int = 64,
     jobs: int = 1,
     out: Path | None = None,
+    preparer: Preparer | None = None,
+    conversation: str | None = None,
+    max_turns: int | None = None,
+    image_folder: str | None = None,
 ) -> LintReport:
-    """Reads every record and decodes every picture.
+    """Reads every record and decodes every image.
 
     Args:
         paths: tar patterns, JSON lists or folders.
-        tasks: what is to be learned of each record; none asks for a picture or text of any kind.
-        min_px: pictures with a shorter side are odd.
+        tasks: see `LintChecks`.
+        min_px: see `LintChecks`.
         jobs: processes.
         out: file that every finding is written to, one JSON object a line.
+        preparer: see `LintChecks`.
+        conversation: see `LintChecks`.
+        max_turns: see `LintChecks`.
+        image_folder: where the image paths of JSON lists start.
 
     Raises:
-        UsageError: if a path holds no data or a task is unknown.
+        UsageError: if a path holds no data, a task is unknown, or `out` cannot be written.
     """
     for task in tasks:
         get_task(task)
+    checks = LintChecks(
+        tasks=tuple(tasks),
+        min_px=min_px,
+        preparer=preparer,
+        conversation=conversation,
+        max_turns=max_turns,
+    )
     findings: list[Finding] = []
-    num_records = 0
+    passed_over: dict[str, Counter[str]] = {}
+    num_records = longest_text = 0
     for path in paths:
-        config = source_config(path, salvage=True)
+        config = source_config(path, salvage=True, image_folder=image_folder)
         source: Any = config.build()
-        name = source.name
-        shards = zip(getattr(source, "paths", ()), getattr(source, "shards", ()), strict=True)
-        findings += [
-            Finding(source=name, key=shard, position=-1, problem="damaged shard", detail=one)
-            for shard, index in shards
-            for one in index.damage
-        ]
-        look = functools.partial(_look, tasks=tuple(tasks), min_px=min_px)
-        hashes = []
-        for found, keys in walk(config, look, jobs=jobs, what=f"checking {name}"):
-            findings += found
-            hashes.append(keys)
+        found, longest = _look_through(config, source, checks, jobs)
+        findings += found
+        longest_text = max(longest_text, longest)
         num_records += len(source)
-        findings += _duplicates(source, np.concatenate(hashes) if hashes else np.zeros(0))
+        passed_over.setdefault(source.name, Counter()).update(source.passed_over)
     if out is not None:
         try:
             with out.open("w", encoding="utf-8") as file:
                 file.writelines(json.dumps(dataclasses.asdict(one)) + "\n" for one in findings)
         except OSError as error:
             raise UsageError(f"cannot write {out}: {error.strerror}") from error
-    return LintReport(num_records=num_records, findings=findings)
+    return LintReport(
+        num_records=num_records,
+        findings=findings,
+        passed_over=passed_over,
+        uncounted_text=0 if preparer is not None else longest_text,
+        file=out,
+    )
+
+
+def _look_through(
+    config: Any,  # noqa: ANN401  (a source's config)
+    source: Any,  # noqa: ANN401  (shards tell more than the protocol)
+    checks: LintChecks,
+    jobs: int,
+) -> tuple[list[Finding], int]:
+    """Returns all findings of a source, and the length of its longest text."""
+    shards = zip(getattr(source, "paths", ()), getattr(source, "shards", ()), strict=True)
+    findings = [
+        Finding(source=source.name, key=shard, position=-1, problem="damaged shard", detail=one)
+        for shard, index in shards
+        for one in index.damage
+    ]
+    if not len(source):
+        empty = "it holds no record at all; a run refuses it"
+        findings.append(
+            Finding(source=source.name, key=config.path, position=-1, problem="empty", detail=empty)
+        )
+    hashes = [np.zeros(0, dtype=np.uint64)]
+    longest_text = 0
+    look = functools.partial(_look, checks=checks)
+    for found, keys, longest in walk(config, look, jobs=jobs, what=f"checking {source.name}"):
+        findings += found
+        hashes.append(keys)
+        longest_text = max(longest_text, longest)
+    # The lines of a list have places, and published lists repeat their ids.
+    problem = REPEATED if config.kind == "jsonl" else "duplicate key"
+    return findings + _duplicates(source, problem, np.concatenate(hashes)), longest_text
 
 
 def _look(
-    source: Source, positions: range, *, tasks: tuple[str, ...], min_px: int
-) -> tuple[list[Finding], Any]:
-    """Returns the findings of some records, and a hash of each key."""
+    source: Source, positions: range, *, checks: LintChecks
+) -> tuple[list[Finding], NDArray[np.uint64], int]:
+    """Returns the findings of some records, a hash of each key, and the longest text's length."""
     findings: list[Finding] = []
+    longest = 0
     hashes = np.zeros(len(positions), dtype=np.uint64)
     for row, position in enumerate(positions):
-
-        def note(problem: str, detail: object, key: str = "?", position: int = position) -> None:
+        key = "?"
+        found: list[tuple[str, object]] = []
+        try:
+            key, files, fields = source.read(position)
+            hashes[row] = _hash(key)
+            longest = max(longest, _text_length(fields))
+            record = Record(
+                key=key, index=0, epoch=0, position=position, source="", files=files, fields=fields
+            )
+            found += _check(record, checks)
+        except (ValueError, OSError) as error:
+            found.append(("broken record", error))
+        except UsageError:
+            raise  # a store that cannot be reached says nothing about a record
+        except Exception as error:  # noqa: BLE001  (one record must not hide what is wrong with others)
+            found.append(("unexpected error", f"{type(error).__name__}: {error}"))
+        for problem, detail in found:
             line = " ".join(str(detail).split())
             findings.append(
                 Finding(
                     source=source.name, key=key, position=position, problem=problem, detail=line
                 )
             )
+    return findings, hashes, longest
 
+
+def _text_length(fields: Mapping[str, Any]) -> int:
+    """Returns the characters of a record's longest text: a caption or a whole conversation."""
+    captions = captions_of(fields)
+    turns = turns_of(fields) or fields.get("text_conversations")
+    said = [
+        str(turn.get("value") or turn.get("content") or "")
+        for turn in (turns if isinstance(turns, list) else ())
+        if isinstance(turn, dict)
+    ]
+    texts = captions if isinstance(captions, list) else []
+    return max(sum(map(len, said)), *(len(one) for one in texts if isinstance(one, str)), 0)
+
+
+def _hash(key: str) -> int:
+    name = key.encode(errors="surrogatepass")  # file names and JSON may hold half characters
+    return int.from_bytes(hashlib.blake2b(name, digest_size=8).digest(), "big")
+
+
+def _check(record: Record, checks: LintChecks) -> Iterator[tuple[str, object]]:
+    """Yields the problems of one record, each with a line about it."""
+    broken = []
+    for role, data in record.files.items():
         try:
-            key, files, fields = source.read(position)
-        except (ValueError, OSError) as error:
-            note("broken record", error)
+            image = open_image(data)
+        except UsageError as error:
+            broken.append(role)
+            yield "broken picture", f"{role}: {error}"
             continue
-        name = key.encode(errors="surrogatepass")  # file names and JSON may hold half characters
-        hashes[row] = int.from_bytes(hashlib.blake2b(name, digest_size=8).digest(), "big")
-        for role, data in files.items():
-            try:
-                open_image(data)
-            except UsageError as error:
-                note("broken picture", f"{role}: {error}", key)
-                continue
-            for oddity in _oddities(data, min_px):
-                note(ODD, f"{role}: {oddity}", key)
-        record = Record(
-            key=key, index=0, epoch=0, position=position, source="", files=files, fields=fields
-        )
-        if not tasks and not any(fields.get(name) for name in _TEXTS):
-            note("no text", f"none of {', '.join(_TEXTS)}", key)
-        for task in tasks:
-            try:
-                get_task(task)(record, np.random.default_rng(0))
-            except ValueError as error:
-                note(f"unfit for {task}", error, key)
-            for role in PICTURES[task]:
-                if role not in files:
-                    note(f"unfit for {task}", f"no picture {role!r}", key)
-    return findings, hashes
+        for oddity in _oddities(data, image, checks.min_px):
+            yield ODD, f"{role}: {oddity}"
+    tasks = checks.tasks or likely_tasks(record)
+    if not tasks and not record.fields.get("instruction"):
+        yield "no text", f"none of {', '.join(_TEXTS)}"
+    for task in tasks:
+        for reason in _reasons(record, task, checks, broken):
+            yield f"unfit for {task}", reason
 
 
-def _oddities(data: bytes, min_px: int) -> list[str]:
-    """Returns what is unusual about a picture that can be read."""
+def _reasons(record: Record, task: str, checks: LintChecks, broken: Sequence[str]) -> Iterator[str]:
+    """Yields why a run would refuse a record, for each of its captions; broken images apart."""
+    try:
+        if checks.conversation is not None and task in CONVERSATIONS:
+            record = with_conversation(record, task, checks.conversation)
+    except ValueError as error:
+        yield str(error)
+        return
+    several = list(variants(record, task))
+    refused: dict[str, list[int]] = {}
+    for number, one in enumerate(several, 1):
+        try:
+            example = _example(one, task, checks)
+            roles = {*example.prompt_images, *filter(None, [example.target_image])}
+            missing = [role for role in sorted(roles) if role not in record.files]
+            if missing:
+                raise ValueError(f"no picture {missing[0]!r}")
+            if checks.preparer is not None and not roles & {*broken}:
+                checks.preparer.check(example)
+        except ValueError as error:
+            refused.setdefault(str(error), []).append(number)
+    for reason, numbers in refused.items():
+        which = ", ".join(map(str, numbers))
+        is_all = len(numbers) == len(several)
+        yield reason if is_all else f"caption {which} of {len(several)}: {reason}"
+
+
+def _example(record: Record, task: str, checks: LintChecks) -> Example:
+    """Returns what a task makes of a record, as a run would; ValueError if it is unfit."""
+    rng = np.random.default_rng(0)
+    example = get_task(task)(record, rng)
+    if checks.max_turns is not None and example.messages:
+        draw_turns(example, checks.max_turns, rng)
+    if task == "contrastive":  # as if every name were a label of the run
+        things = [str(one.get("thing")) for one in example.regions]
+        object_rows(example.regions, things, [str(one.get("color")) for one in example.regions])
+    return example
+
+
+def _oddities(data: bytes, image: Image.Image, min_px: int) -> list[str]:
+    """Returns what is unusual about an image that can be read.
+
+    Args:
+        data: the file.
+        image: what reading it returns, in RGB.
+        min_px: shorter sides are odd.
+    """
     found = []
-    with Image.open(io.BytesIO(data)) as image:
-        width, height = image.size
-        if min(width, height) < min_px:
-            found.append(f"small: {width} x {height}")
-        if max(width, height) > _LONGEST_ASPECT * min(width, height):
-            found.append(f"long: {width} x {height}")
-        if image.mode in ("CMYK", "YCbCr", "LAB") or image.mode.startswith(("I", "F")):
-            found.append(f"colors: {image.mode}")
-        if image.has_transparency_data:
-            found.append("transparent: it is put on white")
-        if image.convert("L").resize((32, 32)).getextrema() in {(v, v) for v in range(256)}:
-            found.append("one color")
-        # Last, for it goes through the file and may end anywhere in it.
-        num_frames = _num_frames(image)
-        if num_frames is None:
-            found.append("animated, and damaged: the first picture is taken")
-        elif num_frames > 1:
-            found.append(f"animated: the first of {num_frames} pictures is taken")
+    width, height = image.size
+    if min(width, height) < min_px:
+        found.append(f"small: {width} x {height}")
+    if max(width, height) > _LONGEST_ASPECT * min(width, height):
+        found.append(f"long: {width} x {height}")
+    if not np.ptp(np.asarray(image.resize((32, 32))), axis=(0, 1)).any():
+        found.append("one color")
+    for look in (_odd_colors, _odd_frames):  # apart: a file that breaks one of them has the other
+        note = _of_file(data, look)
+        found += [note] if note else []
     return found
 
 
-def _num_frames(image: Image.Image) -> int | None:
-    """Returns how many pictures a file holds; None if it is damaged behind the first one."""
+def _of_file(data: bytes, look: Callable[[Image.Image], str]) -> str:
     try:
-        return getattr(image, "n_frames", 1)
+        with Image.open(io.BytesIO(data)) as file:
+            return look(file)
+    except Exception as error:  # noqa: BLE001  (decoders raise all kinds of things)
+        return f"its file cannot be judged: {type(error).__name__}: {error}"
+
+
+def _odd_colors(file: Image.Image) -> str:
+    notes = []
+    if file.mode in ("CMYK", "YCbCr", "LAB", "HSV") or file.mode.startswith(("I", "F")):
+        notes.append(f"colors: {file.mode}")
+    if file.has_transparency_data:
+        notes.append("transparent: it is put on white")
+    return "; ".join(notes)
+
+
+def _odd_frames(file: Image.Image) -> str:
+    try:  # it goes through the file and may end anywhere in it
+        num_frames = getattr(file, "n_frames", 1)
     except Exception:  # noqa: BLE001  (decoders raise all kinds of things for damaged files)
-        return None
+        return "animated, and damaged: the first picture is taken"
+    return f"animated: the first of {num_frames} pictures is taken" if num_frames > 1 else ""
 
 
-def _duplicates(source: Source, hashes: Any) -> list[Finding]:  # noqa: ANN401
+def _duplicates(source: Source, problem: str, hashes: NDArray[Any]) -> list[Finding]:
     """Returns every record whose key was there before; 0 stands for a key that was not read."""
     order = np.argsort(hashes, kind="stable")
     ordered = hashes[order]
@@ -212,7 +320,7 @@ def _duplicates(source: Source, hashes: Any) -> list[Finding]:  # noqa: ANN401
             source=source.name,
             key=source.read(position)[0],
             position=position,
-            problem="duplicate key",
+            problem=problem,
             detail="another record before has the same key",
         )
         for position in sorted(again.tolist())

@@ -5,6 +5,7 @@ record of its source's order, so that the replacement, too, depends on nothing b
 the limit the run stops: a data set that is broken should not be trained on in silence.
 """
 
+import contextlib
 import dataclasses
 import itertools
 import json
@@ -19,17 +20,19 @@ from torch.utils.data import DataLoader, Dataset
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from blip3o.core.errors import UsageError
+from blip3o.core.log import say
 from blip3o.core.rng import numpy_rng
 from blip3o.core.types import Batch
 from blip3o.data.collate import Prepared, Preparer, collate
 from blip3o.data.mixture import DataConfig, Mixture, Slot
+from blip3o.data.sources import Source
 from blip3o.data.tasks import PICTURES, draw_turns, get_task, with_conversation
 from blip3o.imaging.load import open_image
 
 _MAX_REPLACEMENTS = 100
 """Bad records in a row after which there is no point in going on."""
 _BORNE = 10
-"""Bad samples that are borne whatever share of a young run they are."""
+"""Bad samples that are borne whatever share of a young run they are; and so many are named."""
 _PREFETCH_STEPS = 4
 _REMOTE_READS = 16
 """Remote records that one process waits for at once."""
@@ -105,7 +108,11 @@ class Loader:
         self._micro_batch_size = micro_batch_size
         self._quarantine = quarantine
         self.num_bad = 0
+        self._bad_records: set[tuple[str, str, str]] = set()
         self.num_seen = 0
+        for source in {source.name: source for source in self._samples.mixture.sources}.values():
+            for reason, count in source.passed_over.items():
+                say(f"{source.name}: passed over {count} x {reason}")
 
     def __call__(self, start_step: int) -> Iterator[list[Batch]]:
         """Yields, for each step from `start_step` on, its batches: rows of one task each.
@@ -158,6 +165,32 @@ class Loader:
                     continue  # training is where bad samples are counted
         return pictures
 
+    def left_out(self) -> list[str]:
+        """Returns a line for each source with records that could not be used, in the whole run.
+
+        The list of bad samples tells, which all processes of the run write, and earlier ones wrote.
+        """
+        if self._quarantine is None or not self._quarantine.exists():
+            return []
+        bad: dict[str, set[tuple[str, str]]] = {}
+        for line in self._quarantine.read_text(encoding="utf-8").split("\n"):
+            with contextlib.suppress(ValueError):  # the end of a line that a kill cut short
+                one = BadSample(**json.loads(line))
+                bad.setdefault(one.source, set()).add((one.key, one.reason * (one.key == "?")))
+        return [
+            f"{source.name}: {self._used(source, len(bad[source.name]))}, see {self._quarantine}"
+            for source in {one.name: one for one in self._samples.mixture.sources}.values()
+            if source.name in bad
+        ]
+
+    def _used(self, source: Source, num_bad: int) -> str:
+        """Returns how many records of a source were left out; those not met yet may be bad, too."""
+        total = sum(entry.weight for entry in self._config.mixture)
+        own = sum(e.weight for e in self._config.mixture if e.source.name == source.name)
+        if self.num_seen * self._world_size * own / total < len(source):
+            return f"{num_bad} of {len(source)} records left out so far"
+        return f"{len(source) - num_bad} of {len(source)} records used; {num_bad} left out"
+
     def _note(self, step: _Step) -> None:
         self.num_seen += sum(len(batch) for batch in step.batches)
         self.num_bad += len(step.bad)
@@ -167,6 +200,7 @@ class Loader:
                 file.write(lines.encode())  # in one piece: other processes append here too
         if step.error is not None:
             raise UsageError(step.error)
+        self._note_records(step.bad)
         limit = self._config.bad_sample_limit
         if step.bad and self.num_bad > (max(_BORNE, limit * self.num_seen) if limit else 0):
             see = f"; all are in {self._quarantine}" if self._quarantine is not None else ""
@@ -175,6 +209,14 @@ class Loader:
                 f"{limit:.1%} (data.bad_sample_limit); the last: {step.bad[-1].source} "
                 f"{step.bad[-1].key}: {step.bad[-1].reason}{see}"
             )
+
+    def _note_records(self, bad: Iterable[BadSample]) -> None:
+        """Says which records are left out, once each: the first ones of the run."""
+        for one in bad:
+            record = (one.source, one.key, one.reason * (one.key == "?"))
+            if record not in self._bad_records and len(self._bad_records) < _BORNE:
+                self._bad_records.add(record)
+                say(f"left out: {one.source} {one.key}: {one.reason}")
 
 
 def _leave_signals_to_the_run(worker: int) -> None:
@@ -274,9 +316,11 @@ class _Steps(Dataset):
         return _Step(batches=self._group(rows), bad=bad, error=None)
 
     def _group(self, rows: list[Prepared]) -> list[Batch]:
-        by_task: dict[str, list[Prepared]] = {}
+        by_task: dict[tuple[str, bool], list[Prepared]] = {}
         for row in rows:
-            by_task.setdefault(row.example.task, []).append(row)
+            # A batch has pixels or cached features, and conversations may have either.
+            is_cached = any(role in row.features for role in row.example.prompt_images)
+            by_task.setdefault((row.example.task, is_cached), []).append(row)
         size = self._micro_batch_size
         pad_id = self._samples.preparer.chat.tokenizer.pad_id
         batches: list[Batch] = []

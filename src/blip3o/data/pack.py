@@ -1,34 +1,105 @@
 """Packs folders and lists into tar shards: `blip3o data pack`."""
 
+import dataclasses
 import functools
 import io
 import json
 import multiprocessing
 import tarfile
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
-
-from PIL import Image
 
 from blip3o.core.errors import UsageError
 from blip3o.core.files import atomic_file, write_atomic
 from blip3o.core.log import progress
 from blip3o.data.sources import Source
 from blip3o.data.sources.folder import FolderSource
-from blip3o.data.sources.shards import make_index
+from blip3o.data.sources.shards import INDEX_SUFFIX, make_index
 from blip3o.data.walk import source_config
 from blip3o.imaging.load import open_image
 
-_ENDINGS = {"PNG": "png", "JPEG": "jpg", "WEBP": "webp"}
+_SKIPPED_SUFFIX = ".skipped.jsonl"
+_SHOWN = 5
+"""Reasons that are named of those for which records are left out."""
 
 
-def pack(path: str, out: Path, *, name: str | None, shard_size: int, jobs: int) -> list[Path]:
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Packed:
+    """What packing made.
+
+    Args:
+        shards: the shards in order.
+        num_records: how many records the source has.
+        left_out: how many records could not be packed, by reason.
+        passed_over: the source's files that are no records, by reason.
+        notes: the files that name the records left out.
+    """
+
+    shards: list[Path]
+    num_records: int
+    left_out: Mapping[str, int]
+    passed_over: Mapping[str, int]
+    notes: list[Path]
+
+    def text(self) -> str:
+        """Returns what was written, and how much was left out and why."""
+        num_left_out = sum(self.left_out.values())
+        num_packed = self.num_records - num_left_out
+        many = f" to {self.shards[-1].name}" if len(self.shards) > 1 else ""
+        lines = [
+            f"{len(self.shards)} shards: {self.shards[0]}{many}",
+            f"{num_packed} of {self.num_records} records packed",
+        ]
+        if num_left_out:
+            lines[-1] += f"; {num_left_out} left out, see {', '.join(map(str, self.notes[:3]))}"
+        reasons = [f"{count:8d}  left out: {reason}" for reason, count in self.left_out.items()]
+        lines += reasons[:_SHOWN] + [f"{'':8s}  ..."] * (len(reasons) > _SHOWN)
+        lines += [f"{count:8d}  passed over: {why}" for why, count in self.passed_over.items()]
+        return "\n".join(lines)
+
+
+def pack(
+    path: str,
+    out: Path,
+    *,
+    name: str | None,
+    shard_size: int,
+    jobs: int,
+    image_folder: str | None = None,
+) -> list[Path]:
+    """Does what `pack_data` does, and returns the shards only.
+
+    Args:
+        path: see `pack_data`, as for the other arguments.
+        out: see there.
+        name: see there.
+        shard_size: see there.
+        jobs: see there.
+        image_folder: see there.
+    """
+    packed = pack_data(
+        path, out, name=name, shard_size=shard_size, jobs=jobs, image_folder=image_folder
+    )
+    return packed.shards
+
+
+def pack_data(
+    path: str,
+    out: Path,
+    *,
+    name: str | None,
+    shard_size: int,
+    jobs: int,
+    image_folder: str | None = None,
+) -> Packed:
     """Writes the records of a source to `OUT/NAME-000000.tar`, ... with their indices.
 
     Pictures keep their bytes, other kinds than PNG, JPEG and WebP become PNG. A record that cannot
     be read is left out and named in `NAME-000000.skipped.jsonl`. The bytes depend on the data
     alone. Each shard is renamed into place when whole, so the same call goes on where it stopped.
+    The name that a record had stands in its JSON: `file_name` of a folder's image, else `id`.
 
     Args:
         path: a folder of pictures, a JSON list, or shards to be cut anew.
@@ -36,17 +107,16 @@ def pack(path: str, out: Path, *, name: str | None, shard_size: int, jobs: int) 
         name: what shards are called; that of the source if None.
         shard_size: records of the source a shard.
         jobs: processes.
-
-    Returns:
-        The shards in order.
+        image_folder: where the image paths of a list start; None is its own folder.
 
     Raises:
-        UsageError: if there is no data at the path, a number is out of range, or the folder holds
-            shards of that name that were packed otherwise.
+        UsageError: if there is no data at the path or no record that can be packed, a number is
+            out of range, the folder holds shards of that name that were packed otherwise, or it
+            cannot be written to.
     """
     if shard_size < 1 or jobs < 1:
         raise UsageError("--shard-size and --jobs must be at least 1")
-    config = source_config(path, salvage=True)
+    config = source_config(path, salvage=True, image_folder=image_folder)
     source: Source = config.build()
     if not len(source):
         raise UsageError(f"no record in {path}")
@@ -54,6 +124,22 @@ def pack(path: str, out: Path, *, name: str | None, shard_size: int, jobs: int) 
     settings = {"data": source.fingerprint(), "shard_size": shard_size}
     if isinstance(source, FolderSource):  # features do not depend on its texts, shards do
         settings["texts"] = source.texts_fingerprint()
+    try:
+        shards = _write_shards(base, config, source, settings, shard_size, jobs)
+    except OSError as error:  # those of reading are caught record by record
+        raise UsageError(f"cannot write {base}-*.tar: {error.strerror}; make room") from error
+    return _summary(path, base, source, shards)
+
+
+def _write_shards(
+    base: Path,
+    config: Any,  # noqa: ANN401  (a source's config)
+    source: Source,
+    settings: dict[str, Any],
+    shard_size: int,
+    jobs: int,
+) -> list[Path]:
+    """Writes what is missing; returns all shards."""
     _check_settings(base, settings)
     starts = range(0, len(source), shard_size)
     shards = [Path(f"{base}-{number:06d}.tar") for number in range(len(starts))]
@@ -74,6 +160,32 @@ def pack(path: str, out: Path, *, name: str | None, shard_size: int, jobs: int) 
     return shards
 
 
+def _summary(path: str, base: Path, source: Source, shards: list[Path]) -> Packed:
+    """Returns what was packed; UsageError, and no shards, if that is nothing."""
+    left_out: Counter[str] = Counter()
+    notes = [note for shard in shards if (note := shard.with_suffix(_SKIPPED_SUFFIX)).exists()]
+    for note in notes:
+        for line in note.read_text(encoding="utf-8").splitlines():
+            left_out[json.loads(line)["reason"]] += 1
+    if left_out.total() >= len(source):
+        for shard in shards:
+            shard.unlink(missing_ok=True)
+            shard.with_name(shard.name + INDEX_SUFFIX).unlink(missing_ok=True)
+        _settings_file(base).unlink(missing_ok=True)
+        reason, count = left_out.most_common(1)[0]
+        raise UsageError(
+            f"no record of {path} can be packed: {left_out.total()} of {len(source)} left out, "
+            f"{count} of them for: {reason}; see {notes[0]}"
+        )
+    return Packed(
+        shards=shards,
+        num_records=len(source),
+        left_out=dict(left_out.most_common()),
+        passed_over=source.passed_over,
+        notes=notes,
+    )
+
+
 def _open_and_write(work: tuple[Path, range], *, config: Any) -> None:  # noqa: ANN401
     _write_shard(work, config.build())
 
@@ -82,8 +194,9 @@ def _write_shard(work: tuple[Path, range], source: Source) -> None:
     shard, positions = work
     with atomic_file(shard) as scratch:
         skipped = _write_members(scratch, positions, source)
+        notes = shard.with_suffix(_SKIPPED_SUFFIX)
+        notes.unlink(missing_ok=True)
         if skipped:
-            notes = shard.with_suffix(".skipped.jsonl")
             notes.write_text("".join(f"{line}\n" for line in skipped), encoding="utf-8")
     make_index(str(shard))
 
@@ -96,30 +209,40 @@ def _write_members(file: Path, positions: range, source: Source) -> list[str]:
             key = "?"
             try:
                 key, files, fields = source.read(position)
-                members = [(_picture_name(role, *_packed(data))) for role, data in files.items()]
-            except (ValueError, OSError, UsageError) as error:
+                members = list(_image_members(files))
+            except (ValueError, OSError) as error:
                 reason = " ".join(str(error).split())
                 skipped.append(json.dumps({"key": key, "position": position, "reason": reason}))
                 continue
-            members.append(("json", json.dumps(fields).encode()))
+            label = "file_name" if isinstance(source, FolderSource) else "id"
+            named = {} if key == str(position) else {label: key}
+            members.append(("json", json.dumps({**named, **fields}).encode()))
             _add(tar, f"{position:09d}", members)
     return skipped
 
 
-def _packed(data: bytes) -> tuple[str, bytes]:
-    """Returns the ending of a picture and its bytes; UsageError if it cannot be read whole."""
-    picture = open_image(data)
-    with Image.open(io.BytesIO(data)) as image:
-        kind = image.format
-    if kind in _ENDINGS:
-        return _ENDINGS[kind], data
-    buffer = io.BytesIO()
-    picture.save(buffer, "PNG")
-    return "png", buffer.getvalue()
+def _image_members(files: Mapping[str, bytes]) -> Iterator[tuple[str, bytes]]:
+    """Yields ending and bytes of each image; ValueError if one cannot be read whole."""
+    for role, data in files.items():
+        try:
+            image = open_image(data)
+        except UsageError as error:
+            raise ValueError(f"{role}: {error}") from error
+        ending = _ending(data)
+        if ending is None:
+            buffer = io.BytesIO()
+            image.save(buffer, "PNG")
+            ending, data = "png", buffer.getvalue()
+        yield ending if role == "image" else f"{role}.{ending}", data
 
 
-def _picture_name(role: str, ending: str, data: bytes) -> tuple[str, bytes]:
-    return (ending if role == "image" else f"{role}.{ending}"), data
+def _ending(data: bytes) -> str | None:
+    """Returns the ending of an image whose bytes are kept; None if it is of another kind."""
+    if data.startswith(b"\x89PNG\r\n\x1a\n"):
+        return "png"
+    if data.startswith(b"\xff\xd8\xff"):
+        return "jpg"
+    return "webp" if data[:4] == b"RIFF" and data[8:12] == b"WEBP" else None
 
 
 def _add(tar: tarfile.TarFile, key: str, members: Iterable[tuple[str, bytes]]) -> None:
@@ -132,9 +255,13 @@ def _add(tar: tarfile.TarFile, key: str, members: Iterable[tuple[str, bytes]]) -
 def _check_settings(base: Path, now: dict[str, Any]) -> None:
     """Refuses to mix two data sets under one name."""
     base.parent.mkdir(parents=True, exist_ok=True)
-    file = base.with_name(f"{base.name}.pack.json")
+    file = _settings_file(base)
     if file.exists():
         if json.loads(file.read_text(encoding="utf-8")) != now:
             raise UsageError(f"{base}-*.tar were packed from other data or in other sizes; --name")
         return
     write_atomic(file, json.dumps(now))
+
+
+def _settings_file(base: Path) -> Path:
+    return base.with_name(f"{base.name}.pack.json")

@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from blip3o.core.errors import UsageError
+from blip3o.data.captions import captions_of
+from blip3o.data.conversations import turns_of
 from blip3o.data.sources import Source
 from blip3o.data.walk import source_config, walk
 from blip3o.imaging.load import open_image
@@ -27,6 +29,8 @@ _MEASURES = {
     "caption_words": "words",
     "turns": "questions and answers",
 }
+_LEAST_WIDTHS = (16, 8, 10, 8, 8, 8, 8, 10)
+"""Columns of the table grow with their numbers from here."""
 _NUM_BINS = 40
 _THUMBNAIL_PX = 160
 
@@ -42,6 +46,7 @@ class Stats:
         formats: how many pictures of each file format and color mode.
         measures: name of each measure to its values, one a picture, caption or conversation.
         samples: some pictures as JPEG, with their captions.
+        passed_over: files or members that are no records, counted by reason.
     """
 
     name: str
@@ -50,37 +55,44 @@ class Stats:
     formats: Counter[str]
     measures: Mapping[str, NDArray[np.float64]]
     samples: Sequence[tuple[bytes, str]]
+    passed_over: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
     def text(self) -> str:
         """Returns a table: count, mean and quantiles of every measure."""
         formats = ", ".join(f"{name} {count}" for name, count in self.formats.most_common())
-        lines = [
-            f"{self.name}: {self.num_records} records, {self.num_broken} broken; {formats}",
-            f"{'':16s}{'count':>10s}{'mean':>12s}{'min':>10s}{'5%':>10s}{'50%':>10s}"
-            f"{'95%':>10s}{'max':>12s}",
-        ]
+        rows = [["", "count", "mean", "min", "5%", "50%", "95%", "max"]]
         for name, values in self.measures.items():
             if len(values):
-                low, five, half, most, high = np.quantile(values, [0, 0.05, 0.5, 0.95, 1])
-                lines.append(
-                    f"{name:16s}{len(values):10d}{values.mean():12.5g}{low:10.5g}{five:10.5g}"
-                    f"{half:10.5g}{most:10.5g}{high:12.5g}"
-                )
-        return "\n".join(lines)
+                numbers = (values.mean(), *np.quantile(values, [0, 0.05, 0.5, 0.95, 1]))
+                rows.append([name, str(len(values)), *(f"{number:.5g}" for number in numbers)])
+        widths = [
+            max(least, *map(len, column))
+            for least, column in zip(_LEAST_WIDTHS, zip(*rows, strict=True), strict=True)
+        ]
+        lines = [
+            "  ".join((row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])))
+            for row in rows
+        ]
+        passed_over = [f"passed over: {count} x {why}" for why, count in self.passed_over.items()]
+        head = f"{self.name}: {self.num_records} records, {self.num_broken} broken; {formats}"
+        return "\n".join([head, *lines, *passed_over])
 
 
-def collect(path: str, *, jobs: int = 1, num_samples: int = 24) -> Stats:
+def collect(
+    path: str, *, jobs: int = 1, num_samples: int = 24, image_folder: str | None = None
+) -> Stats:
     """Reads every record's texts and every picture's header.
 
     Args:
         path: a tar pattern, a JSON list or a folder.
         jobs: processes.
         num_samples: pictures kept, evenly spread.
+        image_folder: where the image paths of a list start; None is its own folder.
 
     Raises:
         UsageError: if there is no data at the path.
     """
-    config = source_config(path, salvage=True)
+    config = source_config(path, salvage=True, image_folder=image_folder)
     source: Source = config.build()
     step = max(1, len(source) // max(1, num_samples))
     chosen = frozenset(range(0, step * num_samples, step))
@@ -102,6 +114,7 @@ def collect(path: str, *, jobs: int = 1, num_samples: int = 24) -> Stats:
         formats=formats,
         measures={name: np.array(some, dtype=np.float64) for name, some in values.items()},
         samples=samples,
+        passed_over=source.passed_over,
     )
 
 
@@ -121,20 +134,20 @@ def _look(source: Source, positions: range, *, chosen: frozenset[int]) -> _Part:
         except (ValueError, OSError):
             part.num_broken += 1
             continue
-        captions = fields.get("captions") or [fields.get("caption") or fields.get("instruction")]
+        captions = captions_of(fields) or [fields.get("instruction")]
         captions = captions if isinstance(captions, list) else ()
         texts = [one for one in captions if isinstance(one, str)]
         part.values["caption_words"] += [len(one.split()) for one in texts]
-        for name in ("conversations", "text_conversations"):
-            if isinstance(fields.get(name), list):
-                part.values["turns"].append(len(fields[name]) // 2)
+        for turns in (turns_of(fields), fields.get("text_conversations")):
+            if isinstance(turns, list):
+                part.values["turns"].append(len(turns) // 2)
         for data in files.values():
             try:
                 with Image.open(io.BytesIO(data)) as image:
                     (width, height), kind = image.size, f"{image.format} {image.mode}"
                 if position in chosen:
                     part.samples.append((_thumbnail(data), texts[0] if texts else ""))
-            except (UsageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+            except Exception:  # noqa: BLE001  (decoders raise all kinds of things)
                 part.num_broken += 1
                 continue
             part.formats[kind] += 1
@@ -205,18 +218,25 @@ def _plot(name: str, unit: str, values: NDArray[np.float64]) -> str:
     )
 
 
-def describe(paths: Sequence[str], *, jobs: int = 1, out: Path | None = None) -> str:
+def describe(
+    paths: Sequence[str],
+    *,
+    jobs: int = 1,
+    out: Path | None = None,
+    image_folder: str | None = None,
+) -> str:
     """Returns the measures of several sources as text; writes the page if a file is given.
 
     Args:
         paths: tar patterns, JSON lists or folders.
         jobs: processes.
         out: an HTML file to write.
+        image_folder: where the image paths of lists start.
 
     Raises:
         UsageError: if there is no data at a path, or the page cannot be written.
     """
-    all_stats: list[Any] = [collect(path, jobs=jobs) for path in paths]
+    all_stats: list[Any] = [collect(path, jobs=jobs, image_folder=image_folder) for path in paths]
     if out is not None:
         write_page(all_stats, out)
     return "\n\n".join(stats.text() for stats in all_stats)

@@ -1,13 +1,17 @@
 """Tasks make a raw record into something to learn; one function and two table lines each."""
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from blip3o.core.errors import unknown_name
 from blip3o.core.types import IMAGE_MARK, Example, Message, Record
+from blip3o.data.captions import captions_of
+from blip3o.data.conversations import check_text, messages_of, turns_of, with_marks
+from blip3o.data.sources.references import image_role
 
 DESCRIBE = "Describe the image in detail."
 """The question a long caption answers."""
@@ -15,19 +19,14 @@ DESCRIBE = "Describe the image in detail."
 TaskFunction = Callable[[Record, np.random.Generator], Example]
 """A task; the generator's draws are keyed by the sample. ValueError if the record does not fit."""
 
-_ROLES = {
-    "system": "system",
-    "human": "user",
-    "user": "user",
-    "gpt": "assistant",
-    "assistant": "assistant",
-}
-
 
 def text_to_image(record: Record, rng: np.random.Generator) -> Example:
     """Draws one of the captions and asks for the record's picture."""
     return Example(
-        task="text_to_image", record=record, caption=_caption(record, rng), target_image="image"
+        task="text_to_image",
+        record=record,
+        caption=_caption(record, rng),
+        target_image=_the_image(record),
     )
 
 
@@ -46,9 +45,8 @@ def edit(record: Record, rng: np.random.Generator) -> Example:
 def reconstruct(record: Record, rng: np.random.Generator) -> Example:
     """Asks for the record's picture, given that picture."""
     del rng
-    return Example(
-        task="reconstruct", record=record, prompt_images=("image",), target_image="image"
-    )
+    image = _the_image(record)
+    return Example(task="reconstruct", record=record, prompt_images=(image,), target_image=image)
 
 
 def contrastive(record: Record, rng: np.random.Generator) -> Example:
@@ -60,22 +58,30 @@ def contrastive(record: Record, rng: np.random.Generator) -> Example:
         task="contrastive",
         record=record,
         caption=_caption(record, rng),
-        target_image="image",
+        target_image=_the_image(record),
         regions=tuple(objects),
     )
 
 
 def image_to_text(record: Record, rng: np.random.Generator) -> Example:
-    """Learns the answers of the record's conversation, or else its caption."""
-    if "conversations" in record.fields:
-        messages = _messages(_field(record, "conversations", list))
-    else:
+    """Learns the answers of the record's conversation, or else its caption.
+
+    A conversation is about all images of its record, or about none.
+    """
+    turns = turns_of(record.fields)
+    if turns is None:
+        image = _the_image(record)
         question = Message(role="user", text=f"{IMAGE_MARK}\n{DESCRIBE}")
         messages = (question, Message(role="assistant", text=_caption(record, rng)))
+        return _talk(record, messages, (image,))
+    messages = messages_of(_checked(turns, "conversations", list))
+    messages = with_marks(messages, _num_images(record))
     marks = sum(message.text.count(IMAGE_MARK) for message in messages)
-    if marks != 1:
-        raise ValueError(f"the conversation has {marks} image marks for one picture")
-    return Example(task="image_to_text", record=record, messages=messages, prompt_images=("image",))
+    return _talk(record, messages, tuple(image_role(k) for k in range(marks)))
+
+
+def _talk(record: Record, messages: tuple[Message, ...], images: tuple[str, ...]) -> Example:
+    return Example(task="image_to_text", record=record, messages=messages, prompt_images=images)
 
 
 def text(record: Record, rng: np.random.Generator) -> Example:
@@ -107,7 +113,7 @@ PICTURES: Mapping[str, tuple[str, ...]] = {
     "text": (),
     "plain_text": (),
 }
-"""Which pictures of a record each task looks at."""
+"""Which pictures of a record each task looks at; a conversation may be about more, or none."""
 
 
 CONVERSATIONS: Mapping[str, str] = {
@@ -116,6 +122,7 @@ CONVERSATIONS: Mapping[str, str] = {
     "plain_text": "text_conversations",
 }
 """The field that a conversation of each task is in, unless the mixture names another one."""
+_DRAWN = ("text_to_image", "contrastive")
 
 
 def with_conversation(record: Record, task: str, field: str) -> Record:
@@ -126,6 +133,39 @@ def with_conversation(record: Record, task: str, field: str) -> Record:
     """
     turns = _field(record, field, list)
     return dataclasses.replace(record, fields={**record.fields, CONVERSATIONS[task]: turns})
+
+
+def variants(record: Record, task: str) -> Iterator[Record]:
+    """Yields the records of one caption each that a task's draws may choose from.
+
+    Args:
+        record: a record, perhaps with several captions.
+        task: a key of `TASKS`.
+    """
+    captions = captions_of(record.fields)
+    is_drawn = task in _DRAWN or (task == "image_to_text" and turns_of(record.fields) is None)
+    if not is_drawn or not isinstance(captions, list) or len(captions) < 2:
+        yield record
+        return
+    for caption in captions:
+        yield dataclasses.replace(record, fields={**record.fields, "captions": [caption]})
+
+
+def likely_tasks(record: Record) -> list[str]:
+    """Returns the tasks that a record seems to be meant for, by what it holds.
+
+    Args:
+        record: any record.
+    """
+    files, fields = record.files, record.fields
+    found = ["edit"] * ("source" in files and "target" in files)
+    found += ["image_to_text"] * (turns_of(fields) is not None)
+    found += ["text"] * bool(fields.get("text_conversations"))
+    # Beside a conversation, `text` or `prompt` may be anything.
+    is_said = fields.get("captions") or fields.get("caption") is not None
+    if captions_of(fields) is not None and (not found or (is_said and _num_images(record) == 1)):
+        found.append("text_to_image")
+    return found
 
 
 def get_task(name: str) -> TaskFunction:
@@ -161,76 +201,68 @@ def draw_turns(example: Example, max_turns: int, rng: np.random.Generator) -> Ex
     texts[0] = first.text[first.context :]
     texts = [text.replace(IMAGE_MARK, "").strip() for text in texts]
     context = first.text[: first.context].replace(IMAGE_MARK, "").lstrip()
-    opening = f"{IMAGE_MARK}\n{context}" if example.prompt_images else context
+    opening = f"{IMAGE_MARK}\n" * len(example.prompt_images) + context
     count = int(rng.integers(1, min(max_turns, len(texts)) + 1))
     messages = list(system)
     for k in rng.permutation(len(texts))[:count].tolist():
         messages += [Message(role="user", text=opening + texts[k]), turns[2 * k + 1]]
-        opening = ""  # picture and context stand before the first question, whichever it is
+        opening = ""  # images and context stand before the first question, whichever it is
     return dataclasses.replace(example, messages=tuple(messages))
 
 
 def _caption(record: Record, rng: np.random.Generator) -> str:
-    captions = record.fields.get("captions") or [_field(record, "caption", str)]
-    if not isinstance(captions, list):
-        raise ValueError("'captions' is no list")
+    captions = _captions(record)
     caption = captions[int(rng.integers(len(captions)))]
     if not isinstance(caption, str) or not caption.strip():
         raise ValueError("the caption is empty or no text")
     return _without_mark(caption.strip())
 
 
+def _captions(record: Record) -> Sequence[Any]:
+    captions = captions_of(record.fields)
+    if captions is None:
+        raise ValueError("the record has no 'caption'")
+    if not isinstance(captions, list):
+        raise ValueError("'captions' is no list")
+    return captions
+
+
 def _without_mark(caption: str) -> str:
     if IMAGE_MARK in caption:  # it would claim a picture that is not there
         raise ValueError(f"{IMAGE_MARK} in a caption or an instruction")
+    check_text(caption)
     return caption
 
 
 def _text_messages(record: Record) -> tuple[Message, ...]:
-    messages = _messages(_field(record, "text_conversations", list))
+    turns = record.fields.get("text_conversations") or turns_of(record.fields)
+    messages = messages_of(_checked(turns, "text_conversations", list))
     if any(IMAGE_MARK in message.text for message in messages):
         raise ValueError("an image mark in a conversation without pictures")
     return messages
 
 
-def _messages(turns: Sequence[Any]) -> tuple[Message, ...]:
-    messages = tuple(_message(turn) for turn in turns)
-    if messages[-1].role != "assistant":
-        raise ValueError("the conversation does not end with an answer")
-    return messages
+def _the_image(record: Record) -> str:
+    """Returns the role of the one image of a record."""
+    if image_role(1) in record.files:
+        raise ValueError("the record has several images; a caption belongs to one")
+    return image_role(0)
 
 
-def _message(turn: Any) -> Message:  # noqa: ANN401  (whatever the file holds)
-    try:
-        role, said = _ROLES[turn["from"]], turn["value"]
-    except (KeyError, TypeError) as error:
-        raise ValueError(f"a conversation turn is malformed: {error}") from error
-    if not isinstance(said, str) or not said.strip():
-        raise ValueError("a conversation turn is empty or no text")
-    spans, context = turn.get("learn"), turn.get("context", 0)
-    if spans is not None and role != "assistant":
-        raise ValueError("'learn' of a conversation turn that is no answer")
-    if not isinstance(context, int) or not 0 <= context < len(said) or (context and role != "user"):
-        raise ValueError(f"'context' of a conversation turn does not fit its text: {context!r}")
-    return Message(role=role, text=said, learned=_spans(spans, said), context=context)
-
-
-def _spans(spans: Any, said: str) -> tuple[tuple[int, int], ...] | None:  # noqa: ANN401
-    """Returns which characters of a turn are learned; they must be in order and inside it."""
-    if spans is None:
-        return None
-    try:
-        found = tuple((int(start), int(stop)) for start, stop in spans)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"'learn' of a conversation turn is malformed: {error}") from error
-    ends = [end for span in found for end in span]
-    if not found or ends != sorted(set(ends)) or ends[0] < 0 or ends[-1] > len(said):
-        raise ValueError(f"'learn' of a conversation turn does not fit its text: {spans}")
-    return found
+def _num_images(record: Record) -> int:
+    return next(k for k in itertools.count() if image_role(k) not in record.files)
 
 
 def _field(record: Record, name: str, kind: type) -> Any:  # noqa: ANN401
-    value = record.fields.get(name)
-    if not isinstance(value, kind) or not value:
+    return _checked(record.fields.get(name), name, kind)
+
+
+def _checked(value: Any, name: str, kind: type) -> Any:  # noqa: ANN401
+    if not value:
         raise ValueError(f"the record has no {name!r}")
+    if not isinstance(value, kind):
+        raise ValueError(f"{name!r} of the record is no {_WORDS[kind]}")
     return value
+
+
+_WORDS: Mapping[type, str] = {str: "text", list: "list"}

@@ -2,6 +2,7 @@
 
 import itertools
 import multiprocessing
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
@@ -9,6 +10,9 @@ from typing import Any, TypeVar
 from blip3o.core.errors import UsageError
 from blip3o.core.log import progress
 from blip3o.data.sources import SOURCES, Source
+from blip3o.data.sources.files import is_remote
+from blip3o.data.sources.jsonl import JSON_SUFFIXES
+from blip3o.data.sources.kinds import HEAD_BYTES, IMAGE_SUFFIXES, foreign
 
 T = TypeVar("T")
 Look = Callable[[Source, range], T]
@@ -19,19 +23,45 @@ CHUNK_RECORDS = 256
 _opened: dict[Any, Source] = {}
 
 
-def source_config(path: str, *, salvage: bool = False) -> Any:  # noqa: ANN401  (a source's config)
-    """Returns the config of the data at a path.
+def source_config(path: str, *, salvage: bool = False, image_folder: str | None = None) -> Any:  # noqa: ANN401  (a source's config)
+    """Returns the config of the data at a path, by its name and its first bytes.
 
     Args:
-        path: a .json or .jsonl list, a folder of pictures, or else tar shards; local or remote.
+        path: a folder of images, a list of records, or else tar shards; local or remote.
         salvage: take the whole records of damaged shards.
+        image_folder: where the image paths of a list start; None is its own folder.
+
+    Raises:
+        UsageError: for a file that holds none of them, such as Parquet.
     """
+    path = path if is_remote(path) else os.path.expanduser(path)
     name = Path(path.rstrip("/")).name.partition(".")[0].rstrip("*?-_{}[]0123456789") or "data"
-    if path.endswith((".json", ".jsonl")):
-        return SOURCES.get("jsonl")(path=path, name=name)
-    if Path(path).is_dir():
+    if not is_remote(path) and os.path.isdir(path):
         return SOURCES.get("folder")(path=path, name=name)
+    if path.lower().endswith(IMAGE_SUFFIXES) and os.path.exists(path):
+        raise UsageError(f"{path} is an image; name the folder that it is in")
+    if path.lower().endswith(JSON_SUFFIXES) or _begins_as_json(path):
+        return SOURCES.get("jsonl")(path=path, name=name, image_folder=image_folder)
     return SOURCES.get("webdataset")(path=path, name=name, salvage=salvage)
+
+
+def _begins_as_json(path: str) -> bool:
+    """Returns whether a local file of another name than a list's holds JSON."""
+    if is_remote(path) or not os.path.isfile(path):
+        return False
+    try:
+        with open(path, "rb") as file:
+            head = file.read(HEAD_BYTES)
+    except OSError as error:
+        raise UsageError(f"cannot read {path}: {error.strerror}") from error
+    if head[257:262] == b"ustar":  # a tar: its first bytes are a name, and may be any
+        return False
+    what = foreign(head)
+    if what is None and path.lower().endswith((".csv", ".tsv")):
+        what = "a table; write its rows as JSON lines, or as metadata.csv beside the images"
+    if what is not None:
+        raise UsageError(f"{path} is {what}")
+    return head.removeprefix(b"\xef\xbb\xbf").lstrip()[:1] in (b"{", b"[") and b"\0" not in head
 
 
 def walk(config: Any, look: Look[T], *, jobs: int, what: str) -> Iterator[T]:  # noqa: ANN401

@@ -19,6 +19,8 @@ from blip3o.weights.folder import open_model
 
 _PICTURES = "pictures"
 _FEATURES = "runs/own_features"
+_BAD_SAMPLE_LIMIT = 0.5
+"""Three broken photos of 27 are many, and no reason to learn nothing of the others."""
 
 
 def pocket() -> RunConfig:
@@ -69,6 +71,7 @@ def _run(start: str, model: UnifiedModelConfig, train: TrainConfig) -> RunConfig
             mixture=(MixtureEntry(source=source, task="text_to_image"),),
             image_px=model.image_encoder.image_px,
             feature_cache=_FEATURES,
+            bad_sample_limit=_BAD_SAMPLE_LIMIT,
         ),
         objectives=(image_loss(),),
         train=dataclasses.replace(train, checkpoint_every=100, sample_every=100),

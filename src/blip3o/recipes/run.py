@@ -14,7 +14,9 @@ from blip3o.core.distributed import exchange, main_first, process_group, rank, w
 from blip3o.core.errors import UsageError
 from blip3o.core.files import atomic_folder
 from blip3o.core.log import say
+from blip3o.data.captions import captions_of
 from blip3o.data.collate import Preparer
+from blip3o.data.conversations import TALK_FIELDS
 from blip3o.data.loader import Loader
 from blip3o.data.tasks import CONVERSATIONS
 from blip3o.models.encoders.normalizer import FeatureNormalizer
@@ -96,6 +98,8 @@ class _Finish:
             _fit_normalizers(model, self._loader, trainer.precision.device)
         with merged_adapters(model):
             save_model(model, self._tokenizer, trainer.run_dir / "model", torch.float32)
+        for line in self._loader.left_out():
+            say(line)
         say(f"model: {trainer.run_dir / 'model'}")
 
 
@@ -166,7 +170,7 @@ def _own_tokenizer(config: RunConfig, run_dir: Path) -> Tokenizer:
 def _texts(config: RunConfig) -> Any:  # noqa: ANN401  (a generator of strings)
     entries = config.data.mixture
     named = [entry.conversation for entry in entries if entry.conversation is not None]
-    conversations = dict.fromkeys([*CONVERSATIONS.values(), *named])
+    conversations = dict.fromkeys([*CONVERSATIONS.values(), *TALK_FIELDS, *named])
     for source in [one.build() for one in dict.fromkeys(entry.source for entry in entries)]:
         for position in range(min(len(source), _TOKENIZER_RECORDS)):
             try:
@@ -179,13 +183,13 @@ def _texts(config: RunConfig) -> Any:  # noqa: ANN401  (a generator of strings)
 
 def _said(fields: Mapping[str, Any], conversations: Iterable[str]) -> list[str]:
     """Returns the texts of a record, without those that are none."""
-    captions = fields.get("captions") or [fields.get("caption")]
+    captions = captions_of(fields)
     said = [*captions] if isinstance(captions, list) else []
     said.append(fields.get("instruction", ""))
     for name in conversations:
         turns = fields.get(name)
         said += [
-            turn.get("value")
+            turn.get("value", turn.get("content"))
             for turn in (turns if isinstance(turns, list) else ())
             if isinstance(turn, dict)
         ]

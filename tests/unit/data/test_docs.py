@@ -12,6 +12,7 @@ from blip3o.core.config import from_dict
 from blip3o.core.types import Record
 from blip3o.data.loader import BadSample
 from blip3o.data.mixture import DataConfig, MixtureEntry
+from blip3o.data.sources.jsonl import JsonlConfig
 from blip3o.data.tasks import PICTURES, TASKS
 from blip3o.recipes.pocket_language import naming
 
@@ -41,6 +42,8 @@ def test_the_published_mix_and_the_folder_are_real() -> None:
     folder = yaml.safe_load(blocks("yaml")[1])
     entry = from_dict(MixtureEntry, {**folder, "task": "text_to_image"})
     assert entry.source.kind == "folder"
+    listed = from_dict(MixtureEntry, {**yaml.safe_load(blocks("yaml list")[0]), "task": "text"})
+    assert listed.source.image_folder == "data/coco"
 
 
 def test_the_drills_are_those_of_the_recipe() -> None:
@@ -53,3 +56,19 @@ def test_the_example_config_and_quarantine_line_are_real() -> None:
     config = from_dict(DataConfig, yaml.safe_load(blocks("yaml")[0])["data"])
     assert [entry.source.name for entry in config.mixture] == ["scenes", "edits"]
     BadSample(**json.loads(blocks("json")[0]))
+
+
+def test_every_form_of_a_conversation_is_one_that_is_read(tmp_path: Path) -> None:
+    for name in ("a.png", "b.png"):
+        (tmp_path / name).write_bytes(b"x")
+    (tmp_path / "d.jsonl").write_text("".join(blocks("json talk")), encoding="utf-8")
+    source = JsonlConfig(path=f"{tmp_path}/d.jsonl", name="d").build()
+    counts = []
+    for position in range(len(source)):
+        key, files, row = source.read(position)
+        record = Record(
+            key=key, index=0, epoch=0, position=position, source="d", files=files, fields=row
+        )
+        example = TASKS["image_to_text"](record, np.random.default_rng(0))
+        counts.append(len(example.prompt_images))
+    assert counts == [1, 2, 0]

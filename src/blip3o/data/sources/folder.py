@@ -1,17 +1,23 @@
-"""A folder of pictures, each with its text beside it: `a.jpg` and `a.txt` or `a.json`."""
+"""A folder of images, each with its text beside it or in a `metadata` file of the folder.
+
+a.jpg   a.txt, a.caption or a.jpg.txt: its caption   a.json: its fields
+"""
 
 import dataclasses
 import hashlib
-import json
 import os
-from collections.abc import Iterable, Mapping
+import unicodedata
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from blip3o.core.errors import UsageError
-
-_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif")
-_TEXT_SUFFIXES = (".json", ".txt")
+from blip3o.data.captions import captions_of, without_captions
+from blip3o.data.sources.kinds import HEAD_BYTES, IMAGE_SUFFIXES, foreign
+from blip3o.data.sources.metadata import MetadataRow, nearest, read_metadata
+from blip3o.data.sources.plain_files import read_plain
+from blip3o.data.sources.scan import PassedOver, scan
+from blip3o.data.sources.strict_json import decode_text, load_json
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -19,9 +25,9 @@ class FolderConfig:
     """One folder.
 
     Args:
-        path: the folder; folders in it count too.
+        path: the folder; folders in it count too, and so do links.
         name: short name for logs, quarantine and feature caches.
-        caption: caption of pictures without one of their own ("a photo of my dog"); None counts
+        caption: caption of images without one of their own ("a photo of my dog"); None counts
             them as bad samples where a caption is needed.
     """
 
@@ -34,13 +40,14 @@ class FolderConfig:
         """Returns the opened source.
 
         Raises:
-            UsageError: if there is no such folder or no picture in it.
+            UsageError: if there is no such folder or no image in it, or its metadata file is
+                damaged.
         """
         return FolderSource(self)
 
 
 class FolderSource:
-    """Pictures of a folder by position, in the order of their paths.
+    """Images of a folder by position, in the order of their paths.
 
     Args:
         config: which folder.
@@ -51,63 +58,165 @@ class FolderSource:
     def __init__(self, config: FolderConfig) -> None:
         self.name = config.name
         self._caption = config.caption
-        self._base = Path(config.path)
+        self._base = Path(os.path.expanduser(config.path))
         if not self._base.is_dir():
             raise UsageError(f"no such folder of pictures: {self._base}")
-        self._names = sorted(
-            os.path.relpath(os.path.join(folder, name), self._base)
-            for folder, _, names in os.walk(self._base)
-            for name in names
-            if name.lower().endswith(_SUFFIXES) and not name.startswith(".")
-        )
+        found = scan(str(self._base))
+        self._names, self._beside = found.images, found.beside
         if not self._names:
-            raise UsageError(f"no picture in {self._base}; it may hold {', '.join(_SUFFIXES)}")
-        self.shard_lengths = [len(self._names)]
+            raise UsageError(_nothing(self._base, found.passed_over))
+        self._metadata_files: list[str] = []
+        self._rows = self._read_metadata(found.metadata, found.passed_over)
+        self._note_texts(found.texts, found.passed_over)
+        self.passed_over: Mapping[str, int] = found.passed_over.counts()
+        self.shard_lengths: Sequence[int] = [len(self._names)]
 
     def __len__(self) -> int:
         return len(self._names)
 
     def read(self, position: int) -> tuple[str, Mapping[str, bytes], Mapping[str, Any]]:
-        """Returns the path inside the folder, the picture, and its fields.
+        """Returns the path inside the folder, the image, and its fields.
 
         Args:
             position: 0 to len - 1.
 
         Raises:
-            ValueError: if the text beside the picture cannot be read.
+            ValueError: if a text beside the image cannot be read, two of them contradict each
+                other, or the image is no ordinary file of a size that is read.
             OSError: if a file cannot be read.
         """
-        path = self._base / self._names[position]
-        fields: dict[str, Any] = {}
-        if path.with_suffix(".json").exists():
-            try:
-                loaded = json.loads(path.with_suffix(".json").read_bytes())
-            except RecursionError as error:  # a few kilobytes of "[[[[" are enough
-                raise ValueError("the picture's JSON is nested too deeply") from error
-            if not isinstance(loaded, dict):
-                raise ValueError("the picture's JSON is no object")
-            fields.update(loaded)
-        if path.with_suffix(".txt").exists():
-            fields["caption"] = path.with_suffix(".txt").read_bytes().decode("utf-8-sig").strip()
-        if self._caption is not None:
-            fields.setdefault("caption", self._caption)
-        return Path(self._names[position]).as_posix(), {"image": path.read_bytes()}, fields
+        name = self._names[position]
+        fields = self._fields(position)
+        if self._caption is not None and captions_of(fields) is None:
+            fields["caption"] = self._caption
+        data = read_plain(os.path.join(self._base, name))
+        what = foreign(data[:HEAD_BYTES])
+        if what is not None:
+            raise ValueError(f"{name} is {what}")
+        return name.replace(os.sep, "/"), {"image": data}, fields
 
     def fingerprint(self) -> str:
-        """Returns a hash of the pictures' names, sizes and times of change."""
-        return self._fingerprint(self._base / name for name in self._names)
+        """Returns a hash of the images' names, sizes and times of change."""
+        return self._fingerprint(self._names)
 
     def texts_fingerprint(self) -> str:
         """Returns the same of the texts beside them, which decide no features."""
         beside = (
-            (self._base / name).with_suffix(end) for name in self._names for end in _TEXT_SUFFIXES
+            os.path.splitext(name)[0] + ending
+            for name, endings in zip(self._names, self._beside, strict=True)
+            for ending in endings
         )
-        return self._fingerprint(file for file in beside if file.exists())
+        return self._fingerprint([*beside, *self._metadata_files])
 
-    def _fingerprint(self, files: Iterable[Path]) -> str:
-        digest = hashlib.sha256()
+    def _fields(self, position: int) -> dict[str, Any]:
+        """Returns what the texts of an image say; ValueError if they contradict each other."""
+        name = self._names[position]
+        fields: dict[str, Any] = {}
+        texts: list[_Said] = []
+        listed: list[_Said] = []
+        own: list[_Said] = []
+        for ending in self._beside[position]:
+            file = os.path.splitext(name)[0] + ending
+            if ending.lower().endswith(".json"):
+                loaded = self._read_object(file)
+                own.append((file, captions_of(loaded)))
+                fields = {**loaded, **fields}
+            else:
+                texts.append((file, [self._read_text(file)]))
+        for row in self._rows.get(name, ()):
+            listed.append((row.file, captions_of(row.fields)))
+            fields = {**row.fields, **fields}
+        # A text file stands above the .json of the same image, as in tar shards.
+        _check_agreement([*texts, *listed] if texts else [*listed, *own])
+        if texts:
+            return {**without_captions(fields), "caption": texts[0][1][0]}
+        return fields
+
+    def _read_text(self, file: str) -> str:
+        try:
+            return decode_text(read_plain(os.path.join(self._base, file))).strip()
+        except ValueError as error:
+            raise ValueError(f"{file}: {error}") from error
+
+    def _read_object(self, file: str) -> dict[str, Any]:
+        data = read_plain(os.path.join(self._base, file))
+        what = foreign(data[:HEAD_BYTES])
+        if what is not None:
+            raise ValueError(f"{file} is {what}")
+        try:
+            loaded = load_json(data)
+        except ValueError as error:
+            raise ValueError(f"{file}: {error}") from error
+        if not isinstance(loaded, dict):
+            raise ValueError(f"{file}: the JSON is no object")
+        return loaded
+
+    def _read_metadata(
+        self, files: Sequence[str], passed_over: PassedOver
+    ) -> dict[str, list[MetadataRow]]:
+        """Returns the rows about each image of the folder."""
+        rows: dict[str, list[MetadataRow]] = {}
+        names = set(self._names)
+        # A Mac writes accents in file names in another way than lists have them.
+        spelled = {_composed(name): name for name in self._names} if files else {}
         for file in files:
-            name, status = os.path.relpath(file, self._base), file.stat()
-            said = f"{name}/{status.st_size}/{status.st_mtime_ns}\n"
+            found = read_metadata(self._base, file)
+            if found is None:
+                passed_over.add("a list of captions without a column file_name", file)
+                continue
+            self._metadata_files.append(file)
+            for image, some in found.items():
+                known = image if image in names else spelled.get(_composed(image), image)
+                rows.setdefault(known, []).extend(some)
+        for image in sorted(rows.keys() - names):
+            passed_over.add("an image that a list of captions names and that is not read", image)
+        return {image: nearest(rows[image]) for image in self._names if image in rows}
+
+    def _note_texts(self, texts: Iterable[str], passed_over: PassedOver) -> None:
+        """Says which texts are not used, and that a default caption stands in their place."""
+        num_defaults = sum(
+            not beside and all(captions_of(row.fields) is None for row in self._rows.get(name, ()))
+            for name, beside in zip(self._names, self._beside, strict=True)
+        )
+        reason = "a text that belongs to no image"
+        if self._caption is not None and num_defaults:
+            reason += f", while {num_defaults} images take the default caption {self._caption!r}"
+        for text in texts:
+            passed_over.add(reason, text)
+
+    def _fingerprint(self, files: Iterable[str]) -> str:
+        digest = hashlib.sha256()
+        for name in files:
+            try:
+                status = (self._base / name).stat()
+                said = f"{name}/{status.st_size}/{status.st_mtime_ns}\n"
+            except OSError:  # gone since: its record is a bad sample, no reason to stop
+                said = f"{name}/gone\n"
             digest.update(os.fsencode(said))  # a name may be in another encoding than UTF-8
         return digest.hexdigest()[:32]
+
+
+def _composed(name: str) -> str:
+    return unicodedata.normalize("NFC", name)
+
+
+_Said = tuple[str, Any]
+"""A file and the captions it gives an image."""
+
+
+def _check_agreement(said: Iterable[_Said]) -> None:
+    """Raises ValueError if two files give an image captions of different content."""
+    given = [(file, captions) for file, captions in said if captions is not None]
+    for file, captions in given[1:]:
+        if captions != given[0][1]:
+            raise ValueError(
+                f"{given[0][0]} and {file} give the image different captions; keep one of them"
+            )
+
+
+def _nothing(base: Path, passed_over: PassedOver) -> str:
+    """Returns the line for a folder without an image."""
+    there = "".join(f"; {count} x {why}" for why, count in passed_over.counts().items())
+    if any(base.glob("*.tar")):
+        there = f"; its tar shards are read as {base}/*.tar"
+    return f"no picture in {base}; it may hold {', '.join(IMAGE_SUFFIXES)}{there}"

@@ -1,4 +1,4 @@
-r"""JSON lines (or one JSON list) with pictures as files beside it, on a disk or remote.
+r"""JSON lines (or one JSON list) with images as files beside it, on a disk or remote.
 
 {"image": "a.png", "caption": "a red cat"}
 {"image": "a.png", "conversations": [{"from": "human", "value": "<image>\nWhat is it?"}, ...]}
@@ -8,7 +8,8 @@ r"""JSON lines (or one JSON list) with pictures as files beside it, on a disk or
 import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping
+import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,34 @@ from numpy.typing import NDArray
 from blip3o.core.errors import UsageError
 from blip3o.core.files import atomic_file
 from blip3o.core.log import say
-from blip3o.data.sources.files import files_of, is_remote, private_path, read_file
+from blip3o.data.sources.files import files_of, is_remote, private_path
+from blip3o.data.sources.kinds import HEAD_BYTES, foreign
+from blip3o.data.sources.plain_files import check_plain
+from blip3o.data.sources.references import read_reference, take_images
+from blip3o.data.sources.strict_json import (
+    Place,
+    decode_line,
+    decode_text,
+    elements_in,
+    has_wide_text,
+    load_json,
+    members_in,
+    reason_of,
+    values_in,
+)
 
-_ROLES = ("image", "source", "target")
+JSON_SUFFIXES = (".json", ".jsonl", ".ndjson", ".jsonlines", ".jl")
+"""Endings of lists of records, in any case."""
+_LIST_NAMES = ("data", "records", "rows", "samples", "examples", "items", "train")
+"""Where an object keeps its list of records, if it holds one."""
+_RECORD_NAMES = {
+    *("image", "images", "file_name", "caption", "captions", "instruction"),
+    *("conversations", "messages", "text_conversations"),
+}
+"""Fields by which an object that stands alone is a record."""
 _FETCH_BYTES = 1 << 24
+_MAX_TEXT_BYTES = 1 << 30
+"""Longer files are taken for lines without a look at the whole, but for those named .json."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -29,15 +54,17 @@ class JsonlConfig:
     """One file of records.
 
     Args:
-        path: the file or its address; picture paths in it are relative to its folder. A name
-            ending in ".json" is one list, held in memory; anything else is read line by line. A
-            remote file is copied to the user's cache, its pictures are not.
+        path: the file or its address. JSON lines are read line by line; a JSON list, JSON laid out
+            over several lines, and UTF-16 are held in memory. A remote file is copied to the
+            user's cache, its images are not.
         name: short name for logs, quarantine and feature caches.
+        image_folder: folder or address that image paths start from; None is that of the file.
     """
 
     kind: str = "jsonl"
     path: str
     name: str
+    image_folder: str | None = None
 
     def build(self) -> "JsonlSource":
         """Returns the opened source.
@@ -57,95 +84,166 @@ class JsonlSource:
 
     def __init__(self, config: JsonlConfig) -> None:
         self.name = config.name
-        self.is_remote = is_remote(config.path)
-        self._path = _local_copy(config.path) if self.is_remote else Path(config.path)
-        self._base = config.path.rpartition("/")[0] if self.is_remote else str(self._path.parent)
-        self._rows: list[Any] | None = None
-        self._places = np.zeros((0, 2), dtype=np.int64)
+        if is_remote(config.path):
+            self._path, self._base = _local_copy(config.path), config.path.rpartition("/")[0]
+        else:
+            self._path = Path(os.path.expanduser(config.path))
+            self._base = str(self._path.parent)
+        self._image_folder = config.image_folder
+        if config.image_folder is not None:
+            self._base = os.path.expanduser(config.image_folder).rstrip("/") or "/"
+        self.is_remote = is_remote(self._base)
+        self._text: str | None = None
+        self.passed_over: Mapping[str, int] = {}
         try:
-            if self._path.suffix == ".json":
-                self._rows = self._read_list()
-            else:
-                self._places = self._find_lines()
+            check_plain(self._path)
+            self._places = self._find_records()
         except FileNotFoundError as error:
             raise UsageError(f"no such data file: {self._path}") from error
         except OSError as error:
             raise UsageError(f"cannot read {self._path}: {error.strerror}") from error
-        self.shard_lengths = [len(self)]
+        except ValueError as error:
+            raise UsageError(f"cannot read {self._path}: {error}") from error
+        self.shard_lengths: Sequence[int] = [len(self)]
 
     def __len__(self) -> int:
-        return len(self._places if self._rows is None else self._rows)
+        return len(self._places)
 
     def read(self, position: int) -> tuple[str, Mapping[str, bytes], Mapping[str, Any]]:
-        """Returns key, pictures by role, and fields of one record.
+        """Returns key, images by role, and fields of one record.
 
         Args:
             position: 0 to len - 1.
 
         Raises:
-            ValueError: if the line is no JSON object.
-            OSError: if one of its pictures cannot be read.
-            UsageError: if a remote picture cannot be reached.
+            ValueError: if the line is no JSON object, or names something that is no image file.
+            OSError: if one of its images cannot be read.
+            UsageError: if a remote image cannot be reached.
         """
-        row = self._read_line(position) if self._rows is None else self._rows[position]
+        try:
+            row = load_json(self._raw(position))
+        except ValueError as error:
+            raise ValueError(f"record {position} of {self._path}: {error}") from error
         if not isinstance(row, dict):
             raise ValueError(f"record {position} of {self._path} is no JSON object")
-        fields = dict(row)
-        files = {
-            role: self._read_picture(fields.pop(role))
-            for role in _ROLES
-            if isinstance(fields.get(role), str)
-        }
+        files, fields = take_images(row, lambda one: read_reference(one, self._base))
         return str(fields.get("id", position)), files, fields
 
     def fingerprint(self) -> str:
-        """Returns a hash of the file; pictures changed under the same name are not noticed."""
+        """Returns a hash of the file and of where its images are.
+
+        Images changed under the same name are not noticed.
+        """
         with self._path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()[:32]
+            digest = hashlib.file_digest(file, "sha256")
+        if self._image_folder is not None:
+            digest.update(self._base.encode())
+        return digest.hexdigest()[:32]
 
-    def _read_picture(self, path: str) -> bytes:
-        if not self.is_remote:
-            return Path(self._base, path).read_bytes()
-        if is_remote(path) or path.startswith("/"):
-            raise ValueError(f"the picture {path!r} has no path relative to its list")
-        return read_file(f"{self._base}/{path}")
+    def _raw(self, position: int) -> str:
+        start, stop = self._places[position].tolist()
+        if self._text is not None:
+            return self._text[start:stop]
+        with self._path.open("rb", buffering=0) as file:
+            file.seek(start)
+            return decode_line(file.read(stop - start))
 
-    def _read_list(self) -> list[Any]:
+    def _find_records(self) -> NDArray[np.int64]:
+        """Returns where each record starts and ends [records, 2], in bytes or in `_text`."""
+        with self._path.open("rb") as file:
+            head = file.read(HEAD_BYTES)
+        what = foreign(head)
+        if what is not None:
+            raise ValueError(f"it is {what}")
+        is_huge = self._path.stat().st_size > _MAX_TEXT_BYTES and not self._is_list_by_name()
+        if not has_wide_text(head) and (is_huge or self._has_lines()):
+            return self._find_lines()
         try:
-            rows = json.loads(self._path.read_bytes())
-        except (ValueError, RecursionError) as error:
-            raise UsageError(f"{self._path} is no JSON: {error}") from error
-        if not isinstance(rows, list):
-            raise UsageError(
-                f"{self._path} must hold a JSON list of records; name it .jsonl if each line is one"
+            text = decode_text(self._path.read_bytes())
+            places, beside = _records_in(text)
+        except ValueError as error:
+            if not self._is_list_by_name() and not has_wide_text(head):
+                return self._find_lines()  # whose records are bad one by one
+            if isinstance(error, json.JSONDecodeError):
+                raise ValueError(f"no JSON: {reason_of(error)}") from error
+            raise
+        if places is None and self._is_list_by_name():
+            raise ValueError(
+                "it must hold a JSON list of records; name it .jsonl if each line is one"
             )
-        return rows
+        if places is None:
+            return self._find_lines()
+        self._text = text
+        self.passed_over = {
+            f"an array beside the one of the records: {name!r}": 1 for name in beside
+        }
+        return np.array(places, dtype=np.int64).reshape(-1, 2)
+
+    def _is_list_by_name(self) -> bool:
+        return self._path.suffix.lower() == ".json"
+
+    def _has_lines(self) -> bool:
+        """Returns whether each line is a record: the first one is an object, and not the only one.
+
+        An object alone may hold the list in one of its fields.
+        """
+        with self._path.open("rb") as file:
+            lines = (line for line in file if line.strip(b"\xef\xbb\xbf \t\r\n"))
+            first = next(lines, b"")
+            if not first.lstrip(b"\xef\xbb\xbf \t").startswith(b"{"):
+                return not first and not self._is_list_by_name()
+            try:
+                json.loads(first)
+            except (ValueError, RecursionError):
+                return False
+            return next(lines, None) is not None
 
     def _find_lines(self) -> NDArray[np.int64]:
-        """Returns offset and length of every line that is not blank [lines, 2]."""
+        """Returns start and end of every line that is not blank [lines, 2]."""
         places = []
         offset = 0
         with self._path.open("rb") as lines:
             for line in lines:
                 if line.strip():
-                    places.append((offset, len(line)))
+                    places.append((offset, offset + len(line)))
                 offset += len(line)
         return np.array(places, dtype=np.int64).reshape(-1, 2)
 
-    def _read_line(self, position: int) -> Any:  # noqa: ANN401
-        offset, length = self._places[position].tolist()
-        with self._path.open("rb", buffering=0) as file:
-            file.seek(offset)
-            try:
-                return json.loads(file.read(length))
-            except RecursionError as error:
-                raise ValueError(f"record {position} is nested too deeply") from error
+
+def _records_in(text: str) -> tuple[list[Place] | None, list[str]]:
+    """Returns where the records of a text are, and the names of arrays beside them.
+
+    None for the records if the text is one object that holds no list.
+    """
+    values = values_in(text)
+    if not values:
+        raise json.JSONDecodeError("Expecting value", text, 0)
+    if len(values) > 1:
+        return values, []
+    (place,) = values
+    if text[place[0]] == "[":
+        return elements_in(text, place), []
+    if text[place[0]] != "{":
+        return None, []
+    members = members_in(text, place)
+    arrays = [name for name, (start, _) in members.items() if text[start] == "["]
+    if "images" in members and "annotations" in arrays:
+        raise ValueError(
+            "it holds COCO annotations; write one record an image, with its path and captions"
+        )
+    if _RECORD_NAMES & members.keys():
+        return [place], []
+    inner = [name for name in _LIST_NAMES if name in arrays]
+    if len(inner) != 1:
+        return None, []
+    arrays.remove(inner[0])
+    return elements_in(text, members[inner[0]]), arrays
 
 
 def _local_copy(path: str) -> Path:
     """Returns the copy of a remote list, fetched anew when the remote one has changed."""
     stamp = files_of(path).stamp(path)
-    suffix = ".json" if path.endswith(".json") else ".jsonl"
+    suffix = next((one for one in JSON_SUFFIXES if path.lower().endswith(one)), ".jsonl")
     tag = hashlib.sha256(f"{stamp.size}/{stamp.tag}".encode()).hexdigest()[:8]
     copy = private_path(path, f".{tag}{suffix}")
     if not copy.exists():

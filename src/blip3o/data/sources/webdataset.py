@@ -59,6 +59,8 @@ class WebDatasetSource:
         jobs: processes that index shards not indexed before.
     """
 
+    passed_over: Mapping[str, int] = {}
+
     def __init__(self, config: WebDatasetConfig, jobs: int = 1) -> None:
         self.name = config.name
         self.paths = expand(config.path)

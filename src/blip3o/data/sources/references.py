@@ -1,0 +1,228 @@
+"""The images that a row of a list names: paths, data URIs, bytes, alone or as a list.
+
+Forms are those of published data: LLaVA (`image`), interleaved sets (`images`, several), Hugging
+Face (`file_name`, `{"path": ..., "bytes": ...}`) and chat messages with image parts.
+"""
+
+import base64
+import binascii
+import itertools
+import os
+import re
+import unicodedata
+import urllib.parse
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from blip3o.data.sources.files import is_remote, read_file
+from blip3o.data.sources.kinds import HEAD_BYTES, IMAGE_SUFFIXES, foreign
+from blip3o.data.sources.plain_files import read_plain
+
+ReadImage = Callable[[Any], bytes]
+
+_NAMES = ("image", "images")
+_PATH_NAMES = ("file_name", "image_path", "img_path", "image_file")
+"""Further names of the image, where there is none of `_NAMES`; only with an image's ending."""
+_TALKS = ("conversations", "messages")
+_ADDRESS = re.compile(r"\s*(?!file:)[a-z][a-z0-9+.-]+://", re.IGNORECASE)
+_PART_TYPES = ("image", "image_url", "input_image")
+
+
+def image_role(number: int) -> str:
+    """Returns the role of one of a record's images: "image", "image_2", "image_3".
+
+    Args:
+        number: its place among them, from 0.
+    """
+    return "image" if number == 0 else f"image_{number + 1}"
+
+
+def take_images(row: Mapping[str, Any], read: ReadImage) -> tuple[dict[str, bytes], dict[str, Any]]:
+    """Returns the images of a row by role, and the row's other fields.
+
+    `source` and `target` are images where both name one (an edit); else they are fields.
+
+    Args:
+        row: one record of a list.
+        read: returns the bytes of one reference.
+
+    Raises:
+        ValueError: if the row names its images in two ways, or one of them is no image file.
+        OSError: if one of them cannot be read.
+    """
+    fields = dict(row)
+    files: dict[str, bytes] = {}
+    edit = {role: _references(fields.get(role)) or [] for role in ("source", "target")}
+    # Beside an image of its own, a row's `source` is rather the name of a data set.
+    is_edit = not fields.get("image") or all(
+        map(_looks_like_image, itertools.chain(*edit.values()))
+    )
+    if all(edit.values()) and is_edit:
+        for role, (reference, *others) in edit.items():
+            if others:
+                raise ValueError(f"{role!r} names several images; an edit has one")
+            files[role] = read(reference)
+            del fields[role]
+    wanted: list[Any] = []
+    for name in _names_of_images(fields):
+        some = _references(fields[name])
+        if some is None:
+            continue
+        del fields[name]
+        if wanted and some and some != wanted:
+            raise ValueError("'image' and 'images' name different images; keep one of them")
+        wanted = some or wanted
+    in_parts = list(_take_parts(fields))
+    if wanted and in_parts:
+        raise ValueError("the row names images in a field of its own and in its messages, too")
+    for number, reference in enumerate(wanted or in_parts):
+        files[image_role(number)] = read(reference)
+    return files, fields
+
+
+def read_reference(
+    reference: Any,  # noqa: ANN401  (whatever the file holds)
+    base: str,
+) -> bytes:
+    """Returns the bytes of an image that a list names.
+
+    Args:
+        reference: a path relative to the base or absolute, a `file://` or data URI, or an object
+            with `bytes` or `data` (base64), `path` or `url`.
+        base: the folder that paths start from, or its address.
+
+    Raises:
+        ValueError: if it is no image file, or an address outside of the list's own store.
+        OSError: if there is no such file or it cannot be read.
+        UsageError: if a remote image cannot be reached.
+    """
+    if isinstance(reference, Mapping):
+        data = reference.get("bytes") or reference.get("data")
+        if isinstance(data, str):
+            return _from_base64(data)
+        reference = next((reference[k] for k in ("path", "url") if reference.get(k)), "")
+    if not isinstance(reference, str):
+        raise ValueError(f"an image is named by {type(reference).__name__}, not by a path")
+    if reference.lstrip()[:5].lower() == "data:":
+        return _from_data_uri(reference)
+    if is_remote(base):
+        if is_remote(reference) or reference.startswith("/"):
+            raise ValueError(f"the picture {reference!r} has no path relative to its list")
+        return read_file(f"{base}/{reference}")
+    if "://" in reference and _ADDRESS.match(reference):
+        raise ValueError(
+            f"the image {reference.strip()!r:.200} is an address; fetch it and name the file"
+        )
+    data = read_plain(_existing(reference, base))
+    what = foreign(data[:HEAD_BYTES])
+    if what is not None:
+        raise ValueError(f"the image {reference!r} is {what}")
+    return data
+
+
+def _names_of_images(fields: Mapping[str, Any]) -> list[str]:
+    """Returns which fields of a row name its images."""
+    named = [name for name in _NAMES if name in fields]
+    if any(_references(fields[name]) for name in named):
+        return named
+    for name in _PATH_NAMES:
+        if isinstance(fields.get(name), str) and _looks_like_image(fields[name]):
+            return [*named, name]
+    return named
+
+
+def _looks_like_image(reference: Any) -> bool:  # noqa: ANN401
+    if not isinstance(reference, str):
+        return True
+    return reference.strip().lower().endswith(IMAGE_SUFFIXES) or reference[:5].lower() == "data:"
+
+
+def _references(value: Any) -> list[Any] | None:  # noqa: ANN401
+    """Returns the references in a field, none for an empty one; None if it names no image."""
+    if value is None or value == "":
+        return []
+    if isinstance(value, list):
+        some = [_references(one) for one in value]
+        return None if None in some else [one for found in some for one in found or ()]
+    if isinstance(value, str):
+        return [value]
+    if isinstance(value, Mapping) and any(isinstance(value.get(k), str) for k in _KEYS):
+        return [value]
+    if isinstance(value, Mapping) and any(k in value for k in _KEYS):
+        return []  # {"path": null, "bytes": null}
+    return None
+
+
+_KEYS = ("bytes", "path", "url", "data")
+
+
+def _take_parts(fields: dict[str, Any]) -> Iterator[Any]:
+    """Yields the references in a row's messages; what is left of each part is its type."""
+    for name in _TALKS:
+        turns = fields.get(name)
+        if not isinstance(turns, list):
+            continue
+        left: list[Any] = []
+        for turn in turns:
+            content = turn.get("content", turn.get("value")) if isinstance(turn, dict) else None
+            if not isinstance(content, list):
+                left.append(turn)
+                continue
+            parts = []
+            for part in content:
+                is_image = isinstance(part, dict) and part.get("type") in _PART_TYPES
+                if is_image:
+                    yield from _part_reference(part)
+                parts.append({"type": "image"} if is_image else part)
+            left.append({**turn, "content" if "content" in turn else "value": parts})
+        fields[name] = left
+
+
+def _part_reference(part: Mapping[str, Any]) -> list[Any]:
+    """Returns the reference of an image part; none if the images are in a field of the row."""
+    given = [part.get(name) for name in ("image_url", "image", "url", "path", "source")]
+    return next((found for one in given if (found := _references(one))), [])
+
+
+def _existing(reference: str, base: str) -> str:
+    """Returns the file that a path means: as it is written, or else written in another usual way.
+
+    Lists come from Windows, from a Mac, or hold addresses of files; the first file that is there
+    counts, and the path as it stands is tried first.
+    """
+    for candidate in itertools.chain([reference], _spellings(reference)):
+        path = os.path.join(base, candidate)
+        if candidate and os.path.lexists(path):
+            return path
+    raise FileNotFoundError(f"no such image: {next(_spellings(reference))!r} in {base}")
+
+
+def _spellings(reference: str) -> Iterator[str]:
+    paths = [reference, reference.strip()]
+    if paths[1][:5].lower() == "file:":
+        address = urllib.parse.urlsplit(paths[1])
+        paths = [urllib.parse.unquote(address.path)]
+    paths += [one.replace("\\", "/") for one in paths]
+    paths += [urllib.parse.unquote(one) for one in paths]
+    if paths[0].startswith("~"):
+        paths.append(os.path.expanduser(paths[0]))
+    for one in dict.fromkeys(paths):
+        yield from dict.fromkeys((one, *(unicodedata.normalize(f, one) for f in ("NFC", "NFD"))))
+
+
+def _from_data_uri(uri: str) -> bytes:
+    head, comma, body = uri.strip().partition(",")
+    if not comma:
+        raise ValueError("a data URI without a comma")
+    if head.lower().rstrip().endswith(";base64"):
+        return _from_base64(urllib.parse.unquote(body))
+    return urllib.parse.unquote_to_bytes(body)
+
+
+def _from_base64(text: str) -> bytes:
+    """Returns decoded bytes; line breaks, the URL alphabet and a missing end are accepted."""
+    plain = "".join(text.split()).rstrip("=").replace("-", "+").replace("_", "/")
+    try:
+        return base64.b64decode(plain + "=" * (-len(plain) % 4), validate=True)
+    except binascii.Error as error:
+        raise ValueError(f"an image in base64 is damaged: {error}") from error

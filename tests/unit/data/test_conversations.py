@@ -1,0 +1,212 @@
+"""Conversations in the forms of published data, and which of them are bad records."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from blip3o.core.types import IMAGE_MARK, Example, Message, Record
+from blip3o.data.sources.references import image_role
+from blip3o.data.tasks import TASKS, draw_turns, likely_tasks, variants
+from blip3o.text.chat import ChatTemplate
+
+ASKED = "<image>\nWhat?"
+TURNS = [{"from": "human", "value": ASKED}, {"from": "gpt", "value": "red"}]
+
+
+def record(num_images: int = 1, **fields: Any) -> Record:
+    files = {image_role(k): b"" for k in range(num_images)}
+    return Record(key="k", index=0, epoch=0, position=0, source="s", files=files, fields=fields)
+
+
+def learn(task: str, num_images: int = 1, **fields: Any) -> Example:
+    return TASKS[task](record(num_images, **fields), np.random.default_rng(0))
+
+
+def talk(num_images: int = 1, **fields: Any) -> tuple[Message, ...]:
+    return learn("image_to_text", num_images, **fields).messages
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"conversations": TURNS},
+        {"messages": TURNS},
+        {"conversation": TURNS},
+        {"conversations": [], "messages": TURNS},
+        {"conversations": None, "messages": TURNS},
+        {
+            "conversations": [
+                {"from": "user", "value": ASKED},
+                {"from": "assistant", "value": "red"},
+            ]
+        },
+        {"conversations": [{"from": "Human", "value": ASKED}, {"from": "GPT", "value": "red"}]},
+        {
+            "conversations": [
+                {"role": "user", "content": ASKED},
+                {"role": "assistant", "content": "red"},
+            ]
+        },
+        {
+            "messages": [
+                {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What?"}]},
+                {"role": "assistant", "content": [{"type": "text", "text": "red"}]},
+            ]
+        },
+        {"conversations": [{"from": "human", "value": "What?"}, TURNS[1]]},
+        {"conversations": [{"from": "human", "value": "<Image>\nWhat?"}, TURNS[1]]},
+        {"conversations": [{"from": "system", "value": ""}, *TURNS]},
+        {"conversations": [*TURNS, {"from": "human", "value": "and then?"}]},
+        {"conversations": TURNS, "system": " "},
+    ],
+)
+def test_every_form_gives_the_same_conversation(fields: dict[str, Any]) -> None:
+    assert talk(**fields) == (
+        Message(role="user", text=ASKED),
+        Message(role="assistant", text="red"),
+    )
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"conversations": [{"from": "system", "value": "Be brief."}, *TURNS]},
+        {"conversations": [{"role": "developer", "content": "Be brief."}, *TURNS]},
+        {"conversations": TURNS, "system": "Be brief."},
+    ],
+)
+def test_a_system_turn_may_stand_in_a_field(fields: dict[str, Any]) -> None:
+    assert [message.role for message in talk(**fields)] == ["system", "user", "assistant"]
+
+
+def test_an_answer_of_weight_0_is_not_learned(chat: ChatTemplate) -> None:
+    turns = [TURNS[0], {**TURNS[1], "weight": 0}, TURNS[0], {**TURNS[1], "weight": 1}]
+    messages = talk(2, conversations=turns)
+    assert [message.learned for message in messages] == [None, (), None, None]
+    without, learned = (chat.conversation(some)[1] for some in (messages[:2], messages[2:]))
+    assert sum(label >= 0 for label in without) == 1  # the token that ends the turn
+    assert sum(label >= 0 for label in learned) > 1
+
+
+def test_a_conversation_without_images_is_text() -> None:
+    example = learn("image_to_text", 0, conversations=[{"from": "human", "value": "Hi"}, TURNS[1]])
+    assert example.prompt_images == ()
+    assert example.messages[0].text == "Hi"
+    assert learn("text", 0, messages=[{"role": "user", "content": "Hi"}, TURNS[1]]).messages
+
+
+@pytest.mark.parametrize(
+    ("question", "expected"),
+    [
+        ("<image><image>\nDifference?", "<image><image>\nDifference?"),
+        ("Is <image> like <image>?", "Is <image> like <image>?"),
+        ("Difference?", "<image>\n<image>\nDifference?"),
+    ],
+)
+def test_several_images_have_a_mark_each_in_order(question: str, expected: str) -> None:
+    turns = [{"from": "human", "value": question}, TURNS[1]]
+    example = learn("image_to_text", 2, conversations=turns)
+    assert example.prompt_images == ("image", "image_2")
+    assert example.messages[0].text == expected
+
+
+def test_marks_may_stand_in_several_turns() -> None:
+    example = learn("image_to_text", 2, conversations=[*TURNS, *TURNS])
+    assert example.prompt_images == ("image", "image_2")
+
+
+def test_a_mark_that_is_added_moves_the_context() -> None:
+    first = {"from": "human", "value": "A cat. What?", "context": 7}
+    example = learn("image_to_text", conversations=[first, TURNS[1]])
+    (asked, _) = draw_turns(example, 1, np.random.default_rng(0)).messages
+    assert asked.text == f"{IMAGE_MARK}\nA cat. What?"
+
+
+def test_drawn_questions_keep_all_images() -> None:
+    turns = [{"from": "human", "value": "<image><image>A?"}, TURNS[1]]
+    turns += [{"from": "human", "value": "B?"}, TURNS[1]]
+    example = learn("image_to_text", 2, conversations=turns)
+    for seed in range(6):
+        drawn = draw_turns(example, 2, np.random.default_rng(seed)).messages
+        assert drawn[0].text.startswith(f"{IMAGE_MARK}\n{IMAGE_MARK}\n")
+        assert sum(message.text.count(IMAGE_MARK) for message in drawn) == 2
+
+
+@pytest.mark.parametrize(
+    ("num_images", "turns", "said"),
+    [
+        (1, [{"from": "human", "value": "<image><image>A?"}, TURNS[1]], "2 image marks for 1"),
+        (3, [{"from": "human", "value": "<image><image>A?"}, TURNS[1]], "2 image marks for 3"),
+        (0, [{"from": "human", "value": "<image><image>A?"}, TURNS[1]], "2 image marks for 0"),
+        (1, [TURNS[0], {"from": "gpt", "value": "see <image>"}], "in a turn of the assistant"),
+        (1, [{"from": "system", "value": "<image>"}, *TURNS], "in a turn of the system"),
+        (1, [TURNS[0], {"from": "gpt", "value": ""}], "empty or no text"),
+        (1, [TURNS[0], {"from": "gpt", "value": ["red"]}], "no text and no image"),
+        (1, [TURNS[0], {"from": "tool", "value": "red"}], "malformed"),
+        (1, [TURNS[0], {"from": None, "value": "red"}], "malformed"),
+        (1, [TURNS[0], {"role": "assistant"}], "malformed"),
+        (1, [TURNS[0], {"from": "gpt", "value": "half \ud83d"}], "half a character"),
+        (1, [{"from": "gpt", "value": "red"}], "no question"),
+        (1, [TURNS[0]], "does not end with an answer"),
+        (1, [{"from": "human", "value": "A?"}, TURNS[1], TURNS[0]], "does not end with an answer"),
+        (1, "a text", "no list"),
+        (1, {"from": "gpt"}, "no list"),
+        (
+            1,
+            [{"role": "user", "content": [{"type": "text", "text": "<image>"}]}, TURNS[1]],
+            "in a text part",
+        ),
+        (1, [{"role": "user", "content": [{"type": "video"}]}, TURNS[1]], "no text and no image"),
+    ],
+)
+def test_what_is_not_clear_is_a_bad_record(num_images: int, turns: Any, said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        talk(num_images, conversations=turns)
+
+
+@pytest.mark.parametrize("task", ["text_to_image", "contrastive", "reconstruct", "image_to_text"])
+def test_a_caption_belongs_to_one_image(task: str) -> None:
+    with pytest.raises(ValueError, match="several images"):
+        learn(task, 2, caption="a cat")
+
+
+@pytest.mark.parametrize("name", ["caption", "text", "prompt", "txt"])
+def test_a_caption_has_several_names(name: str) -> None:
+    assert learn("text_to_image", 1, **{name: " a cat "}).caption == "a cat"
+    assert learn("text_to_image", 1, **{name: ["a cat"]}).caption == "a cat"
+    more: dict[str, Any] = {"txt": "not this", name: "a cat", "captions": []}
+    assert learn("text_to_image", **more).caption == "a cat"
+
+
+def test_all_captions_of_a_record_can_be_looked_at() -> None:
+    several = record(captions=["a", "", 3])
+    assert [one.fields["captions"] for one in variants(several, "text_to_image")] == [
+        ["a"],
+        [""],
+        [3],
+    ]
+    assert list(variants(several, "edit")) == [several]
+    with_talk = record(captions=["a", "b"], conversations=TURNS)
+    assert list(variants(with_talk, "image_to_text")) == [with_talk]
+
+
+@pytest.mark.parametrize(
+    ("num_images", "fields", "tasks"),
+    [
+        (1, {"caption": "a"}, ["text_to_image"]),
+        (0, {"caption": "a"}, ["text_to_image"]),
+        (1, {"text": "a"}, ["text_to_image"]),
+        (1, {"conversations": TURNS}, ["image_to_text"]),
+        (1, {"messages": TURNS, "caption": "a"}, ["image_to_text", "text_to_image"]),
+        (1, {"messages": TURNS, "text": ["ocr"]}, ["image_to_text"]),
+        (2, {"messages": TURNS, "caption": "a"}, ["image_to_text"]),
+        (0, {"text_conversations": TURNS}, ["text"]),
+        (1, {"instruction": "a"}, []),
+        (1, {}, []),
+    ],
+)
+def test_what_a_record_is_meant_for(
+    num_images: int, fields: dict[str, Any], tasks: list[str]
+) -> None:
+    assert likely_tasks(record(num_images, **fields)) == tasks

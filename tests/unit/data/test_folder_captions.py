@@ -1,0 +1,198 @@
+"""Captions of a folder's images: where they may stand, which one counts, and what contradicts."""
+
+import unicodedata
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from blip3o.core.errors import UsageError
+from blip3o.data.sources.folder import FolderConfig, FolderSource
+
+
+def write(folder: Path, *images: str, **texts: str | bytes) -> None:
+    """Writes images, and files of text; `__` in a keyword stands for a dot."""
+    for name in images:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (4, 4)).save(folder / name)
+    for name, text in texts.items():
+        data = text if isinstance(text, bytes) else text.encode()
+        (folder / name.replace("__", ".")).write_bytes(data)
+
+
+def source(folder: Path, caption: str | None = None) -> FolderSource:
+    return FolderConfig(path=str(folder), name="own", caption=caption).build()
+
+
+def fields(folder: Path, position: int = 0, caption: str | None = None) -> dict[str, Any]:
+    return dict(source(folder, caption).read(position)[2])
+
+
+@pytest.mark.parametrize(
+    "name", ["a.txt", "a.TXT", "a.Txt", "a.caption", "a.CAPTION", "a.png.txt", "a.png.Caption"]
+)
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_a_caption_may_stand_in_any_of_these(tmp_path: Path, name: str, encoding: str) -> None:
+    write(tmp_path, "a.png")
+    (tmp_path / name).write_bytes("eine Katze: \u00fc\n".encode(encoding))
+    own = source(tmp_path, "the default")
+    assert own.read(0)[2] == {"caption": "eine Katze: \u00fc"}
+    assert own.passed_over == {}
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("metadata.jsonl", '{"file_name": "in/b.png", "text": "a dog", "score": 3}\n\n'),
+        ("METADATA.JSONL", '\ufeff{"text": "a dog", "score": 3, "file_name": "./in/b.png"}\r\n'),
+        ("metadata.jsonl", '{"file_name": "in\\\\b.png", "caption": "a dog", "score": 3}'),
+        ("metadata.csv", 'file_name,text,score\nin/b.png,"a dog",3\n'),
+        ("metadata.csv", 'text;"file_name";score\r\n"a dog";in/b.png;3\r\n'),
+        ("metadata.csv", "file_name\ttext\tscore\nin/b.png\ta dog\t3\n"),
+        ("metadata.csv", "\ufeffscore,prompt,file_name\r\n3,a dog,in/b.png\r\n"),
+        ("in/metadata.jsonl", '{"file_name": "b.png", "text": "a dog", "score": 3}'),
+    ],
+)
+def test_a_list_of_captions_in_the_folder_is_read(tmp_path: Path, name: str, text: str) -> None:
+    write(tmp_path, "a.png", "in/b.png")
+    (tmp_path / name).write_bytes(text.encode())
+    own = source(tmp_path, "the default")
+    assert own.read(0)[2] == {"caption": "the default"}
+    said = dict(own.read(1)[2])
+    assert str(said.pop("score")) == "3"
+    assert list(said.values()) == ["a dog"]
+    assert own.passed_over == {}
+
+
+def test_a_table_may_hold_commas_and_line_ends(tmp_path: Path) -> None:
+    write(tmp_path, "a.png", metadata__csv='file_name,text\na.png,"a cat,\nand ""a"" dog"\n')
+    assert fields(tmp_path) == {"text": 'a cat,\nand "a" dog'}
+
+
+def test_the_nearest_list_counts(tmp_path: Path) -> None:
+    write(tmp_path, "in/a.png", metadata__jsonl='{"file_name": "in/a.png", "text": "far"}')
+    write(tmp_path / "in", metadata__jsonl='{"file_name": "a.png", "text": "near"}')
+    assert fields(tmp_path) == {"text": "near"}
+
+
+def test_names_with_accents_are_found_however_they_are_written(tmp_path: Path) -> None:
+    decomposed = unicodedata.normalize("NFD", "caf\u00e9.png")
+    write(tmp_path, decomposed, metadata__jsonl='{"file_name": "caf\u00e9.png", "text": "x"}')
+    assert fields(tmp_path) == {"text": "x"}
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "said"),
+    [
+        ("metadata.jsonl", '{"file_name": "a.png", "text": "x"}\n{"file_name', "line 2: no JSON"),
+        ("metadata.jsonl", '{"file_name": "a.png", "text": "x", "text": "y"}', "'text' twice"),
+        ("metadata.jsonl", '{"file_name": "a.png"}\n{"text": "x"}', "row 2 of .* no file_name"),
+        ("metadata.jsonl", '["file_name"]', "line 1 is no JSON object"),
+        ("metadata.csv", "file_name,text\na.png,a cat, and a dog\n", "number of columns"),
+        ("metadata.csv", "file_name,text\na.png\n", "number of columns"),
+        ("metadata.csv", "file_name,text,text\na.png,x,y\n", "same name"),
+    ],
+)
+def test_a_damaged_list_is_named(tmp_path: Path, name: str, text: str, said: str) -> None:
+    write(tmp_path, "a.png")
+    (tmp_path / name).write_text(text, encoding="utf-8")
+    with pytest.raises(UsageError, match=said):
+        source(tmp_path)
+
+
+def test_a_text_file_stands_above_the_json_beside_it(tmp_path: Path) -> None:
+    write(tmp_path, "a.png", a__txt="text", a__json='{"captions": ["x", "y"], "id": 1}')
+    assert fields(tmp_path) == {"id": 1, "caption": "text"}
+    (tmp_path / "a.txt").unlink()
+    assert fields(tmp_path) == {"id": 1, "captions": ["x", "y"]}
+
+
+@pytest.mark.parametrize("said", ['{"caption": null}', '{"id": 1}', '{"captions": []}'])
+def test_the_default_stands_where_no_caption_does(tmp_path: Path, said: str) -> None:
+    write(tmp_path, "a.png", a__json=said)
+    assert fields(tmp_path, caption="my dog")["caption"] == "my dog"
+
+
+CONFLICTS: list[dict[str, str | bytes]] = [
+    {"a__txt": "one", "a__caption": "two"},
+    {"a__txt": "one", "a__TXT": "two"},
+    {"a__txt": "one", "a__png__txt": "two"},
+    {"a__txt": "one", "metadata__jsonl": '{"file_name": "a.png", "text": "two"}'},
+    {
+        "metadata__jsonl": '{"file_name": "a.png", "text": "one"}',
+        "metadata__csv": "file_name,text\na.png,two\n",
+    },
+    {
+        "metadata__csv": "file_name,text\na.png,one\na.png,two\n",
+    },
+    {"a__json": '{"caption": "one"}', "metadata__csv": "file_name,text\na.png,two\n"},
+]
+
+
+@pytest.mark.parametrize("texts", CONFLICTS)
+def test_two_different_captions_are_a_bad_record(
+    tmp_path: Path, texts: dict[str, str | bytes]
+) -> None:
+    write(tmp_path, "a.png", **texts)
+    if len(list(tmp_path.iterdir())) == len(texts):
+        pytest.skip("this file system takes a.txt and a.TXT for one")
+    with pytest.raises(ValueError, match="different captions; keep one"):
+        source(tmp_path).read(0)
+    same = {name: text.replace("two", "one") for name, text in texts.items()}  # type: ignore
+    write(tmp_path, **same)
+    assert "one" in fields(tmp_path).values()
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "said"),
+    [
+        ("a.json", b'{"caption": "x", "caption": "y"}', "'caption' twice"),
+        ("a.json", b'{"caption": "x",}', "comma stands before the closing bracket"),
+        ("a.json", b"version https://git-lfs.github.com/spec/v1\n", "git lfs pull"),
+        ("a.txt", b"caf\xe9", "save it as UTF-8"),
+    ],
+)
+def test_a_bad_text_names_its_file(tmp_path: Path, name: str, data: bytes, said: str) -> None:
+    write(tmp_path, "a.png")
+    (tmp_path / name).write_bytes(data)
+    with pytest.raises(ValueError, match=rf"{name}.*{said}"):
+        source(tmp_path).read(0)
+
+
+def test_unused_texts_are_counted_and_the_default_is_mentioned(tmp_path: Path) -> None:
+    write(tmp_path, "a.png", "b.png", "c.png", c__txt="used")
+    write(tmp_path, a__md="a dog", bb__txt="misspelled", B__TXT="another case", notes__yaml="x")
+    write(tmp_path, metadata__csv="name,age\nx,3\n")
+    said = source(tmp_path, "my dog").passed_over
+    assert sum(said.values()) == 5
+    (texts,) = (reason for reason, count in said.items() if count == 4)
+    assert "belongs to no image, while 2 images take the default caption 'my dog'" in texts
+    assert any("no column" in reason or "without a column" in reason for reason in said)
+    assert not any("default" in reason for reason in source(tmp_path).passed_over)
+
+
+@pytest.mark.parametrize(
+    "text", ["a,b\n1,2,3\n", "", "name,text\nx\n", "{", "id;url\n1;2", '"a\n', "\x00\x01"]
+)
+@pytest.mark.parametrize("name", ["metadata.csv", "metadata.jsonl"])
+def test_a_list_about_something_else_is_counted(tmp_path: Path, name: str, text: str) -> None:
+    write(tmp_path, "a.png")
+    (tmp_path / name).write_text(text, encoding="utf-8")
+    assert fields(tmp_path) == {}
+    assert list(source(tmp_path).passed_over.values()) == [1]
+
+
+def test_a_listed_image_that_is_not_there_is_counted(tmp_path: Path) -> None:
+    rows = '{"file_name": "a.png", "text": "x"}\n{"file_name": "gone.png", "text": "x"}'
+    write(tmp_path, "a.png", metadata__jsonl=rows)
+    (reason,) = source(tmp_path).passed_over
+    assert "names and that is not read (gone.png)" in reason
+
+
+def test_texts_change_their_own_fingerprint_only(tmp_path: Path) -> None:
+    write(tmp_path, "a.png", metadata__jsonl='{"file_name": "a.png", "text": "x"}')
+    before = source(tmp_path).fingerprint(), source(tmp_path).texts_fingerprint()
+    write(tmp_path, metadata__jsonl='{"file_name": "a.png", "text": "longer"}')
+    assert source(tmp_path).fingerprint() == before[0]
+    assert source(tmp_path).texts_fingerprint() != before[1]
