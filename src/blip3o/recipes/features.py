@@ -56,6 +56,8 @@ def feature_cache(
 ) -> FeatureCache:
     """Returns the cache of everything a run looks at, computed now where it is missing.
 
+    Features belong to their data: those of other data under the same name stay where they are.
+
     Args:
         config: the run; `data.feature_cache` names the folder.
         encoder: its image encoder, frozen; moved to the run's device.
@@ -63,7 +65,8 @@ def feature_cache(
         world_size: how many share the work.
 
     Raises:
-        UsageError: if the run trains the encoder, or a picture's features cannot be kept.
+        UsageError: if the run trains the encoder, a source is missing, or a picture's features
+            cannot be kept.
     """
     if any(part.startswith("image_encoder") for part in config.train.trainable):
         raise UsageError("data.feature_cache needs a frozen image encoder; set it to null")
@@ -78,10 +81,11 @@ def feature_cache(
         return encoder(pixels.to(device))
 
     for entry in config.data.mixture:
+        source = entry.source.build()
         for role in PICTURES[entry.task]:
-            if not cache.is_complete(entry.source.name, role):
+            if not cache.is_complete(source.name, role, source.fingerprint()):
                 build_cache(
-                    entry.source.build(),
+                    source,
                     role,
                     encode,
                     folder,
