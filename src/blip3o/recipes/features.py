@@ -15,7 +15,9 @@ from blip3o.core.errors import UsageError
 from blip3o.data.cache import FeatureCache, build_cache
 from blip3o.data.tasks import PICTURES
 from blip3o.recipes import load_recipe
+from blip3o.recipes.checks import check_image_px
 from blip3o.recipes.scenes import ensure_scenes
+from blip3o.recipes.start import build_model, check_start
 from blip3o.train.config import RunConfig
 
 _PREPROCESSING = "rgb, stretched, bicubic, [-1, 1]"
@@ -36,14 +38,14 @@ def cache_features(recipe: str, overrides: Sequence[str]) -> Path:
     Raises:
         UsageError: if the recipe has several stages or no cache, or its encoder is not frozen.
     """
-    from blip3o.recipes.run import build_model
-
     config = load_recipe(recipe, Path("runs") / recipe)
     if not isinstance(config, RunConfig):
         raise UsageError(f"{recipe} has several stages; name the recipe of one: blip3o recipes")
     config = override(config, overrides)
     if config.data.feature_cache is None:
         raise UsageError("where to? data.feature_cache=FOLDER")
+    check_image_px(config)
+    check_start(config)
     with main_first():
         ensure_scenes(config.data)
     model = build_model(config)[1]

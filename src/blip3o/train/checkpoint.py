@@ -270,6 +270,16 @@ def find_checkpoints(run_dir: Path) -> list[Path]:
     return sorted(found, key=lambda folder: folder.name != pointed)
 
 
+def newest_step(run_dir: Path) -> int | None:
+    """Returns the step that a run resumes at if its newest checkpoint is whole; None without one.
+
+    Args:
+        run_dir: the run folder; it need not exist.
+    """
+    steps = [folder.name.removeprefix("step-") for folder in find_checkpoints(run_dir)]
+    return next((int(step) for step in steps if step.isdecimal()), None)
+
+
 def stored_config(run_dir: Path) -> dict[str, Any] | None:
     """Returns the config a run was last saved with as plain data; None without checkpoints.
 

@@ -24,7 +24,7 @@ from blip3o.train.adapters import add_adapters
 from blip3o.train.checkpoint import Checkpoints, TrainState, check_resumable
 from blip3o.train.config import RunConfig
 from blip3o.train.ema import Ema
-from blip3o.train.environment import write_environment
+from blip3o.train.environment import Notes, write_environment
 from blip3o.train.flops import count_flops, peak_tflops
 from blip3o.train.learner import Learner, whole
 from blip3o.train.optimizer import (
@@ -82,6 +82,7 @@ class Trainer:
             `on_checkpoint(trainer, step, folder)` (the folder is being written), and, with whole
             averaged weights in the model, `on_sample(trainer, step)` and `on_end(trainer)`. Only
             those of the main process are called.
+        notes: what else is noted of this start and in every line of metrics.
 
     Raises:
         UsageError: if the run folder belongs to another config, or the config does not fit the
@@ -96,6 +97,7 @@ class Trainer:
         objectives: Sequence[nn.Module],
         loader: StepLoader,
         callbacks: Sequence[object] = (),
+        notes: Notes | None = None,
     ) -> None:
         check_resumable(run_dir, config)
         train = config.train
@@ -132,6 +134,7 @@ class Trainer:
         )
         self._loader = loader
         self._callbacks = callbacks
+        self._notes = notes or Notes()
 
     def fit(self) -> None:
         """Trains up to the last step.
@@ -158,7 +161,7 @@ class Trainer:
         if is_main():
             self.run_dir.mkdir(parents=True, exist_ok=True)
             save_yaml(self.config, self.run_dir / "config.yaml")
-            write_environment(self.run_dir, self.precision.device)
+            write_environment(self.run_dir, self.precision.device, self._notes.environment)
         self._set_modes()
         log = RunLog(self.run_dir, self.state.step, train.steps, train.global_batch_size)
         batches = self._loader(self.state.step)
@@ -333,6 +336,7 @@ class Trainer:
             "samples_seen": self.state.samples_seen,
             "nonfinite_steps": self.state.nonfinite_steps,
             "memory_mb": memory_mb(self.precision.device),
+            **self._notes.metrics,
         }
 
     def _show(self, event: str, *arguments: object) -> None:

@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -307,8 +308,8 @@ def test_an_open_cache_travels_light(source: WebDatasetSource, tmp_path: Path) -
     assert torch.equal(pickle.loads(pickle.dumps(cache)).get("scenes", "image", 4), row)
 
 
-def folder_of(folder: Path, *levels: int) -> FolderConfig:
-    """A folder of pictures, all under the same name as any other one."""
+def folder_of(folder: Path, *levels: int) -> Any:
+    """A folder of pictures, under the same name as any other one."""
     folder.mkdir(exist_ok=True)
     for number, level in enumerate(levels):
         Image.new("RGB", (8, 8), (level, 0, 0)).save(folder / f"{number}.png")
