@@ -153,11 +153,9 @@ class Loader:
             for position in range(min(len(source), count + MAX_REPLACEMENTS) if is_drawn else 0):
                 if len(captions) == count:
                     break
-                try:
-                    record = self._samples.read(entry, position)
-                    caption = self._samples.example(entry, record).caption
-                except (ValueError, OSError, UsageError):
+                if self._samples.try_record(entry, position) is not None:
                     continue  # training is where bad samples are counted
+                caption = self._samples.example(entry, self._samples.read(entry, position)).caption
                 captions |= {caption: None} if caption else {}
         return list(captions)
 

@@ -7,7 +7,7 @@ depends on nothing but the seed.
 import dataclasses
 import itertools
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -47,13 +47,15 @@ class BadSample:
     position: int = -1
 
 
-def append_bad(file: Path, bad: Iterable[BadSample]) -> None:
+def append_bad(file: Path, bad: Sequence[BadSample]) -> None:
     """Appends bad samples to a quarantine file, one JSON object a line.
 
     Args:
         file: created if missing.
         bad: what to append.
     """
+    if not bad:
+        return
     lines = "".join(json.dumps(dataclasses.asdict(one)) + "\n" for one in bad)
     with file.open("ab", buffering=0) as quarantine:
         quarantine.write(lines.encode())  # in one piece: other processes append here too

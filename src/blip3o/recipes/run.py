@@ -10,7 +10,7 @@ import torch
 
 from blip3o.core.device import keep_freed_memory, resolve_device
 from blip3o.core.distributed import exchange, main_first, process_group, rank, world_size
-from blip3o.core.errors import UsageError
+from blip3o.core.errors import NotFiniteError, UsageError
 from blip3o.core.files import atomic_folder
 from blip3o.core.log import say
 from blip3o.data.collate import Preparer
@@ -21,6 +21,7 @@ from blip3o.models.unified import UnifiedModel
 from blip3o.recipes.checks import check_room, check_run
 from blip3o.recipes.data_watch import watch_data
 from blip3o.recipes.features import feature_cache
+from blip3o.recipes.left_out import leave_out, tell_left_out
 from blip3o.recipes.samples import SampleWriter
 from blip3o.recipes.scenes import ensure_scenes
 from blip3o.recipes.start import build_model, check_start
@@ -34,6 +35,7 @@ from blip3o.train.curves import draw_curves
 from blip3o.train.trainer import Trainer
 from blip3o.weights.folder import save_model
 
+QUARANTINE = "quarantine.jsonl"
 _TOKENIZER_RECORDS = 4000
 _NORMALIZER_BATCHES = 32
 
@@ -75,10 +77,11 @@ def _train(config: RunConfig, run_dir: Path) -> None:
         seed=config.train.seed,
         global_batch_size=config.train.global_batch_size,
         micro_batch_size=config.train.micro_batch_size,
-        quarantine=run_dir / "quarantine.jsonl",
+        quarantine=run_dir / QUARANTINE,
         rank=rank(),
         world_size=world_size(),
     )
+    leave_out(loader, config.data, preparer.cache, run_dir / QUARANTINE)
     finish = _Finish(tokenizer, loader)
     samples = SampleWriter(tokenizer, loader)
     notes = watch_data(run_dir, config.data, loader.sources, config.train.steps)
@@ -105,6 +108,8 @@ class _Finish:
         with merged_adapters(model):
             save_model(model, self._tokenizer, trainer.run_dir / "model", torch.float32)
         say(f"model: {trainer.run_dir / 'model'}")
+        file, seen = trainer.run_dir / QUARANTINE, trainer.state.samples_seen
+        tell_left_out(self._loader, trainer.config.data, seen, file)
 
 
 def link_model(model: Path, link: Path) -> None:
@@ -199,5 +204,7 @@ def _fit_normalizers(model: UnifiedModel, loader: Loader, device: torch.device) 
     for groups in itertools.islice(loader(0), _NORMALIZER_BATCHES * world_size()):
         pixels = [batch.target_pixels for batch in groups if batch.target_pixels is not None]
         features += [model.encode_images(one.to(device)).float().cpu() for one in pixels]
+    if not all(bool(one.isfinite().all()) for one in features):
+        raise NotFiniteError("image features are not numbers")
     for normalizer in (one for one in model.modules() if isinstance(one, FeatureNormalizer)):
         normalizer.fit(torch.cat(features))

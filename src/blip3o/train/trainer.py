@@ -4,7 +4,7 @@ import dataclasses
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, cast
 
@@ -23,6 +23,7 @@ from blip3o.objectives import Objective
 from blip3o.train.adapters import add_adapters
 from blip3o.train.checkpoint import Checkpoints, TrainState, check_resumable
 from blip3o.train.config import RunConfig
+from blip3o.train.diverged import advice, are_finite, explaining
 from blip3o.train.ema import Ema
 from blip3o.train.environment import Notes, write_environment
 from blip3o.train.flops import count_flops, peak_tflops
@@ -154,7 +155,7 @@ class Trainer:
         self.state = self._checkpoints.load() or self.state
         if self.state.step >= train.steps:
             say(f"{self.run_dir} is finished: step {self.state.step} of {train.steps}")
-            self._show("on_end")
+            self._end()
             return
         if self.state.step:
             say(f"resuming {self.run_dir} at step {self.state.step}")
@@ -173,6 +174,16 @@ class Trainer:
             log.close()
             if hasattr(batches, "close"):
                 batches.close()  # ends the loader's workers now, not when Python finds the time
+        self._end()
+
+    def _end(self) -> None:
+        """Calls back for the last time, unless there is no model worth to be kept."""
+        state, rate = self.state, self.config.train.optimizer.lr
+        if not all(exchange(are_finite(self.ema.averages.values()))):
+            raise UsageError(advice(state.step, rate, "weights are not numbers"))
+        if 2 * state.nonfinite_steps > state.step:
+            seen = f"{state.nonfinite_steps} steps were not finite and updated nothing"
+            raise UsageError(advice(state.step, rate, seen))
         self._show("on_end")
 
     def _run(self, batches: Iterator[list[Batch]], log: RunLog, stop: StopRequest) -> None:
@@ -190,11 +201,12 @@ class Trainer:
             samples = sum(one.samples for one in all_loaded)
             tokens = sum(one.tokens for one in all_loaded)
             if window.flops_per_token is None and not train.compile:
-                with count_flops(self.model) as count:
+                with self._explaining(), count_flops(self.model) as count:
                     sums = self._step(groups, rate)
                 window.flops_per_token = sum(exchange(count.total)) / max(tokens, 1)
             else:
-                sums = self._step(groups, rate)
+                with self._explaining():
+                    sums = self._step(groups, rate)
             window.add(sums, samples, tokens, max(one.waited for one in all_loaded))
             state.step += 1
             state.samples_seen += samples
@@ -344,8 +356,13 @@ class Trainer:
         # Several processes keep frozen weights in half precision, which autocast brings together.
         precision = self.precision.autocast() if world_size() > 1 else nullcontext()
         with self.learner.holding(self.ema.averages), precision:
-            self._call(event, *arguments)
+            with self._explaining():
+                self._call(event, *arguments)
             exchange(None)
+
+    def _explaining(self) -> AbstractContextManager[None]:
+        weights = (*self.parameters.values(), *self.ema.averages.values())
+        return explaining(self.state.step, self.config.train.optimizer.lr, weights)
 
     def _call(self, event: str, *arguments: object) -> None:
         for callback in self._callbacks if is_main() else ():
