@@ -1,8 +1,10 @@
 """Says how many records of a run's data cannot be used, before it starts and when it is done."""
 
+import dataclasses
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from blip3o.core.distributed import exchange, is_main
 from blip3o.core.log import say
@@ -17,13 +19,15 @@ _LOOKED_AT = 2000
 _SECONDS = 20.0
 """What that may take."""
 
+_Name = tuple[str, str]
+"""A source, and the key of a record, or why it has none."""
 
-def leave_out(
-    loader: Loader, config: DataConfig, cache: FeatureCache | None, quarantine: Path
-) -> None:
-    """Finds records that cannot be used, says how many, and lists them in the quarantine.
 
-    Small sources are looked through; of large ones the feature cache knows some.
+class LeftOut:
+    """Records of a run that cannot be used: found, said, and listed in the quarantine.
+
+    Small sources are looked through before the first step; of large ones the feature cache knows
+    some. All processes of a run make one together.
 
     Args:
         loader: the run's; it leaves them out without counting them again and again.
@@ -31,96 +35,85 @@ def leave_out(
         cache: features of its pictures, if any.
         quarantine: the list.
     """
-    found: list[BadSample] = []
-    if is_main():
-        found = loader.find_bad(_LOOKED_AT, _SECONDS)
-        seen = {(one.source, one.position) for one in found}
-        found += [
-            one
-            for one in ([] if cache is None else _without_features(loader, config, cache))
-            if (one.source, one.position) not in seen
-        ]
-        listed = {(one.get("source"), one.get("position")) for one in _read(quarantine)}
-        append_bad(quarantine, [o for o in found if (o.source, o.position) not in listed])
-        _say(config, loader, [(one.source, one.position) for one in found], quarantine)
-    found = exchange(found)[0]
-    loader.bear(found)
 
+    def __init__(
+        self, loader: Loader, config: DataConfig, cache: FeatureCache | None, quarantine: Path
+    ) -> None:
+        self._loader = loader
+        self._config = config
+        self._quarantine = quarantine
+        self._looked_at = {one.name for one in loader.sources if len(one) <= _LOOKED_AT}
+        self._earlier = self._listed()
+        found = exchange(self._find(cache) if is_main() else [])[0]
+        loader.bear(found)
+        self._found = {_name(dataclasses.asdict(one)): one for one in found}
+        if is_main():
+            new = [one for name, one in self._found.items() if name not in self._earlier]
+            append_bad(quarantine, new)
+            self._say(self._found)
 
-def tell_left_out(loader: Loader, config: DataConfig, samples_seen: int, quarantine: Path) -> None:
-    """Says how many records of a run's sources were left out.
+    def tell(self, samples_seen: int) -> None:
+        """Says how many records were left out in the end.
 
-    Args:
-        loader: the run's.
-        config: what it learned from.
-        samples_seen: how many samples it learned from.
-        quarantine: the list of those that were left out.
-    """
-    weights = sum(entry.weight for entry in config.mixture)
-    seen = {
-        source.name: samples_seen * entry.weight / weights
-        for entry, source in zip(config.mixture, loader.sources, strict=True)
-    }
-    _say(
-        config,
-        loader,
-        [
-            (str(one.get("source")), one.get("position", one.get("key")))
-            for one in _read(quarantine)
-        ],
-        quarantine,
-        seen,
-    )
+        Args:
+            samples_seen: how many samples the run learned from.
+        """
+        weights = sum(entry.weight for entry in self._config.mixture)
+        seen = {
+            source.name: samples_seen * entry.weight / weights
+            for entry, source in zip(self._config.mixture, self._loader.sources, strict=True)
+        }
+        # What an earlier start found in a source that was looked through anew may be mended.
+        mended = {name for name in self._earlier if name[0] in self._looked_at}
+        self._say({*self._found, *(set(self._listed()) - mended)}, seen)
 
-
-def _without_features(
-    loader: Loader, config: DataConfig, cache: FeatureCache
-) -> Iterable[BadSample]:
-    for entry, source in zip(config.mixture, loader.sources, strict=True):
-        for role in PICTURES[entry.task]:
-            for position, note in cache.left_out(source, role).items():
-                yield BadSample(
-                    source=source.name,
-                    key=str(note.get("key", "?")),
-                    index=BEFORE_TRAINING,
-                    reason=str(note.get("reason", "the picture cannot be read")),
-                    position=position,
+    def _say(self, names: Iterable[_Name], seen: Mapping[str, float] | None = None) -> None:
+        names = list(names)
+        has_pictures = {e.source.name for e in self._config.mixture if PICTURES[e.task]}
+        for name, total in {one.name: len(one) for one in self._loader.sources}.items():
+            count = sum(source == name for source, _ in names)
+            what = "images" if name in has_pictures else "records"
+            if count and (seen is None or name in self._looked_at or seen[name] >= total):
+                used = max(0, total - count)
+                say(
+                    f"{used} of {total} {what} of {name} used; {count} left out, "
+                    f"see {self._quarantine}"
                 )
+            elif count:  # the rest has not come up yet
+                say(f"{count} of {total} {what} of {name} left out so far, see {self._quarantine}")
 
+    def _find(self, cache: FeatureCache | None) -> list[BadSample]:
+        found = self._loader.find_bad(_LOOKED_AT, _SECONDS)
+        places = {(one.source, one.position) for one in found}
+        more = [] if cache is None else self._without_features(cache)
+        return found + [one for one in more if (one.source, one.position) not in places]
 
-def _say(
-    config: DataConfig,
-    loader: Loader,
-    bad: Iterable[tuple[str, object]],
-    quarantine: Path,
-    seen: Mapping[str, float] | None = None,
-) -> None:
-    distinct = set(bad)
-    sources = {source.name: source for source in loader.sources}
-    has_pictures = {e.source.name for e in config.mixture if PICTURES[e.task]}
-    for name, source in sources.items():
-        count, total = sum(one == name for one, _ in distinct), len(source)
-        if not count:
-            continue
-        what = "images" if name in has_pictures else "records"
-        if seen is None or seen[name] >= total:
-            said = f"{max(0, total - count)} of {total} {what} of {name} used; {count} left out"
-        else:  # the rest has not been looked at yet
-            said = f"{count} of {total} {what} of {name} were left out so far"
-        say(f"{said}, see {quarantine}")
+    def _without_features(self, cache: FeatureCache) -> Iterator[BadSample]:
+        for entry, source in zip(self._config.mixture, self._loader.sources, strict=True):
+            for role in PICTURES[entry.task]:
+                for position, note in cache.left_out(source, role).items():
+                    yield BadSample(
+                        source=source.name,
+                        key=str(note.get("key", "?")),
+                        index=BEFORE_TRAINING,
+                        reason=str(note.get("reason", "the picture cannot be read")),
+                        position=position,
+                    )
 
-
-def _read(quarantine: Path) -> list[dict[str, object]]:
-    try:
-        lines = quarantine.read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        return []
-    found = []
-    for line in lines:
+    def _listed(self) -> dict[_Name, None]:
+        """Returns what the quarantine lists, in its order."""
         try:
-            one = json.loads(line)
-        except ValueError:  # cut short by a kill
-            continue
-        if isinstance(one, dict):
-            found.append(one)
-    return found
+            lines = self._quarantine.read_text(encoding="utf-8", errors="replace").splitlines()
+        except OSError:
+            return {}
+        found: dict[_Name, None] = {}
+        for line in lines:
+            try:
+                found[_name(json.loads(line))] = None
+            except (ValueError, KeyError, TypeError):  # cut short by a kill
+                continue
+        return found
+
+
+def _name(bad: Mapping[str, Any]) -> _Name:
+    return str(bad["source"]), str(bad["reason"] if bad["key"] == "?" else bad["key"])

@@ -21,7 +21,7 @@ from blip3o.models.unified import UnifiedModel
 from blip3o.recipes.checks import check_room, check_run
 from blip3o.recipes.data_watch import watch_data
 from blip3o.recipes.features import feature_cache
-from blip3o.recipes.left_out import leave_out, tell_left_out
+from blip3o.recipes.left_out import LeftOut
 from blip3o.recipes.samples import SampleWriter
 from blip3o.recipes.scenes import ensure_scenes
 from blip3o.recipes.start import build_model, check_start
@@ -81,8 +81,8 @@ def _train(config: RunConfig, run_dir: Path) -> None:
         rank=rank(),
         world_size=world_size(),
     )
-    leave_out(loader, config.data, preparer.cache, run_dir / QUARANTINE)
-    finish = _Finish(tokenizer, loader)
+    left_out = LeftOut(loader, config.data, preparer.cache, run_dir / QUARANTINE)
+    finish = _Finish(tokenizer, loader, left_out)
     samples = SampleWriter(tokenizer, loader)
     notes = watch_data(run_dir, config.data, loader.sources, config.train.steps)
     Trainer(run_dir, config, model, objectives, loader, [samples, finish], notes).fit()
@@ -91,9 +91,10 @@ def _train(config: RunConfig, run_dir: Path) -> None:
 class _Finish:
     """Writes the curves along the way and the model folder in the end."""
 
-    def __init__(self, tokenizer: Tokenizer, loader: Loader) -> None:
+    def __init__(self, tokenizer: Tokenizer, loader: Loader, left_out: LeftOut) -> None:
         self._tokenizer = tokenizer
         self._loader = loader
+        self._left_out = left_out
 
     def on_checkpoint(self, trainer: Trainer, step: int, folder: Path) -> None:
         del step, folder
@@ -108,8 +109,7 @@ class _Finish:
         with merged_adapters(model):
             save_model(model, self._tokenizer, trainer.run_dir / "model", torch.float32)
         say(f"model: {trainer.run_dir / 'model'}")
-        file, seen = trainer.run_dir / QUARANTINE, trainer.state.samples_seen
-        tell_left_out(self._loader, trainer.config.data, seen, file)
+        self._left_out.tell(trainer.state.samples_seen)
 
 
 def link_model(model: Path, link: Path) -> None:

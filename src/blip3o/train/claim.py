@@ -30,6 +30,8 @@ def claimed(run_dir: Path) -> Iterator[None]:
                 stack.enter_context(locked(run_dir / _LOCK, refusal))
             except UsageError as error:
                 failed = error
+            except FileExistsError:
+                failed = UsageError(f"{run_dir} is a file: give the name of a folder to --out")
             except OSError as error:
                 failed = UsageError(f"cannot write to {run_dir}: {error.strerror}")
         for error in exchange(failed):
