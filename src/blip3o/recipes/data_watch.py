@@ -1,8 +1,8 @@
 """Says what changed in the data of a run since it last started; it never changes in silence.
 
-`data.json` in the run folder holds the files and fingerprints of the last start, and what changed
-at which step. A run with other data goes on: the order of samples is a function of the seed and of
-how many records there are, so it is that of the new data from there on.
+`data_files.json` in the run folder holds the files and fingerprints of the last start, and what
+changed at which step. A run with other data goes on: the order of samples is a function of the seed
+and of how many records there are, so it is that of the new data from there on.
 """
 
 import dataclasses
@@ -20,7 +20,7 @@ from blip3o.data.sources import Source
 from blip3o.train.checkpoint import newest_step
 from blip3o.train.environment import Notes
 
-_FILE = "data.json"
+_FILE = "data_files.json"
 
 
 def watch_data(run_dir: Path, config: DataConfig, sources: Iterable[Source], steps: int) -> Notes:

@@ -60,7 +60,7 @@ def test_room_for_checkpoints_and_model_is_asked_for_first(
     sizes = {name: one.numel() for name, one in model.named_parameters()}
     trained = sum(n for name, n in sizes.items() if name.startswith(("query_tokens", "dit.")))
     whole = 4 * sum(sizes.values())
-    cases = [
+    cases: list[tuple[dict[str, object], Path, int]] = [
         ({}, tmp_path, 3 * 16 * trained + whole),  # two are kept, and one more for a moment
         ({"train.steps": 50}, tmp_path, 16 * trained + whole),
         ({"train.keep_last": 1}, tmp_path, 2 * 16 * trained + whole),

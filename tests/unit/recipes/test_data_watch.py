@@ -148,7 +148,7 @@ def test_a_run_of_an_older_version_says_that_it_cannot_know(
 ) -> None:
     source = FolderConfig(path=str(folder), name="own")
     start(tmp_path / "run", source, step=7)
-    (tmp_path / "run" / "data.json").unlink()
+    (tmp_path / "run" / "data_files.json").unlink()
     start(tmp_path / "run", source)
     assert "whether its data changed is not known" in capsys.readouterr().err
 
