@@ -36,6 +36,7 @@ from blip3o.train.optimizer import (
     set_learning_rate,
 )
 from blip3o.train.prepare import (
+    check_groups,
     compile_blocks,
     leave_out_padding,
     name_objectives,
@@ -239,7 +240,7 @@ class Trainer:
         try:
             with children_outlive_sigterm() if is_first else nullcontext():  # workers start now
                 groups = next(batches, None)
-            self._check_groups(groups)
+            check_groups(groups, self._named_objectives.values(), self.state.step)
         except UsageError as caught:
             error = caught
         groups = groups or []
@@ -323,17 +324,6 @@ class Trainer:
                 f"{self.state.nonfinite_steps} steps were not finite, more than "
                 f"train.max_nonfinite_steps={limit}; lower train.optimizer.lr"
             )
-
-    def _check_groups(self, groups: list[Batch] | None) -> None:
-        if groups is None:
-            raise UsageError(f"the data ended at step {self.state.step}; lower train.steps")
-        learned = {task for o in self._named_objectives.values() for task in o.tasks}
-        for batch in groups:
-            if batch.task not in learned:
-                raise UsageError(
-                    f"no objective learns from the task {batch.task!r} of data.mixture; "
-                    f"objectives.*.tasks name {', '.join(sorted(learned))}"
-                )
 
     def _set_modes(self) -> None:
         set_mode(self.model, is_training=True)

@@ -71,7 +71,8 @@ def test_room_for_checkpoints_and_model_is_asked_for_first(
         (finished / f"checkpoints/step-{step:08d}").mkdir(parents=True)
     (finished / "latest").write_text("step-00000300\n")
     (finished / "model").mkdir()
-    cases += [({}, finished, 0), ({"train.steps": 400}, finished, 16 * trained)]
+    cases.append(({}, finished, 0))
+    cases.append(({"train.steps": 400}, finished, 16 * trained))
     for changes, run_dir, need in cases:
         assert not need_of(need, changes, model, run_dir), changes
         assert need == 0 or need_of(need - 1, changes, model, run_dir), changes
