@@ -1,6 +1,7 @@
 """Locks that the system frees when their process ends, however it ends: none is ever stale.
 
-A lock is a file that stays where it is; whoever holds it has its name in it. `flock` also works
+A lock is a file with the name of its holder in it. It goes with the lock; one that a killed process
+left behind means nothing. `flock` also works
 between machines on file systems that pass it on (NFS, Lustre with `-o flock`, GPFS). On one that
 knows no locks a warning says so.
 """
@@ -37,25 +38,39 @@ def locked(file: Path, refusal: str | None = None) -> Iterator[None]:
         UsageError: if another process holds the lock and `refusal` is given, or the file cannot be
             written.
     """
+    descriptor = _open_lock(file)
+    try:
+        while not _take(descriptor, file, refusal):
+            _close(descriptor)
+            descriptor = _open_lock(file)
+        _note(descriptor, json.dumps({"pid": os.getpid(), "host": socket.gethostname()}))
+        try:
+            yield
+        finally:
+            if descriptor in _open and _is_there(descriptor, file):
+                with suppress(OSError):  # while it is held: whoever waits for it looks again
+                    file.unlink()
+    finally:
+        _close(descriptor)
+
+
+def _open_lock(file: Path) -> int:
     try:
         descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o666)
     except OSError as error:
         raise UsageError(f"cannot write {file}: {error.strerror}") from error
     _open.add(descriptor)
-    try:
-        _take(descriptor, file, refusal)
-        _note(descriptor, json.dumps({"pid": os.getpid(), "host": socket.gethostname()}))
-        try:
-            yield
-        finally:
-            _note(descriptor, "")
-    finally:
-        if descriptor in _open:  # else this is a forked process, which has closed it
-            _open.discard(descriptor)
-            os.close(descriptor)
+    return descriptor
 
 
-def _take(descriptor: int, file: Path, refusal: str | None) -> None:
+def _close(descriptor: int) -> None:
+    if descriptor in _open:  # else this is a forked process, which has closed it
+        _open.discard(descriptor)
+        os.close(descriptor)
+
+
+def _take(descriptor: int, file: Path, refusal: str | None) -> bool:
+    """Takes a lock; returns whether it counts: its last holder may have removed its file."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -71,6 +86,16 @@ def _take(descriptor: int, file: Path, refusal: str | None) -> None:
             f"warning: the file system of {file.parent} knows no locks; "
             "take care that only one process at a time writes there"
         )
+        return True
+    return _is_there(descriptor, file)
+
+
+def _is_there(descriptor: int, file: Path) -> bool:
+    """Returns whether the file of a lock is still in its place."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), os.stat(file))
+    except OSError:
+        return False
 
 
 def _holder(descriptor: int) -> str:
@@ -84,8 +109,6 @@ def _holder(descriptor: int) -> str:
 
 def _note(descriptor: int, text: str) -> None:
     """Writes who holds a lock; on a full disk the lock holds without a name."""
-    if descriptor not in _open:
-        return
     with suppress(OSError):
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, text.encode(), 0)

@@ -63,7 +63,7 @@ def test_kill_9_frees_the_lock_at_once_even_with_children_left(tmp_path: Path, c
     holder.join()
     with locked(lock, "is at work here"):
         assert json.loads(lock.read_text())["pid"] == os.getpid()
-    assert lock.read_text() == ""
+    assert not lock.exists()
 
 
 def test_others_wait_and_come_one_by_one(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
@@ -83,6 +83,7 @@ def test_others_wait_and_come_one_by_one(tmp_path: Path, capsys: pytest.CaptureF
     for thread in threads:
         thread.join()
     assert most == [1] * 4
+    assert not list(tmp_path.iterdir())
     assert "waiting for" in capsys.readouterr().err
 
 
@@ -110,3 +111,19 @@ def test_a_folder_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(UsageError, match="cannot write"), locked(tmp_path / "file" / "lock"):
         pass
+
+
+def test_many_processes_come_one_by_one_though_the_file_goes_each_time(tmp_path: Path) -> None:
+    count = tmp_path / "count"
+    count.write_text("0")
+
+    def work() -> None:
+        for _ in range(50):
+            with locked(tmp_path / "lock"):
+                count.write_text(str(int(count.read_text()) + 1))
+
+    processes = [fork(work) for _ in range(4)]
+    for process in processes:
+        process.join(60)
+    assert count.read_text() == "200"
+    assert [file.name for file in tmp_path.iterdir()] == ["count"]
