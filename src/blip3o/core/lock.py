@@ -1,9 +1,8 @@
 """Locks that the system frees when their process ends, however it ends: none is ever stale.
 
 A lock is a file with the name of its holder in it. It goes with the lock; one that a killed process
-left behind means nothing. `flock` also works
-between machines on file systems that pass it on (NFS, Lustre with `-o flock`, GPFS). On one that
-knows no locks a warning says so.
+left behind means nothing. `flock` also works between machines on file systems that pass it on (NFS,
+Lustre with `-o flock`, GPFS). On one that knows no locks a warning says so.
 """
 
 import errno
