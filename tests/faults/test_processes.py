@@ -405,3 +405,12 @@ def test_processes_share_the_work_of_a_feature_cache_as_the_launcher_has_it(
 
     assert finish(launch(config, tmp_path, 2, prepare, act)) == [0, 0]
     assert (tmp_path / "cache" / "toy.image.done").read_bytes() == b"\1"
+
+
+def test_two_processes_of_a_run_share_its_folder_and_another_run_is_refused(
+    config: RunConfig, tmp_path: Path
+) -> None:
+    first = launch(config, tmp_path, 2, slow)
+    wait_for_step(tmp_path, 3)
+    assert finish(launch(config, tmp_path, 2)) == [USAGE] * 2
+    assert finish(first) == [0, 0]

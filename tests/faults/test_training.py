@@ -8,6 +8,7 @@ import json
 import multiprocessing
 import os
 import resource
+import shutil
 import signal
 import time
 from collections.abc import Callable
@@ -200,3 +201,97 @@ def test_a_run_again_after_its_end_changes_no_weights(
     train(config, tmp_path)
     assert "is finished" in capsys.readouterr().err
     assert read(tmp_path) == whole
+
+
+def test_of_two_runs_in_one_folder_the_second_one_is_refused(
+    config: RunConfig, whole: dict[str, Any], tmp_path: Path
+) -> None:
+    first = start(config, tmp_path, pace_s=0.3)
+    wait_for(lambda: (tmp_path / "metrics.jsonl").exists())
+    with pytest.raises(UsageError, match=f"^process {first.pid} on .* trains in {tmp_path}"):
+        train(config, tmp_path)
+    assert first.pid is not None
+    os.kill(first.pid, signal.SIGKILL)
+    first.join()
+    train(config, tmp_path)  # at once: the lock went with its holder
+    assert read(tmp_path) == whole
+
+
+def test_kill_9_with_loader_processes_left_frees_the_folder(
+    config: RunConfig, whole: dict[str, Any], tmp_path: Path
+) -> None:
+    process = start(evolve(config, {"data.num_workers": 2}), tmp_path, pace_s=0.1)
+    wait_for(lambda: newest_step(tmp_path) >= 3)
+    assert process.pid is not None
+    os.kill(process.pid, signal.SIGKILL)  # not its group: its workers see it seconds later
+    process.join()
+    train(config, tmp_path)
+    assert read(tmp_path) == whole
+
+
+@pytest.mark.parametrize("end", ["model-00001", "model-00002", "model-00003", "state.json"])
+def test_a_flipped_bit_in_the_newest_checkpoint_is_neither_trained_on_nor_exported(
+    config: RunConfig,
+    whole: dict[str, Any],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture,
+    end: str,
+) -> None:
+    train(config, tmp_path)
+    (file,) = (tmp_path / "checkpoints" / f"step-{STEPS:08d}").glob(f"*{end}*")
+    content = bytearray(file.read_bytes())
+    content[-5 if end != "state.json" else content.index(b'"samples_seen": 60') + 16] ^= 1
+    file.write_bytes(content)
+    shutil.rmtree(tmp_path / "model")
+    capsys.readouterr()
+    train(config, tmp_path)
+    err = capsys.readouterr().err
+    assert f"step-{STEPS:08d} is not whole" in err
+    assert f"resuming {tmp_path} at step 9" in err
+    assert read(tmp_path) == whole
+
+
+def test_a_flipped_bit_in_every_checkpoint_of_a_finished_run_exports_nothing(
+    config: RunConfig, tmp_path: Path
+) -> None:
+    train(config, tmp_path)
+    for file in tmp_path.glob("checkpoints/*/*model-00001*"):
+        content = bytearray(file.read_bytes())
+        content[-5] ^= 1
+        file.write_bytes(content)
+    model = {file: file.read_bytes() for file in (tmp_path / "model").rglob("*.safetensors")}
+    with pytest.raises(UsageError, match="can be read"):
+        train(config, tmp_path)
+    assert all(file.read_bytes() == content for file, content in model.items())
+
+
+def test_a_damaged_feature_cache_stops_the_run_and_the_same_command_mends_it(
+    config: RunConfig, tmp_path: Path
+) -> None:
+    config = evolve(config, {"data.feature_cache": str(tmp_path / "cache")})
+    train(config, tmp_path / "whole")
+    array = tmp_path / "cache" / "toy.image.f16"
+    content = bytearray(array.read_bytes())
+    content[len(content) // 2] ^= 1
+    array.write_bytes(content)
+    with pytest.raises(UsageError, match=r"toy\.image\.f16 is damaged.*the same command again"):
+        train(config, tmp_path / "again")
+    assert not (tmp_path / "again" / "latest").exists()
+    train(config, tmp_path / "again")
+    assert read(tmp_path / "again") == read(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("sample_every", [0, 4])
+def test_a_rate_that_is_far_too_high_is_what_the_error_is_about(
+    config: RunConfig, tmp_path: Path, sample_every: int
+) -> None:
+    changes = {
+        "train.steps": 60,
+        "train.optimizer.lr": 1e6,
+        "train.sample_every": sample_every,
+        "sample_prompts": ["a red cat"],
+    }
+    with pytest.raises(UsageError, match=r"lower train\.optimizer\.lr") as caught:
+        train(evolve(config, changes), tmp_path)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "model").exists()

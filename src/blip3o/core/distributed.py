@@ -7,10 +7,12 @@ is imported by those who join others only, since whoever prints a line asks whet
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
+
+from blip3o.core.errors import UsageError
 
 if TYPE_CHECKING:
     import torch.distributed as dist
@@ -20,6 +22,17 @@ T = TypeVar("T")
 _PATIENCE = timedelta(hours=1)
 """How long processes wait for one that draws samples, caches features or writes a model."""
 
+_NUM_TASKS = (
+    "OMPI_COMM_WORLD_SIZE",
+    "PMI_SIZE",
+    "MV2_COMM_WORLD_SIZE",
+    "SLURM_STEP_NUM_TASKS",
+    "SLURM_NTASKS",
+    "SLURM_NPROCS",
+)
+"""Where launchers say how many processes they start; the innermost launcher first: a job of eight
+tasks may well have a step of one."""
+
 
 @contextmanager
 def process_group() -> Iterator[None]:
@@ -27,8 +40,12 @@ def process_group() -> Iterator[None]:
 
     Tensors on the CPU travel by gloo, those on a GPU by nccl; each process takes the GPU of its
     local rank.
+
+    Raises:
+        UsageError: if a launcher started several processes and did not say which one this is, or
+            the others cannot be joined.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or _joined() is not None:
+    if _joined() is not None or count_processes(os.environ) == 1:
         yield
         return
     import torch
@@ -36,13 +53,80 @@ def process_group() -> Iterator[None]:
 
     backend = "gloo"
     if torch.cuda.is_available():
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        torch.cuda.set_device(_local_rank(os.environ, torch.cuda.device_count()))
         backend = "cpu:gloo,cuda:nccl"
-    dist.init_process_group(backend, timeout=_PATIENCE)
+    try:
+        dist.init_process_group(backend, timeout=_PATIENCE)
+    except (RuntimeError, ValueError) as error:
+        place = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+        reason = (str(error).splitlines() or [""])[0]
+        raise UsageError(f"cannot join the other processes at {place}: {reason}") from error
     try:
         yield
     finally:
         dist.destroy_process_group()
+
+
+def count_processes(environ: Mapping[str, str]) -> int:
+    """Returns how many processes of a run a launcher started, as its variables say.
+
+    Args:
+        environ: the environment of this process.
+
+    Raises:
+        UsageError: if RANK, WORLD_SIZE or the address do not fit, or a launcher that does not set
+            them started several processes: each would take itself for the only one.
+    """
+    if "WORLD_SIZE" not in environ or "RANK" not in environ:
+        _refuse_strangers(environ)
+    size = _number(environ, "WORLD_SIZE", 1)
+    rank = _number(environ, "RANK", 0)
+    if not 0 <= rank < size:
+        raise UsageError(
+            f"RANK={rank} does not fit WORLD_SIZE={environ.get('WORLD_SIZE', 'unset')}: start "
+            "several processes with torchrun, or unset both for one process"
+        )
+    for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if size > 1 else ():
+        if not environ.get(name):
+            raise UsageError(
+                f"WORLD_SIZE={size}, but {name} is not set: start several processes with "
+                "torchrun, or unset WORLD_SIZE for one process"
+            )
+    return size
+
+
+def _refuse_strangers(environ: Mapping[str, str]) -> None:
+    name = next((name for name in _NUM_TASKS if environ.get(name, "").isdecimal()), None)
+    if name is not None and int(environ[name]) > 1:
+        raise UsageError(
+            f"{name}={environ[name]}, but RANK and WORLD_SIZE are not set, so each of these "
+            "processes would be a run of its own: start them with torchrun, or with srun as "
+            "scripts/slurm/train.sbatch does; for one process alone: srun --ntasks=1"
+        )
+
+
+def _local_rank(environ: Mapping[str, str], num_devices: int) -> int:
+    """Returns which GPU of its machine is this process's."""
+    if "LOCAL_RANK" not in environ:
+        raise UsageError("LOCAL_RANK is not set: torchrun and scripts/slurm/train.sbatch do it")
+    local = _number(environ, "LOCAL_RANK", 0)
+    if not 0 <= local < num_devices:
+        raise UsageError(
+            f"LOCAL_RANK={local}, but this machine has {num_devices} GPUs: start as many "
+            "processes on each machine as it has GPUs"
+        )
+    return local
+
+
+def _number(environ: Mapping[str, str], name: str, default: int) -> int:
+    text = environ.get(name, str(default))
+    try:
+        return int(text)
+    except ValueError:
+        raise UsageError(
+            f"{name} must be a whole number, got {text!r}: a launcher such as torchrun sets it; "
+            "unset it for one process"
+        ) from None
 
 
 def rank() -> int:

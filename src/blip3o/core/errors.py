@@ -11,6 +11,10 @@ class UsageError(Exception):
     """
 
 
+class NotFiniteError(ValueError):
+    """A model gives values that are not numbers (NaN or infinity)."""
+
+
 class PreemptedError(Exception):
     """Training stopped early after saving a checkpoint that resumes; exit status 75."""
 

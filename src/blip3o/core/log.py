@@ -13,6 +13,11 @@ from blip3o.core.files import write_atomic
 
 T = TypeVar("T")
 
+_SLOW = 0.1
+"""Items a second below which the seconds of an item say more."""
+_SOON_S = 20.0
+"""What is done sooner needs no estimate."""
+
 
 class MetricsLogger:
     """Writes one JSON object a line to `metrics.jsonl` and the numbers to `tensorboard/`.
@@ -93,7 +98,17 @@ def progress(
         if now - last >= every_s:
             last = now
             of = f"/{total}" if total else ""
-            _tell(f"{what} {count}{of} ({count / (now - start):.1f}/s)")
+            _tell(f"{what} {count}{of} ({_pace(count, total, now - start)})")
+
+
+def _pace(count: int, total: int | None, seconds: float) -> str:
+    """Returns how fast it goes, and how long it still takes where that is worth waiting for."""
+    rate = count / max(seconds, 1e-9)
+    said = f"{rate:.1f}/s" if rate >= _SLOW else f"{1 / rate:.0f} s each"
+    left = (total - count) / rate if total else 0.0
+    if left < _SOON_S:
+        return said
+    return f"{said}, {left:.0f} s left" if left < 120 else f"{said}, {left / 60:.0f} min left"
 
 
 def say(message: str) -> None:

@@ -1,18 +1,16 @@
 """A cache of frozen image features: computed once, read by position, refused when stale.
 
-One file a source and picture role, float16 [records, N, C]; a JSON beside it says which encoder and
-which data it is of, and a byte a chunk of rows which of them are done. Processes share the chunks.
-A picture that cannot be read leaves a row of NaN, so that training meets the same bad sample as it
-would without a cache.
+One file a source and picture role, float16 [records, N, C]; files beside it say which encoder and
+which data it is of, which chunks of rows are done, and the hash of each row (`cache_files`).
+Processes share the chunks. A picture that cannot be read leaves a row of NaN, so that training
+meets the same bad sample as it would without a cache. `cache_reader` reads.
 """
 
 import dataclasses
-import fcntl
 import json
-import math
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -23,9 +21,22 @@ from torch import Tensor
 
 from blip3o.core.errors import UsageError
 from blip3o.core.files import write_atomic
+from blip3o.core.lock import locked
 from blip3o.core.log import progress, say
+from blip3o.core.room import require_room
+from blip3o.data.cache_files import (
+    HASH_BYTES,
+    HASHES,
+    CacheFiles,
+    CacheInfo,
+    find_files,
+    hash_row,
+)
+from blip3o.data.cache_reader import FeatureCache
 from blip3o.data.collate import read_pixels
 from blip3o.data.sources import Source
+
+__all__ = ["FeatureCache", "build_cache"]
 
 _PROBES = 16
 """Chunks looked at, from all over the source, before it is said to have no picture."""
@@ -36,92 +47,11 @@ class _NoPictureError(UsageError):
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class _Info:
-    fingerprint: str
-    data: str
-    shape: tuple[int, ...]
-    chunk: int
+class _Rows:
+    """Features of a chunk, and the records whose picture cannot be read."""
 
-
-class FeatureCache:
-    """Cached features of several sources and roles.
-
-    Args:
-        folder: where the files are.
-        fingerprint: what must have computed them: encoder, weights, preprocessing.
-    """
-
-    def __init__(self, folder: Path, fingerprint: str) -> None:
-        self.folder = folder
-        self.fingerprint = fingerprint
-        self._arrays: dict[tuple[str, str], NDArray[np.float16]] = {}
-
-    def get(self, source: str, role: str, position: int) -> Tensor:
-        """Returns the features [N, C] of one picture, float16.
-
-        Args:
-            source: name of the data source.
-            role: which picture of the record.
-            position: the record's place in its source.
-
-        Raises:
-            ValueError: if the picture could not be read when the cache was built.
-            UsageError: if the cache is missing, unfinished or of another encoder.
-        """
-        if (source, role) not in self._arrays:
-            info = self._info(source, role)
-            file = _files(self.folder, source, role)[0]
-            array = np.memmap(file, dtype=np.float16, mode="r", shape=info.shape)
-            self._arrays[source, role] = array.view(np.ndarray)
-        row = self._arrays[source, role][position]
-        if np.isnan(row.flat[0]):
-            raise ValueError(
-                f"the picture {role!r} could not be read when its features were cached"
-            )
-        return torch.from_numpy(row.copy())
-
-    def is_complete(self, source: str, role: str) -> bool:
-        """Returns whether a role of a source is cached whole, by the right encoder.
-
-        Args:
-            source: name of the data source.
-            role: which picture of its records.
-        """
-        try:
-            self._info(source, role)
-        except UsageError:
-            return False
-        return True
-
-    def check(self, source: Source, role: str) -> None:
-        """Refuses features that are not of the records of a source.
-
-        Args:
-            source: the records.
-            role: which picture of each record.
-
-        Raises:
-            UsageError: if the cache is missing, unfinished, of another encoder or of other data.
-        """
-        if self._info(source.name, role).data != source.fingerprint():
-            file = _files(self.folder, source.name, role)[0]
-            raise UsageError(f"the feature cache {file} was made from other data; delete it")
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_arrays": {}}  # a worker maps the files anew
-
-    def _info(self, source: str, role: str) -> _Info:
-        array_file, info_file = _files(self.folder, source, role)
-        info = _read_info(array_file, info_file)
-        if info is None:
-            raise UsageError(f"no whole feature cache of {source}/{role} in {self.folder}")
-        if info.fingerprint != self.fingerprint:
-            raise UsageError(
-                f"the feature cache {array_file} was made by another image encoder; delete it"
-            )
-        if not _done(array_file, info).all():
-            raise UsageError(f"the feature cache {array_file} is unfinished; build it again")
-        return info
+    features: NDArray[np.float16]
+    left_out: list[dict[str, Any]]
 
 
 def build_cache(
@@ -138,10 +68,10 @@ def build_cache(
 ) -> None:
     """Computes the features of one picture of every record; goes on where it stopped.
 
-    Does nothing if they are there; replaces those of another encoder or of other data. Several
-    processes of a run share the work by rank, on one machine or on one file system, and a run of
-    another number of processes goes on with it. Of several runs that want the same features one
-    computes them and the others wait.
+    Does nothing if they are there; replaces those of another encoder, and leaves those of other
+    data where they are. Several processes of a run share the work by rank, on one machine or on one
+    file system, and a run of another number of processes goes on with it. Of several runs that want
+    the same features one computes them and the others wait.
 
     Args:
         source: the records.
@@ -159,82 +89,119 @@ def build_cache(
             disk is full.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    array_file, _ = _files(folder, source.name, role)
+    name = find_files(folder, source.name, role).array
     wanted = (fingerprint, source.fingerprint())
 
-    def rows_of(positions: range, shape: tuple[int, ...] | None) -> NDArray[np.float16]:
+    def rows_of(positions: range, shape: tuple[int, ...] | None) -> _Rows:
         return _encode(source, role, encode, positions, image_px, shape)
 
-    with _alone(array_file.with_suffix(f".{rank}of{world_size}.lock")):
-        with _alone(array_file.with_suffix(".lock")):
-            info = _start(source, role, folder, wanted, batch_size, rows_of)
-        done = _done(array_file, info)
+    with locked(name.with_suffix(f".{rank}of{world_size}.lock")), ExitStack() as stack:
+        with locked(name.with_suffix(".lock")):
+            files = find_files(folder, source.name, role, wanted[1])
+            info = _start(source, files, wanted, batch_size, rows_of)
+            # Opened now: whoever replaces the files later makes new ones, and writes into those.
+            write = stack.enter_context(_writing(files, info))
+            done = files.done(info)
         missing = [k for k in range(rank, len(done), world_size) if not done[k]]
-        with _writing(array_file, info) as write:
-            for number in progress(missing, what=f"features of {source.name}/{role}, batches"):
-                write(number, rows_of(_positions(info, number), info.shape[1:]))
+        if rank == 0:
+            _require_room(files, info, int((done == 0).sum()))
+        for number in progress(missing, what=f"features of {source.name}/{role}, batches"):
+            write(number, rows_of(info.positions(number), info.shape[1:]))
 
 
 def _start(
     source: Source,
-    role: str,
-    folder: Path,
+    files: CacheFiles,
     wanted: tuple[str, str],
     batch_size: int,
-    rows_of: Callable[[range, tuple[int, ...] | None], NDArray[np.float16]],
-) -> _Info:
+    rows_of: Callable[[range, tuple[int, ...] | None], _Rows],
+) -> CacheInfo:
     """Returns what is there already, or makes the files with a first chunk in them."""
-    array_file, info_file = _files(folder, source.name, role)
-    info = _read_info(array_file, info_file)
+    info = files.read_info()
     if info is not None and (info.fingerprint, info.data) == wanted:
         return info
-    info_file.unlink(missing_ok=True)  # first, or it would vouch for the new array
-    info = _Info(fingerprint=wanted[0], data=wanted[1], shape=(len(source),), chunk=batch_size)
+    if files.told() is not None:
+        say(f"the feature cache {files.array} is damaged or of another encoder: computed again")
+    files.info.unlink(missing_ok=True)  # first, or it would vouch for the new array
+    info = CacheInfo(
+        fingerprint=wanted[0],
+        data=wanted[1],
+        shape=(len(source),),
+        chunk=batch_size,
+        hashes=HASHES,
+    )
     number, rows = _first_rows(info, rows_of)
-    info = dataclasses.replace(info, shape=(len(source), *rows.shape[1:]))
-    for file, size in _sizes(array_file, info).items():
+    info = dataclasses.replace(info, shape=(len(source), *rows.features.shape[1:]))
+    files.left_out.unlink(missing_ok=True)
+    for file in files.sizes(info):
         file.unlink(missing_ok=True)  # a new file: a run may still be reading the old one
+    _require_room(files, info, info.num_chunks)
+    for file, size in files.sizes(info).items():
         with file.open("wb") as made:
             made.truncate(size)
-    with _writing(array_file, info) as write:
+    with _writing(files, info) as write:
         write(number, rows)
-    _write_info(info_file, info)
+    _write_info(files.info, info)
     return info
 
 
+def _require_room(files: CacheFiles, info: CacheInfo, num_chunks: int) -> None:
+    rows = min(num_chunks * info.chunk, info.shape[0])
+    require_room(
+        files.array.parent,
+        rows * (info.row_bytes + HASH_BYTES),
+        f"the features of {rows} pictures ({files.array.name})",
+        "name a folder on another disk (data.feature_cache=FOLDER), or do without "
+        "(data.feature_cache=null)",
+    )
+
+
 def _first_rows(
-    info: _Info, rows_of: Callable[[range, tuple[int, ...] | None], NDArray[np.float16]]
-) -> tuple[int, NDArray[np.float16]]:
+    info: CacheInfo, rows_of: Callable[[range, tuple[int, ...] | None], _Rows]
+) -> tuple[int, _Rows]:
     """Returns the number and the rows of a chunk with a picture in it; they tell the shape."""
-    chunks = _num_chunks(info)
     failed = None
-    for number in range(0, chunks, max(1, chunks // _PROBES)):
+    for number in range(0, info.num_chunks, max(1, info.num_chunks // _PROBES)):
         try:
-            return number, rows_of(_positions(info, number), None)
+            return number, rows_of(info.positions(number), None)
         except _NoPictureError as error:
             failed = failed or error
     raise failed or UsageError("there is no record to compute features of")
 
 
 @contextmanager
-def _writing(array_file: Path, info: _Info) -> Iterator[Callable[[int, NDArray[np.float16]], None]]:
+def _writing(files: CacheFiles, info: CacheInfo) -> Iterator[Callable[[int, _Rows], None]]:
     """Yields what writes the rows of a chunk, and then the word that they are there.
 
     Through files: a full disk kills who writes to mapped memory.
     """
-    row_bytes = 2 * math.prod(info.shape[1:])
-    with array_file.open("r+b") as rows_file, _marks(array_file).open("r+b") as marks_file:
+    with ExitStack() as stack:
+        rows_file = stack.enter_context(files.array.open("r+b"))
+        marks_file = stack.enter_context(files.marks.open("r+b"))
+        sums_file = stack.enter_context(files.sums.open("r+b")) if info.hashes else None
 
-        def write(number: int, rows: NDArray[np.float16]) -> None:
-            _write_at(rows_file, number * info.chunk * row_bytes, rows.tobytes())
+        def write(number: int, rows: _Rows) -> None:
+            first = number * info.chunk
+            if rows.left_out:
+                with files.left_out.open("ab", buffering=0) as notes:
+                    lines = "".join(json.dumps(note) + "\n" for note in rows.left_out)
+                    _write(notes, lines.encode())  # in one piece: other processes append, too
+            _write_at(rows_file, first * info.row_bytes, rows.features.tobytes())
+            if sums_file is not None:
+                hashes = b"".join(hash_row(row) for row in rows.features)
+                _write_at(sums_file, first * HASH_BYTES, hashes)
             _write_at(marks_file, number, b"\1")
 
         yield write
 
 
 def _write_at(file: BinaryIO, place: int, data: bytes) -> None:
+    file.seek(place)
+    _write(file, data)
+
+
+def _write(file: Any, data: bytes) -> None:  # noqa: ANN401  (buffered or not)
     try:
-        file.seek(place)
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
@@ -245,28 +212,6 @@ def _write_at(file: BinaryIO, place: int, data: bytes) -> None:
         ) from error
 
 
-def _positions(info: _Info, number: int) -> range:
-    return range(number * info.chunk, min((number + 1) * info.chunk, info.shape[0]))
-
-
-def _num_chunks(info: _Info) -> int:
-    return -(-info.shape[0] // info.chunk)
-
-
-def _marks(array_file: Path) -> Path:
-    return array_file.with_suffix(".done")
-
-
-def _sizes(array_file: Path, info: _Info) -> dict[Path, int]:
-    """Returns the bytes of each file of a cache that is not cut short."""
-    return {array_file: 2 * math.prod(info.shape), _marks(array_file): _num_chunks(info)}
-
-
-def _done(array_file: Path, info: _Info) -> NDArray[np.uint8]:
-    """Returns a byte for each chunk, 1 if its rows are there."""
-    return np.fromfile(_marks(array_file), dtype=np.uint8, count=_num_chunks(info))
-
-
 def _encode(
     source: Source,
     role: str,
@@ -274,19 +219,25 @@ def _encode(
     positions: range,
     image_px: int,
     shape: tuple[int, ...] | None,
-) -> NDArray[np.float16]:
+) -> _Rows:
     """Returns the rows of some positions, of NaN where a picture cannot be read."""
     pixels: dict[int, Tensor] = {}
-    reason = ""
+    left_out: list[dict[str, Any]] = []
     for row, position in enumerate(positions):
+        key = "?"
         try:
-            pixels[row] = read_pixels(source.read(position)[1], role, image_px)
+            key, pictures, _ = source.read(position)
+            pixels[row] = read_pixels(pictures, role, image_px)
         except (ValueError, OSError) as error:
-            reason = str(error)
+            reason = " ".join(str(error).split())
+            left_out.append({"key": key, "position": position, "reason": reason})
     if not pixels:
         if shape is None:
-            raise _NoPictureError(f"no picture {role!r} of {source.name} can be read: {reason}")
-        return np.full((len(positions), *shape), np.nan, dtype=np.float16)
+            raise _NoPictureError(
+                f"no picture {role!r} of {source.name} can be read: {left_out[-1]['reason']}"
+            )
+        empty = np.full((len(positions), *shape), np.nan, dtype=np.float16)
+        return _Rows(features=empty, left_out=left_out)
     features = encode(torch.stack(list(pixels.values()))).to("cpu", torch.float16).numpy()
     if not np.isfinite(features).all():
         raise UsageError(
@@ -295,41 +246,8 @@ def _encode(
         )
     rows = np.full((len(positions), *features.shape[1:]), np.nan, dtype=np.float16)
     rows[list(pixels)] = features
-    return rows
+    return _Rows(features=rows, left_out=left_out)
 
 
-def _files(folder: Path, source: str, role: str) -> tuple[Path, Path]:
-    return folder / f"{source}.{role}.f16", folder / f"{source}.{role}.json"
-
-
-@contextmanager
-def _alone(lock: Path) -> Iterator[None]:
-    """Holds a lock that the system frees when the process ends, however it ends."""
-    with lock.open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            say(f"waiting for another process that holds {lock}")
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-
-def _read_info(array_file: Path, info_file: Path) -> _Info | None:
-    """Returns what a cache says of itself, or None unless there is an array of that size."""
-    try:
-        stored = json.loads(info_file.read_text(encoding="utf-8"))
-        info = _Info(
-            fingerprint=stored["fingerprint"],
-            data=stored["data"],
-            shape=tuple(stored["shape"]),
-            chunk=stored["chunk"],
-        )
-        sizes = _sizes(array_file, info)
-        is_whole = all(file.stat().st_size == size for file, size in sizes.items())
-    except (OSError, ValueError, KeyError, TypeError, ZeroDivisionError):
-        return None
-    return info if is_whole else None
-
-
-def _write_info(file: Path, info: _Info) -> None:
+def _write_info(file: Path, info: CacheInfo) -> None:
     write_atomic(file, json.dumps(dataclasses.asdict(info)))

@@ -5,13 +5,10 @@ record of its source's order, so that the replacement, too, depends on nothing b
 the limit the run stops: a data set that is broken should not be trained on in silence.
 """
 
-import contextlib
 import dataclasses
-import itertools
-import json
 import signal
+import time
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
@@ -21,38 +18,16 @@ from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from blip3o.core.errors import UsageError
 from blip3o.core.log import say
-from blip3o.core.rng import numpy_rng
 from blip3o.core.types import Batch
 from blip3o.data.collate import Prepared, Preparer, collate
-from blip3o.data.mixture import DataConfig, Mixture, Slot
+from blip3o.data.mixture import DataConfig
+from blip3o.data.samples import MAX_REPLACEMENTS, BadSample, Samples, append_bad
 from blip3o.data.sources import Source
-from blip3o.data.tasks import PICTURES, draw_turns, get_task, with_conversation
 from blip3o.imaging.load import open_image
 
-_MAX_REPLACEMENTS = 100
-"""Bad records in a row after which there is no point in going on."""
 _BORNE = 10
 """Bad samples that are borne whatever share of a young run they are; and so many are named."""
 _PREFETCH_STEPS = 4
-_REMOTE_READS = 16
-"""Remote records that one process waits for at once."""
-
-
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class BadSample:
-    """Why a record could not be used.
-
-    Args:
-        source: name of its data source.
-        key: its name there; "?" if not even that could be read.
-        index: the global sample index it was wanted for.
-        reason: one line.
-    """
-
-    source: str
-    key: str
-    index: int
-    reason: str
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,18 +76,24 @@ class Loader:
                 f"{world_size} processes"
             )
         self._config = config
-        self._samples = _Samples(config, preparer, seed)
+        self._samples = Samples(config, preparer, seed)
         self._global_batch_size = global_batch_size
         self._rank = rank
         self._world_size = world_size
         self._micro_batch_size = micro_batch_size
         self._quarantine = quarantine
+        self._known: set[tuple[str, int]] = set()
         self.num_bad = 0
         self._bad_records: set[tuple[str, str, str]] = set()
         self.num_seen = 0
         for source in {source.name: source for source in self._samples.mixture.sources}.values():
             for reason, count in source.passed_over.items():
                 say(f"{source.name}: passed over {count} x {reason}")
+
+    @property
+    def sources(self) -> list[Source]:
+        """The opened source of each entry of the mixture."""
+        return self._samples.mixture.sources
 
     def __call__(self, start_step: int) -> Iterator[list[Batch]]:
         """Yields, for each step from `start_step` on, its batches: rows of one task each.
@@ -156,7 +137,7 @@ class Loader:
         """
         pictures: list[Image.Image] = []
         for source in self._samples.mixture.sources:
-            for position in range(min(len(source), count + _MAX_REPLACEMENTS)):
+            for position in range(min(len(source), count + MAX_REPLACEMENTS)):
                 if len(pictures) == count:
                     return pictures
                 try:
@@ -165,49 +146,77 @@ class Loader:
                     continue  # training is where bad samples are counted
         return pictures
 
-    def left_out(self) -> list[str]:
-        """Returns a line for each source with records that could not be used, in the whole run.
+    def first_captions(self, count: int) -> list[str]:
+        """Returns the first captions that pictures are drawn from, for samples; none twice.
 
-        The list of bad samples tells, which all processes of the run write, and earlier ones wrote.
+        Args:
+            count: how many, at most.
         """
-        if self._quarantine is None or not self._quarantine.exists():
-            return []
-        bad: dict[str, set[tuple[str, str]]] = {}
-        for line in self._quarantine.read_text(encoding="utf-8").split("\n"):
-            with contextlib.suppress(ValueError):  # the end of a line that a kill cut short
-                one = BadSample(**json.loads(line))
-                bad.setdefault(one.source, set()).add((one.key, one.reason * (one.key == "?")))
-        return [
-            f"{source.name}: {self._used(source, len(bad[source.name]))}, see {self._quarantine}"
-            for source in {one.name: one for one in self._samples.mixture.sources}.values()
-            if source.name in bad
-        ]
+        captions: dict[str, None] = {}
+        for entry, source in enumerate(self.sources):
+            is_drawn = self._config.mixture[entry].task == "text_to_image"
+            for position in range(min(len(source), count + MAX_REPLACEMENTS) if is_drawn else 0):
+                if len(captions) == count:
+                    break
+                if self._samples.try_record(entry, position) is not None:
+                    continue  # training is where bad samples are counted
+                caption = self._samples.example(entry, self._samples.read(entry, position)).caption
+                captions |= {caption: None} if caption else {}
+        return list(captions)
 
-    def _used(self, source: Source, num_bad: int) -> str:
-        """Returns how many records of a source were left out; those not met yet may be bad, too."""
-        total = sum(entry.weight for entry in self._config.mixture)
-        own = sum(e.weight for e in self._config.mixture if e.source.name == source.name)
-        if self.num_seen * self._world_size * own / total < len(source):
-            return f"{num_bad} of {len(source)} records left out so far"
-        return f"{len(source) - num_bad} of {len(source)} records used; {num_bad} left out"
+    def find_bad(self, most_records: int, most_seconds: float) -> list[BadSample]:
+        """Returns what cannot be used in small local sources, before the first step.
+
+        Args:
+            most_records: larger sources are not looked at.
+            most_seconds: what is not looked at by then is met in training.
+        """
+        end = time.monotonic() + most_seconds
+        found: dict[tuple[str, int], BadSample] = {}
+        for entry, source in enumerate(self.sources):
+            is_small = not source.is_remote and len(source) <= most_records
+            for position in range(len(source)) if is_small else ():
+                if time.monotonic() > end:
+                    return list(found.values())
+                bad = self._samples.try_record(entry, position)
+                if bad is not None:
+                    found.setdefault((bad.source, position), bad)
+        return list(found.values())
+
+    def bear(self, known: Iterable[BadSample]) -> None:
+        """Leaves out known bad records without counting them again each time they come up.
+
+        Args:
+            known: as `find_bad` has them; where a source has more of them than
+                `data.bad_sample_limit` allows, they count as they come.
+        """
+        by_source: dict[str, list[BadSample]] = {}
+        for one in known:
+            by_source.setdefault(one.source, []).append(one)
+        for source in self.sources:
+            bad = by_source.get(source.name, [])
+            if len(bad) <= self._most_bad(len(source)):
+                self._known |= {(one.source, one.position) for one in bad}
+
+    def _most_bad(self, count: int) -> float:
+        limit = self._config.bad_sample_limit
+        return max(_BORNE, limit * count) if limit else 0
 
     def _note(self, step: _Step) -> None:
+        bad = [one for one in step.bad if (one.source, one.position) not in self._known]
         self.num_seen += sum(len(batch) for batch in step.batches)
-        self.num_bad += len(step.bad)
-        if step.bad and self._quarantine is not None:
-            lines = "".join(json.dumps(dataclasses.asdict(one)) + "\n" for one in step.bad)
-            with self._quarantine.open("ab", buffering=0) as file:
-                file.write(lines.encode())  # in one piece: other processes append here too
+        self.num_bad += len(bad)
+        if bad and self._quarantine is not None:
+            append_bad(self._quarantine, bad)
         if step.error is not None:
             raise UsageError(step.error)
         self._note_records(step.bad)
-        limit = self._config.bad_sample_limit
-        if step.bad and self.num_bad > (max(_BORNE, limit * self.num_seen) if limit else 0):
+        if bad and self.num_bad > self._most_bad(self.num_seen):
             see = f"; all are in {self._quarantine}" if self._quarantine is not None else ""
             raise UsageError(
                 f"{self.num_bad} bad among {self.num_seen} samples are more than the limit of "
-                f"{limit:.1%} (data.bad_sample_limit); the last: {step.bad[-1].source} "
-                f"{step.bad[-1].key}: {step.bad[-1].reason}{see}"
+                f"{self._config.bad_sample_limit:.1%} (data.bad_sample_limit); the last: "
+                f"{bad[-1].source} {bad[-1].key}: {bad[-1].reason}{see}"
             )
 
     def _note_records(self, bad: Iterable[BadSample]) -> None:
@@ -229,69 +238,12 @@ def _leave_signals_to_the_run(worker: int) -> None:
         signal.signal(number, signal.SIG_IGN)
 
 
-class _Samples:
-    """Prepared samples by slot, with replacements for bad ones."""
-
-    def __init__(self, config: DataConfig, preparer: Preparer, seed: int) -> None:
-        self._entries = config.mixture
-        self._tasks = [get_task(entry.task) for entry in config.mixture]
-        self.mixture = Mixture(config, seed)
-        if preparer.cache is not None:
-            wanted = zip(self.mixture.sources, self.mixture.tasks, strict=True)
-            for source, role in {(source, role) for source, t in wanted for role in PICTURES[t]}:
-                preparer.cache.check(source, role)
-        self.preparer = preparer
-        self._seed = seed
-
-    def prepare_all(self, indices: Iterable[int], bad: list[BadSample]) -> list[Prepared]:
-        """Returns samples in order; remote ones are read many at once."""
-        slots = [self.mixture.slot(index) for index in indices]
-        remote = [slot for slot in slots if self.mixture.sources[slot.entry].is_remote]
-        if not remote:
-            return [self.prepare(slot, bad) for slot in slots]
-        notes: dict[Slot, list[BadSample]] = {slot: [] for slot in slots}
-        pool = ThreadPoolExecutor(_REMOTE_READS)
-        try:
-            ready = {slot: pool.submit(self.prepare, slot, notes[slot]) for slot in remote}
-            return [
-                ready[slot].result() if slot in ready else self.prepare(slot, notes[slot])
-                for slot in slots
-            ]
-        finally:
-            pool.shutdown(cancel_futures=True)  # after an error the rest need not wait, too
-            bad += itertools.chain.from_iterable(notes.values())
-
-    def prepare(self, slot: Slot, bad: list[BadSample]) -> Prepared:
-        """Returns the sample of a slot of the schedule; appends what it replaces to `bad`."""
-        for shift in range(_MAX_REPLACEMENTS):
-            key = "?"
-            try:
-                record = self.mixture.record(slot, shift)
-                key = record.key
-                rng = numpy_rng(self._seed, "task", slot.index, shift)
-                entry = self._entries[slot.entry]
-                if entry.conversation is not None:
-                    record = with_conversation(record, entry.task, entry.conversation)
-                example = self._tasks[slot.entry](record, rng)
-                if entry.max_turns is not None and example.messages:
-                    example = draw_turns(example, entry.max_turns, rng)
-                return self.preparer.prepare(example)
-            except (ValueError, OSError) as error:
-                source = self.mixture.sources[slot.entry].name
-                reason = " ".join(str(error).split())
-                bad.append(BadSample(source=source, key=key, index=slot.index, reason=reason))
-        raise UsageError(
-            f"{_MAX_REPLACEMENTS} bad samples in a row in {bad[-1].source}; the last: "
-            f"{bad[-1].key}: {bad[-1].reason}"
-        )
-
-
 class _Steps(Dataset):
     """Steps by number, for PyTorch's loader."""
 
     def __init__(
         self,
-        samples: _Samples,
+        samples: Samples,
         share: range,
         global_batch_size: int,
         micro_batch_size: int,

@@ -146,6 +146,15 @@ class Mixture:
         _, entries, numbers = self._cycle
         return Slot(index, int(entries[offset]), int(numbers[offset]))
 
+    def position(self, slot: Slot, shift: int = 0) -> int:
+        """Returns the place in its source of the record of one sample.
+
+        Args:
+            slot: which sample.
+            shift: as in `record`.
+        """
+        return self._place(slot, shift)[1]
+
     def record(self, slot: Slot, shift: int = 0) -> Record:
         """Returns the record of one sample.
 
@@ -159,8 +168,7 @@ class Mixture:
             UsageError: if its remote store cannot be reached.
         """
         source = self.sources[slot.entry]
-        epoch, within = divmod(slot.number, len(source))
-        position = self._orders[slot.entry].position(epoch, (within + shift) % len(source))
+        epoch, position = self._place(slot, shift)
         key, files, fields = source.read(position)
         return Record(
             key=key,
@@ -171,6 +179,12 @@ class Mixture:
             files=files,
             fields=fields,
         )
+
+    def _place(self, slot: Slot, shift: int) -> tuple[int, int]:
+        """Returns epoch and position of the record of one sample."""
+        count = len(self.sources[slot.entry])
+        epoch, within = divmod(slot.number, count)
+        return epoch, self._orders[slot.entry].position(epoch, (within + shift) % count)
 
     def _draw_cycle(self, cycle: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Returns entry and number within the entry of every sample of a cycle."""

@@ -14,6 +14,7 @@ from blip3o.core.config import override, to_dict
 from blip3o.core.device import PrecisionName
 from blip3o.core.errors import UsageError
 from blip3o.core.files import atomic_file, write_atomic
+from blip3o.core.lock import locked
 from blip3o.core.registry import Registry
 from blip3o.generate.pipeline import Blip3oPipeline
 
@@ -76,38 +77,43 @@ def run_benchmark(
         _remove_sheets(out)
         for sheet in sheets:
             os.replace(scratch / sheet, out / sheet)
-    results = {
-        "benchmark": name,
-        **scores,
-        "sheets": sheets,
-        "model": model,
-        "revision": revision,
-        "version": __version__,
-        "settings": {
-            **to_dict(config),
-            "model_overrides": list(model_overrides),
-            "sampling": dataclasses.asdict(pipe.model.config.sampling),
-            "dtype": str(pipe.dtype),
-            "quantize": quantize,
-        },
-    }
-    write_atomic(out / "results.json", json.dumps(results, indent=2) + "\n")
+        results = {
+            "benchmark": name,
+            **scores,
+            "sheets": sheets,
+            "model": model,
+            "revision": revision,
+            "version": __version__,
+            "settings": {
+                **to_dict(config),
+                "model_overrides": list(model_overrides),
+                "sampling": dataclasses.asdict(pipe.model.config.sampling),
+                "dtype": str(pipe.dtype),
+                "quantize": quantize,
+            },
+        }
+        write_atomic(out / "results.json", json.dumps(results, indent=2) + "\n")
     return results
 
 
 @contextmanager
 def _scratch_folder(out: Path) -> Iterator[Path]:
-    """Yields a folder inside `out`, which is created if missing, for sheets that are not whole."""
+    """Yields a folder inside `out`, which is created if missing, for sheets that are not whole.
+
+    Of two evaluations into one folder the second one is refused.
+    """
     scratch = out / ".sheets.part"
-    shutil.rmtree(scratch, ignore_errors=True)  # of a run that was killed
     try:
-        scratch.mkdir(parents=True)
+        out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UsageError(f"cannot write to {out}: {error}") from error
-    try:
-        yield scratch
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+    with locked(out / ".lock", f"evaluates into {out}: wait for it, or use another --out"):
+        shutil.rmtree(scratch, ignore_errors=True)  # of a run that was killed
+        scratch.mkdir()
+        try:
+            yield scratch
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
 
 
 def _remove_sheets(out: Path) -> None:

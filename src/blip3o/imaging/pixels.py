@@ -7,6 +7,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from blip3o.core.errors import NotFiniteError
+
 FitMode = Literal["stretch", "center_crop", "pad"]
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -69,7 +71,7 @@ def to_image(pixels: Tensor) -> Image.Image | list[Image.Image]:
     if pixels.ndim not in (3, 4) or pixels.shape[-3] != 3:
         raise ValueError(f"pixels must be [3, H, W] or [B, 3, H, W], got {tuple(pixels.shape)}")
     if not torch.isfinite(pixels).all():
-        raise ValueError("pixels hold values that are not numbers (NaN or infinity)")
+        raise NotFiniteError("pixels hold values that are not numbers (NaN or infinity)")
     levels = (pixels.detach().float() + 1).mul(127.5).round().clamp(0, 255)
     arrays = levels.to(torch.uint8).movedim(-3, -1).contiguous().cpu().numpy()
     if arrays.ndim == 3:

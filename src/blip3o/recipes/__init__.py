@@ -99,17 +99,19 @@ def train_recipe(name: str, run_dir: Path, overrides: Sequence[str]) -> None:
         PreemptedError: if a signal asked to stop; the same call resumes.
     """
     from blip3o.recipes.run import link_model, train
+    from blip3o.train.claim import claimed
 
     recipe = load_recipe(name, run_dir)
     if isinstance(recipe, RunConfig):
         train(override(recipe, overrides), run_dir)
         return
     stages = _override_stages(recipe, overrides)
-    for stage, config in stages.items():
-        say(f"stage {stage}")
-        train(config, run_dir / stage)
-    if is_main():
-        link_model(run_dir / list(stages)[-1] / "model", run_dir / "model")
+    with claimed(run_dir):
+        for stage, config in stages.items():
+            say(f"stage {stage}")
+            train(config, run_dir / stage)
+        if is_main():
+            link_model(run_dir / list(stages)[-1] / "model", run_dir / "model")
 
 
 def _override_stages(stages: Stages, overrides: Sequence[str]) -> Stages:

@@ -15,7 +15,9 @@ from blip3o.core.errors import UsageError
 from blip3o.data.cache import FeatureCache, build_cache
 from blip3o.data.tasks import PICTURES
 from blip3o.recipes import load_recipe
+from blip3o.recipes.checks import check_image_px
 from blip3o.recipes.scenes import ensure_scenes
+from blip3o.recipes.start import build_model, check_start
 from blip3o.train.config import RunConfig
 
 _PREPROCESSING = "rgb, stretched, bicubic, [-1, 1]"
@@ -36,14 +38,14 @@ def cache_features(recipe: str, overrides: Sequence[str]) -> Path:
     Raises:
         UsageError: if the recipe has several stages or no cache, or its encoder is not frozen.
     """
-    from blip3o.recipes.run import build_model
-
     config = load_recipe(recipe, Path("runs") / recipe)
     if not isinstance(config, RunConfig):
         raise UsageError(f"{recipe} has several stages; name the recipe of one: blip3o recipes")
     config = override(config, overrides)
     if config.data.feature_cache is None:
         raise UsageError("where to? data.feature_cache=FOLDER")
+    check_image_px(config)
+    check_start(config)
     with main_first():
         ensure_scenes(config.data)
     model = build_model(config)[1]
@@ -56,6 +58,8 @@ def feature_cache(
 ) -> FeatureCache:
     """Returns the cache of everything a run looks at, computed now where it is missing.
 
+    Features belong to their data: those of other data under the same name stay where they are.
+
     Args:
         config: the run; `data.feature_cache` names the folder.
         encoder: its image encoder, frozen; moved to the run's device.
@@ -63,7 +67,8 @@ def feature_cache(
         world_size: how many share the work.
 
     Raises:
-        UsageError: if the run trains the encoder, or a picture's features cannot be kept.
+        UsageError: if the run trains the encoder, a source is missing, or a picture's features
+            cannot be kept.
     """
     if any(part.startswith("image_encoder") for part in config.train.trainable):
         raise UsageError("data.feature_cache needs a frozen image encoder; set it to null")
@@ -78,10 +83,11 @@ def feature_cache(
         return encoder(pixels.to(device))
 
     for entry in config.data.mixture:
+        source = entry.source.build()
         for role in PICTURES[entry.task]:
-            if not cache.is_complete(entry.source.name, role):
+            if not cache.is_complete(source.name, role, source.fingerprint()):
                 build_cache(
-                    entry.source.build(),
+                    source,
                     role,
                     encode,
                     folder,

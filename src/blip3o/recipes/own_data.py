@@ -4,6 +4,7 @@
 
 Pictures without a text file take data.mixture.0.source.caption. With train.adapter={rank: 16}
 low-rank adapters learn in place of the weights (`LoraConfig`): less memory, small checkpoints.
+Samples are drawn of the first captions. The feature cache holds any number of data sets.
 """
 
 import dataclasses

@@ -7,11 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from blip3o.core.device import keep_freed_memory, resolve_device
 from blip3o.core.distributed import exchange, main_first, process_group, rank, world_size
-from blip3o.core.errors import UsageError
+from blip3o.core.errors import NotFiniteError, UsageError
 from blip3o.core.files import atomic_folder
 from blip3o.core.log import say
 from blip3o.data.captions import captions_of
@@ -21,21 +20,24 @@ from blip3o.data.loader import Loader
 from blip3o.data.tasks import CONVERSATIONS
 from blip3o.models.encoders.normalizer import FeatureNormalizer
 from blip3o.models.unified import UnifiedModel
+from blip3o.recipes.checks import check_room, check_run
+from blip3o.recipes.data_watch import watch_data
 from blip3o.recipes.features import feature_cache
+from blip3o.recipes.left_out import LeftOut
 from blip3o.recipes.samples import SampleWriter
 from blip3o.recipes.scenes import ensure_scenes
+from blip3o.recipes.start import build_model, check_start
 from blip3o.text.chat import ChatTemplate
 from blip3o.text.tokenizer import Tokenizer, train_tokenizer
 from blip3o.train.adapters import merged_adapters
 from blip3o.train.checkpoint import check_resumable
+from blip3o.train.claim import claimed
 from blip3o.train.config import RunConfig
 from blip3o.train.curves import draw_curves
 from blip3o.train.trainer import Trainer
-from blip3o.weights.folder import open_model, save_model
-from blip3o.weights.hub import to_local
-from blip3o.weights.shards import StoredTensor, read
-from blip3o.weights.siglip2_sana import is_siglip2_sana, load_siglip2_sana
+from blip3o.weights.folder import save_model
 
+QUARANTINE = "quarantine.jsonl"
 _TOKENIZER_RECORDS = 4000
 _NORMALIZER_BATCHES = 32
 
@@ -49,16 +51,23 @@ def train(config: RunConfig, run_dir: Path) -> None:
         run_dir: the run folder; created if missing.
 
     Raises:
-        UsageError: for anything that does not fit.
+        UsageError: for anything that does not fit, or if another run holds the folder.
         PreemptedError: if a signal asked to stop; the same call resumes.
     """
     check_resumable(run_dir, config)
+    check_run(config)
+    check_start(config)
     if resolve_device(config.train.device).type == "cpu":
         keep_freed_memory()
-    run_dir.mkdir(parents=True, exist_ok=True)
+    with claimed(run_dir):
+        _train(config, run_dir)
+
+
+def _train(config: RunConfig, run_dir: Path) -> None:
+    tokenizer, model = build_model(config)
+    check_room(config, model, run_dir)
     with main_first():
         ensure_scenes(config.data)
-    tokenizer, model = build_model(config)
     with main_first():
         tokenizer = tokenizer or _own_tokenizer(config, run_dir)
     _check_tokens(tokenizer, config)
@@ -70,21 +79,24 @@ def train(config: RunConfig, run_dir: Path) -> None:
         seed=config.train.seed,
         global_batch_size=config.train.global_batch_size,
         micro_batch_size=config.train.micro_batch_size,
-        quarantine=run_dir / "quarantine.jsonl",
+        quarantine=run_dir / QUARANTINE,
         rank=rank(),
         world_size=world_size(),
     )
-    finish = _Finish(tokenizer, loader)
+    left_out = LeftOut(loader, config.data, preparer.cache, run_dir / QUARANTINE)
+    finish = _Finish(tokenizer, loader, left_out)
     samples = SampleWriter(tokenizer, loader)
-    Trainer(run_dir, config, model, objectives, loader, [samples, finish]).fit()
+    notes = watch_data(run_dir, config.data, loader.sources, config.train.steps)
+    Trainer(run_dir, config, model, objectives, loader, [samples, finish], notes).fit()
 
 
 class _Finish:
     """Writes the curves along the way and the model folder in the end."""
 
-    def __init__(self, tokenizer: Tokenizer, loader: Loader) -> None:
+    def __init__(self, tokenizer: Tokenizer, loader: Loader, left_out: LeftOut) -> None:
         self._tokenizer = tokenizer
         self._loader = loader
+        self._left_out = left_out
 
     def on_checkpoint(self, trainer: Trainer, step: int, folder: Path) -> None:
         del step, folder
@@ -98,9 +110,8 @@ class _Finish:
             _fit_normalizers(model, self._loader, trainer.precision.device)
         with merged_adapters(model):
             save_model(model, self._tokenizer, trainer.run_dir / "model", torch.float32)
-        for line in self._loader.left_out():
-            say(line)
         say(f"model: {trainer.run_dir / 'model'}")
+        self._left_out.tell(trainer.state.samples_seen)
 
 
 def link_model(model: Path, link: Path) -> None:
@@ -113,49 +124,6 @@ def link_model(model: Path, link: Path) -> None:
     with atomic_folder(link) as scratch:
         shutil.copytree(model, scratch, dirs_exist_ok=True)
         shutil.rmtree(link, ignore_errors=True)
-
-
-def build_model(config: RunConfig) -> tuple[Tokenizer | None, UnifiedModel]:
-    """Returns a run's model with the weights it starts from, and their tokenizer if any has one.
-
-    Args:
-        config: the whole run.
-
-    Raises:
-        UsageError: if weights cannot be read or do not fit.
-    """
-    torch.manual_seed(config.train.seed)
-    model = config.model.build()
-    tokenizer = None
-    for init in config.init:
-        folder = to_local(init.folder)
-        if is_siglip2_sana(folder):
-            tensors: Mapping[str, Tensor | StoredTensor] = load_siglip2_sana(Path(folder)).state()
-        else:
-            stored = open_model(folder)
-            tokenizer = stored.tokenizer if tokenizer is None else tokenizer
-            tensors = stored.tensors
-        _take(model, tensors, init.parts, init.folder)
-    return tokenizer, model
-
-
-def _take(
-    model: UnifiedModel,
-    stored: Mapping[str, Tensor | StoredTensor],
-    parts: tuple[str, ...],
-    folder: str,
-) -> None:
-    """Reads parts of a stored model, tensor by tensor; every tensor of a part must fit."""
-    own = model.state_dict()
-    names = [n for n in own if not parts or any(n == p or n.startswith(f"{p}.") for p in parts)]
-    if not names:
-        raise UsageError(f"init.parts {list(parts)} name no part of the model")
-    unfit = [n for n in names if n not in stored or tuple(stored[n].shape) != own[n].shape]
-    if unfit:
-        raise UsageError(f"weights of {folder} do not fit: {', '.join(unfit[:5])}")
-    with torch.no_grad():
-        for name in names:
-            own[name].copy_(read(stored[name]))
 
 
 def _own_tokenizer(config: RunConfig, run_dir: Path) -> Tokenizer:
@@ -238,5 +206,7 @@ def _fit_normalizers(model: UnifiedModel, loader: Loader, device: torch.device) 
     for groups in itertools.islice(loader(0), _NORMALIZER_BATCHES * world_size()):
         pixels = [batch.target_pixels for batch in groups if batch.target_pixels is not None]
         features += [model.encode_images(one.to(device)).float().cpu() for one in pixels]
+    if not all(bool(one.isfinite().all()) for one in features):
+        raise NotFiniteError("image features are not numbers")
     for normalizer in (one for one in model.modules() if isinstance(one, FeatureNormalizer)):
         normalizer.fit(torch.cat(features))

@@ -21,6 +21,8 @@ _ROWS = 8
 class SampleWriter:
     """Writes `samples/step-XXXXXXXX.png`, or `.txt` and `-asked.png`, with the averaged weights.
 
+    A run without prompts of its own draws the first captions of its data.
+
     Args:
         tokenizer: the model's.
         loader: its first pictures are what is reconstructed, edited and asked about.
@@ -49,15 +51,19 @@ class SampleWriter:
                 prompts = trainer.config.sample_prompts
                 if "pixel_decoding" in kinds:
                     self._reconstructions(pipe, path)
-                if "flow_matching" in kinds and prompts:
-                    generators = [torch.Generator().manual_seed(n) for n in range(len(prompts))]
-                    images = pipe(prompts, generator=generators).images
-                    _save(images, prompts, path)
+                if "flow_matching" in kinds:
+                    self._drawings(pipe, prompts or self._loader.first_captions(_ROWS), path)
                 if "next_token" in kinds and prompts:
                     self._answers(pipe, prompts, path)
         finally:
             for module in was_training:
                 module.training = True
+
+    def _drawings(self, pipe: Blip3oPipeline, prompts: Sequence[str], path: Path) -> None:
+        if not prompts:  # nothing is drawn from captions
+            return
+        generators = [torch.Generator().manual_seed(n) for n in range(len(prompts))]
+        _save(pipe(prompts, generator=generators).images, prompts, path)
 
     def _reconstructions(self, pipe: Blip3oPipeline, path: Path) -> None:
         before = self._loader.first_pictures(_ROWS)

@@ -78,7 +78,7 @@ def ensure_scenes(data: DataConfig) -> None:
         if not any(Path(entry.source.path).parent == folder for entry in data.mixture):
             continue
         if not (folder / "done").exists():
-            say(f"writing the scenes data set to {folder} (once)")
+            say(f"{folder} is not there yet: the scenes data set is written once")
             export(folder, (), config)
             (folder / "done").touch()
         elif not is_current(folder):

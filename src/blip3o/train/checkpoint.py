@@ -3,10 +3,12 @@
 A run folder holds `checkpoints/step-00000500/` and so on, and `latest`, a file with the name of the
 one to resume from. In a checkpoint are tensors as `TensorStore` writes them, named `model/...`
 (trained weights, objectives' own too), `ema/...` (their averages) and `optimizer/...` (AdamW's
-moments), and `state.json` (step, counts, config, and the sizes of the other files).
+moments), and `state.json` (step, counts, config, sizes and hashes of the other files, and a digest
+of itself). What does not fit its hash is damaged, as what is cut short is.
 """
 
 import dataclasses
+import hashlib
 import json
 import os
 import shutil
@@ -176,8 +178,9 @@ class Checkpoints:
         try:
             self._store.on_main(begin)
             self._store.write(scratch, tensors)
+            facts = {**facts, "hashes": self._store.hashes(scratch)}
             self._store.on_main(lambda: self._publish(scratch, folder, facts))
-        except (OSError, *STORE_ERRORS) as error:
+        except (OSError, ValueError, *STORE_ERRORS) as error:
             if is_main():
                 shutil.rmtree(scratch, ignore_errors=True)
             raise UsageError(
@@ -188,7 +191,8 @@ class Checkpoints:
     def _publish(self, scratch: Path, folder: Path, facts: dict[str, Any]) -> None:
         """Gives written and flushed tensors their name; each rename is whole or not there."""
         sizes = {path.name: path.stat().st_size for path in sorted(scratch.iterdir())}
-        write_atomic(scratch / _STATE, json.dumps({**facts, "files": sizes}))
+        facts = {**facts, "files": sizes}
+        write_atomic(scratch / _STATE, json.dumps({**facts, "digest": _digest(facts)}))
         flush(scratch)
         # Only a run that resumed from an earlier step meets a folder of this name: `latest`
         # does not point to it, so it may go first.
@@ -200,11 +204,12 @@ class Checkpoints:
         self._prune(folder.name)
 
     def _read(self, folder: Path) -> TrainState:
-        facts = json.loads((folder / _STATE).read_text(encoding="utf-8"))
+        facts = _read_facts(folder)
         del facts["config"]
         for file, size in facts.pop("files").items():
             if (folder / file).stat().st_size != size:
                 raise ValueError(f"{file} is damaged")
+        self._check_hashes(folder, facts.pop("hashes", None))
         state = TrainState(**facts)
         state.window = {name: (value, count) for name, (value, count) in state.window.items()}
         shapes = self._store.shapes(folder)
@@ -217,6 +222,15 @@ class Checkpoints:
         )
         self._store.read(folder, {**weights, **self._fresh_moments(moments)})
         return state
+
+    def _check_hashes(self, folder: Path, hashes: dict[str, str] | None) -> None:
+        if hashes is None:
+            say(f"{folder} is without hashes, of an older version: damage inside would go unseen")
+            return
+        found = self._store.hashes(folder)
+        damaged = sorted(name for name in hashes if found.get(name) != hashes[name])
+        if damaged:
+            raise ValueError(f"{', '.join(damaged)} changed after it was written")
 
     def _fresh_moments(self, names: list[str]) -> dict[str, Tensor]:
         """Gives the optimizer a state to be filled, and returns it by name."""
@@ -256,6 +270,16 @@ def find_checkpoints(run_dir: Path) -> list[Path]:
     return sorted(found, key=lambda folder: folder.name != pointed)
 
 
+def newest_step(run_dir: Path) -> int | None:
+    """Returns the step that a run resumes at if its newest checkpoint is whole; None without one.
+
+    Args:
+        run_dir: the run folder; it need not exist.
+    """
+    steps = [folder.name.removeprefix("step-") for folder in find_checkpoints(run_dir)]
+    return next((int(step) for step in steps if step.isdecimal()), None)
+
+
 def stored_config(run_dir: Path) -> dict[str, Any] | None:
     """Returns the config a run was last saved with as plain data; None without checkpoints.
 
@@ -264,7 +288,7 @@ def stored_config(run_dir: Path) -> dict[str, Any] | None:
     """
     for folder in find_checkpoints(run_dir):
         try:
-            return json.loads((folder / _STATE).read_text(encoding="utf-8"))["config"]
+            return _read_facts(folder)["config"]
         except _UNREADABLE:
             continue
     return None
@@ -290,6 +314,19 @@ def check_resumable(run_dir: Path, config: RunConfig) -> None:
             f"{run_dir} was started with other settings of {shown}; "
             "use another --out, or the same settings to resume"
         )
+
+
+def _read_facts(folder: Path) -> dict[str, Any]:
+    """Returns what a checkpoint says of itself, whole."""
+    facts = json.loads((folder / _STATE).read_text(encoding="utf-8"))
+    digest = facts.pop("digest", None)
+    if digest is not None and digest != _digest(facts):
+        raise ValueError(f"{_STATE} changed after it was written")
+    return facts
+
+
+def _digest(facts: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
 def _pointed(run_dir: Path) -> str:

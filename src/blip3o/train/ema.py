@@ -1,9 +1,8 @@
 """An exponential moving average of the trained weights: smoother, and what is saved in the end."""
 
 import torch
-from torch import Tensor
-from torch.distributed.tensor import DTensor
 
+from blip3o.train.learner import local
 from blip3o.train.optimizer import NamedParameters
 
 
@@ -28,11 +27,6 @@ class Ema:
             step: number of the step, from 0; early averages must forget the fresh weights.
         """
         decay = min(self._decay, (step + 1) / (step + 10))
-        weights = [_local(parameter.detach()) for parameter in self._parameters.values()]
-        averages = [_local(average) for average in self.averages.values()]
+        weights = [local(parameter.detach()) for parameter in self._parameters.values()]
+        averages = [local(average) for average in self.averages.values()]
         torch._foreach_lerp_(averages, weights, 1 - decay)
-
-
-def _local(tensor: Tensor) -> Tensor:
-    """Returns this process's shard of a tensor, or all of it if it is whole."""
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor

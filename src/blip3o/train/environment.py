@@ -1,10 +1,12 @@
 """Notes what a run was made with, beside its config."""
 
+import dataclasses
 import importlib.metadata
 import json
 import platform
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +17,28 @@ from blip3o.core.files import write_atomic
 _PACKAGES = ("blip3o", "torch", "transformers", "numpy", "pillow", "tokenizers")
 
 
-def write_environment(run_dir: Path, device: torch.device | None = None) -> None:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Notes:
+    """What is to be noted of a start beside what the Trainer knows.
+
+    Args:
+        environment: for `env.json`; plain data.
+        metrics: numbers for every line of metrics.
+    """
+
+    environment: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    metrics: Mapping[str, float] = dataclasses.field(default_factory=dict)
+
+
+def write_environment(
+    run_dir: Path, device: torch.device | None = None, more: Mapping[str, Any] | None = None
+) -> None:
     """Writes `env.json`: commit, versions, device, command of the first start and of later ones.
 
     Args:
         run_dir: the run folder.
         device: where the run computes.
+        more: what else is to be noted; plain data.
     """
     file = run_dir / "env.json"
     commit, has_changes = _commit()
@@ -34,6 +52,7 @@ def write_environment(run_dir: Path, device: torch.device | None = None) -> None
         "threads": torch.get_num_threads(),
         "device": None if device is None else str(device),
         "cuda": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        **(more or {}),
     }
     starts = _earlier(file)
     if not starts or starts[-1] != now:

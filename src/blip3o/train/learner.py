@@ -181,3 +181,12 @@ def whole(tensor: Tensor) -> Tensor:
         tensor: any tensor.
     """
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def local(tensor: Tensor) -> Tensor:
+    """Returns this process's shard of a tensor, or all of it if it is whole.
+
+    Args:
+        tensor: any tensor.
+    """
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor

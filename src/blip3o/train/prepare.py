@@ -1,7 +1,7 @@
 """What is done to a model before it is trained, and the names of what is optimized."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, cast
 
 import torch
@@ -10,6 +10,7 @@ from torch import nn
 from blip3o.core.device import resolve_dtype
 from blip3o.core.errors import UsageError
 from blip3o.core.log import say
+from blip3o.core.types import Batch
 from blip3o.models.backbones import packed
 from blip3o.objectives import Objective
 from blip3o.train.config import RunConfig
@@ -109,3 +110,25 @@ def name_objectives(objectives: Sequence[Objective]) -> dict[str, Objective]:
         seen[name] += 1
         named[name if seen[name] == 1 else f"{name}-{seen[name]}"] = objective
     return named
+
+
+def check_groups(groups: list[Batch] | None, objectives: Iterable[Objective], step: int) -> None:
+    """Refuses the data of a step that nothing can be learned from.
+
+    Args:
+        groups: batches of the step; None if the data ended.
+        objectives: those of the run.
+        step: steps done.
+
+    Raises:
+        UsageError: naming the setting to change.
+    """
+    if groups is None:
+        raise UsageError(f"the data ended at step {step}; lower train.steps")
+    learned = {task for objective in objectives for task in objective.tasks}
+    for batch in groups:
+        if batch.task not in learned:
+            raise UsageError(
+                f"no objective learns from the task {batch.task!r} of data.mixture; "
+                f"objectives.*.tasks name {', '.join(sorted(learned))}"
+            )

@@ -3,8 +3,13 @@
 Every process writes what it holds, in three files: weights, averages, moments. The header of each
 tells which part of which tensor a piece is, so that any number of processes can read it, and with
 one process the files are plain safetensors. Nothing in them is executed when read.
+
+Disks and networks change bits. So whoever keeps a folder also keeps its `hashes`, and has them
+checked before it reads.
 """
 
+import hashlib
+import json
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -20,7 +25,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor
 
-from blip3o.core.distributed import exchange, is_main, world_size
+from blip3o.core.distributed import exchange, is_main, rank, world_size
 
 STORE_ERRORS = (SafetensorError, CheckpointException)
 """What reading and writing raise, besides OSError."""
@@ -73,6 +78,7 @@ class TensorStore:
         files = sorted({name.partition("/")[0] for name in tensors})
         numbers = {name: files.index(name.partition("/")[0]) + 1 for name in tensors}
         writer = HuggingFaceStorageWriter(str(folder), numbers, save_distributed=True)
+        tensors = dict(sorted(tensors.items()))  # a resumed run has AdamW's in another order
         dcp.save(tensors, storage_writer=writer, process_group=self._group)
 
     def shapes(self, folder: Path) -> dict[str, torch.Size]:
@@ -100,6 +106,31 @@ class TensorStore:
         reader = HuggingFaceStorageReader(str(folder))
         dcp.load(dict(tensors), storage_reader=reader, process_group=self._group)
 
+    def hashes(self, folder: Path) -> dict[str, str]:
+        """Returns the hash of every file in a folder, by name; the processes share the work.
+
+        Args:
+            folder: what `write` wrote.
+
+        Raises:
+            OSError: on all processes, if one of them cannot read a file.
+            ValueError: likewise, if a file is no safetensors file.
+        """
+        files = sorted(folder.glob("*.safetensors"))
+        count, failed = world_size(), None
+        mine: dict[str, str] = {}
+        # Names begin with the number of the process that wrote the file: it reads from memory.
+        for file in files[rank() * len(files) // count : (rank() + 1) * len(files) // count]:
+            try:
+                mine[file.name] = content_hash(file)
+            except (OSError, ValueError) as error:
+                failed = failed or error
+        told = exchange((mine, failed), self._group)
+        for _, error in told:
+            if error is not None:
+                raise error
+        return {name: value for part, _ in told for name, value in part.items()}
+
     def on_main(self, action: Callable[[], None]) -> None:
         """Does something on the main process, while the others wait.
 
@@ -118,6 +149,29 @@ class TensorStore:
         for error in exchange(failed, self._group):
             if error is not None:
                 raise error
+
+
+def content_hash(file: Path) -> str:
+    """Returns a hash of a safetensors file that is the same for the same content.
+
+    The library writes the entries of the header in another order each time, so they are sorted.
+
+    Args:
+        file: the file.
+
+    Raises:
+        ValueError: if it has no header.
+    """
+    with file.open("rb") as stream:
+        length = int.from_bytes(stream.read(8), "little")
+        if length > file.stat().st_size:
+            raise ValueError(f"{file.name} is damaged")
+        try:
+            header = json.loads(stream.read(length))
+        except RecursionError as error:
+            raise ValueError(f"{file.name} is damaged") from error
+        digest = hashlib.sha256(json.dumps(header, sort_keys=True).encode())
+        return hashlib.file_digest(stream, lambda: digest).hexdigest()
 
 
 def reason_of(error: BaseException) -> str:

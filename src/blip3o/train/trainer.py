@@ -4,7 +4,7 @@ import dataclasses
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, cast
 
@@ -23,8 +23,9 @@ from blip3o.objectives import Objective
 from blip3o.train.adapters import add_adapters
 from blip3o.train.checkpoint import Checkpoints, TrainState, check_resumable
 from blip3o.train.config import RunConfig
+from blip3o.train.diverged import advice, are_finite, explaining
 from blip3o.train.ema import Ema
-from blip3o.train.environment import write_environment
+from blip3o.train.environment import Notes, write_environment
 from blip3o.train.flops import count_flops, peak_tflops
 from blip3o.train.learner import Learner, whole
 from blip3o.train.optimizer import (
@@ -35,6 +36,7 @@ from blip3o.train.optimizer import (
     set_learning_rate,
 )
 from blip3o.train.prepare import (
+    check_groups,
     compile_blocks,
     leave_out_padding,
     name_objectives,
@@ -82,6 +84,7 @@ class Trainer:
             `on_checkpoint(trainer, step, folder)` (the folder is being written), and, with whole
             averaged weights in the model, `on_sample(trainer, step)` and `on_end(trainer)`. Only
             those of the main process are called.
+        notes: what else is noted of this start and in every line of metrics.
 
     Raises:
         UsageError: if the run folder belongs to another config, or the config does not fit the
@@ -96,6 +99,7 @@ class Trainer:
         objectives: Sequence[nn.Module],
         loader: StepLoader,
         callbacks: Sequence[object] = (),
+        notes: Notes | None = None,
     ) -> None:
         check_resumable(run_dir, config)
         train = config.train
@@ -132,6 +136,7 @@ class Trainer:
         )
         self._loader = loader
         self._callbacks = callbacks
+        self._notes = notes or Notes()
 
     def fit(self) -> None:
         """Trains up to the last step.
@@ -151,14 +156,14 @@ class Trainer:
         self.state = self._checkpoints.load() or self.state
         if self.state.step >= train.steps:
             say(f"{self.run_dir} is finished: step {self.state.step} of {train.steps}")
-            self._show("on_end")
+            self._end()
             return
         if self.state.step:
             say(f"resuming {self.run_dir} at step {self.state.step}")
         if is_main():
             self.run_dir.mkdir(parents=True, exist_ok=True)
             save_yaml(self.config, self.run_dir / "config.yaml")
-            write_environment(self.run_dir, self.precision.device)
+            write_environment(self.run_dir, self.precision.device, self._notes.environment)
         self._set_modes()
         log = RunLog(self.run_dir, self.state.step, train.steps, train.global_batch_size)
         batches = self._loader(self.state.step)
@@ -170,6 +175,16 @@ class Trainer:
             log.close()
             if hasattr(batches, "close"):
                 batches.close()  # ends the loader's workers now, not when Python finds the time
+        self._end()
+
+    def _end(self) -> None:
+        """Calls back for the last time, unless there is no model worth to be kept."""
+        state, rate = self.state, self.config.train.optimizer.lr
+        if not all(exchange(are_finite(self.ema.averages.values()))):
+            raise UsageError(advice(state.step, rate, "weights are not numbers"))
+        if 2 * state.nonfinite_steps > state.step:
+            seen = f"{state.nonfinite_steps} steps were not finite and updated nothing"
+            raise UsageError(advice(state.step, rate, seen))
         self._show("on_end")
 
     def _run(self, batches: Iterator[list[Batch]], log: RunLog, stop: StopRequest) -> None:
@@ -187,11 +202,12 @@ class Trainer:
             samples = sum(one.samples for one in all_loaded)
             tokens = sum(one.tokens for one in all_loaded)
             if window.flops_per_token is None and not train.compile:
-                with count_flops(self.model) as count:
+                with self._explaining(), count_flops(self.model) as count:
                     sums = self._step(groups, rate)
                 window.flops_per_token = sum(exchange(count.total)) / max(tokens, 1)
             else:
-                sums = self._step(groups, rate)
+                with self._explaining():
+                    sums = self._step(groups, rate)
             window.add(sums, samples, tokens, max(one.waited for one in all_loaded))
             state.step += 1
             state.samples_seen += samples
@@ -224,7 +240,7 @@ class Trainer:
         try:
             with children_outlive_sigterm() if is_first else nullcontext():  # workers start now
                 groups = next(batches, None)
-            self._check_groups(groups)
+            check_groups(groups, self._named_objectives.values(), self.state.step)
         except UsageError as caught:
             error = caught
         groups = groups or []
@@ -309,17 +325,6 @@ class Trainer:
                 f"train.max_nonfinite_steps={limit}; lower train.optimizer.lr"
             )
 
-    def _check_groups(self, groups: list[Batch] | None) -> None:
-        if groups is None:
-            raise UsageError(f"the data ended at step {self.state.step}; lower train.steps")
-        learned = {task for o in self._named_objectives.values() for task in o.tasks}
-        for batch in groups:
-            if batch.task not in learned:
-                raise UsageError(
-                    f"no objective learns from the task {batch.task!r} of data.mixture; "
-                    f"objectives.*.tasks name {', '.join(sorted(learned))}"
-                )
-
     def _set_modes(self) -> None:
         set_mode(self.model, is_training=True)
         self.objectives.train()
@@ -333,6 +338,7 @@ class Trainer:
             "samples_seen": self.state.samples_seen,
             "nonfinite_steps": self.state.nonfinite_steps,
             "memory_mb": memory_mb(self.precision.device),
+            **self._notes.metrics,
         }
 
     def _show(self, event: str, *arguments: object) -> None:
@@ -340,8 +346,13 @@ class Trainer:
         # Several processes keep frozen weights in half precision, which autocast brings together.
         precision = self.precision.autocast() if world_size() > 1 else nullcontext()
         with self.learner.holding(self.ema.averages), precision:
-            self._call(event, *arguments)
+            with self._explaining():
+                self._call(event, *arguments)
             exchange(None)
+
+    def _explaining(self) -> AbstractContextManager[None]:
+        weights = (*self.parameters.values(), *self.ema.averages.values())
+        return explaining(self.state.step, self.config.train.optimizer.lr, weights)
 
     def _call(self, event: str, *arguments: object) -> None:
         for callback in self._callbacks if is_main() else ():

@@ -91,3 +91,20 @@ def test_nobody_reading_stderr_ends_nothing(monkeypatch: pytest.MonkeyPatch) -> 
         say("a line")
         assert list(progress(range(3), what="work", every_s=0.0)) == [0, 1, 2]
         os.dup2(nowhere.fileno(), writer)  # for what is written when it is closed
+
+
+@pytest.mark.parametrize(
+    ("count", "total", "seconds", "said"),
+    [
+        (25, 50, 600.0, "24 s each, 10 min left"),
+        (1, 4, 15.0, "15 s each, 45 s left"),
+        (2, 50, 10.0, "0.2/s, 4 min left"),
+        (100, 110, 10.0, "10.0/s"),
+        (3, None, 60.0, "20 s each"),
+        (5, 5, 0.0, "5000000000.0/s"),
+    ],
+)
+def test_slow_progress_tells_the_seconds_of_an_item_and_what_is_left(
+    count: int, total: int | None, seconds: float, said: str
+) -> None:
+    assert log._pace(count, total, seconds).endswith(said)

@@ -7,10 +7,12 @@ import itertools
 import json
 import os
 import pickle
+import shutil
 import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -23,6 +25,7 @@ from blip3o.data.cache import FeatureCache, build_cache
 from blip3o.data.collate import Preparer
 from blip3o.data.loader import Loader
 from blip3o.data.mixture import MixtureEntry
+from blip3o.data.sources.folder import FolderConfig, FolderSource
 from blip3o.data.sources.webdataset import WebDatasetConfig, WebDatasetSource
 
 MakeLoader = Callable[..., Loader]
@@ -35,7 +38,7 @@ def encode(pixels: Tensor) -> Tensor:
 
 
 def build(
-    source: WebDatasetSource, folder: Path, *, role: str = "image", **changes: object
+    source: WebDatasetSource | FolderSource, folder: Path, *, role: str = "image", **changes: object
 ) -> None:
     settings = {"fingerprint": "encoder/8", "image_px": 8, "batch_size": 5, **changes}
     function = settings.pop("encode", encode)
@@ -303,3 +306,166 @@ def test_an_open_cache_travels_light(source: WebDatasetSource, tmp_path: Path) -
     row = cache.get("scenes", "image", 4)
     assert len(pickle.dumps(cache)) < 1000
     assert torch.equal(pickle.loads(pickle.dumps(cache)).get("scenes", "image", 4), row)
+
+
+def folder_of(folder: Path, *levels: int) -> Any:
+    """A folder of pictures, under the same name as any other one."""
+    folder.mkdir(exist_ok=True)
+    for number, level in enumerate(levels):
+        Image.new("RGB", (8, 8), (level, 0, 0)).save(folder / f"{number}.png")
+    return FolderConfig(path=str(folder), name="own")
+
+
+def test_two_data_sets_of_one_name_keep_their_features_side_by_side(tmp_path: Path) -> None:
+    first = folder_of(tmp_path / "a", 10, 20, 30).build()
+    second = folder_of(tmp_path / "b", 200, 210).build()
+    for source in (first, second, first):
+        build(source, tmp_path / "cache")
+    found = {}
+    for source in (first, second):
+        cache = FeatureCache(tmp_path / "cache", "encoder/8")
+        assert cache.is_complete("own", "image", source.fingerprint())
+        cache.check(source, "image")
+        found[source] = cache.get("own", "image", 1)
+    assert found[second][0, 0] > found[first][0, 0] + 1
+    assert (tmp_path / "cache" / "own.image.f16").exists()  # the first data's, as ever
+    calls: list[int] = []
+    for source in (first, second):  # nothing is computed twice
+        build(source, tmp_path / "cache", encode=lambda p: calls.append(1) or encode(p))
+    assert not calls
+
+
+def test_features_of_data_that_changed_are_not_taken_for_those_of_the_new(tmp_path: Path) -> None:
+    config = folder_of(tmp_path / "a", 10, 20, 30)
+    build(config.build(), tmp_path / "cache")
+    Image.new("RGB", (8, 8), (250, 0, 0)).save(tmp_path / "a" / "1.png")
+    changed = config.build()
+    cache = FeatureCache(tmp_path / "cache", "encoder/8")
+    assert not cache.is_complete("own", "image", changed.fingerprint())
+    build(changed, tmp_path / "cache")
+    cache.check(changed, "image")
+    assert cache.get("own", "image", 1)[0, 0] > 2
+
+
+def test_a_reader_that_was_checked_never_reads_other_data_later(tmp_path: Path) -> None:
+    first = folder_of(tmp_path / "a", 10, 20, 30).build()
+    second = folder_of(tmp_path / "b", 200, 210, 220).build()
+    build(first, tmp_path / "cache")
+    cache = FeatureCache(tmp_path / "cache", "encoder/8")
+    cache.check(first, "image")
+    for file in (tmp_path / "cache").iterdir():
+        file.unlink()
+    build(second, tmp_path / "cache")
+    with pytest.raises(UsageError, match=r"no whole feature cache|made from other data"):
+        cache.get("own", "image", 0)
+
+
+@pytest.mark.parametrize("name", ["scenes.image.f16", "scenes.image.sums"])
+@pytest.mark.parametrize("position", [0, 6, 11])
+def test_a_flipped_bit_is_never_read_and_its_chunk_is_computed_again(
+    source: WebDatasetSource, tmp_path: Path, name: str, position: int
+) -> None:
+    calls: list[int] = []
+
+    def counted(pixels: Tensor) -> Tensor:
+        calls.append(len(pixels))
+        return encode(pixels)
+
+    build(source, tmp_path, encode=counted)
+    content = bytearray((tmp_path / name).read_bytes())
+    content[len(content) // 12 * position + 3] ^= 1
+    (tmp_path / name).write_bytes(content)
+    cache = FeatureCache(tmp_path, "encoder/8")
+    for other in set(range(12)) - {position}:
+        cache.get("scenes", "image", other)
+    with pytest.raises(UsageError, match=rf"damaged: the row of record {position} .*again"):
+        cache.get("scenes", "image", position)
+    assert not cache.is_complete("scenes", "image")
+    build(source, tmp_path, encode=counted)
+    assert calls == [5, 5, 2, 2 if position == 11 else 5]
+    build(source, tmp_path / "at-once")
+    for k in range(12):
+        again, expected = (
+            FeatureCache(folder, "encoder/8").get("scenes", "image", k)
+            for folder in (tmp_path, tmp_path / "at-once")
+        )
+        assert torch.equal(again, expected)
+
+
+@pytest.mark.parametrize("content", [b"\0", b"\x3c", b"\x7f"])
+def test_an_array_overwritten_in_its_size_stops_the_loader(
+    source: WebDatasetSource,
+    scenes: WebDatasetConfig,
+    make_loader: MakeLoader,
+    preparer: Preparer,
+    tmp_path: Path,
+    content: bytes,
+) -> None:
+    build(source, tmp_path)
+    array = tmp_path / "scenes.image.f16"
+    array.write_bytes(content * array.stat().st_size)
+    stale = dataclasses.replace(preparer, cache=FeatureCache(tmp_path, "encoder/8"))
+    entry = MixtureEntry(source=scenes, task="text_to_image")
+    with pytest.raises(UsageError, match=r"scenes\.image\.f16 is damaged"):
+        next(make_loader(mixture=(entry,), preparer=stale)(0))
+
+
+def test_a_cache_of_an_older_version_loads_and_says_that_it_has_no_hashes(
+    source: WebDatasetSource, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    build(source, tmp_path)
+    expected = FeatureCache(tmp_path, "encoder/8").get("scenes", "image", 3)
+    info = json.loads((tmp_path / "scenes.image.json").read_text())
+    del info["hashes"]
+    (tmp_path / "scenes.image.json").write_text(json.dumps(info))
+    (tmp_path / "scenes.image.sums").unlink()
+    build(source, tmp_path, encode=lambda pixels: pixels / 0)  # is not called
+    cache = FeatureCache(tmp_path, "encoder/8")
+    cache.check(source, "image")
+    assert torch.equal(cache.get("scenes", "image", 3), expected)
+    assert capsys.readouterr().err.count("without hashes") == 1
+
+
+def test_hashes_that_got_lost_are_no_older_version(
+    source: WebDatasetSource, tmp_path: Path
+) -> None:
+    build(source, tmp_path)
+    (tmp_path / "scenes.image.sums").unlink()
+    assert not FeatureCache(tmp_path, "encoder/8").is_complete("scenes", "image")
+
+
+def test_records_without_a_picture_are_named_with_their_reason(
+    tmp_path: Path, write_tar: WriteTar
+) -> None:
+    good = io.BytesIO()
+    Image.new("RGB", (8, 8), "red").save(good, "PNG")
+    members = {f"{k}.png": b"broken" if k in (2, 9) else good.getvalue() for k in range(12)}
+    write_tar(tmp_path / "some.tar", members)
+    some = WebDatasetConfig(path=f"{tmp_path}/some.tar", name="some").build()
+    build(some, tmp_path)
+    cache = FeatureCache(tmp_path, "encoder/8")
+    cache.check(some, "image")
+    notes = cache.left_out(some, "image")
+    assert {position: note["key"] for position, note in notes.items()} == {2: "2", 9: "9"}
+    with pytest.raises(ValueError, match=f"were cached: {notes[2]['reason']}"):
+        cache.get("some", "image", 2)
+
+
+def test_features_that_do_not_fit_on_the_disk_are_refused_before_they_are_computed(
+    source: WebDatasetSource, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    build(source, tmp_path / "at-once")
+    need = sum(
+        (tmp_path / "at-once" / f"scenes.image.{end}").stat().st_size for end in ("f16", "sums")
+    )
+    for free in (need - 1, need):
+        usage = type("Usage", (), {"free": free})
+        monkeypatch.setattr(shutil, "disk_usage", lambda path, usage=usage: usage)
+        if free < need:
+            with pytest.raises(
+                UsageError, match=r"features of 12 pictures .* are free on the disk"
+            ):
+                build(source, tmp_path / "cache")
+            assert not (tmp_path / "cache" / "scenes.image.f16").exists()
+        else:
+            build(source, tmp_path / "cache")

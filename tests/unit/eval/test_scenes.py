@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from blip3o.core.errors import UsageError
+from blip3o.core.lock import locked
 from blip3o.eval import run_benchmark
 from blip3o.eval.scenes import ScenesBenchmark
 
@@ -66,3 +67,12 @@ def test_a_folder_that_cannot_be_written_is_told_before_a_model_is_loaded(tmp_pa
 def test_more_prompts_than_there_are_is_told_in_one_line(tiny_folder: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="different prompts, not 600"):
         run_benchmark("scenes", str(tiny_folder), tmp_path, ["prompts_per_category=600"])
+
+
+def test_a_second_evaluation_into_a_folder_is_refused(tiny_folder: Path, tmp_path: Path) -> None:
+    with (
+        locked(tmp_path / ".lock"),
+        pytest.raises(UsageError, match=r"^process \d+ on .* evaluates into .*another --out$"),
+    ):
+        run_benchmark("scenes", str(tiny_folder), tmp_path, FEW, device="cpu", dtype="fp32")
+    assert not list(tmp_path.iterdir())

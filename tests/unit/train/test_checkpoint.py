@@ -319,3 +319,65 @@ def test_a_kill_between_rename_and_pointer_resumes_from_the_pointer(
     folder = again.save(2)
     assert json.loads((folder / "state.json").read_text())["step"] == 2
     assert latest(tmp_path) == "step-00000002"
+
+
+def flip(file: Path, place: float) -> None:
+    """Flips a bit at a share of a file's length."""
+    content = bytearray(file.read_bytes())
+    content[int(place * (len(content) - 1))] ^= 4
+    file.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    "file",
+    ["state.json", *(f"shard-00001-model-0000{n}-of-00003.safetensors" for n in (1, 2, 3))],
+)
+@pytest.mark.parametrize("place", [0.0, 0.1, 0.3, 0.5, 0.8, 0.95, 1.0])
+def test_a_flipped_bit_in_the_newest_gives_way_to_the_one_before(
+    tmp_path: Path, capsys: pytest.CaptureFixture, file: str, place: float
+) -> None:
+    saved = Saved(tmp_path)
+    saved.save(1)
+    expected = saved.tensors()
+    flip(saved.save(2) / file, place)
+    fresh = Saved(tmp_path)
+    state = fresh.checkpoints.load()
+    assert state is not None
+    assert state.step == 1
+    assert fresh.tensors() == expected
+    assert "step-00000002 is not whole" in capsys.readouterr().err
+    assert stored_config(tmp_path) in ({"of": 1}, {"of": 2})
+
+
+def test_flipped_bits_in_all_are_an_error_and_no_fresh_start(tmp_path: Path) -> None:
+    saved = Saved(tmp_path)
+    for step in (1, 2):
+        flip(next(saved.save(step).glob("*00002-of*")), 1.0)
+    with pytest.raises(UsageError, match=r"no checkpoint in .* can be read"):
+        Saved(tmp_path).checkpoints.load()
+
+
+def test_equal_content_has_equal_hashes(tmp_path: Path) -> None:
+    hashes = []
+    for number in range(8):  # the header's entries come in another order each time
+        store, folder = TensorStore(), tmp_path / str(number)
+        folder.mkdir()
+        store.write(folder, {f"model/{name}": torch.ones(2) for name in "abcdefgh"})
+        hashes.append(store.hashes(folder))
+    assert len({next((tmp_path / str(n)).iterdir()).read_bytes() for n in range(8)}) > 1
+    assert all(one == hashes[0] for one in hashes)
+
+
+def test_a_checkpoint_of_an_older_version_loads_and_says_that_it_has_no_hashes(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    saved = Saved(tmp_path)
+    state_file = saved.save(1) / "state.json"
+    facts = json.loads(state_file.read_text())
+    del facts["hashes"], facts["digest"]
+    state_file.write_text(json.dumps(facts))
+    fresh = Saved(tmp_path)
+    state = fresh.checkpoints.load()
+    assert state is not None
+    assert fresh.tensors() == saved.tensors()
+    assert capsys.readouterr().err.count("without hashes") == 1

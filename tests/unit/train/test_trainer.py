@@ -14,8 +14,9 @@ import torch
 from torch import nn
 
 from blip3o.core.config import evolve, load_yaml
-from blip3o.core.errors import PreemptedError, UsageError
+from blip3o.core.errors import NotFiniteError, PreemptedError, UsageError
 from blip3o.train.config import RunConfig
+from blip3o.train.environment import Notes
 from blip3o.train.trainer import Trainer
 
 ReadRun = Callable[[Path], dict[str, Any]]
@@ -200,6 +201,48 @@ def test_too_many_steps_that_are_not_finite_end_the_run(toys: Any, tmp_path: Pat
     config = toys.with_train(max_nonfinite_steps=2)
     with pytest.raises(UsageError, match=r"3 steps were not finite.*max_nonfinite_steps=2"):
         toys.trainer(tmp_path, config, objectives=[objective]).fit()
+
+
+@pytest.mark.parametrize("where", ["on_sample", "on_end"])
+def test_values_that_are_not_numbers_in_a_callback_lead_to_advice(
+    toys: Any, tmp_path: Path, where: str
+) -> None:
+    def fail(*_: object) -> None:
+        raise NotFiniteError("pixels hold values that are not numbers")
+
+    callback = type("Fails", (), {where: staticmethod(fail)})()
+    config = toys.with_train(sample_every=12)
+    with pytest.raises(UsageError, match=r"diverged .*lower train\.optimizer\.lr"):
+        toys.trainer(tmp_path, config, callbacks=[callback]).fit()
+
+
+def test_averages_that_are_not_numbers_are_never_handed_on(toys: Any, tmp_path: Path) -> None:
+    class Spoil:
+        def on_log(self, trainer: Trainer, step: int, values: dict[str, Any]) -> None:
+            if step == 12:
+                trainer.ema.averages["head.weight"][0] = float("nan")
+
+        def on_end(self, trainer: Trainer) -> None:
+            raise AssertionError
+
+    with pytest.raises(UsageError, match=r"weights are not numbers.*lower train\.optimizer\.lr"):
+        toys.trainer(tmp_path, callbacks=[Spoil()]).fit()
+
+
+def test_a_run_of_steps_that_updated_nothing_leaves_no_model(toys: Any, tmp_path: Path) -> None:
+    objective = toys.objective()
+    objective.poison = set(range(8, 100))
+    with pytest.raises(UsageError, match=r"10 steps were not finite.*lower train\.optimizer\.lr"):
+        toys.trainer(tmp_path, objectives=[objective]).fit()
+
+
+def test_notes_of_a_start_stand_in_its_files(toys: Any, tmp_path: Path) -> None:
+    trainer = toys.trainer(tmp_path)
+    trainer._notes = Notes(environment={"data": {"own": 3}}, metrics={"data_changes": 2})
+    trainer.fit()
+    assert json.loads((tmp_path / "env.json").read_text())["data"] == {"own": 3}
+    row = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[0])
+    assert row["data_changes"] == 2
 
 
 def test_a_task_that_nothing_learns_from_is_named(toys: Any, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ import io
 import itertools
 import json
 import multiprocessing
+import signal
 import tarfile
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
@@ -15,8 +16,10 @@ from PIL import Image
 
 from blip3o.core.errors import UsageError
 from blip3o.core.files import write_atomic
-from blip3o.core.log import progress
+from blip3o.core.lock import locked
+from blip3o.core.log import progress, say
 from blip3o.core.rng import numpy_rng
+from blip3o.core.room import require_room, size_text
 from blip3o.core.types import IMAGE_MARK
 from blip3o.data.scenes.asking import QA
 from blip3o.data.scenes.captions import caption_texts, pair_texts
@@ -31,7 +34,12 @@ from blip3o.data.scenes.types import Scene
 VERSION = 6
 """Of what is written; raise it when the same settings would write other contents."""
 Format = Literal["webdataset", "jsonl"]
+_SAMPLE_BYTES = {"scenes": (10_300, 0.28), "edits": (4_000, 0.43), "pairs": (3_100, 0.25)}
+"""Bytes of a sample, and more for each pixel of its pictures; measured from 48 to 192 px."""
+_MEASURED_PX = 192
 _Member = tuple[str, bytes]
+_Shard = tuple["ScenesExport", str, int, int]
+"""Settings, kind, and the first sample and the one after the last."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,25 +122,58 @@ def export_scenes(
         format=format,
     )
     settings.out_dir.mkdir(parents=True, exist_ok=True)
-    _check_settings(settings)
     totals = {"scenes": num_scenes, "edits": num_edits, "pairs": num_pairs}
     shards = [
         (settings, what, start, min(start + shard_size, total))
         for what, total in totals.items()
         for start in range(0, total, shard_size)
     ]
+    with locked(settings.out_dir / "export.lock"):  # of two first starts, one writes
+        _check_settings(settings)
+        _write_missing(settings, shards, num_processes)
+    return [_shard_path(*shard[:3]) for shard in shards]
+
+
+def _write_missing(settings: ScenesExport, shards: list[_Shard], num_processes: int) -> None:
+    for part in settings.out_dir.rglob(".*.part"):  # of calls that were killed
+        part.unlink(missing_ok=True)
     missing = [shard for shard in shards if not _shard_path(*shard[:3]).exists()]
-    if num_processes <= 1 or len(missing) <= 1:
-        for shard in progress(missing, what="shards"):
-            _write_shard(shard)
-    else:
+    if not missing:
+        return
+    need = sum((stop - start) * _sample_bytes(what, one.px) for one, what, start, stop in missing)
+    place = settings.out_dir
+    require_room(place, need, f"{len(missing)} shards of scenes", "choose another folder")
+    count = sum(stop - start for _, _, start, stop in missing)
+    say(
+        f"writing {count} samples in {len(missing)} shards, about {size_text(need)}, to {place}; "
+        "when stopped, the same command goes on"
+    )
+    try:
+        if num_processes <= 1 or len(missing) <= 1:
+            for shard in progress(missing, what="shards"):
+                _write_shard(shard)
+            return
         # Forked processes would inherit torch's threads in an unknown state.
         context = multiprocessing.get_context("spawn")
-        with context.Pool(min(num_processes, len(missing))) as pool:
+        with context.Pool(min(num_processes, len(missing)), _leave_ctrl_c) as pool:
             done = pool.imap_unordered(_write_shard, missing)
             for _ in progress(done, total=len(missing), what="shards"):
                 pass
-    return [_shard_path(*shard[:3]) for shard in shards]
+    except KeyboardInterrupt:
+        there = sum(_shard_path(*shard[:3]).exists() for shard in shards)
+        say(f"{there} of {len(shards)} shards are in {place}; the next call goes on")
+        raise
+
+
+def _sample_bytes(what: str, px: int) -> int:
+    """Returns about how many bytes a sample takes; large pictures are not overrated."""
+    base, each = _SAMPLE_BYTES[what]
+    return round(base + each * min(px, _MEASURED_PX) ** 2)
+
+
+def _leave_ctrl_c() -> None:
+    """Leaves it to the process that others belong to what Ctrl-C means."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _check_settings(settings: ScenesExport) -> None:
@@ -164,15 +205,17 @@ def _shard_path(settings: ScenesExport, what: str, start: int) -> Path:
     return settings.out_dir / f"{what}-{start // settings.shard_size:06d}.{end}"
 
 
-def _write_shard(shard: tuple[ScenesExport, str, int, int]) -> None:
+def _write_shard(shard: _Shard) -> None:
     settings, what, start, stop = shard
     make = _SAMPLERS[what]
     samples = (make(settings, index) for index in range(start, stop))
     path = _shard_path(settings, what, start)
     if settings.format == "webdataset":
-        write_atomic(path, _tar_bytes(itertools.chain.from_iterable(map(_members, samples))))
+        content = _tar_bytes(itertools.chain.from_iterable(map(_members, samples)))
     else:
-        write_atomic(path, _write_lines(samples, path))
+        content = _write_lines(samples, path)
+    # Shared: a process of a killed call may still be at work.
+    write_atomic(path, content, is_shared=True)
 
 
 _Sample = tuple[str, dict[str, Image.Image], dict[str, Any]]
@@ -316,7 +359,7 @@ def _write_lines(samples: Iterator[_Sample], path: Path) -> bytes:
         names = {}
         for role, picture in pictures.items():
             name = f"{key}.{role}.png" if role else f"{key}.png"
-            write_atomic(folder / name, _png(picture))
+            write_atomic(folder / name, _png(picture), is_shared=True)
             names[role or "image"] = f"{folder.name}/{name}"
         lines.append(json.dumps(names | fields) + "\n")
     return "".join(lines).encode()

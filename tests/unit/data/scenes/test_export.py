@@ -1,6 +1,9 @@
 import io
 import json
+import shutil
 import tarfile
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +11,7 @@ import pytest
 from PIL import Image
 
 from blip3o.core.errors import UsageError
+from blip3o.data.scenes import export
 from blip3o.data.scenes.export import export_scenes
 from blip3o.data.scenes.render import render
 from blip3o.data.scenes.scene import sample_pair, sample_scene
@@ -91,3 +95,73 @@ def test_bad_arguments_are_refused(tmp_path: Path, wrong: dict[str, Any], messag
     with pytest.raises(UsageError, match=message):
         export_scenes(tmp_path, 1, **wrong)
     assert not list(tmp_path.iterdir())
+
+
+def test_two_first_calls_write_every_shard_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    written: list[int] = []
+    plain = export._write_shard
+
+    def slow(shard: Any) -> None:
+        written.append(shard[2])
+        time.sleep(0.05)
+        plain(shard)
+
+    monkeypatch.setattr(export, "_write_shard", slow)
+    failed: list[Exception] = []
+
+    def call() -> None:
+        try:
+            export_scenes(tmp_path, 4, px=16, shard_size=1, num_processes=1)
+        except Exception as error:  # noqa: BLE001  (a thread keeps it to itself)
+            failed.append(error)
+
+    calls = [threading.Thread(target=call) for _ in range(3)]
+    for one in calls:
+        one.start()
+    for one in calls:
+        one.join()
+    assert not failed
+    assert sorted(written) == [0, 1, 2, 3]
+    assert "waiting for process" in capsys.readouterr().err
+
+
+def test_ctrl_c_says_how_far_it_is_and_the_next_call_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    plain, calls = export._write_shard, iter(range(9))
+
+    def stops(shard: Any) -> None:
+        if next(calls) == 2:
+            raise KeyboardInterrupt
+        plain(shard)
+
+    (tmp_path / ".scenes-000003.tar.host.7.part").write_bytes(b"of a call that was killed")
+    with monkeypatch.context() as patch:
+        patch.setattr(export, "_write_shard", stops)
+        with pytest.raises(KeyboardInterrupt):
+            export_scenes(tmp_path, 4, px=16, shard_size=1, num_processes=1)
+    err = capsys.readouterr().err
+    assert "writing 4 samples in 4 shards, about 41.5 kB" in err
+    assert f"2 of 4 shards are in {tmp_path}; the next call goes on" in err
+    export_scenes(tmp_path, 4, px=16, shard_size=1, num_processes=1)
+    assert "writing 2 samples in 2 shards" in capsys.readouterr().err
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_scenes_that_do_not_fit_on_the_disk_are_refused_before_the_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: type("Usage", (), {"free": 300_000}))
+    with pytest.raises(UsageError, match=r"1 shards of scenes need about 3\d\d.* are free"):
+        export_scenes(tmp_path, 30, px=96, num_processes=1)
+    assert not list(tmp_path.glob("*.tar"))
+    export_scenes(tmp_path / "few", 5, px=96, num_processes=1)
+
+
+@pytest.mark.parametrize("px", [48, 96])
+def test_the_estimate_is_near_the_bytes_that_are_written(tmp_path: Path, px: int) -> None:
+    for what, counts in {"scenes": (40, 0, 0), "edits": (0, 40, 0), "pairs": (0, 0, 40)}.items():
+        (shard,) = export_scenes(tmp_path / what, *counts, px=px, num_processes=1)
+        assert shard.stat().st_size == pytest.approx(40 * export._sample_bytes(what, px), rel=0.15)

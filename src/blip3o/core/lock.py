@@ -1,0 +1,124 @@
+"""Locks that the system frees when their process ends, however it ends: none is ever stale.
+
+A lock is a file with the name of its holder in it. It goes with the lock; one that a killed process
+left behind means nothing. `flock` also works between machines on file systems that pass it on (NFS,
+Lustre with `-o flock`, GPFS). On one that knows no locks a warning says so.
+"""
+
+import errno
+import fcntl
+import json
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from blip3o.core.errors import UsageError
+from blip3o.core.log import say
+
+_UNSUPPORTED = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL}
+_NOTE_BYTES = 4096
+
+_open: set[int] = set()
+"""File descriptors of the locks that this process holds or waits for."""
+
+
+@contextmanager
+def locked(file: Path, refusal: str | None = None) -> Iterator[None]:
+    """Holds a lock while the block runs.
+
+    Args:
+        file: the lock; created if missing. Its folder must exist.
+        refusal: what to say if another process holds the lock; its process id and machine stand
+            before it. None waits for the other process.
+
+    Raises:
+        UsageError: if another process holds the lock and `refusal` is given, or the file cannot be
+            written.
+    """
+    descriptor = _open_lock(file)
+    try:
+        while not _take(descriptor, file, refusal):
+            _close(descriptor)
+            descriptor = _open_lock(file)
+        _note(descriptor, json.dumps({"pid": os.getpid(), "host": socket.gethostname()}))
+        try:
+            yield
+        finally:
+            if descriptor in _open and _is_there(descriptor, file):
+                with suppress(OSError):  # while it is held: whoever waits for it looks again
+                    file.unlink()
+    finally:
+        _close(descriptor)
+
+
+def _open_lock(file: Path) -> int:
+    try:
+        descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o666)
+    except OSError as error:
+        raise UsageError(f"cannot write {file}: {error.strerror}") from error
+    _open.add(descriptor)
+    return descriptor
+
+
+def _close(descriptor: int) -> None:
+    if descriptor in _open:  # else this is a forked process, which has closed it
+        _open.discard(descriptor)
+        os.close(descriptor)
+
+
+def _take(descriptor: int, file: Path, refusal: str | None) -> bool:
+    """Takes a lock; returns whether it counts: its last holder may have removed its file."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        holder = _holder(descriptor)
+        if refusal is not None:
+            raise UsageError(f"{holder} {refusal}") from None
+        say(f"waiting for {holder}, which holds {file}")
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+    except OSError as error:
+        if error.errno not in _UNSUPPORTED:
+            raise UsageError(f"cannot lock {file}: {error.strerror}") from error
+        say(
+            f"warning: the file system of {file.parent} knows no locks; "
+            "take care that only one process at a time writes there"
+        )
+        return True
+    return _is_there(descriptor, file)
+
+
+def _is_there(descriptor: int, file: Path) -> bool:
+    """Returns whether the file of a lock is still in its place."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), os.stat(file))
+    except OSError:
+        return False
+
+
+def _holder(descriptor: int) -> str:
+    """Returns who holds a lock, as its file says."""
+    try:
+        note = json.loads(os.pread(descriptor, _NOTE_BYTES, 0))
+        return f"process {int(note['pid'])} on {note['host']}"
+    except (OSError, ValueError, KeyError, TypeError):  # it has only just taken the lock
+        return "another process"
+
+
+def _note(descriptor: int, text: str) -> None:
+    """Writes who holds a lock; on a full disk the lock holds without a name."""
+    with suppress(OSError):
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, text.encode(), 0)
+
+
+def _close_in_child() -> None:
+    """Closes the locks in a forked process: it would hold them on when its parent is killed."""
+    for descriptor in _open:
+        with suppress(OSError):
+            os.close(descriptor)
+    _open.clear()
+
+
+os.register_at_fork(after_in_child=_close_in_child)

@@ -1,0 +1,170 @@
+"""Reads cached image features, and refuses those that are not what was asked for.
+
+A row that is not the one that was written is never learned from: the run ends, and its next start
+computes the chunk again.
+"""
+
+import dataclasses
+import os
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from blip3o.core.errors import UsageError
+from blip3o.core.log import say
+from blip3o.data.cache_files import HASH_BYTES, CacheFiles, CacheInfo, find_files, hash_row
+from blip3o.data.sources import Source
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class _Opened:
+    """The mapped files of a cache."""
+
+    files: CacheFiles
+    info: CacheInfo
+    array: NDArray[np.float16]
+    sums: NDArray[np.uint8] | None
+
+
+class FeatureCache:
+    """Cached features of several sources and roles.
+
+    Args:
+        folder: where the files are.
+        fingerprint: what must have computed them: encoder, weights, preprocessing.
+    """
+
+    def __init__(self, folder: Path, fingerprint: str) -> None:
+        self.folder = folder
+        self.fingerprint = fingerprint
+        self._data: dict[tuple[str, str], str] = {}
+        self._opened: dict[tuple[str, str], _Opened] = {}
+
+    def get(self, source: str, role: str, position: int) -> Tensor:
+        """Returns the features [N, C] of one picture, float16.
+
+        Args:
+            source: name of the data source.
+            role: which picture of the record.
+            position: the record's place in its source.
+
+        Raises:
+            ValueError: if the picture could not be read when the cache was built.
+            UsageError: if the cache is missing, unfinished, damaged or of another encoder or of
+                other data.
+        """
+        opened = self._open(source, role)
+        row = opened.array[position].copy()
+        if opened.sums is not None and hash_row(row) != opened.sums[position].tobytes():
+            raise _damaged(opened, position)
+        if np.isnan(row.flat[0]):
+            note = opened.files.read_left_out().get(position, {})
+            reason = f": {note['reason']}" if "reason" in note else ""
+            raise ValueError(
+                f"the picture {role!r} could not be read when its features were cached{reason}"
+            )
+        return torch.from_numpy(row)
+
+    def left_out(self, source: Source, role: str) -> dict[int, dict[str, Any]]:
+        """Returns `key` and `reason` of the records whose picture cannot be read, by position.
+
+        Args:
+            source: the records, as `check` knows them.
+            role: which picture of each record.
+        """
+        opened = self._open(source.name, role)
+        notes = opened.files.read_left_out()
+        return {k: note for k, note in notes.items() if np.isnan(opened.array[k].flat[0])}
+
+    def is_complete(self, source: str, role: str, data: str | None = None) -> bool:
+        """Returns whether a role of a source is cached whole, by the right encoder.
+
+        Args:
+            source: name of the data source.
+            role: which picture of its records.
+            data: fingerprint of the records; None for those that came first.
+        """
+        try:
+            self._info(find_files(self.folder, source, role, data), f"{source}/{role}", data)
+        except UsageError:
+            return False
+        return True
+
+    def check(self, source: Source, role: str) -> None:
+        """Refuses features that are not of the records of a source, and reads no others later.
+
+        Args:
+            source: the records.
+            role: which picture of each record.
+
+        Raises:
+            UsageError: if the cache is missing, unfinished, of another encoder or of other data.
+        """
+        data = source.fingerprint()
+        files = find_files(self.folder, source.name, role, data)
+        plain = find_files(self.folder, source.name, role)
+        if not files.info.exists() and plain.info.exists():
+            raise _other_data(plain)
+        info = self._info(files, f"{source.name}/{role}", data)
+        if info.hashes is None:
+            say(f"{files.array} is without hashes, of an older version: damage would go unseen")
+        self._data[source.name, role] = data
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_opened": {}}  # a worker maps the files anew
+
+    def _open(self, source: str, role: str) -> _Opened:
+        if (source, role) not in self._opened:
+            data = self._data.get((source, role))
+            files = find_files(self.folder, source, role, data)
+            info = self._info(files, f"{source}/{role}", data)
+            array = np.memmap(files.array, dtype=np.float16, mode="r", shape=info.shape)
+            sums = None
+            if info.hashes is not None:
+                shape = (info.shape[0], HASH_BYTES)
+                sums = np.memmap(files.sums, dtype=np.uint8, mode="r", shape=shape)
+            self._opened[source, role] = _Opened(
+                files=files,
+                info=info,
+                array=array.view(np.ndarray),
+                sums=None if sums is None else sums.view(np.ndarray),
+            )
+        return self._opened[source, role]
+
+    def _info(self, files: CacheFiles, what: str, data: str | None) -> CacheInfo:
+        info = files.read_info()
+        if info is None:
+            raise UsageError(f"no whole feature cache of {what} in {self.folder}")
+        if info.fingerprint != self.fingerprint:
+            raise UsageError(
+                f"the feature cache {files.array} was made by another image encoder; delete it"
+            )
+        if data is not None and info.data != data:
+            raise _other_data(files)
+        if not files.done(info).all():
+            raise UsageError(f"the feature cache {files.array} is unfinished; build it again")
+        return info
+
+
+def _other_data(files: CacheFiles) -> UsageError:
+    return UsageError(f"the feature cache {files.array} was made from other data; delete it")
+
+
+def _damaged(opened: _Opened, position: int) -> UsageError:
+    """Returns the error of a row that is not what was written; its chunk counts as missing now."""
+    todo = f"delete it: {opened.files.array} and the files of the same name"
+    with suppress(OSError), opened.files.marks.open("r+b") as marks:
+        marks.seek(position // opened.info.chunk)
+        marks.write(b"\0")
+        marks.flush()
+        os.fsync(marks.fileno())
+        todo = "run the same command again: it computes this part anew"
+    return UsageError(
+        f"the feature cache {opened.files.array} is damaged: the row of record {position} is not "
+        f"the one that was written; {todo}"
+    )

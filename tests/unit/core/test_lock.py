@@ -1,0 +1,129 @@
+"""Locks: one holder, named to the others, and gone with its process."""
+
+import errno
+import fcntl
+import json
+import multiprocessing
+import os
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from blip3o.core.errors import UsageError
+from blip3o.core.lock import locked
+
+
+def fork(work: Callable[[], object]) -> BaseProcess:
+    process = multiprocessing.get_context("fork").Process(target=work)
+    process.start()
+    return process
+
+
+def wait_for(file: Path) -> None:
+    end = time.monotonic() + 20
+    while not file.exists():
+        assert time.monotonic() < end, "it took too long"
+        time.sleep(0.01)
+
+
+def hold(lock: Path, ready: Path, *, child: bool = False) -> None:
+    with locked(lock):
+        if child:  # as a loader's worker, which outlives its parent for some seconds
+            fork(lambda: time.sleep(3))
+        ready.touch()
+        time.sleep(30)
+
+
+def test_a_second_process_is_told_who_holds_the_lock(tmp_path: Path) -> None:
+    lock = tmp_path / "lock"
+    holder = fork(lambda: hold(lock, tmp_path / "ready"))
+    wait_for(tmp_path / "ready")
+    with pytest.raises(UsageError) as caught, locked(lock, "is at work here"):
+        pass
+    said = f"process {holder.pid} on {socket.gethostname()} is at work here"
+    assert str(caught.value) == said
+    holder.kill()
+    holder.join()
+
+
+@pytest.mark.parametrize("child", [False, True])
+def test_kill_9_frees_the_lock_at_once_even_with_children_left(tmp_path: Path, child: bool) -> None:
+    lock = tmp_path / "lock"
+    holder = fork(lambda: hold(lock, tmp_path / "ready", child=child))
+    wait_for(tmp_path / "ready")
+    assert holder.pid is not None
+    os.kill(holder.pid, signal.SIGKILL)
+    holder.join()
+    with locked(lock, "is at work here"):
+        assert json.loads(lock.read_text())["pid"] == os.getpid()
+    assert not lock.exists()
+
+
+def test_others_wait_and_come_one_by_one(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    inside: list[int] = []
+    most: list[int] = []
+
+    def work(number: int) -> None:
+        with locked(tmp_path / "lock"):
+            inside.append(number)
+            most.append(len(inside))
+            time.sleep(0.05)
+            inside.remove(number)
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert most == [1] * 4
+    assert not list(tmp_path.iterdir())
+    assert "waiting for" in capsys.readouterr().err
+
+
+def test_an_error_inside_frees_the_lock(tmp_path: Path) -> None:
+    with pytest.raises(ZeroDivisionError), locked(tmp_path / "lock"):
+        raise ZeroDivisionError
+    with locked(tmp_path / "lock", "is at work here"):
+        pass
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS])
+def test_a_file_system_without_locks_is_told_and_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, number: int
+) -> None:
+    def refuse(*_: Any) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with locked(tmp_path / "lock", "is at work here"):
+        pass
+    assert "knows no locks" in capsys.readouterr().err
+
+
+def test_a_folder_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(UsageError, match="cannot write"), locked(tmp_path / "file" / "lock"):
+        pass
+
+
+def test_many_processes_come_one_by_one_though_the_file_goes_each_time(tmp_path: Path) -> None:
+    count = tmp_path / "count"
+    count.write_text("0")
+
+    def work() -> None:
+        for _ in range(50):
+            with locked(tmp_path / "lock"):
+                count.write_text(str(int(count.read_text()) + 1))
+
+    processes = [fork(work) for _ in range(4)]
+    for process in processes:
+        process.join(60)
+    assert count.read_text() == "200"
+    assert [file.name for file in tmp_path.iterdir()] == ["count"]
