@@ -5,9 +5,7 @@ import inspect
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import yaml
-
-from blip3o.core.config import from_dict, override, read_yaml, to_dict
+from blip3o.core.config import dump_yaml, from_dict, override, read_yaml
 from blip3o.core.distributed import is_main, process_group
 from blip3o.core.errors import UsageError
 from blip3o.core.log import say
@@ -113,15 +111,15 @@ def train_recipe(name: str, run_dir: Path, overrides: Sequence[str]) -> None:
 
 
 def _override_stages(stages: Stages, overrides: Sequence[str]) -> Stages:
-    changed = dict(stages)
+    wanted: dict[str, list[str]] = {stage: [] for stage in stages}
     for assignment in overrides:
         stage, _, rest = assignment.partition(".")
         if stage not in stages:
             raise UsageError(
                 f"override {assignment!r} must start with a stage: {', '.join(stages)}"
             )
-        changed[stage] = override(changed[stage], [rest])
-    return changed
+        wanted[stage].append(rest)
+    return {stage: override(config, wanted[stage]) for stage, config in stages.items()}
 
 
 def recipe_yaml(name: str) -> str:
@@ -133,9 +131,9 @@ def recipe_yaml(name: str) -> str:
     run_dir = Path("runs") / name
     recipe = load_recipe(name, run_dir)
     if isinstance(recipe, RunConfig):
-        return yaml.safe_dump(to_dict(recipe), sort_keys=False)
+        return dump_yaml(recipe)
     note = f"# Stages, trained in this order; they find each other under --out {run_dir}.\n"
-    return note + yaml.safe_dump({k: to_dict(v) for k, v in recipe.items()}, sort_keys=False)
+    return note + dump_yaml(recipe)
 
 
 def describe_recipes() -> str:

@@ -23,6 +23,7 @@ from torch import Tensor
 from blip3o.core.config import from_dict, to_dict
 from blip3o.core.errors import UsageError, unknown_name
 from blip3o.core.files import write_atomic
+from blip3o.core.plain import read_json
 from blip3o.models.quantize import is_quantized
 from blip3o.models.unified import UnifiedModel, UnifiedModelConfig
 from blip3o.nn.quantized import Quantization
@@ -177,10 +178,7 @@ def open_model(name: str | Path, *, allow_pickle: bool = False) -> StoredModel:
     """
     folder = resolve_model_folder(name)
     file = folder / "config.json"
-    try:
-        data: Any = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UsageError(f"{file} cannot be read: {error}") from error
+    data = read_json(file)
     if is_siglip2_sana(folder):
         raise UsageError(
             f"{folder} holds SigLIP2 and SANA and no language model: load_siglip2_sana reads both, "

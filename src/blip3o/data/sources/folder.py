@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from blip3o.core.config import LocalPath
 from blip3o.core.errors import UsageError
 
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif")
@@ -26,7 +27,7 @@ class FolderConfig:
     """
 
     kind: str = "folder"
-    path: str
+    path: LocalPath
     name: str
     caption: str | None = None
 
