@@ -104,7 +104,7 @@ def override(config: ConfigT, assignments: Sequence[str]) -> ConfigT:
     if not assignments:
         return config
     data = to_dict(config)
-    for assignment in assignments:
+    for assignment in [assignments] if isinstance(assignments, str) else assignments:
         path, equals, text = assignment.partition("=")
         if not equals:
             raise UsageError(f"override {assignment!r} is not of the form path.to.field=value")
