@@ -117,6 +117,24 @@ def home_path(text: str | Path) -> Path:
     return Path(os.path.expanduser(text))
 
 
+def check_no_file(path: Path) -> None:
+    """Checks that a folder can have a name; another process may be making it.
+
+    Args:
+        path: the folder; it and its parents need not exist.
+
+    Raises:
+        UsageError: if it or a parent is a file, or the name is one that none can have.
+    """
+    try:
+        nearest = next(one for one in (path, *path.absolute().parents) if one.exists())
+        is_folder = nearest.is_dir()
+    except OSError as error:
+        raise UsageError(f"cannot write to {path}: {reason_of(error)}") from error
+    if not is_folder:
+        raise UsageError(f"cannot write to {path}: {nearest} is a file; give the name of a folder")
+
+
 def check_folder(path: Path) -> None:
     """Checks, before any work is done, that files can be written to a folder; leaves no trace.
 
@@ -126,10 +144,9 @@ def check_folder(path: Path) -> None:
     Raises:
         UsageError: if it is a file, or cannot be made or written to.
     """
+    check_no_file(path)
     made: list[Path] = []
     try:
-        if path.exists() and not path.is_dir():
-            raise UsageError(f"cannot write to {path}: it is a file; give the name of a folder")
         for folder in reversed([one for one in (path, *path.parents) if not one.exists()]):
             folder.mkdir(exist_ok=True)
             made.append(folder)
@@ -155,7 +172,7 @@ def check_file(path: Path) -> None:
     try:
         if path.is_dir():
             raise UsageError(f"cannot write {path}: it is a folder; give the name of a file")
-        path.exists()  # a name that is too long shows itself here
+        path.exists()  # here a name that is too long shows itself
     except OSError as error:
         raise UsageError(f"cannot write {path}: {reason_of(error)}") from error
     check_folder(path.parent)

@@ -193,10 +193,24 @@ def read_json(path: Path) -> Any:  # noqa: ANN401  (whatever the file holds)
         path: the file.
 
     Raises:
-        UsageError: if it cannot be read, is no JSON, or a key stands twice in one object, with the
-            line.
+        UsageError: if it cannot be read, or for what `parse_json` refuses.
     """
     text = read_text(path, "JSON")
+    try:
+        return parse_json(text)
+    except UsageError as error:
+        raise UsageError(f"{path} cannot be read: {error}") from error
+
+
+def parse_json(text: str) -> Any:  # noqa: ANN401  (whatever it holds)
+    """Returns the data of a JSON text.
+
+    Args:
+        text: the text.
+
+    Raises:
+        UsageError: if it is no JSON, or a key stands twice in one object, with the line.
+    """
 
     def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         found = dict(pairs)
@@ -208,11 +222,11 @@ def read_json(path: Path) -> Any:  # noqa: ANN401  (whatever the file holds)
         return json.loads(text, object_pairs_hook=once)
     except _TwiceError as error:
         line, key = _second_key(text)
-        raise UsageError(f"{path} line {line}: the key {key!r} stands there twice") from error
+        raise UsageError(f"line {line}: the key {key!r} stands there twice") from error
     except ValueError as error:
-        raise UsageError(f"{path} cannot be read: {error}") from error
+        raise UsageError(str(error)) from error
     except RecursionError as error:
-        raise UsageError(f"{path} cannot be read: it is nested too deeply") from error
+        raise UsageError("it is nested too deeply") from error
 
 
 class _TwiceError(Exception):

@@ -130,3 +130,14 @@ def guessed(value: Any) -> Any:  # noqa: ANN401
         return value.text
     number = value.whole() if value.text.lstrip("+-").isdecimal() else value.real()
     return value.text if number is None else number
+
+
+def as_written(value: Any) -> str:  # noqa: ANN401
+    """Returns a setting's value as `path=value` takes it.
+
+    Args:
+        value: plain data.
+    """
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    return str(value)

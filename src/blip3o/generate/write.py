@@ -25,6 +25,7 @@ __all__ = [
     "read_prompts",
     "save_picture",
     "write_pictures",
+    "written_images",
 ]
 
 _METADATA, _GRID = "metadata.jsonl", "grid.png"
@@ -121,6 +122,16 @@ def write_pictures(
     save_picture(contact_sheet(shown, captions, columns=min(4, len(shown))), folder / _GRID)
     _end(folder, "".join(lines), {_name(p, k) for p, k in jobs})
     return folder / _GRID
+
+
+def written_images(folder: Path) -> list[Path]:
+    """Returns the images that a folder's metadata lists, in order, then the metadata itself.
+
+    Args:
+        folder: what `write_pictures` wrote to.
+    """
+    lines = (folder / _METADATA).read_text(encoding="utf-8").split("\n")
+    return [*(folder / json.loads(line)["file"] for line in lines if line), folder / _METADATA]
 
 
 def _name(prompt_number: int, image_number: int) -> str:

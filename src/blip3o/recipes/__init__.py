@@ -4,13 +4,17 @@ import dataclasses
 import inspect
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, TypeAlias
 
 from blip3o.core.config import dump_yaml, from_dict, override, read_yaml
+from blip3o.core.describe import summary_of
 from blip3o.core.distributed import is_main, process_group
 from blip3o.core.errors import UsageError
 from blip3o.core.log import say
 from blip3o.core.registry import Registry
-from blip3o.train.config import RunConfig
+
+if TYPE_CHECKING:
+    from blip3o.train.config import RunConfig
 
 RECIPES = Registry(
     "recipe",
@@ -46,11 +50,11 @@ RECIPES = Registry(
     package=__name__,
 )
 
-Stages = dict[str, RunConfig]
+Stages: TypeAlias = "dict[str, RunConfig]"
 """Several runs in order, by the name of their folder under the run folder."""
 
 
-def load_recipe(name: str, run_dir: Path) -> RunConfig | Stages:
+def load_recipe(name: str, run_dir: Path) -> "RunConfig | Stages":
     """Returns the run of a recipe or a YAML file.
 
     Args:
@@ -68,8 +72,10 @@ def load_recipe(name: str, run_dir: Path) -> RunConfig | Stages:
     return recipe(run_dir) if links_stages else recipe()
 
 
-def _load_file(file: Path) -> RunConfig | Stages:
+def _load_file(file: Path) -> "RunConfig | Stages":
     """Returns the run, or the stages by name, that a YAML file holds."""
+    from blip3o.train.config import RunConfig
+
     data = read_yaml(file)
     known = {field.name for field in dataclasses.fields(RunConfig)}
     is_stages = isinstance(data, dict) and bool(data) and known.isdisjoint(data)
@@ -97,6 +103,7 @@ def train_recipe(name: str, run_dir: Path, overrides: Sequence[str]) -> None:
         PreemptedError: if a signal asked to stop; the same call resumes.
     """
     from blip3o.recipes.run import link_model, train
+    from blip3o.train.config import RunConfig
 
     recipe = load_recipe(name, run_dir)
     if isinstance(recipe, RunConfig):
@@ -128,6 +135,8 @@ def recipe_yaml(name: str) -> str:
     Args:
         name: a name out of `RECIPES`.
     """
+    from blip3o.train.config import RunConfig
+
     run_dir = Path("runs") / name
     recipe = load_recipe(name, run_dir)
     if isinstance(recipe, RunConfig):
@@ -140,9 +149,9 @@ def describe_recipes() -> str:
     """Returns every recipe with the first line of its docstring."""
     names = RECIPES.names()
     width = max(map(len, names))
-    lines = [f"{name:{width}}  {_summary(RECIPES.get(name))}" for name in names]
+    lines = []
+    for name in names:
+        module, function = RECIPES.place(name)
+        file = Path(__file__).parent / f"{module.rpartition('.')[2]}.py"
+        lines.append(f"{name:{width}}  {summary_of(file, function)}")
     return "\n".join(lines)
-
-
-def _summary(recipe: Callable[..., object]) -> str:
-    return (inspect.getdoc(recipe) or "").splitlines()[0].rstrip(".")

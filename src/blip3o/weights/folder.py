@@ -29,7 +29,7 @@ from blip3o.models.unified import UnifiedModel, UnifiedModelConfig
 from blip3o.nn.quantized import Quantization
 from blip3o.text.tokenizer import Tokenizer
 from blip3o.weights import names
-from blip3o.weights.names import BUNDLED, full_name, unknown_model
+from blip3o.weights.names import BUNDLED, full_name, is_there, unknown_model
 from blip3o.weights.published import is_published, open_published
 from blip3o.weights.shards import (
     PICKLE_ENDINGS,
@@ -75,6 +75,8 @@ def resolve_model_folder(name: str | Path) -> Path:
             raise UsageError(f"the bundled model {name!r} is not in this installation ({folder})")
         return folder
     folder = Path(full_name(name))
+    if not is_there(folder) and folder.suffix not in PICKLE_ENDINGS:
+        raise unknown_model(str(name))
     if (folder / "config.json").is_file():
         return folder
     if (folder / "model" / "config.json").is_file():  # a run folder holds its model in model/
@@ -84,9 +86,7 @@ def resolve_model_folder(name: str | Path) -> Path:
             f"{folder} is a pickle, which can run any program and is never opened: give the folder "
             "with the safetensors files of the model"
         )
-    if folder.exists():
-        raise UsageError(f"{folder} is not a model folder: it has no config.json")
-    raise unknown_model(str(name))
+    raise UsageError(f"{folder} is not a model folder: it has no config.json")
 
 
 def save_model(

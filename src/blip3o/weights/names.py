@@ -48,14 +48,14 @@ def full_name(name: str | Path) -> str | Path:
         raise UsageError(f"a model is named by a text or a path, not {name!r}")
     path = home_path(name)
     short = short_name(name)
-    if short is not None and not path.exists():
+    if short is not None and not is_there(path):
         return RELEASED[short]
     return str(path) if isinstance(name, str) else path
 
 
 def is_hub_id(name: str | Path) -> bool:
     """Returns whether a name is a hub id: it has the form of one, and no such folder exists."""
-    return isinstance(name, str) and bool(_HUB_ID.fullmatch(name)) and not Path(name).exists()
+    return isinstance(name, str) and bool(_HUB_ID.fullmatch(name)) and not is_there(name)
 
 
 def check_name(name: str | Path) -> None:
@@ -67,12 +67,16 @@ def check_name(name: str | Path) -> None:
     full = full_name(name)
     if str(full) in BUNDLED or is_hub_id(full):
         return
-    try:
-        is_there = Path(full).exists()
-    except (OSError, ValueError):  # too long, or with a zero byte
-        is_there = False
-    if not is_there:
+    if not is_there(full):
         raise unknown_model(str(name))
+
+
+def is_there(path: str | Path) -> bool:
+    """Returns whether a file or folder exists; a name that none can have is not there."""
+    try:
+        return Path(path).exists()
+    except (OSError, ValueError):  # too long, or with a zero byte
+        return False
 
 
 def unknown_model(name: str) -> UsageError:
