@@ -51,8 +51,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _drop_output()
         return EXIT_FAILURE
     except Exception as error:  # noqa: BLE001  (a bug: one line for users, all of it with --debug)
-        if isinstance(error, OSError) and error.filename is None and _output_fails():
+        if isinstance(error, OSError) and error.filename is None and _is_of_output(error):
             error.filename = "the standard output"
+            _drop_output()
         trouble = place_trouble(error)
         if trouble is not None:
             return _report(options, f"error: {trouble}", EXIT_USAGE)
@@ -62,14 +63,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return status or 0
 
 
-def _output_fails() -> bool:
-    """Returns whether what was printed cannot be written."""
-    try:
-        sys.stdout.flush()
-    except OSError:
-        _drop_output()
-        return True
-    return False
+def _is_of_output(error: Exception) -> bool:
+    """Returns whether an error comes from printing: the command line opens no files by itself."""
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    return Path(last.filename) in {Path(__file__), *_SOURCE.glob("cli_*.py")}
 
 
 def _drop_output() -> None:

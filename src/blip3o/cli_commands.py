@@ -150,10 +150,9 @@ def serve(options: argparse.Namespace) -> None:
 
 def train(options: argparse.Namespace) -> None:
     """Trains a recipe."""
-    from blip3o.recipes import RECIPES, train_recipe
+    from blip3o.recipes import check_recipe, train_recipe
 
-    if not options.recipe.endswith((".yaml", ".yml")):
-        RECIPES.place(options.recipe)  # an unknown name costs no time
+    check_recipe(options.recipe)
     train_recipe(options.recipe, options.out, options.overrides)
 
 
@@ -199,12 +198,12 @@ def convert(options: argparse.Namespace) -> None:
 
 def recipes(options: argparse.Namespace) -> None:
     """Prints the recipes, or one of them as YAML."""
-    from blip3o.recipes import RECIPES, describe_recipes, recipe_yaml
+    from blip3o.recipes import check_recipe, describe_recipes, recipe_yaml
 
     if options.action == "show":
         if options.name is None:
             raise UsageError("which recipe? blip3o recipes show NAME")
-        RECIPES.place(options.name)
+        check_recipe(options.name)
         print(recipe_yaml(options.name), end="")
     else:
         print(describe_recipes())

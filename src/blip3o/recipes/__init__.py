@@ -10,6 +10,7 @@ from blip3o.core.config import dump_yaml, from_dict, override, read_yaml
 from blip3o.core.describe import summary_of
 from blip3o.core.distributed import is_main, process_group
 from blip3o.core.errors import UsageError
+from blip3o.core.files import home_path
 from blip3o.core.log import say
 from blip3o.core.registry import Registry
 
@@ -54,6 +55,21 @@ Stages: TypeAlias = "dict[str, RunConfig]"
 """Several runs in order, by the name of their folder under the run folder."""
 
 
+def check_recipe(name: str) -> None:
+    """Checks that there is a recipe of a name; nothing is imported.
+
+    Args:
+        name: as for `load_recipe`.
+
+    Raises:
+        UsageError: for an unknown name, or a file that is not there.
+    """
+    if not name.endswith((".yaml", ".yml")):
+        RECIPES.place(name)
+    elif not home_path(name).exists():
+        raise UsageError(f"no such file: {name}")
+
+
 def load_recipe(name: str, run_dir: Path) -> "RunConfig | Stages":
     """Returns the run of a recipe or a YAML file.
 
@@ -65,7 +81,7 @@ def load_recipe(name: str, run_dir: Path) -> "RunConfig | Stages":
         UsageError: for an unknown name or a file that does not fit.
     """
     if name.endswith((".yaml", ".yml")):
-        return _load_file(Path(name))
+        return _load_file(home_path(name))
     recipe: Callable[..., RunConfig | Stages] = RECIPES.get(name)
     parameters = inspect.signature(recipe).parameters.values()
     links_stages = any(one.default is inspect.Parameter.empty for one in parameters)
