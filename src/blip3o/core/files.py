@@ -127,12 +127,14 @@ def check_no_file(path: Path) -> None:
         UsageError: if it or a parent is a file, or the name is one that none can have.
     """
     try:
-        nearest = next(one for one in (path, *path.absolute().parents) if one.exists())
-        is_folder = nearest.is_dir()
+        ways = (path, *path.absolute().parents)
+        nearest = next(one for one in ways if one.exists() or one.is_symlink())
+        is_folder, is_there = nearest.is_dir(), nearest.exists()
     except OSError as error:
         raise UsageError(f"cannot write to {path}: {reason_of(error)}") from error
     if not is_folder:
-        raise UsageError(f"cannot write to {path}: {nearest} is a file; give the name of a folder")
+        what = "a file" if is_there else "a link that leads nowhere"
+        raise UsageError(f"cannot write to {path}: {nearest} is {what}; give the name of a folder")
 
 
 def check_folder(path: Path) -> None:
