@@ -223,7 +223,7 @@ def test_a_full_disk_is_told_in_a_sentence(
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(Path, "write_bytes", full)
-    with pytest.raises(UsageError, match="cannot write .*: the disk is full"):
+    with pytest.raises(UsageError, match=r"cannot write .*: the disk is full"):
         write_pictures(tiny_pipe, ["a cat"], tmp_path)
     assert not [one for one in tmp_path.iterdir() if one.suffix == ".png"]
 
