@@ -217,7 +217,7 @@ def test_requests_to_the_server(pipe: Blip3oPipeline) -> None:
             (image,) = first.values()
             after = pipe.edit(image, prompt, generator=picture_generator(0, 0, 0)).images[0]
             check_edit(image, after, prompt)
-    for content in set(re.findall(r'"(?:content|text)": "([^"]+)"', text)):
+    for content in set(re.findall(r'(?:content|text|input)"?[:=] ?"([^"]+)"', text)):
         if asked_for(content):
             check_image(pipe(content, generator=picture_generator(0, 0, 0)).images[0], content)
         elif content in ANSWERS:
