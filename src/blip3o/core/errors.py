@@ -66,16 +66,22 @@ def place_trouble(error: BaseException) -> UsageError | None:
             number, as those written in Rust do.
     """
     if not isinstance(error, OSError):
-        quoted = _OS_NUMBER.search(str(error))
-        if quoted is None or int(quoted[1]) not in _PLACE_TROUBLES:
+        number = quoted_number(error)
+        if number not in _PLACE_TROUBLES:
             return None
-        return UsageError(f"a file cannot be written: {_PLACE_TROUBLES[int(quoted[1])]}")
+        return UsageError(f"a file cannot be written: {_PLACE_TROUBLES[number]}")
     number, name = error.errno, error.filename2 or error.filename
     reasons = _PLACE_TROUBLES if name is None else _PLACE_TROUBLES | _NAME_TROUBLES
     if number not in reasons:
         return None
     place = "a file" if name is None else os.fsdecode(name) if not isinstance(name, int) else name
     return UsageError(f"cannot use {place}: {reasons[number]}")
+
+
+def quoted_number(error: BaseException) -> int | None:
+    """Returns the system's number that an error of a library quotes; None if it quotes none."""
+    quoted = _OS_NUMBER.search(str(error))
+    return None if quoted is None else int(quoted[1])
 
 
 def reason_of(error: OSError) -> str:

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from blip3o.core.errors import UsageError, reason_of
+from blip3o.core.errors import UsageError, quoted_number, reason_of
 
 _LONGEST_NAME = 255
 """Bytes of a name on the file systems in use."""
@@ -67,6 +67,11 @@ def naming(path: Path, scratch: Path | None = None) -> Iterator[None]:
         if error.errno is not None and error.filename in (None, str(scratch)):
             error.filename, error.filename2 = str(path), None
         raise
+    except Exception as error:  # of a library that is not written in Python
+        number = quoted_number(error)
+        if number is None:
+            raise
+        raise OSError(number, os.strerror(number), str(path)) from error
 
 
 def _scratch_name(name: str, end: str) -> str:

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -50,7 +51,7 @@ def full_name(name: str | Path) -> str | Path:
     short = short_name(name)
     if short is not None and not is_there(path):
         return RELEASED[short]
-    return str(path) if isinstance(name, str) else path
+    return os.path.expanduser(name) if isinstance(name, str) else path
 
 
 def is_hub_id(name: str | Path) -> bool:

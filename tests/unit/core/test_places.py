@@ -147,6 +147,14 @@ def test_other_failures_are_not_of_the_place(tmp_path: Path) -> None:
     assert missing.value.filename == str(tmp_path / "none")
 
 
+def test_a_library_that_quotes_the_number_names_no_file_and_is_given_one(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="No space") as caught, naming(tmp_path / "a"):
+        raise RuntimeError("I/O error: No space left on device (os error 28)")
+    assert f"cannot use {tmp_path / 'a'}: the disk is full" in str(place_trouble(caught.value))
+    with pytest.raises(RuntimeError, match="another"), naming(tmp_path / "a"):
+        raise RuntimeError("another")
+
+
 def test_lines_end_at_newlines_only(tmp_path: Path) -> None:
     file = tmp_path / "x.txt"
     for content, lines in (
