@@ -125,6 +125,13 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"blip3o {__version__}")
     commands = _subcommands(parser)
 
+    _add_image_commands(commands)
+    _add_run_commands(commands)
+    _add_model_commands(commands)
+    return parser
+
+
+def _add_image_commands(commands: argparse._SubParsersAction) -> None:
     command = _command(commands, "generate", cli_commands.generate, "images from prompts")
     command.add_argument("prompt", nargs="*", help="what to draw; several prompts make a batch")
     command.add_argument("--prompts", type=home_path, help="a file with one prompt a line")
@@ -161,6 +168,8 @@ def build_parser() -> argparse.ArgumentParser:
     _add_seed(command)
     _add_pipeline(command)
 
+
+def _add_run_commands(commands: argparse._SubParsersAction) -> None:
     command = _command(commands, "serve", cli_commands.serve, "an OpenAI-compatible server")
     add_options(command)
     _add_pipeline(command)
@@ -206,6 +215,8 @@ def build_parser() -> argparse.ArgumentParser:
         lambda: "settings:\n" + _settings("recipes/scenes.py", "ScenesConfig"),
     )
 
+
+def _add_model_commands(commands: argparse._SubParsersAction) -> None:
     command = _command(
         commands, "convert", cli_commands.convert, "a published checkpoint to our layout, or back"
     )
@@ -237,7 +248,6 @@ def build_parser() -> argparse.ArgumentParser:
     command.add_argument(
         "--device", default="auto", help="what it has to fit on (default: %(default)s)"
     )
-    return parser
 
 
 def _subcommands(parser: argparse.ArgumentParser) -> argparse._SubParsersAction:

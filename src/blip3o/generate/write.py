@@ -86,9 +86,7 @@ def write_pictures(
     steps = sampling.num_inference_steps if num_inference_steps is None else num_inference_steps
     scale = sampling.guidance_scale if guidance_scale is None else guidance_scale
     check_sampling(steps, scale, num_images)
-    chat = pipe.chat_template
-    for prompt in prompts:  # a bad one at the end of a list must not cost the work before it
-        picture_prompt(pipe.model, chat, chat.generate_messages(prompt), prompt)
+    _check_prompts(pipe, prompts)
     _make_folder(folder)
     jobs = [(p, k) for p in range(len(prompts)) for k in range(num_images)]
     shown: list[Image.Image] = []
@@ -106,22 +104,22 @@ def write_pictures(
         for (p, k), image in zip(batch, images, strict=True):
             name = _name(p, k)
             save_picture(image, folder / name)
-            row = {
-                "prompt": prompts[p],
-                "seed": seed,
-                "prompt_number": p,
-                "image_number": k,
-                "num_inference_steps": steps,
-                "guidance_scale": scale,
-                "file": name,
-            }
-            lines.append(json.dumps(row) + "\n")
+            row = {"prompt": prompts[p], "seed": seed, "prompt_number": p, "image_number": k}
+            numbers = {"num_inference_steps": steps, "guidance_scale": scale}
+            lines.append(json.dumps({**row, **numbers, "file": name}) + "\n")
             if len(shown) < _MOST_SHOWN:
                 shown.append(image)
     captions = [prompts[p] for p, _ in jobs[: len(shown)]]
     save_picture(contact_sheet(shown, captions, columns=min(4, len(shown))), folder / _GRID)
     _end(folder, "".join(lines), {_name(p, k) for p, k in jobs})
     return folder / _GRID
+
+
+def _check_prompts(pipe: Blip3oPipeline, prompts: Sequence[str]) -> None:
+    """Refuses a bad prompt at the end of a list before the work of those before it."""
+    chat = pipe.chat_template
+    for prompt in prompts:
+        picture_prompt(pipe.model, chat, chat.generate_messages(prompt), prompt)
 
 
 def written_images(folder: Path) -> list[Path]:
