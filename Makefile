@@ -6,6 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 STAMP := $(VENV)/.installed
+LOG := $(VENV)/setup.log
 # Tests use one thread each and two processes: more threads than cores makes torch many times slower.
 TEST_JOBS ?= 2
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TEST_JOBS)
@@ -17,13 +18,20 @@ help: ## List the targets
 
 setup: $(STAMP) ## Make .venv with everything in it; again only when the requirements change
 
+# pip's hundreds of lines go to a log; a failed step shows the last of them.
+INSTALL = > $(LOG) 2>&1 || { tail -n 5 $(LOG); echo "setup failed; pip's output is in $(LOG)"; exit 1; }
+
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 		|| { echo "Python 3.11 or later is needed; try: make setup PYTHON=python3.12"; exit 1; }
-	$(PYTHON) -m venv $(VENV)
-	$(PIP) install -c constraints.txt torch
-	$(PIP) install -c constraints.txt -e ".[all]"
+	@echo "setup 1/3: makes the Python environment $(VENV)"
+	@$(PYTHON) -m venv $(VENV)
+	@echo "setup 2/3: installs torch (minutes; $(LOG) shows how far it is)"
+	@$(PIP) install -c constraints.txt torch $(INSTALL)
+	@echo "setup 3/3: installs blip3o and its tools"
+	@$(PIP) install -c constraints.txt -e ".[all]" $(INSTALL)
 	@touch $@
+	@echo 'setup is done; next: . $(VENV)/bin/activate, then: blip3o generate "a red car"'
 
 demo: setup ## Show the main job: pictures, a description, an edit, a contact sheet
 	$(BIN)/python examples/demo.py

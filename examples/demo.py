@@ -15,9 +15,9 @@ from blip3o.imaging.sheet import contact_sheet
 
 PROMPTS = (
     "a red car",
-    "three yellow stars",
-    "a blue cat to the left of a green tree",
-    "a purple guitar and an orange crown",
+    "three yellow ducks",
+    "a red rabbit to the left of a green tree",
+    "a blue dog to the left of a red car",
 )
 QUESTION = "Describe the image in detail."
 INSTRUCTION = "make the car green"

@@ -1,21 +1,34 @@
 """blip3o: unified multimodal models that write text and generate image features.
 
-The public entry point is `Blip3oPipeline`; it is imported on first use, so that `import blip3o`
-costs nothing and touches neither torch nor the network.
+The public entry point is `Blip3oPipeline`. All names are imported on first use, so that
+`import blip3o` costs nothing and touches neither torch nor the network.
 """
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from blip3o.core.errors import UsageError
+    from blip3o.core.types import Message
+    from blip3o.generate.outputs import ImageOutput
     from blip3o.generate.pipeline import Blip3oPipeline
 
 __version__ = "0.1.0"
-__all__ = ["Blip3oPipeline", "__version__"]
+__all__ = ["Blip3oPipeline", "ImageOutput", "Message", "UsageError", "__version__"]
+
+_PLACES = {
+    "Blip3oPipeline": "blip3o.generate.pipeline",
+    "ImageOutput": "blip3o.generate.outputs",
+    "Message": "blip3o.core.types",
+    "UsageError": "blip3o.core.errors",
+}
 
 
 def __getattr__(name: str) -> Any:  # noqa: ANN401  (module attribute protocol)
-    if name == "Blip3oPipeline":
-        from blip3o.generate.pipeline import Blip3oPipeline
+    if name not in _PLACES:
+        raise AttributeError(f"module 'blip3o' has no attribute {name!r}")
+    return getattr(importlib.import_module(_PLACES[name]), name)
 
-        return Blip3oPipeline
-    raise AttributeError(f"module 'blip3o' has no attribute {name!r}")
+
+def __dir__() -> list[str]:
+    return [*__all__, *(name for name in globals() if name not in __all__)]

@@ -6,8 +6,11 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from blip3o.core.choices import check_offload, check_precision, check_quantization
 from blip3o.core.errors import UsageError
+from blip3o.core.files import home_path
 from blip3o.serve.config import from_options
+from blip3o.weights.names import check_name
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -28,48 +31,62 @@ def _placing(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def generate(options: argparse.Namespace) -> None:
-    """Writes pictures of prompts and prints the contact sheet's path."""
-    from blip3o.generate.write import read_prompts, write_pictures
+    """Writes images of prompts and prints the paths of the images, the metadata and the sheet."""
+    from blip3o.generate.checks import check_sampling, drawn_seed, read_prompts
 
     prompts = [*options.prompt, *(read_prompts(options.prompts) if options.prompts else [])]
     if not prompts:
         raise UsageError("no prompt: give prompts or --prompts FILE")
+    check_sampling(options.steps, options.guidance, options.num_images)
+    _check_model(options)
+    seed = drawn_seed(options.seed)
+    from blip3o.generate.write import write_pictures, written_images
+
     grid = write_pictures(
         _pipeline(options),
         prompts,
         options.out,
         num_images=options.num_images,
-        seed=options.seed,
+        seed=seed,
         num_inference_steps=options.steps,
         guidance_scale=options.guidance,
     )
+    for path in written_images(options.out):
+        print(path)
     print(grid)
 
 
 def ask(options: argparse.Namespace) -> None:
-    """Prints the answer to a question about pictures."""
+    """Prints the answer to a question about images."""
     *images, question = options.image
     if not images:
         raise UsageError('no question: blip3o ask IMAGE... "QUESTION"')
+    images = [_image(image, options) for image in images]
     print(_pipeline(options).ask(images, question))
 
 
 def chat(options: argparse.Namespace) -> None:
     """Talks until the input ends."""
+    _check_model(options)
     from blip3o.generate.chat import converse
 
     converse(_pipeline(options), sys.stdin, sys.stdout)
 
 
 def edit(options: argparse.Namespace) -> None:
-    """Writes a changed picture and prints its path."""
-    from blip3o.generate.write import check_picture_path, picture_generator
+    """Writes a changed image and prints its path."""
+    from blip3o.generate.checks import check_picture_path, check_sampling, drawn_seed
 
     check_picture_path(options.out)
+    check_sampling(options.steps, options.guidance, 1)
+    image = _image(options.image, options)
+    seed = drawn_seed(options.seed)
+    from blip3o.generate.write import picture_generator
+
     output = _pipeline(options).edit(
-        options.image,
+        image,
         options.instruction,
-        generator=picture_generator(options.seed, 0, 0),
+        generator=picture_generator(seed, 0, 0),
         num_inference_steps=options.steps,
         guidance_scale=options.guidance,
     )
@@ -77,12 +94,35 @@ def edit(options: argparse.Namespace) -> None:
 
 
 def reconstruct(options: argparse.Namespace) -> None:
-    """Writes a picture's reconstruction and prints its path."""
-    from blip3o.generate.write import check_picture_path, picture_generator
+    """Writes an image's reconstruction and prints its path."""
+    from blip3o.generate.checks import check_picture_path, drawn_seed
 
     check_picture_path(options.out)
-    generator = picture_generator(options.seed, 0, 0)
-    _save(_pipeline(options).reconstruct(options.image, generator=generator).images[0], options.out)
+    image = _image(options.image, options)
+    seed = drawn_seed(options.seed)
+    from blip3o.generate.write import picture_generator
+
+    generator = picture_generator(seed, 0, 0)
+    _save(_pipeline(options).reconstruct(image, generator=generator).images[0], options.out)
+
+
+def _image(file: str, options: argparse.Namespace) -> str:
+    """Returns an image file's path; it and the model are there, found out before torch is."""
+    from blip3o.generate.checks import check_readable
+
+    _check_model(options)
+    path = str(home_path(file))
+    check_readable(path)
+    return path
+
+
+def _check_model(options: argparse.Namespace) -> None:
+    """Checks the options of a model that need neither torch nor the model."""
+    check_name(options.model)
+    check_precision(options.dtype)
+    check_offload(options.offload)
+    if options.quantize is not None:
+        check_quantization(options.quantize)
 
 
 def _save(image: "Image.Image", path: Path) -> None:
@@ -94,6 +134,7 @@ def _save(image: "Image.Image", path: Path) -> None:
 
 def serve(options: argparse.Namespace) -> None:
     """Serves until it is told to stop."""
+    _check_model(options)
     try:
         from blip3o.serve.http.server import serve
     except ImportError as error:
@@ -109,13 +150,15 @@ def serve(options: argparse.Namespace) -> None:
 
 def train(options: argparse.Namespace) -> None:
     """Trains a recipe."""
-    from blip3o.recipes import train_recipe
+    from blip3o.recipes import check_recipe, train_recipe
 
+    check_recipe(options.recipe)
     train_recipe(options.recipe, options.out, options.overrides)
 
 
 def eval(options: argparse.Namespace) -> None:
     """Scores a model and prints the result as JSON."""
+    _check_model(options)
     from blip3o.eval import run_benchmark
 
     results = run_benchmark(
@@ -140,6 +183,7 @@ def scenes(options: argparse.Namespace) -> None:
 
 def convert(options: argparse.Namespace) -> None:
     """Converts a checkpoint and prints the folder."""
+    check_name(options.source)
     from blip3o.weights.convert import convert
 
     convert(
@@ -154,19 +198,20 @@ def convert(options: argparse.Namespace) -> None:
 
 def recipes(options: argparse.Namespace) -> None:
     """Prints the recipes, or one of them as YAML."""
-    from blip3o.recipes import describe_recipes, recipe_yaml
+    from blip3o.recipes import check_recipe, describe_recipes, recipe_yaml
 
     if options.action == "show":
         if options.name is None:
             raise UsageError("which recipe? blip3o recipes show NAME")
+        check_recipe(options.name)
         print(recipe_yaml(options.name), end="")
     else:
         print(describe_recipes())
 
 
 def models(options: argparse.Namespace) -> None:
-    """Prints the models at hand."""
-    from blip3o.weights.folder import describe_models
+    """Prints the models there are."""
+    from blip3o.weights.names import describe_models
 
     del options
     print(describe_models())
@@ -174,6 +219,8 @@ def models(options: argparse.Namespace) -> None:
 
 def doctor(options: argparse.Namespace) -> None:
     """Prints what this machine can do."""
+    if options.model is not None:
+        check_name(options.model)
     from blip3o.recipes.doctor import examine
 
     print(examine(options.model, options.device))

@@ -3,10 +3,12 @@
 import argparse
 import os
 from collections.abc import Callable
-from pathlib import Path
+from os.path import expanduser
 from typing import TYPE_CHECKING
 
+from blip3o.cli_options import add_out
 from blip3o.core.errors import UsageError
+from blip3o.core.files import check_file
 
 if TYPE_CHECKING:
     from blip3o.data.collate import Preparer
@@ -29,47 +31,62 @@ def add_data_commands(commands: argparse._SubParsersAction, add: AddCommand) -> 
     command.add_argument(
         "--task", action="append", default=[], help="what is to be learned of each; repeatable"
     )
-    command.add_argument("--min-px", type=int, default=64, help="shorter sides are odd")
+    command.add_argument(
+        "--min-px", type=int, default=64, help="shorter sides are odd (default: %(default)s)"
+    )
     command.add_argument(
         "--max-tokens", type=int, help="longest text of a run (data.max_text_tokens)"
     )
     command.add_argument(
-        "--model", default="pocket", help="whose tokens --max-tokens counts (pocket)"
+        "--model", default="pocket", help="whose tokens --max-tokens counts (default: %(default)s)"
     )
     command.add_argument("--conversation", metavar="FIELD", help="field of the conversations")
     command.add_argument("--max-turns", type=int, help="questions that a run draws of each")
     _add_image_folder(command)
-    command.add_argument("--out", type=Path, help="file for all findings, one JSON a line")
+    add_out(command, "file for all findings, one JSON a line", check_file)
 
     command = add(commands, "stats", _stats, "sizes, lengths and shapes")
     _add_paths(command)
-    command.add_argument("--out", type=Path, help="an HTML page with plots and pictures")
+    add_out(command, "file for an HTML page with plots and images", check_file)
     _add_image_folder(command)
 
     command = add(commands, "pack", _pack, "a folder or a JSON list as tar shards")
-    command.add_argument("path", help="a folder of pictures, a JSON list or shards")
-    command.add_argument("--out", type=Path, required=True, help="folder for the shards")
+    command.add_argument("path", type=expanduser, help="a folder of images, a JSON list or shards")
+    add_out(command, "folder for the shards", required=True)
     command.add_argument("--name", help="what shards are called; the data's own name if left out")
-    command.add_argument("--shard-size", type=int, default=2000, help="records a shard")
+    command.add_argument(
+        "--shard-size", type=int, default=2000, help="records a shard (default: %(default)s)"
+    )
     _add_image_folder(command)
     _add_jobs(command)
 
     command = add(commands, "cache", _cache, "image features of a recipe's data")
     command.add_argument("recipe", help="the recipe of one stage or a YAML file")
-    command.add_argument("overrides", nargs="*", metavar="path=value")
+    command.add_argument(
+        "overrides",
+        nargs="*",
+        metavar="path=value",
+        help="a setting of the recipe, such as data.feature_cache=my/cache",
+    )
 
 
 def _add_paths(command: argparse.ArgumentParser) -> None:
-    command.add_argument("paths", nargs="+", help="shards (patterns too), JSON lists or folders")
+    command.add_argument(
+        "paths", nargs="+", type=expanduser, help="shards (patterns too), JSON lists or folders"
+    )
     _add_jobs(command)
 
 
 def _add_image_folder(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--image-folder", help="where the image paths of a list start")
+    command.add_argument(
+        "--image-folder", type=expanduser, help="where the image paths of a list start"
+    )
 
 
 def _add_jobs(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes")
+    command.add_argument(
+        "--jobs", type=int, default=os.cpu_count() or 1, help="processes (default: %(default)s)"
+    )
 
 
 def _index(options: argparse.Namespace) -> None:

@@ -108,8 +108,8 @@ def test_words_and_options_may_stand_in_any_order() -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ([], "the following arguments are required: COMMAND"),
-        (["generat"], "invalid choice: 'generat' (choose from"),
+        (["generat"], "unknown command 'generat'; did you mean generate"),
+        (["data", "lnt"], "unknown command 'lnt'; did you mean lint"),
         (["generate", "a cat", "--prompt", "x"], "unrecognized arguments: --prompt"),
         (["generate", "a cat", "--steps", "many"], "argument --steps: invalid int value: 'many'"),
         (["edit", "a.png"], "the following arguments are required: instruction"),
@@ -201,8 +201,9 @@ def test_generate_writes_pictures_a_grid_and_metadata(
     words = ["generate", "a cat", "--prompts", str(tmp_path / "prompts.txt"), "--num-images", "2"]
     words += ["--out", str(out), "--seed", "3", "--steps", "2", "--guidance", "1.5"]
     assert main([*words, "a dog", "--model", str(tiny_folder), "--dtype", "fp32"]) == 0
-    assert capsys.readouterr().out == f"{out / 'grid.png'}\n"
     names = [f"{p:04d}-{k}.png" for p in range(3) for k in range(2)]
+    printed = [out / name for name in (*names, "metadata.jsonl", "grid.png")]
+    assert capsys.readouterr().out.splitlines() == list(map(str, printed))
     assert sorted(p.name for p in out.iterdir()) == [*names, "grid.png", "metadata.jsonl"]
     rows = [json.loads(line) for line in (out / "metadata.jsonl").read_text().splitlines()]
     assert [row["prompt"] for row in rows[::2]] == ["a cat", "a dog", "a car"]
@@ -360,6 +361,7 @@ def test_models_and_doctor_report(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tiny_folder: Path
 ) -> None:
     monkeypatch.setattr(weights, "BUNDLED", {"tiny": tiny_folder})
+    monkeypatch.setattr("blip3o.weights.names.BUNDLED", {"tiny": tiny_folder})
     monkeypatch.setattr("blip3o.recipes.doctor.BUNDLED", {"tiny": tiny_folder})
     assert main(["models"]) == 0
     assert capsys.readouterr().out.startswith("tiny  0.0 M parameters")

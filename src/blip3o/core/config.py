@@ -2,23 +2,30 @@
 
 A field that holds a component is annotated with that component's base and names its table in the
 field's metadata (`component("blip3o.models.dit:DITS")`); the `kind` of its data picks the class.
+
+A value that was written as text (`path=value`, YAML) is read by the type of its field: a text stays
+as it is, numbers are decimal, and lists and mappings are YAML. See `blip3o.core.scalars`.
 """
 
 import dataclasses
 import importlib
+import os
 import types
 import typing
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
-
-import yaml
+from typing import Annotated, Any, TypeVar
 
 from blip3o.core.errors import UsageError, unknown_name
 from blip3o.core.files import write_atomic
+from blip3o.core.plain import format_yaml, parse_value, parse_yaml, read_text, unquoted
 from blip3o.core.registry import Registry
+from blip3o.core.scalars import Text, convert, guessed
 
 ConfigT = TypeVar("ConfigT")
+
+LocalPath = Annotated[str, "path"]
+"""A file or folder; a leading `~` is the home folder."""
 
 
 def component(registry: str, **kwargs: Any) -> Any:  # noqa: ANN401  (like dataclasses.field)
@@ -59,7 +66,7 @@ def from_dict(cls: type[ConfigT], data: Mapping[str, Any], path: str = "") -> Co
     for key in data:
         if key not in fields:
             raise unknown_name("config key", _join(path, key), [_join(path, n) for n in fields])
-    hints = typing.get_type_hints(cls)
+    hints = typing.get_type_hints(cls, include_extras=True)
     values = {
         key: _convert(hints[key], value, fields[key].metadata.get("registry"), _join(path, key))
         for key, value in data.items()
@@ -79,23 +86,30 @@ def from_dict(cls: type[ConfigT], data: Mapping[str, Any], path: str = "") -> Co
 def override(config: ConfigT, assignments: Sequence[str]) -> ConfigT:
     """Returns a config with dotted `path.to.field=value` assignments applied in order.
 
+    All of them are collected before the result is checked, so settings that must change together
+    can. The type of the field decides how a value is read:
+
+    - a text is taken as it stands, spaces and `#` too; only a value wholly in quotes loses them,
+      and `null` is None where a field takes None;
+    - numbers are decimal: `010` is 10, and `0x10` is refused;
+    - lists and mappings are YAML: `[a, b]`, `{a: 1}`.
+
     Args:
         config: the config to start from; it is not changed.
-        assignments: texts such as "train.steps=50" or "data.sources.0.weight=2"; the value is YAML.
+        assignments: texts such as "train.steps=50" or "data.sources.0.weight=2".
 
     Raises:
         UsageError: for an assignment without "=", an unknown path or a value of the wrong type.
     """
-    for assignment in assignments:
+    if not assignments:
+        return config
+    data = to_dict(config)
+    for assignment in [assignments] if isinstance(assignments, str) else assignments:
         path, equals, text = assignment.partition("=")
         if not equals:
             raise UsageError(f"override {assignment!r} is not of the form path.to.field=value")
-        try:
-            value = yaml.safe_load(text)
-        except yaml.YAMLError as error:
-            raise UsageError(f"override {assignment!r}: the value is not YAML") from error
-        config = evolve(config, {path.strip(): value})
-    return config
+        data = _assign_text(type(config), data, path.strip(), _given(text))
+    return from_dict(type(config), data)
 
 
 def evolve(config: ConfigT, changes: Mapping[str, Any]) -> ConfigT:
@@ -116,7 +130,12 @@ def evolve(config: ConfigT, changes: Mapping[str, Any]) -> ConfigT:
 
 def save_yaml(config: Any, path: Path) -> None:  # noqa: ANN401
     """Writes a config as YAML, readable by `load_yaml`."""
-    write_atomic(path, yaml.safe_dump(to_dict(config), sort_keys=False))
+    write_atomic(path, dump_yaml(config))
+
+
+def dump_yaml(config: Any) -> str:  # noqa: ANN401
+    """Returns a config, or plain data that holds some, as YAML."""
+    return format_yaml(to_dict(config))
 
 
 def load_yaml(cls: type[ConfigT], path: Path) -> ConfigT:
@@ -137,33 +156,74 @@ def load_yaml(cls: type[ConfigT], path: Path) -> ConfigT:
 
 
 def read_yaml(path: Path) -> Any:  # noqa: ANN401  (whatever the file holds)
-    """Returns what a YAML file holds, as plain data.
+    """Returns what a YAML file holds: dicts, lists and `Text`s, which `from_dict` takes.
 
     Args:
         path: the file.
 
     Raises:
-        UsageError: if the file cannot be read or is no YAML.
+        UsageError: if the file cannot be read, is no YAML, or a key stands twice in one mapping.
     """
+    text = read_text(path, "YAML")
     try:
-        return yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise UsageError(f"no such file: {path}") from error
-    except OSError as error:
-        raise UsageError(f"cannot read {path}: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path} is not a YAML file: {str(error).splitlines()[0]}") from error
+        return parse_yaml(text)
+    except UsageError as error:
+        raise UsageError(f"{path} is not a YAML file: {error}") from error
 
 
 def _join(path: str, key: str) -> str:
     return f"{path}.{key}" if path else str(key)
 
 
+class _Open(dict):
+    """A mapping that an assignment wrote: later ones may add the keys that it leaves out."""
+
+
+def _given(text: str) -> Text:
+    """Returns the value of an assignment; None is written in one way only."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise UsageError(f"the value {text!r} is not UTF-8 text") from error
+    inner = unquoted(text)
+    return Text(text, nulls=("null",)) if inner is None else Text(inner, is_plain=False)
+
+
+def _assign_text(cls: type, data: Any, path: str, value: Text) -> Any:  # noqa: ANN401
+    """Returns the data with a value assigned; one that an earlier assignment wrote is opened."""
+    if _text_on_the_way(data, path) is not None:
+        try:
+            data = to_dict(from_dict(cls, data))
+        except UsageError:  # not whole yet
+            while (found := _text_on_the_way(data, path)) is not None:
+                holder, key = found
+                opened = parse_value(holder[key].text)
+                holder[key] = _Open(opened) if isinstance(opened, dict) else opened
+                if isinstance(opened, Text):
+                    break
+    _assign(data, path, value)
+    return data
+
+
+def _text_on_the_way(data: Any, path: str) -> tuple[Any, Any] | None:  # noqa: ANN401
+    for name in path.split(".")[:-1]:
+        key = int(name) if isinstance(data, list) and name.isdecimal() else name
+        try:
+            child = data[key]
+        except (LookupError, TypeError):
+            return None
+        if isinstance(child, Text):
+            return data, key
+        data = child
+    return None
+
+
 def _assign(data: Any, path: str, value: Any) -> None:  # noqa: ANN401
     *parents, last = path.split(".")
     for depth, key in enumerate(parents):
         data = _step(data, key, ".".join(parents[: depth + 1]))
-    _step(data, last, path)  # the key must exist: a typo never adds one
+    if not isinstance(data, _Open):
+        _step(data, last, path)  # the key must exist: a typo never adds one
     if isinstance(data, list):
         data[int(last)] = value
     else:
@@ -186,13 +246,18 @@ def _step(data: Any, key: str, path: str) -> Any:  # noqa: ANN401
 
 def _convert(hint: Any, value: Any, registry: str | None, path: str) -> Any:  # noqa: ANN401
     origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Annotated:
+        converted = _convert(args[0], value, registry, path)
+        return os.path.expanduser(converted) if hint == LocalPath else converted
     if origin in (typing.Union, types.UnionType):
-        if value is None and type(None) in args:
-            return None
         inner = [arg for arg in args if arg is not type(None)]
+        if type(None) in args and _is_none(value, inner):
+            return None
         if len(inner) == 1:
             return _convert(inner[0], value, registry, path)
         return _convert_union(inner, value, path)
+    if registry is not None or origin in (tuple, dict) or dataclasses.is_dataclass(hint):
+        value = _opened(value, path)
     if origin is tuple:
         if not isinstance(value, Sequence) or isinstance(value, str):
             raise UsageError(f"{path} must be a list, got {value!r}")
@@ -211,7 +276,28 @@ def _convert(hint: Any, value: Any, registry: str | None, path: str) -> Any:  # 
         if not isinstance(value, Mapping):
             raise UsageError(f"{path} must be a mapping, got {value!r}")
         return {k: _convert(args[1], v, None, _join(path, k)) for k, v in value.items()}
+    if isinstance(value, Text) and hint is not str and value.text.lstrip()[:1] in ("[", "{"):
+        value = _opened(value, path)
+    if isinstance(value, Text):
+        return convert(hint, value, path)
     return _convert_scalar(hint, value, path)
+
+
+def _is_none(value: Any, hints: Sequence[Any]) -> bool:  # noqa: ANN401
+    if not isinstance(value, Text):
+        return value is None
+    takes_texts = any(hint is str or typing.get_args(hint)[:1] == (str,) for hint in hints)
+    return value.is_null_text if takes_texts else value.is_null
+
+
+def _opened(value: Any, path: str) -> Any:  # noqa: ANN401
+    """Returns the list or mapping that a text writes in YAML; anything else as it is."""
+    if not isinstance(value, Text) or not value.is_plain:
+        return value
+    try:
+        return parse_value(value.text)
+    except UsageError as error:
+        raise UsageError(f"{path}: {error}") from error
 
 
 def _convert_union(hints: list[Any], value: Any, path: str) -> Any:  # noqa: ANN401
@@ -228,15 +314,16 @@ def _component_from_dict(registry: str, value: Any, path: str) -> Any:  # noqa: 
     table: Registry = getattr(importlib.import_module(module), table_name)
     if not isinstance(value, Mapping) or "kind" not in value:
         raise UsageError(f"{path} must be a mapping with a 'kind' out of {table.names()}")
-    if not isinstance(value["kind"], str):
+    kind = value["kind"].text if isinstance(value["kind"], Text) else value["kind"]
+    if not isinstance(kind, str):
         raise UsageError(f"{path}.kind must be one of {table.names()}, got {value['kind']!r}")
-    return from_dict(table.get(value["kind"]), value, path)
+    return from_dict(table.get(kind), value, path)
 
 
 def _convert_scalar(hint: Any, value: Any, path: str) -> Any:  # noqa: ANN401
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
-    if hint is float and isinstance(value, str):  # YAML 1.1 reads 1e-4 as a text
+    if hint is float and isinstance(value, str):  # JSON and Python may hold 1e-4 as a text
         try:
             return float(value)
         except ValueError:
@@ -244,7 +331,7 @@ def _convert_scalar(hint: Any, value: Any, path: str) -> Any:  # noqa: ANN401
     if hint is int and isinstance(value, float) and float(value).is_integer():
         return int(value)
     if hint is Any or hint is object:
-        return value
+        return guessed(value)
     if typing.get_origin(hint) is typing.Literal:
         if value in typing.get_args(hint):
             return value

@@ -4,14 +4,12 @@ import ctypes
 import dataclasses
 import sys
 from contextlib import AbstractContextManager, nullcontext
-from typing import Literal
 
 import torch
 
+from blip3o.core.choices import TORCH_NAMES, check_precision
+from blip3o.core.choices import PrecisionName as PrecisionName
 from blip3o.core.errors import UsageError
-
-PrecisionName = Literal["auto", "fp32", "bf16", "fp16"]
-_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def resolve_device(name: str = "auto") -> torch.device:
@@ -63,11 +61,9 @@ def resolve_dtype(name: str | torch.dtype, device: torch.device) -> torch.dtype:
             fast = torch.cuda.is_bf16_supported(including_emulation=False)
             return torch.bfloat16 if fast else torch.float16
         return torch.bfloat16 if device.type == "cpu" and cpu_has_fast_bf16() else torch.float32
-    by_torch_name = {str(dtype).removeprefix("torch."): dtype for dtype in _DTYPES.values()}
-    found = {**_DTYPES, **by_torch_name}.get(str(name).removeprefix("torch."))
-    if found is None:
-        raise UsageError(f"unknown precision {name!r}; use one of auto, {', '.join(_DTYPES)}")
-    return found
+    check_precision(str(name))
+    word = str(name).removeprefix("torch.")
+    return getattr(torch, TORCH_NAMES.get(word, word))
 
 
 def keep_freed_memory() -> None:

@@ -1,6 +1,9 @@
 """Errors that a user can cause and mend; everything else is a bug and keeps its traceback."""
 
 import difflib
+import errno
+import os
+import re
 from collections.abc import Iterable
 
 
@@ -28,6 +31,64 @@ def unknown_name(what: str, name: str, known: Iterable[str]) -> UsageError:
         known: all names that would have been accepted.
     """
     names = sorted(known)
-    near = difflib.get_close_matches(name, names, n=3, cutoff=0.4)
+    near = difflib.get_close_matches(str(name), names, n=3, cutoff=0.4)
     hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(names)}"
     return UsageError(f"unknown {what} {name!r}; {hint}")
+
+
+_CHOOSE = "choose another place"
+_PLACE_TROUBLES = {
+    errno.ENOSPC: f"the disk is full; free some space or {_CHOOSE}",
+    errno.EDQUOT: f"your share of the disk is used up; free some space or {_CHOOSE}",
+    errno.EFBIG: f"the file is larger than this disk allows; {_CHOOSE}",
+    errno.EROFS: f"the disk is read-only; {_CHOOSE}",
+    errno.EIO: f"the disk or its connection fails; {_CHOOSE}",
+}
+_NAME_TROUBLES = {
+    errno.EACCES: f"permission denied; ask for it or {_CHOOSE}",
+    errno.EPERM: f"this is not permitted; {_CHOOSE}",
+    errno.ENAMETOOLONG: "the name is too long; choose a shorter one",
+    errno.ENOENT: f"there is no such file or folder, and none can be made; {_CHOOSE}",
+    errno.ENOTDIR: f"a part of the path is a file, not a folder; {_CHOOSE}",
+    errno.EISDIR: "it is a folder; give the name of a file",
+    errno.EEXIST: "it is there already; choose another name",
+    errno.ENOTEMPTY: "the folder is not empty; choose another one",
+    errno.ELOOP: f"its links lead in a circle; {_CHOOSE}",
+    errno.EBUSY: f"it is in use; {_CHOOSE}",
+    errno.EINVAL: f"it cannot have this name there; {_CHOOSE}",
+}
+"""Troubles that a file without a name cannot have: sockets know some of these numbers too."""
+
+_OS_NUMBER = re.compile(r"\(os error (\d+)\)")
+
+
+def place_trouble(error: BaseException) -> UsageError | None:
+    """Returns the error for a place that cannot be written to or read; None for other failures.
+
+    Args:
+        error: what was raised: an `OSError`, or an error of a library that quotes the system's
+            number, as those written in Rust do.
+    """
+    if not isinstance(error, OSError):
+        number = quoted_number(error)
+        if number not in _PLACE_TROUBLES:
+            return None
+        return UsageError(f"a file cannot be written: {_PLACE_TROUBLES[number]}")
+    number, name = error.errno, error.filename2 or error.filename
+    reasons = _PLACE_TROUBLES if name is None else _PLACE_TROUBLES | _NAME_TROUBLES
+    if number not in reasons:
+        return None
+    place = "a file" if name is None else os.fsdecode(name) if not isinstance(name, int) else name
+    return UsageError(f"cannot use {place}: {reasons[number]}")
+
+
+def quoted_number(error: BaseException) -> int | None:
+    """Returns the system's number that an error of a library quotes; None if it quotes none."""
+    quoted = _OS_NUMBER.search(str(error))
+    return None if quoted is None else int(quoted[1])
+
+
+def reason_of(error: OSError) -> str:
+    """Returns why a place cannot be used, without its name, for a message that names it."""
+    reasons = _PLACE_TROUBLES | _NAME_TROUBLES
+    return reasons.get(error.errno or 0) or error.strerror or str(error)

@@ -4,12 +4,19 @@ They are written under a scratch name beside the place, flushed to the disk and 
 killed process leaves behind is hidden (`.NAME.part`) and goes at the next try.
 """
 
+import hashlib
 import os
 import shutil
 import socket
+import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+
+from blip3o.core.errors import UsageError, quoted_number, reason_of
+
+_LONGEST_NAME = 255
+"""Bytes of a name on the file systems in use."""
 
 
 def write_atomic(path: Path, content: bytes | str, *, is_shared: bool = False) -> None:
@@ -33,13 +40,45 @@ def atomic_file(path: Path, *, is_shared: bool = False) -> Iterator[Path]:
         is_shared: as in `write_atomic`.
     """
     writer = f".{socket.gethostname()}.{os.getpid()}" if is_shared else ""
-    scratch = path.with_name(f".{path.name}{writer}.part")
+    scratch = path.with_name(_scratch_name(path.name, f"{writer}.part"))
     try:
-        yield scratch
-        flush(scratch)
-        os.replace(scratch, path)
+        with naming(path, scratch):
+            yield scratch
+            flush(scratch)
+            os.replace(scratch, path)
     finally:
-        scratch.unlink(missing_ok=True)
+        with suppress(OSError):  # the name may be one that no file can have
+            scratch.unlink(missing_ok=True)
+
+
+@contextmanager
+def naming(path: Path, scratch: Path | None = None) -> Iterator[None]:
+    """Gives an `OSError` the name of the file that was being written.
+
+    A full disk shows itself when bytes are written, and such an error knows no name.
+
+    Args:
+        path: the file.
+        scratch: the name under which it is being written.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno is not None and error.filename in (None, str(scratch)):
+            error.filename, error.filename2 = str(path), None
+        raise
+    except Exception as error:  # of a library that is not written in Python
+        number = quoted_number(error)
+        if number is None:
+            raise
+        raise OSError(number, os.strerror(number), str(path)) from error
+
+
+def _scratch_name(name: str, end: str) -> str:
+    scratch = f".{name}{end}"
+    if len(os.fsencode(scratch)) <= _LONGEST_NAME or len(os.fsencode(name)) > _LONGEST_NAME:
+        return scratch
+    return f".{hashlib.sha256(os.fsencode(name)).hexdigest()[:16]}{end}"
 
 
 @contextmanager
@@ -53,7 +92,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         OSError: if there is a folder with something in it.
     """
     path = path.absolute()
-    scratch = path.with_name(f".{path.name}.part")
+    scratch = path.with_name(_scratch_name(path.name, ".part"))
     shutil.rmtree(scratch, ignore_errors=True)  # of a run that was killed
     try:
         scratch.mkdir(parents=True)
@@ -72,3 +111,98 @@ def flush(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def home_path(text: str | Path) -> Path:
+    """Returns a path with a leading `~` as the home folder.
+
+    Args:
+        text: as the user wrote it; a shell leaves the `~` of `--out=~/x` as it is.
+    """
+    return Path(os.path.expanduser(text))
+
+
+def check_no_file(path: Path) -> None:
+    """Checks that a folder can have a name; another process may be making it.
+
+    Args:
+        path: the folder; it and its parents need not exist.
+
+    Raises:
+        UsageError: if it or a parent is a file, or the name is one that none can have.
+    """
+    try:
+        ways = (path, *path.absolute().parents)
+        nearest = next(one for one in ways if one.exists() or one.is_symlink())
+        is_folder, is_there = nearest.is_dir(), nearest.exists()
+    except OSError as error:
+        raise UsageError(f"cannot write to {path}: {reason_of(error)}") from error
+    if not is_folder:
+        what = "a file" if is_there else "a link that leads nowhere"
+        raise UsageError(f"cannot write to {path}: {nearest} is {what}; give the name of a folder")
+
+
+def check_folder(path: Path) -> None:
+    """Checks, before any work is done, that files can be written to a folder; leaves no trace.
+
+    Args:
+        path: the folder; it and its parents need not exist.
+
+    Raises:
+        UsageError: if it is a file, or cannot be made or written to.
+    """
+    check_no_file(path)
+    made: list[Path] = []
+    try:
+        for folder in reversed([one for one in (path, *path.parents) if not one.exists()]):
+            folder.mkdir(exist_ok=True)
+            made.append(folder)
+        with tempfile.TemporaryFile(dir=path) as file:
+            file.write(b"x")
+    except OSError as error:
+        raise UsageError(f"cannot write to {path}: {reason_of(error)}") from error
+    finally:
+        for folder in reversed(made):
+            with suppress(OSError):
+                folder.rmdir()
+
+
+def check_file(path: Path) -> None:
+    """Checks, before any work is done, that a file can be written; leaves no trace.
+
+    Args:
+        path: the file; it and its folder need not exist.
+
+    Raises:
+        UsageError: if it is a folder, or its folder cannot be written to.
+    """
+    try:
+        if path.is_dir():
+            raise UsageError(f"cannot write {path}: it is a folder; give the name of a file")
+        path.exists()  # here a name that is too long shows itself
+    except OSError as error:
+        raise UsageError(f"cannot write {path}: {reason_of(error)}") from error
+    check_folder(path.parent)
+
+
+def read_lines(path: Path) -> list[str]:
+    """Returns the lines of a text file.
+
+    Lines end at a newline, or a carriage return and a newline, and nowhere else: other letters that
+    Unicode calls line separators belong to the text.
+
+    Args:
+        path: a file in UTF-8, or in UTF-16 with a byte order mark; the mark is dropped.
+
+    Raises:
+        UsageError: if it cannot be read or is neither.
+    """
+    try:
+        data = path.read_bytes()
+        is_wide = len(data) > 2 and data[:2] in (b"\xff\xfe", b"\xfe\xff")
+        text = data.decode("utf-16" if is_wide else "utf-8-sig")
+    except OSError as error:
+        raise UsageError(f"cannot read {path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise UsageError(f"cannot read {path}: it is not a text in UTF-8 ({error})") from error
+    return [line.removesuffix("\r") for line in text.removesuffix("\n").split("\n")]

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import IO, Any, TypeVar
 
 from blip3o.core.distributed import is_main
-from blip3o.core.files import write_atomic
+from blip3o.core.files import naming, write_atomic
 
 T = TypeVar("T")
 
@@ -36,8 +36,9 @@ class MetricsLogger:
 
     def log(self, step: int, values: dict[str, Any]) -> None:
         """Writes the numbers of a step; flushed at once, so that a killed run keeps them."""
-        self._file.write(json.dumps({"step": step, **values}) + "\n")
-        self._file.flush()
+        with naming(self.path):
+            self._file.write(json.dumps({"step": step, **values}) + "\n")
+            self._file.flush()
         if self._board is not None:
             for name, value in values.items():
                 if isinstance(value, int | float):
@@ -53,7 +54,7 @@ class MetricsLogger:
         if not self.path.exists():
             return
         text = self.path.read_text(encoding="utf-8", errors="replace")
-        kept = "".join(f"{line}\n" for line in text.splitlines() if _step_of(line) <= step)
+        kept = "".join(f"{line}\n" for line in text.split("\n") if line and _step_of(line) <= step)
         if kept != text:
             write_atomic(self.path, kept)
 

@@ -24,8 +24,8 @@ class Registry:
         """Returns every known name, in table order."""
         return list(self._table)
 
-    def get(self, name: str) -> Any:  # noqa: ANN401  (entries are of many types)
-        """Returns the entry behind a name, importing its module now.
+    def place(self, name: str) -> tuple[str, str]:
+        """Returns the module and the attribute behind a name; nothing is imported.
 
         Args:
             name: a name of the table.
@@ -36,4 +36,16 @@ class Registry:
         if name not in self._table:
             raise unknown_name(self.what, name, self._table)
         module, _, attribute = self._table[name].partition(":")
+        return module, attribute
+
+    def get(self, name: str) -> Any:  # noqa: ANN401  (entries are of many types)
+        """Returns the entry behind a name, importing its module now.
+
+        Args:
+            name: a name of the table.
+
+        Raises:
+            UsageError: if the name is unknown; the message holds the nearest names.
+        """
+        module, attribute = self.place(name)
         return getattr(importlib.import_module(module, self._package), attribute)

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from blip3o.core.config import component
+from blip3o.core.config import LocalPath, component
 from blip3o.core.errors import UsageError
 from blip3o.core.rng import numpy_rng
 from blip3o.core.types import Record
@@ -86,7 +86,7 @@ class DataConfig:
     image_px: int
     max_text_tokens: int = 256
     num_workers: int = 0
-    feature_cache: str | None = None
+    feature_cache: LocalPath | None = None
     bad_sample_limit: float = 0.01
 
     def __post_init__(self) -> None:

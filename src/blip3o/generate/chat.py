@@ -1,6 +1,10 @@
-"""A conversation in a terminal: text and pictures, answers as they are written."""
+"""A conversation in a terminal: text and images, answers as they are written."""
 
+import os
+import shlex
+from pathlib import Path
 from typing import TextIO
+from urllib.parse import unquote, urlsplit
 
 from blip3o.core.errors import UsageError
 from blip3o.core.types import IMAGE_MARK, Message
@@ -9,7 +13,7 @@ from blip3o.imaging.load import open_image
 from blip3o.text.chat import said_back
 
 HELP = (
-    "Type a message. /image FILE adds a picture to the next message, /new starts over, /quit ends."
+    "Type a message. /image FILE... adds images to the next message, /new starts over, /quit ends."
 )
 
 
@@ -36,9 +40,10 @@ def converse(pipe: Blip3oPipeline, lines: TextIO, out: TextIO) -> None:
         try:
             if text == "/new":
                 messages, pictures, pending = [], [], []
-            elif text.startswith("/image"):
-                pending.append(open_image(text.removeprefix("/image").strip()))
-                out.write("(picture added)\n")
+            elif text.split()[:1] == ["/image"]:
+                added = [open_image(path) for path in image_paths(text.removeprefix("/image"))]
+                pending += added
+                out.write(f"({'picture' if len(added) == 1 else f'{len(added)} images'} added)\n")
             elif text.startswith("/"):
                 raise UsageError(f"unknown command {text.split()[0]}; {HELP}")
             elif text:
@@ -49,6 +54,48 @@ def converse(pipe: Blip3oPipeline, lines: TextIO, out: TextIO) -> None:
                 pictures, pending = pictures + pending, []
         except UsageError as error:
             out.write(f"({error})\n")
+
+
+def image_paths(text: str) -> list[str]:
+    """Returns the files that are named after `/image`, as a shell would read them.
+
+    Names may be in quotes, with backslashes before spaces, begin with `~`, or be file:// URLs as
+    they are pasted by dragging a file into a terminal. A text that is the name of a file as it
+    stands is that file.
+
+    Args:
+        text: one or more names.
+
+    Raises:
+        UsageError: if there is none, or a quote is not closed.
+    """
+    whole = text.strip()
+    if not whole:
+        raise UsageError("which file? /image FILE")
+    if _exists(whole):
+        return [whole]
+    try:
+        words = shlex.split(whole)
+    except ValueError as error:
+        raise UsageError(f"no such picture: {whole} ({str(error).lower()})") from error
+    paths = [_path(word) for word in words]
+    if not all(map(_exists, paths)) and _exists(_path(whole)):
+        return [_path(whole)]  # spaces, and neither quotes nor backslashes
+    return paths
+
+
+def _path(word: str) -> str:
+    url = urlsplit(word) if word.lower().startswith("file:") else None
+    if url is not None and url.netloc in ("", "localhost"):
+        return unquote(url.path)
+    return os.path.expanduser(word)
+
+
+def _exists(path: str) -> bool:
+    try:
+        return Path(path).is_file()
+    except (OSError, ValueError):  # a name that no file can have
+        return False
 
 
 def _answer(pipe: Blip3oPipeline, messages: list[Message], pictures: list, out: TextIO) -> str:

@@ -1,6 +1,6 @@
 """What users hand to a pipeline, checked and put into one form: pictures, numbers, generators."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,13 +9,13 @@ from PIL import Image
 from torch import Tensor
 
 from blip3o.core.errors import UsageError
+from blip3o.core.types import Message
 from blip3o.flow.solver import StepCallback
 from blip3o.imaging.load import open_image, to_rgb, upright
 
 Picture = str | Path | bytes | Image.Image
 """A file, the bytes of one, or a PIL picture; of any size and mode."""
 Generators = torch.Generator | Sequence[torch.Generator] | None
-OUTPUT_TYPES = ("pil", "np", "pt", "features")
 
 
 def as_pictures(image: Picture | Sequence[Picture]) -> list[Picture]:
@@ -35,6 +35,21 @@ def one_for_each(image: Picture | Sequence[Picture], texts: Sequence[str]) -> li
     if len(pictures) != len(texts):
         raise UsageError(f"{len(pictures)} pictures for {len(texts)} instructions")
     return pictures
+
+
+def messages_of(messages: Iterable[Message]) -> list[Message]:
+    """Returns the turns of a conversation as a list.
+
+    Raises:
+        UsageError: for anything that is not a `Message`.
+    """
+    found: list[Any] = list(messages) if isinstance(messages, Iterable) else [messages]
+    for one in found:
+        if not isinstance(one, Message) or not isinstance(one.text, str):
+            raise UsageError(
+                f"a turn of a conversation is blip3o.Message(role=..., text=...), not {one!r}"
+            )
+    return found
 
 
 def open_picture(picture: Picture) -> Image.Image:
@@ -60,33 +75,6 @@ def open_picture(picture: Picture) -> Image.Image:
         raise UsageError(f"the picture is damaged or truncated: {reason}") from error
 
 
-def check_sampling(
-    num_inference_steps: int, guidance_scale: float, num_images: int, output_type: str
-) -> None:
-    """Checks the numbers of a call.
-
-    Raises:
-        UsageError: for a number out of range or an unknown output type.
-    """
-    if not 1 <= num_inference_steps <= 1000:
-        raise UsageError(f"num_inference_steps must be 1 to 1000, got {num_inference_steps}")
-    if not 1.0 <= guidance_scale <= 100.0:
-        raise UsageError(f"guidance_scale must be 1 to 100, got {guidance_scale}")
-    if not 1 <= num_images <= 1000:
-        raise UsageError(f"the number of images must be 1 to 1000, got {num_images}")
-    check_output_type(output_type)
-
-
-def check_output_type(output_type: str) -> None:
-    """Checks what a call is to return.
-
-    Raises:
-        UsageError: for an unknown output type.
-    """
-    if output_type not in OUTPUT_TYPES:
-        raise UsageError(f"unknown output_type {output_type!r}; use {', '.join(OUTPUT_TYPES)}")
-
-
 def draw_noise(
     shapes: Sequence[Sequence[int]], count: int, generator: Generators
 ) -> tuple[Tensor, ...]:
@@ -106,7 +94,13 @@ def draw_noise(
     if isinstance(generator, torch.Generator) or generator is None:
         sources = [generator] * count
     else:
-        sources = list(generator)
+        sources = list(generator) if isinstance(generator, Iterable) else [generator]
+    for one in sources:
+        if not isinstance(one, torch.Generator | None):
+            raise UsageError(
+                f"a generator is torch.Generator().manual_seed(SEED), not {one!r}; give one, or "
+                "one for each picture"
+            )
     if len(sources) != count:
         raise UsageError(f"{len(sources)} generators for {count} pictures")
     rows = [
@@ -136,6 +130,8 @@ def step_callback(
     """
     if callback is None:
         return None  # nobody wants to see the steps: a sampler may take them all at once
+    if not callable(callback):
+        raise UsageError(f"callback_on_step_end must be a function, got {callback!r}")
 
     def on_step(step: int, features: Tensor) -> Tensor | None:
         changed = (callback(pipe, step, num_steps, {"features": features}) or {}).get("features")

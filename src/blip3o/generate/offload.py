@@ -7,16 +7,15 @@ the embedding table, and the keys and values that a DiT makes before it runs.)
 
 import functools
 from collections.abc import Callable, Iterable
-from typing import Any, Literal, get_args
+from typing import Any
 
 import torch
 from torch import nn
 
-from blip3o.core.errors import unknown_name
+from blip3o.core.choices import OFFLOADS as OFFLOADS
+from blip3o.core.choices import Offload as Offload
+from blip3o.core.choices import check_offload as check_offload
 from blip3o.models.unified import UnifiedModel
-
-Offload = Literal["none", "model", "sequential"]
-OFFLOADS: tuple[Offload, ...] = get_args(Offload)
 
 SEAMS = {
     "backbone": ("embed", "image_tokens", "forward", "logits"),
@@ -31,21 +30,6 @@ COMPONENTS = tuple(SEAMS)
 
 _BLOCK_SEAMS = ("forward", "cross_key_value", "cross_null", "sampling_scales", "sample")
 _CPU, _META = torch.device("cpu"), torch.device("meta")
-
-
-def check_offload(name: str) -> Offload:
-    """Returns the name of a way to offload.
-
-    Args:
-        name: "none", "model" or "sequential".
-
-    Raises:
-        UsageError: for any other.
-    """
-    for known in OFFLOADS:
-        if name == known:
-            return known
-    raise unknown_name("offload", name, OFFLOADS)
 
 
 def blocks_of(component: nn.Module) -> list[nn.Module]:

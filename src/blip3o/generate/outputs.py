@@ -7,6 +7,7 @@ import numpy as np
 from torch import Tensor
 
 from blip3o.core.errors import UsageError
+from blip3o.generate.checks import check_guidance, check_steps
 from blip3o.generate.images import decode_features
 from blip3o.imaging.pixels import to_image
 from blip3o.models.unified import UnifiedModel, UnifiedModelConfig
@@ -55,13 +56,11 @@ def decoding_settings(
         UsageError: for a number out of range, or guidance of a decoder that has none.
     """
     steps = config.sampling.num_decoder_steps if num_steps is None else num_steps
-    if not 1 <= steps <= 1000:
-        raise UsageError(f"num_decoder_steps must be 1 to 1000, got {steps}")
+    check_steps("num_decoder_steps", steps)
     if guidance_scale is not None:
         if not hasattr(config.image_decoder, "guidance_scale"):
             raise UsageError(f"the image decoder {config.image_decoder.kind!r} is not guided")
-        if not 1.0 <= guidance_scale <= 100.0:
-            raise UsageError(f"decoder_guidance_scale must be 1 to 100, got {guidance_scale}")
+        check_guidance("decoder_guidance_scale", guidance_scale)
     return DecodingSettings(num_steps=steps, guidance_scale=guidance_scale)
 
 
@@ -100,3 +99,16 @@ def finish(
     if output_type == "pt":
         return ImageOutput(unit)
     return ImageOutput(np.ascontiguousarray(unit.permute(0, 2, 3, 1).numpy()))
+
+
+def describe_parts(model: UnifiedModel) -> list[str]:
+    """Returns a line for each part of a model: its name, class and millions of parameters.
+
+    Args:
+        model: the model.
+    """
+    lines = []
+    for name, part in model.named_children():
+        numbers = sum(one.numel() for one in {*part.parameters(), *part.buffers()})
+        lines.append(f"  {name}: {type(part).__name__}, {numbers / 1e6:.2f} M parameters")
+    return lines

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from blip3o.core.errors import UsageError
 from blip3o.core.types import IMAGE_MARK, Message
+from blip3o.generate.checks import check_output_type, check_sampling, texts_of
 from blip3o.generate.compiled import CompiledSampler
 from blip3o.generate.empty import empty_condition
 from blip3o.generate.images import sample_features
@@ -15,8 +16,7 @@ from blip3o.generate.inputs import (
     Generators,
     Picture,
     as_pictures,
-    check_output_type,
-    check_sampling,
+    messages_of,
     one_for_each,
     step_callback,
 )
@@ -25,6 +25,7 @@ from blip3o.generate.outputs import (
     ImageOutput,
     OutputType,
     decoding_settings,
+    describe_parts,
     finish,
 )
 from blip3o.generate.placement import PlacedPipeline
@@ -56,6 +57,11 @@ class Blip3oPipeline(PlacedPipeline):
     def image_decoder(self) -> Any:  # noqa: ANN401  (of many types)
         """Features to pixels; of a diffusion its `scheduler` may be replaced."""
         return self.model.image_decoder
+
+    def __repr__(self) -> str:
+        """Returns the model's parts with their sizes, and where and in which type it computes."""
+        parts = describe_parts(self.model)
+        return "\n".join([f"{type(self).__name__}(", *parts, f"  {self.device}, {self.dtype}", ")"])
 
     def compile(self) -> None:
         """Makes pictures faster after a first slow one of each batch size and number of steps.
@@ -96,7 +102,7 @@ class Blip3oPipeline(PlacedPipeline):
         Raises:
             UsageError: for an empty or over-long prompt or a number out of range.
         """
-        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+        prompts = texts_of(prompt, "prompt")
         make = self.chat_template.generate_messages
         rows = [
             picture_prompt(self.model, self.chat_template, make(text), text) for text in prompts
@@ -145,7 +151,7 @@ class Blip3oPipeline(PlacedPipeline):
             UsageError: for a picture that cannot be read, another number of pictures than of
                 instructions, or anything a call refuses.
         """
-        texts = [instruction] if isinstance(instruction, str) else list(instruction)
+        texts = texts_of(instruction, "instruction")
         pictures = one_for_each(image, texts)
         chat = self.chat_template
         rows = [picture_prompt(self.model, chat, chat.edit_messages(text), text) for text in texts]
@@ -210,6 +216,7 @@ class Blip3oPipeline(PlacedPipeline):
             UsageError: for an empty question, a picture that cannot be read, or what `stream`
                 refuses.
         """
+        (question,) = texts_of([question], "question")
         if not question.strip():
             raise UsageError("the question is empty")
         pictures = [] if image is None else as_pictures(image)
@@ -236,7 +243,8 @@ class Blip3oPipeline(PlacedPipeline):
             UsageError: if marks and pictures differ in number, the conversation is too long, a
                 picture cannot be read, or `max_new_tokens` is under 1.
         """
-        yield from self._writer.stream(messages, pictures, max_new_tokens)
+        messages = messages_of(messages)
+        yield from self._writer.stream(messages, as_pictures(pictures), max_new_tokens)
 
     def answer_batch(
         self, pictures: Sequence[Picture], questions: Sequence[str], max_new_tokens: int = 64
@@ -251,7 +259,8 @@ class Blip3oPipeline(PlacedPipeline):
         Raises:
             UsageError: for another number of pictures than of questions, or what `ask` refuses.
         """
-        return self._writer.answers(pictures, questions, max_new_tokens)
+        questions = texts_of(questions, "question")
+        return self._writer.answers(as_pictures(pictures), questions, max_new_tokens)
 
     @torch.no_grad()
     def encode(self, pictures: Sequence[Picture]) -> Tensor:
@@ -263,9 +272,10 @@ class Blip3oPipeline(PlacedPipeline):
         Raises:
             UsageError: for a picture that cannot be read, or none.
         """
-        if not pictures:
+        opened = as_pictures(pictures)
+        if not opened:
             raise UsageError("no picture was given")
-        return self.model.encode_images(square_pixels(self.model, pictures))
+        return self.model.encode_images(square_pixels(self.model, opened))
 
     @torch.no_grad()
     def _generate(

@@ -6,34 +6,16 @@ no longer developed; so what could not be tested without CUDA was exactly the pa
 format below needs nothing but torch, is the same on every device, and its size is plain arithmetic.
 """
 
-from typing import Literal, get_args
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from blip3o.core.errors import unknown_name
-
-Quantization = Literal["int8", "int4"]
-QUANTIZATIONS: tuple[Quantization, ...] = get_args(Quantization)
+from blip3o.core.choices import QUANTIZATIONS as QUANTIZATIONS
+from blip3o.core.choices import Quantization as Quantization
+from blip3o.core.choices import check_quantization as check_quantization
 
 _GROUP = {"int8": 128, "int4": 32}
 """Weights of a row that share a scale: 8.125 and 4.5 bits a weight with 16-bit scales."""
-
-
-def check_quantization(name: str) -> Quantization:
-    """Returns the name of a kind of quantization.
-
-    Args:
-        name: "int8" or "int4".
-
-    Raises:
-        UsageError: for any other.
-    """
-    for known in QUANTIZATIONS:
-        if name == known:
-            return known
-    raise unknown_name("quantization", name, QUANTIZATIONS)
 
 
 def quantize_weight(weight: Tensor, kind: Quantization) -> tuple[Tensor, Tensor]:

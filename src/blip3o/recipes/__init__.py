@@ -4,15 +4,18 @@ import dataclasses
 import inspect
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, TypeAlias
 
-import yaml
-
-from blip3o.core.config import from_dict, override, read_yaml, to_dict
+from blip3o.core.config import dump_yaml, from_dict, override, read_yaml
+from blip3o.core.describe import summary_of
 from blip3o.core.distributed import is_main, process_group
 from blip3o.core.errors import UsageError
+from blip3o.core.files import home_path
 from blip3o.core.log import say
 from blip3o.core.registry import Registry
-from blip3o.train.config import RunConfig
+
+if TYPE_CHECKING:
+    from blip3o.train.config import RunConfig
 
 RECIPES = Registry(
     "recipe",
@@ -48,11 +51,26 @@ RECIPES = Registry(
     package=__name__,
 )
 
-Stages = dict[str, RunConfig]
+Stages: TypeAlias = "dict[str, RunConfig]"
 """Several runs in order, by the name of their folder under the run folder."""
 
 
-def load_recipe(name: str, run_dir: Path) -> RunConfig | Stages:
+def check_recipe(name: str) -> None:
+    """Checks that there is a recipe of a name; nothing is imported.
+
+    Args:
+        name: as for `load_recipe`.
+
+    Raises:
+        UsageError: for an unknown name, or a file that is not there.
+    """
+    if not name.endswith((".yaml", ".yml")):
+        RECIPES.place(name)
+    elif not home_path(name).exists():
+        raise UsageError(f"no such file: {name}")
+
+
+def load_recipe(name: str, run_dir: Path) -> "RunConfig | Stages":
     """Returns the run of a recipe or a YAML file.
 
     Args:
@@ -63,15 +81,17 @@ def load_recipe(name: str, run_dir: Path) -> RunConfig | Stages:
         UsageError: for an unknown name or a file that does not fit.
     """
     if name.endswith((".yaml", ".yml")):
-        return _load_file(Path(name))
+        return _load_file(home_path(name))
     recipe: Callable[..., RunConfig | Stages] = RECIPES.get(name)
     parameters = inspect.signature(recipe).parameters.values()
     links_stages = any(one.default is inspect.Parameter.empty for one in parameters)
     return recipe(run_dir) if links_stages else recipe()
 
 
-def _load_file(file: Path) -> RunConfig | Stages:
+def _load_file(file: Path) -> "RunConfig | Stages":
     """Returns the run, or the stages by name, that a YAML file holds."""
+    from blip3o.train.config import RunConfig
+
     data = read_yaml(file)
     known = {field.name for field in dataclasses.fields(RunConfig)}
     is_stages = isinstance(data, dict) and bool(data) and known.isdisjoint(data)
@@ -100,6 +120,7 @@ def train_recipe(name: str, run_dir: Path, overrides: Sequence[str]) -> None:
     """
     from blip3o.recipes.run import link_model, train
     from blip3o.train.claim import claimed
+    from blip3o.train.config import RunConfig
 
     recipe = load_recipe(name, run_dir)
     if isinstance(recipe, RunConfig):
@@ -115,15 +136,15 @@ def train_recipe(name: str, run_dir: Path, overrides: Sequence[str]) -> None:
 
 
 def _override_stages(stages: Stages, overrides: Sequence[str]) -> Stages:
-    changed = dict(stages)
+    wanted: dict[str, list[str]] = {stage: [] for stage in stages}
     for assignment in overrides:
         stage, _, rest = assignment.partition(".")
         if stage not in stages:
             raise UsageError(
                 f"override {assignment!r} must start with a stage: {', '.join(stages)}"
             )
-        changed[stage] = override(changed[stage], [rest])
-    return changed
+        wanted[stage].append(rest)
+    return {stage: override(config, wanted[stage]) for stage, config in stages.items()}
 
 
 def recipe_yaml(name: str) -> str:
@@ -132,21 +153,23 @@ def recipe_yaml(name: str) -> str:
     Args:
         name: a name out of `RECIPES`.
     """
+    from blip3o.train.config import RunConfig
+
     run_dir = Path("runs") / name
     recipe = load_recipe(name, run_dir)
     if isinstance(recipe, RunConfig):
-        return yaml.safe_dump(to_dict(recipe), sort_keys=False)
+        return dump_yaml(recipe)
     note = f"# Stages, trained in this order; they find each other under --out {run_dir}.\n"
-    return note + yaml.safe_dump({k: to_dict(v) for k, v in recipe.items()}, sort_keys=False)
+    return note + dump_yaml(recipe)
 
 
 def describe_recipes() -> str:
     """Returns every recipe with the first line of its docstring."""
     names = RECIPES.names()
     width = max(map(len, names))
-    lines = [f"{name:{width}}  {_summary(RECIPES.get(name))}" for name in names]
+    lines = []
+    for name in names:
+        module, function = RECIPES.place(name)
+        file = Path(__file__).parent / f"{module.rpartition('.')[2]}.py"
+        lines.append(f"{name:{width}}  {summary_of(file, function)}")
     return "\n".join(lines)
-
-
-def _summary(recipe: Callable[..., object]) -> str:
-    return (inspect.getdoc(recipe) or "").splitlines()[0].rstrip(".")

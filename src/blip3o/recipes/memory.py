@@ -18,7 +18,6 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from blip3o.core.errors import unknown_name
 from blip3o.generate.offload import OFFLOADS, Offload, groups_of
 from blip3o.generate.placement import move
 from blip3o.models.absent import AbsentPart
@@ -29,6 +28,7 @@ from blip3o.models.unified import UnifiedModel, UnifiedModelConfig
 from blip3o.nn.quantized import QUANTIZATIONS, Quantization
 from blip3o.recipes import qwen2_5_vl
 from blip3o.weights.folder import BUNDLED, open_model
+from blip3o.weights.names import full_name, short_name, unknown_model
 
 PROMPT_TOKENS = 512
 """Length of the prompt in the estimate of activations."""
@@ -80,16 +80,17 @@ def config_of(name: str) -> UnifiedModelConfig:
     """Returns a model's config; nothing is downloaded.
 
     Args:
-        name: a released model's short name, a bundled model or a model folder.
+        name: a released model's short name or hub id, a bundled model or a model folder.
 
     Raises:
         UsageError: if there is no such model or its folder is damaged.
     """
-    if name not in RELEASED:
-        if name not in BUNDLED and not Path(name).exists():
-            raise unknown_name("model", name, [*BUNDLED, *RELEASED])
+    short = short_name(name)
+    if short is None or Path(full_name(name)).exists():
+        if name not in BUNDLED and not Path(full_name(name)).exists():
+            raise unknown_model(name)
         return open_model(name).config
-    return qwen2_5_vl.model(RELEASED[name]())
+    return qwen2_5_vl.model(RELEASED[f"blip3o-{short}"]())
 
 
 def needs_of(config: UnifiedModelConfig) -> list[Need]:

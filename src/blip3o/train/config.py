@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 from typing import Any
 
-from blip3o.core.config import component, from_dict, to_dict
+from blip3o.core.config import LocalPath, component, from_dict, to_dict
 from blip3o.core.device import PrecisionName
 from blip3o.core.errors import UsageError
 from blip3o.data.mixture import DataConfig
@@ -160,7 +160,7 @@ class InitConfig:
         parts: top-level parts taken from it ("image_decoder"); empty for all.
     """
 
-    folder: str
+    folder: LocalPath
     parts: tuple[str, ...] = ()
 
 

@@ -21,12 +21,15 @@ import torch
 from torch import Tensor
 
 from blip3o.core.config import from_dict, to_dict
-from blip3o.core.errors import UsageError, unknown_name
+from blip3o.core.errors import UsageError
 from blip3o.core.files import write_atomic
+from blip3o.core.plain import read_json
 from blip3o.models.quantize import is_quantized
 from blip3o.models.unified import UnifiedModel, UnifiedModelConfig
 from blip3o.nn.quantized import Quantization
 from blip3o.text.tokenizer import Tokenizer
+from blip3o.weights import names
+from blip3o.weights.names import BUNDLED, full_name, is_there, unknown_model
 from blip3o.weights.published import is_published, open_published
 from blip3o.weights.shards import (
     PICKLE_ENDINGS,
@@ -38,9 +41,6 @@ from blip3o.weights.shards import (
 from blip3o.weights.siglip2_sana import is_siglip2_sana
 from blip3o.weights.stored import StoredModel, check_tokenizer, sketch
 from blip3o.weights.strict import Problems, require_fit, shapes_of
-
-BUNDLED = {"pocket": Path(__file__).parent.parent / "pocket"}
-"""Models that come with the package, by name."""
 
 _PARTS = ("image_encoder", "image_decoder")
 
@@ -74,7 +74,9 @@ def resolve_model_folder(name: str | Path) -> Path:
         if not (folder / "config.json").exists():
             raise UsageError(f"the bundled model {name!r} is not in this installation ({folder})")
         return folder
-    folder = Path(name)
+    folder = Path(full_name(name))
+    if not is_there(folder) and folder.suffix not in PICKLE_ENDINGS:
+        raise unknown_model(str(name))
     if (folder / "config.json").is_file():
         return folder
     if (folder / "model" / "config.json").is_file():  # a run folder holds its model in model/
@@ -84,9 +86,7 @@ def resolve_model_folder(name: str | Path) -> Path:
             f"{folder} is a pickle, which can run any program and is never opened: give the folder "
             "with the safetensors files of the model"
         )
-    if folder.exists():
-        raise UsageError(f"{folder} is not a model folder: it has no config.json")
-    raise unknown_name("model", str(name), BUNDLED)
+    raise UsageError(f"{folder} is not a model folder: it has no config.json")
 
 
 def save_model(
@@ -177,10 +177,7 @@ def open_model(name: str | Path, *, allow_pickle: bool = False) -> StoredModel:
     """
     folder = resolve_model_folder(name)
     file = folder / "config.json"
-    try:
-        data: Any = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UsageError(f"{file} cannot be read: {error}") from error
+    data = read_json(file)
     if is_siglip2_sana(folder):
         raise UsageError(
             f"{folder} holds SigLIP2 and SANA and no language model: load_siglip2_sana reads both, "
@@ -232,17 +229,5 @@ def _parse_config(data: Any, file: Path) -> UnifiedModelConfig:  # noqa: ANN401
 
 
 def describe_models() -> str:
-    """Returns the bundled models, a line each: name, parameters, megabytes, folder."""
-    lines = []
-    for name, folder in BUNDLED.items():
-        files = [folder / part / "model.safetensors" for part in ("", *_PARTS)]
-        if all(file.is_file() for file in files):
-            megabytes = sum(file.stat().st_size for file in files) / 1e6
-            with torch.device("meta"):
-                file = folder / "config.json"
-                model = _parse_config(json.loads(file.read_text(encoding="utf-8")), file).build()
-            millions = sum(parameter.numel() for parameter in model.parameters()) / 1e6
-            lines.append(f"{name}  {millions:.1f} M parameters, {megabytes:.1f} MB, {folder}")
-        else:
-            lines.append(f"{name}  not in this installation")
-    return "\n".join([*lines, "any folder written by training also works: --model RUN/model"])
+    """Returns the models there are, a line each; see `blip3o.weights.names`."""
+    return names.describe_models(BUNDLED)

@@ -5,7 +5,6 @@ that is there whole is not fetched again, a connection that breaks is taken up w
 `HF_HUB_OFFLINE=1` takes what is in the cache and asks nobody.
 """
 
-import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any
 
 from blip3o.core.errors import UsageError
 from blip3o.core.log import say
+from blip3o.weights.names import full_name, is_hub_id
 
 WANTED = (
     "config.json",
@@ -35,8 +35,6 @@ WANTED = (
 PICKLES = ("pytorch_model*.bin", "pytorch_model.bin.index.json")
 """What is downloaded beside it where a caller allows pickles."""
 
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
-
 
 def to_local(
     name: str | Path, revision: str | None = None, *, allow_pickle: bool = False
@@ -44,7 +42,8 @@ def to_local(
     """Returns a model's name or folder, downloaded first if the name is a hub id.
 
     Args:
-        name: a bundled name, a folder, or `organization/name` where no such folder exists.
+        name: a bundled name, a folder, a released model's short name, or `organization/name` where
+            no such folder exists.
         revision: branch, tag or commit of the hub's repository.
         allow_pickle: download weights in pickles too.
 
@@ -52,7 +51,8 @@ def to_local(
         UsageError: if it can neither be found nor downloaded, or a revision is asked of something
             that is not on the hub.
     """
-    if isinstance(name, str) and _HUB_ID.fullmatch(name) and not Path(name).exists():
+    name = full_name(name)
+    if isinstance(name, str) and is_hub_id(name):
         return _download(name, revision, [*WANTED, *(PICKLES if allow_pickle else ())])
     if revision is not None:
         raise UsageError(f"a revision belongs to a hub id such as org/name, not to {str(name)!r}")

@@ -1,5 +1,6 @@
 """Folders of pictures: names, metadata, and that a picture depends on its own numbers only."""
 
+import errno
 import json
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,13 @@ from PIL import Image
 
 from blip3o.core.errors import UsageError
 from blip3o.generate.pipeline import Blip3oPipeline
-from blip3o.generate.write import picture_generator, read_prompts, save_picture, write_pictures
+from blip3o.generate.write import (
+    picture_generator,
+    read_prompts,
+    save_picture,
+    write_pictures,
+    written_images,
+)
 
 
 def pixels(file: Path) -> np.ndarray:
@@ -127,6 +134,98 @@ def test_prompts_are_the_lines_of_a_file(tmp_path: Path) -> None:
     file.write_bytes(b"\xff\xfe")
     with pytest.raises(UsageError, match="cannot read prompts from"):
         read_prompts(file)
+
+
+@pytest.mark.parametrize("letter", ["\u2028", "\u2029", "\x85", "\x0b", "\x0c", "\x1c", "\x1e"])
+def test_a_line_of_prompts_ends_at_a_newline_only(tmp_path: Path, letter: str) -> None:
+    file = tmp_path / "prompts.txt"
+    for end in ("\n", "\r\n"):
+        file.write_bytes(f"a cat{letter}two{end}a dog{end}a car".encode())
+        assert read_prompts(file) == [f"a cat{letter}two", "a dog", "a car"]
+    for encoding in ("utf-8-sig", "utf-16"):
+        file.write_bytes(f"a cat{letter}two\r\na d\u00f6g\n".encode(encoding))
+        assert read_prompts(file) == [f"a cat{letter}two", "a d\u00f6g"]
+
+
+def rows_of(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "metadata.jsonl").read_text().splitlines()]
+
+
+def images_of(folder: Path) -> list[str]:
+    return sorted(one.name for one in folder.iterdir() if one.name not in {"grid.png", "mine.txt"})
+
+
+def test_a_smaller_call_leaves_none_of_the_images_before_it(
+    tiny_pipe: Blip3oPipeline, tmp_path: Path
+) -> None:
+    write_pictures(tiny_pipe, ["a cat", "a dog", "a car"], tmp_path, num_images=2)
+    for name in ("mine.txt", "0007-0.png", "x.png"):  # of the user
+        (tmp_path / name).write_text("mine")
+    write_pictures(tiny_pipe, ["a bus"], tmp_path)
+    assert images_of(tmp_path) == ["0000-0.png", "0007-0.png", "metadata.jsonl", "x.png"]
+    assert [row["prompt"] for row in rows_of(tmp_path)] == ["a bus"]
+    assert (tmp_path / "mine.txt").read_text() == "mine"
+    assert written_images(tmp_path) == [tmp_path / "0000-0.png", tmp_path / "metadata.jsonl"]
+
+
+def test_metadata_names_no_file_elsewhere_for_removal(
+    tiny_pipe: Blip3oPipeline, tmp_path: Path
+) -> None:
+    folder = tmp_path / "out"
+    folder.mkdir()
+    names = ["../0001-0.png", "mine.txt", "sub/0001-0.png", str(tmp_path / "0002-0.png"), 3, None]
+    lines = [json.dumps({"file": name}) for name in names]
+    lines += ["not json", "[]", json.dumps({"prompt": "a"}), "5"]
+    (folder / "metadata.jsonl").write_text("\n".join(lines))
+    for path in (tmp_path / "0001-0.png", tmp_path / "0002-0.png", folder / "mine.txt"):
+        path.write_text("mine")
+    write_pictures(tiny_pipe, ["a bus"], folder)
+    assert sorted(one.name for one in tmp_path.iterdir()) == ["0001-0.png", "0002-0.png", "out"]
+    assert (folder / "mine.txt").exists()
+
+
+@pytest.mark.parametrize("at", [0, 1, 2, 3, 4])
+def test_a_killed_call_and_a_smaller_one_leave_no_image_of_another(
+    tiny_pipe: Blip3oPipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int
+) -> None:
+    write_pictures(tiny_pipe, ["a cat", "a dog", "a car"], tmp_path)
+    saved = []
+
+    def killed(image: Image.Image, path: Path) -> None:
+        if len(saved) == at:
+            raise KeyboardInterrupt
+        saved.append(path)
+        save_picture(image, path)
+
+    with monkeypatch.context() as patched:
+        patched.setattr("blip3o.generate.write.save_picture", killed)
+        with pytest.raises(KeyboardInterrupt):
+            write_pictures(tiny_pipe, ["a bus", "a hat", "a cup", "a bell"], tmp_path, batch_size=1)
+    assert not (tmp_path / "metadata.jsonl").exists()
+    write_pictures(tiny_pipe, ["a fish"], tmp_path)
+    assert images_of(tmp_path) == ["0000-0.png", "metadata.jsonl"]
+    assert [row["prompt"] for row in rows_of(tmp_path)] == ["a fish"]
+
+
+def test_a_bad_prompt_at_the_end_costs_nothing(tiny_pipe: Blip3oPipeline, tmp_path: Path) -> None:
+    write_pictures(tiny_pipe, ["a cat"], tmp_path)
+    before = {one.name: one.read_bytes() for one in tmp_path.iterdir()}
+    for bad in ("", "<image>", "cat " * 99):
+        with pytest.raises(UsageError):
+            write_pictures(tiny_pipe, ["a dog", "a bus", bad], tmp_path, batch_size=1)
+    assert {one.name: one.read_bytes() for one in tmp_path.iterdir()} == before
+
+
+def test_a_full_disk_is_told_in_a_sentence(
+    tiny_pipe: Blip3oPipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(path: Path, content: bytes) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(UsageError, match=r"cannot write .*: the disk is full"):
+        write_pictures(tiny_pipe, ["a cat"], tmp_path)
+    assert not [one for one in tmp_path.iterdir() if one.suffix == ".png"]
 
 
 @pytest.mark.parametrize("name", ["x.png", "x.JPG", "x.jpeg", "x.webp", "new/x.png"])

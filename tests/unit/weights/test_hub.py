@@ -295,7 +295,7 @@ def test_the_command_line_reads_a_hub_id_and_pins_its_revision(
     picked = ("--model", NAME, "--revision", SECOND)
     status, printed, said = run(environment, *words, *picked, command=module)
     assert status == 0, said
-    assert Path(printed).is_file()
+    assert Path(printed.splitlines()[-1]).is_file()
     shutil.rmtree(tmp_path / "out")
     status, _, said = run(environment, *words, *picked[:2], "--revision", "v9", command=module)
     assert status == 2

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from blip3o.core.config import LocalPath
 from blip3o.core.errors import UsageError
 from blip3o.data.captions import captions_of, without_captions
 from blip3o.data.sources.kinds import HEAD_BYTES, IMAGE_SUFFIXES, foreign
@@ -32,7 +33,7 @@ class FolderConfig:
     """
 
     kind: str = "folder"
-    path: str
+    path: LocalPath
     name: str
     caption: str | None = None
 

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from blip3o.core.config import LocalPath
 from blip3o.core.errors import UsageError
 from blip3o.core.files import atomic_file
 from blip3o.core.log import say
@@ -62,7 +63,7 @@ class JsonlConfig:
     """
 
     kind: str = "jsonl"
-    path: str
+    path: LocalPath
     name: str
     image_folder: str | None = None
 

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from blip3o.core.config import LocalPath
 from blip3o.core.errors import UsageError
 from blip3o.data.sources.files import expand, files_of, is_remote
 from blip3o.data.sources.shards import PICTURE_SUFFIXES, index_shards
@@ -35,7 +36,7 @@ class WebDatasetConfig:
     """
 
     kind: str = "webdataset"
-    path: str
+    path: LocalPath
     name: str
     salvage: bool = False
 

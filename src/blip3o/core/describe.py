@@ -1,0 +1,63 @@
+"""What the source says of functions and settings, read without importing what they import."""
+
+import ast
+import re
+import textwrap
+from pathlib import Path
+
+from blip3o.core.scalars import as_written
+
+OVERRIDES = (
+    "path=value changes one setting and may be repeated. A text is taken as it stands, numbers are "
+    "decimal, lists are written [a, b], mappings {a: 1}, and null is nothing."
+)
+_WIDTH = 79
+_MEANINGS_AT = 30
+"""Column at which the meanings of settings begin."""
+_ARGUMENT = re.compile(r"^    (\w+): (.*?)(?=^    \w+: |\Z)", re.M | re.S)
+
+
+def summary_of(file: Path, function: str) -> str:
+    """Returns the first line of a function's docstring, without its period.
+
+    Args:
+        file: the source.
+        function: its name, at the top level of the file.
+    """
+    return (ast.get_docstring(_definition(file, function)) or "").split("\n")[0].rstrip(".")
+
+
+def describe_settings(file: Path, config: str) -> str:
+    """Returns a line for each setting of a config: its name and default, and its meaning.
+
+    Args:
+        file: the source.
+        config: a dataclass in it; its docstring says what its fields mean.
+    """
+    node = _definition(file, config)
+    arguments = (ast.get_docstring(node) or "").partition("Args:\n")[2].partition("\n\n")[0]
+    meanings = {name: " ".join(text.split()) for name, text in _ARGUMENT.findall(arguments)}
+    lines = []
+    for field in node.body:
+        if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name):
+            name, default = field.target.id, field.value
+            value = "" if default is None else as_written(ast.literal_eval(default))
+            lines += _wrapped(f"  {name}={value}", meanings.get(name, ""))
+    return "\n".join(lines)
+
+
+def _definition(file: Path, name: str) -> ast.FunctionDef | ast.ClassDef:
+    for node in ast.parse(file.read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef) and node.name == name:
+            return node
+    raise LookupError(f"{file} defines no {name}")
+
+
+def _wrapped(name: str, meaning: str) -> list[str]:
+    indent = " " * _MEANINGS_AT
+    lines = textwrap.wrap(
+        meaning, _WIDTH, initial_indent=indent, subsequent_indent=indent, break_on_hyphens=False
+    )
+    if not lines or len(name) >= _MEANINGS_AT:
+        return [name, *lines]
+    return [name + lines[0][len(name) :], *lines[1:]]

@@ -1,0 +1,255 @@
+"""Reads YAML and JSON into plain data: no key counts twice, and a scalar keeps its source text.
+
+YAML decides by the look of a word whether it is a number, a date or nothing (`010`, `1:30`, `~`).
+Here the field that takes the word decides: a scalar is read as `Text`, and `blip3o.core.config`
+converts it when it knows the field's type.
+"""
+
+import json
+import re
+from collections.abc import Hashable
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from blip3o.core.errors import UsageError
+from blip3o.core.scalars import Text
+
+_YAML = "tag:yaml.org,2002:"
+_PLAIN_TAGS = tuple(_YAML + name for name in ("null", "bool", "int", "float", "timestamp", "value"))
+
+
+# YAML 1.1 ends lines at these letters too and would fold them into spaces; YAML 1.2 does not. While
+# YAML looks at a text, letters for private use stand in their place.
+_HIDDEN = {0x85: 0x10FF85, 0x2028: 0x10FF28, 0x2029: 0x10FF29}
+_SHOWN = {hidden: letter for letter, hidden in _HIDDEN.items()}
+
+
+class _Loader(yaml.SafeLoader):
+    """Reads scalars as `Text` and refuses a key that stands twice in one mapping."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                raise yaml.constructor.ConstructorError(
+                    None, None, "a key must be one word or text", key.start_mark
+                )
+            if key.value in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key {key.value!r} stands there twice", key.start_mark
+                )
+            seen.add(key.value)
+        self.flatten_mapping(node)
+        return {
+            key.value.translate(_SHOWN): self.construct_object(value, deep=True)
+            for key, value in node.value
+        }
+
+    def _mapping(self, node: yaml.Node) -> dict[Hashable, Any]:
+        if not isinstance(node, yaml.MappingNode):
+            raise yaml.constructor.ConstructorError(
+                None, None, "this is not a mapping", node.start_mark
+            )
+        return self.construct_mapping(node, deep=True)
+
+    def _sequence(self, node: yaml.Node) -> list[Any]:
+        if not isinstance(node, yaml.SequenceNode):
+            raise yaml.constructor.ConstructorError(
+                None, None, "this is not a list", node.start_mark
+            )
+        return [self.construct_object(item, deep=True) for item in node.value]
+
+    def _text(self, node: yaml.Node) -> Text:
+        text = str(self.construct_scalar(node))  # type: ignore[arg-type]
+        # `!!str 5` is a text without quotes; what YAML guessed is left to the field.
+        implicit = self.resolve(yaml.ScalarNode, text, (True, False))
+        is_forced = node.tag == _YAML + "str" and implicit != node.tag
+        is_plain = getattr(node, "style", None) is None and not is_forced
+        return Text(text.translate(_SHOWN), is_plain=is_plain)
+
+
+_Loader.add_constructor(_YAML + "map", _Loader._mapping)
+_Loader.add_constructor(_YAML + "seq", _Loader._sequence)
+for _tag in (*_PLAIN_TAGS, _YAML + "str"):
+    _Loader.add_constructor(_tag, _Loader._text)
+for _tag in ("binary", "omap", "pairs", "set"):
+    _Loader.add_constructor(_YAML + _tag, yaml.SafeLoader.construct_undefined)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Puts a text into quotes wherever a field could read something else in it."""
+
+    def _string(self, text: str) -> yaml.ScalarNode:
+        read = Text(text)
+        is_other = read.is_null or read.boolean() is not None or read.real() is not None
+        return self.represent_scalar(_YAML + "str", text, style="'" if is_other else None)
+
+
+_Dumper.add_representer(str, _Dumper._string)
+_NEVER_FOLDED = 2**31
+"""Letters of a line: texts stay on one."""
+
+
+def format_yaml(data: Any) -> str:  # noqa: ANN401
+    """Returns plain data as YAML that `parse_yaml` reads back.
+
+    Args:
+        data: dicts in their order, lists and scalars.
+    """
+    return yaml.dump(data, Dumper=_Dumper, sort_keys=False, width=_NEVER_FOLDED)
+
+
+def parse_yaml(text: str) -> Any:  # noqa: ANN401  (dicts, lists and Texts)
+    """Returns the data of one YAML document: dicts, lists and `Text`s.
+
+    Args:
+        text: the document.
+
+    Raises:
+        UsageError: if it is no YAML or a key stands twice in one mapping, with the line.
+    """
+    try:
+        return yaml.load(text.translate(_HIDDEN), _Loader)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        line = "" if mark is None else f"line {mark.line + 1}: "
+        raise UsageError(line + " ".join(str(error.problem or error.context).split())) from error
+    except (yaml.YAMLError, ValueError) as error:
+        raise UsageError(" ".join(str(error).split())) from error
+    except RecursionError as error:
+        raise UsageError("it is nested too deeply") from error
+
+
+def parse_value(text: str) -> Any:  # noqa: ANN401  (dicts, lists and Texts)
+    """Returns the list or mapping that the value of `path=value` writes in YAML.
+
+    Nothing of it is passed over: comments and anchors, which YAML would drop, are refused.
+
+    Args:
+        text: the value.
+
+    Raises:
+        UsageError: if it is no YAML, or holds a comment, an anchor or a tag.
+    """
+    try:
+        tokens = list(yaml.scan(text.translate(_HIDDEN), yaml.SafeLoader))
+    except yaml.YAMLError as error:
+        raise UsageError("the value is not YAML") from error
+    if any(isinstance(one, yaml.AnchorToken | yaml.AliasToken | yaml.TagToken) for one in tokens):
+        raise UsageError("the value holds a word that begins with &, * or !: put it in quotes")
+    ends = [one.end_mark.index for one in tokens if one.end_mark.index > one.start_mark.index]
+    if text[max(ends, default=0) :].strip():
+        raise UsageError("the value holds a #, which begins a comment: put the text in quotes")
+    try:
+        return parse_yaml(text)
+    except UsageError as error:
+        raise UsageError(f"the value is not YAML: {error}") from error
+
+
+def unquoted(text: str) -> str | None:
+    """Returns the text between quotes where a value is wholly in quotes of YAML, else None.
+
+    Args:
+        text: the value.
+    """
+    inner = text.strip()
+    if len(inner) < 2 or inner[0] not in "'\"" or inner[-1] != inner[0]:
+        return None
+    try:
+        data = parse_yaml(inner)
+    except UsageError:
+        return None
+    return data.text if isinstance(data, Text) and not data.is_plain else None
+
+
+def read_text(path: Path, kind: str = "text") -> str:
+    """Returns the text of a file.
+
+    Args:
+        path: a UTF-8 file; a byte order mark is dropped.
+        kind: what it holds, for error messages ("YAML").
+
+    Raises:
+        UsageError: if it cannot be read or is not UTF-8.
+    """
+    try:
+        return path.read_bytes().decode("utf-8-sig")
+    except FileNotFoundError as error:
+        raise UsageError(f"no such file: {path}") from error
+    except OSError as error:
+        raise UsageError(f"cannot read {path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise UsageError(
+            f"{path} is not a {kind} file: it is not in UTF-8 ({error.reason})"
+        ) from error
+
+
+def read_json(path: Path) -> Any:  # noqa: ANN401  (whatever the file holds)
+    """Returns what a JSON file holds.
+
+    Args:
+        path: the file.
+
+    Raises:
+        UsageError: if it cannot be read, or for what `parse_json` refuses.
+    """
+    text = read_text(path, "JSON")
+    try:
+        return parse_json(text)
+    except UsageError as error:
+        raise UsageError(f"{path} cannot be read: {error}") from error
+
+
+def parse_json(text: str) -> Any:  # noqa: ANN401  (whatever it holds)
+    """Returns the data of a JSON text.
+
+    Args:
+        text: the text.
+
+    Raises:
+        UsageError: if it is no JSON, or a key stands twice in one object, with the line.
+    """
+
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) < len(pairs):
+            raise _TwiceError
+        return found
+
+    try:
+        return json.loads(text, object_pairs_hook=once)
+    except _TwiceError as error:
+        line, key = _second_key(text)
+        raise UsageError(f"line {line}: the key {key!r} stands there twice") from error
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    except RecursionError as error:
+        raise UsageError("it is nested too deeply") from error
+
+
+class _TwiceError(Exception):
+    """An object holds a key twice."""
+
+
+_JSON_TOKEN = re.compile(r'"(?:[^"\\]|\\.)*"|[{}\[\]:,]')
+
+
+def _second_key(text: str) -> tuple[int, str]:
+    """Returns the line and the name of the first key that stands twice in one object."""
+    open_keys: list[set[str]] = []
+    last: re.Match[str] | None = None
+    for token in _JSON_TOKEN.finditer(text):
+        match token[0]:
+            case "{" | "[":
+                open_keys.append(set())
+            case "}" | "]":
+                open_keys.pop()
+            case ":" if last is not None:
+                key = json.loads(last[0])
+                if key in open_keys[-1]:
+                    return text.count("\n", 0, last.start()) + 1, key
+                open_keys[-1].add(key)
+        last = token
+    raise ValueError("no key stands twice")

@@ -1,0 +1,184 @@
+"""Checks of a request that need neither torch nor a model, so a wrong one costs no time."""
+
+import math
+import operator
+import secrets
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from blip3o.core.errors import UsageError
+from blip3o.core.files import check_file, read_lines
+from blip3o.core.log import say
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
+"""Endings of the image files that are written."""
+OUTPUT_TYPES = ("pil", "np", "pt", "features")
+_MOST_STEPS = 1000
+_MOST_IMAGES = 1000
+_MOST_GUIDANCE = 100.0
+_NEW_SEED = -1
+"""The seed that asks for a new one."""
+_SEEDS = 2**32
+
+
+def check_sampling(
+    num_inference_steps: int | None,
+    guidance_scale: float | None,
+    num_images: int,
+    output_type: str = "pil",
+) -> None:
+    """Checks the numbers of a call.
+
+    Args:
+        num_inference_steps: 1 to 1000; None for the model's own number.
+        guidance_scale: 1 to 100; None for the model's own number.
+        num_images: images of each prompt, 1 to 1000.
+        output_type: one of `OUTPUT_TYPES`.
+
+    Raises:
+        UsageError: for a number out of range or of another type, or an unknown output type.
+    """
+    if num_inference_steps is not None:
+        check_steps("num_inference_steps", num_inference_steps)
+    if guidance_scale is not None:
+        check_guidance("guidance_scale", guidance_scale)
+    check_whole("the number of images", num_images, _MOST_IMAGES)
+    check_output_type(output_type)
+
+
+def check_steps(name: str, value: int) -> None:
+    """Checks a number of steps; `name` says which.
+
+    Raises:
+        UsageError: if it is not a whole number from 1 to 1000.
+    """
+    check_whole(name, value, _MOST_STEPS)
+
+
+def check_whole(name: str, value: int, most: int) -> None:
+    """Checks a whole number; `name` says which.
+
+    Raises:
+        UsageError: if it is not a whole number from 1 to `most`.
+    """
+    try:
+        number = operator.index(value)
+    except TypeError:
+        raise UsageError(f"{name} must be a whole number, got {value!r}") from None
+    if isinstance(value, bool) or not 1 <= number <= most:
+        raise UsageError(f"{name} must be 1 to {most}, got {value!r}")
+
+
+def check_guidance(name: str, value: float) -> None:
+    """Checks a guidance scale; `name` says which.
+
+    Raises:
+        UsageError: if it is not a number from 1 to 100.
+    """
+    try:
+        number = math.nan if isinstance(value, str | bytes | bool) else float(value)
+    except (TypeError, ValueError):
+        number = math.nan
+    if not 1.0 <= number <= _MOST_GUIDANCE:
+        raise UsageError(f"{name} must be 1 to {_MOST_GUIDANCE:g}, got {value!r}")
+
+
+def check_output_type(output_type: str) -> None:
+    """Checks what a call is to return.
+
+    Raises:
+        UsageError: for an unknown output type.
+    """
+    if output_type not in OUTPUT_TYPES:
+        raise UsageError(f"unknown output_type {output_type!r}; use {', '.join(OUTPUT_TYPES)}")
+
+
+def texts_of(texts: str | Iterable[str], what: str) -> list[str]:
+    """Returns one or several texts as a list.
+
+    Args:
+        texts: one text, or several.
+        what: what they are, for error messages ("prompt").
+
+    Raises:
+        UsageError: for anything else.
+    """
+    if isinstance(texts, str):
+        return [texts]
+    is_many = isinstance(texts, Iterable) and not isinstance(texts, bytes | Mapping)
+    found: list[Any] = list(texts) if is_many else [texts]
+    for one in found:
+        if not isinstance(one, str):
+            raise UsageError(f"the {what} must be a text, got {one!r}")
+    return found
+
+
+def read_prompts(file: Path) -> list[str]:
+    """Returns the non-empty lines of a file.
+
+    Args:
+        file: UTF-8 text, one prompt a line; a line ends at a newline and nowhere else.
+
+    Raises:
+        UsageError: if it cannot be read or holds no prompt.
+    """
+    try:
+        lines = read_lines(file)
+    except UsageError as error:
+        raise UsageError(f"cannot read prompts from {file}: {error}") from error
+    prompts = [line.strip(" \t") for line in lines if line.strip()]
+    if not prompts:
+        raise UsageError(f"{file} holds no prompt")
+    return prompts
+
+
+def check_picture_path(path: Path) -> None:
+    """Checks, before any work is done, that an image can be written under a name.
+
+    Args:
+        path: where an image is to be written.
+
+    Raises:
+        UsageError: if the suffix is not an image's, the path is a folder, or its folder cannot be
+            written to.
+    """
+    check_suffix(path)
+    check_file(path)
+
+
+def check_suffix(path: Path) -> None:
+    """Checks that the suffix of a name is that of an image file.
+
+    Raises:
+        UsageError: if it is not.
+    """
+    if path.suffix.lower() not in SUFFIXES:
+        raise UsageError(f"cannot write {path}: use a name that ends in .png, .jpg or .webp")
+
+
+def check_readable(file: str) -> None:
+    """Checks that an image file is there; what it holds is seen when it is read.
+
+    Raises:
+        UsageError: if there is no such file.
+    """
+    try:
+        is_there = Path(file).exists()
+    except (OSError, ValueError):  # a name that is too long, or holds a zero byte
+        is_there = False
+    if not is_there:
+        raise UsageError(f"no such picture: {file}")
+
+
+def drawn_seed(seed: int) -> int:
+    """Returns the seed of a call; -1 draws one and says it, so the call can be repeated.
+
+    Args:
+        seed: what the user asked for.
+    """
+    if seed != _NEW_SEED:
+        return seed
+    drawn = secrets.randbelow(_SEEDS)
+    say(f"seed {drawn}")
+    return drawn

@@ -1,0 +1,121 @@
+"""One way to name models: what `--model` and `from_pretrained` take, known without torch."""
+
+import json
+import math
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+from blip3o.core.errors import UsageError, unknown_name
+from blip3o.core.files import home_path
+
+BUNDLED = {"pocket": Path(__file__).parent.parent / "pocket"}
+"""Models that come with the package, by name."""
+
+RELEASED = {"4b": "BLIP3o/BLIP3o-Model-4B", "8b": "BLIP3o/BLIP3o-Model-8B"}
+"""Hub ids of the released models, by short name."""
+
+_SIZES = {"4b": "10 B parameters, about 20 GB", "8b": "14 B parameters, about 28 GB"}
+_KNOWS = {"pocket": "draws, edits and describes scenes of one to four of 48 things in 8 colors"}
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_NOT_LEARNED = ("__metadata__", "normalizer.")
+_LONGEST_HEADER = 100_000_000
+
+
+def short_name(name: str | Path) -> str | None:
+    """Returns the short name of a released model; None for any other model.
+
+    Args:
+        name: "8b", "8B", "blip3o-8b", or its hub id.
+    """
+    lowered = str(name).lower().replace("_", "-").removeprefix("blip3o-")
+    if lowered in RELEASED:
+        return lowered
+    return next((short for short, hub_id in RELEASED.items() if str(name) == hub_id), None)
+
+
+def full_name(name: str | Path) -> str | Path:
+    """Returns a model's name with a short name as its hub id and a leading `~` as the home folder.
+
+    Args:
+        name: a bundled name, a short name, a folder or a hub id. A folder that is called like a
+            released model is that folder.
+
+    Raises:
+        UsageError: if it is not a name.
+    """
+    if not isinstance(name, str | Path):
+        raise UsageError(f"a model is named by a text or a path, not {name!r}")
+    path = home_path(name)
+    short = short_name(name)
+    if short is not None and not is_there(path):
+        return RELEASED[short]
+    return os.path.expanduser(name) if isinstance(name, str) else path
+
+
+def is_hub_id(name: str | Path) -> bool:
+    """Returns whether a name is a hub id: it has the form of one, and no such folder exists."""
+    return isinstance(name, str) and bool(_HUB_ID.fullmatch(name)) and not is_there(name)
+
+
+def check_name(name: str | Path) -> None:
+    """Checks that a model can be meant by a name; what its folder holds is seen when it is read.
+
+    Raises:
+        UsageError: if there is no such model.
+    """
+    full = full_name(name)
+    if str(full) in BUNDLED or is_hub_id(full):
+        return
+    if not is_there(full):
+        raise unknown_model(str(name))
+
+
+def is_there(path: str | Path) -> bool:
+    """Returns whether a file or folder exists; a name that none can have is not there."""
+    try:
+        return Path(path).exists()
+    except (OSError, ValueError):  # too long, or with a zero byte
+        return False
+
+
+def unknown_model(name: str) -> UsageError:
+    """Returns the error for a name that means no model."""
+    return unknown_name("model", name, [*BUNDLED, *RELEASED, *(f"blip3o-{n}" for n in RELEASED)])
+
+
+def describe_models(bundled: Mapping[str, Path] | None = None) -> str:
+    """Returns the models there are, a line each: those in the package, then the released ones.
+
+    Args:
+        bundled: folders of models by name; those of the package if None.
+    """
+    lines = []
+    for name, folder in (BUNDLED if bundled is None else bundled).items():
+        files = [folder / part / "model.safetensors" for part in ("", *_FOLDERS)]
+        if all(file.is_file() for file in files):
+            megabytes = sum(file.stat().st_size for file in files) / 1e6
+            millions = sum(_count(file) for file in files) / 1e6
+            size = f"{millions:.1f} M parameters, {megabytes:.1f} MB"
+            knows = f"; {_KNOWS[name]}" if name in _KNOWS else ""
+            lines.append(f"{name}  {size}, {folder}{knows}")
+        else:
+            lines.append(f"{name}  not in this installation")
+    for name, hub_id in RELEASED.items():
+        lines.append(f"{name}  {hub_id}: {_SIZES[name]}, downloaded by the first --model {name}")
+    lines.append("any folder written by training also works: --model RUN/model")
+    return "\n".join(lines)
+
+
+_FOLDERS = ("image_encoder", "image_decoder")
+
+
+def _count(file: Path) -> int:
+    """Returns the parameters in a safetensors file, as its header says."""
+    with file.open("rb") as opened:
+        length = int.from_bytes(opened.read(8), "little")
+        header = json.loads(opened.read(min(length, _LONGEST_HEADER)))
+    # The feature normalizer is measured, not learned.
+    shapes = [one["shape"] for key, one in header.items() if not key.startswith(_NOT_LEARNED)]
+    return sum(math.prod(shape) for shape in shapes)

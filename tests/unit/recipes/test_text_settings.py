@@ -1,0 +1,86 @@
+"""Settings written as text through the real doors: recipes, run files, stages, model settings."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from blip3o.core.config import load_yaml, override, save_yaml
+from blip3o.core.errors import UsageError
+from blip3o.models.backbones.qwen2_5_vl import Qwen2_5VLBackboneConfig
+from blip3o.recipes import _override_stages, load_recipe, qwen2_5_vl
+from blip3o.recipes.scenes import ScenesConfig
+from blip3o.train.config import RunConfig
+
+TEXTS = ["my dog #1", "&x", "~", "010", "1:30", "[V] dog", "dog: Rex", "2024", "yes", "{x}", "a=b"]
+CAPTION = "data.mixture.0.source.caption"
+
+
+def own_data() -> Any:
+    return load_recipe("own_data", Path("runs"))
+
+
+@pytest.mark.parametrize("text", [*TEXTS, " x ", "\u72ac", "'", '"', ""])
+def test_a_caption_of_own_data_is_taken_as_it_stands(tmp_path: Path, text: str) -> None:
+    config = override(own_data(), [f"{CAPTION}={text}", "data.mixture.0.source.path=~/p #1"])
+    assert config.data.mixture[0].source.caption == text
+    assert config.data.mixture[0].source.path == str(Path.home() / "p #1")
+    save_yaml(config, tmp_path / "config.yaml")
+    assert load_yaml(RunConfig, tmp_path / "config.yaml") == config
+    assert load_recipe(str(tmp_path / "config.yaml"), tmp_path) == config
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_a_setting_of_a_model_is_taken_as_it_stands(text: str) -> None:
+    model = qwen2_5_vl.model(Qwen2_5VLBackboneConfig.published_4b())
+    assert override(model, [f"chat.system={text}"]).chat.system == text
+    assert override(model, ["chat.system=null"]).chat.system is None
+    assert override(model, ["sampling.num_decoder_steps=010"]).sampling.num_decoder_steps == 10
+    scheduler = override(model, ["image_decoder.scheduler._class_name=EulerDiscreteScheduler"])
+    assert scheduler.image_decoder.scheduler["_class_name"] == "EulerDiscreteScheduler"
+
+
+def test_a_run_file_keeps_texts_and_refuses_second_keys(tmp_path: Path) -> None:
+    file = tmp_path / "run.yaml"
+    save_yaml(own_data(), file)
+    lines = file.read_text().splitlines()
+    (number,) = [n for n, line in enumerate(lines) if line.strip().startswith("caption:")]
+    indent = lines[number][: len(lines[number]) - len(lines[number].lstrip())]
+    for text in ("2024", "010", "yes", "1:30", "1e-4", "2024-05-01"):
+        lines[number] = f"{indent}caption: {text}"
+        file.write_text("\n".join(lines))
+        config: Any = load_recipe(str(file), tmp_path)
+        assert config.data.mixture[0].source.caption == text
+    lines.insert(number, lines[number])
+    file.write_text("\n".join(lines))
+    with pytest.raises(
+        UsageError, match=rf"line {number + 2}: the key 'caption' stands there twice"
+    ):
+        load_recipe(str(file), tmp_path)
+
+
+def test_settings_of_stages_that_must_change_together_may(tmp_path: Path) -> None:
+    stages: Any = load_recipe("pocket.all", tmp_path)
+    parts = ("backbone.hidden_size", "dit.condition_size")
+    sizes = [f"generation.model.{part}=256" for part in parts]
+    changed = _override_stages(stages, [*sizes, "tune.train.steps=010"])
+    assert changed["generation"].model.dit.condition_size == 256
+    assert changed["tune"].train.steps == 10
+    assert changed["encoder"] == stages["encoder"]
+
+
+def test_widths_that_must_change_together_may_in_any_order() -> None:
+    config: Any = load_recipe("pocket.generation", Path("runs"))
+    sizes = ["model.backbone.hidden_size=256", "model.dit.condition_size=256"]
+    for order in (sizes, sizes[::-1]):
+        changed = override(config, order)
+        assert changed.model.dit.condition_size == changed.model.backbone.hidden_size == 256
+    with pytest.raises(UsageError):
+        override(config, sizes[:1])
+
+
+def test_the_scenes_data_set_takes_decimal_numbers() -> None:
+    assert override(ScenesConfig(), ["num_scenes=010", "split=val"]).num_scenes == 10
+    for bad in ("num_scenes=0x10", "num_scenes=1:30", "num_scenes="):
+        with pytest.raises(UsageError, match="num_scenes must be int"):
+            override(ScenesConfig(), [bad])

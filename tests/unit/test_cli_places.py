@@ -1,0 +1,270 @@
+"""The command line before any work: places, names and numbers are checked without torch."""
+
+import argparse
+import errno
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from blip3o import cli_commands
+from blip3o.cli import build_parser, main
+
+FOLDERS = [
+    ["generate", "a cat"],
+    ["eval", "scenes"],
+    ["scenes"],
+    ["train", "pocket.smoke"],
+    ["data", "pack", "."],
+]
+FILES = [
+    ["edit", "a.png", "blue"],
+    ["reconstruct", "a.png"],
+    ["data", "lint", "."],
+    ["data", "stats", "."],
+]
+
+
+def parsers(parser: argparse.ArgumentParser, name: str = "") -> Iterator[tuple[str, object]]:
+    yield name, parser
+    for table in parser._actions:
+        if isinstance(table, argparse._SubParsersAction):
+            for word, command in table.choices.items():
+                yield from parsers(command, f"{name} {word}".strip())
+
+
+PARSERS = list(parsers(build_parser()))
+
+
+@pytest.fixture
+def picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Image.new("RGB", (20, 12), "red").save(tmp_path / "a.png")
+
+
+def refusal(capsys: pytest.CaptureFixture[str], words: list[str]) -> str:
+    assert main(words) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.count("\n") == 1
+    return captured.err
+
+
+@pytest.mark.parametrize("words", FOLDERS, ids=" ".join)
+def test_a_file_where_a_folder_is_wanted_is_refused_before_any_work(
+    capsys: pytest.CaptureFixture[str], picture: None, words: list[str], tmp_path: Path
+) -> None:
+    for out in ("a.png", "a.png/x/y"):
+        said = refusal(capsys, [*words, "--out", out])
+        assert f"cannot write to {out}" in said
+        assert "is a file; give the name of a folder" in said
+    assert [one.name for one in tmp_path.iterdir()] == ["a.png"]
+
+
+@pytest.mark.parametrize("words", FILES, ids=" ".join)
+def test_a_folder_where_a_file_is_wanted_is_refused_before_any_work(
+    capsys: pytest.CaptureFixture[str], picture: None, words: list[str], tmp_path: Path
+) -> None:
+    (tmp_path / "folder.png").mkdir()
+    assert "it is a folder" in refusal(capsys, [*words, "--out", "folder.png"])
+    assert "is a file" in refusal(capsys, [*words, "--out", "a.png/x.png"])
+    assert not list((tmp_path / "folder.png").iterdir())
+
+
+@pytest.mark.parametrize("words", [*FOLDERS, *FILES], ids=" ".join)
+def test_a_place_that_cannot_be_is_refused_in_a_sentence(
+    capsys: pytest.CaptureFixture[str], picture: None, words: list[str], tmp_path: Path
+) -> None:
+    assert "the name is too long" in refusal(capsys, [*words, "--out", "x" * 300])
+    if words[0] != "train":  # whose processes may make it at once
+        assert "none can be made" in refusal(capsys, [*words, "--out", "/proc/x/y.png"])
+    assert [one.name for one in tmp_path.iterdir()] == ["a.png"]
+
+
+def test_convert_checks_its_place_too(
+    capsys: pytest.CaptureFixture[str], picture: None, tmp_path: Path
+) -> None:
+    assert "is a file" in refusal(capsys, ["convert", "pocket", "a.png"])
+
+
+@pytest.mark.parametrize("words", [*FOLDERS, *FILES], ids=" ".join)
+def test_a_place_may_begin_with_the_home_folder(
+    monkeypatch: pytest.MonkeyPatch, words: list[str]
+) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    options = build_parser().parse_args([*words, "--out=~/x.png"])
+    assert options.out == Path("/home/me/x.png")
+
+
+def test_other_paths_may_begin_with_the_home_folder(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    parse = build_parser().parse_args
+    assert parse(["generate", "--prompts=~/p.txt"]).prompts == tmp_path / "p.txt"
+    assert parse(["convert", "pocket", "~/m"]).dest == tmp_path / "m"
+    assert parse(["data", "lint", "~/a b", "c"]).paths == [f"{tmp_path}/a b", "c"]
+    for words in (["ask", "~/a.png", "q"], ["edit", "~/a.png", "q"], ["reconstruct", "~/a.png"]):
+        assert f"no such picture: {tmp_path}/a.png" in refusal(capsys, words)
+
+
+EARLY = [
+    ["ask", "nosuch.png", "what?"],
+    ["edit", "nosuch.png", "blue"],
+    ["reconstruct", "nosuch.png"],
+    ["generate", "a cat", "--steps", "0"],
+    ["generate", "a cat", "--guidance", "0.5"],
+    ["generate", "a cat", "--num-images", "0"],
+    ["generate", "--prompts", "nosuch.txt"],
+    ["generate", "a cat", "--out", "/proc/x"],
+    ["generate", "a cat", "--model", "pockt"],
+    ["generate", "a cat", "--quantize", "int3"],
+    ["generate", "a cat", "--dtype", "int8"],
+    ["chat", "--offload", "cpu"],
+    ["chat", "--model", "pockt"],
+    ["serve", "--model", "pockt"],
+    ["edit", "a.png", "blue", "--steps", "5000"],
+    ["edit", "a.png", "blue", "--out", "x.txt"],
+    ["train", "pocket.smok", "--out", "x"],
+    ["eval", "scenes", "--model", "pockt", "--out", "x"],
+    ["doctor", "--model", "pockt"],
+    ["convert", "pockt", "x"],
+    ["recipes", "show", "pocket.smok"],
+]
+FREE = [["--help"], [], ["models"], ["recipes"], ["scenes", "--help"], ["eval", "--help"]]
+
+
+def test_mistakes_and_lists_need_no_torch(picture: None) -> None:
+    """One process for all: whatever imports torch fails, as it is not there."""
+    program = (
+        "import json, sys\n"
+        "sys.modules['torch'] = None\n"
+        "from blip3o.cli import main\n"
+        "for words in json.loads(sys.argv[1]):\n"
+        "    try:\n"
+        "        status = main(words)\n"
+        "    except SystemExit as stop:\n"
+        "        status = stop.code\n"
+        "    print('STATUS', status)\n"
+    )
+    ran = subprocess.run(
+        [sys.executable, "-c", program, json.dumps([*EARLY, *FREE])],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    found = [int(line.split()[1]) for line in ran.stdout.splitlines() if line.startswith("STATUS")]
+    assert found == [2] * len(EARLY) + [0] * len(FREE), ran.stderr
+    assert "torch" not in ran.stderr.replace("blip3o", "")
+
+
+def test_a_new_seed_is_drawn_and_told(
+    capsys: pytest.CaptureFixture[str], picture: None, tiny_folder: Path, tmp_path: Path
+) -> None:
+    model = ["--model", str(tiny_folder), "--dtype", "fp32"]
+    commands = {
+        "generate": ["a cat", "--out", "out"],
+        "edit": ["a.png", "blue", "--out", "x.png"],
+        "reconstruct": ["a.png", "--out", "y.png"],
+    }
+    for name, words in commands.items():
+        seeds = set()
+        for option in ("--seed=-1", "--seed=-1"):
+            assert main([name, *words, option, *model]) == 0
+            said = [one for one in capsys.readouterr().err.splitlines() if one.startswith("seed ")]
+            seeds.add(int(said[0].split()[1]))
+        assert len(seeds) == 2
+        assert min(seeds) >= 0
+        drawn = int(said[0].split()[1])
+        file = Path("out/0000-0.png" if name == "generate" else words[-1])
+        before = file.read_bytes()
+        if name == "generate":
+            assert json.loads(Path("out/metadata.jsonl").read_text())["seed"] == drawn
+        assert main([name, *words, f"--seed={drawn}", *model]) == 0
+        assert file.read_bytes() == before
+        capsys.readouterr()
+
+
+def test_without_a_command_the_help_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    for words, name in (([], "generate"), (["data"], "lint")):
+        assert main(words) == 0
+        assert f"    {name}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("name", "parser"), PARSERS, ids=[name or "blip3o" for name, _ in PARSERS])
+def test_help_tells_the_meaning_and_the_default_of_everything(
+    name: str, parser: argparse.ArgumentParser
+) -> None:
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            continue
+        assert action.help, f"{name}: {action.dest}"
+        if action.option_strings and action.default not in (None, False, [], argparse.SUPPRESS):
+            assert "%(default)s" in action.help or str(action.default) in action.help, action.dest
+    if any(action.dest == "overrides" for action in parser._actions):
+        text = " ".join(parser.format_help().split())
+        assert "path=value" in text
+        assert "such as " in text
+
+
+def test_the_settings_of_a_data_set_and_of_a_benchmark_are_in_the_help(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    from blip3o.core.config import override
+    from blip3o.eval.scenes import ScenesBenchmark
+    from blip3o.recipes.scenes import ScenesConfig
+
+    for name, config in (("scenes", ScenesConfig()), ("eval", ScenesBenchmark())):
+        with pytest.raises(SystemExit):
+            main([name, "--help"])
+        lines = capsys.readouterr().out.split("settings", 1)[1].splitlines()
+        told = [
+            line.split()[0] for line in lines if line.startswith("  ") and "=" in line.split()[0]
+        ]
+        assert len(told) == len(config.__dataclass_fields__)
+        assert override(config, told) == config
+
+
+TROUBLES = [errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EDQUOT, errno.ENAMETOOLONG, errno.EIO]
+
+
+@pytest.mark.parametrize("number", TROUBLES, ids=lambda number: errno.errorcode[number])
+def test_a_disk_that_takes_nothing_is_told_in_a_sentence(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    def fail(options: argparse.Namespace) -> None:
+        raise OSError(number, os.strerror(number), "runs/x/sheet.png")
+
+    monkeypatch.setattr(cli_commands, "models", fail)
+    said = refusal(capsys, ["models"])
+    assert said.startswith("blip3o: error: cannot use runs/x/sheet.png: ")
+
+
+def test_what_a_library_says_of_the_disk_is_understood(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(options: argparse.Namespace) -> None:
+        raise RuntimeError("I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr(cli_commands, "models", fail)
+    assert "a file cannot be written: the disk is full" in refusal(capsys, ["models"])
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
+def test_an_output_that_takes_nothing_is_told_in_a_sentence() -> None:
+    with Path("/dev/full").open("w") as full:
+        ran = subprocess.run(
+            [sys.executable, "-m", "blip3o", "models"],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    assert ran.returncode == 2
+    assert ran.stderr.count("\n") == 1
+    assert "the standard output: the disk is full" in ran.stderr

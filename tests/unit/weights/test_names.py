@@ -1,0 +1,71 @@
+"""One way to name models, everywhere the same, and known without torch."""
+
+from pathlib import Path
+
+import pytest
+
+from blip3o.core.errors import UsageError
+from blip3o.recipes.memory import config_of
+from blip3o.weights.folder import load_model
+from blip3o.weights.hub import to_local
+from blip3o.weights.names import RELEASED, check_name, describe_models, full_name, short_name
+
+
+@pytest.mark.parametrize("name", ["8b", "8B", "blip3o-8b", "BLIP3o_8B", "BLIP3o/BLIP3o-Model-8B"])
+def test_a_released_model_has_short_names(name: str) -> None:
+    assert short_name(name) == "8b"
+    assert full_name(name) == RELEASED["8b"]
+    check_name(name)
+    assert config_of(name) == config_of("blip3o-8b")
+
+
+def test_a_folder_that_is_called_like_a_released_model_is_that_folder(
+    tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "8b").symlink_to(tiny_folder)
+    assert to_local("8b") == "8b"
+    assert load_model("8b").folder == Path("8b")
+
+
+def test_a_short_name_is_looked_for_on_the_hub(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("blip3o.weights.hub._download", lambda name, *_: asked.append(name))
+    to_local("4b")
+    assert asked == ["BLIP3o/BLIP3o-Model-4B"]
+
+
+def test_a_name_may_begin_with_the_home_folder(
+    tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tiny_folder.parent))
+    name = f"~/{tiny_folder.name}"
+    check_name(name)
+    assert to_local(name) == str(tiny_folder)
+    assert load_model(Path(name)).folder == tiny_folder
+
+
+@pytest.mark.parametrize("name", ["pockt", "9b", "a/b/c", "x" * 300, "a\0b", ""])
+def test_a_name_of_no_model_is_refused_with_the_names_there_are(name: str) -> None:
+    if name:  # the folder that one stands in
+        with pytest.raises(UsageError, match="unknown model"):
+            check_name(name)
+    with pytest.raises(UsageError, match=r"unknown model|is not a model"):
+        load_model(name)
+
+
+@pytest.mark.parametrize("name", [3, None, ["pocket"]])
+def test_what_is_no_name_is_refused(name: object) -> None:
+    for call in (check_name, to_local, load_model):
+        with pytest.raises(UsageError, match="a model is named by a text or a path, not"):
+            call(name)  # type: ignore[arg-type]
+
+
+def test_the_models_are_listed_with_the_way_to_get_them() -> None:
+    listed = describe_models()
+    for name, hub_id in RELEASED.items():
+        assert f"{name}  {hub_id}" in listed
+        assert f"--model {name}" in listed
