@@ -9,8 +9,6 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
 from blip3o.core.errors import UsageError
 from blip3o.core.files import atomic_file, write_atomic
 from blip3o.core.log import progress
@@ -18,6 +16,7 @@ from blip3o.data.sources import Source
 from blip3o.data.sources.folder import FolderSource
 from blip3o.data.sources.shards import make_index
 from blip3o.data.walk import source_config
+from blip3o.imaging.kinds import format_of
 from blip3o.imaging.load import open_image
 
 _ENDINGS = {"PNG": "png", "JPEG": "jpg", "WEBP": "webp"}
@@ -109,8 +108,7 @@ def _write_members(file: Path, positions: range, source: Source) -> list[str]:
 def _packed(data: bytes) -> tuple[str, bytes]:
     """Returns the ending of a picture and its bytes; UsageError if it cannot be read whole."""
     picture = open_image(data)
-    with Image.open(io.BytesIO(data)) as image:
-        kind = image.format
+    kind = format_of(data)
     if kind in _ENDINGS:
         return _ENDINGS[kind], data
     buffer = io.BytesIO()

@@ -12,12 +12,11 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from blip3o.core.errors import UsageError
 from blip3o.data.sources import Source
 from blip3o.data.walk import source_config, walk
-from blip3o.imaging.load import open_image
+from blip3o.imaging.load import look_at, open_image
 
 _MEASURES = {
     "width": "px",
@@ -130,11 +129,11 @@ def _look(source: Source, positions: range, *, chosen: frozenset[int]) -> _Part:
                 part.values["turns"].append(len(fields[name]) // 2)
         for data in files.values():
             try:
-                with Image.open(io.BytesIO(data)) as image:
-                    (width, height), kind = image.size, f"{image.format} {image.mode}"
+                name, mode, (width, height) = look_at(data)
+                kind = f"{name} {mode}"
                 if position in chosen:
                     part.samples.append((_thumbnail(data), texts[0] if texts else ""))
-            except (UsageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+            except UsageError:
                 part.num_broken += 1
                 continue
             part.formats[kind] += 1
