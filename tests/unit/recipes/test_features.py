@@ -13,7 +13,7 @@ from blip3o.train.config import RunConfig
 def test_features_of_images_that_were_read_otherwise_are_other_features(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    config = load_recipe("own_data.tune", Path("runs") / "x")
+    config = load_recipe("pocket.generation", Path("runs") / "x")
     assert isinstance(config, RunConfig)
     encoder = nn.Linear(2, 2)
     before = encoder_fingerprint(config, encoder)
