@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from blip3o.core.errors import UsageError
 from blip3o.data.sources import Source
 from blip3o.data.walk import source_config, walk
-from blip3o.imaging.load import look_at, open_image
+from blip3o.imaging.load import open_image, read_header
 
 _MEASURES = {
     "width": "px",
@@ -129,8 +129,8 @@ def _look(source: Source, positions: range, *, chosen: frozenset[int]) -> _Part:
                 part.values["turns"].append(len(fields[name]) // 2)
         for data in files.values():
             try:
-                name, mode, (width, height) = look_at(data)
-                kind = f"{name} {mode}"
+                header = read_header(data)
+                (width, height), kind = header.size, f"{header.format} {header.mode}"
                 if position in chosen:
                     part.samples.append((_thumbnail(data), texts[0] if texts else ""))
             except UsageError:

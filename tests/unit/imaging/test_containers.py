@@ -12,7 +12,7 @@ from PIL import Image
 
 from blip3o.core.errors import UsageError
 from blip3o.generate.inputs import open_picture
-from blip3o.imaging.load import look_at, open_image
+from blip3o.imaging.load import open_image, read_header
 
 RED = (200, 30, 30)
 
@@ -142,7 +142,7 @@ def test_of_a_jpeg_of_several_images_the_first_is_read_whatever_lies_behind() ->
     data = encoded(frames[0], "MPO", save_all=True, append_images=frames[1:])
     for one in (data, data[: data.rindex(b"\xff\xd8") + 40]):
         assert np.abs(np.asarray(open_image(one)).astype(int) - RED).max() <= 4
-    assert look_at(data)[0] == "JPEG"
+    assert read_header(data).format == "JPEG"
 
 
 def test_a_progressive_jpeg_of_usual_scans_is_read_and_one_of_thousands_is_not() -> None:
