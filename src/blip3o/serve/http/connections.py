@@ -20,8 +20,6 @@ BACKLOG = 128
 _OTHER_FILES = 128
 """Files that the rest of the server may have open."""
 _LEAST_CONNECTIONS = 16
-_LINGER_S = 10.0
-"""For a client to take what is left of an answer, after its connection is closed."""
 _WINDOW_S, _LINES = 60.0, 5
 
 
@@ -126,30 +124,35 @@ class PatientProtocol(H11Protocol):
         self._has_data = False
         super().on_response_complete()
         if self.transport.is_closing():
-            self._linger()
+            self._watch_reading()
         # An idle connection is uvicorn's to close; its next byte starts our time.
         self._look(is_timed=False)
 
     def timeout_keep_alive_handler(self) -> None:
         """Closes an idle connection."""
         super().timeout_keep_alive_handler()
-        self._linger()
+        self._watch_reading()
 
     def send_400_response(self, msg: str) -> None:
         """Answers what is no HTTP."""
         super().send_400_response(msg)
-        self._linger()
+        self._watch_reading()
 
     def pause_writing(self) -> None:
-        """Notes that the client does not read."""
+        """Notes that there is more of an answer than the client has read."""
         super().pause_writing()
-        self._read_timer = self.loop.call_later(self.table.read_timeout_s, self.transport.abort)
+        self._watch_reading()
 
-    def resume_writing(self) -> None:
-        """Notes that the client reads on."""
-        super().resume_writing()
+    def _watch_reading(self, left: int | None = None) -> None:
+        """Ends the connection if the client reads nothing of what is left for it."""
         if self._read_timer is not None:
             self._read_timer.cancel()
+        now = self.transport.get_write_buffer_size()
+        if now and now == left:
+            self.transport.abort()
+        elif now:
+            wait = self.table.read_timeout_s
+            self._read_timer = self.loop.call_later(wait, self._watch_reading, now)
 
     def _look(self, *, is_timed: bool = True) -> None:
         """Starts or stops the time for a header."""
@@ -179,10 +182,7 @@ class PatientProtocol(H11Protocol):
         head = "\r\n".join([*lines, "connection: close", "", ""])
         self.transport.write(head.encode() + bytes(answer.body))
         self.transport.close()
-        self._linger()
-
-    def _linger(self) -> None:
-        self.loop.call_later(_LINGER_S, self.transport.abort)
+        self._watch_reading()
 
 
 def protocol_of(table: Connections) -> type[PatientProtocol]:

@@ -99,6 +99,8 @@ class UploadRoom:
             if is_upload:
                 receive = await _with_room(folder, receive)
             await self._app(scope, receive, holding)
+        except ApiError as error:
+            await error.response()(scope, receive, send)
         except Exception as error:
             if not is_full(error):
                 await _send_all(held, send)
