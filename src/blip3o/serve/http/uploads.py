@@ -13,7 +13,7 @@ from blip3o.serve.http.errors import ApiError
 _UPLOAD_PATHS = ("/gradio_api/upload", "/upload")
 _FREE_BYTES = 16_000_000
 """Left free on the disk, for everything else that the server writes."""
-_FULL = {errno.ENOSPC, errno.EDQUOT}
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 class UploadFolder:
