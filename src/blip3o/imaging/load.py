@@ -127,6 +127,8 @@ class UndecodedImage:
                 raise UsageError(f"{name}: over the limit of {most} pixels") from error
             except UsageError as error:
                 raise UsageError(f"{name}: {error}") from error
+            except MemoryError as error:
+                raise UsageError(f"{name}: there is not enough memory to decode it") from error
             except Exception as error:  # decoders raise all kinds of things for damaged files
                 reason = (str(error).splitlines() or [type(error).__name__])[0]
                 raise UsageError(f"{name} is a damaged or truncated picture: {reason}") from error

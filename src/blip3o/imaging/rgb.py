@@ -86,7 +86,7 @@ def _profile(image: Image.Image) -> bytes | None:
 
 
 def _with_8_bit_key(image: Image.Image) -> Image.Image:
-    """Returns a picture whose transparent level is one of 0..255, decoded.
+    """Returns an image whose transparent level is one of 0..255, decoded.
 
     Of files with 2 or 4 bits Pillow decodes the levels to 0..255, but not the transparent one.
     """
@@ -119,7 +119,7 @@ def upright(image: Image.Image) -> Image.Image:
     if method is None:
         return image
     turned = image.transpose(method)
-    # Pillow hands the note on: whoever reads the picture next would turn it once more.
+    # Pillow hands the note on: whoever reads the image next would turn it once more.
     for note in _ORIENTED:
         turned.info.pop(note, None)
     return turned

@@ -30,7 +30,7 @@ class ServeConfig:
     max_queue: int = _option(64, "requests that may wait; more are answered 429")
     max_queue_pixels: int = _option(
         500_000_000,
-        "pixels of the pictures that are decoded or wait, 4 bytes each; more are answered 429",
+        "pixels of the images that are decoded or wait, 4 bytes each; more are answered 429",
     )
     max_chats: int = _option(8, "answers written at once")
     timeout_s: float = _option(300.0, "longest time for a request")
@@ -40,8 +40,8 @@ class ServeConfig:
     max_connections: int = _option(
         1000, "connections at once; fewer if the system allows fewer open files"
     )
-    decode_threads: int = _option(2, "threads that decode the pictures of requests")
-    decode_timeout_s: float = _option(30.0, "longest wait for a picture to be decoded")
+    decode_threads: int = _option(2, "threads that decode the images of requests")
+    decode_timeout_s: float = _option(30.0, "longest wait for an image to be decoded")
     drain_timeout_s: float = _option(60.0, "longest time to finish accepted work after SIGTERM")
     max_prompt_tokens: int = _option(4096, "longest prompt; a model may take less")
     max_answer_tokens: int = _option(1024, "longest answer; a model may write less")

@@ -128,7 +128,7 @@ class Workers:
     def _ended(self, future: "asyncio.Future[T]") -> None:
         self._num_open -= 1
         if not future.cancelled():
-            future.exception()  # it may be that nobody waits for it any more
+            future.exception()  # it may be that no request waits for it any more
 
 
 def busy(reason: str) -> ApiError:

@@ -24,7 +24,7 @@ class PictureReader:
 
     Args:
         config: the limits and the hosts that URLs may point to.
-        seen_px: side of the square that every picture is stretched to before the model sees it;
+        seen_px: side of the square that every image is stretched to before the model sees it;
             None where models see more of them than that.
     """
 
@@ -49,7 +49,7 @@ class PictureReader:
             data: the file.
             param: the field of the request that it came in.
             is_shown: whether people see it, too; what is for the model only is shrunk to what the
-                model sees, where that is the same for all that it does with pictures.
+                model sees, where that is the same for all that it does with images.
 
         Raises:
             ApiError: 400 if it is no whole picture, 413 if the file is too large, 429 if too many
