@@ -18,8 +18,11 @@ from blip3o.data.sources import Source
 from blip3o.data.sources.folder import FolderSource
 from blip3o.data.sources.shards import INDEX_SUFFIX, make_index
 from blip3o.data.walk import source_config
+from blip3o.imaging.kinds import format_of
 from blip3o.imaging.load import open_image
 
+_ENDINGS = {"PNG": "png", "JPEG": "jpg", "WEBP": "webp"}
+"""Kinds of images whose bytes are kept, and how they are called."""
 _SKIPPED_SUFFIX = ".skipped.jsonl"
 _SHOWN = 5
 """Reasons that are named of those for which records are left out."""
@@ -228,21 +231,12 @@ def _image_members(files: Mapping[str, bytes]) -> Iterator[tuple[str, bytes]]:
             image = open_image(data)
         except UsageError as error:
             raise ValueError(f"{role}: {error}") from error
-        ending = _ending(data)
+        ending = _ENDINGS.get(format_of(data) or "")
         if ending is None:
             buffer = io.BytesIO()
             image.save(buffer, "PNG")
             ending, data = "png", buffer.getvalue()
         yield ending if role == "image" else f"{role}.{ending}", data
-
-
-def _ending(data: bytes) -> str | None:
-    """Returns the ending of an image whose bytes are kept; None if it is of another kind."""
-    if data.startswith(b"\x89PNG\r\n\x1a\n"):
-        return "png"
-    if data.startswith(b"\xff\xd8\xff"):
-        return "jpg"
-    return "webp" if data[:4] == b"RIFF" and data[8:12] == b"WEBP" else None
 
 
 def _add(tar: tarfile.TarFile, key: str, members: Iterable[tuple[str, bytes]]) -> None:

@@ -12,14 +12,13 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from blip3o.core.errors import UsageError
 from blip3o.data.captions import captions_of
 from blip3o.data.conversations import turns_of
 from blip3o.data.sources import Source
 from blip3o.data.walk import source_config, walk
-from blip3o.imaging.load import open_image
+from blip3o.imaging.load import open_image, read_header
 
 _MEASURES = {
     "width": "px",
@@ -143,11 +142,11 @@ def _look(source: Source, positions: range, *, chosen: frozenset[int]) -> _Part:
                 part.values["turns"].append(len(turns) // 2)
         for data in files.values():
             try:
-                with Image.open(io.BytesIO(data)) as image:
-                    (width, height), kind = image.size, f"{image.format} {image.mode}"
+                header = read_header(data)
+                (width, height), kind = header.size, f"{header.format} {header.mode}"
                 if position in chosen:
                     part.samples.append((_thumbnail(data), texts[0] if texts else ""))
-            except Exception:  # noqa: BLE001  (decoders raise all kinds of things)
+            except UsageError:
                 part.num_broken += 1
                 continue
             part.formats[kind] += 1

@@ -10,6 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from blip3o.core.errors import UsageError
+from blip3o.imaging.pixels import resized
 
 _MOST_ASPECT = 200  # published: thinner pictures are refused
 
@@ -53,9 +54,7 @@ def aspect_pixels(image: Image.Image, token_px: int, config: PictureFitConfig) -
         UsageError: for a picture too thin to be looked at.
     """
     size = keep_aspect(image.size, token_px, config.min_pixels, config.max_pixels)
-    if size != image.size:
-        image = image.resize(size, Image.Resampling.BICUBIC)
-    values = np.asarray(image, dtype=np.float32)
+    values = np.asarray(resized(image, size), dtype=np.float32)
     return torch.from_numpy(values / 127.5 - 1).permute(2, 0, 1).contiguous()
 
 

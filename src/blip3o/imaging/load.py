@@ -1,35 +1,44 @@
-"""Opens pictures from anywhere and of any kind: an RGB picture comes back, or one clear line.
+"""Opens images from anywhere and of any kind: an RGB image comes back, or one clear line.
 
 Files come from users and from the web, so they are read as hostile: size limits hold before
 anything is decoded, and whatever a decoder raises becomes a `UsageError` that names the file.
 """
 
+import contextlib
 import dataclasses
 import io
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
-from PIL import ExifTags, Image
+from PIL import Image
 
 from blip3o.core.errors import UsageError
+from blip3o.imaging.color import profile_of
+from blip3o.imaging.containers import Lean, lean
+from blip3o.imaging.kinds import format_of, unread
+from blip3o.imaging.profiles import adobe_rgb
+from blip3o.imaging.rgb import TRANSPOSE, to_rgb, upright
+
+__all__ = [
+    "DEFAULT_LIMITS",
+    "READING",
+    "ImageLimits",
+    "UndecodedImage",
+    "open_image",
+    "read_header",
+    "to_rgb",
+    "upright",
+]
 
 # Not all of Pillow's formats: some of the others run external programs.
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF")
 
-_TRANSPOSE = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
-
-_ORIENTED = ("exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp")
-"""Notes of a file that may say how its picture is turned."""
+READING = 2
+"""Number of the way in which files become pixels. Whatever changes the pixels of any file raises
+it: features that were cached of other pixels are computed anew."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,21 +48,111 @@ class ImageLimits:
     Args:
         max_bytes: longest file.
         max_pixels: largest width x height, checked before decoding.
+        max_side: largest width and height in pixels. Pillow keeps some bytes for each row and, to
+            resize, for each column: a line of 64 million pixels would take gigabytes.
         min_side: least width and height in pixels.
     """
 
     max_bytes: int = 20_000_000
     max_pixels: int = 64_000_000
+    max_side: int = 100_000
     min_side: int = 1
 
 
 DEFAULT_LIMITS = ImageLimits()
 
 
+class UndecodedImage:
+    """An image file whose header is read.
+
+    Args:
+        name: of the file, for messages.
+        data: the file.
+        limits: what is accepted.
+
+    Raises:
+        UsageError: if it is no image or over a limit.
+    """
+
+    def __init__(self, name: str, data: bytes, limits: ImageLimits) -> None:
+        self._name = name
+        self._data = data
+        self._limits = limits
+        self.format = format_of(data) or "?"
+        with self._told():
+            self._plain = lean(data)
+            self._image = None
+            if (deep := self._plain.deep) is not None:
+                self.size, self.mode = deep.size, f"{deep.num_colors} x {deep.scale.bits} bits"
+            else:
+                self._image = Image.open(io.BytesIO(self._plain.data), formats=FORMATS)
+                self.size, self.mode = self._image.size, self._image.mode
+            _check_size(self.size, limits)
+
+    def decode(self) -> Image.Image:
+        """Returns the image as 8-bit sRGB, upright, transparent parts on white, first frame.
+
+        Raises:
+            UsageError: if it is damaged or truncated.
+        """
+        with self._told():
+            plain, image = self._plain, self._image
+            if image is None:
+                assert plain.deep is not None, "one of both is there"
+                image = plain.deep.read()
+            image.load()
+            if plain.clear_color is not None:
+                image.putalpha(_clear_mask(plain))
+            if plain.profile is not None:
+                image.info["icc_profile"] = plain.profile
+            elif plain.is_adobe_rgb and profile_of(image) is None:
+                image.info["icc_profile"] = adobe_rgb()
+            if plain.orientation is None:
+                return to_rgb(upright(image))
+            method = TRANSPOSE.get(plain.orientation)
+            return to_rgb(image if method is None else image.transpose(method))
+
+    @contextlib.contextmanager
+    def _told(self) -> Iterator[None]:
+        """Says whatever goes wrong in one line that names the file."""
+        name = self._name
+        with warnings.catch_warnings():  # Pillow warns about large and odd files
+            warnings.simplefilter("ignore")
+            try:
+                yield
+            except Image.UnidentifiedImageError as error:
+                raise UsageError(_unread(name, self._data)) from error
+            except Image.DecompressionBombError as error:
+                most = self._limits.max_pixels
+                raise UsageError(f"{name}: over the limit of {most} pixels") from error
+            except UsageError as error:
+                raise UsageError(f"{name}: {error}") from error
+            except MemoryError as error:
+                raise UsageError(f"{name}: there is not enough memory to decode it") from error
+            except Exception as error:  # decoders raise all kinds of things for damaged files
+                reason = (str(error).splitlines() or [type(error).__name__])[0]
+                raise UsageError(f"{name} is a damaged or truncated picture: {reason}") from error
+
+
+def read_header(
+    source: str | Path | bytes | BinaryIO, limits: ImageLimits = DEFAULT_LIMITS
+) -> UndecodedImage:
+    """Returns an image that is not decoded yet: its size, kind and mode.
+
+    Args:
+        source: a path, the bytes of an image file, or a binary file to read them from.
+        limits: what is accepted.
+
+    Raises:
+        UsageError: if there is no such file, it is no image or over a limit.
+    """
+    return UndecodedImage(*_read(source, limits), limits)
+
+
 def open_image(
     source: str | Path | bytes | BinaryIO, limits: ImageLimits = DEFAULT_LIMITS
 ) -> Image.Image:
-    """Returns a picture as 8-bit RGB, upright, transparent parts on white, first frame.
+    """Returns a picture as 8-bit sRGB, upright, transparent parts on white, first frame.
 
     Args:
         source: a path, the bytes of a picture file, or a binary file to read them from.
@@ -62,44 +161,29 @@ def open_image(
     Raises:
         UsageError: if there is no such file, it is no whole picture or over a limit.
     """
-    name, data = _read(source, limits)
-    with warnings.catch_warnings():  # Pillow warns about large and odd files; we refuse or read
-        warnings.simplefilter("ignore")
-        try:
-            image = Image.open(io.BytesIO(data), formats=FORMATS)
-            _check_size(image.size, limits)
-            return to_rgb(upright(image))
-        except Image.UnidentifiedImageError as error:
-            raise UsageError(f"{name} is not a picture this program can read") from error
-        except Image.DecompressionBombError as error:
-            raise UsageError(f"{name}: over the limit of {limits.max_pixels} pixels") from error
-        except UsageError as error:
-            raise UsageError(f"{name}: {error}") from error
-        except Exception as error:  # decoders raise all kinds of things for damaged files
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
-            raise UsageError(f"{name} is a damaged or truncated picture: {reason}") from error
+    return read_header(source, limits).decode()
 
 
-def to_rgb(image: Image.Image) -> Image.Image:
-    """Returns any PIL picture as 8-bit RGB, with transparent parts on white.
+def _clear_mask(plain: Lean) -> Image.Image:
+    """Returns the alpha of a PNG with 16-bit colors of which one is transparent."""
+    is_clear: Any = True
+    for mode, shift in (("RGB;16B", 8), ("RGB;16L", 0)):  # the upper bytes, then the lower ones
+        with Image.open(io.BytesIO(plain.data), formats=("PNG",)) as image:
+            image.tile = [tile._replace(args=mode) for tile in image.tile]
+            values = np.asarray(image)
+        wanted = [level >> shift & 255 for level in plain.clear_color or ()]
+        is_clear = is_clear & (values == wanted).all(-1)
+    return Image.fromarray(np.where(is_clear, 0, 255).astype(np.uint8))
 
-    Args:
-        image: of any mode; 16-bit grey is scaled from 0..65535.
 
-    Raises:
-        UsageError: for numbers that have no meaning as a color, such as floats.
-    """
-    if image.mode == "RGB" and "transparency" not in image.info:
-        return image
-    if image.mode == "F":
-        raise UsageError("a picture of floating point numbers; save it with 8 or 16 bits")
-    if image.mode.startswith("I"):
-        return _from_16_bit(image)
-    if image.has_transparency_data:
-        color = image.convert("RGBA")
-        white = Image.new("RGBA", color.size, (255, 255, 255, 255))
-        return Image.alpha_composite(white, color).convert("RGB")
-    return image.convert("RGB")
+def _unread(name: str, data: bytes) -> str:
+    """Returns the line about a file that no decoder took."""
+    kind = format_of(data)
+    said = unread(data)
+    if kind is not None and (said is None or kind not in {"TIFF", "AVIF"}):
+        return f"{name} is a damaged or truncated picture ({kind})"
+    line = f"{name} is not a picture this program can read"
+    return line if said is None else f"{line}; it is {said}"
 
 
 def _read(source: str | Path | bytes | BinaryIO, limits: ImageLimits) -> tuple[str, bytes]:
@@ -137,38 +221,7 @@ def _check_size(size: tuple[int, int], limits: ImageLimits) -> None:
     width, height = size
     if width * height > limits.max_pixels:
         raise UsageError(f"{width} x {height} is over the limit of {limits.max_pixels} pixels")
+    if max(size) > limits.max_side:
+        raise UsageError(f"{width} x {height} is over the limit of {limits.max_side} pixels a side")
     if min(size) < limits.min_side:
         raise UsageError(f"{width} x {height} is under {limits.min_side} pixels a side")
-
-
-def upright(image: Image.Image) -> Image.Image:
-    """Returns the picture turned as its EXIF orientation says; unreadable EXIF says nothing.
-
-    Args:
-        image: of any mode; what is returned no longer says how it was turned.
-
-    Raises:
-        OSError: if its file is damaged or truncated; decoders have further errors of their own.
-    """
-    image.load()
-    try:
-        orientation = image.getexif().get(ExifTags.Base.Orientation)
-    except Exception:  # noqa: BLE001  (a damaged side note is no reason to refuse)
-        return image
-    method = _TRANSPOSE.get(orientation) if isinstance(orientation, int) else None
-    if method is None:
-        return image
-    turned = image.transpose(method)
-    # Pillow hands the note on: whoever reads the picture next would turn it once more.
-    for note in _ORIENTED:
-        turned.info.pop(note, None)
-    return turned
-
-
-def _from_16_bit(image: Image.Image) -> Image.Image:
-    values = np.asarray(image).astype(np.int64)
-    if values.min() < 0 or values.max() > 65535:
-        raise UsageError("a picture of 32-bit numbers; save it with 8 or 16 bits")
-    grey = ((values + 128) // 257).astype(np.uint8)
-    grey[values == image.info.get("transparency", -1)] = 255  # Pillow would drop what it says
-    return Image.fromarray(grey).convert("RGB")

@@ -21,6 +21,9 @@ published: OpenAI's CLIP, EVA-CLIP and Qwen2.5-VL share them.
 _MOST_ASPECT = 16
 """A thinner picture is cut to this aspect ratio first, or its long edge would need gigabytes."""
 
+_MOST_REDUCTION = 256.0
+"""Factor of a reduction that the bicubic filter does itself; boxes of whole pixels do the rest."""
+
 
 def to_pixels(image: Image.Image, px: int, mode: FitMode = "stretch") -> Tensor:
     """Returns a square tensor [3, px, px], float32 in [-1, 1], of an RGB picture.
@@ -83,7 +86,7 @@ def _fit(image: Image.Image, px: int, mode: FitMode) -> Image.Image:
     size = (px, px)
     match mode:
         case "stretch":
-            return _resize(image, size)
+            return resized(image, size)
         case "center_crop":
             longest = _MOST_ASPECT * min(image.size)
             image = _crop(image, min(image.width, longest), min(image.height, longest))
@@ -91,7 +94,7 @@ def _fit(image: Image.Image, px: int, mode: FitMode) -> Image.Image:
             # Resampled before it is cropped: the released code does, and the edges see what lies
             # outside the crop.
             width, height = (px * side // short for side in image.size)
-            return _crop(_resize(image, (width, height)), px, px)
+            return _crop(resized(image, (width, height)), px, px)
         case "pad":
             return _pad(image, px)
     raise ValueError(f"unknown mode {mode!r}; use stretch, center_crop or pad")
@@ -103,13 +106,22 @@ def _pad(image: Image.Image, px: int) -> Image.Image:
     width, height = (max(1, round(side / longest * px)) for side in image.size)
     square = Image.new("RGB", (px, px), (255, 255, 255))
     square.paste(
-        _resize(image, (width, height)), (round((px - width) / 2), round((px - height) / 2))
+        resized(image, (width, height)), (round((px - width) / 2), round((px - height) / 2))
     )
     return square
 
 
-def _resize(image: Image.Image, size: tuple[int, int]) -> Image.Image:
-    return image if image.size == size else image.resize(size, Image.Resampling.BICUBIC)
+def resized(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+    """Returns an image of another width and height, resampled bicubically.
+
+    Args:
+        image: of any size. Where a side shrinks to less than a 512th, it is averaged in boxes
+            first: the weights of the filter would take 32 bytes for each pixel of that side.
+        size: width and height in pixels.
+    """
+    if image.size == size:
+        return image
+    return image.resize(size, Image.Resampling.BICUBIC, reducing_gap=_MOST_REDUCTION)
 
 
 def _crop(image: Image.Image, width: int, height: int) -> Image.Image:

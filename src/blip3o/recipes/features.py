@@ -14,6 +14,7 @@ from blip3o.core.distributed import main_first, process_group, rank, world_size
 from blip3o.core.errors import UsageError
 from blip3o.data.cache import FeatureCache, build_cache
 from blip3o.data.tasks import PICTURES
+from blip3o.imaging.load import READING
 from blip3o.recipes import load_recipe
 from blip3o.recipes.checks import check_image_px
 from blip3o.recipes.scenes import ensure_scenes
@@ -21,7 +22,8 @@ from blip3o.recipes.start import build_model, check_start
 from blip3o.train.config import RunConfig
 
 _PREPROCESSING = "rgb, stretched, bicubic, [-1, 1]"
-"""Change this with `imaging.pixels`: features of pictures prepared otherwise are other features."""
+"""Change this with `imaging.pixels`: features of pictures prepared otherwise are other features.
+How files are read has a number of its own, `imaging.load.READING`."""
 
 
 @process_group()
@@ -107,7 +109,7 @@ def encoder_fingerprint(config: RunConfig, encoder: nn.Module) -> str:
         encoder: its image encoder.
     """
     digest = hashlib.sha256()
-    said = [to_dict(config.model.image_encoder), config.data.image_px, _PREPROCESSING]
+    said = [to_dict(config.model.image_encoder), config.data.image_px, _PREPROCESSING, READING]
     digest.update(json.dumps(said, sort_keys=True).encode())
     for name, tensor in sorted(encoder.state_dict().items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())

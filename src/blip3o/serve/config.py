@@ -29,11 +29,19 @@ class ServeConfig:
     )
     max_queue: int = _option(64, "requests that may wait; more are answered 429")
     max_queue_pixels: int = _option(
-        500_000_000, "pixels of the pictures that wait, 3 bytes each; more are answered 429"
+        500_000_000,
+        "pixels of the images that are decoded or wait, 4 bytes each; more are answered 429",
     )
     max_chats: int = _option(8, "answers written at once")
     timeout_s: float = _option(300.0, "longest time for a request")
     body_timeout_s: float = _option(30.0, "longest time for a request's body to arrive")
+    header_timeout_s: float = _option(10.0, "longest time for a request's header to arrive")
+    read_timeout_s: float = _option(60.0, "longest time in which a client reads nothing")
+    max_connections: int = _option(
+        1000, "connections at once; fewer if the system allows fewer open files"
+    )
+    decode_threads: int = _option(2, "threads that decode the images of requests")
+    decode_timeout_s: float = _option(30.0, "longest wait for an image to be decoded")
     drain_timeout_s: float = _option(60.0, "longest time to finish accepted work after SIGTERM")
     max_prompt_tokens: int = _option(4096, "longest prompt; a model may take less")
     max_answer_tokens: int = _option(1024, "longest answer; a model may write less")
@@ -41,11 +49,22 @@ class ServeConfig:
     max_image_bytes: int = _option(20_000_000, "largest picture file")
     max_image_pixels: int = _option(64_000_000, "most pixels of a picture")
     max_body_bytes: int = _option(32_000_000, "largest request")
+    max_bodies_bytes: int = _option(
+        1_000_000_000, "bytes of all requests that are held; more are answered 429"
+    )
+    max_upload_bytes: int = _option(
+        1_000_000_000, "bytes of the page's files; the oldest make room for new ones"
+    )
     preview_decoder_steps: int = _option(4, "steps of the image decoder for a preview, at most")
     max_n: int = _option(10, "pictures made by a request")
     max_steps: int = _option(100, "sampling steps")
     image_host: tuple[str, ...] = _option(
         (), "a host that picture URLs may point to; repeatable, none by default"
+    )
+    allowed_host: tuple[str, ...] = _option(
+        (),
+        "a name by which clients may call this server, '*.NAME' for all below it, '*' for any; "
+        "repeatable; loopback names always",
     )
     api_key: tuple[str, ...] = _option(
         (), "a key that clients must send; repeatable, also BLIP3O_API_KEYS (with commas)"

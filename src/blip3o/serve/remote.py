@@ -4,6 +4,7 @@ import http.client
 import ipaddress
 import socket
 import ssl
+import time
 from collections.abc import Callable, Collection
 from urllib.parse import urljoin, urlsplit
 
@@ -11,6 +12,10 @@ from blip3o.core.errors import UsageError
 
 _MOST_REDIRECTS = 3
 _TIMEOUT_S = 10.0
+"""For each step: to connect, and for the next bytes to come."""
+_MOST_SECONDS = 30.0
+"""For a file, redirects and all: bytes that drip are no reason to wait for ever."""
+_PIECE_BYTES = 65_536
 _PORTS = {"http": 80, "https": 443}
 
 Resolver = Callable[[str, int], list[str]]
@@ -68,11 +73,12 @@ class RemoteImages:
         Raises:
             UsageError: if the URL is not allowed, or the file cannot be had or is too large.
         """
+        end = time.monotonic() + _MOST_SECONDS
         for _ in range(_MOST_REDIRECTS + 1):
             scheme, host, path = self._check(url)
             address = self._address(host, _PORTS[scheme])
             try:
-                answer = self._get(scheme, host, address, path)
+                answer = self._get(scheme, host, address, path, end)
             except (OSError, http.client.HTTPException) as error:
                 raise UsageError(f"cannot read the picture from {host}") from error
             if isinstance(answer, bytes):
@@ -111,8 +117,8 @@ class RemoteImages:
             raise UsageError("pictures are not read from private addresses")
         return addresses[0]
 
-    def _get(self, scheme: str, host: str, address: str, path: str) -> bytes | str:
-        """Returns the file, or where it is instead."""
+    def _get(self, scheme: str, host: str, address: str, path: str, end: float) -> bytes | str:
+        """Returns the file, or where it is instead; gives up at a time of the monotonic clock."""
         connection = http.client.HTTPConnection(host, _PORTS[scheme], timeout=_TIMEOUT_S)
         plain = socket.create_connection((address, _PORTS[scheme]), timeout=_TIMEOUT_S)
         try:
@@ -126,10 +132,29 @@ class RemoteImages:
                 return response.getheader("Location") or "/"
             if response.status != 200:
                 raise UsageError(f"{host} answered {response.status}")
-            data = response.read(self._max_bytes + 1)
+            data = self._body(response, end)
         finally:
             connection.close()
             plain.close()
         if len(data) > self._max_bytes:
             raise UsageError(f"the picture is over {self._max_bytes} bytes")
         return data
+
+    def _body(self, response: http.client.HTTPResponse, end: float) -> bytes:
+        """Returns at most a byte more than is allowed.
+
+        Raises:
+            TimeoutError: if it does not arrive in time.
+            http.client.HTTPException: if it ends before its stated length.
+        """
+        data = bytearray()
+        while len(data) <= self._max_bytes:
+            if time.monotonic() > end:
+                raise TimeoutError
+            piece = response.read1(_PIECE_BYTES)
+            if not piece:
+                break
+            data += piece
+        if len(data) <= self._max_bytes and response.length:
+            raise http.client.IncompleteRead(bytes(data), response.length)
+        return bytes(data)

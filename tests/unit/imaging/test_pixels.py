@@ -1,11 +1,14 @@
 """Pictures to tensors and back."""
 
+import re
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from blip3o.imaging.pixels import normalize_for_clip, to_image, to_pixels
+from blip3o.imaging.pixels import FitMode, normalize_for_clip, resized, to_image, to_pixels
 
 
 def _noise(width: int, height: int) -> Image.Image:
@@ -84,3 +87,30 @@ def test_wrong_input_is_refused() -> None:
         to_image(torch.zeros(4, 4))
     with pytest.raises(ValueError, match="NaN"):
         to_image(torch.full((3, 4, 4), float("nan")))
+
+
+def _peak_kilobytes() -> int:
+    found = re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())
+    assert found is not None
+    return int(found[1])
+
+
+@pytest.mark.parametrize("mode", ["stretch", "center_crop", "pad"])
+@pytest.mark.parametrize("size", [(3_000_000, 1), (1, 3_000_000)])
+def test_no_shape_takes_much_memory_for_weights(mode: FitMode, size: tuple[int, int]) -> None:
+    image = Image.new("RGB", size, (200, 30, 30))
+    try:
+        Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+    except OSError:
+        pytest.skip("this system tells no peak of memory")
+    before = _peak_kilobytes()
+    pixels = to_pixels(image, 96, mode)
+    assert _peak_kilobytes() - before < 40_000
+    assert pixels.shape == (3, 96, 96)
+
+
+def test_usual_sizes_are_resampled_as_ever() -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (300, 20_000, 3), np.uint8)
+    image = Image.fromarray(noise)
+    plain = np.asarray(image.resize((96, 96), Image.Resampling.BICUBIC))
+    assert np.array_equal(np.asarray(resized(image, (96, 96))), plain)

@@ -1,10 +1,16 @@
 """Remote pictures: what is never fetched."""
 
+import contextlib
+import socket
+import threading
+import time
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
 from blip3o.core.errors import UsageError
+from blip3o.serve import remote
 from blip3o.serve.remote import RemoteImages, is_public
 
 PUBLIC = "93.184.216.34"
@@ -22,7 +28,7 @@ class FakeWeb(RemoteImages):
     def look_up(self, host: str, port: int) -> list[str]:
         return self.addresses[host]
 
-    def _get(self, scheme: str, host: str, address: str, path: str) -> bytes | str:
+    def _get(self, scheme: str, host: str, address: str, path: str, end: float) -> bytes | str:
         self.asked.append((host, address))
         return self.answers[host + path]
 
@@ -120,3 +126,60 @@ def test_redirects_are_checked_like_first_urls() -> None:
         inward.read("https://img.example/a")
     with pytest.raises(UsageError, match="redirects more than"):
         web({"img.example/a": "/a"}).read("https://img.example/a")
+
+
+def answering(talk: Callable[[socket.socket], None]) -> int:
+    """Starts a host that takes one connection; returns its port."""
+    listener = socket.create_server(("127.0.0.1", 0))
+
+    def run() -> None:
+        with listener, listener.accept()[0] as connection:
+            connection.recv(65536)
+            with contextlib.suppress(OSError):  # the other side has had enough
+                talk(connection)
+
+    threading.Thread(target=run, daemon=True).start()
+    return listener.getsockname()[1]
+
+
+def dripping(connection: socket.socket) -> None:
+    connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 90\r\n\r\n")
+    for _ in range(90):
+        connection.sendall(b"x")
+        time.sleep(0.05)
+
+
+def endless(connection: socket.socket) -> None:
+    connection.sendall(b"HTTP/1.1 200 OK\r\n\r\n")
+    while True:
+        connection.sendall(b"x" * 65536)
+
+
+def short(connection: socket.socket) -> None:
+    connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 90\r\n\r\nxxx")
+
+
+def whole(connection: socket.socket) -> None:
+    body = b"5\r\nhello\r\n0\r\n\r\n"
+    connection.sendall(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n" + body)
+
+
+@pytest.mark.parametrize(
+    ("talk", "said"),
+    [(dripping, "cannot read"), (short, "cannot read"), (endless, "over 100 bytes"), (whole, "")],
+)
+def test_a_host_that_never_ends_is_left(
+    monkeypatch: pytest.MonkeyPatch, talk: Callable[[socket.socket], None], said: str
+) -> None:
+    port = answering(talk)
+    monkeypatch.setattr(remote, "_PORTS", {"http": port})
+    monkeypatch.setattr(remote, "_MOST_SECONDS", 0.5)
+    monkeypatch.setattr(remote, "is_public", lambda address: True)
+    images = RemoteImages(["img.example"], 100, lambda host, port: ["127.0.0.1"])
+    start = time.monotonic()
+    if said:
+        with pytest.raises(UsageError, match=said):
+            images.read("http://img.example/a.png")
+    else:
+        assert images.read("http://img.example/a.png") == b"hello"
+    assert time.monotonic() - start < 3

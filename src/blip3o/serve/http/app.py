@@ -13,17 +13,22 @@ from blip3o.core.log import say
 from blip3o.serve.http.chat import chat_routes
 from blip3o.serve.http.errors import ApiError, from_validation
 from blip3o.serve.http.guard import Guard
+from blip3o.serve.http.hosts import HostNames
 from blip3o.serve.http.images import image_routes
 from blip3o.serve.http.service import Service
 from blip3o.serve.http.system import not_found, system_routes
+from blip3o.serve.http.uploads import UploadRoom
 
 
-def build_app(service: Service, keys: Sequence[str] = ()) -> FastAPI:
+def build_app(
+    service: Service, keys: Sequence[str] = (), hosts: HostNames | None = None
+) -> FastAPI:
     """Returns the application of a service.
 
     Args:
         service: with engines that are started, or will be.
         keys: keys of which a client must send one; none for everybody.
+        hosts: the names that requests may call the server by; None for any.
     """
     # FastAPI's own pages load scripts from elsewhere; /docs is ours.
     app = FastAPI(title="blip3o", version=__version__, docs_url=None, redoc_url=None)
@@ -33,7 +38,10 @@ def build_app(service: Service, keys: Sequence[str] = ()) -> FastAPI:
     app.add_exception_handler(RequestValidationError, _validation_error)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(Exception, _bug)
-    app.add_middleware(Guard, config=service.config, keys=keys, metrics=service.metrics)
+    app.add_middleware(UploadRoom)
+    app.add_middleware(
+        Guard, config=service.config, keys=keys, metrics=service.metrics, hosts=hosts
+    )
     if service.config.cors_origin:
         app.add_middleware(
             CORSMiddleware,

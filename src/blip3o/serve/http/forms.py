@@ -4,8 +4,8 @@ from typing import TypeVar
 
 from PIL import Image
 from pydantic import BaseModel
-from starlette.datastructures import UploadFile
-from starlette.exceptions import HTTPException
+from starlette.datastructures import FormData, UploadFile
+from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
 
 from blip3o.serve.config import ServeConfig
@@ -14,6 +14,7 @@ from blip3o.serve.http.images_in import PictureReader
 
 T = TypeVar("T", bound=BaseModel)
 _FILE_FIELDS = ("image", "image[]")
+_MOST_FIELDS = 50
 
 
 async def read_form(
@@ -33,10 +34,7 @@ async def read_form(
     """
     if not request.headers.get("content-type", "").startswith("multipart/form-data"):
         raise invalid("the body must be multipart/form-data", code="invalid_content_type")
-    try:
-        form = await request.form(max_files=config.max_images + 1, max_fields=50)
-    except HTTPException as error:
-        raise invalid(f"the form cannot be read: {error.detail}", code="invalid_form") from error
+    form = await _parsed(request, config)
     try:
         fields: dict[str, str] = {}
         uploads: list[UploadFile] = []
@@ -58,10 +56,22 @@ async def read_form(
         pictures = []
         for upload in uploads:
             data = await upload.read(config.max_image_bytes + 1)
-            pictures.append(await reader.from_bytes(data, "image"))
+            pictures.append(await reader.from_bytes(data, "image", is_shown=False))
         return parsed, pictures
     finally:
         await form.close()
+
+
+async def _parsed(request: Request, config: ServeConfig) -> FormData:
+    parser = MultiPartParser(
+        request.headers, request.stream(), max_files=config.max_images + 1, max_fields=_MOST_FIELDS
+    )
+    # The body is in memory already, within its limit: no part of it is written to a disk.
+    parser.spool_max_size = config.max_body_bytes + 1
+    try:
+        return await parser.parse()
+    except MultiPartException as error:
+        raise invalid(f"the form cannot be read: {error.message}", code="invalid_form") from error
 
 
 def check_count(count: int, config: ServeConfig, param: str) -> None:

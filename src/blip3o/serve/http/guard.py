@@ -10,7 +10,9 @@ from collections.abc import Sequence
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from blip3o.serve.config import ServeConfig
+from blip3o.serve.http.decoding import CLIENT_LEFT
 from blip3o.serve.http.errors import ApiError
+from blip3o.serve.http.hosts import HostNames, host_of
 from blip3o.serve.http.metrics import Metrics
 from blip3o.serve.http.pictures_out import PICTURE_PATH
 
@@ -23,28 +25,39 @@ API_PATHS = ("/v1/", "/health", "/metrics", "/docs", "/openapi.json")
 
 
 class Guard:
-    """ASGI middleware: keys, a limit and a time for bodies, and a count of what was answered.
+    """ASGI middleware: keys, hosts, limits and a time for bodies, and a count of the answers.
 
     A body is read whole before the application sees the request, so a slow or endless one holds
-    nothing but its own connection.
+    nothing but its own connection. From then on it is watched whether the client hangs up.
 
     Args:
         app: what is guarded.
         config: the limits.
         keys: keys of which a client must send one; none for everybody.
         metrics: where answers are counted.
+        hosts: the names that requests may call the server by; None for any.
     """
 
     def __init__(
-        self, app: ASGIApp, config: ServeConfig, keys: Sequence[str], metrics: Metrics
+        self,
+        app: ASGIApp,
+        config: ServeConfig,
+        keys: Sequence[str],
+        metrics: Metrics,
+        hosts: HostNames | None = None,
     ) -> None:
         self._app = app
         self._config = config
         self._keys = [_digest(key.encode()) for key in keys]
         self._metrics = metrics
+        self._hosts = hosts
+        self._held_bytes = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answers a request, or has the application do it."""
+        if scope["type"] == "websocket":
+            await send({"type": "websocket.close", "code": 1008})  # nothing here speaks it
+            return
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -57,24 +70,64 @@ class Guard:
                 status = message["status"]
             await send(message)
 
+        body = bytearray()
         try:
             self._check_key(scope)
-            body = await self._body(scope, receive)
-            if body is not None:
-                await self._app(scope, _replay(body, receive), noting)
+            if await self._read(scope, receive, body):
+                self._check_host(scope)
+                await self._watched(scope, receive, noting, bytes(body))
         except ApiError as error:
             await error.response()(scope, receive, noting)
         except Exception:
             status = 500  # what stands around this answers it
             raise
         finally:
+            self._held_bytes -= len(body)
             route = getattr(scope.get("route"), "path", "other")
             self._metrics.answered(route, status, time.monotonic() - start)
+
+    async def _watched(self, scope: Scope, receive: Receive, send: Send, body: bytes) -> None:
+        """Has the application answer, and tells it when the client hangs up."""
+        left = asyncio.Event()
+
+        async def watch() -> None:
+            while (await receive())["type"] != "http.disconnect":
+                pass
+            left.set()
+
+        watcher = asyncio.create_task(watch())
+        token = CLIENT_LEFT.set(left)
+        try:
+            await self._app(scope, _replay(body, left), send)
+        finally:
+            CLIENT_LEFT.reset(token)
+            watcher.cancel()
+
+    def _check_host(self, scope: Scope) -> None:
+        """Refuses names that are not ours, and has answers name none that is not known.
+
+        Raises:
+            ApiError: 403 if the request calls the server by another name.
+        """
+        given = [value for name, value in scope["headers"] if name == b"host"]
+        header = given[0].decode("latin-1") if given else None
+        if self._hosts is None or header is None:
+            return
+        if not self._hosts.allows(header):
+            raise ApiError(
+                403,
+                f"this server does not answer to the host {host_of(header)!a:.100}; start it with "
+                "--allowed-host NAME to allow it",
+                code="host_not_allowed",
+            )
+        if not self._hosts.knows(header) and scope["path"].startswith(API_PATHS):
+            self._hosts.say_unknown(header)
+            scope["headers"] = [one for one in scope["headers"] if one[0] != b"host"]
 
     def _check_key(self, scope: Scope) -> None:
         path = scope["path"]
         is_open = path == _OPEN_PATH or path.startswith(PICTURE_PATH)
-        if not self._keys or is_open or scope["method"] == "OPTIONS":
+        if not self._keys or is_open:
             return
         is_page = path in _READ_PATHS or not path.startswith(API_PATHS)
         given = _given_key(scope, is_page=is_page)
@@ -90,27 +143,26 @@ class Guard:
                 headers={"WWW-Authenticate": challenge},
             )
 
-    async def _body(self, scope: Scope, receive: Receive) -> bytes | None:
-        """Returns the body, or None if the client went away."""
+    async def _read(self, scope: Scope, receive: Receive, body: bytearray) -> bool:
+        """Reads the body; returns False if the client went away."""
         limit = self._config.max_body_bytes
         headers = dict(scope["headers"])
         length = headers.get(b"content-length", b"0")
         if length.isdigit() and int(length) > limit:
             raise _too_large(limit)
-        chunks: list[bytes] = []
-        size = 0
         try:
             async with asyncio.timeout(self._config.body_timeout_s):
                 while True:
                     message = await receive()
                     if message["type"] == "http.disconnect":
-                        return None
-                    chunks.append(message.get("body", b""))
-                    size += len(chunks[-1])
-                    if size > limit:
+                        return False
+                    piece = message.get("body", b"")
+                    if len(body) + len(piece) > limit:
                         raise _too_large(limit)
+                    self._hold(len(piece), len(body))
+                    body += piece
                     if not message.get("more_body", False):
-                        return b"".join(chunks)
+                        return True
         except TimeoutError as error:
             raise ApiError(
                 408,
@@ -119,15 +171,28 @@ class Guard:
                 headers={"Connection": "close"},
             ) from error
 
+    def _hold(self, size: int, own: int) -> None:
+        """Counts bytes of bodies; a request may always hold its own if no other holds any."""
+        total = self._held_bytes
+        if size and total > own and total + size > self._config.max_bodies_bytes:
+            raise ApiError(
+                429,
+                "too many bytes of requests are being held; try again later",
+                code="queue_full",
+                headers={"Retry-After": "1", "Connection": "close"},
+            )
+        self._held_bytes += size
 
-def _replay(body: bytes, receive: Receive) -> Receive:
-    """Returns a receive that gives the body, and after that what the connection says."""
+
+def _replay(body: bytes, left: asyncio.Event) -> Receive:
+    """Returns a receive that gives the body, and after that whether the client has left."""
     is_given = False
 
     async def replayed() -> Message:
         nonlocal is_given
         if is_given:
-            return await receive()
+            await left.wait()
+            return {"type": "http.disconnect"}
         is_given = True
         return {"type": "http.request", "body": body, "more_body": False}
 

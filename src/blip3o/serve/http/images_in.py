@@ -1,73 +1,114 @@
 """Pictures of requests: data URIs, uploads and, where allowed, URLs."""
 
 import asyncio
-import base64
-import binascii
-import re
+from collections.abc import Callable
 
 from PIL import Image
 
 from blip3o.core.errors import UsageError
-from blip3o.imaging.load import ImageLimits, open_image
+from blip3o.imaging.load import ImageLimits, read_header
+from blip3o.imaging.pixels import resized
 from blip3o.serve.config import ServeConfig
+from blip3o.serve.http.data_uri import HINT, TooLongError, data_of, is_data_uri, is_of_an_image
+from blip3o.serve.http.decoding import PixelBudget, Workers
 from blip3o.serve.http.errors import ApiError, invalid
 from blip3o.serve.remote import RemoteImages
 
-_DATA_URI = re.compile(r"data:image/[a-z0-9.+-]{1,32};base64,", re.IGNORECASE)
+_FETCHING_THREADS = 4
 
 
 class PictureReader:
     """Reads pictures off the event loop, within the limits.
 
+    Their pixels are counted before they are decoded, and until nothing refers to them any more.
+
     Args:
         config: the limits and the hosts that URLs may point to.
+        seen_px: side of the square that every image is stretched to before the model sees it;
+            None where models see more of them than that.
     """
 
-    def __init__(self, config: ServeConfig) -> None:
+    def __init__(self, config: ServeConfig, seen_px: int | None = None) -> None:
         self._limits = ImageLimits(
             max_bytes=config.max_image_bytes, max_pixels=config.max_image_pixels
         )
+        self._seen_px = seen_px
         self._remote = RemoteImages(config.image_host, config.max_image_bytes)
+        self.budget = PixelBudget(config.max_queue_pixels)
+        self._decoders = Workers(
+            "decoding images", config.decode_threads, config.max_queue, config.decode_timeout_s
+        )
+        self._fetchers = Workers(
+            "reading image URLs", _FETCHING_THREADS, config.max_queue, config.timeout_s
+        )
 
-    async def from_bytes(self, data: bytes, param: str) -> Image.Image:
+    async def from_bytes(self, data: bytes, param: str, *, is_shown: bool = True) -> Image.Image:
         """Returns the picture of a file's bytes.
 
+        Args:
+            data: the file.
+            param: the field of the request that it came in.
+            is_shown: whether people see it, too; what is for the model only is shrunk to what the
+                model sees, where that is the same for all that it does with images.
+
         Raises:
-            ApiError: 400 if it is no whole picture, 413 if the file is too large.
+            ApiError: 400 if it is no whole picture, 413 if the file is too large, 429 if too many
+                pixels are held, 504 if it is not decoded in time.
         """
         if len(data) > self._limits.max_bytes:
             raise _too_large(self._limits.max_bytes, param)
-        try:
-            return await asyncio.to_thread(open_image, data, self._limits)
-        except UsageError as error:
-            raise invalid(str(error), param, "invalid_image") from error
+        return await self._decoded(lambda: data, param, is_shown=is_shown)
 
     async def from_url(self, url: str, param: str) -> Image.Image:
-        """Returns the picture that a data URI holds or a URL points to.
+        """Returns the picture that a data URI holds or a URL points to, as the model sees it.
 
         Raises:
-            ApiError: 400 if it is refused or no whole picture, 413 if it is too large.
+            ApiError: as `from_bytes`, and 400 if the URL is refused.
         """
-        if not url.lower().startswith("data:"):
+        if not is_data_uri(url):
             try:
-                data = await asyncio.to_thread(self._remote.read, url)
+                data = await self._fetchers.run(lambda: self._remote.read(url))
             except UsageError as error:
                 raise invalid(str(error), param, "invalid_image_url") from error
-            return await self.from_bytes(data, param)
-        head = _DATA_URI.match(url)
-        if head is None:
-            raise invalid(
-                "a data URI of a picture begins with data:image/png;base64, or alike",
-                param,
-                "invalid_image_url",
-            )
-        if len(url) - head.end() > 4 * (self._limits.max_bytes // 3 + 1):
-            raise _too_large(self._limits.max_bytes, param)
+            return await self.from_bytes(data, param, is_shown=False)
+
+        def read() -> bytes:
+            try:
+                return data_of(url, self._limits.max_bytes)
+            except TooLongError as error:
+                raise _too_large(self._limits.max_bytes, param) from error
+            except UsageError as error:
+                raise invalid(str(error), param, "invalid_base64") from error
+
         try:
-            data = base64.b64decode(url[head.end() :], validate=True)
-        except (binascii.Error, ValueError) as error:
-            raise invalid(f"bad base64: {error}", param, "invalid_base64") from error
-        return await self.from_bytes(data, param)
+            return await self._decoded(read, param, is_shown=False)
+        except ApiError as error:
+            if error.code != "invalid_image" or is_of_an_image(url):
+                raise
+            raise invalid(f"{error.message}; {HINT}", param, "invalid_image_url") from error
+
+    async def _decoded(
+        self, read: Callable[[], bytes], param: str, *, is_shown: bool
+    ) -> Image.Image:
+        owner = id(asyncio.current_task())
+
+        def decode() -> Image.Image:
+            header = read_header(read(), self._limits)
+            pixels = header.size[0] * header.size[1]
+            self.budget.take(pixels, owner)
+            try:
+                image = header.decode()
+                if self._seen_px is not None and not is_shown:
+                    image = resized(image, (self._seen_px, self._seen_px))
+                self.budget.hold(image, owner)
+                return image
+            finally:
+                self.budget.give_back(pixels, owner)
+
+        try:
+            return await self._decoders.run(decode)
+        except UsageError as error:
+            raise invalid(str(error), param, "invalid_image") from error
 
 
 def _too_large(limit: int, param: str) -> ApiError:

@@ -18,6 +18,14 @@ from blip3o.generate.pipeline import Blip3oPipeline
 from blip3o.serve.config import ServeConfig
 from blip3o.serve.exact import steady_kernels
 from blip3o.serve.http.app import build_app
+from blip3o.serve.http.connections import (
+    BACKLOG,
+    Connections,
+    limit_log,
+    protocol_of,
+    raise_file_limit,
+)
+from blip3o.serve.http.hosts import HostNames
 from blip3o.serve.http.service import Service
 
 _LOCAL = ("127.0.0.1", "::1", "localhost")
@@ -46,11 +54,18 @@ def serve(config: ServeConfig, model: str, **loading: Any) -> None:  # noqa: ANN
     service = Service(pipes, os.path.basename(model.rstrip("/")) or model, config, num_threads)
     service.start()
     _compute_alone(devices)
-    app = build_app(service, keys)
+    names = HostNames(config.host, config.allowed_host, has_keys=bool(keys))
+    app = build_app(service, keys, names)
     if not config.no_page:
         _add_page(app, service)
+    most = raise_file_limit(config.max_connections)
+    table = Connections(most, config.header_timeout_s, config.read_timeout_s)
+    limit_log()
     settings = uvicorn.Config(
         app,
+        http=protocol_of(table),
+        ws="none",
+        backlog=BACKLOG,
         log_level="warning",
         access_log=False,
         timeout_graceful_shutdown=max(1, round(config.drain_timeout_s)),

@@ -12,6 +12,7 @@ from blip3o.core.errors import UsageError
 from blip3o.core.types import Message
 from blip3o.generate.pipeline import Blip3oPipeline
 from blip3o.generate.prompts import picture_prompt
+from blip3o.models.unified import UnifiedModelConfig
 from blip3o.serve.batching import JobQueue, QueueClosedError, QueueFullError
 from blip3o.serve.config import ServeConfig
 from blip3o.serve.engine import Engine
@@ -46,7 +47,7 @@ class Service:
         self.name = name
         self.config = config
         self.metrics = Metrics()
-        self.reader = PictureReader(config)
+        self.reader = PictureReader(config, _seen_px(pipes[0].model.config))
         self.shelf = PictureShelf()
         self.queue = JobQueue(
             config.max_queue,
@@ -64,6 +65,9 @@ class Service:
         self.metrics.watch("queue_size", "Requests that wait", lambda: len(self.queue))
         self._num_open = 0
         self.metrics.watch("open_requests", "Accepted and not answered", lambda: self._num_open)
+        self.metrics.watch(
+            "held_pixels", "Pixels of given images", lambda: self.reader.budget.num_pixels
+        )
         self.metrics.watch("ready", "1 if requests are taken", lambda: float(self.is_ready))
 
     def start(self) -> None:
@@ -215,6 +219,11 @@ class Service:
             ) from error
         except QueueClosedError as error:
             raise ApiError(503, str(error), code="unavailable") from error
+
+
+def _seen_px(config: UnifiedModelConfig) -> int | None:
+    """Returns the side to which all that a model does with images stretches them, if it does."""
+    return config.image_encoder.image_px if config.question_pictures.mode == "stretch" else None
 
 
 async def _tell_when_gone(client: Request, arrived: "asyncio.Queue[Event | None]") -> None:

@@ -16,6 +16,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from blip3o.core.errors import UsageError
 from blip3o.serve.http.guard import API_PATHS
 from blip3o.serve.http.service import Service
+from blip3o.serve.http.uploads import UploadFolder
 
 _POLICY = (
     "default-src 'self' data: blob:; "
@@ -76,6 +77,7 @@ def add_page(app: FastAPI, service: Service) -> None:
     mounted = app.router.routes.pop()
     assert isinstance(mounted, Mount), "Gradio mounts itself last"
     app.router.routes.append(_PageMount("/", app=_Guarded(mounted.app), name="page"))
+    app.state.uploads = UploadFolder(Path(files), service.config.max_upload_bytes)
     app.state.end_page = mounted.app.stop_event.set  # type: ignore[attr-defined]
 
 

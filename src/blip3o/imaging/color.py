@@ -1,0 +1,85 @@
+"""Colors as a person sees them in a viewer: what a file's profile says becomes sRGB.
+
+The order is that of browsers: a profile, else `sRGB`, else `gAMA` and `cHRM` of a PNG. Beside it
+Adobe RGB as cameras mark it in EXIF, without a profile. A profile that is damaged, or of another
+kind than the image, says nothing, and the image is taken as it is.
+"""
+
+import functools
+import io
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from blip3o.imaging.profiles import numbered_profile
+
+COLOR_NOTES = ("icc_profile", "gamma", "chromaticity", "srgb")
+"""What Pillow calls the notes of a file about its colors."""
+_SPACES = {"RGB ": ("RGB",), "GRAY": ("L",), "CMYK": ("CMYK",), "Lab ": ("LAB",)}
+_CLASSES = ("mntr", "scnr", "prtr", "spac")
+_SAME_LEVELS = 2
+"""Largest difference to sRGB of a profile that is sRGB itself, rounded by whoever wrote it."""
+
+
+def profile_of(image: Image.Image) -> bytes | None:
+    """Returns the color profile that an image comes with, or that its numbers describe.
+
+    Args:
+        image: as Pillow opened it.
+    """
+    profile = image.info.get("icc_profile")
+    if isinstance(profile, bytes) and profile:
+        return profile
+    gamma, points = image.info.get("gamma"), image.info.get("chromaticity")
+    if "srgb" in image.info or not isinstance(gamma, float):
+        return None
+    return numbered_profile(gamma, points if isinstance(points, tuple) else None)
+
+
+def to_srgb(image: Image.Image, profile: bytes) -> Image.Image:
+    """Returns an image in sRGB.
+
+    Args:
+        image: L, RGB, CMYK or LAB, without transparency.
+        profile: an ICC profile, read as hostile.
+
+    Returns:
+        An RGB image, or the same image if the profile is sRGB, damaged or of another kind.
+    """
+    transform = _transform(profile, image.mode)
+    if transform is None:
+        return image
+    result = transform.apply(image)
+    result.info.clear()
+    return result
+
+
+@functools.lru_cache(maxsize=16)
+def _transform(data: bytes, mode: str) -> Any:  # noqa: ANN401  (Pillow's transform, or None)
+    try:
+        from PIL import ImageCms
+
+        source = ImageCms.ImageCmsProfile(io.BytesIO(data))
+        core = source.profile
+        if mode not in _SPACES.get(core.xcolor_space, ()) or core.device_class not in _CLASSES:
+            return None
+        transform = ImageCms.buildTransform(
+            source, ImageCms.createProfile("sRGB"), mode, "RGB", ImageCms.Intent.PERCEPTUAL
+        )
+        return None if _changes_nothing(transform, mode) else transform
+    except Exception:  # noqa: BLE001  (of a damaged profile; or a Pillow without color management)
+        return None
+
+
+def _changes_nothing(transform: Any, mode: str) -> bool:  # noqa: ANN401
+    if mode not in {"L", "RGB"}:
+        return False
+    levels = np.arange(0, 256, 1 if mode == "L" else 17, dtype=np.uint8)
+    if mode == "L":
+        grid = levels[None]
+    else:
+        grid = np.stack(np.meshgrid(levels, levels, levels), axis=-1).reshape(1, -1, 3)
+    seen = np.asarray(transform.apply(Image.fromarray(grid))).astype(int)
+    plain = np.asarray(Image.fromarray(grid).convert("RGB")).astype(int)
+    return bool(np.abs(seen - plain).max() <= _SAME_LEVELS)

@@ -1,0 +1,296 @@
+"""Image files without their side notes: what decodes the image stays, byte for byte.
+
+Text, thumbnails, notes of cameras and editors, further frames: none of it changes the image, and a
+damaged note is no reason to refuse one. What a note says about the image itself (how it is turned,
+what its colors mean) is read here, with bounds. A file whose structure is not understood is handed
+on as it is: the decoder says what is wrong with it.
+"""
+
+import dataclasses
+import re
+import struct
+from collections.abc import Iterator
+
+from PIL import ExifTags, Image
+
+from blip3o.core.errors import UsageError
+from blip3o.imaging import tiff
+from blip3o.imaging.kinds import format_of
+from blip3o.imaging.png import lean_png, png_notes
+from blip3o.imaging.tiff_deep import DeepTiff, deep_tiff
+
+_MOST_SCANS = 50
+"""Of a progressive JPEG, which goes over the whole image once for each; encoders write 3 to 20."""
+_MOST_PROFILE_BYTES = 1 << 23
+_UNCALIBRATED, _ADOBE_RGB = 0xFFFF, "R03"
+"""DCF 2.0: color space and name of an "optional file", whose colors are Adobe RGB."""
+_SAID_ADOBE_RGB = 2
+"""A color space outside the standard that some cameras write for Adobe RGB."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Lean:
+    """A file without its side notes.
+
+    Args:
+        data: the file.
+        orientation: how EXIF or XMP say that the image is turned, 1 to 8; None where `data` says
+            it itself.
+        profile: the color profile; None where there is none, or `data` holds it.
+        is_adobe_rgb: whether EXIF says that the colors are Adobe RGB.
+        clear_color: the 16-bit color of a PNG that is transparent.
+        deep: how to read a TIFF that Pillow does not read right.
+    """
+
+    data: bytes
+    orientation: int | None = None
+    profile: bytes | None = None
+    is_adobe_rgb: bool = False
+    clear_color: tuple[int, ...] | None = None
+    deep: DeepTiff | None = None
+
+
+def lean(data: bytes) -> Lean:
+    """Returns a file without its side notes, and what these say about the image.
+
+    Args:
+        data: the whole file, of any kind; read as hostile.
+
+    Raises:
+        UsageError: for a file that is made so that decoding it takes very long.
+    """
+    try:
+        match format_of(data):
+            case "PNG":
+                return _lean_png(data)
+            case "JPEG":
+                return _lean_jpeg(data)
+            case "GIF":
+                return Lean(data=_lean_gif(data))
+            case "WEBP":
+                return _lean_webp(data)
+            case "TIFF":
+                return _lean_tiff(data)
+    except (struct.error, IndexError, ValueError):
+        pass  # not as its kind prescribes
+    return Lean(data=data)
+
+
+def exif_notes(block: bytes) -> tuple[int, bool]:
+    """Returns the orientation of an EXIF block, 1 if it says none, and whether it is Adobe RGB.
+
+    Args:
+        block: with or without the `Exif` mark; damaged blocks say nothing.
+    """
+    try:
+        exif = Image.Exif()
+        exif.load(block)
+        orientation = exif.get(ExifTags.Base.Orientation)
+        is_adobe = _is_adobe_rgb(exif)
+    except Exception:  # noqa: BLE001  (decoders raise all kinds of things for damaged notes)
+        return 1, False
+    is_turn = isinstance(orientation, int) and 1 <= orientation <= 8
+    return (orientation if is_turn else 1), is_adobe  # type: ignore[return-value]
+
+
+def _is_adobe_rgb(exif: Image.Exif) -> bool:
+    try:
+        color = exif.get_ifd(ExifTags.IFD.Exif).get(ExifTags.Base.ColorSpace)
+        name = exif.get_ifd(ExifTags.IFD.Interop).get(1) if color == _UNCALIBRATED else None
+    except Exception:  # noqa: BLE001  (no such part, or a damaged one)
+        return False
+    text = name.decode("ascii", "replace") if isinstance(name, bytes) else str(name)
+    return color == _SAID_ADOBE_RGB or text.rstrip("\0 ") == _ADOBE_RGB
+
+
+def xmp_orientation(text: bytes) -> int:
+    """Returns the orientation that an XMP note says, 1 if it says none."""
+    found = re.search(rb"tiff:Orientation(?:=[\"']|>)([1-8])", text)
+    return int(found[1]) if found else 1
+
+
+def _lean_png(data: bytes) -> Lean:
+    notes = png_notes(data)
+    orientation, is_adobe = exif_notes(notes.exif) if notes.exif else (1, False)
+    if orientation == 1 and notes.xmp:
+        orientation = xmp_orientation(notes.xmp)
+    return Lean(
+        data=lean_png(notes),
+        orientation=orientation,
+        profile=notes.profile,
+        is_adobe_rgb=is_adobe,
+        clear_color=notes.clear_color,
+    )
+
+
+_ENTROPY_END = re.compile(rb"\xff+([^\x00\x01\xff\xd0-\xd7])")
+_EXIF, _XMP, _ICC = b"Exif\0", b"http://ns.adobe.com/xap/1.0/\0", b"ICC_PROFILE\0"
+
+
+def _lean_jpeg(data: bytes) -> Lean:
+    kept, notes = [data[:2]], _JpegNotes()
+    for code, start, end in _segments(data):
+        body = data[start + 4 : end]
+        if code == 0xDA:
+            _check_scans(data, start)
+            kept.append(data[start:])
+            return notes.lean(b"".join(kept))
+        is_note = 0xE0 <= code <= 0xEF or code == 0xFE
+        # The two notes that tell the decoder how colors are coded, if they are whole.
+        is_jfif = code == 0xE0 and body.startswith(b"JFIF\0") and len(body) >= 14
+        is_adobe = code == 0xEE and body.startswith(b"Adobe") and len(body) >= 12
+        if not is_note or is_jfif or is_adobe:
+            kept.append(data[start:end])
+        elif code == 0xE1 and body.startswith(_EXIF):
+            notes.exif = notes.exif or body
+        elif code == 0xE1 and body.startswith(_XMP):
+            notes.xmp = notes.xmp or body
+        elif code == 0xE2 and body.startswith(_ICC) and len(body) > 14:
+            notes.profile_parts.setdefault(body[12], body[14:])
+            notes.num_parts = body[13]
+    return Lean(data=data)
+
+
+def _segments(data: bytes) -> Iterator[tuple[int, int, int]]:
+    """Yields code, start and end of the segments of a JPEG file up to its first scan."""
+    at = 2
+    while at < len(data):
+        at = data.index(
+            b"\xff", at
+        )  # stray bytes between segments are passed over, as libjpeg does
+        while data[at + 1] == 0xFF:
+            at += 1
+        code = data[at + 1]
+        if code in {0x00, 0x01, 0xD8} or 0xD0 <= code <= 0xD7:
+            at += 2
+            continue
+        length = int.from_bytes(data[at + 2 : at + 4], "big")
+        end = at + 2 + length
+        if code == 0xD9 or length < 2 or end > len(data):
+            return
+        yield code, at, end
+        if code == 0xDA:
+            return
+        at = end
+
+
+def _check_scans(data: bytes, start: int) -> None:
+    """Refuses a JPEG with very many scans.
+
+    Raises:
+        UsageError: if it has.
+    """
+    count, at = 0, start
+    while at + 4 <= len(data):
+        code = data[at + 1]
+        if code == 0xD9:
+            return
+        count += code == 0xDA
+        if count > _MOST_SCANS:
+            raise UsageError(f"a JPEG of more than {_MOST_SCANS} scans; save it once more")
+        at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+        found = _ENTROPY_END.search(data, at)
+        if found is None:
+            return
+        at = found.end() - 2
+
+
+@dataclasses.dataclass
+class _JpegNotes:
+    """What the notes of a JPEG file say."""
+
+    exif: bytes = b""
+    xmp: bytes = b""
+    profile_parts: dict[int, bytes] = dataclasses.field(default_factory=dict)
+    num_parts: int = 0
+
+    def lean(self, data: bytes) -> Lean:
+        """Returns the file with what they say."""
+        orientation, is_adobe = exif_notes(self.exif) if self.exif else (1, False)
+        if orientation == 1:
+            orientation = xmp_orientation(self.xmp)
+        parts = [self.profile_parts.get(number) for number in range(1, self.num_parts + 1)]
+        whole = None if None in parts or not parts else b"".join(filter(None, parts))
+        return Lean(data=data, orientation=orientation, profile=whole, is_adobe_rgb=is_adobe)
+
+
+def _lean_gif(data: bytes) -> bytes:
+    """Returns a GIF file of the first frame alone."""
+    at = 13 + _table_bytes(data[10])
+    kept = [data[:at]]
+    try:
+        while data[at] != 0x3B:
+            if data[at] == 0x2C:
+                start, at = at, at + 11 + _table_bytes(data[at + 9])
+                kept.append(data[start:at])
+                end = _blocks_end(data, at)
+                return b"".join([*kept, data[at:end], b";"])
+            if data[at] == 0x21:
+                end = _blocks_end(data, at + 2)
+                if data[at + 1] == 0xF9:
+                    kept.append(data[at:end])
+                at = end
+            else:
+                at += 1
+    except IndexError:  # truncated: within the image its decoder says so
+        return b"".join([*kept, data[at:]]) if data[at : at + 1] != b"!" else b"".join(kept)
+    return b"".join([*kept, b";"])
+
+
+def _table_bytes(flags: int) -> int:
+    return 3 << ((flags & 7) + 1) if flags & 0x80 else 0
+
+
+def _blocks_end(data: bytes, at: int) -> int:
+    """Returns where a row of blocks ends; IndexError if it does not."""
+    while data[at]:
+        at += 1 + data[at]
+    return at + 1
+
+
+def _lean_webp(data: bytes) -> Lean:
+    kept: list[bytes] = []
+    profile = exif = xmp = None
+    has_frame = False
+    at = 12
+    end = min(len(data), 8 + int.from_bytes(data[4:8], "little"))
+    while at + 8 <= end:
+        kind, size = data[at : at + 4], int.from_bytes(data[at + 4 : at + 8], "little")
+        body = data[at + 8 : at + 8 + size]
+        whole = data[at : at + 8 + size + size % 2]
+        at += len(whole)
+        if kind == b"EXIF":
+            exif = body if exif is None else exif
+        elif kind == b"XMP ":
+            xmp = body if xmp is None else xmp
+        elif kind == b"ICCP":
+            profile = body if len(body) == size <= _MOST_PROFILE_BYTES else None
+        elif kind in {b"VP8X", b"ANIM", b"ALPH", b"VP8 ", b"VP8L"} or (
+            kind == b"ANMF" and not has_frame
+        ):
+            if len(body) < size:
+                return Lean(data=data)  # truncated within the image
+            has_frame = has_frame or kind == b"ANMF"
+            # The header tells which notes follow: none do any more.
+            if kind == b"VP8X":
+                whole = whole[:8] + bytes([body[0] & ~0x2C]) + whole[9:]
+            kept.append(whole + b"\0" * (len(whole) % 2))
+    file = b"".join(kept)
+    orientation, is_adobe = exif_notes(exif) if exif else (1, False)
+    if orientation == 1 and xmp:
+        orientation = xmp_orientation(xmp)
+    return Lean(
+        data=b"RIFF" + (len(file) + 4).to_bytes(4, "little") + b"WEBP" + file,
+        orientation=orientation,
+        profile=profile,
+        is_adobe_rgb=is_adobe,
+    )
+
+
+def _lean_tiff(data: bytes) -> Lean:
+    if (raw := tiff.raw_photo(data)) is not None:
+        raise UsageError(f"{raw}: develop it, then save it as JPEG or PNG")
+    found = tiff.Directory(data)
+    if (deep := deep_tiff(found)) is not None:
+        return Lean(data=data, orientation=found.number(tiff.ORIENTATION, 1), deep=deep)
+    return Lean(data=tiff.lean_tiff(found))

@@ -1,0 +1,180 @@
+"""Says what a file really is that is no image this program reads, and what its owner can do."""
+
+import re
+
+from blip3o.imaging.tiff import raw_photo, unread_layout
+
+_RESAVE = "save it as JPEG or PNG"
+
+_STARTS: tuple[tuple[bytes, str, str], ...] = (
+    (b"version https://git-lfs.github.com/", "a git-lfs pointer", "fetch the file: git lfs pull"),
+    (b"\xff\x0a", "a JPEG XL image", _RESAVE),
+    (b"\0\0\0\x0cJXL ", "a JPEG XL image", _RESAVE),
+    (b"\0\0\0\x0cjP  ", "a JPEG 2000 image", _RESAVE),
+    (b"\xff\x4f\xff\x51", "a JPEG 2000 image", _RESAVE),
+    (b"\xff\xd8\xff\xf7", "a JPEG-LS image", _RESAVE),
+    (b"II\xbc", "a JPEG XR image", _RESAVE),
+    (b"8BPS", "a Photoshop document (PSD)", _RESAVE),
+    (b"gimp xcf", "a GIMP document (XCF)", _RESAVE),
+    (b"%PDF-", "a PDF document", "save its page as JPEG or PNG"),
+    (b"%!PS", "a PostScript drawing (EPS)", _RESAVE),
+    (b"\xc5\xd0\xd3\xc6", "a PostScript drawing (EPS)", _RESAVE),
+    (b"icns", "an icon (ICNS)", _RESAVE),
+    (b"DDS ", "a texture (DDS)", _RESAVE),
+    (b"qoif", "a QOI image", _RESAVE),
+    (b"FLIF", "a FLIF image", _RESAVE),
+    (b"BPG\xfb", "a BPG image", _RESAVE),
+    (b"v/1\x01", "an OpenEXR image", _RESAVE),
+    (b"#?RADIANCE", "a Radiance HDR image", _RESAVE),
+    (b"#?RGBE", "a Radiance HDR image", _RESAVE),
+    (b"SIMPLE  =", "a FITS image", _RESAVE),
+    (b"AT&TFORM", "a DjVu document", "save its page as JPEG or PNG"),
+    (b"\x01\xda", "an SGI image", _RESAVE),
+    (b"\x0a\x05\x01", "a PCX image", _RESAVE),
+    (b"\xd7\xcd\xc6\x9a", "a Windows drawing (WMF)", _RESAVE),
+    (b"FUJIFILMCCD-RAW", "a camera's raw photo (RAF)", "develop it, then " + _RESAVE),
+    (b"IIRO", "a camera's raw photo (ORF)", "develop it, then " + _RESAVE),
+    (b"IIRS", "a camera's raw photo (ORF)", "develop it, then " + _RESAVE),
+    (b"MMOR", "a camera's raw photo (ORF)", "develop it, then " + _RESAVE),
+    (b"IIU\0", "a camera's raw photo (RW2)", "develop it, then " + _RESAVE),
+    (b"FOVb", "a camera's raw photo (X3F)", "develop it, then " + _RESAVE),
+    (b"\0MRM", "a camera's raw photo (MRW)", "develop it, then " + _RESAVE),
+    (b"\x89PNG\n", "a PNG whose line ends were changed as if it were text", "copy it as binary"),
+    (b"PK\3\4", "a ZIP archive", "unpack it"),
+    (b"\x1f\x8b", "a gzip archive", "unpack it"),
+    (b"BZh", "a bzip2 archive", "unpack it"),
+    (b"\xfd7zXZ", "an xz archive", "unpack it"),
+    (b"\x28\xb5\x2f\xfd", "a Zstandard archive", "unpack it"),
+    (b"7z\xbc\xaf", "a 7-Zip archive", "unpack it"),
+    (b"Rar!", "a RAR archive", "unpack it"),
+    (b"PAR1", "a Parquet table", "take the images out of it"),
+    (b"\x89HDF", "an HDF5 file", "take the images out of it"),
+    (b"\x93NUMPY", "a NumPy array", _RESAVE),
+    (b"\x1a\x45\xdf\xa3", "a video", "save a frame of it as JPEG or PNG"),
+    (b"OggS", "an audio or video file", "save a frame of it as JPEG or PNG"),
+    (b"ID3", "an audio file", "choose an image"),
+    (b"data:", "a data URI", "decode it into a file"),
+    (b"iVBORw0KGgo", "an image written as base64 text", "decode it into a file"),
+    (b"/9j/", "an image written as base64 text", "decode it into a file"),
+    (b"UklGR", "an image written as base64 text", "decode it into a file"),
+)
+_READ = (
+    (b"\x89PNG\r\n\x1a\n", "PNG"),
+    (b"\xff\xd8\xff", "JPEG"),
+    (b"GIF8", "GIF"),
+    (b"BM", "BMP"),
+    (b"II*\0", "TIFF"),
+    (b"MM\0*", "TIFF"),
+    (b"II+\0", "TIFF"),
+    (b"MM\0+", "TIFF"),
+)
+_PNM = re.compile(rb"P[1-7fFy]\s")
+_HEIF = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"mif2", b"msf1")
+_HEAD_BYTES = 4096
+_TGA_KINDS, _TGA_BITS = (1, 2, 3, 9, 10, 11), (8, 15, 16, 24, 32)
+
+
+def format_of(data: bytes) -> str | None:
+    """Returns Pillow's name for the format of a file that this program reads, or None.
+
+    Args:
+        data: the file, or its first bytes. Only these are looked at, not whether it is whole.
+    """
+    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
+        return "WEBP"
+    if data[4:8] == b"ftyp" and _brand(data) == "avif":
+        return "AVIF"
+    if _PNM.match(data):
+        return "PPM"
+    return next((name for start, name in _READ if data.startswith(start)), None)
+
+
+def unread(data: bytes) -> str | None:
+    """Returns what a file is that no decoder took, and what to do: "a HEIC photo: save it as ...".
+
+    Args:
+        data: the whole file.
+
+    Returns:
+        None where nothing can be said.
+    """
+    for start, kind, advice in _STARTS:
+        if data.startswith(start):
+            return f"{kind}: {advice}"
+    return _of_boxes(data) or _of_tiff(data) or _of_text(data) or _of_rest(data)
+
+
+def _of_boxes(data: bytes) -> str | None:
+    """Returns what a file of ISO boxes or a RIFF file is."""
+    if data[4:8] == b"ftyp":
+        match _brand(data):
+            case "avif":
+                return f"an AVIF image, damaged or of a kind that this Pillow lacks: {_RESAVE}"
+            case "heic":
+                return f"a HEIC photo: {_RESAVE}"
+            case "crx":
+                return f"a camera's raw photo (CR3): develop it, then {_RESAVE}"
+        return "a video: save a frame of it as JPEG or PNG"
+    if data[:4] == b"RIFF" and data[8:12] in {b"WAVE", b"AVI "}:
+        return "an audio or video file: save a frame of it as JPEG or PNG"
+    return None
+
+
+def _brand(data: bytes) -> str | None:
+    """Returns which family of images the brands of an `ftyp` box name."""
+    length = min(int.from_bytes(data[:4], "big"), 256)
+    brands = [data[8:12], *(data[at : at + 4] for at in range(16, length, 4))]
+    if any(brand in {b"avif", b"avis"} for brand in brands):
+        return "avif"
+    if any(brand in _HEIF for brand in brands):
+        return "heic"
+    return "crx" if brands[0] == b"crx " else None
+
+
+def _of_tiff(data: bytes) -> str | None:
+    if format_of(data) != "TIFF":
+        return None
+    if (raw := raw_photo(data)) is not None:
+        return f"{raw}: develop it, then {_RESAVE}"
+    layout = unread_layout(data)
+    return None if layout is None else f"{layout}: save it with 8 or 16 bits, as TIFF or PNG"
+
+
+def _of_text(data: bytes) -> str | None:
+    head = data[:_HEAD_BYTES]
+    if head.startswith((b"\xff\xfe", b"\xfe\xff")):
+        text = head[: len(head) // 2 * 2].decode("utf-16", "replace")
+    else:
+        text = head.decode("utf-8-sig", "replace")
+    text = text.lstrip().lower()
+    is_markup = text.startswith("<")
+    if is_markup and re.search(r"<svg[\s>]|<!doctype svg", text):
+        return f"an SVG drawing: {_RESAVE}"
+    if is_markup and re.search(r"<(!doctype html|html|head|body|script|title)\b", text):
+        return "a web page: save the image itself, not the page that shows it"
+    if is_markup and re.match(r"<(\?xml|error|[a-z]+[\s>])", text):
+        return "XML text: save the image itself"
+    shown = sum(letter.isprintable() or letter.isspace() for letter in text)
+    if text and "\ufffd" not in text[:-3] and shown == len(text):
+        return "a JSON text: choose an image" if text[0] in "{[" else "a text: choose an image"
+    return None
+
+
+def _of_rest(data: bytes) -> str | None:
+    """Returns what has its mark elsewhere than at the start."""
+    if not data.strip(b"\0"):
+        return "nothing but zero bytes, as a broken copy leaves them: copy it once more"
+    if data[128:132] == b"DICM":
+        return f"a DICOM scan: {_RESAVE}"
+    if data[257:262] == b"ustar":
+        return "a tar archive: unpack it"
+    if data[:4] in {b"\0\0\1\0", b"\0\0\2\0"} and any(data[4:6]):
+        return f"an icon or a mouse cursor (ICO, CUR): {_RESAVE}"
+    is_tga = (
+        len(data) > 18 and data[1] in {0, 1} and data[2] in _TGA_KINDS and data[16] in _TGA_BITS
+    )
+    if data[-18:].startswith(b"TRUEVISION-XFILE") or (is_tga and any(data[12:16])):
+        return f"a TGA image: {_RESAVE}"
+    if data[40:44] == b" EMF":
+        return f"a Windows drawing (EMF): {_RESAVE}"
+    return None

@@ -1,0 +1,171 @@
+"""PNG files without their side chunks, and what these say about the colors."""
+
+import dataclasses
+import struct
+import zlib
+from collections.abc import Iterator
+
+from blip3o.imaging.profiles import coded_profile
+
+_MAGIC = b"\x89PNG\r\n\x1a\n"
+_MOST_NOTE_BYTES = 1 << 23
+"""Of a profile or an orientation note, unpacked."""
+_SIDE = 0x20
+"""Set in the first byte of a chunk's name (a small letter) if the image can do without it."""
+_COLOR_CHUNKS = {b"sRGB": 1, b"gAMA": 4, b"cHRM": 32}
+"""Chunks that Pillow reads itself, and their length."""
+_RAW_EXIF, _XMP = b"Raw profile type exif", b"XML:com.adobe.xmp"
+
+
+@dataclasses.dataclass(slots=True, kw_only=True)
+class PngNotes:
+    """A PNG file, taken apart.
+
+    Args:
+        critical: its critical chunks, as they are, checksums and all.
+        colors: whole chunks that say what its colors are.
+        transparency: the chunk that says what is transparent, fit for 8-bit levels.
+        profile: its color profile.
+        exif: its EXIF block.
+        xmp: its XMP note.
+        clear_color: the transparent color of a file with 16-bit colors.
+    """
+
+    critical: list[bytes]
+    colors: list[bytes]
+    transparency: bytes | None = None
+    profile: bytes | None = None
+    exif: bytes | None = None
+    xmp: bytes | None = None
+    clear_color: tuple[int, ...] | None = None
+
+
+def lean_png(notes: PngNotes) -> bytes:
+    """Returns the file of the image alone."""
+    head, rest = notes.critical[:1], notes.critical[1:]
+    tables = [one for one in rest if one[4:8] == b"PLTE"]
+    others = [one for one in rest if one[4:8] != b"PLTE"]
+    clear = [] if notes.transparency is None else [notes.transparency]
+    return b"".join([_MAGIC, *head, *notes.colors, *tables, *clear, *others])
+
+
+def png_notes(data: bytes) -> PngNotes:
+    """Returns the chunks of a PNG file that matter.
+
+    Args:
+        data: the file. Where its chunks end too early the rest is taken as it is, so that the
+            decoder says so. Side chunks that are damaged, or stand where they may not, say
+            nothing.
+
+    Raises:
+        ValueError: if it does not begin with a header.
+    """
+    notes = PngNotes(critical=[], colors=[])
+    coded: bytes | None = None
+    seen: set[bytes] = set()
+    if data[12:16] != b"IHDR" or len(data) < 33:
+        raise ValueError("no header")
+    depth, color = data[24], data[25]
+    num_colors = 0
+    for kind, body, whole in _chunks(data):
+        if not kind[0] & _SIDE:
+            notes.critical.append(whole)
+            num_colors = len(body) // 3 if kind == b"PLTE" else num_colors
+            seen.add(kind)
+            continue
+        is_early = b"IDAT" not in seen
+        if kind in seen or not _is_sound(kind, body, whole):
+            continue
+        if kind in {b"eXIf", b"iCCP", b"cICP", b"tRNS", *_COLOR_CHUNKS}:
+            seen.add(kind)
+        if kind == b"eXIf":
+            notes.exif = body
+        elif kind in {b"tEXt", b"zTXt", b"iTXt"}:
+            _read_text(notes, kind, body)
+        elif kind == b"iCCP" and is_early:
+            _, _, packed = body.partition(b"\0")
+            notes.profile = _unpacked(packed[1:]) if packed[:1] == b"\0" else None
+        elif kind == b"cICP" and is_early:
+            coded = coded_profile(body)
+        elif kind in _COLOR_CHUNKS and is_early and len(body) == _COLOR_CHUNKS[kind]:
+            notes.colors.append(whole)
+        elif kind == b"tRNS" and is_early:
+            _read_transparency(notes, body, depth, color, num_colors)
+    if coded is not None:  # it says more than all the other chunks about colors
+        notes.profile, notes.colors = coded or None, []
+    return notes
+
+
+def _chunks(data: bytes) -> Iterator[tuple[bytes, bytes, bytes]]:
+    """Yields kind, content and all bytes of each chunk, up to the end mark."""
+    at = len(_MAGIC)
+    while at + 8 <= len(data):
+        length, kind = struct.unpack_from(">I4s", data, at)
+        end = at + 12 + length
+        if end > len(data) and kind[0] & _SIDE:
+            return  # a side chunk that is cut off; whether the image is whole, its decoder says
+        yield kind, data[at + 8 : end - 4], data[at:end]
+        if kind == b"IEND":
+            return
+        at = end
+
+
+def _is_sound(kind: bytes, body: bytes, whole: bytes) -> bool:
+    return zlib.crc32(kind + body) == int.from_bytes(whole[-4:], "big")
+
+
+def _unpacked(packed: bytes) -> bytes | None:
+    """Returns packed bytes unpacked, or None if they are damaged or too many."""
+    unpacker = zlib.decompressobj()
+    try:
+        data = unpacker.decompress(packed, _MOST_NOTE_BYTES)
+    except zlib.error:
+        return None
+    return None if unpacker.unconsumed_tail else data
+
+
+def _read_text(notes: PngNotes, kind: bytes, body: bytes) -> None:
+    """Takes over the texts that may say how an image is turned."""
+    key, _, text = body.partition(b"\0")
+    if key not in {_RAW_EXIF, _XMP}:
+        return
+    value: bytes | None = text
+    if kind == b"zTXt":
+        value = _unpacked(text[1:])
+    elif kind == b"iTXt":
+        value = text[2:].split(b"\0", 2)[-1]
+        value = _unpacked(value) if text[:1] == b"\1" else value
+    if value is None:
+        return
+    if key == _XMP:
+        notes.xmp = notes.xmp or value
+    elif notes.exif is None:
+        try:  # as ImageMagick writes it: a name, a length, and hexadecimal lines
+            notes.exif = bytes.fromhex("".join(value.decode("latin-1").split("\n")[3:]))
+        except ValueError:
+            return
+
+
+def _read_transparency(
+    notes: PngNotes, body: bytes, depth: int, color: int, num_colors: int
+) -> None:
+    """Takes over what is transparent, at the depth that Pillow decodes to."""
+    mask = (1 << depth) - 1
+    if color == 3 and body:
+        notes.transparency = _chunk(b"tRNS", body[: num_colors or 256])
+    elif color == 0 and len(body) == 2:
+        level = int.from_bytes(body, "big") & mask
+        # Of fewer than 8 bits Pillow decodes levels to 0..255, and takes this number as one.
+        if 1 < depth < 8:
+            level = level * 255 // mask
+        notes.transparency = _chunk(b"tRNS", level.to_bytes(2, "big"))
+    elif color == 2 and len(body) == 6:
+        levels = tuple(level & mask for level in struct.unpack(">3H", body))
+        if depth == 16:
+            notes.clear_color = levels
+        else:
+            notes.transparency = _chunk(b"tRNS", struct.pack(">3H", *levels))
+
+
+def _chunk(kind: bytes, body: bytes) -> bytes:
+    return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))

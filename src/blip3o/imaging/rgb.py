@@ -1,0 +1,163 @@
+"""PIL images of any mode as 8-bit sRGB, upright, on white."""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import ExifTags, Image
+
+from blip3o.core.errors import UsageError
+from blip3o.imaging.color import COLOR_NOTES, profile_of, to_srgb
+from blip3o.imaging.containers import exif_notes
+from blip3o.imaging.profiles import adobe_rgb
+from blip3o.imaging.tiff_deep import scale_of
+
+TRANSPOSE = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""What undoes each orientation of EXIF."""
+
+_ORIENTED = ("exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp")
+"""Notes of a file that may say how its picture is turned."""
+_RAW_DEPTHS = {"L;2": 2, "L;4": 4}
+"""What Pillow calls grey of fewer bits in a file that is not decoded yet."""
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Returns any PIL picture as 8-bit sRGB, with transparent parts on white.
+
+    Args:
+        image: of any mode; its color profile is applied if it is a sound one. Grey of more than 8
+            bits is scaled from the range of its TIFF file, or from 0..65535 if it has none.
+
+    Raises:
+        UsageError: for numbers that have no meaning as a color, such as floats.
+    """
+    image = _with_8_bit_key(image)
+    profile = _profile(image)
+    if image.mode == "RGB" and "transparency" not in image.info:
+        return _plain(image if profile is None else to_srgb(image, profile))
+    if image.mode == "F":
+        raise UsageError("a picture of floating point numbers; save it with 8 or 16 bits")
+    if image.mode.startswith("I"):
+        image = _from_deep_grey(image)
+    alpha = None
+    if image.has_transparency_data:
+        is_grey = image.mode in {"1", "L", "LA", "La"}
+        image = image.convert("LA" if is_grey and image.mode != "La" else "RGBA")
+        alpha = image.getchannel("A")
+        image = image.convert("L" if image.mode == "LA" else "RGB")
+    elif image.mode in {"1", "P"}:
+        image = image.convert("L" if image.mode == "1" else "RGB")
+    if profile is not None:
+        image = to_srgb(image, profile)
+    color = image.convert("RGB")
+    if alpha is not None:
+        color.putalpha(alpha)
+        white = Image.new("RGBA", color.size, (255, 255, 255, 255))
+        color = Image.alpha_composite(white, color).convert("RGB")
+    return _plain(color)
+
+
+def _plain(image: Image.Image) -> Image.Image:
+    """Returns an image that says nothing about its colors any more: whoever reads it next would
+    convert them once more.
+    """  # noqa: D205
+    if not any(note in image.info for note in COLOR_NOTES):
+        return image
+    image = image.copy()  # the caller's keeps what it says
+    for note in COLOR_NOTES:
+        image.info.pop(note, None)
+    return image
+
+
+def _profile(image: Image.Image) -> bytes | None:
+    profile = profile_of(image)
+    exif = image.info.get("exif")
+    if profile is None and isinstance(exif, bytes) and exif_notes(exif)[1]:
+        return adobe_rgb()
+    return profile
+
+
+def _with_8_bit_key(image: Image.Image) -> Image.Image:
+    """Returns an image whose transparent level is one of 0..255, decoded.
+
+    Of files with 2 or 4 bits Pillow decodes the levels to 0..255, but not the transparent one.
+    """
+    depth = next((_RAW_DEPTHS.get(str(tile[3])) for tile in getattr(image, "tile", ())), None)
+    level = image.info.get("transparency")
+    image.load()
+    if depth is None or getattr(image, "format", None) != "PNG" or not isinstance(level, int):
+        return image
+    most = (1 << depth) - 1
+    image = image.copy()
+    image.info["transparency"] = (level & most) * 255 // most
+    return image
+
+
+def upright(image: Image.Image) -> Image.Image:
+    """Returns the picture turned as its EXIF orientation says; unreadable EXIF says nothing.
+
+    Args:
+        image: of any mode; what is returned no longer says how it was turned.
+
+    Raises:
+        OSError: if its file is damaged or truncated; decoders have further errors of their own.
+    """
+    image = _with_8_bit_key(image)
+    try:
+        orientation = image.getexif().get(ExifTags.Base.Orientation)
+    except Exception:  # noqa: BLE001  (a damaged side note is no reason to refuse)
+        return image
+    method = TRANSPOSE.get(orientation) if isinstance(orientation, int) else None
+    if method is None:
+        return image
+    turned = image.transpose(method)
+    # Pillow hands the note on: whoever reads the image next would turn it once more.
+    for note in _ORIENTED:
+        turned.info.pop(note, None)
+    return turned
+
+
+class _PillowTags:
+    """The directory of a TIFF file that Pillow opened, as `scale_of` asks for it.
+
+    Args:
+        tags: Pillow's own.
+    """
+
+    def __init__(self, tags: Any) -> None:  # noqa: ANN401  (Pillow's directory)
+        self._tags = tags
+
+    def values(self, tag: int, most: int = 16) -> list[float]:
+        """Returns at most so many numbers of a tag; none if it is not there."""
+        found = self._tags.get(tag, ())
+        found = found if isinstance(found, tuple) else (found,)
+        return [float(one) for one in found[:most] if isinstance(one, int | float)]
+
+    def number(self, tag: int, default: int) -> int:
+        """Returns the first whole number of a tag."""
+        values = self.values(tag, 1)
+        return int(values[0]) if values else default
+
+
+def _from_deep_grey(image: Image.Image) -> Image.Image:
+    """Returns grey of more than 8 bits as L, or as LA if a level of it is transparent."""
+    values: NDArray[Any] = np.asarray(image).astype(np.int64)
+    if (tags := getattr(image, "tag_v2", None)) is not None:
+        scale = scale_of(_PillowTags(tags))
+        grey = scale.levels(values if scale.is_signed else values & (1 << scale.bits) - 1)
+    elif values.min() < 0 or values.max() > 65535:
+        raise UsageError("a picture of 32-bit numbers; save it with 8 or 16 bits")
+    else:
+        grey = ((values + 128) // 257).astype(np.uint8)
+    result = Image.fromarray(grey)
+    if isinstance(level := image.info.get("transparency"), int):
+        result.putalpha(Image.fromarray(np.where(values == level, 0, 255).astype(np.uint8)))
+    return result

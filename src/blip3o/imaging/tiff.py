@@ -1,0 +1,259 @@
+"""TIFF directories: read as hostile, cut down to what an image needs, and described.
+
+Pillow reads the common layouts. This file finds those that it misreads or refuses, which
+`tiff_deep` decodes, and gives it no tag that it could stumble over.
+"""
+
+import dataclasses
+import struct
+from collections.abc import Sequence
+
+import numpy as np
+
+from blip3o.core.errors import UsageError
+
+WIDTH, HEIGHT, BITS, COMPRESSION, PHOTOMETRIC = 256, 257, 258, 259, 262
+STRIP_OFFSETS, ORIENTATION, SAMPLES, ROWS_PER_STRIP, STRIP_COUNTS = 273, 274, 277, 278, 279
+PLANAR, PREDICTOR, TILE_WIDTH, TILE_HEIGHT, TILE_OFFSETS, TILE_COUNTS = 284, 317, 322, 323, 324, 325
+SUB_IFDS, EXTRA_SAMPLES, SAMPLE_FORMAT, LEAST_SAMPLE, MOST_SAMPLE = 330, 338, 339, 340, 341
+ICC_PROFILE, DNG_VERSION = 34675, 50706
+
+_PIECES = (STRIP_OFFSETS, STRIP_COUNTS, TILE_OFFSETS, TILE_COUNTS)
+_KEPT = {
+    *range(WIDTH, PHOTOMETRIC + 1),
+    *(266, *_PIECES[:2], ORIENTATION, SAMPLES, ROWS_PER_STRIP, PLANAR, 292, 293, PREDICTOR, 320),
+    *(TILE_WIDTH, TILE_HEIGHT, *_PIECES[2:], 332, EXTRA_SAMPLES, SAMPLE_FORMAT, 347),
+    *(529, 530, 531, 532, ICC_PROFILE),
+}
+"""What decoding needs; all else in a directory is a note, and Pillow trips over damaged ones."""
+_MOST_PIECES = 300_000
+_MOST_TAG_BYTES = {**dict.fromkeys(_PIECES, 1 << 25), 347: 1 << 16, ICC_PROFILE: 1 << 23}
+_FORMATS = {1: "B", 3: "H", 4: "I", 6: "b", 8: "h", 9: "i", 11: "f", 12: "d", 13: "I", 16: "Q"}
+_SIZES = {
+    2: 1,
+    5: 8,
+    7: 1,
+    10: 8,
+    17: 8,
+    18: 8,
+    **{k: struct.calcsize(f) for k, f in _FORMATS.items()},
+}
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Entry:
+    """One tag of a directory: its type, and how many values of it lie where."""
+
+    kind: int
+    count: int
+    start: int
+
+    @property
+    def size(self) -> int:
+        """Bytes of its values."""
+        return self.count * _SIZES.get(self.kind, 1)
+
+
+class Directory:
+    """The first directory of a TIFF file.
+
+    Args:
+        data: the file.
+
+    Raises:
+        ValueError: if there is none.
+    """
+
+    def __init__(self, data: bytes) -> None:
+        self.data = data
+        self.order = {b"II": "<", b"MM": ">"}.get(data[:2], "")
+        version = int.from_bytes(data[2:4], "little" if self.order == "<" else "big")
+        if not self.order or version not in {42, 43}:
+            raise ValueError("no TIFF header")
+        self.is_big = version == 43
+        self.entries: dict[int, Entry] = {}
+        word, head = ("Q", 8) if self.is_big else ("I", 4)
+        try:
+            (start,) = struct.unpack_from(self.order + word, data, head)
+            (count,) = struct.unpack_from(self.order + ("Q" if self.is_big else "H"), data, start)
+            step, start = (20, start + 8) if self.is_big else (12, start + 2)
+            for at in range(start, start + min(count, 65535) * step, step):
+                self._add(at, word, step)
+        except struct.error as error:
+            if not self.entries:
+                raise ValueError("no TIFF directory") from error
+
+    def _add(self, at: int, word: str, step: int) -> None:
+        tag, kind, number = struct.unpack_from(f"{self.order}HH{word}", self.data, at)
+        inline = 8 if self.is_big else 4
+        entry = Entry(kind, number, at + step - inline)
+        if entry.size > inline:
+            (start,) = struct.unpack_from(self.order + word, self.data, at + step - inline)
+            entry = dataclasses.replace(entry, start=start)
+        if entry.start + entry.size <= len(self.data) and tag not in self.entries:
+            self.entries[tag] = entry
+
+    def values(self, tag: int, most: int = 16) -> list[float]:
+        """Returns at most so many numbers of a tag; none if it is not there."""
+        entry = self.entries.get(tag)
+        if entry is None or entry.kind not in _FORMATS:
+            return []
+        kind = np.dtype(self.order + _NUMPY[_FORMATS[entry.kind]])
+        return np.frombuffer(self.data, kind, min(entry.count, most), entry.start).tolist()
+
+    def number(self, tag: int, default: int) -> int:
+        """Returns the first whole number of a tag."""
+        values = self.values(tag, 1)
+        return int(values[0]) if values and np.isfinite(values[0]) else default
+
+
+_NUMPY = {
+    "B": "u1",
+    "H": "u2",
+    "I": "u4",
+    "b": "i1",
+    "h": "i2",
+    "i": "i4",
+    "f": "f4",
+    "d": "f8",
+    "Q": "u8",
+}
+
+
+def directory(data: bytes) -> Directory | None:
+    """Returns the first directory of a TIFF file, or None if it cannot be read."""
+    try:
+        return Directory(data)
+    except ValueError:
+        return None
+
+
+def lean_tiff(found: Directory, changes: dict[int, Sequence[int]] | None = None) -> bytes:
+    """Returns a TIFF file of the first image alone, with the tags that decoding needs.
+
+    Args:
+        found: its directory.
+        changes: other values of tags; no values leave a tag out.
+
+    Raises:
+        UsageError: if the directory lists fewer pieces than the image has, or far too many.
+    """
+    changed = {**_pieces(found), **(changes or {})}
+    word, inline = ("Q", 8) if found.is_big else ("I", 4)
+    tail = bytearray()
+    base = len(found.data) + len(found.data) % 2
+    lines: list[bytes] = []
+    for tag in sorted((found.entries.keys() & _KEPT) | changed.keys()):
+        if tag in changed:
+            values = changed[tag]
+            if not values:
+                continue
+            kind, count = (16 if found.is_big else 4), len(values)
+            raw = struct.pack(f"{found.order}{count}{_FORMATS[kind]}", *values)
+        else:
+            entry = found.entries[tag]
+            if entry.size > _MOST_TAG_BYTES.get(tag, 4096):
+                continue
+            kind, count = entry.kind, entry.count
+            raw = found.data[entry.start : entry.start + entry.size]
+        if len(raw) > inline:
+            place = struct.pack(found.order + word, base + len(tail))
+            tail += raw + b"\0" * (len(raw) % 2)
+        else:
+            place = raw.ljust(inline, b"\0")
+        lines.append(struct.pack(f"{found.order}HH{word}", tag, kind, count) + place)
+    start = struct.pack(found.order + word, base + len(tail))
+    head = found.data[: 8 if found.is_big else 4] + start
+    body = found.data[len(head) :] + b"\0" * (len(found.data) % 2)
+    count = struct.pack(found.order + ("Q" if found.is_big else "H"), len(lines))
+    return b"".join((head, body, tail, count, *lines, b"\0" * inline))
+
+
+def _pieces(found: Directory) -> dict[int, Sequence[int]]:
+    """Returns the lists of strips or tiles, where they are longer than the image needs."""
+    width, height = found.number(WIDTH, 0), found.number(HEIGHT, 0)
+    is_tiled = TILE_OFFSETS in found.entries and STRIP_OFFSETS not in found.entries
+    if is_tiled:
+        across, down = found.number(TILE_WIDTH, 0), found.number(TILE_HEIGHT, 0)
+        tags = (TILE_OFFSETS, TILE_COUNTS)
+    else:
+        across, down = width, min(found.number(ROWS_PER_STRIP, height), height)
+        tags = (STRIP_OFFSETS, STRIP_COUNTS)
+    if min(width, height, across, down) < 1 or tags[0] not in found.entries:
+        return {}
+    planes = found.number(SAMPLES, 1) if found.number(PLANAR, 1) == 2 else 1
+    count = -(-width // across) * -(-height // down) * planes
+    listed = found.entries[tags[0]].count
+    if count > _MOST_PIECES:
+        raise UsageError(f"a TIFF of {count} strips or tiles; save it once more, as TIFF or PNG")
+    if listed < count:
+        raise UsageError(f"a damaged or truncated TIFF: it lists {listed} of {count} strips")
+    lists: dict[int, Sequence[int]] = {
+        tag: [int(one) for one in found.values(tag, count)] for tag in tags
+    }
+    _check_ends(found, *lists.values(), across=across, down=down if is_tiled else 0)
+    return {} if listed == count else lists
+
+
+def _check_ends(
+    found: Directory, starts: Sequence[int], sizes: Sequence[int], *, across: int, down: int
+) -> None:
+    """Refuses an image that does not lie in its file: behind it the lean directory will stand.
+
+    Args:
+        found: the directory.
+        starts: where strips or tiles begin.
+        sizes: their bytes, as the directory says.
+        across: width of one.
+        down: height of a tile; 0 for strips, of which the last is lower.
+
+    Raises:
+        UsageError: if it does not.
+    """
+    if found.number(COMPRESSION, 1) == 1 and found.number(PHOTOMETRIC, 0) != 6:
+        bits = [int(one) for one in found.values(BITS)] or [1]
+        samples = 1 if found.number(PLANAR, 1) == 2 else found.number(SAMPLES, 1)
+        row = -(-across * (sum(bits) if len(bits) == samples else bits[0] * samples) // 8)
+        height = found.number(HEIGHT, 0)
+        rows = down or min(found.number(ROWS_PER_STRIP, height), height)
+        sizes = sized = [rows * row] * len(starts)
+        per_plane = -(-height // rows)
+        if not down and height % rows:
+            for last in range(per_plane - 1, len(sized), per_plane):
+                sized[last] = height % rows * row
+    if any(start + size > len(found.data) for start, size in zip(starts, sizes, strict=False)):
+        raise UsageError("a damaged or truncated TIFF: parts of the image are behind its end")
+
+
+def raw_photo(data: bytes) -> str | None:
+    """Returns what a TIFF file is that holds a camera's raw photo; None for others.
+
+    The first image of such a file is a small preview, or a mosaic that is no image yet.
+    """
+    if data[8:10] == b"CR":
+        return "a camera's raw photo (CR2)"
+    found = directory(data)
+    if found is None:
+        return None
+    if DNG_VERSION in found.entries:
+        return "a camera's raw photo (DNG)"
+    if found.number(PHOTOMETRIC, 0) in {32803, 34892}:
+        return "a camera's raw photo"
+    if found.number(254, 0) & 1 and SUB_IFDS in found.entries:
+        return "a camera's raw photo (as NEF or ARW) or a TIFF that begins with its preview"
+    return None
+
+
+def unread_layout(data: bytes) -> str | None:
+    """Returns what is unusual about the layout of a TIFF file; None if it has no directory."""
+    found = directory(data)
+    if found is None:
+        return None
+    bits = [int(one) for one in found.values(BITS)] or [1]
+    samples = found.number(SAMPLES, len(bits))
+    kinds = {1: "unsigned", 2: "signed", 3: "floating point", 5: "complex", 6: "complex"}
+    kind = kinds.get(found.number(SAMPLE_FORMAT, 1), "untyped")
+    return (
+        f"a TIFF of {samples} x {bits[0]}-bit {kind} numbers a pixel (photometric "
+        f"{found.number(PHOTOMETRIC, 0)}, compression {found.number(COMPRESSION, 1)})"
+    )

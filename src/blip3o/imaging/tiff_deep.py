@@ -1,0 +1,244 @@
+"""TIFF images of other depths than 8 bits: 10, 12, 14, 16, 24 or 32, signed, white at zero.
+
+Pillow decodes their bytes, as if each were a grey pixel, whatever the compression; here they become
+numbers, and these are scaled by the file's own range.
+"""
+
+import dataclasses
+import io
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from blip3o.core.errors import UsageError
+from blip3o.imaging import tiff
+from blip3o.imaging.tiff import Directory
+
+_BYTEWISE = (1, 5, 8, 32773, 32946, 34925, 50000)
+"""Compressions that know bytes only: none, LZW, Deflate, PackBits, LZMA, Zstandard."""
+_BLOCK_SAMPLES = 1 << 20
+_FILL_ORDER = 266
+NEGATIVE = "an image of signed numbers, some of them negative; save it with 8 or 16 unsigned bits"
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Scale:
+    """What black and white are.
+
+    Args:
+        bits: of a sample.
+        is_signed: whether samples may be negative.
+        low: the number that is black, or white where `is_inverted`.
+        high: the other one.
+        is_inverted: whether the lowest number is white.
+        takes_negative: whether the file says itself that its range begins below zero.
+    """
+
+    bits: int
+    is_signed: bool
+    low: float
+    high: float
+    is_inverted: bool
+    takes_negative: bool
+
+    def levels(self, values: NDArray[Any]) -> NDArray[np.uint8]:
+        """Returns numbers as levels of 0 to 255.
+
+        Raises:
+            UsageError: for negative numbers where the file does not say what they mean.
+        """
+        if self.is_signed and not self.takes_negative and values.size and values.min() < 0:
+            raise UsageError(NEGATIVE)
+        scaled = (values.astype(np.float64) - self.low) * (255 / (self.high - self.low))
+        scaled = np.clip(np.rint(scaled), 0, 255)
+        return (255 - scaled if self.is_inverted else scaled).astype(np.uint8)
+
+
+def scale_of(found: Any) -> Scale:  # noqa: ANN401  (anything with `values` and `number`)
+    """Returns the range of a TIFF file: all of its bits, or what SMinSampleValue and
+    SMaxSampleValue say; of signed numbers zero is black.
+
+    Args:
+        found: its directory.
+    """  # noqa: D205
+    bits = found.number(tiff.BITS, 1)
+    is_signed = found.number(tiff.SAMPLE_FORMAT, 1) == 2
+    low, high = 0.0, float((1 << (bits - is_signed)) - 1)
+    said = found.values(tiff.MOST_SAMPLE, 1)
+    least = found.values(tiff.LEAST_SAMPLE, 1)
+    below = float(least[0]) if least and np.isfinite(least[0]) else low
+    if said and np.isfinite(said[0]) and said[0] > below:
+        low, high = below, float(said[0])
+    return Scale(
+        bits=bits,
+        is_signed=is_signed,
+        low=low,
+        high=high,
+        is_inverted=found.number(tiff.PHOTOMETRIC, 0) == 0,
+        takes_negative=low < 0,
+    )
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class DeepTiff:
+    """An image of a depth that Pillow does not read, or not right.
+
+    Args:
+        found: its directory.
+        size: width and height, before it is turned.
+        num_colors: 1 or 3.
+        num_samples: colors, alpha and others of a pixel.
+        alpha: 0 for none, 1 if the colors are multiplied by it, 2 if not.
+        scale: its range.
+    """
+
+    found: Directory
+    size: tuple[int, int]
+    num_colors: int
+    num_samples: int
+    alpha: int
+    scale: Scale
+
+    def read(self) -> Image.Image:
+        """Returns the image with 8 bits: L, LA, RGB or RGBA, as it lies in the file.
+
+        Raises:
+            UsageError: for negative numbers without a stated range.
+            OSError: if the file is damaged or truncated; decoders have further errors.
+        """
+        width, height = self.size
+        count = self.num_colors + (self.alpha > 0)
+        pixels = np.empty((height, width, count), np.uint8)
+        if self.found.number(tiff.PLANAR, 1) == 2:
+            for plane in range(count):
+                for rows, values in self._blocks(1, plane):
+                    pixels[rows, :, plane] = self.scale.levels(values[..., 0])
+        else:
+            for rows, values in self._blocks(self.num_samples, None):
+                pixels[rows] = self.scale.levels(values[..., :count])
+        if self.alpha and self.scale.is_inverted:
+            pixels[..., -1] = 255 - pixels[..., -1]  # white is at zero, but opaque is not
+        if self.alpha == 1:
+            pixels = _divided(pixels)
+        mode = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}[count]
+        image = Image.frombytes(mode, self.size, pixels.tobytes())
+        if (profile := self.found.entries.get(tiff.ICC_PROFILE)) is not None:
+            end = profile.start + profile.size
+            image.info["icc_profile"] = self.found.data[profile.start : end]
+        return image
+
+    def _blocks(self, samples: int, plane: int | None) -> Iterator[tuple[slice, NDArray[Any]]]:
+        """Yields blocks of rows, and their numbers [rows, width, samples]."""
+        width, height = self.size
+        raw = self._bytes(samples, plane)
+        step = max(1, _BLOCK_SAMPLES // (width * samples))
+        for top in range(0, height, step):
+            rows = slice(top, min(top + step, height))
+            values = self._numbers(raw[rows], width * samples)
+            yield rows, self._undone(values.reshape(-1, width, samples))
+
+    def _bytes(self, samples: int, plane: int | None) -> NDArray[np.uint8]:
+        """Returns the rows as bytes, decompressed."""
+        found, bits = self.found, samples * self.scale.bits
+        changes: dict[int, Any] = {
+            tiff.WIDTH: [-(-self.size[0] * bits // 8)],
+            tiff.BITS: [8],
+            tiff.SAMPLES: [1],
+            tiff.SAMPLE_FORMAT: [1],
+            tiff.PHOTOMETRIC: [1],
+            tiff.PLANAR: [1],
+            tiff.PREDICTOR: [1],
+            tiff.ORIENTATION: [1],
+            tiff.EXTRA_SAMPLES: [],
+        }
+        if tiff.TILE_WIDTH in found.entries:
+            changes[tiff.TILE_WIDTH] = [-(-found.number(tiff.TILE_WIDTH, 1) * bits // 8)]
+        if plane is not None:
+            for tag in (tiff.STRIP_OFFSETS, tiff.STRIP_COUNTS, tiff.TILE_OFFSETS, tiff.TILE_COUNTS):
+                if tag in found.entries:
+                    each = found.entries[tag].count // self.num_samples
+                    listed = found.values(tag, each * (plane + 1))
+                    changes[tag] = [int(one) for one in listed[each * plane :]]
+        data = tiff.lean_tiff(found, changes)
+        with Image.open(io.BytesIO(data), formats=("TIFF",)) as image:
+            return np.asarray(image)
+
+    def _numbers(self, rows: NDArray[np.uint8], count: int) -> NDArray[Any]:
+        """Returns the numbers [rows, count] that packed rows hold."""
+        bits = self.scale.bits
+        kind = "i" if self.scale.is_signed else "u"
+        if bits in {8, 16, 32}:
+            return np.ascontiguousarray(rows).view(f"{self.found.order}{kind}{bits // 8}")
+        # Bits lie in the order of the file from the highest on; whole bytes in the file's own.
+        if bits == 24 and self.found.order == "<":
+            rows = rows.reshape(len(rows), -1, 3)[..., ::-1].reshape(len(rows), -1)
+        unpacked = np.unpackbits(rows, axis=1, count=count * bits).reshape(len(rows), count, bits)
+        values = np.zeros(unpacked.shape[:2], np.int64)
+        for place in range(bits):
+            values = (values << 1) | unpacked[..., place]
+        if self.scale.is_signed:
+            values -= (values >> (bits - 1)) << bits
+        return values
+
+    def _undone(self, values: NDArray[Any]) -> NDArray[Any]:
+        """Returns numbers that were written as differences to their left neighbors."""
+        if self.found.number(tiff.PREDICTOR, 1) != 2:
+            return values
+        width = self.size[0]
+        step = self.found.number(tiff.TILE_WIDTH, width)  # each tile begins anew
+        pieces = [values[:, at : at + step] for at in range(0, width, step)]
+        kind = values.dtype.newbyteorder("=")
+        return np.concatenate([np.cumsum(one, axis=1, dtype=kind) for one in pieces], axis=1)
+
+
+def deep_tiff(found: Directory) -> DeepTiff | None:
+    """Returns how to read a TIFF of another depth than Pillow reads right; None for all others.
+
+    Args:
+        found: its directory.
+    """
+    bits = [int(one) for one in found.values(tiff.BITS)] or [1]
+    num_colors = {0: 1, 1: 1, 2: 3}.get(found.number(tiff.PHOTOMETRIC, 0), 0)
+    num_samples = found.number(tiff.SAMPLES, len(bits))
+    formats = set(found.values(tiff.SAMPLE_FORMAT)) or {1}
+    compression = found.number(tiff.COMPRESSION, 1)
+    predictor = found.number(tiff.PREDICTOR, 1) if compression != 1 else 1
+    is_chunky = found.number(tiff.PLANAR, 1) == 1 and found.number(_FILL_ORDER, 1) == 1
+    is_known = num_colors == 3 and bits[0] == 16 and is_chunky and num_samples <= 4
+    is_white_at_zero = found.number(tiff.PHOTOMETRIC, 0) == 0 and num_samples > 1
+    if (
+        not num_colors
+        or not num_colors <= num_samples <= 16
+        or len(set(bits)) > 1
+        or not 2 <= bits[0] <= 32
+        or bits[0] in {2, 4}
+        or (bits[0] == 8 and not is_white_at_zero)
+        or formats not in ({1}, {2})
+        or compression not in _BYTEWISE
+        or (predictor != 1 and (predictor != 2 or bits[0] not in {16, 32}))
+        or (is_known and formats == {1} and tiff.MOST_SAMPLE not in found.entries)
+    ):
+        return None
+    extra = [int(one) for one in found.values(tiff.EXTRA_SAMPLES)]
+    alpha = extra[0] if extra and extra[0] in {0, 1, 2} else 2
+    size = found.number(tiff.WIDTH, 0), found.number(tiff.HEIGHT, 0)
+    if min(size) < 1:
+        return None
+    return DeepTiff(
+        found=found,
+        size=size,
+        num_colors=num_colors,
+        num_samples=num_samples,
+        alpha=alpha if num_samples > num_colors else 0,
+        scale=scale_of(found),
+    )
+
+
+def _divided(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Returns pixels whose colors are not multiplied by alpha any more."""
+    alpha = pixels[..., -1:].astype(np.uint32)
+    colors = pixels[..., :-1].astype(np.uint32) * 255 // np.maximum(alpha, 1)
+    return np.concatenate([np.minimum(colors, 255), alpha], axis=2).astype(np.uint8)

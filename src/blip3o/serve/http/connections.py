@@ -1,0 +1,222 @@
+"""Connections: how many, and how long one may take to say what it wants or to read the answer."""
+
+import asyncio
+import logging
+import time
+from typing import Any
+
+import h11
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from blip3o.serve.http.errors import ApiError
+
+try:
+    import resource
+except ImportError:  # Windows has no such limit
+    resource = None  # type: ignore[assignment]
+
+BACKLOG = 128
+"""Connections that are taken at once, before any of them is looked at; so many others wait."""
+_OTHER_FILES = 128
+"""Files that the rest of the server may have open."""
+_LEAST_CONNECTIONS = 16
+_WINDOW_S, _LINES = 60.0, 5
+
+
+def raise_file_limit(wanted: int) -> int:
+    """Allows as many connections as the system lets us, and returns how many there may be.
+
+    Args:
+        wanted: connections that should be possible.
+    """
+    if resource is None:
+        return wanted
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    spare = BACKLOG + _OTHER_FILES
+    if soft < wanted + spare:
+        more = wanted + spare if hard == resource.RLIM_INFINITY else min(wanted + spare, hard)
+        try:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (more, hard))
+            soft = more
+        except (OSError, ValueError):  # a system may have limits that it does not name
+            pass
+    return max(_LEAST_CONNECTIONS, min(wanted, soft - spare))
+
+
+class Connections:
+    """The open connections of a server.
+
+    If there are too many, that one makes room which has waited longest without a request.
+
+    Args:
+        most: how many there may be.
+        header_timeout_s: longest time for a request's header to arrive.
+        read_timeout_s: longest time in which a client reads nothing of its answer.
+    """
+
+    def __init__(self, most: int, header_timeout_s: float, read_timeout_s: float) -> None:
+        self.most = most
+        self.header_timeout_s = header_timeout_s
+        self.read_timeout_s = read_timeout_s
+        self._open: set[PatientProtocol] = set()
+        self._waiting: dict[PatientProtocol, None] = {}
+
+    def __len__(self) -> int:
+        return len(self._open)
+
+    def add(self, one: "PatientProtocol") -> bool:
+        """Adds a connection; returns whether there is room for it."""
+        if len(self._open) >= self.most:
+            oldest = next(iter(self._waiting), None)
+            if oldest is None:
+                return False
+            self.remove(oldest)
+            oldest.transport.abort()
+        self._open.add(one)
+        self._waiting[one] = None
+        return True
+
+    def remove(self, one: "PatientProtocol") -> None:
+        """Forgets a connection."""
+        self._open.discard(one)
+        self._waiting.pop(one, None)
+
+    def note(self, one: "PatientProtocol", *, is_waiting: bool) -> None:
+        """Notes whether a connection is without a request, and since when."""
+        if not is_waiting:
+            self._waiting.pop(one, None)
+        elif one in self._open and one not in self._waiting:
+            self._waiting[one] = None
+
+
+class PatientProtocol(H11Protocol):
+    """A connection that is closed when its header, or the reading of its answer, takes too long."""
+
+    table: Connections
+
+    def connection_made(self, transport: Any) -> None:  # noqa: ANN401  (as uvicorn has it)
+        """Takes a connection, or refuses it if there are too many."""
+        super().connection_made(transport)
+        self._header_timer: asyncio.TimerHandle | None = None
+        self._read_timer: asyncio.TimerHandle | None = None
+        self._has_data = False
+        if self.table.add(self):
+            self._look()
+        else:
+            self._refuse(503, "too many connections; try again later", "too_many_connections")
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Forgets the connection."""
+        self.table.remove(self)
+        for timer in (self._header_timer, self._read_timer):
+            if timer is not None:
+                timer.cancel()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        """Takes the next bytes of a request."""
+        self._has_data = True
+        super().data_received(data)
+        self._look()
+
+    def on_response_complete(self) -> None:
+        """Waits for the next request of the connection."""
+        self._has_data = False
+        super().on_response_complete()
+        if self.transport.is_closing():
+            self._watch_reading()
+        # An idle connection is uvicorn's to close; its next byte starts our time.
+        self._look(is_timed=False)
+
+    def timeout_keep_alive_handler(self) -> None:
+        """Closes an idle connection."""
+        super().timeout_keep_alive_handler()
+        self._watch_reading()
+
+    def send_400_response(self, msg: str) -> None:
+        """Answers what is no HTTP."""
+        super().send_400_response(msg)
+        self._watch_reading()
+
+    def pause_writing(self) -> None:
+        """Notes that there is more of an answer than the client has read."""
+        super().pause_writing()
+        self._watch_reading()
+
+    def _watch_reading(self, left: int | None = None) -> None:
+        """Ends the connection if the client reads nothing of what is left for it."""
+        if self._read_timer is not None:
+            self._read_timer.cancel()
+        now = self.transport.get_write_buffer_size()
+        if now and now == left:
+            self.transport.abort()
+        elif now:
+            wait = self.table.read_timeout_s
+            self._read_timer = self.loop.call_later(wait, self._watch_reading, now)
+
+    def _look(self, *, is_timed: bool = True) -> None:
+        """Starts or stops the time for a header."""
+        is_waiting = self.conn.their_state is h11.IDLE
+        self.table.note(self, is_waiting=is_waiting)
+        if not is_waiting and self._header_timer is not None:
+            self._header_timer.cancel()
+            self._header_timer = None
+        elif is_waiting and is_timed and self._header_timer is None:
+            wait = self.table.header_timeout_s
+            self._header_timer = self.loop.call_later(wait, self._end_waiting)
+
+    def _end_waiting(self) -> None:
+        self._header_timer = None
+        if self.transport.is_closing():
+            return
+        if self._has_data:
+            seconds = f"{self.table.header_timeout_s:g} seconds"
+            self._refuse(408, f"the header did not arrive within {seconds}", "header_timeout")
+        else:
+            self.transport.abort()
+
+    def _refuse(self, status: int, message: str, code: str) -> None:
+        answer = ApiError(status, message, code=code).response()
+        lines = [f"HTTP/1.1 {status} {'Timeout' if status == 408 else 'Unavailable'}"]
+        lines += [f"{name.decode()}: {value.decode()}" for name, value in answer.raw_headers]
+        head = "\r\n".join([*lines, "connection: close", "", ""])
+        self.transport.write(head.encode() + bytes(answer.body))
+        self.transport.close()
+        self._watch_reading()
+
+
+def protocol_of(table: Connections) -> type[PatientProtocol]:
+    """Returns the class of the connections in a table."""
+    return type("ConnectionProtocol", (PatientProtocol,), {"table": table})
+
+
+class RateLimit(logging.Filter):
+    """Lets lines that begin in the same way through a few times a minute, and counts the others."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._windows: dict[str, tuple[float, int]] = {}
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Returns whether a line is written."""
+        lines = record.getMessage().splitlines() or [""]
+        key = lines[0][:80]
+        now = time.monotonic()
+        start, count = self._windows.get(key, (now, 0))
+        if now - start > _WINDOW_S:
+            if count > _LINES:
+                more = f"{record.getMessage()} ({count - _LINES} more of these before)"
+                record.msg, record.args = more, ()
+            start, count = now, 0
+        if len(self._windows) > 1000:
+            self._windows.clear()
+        self._windows[key] = (start, count + 1)
+        return count < _LINES
+
+
+def limit_log() -> None:
+    """Keeps connections from filling the log."""
+    for name in ("uvicorn.error", "asyncio"):
+        logger = logging.getLogger(name)
+        if not any(isinstance(one, RateLimit) for one in logger.filters):
+            logger.addFilter(RateLimit())

@@ -1,0 +1,76 @@
+"""Data URIs as clients write them: wrapped lines, either alphabet of base64, with or without
+padding, parameters and a media type, or percent-encoded.
+"""  # noqa: D205
+
+import base64
+import re
+from urllib.parse import unquote_to_bytes
+
+from blip3o.core.errors import UsageError
+from blip3o.imaging.kinds import format_of
+
+HINT = "a data URI of an image begins with data:image/png;base64,"
+_OTHER_LETTERS = re.compile(r"[^A-Za-z0-9+/]")
+_URL_SAFE = str.maketrans("-_", "+/")
+
+
+class TooLongError(Exception):
+    """A data URI holds more bytes than are allowed."""
+
+
+def is_data_uri(url: str) -> bool:
+    """Whether a URL holds its data itself."""
+    return url[:64].lstrip()[:5].lower() == "data:"
+
+
+def is_of_an_image(url: str) -> bool:
+    """Whether the media type of a data URI is that of an image, or is left out."""
+    kind = url.lstrip()[5:].partition(",")[0].partition(";")[0].strip().lower()
+    return not kind or kind.startswith("image/")
+
+
+def data_of(url: str, max_bytes: int) -> bytes:
+    """Returns the bytes that a data URI holds, whatever media type it names.
+
+    Args:
+        url: the URI.
+        max_bytes: most bytes that it may hold.
+
+    Raises:
+        UsageError: if it is damaged.
+        TooLongError: if it holds more.
+    """
+    head, comma, text = url.lstrip()[5:].partition(",")
+    if not comma:
+        raise UsageError(f"a data URI without a comma; {HINT}")
+    parameters = [one.strip().lower() for one in head.split(";")[1:]]
+    if "base64" in parameters:
+        return _from_base64(text, max_bytes)
+    if len(text) > 3 * max_bytes:
+        raise TooLongError
+    data = unquote_to_bytes("".join(text.split()))
+    if format_of(data) is None:
+        try:  # some clients leave the word base64 out
+            guess = _from_base64(text, max_bytes)
+        except UsageError:
+            guess = b""
+        data = guess if format_of(guess) is not None else data
+    if len(data) > max_bytes:
+        raise TooLongError
+    return data
+
+
+def _from_base64(text: str, max_bytes: int) -> bytes:
+    if "%" in text:
+        text = unquote_to_bytes(text).decode("latin-1")
+    text = "".join(text.split()).translate(_URL_SAFE).rstrip("=")
+    if len(text) > 4 * (max_bytes // 3 + 1):
+        raise TooLongError
+    if (other := _OTHER_LETTERS.search(text)) is not None:
+        raise UsageError(f"bad base64: {other[0]!a} at place {other.start()} is no letter of it")
+    if len(text) % 4 == 1:
+        raise UsageError("bad base64: its last letter is missing")
+    data = base64.b64decode(text + "=" * (-len(text) % 4))
+    if len(data) > max_bytes:
+        raise TooLongError
+    return data

@@ -1,0 +1,84 @@
+"""Which names a server answers to: a web page of another site may not reach it by a name that it
+made point here (DNS rebinding).
+"""  # noqa: D205
+
+import ipaddress
+import socket
+from collections.abc import Sequence
+
+from blip3o.core.log import say
+
+_ANY = "*"
+
+
+class HostNames:
+    """The names that requests may give in their header `Host`.
+
+    On a loopback address these are loopback names, the address, and the names that are listed. On
+    other addresses also every IP address and this machine's own name: no page can make these point
+    elsewhere. Others are refused, but where clients need a key and no name is listed: then the key
+    decides, and answers do not repeat such a name.
+
+    Args:
+        bound: the address that the server listens on.
+        listed: further names; "*.example.com" is every name below, "*" every name.
+        has_keys: whether clients need a key.
+    """
+
+    def __init__(self, bound: str, listed: Sequence[str], *, has_keys: bool) -> None:
+        self._is_open = _ANY in listed
+        self._listed = [name.lower().rstrip(".") for name in listed]
+        self._bound = bound.lower()
+        self._is_local = bound == "localhost" or _is_loopback(bound)
+        own = socket.gethostname().lower()
+        self._own = {own, own.partition(".")[0], f"{own.partition('.')[0]}.local"}
+        self._takes_any = has_keys and not listed and not self._is_local
+        self._is_told = False
+
+    def allows(self, header: str | None) -> bool:
+        """Whether a request with this header is answered; one without any is."""
+        return header is None or self._takes_any or self.knows(header)
+
+    def knows(self, header: str) -> bool:
+        """Whether an answer may repeat the name of a header."""
+        name = host_of(header)
+        if self._is_open or name == self._bound or any(_fits(name, one) for one in self._listed):
+            return True
+        if name == "localhost" or name.endswith(".localhost") or _is_loopback(name):
+            return True
+        return not self._is_local and (name in self._own or _address(name) is not None)
+
+    def say_unknown(self, header: str) -> None:
+        """Says once that answers will not repeat a name."""
+        if not self._is_told:
+            self._is_told = True
+            say(
+                f"blip3o: the host {host_of(header)!a:.100} is not known, so URLs of images name "
+                "this machine's address; --allowed-host lists the names of this server"
+            )
+
+
+def host_of(header: str) -> str:
+    """Returns the name or address in a header `Host`, without its port."""
+    header = header.strip().lower()
+    if header.startswith("["):
+        return header[1:].partition("]")[0]
+    return header.partition(":")[0].rstrip(".")
+
+
+def _fits(name: str, listed: str) -> bool:
+    if listed.startswith("*."):
+        return name.endswith(listed[1:])
+    return name in {listed, host_of(listed)}
+
+
+def _address(name: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    try:
+        return ipaddress.ip_address(name)
+    except ValueError:
+        return None
+
+
+def _is_loopback(name: str) -> bool:
+    address = _address(name)
+    return address is not None and address.is_loopback

@@ -1,0 +1,149 @@
+"""Room for what is uploaded to the page: a total of bytes, oldest files out, and a full disk."""
+
+import asyncio
+import errno
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from blip3o.serve.http.errors import ApiError
+
+_UPLOAD_PATHS = ("/gradio_api/upload", "/upload")
+_FREE_BYTES = 16_000_000
+"""Left free on the disk, for everything else that the server writes."""
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
+
+class UploadFolder:
+    """The folder of the page's files; what lies in it at first is kept.
+
+    Args:
+        folder: where uploads and shown images lie.
+        max_bytes: of all others.
+    """
+
+    def __init__(self, folder: Path, max_bytes: int) -> None:
+        self._folder = folder
+        self._max_bytes = max_bytes
+        self._kept = set(self._files())
+
+    def make_room(self, size: int) -> None:
+        """Removes the oldest files until a new one fits.
+
+        Args:
+            size: bytes of the new file.
+
+        Raises:
+            ApiError: 507 if it does not fit even then.
+        """
+        found = []
+        for path in self._files():
+            try:
+                status = path.stat()
+            except OSError:  # another request has just removed it
+                continue
+            if path not in self._kept:
+                found.append((status.st_mtime, status.st_size, path))
+        found.sort()
+        total = sum(one[1] for one in found)
+        free = shutil.disk_usage(self._folder).free
+        for _, length, path in found:
+            if total + size <= self._max_bytes and free >= size + _FREE_BYTES:
+                return
+            path.unlink(missing_ok=True)
+            total -= length
+            free += length
+        free = shutil.disk_usage(self._folder).free
+        if total + size > self._max_bytes or free < size:
+            raise no_room()
+
+    def remove_unfinished(self) -> None:
+        """Removes files of uploads that ended in between: they lie beside the folders of others."""
+        for path in self._folder.iterdir():
+            if path.is_file() and path not in self._kept:
+                path.unlink(missing_ok=True)
+
+    def _files(self) -> Iterable[Path]:
+        return [path for path in self._folder.rglob("*") if path.is_file()]
+
+
+class UploadRoom:
+    """ASGI middleware that makes room before an upload, and says so when the disk is full.
+
+    Args:
+        app: what takes the uploads; its `state.uploads` is the `UploadFolder`, if it has a page.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answers a request, or has the application do it."""
+        held: list[Message] = []
+
+        async def holding(message: Message) -> None:
+            # An error is not sent before it is known which one it is.
+            if held or message.get("status") == 500:
+                held.append(message)
+            else:
+                await send(message)
+
+        if scope["type"] != "http" or scope["method"] != "POST":
+            await self._app(scope, receive, send)
+            return
+        folder = getattr(scope["app"].state, "uploads", None)
+        is_upload = folder is not None and scope["path"] in _UPLOAD_PATHS
+        try:
+            if is_upload:
+                receive = await _with_room(folder, receive)
+            await self._app(scope, receive, holding)
+        except ApiError as error:
+            await error.response()(scope, receive, send)
+        except Exception as error:
+            if not is_full(error):
+                await _send_all(held, send)
+                raise
+            if is_upload:
+                folder.remove_unfinished()
+            await no_room().response()(scope, receive, send)
+        else:
+            await _send_all(held, send)
+
+
+async def _with_room(folder: UploadFolder, receive: Receive) -> Receive:
+    """Returns a receive of the same body, for which there is room now."""
+    first = await receive()
+    await asyncio.to_thread(folder.make_room, len(first.get("body", b"")))
+    is_given = False
+
+    async def again() -> Message:
+        nonlocal is_given
+        if is_given:
+            return await receive()
+        is_given = True
+        return first
+
+    return again
+
+
+async def _send_all(messages: list[Message], send: Send) -> None:
+    for message in messages:
+        await send(message)
+
+
+def is_full(error: BaseException) -> bool:
+    """Whether an error, or one that it stands for, is that of a full disk."""
+    inner = getattr(error, "exceptions", ())
+    if isinstance(error, OSError) and error.errno in _FULL:
+        return True
+    causes = [one for one in (error.__cause__, *inner) if one is not None]
+    return any(is_full(one) for one in causes)
+
+
+def no_room() -> ApiError:
+    """Returns the error for a file that does not fit on the server's disk."""
+    return ApiError(
+        507, "there is no room for this file on the server; try again later", code="disk_full"
+    )

@@ -1,0 +1,22 @@
+"""What cached features are named by."""
+
+from pathlib import Path
+
+import pytest
+from torch import nn
+
+from blip3o.recipes import features, load_recipe
+from blip3o.recipes.features import encoder_fingerprint
+from blip3o.train.config import RunConfig
+
+
+def test_features_of_images_that_were_read_otherwise_are_other_features(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    config = load_recipe("pocket.generation", Path("runs") / "x")
+    assert isinstance(config, RunConfig)
+    encoder = nn.Linear(2, 2)
+    before = encoder_fingerprint(config, encoder)
+    assert encoder_fingerprint(config, encoder) == before
+    monkeypatch.setattr(features, "READING", features.READING + 1)
+    assert encoder_fingerprint(config, encoder) != before

@@ -1,0 +1,76 @@
+"""Data URIs as clients write them."""
+
+import base64
+from urllib.parse import quote
+
+import pytest
+
+pytest.importorskip("fastapi")
+
+from blip3o.core.errors import UsageError
+from blip3o.serve.http.data_uri import TooLongError, data_of, is_data_uri, is_of_an_image
+
+# Bytes whose base64 holds both letters in which the two alphabets differ, and padding.
+DATA = b"\x89PNG\r\n\x1a\n" + b"\xfb\xef\xbe\xff\xfe" * 20 + b"!"
+TEXT = base64.b64encode(DATA).decode()
+SAFE = base64.urlsafe_b64encode(DATA).decode()
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        f"data:image/png;base64,{TEXT}",
+        f"DATA:IMAGE/PNG;BASE64,{TEXT}",
+        f"  data:image/png;base64,{TEXT}\n",
+        f"data:image/png;base64,{SAFE}",
+        f"data:image/png;base64,{TEXT.rstrip('=')}",
+        f"data:image/png;base64,{SAFE.rstrip('=')}",
+        f"data:image/png;base64,{TEXT}====",
+        "data:image/png;base64," + "\r\n".join(TEXT[k : k + 76] for k in range(0, len(TEXT), 76)),
+        "data:image/png;base64, " + " ".join(TEXT[k : k + 4] for k in range(0, len(TEXT), 4)),
+        f"data:image/png;base64,{quote(TEXT, safe='')}",
+        f"data:image/png;charset=utf-8;base64,{TEXT}",
+        f"data:image/png;name=a.png;base64,{TEXT}",
+        f"data:image/png; base64 ,{TEXT}",
+        f"data:image/svg+xml;base64,{TEXT}",
+        f"data:application/octet-stream;base64,{TEXT}",
+        f"data:text/html;base64,{TEXT}",
+        f"data:;base64,{TEXT}",
+        f"data:;name=x;base64,{TEXT}",
+        f"data:image/png,{quote(DATA, safe='')}",
+        f"data:,{quote(DATA, safe='')}",
+        f"data:image/png,{TEXT}",
+        f"data:image/png;charset=utf-8,{SAFE.rstrip('=')}",
+    ],
+)
+def test_what_clients_write_is_read(uri: str) -> None:
+    assert is_data_uri(uri)
+    assert data_of(uri, len(DATA)) == DATA
+    with pytest.raises(TooLongError):
+        data_of(uri, len(DATA) - 1)
+
+
+@pytest.mark.parametrize(
+    ("uri", "said"),
+    [
+        ("data:image/png;base64", "without a comma"),
+        ("data:", "without a comma"),
+        ("data:image/png;base64,@@@@", "bad base64: '@'"),
+        ("data:image/png;base64,iVBO,Rw0K", "bad base64: ','"),
+        ("data:image/png;base64,iVBO=Rw0K", "bad base64: '='"),
+        ("data:image/png;base64,iVBO\xe4Rw0K", r"bad base64: '\\xe4'"),
+        ("data:image/png;base64,iVBOR", "last letter is missing"),
+        ("data:image/png;base64,%zz", "bad base64: '%'"),
+    ],
+)
+def test_what_is_damaged_is_refused_in_a_sentence(uri: str, said: str) -> None:
+    with pytest.raises(UsageError, match=said):
+        data_of(uri, 1000)
+
+
+def test_other_urls_and_types_are_told_apart() -> None:
+    assert not is_data_uri("https://a.example/data:")
+    assert not is_data_uri("data")
+    assert is_of_an_image("data:IMAGE/png;base64,")
+    assert is_of_an_image("data:;base64,")
+    assert not is_of_an_image("data:text/html;base64,")
