@@ -26,6 +26,7 @@ from blip3o.core.files import write_atomic
 from blip3o.models.quantize import is_quantized
 from blip3o.models.unified import UnifiedModel, UnifiedModelConfig
 from blip3o.nn.quantized import Quantization
+from blip3o.text.tokenizer import FILE_NAME as TOKENIZER_FILE
 from blip3o.text.tokenizer import Tokenizer
 from blip3o.weights.published import is_published, open_published
 from blip3o.weights.shards import (
@@ -36,8 +37,10 @@ from blip3o.weights.shards import (
     write_tensors,
 )
 from blip3o.weights.siglip2_sana import is_siglip2_sana
+from blip3o.weights.small_files import read_json, require_ordinary
 from blip3o.weights.stored import StoredModel, check_tokenizer, sketch
-from blip3o.weights.strict import Problems, require_fit, shapes_of
+from blip3o.weights.strict import Problems, require_fit
+from blip3o.weights.wrappers import unwrapped
 
 BUNDLED = {"pocket": Path(__file__).parent.parent / "pocket"}
 """Models that come with the package, by name."""
@@ -177,10 +180,7 @@ def open_model(name: str | Path, *, allow_pickle: bool = False) -> StoredModel:
     """
     folder = resolve_model_folder(name)
     file = folder / "config.json"
-    try:
-        data: Any = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UsageError(f"{file} cannot be read: {error}") from error
+    data = read_json(file)
     if is_siglip2_sana(folder):
         raise UsageError(
             f"{folder} holds SigLIP2 and SANA and no language model: load_siglip2_sana reads both, "
@@ -189,8 +189,7 @@ def open_model(name: str | Path, *, allow_pickle: bool = False) -> StoredModel:
     if is_published(data):
         return open_published(folder, data, allow_pickle=allow_pickle)
     config = _parse_config(data, file)
-    skeleton = sketch(config, file)
-    tensors: dict[str, StoredTensor] = {}
+    tensors: dict[str, Tensor | StoredTensor] = {}
     problems = Problems()
     for part in ("", *_PARTS):
         if part not in config.absent_parts or has_tensors(folder / part, "model"):
@@ -198,10 +197,13 @@ def open_model(name: str | Path, *, allow_pickle: bool = False) -> StoredModel:
             with problems.collect():
                 tensors |= {prefix + key: t for key, t in open_tensors(folder / part).items()}
     with problems.collect():
+        require_ordinary(folder / TOKENIZER_FILE)
         tokenizer = Tokenizer.load(folder)
         check_tokenizer(tokenizer, config, folder)
     problems.refuse()
-    require_fit(shapes_of(skeleton.state_dict()), shapes_of(tensors), str(folder))
+    tensors = unwrapped(tensors, folder)
+    skeleton = sketch(config, file, len(tensors))
+    require_fit(skeleton.state_dict(), tensors, str(folder))
     return StoredModel(config, tensors, tokenizer, folder)
 
 

@@ -55,7 +55,9 @@ def test_an_inference_checkpoint_leaves_the_tower_and_the_projector_alone() -> N
     load_published(model, state, "it", INFERENCE_PARTS)
     for name, value in to_published(model.state_dict()).items():
         assert torch.equal(value, before[name] if name.startswith(unseen) else state[name]), name
-    with pytest.raises(UsageError, match=r"missing: model\.mm_projector\.0\.bias, .*head\.probe"):
+    with pytest.raises(
+        UsageError, match=r"missing: model\.mm_projector\.0\.bias, .* and \d+ more$"
+    ):
         load_published(model, state, "it", UNDERSTANDING_PARTS)
 
 

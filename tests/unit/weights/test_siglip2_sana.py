@@ -141,7 +141,8 @@ def test_the_released_sizes_are_those_of_the_published_names(tmp_path: Path) -> 
     save_file({weight: torch.zeros(1, 1)}, tmp_path / "model.safetensors")
     with pytest.raises(UsageError, match=rf"{weight} \[1, 1\] instead of \[32, 2240\]") as caught:
         load_siglip2_sana(tmp_path)
-    assert "encoder.model.vision_model.encoder.layers.26.mlp.fc2.bias" in str(caught.value)
+    assert "encoder.model.vision_model." in str(caught.value)
+    assert "and 1,219 more" in str(caught.value)
 
 
 def lose_and_bend(folder: Path) -> list[str]:
