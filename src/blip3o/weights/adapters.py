@@ -122,13 +122,13 @@ def merge_adapters(
     if unlike:
         raise UsageError(f"{said} with {', '.join(unlike)} ({folder / CONFIG}): {advice}")
     sides: dict[str, dict[str, tuple[re.Match[str], Tensor | StoredTensor]]] = {}
-    names: set[str | None] = set()
+    names: set[str] = set()
     for name, match in found.items():
         assert match is not None  # those are refused above
-        names.add(match["name"])
+        names.add(str(match["name"]))
         sides.setdefault(match["layer"], {})[match["side"]] = (match, tensors[name])
     if len(names) > 1:
-        raise UsageError(f"{said}, and there are several ({fold(map(str, names), 80)}): {advice}")
+        raise UsageError(f"{said}, and there are several ({fold(sorted(names), 80)}): {advice}")
     result = {name: tensor for name, tensor in tensors.items() if name not in found}
     for layer, pair in sides.items():
         weight = f"{layer}.weight"

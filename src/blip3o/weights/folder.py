@@ -34,6 +34,7 @@ from blip3o.weights.shards import (
     StoredTensor,
     has_tensors,
     open_tensors,
+    other_form,
     write_tensors,
 )
 from blip3o.weights.siglip2_sana import is_siglip2_sana
@@ -88,7 +89,9 @@ def resolve_model_folder(name: str | Path) -> Path:
             "with the safetensors files of the model"
         )
     if folder.exists():
-        raise UsageError(f"{folder} is not a model folder: it has no config.json")
+        advice = other_form(folder)
+        hint = f"; {advice}" if advice else ""
+        raise UsageError(f"{folder} is not a model folder: it has no config.json{hint}")
     raise unknown_name("model", str(name), BUNDLED)
 
 

@@ -121,9 +121,8 @@ def open_tensors(folder: Path, name: str = "model") -> dict[str, StoredTensor]:
         return _open_shards(folder, index)
     if single.is_file():
         return _open_file(single)
-    for form, advice in _OTHER_FORMS.items():
-        if next(folder.glob(form), None) is not None:
-            raise UsageError(f"{single} is missing; {folder} is no whole model: {advice}")
+    if advice := other_form(folder):
+        raise UsageError(f"{single} is missing; {folder} is no whole model: {advice}")
     pickles = sorted(p.name for p in folder.glob("*") if p.suffix in PICKLE_ENDINGS)
     if pickles:
         known = any(pickle.startswith("pytorch_model") for pickle in pickles)
@@ -133,6 +132,16 @@ def open_tensors(folder: Path, name: str = "model") -> dict[str, StoredTensor]:
             f"and are not opened: take the safetensors files of the model{trust}"
         )
     raise UsageError(f"{single} is missing; the model folder is incomplete: {_GET_IT}")
+
+
+def other_form(folder: Path) -> str | None:
+    """Returns what to do with a folder that holds what a trainer leaves in place of weights.
+
+    Args:
+        folder: any.
+    """
+    forms = _OTHER_FORMS.items()
+    return next((advice for form, advice in forms if any(folder.glob(form))), None)
 
 
 def write_tensors(

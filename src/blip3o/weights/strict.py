@@ -8,7 +8,7 @@ import torch
 
 from blip3o.core.errors import UsageError
 
-_ROOM = 400
+_ROOM = 480
 """Characters of a message that long lists of names may fill."""
 
 _SENTENCES_ROOM = 800

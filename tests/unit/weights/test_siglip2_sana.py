@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -142,7 +143,7 @@ def test_the_released_sizes_are_those_of_the_published_names(tmp_path: Path) -> 
     with pytest.raises(UsageError, match=rf"{weight} \[1, 1\] instead of \[32, 2240\]") as caught:
         load_siglip2_sana(tmp_path)
     assert "encoder.model.vision_model." in str(caught.value)
-    assert "and 1,219 more" in str(caught.value)
+    assert re.search(r"and 1,2\d\d more", str(caught.value))
 
 
 def lose_and_bend(folder: Path) -> list[str]:
