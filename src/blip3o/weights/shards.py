@@ -117,7 +117,7 @@ def open_tensors(folder: Path, name: str = "model") -> dict[str, StoredTensor]:
             or a folder that holds pickles only; one line that names them all.
     """
     single, index = _single(folder, name), _index(folder, name)
-    if index.is_file():
+    if index.is_symlink() or index.exists():
         return _open_shards(folder, index)
     if single.is_file():
         return _open_file(single)
