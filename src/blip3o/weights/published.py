@@ -149,7 +149,10 @@ def open_published(
     found_all = found | _in_decoder(decoder_tensors)
     require_fit(expected, found_all, str(folder), complaints)
     check_tokenizer(tokenizer, config, folder)
-    tensors = {f"image_decoder.{name}": tensor for name, tensor in decoder_tensors.items()}
+    tensors = {
+        f"image_decoder.{name}": tensor.contiguous() if isinstance(tensor, Tensor) else tensor
+        for name, tensor in decoder_tensors.items()
+    }
     return StoredModel(config, _to_ours(found) | tensors, tokenizer, folder)
 
 

@@ -122,7 +122,8 @@ def open_weights(folder: Path, config: SdxlDecoderConfig) -> dict[str, Tensor | 
     tensors = _stored_weights(folder)
     if has_tensors(folder, _EMPTY):
         return tensors | open_tensors(folder, _EMPTY)
-    return tensors | {_EMPTY: torch.zeros(config.grid**2, config.feature_channels)}
+    # Expanded, because the sizes are not held against the weights yet: it takes no memory.
+    return tensors | {_EMPTY: torch.zeros(()).expand(config.grid**2, config.feature_channels)}
 
 
 def _stored_weights(folder: Path) -> dict[str, Tensor | StoredTensor]:

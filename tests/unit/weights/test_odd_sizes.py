@@ -83,6 +83,27 @@ def test_absurd_sizes_in_the_published_layout(
     refusal(released_folder)
 
 
+def test_absurd_sizes_that_fit_each_other(released_folder: Path, refusal: Refuse) -> None:
+    """Nothing is made of them before they are held against the weights."""
+    for file, path in (
+        ("config.json", ("blip3o", "image_encoder", "hidden_size")),
+        ("config.json", ("blip3o", "dit", "in_channels")),
+        ("diffusion-decoder/unet/config.json", ("cross_attention_dim",)),
+    ):
+        edit_json(released_folder / file, *path, value=2**40)
+    unet = released_folder / "diffusion-decoder/unet/config.json"
+    size = json.loads(unet.read_text())["addition_time_embed_dim"]
+    edit_json(unet, "projection_class_embeddings_input_dim", value=2**40 + 6 * size)
+    refusal(released_folder)
+
+
+@pytest.mark.parametrize("value", [10**7, 10**12, 10**30, "x", None, 1.5])
+def test_schedules_without_end(released_folder: Path, refusal: Refuse, value: Any) -> None:
+    file = released_folder / "diffusion-decoder/scheduler/scheduler_config.json"
+    edit_json(file, "num_train_timesteps", value=value)
+    refusal(released_folder)
+
+
 def test_lists_without_end(
     released_folder: Path,
     refusal: Refuse,
