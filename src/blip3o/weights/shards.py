@@ -193,7 +193,7 @@ def read(tensor: Tensor | StoredTensor) -> Tensor:
     return tensor.read() if isinstance(tensor, StoredTensor) else tensor
 
 
-def require_finite(tensor: Tensor, name: str, where: Path) -> None:
+def require_finite(tensor: Tensor, name: str, where: Path | str) -> None:
     """Refuses a tensor that holds NaN or infinity; a sum tells, which reads it once.
 
     Args:

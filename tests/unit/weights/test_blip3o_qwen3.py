@@ -47,6 +47,14 @@ def test_a_training_checkpoint_comes_and_goes_whole(tied: bool) -> None:
     assert ("lm_head.weight" in state) == (not tied)
 
 
+def test_numbers_that_are_none_are_refused() -> None:
+    state = checkpoint(1)
+    name = "model.norm.weight"
+    for value in (torch.full_like(state[name], torch.inf), state[name].long()):
+        with pytest.raises(UsageError, match=rf"{name} (holds|int64)"):
+            load_published(build(2), state | {name: value}, "it", INFERENCE_PARTS)
+
+
 def test_an_inference_checkpoint_leaves_the_tower_and_the_projector_alone() -> None:
     unseen = ("model.vision_tower.", "model.mm_projector.", "model.gen_vision_tower.")
     state = {name: v for name, v in checkpoint(1).items() if not name.startswith(unseen)}

@@ -12,7 +12,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from blip3o.core.errors import UsageError
+from blip3o.models.backbones import BACKBONES
+from blip3o.models.decoders import DECODERS
+from blip3o.models.dit import DITS
+from blip3o.models.encoders import ENCODERS
 from blip3o.models.unified import UnifiedModel
+from blip3o.weights.adapters import is_adapter
 from blip3o.weights.folder import load_model
 from blip3o.weights.pickles import read_pickles
 from blip3o.weights.wrappers import plain_name, unwrapped
@@ -142,6 +147,14 @@ def test_wrappers_in_any_order(released_folder: Path, count: int) -> None:
     wrappers = ("module.", "_orig_mod.", "_fsdp_wrapped_module.", "base_model.model.")
     for order in itertools.permutations(wrappers, count):
         assert [plain_name("".join(order) + name) for name in names] == names
+
+
+@pytest.mark.parametrize("table", [BACKBONES, ENCODERS, DITS, DECODERS], ids=lambda t: t.what)
+def test_no_part_of_ours_has_a_wrapper_s_name(table: Any) -> None:
+    for kind in table.names():
+        for name in table.get(kind).tiny().build().state_dict():
+            assert plain_name(name) == name
+            assert not is_adapter(name)
 
 
 def test_real_wrappers(tmp_path: Path) -> None:

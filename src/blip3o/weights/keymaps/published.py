@@ -10,7 +10,7 @@ from torch import Tensor
 from blip3o.models.unified import UnifiedModel
 from blip3o.weights.keymaps.prefixes import PrefixMap
 from blip3o.weights.keymaps.spellings import BLIP3O
-from blip3o.weights.shards import StoredTensor, read
+from blip3o.weights.shards import StoredTensor, read, require_finite
 from blip3o.weights.strict import require_fit
 from blip3o.weights.wrappers import unwrapped
 
@@ -79,7 +79,9 @@ class PublishedFamily:
         require_fit(expected, given, where, also)
         with torch.no_grad():
             for name, tensor in expected.items():
-                tensor.copy_(read(given[name]))
+                value = read(given[name])
+                require_finite(value, name, where)
+                tensor.copy_(value)
 
     def plain(
         self,
