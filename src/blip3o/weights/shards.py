@@ -207,7 +207,7 @@ def require_finite(tensor: Tensor, name: str, where: Path | str) -> None:
     if not tensor.is_floating_point() or tensor.device.type == "meta":
         return
     values = tensor.float() if tensor.itemsize == 1 else tensor
-    if not bool(values.sum(dtype=torch.float32).isfinite()):  # it may also have overflowed
+    if not bool(values.sum().isfinite()):  # it may also have overflowed
         count = int((~values.isfinite()).sum())
         if count:
             raise UsageError(
