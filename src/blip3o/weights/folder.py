@@ -8,7 +8,7 @@
 
 Large parts lie in shards with an index (see `shards`). Folders of the released models are read as
 they are (see `published`). Loading is strict both ways: a missing, extra or misshapen tensor is an
-error that lists them all.
+error that names them.
 """
 
 import dataclasses
