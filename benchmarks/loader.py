@@ -178,6 +178,7 @@ def main() -> None:
     commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True).stdout
     results = {
         "command": " ".join(["python", *sys.argv]),
+        "compared": "our loader and the webdataset library, both with our decoder",
         "commit": commit.strip(),
         "machine": f"{platform.machine()}, 1 thread",
         "peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,

@@ -207,6 +207,7 @@ def main() -> None:
     commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True).stdout
     results = {
         "command": " ".join(["python", *sys.argv]),
+        "compared": "our server with batches, and our server that makes pictures one by one",
         "commit": commit.strip(),
         "machine": f"{platform.machine()}, {os.cpu_count()} cores",
         "note": options.note,

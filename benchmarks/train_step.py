@@ -1,18 +1,21 @@
-"""Times training steps of the generation stage: the plain path against ours, taking turns.
+"""Times training steps of the generation stage: our code with its savings off and on, in turns.
 
 python benchmarks/train_step.py [--repeats 7] [--threads 2] [--sizes 256_wide 512_wide released]
     [--out benchmarks/results/train_step.json]
 
-The plain path is what the released training does: gradient flows through the whole prompt of the
-frozen backbone, vocabulary logits are computed and thrown away, and the image encoder runs in
-every step. Ours leaves out the first two (`saved`), and reads the features instead (`cached`).
-Every variant takes the same batch and noise, so losses and gradients must agree. Ratios are taken
-inside one round of all variants, so that a machine that slows down slows all of them. `ragged` and
-`packed` are `cached` with prompts of several lengths, padded and padding-free.
+Everything that runs here is ours; nothing of the original program is in this repository. `plain` is
+our code with its savings switched off, so that it does the work that the original does as well:
+gradient flows through the whole prompt of the frozen backbone, vocabulary logits are computed and
+thrown away, and the image encoder runs in every step. `saved` leaves out the first two, `cached`
+also reads the features. Every variant takes the same batch and noise, so losses and gradients
+must agree. Ratios are taken inside one round of all variants, so that a machine that slows down
+slows all of them. `ragged` and `packed` are `cached` with prompts of several lengths, padded and
+padding-free.
 
-What cached features are worth depends on the image encoder's share of a step. `256_wide` and
-`512_wide` have a small encoder, 6 % of a plain step's arithmetic; `released` is the released 8B
-made narrow: its ratios of widths, and nearly the encoder's share that it has there (57 and 59 %).
+Two shares decide what the savings are worth. The logits have the share that they have in the
+released 8B: about 8 % of what the backbone's layers compute. The image encoder's is small in
+`256_wide` and `512_wide`; `released` is the released 8B made narrow, with its ratios of widths and
+nearly its encoder's share (59 % of a plain step there). The results say both as they are here.
 """
 
 import argparse
@@ -34,6 +37,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from blip3o.core.types import Batch
 from blip3o.flow.sigmas import UniformSigmas
 from blip3o.models.backbones import packed
+from blip3o.models.backbones.qwen2_5_vl import Qwen2_5VLBackboneConfig
 from blip3o.models.backbones.qwen3 import Qwen3BackboneConfig
 from blip3o.models.decoders.pocket import PocketDecoderConfig
 from blip3o.models.dit.nextdit import NextDiTConfig
@@ -41,6 +45,14 @@ from blip3o.models.encoders.eva_clip import EvaClipEncoderConfig
 from blip3o.models.encoders.normalizer import FeatureNormalizerConfig
 from blip3o.models.unified import UnifiedModel, UnifiedModelConfig
 from blip3o.objectives.flow_matching import FlowMatching, FlowMatchingConfig
+
+COMPARED = {
+    "plain_over_saved": "our step with both savings off, over our step with them on",
+    "plain_over_cached": "our step with both savings off, over ours that also reads the features",
+    "plain_cached_over_cached": "the same two steps, where both read the features",
+    "ragged_over_packed": "our step with padded prompts, over ours without padding",
+}
+"""Which two are divided in each ratio of the results; none of them is the original program."""
 
 PATCH_PX, GRID, IMAGE_TOKEN = 8, 8, 5
 NUM_QUERIES = 64  # published
@@ -78,14 +90,27 @@ VARIANTS = {
 }
 
 
+def logits_share(backbone: Qwen3BackboneConfig | Qwen2_5VLBackboneConfig) -> float:
+    """Returns what the vocabulary logits compute, as a share of what a backbone's layers do."""
+    width = backbone.hidden_size
+    head_dim = getattr(backbone, "head_dim", width // backbone.num_heads)
+    attention = 2 * (backbone.num_heads + backbone.num_kv_heads) * head_dim * width
+    layer = attention + 3 * width * backbone.intermediate_size
+    return backbone.vocab_size * width / (backbone.num_layers * layer)
+
+
+RELEASED = Qwen2_5VLBackboneConfig.published_8b()
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Size:
     """A model for a CPU; DiT and encoder are half as wide as the backbone, as published.
 
+    The vocabulary is so large that the logits have the share that they have in the released 8B.
+
     Args:
         width: of the backbone.
         feed_forward: hidden units of the backbone's, in widths.
-        vocabulary: token embeddings.
         layers: of backbone, image encoder and DiT.
         encoder_feed_forward: hidden units of the encoder's, in its widths.
         pool: side of the squares of patches that make one feature.
@@ -93,7 +118,6 @@ class Size:
 
     width: int
     feed_forward: float = 3.0
-    vocabulary: int
     layers: tuple[int, int, int]
     encoder_feed_forward: float = 4.0
     pool: int = 2
@@ -107,18 +131,20 @@ class Size:
         """Returns the model."""
         width, half = self.width, self.width // 2
         backbone_layers, encoder_layers, dit_layers = self.layers
+        backbone = Qwen3BackboneConfig(
+            vocab_size=1,
+            hidden_size=width,
+            intermediate_size=round(self.feed_forward * width),
+            num_layers=backbone_layers,
+            num_heads=width // 64,
+            num_kv_heads=max(1, width // 256),
+            head_dim=64,
+            image_token_id=IMAGE_TOKEN,
+            image_channels=half,
+        )
+        vocabulary = round(logits_share(RELEASED) / logits_share(backbone))
         return UnifiedModelConfig(
-            backbone=Qwen3BackboneConfig(
-                vocab_size=self.vocabulary,
-                hidden_size=width,
-                intermediate_size=round(self.feed_forward * width),
-                num_layers=backbone_layers,
-                num_heads=width // 64,
-                num_kv_heads=max(1, width // 256),
-                head_dim=64,
-                image_token_id=IMAGE_TOKEN,
-                image_channels=half,
-            ),
+            backbone=dataclasses.replace(backbone, vocab_size=vocabulary),
             image_encoder=EvaClipEncoderConfig(
                 image_px=self.image_px,
                 patch_px=PATCH_PX,
@@ -146,12 +172,11 @@ class Size:
 
 
 SIZES = {
-    "256_wide": Size(width=256, vocabulary=16_384, layers=(6, 4, 6)),
-    "512_wide": Size(width=512, vocabulary=32_768, layers=(8, 5, 8)),
+    "256_wide": Size(width=256, layers=(6, 4, 6)),
+    "512_wide": Size(width=512, layers=(8, 5, 8)),
     "released": Size(
         width=512,
-        feed_forward=18_944 / 3584,
-        vocabulary=5440,  # logits are as small a share of the backbone's arithmetic as there
+        feed_forward=RELEASED.intermediate_size / RELEASED.hidden_size,
         layers=(7, 28, 6),  # in proportion (28 : 64 : 24) the narrow encoder's share is smaller
         encoder_feed_forward=15_360 / 1792,
         pool=3,  # the released 4 would make attention, which does not shrink with the width, half
@@ -293,6 +318,7 @@ def compare(setting: Setting, repeats: int) -> dict[str, object]:
         "ragged_over_packed": ratio("ragged", "packed"),
         "relative_difference_to_reference": far,
         "encoder_share_of_arithmetic": encoder_share(setting),
+        "logits_share_of_backbone": round(logits_share(setting.model.config.backbone), 3),
     }
     if setting.device.type == "cuda":
         result["peak_memory_mib"] = peak_memory(setting)
@@ -319,6 +345,7 @@ def main() -> None:
     machine = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
     results = {
         "command": " ".join(["python", *sys.argv]),
+        "compared": COMPARED,
         "commit": commit.strip(),
         "machine": f"{machine}, {torch.get_num_threads()} threads, torch {torch.__version__}",
         "precision": "fp32",

@@ -79,11 +79,38 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 @pytest.fixture
+def dit_config() -> Callable[[dict[str, Any]], NextDiTConfig]:
+    """Returns a function: our config of a recorded one."""
+    return _dit_config
+
+
+def _dit_config(recorded: dict[str, Any]) -> NextDiTConfig:
+    assert recorded["qk_norm"]
+    assert not recorded["learn_sigma"]
+    return NextDiTConfig(
+        in_channels=recorded["in_channels"],
+        condition_size=recorded["latent_embedding_size"],
+        hidden_size=recorded["dim"],
+        num_layers=recorded["n_layers"],
+        num_heads=recorded["n_heads"],
+        num_kv_heads=recorded["n_kv_heads"],
+        grid=recorded["input_size"],
+        patch_size=recorded["patch_size"],
+        multiple_of=recorded["multiple_of"],
+        ffn_dim_multiplier=recorded["ffn_dim_multiplier"],
+        norm_eps=recorded["norm_eps"],
+    )
+
+
+@pytest.fixture
 def published_model() -> Callable[..., UnifiedModel]:
     """Returns a function that builds a model of recorded sizes and loads recorded weights."""
 
     def build(
-        settings: dict[str, Any], weights: dict[str, Tensor], num_queries: int, grid: int
+        settings: dict[str, Any],
+        weights: dict[str, Tensor],
+        num_queries: int,
+        grid: int | None = None,
     ) -> UnifiedModel:
         load: Callable[..., None]
         if "siglip_config" in settings:
@@ -97,34 +124,25 @@ def published_model() -> Callable[..., UnifiedModel]:
         else:
             backbone = blip3o_qwen.backbone_config(settings["llm_config"])
             load = blip3o_qwen.load_published
-        dit = settings["dit_config"]
-        channels = dit["in_channels"]
+        dit = _dit_config(settings["dit_config"])
+        dit = dataclasses.replace(dit, grid=dit.grid if grid is None else grid)
+        channels, token_px = dit.in_channels, getattr(backbone, "token_px", 4)
+        decoder = PocketDecoderConfig.tiny()
+        scale = decoder.fine_grid // decoder.grid
         config = UnifiedModelConfig(
             backbone=backbone,
             image_encoder=Siglip2EncoderConfig(  # only its shape matters: features are recorded
-                image_px=28 * grid,
-                patch_px=28,
+                image_px=token_px * dit.grid,
+                patch_px=token_px,
                 hidden_size=channels,
                 intermediate_size=4,
                 num_layers=1,
-                num_heads=2,
+                num_heads=1,
             ),
             num_query_tokens=num_queries,
-            dit=NextDiTConfig(
-                in_channels=channels,
-                condition_size=dit["latent_embedding_size"],
-                hidden_size=dit["dim"],
-                num_layers=dit["n_layers"],
-                num_heads=dit["n_heads"],
-                num_kv_heads=dit["n_kv_heads"],
-                grid=grid,
-                patch_size=dit["patch_size"],
-                multiple_of=dit["multiple_of"],
-                ffn_dim_multiplier=dit["ffn_dim_multiplier"],
-                norm_eps=dit["norm_eps"],
-            ),
+            dit=dit,
             image_decoder=dataclasses.replace(
-                PocketDecoderConfig.tiny(), feature_channels=channels, grid=grid, image_px=28 * grid
+                decoder, feature_channels=channels, grid=dit.grid, image_px=scale * dit.grid
             ),
             sampling=SamplingConfig(truncate_timestep=True),
         )

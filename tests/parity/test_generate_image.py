@@ -15,6 +15,7 @@ from blip3o.models.unified import UnifiedModel
 
 STATE_TOLERANCE = 1e-4
 FEATURE_TOLERANCE = 2e-4
+LEAST_GROWTH = 2.0  # of a relative error from the condition to the features
 
 each_run = pytest.mark.parity_cases("generate_image/*.safetensors", without="weights")
 
@@ -123,7 +124,10 @@ def test_features_of_a_quantized_backbone(
     published_model: Callable[..., UnifiedModel],
     say_error: Callable[[str, float, float], None],
 ) -> None:
-    """Guidance multiplies what a condition changes, its error too; nothing else makes it grow."""
+    """Guidance multiplies what a condition changes, its error too; nothing else makes it grow.
+
+    Without guidance the features may err as their condition does, and a little more.
+    """
     run = Run(case, published_model)
     bound = quantized(run.model)
     mask = torch.ones_like(run.ids, dtype=torch.bool)
@@ -132,9 +136,9 @@ def test_features_of_a_quantized_backbone(
         features = run.sample(condition, run.recorded["initial_noise"])
     error = relative_error(condition, run.recorded["query_hidden_states"])
     say_error("query states", error, bound)
-    assert 0.1 * bound < error < bound
+    assert 0 < error < bound
     feature_error = relative_error(features, run.recorded["output_features"])
-    bound = run.facts["guidance_scale"] * error
+    bound = max(run.facts["guidance_scale"], LEAST_GROWTH) * error
     say_error("features", feature_error, bound)
     assert feature_error < bound
 

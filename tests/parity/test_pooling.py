@@ -1,5 +1,7 @@
 """Pooling of the token grid against recorded values (family `pooling`)."""
 
+import math
+import re
 from typing import Any
 
 import pytest
@@ -12,13 +14,22 @@ TOLERANCE = 1e-6
 
 @pytest.mark.parity_cases("pooling/*.safetensors")
 def test_pooled_tokens_equal_recorded_tokens(case: Any) -> None:
+    """The window is that of the shapes, and of the pooling's name where one is written down."""
     recorded = case.tensors()
+    facts = json_beside(case)
     names = [name.removesuffix("_input") for name in recorded if name.endswith("_input")]
     assert names
     for name in names:
-        kernel = int(name.rpartition("_")[2])
-        pooled = pool_tokens(recorded[f"{name}_input"], kernel)
-        expected = recorded[f"{name}_output_as_tokens"]
+        tokens, expected = recorded[f"{name}_input"], recorded[f"{name}_output_as_tokens"]
+        kernel = math.isqrt(tokens.shape[1] // expected.shape[1])
+        pooling = re.fullmatch(r".*_(\d+)", facts.get(name, {}).get("gen_pooling", name))
+        assert pooling is None or int(pooling[1]) == kernel
+        pooled = pool_tokens(tokens, kernel)
         torch.testing.assert_close(pooled, expected, rtol=0, atol=TOLERANCE)
         grid = recorded[f"{name}_output"].flatten(2).transpose(1, 2)
         torch.testing.assert_close(pooled, grid, rtol=0, atol=TOLERANCE)
+
+
+def json_beside(case: Any) -> dict[str, Any]:
+    path = case.path.with_suffix(".json")
+    return type(case)(path).settings() if path.exists() else {}

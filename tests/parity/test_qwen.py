@@ -29,7 +29,6 @@ STATE_TOLERANCE = 1e-4
 OUTPUT_TOLERANCE = 2e-5
 LOSS_TOLERANCE = 1e-5
 GRADIENT_TOLERANCE = 1e-4  # of the largest value of a gradient
-POOL = 4
 
 Build = Callable[..., UnifiedModel]
 
@@ -60,7 +59,9 @@ class TrainingStep:
         self.num_queries = recorded["query_hidden_states"].shape[1]
         queries = weights["model.latent_queries"]
         weights["model.latent_queries"] = queries[:, : self.num_queries].clone()
-        self.clean = pool_tokens(recorded["gen_tower_features"], POOL)
+        features, pooled = recorded["gen_tower_features"], recorded["noise"]
+        kernel = math.isqrt(features.shape[1] // pooled.shape[2:].numel())
+        self.clean = pool_tokens(features, kernel)
         self.model = build(settings, weights, self.num_queries, math.isqrt(self.clean.shape[1]))
         self.starts = recorded["i_s_pos"].tolist()
         self.rows = [
@@ -76,7 +77,9 @@ class TrainingStep:
 
     def batch(self) -> Batch:
         size = len(self.rows)
-        pixels = None if self.images is None else torch.zeros(size, 3, 28, 28)  # see run
+        pixels = None  # their values are of no account: see run
+        if self.images is not None:
+            pixels = torch.zeros(len(self.images.grid_thw), 3, 1, 1)
         return Batch(
             task="text_to_image" if pixels is None else "reconstruct",
             indices=torch.arange(size),
@@ -189,7 +192,7 @@ class Conversation:
         self.recorded = recorded = case.tensors()
         self.settings = case.neighbor("manifest.json").settings()
         weights = case.neighbor("weights.safetensors").tensors()
-        self.model = build(self.settings, weights, self.settings["n_query"], 8)
+        self.model = build(self.settings, weights, self.settings["n_query"])
         self.ids, self.mask = recorded["input_ids"], recorded["attention_mask"].bool()
         self.images = None
         if "pixel_values" in recorded:
@@ -262,7 +265,7 @@ def test_rows_of_a_batch_answer_as_they_do_alone(case: Any, published_model: Bui
     picture, patch = 0, 0
     for row, num_tokens in enumerate(placeholders):
         images, real = None, one.mask[row]
-        if one.images is not None:
+        if one.images is not None and num_tokens:
             first, start = picture, patch
             while patch - start < num_tokens * merge**2:
                 patch += int(one.images.grid_thw[picture].prod())
@@ -293,18 +296,22 @@ def test_understanding_with_quantized_weights(
         expected = one.recorded[name][one.mask]
         error = float((actual[one.mask] - expected).norm() / expected.norm())
         say_error(name, error, bound)
-        assert 0.1 * bound < error < bound
+        assert 0 < error < bound
 
 
 @pytest.mark.parity_cases("manifests/blip3o_qwen_*.json")
-def test_published_names_shapes_and_count(case: Any, capsys: pytest.CaptureFixture[str]) -> None:
+def test_published_names_shapes_and_count(
+    case: Any,
+    dit_config: Callable[[dict[str, Any]], NextDiTConfig],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     manifest = case.settings()
     config, dit = manifest["config"], manifest["config"]["dit"]
     backbone = backbone_config(config)
     with torch.device("meta"):
         parts = {
             "backbone": backbone.build(),
-            "dit": NextDiTConfig.published(dit["latent_embedding_size"]).build(),
+            "dit": dit_config(dit).build(),
         }
     ours = {
         f"{part}.{name}": value

@@ -93,7 +93,8 @@ def load_run(case: Any) -> SdxlDecoder:
     )
     again = decoder.config.build()
     again.load_state_dict(decoder.state_dict(), strict=True)
-    again.empty_features.copy_(recorded["uncond_features"][0])
+    if "uncond_features" in recorded:  # a run without guidance may have none
+        again.empty_features.copy_(recorded["uncond_features"][0])
     return again.eval()
 
 
@@ -164,8 +165,10 @@ def test_unet_is_asked_as_in_the_recording(case: Any) -> None:
     assert len(both) == run["unet_batch"]
     assert added["time_ids"].flatten().tolist() == recorded["time_ids_passed"].tolist()
     assert_near(added["text_embeds"], recorded["text_embeds_passed"], 1e-6)
-    conditional, empty = both.chunk(2)
-    guided = empty + run["guidance_scale"] * (conditional - empty)
+    guided = both
+    if len(both) > len(noise):
+        conditional, empty = both.chunk(2)
+        guided = empty + run["guidance_scale"] * (conditional - empty)
     assert_near(guided, recorded["guided_noise_prediction_step_01"], UNET_TOLERANCE)
 
 
@@ -232,7 +235,7 @@ def test_a_published_folder_gives_the_recorded_pictures(case: Any, tmp_path: Pat
             recorded["cond_features"],
             recorded["initial_noise_before_scaling"],
             run["num_inference_steps"],
-            empty_features=recorded["uncond_features"],
+            empty_features=recorded.get("uncond_features"),
         )
     expected = recorded["decoded_image_0_to_1_nhwc"]
     assert_near(((pixels + 1) / 2).permute(0, 2, 3, 1), expected, IMAGE_TOLERANCE)

@@ -186,22 +186,6 @@ def read_text(path: Path, kind: str = "text") -> str:
         ) from error
 
 
-def read_json(path: Path) -> Any:  # noqa: ANN401  (whatever the file holds)
-    """Returns what a JSON file holds.
-
-    Args:
-        path: the file.
-
-    Raises:
-        UsageError: if it cannot be read, or for what `parse_json` refuses.
-    """
-    text = read_text(path, "JSON")
-    try:
-        return parse_json(text)
-    except UsageError as error:
-        raise UsageError(f"{path} cannot be read: {error}") from error
-
-
 def parse_json(text: str) -> Any:  # noqa: ANN401  (whatever it holds)
     """Returns the data of a JSON text.
 

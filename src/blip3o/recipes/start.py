@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,7 +17,6 @@ from blip3o.weights.hub import to_local
 from blip3o.weights.shards import StoredTensor, read
 from blip3o.weights.siglip2_sana import is_siglip2_sana, load_siglip2_sana
 from blip3o.weights.stored import sketch
-from blip3o.weights.strict import shapes_of
 
 Shapes = Mapping[str, tuple[int, ...]]
 _BUNDLED = "pocket"
@@ -33,11 +33,11 @@ def check_start(config: RunConfig) -> None:
     Raises:
         UsageError: naming the recipe that makes a missing model, or the parts that fit.
     """
-    own = shapes_of(sketch(config.model, Path("model")).state_dict()) if config.init else {}
+    own = _shapes_of(sketch(config.model, Path("model")).state_dict()) if config.init else {}
     for number, init in enumerate(config.init):
         folder = _find(config, own, number)
         if not is_siglip2_sana(folder):  # built of two models, and checked when it is
-            _check_fit(own, shapes_of(open_model(folder).tensors), init, number)
+            _check_fit(own, _shapes_of(open_model(folder).tensors), init, number)
 
 
 def build_model(config: RunConfig) -> tuple[Tokenizer | None, UnifiedModel]:
@@ -53,7 +53,7 @@ def build_model(config: RunConfig) -> tuple[Tokenizer | None, UnifiedModel]:
     model = config.model.build()
     tokenizer = None
     for number, init in enumerate(config.init):
-        folder = _find(config, shapes_of(model.state_dict()), number)
+        folder = _find(config, _shapes_of(model.state_dict()), number)
         if is_siglip2_sana(folder):
             tensors: Mapping[str, Tensor | StoredTensor] = load_siglip2_sana(Path(folder)).state()
         else:
@@ -96,13 +96,18 @@ def _from_bundled(config: RunConfig, own: Shapes) -> str:
     """Returns how to start from the bundled model instead, if its weights fit."""
     missing = [k for k, init in enumerate(config.init) if _is_missing(init.folder)]
     try:
-        stored = shapes_of(open_model(_BUNDLED).tensors)
+        stored = _shapes_of(open_model(_BUNDLED).tensors)
         for number in missing:
             _check_fit(own, stored, config.init[number], number)
     except UsageError:
         return ""
     changes = " ".join(f"init.{number}.folder={_BUNDLED}" for number in missing)
     return f". To start from the bundled model instead, add to your command: {changes}"
+
+
+def _shapes_of(state: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    """Returns the shape of every tensor of a state dict, in memory or in a file."""
+    return {name: tuple(tensor.shape) for name, tensor in state.items()}
 
 
 def _is_missing(folder: str) -> bool:
@@ -121,7 +126,7 @@ def _take(
 ) -> None:
     """Reads parts of a stored model, tensor by tensor; every tensor of a part must fit."""
     own = model.state_dict()
-    names = _check_fit(shapes_of(own), shapes_of(stored), init, number)
+    names = _check_fit(_shapes_of(own), _shapes_of(stored), init, number)
     with torch.no_grad():
         for name in names:
             own[name].copy_(read(stored[name]))

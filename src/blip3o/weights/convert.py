@@ -8,12 +8,18 @@ from typing import Literal, get_args
 
 from blip3o.core.errors import UsageError, unknown_name
 from blip3o.core.files import atomic_folder
+from blip3o.core.log import say
+from blip3o.text.tokenizer import FILE_NAME as TOKENIZER_FILE
 from blip3o.weights.folder import open_model, write_folder
 from blip3o.weights.hub import to_local
 from blip3o.weights.published import write_published
 
 Layout = Literal["blip3o", "published"]
 LAYOUTS: tuple[str, ...] = get_args(Layout)
+
+_CARD = "README.md"
+
+_MAX_CARD_BYTES = 16 * 2**20
 
 
 def convert(
@@ -47,14 +53,44 @@ def convert(
         raise UsageError(f"{dest} exists and is not an empty folder; choose another one")
     folder = to_local(source, revision, allow_pickle=allow_pickle)
     model = open_model(folder, allow_pickle=allow_pickle)
+    if not _is_inside(model.folder / TOKENIZER_FILE, model.folder):
+        raise UsageError(
+            f"{model.folder / TOKENIZER_FILE} is a link out of the folder, which convert does not "
+            "follow: put a copy of the file in its place"
+        )
     with _reported(dest), atomic_folder(dest) as scratch:
         if to == "published":
             write_published(model, scratch)
         else:
             write_folder(scratch, model.config, model.tensors, model.tokenizer)
-        card = model.folder / "README.md"  # names the licence, so it goes along
-        if card.is_file():
-            shutil.copyfile(card, scratch / card.name)
+        _copy_card(model.folder, scratch)
+
+
+def _copy_card(folder: Path, dest: Path) -> None:
+    """Takes the card along, because it names the licence; never a file from elsewhere."""
+    card = folder / _CARD
+    if not card.is_symlink() and not card.exists():
+        return
+    if not card.is_file() or not _is_inside(card, folder):
+        say(f"{card} is left out: it is no ordinary file of the folder")
+    elif card.stat().st_size > _MAX_CARD_BYTES:
+        say(f"{card} is left out: it is larger than {_MAX_CARD_BYTES:,} bytes")
+    else:
+        shutil.copyfile(card, dest / _CARD)
+
+
+def _is_inside(file: Path, folder: Path) -> bool:
+    """Returns whether a file lies in a folder, links followed.
+
+    A folder of the hub's cache holds links to files beside it, which are its own.
+    """
+    root = folder.resolve()
+    if root.parent.name == "snapshots" and root.parent.parent.name.startswith("models--"):
+        root = root.parent.parent
+    try:
+        return file.resolve(strict=True).is_relative_to(root)
+    except (OSError, RuntimeError):  # a link to nothing, or to itself
+        return False
 
 
 @contextmanager

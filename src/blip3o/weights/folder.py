@@ -8,7 +8,7 @@
 
 Large parts lie in shards with an index (see `shards`). Folders of the released models are read as
 they are (see `published`). Loading is strict both ways: a missing, extra or misshapen tensor is an
-error that lists them all.
+error that names them.
 """
 
 import dataclasses
@@ -23,10 +23,10 @@ from torch import Tensor
 from blip3o.core.config import from_dict, to_dict
 from blip3o.core.errors import UsageError
 from blip3o.core.files import write_atomic
-from blip3o.core.plain import read_json
 from blip3o.models.quantize import is_quantized
 from blip3o.models.unified import UnifiedModel, UnifiedModelConfig
 from blip3o.nn.quantized import Quantization
+from blip3o.text.tokenizer import FILE_NAME as TOKENIZER_FILE
 from blip3o.text.tokenizer import Tokenizer
 from blip3o.weights import names
 from blip3o.weights.names import BUNDLED, full_name, is_there, unknown_model
@@ -36,11 +36,14 @@ from blip3o.weights.shards import (
     StoredTensor,
     has_tensors,
     open_tensors,
+    other_form,
     write_tensors,
 )
 from blip3o.weights.siglip2_sana import is_siglip2_sana
+from blip3o.weights.small_files import read_json, require_ordinary
 from blip3o.weights.stored import StoredModel, check_tokenizer, sketch
-from blip3o.weights.strict import Problems, require_fit, shapes_of
+from blip3o.weights.strict import Problems, require_fit
+from blip3o.weights.wrappers import unwrapped
 
 _PARTS = ("image_encoder", "image_decoder")
 
@@ -86,7 +89,9 @@ def resolve_model_folder(name: str | Path) -> Path:
             f"{folder} is a pickle, which can run any program and is never opened: give the folder "
             "with the safetensors files of the model"
         )
-    raise UsageError(f"{folder} is not a model folder: it has no config.json")
+    advice = other_form(folder)
+    hint = f"; {advice}" if advice else ""
+    raise UsageError(f"{folder} is not a model folder: it has no config.json{hint}")
 
 
 def save_model(
@@ -186,8 +191,7 @@ def open_model(name: str | Path, *, allow_pickle: bool = False) -> StoredModel:
     if is_published(data):
         return open_published(folder, data, allow_pickle=allow_pickle)
     config = _parse_config(data, file)
-    skeleton = sketch(config, file)
-    tensors: dict[str, StoredTensor] = {}
+    tensors: dict[str, Tensor | StoredTensor] = {}
     problems = Problems()
     for part in ("", *_PARTS):
         if part not in config.absent_parts or has_tensors(folder / part, "model"):
@@ -195,10 +199,13 @@ def open_model(name: str | Path, *, allow_pickle: bool = False) -> StoredModel:
             with problems.collect():
                 tensors |= {prefix + key: t for key, t in open_tensors(folder / part).items()}
     with problems.collect():
+        require_ordinary(folder / TOKENIZER_FILE)
         tokenizer = Tokenizer.load(folder)
         check_tokenizer(tokenizer, config, folder)
     problems.refuse()
-    require_fit(shapes_of(skeleton.state_dict()), shapes_of(tensors), str(folder))
+    tensors = unwrapped(tensors, folder)
+    skeleton = sketch(config, file, len(tensors))
+    require_fit(skeleton.state_dict(), tensors, str(folder))
     return StoredModel(config, tensors, tokenizer, folder)
 
 

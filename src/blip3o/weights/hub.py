@@ -26,6 +26,7 @@ WANTED = (
     "diffusion-decoder/vae/*.safetensors*",
     "diffusion-decoder/scheduler/scheduler_config.json",
     "diffusion-decoder/empty_features.safetensors",
+    "adapter_config.json",
     "tokenizer.json",
     "README.md",
     "LICENSE*",

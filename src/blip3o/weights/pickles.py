@@ -4,15 +4,19 @@ A pickle can run any program. Here it is read with torch's `weights_only`, which
 plain containers and refuses the rest; even so only `convert` reads pickles, and only if told to.
 """
 
-import json
 import pickle
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from blip3o.core.errors import UsageError
+from blip3o.weights.shards import require_finite
+from blip3o.weights.small_files import read_json, refuse_pointer
+from blip3o.weights.strict import fold, fold_sentences
 
+_UNDER = ("module", "model", "state_dict", "model_state_dict")
 _SINGLE, _INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
 
 
@@ -39,7 +43,7 @@ def read_pickles(folder: Path) -> dict[str, Tensor]:
         except UsageError as error:
             problems.append(str(error))
     if problems:
-        raise UsageError("; ".join(problems))
+        raise UsageError(fold_sentences(problems))
     return tensors
 
 
@@ -47,13 +51,14 @@ def _files(folder: Path) -> list[Path]:
     index = folder / _INDEX
     if not index.is_file():
         return [folder / _SINGLE]
+    content = read_json(index, fault="is no index of shards")
     try:
-        names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        names = set(content["weight_map"].values())
         unfit = sorted(name for name in names if {"/", "\\"} & set(name))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (KeyError, TypeError, AttributeError) as error:
         raise UsageError(f"{index} is no index of shards: {error!r}") from error
     if unfit or not names:
-        raise UsageError(f"{index} must name files beside it, not {', '.join(unfit) or 'none'}")
+        raise UsageError(f"{index} must name files beside it, not {fold(unfit) or 'none'}")
     return [folder / name for name in sorted(names)]
 
 
@@ -66,6 +71,7 @@ def _is_old(file: Path) -> bool:
 def _read(file: Path) -> dict[str, Tensor]:
     if not file.is_file():
         raise UsageError(f"{file} is missing")
+    refuse_pointer(file)
     try:
         held = torch.load(file, map_location="cpu", weights_only=True, mmap=not _is_old(file))
     except pickle.UnpicklingError as error:
@@ -73,8 +79,21 @@ def _read(file: Path) -> dict[str, Tensor]:
     except (OSError, RuntimeError, ValueError, EOFError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UsageError(f"{file} is damaged and cannot be read: {reason}") from error
-    if not isinstance(held, dict) or not all(
-        isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in held.items()
-    ):
+    state = next((state for state in _candidates(held) if _is_state(state)), None)
+    if state is None:
         raise UsageError(f"{file} does not hold tensors by name")
-    return held
+    for name, tensor in state.items():
+        require_finite(tensor, name, file)
+    return state
+
+
+def _candidates(held: Any) -> list[Any]:  # noqa: ANN401  (whatever the file holds)
+    """Returns what may be the weights: the whole, or what trainers put them under."""
+    inner = [held[name] for name in _UNDER if name in held] if isinstance(held, dict) else []
+    return [held, *inner]
+
+
+def _is_state(held: Any) -> bool:  # noqa: ANN401
+    return isinstance(held, dict) and all(
+        isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in held.items()
+    )

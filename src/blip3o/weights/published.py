@@ -27,6 +27,7 @@ from blip3o.models.dit.nextdit import NextDiTConfig
 from blip3o.models.encoders.eva_clip import EvaClipEncoderConfig
 from blip3o.models.unified import SamplingConfig, UnifiedModel, UnifiedModelConfig
 from blip3o.text.chat import ChatConfig
+from blip3o.text.tokenizer import FILE_NAME as TOKENIZER_FILE
 from blip3o.text.tokenizer import Tokenizer
 from blip3o.weights import published_decoder
 from blip3o.weights.keymaps.blip3o_qwen import (
@@ -34,19 +35,25 @@ from blip3o.weights.keymaps.blip3o_qwen import (
     TRAINING_PARTS,
     backbone_config,
     is_asked,
+    plain,
     published_backbone,
     to_published,
 )
+from blip3o.weights.keymaps.hf_config import text_fields
 from blip3o.weights.keymaps.published import EMBEDDING, HEAD, QUERIES
 from blip3o.weights.pickles import has_pickles, read_pickles
 from blip3o.weights.shards import StoredTensor, has_tensors, open_tensors, read, write_tensors
+from blip3o.weights.small_files import require_ordinary
 from blip3o.weights.stored import StoredModel, check_tokenizer, sketch
-from blip3o.weights.strict import Problems, require_fit, shapes_of
+from blip3o.weights.strict import Problems, require_fit
 
 MODEL_TYPES = ("blip3o_qwen", "blip3o_qwen_inference")
 ARCHITECTURES = ("blip3oQwenForCausalLM", "blip3oQwenForInferenceLM")
 TOWER = "eva-clip-E-14-plus"
 DECODER = "diffusion-decoder"
+
+_POOLING = re.compile(r"(?=.*early).*_([1-9]\d*)")
+"""Early pooling of any name: the number at its end is the side of a window, as in the original."""
 
 _OWN = "blip3o"
 _OWN_FIELDS = (
@@ -118,26 +125,34 @@ def open_published(
     with problems.collect():
         decoder = published_decoder.read_config(folder / DECODER) if has_decoder else None
     with problems.collect():
+        require_ordinary(folder / TOKENIZER_FILE)
         tokenizer = Tokenizer.load(folder)
     problems.refuse()
+    given = plain(given, folder)
     has_tower = any((NAMES.ours(name) or "").startswith("image_encoder.") for name in given)
     absent = (() if has_tower else ("image_encoder",)) + (() if has_decoder else ("image_decoder",))
     try:
+        if "tie_word_embeddings" not in text_fields(data):  # left out, or said both ways
+            data = {**_without_ties(data), "tie_word_embeddings": HEAD not in given}
         config = published_config(data, decoder, absent)
     except UsageError as error:
         raise UsageError(f"{file}: {error}") from error
-    skeleton = sketch(config, file)
-    expected: dict[str, Any] = dict(to_published(skeleton.state_dict()))
-    found = {name: t for name, t in given.items() if is_asked(name, TRAINING_PARTS)}
-    complaints = _drop_tied_head(found) if skeleton.backbone.lm_head is None else []
     decoder_tensors: dict[str, Tensor | StoredTensor] = {}
     if has_decoder:
         decoder_tensors = published_decoder.open_weights(folder / DECODER, config.image_decoder)
+    skeleton = sketch(config, file, len(given) + len(decoder_tensors))
+    expected: dict[str, Any] = dict(to_published(skeleton.state_dict()))
+    found = {name: t for name, t in given.items() if is_asked(name, TRAINING_PARTS)}
+    complaints = _drop_tied_head(found) if skeleton.backbone.lm_head is None else []
+    if has_decoder:
         expected |= _in_decoder(skeleton.image_decoder.state_dict())
     found_all = found | _in_decoder(decoder_tensors)
-    require_fit(shapes_of(expected), shapes_of(found_all), str(folder), complaints)
+    require_fit(expected, found_all, str(folder), complaints)
     check_tokenizer(tokenizer, config, folder)
-    tensors = {f"image_decoder.{name}": tensor for name, tensor in decoder_tensors.items()}
+    tensors = {
+        f"image_decoder.{name}": tensor.contiguous() if isinstance(tensor, Tensor) else tensor
+        for name, tensor in decoder_tensors.items()
+    }
     return StoredModel(config, _to_ours(found) | tensors, tokenizer, folder)
 
 
@@ -152,7 +167,7 @@ def write_published(model: StoredModel, folder: Path) -> None:
         UsageError: if the published layout cannot hold the model; it says what.
     """
     config = model.config
-    skeleton = sketch(config, model.folder / "config.json")
+    skeleton = sketch(config, model.folder / "config.json", len(model.tensors))
     data = _config_data(config, skeleton)
     names = {NAMES.published(name): tensor for name, tensor in model.tensors.items()}
     queries = model.tensors[QUERIES]
@@ -185,16 +200,16 @@ def _constants(
     data: Mapping[str, Any], decoder: Mapping[str, Any] | None, absent_parts: tuple[str, ...]
 ) -> dict[str, Any]:
     """Returns our config as plain data: what the file says, and else the release's constants."""
+    backbone, data = backbone_config(data), text_fields(data)
     if data.get("gen_vision_tower") != TOWER:
         raise UsageError(
             f"gen_vision_tower must be {TOWER!r}, got {data.get('gen_vision_tower')!r}"
         )
-    pooling = re.fullmatch(r"early_pool2d_([1-9]\d*)", str(data.get("gen_pooling")))
+    pooling = _POOLING.fullmatch(str(data.get("gen_pooling")))
     if pooling is None:
         raise UsageError(f"gen_pooling must be early_pool2d_N, got {data.get('gen_pooling')!r}")
     if "n_query" not in data:
         raise UsageError("config.json of the published model lacks 'n_query'")
-    backbone = backbone_config(data)
     try:
         encoder = dataclasses.replace(EvaClipEncoderConfig.published(), pool=int(pooling[1]))
     except ValueError as error:
@@ -256,6 +271,13 @@ def _drop_tied_head(found: dict[str, Any]) -> list[str]:
     if head is None or (table is not None and torch.equal(read(head), read(table))):
         return []
     return [f"{HEAD} is not {EMBEDDING}, although the embeddings are tied"]
+
+
+def _without_ties(data: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns config.json without what it says of tied embeddings."""
+    text = data.get("text_config")
+    inner = {"text_config": _without_ties(text)} if isinstance(text, Mapping) else {}
+    return {k: v for k, v in data.items() if k != "tie_word_embeddings"} | inner
 
 
 def _in_decoder(tensors: Mapping[str, Any]) -> dict[str, Any]:

@@ -20,7 +20,12 @@ from blip3o.core.config import from_dict, to_dict
 from blip3o.core.errors import UsageError
 from blip3o.models.decoders.sdxl import SdxlDecoder, SdxlDecoderConfig
 from blip3o.models.encoders.vae import KlAutoencoderConfig
+from blip3o.weights.keymaps.spellings import DIFFUSERS_VAE
 from blip3o.weights.shards import StoredTensor, has_tensors, open_tensors, write_tensors
+from blip3o.weights.small_files import read_json
+from blip3o.weights.stored import sketch
+from blip3o.weights.strict import fold
+from blip3o.weights.wrappers import unwrapped
 
 _STEM, _EMPTY = "diffusion_pytorch_model", "empty_features"
 _VARIANTS = (".bf16", "", ".fp16")
@@ -64,20 +69,23 @@ def read_config(folder: Path) -> dict[str, Any]:
     """
     missing = [str(folder / name) for name in _CONFIGS if not (folder / name).is_file()]
     if missing:
-        raise UsageError(f"the released decoder is incomplete; missing: {', '.join(missing)}")
+        raise UsageError(f"the released decoder is incomplete; missing: {fold(missing)}")
     unet, vae, scheduler = (_read_json(folder / name) for name in _CONFIGS)
     try:
+        num_weights = len(_stored_weights(folder))
+    except UsageError:  # told where the weights are opened
+        num_weights = 0
+    try:
         ours = fields(unet, vae, scheduler)
-        with torch.device("meta"):
-            built = parts(from_dict(SdxlDecoderConfig, ours).build())
-    except (ValueError, ArithmeticError, RuntimeError, TypeError, KeyError, UsageError) as error:
+        built = parts(sketch(from_dict(SdxlDecoderConfig, ours), folder, num_weights))
+    except (ValueError, ArithmeticError, TypeError, KeyError, UsageError) as error:
         raise UsageError(f"{folder} describes no decoder of the family: {error}") from error
     others = [
         *_differences("unet", unet, built[0]),
         *_differences("vae", {k: v for k, v in vae.items() if k not in _FREE}, built[1]),
     ]
     if others:
-        raise UsageError(f"{folder} is of another decoder: {', '.join(others)}")
+        raise UsageError(f"{folder} is of another decoder: {fold(others)}")
     return ours
 
 
@@ -111,14 +119,23 @@ def open_weights(folder: Path, config: SdxlDecoderConfig) -> dict[str, Tensor | 
     Raises:
         UsageError: if files are missing or damaged.
     """
+    tensors = _stored_weights(folder)
+    if has_tensors(folder, _EMPTY):
+        return tensors | open_tensors(folder, _EMPTY)
+    # Expanded, because the sizes are not held against the weights yet: it takes no memory.
+    return tensors | {_EMPTY: torch.zeros(()).expand(config.grid**2, config.feature_channels)}
+
+
+def _stored_weights(folder: Path) -> dict[str, Tensor | StoredTensor]:
     tensors: dict[str, Tensor | StoredTensor] = {}
     for part in ("unet", "vae"):
         stems = [_STEM + variant for variant in _VARIANTS]
         stem = next((stem for stem in stems if has_tensors(folder / part, stem)), _STEM)
-        tensors |= {f"{part}.{key}": t for key, t in open_tensors(folder / part, stem).items()}
-    if has_tensors(folder, _EMPTY):
-        return tensors | open_tensors(folder, _EMPTY)
-    return tensors | {_EMPTY: torch.zeros(config.grid**2, config.feature_channels)}
+        own = unwrapped(open_tensors(folder / part, stem), folder / part)
+        if part == "vae":
+            own = DIFFUSERS_VAE.respelled(own, str(folder / part))
+        tensors |= {f"{part}.{key}": tensor for key, tensor in own.items()}
+    return tensors
 
 
 def write(folder: Path, decoder: SdxlDecoder, tensors: Mapping[str, Tensor | StoredTensor]) -> None:
@@ -145,17 +162,13 @@ def write(folder: Path, decoder: SdxlDecoder, tensors: Mapping[str, Tensor | Sto
 
 def _is_bf16(tensors: Iterable[Tensor | StoredTensor]) -> bool:
     """Returns whether the first tensor is bf16: diffusers puts that into the file's name."""
-    first = next(iter(tensors))
-    return (first.read() if isinstance(first, StoredTensor) else first).dtype == torch.bfloat16
+    return next(iter(tensors)).dtype == torch.bfloat16
 
 
 def _read_json(file: Path) -> dict[str, Any]:
-    try:
-        data = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UsageError(f"{file} cannot be read: {error}") from error
+    data = read_json(file)
     if not isinstance(data, dict):
-        raise UsageError(f"{file} must hold a mapping, got {data!r}")
+        raise UsageError(f"{file} must hold a mapping, got {str(data)[:80]}")
     return data
 
 

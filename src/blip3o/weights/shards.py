@@ -8,23 +8,62 @@ Both forms are what the Hugging Face libraries write. Files that hold pickles ar
 
 import dataclasses
 import json
+import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from blip3o.core.errors import UsageError
 from blip3o.core.files import atomic_file, write_atomic
+from blip3o.weights.small_files import read_json, refuse_pointer
+from blip3o.weights.strict import fold, fold_sentences
 
 MAX_SHARD_BYTES = 5 * 2**30
 """Most bytes of tensors in one file; also what writing needs of memory."""
 
 PICKLE_ENDINGS = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
+_FILES_OF_A_FOLDER, _NAMES_OF_A_SHARD = 400, 120
+"""Characters that names of files, and names of one shard's weights, may fill in a message."""
+
 _GET_IT = "get it from where the model came from (hf download fetches what is missing)"
+
+_TYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F8_E5M2": torch.float8_e5m2,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+    "C64": torch.complex64,
+}
+"""Types of numbers by their names in safetensors files."""
+
+_FSDP = "its weights are in FSDP's shards: accelerate merge-weights gathers them"
+_OTHER_FORMS = {
+    "adapter_model.safetensors": (
+        "it holds an adapter without the model it belongs to: load both with PEFT and save what "
+        "merge_and_unload() returns"
+    ),
+    "zero_to_fp32.py": (
+        "its weights are in DeepSpeed's shards: `python zero_to_fp32.py . . --safe_serialization` "
+        "in it gathers them"
+    ),
+    "*.distcp": _FSDP,
+    "pytorch_model_fsdp_*": _FSDP,
+}
+"""What trainers leave in place of weights, and what to do with it."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,17 +72,32 @@ class StoredTensor:
 
     Args:
         file: the open safetensors file.
+        path: where it is.
         key: its name there.
         shape: the shape it is read in; as many elements as the file holds.
+        dtype: its type.
     """
 
     file: Any
+    path: Path
     key: str
     shape: tuple[int, ...]
+    dtype: torch.dtype
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that it fills."""
+        return math.prod(self.shape) * self.dtype.itemsize
 
     def read(self) -> Tensor:
-        """Returns the tensor; its memory is the file's, mapped, until someone copies it."""
-        return self.file.get_tensor(self.key).reshape(self.shape)
+        """Returns the tensor; its memory is the file's, mapped, until someone copies it.
+
+        Raises:
+            UsageError: if it holds numbers that are not finite.
+        """
+        tensor = self.file.get_tensor(self.key).reshape(self.shape)
+        require_finite(tensor, self.key, self.path)
+        return tensor
 
 
 def has_tensors(folder: Path, name: str) -> bool:
@@ -63,19 +117,31 @@ def open_tensors(folder: Path, name: str = "model") -> dict[str, StoredTensor]:
             or a folder that holds pickles only; one line that names them all.
     """
     single, index = _single(folder, name), _index(folder, name)
-    if index.is_file():
+    if index.is_symlink() or index.exists():
         return _open_shards(folder, index)
     if single.is_file():
         return _open_file(single)
+    if advice := other_form(folder):
+        raise UsageError(f"{single} is missing; {folder} is no whole model: {advice}")
     pickles = sorted(p.name for p in folder.glob("*") if p.suffix in PICKLE_ENDINGS)
     if pickles:
         known = any(pickle.startswith("pytorch_model") for pickle in pickles)
         trust = ", or, if you trust its source, blip3o convert --allow-pickle" if known else ""
         raise UsageError(
-            f"{single} is missing; {', '.join(pickles)} may be pickles, which can run any program "
+            f"{single} is missing; {fold(pickles)} may be pickles, which can run any program "
             f"and are not opened: take the safetensors files of the model{trust}"
         )
     raise UsageError(f"{single} is missing; the model folder is incomplete: {_GET_IT}")
+
+
+def other_form(folder: Path) -> str | None:
+    """Returns what to do with a folder that holds what a trainer leaves in place of weights.
+
+    Args:
+        folder: any.
+    """
+    forms = _OTHER_FORMS.items()
+    return next((advice for form, advice in forms if any(folder.glob(form))), None)
 
 
 def write_tensors(
@@ -127,12 +193,34 @@ def read(tensor: Tensor | StoredTensor) -> Tensor:
     return tensor.read() if isinstance(tensor, StoredTensor) else tensor
 
 
+def require_finite(tensor: Tensor, name: str, where: Path | str) -> None:
+    """Refuses a tensor that holds NaN or infinity; a sum tells, which reads it once.
+
+    Args:
+        tensor: any; whole numbers pass.
+        name: its name, for the message.
+        where: what holds it.
+
+    Raises:
+        UsageError: if a number is not finite.
+    """
+    if not tensor.is_floating_point() or tensor.device.type == "meta":
+        return
+    values = tensor.float() if tensor.itemsize == 1 else tensor
+    if not bool(values.sum().isfinite()):  # it may also have overflowed
+        count = int((~values.isfinite()).sum())
+        if count:
+            raise UsageError(
+                f"{where} is damaged: {name} holds {count:,} numbers that are NaN or infinite"
+            )
+
+
 def _shards(tensors: Mapping[str, Tensor | StoredTensor]) -> Iterator[list[str]]:
     """Yields the names of each shard's tensors, in order; at least one shard."""
     keys: list[str] = []
     size = 0
     for key, tensor in tensors.items():
-        more = read(tensor).nbytes  # mapped and not yet read from the disk
+        more = tensor.nbytes
         if keys and size + more > MAX_SHARD_BYTES:
             yield keys
             keys, size = [], 0
@@ -142,23 +230,33 @@ def _shards(tensors: Mapping[str, Tensor | StoredTensor]) -> Iterator[list[str]]
 
 
 def _open_file(file: Path) -> dict[str, StoredTensor]:
+    refuse_pointer(file)
     try:
         opened: Any = safe_open(file, framework="pt")
-        return {
-            key: StoredTensor(opened, key, tuple(opened.get_slice(key).get_shape()))
-            for key in opened.keys()  # noqa: SIM118  (no mapping)
-        }
+        slices = {key: opened.get_slice(key) for key in opened.keys()}  # noqa: SIM118  (no mapping)
+        types = {key: one.get_dtype() for key, one in slices.items()}
+        shapes = {key: tuple(one.get_shape()) for key, one in slices.items()}
     except (SafetensorError, OSError) as error:
         raise UsageError(f"{file} is damaged and cannot be read: {error}") from error
+    strange = [f"{key} {kind}" for key, kind in types.items() if kind not in _TYPES]
+    if strange:
+        raise UsageError(f"{file} holds numbers of types that no model has: {fold(strange)}")
+    return {
+        key: StoredTensor(opened, file, key, shapes[key], _TYPES[kind])
+        for key, kind in types.items()
+    }
 
 
 def _open_shards(folder: Path, index: Path) -> dict[str, StoredTensor]:
     places = _read_index(index)
+    names = sorted(set(places.values()))
     tensors: dict[str, StoredTensor] = {}
     problems: list[str] = []
-    for name in sorted(set(places.values())):
+    missing = [f"{folder / name} is missing" for name in names if not (folder / name).is_file()]
+    if missing:
+        problems.append(f"{fold(missing, _FILES_OF_A_FOLDER)}: {_GET_IT}")
+    for name in names:
         if not (folder / name).is_file():
-            problems.append(f"{folder / name} is missing: {_GET_IT}")
             continue
         try:
             held = _open_file(folder / name)
@@ -168,23 +266,24 @@ def _open_shards(folder: Path, index: Path) -> dict[str, StoredTensor]:
         listed = {key for key, place in places.items() if place == name}
         for what, keys in (("lacks", listed - held.keys()), ("also holds", held.keys() - listed)):
             if keys:
-                said = ", ".join(sorted(keys))
+                said = fold(sorted(keys), _NAMES_OF_A_SHARD)
                 problems.append(f"{index.name} does not fit {name}, which {what} {said}")
         tensors |= held
     if problems:
-        raise UsageError(f"weights in {folder} cannot be used: {'; '.join(problems)}")
+        raise UsageError(f"weights in {folder} cannot be used: {fold_sentences(problems)}")
     return tensors
 
 
 def _read_index(index: Path) -> dict[str, str]:
+    content = read_json(index, fault="is no index of shards")
     try:
-        places = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        places = content["weight_map"]
         names = set(places.values())
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (KeyError, TypeError, AttributeError) as error:
         raise UsageError(f"{index} is no index of shards: {error!r}") from error
     unfit = sorted(repr(n) for n in names if not isinstance(n, str) or not _is_shard_name(n))
     if unfit or not names:
-        said = f"it names {', '.join(unfit)}" if unfit else "it names none"
+        said = f"it names {fold(unfit)}" if unfit else "it names none"
         raise UsageError(f"{index} must name safetensors files beside it; {said}")
     return places
 

@@ -14,7 +14,6 @@ Reference:
 """
 
 import dataclasses
-import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -28,9 +27,12 @@ from blip3o.core.errors import UsageError
 from blip3o.models.decoders.sana import SanaDecoder, SanaDecoderConfig
 from blip3o.models.encoders.siglip2 import Siglip2Encoder, Siglip2EncoderConfig
 from blip3o.weights.keymaps.prefixes import PrefixMap
-from blip3o.weights.shards import open_tensors
-from blip3o.weights.stored import build_without_weights
-from blip3o.weights.strict import require_fit, shapes_of
+from blip3o.weights.keymaps.spellings import SIGLIP2_SANA
+from blip3o.weights.shards import open_tensors, read
+from blip3o.weights.small_files import read_json
+from blip3o.weights.stored import build_without_weights, sketch
+from blip3o.weights.strict import require_fit
+from blip3o.weights.wrappers import unwrapped
 
 NAMES = PrefixMap(
     (
@@ -79,8 +81,8 @@ class Siglip2Sana(NamedTuple):
 def is_siglip2_sana(folder: str | Path) -> bool:
     """Returns whether a folder is one of this layout, by its config.json."""
     try:
-        data = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        data = read_json(Path(folder) / "config.json")
+    except UsageError:
         return False
     return isinstance(data, dict) and data.get("diffusion_model") == "sana"
 
@@ -99,22 +101,22 @@ def load_siglip2_sana(folder: Path, dtype: torch.dtype = torch.float32) -> Sigli
             file or weight.
     """
     encoder, decoder = _configs(folder / "config.json")
-    found = open_tensors(folder)
+    found = SIGLIP2_SANA.respelled(unwrapped(open_tensors(folder), folder), str(folder))
+    file = folder / "config.json"
+    for config in (encoder, decoder):
+        sketch(config, file, len(found))
     is_released = any(name.startswith("transformer.transformer.") for name in found)
     names = NAMES if is_released else TRAINING_NAMES
-    try:
-        parts = Siglip2Sana(build_without_weights(encoder), build_without_weights(decoder))
-    except (ValueError, ArithmeticError, RuntimeError) as error:
-        raise UsageError(f"{folder / 'config.json'} describes no model: {error}") from error
+    parts = Siglip2Sana(build_without_weights(encoder), build_without_weights(decoder))
     expected = {
         published: tensor
         for name, tensor in parts.state().items()
         if (published := names.published(name)) is not None  # the empty condition is ours
     }
-    require_fit(shapes_of(expected), shapes_of(found), str(folder))
+    require_fit(expected, found, str(folder))
     for part, module in zip(parts._fields, parts, strict=True):
         state = {
-            name.removeprefix(f"{part}."): found[published].read().to(dtype, copy=True)
+            name.removeprefix(f"{part}."): read(found[published]).to(dtype, copy=True)
             for published in found
             if (name := names.ours(published) or "").startswith(f"{part}.")
         }
@@ -134,10 +136,7 @@ def _black(encoder: Siglip2Encoder) -> Tensor:
 
 def _configs(file: Path) -> tuple[Siglip2EncoderConfig, SanaDecoderConfig]:
     """Returns the configs of both parts."""
-    try:
-        data: Any = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UsageError(f"{file} cannot be read: {error}") from error
+    data = read_json(file)
     try:
         return _read_configs(data)
     except (UsageError, ValueError, TypeError, KeyError) as error:

@@ -4,7 +4,9 @@ Every layout of a model folder is opened as this, and every layout is written fr
 """
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,10 @@ from blip3o.models.unified import UnifiedModel, UnifiedModelConfig
 from blip3o.nn.quantized import Quantization, quantize_weight
 from blip3o.text.tokenizer import Tokenizer
 from blip3o.weights.shards import StoredTensor
-from blip3o.weights.strict import require_fit, shapes_of
+from blip3o.weights.strict import require_fit
+
+_SPARE_WEIGHTS = 10_000
+"""How many weights may be missing from a folder before its config is refused instead of them."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,9 +55,8 @@ class StoredModel:
         if not overrides:
             return self
         config = override(self.config, overrides)
-        where = self.folder / "config.json"
-        shapes = shapes_of(sketch(config, where).state_dict())
-        require_fit(shapes, shapes_of(self.tensors), f"{self.folder} ({', '.join(overrides)})")
+        expected = sketch(config, self.folder / "config.json", len(self.tensors)).state_dict()
+        require_fit(expected, self.tensors, f"{self.folder} ({', '.join(overrides)})")
         return dataclasses.replace(self, config=config)
 
     def build(
@@ -99,21 +103,68 @@ class StoredModel:
         return model.eval()
 
 
-def sketch(config: UnifiedModelConfig, where: Path) -> UnifiedModel:
-    """Returns a model without memory for its weights, to compare names and shapes with.
+def sketch(config: Any, where: Path, num_weights: float = math.inf) -> Any:  # noqa: ANN401
+    """Returns a module without memory for its weights, to compare names and shapes with.
 
     Args:
-        config: the model's parts.
+        config: of a model or a part of one; its `build()` is called.
         where: the file that describes it, for the message.
+        num_weights: how many weights there are: what has far more is not built to its end. Infinite
+            where no file limits the model.
 
     Raises:
-        UsageError: if it describes no model.
+        UsageError: if it describes no model, or one that is far too large for its weights.
     """
-    try:
-        with torch.device("meta"):
+    with _described_in(where):
+        _require_few_layers(config, num_weights)
+        with torch.device("meta"), _limited(num_weights):
             return config.build()
-    except (ValueError, ArithmeticError, RuntimeError) as error:
-        raise UsageError(f"{where} describes no model: {error}") from error
+
+
+@contextmanager
+def _described_in(where: Path) -> Iterator[None]:
+    """Names the file of a config that describes no model."""
+    try:
+        yield
+    except Exception as error:  # of any type: libraries check sizes in their own ways
+        said = str(error).strip().splitlines() or [type(error).__name__]
+        raise UsageError(f"{where} describes no model: {said[0]}") from error
+
+
+def _require_few_layers(config: Any, num_weights: float) -> None:  # noqa: ANN401
+    """Refuses numbers of layers, and lists, that would fill the memory before a weight is made."""
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if dataclasses.is_dataclass(value):
+            _require_few_layers(value, num_weights)
+            continue
+        counts = value if isinstance(value, tuple) else (value,)
+        largest = max((n for n in counts if isinstance(n, int)), default=0)
+        is_count = "layers" in field.name and largest > num_weights + _SPARE_WEIGHTS
+        if is_count or len(counts) > num_weights + _SPARE_WEIGHTS:
+            raise ValueError(
+                f"{field.name} is {str(value)[:40]}, but there are {num_weights:,} weights"
+            )
+
+
+@contextmanager
+def _limited(num_weights: float) -> Iterator[None]:
+    """Stops whoever builds a module of far more parameters than there are weights."""
+    limit = 2 * num_weights + _SPARE_WEIGHTS
+    made = 0
+
+    def count(module: nn.Module, name: str, parameter: nn.Parameter) -> None:
+        nonlocal made
+        del module, name, parameter
+        made += 1
+        if made > limit:
+            raise ValueError(f"it has more than {limit:,} weights, but there are {num_weights:,}")
+
+    hook = register_module_parameter_registration_hook(count)
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 def check_tokenizer(tokenizer: Tokenizer, config: UnifiedModelConfig, folder: Path) -> None:

@@ -2,11 +2,30 @@
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Protocol
+
+import torch
 
 from blip3o.core.errors import UsageError
 
-Shapes = Mapping[str, Sequence[int]]
+_ROOM = 480
+"""Characters of a message that long lists of names may fill."""
+
+_SENTENCES_ROOM = 800
+
+
+class Described(Protocol):
+    """A tensor in memory or in a file."""
+
+    @property
+    def shape(self) -> Sequence[int]:
+        """Lengths of its axes."""
+        ...
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Its type."""
+        ...
 
 
 class Problems:
@@ -30,38 +49,79 @@ class Problems:
             UsageError: if anything was wrong.
         """
         if self._messages:
-            raise UsageError("; ".join(self._messages))
+            raise UsageError(fold_sentences(self._messages))
 
 
-def shapes_of(state: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
-    """Returns the shape of every tensor of a state dict, in memory or in a file."""
-    return {name: tuple(tensor.shape) for name, tensor in state.items()}
+def fold(names: Iterable[str], room: int = _ROOM, between: str = ", ") -> str:
+    """Returns names as one short text: as many as there is room for, and a count of the rest.
+
+    Args:
+        names: in the order in which they are told; the first one is always there, but cut.
+        room: characters that the named ones may fill.
+        between: what stands between two names.
+    """
+    listed = list(names)
+    text, shown = "", 0
+    for name in listed:
+        longer = f"{text}{between if shown else ''}{name}"
+        if shown and len(longer) > room:
+            break
+        text, shown = longer, shown + 1
+    if len(text) > room:
+        text = f"{text[:room]}..."
+    rest = len(listed) - shown
+    return f"{text}{between}and {rest:,} more" if rest else text
 
 
-def require_fit(expected: Shapes, found: Shapes, where: str, also: Iterable[str] = ()) -> None:
-    """Checks that weights have exactly the expected names and shapes.
+def fold_sentences(problems: Iterable[str]) -> str:
+    """Returns what is wrong as one line: the first problems and a count of the others."""
+    return fold(problems, _SENTENCES_ROOM, "; ")
+
+
+def require_fit(
+    expected: Mapping[str, Described],
+    found: Mapping[str, Described],
+    where: str,
+    also: Iterable[str] = (),
+) -> None:
+    """Checks that weights have exactly the expected names, shapes and kinds of numbers.
 
     Args:
         expected: what the model needs.
-        found: what there is.
+        found: what there is; any floating type stands for any other.
         where: what holds the weights, for the message.
         also: further complaints to list with the others.
 
     Raises:
-        UsageError: if anything is missing, too much or of another shape; it lists all of it.
+        UsageError: if anything is missing, too much, of another shape or of another kind; it lists
+            all of it, long lists by their first names and a count.
     """
-    missing = sorted(expected.keys() - found.keys())
-    extra = sorted(found.keys() - expected.keys())
+    both = [(name, tensor, found[name]) for name, tensor in expected.items() if name in found]
     misshapen = [
-        f"{name} {list(found[name])} instead of {list(shape)}"
-        for name, shape in expected.items()
-        if name in found and tuple(found[name]) != tuple(shape)
+        f"{name} {list(held.shape)} instead of {list(asked.shape)}"
+        for name, asked, held in both
+        if tuple(held.shape) != tuple(asked.shape)
     ]
-    problems = [
-        f"{what}: {', '.join(names)}"
-        for what, names in (("missing", missing), ("extra", extra), ("wrong shape", misshapen))
-        if names
+    of_a_kind = [
+        f"{name} {str(held.dtype).removeprefix('torch.')}"
+        for name, asked, held in both
+        if held.dtype.is_floating_point != asked.dtype.is_floating_point
     ]
-    problems += also
-    if problems:
-        raise UsageError(f"weights in {where} do not fit their config; {'; '.join(problems)}")
+    lists = {
+        "missing": sorted(expected.keys() - found.keys()),
+        "extra": sorted(found.keys() - expected.keys()),
+        "wrong shape": misshapen,
+        "wrong kind of numbers": of_a_kind,
+    }
+    complaints = [*also]
+    if any(0 in held.shape and 0 not in asked.shape for _, asked, held in both):
+        complaints.append(
+            "weights of shape [0] are what DeepSpeed ZeRO-3 leaves: gather them with its "
+            "zero_to_fp32.py"
+        )
+    asked_lists = {what: names for what, names in lists.items() if names}
+    room = _ROOM // max(1, len(asked_lists))
+    problems = [f"{what}: {fold(names, room)}" for what, names in asked_lists.items()]
+    if problems or complaints:
+        said = "; ".join([*problems, *complaints])
+        raise UsageError(f"weights in {where} do not fit their config; {said}")

@@ -2,6 +2,9 @@
 
 import dataclasses
 import json
+import shutil
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from blip3o.core.config import to_dict
+from blip3o.core.errors import UsageError
 from blip3o.imaging.fit import PictureFitConfig
 from blip3o.models.backbones.qwen2_5_vl import Qwen2_5VLBackboneConfig
 from blip3o.models.decoders.sdxl import SdxlDecoderConfig
@@ -18,7 +22,12 @@ from blip3o.models.dit.nextdit import NextDiTConfig
 from blip3o.models.encoders.eva_clip import EvaClipEncoderConfig
 from blip3o.models.unified import SamplingConfig, UnifiedModel, UnifiedModelConfig
 from blip3o.text.tokenizer import Tokenizer
+from blip3o.weights.convert import convert
+from blip3o.weights.folder import load_model
 from blip3o.weights.keymaps.blip3o_qwen import to_published
+
+_SECONDS = 8.0
+"""Within this an odd folder is refused, on a busy machine too."""
 
 
 def released_config(tokenizer: Tokenizer) -> UnifiedModelConfig:
@@ -123,3 +132,36 @@ def released_folder(
     """The tiny model as a published folder with the tower and the decoder; may be changed."""
     save_released(released_model, tiny_tokenizer, tmp_path / "released")
     return tmp_path / "released"
+
+
+@pytest.fixture
+def ours(tiny_folder: Path, tmp_path: Path) -> Path:
+    """The tiny model in our layout; may be changed."""
+    return shutil.copytree(tiny_folder, tmp_path / "ours")
+
+
+@pytest.fixture(params=["ours", "published"])
+def either_folder(request: pytest.FixtureRequest) -> Path:
+    """A folder of each layout; may be changed."""
+    return request.getfixturevalue({"ours": "ours", "published": "released_folder"}[request.param])
+
+
+@pytest.fixture
+def refusal(tmp_path: Path) -> Callable[[Path], str]:
+    """Returns a function: the short line that loading and converting refuse a folder with, soon."""
+
+    def refuse(folder: Path) -> str:
+        dest = tmp_path / "dest"
+        messages = []
+        for read in (load_model, lambda source: convert(source, dest)):
+            start = time.monotonic()
+            with pytest.raises(UsageError) as caught:
+                read(folder)
+            assert time.monotonic() - start < _SECONDS
+            messages.append(str(caught.value))
+            assert "\n" not in messages[-1]
+            assert len(messages[-1]) < 1000
+        assert not dest.exists()
+        return messages[0]
+
+    return refuse

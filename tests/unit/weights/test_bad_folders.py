@@ -271,7 +271,7 @@ def test_allowed_pickles_of_an_old_torch_are_read(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="holds more than weights and is refused"):
         read_pickles(tmp_path)
     file.write_text("version https://git-lfs.github.com/spec/v1")
-    with pytest.raises(UsageError, match="is damaged and cannot be read"):
+    with pytest.raises(UsageError, match="is a git-lfs pointer"):
         read_pickles(tmp_path)
 
 

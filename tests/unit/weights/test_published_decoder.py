@@ -5,10 +5,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
 from blip3o.core.config import from_dict
 from blip3o.core.errors import UsageError
 from blip3o.models.decoders.sdxl import SdxlDecoderConfig
+from blip3o.weights.folder import load_model
 from blip3o.weights.published_decoder import read_config
 
 UNET = {
@@ -54,6 +57,23 @@ def write(folder: Path, unet: dict[str, Any]) -> None:
     for name, content in files.items():
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / f"{name}.json").write_text(json.dumps(content))
+
+
+def test_names_of_an_old_vae_are_read(released_folder: Path) -> None:
+    """Before version 0.14 diffusers called the projections of an attention otherwise."""
+    expected = load_model(released_folder).model.image_decoder.vae.state_dict()
+    file = released_folder / "diffusion-decoder/vae/diffusion_pytorch_model.bf16.safetensors"
+    old = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
+    state = load_file(file)
+    renamed = {}
+    for name, tensor in state.items():
+        for new, former in old.items():
+            name = name.replace(f".{new}.", f".{former}.")
+        renamed[name] = tensor
+    assert renamed.keys() != state.keys()
+    save_file(renamed, file)
+    found = load_model(released_folder).model.image_decoder.vae.state_dict()
+    assert all(torch.equal(found[name], value) for name, value in expected.items())
 
 
 def test_the_released_decoder_is_recognized(tmp_path: Path) -> None:

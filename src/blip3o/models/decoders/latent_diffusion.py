@@ -19,6 +19,8 @@ from blip3o.flow.sigmas import inference_sigmas
 from blip3o.flow.solver import StepCallback
 from blip3o.models.encoders.vae import import_diffusers
 
+_MAX_TRAIN_TIMESTEPS = 100_000
+
 TILE_PX = 512
 """Side of the tiles in which a VAE decodes pictures larger than this, when tiling is on."""
 
@@ -134,6 +136,9 @@ def build_scheduler(settings: Mapping[str, Any]) -> Any:  # noqa: ANN401  (a dif
     found = getattr(diffusers, name, None)
     if not (isinstance(found, type) and issubclass(found, diffusers.SchedulerMixin)):
         raise UsageError(f"scheduler._class_name: diffusers has no scheduler {name!r}")
+    steps = settings.get("num_train_timesteps", 0)
+    if not isinstance(steps, int) or steps > _MAX_TRAIN_TIMESTEPS:  # it makes tables of them
+        raise UsageError(f"scheduler.num_train_timesteps must be at most {_MAX_TRAIN_TIMESTEPS:,}")
     with torch.device("cpu"):  # its tables are read at once, also where a model is only sketched
         return found.from_config(dict(settings))
 

@@ -44,7 +44,7 @@ class NextDiTConfig:
         patch_size: side of the square of feature tokens that makes one transformer token.
         multiple_of: the feed-forward width is rounded up to a multiple of this.
         ffn_dim_multiplier: optional factor of the feed-forward width.
-        norm_eps: epsilon of the norms.
+        norm_eps: epsilon of the RMS norms; the LayerNorms have one of their own, as published.
         reference_channels: channels of the features of a picture to edit; 0 (the released layout)
             for a network that takes none.
     """
@@ -152,7 +152,7 @@ class NextDiT(nn.Module):
             nn.init.zeros_(self.reference_embedder.weight)  # editing starts as generation
             nn.init.zeros_(self.reference_embedder.bias)
         self.caption_projection = CaptionProjection(config.condition_size, width)
-        self.time_caption_embed = TimeCaptionEmbedding(width, config.vector_size, config.norm_eps)
+        self.time_caption_embed = TimeCaptionEmbedding(width, config.vector_size)
         self.layers = nn.ModuleList(NextDiTBlock(config) for _ in range(config.num_layers))
         self.norm_out = OutputLayer(width, config.vector_size, config.in_channels * area)
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from blip3o.models.dit.nextdit_ends import VECTOR_NORM_EPS
 from blip3o.nn.attention import attend
 from blip3o.nn.linear import VectorLinear
 from blip3o.nn.mlp import SwiGLU, swiglu_size
@@ -135,14 +136,14 @@ class _Projections(nn.Module):
 
     def __init__(self, config: "NextDiTConfig") -> None:
         super().__init__()
-        width, eps = config.hidden_size, config.norm_eps
+        width = config.hidden_size
         self.head_dim = width // config.num_heads
         key_width = self.head_dim * config.kv_heads
         self.to_q = nn.Linear(width, width, bias=False)
         self.to_k = nn.Linear(width, key_width, bias=False)
         self.to_v = nn.Linear(width, key_width, bias=False)
-        self.norm_q = nn.LayerNorm(width, eps=eps)
-        self.norm_k = nn.LayerNorm(key_width, eps=eps)
+        self.norm_q = nn.LayerNorm(width, eps=VECTOR_NORM_EPS)
+        self.norm_k = nn.LayerNorm(key_width, eps=VECTOR_NORM_EPS)
 
     def query(self, hidden: Tensor) -> Tensor:
         return self.norm_q(self.to_q(hidden)).unflatten(-1, (-1, self.head_dim))

@@ -6,6 +6,11 @@ from torch.nn import functional
 from blip3o.nn.embedding import TimestepEmbedding
 from blip3o.nn.linear import VectorLinear
 
+VECTOR_NORM_EPS = 1e-5
+"""Epsilon of the LayerNorms of queries, keys and the pooled condition, whatever `norm_eps` is."""
+
+_OUTPUT_NORM_EPS = 1e-6
+
 
 class PatchEmbedder(nn.Module):
     """Patches of features [B, M, C p p] to the DiT's width."""
@@ -31,11 +36,11 @@ class CaptionProjection(nn.Module):
 class TimeCaptionEmbedding(nn.Module):
     """The conditioning vector: timestep embedding + pooled context."""
 
-    def __init__(self, hidden_size: int, vector_size: int, eps: float) -> None:
+    def __init__(self, hidden_size: int, vector_size: int) -> None:
         super().__init__()
         self.timestep_embedder = TimestepEmbedding(vector_size)
         self.caption_embedder = nn.Sequential(
-            nn.LayerNorm(hidden_size, eps=eps), VectorLinear(hidden_size, vector_size)
+            nn.LayerNorm(hidden_size, eps=VECTOR_NORM_EPS), VectorLinear(hidden_size, vector_size)
         )
 
     def pool(self, context: Tensor) -> Tensor:
@@ -61,4 +66,5 @@ class OutputLayer(nn.Module):
 
     def project(self, hidden: Tensor, scale: Tensor) -> Tensor:
         """Returns patches of velocities for a scale [B, 1, E]."""
-        return self.linear_2(functional.layer_norm(hidden, hidden.shape[-1:], eps=1e-6) * scale)
+        normed = functional.layer_norm(hidden, hidden.shape[-1:], eps=_OUTPUT_NORM_EPS)
+        return self.linear_2(normed * scale)

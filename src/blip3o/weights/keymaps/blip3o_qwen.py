@@ -8,7 +8,8 @@
     model.dit.model.*                               dit.*
     model.gen_vision_tower.vision_tower.model.*     image_encoder.tower.* (not in every checkpoint)
 
-The names are those that transformers 4.51 writes. Reference: parity manifests `blip3o_qwen_*`.
+The names are those that transformers 4.51 writes; `spellings` has those of newer ones.
+Reference: parity manifests `blip3o_qwen_*`.
 """
 
 from collections.abc import Mapping
@@ -17,6 +18,7 @@ from typing import Any
 from blip3o.core.errors import UsageError
 from blip3o.models.backbones.qwen2_5_vl import Qwen2_5VLBackboneConfig
 from blip3o.models.backbones.vision import VisionTowerConfig
+from blip3o.weights.keymaps.hf_config import first_of, require_activation, rope_of, text_fields
 from blip3o.weights.keymaps.prefixes import PrefixMap
 from blip3o.weights.keymaps.published import PublishedFamily
 
@@ -43,6 +45,7 @@ NAMES = PrefixMap(
 _FAMILY = PublishedFamily(NAMES, INFERENCE_PARTS, strays=("model.vae.",))
 to_published = _FAMILY.to_published
 load_published = _FAMILY.load_published
+plain = _FAMILY.plain
 is_asked = _FAMILY.is_asked
 
 _DECODER_FIELDS = {
@@ -56,50 +59,61 @@ _DECODER_FIELDS = {
     "tie_word_embeddings": "tie_word_embeddings",
     "rms_norm_eps": "norm_eps",
     "max_position_embeddings": "max_positions",
-    "rope_theta": "rope_theta",
 }
 _VISION_FIELDS = {
-    "hidden_size": "hidden_size",
-    "intermediate_size": "intermediate_size",
-    "depth": "num_layers",
-    "num_heads": "num_heads",
-    "patch_size": "patch_px",
-    "spatial_merge_size": "merge",
-    "temporal_patch_size": "num_frames",
-    "window_size": "window_px",
+    ("hidden_size",): "hidden_size",
+    ("intermediate_size",): "intermediate_size",
+    ("depth", "num_hidden_layers"): "num_layers",
+    ("num_heads", "num_attention_heads"): "num_heads",
+    ("patch_size", "spatial_patch_size"): "patch_px",
+    ("spatial_merge_size",): "merge",
+    ("temporal_patch_size",): "num_frames",
+    ("window_size",): "window_px",
 }
+"""Names that a field has or had, the one that is written first, and ours."""
+
+_COLORS = 3
 
 
 def backbone_config(published: Mapping[str, Any]) -> Qwen2_5VLBackboneConfig:
     """Returns the backbone's config out of a published config.json.
 
     Args:
-        published: the file's content: flat text fields, `rope_scaling` and `vision_config`.
+        published: the file's content, as transformers 4 or 5 writes it.
 
     Raises:
         UsageError: if a field is missing or describes no model.
     """
     try:
-        vision = published["vision_config"]
-        tower = {ours: vision[name] for name, ours in _VISION_FIELDS.items() if name in vision}
+        text, vision = text_fields(published), published["vision_config"]
+        fields: dict[str, Any] = {ours: text[name] for name, ours in _DECODER_FIELDS.items()}
+        rope = rope_of(text)
+        found = {ours: first_of(vision, names) for names, ours in _VISION_FIELDS.items()}
+        tower = {ours: value for ours, value in found.items() if value is not None}
+        require_activation(vision, "vision_config.")
+        if first_of(vision, ("in_channels", "in_chans")) not in (None, _COLORS):
+            raise UsageError(f"vision_config.in_channels must be {_COLORS}")
+        time, rows, columns = rope.sections
         if "fullatt_block_indexes" in vision:
             tower["full_attention_layers"] = tuple(vision["fullatt_block_indexes"])
         return Qwen2_5VLBackboneConfig(
-            **{ours: published[name] for name, ours in _DECODER_FIELDS.items()},
-            rotary_sections=tuple(published["rope_scaling"]["mrope_section"]),
+            **fields,
+            rope_theta=rope.theta,
+            rotary_sections=(time, rows, columns),
             vision=VisionTowerConfig(**tower),
         )
     except KeyError as error:
         raise UsageError(f"config.json of the published model lacks {error}") from error
-    except (TypeError, ValueError, ArithmeticError) as error:
+    except (TypeError, ValueError, ArithmeticError, AttributeError, UsageError) as error:
         raise UsageError(f"config.json of the published model is unfit: {error}") from error
 
 
 def published_backbone(config: Qwen2_5VLBackboneConfig) -> dict[str, Any]:
     """Returns the fields of a published config.json that `backbone_config` reads back."""
-    vision = {name: getattr(config.vision, ours) for name, ours in _VISION_FIELDS.items()}
+    vision = {names[0]: getattr(config.vision, ours) for names, ours in _VISION_FIELDS.items()}
     return {
         **{name: getattr(config, ours) for name, ours in _DECODER_FIELDS.items()},
+        "rope_theta": config.rope_theta,
         "rope_scaling": {
             "type": "default",
             "rope_type": "default",

@@ -20,6 +20,7 @@ from typing import Any
 from blip3o.core.errors import UsageError
 from blip3o.models.backbones.qwen3 import Qwen3BackboneConfig
 from blip3o.models.encoders.siglip2 import Siglip2EncoderConfig
+from blip3o.weights.keymaps.hf_config import rope_of, text_fields
 from blip3o.weights.keymaps.prefixes import PrefixMap
 from blip3o.weights.keymaps.published import PublishedFamily
 
@@ -52,6 +53,7 @@ NAMES = PrefixMap(
 _FAMILY = PublishedFamily(NAMES, INFERENCE_PARTS)
 to_published = _FAMILY.to_published
 load_published = _FAMILY.load_published
+plain = _FAMILY.plain
 
 _DECODER_FIELDS = {
     "vocab_size": "vocab_size",
@@ -64,7 +66,6 @@ _DECODER_FIELDS = {
     "tie_word_embeddings": "tie_word_embeddings",
     "rms_norm_eps": "norm_eps",
     "max_position_embeddings": "max_positions",
-    "rope_theta": "rope_theta",
 }
 _TOWER_FIELDS = {
     "image_size": "image_px",
@@ -91,8 +92,13 @@ def backbone_config(
         UsageError: if a field is missing or describes no model.
     """
     try:
+        text = text_fields(published)
+        fields: dict[str, Any] = {ours: text[name] for name, ours in _DECODER_FIELDS.items()}
+        rope = rope_of(text)
+        vision = vision.get("vision_config", vision)
         return Qwen3BackboneConfig(
-            **{ours: published[name] for name, ours in _DECODER_FIELDS.items()},
+            **fields,
+            rope_theta=rope.theta,
             image_token_id=image_token_id,
             vision_tower=Siglip2EncoderConfig(
                 **{ours: vision[name] for name, ours in _TOWER_FIELDS.items()}, keep_head=True
@@ -100,5 +106,5 @@ def backbone_config(
         )
     except KeyError as error:
         raise UsageError(f"config.json of the published model lacks {error}") from error
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, ArithmeticError, AttributeError, UsageError) as error:
         raise UsageError(f"config.json of the published model is unfit: {error}") from error

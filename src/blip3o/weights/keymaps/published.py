@@ -2,13 +2,17 @@
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from blip3o.models.unified import UnifiedModel
 from blip3o.weights.keymaps.prefixes import PrefixMap
-from blip3o.weights.strict import require_fit, shapes_of
+from blip3o.weights.keymaps.spellings import BLIP3O
+from blip3o.weights.shards import StoredTensor, read, require_finite
+from blip3o.weights.strict import require_fit
+from blip3o.weights.wrappers import unwrapped
 
 QUERIES, HEAD, EMBEDDING = "query_tokens.weight", "lm_head.weight", "model.embed_tokens.weight"
 
@@ -64,17 +68,42 @@ class PublishedFamily:
         """
         parts = self.inference_parts if parts is None else parts
         own = {name: v for name, v in model.state_dict().items() if _is_in(name, parts)}
-        given = {name: tensor for name, tensor in state.items() if self.is_asked(name, parts)}
+        given = self.plain(state, None, where)
+        given = {name: tensor for name, tensor in given.items() if self.is_asked(name, parts)}
         also = []
         if model.backbone.lm_head is None:
             head, table = given.pop(HEAD, None), given.get(EMBEDDING)
-            if head is not None and (table is None or not torch.equal(head, table)):
+            if head is not None and (table is None or not torch.equal(read(head), read(table))):
                 also = [f"{HEAD} is not {EMBEDDING}, although the embeddings are tied"]
         expected = self.to_published(own)
-        require_fit(shapes_of(expected), shapes_of(given), where, also)
+        require_fit(expected, given, where, also)
         with torch.no_grad():
             for name, tensor in expected.items():
-                tensor.copy_(given[name])
+                value = read(given[name])
+                require_finite(value, name, where)
+                tensor.copy_(value)
+
+    def plain(
+        self,
+        state: Mapping[str, Tensor | StoredTensor],
+        folder: Path | None,
+        where: str = "",
+    ) -> dict[str, Tensor | StoredTensor]:
+        """Returns weights under the published names, whatever they were saved as.
+
+        Wrappers' prefixes go, an adapter is merged, and the names of newer versions of transformers
+        become those of 4.51.
+
+        Args:
+            state: the whole checkpoint.
+            folder: where it lies; None for one in memory.
+            where: for messages; "" names the folder.
+
+        Raises:
+            UsageError: see `unwrapped` and `Spellings.respelled`.
+        """
+        where = where or str(folder)
+        return BLIP3O.respelled(unwrapped(state, folder, where), where)
 
     def is_asked(self, published: str, parts: Sequence[str]) -> bool:
         """Returns whether a weight is to be loaded or refused, and not passed over.

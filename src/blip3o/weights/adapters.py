@@ -1,0 +1,179 @@
+"""Adapters of PEFT that lie unmerged beside the weights they change, merged as they are read.
+
+    W + strength * up @ down                    LoRA: `lora_B.NAME.weight` and `lora_A.NAME.weight`
+
+The strength is in `adapter_config.json`. Other kinds of adapters are named and left to PEFT.
+"""
+
+import dataclasses
+import math
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from blip3o.core.errors import UsageError
+from blip3o.weights.shards import StoredTensor, read
+from blip3o.weights.small_files import read_json
+from blip3o.weights.strict import fold
+
+CONFIG = "adapter_config.json"
+
+_LORA = re.compile(
+    r"(?P<layer>.+)\.lora_(?P<kind>embedding_)?(?P<side>[AB])(?:\.(?!weight$)(?P<name>[^.]+))?"
+    r"(?:\.weight)?"
+)
+_OTHERS = (
+    "lora_",
+    "hada_",
+    "lokr_",
+    "ia3_",
+    "vera_lambda",
+    "oft_",
+    "boft_",
+    "trainable_tokens_",
+    "prompt_encoder",
+)
+"""Beginnings of a part of a name that only adapters have."""
+
+_UNLIKE = ("use_dora", "lora_bias", "alora_invocation_tokens", "use_qalora", "target_parameters")
+"""Settings under which an adapter is more than the product above."""
+
+
+@dataclasses.dataclass(frozen=True)
+class MergedTensor(StoredTensor):
+    """A weight in a file with an adapter that is added to it when it is read.
+
+    Args:
+        down: `lora_A`.
+        up: `lora_B`.
+        strength: factor of their product.
+        is_turned: the product is of the transposed weight.
+    """
+
+    down: Tensor | StoredTensor
+    up: Tensor | StoredTensor
+    strength: float
+    is_turned: bool
+
+    def read(self) -> Tensor:
+        """Returns the merged weight, in the type of the stored one."""
+        return merged(super().read(), self.down, self.up, self.strength, is_turned=self.is_turned)
+
+
+def merged(
+    weight: Tensor,
+    down: Tensor | StoredTensor,
+    up: Tensor | StoredTensor,
+    strength: float,
+    *,
+    is_turned: bool,
+) -> Tensor:
+    """Returns weight + strength * up @ down, computed in fp32, in the weight's type.
+
+    Args:
+        weight: of a linear layer, a convolution or an embedding.
+        down: `lora_A`, [rank, ...].
+        up: `lora_B`, [..., rank] with ones after it.
+        strength: factor.
+        is_turned: the product is of the transposed weight.
+    """
+    product = read(up).float().flatten(1) @ read(down).float().flatten(1)
+    change = product.T if is_turned else product
+    return (weight.float() + strength * change.reshape(weight.shape)).to(weight.dtype)
+
+
+def is_adapter(name: str) -> bool:
+    """Returns whether a weight belongs to an adapter.
+
+    Args:
+        name: its plain name.
+    """
+    return any(part.startswith(_OTHERS) for part in name.split("."))
+
+
+def merge_adapters(
+    tensors: Mapping[str, Tensor | StoredTensor], folder: Path | None, where: str
+) -> dict[str, Tensor | StoredTensor]:
+    """Returns the weights of a model with its adapter merged; those in files when they are read.
+
+    Args:
+        tensors: of the model and its adapter, by plain names.
+        folder: holds `adapter_config.json`; None if there is no folder.
+        where: what holds the weights, for the message.
+
+    Raises:
+        UsageError: if there is no such file, more than one adapter, or one of another kind.
+    """
+    adapter = [name for name in tensors if is_adapter(name)]
+    advice = "merge it with PEFT (merge_and_unload) and save the result"
+    said = f"weights in {where} hold an adapter that is not merged ({fold(adapter, 160)})"
+    if folder is None or not (folder / CONFIG).exists():
+        raise UsageError(f"{said}: put its {CONFIG} beside them, or {advice}")
+    settings = read_json(folder / CONFIG)
+    found = {name: _LORA.fullmatch(name) for name in adapter}
+    strange = [name for name, match in found.items() if match is None]
+    if strange or not isinstance(settings, Mapping) or settings.get("peft_type") != "LORA":
+        raise UsageError(f"{said}, which is no plain LoRA: {advice}")
+    unlike = [name for name in _UNLIKE if settings.get(name)]
+    if unlike:
+        raise UsageError(f"{said} with {', '.join(unlike)} ({folder / CONFIG}): {advice}")
+    sides: dict[str, dict[str, tuple[re.Match[str], Tensor | StoredTensor]]] = {}
+    names: set[str] = set()
+    for name, match in found.items():
+        assert match is not None  # those are refused above
+        names.add(str(match["name"]))
+        sides.setdefault(match["layer"], {})[match["side"]] = (match, tensors[name])
+    if len(names) > 1:
+        raise UsageError(f"{said}, and there are several ({fold(sorted(names), 80)}): {advice}")
+    result = {name: tensor for name, tensor in tensors.items() if name not in found}
+    for layer, pair in sides.items():
+        weight = f"{layer}.weight"
+        if len(pair) < 2 or weight not in result:
+            raise UsageError(f"{said}; {layer} lacks its weight or a half of the adapter")
+        (match, down), (_, up) = pair["A"], pair["B"]
+        is_turned = bool(match["kind"]) or bool(settings.get("fan_in_fan_out"))
+        strength = _strength(settings, layer, int(down.shape[0]), folder)
+        result[weight] = _joined(weight, result[weight], down, up, strength, is_turned, said)
+    return result
+
+
+def _joined(
+    name: str,
+    weight: Tensor | StoredTensor,
+    down: Tensor | StoredTensor,
+    up: Tensor | StoredTensor,
+    strength: float,
+    is_turned: bool,
+    said: str,
+) -> Tensor | StoredTensor:
+    rows, columns = int(up.shape[0]), math.prod(down.shape[1:])
+    fits = math.prod(up.shape[1:]) == down.shape[0] and rows * columns == math.prod(weight.shape)
+    if not fits:
+        raise UsageError(
+            f"{said}; {name} {list(weight.shape)} cannot take {list(up.shape)} x {list(down.shape)}"
+        )
+    if isinstance(weight, StoredTensor):
+        fields = {f.name: getattr(weight, f.name) for f in dataclasses.fields(StoredTensor)}
+        return MergedTensor(**fields, down=down, up=up, strength=strength, is_turned=is_turned)
+    with torch.no_grad():
+        return merged(weight, down, up, strength, is_turned=is_turned)
+
+
+def _strength(settings: Mapping[str, Any], layer: str, rank: int, folder: Path) -> float:
+    """Returns the factor of a layer's adapter: alpha / rank, or alpha / sqrt(rank)."""
+    try:
+        alpha = settings["lora_alpha"]
+        for pattern, own in (settings.get("alpha_pattern") or {}).items():
+            if re.match(rf"(.*\.)?({pattern})$", layer):
+                alpha = own
+                break
+        strength = alpha / (math.sqrt(rank) if settings.get("use_rslora") else rank)
+        if not math.isfinite(strength):
+            raise ValueError(f"lora_alpha {alpha}")
+    except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError, re.error) as error:
+        raise UsageError(f"{folder / CONFIG} says no strength of the adapter: {error}") from error
+    return strength

@@ -1,0 +1,118 @@
+"""Names of weights as trainers leave them, and the plain names beneath.
+
+Whoever saves the state of a wrapped model gets the wrapper's names between those of the model:
+
+    module.                                     DataParallel, DDP, DeepSpeed, averaged weights
+    _fsdp_wrapped_module., _fpw_module.         FSDP
+    _checkpoint_wrapped_module.                 activation checkpointing
+    _orig_mod.                                  torch.compile
+    _forward_module.                            Lightning Fabric
+    base_model.model.                           PEFT, around the model
+    .base_layer., .modules_to_save.NAME.        PEFT, around a layer
+    .lora_A.NAME., .lora_B.NAME.                PEFT, an adapter beside a layer: see `adapters`
+
+They may stand anywhere, in any number and order. No network of ours has a part of these names.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from torch import Tensor
+
+from blip3o.core.errors import UsageError
+from blip3o.weights.adapters import is_adapter, merge_adapters
+from blip3o.weights.shards import StoredTensor
+from blip3o.weights.strict import fold
+
+_WRAPPERS = frozenset(
+    {
+        "module",
+        "_fsdp_wrapped_module",
+        "_fpw_module",
+        "_checkpoint_wrapped_module",
+        "_orig_mod",
+        "_forward_module",
+        "base_layer",
+    }
+)
+_PEFT = ["base_model", "model"]
+_TRAINED, _FROZEN = "modules_to_save", "original_module"
+_FLAT = ("_flat_param", "flat_param")
+
+_COUNTER = "n_averaged"  # of torch's averaged weights
+_COMPUTED = (
+    ".rotary_emb.inv_freq",
+    ".rotary_emb.original_inv_freq",
+    ".rotary_pos_emb.inv_freq",
+    ".embeddings.position_ids",
+)
+"""Ends of names that older versions of transformers stored and every version computes."""
+
+
+def unwrapped(
+    tensors: Mapping[str, Tensor | StoredTensor], folder: Path | None, where: str = ""
+) -> dict[str, Tensor | StoredTensor]:
+    """Returns weights by their plain names, adapters merged.
+
+    Args:
+        tensors: by the names they were saved under.
+        folder: holds `adapter_config.json`, if adapters are to be merged.
+        where: what holds the weights, for the message; None names the folder.
+
+    Raises:
+        UsageError: if two weights have one plain name, if weights are flattened, or if an adapter
+            cannot be merged.
+    """
+    where = where or str(folder)
+    flat = [name for name in tensors if name.rpartition(".")[2] in _FLAT]
+    if flat:
+        raise UsageError(
+            f"weights in {where} are flattened by FSDP ({fold(flat, 160)}): save them with "
+            "StateDictType.FULL_STATE_DICT"
+        )
+    kept = {name: tensor for name, tensor in tensors.items() if not _is_spare(name, tensors)}
+    plain: dict[str, Tensor | StoredTensor] = {}
+    twice: list[str] = []
+    for name, tensor in kept.items():
+        own = plain_name(name)
+        twice += [own] if own in plain else []
+        plain[own] = tensor
+    if twice:
+        raise UsageError(
+            f"weights in {where} come twice, with and without a wrapper's prefix: {fold(twice)}"
+        )
+    if any(map(is_adapter, plain)):
+        return merge_adapters(plain, folder, where)
+    return plain
+
+
+def plain_name(name: str) -> str:
+    """Returns the name of a weight without what wrappers put into it.
+
+    Args:
+        name: as it was saved.
+    """
+    parts = [part for part in name.split(".") if part not in _WRAPPERS and part != _FROZEN]
+    while _TRAINED in parts:
+        place = parts.index(_TRAINED)
+        has_name = place + 2 < len(parts)  # of the adapter
+        del parts[place : place + 1 + has_name]
+    while (place := _first(parts, _PEFT)) is not None:
+        del parts[place : place + len(_PEFT)]
+    return ".".join(parts)
+
+
+def _first(parts: list[str], run: list[str]) -> int | None:
+    places = range(len(parts) - len(run) + 1)
+    return next((place for place in places if parts[place : place + len(run)] == run), None)
+
+
+def _is_spare(name: str, names: Mapping[str, object]) -> bool:
+    """Returns whether a weight is computed anew, or has a trained one in its place."""
+    if name.rpartition(".")[2] == _COUNTER or name.endswith(_COMPUTED):
+        return True
+    front, frozen, rest = name.partition(f".{_FROZEN}.")
+    if not frozen:
+        return False
+    trained = f"{front}.{_TRAINED}."
+    return any(other.startswith(trained) and other.endswith(f".{rest}") for other in names)

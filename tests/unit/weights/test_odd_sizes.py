@@ -1,0 +1,217 @@
+"""Configs of absurd sizes, and weights that are no floating point numbers, are refused soon."""
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from blip3o import cli
+from blip3o.core.config import to_dict
+from blip3o.core.errors import UsageError
+from blip3o.models.decoders.sana import SanaDecoderConfig
+from blip3o.models.encoders.siglip2 import Siglip2EncoderConfig
+from blip3o.weights.folder import load_model
+from blip3o.weights.siglip2_sana import load_siglip2_sana
+
+Refuse = Callable[[Path], str]
+SECONDS = 8.0
+
+
+def edit_json(file: Path, *path: str | int, value: Any) -> None:
+    data = json.loads(file.read_text())
+    place = data
+    for key in path[:-1]:
+        place = place[key]
+    place[path[-1]] = value
+    file.write_text(json.dumps(data))
+
+
+OUR_COUNTS: list[tuple[str | int, ...]] = [
+    ("backbone", "num_layers"),
+    ("image_encoder", "num_layers"),
+    ("dit", "num_layers"),
+]
+OUR_SIZES: list[tuple[str | int, ...]] = [
+    ("backbone", "vocab_size"),
+    ("backbone", "hidden_size"),
+    ("backbone", "num_heads"),
+    ("image_encoder", "image_px"),
+    ("image_encoder", "hidden_size"),
+    ("num_query_tokens",),
+    ("dit", "hidden_size"),
+    ("dit", "num_heads"),
+    ("dit", "grid"),
+    ("normalizer", "num_components"),
+    ("image_decoder", "image_px"),
+]
+PUBLISHED_COUNTS: list[tuple[str, tuple[str | int, ...]]] = [
+    ("config.json", ("num_hidden_layers",)),
+    ("config.json", ("vision_config", "depth")),
+    ("config.json", ("blip3o", "dit", "num_layers")),
+    ("config.json", ("blip3o", "image_encoder", "num_layers")),
+    ("diffusion-decoder/unet/config.json", ("layers_per_block",)),
+    ("diffusion-decoder/unet/config.json", ("transformer_layers_per_block", 1)),
+    ("diffusion-decoder/vae/config.json", ("layers_per_block",)),
+]
+MANY = [12_000, 10**7, 10**12, 10**30]
+
+
+@pytest.mark.parametrize("value", MANY)
+@pytest.mark.parametrize("path", OUR_COUNTS + OUR_SIZES, ids=lambda path: ".".join(map(str, path)))
+def test_absurd_sizes_in_our_layout(
+    ours: Path, path: tuple[str | int, ...], value: int, refusal: Refuse
+) -> None:
+    edit_json(ours / "config.json", *path, value=value)
+    refusal(ours)
+
+
+@pytest.mark.parametrize("value", MANY)
+@pytest.mark.parametrize(("file", "path"), PUBLISHED_COUNTS)
+def test_absurd_sizes_in_the_published_layout(
+    released_folder: Path, file: str, path: tuple[str | int, ...], value: int, refusal: Refuse
+) -> None:
+    data = json.loads((released_folder / file).read_text())
+    if path[0] == "transformer_layers_per_block":  # may be written as one number
+        edit_json(released_folder / file, path[0], value=[1] * len(data["down_block_types"]))
+    edit_json(released_folder / file, *path, value=value)
+    refusal(released_folder)
+
+
+def test_absurd_sizes_that_fit_each_other(released_folder: Path, refusal: Refuse) -> None:
+    """Nothing is made of them before they are held against the weights."""
+    for file, path in (
+        ("config.json", ("blip3o", "image_encoder", "hidden_size")),
+        ("config.json", ("blip3o", "dit", "in_channels")),
+        ("diffusion-decoder/unet/config.json", ("cross_attention_dim",)),
+    ):
+        edit_json(released_folder / file, *path, value=2**40)
+    unet = released_folder / "diffusion-decoder/unet/config.json"
+    size = json.loads(unet.read_text())["addition_time_embed_dim"]
+    edit_json(unet, "projection_class_embeddings_input_dim", value=2**40 + 6 * size)
+    refusal(released_folder)
+
+
+@pytest.mark.parametrize("value", [10**7, 10**12, 10**30, "x", None, 1.5])
+def test_schedules_without_end(released_folder: Path, refusal: Refuse, value: Any) -> None:
+    file = released_folder / "diffusion-decoder/scheduler/scheduler_config.json"
+    edit_json(file, "num_train_timesteps", value=value)
+    refusal(released_folder)
+
+
+def test_lists_without_end(
+    released_folder: Path,
+    refusal: Refuse,
+) -> None:
+    unet = released_folder / "diffusion-decoder/unet/config.json"
+    edit_json(unet, "block_out_channels", value=[4] * 200_000)
+    refusal(released_folder)
+
+
+@pytest.mark.parametrize("value", MANY)
+def test_absurd_overrides(tiny_folder: Path, value: int) -> None:
+    start = time.monotonic()
+    with pytest.raises(UsageError) as caught:
+        load_model(tiny_folder, overrides=[f"dit.num_layers={value}"])
+    assert time.monotonic() - start < SECONDS
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("value", MANY)
+@pytest.mark.parametrize("part", ["image_encoder", "image_decoder"])
+def test_absurd_sizes_of_siglip2_and_sana(tmp_path: Path, part: str, value: int) -> None:
+    pytest.importorskip("diffusers")
+    own = {
+        "image_encoder": to_dict(Siglip2EncoderConfig.tiny()),
+        "image_decoder": to_dict(SanaDecoderConfig.tiny()),
+    }
+    own[part]["num_layers"] = value
+    (tmp_path / "config.json").write_text(json.dumps({"diffusion_model": "sana", "blip3o": own}))
+    save_file({"vae.x": torch.zeros(1)}, tmp_path / "model.safetensors")
+    start = time.monotonic()
+    with pytest.raises(UsageError):
+        load_siglip2_sana(tmp_path)
+    assert time.monotonic() - start < SECONDS
+
+
+def each_file(folder: Path) -> Iterator[Path]:
+    yield from sorted(folder.rglob("*.safetensors"))
+
+
+def spoil(file: Path, change: Callable[[Tensor], Tensor]) -> str:
+    """Changes the last weight of a file; returns its name."""
+    state = load_file(file)
+    name = sorted(state)[-1]
+    save_file(state | {name: change(state[name])}, file)
+    return name
+
+
+KINDS = [torch.int64, torch.int8, torch.uint8, torch.bool, torch.complex64]
+
+
+@pytest.mark.parametrize("dtype", KINDS, ids=str)
+def test_numbers_of_another_kind(
+    either_folder: Path,
+    dtype: torch.dtype,
+    refusal: Refuse,
+) -> None:
+    for file in each_file(either_folder):
+        kept = file.read_bytes()
+        name = spoil(file, lambda tensor: tensor.abs().to(dtype))
+        message = refusal(either_folder)
+        assert "wrong kind of numbers: " in message
+        assert f"{name} {str(dtype).removeprefix('torch.')}" in message
+        file.write_bytes(kept)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16], ids=str)
+def test_any_floating_type_is_taken(either_folder: Path, dtype: torch.dtype) -> None:
+    for file in each_file(either_folder):
+        spoil(file, lambda tensor: tensor.to(dtype))
+    load_model(either_folder)
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf"), -float("inf")])
+def test_numbers_that_are_none(
+    either_folder: Path,
+    number: float,
+    refusal: Refuse,
+) -> None:
+    def change(tensor: Tensor) -> Tensor:
+        tensor = tensor.clone()
+        tensor.view(-1)[-1] = number
+        return tensor
+
+    for file in each_file(either_folder):
+        kept = file.read_bytes()
+        name = spoil(file, change)
+        message = refusal(either_folder)
+        assert f"{file} is damaged: " in message
+        assert f"{name} holds 1 number" in message
+        file.write_bytes(kept)
+
+
+def test_large_numbers_are_numbers(ours: Path) -> None:
+    """Their sum overflows, and they are none the less finite."""
+    spoil(ours / "model.safetensors", lambda tensor: torch.full_like(tensor, 3e38))
+    load_model(ours)
+
+
+@pytest.mark.parametrize("kind", ["nan", "int64"])
+def test_the_command_says_it_in_one_line(
+    ours: Path, kind: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    change: Callable[[Tensor], Tensor] = torch.Tensor.long
+    if kind == "nan":
+        change = lambda tensor: torch.full_like(tensor, torch.nan)  # noqa: E731
+    name = spoil(ours / "model.safetensors", change)
+    for words in (["generate", "a cat", "--model"], ["ask", "x.png", "what?", "--model"]):
+        assert cli.main([*words, str(ours)]) == 2
+        said = capsys.readouterr().err
+        assert name in said or "x.png" in said
+        assert said.count("\n") == 1
