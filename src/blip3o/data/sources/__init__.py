@@ -23,11 +23,13 @@ class Source(Protocol):
         name: short name for logs, quarantine and feature caches.
         shard_lengths: records of each file; those of one file lie next to each other.
         is_remote: whether a read waits for a network, so that many at once are faster.
+        passed_over: how many members or files belong to no record, by reason.
     """
 
     name: str
     shard_lengths: Sequence[int]
     is_remote: bool
+    passed_over: Mapping[str, int]
 
     def __len__(self) -> int:
         """Returns the number of records."""
