@@ -161,7 +161,9 @@ def _read(response: Any, path: str, offset: int, size: int, ends: float) -> Piec
     if total is not None:
         last = min(last, total - 1)  # some servers repeat a range that goes beyond the end
     if first != offset or not first <= last < offset + size:
-        raise TransientError(f"bytes {offset}-{offset + size - 1} were asked for, {said!r:.60} came")
+        raise TransientError(
+            f"bytes {offset}-{offset + size - 1} were asked for, {said!r:.60} came"
+        )
     data = _body(response, last - first + 1, ends)
     return Piece(data=data, total=total, tag=tag)
 

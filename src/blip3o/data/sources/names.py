@@ -8,21 +8,20 @@ import unicodedata
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
-IMAGE_SUFFIXES = (
-    *("png", "jpg", "jpeg", "jpe", "jfif", "webp", "gif", "bmp", "tif", "tiff"),
-    *("avif", "apng", "ppm", "pgm", "pbm", "pnm"),
+from blip3o.data.sources.kinds import (
+    CAPTION_SUFFIXES,
+    IMAGE_SUFFIXES,
+    OTHER_IMAGE_SUFFIXES,
+    is_junk,
 )
+
 ROLES = ("image", "source", "target")
 """Images that a task reads. Any other `KEY.ROLE.png` may lie beside them."""
-_TEXT_SUFFIXES = ("txt", "caption")
-_JUNK_FOLDERS = (
-    *("__macosx", "@eadir", "@__thumb", "#recycle", "$recycle.bin"),
-    *("system volume information", "lost+found"),
-)
-_JUNK_FILES = ("thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r")
+_IMAGES = tuple(suffix[1:] for suffix in IMAGE_SUFFIXES)
+_TEXTS = tuple(suffix[1:] for suffix in CAPTION_SUFFIXES)
 
-HIDDEN = "hidden or junk files"
-OTHER_TEXT = "texts with a longer name than KEY.txt"
+HIDDEN = "a hidden or junk file"
+OTHER_TEXT = "a text with a longer name than KEY.txt"
 
 
 class Use(NamedTuple):
@@ -31,7 +30,7 @@ class Use(NamedTuple):
     Args:
         kind: an image, its caption, the fields of its JSON, or a text of something else.
         role: of the image, or which thing the text is of.
-        rank: of several captions, or JSON files, the one with the lowest counts.
+        rank: of several JSON files the one with the lowest counts, and several captions must agree.
     """
 
     kind: Literal["image", "caption", "fields", "other text"]
@@ -66,18 +65,31 @@ def same_key(key: bytes) -> bytes:
         return key
 
 
-def is_junk(path: str) -> bool:
-    """Returns whether a path leads to or through a hidden file, or one that systems leave behind.
+def is_in_junk(folder: str) -> bool:
+    """Returns whether a folder is in a hidden one, or in one that a system or a tar leaves behind.
 
     Args:
-        path: relative to the data, with "/" between folders.
+        folder: path of a folder inside the tar.
     """
-    *folders, base = path.split("/")
-    return (
-        any(part.startswith(".") and part not in (".", "..") for part in (*folders, base))
-        or any(part.lower() in _JUNK_FOLDERS or part.startswith("PaxHeader") for part in folders)
-        or base.lower() in _JUNK_FILES
+    return any(
+        is_junk(part) or part.startswith("PaxHeader")
+        for part in folder.split("/")
+        if part not in ("", ".", "..")
     )
+
+
+def why_passed_over(base: str) -> str:
+    """Returns why a file of a tar is nothing of a record.
+
+    Args:
+        base: its name without folders.
+    """
+    if is_junk(base):
+        return HIDDEN
+    end = base.lower().rpartition(".")[2] if "." in base else ""
+    if f".{end}" in OTHER_IMAGE_SUFFIXES:
+        return f"an image of a kind that is not read: .{end}"
+    return f"no image and no text: {f'.{end}' if end else 'no ending'}"
 
 
 @functools.lru_cache(maxsize=4096)
@@ -88,15 +100,15 @@ def use_of(suffix: str) -> Use | None:
         suffix: everything behind the key's dot, in small letters.
     """
     stem, _, end = suffix.rpartition(".")
-    if end in IMAGE_SUFFIXES:
+    if end in _IMAGES:
         return Use("image", stem or "image")
-    # `a.png.txt` beside `a.png` is its text as `a.txt` is; that wins if there are both.
-    is_of_image = stem in IMAGE_SUFFIXES
-    if end in _TEXT_SUFFIXES and (not stem or is_of_image):
-        return Use("caption", rank=_TEXT_SUFFIXES.index(end) + len(_TEXT_SUFFIXES) * is_of_image)
+    # `a.png.txt` beside `a.png` is its text as `a.txt` is.
+    is_of_image = stem in _IMAGES
+    if end in _TEXTS and (not stem or is_of_image):
+        return Use("caption", rank=_TEXTS.index(end) + len(_TEXTS) * is_of_image)
     if end == "json" and (not stem or is_of_image):
         return Use("fields", rank=int(is_of_image))
-    return Use("other text", stem) if end in (*_TEXT_SUFFIXES, "json") else None
+    return Use("other text", stem) if end in (*_TEXTS, "json") else None
 
 
 def is_one_record(suffixes: Sequence[str]) -> bool:
@@ -152,6 +164,6 @@ def uses(suffixes: tuple[str, ...]) -> tuple[Use | None, ...]:
 def _counts(use: Use, all_uses: dict[Use, str]) -> bool:
     if use.kind == "other text":
         return False
-    return use.kind == "image" or use.rank == min(
-        other.rank for other in all_uses if other.kind == use.kind
+    return use.kind != "fields" or use.rank == min(
+        other.rank for other in all_uses if other.kind == "fields"
     )

@@ -45,7 +45,8 @@ def find(pattern: str) -> list[str]:
     if missing and len(missing) < len(wanted) and not _is_loose(pattern):
         shown = ", ".join(missing[:_SHOWN]) + (", ..." if len(missing) > _SHOWN else "")
         raise UsageError(
-            f"{len(missing)} of the {len(wanted)} files that {pattern} counts are missing: {shown}; "
+            f"{len(missing)} of the {len(wanted)} files that {pattern} counts are missing: "
+            f"{shown}; "
             "fetch them, or count only those that there are"
         )
     # "{1..12}*.tar" finds 12.tar twice.
@@ -53,11 +54,11 @@ def find(pattern: str) -> list[str]:
 
 
 def _is_loose(pattern: str) -> bool:
-    """Returns whether a count stands beside a wildcard, as in "{1..12}*.tar": any may be missing."""
+    """Returns whether a count stands beside a wildcard ("{1..12}*.tar"), so that any may miss."""
     return any(_BRACES.search(part) and glob.has_magic(part) for part in pattern.split("/"))
 
 
-def _counted(pattern: str, is_local: bool) -> Iterator[str]:  # noqa: FBT001
+def _counted(pattern: str, is_local: bool) -> Iterator[str]:
     for braces in _BRACES.finditer(pattern):
         end = pattern.find("/", braces.end())
         if is_local and os.path.lexists(pattern[: end if end != -1 else None]):
@@ -67,7 +68,9 @@ def _counted(pattern: str, is_local: bool) -> Iterator[str]:  # noqa: FBT001
         width = max(len(first), len(last)) if is_padded else 0
         for number in range(min(int(first), int(last)), max(int(first), int(last)) + 1):
             name = str(number).zfill(width)
-            yield from _counted(pattern[: braces.start()] + name + pattern[braces.end() :], is_local)
+            yield from _counted(
+                pattern[: braces.start()] + name + pattern[braces.end() :], is_local
+            )
         return
     yield pattern
 

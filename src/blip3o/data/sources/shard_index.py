@@ -76,7 +76,7 @@ def pack(index: ShardIndex, stamp: FileStamp) -> dict[str, Any]:
 
 
 def unpack(stored: Mapping[str, Any], stamp: FileStamp | None) -> ShardIndex | None:
-    """Returns a stored index, None if it is of another file, another version, or contradicts itself.
+    """Returns a stored index, None if it is of another file or version, or contradicts itself.
 
     Args:
         stored: arrays by name.

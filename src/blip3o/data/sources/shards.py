@@ -17,9 +17,9 @@ from blip3o.core.errors import UsageError
 from blip3o.core.files import write_atomic
 from blip3o.core.log import progress, say
 from blip3o.data.sources.files import FileStamp, beside, files_of, is_remote, private_path
-from blip3o.data.sources.scan import scan
+from blip3o.data.sources.kinds import HEAD_BYTES, foreign
 from blip3o.data.sources.shard_index import ShardIndex, pack, unpack
-from blip3o.data.sources.signatures import PROBE_BYTES, unlike_a_tar
+from blip3o.data.sources.shard_scan import scan
 
 INDEX_SUFFIX = ".index.npz"
 _REMOTE_JOBS = 16
@@ -105,10 +105,13 @@ def make_index(path: str, *, salvage: bool = False) -> ShardIndex:
     except OSError as error:
         raise UsageError(f"cannot read the shard {path}: {error.strerror or error}") from error
     if index.damage and not (salvage and len(index)):
-        reason, advice = index.damage[0], "fetch or write it again"
-        if not len(index):
-            reason, advice = unlike_a_tar(files.read(path, 0, PROBE_BYTES)) or (reason, advice)
-        raise UsageError(f"shard {path} is damaged or no plain tar: {reason}; {advice}")
+        reason = f"{index.damage[0]}; fetch or write it again"
+        if not stamp.size:
+            reason = "it is empty (0 bytes); fetch or write it again"
+        elif not len(index):
+            what = foreign(files.read(path, 0, HEAD_BYTES))
+            reason = f"it is {what}" if what else reason
+        raise UsageError(f"shard {path} is damaged or no plain tar: {reason}")
     buffer = io.BytesIO()
     np.savez(buffer, **pack(index, stamp))
     _keep(path, buffer.getvalue())

@@ -22,8 +22,8 @@ _MAX_EXTENSION = 1 << 20
 """Longest name or pax header; longer ones are damage."""
 _MAX_DIGITS = 20
 _MAX_ZEROS = 1 << 24
-"""Longest run of zeros behind an archive. Writers pad to a few megabytes at most; more of them are a
-download that did not finish, or a file without content."""
+"""Longest run of zeros behind an archive. Writers pad to a few megabytes at most; more of them are
+a download that did not finish, or a file without content."""
 
 
 class TarError(Exception):
@@ -248,9 +248,7 @@ def _described(
     return Member(name, data, length, kind, target, block, part)
 
 
-def _length(
-    header: TarHeader, shared: Mapping[bytes, bytes], said: Mapping[bytes, bytes]
-) -> int:
+def _length(header: TarHeader, shared: Mapping[bytes, bytes], said: Mapping[bytes, bytes]) -> int:
     """Returns how many bytes of data stand behind a header."""
     if header.kind in _NO_DATA:
         return 0

@@ -4,8 +4,8 @@
     000017.jpg  000017.txt             a picture and its caption
     000017.source.png  000017.target.png  000017.json      an edit
 
-`KEY.txt` is the caption, `KEY.caption` if there is no such file, the caption in `KEY.json` if there
-is neither; two members that want to be one thing make a bad record.
+`KEY.txt` or `KEY.caption` is the caption, whatever `KEY.json` says; two members that want to be one
+thing make a bad record.
 
 Records are read by position, so shuffling and resuming cost nothing; from a disk, an HTTP server,
 S3 or the hub alike.
@@ -13,7 +13,6 @@ S3 or the hub alike.
 
 import dataclasses
 import hashlib
-import json
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -23,13 +22,14 @@ import numpy as np
 
 from blip3o.core.errors import UsageError
 from blip3o.core.log import say
+from blip3o.data.captions import without_captions
 from blip3o.data.sources.files import expand, files_of, is_remote
 from blip3o.data.sources.names import Use, uses
 from blip3o.data.sources.patterns import counted
-from blip3o.data.sources.scan import header_check
 from blip3o.data.sources.shard_index import ShardIndex
-from blip3o.data.sources.shard_index import ShardIndex
+from blip3o.data.sources.shard_scan import header_check
 from blip3o.data.sources.shards import INDEX_SUFFIX, index_shards
+from blip3o.data.sources.strict_json import load_json
 from blip3o.data.sources.tar import BLOCK
 
 _LOCAL_GAP, _REMOTE_GAP = 1 << 16, 1 << 20
@@ -90,7 +90,7 @@ class WebDatasetSource:
             passed_over.update(shard.passed_over)
         self.passed_over: Mapping[str, int] = dict(passed_over.most_common())
         if not len(self):
-            others = "".join(f"; {count} {reason}" for reason, count in self.passed_over.items())
+            others = "".join(f"; {count} x {reason}" for reason, count in self.passed_over.items())
             raise UsageError(f"no record in {config.path}{others}")
         for path, shard in zip(self.paths, self.shards, strict=True):
             if not len(shard):
@@ -186,7 +186,9 @@ def _counting_members(shard: ShardIndex, record: int, key: str) -> list[_Place]:
         raise ValueError(f"record {key}: {error}") from error
     offsets, sizes = shard.offsets[members].tolist(), shard.sizes[members].tolist()
     places = zip(offsets, sizes, shard.checks[members].tolist(), found_uses, strict=True)
-    found = sorted(_Place(*place) for place in places if place[3] is not None)
+    found = sorted(
+        _Place(offset, size, check, use) for offset, size, check, use in places if use is not None
+    )
     for place in found:
         if place.offset < BLOCK:
             raise ValueError(f"record {key}: {shard.problems[place.size]}")
@@ -200,7 +202,11 @@ def _shards_of(pattern: str) -> list[str]:
     paths = expand(pattern)
     if paths != [pattern] and not is_remote(pattern):
         paths = [path for path in paths if not path.endswith(INDEX_SUFFIX)]  # "folder/*"
-    if paths != [pattern] and not is_remote(pattern) and counted(pattern, is_local=True) == [pattern]:
+    if (
+        paths != [pattern]
+        and not is_remote(pattern)
+        and counted(pattern, is_local=True) == [pattern]
+    ):
         lonely = {path.removesuffix(INDEX_SUFFIX) for path in expand(pattern + INDEX_SUFFIX)}
         for path in sorted(lonely.difference(paths)):
             say(f"warning: there is an index of the shard {path}, but no such shard")
@@ -218,24 +224,18 @@ def _contents(members: list[tuple[Use, bytes]]) -> tuple[dict[str, bytes], dict[
     """Returns the images by role and the fields of a record."""
     files: dict[str, bytes] = {}
     fields: dict[str, Any] = {}
-    caption = None
+    captions: list[str] = []
     for use, data in members:
         if use.kind == "image":
             files[use.role] = data
         elif use.kind == "fields":
-            fields = _load(data)
+            fields = load_json(data)
+            if not isinstance(fields, dict):
+                raise ValueError("the record's JSON is no object")
         else:
-            caption = data.decode("utf-8-sig").strip()
-    if caption or (caption is not None and not isinstance(fields.get("caption"), str)):
-        fields["caption"] = caption
+            captions.append(data.decode("utf-8-sig").strip())
+    if captions:
+        if captions.count(captions[0]) < len(captions):
+            raise ValueError("two texts give the record different captions; keep one of them")
+        fields = {**without_captions(fields), "caption": captions[0]}
     return files, fields
-
-
-def _load(data: bytes) -> dict[str, Any]:
-    try:
-        loaded = json.loads(data)
-    except RecursionError as error:  # a few kilobytes of "[[[[" are enough
-        raise ValueError("the record's JSON is nested too deeply") from error
-    if not isinstance(loaded, dict):
-        raise ValueError("the record's JSON is no object")
-    return loaded

@@ -18,11 +18,12 @@ from blip3o.data.sources.links import LinkTable
 from blip3o.data.sources.names import (
     HIDDEN,
     OTHER_TEXT,
-    is_junk,
+    is_in_junk,
     is_one_record,
     same_key,
     split_name,
     use_of,
+    why_passed_over,
 )
 from blip3o.data.sources.shard_index import ShardIndex
 from blip3o.data.sources.tar import (
@@ -40,7 +41,7 @@ from blip3o.data.sources.tar import (
 _LOCAL_WINDOW, _REMOTE_WINDOW = 1 << 14, 1 << 22
 _MAX_SUFFIXES = 256
 _MAX_REASONS = 20
-_NO_FILE = "devices, pipes and other members without bytes of their own"
+_NO_FILE = "a device, a pipe or something else that is no file"
 
 
 def header_check(block: bytes) -> int:
@@ -132,7 +133,7 @@ class _Lists:
             check = header_check(member.header)
         elif is_link:
             if self.links.is_of_itself(member):
-                self._passed_over["links of a file to itself"] += 1
+                self._passed_over["a link of a file to itself"] += 1
                 return
             self.links.want(member, len(self._kinds))
         elif member.kind == SPARSE:
@@ -189,20 +190,16 @@ class _Lists:
         folder = name.rpartition(b"/")[0]
         if folder != self._folder:  # one of the same folder follows, as a rule
             self._folder = folder
-            self._is_junk = is_junk(folder.decode("latin-1") + "/a")
+            self._is_junk = is_in_junk(folder.decode("latin-1"))
         return self._is_junk
 
     def _pass_over_file(self, name: bytes, suffix: bytes) -> None:
-        text = suffix.decode("latin-1")
-        if is_junk(name.rpartition(b"/")[2].decode("latin-1")):
-            reason = HIDDEN
-        elif use_of(text) is not None:
-            reason = f"members with more than {_MAX_SUFFIXES} different suffixes"
+        if use_of(suffix.decode("latin-1")) is not None:
+            reason = f"one of more than {_MAX_SUFFIXES} different suffixes"
         else:
-            end = text.rpartition(".")[2]
-            reason = f"files that are no image and no text ({f'.{end}' if end else 'no suffix'})"
+            reason = why_passed_over(name.rpartition(b"/")[2].decode("latin-1"))
             if reason not in self._passed_over and len(self._passed_over) >= _MAX_REASONS:
-                reason = "files that are no image and no text (other suffixes)"
+                reason = "no image and no text: other endings"
         self._passed_over[reason] += 1
 
     def _new_suffix(self, suffix: bytes) -> int | None:
