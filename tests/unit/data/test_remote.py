@@ -17,7 +17,8 @@ from blip3o.core.errors import UsageError
 from blip3o.data.loader import Loader
 from blip3o.data.mixture import MixtureEntry
 from blip3o.data.sources import files as module
-from blip3o.data.sources.files import expand, files_of, read_file
+from blip3o.data.sources import http as one_attempt
+from blip3o.data.sources.files import files_of, read_file
 from blip3o.data.sources.jsonl import JsonlConfig
 from blip3o.data.sources.shards import INDEX_SUFFIX
 from blip3o.data.sources.webdataset import WebDatasetConfig
@@ -248,15 +249,199 @@ def test_a_store_without_its_plug_in_is_said() -> None:
         files_of("nope://x").stamp("nope://x")
 
 
-def test_patterns(tmp_path: Path) -> None:
-    assert expand("http://h/{08..11}.tar") == [f"http://h/{k:02d}.tar" for k in range(8, 12)]
-    names = [f"a-{number:02d}.tar" for number in range(4)]
-    for name in names:
-        (tmp_path / name).touch()
-    assert [Path(path).name for path in expand(f"{tmp_path}/a-{{00..03}}.tar")] == names
-    with pytest.raises(UsageError, match="lists no files"):
-        expand("http://h/*.tar")
-    for name in ("1.tar", "11.tar"):
-        (tmp_path / name).touch()
-    found = [Path(path).name for path in expand(f"{tmp_path}/{{1..11}}*.tar")]
-    assert found == ["1.tar", "11.tar"]  # each once
+class HostileHandler(http.server.BaseHTTPRequestHandler):
+    """Answers the first requests as `server.tricks` says, and a sound 206 when they are used up."""
+
+    protocol_version = "HTTP/1.1"
+    data = bytes(range(256)) * 16
+
+    def log_message(self, format: str, *args: Any) -> None:
+        pass
+
+    def do_GET(self) -> None:
+        hub = cast("Any", self.server)
+        hub.count += 1
+        trick = hub.tricks.pop(0) if hub.tricks else None
+        first, last = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers["range"]).groups()  # type: ignore[union-attr]
+        first, last = int(first), min(int(last), len(self.data) - 1)
+        body, said, tag = self.data[first : last + 1], f"{first}-{last}", "1"
+        if trick == "short":
+            body = body[:100]
+        elif trick == "honestly short":
+            last = first + 99
+            body, said = body[:100], f"{first}-{last}"
+        elif trick == "another range":
+            said = f"{first + 1}-{last + 1}"
+        elif trick == "too long":
+            body += b"x" * 100
+        elif trick == "other version":
+            body, said, tag = body[:100], f"{first}-{first + 99}", str(hub.count)
+        if trick in ("whole", "circle", "elsewhere", "gone"):
+            status = {"whole": 200, "gone": 410}.get(trick, 302)
+            self.send_response(status)
+            self.send_header("location", {"circle": self.path}.get(trick, "ftp://h/a"))
+            self.send_header("content-length", "0")
+            self.end_headers()
+            return
+        self.send_response(206)
+        if trick != "no range":
+            total = {"no total": "*", "mad": "9" * 5000}.get(trick, len(self.data))
+            self.send_header("content-range", f"bytes {said}/{total}")
+        self.send_header("etag", tag)
+        if trick == "compressed":
+            self.send_header("content-encoding", "gzip")
+        if trick in ("endless", "drip", "drip head"):
+            self.close_connection = True
+            self._go_on_for_ever(trick)
+            return
+        self.send_header("content-length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def _go_on_for_ever(self, trick: str) -> None:
+        hub = cast("Any", self.server)
+        try:
+            if trick == "drip head":
+                self.flush_headers()
+                self.wfile.write(b"x-slow: ")
+            else:
+                self.end_headers()
+            while not hub.stop.is_set():
+                self.wfile.write(b"x" * 65536 if trick == "endless" else b"x")
+                self.wfile.flush()
+                if trick != "endless":
+                    hub.stop.wait(0.02)
+        except OSError:
+            pass  # the client had enough
+
+
+@pytest.fixture
+def hostile(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., str]]:
+    monkeypatch.setattr(one_attempt, "TIMEOUT_S", 0.3)
+    monkeypatch.setattr(one_attempt, "SLACK_S", 0.2)
+    made: Any = http.server.ThreadingHTTPServer(("127.0.0.1", 0), HostileHandler)
+    made.tricks, made.count, made.stop = [], 0, threading.Event()
+    thread = threading.Thread(target=made.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+
+    def start(*tricks: str) -> str:
+        made.tricks = list(tricks)
+        return f"http://127.0.0.1:{made.server_port}/a.tar"
+
+    yield start
+    made.stop.set()
+    made.shutdown()
+    thread.join()
+    made.server_close()
+
+
+TRANSIENT = (
+    *("short", "another range", "too long", "endless", "drip", "drip head", "no range", "mad"),
+    *("other version",),
+)
+
+
+@pytest.mark.parametrize("trick", [*TRANSIENT, "honestly short"])
+def test_a_wrong_answer_is_asked_for_again(hostile: Callable[..., str], trick: str) -> None:
+    address = hostile(trick, trick)
+    data = files_of(address).read(address, 10, 3000)
+    assert data == HostileHandler.data[10:3010]
+
+
+@pytest.mark.parametrize("trick", TRANSIENT)
+def test_a_server_that_always_answers_wrong_stops_with_one_line(
+    hostile: Callable[..., str], trick: str
+) -> None:
+    address = hostile(*[trick] * 400)
+    with pytest.raises(UsageError, match=r"a\.tar cannot be reached, 4 attempts: ") as caught:
+        files_of(address).read(address, 10, 3000)
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 300
+
+
+@pytest.mark.parametrize(
+    ("trick", "reason"),
+    [
+        ("circle", "redirects in a circle"),
+        ("elsewhere", "unsupported protocol"),
+        ("gone", "HTTP 410"),
+        ("whole", "ignores range requests"),
+        ("compressed", "compresses it on the way"),
+    ],
+)
+def test_what_no_further_attempt_helps_stops_at_once(
+    hostile: Callable[..., str], trick: str, reason: str
+) -> None:
+    address = hostile(*[trick] * 40) + f"?{trick}=1"
+    with pytest.raises(UsageError, match=reason):
+        files_of(address).read(address, 10, 3000)
+
+
+def test_a_whole_file_for_a_range_is_passing_where_ranges_were_served(
+    hostile: Callable[..., str],
+) -> None:
+    address = hostile()
+    files = files_of(address)
+    assert files.read(address, 0, 10) == HostileHandler.data[:10]
+    hostile("whole", "whole")
+    assert files.read(address, 5, 10) == HostileHandler.data[5:15]
+
+
+def test_the_end_of_a_file_ends_a_range(hostile: Callable[..., str]) -> None:
+    address = hostile()
+    files = files_of(address)
+    size = len(HostileHandler.data)
+    assert files.stamp(address).size == size
+    assert files.read(address, size - 3, 10) == HostileHandler.data[-3:]
+    hostile("no total")
+    assert files.read(address, size - 4, 4) == HostileHandler.data[-4:]
+
+
+def test_another_version_of_a_file_is_said_once(
+    hostile: Callable[..., str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    address = hostile() + "?version"
+    files = files_of(address)
+    for _ in range(3):
+        hostile("other version")
+        files.read(address, 0, 100)
+    assert capsys.readouterr().err.count("was replaced on its server") == 1
+
+
+def test_a_store_that_breaks_off_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    memory = fsspec.filesystem("memory")
+    memory.pipe("/bucket/a.tar", bytes(range(100)))
+    whole, answers = type(memory).cat_file, [5, 0]
+
+    def broken(self: Any, path: str, start: int, end: int) -> bytes:
+        data = whole(self, path, start, end)
+        return data[: answers.pop()] if answers else data
+
+    monkeypatch.setattr(type(memory), "cat_file", broken)
+    try:
+        address = "memory://bucket/a.tar"
+        assert files_of(address).read(address, 10, 50) == bytes(range(10, 60))
+        assert files_of(address).read(address, 90, 50) == bytes(range(90, 100))
+    finally:
+        memory.rm("/bucket", recursive=True)
+
+
+def test_an_address_with_brackets_in_a_store_is_read(shards: Path) -> None:
+    memory = fsspec.filesystem("memory")
+    memory.pipe("/bucket/odd [v1]/a.tar", (shards / "scenes-0.tar").read_bytes())
+    try:
+        config = WebDatasetConfig(path="memory://bucket/odd [v1]/a.tar", name="s")
+        assert len(config.build()) == 7
+    finally:
+        memory.rm("/bucket", recursive=True)
+
+
+def test_a_page_in_place_of_a_published_index_is_not_read_whole(
+    server: Server, shards: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with (shards / f"scenes-0.tar{INDEX_SUFFIX}").open("wb") as file:
+        file.truncate(1 << 20)
+    assert len(remote(server).build()) == 12
+    assert "is of another shard" in capsys.readouterr().err
+    asked = [wanted for path, wanted in server.requests if path.endswith(f"0.tar{INDEX_SUFFIX}")]
+    assert asked == ["bytes=0-0"]

@@ -13,6 +13,8 @@ T = TypeVar("T")
 
 TIMEOUT_S = 30.0
 """Longest wait for a connection and for the next bytes."""
+SLACK_S = 1.0
+"""How much later a request is given up that does not end by itself."""
 SLOWEST_BYTES_PER_S = 32_768
 """A server that sends less in the long run is taken for one that does not answer."""
 _RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)")
@@ -126,7 +128,7 @@ def within_time(function: Callable[[], T], size: int) -> T:
 
     thread = threading.Thread(target=work, daemon=True)
     thread.start()
-    thread.join(_longest_s(size) + 1)
+    thread.join(_longest_s(size) + SLACK_S)
     if errors:
         raise errors[0]
     if not results:

@@ -146,10 +146,7 @@ def _published(path: str) -> ShardIndex | None:
     except UsageError:
         return None  # none there; if the server is away the shard itself will say so
     size = files.stamp(path).size
-    try:
-        data = files.read(address, 0, min(length, size + _INDEX_BYTES))
-    except UsageError:
-        return None
+    data = files.read(address, 0, length) if length <= size + _INDEX_BYTES else b""
     try:
         index = unpack(np.load(io.BytesIO(data), allow_pickle=False), FileStamp(size=size, tag=""))
     except Exception:  # noqa: BLE001  (whatever lies there)
