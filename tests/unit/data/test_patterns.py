@@ -104,7 +104,7 @@ def test_indices_are_no_shards_and_one_without_its_shard_is_said(
     assert len(config.build()) == 13
     assert "there is an index of the shard" in capsys.readouterr().err
     (shards / "folder").mkdir()
-    with pytest.raises(UsageError, match="matches the folder .*/folder; give a pattern of tars"):
+    with pytest.raises(UsageError, match=r"matches the folder .*/folder; give a pattern of tars"):
         config.build()
 
 

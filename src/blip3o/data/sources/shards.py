@@ -146,9 +146,12 @@ def _published(path: str) -> ShardIndex | None:
     except UsageError:
         return None  # none there; if the server is away the shard itself will say so
     size = files.stamp(path).size
-    data = files.read(address, 0, length) if length <= size + _INDEX_BYTES else b""
+    data, index = b"", None
     try:
-        index = unpack(np.load(io.BytesIO(data), allow_pickle=False), FileStamp(size=size, tag=""))
+        if length <= size + _INDEX_BYTES:
+            data = files.read(address, 0, length)
+            arrays = np.load(io.BytesIO(data), allow_pickle=False)
+            index = unpack(arrays, FileStamp(size=size, tag=""))
     except Exception:  # noqa: BLE001  (whatever lies there)
         index = None
     if index is None:
