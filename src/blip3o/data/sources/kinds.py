@@ -1,5 +1,7 @@
 """Which files are images, texts, junk or something else, told by their names and first bytes."""
 
+import re
+
 IMAGE_SUFFIXES = (
     *(".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".webp", ".gif", ".bmp", ".dib"),
     *(".tif", ".tiff", ".avif", ".ppm", ".pgm", ".pbm", ".pnm"),
@@ -47,6 +49,10 @@ _MAGIC = (
     (b"<!doctype html", "a web page", "fetch the file itself: this may be an error page"),
     (b"<html", "a web page", "fetch the file itself: this may be an error page"),
 )
+_ANY_MAGIC = re.compile(
+    rb"(?:\xef\xbb\xbf)?\s*(" + b"|".join(re.escape(magic) for magic, _, _ in _MAGIC) + rb")",
+    re.IGNORECASE,
+)
 HEAD_BYTES = 512
 """How much of a file's beginning tells what it is."""
 
@@ -67,8 +73,8 @@ def foreign(head: bytes) -> str | None:
     Args:
         head: its first `HEAD_BYTES` bytes.
     """
-    start = head.removeprefix(b"\xef\xbb\xbf").lstrip()[:64].lower()
-    for magic, what, advice in _MAGIC:
-        if head.startswith(magic) or (magic.isascii() and start.startswith(magic.lower())):
-            return f"{what}; {advice}"
-    return None
+    found = _ANY_MAGIC.match(head)
+    if found is None:
+        return None
+    begin = found[1].lower()
+    return next(f"{what}; {advice}" for magic, what, advice in _MAGIC if magic.lower() == begin)

@@ -45,12 +45,12 @@ _NO_FILE = "a device, a pipe or something else that is no file"
 
 
 def header_check(block: bytes) -> int:
-    """Returns a check sum of the name, size and kind in a header; its dates may change.
+    """Returns a check sum of the name, owner and size in a header; its date may change.
 
     Args:
         block: 512 bytes.
     """
-    return zlib.crc32(b"".join((block[:100], block[124:136], block[156:257], block[345:500])))
+    return zlib.crc32(block[:136])
 
 
 def scan(path: str, size: int) -> ShardIndex:
@@ -111,38 +111,39 @@ class _Lists:
         self._known: list[str] = []
         self._problems: list[str] = []
         self._passed_over: Counter[str] = Counter()
-        self._last: tuple[int, bytes] | None = None
+        self._last_part, self._last_key = -1, b""
         self._folder, self._is_junk = b"", False
 
     def add(self, member: Member) -> None:
-        key, suffix = split_name(member.name)
-        is_link = member.kind in (HARD_LINK, SYMBOLIC_LINK)
+        name, offset, size, member_kind, _, header, _ = member
+        key, suffix = split_name(name)
+        is_link = member_kind != FILE and member_kind in (HARD_LINK, SYMBOLIC_LINK)
         if is_link:
             self.links.note_link(member)
-        if not key or self._is_in_junk(member.name):
+        if not key or self._is_in_junk(name):
             self._passed_over[HIDDEN] += 1
             return
         kind = self._suffixes.get(suffix, -1)
         if kind == -1:
             kind = self._new_suffix(suffix)
         if kind is None:
-            self._pass_over_file(member.name, suffix)
+            self._pass_over_file(name, suffix)
             return
-        offset, size, check = member.offset, member.size, 0
-        if member.kind == FILE:
-            check = header_check(member.header)
+        check = 0
+        if member_kind == FILE:
+            check = header_check(header)
         elif is_link:
             if self.links.is_of_itself(member):
                 self._passed_over["a link of a file to itself"] += 1
                 return
             self.links.want(member, len(self._kinds))
-        elif member.kind == SPARSE:
+        elif member_kind == SPARSE:
             offset, size = -1, self._problem(member, "a sparse file; write it without --sparse")
         else:
             self._passed_over[_NO_FILE] += 1
             return
-        if (member.part, key) != self._last:
-            self._last = (member.part, key)
+        if key != self._last_key or member.part != self._last_part:
+            self._last_key, self._last_part = key, member.part
             self._names += key
             self._name_ends.append(len(self._names))
             self._starts.append(len(self._kinds))

@@ -6,7 +6,6 @@ tar behind the end mark are an error, not the end; and archives written one afte
 read, as `tar --ignore-zeros` does.
 """
 
-import dataclasses
 from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple
 
@@ -39,8 +38,7 @@ class TarError(Exception):
         self.offset = offset
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class TarHeader:
+class TarHeader(NamedTuple):
     """One header.
 
     Args:
@@ -86,8 +84,11 @@ def parse_header(block: bytes, offset: int = 0) -> TarHeader:
     Raises:
         TarError: if it is no header or a bit of it is wrong.
     """
+    said = block[148:156]
     try:
-        is_sound = _has_sum(block, _octal(block[148:156]))
+        total, expected = sum(block) - sum(said) + 8 * 32, _octal(said)
+        # A few old writers took bytes for signed numbers.
+        is_sound = total == expected or total - 256 * sum(one > 127 for one in block) == expected
         size = _number(block[124:136])
     except ValueError:
         is_sound, size = False, 0
@@ -156,26 +157,28 @@ def all_members(
             raise
         is_behind_end = False
         data = offset + BLOCK
-        length = _length(header, shared, said)
-        if header.kind == HARD_LINK and length and _ends_here(at(data, BLOCK)):
-            length = 0  # most writers repeat the size of the file and not its bytes
-        if header.kind == SPARSE:
-            data = _behind_sparse_map(at, block, data)
+        kind, length = header.kind, header.size
+        if shared or said or kind not in _FILES:
+            length = _length(header, shared, said)
+            if kind == HARD_LINK and length and _ends_here(at(data, BLOCK)):
+                length = 0  # most writers repeat the size of the file and not its bytes
+            elif kind == SPARSE:
+                data = _behind_sparse_map(at, block, data)
         offset = data + -(-length // BLOCK) * BLOCK
         if data + length > size:
             raise TarError(data - BLOCK, "it breaks off in the member")
-        if header.kind in _EXTENSIONS:
+        if kind in _EXTENSIONS:
             if length > _MAX_EXTENSION:
                 raise TarError(data - BLOCK, "an endless name")
-            _extend(header.kind, at(data, length), data - BLOCK, shared, said)
+            _extend(kind, at(data, length), data - BLOCK, shared, said)
             continue
-        if shared or said:
+        if shared or said or kind not in _FILES:
             found = _described(header, data, length, block, part, {**shared, **said})
             said = {}
-        else:
-            found = _described(header, data, length, block, part, said)
-        if found is not None:
-            yield found
+            if found is not None:
+                yield found
+        elif not header.name.endswith(b"/"):
+            yield Member(header.name, data, length, FILE, b"", block, part)
 
 
 def next_header(read: Callable[[int, int], bytes], size: int, offset: int) -> int | None:
@@ -299,15 +302,6 @@ def _is_header(block: bytes) -> bool:
     return True
 
 
-def _has_sum(block: bytes, expected: int) -> bool:
-    """Returns whether the bytes of a header add up; a few old writers took them for signed."""
-    total = sum(block) - sum(block[148:156]) + 8 * 32
-    if total == expected:
-        return True
-    high = sum(byte > 127 for byte in block[:148] + block[156:])
-    return high > 0 and total - 256 * high == expected
-
-
 def _number(field: bytes) -> int:
     if field[0] & 0x80:  # GNU: eight bits a byte where eleven octal digits are not enough
         return int.from_bytes(bytes([field[0] & 0x7F]) + field[1:], "big")
@@ -315,4 +309,4 @@ def _number(field: bytes) -> int:
 
 
 def _octal(field: bytes) -> int:
-    return int(field.partition(b"\0")[0].strip() or b"0", 8)
+    return int(field.partition(b"\0")[0].rstrip() or b"0", 8)

@@ -11,14 +11,14 @@ Records are read by position, so shuffling and resuming cost nothing; from a dis
 S3 or the hub alike.
 """
 
+import bisect
 import dataclasses
 import hashlib
+import itertools
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
-
-import numpy as np
+from typing import Any
 
 from blip3o.core.errors import UsageError
 from blip3o.core.log import say
@@ -36,6 +36,9 @@ _LOCAL_GAP, _REMOTE_GAP = 1 << 16, 1 << 20
 """Most bytes between two members that are read with them rather than by a read of its own."""
 _MAX_MEMBER_BYTES = 1 << 28
 """Longest member that is read; a file without content may claim any length."""
+
+_Place = tuple[int, int, int, Use]
+"""Where the bytes of a member begin, how many it has, the check sum of its header, what it is."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -84,7 +87,7 @@ class WebDatasetSource:
             self.paths, salvage=config.salvage, jobs=jobs, what=f"shards of {self.name}"
         )
         self.shard_lengths: Sequence[int] = [len(shard) for shard in self.shards]
-        self._ends = np.cumsum(self.shard_lengths)
+        self._ends = list(itertools.accumulate(self.shard_lengths))
         passed_over: Counter[str] = Counter()
         for shard in self.shards:
             passed_over.update(shard.passed_over)
@@ -97,7 +100,7 @@ class WebDatasetSource:
                 say(f"warning: no record in the shard {path}")
 
     def __len__(self) -> int:
-        return int(self._ends[-1])
+        return self._ends[-1]
 
     def read(self, position: int) -> tuple[str, Mapping[str, bytes], Mapping[str, Any]]:
         """Returns key, pictures by role, and fields of one record.
@@ -115,11 +118,9 @@ class WebDatasetSource:
         shard, path = self.shards[number], self.paths[number]
         key = shard.key(record)
         found: list[tuple[Use, bytes]] = []
-        for stretch in self._stretches(_counting_members(shard, record, key)):
-            start = stretch[0].offset - BLOCK
-            length = max(member.offset + member.size for member in stretch) - start
-            data = self._files.read(path, start, length)
-            if len(data) != length:
+        for start, end, stretch in self._stretches(_counting_members(shard, record, key)):
+            data = self._files.read(path, start, end - start)
+            if len(data) != end - start:
                 raise ValueError(f"{path} ends inside record {key}")
             for offset, size, check, use in stretch:
                 at = offset - start
@@ -149,35 +150,28 @@ class WebDatasetSource:
             digest.update(shard.offsets.tobytes() + shard.sizes.tobytes())
         return digest.hexdigest()[:32]
 
-    def _stretches(self, members: "list[_Place]") -> "list[list[_Place]]":
-        """Returns the members that one read fetches together: as a rule they are neighbors."""
-        stretches: list[list[_Place]] = []
-        end = 0
+    def _stretches(self, members: list[_Place]) -> list[tuple[int, int, list[_Place]]]:
+        """Returns where to read and the members there; as a rule they are neighbors, one read."""
+        stretches: list[tuple[int, int, list[_Place]]] = []
+        start = end = members[0][0] - BLOCK
+        together: list[_Place] = []
         for member in members:
-            if stretches and member.offset - end <= self._gap:
-                stretches[-1].append(member)
-            else:
-                stretches.append([member])
-            end = max(end, member.offset + member.size)
+            if member[0] - BLOCK > end + self._gap:
+                stretches.append((start, end, together))
+                start, together = member[0] - BLOCK, []
+            together.append(member)
+            end = max(end, member[0] + member[1])
+        stretches.append((start, end, together))
         return stretches
 
     def _place(self, position: int) -> tuple[int, int]:
         """Returns the number of a record's shard, and its own number there."""
-        number = int(np.searchsorted(self._ends, position, side="right"))
-        return number, position - int(self._ends[number]) + self.shard_lengths[number]
-
-
-class _Place(NamedTuple):
-    """Where the bytes of a member lie, the check sum of its header, and what it is."""
-
-    offset: int
-    size: int
-    check: int
-    use: Use
+        number = bisect.bisect_right(self._ends, position)
+        return number, position - self._ends[number] + self.shard_lengths[number]
 
 
 def _counting_members(shard: ShardIndex, record: int, key: str) -> list[_Place]:
-    """Returns the members of a record that count, in the order of their bytes."""
+    """Returns the members of a record that count, at least one, in the order of their bytes."""
     members = slice(int(shard.starts[record]), int(shard.starts[record + 1]))
     suffixes = tuple([shard.suffixes[kind] for kind in shard.kinds[members].tolist()])
     try:
@@ -185,16 +179,19 @@ def _counting_members(shard: ShardIndex, record: int, key: str) -> list[_Place]:
     except ValueError as error:
         raise ValueError(f"record {key}: {error}") from error
     offsets, sizes = shard.offsets[members].tolist(), shard.sizes[members].tolist()
-    places = zip(offsets, sizes, shard.checks[members].tolist(), found_uses, strict=True)
-    found = sorted(
-        _Place(offset, size, check, use) for offset, size, check, use in places if use is not None
-    )
-    for place in found:
-        if place.offset < BLOCK:
-            raise ValueError(f"record {key}: {shard.problems[place.size]}")
-        if place.size > _MAX_MEMBER_BYTES:
-            raise ValueError(f"record {key}: a member of {place.size} bytes is too large")
-    return found
+    checks = shard.checks[members].tolist()
+    places = [
+        (offset, size, check, use)
+        for offset, size, check, use in zip(offsets, sizes, checks, found_uses, strict=True)
+        if use is not None
+    ]
+    places.sort()
+    for offset, size, _, _ in places:
+        if offset < BLOCK:
+            raise ValueError(f"record {key}: {shard.problems[size]}")
+        if size > _MAX_MEMBER_BYTES:
+            raise ValueError(f"record {key}: a member of {size} bytes is too large")
+    return places
 
 
 def _shards_of(pattern: str) -> list[str]:
