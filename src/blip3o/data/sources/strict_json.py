@@ -43,7 +43,9 @@ def reason_of(error: json.JSONDecodeError) -> str:
         error: what the reader raised.
     """
     before, after = error.doc[: error.pos].rstrip(), error.doc[error.pos :].lstrip()
-    place = f"line {error.lineno}, character {error.colno}"
+    place = f"character {error.colno}"
+    if "\n" in error.doc.strip():
+        place = f"line {error.lineno}, {place}"
     if after.startswith(",") and not after[1:].strip():
         return f"a comma follows the value ({place}); remove it"
     has_comma = before.endswith(",") or after.startswith(",")  # Python points at either side
@@ -65,7 +67,22 @@ def decode_text(data: bytes) -> str:
     Raises:
         ValueError: if it is in none of them.
     """
-    encoding = json.detect_encoding(data) if has_wide_text(data) else "utf-8-sig"
+    return _decode(data, json.detect_encoding(data) if has_wide_text(data) else "utf-8")
+
+
+def decode_line(data: bytes) -> str:
+    """Returns one line of a UTF-8 text, without the mark that the first one may begin with.
+
+    Args:
+        data: the line.
+
+    Raises:
+        ValueError: if it is no UTF-8.
+    """
+    return _decode(data, "utf-8")
+
+
+def _decode(data: bytes, encoding: str) -> str:
     try:
         return data.decode(encoding).removeprefix("\ufeff")
     except UnicodeDecodeError as error:
