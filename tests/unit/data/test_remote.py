@@ -17,7 +17,7 @@ from blip3o.core.errors import UsageError
 from blip3o.data.loader import Loader
 from blip3o.data.mixture import MixtureEntry
 from blip3o.data.sources import files as module
-from blip3o.data.sources.files import expand, files_of, read_file
+from blip3o.data.sources.files import files_of, read_file
 from blip3o.data.sources.jsonl import JsonlConfig
 from blip3o.data.sources.shards import INDEX_SUFFIX
 from blip3o.data.sources.webdataset import WebDatasetConfig
@@ -248,15 +248,40 @@ def test_a_store_without_its_plug_in_is_said() -> None:
         files_of("nope://x").stamp("nope://x")
 
 
-def test_patterns(tmp_path: Path) -> None:
-    assert expand("http://h/{08..11}.tar") == [f"http://h/{k:02d}.tar" for k in range(8, 12)]
-    for name in ("a-00.tar", "a-01.tar", "a-03.tar"):
-        (tmp_path / name).touch()
-    found = [Path(path).name for path in expand(f"{tmp_path}/a-{{00..03}}.tar")]
-    assert found == ["a-00.tar", "a-01.tar", "a-03.tar"]
-    with pytest.raises(UsageError, match="lists no files"):
-        expand("http://h/*.tar")
-    for name in ("1.tar", "11.tar"):
-        (tmp_path / name).touch()
-    found = [Path(path).name for path in expand(f"{tmp_path}/{{1..11}}*.tar")]
-    assert found == ["1.tar", "11.tar"]  # each once
+def test_a_store_that_breaks_off_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    memory = fsspec.filesystem("memory")
+    memory.pipe("/bucket/a.tar", bytes(range(100)))
+    whole, answers = type(memory).cat_file, [5, 0]
+
+    def broken(self: Any, path: str, start: int, end: int) -> bytes:
+        data = whole(self, path, start, end)
+        return data[: answers.pop()] if answers else data
+
+    monkeypatch.setattr(type(memory), "cat_file", broken)
+    try:
+        address = "memory://bucket/a.tar"
+        assert files_of(address).read(address, 10, 50) == bytes(range(10, 60))
+        assert files_of(address).read(address, 90, 50) == bytes(range(90, 100))
+    finally:
+        memory.rm("/bucket", recursive=True)
+
+
+def test_an_address_with_brackets_in_a_store_is_read(shards: Path) -> None:
+    memory = fsspec.filesystem("memory")
+    memory.pipe("/bucket/odd [v1]/a.tar", (shards / "scenes-0.tar").read_bytes())
+    try:
+        config = WebDatasetConfig(path="memory://bucket/odd [v1]/a.tar", name="s")
+        assert len(config.build()) == 7
+    finally:
+        memory.rm("/bucket", recursive=True)
+
+
+def test_a_page_in_place_of_a_published_index_is_not_read_whole(
+    server: Server, shards: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with (shards / f"scenes-0.tar{INDEX_SUFFIX}").open("wb") as file:
+        file.truncate(1 << 20)
+    assert len(remote(server).build()) == 12
+    assert "is of another shard" in capsys.readouterr().err
+    asked = [wanted for path, wanted in server.requests if path.endswith(f"0.tar{INDEX_SUFFIX}")]
+    assert asked == ["bytes=0-0"]

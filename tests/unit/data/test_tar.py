@@ -2,6 +2,7 @@
 
 import io
 import tarfile
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ import pytest
 from blip3o.core.errors import UsageError
 from blip3o.data.sources.shards import load_index, make_index
 from blip3o.data.sources.tar import Member, TarError, members
+from blip3o.data.sources.webdataset import WebDatasetConfig
 
 NAMES = [
     "a.png",
@@ -86,3 +88,185 @@ def test_salvage_takes_every_whole_record_and_says_what_is_lost(
     path.write_bytes(b"not a tar at all" * 100)
     with pytest.raises(UsageError, match="no plain tar"):
         make_index(str(path), salvage=True)
+
+
+def header(name: bytes, size: int = 0, kind: bytes = b"0", **fields: bytes) -> bytes:
+    """A header with any bytes in any place; `at_N` puts some at byte N."""
+    block = bytearray(512)
+    block[: len(name)] = name
+    block[100:108], block[124:136] = b"0000644\0", b"%011o\0" % size
+    block[156:157], block[257:265] = kind, b"ustar\x0000"
+    for place, data in fields.items():
+        start = int(place[3:])
+        block[start : start + len(data)] = data
+    block[148:156] = b" " * 8
+    block[148:156] = b"%06o\0 " % sum(block)
+    return bytes(block)
+
+
+def padded(data: bytes) -> bytes:
+    return data + bytes(-len(data) % 512)
+
+
+def pax(kind: bytes = b"x", **values: bytes) -> bytes:
+    records = b""
+    for key, value in values.items():
+        name = key.replace("_", ".").encode()
+        length = len(name) + len(value) + 3
+        while length != len(str(length)) + len(name) + len(value) + 3:
+            length = len(str(length)) + len(name) + len(value) + 3
+        records += b"%d %s=%s\n" % (length, name, value)
+    return header(b"PaxHeader/x", len(records), kind) + padded(records)
+
+
+def long(kind: bytes, text: bytes) -> bytes:
+    return header(b"././@LongLink", len(text) + 1, kind) + padded(text + b"\0")
+
+
+LONG = b"d" * 60 + b"/" + b"n" * 130 + b".png"
+DATA = padded(b"data!")
+WRITERS = {
+    # libarchive, as macOS and conda have it, keeps 99 bytes of a long name, and the pax path.
+    "bsdtar": pax(path=LONG) + header(LONG[-99:], 5) + DATA,
+    "pax size": pax(size=b"5") + header(b"a.png", 0) + DATA,
+    "pax path and charset": pax(hdrcharset=b"BINARY", path=b"\xe9.png") + header(b"x", 5) + DATA,
+    "padded pax": pax(path=b"a.png").ljust(1024 + 512, b"\0")[:1024] + header(b"x", 5) + DATA,
+    "shared comment": pax(b"g", comment=b"of git") + header(b"a.png", 5) + DATA,
+    "shared path": pax(b"g", path=b"b.png") + header(b"a.png", 5) + DATA,
+    "empty path of its own": pax(b"g", path=b"b.png") + pax(path=b"") + header(b"a.png", 5) + DATA,
+    "Solaris": pax(b"X", path=LONG) + header(b"x", 5) + DATA,
+    "GNU long name": long(b"L", LONG) + header(LONG[:100], 5) + DATA,
+    "GNU long link": long(b"K", LONG) + header(b"l.png", kind=b"2") + header(b"a.png", 5) + DATA,
+    "prefix": header(b"a.png", 5, at_345=b"p" * 155) + DATA,
+    "star": header(b"a.png", 5, at_345=b"p" * 131 + b"1234567 ", at_508=b"tar\0") + DATA,
+    "old": header(b"a.png", 5, b"\0", at_257=bytes(8)) + DATA,
+    "GNU magic": header(b"a.png", 5, at_257=b"ustar  \0", at_345=b"1234") + DATA,
+    "contiguous": header(b"a.png", 5, b"7") + DATA,
+    "binary size": header(b"a.png", at_124=b"\x80" + (5).to_bytes(11, "big")) + DATA,
+    "size with spaces": header(b"a.png", at_124=b"         5 \0") + DATA,
+    "folder with a size": header(b"f/", 77, b"5") + header(b"a.png", 5) + DATA,
+    "symbolic link with a size": header(b"l.png", 77, b"2") + header(b"a.png", 5) + DATA,
+    "hard link with a size": header(b"l.png", 77, b"1") + header(b"a.png", 5) + DATA,
+    "hard link with its bytes": header(b"a.png", 5, b"1", at_157=b"b.png") + DATA,
+    "unknown kind": header(b"v", 5, b"V") + DATA + header(b"a.png", 5) + DATA,
+}
+NAMED = {
+    **dict.fromkeys(("bsdtar", "Solaris", "GNU long name"), LONG),
+    **dict.fromkeys(("shared path",), b"b.png"),
+    "pax path and charset": b"\xe9.png",
+    "prefix": b"p" * 155 + b"/a.png",
+    "star": b"p" * 131 + b"/a.png",
+}
+
+
+@pytest.mark.parametrize("writer", WRITERS)
+@pytest.mark.parametrize("window", [0, 1 << 20])
+def test_archives_of_every_writer_are_read(writer: str, window: int) -> None:
+    data = WRITERS[writer] + bytes(1024)
+    (member,) = read_all(data, window)
+    assert member.name == NAMED.get(writer, b"a.png")
+    assert data[member.offset : member.offset + member.size] == b"data!"
+
+
+def test_some_old_writers_add_signed_bytes() -> None:
+    block = bytearray(header("\u00e9.png".encode("latin-1"), 5))
+    block[148:156] = b"%06o\0 " % (int(block[148:154], 8) - 256)
+    (member,) = read_all(bytes(block) + DATA + bytes(1024), 0)
+    assert member.name == b"\xe9.png"
+
+
+@pytest.mark.parametrize(
+    "padding",
+    [
+        pytest.param(0, id="one after the other"),
+        pytest.param(8192, id="padded"),
+        pytest.param(1 << 20, id="padded by a tape's record"),
+    ],
+)
+@pytest.mark.parametrize("window", [0, 1 << 14])
+def test_archives_written_one_after_another_are_all_read(padding: int, window: int) -> None:
+    one, two = (tar_of([f"{k}.png"], tarfile.PAX_FORMAT) for k in range(2))
+    found = read_all(one + bytes(padding) + two + two, window)
+    assert [member.name for member in found] == [b"0.png", b"1.png", b"1.png"]
+    assert [member.part for member in found] == [0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("behind", "reason"),
+    [
+        (b"a line\n", "bytes that are no tar behind its end mark"),
+        (b"\xff" * 700, "bytes that are no tar behind its end mark"),
+        (bytes(512) + b"x" * 512, "bytes that are no tar behind its end mark"),
+        (bytes((1 << 24) + 1024), "more than 16 MiB of zeros"),
+        (tar_of(["b.png"], tarfile.GNU_FORMAT)[:1300], "breaks off"),
+    ],
+)
+def test_whatever_else_stands_behind_the_end_mark_is_damage(behind: bytes, reason: str) -> None:
+    data = tar_of(["a.png"], tarfile.USTAR_FORMAT) + behind
+    with pytest.raises(TarError, match=reason):
+        read_all(data, 1 << 14)
+
+
+@pytest.mark.parametrize("zeros", [0, 300, 512, 1024, 10240])
+def test_the_end_mark_may_be_of_any_length_but_none(zeros: int) -> None:
+    data = header(b"a.png", 5) + DATA + bytes(zeros)
+    if zeros >= 512:
+        assert len(read_all(data, 0)) == 1
+    else:
+        with pytest.raises(TarError, match="breaks off"):
+            read_all(data, 0)
+
+
+@pytest.mark.parametrize(
+    "damaged",
+    [
+        header(b"PaxHeader", 12, b"x") + padded(b"99 path=a.png"),
+        header(b"PaxHeader", 5000, b"x") + padded(b"9" * 5000),
+        header(b"PaxHeader", 6, b"x") + padded(b"path=a"),
+        header(b"a.png", at_124=b"\x80" + b"\xff" * 11) + DATA,
+        header(b"a.png", at_124=b"-0000000005\0") + DATA,
+        header(b"a.png", 5, b"L", at_124=b"77777777777\0") + DATA,
+        pax(size=b"9" * 19) + header(b"a.png", 5) + DATA,
+    ],
+)
+def test_a_header_that_cannot_be_is_damage(damaged: bytes) -> None:
+    with pytest.raises(TarError):
+        read_all(damaged + header(b"b.png", 5) + DATA + bytes(1024), 0)
+
+
+SPARSE: dict[str, Callable[[], bytes]] = {
+    "GNU": lambda: header(b"0.png", 5, b"S", at_257=b"ustar  \0") + DATA,
+    "GNU with a long map": lambda: (
+        header(b"0.png", 5, b"S", at_257=b"ustar  \0", at_482=b"\1")
+        + (b"7" * 504 + b"\1").ljust(512, b"\0")
+        + bytes(512)
+        + DATA
+    ),
+    "pax 0.1": lambda: pax(GNU_sparse_map=b"0,5") + header(b"0.png", 5) + DATA,
+    "pax 1.0": lambda: (
+        pax(GNU_sparse_name=b"0.png", GNU_sparse_major=b"1")
+        + header(b"GNUSparseFile.1/0", 5)
+        + DATA
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", SPARSE)
+def test_a_sparse_file_is_a_bad_record_and_its_neighbors_are_read(
+    kind: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "s.tar"
+    path.write_bytes(SPARSE[kind]() + header(b"1.png", 5) + DATA + bytes(1024))
+    source = WebDatasetConfig(path=str(path), name="s").build()
+    assert len(source) == 2
+    assert source.read(1) == ("1", {"image": b"data!"}, {})
+    with pytest.raises(ValueError, match=r"record 0: 0\.png is a sparse file"):
+        source.read(0)
+
+
+@pytest.mark.parametrize("writer", WRITERS)
+def test_records_of_every_writer_are_read_by_their_index(writer: str, tmp_path: Path) -> None:
+    path = tmp_path / "w.tar"
+    path.write_bytes(WRITERS[writer] + bytes(1024))
+    source = WebDatasetConfig(path=str(path), name="w").build()
+    assert source.read(len(source) - 1)[1] == {"image": b"data!"}

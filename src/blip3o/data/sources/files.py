@@ -9,10 +9,10 @@ network is.
 
 import collections
 import dataclasses
-import glob
+import errno
 import hashlib
 import os
-import re
+import stat
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -20,19 +20,22 @@ from typing import Any, Protocol, TypeVar
 
 from blip3o.core.errors import UsageError
 from blip3o.core.log import say
+from blip3o.data.sources import http, patterns
+from blip3o.data.sources.http import TransientError
 
 T = TypeVar("T")
 
 RETRY_DELAYS_S = (0.5, 1.0, 2.0, 4.0, 8.0)
 """Pauses before each further attempt at a remote read."""
-_TIMEOUT_S = 30.0
 _MAX_OPEN_FILES = 256
 """Most local files held open at once; a process may often open no more than 1024."""
-_BRACES = re.compile(r"\{(\d+)\.\.(\d+)\}")
-
-
-class _TransientError(Exception):
-    """Worth another attempt."""
+_FILE_KINDS = (
+    (stat.S_ISDIR, "a folder"),
+    (stat.S_ISFIFO, "a pipe"),
+    (stat.S_ISSOCK, "a socket"),
+    (stat.S_ISCHR, "a device"),
+    (stat.S_ISBLK, "a device"),
+)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,29 +98,43 @@ def read_file(path: str) -> bytes:
 
 
 def expand(pattern: str) -> list[str]:
-    """Returns the files that a pattern names, sorted.
+    """Returns the files that a pattern names, sorted; a local file of that very name comes first.
 
     Args:
         pattern: "data/{0000..0099}.tar" counts; "*", "?" and "[0-9]" match, except over HTTP,
             where nothing can be listed.
 
     Raises:
-        UsageError: for a match over HTTP, or a store that cannot be listed.
+        UsageError: if some of the counted local files are missing, for a match over HTTP, or a
+            store that cannot be listed.
     """
-    counted = _BRACES.search(pattern)
-    if counted:
-        first, last = counted.groups()
-        names = (str(number).zfill(len(first)) for number in range(int(first), int(last) + 1))
-        head, tail = pattern[: counted.start()], pattern[counted.end() :]
-        found = (path for name in names for path in expand(f"{head}{name}{tail}"))
-        return list(dict.fromkeys(found))  # "{1..12}*.tar" finds 12.tar twice
     if not is_remote(pattern):
-        return sorted(glob.glob(pattern))
-    if not any(mark in pattern for mark in "*?["):
-        return [pattern]
+        return patterns.find(pattern)
+    wanted = patterns.counted(pattern, is_local=False)
+    return list(dict.fromkeys(path for one in wanted for path in _expand_remote(one)))
+
+
+def _expand_remote(pattern: str) -> list[str]:
+    place, _, query = pattern.partition("?")
     if pattern.startswith(("http://", "https://")):
-        raise UsageError(f"an HTTP server lists no files: write {pattern} with {{0000..0099}}")
-    return _FSSPEC.glob(pattern)
+        # A signed address has a question mark, too.
+        if any(mark in place for mark in "*[") or ("?" in pattern and "=" not in query):
+            raise UsageError(f"an HTTP server lists no files: write {pattern} with {{0000..0099}}")
+        return [pattern]
+    return _FSSPEC.glob(pattern) if any(mark in pattern for mark in "*?[") else [pattern]
+
+
+def beside(path: str, suffix: str) -> str:
+    """Returns the address of a file whose name goes on behind that of another.
+
+    Args:
+        path: path or address, which may end in a query ("?token=...").
+        suffix: what comes behind its name.
+    """
+    if not path.startswith(("http://", "https://")):
+        return path + suffix
+    place, mark, query = path.partition("?")
+    return place + suffix + mark + query
 
 
 def private_path(path: str, suffix: str) -> Path:
@@ -142,8 +159,11 @@ class LocalFiles:
         self._open: collections.OrderedDict[str, int] = collections.OrderedDict()
 
     def stamp(self, path: str) -> FileStamp:
-        """Returns size and time of the last change; OSError if there is no such file."""
+        """Returns size and time of the last change; OSError if there is no such ordinary file."""
         status = os.stat(path)
+        if not stat.S_ISREG(status.st_mode):  # reading it might wait or go on for ever
+            kind = next((name for test, name in _FILE_KINDS if test(status.st_mode)), "no file")
+            raise OSError(errno.EINVAL, f"it is {kind}, no ordinary file")
         return FileStamp(size=status.st_size, tag=str(status.st_mtime_ns))
 
     def read(self, path: str, offset: int, size: int) -> bytes:
@@ -155,7 +175,9 @@ class LocalFiles:
         if found is None:
             if len(self._open) >= _MAX_OPEN_FILES:
                 os.close(self._open.popitem(last=False)[1])
-            found = self._open[path] = os.open(path, os.O_RDONLY)
+            # Opening a pipe that came in place of the file would wait.
+            flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0)
+            found = self._open[path] = os.open(path, flags)
         self._open.move_to_end(path)
         return found
 
@@ -170,47 +192,47 @@ class LocalFiles:
 class _HttpFiles:
     def __init__(self) -> None:
         self._clients: dict[int, Any] = {}  # by process: a connection must not cross a fork
+        self._tags: dict[str, str] = {}  # of every file that was served, empty if it changed
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"_clients": {}}
+        return {"_clients": {}, "_tags": {}}
 
     def stamp(self, path: str) -> FileStamp:
         # A request for one byte, not HEAD: it also shows whether ranges are served at all.
-        response = _persist(path, lambda: self._get(path, 0, 1))
-        total = response.headers.get("content-range", "").rpartition("/")[2]
-        if not total.isdecimal():
+        client = self._client()
+        piece = self._ask(path, lambda: http.fetch_piece(client, path, 0, 1), 1)
+        if piece.total is None:
             raise UsageError(f"{path}: the server does not say how long it is")
-        tag = response.headers.get("etag") or response.headers.get("last-modified") or ""
-        return FileStamp(size=int(total), tag=tag)
+        return FileStamp(size=piece.total, tag=piece.tag)
 
     def read(self, path: str, offset: int, size: int) -> bytes:
-        if size == 0:
+        if size <= 0:
             return b""
-        response = _persist(path, lambda: self._get(path, offset, size))
-        return response.content if response.status_code == 206 else b""
+        client = self._client()
+        return self._ask(path, lambda: http.fetch(client, path, offset, size), size).data or b""
 
-    def _get(self, path: str, offset: int, size: int) -> Any:  # noqa: ANN401  (httpx is lazy)
-        import httpx
-
+    def _client(self) -> Any:  # noqa: ANN401  (httpx is lazy)
         client = self._clients.get(os.getpid())
         if client is None:
             self._clients.clear()
-            client = httpx.Client(timeout=_TIMEOUT_S, follow_redirects=True)
-            self._clients[os.getpid()] = client
-        wanted = {"range": f"bytes={offset}-{offset + size - 1}", "accept-encoding": "identity"}
-        try:
-            with client.stream("GET", path, headers=wanted) as response:
-                status = response.status_code
-                if status in (408, 425, 429) or status >= 500:
-                    raise _TransientError(f"HTTP {status}")
-                if status == 200:  # the whole file: not to be read
-                    raise UsageError(f"{path}: the server ignores range requests")
-                if status not in (206, 416):
-                    raise UsageError(f"cannot read {path}: HTTP {status}")
-                response.read()
-                return response
-        except httpx.TransportError as error:
-            raise _TransientError(str(error) or type(error).__name__) from error
+            client = self._clients[os.getpid()] = http.new_client()
+        return client
+
+    def _ask(self, path: str, function: Callable[[], http.Piece], size: int) -> http.Piece:
+        def ask() -> http.Piece:
+            try:
+                return http.within_time(function, size)
+            except http.NoRangesError as error:
+                if path in self._tags:  # something between us and the server, for a moment
+                    raise TransientError("a whole file for a range") from error
+                raise
+
+        piece = _persist(path, ask)
+        known = self._tags.setdefault(path, piece.tag)
+        if piece.tag and known and piece.tag != known:
+            say(f"warning: {path} was replaced on its server; records that moved count as bad")
+            self._tags[path] = ""
+        return piece
 
 
 class _FsspecFiles:
@@ -224,11 +246,22 @@ class _FsspecFiles:
     def read(self, path: str, offset: int, size: int) -> bytes:
         system, inner = self._find(path)
         end = offset + size
-        return _persist(path, lambda: self._ask(path, lambda: system.cat_file(inner, offset, end)))
+
+        def whole() -> bytes:
+            data = self._ask(path, lambda: system.cat_file(inner, offset, end))
+            if len(data) < size:  # the end of the file, or of a connection
+                there = self._ask(path, lambda: system.info(inner))["size"]
+                if offset + len(data) < min(end, int(there)):
+                    raise TransientError(f"{len(data)} of {size} bytes came")
+            return data
+
+        return _persist(path, whole)
 
     def glob(self, pattern: str) -> list[str]:
-        """Returns the addresses a pattern matches, sorted."""
+        """Returns the addresses a pattern matches, sorted; that of its very name comes first."""
         system, inner = self._find(pattern)
+        if _persist(pattern, lambda: self._ask(pattern, lambda: system.exists(inner))):
+            return [pattern]
         found = _persist(pattern, lambda: self._ask(pattern, lambda: system.glob(inner)))
         return sorted(system.unstrip_protocol(one) for one in found)
 
@@ -250,7 +283,7 @@ class _FsspecFiles:
         except (PermissionError, NotImplementedError) as error:
             raise UsageError(f"cannot read {path}: {error}") from error
         except Exception as error:  # each plug-in has its own for a broken connection
-            raise _TransientError(str(error) or type(error).__name__) from error
+            raise TransientError(str(error) or type(error).__name__) from error
 
 
 def _persist(path: str, function: Callable[[], T]) -> T:
@@ -258,7 +291,7 @@ def _persist(path: str, function: Callable[[], T]) -> T:
     for delay_s in (*RETRY_DELAYS_S, None):
         try:
             return function()
-        except _TransientError as error:
+        except TransientError as error:
             if delay_s is None:
                 raise UsageError(
                     f"{path} cannot be reached, {len(RETRY_DELAYS_S) + 1} attempts: {error}; "

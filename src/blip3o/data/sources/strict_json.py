@@ -25,7 +25,9 @@ def load_json(data: bytes | str) -> Any:  # noqa: ANN401  (whatever the text hol
         ValueError: if it is no JSON, repeats a key of an object, or is nested too deeply.
     """
     try:
-        return json.loads(data, object_pairs_hook=_object)
+        if not isinstance(data, str):
+            data = data.decode(json.detect_encoding(data), "surrogatepass")
+        return _STRICT_DECODER.decode(data)
     except RecursionError as error:  # a few kilobytes of "[[[[" are enough
         raise ValueError("the JSON is nested too deeply") from error
     except UnicodeDecodeError as error:
@@ -189,3 +191,4 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 _DECODER = json.JSONDecoder()
+_STRICT_DECODER = json.JSONDecoder(object_pairs_hook=_object)  # to make one for each record is slow

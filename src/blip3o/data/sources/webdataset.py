@@ -4,24 +4,42 @@
     000017.jpg  000017.txt             a picture and its caption
     000017.source.png  000017.target.png  000017.json      an edit
 
+`KEY.txt` or `KEY.caption` is the caption, whatever `KEY.json` says; two members that want to be one
+thing make a bad record.
+
 Records are read by position, so shuffling and resuming cost nothing; from a disk, an HTTP server,
 S3 or the hub alike.
 """
 
+import bisect
 import dataclasses
 import hashlib
-import json
+import itertools
 import os
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
 from blip3o.core.config import LocalPath
 from blip3o.core.errors import UsageError
+from blip3o.core.log import say
+from blip3o.data.captions import without_captions
 from blip3o.data.sources.files import expand, files_of, is_remote
-from blip3o.data.sources.shards import PICTURE_SUFFIXES, index_shards
-from blip3o.data.sources.tar import BLOCK, stored_size
+from blip3o.data.sources.names import Use, uses
+from blip3o.data.sources.patterns import counted
+from blip3o.data.sources.shard_index import ShardIndex
+from blip3o.data.sources.shard_scan import header_check
+from blip3o.data.sources.shards import INDEX_SUFFIX, index_shards
+from blip3o.data.sources.strict_json import load_json
+from blip3o.data.sources.tar import BLOCK
+
+_LOCAL_GAP, _REMOTE_GAP = 1 << 16, 1 << 20
+"""Most bytes between two members that are read with them rather than by a read of its own."""
+_MAX_MEMBER_BYTES = 1 << 28
+"""Longest member that is read; a file without content may claim any length."""
+
+_Place = tuple[int, int, int, Use]
+"""Where the bytes of a member begin, how many it has, the check sum of its header, what it is."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -60,25 +78,30 @@ class WebDatasetSource:
         jobs: processes that index shards not indexed before.
     """
 
-    passed_over: Mapping[str, int] = {}
-
     def __init__(self, config: WebDatasetConfig, jobs: int = 1) -> None:
         self.name = config.name
-        self.paths = expand(config.path)
-        if not self.paths or any(os.path.isdir(path) for path in self.paths):
-            raise UsageError(
-                f"no shard matches {config.path}; give a tar file or a pattern such as data/*.tar"
-            )
+        self.paths = _shards_of(config.path)
         self.is_remote = is_remote(self.paths[0])
+        self._gap = _REMOTE_GAP if self.is_remote else _LOCAL_GAP
         self._files = files_of(self.paths[0])
         self.shards = index_shards(
             self.paths, salvage=config.salvage, jobs=jobs, what=f"shards of {self.name}"
         )
         self.shard_lengths: Sequence[int] = [len(shard) for shard in self.shards]
-        self._ends = np.cumsum(self.shard_lengths)
+        self._ends = list(itertools.accumulate(self.shard_lengths))
+        passed_over: Counter[str] = Counter()
+        for shard in self.shards:
+            passed_over.update(shard.passed_over)
+        self.passed_over: Mapping[str, int] = dict(passed_over.most_common())
+        if not len(self):
+            others = "".join(f"; {count} x {reason}" for reason, count in self.passed_over.items())
+            raise UsageError(f"no record in {config.path}{others}")
+        for path, shard in zip(self.paths, self.shards, strict=True):
+            if not len(shard):
+                say(f"warning: no record in the shard {path}")
 
     def __len__(self) -> int:
-        return int(self._ends[-1])
+        return self._ends[-1]
 
     def read(self, position: int) -> tuple[str, Mapping[str, bytes], Mapping[str, Any]]:
         """Returns key, pictures by role, and fields of one record.
@@ -95,26 +118,20 @@ class WebDatasetSource:
         number, record = self._place(position)
         shard, path = self.shards[number], self.paths[number]
         key = shard.key(record)
-        owned = range(int(shard.starts[record]), int(shard.starts[record + 1]))
-        # One read for all members with their headers: they lie next to each other.
-        start = int(shard.offsets[owned[0]]) - BLOCK
-        end = int(shard.offsets[owned[-1]] + shard.sizes[owned[-1]])
-        data = self._files.read(path, start, end - start)
-        if len(data) != end - start:
-            raise ValueError(f"{path} ends inside record {key}")
-        files: dict[str, bytes] = {}
-        fields: dict[str, Any] = {}
-        for member in owned:
-            at = int(shard.offsets[member]) - start
-            size = int(shard.sizes[member])
-            suffix = shard.suffixes[shard.kinds[member]]
-            if not _is_header_of(data[at - BLOCK : at], key, suffix, size):
-                raise ValueError(
-                    f"{path} does not hold record {key} where its index says: it was changed or "
-                    "damaged since; fetch it again or delete its index"
-                )
-            _add_member(suffix, data[at : at + size], files, fields)
-        return key, files, fields
+        found: list[tuple[Use, bytes]] = []
+        for start, end, stretch in self._stretches(_counting_members(shard, record, key)):
+            data = self._files.read(path, start, end - start)
+            if len(data) != end - start:
+                raise ValueError(f"{path} ends inside record {key}")
+            for offset, size, check, use in stretch:
+                at = offset - start
+                if header_check(data[at - BLOCK : at]) != check:
+                    raise ValueError(
+                        f"{path} does not hold record {key} where its index says: it was changed "
+                        "or damaged since; fetch it again or delete its index"
+                    )
+                found.append((use, data[at : at + size]))
+        return (key, *_contents(found))
 
     def locate(self, position: int) -> str:
         """Returns the shard that holds a record.
@@ -128,39 +145,95 @@ class WebDatasetSource:
         """Returns a hash of the shards' names and of every record's name, place and size."""
         digest = hashlib.sha256()
         for path, shard in zip(self.paths, self.shards, strict=True):
-            digest.update(path.rpartition("/")[2].encode())
+            digest.update(os.fsencode(path.rpartition("/")[2]))
             for array in (shard.names, shard.name_ends, shard.starts, shard.kinds):
                 digest.update(array.tobytes())
             digest.update(shard.offsets.tobytes() + shard.sizes.tobytes())
         return digest.hexdigest()[:32]
 
+    def _stretches(self, members: list[_Place]) -> list[tuple[int, int, list[_Place]]]:
+        """Returns where to read and the members there; as a rule they are neighbors, one read."""
+        stretches: list[tuple[int, int, list[_Place]]] = []
+        start = end = members[0][0] - BLOCK
+        together: list[_Place] = []
+        for member in members:
+            if member[0] - BLOCK > end + self._gap:
+                stretches.append((start, end, together))
+                start, together = member[0] - BLOCK, []
+            together.append(member)
+            end = max(end, member[0] + member[1])
+        stretches.append((start, end, together))
+        return stretches
+
     def _place(self, position: int) -> tuple[int, int]:
         """Returns the number of a record's shard, and its own number there."""
-        number = int(np.searchsorted(self._ends, position, side="right"))
-        return number, position - int(self._ends[number]) + self.shard_lengths[number]
+        number = bisect.bisect_right(self._ends, position)
+        return number, position - self._ends[number] + self.shard_lengths[number]
 
 
-def _is_header_of(block: bytes, key: str, suffix: str, size: int) -> bool:
-    """Returns whether a header may well be that of a member; long names stand elsewhere."""
-    if stored_size(block) != size:
-        return False
-    name = block[:100].partition(b"\0")[0]
-    stem = key.rpartition("/")[2].encode()
-    is_long = len(name) == 100 or not stem.isascii()
-    return is_long or name.rpartition(b"/")[2].lower() == stem.lower() + b"." + suffix.encode()
+def _counting_members(shard: ShardIndex, record: int, key: str) -> list[_Place]:
+    """Returns the members of a record that count, at least one, in the order of their bytes."""
+    members = slice(int(shard.starts[record]), int(shard.starts[record + 1]))
+    suffixes = tuple([shard.suffixes[kind] for kind in shard.kinds[members].tolist()])
+    try:
+        found_uses = uses(suffixes)
+    except ValueError as error:
+        raise ValueError(f"record {key}: {error}") from error
+    offsets, sizes = shard.offsets[members].tolist(), shard.sizes[members].tolist()
+    checks = shard.checks[members].tolist()
+    places = [
+        (offset, size, check, use)
+        for offset, size, check, use in zip(offsets, sizes, checks, found_uses, strict=True)
+        if use is not None
+    ]
+    places.sort()
+    for offset, size, _, _ in places:
+        if offset < BLOCK:
+            raise ValueError(f"record {key}: {shard.problems[size]}")
+        if size > _MAX_MEMBER_BYTES:
+            raise ValueError(f"record {key}: a member of {size} bytes is too large")
+    return places
 
 
-def _add_member(suffix: str, data: bytes, files: dict[str, bytes], fields: dict[str, Any]) -> None:
-    role, _, kind = suffix.rpartition(".")
-    if kind in PICTURE_SUFFIXES:
-        files[role or "image"] = data
-    elif kind == "json":
-        try:
-            loaded = json.loads(data)
-        except RecursionError as error:  # a few kilobytes of "[[[[" are enough
-            raise ValueError("the record's JSON is nested too deeply") from error
-        if not isinstance(loaded, dict):
-            raise ValueError("the record's JSON is no object")
-        fields.update(loaded)
-    else:
-        fields["caption"] = data.decode("utf-8-sig").strip()
+def _shards_of(pattern: str) -> list[str]:
+    """Returns the shards that a pattern names, at least one."""
+    paths = expand(pattern)
+    if paths != [pattern] and not is_remote(pattern):
+        paths = [path for path in paths if not path.endswith(INDEX_SUFFIX)]  # "folder/*"
+    if (
+        paths != [pattern]
+        and not is_remote(pattern)
+        and counted(pattern, is_local=True) == [pattern]
+    ):
+        lonely = {path.removesuffix(INDEX_SUFFIX) for path in expand(pattern + INDEX_SUFFIX)}
+        for path in sorted(lonely.difference(paths)):
+            say(f"warning: there is an index of the shard {path}, but no such shard")
+    folders = [path for path in paths if os.path.isdir(path)]
+    if not paths or folders == [pattern]:
+        raise UsageError(
+            f"no shard matches {pattern}; give a tar file or a pattern such as data/*.tar"
+        )
+    if folders:
+        raise UsageError(f"{pattern} matches the folder {folders[0]}; give a pattern of tars only")
+    return paths
+
+
+def _contents(members: list[tuple[Use, bytes]]) -> tuple[dict[str, bytes], dict[str, Any]]:
+    """Returns the images by role and the fields of a record."""
+    files: dict[str, bytes] = {}
+    fields: dict[str, Any] = {}
+    captions: list[str] = []
+    for use, data in members:
+        if use.kind == "image":
+            files[use.role] = data
+        elif use.kind == "fields":
+            fields = load_json(data)
+            if not isinstance(fields, dict):
+                raise ValueError("the record's JSON is no object")
+        else:
+            captions.append(data.decode("utf-8-sig").strip())
+    if captions:
+        if captions.count(captions[0]) < len(captions):
+            raise ValueError("two texts give the record different captions; keep one of them")
+        fields = {**without_captions(fields), "caption": captions[0]}
+    return files, fields

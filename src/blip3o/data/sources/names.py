@@ -1,0 +1,169 @@
+"""What the name of a shard's member says: which record it belongs to, and what it is there.
+
+As in WebDataset the key ends at the first dot of the base name, and the folder belongs to the key.
+"""
+
+import functools
+import unicodedata
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
+
+from blip3o.data.sources.kinds import (
+    CAPTION_SUFFIXES,
+    IMAGE_SUFFIXES,
+    OTHER_IMAGE_SUFFIXES,
+    is_junk,
+)
+
+ROLES = ("image", "source", "target")
+"""Images that a task reads. Any other `KEY.ROLE.png` may lie beside them."""
+_IMAGES = tuple(suffix[1:] for suffix in IMAGE_SUFFIXES)
+_TEXTS = tuple(suffix[1:] for suffix in CAPTION_SUFFIXES)
+
+HIDDEN = "a hidden or junk file"
+OTHER_TEXT = "a text with a longer name than KEY.txt"
+
+
+class Use(NamedTuple):
+    """What a member is in its record.
+
+    Args:
+        kind: an image, its caption, the fields of its JSON, or a text of something else.
+        role: of the image, or which thing the text is of.
+        rank: of several JSON files the one with the lowest counts, and several captions must agree.
+    """
+
+    kind: Literal["image", "caption", "fields", "other text"]
+    role: str = ""
+    rank: int = 0
+
+
+def split_name(name: bytes) -> tuple[bytes, bytes]:
+    """Returns the key and the suffix in small letters; no key for a name that begins with a dot.
+
+    Args:
+        name: a member's name with folders.
+    """
+    folder, slash, base = name.rpartition(b"/")
+    stem, _, suffix = base.partition(b".")
+    return (folder + slash + stem if stem else stem), suffix.lower()
+
+
+def same_key(key: bytes) -> bytes:
+    """Returns a key as one compares it: `./a` is `a`, and a letter with an accent is one letter.
+
+    Args:
+        key: as stored; a Mac writes an accent as a character of its own.
+    """
+    while key.startswith(b"./"):
+        key = key[2:].lstrip(b"/")
+    if key.isascii():
+        return key
+    try:
+        return unicodedata.normalize("NFC", key.decode()).encode()
+    except UnicodeDecodeError:
+        return key
+
+
+def is_in_junk(folder: str) -> bool:
+    """Returns whether a folder is in a hidden one, or in one that a system or a tar leaves behind.
+
+    Args:
+        folder: path of a folder inside the tar.
+    """
+    return any(
+        is_junk(part) or part.startswith("PaxHeader")
+        for part in folder.split("/")
+        if part not in ("", ".", "..")
+    )
+
+
+def why_passed_over(base: str) -> str:
+    """Returns why a file of a tar is nothing of a record.
+
+    Args:
+        base: its name without folders.
+    """
+    if is_junk(base):
+        return HIDDEN
+    end = base.lower().rpartition(".")[2] if "." in base else ""
+    if f".{end}" in OTHER_IMAGE_SUFFIXES:
+        return f"an image of a kind that is not read: .{end}"
+    return f"no image and no text: {f'.{end}' if end else 'no ending'}"
+
+
+@functools.lru_cache(maxsize=4096)
+def use_of(suffix: str) -> Use | None:
+    """Returns what a member with a suffix is, None if it is nothing of a record.
+
+    Args:
+        suffix: everything behind the key's dot, in small letters.
+    """
+    stem, _, end = suffix.rpartition(".")
+    if end in _IMAGES:
+        return Use("image", stem or "image")
+    # `a.png.txt` beside `a.png` is its text as `a.txt` is.
+    is_of_image = stem in _IMAGES
+    if end in _TEXTS and (not stem or is_of_image):
+        return Use("caption", rank=_TEXTS.index(end) + len(_TEXTS) * is_of_image)
+    if end == "json" and (not stem or is_of_image):
+        return Use("fields", rank=int(is_of_image))
+    return Use("other text", stem) if end in (*_TEXTS, "json") else None
+
+
+def is_one_record(suffixes: Sequence[str]) -> bool:
+    """Returns whether no two members with one key want to be the same thing.
+
+    Args:
+        suffixes: of the members.
+    """
+    found = [use_of(suffix) for suffix in suffixes]
+    counted = [use for use in found if use is not None and use.kind != "other text"]
+    return len(set(counted)) == len(counted)
+
+
+@functools.lru_cache(maxsize=4096)
+def uses(suffixes: tuple[str, ...]) -> tuple[Use | None, ...]:
+    """Returns what each member of a record is; None for one that does not count.
+
+    Args:
+        suffixes: of the members.
+
+    Raises:
+        ValueError: if two members want to be one thing, seem to be a record of their own, or if
+            none counts.
+    """
+    found: list[Use | None] = []
+    first: dict[Use, str] = {}
+    for suffix in suffixes:
+        use = use_of(suffix)
+        if use is not None and use.kind != "other text":
+            if use in first:
+                thing = f"image of the role {use.role!r}" if use.kind == "image" else use.kind
+                raise ValueError(
+                    f"two members are its {thing}: .{first[use]} and .{suffix}; "
+                    "keep one, or give each a key of its own"
+                )
+            first[use] = suffix
+        found.append(use)
+    if not first:
+        raise ValueError(
+            f"none of its members counts ({', '.join(f'.{suffix}' for suffix in suffixes)}): "
+            "the text of a record is KEY.txt, KEY.caption or KEY.json, and a key has no dots"
+        )
+    images = {use.role for use in first if use.kind == "image"} - set(ROLES)
+    for suffix, use in zip(suffixes, found, strict=True):
+        if use is not None and use.kind == "other text" and use.role in images:
+            raise ValueError(
+                f".{use.role} has an image and the text .{suffix}, so it seems to be a record of "
+                "its own; but a key ends at the first dot of a name: write - for the other dots"
+            )
+    return tuple(use if use and _counts(use, first) else None for use in found)
+
+
+def _counts(use: Use, all_uses: dict[Use, str]) -> bool:
+    if use.kind == "other text":
+        return False
+    return use.kind != "fields" or use.rank == min(
+        other.rank for other in all_uses if other.kind == "fields"
+    )
