@@ -4,6 +4,7 @@ import pytest
 import torch
 from PIL import Image
 
+from blip3o.generate.images import sample_features
 from blip3o.generate.pipeline import Blip3oPipeline
 from blip3o.generate.write import picture_generator
 from blip3o.serve.exact import equal_batch_sizes
@@ -82,6 +83,31 @@ def test_features_are_the_same_bit_for_bit(pipe: Blip3oPipeline, maker: PictureM
             assert torch.equal(probe(range(size)), full[:size])
         assert torch.equal(probe([3, 1, 0, 5, 2, 4]), full[[3, 1, 0, 5, 2, 4]])
         assert torch.equal(probe([2] * MAX_BATCH), full[[2] * MAX_BATCH])
+
+
+@pytest.mark.parametrize("steps", [2, 3, 8])
+@pytest.mark.parametrize("scale", [1.0, 2.0])
+def test_the_sizes_hold_for_any_number_of_steps(
+    pipe: Blip3oPipeline, maker: PictureMaker, steps: int, scale: float
+) -> None:
+    """The probe takes one step; products whose rows are levels would escape it."""
+    request = generation(pipe, PROMPTS[0], 0, scale)
+    (condition, _) = maker._condition(request)
+    noise = torch.randn(MAX_BATCH, *pipe.model.config.feature_shape)
+    states = condition + torch.randn(MAX_BATCH, *condition.shape[1:])
+
+    def run(size: int) -> torch.Tensor:
+        return sample_features(
+            pipe.model,
+            states[:size],
+            noise[:size],
+            num_inference_steps=steps,
+            guidance_scale=1.0 if scale == 1.0 else torch.full((size,), scale),
+        )
+
+    full = run(MAX_BATCH)
+    for size in maker.sampling_sizes:
+        assert torch.equal(run(size), full[:size])
 
 
 def test_edits_and_reconstructions_are_the_same_in_any_batch(
