@@ -7,7 +7,7 @@ from PIL import Image
 from blip3o.generate.images import sample_features
 from blip3o.generate.pipeline import Blip3oPipeline
 from blip3o.generate.write import picture_generator
-from blip3o.serve.exact import equal_batch_sizes
+from blip3o.serve.exact import equal_batch_sizes, fingerprint, fingerprints
 from blip3o.serve.jobs import Job, PictureRequest, Row
 from blip3o.serve.pictures import PictureMaker
 
@@ -15,10 +15,10 @@ MAX_BATCH = 6
 PROMPTS = ("a red cat", "a dog", "draw: what is this? a very long caption of a red cat", "x")
 
 
-@pytest.fixture(scope="module")
-def pipe() -> Blip3oPipeline:
+@pytest.fixture(scope="module", params=["fp32", "bf16"])
+def pipe(request: pytest.FixtureRequest) -> Blip3oPipeline:
     """The bundled model: the kernels that real work uses."""
-    return Blip3oPipeline.from_pretrained("pocket", device="cpu", dtype="fp32")
+    return Blip3oPipeline.from_pretrained("pocket", device="cpu", dtype=request.param)
 
 
 @pytest.fixture(scope="module")
@@ -93,8 +93,8 @@ def test_the_sizes_hold_for_any_number_of_steps(
     """The probe takes one step; products whose rows are levels would escape it."""
     request = generation(pipe, PROMPTS[0], 0, scale)
     (condition, _) = maker._condition(request)
-    noise = torch.randn(MAX_BATCH, *pipe.model.config.feature_shape)
-    states = condition + torch.randn(MAX_BATCH, *condition.shape[1:])
+    noise = torch.randn(MAX_BATCH, *pipe.model.config.feature_shape).to(condition)
+    states = condition + torch.randn(MAX_BATCH, *condition.shape[1:]).to(condition)
 
     def run(size: int) -> torch.Tensor:
         return sample_features(
@@ -155,6 +155,38 @@ def test_an_edit_sees_all_its_pictures(pipe: Blip3oPipeline, maker: PictureMaker
         )
         made += data(maker.make(rows_of(request)))
     assert made[0] != made[1]
+
+
+def test_a_difference_inside_a_network_shows_in_its_fingerprints() -> None:
+    """Its result may hide it: here a ReLU does."""
+    weights = torch.nn.Linear(8, 8), torch.nn.Linear(8, 8)
+    network = torch.nn.Sequential(weights[0], torch.nn.ReLU(), weights[1])
+    torch.nn.init.constant_(weights[0].bias, -1e3)
+    batch = torch.rand(3, 5, 8)
+    other = batch.clone()
+    other[1, 4, 7] += 1
+    results, firsts = [], []
+    for inputs in (batch, torch.cat([batch, batch]), other):
+        with torch.no_grad(), fingerprints(network, 3) as seen:
+            results.append(network(inputs)[:3])
+        assert [len(one) for one in seen] == [3, 3]
+        firsts.append(seen[0][:, 0])
+    assert all(torch.equal(result, results[0]) for result in results)
+    assert torch.equal(firsts[1], firsts[0])
+    assert (firsts[2] == firsts[0]).tolist() == [True, False, True]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_a_fingerprint_sees_the_last_bit_of_a_value_at_its_place(dtype: torch.dtype) -> None:
+    values = torch.rand(2, 3, 4).to(dtype)
+    bits = values.clone().view(torch.int32 if dtype == torch.float32 else torch.int16)
+    bits[1, 2, 3] ^= 1
+    changed = bits.view(dtype)
+    turned = values.clone()
+    turned[0, 0, :2] = values[0, 0, :2].flip(0)
+    known = fingerprint(values, 2)
+    assert (fingerprint(changed, 2) == known).flatten().tolist() == [True, False]
+    assert (fingerprint(turned, 2) == known).flatten().tolist() == [False, True]
 
 
 def test_sizes_are_those_that_agree_with_the_largest() -> None:
