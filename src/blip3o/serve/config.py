@@ -32,6 +32,9 @@ class ServeConfig:
         500_000_000, "pixels of the pictures that wait, 3 bytes each; more are answered 429"
     )
     max_chats: int = _option(8, "answers written at once")
+    max_chat_tokens: int = _option(
+        65_536, "tokens that answers written at once may come to, prompts included"
+    )
     timeout_s: float = _option(300.0, "longest time for a request")
     body_timeout_s: float = _option(30.0, "longest time for a request's body to arrive")
     drain_timeout_s: float = _option(60.0, "longest time to finish accepted work after SIGTERM")

@@ -8,9 +8,12 @@ padded to sizes that were seen, on this machine and for this model, to give the 
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
+
+from blip3o.nn.quantized import QuantizedLinear
 
 _MOST_VALUES = 2**18
 """Values of a row that a fingerprint reads of one layer; all of them could fill the memory."""
@@ -64,7 +67,9 @@ def _is_equal(
 
 
 @contextmanager
-def fingerprints(module: nn.Module, num_rows: int) -> Iterator[list[Tensor]]:
+def fingerprints(
+    module: nn.Module, num_rows: int, *, axis: Literal[0, 1] = 0
+) -> Iterator[list[Tensor]]:
     """Collects what the products and convolutions inside a module make of each row of a batch.
 
     The result of a network hides most differences of its layers, above all in half types; a batch
@@ -73,6 +78,7 @@ def fingerprints(module: nn.Module, num_rows: int) -> Iterator[list[Tensor]]:
     Args:
         module: run inside the context, with batches [B, ...], or [2 B, ...] where it is guided.
         num_rows: B.
+        axis: 1 for a module whose batches are [1, B, ...], a token of each row.
 
     Yields:
         A list that grows by the whole numbers [B, ...] of each product; rows with the same numbers
@@ -82,10 +88,12 @@ def fingerprints(module: nn.Module, num_rows: int) -> Iterator[list[Tensor]]:
 
     def note(layer: nn.Module, inputs: object, output: Tensor) -> None:
         del layer, inputs
-        if output.ndim >= 3 and output.shape[1] > 1 and len(output) in (num_rows, 2 * num_rows):
-            seen.append(fingerprint(output, num_rows))
+        if output.ndim < 3 or output.shape[1] < 2 or output.shape[axis] % num_rows:
+            return
+        if output.shape[axis] <= 2 * num_rows:
+            seen.append(fingerprint(output.movedim(axis, 0), num_rows))
 
-    kinds = (nn.Linear, nn.Conv2d)
+    kinds = (nn.Linear, nn.Conv2d, QuantizedLinear)
     hooks = [
         layer.register_forward_hook(note) for layer in module.modules() if isinstance(layer, kinds)
     ]

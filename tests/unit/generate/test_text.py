@@ -10,6 +10,7 @@ from PIL import Image
 from blip3o.core.errors import UsageError
 from blip3o.core.types import IMAGE_MARK, Message
 from blip3o.generate.chat import converse
+from blip3o.generate.decoding import RowDecoder
 from blip3o.generate.pipeline import Blip3oPipeline
 from blip3o.generate.text import generate_tokens, left_pad
 from blip3o.text.chat import ChatTemplate
@@ -144,27 +145,6 @@ def test_a_stream_is_the_answer_in_pieces(tiny_pipe: Blip3oPipeline) -> None:
     assert tiny_pipe.ask([RED], " What is this? ") == answer
 
 
-def test_pieces_are_whole_characters(
-    tiny_pipe: Blip3oPipeline, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Byte-level tokens split letters; a terminal must never see half of one."""
-    text = "na\u00efve \U0001f431!"
-    ids = tiny_pipe.tokenizer.encode(text)
-    assert len(ids) > len(text)
-    monkeypatch.setattr(
-        tiny_pipe._writer, "tokens", lambda *_: iter(torch.tensor([i]) for i in ids)
-    )
-    pieces = list(tiny_pipe.stream([user("hello")]))
-    assert "".join(pieces) == text
-    assert not any("\ufffd" in piece for piece in pieces)
-    assert "\U0001f431" in pieces
-    # An answer that is cut in the middle of a letter ends before it.
-    monkeypatch.setattr(
-        tiny_pipe._writer, "tokens", lambda *_: iter(torch.tensor([i]) for i in ids[:-2])
-    )
-    assert "".join(tiny_pipe.stream([user("hello")])) == "na\u00efve "
-
-
 def test_questions_with_no_one_and_two_pictures(tiny_pipe: Blip3oPipeline) -> None:
     for pictures in (None, [], RED, [RED, BLUE], (RED, BLUE)):
         assert isinstance(tiny_pipe.ask(pictures, "What is this?"), str)
@@ -183,10 +163,19 @@ def test_answers_are_no_longer_than_asked_or_than_the_model_reaches(
     tiny_pipe: Blip3oPipeline, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(ChatTemplate, "turn_end_id", -1)  # no token
-    row = tiny_pipe._writer.prompt([user("hello")], 0)
-    assert len(list(tiny_pipe._writer.tokens([row], None, 4))) == 4
-    assert len(list(tiny_pipe._writer.tokens([row], None, None))) == 6
-    assert len(list(tiny_pipe._writer.tokens([row], None, 10_000))) == 96 - len(row)
+    monkeypatch.setattr(type(tiny_pipe.tokenizer), "pad_id", -1)
+    advance, passes = RowDecoder.advance, []
+
+    def counted(*arguments: Any) -> torch.Tensor:
+        passes.append(arguments)
+        return advance(*arguments)
+
+    monkeypatch.setattr(RowDecoder, "advance", counted)
+    room = 96 - tiny_pipe.prompt_length([user("hello")])
+    for asked, written in ((4, 4), (None, 6), (10_000, room)):
+        passes.clear()
+        tiny_pipe.ask(None, "hello", max_new_tokens=asked)
+        assert len(passes) == written - 1
 
 
 @pytest.mark.parametrize(
