@@ -95,11 +95,13 @@ def build_parser() -> argparse.ArgumentParser:
 
     command = _command(commands, "ask", cli_commands.ask, "an answer about pictures")
     command.add_argument("image", nargs="+", help="pictures, then the question")
+    _add_text_sampling(command)
     _add_pipeline(command)
 
     command = _command(
         commands, "chat", cli_commands.chat, "a conversation; /image FILE adds a picture"
     )
+    _add_text_sampling(command)
     _add_pipeline(command)
 
     command = _command(commands, "edit", cli_commands.edit, "a picture changed as told")
@@ -205,3 +207,18 @@ def _add_sampling(command: argparse.ArgumentParser) -> None:
     command.add_argument("--steps", type=int, help="DiT steps; the model's own number if left out")
     command.add_argument("--guidance", type=float, help="1 or more; likewise")
     _add_pipeline(command)
+
+
+def _add_text_sampling(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--temperature", type=float, help="0, the default, takes the likeliest words; more draws"
+    )
+    command.add_argument("--top-p", type=float, help="draw from the likeliest with this share")
+    command.add_argument("--top-k", type=int, help="draw from so many likeliest tokens")
+    command.add_argument("--seed", type=int, help="with all else equal, an equal answer; -1: a new")
+    command.add_argument(
+        "--max-new-tokens", type=int, help="longest answer; the model's own if not"
+    )
+    command.add_argument(
+        "--stop", action="append", metavar="TEXT", help="a text that ends the answer; repeatable"
+    )

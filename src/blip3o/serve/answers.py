@@ -197,8 +197,9 @@ class AnswerDesk:
                 return
         else:
             for row, own, token in zip(rows, logits, likeliest, strict=True):
-                with self._failing(row.job):
-                    self._write(row, own, token)
+                if row in self._rows:  # another answer of its request may just have failed
+                    with self._failing(row.job):
+                        self._write(row, own, token)
             return
         # Here the error is gone, and with its frames what they held of the memory.
         for row in rows:
