@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from blip3o.generate.fingerprints import fingerprint, fingerprints
 from blip3o.models.backbones.ragged import RowBatch, RowCache
 from blip3o.models.unified import PromptImages, UnifiedModel
 
@@ -42,6 +43,22 @@ class RowDecoder:
     def __init__(self, model: UnifiedModel) -> None:
         self._model = model
         self._placeholder = model.config.backbone.image_token_id
+
+    @torch.no_grad()
+    def num_equal_places(self) -> int:
+        """Returns how many rows may share a pass so that the place of each does not matter, 1 to 8.
+
+        The shape of a pass is constant, so a row can depend on others by its place alone: kernels
+        compute rows in tiles, and the rest after the last whole tile may round otherwise.
+        """
+        first = self._placeholder + 1  # any token does but the one that asks for an image
+        token = first % self._model.config.backbone.vocab_size
+        prompt = self.read([token] * ROWS, None)
+        with fingerprints(self._model.backbone.decoder, ROWS, axis=1) as seen:
+            logits = self.advance([prompt.row.fork() for _ in range(ROWS)], [token] * ROWS)
+        prints = torch.cat([*seen, fingerprint(logits, ROWS)], dim=1)
+        is_equal = (prints == prints[:1]).all(1).tolist()
+        return is_equal.index(False) if False in is_equal else ROWS
 
     @torch.no_grad()
     def read(self, ids: Sequence[int], images: PromptImages | None) -> Prompt:

@@ -8,7 +8,7 @@ from torch import Tensor
 from blip3o.core.errors import UsageError
 from blip3o.core.types import IMAGE_MARK, Message
 from blip3o.generate.answer import Answer
-from blip3o.generate.decoding import ROWS, Prompt, RowDecoder
+from blip3o.generate.decoding import Prompt, RowDecoder
 from blip3o.generate.inputs import Picture, as_pictures
 from blip3o.generate.prompts import check_length, question_pixels
 from blip3o.generate.text_sampling import TextSampling
@@ -224,9 +224,10 @@ class Writer:
         for answer in answers:
             answer.add(prompt.logits, likeliest)
         going = [(answer, prompt.row.fork()) for answer in answers if answer.reason is None]
+        together = self.decoder.num_equal_places() if len(going) > 1 else 1
         while going:
-            for start in range(0, len(going), ROWS):
-                group = going[start : start + ROWS]
+            for start in range(0, len(going), together):
+                group = going[start : start + together]
                 tokens = [answer.tokens[-1] for answer, _ in group]
                 logits = self.decoder.advance([row for _, row in group], tokens)
                 best = logits.argmax(-1).tolist()

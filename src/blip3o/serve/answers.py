@@ -10,17 +10,14 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
-import torch
 from torch import Tensor
 
 from blip3o.generate.answer import Answer
-from blip3o.generate.decoding import ROWS, Prompt, RowDecoder
+from blip3o.generate.decoding import ROWS, Prompt
 from blip3o.generate.pipeline import Blip3oPipeline
 from blip3o.generate.text import Writer
 from blip3o.generate.text_sampling import TextSampling
 from blip3o.models.backbones.ragged import RowCache
-from blip3o.models.unified import UnifiedModel
-from blip3o.serve.exact import fingerprint, fingerprints
 from blip3o.serve.failures import DEVICE_ERRORS, failure
 from blip3o.serve.jobs import Answered, ChatRequest, Job, Text
 
@@ -231,26 +228,3 @@ class AnswerDesk:
         if self._next is not None and self._next.job is job:
             self._next = None
         job.deliver(failure(error))
-
-
-def answers_together(model: UnifiedModel) -> int:
-    """Returns how many answers may share a pass on this machine, all or one.
-
-    A pass always has the same shape, so an answer can depend on others only by its place.
-
-    Args:
-        model: in evaluation mode.
-    """
-    decoder, first = RowDecoder(model), model.config.backbone.image_token_id + 1
-    # Any tokens do, but an image's placeholder would ask for an image.
-    ids = [(first + number) % model.config.backbone.vocab_size for number in range(ROWS)]
-    prompt = decoder.read(ids, None)
-
-    def run(order: Sequence[int]) -> Tensor:
-        with torch.no_grad(), fingerprints(model.backbone.decoder, ROWS, axis=1) as seen:
-            logits = decoder.advance([prompt.row.fork() for _ in order], [ids[i] for i in order])
-        return torch.cat([*seen, fingerprint(logits, ROWS)], dim=1)
-
-    order = list(range(ROWS))
-    turned = order[1:] + order[:1]
-    return ROWS if torch.equal(run(turned), run(order)[turned]) else 1

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from blip3o.core.log import say
-from blip3o.generate.decoding import ROWS
+from blip3o.generate.decoding import ROWS, RowDecoder
 from blip3o.generate.pipeline import Blip3oPipeline
-from blip3o.serve.answers import AnswerDesk, answers_together
+from blip3o.serve.answers import AnswerDesk
 from blip3o.serve.batching import JobQueue
 from blip3o.serve.config import ServeConfig
 from blip3o.serve.failures import DEVICE_ERRORS, failure
@@ -20,8 +20,8 @@ from blip3o.serve.pictures import PictureMaker
 
 _DEAD = "the engine stopped after an internal error"
 _ONE_BY_ONE = (
-    "blip3o: on this machine the last bits of a text depend on its place among others, so answers "
-    "are written one by one; --unpadded-batches writes them together"
+    "blip3o: on this machine the last bits of an answer depend on its place among others, so "
+    "answers are written one by one; --unpadded-batches writes them together"
 )
 
 
@@ -107,8 +107,8 @@ class Engine(threading.Thread):
     def _open_desk(self) -> AnswerDesk:
         config, together = self._config, ROWS
         if config.max_chats > 1 and not config.unpadded_batches:
-            together = answers_together(self._pipe.model)
-            if together < ROWS:
+            together = RowDecoder(self._pipe.model).num_equal_places()
+            if together == 1:
                 say(_ONE_BY_ONE)
         return AnswerDesk(
             self._pipe,

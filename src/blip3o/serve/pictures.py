@@ -13,12 +13,13 @@ from torch import Tensor
 from blip3o.core.log import say
 from blip3o.flow.solver import StepCallback
 from blip3o.generate.empty import empty_condition
+from blip3o.generate.fingerprints import fingerprint, fingerprints
 from blip3o.generate.images import noise_levels, sample_features
 from blip3o.generate.outputs import DecodingSettings, decoding_settings, finish
 from blip3o.generate.pipeline import Blip3oPipeline
 from blip3o.generate.prompts import model_noise, square_pixels
 from blip3o.generate.write import picture_generator
-from blip3o.serve.exact import equal_batch_sizes, fingerprint, fingerprints
+from blip3o.serve.exact import equal_batch_sizes
 from blip3o.serve.jobs import PictureRequest, Row
 from blip3o.serve.previews import Previewer
 
