@@ -269,3 +269,43 @@ def test_a_picture_goes_with_the_next_message_and_stays(
     assert "(picture added)" in out.getvalue()
     assert "image marks" not in out.getvalue()
     assert out.getvalue().count("> ") == 4
+
+
+def test_a_drawn_answer_is_the_same_streamed_asked_and_in_a_batch(
+    tiny_pipe: Blip3oPipeline,
+) -> None:
+    questions = ["What?", "What is in this picture, and where?", "Why?"]
+    settings: dict[str, Any] = {"temperature": 3.0, "top_p": 0.95, "seed": 8}
+    batch = tiny_pipe.answer_batch([RED, BLUE, RED], questions, 20, **settings)
+    alone = []
+    for image, question in zip([RED, BLUE, RED], questions, strict=True):
+        asked = tiny_pipe.ask(image, question, max_new_tokens=20, **settings)
+        message = user(f"{IMAGE_MARK}\n{question}")
+        pieces = list(tiny_pipe.stream([message], [image], max_new_tokens=20, **settings))
+        assert "".join(pieces).strip() == asked
+        alone.append(asked)
+    assert batch == alone
+    assert len(set(batch)) == 3
+    greedy = [tiny_pipe.ask(RED, "Why?"), tiny_pipe.ask(RED, "Why?", temperature=0.0, seed=3)]
+    assert greedy[0] == greedy[1] != alone[2]
+    assert len({tiny_pipe.ask(RED, "Why?", temperature=5.0) for _ in range(5)}) > 1
+
+
+def test_a_stop_text_ends_an_answer_wherever_it_is_written(tiny_pipe: Blip3oPipeline) -> None:
+    settings: dict[str, Any] = {"temperature": 3.0, "seed": 8, "max_new_tokens": 20}
+    message = user(f"{IMAGE_MARK}\nWhy?")
+    whole = "".join(tiny_pipe.stream([message], [RED], **settings))
+    assert len(whole) > 10
+    for start in range(len(whole)):
+        for length in (1, 2, 5):
+            stop = whole[start : start + length]
+            expected = whole[: whole.index(stop)]
+            pieces = list(tiny_pipe.stream([message], [RED], stop=stop, **settings))
+            assert "".join(pieces) == expected
+            assert tiny_pipe.ask(RED, "Why?", stop=[stop, "never"], **settings) == expected.strip()
+    (batched, other) = tiny_pipe.answer_batch(
+        [RED, BLUE], ["Why?", "What?"], 20, temperature=3.0, seed=8, stop=whole[6:8]
+    )
+    assert batched == whole[: whole.index(whole[6:8])].strip()
+    stopped = tiny_pipe.ask(BLUE, "What?", stop=whole[6:8], **settings)
+    assert other == stopped
