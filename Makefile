@@ -59,6 +59,7 @@ bench: setup ## Measure speed on this machine
 	$(BIN)/python benchmarks/sample.py
 	$(BIN)/python benchmarks/loader.py
 	$(BIN)/python benchmarks/serve.py
+	$(BIN)/python benchmarks/chat.py
 	$(BIN)/python benchmarks/train_step.py
 
 clean: ## Remove the environment and all caches

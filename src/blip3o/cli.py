@@ -147,11 +147,13 @@ def _add_image_commands(commands: argparse._SubParsersAction) -> None:
 
     command = _command(commands, "ask", cli_commands.ask, "an answer about images")
     command.add_argument("image", nargs="+", help="image files, then the question in quotes")
+    _add_text_sampling(command)
     _add_pipeline(command)
 
     command = _command(
         commands, "chat", cli_commands.chat, "a conversation; /image FILE adds an image"
     )
+    _add_text_sampling(command)
     _add_pipeline(command)
 
     command = _command(commands, "edit", cli_commands.edit, "an image changed as told")
@@ -330,3 +332,26 @@ def _add_sampling(command: argparse.ArgumentParser) -> None:
         "--guidance", type=float, help="1 to 100 (default: the model's own number)"
     )
     _add_pipeline(command)
+
+
+def _add_text_sampling(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--temperature",
+        type=float,
+        help="0 takes the likeliest words, more draws them (default: 0)",
+    )
+    command.add_argument(
+        "--top-p", type=float, help="draw from the likeliest words with this share (default: 1)"
+    )
+    command.add_argument(
+        "--top-k", type=int, help="draw from this many likeliest tokens (default: all)"
+    )
+    command.add_argument(
+        "--seed", type=int, help="an equal seed gives an equal answer; -1 draws one (default: -1)"
+    )
+    command.add_argument(
+        "--max-new-tokens", type=int, help="longest answer (default: the model's own number)"
+    )
+    command.add_argument(
+        "--stop", action="append", metavar="TEXT", help="a text that ends the answer; repeatable"
+    )

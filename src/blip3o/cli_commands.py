@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from blip3o.core.choices import check_offload, check_precision, check_quantization
 from blip3o.core.errors import UsageError
 from blip3o.core.files import home_path
+from blip3o.core.log import say
 from blip3o.serve.config import from_options
 from blip3o.weights.names import check_name
 
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
     from blip3o.generate.pipeline import Blip3oPipeline
+    from blip3o.generate.text_sampling import TextSettings
 
 
 def _pipeline(options: argparse.Namespace) -> "Blip3oPipeline":
@@ -62,7 +64,8 @@ def ask(options: argparse.Namespace) -> None:
     if not images:
         raise UsageError('no question: blip3o ask IMAGE... "QUESTION"')
     images = [_image(image, options) for image in images]
-    print(_pipeline(options).ask(images, question))
+    settings = _text_settings(options)
+    print(_pipeline(options).ask(images, question, **settings))
 
 
 def chat(options: argparse.Namespace) -> None:
@@ -70,7 +73,21 @@ def chat(options: argparse.Namespace) -> None:
     _check_model(options)
     from blip3o.generate.chat import converse
 
-    converse(_pipeline(options), sys.stdin, sys.stdout)
+    settings = _text_settings(options)
+    converse(_pipeline(options), sys.stdin, sys.stdout, **settings)
+
+
+def _text_settings(options: argparse.Namespace) -> "TextSettings":
+    """Returns the settings of text that were given; refuses bad ones before a model is loaded."""
+    from blip3o.generate.text_sampling import TextSampling, TextSettings
+
+    every = {name: getattr(options, name) for name in TextSettings.__optional_keys__}
+    given: Any = {name: value for name, value in every.items() if value is not None}
+    if given.get("seed") == -1:
+        given["seed"] = TextSampling().seeded().seed
+        say(f"seed {given['seed']}")
+    TextSampling.of(**given)
+    return given
 
 
 def edit(options: argparse.Namespace) -> None:

@@ -1,6 +1,7 @@
 """What a pipeline must do over every backbone, and over every encoder with its decoder."""
 
 import dataclasses
+from collections import deque
 from typing import Any
 
 import pytest
@@ -10,12 +11,15 @@ from torch import Tensor, nn
 
 from blip3o.core.types import IMAGE_MARK, Message
 from blip3o.generate.pipeline import Blip3oPipeline
+from blip3o.generate.text_sampling import TextSampling
 from blip3o.imaging.fit import PictureFitConfig
 from blip3o.models.backbones import BACKBONES
 from blip3o.models.decoders import DECODERS
 from blip3o.models.dit.nextdit import NextDiTConfig
 from blip3o.models.encoders import ENCODERS
 from blip3o.models.unified import SamplingConfig, UnifiedModelConfig
+from blip3o.serve.answers import AnswerDesk
+from blip3o.serve.jobs import ChatRequest, Job, Text
 from blip3o.text.chat import ChatConfig
 from blip3o.text.tokenizer import Tokenizer, train_tokenizer
 
@@ -219,6 +223,66 @@ def test_a_stream_comes_piece_by_piece_and_is_the_answer(pipe: Blip3oPipeline) -
     whole = pipe.ask([WIDE, RED], "What is this?")
     assert "".join(pipe.stream([user(asked)], [WIDE, RED])).strip() == whole
     assert isinstance(pipe.ask(None, "What is this?"), str)
+
+
+def test_answers_of_a_server_are_those_of_each_alone(pipe: Blip3oPipeline) -> None:
+    """Rows of different lengths share their passes, and come and go."""
+    asked: list[tuple[list[Image.Image], str, Any]] = [
+        ([RED], "What?", {}),
+        ([WIDE, TALL], "a dog and a cat, or not?", {"temperature": 2.0, "seed": 1}),
+        ([], "x", {"temperature": 2.0, "seed": 1, "max_new_tokens": 2}),
+        ([TALL], "What is this?", {"temperature": 2.0, "seed": 2, "stop": ("a", "e")}),
+    ]
+    said: list[dict[int, str]] = [{} for _ in asked]
+    jobs = []
+    for (images, question, settings), answers in zip(asked, said, strict=True):
+        messages = [user(f"{IMAGE_MARK}\n" * len(images) + question)]
+        sampling = TextSampling.of(**settings)
+        request = ChatRequest(messages=messages, pictures=images, sampling=sampling, count=2)
+
+        def note(event: Any, answers: dict[int, str] = answers) -> None:
+            if isinstance(event, Text):
+                answers[event.index] = answers.get(event.index, "") + event.piece
+
+        jobs.append(Job(request, note))
+    queue = deque(jobs)
+    desk = AnswerDesk(
+        pipe,
+        lambda: queue.popleft() if queue else None,
+        lambda seconds: None,
+        max_answers=5,
+        max_tokens=10**6,
+    )
+    while queue or desk.is_busy:
+        desk.work(0.0)
+    for (images, question, settings), answers in zip(asked, said, strict=True):
+        for number in range(2):
+            seed = settings.get("seed", 0) + number
+            expected = pipe.ask(images, question, **{**settings, "seed": seed})
+            assert answers.get(number, "").strip() == expected
+
+
+@pytest.mark.parametrize("backbone", TOWERS)
+@pytest.mark.parametrize("mode", ["stretch", "aspect"])
+def test_a_prompt_is_as_long_as_what_the_model_reads(
+    backbone: str, mode: Any, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if mode == "aspect" and backbone != "qwen2_5_vl":
+        return  # takes squares
+    fit = PictureFitConfig(mode=mode, min_pixels=64, max_pixels=1024)
+    pipe = build(backbone, "siglip2", tokenizer, question_pictures=fit)
+    read: list[int] = []
+    monkeypatch.setattr(pipe.model, "text_states", lambda ids, *_: read.append(ids.shape[1]))
+    large = Image.new("RGB", (900, 300))
+    turned = Image.new("RGB", (30, 12))
+    turned.getexif()[0x0112] = 6  # shown upright, it is 12 wide
+    for images in ([], [RED], [WIDE, TALL], [large, turned], [large, large]):
+        messages = [user(f"{IMAGE_MARK}\n" * len(images) + "What is this?")]
+        length = pipe.prompt_length(messages, [image.size for image in images])
+        read.clear()
+        with pytest.raises((AttributeError, TypeError)):  # nothing was read
+            list(pipe.stream(messages, images))
+        assert read == [length]
 
 
 @pytest.mark.parametrize("backbone", TOWERS)

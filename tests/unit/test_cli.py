@@ -6,11 +6,12 @@ import io
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
 
-from blip3o import __version__, cli_commands
+from blip3o import Blip3oPipeline, __version__, cli_commands
 from blip3o.cli import build_parser, main
 from blip3o.core.config import load_yaml
 from blip3o.core.errors import PreemptedError, UsageError
@@ -20,13 +21,14 @@ from blip3o.train.config import RunConfig
 from blip3o.weights import folder as weights
 
 SAMPLING = ["--seed", "--steps", "--guidance"]
+TEXT = ["--temperature", "--top-p", "--top-k", "--seed", "--max-new-tokens", "--stop"]
 MODEL = ["--model", "--device", "--dtype", "--quantize", "--offload"]
 PIPELINE = ["--revision", "--set"]
 SERVE = [flag(field.name) for field in dataclasses.fields(ServeConfig)]
 OPTIONS = {
     "generate": ["prompt", "--prompts", "--out", "--num-images", *SAMPLING, *MODEL, *PIPELINE],
-    "ask": ["image", *MODEL, *PIPELINE],
-    "chat": [*MODEL, *PIPELINE],
+    "ask": ["image", *TEXT, *MODEL, *PIPELINE],
+    "chat": [*TEXT, *MODEL, *PIPELINE],
     "edit": ["image", "instruction", "--out", *SAMPLING, *MODEL, *PIPELINE],
     "reconstruct": ["image", "--out", "--seed", *MODEL, *PIPELINE],
     "serve": [*SERVE, *MODEL, *PIPELINE],
@@ -279,7 +281,6 @@ def test_a_seed_means_one_picture_wherever_it_is_asked_for(
     tiny_folder: Path, tmp_path: Path, picture: str, seed: int
 ) -> None:
     # The server takes the same numbers; as in `generate`, any whole number is a seed.
-    from blip3o import Blip3oPipeline
     from blip3o.generate.write import picture_generator
 
     pipe = Blip3oPipeline.from_pretrained(tiny_folder, device="cpu", dtype="fp32")
@@ -324,6 +325,57 @@ def test_chat_talks_over_stdin_and_stdout(
     monkeypatch.setattr(sys, "stdin", io.StringIO("hello\n/quit\n"))
     assert main(["chat", "--model", str(tiny_folder)]) == 0
     assert "/image FILE" in capsys.readouterr().out
+
+
+def test_ask_and_chat_take_the_settings_of_text(
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tiny_pipe: Blip3oPipeline,
+    picture: str,
+) -> None:
+    monkeypatch.setattr(cli_commands, "_pipeline", lambda options: tiny_pipe)
+    words = ["--temperature", "5", "--top-p", "0.9", "--top-k", "50", "--max-new-tokens", "9"]
+    words += ["--stop", "zzz", "--stop", "yyy"]
+    settings: Any = {"temperature": 5.0, "top_p": 0.9, "top_k": 50, "max_new_tokens": 9}
+    expected = [tiny_pipe.ask(picture, "what?", seed=seed, **settings) for seed in (3, 4)]
+    assert len(set(expected)) == 2
+    for seed, answer in zip(("3", "4"), expected, strict=True):
+        assert main(["ask", picture, "what?", *words, "--seed", seed]) == 0
+        assert capsys.readouterr() == (answer + "\n", "")
+    assert main(["ask", picture, "what?", *words, "--seed", "-1"]) == 0
+    out, err = capsys.readouterr()
+    drawn = int(err.removeprefix("blip3o: ").removeprefix("seed "))
+    assert out == tiny_pipe.ask(picture, "what?", seed=drawn, **settings) + "\n"
+    monkeypatch.setattr(sys, "stdin", io.StringIO("hello\n"))
+    assert main(["chat", *words, "--seed", "3"]) == 0
+    answer = tiny_pipe.ask(None, "hello", seed=3, **settings)
+    assert f"> {answer}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--temperature", "-0.1"], "temperature must be 0 or more, got -0.1"),
+        (["--temperature", "nan"], "temperature must be 0 or more, got nan"),
+        (["--temperature", "inf"], "temperature must be 0 or more, got inf"),
+        (["--top-p", "0"], "top_p must be above 0 and at most 1"),
+        (["--top-k", "-1"], "top_k must be 0 or more"),
+        (["--seed", "-2"], "seed must be from 0 to"),
+        (["--max-new-tokens", "0"], "max_new_tokens must be at least 1"),
+        (["--stop", ""], "a stop text is empty"),
+        (["--stop", "x" * 1001], "more than 1000 characters"),
+        (["--stop", "a"] * 17, "at most 16 stop texts, got 17"),
+    ],
+)
+def test_settings_of_text_are_refused_before_a_model_is_loaded(
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    words: list[str],
+    message: str,
+) -> None:
+    monkeypatch.setattr(cli_commands, "_pipeline", lambda options: pytest.fail("work was done"))
+    for command in (["ask", "a.png", "what?"], ["chat"]):
+        assert message in refusal(capsys, *command, *words)
 
 
 def test_recipes_are_listed_each_with_a_summary(capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,13 +2,15 @@
 
 import os
 import shlex
+from collections.abc import Iterable
 from pathlib import Path
-from typing import TextIO
+from typing import TextIO, Unpack
 from urllib.parse import unquote, urlsplit
 
 from blip3o.core.errors import UsageError
 from blip3o.core.types import IMAGE_MARK, Message
 from blip3o.generate.pipeline import Blip3oPipeline
+from blip3o.generate.text_sampling import TextSettings
 from blip3o.imaging.load import open_image
 from blip3o.text.chat import said_back
 
@@ -17,13 +19,16 @@ HELP = (
 )
 
 
-def converse(pipe: Blip3oPipeline, lines: TextIO, out: TextIO) -> None:
+def converse(
+    pipe: Blip3oPipeline, lines: TextIO, out: TextIO, **settings: Unpack[TextSettings]
+) -> None:
     """Reads messages line by line and writes the answers until the input ends.
 
     Args:
         pipe: the pipeline.
         lines: where the user's lines come from.
         out: where answers go.
+        settings: those of `TextSampling`, by name; the likeliest tokens by default.
     """
     messages: list[Message] = []
     pictures: list = []
@@ -49,7 +54,8 @@ def converse(pipe: Blip3oPipeline, lines: TextIO, out: TextIO) -> None:
             elif text:
                 marks = f"{IMAGE_MARK}\n" * len(pending)
                 turn = Message(role="user", text=marks + text)
-                answer = _answer(pipe, [*messages, turn], [*pictures, *pending], out)
+                pieces = pipe.stream([*messages, turn], [*pictures, *pending], **settings)
+                answer = _shown(pieces, out)
                 messages += [turn, Message(role="assistant", text=said_back(answer))]
                 pictures, pending = pictures + pending, []
         except UsageError as error:
@@ -98,11 +104,12 @@ def _exists(path: str) -> bool:
         return False
 
 
-def _answer(pipe: Blip3oPipeline, messages: list[Message], pictures: list, out: TextIO) -> str:
-    pieces = []
-    for piece in pipe.stream(messages, pictures):
-        pieces.append(piece)
+def _shown(pieces: Iterable[str], out: TextIO) -> str:
+    """Returns an answer whose pieces are written as they come."""
+    answer = ""
+    for piece in pieces:
+        answer += piece
         out.write(piece)
         out.flush()
     out.write("\n")
-    return "".join(pieces).strip()
+    return answer.strip()

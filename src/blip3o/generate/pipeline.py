@@ -1,13 +1,13 @@
 """The user's door to a model: `Blip3oPipeline`, with the habits of diffusers' pipelines."""
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor
 
 from blip3o.core.errors import UsageError
-from blip3o.core.types import IMAGE_MARK, Message
+from blip3o.core.types import Message
 from blip3o.generate.checks import check_output_type, check_sampling, texts_of
 from blip3o.generate.compiled import CompiledSampler
 from blip3o.generate.empty import empty_condition
@@ -29,8 +29,14 @@ from blip3o.generate.outputs import (
     finish,
 )
 from blip3o.generate.placement import PlacedPipeline
-from blip3o.generate.prompts import model_noise, picture_prompt, square_pixels
-from blip3o.generate.text import Writer, left_pad
+from blip3o.generate.prompts import (
+    model_noise,
+    picture_prompt,
+    question_token_counts,
+    square_pixels,
+)
+from blip3o.generate.text import Writer, asked, left_pad
+from blip3o.generate.text_sampling import ChoiceSettings, TextSampling, TextSettings
 from blip3o.models.unified import UnifiedModel
 from blip3o.text.chat import ChatTemplate
 from blip3o.text.tokenizer import Tokenizer
@@ -202,65 +208,102 @@ class Blip3oPipeline(PlacedPipeline):
         self,
         image: Picture | Sequence[Picture] | None,
         question: str,
-        *,
-        max_new_tokens: int | None = None,
+        **settings: Unpack[TextSettings],
     ) -> str:
-        """Returns the answer to a question about one or several pictures, or about none.
+        """Returns the answer to a question about one or several images, or about none.
 
         Args:
-            image: pictures the question is about, in order; None for text only.
+            image: images the question is about, in order; None for text only.
             question: the question.
-            max_new_tokens: longest answer; the model's own number if None.
+            settings: those of `TextSampling`, by name; the likeliest tokens by default.
 
         Raises:
-            UsageError: for an empty question, a picture that cannot be read, or what `stream`
+            UsageError: for an empty question, an image that cannot be read, or what `stream`
                 refuses.
         """
-        (question,) = texts_of([question], "question")
-        if not question.strip():
-            raise UsageError("the question is empty")
-        pictures = [] if image is None else as_pictures(image)
-        text = f"{IMAGE_MARK}\n" * len(pictures) + question.strip()
-        return "".join(
-            self.stream([Message(role="user", text=text)], pictures, max_new_tokens=max_new_tokens)
-        ).strip()
+        return "".join(self.stream(*asked(image, question), **settings)).strip()
+
+    def ask_several(
+        self,
+        image: Picture | Sequence[Picture] | None,
+        question: str,
+        num_answers: int,
+        **settings: Unpack[TextSettings],
+    ) -> list[str]:
+        """Returns several answers to one question, which the model reads once.
+
+        Args:
+            image: as for `ask`.
+            question: as for `ask`.
+            num_answers: answers; number k is the one that `ask` gives with seed + k.
+            settings: as for `ask`.
+
+        Raises:
+            UsageError: for a number under 1, or what `ask` refuses.
+        """
+        if num_answers < 1:
+            raise UsageError(f"num_answers must be at least 1, got {num_answers}")
+        sampling = TextSampling.of(**settings)
+        return self._writer.several(*asked(image, question), num_answers, sampling)
 
     def stream(
         self,
         messages: Sequence[Message],
         pictures: Sequence[Picture] = (),
-        *,
-        max_new_tokens: int | None = None,
+        **settings: Unpack[TextSettings],
     ) -> Iterator[str]:
         """Yields the next answer of a conversation piece by piece.
 
         Args:
             messages: the turns so far, ending with the user's.
             pictures: one for each image mark in the messages, in order.
-            max_new_tokens: longest answer; the model's own number if None.
+            settings: those of `TextSampling`, by name; the likeliest tokens by default.
 
         Raises:
-            UsageError: if marks and pictures differ in number, the conversation is too long, a
-                picture cannot be read, or `max_new_tokens` is under 1.
+            UsageError: if marks and images differ in number, the conversation is too long, an
+                image cannot be read, or a setting is out of range.
         """
-        messages = messages_of(messages)
-        yield from self._writer.stream(messages, as_pictures(pictures), max_new_tokens)
+        sampling = TextSampling.of(**settings)
+        yield from self._writer.stream(messages_of(messages), as_pictures(pictures), sampling)
 
     def answer_batch(
-        self, pictures: Sequence[Picture], questions: Sequence[str], max_new_tokens: int = 64
+        self,
+        pictures: Sequence[Picture],
+        questions: Sequence[str],
+        max_new_tokens: int = 64,
+        **settings: Unpack[ChoiceSettings],
     ) -> list[str]:
-        """Returns the answers to one question for each picture, in one batch.
+        """Returns the answers to one question for each image, in one batch.
 
         Args:
             pictures: one for each question.
             questions: the questions.
             max_new_tokens: longest answer.
+            settings: the others of `TextSampling`, by name; every question has the same seed, so
+                its answer is the one that `ask` gives.
 
         Raises:
-            UsageError: for another number of pictures than of questions, or what `ask` refuses.
+            UsageError: for another number of images than of questions, or what `ask` refuses.
         """
-        questions = texts_of(questions, "question")
-        return self._writer.answers(as_pictures(pictures), questions, max_new_tokens)
+        sampling = TextSampling.of(max_new_tokens=max_new_tokens, **settings)
+        texts = texts_of(questions, "question")
+        return self._writer.answers(as_pictures(pictures), texts, sampling)
+
+    def prompt_length(
+        self, messages: Sequence[Message], image_sizes: Sequence[tuple[int, int]] = ()
+    ) -> int:
+        """Returns how many tokens the model reads of a conversation, without reading it.
+
+        Args:
+            messages: the turns so far, ending with the user's.
+            image_sizes: width and height in pixels of each image, in the order of the marks.
+
+        Raises:
+            UsageError: if marks and images differ in number, or for an image too thin to be
+                looked at.
+        """
+        counts = question_token_counts(self.model.config, image_sizes)
+        return len(self.chat_template.text_prompt(messages, counts))
 
     @torch.no_grad()
     def encode(self, pictures: Sequence[Picture]) -> Tensor:

@@ -8,9 +8,9 @@ from torch import Tensor
 from blip3o.core.errors import UsageError
 from blip3o.core.types import IMAGE_MARK, Message
 from blip3o.generate.inputs import Generators, Picture, draw_noise, open_picture
-from blip3o.imaging.fit import aspect_pixels
+from blip3o.imaging.fit import aspect_pixels, keep_aspect
 from blip3o.imaging.pixels import to_pixels
-from blip3o.models.unified import UnifiedModel
+from blip3o.models.unified import UnifiedModel, UnifiedModelConfig
 from blip3o.text.chat import ChatTemplate
 
 
@@ -54,7 +54,30 @@ def question_pixels(
         return torch.stack([to_pixels(one, side, fit.mode) for one in opened]).to(weight), None
     token_px = model.config.backbone.token_px
     pixels = [aspect_pixels(one, token_px, fit).to(weight) for one in opened]
-    return pixels, [one[0].numel() // token_px**2 for one in pixels]
+    return pixels, question_token_counts(model.config, [one.size for one in opened])
+
+
+def question_token_counts(
+    config: UnifiedModelConfig, sizes: Sequence[tuple[int, int]]
+) -> list[int] | None:
+    """Returns how many tokens stand for each image of a question, as `question_pixels` does.
+
+    Args:
+        config: of the model.
+        sizes: width and height of each image in pixels, turned upright or not.
+
+    Returns:
+        None where all have the chat template's number.
+
+    Raises:
+        UsageError: for an image too thin to be looked at.
+    """
+    fit = config.question_pictures
+    if fit.mode != "aspect" or not sizes:
+        return None
+    token_px = config.backbone.token_px
+    fitted = [keep_aspect(size, token_px, fit.min_pixels, fit.max_pixels) for size in sizes]
+    return [width * height // token_px**2 for width, height in fitted]
 
 
 def picture_prompt(

@@ -1,55 +1,230 @@
-"""The engine's text side: an answer that is written a little at a time, between other work."""
+"""The engine's text side: answers of several chats that are written side by side.
 
-from collections.abc import Iterator
+In a round every answer gets one token, and rows of different lengths share the passes. An answer
+joins when its prompt was read and leaves when it ends, so none waits for the longest. An answer
+depends on its request alone, see `generate.decoding`.
+"""
 
-import torch
+import dataclasses
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
 from torch import Tensor
 
+from blip3o.generate.answer import Answer
+from blip3o.generate.decoding import ROWS, Prompt
 from blip3o.generate.pipeline import Blip3oPipeline
-from blip3o.generate.prompts import question_pixels
 from blip3o.generate.text import Writer
+from blip3o.generate.text_sampling import TextSampling
+from blip3o.models.backbones.ragged import RowCache
+from blip3o.serve.failures import DEVICE_ERRORS, failure
 from blip3o.serve.jobs import Answered, ChatRequest, Job, Text
 
 
-class AnswerWriter:
-    """Writes the answer of one chat; alone in its batch, so no other request changes it.
+@dataclasses.dataclass(slots=True, eq=False)
+class _Chat:
+    """A job whose answers are being begun.
+
+    Args:
+        job: the job.
+        count: answers to write.
+        sampling: how.
+        num_tokens: tokens of the prompt.
+        limit: most tokens of an answer.
+        read: reads the prompt.
+        prompt: what was read.
+        num_begun: answers that were begun.
+    """
+
+    job: Job
+    count: int
+    sampling: TextSampling
+    num_tokens: int
+    limit: int
+    read: Callable[[], Prompt]
+    prompt: Prompt | None = None
+    num_begun: int = 0
+
+
+@dataclasses.dataclass(slots=True, eq=False)
+class _Row:
+    """An answer on its way.
+
+    Args:
+        job: its job.
+        index: its number within the request.
+        num_prompt_tokens: tokens before it.
+        most_tokens: tokens that it may come to, with its prompt.
+        answer: what was written.
+        cache: its keys and values.
+    """
+
+    job: Job
+    index: int
+    num_prompt_tokens: int
+    most_tokens: int
+    answer: Answer
+    cache: RowCache
+
+
+class AnswerDesk:
+    """Writes the answers of chats.
 
     Args:
         pipe: the pipeline.
-        job: the job, with a `ChatRequest`.
-
-    Raises:
-        UsageError: if the conversation does not fit the model.
+        take: returns the next job with a `ChatRequest`, or None.
+        on_begin: called with the seconds that a job has waited.
+        max_answers: answers written at once.
+        max_tokens: tokens that they may come to, prompts included; a single answer may always be
+            written.
+        together: answers that share a pass, at most `ROWS`.
     """
 
-    @torch.no_grad()
-    def __init__(self, pipe: Blip3oPipeline, job: Job) -> None:
+    def __init__(
+        self,
+        pipe: Blip3oPipeline,
+        take: Callable[[], Job | None],
+        on_begin: Callable[[float], None],
+        *,
+        max_answers: int,
+        max_tokens: int,
+        together: int = ROWS,
+    ) -> None:
+        self._writer = Writer(pipe.model, pipe.tokenizer, pipe.chat_template)
+        self._take = take
+        self._on_begin = on_begin
+        self._max_answers = max_answers
+        self._max_tokens = max_tokens
+        self._together = together
+        self._taken: Job | None = None
+        self._next: _Chat | None = None
+        self._rows: list[_Row] = []
+
+    @property
+    def jobs(self) -> list[Job]:
+        """The jobs that were taken and are not done."""
+        held = [row.job for row in self._rows]
+        held += [self._next.job] if self._next else []
+        held += [self._taken] if self._taken else []
+        return list({id(job): job for job in held}.values())
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether there is an answer to go on with."""
+        return bool(self._rows) or self._next is not None
+
+    def work(self, seconds: float) -> None:
+        """Goes on with all answers for so long, and at least by one token each.
+
+        Args:
+            seconds: 0 or more.
+        """
+        end = time.monotonic() + seconds
+        while True:
+            self._rows = [row for row in self._rows if not row.job.is_cancelled]
+            self._admit()
+            rows = list(self._rows)
+            for start in range(0, len(rows), self._together):
+                self._advance(rows[start : start + self._together])
+            if not self.is_busy or time.monotonic() >= end:
+                return
+
+    def _admit(self) -> None:
+        """Begins answers while there is room; reads one prompt at most, since all others wait."""
+        has_read = False
+        while len(self._rows) < self._max_answers:
+            if self._next is None and (has_read or not self._open()):
+                return
+            chat = self._next
+            if chat is None or chat.job.is_cancelled:
+                self._next = None
+                continue
+            if not self._has_room(chat) or (chat.prompt is None and has_read):
+                return
+            has_read = has_read or chat.prompt is None
+            with self._failing(chat.job):
+                self._begin(chat)
+            if chat.num_begun >= chat.count:
+                self._next = None
+
+    def _open(self) -> bool:
+        """Takes the next job; returns False if there is none."""
+        job = self._taken = self._take()
+        if job is None:
+            return False
         request = job.request
-        assert isinstance(request, ChatRequest), "pictures are made by PictureMaker"
-        self.job = job
-        self._stop_ids = (pipe.chat_template.turn_end_id, pipe.tokenizer.pad_id)
-        self._ids: list[int] = []
-        writer = Writer(pipe.model, pipe.tokenizer, pipe.chat_template)
-        pixels, counts = question_pixels(pipe.model, request.pictures)
-        prompt = writer.prompt(request.messages, len(request.pictures), counts)
-        self._num_prompt_tokens = len(prompt)
-        images = pipe.model.prompt_images(pixels)
-        tokens = writer.tokens([prompt], images, request.sampling.max_new_tokens)
-        self._pieces = writer.text(self._noted(tokens))
+        assert isinstance(request, ChatRequest), "images are made by PictureMaker"
+        self._on_begin(time.monotonic() - job.arrived)
+        with self._failing(job):
+            ids, read = self._writer.read(request.messages, request.pictures)
+            limit = self._writer.limit(request.sampling, len(ids))
+            sampling = request.sampling.seeded()
+            self._next = _Chat(job, request.count, sampling, len(ids), limit, read)
+        self._taken = None
+        return True
 
-    def advance(self) -> bool:
-        """Writes and delivers the next piece; returns False when the answer is whole."""
-        piece = next(self._pieces, None)
-        if piece is not None:
-            self.job.deliver(Text(piece))
-            return True
-        is_stopped = bool(self._ids) and self._ids[-1] in self._stop_ids
-        self.job.deliver(
-            Answered("stop" if is_stopped else "length", self._num_prompt_tokens, len(self._ids))
-        )
-        return False
+    def _has_room(self, chat: _Chat) -> bool:
+        taken = sum(row.most_tokens for row in self._rows)
+        return not self._rows or taken + chat.num_tokens + chat.limit <= self._max_tokens
 
-    def _noted(self, tokens: Iterator[Tensor]) -> Iterator[Tensor]:
-        for token in tokens:
-            self._ids.append(int(token[0]))
-            yield token
+    def _begin(self, chat: _Chat) -> None:
+        """Writes the first token of the next answer of a chat."""
+        if chat.prompt is None:
+            chat.prompt = chat.read()
+        prompt, index = chat.prompt, chat.num_begun
+        chat.num_begun += 1
+        answer = self._writer.answer(chat.sampling, chat.num_tokens, index)
+        most = chat.num_tokens + chat.limit
+        row = _Row(chat.job, index, chat.num_tokens, most, answer, prompt.row.fork())
+        self._rows.append(row)
+        self._write(row, prompt.logits, int(prompt.logits.argmax()))
+
+    def _advance(self, rows: Sequence[_Row]) -> None:
+        """Writes a token of each row; where that fails, of each by itself."""
+        try:
+            tokens = [row.answer.tokens[-1] for row in rows]
+            logits = self._writer.decoder.advance([row.cache for row in rows], tokens)
+            likeliest = logits.argmax(-1).tolist()
+        except DEVICE_ERRORS:
+            raise
+        except Exception as error:  # noqa: BLE001  (whatever a model raises)
+            if len(rows) == 1:
+                self._fail(rows[0].job, error)
+                return
+        else:
+            for row, own, token in zip(rows, logits, likeliest, strict=True):
+                if row in self._rows:  # another answer of its request may just have failed
+                    with self._failing(row.job):
+                        self._write(row, own, token)
+            return
+        # Here the error is gone, and with its frames what they held of the memory.
+        for row in rows:
+            if row in self._rows:
+                self._advance([row])
+
+    def _write(self, row: _Row, logits: Tensor, likeliest: int) -> None:
+        answer = row.answer
+        piece = answer.add(logits, likeliest)
+        if piece:
+            row.job.deliver(Text(piece, row.index))
+        if answer.reason is not None:
+            self._rows.remove(row)
+            counts = row.num_prompt_tokens, len(answer.tokens)
+            row.job.deliver(Answered(answer.reason, *counts, row.index))
+
+    @contextmanager
+    def _failing(self, job: Job) -> Iterator[None]:
+        """Ends a job, and no other, if the work inside fails."""
+        try:
+            yield
+        except DEVICE_ERRORS:
+            raise
+        except Exception as error:  # noqa: BLE001  (whatever a model raises)
+            self._fail(job, error)
+
+    def _fail(self, job: Job, error: Exception) -> None:
+        self._rows = [row for row in self._rows if row.job is not job]
+        if self._next is not None and self._next.job is job:
+            self._next = None
+        job.deliver(failure(error))

@@ -33,6 +33,9 @@ class ServeConfig:
         "pixels of the images that are decoded or wait, 4 bytes each; more are answered 429",
     )
     max_chats: int = _option(8, "answers written at once")
+    max_chat_tokens: int = _option(
+        65_536, "tokens that answers written at once may come to, prompts included"
+    )
     timeout_s: float = _option(300.0, "longest time for a request")
     body_timeout_s: float = _option(30.0, "longest time for a request's body to arrive")
     header_timeout_s: float = _option(10.0, "longest time for a request's header to arrive")

@@ -8,21 +8,21 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from blip3o.core.errors import UsageError
 from blip3o.core.log import say
+from blip3o.generate.decoding import ROWS, RowDecoder
 from blip3o.generate.pipeline import Blip3oPipeline
-from blip3o.serve.answers import AnswerWriter
+from blip3o.serve.answers import AnswerDesk
 from blip3o.serve.batching import JobQueue
 from blip3o.serve.config import ServeConfig
-from blip3o.serve.jobs import Failed, Job, Picture, Progress, Row
+from blip3o.serve.failures import DEVICE_ERRORS, failure
+from blip3o.serve.jobs import Failed, Picture, Progress, Row
 from blip3o.serve.pictures import PictureMaker
 
-_BROKEN_DEVICE: tuple[type[BaseException], ...] = (
-    getattr(torch, "AcceleratorError", MemoryError),
-    MemoryError,
-)
-"""Errors after which nothing works any more; others end only the request that made them."""
 _DEAD = "the engine stopped after an internal error"
+_ONE_BY_ONE = (
+    "blip3o: on this machine the last bits of an answer depend on its place among others, so "
+    "answers are written one by one; --unpadded-batches writes them together"
+)
 
 
 class Observer(Protocol):
@@ -67,7 +67,7 @@ class Engine(threading.Thread):
         self._config = config
         self._observer = observer
         self._num_threads = num_threads
-        self._answers: list[AnswerWriter] = []
+        self._desk: AnswerDesk | None = None
         self._batch: Sequence[Row] = ()
         self._is_ready = threading.Event()
 
@@ -93,53 +93,69 @@ class Engine(threading.Thread):
                 is_padded=not self._config.unpadded_batches,
                 preview_steps=self._config.preview_decoder_steps,
             )
+            self._desk = self._open_desk()
             self._is_ready.set()
-            self._work()
+            self._work(self._desk)
         except BaseException as error:  # noqa: BLE001  (also SystemExit: nobody may wait in vain)
             self._is_ready.clear()
             say(f"blip3o: {_DEAD}: {type(error).__name__}: {error}")
             self._queue.fail(_DEAD)
-            for held in (*self._batch, *self._answers):
-                held.job.deliver(Failed(_DEAD, "engine"))
+            held = [row.job for row in self._batch] + (self._desk.jobs if self._desk else [])
+            for job in held:
+                job.deliver(Failed(_DEAD, "engine"))
 
-    def _work(self) -> None:
+    def _open_desk(self) -> AnswerDesk:
+        config, together = self._config, ROWS
+        if config.max_chats > 1 and not config.unpadded_batches:
+            together = RowDecoder(self._pipe.model).num_equal_places()
+            if together == 1:
+                say(_ONE_BY_ONE)
+        return AnswerDesk(
+            self._pipe,
+            self._queue.take_chat,
+            self._observer.waited,
+            max_answers=config.max_chats,
+            max_tokens=config.max_chat_tokens,
+            together=together,
+        )
+
+    def _work(self, desk: AnswerDesk) -> None:
         while True:
-            if not self._answers and not self._queue.wait():
+            if not desk.is_busy and not self._queue.wait():
                 return
             self._batch = self._queue.take_rows()
             if self._batch:
                 self._make(self._batch)
             self._batch = ()
-            self._write_answers(0.0)
+            desk.work(0.0)
 
     def _make(self, rows: Sequence[Row]) -> None:
         now = time.monotonic()
         for row in rows:
             if row.index == 0:
                 self._observer.waited(now - row.job.arrived)
+        jobs = {id(row.job): row.job for row in rows}
         try:
             images = self._maker.make(rows, self._between_steps(rows))
         except _AbandonedError:
-            pass
-        except _BROKEN_DEVICE:
+            return
+        except DEVICE_ERRORS:
             raise
         except Exception as error:  # noqa: BLE001  (whatever a model raises)
-            self._apart(rows, error)
+            if len(jobs) == 1:
+                (job,) = jobs.values()
+                job.cancel()  # its other rows need not be tried
+                job.deliver(failure(error))
+                return
         else:
             for row, image in zip(rows, images, strict=True):
                 row.job.deliver(Picture(row.index, image))
             self._observer.batch(len(rows), time.monotonic() - now)
-
-    def _apart(self, rows: Sequence[Row], error: Exception) -> None:
-        """Does a failed batch again job by job: one bad request does not take others with it."""
-        jobs = {id(row.job): row.job for row in rows}
-        if len(jobs) > 1:
-            for key in jobs:
-                self._make([row for row in rows if id(row.job) == key])
             return
-        (job,) = jobs.values()
-        job.cancel()  # its other rows need not be tried
-        job.deliver(_failure(error))
+        # Again, job by job: one bad request does not take others with it. The error is gone here,
+        # and with its frames what they held of the memory.
+        for key in jobs:
+            self._make([row for row in rows if id(row.job) == key])
 
     def _between_steps(self, rows: Sequence[Row]) -> Callable[[int, Tensor], None]:
         jobs = list({id(row.job): row.job for row in rows}.values())
@@ -153,49 +169,8 @@ class Engine(threading.Thread):
                 raise _AbandonedError
             for job in jobs:
                 job.deliver(Progress(step, num_steps))
-            self._write_answers(time.monotonic() - last)
+            if self._desk is not None:
+                self._desk.work(time.monotonic() - last)
             last = time.monotonic()
 
         return on_step
-
-    def _write_answers(self, seconds: float) -> None:
-        """Writes pieces of all answers in turn, for so long, at least one of each."""
-        end = time.monotonic() + seconds
-        while True:
-            while len(self._answers) < self._config.max_chats:
-                job = self._queue.take_chat()
-                if job is None:
-                    break
-                self._begin(job)
-            self._answers = [answer for answer in self._answers if self._advance(answer)]
-            if not self._answers or time.monotonic() >= end:
-                return
-
-    def _begin(self, job: Job) -> None:
-        self._observer.waited(time.monotonic() - job.arrived)
-        try:
-            self._answers.append(AnswerWriter(self._pipe, job))
-        except BaseException as error:
-            if not isinstance(error, Exception) or isinstance(error, _BROKEN_DEVICE):
-                job.deliver(Failed(_DEAD, "engine"))  # it is in no list yet
-                raise
-            job.deliver(_failure(error))
-
-    def _advance(self, answer: AnswerWriter) -> bool:
-        if answer.job.is_cancelled:
-            return False
-        try:
-            with torch.no_grad():
-                return answer.advance()
-        except _BROKEN_DEVICE:
-            raise
-        except Exception as error:  # noqa: BLE001  (whatever a model raises)
-            answer.job.deliver(_failure(error))
-            return False
-
-
-def _failure(error: Exception) -> Failed:
-    if isinstance(error, UsageError):
-        return Failed(str(error), "request")
-    say(f"blip3o: a request failed: {type(error).__name__}: {error}")
-    return Failed("the work on this request failed; the server's log says why", "work")

@@ -55,7 +55,8 @@ class ChatRequest:
     Args:
         messages: the turns so far.
         pictures: one for each image mark, in order.
-        sampling: how each answer is written. Answer number k draws its tokens from (seed, k).
+        sampling: how each answer is written. Answer number k is the one that a request for a
+            single answer gets with seed + k.
         count: answers to write, each with its own number.
     """
 
@@ -113,7 +114,7 @@ class Answered:
     """The answer is whole.
 
     Args:
-        reason: "stop" where the model ended it, "length" where the limit did.
+        reason: "stop" where the model or a stop text ended it, "length" where the limit did.
         prompt_tokens: tokens of the conversation.
         answer_tokens: tokens that were written.
         index: number of the answer within the request.

@@ -13,6 +13,7 @@ from torch import Tensor
 from blip3o.core.log import say
 from blip3o.flow.solver import StepCallback
 from blip3o.generate.empty import empty_condition
+from blip3o.generate.fingerprints import fingerprint, fingerprints
 from blip3o.generate.images import noise_levels, sample_features
 from blip3o.generate.outputs import DecodingSettings, decoding_settings, finish
 from blip3o.generate.pipeline import Blip3oPipeline
@@ -147,33 +148,35 @@ class PictureMaker:
 
     @torch.no_grad()
     def _sampling_probe(self, samples: Sequence[int]) -> Tensor:
-        """Returns what numbered samples become in one step, guided and not guided."""
+        """Returns fingerprints of numbered samples in one step, guided and not guided, [B, ...]."""
         config, weight = self._model.config, self._model.query_tokens.weight
         shape = (config.num_query_tokens, config.backbone.hidden_size)
         generators = [picture_generator(0, 0, number) for number in samples]
         drawn = [torch.randn(shape, generator=generator) for generator in generators]
         noise, _ = model_noise(self._model, len(samples), generators)
-        seen = []
-        for scale in (torch.full((len(samples),), 2.0, device=weight.device), 1.0):
-            features = sample_features(
-                self._model,
-                torch.stack(drawn).to(weight),
-                noise,
-                num_inference_steps=1,
-                guidance_scale=scale,
-                reference=noise if config.dit.reference_channels else None,
-            )
-            seen.append(features.flatten(1).float().cpu())
+        with fingerprints(self._model.dit, len(samples)) as seen:
+            for scale in (torch.full((len(samples),), 2.0, device=weight.device), 1.0):
+                features = sample_features(
+                    self._model,
+                    torch.stack(drawn).to(weight),
+                    noise,
+                    num_inference_steps=1,
+                    guidance_scale=scale,
+                    reference=noise if config.dit.reference_channels else None,
+                )
+                seen.append(fingerprint(features, len(samples)))
         return torch.cat(seen, dim=1)
 
     @torch.no_grad()
     def _decoding_probe(self, samples: Sequence[int]) -> Tensor:
-        """Returns the pixels of numbered samples after one step of the image decoder."""
+        """Returns fingerprints of numbered samples in one step of the image decoder, [B, ...]."""
         generators = [picture_generator(0, 0, number) for number in samples]
         noise, decoder_noise = model_noise(self._model, len(samples), generators)
         one = decoding_settings(self._model.config, 1, None)
-        output = finish(self._model, noise, decoder_noise, one, "pt", self._empty)
-        return output.images.flatten(1)
+        with fingerprints(self._model.image_decoder, len(samples)) as seen:
+            output = finish(self._model, noise, decoder_noise, one, "pt", self._empty)
+            seen.append(fingerprint(output.images, len(samples)).to(noise.device))
+        return torch.cat(seen, dim=1)
 
 
 def _padded(rows: Tensor, sizes: Sequence[int]) -> Tensor:

@@ -10,6 +10,7 @@ from PIL import Image
 from blip3o.core.errors import UsageError
 from blip3o.core.types import IMAGE_MARK, Message
 from blip3o.generate.chat import converse
+from blip3o.generate.decoding import RowDecoder
 from blip3o.generate.pipeline import Blip3oPipeline
 from blip3o.generate.text import generate_tokens, left_pad
 from blip3o.text.chat import ChatTemplate
@@ -144,27 +145,6 @@ def test_a_stream_is_the_answer_in_pieces(tiny_pipe: Blip3oPipeline) -> None:
     assert tiny_pipe.ask([RED], " What is this? ") == answer
 
 
-def test_pieces_are_whole_characters(
-    tiny_pipe: Blip3oPipeline, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Byte-level tokens split letters; a terminal must never see half of one."""
-    text = "na\u00efve \U0001f431!"
-    ids = tiny_pipe.tokenizer.encode(text)
-    assert len(ids) > len(text)
-    monkeypatch.setattr(
-        tiny_pipe._writer, "tokens", lambda *_: iter(torch.tensor([i]) for i in ids)
-    )
-    pieces = list(tiny_pipe.stream([user("hello")]))
-    assert "".join(pieces) == text
-    assert not any("\ufffd" in piece for piece in pieces)
-    assert "\U0001f431" in pieces
-    # An answer that is cut in the middle of a letter ends before it.
-    monkeypatch.setattr(
-        tiny_pipe._writer, "tokens", lambda *_: iter(torch.tensor([i]) for i in ids[:-2])
-    )
-    assert "".join(tiny_pipe.stream([user("hello")])) == "na\u00efve "
-
-
 def test_questions_with_no_one_and_two_pictures(tiny_pipe: Blip3oPipeline) -> None:
     for pictures in (None, [], RED, [RED, BLUE], (RED, BLUE)):
         assert isinstance(tiny_pipe.ask(pictures, "What is this?"), str)
@@ -183,10 +163,19 @@ def test_answers_are_no_longer_than_asked_or_than_the_model_reaches(
     tiny_pipe: Blip3oPipeline, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(ChatTemplate, "turn_end_id", -1)  # no token
-    row = tiny_pipe._writer.prompt([user("hello")], 0)
-    assert len(list(tiny_pipe._writer.tokens([row], None, 4))) == 4
-    assert len(list(tiny_pipe._writer.tokens([row], None, None))) == 6
-    assert len(list(tiny_pipe._writer.tokens([row], None, 10_000))) == 96 - len(row)
+    monkeypatch.setattr(type(tiny_pipe.tokenizer), "pad_id", -1)
+    advance, passes = RowDecoder.advance, []
+
+    def counted(*arguments: Any) -> torch.Tensor:
+        passes.append(arguments)
+        return advance(*arguments)
+
+    monkeypatch.setattr(RowDecoder, "advance", counted)
+    room = 96 - tiny_pipe.prompt_length([user("hello")])
+    for asked, written in ((4, 4), (None, 6), (10_000, room)):
+        passes.clear()
+        tiny_pipe.ask(None, "hello", max_new_tokens=asked)
+        assert len(passes) == written - 1
 
 
 @pytest.mark.parametrize(
@@ -280,3 +269,43 @@ def test_a_picture_goes_with_the_next_message_and_stays(
     assert "(picture added)" in out.getvalue()
     assert "image marks" not in out.getvalue()
     assert out.getvalue().count("> ") == 4
+
+
+def test_a_drawn_answer_is_the_same_streamed_asked_and_in_a_batch(
+    tiny_pipe: Blip3oPipeline,
+) -> None:
+    questions = ["What?", "What is in this picture, and where?", "Why?"]
+    settings: dict[str, Any] = {"temperature": 3.0, "top_p": 0.95, "seed": 8}
+    batch = tiny_pipe.answer_batch([RED, BLUE, RED], questions, 20, **settings)
+    alone = []
+    for image, question in zip([RED, BLUE, RED], questions, strict=True):
+        asked = tiny_pipe.ask(image, question, max_new_tokens=20, **settings)
+        message = user(f"{IMAGE_MARK}\n{question}")
+        pieces = list(tiny_pipe.stream([message], [image], max_new_tokens=20, **settings))
+        assert "".join(pieces).strip() == asked
+        alone.append(asked)
+    assert batch == alone
+    assert len(set(batch)) == 3
+    greedy = [tiny_pipe.ask(RED, "Why?"), tiny_pipe.ask(RED, "Why?", temperature=0.0, seed=3)]
+    assert greedy[0] == greedy[1] != alone[2]
+    assert len({tiny_pipe.ask(RED, "Why?", temperature=5.0) for _ in range(5)}) > 1
+
+
+def test_a_stop_text_ends_an_answer_wherever_it_is_written(tiny_pipe: Blip3oPipeline) -> None:
+    settings: dict[str, Any] = {"temperature": 3.0, "seed": 8, "max_new_tokens": 20}
+    message = user(f"{IMAGE_MARK}\nWhy?")
+    whole = "".join(tiny_pipe.stream([message], [RED], **settings))
+    assert len(whole) > 10
+    for start in range(len(whole)):
+        for length in (1, 2, 5):
+            stop = whole[start : start + length]
+            expected = whole[: whole.index(stop)]
+            pieces = list(tiny_pipe.stream([message], [RED], stop=stop, **settings))
+            assert "".join(pieces) == expected
+            assert tiny_pipe.ask(RED, "Why?", stop=[stop, "never"], **settings) == expected.strip()
+    (batched, other) = tiny_pipe.answer_batch(
+        [RED, BLUE], ["Why?", "What?"], 20, temperature=3.0, seed=8, stop=whole[6:8]
+    )
+    assert batched == whole[: whole.index(whole[6:8])].strip()
+    stopped = tiny_pipe.ask(BLUE, "What?", stop=whole[6:8], **settings)
+    assert other == stopped

@@ -53,6 +53,17 @@ CALLS: list[tuple[str, Call]] = [
     ("a turn of a conversation is", lambda pipe: list(pipe.stream([{"role": "user"}]))),
     ("a turn of a conversation is", lambda pipe: list(pipe.stream(None))),
     ("the question must be a text, got 3", lambda pipe: pipe.answer_batch(["a.png"], [3])),
+    ("max_new_tokens must be a whole", lambda pipe: pipe.ask(None, "a", max_new_tokens=2.5)),
+    ("max_new_tokens must be a whole", lambda pipe: pipe.ask(None, "a", max_new_tokens="2")),
+    ("max_new_tokens must be a whole", lambda pipe: pipe.ask(None, "a", max_new_tokens=True)),
+    ("top_k must be a whole", lambda pipe: pipe.ask(None, "a", top_k=None)),
+    ("seed must be a whole", lambda pipe: pipe.ask(None, "a", seed=1.5)),
+    ("temperature must be a number", lambda pipe: pipe.ask(None, "a", temperature="hot")),
+    ("temperature must be a number", lambda pipe: pipe.ask(None, "a", temperature=None)),
+    ("temperature must be 0 or more", lambda pipe: pipe.ask(None, "a", temperature=float("nan"))),
+    ("top_p must be a number", lambda pipe: pipe.ask(None, "a", top_p=[1])),
+    ("the stop text must be a text, got 3", lambda pipe: pipe.ask(None, "a", stop=[3])),
+    ("the stop text must be a text, got 3", lambda pipe: pipe.ask(None, "a", stop=3)),
 ]
 
 

@@ -153,6 +153,37 @@ def test_keys_of_a_condition_are_computed_once_for_all_steps_and_images() -> Non
     assert asked == [(2, 5), (1, 1)]  # two conditions of five tokens, and one empty token
 
 
+@pytest.mark.parametrize("num_levels", [1, 2, 5])
+def test_the_shape_of_every_product_of_scales_is_the_same_in_any_batch(num_levels: int) -> None:
+    """CPU libraries round by the number of rows, so a batch mate would change an image."""
+    dit = build(TINY)
+    names = [f"layers.{index}.norm1.linear" for index in range(TINY.num_layers)]
+    seen: list[tuple[int, ...]] = []
+    for name in (*names, "norm_out.linear_1"):
+        dit.get_submodule(name).register_forward_pre_hook(
+            lambda _, inputs: seen.append(tuple(inputs[0].shape))
+        )
+    shapes = []
+    for num_conditions in (1, 2, 7):
+        generator = torch.Generator().manual_seed(1)
+        condition = torch.randn(num_conditions, 5, TINY.condition_size, generator=generator)
+        noisy = torch.randn(num_conditions, TINY.grid**2, TINY.in_channels, generator=generator)
+        reference = noisy.new_zeros(num_conditions, TINY.grid**2, TINY.reference_channels)
+        seen.clear()
+        with torch.no_grad():
+            prepared = dit.prepare(
+                condition,
+                SIGMAS[:num_levels],
+                num_images=1,
+                is_guided=True,
+                reference=reference if TINY.reference_channels else None,
+            )
+            prepared.velocity(noisy, 0)
+        assert seen
+        shapes.append(set(seen))
+    assert shapes[0] == shapes[1] == shapes[2]
+
+
 def test_half_precision_stays_near_fp32() -> None:
     dit = build(TINY).to(torch.bfloat16)
     noisy, condition, _ = (None if x is None else x.bfloat16() for x in inputs(TINY, 2))

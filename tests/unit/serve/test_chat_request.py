@@ -54,7 +54,7 @@ def test_far_too_long_texts_never_reach_the_tokenizer() -> None:
     service._pipe = None  # whoever asks the tokenizer fails
     turns = [Message(role="user", text="a" * 300), Message(role="assistant", text="a" * 201)]
     for ask in (
-        lambda: service.check_chat(turns),
+        lambda: service.check_chat(turns, []),
         lambda: service.prompt([], "a" * 501, "messages"),
     ):
         with pytest.raises(ApiError, match="501 characters of text; at most 500") as caught:

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+import torch
 
 from blip3o.core.types import Message
 from blip3o.generate.pipeline import Blip3oPipeline
@@ -135,6 +136,65 @@ def test_a_failed_batch_is_tried_apart(tiny_pipe: Blip3oPipeline) -> None:
     assert isinstance(failed, Failed)
     assert failed.kind == "work"
     assert notes.sizes == [1]
+
+
+@pytest.mark.parametrize("error", [MemoryError, torch.OutOfMemoryError])
+def test_a_lack_of_memory_ends_its_request_alone(tiny_pipe: Blip3oPipeline, error: Any) -> None:
+    tries: list[int] = []
+
+    def large(maker: Any, rows: Any, on_step: Any = None) -> list[str]:
+        tries.append(len(rows))
+        if any(row.request.seed == 7 for row in rows):
+            raise error
+        return ["an image"] * len(rows)
+
+    good, bad, said = picture(tiny_pipe, seed=1), picture(tiny_pipe, seed=7), chat()
+    last = picture(tiny_pipe, seed=2)
+    notes = run(tiny_pipe, good, bad, last, said, hook=large)
+    assert (tries, notes.sizes) == ([2, 1, 1, 1], [1, 1])
+    for client in (good, last):
+        assert client.events == [Picture(0, "an image")]  # type: ignore[arg-type]
+    (failed,) = bad.events
+    assert isinstance(failed, Failed)
+    assert (failed.kind, "too little memory" in failed.message) == ("work", True)
+    assert said.of(Answered)
+
+
+def test_a_lost_device_ends_the_engine(
+    tiny_pipe: Blip3oPipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class LostError(RuntimeError):
+        pass
+
+    def lost(maker: Any, rows: Any, on_step: Any = None) -> list[str]:
+        raise LostError
+
+    monkeypatch.setattr("blip3o.serve.engine.DEVICE_ERRORS", (LostError,))
+    clients = [picture(tiny_pipe, seed=seed) for seed in range(3)] + [chat()]
+    run(tiny_pipe, *clients, hook=lost)
+    for client in clients:
+        (failed,) = client.events
+        assert isinstance(failed, Failed)
+        assert failed.kind == "engine"
+
+
+def test_answers_go_on_between_the_steps_of_pictures(tiny_pipe: Blip3oPipeline) -> None:
+    drawn = picture(tiny_pipe, num_inference_steps=20)
+    talks = [chat(f"what is {number}?", max_tokens=5) for number in range(3)]
+    order: list[str] = []
+    for name, client in (("image", drawn), *(("text", one) for one in talks)):
+        plain = client.job.deliver
+
+        def noted(event: Event, name: str = name, plain: Any = plain) -> None:
+            order.append(name)
+            plain(event)
+
+        client.job.deliver = noted
+    run(tiny_pipe, drawn, *talks)
+    assert order[-1] == "image"  # the answers were whole before
+    for number, client in enumerate(talks):
+        words = tiny_pipe.ask(None, f"what is {number}?", max_new_tokens=5)
+        assert "".join(event.piece for event in client.of(Text)).strip() == words
 
 
 @pytest.mark.parametrize("dies_at", [1, 2])

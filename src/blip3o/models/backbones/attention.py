@@ -5,6 +5,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from blip3o.models.backbones.packed import Packing
+from blip3o.models.backbones.ragged import RowBatch
 from blip3o.nn.attention import attend, prefers_products
 
 _NAME = "blip3o"
@@ -31,7 +32,7 @@ def attention(
     value: Tensor,
     attention_mask: Tensor | None,
     *,
-    packing: Packing | None = None,
+    packing: Packing | RowBatch | None = None,
     scaling: float | None = None,
     **others: Any,  # noqa: ANN401  (transformers')
 ) -> tuple[Tensor, Tensor | None]:
@@ -43,7 +44,7 @@ def attention(
         key: [B, G, S, K].
         value: likewise.
         attention_mask: True where a query may look, [B, 1, T, S]; None for causality alone.
-        packing: of a padding-free pass.
+        packing: of a padding-free pass, or of one in which rows keep their own keys and values.
         scaling: factor of the products.
         others: for transformers' own function.
     """

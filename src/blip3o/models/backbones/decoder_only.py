@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from blip3o.models.backbones.attention import use_attention
 from blip3o.models.backbones.packed import PackedCache, is_packed, packed_states
+from blip3o.models.backbones.ragged import RowBatch, RowCache
 from blip3o.models.encoders.normalizer import FeatureNormalizer, FeatureNormalizerConfig
 
 if TYPE_CHECKING:
@@ -161,7 +162,10 @@ class DecoderOnlyBackbone(nn.Module):
         return embeds.masked_scatter(is_image.unsqueeze(-1), tokens)
 
     def forward(
-        self, embeds: Tensor, attention_mask: Tensor, cache: "Cache | PackedCache | None" = None
+        self,
+        embeds: Tensor,
+        attention_mask: Tensor,
+        cache: "Cache | PackedCache | RowBatch | None" = None,
     ) -> Tensor:
         """Returns the hidden states after the final norm, [B, T, D].
 
@@ -169,8 +173,11 @@ class DecoderOnlyBackbone(nn.Module):
             embeds: input embeddings of the new positions, [B, T, D].
             attention_mask: True for real tokens of the whole sequence, cached positions included,
                 [B, past + T]; padding may be on either side.
-            cache: keys and values of earlier positions; the new ones are added to it.
+            cache: keys and values of earlier positions; the new ones are added to it. A
+                `RowBatch` knows itself what each row looks at.
         """
+        if isinstance(cache, RowBatch):
+            return cache.states(self.decoder, embeds)
         num_new = embeds.shape[1]
         positions = (attention_mask.long().cumsum(1) - 1).clamp_min(0)[:, -num_new:]
         if is_packed(self, attention_mask, cache):
@@ -193,6 +200,11 @@ class DecoderOnlyBackbone(nn.Module):
         from transformers.cache_utils import DynamicCache
 
         return PackedCache() if packed else DynamicCache()
+
+    def new_row(self, cache: "Cache | PackedCache") -> RowCache:
+        """Returns what a pass over a single row left in a cache of `new_cache`, for `RowBatch`."""
+        assert not isinstance(cache, PackedCache), "rows are read with padding"
+        return RowCache.of(cache)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Returns logits [..., V] of hidden states [..., D]."""

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from blip3o.models.backbones.attention import use_attention
 from blip3o.models.backbones.packed import PackedCache, is_packed, packed_states
+from blip3o.models.backbones.ragged import RowBatch, RowCache
 from blip3o.models.backbones.vision import (
     VisionInputs,
     VisionTowerConfig,
@@ -283,7 +284,7 @@ class Qwen2_5VLBackbone(nn.Module):  # noqa: N801
         self,
         embeds: Tensor,
         attention_mask: Tensor,
-        cache: Qwen2_5VLCache | None = None,
+        cache: Qwen2_5VLCache | RowBatch | None = None,
         positions: Tensor | None = None,
     ) -> Tensor:
         """Returns the hidden states after the final norm, [B, T, D].
@@ -292,10 +293,13 @@ class Qwen2_5VLBackbone(nn.Module):  # noqa: N801
             embeds: input embeddings of the new positions, [B, T, D].
             attention_mask: True for real tokens of the whole sequence, cached positions included,
                 [B, past + T]; padding may be on either side.
-            cache: keys and values of earlier positions; the new ones are added to it.
+            cache: keys and values of earlier positions; the new ones are added to it. A
+                `RowBatch` knows itself what each row looks at, and its positions.
             positions: rotary positions on three axes, [3, B, T]; None counts the real tokens of
                 each row and goes on from the positions that the cache was filled with.
         """
+        if isinstance(cache, RowBatch):
+            return cache.states(self.decoder, embeds)
         if positions is None:
             counted = (attention_mask.long().cumsum(1) - 1).clamp_min(0)[:, -embeds.shape[1] :]
             if cache is not None and cache.rope_deltas is not None:
@@ -324,6 +328,12 @@ class Qwen2_5VLBackbone(nn.Module):  # noqa: N801
         from transformers.cache_utils import DynamicCache
 
         return Qwen2_5VLCache(PackedCache() if packed else DynamicCache())
+
+    def new_row(self, cache: Qwen2_5VLCache) -> RowCache:
+        """Returns what a pass over a single row left in a cache of `new_cache`, for `RowBatch`."""
+        assert not isinstance(cache.key_values, PackedCache), "rows are read with padding"
+        deltas = cache.rope_deltas
+        return RowCache.of(cache.key_values, 0 if deltas is None else int(deltas[0]))
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Returns logits [..., V] of hidden states [..., D]."""

@@ -86,10 +86,10 @@ class NextDiTBlock(nn.Module):
         return self.gate.tanh().unsqueeze(-1) * heads
 
     def sampling_scales(self, vectors: Tensor) -> Tensor:
-        """Returns the norms' weights times scale, gate, scale, gate of each row, [S, R, 4, E].
+        """Returns the norms' weights times scale, gate, scale, gate of each row, [..., 4, E].
 
         Args:
-            vectors: conditioning vectors of S noise levels, after their SiLU, [S, R, vector_size].
+            vectors: conditioning vectors, after their SiLU, [..., vector_size].
         """
         attention_scale, attention_gate, ffn_scale, ffn_gate = self.norm1.linear(vectors).chunk(
             4, dim=-1
@@ -100,7 +100,7 @@ class NextDiTBlock(nn.Module):
             self.ffn_norm1.weight * (1 + ffn_scale),
             self.ffn_norm2.weight * ffn_gate.tanh(),
         ]
-        return torch.stack(scales, dim=2)
+        return torch.stack(scales, dim=-2)
 
     def sample(self, layer: Callable[..., Tensor], *inputs: Any) -> Tensor:  # noqa: ANN401
         """Returns what a function makes of this block, so that its weights can be fetched before.

@@ -9,7 +9,9 @@ E width, H heads, K head dim. Guided rows stand as [null, conditional], 2 B in a
 - The empty condition is the same token Q times and the keys are not rotated, so every query of the
   null half averages equal values: its cross-attention is one constant vector, and asks no query.
 - Scales and gates depend on the noise level and the condition alone: many levels in one product,
-  one row for each condition and one for the null half, with the norms' weights folded in.
+  one product for each condition and one for the null half, with the norms' weights folded in. The
+  conditions do not share a product: its number of rows would decide how it is rounded, and it
+  would depend on the number of levels, so an image could depend on the others of its batch.
 - Both halves share the embedding of the noisy tokens and of the reference.
 """
 
@@ -156,12 +158,13 @@ class PreparedNextDiT:
 
     def _compute_scales(self, first: int) -> _Scales:
         times = self._times[first : first + _LEVELS_AT_ONCE]
-        vectors = functional.silu(times.unsqueeze(1) + self._pooled)  # [S, R, vector_size]
-        return _Scales(
-            first=first,
-            layers=torch.stack([block.sampling_scales(vectors) for block in self._blocks], dim=1),
-            out=self._dit.norm_out.scale(vectors),
-        )
+        vectors = [functional.silu(times + one) for one in self._pooled]  # R of [S, vector_size]
+        layers = [
+            torch.stack([block.sampling_scales(one) for one in vectors], dim=1)  # [S, R, 4, E]
+            for block in self._blocks
+        ]
+        out = torch.stack([self._dit.norm_out.scale(one) for one in vectors], dim=1)
+        return _Scales(first=first, layers=torch.stack(layers, dim=1), out=out)
 
 
 def sample_layer(

@@ -54,7 +54,7 @@ async def chat_job(service: Service, body: ChatCompletionRequest) -> ChatRequest
     messages, pictures = await _conversation(service, body)
     if "image" in body.modalities:
         return _picture_request(service, body, messages, pictures)
-    service.check_chat(messages)
+    service.check_chat(messages, pictures)
     limit = body.max_tokens or body.max_completion_tokens or service.sampling.max_new_tokens
     return ChatRequest(
         messages=messages,

@@ -6,6 +6,7 @@ import math
 import secrets
 from collections.abc import AsyncGenerator, Sequence
 
+from PIL import Image
 from starlette.requests import Request
 
 from blip3o.core.errors import UsageError
@@ -130,8 +131,8 @@ class Service:
             raise invalid(f"the prompt has {len(row)} tokens; at most {limit} are allowed", param)
         return row
 
-    def check_chat(self, messages: Sequence[Message]) -> None:
-        """Checks that a conversation is not over-long.
+    def check_chat(self, messages: Sequence[Message], images: Sequence[Image.Image]) -> None:
+        """Checks that a conversation is not over-long, counted as the model reads it.
 
         Raises:
             ApiError: 400 if it is, or if it holds what a conversation may not.
@@ -143,7 +144,7 @@ class Service:
             config.backbone.max_positions - config.num_query_tokens,
         )
         try:
-            length = len(self._pipe.chat_template.text_prompt(messages))
+            length = self._pipe.prompt_length(messages, [image.size for image in images])
         except UsageError as error:
             raise invalid(str(error), "messages") from error
         if length > limit:

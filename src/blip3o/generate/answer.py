@@ -1,0 +1,64 @@
+"""One answer as it is written: which token comes next, what can be shown of it, why it ends."""
+
+from typing import Literal
+
+from torch import Tensor
+
+from blip3o.generate.spelling import Speller
+from blip3o.generate.text_sampling import TextSampling, TokenChooser
+from blip3o.text.chat import ChatTemplate
+
+
+class Answer:
+    """An answer that grows token by token; it depends on nothing but its own logits and settings.
+
+    Args:
+        chat_template: the model's chat format, with its tokenizer.
+        sampling: how it is written; with a seed where the temperature is above 0.
+        limit: most tokens.
+        number: its number among the answers to one prompt.
+
+    Attributes:
+        tokens: what was written, the token that ended it included.
+        text: what can be shown of it.
+        reason: why it ended: "stop" where the model or a stop text ended it, "length" where the
+            limit did; None while it goes on.
+    """
+
+    def __init__(
+        self, chat_template: ChatTemplate, sampling: TextSampling, limit: int, number: int = 0
+    ) -> None:
+        tokenizer = chat_template.tokenizer
+        # The end of a text ends an answer, too: now and then released models end one by it and
+        # not by the turn.
+        self._ends = (chat_template.turn_end_id, tokenizer.pad_id)
+        self._chooser = TokenChooser(sampling, number)
+        self._speller = Speller(tokenizer.decode, sampling.stop)
+        self._limit = limit
+        self.tokens: list[int] = []
+        self.text = ""
+        self.reason: Literal["stop", "length"] | None = None
+
+    def add(self, logits: Tensor, likeliest: int) -> str:
+        """Writes the next token and returns the text that it lets be shown.
+
+        Args:
+            logits: of every token, [V].
+            likeliest: where they are largest.
+        """
+        chooser = self._chooser
+        token = likeliest if chooser.is_greedy else chooser.draw(logits, len(self.tokens))
+        self.tokens.append(token)
+        piece = ""
+        if token in self._ends:
+            self.reason = "stop"
+        else:
+            piece = self._speller.add(token)
+            if self._speller.is_stopped:
+                self.reason = "stop"
+            elif len(self.tokens) >= self._limit:
+                self.reason = "length"
+        if self.reason is not None:
+            piece += self._speller.finish()
+        self.text += piece
+        return piece

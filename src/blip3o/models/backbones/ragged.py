@@ -1,0 +1,146 @@
+"""Decoding of rows that differ in length and progress: one new token of each in one pass.
+
+Every layer but attention treats tokens one by one, so the new tokens of all rows go through it as
+one row. Attention is computed row by row, with the very call that the row would get alone: no
+padded keys and no mask that another row decides. So a row depends on the others by nothing but the
+number of tokens in a pass, which its caller keeps constant. transformers' layers are used as they
+are, see `packed`. Axes: R rows, G key/value heads, H heads, K head dim, D width.
+"""
+
+from collections.abc import Sequence
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+_BLOCK = 64
+"""A row's memory grows by at least so many tokens, and by an eighth of what it has."""
+
+
+class RowCache:
+    """Keys and values of one row, with room to grow.
+
+    Args:
+        layers: keys and values of each layer, [2, 1, G, T, K].
+        rope_delta: how far the row's rotary positions are from its count of tokens.
+
+    Attributes:
+        num_tokens: tokens that are there.
+    """
+
+    def __init__(self, layers: Sequence[Tensor], rope_delta: int = 0) -> None:
+        self._layers = list(layers)
+        self._rope_delta = rope_delta
+        self.num_tokens = layers[0].shape[3]
+
+    @classmethod
+    def of(cls, cache: Any, rope_delta: int = 0) -> Self:  # noqa: ANN401
+        """Returns what a pass over a single row left in a cache of transformers.
+
+        Args:
+            cache: a `DynamicCache` that the pass filled; its tensors are copied.
+            rope_delta: see the class.
+        """
+        return cls([torch.stack([one.keys, one.values]) for one in cache.layers], rope_delta)
+
+    @property
+    def position(self) -> int:
+        """Rotary position of the next token."""
+        return self.num_tokens + self._rope_delta
+
+    def fork(self) -> "RowCache":
+        """Returns a row that begins like this one and goes on by itself; tensors are shared."""
+        copy = RowCache([layer[:, :, :, : self.num_tokens] for layer in self._layers])
+        copy._rope_delta = self._rope_delta
+        return copy
+
+    def append(self, layer: int, key_value: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns the keys and values of a layer with those of a next token, [1, G, T + 1, K] each.
+
+        The token counts only after `advance`, so a pass that failed can be made again.
+
+        Args:
+            layer: its index.
+            key_value: [2, 1, G, K].
+        """
+        known = self._layers[layer]
+        if known.shape[3] <= self.num_tokens:
+            room = max(_BLOCK, self.num_tokens // 8)
+            known = functional.pad(known, (0, 0, 0, room))
+            self._layers[layer] = known
+        known[:, :, :, self.num_tokens] = key_value
+        key, value = known[:, :, :, : self.num_tokens + 1].unbind(0)
+        return key, value
+
+    def advance(self) -> None:
+        """Counts the token that was appended to every layer."""
+        self.num_tokens += 1
+
+
+class RowBatch:
+    """Rows that get a token each in one pass; stands for a cache and attends for the layers.
+
+    Args:
+        rows: one or more.
+        size: tokens of the pass; those behind the rows are padding.
+    """
+
+    def __init__(self, rows: Sequence[RowCache], size: int) -> None:
+        self._rows = rows
+        self._size = size
+        self._seen: list[tuple[Tensor, Tensor]] = []
+
+    def states(self, decoder: nn.Module, embeds: Tensor) -> Tensor:
+        """Returns the decoder's states of the new tokens, [size, 1, D].
+
+        Args:
+            decoder: whose attention is `attention.attention`.
+            embeds: input embeddings, [size, 1, D].
+        """
+        positions = [row.position for row in self._rows]
+        positions += [0] * (self._size - len(positions))
+        states = decoder(
+            inputs_embeds=embeds.transpose(0, 1),
+            # Of four axes, so that no mask is made; rows keep themselves apart.
+            attention_mask=torch.ones(1, 1, 1, 1, dtype=torch.bool, device=embeds.device),
+            position_ids=torch.tensor([positions], device=embeds.device),
+            past_key_values=self,
+            use_cache=True,
+            packing=self,
+        ).last_hidden_state
+        for row in self._rows:
+            row.advance()
+        return states.transpose(0, 1)
+
+    def update(
+        self, key: Tensor, value: Tensor, layer: int, *_: object, **__: object
+    ) -> tuple[Tensor, Tensor]:
+        """Adds a layer's new keys and values to the rows; transformers' layers call it.
+
+        Args:
+            key: [1, G, size, K].
+            value: likewise.
+            layer: index of the layer.
+        """
+        new = torch.stack([key, value]).unbind(3)
+        self._seen = [row.append(layer, one) for row, one in zip(self._rows, new, strict=False)]
+        return key, value
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, scale: float | None) -> Tensor:
+        """Returns the attention of each row to its own tokens, [1, size, H, K].
+
+        Args:
+            query: [1, H, size, K].
+            key: of the new tokens; they are in the rows already.
+            value: likewise.
+            scale: factor of the products; None for one over the root of K.
+        """
+        is_grouped = query.shape[1] != key.shape[1]
+        mixed = [
+            functional.scaled_dot_product_attention(one, *seen, scale=scale, enable_gqa=is_grouped)
+            for one, seen in zip(query.split(1, 2), self._seen, strict=False)
+        ]
+        if len(mixed) < self._size:
+            mixed.append(torch.zeros_like(query[:, :, len(mixed) :]))
+        return torch.cat(mixed, dim=2).transpose(1, 2)

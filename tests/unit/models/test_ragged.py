@@ -1,0 +1,135 @@
+"""Rows of different lengths in one pass: each as if it were alone, of every backbone."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from blip3o.models.backbones import BACKBONES
+from blip3o.models.backbones import ragged as ragged_module
+from blip3o.models.backbones.ragged import RowBatch, RowCache
+
+SIZE = 4
+
+
+@pytest.fixture(params=BACKBONES.names())
+def backbone(request: pytest.FixtureRequest) -> Any:
+    torch.manual_seed(0)
+    backbone = BACKBONES.get(request.param).tiny().build().eval()
+    for parameter in backbone.parameters():
+        if parameter.ndim > 1:
+            nn.init.normal_(parameter, std=0.3)
+    return backbone
+
+
+def prompt(length: int) -> Tensor:
+    generator = torch.Generator().manual_seed(length)
+    return torch.randint(10, 300, (1, length), generator=generator)
+
+
+@torch.no_grad()
+def read(backbone: Any, ids: Tensor, positions: Tensor | None = None) -> RowCache:
+    cache = backbone.new_cache()
+    extra = {} if positions is None else {"positions": positions}
+    backbone(backbone.embed(ids), torch.ones_like(ids).bool(), cache, **extra)
+    return backbone.new_row(cache)
+
+
+@torch.no_grad()
+def step(backbone: Any, rows: list[RowCache], tokens: list[int]) -> Tensor:
+    ids = torch.tensor([tokens + [0] * (SIZE - len(tokens))]).T
+    states = backbone(backbone.embed(ids), torch.ones_like(ids).bool(), RowBatch(rows, SIZE))
+    assert states.shape == (SIZE, 1, backbone.config.hidden_size)
+    return states[: len(rows), 0]
+
+
+def walk(backbone: Any, row: RowCache, tokens: list[int]) -> list[Tensor]:
+    return [step(backbone, [row], [token])[0] for token in tokens]
+
+
+def test_a_row_goes_on_as_a_whole_pass_would(
+    backbone: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ragged_module, "_BLOCK", 3)  # so that it grows several times
+    ids, tokens = prompt(5), list(range(20, 31))
+    states = walk(backbone, read(backbone, ids), tokens)
+    whole = torch.cat([ids, torch.tensor([tokens])], dim=1)
+    with torch.no_grad():
+        expected = backbone(backbone.embed(whole), torch.ones_like(whole).bool())[0, 5:]
+    torch.testing.assert_close(torch.stack(states), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_rotary_positions_go_on_after_those_of_an_image() -> None:
+    torch.manual_seed(0)
+    backbone = BACKBONES.get("qwen2_5_vl").tiny().build().eval()
+    ids, tokens = prompt(9), [20, 21, 22]
+    # As after an image: nine tokens that take six positions.
+    positions = torch.tensor([0, 1, 2, 2, 2, 2, 3, 4, 5]).expand(3, 1, -1)
+    row = read(backbone, ids, positions)
+    assert (row.num_tokens, row.position) == (9, 6)
+    states = walk(backbone, row, tokens)
+    assert (row.num_tokens, row.position) == (12, 9)
+    whole = torch.cat([ids, torch.tensor([tokens])], dim=1)
+    places = torch.cat([positions, torch.tensor([6, 7, 8]).expand(3, 1, -1)], dim=2)
+    with torch.no_grad():
+        mask = torch.ones_like(whole).bool()
+        expected = backbone(backbone.embed(whole), mask, None, places)[0, 9:]
+    torch.testing.assert_close(torch.stack(states), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_row_has_the_same_bits_in_any_company(backbone: Any) -> None:
+    """Joined late, left early, of other lengths, in other places."""
+    tokens = [30, 31, 32, 33, 34]
+    alone = [walk(backbone, read(backbone, prompt(length)), tokens) for length in (3, 40, 9)]
+    first, second, third = (read(backbone, prompt(length)) for length in (3, 40, 9))
+    extra = read(backbone, prompt(70))
+    seen: dict[int, list[Tensor]] = {id(row): [] for row in (first, second, third, extra)}
+    for rows in (
+        [first],
+        [second, first],
+        [third, second, extra, first],
+        [third, first, second],
+        [second, third, first],
+        [third, second],
+        [third],
+    ):
+        places = [tokens[len(seen[id(row)])] for row in rows]
+        for row, state in zip(rows, step(backbone, rows, places), strict=True):
+            seen[id(row)].append(state)
+    for row, expected in zip((first, second, third), alone, strict=True):
+        assert len(seen[id(row)]) == len(tokens)
+        assert all(map(torch.equal, seen[id(row)], expected))
+
+
+def test_forks_go_on_by_themselves(backbone: Any) -> None:
+    start = read(backbone, prompt(6))
+    walk(backbone, start, [20])
+    expected = {token: walk(backbone, start.fork(), [token, token + 1]) for token in (50, 60)}
+    one, two = start.fork(), start.fork()
+    both = [step(backbone, [one, two], [50, 60]), step(backbone, [two, one], [61, 51])]
+    assert torch.equal(both[0][0], expected[50][0])
+    assert torch.equal(both[0][1], expected[60][0])
+    assert torch.equal(both[1][0], expected[60][1])
+    assert torch.equal(both[1][1], expected[50][1])
+    assert (start.num_tokens, one.num_tokens) == (7, 9)
+
+
+def test_a_pass_that_failed_can_be_made_again(
+    backbone: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [read(backbone, prompt(length)) for length in (4, 7)]
+    expected = step(backbone, [row.fork() for row in rows], [20, 21])
+    attend, calls = RowBatch.attend, []
+
+    def breaks(*arguments: Any) -> Tensor:
+        calls.append(None)
+        if len(calls) == 2:  # in the second layer
+            raise MemoryError
+        return attend(*arguments)
+
+    monkeypatch.setattr(RowBatch, "attend", breaks)
+    with pytest.raises(MemoryError):
+        step(backbone, rows, [20, 21])
+    assert [row.num_tokens for row in rows] == [4, 7]
+    assert torch.equal(step(backbone, rows, [20, 21]), expected)
