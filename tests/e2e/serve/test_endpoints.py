@@ -178,14 +178,14 @@ def test_a_response_draws_and_then_edits(client: "OpenAI") -> None:
     tools: Any = [{"type": "image_generation"}]
     ask: Any = {"model": "pocket", "tools": tools, "extra_body": {"seed": 3, **QUICK}}
     drawn = client.responses.create(input="a blue car", **ask)
-    (item,) = drawn.output
+    item, *_ = drawn.output
     assert item.type == "image_generation_call"
     same = client.images.generate(prompt="a blue car", extra_body={"seed": 3, **QUICK})
     assert same.data is not None
     assert item.result == same.data[0].b64_json
     turns: Any = [
         {"role": "user", "content": "a blue car"},
-        item.model_dump(),
+        *(one.model_dump() for one in drawn.output),
         {"role": "user", "content": "make it green"},
     ]
     edited: Any = client.responses.create(input=turns, **ask).output[0]

@@ -186,6 +186,7 @@ def test_several_images_in_a_chat(client: TestClient, seen: list[Asked]) -> None
         (RESPOND, {"input": "a", "instructions": "an <image>"}, "instructions"),
         (RESPOND, {"input": "a", "max_output_tokens": 10**5}, "max_output_tokens"),
         (RESPOND, {"input": [{"type": "item_reference", "id": "msg_0"}]}, "input.0.id"),
+        (RESPOND, {"input": [{"type": "image_generation_call"}, TURN]}, "input.0.result"),
         (RESPOND, {"input": [{"role": "assistant", "content": "a"}]}, "input"),
         (RESPOND, {"input": "a", "stream_options": {}}, "stream_options"),
         (
@@ -287,8 +288,10 @@ def test_a_response_in_text_streamed(client: TestClient) -> None:
 
 def test_a_response_with_an_image(client: TestClient, seen: list[Asked]) -> None:
     answer = Response.model_validate(post(client, RESPOND, input="a red dot", tools=[TOOL]))
-    (item,) = answer.output
+    item, end = answer.output
     assert item.type == "image_generation_call"
+    assert end.type == "message"  # clients that find none ask again, and get another image
+    assert answer.output_text == ""
     assert (item.status, item.action, item.size) == ("completed", "generate", "4x4")
     assert Image.open(io.BytesIO(base64.b64decode(item.result or ""))).size == (4, 4)
     request = seen[0]
@@ -299,8 +302,9 @@ def test_a_response_with_an_image(client: TestClient, seen: list[Asked]) -> None
 @pytest.mark.parametrize("choice", ["auto", "required", TOOL, "none"])
 def test_a_listed_tool_draws_unless_it_is_not_to(client: TestClient, choice: Any) -> None:
     answer = post(client, RESPOND, input="a dot", tools=[TOOL], tool_choice=choice)
-    kind = "message" if choice == "none" else "image_generation_call"
-    assert [item["type"] for item in answer["output"]] == [kind]
+    kinds = [item["type"] for item in answer["output"]]
+    image = [] if choice == "none" else ["image_generation_call"]
+    assert kinds == [*image, "message"]
 
 
 def test_a_response_with_an_image_streamed(client: TestClient, seen: list[Asked]) -> None:
@@ -317,8 +321,14 @@ def test_a_response_with_an_image_streamed(client: TestClient, seen: list[Asked]
         f"{call}.partial_image",  # and none of the last step, which is the image itself
         f"{call}.completed",
         "output_item.done",
+        "output_item.added",
+        "content_part.added",
+        "output_text.done",
+        "content_part.done",
+        "output_item.done",
         "completed",
     ]
+    assert [event.output_index for event in events[2:-1]] == [0] * 6 + [1] * 5
     assert events[5].partial_image_b64 != events[-1].response.output[0].result
     assert isinstance(seen[0], PictureRequest)
     assert seen[0].preview_every == 2
@@ -332,10 +342,11 @@ def test_a_conversation_goes_on_with_the_items_of_answers(
 ) -> None:
     drawn = Response.model_validate(post(client, RESPOND, input="a dot", tools=[TOOL]))
     said = Response.model_validate(post(client, RESPOND, input="hi"))
-    items = [drawn.output[0], said.output[0]]
+    items = [*drawn.output, said.output[0]]
     dumped = [item.model_dump() for item in items]
     named = [{"type": "item_reference", "id": item.id} for item in items]
-    for before in (dumped, named):
+    alone = [{"type": "image_generation_call", "id": items[0].id}, dumped[2]]
+    for before in (dumped, named, alone):
         turns = [TURN, *before, {"role": "user", "content": "and now?"}]
         post(client, RESPOND, input=turns)
         request = seen[-1]

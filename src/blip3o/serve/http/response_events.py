@@ -25,13 +25,15 @@ Events = Iterator[dict[str, Any]]
 
 
 class ResponseWriter:
-    """Makes one answer, which holds one item: a text or an image.
+    """Makes one answer: a message, or an image and a message without words.
+
+    Clients take the message for the end of an answer; some ask again where there is none.
 
     Args:
         service: does the work.
         job: what to do.
         body: what was asked.
-        shelf: where the item is kept, unless the request says that nothing is to be stored.
+        shelf: where the items are kept, unless the request says that nothing is to be stored.
     """
 
     def __init__(
@@ -46,8 +48,8 @@ class ResponseWriter:
         self._service, self._job, self._body, self._shelf = service, job, body, shelf
         self._id, self._created = new_id("resp"), int(time.time())
         self._numbers = itertools.count()
-        is_image = isinstance(job, PictureRequest)
-        self._name = new_id("ig" if is_image else "msg")
+        self._name = new_id("ig" if isinstance(job, PictureRequest) else "msg")
+        self._output: list[dict[str, Any]] = []  # items that are whole
         self._text, self._held = "", ""
         self._num_previews = 0
         self._end: dict[str, Any] | None = None
@@ -119,14 +121,15 @@ class ResponseWriter:
     def _beginning(self) -> Events:
         for kind in ("response.created", "response.in_progress"):
             yield self._event(kind, response=self._object("in_progress", []))
-        if isinstance(self._job, PictureRequest):
-            item = image_item(self._name, "in_progress", None)
-            yield self._event("response.output_item.added", item=item, output_index=0)
-            for state in ("in_progress", "generating"):
-                yield self._of_item(f"image_generation_call.{state}")
+        if not isinstance(self._job, PictureRequest):
+            yield from self._begin_message()
             return
-        item = message_item(self._name, "in_progress", [])
-        yield self._event("response.output_item.added", item=item, output_index=0)
+        yield self._begun(image_item(self._name, "in_progress", None))
+        for state in ("in_progress", "generating"):
+            yield self._of_item(f"image_generation_call.{state}")
+
+    def _begin_message(self) -> Events:
+        yield self._begun(message_item(self._name, "in_progress", []))
         yield self._of_item("content_part.added", content_index=0, part=text_part(""))
 
     def _said(self, piece: str) -> Events:
@@ -140,16 +143,19 @@ class ResponseWriter:
             self._text += ready
             yield self._of_item("output_text.delta", content_index=0, delta=ready, logprobs=[])
 
-    def _end_of_text(self, answered: Answered) -> Events:
-        is_whole = answered.reason == "stop"
-        status = "completed" if is_whole else "incomplete"
+    def _end_message(self, status: str) -> Events:
         part = text_part(self._text)
         yield self._of_item("output_text.done", content_index=0, text=self._text, logprobs=[])
         yield self._of_item("content_part.done", content_index=0, part=part)
-        item = message_item(self._name, status, [part])
+        yield self._done(message_item(self._name, status, [part]))
+
+    def _end_of_text(self, answered: Answered) -> Events:
+        is_whole = answered.reason == "stop"
+        status = "completed" if is_whole else "incomplete"
+        yield from self._end_message(status)
         details = None if is_whole else {"reason": "max_output_tokens"}
         usage = _usage(answered.prompt_tokens, answered.answer_tokens)
-        yield from self._finish(item, status, incomplete_details=details, usage=usage)
+        yield self._ended(status, incomplete_details=details, usage=usage)
 
     def _partial(self, data: str) -> dict[str, Any]:
         number, self._num_previews = self._num_previews, self._num_previews + 1
@@ -166,21 +172,33 @@ class ResponseWriter:
         yield self._of_item("image_generation_call.completed")
         action = "edit" if job.kind == "edit" else "generate"
         facts = {"size": size, "background": "opaque", "action": action}
-        item = image_item(self._name, "completed", data, **facts)
-        yield from self._finish(item, "completed", usage=_usage(len(job.prompt), 0))
+        yield self._done(image_item(self._name, "completed", data, **facts))
+        self._name = new_id("msg")
+        yield from self._begin_message()
+        yield from self._end_message("completed")
+        yield self._ended("completed", usage=_usage(len(job.prompt), 0))
 
-    def _finish(self, item: dict[str, Any], status: str, **facts: Any) -> Events:  # noqa: ANN401
+    def _begun(self, item: dict[str, Any]) -> dict[str, Any]:
+        place = len(self._output)
+        return self._event("response.output_item.added", item=item, output_index=place)
+
+    def _done(self, item: dict[str, Any]) -> dict[str, Any]:
         if self._body.store is not False:
             self._shelf.put(item)
-        yield self._event("response.output_item.done", item=item, output_index=0)
-        self._end = self._object(status, [item], **facts)
-        yield self._event(f"response.{status}", response=self._end)
+        event = self._event("response.output_item.done", item=item, output_index=len(self._output))
+        self._output.append(item)
+        return event
+
+    def _ended(self, status: str, **facts: Any) -> dict[str, Any]:  # noqa: ANN401
+        self._end = self._object(status, self._output, **facts)
+        return self._event(f"response.{status}", response=self._end)
 
     def _event(self, kind: str, **fields: Any) -> dict[str, Any]:  # noqa: ANN401
         return {"type": kind, "sequence_number": next(self._numbers), **fields}
 
     def _of_item(self, kind: str, **fields: Any) -> dict[str, Any]:  # noqa: ANN401
-        return self._event(f"response.{kind}", item_id=self._name, output_index=0, **fields)
+        place = {"item_id": self._name, "output_index": len(self._output)}
+        return self._event(f"response.{kind}", **place, **fields)
 
     def _object(
         self,

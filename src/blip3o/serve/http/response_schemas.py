@@ -44,10 +44,13 @@ class MessageItem(Strict):
 
 
 class ImageCallItem(Strict):
-    """An image that an earlier answer drew; its other fields describe it and are not read."""
+    """An image that an earlier answer drew; the fields that describe it are not read.
+
+    Some clients send its id alone, without the image.
+    """
 
     type: Literal["image_generation_call"]
-    result: str
+    result: str | None = None
     id: Label | None = None
     status: Label | None = None
     action: Label | None = None

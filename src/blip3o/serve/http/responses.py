@@ -100,24 +100,34 @@ def _turns(body: ResponseRequest, shelf: ItemShelf) -> list[Turn]:
         turns.append(turn("system", said, "instructions"))
     for number, item in enumerate(body.input):
         param = f"input.{number}"
-        turns.append(_turn(_found(item, shelf, param), param))
+        one = _turn(_found(item, shelf, param), param)
+        # The message without words that ends an answer with an image says nothing to a model.
+        is_end_of_image = one.role == "assistant" and turns and turns[-1].role == "assistant"
+        if not (is_end_of_image and not one.places and not one.text.strip()):
+            turns.append(one)
     return turns
 
 
 def _turn(item: MessageItem | ImageCallItem, param: str) -> Turn:
     if isinstance(item, MessageItem):
         return turn(item.role, item.content, f"{param}.content")
+    place = f"{param}.result"
+    if item.result is None:
+        raise invalid(f"{place} is missing", place, "missing_required_parameter")
     is_uri = item.result.lower().startswith("data:")
     url = item.result if is_uri else f"data:image/png;base64,{item.result}"
-    place = f"{param}.result"
     return Turn("assistant", (Place(url, place),), place)
 
 
 def _found(item: Item, shelf: ItemShelf, param: str) -> MessageItem | ImageCallItem:
     """Returns an item, or the one that a reference names."""
-    if not isinstance(item, ItemReference):
+    is_named = isinstance(item, ItemReference) or (
+        isinstance(item, ImageCallItem) and item.result is None and item.id is not None
+    )
+    if not is_named:
+        assert not isinstance(item, ItemReference), "references name something"
         return item
-    held: dict[str, Any] | None = shelf.get(item.id)
+    held: dict[str, Any] | None = shelf.get(item.id or "")
     if held is None:
         message = f"{param}.id names an item that is not held here (any more); send the item itself"
         raise invalid(message, f"{param}.id", "item_not_found")
