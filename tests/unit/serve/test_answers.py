@@ -182,6 +182,7 @@ def test_several_images_in_a_chat(client: TestClient, seen: list[Asked]) -> None
         (RESPOND, {"input": "a", "tools": [{**TOOL, "action": "edit"}]}, "tools.0.action"),
         (RESPOND, {"input": "a", "tool_choice": "required"}, "tool_choice"),
         (RESPOND, {"input": ""}, "input.0.content"),
+        (RESPOND, {"input": "a b " * 999}, "input"),
         (RESPOND, {"input": []}, "input"),
         (RESPOND, {"input": "a", "instructions": "an <image>"}, "instructions"),
         (RESPOND, {"input": "a", "max_output_tokens": 10**5}, "max_output_tokens"),

@@ -14,7 +14,7 @@ from blip3o.serve.http.conversation import (
     read_conversation,
     turn,
 )
-from blip3o.serve.http.errors import invalid, validated
+from blip3o.serve.http.errors import ApiError, invalid, validated
 from blip3o.serve.http.images import check_size
 from blip3o.serve.http.response_events import ResponseWriter
 from blip3o.serve.http.response_items import ItemShelf
@@ -72,7 +72,10 @@ async def response_job(
     limit = ("max_output_tokens", body.max_output_tokens)
     sampling = text_sampling(service, body, limit)
     messages, images = await read_conversation(service, turns, "input")
-    service.check_chat(messages)
+    try:
+        service.check_chat(messages)
+    except ApiError as error:  # it names the field of chats
+        raise invalid(error.message, "input", error.code or "invalid_value") from error
     return ChatRequest(messages=messages, pictures=images, sampling=sampling)
 
 
