@@ -11,7 +11,6 @@ from blip3o.serve.http.fields import MOST_CHARACTERS, Never, Only, Strict
 Said = Annotated[str, Field(max_length=MOST_CHARACTERS)]
 _OF_ASSISTANTS = (
     "annotations",
-    "parsed",
     "provider_specific_fields",
     "reasoning_content",
     "refusal",
