@@ -11,7 +11,10 @@ LOG := $(VENV)/setup.log
 TEST_JOBS ?= 2
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TEST_JOBS)
 
-.PHONY: help setup demo test test-all lint check format bench clean
+CLIENTS := .venv-clients
+CLIENTS_FROM := tests/e2e/clients
+
+.PHONY: help setup demo test test-all test-clients lint check format bench clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -42,6 +45,15 @@ test: setup ## Run the default tests (a few minutes)
 test-all: setup ## Run every test this machine can: slow and compiled ones too
 	$(PYTEST) -m "not gpu"
 
+test-clients: setup $(CLIENTS)/.installed ## Ask a server with the clients that people use (those for JavaScript need npm)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -rs -m slow $(CLIENTS_FROM)
+
+$(CLIENTS)/.installed: $(CLIENTS_FROM)/requirements.txt $(CLIENTS_FROM)/package-lock.json
+	$(PYTHON) -m venv $(CLIENTS)
+	$(CLIENTS)/bin/python -m pip --disable-pip-version-check install -q -r $(CLIENTS_FROM)/requirements.txt
+	if command -v npm > /dev/null; then npm ci --prefix $(CLIENTS_FROM) --no-audit --no-fund; fi
+	@touch $@
+
 lint: setup ## Formatting, lint (docstrings too), types, layers
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -63,4 +75,4 @@ bench: setup ## Measure speed on this machine
 	$(BIN)/python benchmarks/train_step.py
 
 clean: ## Remove the environment and all caches
-	rm -rf $(VENV) build .pytest_cache .ruff_cache .import_linter_cache src/*.egg-info
+	rm -rf $(VENV) $(CLIENTS) $(CLIENTS_FROM)/node_modules build .pytest_cache .ruff_cache .import_linter_cache src/*.egg-info

@@ -73,6 +73,9 @@ class ServeConfig:
         (), "a key that clients must send; repeatable, also BLIP3O_API_KEYS (with commas)"
     )
     cors_origin: tuple[str, ...] = _option((), "a web origin that may call; repeatable")
+    model_alias: tuple[str, ...] = _option(
+        (), "another name of the model that clients may use; repeatable"
+    )
     no_page: bool = _option(False, "serve no web page at /, the API only")
 
     def __post_init__(self) -> None:
@@ -83,6 +86,8 @@ class ServeConfig:
             least = 0 if field.name in ("port", "max_wait_ms") else 1e-9
             if not least <= value < float("inf"):
                 raise UsageError(f"{flag(field.name)} must be positive, got {value}")
+        if not all(self.model_alias):
+            raise UsageError("--model-alias is empty")
         if self.port > 65535:
             raise UsageError(f"--port must be at most 65535, got {self.port}")
 

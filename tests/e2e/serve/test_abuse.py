@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 GENERATE, EDIT, VARY = (f"/v1/images/{name}" for name in ("generations", "edits", "variations"))
-CHAT = "/v1/chat/completions"
+CHAT, RESPOND = "/v1/chat/completions", "/v1/responses"
 JSON = {"Content-Type": "application/json"}
 
 
@@ -47,6 +47,10 @@ def picture(url: Any) -> dict[str, Any]:
     return {"type": "image_url", "image_url": {"url": url}}
 
 
+def asked(url: str) -> dict[str, Any]:
+    return {"role": "user", "content": [{"type": "input_image", "image_url": url}]}
+
+
 def form(*parts: tuple[str, str, bytes]) -> tuple[bytes, dict[str, str]]:
     """Returns a multipart body of (name, file name or "", content)."""
     body = b""
@@ -75,21 +79,22 @@ def send(
 A_PICTURE = ("image", "a.png", png())
 A_PROMPT = ("prompt", "", b"make it blue")
 TURN = {"role": "user", "content": "hello"}
+FILE = {"role": "user", "content": [{"type": "input_image", "image_url": "a", "file_id": "f"}]}
 
 JSON_TABLE: dict[str, tuple[str, Any, int, str]] = {
     "no body": (GENERATE, b"", 400, "no body"),
     "junk": (GENERATE, b"{{{{", 400, "no valid JSON"),
     "cut off": (GENERATE, b'{"prompt": "a c', 400, "no valid JSON"),
     "bytes that are no text": (GENERATE, b"\xff\xfe\x00", 400, ""),
-    "a list": (GENERATE, [], 400, "dictionary"),
-    "a number": (GENERATE, b"7", 400, "dictionary"),
+    "a list": (GENERATE, [], 400, "must be an object"),
+    "a number": (GENERATE, b"7", 400, "must be an object"),
     "nested without end": (GENERATE, b"[" * 200_000, 400, ""),
     "endless number": (GENERATE, b'{"prompt":"a","seed":' + b"9" * 5000 + b"}", 400, ""),
     "no prompt": (GENERATE, {}, 400, "prompt"),
     "empty prompt": (GENERATE, {"prompt": ""}, 400, "at least 1 character"),
     "blank prompt": (GENERATE, {"prompt": "  \n"}, 400, "the prompt is empty"),
-    "prompt of a wrong type": (GENERATE, {"prompt": 7}, 400, "valid string"),
-    "prompt of nothing": (GENERATE, {"prompt": None}, 400, "valid string"),
+    "prompt of a wrong type": (GENERATE, {"prompt": 7}, 400, "prompt must be text"),
+    "prompt of nothing": (GENERATE, {"prompt": None}, 400, "prompt must be text"),
     "long prompt": (GENERATE, {"prompt": "word " * 2000}, 400, "tokens; at most"),
     "huge prompt": (GENERATE, {"prompt": "a" * 2_000_000}, 400, "at most 100000 characters"),
     "image mark": (GENERATE, {"prompt": "a <image> of"}, 400, "<image> in a prompt"),
@@ -97,18 +102,18 @@ JSON_TABLE: dict[str, tuple[str, Any, int, str]] = {
     "half a character as a name": (GENERATE, b'{"prompt":"a","\\ud800":1}', 400, "Unicode"),
     "unknown field": (GENERATE, {"prompt": "a", "sede": 1}, 400, "unknown parameter 'sede'"),
     "negative prompt": (GENERATE, {"prompt": "a", "negative_prompt": "b"}, 400, "unknown"),
-    "n of 0": (GENERATE, {"prompt": "a", "n": 0}, 400, "greater than or equal to 1"),
-    "huge n": (GENERATE, {"prompt": "a", "n": 10**9}, 400, "less than or equal to 10"),
-    "n as text": (GENERATE, {"prompt": "a", "n": "2"}, 400, "valid integer"),
-    "n as a truth": (GENERATE, {"prompt": "a", "n": True}, 400, "valid integer"),
-    "n of a half": (GENERATE, {"prompt": "a", "n": 1.5}, 400, "integer"),
-    "steps of 0": (GENERATE, {"prompt": "a", "num_inference_steps": 0}, 400, "greater than"),
+    "n of 0": (GENERATE, {"prompt": "a", "n": 0}, 400, "at least 1"),
+    "huge n": (GENERATE, {"prompt": "a", "n": 10**9}, 400, "at most 10"),
+    "n as text": (GENERATE, {"prompt": "a", "n": "2"}, 400, "n must be a whole number"),
+    "n as a truth": (GENERATE, {"prompt": "a", "n": True}, 400, "n must be a whole number"),
+    "n of a half": (GENERATE, {"prompt": "a", "n": 1.5}, 400, "n must be a whole number"),
+    "steps of 0": (GENERATE, {"prompt": "a", "num_inference_steps": 0}, 400, "at least 1"),
     "many steps": (GENERATE, {"prompt": "a", "num_inference_steps": 51}, 400, "at most 50"),
-    "guidance below 1": (GENERATE, {"prompt": "a", "guidance_scale": 0.5}, 400, "greater"),
+    "guidance below 1": (GENERATE, {"prompt": "a", "guidance_scale": 0.5}, 400, "at least 1"),
     "guidance without end": (GENERATE, b'{"prompt":"a","guidance_scale":1e999}', 400, ""),
     "guidance of no number": (GENERATE, b'{"prompt":"a","guidance_scale":NaN}', 400, ""),
-    "negative seed": (GENERATE, {"prompt": "a", "seed": -1}, 400, "greater than or equal to 0"),
-    "huge seed": (GENERATE, {"prompt": "a", "seed": 2**64}, 400, "less than"),
+    "negative seed": (GENERATE, {"prompt": "a", "seed": -1}, 400, "at least 0"),
+    "huge seed": (GENERATE, {"prompt": "a", "seed": 2**64}, 400, "below"),
     "other size": (GENERATE, {"prompt": "a", "size": "1024x1024"}, 400, "96x96"),
     "junk size": (GENERATE, {"prompt": "a", "size": "../../etc"}, 400, "96x96"),
     "other format": (GENERATE, {"prompt": "a", "response_format": "gif"}, 400, "'b64_json'"),
@@ -123,21 +128,26 @@ JSON_TABLE: dict[str, tuple[str, Any, int, str]] = {
     "empty message": (CHAT, {"messages": [{"role": "user", "content": ""}]}, 400, "says nothing"),
     "no parts": (CHAT, ask(), 400, "says nothing"),
     "unknown part": (CHAT, ask({"type": "audio"}), 400, ""),
-    "field in a message": (CHAT, {"messages": [{**TURN, "name": "x"}]}, 400, "unknown"),
+    "field in a message": (CHAT, {"messages": [{**TURN, "mood": "x"}]}, 400, "unknown"),
+    "name in a message": (CHAT, {"messages": [{**TURN, "name": "x"}]}, 400, "messages.0.name"),
     "image mark in a chat": (CHAT, {"messages": [{**TURN, "content": "<image>"}]}, 400, "parts"),
     "long chat": (CHAT, {"messages": [{**TURN, "content": "a b " * 999}]}, 400, "tokens"),
-    "temperature": (CHAT, {"messages": [TURN], "temperature": 0.7}, 400, "temperature"),
-    "top_p": (CHAT, {"messages": [TURN], "top_p": 0.5}, 400, "unknown parameter 'top_p'"),
-    "tools": (CHAT, {"messages": [TURN], "tools": []}, 400, "unknown parameter 'tools'"),
-    "several answers": (CHAT, {"messages": [TURN], "n": 2}, 400, "less than or equal to 1"),
-    "max_tokens of 0": (CHAT, {"messages": [TURN], "max_tokens": 0}, 400, "greater than"),
+    "temperature": (CHAT, {"messages": [TURN], "temperature": 2.1}, 400, "temperature"),
+    "top_p": (CHAT, {"messages": [TURN], "top_p": 1.5}, 400, "top_p must be at most 1"),
+    "tools": (CHAT, {"messages": [TURN], "tools": [{}]}, 400, "tools is not supported"),
+    "many answers": (CHAT, {"messages": [TURN], "n": 11}, 400, "n must be at most 10"),
+    "max_tokens of 0": (CHAT, {"messages": [TURN], "max_tokens": 0}, 400, "at least 1"),
     "huge max_tokens": (CHAT, {"messages": [TURN], "max_tokens": 99999}, 400, "at most 1024"),
-    "seed without a picture": (CHAT, {"messages": [TURN], "seed": 1}, 400, "modalities"),
+    "steps of a text": (CHAT, {"messages": [TURN], "num_inference_steps": 1}, 400, "an image"),
+    "many stops": (CHAT, {"messages": [TURN], "stop": ["a"] * 5}, 400, "at most 4"),
+    "huge stop": (CHAT, {"messages": [TURN], "stop": "a" * 2_000_000}, 400, "at most 100000"),
+    "empty stop": (CHAT, {"messages": [TURN], "stop": [""]}, 400, "at least 1 character"),
+    "much metadata": (CHAT, {"messages": [TURN], "metadata": {"a": "b" * 999}}, 400, "metadata"),
     "unknown modality": (CHAT, {"messages": [TURN], "modalities": ["smell"]}, 400, "'text'"),
     "file URL": (CHAT, ask(picture("file:///etc/passwd")), 400, "reads no picture URLs"),
     "metadata URL": (CHAT, ask(picture("http://169.254.169.254/latest")), 400, "no picture URLs"),
     "loopback URL": (CHAT, ask(picture("http://127.0.0.1:8000/health")), 400, "no picture URLs"),
-    "URL that is no text": (CHAT, ask(picture(7)), 400, "valid string"),
+    "URL that is no text": (CHAT, ask(picture(7)), 400, "url must be text"),
     "bad base64": (CHAT, ask(picture("data:image/png;base64,@@@@")), 400, "bad base64"),
     "URI of a page": (CHAT, ask(picture(uri(b"<html>", "text/html"))), 400, "begins with"),
     "no picture": (CHAT, ask(picture(uri(b"hello"))), 400, "not a picture"),
@@ -148,10 +158,28 @@ JSON_TABLE: dict[str, tuple[str, Any, int, str]] = {
     "many pictures": (CHAT, ask(*[picture(uri(png()))] * 5), 400, "at most 4"),
     "picture by the assistant": (
         CHAT,
-        {"messages": [{"role": "assistant", "content": [picture(uri(png()))]}, TURN]},
+        {"messages": [TURN, {"role": "assistant", "content": [picture(uri(b"hello"))]}, TURN]},
         400,
-        "only users",
+        "not a picture",
     ),
+    "response of nothing": (RESPOND, {}, 400, "input is missing"),
+    "response of a number": (RESPOND, {"input": 7}, 400, "must be text or a list"),
+    "response of much": (RESPOND, {"input": "a" * 2_000_000}, 400, "at most 100000 characters"),
+    "response of many": (RESPOND, {"input": [TURN] * 201}, 400, "at most 200 items"),
+    "long response": (RESPOND, {"input": "a b " * 999}, 400, "tokens"),
+    "response with a bomb": (RESPOND, {"input": [asked(uri(bomb()))]}, 400, "over the limit"),
+    "response with a URL": (RESPOND, {"input": [asked("file:///etc/passwd")]}, 400, "no picture"),
+    "response with a file": (RESPOND, {"input": [FILE]}, 400, "file_id"),
+    "image of another answer": (
+        RESPOND,
+        {"input": [{"type": "image_generation_call", "result": "@"}, TURN]},
+        400,
+        "base64",
+    ),
+    "id of another answer": (RESPOND, {"input": [{"id": "msg_1"}, TURN]}, 400, "not held here"),
+    "answers that are kept": (RESPOND, {"input": "a", "previous_response_id": "r"}, 400, "stored"),
+    "nested tools": (RESPOND, b'{"input":"a","tools":' + b"[" * 90_000, 400, ""),
+    "other tools": (RESPOND, {"input": "a", "tools": [{"type": "shell"}]}, 400, "only tool"),
 }
 FORM_TABLE: dict[str, tuple[str, tuple[tuple[str, str, bytes], ...], int, str]] = {
     "no file": (EDIT, (A_PROMPT,), 400, "a picture is needed"),
@@ -160,7 +188,7 @@ FORM_TABLE: dict[str, tuple[str, tuple[tuple[str, str, bytes], ...], int, str]] 
     "mask": (EDIT, (A_PROMPT, A_PICTURE, ("mask", "m.png", png())), 400, "unknown file field"),
     "unknown field": (EDIT, (A_PROMPT, A_PICTURE, ("sede", "", b"1")), 400, "unknown"),
     "field twice": (EDIT, (A_PROMPT, A_PROMPT, A_PICTURE), 400, "given twice"),
-    "n as a word": (EDIT, (A_PROMPT, A_PICTURE, ("n", "", b"two")), 400, "valid integer"),
+    "n as a word": (EDIT, (A_PROMPT, A_PICTURE, ("n", "", b"two")), 400, "whole number"),
     "many files": (EDIT, (A_PROMPT, *[A_PICTURE] * 9), 400, "oo many files"),
     "one file too many": (EDIT, (A_PROMPT, *[A_PICTURE] * 5), 400, "at most 4"),
     "truncated file": (EDIT, (A_PROMPT, ("image", "a.png", png(200)[:-30])), 400, "truncated"),

@@ -155,6 +155,77 @@ def test_chat_answers_with_a_picture(client: "OpenAI", colors: tuple[str, ...]) 
         assert url.endswith(same.data[0].b64_json or "?")
 
 
+def test_a_response_says_what_a_chat_says(client: "OpenAI") -> None:
+    chat = client.chat.completions.create(
+        model="pocket", messages=picture_message("What is in the image?", "red")
+    )
+    parts: Any = [
+        {"type": "input_image", "image_url": uri("red"), "detail": "auto"},
+        {"type": "input_text", "text": "What is in the image?"},
+    ]
+    question: Any = [{"role": "user", "content": parts}]
+    whole = client.responses.create(model="pocket", input=question)
+    assert whole.output_text == chat.choices[0].message.content
+    assert whole.usage is not None
+    assert chat.usage is not None
+    assert whole.usage.input_tokens == chat.usage.prompt_tokens
+    with client.responses.stream(model="pocket", input=question) as stream:
+        said = "".join(e.delta for e in stream if e.type == "response.output_text.delta")
+        assert said == stream.get_final_response().output_text == whole.output_text
+
+
+def test_a_response_draws_and_then_edits(client: "OpenAI") -> None:
+    tools: Any = [{"type": "image_generation"}]
+    ask: Any = {"model": "pocket", "tools": tools, "extra_body": {"seed": 3, **QUICK}}
+    drawn = client.responses.create(input="a blue car", **ask)
+    item, *_ = drawn.output
+    assert item.type == "image_generation_call"
+    same = client.images.generate(prompt="a blue car", extra_body={"seed": 3, **QUICK})
+    assert same.data is not None
+    assert item.result == same.data[0].b64_json
+    turns: Any = [
+        {"role": "user", "content": "a blue car"},
+        *(one.model_dump() for one in drawn.output),
+        {"role": "user", "content": "make it green"},
+    ]
+    edited: Any = client.responses.create(input=turns, **ask).output[0]
+    assert edited.type == "image_generation_call"
+    direct = client.images.edit(
+        image=base64.b64decode(item.result or ""),
+        prompt="make it green",
+        extra_body={"seed": 3, **QUICK},
+    )
+    assert direct.data is not None
+    assert edited.result == direct.data[0].b64_json
+
+
+def test_an_image_answer_is_sent_back_read_and_edited(client: "OpenAI") -> None:
+    drawing: Any = {"modalities": ["image"], "seed": 3, **QUICK}
+    turns: Any = [{"role": "user", "content": "a blue car"}]
+    answer = client.chat.completions.create(model="pocket", messages=turns, extra_body=drawing)
+    message = json.loads(answer.model_dump_json(warnings="none"))["choices"][0]["message"]
+    url = message["content"][0]["image_url"]["url"]
+    question = "What is in the image?"
+    read = client.chat.completions.create(
+        model="pocket", messages=[*turns, message, {"role": "user", "content": question}]
+    )
+    direct = [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": question}]
+    by_hand: Any = [
+        *turns,
+        {"role": "assistant", "content": "(a picture)"},
+        {"role": "user", "content": direct},
+    ]
+    same = client.chat.completions.create(model="pocket", messages=by_hand)
+    assert read.choices[0].message.content == same.choices[0].message.content
+    assert read.usage == same.usage
+    edited = client.chat.completions.create(
+        model="pocket",
+        messages=[*turns, message, {"role": "user", "content": "make it green"}],
+        extra_body=drawing,
+    )
+    assert edited.choices[0].message.content[0]["image_url"]["url"] != url  # type: ignore[index]
+
+
 def test_models_health_metrics_and_pages(server: Any, client: "OpenAI") -> None:
     assert [model.id for model in client.models.list()] == ["pocket"]
     assert client.models.retrieve("pocket").owned_by == "blip3o"

@@ -25,10 +25,18 @@ def test_options_of_every_type() -> None:
     config = parsed("--port", "1", "--timeout-s", "2.5", "--api-key", "a", "--api-key", "b")
     assert (config.port, config.timeout_s, config.api_key) == (1, 2.5, ("a", "b"))
     assert parsed("--unpadded-batches").unpadded_batches
+    assert parsed("--model-alias", "gpt-4o", "--model-alias", "b").model_alias == ("gpt-4o", "b")
 
 
 @pytest.mark.parametrize(
-    "values", [{"max_batch": 0}, {"timeout_s": float("inf")}, {"max_n": -1}, {"port": 65536}]
+    "values",
+    [
+        {"max_batch": 0},
+        {"timeout_s": float("inf")},
+        {"max_n": -1},
+        {"port": 65536},
+        {"model_alias": ("",)},
+    ],
 )
 def test_numbers_out_of_range_are_refused(values: dict[str, Any]) -> None:
     with pytest.raises(UsageError):

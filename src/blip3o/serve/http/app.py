@@ -13,10 +13,12 @@ from blip3o.core.log import say
 from blip3o.serve.http.chat import chat_routes
 from blip3o.serve.http.errors import ApiError, from_validation
 from blip3o.serve.http.guard import Guard
+from blip3o.serve.http.heads import HeadAsGet
 from blip3o.serve.http.hosts import HostNames
 from blip3o.serve.http.images import image_routes
+from blip3o.serve.http.responses import response_routes
 from blip3o.serve.http.service import Service
-from blip3o.serve.http.system import not_found, system_routes
+from blip3o.serve.http.system import not_found, system_routes, wrong_method
 from blip3o.serve.http.uploads import UploadRoom
 
 
@@ -32,12 +34,13 @@ def build_app(
     """
     # FastAPI's own pages load scripts from elsewhere; /docs is ours.
     app = FastAPI(title="blip3o", version=__version__, docs_url=None, redoc_url=None)
-    for router in (image_routes(service), chat_routes(service), system_routes(service)):
-        app.include_router(router)
+    for routes in (image_routes, chat_routes, response_routes, system_routes):
+        app.include_router(routes(service))
     app.add_exception_handler(ApiError, _api_error)
     app.add_exception_handler(RequestValidationError, _validation_error)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(Exception, _bug)
+    app.add_middleware(HeadAsGet)
     app.add_middleware(UploadRoom)
     app.add_middleware(
         Guard, config=service.config, keys=keys, metrics=service.metrics, hosts=hosts
@@ -66,10 +69,11 @@ async def _validation_error(request: Request, error: Exception) -> Response:
 
 
 async def _http_error(request: Request, error: Exception) -> Response:
-    del request
     assert isinstance(error, HTTPException)
     if error.status_code == 404:
         return not_found().response()
+    if error.status_code == 405:
+        return wrong_method(request.method, error.headers).response()
     return ApiError(error.status_code, str(error.detail), headers=error.headers).response()
 
 

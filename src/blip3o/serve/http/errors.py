@@ -7,14 +7,20 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 from starlette.responses import Response
 
+from blip3o.serve.http.fields import UNSUPPORTED
+from blip3o.serve.http.response_schemas import ITEM_TYPES
+from blip3o.serve.http.turns import PART_TYPES
+from blip3o.serve.http.wording import in_words
+
 T = TypeVar("T", bound=BaseModel)
 _TYPES = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}
 _KINDS = {
     "extra_forbidden": "unknown_parameter",
     "missing": "missing_required_parameter",
     "json_invalid": "invalid_json",
+    UNSUPPORTED: "unsupported_value",
 }
-_TAGS = ("text", "image_url")
+_TAGS = (*PART_TYPES, *ITEM_TYPES)
 _LONGEST_NAME = 100
 
 
@@ -91,7 +97,6 @@ def from_validation(errors: Sequence[Any]) -> ApiError:
     Args:
         errors: as pydantic lists them.
     """
-    # An unknown field says more than the many ways in which a value fits no member of a union.
     first = min(errors, key=lambda error: error["type"] != "extra_forbidden")
     param = _field(first["loc"])
     code = _KINDS.get(first["type"], "invalid_value")
@@ -101,9 +106,10 @@ def from_validation(errors: Sequence[Any]) -> ApiError:
         return invalid("the request holds text that is not valid Unicode")
     if code == "unknown_parameter":
         return invalid(f"unknown parameter {param!r}", param, code)
-    if code == "missing_required_parameter" and param is None:
-        return invalid("the request has no body", code=code)
-    return invalid(f"{param or 'the body'}: {first['msg']}", param, code)
+    if code == "missing_required_parameter":
+        message = "the request has no body" if param is None else f"{param} is missing"
+        return invalid(message, param, code)
+    return invalid(f"{param or 'the body'} {in_words(first)}", param, code)
 
 
 def _field(place: Sequence[str | int]) -> str | None:
@@ -111,7 +117,6 @@ def _field(place: Sequence[str | int]) -> str | None:
     names: list[str] = []
     for before, part in zip((None, *place), place, strict=False):
         is_tag = isinstance(before, int) and part in _TAGS
-        is_member = part == "str" or str(part).startswith("list[")
-        if part != "body" and not is_tag and not is_member:
+        if part != "body" and not is_tag and part != "[key]":
             names.append(str(part)[:_LONGEST_NAME])
     return ".".join(names) or None

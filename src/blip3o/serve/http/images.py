@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import math
 import time
 from collections.abc import AsyncIterator
 from contextlib import aclosing
@@ -24,7 +25,7 @@ from blip3o.serve.http.schemas import (
 )
 from blip3o.serve.http.service import Service, new_seed
 from blip3o.serve.http.sse import GONE, event_stream
-from blip3o.serve.jobs import Picture, PictureRequest, Progress
+from blip3o.serve.jobs import Picture, PictureRequest, Preview, Progress
 
 
 def image_routes(service: Service) -> APIRouter:
@@ -70,7 +71,7 @@ def generation_job(service: Service, body: GenerationRequest) -> PictureRequest:
     check_options(service, body)
     messages = service.chat_template.generate_messages(body.prompt)
     prompt = service.prompt(messages, body.prompt, "prompt")
-    return sampled(service, "generate", body, prompt, [])
+    return sampled(service, "generate", body, prompt, [], body.n)
 
 
 def edit_job(service: Service, body: EditForm, pictures: list[Image.Image]) -> PictureRequest:
@@ -81,7 +82,7 @@ def edit_job(service: Service, body: EditForm, pictures: list[Image.Image]) -> P
     """
     check_options(service, body)
     prompt = edit_prompt(service, body.prompt, len(pictures), "prompt")
-    return sampled(service, "edit", body, prompt, pictures)
+    return sampled(service, "edit", body, prompt, pictures, body.n)
 
 
 def variation_job(
@@ -106,11 +107,29 @@ def check_options(service: Service, body: PictureOptions) -> None:
         ApiError: 404 for another model, 400 for another size or too many pictures.
     """
     service.check_model(body.model)
+    check_size(service, body.size, "size")
+    check_count_made(service, body.n)
+
+
+def check_size(service: Service, size: str, param: str) -> None:
+    """Checks the size of the images that a request asks for.
+
+    Raises:
+        ApiError: 400 for another than the model's.
+    """
     side = service.image_px
-    if body.size not in ("auto", f"{side}x{side}"):
-        raise invalid(f"this model makes pictures of {side}x{side}", "size")
-    if body.n > service.config.max_n:
-        raise invalid(f"n must be at most {service.config.max_n}, got {body.n}", "n")
+    if size not in ("auto", f"{side}x{side}"):
+        raise invalid(f"{param} must be auto or {side}x{side}: the model has one size", param)
+
+
+def check_count_made(service: Service, count: int) -> None:
+    """Checks how many images or answers a request asks for.
+
+    Raises:
+        ApiError: 400 for too many.
+    """
+    if count > service.config.max_n:
+        raise invalid(f"n must be at most {service.config.max_n}, got {count}", "n")
 
 
 def edit_prompt(service: Service, text: str, num_pictures: int, param: str) -> list[int]:
@@ -126,6 +145,7 @@ def sampled(
     body: Any,  # noqa: ANN401  (has the three fields below)
     prompt: list[int],
     pictures: list[Image.Image],
+    count: int,
 ) -> PictureRequest:
     """Returns the request for sampled pictures, with the model's own numbers where none are said.
 
@@ -142,7 +162,7 @@ def sampled(
         kind=kind,
         prompt=prompt,
         pictures=pictures,
-        count=getattr(body, "n", 1),
+        count=count,
         seed=new_seed() if body.seed is None else body.seed,
         num_inference_steps=own.num_inference_steps if steps is None else steps,
         guidance_scale=float(own.guidance_scale if scale is None else scale),
@@ -164,15 +184,19 @@ async def _answer(
     if len(images) < job.count:
         return GONE
     data = [images[index] for index in range(job.count)]
-    return JSONResponse({"created": int(time.time()), "data": data, "seed": job.seed})
+    answer = {"created": int(time.time()), "data": data, "seed": job.seed}
+    facts = {"background": "opaque", "output_format": "png", "usage": _usage(service, job)}
+    return JSONResponse({**answer, **facts})
 
 
 async def _streamed(
-    service: Service, job: PictureRequest, body: PictureOptions, request: Request
+    service: Service, job: PictureRequest, body: SampledOptions, request: Request
 ) -> AsyncIterator[dict[str, Any]]:
-    """Yields a progress event for each step, and one for each picture."""
+    """Yields an event for each step and for each image, and for partial images if asked."""
     left = job.count
+    shown = dict.fromkeys(range(job.count), 0)  # partial images of each
     kind = "image_generation" if job.kind == "generate" else "image_edit"
+    job = job.previewed(preview_steps(job, body.partial_images))
     async with aclosing(service.events(job, request)) as events:
         async for event in events:
             if isinstance(event, Progress):
@@ -181,21 +205,66 @@ async def _streamed(
                     "step": event.step,
                     "num_steps": event.num_steps,
                 }
+            elif isinstance(event, Preview) and event.step < job.num_inference_steps:
+                data = {"b64_json": await encoded(event.image)}
+                place = {"partial_image_index": shown[event.index], **_facts(event.image)}
+                yield {"type": f"{kind}.partial_image", **data, "index": event.index, **place}
+                shown[event.index] += 1
             elif isinstance(event, Picture):
-                shown = await _shown(service, event.image, body, request)
-                place = {"index": event.index, "seed": job.seed, "created_at": int(time.time())}
-                yield {"type": f"{kind}.completed", **shown, **place}
+                data = await _shown(service, event.image, body, request)
+                place = {"index": event.index, "seed": job.seed, **_facts(event.image)}
+                usage = _usage(service, job)
+                yield {"type": f"{kind}.completed", **data, **place, "usage": usage}
                 left -= 1
                 if not left:
                     return
 
 
+def preview_steps(job: PictureRequest, count: int) -> int:
+    """Returns how many steps are between two partial images; 0 for none.
+
+    Args:
+        job: what is drawn.
+        count: most partial images of each image; the image itself is not one of them.
+    """
+    return math.ceil(job.num_inference_steps / (count + 1)) if count else 0
+
+
+def _facts(image: Image.Image) -> dict[str, Any]:
+    """Returns what an event says of its image."""
+    return {
+        "created_at": int(time.time()),
+        "background": "opaque",
+        "output_format": "png",
+        "quality": "auto",
+        "size": f"{image.width}x{image.height}",
+    }
+
+
+def _usage(service: Service, job: PictureRequest) -> dict[str, Any]:
+    """Returns the tokens of a prompt; images are not made of tokens."""
+    total = len(job.prompt)
+    read = service.chat_template.num_image_tokens * len(job.pictures) if total else 0
+    return {
+        "input_tokens": total,
+        "input_tokens_details": {"image_tokens": read, "text_tokens": total - read},
+        "output_tokens": 0,
+        "total_tokens": total,
+    }
+
+
+async def encoded(image: Image.Image) -> str:
+    """Returns an image as base64 of a PNG file."""
+    data = await asyncio.to_thread(png, image)
+    return base64.b64encode(data).decode()
+
+
 async def _shown(
     service: Service, image: Image.Image, body: PictureOptions, request: Request
 ) -> dict[str, Any]:
-    data = await asyncio.to_thread(png, image)
     if body.response_format == "b64_json":
-        return {"b64_json": base64.b64encode(data).decode()}
+        return {"b64_json": await encoded(image)}
+    data = await asyncio.to_thread(png, image)
     return {"url": str(request.base_url).rstrip("/") + PICTURE_PATH + service.shelf.put(data)}
 
 

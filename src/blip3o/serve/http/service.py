@@ -47,6 +47,7 @@ class Service:
     ) -> None:
         self.name = name
         self.config = config
+        self.names = tuple(dict.fromkeys((name, *config.model_alias)))
         self.metrics = Metrics()
         self.reader = PictureReader(config, _seen_px(pipes[0].model.config))
         self.shelf = PictureShelf()
@@ -100,17 +101,18 @@ class Service:
         """Whether requests are taken."""
         return self.is_live and self.queue.closed is None
 
-    def check_model(self, name: str | None) -> None:
-        """Checks that a request asks for the model that is served.
+    def check_model(self, name: str | None, param: str = "model") -> None:
+        """Checks that a request asks for the model that is served, by any of its names.
 
         Raises:
             ApiError: 404 if not.
         """
-        if name is not None and name != self.name:
+        if name is not None and name not in self.names:
             raise ApiError(
                 404,
-                f"the model {name!r:.100} is not served here; use {self.name!r}",
-                param="model",
+                f"the model {name!r:.100} is not served here; use {self.name!r}, or give it this "
+                "name too: blip3o serve --model-alias NAME",
+                param=param,
                 code="model_not_found",
             )
 

@@ -2,6 +2,7 @@
 
 import html
 import time
+from collections.abc import Mapping
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -17,16 +18,17 @@ def system_routes(service: Service) -> APIRouter:
     """Returns the routes about the server."""
     router = APIRouter(tags=["server"])
     started = int(time.time())
-    card = {"id": service.name, "object": "model", "created": started, "owned_by": "blip3o"}
+    about = {"object": "model", "created": started, "owned_by": "blip3o"}
 
-    @router.get("/v1/models", summary="The model that is served")
+    @router.get("/v1/models", summary="The model that is served, by each of its names")
     async def models() -> Response:
-        return JSONResponse({"object": "list", "data": [card]})
+        cards = [{"id": name, **about} for name in service.names]
+        return JSONResponse({"object": "list", "data": cards})
 
     @router.get("/v1/models/{name:path}", summary="One model")
     async def model(name: str) -> Response:
         service.check_model(name)
-        return JSONResponse(card)
+        return JSONResponse({"id": name, **about})
 
     @router.get("/health", summary="200 if requests are taken, else 503; needs no key")
     async def health() -> Response:
@@ -51,7 +53,22 @@ def system_routes(service: Service) -> APIRouter:
 
 def not_found() -> ApiError:
     """Returns the error for a path that is not there."""
-    return ApiError(404, "there is no such path; /docs lists them", code="not_found")
+    message = "there is no such path; /docs lists them, and those of OpenAI's API begin with /v1"
+    return ApiError(404, message, code="not_found")
+
+
+def wrong_method(method: str, headers: Mapping[str, str] | None) -> ApiError:
+    """Returns the error for a path that is there, but not for this method.
+
+    Args:
+        method: of the request.
+        headers: of the answer; they may say which methods the path has.
+    """
+    allowed = {name.lower(): value for name, value in (headers or {}).items()}.get("allow")
+    advice = f"; use {allowed}" if allowed else ""
+    message = f"the path does not take {method:.20}{advice}"
+    said = {"Allow": allowed} if allowed else {}
+    return ApiError(405, message, code="method_not_allowed", headers=said)
 
 
 def _page(schema: dict[str, Any]) -> str:

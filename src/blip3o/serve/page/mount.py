@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI
-from starlette.datastructures import MutableHeaders
+from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import PlainTextResponse
 from starlette.routing import Match, Mount
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -16,6 +16,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from blip3o.core.errors import UsageError
 from blip3o.serve.http.guard import API_PATHS
 from blip3o.serve.http.service import Service
+from blip3o.serve.http.system import not_found, wrong_method
 from blip3o.serve.http.uploads import UploadFolder
 
 _POLICY = (
@@ -27,6 +28,9 @@ _POLICY = (
 
 _RELAYS = ("/gradio_api/file=http:", "/gradio_api/file=https:", "/gradio_api/proxy=")
 """Paths under which Gradio would hand on what other servers answer."""
+
+_OF_SCRIPTS = "/gradio_api/"
+"""Paths that the page's scripts ask; they read Gradio's errors."""
 
 
 def add_page(app: FastAPI, service: Service) -> None:
@@ -76,7 +80,9 @@ def add_page(app: FastAPI, service: Service) -> None:
     _exchange(page, "has_launched", True)
     mounted = app.router.routes.pop()
     assert isinstance(mounted, Mount), "Gradio mounts itself last"
-    app.router.routes.append(_PageMount("/", app=_Guarded(mounted.app), name="page"))
+    app.router.routes.append(
+        _PageMount("/", app=_Guarded(_WithApiErrors(mounted.app)), name="page")
+    )
     app.state.uploads = UploadFolder(Path(files), service.config.max_upload_bytes)
     app.state.end_page = mounted.app.stop_event.set  # type: ignore[attr-defined]
 
@@ -113,6 +119,35 @@ class _PageMount(Mount):
         if scope["path"].startswith(API_PATHS):
             return Match.NONE, {}
         return super().matches(scope)
+
+
+class _WithApiErrors:
+    """Answers paths and methods that the page does not have as the API answers them.
+
+    A program may have left out the /v1 of its address. What Gradio's own scripts ask is left alone.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["path"].startswith(_OF_SCRIPTS):
+            await self._app(scope, receive, send)
+            return
+        is_answered = False
+
+        async def as_api(message: Message) -> None:
+            nonlocal is_answered
+            status = message.get("status")
+            if status in (404, 405):
+                is_answered = True
+                headers = dict(Headers(raw=message["headers"]))
+                error = not_found() if status == 404 else wrong_method(scope["method"], headers)
+                await error.response()(scope, receive, send)
+            elif not is_answered:
+                await send(message)
+
+        await self._app(scope, receive, as_api)
 
 
 class _Guarded:

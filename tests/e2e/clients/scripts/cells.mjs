@@ -1,0 +1,18 @@
+// Runs what a client does, one thing after another, and prints what came of each as JSON.
+
+export const url = process.argv[2];
+export const model = "pocket";
+export const [prompt, change, question] = ["a red car", "make it blue", "what is in the image?"];
+export const [hello, andNow] = ["hello", "and now?"];
+
+export async function run(cells) {
+  const results = {};
+  for (const [name, cell] of Object.entries(cells)) {
+    try {
+      results[name] = { value: await cell() };
+    } catch (error) {
+      results[name] = { error: `${error.name}: ${error.message} ${error.responseBody ?? ""}` };
+    }
+  }
+  console.log(JSON.stringify(results));
+}
