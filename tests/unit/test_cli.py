@@ -36,9 +36,12 @@ OPTIONS = {
     "eval": ["benchmark", "--out", "overrides", *MODEL, *PIPELINE],
     "data": [],
     "data index": ["paths", "--jobs"],
-    "data lint": ["paths", "--jobs", "--task", "--min-px", "--out"],
-    "data stats": ["paths", "--jobs", "--out"],
-    "data pack": ["path", "--jobs", "--out", "--name", "--shard-size"],
+    "data lint": [
+        *("paths", "--jobs", "--task", "--min-px", "--out", "--max-tokens", "--model"),
+        *("--conversation", "--max-turns", "--image-folder"),
+    ],
+    "data stats": ["paths", "--jobs", "--out", "--image-folder"],
+    "data pack": ["path", "--jobs", "--out", "--name", "--shard-size", "--image-folder"],
     "data cache": ["recipe", "overrides"],
     "scenes": ["--out", "overrides"],
     "convert": ["source", "dest", "--to", "--revision", "--allow-pickle"],
@@ -370,11 +373,13 @@ def test_ask_and_chat_take_the_settings_of_text(
 def test_settings_of_text_are_refused_before_a_model_is_loaded(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
     words: list[str],
     message: str,
 ) -> None:
     monkeypatch.setattr(cli_commands, "_pipeline", lambda options: pytest.fail("work was done"))
-    for command in (["ask", "a.png", "what?"], ["chat"]):
+    Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
+    for command in (["ask", str(tmp_path / "a.png"), "what?"], ["chat"]):
         assert message in refusal(capsys, *command, *words)
 
 

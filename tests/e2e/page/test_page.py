@@ -109,7 +109,7 @@ def test_draws_what_the_api_draws_and_files_and_history_say_how(
     assert panel.get_by_label("Seed", exact=True).input_value() == "3"
 
     set_number(panel, "Seed", 5)
-    panel.get_by_role("button", name="a red car").click()
+    panel.get_by_role("button", name="a red car", exact=True).click()
     panel.get_by_text("Done: seed 5").wait_for()
     assert panel.get_by_label("Prompt").input_value() == "a red car"
     history = panel.locator(".grid-wrap").last

@@ -358,7 +358,7 @@ def test_a_conversation_goes_on_with_the_items_of_answers(
             ("assistant", "one0 two0 three0"),
             ("user", "<image>\nand now?"),
         ]
-        assert [image.size for image in request.pictures] == [(4, 4)]
+        assert [image.getpixel((0, 0)) for image in request.pictures] == [(255, 0, 0)]
         post(client, RESPOND, input=turns, tools=[TOOL])
         edit = seen[-1]
         assert isinstance(edit, PictureRequest)
