@@ -17,7 +17,8 @@ RELEASED = {"4b": "BLIP3o/BLIP3o-Model-4B", "8b": "BLIP3o/BLIP3o-Model-8B"}
 """Hub ids of the released models, by short name."""
 
 _SIZES = {"4b": "10 B parameters, about 20 GB", "8b": "14 B parameters, about 28 GB"}
-_KNOWS = {"pocket": "draws, edits and describes scenes of one to four of 48 things in 8 colors"}
+KNOWS = {"pocket": "draws, edits and describes scenes of one to four of 48 things in 8 colors"}
+"""Limits of a bundled model, as the end of a sentence that begins with its name."""
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _NOT_LEARNED = ("__metadata__", "normalizer.")
 _LONGEST_HEADER = 100_000_000
@@ -98,7 +99,7 @@ def describe_models(bundled: Mapping[str, Path] | None = None) -> str:
             megabytes = sum(file.stat().st_size for file in files) / 1e6
             millions = sum(_count(file) for file in files) / 1e6
             size = f"{millions:.1f} M parameters, {megabytes:.1f} MB"
-            knows = f"; {_KNOWS[name]}" if name in _KNOWS else ""
+            knows = f"; {KNOWS[name]}" if name in KNOWS else ""
             lines.append(f"{name}  {size}, {folder}{knows}")
         else:
             lines.append(f"{name}  not in this installation")

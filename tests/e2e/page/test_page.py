@@ -53,6 +53,10 @@ def message(page: Any, text: str) -> None:
     toast.wait_for(state="detached")
 
 
+def test_the_page_says_the_limits_of_the_bundled_model(page: Any) -> None:
+    page.get_by_text("This model draws, edits and describes scenes of one to four").wait_for()
+
+
 def test_nothing_is_filled_in_after_the_page_has_loaded(server: Any) -> None:
     # A seed that arrives late would replace the one that somebody has typed meanwhile.
     with urllib.request.urlopen(f"{server.url}/config", timeout=60) as answer:

@@ -12,6 +12,7 @@ from blip3o.serve.page.examples import example_pictures
 from blip3o.serve.page.generate import generate_tab
 from blip3o.serve.page.inside import inside_tab
 from blip3o.serve.page.reconstruct import reconstruct_tab
+from blip3o.weights.names import KNOWS
 
 _CLEAN_EVERY_S, _KEEP_S = 600, 6 * 3600
 """How often the files of pictures are looked through, and how long they are kept."""
@@ -25,6 +26,7 @@ def build_page(service: Service, folder: Path) -> gr.Blocks:
         folder: for the example pictures.
     """
     pictures = example_pictures(folder)
+    limits = f" This model {KNOWS[service.name]}." if service.name in KNOWS else ""
     with gr.Blocks(
         title=f"blip3o {service.name}",
         analytics_enabled=False,
@@ -32,7 +34,7 @@ def build_page(service: Service, folder: Path) -> gr.Blocks:
     ) as page:
         gr.Markdown(
             f"# blip3o \u00b7 {html.escape(service.name)}\n"
-            "One model that draws, talks about, changes and rebuilds pictures. "
+            f"One model that draws, talks about, changes and rebuilds images.{limits} "
             "[API of this server](/docs)",
             elem_classes="title",
         )
