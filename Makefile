@@ -14,7 +14,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TEST_JOBS)
 CLIENTS := .venv-clients
 CLIENTS_FROM := tests/e2e/clients
 
-.PHONY: help setup demo test test-all test-clients lint check format bench clean
+.PHONY: help setup demo test test-quick test-all test-clients lint check format bench clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -39,8 +39,11 @@ $(STAMP): pyproject.toml constraints.txt
 demo: setup ## Show the main job: pictures, a description, an edit, a contact sheet
 	$(BIN)/python examples/demo.py
 
-test: setup ## Run the default tests (a few minutes)
+test: setup ## Run the default tests (11 minutes of CPU time)
 	$(PYTEST)
+
+test-quick: setup ## Run the unit tests without those of serving and recipes (4 minutes of CPU time)
+	$(PYTEST) tests/unit tests/contract --ignore=tests/unit/serve --ignore=tests/unit/recipes
 
 test-all: setup ## Run every test this machine can: slow and compiled ones too
 	$(PYTEST) -m "not gpu"
