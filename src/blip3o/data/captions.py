@@ -1,4 +1,4 @@
-"""Where a record's captions are, by whatever name its data set gives them."""
+"""Where a record's captions are: data sets give their field several names, in any case."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -17,6 +17,7 @@ def captions_of(fields: Mapping[str, Any]) -> Any:  # noqa: ANN401  (whatever th
         What stands in `captions`, or else a list of what stands in the first of `CAPTION_FIELDS`;
         None if there is none.
     """
+    fields = {**{name.lower(): value for name, value in fields.items()}, **fields}
     if fields.get("captions"):
         return fields["captions"]
     for name in CAPTION_FIELDS:
@@ -32,4 +33,4 @@ def without_captions(fields: Mapping[str, Any]) -> dict[str, Any]:
     Args:
         fields: the record's fields.
     """
-    return {k: v for k, v in fields.items() if k not in ("captions", *CAPTION_FIELDS)}
+    return {k: v for k, v in fields.items() if k.lower() not in ("captions", *CAPTION_FIELDS)}

@@ -217,7 +217,7 @@ def _check(record: Record, checks: LintChecks) -> Iterator[tuple[str, object]]:
         for oddity in _oddities(data, image, checks.min_px):
             yield ODD, f"{role}: {oddity}"
     tasks = checks.tasks or likely_tasks(record)
-    if not tasks and not record.fields.get("instruction"):
+    if not tasks:
         yield "no text", f"none of {', '.join(_TEXTS)}"
     for task in tasks:
         for reason in _reasons(record, task, checks, broken):

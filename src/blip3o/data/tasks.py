@@ -77,6 +77,12 @@ def image_to_text(record: Record, rng: np.random.Generator) -> Example:
     messages = messages_of(_checked(turns, "conversations", list))
     messages = with_marks(messages, _num_images(record))
     marks = sum(message.text.count(IMAGE_MARK) for message in messages)
+    unread = next((name for name in _MEDIA if record.fields.get(name)), None)
+    if not marks and unread is not None:
+        raise ValueError(
+            f"the record names something in {unread!r} that is not read, and its conversation may "
+            "be about that"
+        )
     return _talk(record, messages, tuple(image_role(k) for k in range(marks)))
 
 
@@ -165,6 +171,8 @@ def likely_tasks(record: Record) -> list[str]:
     is_said = fields.get("captions") or fields.get("caption") is not None
     if captions_of(fields) is not None and (not found or (is_said and _num_images(record) == 1)):
         found.append("text_to_image")
+    if not found and fields.get("instruction"):  # which only edits have
+        found.append("edit")
     return found
 
 
@@ -265,4 +273,9 @@ def _checked(value: Any, name: str, kind: type) -> Any:  # noqa: ANN401
     return value
 
 
+_MEDIA = (
+    *("image", "images", "image_path", "img_path", "image_file"),
+    *("video", "videos", "audio", "audios"),
+)
+"""Fields that are left in a record only if what they name was not read."""
 _WORDS: Mapping[type, str] = {str: "text", list: "list"}

@@ -54,7 +54,7 @@ def test_packing_says_what_it_left_out_and_keeps_names(
     said = capsys.readouterr().out
     skipped = out / "own-000000.skipped.jsonl"
     assert f"3 of 5 records packed; 2 left out, see {skipped}" in said
-    assert "1  left out: e.png is a git-lfs pointer" in said
+    assert "it is a git-lfs pointer: fetch the file: git lfs pull" in said
     assert "1  passed over: an image of a kind that is not read: .heic (f.heic)" in said
     assert len(skipped.read_text(encoding="utf-8").splitlines()) == 2
     source = WebDatasetConfig(path=f"{out}/own-*.tar", name="own").build()

@@ -23,6 +23,7 @@ from typing import Any
 from blip3o.core.config import LocalPath
 from blip3o.core.errors import UsageError
 from blip3o.core.log import say
+from blip3o.core.texts import decode_text, load_json
 from blip3o.data.captions import without_captions
 from blip3o.data.sources.files import expand, files_of, is_remote
 from blip3o.data.sources.names import Use, uses
@@ -30,7 +31,6 @@ from blip3o.data.sources.patterns import counted
 from blip3o.data.sources.shard_index import ShardIndex
 from blip3o.data.sources.shard_scan import header_check
 from blip3o.data.sources.shards import INDEX_SUFFIX, index_shards
-from blip3o.data.sources.strict_json import load_json
 from blip3o.data.sources.tar import BLOCK
 
 _LOCAL_GAP, _REMOTE_GAP = 1 << 16, 1 << 20
@@ -231,7 +231,7 @@ def _contents(members: list[tuple[Use, bytes]]) -> tuple[dict[str, bytes], dict[
             if not isinstance(fields, dict):
                 raise ValueError("the record's JSON is no object")
         else:
-            captions.append(data.decode("utf-8-sig").strip())
+            captions.append(decode_text(data, "utf-8").strip())
     if captions:
         if captions.count(captions[0]) < len(captions):
             raise ValueError("two texts give the record different captions; keep one of them")
