@@ -188,14 +188,13 @@ def _look(
 
 def _text_length(fields: Mapping[str, Any]) -> int:
     """Returns the characters of a record's longest text: a caption or a whole conversation."""
-    captions = captions_of(fields)
     turns = turns_of(fields) or fields.get("text_conversations")
     said = [
         str(turn.get("value") or turn.get("content") or "")
         for turn in (turns if isinstance(turns, list) else ())
         if isinstance(turn, dict)
     ]
-    texts = captions if isinstance(captions, list) else []
+    texts = captions_of(fields) or ()
     return max(sum(map(len, said)), *(len(one) for one in texts if isinstance(one, str)), 0)
 
 

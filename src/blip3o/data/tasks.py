@@ -2,7 +2,7 @@
 
 import dataclasses
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -148,9 +148,9 @@ def variants(record: Record, task: str) -> Iterator[Record]:
         record: a record, perhaps with several captions.
         task: a key of `TASKS`.
     """
-    captions = captions_of(record.fields)
+    captions = captions_of(record.fields) or []
     is_drawn = task in _DRAWN or (task == "image_to_text" and turns_of(record.fields) is None)
-    if not is_drawn or not isinstance(captions, list) or len(captions) < 2:
+    if not is_drawn or len(captions) < 2:
         yield record
         return
     for caption in captions:
@@ -219,20 +219,15 @@ def draw_turns(example: Example, max_turns: int, rng: np.random.Generator) -> Ex
 
 
 def _caption(record: Record, rng: np.random.Generator) -> str:
-    captions = _captions(record)
+    captions = captions_of(record.fields)
+    if captions is None:
+        raise ValueError("the record has no 'caption'")
+    if not captions:
+        raise ValueError("'captions' is no list")
     caption = captions[int(rng.integers(len(captions)))]
     if not isinstance(caption, str) or not caption.strip():
         raise ValueError("the caption is empty or no text")
     return _without_mark(caption.strip())
-
-
-def _captions(record: Record) -> Sequence[Any]:
-    captions = captions_of(record.fields)
-    if captions is None:
-        raise ValueError("the record has no 'caption'")
-    if not isinstance(captions, list):
-        raise ValueError("'captions' is no list")
-    return captions
 
 
 def _without_mark(caption: str) -> str:

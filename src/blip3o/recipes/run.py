@@ -151,9 +151,7 @@ def _texts(config: RunConfig) -> Any:  # noqa: ANN401  (a generator of strings)
 
 def _said(fields: Mapping[str, Any], conversations: Iterable[str]) -> list[str]:
     """Returns the texts of a record, without those that are none."""
-    captions = captions_of(fields)
-    said = [*captions] if isinstance(captions, list) else []
-    said.append(fields.get("instruction", ""))
+    said = [*(captions_of(fields) or ()), fields.get("instruction")]
     for name in conversations:
         turns = fields.get(name)
         said += [

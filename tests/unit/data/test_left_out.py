@@ -128,7 +128,7 @@ def test_a_full_disk_is_one_line(
 
     monkeypatch.setattr("blip3o.data.pack.tarfile.TarFile.addfile", fail)
     assert main(["data", "pack", str(folder), "--out", str(tmp_path / "o"), "--jobs", "1"]) == 2
-    assert "No space left on device" in capsys.readouterr().err
+    assert "the disk is full; free some space" in capsys.readouterr().err
 
 
 def test_many_reasons_are_folded(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -131,7 +131,10 @@ class WebDatasetSource:
                         "or damaged since; fetch it again or delete its index"
                     )
                 found.append((use, data[at : at + size]))
-        return (key, *_contents(found))
+        try:
+            return (key, *_contents(found))
+        except ValueError as error:
+            raise ValueError(f"record {key}: {error}") from error
 
     def locate(self, position: int) -> str:
         """Returns the shard that holds a record.
