@@ -86,7 +86,7 @@ def _train(config: RunConfig, run_dir: Path) -> None:
     left_out = LeftOut(loader, config.data, preparer.cache, run_dir / QUARANTINE)
     finish = _Finish(tokenizer, loader, left_out)
     samples = SampleWriter(tokenizer, loader)
-    notes = watch_data(run_dir, config.data, loader.sources, config.train.steps)
+    notes = watch_data(run_dir, loader.sources, config.train.steps)
     Trainer(run_dir, config, model, objectives, loader, [samples, finish], notes).fit()
 
 

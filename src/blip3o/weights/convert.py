@@ -50,8 +50,7 @@ def convert(
     """
     if to not in LAYOUTS:
         raise unknown_name("layout", to, LAYOUTS)
-    if dest.exists() and (not dest.is_dir() or any(dest.iterdir())):
-        raise UsageError(f"{dest} exists and is not an empty folder; choose another one")
+    _check_empty(dest)
     folder = to_local(source, revision, allow_pickle=allow_pickle)
     model = open_model(folder, allow_pickle=allow_pickle)
     if not _is_inside(model.folder / TOKENIZER_FILE, model.folder):
@@ -67,6 +66,11 @@ def convert(
         _copy_card(model.folder, scratch)
 
 
+def _check_empty(dest: Path) -> None:
+    if dest.exists() and (not dest.is_dir() or any(dest.iterdir())):
+        raise UsageError(f"{dest} exists and is not an empty folder; choose another one")
+
+
 @contextmanager
 def _alone(dest: Path) -> Iterator[None]:
     """Holds a lock: two calls would write into one scratch folder."""
@@ -74,6 +78,7 @@ def _alone(dest: Path) -> Iterator[None]:
     place.parent.mkdir(parents=True, exist_ok=True)
     refusal = f"converts into {dest}: wait until it is done, or choose another folder"
     with locked(place.with_name(f".{place.name}.lock"), refusal):
+        _check_empty(dest)  # another call may have filled it in the meantime
         yield
 
 

@@ -7,7 +7,7 @@ import dataclasses
 import hashlib
 import os
 import unicodedata
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +67,7 @@ class FolderSource:
         self._names, self._beside = found.images, found.beside
         if not self._names:
             raise UsageError(_nothing(self._base, found.passed_over))
+        self._other_texts = [*found.metadata, *found.texts]
         self._metadata_files: list[str] = []
         unused = [(text, "a text that belongs to no image") for text in found.texts]
         self._rows = self._read_metadata(found.metadata, unused)
@@ -95,18 +96,23 @@ class FolderSource:
         data = read_plain(os.path.join(self._base, name))
         return name.replace(os.sep, "/"), {"image": data}, fields
 
+    def files(self) -> Iterator[str]:
+        """Yields the images and all texts: beside them, in lists, and those that are not used."""
+        for name in (*self._names, *self._texts_beside(), *self._other_texts):
+            yield os.path.join(self._base, name)
+
     def fingerprint(self) -> str:
         """Returns a hash of the images' names, sizes and times of change."""
         return self._fingerprint(self._names)
 
     def texts_fingerprint(self) -> str:
         """Returns the same of the texts beside them, which decide no features."""
-        beside = (
-            os.path.splitext(name)[0] + ending
-            for name, endings in zip(self._names, self._beside, strict=True)
-            for ending in endings
-        )
-        return self._fingerprint([*beside, *self._metadata_files])
+        return self._fingerprint([*self._texts_beside(), *self._metadata_files])
+
+    def _texts_beside(self) -> Iterator[str]:
+        for name, endings in zip(self._names, self._beside, strict=True):
+            for ending in endings:
+                yield os.path.splitext(name)[0] + ending
 
     def _fields(self, position: int) -> dict[str, Any]:
         """Returns what the texts of an image say; ValueError if they contradict each other."""

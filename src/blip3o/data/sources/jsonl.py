@@ -9,7 +9,8 @@ import dataclasses
 import hashlib
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from blip3o.core.texts import decode_text, has_wide_text, load_json, reason_of
 from blip3o.data.sources.files import files_of, is_remote, private_path
 from blip3o.data.sources.json_places import Place, elements_in, members_in, values_in
 from blip3o.data.sources.plain_files import check_plain
-from blip3o.data.sources.references import read_reference, take_images
+from blip3o.data.sources.references import file_of, read_reference, take_images
 from blip3o.imaging.kinds import HEAD_BYTES, store_of
 
 JSON_SUFFIXES = (".json", ".jsonl", ".ndjson", ".jsonlines", ".jl")
@@ -76,7 +77,8 @@ class JsonlSource:
 
     def __init__(self, config: JsonlConfig) -> None:
         self.name = config.name
-        if is_remote(config.path):
+        self._is_copy = is_remote(config.path)
+        if self._is_copy:
             self._path, self._base = _local_copy(config.path), config.path.rpartition("/")[0]
         else:
             self._path = Path(os.path.expanduser(config.path))
@@ -112,15 +114,27 @@ class JsonlSource:
             OSError: if one of its images cannot be read.
             UsageError: if a remote image cannot be reached.
         """
-        try:
-            row = load_json(self._raw(position))
-        except ValueError as error:
-            raise ValueError(f"record {position} of {self._path}: {error}") from error
-        if not isinstance(row, dict):
-            raise ValueError(f"record {position} of {self._path} is no JSON object")
+        row = self._row(position)
         files, fields = take_images(row, lambda one: read_reference(one, self._base))
         name = fields.get("id")
         return str(position if name is None else name), files, fields
+
+    def files(self) -> Iterator[str]:
+        """Yields the list, if it is local, and the local images that it names."""
+        if not self._is_copy:
+            yield str(self._path)
+        named: list[str] = []
+
+        def note(reference: Any) -> bytes:  # noqa: ANN401  (whatever the file holds)
+            with suppress(ValueError, OSError):
+                named.append(file_of(reference, self._base))
+            return b""
+
+        for position in range(0 if self.is_remote else len(self)):
+            with suppress(ValueError):  # a bad record
+                take_images(self._row(position), note)
+            yield from named
+            named.clear()
 
     def fingerprint(self) -> str:
         """Returns a hash of the file and of where its images are.
@@ -132,6 +146,15 @@ class JsonlSource:
         if self._image_folder is not None:
             digest.update(self._base.encode())
         return digest.hexdigest()[:32]
+
+    def _row(self, position: int) -> dict[str, Any]:
+        try:
+            row = load_json(self._raw(position))
+        except ValueError as error:
+            raise ValueError(f"record {position} of {self._path}: {error}") from error
+        if not isinstance(row, dict):
+            raise ValueError(f"record {position} of {self._path} is no JSON object")
+        return row
 
     def _raw(self, position: int) -> str:
         start, stop = self._places[position].tolist()

@@ -105,20 +105,41 @@ def read_reference(
         data = reference.get("bytes") or reference.get("data")
         if isinstance(data, str):
             return _from_base64(data)
+    name = _name_in(reference)
+    if name.lstrip()[:5].lower() == "data:":
+        return _from_data_uri(name)
+    if is_remote(base):
+        if is_remote(name) or name.startswith("/"):
+            raise ValueError(f"the image {name!r:.200} has no path relative to its list")
+        return read_file(f"{base}/{name}")
+    return read_plain(file_of(name, base))
+
+
+def file_of(reference: Any, base: str) -> str:  # noqa: ANN401
+    """Returns the local file that a reference names.
+
+    Args:
+        reference: as for `read_reference`, but not the image itself.
+        base: the local folder that paths start from.
+
+    Raises:
+        ValueError: if it is the address of something remote.
+        OSError: if there is no such file.
+    """
+    name = _name_in(reference)
+    if "://" in name and _ADDRESS.match(name):
+        raise ValueError(
+            f"the image {name.strip()!r:.200} is an address; fetch it and name the file"
+        )
+    return _existing(name, base)
+
+
+def _name_in(reference: Any) -> str:  # noqa: ANN401
+    if isinstance(reference, Mapping):
         reference = next((reference[k] for k in ("path", "url") if reference.get(k)), "")
     if not isinstance(reference, str):
         raise ValueError(f"an image is named by {type(reference).__name__}, not by a path")
-    if reference.lstrip()[:5].lower() == "data:":
-        return _from_data_uri(reference)
-    if is_remote(base):
-        if is_remote(reference) or reference.startswith("/"):
-            raise ValueError(f"the picture {reference!r} has no path relative to its list")
-        return read_file(f"{base}/{reference}")
-    if "://" in reference and _ADDRESS.match(reference):
-        raise ValueError(
-            f"the image {reference.strip()!r:.200} is an address; fetch it and name the file"
-        )
-    return read_plain(_existing(reference, base))
+    return reference
 
 
 def _names_of_images(fields: Mapping[str, Any]) -> list[str]:

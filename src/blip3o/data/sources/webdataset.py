@@ -144,6 +144,10 @@ class WebDatasetSource:
         """
         return self.paths[self._place(position)[0]]
 
+    def files(self) -> Sequence[str]:
+        """Returns the local shards."""
+        return () if self.is_remote else self.paths
+
     def fingerprint(self) -> str:
         """Returns a hash of the shards' names and of every record's name, place and size."""
         digest = hashlib.sha256()
