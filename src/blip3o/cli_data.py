@@ -153,7 +153,7 @@ def _stats(options: argparse.Namespace) -> None:
 
 
 def _pack(options: argparse.Namespace) -> None:
-    from blip3o.data.pack import pack_data as pack
+    from blip3o.data.pack import pack
 
     packed = pack(
         options.path,

@@ -14,6 +14,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from blip3o.core.errors import UsageError, quoted_number, reason_of
+from blip3o.core.texts import decode_text
 
 _LONGEST_NAME = 255
 """Bytes of a name on the file systems in use."""
@@ -192,17 +193,15 @@ def read_lines(path: Path) -> list[str]:
     Unicode calls line separators belong to the text.
 
     Args:
-        path: a file in UTF-8, or in UTF-16 with a byte order mark; the mark is dropped.
+        path: a file in an encoding that `decode_text` knows.
 
     Raises:
-        UsageError: if it cannot be read or is neither.
+        UsageError: if it cannot be read or is in no such encoding.
     """
     try:
-        data = path.read_bytes()
-        is_wide = len(data) > 2 and data[:2] in (b"\xff\xfe", b"\xfe\xff")
-        text = data.decode("utf-16" if is_wide else "utf-8-sig")
+        text = decode_text(path.read_bytes())
     except OSError as error:
         raise UsageError(f"cannot read {path}: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise UsageError(f"cannot read {path}: it is not a text in UTF-8 ({error})") from error
+    except ValueError as error:
+        raise UsageError(f"cannot read {path}: {error}") from error
     return [line.removesuffix("\r") for line in text.removesuffix("\n").split("\n")]

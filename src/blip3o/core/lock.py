@@ -17,7 +17,7 @@ from pathlib import Path
 from blip3o.core.errors import UsageError
 from blip3o.core.log import say
 
-_UNSUPPORTED = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL}
+_UNSUPPORTED = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOTTY}
 _NOTE_BYTES = 4096
 
 _open: set[int] = set()
@@ -71,13 +71,14 @@ def _close(descriptor: int) -> None:
 def _take(descriptor: int, file: Path, refusal: str | None) -> bool:
     """Takes a lock; returns whether it counts: its last holder may have removed its file."""
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        holder = _holder(descriptor)
-        if refusal is not None:
-            raise UsageError(f"{holder} {refusal}") from None
-        say(f"waiting for {holder}, which holds {file}")
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):  # what network disks say of a lock that is held
+            holder = _holder(descriptor)
+            if refusal is not None:
+                raise UsageError(f"{holder} {refusal}") from None
+            say(f"waiting for {holder}, which holds {file}")
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
     except OSError as error:
         if error.errno not in _UNSUPPORTED:
             raise UsageError(f"cannot lock {file}: {error.strerror}") from error

@@ -118,7 +118,11 @@ def say(message: str) -> None:
         _tell(message)
 
 
+_CONTROLS = {code: repr(chr(code))[1:-1] for code in (*range(32), *range(127, 160)) if code != 10}
+"""A name of a file may hold what would clear a terminal."""
+
+
 def _tell(line: str) -> None:
     """Prints to stderr; nobody reading it (`2>&1 | tee log` after Ctrl-C) ends no run."""
     with contextlib.suppress(OSError):
-        print(line, file=sys.stderr, flush=True)
+        print(line.translate(_CONTROLS), file=sys.stderr, flush=True)

@@ -1,12 +1,10 @@
-"""Reads YAML and JSON into plain data: no key counts twice, and a scalar keeps its source text.
+"""Reads YAML into plain data: no key counts twice, and a scalar keeps its source text.
 
 YAML decides by the look of a word whether it is a number, a date or nothing (`010`, `1:30`, `~`).
 Here the field that takes the word decides: a scalar is read as `Text`, and `blip3o.core.config`
 converts it when it knows the field's type.
 """
 
-import json
-import re
 from collections.abc import Hashable
 from pathlib import Path
 from typing import Any
@@ -15,6 +13,7 @@ import yaml
 
 from blip3o.core.errors import UsageError
 from blip3o.core.scalars import Text
+from blip3o.core.texts import decode_text
 
 _YAML = "tag:yaml.org,2002:"
 _PLAIN_TAGS = tuple(_YAML + name for name in ("null", "bool", "int", "float", "timestamp", "value"))
@@ -175,65 +174,10 @@ def read_text(path: Path, kind: str = "text") -> str:
         UsageError: if it cannot be read or is not UTF-8.
     """
     try:
-        return path.read_bytes().decode("utf-8-sig")
+        return decode_text(path.read_bytes(), "utf-8")
     except FileNotFoundError as error:
         raise UsageError(f"no such file: {path}") from error
     except OSError as error:
         raise UsageError(f"cannot read {path}: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise UsageError(
-            f"{path} is not a {kind} file: it is not in UTF-8 ({error.reason})"
-        ) from error
-
-
-def parse_json(text: str) -> Any:  # noqa: ANN401  (whatever it holds)
-    """Returns the data of a JSON text.
-
-    Args:
-        text: the text.
-
-    Raises:
-        UsageError: if it is no JSON, or a key stands twice in one object, with the line.
-    """
-
-    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        found = dict(pairs)
-        if len(found) < len(pairs):
-            raise _TwiceError
-        return found
-
-    try:
-        return json.loads(text, object_pairs_hook=once)
-    except _TwiceError as error:
-        line, key = _second_key(text)
-        raise UsageError(f"line {line}: the key {key!r} stands there twice") from error
     except ValueError as error:
-        raise UsageError(str(error)) from error
-    except RecursionError as error:
-        raise UsageError("it is nested too deeply") from error
-
-
-class _TwiceError(Exception):
-    """An object holds a key twice."""
-
-
-_JSON_TOKEN = re.compile(r'"(?:[^"\\]|\\.)*"|[{}\[\]:,]')
-
-
-def _second_key(text: str) -> tuple[int, str]:
-    """Returns the line and the name of the first key that stands twice in one object."""
-    open_keys: list[set[str]] = []
-    last: re.Match[str] | None = None
-    for token in _JSON_TOKEN.finditer(text):
-        match token[0]:
-            case "{" | "[":
-                open_keys.append(set())
-            case "}" | "]":
-                open_keys.pop()
-            case ":" if last is not None:
-                key = json.loads(last[0])
-                if key in open_keys[-1]:
-                    return text.count("\n", 0, last.start()) + 1, key
-                open_keys[-1].add(key)
-        last = token
-    raise ValueError("no key stands twice")
+        raise UsageError(f"{path} is not a {kind} file: {error}") from error

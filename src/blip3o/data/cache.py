@@ -188,7 +188,9 @@ def _writing(files: CacheFiles, info: CacheInfo) -> Iterator[Callable[[int, _Row
                     _write(notes, lines.encode())  # in one piece: other processes append, too
             _write_at(rows_file, first * info.row_bytes, rows.features.tobytes())
             if sums_file is not None:
-                hashes = b"".join(hash_row(row) for row in rows.features)
+                hashes = b"".join(
+                    hash_row(row, info, first + k) for k, row in enumerate(rows.features)
+                )
                 _write_at(sums_file, first * HASH_BYTES, hashes)
             _write_at(marks_file, number, b"\1")
 

@@ -60,7 +60,8 @@ class FeatureCache:
         """
         opened = self._open(source, role)
         row = opened.array[position].copy()
-        if opened.sums is not None and hash_row(row) != opened.sums[position].tobytes():
+        sums = opened.sums
+        if sums is not None and hash_row(row, opened.info, position) != sums[position].tobytes():
             raise _damaged(opened, position)
         if np.isnan(row.flat[0]):
             note = opened.files.read_left_out().get(position, {})

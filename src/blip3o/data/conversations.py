@@ -23,7 +23,10 @@ _ROLES = {
 }
 _TEXT_PARTS = ("text", "input_text", "output_text")
 _IMAGE_PARTS = ("image", "image_url", "input_image")
-_ANY_MARK = re.compile(re.escape(IMAGE_MARK), re.IGNORECASE)
+_ANY_MARK = re.compile(
+    rf"{re.escape(IMAGE_MARK)}|<\|vision_start\|><\|image_pad\|><\|vision_end\|>", re.IGNORECASE
+)
+"""The mark of LLaVA in any case, and that of Qwen2-VL."""
 
 
 def turns_of(fields: Mapping[str, Any]) -> Any:  # noqa: ANN401  (whatever the file holds)
@@ -84,12 +87,10 @@ def with_marks(messages: tuple[Message, ...], num_images: int) -> tuple[Message,
 
 def _message(turn: Any) -> Message | None:  # noqa: ANN401  (whatever the file holds)
     """Returns a turn as a message; None for a system turn that says nothing."""
-    try:
-        name = turn["from"] if "from" in turn else turn["role"]
-        role = _ROLES[name.lower()]
-        said = turn["value"] if "value" in turn else turn["content"]
-    except (KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"a conversation turn is malformed: {error}") from error
+    name, said = _first(turn, "from", "role"), _first(turn, "value", "content")
+    role = _ROLES.get(name.lower()) if isinstance(name, str) else None
+    if role is None:
+        raise ValueError(f"a conversation turn has the unknown role {name!r:.100}")
     if isinstance(said, list):
         said = "\n".join(_part(part) for part in said)
     if role == "system" and (said is None or said == ""):
@@ -110,6 +111,14 @@ def _message(turn: Any) -> Message | None:  # noqa: ANN401  (whatever the file h
     if role == "assistant" and turn.get("weight") == 0:  # as in lists for chat models
         learned = ()
     return Message(role=role, text=said, learned=learned, context=context)
+
+
+def _first(turn: Any, *names: str) -> Any:  # noqa: ANN401
+    """Returns what stands in a turn under the first of some names that it has."""
+    for name in names if isinstance(turn, Mapping) else ():
+        if name in turn:
+            return turn[name]
+    raise ValueError(f"a conversation turn is malformed: it has no {' or '.join(map(repr, names))}")
 
 
 def _part(part: Any) -> str:  # noqa: ANN401

@@ -38,7 +38,9 @@ class Finding:
     @property
     def record(self) -> str:
         """The record as it is named to people."""
-        return f"record {self.position}" if self.key == "?" else self.key
+        if self.key == "?":
+            return f"record {self.position}"
+        return self.key if self.key.isprintable() else ascii(self.key)[1:-1]
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

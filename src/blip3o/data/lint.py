@@ -5,8 +5,9 @@ import functools
 import hashlib
 import io
 import json
+import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,12 +31,14 @@ from blip3o.data.tasks import (
     with_conversation,
 )
 from blip3o.data.walk import source_config, walk
-from blip3o.imaging.load import open_image
+from blip3o.imaging.load import UndecodedImage, read_header
 
 __all__ = ["ODD", "Finding", "LintChecks", "LintReport", "lint"]
 
 _TEXTS = ("a caption", "a conversation", "an instruction")
 _LONGEST_ASPECT = 4.0
+_DEEP = re.compile(r"[IF]|\d+ x ")
+"""Color modes of more than 8 bits."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -188,14 +191,13 @@ def _look(
 
 def _text_length(fields: Mapping[str, Any]) -> int:
     """Returns the characters of a record's longest text: a caption or a whole conversation."""
-    captions = captions_of(fields)
     turns = turns_of(fields) or fields.get("text_conversations")
     said = [
         str(turn.get("value") or turn.get("content") or "")
         for turn in (turns if isinstance(turns, list) else ())
         if isinstance(turn, dict)
     ]
-    texts = captions if isinstance(captions, list) else []
+    texts = captions_of(fields) or ()
     return max(sum(map(len, said)), *(len(one) for one in texts if isinstance(one, str)), 0)
 
 
@@ -209,15 +211,16 @@ def _check(record: Record, checks: LintChecks) -> Iterator[tuple[str, object]]:
     broken = []
     for role, data in record.files.items():
         try:
-            image = open_image(data)
+            header = read_header(data)
+            image = header.decode()
         except UsageError as error:
             broken.append(role)
             yield "broken picture", f"{role}: {error}"
             continue
-        for oddity in _oddities(data, image, checks.min_px):
+        for oddity in (*_oddities(header, image, checks.min_px), *_odd_frames(header, data)):
             yield ODD, f"{role}: {oddity}"
     tasks = checks.tasks or likely_tasks(record)
-    if not tasks and not record.fields.get("instruction"):
+    if not tasks:
         yield "no text", f"none of {', '.join(_TEXTS)}"
     for task in tasks:
         for reason in _reasons(record, task, checks, broken):
@@ -263,11 +266,11 @@ def _example(record: Record, task: str, checks: LintChecks) -> Example:
     return example
 
 
-def _oddities(data: bytes, image: Image.Image, min_px: int) -> list[str]:
+def _oddities(header: UndecodedImage, image: Image.Image, min_px: int) -> list[str]:
     """Returns what is unusual about an image that can be read.
 
     Args:
-        data: the file.
+        header: what its file says of it.
         image: what reading it returns, in RGB.
         min_px: shorter sides are odd.
     """
@@ -279,35 +282,27 @@ def _oddities(data: bytes, image: Image.Image, min_px: int) -> list[str]:
         found.append(f"long: {width} x {height}")
     if not np.ptp(np.asarray(image.resize((32, 32))), axis=(0, 1)).any():
         found.append("one color")
-    for look in (_odd_colors, _odd_frames):  # apart: a file that breaks one of them has the other
-        note = _of_file(data, look)
-        found += [note] if note else []
+    if header.mode in ("CMYK", "YCbCr", "LAB", "HSV") or _DEEP.match(header.mode):
+        found.append(f"colors: {header.mode}")
+    if header.has_transparency:
+        found.append("transparent: it is put on white")
     return found
 
 
-def _of_file(data: bytes, look: Callable[[Image.Image], str]) -> str:
+def _odd_frames(header: UndecodedImage, data: bytes) -> list[str]:
+    """Returns a note about a file of several frames, of which the first one is read."""
+    if header.format == "JPEG":  # phones put a preview or a map of the light behind the photo
+        return []
     try:
-        with Image.open(io.BytesIO(data)) as file:
-            return look(file)
-    except Exception as error:  # noqa: BLE001  (decoders raise all kinds of things)
-        return f"its file cannot be judged: {type(error).__name__}: {error}"
-
-
-def _odd_colors(file: Image.Image) -> str:
-    notes = []
-    if file.mode in ("CMYK", "YCbCr", "LAB", "HSV") or file.mode.startswith(("I", "F")):
-        notes.append(f"colors: {file.mode}")
-    if file.has_transparency_data:
-        notes.append("transparent: it is put on white")
-    return "; ".join(notes)
-
-
-def _odd_frames(file: Image.Image) -> str:
-    try:  # it goes through the file and may end anywhere in it
-        num_frames = getattr(file, "n_frames", 1)
-    except Exception:  # noqa: BLE001  (decoders raise all kinds of things for damaged files)
-        return "animated, and damaged: the first picture is taken"
-    return f"animated: the first of {num_frames} pictures is taken" if num_frames > 1 else ""
+        file = Image.open(io.BytesIO(data))
+    except Exception:  # noqa: BLE001  (reading does without the notes at which this stumbles)
+        return []
+    with file:
+        try:  # it goes through the file and may end anywhere in it
+            num_frames = getattr(file, "n_frames", 1)
+        except Exception:  # noqa: BLE001  (decoders raise all kinds of things for damaged files)
+            return ["animated, and damaged: the first picture is taken"]
+    return [f"animated: the first of {num_frames} pictures is taken"] * (num_frames > 1)
 
 
 def _duplicates(source: Source, problem: str, hashes: NDArray[Any]) -> list[Finding]:

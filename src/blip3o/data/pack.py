@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import glob
 import io
 import json
 import multiprocessing
@@ -11,8 +12,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from blip3o.core.errors import UsageError
+from blip3o.core.errors import UsageError, reason_of
 from blip3o.core.files import atomic_file, write_atomic
+from blip3o.core.lock import locked
 from blip3o.core.log import progress
 from blip3o.data.sources import Source
 from blip3o.data.sources.folder import FolderSource
@@ -71,38 +73,14 @@ def pack(
     shard_size: int,
     jobs: int,
     image_folder: str | None = None,
-) -> list[Path]:
-    """Does what `pack_data` does, and returns the shards only.
-
-    Args:
-        path: see `pack_data`, as for the other arguments.
-        out: see there.
-        name: see there.
-        shard_size: see there.
-        jobs: see there.
-        image_folder: see there.
-    """
-    packed = pack_data(
-        path, out, name=name, shard_size=shard_size, jobs=jobs, image_folder=image_folder
-    )
-    return packed.shards
-
-
-def pack_data(
-    path: str,
-    out: Path,
-    *,
-    name: str | None,
-    shard_size: int,
-    jobs: int,
-    image_folder: str | None = None,
 ) -> Packed:
     """Writes the records of a source to `OUT/NAME-000000.tar`, ... with their indices.
 
     Pictures keep their bytes, other kinds than PNG, JPEG and WebP become PNG. A record that cannot
     be read is left out and named in `NAME-000000.skipped.jsonl`. The bytes depend on the data
-    alone. Each shard is renamed into place when whole, so the same call goes on where it stopped.
-    The name that a record had stands in its JSON: `file_name` of a folder's image, else `id`.
+    alone. Each shard is renamed into place when whole, so the same call goes on where it stopped,
+    and a second call at the same time waits for the first. The name that a record had stands in its
+    JSON: `file_name` of a folder's image, else `id`.
 
     Args:
         path: a folder of pictures, a JSON list, or shards to be cut anew.
@@ -119,6 +97,8 @@ def pack_data(
     """
     if shard_size < 1 or jobs < 1:
         raise UsageError("--shard-size and --jobs must be at least 1")
+    if name is not None and Path(name).name != name:
+        raise UsageError(f"--name {name!r} is no name of a file; --out takes the folder")
     config = source_config(path, salvage=True, image_folder=image_folder)
     source: Source = config.build()
     if not len(source):
@@ -128,10 +108,12 @@ def pack_data(
     if isinstance(source, FolderSource):  # features do not depend on its texts, shards do
         settings["texts"] = source.texts_fingerprint()
     try:
-        shards = _write_shards(base, config, source, settings, shard_size, jobs)
+        out.mkdir(parents=True, exist_ok=True)
+        with locked(base.with_name(f".{base.name}.pack.lock")):
+            shards = _write_shards(base, config, source, settings, shard_size, jobs)
+            return _summary(path, base, source, shards)
     except OSError as error:  # those of reading are caught record by record
-        raise UsageError(f"cannot write {base}-*.tar: {error.strerror}; make room") from error
-    return _summary(path, base, source, shards)
+        raise UsageError(f"cannot write {base}-*.tar: {reason_of(error)}") from error
 
 
 def _write_shards(
@@ -168,8 +150,14 @@ def _summary(path: str, base: Path, source: Source, shards: list[Path]) -> Packe
     left_out: Counter[str] = Counter()
     notes = [note for shard in shards if (note := shard.with_suffix(_SKIPPED_SUFFIX)).exists()]
     for note in notes:
-        for line in note.read_text(encoding="utf-8").splitlines():
-            left_out[json.loads(line)["reason"]] += 1
+        try:
+            lines = note.read_text(encoding="utf-8").splitlines()
+            left_out.update(str(json.loads(line)["reason"]) for line in lines)
+        except (ValueError, KeyError, TypeError) as error:
+            shard = note.with_name(note.name.removesuffix(_SKIPPED_SUFFIX) + ".tar")
+            raise UsageError(
+                f"{note} is damaged: remove it and {shard.name}, and run the same command again"
+            ) from error
     if left_out.total() >= len(source):
         for shard in shards:
             shard.unlink(missing_ok=True)
@@ -247,14 +235,27 @@ def _add(tar: tarfile.TarFile, key: str, members: Iterable[tuple[str, bytes]]) -
 
 
 def _check_settings(base: Path, now: dict[str, Any]) -> None:
-    """Refuses to mix two data sets under one name."""
-    base.parent.mkdir(parents=True, exist_ok=True)
+    """Refuses to mix two data sets under one name, or to take strange shards for packed ones."""
     file = _settings_file(base)
-    if file.exists():
-        if json.loads(file.read_text(encoding="utf-8")) != now:
-            raise UsageError(f"{base}-*.tar were packed from other data or in other sizes; --name")
-        return
-    write_atomic(file, json.dumps(now))
+    try:
+        before = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        if not any(base.parent.glob(f"{glob.escape(base.name)}-*.tar")):
+            write_atomic(file, json.dumps(now))
+            return
+        before = None
+    except ValueError:  # damaged
+        before = None
+    if before is None:
+        raise UsageError(
+            f"nothing says of which data the shards {base}-*.tar are: move them away, or give the "
+            "new ones another --name"
+        )
+    if before != now:
+        raise UsageError(
+            f"{base}-*.tar were packed from other data or in other sizes; give the new ones "
+            "another --name"
+        )
 
 
 def _settings_file(base: Path) -> Path:

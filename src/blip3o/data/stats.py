@@ -134,7 +134,6 @@ def _look(source: Source, positions: range, *, chosen: frozenset[int]) -> _Part:
             part.num_broken += 1
             continue
         captions = captions_of(fields) or [fields.get("instruction")]
-        captions = captions if isinstance(captions, list) else ()
         texts = [one for one in captions if isinstance(one, str)]
         part.values["caption_words"] += [len(one.split()) for one in texts]
         for turns in (turns_of(fields), fields.get("text_conversations")):

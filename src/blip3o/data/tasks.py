@@ -2,7 +2,7 @@
 
 import dataclasses
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -77,6 +77,12 @@ def image_to_text(record: Record, rng: np.random.Generator) -> Example:
     messages = messages_of(_checked(turns, "conversations", list))
     messages = with_marks(messages, _num_images(record))
     marks = sum(message.text.count(IMAGE_MARK) for message in messages)
+    unread = next((name for name in _MEDIA if record.fields.get(name)), None)
+    if not marks and unread is not None:
+        raise ValueError(
+            f"the record names something in {unread!r} that is not read, and its conversation may "
+            "be about that"
+        )
     return _talk(record, messages, tuple(image_role(k) for k in range(marks)))
 
 
@@ -142,9 +148,9 @@ def variants(record: Record, task: str) -> Iterator[Record]:
         record: a record, perhaps with several captions.
         task: a key of `TASKS`.
     """
-    captions = captions_of(record.fields)
+    captions = captions_of(record.fields) or []
     is_drawn = task in _DRAWN or (task == "image_to_text" and turns_of(record.fields) is None)
-    if not is_drawn or not isinstance(captions, list) or len(captions) < 2:
+    if not is_drawn or len(captions) < 2:
         yield record
         return
     for caption in captions:
@@ -165,6 +171,8 @@ def likely_tasks(record: Record) -> list[str]:
     is_said = fields.get("captions") or fields.get("caption") is not None
     if captions_of(fields) is not None and (not found or (is_said and _num_images(record) == 1)):
         found.append("text_to_image")
+    if not found and fields.get("instruction"):  # which only edits have
+        found.append("edit")
     return found
 
 
@@ -211,20 +219,15 @@ def draw_turns(example: Example, max_turns: int, rng: np.random.Generator) -> Ex
 
 
 def _caption(record: Record, rng: np.random.Generator) -> str:
-    captions = _captions(record)
+    captions = captions_of(record.fields)
+    if captions is None:
+        raise ValueError("the record has no 'caption'")
+    if not captions:
+        raise ValueError("'captions' is no list")
     caption = captions[int(rng.integers(len(captions)))]
     if not isinstance(caption, str) or not caption.strip():
         raise ValueError("the caption is empty or no text")
     return _without_mark(caption.strip())
-
-
-def _captions(record: Record) -> Sequence[Any]:
-    captions = captions_of(record.fields)
-    if captions is None:
-        raise ValueError("the record has no 'caption'")
-    if not isinstance(captions, list):
-        raise ValueError("'captions' is no list")
-    return captions
 
 
 def _without_mark(caption: str) -> str:
@@ -265,4 +268,9 @@ def _checked(value: Any, name: str, kind: type) -> Any:  # noqa: ANN401
     return value
 
 
+_MEDIA = (
+    *("image", "images", "image_path", "img_path", "image_file"),
+    *("video", "videos", "audio", "audios"),
+)
+"""Fields that are left in a record only if what they name was not read."""
 _WORDS: Mapping[type, str] = {str: "text", list: "list"}

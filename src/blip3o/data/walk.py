@@ -12,7 +12,8 @@ from blip3o.core.log import progress
 from blip3o.data.sources import SOURCES, Source
 from blip3o.data.sources.files import is_remote
 from blip3o.data.sources.jsonl import JSON_SUFFIXES
-from blip3o.data.sources.kinds import HEAD_BYTES, IMAGE_SUFFIXES, foreign
+from blip3o.data.sources.kinds import IMAGE_SUFFIXES
+from blip3o.imaging.kinds import HEAD_BYTES, store_of
 
 T = TypeVar("T")
 Look = Callable[[Source, range], T]
@@ -56,7 +57,7 @@ def _begins_as_json(path: str) -> bool:
         raise UsageError(f"cannot read {path}: {error.strerror}") from error
     if head[257:262] == b"ustar":  # a tar: its first bytes are a name, and may be any
         return False
-    what = foreign(head)
+    what = store_of(head)
     if what is None and path.lower().endswith((".csv", ".tsv")):
         what = "a table; write its rows as JSON lines, or as metadata.csv beside the images"
     if what is not None:

@@ -1,13 +1,35 @@
-"""Says what a file really is that is no image this program reads, and what its owner can do."""
+"""Says what a file really is that is no image or list this program reads, and what to do."""
 
 import re
 
+from blip3o.core.texts import LFS_START
 from blip3o.imaging.tiff import raw_photo, unread_layout
 
 _RESAVE = "save it as JPEG or PNG"
+_AS_LINES = "write its rows as JSON lines, and its images as files"
+
+_STORES: tuple[tuple[bytes, str, str], ...] = (
+    (LFS_START, "a git-lfs pointer", "fetch the file: git lfs pull"),
+    (b"PK\3\4", "a ZIP archive or an Excel sheet", "unpack it, or save the sheet as CSV"),
+    (b"\x1f\x8b", "a gzip archive", "unpack it: gunzip FILE"),
+    (b"BZh", "a bzip2 archive", "unpack it: bunzip2 FILE"),
+    (b"\xfd7zXZ", "an xz archive", "unpack it: unxz FILE"),
+    (b"\x28\xb5\x2f\xfd", "a Zstandard archive", "unpack it: unzstd FILE"),
+    (b"\x04\x22\x4d\x18", "an LZ4 archive", "unpack it: unlz4 FILE"),
+    (b"7z\xbc\xaf", "a 7-Zip archive", "unpack it"),
+    (b"Rar!", "a RAR archive", "unpack it"),
+    (b"PAR1", "a Parquet table", _AS_LINES),
+    (b"ARROW1", "an Arrow table", _AS_LINES),
+    (b"FEA1", "a Feather table", _AS_LINES),
+    (b"\x89HDF", "an HDF5 file", _AS_LINES),
+    (b"\x93NUMPY", "a NumPy array", _AS_LINES),
+    (b"SQLite format 3", "an SQLite database", _AS_LINES),
+    *((b"\x80%c" % version, "a Python pickle", _AS_LINES) for version in range(2, 6)),
+    (b"%PDF-", "a PDF document", "save its page as JPEG or PNG"),
+)
+"""Files that hold other files or tables, or that stand for a file that was not fetched."""
 
 _STARTS: tuple[tuple[bytes, str, str], ...] = (
-    (b"version https://git-lfs.github.com/", "a git-lfs pointer", "fetch the file: git lfs pull"),
     (b"\xff\x0a", "a JPEG XL image", _RESAVE),
     (b"\0\0\0\x0cJXL ", "a JPEG XL image", _RESAVE),
     (b"\0\0\0\x0cjP  ", "a JPEG 2000 image", _RESAVE),
@@ -16,7 +38,6 @@ _STARTS: tuple[tuple[bytes, str, str], ...] = (
     (b"II\xbc", "a JPEG XR image", _RESAVE),
     (b"8BPS", "a Photoshop document (PSD)", _RESAVE),
     (b"gimp xcf", "a GIMP document (XCF)", _RESAVE),
-    (b"%PDF-", "a PDF document", "save its page as JPEG or PNG"),
     (b"%!PS", "a PostScript drawing (EPS)", _RESAVE),
     (b"\xc5\xd0\xd3\xc6", "a PostScript drawing (EPS)", _RESAVE),
     (b"icns", "an icon (ICNS)", _RESAVE),
@@ -40,16 +61,6 @@ _STARTS: tuple[tuple[bytes, str, str], ...] = (
     (b"FOVb", "a camera's raw photo (X3F)", "develop it, then " + _RESAVE),
     (b"\0MRM", "a camera's raw photo (MRW)", "develop it, then " + _RESAVE),
     (b"\x89PNG\n", "a PNG whose line ends were changed as if it were text", "copy it as binary"),
-    (b"PK\3\4", "a ZIP archive", "unpack it"),
-    (b"\x1f\x8b", "a gzip archive", "unpack it"),
-    (b"BZh", "a bzip2 archive", "unpack it"),
-    (b"\xfd7zXZ", "an xz archive", "unpack it"),
-    (b"\x28\xb5\x2f\xfd", "a Zstandard archive", "unpack it"),
-    (b"7z\xbc\xaf", "a 7-Zip archive", "unpack it"),
-    (b"Rar!", "a RAR archive", "unpack it"),
-    (b"PAR1", "a Parquet table", "take the images out of it"),
-    (b"\x89HDF", "an HDF5 file", "take the images out of it"),
-    (b"\x93NUMPY", "a NumPy array", _RESAVE),
     (b"\x1a\x45\xdf\xa3", "a video", "save a frame of it as JPEG or PNG"),
     (b"OggS", "an audio or video file", "save a frame of it as JPEG or PNG"),
     (b"ID3", "an audio file", "choose an image"),
@@ -68,6 +79,9 @@ _READ = (
     (b"II+\0", "TIFF"),
     (b"MM\0+", "TIFF"),
 )
+HEAD_BYTES = 512
+"""How much of the beginning of a file tells what it holds."""
+_WEB_PAGE = re.compile(rb"(?:\xef\xbb\xbf)?\s*<(?:!doctype html|html)\b", re.IGNORECASE)
 _PNM = re.compile(rb"P[1-7fFy]\s")
 _HEIF = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"mif2", b"msf1")
 _HEAD_BYTES = 4096
@@ -89,6 +103,23 @@ def format_of(data: bytes) -> str | None:
     return next((name for start, name in _READ if data.startswith(start)), None)
 
 
+def store_of(head: bytes) -> str | None:
+    """Returns what a file is that holds no records as it stands, and what to do.
+
+    Args:
+        head: its first `HEAD_BYTES` bytes.
+
+    Returns:
+        Such as "a gzip archive: unpack it"; None where nothing can be said.
+    """
+    for start, kind, advice in _STORES:
+        if head.startswith(start):
+            return f"{kind}: {advice}"
+    if _WEB_PAGE.match(head):
+        return "a web page: fetch the file itself, for this may be the page of an error"
+    return None
+
+
 def unread(data: bytes) -> str | None:
     """Returns what a file is that no decoder took, and what to do: "a HEIC photo: save it as ...".
 
@@ -98,7 +129,7 @@ def unread(data: bytes) -> str | None:
     Returns:
         None where nothing can be said.
     """
-    for start, kind, advice in _STARTS:
+    for start, kind, advice in (*_STORES, *_STARTS):
         if data.startswith(start):
             return f"{kind}: {advice}"
     return _of_boxes(data) or _of_tiff(data) or _of_text(data) or _of_rest(data)

@@ -89,6 +89,12 @@ class UndecodedImage:
                 self.size, self.mode = self._image.size, self._image.mode
             _check_size(self.size, limits)
 
+    @property
+    def has_transparency(self) -> bool:
+        """Whether a part of the image may be transparent."""
+        is_clear = self._plain.clear_color is not None
+        return is_clear or (self._image is not None and self._image.has_transparency_data)
+
     def decode(self) -> Image.Image:
         """Returns the image as 8-bit sRGB, upright, transparent parts on white, first frame.
 

@@ -15,7 +15,6 @@ from blip3o.core.distributed import is_main
 from blip3o.core.files import write_atomic
 from blip3o.core.log import say
 from blip3o.data.inventory import Inventory
-from blip3o.data.mixture import DataConfig
 from blip3o.data.sources import Source
 from blip3o.train.checkpoint import newest_step
 from blip3o.train.environment import Notes
@@ -23,12 +22,11 @@ from blip3o.train.environment import Notes
 _FILE = "data_files.json"
 
 
-def watch_data(run_dir: Path, config: DataConfig, sources: Iterable[Source], steps: int) -> Notes:
+def watch_data(run_dir: Path, sources: Iterable[Source], steps: int) -> Notes:
     """Compares the data of a run with those of its last start, says what changed and notes it.
 
     Args:
         run_dir: the run folder.
-        config: what is learned from.
         sources: the opened sources, one for each entry of the mixture.
         steps: steps of the whole run; one that is finished learns from nothing any more.
 
@@ -38,8 +36,7 @@ def watch_data(run_dir: Path, config: DataConfig, sources: Iterable[Source], ste
     step = newest_step(run_dir)
     if not is_main() or (step is not None and step >= steps):
         return Notes()
-    pairs = zip(config.mixture, sources, strict=True)
-    now = {source.name: Inventory.take(entry.source, source) for entry, source in pairs}
+    now = {source.name: Inventory.take(source) for source in sources}
     before, changes = _read(run_dir / _FILE)
     if step is None:  # a first start, whatever an earlier one without a checkpoint has met
         changes = []

@@ -86,7 +86,7 @@ def _train(config: RunConfig, run_dir: Path) -> None:
     left_out = LeftOut(loader, config.data, preparer.cache, run_dir / QUARANTINE)
     finish = _Finish(tokenizer, loader, left_out)
     samples = SampleWriter(tokenizer, loader)
-    notes = watch_data(run_dir, config.data, loader.sources, config.train.steps)
+    notes = watch_data(run_dir, loader.sources, config.train.steps)
     Trainer(run_dir, config, model, objectives, loader, [samples, finish], notes).fit()
 
 
@@ -151,9 +151,7 @@ def _texts(config: RunConfig) -> Any:  # noqa: ANN401  (a generator of strings)
 
 def _said(fields: Mapping[str, Any], conversations: Iterable[str]) -> list[str]:
     """Returns the texts of a record, without those that are none."""
-    captions = captions_of(fields)
-    said = [*captions] if isinstance(captions, list) else []
-    said.append(fields.get("instruction", ""))
+    said = [*(captions_of(fields) or ()), fields.get("instruction")]
     for name in conversations:
         turns = fields.get(name)
         said += [

@@ -8,6 +8,7 @@ from typing import Literal, get_args
 
 from blip3o.core.errors import UsageError, unknown_name
 from blip3o.core.files import atomic_folder
+from blip3o.core.lock import locked
 from blip3o.core.log import say
 from blip3o.text.tokenizer import FILE_NAME as TOKENIZER_FILE
 from blip3o.weights.folder import open_model, write_folder
@@ -49,8 +50,7 @@ def convert(
     """
     if to not in LAYOUTS:
         raise unknown_name("layout", to, LAYOUTS)
-    if dest.exists() and (not dest.is_dir() or any(dest.iterdir())):
-        raise UsageError(f"{dest} exists and is not an empty folder; choose another one")
+    _check_empty(dest)
     folder = to_local(source, revision, allow_pickle=allow_pickle)
     model = open_model(folder, allow_pickle=allow_pickle)
     if not _is_inside(model.folder / TOKENIZER_FILE, model.folder):
@@ -58,12 +58,28 @@ def convert(
             f"{model.folder / TOKENIZER_FILE} is a link out of the folder, which convert does not "
             "follow: put a copy of the file in its place"
         )
-    with _reported(dest), atomic_folder(dest) as scratch:
+    with _reported(dest), _alone(dest), atomic_folder(dest) as scratch:
         if to == "published":
             write_published(model, scratch)
         else:
             write_folder(scratch, model.config, model.tensors, model.tokenizer)
         _copy_card(model.folder, scratch)
+
+
+def _check_empty(dest: Path) -> None:
+    if dest.exists() and (not dest.is_dir() or any(dest.iterdir())):
+        raise UsageError(f"{dest} exists and is not an empty folder; choose another one")
+
+
+@contextmanager
+def _alone(dest: Path) -> Iterator[None]:
+    """Holds a lock: two calls would write into one scratch folder."""
+    place = dest.absolute()
+    place.parent.mkdir(parents=True, exist_ok=True)
+    refusal = f"converts into {dest}: wait until it is done, or choose another folder"
+    with locked(place.with_name(f".{place.name}.lock"), refusal):
+        _check_empty(dest)  # another call may have filled it in the meantime
+        yield
 
 
 def _copy_card(folder: Path, dest: Path) -> None:

@@ -8,12 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from blip3o.core.errors import UsageError
-from blip3o.core.plain import parse_json
+from blip3o.core.texts import LFS_START, load_json
 
 MAX_JSON_BYTES = 64 * 2**20
 """Largest config or index that is read; the released indexes have a few hundred kilobytes."""
 
-_POINTER_START = b"version https://git-lfs.github.com/spec/"
 _POINTER_BYTES = 1024
 
 
@@ -41,7 +40,7 @@ def refuse_pointer(file: Path) -> None:
     try:
         if not file.is_file() or file.stat().st_size > _POINTER_BYTES:
             return
-        is_pointer = file.read_bytes().startswith(_POINTER_START)
+        is_pointer = file.read_bytes().startswith(LFS_START)
     except OSError:
         return  # whoever reads the file says what is wrong
     if is_pointer:
@@ -65,6 +64,6 @@ def read_json(file: Path, fault: str = "cannot be read") -> Any:  # noqa: ANN401
         size = file.stat().st_size
         if size > MAX_JSON_BYTES:
             raise ValueError(f"it has {size:,} bytes, more than {MAX_JSON_BYTES:,}")
-        return parse_json(file.read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError, UsageError) as error:
+        return load_json(file.read_bytes())
+    except (OSError, ValueError) as error:
         raise UsageError(f"{file} {fault}: {error}") from error

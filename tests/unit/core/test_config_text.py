@@ -10,7 +10,6 @@ import pytest
 
 from blip3o.core.config import LocalPath, from_dict, load_yaml, override, save_yaml, to_dict
 from blip3o.core.errors import UsageError
-from blip3o.core.plain import parse_json
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -277,25 +276,3 @@ def test_yaml_that_is_no_config_is_refused_in_one_line(tmp_path: Path, content: 
     with pytest.raises(UsageError) as caught:
         load_yaml(Config, tmp_path / "run.yaml")
     assert "\n" not in str(caught.value)
-
-
-@pytest.mark.parametrize(
-    ("content", "line", "key"),
-    [
-        ('{"a": 1,\n "b": {"a": 1},\n "a": 2}', 3, "a"),
-        ('[{"x": [],\n"y": "{\\"x\\": 1}", "x": 1}]', 2, "x"),
-        ('{"\\u0061": 1, "a": 1}', 1, "a"),
-    ],
-)
-def test_a_key_of_json_that_stands_twice_is_refused_with_its_line(
-    content: str, line: int, key: str
-) -> None:
-    with pytest.raises(UsageError, match=f"line {line}: the key '{key}' stands there twice"):
-        parse_json(content)
-
-
-@pytest.mark.parametrize("content", ["{", "", "[" * 100_000, '{"a": 1} x'])
-def test_a_text_that_is_no_json_is_refused(content: str) -> None:
-    with pytest.raises(UsageError):
-        parse_json(content)
-    assert parse_json('{"a": [{"b": 1}, {"b": 1}]}') == {"a": [{"b": 1}, {"b": 1}]}

@@ -86,7 +86,11 @@ def test_names_with_accents_are_found_however_they_are_written(tmp_path: Path) -
     ("name", "text", "said"),
     [
         ("metadata.jsonl", '{"file_name": "a.png", "text": "x"}\n{"file_name', "line 2: no JSON"),
-        ("metadata.jsonl", '{"file_name": "a.png", "text": "x", "text": "y"}', "'text' twice"),
+        (
+            "metadata.jsonl",
+            '{"file_name": "a.png", "text": "x", "text": "y"}',
+            "'text' stands there twice",
+        ),
         ("metadata.jsonl", '{"file_name": "a.png"}\n{"text": "x"}', "row 2 of .* no file_name"),
         ("metadata.jsonl", '["file_name"]', "line 1 is no JSON object"),
         ("metadata.csv", "file_name,text\na.png,a cat, and a dog\n", "number of columns"),
@@ -147,7 +151,7 @@ def test_two_different_captions_are_a_bad_record(
 @pytest.mark.parametrize(
     ("name", "data", "said"),
     [
-        ("a.json", b'{"caption": "x", "caption": "y"}', "'caption' twice"),
+        ("a.json", b'{"caption": "x", "caption": "y"}', "'caption' stands there twice"),
         ("a.json", b'{"caption": "x",}', "comma stands before the closing bracket"),
         ("a.json", b"version https://git-lfs.github.com/spec/v1\n", "git lfs pull"),
         ("a.txt", b"caf\xe9", "save it as UTF-8"),

@@ -54,7 +54,7 @@ def test_packing_says_what_it_left_out_and_keeps_names(
     said = capsys.readouterr().out
     skipped = out / "own-000000.skipped.jsonl"
     assert f"3 of 5 records packed; 2 left out, see {skipped}" in said
-    assert "1  left out: e.png is a git-lfs pointer" in said
+    assert "it is a git-lfs pointer: fetch the file: git lfs pull" in said
     assert "1  passed over: an image of a kind that is not read: .heic (f.heic)" in said
     assert len(skipped.read_text(encoding="utf-8").splitlines()) == 2
     source = WebDatasetConfig(path=f"{out}/own-*.tar", name="own").build()
@@ -128,7 +128,7 @@ def test_a_full_disk_is_one_line(
 
     monkeypatch.setattr("blip3o.data.pack.tarfile.TarFile.addfile", fail)
     assert main(["data", "pack", str(folder), "--out", str(tmp_path / "o"), "--jobs", "1"]) == 2
-    assert "No space left on device" in capsys.readouterr().err
+    assert "the disk is full; free some space" in capsys.readouterr().err
 
 
 def test_many_reasons_are_folded(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -155,11 +155,6 @@ def test_no_error_hides_what_is_wrong_with_others(
         report = lint([path], min_px=1)
     assert {one.problem for one in report.findings} == {"unexpected error"}
     assert len(report.findings) == 3
-    monkeypatch.setattr(module, "_odd_colors", fail)
-    report = lint([path], min_px=1)
-    odd = [one for one in report.findings if one.problem == ODD]
-    assert all("cannot be judged" in one.detail for one in odd)
-    assert report.num_bad == 1
 
 
 def save(image: Image.Image, kind: str) -> bytes:
@@ -175,7 +170,7 @@ RAMP = np.linspace(0, 65535, 80 * 80).reshape(80, 80).astype(np.uint16)
     ("image", "kind", "colors"),
     [
         (Image.fromarray(RAMP), "PNG", "I;16"),
-        (Image.fromarray(RAMP), "TIFF", "I;16"),
+        (Image.fromarray(RAMP), "TIFF", "1 x 16 bits"),
         (Image.linear_gradient("L").convert("LAB"), "TIFF", "LAB"),
         (Image.linear_gradient("L").convert("CMYK"), "JPEG", "CMYK"),
         (Image.linear_gradient("L").convert("P"), "GIF", ""),

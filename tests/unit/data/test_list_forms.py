@@ -75,8 +75,8 @@ def test_one_record_alone_is_a_list(tmp_path: Path) -> None:
 
 
 BAD_LINES = {
-    '{"caption": "x", "caption": "y"}': "key 'caption' twice",
-    '{"a": {"b": 1, "b": 2}}': "key 'b' twice",
+    '{"caption": "x", "caption": "y"}': "key 'caption' stands there twice",
+    '{"a": {"b": 1, "b": 2}}': "key 'b' stands there twice",
     '{"caption": "x"},': "a comma follows the value",
     '{"caption": "\udce9"}': "no utf-8 text: .* save it as UTF-8",
     '{"caption": "x",}': "a comma stands before the closing bracket",
@@ -106,7 +106,7 @@ def test_a_repeated_key_in_a_list_is_one_bad_record(tmp_path: Path) -> None:
     file = write(tmp_path, "d.json", f'[{LINES[0]}, {{"a": 1, "a": 1}}, 3, {LINES[1]}]')
     own = JsonlConfig(path=str(file), name="d").build()
     assert [own.read(k)[2] for k in (0, 3)] == ROWS[:2]
-    with pytest.raises(ValueError, match="key 'a' twice"):
+    with pytest.raises(ValueError, match="key 'a' stands there twice"):
         own.read(1)
     with pytest.raises(ValueError, match="no JSON object"):
         own.read(2)
@@ -126,11 +126,11 @@ def test_no_number_is_read_as_before(tmp_path: Path) -> None:
 
 FOREIGN = {
     "git lfs pull": b"version https://git-lfs.github.com/spec/v1\noid sha256:4d\nsize 12\n",
-    "a Parquet file": b"PAR1\x15\x04",
-    "an Arrow file": b"ARROW1\0\0",
+    "a Parquet table": b"PAR1\x15\x04",
+    "an Arrow table": b"ARROW1\0\0",
     "gunzip": gzip.compress(b"{}"),
     "unzstd": b"\x28\xb5\x2f\xfd\x04",
-    "a zip archive": b"PK\x03\x04\x14",
+    "a ZIP archive": b"PK\x03\x04\x14",
     "HDF5": b"\x89HDF\r\n\x1a\n",
     "SQLite": b"SQLite format 3\0",
     "pickle": b"\x80\x04\x95\x10",

@@ -168,7 +168,6 @@ def test_edits_and_data_sets_called_source(base: Path) -> None:
         ({"image": "s3://bucket/a.png"}, "is an address; fetch it"),
         ({"image": "a\0.png"}, "no such image"),
         ({"image": "a" * 5000}, "no such image"),
-        ({"image": "lfs.png"}, "git lfs pull"),
         ({"image": "data:image/png;base64,@@@"}, "damaged"),
         ({"image": "data:image/png"}, "without a comma"),
         ({"image": "a.png", "images": ["b.png"]}, "different images"),
@@ -180,7 +179,6 @@ def test_edits_and_data_sets_called_source(base: Path) -> None:
     ],
 )
 def test_what_cannot_be_read_is_a_bad_record(base: Path, row: dict[str, Any], said: str) -> None:
-    (base / "lfs.png").write_bytes(b"version https://git-lfs.github.com/spec/v1\noid")
     with pytest.raises((ValueError, OSError), match=said):
         of(base, row).read(0)
 

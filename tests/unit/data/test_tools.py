@@ -218,7 +218,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_a_folder_becomes_shards_and_comes_back(folder: Path, tmp_path: Path) -> None:
-    shards = pack(str(folder), tmp_path / "out", name="my", shard_size=4, jobs=2)
+    shards = pack(str(folder), tmp_path / "out", name="my", shard_size=4, jobs=2).shards
     assert [shard.name for shard in shards] == [f"my-00000{k}.tar" for k in range(3)]
     source = WebDatasetConfig(path=f"{tmp_path}/out/my-*.tar", name="my").build()
     records = [source.read(k) for k in range(len(source))]
@@ -235,7 +235,7 @@ def test_a_folder_becomes_shards_and_comes_back(folder: Path, tmp_path: Path) ->
 
 def test_packing_goes_on_and_gives_the_same_bytes(folder: Path, tmp_path: Path) -> None:
     def pack_to(out: str) -> list[Path]:
-        return pack(str(folder), tmp_path / out, name=None, shard_size=4, jobs=1)
+        return pack(str(folder), tmp_path / out, name=None, shard_size=4, jobs=1).shards
 
     shards = pack_to("one")
     before = [(shard.read_bytes(), shard.stat().st_mtime_ns) for shard in shards]

@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from blip3o.data.mixture import DataConfig, MixtureEntry
 from blip3o.data.pack import pack
 from blip3o.data.sources.folder import FolderConfig
 from blip3o.data.sources.jsonl import JsonlConfig
@@ -36,9 +35,8 @@ def folder(tmp_path: Path) -> Path:
 
 def start(run_dir: Path, source: Any, *, step: int | None = None, steps: int = 100) -> Notes:
     """Starts a run, and leaves a checkpoint of a step."""
-    config = DataConfig(mixture=(MixtureEntry(source=source, task="text_to_image"),), image_px=8)
     run_dir.mkdir(exist_ok=True)
-    notes = watch_data(run_dir, config, [source.build()], steps)
+    notes = watch_data(run_dir, [source.build()], steps)
     if step is not None:
         (run_dir / "checkpoints" / f"step-{step:08d}").mkdir(parents=True, exist_ok=True)
     return notes
@@ -154,11 +152,41 @@ def test_a_run_of_an_older_version_says_that_it_cannot_know(
 
 
 def test_links_in_a_circle_and_broken_ones_are_no_trouble(folder: Path, tmp_path: Path) -> None:
-    from blip3o.data.inventory import _walk
-
     os.symlink("nowhere.png", folder / "7.png")
     os.symlink(folder, folder / "circle")
     (folder / ".hidden").mkdir()
-    found = list(_walk(str(folder), set()))
-    assert len(found) == 10
-    assert str(folder / "7.png") in found
+    found = list(FolderConfig(path=str(folder), name="own").build().files())
+    assert len(found) == 9  # four images with a text each, and the list
+
+
+@pytest.mark.parametrize("change", [add, repaint])
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"image": ["0.png", "1.png"]},
+        {"image": {"path": "1.png"}},
+        {"file_name": "1.png"},
+        {"image": "%31.png"},
+        {"source": "0.png", "target": "1.png"},
+        {"messages": [{"role": "user", "content": [{"type": "image", "image": "1.png"}]}]},
+        {"conversations": [{"from": "user", "value": "<img>1.png</img> What?"}]},
+        {"image": "gone.png", "images": None},
+        {"image": "data:image/png;base64,QUJD"},
+    ],
+)
+def test_images_of_a_list_are_known_however_it_names_them(
+    folder: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture,
+    row: dict[str, Any],
+    change: Callable[[Path], None],
+) -> None:
+    lists = tmp_path / "lists"
+    lists.mkdir()
+    (lists / "d.jsonl").write_text(f"{json.dumps(row)}\nno record\n[1]\n")
+    source = JsonlConfig(path=str(lists / "d.jsonl"), name="own", image_folder=str(folder))
+    start(tmp_path / "run", source, step=7)
+    change(folder)
+    start(tmp_path / "run", source)
+    is_named = "1.png" in json.dumps(row).replace("%31", "1")
+    assert ("1 file edited (" in capsys.readouterr().err) == (change is repaint and is_named)

@@ -1,6 +1,6 @@
 """Data sources: files of raw records with random access; nothing is decoded or held in memory."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 from blip3o.core.registry import Registry
@@ -40,6 +40,10 @@ class Source(Protocol):
 
         ValueError or OSError if the record is bad, UsageError if its store cannot be reached.
         """
+        ...
+
+    def files(self) -> Iterable[str]:
+        """Returns the local files that the records are read from, without reading these."""
         ...
 
     def fingerprint(self) -> str:

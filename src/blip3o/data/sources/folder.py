@@ -7,18 +7,19 @@ import dataclasses
 import hashlib
 import os
 import unicodedata
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from blip3o.core.config import LocalPath
 from blip3o.core.errors import UsageError
-from blip3o.data.captions import captions_of, without_captions
-from blip3o.data.sources.kinds import HEAD_BYTES, IMAGE_SUFFIXES, foreign
+from blip3o.core.texts import decode_text, load_json
+from blip3o.data.captions import CAPTION_FIELDS, captions_of, without_captions
+from blip3o.data.conversations import turns_of
+from blip3o.data.sources.kinds import IMAGE_SUFFIXES
 from blip3o.data.sources.metadata import MetadataRow, nearest, read_metadata
 from blip3o.data.sources.plain_files import read_plain
 from blip3o.data.sources.scan import PassedOver, scan
-from blip3o.data.sources.strict_json import decode_text, load_json
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -66,9 +67,11 @@ class FolderSource:
         self._names, self._beside = found.images, found.beside
         if not self._names:
             raise UsageError(_nothing(self._base, found.passed_over))
+        self._other_texts = [*found.metadata, *found.texts]
         self._metadata_files: list[str] = []
-        self._rows = self._read_metadata(found.metadata, found.passed_over)
-        self._note_texts(found.texts, found.passed_over)
+        unused = [(text, "a text that belongs to no image") for text in found.texts]
+        self._rows = self._read_metadata(found.metadata, unused)
+        self._note_unused(unused, found.passed_over)
         self.passed_over: Mapping[str, int] = found.passed_over.counts()
         self.shard_lengths: Sequence[int] = [len(self._names)]
 
@@ -91,10 +94,12 @@ class FolderSource:
         if self._caption is not None and captions_of(fields) is None:
             fields["caption"] = self._caption
         data = read_plain(os.path.join(self._base, name))
-        what = foreign(data[:HEAD_BYTES])
-        if what is not None:
-            raise ValueError(f"{name} is {what}")
         return name.replace(os.sep, "/"), {"image": data}, fields
+
+    def files(self) -> Iterator[str]:
+        """Yields the images and all texts: beside them, in lists, and those that are not used."""
+        for name in (*self._names, *self._texts_beside(), *self._other_texts):
+            yield os.path.join(self._base, name)
 
     def fingerprint(self) -> str:
         """Returns a hash of the images' names, sizes and times of change."""
@@ -102,12 +107,12 @@ class FolderSource:
 
     def texts_fingerprint(self) -> str:
         """Returns the same of the texts beside them, which decide no features."""
-        beside = (
-            os.path.splitext(name)[0] + ending
-            for name, endings in zip(self._names, self._beside, strict=True)
-            for ending in endings
-        )
-        return self._fingerprint([*beside, *self._metadata_files])
+        return self._fingerprint([*self._texts_beside(), *self._metadata_files])
+
+    def _texts_beside(self) -> Iterator[str]:
+        for name, endings in zip(self._names, self._beside, strict=True):
+            for ending in endings:
+                yield os.path.splitext(name)[0] + ending
 
     def _fields(self, position: int) -> dict[str, Any]:
         """Returns what the texts of an image say; ValueError if they contradict each other."""
@@ -119,11 +124,13 @@ class FolderSource:
         for ending in self._beside[position]:
             file = os.path.splitext(name)[0] + ending
             if ending.lower().endswith(".json"):
-                loaded = self._read_object(file)
+                loaded = self._read(file, load_json)
+                if not isinstance(loaded, dict):
+                    raise ValueError(f"{file}: the JSON is no object")
                 own.append((file, captions_of(loaded)))
                 fields = {**loaded, **fields}
             else:
-                texts.append((file, [self._read_text(file)]))
+                texts.append((file, [self._read(file, decode_text).strip()]))
         for row in self._rows.get(name, ()):
             listed.append((row.file, captions_of(row.fields)))
             fields = {**row.fields, **fields}
@@ -133,29 +140,17 @@ class FolderSource:
             return {**without_captions(fields), "caption": texts[0][1][0]}
         return fields
 
-    def _read_text(self, file: str) -> str:
-        try:
-            return decode_text(read_plain(os.path.join(self._base, file))).strip()
-        except ValueError as error:
-            raise ValueError(f"{file}: {error}") from error
-
-    def _read_object(self, file: str) -> dict[str, Any]:
+    def _read(self, file: str, parse: Callable[[bytes], Any]) -> Any:  # noqa: ANN401
         data = read_plain(os.path.join(self._base, file))
-        what = foreign(data[:HEAD_BYTES])
-        if what is not None:
-            raise ValueError(f"{file} is {what}")
         try:
-            loaded = load_json(data)
+            return parse(data)
         except ValueError as error:
             raise ValueError(f"{file}: {error}") from error
-        if not isinstance(loaded, dict):
-            raise ValueError(f"{file}: the JSON is no object")
-        return loaded
 
     def _read_metadata(
-        self, files: Sequence[str], passed_over: PassedOver
+        self, files: Sequence[str], unused: list[tuple[str, str]]
     ) -> dict[str, list[MetadataRow]]:
-        """Returns the rows about each image of the folder."""
+        """Returns the rows about each image of the folder; notes lists that say nothing of one."""
         rows: dict[str, list[MetadataRow]] = {}
         names = set(self._names)
         # A Mac writes accents in file names in another way than lists have them.
@@ -163,27 +158,34 @@ class FolderSource:
         for file in files:
             found = read_metadata(self._base, file)
             if found is None:
-                passed_over.add("a list of captions without a column file_name", file)
+                unused.append((file, "a list of captions without a column file_name"))
                 continue
+            said = [row.fields for some in found.values() for row in some]
+            if all(captions_of(one) is None and turns_of(one) is None for one in said):
+                names_known = " or ".join(CAPTION_FIELDS)
+                unused.append((file, f"a list of images without a column {names_known}"))
             self._metadata_files.append(file)
             for image, some in found.items():
                 known = image if image in names else spelled.get(_composed(image), image)
                 rows.setdefault(known, []).extend(some)
-        for image in sorted(rows.keys() - names):
-            passed_over.add("an image that a list of captions names and that is not read", image)
+        unused += [
+            (image, "an image that a list of captions names and that is not read")
+            for image in sorted(rows.keys() - names)
+        ]
         return {image: nearest(rows[image]) for image in self._names if image in rows}
 
-    def _note_texts(self, texts: Iterable[str], passed_over: PassedOver) -> None:
-        """Says which texts are not used, and that a default caption stands in their place."""
+    def _note_unused(self, unused: Iterable[tuple[str, str]], passed_over: PassedOver) -> None:
+        """Counts texts that are not used, and says how many images take the default caption."""
         num_defaults = sum(
             not beside and all(captions_of(row.fields) is None for row in self._rows.get(name, ()))
             for name, beside in zip(self._names, self._beside, strict=True)
         )
-        reason = "a text that belongs to no image"
+        default = ""
         if self._caption is not None and num_defaults:
-            reason += f", while {num_defaults} images take the default caption {self._caption!r}"
-        for text in texts:
-            passed_over.add(reason, text)
+            takers = "1 image takes" if num_defaults == 1 else f"{num_defaults} images take"
+            default = f", while {takers} the default caption {self._caption!r}"
+        for text, reason in unused:
+            passed_over.add(reason + default, text)
 
     def _fingerprint(self, files: Iterable[str]) -> str:
         digest = hashlib.sha256()

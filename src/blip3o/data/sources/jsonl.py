@@ -9,7 +9,8 @@ import dataclasses
 import hashlib
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,21 +21,12 @@ from blip3o.core.config import LocalPath
 from blip3o.core.errors import UsageError
 from blip3o.core.files import atomic_file
 from blip3o.core.log import say
+from blip3o.core.texts import decode_text, has_wide_text, load_json, reason_of
 from blip3o.data.sources.files import files_of, is_remote, private_path
-from blip3o.data.sources.kinds import HEAD_BYTES, foreign
+from blip3o.data.sources.json_places import Place, elements_in, members_in, values_in
 from blip3o.data.sources.plain_files import check_plain
-from blip3o.data.sources.references import read_reference, take_images
-from blip3o.data.sources.strict_json import (
-    Place,
-    decode_line,
-    decode_text,
-    elements_in,
-    has_wide_text,
-    load_json,
-    members_in,
-    reason_of,
-    values_in,
-)
+from blip3o.data.sources.references import file_of, read_reference, take_images
+from blip3o.imaging.kinds import HEAD_BYTES, store_of
 
 JSON_SUFFIXES = (".json", ".jsonl", ".ndjson", ".jsonlines", ".jl")
 """Endings of lists of records, in any case."""
@@ -85,7 +77,8 @@ class JsonlSource:
 
     def __init__(self, config: JsonlConfig) -> None:
         self.name = config.name
-        if is_remote(config.path):
+        self._is_copy = is_remote(config.path)
+        if self._is_copy:
             self._path, self._base = _local_copy(config.path), config.path.rpartition("/")[0]
         else:
             self._path = Path(os.path.expanduser(config.path))
@@ -121,14 +114,27 @@ class JsonlSource:
             OSError: if one of its images cannot be read.
             UsageError: if a remote image cannot be reached.
         """
-        try:
-            row = load_json(self._raw(position))
-        except ValueError as error:
-            raise ValueError(f"record {position} of {self._path}: {error}") from error
-        if not isinstance(row, dict):
-            raise ValueError(f"record {position} of {self._path} is no JSON object")
+        row = self._row(position)
         files, fields = take_images(row, lambda one: read_reference(one, self._base))
-        return str(fields.get("id", position)), files, fields
+        name = fields.get("id")
+        return str(position if name is None else name), files, fields
+
+    def files(self) -> Iterator[str]:
+        """Yields the list, if it is local, and the local images that it names."""
+        if not self._is_copy:
+            yield str(self._path)
+        named: list[str] = []
+
+        def note(reference: Any) -> bytes:  # noqa: ANN401  (whatever the file holds)
+            with suppress(ValueError, OSError):
+                named.append(file_of(reference, self._base))
+            return b""
+
+        for position in range(0 if self.is_remote else len(self)):
+            with suppress(ValueError):  # a bad record
+                take_images(self._row(position), note)
+            yield from named
+            named.clear()
 
     def fingerprint(self) -> str:
         """Returns a hash of the file and of where its images are.
@@ -141,19 +147,28 @@ class JsonlSource:
             digest.update(self._base.encode())
         return digest.hexdigest()[:32]
 
+    def _row(self, position: int) -> dict[str, Any]:
+        try:
+            row = load_json(self._raw(position))
+        except ValueError as error:
+            raise ValueError(f"record {position} of {self._path}: {error}") from error
+        if not isinstance(row, dict):
+            raise ValueError(f"record {position} of {self._path} is no JSON object")
+        return row
+
     def _raw(self, position: int) -> str:
         start, stop = self._places[position].tolist()
         if self._text is not None:
             return self._text[start:stop]
         with self._path.open("rb", buffering=0) as file:
             file.seek(start)
-            return decode_line(file.read(stop - start))
+            return decode_text(file.read(stop - start), "utf-8")
 
     def _find_records(self) -> NDArray[np.int64]:
         """Returns where each record starts and ends [records, 2], in bytes or in `_text`."""
         with self._path.open("rb") as file:
             head = file.read(HEAD_BYTES)
-        what = foreign(head)
+        what = store_of(head)
         if what is not None:
             raise ValueError(f"it is {what}")
         is_huge = self._path.stat().st_size > _MAX_TEXT_BYTES and not self._is_list_by_name()
@@ -194,10 +209,10 @@ class JsonlSource:
             if not first.lstrip(b"\xef\xbb\xbf \t").startswith(b"{"):
                 return not first and not self._is_list_by_name()
             try:
-                json.loads(first)
-            except (ValueError, RecursionError):
+                is_one = len(values_in(decode_text(first, "utf-8"))) == 1
+            except ValueError:
                 return False
-            return next(lines, None) is not None
+            return is_one and next(lines, None) is not None
 
     def _find_lines(self) -> NDArray[np.int64]:
         """Returns start and end of every line that is not blank [lines, 2]."""

@@ -10,13 +10,15 @@ import csv
 import dataclasses
 import io
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from blip3o.core.errors import UsageError
+from blip3o.core.texts import decode_text, load_json
 from blip3o.data.sources.plain_files import read_plain
-from blip3o.data.sources.strict_json import decode_text, load_json
+from blip3o.imaging.kinds import HEAD_BYTES, store_of
 
 METADATA_NAMES = ("metadata.jsonl", "metadata.csv")
 """Names of such files, in any case."""
@@ -52,11 +54,15 @@ def read_metadata(base: Path, file: str) -> dict[str, list[MetadataRow]] | None:
         UsageError: if the file cannot be read, or one of its lines is damaged.
     """
     try:
-        text = decode_text(read_plain(base / file, _MAX_BYTES))
-        if _COLUMN not in text:
+        data = read_plain(base / file, _MAX_BYTES)
+        what = store_of(data[:HEAD_BYTES])
+        if what is not None:
+            raise ValueError(f"it is {what}")
+        text = decode_text(data)
+        if not re.search(_COLUMN, text, re.IGNORECASE):
             return None
         rows = _csv_rows(text) if file.lower().endswith(".csv") else _json_rows(text)
-    except (ValueError, OSError, csv.Error) as error:
+    except (ValueError, OSError) as error:
         raise UsageError(f"cannot read the captions in {base / file}: {error}") from error
     if not any(_COLUMN in row for row in rows):
         return None
@@ -95,24 +101,36 @@ def _json_rows(text: str) -> list[dict[str, Any]]:
     return rows
 
 
+_SEPARATORS = ",;\t|"
+"""Spreadsheets write semicolons in half of the world."""
+_BEFORE_HEAD = re.compile(r'(?:\s*[\r\n]|"?sep=.?"?[\r\n]+)*', re.IGNORECASE)
+"""Blank lines, and the line in which Excel names the separator."""
+
+
 def _csv_rows(text: str) -> list[dict[str, Any]]:
     csv.field_size_limit(1 << 24)  # a long caption is no error
-    head = text.partition("\n")[0]
-    commas = (mark for mark in ",;\t" if _COLUMN in [c.strip(' "\r') for c in head.split(mark)])
-    comma = next(commas, None)  # spreadsheets write semicolons in half of the world
-    if comma is None:
+    text = text[_BEFORE_HEAD.match(text).end() :]  # type: ignore[union-attr]  (it matches anything)
+    head = text.splitlines()[0].lower()
+    columns = ([name.strip(' "') for name in head.split(mark)] for mark in _SEPARATORS)
+    used = (m for m, names in zip(_SEPARATORS, columns, strict=True) if _COLUMN in names)
+    separator = next(used, None)
+    if separator is None:
         return []
-    reader = csv.DictReader(io.StringIO(text, newline=""), strict=True, delimiter=comma)
-    names = [name.strip() for name in reader.fieldnames or ()]
-    if len(set(names)) < len(names):
-        raise ValueError("two columns have the same name")
-    reader.fieldnames = names
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True, delimiter=separator)
     rows = []
-    for row in reader:
-        if None in row or None in row.values():
-            raise ValueError(
-                f"line {reader.line_num} has another number of columns than the first line; "
-                f'text with {comma!r} stands in "..."'
-            )
-        rows.append({name: value for name, value in row.items() if value != ""})
+    try:
+        names = [name.strip() for name in next(reader)]
+        names = [_COLUMN if name.lower() == _COLUMN else name for name in names]
+        if len(set(names)) < len(names):
+            raise ValueError("two columns have the same name")
+        for values in reader:
+            if values and len(values) != len(names):
+                raise ValueError("it has another number of columns than the first line")
+            if values:
+                rows.append({k: v for k, v in zip(names, values, strict=True) if v != ""})
+    except (csv.Error, ValueError) as error:
+        raise ValueError(
+            f'line {reader.line_num}: {error}; text with {separator!r} stands in "...", and a " '
+            'in it is written ""'
+        ) from error
     return rows

@@ -5,7 +5,6 @@ Face (`file_name`, `{"path": ..., "bytes": ...}`) and chat messages with image p
 """
 
 import base64
-import binascii
 import itertools
 import os
 import re
@@ -14,18 +13,24 @@ import urllib.parse
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+from blip3o.core.types import IMAGE_MARK
 from blip3o.data.sources.files import is_remote, read_file
-from blip3o.data.sources.kinds import HEAD_BYTES, IMAGE_SUFFIXES, foreign
+from blip3o.data.sources.kinds import IMAGE_SUFFIXES
 from blip3o.data.sources.plain_files import read_plain
 
 ReadImage = Callable[[Any], bytes]
 
 _NAMES = ("image", "images")
-_PATH_NAMES = ("file_name", "image_path", "img_path", "image_file")
+_PATH_NAMES = (
+    *("file_name", "image_path", "img_path", "image_file", "image_name", "filename", "img"),
+    "image_url",
+)
 """Further names of the image, where there is none of `_NAMES`; only with an image's ending."""
 _TALKS = ("conversations", "messages")
 _ADDRESS = re.compile(r"\s*(?!file:)[a-z][a-z0-9+.-]+://", re.IGNORECASE)
 _PART_TYPES = ("image", "image_url", "input_image")
+_TAG = re.compile(r"<img>\s*([^<>\n]+?)\s*</img>")
+"""How lists for Qwen-VL name an image inside the text of a turn."""
 
 
 def image_role(number: int) -> str:
@@ -66,13 +71,13 @@ def take_images(row: Mapping[str, Any], read: ReadImage) -> tuple[dict[str, byte
     wanted: list[Any] = []
     for name in _names_of_images(fields):
         some = _references(fields[name])
-        if some is None:
+        if some is None or (files and name in _PATH_NAMES):
             continue
         del fields[name]
         if wanted and some and some != wanted:
             raise ValueError("'image' and 'images' name different images; keep one of them")
         wanted = some or wanted
-    in_parts = list(_take_parts(fields))
+    in_parts = list(_take_parts(fields, has_tags=not wanted))
     if wanted and in_parts:
         raise ValueError("the row names images in a field of its own and in its messages, too")
     for number, reference in enumerate(wanted or in_parts):
@@ -100,24 +105,41 @@ def read_reference(
         data = reference.get("bytes") or reference.get("data")
         if isinstance(data, str):
             return _from_base64(data)
+    name = _name_in(reference)
+    if name.lstrip()[:5].lower() == "data:":
+        return _from_data_uri(name)
+    if is_remote(base):
+        if is_remote(name) or name.startswith("/"):
+            raise ValueError(f"the image {name!r:.200} has no path relative to its list")
+        return read_file(f"{base}/{name}")
+    return read_plain(file_of(name, base))
+
+
+def file_of(reference: Any, base: str) -> str:  # noqa: ANN401
+    """Returns the local file that a reference names.
+
+    Args:
+        reference: as for `read_reference`, but not the image itself.
+        base: the local folder that paths start from.
+
+    Raises:
+        ValueError: if it is the address of something remote.
+        OSError: if there is no such file.
+    """
+    name = _name_in(reference)
+    if "://" in name and _ADDRESS.match(name):
+        raise ValueError(
+            f"the image {name.strip()!r:.200} is an address; fetch it and name the file"
+        )
+    return _existing(name, base)
+
+
+def _name_in(reference: Any) -> str:  # noqa: ANN401
+    if isinstance(reference, Mapping):
         reference = next((reference[k] for k in ("path", "url") if reference.get(k)), "")
     if not isinstance(reference, str):
         raise ValueError(f"an image is named by {type(reference).__name__}, not by a path")
-    if reference.lstrip()[:5].lower() == "data:":
-        return _from_data_uri(reference)
-    if is_remote(base):
-        if is_remote(reference) or reference.startswith("/"):
-            raise ValueError(f"the picture {reference!r} has no path relative to its list")
-        return read_file(f"{base}/{reference}")
-    if "://" in reference and _ADDRESS.match(reference):
-        raise ValueError(
-            f"the image {reference.strip()!r:.200} is an address; fetch it and name the file"
-        )
-    data = read_plain(_existing(reference, base))
-    what = foreign(data[:HEAD_BYTES])
-    if what is not None:
-        raise ValueError(f"the image {reference!r} is {what}")
-    return data
+    return reference
 
 
 def _names_of_images(fields: Mapping[str, Any]) -> list[str]:
@@ -156,8 +178,13 @@ def _references(value: Any) -> list[Any] | None:  # noqa: ANN401
 _KEYS = ("bytes", "path", "url", "data")
 
 
-def _take_parts(fields: dict[str, Any]) -> Iterator[Any]:
-    """Yields the references in a row's messages; what is left of each part is its type."""
+def _take_parts(fields: dict[str, Any], *, has_tags: bool) -> Iterator[Any]:
+    """Yields the references in a row's messages, and leaves a part's type or a mark in their place.
+
+    Args:
+        fields: of the row; changed.
+        has_tags: whether `<img>a.png</img>` in a text names an image.
+    """
     for name in _TALKS:
         turns = fields.get(name)
         if not isinstance(turns, list):
@@ -165,6 +192,12 @@ def _take_parts(fields: dict[str, Any]) -> Iterator[Any]:
         left: list[Any] = []
         for turn in turns:
             content = turn.get("content", turn.get("value")) if isinstance(turn, dict) else None
+            name_of_content = "content" if isinstance(turn, dict) and "content" in turn else "value"
+            if isinstance(content, str) and has_tags:
+                tags = _TAG.findall(content)
+                if tags and all(map(_looks_like_image, tags)):
+                    yield from tags
+                    turn = {**turn, name_of_content: _TAG.sub(IMAGE_MARK, content)}
             if not isinstance(content, list):
                 left.append(turn)
                 continue
@@ -174,7 +207,7 @@ def _take_parts(fields: dict[str, Any]) -> Iterator[Any]:
                 if is_image:
                     yield from _part_reference(part)
                 parts.append({"type": "image"} if is_image else part)
-            left.append({**turn, "content" if "content" in turn else "value": parts})
+            left.append({**turn, name_of_content: parts})
         fields[name] = left
 
 
@@ -194,7 +227,7 @@ def _existing(reference: str, base: str) -> str:
         path = os.path.join(base, candidate)
         if candidate and os.path.lexists(path):
             return path
-    raise FileNotFoundError(f"no such image: {next(_spellings(reference))!r} in {base}")
+    raise FileNotFoundError(f"no such image: {next(_spellings(reference))!r:.200} in {base}")
 
 
 def _spellings(reference: str) -> Iterator[str]:
@@ -224,5 +257,5 @@ def _from_base64(text: str) -> bytes:
     plain = "".join(text.split()).rstrip("=").replace("-", "+").replace("_", "/")
     try:
         return base64.b64decode(plain + "=" * (-len(plain) % 4), validate=True)
-    except binascii.Error as error:
+    except ValueError as error:
         raise ValueError(f"an image in base64 is damaged: {error}") from error

@@ -18,6 +18,7 @@ _UNREAD_METADATA = "metadata.parquet"
 _OTHER_TEXTS = (
     *(".md", ".csv", ".tsv", ".jsonl", ".ndjson", ".yaml", ".yml", ".xml", ".rst", ".text"),
     *(".cap", ".captions", ".tag", ".tags", ".prompt", ".prompts", ".srt", ".rtf", ".html"),
+    *(".gz", ".toml", ".json5", ".docx", ".odt", ".xlsx", ".xmp"),
 )
 """Endings of texts that are nowhere read as captions, but that may have been meant as such."""
 _NOTED = 3
@@ -62,7 +63,7 @@ class PassedOver:
         self._counts[reason] += count
         names = self._names.setdefault(reason, [])
         if len(names) < _NOTED:
-            names.append(name)
+            names.append(name if name.isprintable() else ascii(name)[1:-1])
 
     def counts(self) -> dict[str, int]:
         """Returns the counts; each reason names some examples."""
@@ -185,9 +186,8 @@ def _sort_names(
 
 
 def _texts_of(image: str, texts: dict[str, list[str]]) -> tuple[str, ...]:
-    """Returns the endings of an image's texts: of `a.txt`, `a.png.txt` and `a.json` for `a.png`."""
+    """Returns the endings of the texts of an image: for `a.png` those of `a.txt`, `a.png.json`."""
     stem = os.path.splitext(image)[0]
-    wanted = [name + ending for name in (stem, image) for ending in CAPTION_SUFFIXES]
-    return tuple(
-        text[len(stem) :] for name in (*wanted, f"{stem}.json") for text in texts.get(name, ())
-    )
+    endings = (*CAPTION_SUFFIXES, ".json")
+    wanted = (name + ending for name in (stem, image) for ending in endings)
+    return tuple(text[len(stem) :] for name in wanted for text in texts.get(name, ()))

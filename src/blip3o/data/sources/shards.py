@@ -17,9 +17,9 @@ from blip3o.core.errors import UsageError
 from blip3o.core.files import write_atomic
 from blip3o.core.log import progress, say
 from blip3o.data.sources.files import FileStamp, beside, files_of, is_remote, private_path
-from blip3o.data.sources.kinds import HEAD_BYTES, foreign
 from blip3o.data.sources.shard_index import ShardIndex, pack, unpack
 from blip3o.data.sources.shard_scan import scan
+from blip3o.imaging.kinds import HEAD_BYTES, store_of
 
 INDEX_SUFFIX = ".index.npz"
 _REMOTE_JOBS = 16
@@ -109,7 +109,7 @@ def make_index(path: str, *, salvage: bool = False) -> ShardIndex:
         if not stamp.size:
             reason = "it is empty (0 bytes); fetch or write it again"
         elif not len(index):
-            what = foreign(files.read(path, 0, HEAD_BYTES))
+            what = store_of(files.read(path, 0, HEAD_BYTES))
             reason = f"it is {what}" if what else reason
         raise UsageError(f"shard {path} is damaged or no plain tar: {reason}")
     buffer = io.BytesIO()

@@ -11,6 +11,8 @@ from typing import NamedTuple
 
 BLOCK = 512
 FILE, HARD_LINK, SYMBOLIC_LINK, FOLDER, SPARSE = b"0", b"1", b"2", b"5", b"S"
+_FOLDERS = (FOLDER, b"D", b"V")
+"""Kinds that name no file: a folder, the list of a folder and a volume's label of GNU tar."""
 _FILES = (FILE, b"\0", b"7")
 _NO_DATA = (SYMBOLIC_LINK, b"3", b"4", FOLDER, b"6")
 """Kinds whose size says something else than a length: links, devices, folders, pipes."""
@@ -122,7 +124,7 @@ def members(
 def all_members(
     read: Callable[[int, int], bytes], size: int, window: int, start: int = 0, part: int = 0
 ) -> Iterator[Member]:
-    """Yields whatever a tar holds in order, but for folders.
+    """Yields whatever a tar holds in order, but for folders and labels.
 
     Args:
         read: offset and size to bytes.
@@ -238,7 +240,7 @@ def _described(
         if name.endswith(b"/"):
             return None
         kind = FILE
-    elif kind == FOLDER:
+    elif kind in _FOLDERS:
         return None
     elif kind in (HARD_LINK, SYMBOLIC_LINK):
         target = said.get(b"linkpath") or block[157:257].partition(b"\0")[0]

@@ -23,6 +23,7 @@ from typing import Any
 from blip3o.core.config import LocalPath
 from blip3o.core.errors import UsageError
 from blip3o.core.log import say
+from blip3o.core.texts import decode_text, load_json
 from blip3o.data.captions import without_captions
 from blip3o.data.sources.files import expand, files_of, is_remote
 from blip3o.data.sources.names import Use, uses
@@ -30,7 +31,6 @@ from blip3o.data.sources.patterns import counted
 from blip3o.data.sources.shard_index import ShardIndex
 from blip3o.data.sources.shard_scan import header_check
 from blip3o.data.sources.shards import INDEX_SUFFIX, index_shards
-from blip3o.data.sources.strict_json import load_json
 from blip3o.data.sources.tar import BLOCK
 
 _LOCAL_GAP, _REMOTE_GAP = 1 << 16, 1 << 20
@@ -131,7 +131,10 @@ class WebDatasetSource:
                         "or damaged since; fetch it again or delete its index"
                     )
                 found.append((use, data[at : at + size]))
-        return (key, *_contents(found))
+        try:
+            return (key, *_contents(found))
+        except ValueError as error:
+            raise ValueError(f"record {key}: {error}") from error
 
     def locate(self, position: int) -> str:
         """Returns the shard that holds a record.
@@ -140,6 +143,10 @@ class WebDatasetSource:
             position: 0 to len - 1.
         """
         return self.paths[self._place(position)[0]]
+
+    def files(self) -> Sequence[str]:
+        """Returns the local shards."""
+        return () if self.is_remote else self.paths
 
     def fingerprint(self) -> str:
         """Returns a hash of the shards' names and of every record's name, place and size."""
@@ -231,7 +238,7 @@ def _contents(members: list[tuple[Use, bytes]]) -> tuple[dict[str, bytes], dict[
             if not isinstance(fields, dict):
                 raise ValueError("the record's JSON is no object")
         else:
-            captions.append(data.decode("utf-8-sig").strip())
+            captions.append(decode_text(data, "utf-8").strip())
     if captions:
         if captions.count(captions[0]) < len(captions):
             raise ValueError("two texts give the record different captions; keep one of them")
