@@ -18,6 +18,7 @@ COLOR_NOTES = ("icc_profile", "gamma", "chromaticity", "srgb")
 """What Pillow calls the notes of a file about its colors."""
 _SPACES = {"RGB ": ("RGB",), "GRAY": ("L",), "CMYK": ("CMYK",), "Lab ": ("LAB",)}
 _CLASSES = ("mntr", "scnr", "prtr", "spac")
+_MOST_PROFILE_BYTES = 1 << 22
 _SAME_LEVELS = 2
 """Largest difference to sRGB of a profile that is sRGB itself, rounded by whoever wrote it."""
 
@@ -45,9 +46,12 @@ def to_srgb(image: Image.Image, profile: bytes) -> Image.Image:
         profile: an ICC profile, read as hostile.
 
     Returns:
-        An RGB image, or the same image if the profile is sRGB, damaged or of another kind.
+        An RGB image, or the same image if the profile is sRGB, damaged, of another kind or larger
+        than 4 MiB.
     """
-    transform = _transform(profile, image.mode)
+    transform = None
+    if len(profile) <= _MOST_PROFILE_BYTES:
+        transform = _transform(profile, image.mode)
     if transform is None:
         return image
     result = transform.apply(image)

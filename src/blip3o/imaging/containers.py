@@ -17,11 +17,13 @@ from blip3o.core.errors import UsageError
 from blip3o.imaging import tiff
 from blip3o.imaging.kinds import format_of
 from blip3o.imaging.png import lean_png, png_notes
+from blip3o.imaging.profiles import coded_profile
 from blip3o.imaging.tiff_deep import DeepTiff, deep_tiff
 
 _MOST_SCANS = 50
 """Of a progressive JPEG, which goes over the whole image once for each; encoders write 3 to 20."""
-_MOST_PROFILE_BYTES = 1 << 23
+_MOST_HEAD_BYTES = 1 << 16
+"""Of an AVIF file: its colors are described in front of the image."""
 _UNCALIBRATED, _ADOBE_RGB = 0xFFFF, "R03"
 """DCF 2.0: color space and name of an "optional file", whose colors are Adobe RGB."""
 _SAID_ADOBE_RGB = 2
@@ -66,11 +68,15 @@ def lean(data: bytes) -> Lean:
             case "JPEG":
                 return _lean_jpeg(data)
             case "GIF":
-                return Lean(data=_lean_gif(data))
+                return _lean_gif(data)
             case "WEBP":
                 return _lean_webp(data)
             case "TIFF":
                 return _lean_tiff(data)
+            case "AVIF":
+                return Lean(data=data, profile=_avif_profile(data))
+            case "BMP":
+                return Lean(data=data, profile=_bmp_profile(data))
     except (struct.error, IndexError, ValueError):
         pass  # not as its kind prescribes
     return Lean(data=data)
@@ -124,6 +130,8 @@ def _lean_png(data: bytes) -> Lean:
 
 
 _ENTROPY_END = re.compile(rb"\xff+([^\x00\x01\xff\xd0-\xd7])")
+_FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}
+"""Segments that say how an image is coded: the first byte is the number of bits."""
 _EXIF, _XMP, _ICC = b"Exif\0", b"http://ns.adobe.com/xap/1.0/\0", b"ICC_PROFILE\0"
 
 
@@ -131,6 +139,8 @@ def _lean_jpeg(data: bytes) -> Lean:
     kept, notes = [data[:2]], _JpegNotes()
     for code, start, end in _segments(data):
         body = data[start + 4 : end]
+        if code in _FRAMES and body[:1] not in {b"\x08", b""}:
+            raise UsageError(f"a JPEG of {body[0]} bits; save it with 8 bits, as JPEG or PNG")
         if code == 0xDA:
             _check_scans(data, start)
             kept.append(data[start:])
@@ -155,9 +165,7 @@ def _segments(data: bytes) -> Iterator[tuple[int, int, int]]:
     """Yields code, start and end of the segments of a JPEG file up to its first scan."""
     at = 2
     while at < len(data):
-        at = data.index(
-            b"\xff", at
-        )  # stray bytes between segments are passed over, as libjpeg does
+        at = data.index(b"\xff", at)  # libjpeg passes over stray bytes between segments too
         while data[at + 1] == 0xFF:
             at += 1
         code = data[at + 1]
@@ -214,27 +222,37 @@ class _JpegNotes:
         return Lean(data=data, orientation=orientation, profile=whole, is_adobe_rgb=is_adobe)
 
 
-def _lean_gif(data: bytes) -> bytes:
+def _lean_gif(data: bytes) -> Lean:
     """Returns a GIF file of the first frame alone."""
     at = 13 + _table_bytes(data[10])
-    kept = [data[:at]]
+    kept, profile, end = [data[:at]], None, b";"
     try:
         while data[at] != 0x3B:
+            start = at
             if data[at] == 0x2C:
-                start, at = at, at + 11 + _table_bytes(data[at + 9])
+                at = _blocks_end(data, at + 11 + _table_bytes(data[at + 9]))
                 kept.append(data[start:at])
-                end = _blocks_end(data, at)
-                return b"".join([*kept, data[at:end], b";"])
-            if data[at] == 0x21:
-                end = _blocks_end(data, at + 2)
-                if data[at + 1] == 0xF9:
-                    kept.append(data[at:end])
-                at = end
-            else:
+                break
+            if data[at] != 0x21:
                 at += 1
+                continue
+            at = _blocks_end(data, at + 2)
+            if data[start + 1] == 0xF9:
+                kept.append(data[start:at])
+            elif data[start + 3 : start + 14] == b"ICCRGBG1012":
+                profile = _joined(data[start + 14 : at])
     except IndexError:  # truncated: within the image its decoder says so
-        return b"".join([*kept, data[at:]]) if data[at : at + 1] != b"!" else b"".join(kept)
-    return b"".join([*kept, b";"])
+        end = data[at:] if data[at : at + 1] != b"!" else b""
+    return Lean(data=b"".join([*kept, end]), profile=profile)
+
+
+def _joined(blocks: bytes) -> bytes:
+    """Returns the content of a row of blocks."""
+    found, at = bytearray(), 0
+    while blocks[at]:
+        found += blocks[at + 1 : at + 1 + blocks[at]]
+        at += 1 + blocks[at]
+    return bytes(found)
 
 
 def _table_bytes(flags: int) -> int:
@@ -246,6 +264,9 @@ def _blocks_end(data: bytes, at: int) -> int:
     while data[at]:
         at += 1 + data[at]
     return at + 1
+
+
+_NOTE_FLAGS, _ALPHA_FLAG, _ANIMATION_FLAG = 0x2C, 0x10, 0x02
 
 
 def _lean_webp(data: bytes) -> Lean:
@@ -264,16 +285,19 @@ def _lean_webp(data: bytes) -> Lean:
         elif kind == b"XMP ":
             xmp = body if xmp is None else xmp
         elif kind == b"ICCP":
-            profile = body if len(body) == size <= _MOST_PROFILE_BYTES else None
+            profile = body if len(body) == size else None
         elif kind in {b"VP8X", b"ANIM", b"ALPH", b"VP8 ", b"VP8L"} or (
             kind == b"ANMF" and not has_frame
         ):
             if len(body) < size:
                 return Lean(data=data)  # truncated within the image
             has_frame = has_frame or kind == b"ANMF"
-            # The header tells which notes follow: none do any more.
             if kind == b"VP8X":
-                whole = whole[:8] + bytes([body[0] & ~0x2C]) + whole[9:]
+                # The flags say which notes follow: none do any more. The first frame of an
+                # animation may be smaller than the image, which is transparent around it.
+                flags = body[0] & ~_NOTE_FLAGS
+                flags |= _ALPHA_FLAG if flags & _ANIMATION_FLAG else 0
+                whole = whole[:8] + bytes([flags]) + whole[9:]
             kept.append(whole + b"\0" * (len(whole) % 2))
     file = b"".join(kept)
     orientation, is_adobe = exif_notes(exif) if exif else (1, False)
@@ -294,3 +318,23 @@ def _lean_tiff(data: bytes) -> Lean:
     if (deep := deep_tiff(found)) is not None:
         return Lean(data=data, orientation=found.number(tiff.ORIENTATION, 1), deep=deep)
     return Lean(data=tiff.lean_tiff(found))
+
+
+def _avif_profile(data: bytes) -> bytes | None:
+    """Returns the profile of the colors that an AVIF file names by numbers.
+
+    Pillow reads a profile that is there, but not the numbers.
+    """
+    head = data[:_MOST_HEAD_BYTES]
+    found = re.search(rb"colrnclx\0(.)\0(.)", head, re.DOTALL)
+    if found is None or b"colrprof" in head or b"colrrICC" in head:
+        return None
+    return coded_profile(found[1] + found[2] + b"\0\1") or None
+
+
+def _bmp_profile(data: bytes) -> bytes | None:
+    """Returns the profile that a BMP file of version 5 holds."""
+    if len(data) < 138 or int.from_bytes(data[14:18], "little") < 124 or data[70:74] != b"DEBM":
+        return None
+    start, size = struct.unpack_from("<II", data, 14 + 112)
+    return data[14 + start : 14 + start + size] or None

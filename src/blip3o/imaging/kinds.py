@@ -21,6 +21,8 @@ _STARTS: tuple[tuple[bytes, str, str], ...] = (
     (b"\xc5\xd0\xd3\xc6", "a PostScript drawing (EPS)", _RESAVE),
     (b"icns", "an icon (ICNS)", _RESAVE),
     (b"DDS ", "a texture (DDS)", _RESAVE),
+    (b"P7\n", "a PAM image", _RESAVE),
+    (b"PF\n", "an image of floating point numbers (PFM)", _RESAVE),
     (b"qoif", "a QOI image", _RESAVE),
     (b"FLIF", "a FLIF image", _RESAVE),
     (b"BPG\xfb", "a BPG image", _RESAVE),
@@ -68,7 +70,7 @@ _READ = (
     (b"II+\0", "TIFF"),
     (b"MM\0+", "TIFF"),
 )
-_PNM = re.compile(rb"P[1-7fFy]\s")
+_PNM = re.compile(rb"P[1-6fy]\s")
 _HEIF = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"mif2", b"msf1")
 _HEAD_BYTES = 4096
 _TGA_KINDS, _TGA_BITS = (1, 2, 3, 9, 10, 11), (8, 15, 16, 24, 32)

@@ -7,6 +7,7 @@ anything is decoded, and whatever a decoder raises becomes a `UsageError` that n
 import contextlib
 import dataclasses
 import io
+import sys
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -28,6 +29,7 @@ __all__ = [
     "ImageLimits",
     "UndecodedImage",
     "open_image",
+    "open_pil",
     "read_header",
     "to_rgb",
     "upright",
@@ -36,7 +38,7 @@ __all__ = [
 # Not all of Pillow's formats: some of the others run external programs.
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF")
 
-READING = 2
+READING = 3
 """Number of the way in which files become pixels. Whatever changes the pixels of any file raises
 it: features that were cached of other pixels are computed anew."""
 
@@ -60,6 +62,8 @@ class ImageLimits:
 
 
 DEFAULT_LIMITS = ImageLimits()
+_ANY_SIZE = ImageLimits(max_bytes=sys.maxsize - 1, max_pixels=sys.maxsize, max_side=sys.maxsize)
+"""For images given in Python: whoever opened one has accepted its size."""
 
 
 class UndecodedImage:
@@ -79,11 +83,11 @@ class UndecodedImage:
         self._data = data
         self._limits = limits
         self.format = format_of(data) or "?"
-        with self._told():
+        with _told(self._name, self._data, self._limits):
             self._plain = lean(data)
             self._image = None
             if (deep := self._plain.deep) is not None:
-                self.size, self.mode = deep.size, f"{deep.num_colors} x {deep.scale.bits} bits"
+                self.size, self.mode = deep.size, f"{len(deep.taken)} x {deep.scale.bits} bits"
             else:
                 self._image = Image.open(io.BytesIO(self._plain.data), formats=FORMATS)
                 self.size, self.mode = self._image.size, self._image.mode
@@ -95,7 +99,7 @@ class UndecodedImage:
         Raises:
             UsageError: if it is damaged or truncated.
         """
-        with self._told():
+        with _told(self._name, self._data, self._limits):
             plain, image = self._plain, self._image
             if image is None:
                 assert plain.deep is not None, "one of both is there"
@@ -111,27 +115,6 @@ class UndecodedImage:
                 return to_rgb(upright(image))
             method = TRANSPOSE.get(plain.orientation)
             return to_rgb(image if method is None else image.transpose(method))
-
-    @contextlib.contextmanager
-    def _told(self) -> Iterator[None]:
-        """Says whatever goes wrong in one line that names the file."""
-        name = self._name
-        with warnings.catch_warnings():  # Pillow warns about large and odd files
-            warnings.simplefilter("ignore")
-            try:
-                yield
-            except Image.UnidentifiedImageError as error:
-                raise UsageError(_unread(name, self._data)) from error
-            except Image.DecompressionBombError as error:
-                most = self._limits.max_pixels
-                raise UsageError(f"{name}: over the limit of {most} pixels") from error
-            except UsageError as error:
-                raise UsageError(f"{name}: {error}") from error
-            except MemoryError as error:
-                raise UsageError(f"{name}: there is not enough memory to decode it") from error
-            except Exception as error:  # decoders raise all kinds of things for damaged files
-                reason = (str(error).splitlines() or [type(error).__name__])[0]
-                raise UsageError(f"{name} is a damaged or truncated picture: {reason}") from error
 
 
 def read_header(
@@ -162,6 +145,77 @@ def open_image(
         UsageError: if there is no such file, it is no whole picture or over a limit.
     """
     return read_header(source, limits).decode()
+
+
+def open_pil(image: Image.Image) -> Image.Image:
+    """Returns a PIL image as 8-bit sRGB, upright, transparent parts on white.
+
+    Args:
+        image: of any size and mode. One that Pillow opened and did not decode yet is read as its
+            file is, in the formats of which Pillow misreads some.
+
+    Raises:
+        UsageError: if it has no pixels, its file is damaged, or its numbers are no colors.
+    """
+    name = "the picture"
+    if min(image.size) < 1:
+        raise UsageError(f"{name} has {image.width} x {image.height} pixels")
+    with _told(name, b"", DEFAULT_LIMITS):
+        data = _file_of(image)
+        return to_rgb(upright(image)) if data is None else open_image(data, _ANY_SIZE)
+
+
+def _file_of(image: Image.Image) -> bytes | None:
+    """Returns the file of an image that is not decoded yet; None where Pillow reads it right."""
+    is_risky = image.format in {"TIFF", "BMP", "GIF"} or (
+        image.format == "PNG" and "transparency" in image.info
+    )
+    file = getattr(image, "fp", None)
+    if not is_risky or file is None or not getattr(image, "tile", ()) or image.tell():
+        return None
+    at = file.tell()
+    try:
+        file.seek(0)
+        data = file.read()
+        with Image.open(io.BytesIO(data)) as fresh:  # its notes may have been changed since
+            return data if (fresh.size, fresh.info) == (image.size, image.info) else None
+    except Image.UnidentifiedImageError:  # the image does not begin where the file does
+        return None
+    finally:
+        file.seek(at)
+
+
+@contextlib.contextmanager
+def _told(name: str, data: bytes, limits: ImageLimits) -> Iterator[None]:
+    """Turns every error into one line that names the file.
+
+    Args:
+        name: of the file.
+        data: the file.
+        limits: what is accepted.
+
+    Raises:
+        UsageError: for every other error.
+    """
+    with warnings.catch_warnings():  # Pillow warns about large and odd files
+        warnings.simplefilter("ignore")
+        try:
+            yield
+        except Image.UnidentifiedImageError as error:
+            raise UsageError(_unread(name, data)) from error
+        except Image.DecompressionBombError as error:
+            raise UsageError(f"{name}: over the limit of {limits.max_pixels} pixels") from error
+        except UsageError as error:
+            said = str(error)
+            raise UsageError(said if said.startswith(name) else f"{name}: {said}") from error
+        except MemoryError as error:
+            raise UsageError(f"{name}: there is not enough memory to decode it") from error
+        except Exception as error:  # decoders raise all kinds of things for damaged files
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            if "nsupported" in reason:
+                line = f"{name} is of a kind that cannot be read: {reason}; save it as JPEG or PNG"
+                raise UsageError(line) from error
+            raise UsageError(f"{name} is a damaged or truncated picture: {reason}") from error
 
 
 def _clear_mask(plain: Lean) -> Image.Image:

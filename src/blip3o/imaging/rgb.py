@@ -25,8 +25,6 @@ TRANSPOSE = {
 
 _ORIENTED = ("exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp")
 """Notes of a file that may say how its picture is turned."""
-_RAW_DEPTHS = {"L;2": 2, "L;4": 4}
-"""What Pillow calls grey of fewer bits in a file that is not decoded yet."""
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
@@ -39,7 +37,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
     Raises:
         UsageError: for numbers that have no meaning as a color, such as floats.
     """
-    image = _with_8_bit_key(image)
+    image.load()  # some notes stand behind the image
     profile = _profile(image)
     if image.mode == "RGB" and "transparency" not in image.info:
         return _plain(image if profile is None else to_srgb(image, profile))
@@ -50,11 +48,10 @@ def to_rgb(image: Image.Image) -> Image.Image:
     alpha = None
     if image.has_transparency_data:
         is_grey = image.mode in {"1", "L", "LA", "La"}
-        image = image.convert("LA" if is_grey and image.mode != "La" else "RGBA")
+        image = image.convert("LA" if is_grey else "RGBA")
         alpha = image.getchannel("A")
-        image = image.convert("L" if image.mode == "LA" else "RGB")
-    elif image.mode in {"1", "P"}:
-        image = image.convert("L" if image.mode == "1" else "RGB")
+    if image.mode not in {"L", "RGB", "CMYK", "LAB"}:
+        image = image.convert("L" if image.mode in {"1", "LA"} else "RGB")
     if profile is not None:
         image = to_srgb(image, profile)
     color = image.convert("RGB")
@@ -85,22 +82,6 @@ def _profile(image: Image.Image) -> bytes | None:
     return profile
 
 
-def _with_8_bit_key(image: Image.Image) -> Image.Image:
-    """Returns an image whose transparent level is one of 0..255, decoded.
-
-    Of files with 2 or 4 bits Pillow decodes the levels to 0..255, but not the transparent one.
-    """
-    depth = next((_RAW_DEPTHS.get(str(tile[3])) for tile in getattr(image, "tile", ())), None)
-    level = image.info.get("transparency")
-    image.load()
-    if depth is None or getattr(image, "format", None) != "PNG" or not isinstance(level, int):
-        return image
-    most = (1 << depth) - 1
-    image = image.copy()
-    image.info["transparency"] = (level & most) * 255 // most
-    return image
-
-
 def upright(image: Image.Image) -> Image.Image:
     """Returns the picture turned as its EXIF orientation says; unreadable EXIF says nothing.
 
@@ -110,7 +91,7 @@ def upright(image: Image.Image) -> Image.Image:
     Raises:
         OSError: if its file is damaged or truncated; decoders have further errors of their own.
     """
-    image = _with_8_bit_key(image)
+    image.load()
     try:
         orientation = image.getexif().get(ExifTags.Base.Orientation)
     except Exception:  # noqa: BLE001  (a damaged side note is no reason to refuse)
