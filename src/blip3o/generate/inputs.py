@@ -65,7 +65,13 @@ def open_picture(picture: Picture) -> Image.Image:
         return open_image(picture)
     if not isinstance(picture, Image.Image):
         raise UsageError(f"a picture is a file, bytes or a PIL picture, not {type(picture)}")
-    return open_pil(picture)
+    try:
+        return open_pil(picture)  # PIL reads files late: a truncated one shows itself only here
+    except UsageError:
+        raise
+    except Exception as error:  # decoders raise all kinds of things for damaged files
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UsageError(f"the picture is damaged or truncated: {reason}") from error
 
 
 def draw_noise(

@@ -83,7 +83,7 @@ class UndecodedImage:
         self._data = data
         self._limits = limits
         self.format = format_of(data) or "?"
-        with _told(self._name, self._data, self._limits):
+        with self._told():
             self._plain = lean(data)
             self._image = None
             if (deep := self._plain.deep) is not None:
@@ -99,7 +99,7 @@ class UndecodedImage:
         Raises:
             UsageError: if it is damaged or truncated.
         """
-        with _told(self._name, self._data, self._limits):
+        with self._told():
             plain, image = self._plain, self._image
             if image is None:
                 assert plain.deep is not None, "one of both is there"
@@ -115,6 +115,30 @@ class UndecodedImage:
                 return to_rgb(upright(image))
             method = TRANSPOSE.get(plain.orientation)
             return to_rgb(image if method is None else image.transpose(method))
+
+    @contextlib.contextmanager
+    def _told(self) -> Iterator[None]:
+        """Turns every error into one line that names the file."""
+        name = self._name
+        with warnings.catch_warnings():  # Pillow warns about large and odd files
+            warnings.simplefilter("ignore")
+            try:
+                yield
+            except Image.UnidentifiedImageError as error:
+                raise UsageError(_unread(name, self._data)) from error
+            except Image.DecompressionBombError as error:
+                most = self._limits.max_pixels
+                raise UsageError(f"{name}: over the limit of {most} pixels") from error
+            except UsageError as error:
+                raise UsageError(f"{name}: {error}") from error
+            except MemoryError as error:
+                raise UsageError(f"{name}: there is not enough memory to decode it") from error
+            except Exception as error:  # decoders raise all kinds of things for damaged files
+                reason = (str(error).splitlines() or [type(error).__name__])[0]
+                if "nsupported" in reason:
+                    line = f"{name} is of a kind that cannot be read: {reason}"
+                    raise UsageError(f"{line}; save it as JPEG or PNG") from error
+                raise UsageError(f"{name} is a damaged or truncated picture: {reason}") from error
 
 
 def read_header(
@@ -151,22 +175,23 @@ def open_pil(image: Image.Image) -> Image.Image:
     """Returns a PIL image as 8-bit sRGB, upright, transparent parts on white.
 
     Args:
-        image: of any size and mode. One that Pillow opened and did not decode yet is read as its
-            file is, in the formats of which Pillow misreads some.
+        image: of any size and mode. If Pillow opened it and did not decode it yet, and may misread
+            its format, it is read from its file.
 
     Raises:
-        UsageError: if it has no pixels, its file is damaged, or its numbers are no colors.
+        UsageError: if it has no pixels, or its numbers are no colors.
+        OSError: if its file is damaged or truncated; decoders have further errors of their own.
     """
-    name = "the picture"
+    if (data := _file_of(image)) is not None:
+        return open_image(data, _ANY_SIZE)
+    image.load()
     if min(image.size) < 1:
-        raise UsageError(f"{name} has {image.width} x {image.height} pixels")
-    with _told(name, b"", DEFAULT_LIMITS):
-        data = _file_of(image)
-        return to_rgb(upright(image)) if data is None else open_image(data, _ANY_SIZE)
+        raise UsageError(f"an image of {image.width} x {image.height} pixels")
+    return to_rgb(upright(image))
 
 
 def _file_of(image: Image.Image) -> bytes | None:
-    """Returns the file of an image that is not decoded yet; None where Pillow reads it right."""
+    """Returns the file of an image that is not decoded yet, and that Pillow may misread."""
     is_risky = image.format in {"TIFF", "BMP", "GIF"} or (
         image.format == "PNG" and "transparency" in image.info
     )
@@ -183,39 +208,6 @@ def _file_of(image: Image.Image) -> bytes | None:
         return None
     finally:
         file.seek(at)
-
-
-@contextlib.contextmanager
-def _told(name: str, data: bytes, limits: ImageLimits) -> Iterator[None]:
-    """Turns every error into one line that names the file.
-
-    Args:
-        name: of the file.
-        data: the file.
-        limits: what is accepted.
-
-    Raises:
-        UsageError: for every other error.
-    """
-    with warnings.catch_warnings():  # Pillow warns about large and odd files
-        warnings.simplefilter("ignore")
-        try:
-            yield
-        except Image.UnidentifiedImageError as error:
-            raise UsageError(_unread(name, data)) from error
-        except Image.DecompressionBombError as error:
-            raise UsageError(f"{name}: over the limit of {limits.max_pixels} pixels") from error
-        except UsageError as error:
-            said = str(error)
-            raise UsageError(said if said.startswith(name) else f"{name}: {said}") from error
-        except MemoryError as error:
-            raise UsageError(f"{name}: there is not enough memory to decode it") from error
-        except Exception as error:  # decoders raise all kinds of things for damaged files
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
-            if "nsupported" in reason:
-                line = f"{name} is of a kind that cannot be read: {reason}; save it as JPEG or PNG"
-                raise UsageError(line) from error
-            raise UsageError(f"{name} is a damaged or truncated picture: {reason}") from error
 
 
 def _clear_mask(plain: Lean) -> Image.Image:
