@@ -8,7 +8,7 @@ The strength is in `adapter_config.json`. Other kinds of adapters are named and 
 import dataclasses
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -96,19 +96,22 @@ def is_adapter(name: str) -> bool:
 
 
 def merge_adapters(
-    tensors: Mapping[str, Tensor | StoredTensor], folder: Path | None, where: str
+    tensors: Mapping[str, Tensor | StoredTensor],
+    adapter: Sequence[str],
+    folder: Path | None,
+    where: str,
 ) -> dict[str, Tensor | StoredTensor]:
     """Returns the weights of a model with its adapter merged; those in files when they are read.
 
     Args:
         tensors: of the model and its adapter, by plain names.
+        adapter: the names of the adapter's weights.
         folder: holds `adapter_config.json`; None if there is no folder.
         where: what holds the weights, for the message.
 
     Raises:
         UsageError: if there is no such file, more than one adapter, or one of another kind.
     """
-    adapter = [name for name in tensors if is_adapter(name)]
     advice = "merge it with PEFT (merge_and_unload) and save the result"
     said = f"weights in {where} hold an adapter that is not merged ({fold(adapter, 160)})"
     if folder is None or not (folder / CONFIG).exists():

@@ -3,7 +3,8 @@
     NAME.safetensors
     NAME-00001-of-0000M.safetensors ... and NAME.safetensors.index.json
 
-Both forms are what the Hugging Face libraries write. Files that hold pickles are never opened.
+Both forms are what the Hugging Face libraries write; as there, one file goes before shards. Files
+that hold pickles are never opened.
 """
 
 import dataclasses
@@ -117,10 +118,10 @@ def open_tensors(folder: Path, name: str = "model") -> dict[str, StoredTensor]:
             or a folder that holds pickles only; one line that names them all.
     """
     single, index = _single(folder, name), _index(folder, name)
+    if single.is_file():  # beside it transformers leaves the index of shards that it removed
+        return _open_file(single)
     if index.is_symlink() or index.exists():
         return _open_shards(folder, index)
-    if single.is_file():
-        return _open_file(single)
     if advice := other_form(folder):
         raise UsageError(f"{single} is missing; {folder} is no whole model: {advice}")
     pickles = sorted(p.name for p in folder.glob("*") if p.suffix in PICKLE_ENDINGS)
@@ -185,7 +186,10 @@ def _single(folder: Path, name: str) -> Path:
 
 
 def _index(folder: Path, name: str) -> Path:
-    return folder / f"{name}.safetensors.index.json"
+    """Returns the index of shards; of a variant (`NAME.bf16`) where diffusers puts it."""
+    stem, _, variant = name.partition(".")
+    ending = f"{variant}.json" if variant else "json"
+    return folder / f"{stem}.safetensors.index.{ending}"
 
 
 def read(tensor: Tensor | StoredTensor) -> Tensor:

@@ -14,7 +14,7 @@ Whoever saves the state of a wrapped model gets the wrapper's names between thos
 They may stand anywhere, in any number and order. No network of ours has a part of these names.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from torch import Tensor
@@ -37,6 +37,7 @@ _WRAPPERS = frozenset(
 )
 _PEFT = ["base_model", "model"]
 _TRAINED, _FROZEN = "modules_to_save", "original_module"
+_BASE = ".base_layer."
 _FLAT = ("_flat_param", "flat_param")
 
 _COUNTER = "n_averaged"  # of torch's averaged weights
@@ -71,19 +72,21 @@ def unwrapped(
             "StateDictType.FULL_STATE_DICT"
         )
     kept = {name: tensor for name, tensor in tensors.items() if not _is_spare(name, tensors)}
+    wrapped = {front for name in kept if (front := name.partition(_BASE)[0]) != name}
+    adapter: list[str] = []
     plain: dict[str, Tensor | StoredTensor] = {}
     twice: list[str] = []
     for name, tensor in kept.items():
         own = plain_name(name)
         twice += [own] if own in plain else []
         plain[own] = tensor
+        if is_adapter(own) or _is_beside(name, wrapped):
+            adapter.append(own)
     if twice:
         raise UsageError(
             f"weights in {where} come twice, with and without a wrapper's prefix: {fold(twice)}"
         )
-    if any(map(is_adapter, plain)):
-        return merge_adapters(plain, folder, where)
-    return plain
+    return merge_adapters(plain, adapter, folder, where) if adapter else plain
 
 
 def plain_name(name: str) -> str:
@@ -100,6 +103,14 @@ def plain_name(name: str) -> str:
     while (place := _first(parts, _PEFT)) is not None:
         del parts[place : place + len(_PEFT)]
     return ".".join(parts)
+
+
+def _is_beside(name: str, wrapped: Collection[str]) -> bool:
+    """Returns whether a weight stands beside a layer that PEFT wrapped, as adapters do."""
+    if _BASE in name or _TRAINED in name:
+        return False
+    parts = name.split(".")
+    return any(".".join(parts[:count]) in wrapped for count in range(1, len(parts) - 1))
 
 
 def _first(parts: list[str], run: list[str]) -> int | None:
