@@ -287,7 +287,11 @@ def _oddities(data: bytes, image: Image.Image, min_px: int) -> list[str]:
 
 def _of_file(data: bytes, look: Callable[[Image.Image], str]) -> str:
     try:
-        with Image.open(io.BytesIO(data)) as file:
+        opened = Image.open(io.BytesIO(data))
+    except Exception:  # noqa: BLE001  (Pillow alone refuses some images that open_image reads)
+        return ""
+    try:
+        with opened as file:
             return look(file)
     except Exception as error:  # noqa: BLE001  (decoders raise all kinds of things)
         return f"its file cannot be judged: {type(error).__name__}: {error}"

@@ -1,9 +1,9 @@
-"""Image files without their side notes: what decodes the image stays, byte for byte.
+"""Removes the notes of an image file, and reads those that change how the image looks.
 
-Text, thumbnails, notes of cameras and editors, further frames: none of it changes the image, and a
-damaged note is no reason to refuse one. What a note says about the image itself (how it is turned,
-what its colors mean) is read here, with bounds. A file whose structure is not understood is handed
-on as it is: the decoder says what is wrong with it.
+Texts, thumbnails, notes of cameras and further frames do not change the image, and a damaged note
+must not prevent its reading. The bytes of the image itself stay as they are. Orientation and colors
+are read here, within limits of size. A file of unknown structure is returned unchanged, and its
+decoder reports the fault.
 """
 
 import dataclasses
@@ -21,9 +21,9 @@ from blip3o.imaging.profiles import coded_profile
 from blip3o.imaging.tiff_deep import DeepTiff, deep_tiff
 
 _MOST_SCANS = 50
-"""Of a progressive JPEG, which goes over the whole image once for each; encoders write 3 to 20."""
+"""Most scans of a progressive JPEG. Each takes as long as a whole image; encoders write 3 to 20."""
 _MOST_HEAD_BYTES = 1 << 16
-"""Of an AVIF file: its colors are described in front of the image."""
+"""Part of an AVIF file that is searched: the description of its colors precedes the image."""
 _UNCALIBRATED, _ADOBE_RGB = 0xFFFF, "R03"
 """DCF 2.0: color space and name of an "optional file", whose colors are Adobe RGB."""
 _SAID_ADOBE_RGB = 2
@@ -32,16 +32,15 @@ _SAID_ADOBE_RGB = 2
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Lean:
-    """A file without its side notes.
+    """A file without its notes.
 
     Args:
         data: the file.
-        orientation: how EXIF or XMP say that the image is turned, 1 to 8; None where `data` says
-            it itself.
-        profile: the color profile; None where there is none, or `data` holds it.
+        orientation: of EXIF or XMP, 1 to 8; None if `data` still holds it.
+        profile: the color profile; None if there is none, or if `data` still holds it.
         is_adobe_rgb: whether EXIF says that the colors are Adobe RGB.
         clear_color: the 16-bit color of a PNG that is transparent.
-        deep: how to read a TIFF that Pillow does not read right.
+        deep: how to read a TIFF that Pillow refuses or misreads.
     """
 
     data: bytes
@@ -53,7 +52,7 @@ class Lean:
 
 
 def lean(data: bytes) -> Lean:
-    """Returns a file without its side notes, and what these say about the image.
+    """Returns a file without its notes, and the orientation and colors that they state.
 
     Args:
         data: the whole file, of any kind; read as hostile.
@@ -78,15 +77,15 @@ def lean(data: bytes) -> Lean:
             case "BMP":
                 return Lean(data=data, profile=_bmp_profile(data))
     except (struct.error, IndexError, ValueError):
-        pass  # not as its kind prescribes
+        pass  # the structure is damaged: the decoder reports it
     return Lean(data=data)
 
 
 def exif_notes(block: bytes) -> tuple[int, bool]:
-    """Returns the orientation of an EXIF block, 1 if it says none, and whether it is Adobe RGB.
+    """Returns the orientation of an EXIF block, or 1, and whether the colors are Adobe RGB.
 
     Args:
-        block: with or without the `Exif` mark; damaged blocks say nothing.
+        block: with or without the `Exif` mark; a damaged block is ignored.
     """
     try:
         exif = Image.Exif()
@@ -110,7 +109,7 @@ def _is_adobe_rgb(exif: Image.Exif) -> bool:
 
 
 def xmp_orientation(text: bytes) -> int:
-    """Returns the orientation that an XMP note says, 1 if it says none."""
+    """Returns the orientation that an XMP note states, or 1."""
     found = re.search(rb"tiff:Orientation(?:=[\"']|>)([1-8])", text)
     return int(found[1]) if found else 1
 
@@ -131,7 +130,7 @@ def _lean_png(data: bytes) -> Lean:
 
 _ENTROPY_END = re.compile(rb"\xff+([^\x00\x01\xff\xd0-\xd7])")
 _FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}
-"""Segments that say how an image is coded: the first byte is the number of bits."""
+"""Segments that begin an image; their first byte is the number of bits of a color."""
 _EXIF, _XMP, _ICC = b"Exif\0", b"http://ns.adobe.com/xap/1.0/\0", b"ICC_PROFILE\0"
 
 
@@ -146,7 +145,7 @@ def _lean_jpeg(data: bytes) -> Lean:
             kept.append(data[start:])
             return notes.lean(b"".join(kept))
         is_note = 0xE0 <= code <= 0xEF or code == 0xFE
-        # The two notes that tell the decoder how colors are coded, if they are whole.
+        # The decoder needs these two notes, if they are whole: they state how colors are coded.
         is_jfif = code == 0xE0 and body.startswith(b"JFIF\0") and len(body) >= 14
         is_adobe = code == 0xEE and body.startswith(b"Adobe") and len(body) >= 12
         if not is_note or is_jfif or is_adobe:
@@ -205,7 +204,7 @@ def _check_scans(data: bytes, start: int) -> None:
 
 @dataclasses.dataclass
 class _JpegNotes:
-    """What the notes of a JPEG file say."""
+    """Notes of a JPEG file, as they are found."""
 
     exif: bytes = b""
     xmp: bytes = b""
@@ -213,7 +212,7 @@ class _JpegNotes:
     num_parts: int = 0
 
     def lean(self, data: bytes) -> Lean:
-        """Returns the file with what they say."""
+        """Returns the file with the orientation and colors that the notes state."""
         orientation, is_adobe = exif_notes(self.exif) if self.exif else (1, False)
         if orientation == 1:
             orientation = xmp_orientation(self.xmp)
@@ -241,7 +240,7 @@ def _lean_gif(data: bytes) -> Lean:
                 kept.append(data[start:at])
             elif data[start + 3 : start + 14] == b"ICCRGBG1012":
                 profile = _joined(data[start + 14 : at])
-    except IndexError:  # truncated: within the image its decoder says so
+    except IndexError:  # truncated: the decoder reports it if the image is concerned
         end = data[at:] if data[at : at + 1] != b"!" else b""
     return Lean(data=b"".join([*kept, end]), profile=profile)
 
@@ -293,8 +292,8 @@ def _lean_webp(data: bytes) -> Lean:
                 return Lean(data=data)  # truncated within the image
             has_frame = has_frame or kind == b"ANMF"
             if kind == b"VP8X":
-                # The flags say which notes follow: none do any more. The first frame of an
-                # animation may be smaller than the image, which is transparent around it.
+                # The notes are removed, so their flags go too. The first frame of an animation
+                # may be smaller than the image, which is transparent around it.
                 flags = body[0] & ~_NOTE_FLAGS
                 flags |= _ALPHA_FLAG if flags & _ANIMATION_FLAG else 0
                 whole = whole[:8] + bytes([flags]) + whole[9:]

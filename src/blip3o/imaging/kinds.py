@@ -1,4 +1,4 @@
-"""Says what a file really is that is no image this program reads, and what its owner can do."""
+"""Recognizes files that this program does not read as images, and says how to use them anyway."""
 
 import re
 
@@ -77,10 +77,10 @@ _TGA_KINDS, _TGA_BITS = (1, 2, 3, 9, 10, 11), (8, 15, 16, 24, 32)
 
 
 def format_of(data: bytes) -> str | None:
-    """Returns Pillow's name for the format of a file that this program reads, or None.
+    """Returns Pillow's name of a format that this program reads, or None for other files.
 
     Args:
-        data: the file, or its first bytes. Only these are looked at, not whether it is whole.
+        data: the file, or its first bytes; the rest may be damaged.
     """
     if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
         return "WEBP"
@@ -92,13 +92,13 @@ def format_of(data: bytes) -> str | None:
 
 
 def unread(data: bytes) -> str | None:
-    """Returns what a file is that no decoder took, and what to do: "a HEIC photo: save it as ...".
+    """Returns the kind of a file that cannot be read, with advice: "a HEIC photo: save it as ...".
 
     Args:
         data: the whole file.
 
     Returns:
-        None where nothing can be said.
+        None if the kind is unknown.
     """
     for start, kind, advice in _STARTS:
         if data.startswith(start):
@@ -107,7 +107,7 @@ def unread(data: bytes) -> str | None:
 
 
 def _of_boxes(data: bytes) -> str | None:
-    """Returns what a file of ISO boxes or a RIFF file is."""
+    """Returns the kind of a file of ISO boxes (such as HEIC) or of a RIFF file."""
     if data[4:8] == b"ftyp":
         match _brand(data):
             case "avif":
@@ -123,7 +123,7 @@ def _of_boxes(data: bytes) -> str | None:
 
 
 def _brand(data: bytes) -> str | None:
-    """Returns which family of images the brands of an `ftyp` box name."""
+    """Returns the family of images that the brands of an `ftyp` box name: avif, heic or crx."""
     length = min(int.from_bytes(data[:4], "big"), 256)
     brands = [data[8:12], *(data[at : at + 4] for at in range(16, length, 4))]
     if any(brand in {b"avif", b"avis"} for brand in brands):
@@ -163,7 +163,7 @@ def _of_text(data: bytes) -> str | None:
 
 
 def _of_rest(data: bytes) -> str | None:
-    """Returns what has its mark elsewhere than at the start."""
+    """Returns the kind of a file whose mark is not at its start."""
     if not data.strip(b"\0"):
         return "nothing but zero bytes, as a broken copy leaves them: copy it once more"
     if data[128:132] == b"DICM":

@@ -1,4 +1,4 @@
-"""Opens images from anywhere and of any kind: an RGB image comes back, or one clear line.
+"""Opens images of any kind from any source: returns an RGB image or raises one clear line.
 
 Files come from users and from the web, so they are read as hostile: size limits hold before
 anything is decoded, and whatever a decoder raises becomes a `UsageError` that names the file.
@@ -39,8 +39,8 @@ __all__ = [
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF")
 
 READING = 3
-"""Number of the way in which files become pixels. Whatever changes the pixels of any file raises
-it: features that were cached of other pixels are computed anew."""
+"""Version of the reading of files. A change that alters the pixels of any file raises it, and
+features that were cached before are computed again."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,7 +63,7 @@ class ImageLimits:
 
 DEFAULT_LIMITS = ImageLimits()
 _ANY_SIZE = ImageLimits(max_bytes=sys.maxsize - 1, max_pixels=sys.maxsize, max_side=sys.maxsize)
-"""For images given in Python: whoever opened one has accepted its size."""
+"""For images given in Python: their owner has opened them and accepted their size."""
 
 
 class UndecodedImage:
@@ -175,8 +175,8 @@ def open_pil(image: Image.Image) -> Image.Image:
     """Returns a PIL image as 8-bit sRGB, upright, transparent parts on white.
 
     Args:
-        image: of any size and mode. If Pillow opened it and did not decode it yet, and may misread
-            its format, it is read from its file.
+        image: of any size and mode. If it is not decoded yet and Pillow may misread its format, it
+            is read from its file.
 
     Raises:
         UsageError: if it has no pixels, or its numbers are no colors.
@@ -202,7 +202,7 @@ def _file_of(image: Image.Image) -> bytes | None:
     try:
         file.seek(0)
         data = file.read()
-        with Image.open(io.BytesIO(data)) as fresh:  # its notes may have been changed since
+        with Image.open(io.BytesIO(data)) as fresh:  # its owner may have changed its notes
             return data if (fresh.size, fresh.info) == (image.size, image.info) else None
     except Image.UnidentifiedImageError:  # the image does not begin where the file does
         return None
@@ -211,7 +211,7 @@ def _file_of(image: Image.Image) -> bytes | None:
 
 
 def _clear_mask(plain: Lean) -> Image.Image:
-    """Returns the alpha of a PNG with 16-bit colors of which one is transparent."""
+    """Returns the alpha of a PNG that has 16-bit colors, one of them transparent."""
     is_clear: Any = True
     for mode, shift in (("RGB;16B", 8), ("RGB;16L", 0)):  # the upper bytes, then the lower ones
         with Image.open(io.BytesIO(plain.data), formats=("PNG",)) as image:
@@ -223,7 +223,7 @@ def _clear_mask(plain: Lean) -> Image.Image:
 
 
 def _unread(name: str, data: bytes) -> str:
-    """Returns the line about a file that no decoder took."""
+    """Returns the message about a file that no decoder can read."""
     kind = format_of(data)
     said = unread(data)
     if kind is not None and (said is None or kind not in {"TIFF", "AVIF"}):

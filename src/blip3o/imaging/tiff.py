@@ -1,7 +1,7 @@
-"""TIFF directories: read as hostile, cut down to what an image needs, and described.
+"""Reads TIFF directories, and rewrites them with only the tags that an image needs.
 
-Pillow reads the common layouts. This file finds those that it misreads or refuses, which
-`tiff_deep` decodes, and gives it no tag that it could stumble over.
+Files may be made to do harm, so all sizes are checked. Pillow decodes the common layouts from the
+rewritten file; `tiff_deep` decodes the layouts that Pillow refuses or misreads.
 """
 
 import dataclasses
@@ -25,20 +25,20 @@ _KEPT = {
     *(TILE_WIDTH, TILE_HEIGHT, *_PIECES[2:], 332, EXTRA_SAMPLES, SAMPLE_FORMAT, 347),
     *(COLOR_MAP, 529, 530, 531, 532, ICC_PROFILE),
 }
-"""What decoding needs; all else in a directory is a note, and Pillow trips over damaged ones."""
+"""Tags that decoding needs. All others are notes, and damaged notes stop Pillow."""
 _MOST_PIECES = 300_000
 _MOST_TAG_BYTES = {**dict.fromkeys(_PIECES, 1 << 25), 347: 1 << 16, ICC_PROFILE: 1 << 23}
 _NUMBERS = {
     **{1: "u1", 3: "u2", 4: "u4", 6: "i1", 8: "i2", 9: "i4", 11: "f4", 12: "f8", 13: "u4"},
     **{16: "u8", 17: "i8", 18: "u8"},
 }
-"""Types of a tag's values that are numbers, as NumPy names them; the others are text and bytes."""
+"""NumPy's names of the types that are numbers; all other types are text and bytes."""
 _RATIOS = (5, 10)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Entry:
-    """One tag of a directory: its type, and how many values of it lie where."""
+    """One tag of a directory: the type of its values, their count, and where they start."""
 
     kind: int
     count: int
@@ -46,7 +46,7 @@ class Entry:
 
     @property
     def size(self) -> int:
-        """Bytes of its values."""
+        """Length of its values in bytes."""
         if self.kind in _RATIOS:
             return self.count * 8
         return self.count * np.dtype(_NUMBERS.get(self.kind, "u1")).itemsize
@@ -102,7 +102,7 @@ class Directory:
             self.entries[tag] = entry
 
     def values(self, tag: int, most: int = 16) -> list[float]:
-        """Returns at most so many numbers of a tag; none if it is not there."""
+        """Returns the numbers of a tag, at most `most`; none if the tag is missing."""
         entry = self.entries.get(tag)
         if entry is None or entry.kind not in _NUMBERS:
             return []
@@ -130,7 +130,7 @@ def lean_tiff(found: Directory, changes: dict[int, Sequence[int]] | None = None)
 
     Args:
         found: its directory.
-        changes: other values of tags; no values leave a tag out.
+        changes: other values of tags; an empty list removes a tag.
 
     Raises:
         UsageError: if the directory lists fewer pieces than the image has, or far too many, or if
@@ -164,7 +164,7 @@ def lean_tiff(found: Directory, changes: dict[int, Sequence[int]] | None = None)
 
 
 def _colors(found: Directory) -> dict[int, Sequence[int]]:
-    """Returns the palette where old programs wrote it with 8 bits instead of 16."""
+    """Returns the palette with 16 bits, if an old program wrote it with 8 bits."""
     levels = found.values(COLOR_MAP, 3 << 8)
     if not levels or max(levels) > 255:
         return {}
@@ -172,7 +172,7 @@ def _colors(found: Directory) -> dict[int, Sequence[int]]:
 
 
 def _pieces(found: Directory) -> dict[int, Sequence[int]]:
-    """Returns the lists of strips or tiles, where they are longer than the image needs."""
+    """Returns the lists of strips or tiles, shortened if they are longer than the image needs."""
     width, height = found.number(WIDTH, 0), found.number(HEIGHT, 0)
     if min(width, height) < 1 and found.is_whole:
         raise UsageError(f"a TIFF image of {width} x {height} pixels")
@@ -202,7 +202,7 @@ def _pieces(found: Directory) -> dict[int, Sequence[int]]:
 def _check_ends(
     found: Directory, starts: Sequence[int], sizes: Sequence[int], *, across: int, down: int
 ) -> None:
-    """Refuses an image that does not lie in its file: behind it the lean directory will stand.
+    """Refuses an image that ends behind its file, because the new directory is appended there.
 
     Args:
         found: the directory.
@@ -230,9 +230,9 @@ def _check_ends(
 
 
 def raw_photo(data: bytes) -> str | None:
-    """Returns what a TIFF file is that holds a camera's raw photo; None for others.
+    """Returns the kind of a camera's raw photo; None for other TIFF files.
 
-    The first image of such a file is a small preview, or a mosaic that is no image yet.
+    The first image of a raw photo is a small preview, or a mosaic that is no image yet.
     """
     if data[8:10] == b"CR":
         return "a camera's raw photo (CR2)"

@@ -18,10 +18,10 @@ from blip3o.imaging import tiff
 from blip3o.imaging.tiff import Directory
 
 _BYTEWISE = (1, 5, 8, 32773, 32946, 34925, 50000)
-"""Compressions that know bytes only: none, LZW, Deflate, PackBits, LZMA, Zstandard."""
+"""Compressions of plain bytes: none, LZW, PackBits, Deflate (two numbers), LZMA, Zstandard."""
 _CIELAB, _ICCLAB = 8, 9
 _MODES = {0: "L", 1: "L", 2: "RGB", _CIELAB: "LAB", _ICCLAB: "LAB"}
-"""Modes of images by how a TIFF file says that its colors are coded."""
+"""Modes of images by the tag of a TIFF file that states how colors are coded."""
 _BLOCK_SAMPLES = 1 << 20
 _FILL_ORDER = 266
 NEGATIVE = "an image of signed numbers, some of them negative; save it with 8 or 16 unsigned bits"
@@ -29,15 +29,15 @@ NEGATIVE = "an image of signed numbers, some of them negative; save it with 8 or
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Scale:
-    """What black and white are.
+    """The numbers that mean black and white.
 
     Args:
         bits: of a sample.
         is_signed: whether samples may be negative.
-        low: the number that is black, or white where `is_inverted`.
-        high: the other one.
+        low: the number of black, or of white if `is_inverted`.
+        high: the number of white, or of black if `is_inverted`.
         is_inverted: whether the lowest number is white.
-        takes_negative: whether the file says itself that its range begins below zero.
+        takes_negative: whether the file states a range that begins below zero.
     """
 
     bits: int
@@ -51,7 +51,7 @@ class Scale:
         """Returns numbers as levels of 0 to 255.
 
         Raises:
-            UsageError: for negative numbers where the file does not say what they mean.
+            UsageError: for negative numbers, unless the file states their range.
         """
         if self.is_signed and not self.takes_negative and values.size and values.min() < 0:
             raise UsageError(NEGATIVE)
@@ -137,12 +137,12 @@ class DeepTiff:
     def _levels(self, values: NDArray[Any], sample: int) -> NDArray[np.uint8]:
         """Returns the numbers of one sample of all pixels as levels of 0 to 255."""
         bits = self.scale.bits
-        if self.mode == "LAB" and sample in {1, 2}:  # steps of 256ths, not of 257ths
+        if self.mode == "LAB" and sample in {1, 2}:  # 16 bits are 256 times 8 bits, not 257 times
             is_signed = self.found.number(tiff.PHOTOMETRIC, 0) == _CIELAB
             return ((values >> (bits - 8)) ^ (is_signed << 7)).astype(np.uint8)
         levels = self.scale.levels(values)
         is_alpha = self.mode.endswith("A") and sample == self.taken[-1]
-        # White may be at zero, but opaque is not.
+        # Zero may mean white, but it never means opaque.
         return 255 - levels if is_alpha and self.scale.is_inverted else levels
 
     def _blocks(self, samples: int, plane: int | None) -> Iterator[tuple[slice, NDArray[Any]]]:
@@ -187,7 +187,7 @@ class DeepTiff:
         kind = "i" if self.scale.is_signed else "u"
         if bits in {8, 16, 32}:
             return np.ascontiguousarray(rows).view(f"{self.found.order}{kind}{bits // 8}")
-        # Bits lie in the order of the file from the highest on; whole bytes in the file's own.
+        # The highest bit comes first in any file; only whole bytes follow the file's byte order.
         if bits == 24 and self.found.order == "<":
             rows = rows.reshape(len(rows), -1, 3)[..., ::-1].reshape(len(rows), -1)
         unpacked = np.unpackbits(rows, axis=1, count=count * bits).reshape(len(rows), count, bits)
@@ -199,7 +199,7 @@ class DeepTiff:
         return values
 
     def _undone(self, values: NDArray[Any]) -> NDArray[Any]:
-        """Returns numbers that were written as differences to their left neighbors."""
+        """Returns the numbers themselves, if the file holds differences to the left neighbors."""
         if self.found.number(tiff.PREDICTOR, 1) != 2:
             return values
         width = self.size[0]
@@ -261,7 +261,7 @@ def _is_read_by_pillow(found: Directory, mode: str, bits: int, num_others: int) 
 
 
 def _divided(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Returns pixels whose colors are not multiplied by alpha any more."""
+    """Returns pixels with their colors divided by alpha."""
     alpha = pixels[..., -1:].astype(np.uint32)
     colors = pixels[..., :-1].astype(np.uint32) * 255 // np.maximum(alpha, 1)
     return np.concatenate([np.minimum(colors, 255), alpha], axis=2).astype(np.uint8)

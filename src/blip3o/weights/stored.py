@@ -109,8 +109,8 @@ def sketch(config: Any, where: Path, num_weights: float = math.inf) -> Any:  # n
     Args:
         config: of a model or a part of one; its `build()` is called.
         where: the file that describes it, for the message.
-        num_weights: how many weights there are: what has far more is not built to its end. Infinite
-            where no file limits the model.
+        num_weights: how many weights the files hold. A model with far more is refused before it is
+            built. Infinite if no file limits the model.
 
     Raises:
         UsageError: if it describes no model, or one that is far too large for its weights.

@@ -1,6 +1,6 @@
-"""Names of weights as trainers leave them, and the plain names beneath.
+"""Removes the names of trainers' wrappers from the names of weights.
 
-Whoever saves the state of a wrapped model gets the wrapper's names between those of the model:
+The state of a wrapped model has the wrapper's names between those of the model:
 
     module.                                     DataParallel, DDP, DeepSpeed, averaged weights
     _fsdp_wrapped_module., _fpw_module.         FSDP
@@ -11,7 +11,7 @@ Whoever saves the state of a wrapped model gets the wrapper's names between thos
     .base_layer., .modules_to_save.NAME.        PEFT, around a layer
     .lora_A.NAME., .lora_B.NAME.                PEFT, an adapter beside a layer: see `adapters`
 
-They may stand anywhere, in any number and order. No network of ours has a part of these names.
+They may stand anywhere, in any number and order. No network of ours uses these names.
 """
 
 from collections.abc import Collection, Mapping
@@ -47,7 +47,7 @@ _COMPUTED = (
     ".rotary_pos_emb.inv_freq",
     ".embeddings.position_ids",
 )
-"""Ends of names that older versions of transformers stored and every version computes."""
+"""Ends of names that old versions of transformers stored, although they can be computed."""
 
 
 def unwrapped(
@@ -58,7 +58,7 @@ def unwrapped(
     Args:
         tensors: by the names they were saved under.
         folder: holds `adapter_config.json`, if adapters are to be merged.
-        where: what holds the weights, for the message; None names the folder.
+        where: the place of the weights, for messages; "" means the folder.
 
     Raises:
         UsageError: if two weights have one plain name, if weights are flattened, or if an adapter
@@ -90,7 +90,7 @@ def unwrapped(
 
 
 def plain_name(name: str) -> str:
-    """Returns the name of a weight without what wrappers put into it.
+    """Returns the name of a weight without the parts that wrappers added.
 
     Args:
         name: as it was saved.
@@ -119,7 +119,7 @@ def _first(parts: list[str], run: list[str]) -> int | None:
 
 
 def _is_spare(name: str, names: Mapping[str, object]) -> bool:
-    """Returns whether a weight is computed anew, or has a trained one in its place."""
+    """Returns whether a weight is not needed: it can be computed, or a trained one replaces it."""
     if name.rpartition(".")[2] == _COUNTER or name.endswith(_COMPUTED):
         return True
     front, frozen, rest = name.partition(f".{_FROZEN}.")
