@@ -178,7 +178,5 @@ def _strength(settings: Mapping[str, Any], layer: str, rank: int, folder: Path) 
         if not math.isfinite(strength):
             raise ValueError(f"lora_alpha {alpha}")
     except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError, re.error) as error:
-        raise UsageError(
-            f"{folder / CONFIG} gives no strength of the adapter: {error}"
-        ) from error
+        raise UsageError(f"{folder / CONFIG} gives no strength of the adapter: {error}") from error
     return strength
