@@ -11,7 +11,7 @@ from torch import Tensor
 from blip3o.core.errors import UsageError
 from blip3o.core.types import Message
 from blip3o.flow.solver import StepCallback
-from blip3o.imaging.load import open_image, to_rgb, upright
+from blip3o.imaging.load import open_image, open_pil
 
 Picture = str | Path | bytes | Image.Image
 """A file, the bytes of one, or a PIL picture; of any size and mode."""
@@ -66,8 +66,7 @@ def open_picture(picture: Picture) -> Image.Image:
     if not isinstance(picture, Image.Image):
         raise UsageError(f"a picture is a file, bytes or a PIL picture, not {type(picture)}")
     try:
-        # PIL reads files late: a truncated one shows itself only here.
-        return to_rgb(upright(picture))
+        return open_pil(picture)  # PIL reads files late: a truncated one shows itself only here
     except UsageError:
         raise
     except Exception as error:  # decoders raise all kinds of things for damaged files

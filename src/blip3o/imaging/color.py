@@ -1,8 +1,8 @@
-"""Colors as a person sees them in a viewer: what a file's profile says becomes sRGB.
+"""Converts the colors of an image to sRGB, as a viewer shows them.
 
-The order is that of browsers: a profile, else `sRGB`, else `gAMA` and `cHRM` of a PNG. Beside it
-Adobe RGB as cameras mark it in EXIF, without a profile. A profile that is damaged, or of another
-kind than the image, says nothing, and the image is taken as it is.
+As in a browser, a color profile counts first, then the PNG chunk `sRGB`, then `gAMA` with `cHRM`.
+Cameras mark Adobe RGB in EXIF without a profile, which counts too. A profile that is damaged, or
+that belongs to another kind of image, is ignored.
 """
 
 import functools
@@ -15,11 +15,12 @@ from PIL import Image
 from blip3o.imaging.profiles import numbered_profile
 
 COLOR_NOTES = ("icc_profile", "gamma", "chromaticity", "srgb")
-"""What Pillow calls the notes of a file about its colors."""
+"""Keys in Pillow's `info` that describe the colors of an image."""
 _SPACES = {"RGB ": ("RGB",), "GRAY": ("L",), "CMYK": ("CMYK",), "Lab ": ("LAB",)}
 _CLASSES = ("mntr", "scnr", "prtr", "spac")
+_MOST_PROFILE_BYTES = 1 << 22
 _SAME_LEVELS = 2
-"""Largest difference to sRGB of a profile that is sRGB itself, rounded by whoever wrote it."""
+"""A profile that differs from sRGB by at most so many levels is sRGB, with rounded numbers."""
 
 
 def profile_of(image: Image.Image) -> bytes | None:
@@ -45,9 +46,12 @@ def to_srgb(image: Image.Image, profile: bytes) -> Image.Image:
         profile: an ICC profile, read as hostile.
 
     Returns:
-        An RGB image, or the same image if the profile is sRGB, damaged or of another kind.
+        An RGB image, or the same image if the profile is sRGB, damaged, of another kind or larger
+        than 4 MiB.
     """
-    transform = _transform(profile, image.mode)
+    transform = None
+    if len(profile) <= _MOST_PROFILE_BYTES:
+        transform = _transform(profile, image.mode)
     if transform is None:
         return image
     result = transform.apply(image)

@@ -1,9 +1,9 @@
-"""Image files without their side notes: what decodes the image stays, byte for byte.
+"""Removes the notes of an image file, and reads those that change how the image looks.
 
-Text, thumbnails, notes of cameras and editors, further frames: none of it changes the image, and a
-damaged note is no reason to refuse one. What a note says about the image itself (how it is turned,
-what its colors mean) is read here, with bounds. A file whose structure is not understood is handed
-on as it is: the decoder says what is wrong with it.
+Texts, thumbnails, notes of cameras and further frames do not change the image, and a damaged note
+must not prevent its reading. The bytes of the image itself stay as they are. Orientation and colors
+are read here, within limits of size. A file of unknown structure is returned unchanged, and its
+decoder reports the fault.
 """
 
 import dataclasses
@@ -17,11 +17,13 @@ from blip3o.core.errors import UsageError
 from blip3o.imaging import tiff
 from blip3o.imaging.kinds import format_of
 from blip3o.imaging.png import lean_png, png_notes
+from blip3o.imaging.profiles import coded_profile
 from blip3o.imaging.tiff_deep import DeepTiff, deep_tiff
 
 _MOST_SCANS = 50
-"""Of a progressive JPEG, which goes over the whole image once for each; encoders write 3 to 20."""
-_MOST_PROFILE_BYTES = 1 << 23
+"""Most scans of a progressive JPEG. Each takes as long as a whole image; encoders write 3 to 20."""
+_MOST_HEAD_BYTES = 1 << 16
+"""Part of an AVIF file that is searched: the description of its colors precedes the image."""
 _UNCALIBRATED, _ADOBE_RGB = 0xFFFF, "R03"
 """DCF 2.0: color space and name of an "optional file", whose colors are Adobe RGB."""
 _SAID_ADOBE_RGB = 2
@@ -30,16 +32,15 @@ _SAID_ADOBE_RGB = 2
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Lean:
-    """A file without its side notes.
+    """A file without its notes.
 
     Args:
         data: the file.
-        orientation: how EXIF or XMP say that the image is turned, 1 to 8; None where `data` says
-            it itself.
-        profile: the color profile; None where there is none, or `data` holds it.
+        orientation: of EXIF or XMP, 1 to 8; None if `data` still holds it.
+        profile: the color profile; None if there is none, or if `data` still holds it.
         is_adobe_rgb: whether EXIF says that the colors are Adobe RGB.
         clear_color: the 16-bit color of a PNG that is transparent.
-        deep: how to read a TIFF that Pillow does not read right.
+        deep: how to read a TIFF that Pillow refuses or misreads.
     """
 
     data: bytes
@@ -51,7 +52,7 @@ class Lean:
 
 
 def lean(data: bytes) -> Lean:
-    """Returns a file without its side notes, and what these say about the image.
+    """Returns a file without its notes, and the orientation and colors that they state.
 
     Args:
         data: the whole file, of any kind; read as hostile.
@@ -66,21 +67,25 @@ def lean(data: bytes) -> Lean:
             case "JPEG":
                 return _lean_jpeg(data)
             case "GIF":
-                return Lean(data=_lean_gif(data))
+                return _lean_gif(data)
             case "WEBP":
                 return _lean_webp(data)
             case "TIFF":
                 return _lean_tiff(data)
+            case "AVIF":
+                return Lean(data=data, profile=_avif_profile(data))
+            case "BMP":
+                return Lean(data=data, profile=_bmp_profile(data))
     except (struct.error, IndexError, ValueError):
-        pass  # not as its kind prescribes
+        pass  # the structure is damaged: the decoder reports it
     return Lean(data=data)
 
 
 def exif_notes(block: bytes) -> tuple[int, bool]:
-    """Returns the orientation of an EXIF block, 1 if it says none, and whether it is Adobe RGB.
+    """Returns the orientation of an EXIF block, or 1, and whether the colors are Adobe RGB.
 
     Args:
-        block: with or without the `Exif` mark; damaged blocks say nothing.
+        block: with or without the `Exif` mark; a damaged block is ignored.
     """
     try:
         exif = Image.Exif()
@@ -104,7 +109,7 @@ def _is_adobe_rgb(exif: Image.Exif) -> bool:
 
 
 def xmp_orientation(text: bytes) -> int:
-    """Returns the orientation that an XMP note says, 1 if it says none."""
+    """Returns the orientation that an XMP note states, or 1."""
     found = re.search(rb"tiff:Orientation(?:=[\"']|>)([1-8])", text)
     return int(found[1]) if found else 1
 
@@ -124,6 +129,8 @@ def _lean_png(data: bytes) -> Lean:
 
 
 _ENTROPY_END = re.compile(rb"\xff+([^\x00\x01\xff\xd0-\xd7])")
+_FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}
+"""Segments that begin an image; their first byte is the number of bits of a color."""
 _EXIF, _XMP, _ICC = b"Exif\0", b"http://ns.adobe.com/xap/1.0/\0", b"ICC_PROFILE\0"
 
 
@@ -131,12 +138,14 @@ def _lean_jpeg(data: bytes) -> Lean:
     kept, notes = [data[:2]], _JpegNotes()
     for code, start, end in _segments(data):
         body = data[start + 4 : end]
+        if code in _FRAMES and body[:1] not in {b"\x08", b""}:
+            raise UsageError(f"a JPEG of {body[0]} bits; save it with 8 bits, as JPEG or PNG")
         if code == 0xDA:
             _check_scans(data, start)
             kept.append(data[start:])
             return notes.lean(b"".join(kept))
         is_note = 0xE0 <= code <= 0xEF or code == 0xFE
-        # The two notes that tell the decoder how colors are coded, if they are whole.
+        # The decoder needs these two notes, if they are whole: they state how colors are coded.
         is_jfif = code == 0xE0 and body.startswith(b"JFIF\0") and len(body) >= 14
         is_adobe = code == 0xEE and body.startswith(b"Adobe") and len(body) >= 12
         if not is_note or is_jfif or is_adobe:
@@ -155,9 +164,7 @@ def _segments(data: bytes) -> Iterator[tuple[int, int, int]]:
     """Yields code, start and end of the segments of a JPEG file up to its first scan."""
     at = 2
     while at < len(data):
-        at = data.index(
-            b"\xff", at
-        )  # stray bytes between segments are passed over, as libjpeg does
+        at = data.index(b"\xff", at)  # libjpeg passes over stray bytes between segments too
         while data[at + 1] == 0xFF:
             at += 1
         code = data[at + 1]
@@ -197,7 +204,7 @@ def _check_scans(data: bytes, start: int) -> None:
 
 @dataclasses.dataclass
 class _JpegNotes:
-    """What the notes of a JPEG file say."""
+    """Notes of a JPEG file, as they are found."""
 
     exif: bytes = b""
     xmp: bytes = b""
@@ -205,7 +212,7 @@ class _JpegNotes:
     num_parts: int = 0
 
     def lean(self, data: bytes) -> Lean:
-        """Returns the file with what they say."""
+        """Returns the file with the orientation and colors that the notes state."""
         orientation, is_adobe = exif_notes(self.exif) if self.exif else (1, False)
         if orientation == 1:
             orientation = xmp_orientation(self.xmp)
@@ -214,27 +221,37 @@ class _JpegNotes:
         return Lean(data=data, orientation=orientation, profile=whole, is_adobe_rgb=is_adobe)
 
 
-def _lean_gif(data: bytes) -> bytes:
+def _lean_gif(data: bytes) -> Lean:
     """Returns a GIF file of the first frame alone."""
     at = 13 + _table_bytes(data[10])
-    kept = [data[:at]]
+    kept, profile, end = [data[:at]], None, b";"
     try:
         while data[at] != 0x3B:
+            start = at
             if data[at] == 0x2C:
-                start, at = at, at + 11 + _table_bytes(data[at + 9])
+                at = _blocks_end(data, at + 11 + _table_bytes(data[at + 9]))
                 kept.append(data[start:at])
-                end = _blocks_end(data, at)
-                return b"".join([*kept, data[at:end], b";"])
-            if data[at] == 0x21:
-                end = _blocks_end(data, at + 2)
-                if data[at + 1] == 0xF9:
-                    kept.append(data[at:end])
-                at = end
-            else:
+                break
+            if data[at] != 0x21:
                 at += 1
-    except IndexError:  # truncated: within the image its decoder says so
-        return b"".join([*kept, data[at:]]) if data[at : at + 1] != b"!" else b"".join(kept)
-    return b"".join([*kept, b";"])
+                continue
+            at = _blocks_end(data, at + 2)
+            if data[start + 1] == 0xF9:
+                kept.append(data[start:at])
+            elif data[start + 3 : start + 14] == b"ICCRGBG1012":
+                profile = _joined(data[start + 14 : at])
+    except IndexError:  # truncated: the decoder reports it if the image is concerned
+        end = data[at:] if data[at : at + 1] != b"!" else b""
+    return Lean(data=b"".join([*kept, end]), profile=profile)
+
+
+def _joined(blocks: bytes) -> bytes:
+    """Returns the content of a row of blocks."""
+    found, at = bytearray(), 0
+    while blocks[at]:
+        found += blocks[at + 1 : at + 1 + blocks[at]]
+        at += 1 + blocks[at]
+    return bytes(found)
 
 
 def _table_bytes(flags: int) -> int:
@@ -246,6 +263,9 @@ def _blocks_end(data: bytes, at: int) -> int:
     while data[at]:
         at += 1 + data[at]
     return at + 1
+
+
+_NOTE_FLAGS, _ALPHA_FLAG, _ANIMATION_FLAG = 0x2C, 0x10, 0x02
 
 
 def _lean_webp(data: bytes) -> Lean:
@@ -264,16 +284,19 @@ def _lean_webp(data: bytes) -> Lean:
         elif kind == b"XMP ":
             xmp = body if xmp is None else xmp
         elif kind == b"ICCP":
-            profile = body if len(body) == size <= _MOST_PROFILE_BYTES else None
+            profile = body if len(body) == size else None
         elif kind in {b"VP8X", b"ANIM", b"ALPH", b"VP8 ", b"VP8L"} or (
             kind == b"ANMF" and not has_frame
         ):
             if len(body) < size:
                 return Lean(data=data)  # truncated within the image
             has_frame = has_frame or kind == b"ANMF"
-            # The header tells which notes follow: none do any more.
             if kind == b"VP8X":
-                whole = whole[:8] + bytes([body[0] & ~0x2C]) + whole[9:]
+                # The notes are removed, so their flags go too. The first frame of an animation
+                # may be smaller than the image, which is transparent around it.
+                flags = body[0] & ~_NOTE_FLAGS
+                flags |= _ALPHA_FLAG if flags & _ANIMATION_FLAG else 0
+                whole = whole[:8] + bytes([flags]) + whole[9:]
             kept.append(whole + b"\0" * (len(whole) % 2))
     file = b"".join(kept)
     orientation, is_adobe = exif_notes(exif) if exif else (1, False)
@@ -294,3 +317,23 @@ def _lean_tiff(data: bytes) -> Lean:
     if (deep := deep_tiff(found)) is not None:
         return Lean(data=data, orientation=found.number(tiff.ORIENTATION, 1), deep=deep)
     return Lean(data=tiff.lean_tiff(found))
+
+
+def _avif_profile(data: bytes) -> bytes | None:
+    """Returns the profile of the colors that an AVIF file names by numbers.
+
+    Pillow reads a profile that is there, but not the numbers.
+    """
+    head = data[:_MOST_HEAD_BYTES]
+    found = re.search(rb"colrnclx\0(.)\0(.)", head, re.DOTALL)
+    if found is None or b"colrprof" in head or b"colrrICC" in head:
+        return None
+    return coded_profile(found[1] + found[2] + b"\0\1") or None
+
+
+def _bmp_profile(data: bytes) -> bytes | None:
+    """Returns the profile that a BMP file of version 5 holds."""
+    if len(data) < 138 or int.from_bytes(data[14:18], "little") < 124 or data[70:74] != b"DEBM":
+        return None
+    start, size = struct.unpack_from("<II", data, 14 + 112)
+    return data[14 + start : 14 + start + size] or None

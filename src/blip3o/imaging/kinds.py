@@ -1,4 +1,4 @@
-"""Says what a file really is that is no image or list this program reads, and what to do."""
+"""Recognizes files that this program does not read as images or lists, and says how to use them."""
 
 import re
 
@@ -42,6 +42,8 @@ _STARTS: tuple[tuple[bytes, str, str], ...] = (
     (b"\xc5\xd0\xd3\xc6", "a PostScript drawing (EPS)", _RESAVE),
     (b"icns", "an icon (ICNS)", _RESAVE),
     (b"DDS ", "a texture (DDS)", _RESAVE),
+    (b"P7\n", "a PAM image", _RESAVE),
+    (b"PF\n", "an image of floating point numbers (PFM)", _RESAVE),
     (b"qoif", "a QOI image", _RESAVE),
     (b"FLIF", "a FLIF image", _RESAVE),
     (b"BPG\xfb", "a BPG image", _RESAVE),
@@ -82,17 +84,17 @@ _READ = (
 HEAD_BYTES = 512
 """How much of the beginning of a file tells what it holds."""
 _WEB_PAGE = re.compile(rb"(?:\xef\xbb\xbf)?\s*<(?:!doctype html|html)\b", re.IGNORECASE)
-_PNM = re.compile(rb"P[1-7fFy]\s")
+_PNM = re.compile(rb"P[1-6fy]\s")
 _HEIF = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"mif2", b"msf1")
 _HEAD_BYTES = 4096
 _TGA_KINDS, _TGA_BITS = (1, 2, 3, 9, 10, 11), (8, 15, 16, 24, 32)
 
 
 def format_of(data: bytes) -> str | None:
-    """Returns Pillow's name for the format of a file that this program reads, or None.
+    """Returns Pillow's name of a format that this program reads, or None for other files.
 
     Args:
-        data: the file, or its first bytes. Only these are looked at, not whether it is whole.
+        data: the file, or its first bytes; the rest may be damaged.
     """
     if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
         return "WEBP"
@@ -121,13 +123,13 @@ def store_of(head: bytes) -> str | None:
 
 
 def unread(data: bytes) -> str | None:
-    """Returns what a file is that no decoder took, and what to do: "a HEIC photo: save it as ...".
+    """Returns the kind of a file that cannot be read, with advice: "a HEIC photo: save it as ...".
 
     Args:
         data: the whole file.
 
     Returns:
-        None where nothing can be said.
+        None if the kind is unknown.
     """
     for start, kind, advice in (*_STORES, *_STARTS):
         if data.startswith(start):
@@ -136,7 +138,7 @@ def unread(data: bytes) -> str | None:
 
 
 def _of_boxes(data: bytes) -> str | None:
-    """Returns what a file of ISO boxes or a RIFF file is."""
+    """Returns the kind of a file of ISO boxes (such as HEIC) or of a RIFF file."""
     if data[4:8] == b"ftyp":
         match _brand(data):
             case "avif":
@@ -152,7 +154,7 @@ def _of_boxes(data: bytes) -> str | None:
 
 
 def _brand(data: bytes) -> str | None:
-    """Returns which family of images the brands of an `ftyp` box name."""
+    """Returns the family of images that the brands of an `ftyp` box name: avif, heic or crx."""
     length = min(int.from_bytes(data[:4], "big"), 256)
     brands = [data[8:12], *(data[at : at + 4] for at in range(16, length, 4))]
     if any(brand in {b"avif", b"avis"} for brand in brands):
@@ -192,7 +194,7 @@ def _of_text(data: bytes) -> str | None:
 
 
 def _of_rest(data: bytes) -> str | None:
-    """Returns what has its mark elsewhere than at the start."""
+    """Returns the kind of a file whose mark is not at its start."""
     if not data.strip(b"\0"):
         return "nothing but zero bytes, as a broken copy leaves them: copy it once more"
     if data[128:132] == b"DICM":

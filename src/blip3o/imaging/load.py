@@ -1,4 +1,4 @@
-"""Opens images from anywhere and of any kind: an RGB image comes back, or one clear line.
+"""Opens images of any kind from any source: returns an RGB image or raises one clear line.
 
 Files come from users and from the web, so they are read as hostile: size limits hold before
 anything is decoded, and whatever a decoder raises becomes a `UsageError` that names the file.
@@ -7,6 +7,7 @@ anything is decoded, and whatever a decoder raises becomes a `UsageError` that n
 import contextlib
 import dataclasses
 import io
+import sys
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -28,6 +29,7 @@ __all__ = [
     "ImageLimits",
     "UndecodedImage",
     "open_image",
+    "open_pil",
     "read_header",
     "to_rgb",
     "upright",
@@ -36,9 +38,9 @@ __all__ = [
 # Not all of Pillow's formats: some of the others run external programs.
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF")
 
-READING = 2
-"""Number of the way in which files become pixels. Whatever changes the pixels of any file raises
-it: features that were cached of other pixels are computed anew."""
+READING = 3
+"""Version of the reading of files. A change that alters the pixels of any file raises it, and
+features that were cached before are computed again."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,6 +62,8 @@ class ImageLimits:
 
 
 DEFAULT_LIMITS = ImageLimits()
+_ANY_SIZE = ImageLimits(max_bytes=sys.maxsize - 1, max_pixels=sys.maxsize, max_side=sys.maxsize)
+"""For images given in Python: their owner has opened them and accepted their size."""
 
 
 class UndecodedImage:
@@ -83,7 +87,7 @@ class UndecodedImage:
             self._plain = lean(data)
             self._image = None
             if (deep := self._plain.deep) is not None:
-                self.size, self.mode = deep.size, f"{deep.num_colors} x {deep.scale.bits} bits"
+                self.size, self.mode = deep.size, f"{len(deep.taken)} x {deep.scale.bits} bits"
             else:
                 self._image = Image.open(io.BytesIO(self._plain.data), formats=FORMATS)
                 self.size, self.mode = self._image.size, self._image.mode
@@ -120,7 +124,7 @@ class UndecodedImage:
 
     @contextlib.contextmanager
     def _told(self) -> Iterator[None]:
-        """Says whatever goes wrong in one line that names the file."""
+        """Turns every error into one line that names the file."""
         name = self._name
         with warnings.catch_warnings():  # Pillow warns about large and odd files
             warnings.simplefilter("ignore")
@@ -137,6 +141,9 @@ class UndecodedImage:
                 raise UsageError(f"{name}: there is not enough memory to decode it") from error
             except Exception as error:  # decoders raise all kinds of things for damaged files
                 reason = (str(error).splitlines() or [type(error).__name__])[0]
+                if "nsupported" in reason:
+                    line = f"{name} is of a kind that cannot be read: {reason}"
+                    raise UsageError(f"{line}; save it as JPEG or PNG") from error
                 raise UsageError(f"{name} is a damaged or truncated picture: {reason}") from error
 
 
@@ -170,8 +177,47 @@ def open_image(
     return read_header(source, limits).decode()
 
 
+def open_pil(image: Image.Image) -> Image.Image:
+    """Returns a PIL image as 8-bit sRGB, upright, transparent parts on white.
+
+    Args:
+        image: of any size and mode. If it is not decoded yet and Pillow may misread its format, it
+            is read from its file.
+
+    Raises:
+        UsageError: if it has no pixels, or its numbers are no colors.
+        OSError: if its file is damaged or truncated; decoders have further errors of their own.
+    """
+    if (data := _file_of(image)) is not None:
+        return open_image(data, _ANY_SIZE)
+    image.load()
+    if min(image.size) < 1:
+        raise UsageError(f"an image of {image.width} x {image.height} pixels")
+    return to_rgb(upright(image))
+
+
+def _file_of(image: Image.Image) -> bytes | None:
+    """Returns the file of an image that is not decoded yet, and that Pillow may misread."""
+    is_risky = image.format in {"TIFF", "BMP", "GIF"} or (
+        image.format == "PNG" and "transparency" in image.info
+    )
+    file = getattr(image, "fp", None)
+    if not is_risky or file is None or not getattr(image, "tile", ()) or image.tell():
+        return None
+    at = file.tell()
+    try:
+        file.seek(0)
+        data = file.read()
+        with Image.open(io.BytesIO(data)) as fresh:  # its owner may have changed its notes
+            return data if (fresh.size, fresh.info) == (image.size, image.info) else None
+    except Image.UnidentifiedImageError:  # the image does not begin where the file does
+        return None
+    finally:
+        file.seek(at)
+
+
 def _clear_mask(plain: Lean) -> Image.Image:
-    """Returns the alpha of a PNG with 16-bit colors of which one is transparent."""
+    """Returns the alpha of a PNG that has 16-bit colors, one of them transparent."""
     is_clear: Any = True
     for mode, shift in (("RGB;16B", 8), ("RGB;16L", 0)):  # the upper bytes, then the lower ones
         with Image.open(io.BytesIO(plain.data), formats=("PNG",)) as image:
@@ -183,7 +229,7 @@ def _clear_mask(plain: Lean) -> Image.Image:
 
 
 def _unread(name: str, data: bytes) -> str:
-    """Returns the line about a file that no decoder took."""
+    """Returns the message about a file that no decoder can read."""
     kind = format_of(data)
     said = unread(data)
     if kind is not None and (said is None or kind not in {"TIFF", "AVIF"}):

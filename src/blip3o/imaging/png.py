@@ -1,4 +1,4 @@
-"""PNG files without their side chunks, and what these say about the colors."""
+"""Removes the side chunks of PNG files, and reads those that change how the image looks."""
 
 import dataclasses
 import struct
@@ -9,11 +9,11 @@ from blip3o.imaging.profiles import coded_profile
 
 _MAGIC = b"\x89PNG\r\n\x1a\n"
 _MOST_NOTE_BYTES = 1 << 23
-"""Of a profile or an orientation note, unpacked."""
+"""Longest profile or orientation note, unpacked."""
 _SIDE = 0x20
-"""Set in the first byte of a chunk's name (a small letter) if the image can do without it."""
+"""Bit in the first byte of a chunk's name (a small letter) if the chunk is optional."""
 _COLOR_CHUNKS = {b"sRGB": 1, b"gAMA": 4, b"cHRM": 32}
-"""Chunks that Pillow reads itself, and their length."""
+"""Chunks about colors that Pillow reads itself, and their lengths in bytes."""
 _RAW_EXIF, _XMP = b"Raw profile type exif", b"XML:com.adobe.xmp"
 
 
@@ -23,8 +23,8 @@ class PngNotes:
 
     Args:
         critical: its critical chunks, as they are, checksums and all.
-        colors: whole chunks that say what its colors are.
-        transparency: the chunk that says what is transparent, fit for 8-bit levels.
+        colors: whole chunks that describe its colors.
+        transparency: the chunk that names the transparent colors, for 8-bit levels.
         profile: its color profile.
         exif: its EXIF block.
         xmp: its XMP note.
@@ -53,9 +53,8 @@ def png_notes(data: bytes) -> PngNotes:
     """Returns the chunks of a PNG file that matter.
 
     Args:
-        data: the file. Where its chunks end too early the rest is taken as it is, so that the
-            decoder says so. Side chunks that are damaged, or stand where they may not, say
-            nothing.
+        data: the file. If its chunks end too early the rest is kept, so that the decoder reports
+            it. Side chunks that are damaged or misplaced are ignored.
 
     Raises:
         ValueError: if it does not begin with a header.
@@ -91,7 +90,7 @@ def png_notes(data: bytes) -> PngNotes:
             notes.colors.append(whole)
         elif kind == b"tRNS" and is_early:
             _read_transparency(notes, body, depth, color, num_colors)
-    if coded is not None:  # it says more than all the other chunks about colors
+    if coded is not None:  # it goes before all other chunks about colors
         notes.profile, notes.colors = coded or None, []
     return notes
 
@@ -103,7 +102,7 @@ def _chunks(data: bytes) -> Iterator[tuple[bytes, bytes, bytes]]:
         length, kind = struct.unpack_from(">I4s", data, at)
         end = at + 12 + length
         if end > len(data) and kind[0] & _SIDE:
-            return  # a side chunk that is cut off; whether the image is whole, its decoder says
+            return  # a side chunk is cut off; the decoder checks whether the image is whole
         yield kind, data[at + 8 : end - 4], data[at:end]
         if kind == b"IEND":
             return
@@ -125,7 +124,7 @@ def _unpacked(packed: bytes) -> bytes | None:
 
 
 def _read_text(notes: PngNotes, kind: bytes, body: bytes) -> None:
-    """Takes over the texts that may say how an image is turned."""
+    """Keeps the texts that may hold an orientation."""
     key, _, text = body.partition(b"\0")
     if key not in {_RAW_EXIF, _XMP}:
         return
@@ -140,7 +139,7 @@ def _read_text(notes: PngNotes, kind: bytes, body: bytes) -> None:
     if key == _XMP:
         notes.xmp = notes.xmp or value
     elif notes.exif is None:
-        try:  # as ImageMagick writes it: a name, a length, and hexadecimal lines
+        try:  # ImageMagick writes a name, a length, and hexadecimal lines
             notes.exif = bytes.fromhex("".join(value.decode("latin-1").split("\n")[3:]))
         except ValueError:
             return
@@ -149,13 +148,13 @@ def _read_text(notes: PngNotes, kind: bytes, body: bytes) -> None:
 def _read_transparency(
     notes: PngNotes, body: bytes, depth: int, color: int, num_colors: int
 ) -> None:
-    """Takes over what is transparent, at the depth that Pillow decodes to."""
+    """Keeps the transparent colors, at the depth that Pillow decodes to."""
     mask = (1 << depth) - 1
     if color == 3 and body:
         notes.transparency = _chunk(b"tRNS", body[: num_colors or 256])
     elif color == 0 and len(body) == 2:
         level = int.from_bytes(body, "big") & mask
-        # Of fewer than 8 bits Pillow decodes levels to 0..255, and takes this number as one.
+        # Pillow decodes 2 and 4 bits to 0..255, and expects the transparent level there too.
         if 1 < depth < 8:
             level = level * 255 // mask
         notes.transparency = _chunk(b"tRNS", level.to_bytes(2, "big"))

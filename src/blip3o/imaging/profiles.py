@@ -1,4 +1,4 @@
-"""Color profiles (ICC) of color spaces that files name in numbers instead of bringing a profile."""
+"""Makes color profiles (ICC) for files that describe their colors by numbers instead."""
 
 import functools
 import struct
@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 SRGB_GAMMA = 0.0
-"""Stands for the sRGB curve, which no single exponent describes."""
+"""Stands for the curve of sRGB, because no exponent describes it."""
 _D65 = (0.3127, 0.3290)
 _SRGB = ((0.64, 0.33), (0.30, 0.60), (0.15, 0.06))
 _ADOBE = ((0.64, 0.33), (0.21, 0.71), (0.15, 0.06))
@@ -28,8 +28,8 @@ _CODED_GAMMAS = {
     5: 2.8,
     8: 1.0,
 }
-"""By the code points of ITU-T H.273; HDR curves (16, 18) are left out: there is no one way to show
-them, so such images are taken as they are."""
+"""By the code points of ITU-T H.273. HDR curves (16, 18) are missing: there is no standard way to
+show them, so the profiles of such images are ignored."""
 _D50 = np.array([0.9642, 1.0, 0.8249])
 _BRADFORD = np.array(
     [[0.8951, 0.2664, -0.1614], [-0.7502, 1.7135, 0.0367], [0.0389, -0.0685, 1.0296]]
@@ -50,7 +50,7 @@ def coded_profile(code: bytes) -> bytes | None:
         code: primaries, curve, matrix and range, a byte each.
 
     Returns:
-        Empty bytes where the colors are to be taken as they are; None for a damaged chunk.
+        Empty bytes for numbers without a known profile; None for a damaged chunk.
     """
     if len(code) != 4:
         return None
@@ -65,11 +65,11 @@ def numbered_profile(gamma: float | None, points: tuple[float, ...] | None) -> b
     """Returns the profile that PNG chunks `gAMA` and `cHRM` describe.
 
     Args:
-        gamma: exponent from light to numbers, 0.45455 for most images; None if it is not there.
-        points: x and y of white, red, green and blue; None if they are not there.
+        gamma: exponent from light to numbers, 0.45455 for most images; None if it is missing.
+        points: x and y of white, red, green and blue; None if they are missing.
 
     Returns:
-        None if the numbers describe no colors; browsers look at `cHRM` only beside `gAMA`.
+        None if the numbers describe no colors. Browsers ignore `cHRM` without `gAMA`.
     """
     if gamma is None or not 0.05 <= gamma <= 10:
         return None

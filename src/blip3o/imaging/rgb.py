@@ -21,25 +21,23 @@ TRANSPOSE = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-"""What undoes each orientation of EXIF."""
+"""The turn that corrects each orientation of EXIF."""
 
 _ORIENTED = ("exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp")
-"""Notes of a file that may say how its picture is turned."""
-_RAW_DEPTHS = {"L;2": 2, "L;4": 4}
-"""What Pillow calls grey of fewer bits in a file that is not decoded yet."""
+"""Keys in Pillow's `info` that may hold an orientation."""
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Returns any PIL picture as 8-bit sRGB, with transparent parts on white.
+    """Returns any PIL image as 8-bit sRGB, with transparent parts on white.
 
     Args:
-        image: of any mode; its color profile is applied if it is a sound one. Grey of more than 8
-            bits is scaled from the range of its TIFF file, or from 0..65535 if it has none.
+        image: of any mode; its color profile is applied unless it is damaged. Grey of more than 8
+            bits is scaled from the range of its TIFF file, or from 0..65535 without one.
 
     Raises:
         UsageError: for numbers that have no meaning as a color, such as floats.
     """
-    image = _with_8_bit_key(image)
+    image.load()  # some notes follow the image
     profile = _profile(image)
     if image.mode == "RGB" and "transparency" not in image.info:
         return _plain(image if profile is None else to_srgb(image, profile))
@@ -50,11 +48,10 @@ def to_rgb(image: Image.Image) -> Image.Image:
     alpha = None
     if image.has_transparency_data:
         is_grey = image.mode in {"1", "L", "LA", "La"}
-        image = image.convert("LA" if is_grey and image.mode != "La" else "RGBA")
+        image = image.convert("LA" if is_grey else "RGBA")
         alpha = image.getchannel("A")
-        image = image.convert("L" if image.mode == "LA" else "RGB")
-    elif image.mode in {"1", "P"}:
-        image = image.convert("L" if image.mode == "1" else "RGB")
+    if image.mode not in {"L", "RGB", "CMYK", "LAB"}:
+        image = image.convert("L" if image.mode in {"1", "LA"} else "RGB")
     if profile is not None:
         image = to_srgb(image, profile)
     color = image.convert("RGB")
@@ -66,12 +63,10 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _plain(image: Image.Image) -> Image.Image:
-    """Returns an image that says nothing about its colors any more: whoever reads it next would
-    convert them once more.
-    """  # noqa: D205
+    """Returns an image without its profile, which must not be applied twice."""
     if not any(note in image.info for note in COLOR_NOTES):
         return image
-    image = image.copy()  # the caller's keeps what it says
+    image = image.copy()  # the caller's image keeps its profile
     for note in COLOR_NOTES:
         image.info.pop(note, None)
     return image
@@ -85,32 +80,16 @@ def _profile(image: Image.Image) -> bytes | None:
     return profile
 
 
-def _with_8_bit_key(image: Image.Image) -> Image.Image:
-    """Returns an image whose transparent level is one of 0..255, decoded.
-
-    Of files with 2 or 4 bits Pillow decodes the levels to 0..255, but not the transparent one.
-    """
-    depth = next((_RAW_DEPTHS.get(str(tile[3])) for tile in getattr(image, "tile", ())), None)
-    level = image.info.get("transparency")
-    image.load()
-    if depth is None or getattr(image, "format", None) != "PNG" or not isinstance(level, int):
-        return image
-    most = (1 << depth) - 1
-    image = image.copy()
-    image.info["transparency"] = (level & most) * 255 // most
-    return image
-
-
 def upright(image: Image.Image) -> Image.Image:
-    """Returns the picture turned as its EXIF orientation says; unreadable EXIF says nothing.
+    """Returns the image turned by its EXIF orientation; unreadable EXIF is ignored.
 
     Args:
-        image: of any mode; what is returned no longer says how it was turned.
+        image: of any mode. The result holds no orientation any more.
 
     Raises:
         OSError: if its file is damaged or truncated; decoders have further errors of their own.
     """
-    image = _with_8_bit_key(image)
+    image.load()
     try:
         orientation = image.getexif().get(ExifTags.Base.Orientation)
     except Exception:  # noqa: BLE001  (a damaged side note is no reason to refuse)
@@ -119,14 +98,14 @@ def upright(image: Image.Image) -> Image.Image:
     if method is None:
         return image
     turned = image.transpose(method)
-    # Pillow hands the note on: whoever reads the image next would turn it once more.
+    # Pillow keeps the note, and a second reading would turn the image again.
     for note in _ORIENTED:
         turned.info.pop(note, None)
     return turned
 
 
 class _PillowTags:
-    """The directory of a TIFF file that Pillow opened, as `scale_of` asks for it.
+    """The directory of a TIFF file that Pillow opened, in the form that `scale_of` takes.
 
     Args:
         tags: Pillow's own.
@@ -136,7 +115,7 @@ class _PillowTags:
         self._tags = tags
 
     def values(self, tag: int, most: int = 16) -> list[float]:
-        """Returns at most so many numbers of a tag; none if it is not there."""
+        """Returns the numbers of a tag, at most `most`; none if the tag is missing."""
         found = self._tags.get(tag, ())
         found = found if isinstance(found, tuple) else (found,)
         return [float(one) for one in found[:most] if isinstance(one, int | float)]
@@ -148,7 +127,7 @@ class _PillowTags:
 
 
 def _from_deep_grey(image: Image.Image) -> Image.Image:
-    """Returns grey of more than 8 bits as L, or as LA if a level of it is transparent."""
+    """Returns grey of more than 8 bits as L, or as LA if one level is transparent."""
     values: NDArray[Any] = np.asarray(image).astype(np.int64)
     if (tags := getattr(image, "tag_v2", None)) is not None:
         scale = scale_of(_PillowTags(tags))

@@ -1,7 +1,7 @@
-"""TIFF directories: read as hostile, cut down to what an image needs, and described.
+"""Reads TIFF directories, and rewrites them with only the tags that an image needs.
 
-Pillow reads the common layouts. This file finds those that it misreads or refuses, which
-`tiff_deep` decodes, and gives it no tag that it could stumble over.
+Files may be made to do harm, so all sizes are checked. Pillow decodes the common layouts from the
+rewritten file; `tiff_deep` decodes the layouts that Pillow refuses or misreads.
 """
 
 import dataclasses
@@ -16,33 +16,29 @@ WIDTH, HEIGHT, BITS, COMPRESSION, PHOTOMETRIC = 256, 257, 258, 259, 262
 STRIP_OFFSETS, ORIENTATION, SAMPLES, ROWS_PER_STRIP, STRIP_COUNTS = 273, 274, 277, 278, 279
 PLANAR, PREDICTOR, TILE_WIDTH, TILE_HEIGHT, TILE_OFFSETS, TILE_COUNTS = 284, 317, 322, 323, 324, 325
 SUB_IFDS, EXTRA_SAMPLES, SAMPLE_FORMAT, LEAST_SAMPLE, MOST_SAMPLE = 330, 338, 339, 340, 341
-ICC_PROFILE, DNG_VERSION = 34675, 50706
+COLOR_MAP, ICC_PROFILE, DNG_VERSION = 320, 34675, 50706
 
 _PIECES = (STRIP_OFFSETS, STRIP_COUNTS, TILE_OFFSETS, TILE_COUNTS)
 _KEPT = {
     *range(WIDTH, PHOTOMETRIC + 1),
-    *(266, *_PIECES[:2], ORIENTATION, SAMPLES, ROWS_PER_STRIP, PLANAR, 292, 293, PREDICTOR, 320),
+    *(266, *_PIECES[:2], ORIENTATION, SAMPLES, ROWS_PER_STRIP, PLANAR, 292, 293, PREDICTOR),
     *(TILE_WIDTH, TILE_HEIGHT, *_PIECES[2:], 332, EXTRA_SAMPLES, SAMPLE_FORMAT, 347),
-    *(529, 530, 531, 532, ICC_PROFILE),
+    *(COLOR_MAP, 529, 530, 531, 532, ICC_PROFILE),
 }
-"""What decoding needs; all else in a directory is a note, and Pillow trips over damaged ones."""
+"""Tags that decoding needs. All others are notes, and damaged notes stop Pillow."""
 _MOST_PIECES = 300_000
 _MOST_TAG_BYTES = {**dict.fromkeys(_PIECES, 1 << 25), 347: 1 << 16, ICC_PROFILE: 1 << 23}
-_FORMATS = {1: "B", 3: "H", 4: "I", 6: "b", 8: "h", 9: "i", 11: "f", 12: "d", 13: "I", 16: "Q"}
-_SIZES = {
-    2: 1,
-    5: 8,
-    7: 1,
-    10: 8,
-    17: 8,
-    18: 8,
-    **{k: struct.calcsize(f) for k, f in _FORMATS.items()},
+_NUMBERS = {
+    **{1: "u1", 3: "u2", 4: "u4", 6: "i1", 8: "i2", 9: "i4", 11: "f4", 12: "f8", 13: "u4"},
+    **{16: "u8", 17: "i8", 18: "u8"},
 }
+"""NumPy's names of the types that are numbers; all other types are text and bytes."""
+_RATIOS = (5, 10)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Entry:
-    """One tag of a directory: its type, and how many values of it lie where."""
+    """One tag of a directory: the type of its values, their count, and where they start."""
 
     kind: int
     count: int
@@ -50,15 +46,23 @@ class Entry:
 
     @property
     def size(self) -> int:
-        """Bytes of its values."""
-        return self.count * _SIZES.get(self.kind, 1)
+        """Length of its values in bytes."""
+        if self.kind in _RATIOS:
+            return self.count * 8
+        return self.count * np.dtype(_NUMBERS.get(self.kind, "u1")).itemsize
 
 
 class Directory:
-    """The first directory of a TIFF file.
+    """The first directory of a TIFF or BigTIFF file.
 
     Args:
         data: the file.
+
+    Attributes:
+        data: the file.
+        order: "<" for little-endian numbers, ">" for big-endian ones.
+        entries: its tags, without those whose values lie outside the file.
+        is_whole: whether the file holds all the tags that decoding needs.
 
     Raises:
         ValueError: if there is none.
@@ -70,54 +74,45 @@ class Directory:
         version = int.from_bytes(data[2:4], "little" if self.order == "<" else "big")
         if not self.order or version not in {42, 43}:
             raise ValueError("no TIFF header")
-        self.is_big = version == 43
+        is_big = version == 43
         self.entries: dict[int, Entry] = {}
-        word, head = ("Q", 8) if self.is_big else ("I", 4)
+        self.is_whole = True
+        word, head = ("Q", 8) if is_big else ("I", 4)
         try:
             (start,) = struct.unpack_from(self.order + word, data, head)
-            (count,) = struct.unpack_from(self.order + ("Q" if self.is_big else "H"), data, start)
-            step, start = (20, start + 8) if self.is_big else (12, start + 2)
+            (count,) = struct.unpack_from(self.order + ("Q" if is_big else "H"), data, start)
+            step, start = (20, start + 8) if is_big else (12, start + 2)
             for at in range(start, start + min(count, 65535) * step, step):
                 self._add(at, word, step)
         except struct.error as error:
+            self.is_whole = False
             if not self.entries:
                 raise ValueError("no TIFF directory") from error
 
     def _add(self, at: int, word: str, step: int) -> None:
         tag, kind, number = struct.unpack_from(f"{self.order}HH{word}", self.data, at)
-        inline = 8 if self.is_big else 4
+        inline = struct.calcsize(word)
         entry = Entry(kind, number, at + step - inline)
         if entry.size > inline:
             (start,) = struct.unpack_from(self.order + word, self.data, at + step - inline)
             entry = dataclasses.replace(entry, start=start)
-        if entry.start + entry.size <= len(self.data) and tag not in self.entries:
+        if entry.start + entry.size > len(self.data):
+            self.is_whole = self.is_whole and tag not in _KEPT
+        elif tag not in self.entries:
             self.entries[tag] = entry
 
     def values(self, tag: int, most: int = 16) -> list[float]:
-        """Returns at most so many numbers of a tag; none if it is not there."""
+        """Returns the numbers of a tag, at most `most`; none if the tag is missing."""
         entry = self.entries.get(tag)
-        if entry is None or entry.kind not in _FORMATS:
+        if entry is None or entry.kind not in _NUMBERS:
             return []
-        kind = np.dtype(self.order + _NUMPY[_FORMATS[entry.kind]])
+        kind = np.dtype(self.order + _NUMBERS[entry.kind])
         return np.frombuffer(self.data, kind, min(entry.count, most), entry.start).tolist()
 
     def number(self, tag: int, default: int) -> int:
         """Returns the first whole number of a tag."""
         values = self.values(tag, 1)
         return int(values[0]) if values and np.isfinite(values[0]) else default
-
-
-_NUMPY = {
-    "B": "u1",
-    "H": "u2",
-    "I": "u4",
-    "b": "i1",
-    "h": "i2",
-    "i": "i4",
-    "f": "f4",
-    "d": "f8",
-    "Q": "u8",
-}
 
 
 def directory(data: bytes) -> Directory | None:
@@ -131,47 +126,56 @@ def directory(data: bytes) -> Directory | None:
 def lean_tiff(found: Directory, changes: dict[int, Sequence[int]] | None = None) -> bytes:
     """Returns a TIFF file of the first image alone, with the tags that decoding needs.
 
+    A BigTIFF file becomes a TIFF file, because Pillow reads only some of the former.
+
     Args:
         found: its directory.
-        changes: other values of tags; no values leave a tag out.
+        changes: other values of tags; an empty list removes a tag.
 
     Raises:
-        UsageError: if the directory lists fewer pieces than the image has, or far too many.
+        UsageError: if the directory lists fewer pieces than the image has, or far too many, or if
+            the image has no pixels.
     """
-    changed = {**_pieces(found), **(changes or {})}
-    word, inline = ("Q", 8) if found.is_big else ("I", 4)
-    tail = bytearray()
+    changed = {**_colors(found), **_pieces(found), **(changes or {})}
+    order, tail, lines = found.order, bytearray(), []
     base = len(found.data) + len(found.data) % 2
-    lines: list[bytes] = []
     for tag in sorted((found.entries.keys() & _KEPT) | changed.keys()):
         if tag in changed:
-            values = changed[tag]
-            if not values:
-                continue
-            kind, count = (16 if found.is_big else 4), len(values)
-            raw = struct.pack(f"{found.order}{count}{_FORMATS[kind]}", *values)
+            kind, count = 4, len(changed[tag])
+            raw = np.array(changed[tag], f"{order}u4").tobytes()
         else:
             entry = found.entries[tag]
             if entry.size > _MOST_TAG_BYTES.get(tag, 4096):
                 continue
             kind, count = entry.kind, entry.count
             raw = found.data[entry.start : entry.start + entry.size]
-        if len(raw) > inline:
-            place = struct.pack(found.order + word, base + len(tail))
+            if kind in {16, 18}:  # of BigTIFF alone
+                kind, raw = 4, np.frombuffer(raw, f"{order}u8").astype(f"{order}u4").tobytes()
+        if not count:
+            continue
+        place = raw.ljust(4, b"\0")
+        if len(raw) > 4:
+            place = struct.pack(order + "I", base + len(tail))
             tail += raw + b"\0" * (len(raw) % 2)
-        else:
-            place = raw.ljust(inline, b"\0")
-        lines.append(struct.pack(f"{found.order}HH{word}", tag, kind, count) + place)
-    start = struct.pack(found.order + word, base + len(tail))
-    head = found.data[: 8 if found.is_big else 4] + start
+        lines.append(struct.pack(f"{order}HHI", tag, kind, count) + place)
+    head = found.data[:2] + struct.pack(order + "HI", 42, base + len(tail))
     body = found.data[len(head) :] + b"\0" * (len(found.data) % 2)
-    count = struct.pack(found.order + ("Q" if found.is_big else "H"), len(lines))
-    return b"".join((head, body, tail, count, *lines, b"\0" * inline))
+    return b"".join((head, body, tail, struct.pack(order + "H", len(lines)), *lines, b"\0" * 4))
+
+
+def _colors(found: Directory) -> dict[int, Sequence[int]]:
+    """Returns the palette with 16 bits, if an old program wrote it with 8 bits."""
+    levels = found.values(COLOR_MAP, 3 << 8)
+    if not levels or max(levels) > 255:
+        return {}
+    return {COLOR_MAP: [int(level) * 257 for level in levels]}
 
 
 def _pieces(found: Directory) -> dict[int, Sequence[int]]:
-    """Returns the lists of strips or tiles, where they are longer than the image needs."""
+    """Returns the lists of strips or tiles, shortened if they are longer than the image needs."""
     width, height = found.number(WIDTH, 0), found.number(HEIGHT, 0)
+    if min(width, height) < 1 and found.is_whole:
+        raise UsageError(f"a TIFF image of {width} x {height} pixels")
     is_tiled = TILE_OFFSETS in found.entries and STRIP_OFFSETS not in found.entries
     if is_tiled:
         across, down = found.number(TILE_WIDTH, 0), found.number(TILE_HEIGHT, 0)
@@ -198,7 +202,7 @@ def _pieces(found: Directory) -> dict[int, Sequence[int]]:
 def _check_ends(
     found: Directory, starts: Sequence[int], sizes: Sequence[int], *, across: int, down: int
 ) -> None:
-    """Refuses an image that does not lie in its file: behind it the lean directory will stand.
+    """Refuses an image that ends behind its file, because the new directory is appended there.
 
     Args:
         found: the directory.
@@ -226,9 +230,9 @@ def _check_ends(
 
 
 def raw_photo(data: bytes) -> str | None:
-    """Returns what a TIFF file is that holds a camera's raw photo; None for others.
+    """Returns the kind of a camera's raw photo; None for other TIFF files.
 
-    The first image of such a file is a small preview, or a mosaic that is no image yet.
+    The first image of a raw photo is a small preview, or a mosaic that is no image yet.
     """
     if data[8:10] == b"CR":
         return "a camera's raw photo (CR2)"
@@ -245,9 +249,9 @@ def raw_photo(data: bytes) -> str | None:
 
 
 def unread_layout(data: bytes) -> str | None:
-    """Returns what is unusual about the layout of a TIFF file; None if it has no directory."""
+    """Returns the layout of a TIFF file in words; None if its directory is damaged."""
     found = directory(data)
-    if found is None:
+    if found is None or not found.is_whole:
         return None
     bits = [int(one) for one in found.values(BITS)] or [1]
     samples = found.number(SAMPLES, len(bits))

@@ -1,7 +1,7 @@
-"""TIFF images of other depths than 8 bits: 10, 12, 14, 16, 24 or 32, signed, white at zero.
+"""TIFF images that Pillow refuses or misreads: of 10 to 32 bits, signed, with alpha and others.
 
-Pillow decodes their bytes, as if each were a grey pixel, whatever the compression; here they become
-numbers, and these are scaled by the file's own range.
+Pillow decodes their bytes, as if each were a grey pixel, whatever the compression. Here the bytes
+become numbers, and these are scaled by the range that the file states.
 """
 
 import dataclasses
@@ -18,7 +18,10 @@ from blip3o.imaging import tiff
 from blip3o.imaging.tiff import Directory
 
 _BYTEWISE = (1, 5, 8, 32773, 32946, 34925, 50000)
-"""Compressions that know bytes only: none, LZW, Deflate, PackBits, LZMA, Zstandard."""
+"""Compressions of plain bytes: none, LZW, PackBits, Deflate (two numbers), LZMA, Zstandard."""
+_CIELAB, _ICCLAB = 8, 9
+_MODES = {0: "L", 1: "L", 2: "RGB", _CIELAB: "LAB", _ICCLAB: "LAB"}
+"""Modes of images by the tag of a TIFF file that states how colors are coded."""
 _BLOCK_SAMPLES = 1 << 20
 _FILL_ORDER = 266
 NEGATIVE = "an image of signed numbers, some of them negative; save it with 8 or 16 unsigned bits"
@@ -26,15 +29,15 @@ NEGATIVE = "an image of signed numbers, some of them negative; save it with 8 or
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Scale:
-    """What black and white are.
+    """The numbers that mean black and white.
 
     Args:
         bits: of a sample.
         is_signed: whether samples may be negative.
-        low: the number that is black, or white where `is_inverted`.
-        high: the other one.
+        low: the number of black, or of white if `is_inverted`.
+        high: the number of white, or of black if `is_inverted`.
         is_inverted: whether the lowest number is white.
-        takes_negative: whether the file says itself that its range begins below zero.
+        takes_negative: whether the file states a range that begins below zero.
     """
 
     bits: int
@@ -48,7 +51,7 @@ class Scale:
         """Returns numbers as levels of 0 to 255.
 
         Raises:
-            UsageError: for negative numbers where the file does not say what they mean.
+            UsageError: for negative numbers, unless the file states their range.
         """
         if self.is_signed and not self.takes_negative and values.size and values.min() < 0:
             raise UsageError(NEGATIVE)
@@ -84,51 +87,63 @@ def scale_of(found: Any) -> Scale:  # noqa: ANN401  (anything with `values` and 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class DeepTiff:
-    """An image of a depth that Pillow does not read, or not right.
+    """An image of a layout that Pillow refuses or misreads.
 
     Args:
         found: its directory.
         size: width and height, before it is turned.
-        num_colors: 1 or 3.
-        num_samples: colors, alpha and others of a pixel.
-        alpha: 0 for none, 1 if the colors are multiplied by it, 2 if not.
+        mode: of the result: L, RGB or LAB, or LA or RGBA with alpha.
+        num_samples: numbers of a pixel: colors, then alpha and others.
+        taken: which of them are read: the colors, then alpha if there is one.
+        is_multiplied: whether the colors are multiplied by alpha.
         scale: its range.
     """
 
     found: Directory
     size: tuple[int, int]
-    num_colors: int
+    mode: str
     num_samples: int
-    alpha: int
+    taken: tuple[int, ...]
+    is_multiplied: bool
     scale: Scale
 
     def read(self) -> Image.Image:
-        """Returns the image with 8 bits: L, LA, RGB or RGBA, as it lies in the file.
+        """Returns the image with 8 bits, as it lies in the file.
 
         Raises:
             UsageError: for negative numbers without a stated range.
             OSError: if the file is damaged or truncated; decoders have further errors.
         """
         width, height = self.size
-        count = self.num_colors + (self.alpha > 0)
-        pixels = np.empty((height, width, count), np.uint8)
+        pixels = np.empty((height, width, len(self.taken)), np.uint8)
         if self.found.number(tiff.PLANAR, 1) == 2:
-            for plane in range(count):
+            for place, plane in enumerate(self.taken):
                 for rows, values in self._blocks(1, plane):
-                    pixels[rows, :, plane] = self.scale.levels(values[..., 0])
+                    pixels[rows, :, place] = self._levels(values[..., 0], plane)
         else:
             for rows, values in self._blocks(self.num_samples, None):
-                pixels[rows] = self.scale.levels(values[..., :count])
-        if self.alpha and self.scale.is_inverted:
-            pixels[..., -1] = 255 - pixels[..., -1]  # white is at zero, but opaque is not
-        if self.alpha == 1:
+                for place, sample in enumerate(self.taken):
+                    pixels[rows, :, place] = self._levels(values[..., sample], sample)
+        if self.is_multiplied:
             pixels = _divided(pixels)
-        mode = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}[count]
-        image = Image.frombytes(mode, self.size, pixels.tobytes())
+        if self.mode == "LAB":
+            pixels[..., 1:] ^= 128  # Pillow expects signed numbers here, as a file holds them
+        image = Image.frombuffer(self.mode, self.size, pixels, "raw", self.mode, 0, 1)
         if (profile := self.found.entries.get(tiff.ICC_PROFILE)) is not None:
             end = profile.start + profile.size
             image.info["icc_profile"] = self.found.data[profile.start : end]
         return image
+
+    def _levels(self, values: NDArray[Any], sample: int) -> NDArray[np.uint8]:
+        """Returns the numbers of one sample of all pixels as levels of 0 to 255."""
+        bits = self.scale.bits
+        if self.mode == "LAB" and sample in {1, 2}:  # 16 bits are 256 times 8 bits, not 257 times
+            is_signed = self.found.number(tiff.PHOTOMETRIC, 0) == _CIELAB
+            return ((values >> (bits - 8)) ^ (is_signed << 7)).astype(np.uint8)
+        levels = self.scale.levels(values)
+        is_alpha = self.mode.endswith("A") and sample == self.taken[-1]
+        # Zero may mean white, but it never means opaque.
+        return 255 - levels if is_alpha and self.scale.is_inverted else levels
 
     def _blocks(self, samples: int, plane: int | None) -> Iterator[tuple[slice, NDArray[Any]]]:
         """Yields blocks of rows, and their numbers [rows, width, samples]."""
@@ -172,7 +187,7 @@ class DeepTiff:
         kind = "i" if self.scale.is_signed else "u"
         if bits in {8, 16, 32}:
             return np.ascontiguousarray(rows).view(f"{self.found.order}{kind}{bits // 8}")
-        # Bits lie in the order of the file from the highest on; whole bytes in the file's own.
+        # The highest bit comes first in any file; only whole bytes follow the file's byte order.
         if bits == 24 and self.found.order == "<":
             rows = rows.reshape(len(rows), -1, 3)[..., ::-1].reshape(len(rows), -1)
         unpacked = np.unpackbits(rows, axis=1, count=count * bits).reshape(len(rows), count, bits)
@@ -184,7 +199,7 @@ class DeepTiff:
         return values
 
     def _undone(self, values: NDArray[Any]) -> NDArray[Any]:
-        """Returns numbers that were written as differences to their left neighbors."""
+        """Returns the numbers themselves, if the file holds differences to the left neighbors."""
         if self.found.number(tiff.PREDICTOR, 1) != 2:
             return values
         width = self.size[0]
@@ -195,50 +210,58 @@ class DeepTiff:
 
 
 def deep_tiff(found: Directory) -> DeepTiff | None:
-    """Returns how to read a TIFF of another depth than Pillow reads right; None for all others.
+    """Returns how to read a TIFF of a layout that Pillow refuses or misreads; None for all others.
 
     Args:
         found: its directory.
     """
+    photometric = found.number(tiff.PHOTOMETRIC, 0)
     bits = [int(one) for one in found.values(tiff.BITS)] or [1]
-    num_colors = {0: 1, 1: 1, 2: 3}.get(found.number(tiff.PHOTOMETRIC, 0), 0)
+    mode = _MODES.get(photometric, "")
     num_samples = found.number(tiff.SAMPLES, len(bits))
+    num_others = num_samples - len(mode)
     formats = set(found.values(tiff.SAMPLE_FORMAT)) or {1}
     compression = found.number(tiff.COMPRESSION, 1)
     predictor = found.number(tiff.PREDICTOR, 1) if compression != 1 else 1
-    is_chunky = found.number(tiff.PLANAR, 1) == 1 and found.number(_FILL_ORDER, 1) == 1
-    is_known = num_colors == 3 and bits[0] == 16 and is_chunky and num_samples <= 4
-    is_white_at_zero = found.number(tiff.PHOTOMETRIC, 0) == 0 and num_samples > 1
+    size = found.number(tiff.WIDTH, 0), found.number(tiff.HEIGHT, 0)
+    extra = [int(one) for one in found.values(tiff.EXTRA_SAMPLES)] or [2] * num_others
+    alphas = [place for place, kind in enumerate(extra[:num_others]) if kind in {1, 2}]
     if (
-        not num_colors
-        or not num_colors <= num_samples <= 16
+        not mode
+        or not 0 <= num_others <= 16 - len(mode)
         or len(set(bits)) > 1
         or not 2 <= bits[0] <= 32
         or bits[0] in {2, 4}
-        or (bits[0] == 8 and not is_white_at_zero)
         or formats not in ({1}, {2})
         or compression not in _BYTEWISE
-        or (predictor != 1 and (predictor != 2 or bits[0] not in {16, 32}))
-        or (is_known and formats == {1} and tiff.MOST_SAMPLE not in found.entries)
+        or (predictor != 1 and (predictor != 2 or bits[0] not in {8, 16, 32}))
+        or (mode == "LAB" and (alphas or bits[0] not in {8, 16} or formats != {1}))
+        or min(size) < 1
+        or (formats == {1} and _is_read_by_pillow(found, mode, bits[0], num_others))
     ):
-        return None
-    extra = [int(one) for one in found.values(tiff.EXTRA_SAMPLES)]
-    alpha = extra[0] if extra and extra[0] in {0, 1, 2} else 2
-    size = found.number(tiff.WIDTH, 0), found.number(tiff.HEIGHT, 0)
-    if min(size) < 1:
         return None
     return DeepTiff(
         found=found,
         size=size,
-        num_colors=num_colors,
+        mode={"L": "LA", "RGB": "RGBA"}[mode] if alphas else mode,
         num_samples=num_samples,
-        alpha=alpha if num_samples > num_colors else 0,
+        taken=(*range(len(mode)), *(len(mode) + place for place in alphas[:1])),
+        is_multiplied=bool(alphas) and extra[alphas[0]] == 1,
         scale=scale_of(found),
     )
 
 
+def _is_read_by_pillow(found: Directory, mode: str, bits: int, num_others: int) -> bool:
+    """Returns whether Pillow reads such a layout of unsigned numbers right."""
+    if bits == 8:
+        return num_others == 0 and found.number(tiff.PHOTOMETRIC, 0) != _ICCLAB
+    is_chunky = found.number(tiff.PLANAR, 1) == 1 and found.number(_FILL_ORDER, 1) == 1
+    is_known = mode == "RGB" and bits == 16 and is_chunky and num_others <= 1
+    return is_known and tiff.MOST_SAMPLE not in found.entries
+
+
 def _divided(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Returns pixels whose colors are not multiplied by alpha any more."""
+    """Returns pixels with their colors divided by alpha."""
     alpha = pixels[..., -1:].astype(np.uint32)
     colors = pixels[..., :-1].astype(np.uint32) * 255 // np.maximum(alpha, 1)
     return np.concatenate([np.minimum(colors, 255), alpha], axis=2).astype(np.uint8)

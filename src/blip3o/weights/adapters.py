@@ -1,14 +1,14 @@
-"""Adapters of PEFT that lie unmerged beside the weights they change, merged as they are read.
+"""Merges an adapter of PEFT into the weights that it changes, when these are read.
 
     W + strength * up @ down                    LoRA: `lora_B.NAME.weight` and `lora_A.NAME.weight`
 
-The strength is in `adapter_config.json`. Other kinds of adapters are named and left to PEFT.
+The strength is in `adapter_config.json`. Other kinds of adapters are refused; PEFT merges them.
 """
 
 import dataclasses
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,10 +37,10 @@ _OTHERS = (
     "trainable_tokens_",
     "prompt_encoder",
 )
-"""Beginnings of a part of a name that only adapters have."""
+"""Only adapters have a part of a name that begins with one of these."""
 
 _UNLIKE = ("use_dora", "lora_bias", "alora_invocation_tokens", "use_qalora", "target_parameters")
-"""Settings under which an adapter is more than the product above."""
+"""With any of these settings an adapter is more than the product above."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,7 +51,7 @@ class MergedTensor(StoredTensor):
         down: `lora_A`.
         up: `lora_B`.
         strength: factor of their product.
-        is_turned: the product is of the transposed weight.
+        is_turned: whether the product changes the transposed weight.
     """
 
     down: Tensor | StoredTensor
@@ -79,7 +79,7 @@ def merged(
         down: `lora_A`, [rank, ...].
         up: `lora_B`, [..., rank] with ones after it.
         strength: factor.
-        is_turned: the product is of the transposed weight.
+        is_turned: whether the product changes the transposed weight.
     """
     product = read(up).float().flatten(1) @ read(down).float().flatten(1)
     change = product.T if is_turned else product
@@ -96,19 +96,22 @@ def is_adapter(name: str) -> bool:
 
 
 def merge_adapters(
-    tensors: Mapping[str, Tensor | StoredTensor], folder: Path | None, where: str
+    tensors: Mapping[str, Tensor | StoredTensor],
+    adapter: Sequence[str],
+    folder: Path | None,
+    where: str,
 ) -> dict[str, Tensor | StoredTensor]:
-    """Returns the weights of a model with its adapter merged; those in files when they are read.
+    """Returns the weights of a model with its adapter merged; weights in files merge when read.
 
     Args:
         tensors: of the model and its adapter, by plain names.
+        adapter: the names of the adapter's weights.
         folder: holds `adapter_config.json`; None if there is no folder.
         where: what holds the weights, for the message.
 
     Raises:
         UsageError: if there is no such file, more than one adapter, or one of another kind.
     """
-    adapter = [name for name in tensors if is_adapter(name)]
     advice = "merge it with PEFT (merge_and_unload) and save the result"
     said = f"weights in {where} hold an adapter that is not merged ({fold(adapter, 160)})"
     if folder is None or not (folder / CONFIG).exists():
@@ -175,5 +178,5 @@ def _strength(settings: Mapping[str, Any], layer: str, rank: int, folder: Path) 
         if not math.isfinite(strength):
             raise ValueError(f"lora_alpha {alpha}")
     except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError, re.error) as error:
-        raise UsageError(f"{folder / CONFIG} says no strength of the adapter: {error}") from error
+        raise UsageError(f"{folder / CONFIG} gives no strength of the adapter: {error}") from error
     return strength

@@ -83,7 +83,7 @@ def _alone(dest: Path) -> Iterator[None]:
 
 
 def _copy_card(folder: Path, dest: Path) -> None:
-    """Takes the card along, because it names the licence; never a file from elsewhere."""
+    """Copies the card, which names the licence, unless it is a link out of the folder."""
     card = folder / _CARD
     if not card.is_symlink() and not card.exists():
         return
@@ -96,9 +96,9 @@ def _copy_card(folder: Path, dest: Path) -> None:
 
 
 def _is_inside(file: Path, folder: Path) -> bool:
-    """Returns whether a file lies in a folder, links followed.
+    """Returns whether a file lies in a folder after links are followed.
 
-    A folder of the hub's cache holds links to files beside it, which are its own.
+    A folder in the hub's cache links to files outside, which belong to it.
     """
     root = folder.resolve()
     if root.parent.name == "snapshots" and root.parent.parent.name.startswith("models--"):

@@ -74,7 +74,7 @@ def check_name(name: str | Path) -> None:
 
 
 def is_there(path: str | Path) -> bool:
-    """Returns whether a file or folder exists; a name that none can have is not there."""
+    """Returns whether a file or folder exists; False for names that no file can have."""
     try:
         return Path(path).exists()
     except (OSError, ValueError):  # too long, or with a zero byte

@@ -73,7 +73,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     unet, vae, scheduler = (_read_json(folder / name) for name in _CONFIGS)
     try:
         num_weights = len(_stored_weights(folder))
-    except UsageError:  # told where the weights are opened
+    except UsageError:  # reported when the weights are opened
         num_weights = 0
     try:
         ours = fields(unet, vae, scheduler)
@@ -122,7 +122,7 @@ def open_weights(folder: Path, config: SdxlDecoderConfig) -> dict[str, Tensor | 
     tensors = _stored_weights(folder)
     if has_tensors(folder, _EMPTY):
         return tensors | open_tensors(folder, _EMPTY)
-    # Expanded, because the sizes are not held against the weights yet: it takes no memory.
+    # Expanded zeros take no memory: the sizes are not checked against the weights yet.
     return tensors | {_EMPTY: torch.zeros(()).expand(config.grid**2, config.feature_channels)}
 
 

@@ -3,7 +3,8 @@
     NAME.safetensors
     NAME-00001-of-0000M.safetensors ... and NAME.safetensors.index.json
 
-Both forms are what the Hugging Face libraries write. Files that hold pickles are never opened.
+Both forms are what the Hugging Face libraries write; as there, one file goes before shards. Files
+that hold pickles are never opened.
 """
 
 import dataclasses
@@ -29,7 +30,7 @@ MAX_SHARD_BYTES = 5 * 2**30
 PICKLE_ENDINGS = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
 _FILES_OF_A_FOLDER, _NAMES_OF_A_SHARD = 400, 120
-"""Characters that names of files, and names of one shard's weights, may fill in a message."""
+"""Most characters in a message for the names of files, and for the weights of one shard."""
 
 _GET_IT = "get it from where the model came from (hf download fetches what is missing)"
 
@@ -63,12 +64,12 @@ _OTHER_FORMS = {
     "*.distcp": _FSDP,
     "pytorch_model_fsdp_*": _FSDP,
 }
-"""What trainers leave in place of weights, and what to do with it."""
+"""Files that trainers write instead of weights, and advice for each."""
 
 
 @dataclasses.dataclass(frozen=True)
 class StoredTensor:
-    """A tensor that lies in a file and is read when it is needed.
+    """A tensor in a file, which is read when it is needed.
 
     Args:
         file: the open safetensors file.
@@ -90,7 +91,7 @@ class StoredTensor:
         return math.prod(self.shape) * self.dtype.itemsize
 
     def read(self) -> Tensor:
-        """Returns the tensor; its memory is the file's, mapped, until someone copies it.
+        """Returns the tensor. Its memory is the mapped file, until it is copied.
 
         Raises:
             UsageError: if it holds numbers that are not finite.
@@ -117,10 +118,10 @@ def open_tensors(folder: Path, name: str = "model") -> dict[str, StoredTensor]:
             or a folder that holds pickles only; one line that names them all.
     """
     single, index = _single(folder, name), _index(folder, name)
+    if single.is_file():  # beside it transformers leaves the index of shards that it removed
+        return _open_file(single)
     if index.is_symlink() or index.exists():
         return _open_shards(folder, index)
-    if single.is_file():
-        return _open_file(single)
     if advice := other_form(folder):
         raise UsageError(f"{single} is missing; {folder} is no whole model: {advice}")
     pickles = sorted(p.name for p in folder.glob("*") if p.suffix in PICKLE_ENDINGS)
@@ -135,7 +136,7 @@ def open_tensors(folder: Path, name: str = "model") -> dict[str, StoredTensor]:
 
 
 def other_form(folder: Path) -> str | None:
-    """Returns what to do with a folder that holds what a trainer leaves in place of weights.
+    """Returns advice about a folder with a trainer's files instead of weights, or None.
 
     Args:
         folder: any.
@@ -185,7 +186,10 @@ def _single(folder: Path, name: str) -> Path:
 
 
 def _index(folder: Path, name: str) -> Path:
-    return folder / f"{name}.safetensors.index.json"
+    """Returns the index of shards; of a variant (`NAME.bf16`) where diffusers puts it."""
+    stem, _, variant = name.partition(".")
+    ending = f"{variant}.json" if variant else "json"
+    return folder / f"{stem}.safetensors.index.{ending}"
 
 
 def read(tensor: Tensor | StoredTensor) -> Tensor:
@@ -194,7 +198,7 @@ def read(tensor: Tensor | StoredTensor) -> Tensor:
 
 
 def require_finite(tensor: Tensor, name: str, where: Path | str) -> None:
-    """Refuses a tensor that holds NaN or infinity; a sum tells, which reads it once.
+    """Refuses a tensor with NaN or infinity. Usually a sum shows it, which reads the tensor once.
 
     Args:
         tensor: any; whole numbers pass.
@@ -207,7 +211,7 @@ def require_finite(tensor: Tensor, name: str, where: Path | str) -> None:
     if not tensor.is_floating_point() or tensor.device.type == "meta":
         return
     values = tensor.float() if tensor.itemsize == 1 else tensor
-    if not bool(values.sum().isfinite()):  # it may also have overflowed
+    if not bool(values.sum().isfinite()):  # the sum of large numbers overflows too
         count = int((~values.isfinite()).sum())
         if count:
             raise UsageError(

@@ -1,7 +1,6 @@
-"""The small files of a model folder (configs, indexes, tokenizer, card): ordinary files, in bounds.
+"""Checks and reads the small files of a model folder: configs, indexes, tokenizer, card.
 
-Whatever else may lie under their names (a pipe, a device, a git-lfs pointer, JSON that nests
-without end) is refused in one line before anything is made of it.
+A pipe, a device, a git-lfs pointer or JSON without end in their place is refused in one line.
 """
 
 from pathlib import Path
@@ -23,7 +22,7 @@ def require_ordinary(file: Path) -> None:
         file: links are followed.
 
     Raises:
-        UsageError: saying which it is and what to do.
+        UsageError: if it is one of these; it says what to do.
     """
     if not file.is_file():
         what = "is no ordinary file" if file.exists() else "is missing"
@@ -32,7 +31,7 @@ def require_ordinary(file: Path) -> None:
 
 
 def refuse_pointer(file: Path) -> None:
-    """Refuses a file that is a git-lfs pointer instead of what it stands for.
+    """Refuses a git-lfs pointer in the place of the file itself.
 
     Raises:
         UsageError: if it is one.
@@ -42,7 +41,7 @@ def refuse_pointer(file: Path) -> None:
             return
         is_pointer = file.read_bytes().startswith(LFS_START)
     except OSError:
-        return  # whoever reads the file says what is wrong
+        return  # the reader of the file reports the fault
     if is_pointer:
         raise UsageError(
             f"{file} is a git-lfs pointer and not the file itself: run `git lfs pull` in its folder"
@@ -54,7 +53,7 @@ def read_json(file: Path, fault: str = "cannot be read") -> Any:  # noqa: ANN401
 
     Args:
         file: UTF-8, at most `MAX_JSON_BYTES`.
-        fault: what is said of a file that holds something else.
+        fault: the message about a file with other content.
 
     Raises:
         UsageError: if it is missing, no ordinary file, too large, no JSON, or names a key twice.

@@ -88,7 +88,7 @@ class StoredModel:
 
         state: dict[str, Tensor] = {}
         for name in plain:
-            tensor = _placed(self.tensors[name], place(name), dtype)
+            tensor = _placed(name, self.tensors[name], place(name), dtype)
             layer, _, leaf = name.rpartition(".")
             if quantize and layer in quantized and leaf == "weight":
                 numbers, scale = quantize_weight(tensor, quantize)
@@ -109,14 +109,14 @@ def sketch(config: Any, where: Path, num_weights: float = math.inf) -> Any:  # n
     Args:
         config: of a model or a part of one; its `build()` is called.
         where: the file that describes it, for the message.
-        num_weights: how many weights there are: what has far more is not built to its end. Infinite
-            where no file limits the model.
+        num_weights: how many weights the files hold. A model with far more is refused before it is
+            built. Infinite if no file limits the model.
 
     Raises:
         UsageError: if it describes no model, or one that is far too large for its weights.
     """
     with _described_in(where):
-        _require_few_layers(config, num_weights)
+        _require_sane_numbers(config, num_weights)
         with torch.device("meta"), _limited(num_weights):
             return config.build()
 
@@ -131,13 +131,17 @@ def _described_in(where: Path) -> Iterator[None]:
         raise UsageError(f"{where} describes no model: {said[0]}") from error
 
 
-def _require_few_layers(config: Any, num_weights: float) -> None:  # noqa: ANN401
-    """Refuses numbers of layers, and lists, that would fill the memory before a weight is made."""
+def _require_sane_numbers(config: Any, num_weights: float) -> None:  # noqa: ANN401
+    """Refuses NaN and infinity, and layers and lists that would fill the memory before a weight is
+    made.
+    """  # noqa: D205
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
         if dataclasses.is_dataclass(value):
-            _require_few_layers(value, num_weights)
+            _require_sane_numbers(value, num_weights)
             continue
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ValueError(f"{field.name} is {value}, which is no number")
         counts = value if isinstance(value, tuple) else (value,)
         largest = max((n for n in counts if isinstance(n, int)), default=0)
         is_count = "layers" in field.name and largest > num_weights + _SPARE_WEIGHTS
@@ -205,8 +209,21 @@ def build_without_weights(config: Any) -> Any:  # noqa: ANN401  (configs are of 
         hook.remove()
 
 
-def _placed(tensor: Tensor | StoredTensor, device: torch.device, dtype: torch.dtype) -> Tensor:
+def _placed(
+    name: str, tensor: Tensor | StoredTensor, device: torch.device, dtype: torch.dtype
+) -> Tensor:
     """Returns a tensor of its own in memory; never the file's, which may change."""
     value = tensor.read() if isinstance(tensor, StoredTensor) else tensor
     kind = dtype if value.is_floating_point() else value.dtype
-    return value.to(device=device, dtype=kind, copy=True)
+    placed = value.to(device=device, dtype=kind, copy=True)
+    is_wider = value.is_floating_point() and _largest(value.dtype) > 2 * _largest(kind)
+    if is_wider and not bool(placed.isfinite().all()):
+        said = str(kind).removeprefix("torch.")
+        raise UsageError(
+            f"{name} holds numbers that are too large for {said}: load the model as bfloat16"
+        )
+    return placed
+
+
+def _largest(dtype: torch.dtype) -> float:
+    return torch.finfo(dtype).max

@@ -60,7 +60,7 @@ def fold(names: Iterable[str], room: int = _ROOM, between: str = ", ") -> str:
         room: characters that the named ones may fill.
         between: what stands between two names.
     """
-    listed = list(names)
+    listed = [_on_one_line(name) for name in names]
     text, shown = "", 0
     for name in listed:
         longer = f"{text}{between if shown else ''}{name}"
@@ -71,6 +71,13 @@ def fold(names: Iterable[str], room: int = _ROOM, between: str = ", ") -> str:
         text = f"{text[:room]}..."
     rest = len(listed) - shown
     return f"{text}{between}and {rest:,} more" if rest else text
+
+
+def _on_one_line(name: str) -> str:
+    """Returns a name from a file with its control characters spelled out."""
+    if name.isprintable():
+        return name
+    return "".join(one if one.isprintable() else ascii(one)[1:-1] for one in name)
 
 
 def fold_sentences(problems: Iterable[str]) -> str:

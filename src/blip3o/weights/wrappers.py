@@ -1,6 +1,6 @@
-"""Names of weights as trainers leave them, and the plain names beneath.
+"""Removes the names of trainers' wrappers from the names of weights.
 
-Whoever saves the state of a wrapped model gets the wrapper's names between those of the model:
+The state of a wrapped model has the wrapper's names between those of the model:
 
     module.                                     DataParallel, DDP, DeepSpeed, averaged weights
     _fsdp_wrapped_module., _fpw_module.         FSDP
@@ -11,10 +11,10 @@ Whoever saves the state of a wrapped model gets the wrapper's names between thos
     .base_layer., .modules_to_save.NAME.        PEFT, around a layer
     .lora_A.NAME., .lora_B.NAME.                PEFT, an adapter beside a layer: see `adapters`
 
-They may stand anywhere, in any number and order. No network of ours has a part of these names.
+They may stand anywhere, in any number and order. No network of ours uses these names.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from torch import Tensor
@@ -37,6 +37,7 @@ _WRAPPERS = frozenset(
 )
 _PEFT = ["base_model", "model"]
 _TRAINED, _FROZEN = "modules_to_save", "original_module"
+_BASE = ".base_layer."
 _FLAT = ("_flat_param", "flat_param")
 
 _COUNTER = "n_averaged"  # of torch's averaged weights
@@ -46,7 +47,7 @@ _COMPUTED = (
     ".rotary_pos_emb.inv_freq",
     ".embeddings.position_ids",
 )
-"""Ends of names that older versions of transformers stored and every version computes."""
+"""Ends of names that old versions of transformers stored, although they can be computed."""
 
 
 def unwrapped(
@@ -57,7 +58,7 @@ def unwrapped(
     Args:
         tensors: by the names they were saved under.
         folder: holds `adapter_config.json`, if adapters are to be merged.
-        where: what holds the weights, for the message; None names the folder.
+        where: the place of the weights, for messages; "" means the folder.
 
     Raises:
         UsageError: if two weights have one plain name, if weights are flattened, or if an adapter
@@ -71,23 +72,25 @@ def unwrapped(
             "StateDictType.FULL_STATE_DICT"
         )
     kept = {name: tensor for name, tensor in tensors.items() if not _is_spare(name, tensors)}
+    wrapped = {front for name in kept if (front := name.partition(_BASE)[0]) != name}
+    adapter: list[str] = []
     plain: dict[str, Tensor | StoredTensor] = {}
     twice: list[str] = []
     for name, tensor in kept.items():
         own = plain_name(name)
         twice += [own] if own in plain else []
         plain[own] = tensor
+        if is_adapter(own) or _is_beside(name, wrapped):
+            adapter.append(own)
     if twice:
         raise UsageError(
             f"weights in {where} come twice, with and without a wrapper's prefix: {fold(twice)}"
         )
-    if any(map(is_adapter, plain)):
-        return merge_adapters(plain, folder, where)
-    return plain
+    return merge_adapters(plain, adapter, folder, where) if adapter else plain
 
 
 def plain_name(name: str) -> str:
-    """Returns the name of a weight without what wrappers put into it.
+    """Returns the name of a weight without the parts that wrappers added.
 
     Args:
         name: as it was saved.
@@ -102,13 +105,21 @@ def plain_name(name: str) -> str:
     return ".".join(parts)
 
 
+def _is_beside(name: str, wrapped: Collection[str]) -> bool:
+    """Returns whether a weight stands beside a layer that PEFT wrapped, as adapters do."""
+    if _BASE in name or _TRAINED in name:
+        return False
+    parts = name.split(".")
+    return any(".".join(parts[:count]) in wrapped for count in range(1, len(parts) - 1))
+
+
 def _first(parts: list[str], run: list[str]) -> int | None:
     places = range(len(parts) - len(run) + 1)
     return next((place for place in places if parts[place : place + len(run)] == run), None)
 
 
 def _is_spare(name: str, names: Mapping[str, object]) -> bool:
-    """Returns whether a weight is computed anew, or has a trained one in its place."""
+    """Returns whether a weight is not needed: it can be computed, or a trained one replaces it."""
     if name.rpartition(".")[2] == _COUNTER or name.endswith(_COMPUTED):
         return True
     front, frozen, rest = name.partition(f".{_FROZEN}.")

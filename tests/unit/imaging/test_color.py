@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from blip3o.generate.inputs import open_picture
-from blip3o.imaging.load import open_image, to_rgb
+from blip3o.imaging.load import open_image, open_pil, to_rgb
 from blip3o.imaging.profiles import adobe_rgb, coded_profile, matrix_profile
 
 GREEN = (120, 200, 80)
@@ -129,6 +129,88 @@ def test_grey_has_profiles_of_its_own(mode: str) -> None:
     light = 100 / 255  # of linear numbers a middle one looks bright
     wanted = 255 if mode == "1" else 255 * (1.055 * light ** (1 / 2.4) - 0.055)
     assert near(to_rgb(image), wanted)
+
+
+@pytest.mark.parametrize("mode", ["RGBX", "YCbCr", "HSV", "RGBa", "PA", "La", "LA", "1"])
+def test_every_mode_in_python_has_a_profile(mode: str) -> None:
+    is_grey = mode in {"La", "LA", "1"}
+    image = Image.new("LA" if is_grey else "RGB", (4, 4), (255, 255) if is_grey else GREEN)
+    if mode == "PA":
+        image = image.convert("P", palette=Image.Palette.ADAPTIVE).convert("PA")
+    elif mode != image.mode:
+        image = image.convert("RGBA" if mode == "RGBa" else image.mode).convert(mode)
+    image.info["icc_profile"] = LINEAR_GREY if is_grey else adobe_rgb()
+    assert near(open_pil(image), 255 if is_grey else AS_ADOBE, 10)
+
+
+@pytest.mark.parametrize("alpha", [0, 128, 255])
+def test_premultiplied_grey_is_read(alpha: int) -> None:
+    image = Image.new("LA", (4, 4), (100, alpha)).convert("La")
+    assert near(open_pil(image), 100 * alpha / 255 + 255 - alpha, 2)
+
+
+def in_gif() -> bytes:
+    data = encoded(Image.new("P", (4, 4)), "GIF")
+    table = bytes(GREEN) + data[16 : 13 + (6 << (data[10] & 7))]
+    blocks = adobe_rgb()
+    blocks = b"".join(
+        bytes([len(blocks[at : at + 255])]) + blocks[at : at + 255]
+        for at in range(0, len(blocks), 255)
+    )
+    note = b"!\xff\x0bICCRGBG1012" + blocks + b"\0"
+    return data[:13] + table + note + data[13 + len(table) :]
+
+
+def in_bmp() -> bytes:
+    plain = encoded(Image.new("RGB", (4, 4), GREEN), "BMP")
+    pixels = plain[54:]
+    head = struct.pack("<I", 124) + plain[18:54] + b"\0" * 16 + b"DEBM" + b"\0" * 48
+    head += struct.pack("<4I", 4, 124 + len(pixels), len(adobe_rgb()), 0)
+    return plain[:10] + struct.pack("<I", 14 + 124) + head + pixels + adobe_rgb()
+
+
+@pytest.mark.parametrize("data", [in_gif(), in_bmp()], ids=["GIF", "BMP"])
+def test_a_profile_that_pillow_does_not_know_of_is_applied(data: bytes) -> None:
+    assert near(open_image(data), AS_ADOBE)
+    given = Image.open(io.BytesIO(data))
+    assert near(given.convert("RGB"), GREEN, 0)
+    assert near(open_pil(Image.open(io.BytesIO(data))), AS_ADOBE)
+
+
+@pytest.mark.parametrize(
+    ("codes", "wanted"),
+    [((12, 13), seen(GREEN, P3_TO_XYZ, 2.2)), ((1, 13), GREEN), ((2, 2), GREEN), ((9, 16), GREEN)],
+)
+def test_color_code_points_of_an_avif(codes: tuple[int, int], wanted: object) -> None:
+    image = Image.new("RGB", (16, 16), GREEN)
+    data = bytearray(encoded(image, "AVIF", quality=99, subsampling="4:4:4"))
+    at = data.index(b"colrnclx") + 8
+    data[at : at + 4] = bytes([0, codes[0], 0, codes[1]])
+    assert near(open_image(bytes(data)), wanted, 6)
+
+
+def test_a_profile_of_an_avif_goes_before_its_code_points() -> None:
+    image = Image.new("RGB", (16, 16), GREEN)
+    options = {"quality": 99, "subsampling": "4:4:4", "icc_profile": adobe_rgb()}
+    data = encoded(image, "AVIF", **options)
+    assert near(open_image(data), AS_ADOBE, 10)
+
+
+def test_a_giant_profile_is_no_reason_to_keep_it_in_memory() -> None:
+    image = Image.new("RGB", (4, 4), GREEN)
+    image.info["icc_profile"] = adobe_rgb() + b"\0" * (1 << 22)
+    assert near(open_pil(image), GREEN, 0)
+
+
+@pytest.mark.parametrize("order", [(1, 2, 3), (3, 1, 2), (3, 2, 1)])
+def test_a_profile_in_many_parts_of_a_jpeg(order: tuple[int, ...]) -> None:
+    data = encoded(Image.new("RGB", (16, 16), GREEN), "JPEG", quality=95)
+    whole = adobe_rgb() + b"\0" * 100_000
+    step = -(-len(whole) // len(order))
+    for place in reversed(order):
+        part = b"ICC_PROFILE\0" + bytes([place, 3]) + whole[(place - 1) * step : place * step]
+        data = data[:2] + b"\xff\xe2" + struct.pack(">H", len(part) + 2) + part + data[2:]
+    assert near(open_image(data), AS_ADOBE, 8)
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "TIFF"])

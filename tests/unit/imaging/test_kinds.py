@@ -48,6 +48,8 @@ KINDS: dict[str, tuple[bytes, str]] = {
     "ICO": (b"\0\0\1\0\1\0" + b"\0" * 50, "an icon"),
     "TGA": (b"\0\0\2" + b"\0" * 9 + b"\4\0\4\0\x18\0" + b"\x80" * 48, "a TGA image"),
     "TGA with a footer": (b"\x80" * 60 + b"\0" * 8 + b"TRUEVISION-XFILE.\0", "a TGA image"),
+    "PAM": (b"P7\nWIDTH 1\nHEIGHT 1\nDEPTH 4\n", "a PAM image: save it as JPEG or PNG"),
+    "PFM with colors": (b"PF\n1 1\n-1.0\n" + b"\0" * 12, "floating point numbers .PFM."),
     "EXR": (b"v/1\x01" + b"\0" * 50, "OpenEXR"),
     "HDR": (b"#?RADIANCE\nFORMAT=", "Radiance"),
     "DICOM": (b"\0" * 128 + b"DICM" + b"\1" * 20, "DICOM"),

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from blip3o.core.errors import UsageError
-from blip3o.imaging.load import ImageLimits, open_image, to_rgb, upright
+from blip3o.imaging.load import ImageLimits, open_image, open_pil, to_rgb, upright
 
 RED, WHITE = (255, 0, 0), (255, 255, 255)
 
@@ -210,6 +210,20 @@ def test_long_files_are_refused_without_reading_them_whole(tmp_path: Path) -> No
     for source in (path, data, io.BytesIO(data)):
         with pytest.raises(UsageError, match="more than 100 bytes"):
             open_image(source, ImageLimits(max_bytes=100))
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "I", "RGBA", "P"])
+@pytest.mark.parametrize("size", [(0, 0), (0, 4), (4, 0)])
+def test_an_image_without_pixels_is_refused(mode: str, size: tuple[int, int]) -> None:
+    with pytest.raises(UsageError, match=f"{size[0]} x {size[1]} pixels"):
+        open_pil(Image.new(mode, size))
+
+
+def test_a_kind_that_no_decoder_knows_is_not_called_damaged() -> None:
+    data = bytearray(_encoded(Image.new("RGB", (4, 4), RED), "BMP"))
+    data[28:34] = (16).to_bytes(2, "little") + (3).to_bytes(4, "little")  # bits and odd masks
+    with pytest.raises(UsageError, match=r"of a kind that cannot be read.*save it as"):
+        open_image(bytes(data))
 
 
 def test_floating_point_pictures_are_refused() -> None:

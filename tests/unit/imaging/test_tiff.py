@@ -14,7 +14,7 @@ from PIL import Image
 
 from blip3o.core.errors import UsageError
 from blip3o.generate.inputs import open_picture
-from blip3o.imaging.load import open_image, read_header
+from blip3o.imaging.load import open_image, open_pil, read_header
 
 WIDTH, HEIGHT = 13, 5
 
@@ -227,9 +227,146 @@ def test_floating_point_is_refused_in_one_line(make_tiff: Callable[..., bytes], 
 
 
 def test_an_unknown_layout_is_named(make_tiff: Callable[..., bytes]) -> None:
-    raw = np.zeros(WIDTH * HEIGHT * 3, np.uint16).tobytes()
-    with pytest.raises(UsageError, match=r"TIFF of 3 x 16-bit unsigned numbers.*photometric 8"):
-        open_image(make_tiff(raw, tags(16, 8, 3)))
+    raw = np.zeros(WIDTH * HEIGHT * 5, np.uint8).tobytes()
+    with pytest.raises(UsageError, match=r"TIFF of 5 x 8-bit unsigned numbers.*photometric 5"):
+        open_image(make_tiff(raw, tags(8, 5, 5, extra=(2,))))
+
+
+def test_a_directory_that_is_cut_off_is_damage_and_no_layout(
+    make_tiff: Callable[..., bytes],
+) -> None:
+    data = make_tiff(bytes(WIDTH * HEIGHT * 3), {**tags(8, 2, 3), 270: ("B", (1,) * 40)})
+    for cut in (1, 30, 60):
+        with pytest.raises(UsageError, match="damaged or truncated"):
+            open_image(data[:-40][:-cut])
+
+
+def test_an_image_without_pixels_is_named(make_tiff: Callable[..., bytes]) -> None:
+    with pytest.raises(UsageError, match="0 x 5 pixels"):
+        open_image(make_tiff(b"", {**tags(8), 256: ("H", (0,))}))
+
+
+COLOR = (120, 200, 80)
+
+
+@pytest.mark.parametrize(("photometric", "colors"), [(0, 1), (1, 1), (2, 3)])
+@pytest.mark.parametrize("bits", [8, 16])
+@pytest.mark.parametrize(
+    ("extra", "more", "alpha"),
+    [
+        ((), (), 255),
+        ((0,), (9,), 255),
+        ((1,), (128,), 128),
+        ((2,), (128,), 128),
+        ((2, 0), (128, 9), 128),
+        ((0, 2), (9, 128), 128),
+        ((0, 1), (9, 0), 0),
+    ],
+)
+def test_numbers_beside_the_colors(
+    make_tiff: Callable[..., bytes],
+    photometric: int,
+    colors: int,
+    bits: int,
+    extra: tuple[int, ...],
+    more: tuple[int, ...],
+    alpha: int,
+) -> None:
+    light = np.array(COLOR[:colors])
+    stored = light * alpha // 255 if 1 in extra else light
+    stored = 255 - stored if photometric == 0 else stored
+    pixel = np.array([*stored, *more]) * ((1 << bits) - 1) // 255
+    raw = packed(np.tile(pixel, (HEIGHT, WIDTH)), bits, "<")
+    named = {"extra": extra} if extra else {}
+    read = open_image(make_tiff(raw, tags(bits, photometric, len(pixel), **named)))
+    if photometric == 0 and 1 in extra:
+        return  # nothing says how light that is inverted is multiplied
+    wanted = light * alpha / 255 + 255 - alpha
+    assert np.abs(np.asarray(read)[0, 0] - wanted).max() <= 2
+
+
+@pytest.mark.parametrize("bits", [8, 16])
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize("photometric", [8, 9])
+def test_lab_of_every_depth(
+    make_tiff: Callable[..., bytes], bits: int, order: str, photometric: int
+) -> None:
+    lab = np.array([138, 80, 67]) * (1 << bits - 8)  # sRGB (255, 0, 0), nearly
+    lab[1:] += 1 << bits - 1 if photometric == 9 else 0
+    raw = packed(np.tile(lab, (HEIGHT, WIDTH)), bits, order)
+    read = open_image(make_tiff(raw, tags(bits, photometric, 3), order))
+    assert np.abs(np.asarray(read)[0, 0] - np.array([255, 0, 0])).max() <= 14
+
+
+def test_signed_numbers_of_8_bits_are_read_as_those_of_16(make_tiff: Callable[..., bytes]) -> None:
+    signed = {**tags(8), 339: ("H", (2,))}
+    assert grey(make_tiff(bytes([127]) * WIDTH * HEIGHT, signed))[0, 0] == 255
+    with pytest.raises(UsageError, match="negative"):
+        open_image(make_tiff(bytes([200]) * WIDTH * HEIGHT, signed))
+
+
+@pytest.mark.parametrize("factor", [1, 257])
+def test_a_palette_of_8_bits_is_not_black(make_tiff: Callable[..., bytes], factor: int) -> None:
+    palette = tuple(level * factor for level in range(256)) * 3
+    data = make_tiff(bytes([200]) * WIDTH * HEIGHT, {**tags(8, 3), 320: ("H", palette)})
+    assert grey(data)[0, 0] == 200
+    assert np.asarray(open_pil(Image.open(io.BytesIO(data))))[0, 0, 0] == 200
+
+
+def as_big(data: bytes, order: str) -> bytes:
+    """A TIFF file as BigTIFF."""
+    (start,) = struct.unpack_from(order + "I", data, 4)
+    (count,) = struct.unpack_from(order + "H", data, start)
+    sizes = {1: 1, 3: 2, 4: 4}
+    body, lines = data[8:], b""
+    for at in range(start + 2, start + 2 + count * 12, 12):
+        tag, kind, number = struct.unpack_from(order + "HHI", data, at)
+        size = sizes[kind] * number
+        (place,) = struct.unpack_from(order + "I", data, at + 8)
+        content = data[place : place + size] if size > 4 else data[at + 8 : at + 8 + size]
+        if tag in {273, 279}:  # bytes of the image lie 8 further on, and are counted in 64 bits
+            numbers = np.frombuffer(content, order + "u4") + (8 if tag == 273 else 0)
+            kind, content = 16, numbers.astype(order + "u8").tobytes()
+        line = content.ljust(8, b"\0")
+        if len(content) > 8:
+            line = struct.pack(order + "Q", 16 + len(body))
+            body += content
+        lines += struct.pack(order + "HHQ", tag, kind, number) + line
+    head = data[:2] + struct.pack(order + "HHHQ", 43, 8, 0, 16 + len(body))
+    return head + body + struct.pack(order + "Q", count) + lines + b"\0" * 8
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize("bits", [8, 12, 16])
+def test_big_tiff_of_either_order(make_tiff: Callable[..., bytes], order: str, bits: int) -> None:
+    plain = make_tiff(packed(ramp(bits), bits, order), tags(bits), order)
+    assert np.array_equal(grey(as_big(plain, order)), grey(plain))
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_planes_of_an_image_that_pillow_opened(make_tiff: Callable[..., bytes], order: str) -> None:
+    planes = np.concatenate([ramp(16), ramp(16)[::-1], ramp(16) // 2])
+    data = make_tiff(packed(planes, 16, order), tags(16, 2, 3, planar=(2,)), order)
+    data = listed_thrice(data, order)
+    given = Image.open(io.BytesIO(data))
+    assert np.array_equal(np.asarray(open_pil(given)), np.asarray(open_image(data)))
+    given.info["note"] = "changed by its owner, whose image it is now"
+    assert open_pil(given).size == (WIDTH, HEIGHT)
+
+
+def listed_thrice(data: bytes, order: str) -> bytes:
+    """A TIFF of one strip as one of three strips of a third."""
+    (start,) = struct.unpack_from(order + "I", data, 4)
+    (count,) = struct.unpack_from(order + "H", data, start)
+    result = bytearray(data)
+    for at in range(start + 2, start + 2 + count * 12, 12):
+        tag, _, _, value = struct.unpack_from(order + "HHII", data, at)
+        third = 2 * WIDTH * HEIGHT
+        strips = [value + third * k for k in range(3)] if tag == 273 else [third] * 3
+        if tag in {273, 279}:
+            struct.pack_into(order + "II", result, at + 4, 3, len(result))
+            result += struct.pack(order + "3I", *strips)
+    return bytes(result)
 
 
 @pytest.mark.parametrize("bits", [12, 16, 32])

@@ -145,6 +145,10 @@ def test_other_adapters_are_named(tmp_path: Path) -> None:
         peft.IA3Config(target_modules=["one"], feedforward_modules=[]),
         peft.OFTConfig(target_modules=["one"], oft_block_size=3),
         peft.VeraConfig(target_modules=["one"], r=2),
+        peft.HRAConfig(target_modules=["one"], r=2),
+        peft.LNTuningConfig(target_modules=["one"]),
+        peft.VBLoRAConfig(target_modules=["one"], vector_length=1, num_vectors=8, topk=2),
+        peft.FourierFTConfig(target_modules=["one"], n_frequency=4),
     ):
         folder = tmp_path / type(config).__name__
         save(peft.get_peft_model(Net(), config), folder)

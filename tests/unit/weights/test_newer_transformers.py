@@ -101,6 +101,45 @@ def test_two_spellings_of_one_weight_are_refused(released_folder: Path) -> None:
         load(released_folder)
 
 
+def test_an_index_that_transformers_left_beside_one_file(released_folder: Path) -> None:
+    expected = load(released_folder)
+    index = (released_folder / INDEX).read_text()
+    save(released_folder, main_state(released_folder))  # its shards are gone
+    (released_folder / INDEX).write_text(index)
+    require_same(load(released_folder), expected)
+
+
+def test_shards_of_a_variant_as_diffusers_writes_them(released_folder: Path) -> None:
+    from diffusers import AutoencoderKL, UNet2DConditionModel
+
+    expected = load(released_folder)
+    for name, kind in (("unet", UNet2DConditionModel), ("vae", AutoencoderKL)):
+        folder = released_folder / "diffusion-decoder" / name
+        part: Any = kind.from_pretrained(folder, variant="bf16", torch_dtype=torch.bfloat16)
+        for file in folder.glob("*.safetensors"):
+            file.unlink()
+        part.save_pretrained(folder, variant="bf16", max_shard_size="20KB")
+        assert (folder / "diffusion_pytorch_model.safetensors.index.bf16.json").exists()
+    require_same(load(released_folder), expected)
+
+
+def test_shards_of_a_variant_are_written_for_diffusers(
+    released_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from diffusers import UNet2DConditionModel
+
+    from blip3o.weights import shards
+    from blip3o.weights.convert import convert
+
+    monkeypatch.setattr(shards, "MAX_SHARD_BYTES", 20_000)
+    convert(released_folder, tmp_path / "again", "published")
+    folder = tmp_path / "again" / "diffusion-decoder" / "unet"
+    assert len(list(folder.glob("*.safetensors"))) > 1
+    part: Any = UNet2DConditionModel.from_pretrained(folder, variant="bf16")
+    assert part is not None
+    require_same(load(tmp_path / "again"), load(released_folder))
+
+
 TEXT = (
     "hidden_size",
     "intermediate_size",

@@ -1,6 +1,7 @@
 """Configs of absurd sizes, and weights that are no floating point numbers, are refused soon."""
 
 import json
+import re
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -194,6 +195,30 @@ def test_numbers_that_are_none(
         assert f"{file} is damaged: " in message
         assert f"{name} holds 1 number" in message
         file.write_bytes(kept)
+
+
+def test_numbers_that_no_type_in_memory_holds(ours: Path) -> None:
+    name = spoil(ours / "model.safetensors", lambda tensor: torch.full_like(tensor, 7e4))
+    load_model(ours)
+    with pytest.raises(UsageError, match=f"{name} holds numbers that are too large for float16"):
+        load_model(ours, dtype=torch.float16)
+    spoil(ours / "model.safetensors", lambda tensor: tensor.double() * 1e300)
+    with pytest.raises(UsageError, match="too large for float32"):
+        load_model(ours)
+
+
+@pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity", "1e999"])
+def test_a_config_without_numbers(ours: Path, refusal: Refuse, number: str) -> None:
+    file = ours / "config.json"
+    text = re.sub(r'("norm_eps": )[^,\n]+', rf"\g<1>{number}", file.read_text(), count=1)
+    file.write_text(text)
+    assert "norm_eps is" in refusal(ours)
+
+
+def test_a_name_of_many_lines_is_told_in_one(ours: Path, refusal: Refuse) -> None:
+    file = ours / "model.safetensors"
+    save_file(load_file(file) | {"a\nb\x1b[31m": torch.zeros(1)}, file)
+    assert r"extra: a\nb\x1b[31m" in refusal(ours)
 
 
 def test_large_numbers_are_numbers(ours: Path) -> None:

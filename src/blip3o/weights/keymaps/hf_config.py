@@ -1,4 +1,4 @@
-"""Fields of config.json files as transformers 4 and 5 write them, under one name each.
+"""Reads config.json files of transformers 4 and 5, which name the same fields differently.
 
 Version 5 nests the language model's fields in `text_config`, joins `rope_theta` and `rope_scaling`
 into `rope_parameters`, and leaves out what is a default.
@@ -26,10 +26,11 @@ class Rope(NamedTuple):
 
 
 def text_fields(data: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the language model's fields, with everything else of the file beside them.
+    """Returns the fields of the language model and of the whole model in one mapping.
 
     Args:
-        data: the content of config.json, flat or nested; what is nested counts, as there.
+        data: the content of config.json, flat or nested. A nested field replaces a flat one, as in
+            transformers.
 
     Raises:
         UsageError: if it describes a network that is not ours.
@@ -37,7 +38,7 @@ def text_fields(data: Mapping[str, Any]) -> dict[str, Any]:
     text = data.get("text_config")
     nested = dict(text) if isinstance(text, Mapping) else {}
     fields = {**data, **nested}
-    # Whether the embeddings are tied is asked of the whole model, wherever it is said.
+    # Tied embeddings concern the whole model, although either part may state them.
     ties = [part["tie_word_embeddings"] for part in (data, nested) if "tie_word_embeddings" in part]
     fields.pop("tie_word_embeddings", None)
     if ties and all(tie == ties[0] for tie in ties):
@@ -54,11 +55,11 @@ def text_fields(data: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def require_activation(fields: Mapping[str, Any], front: str) -> None:
-    """Refuses a network of another activation than ours.
+    """Refuses a network with another activation than ours.
 
     Args:
         fields: of a part of config.json.
-        front: what stands before its names there, for the message.
+        front: prefix of the part's fields, for messages.
 
     Raises:
         UsageError: if it has another one.
@@ -71,16 +72,16 @@ def rope_of(fields: Mapping[str, Any]) -> Rope:
     """Returns the rotary positions of a language model.
 
     Args:
-        fields: what `text_fields` returned.
+        fields: returned by `text_fields`.
 
     Raises:
         KeyError: if the base of the frequencies is missing.
-        UsageError: for stretched positions, which would give other numbers.
+        UsageError: for scaled positions, which this package does not compute.
     """
     scaling, joined = fields.get("rope_scaling") or {}, fields.get("rope_parameters") or {}
     inner = [one for one in joined.values() if isinstance(one, Mapping)]
     if inner and all(one == inner[0] for one in inner):
-        joined = inner[0]  # by the kind of a layer's attention, and all the same
+        joined = inner[0]  # one for each kind of attention, all equal
     rope = {**scaling, **joined}
     kind = rope.get("rope_type", rope.get("type", "default"))
     if kind not in _PLAIN_ROPE:
@@ -90,9 +91,9 @@ def rope_of(fields: Mapping[str, Any]) -> Rope:
 
 
 def first_of(fields: Mapping[str, Any], names: tuple[str, ...]) -> Any:  # noqa: ANN401
-    """Returns the value under the first of several names that is there, or None.
+    """Returns the value of the first name that is present, or None.
 
-    A length that is written for both sides of a square is one number.
+    Two equal sides of a square become one number.
 
     Raises:
         UsageError: if the two sides differ.

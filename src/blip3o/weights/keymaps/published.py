@@ -89,15 +89,15 @@ class PublishedFamily:
         folder: Path | None,
         where: str = "",
     ) -> dict[str, Tensor | StoredTensor]:
-        """Returns weights under the published names, whatever they were saved as.
+        """Returns weights under their published names, from any spelling.
 
-        Wrappers' prefixes go, an adapter is merged, and the names of newer versions of transformers
-        become those of 4.51.
+        It removes the prefixes of wrappers, merges an adapter, and translates the names of newer
+        versions of transformers to those of 4.51.
 
         Args:
             state: the whole checkpoint.
             folder: where it lies; None for one in memory.
-            where: for messages; "" names the folder.
+            where: the place of the weights, for messages; "" means the folder.
 
         Raises:
             UsageError: see `unwrapped` and `Spellings.respelled`.

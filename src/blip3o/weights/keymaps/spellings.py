@@ -1,12 +1,12 @@
-"""Other spellings of published names: those of newer transformers, and of models saved bare.
+"""Translates other spellings of published names: newer transformers, and models without a head.
 
     transformers 4.51                   4.52 and later, where its converters do not rename
     visual.*                            model.visual.*
     model.layers.*                      model.language_model.layers.*
     model.vision_tower.vision_model.*   model.vision_tower.*  (SigLIP lost the middle part in 5)
 
-A model saved without its head (`Qwen2_5_VLModel`) has no `model.` in front. The spelling of 4.51 is
-the one that the maps beside this file translate.
+A model saved without its head (`Qwen2_5_VLModel`) has no `model.` in front. The maps in this folder
+know the spelling of 4.51 only.
 """
 
 import dataclasses
@@ -29,7 +29,7 @@ class Spellings:
     """Rules that turn any spelling of a name into one.
 
     Args:
-        rules: (pattern, what stands for it); all apply, in order.
+        rules: patterns and their replacements; all apply, in order.
     """
 
     rules: tuple[tuple[str, str], ...]
@@ -45,7 +45,7 @@ class Spellings:
 
         Args:
             tensors: by any spelling.
-            where: what holds them, for the message.
+            where: the place of the weights, for messages.
 
         Raises:
             UsageError: if two of them are spellings of one name.
