@@ -13,7 +13,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from blip3o.serve.config import ServeConfig
 from blip3o.serve.http.decoding import CLIENT_LEFT
 from blip3o.serve.http.errors import ApiError
-from blip3o.serve.http.hosts import HostNames, host_of
+from blip3o.serve.http.hosts import HostNames
 from blip3o.serve.http.json_in import check_marks
 from blip3o.serve.http.metrics import Metrics
 from blip3o.serve.http.pictures_out import PICTURE_PATH
@@ -121,7 +121,7 @@ class Guard:
         if not self._hosts.allows(header):
             raise ApiError(
                 403,
-                f"this server does not answer to the host {host_of(header)!a:.100}; start it with "
+                f"this server does not answer to the host {header!a:.100}; start it with "
                 "--allowed-host NAME to allow it",
                 code="host_not_allowed",
             )
