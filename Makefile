@@ -13,6 +13,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TEST_JOBS)
 
 CLIENTS := .venv-clients
 CLIENTS_FROM := tests/e2e/clients
+MODULES := $(CLIENTS_FROM)/node_modules/.package-lock.json
 
 .PHONY: help setup demo test test-quick test-all test-clients lint check format bench clean
 
@@ -21,8 +22,9 @@ help: ## List the targets
 
 setup: $(STAMP) ## Make .venv with everything in it; again only when the requirements change
 
-# pip's hundreds of lines go to a log; a failed step shows the last of them.
-INSTALL = > $(LOG) 2>&1 || { tail -n 5 $(LOG); echo "setup failed; pip's output is in $(LOG)"; exit 1; }
+# The hundreds of lines of pip and npm go to a log; a failed step shows the last of them.
+logged = > $(1) 2>&1 || { tail -n 8 $(1); echo "$(2) failed; its output is in $(1)"; exit 1; }
+INSTALL = $(call logged,$(LOG),setup)
 
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
@@ -48,13 +50,20 @@ test-quick: setup ## Run the unit tests without those of serving and recipes (4 
 test-all: setup ## Run every test this machine can: slow and compiled ones too
 	$(PYTEST) -m "not gpu"
 
-test-clients: setup $(CLIENTS)/.installed ## Ask a server with the clients that people use (those for JavaScript need npm)
+# Without npm the clients for JavaScript are left out, and their tests say that they were skipped.
+test-clients: setup $(CLIENTS)/.installed $(if $(shell command -v npm),$(MODULES)) ## Ask a server with the clients that people use (those for JavaScript need npm)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -rs -m slow $(CLIENTS_FROM)
 
-$(CLIENTS)/.installed: $(CLIENTS_FROM)/requirements.txt $(CLIENTS_FROM)/package-lock.json
-	$(PYTHON) -m venv $(CLIENTS)
-	$(CLIENTS)/bin/python -m pip --disable-pip-version-check install -q -r $(CLIENTS_FROM)/requirements.txt
-	if command -v npm > /dev/null; then npm ci --prefix $(CLIENTS_FROM) --no-audit --no-fund; fi
+$(CLIENTS)/.installed: $(CLIENTS_FROM)/requirements.txt
+	@echo "installs the clients for Python in $(CLIENTS)"
+	@$(PYTHON) -m venv $(CLIENTS)
+	@$(CLIENTS)/bin/python -m pip --disable-pip-version-check install -r $< $(call logged,$(CLIENTS)/setup.log,pip install)
+	@touch $@
+
+$(MODULES): $(CLIENTS_FROM)/package-lock.json
+	@echo "installs the clients for JavaScript in $(CLIENTS_FROM)/node_modules"
+	@mkdir -p $(CLIENTS)
+	@npm ci --prefix $(CLIENTS_FROM) --no-audit --no-fund $(call logged,$(CLIENTS)/npm.log,npm ci)
 	@touch $@
 
 lint: setup ## Formatting, lint (docstrings too), types, layers

@@ -15,7 +15,8 @@ from blip3o.core.rng import numpy_rng
 from blip3o.generate.checks import texts_of
 
 _MOST_STOPS = 16
-_LONGEST_STOP = 1000
+LONGEST_STOP = 1000
+"""Characters of a stop text."""
 _NUM_SEEDS = 2**63
 
 
@@ -82,8 +83,8 @@ class TextSampling:
             raise UsageError("a stop text is empty")
         if len(self.stop) > _MOST_STOPS:
             raise UsageError(f"at most {_MOST_STOPS} stop texts, got {len(self.stop)}")
-        if any(len(text) > _LONGEST_STOP for text in self.stop):
-            raise UsageError(f"a stop text has more than {_LONGEST_STOP} characters")
+        if any(len(text) > LONGEST_STOP for text in self.stop):
+            raise UsageError(f"a stop text has more than {LONGEST_STOP} characters")
 
     @classmethod
     def of(cls, **settings: Unpack[TextSettings]) -> Self:

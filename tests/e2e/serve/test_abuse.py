@@ -185,7 +185,7 @@ FORM_TABLE: dict[str, tuple[str, tuple[tuple[str, str, bytes], ...], int, str]] 
     "no file": (EDIT, (A_PROMPT,), 400, "a picture is needed"),
     "no prompt": (EDIT, (A_PICTURE,), 400, "prompt"),
     "text for a file": (EDIT, (A_PROMPT, ("image", "", b"hello")), 400, "must be a file"),
-    "mask": (EDIT, (A_PROMPT, A_PICTURE, ("mask", "m.png", png())), 400, "unknown file field"),
+    "mask": (EDIT, (A_PROMPT, A_PICTURE, ("mask", "m.png", png())), 400, "mask is not supported"),
     "unknown field": (EDIT, (A_PROMPT, A_PICTURE, ("sede", "", b"1")), 400, "unknown"),
     "field twice": (EDIT, (A_PROMPT, A_PROMPT, A_PICTURE), 400, "given twice"),
     "n as a word": (EDIT, (A_PROMPT, A_PICTURE, ("n", "", b"two")), 400, "whole number"),

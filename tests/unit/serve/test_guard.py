@@ -13,6 +13,7 @@ from fastapi.testclient import TestClient
 from blip3o.core.errors import UsageError
 from blip3o.serve.config import ServeConfig
 from blip3o.serve.http.guard import Guard
+from blip3o.serve.http.hosts import HostNames
 from blip3o.serve.http.metrics import Metrics
 from blip3o.serve.http.server import api_keys
 
@@ -31,6 +32,15 @@ def client() -> TestClient:
 
 def basic(key: str) -> dict[str, str]:
     return {"Authorization": "Basic " + base64.b64encode(f"me:{key}".encode()).decode()}
+
+
+def asking(app: Any, target: str) -> TestClient:
+    """Returns a client whose requests have a target that other clients would write otherwise."""
+
+    async def sent(scope: Any, receive: Any, send: Any) -> None:
+        await app({**scope, "path": target} if scope["type"] == "http" else scope, receive, send)
+
+    return TestClient(sent)
 
 
 FOREIGN = {**basic("secret"), "Sec-Fetch-Site": "cross-site"}
@@ -95,3 +105,45 @@ def test_a_bug_is_counted_as_a_bug_and_not_as_a_client_that_left() -> None:
     assert TestClient(app, raise_server_exceptions=False).get("/v1/bug").status_code == 500
     assert b'status="500"} 1.0' in metrics.text()
     assert b'status="499"' not in metrics.text()
+
+
+TARGETS = ["//v1/models", "/v1//models", "/v1/models/", "///v1/models//"]
+TARGETS += ["http://localhost/v1/models", "HTTPS://a.example:8000//v1/models/"]
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_a_target_is_known_and_guarded_however_it_is_written(
+    client: TestClient, target: str
+) -> None:
+    sender = asking(client.app, target)
+    answer = sender.get("/", headers={"Authorization": "Bearer secret"})
+    assert (answer.status_code, answer.json()) == (200, "v1/models")
+    for headers in ({}, basic("secret")):  # the page's password does not open the API
+        answer = sender.get("/", headers=headers)
+        assert answer.status_code == 401
+        assert answer.headers["WWW-Authenticate"] == "Bearer"
+
+
+@pytest.mark.parametrize("target", ["//x//y/", "/", "/file=a//b"])
+def test_paths_of_the_page_are_left_as_they_are(client: TestClient, target: str) -> None:
+    answer = asking(client.app, target).get("/", headers=basic("secret"))
+    assert answer.json() == target[1:]
+
+
+@pytest.mark.parametrize(
+    ("target", "status"),
+    [
+        ("http://127.0.0.1:8000/v1/models", 200),
+        ("http://evil.example/v1/models", 403),
+        ("http://localhost@evil.example/v1/models", 403),
+        ("http://evil.example@localhost/v1/models", 403),
+        ("http:///v1/models", 403),
+    ],
+)
+def test_the_host_of_a_whole_url_counts(target: str, status: int) -> None:
+    app = FastAPI(openapi_url=None)
+    names = HostNames("127.0.0.1", [], has_keys=False)
+    app.add_api_route("/v1/models", lambda: "seen")
+    app.add_middleware(Guard, config=ServeConfig(), keys=[], metrics=Metrics(), hosts=names)
+    answer = asking(app, target).get("/", headers={"Host": "localhost"})
+    assert answer.status_code == status

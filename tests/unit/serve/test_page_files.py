@@ -1,7 +1,10 @@
 """Files of the page: written whole, and never rewritten while a browser may read them."""
 
+import asyncio
+import errno
 import os
 import threading
+from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -60,3 +63,22 @@ def test_an_image_is_written_in_the_format_that_gradio_asks_for(tmp_path: Path, 
     path = kept_image(image, str(tmp_path), format=kind)
     with Image.open(path) as read:
         assert (read.format, read.size) == (kind.upper(), (5, 4))
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EIO])
+def test_a_full_disk_is_said_in_a_sentence(number: int) -> None:
+    gradio = pytest.importorskip("gradio")
+    from blip3o.serve.page.parts import sentences
+
+    @sentences
+    async def draw() -> AsyncIterator[str]:
+        raise OSError(number, "a reason")
+        yield ""
+
+    async def drawn() -> list[str]:
+        return [one async for one in draw()]
+
+    is_full = number != errno.EIO
+    expected = "There is no room for this file" if is_full else "An internal error"
+    with pytest.raises(gradio.Error, match=expected):
+        asyncio.run(drawn())

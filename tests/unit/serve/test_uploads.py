@@ -27,6 +27,23 @@ def put(folder: Path, name: str, size: int, age_s: int) -> Path:
     return path
 
 
+@pytest.fixture(autouse=True)
+def _small_files_count_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(uploads, "_LEAST_BYTES", 1)
+
+
+def test_tiny_files_count_for_more_than_they_hold(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Millions of them would be slow to look through, and fill a disk with folders."""
+    monkeypatch.setattr(uploads, "_LEAST_BYTES", 100)
+    folder = UploadFolder(tmp_path, 1000)
+    for number in range(20):
+        folder.make_room(1)
+        put(tmp_path, f"{number}/a.png", 1, 100 - number)
+    assert sorted(int(path.name) for path in tmp_path.iterdir()) == list(range(10, 20))
+
+
 def test_the_oldest_files_make_room(tmp_path: Path) -> None:
     example = put(tmp_path, "examples/a.png", 500, 999)
     folder = UploadFolder(tmp_path, 1000)

@@ -9,9 +9,10 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import Response
 
 from blip3o import __version__
+from blip3o.core.errors import UsageError
 from blip3o.core.log import say
 from blip3o.serve.http.chat import chat_routes
-from blip3o.serve.http.errors import ApiError, from_validation
+from blip3o.serve.http.errors import ApiError, from_validation, invalid
 from blip3o.serve.http.guard import Guard
 from blip3o.serve.http.heads import HeadAsGet
 from blip3o.serve.http.hosts import HostNames
@@ -37,6 +38,7 @@ def build_app(
     for routes in (image_routes, chat_routes, response_routes, system_routes):
         app.include_router(routes(service))
     app.add_exception_handler(ApiError, _api_error)
+    app.add_exception_handler(UsageError, _usage_error)
     app.add_exception_handler(RequestValidationError, _validation_error)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(Exception, _bug)
@@ -60,6 +62,11 @@ async def _api_error(request: Request, error: Exception) -> Response:
     del request
     assert isinstance(error, ApiError)
     return error.response()
+
+
+async def _usage_error(request: Request, error: Exception) -> Response:
+    del request
+    return invalid(str(error)).response()
 
 
 async def _validation_error(request: Request, error: Exception) -> Response:

@@ -20,6 +20,7 @@ from blip3o.serve.http.conversation import (
 from blip3o.serve.http.errors import invalid
 from blip3o.serve.http.fields import TextSettings
 from blip3o.serve.http.images import check_count_made, edit_prompt, encoded, sampled
+from blip3o.serve.http.json_in import JsonRoute
 from blip3o.serve.http.schemas import ChatCompletionRequest, ChatMessage
 from blip3o.serve.http.service import Service
 from blip3o.serve.http.settings import text_sampling
@@ -30,7 +31,7 @@ from blip3o.serve.jobs import Answered, ChatRequest, Picture, PictureRequest, Te
 
 def chat_routes(service: Service) -> APIRouter:
     """Returns the route for chats."""
-    router = APIRouter(tags=["chat"])
+    router = APIRouter(tags=["chat"], route_class=JsonRoute)
 
     @router.post("/v1/chat/completions", summary="The next turn of a conversation")
     async def completions(body: ChatCompletionRequest, request: Request) -> Response:

@@ -64,12 +64,12 @@ def turn(role: str, parts: Sequence[Part], param: str) -> Turn:
         param: the field that holds the parts.
 
     Raises:
-        ApiError: 400 for an image in instructions, an image mark in a text, or a turn of a user or
-            of instructions that says nothing.
+        ApiError: 400 for an image in instructions, an image mark in a text, or a turn of a user
+            that says nothing.
     """
     kind = "system" if role in _SYSTEM else "assistant" if role == "assistant" else "user"
     pieces = tuple(_pieces(kind, parts, param))
-    if kind != "assistant" and not any(isinstance(one, Place) or one.strip() for one in pieces):
+    if kind == "user" and not any(isinstance(one, Place) or one.strip() for one in pieces):
         raise invalid(f"{param} says nothing", param)
     return Turn(kind, pieces, param)
 
@@ -123,6 +123,8 @@ async def read_conversation(
     places: list[Place] = []
     carried = 0  # images of the assistant that the next turn of the user shows
     for one in turns:
+        if one.role == "system" and not one.text.strip():
+            continue  # clients send the empty field of their settings
         places += one.places
         if one.role == "assistant":
             carried += len(one.places)

@@ -17,7 +17,6 @@ _TYPES = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_
 _KINDS = {
     "extra_forbidden": "unknown_parameter",
     "missing": "missing_required_parameter",
-    "json_invalid": "invalid_json",
     UNSUPPORTED: "unsupported_value",
 }
 _TAGS = (*PART_TYPES, *ITEM_TYPES)
@@ -100,8 +99,6 @@ def from_validation(errors: Sequence[Any]) -> ApiError:
     first = min(errors, key=lambda error: error["type"] != "extra_forbidden")
     param = _field(first["loc"])
     code = _KINDS.get(first["type"], "invalid_value")
-    if code == "invalid_json":
-        return invalid(f"the body is no valid JSON: {first.get('ctx', {}).get('error')}", code=code)
     if first["type"] == "string_unicode":
         return invalid("the request holds text that is not valid Unicode")
     if code == "unknown_parameter":

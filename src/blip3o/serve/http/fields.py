@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 from pydantic import (
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     GetCoreSchemaHandler,
@@ -19,7 +20,17 @@ UNSUPPORTED = "unsupported"
 """Type of the error of a field that would have an effect which this server does not have."""
 
 Prompt = Annotated[str, Field(min_length=1, max_length=MOST_CHARACTERS)]
-Seed = Annotated[int, Field(ge=0, lt=2**63)]
+
+
+def _or_drawn(seed: Any) -> Any:  # noqa: ANN401  (whatever a client sends)
+    return None if seed in (-1, "-1") else seed
+
+
+Seed = Annotated[
+    Annotated[int, Field(ge=0, lt=2**63)] | None,
+    BeforeValidator(_or_drawn, json_schema_input_type=int | None),
+]
+"""As on the command line, -1 asks for any seed, which is what no seed does."""
 Count = Annotated[int, Field(ge=1, le=1000)]
 Steps = Annotated[int, Field(ge=1, le=1000)]
 Guidance = Annotated[float, Field(ge=1, le=100, allow_inf_nan=False)]
@@ -134,7 +145,7 @@ class TextSettings(Strict):
 
     temperature: Annotated[float, Field(ge=0, le=2, allow_inf_nan=False)] | None = None
     top_p: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] | None = None
-    top_k: Annotated[int, Field(ge=-1, le=1_000_000)] | None = None
+    top_k: Annotated[int, Field(ge=-1)] | None = None
     seed: Seed | None = None
     num_inference_steps: Steps | None = None
     guidance_scale: Guidance | None = None

@@ -32,19 +32,19 @@ async def read_form(
         ApiError: 400 or 413 for a form that is damaged or over a limit, an unknown field, a
             field given twice, or a picture that cannot be read.
     """
-    if not request.headers.get("content-type", "").startswith("multipart/form-data"):
+    if not request.headers.get("content-type", "").lower().startswith("multipart/form-data"):
         raise invalid("the body must be multipart/form-data", code="invalid_content_type")
     form = await _parsed(request, config)
     try:
-        fields: dict[str, str] = {}
+        fields: dict[str, str | UploadFile] = {}
         uploads: list[UploadFile] = []
         for name, value in form.multi_items():
-            if isinstance(value, UploadFile) and name in _FILE_FIELDS:
+            if _is_blank(value, is_image=name in _FILE_FIELDS):
+                continue
+            if name in _FILE_FIELDS:
+                if not isinstance(value, UploadFile):
+                    raise invalid("image must be a file", "image", "invalid_image")
                 uploads.append(value)
-            elif isinstance(value, UploadFile):
-                raise invalid(f"unknown file field {name!r:.100}", name, "unknown_parameter")
-            elif name in _FILE_FIELDS:
-                raise invalid("image must be a file", "image", "invalid_image")
             elif name in fields:
                 raise invalid(f"{name!r:.100} is given twice", name)
             else:
@@ -60,6 +60,13 @@ async def read_form(
         return parsed, pictures
     finally:
         await form.close()
+
+
+def _is_blank(value: str | UploadFile, *, is_image: bool) -> bool:
+    """Whether a field holds nothing; browsers send those of files that were not chosen."""
+    if isinstance(value, UploadFile):
+        return not value.filename and not value.size
+    return is_image and not value
 
 
 async def _parsed(request: Request, config: ServeConfig) -> FormData:

@@ -4,6 +4,7 @@ import asyncio
 import base64
 import hashlib
 import hmac
+import re
 import time
 from collections.abc import Sequence
 
@@ -12,7 +13,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from blip3o.serve.config import ServeConfig
 from blip3o.serve.http.decoding import CLIENT_LEFT
 from blip3o.serve.http.errors import ApiError
-from blip3o.serve.http.hosts import HostNames, host_of
+from blip3o.serve.http.hosts import HostNames
+from blip3o.serve.http.json_in import check_marks
 from blip3o.serve.http.metrics import Metrics
 from blip3o.serve.http.pictures_out import PICTURE_PATH
 
@@ -61,6 +63,7 @@ class Guard:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        _set_target(scope)
         start = time.monotonic()
         status = 499  # the client went away before an answer
 
@@ -75,6 +78,8 @@ class Guard:
             self._check_key(scope)
             if await self._read(scope, receive, body):
                 self._check_host(scope)
+                if not _header(scope, b"content-type").lower().startswith(b"multipart/"):
+                    check_marks(body)
                 await self._watched(scope, receive, noting, bytes(body))
         except ApiError as error:
             await error.response()(scope, receive, noting)
@@ -116,7 +121,7 @@ class Guard:
         if not self._hosts.allows(header):
             raise ApiError(
                 403,
-                f"this server does not answer to the host {host_of(header)!a:.100}; start it with "
+                f"this server does not answer to the host {header!a:.100}; start it with "
                 "--allowed-host NAME to allow it",
                 code="host_not_allowed",
             )
@@ -146,8 +151,16 @@ class Guard:
     async def _read(self, scope: Scope, receive: Receive, body: bytearray) -> bool:
         """Reads the body; returns False if the client went away."""
         limit = self._config.max_body_bytes
-        headers = dict(scope["headers"])
-        length = headers.get(b"content-length", b"0")
+        encoding = _header(scope, b"content-encoding")
+        if encoding.lower() not in (b"", b"identity"):
+            raise ApiError(
+                415,
+                f"a body with the header Content-Encoding: {encoding.decode('latin-1'):.20} is not "
+                "read; send the body as it is",
+                code="unsupported_encoding",
+                headers={"Connection": "close"},
+            )
+        length = _header(scope, b"content-length")
         if length.isdigit() and int(length) > limit:
             raise _too_large(limit)
         try:
@@ -201,18 +214,39 @@ def _replay(body: bytes, left: asyncio.Event) -> Receive:
 
 def _given_key(scope: Scope, *, is_page: bool) -> bytes:
     """Returns the key that a request comes with; browsers send it to the page as a password."""
-    headers = dict(scope["headers"])
-    kind, _, value = headers.get(b"authorization", b"").partition(b" ")
+    kind, _, value = _header(scope, b"authorization").partition(b" ")
     if kind.lower() == b"bearer":
         return value.strip()
     # A browser sends a password along whoever made it ask: another site's page may only link here.
-    is_foreign = headers.get(b"sec-fetch-site", b"none") not in (b"none", b"same-origin")
+    is_foreign = _header(scope, b"sec-fetch-site") not in (b"", b"none", b"same-origin")
     if kind.lower() != b"basic" or not is_page or (is_foreign and scope["method"] != "GET"):
         return b""
     try:
         return base64.b64decode(value.strip(), validate=True).partition(b":")[2]
     except ValueError:
         return b""
+
+
+def _header(scope: Scope, name: bytes) -> bytes:
+    """Returns the value of a header; nothing where it is missing."""
+    return dict(scope["headers"]).get(name, b"")
+
+
+def _set_target(scope: Scope) -> None:
+    """Writes the path of a request as routes and keys know it, and its host as a header.
+
+    Proxies send whole URLs. Addresses of servers that end with a slash, or that a program joins
+    with one too many, lead to /v1//models or /v1/models/.
+    """
+    scheme, _, rest = scope["path"].partition("://")
+    if scheme.lower() in ("http", "https"):
+        host, _, path = rest.partition("/")
+        others = [one for one in scope["headers"] if one[0] != b"host"]
+        scope["headers"] = [(b"host", host.encode()), *others]
+        scope["path"] = f"/{path}"
+    path = re.sub("/+", "/", scope["path"]).rstrip("/")
+    if path.startswith(API_PATHS):
+        scope["path"] = path
 
 
 def _digest(key: bytes) -> bytes:

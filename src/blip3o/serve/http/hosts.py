@@ -3,12 +3,14 @@ made point here (DNS rebinding).
 """  # noqa: D205
 
 import ipaddress
+import re
 import socket
 from collections.abc import Sequence
 
 from blip3o.core.log import say
 
 _ANY = "*"
+_HOST = re.compile(r"(?:\[([0-9a-f:.]+)\]|([^\s:@/\[\]]*))(?::[0-9]*)?")
 
 
 class HostNames:
@@ -42,6 +44,8 @@ class HostNames:
     def knows(self, header: str) -> bool:
         """Whether an answer may repeat the name of a header."""
         name = host_of(header)
+        if name is None:
+            return False
         if self._is_open or name == self._bound or any(_fits(name, one) for one in self._listed):
             return True
         if name == "localhost" or name.endswith(".localhost") or _is_loopback(name):
@@ -53,17 +57,18 @@ class HostNames:
         if not self._is_told:
             self._is_told = True
             say(
-                f"blip3o: the host {host_of(header)!a:.100} is not known, so URLs of images name "
+                f"blip3o: the host {header!a:.100} is not known, so URLs of images name "
                 "this machine's address; --allowed-host lists the names of this server"
             )
 
 
-def host_of(header: str) -> str:
-    """Returns the name or address in a header `Host`, without its port."""
-    header = header.strip().lower()
-    if header.startswith("["):
-        return header[1:].partition("]")[0]
-    return header.partition(":")[0].rstrip(".")
+def host_of(header: str) -> str | None:
+    """Returns the name or address in a header `Host`, without its port; None if it holds neither.
+
+    A browser finds another host than localhost in "localhost:80@evil.example".
+    """
+    found = _HOST.fullmatch(header.strip().lower())
+    return None if found is None else (found[1] or found[2] or "").rstrip(".")
 
 
 def _fits(name: str, listed: str) -> bool:
@@ -81,4 +86,6 @@ def _address(name: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
 
 def _is_loopback(name: str) -> bool:
     address = _address(name)
+    # Not every version of Python sees that ::ffff:127.0.0.1 is 127.0.0.1.
+    address = getattr(address, "ipv4_mapped", None) or address
     return address is not None and address.is_loopback

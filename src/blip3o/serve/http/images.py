@@ -15,6 +15,7 @@ from starlette.responses import JSONResponse, Response
 from blip3o.core.types import IMAGE_MARK, Message
 from blip3o.serve.http.errors import ApiError, invalid
 from blip3o.serve.http.forms import read_form
+from blip3o.serve.http.json_in import JsonRoute
 from blip3o.serve.http.pictures_out import PICTURE_PATH, png
 from blip3o.serve.http.schemas import (
     EditForm,
@@ -30,7 +31,7 @@ from blip3o.serve.jobs import Picture, PictureRequest, Preview, Progress
 
 def image_routes(service: Service) -> APIRouter:
     """Returns the routes for pictures."""
-    router = APIRouter(tags=["images"])
+    router = APIRouter(tags=["images"], route_class=JsonRoute)
 
     @router.post("/v1/images/generations", summary="Pictures of a prompt")
     async def generations(body: GenerationRequest, request: Request) -> Response:

@@ -16,6 +16,7 @@ from blip3o.serve.http.conversation import (
 )
 from blip3o.serve.http.errors import ApiError, invalid, validated
 from blip3o.serve.http.images import check_size
+from blip3o.serve.http.json_in import JsonRoute
 from blip3o.serve.http.response_events import ResponseWriter
 from blip3o.serve.http.response_items import ItemShelf
 from blip3o.serve.http.response_schemas import (
@@ -35,7 +36,7 @@ from blip3o.serve.jobs import ChatRequest, PictureRequest
 
 def response_routes(service: Service) -> APIRouter:
     """Returns the route for responses."""
-    router = APIRouter(tags=["responses"])
+    router = APIRouter(tags=["responses"], route_class=JsonRoute)
     shelf = ItemShelf()
 
     @router.post("/v1/responses", summary="The next turn of a conversation, or an image")

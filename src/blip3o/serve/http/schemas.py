@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field
 from pydantic_core import PydanticCustomError
 
+from blip3o.generate.text_sampling import LONGEST_STOP
 from blip3o.serve.http.fields import (
     Bookkeeping,
     Count,
@@ -21,7 +22,7 @@ from blip3o.serve.http.fields import (
     TextSettings,
     TokenLimit,
 )
-from blip3o.serve.http.turns import ChatMessage, Said
+from blip3o.serve.http.turns import ChatMessage
 
 
 class PictureOptions(Strict):
@@ -68,6 +69,7 @@ class EditForm(SampledOptions, Form):
     """The fields of `POST /v1/images/edits` beside its images."""
 
     model_config = Form.model_config
+    mask: Never = None
     input_fidelity: Annotated[Any, Only("low")] = None
 
 
@@ -107,7 +109,7 @@ class ChatCompletionRequest(Bookkeeping, TextSettings):
     max_completion_tokens: TokenLimit | None = None
     n: Count = 1
     stop: Annotated[
-        list[Annotated[Said, Field(min_length=1)]],
+        list[Annotated[str, Field(min_length=1, max_length=LONGEST_STOP)]],
         Field(max_length=4),
         BeforeValidator(_as_list),
     ] = Field(default_factory=list)

@@ -1,6 +1,7 @@
 """Room for what is uploaded to the page: a total of bytes, oldest files out, and a full disk."""
 
 import asyncio
+import contextlib
 import errno
 import shutil
 from collections.abc import Iterable
@@ -13,6 +14,8 @@ from blip3o.serve.http.errors import ApiError
 _UPLOAD_PATHS = ("/gradio_api/upload", "/upload")
 _FREE_BYTES = 16_000_000
 """Left free on the disk, for everything else that the server writes."""
+_LEAST_BYTES = 65_536
+"""What a file counts at least: millions of tiny ones would be slow to look through."""
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
@@ -45,16 +48,16 @@ class UploadFolder:
             except OSError:  # another request has just removed it
                 continue
             if path not in self._kept:
-                found.append((status.st_mtime, status.st_size, path))
+                found.append((status.st_mtime, max(status.st_size, _LEAST_BYTES), path))
         found.sort()
         total = sum(one[1] for one in found)
         free = shutil.disk_usage(self._folder).free
         for _, length, path in found:
             if total + size <= self._max_bytes and free >= size + _FREE_BYTES:
                 return
-            path.unlink(missing_ok=True)
+            self._remove(path)
             total -= length
-            free += length
+            free = shutil.disk_usage(self._folder).free
         free = shutil.disk_usage(self._folder).free
         if total + size > self._max_bytes or free < size:
             raise no_room()
@@ -64,6 +67,13 @@ class UploadFolder:
         for path in self._folder.iterdir():
             if path.is_file() and path not in self._kept:
                 path.unlink(missing_ok=True)
+
+    def _remove(self, path: Path) -> None:
+        """Removes a file, and its folder if nothing else lies there."""
+        path.unlink(missing_ok=True)
+        if path.parent != self._folder:
+            with contextlib.suppress(OSError):
+                path.parent.rmdir()
 
     def _files(self) -> Iterable[Path]:
         return [path for path in self._folder.rglob("*") if path.is_file()]

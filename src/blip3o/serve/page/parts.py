@@ -19,6 +19,7 @@ from blip3o.core.log import say
 from blip3o.imaging.settings import png_with_settings
 from blip3o.serve.http.errors import ApiError
 from blip3o.serve.http.service import Service, new_seed
+from blip3o.serve.http.uploads import is_full, no_room
 from blip3o.serve.jobs import ChatRequest, Event, PictureRequest
 from blip3o.serve.page.files import kept
 
@@ -91,7 +92,10 @@ def sentences(handler: Callable[..., AsyncIterator[Any]]) -> Callable[..., Async
             raise shown(error) from error
         except gr.Error:
             raise
-        except Exception as error:  # a bug: one line in the log, one on the page
+        except Exception as error:
+            if is_full(error):
+                raise shown(no_room()) from error
+            # A bug: one line in the log, one on the page.
             say(f"blip3o: the page failed: {type(error).__name__}: {error}")
             raise shown(UsageError("an internal error; the server's log says more")) from error
 
