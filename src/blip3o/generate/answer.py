@@ -1,4 +1,4 @@
-"""One answer as it is written: which token comes next, what can be shown of it, why it ends."""
+"""An answer while it is written: its next token, the text to show, and the reason why it ends."""
 
 from typing import Literal
 
@@ -10,7 +10,7 @@ from blip3o.text.chat import ChatTemplate
 
 
 class Answer:
-    """An answer that grows token by token; it depends on nothing but its own logits and settings.
+    """An answer that grows token by token; only its own logits and settings decide what it says.
 
     Args:
         chat_template: the model's chat format, with its tokenizer.
@@ -20,7 +20,7 @@ class Answer:
 
     Attributes:
         tokens: what was written, the token that ended it included.
-        text: what can be shown of it.
+        text: the part of it that can be shown.
         reason: why it ended: "stop" where the model or a stop text ended it, "length" where the
             limit did; None while it goes on.
     """
@@ -40,11 +40,11 @@ class Answer:
         self.reason: Literal["stop", "length"] | None = None
 
     def add(self, logits: Tensor, likeliest: int) -> str:
-        """Writes the next token and returns the text that it lets be shown.
+        """Writes the next token and returns the text that can be shown because of it.
 
         Args:
             logits: of every token, [V].
-            likeliest: where they are largest.
+            likeliest: the id of the largest one.
         """
         chooser = self._chooser
         token = likeliest if chooser.is_greedy else chooser.draw(logits, len(self.tokens))

@@ -1,8 +1,8 @@
-"""Prompts and next tokens of rows that come and go: what an answer gets is the same in any company.
+"""Reads prompts and adds tokens to rows; other rows in the same pass never change a row's result.
 
-CPU libraries choose their kernels by the number of rows of a product, and other kernels round
-otherwise. So a pass always has the same number of rows, full or not, and a prompt is read by
-itself.
+CPU libraries choose a kernel by the number of rows of a product, and two kernels round in two ways.
+So each pass has the same number of rows, even if some are empty, and each prompt has a pass of its
+own. (Prompts in one padded pass were tried: their last bits differ from those of a single prompt.)
 """
 
 import dataclasses
@@ -16,8 +16,8 @@ from blip3o.models.backbones.ragged import RowBatch, RowCache
 from blip3o.models.unified import PromptImages, UnifiedModel
 
 ROWS = 8
-"""Rows of a pass. One row alone pays for all: 1.1 to 1.3 times the time for the bundled model,
-less for larger ones, which wait for their weights."""
+"""Rows of a pass. A single row takes 1.1 to 1.3 times as long as in a pass of one row with the
+bundled model, and less with larger models, whose time goes into reading their weights."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -46,12 +46,12 @@ class RowDecoder:
 
     @torch.no_grad()
     def num_equal_places(self) -> int:
-        """Returns how many rows may share a pass so that the place of each does not matter, 1 to 8.
+        """Returns how many rows may share a pass so that no place changes a row's bits, 1 to 8.
 
-        The shape of a pass is constant, so a row can depend on others by its place alone: kernels
-        compute rows in tiles, and the rest after the last whole tile may round otherwise.
+        All passes have one shape, so the place is all that can change the bits: kernels compute
+        rows in tiles, and the rows after the last whole tile may be rounded in another way.
         """
-        first = self._placeholder + 1  # any token does but the one that asks for an image
+        first = self._placeholder + 1  # any token but the placeholder, which asks for an image
         token = first % self._model.config.backbone.vocab_size
         prompt = self.read([token] * ROWS, None)
         with fingerprints(self._model.backbone.decoder, ROWS, axis=1) as seen:

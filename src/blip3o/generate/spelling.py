@@ -1,4 +1,4 @@
-"""Tokens of an answer to text that can be shown: whole characters, and nothing of a stop text."""
+"""Turns the tokens of an answer into text: whole characters only, and no part of a stop text."""
 
 from collections.abc import Callable, Sequence
 
@@ -6,12 +6,12 @@ from collections.abc import Callable, Sequence
 class Speller:
     """Spells an answer token by token.
 
-    The answer ends before the stop text that is complete first, wherever tokens begin and end; of
-    those that are complete at the same character, before the longest. What may become a stop text
-    is held back until it cannot any more.
+    The answer ends before the first stop text that is complete; if several are complete at the same
+    character, before the longest of them. A stop text may begin and end inside tokens. Text that
+    may still become a stop text is held back.
 
     Args:
-        decode: token ids to text, "\ufffd" for what is no whole character.
+        decode: token ids to text, with "\ufffd" for a part of a character.
         stop: texts that end the answer.
 
     Attributes:
@@ -41,7 +41,7 @@ class Speller:
         return self._show(new)
 
     def finish(self) -> str:
-        """Returns what was held back, when no token will come; half a character is left out."""
+        """Returns the text that was held back, after the last token; without half a character."""
         held, self._held = self._held, ""
         return held
 

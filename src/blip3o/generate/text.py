@@ -172,7 +172,7 @@ class Writer:
     def read(
         self, messages: Sequence[Message], pictures: Sequence[Picture]
     ) -> tuple[list[int], Callable[[], Prompt]]:
-        """Returns the tokens of a conversation, and what makes the model read them.
+        """Returns the tokens of a conversation, and a function that makes the model read them.
 
         Args:
             messages: the turns so far, ending with the user's.

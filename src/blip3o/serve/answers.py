@@ -1,8 +1,8 @@
 """The engine's text side: answers of several chats that are written side by side.
 
-In a round every answer gets one token, and rows of different lengths share the passes. An answer
-joins when its prompt was read and leaves when it ends, so none waits for the longest. An answer
-depends on its request alone, see `generate.decoding`.
+In each round every answer gets one token; answers of different lengths share a pass. An answer
+joins after its prompt was read and leaves when it ends, so a short one never waits for a long one.
+Only its own request decides what an answer says, see `generate.decoding`.
 """
 
 import dataclasses
@@ -115,10 +115,10 @@ class AnswerDesk:
         return bool(self._rows) or self._next is not None
 
     def work(self, seconds: float) -> None:
-        """Goes on with all answers for so long, and at least by one token each.
+        """Goes on with all answers for some time, and by one token each at least.
 
         Args:
-            seconds: 0 or more.
+            seconds: how long, 0 or more.
         """
         end = time.monotonic() + seconds
         while True:
@@ -131,7 +131,7 @@ class AnswerDesk:
                 return
 
     def _admit(self) -> None:
-        """Begins answers while there is room; reads one prompt at most, since all others wait."""
+        """Begins answers while there is room; reads one prompt at most, because all others wait."""
         has_read = False
         while len(self._rows) < self._max_answers:
             if self._next is None and (has_read or not self._open()):
@@ -198,7 +198,7 @@ class AnswerDesk:
                     with self._failing(row.job):
                         self._write(row, own, token)
             return
-        # Here the error is gone, and with its frames what they held of the memory.
+        # The error is gone here, and with it the memory that its frames held.
         for row in rows:
             if row in self._rows:
                 self._advance([row])

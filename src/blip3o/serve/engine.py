@@ -36,7 +36,7 @@ class Observer(Protocol):
 
 
 class _AbandonedError(Exception):
-    """Nobody waits for any row of a batch."""
+    """No client waits for any row of a batch."""
 
 
 class Engine(threading.Thread):
@@ -152,8 +152,8 @@ class Engine(threading.Thread):
                 row.job.deliver(Picture(row.index, image))
             self._observer.batch(len(rows), time.monotonic() - now)
             return
-        # Again, job by job: one bad request does not take others with it. The error is gone here,
-        # and with its frames what they held of the memory.
+        # Once more, job by job, so that one bad request does not end the others. The error is gone
+        # here, and with it the memory that its frames held.
         for key in jobs:
             self._make([row for row in rows if id(row.job) == key])
 

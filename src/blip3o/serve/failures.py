@@ -1,4 +1,4 @@
-"""What a failure means: for the request that made it, and for the engine."""
+"""Failures of work: which of them end the engine, and which words a client gets for the others."""
 
 import torch
 
@@ -9,17 +9,17 @@ from blip3o.serve.jobs import Failed
 DEVICE_ERRORS: tuple[type[BaseException], ...] = (
     (torch.AcceleratorError,) if hasattr(torch, "AcceleratorError") else ()
 )
-"""Errors after which a device does nothing any more; others end only the request that made them."""
+"""Errors after which a device cannot go on. All other errors end one request only."""
 _NO_MEMORY = (
     "there is too little memory for this request; send smaller images or a shorter conversation"
 )
 
 
 def failure(error: BaseException) -> Failed:
-    """Returns what a client is told, and logs what is not the client's fault.
+    """Returns the failure for the client, and logs it unless it is the client's fault.
 
     Args:
-        error: what ended the work on its request.
+        error: the error that ended the work on a request.
     """
     if isinstance(error, UsageError):
         return Failed(str(error), "request")

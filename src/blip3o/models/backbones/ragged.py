@@ -1,10 +1,10 @@
 """Decoding of rows that differ in length and progress: one new token of each in one pass.
 
-Every layer but attention treats tokens one by one, so the new tokens of all rows go through it as
-one row. Attention is computed row by row, with the very call that the row would get alone: no
-padded keys and no mask that another row decides. So a row depends on the others by nothing but the
-number of tokens in a pass, which its caller keeps constant. transformers' layers are used as they
-are, see `packed`. Axes: R rows, G key/value heads, H heads, K head dim, D width.
+All layers except attention treat tokens one by one, so the new tokens of all rows pass them as one
+row. Attention is computed for each row alone: without padded keys, and without a mask that depends
+on other rows. So other rows change a row only by the number of tokens in a pass, and the caller
+keeps this number constant. transformers' layers are used as they are, see `packed`. Axes: R rows,
+G key/value heads, H heads, K head dim, D width.
 """
 
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 _BLOCK = 64
-"""A row's memory grows by at least so many tokens, and by an eighth of what it has."""
+"""A row's memory grows by this many tokens at least, or by an eighth of its tokens."""
 
 
 class RowCache:
@@ -36,7 +36,7 @@ class RowCache:
 
     @classmethod
     def of(cls, cache: Any, rope_delta: int = 0) -> Self:  # noqa: ANN401
-        """Returns what a pass over a single row left in a cache of transformers.
+        """Returns the row that a pass over a single row left in a cache of transformers.
 
         Args:
             cache: a `DynamicCache` that the pass filled; its tensors are copied.
@@ -50,7 +50,7 @@ class RowCache:
         return self.num_tokens + self._rope_delta
 
     def fork(self) -> "RowCache":
-        """Returns a row that begins like this one and goes on by itself; tensors are shared."""
+        """Returns a second row with the same tokens so far; it copies them when it grows."""
         copy = RowCache([layer[:, :, :, : self.num_tokens] for layer in self._layers])
         copy._rope_delta = self._rope_delta
         return copy
@@ -102,7 +102,7 @@ class RowBatch:
         positions += [0] * (self._size - len(positions))
         states = decoder(
             inputs_embeds=embeds.transpose(0, 1),
-            # Of four axes, so that no mask is made; rows keep themselves apart.
+            # A mask of four axes keeps transformers from making one; `attend` needs none.
             attention_mask=torch.ones(1, 1, 1, 1, dtype=torch.bool, device=embeds.device),
             position_ids=torch.tensor([positions], device=embeds.device),
             past_key_values=self,

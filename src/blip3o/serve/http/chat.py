@@ -186,7 +186,7 @@ async def _chunks(
 
 
 def _head(service: Service, kind: str, job: ChatRequest | PictureRequest) -> dict[str, Any]:
-    """Returns what all objects of an answer begin with; the seed is told where one was used."""
+    """Returns the first fields of all objects of an answer; with the seed, if one was used."""
     seed = job.seed if isinstance(job, PictureRequest) else job.sampling.seed
     return {
         **({} if seed is None else {"seed": seed}),

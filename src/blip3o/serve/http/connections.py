@@ -1,4 +1,4 @@
-"""Connections: how many, and how long one may take to say what it wants or to read the answer."""
+"""Limits of connections: their number, and the times for a header and for reading an answer."""
 
 import asyncio
 import logging
@@ -16,7 +16,7 @@ except ImportError:  # Windows has no such limit
     resource = None  # type: ignore[assignment]
 
 BACKLOG = 128
-"""Connections that are taken at once, before any of them is looked at; so many others wait."""
+"""Connections that the system holds until the server takes them."""
 _OTHER_FILES = 128
 """Files that the rest of the server may have open."""
 _LEAST_CONNECTIONS = 16
@@ -46,7 +46,7 @@ def raise_file_limit(wanted: int) -> int:
 class Connections:
     """The open connections of a server.
 
-    If there are too many, that one makes room which has waited longest without a request.
+    If there are too many, the one that has been without a request for the longest time is closed.
 
     Args:
         most: how many there may be.
@@ -134,7 +134,7 @@ class PatientProtocol(H11Protocol):
         self._watch_reading()
 
     def send_400_response(self, msg: str) -> None:
-        """Answers what is no HTTP."""
+        """Answers bytes that are no HTTP."""
         super().send_400_response(msg)
         self._watch_reading()
 
@@ -191,7 +191,7 @@ def protocol_of(table: Connections) -> type[PatientProtocol]:
 
 
 class RateLimit(logging.Filter):
-    """Lets lines that begin in the same way through a few times a minute, and counts the others."""
+    """Lets lines with the same beginning through a few times a minute, and counts the rest."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -215,7 +215,7 @@ class RateLimit(logging.Filter):
 
 
 def limit_log() -> None:
-    """Keeps connections from filling the log."""
+    """Limits the lines about connections in the log."""
     for name in ("uvicorn.error", "asyncio"):
         logger = logging.getLogger(name)
         if not any(isinstance(one, RateLimit) for one in logger.filters):

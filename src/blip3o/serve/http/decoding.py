@@ -18,13 +18,13 @@ T = TypeVar("T")
 CLIENT_LEFT: contextvars.ContextVar[asyncio.Event | None] = contextvars.ContextVar(
     "client_left", default=None
 )
-"""Set as soon as the client of the current request hangs up; None where that is not watched."""
+"""Is set when the client of the current request hangs up; None if that is not watched."""
 
 
 class PixelBudget:
-    """Counts the pixels of the images that requests hold, from before they are decoded.
+    """Counts the pixels of all images of requests; they are counted before they are decoded.
 
-    A request may always hold what it needs if no other holds any.
+    A single request may be over the limit while no other request holds an image.
 
     Args:
         max_pixels: of all images of all requests.
@@ -92,7 +92,7 @@ class Workers:
     async def run(self, work: Callable[[], T]) -> T:
         """Returns the result of work done by a thread.
 
-        What still waits for a thread when its client hangs up, or its time is over, is dropped.
+        Work that has not begun when its client hangs up or its time is over is dropped.
 
         Args:
             work: called in a thread.

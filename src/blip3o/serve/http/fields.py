@@ -44,7 +44,7 @@ Metadata = Annotated[
 
 
 class Strict(BaseModel):
-    """No unknown field, and no value that has to be guessed at; a null says nothing."""
+    """A schema without unknown fields and without conversions; a null is as good as no field."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
@@ -66,7 +66,7 @@ class Strict(BaseModel):
 
 
 class Form(Strict):
-    """The fields of a form: text only, so numbers are read, and an empty field says nothing."""
+    """The fields of a form: numbers come as text, and an empty field is as good as none."""
 
     model_config = ConfigDict(extra="forbid", strict=False)
 
@@ -83,7 +83,7 @@ class Form(Strict):
 
 
 class Only:
-    """Lets a field hold the values that change nothing; any other is refused by name.
+    """Accepts the values of a field that change nothing, and refuses all others.
 
     Args:
         values: what may be sent, besides null.

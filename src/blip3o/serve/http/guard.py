@@ -29,8 +29,8 @@ API_PATHS = ("/v1/", "/health", "/metrics", "/docs", "/openapi.json")
 class Guard:
     """ASGI middleware: keys, hosts, limits and a time for bodies, and a count of the answers.
 
-    A body is read whole before the application sees the request, so a slow or endless one holds
-    nothing but its own connection. From then on it is watched whether the client hangs up.
+    A body is read whole before the application sees the request, so a slow or endless body costs
+    no more than its connection. After that the guard watches whether the client hangs up.
 
     Args:
         app: what is guarded.
@@ -109,7 +109,7 @@ class Guard:
             watcher.cancel()
 
     def _check_host(self, scope: Scope) -> None:
-        """Refuses names that are not ours, and has answers name none that is not known.
+        """Refuses names that are not ours; drops the header if answers must not repeat its name.
 
         Raises:
             ApiError: 403 if the request calls the server by another name.

@@ -1,4 +1,4 @@
-"""HEAD for everything that GET gives: the same status and headers, and no body."""
+"""HEAD wherever the API has GET: the same status and headers, without the body."""
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -6,7 +6,7 @@ from blip3o.serve.http.guard import API_PATHS
 
 
 class HeadAsGet:
-    """ASGI middleware: the application answers a HEAD as a GET, and the body stays here.
+    """ASGI middleware: the application answers a HEAD as a GET, and the body is not sent.
 
     Args:
         app: what answers.

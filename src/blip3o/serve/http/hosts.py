@@ -1,6 +1,8 @@
-"""Which names a server answers to: a web page of another site may not reach it by a name that it
-made point here (DNS rebinding).
-"""  # noqa: D205
+"""The names that a server answers to.
+
+Another site can make a name of its own point to this machine, and its page would then reach the
+server by that name (DNS rebinding).
+"""
 
 import ipaddress
 import re
@@ -16,10 +18,11 @@ _HOST = re.compile(r"(?:\[([0-9a-f:.]+)\]|([^\s:@/\[\]]*))(?::[0-9]*)?")
 class HostNames:
     """The names that requests may give in their header `Host`.
 
-    On a loopback address these are loopback names, the address, and the names that are listed. On
-    other addresses also every IP address and this machine's own name: no page can make these point
-    elsewhere. Others are refused, but where clients need a key and no name is listed: then the key
-    decides, and answers do not repeat such a name.
+    A server on a loopback address answers to loopback names, to its address and to the names that
+    are listed. A server on another address also answers to every IP address and to the machine's
+    own name, because no page can make these point elsewhere. All other names are refused. There is
+    one exception: if clients need a key and no name is listed, every name is taken, but answers do
+    not repeat it.
 
     Args:
         bound: the address that the server listens on.
@@ -38,7 +41,7 @@ class HostNames:
         self._is_told = False
 
     def allows(self, header: str | None) -> bool:
-        """Whether a request with this header is answered; one without any is."""
+        """Whether a request with this header is answered; None stands for no header, and is."""
         return header is None or self._takes_any or self.knows(header)
 
     def knows(self, header: str) -> bool:

@@ -16,7 +16,7 @@ from blip3o.core.types import IMAGE_MARK, Message
 from blip3o.serve.http.errors import ApiError, invalid
 from blip3o.serve.http.forms import read_form
 from blip3o.serve.http.json_in import JsonRoute
-from blip3o.serve.http.pictures_out import PICTURE_PATH, png
+from blip3o.serve.http.pictures_out import PICTURE_PATH, new_name, png
 from blip3o.serve.http.schemas import (
     EditForm,
     GenerationRequest,
@@ -266,7 +266,9 @@ async def _shown(
     if body.response_format == "b64_json":
         return {"b64_json": await encoded(image)}
     data = await asyncio.to_thread(png, image)
-    return {"url": str(request.base_url).rstrip("/") + PICTURE_PATH + service.shelf.put(data)}
+    name = new_name()
+    service.shelf.put(name, data, len(data))
+    return {"url": f"{str(request.base_url).rstrip('/')}{PICTURE_PATH}{name}"}
 
 
 def _form(schema: type[PictureOptions]) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """An answer of `/v1/responses` while it is made: its object, and the events of its stream."""
 
 import itertools
+import json
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import aclosing
@@ -25,9 +26,9 @@ Events = Iterator[dict[str, Any]]
 
 
 class ResponseWriter:
-    """Makes one answer: a message, or an image and a message without words.
+    """Makes one answer: a message, or an image and then a message without words.
 
-    Clients take the message for the end of an answer; some ask again where there is none.
+    Clients take a message for the end of an answer; some ask again until there is one.
 
     Args:
         service: does the work.
@@ -184,7 +185,7 @@ class ResponseWriter:
 
     def _done(self, item: dict[str, Any]) -> dict[str, Any]:
         if self._body.store is not False:
-            self._shelf.put(item)
+            self._shelf.put(item["id"], item, len(json.dumps(item)))
         event = self._event("response.output_item.done", item=item, output_index=len(self._output))
         self._output.append(item)
         return event

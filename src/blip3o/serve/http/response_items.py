@@ -1,12 +1,12 @@
-"""The items that answers of `/v1/responses` are made of, and a shelf of the latest ones."""
+"""The items that answers of `/v1/responses` are made of."""
 
-import json
 import secrets
-import threading
-from collections import OrderedDict
 from typing import Any
 
-_MOST_BYTES = 64_000_000
+from blip3o.serve.http.shelf import Shelf
+
+ItemShelf = Shelf[dict[str, Any]]
+"""The latest items of answers, for clients that send an id in the place of an item."""
 
 
 def new_id(prefix: str) -> str:
@@ -42,33 +42,3 @@ def image_item(name: str, status: str, result: str | None, **facts: str) -> dict
     """
     kind = {"id": name, "type": "image_generation_call"}
     return {**kind, "status": status, "result": result, "output_format": "png", **facts}
-
-
-class ItemShelf:
-    """The latest items of answers, for clients that send an id in the place of an item.
-
-    The ids cannot be guessed. Nothing is written to a disk.
-
-    Args:
-        max_bytes: the oldest items make room for new ones beyond this.
-    """
-
-    def __init__(self, max_bytes: int = _MOST_BYTES) -> None:
-        self._max_bytes = max_bytes
-        self._items: OrderedDict[str, tuple[dict[str, Any], int]] = OrderedDict()
-        self._size = 0
-        self._lock = threading.Lock()
-
-    def put(self, item: dict[str, Any]) -> None:
-        """Keeps an item."""
-        size = len(json.dumps(item))
-        with self._lock:
-            self._items[item["id"]] = (item, size)
-            self._size += size
-            while self._size > self._max_bytes and len(self._items) > 1:
-                self._size -= self._items.popitem(last=False)[1][1]
-
-    def get(self, name: str) -> dict[str, Any] | None:
-        """Returns the item of an id, or None if it is not there any more."""
-        with self._lock:
-            return self._items.get(name, (None, 0))[0]

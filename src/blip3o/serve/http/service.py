@@ -20,7 +20,7 @@ from blip3o.serve.engine import Engine
 from blip3o.serve.http.errors import ApiError, invalid
 from blip3o.serve.http.images_in import PictureReader
 from blip3o.serve.http.metrics import Metrics
-from blip3o.serve.http.pictures_out import PictureShelf
+from blip3o.serve.http.shelf import Shelf
 from blip3o.serve.jobs import ChatRequest, Event, Failed, Job, PictureRequest
 from blip3o.text.chat import ChatTemplate
 
@@ -50,7 +50,7 @@ class Service:
         self.names = tuple(dict.fromkeys((name, *config.model_alias)))
         self.metrics = Metrics()
         self.reader = PictureReader(config, _seen_px(pipes[0].model.config))
-        self.shelf = PictureShelf()
+        self.shelf: Shelf[bytes] = Shelf()  # images that URLs point to
         self.queue = JobQueue(
             config.max_queue,
             config.max_batch,
@@ -182,7 +182,7 @@ class Service:
         arrived: asyncio.Queue[Event | None] = asyncio.Queue()
 
         def deliver(event: Event) -> None:
-            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody is to be told
+            with contextlib.suppress(RuntimeError):  # the loop is closed, and with it the client
                 loop.call_soon_threadsafe(arrived.put_nowait, event)
 
         job = Job(request, deliver)

@@ -1,4 +1,4 @@
-"""How answers of text are to be written, out of what a request says and the server allows."""
+"""The settings of a written answer, from the fields of a request and the limits of the server."""
 
 from blip3o.generate.text_sampling import TextSampling
 from blip3o.serve.http.errors import invalid

@@ -9,7 +9,7 @@ from starlette.responses import Response, StreamingResponse
 from blip3o.serve.http.errors import ApiError
 
 GONE = Response(status_code=499)
-"""What is answered to a client that is not there any more; nobody reads it."""
+"""The answer to a client that has left; it is never read."""
 
 
 async def event_stream(

@@ -1,4 +1,4 @@
-"""What programs ask about the server itself: models, health, metrics, a page of what there is."""
+"""Routes about the server itself: its models, health and metrics, and a page that lists all."""
 
 import html
 import time

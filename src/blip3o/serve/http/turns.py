@@ -18,7 +18,7 @@ _OF_ASSISTANTS = (
 
 
 class _Part(Strict):
-    """Marks for caches of prompts change no answer."""
+    """A part of a message; it may carry marks for caches of prompts, which change no answer."""
 
     prompt_cache_breakpoint: dict[str, Any] | None = None
     cache_control: dict[str, Any] | None = None
@@ -93,8 +93,8 @@ Content = Annotated[list[Part], BeforeValidator(_as_parts)]
 class ChatMessage(Strict):
     """One turn of a conversation.
 
-    Clients send an answer back with all fields that an answer has: those of an assistant's turn
-    may be there with nothing in them, and notes about its text are not read.
+    Clients send an answer back with all of its fields. So a turn of the assistant may have the
+    fields of answers if they are empty, and notes about its text are not read.
     """
 
     role: Literal["system", "developer", "user", "assistant"]

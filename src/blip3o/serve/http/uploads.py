@@ -1,4 +1,4 @@
-"""Room for what is uploaded to the page: a total of bytes, oldest files out, and a full disk."""
+"""Room for uploads to the page: old files make room for new ones, and a full disk is a 507."""
 
 import asyncio
 import contextlib
@@ -20,11 +20,11 @@ _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 class UploadFolder:
-    """The folder of the page's files; what lies in it at first is kept.
+    """The folder of the page's files; files that are there at the start (examples) are kept.
 
     Args:
-        folder: where uploads and shown images lie.
-        max_bytes: of all others.
+        folder: holds uploads and images that the page shows.
+        max_bytes: of all files that come later.
     """
 
     def __init__(self, folder: Path, max_bytes: int) -> None:
@@ -63,7 +63,7 @@ class UploadFolder:
             raise no_room()
 
     def remove_unfinished(self) -> None:
-        """Removes files of uploads that ended in between: they lie beside the folders of others."""
+        """Removes the files of broken uploads, which lie beside the folders of whole ones."""
         for path in self._folder.iterdir():
             if path.is_file() and path not in self._kept:
                 path.unlink(missing_ok=True)
@@ -80,7 +80,7 @@ class UploadFolder:
 
 
 class UploadRoom:
-    """ASGI middleware that makes room before an upload, and says so when the disk is full.
+    """ASGI middleware: makes room before an upload, and answers 507 when the disk is full.
 
     Args:
         app: what takes the uploads; its `state.uploads` is the `UploadFolder`, if it has a page.
@@ -144,7 +144,7 @@ async def _send_all(messages: list[Message], send: Send) -> None:
 
 
 def is_full(error: BaseException) -> bool:
-    """Whether an error, or one that it stands for, is that of a full disk."""
+    """Whether an error, its cause, or one of its group says that the disk is full."""
     inner = getattr(error, "exceptions", ())
     if isinstance(error, OSError) and error.errno in _FULL:
         return True

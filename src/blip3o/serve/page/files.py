@@ -12,8 +12,8 @@ from PIL import Image
 def kept(data: bytes, name: str, folder: str) -> str:
     """Writes a file where browsers can fetch it, unless it is there already.
 
-    The path depends on the content, so a browser may be reading the file while another thread
-    asks for the same one. The file is therefore written aside and renamed, and never rewritten.
+    Equal contents have one path, so a browser may read a file while another thread writes the same
+    one. So a file is written under another name, then renamed, and never rewritten.
 
     Args:
         data: the content.
