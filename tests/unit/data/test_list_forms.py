@@ -84,6 +84,8 @@ BAD_LINES = {
     '{"caption": "x': "record 1 ",
     "[1]": "no JSON object",
     "null": "no JSON object",
+    '{"id": ' + "9" * 5000 + "}": "a number of more than 4300 digits",
+    '{"caption": "x", "c\\u0061ption": "y"}': "key 'caption' stands there twice",
     '{"a": 1} {"a": 2}': "no JSON: Extra data",
     '{"a":' * 100_000: "nested too deeply",
     "\x00" * 40: "no JSON",
@@ -102,10 +104,15 @@ def test_one_bad_line_is_one_bad_record(tmp_path: Path, line: str) -> None:
         own.read(1)
 
 
-def test_a_repeated_key_in_a_list_is_one_bad_record(tmp_path: Path) -> None:
-    file = write(tmp_path, "d.json", f'[{LINES[0]}, {{"a": 1, "a": 1}}, 3, {LINES[1]}]')
+def test_a_bad_record_in_a_list_is_bad_alone(tmp_path: Path) -> None:
+    long = "9" * 5000
+    file = write(
+        tmp_path, "d.json", f'[{LINES[0]}, {{"a": 1, "a": 1}}, 3, {{"a": {long}}}, {LINES[1]}]'
+    )
     own = JsonlConfig(path=str(file), name="d").build()
-    assert [own.read(k)[2] for k in (0, 3)] == ROWS[:2]
+    assert [own.read(k)[2] for k in (0, 4)] == ROWS[:2]
+    with pytest.raises(ValueError, match="a number of more than 4300 digits"):
+        own.read(3)
     with pytest.raises(ValueError, match="key 'a' stands there twice"):
         own.read(1)
     with pytest.raises(ValueError, match="no JSON object"):
