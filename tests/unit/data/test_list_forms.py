@@ -176,6 +176,23 @@ def test_the_fingerprint_knows_where_the_images_are(tmp_path: Path) -> None:
     assert len(prints) == 3
 
 
+@pytest.mark.parametrize("change", ["content", "gone", "nothing", "list copied"])
+def test_the_fingerprint_knows_the_images(tmp_path: Path, change: str) -> None:
+    (tmp_path / "a.png").write_bytes(b"1")
+    rows: list[Any] = [{"image": "a.png"}, "no record", {"image": "gone.png"}, {"image": None}]
+    file = write(tmp_path, "d.jsonl", "\n".join(map(json.dumps, rows)))
+    before = JsonlConfig(path=str(file), name="d").build().fingerprint()
+    match change:
+        case "content":
+            (tmp_path / "a.png").write_bytes(b"22")
+        case "gone":
+            (tmp_path / "a.png").unlink()
+        case "list copied":
+            os.utime(file, (1, 1))
+    after = JsonlConfig(path=str(file), name="d").build().fingerprint()
+    assert (after == before) == (change in {"nothing", "list copied"})
+
+
 def test_tables_coco_and_images_are_named(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="a table; write its rows as JSON lines"):
         source_config(str(write(tmp_path, "d.CSV", "a,b\n1,2\n")))
