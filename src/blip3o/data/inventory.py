@@ -2,11 +2,11 @@
 
 import dataclasses
 import itertools
-import os
 from collections.abc import Mapping
 from typing import Any
 
 from blip3o.data.sources import Source
+from blip3o.data.sources.plain_files import file_stamp
 
 _MOST_FILES = 200_000
 """Of more files than that only the fingerprint is kept."""
@@ -34,7 +34,9 @@ class Inventory:
         Args:
             source: the opened source.
         """
-        files = {path: _stamp(path) for path in itertools.islice(source.files(), _MOST_FILES + 1)}
+        files = {
+            path: file_stamp(path) for path in itertools.islice(source.files(), _MOST_FILES + 1)
+        }
         is_known = 0 < len(files) <= _MOST_FILES
         return cls(
             fingerprint=source.fingerprint(),
@@ -86,11 +88,3 @@ def _named(what: str, paths: list[str]) -> list[str]:
         return []
     names = ", ".join(sorted(paths)[:_SHOWN]) + (", ..." if len(paths) > _SHOWN else "")
     return [f"{len(paths)} {'file' if len(paths) == 1 else 'files'} {what} ({names})"]
-
-
-def _stamp(path: str) -> str:
-    try:
-        status = os.stat(path)
-    except OSError:
-        return "missing"
-    return f"{status.st_size}/{status.st_mtime_ns}"

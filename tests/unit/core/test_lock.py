@@ -107,6 +107,37 @@ def test_a_file_system_without_locks_is_told_and_used(
     assert "knows no locks" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("number", [errno.EAGAIN, errno.EACCES, errno.EPERM])
+def test_whatever_a_network_disk_says_of_a_held_lock_the_holder_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    (tmp_path / "lock").write_text('{"pid": 7, "host": "other"}')
+
+    def refuse(*_: Any) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with (
+        pytest.raises(UsageError, match=r"^process 7 on other is at work here$"),
+        locked(tmp_path / "lock", "is at work here"),
+    ):
+        pass
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE, errno.ENOSPC])
+@pytest.mark.parametrize("is_held", [False, True])
+def test_a_disk_that_fails_while_locking_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, is_held: bool
+) -> None:
+    def fail(_: int, flags: int) -> None:
+        held = is_held and flags & fcntl.LOCK_NB
+        raise OSError(errno.EAGAIN if held else number, "it fails")
+
+    monkeypatch.setattr(fcntl, "flock", fail)
+    with pytest.raises(UsageError, match=r"cannot lock .*: it fails"), locked(tmp_path / "lock"):
+        pass
+
+
 def test_a_folder_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(UsageError, match="cannot write"), locked(tmp_path / "file" / "lock"):

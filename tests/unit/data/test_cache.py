@@ -360,6 +360,34 @@ def test_a_reader_that_was_checked_never_reads_other_data_later(tmp_path: Path) 
         cache.get("own", "image", 0)
 
 
+def test_features_that_changed_places_are_never_read(tmp_path: Path) -> None:
+    first = folder_of(tmp_path / "a", 10, 20, 30).build()
+    second = folder_of(tmp_path / "b", 200, 210, 220).build()
+    for source in (first, second):
+        build(source, tmp_path / "cache")
+    own = f"own.image.{second.fingerprint()[:12]}"
+    for ending in ("f16", "sums"):  # those of one data set under the name of the other
+        one, other = (tmp_path / "cache" / f"{stem}.{ending}" for stem in ("own.image", own))
+        content = one.read_bytes()
+        one.write_bytes(other.read_bytes())
+        other.write_bytes(content)
+    for source in (first, second):
+        cache = FeatureCache(tmp_path / "cache", "encoder/8")
+        cache.check(source, "image")
+        with pytest.raises(UsageError, match="damaged: the row of record 0"):
+            cache.get("own", "image", 0)
+    build(first, tmp_path / "rows")
+    for ending in ("f16", "sums"):  # two rows of one data set
+        file = tmp_path / "rows" / f"own.image.{ending}"
+        content = file.read_bytes()
+        size = len(content) // 3
+        file.write_bytes(content[size : 2 * size] + content[:size] + content[2 * size :])
+    cache = FeatureCache(tmp_path / "rows", "encoder/8")
+    assert cache.get("own", "image", 2).isfinite().all()
+    with pytest.raises(UsageError, match="damaged: the row of record 1"):
+        cache.get("own", "image", 1)
+
+
 @pytest.mark.parametrize("name", ["scenes.image.f16", "scenes.image.sums"])
 @pytest.mark.parametrize("position", [0, 6, 11])
 def test_a_flipped_bit_is_never_read_and_its_chunk_is_computed_again(

@@ -59,6 +59,17 @@ def talk(num_images: int = 1, **fields: Any) -> tuple[Message, ...]:
         {"conversations": [{"from": "system", "value": ""}, *TURNS]},
         {"conversations": [*TURNS, {"from": "human", "value": "and then?"}]},
         {"conversations": TURNS, "system": " "},
+        {
+            "conversations": [
+                {
+                    "from": "human",
+                    "value": "<|vision_start|><|image_pad|><|vision_end|>\nWhat?",
+                },
+                TURNS[1],
+            ]
+        },
+        {"conversations": [{"from": "human", "content": ASKED, "name": "Bob"}, TURNS[1]]},
+        {"conversations": TURNS, "video": None, "image_path": ""},
     ],
 )
 def test_every_form_gives_the_same_conversation(fields: dict[str, Any]) -> None:
@@ -94,6 +105,30 @@ def test_a_conversation_without_images_is_text() -> None:
     assert example.prompt_images == ()
     assert example.messages[0].text == "Hi"
     assert learn("text", 0, messages=[{"role": "user", "content": "Hi"}, TURNS[1]]).messages
+
+
+@pytest.mark.parametrize(
+    "named",
+    [
+        {"image": {"<image_00>": "a.png"}},
+        {"image": 5},
+        {"image": True},
+        {"image": float("nan")},
+        {"image": "a.png"},  # in a shard whose image is not there
+        {"images": [{"width": 3}]},
+        {"image_path": "without/an/ending"},
+        {"video": "a.mp4"},
+        {"videos": ["a.mp4"]},
+        {"audio": "a.wav"},
+        {"audios": [{"path": "a.wav"}]},
+    ],
+)
+def test_a_conversation_about_something_that_is_not_read_is_no_text(named: dict[str, Any]) -> None:
+    turns = [{"from": "human", "value": "What?"}, TURNS[1]]
+    with pytest.raises(ValueError, match=f"{next(iter(named))}' that is not read"):
+        learn("image_to_text", 0, conversations=turns, **named)
+    empty = dict.fromkeys(named)
+    assert learn("image_to_text", 0, conversations=turns, **empty).prompt_images == ()
 
 
 @pytest.mark.parametrize(
@@ -145,7 +180,14 @@ def test_drawn_questions_keep_all_images() -> None:
         (1, [TURNS[0], {"from": "gpt", "value": ["red"]}], "no text and no image"),
         (1, [TURNS[0], {"from": "tool", "value": "red"}], "unknown role 'tool'"),
         (1, [TURNS[0], {"from": None, "value": "red"}], "unknown role None"),
-        (1, [TURNS[0], {"role": "assistant"}], "malformed"),
+        (1, [TURNS[0], {"role": "assistant"}], "it has no 'value' or 'content'"),
+        (1, [{"question": "q", "answer": "a"}], "it has no 'from' or 'role'"),
+        (1, [["human", "q"], ["gpt", "a"]], "it has no 'from' or 'role'"),
+        (1, [None], "it has no 'from' or 'role'"),
+        (1, ["q", "a"], "it has no 'from' or 'role'"),
+        (1, [{"from": {}, "value": "q"}], "unknown role {}"),
+        (1, [TURNS[0], {"from": "gpt", "value": None}], "empty or no text"),
+        (1, [TURNS[0], {"from": "gpt", "value": 3}], "empty or no text"),
         (1, [TURNS[0], {"from": "gpt", "value": "half \ud83d"}], "half a character"),
         (1, [{"from": "gpt", "value": "red"}], "no question"),
         (1, [TURNS[0]], "does not end with an answer"),
@@ -171,7 +213,7 @@ def test_a_caption_belongs_to_one_image(task: str) -> None:
         learn(task, 2, caption="a cat")
 
 
-@pytest.mark.parametrize("name", ["caption", "text", "prompt", "txt"])
+@pytest.mark.parametrize("name", ["caption", "text", "prompt", "txt", "Caption", "TEXT", "Prompt"])
 def test_a_caption_has_several_names(name: str) -> None:
     assert learn("text_to_image", 1, **{name: " a cat "}).caption == "a cat"
     assert learn("text_to_image", 1, **{name: ["a cat"]}).caption == "a cat"

@@ -30,7 +30,11 @@ def fields(folder: Path, position: int = 0, caption: str | None = None) -> dict[
 
 
 @pytest.mark.parametrize(
-    "name", ["a.txt", "a.TXT", "a.Txt", "a.caption", "a.CAPTION", "a.png.txt", "a.png.Caption"]
+    "name",
+    [
+        *("a.txt", "a.TXT", "a.Txt", "a.caption", "a.CAPTION", "a.CapTion"),
+        *("a.png.txt", "a.png.Caption", "a.png.TXT"),
+    ],
 )
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
 def test_a_caption_may_stand_in_any_of_these(tmp_path: Path, name: str, encoding: str) -> None:
@@ -52,6 +56,15 @@ def test_a_caption_may_stand_in_any_of_these(tmp_path: Path, name: str, encoding
         ("metadata.csv", "file_name\ttext\tscore\nin/b.png\ta dog\t3\n"),
         ("metadata.csv", "\ufeffscore,prompt,file_name\r\n3,a dog,in/b.png\r\n"),
         ("in/metadata.jsonl", '{"file_name": "b.png", "text": "a dog", "score": 3}'),
+        ("metadata.csv", "file_name|caption|score\nin/b.png|a dog|3\n"),
+        ("metadata.csv", "File_Name,Text,score\nin/b.png,a dog,3\n"),
+        ("metadata.csv", '\ufeff"FILE_NAME";"CAPTION";"score"\r\n"in/b.png";"a dog";"3"\r\n'),
+        ("metadata.csv", "sep=;\r\nfile_name;prompt;score\r\nin/b.png;a dog;3\r\n"),
+        ("metadata.csv", "\n \nfile_name,text,score\n\nin/b.png,a dog,3\n\n"),
+        ("metadata.csv", "file_name,text,score,\nin/b.png,a dog,3,\n"),
+        ("metadata.csv", "file_name,text,score\rin/b.png,a dog,3\r"),
+        ("metadata.jsonl", '{"file_name": "in/b.png", "Text": "a dog", "score": 3}'),
+        ("metadata.jsonl", '{"file_name": "in/b.png", "text": "a dog", "score": 3, "x": NaN}'),
     ],
 )
 def test_a_list_of_captions_in_the_folder_is_read(tmp_path: Path, name: str, text: str) -> None:
@@ -61,6 +74,7 @@ def test_a_list_of_captions_in_the_folder_is_read(tmp_path: Path, name: str, tex
     assert own.read(0)[2] == {"caption": "the default"}
     said = dict(own.read(1)[2])
     assert str(said.pop("score")) == "3"
+    said.pop("x", None)
     assert list(said.values()) == ["a dog"]
     assert own.passed_over == {}
 
@@ -96,6 +110,13 @@ def test_names_with_accents_are_found_however_they_are_written(tmp_path: Path) -
         ("metadata.csv", "file_name,text\na.png,a cat, and a dog\n", "number of columns"),
         ("metadata.csv", "file_name,text\na.png\n", "number of columns"),
         ("metadata.csv", "file_name,text,text\na.png,x,y\n", "same name"),
+        ("metadata.csv", "file_name,text,FILE_NAME\na.png,x,y\n", "same name"),
+        ("metadata.csv", 'file_name,text\na.png,"a \\"red\\" cat"\n', 'line 2: .* written ""'),
+        ("metadata.csv", 'file_name,text\na.png,"open\n', "line 2: unexpected end"),
+        ("metadata.csv", "version https://git-lfs.github.com/spec/v1\noid", "git lfs pull"),
+        ("metadata.jsonl", "version https://git-lfs.github.com/spec/v1\noid", "git lfs pull"),
+        ("metadata.jsonl", "PAR1\x15\x04 file_name", "a Parquet table"),
+        ("metadata.csv", "PK\x03\x04", "an Excel sheet"),
     ],
 )
 def test_a_damaged_list_is_named(tmp_path: Path, name: str, text: str, said: str) -> None:
@@ -110,6 +131,14 @@ def test_a_text_file_stands_above_the_json_beside_it(tmp_path: Path) -> None:
     assert fields(tmp_path) == {"id": 1, "caption": "text"}
     (tmp_path / "a.txt").unlink()
     assert fields(tmp_path) == {"id": 1, "captions": ["x", "y"]}
+
+
+@pytest.mark.parametrize("name", ["a.json", "a.JSON", "a.png.json", "a.png.Json"])
+@pytest.mark.parametrize("field", ["caption", "Caption", "TEXT", "prompt"])
+def test_fields_may_stand_in_any_of_these(tmp_path: Path, name: str, field: str) -> None:
+    write(tmp_path, "a.png")
+    (tmp_path / name).write_text(f'{{"{field}": "a dog"}}')
+    assert fields(tmp_path, caption="the default") == {field: "a dog"}
 
 
 @pytest.mark.parametrize("said", ['{"caption": null}', '{"id": 1}', '{"captions": []}'])
@@ -155,6 +184,10 @@ def test_two_different_captions_are_a_bad_record(
         ("a.json", b'{"caption": "x",}', "comma stands before the closing bracket"),
         ("a.json", b"version https://git-lfs.github.com/spec/v1\n", "git lfs pull"),
         ("a.txt", b"caf\xe9", "save it as UTF-8"),
+        ("a.txt", b"version https://git-lfs.github.com/spec/v1\noid", "git lfs pull"),
+        ("a.caption", b"version https://git-lfs.github.com/spec/v1\noid", "git lfs pull"),
+        ("a.png.json", b"version https://git-lfs.github.com/spec/v1\noid", "git lfs pull"),
+        ("a.txt", bytes(30), "nothing but zero bytes"),
     ],
 )
 def test_a_bad_text_names_its_file(tmp_path: Path, name: str, data: bytes, said: str) -> None:
@@ -174,6 +207,50 @@ def test_unused_texts_are_counted_and_the_default_is_mentioned(tmp_path: Path) -
     assert "belongs to no image, while 2 images take the default caption 'my dog'" in texts
     assert any("no column" in reason or "without a column" in reason for reason in said)
     assert not any("default" in reason for reason in source(tmp_path).passed_over)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "reason"),
+    [
+        ("notes/a.txt", "a dog", "a text that belongs to no image"),
+        ("a.md", "a dog", "a text that belongs to no image"),
+        ("a.txt.gz", "", "a text that belongs to no image"),
+        ("metadata.tsv", "file_name\ttext\na.png\tx", "a text that belongs to no image"),
+        ("metadata.json", "[]", "a text that belongs to no image"),
+        ("metadata.csv", "image,text\na.png,x\n", "without a column file_name"),
+        ("metadata.jsonl", '{"image": "a.png", "text": "x"}', "without a column file_name"),
+        ("metadata.csv", "file_name,description\na.png,x\n", "without a column caption or text"),
+        ("metadata.jsonl", '{"file_name": "a.png", "text": null}', "without a column caption"),
+        ("metadata.csv", "file_name,text\nA.PNG,x\n", "a list of captions names"),
+    ],
+)
+def test_whatever_is_not_used_says_that_the_default_stands_in_its_place(
+    tmp_path: Path, name: str, text: str, reason: str
+) -> None:
+    write(tmp_path, "a.png")
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_text(text)
+    own = source(tmp_path, "my dog")
+    assert own.read(0)[2]["caption"] == "my dog"
+    (said,) = own.passed_over
+    assert reason in said
+    assert "while 1 image takes the default caption 'my dog'" in said
+
+
+def test_a_list_of_conversations_is_no_list_without_captions(tmp_path: Path) -> None:
+    talk = '[{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]'
+    rows = f'{{"file_name": "a.png", "conversations": {talk}}}'
+    write(tmp_path, "a.png", metadata__jsonl=rows)
+    assert source(tmp_path).passed_over == {}
+
+
+def test_names_that_would_break_a_line_are_written_out(tmp_path: Path) -> None:
+    write(tmp_path, "a.png")
+    for name in ("b\nc.heic", "d\x1b[2J.txt", "e\u2028.md"):
+        (tmp_path / name).write_bytes(b"x")
+    said = " ".join(source(tmp_path).passed_over)
+    assert said.isprintable()
+    assert "b\\nc.heic" in said
 
 
 @pytest.mark.parametrize(

@@ -49,6 +49,16 @@ def test_images_of_other_kinds_are_counted_by_kind(tmp_path: Path, ending: str) 
     [
         *(".ipynb_checkpoints", "__MACOSX", "@eaDir", ".Trash-1000/files", ".thumbnails"),
         *(".cache/huggingface", ".git", "#recycle", "$RECYCLE.BIN", "in/@eaDir/a.png", ".hidden"),
+        *(
+            "lost+found",
+            "in/deep/lost+found",
+            "RECYCLER/S-1-5",
+            "found.000",
+            "Network Trash Folder",
+        ),
+        *("Temporary Items", "~snapshot/hourly.0", ".snapshot", "@Recently-Snapshot", "#snapshot"),
+        *("System Volume Information", ".@__thumb", "in/.git/x", "in/deep/.ipynb_checkpoints"),
+        *("__pycache__", ".AppleDouble", ".stversions", "in/$Recycle.Bin/S-1"),
     ],
 )
 def test_hidden_and_junk_folders_hold_no_records(tmp_path: Path, name: str) -> None:
@@ -61,6 +71,9 @@ def test_hidden_and_junk_folders_hold_no_records(tmp_path: Path, name: str) -> N
 def test_hidden_files_are_none_and_other_files_are_counted(tmp_path: Path) -> None:
     for name in ("a.png", "._a.png", ".b.png"):
         image(tmp_path / name)
+    for name in ("ehthumbs_vista.db", "Icon\r", ".localized", "in/.DS_Store", "in/Desktop.ini"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"x")
     for name in ("Thumbs.db", ".DS_Store", "desktop.ini", "a.npz", "noending"):
         (tmp_path / name).write_bytes(b"x")
     assert names(tmp_path) == ["a.png"]
@@ -138,6 +151,18 @@ def test_a_folder_that_cannot_be_read_is_counted(tmp_path: Path) -> None:
     finally:
         (tmp_path / "closed").chmod(0o700)
     assert "cannot be read: Permission denied" in reason
+
+
+def test_every_hard_link_is_an_image_of_its_own(tmp_path: Path) -> None:
+    image(tmp_path / "a.png")
+    (tmp_path / "in").mkdir()
+    for name, text in (("b", "a cat"), ("in/c", "a dog")):
+        os.link(tmp_path / "a.png", tmp_path / f"{name}.png")
+        (tmp_path / f"{name}.txt").write_text(text)
+    os.link(tmp_path / "b.txt", tmp_path / "a.txt")
+    own = source(tmp_path)
+    found = {key: said.get("caption") for key, _, said in map(own.read, range(len(own)))}
+    assert found == {"a.png": "a cat", "b.png": "a cat", "in/c.png": "a dog"}
 
 
 def test_a_file_that_goes_away_is_a_bad_record_and_stops_nothing(tmp_path: Path) -> None:

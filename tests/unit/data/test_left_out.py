@@ -3,6 +3,7 @@
 import dataclasses
 import io
 import json
+import threading
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -129,6 +130,54 @@ def test_a_full_disk_is_one_line(
     monkeypatch.setattr("blip3o.data.pack.tarfile.TarFile.addfile", fail)
     assert main(["data", "pack", str(folder), "--out", str(tmp_path / "o"), "--jobs", "1"]) == 2
     assert "the disk is full; free some space" in capsys.readouterr().err
+
+
+def test_strange_shards_and_damaged_notes_are_never_taken_for_packed_ones(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "o"
+    command = ["data", "pack", str(folder), "--out", str(out), "--jobs", "1"]
+    out.mkdir()
+    strange = out / "own-000003.tar"
+    strange.write_bytes(b"somebody's")
+    assert main(command) == 2
+    assert "nothing says of which data" in capsys.readouterr().err
+    assert strange.read_bytes() == b"somebody's"
+    strange.unlink()
+    assert main(command) == 0
+    notes, settings = out / "own-000000.skipped.jsonl", out / "own.pack.json"
+    for file, content, said in (
+        (notes, "{", "own-000000.skipped.jsonl is damaged: remove it and own-000000.tar"),
+        (notes, "[1]", "is damaged"),
+        (settings, "{", "nothing says of which data"),
+        (settings, '{"data": "x"}', "packed from other data or in other sizes"),
+    ):
+        before = file.read_text()
+        file.write_text(content)
+        capsys.readouterr()
+        assert main(command) == 2
+        assert said in capsys.readouterr().err
+        file.write_text(before)
+    assert main(command) == 0
+    assert main([*command, "--name", "../x"]) == 2
+    assert "no name of a file" in capsys.readouterr().err
+
+
+def test_two_calls_at_once_pack_once(folder: Path, tmp_path: Path) -> None:
+    def run() -> None:
+        pack(str(folder), tmp_path / "out", name=None, shard_size=1, jobs=1)
+
+    threads = [threading.Thread(target=run) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    pack(str(folder), tmp_path / "alone", name=None, shard_size=1, jobs=1)
+    for file in (tmp_path / "alone").glob("*.tar"):
+        assert (tmp_path / "out" / file.name).read_bytes() == file.read_bytes()
+    assert {file.name for file in (tmp_path / "out").iterdir()} == {
+        file.name for file in (tmp_path / "alone").iterdir()
+    }
 
 
 def test_many_reasons_are_folded(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,6 +3,7 @@
 import io
 import itertools
 import json
+import struct
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from blip3o.data.sources.jsonl import JsonlConfig
 
 PX = 8
 TALK = [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "red"}]
+ASKED = {"from": "human", "value": "What?"}
 OBJECT = {"thing": "cat", "color": "red", "x": 0.5, "y": 0.5, "size": 0.1}
 
 BAD: list[tuple[str, dict[str, Any]]] = [
@@ -49,6 +51,10 @@ BAD: list[tuple[str, dict[str, Any]]] = [
     ("edit", {"source": "a.png", "target": "a.png", "instruction": "\ud83d"}),
     ("edit", {"source": "a.png", "target": "a.png", "instruction": "<image>"}),
     ("edit", {"source": "a.png", "instruction": "x"}),
+    ("edit", {"source": "a.png", "target": None, "instruction": "x"}),
+    ("edit", {"input_image": "a.png", "output_image": "a.png", "instruction": "x"}),
+    ("image_to_text", {"image": None, "video": "a.mp4", "conversations": [ASKED, TALK[1]]}),
+    ("image_to_text", {"image": {"<image_00>": "a.png"}, "conversations": [ASKED, TALK[1]]}),
 ]
 
 
@@ -90,8 +96,6 @@ def test_lint_names_what_a_run_would_refuse(
     assert refusals(path, task, preparer)
     tasks = [task] if is_asked or task == "contrastive" else []
     report = lint([path], tasks=tasks, min_px=1, preparer=preparer)
-    if task == "edit" and not tasks and "target" not in fields:
-        return  # nothing says that it is meant as an edit
     assert not report.is_clean
     assert report.num_bad == 1
 
@@ -187,6 +191,30 @@ def test_the_image_that_reading_returns_is_judged(
     odd = [one.detail for one in lint([str(tmp_path)], min_px=1).findings]
     assert not any("one color" in one or "cannot be judged" in one for one in odd)
     assert any(colors in one for one in odd) or not colors
+
+
+@pytest.mark.parametrize("make", [lambda d: d, lambda d: d + b"\0" * 40])
+def test_a_file_of_several_frames_is_told_and_a_phones_photo_is_none(
+    tmp_path: Path, make: Callable[[bytes], bytes]
+) -> None:
+    frames = [Image.linear_gradient("L").rotate(turn) for turn in (0, 90)]
+    for kind, ending in (("GIF", "gif"), ("MPO", "jpg"), ("PNG", "png")):
+        buffer = io.BytesIO()
+        frames[0].save(buffer, kind, save_all=True, append_images=frames[1:])
+        (tmp_path / f"{kind}.{ending}").write_bytes(make(buffer.getvalue()))
+        (tmp_path / f"{kind}.txt").write_text("a ramp")
+    odd = {one.key: one.detail for one in lint([str(tmp_path)], min_px=1).findings}
+    assert odd.keys() == {"GIF.gif", "PNG.png"}
+    assert all("the first of 2" in one for one in odd.values())
+
+
+def test_side_chunks_that_are_not_read_say_nothing(tmp_path: Path) -> None:
+    data = save(Image.linear_gradient("L"), "PNG")
+    for number, chunk in enumerate((b"tEXt", b"zTXt", b"tRNS")):
+        bad = struct.pack(">I", 5) + chunk + b"a\0bcd" + b"\1\2\3\4"  # its check sum is wrong
+        (tmp_path / f"{number}.png").write_bytes(data[:33] + bad + data[33:])
+        (tmp_path / f"{number}.txt").write_text("a ramp")
+    assert lint([str(tmp_path)], min_px=1).findings == []
 
 
 def test_the_summary_fits_a_screen_and_says_how_to_see_the_rest(tmp_path: Path) -> None:

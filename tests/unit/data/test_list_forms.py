@@ -84,6 +84,8 @@ BAD_LINES = {
     '{"caption": "x': "record 1 ",
     "[1]": "no JSON object",
     "null": "no JSON object",
+    '{"id": ' + "9" * 5000 + "}": "a number of more than 4300 digits",
+    '{"caption": "x", "c\\u0061ption": "y"}': "key 'caption' stands there twice",
     '{"a": 1} {"a": 2}': "no JSON: Extra data",
     '{"a":' * 100_000: "nested too deeply",
     "\x00" * 40: "no JSON",
@@ -102,10 +104,15 @@ def test_one_bad_line_is_one_bad_record(tmp_path: Path, line: str) -> None:
         own.read(1)
 
 
-def test_a_repeated_key_in_a_list_is_one_bad_record(tmp_path: Path) -> None:
-    file = write(tmp_path, "d.json", f'[{LINES[0]}, {{"a": 1, "a": 1}}, 3, {LINES[1]}]')
+def test_a_bad_record_in_a_list_is_bad_alone(tmp_path: Path) -> None:
+    long = "9" * 5000
+    file = write(
+        tmp_path, "d.json", f'[{LINES[0]}, {{"a": 1, "a": 1}}, 3, {{"a": {long}}}, {LINES[1]}]'
+    )
     own = JsonlConfig(path=str(file), name="d").build()
-    assert [own.read(k)[2] for k in (0, 3)] == ROWS[:2]
+    assert [own.read(k)[2] for k in (0, 4)] == ROWS[:2]
+    with pytest.raises(ValueError, match="a number of more than 4300 digits"):
+        own.read(3)
     with pytest.raises(ValueError, match="key 'a' stands there twice"):
         own.read(1)
     with pytest.raises(ValueError, match="no JSON object"):
@@ -167,6 +174,23 @@ def test_the_fingerprint_knows_where_the_images_are(tmp_path: Path) -> None:
         for folder in (None, "one", "two", "two/")
     }
     assert len(prints) == 3
+
+
+@pytest.mark.parametrize("change", ["content", "gone", "nothing", "list copied"])
+def test_the_fingerprint_knows_the_images(tmp_path: Path, change: str) -> None:
+    (tmp_path / "a.png").write_bytes(b"1")
+    rows: list[Any] = [{"image": "a.png"}, "no record", {"image": "gone.png"}, {"image": None}]
+    file = write(tmp_path, "d.jsonl", "\n".join(map(json.dumps, rows)))
+    before = JsonlConfig(path=str(file), name="d").build().fingerprint()
+    match change:
+        case "content":
+            (tmp_path / "a.png").write_bytes(b"22")
+        case "gone":
+            (tmp_path / "a.png").unlink()
+        case "list copied":
+            os.utime(file, (1, 1))
+    after = JsonlConfig(path=str(file), name="d").build().fingerprint()
+    assert (after == before) == (change in {"nothing", "list copied"})
 
 
 def test_tables_coco_and_images_are_named(tmp_path: Path) -> None:

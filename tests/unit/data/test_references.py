@@ -11,6 +11,7 @@ import pytest
 from blip3o.data.sources.jsonl import JsonlConfig, JsonlSource
 from blip3o.data.sources.references import image_role
 
+_TEXTS = ("value", "content")
 PIXELS = b"\xfb\xff\xbfPNG"  # base64 of it has both signs that differ between the alphabets
 
 
@@ -102,6 +103,14 @@ def test_an_image_may_stand_in_the_list_itself(base: Path, reference: Any) -> No
         ({"image_path": "a.png"}, ["a.png"]),
         ({"img_path": "a.png"}, ["a.png"]),
         ({"image": "a.png", "file_name": "gone.png"}, ["a.png"]),
+        ({"image_file": "a.png"}, ["a.png"]),
+        ({"image_name": "a.png"}, ["a.png"]),
+        ({"filename": "a.png"}, ["a.png"]),
+        ({"img": "a.png"}, ["a.png"]),
+        ({"image_url": "a.png"}, ["a.png"]),
+        ({"image": ["a.png", None]}, ["a.png"]),
+        ({"images": [None, "b.png", ""]}, ["b.png"]),
+        ({"image": [["a.png"], "b.png"]}, ["a.png", "b.png"]),
         *(({"image": nothing}, []) for nothing in (None, "", [], [None], {"path": None})),
         ({"image": {"width": 3}}, []),
         ({"image": 5}, []),
@@ -134,6 +143,37 @@ def test_images_in_messages_are_taken_in_their_order(base: Path, part: dict[str,
         _, files, fields = of(base, {name: talk}).read(0)
         assert list(files.items()) == [("image", PIXELS), ("image_2", b"b.png")]
         assert fields[name][0]["content"] == [{"type": "image"}, {"type": "image"}, text]
+
+
+@pytest.mark.parametrize(
+    ("row", "said", "names"),
+    [
+        ({}, "Picture 1: <img>a.png</img>\nWhat?", ["a.png"]),
+        ({}, "<img> a.png </img><img>in/c.png</img>Which?", ["a.png", "in/c.png"]),
+        ({"image": "b.png"}, "Is <img>a.png</img> HTML?", ["b.png"]),
+        ({}, "Is <img>x</img> HTML?", []),
+        ({}, "Is <img src='a.png'> HTML?", []),
+    ],
+)
+def test_images_in_the_text_of_a_turn_are_read_where_the_row_has_no_others(
+    base: Path, row: dict[str, Any], said: str, names: list[str]
+) -> None:
+    for turn in ({"from": "user", "value": said}, {"role": "user", "content": said}):
+        _, files, fields = of(base, {**row, "conversations": [turn]}).read(0)
+        assert list(files.values()) == [name.encode() for name in names]
+        text = next(text for key, text in fields["conversations"][0].items() if key in _TEXTS)
+        assert text.count("<image>") == len(names) * (not row)
+        assert ("<img>" in text) == ("<img>" in said and text == said)
+
+
+def test_an_edit_is_not_about_a_further_file_that_it_names(base: Path) -> None:
+    row = {"source": "a.png", "target": "b.png", "instruction": "x", "filename": "gone.png"}
+    assert list(of(base, row).read(0)[1]) == ["source", "target"]
+
+
+def test_a_record_without_an_id_is_called_by_its_number(base: Path) -> None:
+    own = of(base, {"id": None, "caption": "x"}, {"caption": "x"}, {"id": 0})
+    assert [own.read(k)[0] for k in range(3)] == ["0", "1", "0"]
 
 
 def test_parts_without_a_name_stand_for_the_rows_images(base: Path) -> None:
@@ -169,6 +209,8 @@ def test_edits_and_data_sets_called_source(base: Path) -> None:
         ({"image": "a\0.png"}, "no such image"),
         ({"image": "a" * 5000}, "no such image"),
         ({"image": "data:image/png;base64,@@@"}, "damaged"),
+        ({"image": {"bytes": "\u0089PNG"}}, "an image in base64 is damaged"),
+        ({"image_url": "https://example.com/a.png"}, "is an address; fetch it"),
         ({"image": "data:image/png"}, "without a comma"),
         ({"image": "a.png", "images": ["b.png"]}, "different images"),
         ({"source": ["a.png", "b.png"], "target": "a.png"}, "several images"),

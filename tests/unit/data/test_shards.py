@@ -11,6 +11,7 @@ import pytest
 from blip3o.data.lint import lint
 from blip3o.data.sources.webdataset import WebDatasetConfig, WebDatasetSource
 
+LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d\nsize 12\n"
 Names = tuple[str, ...]
 
 
@@ -205,6 +206,8 @@ def test_a_text_stands_above_the_json_in_any_order(
         (named(".DS_Store", "x/.DS_Store", "Thumbs.db", "x/thumbs.DB", "desktop.ini"), 5),
         (named("./PaxHeaders.1234/a.png", "PaxHeader/a.txt"), 2),
         (named(".cache/huggingface/a.png", "./.git/a.png", "$RECYCLE.BIN/a.png"), 3),
+        (named("x/lost+found/a.png", "RECYCLER/a.png", "Network Trash Folder/x/a.txt"), 3),
+        (named("x/.ipynb_checkpoints/a-checkpoint.png", "x/#recycle/a.png", "~snapshot/a.png"), 3),
         ([link(".hidden/a.png", "../good.png")], 1),
     ],
 )
@@ -216,6 +219,58 @@ def test_hidden_and_junk_members_are_passed_over_and_counted(
         assert len(source) == 1
         assert source.read(0) == record("good", "good.png", "good.txt")
         assert source.passed_over == {"a hidden or junk file": expected}
+
+
+@pytest.mark.parametrize(
+    ("members", "said"),
+    [
+        ([("a.txt", LFS)], "record a: it is a git-lfs pointer"),
+        ([("a.caption", LFS)], "git lfs pull"),
+        ([("a.json", LFS)], "git lfs pull"),
+        ([("a.txt", bytes(30))], "nothing but zero bytes"),
+        ([("a.json", bytes(30))], "nothing but zero bytes"),
+        ([("a.txt", b"caf\xe9")], "record a: no utf-8 text: .* save it as UTF-8"),
+        ([("a.txt", "a cat".encode("utf-16"))], "record a: no utf-8 text: .* save it as UTF-8"),
+        ([("a.json", b'["a cat"]')], "record a: the record's JSON is no object"),
+        ([("a.json", b'{"m": {"a": 1, "a": 2}}')], "record a: the key 'a' stands there twice"),
+        ([("a.json", b'{"caption": "x",}')], "record a: no JSON: a comma"),
+    ],
+)
+def test_a_text_that_cannot_be_read_names_its_record(
+    tmp_path: Path, members: list[tuple[str, bytes]], said: str
+) -> None:
+    path = write(tmp_path / "s.tar", *members, ("a.png", b"A"), *named("b.png", "b.txt"))
+    source = opened(path)
+    with pytest.raises(ValueError, match=said):
+        source.read(0)
+    assert source.read(1) == record("b", "b.png", "b.txt")
+
+
+@pytest.mark.parametrize("kind", [b"D", b"V", tarfile.DIRTYPE])
+def test_folders_and_labels_of_gnu_tar_are_no_members(tmp_path: Path, kind: bytes) -> None:
+    name = "label" if kind == b"V" else "folder.png/"
+    info = tarfile.TarInfo(name)
+    info.type = kind
+    source = opened(write(tmp_path / "s.tar", info, *named("a.png", "a.txt")))
+    assert source.passed_over == {}
+    assert source.read(0) == record("a", "a.png", "a.txt")
+
+
+@pytest.mark.parametrize(
+    "kind", [tarfile.CHRTYPE, tarfile.BLKTYPE, tarfile.FIFOTYPE, b"M", b"I", b"N"]
+)
+@pytest.mark.parametrize("name", ["a.png", "a.txt"])
+def test_members_that_are_no_files_give_nothing_and_are_counted(
+    tmp_path: Path, kind: bytes, name: str
+) -> None:
+    info = tarfile.TarInfo(name)
+    info.type = kind
+    other = "a.txt" if name == "a.png" else "a.png"
+    source = opened(write(tmp_path / "s.tar", info, *named(other, "b.png", "b.txt")))
+    assert source.read(0)[1:] == record("a", other)[1:] if other == "a.png" else True
+    assert source.read(1) == record("b", "b.png", "b.txt")
+    assert list(source.passed_over.values()) == [1]
+    assert not lint([str(tmp_path / "s.tar")], tasks=["text_to_image"]).is_clean
 
 
 def test_every_member_is_a_records_or_counted(tmp_path: Path) -> None:

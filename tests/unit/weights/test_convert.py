@@ -8,6 +8,7 @@ import pytest
 
 from blip3o import cli
 from blip3o.core.errors import UsageError
+from blip3o.core.lock import locked
 from blip3o.generate.pipeline import Blip3oPipeline
 from blip3o.weights import convert as module
 from blip3o.weights.convert import convert
@@ -31,6 +32,17 @@ def test_a_destination_that_is_not_empty_is_refused(
         (dest / "mine").write_text("mine")
     with pytest.raises(UsageError, match="not an empty folder"):
         convert(tiny_folder, dest)
+    assert names(tmp_path) == {"dest"}
+
+
+def test_a_second_call_for_one_destination_is_refused(tiny_folder: Path, tmp_path: Path) -> None:
+    with (
+        locked(tmp_path / ".dest.lock"),
+        pytest.raises(UsageError, match=r"process \d+ on .* converts into .*dest: wait"),
+    ):
+        convert(tiny_folder, tmp_path / "dest")
+    assert names(tmp_path) == set()
+    convert(tiny_folder, tmp_path / "dest")
     assert names(tmp_path) == {"dest"}
 
 

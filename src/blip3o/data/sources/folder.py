@@ -18,7 +18,7 @@ from blip3o.data.captions import CAPTION_FIELDS, captions_of, without_captions
 from blip3o.data.conversations import turns_of
 from blip3o.data.sources.kinds import IMAGE_SUFFIXES
 from blip3o.data.sources.metadata import MetadataRow, nearest, read_metadata
-from blip3o.data.sources.plain_files import read_plain
+from blip3o.data.sources.plain_files import file_stamp, read_plain
 from blip3o.data.sources.scan import PassedOver, scan
 
 
@@ -190,11 +190,7 @@ class FolderSource:
     def _fingerprint(self, files: Iterable[str]) -> str:
         digest = hashlib.sha256()
         for name in files:
-            try:
-                status = (self._base / name).stat()
-                said = f"{name}/{status.st_size}/{status.st_mtime_ns}\n"
-            except OSError:  # gone since: its record is a bad sample, no reason to stop
-                said = f"{name}/gone\n"
+            said = f"{name}/{file_stamp(os.path.join(self._base, name))}\n"
             digest.update(os.fsencode(said))  # a name may be in another encoding than UTF-8
         return digest.hexdigest()[:32]
 

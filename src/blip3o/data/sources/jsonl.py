@@ -24,7 +24,7 @@ from blip3o.core.log import say
 from blip3o.core.texts import decode_text, has_wide_text, load_json, reason_of
 from blip3o.data.sources.files import files_of, is_remote, private_path
 from blip3o.data.sources.json_places import Place, elements_in, members_in, values_in
-from blip3o.data.sources.plain_files import check_plain
+from blip3o.data.sources.plain_files import check_plain, file_stamp
 from blip3o.data.sources.references import file_of, read_reference, take_images
 from blip3o.imaging.kinds import HEAD_BYTES, store_of
 
@@ -38,6 +38,8 @@ _RECORD_NAMES = {
 }
 """Fields by which an object that stands alone is a record."""
 _FETCH_BYTES = 1 << 24
+_MOST_STAMPED = 200_000
+"""Records of a list, at most, if the files of its images are to be part of its fingerprint."""
 _MAX_TEXT_BYTES = 1 << 30
 """Longer files are taken for lines without a look at the whole, but for those named .json."""
 
@@ -88,6 +90,7 @@ class JsonlSource:
             self._base = os.path.expanduser(config.image_folder).rstrip("/") or "/"
         self.is_remote = is_remote(self._base)
         self._text: str | None = None
+        self._stamps: bytes | None = None
         self.passed_over: Mapping[str, int] = {}
         try:
             check_plain(self._path)
@@ -123,6 +126,9 @@ class JsonlSource:
         """Yields the list, if it is local, and the local images that it names."""
         if not self._is_copy:
             yield str(self._path)
+        yield from self._images()
+
+    def _images(self) -> Iterator[str]:
         named: list[str] = []
 
         def note(reference: Any) -> bytes:  # noqa: ANN401  (whatever the file holds)
@@ -137,14 +143,18 @@ class JsonlSource:
             named.clear()
 
     def fingerprint(self) -> str:
-        """Returns a hash of the file and of where its images are.
+        """Returns a hash of the file, of where its images are, and of their sizes and times.
 
-        Images changed under the same name are not noticed.
+        Of remote images, and of those of a very long list, changes are not noticed.
         """
         with self._path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256")
         if self._image_folder is not None:
             digest.update(self._base.encode())
+        if self._stamps is None:  # once, for it takes seconds
+            images = self._images() if len(self) <= _MOST_STAMPED else ()
+            self._stamps = "".join(map(file_stamp, images)).encode()
+        digest.update(self._stamps)
         return digest.hexdigest()[:32]
 
     def _row(self, position: int) -> dict[str, Any]:

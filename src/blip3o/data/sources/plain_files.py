@@ -54,6 +54,19 @@ def check_plain(path: str | Path) -> None:
     _require_plain(path, os.stat(path).st_mode)
 
 
+def file_stamp(path: str | Path) -> str:
+    """Returns size and time of the last change of a file, "missing" if there is none.
+
+    Args:
+        path: the file; a link is followed.
+    """
+    try:
+        status = os.stat(path)
+    except OSError:
+        return "missing"
+    return f"{status.st_size}/{status.st_mtime_ns}"
+
+
 def _require_plain(path: str | Path, mode: int) -> None:
     if stat.S_ISDIR(mode):
         raise ValueError(f"{path} is a folder, not a file")
