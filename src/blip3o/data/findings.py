@@ -73,7 +73,7 @@ class LintReport:
         return len({(one.source, one.position, one.key) for one in bad})
 
     def text(self) -> str:
-        """Returns the summary: number and first records of each problem, and what was passed over."""
+        """Returns the summary: number and first records of each problem, what was passed over."""
         return "\n".join(self._lines())
 
     def _lines(self) -> Iterator[str]:
