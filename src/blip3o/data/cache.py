@@ -39,7 +39,7 @@ from blip3o.data.sources import Source
 __all__ = ["FeatureCache", "build_cache"]
 
 _PROBES = 16
-"""Chunks looked at, from all over the source, before it is said to have no picture."""
+"""How many chunks, spread over the source, are tried before it is said to have no picture."""
 
 
 class _NoPictureError(UsageError):
@@ -116,7 +116,7 @@ def _start(
     batch_size: int,
     rows_of: Callable[[range, tuple[int, ...] | None], _Rows],
 ) -> CacheInfo:
-    """Returns what is there already, or makes the files with a first chunk in them."""
+    """Returns the info of the cache that is there, or makes the files with a first chunk."""
     info = files.read_info()
     if info is not None and (info.fingerprint, info.data) == wanted:
         return info
@@ -159,7 +159,7 @@ def _require_room(files: CacheFiles, info: CacheInfo, num_chunks: int) -> None:
 def _first_rows(
     info: CacheInfo, rows_of: Callable[[range, tuple[int, ...] | None], _Rows]
 ) -> tuple[int, _Rows]:
-    """Returns the number and the rows of a chunk with a picture in it; they tell the shape."""
+    """Returns the number and the rows of a chunk with a picture in it, which show the shape."""
     failed = None
     for number in range(0, info.num_chunks, max(1, info.num_chunks // _PROBES)):
         try:
@@ -171,9 +171,9 @@ def _first_rows(
 
 @contextmanager
 def _writing(files: CacheFiles, info: CacheInfo) -> Iterator[Callable[[int, _Rows], None]]:
-    """Yields what writes the rows of a chunk, and then the word that they are there.
+    """Yields a function that writes the rows of a chunk and then marks the chunk as done.
 
-    Through files: a full disk kills who writes to mapped memory.
+    It writes to files, because a full disk kills a process that writes to mapped memory.
     """
     with ExitStack() as stack:
         rows_file = stack.enter_context(files.array.open("r+b"))

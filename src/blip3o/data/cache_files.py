@@ -1,4 +1,4 @@
-"""The files of a feature cache, and what they say of themselves.
+"""The files of a feature cache, and the description that lies beside them.
 
     NAME.ROLE.f16               float16 [records, N, C]
     NAME.ROLE.json              which encoder and which data it is of (`CacheInfo`)
@@ -27,14 +27,14 @@ HASH_BYTES = 16
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class CacheInfo:
-    """What a cache is of.
+    """The description of a cache.
 
     Args:
         fingerprint: what computed it: encoder, weights, preprocessing.
         data: fingerprint of the records.
         shape: of the array.
         chunk: rows that are computed and marked at once.
-        hashes: how rows are hashed; None if they are not, as in older versions.
+        hashes: how rows are hashed; None in a cache of an older version, which has no hashes.
     """
 
     fingerprint: str
@@ -80,7 +80,7 @@ class CacheFiles:
         return sizes
 
     def told(self) -> CacheInfo | None:
-        """Returns what the cache says of itself, or None if it says nothing that can be read."""
+        """Returns the stored description; None if there is none, or it cannot be read."""
         try:
             stored = json.loads(self.info.read_text(encoding="utf-8"))
             return CacheInfo(
@@ -94,7 +94,7 @@ class CacheFiles:
             return None
 
     def read_info(self) -> CacheInfo | None:
-        """Returns the same, or None unless all files are there in their sizes."""
+        """Returns the stored description if every file has the size that it says, else None."""
         info = self.told()
         try:
             is_whole = (
@@ -121,10 +121,10 @@ class CacheFiles:
 
 
 def find_files(folder: Path, source: str, role: str, data: str | None = None) -> CacheFiles:
-    """Returns the files of a source and role, there or to be.
+    """Returns the files of a source and role; they need not exist.
 
-    The plain names belong to the data that came first; other data have names of their own, so that
-    two runs never take each other's features away.
+    The plain names belong to the data that came first. Other data have names of their own, so that
+    no run replaces the features of another one.
 
     Args:
         folder: of the cache.

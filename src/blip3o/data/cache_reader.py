@@ -97,7 +97,7 @@ class FeatureCache:
         return True
 
     def check(self, source: Source, role: str) -> None:
-        """Refuses features that are not of the records of a source, and reads no others later.
+        """Refuses features of other records than those of a source; later reads keep to these.
 
         Args:
             source: the records.
@@ -113,7 +113,7 @@ class FeatureCache:
             raise _other_data(plain)
         info = self._info(files, f"{source.name}/{role}", data)
         if info.hashes is None:
-            say(f"{files.array} is without hashes, of an older version: damage would go unseen")
+            say(f"{files.array} is of an older version, without hashes: its damage is not noticed")
         self._data[source.name, role] = data
 
     def __getstate__(self) -> dict[str, Any]:
@@ -157,7 +157,7 @@ def _other_data(files: CacheFiles) -> UsageError:
 
 
 def _damaged(opened: _Opened, position: int) -> UsageError:
-    """Returns the error of a row that is not what was written; its chunk counts as missing now."""
+    """Returns the error of a row that changed, and marks its chunk as missing."""
     todo = f"delete it: {opened.files.array} and the files of the same name"
     with suppress(OSError), opened.files.marks.open("r+b") as marks:
         marks.seek(position // opened.info.chunk)

@@ -33,7 +33,7 @@ def turns_of(fields: Mapping[str, Any]) -> Any:  # noqa: ANN401  (whatever the f
     """Returns the turns of a record's conversation, unchecked; None if it has none.
 
     Args:
-        fields: the record's fields. A text in `system` beside the turns is a turn before them.
+        fields: the record's fields. If they hold a text in `system`, it becomes the first turn.
     """
     turns = next((fields[name] for name in TALK_FIELDS if fields.get(name)), None)
     system = fields.get("system")
@@ -71,7 +71,7 @@ def with_marks(messages: tuple[Message, ...], num_images: int) -> tuple[Message,
         ValueError: if there are marks, but not one for each image, or no question to put them in.
     """
     num_marks = sum(message.text.count(IMAGE_MARK) for message in messages)
-    # A mark without an image is told by whoever reads the image.
+    # Whoever reads the image reports a mark that has none.
     if num_marks == num_images or (num_marks, num_images) == (1, 0):
         return messages
     if num_marks:

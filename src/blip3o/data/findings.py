@@ -1,25 +1,25 @@
-"""What `blip3o data lint` found, and how it says so on one screen."""
+"""The findings of `blip3o data lint`, and their summary on one screen."""
 
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 ODD = "odd picture"
-"""A problem that a run reads over."""
+"""A run reads such images all the same."""
 REPEATED = "repeated id"
-"""Two lines of a list with one id; a run reads over it, too."""
+"""Two lines of a list have the same id. A run reads both."""
 _HARMLESS = (ODD, REPEATED)
 
 _SHOWN = 5
-"""Records of each problem that the text names."""
+"""How many records the summary names for each problem."""
 _MAX_LINE = 200
 _LONG_TEXT = 500
-"""Characters that may be more tokens than a run takes."""
+"""A text of more characters may have more tokens than a run takes."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Finding:
-    """One thing that is wrong.
+    """One thing that is wrong or odd.
 
     Args:
         source: name of the data.
@@ -37,7 +37,7 @@ class Finding:
 
     @property
     def record(self) -> str:
-        """The record as it is named to people."""
+        """The name of the record in messages."""
         if self.key == "?":
             return f"record {self.position}"
         return self.key if self.key.isprintable() else ascii(self.key)[1:-1]
@@ -45,7 +45,7 @@ class Finding:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class LintReport:
-    """What was found.
+    """All findings about some data.
 
     Args:
         num_records: how many records were read.
@@ -68,12 +68,12 @@ class LintReport:
 
     @property
     def num_bad(self) -> int:
-        """How many records cannot be learned from; a damaged shard is none."""
+        """How many records cannot be learned from; damaged shards are not counted."""
         bad = (one for one in self.findings if one.problem not in _HARMLESS and one.position >= 0)
         return len({(one.source, one.position, one.key) for one in bad})
 
     def text(self) -> str:
-        """Returns a screen: how many of each problem with the first records, and the rest."""
+        """Returns the summary: number and first records of each problem, what was passed over."""
         return "\n".join(self._lines())
 
     def _lines(self) -> Iterator[str]:

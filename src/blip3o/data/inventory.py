@@ -1,4 +1,4 @@
-"""Which records and files a data source had: a run that resumes says what has changed since."""
+"""Notes the records and files of a data source, so that a resumed run can say what changed."""
 
 import dataclasses
 import itertools
@@ -15,7 +15,7 @@ _SHOWN = 3
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Inventory:
-    """What a source held.
+    """The records and files of a source at one time.
 
     Args:
         fingerprint: of its records.
@@ -29,7 +29,7 @@ class Inventory:
 
     @classmethod
     def take(cls, source: Source) -> "Inventory":
-        """Returns what a source holds now.
+        """Returns the inventory of a source.
 
         Args:
             source: the opened source.

@@ -52,7 +52,7 @@ class LintChecks:
         preparer: makes tokens of the texts, as a run would, and knows how many are too many; None
             counts no tokens.
         conversation: the field of the conversations, where it is not that of the task.
-        max_turns: most questions that a run draws of a conversation; None takes all in order.
+        max_turns: the most questions that a run draws from a conversation; None takes all.
     """
 
     tasks: tuple[str, ...] = ()

@@ -26,7 +26,7 @@ from blip3o.data.sources import Source
 from blip3o.imaging.load import open_image
 
 _BORNE = 10
-"""Bad samples that are borne whatever share of a young run they are; and so many are named."""
+"""So many bad samples never stop a run, whatever their share is; and so many are named."""
 _PREFETCH_STEPS = 4
 
 

@@ -29,7 +29,7 @@ _MEASURES = {
     "turns": "questions and answers",
 }
 _LEAST_WIDTHS = (16, 8, 10, 8, 8, 8, 8, 10)
-"""Columns of the table grow with their numbers from here."""
+"""Least widths of the columns; longer numbers make them wider."""
 _NUM_BINS = 40
 _THUMBNAIL_PX = 160
 

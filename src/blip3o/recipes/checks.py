@@ -1,4 +1,4 @@
-"""What is wrong with a run that its config alone tells: said before anything is written."""
+"""Refuses a run whose config alone shows that it cannot work, before anything is written."""
 
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from blip3o.train.optimizer import is_under
 
 _FLOAT_BYTES = 4
 _COPIES = 4
-"""Of a trained weight in a checkpoint: itself, its average and AdamW's two moments."""
+"""Numbers that a checkpoint keeps of a weight: itself, its average and AdamW's two moments."""
 
 
 def check_run(config: RunConfig) -> None:
@@ -75,7 +75,7 @@ def check_room(config: RunConfig, model: UnifiedModel, run_dir: Path) -> None:
     if left <= 0:
         return
     saves = -(-left // train.checkpoint_every)
-    # The oldest goes when the newest is whole: for a moment there is one more than is kept.
+    # The oldest is deleted when the newest is whole, so there is one more for a moment.
     more = max(1, min(saves, train.keep_last + 1 - len(stored)))
     if train.keep_every:
         more += max(0, min(saves, left // train.keep_every) - train.keep_last)

@@ -1,4 +1,4 @@
-"""Says what changed in the data of a run since it last started; it never changes in silence.
+"""Says what changed in the data of a run since its last start.
 
 `data_files.json` in the run folder holds the files and fingerprints of the last start, and what
 changed at which step. A run with other data goes on: the order of samples is a function of the seed
@@ -28,7 +28,7 @@ def watch_data(run_dir: Path, sources: Iterable[Source], steps: int) -> Notes:
     Args:
         run_dir: the run folder.
         sources: the opened sources, one for each entry of the mixture.
-        steps: steps of the whole run; one that is finished learns from nothing any more.
+        steps: steps of the whole run. A run that is finished compares nothing.
 
     Returns:
         What `env.json` and every line of metrics say of it.
@@ -38,10 +38,10 @@ def watch_data(run_dir: Path, sources: Iterable[Source], steps: int) -> Notes:
         return Notes()
     now = {source.name: Inventory.take(source) for source in sources}
     before, changes = _read(run_dir / _FILE)
-    if step is None:  # a first start, whatever an earlier one without a checkpoint has met
+    if step is None:  # a first start: an earlier one without a checkpoint does not count
         changes = []
     elif before is None:
-        say(f"{run_dir} has no {_FILE}, of an older version: whether its data changed is not known")
+        say(f"{run_dir} has no {_FILE} (older version): whether its data changed is not known")
     else:
         found = _compare(before, now)
         if found:

@@ -17,10 +17,10 @@ from blip3o.data.tasks import PICTURES
 _LOOKED_AT = 2000
 """Sources of no more records are looked through before the first step."""
 _SECONDS = 20.0
-"""What that may take."""
+"""How long that may take."""
 
 _Name = tuple[str, str]
-"""A source, and the key of a record, or why it has none."""
+"""The name of a source, and the key of a record, or the reason why its key is not known."""
 
 
 class LeftOut:
@@ -63,7 +63,7 @@ class LeftOut:
             source.name: samples_seen * entry.weight / weights
             for entry, source in zip(self._config.mixture, self._loader.sources, strict=True)
         }
-        # What an earlier start found in a source that was looked through anew may be mended.
+        # This start has looked through some sources: what was found bad there before may be mended.
         mended = {name for name in self._earlier if name[0] in self._looked_at}
         self._say({*self._found, *(set(self._listed()) - mended)}, seen)
 

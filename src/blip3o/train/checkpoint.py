@@ -225,7 +225,7 @@ class Checkpoints:
 
     def _check_hashes(self, folder: Path, hashes: dict[str, str] | None) -> None:
         if hashes is None:
-            say(f"{folder} is without hashes, of an older version: damage inside would go unseen")
+            say(f"{folder} is of an older version, without hashes: its damage is not noticed")
             return
         found = self._store.hashes(folder)
         damaged = sorted(name for name in hashes if found.get(name) != hashes[name])

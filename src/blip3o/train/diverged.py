@@ -1,4 +1,4 @@
-"""Tells a run that has diverged from a bug, wherever the values that are not numbers first show."""
+"""Finds out whether an error comes from a run that has diverged, and says what to do then."""
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -10,7 +10,7 @@ from blip3o.core.errors import NotFiniteError, UsageError
 from blip3o.train.learner import local
 
 _ABSURD = 1e4
-"""No weight of a network that learns is larger; a rate that is too high takes them there."""
+"""Weights of a network that learns stay below; a rate that is too high takes them beyond."""
 
 
 @contextmanager

@@ -19,7 +19,7 @@ _PACKAGES = ("blip3o", "torch", "transformers", "numpy", "pillow", "tokenizers")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Notes:
-    """What is to be noted of a start beside what the Trainer knows.
+    """Notes about a start that the Trainer cannot know by itself.
 
     Args:
         environment: for `env.json`; plain data.

@@ -14,7 +14,7 @@ T = TypeVar("T")
 TIMEOUT_S = 30.0
 """Longest wait for a connection and for the next bytes."""
 SLACK_S = 1.0
-"""How much later a request is given up that does not end by itself."""
+"""How much longer a request may take until it is given up from outside."""
 SLOWEST_BYTES_PER_S = 32_768
 """A server that sends less in the long run is taken for one that does not answer."""
 _RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)")
@@ -108,7 +108,8 @@ def fetch_piece(client: Any, path: str, offset: int, size: int) -> Piece:  # noq
 def within_time(function: Callable[[], T], size: int) -> T:
     """Returns what a function returns that reads from a server, if that comes in time.
 
-    A server that drips a header gives a client no moment to look at the clock, so this one looks.
+    While a server sends a header byte by byte, the client cannot look at the clock. So a second
+    thread does the reading, and this one waits only so long.
 
     Args:
         function: what reads; where it takes too long it is left behind in a thread of its own.

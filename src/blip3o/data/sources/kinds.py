@@ -11,7 +11,7 @@ OTHER_IMAGE_SUFFIXES = (
     *(".exr", ".hdr", ".tga", ".ico", ".icns", ".pfm", ".dng", ".cr2", ".cr3", ".nef", ".arw"),
     *(".orf", ".rw2", ".raf", ".raw", ".eps", ".pdf", ".ai", ".xcf", ".dds", ".pcx", ".fits"),
 )
-"""Endings of images that are not read; somebody who has them wants to hear it."""
+"""Endings of images that are not read; messages name them."""
 
 CAPTION_SUFFIXES = (".txt", ".caption")
 """Endings of a text that is an image's caption, in any case."""
@@ -22,7 +22,7 @@ _JUNK_FOLDERS = (
     *("@eadir", "@tmp", "@recycle", "@recently-snapshot", "#recycle", "#snapshot", "~snapshot"),
     *("lost+found", "__pycache__"),
 )
-"""Of a Mac, of Windows, of network disks, of Linux and Python."""
+"""These are left by macOS, Windows, network disks, Linux and Python, in this order."""
 _JUNK_FILES = ("thumbs.db", "ehthumbs.db", "ehthumbs_vista.db", "desktop.ini", "icon\r")
 
 

@@ -1,4 +1,4 @@
-"""What the name of a shard's member says: which record it belongs to, and what it is there.
+"""Reads the name of a shard's member: which record it belongs to, and which part of it it is.
 
 As in WebDataset the key ends at the first dot of the base name, and the folder belongs to the key.
 """
@@ -25,7 +25,7 @@ OTHER_TEXT = "a text with a longer name than KEY.txt"
 
 
 class Use(NamedTuple):
-    """What a member is in its record.
+    """The part of a record that a member is.
 
     Args:
         kind: an image, its caption, the fields of its JSON, or a text of something else.
@@ -50,10 +50,10 @@ def split_name(name: bytes) -> tuple[bytes, bytes]:
 
 
 def same_key(key: bytes) -> bytes:
-    """Returns a key as one compares it: `./a` is `a`, and a letter with an accent is one letter.
+    """Returns a key for comparing: `./a` becomes `a`, and a letter with its accent one character.
 
     Args:
-        key: as stored; a Mac writes an accent as a character of its own.
+        key: as stored; macOS stores an accent as a character of its own.
     """
     while key.startswith(b"./"):
         key = key[2:].lstrip(b"/")
@@ -66,7 +66,7 @@ def same_key(key: bytes) -> bytes:
 
 
 def is_in_junk(folder: str) -> bool:
-    """Returns whether a folder is in a hidden one, or in one that a system or a tar leaves behind.
+    """Returns whether a folder, or one above it, is hidden or was left behind by a system or a tar.
 
     Args:
         folder: path of a folder inside the tar.
@@ -79,7 +79,7 @@ def is_in_junk(folder: str) -> bool:
 
 
 def why_passed_over(base: str) -> str:
-    """Returns why a file of a tar is nothing of a record.
+    """Returns why a file of a tar is no part of a record.
 
     Args:
         base: its name without folders.
@@ -94,7 +94,7 @@ def why_passed_over(base: str) -> str:
 
 @functools.lru_cache(maxsize=4096)
 def use_of(suffix: str) -> Use | None:
-    """Returns what a member with a suffix is, None if it is nothing of a record.
+    """Returns the part that a suffix names; None if it names none.
 
     Args:
         suffix: everything behind the key's dot, in small letters.
@@ -102,7 +102,7 @@ def use_of(suffix: str) -> Use | None:
     stem, _, end = suffix.rpartition(".")
     if end in _IMAGES:
         return Use("image", stem or "image")
-    # `a.png.txt` beside `a.png` is its text as `a.txt` is.
+    # `a.png.txt` is a text of `a.png`, just as `a.txt` is.
     is_of_image = stem in _IMAGES
     if end in _TEXTS and (not stem or is_of_image):
         return Use("caption", rank=_TEXTS.index(end) + len(_TEXTS) * is_of_image)
@@ -112,7 +112,7 @@ def use_of(suffix: str) -> Use | None:
 
 
 def is_one_record(suffixes: Sequence[str]) -> bool:
-    """Returns whether no two members with one key want to be the same thing.
+    """Returns whether all members with one key are different parts of a record.
 
     Args:
         suffixes: of the members.
@@ -124,14 +124,14 @@ def is_one_record(suffixes: Sequence[str]) -> bool:
 
 @functools.lru_cache(maxsize=4096)
 def uses(suffixes: tuple[str, ...]) -> tuple[Use | None, ...]:
-    """Returns what each member of a record is; None for one that does not count.
+    """Returns the part that each member of a record is; None for a member that does not count.
 
     Args:
         suffixes: of the members.
 
     Raises:
-        ValueError: if two members want to be one thing, seem to be a record of their own, or if
-            none counts.
+        ValueError: if two members are the same part, if some seem to be a record of their own, or
+            if none counts.
     """
     found: list[Use | None] = []
     first: dict[Use, str] = {}

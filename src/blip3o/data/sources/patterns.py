@@ -1,4 +1,4 @@
-"""Local files that a pattern names. Any part of a path that exists as it stands is no pattern."""
+"""Finds the local files that a pattern names. A part of a path that exists is taken literally."""
 
 import glob
 import itertools
@@ -54,7 +54,7 @@ def find(pattern: str) -> list[str]:
 
 
 def _is_loose(pattern: str) -> bool:
-    """Returns whether a count stands beside a wildcard ("{1..12}*.tar"), so that any may miss."""
+    """Returns whether a count stands beside a wildcard ("{1..12}*.tar"): then numbers may miss."""
     return any(_BRACES.search(part) and glob.has_magic(part) for part in pattern.split("/"))
 
 

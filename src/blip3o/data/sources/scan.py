@@ -20,9 +20,9 @@ _OTHER_TEXTS = (
     *(".cap", ".captions", ".tag", ".tags", ".prompt", ".prompts", ".srt", ".rtf", ".html"),
     *(".gz", ".toml", ".json5", ".docx", ".odt", ".xlsx", ".xmp"),
 )
-"""Endings of texts that are nowhere read as captions, but that may have been meant as such."""
+"""Endings of texts that are not read, though their owner may have meant them as captions."""
 _NOTED = 3
-"""Names given as examples of what is passed over."""
+"""How many names a reason gives as examples."""
 
 
 @dataclasses.dataclass(slots=True)

@@ -1,8 +1,8 @@
 """Reads the headers of one tar shard once and finds its records.
 
-Members with one key are one record wherever they stand in an archive, for `tar` writes a folder in
-the order of the disk. If that would give a record two of a kind, the key came back: then each run
-of neighbors is a record of its own, as WebDataset reads it, and the key is there twice.
+Members with one key are one record wherever they stand in an archive, because `tar` writes a folder
+in the order of the disk. If two of them are the same part, then the key occurs more than once: each
+run of neighbors is a record of its own, as in WebDataset.
 """
 
 import array

@@ -4,11 +4,11 @@
     000017.jpg  000017.txt             a picture and its caption
     000017.source.png  000017.target.png  000017.json      an edit
 
-`KEY.txt` or `KEY.caption` is the caption, whatever `KEY.json` says; two members that want to be one
-thing make a bad record.
+`KEY.txt` or `KEY.caption` is the caption, whatever `KEY.json` says. A record with two members for
+one part is a bad record.
 
-Records are read by position, so shuffling and resuming cost nothing; from a disk, an HTTP server,
-S3 or the hub alike.
+Records are read by position, so shuffling and resuming cost nothing. Shards may be on a disk, an
+HTTP server, S3 or the hub.
 """
 
 import bisect
