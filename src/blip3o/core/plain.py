@@ -8,7 +8,6 @@ converts it when it knows the field's type.
 import json
 import re
 from collections.abc import Hashable
-from pathlib import Path
 from typing import Any
 
 import yaml
@@ -115,11 +114,17 @@ def parse_yaml(text: str) -> Any:  # noqa: ANN401  (dicts, lists and Texts)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line = "" if mark is None else f"line {mark.line + 1}: "
-        raise UsageError(line + " ".join(str(error.problem or error.context).split())) from error
+        said = [error.problem] if _is_whole(error.problem) else [error.context, error.problem]
+        raise UsageError(line + " ".join(" ".join(filter(None, said)).split())) from error
     except (yaml.YAMLError, ValueError) as error:
         raise UsageError(" ".join(str(error).split())) from error
     except RecursionError as error:
         raise UsageError("it is nested too deeply") from error
+
+
+def _is_whole(problem: str | None) -> bool:
+    """Returns whether YAML's words for a problem say it without those for its context."""
+    return bool(problem) and not str(problem).startswith("but ")
 
 
 def parse_value(text: str) -> Any:  # noqa: ANN401  (dicts, lists and Texts)
@@ -162,28 +167,6 @@ def unquoted(text: str) -> str | None:
     except UsageError:
         return None
     return data.text if isinstance(data, Text) and not data.is_plain else None
-
-
-def read_text(path: Path, kind: str = "text") -> str:
-    """Returns the text of a file.
-
-    Args:
-        path: a UTF-8 file; a byte order mark is dropped.
-        kind: what it holds, for error messages ("YAML").
-
-    Raises:
-        UsageError: if it cannot be read or is not UTF-8.
-    """
-    try:
-        return path.read_bytes().decode("utf-8-sig")
-    except FileNotFoundError as error:
-        raise UsageError(f"no such file: {path}") from error
-    except OSError as error:
-        raise UsageError(f"cannot read {path}: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise UsageError(
-            f"{path} is not a {kind} file: it is not in UTF-8 ({error.reason})"
-        ) from error
 
 
 def parse_json(text: str) -> Any:  # noqa: ANN401  (whatever it holds)

@@ -1,6 +1,6 @@
 """How answers of text are to be written, out of what a request says and the server allows."""
 
-from blip3o.generate.text_sampling import TextSampling
+from blip3o.generate.text_settings import TextSampling
 from blip3o.serve.http.errors import invalid
 from blip3o.serve.http.fields import TextSettings
 from blip3o.serve.http.service import Service, new_seed
