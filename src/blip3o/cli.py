@@ -8,19 +8,18 @@ import textwrap
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NoReturn, get_args
 
 from blip3o import __version__, cli_commands
 from blip3o.cli_data import add_data_commands
-from blip3o.cli_options import add_out
-from blip3o.core.choices import OFFLOADS, QUANTIZATIONS, PrecisionName
+from blip3o.cli_options import add_out, add_pipeline, add_sampling, add_seed, add_text_sampling
+from blip3o.cli_parser import EXIT_USAGE, CommandParser, Parser, path, whole
 from blip3o.core.describe import OVERRIDES, describe_settings
-from blip3o.core.errors import PreemptedError, UsageError, place_trouble, unknown_name
-from blip3o.core.files import check_file, check_folder, check_no_file, home_path
+from blip3o.core.errors import PreemptedError, UsageError, place_trouble
+from blip3o.core.files import check_file, check_folder, check_no_file
 from blip3o.core.log import say
 from blip3o.serve.config import add_options
 
-EXIT_USAGE, EXIT_FAILURE, EXIT_PREEMPTED, EXIT_INTERRUPTED = 2, 1, 75, 130
+EXIT_FAILURE, EXIT_PREEMPTED, EXIT_INTERRUPTED = 1, 75, 130
 
 _SOURCE = Path(__file__).parent
 
@@ -31,6 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Args:
         arguments: the words after `blip3o`; those of the process if None.
     """
+    _open_closed_streams()
     options = build_parser().parse_args(arguments)
     for stream in (sys.stdin, sys.stdout):  # names of files and records may hold anything
         if isinstance(stream, io.TextIOWrapper):
@@ -63,6 +63,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return status or 0
 
 
+def _open_closed_streams() -> None:
+    """Opens the standard streams that the caller closed (`>&-`): no file may take their place."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115  (for the whole process)
+
+
 def _is_of_output(error: Exception) -> bool:
     """Returns whether an error comes from printing: the command line opens no files by itself."""
     last = traceback.extract_tb(error.__traceback__)[-1]
@@ -81,43 +88,9 @@ def _report(options: argparse.Namespace, message: str, status: int) -> int:
     return status
 
 
-class _Parser(argparse.ArgumentParser):
-    """Says what is wrong in one line; help tells more than fits into the list of options."""
-
-    details: Callable[[], str] | None = None
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(EXIT_USAGE, f"{self.prog}: error: {message} (--help shows the options)\n")
-
-    def format_help(self) -> str:
-        details = self.details
-        return super().format_help() + ("" if details is None else f"\n{details()}\n")
-
-    def _check_value(self, action: argparse.Action, value: Any) -> None:  # noqa: ANN401
-        if isinstance(action, argparse._SubParsersAction) and value not in action.choices:
-            raise argparse.ArgumentError(None, str(unknown_name("command", value, action.choices)))
-        super()._check_value(action, value)
-
-
-class _CommandParser(_Parser):
-    """Takes words and options in any order: `train NAME --out DIR path=value`."""
-
-    _is_intermixed = False
-
-    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:  # noqa: ANN401
-        # argparse comes back here for the second half; a parser of commands hands all on.
-        if self._is_intermixed or self._subparsers is not None:
-            return super().parse_known_args(args, namespace)
-        self._is_intermixed = True
-        try:
-            return self.parse_known_intermixed_args(args, namespace)
-        finally:
-            self._is_intermixed = False
-
-
 def build_parser() -> argparse.ArgumentParser:
     """Returns the parser with every command; a test pins the list of options."""
-    parser = _Parser(
+    parser = Parser(
         prog="blip3o",
         description="Unified multimodal models: text and images in and out.",
         epilog="`blip3o COMMAND --help` shows the options of a command.",
@@ -134,47 +107,47 @@ def build_parser() -> argparse.ArgumentParser:
 def _add_image_commands(commands: argparse._SubParsersAction) -> None:
     command = _command(commands, "generate", cli_commands.generate, "images from prompts")
     command.add_argument("prompt", nargs="*", help="what to draw; several prompts make a batch")
-    command.add_argument("--prompts", type=home_path, help="a file with one prompt a line")
+    command.add_argument("--prompts", type=path, help="a file with one prompt a line")
     add_out(
         command,
         "folder to write to; the images of an older call in it are replaced",
         default="outputs",
     )
     command.add_argument(
-        "--num-images", type=int, default=1, help="images of each prompt (default: %(default)s)"
+        "--num-images", type=whole, default=1, help="images of each prompt (default: %(default)s)"
     )
-    _add_sampling(command)
+    add_sampling(command)
 
     command = _command(commands, "ask", cli_commands.ask, "an answer about images")
     command.add_argument("image", nargs="+", help="image files, then the question in quotes")
-    _add_text_sampling(command)
-    _add_pipeline(command)
+    add_text_sampling(command)
+    add_pipeline(command)
 
     command = _command(
         commands, "chat", cli_commands.chat, "a conversation; /image FILE adds an image"
     )
-    _add_text_sampling(command)
-    _add_pipeline(command)
+    add_text_sampling(command)
+    add_pipeline(command)
 
     command = _command(commands, "edit", cli_commands.edit, "an image changed as told")
     command.add_argument("image", help="the image file to change")
     command.add_argument("instruction", help="what to change, in quotes")
     add_out(command, "file to write", check_file, default="edited.png")
-    _add_sampling(command)
+    add_sampling(command)
 
     command = _command(
         commands, "reconstruct", cli_commands.reconstruct, "an image through its features"
     )
     command.add_argument("image", help="the image file")
     add_out(command, "file to write", check_file, default="reconstructed.png")
-    _add_seed(command)
-    _add_pipeline(command)
+    add_seed(command)
+    add_pipeline(command)
 
 
 def _add_run_commands(commands: argparse._SubParsersAction) -> None:
     command = _command(commands, "serve", cli_commands.serve, "an OpenAI-compatible server")
     add_options(command)
-    _add_pipeline(command)
+    add_pipeline(command)
 
     command = _command(commands, "train", cli_commands.train, "train a recipe; again to resume")
     command.add_argument("recipe", help="a recipe's name or a YAML file")
@@ -198,7 +171,7 @@ def _add_run_commands(commands: argparse._SubParsersAction) -> None:
         "a setting of the benchmark, such as num_edits=50",
         lambda: "settings of scenes:\n" + _settings("eval/scenes.py", "ScenesBenchmark"),
     )
-    _add_pipeline(command)
+    add_pipeline(command)
 
     data = commands.add_parser("data", help="index, lint, stats, pack, cache: data tools")
     add_data_commands(_subcommands(data), _command)
@@ -223,7 +196,7 @@ def _add_model_commands(commands: argparse._SubParsersAction) -> None:
         commands, "convert", cli_commands.convert, "a published checkpoint to our layout, or back"
     )
     command.add_argument("source", help="a model folder, a training checkpoint or a model's name")
-    command.add_argument("dest", type=home_path, help="folder to write; new or empty")
+    command.add_argument("dest", type=path, help="folder to write; new or empty")
     command.set_defaults(places={"dest": check_folder})
     command.add_argument(
         "--to", default="blip3o", help="layout to write: blip3o or published (default: %(default)s)"
@@ -257,7 +230,7 @@ def _subcommands(parser: argparse.ArgumentParser) -> argparse._SubParsersAction:
     parser.set_defaults(
         run=lambda options: print(parser.format_help(), end=""), debug=False, places={}
     )
-    return parser.add_subparsers(title="commands", metavar="COMMAND", parser_class=_CommandParser)
+    return parser.add_subparsers(title="commands", metavar="COMMAND", parser_class=CommandParser)
 
 
 def _command(
@@ -276,82 +249,6 @@ def _settings(file: str, config: str) -> str:
 def _add_overrides(
     command: argparse.ArgumentParser, meaning: str, details: Callable[[], str]
 ) -> None:
-    command.add_argument("overrides", nargs="*", metavar="path=value", help=meaning)
-    if isinstance(command, _Parser):
+    command.add_argument("overrides", nargs="*", default=[], metavar="path=value", help=meaning)
+    if isinstance(command, Parser):
         command.details = lambda: f"{textwrap.fill(OVERRIDES, 79)}\n\n{details()}"
-
-
-def _add_pipeline(command: argparse.ArgumentParser) -> None:
-    command.add_argument(
-        "--model",
-        default="pocket",
-        help="a name that `blip3o models` lists, a model folder or a hub id (default: %(default)s)",
-    )
-    command.add_argument(
-        "--device", default="auto", help="auto, cpu, cuda, cuda:N or mps (default: %(default)s)"
-    )
-    command.add_argument(
-        "--dtype",
-        default="auto",
-        help=f"{', '.join(get_args(PrecisionName))} (default: %(default)s)",
-    )
-    command.add_argument(
-        "--quantize",
-        help=f"{' or '.join(QUANTIZATIONS)}, for the backbone's weights (default: neither)",
-    )
-    command.add_argument(
-        "--offload",
-        default="none",
-        help=f"{', '.join(OFFLOADS)}: weights wait on the CPU (default: %(default)s)",
-    )
-    command.add_argument("--revision", help="branch, tag or commit of a hub id")
-    command.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="PATH=VALUE",
-        help="another setting of the model, such as sampling.num_decoder_steps=20; repeatable",
-    )
-
-
-def _add_seed(command: argparse.ArgumentParser) -> None:
-    command.add_argument(
-        "--seed",
-        type=int,
-        default=0,
-        help="equal seeds, equal images; -1 draws one and says it (default: %(default)s)",
-    )
-
-
-def _add_sampling(command: argparse.ArgumentParser) -> None:
-    _add_seed(command)
-    command.add_argument(
-        "--steps", type=int, help="DiT steps, 1 to 1000 (default: the model's own number)"
-    )
-    command.add_argument(
-        "--guidance", type=float, help="1 to 100 (default: the model's own number)"
-    )
-    _add_pipeline(command)
-
-
-def _add_text_sampling(command: argparse.ArgumentParser) -> None:
-    command.add_argument(
-        "--temperature",
-        type=float,
-        help="0 takes the likeliest words, more draws them (default: 0)",
-    )
-    command.add_argument(
-        "--top-p", type=float, help="draw from the likeliest words with this share (default: 1)"
-    )
-    command.add_argument(
-        "--top-k", type=int, help="draw from this many likeliest tokens (default: all)"
-    )
-    command.add_argument(
-        "--seed", type=int, help="an equal seed gives an equal answer; -1 draws one (default: -1)"
-    )
-    command.add_argument(
-        "--max-new-tokens", type=int, help="longest answer (default: the model's own number)"
-    )
-    command.add_argument(
-        "--stop", action="append", metavar="TEXT", help="a text that ends the answer; repeatable"
-    )

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
     from blip3o.generate.pipeline import Blip3oPipeline
-    from blip3o.generate.text_sampling import TextSettings
+    from blip3o.generate.text_settings import TextSettings
 
 
 def _pipeline(options: argparse.Namespace) -> "Blip3oPipeline":
@@ -34,11 +34,13 @@ def _placing(options: argparse.Namespace) -> dict[str, Any]:
 
 def generate(options: argparse.Namespace) -> None:
     """Writes images of prompts and prints the paths of the images, the metadata and the sheet."""
-    from blip3o.generate.checks import check_sampling, drawn_seed, read_prompts
+    from blip3o.generate.checks import check_prompt, check_sampling, drawn_seed, read_prompts
 
     prompts = [*options.prompt, *(read_prompts(options.prompts) if options.prompts else [])]
     if not prompts:
         raise UsageError("no prompt: give prompts or --prompts FILE")
+    for prompt in prompts:
+        check_prompt(prompt)
     check_sampling(options.steps, options.guidance, options.num_images)
     _check_model(options)
     seed = drawn_seed(options.seed)
@@ -60,9 +62,12 @@ def generate(options: argparse.Namespace) -> None:
 
 def ask(options: argparse.Namespace) -> None:
     """Prints the answer to a question about images."""
+    from blip3o.generate.checks import check_question
+
     *images, question = options.image
     if not images:
         raise UsageError('no question: blip3o ask IMAGE... "QUESTION"')
+    check_question(question)
     images = [_image(image, options) for image in images]
     settings = _text_settings(options)
     print(_pipeline(options).ask(images, question, **settings))
@@ -79,7 +84,7 @@ def chat(options: argparse.Namespace) -> None:
 
 def _text_settings(options: argparse.Namespace) -> "TextSettings":
     """Returns the settings of text that were given; refuses bad ones before a model is loaded."""
-    from blip3o.generate.text_sampling import TextSampling, TextSettings
+    from blip3o.generate.text_settings import TextSampling, TextSettings
 
     every = {name: getattr(options, name) for name in TextSettings.__optional_keys__}
     given: Any = {name: value for name, value in every.items() if value is not None}
@@ -92,9 +97,15 @@ def _text_settings(options: argparse.Namespace) -> "TextSettings":
 
 def edit(options: argparse.Namespace) -> None:
     """Writes a changed image and prints its path."""
-    from blip3o.generate.checks import check_picture_path, check_sampling, drawn_seed
+    from blip3o.generate.checks import (
+        check_picture_path,
+        check_prompt,
+        check_sampling,
+        drawn_seed,
+    )
 
     check_picture_path(options.out)
+    check_prompt(options.instruction)
     check_sampling(options.steps, options.guidance, 1)
     image = _image(options.image, options)
     seed = drawn_seed(options.seed)
@@ -217,6 +228,8 @@ def recipes(options: argparse.Namespace) -> None:
     """Prints the recipes, or one of them as YAML."""
     from blip3o.recipes import check_recipe, describe_recipes, recipe_yaml
 
+    if options.action == "list" and options.name is not None:
+        raise UsageError(f"the list takes no name; blip3o recipes show {options.name}")
     if options.action == "show":
         if options.name is None:
             raise UsageError("which recipe? blip3o recipes show NAME")

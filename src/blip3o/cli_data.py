@@ -3,10 +3,10 @@
 import argparse
 import os
 from collections.abc import Callable
-from os.path import expanduser
 from typing import TYPE_CHECKING
 
 from blip3o.cli_options import add_out
+from blip3o.cli_parser import count, path_text
 from blip3o.core.errors import UsageError
 from blip3o.core.files import check_file
 
@@ -32,16 +32,16 @@ def add_data_commands(commands: argparse._SubParsersAction, add: AddCommand) -> 
         "--task", action="append", default=[], help="what is to be learned of each; repeatable"
     )
     command.add_argument(
-        "--min-px", type=int, default=64, help="shorter sides are odd (default: %(default)s)"
+        "--min-px", type=count, default=64, help="shorter sides are odd (default: %(default)s)"
     )
     command.add_argument(
-        "--max-tokens", type=int, help="longest text of a run (data.max_text_tokens)"
+        "--max-tokens", type=count, help="longest text of a run (data.max_text_tokens)"
     )
     command.add_argument(
         "--model", default="pocket", help="whose tokens --max-tokens counts (default: %(default)s)"
     )
     command.add_argument("--conversation", metavar="FIELD", help="field of the conversations")
-    command.add_argument("--max-turns", type=int, help="questions that a run draws of each")
+    command.add_argument("--max-turns", type=count, help="questions that a run draws of each")
     _add_image_folder(command)
     add_out(command, "file for all findings, one JSON a line", check_file)
 
@@ -51,11 +51,11 @@ def add_data_commands(commands: argparse._SubParsersAction, add: AddCommand) -> 
     _add_image_folder(command)
 
     command = add(commands, "pack", _pack, "a folder or a JSON list as tar shards")
-    command.add_argument("path", type=expanduser, help="a folder of images, a JSON list or shards")
+    command.add_argument("path", type=path_text, help="a folder of images, a JSON list or shards")
     add_out(command, "folder for the shards", required=True)
     command.add_argument("--name", help="what shards are called; the data's own name if left out")
     command.add_argument(
-        "--shard-size", type=int, default=2000, help="records a shard (default: %(default)s)"
+        "--shard-size", type=count, default=2000, help="records a shard (default: %(default)s)"
     )
     _add_image_folder(command)
     _add_jobs(command)
@@ -65,6 +65,7 @@ def add_data_commands(commands: argparse._SubParsersAction, add: AddCommand) -> 
     command.add_argument(
         "overrides",
         nargs="*",
+        default=[],
         metavar="path=value",
         help="a setting of the recipe, such as data.feature_cache=my/cache",
     )
@@ -72,20 +73,20 @@ def add_data_commands(commands: argparse._SubParsersAction, add: AddCommand) -> 
 
 def _add_paths(command: argparse.ArgumentParser) -> None:
     command.add_argument(
-        "paths", nargs="+", type=expanduser, help="shards (patterns too), JSON lists or folders"
+        "paths", nargs="+", type=path_text, help="shards (patterns too), JSON lists or folders"
     )
     _add_jobs(command)
 
 
 def _add_image_folder(command: argparse.ArgumentParser) -> None:
     command.add_argument(
-        "--image-folder", type=expanduser, help="where the image paths of a list start"
+        "--image-folder", type=path_text, help="where the image paths of a list start"
     )
 
 
 def _add_jobs(command: argparse.ArgumentParser) -> None:
     command.add_argument(
-        "--jobs", type=int, default=os.cpu_count() or 1, help="processes (default: %(default)s)"
+        "--jobs", type=count, default=os.cpu_count() or 1, help="processes (default: %(default)s)"
     )
 
 
@@ -122,8 +123,6 @@ def _preparer(model: str, max_tokens: int | None) -> "Preparer | None":
     """Returns what counts tokens as a model does; None without a limit."""
     if max_tokens is None:
         return None
-    if max_tokens < 1:
-        raise UsageError(f"--max-tokens must be at least 1, got {max_tokens}")
     from blip3o.data.collate import Preparer
     from blip3o.text.chat import ChatTemplate
     from blip3o.weights.folder import open_model

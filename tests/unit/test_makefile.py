@@ -26,7 +26,7 @@ def setup(tmp_path: Path, fails: str = "nothing") -> subprocess.CompletedProcess
     python.write_text(FAKE_PYTHON)
     python.chmod(python.stat().st_mode | stat.S_IXUSR)
     return subprocess.run(
-        ["make", "setup", f"PYTHON={python}", f"VENV={tmp_path / 'venv'}"],
+        ["make", "--no-print-directory", "setup", f"PYTHON={python}", f"VENV={tmp_path / 'venv'}"],
         cwd=ROOT,
         env={**os.environ, "FAILS": fails, "MAKEFLAGS": ""},
         capture_output=True,
@@ -53,7 +53,7 @@ def test_a_setup_that_fails_names_the_log(tmp_path: Path, step: str) -> None:
     assert ran.returncode != 0
     log = tmp_path / "venv" / "setup.log"
     assert f"pip says 9 of {step}" in ran.stdout
-    assert "pip says 4 of" not in ran.stdout
-    assert f"pip's output is in {log}" in ran.stdout
+    assert "pip says 1 of" not in ran.stdout
+    assert f"output is in {log}" in ran.stdout
     assert f"pip says 1 of {step}" in log.read_text()
     assert not (tmp_path / "venv" / ".installed").exists()

@@ -9,18 +9,18 @@ as it is, numbers are decimal, and lists and mappings are YAML. See `blip3o.core
 
 import dataclasses
 import importlib
-import os
 import types
 import typing
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
-from blip3o.core.errors import UsageError, unknown_name
-from blip3o.core.files import write_atomic
-from blip3o.core.plain import format_yaml, parse_value, parse_yaml, read_text, unquoted
+from blip3o.core.bounds import check_bounds
+from blip3o.core.errors import UsageError, shown, unknown_name
+from blip3o.core.files import expanded, read_text, write_atomic
+from blip3o.core.plain import format_yaml, parse_value, parse_yaml, unquoted
 from blip3o.core.registry import Registry
-from blip3o.core.scalars import Text, convert, guessed
+from blip3o.core.scalars import Text, convert, convert_plain
 
 ConfigT = TypeVar("ConfigT")
 
@@ -61,7 +61,7 @@ def from_dict(cls: type[ConfigT], data: Mapping[str, Any], path: str = "") -> Co
         UsageError: for an unknown or missing key or a value of the wrong type, naming its path.
     """
     if not isinstance(data, Mapping):
-        raise UsageError(f"{path or cls.__name__} must be a mapping, got {data!r}")
+        raise UsageError(f"{path or cls.__name__} must be a mapping, got {shown(data)}")
     fields = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
     for key in data:
         if key not in fields:
@@ -164,11 +164,14 @@ def read_yaml(path: Path) -> Any:  # noqa: ANN401  (whatever the file holds)
     Raises:
         UsageError: if the file cannot be read, is no YAML, or a key stands twice in one mapping.
     """
-    text = read_text(path, "YAML")
+    text = read_text(path)
     try:
-        return parse_yaml(text)
+        data = parse_yaml(text)
     except UsageError as error:
         raise UsageError(f"{path} is not a YAML file: {error}") from error
+    if isinstance(data, Text):
+        raise UsageError(f"{path} is not a YAML file of settings: it holds one text")
+    return data
 
 
 def _join(path: str, key: str) -> str:
@@ -237,7 +240,7 @@ def _step(data: Any, key: str, path: str) -> Any:  # noqa: ANN401
         allowed = f"an index from 0 to {len(data) - 1}" if data else "left out: the list is empty"
         raise UsageError(f"config key {path} must be {allowed}")
     if not isinstance(data, dict):
-        raise UsageError(f"config key {path} does not exist: its parent is the value {data!r}")
+        raise UsageError(f"config key {path} does not exist: its parent is the value {shown(data)}")
     if key not in data:
         prefix = path[: -len(key)]
         raise unknown_name("config key", path, [prefix + name for name in data])
@@ -247,8 +250,9 @@ def _step(data: Any, key: str, path: str) -> Any:  # noqa: ANN401
 def _convert(hint: Any, value: Any, registry: str | None, path: str) -> Any:  # noqa: ANN401
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if origin is Annotated:
-        converted = _convert(args[0], value, registry, path)
-        return os.path.expanduser(converted) if hint == LocalPath else converted
+        if hint == LocalPath:
+            return _path(_convert(args[0], value, registry, path), path)
+        return _number(hint, _scalar(args[0], value, path), path)
     if origin in (typing.Union, types.UnionType):
         inner = [arg for arg in args if arg is not type(None)]
         if type(None) in args and _is_none(value, inner):
@@ -260,7 +264,7 @@ def _convert(hint: Any, value: Any, registry: str | None, path: str) -> Any:  # 
         value = _opened(value, path)
     if origin is tuple:
         if not isinstance(value, Sequence) or isinstance(value, str):
-            raise UsageError(f"{path} must be a list, got {value!r}")
+            raise UsageError(f"{path} must be a list, got {shown(value)}; write it as [a, b]")
         item_hints = args[:1] * len(value) if args[-1] is Ellipsis else args
         if len(item_hints) != len(value):
             raise UsageError(f"{path} must have {len(item_hints)} values, got {len(value)}")
@@ -274,13 +278,28 @@ def _convert(hint: Any, value: Any, registry: str | None, path: str) -> Any:  # 
         return from_dict(typing.cast("type[Any]", hint), value, path)
     if origin is dict:
         if not isinstance(value, Mapping):
-            raise UsageError(f"{path} must be a mapping, got {value!r}")
+            raise UsageError(f"{path} must be a mapping, got {shown(value)}")
         return {k: _convert(args[1], v, None, _join(path, k)) for k, v in value.items()}
+    return _number(hint, _scalar(hint, value, path), path)
+
+
+def _scalar(hint: Any, value: Any, path: str) -> Any:  # noqa: ANN401
     if isinstance(value, Text) and hint is not str and value.text.lstrip()[:1] in ("[", "{"):
         value = _opened(value, path)
-    if isinstance(value, Text):
-        return convert(hint, value, path)
-    return _convert_scalar(hint, value, path)
+    read = convert if isinstance(value, Text) else convert_plain
+    return read(hint, value, path)
+
+
+def _number(hint: Any, value: Any, path: str) -> Any:  # noqa: ANN401
+    check_bounds(hint, value, path)
+    return value
+
+
+def _path(text: str, path: str) -> str:
+    try:
+        return expanded(text)
+    except UsageError as error:
+        raise UsageError(f"{path}: {error}") from error
 
 
 def _is_none(value: Any, hints: Sequence[Any]) -> bool:  # noqa: ANN401
@@ -306,7 +325,7 @@ def _convert_union(hints: list[Any], value: Any, path: str) -> Any:  # noqa: ANN
             return _convert(hint, value, None, path)
         except UsageError:
             continue
-    raise UsageError(f"{path} does not accept {value!r}")
+    raise UsageError(f"{path} does not accept {shown(value)}")
 
 
 def _component_from_dict(registry: str, value: Any, path: str) -> Any:  # noqa: ANN401
@@ -314,30 +333,7 @@ def _component_from_dict(registry: str, value: Any, path: str) -> Any:  # noqa: 
     table: Registry = getattr(importlib.import_module(module), table_name)
     if not isinstance(value, Mapping) or "kind" not in value:
         raise UsageError(f"{path} must be a mapping with a 'kind' out of {table.names()}")
-    kind = value["kind"].text if isinstance(value["kind"], Text) else value["kind"]
+    kind = value["kind"].text.strip() if isinstance(value["kind"], Text) else value["kind"]
     if not isinstance(kind, str):
-        raise UsageError(f"{path}.kind must be one of {table.names()}, got {value['kind']!r}")
-    return from_dict(table.get(kind), value, path)
-
-
-def _convert_scalar(hint: Any, value: Any, path: str) -> Any:  # noqa: ANN401
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if hint is float and isinstance(value, str):  # JSON and Python may hold 1e-4 as a text
-        try:
-            return float(value)
-        except ValueError:
-            pass
-    if hint is int and isinstance(value, float) and float(value).is_integer():
-        return int(value)
-    if hint is Any or hint is object:
-        return guessed(value)
-    if typing.get_origin(hint) is typing.Literal:
-        if value in typing.get_args(hint):
-            return value
-        raise UsageError(f"{path} must be one of {list(typing.get_args(hint))}, got {value!r}")
-    if isinstance(hint, type) and isinstance(value, hint):
-        if hint is int and isinstance(value, bool):
-            raise UsageError(f"{path} must be int, got {value!r}")
-        return value
-    raise UsageError(f"{path} must be {getattr(hint, '__name__', hint)}, got {value!r}")
+        raise UsageError(f"{path}.kind must be one of {table.names()}, got {shown(kind)}")
+    return from_dict(table.get(kind), {**value, "kind": kind}, path)

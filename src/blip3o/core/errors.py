@@ -22,6 +22,22 @@ class PreemptedError(Exception):
     """Training stopped early after saving a checkpoint that resumes; exit status 75."""
 
 
+_LONGEST_SHOWN = 100
+"""Characters of a value in a message."""
+
+
+def shown(value: object) -> str:
+    """Returns a value as a message shows it: in quotes, and cut where it is long.
+
+    Args:
+        value: what a user gave.
+    """
+    text = repr(value)
+    if len(text) <= _LONGEST_SHOWN:
+        return text
+    return f"{text[:_LONGEST_SHOWN]}... ({len(text):,} characters)"
+
+
 def unknown_name(what: str, name: str, known: Iterable[str]) -> UsageError:
     """Returns the error for a name that is not in a table, with the nearest known names.
 
@@ -33,7 +49,7 @@ def unknown_name(what: str, name: str, known: Iterable[str]) -> UsageError:
     names = sorted(known)
     near = difflib.get_close_matches(str(name), names, n=3, cutoff=0.4)
     hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(names)}"
-    return UsageError(f"unknown {what} {name!r}; {hint}")
+    return UsageError(f"unknown {what} {shown(name)}; {hint}")
 
 
 _CHOOSE = "choose another place"

@@ -18,6 +18,8 @@ from blip3o.core.texts import decode_text
 
 _LONGEST_NAME = 255
 """Bytes of a name on the file systems in use."""
+_LARGEST_TEXT = 64 * 2**20
+"""Bytes of a text that is read at once: prompts and settings. A device file has no end."""
 
 
 def write_atomic(path: Path, content: bytes | str, *, is_shared: bool = False) -> None:
@@ -115,12 +117,56 @@ def flush(path: Path) -> None:
 
 
 def home_path(text: str | Path) -> Path:
-    """Returns a path with a leading `~` as the home folder.
+    """Returns a path with a leading `~` or `~user` as that home folder.
 
     Args:
         text: as the user wrote it; a shell leaves the `~` of `--out=~/x` as it is.
+
+    Raises:
+        UsageError: if it is empty, as the value of an unset variable is, or the system knows no
+            such home folder.
     """
-    return Path(os.path.expanduser(text))
+    return Path(expanded(os.fspath(text)))
+
+
+def expanded(text: str) -> str:
+    """Returns what `home_path` returns, as a text: patterns and URLs stay as they are.
+
+    Args:
+        text: as for `home_path`.
+
+    Raises:
+        UsageError: as `home_path`.
+    """
+    if not text.strip():
+        raise UsageError("the name of a file or folder is empty")
+    if text == "-":
+        raise UsageError(
+            "- is no file here; ./- is one of that name, and /dev/stdin is the standard input"
+        )
+    full, start = os.path.expanduser(text), text.partition("/")[0]
+    is_lost = full == text or (start == "~" and os.environ.get("HOME") == "")
+    if start.startswith("~") and is_lost and not os.path.lexists(text):
+        raise UsageError(f"there is no home folder {start}; for a name that begins so: ./{text}")
+    return full
+
+
+def check_plain_name(what: str, name: str) -> None:
+    """Checks that a name can be that of a file or folder in any folder, and of one alone.
+
+    Args:
+        what: what is called so, for the message.
+        name: the name.
+
+    Raises:
+        UsageError: if it leads to another folder, is a pattern of several names, or holds letters
+            that cannot be seen.
+    """
+    is_hidden = name.startswith(".") or name != name.strip() or not name.isprintable()
+    if not name or is_hidden or any(letter in name for letter in "/\\*?[]{}"):
+        raise UsageError(
+            f"{what} cannot be {name!r}: use letters, digits, dots, dashes and underscores"
+        )
 
 
 def check_no_file(path: Path) -> None:
@@ -186,22 +232,50 @@ def check_file(path: Path) -> None:
     check_folder(path.parent)
 
 
-def read_lines(path: Path) -> list[str]:
+def read_lines(path: Path, what: str = "") -> list[str]:
     """Returns the lines of a text file.
 
-    Lines end at a newline, or a carriage return and a newline, and nowhere else: other letters that
-    Unicode calls line separators belong to the text.
+    Lines end at a newline, or a carriage return and a newline; in a file without newlines they end
+    at carriage returns, as old editors write. Nothing else ends one: other letters that Unicode
+    calls line separators belong to the text.
 
     Args:
-        path: a file in an encoding that `decode_text` knows.
+        path: as for `read_text`.
+        what: as for `read_text`.
 
     Raises:
-        UsageError: if it cannot be read or is in no such encoding.
+        UsageError: as `read_text`.
     """
+    text = read_text(path, what)
+    end = "\n" if "\n" in text else "\r"
+    return [line.removesuffix("\r") for line in text.removesuffix(end).split(end)]
+
+
+def read_text(path: Path, what: str = "") -> str:
+    """Returns the text of a file.
+
+    Args:
+        path: a file in UTF-8, or in UTF-16 with a byte order mark; the mark is dropped. A pipe is
+            read to its end.
+        what: what is read from it, for error messages ("prompts").
+
+    Raises:
+        UsageError: if it cannot be read, is larger than 64 MiB, or is no such text.
+    """
+    start = f"cannot read {f'{what} from ' if what else ''}{path}"
     try:
-        text = decode_text(path.read_bytes())
+        with path.open("rb") as file:
+            data = file.read(_LARGEST_TEXT + 1)
+    except FileNotFoundError as error:
+        raise UsageError(f"{start}: no such file") from error
     except OSError as error:
-        raise UsageError(f"cannot read {path}: {error.strerror}") from error
+        raise UsageError(f"{start}: {reason_of(error)}") from error
+    if len(data) > _LARGEST_TEXT:
+        raise UsageError(f"{start}: it has more than {_LARGEST_TEXT:,} bytes")
+    try:
+        text = decode_text(data)
     except ValueError as error:
-        raise UsageError(f"cannot read {path}: {error}") from error
-    return [line.removesuffix("\r") for line in text.removesuffix("\n").split("\n")]
+        raise UsageError(f"{start}: {error}") from error
+    if "\0" in text:  # UTF-16 without a mark, UTF-32, or no text at all
+        raise UsageError(f"{start}: it is not a text in UTF-8 (it holds zero bytes)")
+    return text

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from blip3o.core.errors import UsageError
+from blip3o.core.errors import UsageError, reason_of
 from blip3o.core.log import say
 
 _UNSUPPORTED = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOTTY}
@@ -57,7 +57,7 @@ def _open_lock(file: Path) -> int:
     try:
         descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o666)
     except OSError as error:
-        raise UsageError(f"cannot write {file}: {error.strerror}") from error
+        raise UsageError(f"cannot write {file}: {reason_of(error)}") from error
     _open.add(descriptor)
     return descriptor
 
@@ -81,7 +81,7 @@ def _take(descriptor: int, file: Path, refusal: str | None) -> bool:
             fcntl.flock(descriptor, fcntl.LOCK_EX)
     except OSError as error:
         if error.errno not in _UNSUPPORTED:
-            raise UsageError(f"cannot lock {file}: {error.strerror}") from error
+            raise UsageError(f"cannot lock {file}: {reason_of(error)}") from error
         say(
             f"warning: the file system of {file.parent} knows no locks; "
             "take care that only one process at a time writes there"

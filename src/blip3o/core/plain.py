@@ -6,14 +6,12 @@ converts it when it knows the field's type.
 """
 
 from collections.abc import Hashable
-from pathlib import Path
 from typing import Any
 
 import yaml
 
 from blip3o.core.errors import UsageError
 from blip3o.core.scalars import Text
-from blip3o.core.texts import decode_text
 
 _YAML = "tag:yaml.org,2002:"
 _PLAIN_TAGS = tuple(_YAML + name for name in ("null", "bool", "int", "float", "timestamp", "value"))
@@ -114,11 +112,17 @@ def parse_yaml(text: str) -> Any:  # noqa: ANN401  (dicts, lists and Texts)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line = "" if mark is None else f"line {mark.line + 1}: "
-        raise UsageError(line + " ".join(str(error.problem or error.context).split())) from error
+        said = [error.problem] if _is_whole(error.problem) else [error.context, error.problem]
+        raise UsageError(line + " ".join(" ".join(filter(None, said)).split())) from error
     except (yaml.YAMLError, ValueError) as error:
         raise UsageError(" ".join(str(error).split())) from error
     except RecursionError as error:
         raise UsageError("it is nested too deeply") from error
+
+
+def _is_whole(problem: str | None) -> bool:
+    """Returns whether YAML's words for a problem say it without those for its context."""
+    return bool(problem) and not str(problem).startswith("but ")
 
 
 def parse_value(text: str) -> Any:  # noqa: ANN401  (dicts, lists and Texts)
@@ -161,23 +165,3 @@ def unquoted(text: str) -> str | None:
     except UsageError:
         return None
     return data.text if isinstance(data, Text) and not data.is_plain else None
-
-
-def read_text(path: Path, kind: str = "text") -> str:
-    """Returns the text of a file.
-
-    Args:
-        path: a UTF-8 file; a byte order mark is dropped.
-        kind: what it holds, for error messages ("YAML").
-
-    Raises:
-        UsageError: if it cannot be read or is not UTF-8.
-    """
-    try:
-        return decode_text(path.read_bytes(), "utf-8")
-    except FileNotFoundError as error:
-        raise UsageError(f"no such file: {path}") from error
-    except OSError as error:
-        raise UsageError(f"cannot read {path}: {error.strerror}") from error
-    except ValueError as error:
-        raise UsageError(f"{path} is not a {kind} file: {error}") from error

@@ -6,7 +6,7 @@ import typing
 from collections.abc import Mapping
 from typing import Any
 
-from blip3o.core.errors import UsageError
+from blip3o.core.errors import UsageError, shown
 
 _INT = re.compile(r"[-+]?[0-9][0-9_]*")
 _MOST_EXACT = 2**53
@@ -95,7 +95,7 @@ def convert(hint: Any, value: Text, path: str) -> Any:  # noqa: ANN401
         options = typing.get_args(hint)
         found = next((text for text in (value.text, value.text.strip()) if text in options), None)
         if found is None:
-            raise UsageError(f"{path} must be one of {list(options)}, got {value!r}")
+            raise UsageError(f"{path} must be one of {list(options)}, got {shown(value)}")
         return found
     if hint in _READERS:
         read = _READERS[hint](value)
@@ -103,11 +103,46 @@ def convert(hint: Any, value: Text, path: str) -> Any:  # noqa: ANN401
             return read
     if hint is Any or hint is object:
         return guessed(value)
-    note = "; write it in decimal digits" if hint in (int, float) and not value.is_null else ""
-    raise UsageError(f"{path} must be {getattr(hint, '__name__', hint)}, got {value!r}{note}")
+    advice = "in decimal digits" if value.is_plain else "without quotes"
+    note = f"; write it {advice}" if hint in _READERS and not value.is_null else ""
+    note = "; write true or false" if hint is bool and value.is_plain else note
+    raise UsageError(f"{path} must be {getattr(hint, '__name__', hint)}, got {shown(value)}{note}")
 
 
 _READERS = {bool: Text.boolean, int: Text.whole, float: Text.real}
+
+
+def convert_plain(hint: Any, value: Any, path: str) -> Any:  # noqa: ANN401
+    """Returns the value that a scalar of JSON or Python has in a field.
+
+    Args:
+        hint: as for `convert`.
+        value: the scalar.
+        path: as for `convert`.
+
+    Raises:
+        UsageError: if it is of another type.
+    """
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if hint is float and isinstance(value, str):  # JSON and Python may hold 1e-4 as a text
+        try:
+            return float(value)
+        except ValueError:
+            pass
+    if hint is int and isinstance(value, float) and float(value).is_integer():
+        return int(value)
+    if hint is Any or hint is object:
+        return guessed(value)
+    if typing.get_origin(hint) is typing.Literal:
+        if value in typing.get_args(hint):
+            return value
+        raise UsageError(f"{path} must be one of {list(typing.get_args(hint))}, got {shown(value)}")
+    if isinstance(hint, type) and isinstance(value, hint):
+        if hint is int and isinstance(value, bool):
+            raise UsageError(f"{path} must be int, got {shown(value)}")
+        return value
+    raise UsageError(f"{path} must be {getattr(hint, '__name__', hint)}, got {shown(value)}")
 
 
 def guessed(value: Any) -> Any:  # noqa: ANN401

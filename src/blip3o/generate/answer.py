@@ -5,7 +5,8 @@ from typing import Literal
 from torch import Tensor
 
 from blip3o.generate.spelling import Speller
-from blip3o.generate.text_sampling import TextSampling, TokenChooser
+from blip3o.generate.text_sampling import TokenChooser
+from blip3o.generate.text_settings import TextSampling
 from blip3o.text.chat import ChatTemplate
 
 

@@ -10,7 +10,7 @@ from urllib.parse import unquote, urlsplit
 from blip3o.core.errors import UsageError
 from blip3o.core.types import IMAGE_MARK, Message
 from blip3o.generate.pipeline import Blip3oPipeline
-from blip3o.generate.text_sampling import TextSettings
+from blip3o.generate.text_settings import TextSettings
 from blip3o.imaging.load import open_image
 from blip3o.text.chat import said_back
 

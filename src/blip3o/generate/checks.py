@@ -2,12 +2,13 @@
 
 import math
 import operator
+import os
 import secrets
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from blip3o.core.errors import UsageError
+from blip3o.core.errors import UsageError, reason_of
 from blip3o.core.files import check_file, read_lines
 from blip3o.core.log import say
 
@@ -118,19 +119,42 @@ def read_prompts(file: Path) -> list[str]:
     """Returns the non-empty lines of a file.
 
     Args:
-        file: UTF-8 text, one prompt a line; a line ends at a newline and nowhere else.
+        file: one prompt a line; see `read_lines`.
 
     Raises:
         UsageError: if it cannot be read or holds no prompt.
     """
-    try:
-        lines = read_lines(file)
-    except UsageError as error:
-        raise UsageError(f"cannot read prompts from {file}: {error}") from error
-    prompts = [line.strip(" \t") for line in lines if line.strip()]
+    prompts = [line.strip(" \t") for line in read_lines(file, "prompts") if line.strip()]
     if not prompts:
         raise UsageError(f"{file} holds no prompt")
     return prompts
+
+
+def check_prompt(text: str) -> None:
+    """Checks that a prompt or an instruction says something.
+
+    Raises:
+        UsageError: if it is empty or holds bytes that are not UTF-8.
+    """
+    _check_text(text, "prompt", "; say what to draw")
+
+
+def check_question(text: str) -> None:
+    """Checks that a question says something.
+
+    Raises:
+        UsageError: if it is empty or holds bytes that are not UTF-8.
+    """
+    _check_text(text, "question")
+
+
+def _check_text(text: str, what: str, advice: str = "") -> None:
+    if not text.strip():
+        raise UsageError(f"the {what} is empty{advice}")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise UsageError(f"the {what} is not valid Unicode: {text[:40]!r}") from error
 
 
 def check_picture_path(path: Path) -> None:
@@ -164,11 +188,14 @@ def check_readable(file: str) -> None:
         UsageError: if there is no such file.
     """
     try:
-        is_there = Path(file).exists()
-    except (OSError, ValueError):  # a name that is too long, or holds a zero byte
-        is_there = False
-    if not is_there:
-        raise UsageError(f"no such picture: {file}")
+        os.stat(file)
+    except FileNotFoundError as error:
+        raise UsageError(f"no such picture: {file}") from error
+    except (OSError, ValueError) as error:  # too long, in a folder without permission, a zero byte
+        reason = reason_of(error) if isinstance(error, OSError) else str(error)
+        raise UsageError(f"cannot read {file}: {reason}") from error
+    if not os.access(file, os.R_OK):
+        raise UsageError(f"cannot read {file}: permission denied")
 
 
 def drawn_seed(seed: int) -> int:

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from blip3o.core.errors import UsageError
 from blip3o.core.types import IMAGE_MARK, Message
+from blip3o.generate.checks import check_prompt
 from blip3o.generate.inputs import Generators, Picture, draw_noise, open_picture
 from blip3o.imaging.fit import aspect_pixels, keep_aspect
 from blip3o.imaging.pixels import to_pixels
@@ -94,8 +95,7 @@ def picture_prompt(
     Raises:
         UsageError: for an empty or over-long text, or one that holds an image mark.
     """
-    if not text.strip():
-        raise UsageError("the prompt is empty; say what to draw")
+    check_prompt(text)
     if IMAGE_MARK in text:
         raise UsageError(f"{IMAGE_MARK} in a prompt; pictures are given beside the text")
     row = chat.image_prompt(messages)

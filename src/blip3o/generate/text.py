@@ -8,11 +8,11 @@ from torch import Tensor
 from blip3o.core.errors import UsageError
 from blip3o.core.types import IMAGE_MARK, Message
 from blip3o.generate.answer import Answer
-from blip3o.generate.checks import texts_of
+from blip3o.generate.checks import check_question, texts_of
 from blip3o.generate.decoding import Prompt, RowDecoder
 from blip3o.generate.inputs import Picture, as_pictures
 from blip3o.generate.prompts import check_length, question_pixels
-from blip3o.generate.text_sampling import TextSampling
+from blip3o.generate.text_settings import TextSampling
 from blip3o.models.unified import PromptImages, UnifiedModel
 from blip3o.text.chat import ChatTemplate
 from blip3o.text.tokenizer import Tokenizer
@@ -47,8 +47,7 @@ def asked(
         UsageError: for a question that is no text or empty.
     """
     (question,) = texts_of([question], "question")
-    if not question.strip():
-        raise UsageError("the question is empty")
+    check_question(question)
     pictures = [] if image is None else as_pictures(image)
     text = f"{IMAGE_MARK}\n" * len(pictures) + question.strip()
     return [Message(role="user", text=text)], pictures

@@ -11,6 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from blip3o.core.bounds import Count, Guidance, NotNegative
 from blip3o.core.config import component
 from blip3o.imaging.fit import PictureFitConfig
 from blip3o.models.absent import AbsentPart
@@ -41,12 +42,12 @@ class SamplingConfig:
         truncate_timestep: tell the DiT whole timesteps, rounded down, as the released sampler does.
     """
 
-    guidance_scale: float = 3.0
+    guidance_scale: Guidance = 3.0
     solver: Literal["euler", "heun"] = "euler"
-    num_inference_steps: int = 30
+    num_inference_steps: Count = 30
     sigma_shift: float = 1.0
-    num_decoder_steps: int = 50
-    max_new_tokens: int = 128
+    num_decoder_steps: Count = 50
+    max_new_tokens: Count = 128
     truncate_timestep: bool = False
 
     def __post_init__(self) -> None:
@@ -77,8 +78,8 @@ class UnifiedModelConfig:
     backbone: Any = component("blip3o.models.backbones:BACKBONES")
     image_encoder: Any = component("blip3o.models.encoders:ENCODERS")
     normalizer: FeatureNormalizerConfig = dataclasses.field(default_factory=FeatureNormalizerConfig)
-    num_query_tokens: int
-    query_init_std: float = 1.0
+    num_query_tokens: Count
+    query_init_std: NotNegative = 1.0
     dit: Any = component("blip3o.models.dit:DITS")
     image_decoder: Any = component("blip3o.models.decoders:DECODERS")
     chat: ChatConfig = dataclasses.field(default_factory=ChatConfig)

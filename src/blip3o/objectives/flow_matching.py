@@ -5,6 +5,7 @@ import dataclasses
 import torch
 from torch import Tensor, nn
 
+from blip3o.core.bounds import Count, NotNegative, Share
 from blip3o.core.config import component
 from blip3o.core.rng import sample_normal, sample_uniform
 from blip3o.core.types import Batch, LossOutput
@@ -31,10 +32,10 @@ class FlowMatchingConfig:
 
     kind: str = "flow_matching"
     tasks: tuple[str, ...] = ("text_to_image", "edit", "reconstruct")
-    weight: float = 1.0
+    weight: NotNegative = 1.0
     sigmas: object = component("blip3o.flow.sigmas:SIGMA_DISTRIBUTIONS")
-    condition_dropout: float = 0.1
-    draws: int = 1
+    condition_dropout: Share = 0.1
+    draws: Count = 1
     prompt_gradient: bool = False
     text_logits: bool = False
 

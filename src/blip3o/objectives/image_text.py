@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from blip3o.core.bounds import Count, NotNegative
 from blip3o.core.types import Batch, LossOutput
 from blip3o.models.unified import UnifiedModel, UnifiedModelConfig
 from blip3o.nn.transformer import TransformerBlock
@@ -37,17 +38,17 @@ class ImageTextConfig:
 
     kind: str = "image_text"
     tasks: tuple[str, ...] = ("contrastive",)
-    weight: float = 1.0
-    text_size: int = 128
-    text_layers: int = 2
-    text_heads: int = 4
-    embedding_size: int = 128
+    weight: NotNegative = 1.0
+    text_size: Count = 128
+    text_layers: Count = 2
+    text_heads: Count = 4
+    embedding_size: Count = 128
     things: tuple[str, ...]
     colors: tuple[str, ...]
-    contrastive_weight: float = 1.0
-    region_weight: float = 1.0
-    pixel_weight: float = 1.0
-    pixel_px: int = 12
+    contrastive_weight: NotNegative = 1.0
+    region_weight: NotNegative = 1.0
+    pixel_weight: NotNegative = 1.0
+    pixel_px: Count = 12
 
     def build(self, model_config: UnifiedModelConfig) -> "ImageText":
         """Returns the objective for a model."""

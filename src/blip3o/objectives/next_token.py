@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from blip3o.core.bounds import NotNegative, Share, Whole
 from blip3o.core.rng import numpy_rng
 from blip3o.core.types import IGNORE_LABEL, Batch, LossOutput
 from blip3o.models.unified import UnifiedModel, UnifiedModelConfig
@@ -29,10 +30,10 @@ class NextTokenConfig:
 
     kind: str = "next_token"
     tasks: tuple[str, ...] = ("image_to_text", "text", "plain_text")
-    weight: float = 1.0
+    weight: NotNegative = 1.0
     length_power: float = 0.0
-    hidden_share: float = 0.0
-    hidden_token: int = 0
+    hidden_share: Share = 0.0
+    hidden_token: Whole = 0
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.hidden_share < 1.0:

@@ -5,6 +5,7 @@ import dataclasses
 import torch
 from torch import nn
 
+from blip3o.core.bounds import NotNegative, Share
 from blip3o.core.config import component
 from blip3o.core.errors import UsageError
 from blip3o.core.rng import sample_normal, sample_uniform
@@ -29,10 +30,10 @@ class PixelDecodingConfig:
 
     kind: str = "pixel_decoding"
     tasks: tuple[str, ...] = ("reconstruct",)
-    weight: float = 1.0
+    weight: NotNegative = 1.0
     sigmas: object = component("blip3o.flow.sigmas:SIGMA_DISTRIBUTIONS")
-    feature_noise: float = 0.0
-    min_sigma: float = 0.3
+    feature_noise: NotNegative = 0.0
+    min_sigma: Share = 0.3
 
     def build(self, model_config: UnifiedModelConfig) -> "PixelDecoding":
         """Returns the objective for a model.

@@ -2,6 +2,7 @@
 
 import dataclasses
 import inspect
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
@@ -10,7 +11,7 @@ from blip3o.core.config import dump_yaml, from_dict, override, read_yaml
 from blip3o.core.describe import summary_of
 from blip3o.core.distributed import is_main, process_group
 from blip3o.core.errors import UsageError
-from blip3o.core.files import home_path
+from blip3o.core.files import check_plain_name, home_path
 from blip3o.core.log import say
 from blip3o.core.registry import Registry
 
@@ -51,6 +52,9 @@ RECIPES = Registry(
     package=__name__,
 )
 
+_MODEL = "model"
+"""Folder of a run's model."""
+
 Stages: TypeAlias = "dict[str, RunConfig]"
 """Several runs in order, by the name of their folder under the run folder."""
 
@@ -64,10 +68,22 @@ def check_recipe(name: str) -> None:
     Raises:
         UsageError: for an unknown name, or a file that is not there.
     """
-    if not name.endswith((".yaml", ".yml")):
+    if is_run_file(name):
+        if not home_path(name).exists():
+            raise UsageError(f"no such file: {name}")
+    elif os.path.isfile(name):
+        raise UsageError(f"{name} is a file, but no run file: those end in .yaml or .yml")
+    else:
         RECIPES.place(name)
-    elif not home_path(name).exists():
-        raise UsageError(f"no such file: {name}")
+
+
+def is_run_file(name: str) -> bool:
+    """Returns whether a name is that of a YAML file, not of a recipe.
+
+    Args:
+        name: as for `load_recipe`.
+    """
+    return name.lower().endswith((".yaml", ".yml"))
 
 
 def load_recipe(name: str, run_dir: Path) -> "RunConfig | Stages":
@@ -80,7 +96,7 @@ def load_recipe(name: str, run_dir: Path) -> "RunConfig | Stages":
     Raises:
         UsageError: for an unknown name or a file that does not fit.
     """
-    if name.endswith((".yaml", ".yml")):
+    if is_run_file(name):
         return _load_file(home_path(name))
     recipe: Callable[..., RunConfig | Stages] = RECIPES.get(name)
     parameters = inspect.signature(recipe).parameters.values()
@@ -93,16 +109,26 @@ def _load_file(file: Path) -> "RunConfig | Stages":
     from blip3o.train.config import RunConfig
 
     data = read_yaml(file)
+    if not isinstance(data, dict) or not data:
+        raise UsageError(f"{file} holds no settings; `blip3o recipes show NAME` prints some")
     known = {field.name for field in dataclasses.fields(RunConfig)}
-    is_stages = isinstance(data, dict) and bool(data) and known.isdisjoint(data)
     try:
-        if is_stages:
+        if known.isdisjoint(data):
+            for stage in data:
+                _check_stage(str(stage))
             return {
                 str(stage): from_dict(RunConfig, one, str(stage)) for stage, one in data.items()
             }
         return from_dict(RunConfig, data)
     except UsageError as error:
         raise UsageError(f"{file}: {error}") from error
+
+
+def _check_stage(name: str) -> None:
+    """Refuses a stage whose name cannot be that of a folder in the run folder."""
+    check_plain_name("a stage", name)
+    if name == _MODEL:
+        raise UsageError(f"a stage cannot be {name!r}: the run folder's last model is called so")
 
 
 @process_group()
@@ -132,7 +158,7 @@ def train_recipe(name: str, run_dir: Path, overrides: Sequence[str]) -> None:
             say(f"stage {stage}")
             train(config, run_dir / stage)
         if is_main():
-            link_model(run_dir / list(stages)[-1] / "model", run_dir / "model")
+            link_model(run_dir / list(stages)[-1] / _MODEL, run_dir / _MODEL)
 
 
 def _override_stages(stages: Stages, overrides: Sequence[str]) -> Stages:

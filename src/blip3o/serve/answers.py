@@ -16,7 +16,7 @@ from blip3o.generate.answer import Answer
 from blip3o.generate.decoding import ROWS, Prompt
 from blip3o.generate.pipeline import Blip3oPipeline
 from blip3o.generate.text import Writer
-from blip3o.generate.text_sampling import TextSampling
+from blip3o.generate.text_settings import TextSampling
 from blip3o.models.backbones.ragged import RowCache
 from blip3o.serve.failures import DEVICE_ERRORS, failure
 from blip3o.serve.jobs import Answered, ChatRequest, Job, Text

@@ -9,7 +9,7 @@ from PIL import Image
 from torch import Tensor
 
 from blip3o.core.types import Message
-from blip3o.generate.text_sampling import TextSampling
+from blip3o.generate.text_settings import TextSampling
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

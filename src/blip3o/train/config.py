@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 from typing import Any
 
+from blip3o.core.bounds import Limit, Seed
 from blip3o.core.config import LocalPath, component, from_dict, to_dict
 from blip3o.core.device import PrecisionName
 from blip3o.core.errors import UsageError
@@ -124,7 +125,7 @@ class TrainConfig:
     steps: int
     global_batch_size: int
     micro_batch_size: int
-    seed: int = 0
+    seed: Seed = 0
     trainable: tuple[str, ...]
     adapter: LoraConfig | None = None
     optimizer: OptimizerConfig
@@ -133,7 +134,7 @@ class TrainConfig:
     sample_every: int = 500
     keep_last: int = 2
     keep_every: int = 0
-    grad_clip: float = 1.0
+    grad_clip: Limit = 1.0
     ema_decay: float = 0.999
     precision: PrecisionName = "auto"
     device: str = "auto"

@@ -131,7 +131,7 @@ def test_prompts_are_the_lines_of_a_file(tmp_path: Path) -> None:
     for bad in (tmp_path / "none.txt", tmp_path):
         with pytest.raises(UsageError, match="cannot read prompts from"):
             read_prompts(bad)
-    file.write_bytes(b"\xff\xfe")
+    file.write_bytes(b"\xff\xff")
     with pytest.raises(UsageError, match="cannot read prompts from"):
         read_prompts(file)
 

@@ -12,7 +12,7 @@ pytest.importorskip("fastapi")
 from fastapi.testclient import TestClient
 from PIL import Image
 
-from blip3o.generate.text_sampling import LONGEST_STOP
+from blip3o.generate.text_settings import LONGEST_STOP
 from blip3o.serve.jobs import ChatRequest, PictureRequest
 
 

@@ -7,6 +7,7 @@ class, whose weights were never published.
 import dataclasses
 from typing import TYPE_CHECKING, Any
 
+from blip3o.core.bounds import Count, NotNegative, Positive, Whole
 from blip3o.core.config import component
 from blip3o.core.errors import unknown_name
 from blip3o.models.backbones.decoder_only import DecoderOnlyBackbone
@@ -50,20 +51,20 @@ class Llama3BackboneConfig:
     """
 
     kind: str = "llama3"
-    vocab_size: int
-    hidden_size: int
-    intermediate_size: int
-    num_layers: int
-    num_heads: int
-    num_kv_heads: int
-    image_token_id: int
+    vocab_size: Count
+    hidden_size: Count
+    intermediate_size: Count
+    num_layers: Count
+    num_heads: Count
+    num_kv_heads: Count
+    image_token_id: Whole
     vision_tower: Any = component("blip3o.models.encoders:ENCODERS")
     tie_word_embeddings: bool = False
-    norm_eps: float = 1e-5
-    max_positions: int = 8192
-    rope_theta: float = 500_000.0
-    rope_stretch: float = 1.0
-    first_positions: int = 8192
+    norm_eps: NotNegative = 1e-5
+    max_positions: Count = 8192
+    rope_theta: Positive = 500_000.0
+    rope_stretch: Positive = 1.0
+    first_positions: Count = 8192
 
     def __post_init__(self) -> None:
         if self.hidden_size % self.num_heads:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 from torch import Tensor, nn
 
+from blip3o.core.bounds import Count, NotNegative, Positive, Whole
 from blip3o.models.backbones.attention import use_attention
 from blip3o.models.backbones.packed import PackedCache, is_packed, packed_states
 from blip3o.models.backbones.ragged import RowBatch, RowCache
@@ -55,19 +56,19 @@ class Qwen2_5VLBackboneConfig:  # noqa: N801  (the model's own name)
     """It sees pixels with its own tower and takes no features of the image encoder."""
 
     kind: str = "qwen2_5_vl"
-    vocab_size: int
-    hidden_size: int
-    intermediate_size: int
-    num_layers: int
-    num_heads: int
-    num_kv_heads: int
-    image_token_id: int
+    vocab_size: Count
+    hidden_size: Count
+    intermediate_size: Count
+    num_layers: Count
+    num_heads: Count
+    num_kv_heads: Count
+    image_token_id: Whole
     tie_word_embeddings: bool
     vision: VisionTowerConfig = dataclasses.field(default_factory=VisionTowerConfig)
-    rotary_sections: tuple[int, int, int] = (16, 24, 24)
-    norm_eps: float = 1e-6
-    max_positions: int = 128_000
-    rope_theta: float = 1_000_000.0
+    rotary_sections: tuple[Whole, Whole, Whole] = (16, 24, 24)
+    norm_eps: NotNegative = 1e-6
+    max_positions: Count = 128_000
+    rope_theta: Positive = 1_000_000.0
 
     def __post_init__(self) -> None:
         half = self.hidden_size // self.num_heads // 2

@@ -7,6 +7,7 @@ with a SigLIP2 tower of its own, while it draws EVA-CLIP features.
 import dataclasses
 from typing import TYPE_CHECKING, Any
 
+from blip3o.core.bounds import Count, NotNegative, Positive, Whole
 from blip3o.core.config import component
 from blip3o.core.errors import unknown_name
 from blip3o.models.backbones.decoder_only import DecoderOnlyBackbone
@@ -54,23 +55,23 @@ class Qwen3BackboneConfig:
     """
 
     kind: str = "qwen3"
-    vocab_size: int
-    hidden_size: int
-    intermediate_size: int
-    num_layers: int
-    num_heads: int
-    num_kv_heads: int
-    head_dim: int
-    image_token_id: int
-    image_channels: int | None = None
+    vocab_size: Count
+    hidden_size: Count
+    intermediate_size: Count
+    num_layers: Count
+    num_heads: Count
+    num_kv_heads: Count
+    head_dim: Count
+    image_token_id: Whole
+    image_channels: Count | None = None
     image_normalizer: FeatureNormalizerConfig = dataclasses.field(
         default_factory=FeatureNormalizerConfig
     )
     vision_tower: Any | None = component("blip3o.models.encoders:ENCODERS", default=None)
     tie_word_embeddings: bool = True
-    norm_eps: float = 1e-6
-    max_positions: int = 512
-    rope_theta: float = 1_000_000.0
+    norm_eps: NotNegative = 1e-6
+    max_positions: Count = 512
+    rope_theta: Positive = 1_000_000.0
 
     def __post_init__(self) -> None:
         if (self.image_channels is None) == (self.vision_tower is None):

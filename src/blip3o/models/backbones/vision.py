@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from blip3o.core.bounds import Count, Whole
 from blip3o.imaging.pixels import normalize_for_clip
 
 if TYPE_CHECKING:
@@ -36,15 +37,15 @@ class VisionTowerConfig:
         full_attention_layers: the layers that attend to the whole picture.
     """
 
-    hidden_size: int = 1280
-    intermediate_size: int = 3420
-    num_layers: int = 32
-    num_heads: int = 16
-    patch_px: int = 14
-    merge: int = 2
-    num_frames: int = 2
-    window_px: int = 112
-    full_attention_layers: tuple[int, ...] = (7, 15, 23, 31)
+    hidden_size: Count = 1280
+    intermediate_size: Count = 3420
+    num_layers: Count = 32
+    num_heads: Count = 16
+    patch_px: Count = 14
+    merge: Count = 2
+    num_frames: Count = 2
+    window_px: Count = 112
+    full_attention_layers: tuple[Whole, ...] = (7, 15, 23, 31)
 
     def build(self, out_size: int) -> "Qwen2_5_VisionTransformerPretrainedModel":
         """Returns the tower with fresh weights.

@@ -12,6 +12,7 @@ import dataclasses
 from torch import Tensor, nn
 from torch.nn import functional
 
+from blip3o.core.bounds import Count, Share, Whole
 from blip3o.flow.path import clean_to_velocity
 from blip3o.flow.sigmas import inference_sigmas
 from blip3o.flow.solver import at_levels, euler
@@ -37,15 +38,15 @@ class PocketDecoderConfig:
     """
 
     kind: str = "pocket"
-    image_px: int
-    feature_channels: int
-    grid: int
-    widths: tuple[int, int, int]
-    num_blocks: tuple[int, int, int]
-    middle_scale: int
-    fine_scale: int
+    image_px: Count
+    feature_channels: Count
+    grid: Count
+    widths: tuple[Count, Count, Count]
+    num_blocks: tuple[Whole, Whole, Whole]
+    middle_scale: Count
+    fine_scale: Count
     sigma_shift: float = 1.0
-    min_sigma: float = 0.05
+    min_sigma: Share = 0.05
 
     def __post_init__(self) -> None:
         if self.image_px % self.fine_grid:

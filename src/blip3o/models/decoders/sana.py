@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
+from blip3o.core.bounds import Count, NotNegative, Positive
 from blip3o.core.config import component
 from blip3o.models.decoders.latent_diffusion import LatentDiffusionDecoder
 from blip3o.models.encoders.vae import DcAutoencoderConfig, import_diffusers
@@ -73,20 +74,20 @@ class SanaDecoderConfig:
     """
 
     kind: str = "sana"
-    feature_channels: int
-    grid: int
-    sample_size: int
-    num_layers: int
-    num_heads: int
-    head_dim: int
-    num_cross_heads: int
-    cross_head_dim: int
-    caption_channels: int
-    mlp_ratio: float = 2.5
-    position_scale: int | None = 1
+    feature_channels: Count
+    grid: Count
+    sample_size: Count
+    num_layers: Count
+    num_heads: Count
+    head_dim: Count
+    num_cross_heads: Count
+    cross_head_dim: Count
+    caption_channels: Count
+    mlp_ratio: Positive = 2.5
+    position_scale: Count | None = 1
     autoencoder: Any = component("blip3o.models.encoders.vae:AUTOENCODERS")
     scheduler: dict[str, Any] = dataclasses.field(default_factory=dpm_scheduler)
-    guidance_scale: float = 3.0
+    guidance_scale: NotNegative = 3.0
 
     def __post_init__(self) -> None:
         if self.num_cross_heads * self.cross_head_dim != self.hidden_size:

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from blip3o.core.bounds import Count, NotNegative, Whole
 from blip3o.core.config import component
 from blip3o.models.decoders.latent_diffusion import LatentDiffusionDecoder
 from blip3o.models.encoders.vae import KlAutoencoderConfig, import_diffusers
@@ -57,20 +58,20 @@ class SdxlDecoderConfig:
     """
 
     kind: str = "sdxl"
-    feature_channels: int
-    grid: int
-    sample_size: int
-    block_out_channels: tuple[int, ...]
-    layers_per_block: int
-    transformer_layers_per_block: tuple[int, ...]
-    num_heads: tuple[int, ...]
-    time_id_size: int
-    norm_num_groups: int = 32
+    feature_channels: Count
+    grid: Count
+    sample_size: Count
+    block_out_channels: tuple[Count, ...]
+    layers_per_block: Count
+    transformer_layers_per_block: tuple[Whole, ...]
+    num_heads: tuple[Count, ...]
+    time_id_size: Whole
+    norm_num_groups: Count = 32
     autoencoder: Any = component("blip3o.models.encoders.vae:AUTOENCODERS")
     scheduler: dict[str, Any] = dataclasses.field(default_factory=_euler)
-    guidance_scale: float = 3.0
-    original_size: tuple[int, int] = (1024, 1024)
-    crop: tuple[int, int] = (0, 0)
+    guidance_scale: NotNegative = 3.0
+    original_size: tuple[Count, Count] = (1024, 1024)
+    crop: tuple[Whole, Whole] = (0, 0)
     empty_prompt: str | None = None
 
     def __post_init__(self) -> None:

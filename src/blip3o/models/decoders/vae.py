@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from blip3o.core.bounds import Count
 from blip3o.core.config import component
 from blip3o.models.decoders.latent_diffusion import latents_to_pixels, set_low_memory
 from blip3o.models.encoders.vae import KlAutoencoderConfig, features_to_latents
@@ -23,7 +24,7 @@ class VaeDecoderConfig:
     """
 
     kind: str = "vae"
-    image_px: int
+    image_px: Count
     autoencoder: Any = component("blip3o.models.encoders.vae:AUTOENCODERS")
 
     def __post_init__(self) -> None:

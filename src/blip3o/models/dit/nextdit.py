@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from blip3o.core.bounds import Count, NotNegative, Positive, Whole
 from blip3o.models.dit.nextdit_block import KeyValue, NextDiTBlock
 from blip3o.models.dit.nextdit_ends import (
     CaptionProjection,
@@ -50,18 +51,18 @@ class NextDiTConfig:
     """
 
     kind: str = "nextdit"
-    in_channels: int
-    condition_size: int
-    hidden_size: int
-    num_layers: int
-    num_heads: int
-    num_kv_heads: int | None = None
-    grid: int = 8
-    patch_size: int = 1
-    multiple_of: int = 256
-    ffn_dim_multiplier: float | None = None
-    norm_eps: float = 1e-5
-    reference_channels: int = 0
+    in_channels: Count
+    condition_size: Count
+    hidden_size: Count
+    num_layers: Count
+    num_heads: Count
+    num_kv_heads: Count | None = None
+    grid: Count = 8
+    patch_size: Count = 1
+    multiple_of: Count = 256
+    ffn_dim_multiplier: Positive | None = None
+    norm_eps: NotNegative = 1e-5
+    reference_channels: Whole = 0
 
     def __post_init__(self) -> None:
         if self.hidden_size % (4 * self.num_heads):

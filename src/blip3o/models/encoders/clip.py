@@ -9,6 +9,7 @@ from typing import Literal
 
 from torch import Tensor, nn
 
+from blip3o.core.bounds import Count, Whole
 from blip3o.imaging.pixels import normalize_for_clip
 from blip3o.models.encoders.grid import check_pixels, pool_tokens
 
@@ -31,15 +32,15 @@ class ClipEncoderConfig:
     """
 
     kind: str = "clip"
-    image_px: int
-    patch_px: int
-    hidden_size: int
-    intermediate_size: int
-    num_layers: int
-    num_heads: int
+    image_px: Count
+    patch_px: Count
+    hidden_size: Count
+    intermediate_size: Count
+    num_layers: Count
+    num_heads: Count
     hidden_act: Literal["quick_gelu", "gelu"] = "quick_gelu"
-    pool: int = 1
-    skip_last: int = 0
+    pool: Count = 1
+    skip_last: Whole = 0
 
     def __post_init__(self) -> None:
         if self.image_px % (self.patch_px * self.pool):

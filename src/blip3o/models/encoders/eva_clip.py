@@ -15,6 +15,7 @@ from collections import OrderedDict
 import torch
 from torch import Tensor, nn
 
+from blip3o.core.bounds import Count, NotNegative
 from blip3o.imaging.pixels import normalize_for_clip
 from blip3o.models.encoders.grid import check_pixels, pool_tokens
 from blip3o.nn.attention import attend
@@ -36,14 +37,14 @@ class EvaClipEncoderConfig:
     """
 
     kind: str = "eva_clip"
-    image_px: int
-    patch_px: int
-    hidden_size: int
-    intermediate_size: int
-    num_layers: int
-    num_heads: int
-    norm_eps: float = 1e-6
-    pool: int = 1
+    image_px: Count
+    patch_px: Count
+    hidden_size: Count
+    intermediate_size: Count
+    num_layers: Count
+    num_heads: Count
+    norm_eps: NotNegative = 1e-6
+    pool: Count = 1
 
     def __post_init__(self) -> None:
         if self.image_px % (self.patch_px * self.pool):

@@ -10,6 +10,8 @@ import dataclasses
 import torch
 from torch import Tensor, nn
 
+from blip3o.core.bounds import Count, NotNegative
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FeatureNormalizerConfig:
@@ -21,9 +23,9 @@ class FeatureNormalizerConfig:
         floor: added to every component's variance, so that what hardly varies is not blown up.
     """
 
-    num_components: int | None = None
+    num_components: Count | None = None
     power: float = 0.5
-    floor: float = 0.0
+    floor: NotNegative = 0.0
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.power <= 1.0:

@@ -11,6 +11,7 @@ import math
 import torch
 from torch import Tensor, nn
 
+from blip3o.core.bounds import Count
 from blip3o.models.encoders.grid import check_pixels, pool_tokens
 from blip3o.nn.transformer import TransformerBlock
 
@@ -30,13 +31,13 @@ class PocketEncoderConfig:
     """
 
     kind: str = "pocket"
-    image_px: int
-    stem_channels: tuple[int, ...]
-    stem_strides: tuple[int, ...]
-    hidden_size: int
-    num_layers: int
-    num_heads: int
-    pool: int = 1
+    image_px: Count
+    stem_channels: tuple[Count, ...]
+    stem_strides: tuple[Count, ...]
+    hidden_size: Count
+    num_layers: Count
+    num_heads: Count
+    pool: Count = 1
 
     def __post_init__(self) -> None:
         if len(self.stem_strides) != len(self.stem_channels) + 1:

@@ -8,6 +8,7 @@ import dataclasses
 
 from torch import Tensor, nn
 
+from blip3o.core.bounds import Count, Whole
 from blip3o.models.encoders.grid import check_pixels, pool_tokens
 
 
@@ -30,14 +31,14 @@ class Siglip2EncoderConfig:
     """
 
     kind: str = "siglip2"
-    image_px: int
-    patch_px: int
-    hidden_size: int
-    intermediate_size: int
-    num_layers: int
-    num_heads: int
-    pool: int = 1
-    skip_last: int = 0
+    image_px: Count
+    patch_px: Count
+    hidden_size: Count
+    intermediate_size: Count
+    num_layers: Count
+    num_heads: Count
+    pool: Count = 1
+    skip_last: Whole = 0
     keep_head: bool = False
 
     def __post_init__(self) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from blip3o.core.bounds import Count, Positive, Whole
 from blip3o.core.config import component
 from blip3o.core.errors import UsageError
 from blip3o.core.registry import Registry
@@ -40,12 +41,12 @@ class KlAutoencoderConfig:
     """
 
     kind: str = "kl"
-    latent_channels: int
-    block_out_channels: tuple[int, ...]
-    layers_per_block: int = 2
-    norm_num_groups: int = 32
+    latent_channels: Count
+    block_out_channels: tuple[Count, ...]
+    layers_per_block: Count = 2
+    norm_num_groups: Count = 32
     use_quant_conv: bool = True
-    scaling_factor: float
+    scaling_factor: Positive
     shift_factor: float = 0.0
 
     @property
@@ -111,16 +112,16 @@ class DcAutoencoderConfig:
     """
 
     kind: str = "dc"
-    latent_channels: int
-    attention_head_dim: int = 32
+    latent_channels: Count
+    attention_head_dim: Count = 32
     block_types: tuple[str, ...]
-    block_out_channels: tuple[int, ...]
-    encoder_layers_per_block: tuple[int, ...]
-    decoder_layers_per_block: tuple[int, ...]
+    block_out_channels: tuple[Count, ...]
+    encoder_layers_per_block: tuple[Whole, ...]
+    decoder_layers_per_block: tuple[Whole, ...]
     qkv_multiscales: tuple[tuple[int, ...], ...]
     downsample_block_type: str = "conv"
     upsample_block_type: str = "interpolate"
-    scaling_factor: float
+    scaling_factor: Positive
     shift_factor: float = 0.0
 
     @property
@@ -177,7 +178,7 @@ class VaeEncoderConfig:
     """
 
     kind: str = "vae"
-    image_px: int
+    image_px: Count
     autoencoder: Any = component("blip3o.models.encoders.vae:AUTOENCODERS")
 
     def __post_init__(self) -> None:

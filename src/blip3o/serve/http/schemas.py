@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field
 from pydantic_core import PydanticCustomError
 
-from blip3o.generate.text_sampling import LONGEST_STOP
+from blip3o.generate.text_settings import LONGEST_STOP
 from blip3o.serve.http.fields import (
     Bookkeeping,
     Count,

@@ -1,6 +1,6 @@
 """The settings of a written answer, from the fields of a request and the limits of the server."""
 
-from blip3o.generate.text_sampling import TextSampling
+from blip3o.generate.text_settings import TextSampling
 from blip3o.serve.http.errors import invalid
 from blip3o.serve.http.fields import TextSettings
 from blip3o.serve.http.service import Service, new_seed
