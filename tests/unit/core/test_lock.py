@@ -5,6 +5,7 @@ import fcntl
 import json
 import multiprocessing
 import os
+import re
 import signal
 import socket
 import threading
@@ -16,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from blip3o.core.errors import UsageError
+from blip3o.core.errors import UsageError, reason_of
 from blip3o.core.lock import locked
 
 
@@ -134,7 +135,8 @@ def test_a_disk_that_fails_while_locking_is_one_line(
         raise OSError(errno.EAGAIN if held else number, "it fails")
 
     monkeypatch.setattr(fcntl, "flock", fail)
-    with pytest.raises(UsageError, match=r"cannot lock .*: it fails"), locked(tmp_path / "lock"):
+    reason = re.escape(reason_of(OSError(number, "it fails")))
+    with pytest.raises(UsageError, match=f"cannot lock .*: {reason}"), locked(tmp_path / "lock"):
         pass
 
 
