@@ -71,4 +71,5 @@ def check_bounds(hint: Any, number: Any, path: str) -> None:  # noqa: ANN401
     marks = getattr(hint, "__metadata__", ())
     bounds = next((one for one in marks if isinstance(one, Bounds)), _FINITE)
     if not bounds.hold(number):
-        raise UsageError(f"{path} must be {bounds}, got {shown(number)}")
+        wanted = bounds if math.isfinite(number) or bounds.is_endless else _FINITE
+        raise UsageError(f"{path} must be {wanted}, got {shown(number)}")

@@ -132,7 +132,9 @@ def test_the_token_limit_is_an_option(
     assert main([*base, "--max-tokens", "64"]) == 1
     assert "tokens are more than 64" in capsys.readouterr().out
     assert main([*base, "--max-tokens", "2000"]) == 0
-    assert main([*base, "--max-tokens", "0"]) == 2
+    with pytest.raises(SystemExit) as refused:
+        main([*base, "--max-tokens", "0"])
+    assert refused.value.code == 2
     assert main([*base, "--max-tokens", "64", "--model", "nowhere/at/all"]) == 2
 
 

@@ -106,7 +106,7 @@ def test_unusable_sources_are_refused(scenes: WebDatasetConfig, tmp_path: Any) -
         ({"num_workers": -1}, "num_workers"),
         ({"bad_sample_limit": 1.5}, "bad_sample_limit"),
         ({"mixture": [{"weight": 0.0}]}, "weight must be above 0"),
-        ({"mixture": [{"weight": float("nan")}]}, "weight must be above 0"),
+        ({"mixture": [{"weight": float("nan")}]}, "weight must be a finite number"),
         ({"mixture": [{"max_turns": 0}]}, "max_turns"),
         ({"mixture": [{"task": "edit", "conversation": "drills"}]}, "conversation is for"),
         ({"mixture": [{"source": {"kind": "tars", "path": "x", "name": "y"}}]}, "webdataset"),

@@ -156,7 +156,7 @@ def test_missing_extra_and_misshapen_weights_are_all_listed(folder: Path) -> Non
         (("dit", "hidden_size"), 20, "must be a multiple of 4 * num_heads"),
         (("dit", "reference_channels"), 5, "dit.reference_channels is 5"),
         (("normalizer", "num_components"), 99, "num_components must be 1 to 16"),
-        (("image_encoder", "patch_px"), 0, "image_encoder: "),
+        (("image_encoder", "patch_px"), 0, "image_encoder.patch_px must be at least 1"),
         (("image_encoder", "num_heads"), 3, "config.json describes no model"),
         (("image_decoder", "min_sigma"), None, "image_decoder.min_sigma must be float"),
         (("backbone",), [], "backbone must be a mapping"),

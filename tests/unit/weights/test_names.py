@@ -53,7 +53,7 @@ def test_a_name_of_no_model_is_refused_with_the_names_there_are(name: str) -> No
     if name:  # the folder that one stands in
         with pytest.raises(UsageError, match="unknown model"):
             check_name(name)
-    with pytest.raises(UsageError, match=r"unknown model|is not a model"):
+    with pytest.raises(UsageError, match=r"unknown model|is not a model|is empty"):
         load_model(name)
 
 
