@@ -106,5 +106,5 @@ def test_cached_text_states_equal_one_pass(model: UnifiedModel) -> None:
 
 @pytest.mark.parametrize("shift", [0.0, -1.0, float("nan")])
 def test_a_shift_that_makes_no_noise_levels_is_refused(shift: float) -> None:
-    with pytest.raises(UsageError, match="sigma_shift must be (positive|a finite number)"):
+    with pytest.raises(UsageError, match=r"sigma_shift must be (positive|a finite number)"):
         override(SamplingConfig(), [f"sigma_shift={shift}"])
