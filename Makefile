@@ -38,7 +38,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@touch $@
 	@echo 'setup is done; next: . $(VENV)/bin/activate, then: blip3o generate "a red car"'
 
-demo: setup ## Show the main job: pictures, a description, an edit, a contact sheet
+demo: setup ## Show the main job: images, a description, an edit, a contact sheet
 	$(BIN)/python examples/demo.py
 
 test: setup ## Run the default tests (11 minutes of CPU time)

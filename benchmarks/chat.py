@@ -78,7 +78,7 @@ class Chatter:
         text = f"{IMAGE_MARK}\n{QUESTIONS[number % len(QUESTIONS)]}"
         sampling = TextSampling(max_new_tokens=max_tokens, temperature=temperature, seed=number)
         request = ChatRequest(
-            messages=[Message(role="user", text=text)], pictures=images, sampling=sampling
+            messages=[Message(role="user", text=text)], images=images, sampling=sampling
         )
         pieces: list[str] = []
         ends: list[Event] = []

@@ -37,7 +37,7 @@ def cold(steps: int) -> float:
 
 
 def warm(pipe: Blip3oPipeline, steps: int, batched: bool) -> float:
-    """Returns the seconds for four pictures in a process that has drawn before."""
+    """Returns the seconds for four images in a process that has drawn before."""
     start = time.perf_counter()
     generators = [torch.Generator().manual_seed(seed) for seed in range(len(PROMPTS))]
     if batched:
@@ -73,7 +73,7 @@ def main() -> None:
         "commit": commit.strip(),
         "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",
         "steps": options.steps,
-        "seconds_for_four_pictures": {name: describe(values) for name, values in times.items()},
+        "seconds_for_four_images": {name: describe(values) for name, values in times.items()},
     }
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")

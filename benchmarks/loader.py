@@ -2,7 +2,7 @@
 
 python benchmarks/loader.py [--repeats 5] [--out benchmarks/results/loader.json]
 
-Both read the same shards, decode the same pictures with the same function and give the same batches
+Both read the same shards, decode the same images with the same function and give the same batches
 of pixels and captions, in one process. Ours also shuffles over all records and can begin anywhere;
 webdataset's reads shards from start to end, with a shuffle buffer as is usual.
 """
@@ -39,18 +39,18 @@ PX, BATCH, SHARD_RECORDS = 96, 64, 1000
 def write_shards(folder: Path, num_shards: int) -> None:
     """Writes shards of JPEGs of 256 pixels, with captions."""
     rng = np.random.default_rng(0)
-    pictures = []
+    images = []
     for _ in range(50):
         rough = Image.fromarray(rng.integers(0, 256, (24, 24, 3), dtype=np.uint8))
         buffer = io.BytesIO()
         rough.resize((256, 256), Image.Resampling.BICUBIC).save(buffer, "JPEG", quality=90)
-        pictures.append(buffer.getvalue())
+        images.append(buffer.getvalue())
     for shard in range(num_shards):
         with tarfile.open(folder / f"bench-{shard:04d}.tar", "w") as tar:
             for number in range(SHARD_RECORDS):
                 key = f"{shard:04d}{number:05d}"
-                add(tar, f"{key}.jpg", pictures[number % len(pictures)])
-                add(tar, f"{key}.txt", f"picture {key}".encode())
+                add(tar, f"{key}.jpg", images[number % len(images)])
+                add(tar, f"{key}.txt", f"image {key}".encode())
 
 
 def add(tar: tarfile.TarFile, name: str, data: bytes) -> None:

@@ -2,7 +2,7 @@
 
 python benchmarks/serve.py [--requests 200] [--clients 16] [--repeats 3] [--note TEXT]
 
-Two servers run, one with batches and one that makes pictures one by one; they are loaded in turn,
+Two servers run, one with batches and one that makes images one by one; they are loaded in turn,
 never at the same time. A request that is answered 429 is sent again after the time that it says;
 any other failure is counted. Where others use the machine too, the processor's time says more
 about the work than the clock.
@@ -93,8 +93,8 @@ class Asked(NamedTuple):
     status: int | None
 
 
-def picture() -> bytes:
-    """Returns a picture file to edit and to talk about."""
+def image() -> bytes:
+    """Returns an image file to edit and to talk about."""
     file = io.BytesIO()
     Image.new("RGB", (96, 96), "red").save(file, "PNG")
     return file.getvalue()
@@ -104,7 +104,7 @@ def mixed(number: int) -> tuple[str, bytes, str]:
     """Returns path, body and content type of a request: of ten seven generate."""
     seed = str(number)
     if number % 10 in (3, 7):
-        fields = {"image": picture(), "seed": seed.encode()}
+        fields = {"image": image(), "seed": seed.encode()}
         if number % 10 == 3:
             fields["prompt"] = b"make it blue"
         parts = [
@@ -118,7 +118,7 @@ def mixed(number: int) -> tuple[str, bytes, str]:
         path = "/v1/images/edits" if number % 10 == 3 else "/v1/images/variations"
         return path, b"".join(parts) + b"--b--\r\n", "multipart/form-data; boundary=b"
     if number % 10 == 9:
-        uri = "data:image/png;base64," + base64.b64encode(picture()).decode()
+        uri = "data:image/png;base64," + base64.b64encode(image()).decode()
         parts_of_turn = [
             {"type": "image_url", "image_url": {"url": uri}},
             {"type": "text", "text": "What is in the image?"},
@@ -207,7 +207,7 @@ def main() -> None:
     commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True).stdout
     results = {
         "command": " ".join(["python", *sys.argv]),
-        "compared": "our server with batches, and our server that makes pictures one by one",
+        "compared": "our server with batches, and our server that makes images one by one",
         "commit": commit.strip(),
         "machine": f"{platform.machine()}, {os.cpu_count()} cores",
         "note": options.note,

@@ -124,7 +124,7 @@ class Size:
 
     @property
     def image_px(self) -> int:
-        """Returns the side of pictures."""
+        """Returns the side of images."""
         return self.pool * GRID * PATCH_PX
 
     def config(self) -> UnifiedModelConfig:

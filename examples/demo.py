@@ -24,7 +24,7 @@ INSTRUCTION = "make the car green"
 
 
 def main() -> None:
-    """Generates, describes and edits pictures and prints where the sheet is."""
+    """Generates, describes and edits images and prints where the sheet is."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("outputs/demo"))
     out = parser.parse_args().out
@@ -36,7 +36,7 @@ def main() -> None:
     edited = pipe.edit(images[0], INSTRUCTION, generator=torch.Generator().manual_seed(0)).images[0]
     sheet = contact_sheet(
         [*images, images[2], edited],
-        [*PROMPTS, f"asked to describe: {description}", f"first picture: {INSTRUCTION}"],
+        [*PROMPTS, f"asked to describe: {description}", f"first image: {INSTRUCTION}"],
         columns=3,
         scale=2,
     )
@@ -46,8 +46,8 @@ def main() -> None:
     sheet.save(out / "sheet.png")
     for prompt in PROMPTS:
         print(f"drew: {prompt}")
-    print(f"described the third picture: {description}")
-    print(f"edited the first picture: {INSTRUCTION}")
+    print(f"described the third image: {description}")
+    print(f"edited the first image: {INSTRUCTION}")
     print(f"contact sheet: {(out / 'sheet.png').resolve()} ({time.perf_counter() - start:.1f} s)")
 
 

@@ -100,7 +100,7 @@ SHAPES = ("circle", *POLYGONS, "ring")
 
 
 def draw_shape(name: str, px: int) -> Image.Image:
-    """Returns an RGBA picture of a shape, mid gray with a soft highlight toward the top."""
+    """Returns an RGBA image of a shape, mid gray with a soft highlight toward the top."""
     big = px * 4
     mask = Image.new("L", (big, big))
     draw = ImageDraw.Draw(mask)
@@ -116,10 +116,10 @@ def draw_shape(name: str, px: int) -> Image.Image:
 
 
 def draw_emoji(code: int, font: ImageFont.FreeTypeFont) -> Image.Image:
-    """Returns the emoji's picture, without parts that do not touch its largest one."""
-    picture = Image.new("RGBA", (180, 180))
-    ImageDraw.Draw(picture).text((20, 20), chr(code), font=font, embedded_color=True)
-    pixels = np.array(picture)
+    """Returns the emoji's image, without parts that do not touch its largest one."""
+    image = Image.new("RGBA", (180, 180))
+    ImageDraw.Draw(image).text((20, 20), chr(code), font=font, embedded_color=True)
+    pixels = np.array(image)
     pixels[~largest_blob(pixels[..., 3] > 40)] = 0
     return Image.fromarray(pixels)
 
@@ -142,21 +142,21 @@ def largest_blob(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
     return best
 
 
-def to_cell(picture: Image.Image, flat: bool) -> Image.Image:
-    """Returns a CELL x CELL picture of tone and alpha (mode LA), outlined and centered.
+def to_cell(image: Image.Image, flat: bool) -> Image.Image:
+    """Returns a CELL x CELL image of tone and alpha (mode LA), outlined and centered.
 
     Args:
-        picture: RGBA, any size.
+        image: RGBA, any size.
         flat: whether to keep its gray values instead of stretching them.
 
     """
-    picture = picture.crop(picture.getbbox())
+    image = image.crop(image.getbbox())
     inside = CELL - 2 * (OUTLINE // 2)
-    scale = inside / max(picture.size)
-    size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
-    picture = picture.resize(size, Image.Resampling.LANCZOS)
+    scale = inside / max(image.size)
+    size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
+    image = image.resize(size, Image.Resampling.LANCZOS)
     canvas = Image.new("RGBA", (CELL, CELL))
-    canvas.paste(picture, ((CELL - size[0]) // 2, (CELL - size[1]) // 2))
+    canvas.paste(image, ((CELL - size[0]) // 2, (CELL - size[1]) // 2))
     pixels = np.asarray(canvas).astype(np.float32) / 255
     weights = np.array([0.299, 0.587, 0.114], np.float32)
     luminance: NDArray[np.float32] = (pixels[..., :3] * weights).sum(-1, dtype=np.float32)

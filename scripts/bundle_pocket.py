@@ -31,7 +31,7 @@ pipeline_tag: any-to-any
 
 A BLIP3-o in miniature: {millions:.1f} M parameters, {megabytes:.1f} MB in bf16. It draws,
 describes and edits procedural scenes of one to four objects (48 things, 8 colors, 10 backgrounds)
-at {px} x {px} pixels. It knows nothing else: prompts outside the words of that world give pictures
+at {px} x {px} pixels. It knows nothing else: prompts outside the words of that world give images
 of that world.
 
 Architecture, recipes and code are those of the large models; only the numbers in
@@ -55,7 +55,7 @@ Total {hours:.2f} hours of stage time (some stages ran side by side, one core ea
 ## Figures
 
 `blip3o eval scenes --model pocket --out outputs/eval{overrides}`
-on compositions that training never shows ({num_samples} pictures):
+on compositions that training never shows ({num_samples} images):
 
 {figures}
 """
@@ -104,7 +104,7 @@ def figures_table(results: dict[str, Any]) -> str:
     rows = [("text to image, overall", results["overall"])]
     rows += [(f"text to image, {name}", value) for name, value in results["by_category"].items()]
     names = {
-        "vqa_accuracy": "questions about unseen pictures",
+        "vqa_accuracy": "questions about unseen images",
         "caption_attribute_accuracy": "captions, attributes right",
         "edit_accuracy": "edits judged right",
         "reconstruct_kept": "reconstructions that keep everything",

@@ -44,9 +44,9 @@ def generate(options: argparse.Namespace) -> None:
     check_sampling(options.steps, options.guidance, options.num_images)
     _check_model(options)
     seed = drawn_seed(options.seed)
-    from blip3o.generate.write import write_pictures, written_images
+    from blip3o.generate.write import write_images, written_images
 
-    grid = write_pictures(
+    grid = write_images(
         _pipeline(options),
         prompts,
         options.out,
@@ -98,23 +98,23 @@ def _text_settings(options: argparse.Namespace) -> "TextSettings":
 def edit(options: argparse.Namespace) -> None:
     """Writes a changed image and prints its path."""
     from blip3o.generate.checks import (
-        check_picture_path,
+        check_image_path,
         check_prompt,
         check_sampling,
         drawn_seed,
     )
 
-    check_picture_path(options.out)
+    check_image_path(options.out)
     check_prompt(options.instruction)
     check_sampling(options.steps, options.guidance, 1)
     image = _image(options.image, options)
     seed = drawn_seed(options.seed)
-    from blip3o.generate.write import picture_generator
+    from blip3o.generate.write import image_generator
 
     output = _pipeline(options).edit(
         image,
         options.instruction,
-        generator=picture_generator(seed, 0, 0),
+        generator=image_generator(seed, 0, 0),
         num_inference_steps=options.steps,
         guidance_scale=options.guidance,
     )
@@ -123,14 +123,14 @@ def edit(options: argparse.Namespace) -> None:
 
 def reconstruct(options: argparse.Namespace) -> None:
     """Writes an image's reconstruction and prints its path."""
-    from blip3o.generate.checks import check_picture_path, drawn_seed
+    from blip3o.generate.checks import check_image_path, drawn_seed
 
-    check_picture_path(options.out)
+    check_image_path(options.out)
     image = _image(options.image, options)
     seed = drawn_seed(options.seed)
-    from blip3o.generate.write import picture_generator
+    from blip3o.generate.write import image_generator
 
-    generator = picture_generator(seed, 0, 0)
+    generator = image_generator(seed, 0, 0)
     _save(_pipeline(options).reconstruct(image, generator=generator).images[0], options.out)
 
 
@@ -154,9 +154,9 @@ def _check_model(options: argparse.Namespace) -> None:
 
 
 def _save(image: "Image.Image", path: Path) -> None:
-    from blip3o.generate.write import save_picture
+    from blip3o.generate.write import save_image
 
-    save_picture(image, path)
+    save_image(image, path)
     print(path)
 
 

@@ -134,7 +134,7 @@ def _preparer(model: str, max_tokens: int | None) -> "Preparer | None":
         chat=ChatTemplate(stored.tokenizer, config.chat, config.num_prompt_image_tokens),
         image_px=config.image_encoder.image_px,
         max_text_tokens=max_tokens,
-        question_pictures=config.question_pictures,
+        question_images=config.question_images,
         token_px=getattr(config.backbone, "token_px", 1),
     )
 

@@ -17,7 +17,7 @@ from blip3o.models.encoders import ENCODERS
 TABLES = {"backbone": BACKBONES, "encoder": ENCODERS, "decoder": DECODERS}
 NAMES = [(part, name) for part, table in TABLES.items() for name in table.names()]
 ROWS = 4
-PICTURE_PX = 16
+IMAGE_PX = 16
 
 each_component = pytest.mark.parametrize(("part", "name"), NAMES)
 
@@ -39,11 +39,11 @@ def inputs(part: str, config: Any, dtype: torch.dtype = torch.float32) -> list[T
         ids = torch.randint(10, config.vocab_size, (ROWS, 9), generator=g)
         ids[:, 2 : 2 + num_tokens] = config.image_token_id
         if config.image_channels is None:  # it sees pixels
-            assert config.num_image_tokens(PICTURE_PX) == num_tokens
-            pictures = torch.rand(ROWS, 3, PICTURE_PX, PICTURE_PX, generator=g) * 2 - 1
+            assert config.num_image_tokens(IMAGE_PX) == num_tokens
+            images = torch.rand(ROWS, 3, IMAGE_PX, IMAGE_PX, generator=g) * 2 - 1
         else:
-            pictures = torch.randn(ROWS, num_tokens, config.image_channels, generator=g)
-        return [ids, pictures.to(dtype)]
+            images = torch.randn(ROWS, num_tokens, config.image_channels, generator=g)
+        return [ids, images.to(dtype)]
     if part == "encoder":
         side = config.image_px
         return [(torch.rand(ROWS, 3, side, side, generator=g) * 2 - 1).to(dtype)]
@@ -52,13 +52,13 @@ def inputs(part: str, config: Any, dtype: torch.dtype = torch.float32) -> list[T
     return [features.to(dtype), noise.to(dtype)]
 
 
-def embed(network: Any, ids: Tensor, pictures: Tensor) -> Tensor:
+def embed(network: Any, ids: Tensor, images: Tensor) -> Tensor:
     has_tower = network.config.image_channels is None
-    return network.embed(ids, network.vision_inputs(pictures) if has_tower else pictures)
+    return network.embed(ids, network.vision_inputs(images) if has_tower else images)
 
 
-def run_backbone(network: Any, ids: Tensor, pictures: Tensor) -> Tensor:
-    embeds = embed(network, ids, pictures)
+def run_backbone(network: Any, ids: Tensor, images: Tensor) -> Tensor:
+    embeds = embed(network, ids, images)
     return network.logits(network(embeds, torch.ones_like(ids, dtype=torch.bool)))
 
 
@@ -155,7 +155,7 @@ def test_is_deterministic_and_copies(part: str, name: str) -> None:
 def test_backbone_needs_as_many_feature_tokens_as_placeholders(name: str) -> None:
     network = build("backbone", name)
     ids, features = inputs("backbone", network.config)
-    with pytest.raises(ValueError, match="16 image placeholders, the pictures give 12"):
+    with pytest.raises(ValueError, match="16 image placeholders, the images give 12"):
         embed(network, ids, features[:3])
 
 
@@ -185,10 +185,10 @@ def test_backbone_learns_alike_with_compiled_layers(name: str, *, leaves_out_pad
             for layer in network.decoder.layers:
                 layer.compile()
         for length in (9, 7):  # another length is another shape for the compiler
-            ids, pictures = inputs("backbone", network.config)
+            ids, images = inputs("backbone", network.config)
             mask = torch.ones_like(ids[:, :length], dtype=torch.bool)
             mask[0, -1] = False
-            states = network(embed(network, ids[:, :length], pictures), mask)
+            states = network(embed(network, ids[:, :length], images), mask)
             states[mask].square().mean().backward()
             found.append([states[mask].detach()])
         found[-1] += [parameter.grad for parameter in network.decoder.parameters()]
@@ -198,7 +198,7 @@ def test_backbone_learns_alike_with_compiled_layers(name: str, *, leaves_out_pad
 
 
 @pytest.mark.parametrize("name", ENCODERS.names())
-def test_encoder_refuses_pictures_of_another_size(name: str) -> None:
+def test_encoder_refuses_images_of_another_size(name: str) -> None:
     network = build("encoder", name)
     side = network.config.image_px
     with pytest.raises(ValueError, match=rf"\[B, 3, {side}, {side}\]"):
@@ -222,18 +222,18 @@ def test_encoder_tokens_run_row_by_row(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", DECODERS.names())
-def test_decoder_makes_pictures_that_follow_the_features(name: str) -> None:
+def test_decoder_makes_images_that_follow_the_features(name: str) -> None:
     network = build("decoder", name)
     features, noise = inputs("decoder", network.config)
     with torch.no_grad():
-        pictures = network.decode(features, noise, 3)
+        images = network.decode(features, noise, 3)
         other = network.decode(features.flip(0), noise, 3)
-    assert float(pictures.abs().max()) <= 1.0
-    assert float((pictures.abs() < 1.0).float().mean()) > 0  # not all of it is cut off
-    assert not torch.equal(pictures, other)
+    assert float(images.abs().max()) <= 1.0
+    assert float((images.abs() < 1.0).float().mean()) > 0  # not all of it is cut off
+    assert not torch.equal(images, other)
 
 
-def test_pocket_velocity_is_the_predicted_clean_picture_seen_from_the_path() -> None:
+def test_pocket_velocity_is_the_predicted_clean_image_seen_from_the_path() -> None:
     network = build("decoder", "pocket")
     features, noisy = inputs("decoder", network.config)
     sigma = torch.full((ROWS,), 0.5)

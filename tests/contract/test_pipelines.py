@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from blip3o.core.types import IMAGE_MARK, Message
 from blip3o.generate.pipeline import Blip3oPipeline
 from blip3o.generate.text_sampling import TextSampling
-from blip3o.imaging.fit import PictureFitConfig
+from blip3o.imaging.fit import ImageFitConfig
 from blip3o.models.backbones import BACKBONES
 from blip3o.models.decoders import DECODERS
 from blip3o.models.dit.nextdit import NextDiTConfig
@@ -30,7 +30,7 @@ PAIRS = {
     "vae": "vae",
     "pocket": "pocket",
 }
-"""Each image encoder and the decoder that turns its features into pictures."""
+"""Each image encoder and the decoder that turns its features into images."""
 TOWERS = (*BACKBONES.names(), "qwen3 with a tower")
 RED, WIDE, TALL = (
     Image.new("RGB", size, color)
@@ -100,7 +100,7 @@ def assert_rows_near(together: Tensor, alone: list[Tensor]) -> None:
 
 @pytest.mark.parametrize("encoder", PAIRS)
 @pytest.mark.parametrize("backbone", TOWERS)
-def test_pictures_of_a_batch_are_those_of_each_alone(
+def test_images_of_a_batch_are_those_of_each_alone(
     backbone: str, encoder: str, tokenizer: Tokenizer
 ) -> None:
     """Prompts and instructions of different lengths, through features and pixels."""
@@ -113,22 +113,22 @@ def test_pictures_of_a_batch_are_those_of_each_alone(
             for row, prompt in enumerate(PROMPTS)
         ],
     )
-    pictures = [RED, WIDE, TALL]
-    edited = pipe.edit(pictures, PROMPTS, generator=seeded(1, 2, 3), output_type="pt").images
+    images = [RED, WIDE, TALL]
+    edited = pipe.edit(images, PROMPTS, generator=seeded(1, 2, 3), output_type="pt").images
     assert_rows_near(
         edited,
         [
             pipe.edit(one, text, generator=seeded(row + 1), output_type="pt").images
-            for row, (one, text) in enumerate(zip(pictures, PROMPTS, strict=True))
+            for row, (one, text) in enumerate(zip(images, PROMPTS, strict=True))
         ],
     )
     assert not torch.allclose(drawn, edited)
-    again = pipe.reconstruct(pictures, generator=seeded(1, 2, 3), output_type="pt").images
+    again = pipe.reconstruct(images, generator=seeded(1, 2, 3), output_type="pt").images
     assert_rows_near(
         again,
         [
             pipe.reconstruct(one, generator=seeded(row + 1), output_type="pt").images
-            for row, one in enumerate(pictures)
+            for row, one in enumerate(images)
         ],
     )
 
@@ -149,8 +149,8 @@ def test_features_of_a_batch_follow_each_prompt_alone(backbone: str, tokenizer: 
 def pipe(request: pytest.FixtureRequest, tokenizer: Tokenizer) -> Blip3oPipeline:
     changes = {}
     if request.param == "qwen2_5_vl":
-        fit = PictureFitConfig(mode="aspect", min_pixels=64, max_pixels=1024)
-        changes = {"question_pictures": fit}
+        fit = ImageFitConfig(mode="aspect", min_pixels=64, max_pixels=1024)
+        changes = {"question_images": fit}
     return build(request.param, "siglip2", tokenizer, **changes)
 
 
@@ -175,26 +175,26 @@ def test_answers_of_a_batch_are_those_of_each_alone(
     pipe: Blip3oPipeline, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen = watch_logits(pipe, monkeypatch)
-    pictures, questions = [RED, WIDE, TALL], ["What?", "a dog and a cat, or not?", "x"]
-    together = pipe.answer_batch(pictures, questions, max_new_tokens=5)
+    images, questions = [RED, WIDE, TALL], ["What?", "a dog and a cat, or not?", "x"]
+    together = pipe.answer_batch(images, questions, max_new_tokens=5)
     first = seen[0]
-    for row, (picture, question) in enumerate(zip(pictures, questions, strict=True)):
+    for row, (image, question) in enumerate(zip(images, questions, strict=True)):
         seen.clear()
-        assert pipe.ask(picture, question, max_new_tokens=5) == together[row]
+        assert pipe.ask(image, question, max_new_tokens=5) == together[row]
         assert_rows_near(first[row : row + 1], [seen[0]])
 
 
-def test_every_picture_of_a_question_is_seen_in_its_place(
+def test_every_image_of_a_question_is_seen_in_its_place(
     pipe: Blip3oPipeline, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen = watch_logits(pipe, monkeypatch)
-    for pictures in ([RED, WIDE], [WIDE, RED], [RED, RED], [RED], [RED, WIDE, TALL], None):
-        pipe.ask(pictures, "What is this?", max_new_tokens=1)
+    for images in ([RED, WIDE], [WIDE, RED], [RED, RED], [RED], [RED, WIDE, TALL], None):
+        pipe.ask(images, "What is this?", max_new_tokens=1)
     for row, one in enumerate(seen):
         assert not any(torch.allclose(one, other, atol=1e-3) for other in seen[row + 1 :])
 
 
-def test_a_conversation_remembers_its_turns_and_pictures(
+def test_a_conversation_remembers_its_turns_and_images(
     pipe: Blip3oPipeline, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen = watch_logits(pipe, monkeypatch)
@@ -203,13 +203,13 @@ def test_a_conversation_remembers_its_turns_and_pictures(
         Message(role="assistant", text="a dog"),
         user(f"a cat {IMAGE_MARK} or this {IMAGE_MARK}"),
     ]
-    for messages, pictures in (
+    for messages, images in (
         (turns, [RED, WIDE, TALL]),
         (turns, [TALL, WIDE, RED]),
         (turns[2:], [WIDE, TALL]),
         ([*turns[:1], Message(role="assistant", text="a cat"), *turns[2:]], [RED, WIDE, TALL]),
     ):
-        list(pipe.stream(messages, pictures, max_new_tokens=1))
+        list(pipe.stream(messages, images, max_new_tokens=1))
     for row, one in enumerate(seen):
         assert not any(torch.allclose(one, other, atol=1e-3) for other in seen[row + 1 :])
 
@@ -238,7 +238,7 @@ def test_answers_of_a_server_are_those_of_each_alone(pipe: Blip3oPipeline) -> No
     for (images, question, settings), answers in zip(asked, said, strict=True):
         messages = [user(f"{IMAGE_MARK}\n" * len(images) + question)]
         sampling = TextSampling.of(**settings)
-        request = ChatRequest(messages=messages, pictures=images, sampling=sampling, count=2)
+        request = ChatRequest(messages=messages, images=images, sampling=sampling, count=2)
 
         def note(event: Any, answers: dict[int, str] = answers) -> None:
             if isinstance(event, Text):
@@ -269,8 +269,8 @@ def test_a_prompt_is_as_long_as_what_the_model_reads(
 ) -> None:
     if mode == "aspect" and backbone != "qwen2_5_vl":
         return  # takes squares
-    fit = PictureFitConfig(mode=mode, min_pixels=64, max_pixels=1024)
-    pipe = build(backbone, "siglip2", tokenizer, question_pictures=fit)
+    fit = ImageFitConfig(mode=mode, min_pixels=64, max_pixels=1024)
+    pipe = build(backbone, "siglip2", tokenizer, question_images=fit)
     read: list[int] = []
     monkeypatch.setattr(pipe.model, "text_states", lambda ids, *_: read.append(ids.shape[1]))
     large = Image.new("RGB", (900, 300))
@@ -289,7 +289,7 @@ def test_a_prompt_is_as_long_as_what_the_model_reads(
 def test_only_a_backbone_that_takes_any_shape_can_keep_it(
     backbone: str, tokenizer: Tokenizer
 ) -> None:
-    changes = {"question_pictures": PictureFitConfig(mode="aspect")}
+    changes = {"question_images": ImageFitConfig(mode="aspect")}
     if backbone == "qwen2_5_vl":
         build(backbone, "siglip2", tokenizer, **changes)
         return
@@ -297,11 +297,11 @@ def test_only_a_backbone_that_takes_any_shape_can_keep_it(
         build(backbone, "siglip2", tokenizer, **changes)
 
 
-def test_a_picture_in_its_own_shape_has_tokens_of_that_shape(
+def test_a_image_in_its_own_shape_has_tokens_of_that_shape(
     tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    fit = PictureFitConfig(mode="aspect", min_pixels=64, max_pixels=1024)
-    pipe = build("qwen2_5_vl", "siglip2", tokenizer, question_pictures=fit)
+    fit = ImageFitConfig(mode="aspect", min_pixels=64, max_pixels=1024)
+    pipe = build("qwen2_5_vl", "siglip2", tokenizer, question_images=fit)
     grids: list[Any] = []
     plain = pipe.model.backbone.image_tokens
 

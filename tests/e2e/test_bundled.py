@@ -35,7 +35,7 @@ def pipe() -> Blip3oPipeline:
 
 
 @pytest.fixture(scope="module")
-def pictures(pipe: Blip3oPipeline) -> list[Image.Image]:
+def images(pipe: Blip3oPipeline) -> list[Image.Image]:
     return pipe(list(PROMPTS), generator=generators()).images
 
 
@@ -43,9 +43,9 @@ def generators() -> list[torch.Generator]:
     return [torch.Generator().manual_seed(seed) for seed in range(len(PROMPTS))]
 
 
-def share_of(picture: Image.Image, color: str) -> float:
+def share_of(image: Image.Image, color: str) -> float:
     """Returns the share of pixels that are strongly of a color."""
-    rows = np.asarray(picture).reshape(-1, 3) / 255
+    rows = np.asarray(image).reshape(-1, 3) / 255
     hits = 0
     for red, green, blue in rows[::4]:
         hue, saturation, value = colorsys.rgb_to_hsv(red, green, blue)
@@ -64,37 +64,37 @@ def test_the_folder_is_whole_and_small() -> None:
     assert "MB" in describe_models().splitlines()[0]
 
 
-def test_the_same_seed_gives_the_same_picture(
-    pipe: Blip3oPipeline, pictures: list[Image.Image]
+def test_the_same_seed_gives_the_same_image(
+    pipe: Blip3oPipeline, images: list[Image.Image]
 ) -> None:
     again = pipe(list(PROMPTS), generator=generators()).images
-    assert [p.tobytes() for p in again] == [p.tobytes() for p in pictures]
+    assert [p.tobytes() for p in again] == [p.tobytes() for p in images]
     (alone,) = pipe(list(PROMPTS)[1], generator=generators()[1]).images
-    difference = np.asarray(alone).astype(int) - np.asarray(pictures[1])
+    difference = np.asarray(alone).astype(int) - np.asarray(images[1])
     assert np.abs(difference).mean() < 2
 
 
-def test_pictures_show_the_color_that_was_asked_for(pictures: list[Image.Image]) -> None:
+def test_images_show_the_color_that_was_asked_for(images: list[Image.Image]) -> None:
     """Generous: three of four prompts must show more of their color than of any other."""
     right = 0
-    for picture, color in zip(pictures, PROMPTS.values(), strict=True):
-        shares = {name: share_of(picture, name) for name in HUES}
+    for image, color in zip(images, PROMPTS.values(), strict=True):
+        shares = {name: share_of(image, name) for name in HUES}
         right += max(shares, key=shares.__getitem__) == color and shares[color] > 0.02
     assert right >= 3
 
 
-def test_it_answers_questions_about_its_own_pictures(
-    pipe: Blip3oPipeline, pictures: list[Image.Image]
+def test_it_answers_questions_about_its_own_images(
+    pipe: Blip3oPipeline, images: list[Image.Image]
 ) -> None:
-    for picture in pictures[:2]:
-        assert pipe.ask(picture, "What is in the image?")
-    assert pipe.ask(pictures[0], "Describe the image in detail.").isprintable()
+    for image in images[:2]:
+        assert pipe.ask(image, "What is in the image?")
+    assert pipe.ask(images[0], "Describe the image in detail.").isprintable()
 
 
-def test_it_edits_and_reconstructs(pipe: Blip3oPipeline, pictures: list[Image.Image]) -> None:
-    original = np.asarray(pictures[1]).astype(int)
-    (kept,) = pipe.reconstruct(pictures[1], generator=generators()[0]).images
+def test_it_edits_and_reconstructs(pipe: Blip3oPipeline, images: list[Image.Image]) -> None:
+    original = np.asarray(images[1]).astype(int)
+    (kept,) = pipe.reconstruct(images[1], generator=generators()[0]).images
     assert np.abs(np.asarray(kept) - original).mean() < 40
-    (edited,) = pipe.edit(pictures[1], "make the car red", generator=generators()[0]).images
-    assert edited.size == pictures[1].size
+    (edited,) = pipe.edit(images[1], "make the car red", generator=generators()[0]).images
+    assert edited.size == images[1].size
     assert (np.asarray(edited) != original).any()

@@ -28,7 +28,7 @@ from blip3o.data.scenes.types import Placed, Scene
 from blip3o.data.scenes.words import Group, join, phrase
 from blip3o.eval.detector import SceneDetector
 from blip3o.eval.rules import Detection, Wanted, judge, same_objects
-from blip3o.generate.write import picture_generator
+from blip3o.generate.write import image_generator
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -208,18 +208,18 @@ def test_requests_to_the_server(pipe: Blip3oPipeline) -> None:
     assert len(drawn) > 0
     first = {}
     for prompt in drawn:
-        images = pipe([prompt] * 2, generator=[picture_generator(0, 0, k) for k in range(2)]).images
+        images = pipe([prompt] * 2, generator=[image_generator(0, 0, k) for k in range(2)]).images
         for image in images:
             check_image(image, prompt)
         first[prompt] = images[0]
     for prompt in prompts - set(drawn):
         if "make the" in prompt or "remove the" in prompt:
             (image,) = first.values()
-            after = pipe.edit(image, prompt, generator=picture_generator(0, 0, 0)).images[0]
+            after = pipe.edit(image, prompt, generator=image_generator(0, 0, 0)).images[0]
             check_edit(image, after, prompt)
     for content in set(re.findall(r'(?:content|text|input)"?[:=] ?"([^"]+)"', text)):
         if asked_for(content):
-            check_image(pipe(content, generator=picture_generator(0, 0, 0)).images[0], content)
+            check_image(pipe(content, generator=image_generator(0, 0, 0)).images[0], content)
         elif content in ANSWERS:
             assert pipe.ask(None, content) == ANSWERS[content]
         elif content.endswith("?"):
@@ -251,20 +251,20 @@ def test_the_demo(
     for image, prompt in zip(images, demo["PROMPTS"], strict=False):
         check_image(image, prompt)
     check_edit(images[0], images[-1], demo["INSTRUCTION"])
-    (description,) = re.findall(r"described the third (?:picture|image): (.*)", said)
+    (description,) = re.findall(r"described the third (?:image|image): (.*)", said)
     check_description(description, images[2])
 
 
 def test_the_page(pipe: Blip3oPipeline) -> None:
     examples = pytest.importorskip("blip3o.serve.page.examples")
     for prompt in examples.PROMPTS:
-        generators = [picture_generator(0, 0, k) for k in range(4)]
+        generators = [image_generator(0, 0, k) for k in range(4)]
         for image in pipe([prompt] * 4, generator=generators).images:
             check_image(image, prompt)
     for scene, instruction in zip(examples.SCENES, examples.INSTRUCTIONS, strict=True):
         image = render(scene, 384)
         assert pipe.ask(image, examples.QUESTION) == detailed_caption(scene)
-        edited = pipe.edit(image, instruction, generator=picture_generator(0, 0, 0)).images[0]
+        edited = pipe.edit(image, instruction, generator=image_generator(0, 0, 0)).images[0]
         check_edit(image, edited, instruction)
 
 

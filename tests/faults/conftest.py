@@ -1,4 +1,4 @@
-"""Real runs at tiny size (jsonl pictures, loader, unified model, objectives)."""
+"""Real runs at tiny size (jsonl images, loader, unified model, objectives)."""
 
 import dataclasses
 import json
@@ -35,9 +35,9 @@ def _no_curves() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def config(tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
-    """Pictures and answers mixed, from a tiny model folder."""
+    """Images and answers mixed, from a tiny model folder."""
     folder = tmp_path_factory.mktemp("data")
-    source = JsonlConfig(path=str(_write_pictures(folder)), name="toy")
+    source = JsonlConfig(path=str(_write_images(folder)), name="toy")
     tokenizer = train_tokenizer(["draw: a red cat", "What is this? a dog", "user\n"] * 3, 300)
     tiny = UnifiedModelConfig.tiny()
     model = dataclasses.replace(
@@ -73,7 +73,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
     )
 
 
-def _write_pictures(folder: Path) -> Path:
+def _write_images(folder: Path) -> Path:
     rng = np.random.default_rng(0)
     rows = []
     for number in range(9):

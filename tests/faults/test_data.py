@@ -60,14 +60,14 @@ def animated() -> bytes:
     return encode(red(), "GIF", save_all=True, append_images=others)
 
 
-BAD_PICTURES = {
+BAD_IMAGES = {
     "truncated": encode(red().resize((90, 90)), "JPEG")[:400],
     "0 bytes": b"",
     "wrong magic": b"GIF8" + encode(red())[4:],
     "bomb": bomb(),
     "text": b"<html>404 Not Found</html>",
 }
-GOOD_PICTURES = {
+GOOD_IMAGES = {
     "CMYK": encode(red("CMYK"), "JPEG", quality=95),
     "alpha": encode(red("RGBA")),
     "palette": encode(red().quantize(2)),
@@ -76,15 +76,15 @@ GOOD_PICTURES = {
 }
 
 
-def write(path: Path, picture: bytes, fields: bytes | None = None, text: bytes = b"") -> None:
-    """Writes a shard; one record has the picture and the fields or text that are given."""
+def write(path: Path, image: bytes, fields: bytes | None = None, text: bytes = b"") -> None:
+    """Writes a shard; one record has the image and the fields or text that are given."""
     plain = encode(red())
     with tarfile.open(path, "w") as tar:
         for number in range(RECORDS):
             key = f"{number:04d}"
             is_it = key == DAMAGED
             said = fields if is_it and fields else json.dumps({"caption": f"cat {key}"}).encode()
-            members = [("png", picture if is_it else plain)]
+            members = [("png", image if is_it else plain)]
             members.append(("txt", text) if is_it and text else ("json", said))
             for suffix, data in members:
                 info = tarfile.TarInfo(f"{key}.{suffix}")
@@ -129,11 +129,11 @@ def quarantined(tmp_path: Path) -> list[dict[str, str]]:
     return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
 
 
-@pytest.mark.parametrize("name", BAD_PICTURES)
-def test_a_bad_picture_is_counted_named_and_replaced(
+@pytest.mark.parametrize("name", BAD_IMAGES)
+def test_a_bad_image_is_counted_named_and_replaced(
     load: Callable[..., Loader], tmp_path: Path, name: str
 ) -> None:
-    write(tmp_path / "a.tar", BAD_PICTURES[name])
+    write(tmp_path / "a.tar", BAD_IMAGES[name])
     loader = load()
     taken = epoch(loader)
     assert (loader.num_bad, loader.num_seen) == (1, RECORDS)
@@ -143,17 +143,17 @@ def test_a_bad_picture_is_counted_named_and_replaced(
     assert epoch(load()) == taken
 
 
-@pytest.mark.parametrize("name", GOOD_PICTURES)
-def test_an_odd_picture_is_read_as_a_person_sees_it(
+@pytest.mark.parametrize("name", GOOD_IMAGES)
+def test_an_odd_image_is_read_as_a_person_sees_it(
     load: Callable[..., Loader], tmp_path: Path, name: str
 ) -> None:
-    write(tmp_path / "a.tar", GOOD_PICTURES[name])
+    write(tmp_path / "a.tar", GOOD_IMAGES[name])
     loader = load()
     steps = itertools.islice(loader(0), RECORDS // 8)
     pixels = [batch.target_pixels for step in steps for batch in step]
     expected = (np.array(RED) / 127.5 - 1)[:, None]
-    for picture in (one for batch in pixels if batch is not None for one in batch):
-        upper = picture[:, : PX // 2 - 1].flatten(1).numpy()
+    for image in (one for batch in pixels if batch is not None for one in batch):
+        upper = image[:, : PX // 2 - 1].flatten(1).numpy()
         assert np.abs(upper - expected).max() < 0.25
     assert loader.num_bad == 0
 
@@ -199,7 +199,7 @@ def test_a_damaged_shard_is_refused_or_salvaged(
     loader = load(salvage=True)
     assert f"at byte {place}" in capsys.readouterr().err
     epoch(loader)
-    # Cut, nothing behind is left; with one bad header, its record alone lacks its picture.
+    # Cut, nothing behind is left; with one bad header, its record alone lacks its image.
     assert loader.num_bad <= (2 if damage == "flipped" else 0)
 
 

@@ -1,6 +1,6 @@
 """Real runs that are killed, stopped and starved: they resume bit for bit or say what to do.
 
-A run is the real thing at tiny size (jsonl pictures, loader, unified model, objectives), in a
+A run is the real thing at tiny size (jsonl images, loader, unified model, objectives), in a
 forked process of its own, so that it can be killed.
 """
 

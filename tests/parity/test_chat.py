@@ -1,4 +1,4 @@
-"""Prompts, labels and processed pictures against recorded ones (family `chat`)."""
+"""Prompts, labels and processed images against recorded ones (family `chat`)."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ from PIL import Image
 from torch import Tensor
 
 from blip3o.core.types import IGNORE_LABEL, IMAGE_MARK, Message
-from blip3o.imaging.fit import PictureFitConfig, aspect_pixels
+from blip3o.imaging.fit import ImageFitConfig, aspect_pixels
 from blip3o.models.backbones.vision import VisionTowerConfig, to_vision_inputs
 from blip3o.text.chat import ChatConfig, ChatTemplate
 from blip3o.text.tokenizer import IMAGE_PAD, IMAGE_START, VISION_END, VISION_START, Tokenizer
@@ -103,10 +103,10 @@ def test_understanding_prompts_and_patches(case: Any) -> None:
         ids = tensors[f"und{index}.input_ids"][0].tolist()
         assert chat.text_prompt([message]) == ids
         with Image.open(case.path.with_name(one["image"])) as opened:
-            picture = opened.convert("RGB")
+            image = opened.convert("RGB")
         limits = {name: one[name] for name in ("min_pixels", "max_pixels")}
         pixels = aspect_pixels(
-            picture, sizes.patch_px * sizes.merge, PictureFitConfig(mode="aspect", **limits)
+            image, sizes.patch_px * sizes.merge, ImageFitConfig(mode="aspect", **limits)
         )
         assert list(pixels.shape[:0:-1]) == one["via_qwen_vl_utils"]["resized_to"]
         images = to_vision_inputs(pixels[None], **vision)

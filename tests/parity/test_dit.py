@@ -36,8 +36,8 @@ def load(dit_config: Callable[[dict[str, Any]], NextDiTConfig]) -> Callable[[Any
     return loaded
 
 
-def to_tokens(picture: Tensor) -> Tensor:
-    return picture.flatten(2).transpose(1, 2)
+def to_tokens(image: Tensor) -> Tensor:
+    return image.flatten(2).transpose(1, 2)
 
 
 def assert_near(actual: Tensor, expected: Tensor, tolerance: float) -> None:

@@ -120,7 +120,7 @@ def test_preprocessing_equals_recorded_pixels(case: Any) -> None:
     settings, recorded = case.settings(), RecordedTensors(case)
     assert (tuple(settings["mean"]), tuple(settings["std"])) == (CLIP_MEAN, CLIP_STD)
     for number, entry in enumerate(settings["images"]):
-        # The released code drops an alpha channel; `imaging.load` puts the picture on white.
+        # The released code drops an alpha channel; `imaging.load` puts the image on white.
         image = Image.open(case.path.with_name(entry["file"])).convert("RGB")
         for size in entry["sizes"]:
             pixels = normalize_for_clip(to_pixels(image, size, "center_crop"))

@@ -186,7 +186,7 @@ def test_training_step_and_gradients(
 
 
 class Conversation:
-    """A recorded question about pictures, or about none."""
+    """A recorded question about images, or about none."""
 
     def __init__(self, case: Any, build: Build) -> None:
         self.recorded = recorded = case.tensors()
@@ -262,17 +262,17 @@ def test_rows_of_a_batch_answer_as_they_do_alone(case: Any, published_model: Bui
     placeholders = (one.ids == one.model.config.backbone.image_token_id).sum(1).tolist()
     with torch.no_grad():
         hidden = one.model.text_states(one.ids, one.mask, one.images)
-    picture, patch = 0, 0
+    image, patch = 0, 0
     for row, num_tokens in enumerate(placeholders):
         images, real = None, one.mask[row]
         if one.images is not None and num_tokens:
-            first, start = picture, patch
+            first, start = image, patch
             while patch - start < num_tokens * merge**2:
-                patch += int(one.images.grid_thw[picture].prod())
-                picture += 1
+                patch += int(one.images.grid_thw[image].prod())
+                image += 1
             images = VisionInputs(
                 patches=one.images.patches[start:patch],
-                grid_thw=one.images.grid_thw[first:picture],
+                grid_thw=one.images.grid_thw[first:image],
             )
         ids = one.ids[row : row + 1, real]
         with torch.no_grad():

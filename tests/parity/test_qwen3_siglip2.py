@@ -51,7 +51,7 @@ def tokens_of(grid: Tensor) -> Tensor:
 class TrainingStep:
     """A recorded step, taken apart as the production code meets it.
 
-    The released step puts rows that ask for a picture and rows about one into the same batch. Here
+    The released step puts rows that ask for an image and rows about one into the same batch. Here
     the former are a batch for flow matching, and all rows up to the queries a batch for the text
     loss: attention is causal, so nothing before the queries depends on them.
     """
@@ -64,7 +64,7 @@ class TrainingStep:
         weights = case.neighbor("weights.safetensors").tensors()
         self.num_queries = weights["model.latent_queries"].shape[1]
         self.starts = recorded["i_s_pos"].tolist()
-        self.draws = any(start >= 0 for start in self.starts)  # else all rows are about pictures
+        self.draws = any(start >= 0 for start in self.starts)  # else all rows are about images
         grid = None
         if self.draws:
             self.clean = self.pooled(recorded["gen_tower_features"], recorded["pooled_target"])
@@ -165,7 +165,7 @@ def test_states_of_a_quantized_backbone(
 ) -> None:
     step = TrainingStep(case, published_model)
     if not step.draws:
-        pytest.skip("no row asks for a picture")
+        pytest.skip("no row asks for an image")
     bound, images = quantized(step.model), step.image_batch()
     expected = step.recorded["query_hidden_states"]
     with torch.no_grad():

@@ -193,7 +193,7 @@ def test_latents_equal_recorded_latents(case: Any) -> None:
 
 
 @each_run
-def test_pictures_equal_recorded_pictures(case: Any) -> None:
+def test_images_equal_recorded_images(case: Any) -> None:
     recorded, run = case.tensors(), run_settings(case)
     noise = recorded["initial_noise_before_scaling"]
     with torch.no_grad():
@@ -205,7 +205,7 @@ def test_pictures_equal_recorded_pictures(case: Any) -> None:
 
 
 @each_run
-def test_a_published_folder_gives_the_recorded_pictures(case: Any, tmp_path: Path) -> None:
+def test_a_published_folder_gives_the_recorded_images(case: Any, tmp_path: Path) -> None:
     """From diffusers' files through the production loader to pixels."""
     recorded, run, settings = case.tensors(), run_settings(case), beside(case, "decoder.json")
     scheduler = {"_class_name": run["scheduler"]["class"], **run["scheduler"]}

@@ -109,7 +109,7 @@ def load_encoder(case: Any, skip_last: int = 1) -> Siglip2Encoder:
 
 
 def load_decoder(case: Any, **changes: Any) -> SanaDecoder:
-    """Returns the decoder with recorded weights; its empty condition is the black picture's."""
+    """Returns the decoder with recorded weights; its empty condition is the black image's."""
     settings = recorded_settings(case)
     config = decoder_config_from(
         settings["sana_config"],
@@ -143,7 +143,7 @@ def load_run(case: Any) -> SanaDecoder:
 
 
 def halves(recorded: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-    """Returns the empty conditions, none in a run without guidance, and those of the pictures."""
+    """Returns the empty conditions, none in a run without guidance, and those of the images."""
     both, num_images = recorded["z_latents_null_first"], len(recorded["initial_latents"])
     return both[:-num_images], both[-num_images:]
 
@@ -210,7 +210,7 @@ def test_scheduler_visits_the_recorded_levels(case: Any) -> None:
 
 @each_run
 def test_features_and_empty_condition_equal_recorded_states(case: Any) -> None:
-    """The batch is [black, black, ..., picture, picture, ...]."""
+    """The batch is [black, black, ..., image, image, ...]."""
     recorded = case.tensors()
     parts = beside(case, "parts.safetensors").tensors()
     pixels = torch.stack([parts[f"pixels_{i}"] for i in run_settings(case)["image_indices"]])
@@ -223,9 +223,7 @@ def test_features_and_empty_condition_equal_recorded_states(case: Any) -> None:
 
 
 @each_run
-def test_a_published_folder_turns_pictures_into_the_recorded_ones(
-    case: Any, tmp_path: Path
-) -> None:
+def test_a_published_folder_turns_images_into_the_recorded_ones(case: Any, tmp_path: Path) -> None:
     """From files under the published names, through the production loader, to pixels."""
     recorded, run, settings = case.tensors(), run_settings(case), recorded_settings(case)
     encoder = encoder_config_from(settings["siglip_config"], skip_last=1)
@@ -241,15 +239,15 @@ def test_a_published_folder_turns_pictures_into_the_recorded_ones(
     pixels = torch.stack([given[f"pixels_{i}"] for i in run["image_indices"]])
     with torch.no_grad():
         features = parts.image_encoder(pixels)
-        pictures = parts.image_decoder.decode(
+        images = parts.image_decoder.decode(
             features, recorded["initial_latents"], run["num_inference_steps"]
         )
     assert_near(features, halves(recorded)[1])
-    assert_near((pictures + 1) / 2, recorded["decoded_0_to_1_nchw"])
+    assert_near((images + 1) / 2, recorded["decoded_0_to_1_nchw"])
 
 
 @each_run
-def test_runs_equal_recorded_latents_and_pictures(case: Any) -> None:
+def test_runs_equal_recorded_latents_and_images(case: Any) -> None:
     recorded, run, decoder = case.tensors(), run_settings(case), load_run(case)
     features = halves(recorded)[1]
     states: dict[str, Tensor] = {}
@@ -287,7 +285,7 @@ def test_published_names_shapes_and_count(case: Any, capsys: pytest.CaptureFixtu
         decoder = config.build().state_dict()
         encoder = encoder_config_from(recorded["siglip"], skip_last=1)
         tower = dataclasses.replace(encoder, keep_head=True).build().state_dict()
-    decoder.pop("empty_features")  # ours: the features of a black picture
+    decoder.pop("empty_features")  # ours: the features of a black image
     ours = {f"image_decoder.{name}": value for name, value in decoder.items()}
     ours |= {f"image_encoder.{name}": value for name, value in tower.items()}
     published = manifest["weights"]

@@ -53,7 +53,7 @@ OPTIONS = {
 
 
 @pytest.fixture
-def picture(tmp_path: Path) -> str:
+def image(tmp_path: Path) -> str:
     Image.new("RGB", (20, 12), "red").save(tmp_path / "red.png")
     return str(tmp_path / "red.png")
 
@@ -198,7 +198,7 @@ def test_other_ends_have_a_status_of_their_own(
     assert message in refusal(capsys, "models", status=status)
 
 
-def test_generate_writes_pictures_a_grid_and_metadata(
+def test_generate_writes_images_a_grid_and_metadata(
     capsys: pytest.CaptureFixture[str], tiny_folder: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "prompts.txt").write_text("a car\n")
@@ -232,12 +232,12 @@ def test_generate_twice_gives_the_same_files(tiny_folder: Path, tmp_path: Path) 
         (["generate", "a cat", "--num-images", "0"], "the number of images must be 1 to 1000"),
         (["generate", "a cat", "--steps", "0"], "num_inference_steps must be 1 to 1000"),
         (["generate", "a cat", "--guidance", "0"], "guidance_scale must be 1 to 100"),
-        (["ask", "none.png", "what?"], "no such picture: none.png"),
+        (["ask", "none.png", "what?"], "no such image: none.png"),
         (["ask", "red.png", " "], "the question is empty"),
         (["edit", "red.png", ""], "the prompt is empty"),
-        (["edit", "bad.png", "blue"], "bad.png is not a picture"),
+        (["edit", "bad.png", "blue"], "bad.png is not an image"),
         (["edit", "red.png", "blue", "--out", "x.txt"], "use a name that ends in .png"),
-        (["reconstruct", "none.png"], "no such picture"),
+        (["reconstruct", "none.png"], "no such image"),
     ],
 )
 def test_requests_a_model_cannot_meet_are_told_in_one_line(
@@ -245,34 +245,34 @@ def test_requests_a_model_cannot_meet_are_told_in_one_line(
     monkeypatch: pytest.MonkeyPatch,
     tiny_folder: Path,
     tmp_path: Path,
-    picture: str,
+    image: str,
     words: list[str],
     message: str,
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "bad.png").write_text("this is no picture")
+    (tmp_path / "bad.png").write_text("this is no image")
     assert message in refusal(capsys, *words, "--model", str(tiny_folder))
     assert not [p for p in tmp_path.rglob("*.png") if p.name not in ("red.png", "bad.png")]
 
 
 def test_ask_prints_the_answer_and_nothing_else(
-    capsys: pytest.CaptureFixture[str], tiny_folder: Path, picture: str
+    capsys: pytest.CaptureFixture[str], tiny_folder: Path, image: str
 ) -> None:
     from blip3o import Blip3oPipeline
 
-    words = ["ask", picture, picture, "what?", "--model", str(tiny_folder), "--dtype", "fp32"]
+    words = ["ask", image, image, "what?", "--model", str(tiny_folder), "--dtype", "fp32"]
     assert main(words) == 0
     captured = capsys.readouterr()
     pipe = Blip3oPipeline.from_pretrained(tiny_folder, device="cpu", dtype="fp32")
-    assert captured.out == pipe.ask([picture, picture], "what?") + "\n"
+    assert captured.out == pipe.ask([image, image], "what?") + "\n"
     assert captured.err == ""
 
 
-def test_edit_and_reconstruct_write_one_picture(
-    capsys: pytest.CaptureFixture[str], tiny_folder: Path, tmp_path: Path, picture: str
+def test_edit_and_reconstruct_write_one_image(
+    capsys: pytest.CaptureFixture[str], tiny_folder: Path, tmp_path: Path, image: str
 ) -> None:
     out = tmp_path / "new" / "x.png"
-    for words in (["edit", picture, "make it blue"], ["reconstruct", picture]):
+    for words in (["edit", image, "make it blue"], ["reconstruct", image]):
         assert main([*words, "--out", str(out), "--model", str(tiny_folder)]) == 0
         assert capsys.readouterr().out == f"{out}\n"
         assert Image.open(out).size == (16, 16)
@@ -280,19 +280,19 @@ def test_edit_and_reconstruct_write_one_picture(
 
 
 @pytest.mark.parametrize("seed", [7, 2**64])
-def test_a_seed_means_one_picture_wherever_it_is_asked_for(
-    tiny_folder: Path, tmp_path: Path, picture: str, seed: int
+def test_a_seed_means_one_image_wherever_it_is_asked_for(
+    tiny_folder: Path, tmp_path: Path, image: str, seed: int
 ) -> None:
     # The server takes the same numbers; as in `generate`, any whole number is a seed.
-    from blip3o.generate.write import picture_generator
+    from blip3o.generate.write import image_generator
 
     pipe = Blip3oPipeline.from_pretrained(tiny_folder, device="cpu", dtype="fp32")
     expected = {
-        "edit": pipe.edit(picture, "make it blue", generator=picture_generator(seed, 0, 0)),
-        "reconstruct": pipe.reconstruct(picture, generator=picture_generator(seed, 0, 0)),
+        "edit": pipe.edit(image, "make it blue", generator=image_generator(seed, 0, 0)),
+        "reconstruct": pipe.reconstruct(image, generator=image_generator(seed, 0, 0)),
     }
     out = tmp_path / "x.png"
-    for words in (["edit", picture, "make it blue"], ["reconstruct", picture]):
+    for words in (["edit", image, "make it blue"], ["reconstruct", image]):
         words += ["--out", str(out), "--seed", str(seed), "--dtype", "fp32", "--device", "cpu"]
         assert main([*words, "--model", str(tiny_folder)]) == 0
         assert Image.open(out).tobytes() == expected[words[0]].images[0].tobytes()
@@ -334,21 +334,21 @@ def test_ask_and_chat_take_the_settings_of_text(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
     tiny_pipe: Blip3oPipeline,
-    picture: str,
+    image: str,
 ) -> None:
     monkeypatch.setattr(cli_commands, "_pipeline", lambda options: tiny_pipe)
     words = ["--temperature", "5", "--top-p", "0.9", "--top-k", "50", "--max-new-tokens", "9"]
     words += ["--stop", "zzz", "--stop", "yyy"]
     settings: Any = {"temperature": 5.0, "top_p": 0.9, "top_k": 50, "max_new_tokens": 9}
-    expected = [tiny_pipe.ask(picture, "what?", seed=seed, **settings) for seed in (3, 4)]
+    expected = [tiny_pipe.ask(image, "what?", seed=seed, **settings) for seed in (3, 4)]
     assert len(set(expected)) == 2
     for seed, answer in zip(("3", "4"), expected, strict=True):
-        assert main(["ask", picture, "what?", *words, "--seed", seed]) == 0
+        assert main(["ask", image, "what?", *words, "--seed", seed]) == 0
         assert capsys.readouterr() == (answer + "\n", "")
-    assert main(["ask", picture, "what?", *words, "--seed", "-1"]) == 0
+    assert main(["ask", image, "what?", *words, "--seed", "-1"]) == 0
     out, err = capsys.readouterr()
     drawn = int(err.removeprefix("blip3o: ").removeprefix("seed "))
-    assert out == tiny_pipe.ask(picture, "what?", seed=drawn, **settings) + "\n"
+    assert out == tiny_pipe.ask(image, "what?", seed=drawn, **settings) + "\n"
     monkeypatch.setattr(sys, "stdin", io.StringIO("hello\n"))
     assert main(["chat", *words, "--seed", "3"]) == 0
     answer = tiny_pipe.ask(None, "hello", seed=3, **settings)

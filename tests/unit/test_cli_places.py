@@ -42,7 +42,7 @@ PARSERS = list(parsers(build_parser()))
 
 
 @pytest.fixture
-def picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     Image.new("RGB", (20, 12), "red").save(tmp_path / "a.png")
 
@@ -57,7 +57,7 @@ def refusal(capsys: pytest.CaptureFixture[str], words: list[str]) -> str:
 
 @pytest.mark.parametrize("words", FOLDERS, ids=" ".join)
 def test_a_file_where_a_folder_is_wanted_is_refused_before_any_work(
-    capsys: pytest.CaptureFixture[str], picture: None, words: list[str], tmp_path: Path
+    capsys: pytest.CaptureFixture[str], image: None, words: list[str], tmp_path: Path
 ) -> None:
     for out in ("a.png", "a.png/x/y"):
         said = refusal(capsys, [*words, "--out", out])
@@ -68,7 +68,7 @@ def test_a_file_where_a_folder_is_wanted_is_refused_before_any_work(
 
 @pytest.mark.parametrize("words", FILES, ids=" ".join)
 def test_a_folder_where_a_file_is_wanted_is_refused_before_any_work(
-    capsys: pytest.CaptureFixture[str], picture: None, words: list[str], tmp_path: Path
+    capsys: pytest.CaptureFixture[str], image: None, words: list[str], tmp_path: Path
 ) -> None:
     (tmp_path / "folder.png").mkdir()
     assert "it is a folder" in refusal(capsys, [*words, "--out", "folder.png"])
@@ -78,7 +78,7 @@ def test_a_folder_where_a_file_is_wanted_is_refused_before_any_work(
 
 @pytest.mark.parametrize("words", [*FOLDERS, *FILES], ids=" ".join)
 def test_a_place_that_cannot_be_is_refused_in_a_sentence(
-    capsys: pytest.CaptureFixture[str], picture: None, words: list[str], tmp_path: Path
+    capsys: pytest.CaptureFixture[str], image: None, words: list[str], tmp_path: Path
 ) -> None:
     assert "the name is too long" in refusal(capsys, [*words, "--out", "x" * 300])
     if words[0] != "train":  # whose processes may make it at once
@@ -87,7 +87,7 @@ def test_a_place_that_cannot_be_is_refused_in_a_sentence(
 
 
 def test_convert_checks_its_place_too(
-    capsys: pytest.CaptureFixture[str], picture: None, tmp_path: Path
+    capsys: pytest.CaptureFixture[str], image: None, tmp_path: Path
 ) -> None:
     assert "is a file" in refusal(capsys, ["convert", "pocket", "a.png"])
 
@@ -110,7 +110,7 @@ def test_other_paths_may_begin_with_the_home_folder(
     assert parse(["convert", "pocket", "~/m"]).dest == tmp_path / "m"
     assert parse(["data", "lint", "~/a b", "c"]).paths == [f"{tmp_path}/a b", "c"]
     for words in (["ask", "~/a.png", "q"], ["edit", "~/a.png", "q"], ["reconstruct", "~/a.png"]):
-        assert f"no such picture: {tmp_path}/a.png" in refusal(capsys, words)
+        assert f"no such image: {tmp_path}/a.png" in refusal(capsys, words)
 
 
 EARLY = [
@@ -139,7 +139,7 @@ EARLY = [
 FREE = [["--help"], [], ["models"], ["recipes"], ["scenes", "--help"], ["eval", "--help"]]
 
 
-def test_mistakes_and_lists_need_no_torch(picture: None) -> None:
+def test_mistakes_and_lists_need_no_torch(image: None) -> None:
     """One process for all: whatever imports torch fails, as it is not there."""
     program = (
         "import json, sys\n"
@@ -164,7 +164,7 @@ def test_mistakes_and_lists_need_no_torch(picture: None) -> None:
 
 
 def test_a_new_seed_is_drawn_and_told(
-    capsys: pytest.CaptureFixture[str], picture: None, tiny_folder: Path, tmp_path: Path
+    capsys: pytest.CaptureFixture[str], image: None, tiny_folder: Path, tmp_path: Path
 ) -> None:
     model = ["--model", str(tiny_folder), "--dtype", "fp32"]
     commands = {

@@ -267,7 +267,7 @@ def test_the_figures_are_those_that_were_measured() -> None:
     assert told
     assert told == stored
     times = json.loads((ROOT / "benchmarks/results/generate.json").read_text(encoding="utf-8"))
-    seconds = {name: row["median"] for name, row in times["seconds_for_four_pictures"].items()}
+    seconds = {name: row["median"] for name, row in times["seconds_for_four_images"].items()}
     assert f"process start to files | {seconds['cold']:.1f} s |" in results
     assert f"warm, one batch | {seconds['warm_batch_of_4']:.2f} s |" in results
     readme = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -1,6 +1,6 @@
 """The plain data that layers hand to each other.
 
-Axes: B rows, T text tokens, M prompt pictures, P pixels a side, N image tokens, C feature channels.
+Axes: B rows, T text tokens, M prompt images, P pixels a side, N image tokens, C feature channels.
 """
 
 import dataclasses
@@ -14,7 +14,7 @@ IGNORE_LABEL = -100
 """Label of a token that no text loss looks at (PyTorch's cross entropy default)."""
 
 IMAGE_MARK = "<image>"
-"""Stands in a message for one picture, as in LLaVA-style conversation files."""
+"""Stands in a message for one image, as in LLaVA-style conversation files."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,7 +27,7 @@ class Record:
         epoch: how often the source was gone through before.
         position: the record's place inside its source (what a feature cache is indexed by).
         source: name of the source it came from.
-        files: picture bytes by role: "image", or "source" and "target" of an edit.
+        files: image bytes by role: "image", or "source" and "target" of an edit.
         fields: everything else (captions, conversations, objects, instruction).
     """
 
@@ -46,7 +46,7 @@ class Message:
 
     Args:
         role: "system", "user" or "assistant".
-        text: what is said; each `IMAGE_MARK` stands for one picture.
+        text: what is said; each `IMAGE_MARK` stands for one image.
         learned: (start, stop) of the characters of an assistant's text that are learned, in order;
             None for all of it.
         context: how many characters of a conversation's first text are what the whole conversation
@@ -61,15 +61,15 @@ class Message:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Example:
-    """A record made into something to learn by a task; pictures decoded, nothing tokenized.
+    """A record made into something to learn by a task; images decoded, nothing tokenized.
 
     Args:
         task: "text_to_image", "image_to_text", "text", "plain_text", "edit", "reconstruct" or
             "contrastive".
         record: where it came from.
         messages: the conversation; for image targets it ends with the user's turn.
-        prompt_images: roles (keys of `record.files`) of the pictures in the messages, in order.
-        target_image: role of the picture to generate, or None.
+        prompt_images: roles (keys of `record.files`) of the images in the messages, in order.
+        target_image: role of the image to generate, or None.
         caption: one caption, for contrastive training.
         regions: ground truth objects, for dense training: dicts with x, y, size in [0, 1] and
             integer labels `thing` and `color`.
@@ -93,16 +93,16 @@ class Batch:
         indices: global sample index [B], int64.
         epochs: epoch of each sample [B], int64.
         input_ids: token ids [B, T], int64; image placeholders already expanded. Left-padded where
-            a picture is to be generated (the prompt ends in the last column), right-padded else.
+            an image is to be generated (the prompt ends in the last column), right-padded else.
         attention_mask: True for real tokens [B, T], bool.
         labels: next-token targets [B, T], aligned with `input_ids` (the model shifts),
             `IGNORE_LABEL` where nothing is learned; None for image targets.
-        prompt_pixels: pictures of the prompts in row order [M, 3, P, P], float32 in [-1, 1]; those
+        prompt_pixels: images of the prompts in row order [M, 3, P, P], float32 in [-1, 1]; those
             of questions may have other shapes, and where they differ this is a tuple of [3, H, W].
         prompt_features: their cached raw image features [M, N, C] instead of pixels.
-        target_pixels: pictures to learn from or to generate [B, 3, P, P], float32 in [-1, 1].
+        target_pixels: images to learn from or to generate [B, 3, P, P], float32 in [-1, 1].
         target_features: their cached raw image features [B, N, C] instead of, or beside, pixels.
-        reference_rows: for edits: for each row the index into the prompt pictures of the picture
+        reference_rows: for edits: for each row the index into the prompt images of the image
             to be edited [B], int64; None where there is none.
         regions: ground truth objects [B, R, 5] as (x, y, size, thing, color), -1 where unused.
     """

@@ -1,8 +1,8 @@
 """A cache of frozen image features: computed once, read by position, refused when stale.
 
-One file a source and picture role, float16 [records, N, C]; files beside it say which encoder and
+One file a source and image role, float16 [records, N, C]; files beside it say which encoder and
 which data it is of, which chunks of rows are done, and the hash of each row (`cache_files`).
-Processes share the chunks. A picture that cannot be read leaves a row of NaN, so that training
+Processes share the chunks. An image that cannot be read leaves a row of NaN, so that training
 meets the same bad sample as it would without a cache. `cache_reader` reads.
 """
 
@@ -39,16 +39,16 @@ from blip3o.data.sources import Source
 __all__ = ["FeatureCache", "build_cache"]
 
 _PROBES = 16
-"""How many chunks, spread over the source, are tried before it is said to have no picture."""
+"""How many chunks, spread over the source, are tried before it is said to have no image."""
 
 
-class _NoPictureError(UsageError):
-    """None of some records has a picture that can be read."""
+class _NoImageError(UsageError):
+    """None of some records has an image that can be read."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class _Rows:
-    """Features of a chunk, and the records whose picture cannot be read."""
+    """Features of a chunk, and the records whose image cannot be read."""
 
     features: NDArray[np.float16]
     left_out: list[dict[str, Any]]
@@ -66,7 +66,7 @@ def build_cache(
     rank: int = 0,
     world_size: int = 1,
 ) -> None:
-    """Computes the features of one picture of every record; goes on where it stopped.
+    """Computes the features of one image of every record; goes on where it stopped.
 
     Does nothing if they are there; replaces those of another encoder, and leaves those of other
     data where they are. Several processes of a run share the work by rank, on one machine or on one
@@ -75,17 +75,17 @@ def build_cache(
 
     Args:
         source: the records.
-        role: which picture of each record.
+        role: which image of each record.
         encode: pixels [B, 3, P, P] to raw features [B, N, C].
         folder: created if missing.
         fingerprint: identifies encoder, weights and preprocessing.
-        image_px: side of the pictures.
-        batch_size: pictures at once.
+        image_px: side of the images.
+        batch_size: images at once.
         rank: which process this is.
         world_size: how many share the work; the cache is whole when all of them have returned.
 
     Raises:
-        UsageError: if features are not finite in half precision, no picture can be read, or the
+        UsageError: if features are not finite in half precision, no image can be read, or the
             disk is full.
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -150,7 +150,7 @@ def _require_room(files: CacheFiles, info: CacheInfo, num_chunks: int) -> None:
     require_room(
         files.array.parent,
         rows * (info.row_bytes + HASH_BYTES),
-        f"the features of {rows} pictures ({files.array.name})",
+        f"the features of {rows} images ({files.array.name})",
         "name a folder on another disk (data.feature_cache=FOLDER), or do without "
         "(data.feature_cache=null)",
     )
@@ -159,12 +159,12 @@ def _require_room(files: CacheFiles, info: CacheInfo, num_chunks: int) -> None:
 def _first_rows(
     info: CacheInfo, rows_of: Callable[[range, tuple[int, ...] | None], _Rows]
 ) -> tuple[int, _Rows]:
-    """Returns the number and the rows of a chunk with a picture in it, which show the shape."""
+    """Returns the number and the rows of a chunk with an image in it, which show the shape."""
     failed = None
     for number in range(0, info.num_chunks, max(1, info.num_chunks // _PROBES)):
         try:
             return number, rows_of(info.positions(number), None)
-        except _NoPictureError as error:
+        except _NoImageError as error:
             failed = failed or error
     raise failed or UsageError("there is no record to compute features of")
 
@@ -222,21 +222,21 @@ def _encode(
     image_px: int,
     shape: tuple[int, ...] | None,
 ) -> _Rows:
-    """Returns the rows of some positions, of NaN where a picture cannot be read."""
+    """Returns the rows of some positions, of NaN where an image cannot be read."""
     pixels: dict[int, Tensor] = {}
     left_out: list[dict[str, Any]] = []
     for row, position in enumerate(positions):
         key = "?"
         try:
-            key, pictures, _ = source.read(position)
-            pixels[row] = read_pixels(pictures, role, image_px)
+            key, images, _ = source.read(position)
+            pixels[row] = read_pixels(images, role, image_px)
         except (ValueError, OSError) as error:
             reason = " ".join(str(error).split())
             left_out.append({"key": key, "position": position, "reason": reason})
     if not pixels:
         if shape is None:
-            raise _NoPictureError(
-                f"no picture {role!r} of {source.name} can be read: {left_out[-1]['reason']}"
+            raise _NoImageError(
+                f"no image {role!r} of {source.name} can be read: {left_out[-1]['reason']}"
             )
         empty = np.full((len(positions), *shape), np.nan, dtype=np.float16)
         return _Rows(features=empty, left_out=left_out)

@@ -4,7 +4,7 @@
     NAME.ROLE.json              which encoder and which data it is of (`CacheInfo`)
     NAME.ROLE.done              a byte for each chunk of rows: 1 if they are there
     NAME.ROLE.sums              a hash for each row
-    NAME.ROLE.left_out.jsonl    records whose picture cannot be read, with reasons
+    NAME.ROLE.left_out.jsonl    records whose image cannot be read, with reasons
 
 Features of other data under the same name lie beside them: NAME.ROLE.XXXXXXXXXXXX.f16 and so on,
 named by the data.
@@ -129,7 +129,7 @@ def find_files(folder: Path, source: str, role: str, data: str | None = None) ->
     Args:
         folder: of the cache.
         source: name of the data source.
-        role: which picture of its records.
+        role: which image of its records.
         data: fingerprint of the source; None for whatever has the plain names.
     """
     plain = CacheFiles(folder / f"{source}.{role}.f16")

@@ -46,15 +46,15 @@ class FeatureCache:
         self._opened: dict[tuple[str, str], _Opened] = {}
 
     def get(self, source: str, role: str, position: int) -> Tensor:
-        """Returns the features [N, C] of one picture, float16.
+        """Returns the features [N, C] of one image, float16.
 
         Args:
             source: name of the data source.
-            role: which picture of the record.
+            role: which image of the record.
             position: the record's place in its source.
 
         Raises:
-            ValueError: if the picture could not be read when the cache was built.
+            ValueError: if the image could not be read when the cache was built.
             UsageError: if the cache is missing, unfinished, damaged or of another encoder or of
                 other data.
         """
@@ -67,16 +67,16 @@ class FeatureCache:
             note = opened.files.read_left_out().get(position, {})
             reason = f": {note['reason']}" if "reason" in note else ""
             raise ValueError(
-                f"the picture {role!r} could not be read when its features were cached{reason}"
+                f"the image {role!r} could not be read when its features were cached{reason}"
             )
         return torch.from_numpy(row)
 
     def left_out(self, source: Source, role: str) -> dict[int, dict[str, Any]]:
-        """Returns `key` and `reason` of the records whose picture cannot be read, by position.
+        """Returns `key` and `reason` of the records whose image cannot be read, by position.
 
         Args:
             source: the records, as `check` knows them.
-            role: which picture of each record.
+            role: which image of each record.
         """
         opened = self._open(source.name, role)
         notes = opened.files.read_left_out()
@@ -87,7 +87,7 @@ class FeatureCache:
 
         Args:
             source: name of the data source.
-            role: which picture of its records.
+            role: which image of its records.
             data: fingerprint of the records; None for those that came first.
         """
         try:
@@ -101,7 +101,7 @@ class FeatureCache:
 
         Args:
             source: the records.
-            role: which picture of each record.
+            role: which image of each record.
 
         Raises:
             UsageError: if the cache is missing, unfinished, of another encoder or of other data.

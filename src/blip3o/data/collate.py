@@ -1,4 +1,4 @@
-"""Examples of one task to a batch: pictures decoded, text tokenized, rows padded."""
+"""Examples of one task to a batch: images decoded, text tokenized, rows padded."""
 
 import dataclasses
 import math
@@ -12,8 +12,8 @@ from torch import Tensor
 
 from blip3o.core.errors import UsageError
 from blip3o.core.types import IGNORE_LABEL, Batch, Example
-from blip3o.data.tasks import PICTURES
-from blip3o.imaging.fit import PictureFitConfig, aspect_pixels
+from blip3o.data.tasks import IMAGES
+from blip3o.imaging.fit import ImageFitConfig, aspect_pixels
 from blip3o.imaging.load import open_image
 from blip3o.imaging.pixels import to_pixels
 from blip3o.text.chat import ChatTemplate
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from blip3o.data.cache import FeatureCache
 
 MAX_REGIONS = 8
-"""Most ground-truth objects of a picture that a batch carries."""
+"""Most ground-truth objects of an image that a batch carries."""
 
 _IMAGE_TARGETS = ("text_to_image", "edit", "reconstruct")
 _TEXT_TARGETS = ("image_to_text", "text", "plain_text")
@@ -36,8 +36,8 @@ class Prepared:
         example: where it came from.
         ids: token ids of the prompt or the conversation.
         labels: what to learn of them; empty where no text is learned.
-        pixels: pictures [3, P, P] by role.
-        features: cached features [N, C] of pictures by role.
+        pixels: images [3, P, P] by role.
+        features: cached features [N, C] of images by role.
         regions: known objects [MAX_REGIONS, 5] of a contrastive example; see `Batch.regions`.
     """
 
@@ -55,14 +55,14 @@ class Preparer:
 
     Args:
         chat: the model's chat template.
-        image_px: side of the pictures.
+        image_px: side of the images.
         max_text_tokens: longest row of tokens.
         things: name of each thing label; names outside get no region.
         colors: name of each color label.
-        cache: features to use instead of decoding pictures; None decodes.
+        cache: features to use instead of decoding images; None decodes.
         keep_pixels: whether targets are decoded although their features are cached.
-        question_pictures: how pictures of conversations are fitted; all others are stretched.
-        token_px: side of a vision tower's token, for pictures in their own shape.
+        question_images: how images of conversations are fitted; all others are stretched.
+        token_px: side of a vision tower's token, for images in their own shape.
     """
 
     chat: ChatTemplate
@@ -72,7 +72,7 @@ class Preparer:
     colors: Sequence[str] = ()
     cache: "FeatureCache | None" = None
     keep_pixels: bool = False
-    question_pictures: PictureFitConfig = dataclasses.field(default_factory=PictureFitConfig)
+    question_images: ImageFitConfig = dataclasses.field(default_factory=ImageFitConfig)
     token_px: int = 1
 
     def prepare(self, example: Example) -> Prepared:
@@ -82,7 +82,7 @@ class Preparer:
             example: what a task made.
 
         Raises:
-            ValueError: if the example is unfit: its text is too long or means nothing, a picture
+            ValueError: if the example is unfit: its text is too long or means nothing, an image
                 is missing or cannot be read.
             UsageError: if the feature cache is unfit.
         """
@@ -91,7 +91,7 @@ class Preparer:
         features: dict[str, Tensor] = {}
         roles = {*example.prompt_images, *filter(None, [example.target_image])}
         # Of a conversation about several images the cache lacks the further ones: all are decoded.
-        cache = self.cache if roles <= {*PICTURES[example.task]} else None
+        cache = self.cache if roles <= {*IMAGES[example.task]} else None
         for role in sorted(roles - pixels.keys()):
             if cache is not None:
                 record = example.record
@@ -110,7 +110,7 @@ class Preparer:
         )
 
     def check(self, example: Example) -> None:
-        """Refuses what `prepare` would, but for pictures that cannot be read.
+        """Refuses what `prepare` would, but for images that cannot be read.
 
         Args:
             example: what a task made.
@@ -127,26 +127,26 @@ class Preparer:
         return ids, labels
 
     def _question_pixels(self, example: Example) -> dict[str, Tensor]:
-        """Returns the pictures of a conversation that are not just stretched, by role."""
-        fit = self.question_pictures
+        """Returns the images of a conversation that are not just stretched, by role."""
+        fit = self.question_images
         if example.task not in _TEXT_TARGETS or fit.mode == "stretch":
             return {}
         pixels = {}
         for role in example.prompt_images:
-            picture = read_picture(example.record.files, role)
+            image = read_image(example.record.files, role)
             try:
                 pixels[role] = (
-                    aspect_pixels(picture, self.token_px, fit)
+                    aspect_pixels(image, self.token_px, fit)
                     if fit.mode == "aspect"
-                    else to_pixels(picture, self.image_px, fit.mode)
+                    else to_pixels(image, self.image_px, fit.mode)
                 )
             except UsageError as error:
                 raise ValueError(str(error)) from error
         return pixels
 
     def _token_counts(self, example: Example, pixels: Mapping[str, Tensor]) -> list[int] | None:
-        """Returns the tokens of each picture of a conversation, if they differ."""
-        if self.question_pictures.mode != "aspect" or not pixels:
+        """Returns the tokens of each image of a conversation, if they differ."""
+        if self.question_images.mode != "aspect" or not pixels:
             return None
         return [pixels[role][0].numel() // self.token_px**2 for role in example.prompt_images]
 
@@ -175,7 +175,7 @@ class Preparer:
 def object_rows(
     objects: Sequence[Mapping[str, float]], things: Sequence[str], colors: Sequence[str]
 ) -> Tensor:
-    """Returns the known objects of a picture [MAX_REGIONS, 5]; see `Batch.regions`.
+    """Returns the known objects of an image [MAX_REGIONS, 5]; see `Batch.regions`.
 
     Args:
         objects: what its record says of them.
@@ -206,31 +206,31 @@ def object_rows(
 
 
 def read_pixels(files: Mapping[str, bytes], role: str, image_px: int) -> Tensor:
-    """Returns one picture of a record as pixels [3, P, P], float32 in [-1, 1].
+    """Returns one image of a record as pixels [3, P, P], float32 in [-1, 1].
 
     Args:
-        files: the record's pictures.
+        files: the record's images.
         role: which of them.
         image_px: side of the result; other shapes are stretched.
 
     Raises:
-        ValueError: if the record has no such picture or it cannot be read.
+        ValueError: if the record has no such image or it cannot be read.
     """
-    return to_pixels(read_picture(files, role), image_px)
+    return to_pixels(read_image(files, role), image_px)
 
 
-def read_picture(files: Mapping[str, bytes], role: str) -> Image.Image:
-    """Returns one picture of a record as RGB.
+def read_image(files: Mapping[str, bytes], role: str) -> Image.Image:
+    """Returns one image of a record as RGB.
 
     Args:
-        files: the record's pictures.
+        files: the record's images.
         role: which of them.
 
     Raises:
-        ValueError: if the record has no such picture or it cannot be read.
+        ValueError: if the record has no such image or it cannot be read.
     """
     if role not in files:
-        raise ValueError(f"the record has no picture {role!r}")
+        raise ValueError(f"the record has no image {role!r}")
     try:
         return open_image(files[role])
     except UsageError as error:
@@ -246,7 +246,7 @@ def collate(rows: Sequence[Prepared], pad_id: int) -> Batch:
     """
     examples = [row.example for row in rows]
     task = examples[0].task
-    # A prompt for a picture ends in the last column, where the query tokens go on.
+    # A prompt for an image ends in the last column, where the query tokens go on.
     ids, mask = _pad([row.ids for row in rows], pad_id, left=task in _IMAGE_TARGETS)
     labels = None
     if task in _TEXT_TARGETS:

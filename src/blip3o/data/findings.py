@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-ODD = "odd picture"
+ODD = "odd image"
 """A run reads such images all the same."""
 REPEATED = "repeated id"
 """Two lines of a list have the same id. A run reads both."""
@@ -49,7 +49,7 @@ class LintReport:
 
     Args:
         num_records: how many records were read.
-        findings: everything that is wrong, odd pictures included.
+        findings: everything that is wrong, odd images included.
         passed_over: for each source, files or members that are no records, counted by reason.
         uncounted_text: characters of the longest text whose tokens were not counted.
         file: where all findings are written; None if nowhere.

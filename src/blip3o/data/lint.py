@@ -215,7 +215,7 @@ def _check(record: Record, checks: LintChecks) -> Iterator[tuple[str, object]]:
             image = header.decode()
         except UsageError as error:
             broken.append(role)
-            yield "broken picture", f"{role}: {error}"
+            yield "broken image", f"{role}: {error}"
             continue
         for oddity in (*_oddities(header, image, checks.min_px), *_odd_frames(header, data)):
             yield ODD, f"{role}: {oddity}"
@@ -243,7 +243,7 @@ def _reasons(record: Record, task: str, checks: LintChecks, broken: Sequence[str
             roles = {*example.prompt_images, *filter(None, [example.target_image])}
             missing = [role for role in sorted(roles) if role not in record.files]
             if missing:
-                raise ValueError(f"no picture {missing[0]!r}")
+                raise ValueError(f"no image {missing[0]!r}")
             if checks.preparer is not None and not roles & {*broken}:
                 checks.preparer.check(example)
         except ValueError as error:
@@ -301,8 +301,8 @@ def _odd_frames(header: UndecodedImage, data: bytes) -> list[str]:
         try:  # it goes through the file and may end anywhere in it
             num_frames = getattr(file, "n_frames", 1)
         except Exception:  # noqa: BLE001  (decoders raise all kinds of things for damaged files)
-            return ["animated, and damaged: the first picture is taken"]
-    return [f"animated: the first of {num_frames} pictures is taken"] * (num_frames > 1)
+            return ["animated, and damaged: the first image is taken"]
+    return [f"animated: the first of {num_frames} images is taken"] * (num_frames > 1)
 
 
 def _duplicates(source: Source, problem: str, hashes: NDArray[Any]) -> list[Finding]:

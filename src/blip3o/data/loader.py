@@ -129,25 +129,25 @@ class Loader:
                 # After an error only the garbage collector would end them, five seconds each.
                 steps._shutdown_workers()
 
-    def first_pictures(self, count: int) -> list[Image.Image]:
-        """Returns the first readable pictures of the sources' records, for samples.
+    def first_images(self, count: int) -> list[Image.Image]:
+        """Returns the first readable images of the sources' records, for samples.
 
         Args:
             count: how many, at most.
         """
-        pictures: list[Image.Image] = []
+        images: list[Image.Image] = []
         for source in self._samples.mixture.sources:
             for position in range(min(len(source), count + MAX_REPLACEMENTS)):
-                if len(pictures) == count:
-                    return pictures
+                if len(images) == count:
+                    return images
                 try:
-                    pictures.append(open_image(source.read(position)[1]["image"]))
+                    images.append(open_image(source.read(position)[1]["image"]))
                 except (KeyError, ValueError, OSError, UsageError):
                     continue  # training is where bad samples are counted
-        return pictures
+        return images
 
     def first_captions(self, count: int) -> list[str]:
-        """Returns the first captions that pictures are drawn from, for samples; none twice.
+        """Returns the first captions that images are drawn from, for samples; none twice.
 
         Args:
             count: how many, at most.

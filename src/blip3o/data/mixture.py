@@ -50,7 +50,7 @@ class MixtureEntry:
         max_turns: most questions of a conversation, drawn anew each time; only for conversations
             whose questions do not build on each other. None takes all in order.
         conversation: field of the records that the conversation is in; None for the task's own
-            ("conversations", or "text_conversations" without pictures).
+            ("conversations", or "text_conversations" without images).
     """
 
     source: Any = component("blip3o.data.sources:SOURCES")
@@ -74,7 +74,7 @@ class DataConfig:
 
     Args:
         mixture: sources with tasks and weights.
-        image_px: side of the pictures the model takes.
+        image_px: side of the images the model takes.
         max_text_tokens: longer conversations and captions count as bad samples.
         num_workers: loader processes; 0 loads in the training process. Changes no batch.
         feature_cache: folder of cached image features; None computes features online.

@@ -76,14 +76,14 @@ def pack(
 ) -> Packed:
     """Writes the records of a source to `OUT/NAME-000000.tar`, ... with their indices.
 
-    Pictures keep their bytes, other kinds than PNG, JPEG and WebP become PNG. A record that cannot
+    Images keep their bytes, other kinds than PNG, JPEG and WebP become PNG. A record that cannot
     be read is left out and named in `NAME-000000.skipped.jsonl`. The bytes depend on the data
     alone. Each shard is renamed into place when whole, so the same call goes on where it stopped,
     and a second call at the same time waits for the first. The name that a record had stands in its
     JSON: `file_name` of a folder's image, else `id`.
 
     Args:
-        path: a folder of pictures, a JSON list, or shards to be cut anew.
+        path: a folder of images, a JSON list, or shards to be cut anew.
         out: folder for the shards; created if missing.
         name: what shards are called; that of the source if None.
         shard_size: records of the source a shard.

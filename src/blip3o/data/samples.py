@@ -18,7 +18,7 @@ from blip3o.core.rng import numpy_rng
 from blip3o.core.types import Example, Record
 from blip3o.data.collate import Prepared, Preparer
 from blip3o.data.mixture import DataConfig, Mixture, Slot
-from blip3o.data.tasks import PICTURES, draw_turns, get_task, with_conversation
+from blip3o.data.tasks import IMAGES, draw_turns, get_task, with_conversation
 
 MAX_REPLACEMENTS = 100
 """Bad records in a row after which there is no point in going on."""
@@ -79,7 +79,7 @@ class Samples:
         self.mixture = Mixture(config, seed)
         if preparer.cache is not None:
             wanted = zip(self.mixture.sources, self.mixture.tasks, strict=True)
-            for source, role in {(source, role) for source, t in wanted for role in PICTURES[t]}:
+            for source, role in {(source, role) for source, t in wanted for role in IMAGES[t]}:
                 preparer.cache.check(source, role)
         self.preparer = preparer
         self._seed = seed

@@ -1,4 +1,4 @@
-"""What a data set is like: numbers as text, and a page with plots and pictures."""
+"""What a data set is like: numbers as text, and a page with plots and images."""
 
 import base64
 import dataclasses
@@ -24,7 +24,7 @@ _MEASURES = {
     "width": "px",
     "height": "px",
     "aspect": "width / height",
-    "picture_bytes": "bytes",
+    "image_bytes": "bytes",
     "caption_words": "words",
     "turns": "questions and answers",
 }
@@ -41,10 +41,10 @@ class Stats:
     Args:
         name: the source's name.
         num_records: how many it has.
-        num_broken: records and pictures that cannot be read.
-        formats: how many pictures of each file format and color mode.
-        measures: name of each measure to its values, one a picture, caption or conversation.
-        samples: some pictures as JPEG, with their captions.
+        num_broken: records and images that cannot be read.
+        formats: how many images of each file format and color mode.
+        measures: name of each measure to its values, one an image, caption or conversation.
+        samples: some images as JPEG, with their captions.
         passed_over: files or members that are no records, counted by reason.
     """
 
@@ -80,12 +80,12 @@ class Stats:
 def collect(
     path: str, *, jobs: int = 1, num_samples: int = 24, image_folder: str | None = None
 ) -> Stats:
-    """Reads every record's texts and every picture's header.
+    """Reads every record's texts and every image's header.
 
     Args:
         path: a tar pattern, a JSON list or a folder.
         jobs: processes.
-        num_samples: pictures kept, evenly spread.
+        num_samples: images kept, evenly spread.
         image_folder: where the image paths of a list start; None is its own folder.
 
     Raises:
@@ -152,15 +152,15 @@ def _look(source: Source, positions: range, *, chosen: frozenset[int]) -> _Part:
             part.values["width"].append(width)
             part.values["height"].append(height)
             part.values["aspect"].append(width / height)
-            part.values["picture_bytes"].append(len(data))
+            part.values["image_bytes"].append(len(data))
     return part
 
 
 def _thumbnail(data: bytes) -> bytes:
-    picture = open_image(data)
-    picture.thumbnail((_THUMBNAIL_PX, _THUMBNAIL_PX))
+    image = open_image(data)
+    image.thumbnail((_THUMBNAIL_PX, _THUMBNAIL_PX))
     buffer = io.BytesIO()
-    picture.save(buffer, "JPEG", quality=80)
+    image.save(buffer, "JPEG", quality=80)
     return buffer.getvalue()
 
 
@@ -186,8 +186,8 @@ def write_page(all_stats: Sequence[Stats], file: Path) -> None:
             if len(values):
                 parts.append(_plot(name, _MEASURES[name], values))
         parts.append("<h2>Samples</h2>")
-        for picture, caption in stats.samples:
-            data = base64.b64encode(picture).decode()
+        for image, caption in stats.samples:
+            data = base64.b64encode(image).decode()
             parts.append(
                 f'<figure><img src="data:image/jpeg;base64,{data}">'
                 f"<figcaption>{html.escape(caption[:300])}</figcaption></figure>"

@@ -21,7 +21,7 @@ TaskFunction = Callable[[Record, np.random.Generator], Example]
 
 
 def text_to_image(record: Record, rng: np.random.Generator) -> Example:
-    """Draws one of the captions and asks for the record's picture."""
+    """Draws one of the captions and asks for the record's image."""
     return Example(
         task="text_to_image",
         record=record,
@@ -31,7 +31,7 @@ def text_to_image(record: Record, rng: np.random.Generator) -> Example:
 
 
 def edit(record: Record, rng: np.random.Generator) -> Example:
-    """Asks for the target picture, given the source picture and the instruction."""
+    """Asks for the target image, given the source image and the instruction."""
     del rng
     return Example(
         task="edit",
@@ -43,14 +43,14 @@ def edit(record: Record, rng: np.random.Generator) -> Example:
 
 
 def reconstruct(record: Record, rng: np.random.Generator) -> Example:
-    """Asks for the record's picture, given that picture."""
+    """Asks for the record's image, given that image."""
     del rng
     image = _the_image(record)
     return Example(task="reconstruct", record=record, prompt_images=(image,), target_image=image)
 
 
 def contrastive(record: Record, rng: np.random.Generator) -> Example:
-    """Pairs the picture with one of its captions and, where known, its objects."""
+    """Pairs the image with one of its captions and, where known, its objects."""
     objects = record.fields.get("objects", ())
     if not isinstance(objects, list | tuple) or not all(isinstance(one, dict) for one in objects):
         raise ValueError("'objects' is no list of objects")
@@ -91,7 +91,7 @@ def _talk(record: Record, messages: tuple[Message, ...], images: tuple[str, ...]
 
 
 def text(record: Record, rng: np.random.Generator) -> Example:
-    """Learns the answers of a conversation without pictures."""
+    """Learns the answers of a conversation without images."""
     del rng
     return Example(task="text", record=record, messages=_text_messages(record))
 
@@ -110,7 +110,7 @@ TASKS: Mapping[str, TaskFunction] = {
     )
 }
 
-PICTURES: Mapping[str, tuple[str, ...]] = {
+IMAGES: Mapping[str, tuple[str, ...]] = {
     "text_to_image": ("image",),
     "edit": ("source", "target"),
     "reconstruct": ("image",),
@@ -119,7 +119,7 @@ PICTURES: Mapping[str, tuple[str, ...]] = {
     "text": (),
     "plain_text": (),
 }
-"""Which pictures of a record each task looks at; a conversation may be about more, or none."""
+"""Which images of a record each task looks at; a conversation may be about more, or none."""
 
 
 CONVERSATIONS: Mapping[str, str] = {
@@ -231,7 +231,7 @@ def _caption(record: Record, rng: np.random.Generator) -> str:
 
 
 def _without_mark(caption: str) -> str:
-    if IMAGE_MARK in caption:  # it would claim a picture that is not there
+    if IMAGE_MARK in caption:  # it would claim an image that is not there
         raise ValueError(f"{IMAGE_MARK} in a caption or an instruction")
     check_text(caption)
     return caption
@@ -241,7 +241,7 @@ def _text_messages(record: Record) -> tuple[Message, ...]:
     turns = record.fields.get("text_conversations") or turns_of(record.fields)
     messages = messages_of(_checked(turns, "text_conversations", list))
     if any(IMAGE_MARK in message.text for message in messages):
-        raise ValueError("an image mark in a conversation without pictures")
+        raise ValueError("an image mark in a conversation without images")
     return messages
 
 

@@ -34,7 +34,7 @@ def run_benchmark(
     quantize: str | None = None,
     offload: str = "none",
 ) -> dict[str, Any]:
-    """Scores a model and writes `results.json`, `samples.jsonl` and sheets of pictures.
+    """Scores a model and writes `results.json`, `samples.jsonl` and sheets of images.
 
     Nothing is written before all is done: until then a folder holds what an older run left, and
     afterwards nothing of it.

@@ -1,10 +1,10 @@
-"""Finds and names the objects of a scene in a picture; reads nothing but the picture.
+"""Finds and names the objects of a scene in an image; reads nothing but the image.
 
 Each object is compared with every sprite: drawn at its place and scale in its color, aligned to a
-fraction of a pixel, and correlated with the picture. What correlates with no sprite is `UNKNOWN`: a
+fraction of a pixel, and correlated with the image. What correlates with no sprite is `UNKNOWN`: a
 judge that always named the nearest thing would reward blobs.
 
-Axis letters: K sprites under comparison, H and W rows and columns of a window of the picture.
+Axis letters: K sprites under comparison, H and W rows and columns of a window of the image.
 """
 
 import numpy as np
@@ -13,7 +13,7 @@ from PIL import Image
 
 from blip3o.data.scenes.things import COLORS, THINGS
 from blip3o.eval.rules import Detection
-from blip3o.eval.segmentation import PICTURE_PX, Bools, Floats, Window, box, parts, planes, windows
+from blip3o.eval.segmentation import IMAGE_PX, Bools, Floats, Window, box, parts, planes, windows
 from blip3o.eval.sprites import (
     SpriteSet,
     color_distances,
@@ -52,21 +52,21 @@ class SceneDetector:
         self.max_color_error = max_color_error
 
     def detect(self, image: Image.Image) -> tuple[Detection, ...]:
-        """Returns the objects of a picture, those it cannot name as `UNKNOWN`.
+        """Returns the objects of an image, those it cannot name as `UNKNOWN`.
 
         Args:
-            image: a square picture, best of 96 x 96 pixels or more.
+            image: a square image, best of 96 x 96 pixels or more.
 
         Raises:
             ValueError: if it is not square.
         """
         if image.width != image.height:
-            raise ValueError(f"a scene is square, but the picture is {image.width}x{image.height}")
+            raise ValueError(f"a scene is square, but the image is {image.width}x{image.height}")
         image = image.convert("RGB")
-        if image.width != PICTURE_PX:
-            shrinks = image.width > PICTURE_PX
+        if image.width != IMAGE_PX:
+            shrinks = image.width > IMAGE_PX
             filter_ = Image.Resampling.BOX if shrinks else Image.Resampling.BICUBIC
-            image = image.resize((PICTURE_PX, PICTURE_PX), filter_)
+            image = image.resize((IMAGE_PX, IMAGE_PX), filter_)
         return tuple(one for window in windows(planes(image)) for one in self._named(window))
 
     def _named(self, window: Window) -> list[Detection]:
@@ -115,9 +115,9 @@ def _detection(
     return Detection(
         thing=thing,
         color=color,
-        x=(window.corner[0] + pose[0]) / PICTURE_PX,
-        y=(window.corner[1] + pose[1]) / PICTURE_PX,
-        size=pose[2] / PICTURE_PX,
+        x=(window.corner[0] + pose[0]) / IMAGE_PX,
+        y=(window.corner[1] + pose[1]) / IMAGE_PX,
+        size=pose[2] / IMAGE_PX,
         score=score,
     )
 
@@ -198,7 +198,7 @@ def _halved(planes: Floats) -> Floats:
 def _agreement(drawn: Floats, seen: Floats, weight: Floats) -> Floats:
     """Returns the correlation of drawn sprites [K 3 H W] with what is seen [3 H W], [K].
 
-    About zero, and with equal scales: 1 only for equal pictures; the same picture at half the
+    About zero, and with equal scales: 1 only for equal images; the same image at half the
     contrast gives 0.8. [H W] weights say which pixels count.
     """
     both = (drawn * (seen * weight)).sum(axis=(1, 2, 3))

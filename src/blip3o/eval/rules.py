@@ -1,4 +1,4 @@
-"""Decides from detected objects whether a picture shows what was asked; GenEval's rules.
+"""Decides from detected objects whether an image shows what was asked; GenEval's rules.
 
 Reference:
     GenEval (arXiv 2310.11513): single object, two objects, counting, colors, position, color
@@ -10,17 +10,17 @@ from collections import Counter
 from collections.abc import Sequence
 
 RELATION_MARGIN = 0.05
-"""Least distance of two centers, as a fraction of the picture, for a relation to hold."""
+"""Least distance of two centers, as a fraction of the image, for a relation to hold."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Detection:
-    """One object found in a picture.
+    """One object found in an image.
 
     Args:
         thing: what it is.
         color: its color.
-        x: center from the left, as a fraction of the picture.
+        x: center from the left, as a fraction of the image.
         y: center from the top, likewise.
         size: longer side, likewise.
         score: how sure the detector is, in [0, 1].
@@ -79,7 +79,7 @@ def judge(
     *,
     exact_count: bool = False,
 ) -> bool:
-    """Returns whether a picture shows what was asked for.
+    """Returns whether an image shows what was asked for.
 
     Args:
         found: what the detector saw.
@@ -102,12 +102,12 @@ def judge(
 def same_objects(
     found: Sequence[Detection], expected: Sequence[Detection], max_shift: float = 0.12
 ) -> bool:
-    """Returns whether a picture shows exactly the expected objects at their places.
+    """Returns whether an image shows exactly the expected objects at their places.
 
     Args:
         found: what the detector saw.
         expected: the truth.
-        max_shift: how far a center may be off, as a fraction of the picture.
+        max_shift: how far a center may be off, as a fraction of the image.
     """
     left = list(found)
     for item in expected:

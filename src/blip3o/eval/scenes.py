@@ -25,7 +25,7 @@ from blip3o.data.scenes.things import COLORS, THINGS, plural
 from blip3o.eval.detector import SceneDetector
 from blip3o.eval.rules import Detection, Wanted, attribute_accuracy, judge, same_objects
 from blip3o.generate.pipeline import Blip3oPipeline
-from blip3o.generate.write import picture_generator
+from blip3o.generate.write import image_generator
 from blip3o.imaging.sheet import contact_sheet
 
 WriteRow = Callable[[dict[str, Any]], object]
@@ -39,13 +39,13 @@ class ScenesBenchmark:
 
     Args:
         prompts_per_category: prompts of each of the six categories; 0 skips text to image.
-        images_per_prompt: pictures of each prompt.
-        num_questions: questions about unseen pictures; 0 skips them.
-        num_captions: detailed captions of unseen pictures; 0 skips them.
-        num_edits: edits of unseen pictures; 0 skips them.
-        num_reconstructions: unseen pictures put through encoder and decoder; 0 skips them.
+        images_per_prompt: images of each prompt.
+        num_questions: questions about unseen images; 0 skips them.
+        num_captions: detailed captions of unseen images; 0 skips them.
+        num_edits: edits of unseen images; 0 skips them.
+        num_reconstructions: unseen images put through encoder and decoder; 0 skips them.
         seed: decides prompts, scenes and noise.
-        batch_size: pictures at once; changes nothing but speed and memory.
+        batch_size: images at once; changes nothing but speed and memory.
         num_inference_steps: DiT steps; the model's own number if None.
         guidance_scale: the model's own number if None.
 
@@ -108,7 +108,7 @@ class ScenesBenchmark:
         for batch in _batches(jobs, self.batch_size, "text to image"):
             images = pipe(
                 [prompts[p].prompt for p, _ in batch],
-                generator=[picture_generator(self.seed, p, k) for p, k in batch],
+                generator=[image_generator(self.seed, p, k) for p, k in batch],
                 num_inference_steps=self.num_inference_steps,
                 guidance_scale=self.guidance_scale,
             ).images
@@ -156,8 +156,8 @@ class ScenesBenchmark:
         rows = rows[: self.num_questions]
         right: dict[str, list[bool]] = defaultdict(list)
         for batch in _batches(rows, self.batch_size, "questions"):
-            pictures = [self._picture(pipe, index) for index, *_ in batch]
-            answers = pipe.answer_batch(pictures, [question for _, _, question, _ in batch])
+            sources = [self._image(pipe, index) for index, *_ in batch]
+            answers = pipe.answer_batch(sources, [question for _, _, question, _ in batch])
             for (index, kind, question, truth), answer in zip(batch, answers, strict=True):
                 verdict = _plain(answer) == _plain(truth)
                 right[kind].append(verdict)
@@ -172,8 +172,8 @@ class ScenesBenchmark:
     def _captions(self, pipe: Blip3oPipeline, write: WriteRow) -> dict[str, Any]:
         scores = []
         for batch in _batches(range(self.num_captions), self.batch_size, "captions"):
-            pictures = [self._picture(pipe, index) for index in batch]
-            captions = pipe.answer_batch(pictures, [DESCRIBE] * len(batch), max_new_tokens=128)
+            sources = [self._image(pipe, index) for index in batch]
+            captions = pipe.answer_batch(sources, [DESCRIBE] * len(batch), max_new_tokens=128)
             for index, caption in zip(batch, captions, strict=True):
                 scene = sample_scene(self.seed, index, split="heldout")
                 truth = Counter((one.color, one.thing) for one in scene.objects)
@@ -196,7 +196,7 @@ class ScenesBenchmark:
             images = pipe.edit(
                 sources,
                 [edit.instruction for edit in edits],
-                generator=[picture_generator(self.seed, index, 0) for index in batch],
+                generator=[image_generator(self.seed, index, 0) for index in batch],
                 num_inference_steps=self.num_inference_steps,
                 guidance_scale=self.guidance_scale,
             ).images
@@ -226,10 +226,10 @@ class ScenesBenchmark:
         shown: list[Image.Image] = []
         for batch in _batches(range(self.num_reconstructions), self.batch_size, "reconstructions"):
             scenes = [sample_scene(self.seed, index, split="heldout") for index in batch]
-            pictures = [self._picture(pipe, index) for index in batch]
-            generators = [picture_generator(self.seed, index, 0) for index in batch]
-            images = pipe.reconstruct(pictures, generator=generators).images
-            for index, scene, before, after in zip(batch, scenes, pictures, images, strict=True):
+            sources = [self._image(pipe, index) for index in batch]
+            generators = [image_generator(self.seed, index, 0) for index in batch]
+            images = pipe.reconstruct(sources, generator=generators).images
+            for index, scene, before, after in zip(batch, scenes, sources, images, strict=True):
                 verdict = same_objects(detector.detect(after), truth_of(scene))
                 kept.append(verdict)
                 write({"part": "reconstruct", "scene": index, "right": verdict})
@@ -238,7 +238,7 @@ class ScenesBenchmark:
         contact_sheet(shown, columns=8).save(out / "reconstructions.png")
         return {"reconstruct_kept": sum(kept) / len(kept)}
 
-    def _picture(self, pipe: Blip3oPipeline, index: int) -> Image.Image:
+    def _image(self, pipe: Blip3oPipeline, index: int) -> Image.Image:
         scene = sample_scene(self.seed, index, split="heldout")
         return render(scene, pipe.model.config.image_encoder.image_px)
 

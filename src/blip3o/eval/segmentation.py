@@ -1,6 +1,6 @@
 """Finds what in a picture of a scene is no background: one window for each object.
 
-The picture is judged against the known backgrounds only, and nothing is known of the scene.
+The image is judged against the known backgrounds only, and nothing is known of the scene.
 
 Axis letters: H and W are rows and columns of a window.
 """
@@ -12,15 +12,15 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from blip3o.data.scenes.backgrounds import BACKGROUNDS, background_picture
+from blip3o.data.scenes.backgrounds import BACKGROUNDS, background_image
 
-PICTURE_PX = 96
-"""Side at which every picture is judged, so that thresholds in pixels always mean the same."""
+IMAGE_PX = 96
+"""Side at which every image is judged, so that thresholds in pixels always mean the same."""
 
 _CONTRAST = 0.14  # least difference of an object from the background, of 1
 _STRONG_CONTRAST = 0.3  # the same inside an object, where blur may have joined two
 _LEAST_AREA = 12  # pixels; less is a speck
-_RIM = 2  # width of the picture's rim, in steps of three pixels
+_RIM = 2  # width of the image's rim, in steps of three pixels
 _BORDER = 4  # pixels of background around an object that count for its shape
 
 Floats = NDArray[np.floating]
@@ -29,11 +29,11 @@ Bools = NDArray[np.bool_]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Window:
-    """A part of the picture around one region.
+    """A part of the image around one region.
 
     Args:
-        corner: column and row of its upper left pixel in the picture.
-        pixels: [3 H W] of the picture.
+        corner: column and row of its upper left pixel in the image.
+        pixels: [3 H W] of the image.
         background: [3 H W] behind it.
         distance: [H W], how much a pixel differs from the background.
         weight: [H W], 0 at and next to pixels of other regions, else 1.
@@ -48,17 +48,17 @@ class Window:
     mask: Bools
 
 
-def planes(picture: Image.Image) -> Floats:
-    """Returns an RGB picture as [3 H W] in [0, 1]."""
-    return np.ascontiguousarray(np.moveaxis(np.asarray(picture, dtype=np.float32) / 255, -1, 0))
+def planes(image: Image.Image) -> Floats:
+    """Returns an RGB image as [3 H W] in [0, 1]."""
+    return np.ascontiguousarray(np.moveaxis(np.asarray(image, dtype=np.float32) / 255, -1, 0))
 
 
-def windows(picture: Floats) -> list[Window]:
-    """Returns a window around everything in a picture [3 96 96] that is no background."""
-    background, distance = _fit_background(picture)
+def windows(image: Floats) -> list[Window]:
+    """Returns a window around everything in an image [3 96 96] that is no background."""
+    background, distance = _fit_background(image)
     whole = Window(
         corner=(0, 0),
-        pixels=picture,
+        pixels=image,
         background=background,
         distance=distance,
         weight=np.ones_like(distance),
@@ -97,8 +97,8 @@ def _cut(window: Window, contrast: float) -> list[Window]:
 @functools.cache
 def _backgrounds() -> Floats:
     """Returns all backgrounds, [10 3 96 96] in [0, 1]."""
-    pictures = [background_picture(name, 3 * PICTURE_PX).reduce(3) for name in BACKGROUNDS]
-    return np.stack([planes(picture) for picture in pictures])
+    images = [background_image(name, 3 * IMAGE_PX).reduce(3) for name in BACKGROUNDS]
+    return np.stack([planes(image) for image in images])
 
 
 @functools.cache
@@ -109,27 +109,27 @@ def _envelopes() -> tuple[Floats, Floats]:
     """
     padded = np.pad(_backgrounds(), ((0, 0), (0, 0), (1, 1), (1, 1)), mode="edge")
     around = np.stack(
-        [padded[..., y : y + PICTURE_PX, x : x + PICTURE_PX] for y in range(3) for x in range(3)]
+        [padded[..., y : y + IMAGE_PX, x : x + IMAGE_PX] for y in range(3) for x in range(3)]
     )
     return around.min(axis=0), around.max(axis=0)
 
 
-def _fit_background(picture: Floats) -> tuple[Floats, Floats]:
-    """Returns the background of a picture [3 96 96], and how far each pixel is from it, [96 96].
+def _fit_background(image: Floats) -> tuple[Floats, Floats]:
+    """Returns the background of an image [3 96 96], and how far each pixel is from it, [96 96].
 
-    The best of the known backgrounds, each shifted to the most common shade at the picture's rim,
+    The best of the known backgrounds, each shifted to the most common shade at the image's rim,
     where scenes have no objects: a decoder is a little off, and a plain background may have any
     light color.
     """
     known = _backgrounds()
-    rest = picture[:, 1::3, 1::3] - known[..., 1::3, 1::3]
+    rest = image[:, 1::3, 1::3] - known[..., 1::3, 1::3]
     rim = np.ones(rest.shape[-2:], dtype=bool)
     rim[_RIM:-_RIM, _RIM:-_RIM] = False
     shift = np.median(rest[..., rim], axis=-1)[..., None, None]
     error = np.minimum(np.abs(rest - shift), 0.15).mean(axis=(1, 2, 3))
     best = int(error.argmin())
     low, high = _envelopes()
-    over = np.maximum(picture - high[best] - shift[best], low[best] + shift[best] - picture)
+    over = np.maximum(image - high[best] - shift[best], low[best] + shift[best] - image)
     return known[best] + shift[best], over.max(axis=0)
 
 

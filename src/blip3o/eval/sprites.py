@@ -1,9 +1,9 @@
-"""All sprites in all colors, drawn at any place and scale for comparison with a picture.
+"""All sprites in all colors, drawn at any place and scale for comparison with an image.
 
 A color's ramp has two straight parts, so a sprite in any color is a linear combination of three
 planes that do not depend on the color: 48 stored sprites stand for all 384.
 
-Axis letters: K sprites, H and W rows and columns of a window of the picture.
+Axis letters: K sprites, H and W rows and columns of a window of the image.
 """
 
 import dataclasses

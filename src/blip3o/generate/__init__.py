@@ -1,1 +1,1 @@
-"""L4: from prompts to pictures and texts: sampling, decoding and the user's pipeline."""
+"""L4: from prompts to images and texts: sampling, decoding and the user's pipeline."""

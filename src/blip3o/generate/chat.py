@@ -31,7 +31,7 @@ def converse(
         settings: those of `TextSampling`, by name; the likeliest tokens by default.
     """
     messages: list[Message] = []
-    pictures: list = []
+    images: list = []
     pending: list = []
     out.write(HELP + "\n")
     while True:
@@ -44,20 +44,20 @@ def converse(
             return
         try:
             if text == "/new":
-                messages, pictures, pending = [], [], []
+                messages, images, pending = [], [], []
             elif text.split()[:1] == ["/image"]:
                 added = [open_image(path) for path in image_paths(text.removeprefix("/image"))]
                 pending += added
-                out.write(f"({'picture' if len(added) == 1 else f'{len(added)} images'} added)\n")
+                out.write(f"({'image' if len(added) == 1 else f'{len(added)} images'} added)\n")
             elif text.startswith("/"):
                 raise UsageError(f"unknown command {text.split()[0]}; {HELP}")
             elif text:
                 marks = f"{IMAGE_MARK}\n" * len(pending)
                 turn = Message(role="user", text=marks + text)
-                pieces = pipe.stream([*messages, turn], [*pictures, *pending], **settings)
+                pieces = pipe.stream([*messages, turn], [*images, *pending], **settings)
                 answer = _shown(pieces, out)
                 messages += [turn, Message(role="assistant", text=said_back(answer))]
-                pictures, pending = pictures + pending, []
+                images, pending = images + pending, []
         except UsageError as error:
             out.write(f"({error})\n")
 
@@ -83,7 +83,7 @@ def image_paths(text: str) -> list[str]:
     try:
         words = shlex.split(whole)
     except ValueError as error:
-        raise UsageError(f"no such picture: {whole} ({str(error).lower()})") from error
+        raise UsageError(f"no such image: {whole} ({str(error).lower()})") from error
     paths = [_path(word) for word in words]
     if not all(map(_exists, paths)) and _exists(_path(whole)):
         return [_path(whole)]  # spaces, and neither quotes nor backslashes

@@ -157,7 +157,7 @@ def _check_text(text: str, what: str, advice: str = "") -> None:
         raise UsageError(f"the {what} is not valid Unicode: {text[:40]!r}") from error
 
 
-def check_picture_path(path: Path) -> None:
+def check_image_path(path: Path) -> None:
     """Checks, before any work is done, that an image can be written under a name.
 
     Args:
@@ -190,7 +190,7 @@ def check_readable(file: str) -> None:
     try:
         os.stat(file)
     except FileNotFoundError as error:
-        raise UsageError(f"no such picture: {file}") from error
+        raise UsageError(f"no such image: {file}") from error
     except (OSError, ValueError) as error:  # too long, in a folder without permission, a zero byte
         reason = reason_of(error) if isinstance(error, OSError) else str(error)
         raise UsageError(f"cannot read {file}: {reason}") from error

@@ -1,4 +1,4 @@
-"""The sampler for many pictures of one shape: compiled layers and, on CUDA, one graph for all.
+"""The sampler for many images of one shape: compiled layers and, on CUDA, one graph for all.
 
 A sampler of small batches spends its time launching kernels. A CUDA graph of all its steps is
 launched once.

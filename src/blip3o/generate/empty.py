@@ -17,7 +17,7 @@ def empty_condition(model: UnifiedModel, tokenizer: Tokenizer) -> Tensor | None:
     """Returns normalized features [1, N, K] that the image decoder is guided away from.
 
     The released pipeline makes them once, of the bare text " " without chat format, with whatever
-    random numbers come; here the noise is fixed, so the same prompt always gives the same picture.
+    random numbers come; here the noise is fixed, so the same prompt always gives the same image.
 
     Args:
         model: in evaluation mode.

@@ -1,4 +1,4 @@
-"""Samples image features from conditions, and pictures from features: pure tensor functions."""
+"""Samples image features from conditions, and images from features: pure tensor functions."""
 
 import torch
 from torch import Tensor
@@ -32,7 +32,7 @@ def sample_features(
         num_inference_steps: steps of the model's solver.
         guidance_scale: 1 follows the condition alone; larger values push away from the empty one;
             a number, or one for each image, [B].
-        reference: normalized features of pictures to edit, [P, N, K].
+        reference: normalized features of images to edit, [P, N, K].
         callback: called after each step with (steps done, features); may return features to go
             on with.
 
@@ -145,7 +145,7 @@ def decode_features(
     empty_features: Tensor | None = None,
     guidance_scale: float | None = None,
 ) -> Tensor:
-    """Returns pictures [B, 3, P, P] in [-1, 1] of normalized features [B, N, K].
+    """Returns images [B, 3, P, P] in [-1, 1] of normalized features [B, N, K].
 
     Args:
         model: in evaluation mode.

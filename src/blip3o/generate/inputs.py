@@ -1,4 +1,4 @@
-"""What users hand to a pipeline, checked and put into one form: pictures, numbers, generators."""
+"""What users hand to a pipeline, checked and put into one form: images, numbers, generators."""
 
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -13,28 +13,30 @@ from blip3o.core.types import Message
 from blip3o.flow.solver import StepCallback
 from blip3o.imaging.load import open_image, open_pil
 
-Picture = str | Path | bytes | Image.Image
-"""A file, the bytes of one, or a PIL picture; of any size and mode."""
+ImageInput = str | Path | bytes | Image.Image
+"""A file, the bytes of one, or a PIL image; of any size and mode."""
 Generators = torch.Generator | Sequence[torch.Generator] | None
 
 
-def as_pictures(image: Picture | Sequence[Picture]) -> list[Picture]:
-    """Returns one or several pictures as a list."""
+def as_images(image: ImageInput | Sequence[ImageInput]) -> list[ImageInput]:
+    """Returns one or several images as a list."""
     return list(image) if isinstance(image, list | tuple) else [image]  # type: ignore[list-item]
 
 
-def one_for_each(image: Picture | Sequence[Picture], texts: Sequence[str]) -> list[Picture]:
-    """Returns a picture for each text: those given, or a single one for all.
+def one_for_each(
+    image: ImageInput | Sequence[ImageInput], texts: Sequence[str]
+) -> list[ImageInput]:
+    """Returns an image for each text: those given, or a single one for all.
 
     Raises:
-        UsageError: for another number of pictures than of texts.
+        UsageError: for another number of images than of texts.
     """
-    pictures = as_pictures(image)
+    images = as_images(image)
     if not isinstance(image, list | tuple):
-        pictures = pictures * len(texts)
-    if len(pictures) != len(texts):
-        raise UsageError(f"{len(pictures)} pictures for {len(texts)} instructions")
-    return pictures
+        images = images * len(texts)
+    if len(images) != len(texts):
+        raise UsageError(f"{len(images)} images for {len(texts)} instructions")
+    return images
 
 
 def messages_of(messages: Iterable[Message]) -> list[Message]:
@@ -52,26 +54,26 @@ def messages_of(messages: Iterable[Message]) -> list[Message]:
     return found
 
 
-def open_picture(picture: Picture) -> Image.Image:
-    """Returns a picture as upright 8-bit RGB, transparent parts on white.
+def open_input(image: ImageInput) -> Image.Image:
+    """Returns an image as upright 8-bit RGB, transparent parts on white.
 
     Args:
-        picture: a file, bytes, or a PIL picture, which is read the same way.
+        image: a file, bytes, or a PIL image, which is read the same way.
 
     Raises:
         UsageError: if it cannot be read.
     """
-    if isinstance(picture, str | Path | bytes):
-        return open_image(picture)
-    if not isinstance(picture, Image.Image):
-        raise UsageError(f"a picture is a file, bytes or a PIL picture, not {type(picture)}")
+    if isinstance(image, str | Path | bytes):
+        return open_image(image)
+    if not isinstance(image, Image.Image):
+        raise UsageError(f"an image is a file, bytes or a PIL image, not {type(image)}")
     try:
-        return open_pil(picture)  # PIL reads files late: a truncated one shows itself only here
+        return open_pil(image)  # PIL reads files late: a truncated one shows itself only here
     except UsageError:
         raise
     except Exception as error:  # decoders raise all kinds of things for damaged files
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UsageError(f"the picture is damaged or truncated: {reason}") from error
+        raise UsageError(f"the image is damaged or truncated: {reason}") from error
 
 
 def draw_noise(
@@ -79,13 +81,13 @@ def draw_noise(
 ) -> tuple[Tensor, ...]:
     """Returns standard normal numbers for a batch, one tensor [B, *shape] for each shape, float32.
 
-    Each picture draws all of its noise from its own generator, or from one generator in turn, so
-    the same generator gives the same picture alone and in any batch.
+    Each image draws all of its noise from its own generator, or from one generator in turn, so
+    the same generator gives the same image alone and in any batch.
 
     Args:
-        shapes: what one picture draws, in order.
-        count: pictures (B).
-        generator: one for all, one for each picture, or None for torch's own.
+        shapes: what one image draws, in order.
+        count: images (B).
+        generator: one for all, one for each image, or None for torch's own.
 
     Raises:
         UsageError: for another number of generators.
@@ -98,13 +100,13 @@ def draw_noise(
         if not isinstance(one, torch.Generator | None):
             raise UsageError(
                 f"a generator is torch.Generator().manual_seed(SEED), not {one!r}; give one, or "
-                "one for each picture"
+                "one for each image"
             )
     if len(sources) != count:
-        raise UsageError(f"{len(sources)} generators for {count} pictures")
+        raise UsageError(f"{len(sources)} generators for {count} images")
     rows = [
         [
-            # On the CPU unless the caller's generator lives elsewhere: a seed means one picture.
+            # On the CPU unless the caller's generator lives elsewhere: a seed means one image.
             torch.randn(
                 tuple(shape), generator=one, device="cpu" if one is None else one.device
             ).cpu()

@@ -20,7 +20,7 @@ class ImageOutput:
     """What a call of the pipeline returns.
 
     Args:
-        images: PIL pictures, or float arrays [B, P, P, 3] in [0, 1] ("np"), or tensors
+        images: PIL images, or float arrays [B, P, P, 3] in [0, 1] ("np"), or tensors
             [B, 3, P, P] in [0, 1] ("pt"), or normalized features [B, N, K] ("features"); image k
             of prompt p is number p * num_images_per_prompt + k.
     """

@@ -13,8 +13,8 @@ from blip3o.generate.empty import empty_condition
 from blip3o.generate.images import sample_features
 from blip3o.generate.inputs import (
     Generators,
-    Picture,
-    as_pictures,
+    ImageInput,
+    as_images,
     one_for_each,
     step_callback,
 )
@@ -27,8 +27,8 @@ from blip3o.generate.outputs import (
     finish,
 )
 from blip3o.generate.prompts import (
+    drawing_prompt,
     model_noise,
-    picture_prompt,
     square_pixels,
 )
 from blip3o.generate.text import left_pad
@@ -38,7 +38,7 @@ from blip3o.text.tokenizer import Tokenizer
 
 
 class Blip3oPipeline(TextPipeline):
-    """Text and pictures in, text and pictures out.
+    """Text and images in, text and images out.
 
     Args:
         model: the model, in evaluation mode.
@@ -61,7 +61,7 @@ class Blip3oPipeline(TextPipeline):
         return "\n".join([f"{type(self).__name__}(", *parts, f"  {self.device}, {self.dtype}", ")"])
 
     def compile(self) -> None:
-        """Makes pictures faster after a first slow one of each batch size and number of steps.
+        """Makes images faster after a first slow one of each batch size and number of steps.
 
         The DiT's layers are compiled; on CUDA the whole sampler is also replayed as one graph,
         except where a callback wants to see the steps.
@@ -81,13 +81,13 @@ class Blip3oPipeline(TextPipeline):
         output_type: OutputType = "pil",
         callback_on_step_end: Callable[..., Any] | None = None,
     ) -> ImageOutput:
-        """Returns pictures of prompts.
+        """Returns images of prompts.
 
         Args:
             prompt: one caption or several; they may differ in length.
-            num_images_per_prompt: pictures of each prompt.
-            generator: one generator (drawn from picture by picture) or one for each picture; the
-                same generator gives the same picture, alone or in a batch.
+            num_images_per_prompt: images of each prompt.
+            generator: one generator (drawn from image by image) or one for each image; the
+                same generator gives the same image, alone or in a batch.
             num_inference_steps: steps of the DiT; the model's own number if None.
             guidance_scale: 1 or more; the model's own number if None.
             num_decoder_steps: steps of the image decoder; the model's own number if None.
@@ -102,7 +102,7 @@ class Blip3oPipeline(TextPipeline):
         prompts = texts_of(prompt, "prompt")
         make = self.chat_template.generate_messages
         rows = [
-            picture_prompt(self.model, self.chat_template, make(text), text) for text in prompts
+            drawing_prompt(self.model, self.chat_template, make(text), text) for text in prompts
         ]
         return self._generate(
             rows,
@@ -118,7 +118,7 @@ class Blip3oPipeline(TextPipeline):
 
     def edit(
         self,
-        image: Picture | Sequence[Picture],
+        image: ImageInput | Sequence[ImageInput],
         instruction: str | Sequence[str],
         *,
         num_images_per_prompt: int = 1,
@@ -130,12 +130,12 @@ class Blip3oPipeline(TextPipeline):
         output_type: OutputType = "pil",
         callback_on_step_end: Callable[..., Any] | None = None,
     ) -> ImageOutput:
-        """Returns pictures changed as told; arguments as for a call.
+        """Returns images changed as told; arguments as for a call.
 
         Args:
-            image: one picture or one for each instruction.
+            image: one image or one for each instruction.
             instruction: what to change, one text or several.
-            num_images_per_prompt: pictures of each instruction.
+            num_images_per_prompt: images of each instruction.
             generator: as for a call.
             num_inference_steps: as for a call.
             guidance_scale: as for a call.
@@ -145,16 +145,16 @@ class Blip3oPipeline(TextPipeline):
             callback_on_step_end: as for a call.
 
         Raises:
-            UsageError: for a picture that cannot be read, another number of pictures than of
+            UsageError: for an image that cannot be read, another number of images than of
                 instructions, or anything a call refuses.
         """
         texts = texts_of(instruction, "instruction")
-        pictures = one_for_each(image, texts)
+        images = one_for_each(image, texts)
         chat = self.chat_template
-        rows = [picture_prompt(self.model, chat, chat.edit_messages(text), text) for text in texts]
+        rows = [drawing_prompt(self.model, chat, chat.edit_messages(text), text) for text in texts]
         return self._generate(
             rows,
-            square_pixels(self.model, pictures) if pictures else None,
+            square_pixels(self.model, images) if images else None,
             num_images_per_prompt,
             generator,
             num_inference_steps,
@@ -167,47 +167,47 @@ class Blip3oPipeline(TextPipeline):
     @torch.no_grad()
     def reconstruct(
         self,
-        image: Picture | Sequence[Picture],
+        image: ImageInput | Sequence[ImageInput],
         *,
         generator: Generators = None,
         num_decoder_steps: int | None = None,
         decoder_guidance_scale: float | None = None,
         output_type: OutputType = "pil",
     ) -> ImageOutput:
-        """Returns pictures through the image encoder and the image decoder: what features keep.
+        """Returns images through the image encoder and the image decoder: what features keep.
 
         Args:
-            image: one picture or several.
+            image: one image or several.
             generator: as for a call.
             num_decoder_steps: as for a call.
             decoder_guidance_scale: as for a call.
             output_type: as for a call.
 
         Raises:
-            UsageError: for a picture that cannot be read, or none.
+            UsageError: for an image that cannot be read, or none.
         """
         check_output_type(output_type)
         decoding = decoding_settings(self.model.config, num_decoder_steps, decoder_guidance_scale)
-        pictures = as_pictures(image)
+        images = as_images(image)
         self._prepare_decoder(output_type)
-        features = self.model.normalizer(self.encode(pictures))
-        _, decoder_noise = model_noise(self.model, len(pictures), generator)
+        features = self.model.normalizer(self.encode(images))
+        _, decoder_noise = model_noise(self.model, len(images), generator)
         empty = self._empty_features
         return finish(self.model, features, decoder_noise, decoding, output_type, empty)
 
     @torch.no_grad()
-    def encode(self, pictures: Sequence[Picture]) -> Tensor:
-        """Returns the raw image features [M, N, C] of pictures of any size and mode.
+    def encode(self, images: Sequence[ImageInput]) -> Tensor:
+        """Returns the raw image features [M, N, C] of images of any size and mode.
 
         Args:
-            pictures: files, bytes or PIL pictures.
+            images: files, bytes or PIL images.
 
         Raises:
-            UsageError: for a picture that cannot be read, or none.
+            UsageError: for an image that cannot be read, or none.
         """
-        opened = as_pictures(pictures)
+        opened = as_images(images)
         if not opened:
-            raise UsageError("no picture was given")
+            raise UsageError("no image was given")
         return self.model.encode_images(square_pixels(self.model, opened))
 
     @torch.no_grad()
@@ -249,6 +249,6 @@ class Blip3oPipeline(TextPipeline):
         return finish(self.model, features, decoder_noise, decoding, output_type, empty)
 
     def _prepare_decoder(self, output_type: OutputType) -> None:
-        """Makes what pictures need beside features, before the work; refuses if there is no way."""
+        """Makes what images need beside features, before the work; refuses if there is no way."""
         if output_type != "features" and self._empty_features is None:
             self._empty_features = empty_condition(self.model, self.tokenizer)

@@ -1,4 +1,4 @@
-"""Pictures, texts and noise of a call as the model takes them."""
+"""Images, texts and noise of a call as the model takes them."""
 
 from collections.abc import Sequence
 
@@ -8,48 +8,48 @@ from torch import Tensor
 from blip3o.core.errors import UsageError
 from blip3o.core.types import IMAGE_MARK, Message
 from blip3o.generate.checks import check_prompt
-from blip3o.generate.inputs import Generators, Picture, draw_noise, open_picture
+from blip3o.generate.inputs import Generators, ImageInput, draw_noise, open_input
 from blip3o.imaging.fit import aspect_pixels, keep_aspect
 from blip3o.imaging.pixels import to_pixels
 from blip3o.models.unified import UnifiedModel, UnifiedModelConfig
 from blip3o.text.chat import ChatTemplate
 
 
-def square_pixels(model: UnifiedModel, pictures: Sequence[Picture]) -> Tensor:
-    """Returns pictures as pixels [M, 3, P, P] of the image encoder's size, in [-1, 1].
+def square_pixels(model: UnifiedModel, images: Sequence[ImageInput]) -> Tensor:
+    """Returns images as pixels [M, 3, P, P] of the image encoder's size, in [-1, 1].
 
     Args:
         model: says the size, the device and the type.
-        pictures: one or more; other shapes are stretched, as in the released inference.
+        images: one or more; other shapes are stretched, as in the released inference.
 
     Raises:
-        UsageError: for a picture that cannot be read.
+        UsageError: for an image that cannot be read.
     """
     side = model.config.image_encoder.image_px
-    pixels = torch.stack([to_pixels(open_picture(one), side) for one in pictures])
+    pixels = torch.stack([to_pixels(open_input(one), side) for one in images])
     return pixels.to(model.query_tokens.weight)
 
 
 def question_pixels(
-    model: UnifiedModel, pictures: Sequence[Picture]
+    model: UnifiedModel, images: Sequence[ImageInput]
 ) -> tuple[Tensor | list[Tensor] | None, list[int] | None]:
-    """Returns pictures of questions, fitted as the model's config says, and their token counts.
+    """Returns images of questions, fitted as the model's config says, and their token counts.
 
     Args:
         model: says how, and the device and the type.
-        pictures: any number.
+        images: any number.
 
     Returns:
-        Squares [M, 3, P, P] or pictures [3, H, W] of their own shapes; None for no pictures. And
-        the tokens that stand for each picture, None where all have the chat template's number.
+        Squares [M, 3, P, P] or images [3, H, W] of their own shapes; None for no images. And
+        the tokens that stand for each image, None where all have the chat template's number.
 
     Raises:
-        UsageError: for a picture that cannot be read.
+        UsageError: for an image that cannot be read.
     """
-    if not pictures:
+    if not images:
         return None, None
-    fit, weight = model.config.question_pictures, model.query_tokens.weight
-    opened = [open_picture(one) for one in pictures]
+    fit, weight = model.config.question_images, model.query_tokens.weight
+    opened = [open_input(one) for one in images]
     if fit.mode != "aspect":
         side = model.config.image_encoder.image_px
         return torch.stack([to_pixels(one, side, fit.mode) for one in opened]).to(weight), None
@@ -73,7 +73,7 @@ def question_token_counts(
     Raises:
         UsageError: for an image too thin to be looked at.
     """
-    fit = config.question_pictures
+    fit = config.question_images
     if fit.mode != "aspect" or not sizes:
         return None
     token_px = config.backbone.token_px
@@ -81,15 +81,15 @@ def question_token_counts(
     return [width * height // token_px**2 for width, height in fitted]
 
 
-def picture_prompt(
+def drawing_prompt(
     model: UnifiedModel, chat: ChatTemplate, messages: Sequence[Message], text: str
 ) -> list[int]:
-    """Returns the token ids after which the query tokens of a picture stand.
+    """Returns the token ids after which the query tokens of an image stand.
 
     Args:
         model: says how long a prompt may be.
         chat: its chat format.
-        messages: the conversation that asks for the picture.
+        messages: the conversation that asks for the image.
         text: what the user said in it.
 
     Raises:
@@ -97,7 +97,7 @@ def picture_prompt(
     """
     check_prompt(text)
     if IMAGE_MARK in text:
-        raise UsageError(f"{IMAGE_MARK} in a prompt; pictures are given beside the text")
+        raise UsageError(f"{IMAGE_MARK} in a prompt; images are given beside the text")
     row = chat.image_prompt(messages)
     check_length(model, row, "the prompt")
     return row
@@ -119,7 +119,7 @@ def model_noise(model: UnifiedModel, count: int, generator: Generators) -> tuple
 
     Args:
         model: says the shapes, the device and the type.
-        count: pictures (B).
+        count: images (B).
         generator: see `draw_noise`.
 
     Raises:

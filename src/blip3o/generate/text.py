@@ -10,7 +10,7 @@ from blip3o.core.types import IMAGE_MARK, Message
 from blip3o.generate.answer import Answer
 from blip3o.generate.checks import check_question, texts_of
 from blip3o.generate.decoding import Prompt, RowDecoder
-from blip3o.generate.inputs import Picture, as_pictures
+from blip3o.generate.inputs import ImageInput, as_images
 from blip3o.generate.prompts import check_length, question_pixels
 from blip3o.generate.text_settings import TextSampling
 from blip3o.models.unified import PromptImages, UnifiedModel
@@ -35,8 +35,8 @@ def left_pad(rows: Sequence[Sequence[int]], pad_id: int) -> tuple[Tensor, Tensor
 
 
 def asked(
-    image: Picture | Sequence[Picture] | None, question: str
-) -> tuple[list[Message], list[Picture]]:
+    image: ImageInput | Sequence[ImageInput] | None, question: str
+) -> tuple[list[Message], list[ImageInput]]:
     """Returns a question and its images as a conversation and the images of its marks.
 
     Args:
@@ -48,9 +48,9 @@ def asked(
     """
     (question,) = texts_of([question], "question")
     check_question(question)
-    pictures = [] if image is None else as_pictures(image)
-    text = f"{IMAGE_MARK}\n" * len(pictures) + question.strip()
-    return [Message(role="user", text=text)], pictures
+    images = [] if image is None else as_images(image)
+    text = f"{IMAGE_MARK}\n" * len(images) + question.strip()
+    return [Message(role="user", text=text)], images
 
 
 def _likeliest(logits: Tensor) -> Tensor:
@@ -125,22 +125,22 @@ class Writer:
     def prompt(
         self,
         messages: Sequence[Message],
-        num_pictures: int,
+        num_images: int,
         image_tokens: Sequence[int] | None = None,
     ) -> list[int]:
         """Returns the token ids after which the answer stands.
 
         Args:
             messages: the turns so far, ending with the user's.
-            num_pictures: images that come with them.
+            num_images: images that come with them.
             image_tokens: tokens that stand for each image, where they differ.
 
         Raises:
             UsageError: if marks and images differ in number or the conversation is too long.
         """
         marks = sum(message.text.count(IMAGE_MARK) for message in messages)
-        if marks != num_pictures:
-            raise UsageError(f"{marks} image marks in the messages for {num_pictures} pictures")
+        if marks != num_images:
+            raise UsageError(f"{marks} image marks in the messages for {num_images} images")
         row = self._chat_template.text_prompt(messages, image_tokens)
         check_length(self._model, row, "the conversation")
         return row
@@ -169,26 +169,26 @@ class Writer:
 
     @torch.no_grad()
     def read(
-        self, messages: Sequence[Message], pictures: Sequence[Picture]
+        self, messages: Sequence[Message], images: Sequence[ImageInput]
     ) -> tuple[list[int], Callable[[], Prompt]]:
         """Returns the tokens of a conversation, and a function that makes the model read them.
 
         Args:
             messages: the turns so far, ending with the user's.
-            pictures: one for each image mark.
+            images: one for each image mark.
 
         Raises:
             UsageError: see `Blip3oPipeline.stream`.
         """
-        pixels, counts = question_pixels(self._model, pictures)
-        ids = self.prompt(messages, len(pictures), counts)
+        pixels, counts = question_pixels(self._model, images)
+        ids = self.prompt(messages, len(images), counts)
         return ids, lambda: self.decoder.read(ids, self._images(pixels))
 
     def stream(
-        self, messages: Sequence[Message], pictures: Sequence[Picture], sampling: TextSampling
+        self, messages: Sequence[Message], images: Sequence[ImageInput], sampling: TextSampling
     ) -> Iterator[str]:
         """Yields the next answer of a conversation; see `Blip3oPipeline.stream`."""
-        ids, run = self.read(messages, pictures)
+        ids, run = self.read(messages, images)
         answer = self.answer(sampling.seeded(), len(ids))
         prompt = run()
         logits = prompt.logits
@@ -203,7 +203,7 @@ class Writer:
     def several(
         self,
         messages: Sequence[Message],
-        pictures: Sequence[Picture],
+        images: Sequence[ImageInput],
         count: int,
         sampling: TextSampling,
     ) -> list[str]:
@@ -211,14 +211,14 @@ class Writer:
 
         Args:
             messages: the turns so far, ending with the user's.
-            pictures: one for each image mark.
+            images: one for each image mark.
             count: answers.
             sampling: how they are written; answer k draws its tokens from seed + k.
 
         Raises:
             UsageError: see `Blip3oPipeline.stream`.
         """
-        ids, run = self.read(messages, pictures)
+        ids, run = self.read(messages, images)
         sampling, prompt = sampling.seeded(), run()
         answers = [self.answer(sampling, len(ids), number) for number in range(count)]
         likeliest = int(prompt.logits.argmax())
@@ -238,14 +238,14 @@ class Writer:
         return [answer.text.strip() for answer in answers]
 
     def answers(
-        self, pictures: Sequence[Picture], questions: Sequence[str], sampling: TextSampling
+        self, images: Sequence[ImageInput], questions: Sequence[str], sampling: TextSampling
     ) -> list[str]:
         """Returns answers in one batch; see `Blip3oPipeline.answer_batch`."""
-        if len(pictures) != len(questions):
-            raise UsageError(f"{len(pictures)} pictures for {len(questions)} questions")
+        if len(images) != len(questions):
+            raise UsageError(f"{len(images)} images for {len(questions)} questions")
         if not questions:
             return []
-        pixels, counts = question_pixels(self._model, pictures)
+        pixels, counts = question_pixels(self._model, images)
         rows = []
         for number, question in enumerate(questions):
             if not question.strip():

@@ -6,7 +6,7 @@ from typing import Unpack
 from blip3o.core.errors import UsageError
 from blip3o.core.types import Message
 from blip3o.generate.checks import texts_of
-from blip3o.generate.inputs import Picture, as_pictures, messages_of
+from blip3o.generate.inputs import ImageInput, as_images, messages_of
 from blip3o.generate.placement import PlacedPipeline
 from blip3o.generate.prompts import question_token_counts
 from blip3o.generate.text import Writer, asked
@@ -33,7 +33,7 @@ class TextPipeline(PlacedPipeline):
 
     def ask(
         self,
-        image: Picture | Sequence[Picture] | None,
+        image: ImageInput | Sequence[ImageInput] | None,
         question: str,
         **settings: Unpack[TextSettings],
     ) -> str:
@@ -52,7 +52,7 @@ class TextPipeline(PlacedPipeline):
 
     def ask_several(
         self,
-        image: Picture | Sequence[Picture] | None,
+        image: ImageInput | Sequence[ImageInput] | None,
         question: str,
         num_answers: int,
         **settings: Unpack[TextSettings],
@@ -76,14 +76,14 @@ class TextPipeline(PlacedPipeline):
     def stream(
         self,
         messages: Sequence[Message],
-        pictures: Sequence[Picture] = (),
+        images: Sequence[ImageInput] = (),
         **settings: Unpack[TextSettings],
     ) -> Iterator[str]:
         """Yields the next answer of a conversation piece by piece.
 
         Args:
             messages: the turns so far, ending with the user's.
-            pictures: one for each image mark in the messages, in order.
+            images: one for each image mark in the messages, in order.
             settings: those of `TextSampling`, by name; the likeliest tokens by default.
 
         Raises:
@@ -91,11 +91,11 @@ class TextPipeline(PlacedPipeline):
                 image cannot be read, or a setting is out of range.
         """
         sampling = TextSampling.of(**settings)
-        yield from self._writer.stream(messages_of(messages), as_pictures(pictures), sampling)
+        yield from self._writer.stream(messages_of(messages), as_images(images), sampling)
 
     def answer_batch(
         self,
-        pictures: Sequence[Picture],
+        images: Sequence[ImageInput],
         questions: Sequence[str],
         max_new_tokens: int = 64,
         **settings: Unpack[ChoiceSettings],
@@ -103,7 +103,7 @@ class TextPipeline(PlacedPipeline):
         """Returns the answers to one question for each image, in one batch.
 
         Args:
-            pictures: one for each question.
+            images: one for each question.
             questions: the questions.
             max_new_tokens: longest answer.
             settings: the others of `TextSampling`, by name; every question has the same seed, so
@@ -114,7 +114,7 @@ class TextPipeline(PlacedPipeline):
         """
         sampling = TextSampling.of(max_new_tokens=max_new_tokens, **settings)
         texts = texts_of(questions, "question")
-        return self._writer.answers(as_pictures(pictures), texts, sampling)
+        return self._writer.answers(as_images(images), texts, sampling)
 
     def prompt_length(
         self, messages: Sequence[Message], image_sizes: Sequence[tuple[int, int]] = ()

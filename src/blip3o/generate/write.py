@@ -1,4 +1,4 @@
-"""Writes generated pictures to a folder: one file each, a grid, and what they were made from."""
+"""Writes generated images to a folder: one file each, a grid, and what they were made from."""
 
 import contextlib
 import io
@@ -14,17 +14,17 @@ from blip3o.core.errors import UsageError, reason_of
 from blip3o.core.files import write_atomic
 from blip3o.core.log import progress
 from blip3o.core.rng import numpy_rng
-from blip3o.generate.checks import check_picture_path, check_sampling, check_suffix, read_prompts
+from blip3o.generate.checks import check_image_path, check_sampling, check_suffix, read_prompts
 from blip3o.generate.pipeline import Blip3oPipeline
-from blip3o.generate.prompts import picture_prompt
+from blip3o.generate.prompts import drawing_prompt
 from blip3o.imaging.sheet import contact_sheet
 
 __all__ = [
-    "check_picture_path",
-    "picture_generator",
+    "check_image_path",
+    "image_generator",
     "read_prompts",
-    "save_picture",
-    "write_pictures",
+    "save_image",
+    "write_images",
     "written_images",
 ]
 
@@ -33,22 +33,22 @@ _JOURNAL = ".images.jsonl"
 """Names the images of a run that is not done, and of those before it."""
 _OWN_NAME = re.compile(r"\d{4,}-\d+\.png")
 _MOST_SHOWN = 64
-"""Pictures on the sheet: those of a long list of prompts would fill the memory."""
+"""Images on the sheet: those of a long list of prompts would fill the memory."""
 
 
-def picture_generator(seed: int, prompt_number: int, image_number: int) -> torch.Generator:
-    """Returns the generator of one picture; it does not depend on what else is generated.
+def image_generator(seed: int, prompt_number: int, image_number: int) -> torch.Generator:
+    """Returns the generator of one image; it does not depend on what else is generated.
 
     Args:
         seed: the user's seed.
         prompt_number: number of the prompt, from 0.
-        image_number: number of the picture of that prompt, from 0.
+        image_number: number of the image of that prompt, from 0.
     """
-    words = numpy_rng(seed, "picture", prompt_number, image_number).integers(0, 2**62)
+    words = numpy_rng(seed, "image", prompt_number, image_number).integers(0, 2**62)
     return torch.Generator().manual_seed(int(words))
 
 
-def write_pictures(
+def write_images(
     pipe: Blip3oPipeline,
     prompts: Sequence[str],
     folder: Path,
@@ -69,11 +69,11 @@ def write_pictures(
         pipe: the pipeline.
         prompts: one or more captions.
         folder: created if missing.
-        num_images: pictures of each prompt.
-        seed: with the prompt's and the picture's number it decides the picture.
+        num_images: images of each prompt.
+        seed: with the prompt's and the image's number it decides the image.
         num_inference_steps: the model's own number if None.
         guidance_scale: the model's own number if None.
-        batch_size: pictures sampled at once; changes nothing but speed and memory.
+        batch_size: images sampled at once; changes nothing but speed and memory.
 
     Returns:
         The path of the grid.
@@ -95,7 +95,7 @@ def write_pictures(
         batch = jobs[start : start + batch_size]
         images = pipe(
             [prompts[p] for p, _ in batch],
-            generator=[picture_generator(seed, p, k) for p, k in batch],
+            generator=[image_generator(seed, p, k) for p, k in batch],
             num_inference_steps=steps,
             guidance_scale=scale,
         ).images
@@ -103,14 +103,14 @@ def write_pictures(
             _begin(folder, [_name(p, k) for p, k in jobs])
         for (p, k), image in zip(batch, images, strict=True):
             name = _name(p, k)
-            save_picture(image, folder / name)
+            save_image(image, folder / name)
             row = {"prompt": prompts[p], "seed": seed, "prompt_number": p, "image_number": k}
             numbers = {"num_inference_steps": steps, "guidance_scale": scale}
             lines.append(json.dumps({**row, **numbers, "file": name}) + "\n")
             if len(shown) < _MOST_SHOWN:
                 shown.append(image)
     captions = [prompts[p] for p, _ in jobs[: len(shown)]]
-    save_picture(contact_sheet(shown, captions, columns=min(4, len(shown))), folder / _GRID)
+    save_image(contact_sheet(shown, captions, columns=min(4, len(shown))), folder / _GRID)
     _end(folder, "".join(lines), {_name(p, k) for p, k in jobs})
     return folder / _GRID
 
@@ -119,14 +119,14 @@ def _check_prompts(pipe: Blip3oPipeline, prompts: Sequence[str]) -> None:
     """Refuses a bad prompt at the end of a list before the work of those before it."""
     chat = pipe.chat_template
     for prompt in prompts:
-        picture_prompt(pipe.model, chat, chat.generate_messages(prompt), prompt)
+        drawing_prompt(pipe.model, chat, chat.generate_messages(prompt), prompt)
 
 
 def written_images(folder: Path) -> list[Path]:
     """Returns the images that a folder's metadata lists, in order, then the metadata itself.
 
     Args:
-        folder: what `write_pictures` wrote to.
+        folder: what `write_images` wrote to.
     """
     lines = (folder / _METADATA).read_text(encoding="utf-8").split("\n")
     return [*(folder / json.loads(line)["file"] for line in lines if line), folder / _METADATA]
@@ -163,11 +163,11 @@ def _owned(folder: Path) -> set[str]:
     return {name for name in found if _OWN_NAME.fullmatch(name)}
 
 
-def save_picture(image: Image.Image, path: Path) -> None:
-    """Writes a picture whole or not at all.
+def save_image(image: Image.Image, path: Path) -> None:
+    """Writes an image whole or not at all.
 
     Args:
-        image: the picture.
+        image: the image.
         path: where to; the suffix decides the format.
 
     Raises:

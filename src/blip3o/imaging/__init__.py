@@ -1,1 +1,1 @@
-"""L1: pictures between files, PIL, tensors and contact sheets; PIL and numpy only, no models."""
+"""L1: images between files, PIL, tensors and contact sheets; PIL and numpy only, no models."""

@@ -1,4 +1,4 @@
-"""Features as pictures: their three main directions as red, green and blue."""
+"""Features as images: their three main directions as red, green and blue."""
 
 import math
 
@@ -12,7 +12,7 @@ _CUT = 0.02
 """Share of the values that is clipped at each end of a color: a few may not rule the rest."""
 
 
-def component_pictures(features: Tensor, px: int) -> list[Image.Image]:
+def component_images(features: Tensor, px: int) -> list[Image.Image]:
     """Returns a picture of each set of features, all in the same colors.
 
     The directions are the principal components of all tokens of the last set, which is the
@@ -20,7 +20,7 @@ def component_pictures(features: Tensor, px: int) -> list[Image.Image]:
 
     Args:
         features: [S, N, K] of S moments; N is a square number from 4, K is 3 or more.
-        px: side of the pictures.
+        px: side of the images.
 
     Raises:
         ValueError: for another shape.

@@ -1,4 +1,4 @@
-"""How pictures are fitted to a vision tower: squares, or their own shape in whole tokens."""
+"""How images are fitted to a vision tower: squares, or their own shape in whole tokens."""
 
 import dataclasses
 import math
@@ -12,17 +12,17 @@ from torch import Tensor
 from blip3o.core.errors import UsageError
 from blip3o.imaging.pixels import resized
 
-_MOST_ASPECT = 200  # published: thinner pictures are refused
+_MOST_ASPECT = 200  # published: thinner images are refused
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class PictureFitConfig:
-    """How a picture becomes what a vision tower sees.
+class ImageFitConfig:
+    """How an image becomes what a vision tower sees.
 
     Args:
         mode: "stretch", "center_crop" or "pad" make a square (see `pixels.to_pixels`); "aspect"
-            keeps the picture's shape, for towers that take any.
-        min_pixels: a smaller picture is enlarged with "aspect". published: 200,704 (256 tokens) in
+            keeps the image's shape, for towers that take any.
+        min_pixels: a smaller image is enlarged with "aspect". published: 200,704 (256 tokens) in
             its evaluation of understanding; the processor alone has 3,136.
         max_pixels: a larger one is reduced. published: 1,605,632 (2048 tokens) likewise; the
             processor alone has 12,845,056.
@@ -42,8 +42,8 @@ class PictureFitConfig:
             )
 
 
-def aspect_pixels(image: Image.Image, token_px: int, config: PictureFitConfig) -> Tensor:
-    """Returns a picture in its own shape as pixels [3, H, W], float32 in [-1, 1].
+def aspect_pixels(image: Image.Image, token_px: int, config: ImageFitConfig) -> Tensor:
+    """Returns an image in its own shape as pixels [3, H, W], float32 in [-1, 1].
 
     Args:
         image: RGB, of any size; resampled bicubically.
@@ -51,7 +51,7 @@ def aspect_pixels(image: Image.Image, token_px: int, config: PictureFitConfig) -
         config: least and most pixels.
 
     Raises:
-        UsageError: for a picture too thin to be looked at.
+        UsageError: for an image too thin to be looked at.
     """
     size = keep_aspect(image.size, token_px, config.min_pixels, config.max_pixels)
     values = np.asarray(resized(image, size), dtype=np.float32)
@@ -61,7 +61,7 @@ def aspect_pixels(image: Image.Image, token_px: int, config: PictureFitConfig) -
 def keep_aspect(
     size: tuple[int, int], token_px: int, min_pixels: int, max_pixels: int
 ) -> tuple[int, int]:
-    """Returns the width and height in whole tokens that are nearest to a picture's shape.
+    """Returns the width and height in whole tokens that are nearest to an image's shape.
 
     Args:
         size: its width and height.

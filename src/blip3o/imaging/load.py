@@ -45,7 +45,7 @@ features that were cached before are computed again."""
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class ImageLimits:
-    """What is accepted as a picture.
+    """What is accepted as an image.
 
     Args:
         max_bytes: longest file.
@@ -144,7 +144,7 @@ class UndecodedImage:
                 if "nsupported" in reason:
                     line = f"{name} is of a kind that cannot be read: {reason}"
                     raise UsageError(f"{line}; save it as JPEG or PNG") from error
-                raise UsageError(f"{name} is a damaged or truncated picture: {reason}") from error
+                raise UsageError(f"{name} is a damaged or truncated image: {reason}") from error
 
 
 def read_header(
@@ -165,14 +165,14 @@ def read_header(
 def open_image(
     source: str | Path | bytes | BinaryIO, limits: ImageLimits = DEFAULT_LIMITS
 ) -> Image.Image:
-    """Returns a picture as 8-bit sRGB, upright, transparent parts on white, first frame.
+    """Returns an image as 8-bit sRGB, upright, transparent parts on white, first frame.
 
     Args:
-        source: a path, the bytes of a picture file, or a binary file to read them from.
+        source: a path, the bytes of an image file, or a binary file to read them from.
         limits: what is accepted.
 
     Raises:
-        UsageError: if there is no such file, it is no whole picture or over a limit.
+        UsageError: if there is no such file, it is no whole image or over a limit.
     """
     return read_header(source, limits).decode()
 
@@ -233,19 +233,19 @@ def _unread(name: str, data: bytes) -> str:
     kind = format_of(data)
     said = unread(data)
     if kind is not None and (said is None or kind not in {"TIFF", "AVIF"}):
-        return f"{name} is a damaged or truncated picture ({kind})"
-    line = f"{name} is not a picture this program can read"
+        return f"{name} is a damaged or truncated image ({kind})"
+    line = f"{name} is not an image this program can read"
     return line if said is None else f"{line}; it is {said}"
 
 
 def _read(source: str | Path | bytes | BinaryIO, limits: ImageLimits) -> tuple[str, bytes]:
     """Returns a name for messages and at most the allowed bytes."""
     if isinstance(source, bytes):
-        name, data = "the picture", source
+        name, data = "the image", source
     elif isinstance(source, str | Path):
         name, data = str(source), _read_file(Path(source), limits)
     else:
-        name = str(getattr(source, "name", "the picture"))
+        name = str(getattr(source, "name", "the image"))
         data = source.read(limits.max_bytes + 1)
     if not data:
         raise UsageError(f"{name} is empty (0 bytes)")
@@ -257,13 +257,13 @@ def _read(source: str | Path | bytes | BinaryIO, limits: ImageLimits) -> tuple[s
 def _read_file(path: Path, limits: ImageLimits) -> bytes:
     try:
         if path.is_dir():
-            raise UsageError(f"{path} is a folder, not a picture")
+            raise UsageError(f"{path} is a folder, not an image")
         if path.exists() and not path.is_file():
             raise UsageError(f"{path} is not an ordinary file")
         with path.open("rb") as file:
             return file.read(limits.max_bytes + 1)
     except FileNotFoundError as error:
-        raise UsageError(f"no such picture: {path}") from error
+        raise UsageError(f"no such image: {path}") from error
     except (OSError, ValueError) as error:  # no permission; a name no file can have
         reason = getattr(error, "strerror", None) or str(error)
         raise UsageError(f"cannot read {str(path)!r:.200}: {reason}") from error

@@ -1,4 +1,4 @@
-"""Pictures as tensors and back. Pixel tensors are float32 in [-1, 1], channels first."""
+"""Images as tensors and back. Pixel tensors are float32 in [-1, 1], channels first."""
 
 from typing import Literal
 
@@ -19,30 +19,30 @@ published: OpenAI's CLIP, EVA-CLIP and Qwen2.5-VL share them.
 """
 
 _MOST_ASPECT = 16
-"""A thinner picture is cut to this aspect ratio first, or its long edge would need gigabytes."""
+"""A thinner image is cut to this aspect ratio first, or its long edge would need gigabytes."""
 
 _MOST_REDUCTION = 256.0
 """Factor of a reduction that the bicubic filter does itself; boxes of whole pixels do the rest."""
 
 
 def to_pixels(image: Image.Image, px: int, mode: FitMode = "stretch") -> Tensor:
-    """Returns a square tensor [3, px, px], float32 in [-1, 1], of an RGB picture.
+    """Returns a square tensor [3, px, px], float32 in [-1, 1], of an RGB image.
 
     Args:
         image: RGB, of any size.
-        px: side of the result; a picture that has it already is not resampled.
+        px: side of the result; an image that has it already is not resampled.
         mode: how another shape becomes a square: "stretch" (all of it, bent), "center_crop" (its
             middle) or "pad" (all of it, white beside it). Resampling is bicubic.
 
     Raises:
-        ValueError: for an unknown mode or a picture that is not RGB.
+        ValueError: for an unknown mode or an image that is not RGB.
 
     Reference:
-        The released models are trained with "center_crop" and given pictures by "stretch"; parity
+        The released models are trained with "center_crop" and given images by "stretch"; parity
         family `eva_clip` (`preprocess`).
     """
     if image.mode != "RGB":
-        raise ValueError(f"an RGB picture is needed, got {image.mode}; see imaging.load.to_rgb")
+        raise ValueError(f"an RGB image is needed, got {image.mode}; see imaging.load.to_rgb")
     values = np.asarray(_fit(image, px, mode), dtype=np.float32)
     return torch.from_numpy(values / 127.5 - 1).permute(2, 0, 1).contiguous()
 
@@ -63,7 +63,7 @@ def normalize_for_clip(pixels: Tensor) -> Tensor:
 
 
 def to_image(pixels: Tensor) -> Image.Image | list[Image.Image]:
-    """Returns the picture of a tensor, or the list of pictures of a batch.
+    """Returns the image of a tensor, or the list of images of a batch.
 
     Args:
         pixels: [3, H, W] or [B, 3, H, W] in [-1, 1]; values outside are clipped.
@@ -101,7 +101,7 @@ def _fit(image: Image.Image, px: int, mode: FitMode) -> Image.Image:
 
 
 def _pad(image: Image.Image, px: int) -> Image.Image:
-    """Returns all of a picture in the middle of a white square; a line keeps a pixel's width."""
+    """Returns all of an image in the middle of a white square; a line keeps a pixel's width."""
     longest = max(image.size)
     width, height = (max(1, round(side / longest * px)) for side in image.size)
     square = Image.new("RGB", (px, px), (255, 255, 255))
@@ -125,7 +125,7 @@ def resized(image: Image.Image, size: tuple[int, int]) -> Image.Image:
 
 
 def _crop(image: Image.Image, width: int, height: int) -> Image.Image:
-    """Returns the middle of a picture; half a pixel is rounded to the even side."""
+    """Returns the middle of an image; half a pixel is rounded to the even side."""
     if image.size == (width, height):
         return image
     left, top = round((image.width - width) / 2), round((image.height - height) / 2)

@@ -19,7 +19,7 @@ def png_with_settings(image: Image.Image, settings: Mapping[str, Any]) -> bytes:
     """Returns the bytes of a PNG file that holds settings as JSON in a text chunk.
 
     Args:
-        image: the picture.
+        image: the image.
         settings: plain data, such as prompt and seed.
     """
     info = PngInfo()
@@ -38,7 +38,7 @@ def read_settings(source: Path | bytes) -> dict[str, Any]:
     Raises:
         UsageError: if it is no PNG or holds no settings.
     """
-    missing = "the picture holds no settings; only a PNG file made by blip3o does"
+    missing = "the image holds no settings; only a PNG file made by blip3o does"
     opened = io.BytesIO(source) if isinstance(source, bytes) else source
     try:
         with Image.open(opened, formats=("PNG",)) as file:

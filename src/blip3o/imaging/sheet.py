@@ -1,11 +1,11 @@
-"""Contact sheets: many pictures in one, each with a caption that can be read."""
+"""Contact sheets: many images in one, each with a caption that can be read."""
 
 from collections.abc import Sequence
 
 from PIL import Image, ImageDraw, ImageFont
 
 _GAP_PX = 8
-_LEAST_CAPTIONED_WIDTH_PX = 144  # a caption under a 64-pixel picture needs more room than it has
+_LEAST_CAPTIONED_WIDTH_PX = 144  # a caption under a 64-pixel image needs more room than it has
 _FONT_PX = 13
 _LINE_PX = 16
 _MOST_LINES, _MOST_CHARACTERS = 6, 1000
@@ -18,21 +18,21 @@ def contact_sheet(
     columns: int = 4,
     scale: int = 1,
 ) -> Image.Image:
-    """Returns one picture of many, row by row, each over its caption.
+    """Returns one image of many, row by row, each over its caption.
 
     Args:
         images: at least one; they may differ in size.
-        captions: one for each picture; long ones are wrapped, very long ones cut.
-        columns: pictures in a row.
-        scale: whole factor by which pictures are enlarged, without smoothing.
+        captions: one for each image; long ones are wrapped, very long ones cut.
+        columns: images in a row.
+        scale: whole factor by which images are enlarged, without smoothing.
 
     Raises:
-        ValueError: for no picture, another number of captions, or a number below 1.
+        ValueError: for no image, another number of captions, or a number below 1.
     """
     if not images or columns < 1 or scale < 1:
-        raise ValueError("a contact sheet needs a picture, a column and a scale of 1 or more")
+        raise ValueError("a contact sheet needs an image, a column and a scale of 1 or more")
     if captions is not None and len(captions) != len(images):
-        raise ValueError(f"{len(captions)} captions for {len(images)} pictures")
+        raise ValueError(f"{len(captions)} captions for {len(images)} images")
     columns = min(columns, len(images))
     width = max(image.width for image in images) * scale
     if captions is not None:
@@ -40,9 +40,9 @@ def contact_sheet(
     font = ImageFont.load_default(_FONT_PX)
     texts = [wrap(caption, width, font) for caption in captions or [""] * len(images)]
     starts = range(0, len(images), columns)
-    picture_heights = [max(i.height for i in images[s : s + columns]) * scale for s in starts]
+    image_heights = [max(i.height for i in images[s : s + columns]) * scale for s in starts]
     text_heights = [max(map(len, texts[s : s + columns])) * _LINE_PX for s in starts]
-    height = sum(picture_heights) + sum(text_heights) + _GAP_PX * (len(starts) + 1)
+    height = sum(image_heights) + sum(text_heights) + _GAP_PX * (len(starts) + 1)
     sheet = Image.new("RGB", (columns * (width + _GAP_PX) + _GAP_PX, height), _PAPER)
     draw = ImageDraw.Draw(sheet)
     top = _GAP_PX
@@ -55,9 +55,9 @@ def contact_sheet(
             left = _GAP_PX + column * (width + _GAP_PX)
             sheet.paste(enlarged, (left, top))
             for number, line in enumerate(lines):
-                place = (left, top + picture_heights[row] + number * _LINE_PX)
+                place = (left, top + image_heights[row] + number * _LINE_PX)
                 draw.text(place, line, fill=_INK, font=font)
-        top += picture_heights[row] + text_heights[row] + _GAP_PX
+        top += image_heights[row] + text_heights[row] + _GAP_PX
     return sheet
 
 

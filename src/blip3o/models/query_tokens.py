@@ -1,11 +1,11 @@
-"""The learned queries that read a picture's plan out of the backbone."""
+"""The learned queries that read an image's plan out of the backbone."""
 
 import torch
 from torch import Tensor, nn
 
 
 class QueryTokens(nn.Module):
-    """Q learned embeddings that are appended to every prompt of a picture.
+    """Q learned embeddings that are appended to every prompt of an image.
 
     Args:
         num_query_tokens: Q.

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from blip3o.core.bounds import Count, Guidance, NotNegative
 from blip3o.core.config import component
-from blip3o.imaging.fit import PictureFitConfig
+from blip3o.imaging.fit import ImageFitConfig
 from blip3o.models.absent import AbsentPart
 from blip3o.models.backbones.decoder_only import TowerInputs
 from blip3o.models.backbones.packed import is_packed
@@ -23,7 +23,7 @@ from blip3o.models.query_tokens import QueryTokens
 from blip3o.text.chat import ChatConfig
 
 PromptImages = Tensor | TowerInputs | VisionInputs
-"""Pictures of prompts: raw features [M, N, C] of the image encoder for a backbone that projects
+"""Images of prompts: raw features [M, N, C] of the image encoder for a backbone that projects
 them, pixels or patches of pixels for a backbone with a vision tower of its own."""
 
 
@@ -69,7 +69,7 @@ class UnifiedModelConfig:
         image_decoder: features to pixels, a config out of `DECODERS`.
         chat: the words around prompts.
         sampling: default settings of generation.
-        question_pictures: how pictures that are asked about are fitted; pictures to edit are always
+        question_images: how images that are asked about are fitted; images to edit are always
             stretched to the image encoder's square.
         absent_parts: parts that are not built because their weights are not at hand; see
             `AbsentPart`.
@@ -84,7 +84,7 @@ class UnifiedModelConfig:
     image_decoder: Any = component("blip3o.models.decoders:DECODERS")
     chat: ChatConfig = dataclasses.field(default_factory=ChatConfig)
     sampling: SamplingConfig = dataclasses.field(default_factory=SamplingConfig)
-    question_pictures: PictureFitConfig = dataclasses.field(default_factory=PictureFitConfig)
+    question_images: ImageFitConfig = dataclasses.field(default_factory=ImageFitConfig)
     absent_parts: tuple[Literal["image_encoder", "image_decoder"], ...] = ()
 
     def __post_init__(self) -> None:
@@ -92,11 +92,11 @@ class UnifiedModelConfig:
         width = self.normalizer.width(channels)
         if self.backbone.image_channels is not None:
             _require_equal("backbone.image_channels", self.backbone.image_channels, channels)
-        else:  # refuses pictures that its vision tower cannot take
+        else:  # refuses images that its vision tower cannot take
             self.backbone.num_image_tokens(self.image_encoder.image_px)
-        if self.question_pictures.mode == "aspect" and not hasattr(self.backbone, "token_px"):
+        if self.question_images.mode == "aspect" and not hasattr(self.backbone, "token_px"):
             raise ValueError(
-                f"question_pictures.mode aspect needs a backbone that sees pictures of any shape; "
+                f"question_images.mode aspect needs a backbone that sees images of any shape; "
                 f"{self.backbone.kind} takes squares"
             )
         _require_equal("dit.condition_size", self.dit.condition_size, self.backbone.hidden_size)
@@ -109,14 +109,14 @@ class UnifiedModelConfig:
 
     @property
     def num_prompt_image_tokens(self) -> int:
-        """Tokens that stand for one picture of a prompt."""
+        """Tokens that stand for one image of a prompt."""
         if self.backbone.image_channels is None:
             return self.backbone.num_image_tokens(self.image_encoder.image_px)
         return self.image_encoder.num_tokens
 
     @property
     def feature_shape(self) -> tuple[int, int]:
-        """Shape (N, K) of the normalized features of one picture."""
+        """Shape (N, K) of the normalized features of one image."""
         return (self.image_encoder.num_tokens, self.dit.in_channels)
 
     @classmethod
@@ -149,7 +149,7 @@ def _require_equal(name: str, value: int, expected: int) -> None:
 
 
 class UnifiedModel(nn.Module):
-    """Understands pictures and text, and plans pictures as features.
+    """Understands images and text, and plans images as features.
 
     Args:
         config: the parts.
@@ -173,7 +173,7 @@ class UnifiedModel(nn.Module):
         return getattr(self.config, part).build()
 
     def encode_images(self, pixels: Tensor) -> Tensor:
-        """Returns the raw features of pictures.
+        """Returns the raw features of images.
 
         Args:
             pixels: [M, 3, P, P] in [-1, 1].
@@ -186,11 +186,11 @@ class UnifiedModel(nn.Module):
     def prompt_images(
         self, pixels: Tensor | Sequence[Tensor] | None, features: Tensor | None = None
     ) -> PromptImages | None:
-        """Returns the pictures of prompts as `condition` and `text_states` take them.
+        """Returns the images of prompts as `condition` and `text_states` take them.
 
         Args:
-            pixels: [M, 3, P, P] in [-1, 1], or pictures [3, H, W] of several shapes for a backbone
-                that takes any; None where there are no pictures or features are given.
+            pixels: [M, 3, P, P] in [-1, 1], or images [3, H, W] of several shapes for a backbone
+                that takes any; None where there are no images or features are given.
             features: their raw features [M, N, C] if they are known already.
 
         Raises:
@@ -207,7 +207,7 @@ class UnifiedModel(nn.Module):
     def reference(
         self, pixels: Tensor | Sequence[Tensor] | None, features: PromptImages | None = None
     ) -> Tensor | None:
-        """Returns normalized features [M, N, K] of pictures to edit; None if the DiT takes none.
+        """Returns normalized features [M, N, K] of images to edit; None if the DiT takes none.
 
         Args:
             pixels: [M, 3, P, P] in [-1, 1].
@@ -233,7 +233,7 @@ class UnifiedModel(nn.Module):
         Args:
             input_ids: prompts that end in the last column (left-padded), [B, T].
             attention_mask: True for real tokens, [B, T].
-            prompt_images: what `prompt_images` made of the prompts' pictures.
+            prompt_images: what `prompt_images` made of the prompts' images.
 
         Raises:
             ValueError: if a row is padded at its end.
@@ -258,14 +258,14 @@ class UnifiedModel(nn.Module):
         Args:
             input_ids: prompts that end in the last column (left-padded), [B, T].
             attention_mask: True for real tokens, [B, T].
-            prompt_images: what `prompt_images` made of the prompts' pictures.
+            prompt_images: what `prompt_images` made of the prompts' images.
             prompt_gradient: back-propagate through the prompt, too, where it changes nothing.
 
         Raises:
             ValueError: if a row is padded at its end.
         """
         if not bool(attention_mask[:, -1].all()):
-            raise ValueError("prompts of pictures must be padded on the left")
+            raise ValueError("prompts of images must be padded on the left")
         queries = self.query_tokens(len(input_ids))
         mask = torch.cat([attention_mask, attention_mask.new_ones(queries.shape[:2])], dim=1)
         frozen = not any(p.requires_grad for p in self.backbone.parameters())
@@ -297,7 +297,7 @@ class UnifiedModel(nn.Module):
             noisy: normalized features on the path, [B, N, K].
             sigma: noise levels in [0, 1], [B].
             condition: backbone states at the queries, [B, Q, D]; zeros are the empty condition.
-            reference: normalized features of a picture to edit, [B, N, K].
+            reference: normalized features of an image to edit, [B, N, K].
             context_cache: what `dit.prepare_context(condition)` returned, to reuse over steps.
             truncate_timestep: see `SamplingConfig`.
         """
@@ -322,14 +322,14 @@ class UnifiedModel(nn.Module):
         Args:
             input_ids: [B, T].
             attention_mask: [B, past + T].
-            prompt_images: what `prompt_images` made of the rows' pictures; rows with pictures come
+            prompt_images: what `prompt_images` made of the rows' images; rows with images come
                 whole.
             cache: what `backbone.new_cache()` returned, with keys and values of earlier tokens.
         """
         embeds = self.backbone.embed(input_ids, prompt_images)
         if not isinstance(prompt_images, VisionInputs):
             return self.backbone(embeds, attention_mask, cache)
-        # Only text about pictures is placed by their grids; prompts of pictures count tokens.
+        # Only text about images is placed by their grids; prompts of images count tokens.
         positions = self.backbone.image_positions(input_ids, attention_mask, prompt_images)
         return self.backbone(embeds, attention_mask, cache, positions)
 

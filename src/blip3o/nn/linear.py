@@ -11,8 +11,8 @@ class VectorLinear(nn.Linear):
     """A linear layer for what is one vector a sample: timesteps, conditions, modulations.
 
     A small batch holds few such rows, and CPU libraries round products of few rows otherwise than
-    those of many. Without gradients they are padded, so that a picture made alone has the bits of
-    the same picture made in a batch.
+    those of many. Without gradients they are padded, so that an image made alone has the bits of
+    the same image made in a batch.
     """
 
     def forward(self, input: Tensor) -> Tensor:

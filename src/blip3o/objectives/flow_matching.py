@@ -68,7 +68,7 @@ class FlowMatching(nn.Module):
         return float(len(batch) * self.config.draws * self.shape[0] * self.shape[1])
 
     def forward(self, model: UnifiedModel, batch: Batch, seed: int) -> LossOutput:
-        """Returns the summed squared error of a batch with a target picture in each row."""
+        """Returns the summed squared error of a batch with a target image in each row."""
         with torch.no_grad():
             clean = model.normalizer(_target_features(model, batch))
             images = model.prompt_images(batch.prompt_pixels, batch.prompt_features)

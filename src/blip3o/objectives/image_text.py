@@ -2,7 +2,7 @@
 
 Sigmoid contrastive alone leaves little of what stands where in the tokens. SigLIP 2 adds located
 captions; scenes know every object exactly, so here each token says which object covers it, where
-that object's center is and how large it is, and what its own patch of the picture looks like.
+that object's center is and how large it is, and what its own patch of the image looks like.
 """
 
 import dataclasses
@@ -33,7 +33,7 @@ class ImageTextConfig:
         contrastive_weight: factor of the sigmoid contrastive loss.
         region_weight: factor of the losses on the object behind each token.
         pixel_weight: factor of the regression of each token's own pixels.
-        pixel_px: side of a token's pixels that are regressed (the picture is averaged down to it).
+        pixel_px: side of a token's pixels that are regressed (the image is averaged down to it).
     """
 
     kind: str = "image_text"
@@ -91,11 +91,11 @@ class ImageText(nn.Module):
         self.pixel_head = nn.Linear(channels, 3 * config.pixel_px**2)
 
     def count(self, batch: Batch) -> float:
-        """Returns the number of pictures."""
+        """Returns the number of images."""
         return float(len(batch))
 
     def forward(self, model: UnifiedModel, batch: Batch, seed: int) -> LossOutput:
-        """Returns the loss of a batch of pictures, captions and ground-truth regions."""
+        """Returns the loss of a batch of images, captions and ground-truth regions."""
         del seed  # nothing random here
         if batch.target_pixels is None or batch.regions is None:
             raise ValueError(f"a {batch.task!r} batch needs target pixels and regions")

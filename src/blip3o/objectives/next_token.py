@@ -1,4 +1,4 @@
-"""Next-token prediction on the answers of conversations, with and without pictures."""
+"""Next-token prediction on the answers of conversations, with and without images."""
 
 import dataclasses
 
@@ -23,7 +23,7 @@ class NextTokenConfig:
             alike, so that long descriptions drown one-word answers; 1 counts answers alike; 0.5
             lies between (the square averaging of InternVL 2.5, arXiv 2412.05271, section 3.2).
         hidden_share: share of the answers' tokens that what follows them does not see, so that it
-            looks at the picture instead of guessing from what was said (word dropout; Bowman et
+            looks at the image instead of guessing from what was said (word dropout; Bowman et
             al., arXiv 1511.06349, section 3.1).
         hidden_token: id of the token in their place; 0 is the padding of our own tokenizers.
     """

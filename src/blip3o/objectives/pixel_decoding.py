@@ -1,4 +1,4 @@
-"""Trains the pocket image decoder: flow matching on pixels, given the picture's own features."""
+"""Trains the pocket image decoder: flow matching on pixels, given the image's own features."""
 
 import dataclasses
 
@@ -25,7 +25,7 @@ class PixelDecodingConfig:
         feature_noise: largest standard deviation of the noise added to the normalized features;
             drawn uniformly from zero for each sample. It makes the decoder forgive small errors of
             generated features, as noise on the condition does in cascaded diffusion.
-        min_sigma: squared errors of the clean picture are weighted by 1 / max(sigma, min_sigma)^2.
+        min_sigma: squared errors of the clean image are weighted by 1 / max(sigma, min_sigma)^2.
     """
 
     kind: str = "pixel_decoding"
@@ -39,19 +39,19 @@ class PixelDecodingConfig:
         """Returns the objective for a model.
 
         Raises:
-            UsageError: if the model's image decoder does not predict clean pictures.
+            UsageError: if the model's image decoder does not predict clean images.
         """
         decoder = model_config.image_decoder
         if not getattr(decoder, "predicts_clean", False):
             raise UsageError(
-                f"pixel_decoding trains decoders that predict clean pictures, as 'pocket' does, "
+                f"pixel_decoding trains decoders that predict clean images, as 'pocket' does, "
                 f"not {decoder.kind!r}"
             )
         return PixelDecoding(self, model_config)
 
 
 class PixelDecoding(nn.Module):
-    """Weighted squared error of the decoder's clean picture.
+    """Weighted squared error of the decoder's clean image.
 
     Args:
         config: distribution of noise levels, feature noise, weighting.

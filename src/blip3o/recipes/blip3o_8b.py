@@ -19,9 +19,9 @@ def generation() -> RunConfig:
 
     blip3o train blip3o_8b.generation --out runs/blip3o_8b/generation
 
-    Hardware: 32 GPUs of 80 GB or more (16 pictures on each). Hours: the authors took about 340 on
+    Hardware: 32 GPUs of 80 GB or more (16 images on each). Hours: the authors took about 340 on
     32 H200; ours is not run yet. Features are computed online; cached (data.feature_cache=DIR) they
-    save most of a step and take 229 kB a picture, 8.3 TB for all.
+    save most of a step and take 229 kB an image, 8.3 TB for all.
     Source: the released pre-training script (1e-4 to 1e-5, batch 512) and its documentation
     (150 k steps or more).
     """
@@ -41,7 +41,7 @@ def tune() -> RunConfig:
 
 
 def understanding() -> RunConfig:
-    """Tunes the backbone on conversations about pictures; the released models kept it frozen.
+    """Tunes the backbone on conversations about images; the released models kept it frozen.
 
     blip3o train blip3o_8b.understanding --out runs/blip3o_8b/understanding
 

@@ -40,7 +40,7 @@ def check_run(config: RunConfig) -> None:
 
 
 def check_image_px(config: RunConfig) -> None:
-    """Refuses pictures of another size than the image encoder takes.
+    """Refuses images of another size than the image encoder takes.
 
     Args:
         config: the whole run.

@@ -13,7 +13,7 @@ from blip3o.core.device import resolve_device
 from blip3o.core.distributed import main_first, process_group, rank, world_size
 from blip3o.core.errors import UsageError
 from blip3o.data.cache import FeatureCache, build_cache
-from blip3o.data.tasks import PICTURES
+from blip3o.data.tasks import IMAGES
 from blip3o.imaging.load import READING
 from blip3o.recipes import load_recipe
 from blip3o.recipes.checks import check_image_px
@@ -22,7 +22,7 @@ from blip3o.recipes.start import build_model, check_start
 from blip3o.train.config import RunConfig
 
 _PREPROCESSING = "rgb, stretched, bicubic, [-1, 1]"
-"""Change this with `imaging.pixels`: features of pictures prepared otherwise are other features.
+"""Change this with `imaging.pixels`: features of images prepared otherwise are other features.
 How files are read has a number of its own, `imaging.load.READING`."""
 
 
@@ -69,7 +69,7 @@ def feature_cache(
         world_size: how many share the work.
 
     Raises:
-        UsageError: if the run trains the encoder, a source is missing, or a picture's features
+        UsageError: if the run trains the encoder, a source is missing, or an image's features
             cannot be kept.
     """
     if any(part.startswith("image_encoder") for part in config.train.trainable):
@@ -86,7 +86,7 @@ def feature_cache(
 
     for entry in config.data.mixture:
         source = entry.source.build()
-        for role in PICTURES[entry.task]:
+        for role in IMAGES[entry.task]:
             if not cache.is_complete(source.name, role, source.fingerprint()):
                 build_cache(
                     source,

@@ -12,7 +12,7 @@ from blip3o.data.cache import FeatureCache
 from blip3o.data.loader import Loader
 from blip3o.data.mixture import DataConfig
 from blip3o.data.samples import BEFORE_TRAINING, BadSample, append_bad
-from blip3o.data.tasks import PICTURES
+from blip3o.data.tasks import IMAGES
 
 _LOOKED_AT = 2000
 """Sources of no more records are looked through before the first step."""
@@ -32,7 +32,7 @@ class LeftOut:
     Args:
         loader: the run's; it leaves them out without counting them again and again.
         config: what the run learns from.
-        cache: features of its pictures, if any.
+        cache: features of its images, if any.
         quarantine: the list.
     """
 
@@ -69,10 +69,10 @@ class LeftOut:
 
     def _say(self, names: Iterable[_Name], seen: Mapping[str, float] | None = None) -> None:
         names = list(names)
-        has_pictures = {e.source.name for e in self._config.mixture if PICTURES[e.task]}
+        has_images = {e.source.name for e in self._config.mixture if IMAGES[e.task]}
         for name, total in {one.name: len(one) for one in self._loader.sources}.items():
             count = sum(source == name for source, _ in names)
-            what = "images" if name in has_pictures else "records"
+            what = "images" if name in has_images else "records"
             if count and (seen is None or name in self._looked_at or seen[name] >= total):
                 used = max(0, total - count)
                 say(
@@ -90,13 +90,13 @@ class LeftOut:
 
     def _without_features(self, cache: FeatureCache) -> Iterator[BadSample]:
         for entry, source in zip(self._config.mixture, self._loader.sources, strict=True):
-            for role in PICTURES[entry.task]:
+            for role in IMAGES[entry.task]:
                 for position, note in cache.left_out(source, role).items():
                     yield BadSample(
                         source=source.name,
                         key=str(note.get("key", "?")),
                         index=BEFORE_TRAINING,
-                        reason=str(note.get("reason", "the picture cannot be read")),
+                        reason=str(note.get("reason", "the image cannot be read")),
                         position=position,
                     )
 

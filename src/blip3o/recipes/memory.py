@@ -1,7 +1,7 @@
 """What memory a model needs in every form: true byte counts, from models without memory.
 
 Weights are counted on the meta device, quantized layers included, with the groups that offloading
-really moves. Activations are an estimate: each component runs once on the meta device, one picture,
+really moves. Activations are an estimate: each component runs once on the meta device, one image,
 with guidance, and what its operations keep alive is added up. Kernels' own workspace is not seen.
 """
 
@@ -37,14 +37,14 @@ RESERVE_BYTES = 2**30
 """What is left to the CUDA context, workspaces and gaps of the allocator."""
 
 DRAWING = ("backbone", "dit", "image_decoder")
-"""Components that a picture from a prompt goes through."""
+"""Components that an image from a prompt goes through."""
 
 PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 @dataclasses.dataclass(frozen=True)
 class Need:
-    """Bytes that a form of a model needs on its device to draw a picture from a prompt.
+    """Bytes that a form of a model needs on its device to draw an image from a prompt.
 
     Args:
         precision: "fp32", "fp16" or "bf16".

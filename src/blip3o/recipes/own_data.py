@@ -1,8 +1,8 @@
-"""Fine-tunes a model on a folder of your own pictures: text to image, one command.
+"""Fine-tunes a model on a folder of your own images: text to image, one command.
 
-    my/pictures/dog.jpg   my/pictures/dog.txt: "my dog on the sofa"
+    my/images/dog.jpg   my/images/dog.txt: "my dog on the sofa"
 
-Pictures without a text file take data.mixture.0.source.caption. With train.adapter={rank: 16}
+Images without a text file take data.mixture.0.source.caption. With train.adapter={rank: 16}
 low-rank adapters learn in place of the weights (`LoraConfig`): less memory, small checkpoints.
 Samples are drawn of the first captions. The feature cache holds any number of data sets.
 """
@@ -18,16 +18,16 @@ from blip3o.recipes.stages import image_loss, train_config
 from blip3o.train.config import InitConfig, RunConfig, TrainConfig
 from blip3o.weights.folder import open_model
 
-_PICTURES = "pictures"
+_IMAGES = "images"
 _FEATURES = "runs/own_features"
 _BAD_SAMPLE_LIMIT = 0.5
 """Three broken photos of 27 are many, and no reason to learn nothing of the others."""
 
 
 def pocket() -> RunConfig:
-    """The bundled model learns your own pictures, on any laptop.
+    """The bundled model learns your own images, on any laptop.
 
-    blip3o train own_data --out runs/mine data.mixture.0.source.path=my/pictures
+    blip3o train own_data --out runs/mine data.mixture.0.source.path=my/images
 
     Hardware: two CPU cores. Hours: below 0.5 for 300 steps.
     Source: ours; half the rate of the last stage of the bundled model.
@@ -38,9 +38,9 @@ def pocket() -> RunConfig:
 
 
 def blip3o_4b_own_data() -> RunConfig:
-    """The released 4B model learns your own pictures.
+    """The released 4B model learns your own images.
 
-    blip3o train blip3o_4b.own_data --out runs/mine data.mixture.0.source.path=my/pictures
+    blip3o train blip3o_4b.own_data --out runs/mine data.mixture.0.source.path=my/images
 
     Hardware: one GPU of 80 GB (query tokens and DiT are trained). Hours: about 1 for 1000 steps,
     estimated. Source: ours; a tenth of the released rate of tuning.
@@ -51,9 +51,9 @@ def blip3o_4b_own_data() -> RunConfig:
 
 
 def blip3o_8b_own_data() -> RunConfig:
-    """The released 8B model learns your own pictures.
+    """The released 8B model learns your own images.
 
-    blip3o train blip3o_8b.own_data --out runs/mine data.mixture.0.source.path=my/pictures
+    blip3o train blip3o_8b.own_data --out runs/mine data.mixture.0.source.path=my/images
 
     Hardware: one GPU of 80 GB (query tokens and DiT are trained). Hours: about 1.5 for 1000 steps,
     estimated. Source: ours; a tenth of the released rate of tuning.
@@ -64,7 +64,7 @@ def blip3o_8b_own_data() -> RunConfig:
 
 
 def _run(start: str, model: UnifiedModelConfig, train: TrainConfig) -> RunConfig:
-    source = FolderConfig(path=_PICTURES, name="own")
+    source = FolderConfig(path=_IMAGES, name="own")
     return RunConfig(
         model=model,
         init=(InitConfig(folder=start),),

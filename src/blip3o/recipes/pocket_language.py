@@ -32,7 +32,7 @@ _NAMING = (
 
 
 def look_ups(runs: Path = RUNS) -> RunConfig:
-    """Before stage 1: to find a thing by its name in a picture.
+    """Before stage 1: to find a thing by its name in an image.
 
     blip3o train pocket.look_ups --out runs/pocket/look_ups
 
@@ -50,7 +50,7 @@ def words(runs: Path = RUNS) -> RunConfig:
 
     "red cat blue dog, dog" -> "blue". Nothing in a text is bound to its name before that is found
     out, and in longer texts it is not: attention is spread over too many tokens (docs/log.md,
-    session 9). A few pictures go along, or they are forgotten.
+    session 9). A few images go along, or they are forgotten.
     """
     mixture = (dataclasses.replace(_BARE, weight=12), _LOOK_UPS)
     train = _constant(steps=500, batch=208, lr=3e-3, micro_batch=96)
@@ -68,7 +68,7 @@ def lists(runs: Path = RUNS) -> RunConfig:
 
 
 def naming(runs: Path = RUNS) -> RunConfig:
-    """After lists: all facts of a thing by its name, in pictures and in words.
+    """After lists: all facts of a thing by its name, in images and in words.
 
     blip3o train pocket.naming --out runs/pocket/naming
 

@@ -4,7 +4,7 @@ import dataclasses
 from pathlib import Path
 
 from blip3o.data.mixture import DataConfig
-from blip3o.imaging.fit import PictureFitConfig
+from blip3o.imaging.fit import ImageFitConfig
 from blip3o.models.backbones.qwen2_5_vl import Qwen2_5VLBackboneConfig
 from blip3o.models.decoders.sdxl import SdxlDecoderConfig
 from blip3o.models.dit.nextdit import NextDiTConfig
@@ -25,7 +25,7 @@ from blip3o.recipes.stages import (
 from blip3o.train.config import InitConfig, RunConfig
 
 _GENERATION_TOKENS = 512 - 65  # the released limit, less `[IMG]` and 64 query tokens
-_PICTURE_TOKENS = 2048 + 1024  # the largest picture and the words about it
+_IMAGE_TOKENS = 2048 + 1024  # the largest image and the words about it
 
 
 def model(backbone: Qwen2_5VLBackboneConfig) -> UnifiedModelConfig:
@@ -41,7 +41,7 @@ def model(backbone: Qwen2_5VLBackboneConfig) -> UnifiedModelConfig:
         dit=NextDiTConfig.published(backbone.hidden_size),
         image_decoder=SdxlDecoderConfig.published(),
         sampling=SamplingConfig(truncate_timestep=True),
-        question_pictures=PictureFitConfig(mode="aspect"),
+        question_images=ImageFitConfig(mode="aspect"),
     )
 
 
@@ -86,7 +86,7 @@ def tune(backbone: Qwen2_5VLBackboneConfig, before: Path) -> RunConfig:
 
 
 def understanding(backbone: Qwen2_5VLBackboneConfig, released: str) -> RunConfig:
-    """Returns a tuning of the language side on conversations about pictures.
+    """Returns a tuning of the language side on conversations about images.
 
     Args:
         backbone: a Qwen2.5-VL.
@@ -97,7 +97,7 @@ def understanding(backbone: Qwen2_5VLBackboneConfig, released: str) -> RunConfig
         base,
         init=(InitConfig(folder=released),),
         data=dataclasses.replace(
-            base.data, mixture=(conversations(),), max_text_tokens=_PICTURE_TOKENS
+            base.data, mixture=(conversations(),), max_text_tokens=_IMAGE_TOKENS
         ),
         objectives=(text_loss(),),
         train=train_config("backbone.decoder", steps=5000, batch=128, lr=1e-5),

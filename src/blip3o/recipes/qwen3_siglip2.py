@@ -31,14 +31,14 @@ RUNS = Path("runs/qwen3_siglip2")
 
 _IMAGE_PAD_ID = 151_655  # `<|image_pad|>` of Qwen's tokenizers, 2.5 and 3
 _MAX_TOKENS = 2048
-_STEPS = 280_000  # one epoch of 36 M pictures; the released script makes ten
+_STEPS = 280_000  # one epoch of 36 M images; the released script makes ten
 
 
 def model() -> UnifiedModelConfig:
     """Returns the variant around Qwen3-1.7B, which its released script takes."""
     published = Qwen3BackboneConfig.published("1.7b")
-    # Our chat format marks pictures by a token that Qwen has already; what it is changes nothing,
-    # for pictures stand in its place.
+    # Our chat format marks images by a token that Qwen has already; what it is changes nothing,
+    # for images stand in its place.
     backbone = dataclasses.replace(published, image_token_id=_IMAGE_PAD_ID)
     return UnifiedModelConfig(
         backbone=backbone,
@@ -50,7 +50,7 @@ def model() -> UnifiedModelConfig:
 
 
 def understanding() -> RunConfig:
-    """Sequential, first half: captions of pictures; backbone and projector, no image loss.
+    """Sequential, first half: captions of images; backbone and projector, no image loss.
 
     blip3o train qwen3_siglip2.understanding --out runs/qwen3_siglip2/understanding
 
@@ -75,7 +75,7 @@ def generation() -> RunConfig:
 
     Hardware: 8 GPUs of 80 GB. Hours: about 45, estimated at 40 % MFU; not run yet.
     Source: the released script of the variant with a frozen backbone. The projector stays frozen,
-    too: prompts of pictures hold no pictures that it could learn from.
+    too: prompts of images hold no images that it could learn from.
     """
     return dataclasses.replace(
         joint(),
@@ -87,12 +87,12 @@ def generation() -> RunConfig:
 
 
 def joint() -> RunConfig:
-    """Both at once: half of the samples draw a captioned picture, half describe one.
+    """Both at once: half of the samples draw a captioned image, half describe one.
 
     blip3o train qwen3_siglip2.joint --out runs/qwen3_siglip2/joint
 
     Hardware: 8 GPUs of 80 GB. Hours: about 110, estimated at 40 % MFU; not run yet.
-    Source: the released script of the variant (backbone trained, losses one to one, every picture
+    Source: the released script of the variant (backbone trained, losses one to one, every image
     used for both tasks).
     """
     return RunConfig(
@@ -114,7 +114,7 @@ def joint() -> RunConfig:
 
 
 def _described() -> tuple[MixtureEntry, ...]:
-    """Returns the captions the other way round: the picture is given and the caption learned."""
+    """Returns the captions the other way round: the image is given and the caption learned."""
     mixture = pretraining_mixture()
     return tuple(dataclasses.replace(entry, task="image_to_text") for entry in mixture)
 

@@ -192,14 +192,14 @@ def _preparer(config: RunConfig, tokenizer: Tokenizer, model: UnifiedModel) -> P
         colors=regions[0].colors if regions else (),
         cache=cache,
         keep_pixels=any(o.kind == "pixel_decoding" for o in config.objectives),
-        question_pictures=config.model.question_pictures,
+        question_images=config.model.question_images,
         token_px=getattr(config.model.backbone, "token_px", 1),
     )
 
 
 @torch.no_grad()
 def _fit_normalizers(model: UnifiedModel, loader: Loader, device: torch.device) -> None:
-    """Fits the feature normalizers to the trained encoder, on the run's own first pictures."""
+    """Fits the feature normalizers to the trained encoder, on the run's own first images."""
     features = []
     for groups in itertools.islice(loader(0), _NORMALIZER_BATCHES * world_size()):
         pixels = [batch.target_pixels for batch in groups if batch.target_pixels is not None]

@@ -1,4 +1,4 @@
-"""What a run shows of itself while it trains: pictures for pictures, words for words."""
+"""What a run shows of itself while it trains: images for images, words for words."""
 
 import itertools
 from collections.abc import Sequence
@@ -25,7 +25,7 @@ class SampleWriter:
 
     Args:
         tokenizer: the model's.
-        loader: its first pictures are what is reconstructed, edited and asked about.
+        loader: its first images are what is reconstructed, edited and asked about.
     """
 
     def __init__(self, tokenizer: Tokenizer, loader: Loader) -> None:
@@ -66,21 +66,21 @@ class SampleWriter:
         _save(pipe(prompts, generator=generators).images, prompts, path)
 
     def _reconstructions(self, pipe: Blip3oPipeline, path: Path) -> None:
-        before = self._loader.first_pictures(_ROWS)
+        before = self._loader.first_images(_ROWS)
         generators = [torch.Generator().manual_seed(n) for n in range(len(before))]
         after = pipe.reconstruct(before, generator=generators).images
         pairs = [image for pair in zip(before, after, strict=True) for image in pair]
-        _save(pairs, ["picture", "reconstructed"] * len(before), path)
+        _save(pairs, ["image", "reconstructed"] * len(before), path)
 
     def _answers(self, pipe: Blip3oPipeline, questions: Sequence[str], path: Path) -> None:
-        found = self._loader.first_pictures(len(questions))
-        if not found:  # conversations without pictures
+        found = self._loader.first_images(len(questions))
+        if not found:  # conversations without images
             return
-        pictures = list(itertools.islice(itertools.cycle(found), len(questions)))
-        answers = pipe.answer_batch(pictures, questions)
+        asked = list(itertools.islice(itertools.cycle(found), len(questions)))
+        answers = pipe.answer_batch(asked, questions)
         lines = [f"{q}  ->  {a}" for q, a in zip(questions, answers, strict=True)]
         path.with_suffix(".txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
-        _save(pictures, lines, path.with_name(f"{path.name}-asked"))  # beside what was drawn
+        _save(asked, lines, path.with_name(f"{path.name}-asked"))  # beside what was drawn
 
 
 def _save(images: Sequence[Image.Image], captions: Sequence[str], path: Path) -> None:

@@ -16,11 +16,11 @@ class ScenesConfig:
     """How much of the scenes data set is written.
 
     Args:
-        num_scenes: pictures with captions, questions and objects.
-        num_edits: pictures with an instruction, and what they are after it.
-        num_pairs: pictures of two things with captions of how they stand.
+        num_scenes: images with captions, questions and objects.
+        num_edits: images with an instruction, and what they are after it.
+        num_pairs: images of two things with captions of how they stand.
         seed: decides all of them.
-        px: side of the pictures.
+        px: side of the images.
         split: "train", "val" or "heldout".
         format: "webdataset" or "jsonl".
         num_processes: processes that draw.

@@ -29,7 +29,7 @@ _WARMUP_SHARE = 0.003
 
 
 def pretraining_mixture() -> tuple[MixtureEntry, ...]:
-    """Returns the published open mix: every picture equally often (millions of pictures)."""
+    """Returns the published open mix: every image equally often (millions of images)."""
     sizes = {"BLIP3o-Pretrain-Long-Caption": 27.2, "BLIP3o-Pretrain-Short-Caption": 4.77}
     sizes["BLIP3o-Pretrain-JourneyDB"] = 4.28
     return tuple(
@@ -44,7 +44,7 @@ def tuning_mixture() -> tuple[MixtureEntry, ...]:
 
 
 def conversations(weight: float = 1.0) -> MixtureEntry:
-    """Returns conversations about pictures, LLaVA-style JSON.
+    """Returns conversations about images, LLaVA-style JSON.
 
     Args:
         weight: share of the samples, relative to other entries.

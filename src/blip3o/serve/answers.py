@@ -154,10 +154,10 @@ class AnswerDesk:
         if job is None:
             return False
         request = job.request
-        assert isinstance(request, ChatRequest), "images are made by PictureMaker"
+        assert isinstance(request, ChatRequest), "images are made by ImageMaker"
         self._on_begin(time.monotonic() - job.arrived)
         with self._failing(job):
-            ids, read = self._writer.read(request.messages, request.pictures)
+            ids, read = self._writer.read(request.messages, request.images)
             limit = self._writer.limit(request.sampling, len(ids))
             sampling = request.sampling.seeded()
             self._next = _Chat(job, request.count, sampling, len(ids), limit, read)

@@ -1,11 +1,11 @@
-"""The queue: first come, first served; pictures that can share a batch share one."""
+"""The queue: first come, first served; images that can share a batch share one."""
 
 import math
 import threading
 import time
 from collections import deque
 
-from blip3o.serve.jobs import ChatRequest, Failed, Job, PictureRequest, Row
+from blip3o.serve.jobs import ChatRequest, Failed, ImageRequest, Job, Row
 
 
 class QueueFullError(Exception):
@@ -19,16 +19,16 @@ class QueueClosedError(Exception):
 class JobQueue:
     """Jobs of all clients, taken by one or more engines.
 
-    The oldest picture job decides what the next batch is made of, so no kind of request waits
-    forever; within a batch the jobs take turns, so a request for ten pictures does not hold up a
+    The oldest image job decides what the next batch is made of, so no kind of request waits
+    forever; within a batch the jobs take turns, so a request for ten images does not hold up a
     request for one.
 
     Args:
         max_jobs: jobs that may wait.
         max_batch: rows of a full batch.
-        max_wait_s: how long the oldest picture job waits for others.
-        max_pixels: pixels of the pictures of jobs that wait; a job without pictures, and the only
-            one with pictures, may always wait.
+        max_wait_s: how long the oldest image job waits for others.
+        max_pixels: pixels of the images of jobs that wait; a job without images, and the only
+            one with images, may always wait.
     """
 
     def __init__(
@@ -38,7 +38,7 @@ class JobQueue:
         self._max_pixels = max_pixels
         self._max_batch = max_batch
         self._max_wait_s = max_wait_s
-        self._pictures: deque[Job] = deque()
+        self._images: deque[Job] = deque()
         self._chats: deque[Job] = deque()
         self._changed = threading.Condition()
         self._closed: str | None = None
@@ -46,7 +46,7 @@ class JobQueue:
     def __len__(self) -> int:
         with self._changed:
             self._drop_cancelled()
-            return len(self._pictures) + len(self._chats)
+            return len(self._images) + len(self._chats)
 
     @property
     def closed(self) -> str | None:
@@ -64,11 +64,11 @@ class JobQueue:
             if self._closed is not None:
                 raise QueueClosedError(self._closed)
             self._drop_cancelled()
-            waiting = [*self._pictures, *self._chats]
+            waiting = [*self._images, *self._chats]
             if len(waiting) >= self._max_jobs or self._has_too_many_pixels(waiting, job):
                 raise QueueFullError
             is_chat = isinstance(job.request, ChatRequest)
-            (self._chats if is_chat else self._pictures).append(job)
+            (self._chats if is_chat else self._images).append(job)
             self._changed.notify_all()
 
     def _has_too_many_pixels(self, waiting: list[Job], job: Job) -> bool:
@@ -87,9 +87,9 @@ class JobQueue:
         """Takes no more jobs and fails those that wait, at once."""
         with self._changed:
             self._closed = reason
-            for job in (*self._pictures, *self._chats):
+            for job in (*self._images, *self._chats):
                 job.deliver(Failed(reason, "engine"))
-            self._pictures.clear()
+            self._images.clear()
             self._chats.clear()
             self._changed.notify_all()
 
@@ -103,7 +103,7 @@ class JobQueue:
         """Returns rows of one batch; none if there is nothing yet that is due."""
         with self._changed:
             self._drop_cancelled()
-            if not self._pictures or self._due_in() > 0:
+            if not self._images or self._due_in() > 0:
                 return []
             return self._next_batch()
 
@@ -114,7 +114,7 @@ class JobQueue:
                 self._drop_cancelled()
                 if self._chats:
                     return True
-                due = self._due_in() if self._pictures else None
+                due = self._due_in() if self._images else None
                 if due is not None and due <= 0:
                     return True
                 if due is None and self._closed is not None:
@@ -125,17 +125,17 @@ class JobQueue:
         """Returns the seconds that the next batch may still wait for company."""
         if self._closed is not None or len(self._matching()) >= self._max_batch:
             return 0.0
-        return self._pictures[0].arrived + self._max_wait_s - time.monotonic()
+        return self._images[0].arrived + self._max_wait_s - time.monotonic()
 
     def _matching(self) -> list[Row]:
         """Returns rows that can share a batch with the oldest job's, one of each job in turn."""
-        requests = [(job, job.request) for job in self._pictures]
+        requests = [(job, job.request) for job in self._images]
         first = requests[0][1]
-        assert isinstance(first, PictureRequest), "chats have a queue of their own"
+        assert isinstance(first, ImageRequest), "chats have a queue of their own"
         left = [
             [Row(job, request, index) for index in range(job.num_taken, request.count)]
             for job, request in requests
-            if isinstance(request, PictureRequest) and request.batch_key == first.batch_key
+            if isinstance(request, ImageRequest) and request.batch_key == first.batch_key
         ]
         rows: list[Row] = []
         turn = 0
@@ -149,11 +149,11 @@ class JobQueue:
         for row in rows:
             row.job.num_taken += 1
         finished = {id(row.job) for row in rows if row.job.num_taken >= row.request.count}
-        self._pictures = deque(job for job in self._pictures if id(job) not in finished)
+        self._images = deque(job for job in self._images if id(job) not in finished)
         return rows
 
     def _drop_cancelled(self) -> None:
-        for jobs in (self._pictures, self._chats):
+        for jobs in (self._images, self._chats):
             if any(job.is_cancelled for job in jobs):
                 kept = [job for job in jobs if not job.is_cancelled]
                 jobs.clear()

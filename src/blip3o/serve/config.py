@@ -22,8 +22,8 @@ class ServeConfig:
     host: str = _option("127.0.0.1", "address to listen on; 0.0.0.0 for all of this machine's")
     port: int = _option(8000, "port to listen on; 0 for any free one")
     workers: int = _option(1, "engines; on CUDA one for each device")
-    max_batch: int = _option(8, "pictures sampled at once")
-    max_wait_ms: float = _option(20.0, "longest wait for pictures that can share a batch")
+    max_batch: int = _option(8, "images sampled at once")
+    max_wait_ms: float = _option(20.0, "longest wait for images that can share a batch")
     unpadded_batches: bool = _option(
         False, "batches of any size: faster, but rounding depends on what shares a batch"
     )
@@ -48,9 +48,9 @@ class ServeConfig:
     drain_timeout_s: float = _option(60.0, "longest time to finish accepted work after SIGTERM")
     max_prompt_tokens: int = _option(4096, "longest prompt; a model may take less")
     max_answer_tokens: int = _option(1024, "longest answer; a model may write less")
-    max_images: int = _option(4, "pictures that come with a request")
-    max_image_bytes: int = _option(20_000_000, "largest picture file")
-    max_image_pixels: int = _option(64_000_000, "most pixels of a picture")
+    max_images: int = _option(4, "images that come with a request")
+    max_image_bytes: int = _option(20_000_000, "largest image file")
+    max_image_pixels: int = _option(64_000_000, "most pixels of an image")
     max_body_bytes: int = _option(32_000_000, "largest request")
     max_bodies_bytes: int = _option(
         1_000_000_000, "bytes of all requests that are held; more are answered 429"
@@ -59,10 +59,10 @@ class ServeConfig:
         1_000_000_000, "bytes of the page's files; the oldest make room for new ones"
     )
     preview_decoder_steps: int = _option(4, "steps of the image decoder for a preview, at most")
-    max_n: int = _option(10, "pictures made by a request")
+    max_n: int = _option(10, "images made by a request")
     max_steps: int = _option(100, "sampling steps")
     image_host: tuple[str, ...] = _option(
-        (), "a host that picture URLs may point to; repeatable, none by default"
+        (), "a host that image URLs may point to; repeatable, none by default"
     )
     allowed_host: tuple[str, ...] = _option(
         (),

@@ -15,8 +15,8 @@ from blip3o.serve.answers import AnswerDesk
 from blip3o.serve.batching import JobQueue
 from blip3o.serve.config import ServeConfig
 from blip3o.serve.failures import DEVICE_ERRORS, failure
-from blip3o.serve.jobs import Failed, Picture, Progress, Row
-from blip3o.serve.pictures import PictureMaker
+from blip3o.serve.images import ImageMaker
+from blip3o.serve.jobs import Drawn, Failed, Progress, Row
 
 _DEAD = "the engine stopped after an internal error"
 _ONE_BY_ONE = (
@@ -29,7 +29,7 @@ class Observer(Protocol):
     """Is told what an engine does, from its thread."""
 
     def batch(self, num_rows: int, seconds: float) -> None:
-        """A batch of so many pictures is done."""
+        """A batch of so many images is done."""
 
     def waited(self, seconds: float) -> None:
         """A job waited so long before its work began."""
@@ -42,8 +42,8 @@ class _AbandonedError(Exception):
 class Engine(threading.Thread):
     """Takes jobs from a queue until it is closed and empty.
 
-    Between two steps of a batch of pictures the answers get as much time as the step took, so long
-    chats and pictures go on side by side.
+    Between two steps of a batch of images the answers get as much time as the step took, so long
+    chats and images go on side by side.
 
     Args:
         pipe: the pipeline; nobody else may use it from now on.
@@ -87,7 +87,7 @@ class Engine(threading.Thread):
             if self._num_threads is not None:
                 torch.set_num_threads(self._num_threads)
                 torch.get_num_threads()  # a thread that never asked takes the latest one's number
-            self._maker = PictureMaker(
+            self._maker = ImageMaker(
                 self._pipe,
                 self._config.max_batch,
                 is_padded=not self._config.unpadded_batches,
@@ -149,7 +149,7 @@ class Engine(threading.Thread):
                 return
         else:
             for row, image in zip(rows, images, strict=True):
-                row.job.deliver(Picture(row.index, image))
+                row.job.deliver(Drawn(row.index, image))
             self._observer.batch(len(rows), time.monotonic() - now)
             return
         # Once more, job by job, so that one bad request does not end the others. The error is gone

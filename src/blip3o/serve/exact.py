@@ -16,7 +16,7 @@ def steady_kernels() -> None:
     """Makes MKL share a product out among threads in a fixed way, which costs nothing measurable.
 
     Without it a row's bits may depend on its place in the batch wherever there are two threads or
-    more, and pictures are made one by one. Before MKL's first product; a user's own
+    more, and images are made one by one. Before MKL's first product; a user's own
     MKL_CBWR is left as it is.
     """
     os.environ.setdefault("MKL_CBWR", "AUTO")

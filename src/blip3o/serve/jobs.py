@@ -13,15 +13,15 @@ from blip3o.generate.text_settings import TextSampling
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class PictureRequest:
-    """Pictures to make.
+class ImageRequest:
+    """Images to make.
 
     Args:
-        kind: "generate" from a prompt, "edit" pictures as told, "reconstruct" one picture.
+        kind: "generate" from a prompt, "edit" images as told, "reconstruct" one image.
         prompt: token ids after which the query tokens stand; empty for "reconstruct".
-        pictures: given pictures; an edit changes the first and sees all.
-        count: pictures to make.
-        seed: with its number it decides a picture, as in `blip3o generate`.
+        images: given images; an edit changes the first and sees all.
+        count: images to make.
+        seed: with its number it decides an image, as in `blip3o generate`.
         num_inference_steps: steps of the DiT.
         guidance_scale: 1 or more.
         preview_every: steps between two previews; 0 for none. What is made does not depend on it.
@@ -29,7 +29,7 @@ class PictureRequest:
 
     kind: Literal["generate", "edit", "reconstruct"]
     prompt: Sequence[int] = ()
-    pictures: Sequence[Image.Image] = ()
+    images: Sequence[Image.Image] = ()
     count: int = 1
     seed: int = 0
     num_inference_steps: int = 1
@@ -43,7 +43,7 @@ class PictureRequest:
             return (self.kind,)
         return (self.kind, self.num_inference_steps, self.guidance_scale != 1.0)
 
-    def previewed(self, every: int) -> "PictureRequest":
+    def previewed(self, every: int) -> "ImageRequest":
         """Returns the same request with a preview after each so many steps."""
         return dataclasses.replace(self, preview_every=every)
 
@@ -54,14 +54,14 @@ class ChatRequest:
 
     Args:
         messages: the turns so far.
-        pictures: one for each image mark, in order.
+        images: one for each image mark, in order.
         sampling: how each answer is written. Answer number k is the one that a request for a
             single answer gets with seed + k.
         count: answers to write, each with its own number.
     """
 
     messages: Sequence[Message]
-    pictures: Sequence[Image.Image]
+    images: Sequence[Image.Image]
     sampling: TextSampling
     count: int = 1
 
@@ -76,12 +76,12 @@ class Progress:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Preview:
-    """What picture number `index` of a request looks like on its way.
+    """What image number `index` of a request looks like on its way.
 
     Args:
-        index: number of the picture within the request.
+        index: number of the image within the request.
         step: steps that are done.
-        image: the clean picture that the sampler is heading for, decoded with few steps.
+        image: the clean image that the sampler is heading for, decoded with few steps.
         features: normalized features at this step, noise and all, [N, K], fp32 on the CPU.
         seconds: since the work on its batch began.
     """
@@ -94,8 +94,8 @@ class Preview:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Picture:
-    """Picture number `index` of a request is there."""
+class Drawn:
+    """Image number `index` of a request is there."""
 
     index: int
     image: Image.Image
@@ -140,7 +140,7 @@ class Failed:
     kind: Literal["request", "work", "engine"]
 
 
-Event = Progress | Preview | Picture | Text | Answered | Failed
+Event = Progress | Preview | Drawn | Text | Answered | Failed
 
 
 class Job:
@@ -152,7 +152,7 @@ class Job:
     """
 
     def __init__(
-        self, request: PictureRequest | ChatRequest, deliver: Callable[[Event], None]
+        self, request: ImageRequest | ChatRequest, deliver: Callable[[Event], None]
     ) -> None:
         self.request = request
         self.deliver = deliver
@@ -162,8 +162,8 @@ class Job:
 
     @property
     def num_pixels(self) -> int:
-        """Pixels of the pictures that came with the request; they are kept until it is done."""
-        return sum(picture.width * picture.height for picture in self.request.pictures)
+        """Pixels of the images that came with the request; they are kept until it is done."""
+        return sum(image.width * image.height for image in self.request.images)
 
     @property
     def is_cancelled(self) -> bool:
@@ -177,14 +177,14 @@ class Job:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Row:
-    """One picture of a job: what a batch is made of.
+    """One image of a job: what a batch is made of.
 
     Args:
-        job: its job, with a `PictureRequest`.
+        job: its job, with a `ImageRequest`.
         request: the job's request.
-        index: number of the picture within the request.
+        index: number of the image within the request.
     """
 
     job: Job
-    request: PictureRequest
+    request: ImageRequest
     index: int

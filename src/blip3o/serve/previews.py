@@ -1,4 +1,4 @@
-"""Pictures on their way: what the rows of a batch look like between two steps of the sampler."""
+"""Images on their way: what the rows of a batch look like between two steps of the sampler."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -9,7 +9,7 @@ from torch import Tensor
 from blip3o.serve.jobs import Preview, Row
 
 Decode = Callable[[Tensor, Tensor], list[Image.Image]]
-"""(normalized features [V, N, K], decoder noise [V, ...]) -> pictures."""
+"""(normalized features [V, N, K], decoder noise [V, ...]) -> images."""
 
 
 class Previewer:
@@ -41,7 +41,7 @@ class Previewer:
         Args:
             step: steps that are done.
             noisy: the features now, [B, N, K]; padded rows come last.
-            decode: makes the pictures.
+            decode: makes the images.
         """
         before, self._before = self._before, noisy
         due = [
@@ -54,7 +54,7 @@ class Previewer:
         if not due:
             return
         level, interval = self._sigmas[step], self._sigmas[step] - self._sigmas[step - 1]
-        # The path is straight for one velocity: followed to level 0 it ends at a clean picture.
+        # The path is straight for one velocity: followed to level 0 it ends at a clean image.
         clean = noisy[due] - level * (noisy[due] - before[due]) / interval
         images = decode(clean.to(self._decoder_noise), self._decoder_noise[due])
         seconds = time.monotonic() - self._began

@@ -1,4 +1,4 @@
-"""Fetches pictures from listed hosts, and never from this machine or its network."""
+"""Fetches images from listed hosts, and never from this machine or its network."""
 
 import http.client
 import ipaddress
@@ -80,32 +80,32 @@ class RemoteImages:
             try:
                 answer = self._get(scheme, host, address, path, end)
             except (OSError, http.client.HTTPException) as error:
-                raise UsageError(f"cannot read the picture from {host}") from error
+                raise UsageError(f"cannot read the image from {host}") from error
             if isinstance(answer, bytes):
                 return answer
             url = urljoin(url, answer)
-        raise UsageError(f"the picture's URL redirects more than {_MOST_REDIRECTS} times")
+        raise UsageError(f"the image's URL redirects more than {_MOST_REDIRECTS} times")
 
     def _check(self, url: str) -> tuple[str, str, str]:
         """Returns scheme, host and path of a URL that is allowed."""
         if not self._hosts:
             raise UsageError(
-                "this server reads no picture URLs; send the picture as a data URI "
+                "this server reads no image URLs; send the image as a data URI "
                 "(data:image/png;base64,...)"
             )
         try:
             parts = urlsplit(url)
             scheme, host, port = parts.scheme.lower(), parts.hostname or "", parts.port
         except ValueError as error:
-            raise UsageError("a picture's URL is not valid") from error
+            raise UsageError("an image's URL is not valid") from error
         if scheme not in _PORTS or parts.username is not None or not url.isascii():
-            raise UsageError("a picture's URL is http or https, in ASCII and without a user")
+            raise UsageError("an image's URL is http or https, in ASCII and without a user")
         if host not in self._hosts:
-            raise UsageError("pictures are not read from this host")
+            raise UsageError("images are not read from this host")
         if port not in (None, _PORTS[scheme]):
-            raise UsageError("a picture's URL has no port of its own")
+            raise UsageError("an image's URL has no port of its own")
         if any(ord(letter) <= 32 for letter in url):
-            raise UsageError("a picture's URL is not valid")
+            raise UsageError("an image's URL is not valid")
         return scheme, host, (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
 
     def _address(self, host: str, port: int) -> str:
@@ -114,7 +114,7 @@ class RemoteImages:
         except OSError as error:
             raise UsageError(f"no such host: {host}") from error
         if not addresses or not all(is_public(address) for address in addresses):
-            raise UsageError("pictures are not read from private addresses")
+            raise UsageError("images are not read from private addresses")
         return addresses[0]
 
     def _get(self, scheme: str, host: str, address: str, path: str, end: float) -> bytes | str:
@@ -137,7 +137,7 @@ class RemoteImages:
             connection.close()
             plain.close()
         if len(data) > self._max_bytes:
-            raise UsageError(f"the picture is over {self._max_bytes} bytes")
+            raise UsageError(f"the image is over {self._max_bytes} bytes")
         return data
 
     def _body(self, response: http.client.HTTPResponse, end: float) -> bytes:

@@ -4,7 +4,7 @@ A turn of the Qwen family is `<|im_start|>{role}\n{content}<|im_end|>\n`, one of
 `<|start_header_id|>{role}<|end_header_id|>\n\n{content}<|eot_id|>`, a plain one
 `{content}<|endoftext|>`.
 What people and data say is read as plain text: only this file places special tokens, so no caption
-can end a turn or claim a picture that is not there.
+can end a turn or claim an image that is not there.
 """
 
 import dataclasses
@@ -26,8 +26,8 @@ from blip3o.text.tokenizer import (
 )
 
 ROLES = ("system", "user", "assistant")
-PICTURED = "(a picture)"
-"""What stands for a picture in the words of an assistant."""
+IMAGED = "(a picture)"
+"""What stands for an image in the words of an assistant."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -78,9 +78,9 @@ class ChatConfig:
     Args:
         kind: the turn format.
         system: what the system turn says; None for no system turn.
-        generate: user turn that asks for a picture; `{caption}` is replaced.
-        edit: what follows the picture in the user turn of an edit; `{instruction}` is replaced.
-        reconstruct: what follows the picture that is to be given back.
+        generate: user turn that asks for an image; `{caption}` is replaced.
+        edit: what follows the image in the user turn of an edit; `{instruction}` is replaced.
+        reconstruct: what follows the image that is to be given back.
         close_image_turn: end the assistant's turn before `[IMG]`, as the released training does
             and the released inference does not.
         learn_whole_turns: learn the assistant's headers and what follows its turns too, as the
@@ -121,7 +121,7 @@ class ChatTemplate:
     Args:
         tokenizer: the model's tokenizer.
         config: the words around prompts.
-        num_image_tokens: tokens that stand for one picture of a prompt (N).
+        num_image_tokens: tokens that stand for one image of a prompt (N).
     """
 
     def __init__(self, tokenizer: Tokenizer, config: ChatConfig, num_image_tokens: int) -> None:
@@ -147,16 +147,16 @@ class ChatTemplate:
         return (Message(role="user", text=text),)
 
     def edit_messages(self, instruction: str) -> tuple[Message, ...]:
-        """Returns the conversation that asks for one picture to be changed as told."""
+        """Returns the conversation that asks for one image to be changed as told."""
         text = self.config.edit.replace("{instruction}", instruction)
         return (Message(role="user", text=f"{IMAGE_MARK}\n{text}"),)
 
     def reconstruct_messages(self) -> tuple[Message, ...]:
-        """Returns the conversation that asks for one picture to be given back."""
+        """Returns the conversation that asks for one image to be given back."""
         return (Message(role="user", text=f"{IMAGE_MARK}\n{self.config.reconstruct}"),)
 
     def image_prompt(self, messages: Sequence[Message]) -> list[int]:
-        """Returns the ids after which the query tokens of a picture stand.
+        """Returns the ids after which the query tokens of an image stand.
 
         The same form serves inference and training: the opened assistant turn (or the closed one,
         see `ChatConfig.close_image_turn`), then `[IMG]`.
@@ -165,7 +165,7 @@ class ChatTemplate:
             messages: the turns so far, ending with the user's.
 
         Raises:
-            UsageError: for an unknown role or a picture outside a user turn.
+            UsageError: for an unknown role or an image outside a user turn.
         """
         pieces = self._prompt(messages)
         if self.config.close_image_turn:
@@ -181,11 +181,11 @@ class ChatTemplate:
 
         Args:
             messages: the turns so far, ending with the user's.
-            image_tokens: tokens that stand for each picture, where they differ.
+            image_tokens: tokens that stand for each image, where they differ.
 
         Raises:
-            UsageError: for an unknown role, a picture outside a user turn or another number of
-                pictures than of marks.
+            UsageError: for an unknown role, an image outside a user turn or another number of
+                images than of marks.
         """
         pieces = _with_counts(self._prompt(messages), image_tokens)
         return [i for ids, _ in self._encode(pieces) for i in ids]
@@ -200,7 +200,7 @@ class ChatTemplate:
             messages: the turns so far, ending with the user's.
 
         Raises:
-            UsageError: for an unknown role or a picture outside a user turn.
+            UsageError: for an unknown role or an image outside a user turn.
         """
         return "".join(
             piece if isinstance(piece, str) else piece.name * piece.count
@@ -214,13 +214,13 @@ class ChatTemplate:
 
         Args:
             messages: all turns; an assistant's turn is learned with the token that ends it.
-            image_tokens: tokens that stand for each picture, where they differ.
+            image_tokens: tokens that stand for each image, where they differ.
 
         Returns:
             Ids and labels of one length; a label is the id at its own place, or `IGNORE_LABEL`.
 
         Raises:
-            UsageError: for an unknown role or a picture outside a user turn.
+            UsageError: for an unknown role or an image outside a user turn.
         """
         learned = ("frame", "answer") if self.config.learn_whole_turns else ("answer",)
         ids: list[int] = []
@@ -245,7 +245,7 @@ class ChatTemplate:
                 raise UsageError(f"unknown role {message.role!r}; use one of {', '.join(ROLES)}")
             if IMAGE_MARK in message.text and message.role != "user":
                 raise UsageError(
-                    f"{IMAGE_MARK} in a turn of the {message.role}; pictures stand in user turns"
+                    f"{IMAGE_MARK} in a turn of the {message.role}; images stand in user turns"
                 )
         if self.config.system is not None and (not messages or messages[0].role != "system"):
             yield Message(role="system", text=self.config.system)
@@ -302,12 +302,12 @@ class ChatTemplate:
 def said_back(answer: str) -> str:
     """Returns an answer as a turn of the conversation that goes on.
 
-    Said by a model, the image mark is a word; said back to it, it would ask for a picture.
+    Said by a model, the image mark is a word; said back to it, it would ask for an image.
 
     Args:
         answer: what a model said.
     """
-    return answer.replace(IMAGE_MARK, PICTURED)
+    return answer.replace(IMAGE_MARK, IMAGED)
 
 
 def _marked(text: str, learned: Sequence[tuple[int, int]]) -> Iterator[_Placed]:
@@ -321,14 +321,14 @@ def _marked(text: str, learned: Sequence[tuple[int, int]]) -> Iterator[_Placed]:
 
 
 def _with_counts(pieces: list[_Placed], image_tokens: Sequence[int] | None) -> list[_Placed]:
-    """Returns the pieces with as many placeholders for each picture as it has tokens."""
+    """Returns the pieces with as many placeholders for each image as it has tokens."""
     if image_tokens is None:
         return pieces
-    is_picture = [isinstance(one, _Special) and one.name == IMAGE_PAD for one, _ in pieces]
-    if sum(is_picture) != len(image_tokens):
-        raise UsageError(f"{sum(is_picture)} image marks for {len(image_tokens)} pictures")
+    is_image = [isinstance(one, _Special) and one.name == IMAGE_PAD for one, _ in pieces]
+    if sum(is_image) != len(image_tokens):
+        raise UsageError(f"{sum(is_image)} image marks for {len(image_tokens)} images")
     counts = iter(image_tokens)
     return [
-        (_Special(IMAGE_PAD, next(counts)), part) if picture else (piece, part)
-        for picture, (piece, part) in zip(is_picture, pieces, strict=True)
+        (_Special(IMAGE_PAD, next(counts)), part) if image else (piece, part)
+        for image, (piece, part) in zip(is_image, pieces, strict=True)
     ]

@@ -149,22 +149,22 @@ class Tokenizer:
 
     @functools.cached_property
     def image_start_id(self) -> int:
-        """Id after which the query tokens of a picture to generate stand."""
+        """Id after which the query tokens of an image to generate stand."""
         return self.special_id(IMAGE_START)
 
     @functools.cached_property
     def vision_start_id(self) -> int:
-        """Id before the tokens of a picture in the prompt."""
+        """Id before the tokens of an image in the prompt."""
         return self.special_id(VISION_START)
 
     @functools.cached_property
     def vision_end_id(self) -> int:
-        """Id after the tokens of a picture in the prompt."""
+        """Id after the tokens of an image in the prompt."""
         return self.special_id(VISION_END)
 
     @functools.cached_property
     def image_pad_id(self) -> int:
-        """Id in whose places the features of a picture in the prompt are put."""
+        """Id in whose places the features of an image in the prompt are put."""
         return self.special_id(IMAGE_PAD)
 
     def _encode_plain(self, text: str) -> list[int]:

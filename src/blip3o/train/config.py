@@ -106,7 +106,7 @@ class TrainConfig:
         optimizer: AdamW and its schedule.
         log_every: steps between lines of metrics.
         checkpoint_every: steps between checkpoints.
-        sample_every: steps between sample pictures or texts; 0 for none.
+        sample_every: steps between sample images or texts; 0 for none.
         keep_last: checkpoints kept.
         keep_every: checkpoints of every so many steps are kept, too; 0 for none.
         grad_clip: largest norm of all gradients together.
@@ -175,7 +175,7 @@ class RunConfig:
         data: what is learned from.
         objectives: what is optimized, configs out of `OBJECTIVES`.
         train: how.
-        sample_prompts: prompts, or questions about pictures, for samples during training.
+        sample_prompts: prompts, or questions about images, for samples during training.
     """
 
     model: UnifiedModelConfig

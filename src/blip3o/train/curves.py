@@ -1,4 +1,4 @@
-"""Draws a run's metrics to a picture, where people would rather look."""
+"""Draws a run's metrics to an image, where people would rather look."""
 
 import json
 from pathlib import Path

@@ -82,7 +82,7 @@ class Window:
         Args:
             sums: (sum, count) by name.
             samples: how many samples it learned from.
-            tokens: how many tokens their texts and the placeholders of their pictures have.
+            tokens: how many tokens their texts and the placeholders of their images have.
             waited: seconds it waited for them.
         """
         add_sums(self._sums, sums)

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from blip3o.core.config import from_dict, to_dict
 from blip3o.core.errors import UsageError
-from blip3o.imaging.fit import PictureFitConfig
+from blip3o.imaging.fit import ImageFitConfig
 from blip3o.models.dit.nextdit import NextDiTConfig
 from blip3o.models.encoders.eva_clip import EvaClipEncoderConfig
 from blip3o.models.unified import SamplingConfig, UnifiedModel, UnifiedModelConfig
@@ -63,7 +63,7 @@ _OWN_FIELDS = (
     "image_decoder",
     "chat",
     "sampling",
-    "question_pictures",
+    "question_images",
 )
 _FAMILY = {
     "backbone": "qwen2_5_vl",
@@ -224,7 +224,7 @@ def _constants(
         "image_decoder": {**(decoder or published_decoder.released()), "grid": encoder.grid},
         "chat": to_dict(ChatConfig()),
         "sampling": to_dict(SamplingConfig(truncate_timestep=True)),
-        "question_pictures": to_dict(PictureFitConfig(mode="aspect")),
+        "question_images": to_dict(ImageFitConfig(mode="aspect")),
         "absent_parts": list(absent_parts),
     }
 

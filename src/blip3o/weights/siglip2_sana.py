@@ -1,4 +1,4 @@
-"""The published SigLIP2 + SANA folder: pictures to features, and those features to pictures.
+"""The published SigLIP2 + SANA folder: images to features, and those features to images.
 
     config.json                        fields of the original's class
     model.safetensors, or shards       names as in `NAMES`, or in `TRAINING_NAMES`
@@ -90,7 +90,7 @@ def is_siglip2_sana(folder: str | Path) -> bool:
 def load_siglip2_sana(folder: Path, dtype: torch.dtype = torch.float32) -> Siglip2Sana:
     """Returns both parts of a folder, on the CPU.
 
-    The empty condition is the features of a black picture, as in the original.
+    The empty condition is the features of a black image, as in the original.
 
     Args:
         folder: the folder.

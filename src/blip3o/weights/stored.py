@@ -175,7 +175,7 @@ def check_tokenizer(tokenizer: Tokenizer, config: UnifiedModelConfig, folder: Pa
     """Checks that a tokenizer belongs to a model.
 
     Raises:
-        UsageError: if it has another placeholder of pictures, or more tokens than the model.
+        UsageError: if it has another placeholder of images, or more tokens than the model.
     """
     backbone = config.backbone
     if tokenizer.image_pad_id != backbone.image_token_id:

@@ -1,6 +1,6 @@
-"""A real browser at a real server's page; with BLIP3O_SCREENSHOTS=FOLDER it also takes pictures.
+"""A real browser at a real server's page; with BLIP3O_SCREENSHOTS=FOLDER it also takes images.
 
-The pictures of docs/serving.md are made by
+The images of docs/serving.md are made by
 `BLIP3O_SCREENSHOTS=docs/images pytest tests/e2e/page`.
 """
 
@@ -68,7 +68,7 @@ def page(visit: Callable[..., Any]) -> Any:
 
 @pytest.fixture(scope="session")
 def shoot() -> Callable[[Any, str], None]:
-    """Saves what a page looks like, where pictures are wanted."""
+    """Saves what a page looks like, where images are wanted."""
     folder = os.environ.get("BLIP3O_SCREENSHOTS")
 
     def save(page: Any, name: str) -> None:

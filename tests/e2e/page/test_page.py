@@ -36,7 +36,7 @@ def keep_seed(panel: Any, seed: int) -> None:
 
 
 def sources(gallery: Any) -> list[str]:
-    """Returns the URLs of a gallery's pictures."""
+    """Returns the URLs of a gallery's images."""
     return [image.get_attribute("src") for image in gallery.locator("img").all()]
 
 
@@ -76,15 +76,15 @@ def test_draws_what_the_api_draws_and_files_and_history_say_how(
         characterData: true}); }"""
     )
     panel.get_by_label("Prompt").fill("a blue cat to the left of a green tree")
-    set_number(panel, "Number of pictures", 2)
+    set_number(panel, "Number of images", 2)
     set_number(panel, "Steps", STEPS)
     keep_seed(panel, 3)
     panel.get_by_role("button", name="Generate").click()
     panel.get_by_text("Done: seed 3").wait_for()
     assert any(re.match(rf"Step \d of {STEPS}", state) for state in page.evaluate("states"))
 
-    pictures = panel.locator(".grid-wrap").first
-    urls = sources(pictures)
+    images = panel.locator(".grid-wrap").first
+    urls = sources(images)
     assert len(urls) == 2
     files = [fetched(page, url) for url in urls]
     settings = read_settings(files[1])
@@ -140,7 +140,7 @@ def test_draws_by_keyboard_alone(page: Any) -> None:
     page.get_by_text("Answer with").wait_for()
 
 
-def test_chats_about_a_picture_and_answers_with_one(page: Any, shoot: Any) -> None:
+def test_chats_about_a_image_and_answers_with_one(page: Any, shoot: Any) -> None:
     panel = tab(page, "Chat")
     panel.get_by_text("Describe the image in detail.").first.click()
     answer = panel.get_by_test_id("bot").last
@@ -154,7 +154,7 @@ def test_chats_about_a_picture_and_answers_with_one(page: Any, shoot: Any) -> No
     )
     panel.locator("textarea:enabled").wait_for()
     assert panel.get_by_test_id("bot").last.inner_text().strip()
-    panel.get_by_label("Picture", exact=True).check()
+    panel.get_by_label("Image", exact=True).check()
     panel.get_by_placeholder("A message").fill("a red car")
     page.keyboard.press("Enter")
     drawn = panel.get_by_test_id("bot").last.locator("img")
@@ -211,10 +211,10 @@ def test_mistakes_are_answered_with_a_sentence(visit: Any, shoot: Any, tmp_path:
     shoot(page, "page-error")
     message(page, "tokens; at most")
     panel = tab(page, "Edit")
-    (tmp_path / "a.png").write_bytes(b"this is no picture")
+    (tmp_path / "a.png").write_bytes(b"this is no image")
     panel.locator("input[type=file]").first.set_input_files(tmp_path / "a.png")
     panel.get_by_role("button", name="Edit", exact=True).click()
-    message(page, "is not a picture")
+    message(page, "is not an image")
     page.context.close()
 
 
@@ -239,7 +239,7 @@ def test_everything_is_seen_whole_at_every_width(visit: Any, width: int) -> None
     keep_seed(panel, 2**31 - 1)
     seed = panel.get_by_label("Seed", exact=True)
     assert seed.evaluate("field => field.scrollWidth <= field.clientWidth")
-    set_number(panel, "Number of pictures", 4)
+    set_number(panel, "Number of images", 4)
     set_number(panel, "Steps", STEPS)
     panel.get_by_label("Prompt").fill("a red car")
     panel.get_by_role("button", name="Generate").click()
@@ -270,7 +270,7 @@ def test_leaving_frees_the_engine(visit: Any, server: Any) -> None:
     page = visit()
     panel = tab(page, "Generate")
     panel.get_by_label("Prompt").fill("a red car")
-    set_number(panel, "Number of pictures", 10)
+    set_number(panel, "Number of images", 10)
     set_number(panel, "Steps", 100)
     panel.get_by_role("button", name="Generate").click()
     panel.get_by_text("Step ").first.wait_for()
@@ -317,7 +317,7 @@ def test_the_page_gives_no_other_files_and_fetches_nothing(server: Any) -> None:
         answer = _get(f"{server.url}/gradio_api/queue/data?session_hash=abc")
         assert '"success":false' in answer.replace(" ", "")
         assert "reads no URLs" in answer or path == "/etc/passwd"
-        assert "not a picture" not in answer  # it was not even opened
+        assert "not an image" not in answer  # it was not even opened
 
 
 def _get(url: str) -> str:

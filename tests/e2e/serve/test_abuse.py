@@ -43,7 +43,7 @@ def ask(*parts: Any, **fields: Any) -> dict[str, Any]:
     return {"messages": [{"role": "user", "content": list(parts)}], **fields}
 
 
-def picture(url: Any) -> dict[str, Any]:
+def image(url: Any) -> dict[str, Any]:
     return {"type": "image_url", "image_url": {"url": url}}
 
 
@@ -76,7 +76,7 @@ def send(
         connection.close()
 
 
-A_PICTURE = ("image", "a.png", png())
+A_IMAGE = ("image", "a.png", png())
 A_PROMPT = ("prompt", "", b"make it blue")
 TURN = {"role": "user", "content": "hello"}
 FILE = {"role": "user", "content": [{"type": "input_image", "image_url": "a", "file_id": "f"}]}
@@ -144,23 +144,23 @@ JSON_TABLE: dict[str, tuple[str, Any, int, str]] = {
     "empty stop": (CHAT, {"messages": [TURN], "stop": [""]}, 400, "at least 1 character"),
     "much metadata": (CHAT, {"messages": [TURN], "metadata": {"a": "b" * 999}}, 400, "metadata"),
     "unknown modality": (CHAT, {"messages": [TURN], "modalities": ["smell"]}, 400, "'text'"),
-    "file URL": (CHAT, ask(picture("file:///etc/passwd")), 400, "reads no picture URLs"),
-    "metadata URL": (CHAT, ask(picture("http://169.254.169.254/latest")), 400, "no picture URLs"),
-    "loopback URL": (CHAT, ask(picture("http://127.0.0.1:8000/health")), 400, "no picture URLs"),
-    "URL that is no text": (CHAT, ask(picture(7)), 400, "url must be text"),
-    "bad base64": (CHAT, ask(picture("data:image/png;base64,@@@@")), 400, "bad base64"),
-    "URI of a page": (CHAT, ask(picture(uri(b"<html>", "text/html"))), 400, "begins with"),
-    "no picture": (CHAT, ask(picture(uri(b"hello"))), 400, "not a picture"),
-    "empty picture": (CHAT, ask(picture(uri(b""))), 400, "empty"),
-    "truncated picture": (CHAT, ask(picture(uri(png(200)[:-30]))), 400, "truncated"),
-    "bomb": (CHAT, ask(picture(uri(bomb()))), 400, "over the limit of 64000000 pixels"),
-    "large picture": (CHAT, ask(picture(uri(b"\x89PNG" * 60_000))), 413, "over 200000 bytes"),
-    "many pictures": (CHAT, ask(*[picture(uri(png()))] * 5), 400, "at most 4"),
-    "picture by the assistant": (
+    "file URL": (CHAT, ask(image("file:///etc/passwd")), 400, "reads no image URLs"),
+    "metadata URL": (CHAT, ask(image("http://169.254.169.254/latest")), 400, "no image URLs"),
+    "loopback URL": (CHAT, ask(image("http://127.0.0.1:8000/health")), 400, "no image URLs"),
+    "URL that is no text": (CHAT, ask(image(7)), 400, "url must be text"),
+    "bad base64": (CHAT, ask(image("data:image/png;base64,@@@@")), 400, "bad base64"),
+    "URI of a page": (CHAT, ask(image(uri(b"<html>", "text/html"))), 400, "begins with"),
+    "no image": (CHAT, ask(image(uri(b"hello"))), 400, "not an image"),
+    "empty image": (CHAT, ask(image(uri(b""))), 400, "empty"),
+    "truncated image": (CHAT, ask(image(uri(png(200)[:-30]))), 400, "truncated"),
+    "bomb": (CHAT, ask(image(uri(bomb()))), 400, "over the limit of 64000000 pixels"),
+    "large image": (CHAT, ask(image(uri(b"\x89PNG" * 60_000))), 413, "over 200000 bytes"),
+    "many images": (CHAT, ask(*[image(uri(png()))] * 5), 400, "at most 4"),
+    "image by the assistant": (
         CHAT,
-        {"messages": [TURN, {"role": "assistant", "content": [picture(uri(b"hello"))]}, TURN]},
+        {"messages": [TURN, {"role": "assistant", "content": [image(uri(b"hello"))]}, TURN]},
         400,
-        "not a picture",
+        "not an image",
     ),
     "response of nothing": (RESPOND, {}, 400, "input is missing"),
     "response of a number": (RESPOND, {"input": 7}, 400, "must be text or a list"),
@@ -168,7 +168,7 @@ JSON_TABLE: dict[str, tuple[str, Any, int, str]] = {
     "response of many": (RESPOND, {"input": [TURN] * 201}, 400, "at most 200 items"),
     "long response": (RESPOND, {"input": "a b " * 999}, 400, "tokens"),
     "response with a bomb": (RESPOND, {"input": [asked(uri(bomb()))]}, 400, "over the limit"),
-    "response with a URL": (RESPOND, {"input": [asked("file:///etc/passwd")]}, 400, "no picture"),
+    "response with a URL": (RESPOND, {"input": [asked("file:///etc/passwd")]}, 400, "no image"),
     "response with a file": (RESPOND, {"input": [FILE]}, 400, "file_id"),
     "image of another answer": (
         RESPOND,
@@ -182,20 +182,20 @@ JSON_TABLE: dict[str, tuple[str, Any, int, str]] = {
     "other tools": (RESPOND, {"input": "a", "tools": [{"type": "shell"}]}, 400, "only tool"),
 }
 FORM_TABLE: dict[str, tuple[str, tuple[tuple[str, str, bytes], ...], int, str]] = {
-    "no file": (EDIT, (A_PROMPT,), 400, "a picture is needed"),
-    "no prompt": (EDIT, (A_PICTURE,), 400, "prompt"),
+    "no file": (EDIT, (A_PROMPT,), 400, "an image is needed"),
+    "no prompt": (EDIT, (A_IMAGE,), 400, "prompt"),
     "text for a file": (EDIT, (A_PROMPT, ("image", "", b"hello")), 400, "must be a file"),
-    "mask": (EDIT, (A_PROMPT, A_PICTURE, ("mask", "m.png", png())), 400, "mask is not supported"),
-    "unknown field": (EDIT, (A_PROMPT, A_PICTURE, ("sede", "", b"1")), 400, "unknown"),
-    "field twice": (EDIT, (A_PROMPT, A_PROMPT, A_PICTURE), 400, "given twice"),
-    "n as a word": (EDIT, (A_PROMPT, A_PICTURE, ("n", "", b"two")), 400, "whole number"),
-    "many files": (EDIT, (A_PROMPT, *[A_PICTURE] * 9), 400, "oo many files"),
-    "one file too many": (EDIT, (A_PROMPT, *[A_PICTURE] * 5), 400, "at most 4"),
+    "mask": (EDIT, (A_PROMPT, A_IMAGE, ("mask", "m.png", png())), 400, "mask is not supported"),
+    "unknown field": (EDIT, (A_PROMPT, A_IMAGE, ("sede", "", b"1")), 400, "unknown"),
+    "field twice": (EDIT, (A_PROMPT, A_PROMPT, A_IMAGE), 400, "given twice"),
+    "n as a word": (EDIT, (A_PROMPT, A_IMAGE, ("n", "", b"two")), 400, "whole number"),
+    "many files": (EDIT, (A_PROMPT, *[A_IMAGE] * 9), 400, "oo many files"),
+    "one file too many": (EDIT, (A_PROMPT, *[A_IMAGE] * 5), 400, "at most 4"),
     "truncated file": (EDIT, (A_PROMPT, ("image", "a.png", png(200)[:-30])), 400, "truncated"),
     "bomb": (EDIT, (A_PROMPT, ("image", "a.png", bomb())), 400, "over the limit"),
-    "name as a path": (VARY, (("image", "../../etc/passwd", b"root"),), 400, "not a picture"),
-    "two for a variation": (VARY, (A_PICTURE, A_PICTURE), 400, "one picture"),
-    "prompt of a variation": (VARY, (A_PICTURE, A_PROMPT), 400, "unknown parameter 'prompt'"),
+    "name as a path": (VARY, (("image", "../../etc/passwd", b"root"),), 400, "not an image"),
+    "two for a variation": (VARY, (A_IMAGE, A_IMAGE), 400, "one image"),
+    "prompt of a variation": (VARY, (A_IMAGE, A_PROMPT), 400, "unknown parameter 'prompt'"),
 }
 
 
@@ -228,8 +228,8 @@ def test_bad_forms(server: Any, name: str) -> None:
         ("POST", EDIT, b"x", {"Content-Type": "multipart/form-data"}, 400, "cannot be read"),
         ("GET", GENERATE, None, {}, 405, ""),
         ("POST", "/v1/audio/speech", b"{}", JSON, 404, "no such path"),
-        ("GET", "/v1/pictures/../../etc/passwd", None, {}, 404, "no such"),
-        ("GET", "/v1/pictures/..%2f..%2fetc%2fpasswd", None, {}, 404, "no such"),
+        ("GET", "/v1/drawn/../../etc/passwd", None, {}, 404, "no such"),
+        ("GET", "/v1/drawn/..%2f..%2fetc%2fpasswd", None, {}, 404, "no such"),
         ("GET", "/v1/models/..%2f..%2fetc", None, {}, 404, "not served here"),
         ("POST", GENERATE, b"a" * 33_000_000, JSON, 413, "over 32000000 bytes"),
     ],

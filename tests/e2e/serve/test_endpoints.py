@@ -35,7 +35,7 @@ def get(url: str) -> bytes:
         return answer.read()
 
 
-def picture_message(text: str, *colors: str) -> Any:
+def image_message(text: str, *colors: str) -> Any:
     parts: list[Any] = [{"type": "image_url", "image_url": {"url": uri(c)}} for c in colors]
     return [{"role": "user", "content": [*parts, {"type": "text", "text": text}]}]
 
@@ -45,11 +45,11 @@ def test_generations(client: "OpenAI") -> None:
         prompt="a red car", model="pocket", n=3, size="96x96", extra_body={"seed": 4, **QUICK}
     )
     assert answer.data is not None
-    pictures = [opened(one.b64_json or "").convert("RGB").tobytes() for one in answer.data]
-    assert len(set(pictures)) == 3
+    images = [opened(one.b64_json or "").convert("RGB").tobytes() for one in answer.data]
+    assert len(set(images)) == 3
     again = client.images.generate(prompt="a red car", extra_body={"seed": 4, **QUICK})
     assert again.data is not None
-    assert opened(again.data[0].b64_json or "").tobytes() == pictures[0]
+    assert opened(again.data[0].b64_json or "").tobytes() == images[0]
 
 
 def test_a_seed_that_was_not_given_is_told(client: "OpenAI") -> None:
@@ -59,7 +59,7 @@ def test_a_seed_that_was_not_given_is_told(client: "OpenAI") -> None:
     assert first.data == second.data
 
 
-def test_pictures_as_urls(client: "OpenAI") -> None:
+def test_images_as_urls(client: "OpenAI") -> None:
     answer = client.images.generate(prompt="a cat", response_format="url", extra_body=QUICK)
     assert answer.data is not None
     assert Image.open(io.BytesIO(get(answer.data[0].url or ""))).size == (96, 96)
@@ -80,7 +80,7 @@ def test_generations_streamed(client: "OpenAI") -> None:
     assert {e.b64_json for e in events[-2:]} == {one.b64_json for one in whole.data}
 
 
-def test_edits_of_one_and_of_several_pictures(client: "OpenAI") -> None:
+def test_edits_of_one_and_of_several_images(client: "OpenAI") -> None:
     made = set()
     for images in (png(), [png()], [png(), png("blue")]):
         answer = client.images.edit(
@@ -99,9 +99,9 @@ def test_variations(server: Any, client: "OpenAI") -> None:
         assert len({one.b64_json for one in answer.data}) == 2
 
 
-def test_chat_about_text_and_pictures(client: "OpenAI") -> None:
+def test_chat_about_text_and_images(client: "OpenAI") -> None:
     answer = client.chat.completions.create(
-        model="pocket", messages=picture_message("What is in the image?", "red", "blue")
+        model="pocket", messages=image_message("What is in the image?", "red", "blue")
     )
     choice = answer.choices[0]
     assert choice.message.content
@@ -109,7 +109,7 @@ def test_chat_about_text_and_pictures(client: "OpenAI") -> None:
     assert answer.usage is not None
     assert answer.usage.completion_tokens > 0
     short = client.chat.completions.create(
-        model="pocket", messages=picture_message("What is in the image?", "red"), max_tokens=1
+        model="pocket", messages=image_message("What is in the image?", "red"), max_tokens=1
     )
     assert short.choices[0].finish_reason == "length"
 
@@ -118,7 +118,7 @@ def test_chat_streamed_says_the_same(client: "OpenAI") -> None:
     messages: list[Any] = [
         {"role": "user", "content": "hello"},
         {"role": "assistant", "content": "a red car"},
-        *picture_message("Describe the image in detail.", "red"),
+        *image_message("Describe the image in detail.", "red"),
     ]
     whole = client.chat.completions.create(model="pocket", messages=messages)
     chunks = list(
@@ -137,10 +137,10 @@ def test_chat_streamed_says_the_same(client: "OpenAI") -> None:
 
 
 @pytest.mark.parametrize("colors", [(), ("red",)])
-def test_chat_answers_with_a_picture(client: "OpenAI", colors: tuple[str, ...]) -> None:
+def test_chat_answers_with_a_image(client: "OpenAI", colors: tuple[str, ...]) -> None:
     ask: Any = {
         "model": "pocket",
-        "messages": picture_message("a blue car", *colors),
+        "messages": image_message("a blue car", *colors),
         "extra_body": {"modalities": ["image"], "seed": 3, **QUICK},
     }
     whole = client.chat.completions.create(**ask)
@@ -157,7 +157,7 @@ def test_chat_answers_with_a_picture(client: "OpenAI", colors: tuple[str, ...]) 
 
 def test_a_response_says_what_a_chat_says(client: "OpenAI") -> None:
     chat = client.chat.completions.create(
-        model="pocket", messages=picture_message("What is in the image?", "red")
+        model="pocket", messages=image_message("What is in the image?", "red")
     )
     parts: Any = [
         {"type": "input_image", "image_url": uri("red"), "detail": "auto"},
@@ -233,7 +233,7 @@ def test_models_health_metrics_and_pages(server: Any, client: "OpenAI") -> None:
     assert (health["live"], health["ready"]) == (True, True)
     client.images.generate(prompt="a cat", extra_body=QUICK)
     metrics = get(f"{server.url}/metrics").decode()
-    for name in ("queue_size", "batch_size_bucket", "request_seconds_bucket", "pictures_total"):
+    for name in ("queue_size", "batch_size_bucket", "request_seconds_bucket", "images_total"):
         assert f"blip3o_{name}" in metrics
     paths = json.loads(get(f"{server.url}/openapi.json"))["paths"]
     page = get(f"{server.url}/docs").decode()

@@ -14,9 +14,9 @@ import pytest
 
 FAULTS = """
 import os, sys, time
-from blip3o.serve import pictures
+from blip3o.serve import images
 from blip3o import cli
-plain = pictures.PictureMaker.make
+plain = images.ImageMaker.make
 def make(self, rows, on_step=None):
     seeds = {row.request.seed for row in rows}
     while 11 in seeds and not os.path.exists(os.environ["GATE"]):
@@ -26,7 +26,7 @@ def make(self, rows, on_step=None):
     if 7 in seeds:
         raise RuntimeError("poison")
     return plain(self, rows, on_step)
-pictures.PictureMaker.make = make
+images.ImageMaker.make = make
 sys.exit(cli.main())
 """
 """A server in which seeds make faults: 7 fails, 13 kills the engine, 11 waits for a file."""
@@ -153,7 +153,7 @@ def test_clients_that_leave_free_the_engine(start: Any) -> None:
     stream.close()
     until(lambda: metric(server.port, "blip3o_open_requests") == 0)
     assert draw(server.client(), 2)
-    assert metric(server.port, "blip3o_pictures_total") == 1
+    assert metric(server.port, "blip3o_images_total") == 1
 
 
 def test_a_request_has_only_so_much_time(start: Any, tmp_path: Path) -> None:
@@ -165,17 +165,17 @@ def test_a_request_has_only_so_much_time(start: Any, tmp_path: Path) -> None:
     assert draw(server.client(), 2)
 
 
-def test_long_chats_and_pictures_go_on_side_by_side(start: Any) -> None:
+def test_long_chats_and_images_go_on_side_by_side(start: Any) -> None:
     server = start("--max-steps", "1000")
     client = server.client()
     message: Any = [{"role": "user", "content": "Describe the image in detail."}]
     with concurrent.futures.ThreadPoolExecutor(2) as pool:
-        picture = pool.submit(draw, client, 1, 400)
+        image = pool.submit(draw, client, 1, 400)
         until(lambda: metric(server.port, "blip3o_queue_seconds_count") >= 1)
         answer = client.chat.completions.create(model="pocket", messages=message)
         assert answer.choices[0].message.content
-        assert not picture.done()
-        assert picture.result(120)
+        assert not image.done()
+        assert image.result(120)
 
 
 @pytest.mark.parametrize("by_environment", [True, False])

@@ -1,4 +1,4 @@
-"""Small data sets on disk: a few 8 px pictures with captions, conversations, objects and edits."""
+"""Small data sets on disk: a few 8 px images with captions, conversations, objects and edits."""
 
 import io
 import json
@@ -30,7 +30,7 @@ def png(level: int) -> bytes:
 
 
 def fields(number: int) -> dict[str, Any]:
-    """Returns what a scenes record says about its picture."""
+    """Returns what a scenes record says about its image."""
     return {
         "captions": [f"a red cat {number}", f"cat number {number}"],
         "conversations": [
@@ -88,7 +88,7 @@ def shards(tmp_path: Path, write_tar: WriteTar) -> Path:
 
 @pytest.fixture(scope="session")
 def chat() -> ChatTemplate:
-    """A chat template over a small tokenizer; a picture takes two tokens."""
+    """A chat template over a small tokenizer; an image takes two tokens."""
     texts = ("draw: a red cat", "edit: make it blue", "user\n", "assistant\n", "What is it?") * 3
     config = ChatConfig(system=None, generate="draw: {caption}", edit="edit: {instruction}")
     return ChatTemplate(train_tokenizer(texts, 300), config, num_image_tokens=2)
@@ -96,7 +96,7 @@ def chat() -> ChatTemplate:
 
 @pytest.fixture
 def preparer(chat: ChatTemplate) -> Preparer:
-    """Decodes pictures at their own size."""
+    """Decodes images at their own size."""
     return Preparer(
         chat=chat, image_px=PX, max_text_tokens=128, things=("dog", "cat"), colors=("red",)
     )

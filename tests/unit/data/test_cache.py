@@ -201,7 +201,7 @@ def test_a_full_disk_is_said_and_the_build_goes_on(
     assert FeatureCache(tmp_path, "encoder/8").is_complete("scenes", "image")
 
 
-def test_a_source_may_begin_with_broken_pictures(tmp_path: Path, write_tar: WriteTar) -> None:
+def test_a_source_may_begin_with_broken_images(tmp_path: Path, write_tar: WriteTar) -> None:
     good = io.BytesIO()
     Image.new("RGB", (8, 8), "red").save(good, "PNG")
     members = {f"{k}.png": b"broken" if k < 7 else good.getvalue() for k in range(12)}
@@ -260,7 +260,7 @@ def test_processes_share_the_chunks_and_another_number_goes_on(
         assert torch.equal(cache.get("scenes", "image", position), expected)
 
 
-def test_a_bad_picture_is_a_bad_sample_here_too(
+def test_a_bad_image_is_a_bad_sample_here_too(
     tmp_path: Path, write_tar: WriteTar, make_loader: MakeLoader, preparer: Preparer, shards: Path
 ) -> None:
     good = WebDatasetConfig(path=f"{shards}/scenes-0.tar", name="g").build().read(1)[1]["image"]
@@ -286,10 +286,8 @@ def test_a_bad_picture_is_a_bad_sample_here_too(
     assert set(runs[0][1]) == {"2", "9"}
 
 
-def test_a_source_without_such_a_picture_is_refused(
-    source: WebDatasetSource, tmp_path: Path
-) -> None:
-    with pytest.raises(UsageError, match=r"no picture 'target' of scenes can be read: .*'target'"):
+def test_a_source_without_such_a_image_is_refused(source: WebDatasetSource, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"no image 'target' of scenes can be read: .*'target'"):
         build(source, tmp_path, role="target")
 
 
@@ -309,7 +307,7 @@ def test_an_open_cache_travels_light(source: WebDatasetSource, tmp_path: Path) -
 
 
 def folder_of(folder: Path, *levels: int) -> Any:
-    """A folder of pictures, under the same name as any other one."""
+    """A folder of images, under the same name as any other one."""
     folder.mkdir(exist_ok=True)
     for number, level in enumerate(levels):
         Image.new("RGB", (8, 8), (level, 0, 0)).save(folder / f"{number}.png")
@@ -462,7 +460,7 @@ def test_hashes_that_got_lost_are_no_older_version(
     assert not FeatureCache(tmp_path, "encoder/8").is_complete("scenes", "image")
 
 
-def test_records_without_a_picture_are_named_with_their_reason(
+def test_records_without_a_image_are_named_with_their_reason(
     tmp_path: Path, write_tar: WriteTar
 ) -> None:
     good = io.BytesIO()
@@ -490,9 +488,7 @@ def test_features_that_do_not_fit_on_the_disk_are_refused_before_they_are_comput
         usage = type("Usage", (), {"free": free})
         monkeypatch.setattr(shutil, "disk_usage", lambda path, usage=usage: usage)
         if free < need:
-            with pytest.raises(
-                UsageError, match=r"features of 12 pictures .* are free on the disk"
-            ):
+            with pytest.raises(UsageError, match=r"features of 12 images .* are free on the disk"):
                 build(source, tmp_path / "cache")
             assert not (tmp_path / "cache" / "scenes.image.f16").exists()
         else:

@@ -1,4 +1,4 @@
-"""Batches: padding on the right side, labels only on answers, pictures in row order."""
+"""Batches: padding on the right side, labels only on answers, images in row order."""
 
 import dataclasses
 import io
@@ -17,7 +17,7 @@ from blip3o.data.mixture import DataConfig, Mixture, MixtureEntry, Slot
 from blip3o.data.sources.jsonl import JsonlConfig
 from blip3o.data.sources.webdataset import WebDatasetConfig
 from blip3o.data.tasks import TASKS
-from blip3o.imaging.fit import PictureFitConfig
+from blip3o.imaging.fit import ImageFitConfig
 from blip3o.imaging.load import open_image
 from blip3o.imaging.pixels import to_pixels
 
@@ -38,7 +38,7 @@ def batch_of(preparer: Preparer, *rows: Prepared) -> Batch:
     return collate(rows, preparer.chat.tokenizer.pad_id)
 
 
-def test_prompts_of_pictures_are_padded_on_the_left(
+def test_prompts_of_images_are_padded_on_the_left(
     preparer: Preparer, records: list[Record]
 ) -> None:
     captions = (["cat"], ["a red cat and a longer caption"])
@@ -83,7 +83,7 @@ def test_conversations_are_padded_on_the_right_and_only_answers_are_learned(
     assert batch.target_pixels is None
 
 
-def test_text_has_labels_and_no_picture(preparer: Preparer, records: list[Record]) -> None:
+def test_text_has_labels_and_no_image(preparer: Preparer, records: list[Record]) -> None:
     batch = batch_of(preparer, prepare(preparer, "text", records[0]))
     assert batch.labels is not None
     assert (batch.labels != IGNORE_LABEL).any()
@@ -109,7 +109,7 @@ def test_plain_text_has_no_chat_format(preparer: Preparer, records: list[Record]
     assert batch.prompt_pixels is batch.target_pixels is None
 
 
-def test_edits_carry_both_pictures_in_row_order(preparer: Preparer, records: list[Record]) -> None:
+def test_edits_carry_both_images_in_row_order(preparer: Preparer, records: list[Record]) -> None:
     batch = batch_of(preparer, *(prepare(preparer, "edit", record) for record in records[3:]))
     assert isinstance(batch.prompt_pixels, torch.Tensor)
     assert batch.target_pixels is not None
@@ -121,7 +121,7 @@ def test_edits_carry_both_pictures_in_row_order(preparer: Preparer, records: lis
         assert torch.equal(batch.target_pixels[row], target)
 
 
-def test_reconstruction_asks_for_the_picture_it_shows(
+def test_reconstruction_asks_for_the_image_it_shows(
     preparer: Preparer, records: list[Record]
 ) -> None:
     batch = batch_of(preparer, prepare(preparer, "reconstruct", records[0]))
@@ -175,9 +175,9 @@ def test_text_of_the_data_places_no_special_token(
 @pytest.mark.parametrize(
     ("task", "files", "fields", "message"),
     [
-        ("text_to_image", {}, {}, "no picture 'image'"),
+        ("text_to_image", {}, {}, "no image 'image'"),
         ("text_to_image", {"image": b""}, {}, "empty"),
-        ("text_to_image", {"image": b"\x89PNG\r\n\x1a\n garbage"}, {}, "picture"),
+        ("text_to_image", {"image": b"\x89PNG\r\n\x1a\n garbage"}, {}, "image"),
         ("text_to_image", None, {"captions": ["cat " * 200]}, "tokens are more than 128"),
         ("text_to_image", None, {"captions": ["\ud800"]}, "Unicode"),
         (
@@ -249,12 +249,12 @@ def wide(record: Record, size: tuple[int, int]) -> Record:
     return dataclasses.replace(record, files={"image": file.getvalue()})
 
 
-def test_pictures_of_conversations_may_keep_their_shape(
+def test_images_of_conversations_may_keep_their_shape(
     preparer: Preparer, records: list[Record]
 ) -> None:
-    """As many placeholders as the picture has tokens; targets and edits stay square."""
-    fit = PictureFitConfig(mode="aspect", min_pixels=16, max_pixels=1024)
-    keeping = dataclasses.replace(preparer, question_pictures=fit, token_px=4)
+    """As many placeholders as the image has tokens; targets and edits stay square."""
+    fit = ImageFitConfig(mode="aspect", min_pixels=16, max_pixels=1024)
+    keeping = dataclasses.replace(preparer, question_images=fit, token_px=4)
     sizes = ((24, 8), (8, 12))
     shown = [wide(record, size) for record, size in zip(records, sizes, strict=False)]
     rows = [prepare(keeping, "image_to_text", record) for record in shown]
@@ -278,13 +278,13 @@ def test_pictures_of_conversations_may_keep_their_shape(
 
 
 @pytest.mark.parametrize("mode", ["center_crop", "pad"])
-def test_pictures_of_conversations_may_be_fitted_otherwise(
+def test_images_of_conversations_may_be_fitted_otherwise(
     preparer: Preparer, records: list[Record], mode: Any
 ) -> None:
     record = wide(records[0], (24, 8))
-    other = dataclasses.replace(preparer, question_pictures=PictureFitConfig(mode=mode))
+    other = dataclasses.replace(preparer, question_images=ImageFitConfig(mode=mode))
     batch = batch_of(other, prepare(other, "image_to_text", record))
     assert isinstance(batch.prompt_pixels, torch.Tensor)
-    picture = open_image(record.files["image"])
-    assert torch.equal(batch.prompt_pixels[0], to_pixels(picture, 8, mode))
+    image = open_image(record.files["image"])
+    assert torch.equal(batch.prompt_pixels[0], to_pixels(image, 8, mode))
     assert (batch.input_ids == other.chat.tokenizer.image_pad_id).sum() == 2

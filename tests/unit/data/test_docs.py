@@ -13,7 +13,7 @@ from blip3o.core.types import Record
 from blip3o.data.loader import BadSample
 from blip3o.data.mixture import DataConfig, MixtureEntry
 from blip3o.data.sources.jsonl import JsonlConfig
-from blip3o.data.tasks import PICTURES, TASKS
+from blip3o.data.tasks import IMAGES, TASKS
 from blip3o.recipes.pocket_language import naming
 
 DOCS = Path(__file__).parents[3] / "docs" / "data.md"
@@ -28,9 +28,7 @@ def test_every_task_has_an_example_that_it_takes(task: str) -> None:
     rows = [json.loads(line) for block in blocks(f"json {task}") for line in block.splitlines()]
     assert rows
     for row in rows:
-        assert {role for role in ("image", "source", "target") if role in row} == set(
-            PICTURES[task]
-        )
+        assert {role for role in ("image", "source", "target") if role in row} == set(IMAGES[task])
         record = Record(key="k", index=0, epoch=0, position=0, source="s", files={}, fields=row)
         assert TASKS[task](record, np.random.default_rng(0)).task == task
 

@@ -176,7 +176,7 @@ def test_a_file_that_goes_away_is_a_bad_record_and_stops_nothing(tmp_path: Path)
 
 def test_a_folder_without_images_says_what_is_there(tmp_path: Path) -> None:
     (tmp_path / "a.heic").write_bytes(b"x")
-    with pytest.raises(UsageError, match=r"no picture in .*; 1 x an image of a kind .* \.heic"):
+    with pytest.raises(UsageError, match=r"no image in .*; 1 x an image of a kind .* \.heic"):
         source(tmp_path)
     (tmp_path / "x.tar").write_bytes(b"")
     with pytest.raises(UsageError, match=r"its tar shards are read as .*/\*\.tar"):

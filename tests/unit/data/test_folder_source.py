@@ -1,4 +1,4 @@
-"""Folders of pictures with captions beside them."""
+"""Folders of images with captions beside them."""
 
 from pathlib import Path
 
@@ -21,11 +21,11 @@ def source(folder: Path, caption: str | None = None) -> FolderSource:
     return FolderConfig(path=str(folder), name="own", caption=caption).build()
 
 
-def test_pictures_and_captions_in_the_order_of_their_paths(tmp_path: Path) -> None:
+def test_images_and_captions_in_the_order_of_their_paths(tmp_path: Path) -> None:
     write(tmp_path, "b.PNG", "a dog\n")
     write(tmp_path, "a.jpg")
     write(tmp_path, "deep/c.webp", "a cat")
-    (tmp_path / "notes.md").write_text("no picture")
+    (tmp_path / "notes.md").write_text("no image")
     (tmp_path / "._b.png").write_text("what some systems leave")
     own = source(tmp_path)
     records = [own.read(position) for position in range(len(own))]
@@ -35,7 +35,7 @@ def test_pictures_and_captions_in_the_order_of_their_paths(tmp_path: Path) -> No
     assert source(tmp_path, "my dog").read(0)[2] == {"caption": "my dog"}
 
 
-def test_a_changed_picture_changes_the_fingerprint(tmp_path: Path) -> None:
+def test_a_changed_image_changes_the_fingerprint(tmp_path: Path) -> None:
     write(tmp_path, "a.png")
     before = source(tmp_path).fingerprint()
     assert source(tmp_path).fingerprint() == before
@@ -44,9 +44,9 @@ def test_a_changed_picture_changes_the_fingerprint(tmp_path: Path) -> None:
 
 
 def test_a_missing_or_empty_folder_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="no picture in"):
+    with pytest.raises(UsageError, match="no image in"):
         source(tmp_path)
-    with pytest.raises(UsageError, match="no such folder of pictures"):
+    with pytest.raises(UsageError, match="no such folder of images"):
         source(tmp_path / "nowhere")
 
 

@@ -196,7 +196,7 @@ def test_columns_of_the_measures_stand_apart() -> None:
         num_records=3,
         num_broken=0,
         formats=Counter(),
-        measures={"picture_bytes": values, "a_very_long_measure_name": values / 7},
+        measures={"image_bytes": values, "a_very_long_measure_name": values / 7},
         samples=[],
     )
     rows = [line.split() for line in stats.text().splitlines()[1:]]
@@ -236,7 +236,7 @@ def test_a_run_names_the_records_that_it_leaves_out(
         next(steps)
     said = capsys.readouterr().err.splitlines()
     assert sorted(line.partition(": ")[0] for line in said) == ["left out", "left out"]
-    assert "own d.png: the picture is not a picture" in "".join(said)
+    assert "own d.png: the image is not an image" in "".join(said)
 
 
 @pytest.fixture
@@ -277,15 +277,15 @@ def test_batches_may_mix_conversations_about_one_image_several_and_none(
     batches = next(run(0))
     assert run.num_bad == 0
     pad = preparer.chat.tokenizer.image_pad_id
-    num_rows = num_pictures = 0
+    num_rows = num_images = 0
     for batch in batches:
         num_rows += len(batch)
         given = batch.prompt_features if batch.prompt_pixels is None else batch.prompt_pixels
-        pictures = 0 if given is None else len(given)
-        # A picture takes two tokens: rows and pictures fit each other in every batch.
-        assert int((batch.input_ids == pad).sum()) == 2 * pictures
-        num_pictures += pictures
-    assert (num_rows, num_pictures) == (4, 4)
+        images = 0 if given is None else len(given)
+        # An image takes two tokens: rows and images fit each other in every batch.
+        assert int((batch.input_ids == pad).sum()) == 2 * images
+        num_images += images
+    assert (num_rows, num_images) == (4, 4)
     assert any(batch.prompt_features is not None for batch in batches) == is_cached
 
 

@@ -107,7 +107,7 @@ def test_draws_are_made_anew_for_every_sample(
         for (b,) in steps(loader, 0, 4)  # a step is an epoch
     ]
     assert all(len(texts) == 12 for texts in drawn)
-    assert len(set.union(*drawn)) > 18  # of 24: two captions a picture
+    assert len(set.union(*drawn)) > 18  # of 24: two captions an image
 
 
 def test_an_entry_may_name_the_field_of_its_conversations(
@@ -163,19 +163,19 @@ def damaged(tmp_path: Path, write_tar: WriteTar, shards: Path) -> tuple[MixtureE
     good = WebDatasetConfig(path=f"{shards}/scenes-0.tar", name="good").build().read(3)[1]["image"]
     members = {}
     for number in range(40):
-        picture, said = good, caption(f"cat {number}")
+        image, said = good, caption(f"cat {number}")
         match number:
             case 4:
-                picture = good[:45]
+                image = good[:45]
             case 11:
-                picture = b""
+                image = b""
             case 17:
-                picture = b"GIF8" + good[4:]
+                image = b"GIF8" + good[4:]
             case 23:
                 said = b'{"captions": ["a'
             case 30:
                 said = caption(" ")
-        members |= {f"{number}.png": picture, f"{number}.json": said}
+        members |= {f"{number}.png": image, f"{number}.json": said}
     write_tar(tmp_path / "damaged.tar", members)
     source = WebDatasetConfig(path=f"{tmp_path}/damaged.tar", name="damaged")
     return (MixtureEntry(source=source, task="text_to_image"),)
@@ -278,13 +278,13 @@ def test_an_unknown_task_is_refused_before_anything_is_read(make_loader: MakeLoa
         make_loader(mixture=(MixtureEntry(source=missing, task="txt"),))
 
 
-def test_first_pictures_pass_over_bad_ones(
+def test_first_images_pass_over_bad_ones(
     make_loader: MakeLoader, damaged: tuple[MixtureEntry, ...], mixture: tuple[MixtureEntry, ...]
 ) -> None:
-    assert len(make_loader(mixture=damaged).first_pictures(36)) == 36
+    assert len(make_loader(mixture=damaged).first_images(36)) == 36
     edits_first = (mixture[3], mixture[0])
-    assert len(make_loader(mixture=edits_first).first_pictures(5)) == 5
-    assert len(make_loader(mixture=edits_first[:1]).first_pictures(5)) == 0
+    assert len(make_loader(mixture=edits_first).first_images(5)) == 5
+    assert len(make_loader(mixture=edits_first[:1]).first_images(5)) == 0
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGUSR1])

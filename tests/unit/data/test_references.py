@@ -148,7 +148,7 @@ def test_images_in_messages_are_taken_in_their_order(base: Path, part: dict[str,
 @pytest.mark.parametrize(
     ("row", "said", "names"),
     [
-        ({}, "Picture 1: <img>a.png</img>\nWhat?", ["a.png"]),
+        ({}, "Image 1: <img>a.png</img>\nWhat?", ["a.png"]),
         ({}, "<img> a.png </img><img>in/c.png</img>Which?", ["a.png", "in/c.png"]),
         ({"image": "b.png"}, "Is <img>a.png</img> HTML?", ["b.png"]),
         ({}, "Is <img>x</img> HTML?", []),

@@ -215,10 +215,10 @@ def test_a_shard_that_was_replaced_is_noticed(
         source.read(3)
 
 
-def test_a_remote_list_reads_its_pictures_one_by_one(server: Server, shards: Path) -> None:
-    (shards / "pictures").mkdir()
-    (shards / "pictures" / "a.png").write_bytes(b"A")
-    rows = [{"image": "pictures/a.png", "caption": "a"}, {"image": "http://elsewhere/a.png"}]
+def test_a_remote_list_reads_its_images_one_by_one(server: Server, shards: Path) -> None:
+    (shards / "images").mkdir()
+    (shards / "images" / "a.png").write_bytes(b"A")
+    rows = [{"image": "images/a.png", "caption": "a"}, {"image": "http://elsewhere/a.png"}]
     (shards / "l.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
     source = JsonlConfig(path=f"{server.url}/l.jsonl", name="l").build()
     assert source.read(0) == ("0", {"image": b"A"}, {"caption": "a"})

@@ -21,13 +21,13 @@ WriteTar = Callable[[Path, dict[str, bytes]], None]
 def test_records_are_read_in_any_order(scenes: WebDatasetConfig) -> None:
     source = scenes.build()
     assert len(source) == 12
-    pictures = set()
+    images = set()
     for position in (11, 0, 6, 7, 3):
         key, files, fields = source.read(position)
         assert key == f"{position:04d}"
         assert fields["captions"][1] == f"cat number {position}"
-        pictures.add(files["image"])
-    assert len(pictures) == 5
+        images.add(files["image"])
+    assert len(images) == 5
 
 
 def test_the_index_is_kept_and_made_anew_for_another_shard(
@@ -172,7 +172,7 @@ def test_a_bad_record_is_a_value_error(shards: Path, write_tar: WriteTar) -> Non
             lines.read(position)
 
 
-def test_a_missing_picture_is_an_os_error(shards: Path) -> None:
+def test_a_missing_image_is_an_os_error(shards: Path) -> None:
     (shards / "m.jsonl").write_text('{"image": "gone.png", "caption": "x"}', encoding="utf-8")
     with pytest.raises(OSError, match=r"gone\.png"):
         JsonlConfig(path=f"{shards}/m.jsonl", name="m").build().read(0)

@@ -7,7 +7,7 @@ import pytest
 
 from blip3o.core.errors import UsageError
 from blip3o.core.types import IMAGE_MARK, Message, Record
-from blip3o.data.tasks import PICTURES, TASKS, draw_turns, get_task, with_conversation
+from blip3o.data.tasks import IMAGES, TASKS, draw_turns, get_task, with_conversation
 
 TURNS = [
     {"from": "human", "value": "<image>\nWhat is it?"},
@@ -25,7 +25,7 @@ def rng() -> np.random.Generator:
     return np.random.default_rng(0)
 
 
-def test_every_task_says_which_pictures_it_looks_at() -> None:
+def test_every_task_says_which_images_it_looks_at() -> None:
     fields = record(
         caption="a cat", conversations=TURNS, instruction="x", text_conversations=TURNS[2:]
     )
@@ -33,7 +33,7 @@ def test_every_task_says_which_pictures_it_looks_at() -> None:
         example = task(fields, rng())
         assert example.task == name
         roles = {*example.prompt_images, *filter(None, [example.target_image])}
-        assert roles == set(PICTURES[name])
+        assert roles == set(IMAGES[name])
 
 
 def test_an_unknown_task_is_refused_with_the_nearest() -> None:
@@ -95,8 +95,8 @@ def test_the_context_stands_before_whichever_question_is_drawn_first() -> None:
     assert seen == {
         (words + a[0], *a[1:], *b) for a, b in ((one, other), (other, one), (one, ()), (other, ()))
     }
-    pictured = [{**first, "value": f"{IMAGE_MARK}\n{words}What is it?", "context": 8 + len(words)}]
-    example = TASKS["image_to_text"](record(conversations=[*pictured, *turns[1:]]), rng())
+    imaged = [{**first, "value": f"{IMAGE_MARK}\n{words}What is it?", "context": 8 + len(words)}]
+    example = TASKS["image_to_text"](record(conversations=[*imaged, *turns[1:]]), rng())
     for _ in range(5):
         opening = draw_turns(example, 2, draws).messages[0].text
         assert opening.startswith(f"{IMAGE_MARK}\n{words}W")
@@ -144,7 +144,7 @@ def test_an_unfit_record_is_a_value_error(task: str, fields: dict[str, Any]) -> 
         TASKS[task](record(**fields), rng())
 
 
-def test_drawn_turns_keep_pairs_and_put_the_picture_first() -> None:
+def test_drawn_turns_keep_pairs_and_put_the_image_first() -> None:
     at_the_end = [{"from": "human", "value": "What is it?\n<image>"}, *TURNS[1:]]
     answers = {"What is it?": "a cat", "Which color?": "red"}
     draws = np.random.default_rng(1)
@@ -172,7 +172,7 @@ def test_drawn_turns_keep_the_system_turn_and_refuse_disorder() -> None:
 
 
 @pytest.mark.parametrize("task", ["text_to_image", "edit", "contrastive"])
-def test_a_caption_that_claims_a_picture_is_refused(task: str) -> None:
+def test_a_caption_that_claims_a_image_is_refused(task: str) -> None:
     marked = record(caption=f"a cat {IMAGE_MARK}", instruction=f"{IMAGE_MARK} make it blue")
     with pytest.raises(ValueError, match="in a caption or an instruction"):
         TASKS[task](marked, rng())

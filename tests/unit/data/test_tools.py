@@ -25,7 +25,7 @@ from blip3o.data.stats import collect, describe
 WriteTar = Callable[[Path, dict[str, bytes]], None]
 
 
-def picture(size: tuple[int, int] = (80, 80), mode: str = "RGB", kind: str = "PNG") -> bytes:
+def make_image(size: tuple[int, int] = (80, 80), mode: str = "RGB", kind: str = "PNG") -> bytes:
     image = Image.linear_gradient("L").resize(size)
     buffer = io.BytesIO()
     (image if mode == "I;16" else image.convert(mode)).save(buffer, kind)
@@ -39,12 +39,12 @@ def said(text: str = "a cat") -> bytes:
 @pytest.fixture
 def mixed(tmp_path: Path, write_tar: WriteTar) -> Path:
     """Records each with one thing wrong, and four without."""
-    good = picture()
+    good = make_image()
     members: dict[str, bytes] = {}
     for number in range(4):
         members |= {f"good{number}.png": good, f"good{number}.json": said()}
     members |= {
-        "cut.jpg": picture(kind="JPEG")[:300],
+        "cut.jpg": make_image(kind="JPEG")[:300],
         "cut.json": said(),
         "empty.png": b"",
         "empty.json": said(),
@@ -57,13 +57,13 @@ def mixed(tmp_path: Path, write_tar: WriteTar) -> Path:
         "mute.png": good,
         "blank.png": good,
         "blank.json": said(" "),
-        "cmyk.jpg": picture(mode="CMYK", kind="JPEG"),
+        "cmyk.jpg": make_image(mode="CMYK", kind="JPEG"),
         "cmyk.json": said(),
-        "alpha.png": picture(mode="RGBA"),
+        "alpha.png": make_image(mode="RGBA"),
         "alpha.json": said(),
-        "long.png": picture((600, 80)),
+        "long.png": make_image((600, 80)),
         "long.json": said(),
-        "small.png": picture((20, 20)),
+        "small.png": make_image((20, 20)),
         "small.json": said(),
     }
     Image.new("RGBA", (80, 80), (9, 9, 9, 50)).save(tmp_path / "alpha.png")
@@ -84,9 +84,9 @@ def test_lint_finds_each_of_them_and_nothing_else(mixed: Path, tmp_path: Path, j
     found = {(one.key, one.problem) for one in report.findings}
     unfit = "unfit for text_to_image"
     assert found == {
-        ("cut", "broken picture"),
-        ("empty", "broken picture"),
-        ("magic", "broken picture"),
+        ("cut", "broken image"),
+        ("empty", "broken image"),
+        ("magic", "broken image"),
         ("?", "broken record"),
         ("mute", unfit),
         ("blank", unfit),
@@ -116,7 +116,7 @@ def test_lint_reads_over_animations_that_break_off(tmp_path: Path, kind: str) ->
         (tmp_path / f"{size:04d}.{kind.lower()}").write_bytes(data[:size])
         (tmp_path / f"{size:04d}.txt").write_text("a cat")
     report = lint([str(tmp_path)], min_px=1)
-    assert {one.problem for one in report.findings} == {"broken picture", ODD}
+    assert {one.problem for one in report.findings} == {"broken image", ODD}
     assert any("animated, and damaged" in one.detail for one in report.findings)
 
 
@@ -173,7 +173,7 @@ def test_stats_are_those_of_the_data(mixed: Path, tmp_path: Path) -> None:
 
 
 def test_captions_on_the_page_are_text(tmp_path: Path, write_tar: WriteTar) -> None:
-    write_tar(tmp_path / "x.tar", {"a.png": picture(), "a.json": said("<script>x</script>")})
+    write_tar(tmp_path / "x.tar", {"a.png": make_image(), "a.json": said("<script>x</script>")})
     describe([str(tmp_path / "x.tar")], out=tmp_path / "s.html")
     assert "<script>" not in (tmp_path / "s.html").read_text(encoding="utf-8")
 
@@ -185,7 +185,7 @@ def test_names_and_texts_that_are_no_unicode_stop_no_tool(
     base.mkdir()
     for name in (b"caf\xe9.png", b"plain.png"):  # Latin-1, from a disk of long ago
         try:
-            Path(os.fsdecode(os.fsencode(base) + b"/" + name)).write_bytes(picture())
+            Path(os.fsdecode(os.fsencode(base) + b"/" + name)).write_bytes(make_image())
         except OSError:
             pytest.skip("this file system takes Unicode names only")
     assert len(FolderConfig(path=str(base), name="old").build().fingerprint()) == 32
@@ -206,12 +206,12 @@ def test_names_and_texts_that_are_no_unicode_stop_no_tool(
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    base = tmp_path / "pictures"
+    base = tmp_path / "images"
     (base / "in").mkdir(parents=True)
     for number in range(7):
-        (base / f"{number}.v1.png").write_bytes(picture((64 + number, 64)))
+        (base / f"{number}.v1.png").write_bytes(make_image((64 + number, 64)))
         (base / f"{number}.v1.txt").write_text(f"number {number}", encoding="utf-8")
-    (base / "in" / "b.gif").write_bytes(picture(mode="L", kind="GIF"))
+    (base / "in" / "b.gif").write_bytes(make_image(mode="L", kind="GIF"))
     (base / "in" / "b.json").write_bytes(said("a gif"))
     (base / "in" / "c.jpg").write_bytes(b"broken")
     return base
@@ -251,9 +251,9 @@ def test_packing_goes_on_and_gives_the_same_bytes(folder: Path, tmp_path: Path) 
         pack_to("one")  # shards that are there already hold the one before
 
 
-def test_a_list_of_edits_is_packed_with_its_pictures(tmp_path: Path) -> None:
+def test_a_list_of_edits_is_packed_with_its_images(tmp_path: Path) -> None:
     for name in ("a", "b"):
-        (tmp_path / f"{name}.png").write_bytes(picture())
+        (tmp_path / f"{name}.png").write_bytes(make_image())
     row: dict[str, Any] = {"source": "a.png", "target": "b.png", "instruction": "turn"}
     (tmp_path / "e.jsonl").write_text(json.dumps(row), encoding="utf-8")
     out = tmp_path / "out"

@@ -1,4 +1,4 @@
-"""What the judge of generated pictures must see, and what it must refuse to see."""
+"""What the judge of generated images must see, and what it must refuse to see."""
 
 import io
 from collections import Counter
@@ -35,11 +35,11 @@ def compressed(image: Image.Image) -> Image.Image:
 
 
 def noisy(image: Image.Image) -> Image.Image:
-    return picture(np.asarray(image) + numpy_rng(0, "noise").normal(0, 4, (*image.size, 3)))
+    return make_image(np.asarray(image) + numpy_rng(0, "noise").normal(0, 4, (*image.size, 3)))
 
 
 def tinted(image: Image.Image) -> Image.Image:
-    return picture(np.asarray(image) + np.array([10.0, -8.0, 6.0]))
+    return make_image(np.asarray(image) + np.array([10.0, -8.0, 6.0]))
 
 
 def shifted(image: Image.Image) -> Image.Image:
@@ -57,7 +57,7 @@ MILD: dict[str, Change] = {
 }
 
 
-def picture(pixels: NDArray[Any]) -> Image.Image:
+def make_image(pixels: NDArray[Any]) -> Image.Image:
     return Image.fromarray(np.clip(pixels, 0, 255).round().astype(np.uint8))
 
 
@@ -127,7 +127,7 @@ def test_every_thing_is_known_in_every_color_on_many_backgrounds() -> None:
 
 
 @pytest.mark.parametrize("px", [64, 128, 224])
-def test_pictures_of_other_sizes_are_judged_alike(px: int) -> None:
+def test_images_of_other_sizes_are_judged_alike(px: int) -> None:
     assert share_right(samples(20), px=px) >= 0.95
 
 
@@ -179,10 +179,10 @@ def test_an_object_with_pale_parts_is_found_in_spite_of_a_poor_start() -> None:
 def test_a_plain_background_may_have_another_light_color() -> None:
     scene = single("dog", "blue")
     pixels = np.asarray(render(scene)).astype(float) * np.array([0.95, 0.8, 0.9])
-    assert same_objects(DETECTOR.detect(picture(pixels)), truth_of(scene), MAX_SHIFT)
+    assert same_objects(DETECTOR.detect(make_image(pixels)), truth_of(scene), MAX_SHIFT)
 
 
-def test_the_verdict_depends_on_the_picture_only() -> None:
+def test_the_verdict_depends_on_the_image_only() -> None:
     images = [render(scene) for scene in samples(4)]
     before = [image.tobytes() for image in images]
     assert [DETECTOR.detect(i) for i in images] == [SceneDetector().detect(i) for i in images]
@@ -192,12 +192,12 @@ def test_the_verdict_depends_on_the_picture_only() -> None:
 # What it must not see.
 
 
-def test_nothing_is_named_in_a_blank_picture_or_noise() -> None:
-    rng = numpy_rng(0, "noise pictures")
+def test_nothing_is_named_in_a_blank_image_or_noise() -> None:
+    rng = numpy_rng(0, "noise images")
     empty = [render(Scene(background=name, objects=())) for name in BACKGROUNDS]
     assert [DETECTOR.detect(image) for image in empty] == [()] * len(BACKGROUNDS)
-    uniform = picture(rng.uniform(0, 255, (96, 96, 3)))
-    for image in (uniform, blurred(uniform, 3), picture(rng.normal(230, 30, (96, 96, 3)))):
+    uniform = make_image(rng.uniform(0, 255, (96, 96, 3)))
+    for image in (uniform, blurred(uniform, 3), make_image(rng.normal(230, 30, (96, 96, 3)))):
         assert not accepts(image, single("cat"))
         assert all(one.thing == UNKNOWN for one in DETECTOR.detect(image))
 
@@ -220,7 +220,7 @@ WRONG: dict[str, Callable[[Scene], Scene]] = {
 
 
 @pytest.mark.parametrize("how", WRONG)
-def test_a_wrong_picture_scores_nothing(how: str) -> None:
+def test_a_wrong_image_scores_nothing(how: str) -> None:
     for scene in samples(12, seed=7):
         assert accepts(render(scene), scene)
         assert not accepts(render(WRONG[how](scene)), scene)
@@ -296,7 +296,7 @@ def test_a_stricter_detector_refuses_more() -> None:
     assert SceneDetector(min_score=0.999).detect(image)[0].thing == UNKNOWN
 
 
-def test_a_picture_that_is_not_square_is_refused() -> None:
+def test_a_image_that_is_not_square_is_refused() -> None:
     with pytest.raises(ValueError, match="96x64"):
         DETECTOR.detect(Image.new("RGB", (96, 64)))
 

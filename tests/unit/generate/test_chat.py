@@ -63,7 +63,7 @@ def test_a_name_may_begin_with_the_home_folder(tmp_path: Path) -> None:
 def test_no_name_and_an_open_quote_are_refused() -> None:
     with pytest.raises(UsageError, match="which file"):
         image_paths("  ")
-    with pytest.raises(UsageError, match="no such picture: 'x y"):
+    with pytest.raises(UsageError, match="no such image: 'x y"):
         image_paths("'x y")
 
 
@@ -74,6 +74,6 @@ def test_several_images_are_added_all_or_none(tiny_pipe: Blip3oPipeline) -> None
     said = out.getvalue()
     assert said.count("added)") == 1
     assert "(2 images added)" in said
-    assert "(no such picture: none.png)" in said
+    assert "(no such image: none.png)" in said
     assert "unknown command /images" in said
     assert "(which file? /image FILE)" in said

@@ -22,14 +22,14 @@ def edit(pipe: Blip3oPipeline, *arguments: Any, **options: Any) -> Tensor:
     return pipe.edit(*arguments, output_type="features", **options).images
 
 
-def test_an_edit_depends_on_its_picture_and_its_instruction(tiny_pipe: Blip3oPipeline) -> None:
+def test_an_edit_depends_on_its_image_and_its_instruction(tiny_pipe: Blip3oPipeline) -> None:
     first = edit(tiny_pipe, RED, "add a cat", generator=seeded(0))
     assert torch.equal(edit(tiny_pipe, RED, "add a cat", generator=seeded(0)), first)
     assert not torch.equal(edit(tiny_pipe, BLUE, "add a cat", generator=seeded(0)), first)
     assert not torch.equal(edit(tiny_pipe, RED, "add a dog", generator=seeded(0)), first)
 
 
-def test_the_dit_gets_the_picture_as_reference(
+def test_the_dit_gets_the_image_as_reference(
     tiny_pipe: Blip3oPipeline, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[Tensor] = []
@@ -48,13 +48,13 @@ def test_the_dit_gets_the_picture_as_reference(
 def test_edits_of_a_batch_equal_each_alone(tiny_pipe: Blip3oPipeline) -> None:
     texts = ["add a cat", "make all of the background of this picture blue"]
     both = edit(tiny_pipe, [RED, BLUE], texts, generator=seeded(1, 2))
-    for row, picture in enumerate((RED, BLUE)):
-        alone = edit(tiny_pipe, picture, texts[row], generator=seeded(row + 1))
+    for row, image in enumerate((RED, BLUE)):
+        alone = edit(tiny_pipe, image, texts[row], generator=seeded(row + 1))
         scale = float(alone.abs().max())
         torch.testing.assert_close(both[row : row + 1], alone, rtol=0, atol=1e-4 * scale)
 
 
-def test_one_picture_serves_several_instructions(tiny_pipe: Blip3oPipeline) -> None:
+def test_one_image_serves_several_instructions(tiny_pipe: Blip3oPipeline) -> None:
     one = edit(tiny_pipe, RED, ["a", "b"], generator=seeded(1, 2))
     two = edit(tiny_pipe, [RED, RED], ["a", "b"], generator=seeded(1, 2))
     assert torch.equal(one, two)
@@ -75,35 +75,35 @@ def test_a_model_without_reference_input_edits_through_the_backbone(
 
 
 @pytest.mark.parametrize(
-    ("pictures", "texts", "message"),
+    ("images", "texts", "message"),
     [
         (RED, "", "the prompt is empty"),
         (RED, "cat " * 200, "the prompt has .* tokens"),
-        (RED, "like <image>", "pictures are given beside the text"),
-        ([RED], ["a", "b"], "1 pictures for 2 instructions"),
-        ([RED, BLUE], "a", "2 pictures for 1 instructions"),
-        ([], "a", "0 pictures for 1 instructions"),
+        (RED, "like <image>", "images are given beside the text"),
+        ([RED], ["a", "b"], "1 images for 2 instructions"),
+        ([RED, BLUE], "a", "2 images for 1 instructions"),
+        ([], "a", "0 images for 1 instructions"),
         (RED, [], "no prompt was given"),
         ([], [], "no prompt was given"),
     ],
 )
 def test_edits_that_do_not_fit_are_refused(
-    tiny_pipe: Blip3oPipeline, pictures: Any, texts: Any, message: str
+    tiny_pipe: Blip3oPipeline, images: Any, texts: Any, message: str
 ) -> None:
     with pytest.raises(UsageError, match=message):
-        tiny_pipe.edit(pictures, texts)
+        tiny_pipe.edit(images, texts)
 
 
-def test_reconstruction_decodes_the_pictures_own_features(tiny_pipe: Blip3oPipeline) -> None:
+def test_reconstruction_decodes_the_images_own_features(tiny_pipe: Blip3oPipeline) -> None:
     model = tiny_pipe.model
     got = tiny_pipe.reconstruct([RED, BLUE], output_type="features").images
     assert torch.equal(got, model.normalizer(tiny_pipe.encode([RED, BLUE])))
-    pictures = tiny_pipe.reconstruct([RED, BLUE], generator=seeded(1, 2)).images
+    images = tiny_pipe.reconstruct([RED, BLUE], generator=seeded(1, 2)).images
     again = tiny_pipe.reconstruct(BLUE, generator=seeded(2)).images
-    assert [p.size for p in pictures] == [(16, 16)] * 2
-    difference = torch.tensor(list(pictures[1].tobytes())) - torch.tensor(list(again[0].tobytes()))
+    assert [p.size for p in images] == [(16, 16)] * 2
+    difference = torch.tensor(list(images[1].tobytes())) - torch.tensor(list(again[0].tobytes()))
     assert int(difference.abs().max()) <= 1
-    with pytest.raises(UsageError, match="no picture was given"):
+    with pytest.raises(UsageError, match="no image was given"):
         tiny_pipe.reconstruct([])
     with pytest.raises(UsageError, match="unknown output_type"):
         tiny_pipe.reconstruct(RED, output_type="jpeg")  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""The pipeline over a backbone that sees pictures with a vision tower of its own."""
+"""The pipeline over a backbone that sees images with a vision tower of its own."""
 
 import dataclasses
 from pathlib import Path
@@ -55,19 +55,19 @@ def test_answers_of_a_batch_are_those_of_each_alone(pipe: Blip3oPipeline) -> Non
     questions = ["What is this?", "a dog"]
     together = pipe.answer_batch([RED, BLUE], questions, max_new_tokens=5)
     alone = [
-        pipe.ask(picture, text, max_new_tokens=5)
-        for picture, text in zip((RED, BLUE), questions, strict=True)
+        pipe.ask(image, text, max_new_tokens=5)
+        for image, text in zip((RED, BLUE), questions, strict=True)
     ]
     assert together == alone
     assert any(alone)
     assert pipe.ask(None, "a dog", max_new_tokens=3)
 
 
-def test_edits_follow_the_picture_and_batch(pipe: Blip3oPipeline) -> None:
-    def edit(pictures: list[Image.Image], seeds: list[int]) -> torch.Tensor:
+def test_edits_follow_the_image_and_batch(pipe: Blip3oPipeline) -> None:
+    def edit(images: list[Image.Image], seeds: list[int]) -> torch.Tensor:
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-        texts = ["make it blue", "red"][: len(pictures)]
-        return pipe.edit(pictures, texts, generator=generators, output_type="features").images
+        texts = ["make it blue", "red"][: len(images)]
+        return pipe.edit(images, texts, generator=generators, output_type="features").images
 
     both = edit([RED, BLUE], [1, 2])
     torch.testing.assert_close(both[:1], edit([RED], [1]), rtol=0, atol=1e-4)

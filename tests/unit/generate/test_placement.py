@@ -1,4 +1,4 @@
-"""Offload, placement, precision: the same pictures and answers, and only what is in use there."""
+"""Offload, placement, precision: the same images and answers, and only what is in use there."""
 
 import copy
 import dataclasses

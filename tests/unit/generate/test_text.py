@@ -118,11 +118,11 @@ def test_answers_carry_no_gradient_even_when_read_late(tiny_pipe: Blip3oPipeline
     assert torch.is_grad_enabled()
 
 
-@pytest.mark.parametrize("picture", [None, RED])
-def test_an_answer_never_holds_the_placeholder_of_a_picture(
-    tiny_pipe: Blip3oPipeline, monkeypatch: pytest.MonkeyPatch, picture: Any
+@pytest.mark.parametrize("image", [None, RED])
+def test_an_answer_never_holds_the_placeholder_of_a_image(
+    tiny_pipe: Blip3oPipeline, monkeypatch: pytest.MonkeyPatch, image: Any
 ) -> None:
-    """A model may well like that token most; it would then lack the picture that it stands for."""
+    """A model may well like that token most; it would then lack the image that it stands for."""
     placeholder = tiny_pipe.tokenizer.image_pad_id
     plain = tiny_pipe.model.backbone.logits
 
@@ -131,10 +131,10 @@ def test_an_answer_never_holds_the_placeholder_of_a_picture(
         logits[..., placeholder] = logits.max() + 1
         return logits
 
-    expected = tiny_pipe.ask(picture, "What is this?")
+    expected = tiny_pipe.ask(image, "What is this?")
     monkeypatch.setattr(tiny_pipe.model.backbone, "logits", tempted)
     assert placeholder not in generate(tiny_pipe, rows_of(3, 9))[0]
-    assert tiny_pipe.ask(picture, "What is this?") == expected
+    assert tiny_pipe.ask(image, "What is this?") == expected
 
 
 def test_a_stream_is_the_answer_in_pieces(tiny_pipe: Blip3oPipeline) -> None:
@@ -145,16 +145,16 @@ def test_a_stream_is_the_answer_in_pieces(tiny_pipe: Blip3oPipeline) -> None:
     assert tiny_pipe.ask([RED], " What is this? ") == answer
 
 
-def test_questions_with_no_one_and_two_pictures(tiny_pipe: Blip3oPipeline) -> None:
-    for pictures in (None, [], RED, [RED, BLUE], (RED, BLUE)):
-        assert isinstance(tiny_pipe.ask(pictures, "What is this?"), str)
+def test_questions_with_no_one_and_two_images(tiny_pipe: Blip3oPipeline) -> None:
+    for images in (None, [], RED, [RED, BLUE], (RED, BLUE)):
+        assert isinstance(tiny_pipe.ask(images, "What is this?"), str)
 
 
 def test_a_batch_of_questions_equals_each_alone(tiny_pipe: Blip3oPipeline) -> None:
     questions = ["What?", "What is in this picture, and where?", "Why?"]
-    pictures = [RED, BLUE, RED]
-    answers = tiny_pipe.answer_batch(pictures, questions, max_new_tokens=6)
-    alone = [tiny_pipe.ask(p, q) for p, q in zip(pictures, questions, strict=True)]
+    images = [RED, BLUE, RED]
+    answers = tiny_pipe.answer_batch(images, questions, max_new_tokens=6)
+    alone = [tiny_pipe.ask(p, q) for p, q in zip(images, questions, strict=True)]
     assert answers == alone
     assert tiny_pipe.answer_batch([], []) == []
 
@@ -179,13 +179,13 @@ def test_answers_are_no_longer_than_asked_or_than_the_model_reaches(
 
 
 @pytest.mark.parametrize(
-    ("pictures", "question", "options", "message"),
+    ("images", "question", "options", "message"),
     [
         (RED, "", {}, "the question is empty"),
         (RED, "  ", {}, "the question is empty"),
         (RED, "cat " * 200, {}, "the conversation has .* tokens; at most 92"),
-        (RED, "like <image>?", {}, "2 image marks in the messages for 1 pictures"),
-        (None, "What is <image>?", {}, "1 image marks in the messages for 0 pictures"),
+        (RED, "like <image>?", {}, "2 image marks in the messages for 1 images"),
+        (None, "What is <image>?", {}, "1 image marks in the messages for 0 images"),
         ([RED] * 30, "What?", {}, "the conversation has .* tokens"),
         (RED, "What?", {"max_new_tokens": 0}, "max_new_tokens must be at least 1, got 0"),
         (RED, "What?", {"max_new_tokens": -1}, "max_new_tokens must be at least 1, got -1"),
@@ -193,17 +193,17 @@ def test_answers_are_no_longer_than_asked_or_than_the_model_reaches(
 )
 def test_questions_that_cannot_be_asked_are_refused(
     tiny_pipe: Blip3oPipeline,
-    pictures: Any,
+    images: Any,
     question: str,
     options: dict[str, Any],
     message: str,
 ) -> None:
     with pytest.raises(UsageError, match=message):
-        tiny_pipe.ask(pictures, question, **options)
+        tiny_pipe.ask(images, question, **options)
 
 
 def test_batches_that_do_not_fit_are_refused(tiny_pipe: Blip3oPipeline) -> None:
-    with pytest.raises(UsageError, match="1 pictures for 2 questions"):
+    with pytest.raises(UsageError, match="1 images for 2 questions"):
         tiny_pipe.answer_batch([RED], ["a", "b"])
     with pytest.raises(UsageError, match="2 image marks"):
         tiny_pipe.answer_batch([RED], ["<image>"])
@@ -215,11 +215,11 @@ def test_a_conversation_remembers_and_says_what_is_wrong(tiny_pipe: Blip3oPipeli
     asked: list[tuple[list[Message], int]] = []
 
     class Echo:
-        def stream(self, messages: list[Message], pictures: list[Any]) -> Any:
-            asked.append((list(messages), len(pictures)))
+        def stream(self, messages: list[Message], images: list[Any]) -> Any:
+            asked.append((list(messages), len(images)))
             if "refuse" in messages[-1].text:
                 raise UsageError("too long")
-            yield from ("I see ", f"{len(pictures)} ")
+            yield from ("I see ", f"{len(images)} ")
 
     def say(*lines: str) -> str:
         asked.clear()
@@ -238,18 +238,18 @@ def test_a_conversation_remembers_and_says_what_is_wrong(tiny_pipe: Blip3oPipeli
     say("one", "/new", "two")
     assert asked[1] == ([user("two")], 0)
     text = say("/image no-such-file.png", "/frobnicate", "still here")
-    assert "(no such picture: no-such-file.png)" in text
+    assert "(no such image: no-such-file.png)" in text
     assert "(unknown command /frobnicate;" in text
     assert asked == [([user("still here")], 0)]
     assert "(too long)" in say("refuse this", "go on")
     assert asked[1] == ([user("go on")], 0)
 
 
-def test_a_conversation_goes_on_after_an_answer_that_holds_the_mark_of_a_picture() -> None:
+def test_a_conversation_goes_on_after_an_answer_that_holds_the_mark_of_a_image() -> None:
     asked: list[list[Message]] = []
 
     class Html:
-        def stream(self, messages: list[Message], pictures: list[Any]) -> Any:
+        def stream(self, messages: list[Message], images: list[Any]) -> Any:
             asked.append(list(messages))
             yield f"write {IMAGE_MARK} there"
 
@@ -259,14 +259,14 @@ def test_a_conversation_goes_on_after_an_answer_that_holds_the_mark_of_a_picture
     assert asked[1][1] == Message(role="assistant", text="write (a picture) there")
 
 
-def test_a_picture_goes_with_the_next_message_and_stays(
+def test_a_image_goes_with_the_next_message_and_stays(
     tiny_pipe: Blip3oPipeline, tmp_path: Any
 ) -> None:
     RED.save(tmp_path / "red.png")
     lines = io.StringIO(f"/image {tmp_path / 'red.png'}\nWhat is this?\nSure?\n")
     out = io.StringIO()
     converse(tiny_pipe, lines, out)
-    assert "(picture added)" in out.getvalue()
+    assert "(image added)" in out.getvalue()
     assert "image marks" not in out.getvalue()
     assert out.getvalue().count("> ") == 4
 

@@ -1,4 +1,4 @@
-"""Folders of pictures: names, metadata, and that a picture depends on its own numbers only."""
+"""Folders of images: names, metadata, and that an image depends on its own numbers only."""
 
 import errno
 import json
@@ -12,10 +12,10 @@ from PIL import Image
 from blip3o.core.errors import UsageError
 from blip3o.generate.pipeline import Blip3oPipeline
 from blip3o.generate.write import (
-    picture_generator,
+    image_generator,
     read_prompts,
-    save_picture,
-    write_pictures,
+    save_image,
+    write_images,
     written_images,
 )
 
@@ -24,9 +24,9 @@ def pixels(file: Path) -> np.ndarray:
     return np.asarray(Image.open(file)).astype(int)
 
 
-def test_pictures_grid_and_metadata_are_written(tiny_pipe: Blip3oPipeline, tmp_path: Path) -> None:
+def test_images_grid_and_metadata_are_written(tiny_pipe: Blip3oPipeline, tmp_path: Path) -> None:
     folder = tmp_path / "new" / "out"
-    grid = write_pictures(tiny_pipe, ["a cat", "a d\u00f6g"], folder, num_images=2, seed=3)
+    grid = write_images(tiny_pipe, ["a cat", "a d\u00f6g"], folder, num_images=2, seed=3)
     assert grid == folder / "grid.png"
     names = ["0000-0.png", "0000-1.png", "0001-0.png", "0001-1.png"]
     assert sorted(p.name for p in folder.iterdir()) == [*names, "grid.png", "metadata.jsonl"]
@@ -44,60 +44,60 @@ def test_pictures_grid_and_metadata_are_written(tiny_pipe: Blip3oPipeline, tmp_p
     assert pixels(folder / names[0]).shape == (16, 16, 3)
 
 
-def test_the_sheet_shows_no_more_pictures_than_fit_into_memory(
+def test_the_sheet_shows_no_more_images_than_fit_into_memory(
     tiny_pipe: Blip3oPipeline, tmp_path: Path
 ) -> None:
     for count, name in ((64, "a"), (70, "b")):
-        write_pictures(tiny_pipe, ["a cat"], tmp_path / name, num_images=count, batch_size=70)
+        write_images(tiny_pipe, ["a cat"], tmp_path / name, num_images=count, batch_size=70)
     assert len(list((tmp_path / "b").glob("0000-*.png"))) == 70
     assert pixels(tmp_path / "a/grid.png").shape == pixels(tmp_path / "b/grid.png").shape
 
 
-def test_an_interrupted_run_leaves_no_metadata_of_pictures_that_are_gone(
+def test_an_interrupted_run_leaves_no_metadata_of_images_that_are_gone(
     tiny_pipe: Blip3oPipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write_pictures(tiny_pipe, ["a cat", "a dog"], tmp_path, seed=1)
+    write_images(tiny_pipe, ["a cat", "a dog"], tmp_path, seed=1)
     before = (tmp_path / "0001-0.png").read_bytes()
     calls = []
     call = type(tiny_pipe).__call__
 
     def interrupted(pipe: Blip3oPipeline, *inputs: Any, **settings: Any) -> Any:
         calls.append(1)
-        if len(calls) in (1, 3):  # before the first new picture, and after
+        if len(calls) in (1, 3):  # before the first new image, and after
             raise KeyboardInterrupt
         return call(pipe, *inputs, **settings)
 
     monkeypatch.setattr(type(tiny_pipe), "__call__", interrupted)
     for is_there in (True, False):
         with pytest.raises(KeyboardInterrupt):
-            write_pictures(tiny_pipe, ["a cat", "a dog"], tmp_path, seed=2, batch_size=1)
+            write_images(tiny_pipe, ["a cat", "a dog"], tmp_path, seed=2, batch_size=1)
         assert (tmp_path / "metadata.jsonl").exists() == is_there
         assert (tmp_path / "grid.png").exists() == is_there
     assert (tmp_path / "0001-0.png").read_bytes() == before
 
 
-def test_a_picture_does_not_depend_on_what_else_is_made(
+def test_a_image_does_not_depend_on_what_else_is_made(
     tiny_pipe: Blip3oPipeline, tmp_path: Path
 ) -> None:
     prompts = ["a cat", "a dog", "a car"]
-    write_pictures(tiny_pipe, prompts, tmp_path / "a", num_images=2, batch_size=16)
-    write_pictures(tiny_pipe, prompts, tmp_path / "b", num_images=3, batch_size=1)
+    write_images(tiny_pipe, prompts, tmp_path / "a", num_images=2, batch_size=16)
+    write_images(tiny_pipe, prompts, tmp_path / "b", num_images=3, batch_size=1)
     for name in ("0000-0.png", "0001-1.png", "0002-0.png"):
         difference = pixels(tmp_path / "a" / name) - pixels(tmp_path / "b" / name)
         assert abs(difference).max() <= 2  # rounding in batches of another size
     assert (pixels(tmp_path / "a/0000-0.png") != pixels(tmp_path / "a/0000-1.png")).any()
-    write_pictures(tiny_pipe, prompts[:1], tmp_path / "c", seed=1)
+    write_images(tiny_pipe, prompts[:1], tmp_path / "c", seed=1)
     assert (pixels(tmp_path / "c/0000-0.png") != pixels(tmp_path / "a/0000-0.png")).any()
 
 
-def test_a_picture_can_be_made_again_from_its_metadata(
+def test_a_image_can_be_made_again_from_its_metadata(
     tiny_pipe: Blip3oPipeline, tmp_path: Path
 ) -> None:
-    write_pictures(tiny_pipe, ["a cat"], tmp_path, seed=4, num_inference_steps=2)
+    write_images(tiny_pipe, ["a cat"], tmp_path, seed=4, num_inference_steps=2)
     row = json.loads((tmp_path / "metadata.jsonl").read_text())
     (image,) = tiny_pipe(
         row["prompt"],
-        generator=picture_generator(row["seed"], row["prompt_number"], row["image_number"]),
+        generator=image_generator(row["seed"], row["prompt_number"], row["image_number"]),
         num_inference_steps=row["num_inference_steps"],
         guidance_scale=row["guidance_scale"],
     ).images
@@ -109,14 +109,14 @@ def test_numbers_out_of_range_are_refused_before_a_folder_is_made(
     tiny_pipe: Blip3oPipeline, tmp_path: Path, number: int
 ) -> None:
     with pytest.raises(UsageError, match="the number of images must be 1 to 1000"):
-        write_pictures(tiny_pipe, ["a cat"], tmp_path / "out", num_images=number)
+        write_images(tiny_pipe, ["a cat"], tmp_path / "out", num_images=number)
     assert not (tmp_path / "out").exists()
 
 
 def test_a_folder_that_cannot_be_made_is_refused(tiny_pipe: Blip3oPipeline, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UsageError, match="cannot write to"):
-        write_pictures(tiny_pipe, ["a cat"], tmp_path / "file" / "out")
+        write_images(tiny_pipe, ["a cat"], tmp_path / "file" / "out")
 
 
 def test_prompts_are_the_lines_of_a_file(tmp_path: Path) -> None:
@@ -158,10 +158,10 @@ def images_of(folder: Path) -> list[str]:
 def test_a_smaller_call_leaves_none_of_the_images_before_it(
     tiny_pipe: Blip3oPipeline, tmp_path: Path
 ) -> None:
-    write_pictures(tiny_pipe, ["a cat", "a dog", "a car"], tmp_path, num_images=2)
+    write_images(tiny_pipe, ["a cat", "a dog", "a car"], tmp_path, num_images=2)
     for name in ("mine.txt", "0007-0.png", "x.png"):  # of the user
         (tmp_path / name).write_text("mine")
-    write_pictures(tiny_pipe, ["a bus"], tmp_path)
+    write_images(tiny_pipe, ["a bus"], tmp_path)
     assert images_of(tmp_path) == ["0000-0.png", "0007-0.png", "metadata.jsonl", "x.png"]
     assert [row["prompt"] for row in rows_of(tmp_path)] == ["a bus"]
     assert (tmp_path / "mine.txt").read_text() == "mine"
@@ -179,7 +179,7 @@ def test_metadata_names_no_file_elsewhere_for_removal(
     (folder / "metadata.jsonl").write_text("\n".join(lines))
     for path in (tmp_path / "0001-0.png", tmp_path / "0002-0.png", folder / "mine.txt"):
         path.write_text("mine")
-    write_pictures(tiny_pipe, ["a bus"], folder)
+    write_images(tiny_pipe, ["a bus"], folder)
     assert sorted(one.name for one in tmp_path.iterdir()) == ["0001-0.png", "0002-0.png", "out"]
     assert (folder / "mine.txt").exists()
 
@@ -188,31 +188,31 @@ def test_metadata_names_no_file_elsewhere_for_removal(
 def test_a_killed_call_and_a_smaller_one_leave_no_image_of_another(
     tiny_pipe: Blip3oPipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int
 ) -> None:
-    write_pictures(tiny_pipe, ["a cat", "a dog", "a car"], tmp_path)
+    write_images(tiny_pipe, ["a cat", "a dog", "a car"], tmp_path)
     saved = []
 
     def killed(image: Image.Image, path: Path) -> None:
         if len(saved) == at:
             raise KeyboardInterrupt
         saved.append(path)
-        save_picture(image, path)
+        save_image(image, path)
 
     with monkeypatch.context() as patched:
-        patched.setattr("blip3o.generate.write.save_picture", killed)
+        patched.setattr("blip3o.generate.write.save_image", killed)
         with pytest.raises(KeyboardInterrupt):
-            write_pictures(tiny_pipe, ["a bus", "a hat", "a cup", "a bell"], tmp_path, batch_size=1)
+            write_images(tiny_pipe, ["a bus", "a hat", "a cup", "a bell"], tmp_path, batch_size=1)
     assert not (tmp_path / "metadata.jsonl").exists()
-    write_pictures(tiny_pipe, ["a fish"], tmp_path)
+    write_images(tiny_pipe, ["a fish"], tmp_path)
     assert images_of(tmp_path) == ["0000-0.png", "metadata.jsonl"]
     assert [row["prompt"] for row in rows_of(tmp_path)] == ["a fish"]
 
 
 def test_a_bad_prompt_at_the_end_costs_nothing(tiny_pipe: Blip3oPipeline, tmp_path: Path) -> None:
-    write_pictures(tiny_pipe, ["a cat"], tmp_path)
+    write_images(tiny_pipe, ["a cat"], tmp_path)
     before = {one.name: one.read_bytes() for one in tmp_path.iterdir()}
     for bad in ("", "<image>", "cat " * 99):
         with pytest.raises(UsageError):
-            write_pictures(tiny_pipe, ["a dog", "a bus", bad], tmp_path, batch_size=1)
+            write_images(tiny_pipe, ["a dog", "a bus", bad], tmp_path, batch_size=1)
     assert {one.name: one.read_bytes() for one in tmp_path.iterdir()} == before
 
 
@@ -224,13 +224,13 @@ def test_a_full_disk_is_told_in_a_sentence(
 
     monkeypatch.setattr(Path, "write_bytes", full)
     with pytest.raises(UsageError, match=r"cannot write .*: the disk is full"):
-        write_pictures(tiny_pipe, ["a cat"], tmp_path)
+        write_images(tiny_pipe, ["a cat"], tmp_path)
     assert not [one for one in tmp_path.iterdir() if one.suffix == ".png"]
 
 
 @pytest.mark.parametrize("name", ["x.png", "x.JPG", "x.jpeg", "x.webp", "new/x.png"])
-def test_pictures_are_saved_by_their_suffix(tmp_path: Path, name: str) -> None:
-    save_picture(Image.new("RGB", (4, 4)), tmp_path / name)
+def test_images_are_saved_by_their_suffix(tmp_path: Path, name: str) -> None:
+    save_image(Image.new("RGB", (4, 4)), tmp_path / name)
     assert Image.open(tmp_path / name).size == (4, 4)
     assert [p.name for p in (tmp_path / name).parent.iterdir()] == [Path(name).name]
 
@@ -238,5 +238,5 @@ def test_pictures_are_saved_by_their_suffix(tmp_path: Path, name: str) -> None:
 @pytest.mark.parametrize("name", ["x", "x.txt", "x.psd", "x.pdf"])
 def test_other_suffixes_are_refused(tmp_path: Path, name: str) -> None:
     with pytest.raises(UsageError, match=r"use a name that ends in \.png, \.jpg or \.webp"):
-        save_picture(Image.new("RGB", (4, 4)), tmp_path / name)
+        save_image(Image.new("RGB", (4, 4)), tmp_path / name)
     assert not list(tmp_path.iterdir())

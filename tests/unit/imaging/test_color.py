@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from blip3o.generate.inputs import open_picture
+from blip3o.generate.inputs import open_input
 from blip3o.imaging.load import open_image, open_pil, to_rgb
 from blip3o.imaging.profiles import adobe_rgb, coded_profile, matrix_profile
 
@@ -98,7 +98,7 @@ def test_an_embedded_profile_is_applied(kind: str) -> None:
     data = encoded(image, kind, icc_profile=adobe_rgb(), **options)
     most = 12 if kind == "AVIF" else 4  # a lossy 118 for 120 is 11 levels in the result
     assert near(open_image(data), AS_ADOBE, most)
-    assert near(open_picture(Image.open(io.BytesIO(data))), AS_ADOBE, most)
+    assert near(open_input(Image.open(io.BytesIO(data))), AS_ADOBE, most)
 
 
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "P"])
@@ -325,4 +325,4 @@ def test_adobe_rgb_as_cameras_mark_it(kind: str, name: str, is_adobe: bool) -> N
     image = Image.new("RGB", (16, 16), GREEN)
     data = encoded(image, kind, exif=exif.tobytes(), **options)
     assert near(open_image(data), AS_ADOBE if is_adobe else GREEN, 4)
-    assert near(open_picture(Image.open(io.BytesIO(data))), AS_ADOBE if is_adobe else GREEN, 4)
+    assert near(open_input(Image.open(io.BytesIO(data))), AS_ADOBE if is_adobe else GREEN, 4)

@@ -1,10 +1,10 @@
-"""Features as pictures."""
+"""Features as images."""
 
 import numpy as np
 import pytest
 import torch
 
-from blip3o.imaging.components import component_pictures
+from blip3o.imaging.components import component_images
 
 
 def clusters() -> torch.Tensor:
@@ -16,7 +16,7 @@ def clusters() -> torch.Tensor:
 
 
 def test_tokens_that_are_alike_have_one_color() -> None:
-    (image,) = component_pictures(clusters(), 40)
+    (image,) = component_images(clusters(), 40)
     assert image.size == (40, 40)
     colors = np.asarray(image)[5::10, 5::10].reshape(16, 3).astype(int)
     assert np.abs(colors[0] - colors[1]).max() < 20
@@ -25,13 +25,13 @@ def test_tokens_that_are_alike_have_one_color() -> None:
 
 
 def test_moments_share_their_colors() -> None:
-    first, second = component_pictures(torch.cat([clusters(), clusters()]), 8)
+    first, second = component_images(torch.cat([clusters(), clusters()]), 8)
     assert first.tobytes() == second.tobytes()
-    faded, full = component_pictures(torch.cat([0.5 * clusters(), clusters()]), 8)
+    faded, full = component_images(torch.cat([0.5 * clusters(), clusters()]), 8)
     assert np.ptp(np.asarray(faded)) < np.ptp(np.asarray(full))
 
 
 @pytest.mark.parametrize("shape", [(2, 15, 8), (2, 1, 8), (2, 16, 2), (16, 8)])
 def test_other_shapes_are_refused(shape: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match="features must be"):
-        component_pictures(torch.zeros(shape), 8)
+        component_images(torch.zeros(shape), 8)

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from blip3o.core.errors import UsageError
-from blip3o.generate.inputs import open_picture
+from blip3o.generate.inputs import open_input
 from blip3o.imaging.load import open_image, read_header
 
 RED = (200, 30, 30)
@@ -93,7 +93,7 @@ def test_damage_of_the_image_itself_is_still_refused() -> None:
         PLAIN[:20] + b"\x7f" + PLAIN[21:],
         PLAIN[: at - 4],
     ):
-        with pytest.raises(UsageError, match="picture"):
+        with pytest.raises(UsageError, match="image"):
             open_image(data)
 
 
@@ -225,7 +225,7 @@ def test_one_transparent_color_at_every_depth(
     wanted = np.where(np.array(rows) == clear, 255, np.array(rows) * 255 // most)
     read = np.asarray(open_image(data))[..., 0].astype(int)
     assert np.abs(read - wanted).max() <= 1
-    given = np.asarray(open_picture(Image.open(io.BytesIO(data))))[..., 0].astype(int)
+    given = np.asarray(open_input(Image.open(io.BytesIO(data))))[..., 0].astype(int)
     assert np.abs(given - wanted).max() <= 1
 
 

@@ -1,10 +1,10 @@
-"""Pictures in their own shape: sizes in whole tokens, limits, refusals."""
+"""Images in their own shape: sizes in whole tokens, limits, refusals."""
 
 import pytest
 from PIL import Image
 
 from blip3o.core.errors import UsageError
-from blip3o.imaging.fit import PictureFitConfig, aspect_pixels, keep_aspect
+from blip3o.imaging.fit import ImageFitConfig, aspect_pixels, keep_aspect
 from blip3o.imaging.pixels import to_pixels
 
 
@@ -28,23 +28,23 @@ def test_sizes_are_whole_tokens_near_the_shape(
 
 
 @pytest.mark.parametrize("size", [(1, 1), (3, 500), (640, 480), (4000, 3000), (9000, 100)])
-def test_published_limits_hold_for_any_picture(size: tuple[int, int]) -> None:
-    config = PictureFitConfig()
+def test_published_limits_hold_for_any_image(size: tuple[int, int]) -> None:
+    config = ImageFitConfig()
     width, height = keep_aspect(size, 28, config.min_pixels, config.max_pixels)
     assert config.min_pixels <= width * height <= config.max_pixels
     assert width % 28 == height % 28 == 0
 
 
-def test_pixels_of_a_fitting_picture_are_untouched() -> None:
-    picture = Image.linear_gradient("L").convert("RGB")
-    config = PictureFitConfig(mode="aspect", min_pixels=1, max_pixels=65_536)
-    assert aspect_pixels(picture, 8, config).equal(to_pixels(picture, 256))
-    small = PictureFitConfig(mode="aspect", min_pixels=1, max_pixels=1024)
-    assert aspect_pixels(picture.resize((256, 64)), 8, small).shape == (3, 16, 64)
+def test_pixels_of_a_fitting_image_are_untouched() -> None:
+    image = Image.linear_gradient("L").convert("RGB")
+    config = ImageFitConfig(mode="aspect", min_pixels=1, max_pixels=65_536)
+    assert aspect_pixels(image, 8, config).equal(to_pixels(image, 256))
+    small = ImageFitConfig(mode="aspect", min_pixels=1, max_pixels=1024)
+    assert aspect_pixels(image.resize((256, 64)), 8, small).shape == (3, 16, 64)
 
 
 def test_what_cannot_be_looked_at_is_refused() -> None:
     with pytest.raises(UsageError, match="a picture of 3 x 601 is too thin to be looked at"):
         keep_aspect((3, 601), 28, 3136, 12_544)
     with pytest.raises(ValueError, match="min_pixels 9 must be 1 to max_pixels"):
-        PictureFitConfig(min_pixels=9, max_pixels=8)
+        ImageFitConfig(min_pixels=9, max_pixels=8)

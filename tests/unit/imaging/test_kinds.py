@@ -26,7 +26,7 @@ KINDS: dict[str, tuple[bytes, str]] = {
     "HEIC": (boxed(b"heic", b"mif1"), "a HEIC photo: save it as JPEG or PNG"),
     "HEIC of a plain brand": (boxed(b"mif1", b"mif1", b"heix"), "HEIC"),
     "HEIC sequence": (boxed(b"msf1", b"hevc"), "HEIC"),
-    "damaged AVIF": (boxed(b"avif", b"mif1"), "damaged or truncated picture|AVIF"),
+    "damaged AVIF": (boxed(b"avif", b"mif1"), "damaged or truncated image|AVIF"),
     "JPEG XL": (b"\xff\x0a\xfa\x7f" + b"\0" * 50, "a JPEG XL image: save it as JPEG or PNG"),
     "JPEG XL in boxes": (b"\0\0\0\x0cJXL \r\n\x87\n" + b"\0" * 50, "JPEG XL"),
     "JPEG 2000": (b"\0\0\0\x0cjP  \r\n\x87\n" + b"\0" * 50, "JPEG 2000"),
@@ -84,7 +84,7 @@ def test_a_file_is_named_as_what_it_is(tmp_path: Path, name: str) -> None:
         open_image(path)
     assert "photo.png" in str(caught.value)
     assert len(str(caught.value).splitlines()) == 1
-    assert "picture" in str(caught.value) or "raw photo" in str(caught.value)
+    assert "image" in str(caught.value) or "raw photo" in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -109,5 +109,5 @@ def test_formats_are_told_by_their_first_bytes(data: bytes, kind: str | None) ->
 
 def test_noise_is_only_said_to_be_no_image() -> None:
     for start in (b"\x7fELF\2\1\1", b"\xca\xfe\xba\xbe", b"\x01\x02\xff\xfe" * 20):
-        with pytest.raises(UsageError, match=r"not a picture this program can read$"):
+        with pytest.raises(UsageError, match=r"not an image this program can read$"):
             open_image(start + b"\xff\xfe\x00\x01" * 30)

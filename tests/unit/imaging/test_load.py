@@ -1,4 +1,4 @@
-"""Pictures of every kind a user may bring: read right, or refused with one line that names them."""
+"""Images of every kind a user may bring: read right, or refused with one line that names them."""
 
 import contextlib
 import io
@@ -36,7 +36,7 @@ def _noise(width: int = 40, height: int = 30) -> Image.Image:
     return Image.fromarray(values)
 
 
-def test_paths_bytes_and_files_give_the_same_picture(tmp_path: Path) -> None:
+def test_paths_bytes_and_files_give_the_same_image(tmp_path: Path) -> None:
     image = _noise()
     path = tmp_path / "p.png"
     image.save(path)
@@ -118,7 +118,7 @@ def test_exif_rotation_is_undone(orientation: int) -> None:
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
-def test_an_opened_picture_does_not_say_any_more_that_it_lies_on_its_side(kind: str) -> None:
+def test_an_opened_image_does_not_say_any_more_that_it_lies_on_its_side(kind: str) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
     opened = open_image(_encoded(Image.new("RGB", (32, 16), RED), kind, exif=exif))
@@ -138,7 +138,7 @@ def test_the_first_frame_of_an_animation_is_taken(kind: str) -> None:
     assert np.abs(np.asarray(open_image(data))[4, 4].astype(int) - np.array(RED)).max() <= 4
 
 
-def test_one_pixel_is_a_picture_unless_limits_say_otherwise() -> None:
+def test_one_pixel_is_a_image_unless_limits_say_otherwise() -> None:
     data = _encoded(Image.new("RGB", (1, 1), RED))
     assert open_image(data).getpixel((0, 0)) == RED
     with pytest.raises(UsageError, match="1 x 1"):
@@ -160,13 +160,13 @@ def test_a_truncated_file_is_refused_by_name(tmp_path: Path, kind: str, cut: flo
     ("content", "said"),
     [
         (b"", "empty"),
-        (b"hello, not a picture", "not a picture"),
-        (b"\x89PNG\r\n\x1a\n" + b"\0" * 40, "picture"),
-        (b"\xff\xd8\xff" + b"\xff" * 200, "picture"),
-        (b"%!PS-Adobe-3.0 EPSF-3.0\n", "not a picture"),
+        (b"hello, not an image", "not an image"),
+        (b"\x89PNG\r\n\x1a\n" + b"\0" * 40, "image"),
+        (b"\xff\xd8\xff" + b"\xff" * 200, "image"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n", "not an image"),
     ],
 )
-def test_what_is_no_picture_is_refused_by_name(tmp_path: Path, content: bytes, said: str) -> None:
+def test_what_is_no_image_is_refused_by_name(tmp_path: Path, content: bytes, said: str) -> None:
     path = tmp_path / "bad.png"
     path.write_bytes(content)
     with pytest.raises(UsageError, match=said) as caught:
@@ -175,7 +175,7 @@ def test_what_is_no_picture_is_refused_by_name(tmp_path: Path, content: bytes, s
 
 
 def test_missing_files_and_folders_are_refused_by_name(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"no such picture: .*nowhere\.png"):
+    with pytest.raises(UsageError, match=r"no such image: .*nowhere\.png"):
         open_image(tmp_path / "nowhere.png")
     with pytest.raises(UsageError, match="is a folder"):
         open_image(tmp_path)
@@ -190,7 +190,7 @@ def test_missing_files_and_folders_are_refused_by_name(tmp_path: Path) -> None:
 @pytest.mark.parametrize("size", [(10_000, 10_000), (60_000, 60_000), (2**31 - 1, 2**31 - 1)])
 @pytest.mark.filterwarnings("error")
 def test_a_decompression_bomb_is_refused_from_its_header(size: tuple[int, int]) -> None:
-    with pytest.raises(UsageError, match=r"pixels|picture"):
+    with pytest.raises(UsageError, match=r"pixels|image"):
         open_image(_png_header(*size))
 
 
@@ -226,7 +226,7 @@ def test_a_kind_that_no_decoder_knows_is_not_called_damaged() -> None:
         open_image(bytes(data))
 
 
-def test_floating_point_pictures_are_refused() -> None:
+def test_floating_point_images_are_refused() -> None:
     data = _encoded(Image.fromarray(np.zeros((4, 4), np.float32)), "TIFF")
     with pytest.raises(UsageError, match="floating point"):
         open_image(data)

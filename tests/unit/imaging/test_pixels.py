@@ -1,4 +1,4 @@
-"""Pictures to tensors and back."""
+"""Images to tensors and back."""
 
 import re
 from pathlib import Path
@@ -16,7 +16,7 @@ def _noise(width: int, height: int) -> Image.Image:
     return Image.fromarray(values)
 
 
-def test_a_picture_of_the_right_size_comes_back_exactly() -> None:
+def test_a_image_of_the_right_size_comes_back_exactly() -> None:
     image = _noise(16, 16)
     pixels = to_pixels(image, 16)
     assert pixels.shape == (3, 16, 16)

@@ -1,4 +1,4 @@
-"""Contact sheets: every picture and every caption is there and can be told apart."""
+"""Contact sheets: every image and every caption is there and can be told apart."""
 
 import numpy as np
 import pytest
@@ -13,7 +13,7 @@ def _count(sheet: Image.Image, color: tuple[int, int, int]) -> int:
     return int((np.asarray(sheet) == color).all(-1).sum())
 
 
-def test_every_picture_is_there_at_its_scale() -> None:
+def test_every_image_is_there_at_its_scale() -> None:
     images = [Image.new("RGB", (10, 8), color) for color in COLORS]
     sheet = contact_sheet(images, columns=2, scale=3)
     assert [_count(sheet, color) for color in COLORS] == [10 * 8 * 9] * 5
@@ -23,7 +23,7 @@ def test_every_picture_is_there_at_its_scale() -> None:
     assert top_left[0] < below[0]
 
 
-def test_captions_take_room_and_leave_ink_below_their_picture() -> None:
+def test_captions_take_room_and_leave_ink_below_their_image() -> None:
     images = [Image.new("RGB", (64, 64), COLORS[0])] * 2
     bare = contact_sheet(images, columns=2)
     sheet = contact_sheet(images, ["a red square", ""], columns=2)

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from blip3o.core.errors import UsageError
-from blip3o.generate.inputs import open_picture
+from blip3o.generate.inputs import open_input
 from blip3o.imaging.load import open_image, open_pil, read_header
 
 WIDTH, HEIGHT = 13, 5
@@ -81,11 +81,11 @@ def test_an_image_that_pillow_opened_is_scaled_by_its_file(
 ) -> None:
     values = ramp(bits)
     data = make_tiff(packed(values, bits, "<"), tags(bits))
-    given = np.asarray(open_picture(Image.open(io.BytesIO(data))))[..., 0].astype(int)
+    given = np.asarray(open_input(Image.open(io.BytesIO(data))))[..., 0].astype(int)
     assert np.abs(given - levels(values, (1 << bits) - 1)).max() <= 1
     white = make_tiff(packed(values, 16, "<"), tags(16, 0)) if bits == 16 else None
     if white is not None:
-        given = np.asarray(open_picture(Image.open(io.BytesIO(white))))[..., 0].astype(int)
+        given = np.asarray(open_input(Image.open(io.BytesIO(white))))[..., 0].astype(int)
         assert np.array_equal(given, 255 - levels(values, 65535))
 
 

@@ -62,7 +62,7 @@ def model(request: pytest.FixtureRequest) -> UnifiedModel:
     return build(request.param)
 
 
-def pictures(count: int, seed: int = 0, side: int = 16) -> Tensor:
+def noise_images(count: int, seed: int = 0, side: int = 16) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     return torch.rand(count, 3, side, side, generator=generator) * 2 - 1
 
@@ -88,7 +88,7 @@ QUESTIONS = [question(2, 3, 1), question(4, 6, 3), question(1, 1, 5)]
 
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_rows_of_a_padded_batch_are_those_of_each_alone(model: UnifiedModel, side: str) -> None:
-    pixels = pictures(3)
+    pixels = noise_images(3)
     ids, mask = padded(QUESTIONS, side)
     with torch.no_grad():
         hidden = model.text_states(ids, mask, model.prompt_images(pixels))
@@ -100,7 +100,7 @@ def test_rows_of_a_padded_batch_are_those_of_each_alone(model: UnifiedModel, sid
 
 
 def test_conditions_of_a_batch_are_those_of_each_alone(model: UnifiedModel) -> None:
-    pixels = pictures(3)
+    pixels = noise_images(3)
     ids, mask = padded(QUESTIONS, "left")
     with torch.no_grad():
         together = model.condition(ids, mask, model.prompt_images(pixels))
@@ -112,7 +112,7 @@ def test_conditions_of_a_batch_are_those_of_each_alone(model: UnifiedModel) -> N
 
 
 def test_decoding_with_a_cache_equals_the_whole_pass(model: UnifiedModel) -> None:
-    images = model.prompt_images(pictures(3))
+    images = model.prompt_images(noise_images(3))
     ids, mask = padded(QUESTIONS, "left")
     more = torch.tensor([text(3, 8), text(3, 9), text(3, 10)])
     ones = torch.ones_like(more, dtype=torch.bool)
@@ -128,7 +128,7 @@ def test_decoding_with_a_cache_equals_the_whole_pass(model: UnifiedModel) -> Non
 
 
 def test_greedy_answers_are_the_best_tokens_of_whole_passes(model: UnifiedModel) -> None:
-    images = model.prompt_images(pictures(3))
+    images = model.prompt_images(noise_images(3))
     ids, mask = padded(QUESTIONS, "left")
     answer = torch.stack(
         list(generate_tokens(model, ids, mask, images, stop_id=-1, pad_id=0, max_new_tokens=4)), 1
@@ -144,7 +144,7 @@ def test_greedy_answers_are_the_best_tokens_of_whole_passes(model: UnifiedModel)
 
 def test_a_frozen_backbone_gives_the_queries_the_same_gradients(model: UnifiedModel) -> None:
     ids, mask = padded(QUESTIONS, "left")
-    images = model.prompt_images(pictures(3))
+    images = model.prompt_images(noise_images(3))
 
     def run() -> tuple[Tensor, Tensor]:
         condition = model.condition(ids, mask, images)
@@ -170,8 +170,8 @@ def batch(task: str, seed: int) -> Batch:
         input_ids=ids,
         attention_mask=mask,
         labels=labels if task == "image_to_text" else None,
-        prompt_pixels=pictures(3, seed),
-        target_pixels=pictures(3, 5),
+        prompt_pixels=noise_images(3, seed),
+        target_pixels=noise_images(3, 5),
         reference_rows=torch.arange(3) if task == "edit" else None,
     )
 
@@ -191,12 +191,12 @@ def test_objectives_train_the_backbone_and_its_tower(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", WITH_TOWER)
-def test_the_tower_takes_pictures_of_the_image_encoders_side(name: str) -> None:
+def test_the_tower_takes_images_of_the_image_encoders_side(name: str) -> None:
     model = build(name)
     side = model.config.backbone.vision_tower.image_px
-    inputs = model.backbone.vision_inputs(pictures(2, side=40))
+    inputs = model.backbone.vision_inputs(noise_images(2, side=40))
     assert inputs.pixels.shape == (2, 3, side, side)
-    own = pictures(2, side=side)
+    own = noise_images(2, side=side)
     assert model.backbone.vision_inputs(own).pixels is own
     assert model.config.num_prompt_image_tokens == NUM_IMAGE_TOKENS
     with pytest.raises(ValueError, match="sees the pixels"):
@@ -205,8 +205,8 @@ def test_the_tower_takes_pictures_of_the_image_encoders_side(name: str) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("name", WITH_TOWER)
-def test_the_tower_takes_such_pictures_in_half_precision(name: str, dtype: torch.dtype) -> None:
-    model, pixels = build(name).to(dtype), pictures(2, side=18)
+def test_the_tower_takes_such_images_in_half_precision(name: str, dtype: torch.dtype) -> None:
+    model, pixels = build(name).to(dtype), noise_images(2, side=18)
     tower = model.prompt_images(pixels.to(dtype))
     whole = build(name).prompt_images(pixels)
     assert isinstance(tower, TowerInputs)
@@ -235,7 +235,7 @@ def test_configs_survive_a_round_trip(name: str) -> None:
     assert from_dict(UnifiedModelConfig, to_dict(config(name))) == config(name)
 
 
-def test_pictures_come_from_one_side_only() -> None:
+def test_images_come_from_one_side_only() -> None:
     tiny = Qwen3BackboneConfig.tiny()
     for channels, tower in ((None, None), (16, TOWER)):
         with pytest.raises(ValueError, match="either image_channels or a vision_tower"):
@@ -250,7 +250,7 @@ def test_a_kept_head_changes_no_feature_and_is_not_trained() -> None:
     head = {name for name in full.state_dict() if name.startswith("tower.head.")}
     assert full.state_dict().keys() - plain.state_dict().keys() == head != set()
     plain.load_state_dict({k: v for k, v in full.state_dict().items() if k not in head})
-    pixels = pictures(2, side=24)
+    pixels = noise_images(2, side=24)
     assert torch.equal(full(pixels), plain(pixels))
     assert not any(parameter.requires_grad for parameter in full.tower.head.parameters())
 

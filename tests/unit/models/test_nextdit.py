@@ -37,8 +37,8 @@ def test_fresh_gates_close_the_cross_attention() -> None:
 
 def test_velocity_is_the_released_form_at_1000_sigma() -> None:
     dit, (noisy, sigma, condition) = build(), inputs()
-    picture = noisy.transpose(1, 2).unflatten(2, (TINY.grid, TINY.grid))
-    expected = dit(picture, 1000 * sigma, condition).flatten(2).transpose(1, 2)
+    image = noisy.transpose(1, 2).unflatten(2, (TINY.grid, TINY.grid))
+    expected = dit(image, 1000 * sigma, condition).flatten(2).transpose(1, 2)
     torch.testing.assert_close(dit.velocity(noisy, sigma, condition), expected)
 
 

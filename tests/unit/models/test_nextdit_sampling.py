@@ -27,7 +27,7 @@ def build(config: NextDiTConfig) -> NextDiT:
 def inputs(
     config: NextDiTConfig, num_images: int, grid: tuple[int, int] | None = None
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Returns noise, two conditions and what the pictures to edit are, if the config takes them."""
+    """Returns noise, two conditions and what the images to edit are, if the config takes them."""
     generator = torch.Generator().manual_seed(1)
     rows, columns = grid or (config.grid, config.grid)
     noisy = torch.randn(2 * num_images, rows * columns, config.in_channels, generator=generator)

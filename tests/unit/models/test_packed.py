@@ -28,7 +28,7 @@ BACKBONES: dict[str, Any] = {
     "qwen2_5_vl": Qwen2_5VLBackboneConfig.tiny(),
 }
 LENGTHS = ((2, 3), (4, 9), (1, 1))
-"""Text tokens before and after each row's picture."""
+"""Text tokens before and after each row's image."""
 
 
 def build(name: str, *, is_packed: bool) -> UnifiedModel:
@@ -44,7 +44,7 @@ def build(name: str, *, is_packed: bool) -> UnifiedModel:
 
 def batch(model: UnifiedModel, task: str) -> Batch:
     generator = torch.Generator().manual_seed(1)
-    pictures = torch.rand(2, len(LENGTHS), 3, 16, 16, generator=generator) * 2 - 1
+    images = torch.rand(2, len(LENGTHS), 3, 16, 16, generator=generator) * 2 - 1
     holders = [IMAGE_TOKEN] * model.config.num_prompt_image_tokens
     rows = [
         torch.randint(10, 300, (before,), generator=generator).tolist()
@@ -65,8 +65,8 @@ def batch(model: UnifiedModel, task: str) -> Batch:
         input_ids=ids,
         attention_mask=mask,
         labels=labels,
-        prompt_pixels=pictures[0],
-        target_pixels=pictures[1] if task == "edit" else None,
+        prompt_pixels=images[0],
+        target_pixels=images[1] if task == "edit" else None,
     )
 
 

@@ -1,4 +1,4 @@
-"""A unified model over Qwen2.5-VL: positions, padding, pictures through its own tower, refusals."""
+"""A unified model over Qwen2.5-VL: positions, padding, images through its own tower, refusals."""
 
 import dataclasses
 
@@ -32,7 +32,7 @@ def model() -> UnifiedModel:
     return model
 
 
-def pictures(count: int, seed: int = 0, size: tuple[int, int] = (16, 16)) -> Tensor:
+def noise_images(count: int, seed: int = 0, size: tuple[int, int] = (16, 16)) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     return torch.rand(count, 3, *size, generator=generator) * 2 - 1
 
@@ -64,7 +64,7 @@ def test_config_survives_a_round_trip_and_checks_its_rotary_sections() -> None:
         dataclasses.replace(Qwen2_5VLBackboneConfig.tiny(), rotary_sections=(2, 2, 2))
 
 
-def test_pictures_that_its_tower_cannot_take_are_refused() -> None:
+def test_images_that_its_tower_cannot_take_are_refused() -> None:
     encoder = dataclasses.replace(config().image_encoder, image_px=20, patch_px=5)
     with pytest.raises(ValueError, match="image_px 20 must be a multiple of 8"):
         dataclasses.replace(config(), image_encoder=encoder)
@@ -72,8 +72,8 @@ def test_pictures_that_its_tower_cannot_take_are_refused() -> None:
         to_vision_inputs(torch.zeros(1, 3, 16, 12), 4, 2, 2)
 
 
-def test_positions_of_text_with_pictures() -> None:
-    """Text counts on, a picture spreads over its grid, text resumes after its longest side."""
+def test_positions_of_text_with_images() -> None:
+    """Text counts on, an image spreads over its grid, text resumes after its longest side."""
     ids = torch.tensor([[9, 7, *[IMAGE_TOKEN] * 6, 7, 7], [*[IMAGE_TOKEN] * 2, 7, *[0] * 7]])
     mask = torch.ones_like(ids, dtype=torch.bool)
     mask[1, 3:] = False
@@ -96,7 +96,7 @@ def test_positions_of_text_with_pictures() -> None:
         ([7, IMAGE_TOKEN], [[1, 1, 1], [1, 1, 1]]),
     ],
 )
-def test_placeholders_in_other_runs_than_the_pictures_are_refused(
+def test_placeholders_in_other_runs_than_the_images_are_refused(
     row: list[int], grids: list[list[int]]
 ) -> None:
     ids = torch.tensor([row])
@@ -105,8 +105,8 @@ def test_placeholders_in_other_runs_than_the_pictures_are_refused(
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
-def test_questions_about_pictures_of_several_sizes_batch(model: UnifiedModel, side: str) -> None:
-    small, wide = pictures(1, 1), pictures(1, 2, (8, 40))
+def test_questions_about_images_of_several_sizes_batch(model: UnifiedModel, side: str) -> None:
+    small, wide = noise_images(1, 1), noise_images(1, 2, (8, 40))
     parts = [model.backbone.vision_inputs(one) for one in (small, wide)]
     rows = [question(4, 2, 3, 1), question(5, 4, 6, 3)]
     both = VisionInputs(
@@ -123,7 +123,7 @@ def test_questions_about_pictures_of_several_sizes_batch(model: UnifiedModel, si
 
 
 def test_a_cached_answer_equals_one_pass(model: UnifiedModel) -> None:
-    images = model.prompt_images(pictures(2))
+    images = model.prompt_images(noise_images(2))
     ids, mask = padded([question(4, 2, 3, 1), question(4, 3, 5, 3)], "left")
     more = torch.tensor([text(3, 8), text(3, 9)])
     ones = torch.ones_like(more, dtype=torch.bool)
@@ -141,7 +141,7 @@ def test_a_cached_answer_equals_one_pass(model: UnifiedModel) -> None:
 def test_condition_has_plain_positions_and_the_same_gradients_without_prompt_gradient(
     model: UnifiedModel,
 ) -> None:
-    images = model.prompt_images(pictures(2))
+    images = model.prompt_images(noise_images(2))
     ids, mask = padded([question(4, 2, 3, 1), question(4, 3, 5, 3)], "left")
     seen: list[Tensor] = []
     model.backbone.decoder.register_forward_pre_hook(
@@ -176,8 +176,8 @@ def batch(task: str) -> Batch:
         input_ids=ids,
         attention_mask=mask,
         labels=labels if task == "image_to_text" else None,
-        prompt_pixels=pictures(2, 4),
-        target_pixels=pictures(2, 5),
+        prompt_pixels=noise_images(2, 4),
+        target_pixels=noise_images(2, 5),
         reference_rows=torch.arange(2) if task == "edit" else None,
     )
 
@@ -191,7 +191,7 @@ def test_objectives_train_it_and_its_tower(model: UnifiedModel) -> None:
             assert parameter.grad.abs().sum() > 0, name
     objective = FlowMatchingConfig(sigmas=UniformSigmas()).build(model.config)
     loss = objective(model, batch("edit"), 0).loss_sum
-    changed = dataclasses.replace(batch("edit"), prompt_pixels=pictures(2, 6))
+    changed = dataclasses.replace(batch("edit"), prompt_pixels=noise_images(2, 6))
     assert loss != objective(model, changed, 0).loss_sum
 
 
@@ -200,10 +200,10 @@ def test_cached_features_do_not_replace_the_pixels_of_a_prompt(model: UnifiedMod
         model.prompt_images(None, torch.zeros(1, 4, 16))
 
 
-def test_text_about_pictures_of_several_shapes_is_learned_as_one_by_one(
+def test_text_about_images_of_several_shapes_is_learned_as_one_by_one(
     model: UnifiedModel,
 ) -> None:
-    small, wide = pictures(1, 1)[0], pictures(1, 2, (8, 40))[0]
+    small, wide = noise_images(1, 1)[0], noise_images(1, 2, (8, 40))[0]
     rows = [question(4, 2, 3, 1), question(5, 4, 6, 3)]
 
     def loss(shown: list[Tensor], texts: list[list[int]]) -> Tensor:

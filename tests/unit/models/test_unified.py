@@ -74,14 +74,14 @@ def test_prompt_without_gradient_gives_the_same_condition_and_query_gradients(
     torch.testing.assert_close(fast_gradient, plain_gradient, rtol=0, atol=1e-5 * scale)
 
 
-def test_prompt_pictures_change_the_condition_and_must_match_their_placeholders(
+def test_prompt_images_change_the_condition_and_must_match_their_placeholders(
     model: UnifiedModel,
 ) -> None:
     num_tokens = model.config.image_encoder.num_tokens
     ids = torch.cat([prompt(3), torch.full((1, num_tokens), IMAGE_TOKEN), prompt(2)], dim=1)
     mask = torch.ones_like(ids, dtype=torch.bool)
-    pictures = torch.rand(2, 3, 16, 16) * 2 - 1
-    first, second = (model.encode_images(picture[None]) for picture in pictures)
+    images = torch.rand(2, 3, 16, 16) * 2 - 1
+    first, second = (model.encode_images(image[None]) for image in images)
     assert not torch.equal(model.condition(ids, mask, first), model.condition(ids, mask, second))
     with pytest.raises(ValueError, match="image placeholders"):
         model.condition(ids, mask, torch.cat([first, second]))
@@ -89,7 +89,7 @@ def test_prompt_pictures_change_the_condition_and_must_match_their_placeholders(
         model.condition(ids, mask)
 
 
-def test_pictures_of_another_size_are_refused(model: UnifiedModel) -> None:
+def test_images_of_another_size_are_refused(model: UnifiedModel) -> None:
     with pytest.raises(ValueError, match=r"\[B, 3, 16, 16\]"):
         model.encode_images(torch.zeros(1, 3, 8, 8))
 

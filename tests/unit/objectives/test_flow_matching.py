@@ -124,7 +124,7 @@ def test_two_draws_are_the_mean_of_two_losses(
     assert total.count == first.count + second.count
 
 
-def test_edits_see_the_picture_they_start_from(
+def test_edits_see_the_image_they_start_from(
     model: UnifiedModel, make_batch: MakeBatch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     watched = Watched(model, monkeypatch)

@@ -114,7 +114,7 @@ def test_padding_of_captions_changes_nothing(model: UnifiedModel, make_batch: Ma
 
 
 def test_pixels_are_regressed_token_by_token(model: UnifiedModel, make_batch: MakeBatch) -> None:
-    """The pixel head's targets are the picture itself, cut into the tokens' squares."""
+    """The pixel head's targets are the image itself, cut into the tokens' squares."""
     objective = build(model)
     batch = make_batch([1], "contrastive")
     assert batch.target_pixels is not None

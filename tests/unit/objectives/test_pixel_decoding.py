@@ -23,7 +23,7 @@ def build(model: UnifiedModel, **settings: Any) -> PixelDecoding:
     return PixelDecodingConfig(sigmas=UniformSigmas(), **settings).build(model.config)
 
 
-def test_the_clean_picture_gives_zero(
+def test_the_clean_image_gives_zero(
     model: UnifiedModel, make_batch: MakeBatch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     batch = make_batch([1, 2], "reconstruct")
@@ -92,13 +92,13 @@ def with_decoder(model: UnifiedModel, config: Any) -> UnifiedModelConfig:
     return dataclasses.replace(model.config, image_decoder=config)
 
 
-def test_a_decoder_that_predicts_no_clean_picture_is_refused(model: UnifiedModel) -> None:
+def test_a_decoder_that_predicts_no_clean_image_is_refused(model: UnifiedModel) -> None:
     fields = dataclasses.asdict(model.config.image_decoder) | {"kind": "velocity"}
     config = with_decoder(model, VelocityDecoderConfig(**fields))
     with pytest.raises(UsageError, match="not 'velocity'"):
         PixelDecodingConfig(sigmas=UniformSigmas()).build(config)
 
 
-def test_a_new_decoder_that_predicts_clean_pictures_is_trained(model: UnifiedModel) -> None:
+def test_a_new_decoder_that_predicts_clean_images_is_trained(model: UnifiedModel) -> None:
     config = with_decoder(model, dataclasses.replace(model.config.image_decoder, kind="new"))
     assert PixelDecodingConfig(sigmas=UniformSigmas()).build(config).image_px == 16

@@ -1,4 +1,4 @@
-"""Your own pictures through low-rank adapters: the real run, from recipe to plain model folder."""
+"""Your own images through low-rank adapters: the real run, from recipe to plain model folder."""
 
 import dataclasses
 import sys
@@ -21,11 +21,11 @@ from blip3o.weights.folder import load_model, save_model
 
 
 def small_run(folder: Path) -> RunConfig:
-    """The recipe `own_data` on a tiny model and four pictures, as one line makes it use LoRA."""
+    """The recipe `own_data` on a tiny model and four images, as one line makes it use LoRA."""
     rng = np.random.default_rng(0)
     for number in range(4):
-        picture = rng.integers(0, 256, (24, 24, 3), dtype=np.uint8)
-        Image.fromarray(picture).save(folder / f"{number}.png")
+        image = rng.integers(0, 256, (24, 24, 3), dtype=np.uint8)
+        Image.fromarray(image).save(folder / f"{number}.png")
         (folder / f"{number}.txt").write_text(f"a red cat {number}\n")
     tokenizer = train_tokenizer(["draw: a red cat", "user\n", "assistant\n"] * 3, 300)
     tiny = UnifiedModelConfig.tiny()

@@ -17,7 +17,7 @@ from blip3o.recipes.data_watch import watch_data
 from blip3o.train.environment import Notes
 
 
-def picture(file: Path, level: int) -> None:
+def image(file: Path, level: int) -> None:
     Image.new("RGB", (8, 8), (level, 0, 0)).save(file)
     file.with_suffix(".txt").write_text(f"a red cat {level}")
 
@@ -27,7 +27,7 @@ def folder(tmp_path: Path) -> Path:
     made = tmp_path / "data"
     made.mkdir()
     for number in range(4):
-        picture(made / f"{number}.png", number)
+        image(made / f"{number}.png", number)
     rows = [{"image": f"{number}.png", "caption": f"cat {number}"} for number in range(4)]
     (made / "list.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return made
@@ -43,7 +43,7 @@ def start(run_dir: Path, source: Any, *, step: int | None = None, steps: int = 1
 
 
 def add(folder: Path) -> None:
-    picture(folder / "9.png", 9)
+    image(folder / "9.png", 9)
 
 
 def remove(folder: Path) -> None:
@@ -55,7 +55,7 @@ def swap(folder: Path) -> None:
 
 
 def repaint(folder: Path) -> None:
-    picture(folder / "1.png", 200)
+    image(folder / "1.png", 200)
 
 
 def reword(folder: Path) -> None:
@@ -98,12 +98,12 @@ def test_a_resume_says_which_files_of_a_folder_changed(
 
 
 @pytest.mark.parametrize("change", [add, repaint])
-def test_pictures_that_a_list_names_count_as_its_files(
+def test_images_that_a_list_names_count_as_its_files(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture, change: Callable[[Path], None]
 ) -> None:
     source = JsonlConfig(path=str(folder / "list.jsonl"), name="own")
     start(tmp_path / "run", source, step=7)
-    change(folder)  # a picture that is not in the list is none of its files
+    change(folder)  # an image that is not in the list is none of its files
     start(tmp_path / "run", source)
     err = capsys.readouterr().err
     assert (err == "") == (change is add)

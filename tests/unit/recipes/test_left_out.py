@@ -27,7 +27,7 @@ GOOD, BAD = 9, 3
 
 @pytest.fixture
 def config(tiny_tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunConfig:
-    """The recipe `own_data` on a tiny model; three of twelve pictures cannot be used."""
+    """The recipe `own_data` on a tiny model; three of twelve images cannot be used."""
     monkeypatch.setattr(run, "draw_curves", lambda run_dir: None)
     rng, data = np.random.default_rng(0), tmp_path / "data"
     data.mkdir()
@@ -35,7 +35,7 @@ def config(tiny_tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.Monkey
         pixels = rng.integers(0, 256, (24, 24, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(data / f"{number:02}.png")
         (data / f"{number:02}.txt").write_text(f"a red cat {number}")
-    (data / "03.png").write_bytes(b"no picture")
+    (data / "03.png").write_bytes(b"no image")
     (data / "07.png").write_bytes((data / "08.png").read_bytes()[:-200])
     (data / "11.txt").unlink()
     tiny = UnifiedModelConfig.tiny()
@@ -72,7 +72,7 @@ def config(tiny_tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 @pytest.mark.parametrize("is_cached", [True, False])
-def test_own_pictures_train_whatever_share_of_a_few_cannot_be_used(
+def test_own_images_train_whatever_share_of_a_few_cannot_be_used(
     config: RunConfig, tmp_path: Path, capsys: pytest.CaptureFixture, is_cached: bool
 ) -> None:
     if not is_cached:

@@ -39,7 +39,7 @@ def there(module: nn.Module) -> int:
 def test_what_is_told_is_what_is_there(
     tiny_pipe: Blip3oPipeline, offload: str, quantize: str | None
 ) -> None:
-    """The most bytes that are seen while a picture is drawn, layer by layer."""
+    """The most bytes that are seen while an image is drawn, layer by layer."""
     model = copy.deepcopy(tiny_pipe.model)
     if quantize:
         quantize_backbone(model, quantize)  # type: ignore[arg-type]

@@ -108,20 +108,20 @@ def tiny_model(config: UnifiedModelConfig) -> UnifiedModelConfig:
         dit=dataclasses.replace(tiny.dit, reference_channels=0),
         image_decoder=tiny.image_decoder,
         chat=ChatConfig(system=None, generate="draw: {caption}"),
-        question_pictures=dataclasses.replace(
-            config.question_pictures, min_pixels=16 * 16, max_pixels=32 * 32
+        question_images=dataclasses.replace(
+            config.question_images, min_pixels=16 * 16, max_pixels=32 * 32
         ),
         absent_parts=("image_decoder",),
     )
 
 
 def write_data(folder: Path) -> Path:
-    """Pictures with captions, both as JSON lines and as text files."""
+    """Images with captions, both as JSON lines and as text files."""
     rng = np.random.default_rng(0)
     rows = []
     for number in range(4):
-        picture = Image.fromarray(rng.integers(0, 256, (24, 24, 3), dtype=np.uint8))
-        picture.save(folder / f"{number}.png")
+        image = Image.fromarray(rng.integers(0, 256, (24, 24, 3), dtype=np.uint8))
+        image.save(folder / f"{number}.png")
         (folder / f"{number}.txt").write_text(f"a red cat {number}\n")
         rows.append({"image": f"{number}.png", "caption": f"a red cat {number}"})
     file = folder / "rows.jsonl"
@@ -130,7 +130,7 @@ def write_data(folder: Path) -> Path:
 
 
 def at_home(entry: MixtureEntry, file: Path) -> MixtureEntry:
-    """The same task on pictures that are at hand."""
+    """The same task on images that are at hand."""
     if isinstance(entry.source, FolderConfig):
         source = dataclasses.replace(entry.source, path=str(file.parent))
     else:

@@ -12,35 +12,35 @@ from blip3o.recipes.samples import SampleWriter
 from blip3o.text.tokenizer import Tokenizer
 
 
-class Pictures:
-    """A loader of so many pictures."""
+class Images:
+    """A loader of so many images."""
 
     def __init__(self, count: int) -> None:
         self.count = count
 
-    def first_pictures(self, count: int) -> list[Image.Image]:
+    def first_images(self, count: int) -> list[Image.Image]:
         return [Image.new("RGB", (16, 16), "red")] * min(self.count, count)
 
 
-@pytest.mark.parametrize("num_pictures", [0, 1, 3])
+@pytest.mark.parametrize("num_images", [0, 1, 3])
 def test_a_joint_run_keeps_what_it_drew_beside_what_it_was_asked(
     tiny_pipe: Blip3oPipeline,
     tiny_tokenizer: Tokenizer,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    num_pictures: int,
+    num_images: int,
 ) -> None:
     monkeypatch.setattr(Blip3oPipeline, "__call__", draw_blue)
     kinds = [SimpleNamespace(kind=kind) for kind in ("flow_matching", "next_token")]
     config = SimpleNamespace(objectives=kinds, sample_prompts=("a cat", "a dog"))
     trainer: Any = SimpleNamespace(model=tiny_pipe.model, run_dir=tmp_path, config=config)
-    loader: Any = Pictures(num_pictures)
+    loader: Any = Images(num_images)
     SampleWriter(tiny_tokenizer, loader).on_sample(trainer, 2)
     folder = tmp_path / "samples"
     with Image.open(folder / "step-00000002.png") as sheet:
         assert (0, 0, 255) in {color for _, color in sheet.convert("RGB").getcolors(1 << 20) or ()}
-    assert (folder / "step-00000002-asked.png").exists() == (num_pictures > 0)
-    if num_pictures:
+    assert (folder / "step-00000002-asked.png").exists() == (num_images > 0)
+    if num_images:
         text = (folder / "step-00000002.txt").read_text(encoding="utf-8")
         assert text.count("a cat  ->") == text.count("a dog  ->") == 1
 

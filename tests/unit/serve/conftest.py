@@ -11,10 +11,10 @@ from blip3o.generate.pipeline import Blip3oPipeline
 from blip3o.serve.jobs import (
     Answered,
     ChatRequest,
+    Drawn,
     Event,
     Failed,
-    Picture,
-    PictureRequest,
+    ImageRequest,
     Preview,
     Progress,
     Text,
@@ -28,7 +28,7 @@ from blip3o.serve.config import ServeConfig
 from blip3o.serve.http.app import build_app
 from blip3o.serve.http.service import Service
 
-Asked = ChatRequest | PictureRequest
+Asked = ChatRequest | ImageRequest
 
 
 def dot(color: str = "red") -> Image.Image:
@@ -37,10 +37,10 @@ def dot(color: str = "red") -> Image.Image:
 
 def script(request: Asked) -> Sequence[Event]:
     """Three words an answer, written in turn; images with previews, the last one first."""
-    if isinstance(request, PictureRequest):
+    if isinstance(request, ImageRequest):
         every = request.preview_every
         shown = [Preview(0, step, dot("blue"), None, 0.1) for step in (2, 4) if every]  # type: ignore[arg-type]
-        images = [Picture(index, dot()) for index in reversed(range(request.count))]
+        images = [Drawn(index, dot()) for index in reversed(range(request.count))]
         return [Progress(1, 4), *shown, *images]
     if request.messages[-1].text == "fail":
         return [Text("a"), Failed("the work failed", "work")]

@@ -34,14 +34,14 @@ class Client:
     """A chat and what came of it."""
 
     def __init__(
-        self, text: str, pictures: Sequence[Image.Image] = (), count: int = 1, **settings: Any
+        self, text: str, images: Sequence[Image.Image] = (), count: int = 1, **settings: Any
     ) -> None:
         settings = {"temperature": 0.0, "max_new_tokens": 12, **settings}
-        self.text, self.pictures, self.settings, self.count = text, list(pictures), settings, count
-        words = f"{IMAGE_MARK}\n" * len(self.pictures) + text
+        self.text, self.images, self.settings, self.count = text, list(images), settings, count
+        words = f"{IMAGE_MARK}\n" * len(self.images) + text
         request = ChatRequest(
             messages=[Message(role="user", text=words)],
-            pictures=self.pictures,
+            images=self.images,
             sampling=TextSampling.of(**settings),
             count=count,
         )
@@ -72,7 +72,7 @@ class Client:
         said = []
         for number in range(self.count):
             settings: Any = {**self.settings, "seed": seed + number}
-            said.append(pipe.ask(self.pictures, self.text, **settings))
+            said.append(pipe.ask(self.images, self.text, **settings))
         return said
 
 

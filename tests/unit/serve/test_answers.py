@@ -21,13 +21,13 @@ from pydantic import TypeAdapter
 
 from blip3o.serve.jobs import (
     ChatRequest,
-    PictureRequest,
+    ImageRequest,
 )
 
 TURN = {"role": "user", "content": "hi"}
 CHAT, RESPOND, DRAW = "/v1/chat/completions", "/v1/responses", "/v1/images/generations"
 TOOL = {"type": "image_generation"}
-Asked = ChatRequest | PictureRequest
+Asked = ChatRequest | ImageRequest
 
 
 def post(client: TestClient, path: str, **body: Any) -> Any:
@@ -220,7 +220,7 @@ def test_a_response_with_an_image(client: TestClient, seen: list[Asked]) -> None
     assert (item.status, item.action, item.size) == ("completed", "generate", "4x4")
     assert Image.open(io.BytesIO(base64.b64decode(item.result or ""))).size == (4, 4)
     request = seen[0]
-    assert isinstance(request, PictureRequest)
+    assert isinstance(request, ImageRequest)
     assert (answer.model_extra or {})["seed"] == request.seed
 
 
@@ -255,10 +255,10 @@ def test_a_response_with_an_image_streamed(client: TestClient, seen: list[Asked]
     ]
     assert [event.output_index for event in events[2:-1]] == [0] * 6 + [1] * 5
     assert events[5].partial_image_b64 != events[-1].response.output[0].result
-    assert isinstance(seen[0], PictureRequest)
+    assert isinstance(seen[0], ImageRequest)
     assert seen[0].preview_every == 2
     post(client, RESPOND, **body)
-    assert isinstance(seen[1], PictureRequest)
+    assert isinstance(seen[1], ImageRequest)
     assert seen[1].preview_every == 0
 
 
@@ -282,15 +282,15 @@ def test_a_conversation_goes_on_with_the_items_of_answers(
             ("assistant", "one0 two0 three0"),
             ("user", "<image>\nand now?"),
         ]
-        assert [image.getpixel((0, 0)) for image in request.pictures] == [(255, 0, 0)]
+        assert [image.getpixel((0, 0)) for image in request.images] == [(255, 0, 0)]
         post(client, RESPOND, input=turns, tools=[TOOL])
         edit = seen[-1]
-        assert isinstance(edit, PictureRequest)
+        assert isinstance(edit, ImageRequest)
         assert edit.kind == "edit"
         fresh = [{**TOOL, "action": "generate"}]
         post(client, RESPOND, input=turns, tools=fresh)
         new = seen[-1]
-        assert isinstance(new, PictureRequest)
+        assert isinstance(new, ImageRequest)
         assert new.kind == "generate"
 
 

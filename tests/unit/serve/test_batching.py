@@ -9,17 +9,17 @@ from PIL import Image
 
 from blip3o.generate.text_sampling import TextSampling
 from blip3o.serve.batching import JobQueue, QueueClosedError, QueueFullError
-from blip3o.serve.jobs import ChatRequest, Event, Failed, Job, PictureRequest
+from blip3o.serve.jobs import ChatRequest, Event, Failed, ImageRequest, Job
 
 
-def picture(count: int = 1, **settings: Any) -> Job:
+def image(count: int = 1, **settings: Any) -> Job:
     sampling: dict[str, Any] = {"num_inference_steps": 4, "guidance_scale": 3.0, **settings}
-    request = PictureRequest(kind="generate", count=count, **sampling)
+    request = ImageRequest(kind="generate", count=count, **sampling)
     return Job(request, lambda event: None)
 
 
 def chat() -> Job:
-    return Job(ChatRequest(messages=(), pictures=(), sampling=TextSampling()), lambda event: None)
+    return Job(ChatRequest(messages=(), images=(), sampling=TextSampling()), lambda event: None)
 
 
 def queue_of(*jobs: Job, max_jobs: int = 99, max_batch: int = 4, max_wait_s: float = 0) -> JobQueue:
@@ -30,7 +30,7 @@ def queue_of(*jobs: Job, max_jobs: int = 99, max_batch: int = 4, max_wait_s: flo
 
 
 def test_jobs_take_turns_within_a_batch() -> None:
-    many, one, two = picture(6), picture(), picture(2)
+    many, one, two = image(6), image(), image(2)
     queue = queue_of(many, one, two)
     names = {id(many): "many", id(one): "one", id(two): "two"}
     batches = []
@@ -43,10 +43,10 @@ def test_jobs_take_turns_within_a_batch() -> None:
 
 def test_only_what_fits_the_oldest_job_shares_its_batch() -> None:
     first, other_steps, plain, same = (
-        picture(),
-        picture(num_inference_steps=5),
-        picture(guidance_scale=1.0),
-        picture(guidance_scale=7.0, seed=9),
+        image(),
+        image(num_inference_steps=5),
+        image(guidance_scale=1.0),
+        image(guidance_scale=7.0, seed=9),
     )
     queue = queue_of(first, other_steps, plain, same)
     assert [row.job for row in queue.take_rows()] == [first, same]
@@ -56,18 +56,18 @@ def test_only_what_fits_the_oldest_job_shares_its_batch() -> None:
 
 
 def test_a_batch_waits_for_company_but_not_for_long() -> None:
-    queue = queue_of(picture(), max_wait_s=0.2)
+    queue = queue_of(image(), max_wait_s=0.2)
     assert queue.take_rows() == []
     start = time.monotonic()
     assert queue.wait()
     assert 0.1 < time.monotonic() - start < 2
     assert len(queue.take_rows()) == 1
-    full = queue_of(*[picture() for _ in range(4)], max_wait_s=60)
+    full = queue_of(*[image() for _ in range(4)], max_wait_s=60)
     assert len(full.take_rows()) == 4
 
 
 def test_cancelled_jobs_leave_and_make_room() -> None:
-    jobs = [picture(), chat()]
+    jobs = [image(), chat()]
     queue = queue_of(*jobs, max_jobs=2)
     with pytest.raises(QueueFullError):
         queue.put(chat())
@@ -78,10 +78,10 @@ def test_cancelled_jobs_leave_and_make_room() -> None:
     assert queue.take_rows() == []
 
 
-def test_pictures_that_wait_have_only_so_much_memory() -> None:
+def test_images_that_wait_have_only_so_much_memory() -> None:
     def edit(side: int) -> Job:
         given = (Image.new("RGB", (side, side)),)
-        request = PictureRequest(kind="edit", pictures=given, num_inference_steps=4)
+        request = ImageRequest(kind="edit", images=given, num_inference_steps=4)
         return Job(request, lambda event: None)
 
     queue = JobQueue(99, 4, 0, max_pixels=5000)
@@ -89,7 +89,7 @@ def test_pictures_that_wait_have_only_so_much_memory() -> None:
     queue.put(first)  # too large for any limit, it would never be done otherwise
     with pytest.raises(QueueFullError):
         queue.put(edit(1))
-    queue.put(picture())  # brings no pixels, so it waits for none
+    queue.put(image())  # brings no pixels, so it waits for none
     first.cancel()
     queue.put(edit(50))
     queue.put(edit(50))
@@ -98,11 +98,11 @@ def test_pictures_that_wait_have_only_so_much_memory() -> None:
 
     queue = JobQueue(99, 4, 0, max_pixels=5000)
     queue.put(chat())
-    queue.put(edit(100))  # the only one with pictures
+    queue.put(edit(100))  # the only one with images
 
 
 def test_a_closed_queue_gives_out_what_it_has() -> None:
-    queue = queue_of(picture(), chat(), max_wait_s=60)
+    queue = queue_of(image(), chat(), max_wait_s=60)
     queue.close()
     with pytest.raises(QueueClosedError, match="shutting down"):
         queue.put(chat())
@@ -116,7 +116,7 @@ def test_a_failed_queue_tells_all_at_once() -> None:
     told: list[Event] = []
     queue = JobQueue(9, 4, 60)
     for _ in range(3):
-        queue.put(Job(PictureRequest(kind="generate"), told.append))
+        queue.put(Job(ImageRequest(kind="generate"), told.append))
     waiting = threading.Thread(target=queue.wait)
     waiting.start()
     queue.fail("gone")

@@ -119,7 +119,7 @@ def test_images_of_several_answers_keep_their_order() -> None:
 
 def test_images_of_all_turns_count() -> None:
     shown = [("user", [image("a"), text("x")]), ("assistant", [image("b")])]
-    with pytest.raises(ApiError, match="4 pictures; at most 3"):
+    with pytest.raises(ApiError, match="4 images; at most 3"):
         read(*shown, *shown, ("user", "x"))
 
 

@@ -14,7 +14,7 @@ pytest.importorskip("fastapi")
 from blip3o.serve.config import ServeConfig
 from blip3o.serve.http.decoding import CLIENT_LEFT, PixelBudget, Workers
 from blip3o.serve.http.errors import ApiError
-from blip3o.serve.http.images_in import PictureReader
+from blip3o.serve.http.images_in import ImageReader
 
 
 def png(width: int = 100, height: int = 100) -> bytes:
@@ -23,8 +23,8 @@ def png(width: int = 100, height: int = 100) -> bytes:
     return file.getvalue()
 
 
-def reader(seen_px: int | None = None, **limits: float) -> PictureReader:
-    return PictureReader(ServeConfig(**limits), seen_px)  # type: ignore[arg-type]
+def reader(seen_px: int | None = None, **limits: float) -> ImageReader:
+    return ImageReader(ServeConfig(**limits), seen_px)  # type: ignore[arg-type]
 
 
 async def refusal(work: Awaitable[object]) -> ApiError:

@@ -16,11 +16,11 @@ from blip3o.serve.engine import Engine
 from blip3o.serve.jobs import (
     Answered,
     ChatRequest,
+    Drawn,
     Event,
     Failed,
+    ImageRequest,
     Job,
-    Picture,
-    PictureRequest,
     Progress,
     Text,
 )
@@ -44,7 +44,7 @@ class Notes:
 class Client:
     """A job and what came of it."""
 
-    def __init__(self, request: PictureRequest | ChatRequest) -> None:
+    def __init__(self, request: ImageRequest | ChatRequest) -> None:
         self.events: list[Event] = []
         self.job = Job(request, self.events.append)
 
@@ -52,19 +52,17 @@ class Client:
         return [event for event in self.events if isinstance(event, kind)]
 
 
-def picture(pipe: Blip3oPipeline, **settings: Any) -> Client:
+def image(pipe: Blip3oPipeline, **settings: Any) -> Client:
     chat = pipe.chat_template
     settings = {"num_inference_steps": 2, "guidance_scale": 2.0, **settings}
     prompt = chat.image_prompt(chat.generate_messages("a red cat"))
-    return Client(PictureRequest(kind="generate", prompt=prompt, **settings))
+    return Client(ImageRequest(kind="generate", prompt=prompt, **settings))
 
 
 def chat(text: str = "what is this?", max_tokens: int = 6) -> Client:
     message = Message(role="user", text=text)
     return Client(
-        ChatRequest(
-            messages=[message], pictures=[], sampling=TextSampling(max_new_tokens=max_tokens)
-        )
+        ChatRequest(messages=[message], images=[], sampling=TextSampling(max_new_tokens=max_tokens))
     )
 
 
@@ -77,9 +75,9 @@ def run(pipe: Blip3oPipeline, *clients: Client, hook: Callable[..., Any] | None 
     engine = Engine(pipe, queue, CONFIG, notes)
     with pytest.MonkeyPatch.context() as patch:
         # Which sizes give equal bits is up to the machine; test_exact.py asks that.
-        patch.setattr("blip3o.serve.pictures.equal_batch_sizes", lambda _, largest: [1, largest])
+        patch.setattr("blip3o.serve.images.equal_batch_sizes", lambda _, largest: [1, largest])
         if hook is not None:
-            patch.setattr("blip3o.serve.pictures.PictureMaker.make", hook)
+            patch.setattr("blip3o.serve.images.ImageMaker.make", hook)
         engine.start()
         engine.join(120)
     assert not engine.is_alive()
@@ -87,10 +85,10 @@ def run(pipe: Blip3oPipeline, *clients: Client, hook: Callable[..., Any] | None 
     return notes
 
 
-def test_pictures_progress_and_answers_arrive(tiny_pipe: Blip3oPipeline) -> None:
-    drawn, said = picture(tiny_pipe, count=3), chat()
+def test_images_progress_and_answers_arrive(tiny_pipe: Blip3oPipeline) -> None:
+    drawn, said = image(tiny_pipe, count=3), chat()
     notes = run(tiny_pipe, drawn, said)
-    assert [event.index for event in drawn.of(Picture)] == [0, 1, 2]
+    assert [event.index for event in drawn.of(Drawn)] == [0, 1, 2]
     assert [event.step for event in drawn.of(Progress)] == [1, 2, 1, 2]
     assert notes.sizes == [2, 1]
     (end,) = said.of(Answered)
@@ -100,7 +98,7 @@ def test_pictures_progress_and_answers_arrive(tiny_pipe: Blip3oPipeline) -> None
 
 
 def test_cancelled_work_is_dropped_at_a_step(tiny_pipe: Blip3oPipeline) -> None:
-    drawn = picture(tiny_pipe, num_inference_steps=50)
+    drawn = image(tiny_pipe, num_inference_steps=50)
     plain = drawn.job.deliver
 
     def leave(event: Event) -> None:
@@ -108,10 +106,10 @@ def test_cancelled_work_is_dropped_at_a_step(tiny_pipe: Blip3oPipeline) -> None:
         drawn.job.cancel()
 
     drawn.job.deliver = leave
-    after = picture(tiny_pipe)
+    after = image(tiny_pipe)
     run(tiny_pipe, drawn, after)
     assert len(drawn.events) == 1
-    assert len(after.of(Picture)) == 1
+    assert len(after.of(Drawn)) == 1
 
 
 def test_what_cannot_be_met_is_told_to_who_asked(tiny_pipe: Blip3oPipeline) -> None:
@@ -127,11 +125,11 @@ def test_a_failed_batch_is_tried_apart(tiny_pipe: Blip3oPipeline) -> None:
     def poisoned(maker: Any, rows: Any, on_step: Any = None) -> list[str]:
         if any(row.request.seed == 7 for row in rows):
             raise RuntimeError("poison")
-        return ["a picture"] * len(rows)
+        return ["an image"] * len(rows)
 
-    good, bad = picture(tiny_pipe, seed=1), picture(tiny_pipe, seed=7)
+    good, bad = image(tiny_pipe, seed=1), image(tiny_pipe, seed=7)
     notes = run(tiny_pipe, good, bad, hook=poisoned)
-    assert good.events == [Picture(0, "a picture")]  # type: ignore[arg-type]
+    assert good.events == [Drawn(0, "an image")]  # type: ignore[arg-type]
     (failed,) = bad.events
     assert isinstance(failed, Failed)
     assert failed.kind == "work"
@@ -148,12 +146,12 @@ def test_a_lack_of_memory_ends_its_request_alone(tiny_pipe: Blip3oPipeline, erro
             raise error
         return ["an image"] * len(rows)
 
-    good, bad, said = picture(tiny_pipe, seed=1), picture(tiny_pipe, seed=7), chat()
-    last = picture(tiny_pipe, seed=2)
+    good, bad, said = image(tiny_pipe, seed=1), image(tiny_pipe, seed=7), chat()
+    last = image(tiny_pipe, seed=2)
     notes = run(tiny_pipe, good, bad, last, said, hook=large)
     assert (tries, notes.sizes) == ([2, 1, 1, 1], [1, 1])
     for client in (good, last):
-        assert client.events == [Picture(0, "an image")]  # type: ignore[arg-type]
+        assert client.events == [Drawn(0, "an image")]  # type: ignore[arg-type]
     (failed,) = bad.events
     assert isinstance(failed, Failed)
     assert (failed.kind, "too little memory" in failed.message) == ("work", True)
@@ -170,7 +168,7 @@ def test_a_lost_device_ends_the_engine(
         raise LostError
 
     monkeypatch.setattr("blip3o.serve.engine.DEVICE_ERRORS", (LostError,))
-    clients = [picture(tiny_pipe, seed=seed) for seed in range(3)] + [chat()]
+    clients = [image(tiny_pipe, seed=seed) for seed in range(3)] + [chat()]
     run(tiny_pipe, *clients, hook=lost)
     for client in clients:
         (failed,) = client.events
@@ -178,8 +176,8 @@ def test_a_lost_device_ends_the_engine(
         assert failed.kind == "engine"
 
 
-def test_answers_go_on_between_the_steps_of_pictures(tiny_pipe: Blip3oPipeline) -> None:
-    drawn = picture(tiny_pipe, num_inference_steps=20)
+def test_answers_go_on_between_the_steps_of_images(tiny_pipe: Blip3oPipeline) -> None:
+    drawn = image(tiny_pipe, num_inference_steps=20)
     talks = [chat(f"what is {number}?", max_tokens=5) for number in range(3)]
     order: list[str] = []
     for name, client in (("image", drawn), *(("text", one) for one in talks)):
@@ -209,7 +207,7 @@ def test_a_dead_engine_tells_all(tiny_pipe: Blip3oPipeline, dies_at: int) -> Non
         raise RuntimeError("the first batch fails and is tried apart")
 
     before = threading.active_count()
-    clients = [picture(tiny_pipe, seed=seed) for seed in range(5)]
+    clients = [image(tiny_pipe, seed=seed) for seed in range(5)]
     run(tiny_pipe, *clients, hook=dies)
     for client in clients:
         (failed,) = client.events

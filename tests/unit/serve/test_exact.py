@@ -13,10 +13,10 @@ from blip3o.serve.exact import steady_kernels
 steady_kernels()
 torch.set_num_threads(2)
 from blip3o.generate.pipeline import Blip3oPipeline
-from blip3o.serve.pictures import PictureMaker
+from blip3o.serve.images import ImageMaker
 from blip3o.generate.decoding import RowDecoder
 pipe = Blip3oPipeline.from_pretrained("pocket", device="cpu", dtype="fp32")
-maker = PictureMaker(pipe, 8)
+maker = ImageMaker(pipe, 8)
 print(maker.sampling_sizes[-1], maker.decoding_sizes[-1])
 print(RowDecoder(pipe.model).num_equal_places() > 1)
 """
@@ -35,15 +35,15 @@ from blip3o.generate.pipeline import Blip3oPipeline
 from blip3o.serve.batching import JobQueue
 from blip3o.serve.config import ServeConfig
 from blip3o.serve.engine import Engine
-from blip3o.serve.jobs import Job, PictureRequest
-from blip3o.serve.pictures import PictureMaker
+from blip3o.serve.jobs import Job, ImageRequest
+from blip3o.serve.images import ImageMaker
 
 def make(maker, rows, on_step=None):
     torch.ones(300, 300) @ torch.ones(300, 300)
     print(torch.get_num_threads())
     return rows
 
-PictureMaker.make = make
+ImageMaker.make = make
 torch.set_num_threads(1)
 pipe = Blip3oPipeline.from_pretrained("pocket", device="cpu", dtype="fp32")
 queue = JobQueue(9, 8, 0.0)
@@ -52,7 +52,7 @@ engine = Engine(pipe, queue, ServeConfig({options}), silent, 2)
 engine.start()
 engine.wait_until_ready()
 torch.set_num_threads(1)
-queue.put(Job(PictureRequest(kind="reconstruct"), lambda event: None))
+queue.put(Job(ImageRequest(kind="reconstruct"), lambda event: None))
 queue.close()
 engine.join()
 """
@@ -70,8 +70,8 @@ def output_of(script: str, **environment: str) -> str:
 
 
 @pytest.mark.skipif(not torch.backends.mkl.is_available(), reason="other kernels, other sizes")
-def test_two_threads_do_not_keep_pictures_apart() -> None:
-    """Once they did, silently: the server made all pictures one by one."""
+def test_two_threads_do_not_keep_images_apart() -> None:
+    """Once they did, silently: the server made all images one by one."""
     assert output_of(SIZES).split() == ["8", "8", "True"]
 
 

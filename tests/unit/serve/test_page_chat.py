@@ -30,7 +30,7 @@ def test_a_new_conversation_ends_whatever_is_being_written(tmp_path: Path) -> No
     assert kinds == ["MultimodalTextbox", "Chatbot"]
 
 
-def test_a_conversation_goes_on_after_an_answer_that_holds_the_mark_of_a_picture() -> None:
+def test_a_conversation_goes_on_after_an_answer_that_holds_the_mark_of_a_image() -> None:
     from blip3o.serve.page.chat import _part
 
     said = {"type": "text", "text": "write <image> there"}

@@ -5,15 +5,15 @@ import torch
 from PIL import Image
 
 from blip3o.generate.pipeline import Blip3oPipeline
-from blip3o.serve.jobs import Event, Job, PictureRequest, Preview, Row
-from blip3o.serve.pictures import PictureMaker
+from blip3o.serve.images import ImageMaker
+from blip3o.serve.jobs import Event, ImageRequest, Job, Preview, Row
 from blip3o.serve.previews import Previewer
 
 STEPS = 5
 
 
 def watched(every: int, steps: int = STEPS, seed: int = 0) -> tuple[list[Event], list[Row]]:
-    request = PictureRequest(
+    request = ImageRequest(
         kind="generate",
         prompt=[1, 2, 3],
         seed=seed,
@@ -26,7 +26,7 @@ def watched(every: int, steps: int = STEPS, seed: int = 0) -> tuple[list[Event],
 
 
 def test_those_who_ask_see_every_so_many_steps_and_the_last(tiny_pipe: Blip3oPipeline) -> None:
-    maker = PictureMaker(tiny_pipe, 4)
+    maker = ImageMaker(tiny_pipe, 4)
     (often, first), (seldom, second), (never, third) = watched(1), watched(2), watched(0)
     made = maker.make([*first, *second, *third])
     for events, expected in ((often, [1, 2, 3, 4, 5]), (seldom, [2, 4, 5]), (never, [])):
@@ -37,8 +37,8 @@ def test_those_who_ask_see_every_so_many_steps_and_the_last(tiny_pipe: Blip3oPip
     assert [image.tobytes() for image in made] == [plain[0].tobytes()] * 3
 
 
-def test_the_last_preview_is_the_picture(tiny_pipe: Blip3oPipeline) -> None:
-    maker = PictureMaker(tiny_pipe, 1, preview_steps=1000)
+def test_the_last_preview_is_the_image(tiny_pipe: Blip3oPipeline) -> None:
+    maker = ImageMaker(tiny_pipe, 1, preview_steps=1000)
     events, rows = watched(STEPS)
     (image,) = maker.make(rows)
     (preview,) = events

@@ -11,7 +11,7 @@ from PIL import Image
 
 from blip3o.core.types import IMAGE_MARK, Message
 from blip3o.generate.pipeline import Blip3oPipeline
-from blip3o.imaging.fit import PictureFitConfig
+from blip3o.imaging.fit import ImageFitConfig
 from blip3o.models.backbones.qwen2_5_vl import Qwen2_5VLBackboneConfig
 from blip3o.serve.config import ServeConfig
 from blip3o.serve.http.errors import ApiError
@@ -28,7 +28,7 @@ def service_of(tokenizer: Tokenizer, limit: int) -> Service:
     pipe.chat_template = ChatTemplate(tokenizer, ChatConfig(), 256)
     pipe.model = SimpleNamespace(
         config=SimpleNamespace(
-            question_pictures=PictureFitConfig(mode="aspect"),
+            question_images=ImageFitConfig(mode="aspect"),
             backbone=Qwen2_5VLBackboneConfig.published_4b(),
             num_query_tokens=64,
         )

@@ -1,4 +1,4 @@
-"""Remote pictures: what is never fetched."""
+"""Remote images: what is never fetched."""
 
 import contextlib
 import socket
@@ -98,7 +98,7 @@ def test_urls_that_are_refused(url: str) -> None:
 
 
 def test_without_a_list_no_url_is_read() -> None:
-    with pytest.raises(UsageError, match="reads no picture URLs"):
+    with pytest.raises(UsageError, match="reads no image URLs"):
         RemoteImages([], 100).read("https://img.example/a.png")
 
 

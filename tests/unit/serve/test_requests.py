@@ -13,7 +13,7 @@ from fastapi.testclient import TestClient
 from PIL import Image
 
 from blip3o.generate.text_settings import LONGEST_STOP
-from blip3o.serve.jobs import ChatRequest, PictureRequest
+from blip3o.serve.jobs import ChatRequest, ImageRequest
 
 
 def gif() -> bytes:
@@ -176,15 +176,15 @@ def test_blank_fields_of_a_form_say_nothing(
     answer = client.post(EDIT, content=body, headers=headers)
     assert answer.status_code == 200, answer.text
     (asked,) = seen
-    assert isinstance(asked, PictureRequest)
-    assert len(asked.pictures) == 1
+    assert isinstance(asked, ImageRequest)
+    assert len(asked.images) == 1
 
 
 @pytest.mark.parametrize(
     ("parts", "words", "code"),
     [
-        ((PROMPT,), "a picture is needed", "missing_required_parameter"),
-        ((PROMPT, ("image", "", b"")), "a picture is needed", "missing_required_parameter"),
+        ((PROMPT,), "an image is needed", "missing_required_parameter"),
+        ((PROMPT, ("image", "", b"")), "an image is needed", "missing_required_parameter"),
         ((PROMPT, ("image", "a.png", b"")), "empty", "invalid_image"),
         ((PROMPT, IMAGE, ("mask", "m.png", GIF)), "mask is not supported", "unsupported_value"),
         ((PROMPT, IMAGE, ("mask", None, b"x")), "mask is not supported", "unsupported_value"),

@@ -1,4 +1,4 @@
-"""The chat format: exact strings, labels, pictures, and text that tries to be more than text."""
+"""The chat format: exact strings, labels, images, and text that tries to be more than text."""
 
 import pytest
 
@@ -9,7 +9,7 @@ from blip3o.text.chat import ChatConfig, ChatTemplate
 from blip3o.text.tokenizer import Tokenizer, train_tokenizer
 
 SYSTEM = "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
-PICTURE = "<|vision_start|>" + 3 * "<|image_pad|>" + "<|vision_end|>"
+IMAGE = "<|vision_start|>" + 3 * "<|image_pad|>" + "<|vision_end|>"
 
 
 @pytest.fixture(scope="module")
@@ -39,20 +39,20 @@ def test_a_generation_prompt_is_the_published_string(chat: ChatTemplate) -> None
     assert chat.image_prompt(chat.generate_messages(caption)) == chat.tokenizer.encode(expected)
 
 
-def test_edit_and_reconstruct_put_the_picture_first(chat: ChatTemplate) -> None:
+def test_edit_and_reconstruct_put_the_image_first(chat: ChatTemplate) -> None:
     for messages, said in [
         (chat.edit_messages("make it red"), "make it red"),
         (chat.reconstruct_messages(), "Please reconstruct the given image."),
     ]:
         expected = (
-            f"{SYSTEM}<|im_start|>user\n{PICTURE}\n{said}<|im_end|>\n<|im_start|>assistant\n[IMG]"
+            f"{SYSTEM}<|im_start|>user\n{IMAGE}\n{said}<|im_end|>\n<|im_start|>assistant\n[IMG]"
         )
         assert chat.image_prompt(messages) == chat.tokenizer.encode(expected)
 
 
-def test_every_mark_becomes_one_picture(chat: ChatTemplate) -> None:
+def test_every_mark_becomes_one_image(chat: ChatTemplate) -> None:
     ids = chat.text_prompt([_user(f" {IMAGE_MARK}\n{IMAGE_MARK}\nWhat changed? ")])
-    body = f"<|im_start|>user\n{PICTURE}\n{PICTURE}\nWhat changed?<|im_end|>\n"
+    body = f"<|im_start|>user\n{IMAGE}\n{IMAGE}\nWhat changed?<|im_end|>\n"
     assert ids == chat.tokenizer.encode(f"{SYSTEM}{body}<|im_start|>assistant\n")
 
 
@@ -113,7 +113,7 @@ def test_the_system_turn_can_be_replaced_or_left_out(tokenizer: Tokenizer) -> No
 def test_wrong_roles_and_places_are_refused(chat: ChatTemplate) -> None:
     with pytest.raises(UsageError, match="human"):
         chat.text_prompt([Message(role="human", text="Hi")])
-    with pytest.raises(UsageError, match="pictures stand in user turns"):
+    with pytest.raises(UsageError, match="images stand in user turns"):
         chat.conversation([_user("Hi"), _assistant(IMAGE_MARK)])
 
 

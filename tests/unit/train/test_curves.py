@@ -1,4 +1,4 @@
-"""The picture of a run's metrics."""
+"""The image of a run's metrics."""
 
 import json
 from pathlib import Path
@@ -18,7 +18,7 @@ def test_curves_are_drawn_and_a_line_cut_short_is_left_out(tmp_path: Path) -> No
     assert Image.open(tmp_path / "curves.png").size[0] > 500
 
 
-def test_no_rows_mean_no_picture(tmp_path: Path) -> None:
+def test_no_rows_mean_no_image(tmp_path: Path) -> None:
     (tmp_path / "metrics.jsonl").write_text("")
     assert draw_curves(tmp_path) is None
     assert not (tmp_path / "curves.png").exists()

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from blip3o.core.config import to_dict
 from blip3o.core.errors import UsageError
-from blip3o.imaging.fit import PictureFitConfig
+from blip3o.imaging.fit import ImageFitConfig
 from blip3o.models.backbones.qwen2_5_vl import Qwen2_5VLBackboneConfig
 from blip3o.models.decoders.sdxl import SdxlDecoderConfig
 from blip3o.models.dit.nextdit import NextDiTConfig
@@ -44,7 +44,7 @@ def released_config(tokenizer: Tokenizer) -> UnifiedModelConfig:
         sampling=SamplingConfig(
             num_inference_steps=2, num_decoder_steps=2, truncate_timestep=True, max_new_tokens=4
         ),
-        question_pictures=PictureFitConfig(mode="aspect", min_pixels=64, max_pixels=1024),
+        question_images=ImageFitConfig(mode="aspect", min_pixels=64, max_pixels=1024),
     )
 
 
@@ -86,7 +86,7 @@ def released_json(config: UnifiedModelConfig) -> dict[str, Any]:
         "mm_projector_type": "mlp2x_gelu",
         "blip3o": {
             key: plain[key]
-            for key in ("image_encoder", "dit", "image_decoder", "sampling", "question_pictures")
+            for key in ("image_encoder", "dit", "image_decoder", "sampling", "question_images")
         },
     }
 

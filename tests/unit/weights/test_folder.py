@@ -59,10 +59,10 @@ def test_a_loaded_model_computes_the_same(tiny_pipe: Blip3oPipeline, tiny_folder
     """Also covers buffers that are not stored, such as rotary frequencies."""
     loaded = load_model(tiny_folder)
     again = Blip3oPipeline(loaded.model, loaded.tokenizer)
-    picture = torch.rand(1, 3, 16, 16) * 2 - 1
+    image = torch.rand(1, 3, 16, 16) * 2 - 1
     with torch.no_grad():
-        expected = tiny_pipe.model.encode_images(picture)
-        assert torch.equal(again.model.encode_images(picture), expected)
+        expected = tiny_pipe.model.encode_images(image)
+        assert torch.equal(again.model.encode_images(image), expected)
     pixels = [
         one(
             ["a red cat", "a dog"], generator=torch.Generator().manual_seed(0), output_type="pt"

@@ -289,7 +289,7 @@ def test_a_repository_that_is_no_model_is_said(hub: Hub, environment: dict[str, 
 def test_the_command_line_reads_a_hub_id_and_pins_its_revision(
     environment: dict[str, str], tmp_path: Path
 ) -> None:
-    """From download to picture."""
+    """From download to image."""
     words = ("generate", "a red cat", "--dtype", "fp32", "--out", str(tmp_path / "out"))
     module = ("-m", "blip3o")
     picked = ("--model", NAME, "--revision", SECOND)

@@ -97,15 +97,15 @@ def test_there_and_back_is_bit_equal(
     assert max_shard_bytes is None or max(sizes) <= max_shard_bytes
 
 
-def test_pictures_of_a_published_folder_are_those_of_the_converted_one(
+def test_images_of_a_published_folder_are_those_of_the_converted_one(
     released_folder: Path, tmp_path: Path
 ) -> None:
     convert(released_folder, tmp_path / "ours")
     convert(tmp_path / "ours", tmp_path / "again", to="published")
-    pictures = [draw(folder) for folder in (released_folder, tmp_path / "ours", tmp_path / "again")]
-    assert bool(pictures[0].isfinite().all())
-    assert torch.equal(pictures[0], pictures[1])
-    assert torch.equal(pictures[0], pictures[2])
+    images = [draw(folder) for folder in (released_folder, tmp_path / "ours", tmp_path / "again")]
+    assert bool(images[0].isfinite().all())
+    assert torch.equal(images[0], images[1])
+    assert torch.equal(images[0], images[2])
 
 
 def test_the_empty_condition_counts_and_is_kept_once_it_is_stored(
@@ -146,7 +146,7 @@ def test_the_empty_condition_is_made_of_the_bare_prompt(
         return decode(*args, **options)
 
     monkeypatch.setattr(pipe.model.image_decoder, "decode", watch)
-    for _ in range(2):  # made once, whatever the pictures draw
+    for _ in range(2):  # made once, whatever the images draw
         pipe("a red cat", generator=torch.Generator().manual_seed(3), output_type="pt")
     tokenizer = pipe.tokenizer
     empty = [*tokenizer.encode(" "), tokenizer.image_start_id]
@@ -185,10 +185,10 @@ def test_without_the_tower_a_model_draws_and_says_what_it_cannot(
     require_same(tensors(tmp_path / "again"), tensors(released_folder))
     pipe = Blip3oPipeline.from_pretrained(tmp_path / "ours", device="cpu", dtype="fp32")
     with pytest.raises(UsageError, match=r"no image encoder: .*model\.gen_vision_tower"):
-        pipe.encode([torch_picture(tmp_path)])
+        pipe.encode([torch_image(tmp_path)])
 
 
-def torch_picture(folder: Path) -> Path:
+def torch_image(folder: Path) -> Path:
     from PIL import Image
 
     Image.new("RGB", (16, 16), "red").save(folder / "red.png")
@@ -208,7 +208,7 @@ def test_without_the_decoder_a_model_gives_features_and_answers(
             pipe("a cat", callback_on_step_end=lambda *_: pytest.fail("refused after the work"))
         assert "\n" not in str(caught.value)
         assert pipe("a cat", output_type="features").images.shape == (1, 4, 16)
-        assert isinstance(pipe.ask(torch_picture(tmp_path), "what is this?"), str)
+        assert isinstance(pipe.ask(torch_image(tmp_path), "what is this?"), str)
 
 
 def test_a_tied_head_that_is_the_table_is_left_out(released_folder: Path, tmp_path: Path) -> None:

@@ -82,11 +82,11 @@ def write_config(folder: Path, parts: tuple[Siglip2Encoder, SanaDecoder], **fiel
     (folder / "config.json").write_text(json.dumps(data | fields))
 
 
-def picture(seed: int, side: int) -> Tensor:
+def image(seed: int, side: int) -> Tensor:
     return torch.rand(1, 3, side, side, generator=torch.Generator().manual_seed(seed)) * 2 - 1
 
 
-def test_both_parts_come_whole_with_the_black_picture_as_empty_condition(
+def test_both_parts_come_whole_with_the_black_image_as_empty_condition(
     folder: Path, parts: tuple[Siglip2Encoder, SanaDecoder]
 ) -> None:
     found = load_siglip2_sana(folder)
@@ -102,10 +102,10 @@ def test_both_parts_come_whole_with_the_black_picture_as_empty_condition(
         for name, tensor in state.items():
             assert torch.equal(tensor, black if name == "empty_features" else theirs[name]), name
     with torch.no_grad():
-        features = found.image_encoder(picture(1, side))
+        features = found.image_encoder(image(1, side))
         noise = torch.zeros(1, *found.image_decoder.config.noise_shape)
         drawn = found.image_decoder.decode(features, noise, 2)
-    assert torch.equal(features, parts[0](picture(1, side)))
+    assert torch.equal(features, parts[0](image(1, side)))
     assert drawn.shape[1] == 3
     assert bool(drawn.isfinite().all())
 

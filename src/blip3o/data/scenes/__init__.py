@@ -1,4 +1,4 @@
-"""The procedural scenes data set: deterministic pictures with exact words for what they show.
+"""The procedural scenes data set: deterministic images with exact words for what they show.
 
 `things` and `backgrounds` are the vocabulary, `types` a scene as plain data, `scene` samples
 scenes, `heldout` keeps compositions back from training, `render` draws, `captions`, `questions`,

@@ -23,8 +23,8 @@ BACKGROUNDS: tuple[str, ...] = (*_PLAIN, *_GRADIENT, "striped", "dotted")
 
 
 @functools.lru_cache(maxsize=32)
-def background_picture(name: str, px: int) -> Image.Image:
-    """Returns a background as an RGB picture of px x px; callers must not change it."""
+def background_image(name: str, px: int) -> Image.Image:
+    """Returns a background as an RGB image of px x px; callers must not change it."""
     y, x = np.mgrid[0:px, 0:px] / px
     if name in _PLAIN:
         return Image.new("RGB", (px, px), _PLAIN[name])

@@ -37,7 +37,7 @@ def _how_many(scene: Scene, rng: np.random.Generator) -> QA:
     """Asks for the number of one thing, which half the time is zero.
 
     As seldom as the kind "count" asks for zero, the name is not looked for: the number of things
-    in the picture is told.
+    in the image is told.
     """
     there = Counter(one.thing for one in scene.objects)
     is_there = bool(rng.random() < 0.5)
@@ -53,7 +53,7 @@ def one_or_none(scene: Scene, rng: np.random.Generator) -> list[QA]:
     once; among other questions it was not in 360 (docs/log.md, session 6).
 
     Args:
-        scene: what the picture shows; where no thing is alone, all answers are zero.
+        scene: what the image shows; where no thing is alone, all answers are zero.
         rng: chooses things and phrasings.
     """
     alone = tuple(one.thing for one in single_objects(scene))
@@ -73,7 +73,7 @@ def look_ups(scene: Scene, rng: np.random.Generator) -> list[QA]:
     what is left over, and never looked up (docs/log.md, sessions 8 and 9).
 
     Args:
-        scene: what the picture shows; where no thing is alone, all things are asked for.
+        scene: what the image shows; where no thing is alone, all things are asked for.
         rng: chooses things, their order and phrasings.
     """
     return [_colors_of(scene, rng) or colors_of_all(scene, rng) for _ in range(3)]

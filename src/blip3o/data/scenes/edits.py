@@ -1,4 +1,4 @@
-"""Edit pairs: a picture, an instruction and the picture after it; all else stays as it is."""
+"""Edit pairs: an image, an instruction and the image after it; all else stays as it is."""
 
 import itertools
 from collections.abc import Callable, Sequence
@@ -16,7 +16,7 @@ from blip3o.data.scenes.types import Placed, Scene, fits, place
 from blip3o.data.scenes.words import PLACE_PHRASES, noun
 
 MAX_SHIFT = 0.12
-"""How far an object that is not to be moved may be off, as a share of the picture's side."""
+"""How far an object that is not to be moved may be off, as a share of the image's side."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +30,7 @@ class Edit:
     instruction: str
 
     def accepts(self, found: Sequence[tuple[str, str, float, float]]) -> bool:
-        """Returns whether a picture shows the target.
+        """Returns whether an image shows the target.
 
         Every object must be there with its thing and color, and no other. An added or moved object
         may be anywhere in the place that the instruction names; the others stay where they were.
@@ -67,7 +67,7 @@ def sample_edit(seed: int, index: int, split: str = "train") -> Edit:
     Args:
         seed: the data set's seed.
         index: which edit, >= 0.
-        split: in "train" and "val" neither picture shows a held-out composition, in "heldout" at
+        split: in "train" and "val" neither image shows a held-out composition, in "heldout" at
             least one does.
 
     Raises:

@@ -35,7 +35,7 @@ VERSION = 6
 """Of what is written; raise it when the same settings would write other contents."""
 Format = Literal["webdataset", "jsonl"]
 _SAMPLE_BYTES = {"scenes": (10_300, 0.28), "edits": (4_000, 0.43), "pairs": (3_100, 0.25)}
-"""Bytes of a sample, and more for each pixel of its pictures; measured from 48 to 192 px."""
+"""Bytes of a sample, and more for each pixel of its images; measured from 48 to 192 px."""
 _MEASURED_PX = 192
 _Member = tuple[str, bytes]
 _Shard = tuple["ScenesExport", str, int, int]
@@ -57,7 +57,7 @@ class ScenesExport:
     num_pairs: int = 0
     seed: int = 0
     px: int = 96
-    """Side of the pictures in pixels."""
+    """Side of the images in pixels."""
     split: str = "train"
     shard_size: int = 2000
     """Samples a shard."""
@@ -86,7 +86,7 @@ def export_scenes(
     num_processes: int = 2,
     format: Format = "webdataset",
 ) -> list[Path]:
-    """Writes shards `scenes-NNNNNN.tar`, `edits-...` and `pairs-...` (or `.jsonl` with pictures).
+    """Writes shards `scenes-NNNNNN.tar`, `edits-...` and `pairs-...` (or `.jsonl` with images).
 
     The bytes depend on the arguments only. Each shard is written under another name and renamed
     when complete; complete shards are kept, so the same call again goes on where it was stopped.
@@ -94,14 +94,14 @@ def export_scenes(
     Args:
         out_dir: folder for the shards; created if missing.
         num_scenes: how many scenes.
-        num_edits: how many edits: a picture, an instruction, the picture after it.
+        num_edits: how many edits: an image, an instruction, the image after it.
         num_pairs: how many scenes of two different things, with captions of how they stand.
         seed: the data set's seed.
-        px: side of the pictures in pixels.
+        px: side of the images in pixels.
         split: "train", "val" or "heldout".
         shard_size: samples a shard.
         num_processes: processes that draw.
-        format: "webdataset" for tar files, "jsonl" for lines and picture files.
+        format: "webdataset" for tar files, "jsonl" for lines and image files.
 
     Returns:
         The shards in order, those of scenes first.
@@ -166,7 +166,7 @@ def _write_missing(settings: ScenesExport, shards: list[_Shard], num_processes: 
 
 
 def _sample_bytes(what: str, px: int) -> int:
-    """Returns about how many bytes a sample takes; large pictures are not overrated."""
+    """Returns about how many bytes a sample takes; large images are not overrated."""
     base, each = _SAMPLE_BYTES[what]
     return round(base + each * min(px, _MEASURED_PX) ** 2)
 
@@ -231,7 +231,7 @@ def scene_fields(scene: Scene, index: int, rng: np.random.Generator) -> dict[str
     """Returns everything that is said about a scene, ready for JSON.
 
     Args:
-        scene: what the picture shows.
+        scene: what the image shows.
         index: its number in the data set.
         rng: chooses phrasings.
 
@@ -290,7 +290,7 @@ def _learned(qa: QA) -> dict[str, Any]:
 
 def _edit_sample(settings: ScenesExport, index: int) -> _Sample:
     edit = sample_edit(settings.seed, index, settings.split)
-    pictures = {
+    images = {
         "source": render(edit.source, settings.px),
         "target": render(edit.target, settings.px),
     }
@@ -302,7 +302,7 @@ def _edit_sample(settings: ScenesExport, index: int) -> _Sample:
         "background": edit.source.background,
         "index": index,
     }
-    return f"{index:08d}", pictures, fields
+    return f"{index:08d}", images, fields
 
 
 def _pair_sample(settings: ScenesExport, index: int) -> _Sample:
@@ -327,16 +327,16 @@ _SAMPLERS: dict[str, Callable[[ScenesExport, int], _Sample]] = {
 }
 
 
-def _png(picture: Image.Image) -> bytes:
+def _png(image: Image.Image) -> bytes:
     # Measured at 96 px: level 1 writes 1.6 times as fast as level 6, is 7 % larger, reads as fast.
     buffer = io.BytesIO()
-    picture.save(buffer, format="PNG", compress_level=1)
+    image.save(buffer, format="PNG", compress_level=1)
     return buffer.getvalue()
 
 
 def _members(sample: _Sample) -> list[_Member]:
-    key, pictures, fields = sample
-    members = [(f"{key}.{role}.png".replace("..", "."), _png(p)) for role, p in pictures.items()]
+    key, images, fields = sample
+    members = [(f"{key}.{role}.png".replace("..", "."), _png(p)) for role, p in images.items()]
     return [*members, (f"{key}.json", json.dumps(fields).encode())]
 
 
@@ -351,15 +351,15 @@ def _tar_bytes(members: Iterator[_Member]) -> bytes:
 
 
 def _write_lines(samples: Iterator[_Sample], path: Path) -> bytes:
-    """Writes the pictures beside `path` and returns the lines, which name them relative to it."""
+    """Writes the images beside `path` and returns the lines, which name them relative to it."""
     folder = path.with_suffix("")
     folder.mkdir(exist_ok=True)
     lines = []
-    for key, pictures, fields in samples:
+    for key, images, fields in samples:
         names = {}
-        for role, picture in pictures.items():
+        for role, image in images.items():
             name = f"{key}.{role}.png" if role else f"{key}.png"
-            write_atomic(folder / name, _png(picture), is_shared=True)
+            write_atomic(folder / name, _png(image), is_shared=True)
             names[role or "image"] = f"{folder.name}/{name}"
         lines.append(json.dumps(names | fields) + "\n")
     return "".join(lines).encode()

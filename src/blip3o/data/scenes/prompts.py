@@ -27,7 +27,7 @@ from blip3o.data.scenes.words import Group, join, on_background, phrase
 
 
 class Include(TypedDict):
-    """Objects that a picture must show."""
+    """Objects that an image must show."""
 
     thing: str
     color: str | None

@@ -33,10 +33,10 @@ DESCRIBE = (
 def questions(
     scene: Scene, rng: np.random.Generator, kinds: tuple[str, ...] | None = None
 ) -> list[QA]:
-    """Returns one question for each kind that can be asked about a picture, in mixed order.
+    """Returns one question for each kind that can be asked about an image, in mixed order.
 
     Args:
-        scene: what the picture shows.
+        scene: what the image shows.
         rng: where the choices come from.
         kinds: the kinds to ask, of KINDS or drills; None for all KINDS.
 
@@ -204,7 +204,7 @@ _MAKERS: dict[str, Callable[[Scene, np.random.Generator], _Pair | None]] = {
     "background": _background,
 }
 KINDS: tuple[str, ...] = tuple(_MAKERS)
-"""Kinds of questions about pictures."""
+"""Kinds of questions about images."""
 DRILLS: tuple[str, ...] = (*DRILL_MAKERS, "where", "color", "yes_no")
 """What training asks besides: drills, and the kinds that they prepare."""
 NAMES = ("what", "list", "background")
@@ -217,7 +217,7 @@ def names(scene: Scene, rng: np.random.Generator) -> list[QA]:
     The other way round than drills, which go from a name to what is known of it.
 
     Args:
-        scene: what the picture shows.
+        scene: what the image shows.
         rng: chooses things and phrasings.
     """
     return [qa for _ in range(2) for qa in questions(scene, rng, NAMES)]

@@ -2,7 +2,7 @@
 
 from PIL import Image
 
-from blip3o.data.scenes.backgrounds import background_picture
+from blip3o.data.scenes.backgrounds import background_image
 from blip3o.data.scenes.things import colored_sprite
 from blip3o.data.scenes.types import Scene
 
@@ -10,21 +10,21 @@ _OVERSAMPLE = 3
 
 
 def render(scene: Scene, px: int = 96) -> Image.Image:
-    """Returns the scene as an RGB picture of px x px; equal scenes give equal bytes.
+    """Returns the scene as an RGB image of px x px; equal scenes give equal bytes.
 
     Args:
         scene: what to draw.
-        px: side of the picture in pixels.
+        px: side of the image in pixels.
 
     """
     big = px * _OVERSAMPLE
-    canvas = background_picture(scene.background, big).copy()
+    canvas = background_image(scene.background, big).copy()
     for placed in scene.objects:
-        picture = colored_sprite(placed.thing, placed.color)
-        scale = placed.size * big / max(picture.size)
-        width = max(1, round(picture.width * scale))
-        height = max(1, round(picture.height * scale))
-        picture = picture.resize((width, height), Image.Resampling.BILINEAR)
+        image = colored_sprite(placed.thing, placed.color)
+        scale = placed.size * big / max(image.size)
+        width = max(1, round(image.width * scale))
+        height = max(1, round(image.height * scale))
+        image = image.resize((width, height), Image.Resampling.BILINEAR)
         corner = (round(placed.x * big - width / 2), round(placed.y * big - height / 2))
-        canvas.paste(picture, corner, picture)
+        canvas.paste(image, corner, image)
     return canvas.reduce(_OVERSAMPLE)

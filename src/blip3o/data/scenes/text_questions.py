@@ -1,4 +1,4 @@
-"""Questions that need no picture: they begin with a scene in words."""
+"""Questions that need no image: they begin with a scene in words."""
 
 from dataclasses import replace
 
@@ -24,7 +24,7 @@ def text_conversation(scene: Scene, rng: np.random.Generator) -> tuple[str, list
     """Returns a detailed or a short caption, and questions that it answers.
 
     The words of a prompt have to be bound (which thing is red, what is left of what) before a
-    picture can be drawn from them, and only text without a picture teaches to look at the words.
+    image can be drawn from them, and only text without an image teaches to look at the words.
 
     Args:
         scene: what the words describe.

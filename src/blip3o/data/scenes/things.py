@@ -61,19 +61,19 @@ def _sheet() -> tuple[dict[str, Any], Image.Image]:
     folder = resources.files("blip3o.data.scenes")
     layout = json.loads((folder / "sprites.json").read_text(encoding="utf-8"))
     with (folder / "sprites.png").open("rb") as file:
-        picture = Image.open(file)
-        picture.load()
-    return layout, picture
+        image = Image.open(file)
+        image.load()
+    return layout, image
 
 
 @functools.cache
 def sprite(thing: str) -> NDArray[np.uint8]:
     """Returns a thing's tone (0 dark, 255 light) and alpha, uint8 of shape [H W 2], trimmed."""
-    layout, picture = _sheet()
+    layout, image = _sheet()
     number = [*layout["emoji"], *layout["shapes"]].index(thing)
     cell = layout["cell"]
     left, top = number % layout["columns"] * cell, number // layout["columns"] * cell
-    cut = picture.crop((left, top, left + cell, top + cell))
+    cut = image.crop((left, top, left + cell, top + cell))
     return np.asarray(cut.crop(cut.getchannel("A").getbbox()))
 
 

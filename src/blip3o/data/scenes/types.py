@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 MARGIN = 0.02
-"""Least distance of an object's box to the picture's edge."""
+"""Least distance of an object's box to the image's edge."""
 GAP = 0.03
 """Least distance between the boxes of two objects."""
 RELATION_MARGIN = 0.2
@@ -29,11 +29,11 @@ class Placed:
     color: str
     """A name of `things.COLORS`."""
     x: float
-    """Center from the left, as a share of the picture's side."""
+    """Center from the left, as a share of the image's side."""
     y: float
-    """Center from the top, as a share of the picture's side."""
+    """Center from the top, as a share of the image's side."""
     size: float
-    """Longer side, as a share of the picture's side; its box is this square."""
+    """Longer side, as a share of the image's side; its box is this square."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +70,7 @@ def relations(first: Placed, second: Placed) -> list[str]:
 
 
 def fits(objects: tuple[Placed, ...]) -> bool:
-    """Returns whether all boxes are inside the picture and keep their distance."""
+    """Returns whether all boxes are inside the image and keep their distance."""
     for k, one in enumerate(objects):
         reach = 0.5 - MARGIN - one.size / 2
         if max(abs(one.x - 0.5), abs(one.y - 0.5)) > reach + 1e-9:

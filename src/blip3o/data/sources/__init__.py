@@ -36,7 +36,7 @@ class Source(Protocol):
         ...
 
     def read(self, position: int) -> tuple[str, Mapping[str, bytes], Mapping[str, Any]]:
-        """Returns key, pictures by role, and fields of one record.
+        """Returns key, images by role, and fields of one record.
 
         ValueError or OSError if the record is bad, UsageError if its store cannot be reached.
         """

@@ -62,7 +62,7 @@ class FolderSource:
         self._caption = config.caption
         self._base = Path(os.path.expanduser(config.path))
         if not self._base.is_dir():
-            raise UsageError(f"no such folder of pictures: {self._base}")
+            raise UsageError(f"no such folder of images: {self._base}")
         found = scan(str(self._base))
         self._names, self._beside = found.images, found.beside
         if not self._names:
@@ -218,4 +218,4 @@ def _nothing(base: Path, passed_over: PassedOver) -> str:
     there = "".join(f"; {count} x {why}" for why, count in passed_over.counts().items())
     if any(base.glob("*.tar")):
         there = f"; its tar shards are read as {base}/*.tar"
-    return f"no picture in {base}; it may hold {', '.join(IMAGE_SUFFIXES)}{there}"
+    return f"no image in {base}; it may hold {', '.join(IMAGE_SUFFIXES)}{there}"

@@ -1,7 +1,7 @@
 """WebDataset tar shards with random access.
 
-    000017.png  000017.json            a picture and its fields
-    000017.jpg  000017.txt             a picture and its caption
+    000017.png  000017.json            an image and its fields
+    000017.jpg  000017.txt             an image and its caption
     000017.source.png  000017.target.png  000017.json      an edit
 
 `KEY.txt` or `KEY.caption` is the caption, whatever `KEY.json` says. A record with two members for
@@ -104,7 +104,7 @@ class WebDatasetSource:
         return self._ends[-1]
 
     def read(self, position: int) -> tuple[str, Mapping[str, bytes], Mapping[str, Any]]:
-        """Returns key, pictures by role, and fields of one record.
+        """Returns key, images by role, and fields of one record.
 
         Args:
             position: 0 to len - 1.

@@ -1,10 +1,10 @@
-"""Decoder-only language models as backbones, with a projector for pictures and an optional tower.
+"""Decoder-only language models as backbones, with a projector for images and an optional tower.
 
 The layers are transformers' own; this adapter adds what BLIP3-o needs around them: a two-layer
-projector for picture tokens, embeddings as input, padded rows with positions that start at each
-row's first real token, and a cache that can be filled without gradient. Pictures come either as
+projector for image tokens, embeddings as input, padded rows with positions that start at each
+row's first real token, and a cache that can be filled without gradient. Images come either as
 features of the model's image encoder or as pixels, for an understanding tower of the backbone's
-own. Axes: B rows, T tokens, M pictures, N tokens of a picture, D width, V vocabulary.
+own. Axes: B rows, T tokens, M images, N tokens of an image, D width, V vocabulary.
 """
 
 import dataclasses
@@ -36,7 +36,7 @@ class DecoderOnlyConfig(Protocol):
 
     @property
     def image_token_id(self) -> int:
-        """Id of the placeholder that a picture's tokens replace."""
+        """Id of the placeholder that an image's tokens replace."""
         ...
 
     @property
@@ -66,7 +66,7 @@ class DecoderOnlyConfig(Protocol):
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class TowerInputs:
-    """Pictures of prompts for an understanding tower.
+    """Images of prompts for an understanding tower.
 
     Args:
         pixels: [M, 3, P, P] in [-1, 1], P the side that the tower takes.
@@ -76,7 +76,7 @@ class TowerInputs:
 
 
 class DecoderOnlyBackbone(nn.Module):
-    """Token ids and pictures to hidden states, and hidden states to vocabulary logits.
+    """Token ids and images to hidden states, and hidden states to vocabulary logits.
 
     Args:
         config: sizes; its `vision_tower` is built here if it has one.
@@ -112,7 +112,7 @@ class DecoderOnlyBackbone(nn.Module):
         )
 
     def vision_inputs(self, pixels: Tensor) -> TowerInputs:
-        """Returns pictures as `embed` takes them, resized if the tower's side is another one.
+        """Returns images as `embed` takes them, resized if the tower's side is another one.
 
         Args:
             pixels: [M, 3, H, W] in [-1, 1].
@@ -126,7 +126,7 @@ class DecoderOnlyBackbone(nn.Module):
         return TowerInputs(pixels=pixels)
 
     def image_tokens(self, images: Tensor | TowerInputs) -> Tensor:
-        """Returns the tokens that stand for pictures, [M, N, D].
+        """Returns the tokens that stand for images, [M, N, D].
 
         Args:
             images: features [M, N, C] of the image encoder, or pixels for the tower.
@@ -138,11 +138,11 @@ class DecoderOnlyBackbone(nn.Module):
         return self.projector(normalized.to(self.projector[0].weight.dtype))
 
     def embed(self, input_ids: Tensor, images: Tensor | TowerInputs | None = None) -> Tensor:
-        """Returns the input embeddings, with the pictures' tokens at their placeholders.
+        """Returns the input embeddings, with the images' tokens at their placeholders.
 
         Args:
             input_ids: [B, T].
-            images: all pictures, in the order of their placeholders: features [M, N, C] of the
+            images: all images, in the order of their placeholders: features [M, N, C] of the
                 image encoder, or what `vision_inputs` made of pixels.
 
         Raises:
@@ -154,7 +154,7 @@ class DecoderOnlyBackbone(nn.Module):
         if int(is_image.sum()) != num_tokens:
             raise ValueError(
                 f"the prompts hold {int(is_image.sum())} image placeholders, "
-                f"the pictures give {num_tokens} feature tokens"
+                f"the images give {num_tokens} feature tokens"
             )
         if images is None:
             return embeds

@@ -1,4 +1,4 @@
-"""Llama 3 as a backbone, with a CLIP or SigLIP tower for the pictures of prompts.
+"""Llama 3 as a backbone, with a CLIP or SigLIP tower for the images of prompts.
 
 No released BLIP3-o weights have to be matched: the architecture is that of the released Llama
 class, whose weights were never published.
@@ -36,8 +36,8 @@ class Llama3BackboneConfig:
         num_layers: decoder layers.
         num_heads: query heads; a head is D / num_heads wide.
         num_kv_heads: key/value heads.
-        image_token_id: id of the placeholder that a picture's tokens replace.
-        vision_tower: what sees the pictures of prompts, a config out of `ENCODERS`.
+        image_token_id: id of the placeholder that an image's tokens replace.
+        vision_tower: what sees the images of prompts, a config out of `ENCODERS`.
         tie_word_embeddings: whether the embedding table is also the vocabulary head.
         norm_eps: epsilon of the decoder's norms.
         max_positions: longest sequence the model is meant for.
@@ -117,10 +117,10 @@ class Llama3BackboneConfig:
         )
 
     def num_image_tokens(self, image_px: int) -> int:
-        """Returns how many tokens stand for a picture.
+        """Returns how many tokens stand for an image.
 
         Args:
-            image_px: its side; the tower resizes pictures, so the number does not depend on it.
+            image_px: its side; the tower resizes images, so the number does not depend on it.
         """
         del image_px
         return self.vision_tower.num_tokens

@@ -1,8 +1,8 @@
 """Qwen2.5-VL: the backbone of the released 4B and 8B models, with a vision tower of its own.
 
 The layers are transformers' own text model and vision tower; this adapter adds what BLIP3-o needs
-around them. Two facts of the released models meet here: prompts of pictures have plain positions
-on all three rotary axes, also where they hold pictures, and only text about pictures uses the
+around them. Two facts of the released models meet here: prompts of images have plain positions
+on all three rotary axes, also where they hold images, and only text about images uses the
 3-axis positions of Qwen2.5-VL.
 """
 
@@ -40,7 +40,7 @@ class Qwen2_5VLBackboneConfig:  # noqa: N801  (the model's own name)
         num_layers: decoder layers.
         num_heads: query heads.
         num_kv_heads: key/value heads.
-        image_token_id: id of the placeholder that a picture's tokens replace.
+        image_token_id: id of the placeholder that an image's tokens replace.
         tie_word_embeddings: whether the embedding table is also the vocabulary head.
         vision: sizes of the vision tower.
         rotary_sections: frequencies of a head that follow time, rows and columns.
@@ -132,11 +132,11 @@ class Qwen2_5VLBackboneConfig:  # noqa: N801  (the model's own name)
 
     @property
     def token_px(self) -> int:
-        """Side in pixels of what one token stands for; pictures are multiples of it."""
+        """Side in pixels of what one token stands for; images are multiples of it."""
         return self.vision.patch_px * self.vision.merge
 
     def num_image_tokens(self, image_px: int) -> int:
-        """Returns how many tokens stand for a square picture.
+        """Returns how many tokens stand for a square image.
 
         Args:
             image_px: its side.
@@ -185,7 +185,7 @@ class Qwen2_5VLCache:  # noqa: N801
     Args:
         key_values: keys and values of every layer.
         rope_deltas: how far each row's rotary positions are from its count of tokens, [B]; below 0
-            after pictures, whose grids take fewer positions than they have tokens.
+            after images, whose grids take fewer positions than they have tokens.
     """
 
     key_values: "Cache | PackedCache"
@@ -193,7 +193,7 @@ class Qwen2_5VLCache:  # noqa: N801
 
 
 class Qwen2_5VLBackbone(nn.Module):  # noqa: N801
-    """Token ids and pictures to hidden states, and hidden states to vocabulary logits.
+    """Token ids and images to hidden states, and hidden states to vocabulary logits.
 
     Args:
         config: sizes.
@@ -220,10 +220,10 @@ class Qwen2_5VLBackbone(nn.Module):  # noqa: N801
         )
 
     def vision_inputs(self, pixels: Tensor | Sequence[Tensor]) -> VisionInputs:
-        """Returns pictures as `embed` takes them.
+        """Returns images as `embed` takes them.
 
         Args:
-            pixels: [M, 3, H, W] in [-1, 1], or pictures [3, H, W] of several shapes.
+            pixels: [M, 3, H, W] in [-1, 1], or images [3, H, W] of several shapes.
 
         Raises:
             ValueError: if a side is not a multiple of a token's.
@@ -239,18 +239,18 @@ class Qwen2_5VLBackbone(nn.Module):  # noqa: N801
         )
 
     def image_tokens(self, images: VisionInputs) -> Tensor:
-        """Returns what the vision tower makes of pictures: tokens of all of them, [S / m**2, D]."""
+        """Returns what the vision tower makes of images: tokens of all of them, [S / m**2, D]."""
         return self.visual(images.patches, grid_thw=images.grid_thw).pooler_output
 
     def embed(self, input_ids: Tensor, images: VisionInputs | None = None) -> Tensor:
-        """Returns the input embeddings, with the pictures' tokens at their placeholders.
+        """Returns the input embeddings, with the images' tokens at their placeholders.
 
         Args:
             input_ids: [B, T].
-            images: all pictures, in the order of their placeholders.
+            images: all images, in the order of their placeholders.
 
         Raises:
-            ValueError: if placeholders and picture tokens differ in number.
+            ValueError: if placeholders and image tokens differ in number.
         """
         embeds = self.decoder.embed_tokens(input_ids)
         is_image = input_ids == self.config.image_token_id
@@ -258,7 +258,7 @@ class Qwen2_5VLBackbone(nn.Module):  # noqa: N801
         if int(is_image.sum()) != num_tokens:
             raise ValueError(
                 f"the prompts hold {int(is_image.sum())} image placeholders, "
-                f"the pictures give {num_tokens} feature tokens"
+                f"the images give {num_tokens} feature tokens"
             )
         if images is None:
             return embeds
@@ -268,15 +268,15 @@ class Qwen2_5VLBackbone(nn.Module):  # noqa: N801
     def image_positions(
         self, input_ids: Tensor, attention_mask: Tensor, images: VisionInputs
     ) -> Tensor:
-        """Returns the 3-axis positions of text about pictures, [3, B, T], for `forward`.
+        """Returns the 3-axis positions of text about images, [3, B, T], for `forward`.
 
         Args:
             input_ids: whole rows, [B, T].
             attention_mask: True for real tokens, [B, T].
-            images: all pictures, in the order of their placeholders.
+            images: all images, in the order of their placeholders.
 
         Raises:
-            ValueError: if the placeholders do not come in runs of the pictures' tokens.
+            ValueError: if the placeholders do not come in runs of the images' tokens.
         """
         grids = self._token_grids(images)
         return image_positions(input_ids, attention_mask, grids, self.config.image_token_id)

@@ -1,6 +1,6 @@
 """Qwen3 as a backbone: the language side of the pocket model and of the Qwen3-SigLIP2 variant.
 
-The pocket model projects features of its image encoder; the published variant looks at pictures
+The pocket model projects features of its image encoder; the published variant looks at images
 with a SigLIP2 tower of its own, while it draws EVA-CLIP features.
 """
 
@@ -43,7 +43,7 @@ class Qwen3BackboneConfig:
         image_channels: channels (C) of the image encoder's features that the projector takes; None
             with a tower of its own.
         image_normalizer: what the features pass before the projector; the identity if left out.
-        vision_tower: what sees the pictures of prompts, a config out of `ENCODERS`; None if the
+        vision_tower: what sees the images of prompts, a config out of `ENCODERS`; None if the
             model's image encoder does.
         tie_word_embeddings: whether the embedding table is also the vocabulary head.
         norm_eps: epsilon of the decoder's norms.
@@ -120,10 +120,10 @@ class Qwen3BackboneConfig:
         )
 
     def num_image_tokens(self, image_px: int) -> int:
-        """Returns how many tokens stand for a picture that the tower sees.
+        """Returns how many tokens stand for an image that the tower sees.
 
         Args:
-            image_px: its side; the tower resizes pictures, so the number does not depend on it.
+            image_px: its side; the tower resizes images, so the number does not depend on it.
         """
         del image_px
         return self.vision_tower.num_tokens  # type: ignore[union-attr]

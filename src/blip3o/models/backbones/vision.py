@@ -1,6 +1,6 @@
-"""The vision tower of Qwen2.5-VL: its sizes, pictures as patches and grids, 3-axis positions.
+"""The vision tower of Qwen2.5-VL: its sizes, images as patches and grids, 3-axis positions.
 
-Axes: M pictures, S patches of all pictures, p side of a patch in pixels, m patches along one side
+Axes: M images, S patches of all images, p side of a patch in pixels, m patches along one side
 of a token, B rows, T tokens.
 """
 
@@ -32,9 +32,9 @@ class VisionTowerConfig:
         num_heads: attention heads.
         patch_px: side of a patch in pixels.
         merge: patches along one side of a token that the backbone sees.
-        num_frames: frames of a patch; a still picture is repeated.
+        num_frames: frames of a patch; a still image is repeated.
         window_px: side of the windows that most layers attend in.
-        full_attention_layers: the layers that attend to the whole picture.
+        full_attention_layers: the layers that attend to the whole image.
     """
 
     hidden_size: Count = 1280
@@ -76,13 +76,13 @@ class VisionTowerConfig:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class VisionInputs:
-    """Pictures of any sizes, cut into patches for a vision tower.
+    """Images of any sizes, cut into patches for a vision tower.
 
     Args:
         patches: normalized pixels of each patch, [S, frames * 3 * p * p] in the published order:
-            pictures one after the other; in a picture the patches of one token follow each other;
+            images one after the other; in an image the patches of one token follow each other;
             in a patch channels, then frames, rows and columns.
-        grid_thw: frames, rows and columns of patches of each picture, int64 [M, 3].
+        grid_thw: frames, rows and columns of patches of each image, int64 [M, 3].
     """
 
     patches: Tensor
@@ -90,13 +90,13 @@ class VisionInputs:
 
 
 def to_vision_inputs(pixels: Tensor, patch_px: int, merge: int, num_frames: int) -> VisionInputs:
-    """Returns pictures of one size as the vision tower takes them.
+    """Returns images of one size as the vision tower takes them.
 
     Args:
         pixels: [M, 3, H, W] in [-1, 1].
         patch_px: side of a patch (p).
         merge: patches along one side of a token (m).
-        num_frames: how often a still picture is repeated in time.
+        num_frames: how often a still image is repeated in time.
 
     Raises:
         ValueError: if H or W is not a multiple of p * m.
@@ -128,22 +128,22 @@ def to_vision_inputs(pixels: Tensor, patch_px: int, merge: int, num_frames: int)
 def image_positions(
     input_ids: Tensor, attention_mask: Tensor, token_grids: Tensor, image_token_id: int
 ) -> Tensor:
-    """Returns the rotary positions of text with pictures on the axes time, row and column.
+    """Returns the rotary positions of text with images on the axes time, row and column.
 
-    A text token takes the next position on all three axes. The tokens of a picture take their
+    A text token takes the next position on all three axes. The tokens of an image take their
     place in its grid, counted from that position, and the text goes on after the longest side.
 
     Args:
         input_ids: [B, T].
         attention_mask: True for real tokens, [B, T]; padding may be on either side.
-        token_grids: frames, rows and columns of tokens of each picture, in reading order, [M, 3].
+        token_grids: frames, rows and columns of tokens of each image, in reading order, [M, 3].
         image_token_id: id of the placeholders.
 
     Returns:
         Positions, int64 [3, B, T]; 0 at padding.
 
     Raises:
-        ValueError: if the placeholders do not come in runs of the pictures' tokens.
+        ValueError: if the placeholders do not come in runs of the images' tokens.
 
     Reference:
         Qwen2.5-VL (arXiv 2502.13923), section 2.1.2; parity family `qwen`, cases `und_*`.
@@ -155,7 +155,7 @@ def image_positions(
     for row, (images, real) in enumerate(zip(is_image, mask, strict=True)):
         positions[:, row, real] = _row_positions(images[real].tolist(), grids)
     if next(grids, None) is not None:
-        raise ValueError("there are more pictures than runs of image placeholders")
+        raise ValueError("there are more images than runs of image placeholders")
     return positions.to(input_ids.device)
 
 
@@ -168,7 +168,7 @@ def _row_positions(is_image: list[bool], grids: Iterator[list[int]]) -> Tensor:
             grid = next(grids, None)
             run = is_image[column : column + math.prod(grid or [0])]
             if grid is None or len(run) < math.prod(grid) or not all(run):
-                raise ValueError("image placeholders do not come in runs of the pictures' tokens")
+                raise ValueError("image placeholders do not come in runs of the images' tokens")
             piece = torch.cartesian_prod(*(torch.arange(size) for size in grid)).T
             step = max(grid)
         else:

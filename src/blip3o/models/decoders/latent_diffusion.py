@@ -2,7 +2,7 @@
 
 A decoder adds its network (`predict`). The scheduler is a diffusers object and may be swapped at
 any time (`decoder.scheduler = DPMSolverMultistepScheduler.from_config(decoder.scheduler.config)`).
-One that draws noise at its steps draws it from the seed of each picture, alone or in a batch.
+One that draws noise at its steps draws it from the seed of each image, alone or in a batch.
 """
 
 import copy
@@ -22,7 +22,7 @@ from blip3o.models.encoders.vae import import_diffusers
 _MAX_TRAIN_TIMESTEPS = 100_000
 
 TILE_PX = 512
-"""Side of the tiles in which a VAE decodes pictures larger than this, when tiling is on."""
+"""Side of the tiles in which a VAE decodes images larger than this, when tiling is on."""
 
 
 class LatentDiffusionDecoder(nn.Module):
@@ -30,7 +30,7 @@ class LatentDiffusionDecoder(nn.Module):
 
     Only the network is trained, so the VAE needs no gradient. What guidance leads away from, the
     empty condition, is data of the model: it is kept beside the weights as `empty_features` [N, K]
-    (the features of a black picture for SANA), zeros in a fresh decoder.
+    (the features of a black image for SANA), zeros in a fresh decoder.
 
     Args:
         config: an `SdxlDecoderConfig` or a `SanaDecoderConfig`.
@@ -71,7 +71,7 @@ class LatentDiffusionDecoder(nn.Module):
 
         Args:
             features: in the space the decoder was trained in, [B, N, K].
-            noise: standard normal latents [B, C, h, w]; h and w set the picture's size.
+            noise: standard normal latents [B, C, h, w]; h and w set the image's size.
             num_inference_steps: steps of the scheduler.
             guidance_scale: 1 follows the features alone; the config's number if None.
             empty_features: empty condition [N, K] or [B, N, K] instead of the stored one.
@@ -105,7 +105,7 @@ class LatentDiffusionDecoder(nn.Module):
         guidance_scale: float | None = None,
         empty_features: Tensor | None = None,
     ) -> Tensor:
-        """Returns pictures [B, 3, P, P] in [-1, 1] for features; arguments as above."""
+        """Returns images [B, 3, P, P] in [-1, 1] for features; arguments as above."""
         latents = self.sample_latents(
             features,
             noise,
@@ -168,7 +168,7 @@ def start_scheduler(scheduler: Any, num_inference_steps: int, device: torch.devi
 
 
 def latents_to_pixels(vae: Any, latents: Tensor) -> Tensor:  # noqa: ANN401
-    """Returns pictures [B, 3, P, P] in [-1, 1] of latents [B, C, h, w].
+    """Returns images [B, 3, P, P] in [-1, 1] of latents [B, C, h, w].
 
     Args:
         vae: diffusers' autoencoder.
@@ -190,9 +190,9 @@ def set_low_memory(
 
     Args:
         vae: diffusers' autoencoder.
-        sliced: one picture of a batch after the other; the result is the same.
-        tiled: pictures in overlapping tiles that are blended; the result is only nearly the same.
-        tile_px: side of a tile; smaller pictures are decoded whole.
+        sliced: one image of a batch after the other; the result is the same.
+        tiled: images in overlapping tiles that are blended; the result is only nearly the same.
+        tile_px: side of a tile; smaller images are decoded whole.
     """
     (vae.enable_slicing if sliced else vae.disable_slicing)()
     if not tiled:
@@ -230,8 +230,8 @@ def _denoise(
 
 
 def _step_generators(noise: Tensor) -> list[torch.Generator]:
-    """Returns a source of noise for each picture, seeded by the noise that it starts from."""
+    """Returns a source of noise for each image, seeded by the noise that it starts from."""
     starts = noise.detach().float().cpu().flatten(1).numpy()
     # A checksum of all numbers: of a seed torch's CPU generator reads 32 bits, and two numbers of
-    # half precision have too few values for every picture to have its own.
+    # half precision have too few values for every image to have its own.
     return [torch.Generator().manual_seed(zlib.crc32(start.tobytes())) for start in starts]

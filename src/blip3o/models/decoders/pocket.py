@@ -1,8 +1,8 @@
 """The pocket image decoder: a small convolutional diffusion network from features to pixels.
 
 Three levels: the feature grid, where what the tokens mean is worked out; a middle grid, where
-objects get their shape; a fine grid of small pixel blocks, which also sees the noisy picture.
-The network predicts the clean picture, because the features decide almost all of it: a few steps
+objects get their shape; a fine grid of small pixel blocks, which also sees the noisy image.
+The network predicts the clean image, because the features decide almost all of it: a few steps
 then suffice (Li and He, "Back to basics: let denoising generative models denoise",
 arXiv 2511.13720); `velocity` converts.
 """
@@ -25,7 +25,7 @@ class PocketDecoderConfig:
     """Sizes of the pocket decoder.
 
     Args:
-        image_px: side of the picture.
+        image_px: side of the image.
         feature_channels: channels of the normalized features (K).
         grid: feature tokens along one side, which is the coarse level.
         widths: channels of the coarse, the middle and the fine level.
@@ -33,7 +33,7 @@ class PocketDecoderConfig:
         middle_scale: cells of the middle level along one side of a token.
         fine_scale: cells of the fine level along one side of a middle cell.
         sigma_shift: shift of the noise levels that decoding visits towards pure noise. Features
-            decide almost all of a picture, so what matters is learned and decided up there.
+            decide almost all of an image, so what matters is learned and decided up there.
         min_sigma: the conversion to a velocity divides by sigma, but by no less than this.
     """
 
@@ -67,7 +67,7 @@ class PocketDecoderConfig:
 
     @property
     def noise_shape(self) -> tuple[int, int, int]:
-        """Shape of the noise one picture starts from, which is the shape of its pixels."""
+        """Shape of the noise one image starts from, which is the shape of its pixels."""
         return (3, self.image_px, self.image_px)
 
     @property
@@ -122,10 +122,10 @@ class PocketDecoder(nn.Module):
         return [*self.coarse, *self.middle, *self.fine]
 
     def predict_clean(self, noisy: Tensor, sigma: Tensor, features: Tensor) -> Tensor:
-        """Returns the predicted clean pictures [B, 3, P, P].
+        """Returns the predicted clean images [B, 3, P, P].
 
         Args:
-            noisy: pictures on the path from clean to noise, [B, 3, P, P].
+            noisy: images on the path from clean to noise, [B, 3, P, P].
             sigma: noise levels in [0, 1], [B].
             features: normalized features, [B, N, K].
         """
@@ -142,17 +142,17 @@ class PocketDecoder(nn.Module):
         return functional.pixel_shuffle(blocks, config.block_px)
 
     def velocity(self, noisy: Tensor, sigma: Tensor, features: Tensor) -> Tensor:
-        """Returns the velocity (noise - clean) of pictures on the path; shapes as above."""
+        """Returns the velocity (noise - clean) of images on the path; shapes as above."""
         clean = self.predict_clean(noisy, sigma, features)
         return clean_to_velocity(clean, noisy, sigma.clamp_min(self.config.min_sigma))
 
     def decode(self, features: Tensor, noise: Tensor, num_inference_steps: int) -> Tensor:
-        """Returns pictures [B, 3, P, P] in [-1, 1] for features.
+        """Returns images [B, 3, P, P] in [-1, 1] for features.
 
         Args:
             features: normalized features, [B, N, K].
-            noise: standard normal pictures to start from, [B, 3, P, P].
-            num_inference_steps: Euler steps from pure noise to the picture.
+            noise: standard normal images to start from, [B, 3, P, P].
+            num_inference_steps: Euler steps from pure noise to the image.
         """
         sigmas = inference_sigmas(num_inference_steps, self.config.sigma_shift)
 

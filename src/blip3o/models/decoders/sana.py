@@ -103,12 +103,12 @@ class SanaDecoderConfig:
 
     @property
     def image_px(self) -> int:
-        """Side of the picture."""
+        """Side of the image."""
         return self.sample_size * self.autoencoder.downsampling
 
     @property
     def noise_shape(self) -> tuple[int, int, int]:
-        """Shape of the noise one picture starts from, which is the shape of its latents."""
+        """Shape of the noise one image starts from, which is the shape of its latents."""
         return (self.autoencoder.latent_channels, self.sample_size, self.sample_size)
 
     @classmethod

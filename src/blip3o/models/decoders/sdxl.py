@@ -44,13 +44,13 @@ class SdxlDecoderConfig:
         layers_per_block: residual blocks of a stage.
         transformer_layers_per_block: transformer layers after a residual block of each stage.
         num_heads: attention heads of each stage.
-        time_id_size: width of the embedding of one number of the picture's size.
+        time_id_size: width of the embedding of one number of the image's size.
         norm_num_groups: groups of the UNet's GroupNorms.
         autoencoder: the VAE, a config out of `AUTOENCODERS`.
         scheduler: what diffusers writes as scheduler_config.json, `_class_name` included.
         guidance_scale: strength of classifier-free guidance unless told otherwise; 1 switches it
             off (published: 3).
-        original_size: height and width that the UNet is told the picture had before it was scaled
+        original_size: height and width that the UNet is told the image had before it was scaled
             (published: 1024, 1024).
         crop: rows and columns that the UNet is told were cropped at the top left (published: 0, 0).
         empty_prompt: text whose features are the empty condition while none is stored; None takes
@@ -81,12 +81,12 @@ class SdxlDecoderConfig:
 
     @property
     def image_px(self) -> int:
-        """Side of the picture."""
+        """Side of the image."""
         return self.sample_size * self.autoencoder.downsampling
 
     @property
     def noise_shape(self) -> tuple[int, int, int]:
-        """Shape of the noise one picture starts from, which is the shape of its latents."""
+        """Shape of the noise one image starts from, which is the shape of its latents."""
         return (self.autoencoder.latent_channels, self.sample_size, self.sample_size)
 
     @classmethod

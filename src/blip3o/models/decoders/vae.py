@@ -16,10 +16,10 @@ from blip3o.models.encoders.vae import KlAutoencoderConfig, features_to_latents
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class VaeDecoderConfig:
-    """A VAE's decoder at one picture size.
+    """A VAE's decoder at one image size.
 
     Args:
-        image_px: side of the picture; a multiple of the autoencoder's downsampling.
+        image_px: side of the image; a multiple of the autoencoder's downsampling.
         autoencoder: which VAE, a config out of `AUTOENCODERS`.
     """
 
@@ -46,7 +46,7 @@ class VaeDecoderConfig:
 
     @property
     def noise_shape(self) -> tuple[int]:
-        """Shape of the noise one picture starts from: none."""
+        """Shape of the noise one image starts from: none."""
         return (0,)
 
     @classmethod
@@ -83,7 +83,7 @@ class VaeDecoder(nn.Module):
     `quant_conv.`) is not here.
 
     Args:
-        config: which VAE, and the picture size.
+        config: which VAE, and the image size.
 
     Reference:
         BLIP3-o section 3.2 (VAE + flow matching).
@@ -101,7 +101,7 @@ class VaeDecoder(nn.Module):
         return []
 
     def decode(self, features: Tensor, noise: Tensor, num_inference_steps: int) -> Tensor:
-        """Returns pictures [B, 3, P, P] in [-1, 1] for features.
+        """Returns images [B, 3, P, P] in [-1, 1] for features.
 
         Args:
             features: latents as the `vae` encoder gives them, [B, N, C].

@@ -46,7 +46,7 @@ class NextDiTConfig:
         multiple_of: the feed-forward width is rounded up to a multiple of this.
         ffn_dim_multiplier: optional factor of the feed-forward width.
         norm_eps: epsilon of the RMS norms; the LayerNorms have one of their own, as published.
-        reference_channels: channels of the features of a picture to edit; 0 (the released layout)
+        reference_channels: channels of the features of an image to edit; 0 (the released layout)
             for a network that takes none.
     """
 
@@ -161,7 +161,7 @@ class NextDiT(nn.Module):
         """Returns the velocity in the released form, [B, C, rows, columns].
 
         Args:
-            noisy: noisy features as a picture, [B, C, rows, columns]; any grid.
+            noisy: noisy features as an image, [B, C, rows, columns]; any grid.
             timestep: 1000 * sigma, float or integer, [B].
             condition: the backbone's query states, [B, Q, D].
         """
@@ -189,7 +189,7 @@ class NextDiT(nn.Module):
             condition: the backbone's query states, [B, Q, D]; zeros are the empty condition.
             context_cache: what `prepare_context(condition)` returned; the condition is then not
                 looked at.
-            reference: features of a picture to edit, [B, N, reference_channels].
+            reference: features of an image to edit, [B, N, reference_channels].
             grid: rows and columns of the N tokens; None for a square.
             truncate_timestep: round 1000 * sigma down to a whole number, as the released sampler
                 does.
@@ -236,7 +236,7 @@ class NextDiT(nn.Module):
             sigmas: the noise level of each step, fp32, [S].
             num_images: images of each prompt; the batch is then B = P * num_images.
             is_guided: whether to give the velocities of [null, conditional] at once.
-            reference: features of pictures to edit, [P, N, reference_channels].
+            reference: features of images to edit, [P, N, reference_channels].
             grid: rows and columns of the tokens; None for the config's square.
             truncate_timestep: see `velocity`.
 

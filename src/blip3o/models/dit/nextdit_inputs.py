@@ -24,7 +24,7 @@ def check_shapes(
         config: the network's sizes.
         noisy: features on the path, [B, N, C].
         condition: the backbone's query states, [B, Q, D].
-        reference: features of a picture to edit, [B, N, reference_channels].
+        reference: features of an image to edit, [B, N, reference_channels].
         grid: rows and columns of the N tokens.
 
     Raises:

@@ -77,7 +77,7 @@ class PreparedNextDiT:
         grid: rows and columns of the N tokens.
         num_images: images of each condition.
         is_guided: whether the batch has a null half.
-        reference: features of pictures to edit, [P, N, reference_channels].
+        reference: features of images to edit, [P, N, reference_channels].
     """
 
     def __init__(

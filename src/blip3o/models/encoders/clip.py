@@ -19,7 +19,7 @@ class ClipEncoderConfig:
     """Sizes of a CLIP vision tower and of the feature grid made from it.
 
     Args:
-        image_px: side of the square input picture.
+        image_px: side of the square input image.
         patch_px: side of a patch; must divide `image_px`.
         hidden_size: width of the tower, which is the number of feature channels.
         intermediate_size: width inside the MLPs.
@@ -58,7 +58,7 @@ class ClipEncoderConfig:
 
     @property
     def num_tokens(self) -> int:
-        """Feature tokens of a picture (N)."""
+        """Feature tokens of an image (N)."""
         return self.grid**2
 
     @property
@@ -115,13 +115,13 @@ class ClipEncoder(nn.Module):
         )
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """Returns the features of pictures, without the class token.
+        """Returns the features of images, without the class token.
 
         Args:
             pixels: [B, 3, P, P] in [-1, 1].
 
         Raises:
-            ValueError: if the pictures are not of the config's size.
+            ValueError: if the images are not of the config's size.
         """
         check_pixels(pixels, self.config.image_px)
         normalized = normalize_for_clip(pixels)

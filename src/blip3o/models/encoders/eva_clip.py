@@ -26,7 +26,7 @@ class EvaClipEncoderConfig:
     """Sizes of an EVA-CLIP vision tower and of the feature grid made from it.
 
     Args:
-        image_px: side of the square input picture.
+        image_px: side of the square input image.
         patch_px: side of a patch; must divide `image_px`.
         hidden_size: width of the tower, which is the number of feature channels (C).
         intermediate_size: width inside the MLPs.
@@ -64,7 +64,7 @@ class EvaClipEncoderConfig:
 
     @property
     def num_tokens(self) -> int:
-        """Feature tokens of a picture (N)."""
+        """Feature tokens of an image (N)."""
         return self.grid**2
 
     @property
@@ -122,13 +122,13 @@ class EvaClipEncoder(nn.Module):
         self.tower = EvaClipTower(config)
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """Returns the pooled features of pictures.
+        """Returns the pooled features of images.
 
         Args:
             pixels: [B, 3, P, P] in [-1, 1].
 
         Raises:
-            ValueError: if the pictures are not of the config's size.
+            ValueError: if the images are not of the config's size.
         """
         check_pixels(pixels, self.config.image_px)
         return pool_tokens(self.tower(normalize_for_clip(pixels)), self.config.pool)

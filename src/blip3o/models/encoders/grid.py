@@ -6,7 +6,7 @@ from torch import Tensor
 
 
 def check_pixels(pixels: Tensor, image_px: int) -> None:
-    """Refuses pictures that are not [B, 3, P, P].
+    """Refuses images that are not [B, 3, P, P].
 
     Args:
         pixels: what an encoder was given.

@@ -1,7 +1,7 @@
 """The pocket image encoder: a convolutional stem, then a few transformer layers.
 
 A plain patch embedding has to learn every sprite at every shift inside a patch. A stem of strided
-convolutions sees edges and parts first, which from scratch on few pictures learns the identity of
+convolutions sees edges and parts first, which from scratch on few images learns the identity of
 things many times faster ("Early convolutions help transformers see better", arXiv 2106.14881).
 """
 
@@ -21,7 +21,7 @@ class PocketEncoderConfig:
     """Sizes of the pocket encoder.
 
     Args:
-        image_px: side of the square input picture.
+        image_px: side of the square input image.
         stem_channels: output channels of each convolution of the stem but the last.
         stem_strides: stride of each convolution; their product divides `image_px`.
         hidden_size: width, which is the number of feature channels.
@@ -55,7 +55,7 @@ class PocketEncoderConfig:
 
     @property
     def num_tokens(self) -> int:
-        """Feature tokens of a picture (N)."""
+        """Feature tokens of an image (N)."""
         return self.grid**2
 
     @property
@@ -110,13 +110,13 @@ class PocketEncoder(nn.Module):
         self.norm = nn.LayerNorm(config.hidden_size)
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """Returns the features of pictures.
+        """Returns the features of images.
 
         Args:
             pixels: [B, 3, P, P] in [-1, 1].
 
         Raises:
-            ValueError: if the pictures are not of the config's size.
+            ValueError: if the images are not of the config's size.
         """
         check_pixels(pixels, self.config.image_px)
         tokens = self.stem(pixels).flatten(2).transpose(1, 2) + self.positions

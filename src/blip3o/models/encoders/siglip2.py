@@ -17,7 +17,7 @@ class Siglip2EncoderConfig:
     """Sizes of a SigLIP2 vision tower and of the feature grid made from it.
 
     Args:
-        image_px: side of the square input picture.
+        image_px: side of the square input image.
         patch_px: side of a patch; must divide `image_px`.
         hidden_size: width of the tower, which is the number of feature channels.
         intermediate_size: width inside the MLPs.
@@ -55,7 +55,7 @@ class Siglip2EncoderConfig:
 
     @property
     def num_tokens(self) -> int:
-        """Feature tokens of a picture (N)."""
+        """Feature tokens of an image (N)."""
         return self.grid**2
 
     @property
@@ -83,7 +83,7 @@ class Siglip2EncoderConfig:
         """Returns the sizes of SigLIP2 so400m, one feature token a patch.
 
         Args:
-            image_px: side of the square input picture; 512 with patches of 16, 378 with 14 (the
+            image_px: side of the square input image; 512 with patches of 16, 378 with 14 (the
                 file that is called 384: its 27 x 27 patches of 14 leave 6 pixels over).
             patch_px: side of a patch.
             keep_head: see the class.
@@ -133,13 +133,13 @@ class Siglip2Encoder(nn.Module):
             self.tower.head.requires_grad_(False)
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """Returns the features of pictures.
+        """Returns the features of images.
 
         Args:
             pixels: [B, 3, P, P] in [-1, 1].
 
         Raises:
-            ValueError: if the pictures are not of the config's size.
+            ValueError: if the images are not of the config's size.
         """
         check_pixels(pixels, self.config.image_px)
         if self.config.skip_last == 0:

@@ -170,10 +170,10 @@ AutoencoderConfig = KlAutoencoderConfig | DcAutoencoderConfig
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class VaeEncoderConfig:
-    """A VAE's encoder at one picture size.
+    """A VAE's encoder at one image size.
 
     Args:
-        image_px: side of the square input picture; a multiple of the autoencoder's downsampling.
+        image_px: side of the square input image; a multiple of the autoencoder's downsampling.
         autoencoder: which VAE, a config out of `AUTOENCODERS`.
     """
 
@@ -195,7 +195,7 @@ class VaeEncoderConfig:
 
     @property
     def num_tokens(self) -> int:
-        """Feature tokens of a picture (N)."""
+        """Feature tokens of an image (N)."""
         return self.grid**2
 
     @property
@@ -228,11 +228,11 @@ class VaeEncoderConfig:
 class VaeEncoder(nn.Module):
     """Pixels [B, 3, P, P] in [-1, 1] to features [B, N, C], latent pixels row by row.
 
-    The latents are the mode of the posterior, so a picture has one encoding. Weight names are those
+    The latents are the mode of the posterior, so an image has one encoding. Weight names are those
     of the published autoencoder, whose decoder half (`decoder.`, `post_quant_conv.`) is not here.
 
     Args:
-        config: which VAE, and the picture size.
+        config: which VAE, and the image size.
     """
 
     def __init__(self, config: VaeEncoderConfig) -> None:
@@ -243,13 +243,13 @@ class VaeEncoder(nn.Module):
         self.quant_conv: nn.Module | None = getattr(autoencoder, "quant_conv", None)
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """Returns the features of pictures.
+        """Returns the features of images.
 
         Args:
             pixels: [B, 3, P, P] in [-1, 1].
 
         Raises:
-            ValueError: if the pictures are not of the config's size.
+            ValueError: if the images are not of the config's size.
         """
         check_pixels(pixels, self.config.image_px)
         moments = self.encoder(pixels)

@@ -26,7 +26,7 @@ from blip3o.serve.http.service import Service
 from blip3o.serve.http.settings import text_sampling
 from blip3o.serve.http.sse import GONE, event_stream
 from blip3o.serve.http.turns import RefusalPart
-from blip3o.serve.jobs import Answered, ChatRequest, Picture, PictureRequest, Text
+from blip3o.serve.jobs import Answered, ChatRequest, Drawn, ImageRequest, Text
 
 
 def chat_routes(service: Service) -> APIRouter:
@@ -45,7 +45,7 @@ def chat_routes(service: Service) -> APIRouter:
     return router
 
 
-async def chat_job(service: Service, body: ChatCompletionRequest) -> ChatRequest | PictureRequest:
+async def chat_job(service: Service, body: ChatCompletionRequest) -> ChatRequest | ImageRequest:
     """Returns the work that the next turn of a conversation asks for.
 
     Raises:
@@ -60,21 +60,21 @@ async def chat_job(service: Service, body: ChatCompletionRequest) -> ChatRequest
     limit = _limit(body)
     if "image" in body.modalities:
         text, images = await drawn_from(service, turns)
-        return picture_job(service, body, text, images, "messages", body.n)
+        return image_job(service, body, text, images, "messages", body.n)
     sampling = text_sampling(service, body, limit, tuple(body.stop))
     messages, images = await read_conversation(service, turns, "messages")
     service.check_chat(messages, images)
-    return ChatRequest(messages=messages, pictures=images, sampling=sampling, count=body.n)
+    return ChatRequest(messages=messages, images=images, sampling=sampling, count=body.n)
 
 
-def picture_job(
+def image_job(
     service: Service,
     body: TextSettings,
     text: str,
     images: Sequence[Image.Image],
     param: str,
     count: int = 1,
-) -> PictureRequest:
+) -> ImageRequest:
     """Returns the request for an image of a text, or for an edit of images.
 
     Args:
@@ -111,7 +111,7 @@ def _turn(message: ChatMessage, param: str) -> Turn:
 
 
 async def _parts(
-    service: Service, job: ChatRequest | PictureRequest, request: Request
+    service: Service, job: ChatRequest | ImageRequest, request: Request
 ) -> AsyncIterator[tuple[int, Any]]:
     """Yields the numbers of answers with what comes next of them: content, or `Answered`."""
     left = job.count
@@ -119,7 +119,7 @@ async def _parts(
         async for event in events:
             if isinstance(event, Text):
                 yield event.index, event.piece
-            elif isinstance(event, Picture):
+            elif isinstance(event, Drawn):
                 uri = f"data:image/png;base64,{await encoded(event.image)}"
                 yield event.index, [{"type": "image_url", "image_url": {"url": uri}}]
                 num_tokens = len(getattr(job, "prompt", ()))
@@ -185,9 +185,9 @@ async def _chunks(
         yield {**head, "choices": [], "usage": _usage(ends)}
 
 
-def _head(service: Service, kind: str, job: ChatRequest | PictureRequest) -> dict[str, Any]:
+def _head(service: Service, kind: str, job: ChatRequest | ImageRequest) -> dict[str, Any]:
     """Returns the first fields of all objects of an answer; with the seed, if one was used."""
-    seed = job.seed if isinstance(job, PictureRequest) else job.sampling.seed
+    seed = job.seed if isinstance(job, ImageRequest) else job.sampling.seed
     return {
         **({} if seed is None else {"seed": seed}),
         "id": f"chatcmpl-{secrets.token_hex(12)}",

@@ -10,7 +10,7 @@ from starlette.requests import Request
 
 from blip3o.serve.config import ServeConfig
 from blip3o.serve.http.errors import invalid, validated
-from blip3o.serve.http.images_in import PictureReader
+from blip3o.serve.http.images_in import ImageReader
 
 T = TypeVar("T", bound=BaseModel)
 _FILE_FIELDS = ("image", "image[]")
@@ -18,19 +18,19 @@ _MOST_FIELDS = 50
 
 
 async def read_form(
-    request: Request, schema: type[T], config: ServeConfig, reader: PictureReader
+    request: Request, schema: type[T], config: ServeConfig, reader: ImageReader
 ) -> tuple[T, list[Image.Image]]:
-    """Returns a form's fields and pictures; names of files are not looked at.
+    """Returns a form's fields and images; names of files are not looked at.
 
     Args:
         request: with a multipart body.
         schema: what the text fields must be.
         config: the limits.
-        reader: reads the pictures.
+        reader: reads the images.
 
     Raises:
         ApiError: 400 or 413 for a form that is damaged or over a limit, an unknown field, a
-            field given twice, or a picture that cannot be read.
+            field given twice, or an image that cannot be read.
     """
     if not request.headers.get("content-type", "").lower().startswith("multipart/form-data"):
         raise invalid("the body must be multipart/form-data", code="invalid_content_type")
@@ -51,13 +51,13 @@ async def read_form(
                 fields[name] = value
         parsed = validated(schema, fields)
         if not uploads:
-            raise invalid("image: a picture is needed", "image", "missing_required_parameter")
+            raise invalid("image: an image is needed", "image", "missing_required_parameter")
         check_count(len(uploads), config, "image")
-        pictures = []
+        images = []
         for upload in uploads:
             data = await upload.read(config.max_image_bytes + 1)
-            pictures.append(await reader.from_bytes(data, "image", is_shown=False))
-        return parsed, pictures
+            images.append(await reader.from_bytes(data, "image", is_shown=False))
+        return parsed, images
     finally:
         await form.close()
 
@@ -82,11 +82,11 @@ async def _parsed(request: Request, config: ServeConfig) -> FormData:
 
 
 def check_count(count: int, config: ServeConfig, param: str) -> None:
-    """Checks the number of pictures of a request.
+    """Checks the number of images of a request.
 
     Raises:
         ApiError: 400 for too many.
     """
     if count > config.max_images:
-        message = f"{count} pictures; at most {config.max_images} are allowed"
+        message = f"{count} images; at most {config.max_images} are allowed"
         raise invalid(message, param, "too_many_images")

@@ -14,12 +14,12 @@ from blip3o.serve.config import ServeConfig
 from blip3o.serve.http.decoding import CLIENT_LEFT
 from blip3o.serve.http.errors import ApiError
 from blip3o.serve.http.hosts import HostNames
+from blip3o.serve.http.images_out import IMAGE_PATH
 from blip3o.serve.http.json_in import check_marks
 from blip3o.serve.http.metrics import Metrics
-from blip3o.serve.http.pictures_out import PICTURE_PATH
 
 _OPEN_PATH = "/health"
-"""Needs no key, as do pictures."""
+"""Needs no key, as do images."""
 _READ_PATHS = ("/docs", "/openapi.json")
 """Of the API, but for people: browsers send the key as a password."""
 API_PATHS = ("/v1/", "/health", "/metrics", "/docs", "/openapi.json")
@@ -131,7 +131,7 @@ class Guard:
 
     def _check_key(self, scope: Scope) -> None:
         path = scope["path"]
-        is_open = path == _OPEN_PATH or path.startswith(PICTURE_PATH)
+        is_open = path == _OPEN_PATH or path.startswith(IMAGE_PATH)
         if not self._keys or is_open:
             return
         is_page = path in _READ_PATHS or not path.startswith(API_PATHS)

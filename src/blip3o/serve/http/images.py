@@ -1,4 +1,4 @@
-"""`/v1/images/...`: pictures from prompts, edits and variations."""
+"""`/v1/images/...`: images from prompts, edits and variations."""
 
 import asyncio
 import base64
@@ -15,56 +15,56 @@ from starlette.responses import JSONResponse, Response
 from blip3o.core.types import IMAGE_MARK, Message
 from blip3o.serve.http.errors import ApiError, invalid
 from blip3o.serve.http.forms import read_form
+from blip3o.serve.http.images_out import IMAGE_PATH, new_name, png
 from blip3o.serve.http.json_in import JsonRoute
-from blip3o.serve.http.pictures_out import PICTURE_PATH, new_name, png
 from blip3o.serve.http.schemas import (
     EditForm,
     GenerationRequest,
-    PictureOptions,
+    ImageOptions,
     SampledOptions,
     VariationForm,
 )
 from blip3o.serve.http.service import Service, new_seed
 from blip3o.serve.http.sse import GONE, event_stream
-from blip3o.serve.jobs import Picture, PictureRequest, Preview, Progress
+from blip3o.serve.jobs import Drawn, ImageRequest, Preview, Progress
 
 
 def image_routes(service: Service) -> APIRouter:
-    """Returns the routes for pictures."""
+    """Returns the routes for images."""
     router = APIRouter(tags=["images"], route_class=JsonRoute)
 
-    @router.post("/v1/images/generations", summary="Pictures of a prompt")
+    @router.post("/v1/images/generations", summary="Images of a prompt")
     async def generations(body: GenerationRequest, request: Request) -> Response:
         return await _answer(service, generation_job(service, body), body, request)
 
     @router.post(
-        "/v1/images/edits", summary="Pictures changed as told", openapi_extra=_form(EditForm)
+        "/v1/images/edits", summary="Images changed as told", openapi_extra=_form(EditForm)
     )
     async def edits(request: Request) -> Response:
-        body, pictures = await read_form(request, EditForm, service.config, service.reader)
-        return await _answer(service, edit_job(service, body, pictures), body, request)
+        body, images = await read_form(request, EditForm, service.config, service.reader)
+        return await _answer(service, edit_job(service, body, images), body, request)
 
     @router.post(
         "/v1/images/variations",
-        summary="A picture through its features",
+        summary="An image through its features",
         openapi_extra=_form(VariationForm),
     )
     async def variations(request: Request) -> Response:
-        body, pictures = await read_form(request, VariationForm, service.config, service.reader)
-        return await _answer(service, variation_job(service, body, pictures), body, request)
+        body, images = await read_form(request, VariationForm, service.config, service.reader)
+        return await _answer(service, variation_job(service, body, images), body, request)
 
-    @router.get(PICTURE_PATH + "{name}", summary="A picture that an answer's url points to")
-    async def picture(name: str) -> Response:
+    @router.get(IMAGE_PATH + "{name}", summary="An image that an answer's url points to")
+    async def image(name: str) -> Response:
         data = service.shelf.get(name)
         if data is None:
-            raise ApiError(404, "there is no such picture (any more)", code="not_found")
+            raise ApiError(404, "there is no such image (any more)", code="not_found")
         return Response(data, media_type="image/png", headers={"Cache-Control": "no-store"})
 
     return router
 
 
-def generation_job(service: Service, body: GenerationRequest) -> PictureRequest:
-    """Returns the work that a request for pictures of a prompt asks for.
+def generation_job(service: Service, body: GenerationRequest) -> ImageRequest:
+    """Returns the work that a request for images of a prompt asks for.
 
     Raises:
         ApiError: 400 or 404 for what the model or the server's limits do not allow.
@@ -75,37 +75,35 @@ def generation_job(service: Service, body: GenerationRequest) -> PictureRequest:
     return sampled(service, "generate", body, prompt, [], body.n)
 
 
-def edit_job(service: Service, body: EditForm, pictures: list[Image.Image]) -> PictureRequest:
-    """Returns the work that a request for changed pictures asks for.
+def edit_job(service: Service, body: EditForm, images: list[Image.Image]) -> ImageRequest:
+    """Returns the work that a request for changed images asks for.
 
     Raises:
         ApiError: 400 or 404 for what the model or the server's limits do not allow.
     """
     check_options(service, body)
-    prompt = edit_prompt(service, body.prompt, len(pictures), "prompt")
-    return sampled(service, "edit", body, prompt, pictures, body.n)
+    prompt = edit_prompt(service, body.prompt, len(images), "prompt")
+    return sampled(service, "edit", body, prompt, images, body.n)
 
 
-def variation_job(
-    service: Service, body: VariationForm, pictures: list[Image.Image]
-) -> PictureRequest:
-    """Returns the work that a request for a picture through its features asks for.
+def variation_job(service: Service, body: VariationForm, images: list[Image.Image]) -> ImageRequest:
+    """Returns the work that a request for an image through its features asks for.
 
     Raises:
         ApiError: 400 or 404 for what the model or the server's limits do not allow.
     """
     check_options(service, body)
-    if len(pictures) > 1:
-        raise invalid("a variation is of one picture", "image", "too_many_images")
+    if len(images) > 1:
+        raise invalid("a variation is of one image", "image", "too_many_images")
     seed = new_seed() if body.seed is None else body.seed
-    return PictureRequest(kind="reconstruct", pictures=pictures, count=body.n, seed=seed)
+    return ImageRequest(kind="reconstruct", images=images, count=body.n, seed=seed)
 
 
-def check_options(service: Service, body: PictureOptions) -> None:
+def check_options(service: Service, body: ImageOptions) -> None:
     """Checks what depends on the model and the server's limits.
 
     Raises:
-        ApiError: 404 for another model, 400 for another size or too many pictures.
+        ApiError: 404 for another model, 400 for another size or too many images.
     """
     service.check_model(body.model)
     check_size(service, body.size, "size")
@@ -133,22 +131,22 @@ def check_count_made(service: Service, count: int) -> None:
         raise invalid(f"n must be at most {service.config.max_n}, got {count}", "n")
 
 
-def edit_prompt(service: Service, text: str, num_pictures: int, param: str) -> list[int]:
-    """Returns the token ids of an instruction about one or several pictures."""
+def edit_prompt(service: Service, text: str, num_images: int, param: str) -> list[int]:
+    """Returns the token ids of an instruction about one or several images."""
     (turn,) = service.chat_template.edit_messages(text)
-    marks = f"{IMAGE_MARK}\n" * (num_pictures - 1)
+    marks = f"{IMAGE_MARK}\n" * (num_images - 1)
     return service.prompt([Message(role="user", text=marks + turn.text)], text, param)
 
 
 def sampled(
     service: Service,
-    kind: Any,  # noqa: ANN401  (a literal of PictureRequest)
+    kind: Any,  # noqa: ANN401  (a literal of ImageRequest)
     body: Any,  # noqa: ANN401  (has the three fields below)
     prompt: list[int],
-    pictures: list[Image.Image],
+    images: list[Image.Image],
     count: int,
-) -> PictureRequest:
-    """Returns the request for sampled pictures, with the model's own numbers where none are said.
+) -> ImageRequest:
+    """Returns the request for sampled images, with the model's own numbers where none are said.
 
     Raises:
         ApiError: 400 for too many steps.
@@ -159,10 +157,10 @@ def sampled(
         message = f"num_inference_steps must be at most {most}, got {steps}"
         raise invalid(message, "num_inference_steps")
     own = service.sampling
-    return PictureRequest(
+    return ImageRequest(
         kind=kind,
         prompt=prompt,
-        pictures=pictures,
+        images=images,
         count=count,
         seed=new_seed() if body.seed is None else body.seed,
         num_inference_steps=own.num_inference_steps if steps is None else steps,
@@ -171,14 +169,14 @@ def sampled(
 
 
 async def _answer(
-    service: Service, job: PictureRequest, body: PictureOptions, request: Request
+    service: Service, job: ImageRequest, body: ImageOptions, request: Request
 ) -> Response:
     if isinstance(body, SampledOptions) and body.stream:
         return await event_stream(_streamed(service, job, body, request))
     images: dict[int, dict[str, Any]] = {}
     async with aclosing(service.events(job, request)) as events:
         async for event in events:
-            if isinstance(event, Picture):
+            if isinstance(event, Drawn):
                 images[event.index] = await _shown(service, event.image, body, request)
                 if len(images) == job.count:
                     break
@@ -191,7 +189,7 @@ async def _answer(
 
 
 async def _streamed(
-    service: Service, job: PictureRequest, body: SampledOptions, request: Request
+    service: Service, job: ImageRequest, body: SampledOptions, request: Request
 ) -> AsyncIterator[dict[str, Any]]:
     """Yields an event for each step and for each image, and for partial images if asked."""
     left = job.count
@@ -211,7 +209,7 @@ async def _streamed(
                 place = {"partial_image_index": shown[event.index], **_facts(event.image)}
                 yield {"type": f"{kind}.partial_image", **data, "index": event.index, **place}
                 shown[event.index] += 1
-            elif isinstance(event, Picture):
+            elif isinstance(event, Drawn):
                 data = await _shown(service, event.image, body, request)
                 place = {"index": event.index, "seed": job.seed, **_facts(event.image)}
                 usage = _usage(service, job)
@@ -221,7 +219,7 @@ async def _streamed(
                     return
 
 
-def preview_steps(job: PictureRequest, count: int) -> int:
+def preview_steps(job: ImageRequest, count: int) -> int:
     """Returns how many steps are between two partial images; 0 for none.
 
     Args:
@@ -242,10 +240,10 @@ def _facts(image: Image.Image) -> dict[str, Any]:
     }
 
 
-def _usage(service: Service, job: PictureRequest) -> dict[str, Any]:
+def _usage(service: Service, job: ImageRequest) -> dict[str, Any]:
     """Returns the tokens of a prompt; images are not made of tokens."""
     total = len(job.prompt)
-    read = service.chat_template.num_image_tokens * len(job.pictures) if total else 0
+    read = service.chat_template.num_image_tokens * len(job.images) if total else 0
     return {
         "input_tokens": total,
         "input_tokens_details": {"image_tokens": read, "text_tokens": total - read},
@@ -261,17 +259,17 @@ async def encoded(image: Image.Image) -> str:
 
 
 async def _shown(
-    service: Service, image: Image.Image, body: PictureOptions, request: Request
+    service: Service, image: Image.Image, body: ImageOptions, request: Request
 ) -> dict[str, Any]:
     if body.response_format == "b64_json":
         return {"b64_json": await encoded(image)}
     data = await asyncio.to_thread(png, image)
     name = new_name()
     service.shelf.put(name, data, len(data))
-    return {"url": f"{str(request.base_url).rstrip('/')}{PICTURE_PATH}{name}"}
+    return {"url": f"{str(request.base_url).rstrip('/')}{IMAGE_PATH}{name}"}
 
 
-def _form(schema: type[PictureOptions]) -> dict[str, Any]:
+def _form(schema: type[ImageOptions]) -> dict[str, Any]:
     """Returns the OpenAPI description of a form, which FastAPI cannot see."""
     described = schema.model_json_schema()
     file = {"type": "string", "format": "binary"}

@@ -1,4 +1,4 @@
-"""Pictures of requests: data URIs, uploads and, where allowed, URLs."""
+"""Images of requests: data URIs, uploads and, where allowed, URLs."""
 
 import asyncio
 from collections.abc import Callable
@@ -17,8 +17,8 @@ from blip3o.serve.remote import RemoteImages
 _FETCHING_THREADS = 4
 
 
-class PictureReader:
-    """Reads pictures off the event loop, within the limits.
+class ImageReader:
+    """Reads images off the event loop, within the limits.
 
     Their pixels are counted before they are decoded, and until nothing refers to them any more.
 
@@ -43,7 +43,7 @@ class PictureReader:
         )
 
     async def from_bytes(self, data: bytes, param: str, *, is_shown: bool = True) -> Image.Image:
-        """Returns the picture of a file's bytes.
+        """Returns the image of a file's bytes.
 
         Args:
             data: the file.
@@ -52,7 +52,7 @@ class PictureReader:
                 model sees, where that is the same for all that it does with images.
 
         Raises:
-            ApiError: 400 if it is no whole picture, 413 if the file is too large, 429 if too many
+            ApiError: 400 if it is no whole image, 413 if the file is too large, 429 if too many
                 pixels are held, 504 if it is not decoded in time.
         """
         if len(data) > self._limits.max_bytes:
@@ -60,7 +60,7 @@ class PictureReader:
         return await self._decoded(lambda: data, param, is_shown=is_shown)
 
     async def from_url(self, url: str, param: str) -> Image.Image:
-        """Returns the picture that a data URI holds or a URL points to, as the model sees it.
+        """Returns the image that a data URI holds or a URL points to, as the model sees it.
 
         Raises:
             ApiError: as `from_bytes`, and 400 if the URL is refused.
@@ -112,4 +112,4 @@ class PictureReader:
 
 
 def _too_large(limit: int, param: str) -> ApiError:
-    return ApiError(413, f"the picture is over {limit} bytes", param=param, code="image_too_large")
+    return ApiError(413, f"the image is over {limit} bytes", param=param, code="image_too_large")

@@ -18,11 +18,11 @@ class Metrics:
         )
         self._seconds = self._histogram("request_seconds", "Time to answer", _SECONDS, ["route"])
         self._waits = self._histogram("queue_seconds", "Time in the queue", _SECONDS)
-        self._sizes = self._histogram("batch_size", "Pictures of a batch, padding not", _SIZES)
+        self._sizes = self._histogram("batch_size", "Images of a batch, padding not", _SIZES)
         self._works = self._histogram("batch_seconds", "Time to make a batch", _SECONDS)
-        self._pictures = Counter("blip3o_pictures", "Pictures made", registry=self._registry)
+        self._images = Counter("blip3o_images", "Images made", registry=self._registry)
         self._tokens = Counter("blip3o_answer_tokens", "Tokens written", registry=self._registry)
-        self.seconds_per_picture = 1.0
+        self.seconds_per_image = 1.0
 
     def watch(self, name: str, what: str, read: Callable[[], float]) -> None:
         """Adds a number that is read whenever somebody asks."""
@@ -34,11 +34,11 @@ class Metrics:
         self._seconds.labels(route).observe(seconds)
 
     def batch(self, num_rows: int, seconds: float) -> None:
-        """A batch of so many pictures is done."""
+        """A batch of so many images is done."""
         self._sizes.observe(num_rows)
         self._works.observe(seconds)
-        self._pictures.inc(num_rows)
-        self.seconds_per_picture += 0.2 * (seconds / num_rows - self.seconds_per_picture)
+        self._images.inc(num_rows)
+        self.seconds_per_image += 0.2 * (seconds / num_rows - self.seconds_per_image)
 
     def waited(self, seconds: float) -> None:
         """A job waited so long before its work began."""

@@ -20,7 +20,7 @@ from blip3o.serve.http.response_items import (
 )
 from blip3o.serve.http.response_schemas import ResponseRequest
 from blip3o.serve.http.service import Service
-from blip3o.serve.jobs import Answered, ChatRequest, Event, Picture, PictureRequest, Preview, Text
+from blip3o.serve.jobs import Answered, ChatRequest, Drawn, Event, ImageRequest, Preview, Text
 
 Events = Iterator[dict[str, Any]]
 
@@ -40,16 +40,16 @@ class ResponseWriter:
     def __init__(
         self,
         service: Service,
-        job: ChatRequest | PictureRequest,
+        job: ChatRequest | ImageRequest,
         body: ResponseRequest,
         shelf: ItemShelf,
     ) -> None:
-        if isinstance(job, PictureRequest) and body.stream:
+        if isinstance(job, ImageRequest) and body.stream:
             job = job.previewed(preview_steps(job, body.tools[0].partial_images))
         self._service, self._job, self._body, self._shelf = service, job, body, shelf
         self._id, self._created = new_id("resp"), int(time.time())
         self._numbers = itertools.count()
-        self._name = new_id("ig" if isinstance(job, PictureRequest) else "msg")
+        self._name = new_id("ig" if isinstance(job, ImageRequest) else "msg")
         self._output: list[dict[str, Any]] = []  # items that are whole
         self._text, self._held = "", ""
         self._num_previews = 0
@@ -110,19 +110,19 @@ class ResponseWriter:
             return list(self._end_of_text(event))
         if isinstance(event, Preview) and event.step < self._most_steps:
             return [self._partial(await encoded(event.image))]
-        if isinstance(event, Picture):
+        if isinstance(event, Drawn):
             size = f"{event.image.width}x{event.image.height}"
             return list(self._end_of_image(await encoded(event.image), size))
         return []
 
     @property
     def _most_steps(self) -> int:
-        return self._job.num_inference_steps if isinstance(self._job, PictureRequest) else 0
+        return self._job.num_inference_steps if isinstance(self._job, ImageRequest) else 0
 
     def _beginning(self) -> Events:
         for kind in ("response.created", "response.in_progress"):
             yield self._event(kind, response=self._object("in_progress", []))
-        if not isinstance(self._job, PictureRequest):
+        if not isinstance(self._job, ImageRequest):
             yield from self._begin_message()
             return
         yield self._begun(image_item(self._name, "in_progress", None))
@@ -169,7 +169,7 @@ class ResponseWriter:
 
     def _end_of_image(self, data: str, size: str) -> Events:
         job = self._job
-        assert isinstance(job, PictureRequest), "only those make images"
+        assert isinstance(job, ImageRequest), "only those make images"
         yield self._of_item("image_generation_call.completed")
         action = "edit" if job.kind == "edit" else "generate"
         facts = {"size": size, "background": "opaque", "action": action}
@@ -208,8 +208,8 @@ class ResponseWriter:
         **facts: Any,  # noqa: ANN401
     ) -> dict[str, Any]:
         body, job = self._body, self._job
-        sampling = None if isinstance(job, PictureRequest) else job.sampling
-        seed = job.seed if isinstance(job, PictureRequest) else job.sampling.seed
+        sampling = None if isinstance(job, ImageRequest) else job.sampling
+        seed = job.seed if isinstance(job, ImageRequest) else job.sampling.seed
         return {
             "id": self._id,
             "object": "response",

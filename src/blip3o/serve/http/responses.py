@@ -5,7 +5,7 @@ from typing import Any
 from fastapi import APIRouter, Request
 from starlette.responses import JSONResponse, Response
 
-from blip3o.serve.http.chat import picture_job
+from blip3o.serve.http.chat import image_job
 from blip3o.serve.http.conversation import (
     Place,
     Turn,
@@ -31,7 +31,7 @@ from blip3o.serve.http.service import Service
 from blip3o.serve.http.settings import text_sampling
 from blip3o.serve.http.sse import GONE, event_stream
 from blip3o.serve.http.turns import TextPart
-from blip3o.serve.jobs import ChatRequest, PictureRequest
+from blip3o.serve.jobs import ChatRequest, ImageRequest
 
 
 def response_routes(service: Service) -> APIRouter:
@@ -53,7 +53,7 @@ def response_routes(service: Service) -> APIRouter:
 
 async def response_job(
     service: Service, body: ResponseRequest, shelf: ItemShelf
-) -> ChatRequest | PictureRequest:
+) -> ChatRequest | ImageRequest:
     """Returns the work that a request asks for.
 
     The model does not choose among tools: a request that lists the image tool gets an image.
@@ -77,24 +77,24 @@ async def response_job(
         service.check_chat(messages, images)
     except ApiError as error:  # it names the field of chats
         raise invalid(error.message, "input", error.code or "invalid_value") from error
-    return ChatRequest(messages=messages, pictures=images, sampling=sampling)
+    return ChatRequest(messages=messages, images=images, sampling=sampling)
 
 
 async def _image_job(
     service: Service, body: ResponseRequest, turns: list[Turn], tool: ImageTool
-) -> PictureRequest:
+) -> ImageRequest:
     service.check_model(tool.model, "tools.0.model")
     check_size(service, tool.size, "tools.0.size")
     if tool.action == "generate":
         if turns[-1].places:
             message = "tools.0.action is generate, but the last turn holds an image; use edit"
             raise invalid(message, "tools.0.action")
-        return picture_job(service, body, turns[-1].text.strip(), [], "input")
+        return image_job(service, body, turns[-1].text.strip(), [], "input")
     text, images = await drawn_from(service, turns)
     if tool.action == "edit" and not images:
         message = "tools.0.action is edit, but the input holds no image"
         raise invalid(message, "tools.0.action")
-    return picture_job(service, body, text, images, "input")
+    return image_job(service, body, text, images, "input")
 
 
 def _turns(body: ResponseRequest, shelf: ItemShelf) -> list[Turn]:

@@ -25,7 +25,7 @@ from blip3o.serve.http.fields import (
 from blip3o.serve.http.turns import ChatMessage
 
 
-class PictureOptions(Strict):
+class ImageOptions(Strict):
     """What all requests for images may say.
 
     `size` is the model's own side ("auto" or for example "96x96"). The last six fields may say
@@ -46,7 +46,7 @@ class PictureOptions(Strict):
     moderation: Annotated[Any, Only("auto", "low")] = None
 
 
-class SampledOptions(PictureOptions):
+class SampledOptions(ImageOptions):
     """What requests for sampled images may say besides."""
 
     prompt: Prompt
@@ -73,7 +73,7 @@ class EditForm(SampledOptions, Form):
     input_fidelity: Annotated[Any, Only("low")] = None
 
 
-class VariationForm(PictureOptions, Form):
+class VariationForm(ImageOptions, Form):
     """The fields of `POST /v1/images/variations` beside its image."""
 
     model_config = Form.model_config

@@ -108,7 +108,7 @@ def _compute_alone(devices: list[str]) -> None:
 
     OpenMP keeps a pool of threads for every thread that computes. If the pools have more threads
     than the machine has cores, they sleep after each product instead of waiting for the next, and
-    pictures take two to three times as long; so models are loaded by one thread, too. The number
+    images take two to three times as long; so models are loaded by one thread, too. The number
     holds for this thread and for those that begin later and set none, until an engine sets its
     own: so before and after the engines start.
     """

@@ -12,16 +12,16 @@ from starlette.requests import Request
 from blip3o.core.errors import UsageError
 from blip3o.core.types import Message
 from blip3o.generate.pipeline import Blip3oPipeline
-from blip3o.generate.prompts import picture_prompt
+from blip3o.generate.prompts import drawing_prompt
 from blip3o.models.unified import UnifiedModelConfig
 from blip3o.serve.batching import JobQueue, QueueClosedError, QueueFullError
 from blip3o.serve.config import ServeConfig
 from blip3o.serve.engine import Engine
 from blip3o.serve.http.errors import ApiError, invalid
-from blip3o.serve.http.images_in import PictureReader
+from blip3o.serve.http.images_in import ImageReader
 from blip3o.serve.http.metrics import Metrics
 from blip3o.serve.http.shelf import Shelf
-from blip3o.serve.jobs import ChatRequest, Event, Failed, Job, PictureRequest
+from blip3o.serve.jobs import ChatRequest, Event, Failed, ImageRequest, Job
 from blip3o.text.chat import ChatTemplate
 
 _CHARACTERS_OF_A_TOKEN = 50
@@ -49,7 +49,7 @@ class Service:
         self.config = config
         self.names = tuple(dict.fromkeys((name, *config.model_alias)))
         self.metrics = Metrics()
-        self.reader = PictureReader(config, _seen_px(pipes[0].model.config))
+        self.reader = ImageReader(config, _seen_px(pipes[0].model.config))
         self.shelf: Shelf[bytes] = Shelf()  # images that URLs point to
         self.queue = JobQueue(
             config.max_queue,
@@ -117,7 +117,7 @@ class Service:
             )
 
     def prompt(self, messages: Sequence[Message], text: str, param: str) -> list[int]:
-        """Returns the token ids of a prompt for a picture.
+        """Returns the token ids of a prompt for an image.
 
         Raises:
             ApiError: 400 if it is empty, too long, or holds what a prompt may not.
@@ -125,7 +125,7 @@ class Service:
         pipe = self._pipe
         self._check_characters(len(text), param)
         try:
-            row = picture_prompt(pipe.model, pipe.chat_template, messages, text)
+            row = drawing_prompt(pipe.model, pipe.chat_template, messages, text)
         except UsageError as error:
             raise invalid(str(error), param) from error
         limit = self.config.max_prompt_tokens
@@ -166,7 +166,7 @@ class Service:
         return self._pipe.chat_template
 
     async def events(
-        self, request: PictureRequest | ChatRequest, client: Request | None = None
+        self, request: ImageRequest | ChatRequest, client: Request | None = None
     ) -> AsyncGenerator[Event]:
         """Submits a request and yields its events; ends early when its client goes away.
 
@@ -213,7 +213,7 @@ class Service:
         try:
             self.queue.put(job)
         except QueueFullError as error:
-            wait = math.ceil(len(self.queue) * self.metrics.seconds_per_picture)
+            wait = math.ceil(len(self.queue) * self.metrics.seconds_per_image)
             raise ApiError(
                 429,
                 "too many requests are waiting; try again later",
@@ -226,7 +226,7 @@ class Service:
 
 def _seen_px(config: UnifiedModelConfig) -> int | None:
     """Returns the side to which all that a model does with images stretches them, if it does."""
-    return config.image_encoder.image_px if config.question_pictures.mode == "stretch" else None
+    return config.image_encoder.image_px if config.question_images.mode == "stretch" else None
 
 
 async def _tell_when_gone(client: Request, arrived: "asyncio.Queue[Event | None]") -> None:

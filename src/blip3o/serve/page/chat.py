@@ -1,4 +1,4 @@
-"""The tab that talks: texts and pictures in, answers as they are written, or a picture."""
+"""The tab that talks: texts and images in, answers as they are written, or an image."""
 
 import base64
 import mimetypes
@@ -12,22 +12,22 @@ from blip3o.serve.http.chat import chat_job
 from blip3o.serve.http.errors import ApiError, validated
 from blip3o.serve.http.schemas import ChatCompletionRequest
 from blip3o.serve.http.service import Service
-from blip3o.serve.jobs import Answered, Picture, PictureRequest, Text
+from blip3o.serve.jobs import Answered, Drawn, ImageRequest, Text
 from blip3o.serve.page.examples import QUESTION
 from blip3o.serve.page.parts import QUIET, events, own_file, saved, sentences, settings_of, shown
-from blip3o.text.chat import PICTURED, said_back
+from blip3o.text.chat import IMAGED, said_back
 
-_TEXT, _PICTURE = "Text", "Picture"
+_TEXT, _IMAGE = "Text", "Image"
 _EMPTY: dict[str, Any] = {"text": "", "files": []}
 Turns = list[dict[str, Any]]
 
 
-def chat_tab(service: Service, pictures: list[str]) -> None:
+def chat_tab(service: Service, images: list[str]) -> None:
     """Adds the tab's fields and what they do.
 
     Args:
         service: what requests are handed to.
-        pictures: files of examples.
+        images: files of examples.
     """
     talk = gr.Chatbot(
         label="Conversation",
@@ -37,11 +37,11 @@ def chat_tab(service: Service, pictures: list[str]) -> None:
         placeholder="Add an image and ask about it.",
     )
     with gr.Row(elem_classes="seed"):
-        kind = gr.Radio([_TEXT, _PICTURE], value=_TEXT, label="Answer with", min_width=200)
+        kind = gr.Radio([_TEXT, _IMAGE], value=_TEXT, label="Answer with", min_width=200)
         clear = gr.Button("New conversation", min_width=160)
     message = gr.MultimodalTextbox(
         label="Message",
-        placeholder="A message; pictures by the clip or from the clipboard",
+        placeholder="A message; images by the clip or from the clipboard",
         file_types=["image"],
         file_count="multiple",
         max_plain_text_length=100_000,
@@ -52,8 +52,8 @@ def chat_tab(service: Service, pictures: list[str]) -> None:
         "outputs": [message, talk],
         **QUIET,
     }
-    pictured: list[list[Any]] = [[{"text": QUESTION, "files": [path]}] for path in pictures]
-    examples = gr.Examples(pictured, [message], label="Examples: one click asks")
+    imaged: list[list[Any]] = [[{"text": QUESTION, "files": [path]}] for path in images]
+    examples = gr.Examples(imaged, [message], label="Examples: one click asks")
     started: list[Any] = [message.submit(**work), examples.load_input_event.then(**work)]
     clear.click(_begin_anew, None, [message, talk], cancels=started, **QUIET)
 
@@ -86,8 +86,8 @@ def _answerer(service: Service) -> Any:  # noqa: ANN401  (a handler of Gradio's)
 
 async def _answer(service: Service, turns: Turns, kind: str) -> AsyncIterator[Any]:
     """Yields what the answer holds so far."""
-    modality = "image" if kind == _PICTURE else "text"
-    asked = turns[-1:] if kind == _PICTURE else turns
+    modality = "image" if kind == _IMAGE else "text"
+    asked = turns[-1:] if kind == _IMAGE else turns
     limit = service.config.max_image_bytes
     messages = [
         {
@@ -109,7 +109,7 @@ async def _answer(service: Service, turns: Turns, kind: str) -> AsyncIterator[An
                 if not said.strip():
                     yield "(the model says nothing)"
                 return
-            elif isinstance(event, Picture) and isinstance(job, PictureRequest):
+            elif isinstance(event, Drawn) and isinstance(job, ImageRequest):
                 settings = settings_of(service, job, 0, _words(turns[-1]))
                 yield [_file(saved(event.image, settings), settings["prompt"])]
                 return
@@ -132,7 +132,7 @@ def _words(turn: dict[str, Any]) -> str:
 def _part(part: dict[str, Any], role: str, max_bytes: int) -> dict[str, Any]:
     """Returns a part of a turn as the API takes it."""
     if role != "user":  # an answer holds words alone, also where a model said the mark
-        said = said_back(part["text"]) if part["type"] == "text" else PICTURED
+        said = said_back(part["text"]) if part["type"] == "text" else IMAGED
         return {"type": "text", "text": said}
     if part["type"] == "text":
         return {"type": "text", "text": part["text"]}

@@ -1,4 +1,4 @@
-"""Before and after: a slider between two pictures, and the second one to keep."""
+"""Before and after: a slider between two images, and the second one to keep."""
 
 from typing import Any, NamedTuple
 
@@ -17,7 +17,7 @@ class Compared(NamedTuple):
 
     @staticmethod
     def waiting() -> tuple[Any, ...]:
-        """Returns what the fields show before there is a picture."""
+        """Returns what the fields show before there is an image."""
         return gr.skip(), "Waiting for the model\u2026", gr.DownloadButton(interactive=False)
 
 
@@ -36,7 +36,7 @@ def compared_fields() -> Compared:
 
 
 def pair(before: Image.Image, after: Image.Image, settings: dict[str, Any]) -> tuple[Any, ...]:
-    """Returns what the fields show in the end: both pictures as large as the model's."""
+    """Returns what the fields show in the end: both images as large as the model's."""
     seen = before.resize(after.size, Image.Resampling.BICUBIC)
     path = saved(after, settings)
     download = gr.DownloadButton(value=path, interactive=True)

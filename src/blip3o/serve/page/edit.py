@@ -1,4 +1,4 @@
-"""The tab that changes a picture as told, with before and after to compare."""
+"""The tab that changes an image as told, with before and after to compare."""
 
 from collections.abc import AsyncIterator
 from typing import Any
@@ -10,14 +10,14 @@ from blip3o.serve.http.errors import validated
 from blip3o.serve.http.images import edit_job
 from blip3o.serve.http.schemas import EditForm
 from blip3o.serve.http.service import Service
-from blip3o.serve.jobs import Picture, Progress
+from blip3o.serve.jobs import Drawn, Progress
 from blip3o.serve.page.compare import Compared, compared_fields, pair
 from blip3o.serve.page.examples import INSTRUCTIONS
 from blip3o.serve.page.parts import (
     QUIET,
     events,
+    image_field,
     opened,
-    picture_field,
     rolled,
     sampling_fields,
     sentences,
@@ -25,16 +25,16 @@ from blip3o.serve.page.parts import (
 )
 
 
-def edit_tab(service: Service, pictures: list[str]) -> None:
+def edit_tab(service: Service, images: list[str]) -> None:
     """Adds the tab's fields and what they do.
 
     Args:
         service: what requests are handed to.
-        pictures: files of examples.
+        images: files of examples.
     """
     with gr.Row(elem_classes="studio"):
         with gr.Column(elem_classes="ask"):
-            picture = picture_field()
+            image = image_field()
             prompt = gr.Textbox(label="Instruction", placeholder="What to change")
             button = gr.Button("Edit", variant="primary")
         with gr.Column(elem_classes="settings"):
@@ -43,15 +43,15 @@ def edit_tab(service: Service, pictures: list[str]) -> None:
             compared = compared_fields()
     work: dict[str, Any] = {
         "fn": _editor(service),
-        "inputs": [picture, prompt, *sampling],
+        "inputs": [image, prompt, *sampling],
         "outputs": [sampling.seed, *compared],
         **QUIET,
     }
     button.click(**work)
     prompt.submit(**work)
-    examples = [list(pair) for pair in zip(pictures, INSTRUCTIONS, strict=True)]
+    examples = [list(pair) for pair in zip(images, INSTRUCTIONS, strict=True)]
     label = "Examples: one click edits"
-    gr.Examples(examples, [picture, prompt], label=label).load_input_event.then(**work)
+    gr.Examples(examples, [image, prompt], label=label).load_input_event.then(**work)
 
 
 def _editor(service: Service) -> Any:  # noqa: ANN401  (a handler of Gradio's)
@@ -71,7 +71,7 @@ def _editor(service: Service) -> Any:  # noqa: ANN401  (a handler of Gradio's)
                 if isinstance(event, Progress):
                     state = f"Step {event.step} of {event.num_steps}"
                     yield gr.skip(), gr.skip(), state, gr.skip()
-                elif isinstance(event, Picture):
+                elif isinstance(event, Drawn):
                     settings = settings_of(service, job, 0, prompt)
                     yield job.seed, *pair(before, event.image, settings)
                     return

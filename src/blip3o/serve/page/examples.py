@@ -32,13 +32,13 @@ SCENES = (
         ),
     ),
 )
-"""What the example pictures show."""
+"""What the example images show."""
 _SIDE_PX = 384
 _NAMES = ("cat-and-tree", "car", "guitar-and-crown")
 
 
-def example_pictures(folder: Path) -> list[str]:
-    """Writes the example pictures to a folder and returns their paths.
+def example_images(folder: Path) -> list[str]:
+    """Writes the example images to a folder and returns their paths.
 
     Args:
         folder: where to.

@@ -1,4 +1,4 @@
-"""The tab that draws: prompt to pictures, with a look at them on their way, and a history."""
+"""The tab that draws: prompt to images, with a look at them on their way, and a history."""
 
 import math
 from collections.abc import AsyncIterator
@@ -13,7 +13,7 @@ from blip3o.serve.http.errors import validated
 from blip3o.serve.http.images import generation_job
 from blip3o.serve.http.schemas import GenerationRequest
 from blip3o.serve.http.service import Service
-from blip3o.serve.jobs import Picture, Preview
+from blip3o.serve.jobs import Drawn, Preview
 from blip3o.serve.page.examples import PROMPTS
 from blip3o.serve.page.parts import (
     QUIET,
@@ -31,7 +31,7 @@ from blip3o.serve.page.parts import (
 _MOST_KEPT = 48
 _NUM_PREVIEWS = 8
 Kept = list[tuple[str, str]]
-"""Path and caption of each picture of the history, the newest first."""
+"""Path and caption of each image of the history, the newest first."""
 
 
 def generate_tab(service: Service) -> None:
@@ -48,14 +48,14 @@ def generate_tab(service: Service) -> None:
             )
         with gr.Column(elem_classes="settings"):
             most = service.config.max_n
-            count = gr.Slider(1, most, min(4, most), step=1, label="Number of pictures", buttons=[])
+            count = gr.Slider(1, most, min(4, most), step=1, label="Number of images", buttons=[])
             sampling = sampling_fields(service)
             upload = gr.UploadButton(
                 "Settings from a PNG\u2026", file_types=[".png"], size="sm", variant="secondary"
             )
         with gr.Column(elem_classes="result"):
             gallery = gr.Gallery(
-                label="Pictures",
+                label="Images",
                 show_label=False,
                 columns=2,
                 elem_classes="whole",
@@ -65,7 +65,7 @@ def generate_tab(service: Service) -> None:
                 buttons=["download", "fullscreen"],
             )
             state = gr.Markdown("Ready.", elem_classes="state")
-    gr.Markdown("**History of this visit** \u00b7 choose a picture to take its settings")
+    gr.Markdown("**History of this visit** \u00b7 choose an image to take its settings")
     past = gr.Gallery(
         label="History",
         show_label=False,
@@ -114,7 +114,7 @@ def _drawer(service: Service) -> Any:  # noqa: ANN401  (a handler of Gradio's)
                 if isinstance(event, Preview):
                     on_way[event.index] = event.image
                     state = f"Step {event.step} of {job.num_inference_steps}"
-                elif isinstance(event, Picture):
+                elif isinstance(event, Drawn):
                     path = saved(event.image, settings_of(service, job, event.index, prompt))
                     on_way[event.index] = path
                     done[event.index] = (path, prompt)
@@ -123,9 +123,9 @@ def _drawer(service: Service) -> Any:  # noqa: ANN401  (a handler of Gradio's)
                     continue
                 if len(done) == job.count:
                     break
-                if isinstance(event, Picture) or event.index == max(on_way):
-                    pictures = [on_way[index] for index in sorted(on_way)]
-                    yield gr.skip(), pictures, state, gr.skip(), gr.skip()
+                if isinstance(event, Drawn) or event.index == max(on_way):
+                    images = [on_way[index] for index in sorted(on_way)]
+                    yield gr.skip(), images, state, gr.skip(), gr.skip()
         made = [done[index] for index in range(job.count)]
         kept = [*made, *kept][:_MOST_KEPT]
         told = f"Done: seed {job.seed}. A downloaded PNG holds its settings."
@@ -157,17 +157,17 @@ def _fields_of(path: Path) -> list[Any]:
     """Returns the values of prompt, seed, "new seed", steps, guidance and number.
 
     Raises:
-        UsageError: if the file holds no settings of a drawn picture.
+        UsageError: if the file holds no settings of a drawn image.
     """
     settings = read_settings(path)
     try:
         return [
             str(settings["prompt"]),
             int(settings["seed"]),
-            False,  # or the next picture would be another one
+            False,  # or the next image would be another one
             int(settings["num_inference_steps"]),
             float(settings["guidance_scale"]),
             int(settings["image_number"]) + 1,
         ]
     except (KeyError, TypeError, ValueError, OverflowError) as error:
-        raise UsageError("the picture's settings are not those of a drawn picture") from error
+        raise UsageError("the image's settings are not those of a drawn image") from error

@@ -8,19 +8,19 @@ import gradio as gr
 import torch
 
 from blip3o.core.errors import UsageError
-from blip3o.imaging.components import component_pictures
+from blip3o.imaging.components import component_images
 from blip3o.serve.http.errors import validated
 from blip3o.serve.http.images import generation_job
 from blip3o.serve.http.schemas import GenerationRequest
 from blip3o.serve.http.service import Service
-from blip3o.serve.jobs import Picture, Preview
+from blip3o.serve.jobs import Drawn, Preview
 from blip3o.serve.page.examples import PROMPTS
 from blip3o.serve.page.parts import QUIET, events, rolled, sampling_fields, sentences
 
 _ABOUT = (
-    "A picture is sampled as features: a small grid of vectors that begins as noise. Below is what "
+    "An image is sampled as features: a small grid of vectors that begins as noise. Below is what "
     "they look like after each step (their three main directions as red, green and blue), and the "
-    "picture that the model is heading for at that moment."
+    "image that the model is heading for at that moment."
 )
 
 
@@ -83,10 +83,10 @@ def _looker(service: Service) -> Any:  # noqa: ANN401  (a handler of Gradio's)
                     seen.append(event)
                     state = f"Step {event.step} of {job.num_inference_steps}"
                     yield gr.skip(), _decoded(seen), gr.skip(), gr.skip(), state
-                elif isinstance(event, Picture):
+                elif isinstance(event, Drawn):
                     break
         total = time.monotonic() - start
-        maps = component_pictures(torch.stack([one.features for one in seen]), 96)
+        maps = component_images(torch.stack([one.features for one in seen]), 96)
         captions = [f"step {one.step}" for one in seen]
         film = list(zip(maps, captions, strict=True))
         yield job.seed, _decoded(seen), film, _times(seen, waited, total), f"Done: seed {job.seed}."

@@ -52,7 +52,7 @@ def add_page(app: FastAPI, service: Service) -> None:
     from blip3o.serve.page.look import CSS, HEAD, theme
     from blip3o.serve.page.tabs import build_page
 
-    # Gradio would decode pictures of any size; the page reads them within the server's limits.
+    # Gradio would decode images of any size; the page reads them within the server's limits.
     # (Not by a component of our own: for such a class Gradio writes files beside the source.)
     _exchange(image_utils, "preprocess_image", _untouched)
     # Gradio would fetch whatever URL a client names in the place of a file.

@@ -1,4 +1,4 @@
-"""What the tabs share: fields, errors as sentences, files of pictures."""
+"""What the tabs share: fields, errors as sentences, files of images."""
 
 import functools
 import html
@@ -20,22 +20,22 @@ from blip3o.imaging.settings import png_with_settings
 from blip3o.serve.http.errors import ApiError
 from blip3o.serve.http.service import Service, new_seed
 from blip3o.serve.http.uploads import is_full, no_room
-from blip3o.serve.jobs import ChatRequest, Event, PictureRequest
+from blip3o.serve.jobs import ChatRequest, Event, ImageRequest
 from blip3o.serve.page.files import kept
 
 _MOST_NAME = 40
 QUIET: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
-"""Of every event: programs have the API, and progress is told in words and pictures."""
+"""Of every event: programs have the API, and progress is told in words and images."""
 
 
-def picture_field() -> gr.Image:
-    """Adds a field for a picture; its file comes as it is, to be read within the limits."""
+def image_field() -> gr.Image:
+    """Adds a field for an image; its file comes as it is, to be read within the limits."""
     sources: list[Any] = ["upload", "clipboard"]
-    return gr.Image(label="Picture", type="filepath", sources=sources, height=300, buttons=[])
+    return gr.Image(label="Image", type="filepath", sources=sources, height=300, buttons=[])
 
 
 class Sampling(NamedTuple):
-    """The fields that say how a picture is sampled."""
+    """The fields that say how an image is sampled."""
 
     seed: gr.Number
     is_new: gr.Checkbox
@@ -110,19 +110,19 @@ def shown(error: ApiError | UsageError) -> gr.Error:
     return gr.Error(html.escape(sentence), print_exception=False)
 
 
-def events(service: Service, job: PictureRequest | ChatRequest) -> aclosing[AsyncGenerator[Event]]:
+def events(service: Service, job: ImageRequest | ChatRequest) -> aclosing[AsyncGenerator[Event]]:
     """Returns the events of a job; leaving the block ends it."""
     return aclosing(service.events(job))
 
 
 async def opened(service: Service, path: str | None) -> Image.Image:
-    """Returns the picture of a field.
+    """Returns the image of a field.
 
     Raises:
         ApiError: 400 or 413 if there is none or it cannot be read within the limits.
     """
     if path is None:
-        raise UsageError("choose a picture first")
+        raise UsageError("choose an image first")
     with own_file(path).open("rb") as file:
         data = file.read(service.config.max_image_bytes + 1)
     return await service.reader.from_bytes(data, "image")
@@ -141,16 +141,16 @@ def own_file(path: str) -> Path:
 
 
 def saved(image: Image.Image, settings: dict[str, Any]) -> str:
-    """Writes a picture with its settings where the page can show it; returns the path."""
+    """Writes an image with its settings where the page can show it; returns the path."""
     words = re.findall(r"[a-z0-9]+", str(settings.get("prompt", settings["kind"])).lower())
-    name = f"{'-'.join(words)[:_MOST_NAME].strip('-') or 'picture'}-{settings['seed']}"
+    name = f"{'-'.join(words)[:_MOST_NAME].strip('-') or 'image'}-{settings['seed']}"
     number = settings["image_number"]
     data = png_with_settings(image, {"software": f"blip3o {__version__}", **settings})
     return kept(data, f"{name}-{number}.png", get_upload_folder())
 
 
 def settings_of(
-    service: Service, job: PictureRequest, index: int, prompt: str = ""
+    service: Service, job: ImageRequest, index: int, prompt: str = ""
 ) -> dict[str, Any]:
     """Returns what a picture of a job was made from."""
     made: dict[str, Any] = {"model": service.name, "kind": job.kind}

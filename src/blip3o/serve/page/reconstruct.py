@@ -1,4 +1,4 @@
-"""The tab that takes a picture through the model's features: what they keep of it."""
+"""The tab that takes an image through the model's features: what they keep of it."""
 
 from collections.abc import AsyncIterator
 from typing import Any
@@ -9,13 +9,13 @@ from blip3o.serve.http.errors import validated
 from blip3o.serve.http.images import variation_job
 from blip3o.serve.http.schemas import VariationForm
 from blip3o.serve.http.service import Service
-from blip3o.serve.jobs import Picture
+from blip3o.serve.jobs import Drawn
 from blip3o.serve.page.compare import Compared, compared_fields, pair
 from blip3o.serve.page.parts import (
     QUIET,
     events,
+    image_field,
     opened,
-    picture_field,
     rolled,
     seed_fields,
     sentences,
@@ -23,16 +23,16 @@ from blip3o.serve.page.parts import (
 )
 
 
-def reconstruct_tab(service: Service, pictures: list[str]) -> None:
+def reconstruct_tab(service: Service, images: list[str]) -> None:
     """Adds the tab's fields and what they do.
 
     Args:
         service: what requests are handed to.
-        pictures: files of examples.
+        images: files of examples.
     """
     with gr.Row(elem_classes="studio"):
         with gr.Column(elem_classes="ask"):
-            picture = picture_field()
+            image = image_field()
             button = gr.Button("Reconstruct", variant="primary")
         with gr.Column(elem_classes="settings"):
             seed, is_new = seed_fields()
@@ -40,13 +40,13 @@ def reconstruct_tab(service: Service, pictures: list[str]) -> None:
             compared = compared_fields()
     work: dict[str, Any] = {
         "fn": _rebuilder(service),
-        "inputs": [picture, seed, is_new],
+        "inputs": [image, seed, is_new],
         "outputs": [seed, *compared],
         **QUIET,
     }
     button.click(**work)
     label = "Examples: one click reconstructs"
-    gr.Examples([[path] for path in pictures], [picture], label=label).load_input_event.then(**work)
+    gr.Examples([[path] for path in images], [image], label=label).load_input_event.then(**work)
 
 
 def _rebuilder(service: Service) -> Any:  # noqa: ANN401  (a handler of Gradio's)
@@ -58,7 +58,7 @@ def _rebuilder(service: Service) -> Any:  # noqa: ANN401  (a handler of Gradio's
         yield job.seed, *Compared.waiting()
         async with events(service, job) as arriving:
             async for event in arriving:
-                if isinstance(event, Picture):
+                if isinstance(event, Drawn):
                     yield job.seed, *pair(before, event.image, settings_of(service, job, 0))
                     return
 

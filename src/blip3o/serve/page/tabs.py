@@ -8,14 +8,14 @@ import gradio as gr
 from blip3o.serve.http.service import Service
 from blip3o.serve.page.chat import chat_tab
 from blip3o.serve.page.edit import edit_tab
-from blip3o.serve.page.examples import example_pictures
+from blip3o.serve.page.examples import example_images
 from blip3o.serve.page.generate import generate_tab
 from blip3o.serve.page.inside import inside_tab
 from blip3o.serve.page.reconstruct import reconstruct_tab
 from blip3o.weights.names import KNOWS
 
 _CLEAN_EVERY_S, _KEEP_S = 600, 6 * 3600
-"""How often the files of pictures are looked through, and how long they are kept."""
+"""How often the files of images are looked through, and how long they are kept."""
 
 
 def build_page(service: Service, folder: Path) -> gr.Blocks:
@@ -23,9 +23,9 @@ def build_page(service: Service, folder: Path) -> gr.Blocks:
 
     Args:
         service: what its requests are handed to.
-        folder: for the example pictures.
+        folder: for the example images.
     """
-    pictures = example_pictures(folder)
+    images = example_images(folder)
     limits = f" This model {KNOWS[service.name]}." if service.name in KNOWS else ""
     with gr.Blocks(
         title=f"blip3o {service.name}",
@@ -41,11 +41,11 @@ def build_page(service: Service, folder: Path) -> gr.Blocks:
         with gr.Tab("Generate"):
             generate_tab(service)
         with gr.Tab("Chat"):
-            chat_tab(service, pictures)
+            chat_tab(service, images)
         with gr.Tab("Edit"):
-            edit_tab(service, pictures)
+            edit_tab(service, images)
         with gr.Tab("Reconstruct"):
-            reconstruct_tab(service, pictures)
+            reconstruct_tab(service, images)
         with gr.Tab("Inside"):
             inside_tab(service)
     # The engine's queue is the only one: it is fair to the page and to programs alike.

@@ -10,7 +10,7 @@
     model.gen_vision_tower.vision_tower.model.*     image_encoder.tower.*          (training only)
 
 The released inference class has neither tower nor projector, so a checkpoint that it wrote draws
-pictures and sees none. The names are those that transformers 4.51 writes. Reference: parity family
+images and sees none. The names are those that transformers 4.51 writes. Reference: parity family
 `qwen3_siglip2` and its manifests.
 """
 
@@ -28,13 +28,13 @@ INFERENCE_PARTS = ("backbone.decoder", "backbone.lm_head", "query_tokens", "dit"
 """Parts of a model whose weights are in every checkpoint of the family."""
 
 UNDERSTANDING_PARTS = (*INFERENCE_PARTS, "backbone.vision_tower", "backbone.projector")
-"""The same with what sees the pictures of prompts; only training runs save it."""
+"""The same with what sees the images of prompts; only training runs save it."""
 
 TRAINING_PARTS = (*UNDERSTANDING_PARTS, "image_encoder")
 """Parts whose weights are in a checkpoint that a training run saved."""
 
 IMAGE_TOKEN_ID = 151_671
-"""Placeholder of a prompt's pictures in the published tokenizer."""
+"""Placeholder of a prompt's images in the published tokenizer."""
 
 NAMES = PrefixMap(
     (
@@ -86,7 +86,7 @@ def backbone_config(
         published: content of the model's file.
         vision: the vision part of the file of the understanding tower, which the model's file only
             names.
-        image_token_id: id of the placeholder of a prompt's pictures.
+        image_token_id: id of the placeholder of a prompt's images.
 
     Raises:
         UsageError: if a field is missing or describes no model.

@@ -14,7 +14,7 @@ HELLO, AND_NOW = "hello", "and now?"
 
 
 def file_of(b64: str) -> io.BytesIO:
-    """Returns a picture as an open file, as clients take it."""
+    """Returns an image as an open file, as clients take it."""
     file = io.BytesIO(b64decode(b64))
     file.name = "car.png"
     return file

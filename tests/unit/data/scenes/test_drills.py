@@ -42,7 +42,7 @@ def test_drills_tell_a_fact_of_each_thing_they_ask_for(
             seen = [k for name in names for k, o in enumerate(scene.objects) if o.thing == name]
             absent += len(seen) < len(names)
             orders.add(seen == sorted(seen))
-    assert orders == {True, False}  # the picture does not tell the order
+    assert orders == {True, False}  # the image does not tell the order
     assert absent > 20
 
 

@@ -22,15 +22,15 @@ def members(path: Path) -> dict[str, bytes]:
         return {info.name: file.read() for info in tar if (file := tar.extractfile(info))}
 
 
-def test_shards_hold_pictures_and_everything_said_about_them(tmp_path: Path) -> None:
+def test_shards_hold_images_and_everything_said_about_them(tmp_path: Path) -> None:
     paths = export_scenes(tmp_path, 5, 3, px=32, shard_size=3, num_processes=1)
     assert [p.name for p in paths] == [
         *("scenes-000000.tar", "scenes-000001.tar", "edits-000000.tar"),
     ]
     assert [len(members(p)) for p in paths] == [6, 4, 9]
     shard = members(paths[1])
-    picture = Image.open(io.BytesIO(shard["00000004.png"]))
-    assert picture.tobytes() == render(sample_scene(0, 4), 32).tobytes()
+    image = Image.open(io.BytesIO(shard["00000004.png"]))
+    assert image.tobytes() == render(sample_scene(0, 4), 32).tobytes()
     fields = json.loads(shard["00000004.json"])
     assert len(fields["captions"]) >= 2
     for key in ("conversations", "text_conversations"):
@@ -48,12 +48,12 @@ def test_shards_hold_pictures_and_everything_said_about_them(tmp_path: Path) -> 
     )
 
 
-def test_pairs_come_with_pictures_and_captions(tmp_path: Path) -> None:
+def test_pairs_come_with_images_and_captions(tmp_path: Path) -> None:
     (path,) = export_scenes(tmp_path, 0, 0, 2, px=32, num_processes=1)
     assert path.name == "pairs-000000.tar"
     shard = members(path)
-    picture = Image.open(io.BytesIO(shard["00000001.png"]))
-    assert picture.tobytes() == render(sample_pair(0, 1), 32).tobytes()
+    image = Image.open(io.BytesIO(shard["00000001.png"]))
+    assert image.tobytes() == render(sample_pair(0, 1), 32).tobytes()
     assert len(json.loads(shard["00000001.json"])["captions"]) >= 5
 
 
@@ -70,7 +70,7 @@ def test_bytes_depend_on_the_arguments_only_and_complete_shards_are_kept(tmp_pat
     assert not list((tmp_path / "a").glob(".*"))
 
 
-def test_jsonl_names_pictures_relative_to_itself(tmp_path: Path) -> None:
+def test_jsonl_names_images_relative_to_itself(tmp_path: Path) -> None:
     paths = export_scenes(tmp_path, 2, 1, px=32, num_processes=1, format="jsonl")
     lines = [json.loads(line) for line in paths[0].read_text().splitlines()]
     assert len(lines) == 2

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from blip3o.core.errors import UsageError
-from blip3o.data.scenes.backgrounds import background_picture
+from blip3o.data.scenes.backgrounds import background_image
 from blip3o.data.scenes.heldout import (
     heldout_backgrounds,
     heldout_colors,
@@ -37,7 +37,7 @@ def test_a_scene_depends_on_seed_index_and_split_only() -> None:
 
 
 def test_a_known_scene_stays_what_it_is() -> None:
-    # The data set is a contract: a published seed must give the same pictures for ever.
+    # The data set is a contract: a published seed must give the same images for ever.
     one = sample_scene(0, 0).objects[0]
     assert (one.thing, one.color) == ("diamond", "pink")
 
@@ -109,7 +109,7 @@ def test_an_unknown_split_is_refused() -> None:
         sample_scene(0, 0, "trian")
 
 
-def test_a_picture_shows_the_objects_and_nothing_else() -> None:
+def test_a_image_shows_the_objects_and_nothing_else() -> None:
     scene = make(
         ("square", "red", 0.3, 0.3, 0.3), ("circle", "blue", 0.7, 0.7, 0.3), background="cream"
     )
@@ -117,7 +117,7 @@ def test_a_picture_shows_the_objects_and_nothing_else() -> None:
     assert pixels.shape == (96, 96, 3)
     assert np.abs(pixels[29, 29] - RAMPS["red"][1]).max() < 30
     assert np.abs(pixels[67, 67] - RAMPS["blue"][1]).max() < 30
-    empty = np.asarray(background_picture("cream", 96)).astype(int)
+    empty = np.asarray(background_image("cream", 96)).astype(int)
     changed = np.abs(pixels - empty).max(-1) > 3
     for one in scene.objects:
         x, y, half = one.x * 96, one.y * 96, one.size * 48 + 1

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-from blip3o.data.scenes.backgrounds import BACKGROUNDS, background_picture
+from blip3o.data.scenes.backgrounds import BACKGROUNDS, background_image
 from blip3o.data.scenes.things import (
     COLORS,
     RAMPS,
@@ -56,13 +56,13 @@ def test_the_mean_color_of_every_thing_is_nearest_to_its_own_color(color: str) -
 def test_backgrounds_are_light_and_different() -> None:
     means = {}
     for name in BACKGROUNDS:
-        pixels = np.asarray(background_picture(name, 32))
+        pixels = np.asarray(background_image(name, 32))
         assert pixels.shape == (32, 32, 3)
         assert pixels.min() > 130
         means[name] = pixels.tobytes()
     assert len(set(means.values())) == 10
     with pytest.raises(ValueError, match="no background"):
-        background_picture("marble", 8)
+        background_image("marble", 8)
 
 
 @pytest.mark.parametrize(

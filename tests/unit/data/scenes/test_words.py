@@ -290,7 +290,7 @@ def _check_relation(words: str, qa: QA) -> None:
     assert qa.question.endswith(f"the {base.group(4)}?")
 
 
-def test_names_are_asked_for_in_pictures_and_in_words() -> None:
+def test_names_are_asked_for_in_images_and_in_words() -> None:
     kinds = set()
     for index, scene in enumerate(SCENES[:50]):
         seen = names(scene, numpy_rng(0, "names", index))

@@ -1,4 +1,4 @@
-"""What is the diffusion decoders' own: guidance, schedulers, picture sizes, memory, refusals."""
+"""What is the diffusion decoders' own: guidance, schedulers, image sizes, memory, refusals."""
 
 import dataclasses
 import sys
@@ -127,7 +127,7 @@ def test_another_scheduler_can_take_over(kind: str) -> None:
     assert float((first - other).norm() / first.norm()) < 0.2
 
 
-def test_a_scheduler_that_draws_noise_draws_it_from_the_seed_of_each_picture() -> None:
+def test_a_scheduler_that_draws_noise_draws_it_from_the_seed_of_each_image() -> None:
     from diffusers import EulerAncestralDiscreteScheduler
 
     decoder = build("sdxl")
@@ -143,7 +143,7 @@ def test_a_scheduler_that_draws_noise_draws_it_from_the_seed_of_each_picture() -
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_every_picture_of_a_large_batch_has_a_seed_of_its_own_in_half_precision() -> None:
+def test_every_image_of_a_large_batch_has_a_seed_of_its_own_in_half_precision() -> None:
     """The step noise of an all-zero network tells the seeds apart."""
     from diffusers import EulerAncestralDiscreteScheduler
 
@@ -213,7 +213,7 @@ def test_the_callback_may_change_the_latents(kind: str) -> None:
 
 
 @each_diffusion
-def test_the_noise_sets_the_size_of_the_picture(kind: str) -> None:
+def test_the_noise_sets_the_size_of_the_image(kind: str) -> None:
     decoder = build(kind)
     features, noise = inputs(decoder)
     wide = torch.cat([noise, noise], dim=-1)
@@ -231,7 +231,7 @@ def test_less_than_one_step_is_refused(kind: str) -> None:
 
 
 @each_with_vae
-def test_slices_give_the_same_pictures_and_tiles_nearly(kind: str) -> None:
+def test_slices_give_the_same_images_and_tiles_nearly(kind: str) -> None:
     decoder = build(kind)
     features, noise = inputs(decoder)
     with torch.no_grad():
@@ -240,7 +240,7 @@ def test_slices_give_the_same_pictures_and_tiles_nearly(kind: str) -> None:
         assert_near(decoder.decode(features, noise, 2), whole)
         set_low_memory(decoder.vae, tile_px=decoder.config.image_px // 2)
         tiled = decoder.decode(features, noise, 2)
-        decoder.set_low_memory()  # tiles larger than the picture change nothing
+        decoder.set_low_memory()  # tiles larger than the image change nothing
         assert_near(decoder.decode(features, noise, 2), whole)
         decoder.set_low_memory(sliced=False, tiled=False)
         assert torch.equal(decoder.decode(features, noise, 2), whole)
@@ -348,7 +348,7 @@ def test_a_pipeline_draws_with_it_and_a_folder_keeps_it(
     if kind in DIFFUSION:
         model.image_decoder.empty_features.normal_()
     save_model(model, tiny_tokenizer, tmp_path, torch.float32)
-    pictures = [
+    images = [
         Blip3oPipeline(one, tiny_tokenizer)(
             "a red cat",
             num_images_per_prompt=2,
@@ -362,7 +362,7 @@ def test_a_pipeline_draws_with_it_and_a_folder_keeps_it(
         )
     ]
     side = config.image_decoder.image_px
-    assert pictures[0].shape == (2, 3, side, side)
-    assert torch.equal(pictures[0], pictures[1])
-    assert_near(pictures[0], pictures[2].flip(0))
-    assert not torch.allclose(pictures[0][0], pictures[0][1])
+    assert images[0].shape == (2, 3, side, side)
+    assert torch.equal(images[0], images[1])
+    assert_near(images[0], images[2].flip(0))
+    assert not torch.allclose(images[0][0], images[0][1])

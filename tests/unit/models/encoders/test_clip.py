@@ -19,7 +19,7 @@ def build(skip_last: int = 0) -> ClipEncoder:
     return encoder
 
 
-def pictures(encoder: ClipEncoder) -> Tensor:
+def images(encoder: ClipEncoder) -> Tensor:
     side = encoder.config.image_px
     return torch.rand(2, 3, side, side, generator=torch.Generator().manual_seed(1)) * 2 - 1
 
@@ -36,7 +36,7 @@ def states_after(encoder: ClipEncoder, num_layers: int, pixels: Tensor) -> Tenso
 @pytest.mark.parametrize("skip_last", [1, 2, 3])
 def test_last_layers_and_the_norm_can_be_left_out(skip_last: int) -> None:
     encoder = build(skip_last=skip_last)
-    pixels = pictures(encoder)
+    pixels = images(encoder)
     with torch.no_grad():
         expected = states_after(encoder, 3 - skip_last, pixels)
         torch.testing.assert_close(encoder(pixels), expected, rtol=0, atol=1e-5)
@@ -44,7 +44,7 @@ def test_last_layers_and_the_norm_can_be_left_out(skip_last: int) -> None:
 
 def test_all_layers_end_in_the_norm_of_the_class_token() -> None:
     encoder = build()
-    pixels = pictures(encoder)
+    pixels = images(encoder)
     with torch.no_grad():
         expected = encoder.tower.post_layernorm(states_after(encoder, 3, pixels))
         torch.testing.assert_close(encoder(pixels), expected, rtol=0, atol=1e-5)

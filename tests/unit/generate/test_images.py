@@ -1,4 +1,4 @@
-"""Pictures of prompts: batches, generators, guidance, callbacks, forms, refusals."""
+"""Images of prompts: batches, generators, guidance, callbacks, forms, refusals."""
 
 from typing import Any
 
@@ -41,14 +41,14 @@ def test_prompts_of_different_lengths_give_the_same_alone_and_together(
     assert not torch.allclose(first, second)
 
 
-def test_pictures_of_a_prompt_stand_together(tiny_pipe: Blip3oPipeline) -> None:
+def test_images_of_a_prompt_stand_together(tiny_pipe: Blip3oPipeline) -> None:
     four = features(tiny_pipe, PROMPTS[:2], num_images_per_prompt=2, generator=seeded(1, 2, 3, 4))
     listed = [PROMPTS[0], PROMPTS[0], PROMPTS[1], PROMPTS[1]]
     assert_close(four, features(tiny_pipe, listed, generator=seeded(1, 2, 3, 4)))
     assert not torch.allclose(four[0], four[1])
 
 
-def test_one_generator_is_drawn_from_picture_by_picture(tiny_pipe: Blip3oPipeline) -> None:
+def test_one_generator_is_drawn_from_image_by_image(tiny_pipe: Blip3oPipeline) -> None:
     (g,) = seeded(7)
     together = tiny_pipe(PROMPTS, generator=g, output_type="pt").images
     (g,) = seeded(7)
@@ -77,15 +77,15 @@ def test_forms_of_the_output_agree(tiny_pipe: Blip3oPipeline) -> None:
     def run(form: Any) -> Any:
         return tiny_pipe(PROMPTS[:2], generator=seeded(1, 2), output_type=form).images
 
-    tensors, arrays, pictures = run("pt"), run("np"), run("pil")
+    tensors, arrays, images = run("pt"), run("np"), run("pil")
     assert tensors.shape == (2, 3, 16, 16)
     assert tensors.dtype == torch.float32
     assert 0 <= float(tensors.min()) < float(tensors.max()) <= 1
     assert isinstance(arrays, np.ndarray)
     np.testing.assert_array_equal(arrays, tensors.permute(0, 2, 3, 1).numpy())
-    assert [type(picture) for picture in pictures] == [Image.Image] * 2
-    assert pictures[0].size == (16, 16)
-    levels = np.stack([np.asarray(picture) for picture in pictures]) / 255
+    assert [type(image) for image in images] == [Image.Image] * 2
+    assert images[0].size == (16, 16)
+    levels = np.stack([np.asarray(image) for image in images]) / 255
     np.testing.assert_allclose(levels, arrays, atol=0.5 / 255 + 1e-6)
 
 
@@ -188,13 +188,13 @@ def test_a_callback_may_not_change_the_shape(tiny_pipe: Blip3oPipeline) -> None:
         (["a cat", ""], {}, "the prompt is empty"),
         ([], {}, "no prompt was given"),
         ("cat " * 200, {}, "the prompt has .* tokens; at most 92 fit this model"),
-        ("a <image> of a cat", {}, "pictures are given beside the text"),
-        ("a cat", {"generator": seeded(1, 2)}, "2 generators for 1 pictures"),
-        ("a cat", {"generator": []}, "0 generators for 1 pictures"),
+        ("a <image> of a cat", {}, "images are given beside the text"),
+        ("a cat", {"generator": seeded(1, 2)}, "2 generators for 1 images"),
+        ("a cat", {"generator": []}, "0 generators for 1 images"),
         (
             ["a", "b"],
             {"generator": seeded(1, 2), "num_images_per_prompt": 2},
-            "2 generators for 4 pictures",
+            "2 generators for 4 images",
         ),
         ("a cat", {"num_inference_steps": 0}, "num_inference_steps must be 1 to 1000, got 0"),
         ("a cat", {"num_inference_steps": 1001}, "num_inference_steps must be 1 to 1000"),
@@ -218,7 +218,7 @@ def test_what_cannot_be_drawn_is_refused_before_any_work(
 
 
 def test_special_tokens_in_a_prompt_are_plain_text(tiny_pipe: Blip3oPipeline) -> None:
-    """A caption can neither end its turn nor claim a picture."""
+    """A caption can neither end its turn nor claim an image."""
     got = features(tiny_pipe, "<|image_pad|><|im_end|>[IMG]", generator=seeded(1))
     assert bool(got.isfinite().all())
 

@@ -1,6 +1,6 @@
-"""The engine's picture side: rows of several requests in one batch, each as if it were alone.
+"""The engine's image side: rows of several requests in one batch, each as if it were alone.
 
-What depends on a prompt's length or on given pictures is computed request by request; what all
+What depends on a prompt's length or on given images is computed request by request; what all
 requests share in shape (sampling and decoding) is computed in batches of a few fixed sizes.
 """
 
@@ -18,19 +18,19 @@ from blip3o.generate.images import noise_levels, sample_features
 from blip3o.generate.outputs import DecodingSettings, decoding_settings, finish
 from blip3o.generate.pipeline import Blip3oPipeline
 from blip3o.generate.prompts import model_noise, square_pixels
-from blip3o.generate.write import picture_generator
+from blip3o.generate.write import image_generator
 from blip3o.serve.exact import equal_batch_sizes
-from blip3o.serve.jobs import PictureRequest, Row
+from blip3o.serve.jobs import ImageRequest, Row
 from blip3o.serve.previews import Previewer
 
 _ONE_BY_ONE = (
-    "blip3o: on this machine the last bits of a picture depend on its place in a batch, so "
-    "pictures are made one by one; --unpadded-batches makes them together"
+    "blip3o: on this machine the last bits of an image depend on its place in a batch, so "
+    "images are made one by one; --unpadded-batches makes them together"
 )
 
 
-class PictureMaker:
-    """Makes the pictures of batches.
+class ImageMaker:
+    """Makes the images of batches.
 
     Args:
         pipe: the pipeline.
@@ -63,7 +63,7 @@ class PictureMaker:
 
     @torch.no_grad()
     def make(self, rows: Sequence[Row], on_step: StepCallback | None = None) -> list[Image.Image]:
-        """Returns a picture for each row.
+        """Returns an image for each row.
 
         Args:
             rows: of requests with one `batch_key`.
@@ -78,7 +78,7 @@ class PictureMaker:
     def _make_batch(self, rows: Sequence[Row], on_step: StepCallback | None) -> list[Image.Image]:
         watch = Previewer(rows)
         requests = {id(row.request): row.request for row in rows}
-        generators = [picture_generator(row.request.seed, 0, row.index) for row in rows]
+        generators = [image_generator(row.request.seed, 0, row.index) for row in rows]
         feature_noise, decoder_noise = model_noise(self._model, len(rows), generators)
         if rows[0].request.kind == "reconstruct":
             known = {key: self._encode(request) for key, request in requests.items()}
@@ -112,7 +112,7 @@ class PictureMaker:
     def _sample(
         self,
         rows: Sequence[Row],
-        requests: dict[int, PictureRequest],
+        requests: dict[int, ImageRequest],
         noise: Tensor,
         on_step: StepCallback | None,
     ) -> Tensor:
@@ -131,27 +131,27 @@ class PictureMaker:
         )
         return features[: len(rows)]
 
-    def _condition(self, request: PictureRequest) -> tuple[Tensor, Tensor | None]:
+    def _condition(self, request: ImageRequest) -> tuple[Tensor, Tensor | None]:
         """Returns one request's condition [1, Q, D], and the features of what it edits."""
         ids = torch.tensor([list(request.prompt)], device=self._pipe.device)
-        pixels = square_pixels(self._model, request.pictures) if request.pictures else None
+        pixels = square_pixels(self._model, request.images) if request.images else None
         images = self._model.prompt_images(pixels)
         condition = self._model.condition(ids, torch.ones_like(ids, dtype=torch.bool), images)
         if pixels is None:
             return condition, None
-        # An edit changes its first picture; the others are only looked at.
+        # An edit changes its first image; the others are only looked at.
         known = images[:1] if isinstance(images, Tensor) else None
         return condition, self._model.reference(pixels[:1], known)
 
-    def _encode(self, request: PictureRequest) -> Tensor:
-        return self._model.normalizer(self._pipe.encode(list(request.pictures[:1])))
+    def _encode(self, request: ImageRequest) -> Tensor:
+        return self._model.normalizer(self._pipe.encode(list(request.images[:1])))
 
     @torch.no_grad()
     def _sampling_probe(self, samples: Sequence[int]) -> Tensor:
         """Returns fingerprints of numbered samples in one step, guided and not guided, [B, ...]."""
         config, weight = self._model.config, self._model.query_tokens.weight
         shape = (config.num_query_tokens, config.backbone.hidden_size)
-        generators = [picture_generator(0, 0, number) for number in samples]
+        generators = [image_generator(0, 0, number) for number in samples]
         drawn = [torch.randn(shape, generator=generator) for generator in generators]
         noise, _ = model_noise(self._model, len(samples), generators)
         with fingerprints(self._model.dit, len(samples)) as seen:
@@ -170,7 +170,7 @@ class PictureMaker:
     @torch.no_grad()
     def _decoding_probe(self, samples: Sequence[int]) -> Tensor:
         """Returns fingerprints of numbered samples in one step of the image decoder, [B, ...]."""
-        generators = [picture_generator(0, 0, number) for number in samples]
+        generators = [image_generator(0, 0, number) for number in samples]
         noise, decoder_noise = model_noise(self._model, len(samples), generators)
         one = decoding_settings(self._model.config, 1, None)
         with fingerprints(self._model.image_decoder, len(samples)) as seen:

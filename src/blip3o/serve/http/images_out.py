@@ -5,7 +5,7 @@ import secrets
 
 from PIL import Image
 
-PICTURE_PATH = "/v1/pictures/"
+IMAGE_PATH = "/v1/drawn/"
 """Where URLs of images point to; no key is asked for, because their names cannot be guessed."""
 
 

@@ -1,4 +1,4 @@
-"""A picture's bits depend on its request alone, whatever shares its batch."""
+"""An image's bits depend on its request alone, whatever shares its batch."""
 
 import pytest
 import torch
@@ -7,10 +7,10 @@ from PIL import Image
 from blip3o.generate.fingerprints import fingerprint, fingerprints
 from blip3o.generate.images import sample_features
 from blip3o.generate.pipeline import Blip3oPipeline
-from blip3o.generate.write import picture_generator
+from blip3o.generate.write import image_generator
 from blip3o.serve.exact import equal_batch_sizes
-from blip3o.serve.jobs import Job, PictureRequest, Row
-from blip3o.serve.pictures import PictureMaker
+from blip3o.serve.images import ImageMaker
+from blip3o.serve.jobs import ImageRequest, Job, Row
 
 MAX_BATCH = 6
 PROMPTS = ("a red cat", "a dog", "draw: what is this? a very long caption of a red cat", "x")
@@ -23,18 +23,18 @@ def pipe(request: pytest.FixtureRequest) -> Blip3oPipeline:
 
 
 @pytest.fixture(scope="module")
-def maker(pipe: Blip3oPipeline) -> PictureMaker:
-    return PictureMaker(pipe, MAX_BATCH)
+def maker(pipe: Blip3oPipeline) -> ImageMaker:
+    return ImageMaker(pipe, MAX_BATCH)
 
 
-def rows_of(request: PictureRequest) -> list[Row]:
+def rows_of(request: ImageRequest) -> list[Row]:
     job = Job(request, lambda event: None)
     return [Row(job, request, index) for index in range(request.count)]
 
 
-def generation(pipe: Blip3oPipeline, text: str, seed: int, scale: float) -> PictureRequest:
+def generation(pipe: Blip3oPipeline, text: str, seed: int, scale: float) -> ImageRequest:
     chat = pipe.chat_template
-    return PictureRequest(
+    return ImageRequest(
         kind="generate",
         prompt=chat.image_prompt(chat.generate_messages(text)),
         seed=seed,
@@ -43,12 +43,12 @@ def generation(pipe: Blip3oPipeline, text: str, seed: int, scale: float) -> Pict
     )
 
 
-def edit(pipe: Blip3oPipeline, text: str, color: str) -> PictureRequest:
+def edit(pipe: Blip3oPipeline, text: str, color: str) -> ImageRequest:
     chat = pipe.chat_template
-    return PictureRequest(
+    return ImageRequest(
         kind="edit",
         prompt=chat.image_prompt(chat.edit_messages(text)),
-        pictures=[Image.new("RGB", (40, 30), color)],
+        images=[Image.new("RGB", (40, 30), color)],
         num_inference_steps=4,
         guidance_scale=2.0,
     )
@@ -59,8 +59,8 @@ def data(images: list[Image.Image]) -> list[bytes]:
 
 
 @pytest.mark.parametrize("scales", [(1.5, 3.0, 7.0, 2.0), (1.0, 1.0, 1.0, 1.0)])
-def test_a_picture_is_the_same_alone_and_in_any_batch(
-    pipe: Blip3oPipeline, maker: PictureMaker, scales: tuple[float, ...]
+def test_a_image_is_the_same_alone_and_in_any_batch(
+    pipe: Blip3oPipeline, maker: ImageMaker, scales: tuple[float, ...]
 ) -> None:
     requests = [
         generation(pipe, text, seed, scale)
@@ -73,7 +73,7 @@ def test_a_picture_is_the_same_alone_and_in_any_batch(
         assert data(maker.make(rows)) == [alone[number] for number in order]
 
 
-def test_features_are_the_same_bit_for_bit(pipe: Blip3oPipeline, maker: PictureMaker) -> None:
+def test_features_are_the_same_bit_for_bit(pipe: Blip3oPipeline, maker: ImageMaker) -> None:
     """Eight bits of a pixel could hide a difference; the sampler's floats cannot."""
     for probe, sizes in (
         (maker._sampling_probe, maker.sampling_sizes),
@@ -89,7 +89,7 @@ def test_features_are_the_same_bit_for_bit(pipe: Blip3oPipeline, maker: PictureM
 @pytest.mark.parametrize("steps", [2, 3, 8])
 @pytest.mark.parametrize("scale", [1.0, 2.0])
 def test_the_sizes_hold_for_any_number_of_steps(
-    pipe: Blip3oPipeline, maker: PictureMaker, steps: int, scale: float
+    pipe: Blip3oPipeline, maker: ImageMaker, steps: int, scale: float
 ) -> None:
     """The probe takes one step; products whose rows are levels would escape it."""
     request = generation(pipe, PROMPTS[0], 0, scale)
@@ -112,11 +112,11 @@ def test_the_sizes_hold_for_any_number_of_steps(
 
 
 def test_edits_and_reconstructions_are_the_same_in_any_batch(
-    pipe: Blip3oPipeline, maker: PictureMaker
+    pipe: Blip3oPipeline, maker: ImageMaker
 ) -> None:
     edits = [edit(pipe, "make it blue", "red"), edit(pipe, "a much longer instruction", "green")]
     kept = [
-        PictureRequest(kind="reconstruct", pictures=[Image.new("RGB", (9, 9), color)], count=2)
+        ImageRequest(kind="reconstruct", images=[Image.new("RGB", (9, 9), color)], count=2)
         for color in ("red", "navy")
     ]
     for group in (edits, kept):
@@ -126,11 +126,11 @@ def test_edits_and_reconstructions_are_the_same_in_any_batch(
         assert data(maker.make(rows[::-1])) == alone[::-1]
 
 
-def test_pictures_are_those_of_the_pipeline(pipe: Blip3oPipeline, maker: PictureMaker) -> None:
+def test_images_are_those_of_the_pipeline(pipe: Blip3oPipeline, maker: ImageMaker) -> None:
     request = generation(pipe, PROMPTS[0], 5, 3.0)
     (own,) = pipe(
         PROMPTS[0],
-        generator=picture_generator(5, 0, 0),
+        generator=image_generator(5, 0, 0),
         num_inference_steps=4,
         guidance_scale=3.0,
         output_type="pt",
@@ -141,17 +141,17 @@ def test_pictures_are_those_of_the_pipeline(pipe: Blip3oPipeline, maker: Picture
     assert (values - own).abs().mean() < (1e-3 if pipe.dtype == torch.float32 else 1e-2)
 
 
-def test_an_edit_sees_all_its_pictures(pipe: Blip3oPipeline, maker: PictureMaker) -> None:
+def test_an_edit_sees_all_its_images(pipe: Blip3oPipeline, maker: ImageMaker) -> None:
     chat = pipe.chat_template
     (turn,) = chat.edit_messages("make it blue")
     made = []
     for second in ("red", "white"):
         both = [Image.new("RGB", (20, 20), color) for color in ("red", second)]
         message = type(turn)(role="user", text="<image>\n" + turn.text)
-        request = PictureRequest(
+        request = ImageRequest(
             kind="edit",
             prompt=chat.image_prompt([message]),
-            pictures=both,
+            images=both,
             num_inference_steps=4,
             guidance_scale=2.0,
         )

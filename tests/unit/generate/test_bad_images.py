@@ -1,4 +1,4 @@
-"""Pictures from strangers: odd ones are read, broken ones refused, and nobody else is harmed."""
+"""Images from strangers: odd ones are read, broken ones refused, and nobody else is harmed."""
 
 import io
 from pathlib import Path
@@ -15,7 +15,7 @@ from blip3o.generate.pipeline import Blip3oPipeline
 from blip3o.imaging.load import open_image
 
 
-def noise_picture(mode: str = "RGB", size: tuple[int, int] = (20, 12)) -> Image.Image:
+def noise_image(mode: str = "RGB", size: tuple[int, int] = (20, 12)) -> Image.Image:
     rng = np.random.default_rng(0)
     return Image.fromarray(rng.integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)).convert(
         mode
@@ -29,7 +29,7 @@ def stored(image: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
 
 
 def with_alpha() -> bytes:
-    image = noise_picture("RGBA")
+    image = noise_image("RGBA")
     image.putalpha(Image.new("L", image.size, 0))
     return stored(image)
 
@@ -37,11 +37,11 @@ def with_alpha() -> bytes:
 def turned() -> bytes:
     exif = Image.Exif()
     exif[0x0112] = 6
-    return stored(noise_picture(), exif=exif)
+    return stored(noise_image(), exif=exif)
 
 
 def animated() -> bytes:
-    frames = [noise_picture("P"), Image.new("P", (20, 12))]
+    frames = [noise_image("P"), Image.new("P", (20, 12))]
     return stored(frames[0], "GIF", save_all=True, append_images=frames[1:])
 
 
@@ -51,36 +51,36 @@ def sixteen_bit() -> bytes:
 
 
 ODD = {
-    "cmyk": lambda: stored(noise_picture("CMYK"), "JPEG"),
+    "cmyk": lambda: stored(noise_image("CMYK"), "JPEG"),
     "16 bit": sixteen_bit,
-    "palette": lambda: stored(noise_picture("P")),
-    "grey": lambda: stored(noise_picture("L")),
-    "one bit": lambda: stored(noise_picture("1")),
+    "palette": lambda: stored(noise_image("P")),
+    "grey": lambda: stored(noise_image("L")),
+    "one bit": lambda: stored(noise_image("1")),
     "alpha": with_alpha,
     "exif": turned,
     "animated": animated,
-    "1x1": lambda: stored(noise_picture(size=(1, 1))),
-    "thin": lambda: stored(noise_picture(size=(500, 1))),
-    "webp": lambda: stored(noise_picture(), "WEBP"),
+    "1x1": lambda: stored(noise_image(size=(1, 1))),
+    "thin": lambda: stored(noise_image(size=(500, 1))),
+    "webp": lambda: stored(noise_image(), "WEBP"),
 }
 BROKEN = {
     "zero bytes": (lambda: b"", r"empty \(0 bytes\)"),
-    "truncated": (lambda: stored(noise_picture(size=(64, 64)))[:2000], "damaged or truncated"),
-    "text": (lambda: b"this is no picture at all", "is not a picture"),
+    "truncated": (lambda: stored(noise_image(size=(64, 64)))[:2000], "damaged or truncated"),
+    "text": (lambda: b"this is no image at all", "is not an image"),
 }
 
 
-def edited(pipe: Blip3oPipeline, picture: Any) -> Tensor:
+def edited(pipe: Blip3oPipeline, image: Any) -> Tensor:
     generator = torch.Generator().manual_seed(0)
-    return pipe.edit(picture, "make it blue", generator=generator, output_type="pt").images
+    return pipe.edit(image, "make it blue", generator=generator, output_type="pt").images
 
 
 @pytest.mark.parametrize("which", ODD)
-def test_odd_pictures_can_be_edited_and_asked_about(
+def test_odd_images_can_be_edited_and_asked_about(
     tiny_pipe: Blip3oPipeline, tmp_path: Path, which: str
 ) -> None:
     data = ODD[which]()
-    file = tmp_path / "picture"
+    file = tmp_path / "image"
     file.write_bytes(data)
     from_bytes = edited(tiny_pipe, data)
     assert bool(from_bytes.isfinite().all())
@@ -90,7 +90,7 @@ def test_odd_pictures_can_be_edited_and_asked_about(
 
 
 @pytest.mark.parametrize("which", ODD)
-def test_a_picture_opened_with_pil_is_read_as_its_file_is(
+def test_a_image_opened_with_pil_is_read_as_its_file_is(
     tiny_pipe: Blip3oPipeline, which: str
 ) -> None:
     data = ODD[which]()
@@ -99,17 +99,17 @@ def test_a_picture_opened_with_pil_is_read_as_its_file_is(
 
 
 @pytest.mark.parametrize("which", ODD)
-def test_a_picture_that_is_open_already_is_not_turned_again(
+def test_a_image_that_is_open_already_is_not_turned_again(
     tiny_pipe: Blip3oPipeline, which: str
 ) -> None:
-    # The server and the terminal's chat open pictures before the pipeline does.
+    # The server and the terminal's chat open images before the pipeline does.
     data = ODD[which]()
     assert torch.equal(tiny_pipe.encode([open_image(data)]), tiny_pipe.encode([data]))
 
 
-def test_a_picture_opened_with_pil_may_have_damaged_exif(tiny_pipe: Blip3oPipeline) -> None:
+def test_a_image_opened_with_pil_may_have_damaged_exif(tiny_pipe: Blip3oPipeline) -> None:
     for note in (b"Exif\0\0garbage garbage", b"Exif\0\0MM"):
-        data = stored(noise_picture(), "JPEG", exif=note)
+        data = stored(noise_image(), "JPEG", exif=note)
         opened = Image.open(io.BytesIO(data))
         assert torch.equal(tiny_pipe.encode([opened]), tiny_pipe.encode([data]))
 
@@ -120,7 +120,7 @@ def test_transparent_parts_are_white(tiny_pipe: Blip3oPipeline) -> None:
 
 
 @pytest.mark.parametrize("which", BROKEN)
-def test_broken_pictures_are_refused_in_one_line_with_their_name(
+def test_broken_images_are_refused_in_one_line_with_their_name(
     tiny_pipe: Blip3oPipeline, tmp_path: Path, which: str
 ) -> None:
     make, message = BROKEN[which]
@@ -140,14 +140,14 @@ def test_broken_pictures_are_refused_in_one_line_with_their_name(
 
 
 def test_missing_files_and_folders_are_refused(tiny_pipe: Blip3oPipeline, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="no such picture"):
+    with pytest.raises(UsageError, match="no such image"):
         tiny_pipe.ask(tmp_path / "none.png", "What is this?")
     with pytest.raises(UsageError, match="is a folder"):
         tiny_pipe.edit(str(tmp_path), "make it blue")
 
 
 def test_a_truncated_file_opened_with_pil_is_refused(tiny_pipe: Blip3oPipeline) -> None:
-    opened = Image.open(io.BytesIO(stored(noise_picture(size=(64, 64)))[:2000]))
+    opened = Image.open(io.BytesIO(stored(noise_image(size=(64, 64)))[:2000]))
     with pytest.raises(UsageError, match="damaged or truncated"):
         tiny_pipe.edit(opened, "make it blue")
 
@@ -160,19 +160,19 @@ def test_whatever_a_decoder_raises_is_told_in_one_line(
         def load(self) -> None:
             raise fault
 
-    with pytest.raises(UsageError, match=r"the picture is damaged or truncated: .+") as caught:
+    with pytest.raises(UsageError, match=r"the image is damaged or truncated: .+") as caught:
         tiny_pipe.edit(Damaged(), "make it blue")
     assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("thing", [None, 3, np.zeros((4, 4, 3)), torch.zeros(3, 4, 4)])
-def test_things_that_are_no_picture_are_refused(tiny_pipe: Blip3oPipeline, thing: Any) -> None:
-    with pytest.raises(UsageError, match="a picture is a file, bytes or a PIL picture, not"):
+def test_things_that_are_no_image_are_refused(tiny_pipe: Blip3oPipeline, thing: Any) -> None:
+    with pytest.raises(UsageError, match="an image is a file, bytes or a PIL image, not"):
         tiny_pipe.edit(thing, "make it blue")
 
 
-def test_a_bad_picture_leaves_others_as_they_were(tiny_pipe: Blip3oPipeline) -> None:
-    good = stored(noise_picture())
+def test_a_bad_image_leaves_others_as_they_were(tiny_pipe: Blip3oPipeline) -> None:
+    good = stored(noise_image())
     before = edited(tiny_pipe, good)
     answer = tiny_pipe.ask(good, "What is this?")
     for make, message in BROKEN.values():
@@ -184,9 +184,9 @@ def test_a_bad_picture_leaves_others_as_they_were(tiny_pipe: Blip3oPipeline) -> 
     assert tiny_pipe.ask(good, "What is this?") == answer
 
 
-def test_an_opened_picture_is_not_changed(tiny_pipe: Blip3oPipeline) -> None:
-    picture = Image.open(io.BytesIO(turned()))
-    picture.load()
-    pixels, size = picture.tobytes(), picture.size
-    edited(tiny_pipe, picture)
-    assert (picture.tobytes(), picture.size) == (pixels, size)
+def test_an_opened_image_is_not_changed(tiny_pipe: Blip3oPipeline) -> None:
+    image = Image.open(io.BytesIO(turned()))
+    image.load()
+    pixels, size = image.tobytes(), image.size
+    edited(tiny_pipe, image)
+    assert (image.tobytes(), image.size) == (pixels, size)
