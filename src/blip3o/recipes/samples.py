@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from PIL import Image
 
+from blip3o.core.files import atomic_file, write_atomic
 from blip3o.data.loader import Loader
 from blip3o.generate.pipeline import Blip3oPipeline
 from blip3o.imaging.sheet import contact_sheet
@@ -79,9 +80,10 @@ class SampleWriter:
         asked = list(itertools.islice(itertools.cycle(found), len(questions)))
         answers = pipe.answer_batch(asked, questions)
         lines = [f"{q}  ->  {a}" for q, a in zip(questions, answers, strict=True)]
-        path.with_suffix(".txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+        write_atomic(path.with_suffix(".txt"), "\n".join(lines) + "\n")
         _save(asked, lines, path.with_name(f"{path.name}-asked"))  # beside what was drawn
 
 
 def _save(images: Sequence[Image.Image], captions: Sequence[str], path: Path) -> None:
-    contact_sheet(images, captions, columns=4, scale=2).save(path.with_suffix(".png"))
+    with atomic_file(path.with_suffix(".png")) as scratch:
+        contact_sheet(images, captions, columns=4, scale=2).save(scratch, "PNG")

@@ -16,7 +16,7 @@ class ServeConfig:
     """What a server allows and how it works; each field is an option of `blip3o serve`.
 
     Raises:
-        UsageError: for a number that is not positive.
+        UsageError: for a number that is not positive, or an empty host or alias.
     """
 
     host: str = _option("127.0.0.1", "address to listen on; 0.0.0.0 for all of this machine's")
@@ -86,6 +86,8 @@ class ServeConfig:
             least = 0 if field.name in ("port", "max_wait_ms") else 1e-9
             if not least <= value < float("inf"):
                 raise UsageError(f"{flag(field.name)} must be positive, got {value}")
+        if not self.host.strip():
+            raise UsageError("--host is empty, which would mean every address of this machine")
         if not all(self.model_alias):
             raise UsageError("--model-alias is empty")
         if self.port > 65535:

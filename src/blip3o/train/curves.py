@@ -3,6 +3,8 @@
 import json
 from pathlib import Path
 
+from blip3o.core.files import atomic_file
+
 _SHOWN = ("loss", "lr", "grad_norm", "samples_per_second")
 _HIDDEN = ("step", "samples_seen", "data_wait", "nonfinite_steps", "memory_mb")
 
@@ -36,5 +38,7 @@ def draw_curves(run_dir: Path) -> Path | None:
         axes.plot([step for step, _ in points], [value for _, value in points], linewidth=1)
         axes.set_title(name, fontsize=9)
         axes.grid(alpha=0.3)
-    figure.savefig(run_dir / "curves.png", dpi=80)
-    return run_dir / "curves.png"
+    file = run_dir / "curves.png"
+    with atomic_file(file) as scratch:
+        figure.savefig(scratch, dpi=80, format="png")
+    return file

@@ -36,6 +36,8 @@ def test_options_of_every_type() -> None:
         {"max_n": -1},
         {"port": 65536},
         {"model_alias": ("",)},
+        {"host": ""},
+        {"host": " "},
     ],
 )
 def test_numbers_out_of_range_are_refused(values: dict[str, Any]) -> None:

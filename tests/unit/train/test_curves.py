@@ -1,8 +1,12 @@
 """The image of a run's metrics."""
 
+import errno
 import json
 from pathlib import Path
+from typing import Any
 
+import pytest
+from matplotlib.figure import Figure
 from PIL import Image
 
 from blip3o.train.curves import draw_curves
@@ -22,3 +26,19 @@ def test_no_rows_mean_no_image(tmp_path: Path) -> None:
     (tmp_path / "metrics.jsonl").write_text("")
     assert draw_curves(tmp_path) is None
     assert not (tmp_path / "curves.png").exists()
+
+
+def test_a_full_disk_leaves_the_curves_of_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def half(self: Figure, file: Any, **options: Any) -> None:
+        Path(file).write_bytes(b"half of an image")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "loss": 1.0}\n')
+    before = draw_curves(tmp_path).read_bytes()  # type: ignore[union-attr]
+    monkeypatch.setattr(Figure, "savefig", half)
+    with pytest.raises(OSError, match=r"No space left.*curves\.png"):
+        draw_curves(tmp_path)
+    assert [file.name for file in tmp_path.iterdir() if "curves" in file.name] == ["curves.png"]
+    assert (tmp_path / "curves.png").read_bytes() == before
