@@ -1,4 +1,4 @@
-"""Finds what in a picture of a scene is no background: one window for each object.
+"""Finds what in an image of a scene is no background: one window for each object.
 
 The image is judged against the known backgrounds only, and nothing is known of the scene.
 

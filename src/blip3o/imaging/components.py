@@ -13,7 +13,7 @@ _CUT = 0.02
 
 
 def component_images(features: Tensor, px: int) -> list[Image.Image]:
-    """Returns a picture of each set of features, all in the same colors.
+    """Returns an image of each set of features, all in the same colors.
 
     The directions are the principal components of all tokens of the last set, which is the
     clearest; colors are scaled over all sets.

@@ -42,7 +42,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
     if image.mode == "RGB" and "transparency" not in image.info:
         return _plain(image if profile is None else to_srgb(image, profile))
     if image.mode == "F":
-        raise UsageError("a picture of floating point numbers; save it with 8 or 16 bits")
+        raise UsageError("an image of floating point numbers; save it with 8 or 16 bits")
     if image.mode.startswith("I"):
         image = _from_deep_grey(image)
     alpha = None
@@ -133,7 +133,7 @@ def _from_deep_grey(image: Image.Image) -> Image.Image:
         scale = scale_of(_PillowTags(tags))
         grey = scale.levels(values if scale.is_signed else values & (1 << scale.bits) - 1)
     elif values.min() < 0 or values.max() > 65535:
-        raise UsageError("a picture of 32-bit numbers; save it with 8 or 16 bits")
+        raise UsageError("an image of 32-bit numbers; save it with 8 or 16 bits")
     else:
         grey = ((values + 128) // 257).astype(np.uint8)
     result = Image.fromarray(grey)

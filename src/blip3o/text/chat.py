@@ -26,7 +26,7 @@ from blip3o.text.tokenizer import (
 )
 
 ROLES = ("system", "user", "assistant")
-IMAGED = "(a picture)"
+IMAGE_IN_WORDS = "(an image)"
 """What stands for an image in the words of an assistant."""
 
 
@@ -142,7 +142,7 @@ class ChatTemplate:
         return self.tokenizer.special_id(self._format.end.name)
 
     def generate_messages(self, caption: str) -> tuple[Message, ...]:
-        """Returns the conversation that asks for a picture of a caption."""
+        """Returns the conversation that asks for an image of a caption."""
         text = self.config.generate.replace("{caption}", caption)
         return (Message(role="user", text=text),)
 
@@ -307,7 +307,7 @@ def said_back(answer: str) -> str:
     Args:
         answer: what a model said.
     """
-    return answer.replace(IMAGE_MARK, IMAGED)
+    return answer.replace(IMAGE_MARK, IMAGE_IN_WORDS)
 
 
 def _marked(text: str, learned: Sequence[tuple[int, int]]) -> Iterator[_Placed]:

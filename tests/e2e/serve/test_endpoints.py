@@ -212,7 +212,7 @@ def test_an_image_answer_is_sent_back_read_and_edited(client: "OpenAI") -> None:
     direct = [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": question}]
     by_hand: Any = [
         *turns,
-        {"role": "assistant", "content": "(a picture)"},
+        {"role": "assistant", "content": "(an image)"},
         {"role": "user", "content": direct},
     ]
     same = client.chat.completions.create(model="pocket", messages=by_hand)

@@ -256,7 +256,7 @@ def test_a_conversation_goes_on_after_an_answer_that_holds_the_mark_of_a_image()
     out = io.StringIO()
     converse(Html(), io.StringIO("how?\nand then?\n"), out)  # type: ignore[arg-type]
     assert out.getvalue().count(f"write {IMAGE_MARK} there") == 2
-    assert asked[1][1] == Message(role="assistant", text="write (a picture) there")
+    assert asked[1][1] == Message(role="assistant", text="write (an image) there")
 
 
 def test_a_image_goes_with_the_next_message_and_stays(

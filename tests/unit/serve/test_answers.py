@@ -278,7 +278,7 @@ def test_a_conversation_goes_on_with_the_items_of_answers(
         assert isinstance(request, ChatRequest)
         assert [(m.role, m.text) for m in request.messages] == [
             ("user", "hi"),
-            ("assistant", "(a picture)"),
+            ("assistant", "(an image)"),
             ("assistant", "one0 two0 three0"),
             ("user", "<image>\nand now?"),
         ]

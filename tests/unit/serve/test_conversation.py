@@ -74,7 +74,7 @@ def test_the_last_turn_is_the_users() -> None:
 
 
 @pytest.mark.parametrize(
-    ("said", "heard"), [("write <image> there", "write (a picture) there"), ("", ""), ("hi", "hi")]
+    ("said", "heard"), [("write <image> there", "write (an image) there"), ("", ""), ("hi", "hi")]
 )
 def test_an_answer_can_be_sent_back_as_it_was_given(said: str, heard: str) -> None:
     messages, _ = read(("user", "a"), ("assistant", said), ("user", "b"))
@@ -97,7 +97,7 @@ def test_an_image_of_an_answer_is_read_in_the_turn_that_follows() -> None:
     messages, images = read(*said)
     assert messages == [
         ("user", "<image>\ndraw this in blue"),
-        ("assistant", "(a picture)"),
+        ("assistant", "(an image)"),
         ("user", "<image>\n<image>\ncompare them"),
     ]
     assert images == [
@@ -113,7 +113,7 @@ def test_images_of_several_answers_keep_their_order() -> None:
         ("user", "a"), shown, ("assistant", [image("2")]), ("user", "b"), ("user", "c")
     )
     assert [words for _, words in messages[3:]] == ["<image>\n<image>\nb", "c"]
-    assert messages[1] == ("assistant", "here\n(a picture)")
+    assert messages[1] == ("assistant", "here\n(an image)")
     assert [str(one)[0] for one in images] == ["1", "2"]
 
 

@@ -34,6 +34,6 @@ def test_a_conversation_goes_on_after_an_answer_that_holds_the_mark_of_a_image()
     from blip3o.serve.page.chat import _part
 
     said = {"type": "text", "text": "write <image> there"}
-    assert _part(said, "assistant", 9) == {"type": "text", "text": "write (a picture) there"}
+    assert _part(said, "assistant", 9) == {"type": "text", "text": "write (an image) there"}
     assert _part(said, "user", 9) == said  # a mistake, which the API answers
-    assert _part({"type": "file"}, "assistant", 9) == {"type": "text", "text": "(a picture)"}
+    assert _part({"type": "file"}, "assistant", 9) == {"type": "text", "text": "(an image)"}

@@ -36,7 +36,7 @@ class Include(TypedDict):
 
 @dataclass(frozen=True, kw_only=True)
 class EvalPrompt:
-    """A prompt and what a picture of it must show."""
+    """A prompt and what an image of it must show."""
 
     category: str
     prompt: str

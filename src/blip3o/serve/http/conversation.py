@@ -11,7 +11,7 @@ from blip3o.serve.http.errors import invalid
 from blip3o.serve.http.forms import check_count
 from blip3o.serve.http.service import Service
 from blip3o.serve.http.turns import ImagePart, InputImagePart, Part, RefusalPart
-from blip3o.text.chat import IMAGED, said_back
+from blip3o.text.chat import IMAGE_IN_WORDS, said_back
 
 _SYSTEM = ("system", "developer")
 """Roles of instructions; newer clients say developer."""
@@ -158,7 +158,7 @@ async def drawn_from(service: Service, turns: Sequence[Turn]) -> tuple[str, list
 
 def _read(one: Turn, piece: str | Place) -> str:
     if isinstance(piece, Place):
-        return IMAGED if one.role == "assistant" else IMAGE_MARK
+        return IMAGE_IN_WORDS if one.role == "assistant" else IMAGE_MARK
     return said_back(piece) if one.role == "assistant" else piece
 
 

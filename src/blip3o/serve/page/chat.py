@@ -15,7 +15,7 @@ from blip3o.serve.http.service import Service
 from blip3o.serve.jobs import Answered, Drawn, ImageRequest, Text
 from blip3o.serve.page.examples import QUESTION
 from blip3o.serve.page.parts import QUIET, events, own_file, saved, sentences, settings_of, shown
-from blip3o.text.chat import IMAGED, said_back
+from blip3o.text.chat import IMAGE_IN_WORDS, said_back
 
 _TEXT, _IMAGE = "Text", "Image"
 _EMPTY: dict[str, Any] = {"text": "", "files": []}
@@ -69,7 +69,7 @@ def _answerer(service: Service) -> Any:  # noqa: ANN401  (a handler of Gradio's)
         files, text = message.get("files") or [], (message.get("text") or "").strip()
         if not text:
             raise UsageError("write a message first")
-        parts = [_file(path, "a picture of the user's") for path in files]
+        parts = [_file(path, "an image of the user's") for path in files]
         turns = [*talk, {"role": "user", "content": [*parts, {"type": "text", "text": text}]}]
         yield gr.MultimodalTextbox(value=_EMPTY, interactive=False), turns
         try:
@@ -132,7 +132,7 @@ def _words(turn: dict[str, Any]) -> str:
 def _part(part: dict[str, Any], role: str, max_bytes: int) -> dict[str, Any]:
     """Returns a part of a turn as the API takes it."""
     if role != "user":  # an answer holds words alone, also where a model said the mark
-        said = said_back(part["text"]) if part["type"] == "text" else IMAGED
+        said = said_back(part["text"]) if part["type"] == "text" else IMAGE_IN_WORDS
         return {"type": "text", "text": said}
     if part["type"] == "text":
         return {"type": "text", "text": part["text"]}

@@ -152,7 +152,7 @@ def saved(image: Image.Image, settings: dict[str, Any]) -> str:
 def settings_of(
     service: Service, job: ImageRequest, index: int, prompt: str = ""
 ) -> dict[str, Any]:
-    """Returns what a picture of a job was made from."""
+    """Returns what an image of a job was made from."""
     made: dict[str, Any] = {"model": service.name, "kind": job.kind}
     if prompt:
         made["prompt"] = prompt
