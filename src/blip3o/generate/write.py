@@ -44,7 +44,8 @@ def image_generator(seed: int, prompt_number: int, image_number: int) -> torch.G
         prompt_number: number of the prompt, from 0.
         image_number: number of the image of that prompt, from 0.
     """
-    words = numpy_rng(seed, "image", prompt_number, image_number).integers(0, 2**62)
+    # The stream keeps its first name, so that a seed keeps its image from release to release.
+    words = numpy_rng(seed, "picture", prompt_number, image_number).integers(0, 2**62)
     return torch.Generator().manual_seed(int(words))
 
 

@@ -23,7 +23,7 @@ MakeLoader = Callable[..., Loader]
 
 
 def png(level: int) -> bytes:
-    """Returns a picture of one gray-red color."""
+    """Returns an image of one gray-red color."""
     buffer = io.BytesIO()
     Image.new("RGB", (PX, PX), (level, 0, 7)).save(buffer, "PNG")
     return buffer.getvalue()
