@@ -135,7 +135,7 @@ FOREIGN = {
     "git lfs pull": b"version https://git-lfs.github.com/spec/v1\noid sha256:4d\nsize 12\n",
     "a Parquet table": b"PAR1\x15\x04",
     "an Arrow table": b"ARROW1\0\0",
-    "gunzip": gzip.compress(b"{}"),
+    "gunzip": gzip.compress(b"{}", mtime=0),
     "unzstd": b"\x28\xb5\x2f\xfd\x04",
     "a ZIP archive": b"PK\x03\x04\x14",
     "HDF5": b"\x89HDF\r\n\x1a\n",
