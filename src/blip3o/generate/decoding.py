@@ -13,7 +13,8 @@ from torch import Tensor
 
 from blip3o.generate.fingerprints import fingerprint, fingerprints
 from blip3o.models.backbones.ragged import RowBatch, RowCache
-from blip3o.models.unified import PromptImages, UnifiedModel
+from blip3o.models.generators.plan import PromptImages
+from blip3o.models.unified import UnifiedModel
 
 ROWS = 8
 """Rows of a pass. A single row takes 1.1 to 1.3 times as long as in a pass of one row with the
@@ -69,7 +70,7 @@ class RowDecoder:
             images: what `UnifiedModel.prompt_images` made of its images.
         """
         model = self._model
-        input_ids = torch.tensor([list(ids)], device=model.query_tokens.weight.device)
+        input_ids = torch.tensor([list(ids)], device=model.device)
         cache = model.backbone.new_cache()
         mask = torch.ones_like(input_ids, dtype=torch.bool)
         hidden = model.text_states(input_ids, mask, images, cache)
@@ -86,7 +87,7 @@ class RowDecoder:
             rows: at most `ROWS`.
             tokens: one id for each.
         """
-        backbone, device = self._model.backbone, self._model.query_tokens.weight.device
+        backbone, device = self._model.backbone, self._model.device
         ids = torch.zeros(ROWS, 1, dtype=torch.long)
         ids[: len(rows), 0] = torch.tensor(tokens)
         ids = ids.to(device)

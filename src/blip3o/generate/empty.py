@@ -1,11 +1,12 @@
-"""The empty condition of an image decoder, made on first use where none is stored."""
+"""The empty condition of an image decoder, computed on first use if none is stored."""
 
 import torch
 from torch import Tensor
 
-from blip3o.generate.images import sample_features
-from blip3o.generate.inputs import draw_noise
+from blip3o.generate.draw import draw
+from blip3o.generate.requests import draw_noise
 from blip3o.models.absent import AbsentPart
+from blip3o.models.generators.plan import Prompts
 from blip3o.models.unified import UnifiedModel
 from blip3o.text.tokenizer import Tokenizer
 
@@ -14,10 +15,10 @@ _SEED = 0
 
 @torch.no_grad()
 def empty_condition(model: UnifiedModel, tokenizer: Tokenizer) -> Tensor | None:
-    """Returns normalized features [1, N, K] that the image decoder is guided away from.
+    """Returns normalized features [1, N, K] from which the image decoder's guidance pushes away.
 
-    The released pipeline makes them once, of the bare text " " without chat format, with whatever
-    random numbers come; here the noise is fixed, so the same prompt always gives the same image.
+    The released pipeline draws them once, from the bare text " " without chat format and with
+    unseeded noise. Here the noise is fixed, so the same prompt always gives the same image.
 
     Args:
         model: in evaluation mode.
@@ -35,15 +36,10 @@ def empty_condition(model: UnifiedModel, tokenizer: Tokenizer) -> Tensor | None:
     prompt = getattr(model.config.image_decoder, "empty_prompt", None)
     if prompt is None or bool(decoder.empty_features.any()):
         return None
-    place = model.query_tokens.weight
-    ids = torch.tensor([[*tokenizer.encode(prompt), tokenizer.image_start_id]], device=place.device)
-    condition = model.condition(ids, torch.ones_like(ids, dtype=torch.bool))
+    row = [*tokenizer.encode(prompt), tokenizer.image_start_id]
+    ids = torch.tensor([row], device=model.device)
+    plan = model.plan(Prompts(input_ids=ids, attention_mask=torch.ones_like(ids).bool()))
     generator = torch.Generator().manual_seed(_SEED)
     (noise,) = draw_noise([model.config.feature_shape], 1, generator)
-    return sample_features(
-        model,
-        condition,
-        noise.to(place),
-        num_inference_steps=model.config.sampling.num_inference_steps,
-        guidance_scale=model.config.sampling.guidance_scale,
-    )
+    sampling = model.config.sampling
+    return draw(plan, noise.to(model.device, model.dtype), sampling.guidance_scale, sampling)

@@ -17,19 +17,24 @@ from blip3o.core.choices import Offload as Offload
 from blip3o.core.choices import check_offload as check_offload
 from blip3o.models.unified import UnifiedModel
 
-SEAMS = {
-    "backbone": ("embed", "image_tokens", "forward", "logits"),
-    "image_encoder": ("forward",),
-    "dit": ("prepare_context", "velocity", "prepare", "sample"),
-    "image_decoder": ("decode",),
-}
-"""Methods through which a component is used and that need its weights."""
+COMPONENTS = ("backbone", "image_encoder", "generator", "image_decoder")
+"""The parts that can be placed. The feature normalizer is small and stays with the backbone."""
 
-COMPONENTS = tuple(SEAMS)
-"""What can be placed. Query tokens and feature normalizer are small and stay with the backbone."""
-
-_BLOCK_SEAMS = ("forward", "cross_key_value", "cross_null", "sampling_scales", "sample")
 _CPU, _META = torch.device("cpu"), torch.device("meta")
+
+
+def seams_of(module: nn.Module) -> tuple[str, ...]:
+    """Returns the methods through which a component or a block is used and that need its weights.
+
+    Args:
+        module: it names them in `seams`; a module of a library has its `forward`.
+    """
+    return getattr(module, "seams", ("forward",))
+
+
+def residents_of(module: nn.Module) -> tuple[str, ...]:
+    """Returns the names of small children of a component that stay on the device."""
+    return getattr(module, "resident", ())
 
 
 def blocks_of(component: nn.Module) -> list[nn.Module]:
@@ -79,18 +84,24 @@ class Offloading:
 
     def __init__(self, model: UnifiedModel, device: torch.device, *, by_block: bool) -> None:
         self._undo: list[Callable[[], None]] = []
-        self._in_use: _Weights | None = None
-        model.query_tokens.to(device)
+        self._present: list[_Weights] = []
+        self._running: list[_Weights] = []
         for module in model.modules():
             for name, buffer in module.named_buffers(recurse=False):
                 setattr(module, name, buffer.to(device))
-        for name, seams in SEAMS.items():
-            rest, *blocks = groups_of(getattr(model, name), by_block=by_block)
+        for name in COMPONENTS:
+            component = getattr(model, name)
+            rest, *blocks = groups_of(component, by_block=by_block)
+            resident = [component.get_submodule(child) for child in residents_of(component)]
+            for child in resident:
+                child.to(device)
+            stays = {module for child in resident for module in child.modules()}
             for block in blocks:
                 weights = self._keep(block, device)
-                self._undo += around(block[0], _BLOCK_SEAMS, weights.around)
-            run = functools.partial(self._use, self._keep(rest, device))
-            self._undo += around(getattr(model, name), seams, run)
+                self._undo += around(block[0], seams_of(block[0]), weights.around)
+            weights = self._keep([module for module in rest if module not in stays], device)
+            run = functools.partial(self._use, weights)
+            self._undo += around(component, seams_of(component), run)
 
     def remove(self) -> None:
         """Takes the wrapping off; all weights are then on the CPU."""
@@ -109,13 +120,18 @@ class Offloading:
         *args: Any,  # noqa: ANN401
         **kwargs: Any,  # noqa: ANN401
     ) -> Any:  # noqa: ANN401
-        if self._in_use is not weights:
-            if self._in_use is not None:
-                self._in_use.forget()
-                self._in_use = None  # fetching may fail, and then nothing is there
+        if weights not in self._present:
+            # A component may use another one: both stay until the outer one returns.
+            for other in [one for one in self._present if one not in self._running]:
+                other.forget()
+                self._present.remove(other)
             weights.fetch()
-            self._in_use = weights
-        return plain(*args, **kwargs)
+            self._present.append(weights)
+        self._running.append(weights)
+        try:
+            return plain(*args, **kwargs)
+        finally:
+            self._running.pop()
 
 
 class _Weights:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from blip3o.core.errors import UsageError
 from blip3o.generate.checks import check_guidance, check_steps
-from blip3o.generate.images import decode_features
+from blip3o.generate.draw import decode_features
 from blip3o.imaging.pixels import to_image
 from blip3o.models.unified import UnifiedModel, UnifiedModelConfig
 

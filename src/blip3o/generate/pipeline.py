@@ -1,23 +1,18 @@
 """The user's door to a model: `Blip3oPipeline`, with the habits of diffusers' pipelines."""
 
+import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from blip3o.core.errors import UsageError
+from blip3o.flow.solver import StepCallback
 from blip3o.generate.checks import check_output_type, check_sampling, texts_of
-from blip3o.generate.compiled import CompiledSampler
+from blip3o.generate.compiled import CompiledDraw
+from blip3o.generate.draw import draw
 from blip3o.generate.empty import empty_condition
-from blip3o.generate.images import sample_features
-from blip3o.generate.inputs import (
-    Generators,
-    ImageInput,
-    as_images,
-    one_for_each,
-    step_callback,
-)
 from blip3o.generate.outputs import (
     DecodingSettings,
     ImageOutput,
@@ -26,15 +21,36 @@ from blip3o.generate.outputs import (
     describe_parts,
     finish,
 )
-from blip3o.generate.prompts import (
+from blip3o.generate.requests import (
+    Generators,
+    ImageInput,
+    as_images,
     drawing_prompt,
     model_noise,
+    one_for_each,
     square_pixels,
+    step_callback,
 )
 from blip3o.generate.text import left_pad
 from blip3o.generate.text_pipeline import TextPipeline
-from blip3o.models.unified import UnifiedModel
+from blip3o.models.generators.plan import Plan, Prompts
+from blip3o.models.unified import SamplingConfig, UnifiedModel
 from blip3o.text.tokenizer import Tokenizer
+
+
+class Draw(Protocol):
+    """The type of `draw` and of `CompiledDraw`."""
+
+    def __call__(
+        self,
+        plan: Plan,
+        noise: Tensor,
+        guidance_scale: float | Tensor,
+        sampling: SamplingConfig,
+        callback: StepCallback | None = None,
+    ) -> Tensor:
+        """Returns normalized features drawn from a plan."""
+        ...
 
 
 class Blip3oPipeline(TextPipeline):
@@ -48,7 +64,7 @@ class Blip3oPipeline(TextPipeline):
     def __init__(self, model: UnifiedModel, tokenizer: Tokenizer) -> None:
         super().__init__(model, tokenizer)
         self._empty_features: Tensor | None = None
-        self._sample: Callable[..., Tensor] = sample_features
+        self._draw: Draw = draw
 
     @property
     def image_decoder(self) -> Any:  # noqa: ANN401  (of many types)
@@ -61,12 +77,12 @@ class Blip3oPipeline(TextPipeline):
         return "\n".join([f"{type(self).__name__}(", *parts, f"  {self.device}, {self.dtype}", ")"])
 
     def compile(self) -> None:
-        """Makes images faster after a first slow one of each batch size and number of steps.
+        """Makes drawing faster after a slow first image of each batch size and number of steps.
 
-        The DiT's layers are compiled; on CUDA the whole sampler is also replayed as one graph,
-        except where a callback wants to see the steps.
+        The generator's layers are compiled. On CUDA the whole sampler is also replayed as one
+        graph, unless a callback watches the steps.
         """
-        self._sample = CompiledSampler(self.model)
+        self._draw = CompiledDraw(self.model.generator)
 
     def __call__(
         self,
@@ -211,6 +227,52 @@ class Blip3oPipeline(TextPipeline):
         return self.model.encode_images(square_pixels(self.model, opened))
 
     @torch.no_grad()
+    def plan(self, rows: Sequence[Sequence[int]], pixels: Tensor | None = None) -> Plan:
+        """Returns the plan of tokenized prompts; see `blip3o.generate.requests.drawing_prompt`.
+
+        Args:
+            rows: token ids of P prompts; they may differ in length.
+            pixels: images of the prompts, in order, [M, 3, P, P] in [-1, 1]. If there are as many
+                images as prompts or more, the first of each prompt is the one to edit.
+        """
+        ids, mask = left_pad(rows, self.tokenizer.pad_id)
+        images = self.model.prompt_images(pixels)
+        reference = self.model.reference(pixels, images)
+        if reference is not None:  # of several images of a prompt, the first is edited
+            reference = reference[:: len(reference) // len(rows)]
+        prompts = Prompts(
+            input_ids=ids.to(self.device),
+            attention_mask=mask.to(self.device),
+            images=images,
+            reference=reference,
+        )
+        return self.model.plan(prompts)
+
+    @torch.no_grad()
+    def draw(
+        self,
+        plan: Plan,
+        noise: Tensor,
+        guidance_scale: float | Tensor,
+        *,
+        num_inference_steps: int,
+        callback: StepCallback | None = None,
+    ) -> Tensor:
+        """Returns normalized features drawn from a plan; see `blip3o.generate.draw.draw`.
+
+        Args:
+            plan: from `plan`.
+            noise: start of the path, [B, N, K].
+            guidance_scale: a number, or one for each image, [B].
+            num_inference_steps: steps of the model's solver.
+            callback: called after each step.
+        """
+        sampling = dataclasses.replace(
+            self.model.config.sampling, num_inference_steps=num_inference_steps
+        )
+        return self._draw(plan, noise, guidance_scale, sampling, callback)
+
+    @torch.no_grad()
     def _generate(
         self,
         rows: list[list[int]],
@@ -231,18 +293,11 @@ class Blip3oPipeline(TextPipeline):
             raise UsageError("no prompt was given")
         self._prepare_decoder(output_type)
         feature_noise, decoder_noise = model_noise(self.model, len(rows) * num_images, generator)
-        ids, mask = left_pad(rows, self.tokenizer.pad_id)
-        images = self.model.prompt_images(pixels)
-        condition = self.model.condition(ids.to(self.device), mask.to(self.device), images)
-        reference = self.model.reference(pixels, images)
-
-        features = self._sample(
-            self.model,
-            condition,
+        features = self.draw(
+            self.plan(rows, pixels),
             feature_noise,
+            scale,
             num_inference_steps=steps,
-            guidance_scale=scale,
-            reference=reference,
             callback=step_callback(self, callback, steps),
         )
         empty = self._empty_features

@@ -12,11 +12,11 @@ from blip3o.core.device import resolve_device, resolve_dtype
 from blip3o.core.errors import UsageError, unknown_name
 from blip3o.generate.offload import (
     COMPONENTS,
-    SEAMS,
     Offload,
     Offloading,
     around,
     check_offload,
+    seams_of,
 )
 from blip3o.models.unified import UnifiedModel
 from blip3o.nn.quantized import Quantization, check_quantization
@@ -45,8 +45,8 @@ def resolve_placement(
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
-    """Where a model is going to be, and in which form.
+class Placing:
+    """Where a model goes, and in which form.
 
     Args:
         devices: the device of every component.
@@ -69,7 +69,7 @@ class Plan:
         placement: Mapping[str, str] | None,
         offload: str,
     ) -> Self:
-        """Returns the plan for what a user asks; arguments as for `from_pretrained`.
+        """Returns the placing that a user asks for; arguments as for `from_pretrained`.
 
         Raises:
             UsageError: for anything unknown, a device that is not there, or offload together with
@@ -113,9 +113,10 @@ def connect(model: UnifiedModel, devices: Mapping[str, torch.device]) -> list[Ca
     """
     home = devices["backbone"]
     undo: list[Callable[[], None]] = []
-    for name, seams in SEAMS.items():
+    for name in COMPONENTS:
         if devices[name] != home:
-            undo += around(getattr(model, name), seams, _bringing(devices[name], home))
+            component = getattr(model, name)
+            undo += around(component, seams_of(component), _bringing(devices[name], home))
     return undo
 
 
@@ -176,24 +177,24 @@ class PlacedPipeline:
             UsageError: if there is no such model, device or mode, the model is damaged, or an
                 override does not fit it.
         """
-        plan = Plan.make(device, dtype, quantize, placement, offload)
-        loaded = load_model(to_local(name, revision), overrides=overrides, **plan.loading)
+        placing = Placing.make(device, dtype, quantize, placement, offload)
+        loaded = load_model(to_local(name, revision), overrides=overrides, **placing.loading)
         pipe = cls(loaded.model, loaded.tokenizer)
-        if plan.offload == "none":
-            pipe._undo_placement = _all(connect(pipe.model, plan.devices))
+        if placing.offload == "none":
+            pipe._undo_placement = _all(connect(pipe.model, placing.devices))
         else:
-            pipe._offload(plan.devices["backbone"], by_block=plan.offload == "sequential")
+            pipe._offload(placing.devices["backbone"], by_block=placing.offload == "sequential")
         return pipe
 
     @property
     def device(self) -> torch.device:
         """Where the pipeline computes; of several devices the backbone's."""
-        return self.model.query_tokens.weight.device
+        return self.model.device
 
     @property
     def dtype(self) -> torch.dtype:
         """Type of the model's weights."""
-        return self.model.query_tokens.weight.dtype
+        return self.model.dtype
 
     def to(
         self,

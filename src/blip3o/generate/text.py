@@ -10,10 +10,10 @@ from blip3o.core.types import IMAGE_MARK, Message
 from blip3o.generate.answer import Answer
 from blip3o.generate.checks import check_question, texts_of
 from blip3o.generate.decoding import Prompt, RowDecoder
-from blip3o.generate.inputs import ImageInput, as_images
-from blip3o.generate.prompts import check_length, question_pixels
+from blip3o.generate.requests import ImageInput, as_images, check_length, question_pixels
 from blip3o.generate.text_settings import TextSampling
-from blip3o.models.unified import PromptImages, UnifiedModel
+from blip3o.models.generators.plan import PromptImages
+from blip3o.models.unified import UnifiedModel
 from blip3o.text.chat import ChatTemplate
 from blip3o.text.tokenizer import Tokenizer
 
@@ -255,7 +255,7 @@ class Writer:
         ids, mask = left_pad(rows, self._tokenizer.pad_id)
         sampling = sampling.seeded()
         answers = [self.answer(sampling, len(row)) for row in rows]
-        device = self._model.query_tokens.weight.device
+        device = self._model.device
         steps = generate_tokens(
             self._model,
             ids.to(device),

@@ -6,9 +6,8 @@ from typing import Unpack
 from blip3o.core.errors import UsageError
 from blip3o.core.types import Message
 from blip3o.generate.checks import texts_of
-from blip3o.generate.inputs import ImageInput, as_images, messages_of
 from blip3o.generate.placement import PlacedPipeline
-from blip3o.generate.prompts import question_token_counts
+from blip3o.generate.requests import ImageInput, as_images, messages_of, question_token_counts
 from blip3o.generate.text import Writer, asked
 from blip3o.generate.text_settings import ChoiceSettings, TextSampling, TextSettings
 from blip3o.models.unified import UnifiedModel

@@ -16,7 +16,7 @@ from blip3o.core.log import progress
 from blip3o.core.rng import numpy_rng
 from blip3o.generate.checks import check_image_path, check_sampling, check_suffix, read_prompts
 from blip3o.generate.pipeline import Blip3oPipeline
-from blip3o.generate.prompts import drawing_prompt
+from blip3o.generate.requests import drawing_prompt
 from blip3o.imaging.sheet import contact_sheet
 
 __all__ = [

@@ -1,7 +1,7 @@
-"""The unified model: backbone, image encoder, query tokens, DiT and image decoder, composed.
+"""The unified model: a backbone, an image space (encoder, normalizer, decoder) and a generator.
 
-It offers the seams the rest of the package joins (features, condition, velocity, logits) and
-neither trains nor samples. `UnifiedModelConfig` checks that the widths of neighbours agree.
+It offers the seams that the rest of the package joins (features, plans, text states) and neither
+trains nor samples. `UnifiedModelConfig` checks that its parts fit each other.
 """
 
 import dataclasses
@@ -11,35 +11,31 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from blip3o.core.bounds import Count, Guidance, NotNegative
+from blip3o.core.bounds import Count, Guidance
 from blip3o.core.config import component
 from blip3o.imaging.fit import ImageFitConfig
 from blip3o.models.absent import AbsentPart
-from blip3o.models.backbones.decoder_only import TowerInputs
-from blip3o.models.backbones.packed import is_packed
 from blip3o.models.backbones.vision import VisionInputs
 from blip3o.models.encoders.normalizer import FeatureNormalizer, FeatureNormalizerConfig
-from blip3o.models.query_tokens import QueryTokens
+from blip3o.models.generators.plan import Joints, Plan, PromptImages, Prompts
+from blip3o.nn.checkpointing import repeated_blocks
 from blip3o.text.chat import ChatConfig
-
-PromptImages = Tensor | TowerInputs | VisionInputs
-"""Images of prompts: raw features [M, N, C] of the image encoder for a backbone that projects
-them, pixels or patches of pixels for a backbone with a vision tower of its own."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SamplingConfig:
-    """How a model samples unless told otherwise; they belong to its weights.
+    """Default settings of sampling; they belong to a model's weights.
 
     Args:
         guidance_scale: strength of classifier-free guidance; 1 switches it off (published: 3).
-        solver: how the DiT's velocity is followed, a name out of `SOLVERS`; "heun" asks the DiT
-            twice a step (published: euler).
+        solver: name of the solver in `SOLVERS`; "heun" evaluates the generator twice a step
+            (published: euler).
         num_inference_steps: steps of the solver (published: 30).
         sigma_shift: shift of the noise levels towards pure noise (published: 1).
         num_decoder_steps: steps of the image decoder (published: 50).
         max_new_tokens: longest answer in tokens.
-        truncate_timestep: tell the DiT whole timesteps, rounded down, as the released sampler does.
+        truncate_timestep: give the generator whole timesteps, rounded down, as the released sampler
+            does.
     """
 
     guidance_scale: Guidance = 3.0
@@ -60,27 +56,25 @@ class UnifiedModelConfig:
     """The parts of a unified model.
 
     Args:
-        backbone: the autoregressive model, a config out of `BACKBONES`.
-        image_encoder: what makes the features, a config out of `ENCODERS`.
-        normalizer: the map between raw features and the space the DiT works in.
-        num_query_tokens: learned queries after a prompt (Q).
-        query_init_std: standard deviation of fresh queries (published: 1).
-        dit: the velocity network, a config out of `DITS`.
-        image_decoder: features to pixels, a config out of `DECODERS`.
-        chat: the words around prompts.
-        sampling: default settings of generation.
-        question_images: how images that are asked about are fitted; images to edit are always
-            stretched to the image encoder's square.
-        absent_parts: parts that are not built because their weights are not at hand; see
-            `AbsentPart`.
+        backbone: the autoregressive model, a config from `BACKBONES`.
+        image_encoder: encodes images as features, a config from `ENCODERS`.
+        normalizer: maps raw features to the space in which the generator draws.
+        generator: draws normalized features, a config from `GENERATORS`.
+        image_decoder: decodes features as pixels, a config from `DECODERS`.
+        chat: the chat format of prompts.
+        sampling: default settings of sampling.
+        question_images: how images of questions are fitted; images to edit are always stretched to
+            the image encoder's square.
+        absent_parts: parts that are not built, because their weights are missing; see `AbsentPart`.
+
+    Raises:
+        ValueError: if two neighbors do not fit each other.
     """
 
     backbone: Any = component("blip3o.models.backbones:BACKBONES")
     image_encoder: Any = component("blip3o.models.encoders:ENCODERS")
     normalizer: FeatureNormalizerConfig = dataclasses.field(default_factory=FeatureNormalizerConfig)
-    num_query_tokens: Count
-    query_init_std: NotNegative = 1.0
-    dit: Any = component("blip3o.models.dit:DITS")
+    generator: Any = component("blip3o.models.generators:GENERATORS")
     image_decoder: Any = component("blip3o.models.decoders:DECODERS")
     chat: ChatConfig = dataclasses.field(default_factory=ChatConfig)
     sampling: SamplingConfig = dataclasses.field(default_factory=SamplingConfig)
@@ -92,24 +86,29 @@ class UnifiedModelConfig:
         width = self.normalizer.width(channels)
         if self.backbone.image_channels is not None:
             _require_equal("backbone.image_channels", self.backbone.image_channels, channels)
-        else:  # refuses images that its vision tower cannot take
+        else:  # raises for images that its vision tower cannot take
             self.backbone.num_image_tokens(self.image_encoder.image_px)
         if self.question_images.mode == "aspect" and not hasattr(self.backbone, "token_px"):
             raise ValueError(
                 f"question_images.mode aspect needs a backbone that sees images of any shape; "
                 f"{self.backbone.kind} takes squares"
             )
-        _require_equal("dit.condition_size", self.dit.condition_size, self.backbone.hidden_size)
-        _require_equal("dit.in_channels", self.dit.in_channels, width)
-        if self.dit.reference_channels:
-            _require_equal("dit.reference_channels", self.dit.reference_channels, width)
-        _require_equal("dit.grid", self.dit.grid, self.image_encoder.grid)
+        self.generator.check(self.joints)
         _require_equal("image_decoder.feature_channels", self.image_decoder.feature_channels, width)
         _require_equal("image_decoder.grid", self.image_decoder.grid, self.image_encoder.grid)
 
     @property
+    def joints(self) -> Joints:
+        """The sizes of the parts that the generator joins."""
+        return Joints(
+            backbone_size=self.backbone.hidden_size,
+            feature_channels=self.normalizer.width(self.image_encoder.num_channels),
+            grid=self.image_encoder.grid,
+        )
+
+    @property
     def num_prompt_image_tokens(self) -> int:
-        """Tokens that stand for one image of a prompt."""
+        """Number of tokens that represent one image of a prompt."""
         if self.backbone.image_channels is None:
             return self.backbone.num_image_tokens(self.image_encoder.image_px)
         return self.image_encoder.num_tokens
@@ -117,24 +116,26 @@ class UnifiedModelConfig:
     @property
     def feature_shape(self) -> tuple[int, int]:
         """Shape (N, K) of the normalized features of one image."""
-        return (self.image_encoder.num_tokens, self.dit.in_channels)
+        return (self.image_encoder.num_tokens, self.joints.feature_channels)
+
+    @property
+    def max_prompt_tokens(self) -> int:
+        """Longest prompt of an image: the positions that the generator leaves."""
+        return self.backbone.max_positions - self.generator.num_reserved_positions
 
     @classmethod
     def tiny(cls) -> "UnifiedModelConfig":
         """Returns the smallest useful model, for tests."""
         from blip3o.models.backbones.qwen3 import Qwen3BackboneConfig
         from blip3o.models.decoders.pocket import PocketDecoderConfig
-        from blip3o.models.dit.nextdit import NextDiTConfig
         from blip3o.models.encoders.siglip2 import Siglip2EncoderConfig
+        from blip3o.models.generators.query_dit import QueryDiTConfig
 
         return cls(
             backbone=Qwen3BackboneConfig.tiny(),
             image_encoder=Siglip2EncoderConfig.tiny(),
             normalizer=FeatureNormalizerConfig(num_components=8),
-            num_query_tokens=4,
-            dit=dataclasses.replace(
-                NextDiTConfig.tiny(), in_channels=8, condition_size=16, grid=2, reference_channels=8
-            ),
+            generator=QueryDiTConfig.tiny(),
             image_decoder=PocketDecoderConfig.tiny(),
         )
 
@@ -149,7 +150,7 @@ def _require_equal(name: str, value: int, expected: int) -> None:
 
 
 class UnifiedModel(nn.Module):
-    """Understands images and text, and plans images as features.
+    """Reads images and text, writes text, and draws images as features.
 
     Args:
         config: the parts.
@@ -161,16 +162,25 @@ class UnifiedModel(nn.Module):
         self.backbone = config.backbone.build()
         self.image_encoder = self._build("image_encoder")
         self.normalizer = FeatureNormalizer(config.normalizer, config.image_encoder.num_channels)
-        self.query_tokens = QueryTokens(
-            config.num_query_tokens, config.backbone.hidden_size, config.query_init_std
-        )
-        self.dit = config.dit.build()
+        self.generator = config.generator.build(config.joints)
         self.image_decoder = self._build("image_decoder")
+        # It follows the model to its device; weights may be elsewhere while they are offloaded.
+        self.register_buffer("_anchor", torch.empty(0), persistent=False)
 
     def _build(self, part: Literal["image_encoder", "image_decoder"]) -> Any:  # noqa: ANN401
         if part in self.config.absent_parts:
             return AbsentPart(part)
         return getattr(self.config, part).build()
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model computes; with components on several devices, the backbone's."""
+        return self._anchor.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of the generator's weights, which the features and their noise share."""
+        return next(self.generator.parameters()).dtype
 
     def encode_images(self, pixels: Tensor) -> Tensor:
         """Returns the raw features of images.
@@ -186,20 +196,20 @@ class UnifiedModel(nn.Module):
     def prompt_images(
         self, pixels: Tensor | Sequence[Tensor] | None, features: Tensor | None = None
     ) -> PromptImages | None:
-        """Returns the images of prompts as `condition` and `text_states` take them.
+        """Returns the images of prompts in the form that `Prompts` and `text_states` take.
 
         Args:
             pixels: [M, 3, P, P] in [-1, 1], or images [3, H, W] of several shapes for a backbone
-                that takes any; None where there are no images or features are given.
-            features: their raw features [M, N, C] if they are known already.
+                that takes any; None if there are no images or features are given.
+            features: their raw features [M, N, C], if known.
 
         Raises:
-            ValueError: if the backbone sees pixels itself and only features are given.
+            ValueError: if the backbone reads pixels and only features are given.
         """
         if self.config.backbone.image_channels is not None:
             if features is None and isinstance(pixels, Tensor):
                 features = self.encode_images(pixels)
-            return None if features is None else features.to(self.query_tokens.weight.dtype)
+            return None if features is None else features.to(self.dtype)
         if pixels is None and features is not None:
             raise ValueError("this backbone sees the pixels of prompts; features are not enough")
         return None if pixels is None else self.backbone.vision_inputs(pixels)
@@ -207,107 +217,33 @@ class UnifiedModel(nn.Module):
     def reference(
         self, pixels: Tensor | Sequence[Tensor] | None, features: PromptImages | None = None
     ) -> Tensor | None:
-        """Returns normalized features [M, N, K] of images to edit; None if the DiT takes none.
+        """Returns normalized features [M, N, K] of images to edit; None if no generator reads them.
 
         Args:
             pixels: [M, 3, P, P] in [-1, 1].
-            features: their raw features [M, N, C] if they are known already; other forms are
-                ignored.
+            features: their raw features [M, N, C], if known; other forms are ignored.
         """
-        if not self.config.dit.reference_channels:
+        if not self.config.generator.takes_reference:
             return None
         if not isinstance(features, Tensor):
             features = self.encode_images(pixels) if isinstance(pixels, Tensor) else None
         if features is None:
             return None
-        return self.normalizer(features.to(self.query_tokens.weight.dtype))
+        return self.normalizer(features.to(self.dtype))
 
-    def condition(
-        self,
-        input_ids: Tensor,
-        attention_mask: Tensor,
-        prompt_images: PromptImages | None = None,
-    ) -> Tensor:
-        """Returns the backbone's states at the query tokens, [B, Q, D].
+    def plan(
+        self, prompts: Prompts, *, prompt_gradient: bool = False, keep_states: bool = False
+    ) -> Plan:
+        """Returns the meaning of prompts to the generator.
 
         Args:
-            input_ids: prompts that end in the last column (left-padded), [B, T].
-            attention_mask: True for real tokens, [B, T].
-            prompt_images: what `prompt_images` made of the prompts' images.
-
-        Raises:
-            ValueError: if a row is padded at its end.
+            prompts: tokenized prompts of images.
+            prompt_gradient: back-propagate through the prompts even if no weight before the
+                generator is trained: the same gradients, only slower.
+            keep_states: keep the backbone's states in `Plan.backbone_states`.
         """
-        states = self.sequence_states(input_ids, attention_mask, prompt_images)
-        return states[:, input_ids.shape[1] :]
-
-    def sequence_states(
-        self,
-        input_ids: Tensor,
-        attention_mask: Tensor,
-        prompt_images: PromptImages | None = None,
-        *,
-        prompt_gradient: bool = False,
-    ) -> Tensor:
-        """Returns the backbone's states at prompts and the query tokens after them, [B, T + Q, D].
-
-        The mask is causal, so prompt states do not depend on the queries. Where nothing before the
-        queries is trained, the prompt's keys and values are computed without gradient and only the
-        Q query positions are back-propagated: the same gradients for less than half the work.
-
-        Args:
-            input_ids: prompts that end in the last column (left-padded), [B, T].
-            attention_mask: True for real tokens, [B, T].
-            prompt_images: what `prompt_images` made of the prompts' images.
-            prompt_gradient: back-propagate through the prompt, too, where it changes nothing.
-
-        Raises:
-            ValueError: if a row is padded at its end.
-        """
-        if not bool(attention_mask[:, -1].all()):
-            raise ValueError("prompts of images must be padded on the left")
-        queries = self.query_tokens(len(input_ids))
-        mask = torch.cat([attention_mask, attention_mask.new_ones(queries.shape[:2])], dim=1)
-        frozen = not any(p.requires_grad for p in self.backbone.parameters())
-        if frozen and torch.is_grad_enabled() and not prompt_gradient:
-            new_cache = self.backbone.new_cache
-            packed = is_packed(self.backbone, attention_mask)
-            cache = new_cache(packed=True) if packed else new_cache()
-            with torch.no_grad():
-                prompt = self.backbone.embed(input_ids, prompt_images)
-                prompt_states = self.backbone(prompt, attention_mask, cache)
-            query_states = self.backbone(queries.to(prompt.dtype), mask, cache)
-            return torch.cat([prompt_states, query_states], dim=1)
-        prompt = self.backbone.embed(input_ids, prompt_images)
-        embeds = torch.cat([prompt, queries.to(prompt.dtype)], dim=1)
-        return self.backbone(embeds, mask)
-
-    def velocity(
-        self,
-        noisy: Tensor,
-        sigma: Tensor,
-        condition: Tensor,
-        reference: Tensor | None = None,
-        context_cache: Any = None,  # noqa: ANN401  (owned by the DiT)
-        truncate_timestep: bool = False,
-    ) -> Tensor:
-        """Returns the DiT's velocity (noise - clean) in normalized feature space, [B, N, K].
-
-        Args:
-            noisy: normalized features on the path, [B, N, K].
-            sigma: noise levels in [0, 1], [B].
-            condition: backbone states at the queries, [B, Q, D]; zeros are the empty condition.
-            reference: normalized features of an image to edit, [B, N, K].
-            context_cache: what `dit.prepare_context(condition)` returned, to reuse over steps.
-            truncate_timestep: see `SamplingConfig`.
-        """
-        return self.dit.velocity(
-            noisy,
-            sigma,
-            condition,
-            context_cache=context_cache,
-            reference=reference,
-            truncate_timestep=truncate_timestep,
+        return self.generator.plan(
+            self.backbone, prompts, prompt_gradient=prompt_gradient, keep_states=keep_states
         )
 
     def text_states(
@@ -322,17 +258,18 @@ class UnifiedModel(nn.Module):
         Args:
             input_ids: [B, T].
             attention_mask: [B, past + T].
-            prompt_images: what `prompt_images` made of the rows' images; rows with images come
-                whole.
-            cache: what `backbone.new_cache()` returned, with keys and values of earlier tokens.
+            prompt_images: images of the rows, from `prompt_images`; a row with images must be
+                given whole.
+            cache: cache from `backbone.new_cache()` with keys and values of earlier tokens.
         """
         embeds = self.backbone.embed(input_ids, prompt_images)
         if not isinstance(prompt_images, VisionInputs):
             return self.backbone(embeds, attention_mask, cache)
-        # Only text about images is placed by their grids; prompts of images count tokens.
+        # Text about images has positions on their grids; prompts of images count tokens.
         positions = self.backbone.image_positions(input_ids, attention_mask, prompt_images)
         return self.backbone(embeds, attention_mask, cache, positions)
 
     def compile_targets(self) -> list[nn.Module]:
         """Returns the modules worth compiling one by one (repeated blocks of one shape)."""
-        return [*self.backbone.decoder.layers, *self.dit.layers, *self.image_decoder.layers]
+        drawing = repeated_blocks(self.generator)
+        return [*self.backbone.decoder.layers, *drawing, *self.image_decoder.layers]

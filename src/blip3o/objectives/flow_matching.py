@@ -1,4 +1,4 @@
-"""Flow matching on image features: the objective that teaches the DiT to generate."""
+"""Flow matching on image features: the objective that teaches a generator to draw."""
 
 import dataclasses
 
@@ -9,25 +9,26 @@ from blip3o.core.bounds import Count, NotNegative, Share
 from blip3o.core.config import component
 from blip3o.core.rng import sample_normal, sample_uniform
 from blip3o.core.types import Batch, LossOutput
-from blip3o.flow.guidance import drop_condition
 from blip3o.flow.path import interpolate, velocity_target
-from blip3o.models.unified import PromptImages, UnifiedModel, UnifiedModelConfig
+from blip3o.models.generators.plan import PromptImages, Prompts
+from blip3o.models.unified import UnifiedModel, UnifiedModelConfig
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FlowMatchingConfig:
-    """How feature generation is trained.
+    """Training of a generator by flow matching.
 
     Args:
-        tasks: tasks of the batches it applies to.
-        weight: factor of this loss in the sum of all.
-        sigmas: distribution of the noise levels, a config out of `SIGMA_DISTRIBUTIONS`.
-        condition_dropout: share of samples whose condition is zeroed (published: 0.1).
-        draws: independent (noise, sigma) pairs a sample; the condition is computed once for all.
+        tasks: tasks of the batches to which the loss applies.
+        weight: factor of this loss in the sum of all losses.
+        sigmas: distribution of the noise levels, a config from `SIGMA_DISTRIBUTIONS`.
+        condition_dropout: share of samples whose prompt is replaced by the empty one (published:
+            0.1).
+        draws: independent (noise, sigma) pairs of each sample; the plan is computed once for all.
         prompt_gradient: back-propagate through the prompts of a frozen backbone, as the released
             training does: the same gradients, only slower.
         text_logits: compute vocabulary logits at every position and log the cross entropy of the
-            prompts, as the released training does; nothing is learned from it.
+            prompts, as the released training does; it contributes no gradient.
     """
 
     kind: str = "flow_matching"
@@ -45,15 +46,15 @@ class FlowMatchingConfig:
 
 
 class FlowMatching(nn.Module):
-    """Mean squared error between the DiT's velocity and noise - clean.
+    """Mean squared error between the generator's velocity and noise - clean.
 
     Args:
         config: distribution of noise levels, dropout.
         model_config: the model to be trained; gives the shape of the features.
 
     Reference:
-        BLIP3-o section 3; published training: mean over all elements, condition zeroed for a
-        tenth of the samples (parity family `qwen`).
+        BLIP3-o section 3. Published training: mean over all elements, condition zeroed for a tenth
+        of the samples (parity family `qwen`).
     """
 
     def __init__(self, config: FlowMatchingConfig, model_config: UnifiedModelConfig) -> None:
@@ -68,31 +69,34 @@ class FlowMatching(nn.Module):
         return float(len(batch) * self.config.draws * self.shape[0] * self.shape[1])
 
     def forward(self, model: UnifiedModel, batch: Batch, seed: int) -> LossOutput:
-        """Returns the summed squared error of a batch with a target image in each row."""
+        """Returns the summed squared error of a batch with a target image in each row.
+
+        Raises:
+            ValueError: if the batch has neither target pixels nor target features.
+        """
         with torch.no_grad():
             clean = model.normalizer(_target_features(model, batch))
             images = model.prompt_images(batch.prompt_pixels, batch.prompt_features)
-            reference = _reference(model, batch, images)
-        states = model.sequence_states(
-            batch.input_ids,
-            batch.attention_mask,
-            images,
-            prompt_gradient=self.config.prompt_gradient,
+            prompts = Prompts(
+                input_ids=batch.input_ids,
+                attention_mask=batch.attention_mask,
+                images=images,
+                reference=_reference(model, batch, images),
+            )
+        config = self.config
+        plan = model.plan(
+            prompts, prompt_gradient=config.prompt_gradient, keep_states=config.text_logits
         )
-        condition = states[:, batch.input_ids.shape[1] :]
+        states = plan.backbone_states
+        metrics = {} if states is None else {"text_loss": _text_loss(model, batch, states)}
         dropped = sample_uniform(seed, "condition_dropout", batch.epochs, batch.indices)
-        is_dropped = (dropped < self.config.condition_dropout).to(clean.device)
-        condition = drop_condition(condition, is_dropped)
-        # What the DiT makes of the condition does not depend on noise or sigma: once for all draws.
-        context = model.dit.prepare_context(condition)
+        plan = plan.dropped((dropped < config.condition_dropout).to(clean.device))
         loss_sum = torch.zeros((), device=clean.device)
-        for draw in range(self.config.draws):
+        for draw in range(config.draws):
             noise, sigma = self._draw(batch, seed, draw, clean)
-            noisy = interpolate(clean, noise, sigma)
-            predicted = model.velocity(noisy, sigma, condition, reference, context)
+            predicted = plan.velocity(interpolate(clean, noise, sigma), sigma)
             error = predicted.float() - velocity_target(clean, noise)
             loss_sum = loss_sum + error.square().sum()
-        metrics = {"text_loss": _text_loss(model, batch, states)} if self.config.text_logits else {}
         return LossOutput(loss_sum=loss_sum, count=self.count(batch), metrics=metrics)
 
     def _draw(self, batch: Batch, seed: int, draw: int, clean: Tensor) -> tuple[Tensor, Tensor]:

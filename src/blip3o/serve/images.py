@@ -1,9 +1,11 @@
-"""The engine's image side: rows of several requests in one batch, each as if it were alone.
+"""Drawing of the engine: rows of several requests in one batch, each as if it were alone.
 
-What depends on a prompt's length or on given images is computed request by request; what all
-requests share in shape (sampling and decoding) is computed in batches of a few fixed sizes.
+Plans depend on the length of a prompt and on given images, so they are computed request by request.
+Sampling and decoding have one shape for all requests, so they are computed in batches of a few
+fixed sizes.
 """
 
+import dataclasses
 from collections.abc import Sequence
 
 import torch
@@ -12,13 +14,14 @@ from torch import Tensor
 
 from blip3o.core.log import say
 from blip3o.flow.solver import StepCallback
+from blip3o.generate.draw import noise_levels
 from blip3o.generate.empty import empty_condition
 from blip3o.generate.fingerprints import fingerprint, fingerprints
-from blip3o.generate.images import noise_levels, sample_features
 from blip3o.generate.outputs import DecodingSettings, decoding_settings, finish
 from blip3o.generate.pipeline import Blip3oPipeline
-from blip3o.generate.prompts import model_noise, square_pixels
+from blip3o.generate.requests import model_noise, square_pixels
 from blip3o.generate.write import image_generator
+from blip3o.models.generators.plan import Plan, Prompts, join_plans
 from blip3o.serve.exact import equal_batch_sizes
 from blip3o.serve.jobs import ImageRequest, Row
 from blip3o.serve.previews import Previewer
@@ -56,6 +59,7 @@ class ImageMaker:
         self._empty = empty_condition(pipe.model, pipe.tokenizer)
         self.sampling_sizes = self.decoding_sizes = list(range(1, max_batch + 1))
         if is_padded:
+            self._probe_plans = [self._probe_plan(number) for number in range(max_batch)]
             self.sampling_sizes = equal_batch_sizes(self._sampling_probe, max_batch)
             self.decoding_sizes = equal_batch_sizes(self._decoding_probe, max_batch)
         if min(self.sampling_sizes[-1], self.decoding_sizes[-1]) < max_batch:
@@ -89,8 +93,10 @@ class ImageMaker:
                 watch(step, features, self._preview)
                 return None if on_step is None else on_step(step, features)
 
-            steps = rows[0].request.num_inference_steps
-            watch.start(feature_noise, decoder_noise, noise_levels(self._model, steps))
+            sampling = dataclasses.replace(
+                self._model.config.sampling, num_inference_steps=rows[0].request.num_inference_steps
+            )
+            watch.start(feature_noise, decoder_noise, noise_levels(sampling))
             features = self._sample(rows, requests, feature_noise, after_step)
         return self._decode(features, decoder_noise, self._decoding)
 
@@ -116,54 +122,51 @@ class ImageMaker:
         noise: Tensor,
         on_step: StepCallback | None,
     ) -> Tensor:
-        known = {key: self._condition(request) for key, request in requests.items()}
-        conditions, references = zip(*[known[id(row.request)] for row in rows], strict=True)
+        known = {key: self._plan(request) for key, request in requests.items()}
+        plan = join_plans([known[id(row.request)] for row in rows])
         first, sizes = rows[0].request, self.sampling_sizes
         scales = torch.tensor([row.request.guidance_scale for row in rows], device=noise.device)
-        features = sample_features(
-            self._model,
-            _padded(torch.cat(conditions), sizes),
+        features = self._pipe.draw(
+            plan.select(_padded(torch.arange(len(rows)), sizes)),
             _padded(noise, sizes),
+            1.0 if first.guidance_scale == 1.0 else _padded(scales, sizes),
             num_inference_steps=first.num_inference_steps,
-            guidance_scale=1.0 if first.guidance_scale == 1.0 else _padded(scales, sizes),
-            reference=None if references[0] is None else _padded(torch.cat(references), sizes),
             callback=on_step,
         )
         return features[: len(rows)]
 
-    def _condition(self, request: ImageRequest) -> tuple[Tensor, Tensor | None]:
-        """Returns one request's condition [1, Q, D], and the features of what it edits."""
-        ids = torch.tensor([list(request.prompt)], device=self._pipe.device)
+    def _plan(self, request: ImageRequest) -> Plan:
+        """Returns the plan of one request; an edit changes its first image and reads all."""
         pixels = square_pixels(self._model, request.images) if request.images else None
-        images = self._model.prompt_images(pixels)
-        condition = self._model.condition(ids, torch.ones_like(ids, dtype=torch.bool), images)
-        if pixels is None:
-            return condition, None
-        # An edit changes its first image; the others are only looked at.
-        known = images[:1] if isinstance(images, Tensor) else None
-        return condition, self._model.reference(pixels[:1], known)
+        return self._pipe.plan([request.prompt], pixels)
 
     def _encode(self, request: ImageRequest) -> Tensor:
         return self._model.normalizer(self._pipe.encode(list(request.images[:1])))
 
     @torch.no_grad()
+    def _probe_plan(self, number: int) -> Plan:
+        """Returns the plan of a numbered prompt that edits an image of noise, if models edit."""
+        config = self._model.config
+        row = self._pipe.tokenizer.encode(f"image {number}")
+        ids = torch.tensor([row], device=self._pipe.device)
+        generator = image_generator(0, 0, number)
+        reference, _ = model_noise(self._model, 1, generator)
+        prompts = Prompts(
+            input_ids=ids,
+            attention_mask=torch.ones_like(ids).bool(),
+            reference=reference if config.generator.takes_reference else None,
+        )
+        return self._model.plan(prompts)
+
+    @torch.no_grad()
     def _sampling_probe(self, samples: Sequence[int]) -> Tensor:
         """Returns fingerprints of numbered samples in one step, guided and not guided, [B, ...]."""
-        config, weight = self._model.config, self._model.query_tokens.weight
-        shape = (config.num_query_tokens, config.backbone.hidden_size)
         generators = [image_generator(0, 0, number) for number in samples]
-        drawn = [torch.randn(shape, generator=generator) for generator in generators]
         noise, _ = model_noise(self._model, len(samples), generators)
-        with fingerprints(self._model.dit, len(samples)) as seen:
-            for scale in (torch.full((len(samples),), 2.0, device=weight.device), 1.0):
-                features = sample_features(
-                    self._model,
-                    torch.stack(drawn).to(weight),
-                    noise,
-                    num_inference_steps=1,
-                    guidance_scale=scale,
-                    reference=noise if config.dit.reference_channels else None,
-                )
+        plan = join_plans([self._probe_plans[number] for number in samples])
+        with fingerprints(self._model.generator, len(samples)) as seen:
+            for scale in (torch.full((len(samples),), 2.0, device=noise.device), 1.0):
+                features = self._pipe.draw(plan, noise, scale, num_inference_steps=1)
                 seen.append(fingerprint(features, len(samples)))
         return torch.cat(seen, dim=1)
 
@@ -180,6 +183,6 @@ class ImageMaker:
 
 
 def _padded(rows: Tensor, sizes: Sequence[int]) -> Tensor:
-    """Returns rows, the first of them repeated until there are as many as one of the sizes."""
+    """Returns rows, padded with copies of the first one to the next of the sizes."""
     size = next(size for size in sizes if size >= len(rows))
     return torch.cat([rows, rows[:1].expand(size - len(rows), *rows.shape[1:])])

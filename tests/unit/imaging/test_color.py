@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from blip3o.generate.inputs import open_input
+from blip3o.generate.requests import open_input
 from blip3o.imaging.load import open_image, open_pil, to_rgb
 from blip3o.imaging.profiles import adobe_rgb, coded_profile, matrix_profile
 

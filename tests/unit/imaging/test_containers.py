@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from blip3o.core.errors import UsageError
-from blip3o.generate.inputs import open_input
+from blip3o.generate.requests import open_input
 from blip3o.imaging.load import open_image, read_header
 
 RED = (200, 30, 30)

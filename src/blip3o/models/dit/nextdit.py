@@ -1,33 +1,42 @@
 """NextDiT: the diffusion transformer of BLIP3-o, with the weight names of the released models.
 
-The network is Lumina-Next's 2-D DiT with cross-attention to the backbone's query states. Axes:
-B batch, N image tokens, C feature channels, Q query tokens, D backbone width, E DiT width, H heads,
-K head dim.
+The network is the 2-D DiT of Lumina-Next with cross-attention to the backbone's query states. The
+fast path for sampling is in `nextdit_sampling`. Axes: B batch, N feature tokens, C feature
+channels, M image tokens (patches of feature tokens), Q query tokens, D backbone width, E DiT width,
+H heads, K head dim.
 
 Reference:
-    BLIP3-o (arXiv 2505.09568) and Lumina-Next (arXiv 2406.18583); numbers are checked against the
-    released code by the parity family `dit`.
+    BLIP3-o (arXiv 2505.09568) and Lumina-Next (arXiv 2406.18583). The parity family `dit` compares
+    the numbers with those of the released code.
 """
 
 import dataclasses
-from typing import cast
+import math
+from collections.abc import Callable
+from typing import ClassVar, Concatenate, ParamSpec, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from blip3o.core.bounds import Count, NotNegative, Positive, Whole
-from blip3o.models.dit.nextdit_block import KeyValue, NextDiTBlock
-from blip3o.models.dit.nextdit_ends import (
-    CaptionProjection,
-    OutputLayer,
-    PatchEmbedder,
-    TimeCaptionEmbedding,
-)
-from blip3o.models.dit.nextdit_inputs import check_shapes, square_grid, timesteps
-from blip3o.models.dit.nextdit_sampling import LayerFunction, PreparedNextDiT, sample_layer
-from blip3o.models.dit.patches import from_patches, to_patches
-from blip3o.nn.rope import RopeTable, grid_rope_table
+from blip3o.flow.sigmas import NUM_TIMESTEPS
+from blip3o.nn.attention import attend
+from blip3o.nn.embedding import TimestepEmbedding
+from blip3o.nn.linear import VectorLinear
+from blip3o.nn.mlp import SwiGLU, swiglu_size
+from blip3o.nn.norm import RMSNorm
+from blip3o.nn.rope import RopeTable, grid_rope_table, rotate_neighbors
+
+KeyValue = tuple[Tensor, Tensor]
+"""Keys and values of an attention, [B, num_kv_heads, S, K] each."""
+
+_VECTOR_NORM_EPS = 1e-5
+"""Epsilon of the LayerNorms of queries, keys and the pooled condition, for any `norm_eps`."""
+_OUTPUT_NORM_EPS = 1e-6
+
+_Inputs = ParamSpec("_Inputs")
+_Output = TypeVar("_Output")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -42,15 +51,14 @@ class NextDiTConfig:
         num_heads: attention heads (H); the head dim must be a multiple of 4.
         num_kv_heads: heads of keys and values; None for as many as query heads.
         grid: feature tokens along one side of the square grid.
-        patch_size: side of the square of feature tokens that makes one transformer token.
+        patch_size: side of the square of feature tokens that forms one image token.
         multiple_of: the feed-forward width is rounded up to a multiple of this.
         ffn_dim_multiplier: optional factor of the feed-forward width.
-        norm_eps: epsilon of the RMS norms; the LayerNorms have one of their own, as published.
+        norm_eps: epsilon of the RMS norms. The LayerNorms have a fixed one, as published.
         reference_channels: channels of the features of an image to edit; 0 (the released layout)
-            for a network that takes none.
+            for a network without this input.
     """
 
-    kind: str = "nextdit"
     in_channels: Count
     condition_size: Count
     hidden_size: Count
@@ -123,7 +131,7 @@ class NextDiTConfig:
 
 @dataclasses.dataclass(frozen=True)
 class NextDiTContext:
-    """All that a condition means to the network; constant over the steps of a sampler.
+    """The condition as the layers read it; constant over the steps of a sampler.
 
     Args:
         pooled: the condition's part of the conditioning vector, [B, vector_size].
@@ -144,24 +152,28 @@ class NextDiT(nn.Module):
     def __init__(self, config: NextDiTConfig) -> None:
         super().__init__()
         self.config = config
-        self.sample_layer: LayerFunction = sample_layer
         width, area = config.hidden_size, config.patch_size**2
-        self.patch_embedder = PatchEmbedder(config.in_channels * area, width)
+        self.patch_embedder = _PatchEmbedder(config.in_channels * area, width)
         self.reference_embedder: nn.Linear | None = None
         if config.reference_channels:
             self.reference_embedder = nn.Linear(config.reference_channels * area, width)
             nn.init.zeros_(self.reference_embedder.weight)  # editing starts as generation
             nn.init.zeros_(self.reference_embedder.bias)
-        self.caption_projection = CaptionProjection(config.condition_size, width)
-        self.time_caption_embed = TimeCaptionEmbedding(width, config.vector_size)
+        self.caption_projection = _CaptionProjection(config.condition_size, width)
+        self.time_caption_embed = _TimeCaptionEmbedding(width, config.vector_size)
         self.layers = nn.ModuleList(NextDiTBlock(config) for _ in range(config.num_layers))
-        self.norm_out = OutputLayer(width, config.vector_size, config.in_channels * area)
+        self.norm_out = _OutputLayer(width, config.vector_size, config.in_channels * area)
+
+    @property
+    def blocks(self) -> list["NextDiTBlock"]:
+        """The transformer layers, with their type."""
+        return [cast("NextDiTBlock", layer) for layer in self.layers]
 
     def forward(self, noisy: Tensor, timestep: Tensor, condition: Tensor) -> Tensor:
         """Returns the velocity in the released form, [B, C, rows, columns].
 
         Args:
-            noisy: noisy features as an image, [B, C, rows, columns]; any grid.
+            noisy: noisy features laid out as an image, [B, C, rows, columns]; any grid.
             timestep: 1000 * sigma, float or integer, [B].
             condition: the backbone's query states, [B, Q, D].
         """
@@ -175,7 +187,7 @@ class NextDiT(nn.Module):
         noisy: Tensor,
         sigma: Tensor,
         condition: Tensor,
-        context_cache: NextDiTContext | None = None,
+        context: NextDiTContext | None = None,
         reference: Tensor | None = None,
         *,
         grid: tuple[int, int] | None = None,
@@ -187,8 +199,7 @@ class NextDiT(nn.Module):
             noisy: features on the path, row-major tokens, [B, N, C].
             sigma: noise levels in [0, 1], fp32, [B].
             condition: the backbone's query states, [B, Q, D]; zeros are the empty condition.
-            context_cache: what `prepare_context(condition)` returned; the condition is then not
-                looked at.
+            context: the result of `prepare_context(condition)`, which then replaces the condition.
             reference: features of an image to edit, [B, N, reference_channels].
             grid: rows and columns of the N tokens; None for a square.
             truncate_timestep: round 1000 * sigma down to a whole number, as the released sampler
@@ -198,81 +209,40 @@ class NextDiT(nn.Module):
             ValueError: if a shape does not fit the network, naming both sides.
         """
         timestep = timesteps(sigma, truncate_timestep)
-        grid = grid or square_grid(noisy.shape[1])
+        grid = grid or _square_grid(noisy.shape[1])
         check_shapes(self.config, noisy, condition, reference, grid)
-        return self._run(noisy, timestep, condition, context_cache, reference, grid)
+        return self._run(noisy, timestep, condition, context, reference, grid)
 
     def prepare_context(self, condition: Tensor) -> NextDiTContext:
-        """Returns what all sampling steps share: projected condition, keys and values.
+        """Returns the part of the computation that all sampling steps share.
 
         Args:
             condition: the backbone's query states, [B, Q, D].
         """
-        context = self.caption_projection(condition.to(self._dtype))
+        context = self.caption_projection(condition.to(self.dtype))
         return NextDiTContext(
             pooled=self.time_caption_embed.pool(context),
-            layers=tuple(
-                cast("NextDiTBlock", layer).cross_key_value(context) for layer in self.layers
-            ),
+            layers=tuple(block.cross_key_value(context) for block in self.blocks),
         )
-
-    def prepare(
-        self,
-        condition: Tensor,
-        sigmas: Tensor,
-        *,
-        num_images: int = 1,
-        is_guided: bool = False,
-        reference: Tensor | None = None,
-        grid: tuple[int, int] | None = None,
-        truncate_timestep: bool = False,
-    ) -> PreparedNextDiT:
-        """Returns the network for one condition and the noise levels of a sampler: the fast path.
-
-        Not for training: the result works in place. Needs `torch.no_grad`.
-
-        Args:
-            condition: the backbone's query states of P prompts, [P, Q, D].
-            sigmas: the noise level of each step, fp32, [S].
-            num_images: images of each prompt; the batch is then B = P * num_images.
-            is_guided: whether to give the velocities of [null, conditional] at once.
-            reference: features of images to edit, [P, N, reference_channels].
-            grid: rows and columns of the tokens; None for the config's square.
-            truncate_timestep: see `velocity`.
-
-        Raises:
-            ValueError: if a shape does not fit the network, naming both sides.
-        """
-        grid = grid or (self.config.grid, self.config.grid)
-        check_shapes(self.config, None, condition, reference, grid)
-        return PreparedNextDiT(
-            self,
-            condition,
-            timesteps(sigmas.to(condition.device), truncate_timestep),
-            grid,
-            num_images=num_images,
-            is_guided=is_guided,
-            reference=reference,
-        )
-
-    def sample(self, prepared: PreparedNextDiT, noisy: Tensor, step: int) -> Tensor:
-        """Returns velocities of the fast path; what offloading brings the weights for."""
-        return prepared.compute(noisy, step)
-
-    def compile_sampling(self) -> None:
-        """Compiles a layer of the fast path; all layers share the result."""
-        self.sample_layer = torch.compile(sample_layer)
 
     def embed_tokens(self, noisy: Tensor, grid: tuple[int, int]) -> Tensor:
         """Returns the image tokens [B, M, E] of noisy features [B, N, C]."""
-        patches = to_patches(noisy.to(self._dtype), grid, self.config.patch_size)
-        return self.patch_embedder.proj(patches)
+        return self.patch_embedder.proj(_to_patches(noisy.to(self.dtype), grid, self.patch_size))
 
     def embed_reference(self, reference: Tensor, grid: tuple[int, int]) -> Tensor:
-        """Returns what reference features [B, N, reference_channels] add to the image tokens."""
+        """Returns the addition to the image tokens by reference features, [B, M, E].
+
+        Args:
+            reference: features of images to edit, [B, N, reference_channels].
+            grid: rows and columns of the N tokens.
+        """
         assert self.reference_embedder is not None, "the config has no reference_channels"
-        patches = to_patches(reference.to(self._dtype), grid, self.config.patch_size)
+        patches = _to_patches(reference.to(self.dtype), grid, self.patch_size)
         return self.reference_embedder(patches)
+
+    def from_patches(self, patches: Tensor, grid: tuple[int, int]) -> Tensor:
+        """Returns the feature tokens [B, N, C] of output patches [B, M, p p C]."""
+        return _from_patches(patches, grid, self.patch_size)
 
     def rope(self, grid: tuple[int, int], device: torch.device) -> RopeTable:
         """Returns the rotation of the image tokens of a grid, [M, 1, K / 2]."""
@@ -283,7 +253,13 @@ class NextDiT(nn.Module):
         return cos.unsqueeze(1), sin.unsqueeze(1)
 
     @property
-    def _dtype(self) -> torch.dtype:
+    def patch_size(self) -> int:
+        """Side of the square of feature tokens that forms one image token."""
+        return self.config.patch_size
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of the weights."""
         return self.patch_embedder.proj.weight.dtype
 
     def _run(
@@ -300,7 +276,7 @@ class NextDiT(nn.Module):
             hidden = hidden + self.embed_reference(reference, grid)
         context = None
         if cache is None:
-            context = self.caption_projection(condition.to(self._dtype))
+            context = self.caption_projection(condition.to(self.dtype))
             pooled = self.time_caption_embed.pool(context)
         else:
             pooled = cache.pooled
@@ -310,5 +286,263 @@ class NextDiT(nn.Module):
         for index, layer in enumerate(self.layers):
             key_value = None if cache is None else cache.layers[index]
             hidden = layer(hidden, vector, rope, context, key_value)
-        velocity = self.norm_out(hidden, vector)
-        return from_patches(velocity, grid, self.config.patch_size).to(noisy.dtype)
+        return self.from_patches(self.norm_out(hidden, vector), grid).to(noisy.dtype)
+
+
+class NextDiTBlock(nn.Module):
+    """One layer: gated self- and cross-attention that share an output, then SwiGLU.
+
+    Args:
+        config: sizes.
+    """
+
+    seams: ClassVar[tuple[str, ...]] = ("forward", "cross_key_value", "run")
+
+    def __init__(self, config: NextDiTConfig) -> None:
+        super().__init__()
+        width, eps = config.hidden_size, config.norm_eps
+        inner = swiglu_size(width, config.multiple_of, config.ffn_dim_multiplier)
+        self.gate = nn.Parameter(torch.zeros(config.num_heads))
+        self.norm1 = _ModulatedNorm(width, config.vector_size, eps)
+        self.attn1 = _Projections(config)
+        self.norm1_context = RMSNorm(width, eps)
+        self.attn2 = _CrossProjections(config)
+        self.norm2 = RMSNorm(width, eps)
+        self.ffn_norm1 = RMSNorm(width, eps)
+        self.feed_forward = SwiGLU(width, inner, silu_in_fp32=True)
+        self.ffn_norm2 = RMSNorm(width, eps)
+
+    def forward(
+        self,
+        hidden: Tensor,
+        vector: Tensor,
+        rope: RopeTable,
+        context: Tensor | None = None,
+        cross: KeyValue | None = None,
+    ) -> Tensor:
+        """Returns the transformed tokens, [B, M, E].
+
+        Args:
+            hidden: image tokens, [B, M, E].
+            vector: conditioning vector after its SiLU, [B, vector_size].
+            rope: rotation of the image tokens, [M, 1, K / 2].
+            context: projected condition, [B, Q, E]; needed where `cross` is None.
+            cross: the result of `cross_key_value(context)`.
+
+        Raises:
+            ValueError: if both `context` and `cross` are None.
+        """
+        if cross is None:
+            if context is None:
+                raise ValueError("a layer needs the context or its keys and values")
+            cross = self.cross_key_value(context)
+        changes = self.norm1.linear(vector).unsqueeze(1).chunk(4, dim=-1)
+        attention_scale, attention_gate, ffn_scale, ffn_gate = changes
+        normed = self.norm1.norm(hidden) * (1 + attention_scale)
+        mixed = self._attention(normed, rope, cross)
+        hidden = torch.addcmul(hidden, attention_gate.tanh(), self.norm2(mixed))
+        fed = self.feed_forward(self.ffn_norm1(hidden) * (1 + ffn_scale))
+        return torch.addcmul(hidden, ffn_gate.tanh(), self.ffn_norm2(fed))
+
+    def cross_key_value(self, context: Tensor) -> KeyValue:
+        """Returns the cross-attention's keys and values of a projected condition [B, Q, E]."""
+        normed = self.norm1_context(context)
+        return self.attn2.key(normed).transpose(1, 2), self.attn2.value(normed).transpose(1, 2)
+
+    def run(
+        self,
+        function: Callable[Concatenate["NextDiTBlock", _Inputs], _Output],
+        *inputs: _Inputs.args,
+        **named: _Inputs.kwargs,
+    ) -> _Output:
+        """Calls a function of this block; offloading fetches the block's weights before.
+
+        Args:
+            function: takes this block first; possibly a compiled function.
+            inputs: its other arguments.
+            named: its arguments by name.
+        """
+        return function(self, *inputs, **named)
+
+    def _attention(self, normed: Tensor, rope: RopeTable, cross: KeyValue) -> Tensor:
+        query = rotate_neighbors(self.attn1.query(normed), rope).transpose(1, 2)
+        key = rotate_neighbors(self.attn1.key(normed), rope).transpose(1, 2)
+        own = attend(query, key, self.attn1.value(normed).transpose(1, 2))
+        # The released network rotates the cross-attention's queries, but not its keys.
+        query = rotate_neighbors(self.attn2.query(normed), rope).transpose(1, 2)
+        other = attend(query, *cross)
+        mixed = torch.addcmul(own, self.gate.tanh().view(-1, 1, 1), other)  # [B, H, M, K]
+        return self.attn2.to_out[0](mixed.transpose(1, 2).flatten(2))
+
+
+class _ModulatedNorm(nn.Module):
+    """An RMS norm, and the layer that converts the conditioning vector to scales and gates."""
+
+    def __init__(self, hidden_size: int, vector_size: int, eps: float) -> None:
+        super().__init__()
+        self.linear = VectorLinear(vector_size, 4 * hidden_size)
+        self.norm = RMSNorm(hidden_size, eps)
+
+
+class _Projections(nn.Module):
+    """Query, key and value projections; queries and keys are normalized before heads are split."""
+
+    def __init__(self, config: NextDiTConfig) -> None:
+        super().__init__()
+        width = config.hidden_size
+        self.head_dim = width // config.num_heads
+        key_width = self.head_dim * config.kv_heads
+        self.to_q = nn.Linear(width, width, bias=False)
+        self.to_k = nn.Linear(width, key_width, bias=False)
+        self.to_v = nn.Linear(width, key_width, bias=False)
+        self.norm_q = nn.LayerNorm(width, eps=_VECTOR_NORM_EPS)
+        self.norm_k = nn.LayerNorm(key_width, eps=_VECTOR_NORM_EPS)
+
+    def query(self, hidden: Tensor) -> Tensor:
+        return self.norm_q(self.to_q(hidden)).unflatten(-1, (-1, self.head_dim))
+
+    def key(self, hidden: Tensor) -> Tensor:
+        return self.norm_k(self.to_k(hidden)).unflatten(-1, (-1, self.head_dim))
+
+    def value(self, hidden: Tensor) -> Tensor:
+        return self.to_v(hidden).unflatten(-1, (-1, self.head_dim))
+
+
+class _CrossProjections(_Projections):
+    """Projections with the output projection that self- and cross-attention share."""
+
+    def __init__(self, config: NextDiTConfig) -> None:
+        super().__init__(config)
+        width = config.hidden_size
+        self.to_out = nn.ModuleList([nn.Linear(width, width, bias=False)])
+
+
+class _PatchEmbedder(nn.Module):
+    """Projects patches of features [B, M, C p p] to the DiT's width."""
+
+    def __init__(self, patch_channels: int, hidden_size: int) -> None:
+        super().__init__()
+        self.proj = nn.Linear(patch_channels, hidden_size)
+
+
+class _CaptionProjection(nn.Module):
+    """Projects query states to the DiT's width."""
+
+    def __init__(self, condition_size: int, hidden_size: int) -> None:
+        super().__init__()
+        self.linear_1 = nn.Linear(condition_size, hidden_size)
+        self.linear_2 = nn.Linear(hidden_size, hidden_size)
+
+    def forward(self, condition: Tensor) -> Tensor:
+        """Returns the context [B, Q, E] of query states [B, Q, D]."""
+        return self.linear_2(functional.gelu(self.linear_1(condition), approximate="tanh"))
+
+
+class _TimeCaptionEmbedding(nn.Module):
+    """The conditioning vector: timestep embedding + pooled context."""
+
+    def __init__(self, hidden_size: int, vector_size: int) -> None:
+        super().__init__()
+        self.timestep_embedder = TimestepEmbedding(vector_size)
+        self.caption_embedder = nn.Sequential(
+            nn.LayerNorm(hidden_size, eps=_VECTOR_NORM_EPS), VectorLinear(hidden_size, vector_size)
+        )
+
+    def pool(self, context: Tensor) -> Tensor:
+        """Returns the context's part of the vector, [B, vector_size], of a context [B, Q, E]."""
+        return self.caption_embedder(context.float().mean(dim=1).to(context.dtype))
+
+
+class _OutputLayer(nn.Module):
+    """Modulated norm and projection to features."""
+
+    def __init__(self, hidden_size: int, vector_size: int, out_channels: int) -> None:
+        super().__init__()
+        self.linear_1 = VectorLinear(vector_size, hidden_size)
+        self.linear_2 = nn.Linear(hidden_size, out_channels)
+
+    def forward(self, hidden: Tensor, vector: Tensor) -> Tensor:
+        """Returns patches of velocities [B, M, p p C] of tokens [B, M, E] and a vector [B, V]."""
+        return self.project(hidden, self.scale(vector).unsqueeze(1))
+
+    def scale(self, vector: Tensor) -> Tensor:
+        """Returns the scale [..., E] of the norm for a conditioning vector [..., V]."""
+        return 1 + self.linear_1(vector)
+
+    def project(self, hidden: Tensor, scale: Tensor) -> Tensor:
+        """Returns patches of velocities for a scale [B, 1, E]."""
+        normed = functional.layer_norm(hidden, hidden.shape[-1:], eps=_OUTPUT_NORM_EPS)
+        return self.linear_2(normed * scale)
+
+
+def timesteps(sigma: Tensor, truncate: bool) -> Tensor:
+    """Returns 1000 * sigma of noise levels in [0, 1], rounded down if `truncate` is true."""
+    timestep = NUM_TIMESTEPS * sigma.float()
+    return timestep.floor() if truncate else timestep
+
+
+def check_shapes(
+    config: NextDiTConfig,
+    noisy: Tensor | None,
+    condition: Tensor,
+    reference: Tensor | None,
+    grid: tuple[int, int],
+) -> None:
+    """Checks that inputs fit a network.
+
+    Args:
+        config: the network's sizes.
+        noisy: features on the path, [B, N, C].
+        condition: the backbone's query states, [B, Q, D].
+        reference: features of an image to edit, [B, N, reference_channels].
+        grid: rows and columns of the N tokens.
+
+    Raises:
+        ValueError: if a shape does not fit, naming both sides.
+    """
+    for features in (noisy, reference):
+        if features is not None and features.shape[1] != grid[0] * grid[1]:
+            raise ValueError(
+                f"{features.shape[1]} feature tokens do not fill a grid of {grid[0]} x {grid[1]}"
+            )
+    if noisy is not None and noisy.shape[-1] != config.in_channels:
+        raise ValueError(
+            f"the features have {noisy.shape[-1]} channels, the DiT {config.in_channels}"
+        )
+    if condition.shape[-1] != config.condition_size:
+        raise ValueError(
+            f"the condition is {condition.shape[-1]} wide, the DiT takes {config.condition_size}"
+        )
+    if reference is not None and reference.shape[-1] != config.reference_channels:
+        raise ValueError(
+            f"the reference has {reference.shape[-1]} channels, the DiT takes "
+            f"{config.reference_channels}"
+        )
+
+
+def _square_grid(num_tokens: int) -> tuple[int, int]:
+    side = math.isqrt(num_tokens)
+    if side**2 != num_tokens:
+        raise ValueError(
+            f"{num_tokens} feature tokens do not form a square grid: give grid=(rows, columns)"
+        )
+    return (side, side)
+
+
+def _to_patches(tokens: Tensor, grid: tuple[int, int], patch_size: int) -> Tensor:
+    """Returns row-major patches, each ordered (channel, row, column), [B, M, C p p]."""
+    if patch_size == 1:
+        return tokens
+    rows, columns = grid[0] // patch_size, grid[1] // patch_size
+    blocks = tokens.unflatten(1, (rows, patch_size, columns, patch_size))
+    return blocks.permute(0, 1, 3, 5, 2, 4).flatten(3).flatten(1, 2)
+
+
+def _from_patches(patches: Tensor, grid: tuple[int, int], patch_size: int) -> Tensor:
+    """Returns the feature tokens of patches, each ordered (row, column, channel)."""
+    # The released network orders its input and its output patches differently.
+    if patch_size == 1:
+        return patches
+    rows, columns = grid[0] // patch_size, grid[1] // patch_size
+    blocks = patches.unflatten(2, (patch_size, patch_size, -1)).unflatten(1, (rows, columns))
+    return blocks.transpose(2, 3).flatten(1, 4)

@@ -1,46 +1,42 @@
-"""NextDiT in sampling: what is constant over the steps is computed once, before them.
+"""NextDiT in sampling: everything that is constant over the steps is computed once, before them.
 
-`NextDiT.velocity` is the plain path; this is the same function for one condition and known noise
-levels. Axes: B images of P conditions (B = P * images of each), S noise levels, N image tokens,
-E width, H heads, K head dim. Guided rows stand as [null, conditional], 2 B in all.
+`NextDiT.velocity` is the plain path; this file computes the same function for one condition and
+known noise levels. Axes: B images of P conditions (B = P * images of each), S noise levels, M image
+tokens, E width, H heads, K head dim. Guided rows stand as [null, conditional], 2 B in all.
 
-- Keys and values of the condition do not depend on the noise level: once, and one copy for all
-  images of a condition.
-- The empty condition is the same token Q times and the keys are not rotated, so every query of the
-  null half averages equal values: its cross-attention is one constant vector, and asks no query.
-- Scales and gates depend on the noise level and the condition alone: many levels in one product,
-  one product for each condition and one for the null half, with the norms' weights folded in. The
-  conditions do not share a product: its number of rows would decide how it is rounded, and it
-  would depend on the number of levels, so an image could depend on the others of its batch.
+- Keys and values of the condition do not depend on the noise level. They are computed once, and
+  all images of a condition share one copy.
+- The empty condition is the same token Q times, and the keys are not rotated. So every query of the
+  null half averages equal values: its cross-attention is one constant vector without any query.
+- Scales and gates depend on the noise level and the condition only. One product computes them for
+  many levels; each condition and the null half have a product of their own, with the weights of the
+  norms folded in. The conditions do not share a product: its rounding depends on the number of
+  rows, so an image would depend on the others of its batch.
 - Both halves share the embedding of the noisy tokens and of the reference.
 """
 
 import dataclasses
 from collections.abc import Callable
-from typing import TYPE_CHECKING, NamedTuple, cast
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from blip3o.models.dit.nextdit_block import KeyValue, NextDiTBlock
-from blip3o.models.dit.patches import from_patches
+from blip3o.models.dit.nextdit import KeyValue, NextDiT, NextDiTBlock, check_shapes, timesteps
 from blip3o.nn.attention import attend
 from blip3o.nn.rope import RopeTable, rotate_neighbors
-
-if TYPE_CHECKING:
-    from blip3o.models.dit.nextdit import NextDiT
 
 _LEVELS_AT_ONCE = 32
 """Noise levels whose scales are kept; 20 MB for each row of the released model in fp32."""
 
 
 class CrossContext(NamedTuple):
-    """What a layer's cross-attention knows of the condition.
+    """The condition as the cross-attention of one layer reads it.
 
     Args:
         key_value: keys and values, [P, num_kv_heads, Q, K] each.
-        null: what the empty condition adds to the attention of each token, [H, K]; None without
+        null: addition of the empty condition to the attention of each token, [H, K]; None without
             guidance.
     """
 
@@ -54,7 +50,7 @@ LayerFunction = Callable[[NextDiTBlock, Tensor, Tensor, RopeTable, CrossContext]
 
 @dataclasses.dataclass(frozen=True)
 class _Scales:
-    """What modulates the tokens from one noise level on, R = P (+ 1 with the null row).
+    """The modulation of the tokens from one noise level on; R = P, or P + 1 with the null row.
 
     Args:
         first: index of the first noise level.
@@ -68,55 +64,73 @@ class _Scales:
 
 
 class PreparedNextDiT:
-    """A NextDiT for one condition and the noise levels of a sampler; see `NextDiT.prepare`.
+    """A NextDiT for given conditions and the noise levels of a sampler: the fast path.
+
+    Not for training: it works in place and needs `torch.no_grad`. The network's weights must not
+    change while it is in use.
 
     Args:
-        dit: the network; its weights must not change while this is in use.
-        condition: the backbone's query states, [P, Q, D].
-        timesteps: 1000 * sigma of each step, [S].
-        grid: rows and columns of the N tokens.
-        num_images: images of each condition.
-        is_guided: whether the batch has a null half.
+        dit: the network.
+        condition: the backbone's query states of P prompts, [P, Q, D].
+        sigmas: the noise level of each step, fp32, [S].
+        num_images: images of each prompt; the batch is then B = P * num_images.
+        is_guided: whether to return the velocities of [null, conditional] together.
         reference: features of images to edit, [P, N, reference_channels].
+        grid: rows and columns of the tokens; None for the config's square.
+        truncate_timestep: see `NextDiT.velocity`.
+        layer: `sample_layer`, or its compiled form.
+
+    Raises:
+        ValueError: if a shape does not fit the network, naming both sides.
     """
 
     def __init__(
         self,
-        dit: "NextDiT",
+        dit: NextDiT,
         condition: Tensor,
-        timesteps: Tensor,
-        grid: tuple[int, int],
+        sigmas: Tensor,
         *,
-        num_images: int,
-        is_guided: bool,
-        reference: Tensor | None,
+        num_images: int = 1,
+        is_guided: bool = False,
+        reference: Tensor | None = None,
+        grid: tuple[int, int] | None = None,
+        truncate_timestep: bool = False,
+        layer: LayerFunction | None = None,
     ) -> None:
+        self._grid = grid or (dit.config.grid, dit.config.grid)
+        check_shapes(dit.config, None, condition, reference, self._grid)
         self._dit = dit
-        self._blocks = [cast("NextDiTBlock", layer) for layer in dit.layers]
-        self._grid = grid
+        self._layer = layer or sample_layer
         self._is_guided = is_guided
-        self._rope = dit.rope(grid, condition.device)
-        context = dit.prepare_context(condition)
-        pooled = context.pooled
-        nulls: list[Tensor | None] = [None] * len(self._blocks)
-        rows = torch.arange(len(condition), device=condition.device).repeat_interleave(num_images)
-        if is_guided:
-            # Every token of the empty condition is the same, so one stands for all.
-            null = dit.prepare_context(condition.new_zeros(1, 1, condition.shape[-1]))
-            pooled = torch.cat([null.pooled, pooled])
-            nulls = [
-                block.cross_null(value)
-                for block, (_, value) in zip(self._blocks, null.layers, strict=True)
-            ]
-            rows = torch.cat([torch.zeros_like(rows), rows + 1])
-        self._rows = rows  # of each image among the conditions, [B] or [2 B]
-        self._contexts = [CrossContext(*one) for one in zip(context.layers, nulls, strict=True)]
-        self._times = dit.time_caption_embed.timestep_embedder(timesteps)  # [S, vector_size]
-        self._pooled = pooled
+        self._rope = dit.rope(self._grid, condition.device)
+        self._times = dit.time_caption_embed.timestep_embedder(
+            timesteps(sigmas.to(condition.device), truncate_timestep)
+        )  # [S, vector_size]
+        self._prepare_conditions(condition, num_images)
         self._scales: _Scales | None = None
         self._reference: Tensor | None = None
         if reference is not None and dit.reference_embedder is not None:
-            self._reference = dit.embed_reference(reference, grid).repeat_interleave(num_images, 0)
+            embedded = dit.embed_reference(reference, self._grid)
+            self._reference = embedded.repeat_interleave(num_images, 0)
+
+    def _prepare_conditions(self, condition: Tensor, num_images: int) -> None:
+        dit, blocks = self._dit, self._dit.blocks
+        context = dit.prepare_context(condition)
+        pooled = context.pooled
+        nulls: list[Tensor | None] = [None] * len(blocks)
+        rows = torch.arange(len(condition), device=condition.device).repeat_interleave(num_images)
+        if self._is_guided:
+            # Every token of the empty condition is the same, so one represents all.
+            null = dit.prepare_context(condition.new_zeros(1, 1, condition.shape[-1]))
+            pooled = torch.cat([null.pooled, pooled])
+            nulls = [
+                block.run(_null_attention, value)
+                for block, (_, value) in zip(blocks, null.layers, strict=True)
+            ]
+            rows = torch.cat([torch.zeros_like(rows), rows + 1])
+        self._pooled = pooled
+        self._rows = rows  # of each image among the conditions, [B] or [2 B]
+        self._contexts = [CrossContext(*one) for one in zip(context.layers, nulls, strict=True)]
 
     def velocity(self, noisy: Tensor, step: int) -> Tensor:
         """Returns velocities (noise - clean), [B, N, C], or of [null, conditional], [2 B, N, C].
@@ -128,23 +142,19 @@ class PreparedNextDiT:
         Raises:
             ValueError: if the tokens do not fill the grid.
         """
-        return self._dit.sample(self, noisy, step)
-
-    def compute(self, noisy: Tensor, step: int) -> Tensor:
-        """Does the work of `velocity`, with the network's weights at hand."""
         if noisy.shape[1] != self._grid[0] * self._grid[1]:
             raise ValueError(f"{noisy.shape[1]} feature tokens do not fill the grid {self._grid}")
-        dit, patch = self._dit, self._dit.config.patch_size
+        dit = self._dit
         scales, out_scale = self._scales_at(step)
         hidden = dit.embed_tokens(noisy, self._grid)
         if self._reference is not None:
             hidden = hidden + self._reference
         if self._is_guided:
             hidden = torch.cat([hidden, hidden])
-        for block, scale, context in zip(self._blocks, scales, self._contexts, strict=True):
-            hidden = block.sample(dit.sample_layer, hidden, scale, self._rope, context)
+        for block, scale, context in zip(dit.blocks, scales, self._contexts, strict=True):
+            hidden = block.run(self._layer, hidden, scale, self._rope, context)
         velocity = dit.norm_out.project(hidden, out_scale)
-        return from_patches(velocity, self._grid, patch).to(noisy.dtype)
+        return dit.from_patches(velocity, self._grid).to(noisy.dtype)
 
     def _scales_at(self, step: int) -> tuple[Tensor, Tensor]:
         """Returns the scales of each layer [layers, 2 B, 4, E] and of the output [2 B, 1, E]."""
@@ -160,8 +170,8 @@ class PreparedNextDiT:
         times = self._times[first : first + _LEVELS_AT_ONCE]
         vectors = [functional.silu(times + one) for one in self._pooled]  # R of [S, vector_size]
         layers = [
-            torch.stack([block.sampling_scales(one) for one in vectors], dim=1)  # [S, R, 4, E]
-            for block in self._blocks
+            torch.stack([block.run(_layer_scales, one) for one in vectors], dim=1)  # [S, R, 4, E]
+            for block in self._dit.blocks
         ]
         out = torch.stack([self._dit.norm_out.scale(one) for one in vectors], dim=1)
         return _Scales(first=first, layers=torch.stack(layers, dim=1), out=out)
@@ -170,14 +180,14 @@ class PreparedNextDiT:
 def sample_layer(
     block: NextDiTBlock, hidden: Tensor, scales: Tensor, rope: RopeTable, context: CrossContext
 ) -> Tensor:
-    """Returns what the layer makes of tokens, [R, N, E]; as `block.forward`, without gradient.
+    """Returns the transformed tokens, [R, M, E], as `block.forward` does, without gradient.
 
     Args:
         block: the layer.
-        hidden: image tokens, [R, N, E] with R = B, or 2 B where there is a null half.
+        hidden: image tokens, [R, M, E] with R = B, or 2 B with a null half.
         scales: factors of the four normalized tensors, weights of the norms included, [R, 4, E].
-        rope: rotation of the image tokens, [N, 1, K / 2].
-        context: the cross-attention's side of the condition.
+        rope: rotation of the image tokens, [M, 1, K / 2].
+        context: the condition.
     """
     before_mix, after_mix, before_ffn, after_ffn = scales.unsqueeze(2).unbind(1)
     eps = block.norm2.eps
@@ -193,18 +203,48 @@ def _attention(
     own, cross = block.attn1, block.attn2
     query = rotate_neighbors(own.query(normed), rope).transpose(1, 2)
     key = rotate_neighbors(own.key(normed), rope).transpose(1, 2)
-    mixed = attend(query, key, own.value(normed).transpose(1, 2)).transpose(1, 2)  # [R, N, H, K]
+    mixed = attend(query, key, own.value(normed).transpose(1, 2)).transpose(1, 2)  # [R, M, H, K]
     conditional, seen = normed, mixed
     if context.null is not None:
         null, seen = mixed.chunk(2)
         null.add_(context.null)
         conditional = normed.chunk(2)[1]
     query = rotate_neighbors(cross.query(conditional), rope)
-    # The images of a condition ask its keys as one long row of queries.
+    # The queries of all images of a condition form one long row, so its keys are read once.
     query = query.reshape(len(context.key_value[0]), -1, *query.shape[2:]).transpose(1, 2)
     other = attend(query, *context.key_value).transpose(1, 2).reshape(seen.shape)
     seen.addcmul_(block.gate.tanh().unsqueeze(-1), other)
     return cross.to_out[0](mixed.flatten(2))
+
+
+def _null_attention(block: NextDiTBlock, value: Tensor) -> Tensor:
+    """Returns the addition of a condition of equal tokens to each token's attention, [H, K].
+
+    Args:
+        block: the layer.
+        value: the cross-attention's values of one such token, [1, num_kv_heads, 1, K].
+    """
+    values = value[0, :, 0]
+    heads = values.repeat_interleave(len(block.gate) // len(values), dim=0)
+    return block.gate.tanh().unsqueeze(-1) * heads
+
+
+def _layer_scales(block: NextDiTBlock, vectors: Tensor) -> Tensor:
+    """Returns the norms' weights times scale, gate, scale, gate of each row, [..., 4, E].
+
+    Args:
+        block: the layer.
+        vectors: conditioning vectors after their SiLU, [..., vector_size].
+    """
+    changes = block.norm1.linear(vectors).chunk(4, dim=-1)
+    attention_scale, attention_gate, ffn_scale, ffn_gate = changes
+    scales = [
+        block.norm1.norm.weight * (1 + attention_scale),
+        block.norm2.weight * attention_gate.tanh(),
+        block.ffn_norm1.weight * (1 + ffn_scale),
+        block.ffn_norm2.weight * ffn_gate.tanh(),
+    ]
+    return torch.stack(scales, dim=-2)
 
 
 def _unit(hidden: Tensor, eps: float) -> Tensor:

@@ -12,7 +12,7 @@ from starlette.requests import Request
 from blip3o.core.errors import UsageError
 from blip3o.core.types import Message
 from blip3o.generate.pipeline import Blip3oPipeline
-from blip3o.generate.prompts import drawing_prompt
+from blip3o.generate.requests import drawing_prompt
 from blip3o.models.unified import UnifiedModelConfig
 from blip3o.serve.batching import JobQueue, QueueClosedError, QueueFullError
 from blip3o.serve.config import ServeConfig
@@ -141,10 +141,7 @@ class Service:
         """
         self._check_characters(sum(len(message.text) for message in messages), "messages")
         config = self._pipe.model.config
-        limit = min(
-            self.config.max_prompt_tokens,
-            config.backbone.max_positions - config.num_query_tokens,
-        )
+        limit = min(self.config.max_prompt_tokens, config.max_prompt_tokens)
         try:
             length = self._pipe.prompt_length(messages, [image.size for image in images])
         except UsageError as error:

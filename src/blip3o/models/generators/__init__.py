@@ -1,0 +1,7 @@
+"""Generators: the parts of a unified model that draw image features."""
+
+from blip3o.core.registry import Registry
+
+GENERATORS = Registry("generator", {"query_dit": ".query_dit:QueryDiTConfig"}, package=__name__)
+"""Every generator by name. An entry is a config that follows `GeneratorConfig` in
+`models.generators.plan`."""

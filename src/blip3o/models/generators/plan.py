@@ -1,0 +1,216 @@
+"""The seam between reading and drawing: generators and their plans.
+
+A generator converts prompts to a `Plan`: the meaning of the prompts to the part that draws. A plan
+is opaque. Objectives, samplers, the pipeline and the server combine plans and follow their
+velocity; only the generator that made a plan knows its content. Axes: P prompts, B images, N
+feature tokens, K feature channels.
+"""
+
+import abc
+import dataclasses
+from collections.abc import Sequence
+from typing import ClassVar, Protocol, Self, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from blip3o.models.backbones.decoder_only import TowerInputs
+from blip3o.models.backbones.vision import VisionInputs
+
+PromptImages = Tensor | TowerInputs | VisionInputs
+"""Images of prompts: raw features [M, N, C] of the image encoder for a backbone that projects them,
+pixels or patches of pixels for a backbone with a vision tower."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Prompts:
+    """Tokenized prompts of images.
+
+    Args:
+        input_ids: prompts that end in the last column (left-padded), [P, T].
+        attention_mask: True for real tokens, [P, T].
+        images: images of the prompts, as `UnifiedModel.prompt_images` returns them.
+        reference: normalized features of the images to edit, [P, N, K]; None for other prompts, and
+            for a generator that does not take them.
+
+    Raises:
+        ValueError: if a row is padded at its end.
+    """
+
+    input_ids: Tensor
+    attention_mask: Tensor
+    images: PromptImages | None = None
+    reference: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        if not (self.attention_mask.is_meta or bool(self.attention_mask[:, -1].all())):
+            raise ValueError("prompts of images must be padded on the left")
+
+    def __len__(self) -> int:
+        return len(self.input_ids)
+
+
+class Sampling(Protocol):
+    """A plan, ready for the noise levels of a sampler."""
+
+    def velocity(self, noisy: Tensor, step: int) -> Tensor:
+        """Returns velocities (noise - clean), [B, N, K], or of [null, conditional], [2 B, N, K].
+
+        Args:
+            noisy: features on the path, [B, N, K]; images of a prompt are neighbors.
+            step: index of the noise level.
+        """
+        ...
+
+
+_PlanT = TypeVar("_PlanT", bound="Plan")
+
+
+class Plan(abc.ABC):
+    """The meaning of P prompts to a generator."""
+
+    backbone_states: Tensor | None = None
+    """The backbone's states at the prompts and at the positions that the generator added after
+    them, [P, T + Q, D]; None unless `UnifiedModel.plan` was asked to keep them."""
+
+    @abc.abstractmethod
+    def __len__(self) -> int:
+        """Returns the number of prompts (P)."""
+
+    @abc.abstractmethod
+    def null(self) -> Self:
+        """Returns the plan of as many empty prompts: the unconditional half of guidance."""
+
+    @abc.abstractmethod
+    def dropped(self, is_dropped: Tensor) -> Self:
+        """Returns the plan with some prompts replaced by empty ones.
+
+        Args:
+            is_dropped: True for the prompts to empty, bool [P].
+        """
+
+    @abc.abstractmethod
+    def select(self, rows: Tensor) -> Self:
+        """Returns the plan of some prompts, in a new order, possibly repeated.
+
+        Args:
+            rows: indices of prompts, int64 [B].
+        """
+
+    def repeat(self, num_images: int) -> Self:
+        """Returns the plan with every prompt repeated; copies of a prompt are neighbors."""
+        if num_images == 1:
+            return self
+        return self.select(torch.arange(len(self)).repeat_interleave(num_images))
+
+    @classmethod
+    @abc.abstractmethod
+    def join(cls, plans: Sequence[Self]) -> Self:
+        """Returns one plan of the prompts of several, in order."""
+
+    @abc.abstractmethod
+    def velocity(self, noisy: Tensor, sigma: Tensor) -> Tensor:
+        """Returns the velocity (noise - clean) at noisy features, [P, N, K]; differentiable.
+
+        Args:
+            noisy: normalized features on the path, [P, N, K].
+            sigma: noise levels in [0, 1], fp32, [P].
+        """
+
+    def sampling(
+        self,
+        sigmas: Tensor,
+        *,
+        num_images: int = 1,
+        is_guided: bool = False,
+        truncate_timestep: bool = False,
+    ) -> Sampling:
+        """Returns the plan, ready for a sampler: the fast path. Needs `torch.no_grad`.
+
+        Args:
+            sigmas: the noise level of each step, fp32, on the device of the features, [S].
+            num_images: images of each prompt.
+            is_guided: whether to return the velocities of [null, conditional] together.
+            truncate_timestep: give the network whole timesteps, rounded down, as the released
+                sampler does. A generator without timesteps ignores it.
+        """
+        del truncate_timestep
+        return PlainSampling(self, sigmas, num_images=num_images, is_guided=is_guided)
+
+    @abc.abstractmethod
+    def tensors(self) -> tuple[Tensor, ...]:
+        """Returns the tensors of the plan, always in the same order."""
+
+    @abc.abstractmethod
+    def with_tensors(self, tensors: Sequence[Tensor]) -> Self:
+        """Returns the same kind of plan over other tensors of the same shapes.
+
+        Args:
+            tensors: in the order of `tensors`.
+        """
+
+
+def join_plans(plans: Sequence[_PlanT]) -> _PlanT:
+    """Returns one plan of the prompts of several plans of one generator, in order."""
+    return type(plans[0]).join(plans)
+
+
+class PlainSampling:
+    """A plan in a sampler without a fast path: one whole pass of the generator a step.
+
+    Args:
+        plan: the plan.
+        sigmas: the noise level of each step, [S].
+        num_images: images of each prompt.
+        is_guided: whether to return the velocities of [null, conditional] together.
+    """
+
+    def __init__(self, plan: Plan, sigmas: Tensor, *, num_images: int, is_guided: bool) -> None:
+        plan = plan.repeat(num_images)
+        self._plan = join_plans([plan.null(), plan]) if is_guided else plan
+        self._sigmas = sigmas
+        self._is_guided = is_guided
+
+    def velocity(self, noisy: Tensor, step: int) -> Tensor:
+        """See `Sampling.velocity`."""
+        noisy = torch.cat([noisy, noisy]) if self._is_guided else noisy
+        return self._plan.velocity(noisy, self._sigmas[step].expand(len(noisy)))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Joints:
+    """The sizes of the parts that a generator joins.
+
+    Args:
+        backbone_size: width of the backbone's states (D).
+        feature_channels: channels of the normalized features (K).
+        grid: feature tokens along one side of the square grid.
+    """
+
+    backbone_size: int
+    feature_channels: int
+    grid: int
+
+
+class Generator(Protocol):
+    """A module that reads prompts with a backbone and draws image features."""
+
+    seams: ClassVar[tuple[str, ...]]
+    """Methods that need the generator's weights; offloading fetches the weights around them."""
+    resident: ClassVar[tuple[str, ...]]
+    """Names of small children that stay on the device, because reading prompts needs them."""
+
+    def plan(
+        self,
+        backbone: nn.Module,
+        prompts: Prompts,
+        *,
+        prompt_gradient: bool = False,
+        keep_states: bool = False,
+    ) -> Plan:
+        """Returns the plan of prompts; arguments as for `UnifiedModel.plan`."""
+        ...
+
+    def compile_sampling(self) -> None:
+        """Compiles the repeated part of the fast path."""
+        ...

@@ -1,0 +1,328 @@
+"""BLIP3-o's generator: query tokens read the prompt, and a NextDiT draws from their states."""
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+from typing import Any, ClassVar, Self
+
+import torch
+from torch import Tensor, nn
+
+from blip3o.core.bounds import Count, NotNegative, Positive
+from blip3o.models.backbones.packed import is_packed
+from blip3o.models.dit.nextdit import NextDiT, NextDiTConfig, NextDiTContext
+from blip3o.models.dit.nextdit_sampling import LayerFunction, PreparedNextDiT, sample_layer
+from blip3o.models.generators.plan import Joints, Plan, Prompts, Sampling
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class QueryDiTConfig:
+    """Sizes of the queries and of the NextDiT; widths of its neighbors are derived.
+
+    Args:
+        num_query_tokens: learned queries after a prompt (Q).
+        query_init_std: standard deviation of fresh queries (published: 1).
+        hidden_size: width of the DiT (E).
+        num_layers: its transformer layers.
+        num_heads: its attention heads; the head dim must be a multiple of 4.
+        num_kv_heads: heads of keys and values; None for as many as query heads.
+        patch_size: side of the square of feature tokens that forms one image token.
+        multiple_of: the feed-forward width is rounded up to a multiple of this.
+        ffn_dim_multiplier: optional factor of the feed-forward width.
+        norm_eps: epsilon of the RMS norms of the DiT.
+        takes_reference: whether the DiT also reads the features of the image to edit. The released
+            models do not.
+    """
+
+    kind: str = "query_dit"
+    num_query_tokens: Count
+    query_init_std: NotNegative = 1.0
+    hidden_size: Count
+    num_layers: Count
+    num_heads: Count
+    num_kv_heads: Count | None = None
+    patch_size: Count = 1
+    multiple_of: Count = 256
+    ffn_dim_multiplier: Positive | None = None
+    norm_eps: NotNegative = 1e-5
+    takes_reference: bool = False
+
+    @classmethod
+    def tiny(cls) -> "QueryDiTConfig":
+        """Returns the smallest useful config, for tests."""
+        return cls(
+            num_query_tokens=4,
+            hidden_size=16,
+            num_layers=2,
+            num_heads=2,
+            multiple_of=16,
+            takes_reference=True,
+        )
+
+    @classmethod
+    def published(cls) -> "QueryDiTConfig":
+        """Returns the sizes of the released models."""
+        return cls(num_query_tokens=64, hidden_size=1792, num_layers=24, num_heads=28)
+
+    @property
+    def num_reserved_positions(self) -> int:
+        """Positions of the backbone that the generator needs after a prompt."""
+        return self.num_query_tokens
+
+    def dit(self, joints: Joints) -> NextDiTConfig:
+        """Returns the DiT's config between its neighbors.
+
+        Raises:
+            ValueError: if the sizes do not fit each other.
+        """
+        return NextDiTConfig(
+            in_channels=joints.feature_channels,
+            condition_size=joints.backbone_size,
+            grid=joints.grid,
+            reference_channels=joints.feature_channels if self.takes_reference else 0,
+            **{name: getattr(self, name) for name in _SHARED},
+        )
+
+    def check(self, joints: Joints) -> None:
+        """Checks that the generator fits its neighbors.
+
+        Raises:
+            ValueError: if it does not.
+        """
+        self.dit(joints)
+
+    def build(self, joints: Joints) -> "QueryDiT":
+        """Returns the generator with fresh weights."""
+        return QueryDiT(self, joints)
+
+
+_SHARED = {field.name for field in dataclasses.fields(QueryDiTConfig)} & {
+    field.name for field in dataclasses.fields(NextDiTConfig)
+}
+
+
+class QueryTokens(nn.Module):
+    """Q learned embeddings that are appended to every prompt of an image.
+
+    Args:
+        num_query_tokens: Q.
+        hidden_size: the backbone's width D.
+        init_std: standard deviation of the fresh values (published: 1).
+
+    Reference:
+        Published as `model.latent_queries` of shape (1, Q, D).
+    """
+
+    def __init__(self, num_query_tokens: int, hidden_size: int, init_std: float = 1.0) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(num_query_tokens, hidden_size) * init_std)
+
+    def forward(self, batch_size: int) -> Tensor:
+        """Returns the queries for each row, [B, Q, D]."""
+        return self.weight.expand(batch_size, -1, -1)
+
+
+class QueryDiT(nn.Module):
+    """Appends queries to prompts; their states are the condition of a NextDiT.
+
+    Args:
+        config: sizes.
+        joints: sizes of the neighbors.
+    """
+
+    seams: ClassVar[tuple[str, ...]] = ("prepare_context", "velocity", "prepare", "sample")
+    resident: ClassVar[tuple[str, ...]] = ("query_tokens",)
+
+    def __init__(self, config: QueryDiTConfig, joints: Joints) -> None:
+        super().__init__()
+        self.config = config
+        self.query_tokens = QueryTokens(
+            config.num_query_tokens, joints.backbone_size, config.query_init_std
+        )
+        self.dit: NextDiT = config.dit(joints).build()
+        self._layer: LayerFunction = sample_layer
+
+    def plan(
+        self,
+        backbone: Any,  # noqa: ANN401
+        prompts: Prompts,
+        *,
+        prompt_gradient: bool = False,
+        keep_states: bool = False,
+    ) -> "QueryPlan":
+        """Returns the plan of prompts: the backbone's states at the query tokens.
+
+        The mask is causal, so prompt states do not depend on the queries. If no weight of the
+        backbone is trained, the prompt's keys and values are computed without gradient and only the
+        Q query positions are back-propagated: the same gradients for less than half the work.
+
+        Args:
+            backbone: reads the prompts.
+            prompts: the prompts.
+            prompt_gradient: back-propagate through the prompts even if it changes nothing.
+            keep_states: keep the backbone's states of all positions in the plan.
+        """
+        ids, mask = prompts.input_ids, prompts.attention_mask
+        queries = self.query_tokens(len(prompts))
+        whole_mask = torch.cat([mask, mask.new_ones(queries.shape[:2])], dim=1)
+        frozen = not any(p.requires_grad for p in backbone.parameters())
+        if frozen and torch.is_grad_enabled() and not prompt_gradient:
+            packed = is_packed(backbone, mask)
+            cache = backbone.new_cache(packed=True) if packed else backbone.new_cache()
+            with torch.no_grad():
+                prompt = backbone.embed(ids, prompts.images)
+                prompt_states = backbone(prompt, mask, cache)
+            query_states = backbone(queries.to(prompt), whole_mask, cache)
+            states = torch.cat([prompt_states, query_states], dim=1)
+        else:
+            prompt = backbone.embed(ids, prompts.images)
+            states = backbone(torch.cat([prompt, queries.to(prompt)], dim=1), whole_mask)
+        kept = states if keep_states else None
+        reference = prompts.reference if self.config.takes_reference else None
+        return QueryPlan(self, states[:, ids.shape[1] :], reference, kept)
+
+    def prepare_context(self, condition: Tensor) -> NextDiTContext:
+        """See `NextDiT.prepare_context`."""
+        return self.dit.prepare_context(condition)
+
+    def velocity(
+        self,
+        noisy: Tensor,
+        sigma: Tensor,
+        condition: Tensor,
+        context: NextDiTContext | None,
+        reference: Tensor | None,
+    ) -> Tensor:
+        """See `NextDiT.velocity`."""
+        return self.dit.velocity(noisy, sigma, condition, context, reference)
+
+    def prepare(
+        self,
+        condition: Tensor,
+        sigmas: Tensor,
+        *,
+        num_images: int,
+        is_guided: bool,
+        reference: Tensor | None,
+        truncate_timestep: bool,
+    ) -> PreparedNextDiT:
+        """Returns the DiT's fast path; arguments as for `PreparedNextDiT`."""
+        return PreparedNextDiT(
+            self.dit,
+            condition,
+            sigmas,
+            num_images=num_images,
+            is_guided=is_guided,
+            reference=reference,
+            truncate_timestep=truncate_timestep,
+            layer=self._layer,
+        )
+
+    def sample(self, noisy: Tensor, prepared: PreparedNextDiT, step: int) -> Tensor:
+        """Returns velocities of the fast path; see `PreparedNextDiT.velocity`."""
+        return prepared.velocity(noisy, step)
+
+    def compile_sampling(self) -> None:
+        """Compiles a layer of the fast path; all layers share the result."""
+        self._layer = torch.compile(sample_layer)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class QueryPlan(Plan):
+    """States at the query tokens of P prompts.
+
+    Args:
+        generator: draws from the states.
+        states: the backbone's states at the queries, [P, Q, D]; zeros are the empty condition.
+        reference: normalized features of images to edit, [P, N, K].
+        backbone_states: see `Plan`.
+    """
+
+    generator: QueryDiT
+    states: Tensor
+    reference: Tensor | None = None
+    backbone_states: Tensor | None = None
+
+    @functools.cached_property
+    def _context(self) -> NextDiTContext:
+        """The condition as the DiT reads it, computed once for all noise levels."""
+        return self.generator.prepare_context(self.states)
+
+    def __len__(self) -> int:
+        """Returns the number of prompts (P)."""
+        return len(self.states)
+
+    def null(self) -> Self:
+        """See `Plan`. The image to edit stays: guidance acts on the words."""
+        return dataclasses.replace(self, states=torch.zeros_like(self.states))
+
+    def dropped(self, is_dropped: Tensor) -> Self:
+        """See `Plan`."""
+        return dataclasses.replace(
+            self, states=self.states.masked_fill(is_dropped[:, None, None], 0.0)
+        )
+
+    def select(self, rows: Tensor) -> Self:
+        """See `Plan`."""
+        rows = rows.to(self.states.device)
+        return self.with_tensors([tensor.index_select(0, rows) for tensor in self.tensors()])
+
+    @classmethod
+    def join(cls, plans: Sequence[Self]) -> Self:
+        """See `Plan`.
+
+        Raises:
+            ValueError: if some plans edit images and others do not.
+        """
+        lists = [plan.tensors() for plan in plans]
+        if len({len(tensors) for tensors in lists}) > 1:
+            raise ValueError("plans of edits and of new images cannot share a batch")
+        return plans[0].with_tensors([torch.cat(same) for same in zip(*lists, strict=True)])
+
+    def velocity(self, noisy: Tensor, sigma: Tensor) -> Tensor:
+        """See `Plan`."""
+        return self.generator.velocity(noisy, sigma, self.states, self._context, self.reference)
+
+    def sampling(
+        self,
+        sigmas: Tensor,
+        *,
+        num_images: int = 1,
+        is_guided: bool = False,
+        truncate_timestep: bool = False,
+    ) -> Sampling:
+        """See `Plan`."""
+        prepared = self.generator.prepare(
+            self.states,
+            sigmas,
+            num_images=num_images,
+            is_guided=is_guided,
+            reference=self.reference,
+            truncate_timestep=truncate_timestep,
+        )
+        return _QuerySampling(self.generator, prepared)
+
+    def tensors(self) -> tuple[Tensor, ...]:
+        """See `Plan`."""
+        return (self.states,) if self.reference is None else (self.states, self.reference)
+
+    def with_tensors(self, tensors: Sequence[Tensor]) -> Self:
+        """See `Plan`."""
+        states, *reference = tensors
+        return dataclasses.replace(
+            self,
+            states=states,
+            reference=reference[0] if reference else None,
+            backbone_states=None,
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class _QuerySampling:
+    """Follows a prepared DiT through the generator, so that offloading sees every use."""
+
+    generator: QueryDiT
+    prepared: PreparedNextDiT
+
+    def velocity(self, noisy: Tensor, step: int) -> Tensor:
+        return self.generator.sample(noisy, self.prepared, step)
