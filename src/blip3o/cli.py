@@ -187,7 +187,7 @@ def _add_run_commands(commands: argparse._SubParsersAction) -> None:
     _add_overrides(
         command,
         "a setting of the data set, such as num_scenes=1000",
-        lambda: "settings:\n" + _settings("recipes/scenes.py", "ScenesConfig"),
+        lambda: "settings:\n" + _settings("runs/scenes.py", "ScenesConfig"),
     )
 
 

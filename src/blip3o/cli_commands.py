@@ -178,9 +178,11 @@ def serve(options: argparse.Namespace) -> None:
 
 def train(options: argparse.Namespace) -> None:
     """Trains a recipe."""
-    from blip3o.recipes import check_recipe, train_recipe
+    from blip3o.runs import check_recipe
 
     check_recipe(options.recipe)
+    from blip3o.runs.start import train_recipe
+
     train_recipe(options.recipe, options.out, options.overrides)
 
 
@@ -203,7 +205,7 @@ def eval(options: argparse.Namespace) -> None:
 
 def scenes(options: argparse.Namespace) -> None:
     """Writes the scenes data set and prints its folder."""
-    from blip3o.recipes.scenes import export
+    from blip3o.runs.scenes import export
 
     export(options.out, options.overrides)
     print(options.out)
@@ -226,7 +228,8 @@ def convert(options: argparse.Namespace) -> None:
 
 def recipes(options: argparse.Namespace) -> None:
     """Prints the recipes, or one of them as YAML."""
-    from blip3o.recipes import check_recipe, describe_recipes, recipe_yaml
+    from blip3o.recipes import describe_recipes
+    from blip3o.runs import check_recipe
 
     if options.action == "list" and options.name is not None:
         raise UsageError(f"the list takes no name; blip3o recipes show {options.name}")
@@ -234,6 +237,8 @@ def recipes(options: argparse.Namespace) -> None:
         if options.name is None:
             raise UsageError("which recipe? blip3o recipes show NAME")
         check_recipe(options.name)
+        from blip3o.runs.start import recipe_yaml
+
         print(recipe_yaml(options.name), end="")
     else:
         print(describe_recipes())
@@ -251,6 +256,6 @@ def doctor(options: argparse.Namespace) -> None:
     """Prints what this machine can do."""
     if options.model is not None:
         check_name(options.model)
-    from blip3o.recipes.doctor import examine
+    from blip3o.doctor.report import examine
 
     print(examine(options.model, options.device))

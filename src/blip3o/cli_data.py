@@ -166,6 +166,6 @@ def _pack(options: argparse.Namespace) -> None:
 
 
 def _cache(options: argparse.Namespace) -> None:
-    from blip3o.recipes.features import cache_features
+    from blip3o.runs.start import cache_features
 
     print(cache_features(options.recipe, options.overrides))

@@ -16,7 +16,7 @@ from blip3o.flow.sigmas import UniformSigmas
 from blip3o.models.unified import UnifiedModelConfig
 from blip3o.objectives.flow_matching import FlowMatchingConfig
 from blip3o.objectives.next_token import NextTokenConfig
-from blip3o.recipes import run
+from blip3o.runs import assemble
 from blip3o.text.chat import ChatConfig
 from blip3o.text.tokenizer import train_tokenizer
 from blip3o.train.config import InitConfig, OptimizerConfig, RunConfig, TrainConfig
@@ -29,7 +29,7 @@ STEPS = 10
 def _no_curves() -> Iterator[None]:
     """Drawing takes longer than all these runs."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(run, "draw_curves", lambda run_dir: None)
+        patch.setattr(assemble, "draw_curves", lambda run_dir: None)
         yield
 
 

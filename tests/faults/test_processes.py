@@ -30,8 +30,8 @@ from blip3o.core.errors import PreemptedError, UsageError
 from blip3o.core.types import Batch, LossOutput
 from blip3o.models.backbones.packed import Packing
 from blip3o.objectives.flow_matching import FlowMatching
-from blip3o.recipes import features
-from blip3o.recipes.run import train
+from blip3o.runs import features, start
+from blip3o.runs.start import train
 from blip3o.train.config import RunConfig
 from blip3o.train.tensors import TensorStore
 from blip3o.train.trainer import Trainer
@@ -397,11 +397,11 @@ def test_processes_share_the_work_of_a_feature_cache_as_the_launcher_has_it(
             plain_build(*arguments, **settings)
 
         plain_build = features.build_cache
-        features.ensure_scenes, features.build_cache = write_scenes, build
+        start.ensure_scenes, features.build_cache = write_scenes, build
 
     def act(config: RunConfig, folder: Path) -> None:
         cached = f"data.feature_cache={folder / 'cache'}"
-        features.cache_features(str(folder / "run.yaml"), [cached])
+        start.cache_features(str(folder / "run.yaml"), [cached])
 
     assert finish(launch(config, tmp_path, 2, prepare, act)) == [0, 0]
     assert (tmp_path / "cache" / "toy.image.done").read_bytes() == b"\1"

@@ -22,7 +22,7 @@ from safetensors.torch import load_file
 
 from blip3o.core.config import evolve
 from blip3o.core.errors import PreemptedError, UsageError
-from blip3o.recipes.run import train
+from blip3o.runs.start import train
 from blip3o.train.config import RunConfig
 from blip3o.train.tensors import TensorStore
 

@@ -27,7 +27,8 @@ from blip3o.objectives.flow_matching import FlowMatchingConfig
 from blip3o.objectives.image_text import ImageTextConfig
 from blip3o.objectives.next_token import NextTokenConfig
 from blip3o.objectives.pixel_decoding import PixelDecodingConfig
-from blip3o.recipes import run
+from blip3o.runs import assemble
+from blip3o.runs.start import train
 from blip3o.text.chat import ChatConfig
 from blip3o.text.tokenizer import train_tokenizer
 from blip3o.train.config import InitConfig, LoraConfig, OptimizerConfig, RunConfig, TrainConfig
@@ -163,10 +164,10 @@ def losses(config: RunConfig, run_dir: Path, num_processes: int) -> list[list[fl
             MASTER_PORT=str(port),
             GLOO_SOCKET_IFNAME="lo",
         )
-        run.train(config, run_dir)
+        train(config, run_dir)
 
     if num_processes == 1:
-        run.train(config, run_dir)
+        train(config, run_dir)
     else:
         fork = multiprocessing.get_context("fork")
         processes = [fork.Process(target=work, args=(rank,)) for rank in range(num_processes)]
@@ -183,7 +184,7 @@ def losses(config: RunConfig, run_dir: Path, num_processes: int) -> list[list[fl
 def test_losses_are_the_recorded_ones(
     kind: str, golden: Any, base: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(run, "draw_curves", lambda run_dir: None)  # slower than the training
+    monkeypatch.setattr(assemble, "draw_curves", lambda run_dir: None)  # slower than the training
     seen = losses(KINDS[kind](base), tmp_path / "run", 2 if kind == "two_processes" else 1)
     file = golden.folder / "losses" / f"{kind}.json"
     if golden.is_recording:

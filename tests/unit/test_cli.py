@@ -15,7 +15,8 @@ from blip3o import Blip3oPipeline, __version__, cli_commands
 from blip3o.cli import build_parser, main
 from blip3o.core.config import load_yaml
 from blip3o.core.errors import PreemptedError, UsageError
-from blip3o.recipes import RECIPES, load_recipe
+from blip3o.recipes import RECIPES
+from blip3o.runs.start import load_recipe
 from blip3o.serve.config import ServeConfig, flag
 from blip3o.train.config import RunConfig
 from blip3o.weights import folder as weights
@@ -419,7 +420,7 @@ def test_models_and_doctor_report(
 ) -> None:
     monkeypatch.setattr(weights, "BUNDLED", {"tiny": tiny_folder})
     monkeypatch.setattr("blip3o.weights.names.BUNDLED", {"tiny": tiny_folder})
-    monkeypatch.setattr("blip3o.recipes.doctor.BUNDLED", {"tiny": tiny_folder})
+    monkeypatch.setattr("blip3o.doctor.report.BUNDLED", {"tiny": tiny_folder})
     assert main(["models"]) == 0
     assert capsys.readouterr().out.startswith("tiny  0.0 M parameters")
     assert main(["doctor"]) == 0

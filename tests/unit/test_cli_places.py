@@ -217,7 +217,7 @@ def test_the_settings_of_a_data_set_and_of_a_benchmark_are_in_the_help(
 ) -> None:
     from blip3o.core.config import override
     from blip3o.eval.scenes import ScenesBenchmark
-    from blip3o.recipes.scenes import ScenesConfig
+    from blip3o.runs.scenes import ScenesConfig
 
     for name, config in (("scenes", ScenesConfig()), ("eval", ScenesBenchmark())):
         with pytest.raises(SystemExit):

@@ -22,8 +22,9 @@ from blip3o.core.config import override
 from blip3o.core.errors import UsageError
 from blip3o.eval import BENCHMARKS
 from blip3o.models.backbones.qwen2_5_vl import Qwen2_5VLBackboneConfig
-from blip3o.recipes import RECIPES, load_recipe, qwen2_5_vl
-from blip3o.recipes.scenes import ScenesConfig
+from blip3o.recipes import RECIPES, qwen2_5_vl
+from blip3o.runs.scenes import ScenesConfig
+from blip3o.runs.start import load_recipe
 from blip3o.train.config import RunConfig
 
 ROOT = Path(__file__).parents[2]

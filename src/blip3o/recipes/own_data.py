@@ -13,7 +13,7 @@ from blip3o.data.mixture import DataConfig, MixtureEntry
 from blip3o.data.sources.folder import FolderConfig
 from blip3o.models.backbones.qwen2_5_vl import Qwen2_5VLBackboneConfig
 from blip3o.models.unified import UnifiedModelConfig
-from blip3o.recipes import blip3o_4b, blip3o_8b, qwen2_5_vl
+from blip3o.recipes import qwen2_5_vl
 from blip3o.recipes.stages import image_loss, train_config
 from blip3o.train.config import InitConfig, RunConfig, TrainConfig
 from blip3o.weights.folder import open_model
@@ -37,7 +37,7 @@ def pocket() -> RunConfig:
     return _run("pocket", model, dataclasses.replace(train, activation_checkpointing=False))
 
 
-def blip3o_4b_own_data() -> RunConfig:
+def blip3o_4b() -> RunConfig:
     """The released 4B model learns your own images.
 
     blip3o train blip3o_4b.own_data --out runs/mine data.mixture.0.source.path=my/images
@@ -47,10 +47,10 @@ def blip3o_4b_own_data() -> RunConfig:
     """
     train = train_config("query_tokens", "dit", steps=1000, batch=32, lr=1e-5)
     model = qwen2_5_vl.model(Qwen2_5VLBackboneConfig.published_4b())
-    return _run(blip3o_4b.RELEASED, model, train)
+    return _run(qwen2_5_vl.RELEASED_4B, model, train)
 
 
-def blip3o_8b_own_data() -> RunConfig:
+def blip3o_8b() -> RunConfig:
     """The released 8B model learns your own images.
 
     blip3o train blip3o_8b.own_data --out runs/mine data.mixture.0.source.path=my/images
@@ -60,7 +60,7 @@ def blip3o_8b_own_data() -> RunConfig:
     """
     train = train_config("query_tokens", "dit", steps=1000, batch=32, lr=1e-5)
     model = qwen2_5_vl.model(Qwen2_5VLBackboneConfig.published_8b())
-    return _run(blip3o_8b.RELEASED, model, train)
+    return _run(qwen2_5_vl.RELEASED_8B, model, train)
 
 
 def _run(start: str, model: UnifiedModelConfig, train: TrainConfig) -> RunConfig:

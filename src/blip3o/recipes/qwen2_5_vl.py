@@ -1,4 +1,8 @@
-"""The stages of the released models, for either of their sizes; see `blip3o_4b`, `blip3o_8b`."""
+"""Recipes of the released 4B and 8B models.
+
+`generation` and `tune` have the published numbers, `understanding` and `joint` are ours. Start
+weights come from the released model on the hub. Data sets are read from data/NAME/*.tar.
+"""
 
 import dataclasses
 from pathlib import Path
@@ -24,6 +28,12 @@ from blip3o.recipes.stages import (
 )
 from blip3o.train.config import InitConfig, RunConfig
 
+RELEASED_4B = "BLIP3o/BLIP3o-Model-4B"
+RELEASED_8B = "BLIP3o/BLIP3o-Model-8B"
+
+_RUNS_4B = Path("runs/blip3o_4b")
+"""Folder in which a stage looks for the stage before it."""
+_RUNS_8B = Path("runs/blip3o_8b")
 _GENERATION_TOKENS = 512 - 65  # the released limit, less `[IMG]` and 64 query tokens
 _IMAGE_TOKENS = 2048 + 1024  # the largest image and the words about it
 
@@ -45,7 +55,107 @@ def model(backbone: Qwen2_5VLBackboneConfig) -> UnifiedModelConfig:
     )
 
 
-def generation(backbone: Qwen2_5VLBackboneConfig, released: str) -> RunConfig:
+def generation_4b() -> RunConfig:
+    """Published stage 2: query tokens and DiT from scratch on 36 M captions, backbone frozen.
+
+    blip3o train blip3o_4b.generation --out runs/blip3o_4b/generation
+
+    Hardware: 32 GPUs of 80 GB or more (16 images on each). Hours: the authors took about 240 on
+    32 H200; we have not run it. Features are computed during training. A cache of them
+    (data.feature_cache=DIR) saves most of a step and takes 229 kB per image, 8.3 TB in total.
+    Source: the released pre-training script (1e-4 to 1e-5, batch 512) and its documentation
+    (150 k steps or more).
+    """
+    return _generation(Qwen2_5VLBackboneConfig.published_4b(), RELEASED_4B)
+
+
+def tune_4b() -> RunConfig:
+    """Published instruction tuning: query tokens and DiT on BLIP3o-60k, features cached.
+
+    blip3o train blip3o_4b.tune --out runs/blip3o_4b/tune
+
+    Starts from the generation stage. To tune the released model instead, add
+    init.0.folder=BLIP3o/BLIP3o-Model-4B.
+    Hardware: 8 GPUs of 80 GB. Hours: less than 24 on 8 H100, say the authors; we have not run it.
+    Source: the released tuning script (1e-4 to 0, batch 128) and its documentation (10 k steps or
+    more).
+    """
+    return _tune(Qwen2_5VLBackboneConfig.published_4b(), _RUNS_4B / "generation")
+
+
+def understanding_4b() -> RunConfig:
+    """Tunes the backbone on conversations about images; the released models kept it frozen.
+
+    blip3o train blip3o_4b.understanding --out runs/blip3o_4b/understanding
+
+    Hardware: 8 GPUs of 80 GB. Hours: about 3, estimated from 2 k tokens a sample at 40 % MFU.
+    Source: ours; the released models keep Qwen2.5-VL as it is.
+    """
+    return _understanding(Qwen2_5VLBackboneConfig.published_4b(), RELEASED_4B)
+
+
+def joint_4b() -> RunConfig:
+    """Trains captions and conversations together, three to one, backbone at a tenth of the rate.
+
+    blip3o train blip3o_4b.joint --out runs/blip3o_4b/joint
+
+    Hardware: 32 GPUs of 80 GB. Hours: about 11, estimated at 40 % MFU, image encoder included.
+    Source: the loss weights (one to one) are those of the Qwen3-SigLIP2 variant; the rest is ours.
+    """
+    return _joint(Qwen2_5VLBackboneConfig.published_4b(), RELEASED_4B)
+
+
+def generation_8b() -> RunConfig:
+    """Published stage 2: query tokens and DiT from scratch on 36 M captions, backbone frozen.
+
+    blip3o train blip3o_8b.generation --out runs/blip3o_8b/generation
+
+    Hardware: 32 GPUs of 80 GB or more (16 images on each). Hours: the authors took about 340 on
+    32 H200; we have not run it. Features are computed during training. A cache of them
+    (data.feature_cache=DIR) saves most of a step and takes 229 kB per image, 8.3 TB in total.
+    Source: the released pre-training script (1e-4 to 1e-5, batch 512) and its documentation
+    (150 k steps or more).
+    """
+    return _generation(Qwen2_5VLBackboneConfig.published_8b(), RELEASED_8B)
+
+
+def tune_8b() -> RunConfig:
+    """Published instruction tuning: query tokens and DiT on BLIP3o-60k, features cached.
+
+    blip3o train blip3o_8b.tune --out runs/blip3o_8b/tune
+
+    Starts from the generation stage. To tune the released model instead, add
+    init.0.folder=BLIP3o/BLIP3o-Model-8B.
+    Hardware: 8 GPUs of 80 GB. Hours: less than 24 on 8 H100, say the authors; we have not run it.
+    Source: the released tuning script (1e-4 to 0, batch 128) and its documentation (10 k steps or
+    more).
+    """
+    return _tune(Qwen2_5VLBackboneConfig.published_8b(), _RUNS_8B / "generation")
+
+
+def understanding_8b() -> RunConfig:
+    """Tunes the backbone on conversations about images; the released models kept it frozen.
+
+    blip3o train blip3o_8b.understanding --out runs/blip3o_8b/understanding
+
+    Hardware: 8 GPUs of 80 GB. Hours: about 7, estimated from 2 k tokens a sample at 40 % MFU.
+    Source: ours; the released models keep Qwen2.5-VL as it is.
+    """
+    return _understanding(Qwen2_5VLBackboneConfig.published_8b(), RELEASED_8B)
+
+
+def joint_8b() -> RunConfig:
+    """Trains captions and conversations together, three to one, backbone at a tenth of the rate.
+
+    blip3o train blip3o_8b.joint --out runs/blip3o_8b/joint
+
+    Hardware: 32 GPUs of 80 GB. Hours: about 20, estimated at 40 % MFU, image encoder included.
+    Source: the loss weights (one to one) are those of the Qwen3-SigLIP2 variant; the rest is ours.
+    """
+    return _joint(Qwen2_5VLBackboneConfig.published_8b(), RELEASED_8B)
+
+
+def _generation(backbone: Qwen2_5VLBackboneConfig, released: str) -> RunConfig:
     """Returns the generation stage: fresh queries and DiT, everything else frozen.
 
     Args:
@@ -68,14 +178,14 @@ def generation(backbone: Qwen2_5VLBackboneConfig, released: str) -> RunConfig:
     )
 
 
-def tune(backbone: Qwen2_5VLBackboneConfig, before: Path) -> RunConfig:
+def _tune(backbone: Qwen2_5VLBackboneConfig, before: Path) -> RunConfig:
     """Returns the tuning stage on BLIP3o-60k.
 
     Args:
         backbone: a Qwen2.5-VL.
         before: the run of the generation stage.
     """
-    base = generation(backbone, str(before))
+    base = _generation(backbone, str(before))
     data = dataclasses.replace(base.data, mixture=tuning_mixture(), feature_cache=FEATURES)
     return dataclasses.replace(
         base,
@@ -85,14 +195,14 @@ def tune(backbone: Qwen2_5VLBackboneConfig, before: Path) -> RunConfig:
     )
 
 
-def understanding(backbone: Qwen2_5VLBackboneConfig, released: str) -> RunConfig:
+def _understanding(backbone: Qwen2_5VLBackboneConfig, released: str) -> RunConfig:
     """Returns a tuning of the language side on conversations about images.
 
     Args:
         backbone: a Qwen2.5-VL.
         released: the model that is tuned.
     """
-    base = generation(backbone, released)
+    base = _generation(backbone, released)
     return dataclasses.replace(
         base,
         init=(InitConfig(folder=released),),
@@ -105,14 +215,14 @@ def understanding(backbone: Qwen2_5VLBackboneConfig, released: str) -> RunConfig
     )
 
 
-def joint(backbone: Qwen2_5VLBackboneConfig, released: str) -> RunConfig:
+def _joint(backbone: Qwen2_5VLBackboneConfig, released: str) -> RunConfig:
     """Returns training on captions and conversations at once; the mix decides how much of each.
 
     Args:
         backbone: a Qwen2.5-VL.
         released: the model that is trained on.
     """
-    base = understanding(backbone, released)
+    base = _understanding(backbone, released)
     captions = pretraining_mixture()
     share = sum(entry.weight for entry in captions) / 3  # a quarter of all samples
     return dataclasses.replace(

@@ -19,8 +19,9 @@ from blip3o.models.backbones import BACKBONES
 from blip3o.models.dit.nextdit import NextDiTConfig
 from blip3o.models.encoders.eva_clip import EvaClipEncoderConfig
 from blip3o.models.unified import UnifiedModelConfig
-from blip3o.recipes import RECIPES, load_recipe, pocket, run
-from blip3o.recipes.run import train
+from blip3o.recipes import RECIPES, pocket
+from blip3o.runs import assemble
+from blip3o.runs.start import load_recipe, train
 from blip3o.text.chat import ChatConfig
 from blip3o.train.config import RunConfig
 from blip3o.train.optimizer import build_optimizer, select_trainable
@@ -140,7 +141,7 @@ def at_home(entry: MixtureEntry, file: Path) -> MixtureEntry:
 
 @pytest.mark.parametrize("name", AT_TINY_SIZE)
 def test_a_recipe_trains(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(run, "draw_curves", lambda run_dir: None)
+    monkeypatch.setattr(assemble, "draw_curves", lambda run_dir: None)
     config = recipe(name)
     file = write_data(tmp_path)
     model = tiny_model(config.model)

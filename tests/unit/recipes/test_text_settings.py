@@ -8,8 +8,9 @@ import pytest
 from blip3o.core.config import load_yaml, override, save_yaml
 from blip3o.core.errors import UsageError
 from blip3o.models.backbones.qwen2_5_vl import Qwen2_5VLBackboneConfig
-from blip3o.recipes import _override_stages, load_recipe, qwen2_5_vl
-from blip3o.recipes.scenes import ScenesConfig
+from blip3o.recipes import qwen2_5_vl
+from blip3o.runs.scenes import ScenesConfig
+from blip3o.runs.start import _override_stages, load_recipe
 from blip3o.train.config import RunConfig
 
 TEXTS = ["my dog #1", "&x", "~", "010", "1:30", "[V] dog", "dog: Rex", "2024", "yes", "{x}", "a=b"]

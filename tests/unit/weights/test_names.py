@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from blip3o.core.errors import UsageError
-from blip3o.recipes.memory import config_of
+from blip3o.doctor.memory import config_of
 from blip3o.weights.folder import load_model
 from blip3o.weights.hub import to_local
 from blip3o.weights.names import RELEASED, check_name, describe_models, full_name, short_name

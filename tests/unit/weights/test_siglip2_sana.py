@@ -19,7 +19,7 @@ from blip3o.data.sources.jsonl import JsonlConfig
 from blip3o.models.decoders.sana import SanaDecoder, SanaDecoderConfig
 from blip3o.models.encoders.siglip2 import Siglip2Encoder, Siglip2EncoderConfig
 from blip3o.models.unified import UnifiedModelConfig
-from blip3o.recipes.run import build_model
+from blip3o.runs.initial import build_model
 from blip3o.train.config import InitConfig, OptimizerConfig, RunConfig, TrainConfig
 from blip3o.weights.folder import load_model
 from blip3o.weights.siglip2_sana import is_siglip2_sana, load_siglip2_sana

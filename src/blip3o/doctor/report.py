@@ -10,8 +10,8 @@ import torch
 from blip3o import __version__
 from blip3o.core.device import cpu_has_fast_bf16, resolve_device, resolve_dtype
 from blip3o.core.errors import UsageError
+from blip3o.doctor.memory import PRECISIONS, Need, choose, config_of, needs_of
 from blip3o.generate.offload import OFFLOADS
-from blip3o.recipes.memory import PRECISIONS, Need, choose, config_of, needs_of
 from blip3o.weights.folder import BUNDLED, load_model
 
 _PACKAGES = ("torch", "transformers", "safetensors", "tokenizers", "numpy", "pillow", "diffusers")

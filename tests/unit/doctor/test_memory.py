@@ -7,13 +7,7 @@ import torch
 from torch import nn
 
 from blip3o.core.errors import UsageError
-from blip3o.generate.offload import OFFLOADS
-from blip3o.generate.pipeline import Blip3oPipeline
-from blip3o.generate.placement import move
-from blip3o.models.quantize import quantize_backbone
-from blip3o.models.unified import UnifiedModelConfig
-from blip3o.recipes.doctor import table
-from blip3o.recipes.memory import (
+from blip3o.doctor.memory import (
     DRAWING,
     RELEASED,
     Need,
@@ -25,6 +19,12 @@ from blip3o.recipes.memory import (
     sketch,
     weight_bytes,
 )
+from blip3o.doctor.report import table
+from blip3o.generate.offload import OFFLOADS
+from blip3o.generate.pipeline import Blip3oPipeline
+from blip3o.generate.placement import move
+from blip3o.models.quantize import quantize_backbone
+from blip3o.models.unified import UnifiedModelConfig
 
 GIB = 2**30
 

@@ -11,8 +11,8 @@ from blip3o.core.errors import UsageError
 from blip3o.core.room import require_room, size_text
 from blip3o.models.unified import UnifiedModel
 from blip3o.recipes import own_data, pocket
-from blip3o.recipes.checks import check_room, check_run
-from blip3o.recipes.run import train
+from blip3o.runs.checks import check_room, check_run
+from blip3o.runs.start import train
 
 
 @pytest.fixture(autouse=True)

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from blip3o.generate.pipeline import Blip3oPipeline
-from blip3o.recipes.samples import SampleWriter
+from blip3o.runs.samples import SampleWriter
 from blip3o.text.tokenizer import Tokenizer
 
 

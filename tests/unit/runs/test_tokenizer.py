@@ -6,7 +6,8 @@ from pathlib import Path
 
 from blip3o.data.mixture import MixtureEntry
 from blip3o.data.sources.jsonl import JsonlConfig
-from blip3o.recipes import pocket, run
+from blip3o.recipes import pocket
+from blip3o.runs import assemble
 
 
 def test_it_hears_the_conversation_that_the_mixture_names(tmp_path: Path) -> None:
@@ -20,7 +21,7 @@ def test_it_hears_the_conversation_that_the_mixture_names(tmp_path: Path) -> Non
     config = dataclasses.replace(
         config, data=dataclasses.replace(config.data, mixture=tuple(entries))
     )
-    texts = [text for text in run._texts(config) if text.startswith("a")]
+    texts = [text for text in assemble._texts(config) if text.startswith("a")]
     assert texts[:4] == ["a caption", "an instruction", "a question", "an answer"]
     assert texts.count("a question") == 1
 
@@ -37,5 +38,5 @@ def test_it_hears_single_captions_and_passes_over_what_is_broken(tmp_path: Path)
     config = pocket.encoder()
     entries = (MixtureEntry(source=source, task="contrastive"),)
     config = dataclasses.replace(config, data=dataclasses.replace(config.data, mixture=entries))
-    texts = [text for text in run._texts(config) if text.startswith("a ")]
+    texts = [text for text in assemble._texts(config) if text.startswith("a ")]
     assert texts == ["a caption of its own", "a half "]

@@ -2,57 +2,22 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from blip3o.core.config import override, to_dict
+from blip3o.core.config import to_dict
 from blip3o.core.device import resolve_device
-from blip3o.core.distributed import main_first, process_group, rank, world_size
 from blip3o.core.errors import UsageError
 from blip3o.data.cache import FeatureCache, build_cache
 from blip3o.data.tasks import IMAGES
 from blip3o.imaging.load import READING
-from blip3o.recipes import load_recipe
-from blip3o.recipes.checks import check_image_px
-from blip3o.recipes.scenes import ensure_scenes
-from blip3o.recipes.start import build_model, check_start
 from blip3o.train.config import RunConfig
 
 _PREPROCESSING = "rgb, stretched, bicubic, [-1, 1]"
 """Change this with `imaging.pixels`: features of images prepared otherwise are other features.
 How files are read has a number of its own, `imaging.load.READING`."""
-
-
-@process_group()
-def cache_features(recipe: str, overrides: Sequence[str]) -> Path:
-    """Computes the features that a recipe learns from; all processes of a launcher share the work.
-
-    Args:
-        recipe: a recipe of one stage or a YAML file, with a `data.feature_cache`.
-        overrides: `path=value` changes.
-
-    Returns:
-        The folder of the cache.
-
-    Raises:
-        UsageError: if the recipe has several stages or no cache, or its encoder is not frozen.
-    """
-    config = load_recipe(recipe, Path("runs") / recipe)
-    if not isinstance(config, RunConfig):
-        raise UsageError(f"{recipe} has several stages; name the recipe of one: blip3o recipes")
-    config = override(config, overrides)
-    if config.data.feature_cache is None:
-        raise UsageError("where to? data.feature_cache=FOLDER")
-    check_image_px(config)
-    check_start(config)
-    with main_first():
-        ensure_scenes(config.data)
-    model = build_model(config)[1]
-    feature_cache(config, model.image_encoder, rank(), world_size())
-    return Path(config.data.feature_cache)
 
 
 def feature_cache(

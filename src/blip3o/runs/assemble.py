@@ -1,17 +1,14 @@
 """Makes a run out of its config: data, tokenizer, model, cache, trainer; and leaves a model."""
 
 import itertools
-import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from blip3o.core.device import keep_freed_memory, resolve_device
-from blip3o.core.distributed import exchange, main_first, process_group, rank, world_size
+from blip3o.core.distributed import exchange, main_first, rank, world_size
 from blip3o.core.errors import NotFiniteError, UsageError
-from blip3o.core.files import atomic_folder
 from blip3o.core.log import say
 from blip3o.data.captions import captions_of
 from blip3o.data.collate import Preparer
@@ -20,50 +17,38 @@ from blip3o.data.loader import Loader
 from blip3o.data.tasks import CONVERSATIONS
 from blip3o.models.encoders.normalizer import FeatureNormalizer
 from blip3o.models.unified import UnifiedModel
-from blip3o.recipes.checks import check_room, check_run
-from blip3o.recipes.data_watch import watch_data
-from blip3o.recipes.features import feature_cache
-from blip3o.recipes.left_out import LeftOut
-from blip3o.recipes.samples import SampleWriter
-from blip3o.recipes.scenes import ensure_scenes
-from blip3o.recipes.start import build_model, check_start
+from blip3o.runs.checks import check_room
+from blip3o.runs.data_watch import watch_data
+from blip3o.runs.features import feature_cache
+from blip3o.runs.initial import build_model
+from blip3o.runs.left_out import LeftOut
+from blip3o.runs.samples import SampleWriter
+from blip3o.runs.scenes import ensure_scenes
 from blip3o.text.chat import ChatTemplate
 from blip3o.text.tokenizer import Tokenizer, train_tokenizer
 from blip3o.train.adapters import merged_adapters
-from blip3o.train.checkpoint import check_resumable
-from blip3o.train.claim import claimed
 from blip3o.train.config import RunConfig
 from blip3o.train.curves import draw_curves
 from blip3o.train.trainer import Trainer
 from blip3o.weights.folder import save_model
 
+MODEL = "model"
+"""Folder of a run's model, in the run folder."""
 QUARANTINE = "quarantine.jsonl"
 _TOKENIZER_RECORDS = 4000
 _NORMALIZER_BATCHES = 32
 
 
-@process_group()
-def train(config: RunConfig, run_dir: Path) -> None:
-    """Trains a run to its end and writes its model folder; with all processes of a launcher.
+def assemble(config: RunConfig, run_dir: Path) -> Trainer:
+    """Returns the trainer of a run, with its model, data, objectives and callbacks.
 
     Args:
         config: the whole run.
-        run_dir: the run folder; created if missing.
+        run_dir: the run folder, claimed by this run.
 
     Raises:
-        UsageError: for anything that does not fit, or if another run holds the folder.
-        PreemptedError: if a signal asked to stop; the same call resumes.
+        UsageError: if the parts do not fit together or the disk is too full.
     """
-    check_resumable(run_dir, config)
-    check_run(config)
-    check_start(config)
-    if resolve_device(config.train.device).type == "cpu":
-        keep_freed_memory()
-    with claimed(run_dir):
-        _train(config, run_dir)
-
-
-def _train(config: RunConfig, run_dir: Path) -> None:
     tokenizer, model = build_model(config)
     check_room(config, model, run_dir)
     with main_first():
@@ -87,7 +72,7 @@ def _train(config: RunConfig, run_dir: Path) -> None:
     finish = _Finish(tokenizer, loader, left_out)
     samples = SampleWriter(tokenizer, loader)
     notes = watch_data(run_dir, loader.sources, config.train.steps)
-    Trainer(run_dir, config, model, objectives, loader, [samples, finish], notes).fit()
+    return Trainer(run_dir, config, model, objectives, loader, [samples, finish], notes)
 
 
 class _Finish:
@@ -109,21 +94,9 @@ class _Finish:
         if any(name.startswith("image_encoder.") for name in trainer.parameters):
             _fit_normalizers(model, self._loader, trainer.precision.device)
         with merged_adapters(model):
-            save_model(model, self._tokenizer, trainer.run_dir / "model", torch.float32)
+            save_model(model, self._tokenizer, trainer.run_dir / MODEL, torch.float32)
         say(f"model: {trainer.run_dir / 'model'}")
         self._left_out.tell(trainer.state.samples_seen)
-
-
-def link_model(model: Path, link: Path) -> None:
-    """Copies a model folder to a second place, whole or not at all.
-
-    Args:
-        model: the folder.
-        link: where to; replaced.
-    """
-    with atomic_folder(link) as scratch:
-        shutil.copytree(model, scratch, dirs_exist_ok=True)
-        shutil.rmtree(link, ignore_errors=True)
 
 
 def _own_tokenizer(config: RunConfig, run_dir: Path) -> Tokenizer:

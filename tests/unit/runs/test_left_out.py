@@ -15,8 +15,8 @@ from blip3o.data import loader as loading
 from blip3o.data.mixture import DataConfig, MixtureEntry
 from blip3o.data.sources.folder import FolderConfig
 from blip3o.models.unified import UnifiedModelConfig
-from blip3o.recipes import left_out, load_recipe, run
-from blip3o.recipes.run import train
+from blip3o.runs import assemble, left_out
+from blip3o.runs.start import load_recipe, train
 from blip3o.text.chat import ChatConfig
 from blip3o.text.tokenizer import Tokenizer
 from blip3o.train.config import InitConfig, RunConfig
@@ -28,7 +28,7 @@ GOOD, BAD = 9, 3
 @pytest.fixture
 def config(tiny_tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunConfig:
     """The recipe `own_data` on a tiny model; three of twelve images cannot be used."""
-    monkeypatch.setattr(run, "draw_curves", lambda run_dir: None)
+    monkeypatch.setattr(assemble, "draw_curves", lambda run_dir: None)
     rng, data = np.random.default_rng(0), tmp_path / "data"
     data.mkdir()
     for number in range(GOOD + BAD):
@@ -126,7 +126,7 @@ def test_more_than_the_limit_still_stops_the_run(
 def test_a_run_without_prompts_draws_the_first_captions_of_its_data(
     config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from blip3o.recipes import samples
+    from blip3o.runs import samples
 
     drawn: list[list[str]] = []
     plain = samples._save

@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 
 from blip3o.core.errors import UsageError
-from blip3o.recipes import pocket, scenes
-from blip3o.recipes.scenes import ScenesConfig, ensure_scenes
+from blip3o.recipes import pocket
+from blip3o.runs import scenes
+from blip3o.runs.scenes import ScenesConfig, ensure_scenes
 
 
 def test_scenes_are_written_once_and_those_of_another_version_refused(

@@ -13,7 +13,7 @@ from blip3o.data.pack import pack
 from blip3o.data.sources.folder import FolderConfig
 from blip3o.data.sources.jsonl import JsonlConfig
 from blip3o.data.sources.webdataset import WebDatasetConfig
-from blip3o.recipes.data_watch import watch_data
+from blip3o.runs.data_watch import watch_data
 from blip3o.train.environment import Notes
 
 

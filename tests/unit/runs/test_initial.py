@@ -7,9 +7,9 @@ import pytest
 
 from blip3o.core.config import evolve, override
 from blip3o.core.errors import UsageError
-from blip3o.recipes import blip3o_4b, load_recipe, own_data, pocket
-from blip3o.recipes.run import train
-from blip3o.recipes.start import build_model, check_start
+from blip3o.recipes import own_data, pocket, qwen2_5_vl
+from blip3o.runs.initial import build_model, check_start
+from blip3o.runs.start import load_recipe, train
 from blip3o.train.config import RunConfig
 
 
@@ -41,7 +41,7 @@ def test_a_stage_that_is_missing_is_named_with_the_recipe_that_makes_it(
 
 def test_a_released_stage_is_named_and_nothing_that_does_not_fit() -> None:
     with pytest.raises(UsageError, match=r"blip3o train blip3o_4b\.generation --out") as caught:
-        check_start(blip3o_4b.tune())
+        check_start(qwen2_5_vl.tune_4b())
     assert "bundled" not in str(caught.value)
 
 

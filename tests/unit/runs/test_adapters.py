@@ -12,8 +12,8 @@ from safetensors.torch import load_file
 
 from blip3o.core.config import override
 from blip3o.models.unified import UnifiedModelConfig
-from blip3o.recipes import load_recipe, run
-from blip3o.recipes.run import train
+from blip3o.runs import assemble
+from blip3o.runs.start import load_recipe, train
 from blip3o.text.chat import ChatConfig
 from blip3o.text.tokenizer import train_tokenizer
 from blip3o.train.config import InitConfig, RunConfig
@@ -56,7 +56,7 @@ def test_the_finished_folder_is_a_plain_model_with_merged_weights(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("peft")
-    monkeypatch.setattr(run, "draw_curves", lambda run_dir: None)
+    monkeypatch.setattr(assemble, "draw_curves", lambda run_dir: None)
     config = small_run(tmp_path)
     train(config, tmp_path / "run")
     files = (tmp_path / "run" / "checkpoints" / "step-00000004").glob("*.safetensors")

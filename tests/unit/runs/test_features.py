@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 from torch import nn
 
-from blip3o.recipes import features, load_recipe
-from blip3o.recipes.features import encoder_fingerprint
+from blip3o.runs import features
+from blip3o.runs.features import encoder_fingerprint
+from blip3o.runs.start import load_recipe
 from blip3o.train.config import RunConfig
 
 
