@@ -100,7 +100,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
             steps=STEPS,
             global_batch_size=6,
             micro_batch_size=4,
-            trainable=("backbone", "query_tokens", "dit"),
+            trainable=("backbone", "generator"),
             optimizer=OptimizerConfig(lr=1e-3, warmup_steps=5),
             log_every=1,
             checkpoint_every=STEPS,
@@ -122,7 +122,7 @@ def about(config: RunConfig, tasks: tuple[str, ...], *trainable: str, **changes:
 
 
 KINDS: dict[str, Callable[[RunConfig], RunConfig]] = {
-    "flow_matching": lambda c: about(c, DRAWS, "query_tokens", "dit", objectives=(FLOW,)),
+    "flow_matching": lambda c: about(c, DRAWS, "generator", objectives=(FLOW,)),
     "next_token": lambda c: about(c, SAYS, "backbone", objectives=(TOKENS,)),
     "joint": lambda c: c,
     "image_text": lambda c: about(

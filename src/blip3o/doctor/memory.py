@@ -18,7 +18,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from blip3o.generate.offload import OFFLOADS, Offload, groups_of
+from blip3o.generate.offload import COMPONENTS, OFFLOADS, Offload, groups_of, residents_of
 from blip3o.generate.placement import move
 from blip3o.models.absent import AbsentPart
 from blip3o.models.backbones.qwen2_5_vl import Qwen2_5VLBackboneConfig
@@ -36,7 +36,7 @@ PROMPT_TOKENS = 512
 RESERVE_BYTES = 2**30
 """What is left to the CUDA context, workspaces and gaps of the allocator."""
 
-DRAWING = ("backbone", "dit", "image_decoder")
+DRAWING = ("backbone", "generator", "image_decoder")
 """Components that an image from a prompt goes through."""
 
 PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -172,7 +172,8 @@ def weight_bytes(model: UnifiedModel, offload: Offload) -> dict[str, int]:
     """
     if offload == "none":
         return dict.fromkeys(DRAWING, _bytes([*model.parameters(), *model.buffers()]))
-    always = _bytes([*model.buffers(), *model.query_tokens.parameters()])
+    resident = [child for name in COMPONENTS for child in residents_of(getattr(model, name))]
+    always = _bytes([*model.buffers(), *(p for child in resident for p in child.parameters())])
     sizes: dict[str, int] = {}
     for name in DRAWING:
         groups = groups_of(getattr(model, name), by_block=offload == "sequential")
@@ -192,37 +193,34 @@ def activation_bytes(model: UnifiedModel, component: str) -> int:
         model: on the meta device.
         component: one of `DRAWING`.
     """
-    runs = {"backbone": _run_backbone, "dit": _run_dit, "image_decoder": _run_decoder}
+    runs = {"backbone": _run_backbone, "generator": _run_generator, "image_decoder": _run_decoder}
     return max((_peak(run) for run in runs[component](model)), default=0)
 
 
+def _empty(model: UnifiedModel, *shape: int) -> Tensor:
+    return torch.empty(shape, device=model.device, dtype=model.dtype)
+
+
 def _run_backbone(model: UnifiedModel) -> list[Callable[[], Any]]:
-    like, length = model.query_tokens.weight, PROMPT_TOKENS + model.config.num_query_tokens
-    embeds = like.new_empty(1, length, like.shape[1])
+    length = PROMPT_TOKENS + model.config.generator.num_reserved_positions
+    embeds = _empty(model, 1, length, model.config.backbone.hidden_size)
     # Not through the backbone's own forward, which looks at the values of its mask; without a
     # cache transformers would look at those of the positions.
     return [lambda: model.backbone.decoder(inputs_embeds=embeds, use_cache=True)]
 
 
-def _run_dit(model: UnifiedModel) -> list[Callable[[], Any]]:
-    like = model.query_tokens.weight
-    noisy = like.new_empty(2, *model.config.feature_shape)
-    condition = like.new_empty(2, *like.shape)
-
-    def run() -> None:
-        context = model.dit.prepare_context(condition)
-        model.dit.velocity(noisy, noisy.new_empty(2), condition, context_cache=context)
-
-    return [run]
+def _run_generator(model: UnifiedModel) -> list[Callable[[], Any]]:
+    noisy = _empty(model, 2, *model.config.feature_shape)
+    plan = model.generator.empty_plan(2, PROMPT_TOKENS)
+    return [lambda: plan.velocity(noisy, noisy.new_empty(2))]
 
 
 def _run_decoder(model: UnifiedModel) -> list[Callable[[], Any]]:
     decoder, config = model.image_decoder, model.config.image_decoder
     if isinstance(decoder, AbsentPart):
         return []
-    like = model.query_tokens.weight
-    features = like.new_empty(2, *model.config.feature_shape)
-    noise = like.new_empty(2, *config.noise_shape)
+    features = _empty(model, 2, *model.config.feature_shape)
+    noise = _empty(model, 2, *config.noise_shape)
     if hasattr(decoder, "predict"):
         return [
             lambda: decoder.predict(noise, noise.new_empty(()), features),

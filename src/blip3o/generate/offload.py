@@ -32,9 +32,13 @@ def seams_of(module: nn.Module) -> tuple[str, ...]:
     return getattr(module, "seams", ("forward",))
 
 
-def residents_of(module: nn.Module) -> tuple[str, ...]:
-    """Returns the names of small children of a component that stay on the device."""
-    return getattr(module, "resident", ())
+def residents_of(component: nn.Module) -> list[nn.Module]:
+    """Returns the small children of a component that stay on the device while it is offloaded.
+
+    Args:
+        component: it names them in `resident`.
+    """
+    return [component.get_submodule(name) for name in getattr(component, "resident", ())]
 
 
 def blocks_of(component: nn.Module) -> list[nn.Module]:
@@ -64,7 +68,8 @@ def groups_of(component: nn.Module, *, by_block: bool) -> list[list[nn.Module]]:
         What is there whenever the component is in use, then the blocks.
     """
     blocks = [list(block.modules()) for block in blocks_of(component)] if by_block else []
-    inside = {module for block in blocks for module in block}
+    stay = [child.modules() for child in residents_of(component)]
+    inside = {module for modules in (*blocks, *stay) for module in modules}
     return [[module for module in component.modules() if module not in inside], *blocks]
 
 
@@ -92,15 +97,12 @@ class Offloading:
         for name in COMPONENTS:
             component = getattr(model, name)
             rest, *blocks = groups_of(component, by_block=by_block)
-            resident = [component.get_submodule(child) for child in residents_of(component)]
-            for child in resident:
+            for child in residents_of(component):
                 child.to(device)
-            stays = {module for child in resident for module in child.modules()}
             for block in blocks:
                 weights = self._keep(block, device)
                 self._undo += around(block[0], seams_of(block[0]), weights.around)
-            weights = self._keep([module for module in rest if module not in stays], device)
-            run = functools.partial(self._use, weights)
+            run = functools.partial(self._use, self._keep(rest, device))
             self._undo += around(component, seams_of(component), run)
 
     def remove(self) -> None:

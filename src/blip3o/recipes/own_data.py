@@ -33,7 +33,7 @@ def pocket() -> RunConfig:
     Source: ours; half the rate of the last stage of the bundled model.
     """
     model = open_model("pocket").config
-    train = train_config("query_tokens", "dit", steps=300, batch=32, lr=5e-4)
+    train = train_config("generator", steps=300, batch=32, lr=5e-4)
     return _run("pocket", model, dataclasses.replace(train, activation_checkpointing=False))
 
 
@@ -45,7 +45,7 @@ def blip3o_4b() -> RunConfig:
     Hardware: one GPU of 80 GB (query tokens and DiT are trained). Hours: about 1 for 1000 steps,
     estimated. Source: ours; a tenth of the released rate of tuning.
     """
-    train = train_config("query_tokens", "dit", steps=1000, batch=32, lr=1e-5)
+    train = train_config("generator", steps=1000, batch=32, lr=1e-5)
     model = qwen2_5_vl.model(Qwen2_5VLBackboneConfig.published_4b())
     return _run(qwen2_5_vl.RELEASED_4B, model, train)
 
@@ -58,7 +58,7 @@ def blip3o_8b() -> RunConfig:
     Hardware: one GPU of 80 GB (query tokens and DiT are trained). Hours: about 1.5 for 1000 steps,
     estimated. Source: ours; a tenth of the released rate of tuning.
     """
-    train = train_config("query_tokens", "dit", steps=1000, batch=32, lr=1e-5)
+    train = train_config("generator", steps=1000, batch=32, lr=1e-5)
     model = qwen2_5_vl.model(Qwen2_5VLBackboneConfig.published_8b())
     return _run(qwen2_5_vl.RELEASED_8B, model, train)
 

@@ -109,7 +109,7 @@ def generation(runs: Path = RUNS) -> RunConfig:
                 sigmas=UniformSigmas(shift=SIGMA_SHIFT), condition_dropout=0.1, draws=2
             ),
         ),
-        train=training("query_tokens", "dit", steps=3000, batch=32, lr=2e-3),
+        train=training("generator", steps=3000, batch=32, lr=2e-3),
         sample_prompts=PROMPTS,
     )
 
@@ -123,7 +123,7 @@ def tune(runs: Path = RUNS) -> RunConfig:
     one (edits judged right 0.48, and 0.88 after joint training; docs/log.md, session 13).
     """
     base, said = generation(runs), language.understanding(runs)
-    train = training("backbone", "query_tokens", "dit", steps=12500, batch=32, lr=1.2e-3)
+    train = training("backbone", "generator", steps=12500, batch=32, lr=1.2e-3)
     return dataclasses.replace(
         base,
         init=(after(runs, "generation"), after(runs, "decoder", "image_decoder")),

@@ -7,9 +7,9 @@ from blip3o.data.mixture import MixtureEntry
 from blip3o.data.sources.webdataset import WebDatasetConfig
 from blip3o.models.backbones.qwen3 import Qwen3BackboneConfig
 from blip3o.models.decoders.pocket import PocketDecoderConfig
-from blip3o.models.dit.nextdit import NextDiTConfig
 from blip3o.models.encoders.normalizer import FeatureNormalizerConfig
 from blip3o.models.encoders.pocket import PocketEncoderConfig
+from blip3o.models.generators.query_dit import QueryDiTConfig
 from blip3o.models.unified import SamplingConfig, UnifiedModelConfig
 from blip3o.text.chat import ChatConfig
 from blip3o.train.config import InitConfig, OptimizerConfig, TrainConfig
@@ -58,18 +58,15 @@ def model() -> UnifiedModelConfig:
             pool=2,
         ),
         normalizer=FeatureNormalizerConfig(num_components=COMPONENTS, power=0.5),
-        num_query_tokens=16,
-        query_init_std=0.02,
-        dit=NextDiTConfig(
-            in_channels=COMPONENTS,
-            condition_size=WIDTH,
+        generator=QueryDiTConfig(
+            num_query_tokens=16,
+            query_init_std=0.02,
             hidden_size=256,
             num_layers=6,
             num_heads=8,
             num_kv_heads=8,
-            grid=GRID,
             multiple_of=32,
-            reference_channels=COMPONENTS,
+            takes_reference=True,
         ),
         image_decoder=PocketDecoderConfig(
             image_px=IMAGE_PX,

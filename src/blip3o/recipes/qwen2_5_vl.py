@@ -11,8 +11,8 @@ from blip3o.data.mixture import DataConfig
 from blip3o.imaging.fit import ImageFitConfig
 from blip3o.models.backbones.qwen2_5_vl import Qwen2_5VLBackboneConfig
 from blip3o.models.decoders.sdxl import SdxlDecoderConfig
-from blip3o.models.dit.nextdit import NextDiTConfig
 from blip3o.models.encoders.eva_clip import EvaClipEncoderConfig
+from blip3o.models.generators.query_dit import QueryDiTConfig
 from blip3o.models.unified import SamplingConfig, UnifiedModelConfig
 from blip3o.recipes.stages import (
     FEATURES,
@@ -47,8 +47,7 @@ def model(backbone: Qwen2_5VLBackboneConfig) -> UnifiedModelConfig:
     return UnifiedModelConfig(
         backbone=backbone,
         image_encoder=EvaClipEncoderConfig.published(),
-        num_query_tokens=64,
-        dit=NextDiTConfig.published(backbone.hidden_size),
+        generator=QueryDiTConfig.published(),
         image_decoder=SdxlDecoderConfig.published(),
         sampling=SamplingConfig(truncate_timestep=True),
         question_images=ImageFitConfig(mode="aspect"),
@@ -173,7 +172,7 @@ def _generation(backbone: Qwen2_5VLBackboneConfig, released: str) -> RunConfig:
             num_workers=4,
         ),
         objectives=(image_loss(),),
-        train=train_config("query_tokens", "dit", steps=150_000, batch=512, min_lr=1e-5),
+        train=train_config("generator", steps=150_000, batch=512, min_lr=1e-5),
         sample_prompts=PROMPTS,
     )
 
@@ -191,7 +190,7 @@ def _tune(backbone: Qwen2_5VLBackboneConfig, before: Path) -> RunConfig:
         base,
         init=(InitConfig(folder=str(before)),),
         data=data,
-        train=train_config("query_tokens", "dit", steps=10_000, batch=128),
+        train=train_config("generator", steps=10_000, batch=128),
     )
 
 
@@ -231,8 +230,7 @@ def _joint(backbone: Qwen2_5VLBackboneConfig, released: str) -> RunConfig:
         objectives=(image_loss(), text_loss()),
         train=train_config(
             "backbone.decoder",
-            "query_tokens",
-            "dit",
+            "generator",
             steps=50_000,
             batch=512,
             min_lr=1e-5,

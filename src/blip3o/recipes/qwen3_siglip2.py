@@ -11,8 +11,8 @@ from pathlib import Path
 from blip3o.data.mixture import DataConfig, MixtureEntry
 from blip3o.models.backbones.qwen3 import Qwen3BackboneConfig
 from blip3o.models.decoders.sdxl import SdxlDecoderConfig
-from blip3o.models.dit.nextdit import NextDiTConfig
 from blip3o.models.encoders.eva_clip import EvaClipEncoderConfig
+from blip3o.models.generators.query_dit import QueryDiTConfig
 from blip3o.models.unified import UnifiedModelConfig
 from blip3o.recipes.stages import (
     IMAGE_PX,
@@ -43,8 +43,7 @@ def model() -> UnifiedModelConfig:
     return UnifiedModelConfig(
         backbone=backbone,
         image_encoder=EvaClipEncoderConfig.published(),
-        num_query_tokens=64,
-        dit=NextDiTConfig.published(backbone.hidden_size),
+        generator=QueryDiTConfig.published(),
         image_decoder=SdxlDecoderConfig.published(),
     )
 
@@ -82,7 +81,7 @@ def generation() -> RunConfig:
         init=(InitConfig(folder=str(RUNS / "understanding")),),
         data=_data(pretraining_mixture()),
         objectives=(image_loss(),),
-        train=train_config("query_tokens", "dit", steps=_STEPS, batch=128, min_lr=1e-5),
+        train=train_config("generator", steps=_STEPS, batch=128, min_lr=1e-5),
     )
 
 
@@ -103,8 +102,7 @@ def joint() -> RunConfig:
         train=train_config(
             "backbone.decoder",
             "backbone.projector",
-            "query_tokens",
-            "dit",
+            "generator",
             steps=_STEPS,
             batch=128,
             min_lr=1e-5,

@@ -1,7 +1,7 @@
 """Model folders: `config.json`, safetensors for each part, the tokenizer and a model card.
 
     config.json                        UnifiedModelConfig
-    model.safetensors                  backbone, query tokens, DiT, feature normalizer
+    model.safetensors                  backbone, generator, feature normalizer
     image_encoder/model.safetensors
     image_decoder/model.safetensors
     tokenizer.json
@@ -29,6 +29,7 @@ from blip3o.nn.quantized import Quantization
 from blip3o.text.tokenizer import FILE_NAME as TOKENIZER_FILE
 from blip3o.text.tokenizer import Tokenizer
 from blip3o.weights import names
+from blip3o.weights.keymaps.older import NAMES, upgraded_config
 from blip3o.weights.names import BUNDLED, full_name, is_there, unknown_model
 from blip3o.weights.published import is_published, open_published
 from blip3o.weights.shards import (
@@ -203,7 +204,7 @@ def open_model(name: str | Path, *, allow_pickle: bool = False) -> StoredModel:
         tokenizer = Tokenizer.load(folder)
         check_tokenizer(tokenizer, config, folder)
     problems.refuse()
-    tensors = unwrapped(tensors, folder)
+    tensors = NAMES.respelled(unwrapped(tensors, folder), str(folder))
     skeleton = sketch(config, file, len(tensors))
     require_fit(skeleton.state_dict(), tensors, str(folder))
     return StoredModel(config, tensors, tokenizer, folder)
@@ -230,7 +231,7 @@ def _stored(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
 
 def _parse_config(data: Any, file: Path) -> UnifiedModelConfig:  # noqa: ANN401
     try:
-        return from_dict(UnifiedModelConfig, data)
+        return from_dict(UnifiedModelConfig, upgraded_config(data))
     except UsageError as error:
         raise UsageError(f"{file}: {error}") from error
 

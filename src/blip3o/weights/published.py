@@ -5,8 +5,9 @@
     diffusion-decoder/                 unet/, vae/, scheduler/ as diffusers writes them
     tokenizer.json
 
-The sizes of the DiT and of the EVA-CLIP tower are constants of the release. Where a model of ours
-differs from them, its config.json also has a key `blip3o` that says so; the original ignores it.
+The sizes of the generator and of the EVA-CLIP tower are constants of the release. Where a model of
+ours differs from them, its config.json also has a key `blip3o` with its own; the original ignores
+it.
 What a folder does not hold (the tower, the decoder) becomes an absent part of the model.
 """
 
@@ -23,8 +24,8 @@ from torch import Tensor
 from blip3o.core.config import from_dict, to_dict
 from blip3o.core.errors import UsageError
 from blip3o.imaging.fit import ImageFitConfig
-from blip3o.models.dit.nextdit import NextDiTConfig
 from blip3o.models.encoders.eva_clip import EvaClipEncoderConfig
+from blip3o.models.generators.query_dit import QueryDiTConfig
 from blip3o.models.unified import SamplingConfig, UnifiedModel, UnifiedModelConfig
 from blip3o.text.chat import ChatConfig
 from blip3o.text.tokenizer import FILE_NAME as TOKENIZER_FILE
@@ -40,6 +41,7 @@ from blip3o.weights.keymaps.blip3o_qwen import (
     to_published,
 )
 from blip3o.weights.keymaps.hf_config import text_fields
+from blip3o.weights.keymaps.older import upgraded_config
 from blip3o.weights.keymaps.published import EMBEDDING, HEAD, QUERIES
 from blip3o.weights.pickles import has_pickles, read_pickles
 from blip3o.weights.shards import StoredTensor, has_tensors, open_tensors, read, write_tensors
@@ -58,8 +60,7 @@ _POOLING = re.compile(r"(?=.*early).*_([1-9]\d*)")
 _OWN = "blip3o"
 _OWN_FIELDS = (
     "image_encoder",
-    "query_init_std",
-    "dit",
+    "generator",
     "image_decoder",
     "chat",
     "sampling",
@@ -68,7 +69,7 @@ _OWN_FIELDS = (
 _FAMILY = {
     "backbone": "qwen2_5_vl",
     "image_encoder": "eva_clip",
-    "dit": "nextdit",
+    "generator": "query_dit",
     "image_decoder": "sdxl",
 }
 
@@ -93,7 +94,7 @@ def published_config(
     Raises:
         UsageError: if a field is missing or describes no model of the family.
     """
-    own = data.get(_OWN, {})
+    own = upgraded_config(data.get(_OWN, {}), data.get("n_query"))
     if not isinstance(own, Mapping) or not own.keys() <= set(_OWN_FIELDS):
         raise UsageError(f"{_OWN} may hold {', '.join(_OWN_FIELDS)}, got {own!r}")
     return from_dict(UnifiedModelConfig, {**_constants(data, decoder, absent_parts), **own})
@@ -214,13 +215,11 @@ def _constants(
         encoder = dataclasses.replace(EvaClipEncoderConfig.published(), pool=int(pooling[1]))
     except ValueError as error:
         raise UsageError(f"gen_pooling: {error}") from error
-    dit = dataclasses.replace(NextDiTConfig.published(backbone.hidden_size), grid=encoder.grid)
+    generator = dataclasses.replace(QueryDiTConfig.published(), num_query_tokens=data["n_query"])
     return {
         "backbone": to_dict(backbone),
         "image_encoder": to_dict(encoder),
-        "num_query_tokens": data["n_query"],
-        "query_init_std": 1.0,
-        "dit": to_dict(dit),
+        "generator": to_dict(generator),
         "image_decoder": {**(decoder or published_decoder.released()), "grid": encoder.grid},
         "chat": to_dict(ChatConfig()),
         "sampling": to_dict(SamplingConfig(truncate_timestep=True)),
@@ -244,7 +243,7 @@ def _config_data(config: UnifiedModelConfig, skeleton: UnifiedModel) -> dict[str
         "gen_vision_tower": TOWER,
         "gen_hidden_size": config.image_encoder.num_channels,
         "gen_pooling": f"early_pool2d_{config.image_encoder.pool}",
-        "n_query": config.num_query_tokens,
+        "n_query": config.generator.num_query_tokens,
     }
     decoder = None
     if "image_decoder" not in config.absent_parts:

@@ -152,7 +152,7 @@ class Plan(abc.ABC):
 
 def join_plans(plans: Sequence[_PlanT]) -> _PlanT:
     """Returns one plan of the prompts of several plans of one generator, in order."""
-    return type(plans[0]).join(plans)
+    return plans[0].join(plans)
 
 
 class PlainSampling:
@@ -209,6 +209,15 @@ class Generator(Protocol):
         keep_states: bool = False,
     ) -> Plan:
         """Returns the plan of prompts; arguments as for `UnifiedModel.plan`."""
+        ...
+
+    def empty_plan(self, num_prompts: int, prompt_tokens: int) -> Plan:
+        """Returns a plan of the right shapes with arbitrary content, to measure memory.
+
+        Args:
+            num_prompts: P.
+            prompt_tokens: length of each prompt.
+        """
         ...
 
     def compile_sampling(self) -> None:

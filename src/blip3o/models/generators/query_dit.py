@@ -222,12 +222,18 @@ class QueryDiT(nn.Module):
         """Returns velocities of the fast path; see `PreparedNextDiT.velocity`."""
         return prepared.velocity(noisy, step)
 
+    def empty_plan(self, num_prompts: int, prompt_tokens: int) -> "QueryPlan":
+        """Returns a plan with arbitrary content; see `Generator`."""
+        del prompt_tokens
+        queries = self.query_tokens.weight
+        return QueryPlan(self, queries.new_empty(num_prompts, *queries.shape))
+
     def compile_sampling(self) -> None:
         """Compiles a layer of the fast path; all layers share the result."""
         self._layer = torch.compile(sample_layer)
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(eq=False)
 class QueryPlan(Plan):
     """States at the query tokens of P prompts.
 

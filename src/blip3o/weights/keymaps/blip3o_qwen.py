@@ -4,8 +4,8 @@
     visual.*                                        backbone.visual.*
     model.embed_tokens.*, model.layers.*, norm      backbone.decoder.*
     lm_head.weight (8B only)                        backbone.lm_head.weight
-    model.latent_queries [1, Q, D]                  query_tokens.weight [Q, D]
-    model.dit.model.*                               dit.*
+    model.latent_queries [1, Q, D]                  generator.query_tokens.weight [Q, D]
+    model.dit.model.*                               generator.dit.*
     model.gen_vision_tower.vision_tower.model.*     image_encoder.tower.* (not in every checkpoint)
 
 The names are those that transformers 4.51 writes; `spellings` has those of newer ones.
@@ -22,7 +22,7 @@ from blip3o.weights.keymaps.hf_config import first_of, require_activation, rope_
 from blip3o.weights.keymaps.prefixes import PrefixMap
 from blip3o.weights.keymaps.published import PublishedFamily
 
-INFERENCE_PARTS = ("backbone", "query_tokens", "dit")
+INFERENCE_PARTS = ("backbone", "generator")
 """Parts of a model whose weights are in every checkpoint of the family."""
 
 TRAINING_PARTS = (*INFERENCE_PARTS, "image_encoder")
@@ -35,8 +35,8 @@ NAMES = PrefixMap(
         ("model.layers.", "backbone.decoder.layers."),
         ("model.norm.", "backbone.decoder.norm."),
         ("lm_head.", "backbone.lm_head."),
-        ("model.latent_queries", "query_tokens.weight"),
-        ("model.dit.model.", "dit."),
+        ("model.latent_queries", "generator.query_tokens.weight"),
+        ("model.dit.model.", "generator.dit."),
         ("model.gen_vision_tower.vision_tower.model.", "image_encoder.tower."),
     )
 )

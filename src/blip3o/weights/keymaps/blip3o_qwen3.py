@@ -5,8 +5,8 @@
     lm_head.weight (8B and larger only)             backbone.lm_head.weight
     model.vision_tower.vision_model.*               backbone.vision_tower.tower.*  (training only)
     model.mm_projector.*                            backbone.projector.*           (training only)
-    model.latent_queries [1, Q, D]                  query_tokens.weight [Q, D]
-    model.dit.model.*                               dit.*
+    model.latent_queries [1, Q, D]                  generator.query_tokens.weight [Q, D]
+    model.dit.model.*                               generator.dit.*
     model.gen_vision_tower.vision_tower.model.*     image_encoder.tower.*          (training only)
 
 The released inference class has neither tower nor projector, so a checkpoint that it wrote draws
@@ -24,7 +24,7 @@ from blip3o.weights.keymaps.hf_config import rope_of, text_fields
 from blip3o.weights.keymaps.prefixes import PrefixMap
 from blip3o.weights.keymaps.published import PublishedFamily
 
-INFERENCE_PARTS = ("backbone.decoder", "backbone.lm_head", "query_tokens", "dit")
+INFERENCE_PARTS = ("backbone.decoder", "backbone.lm_head", "generator")
 """Parts of a model whose weights are in every checkpoint of the family."""
 
 UNDERSTANDING_PARTS = (*INFERENCE_PARTS, "backbone.vision_tower", "backbone.projector")
@@ -44,8 +44,8 @@ NAMES = PrefixMap(
         ("lm_head.", "backbone.lm_head."),
         ("model.vision_tower.vision_model.", "backbone.vision_tower.tower."),
         ("model.mm_projector.", "backbone.projector."),
-        ("model.latent_queries", "query_tokens.weight"),
-        ("model.dit.model.", "dit."),
+        ("model.latent_queries", "generator.query_tokens.weight"),
+        ("model.dit.model.", "generator.dit."),
         ("model.gen_vision_tower.vision_tower.model.", "image_encoder.tower."),
     )
 )

@@ -14,7 +14,8 @@ from blip3o.weights.shards import StoredTensor, read, require_finite
 from blip3o.weights.strict import require_fit
 from blip3o.weights.wrappers import unwrapped
 
-QUERIES, HEAD, EMBEDDING = "query_tokens.weight", "lm_head.weight", "model.embed_tokens.weight"
+QUERIES = "generator.query_tokens.weight"
+HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
 
 
 @dataclasses.dataclass(frozen=True)
