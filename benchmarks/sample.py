@@ -3,7 +3,7 @@
 python benchmarks/sample.py [--repeats 7] [--threads 2] [--out benchmarks/results/sample.json]
 
 Both are ours, and nothing of the original program is in this repository: the plain loop
-(`sample_features_plain`) asks the whole network at every step, and the tests hold the fast path
+(`draw_plain`) asks the whole network at every step, and the tests hold the fast path
 against it.
 
 Networks have random weights: speed does not depend on them. A ratio is taken of each pair of
@@ -24,12 +24,16 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from blip3o.generate.compiled import CompiledSampler
-from blip3o.generate.images import sample_features, sample_features_plain
+from blip3o.flow.guidance import combine
+from blip3o.flow.solver import SOLVERS
+from blip3o.generate.compiled import CompiledDraw
+from blip3o.generate.draw import draw, noise_levels
 from blip3o.models.dit.nextdit import NextDiTConfig
-from blip3o.models.unified import UnifiedModel, UnifiedModelConfig
+from blip3o.models.generators.query_dit import QueryDiTConfig, QueryPlan
+from blip3o.models.unified import SamplingConfig, UnifiedModel, UnifiedModelConfig
 
 STEPS, GUIDANCE, CONDITION_TOKENS, CHANNELS = 30, 3.0, 64, 64
+SAMPLING = SamplingConfig(num_inference_steps=STEPS)
 DITS = {
     f"{name}_{grid**2}_tokens": NextDiTConfig(
         in_channels=CHANNELS,
@@ -51,6 +55,13 @@ def build(dit: NextDiTConfig) -> UnifiedModel:
     """Returns a tiny model around a DiT."""
     tiny = UnifiedModelConfig.tiny()
     encoder, decoder, grid = tiny.image_encoder, tiny.image_decoder, dit.grid
+    generator = QueryDiTConfig(
+        num_query_tokens=CONDITION_TOKENS,
+        hidden_size=dit.hidden_size,
+        num_layers=dit.num_layers,
+        num_heads=dit.num_heads,
+        multiple_of=dit.multiple_of,
+    )
     config = dataclasses.replace(
         tiny,
         backbone=dataclasses.replace(
@@ -60,13 +71,13 @@ def build(dit: NextDiTConfig) -> UnifiedModel:
             encoder, image_px=encoder.image_px // encoder.grid * grid, hidden_size=CHANNELS
         ),
         normalizer=dataclasses.replace(tiny.normalizer, num_components=None),
-        dit=dit,
+        generator=generator,
         image_decoder=dataclasses.replace(
             decoder, feature_channels=CHANNELS, grid=grid, image_px=8 * grid
         ),
     )
     model = config.build().eval()
-    for parameter in model.dit.parameters():
+    for parameter in model.generator.dit.parameters():
         if parameter.ndim == 1:  # fresh gates are zero
             nn.init.normal_(parameter, std=0.1)
     return model
@@ -87,28 +98,36 @@ class Setting:
     ) -> None:
         self.model = model
         generator = torch.Generator().manual_seed(0)
-        width = model.config.dit.condition_size
+        width = model.config.backbone.hidden_size
         tokens, channels = model.config.feature_shape
 
         def draw(*shape: int) -> Tensor:
             return torch.randn(*shape, generator=generator).to(device)
 
-        self.condition = draw(num_prompts, CONDITION_TOKENS, width)
+        self.plan = QueryPlan(model.generator, draw(num_prompts, CONDITION_TOKENS, width))
         self.noise = draw(num_prompts * num_images, tokens, channels)
 
     def run(self, sample: Callable[..., Tensor]) -> tuple[float, Tensor]:
         """Returns the seconds that a sampler takes, and what it draws."""
         start = time.perf_counter()
-        features = sample(
-            self.model,
-            self.condition,
-            self.noise,
-            num_inference_steps=STEPS,
-            guidance_scale=GUIDANCE,
-        )
+        features = sample(self.plan, self.noise, GUIDANCE, SAMPLING)
         if features.is_cuda:
             torch.cuda.synchronize()
         return time.perf_counter() - start, features
+
+
+@torch.no_grad()
+def draw_plain(plan: QueryPlan, noise: Tensor, scale: float, sampling: SamplingConfig) -> Tensor:
+    """Returns the features that `draw` returns, by one whole pass of the network a step."""
+    states = plan.repeat(len(noise) // len(plan)).states
+    both, sigmas = torch.cat([torch.zeros_like(states), states]), noise_levels(sampling)
+    levels = sigmas.to(noise.device)
+
+    def velocity(noisy: Tensor, step: int) -> Tensor:
+        sigma = levels[step].expand(2 * len(noisy))
+        return combine(plan.generator.dit.velocity(torch.cat([noisy, noisy]), sigma, both), scale)
+
+    return SOLVERS[sampling.solver](velocity, noise, sigmas, None)
 
 
 def describe(values: list[float]) -> dict[str, float]:
@@ -119,9 +138,9 @@ def describe(values: list[float]) -> dict[str, float]:
 
 def compare(setting: Setting, fast: Callable[..., Tensor], repeats: int) -> dict[str, object]:
     """Returns seconds and ratios of the plain and the fast sampler."""
-    (_, expected), (_, got) = setting.run(sample_features_plain), setting.run(fast)  # warms up
+    (_, expected), (_, got) = setting.run(draw_plain), setting.run(fast)  # warms up
     difference = float((got - expected).abs().max() / expected.abs().max())
-    pairs = [(setting.run(sample_features_plain)[0], setting.run(fast)[0]) for _ in range(repeats)]
+    pairs = [(setting.run(draw_plain)[0], setting.run(fast)[0]) for _ in range(repeats)]
     return {
         "plain_seconds": describe([plain for plain, _ in pairs]),
         "fast_seconds": describe([seconds for _, seconds in pairs]),
@@ -158,7 +177,7 @@ def main() -> None:
     models = {name: build(dit).to(device) for name, dit in DITS.items()}
 
     def sampler(model: UnifiedModel) -> Callable[..., Tensor]:
-        return CompiledSampler(model) if options.compile else sample_features
+        return CompiledDraw(model.generator) if options.compile else draw
 
     speed = {}
     for name, model in models.items():

@@ -40,9 +40,9 @@ from blip3o.models.backbones import packed
 from blip3o.models.backbones.qwen2_5_vl import Qwen2_5VLBackboneConfig
 from blip3o.models.backbones.qwen3 import Qwen3BackboneConfig
 from blip3o.models.decoders.pocket import PocketDecoderConfig
-from blip3o.models.dit.nextdit import NextDiTConfig
 from blip3o.models.encoders.eva_clip import EvaClipEncoderConfig
 from blip3o.models.encoders.normalizer import FeatureNormalizerConfig
+from blip3o.models.generators.query_dit import QueryDiTConfig
 from blip3o.models.unified import UnifiedModel, UnifiedModelConfig
 from blip3o.objectives.flow_matching import FlowMatching, FlowMatchingConfig
 
@@ -155,14 +155,11 @@ class Size:
                 pool=self.pool,
             ),
             normalizer=FeatureNormalizerConfig(num_components=None),
-            num_query_tokens=NUM_QUERIES,
-            dit=NextDiTConfig(
-                in_channels=half,
-                condition_size=width,
+            generator=QueryDiTConfig(
+                num_query_tokens=NUM_QUERIES,
                 hidden_size=half,
                 num_layers=dit_layers,
                 num_heads=half // 64,
-                grid=GRID,
                 multiple_of=32,
             ),
             image_decoder=dataclasses.replace(
@@ -198,8 +195,8 @@ class Setting:
         self.device = device
         self.model = config.build().eval().to(device)
         for name, parameter in self.model.named_parameters():
-            parameter.requires_grad_(name.startswith(("query_tokens.", "dit.")))
-            if name.startswith("dit.") and parameter.ndim == 1:  # fresh gates are zero
+            parameter.requires_grad_(name.startswith("generator."))
+            if name.startswith("generator.dit.") and parameter.ndim == 1:  # fresh gates are zero
                 torch.nn.init.normal_(parameter, std=0.1)
         pixels = torch.rand(BATCH, 3, size.image_px, size.image_px) * 2 - 1
         self.online = Batch(
@@ -357,7 +354,7 @@ def main() -> None:
         "models": {
             name: {
                 part: dataclasses.asdict(getattr(SIZES[name].config(), part))
-                for part in ("backbone", "image_encoder", "dit")
+                for part in ("backbone", "image_encoder", "generator")
             }
             for name in options.sizes
         },

@@ -15,8 +15,8 @@ from blip3o.generate.text_sampling import TextSampling
 from blip3o.imaging.fit import ImageFitConfig
 from blip3o.models.backbones import BACKBONES
 from blip3o.models.decoders import DECODERS
-from blip3o.models.dit.nextdit import NextDiTConfig
 from blip3o.models.encoders import ENCODERS
+from blip3o.models.generators.query_dit import QueryDiTConfig
 from blip3o.models.unified import SamplingConfig, UnifiedModelConfig
 from blip3o.serve.answers import AnswerDesk
 from blip3o.serve.jobs import ChatRequest, Job, Text
@@ -67,13 +67,7 @@ def build(backbone: str, encoder: str, tokenizer: Tokenizer, **changes: Any) -> 
     config = UnifiedModelConfig(
         backbone=mind,
         image_encoder=eyes,
-        num_query_tokens=4,
-        dit=dataclasses.replace(
-            NextDiTConfig.tiny(),
-            in_channels=eyes.num_channels,
-            condition_size=mind.hidden_size,
-            grid=eyes.grid,
-        ),
+        generator=QueryDiTConfig.tiny(),
         image_decoder=hand,
         chat=ChatConfig(system=None, generate="draw: {caption}", edit="edit: {instruction}"),
         sampling=SamplingConfig(num_inference_steps=2, num_decoder_steps=2, max_new_tokens=5),
@@ -137,7 +131,7 @@ def test_images_of_a_batch_are_those_of_each_alone(
 def test_features_of_a_batch_follow_each_prompt_alone(backbone: str, tokenizer: Tokenizer) -> None:
     """Not hidden by pixels that saturate: a prompt's length and words show in its features."""
     pipe = build(backbone, "siglip2", tokenizer)
-    for parameter in pipe.model.dit.parameters():
+    for parameter in pipe.model.generator.dit.parameters():
         nn.init.normal_(parameter, std=0.5)
     together = pipe(PROMPTS, generator=seeded(1, 1, 1), output_type="features").images
     assert not any(torch.allclose(together[0], other, atol=1e-2) for other in together[1:])

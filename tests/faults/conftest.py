@@ -62,7 +62,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
             steps=STEPS,
             global_batch_size=6,
             micro_batch_size=4,
-            trainable=("backbone", "query_tokens", "dit"),
+            trainable=("backbone", "generator"),
             optimizer=OptimizerConfig(lr=1e-3, warmup_steps=2),
             log_every=4,
             checkpoint_every=3,

@@ -370,7 +370,7 @@ def test_adapters_of_two_processes_leave_the_model_that_one_leaves(
         torch.testing.assert_close(found[stored], expected[stored], rtol=0, atol=1e-5, msg=name)
         if not torch.equal(found[stored], tensor):
             changed.add(name)
-    assert {name.partition(".")[0] for name in changed} == {"backbone", "dit"}
+    assert {name.partition(".")[0] for name in changed} == {"backbone", "generator"}
     assert changed <= adapted
     files = [tmp_path / str(n) / f"samples/step-{STEPS:08d}.png" for n in (1, 2)]
     one, two = (np.asarray(Image.open(file), dtype=int) for file in files)

@@ -22,6 +22,7 @@ from torch import Tensor
 from blip3o.models.decoders.pocket import PocketDecoderConfig
 from blip3o.models.dit.nextdit import NextDiTConfig
 from blip3o.models.encoders.siglip2 import Siglip2EncoderConfig
+from blip3o.models.generators.query_dit import QueryDiTConfig
 from blip3o.models.quantize import quantize_backbone
 from blip3o.models.unified import SamplingConfig, UnifiedModel, UnifiedModelConfig
 from blip3o.nn.quantized import QUANTIZATIONS
@@ -139,8 +140,17 @@ def published_model() -> Callable[..., UnifiedModel]:
                 num_layers=1,
                 num_heads=1,
             ),
-            num_query_tokens=num_queries,
-            dit=dit,
+            generator=QueryDiTConfig(
+                num_query_tokens=num_queries,
+                hidden_size=dit.hidden_size,
+                num_layers=dit.num_layers,
+                num_heads=dit.num_heads,
+                num_kv_heads=dit.num_kv_heads,
+                patch_size=dit.patch_size,
+                multiple_of=dit.multiple_of,
+                ffn_dim_multiplier=dit.ffn_dim_multiplier,
+                norm_eps=dit.norm_eps,
+            ),
             image_decoder=dataclasses.replace(
                 decoder, feature_channels=channels, grid=dit.grid, image_px=scale * dit.grid
             ),

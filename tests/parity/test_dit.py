@@ -7,10 +7,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from blip3o.flow.guidance import combine, guided, with_null
+from blip3o.flow.guidance import combine
 from blip3o.flow.sigmas import inference_sigmas
 from blip3o.flow.solver import at_levels, euler
 from blip3o.models.dit.nextdit import NextDiT, NextDiTConfig
+from blip3o.models.dit.nextdit_sampling import PreparedNextDiT
 from blip3o.weights.keymaps.blip3o_qwen import NAMES
 
 OUTPUT_TOLERANCE = 2e-5
@@ -22,13 +23,20 @@ Load = Callable[[Any], NextDiT]
 each_case = pytest.mark.parity_cases("dit/*_weights.safetensors")
 
 
+def with_null(condition: Tensor) -> Tensor:
+    """Returns the batch [null, condition], [2 B, ...]."""
+    return torch.cat([torch.zeros_like(condition), condition])
+
+
 @pytest.fixture
 def load(dit_config: Callable[[dict[str, Any]], NextDiTConfig]) -> Callable[[Any], NextDiT]:
     """Returns a function: the network of a case with its recorded weights."""
 
     def loaded(case: Any) -> NextDiT:
         dit = dit_config(case.settings()["config"]).build()
-        own = {NAMES.ours(f"model.dit.{name}"): value for name, value in case.tensors().items()}
+        own = {
+            NAMES.ours(f"model.generator.{name}"): value for name, value in case.tensors().items()
+        }
         weights = {k.removeprefix("dit."): value for k, value in own.items() if k is not None}
         dit.load_state_dict(weights, strict=True)
         return dit.eval()
@@ -101,10 +109,9 @@ def test_guided_sampling_equals_recorded_latents(case: Any, load: Load) -> None:
     def keep(step: int, noisy: Tensor) -> None:
         states[f"latents_after_step_{step:02d}"] = noisy
 
-    guided_velocity = guided(velocity, settings["guidance_scale"])
-
     def recording(noisy: Tensor, sigma: Tensor) -> Tensor:
-        asked.append(guided_velocity(noisy, sigma))
+        both = velocity(torch.cat([noisy, noisy]), torch.cat([sigma, sigma]))
+        asked.append(combine(both, settings["guidance_scale"]))
         return asked[-1]
 
     with torch.no_grad():
@@ -128,7 +135,8 @@ def test_prepared_sampling_equals_recorded_latents(case: Any, load: Load) -> Non
     sigmas = inference_sigmas(settings["num_inference_steps"], settings["scheduler"]["shift"])
     condition, noise = recorded["img_hidden_states"], recorded["initial_latents"]
     with torch.no_grad():
-        prepared = dit.prepare(
+        prepared = PreparedNextDiT(
+            dit,
             condition,
             sigmas[:-1],
             num_images=len(noise) // len(condition),
@@ -171,7 +179,9 @@ def test_published_names_shapes_and_count(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     manifest = case.settings()
-    own = {NAMES.ours(f"model.dit.{name}"): shape for name, shape in manifest["weights"].items()}
+    own = {
+        NAMES.ours(f"model.generator.{name}"): shape for name, shape in manifest["weights"].items()
+    }
     with torch.device("meta"):
         recorded = dit_config(manifest["config"])
         dit = recorded.build()

@@ -8,9 +8,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from blip3o.generate.images import sample_features
+from blip3o.core.config import evolve
+from blip3o.generate.draw import draw
 from blip3o.generate.text import left_pad
 from blip3o.models.backbones.vision import VisionInputs
+from blip3o.models.generators.plan import PromptImages, Prompts
+from blip3o.models.generators.query_dit import QueryPlan
 from blip3o.models.unified import UnifiedModel
 
 STATE_TOLERANCE = 1e-4
@@ -18,6 +21,15 @@ FEATURE_TOLERANCE = 2e-4
 LEAST_GROWTH = 2.0  # of a relative error from the condition to the features
 
 each_run = pytest.mark.parity_cases("generate_image/*.safetensors", without="weights")
+
+
+def condition(
+    model: UnifiedModel, ids: Tensor, mask: Tensor, images: PromptImages | None = None
+) -> Tensor:
+    """Returns the states at the query tokens."""
+    plan = model.plan(Prompts(input_ids=ids, attention_mask=mask, images=images))
+    assert isinstance(plan, QueryPlan)
+    return plan.states
 
 
 class Run:
@@ -47,13 +59,13 @@ class Run:
                 patches=recorded["pixel_values"], grid_thw=recorded["image_grid_thw"]
             )
 
-    def sample(self, condition: Tensor, noise: Tensor) -> Tensor:
-        return sample_features(
-            self.model,
-            condition,
+    def sample(self, states: Tensor, noise: Tensor) -> Tensor:
+        steps = self.facts["num_inference_steps"]
+        return draw(
+            QueryPlan(self.model.generator, states),
             noise.flatten(2).transpose(1, 2),
-            num_inference_steps=self.facts["num_inference_steps"],
-            guidance_scale=self.facts["guidance_scale"],
+            self.facts["guidance_scale"],
+            evolve(self.model.config.sampling, {"num_inference_steps": steps}),
         )
 
 
@@ -81,12 +93,12 @@ def test_condition_equals_recorded_states(
     mask = torch.ones_like(run.ids, dtype=torch.bool)
     with torch.no_grad():
         prompt = model.backbone.embed(run.ids, run.images)
-        condition = model.condition(run.ids, mask, run.images)
-    embeds = torch.cat([prompt, model.query_tokens(1)], dim=1)
+        states = condition(model, run.ids, mask, run.images)
+    embeds = torch.cat([prompt, model.generator.query_tokens(1)], dim=1)
     torch.testing.assert_close(embeds, recorded["inputs_embeds"], rtol=0, atol=STATE_TOLERANCE)
     assert torch.equal(asked[0], recorded["position_ids"])
     torch.testing.assert_close(
-        condition, recorded["query_hidden_states"], rtol=0, atol=STATE_TOLERANCE
+        states, recorded["query_hidden_states"], rtol=0, atol=STATE_TOLERANCE
     )
 
 
@@ -105,12 +117,12 @@ def test_features_equal_recorded_features(
             patches=images.patches.repeat(2, 1), grid_thw=images.grid_thw.repeat(2, 1)
         )
     timesteps: list[int] = []
-    model.dit.time_caption_embed.timestep_embedder.register_forward_pre_hook(
+    model.generator.dit.time_caption_embed.timestep_embedder.register_forward_pre_hook(
         lambda _, inputs: timesteps.extend(inputs[0].int().tolist())
     )
     with torch.no_grad():
-        condition = model.condition(ids, mask, images)
-        features = run.sample(condition, recorded["initial_noise"].repeat(2, 1, 1, 1))
+        states = condition(model, ids, mask, images)
+        features = run.sample(states, recorded["initial_noise"].repeat(2, 1, 1, 1))
     assert timesteps == run.facts["dit_timesteps"]
     torch.testing.assert_close(
         features[:1], recorded["output_features"], rtol=0, atol=FEATURE_TOLERANCE
@@ -132,9 +144,9 @@ def test_features_of_a_quantized_backbone(
     bound = quantized(run.model)
     mask = torch.ones_like(run.ids, dtype=torch.bool)
     with torch.no_grad():
-        condition = run.model.condition(run.ids, mask, run.images)
-        features = run.sample(condition, run.recorded["initial_noise"])
-    error = relative_error(condition, run.recorded["query_hidden_states"])
+        states = condition(run.model, run.ids, mask, run.images)
+        features = run.sample(states, run.recorded["initial_noise"])
+    error = relative_error(states, run.recorded["query_hidden_states"])
     say_error("query states", error, bound)
     assert 0 < error < bound
     feature_error = relative_error(features, run.recorded["output_features"])

@@ -14,6 +14,8 @@ from blip3o.generate.text import generate_tokens, left_pad
 from blip3o.models.backbones.vision import VisionInputs
 from blip3o.models.dit.nextdit import NextDiTConfig
 from blip3o.models.encoders.siglip2 import pool_tokens
+from blip3o.models.generators.plan import PromptImages, Prompts
+from blip3o.models.generators.query_dit import QueryPlan
 from blip3o.models.unified import UnifiedModel
 from blip3o.objectives import flow_matching
 from blip3o.objectives.flow_matching import FlowMatchingConfig
@@ -34,6 +36,15 @@ Build = Callable[..., UnifiedModel]
 
 each_training_step = pytest.mark.parity_cases("qwen/train_*.safetensors")
 each_conversation = pytest.mark.parity_cases("qwen/und_*.safetensors")
+
+
+def condition(
+    model: UnifiedModel, ids: Tensor, mask: Tensor, images: PromptImages | None = None
+) -> Tensor:
+    """Returns the states at the query tokens."""
+    plan = model.plan(Prompts(input_ids=ids, attention_mask=mask, images=images))
+    assert isinstance(plan, QueryPlan)
+    return plan.states
 
 
 def near(actual: Tensor, expected: Tensor, tolerance: float) -> None:
@@ -103,14 +114,14 @@ class TrainingStep:
         # Pixels to patches is a matter of the family `chat`; here the patches are recorded.
         patch.setattr(model.backbone, "vision_inputs", lambda _: self.images)
         seen: dict[str, Tensor] = {}
-        plain = model.velocity
+        plain = model.generator.velocity
 
         def velocity(noisy: Tensor, sigma: Tensor, condition: Tensor, *rest: Any) -> Tensor:
             seen.update(noisy=noisy, sigma=sigma, condition=condition)
             seen["output"] = plain(noisy, sigma, condition, *rest)
             return seen["output"]
 
-        patch.setattr(model, "velocity", velocity)
+        patch.setattr(model.generator, "velocity", velocity)
         objective = FlowMatchingConfig(sigmas=DiscreteUniformSigmas()).build(model.config)
         loss = objective(model, self.batch(), 0)
         return loss.loss_sum / loss.count, seen
@@ -122,10 +133,10 @@ def test_training_input_embeddings_and_positions(case: Any, published_model: Bui
     asked = positions_asked(step.model)
     with torch.no_grad():
         prompt = step.model.backbone.embed(step.ids, step.images)
-        step.model.condition(step.ids, step.mask, step.images)
+        condition(step.model, step.ids, step.mask, step.images)
     for row, start in enumerate(step.starts):
         length = start + step.num_queries
-        embeds = torch.cat([prompt[row, -start:], step.model.query_tokens.weight])
+        embeds = torch.cat([prompt[row, -start:], step.model.generator.query_tokens.weight])
         near(embeds, step.recorded["inputs_embeds"][row, :length], STATE_TOLERANCE)
         positions = asked[0][:, row, -length:]
         assert torch.equal(positions, step.recorded["position_ids"][:, row, :length])
@@ -140,7 +151,7 @@ def test_training_states_with_padding_on_the_right(case: Any, published_model: B
     with torch.no_grad():
         embeds = backbone.embed(recorded["input_ids"], step.images).clone()
         for row, start in enumerate(step.starts):
-            embeds[row, start : start + step.num_queries] = step.model.query_tokens.weight
+            embeds[row, start : start + step.num_queries] = step.model.generator.query_tokens.weight
         hidden = backbone(embeds, recorded["attention_mask"])
         logits = backbone.logits(hidden[:1])[recorded["attention_mask"][:1]]
     for row, start in enumerate(step.starts):
@@ -160,7 +171,7 @@ def test_training_step_and_gradients(
     for parameter in model.backbone.parameters():
         parameter.requires_grad_(not frozen)
     near(
-        model.condition(step.ids, step.mask, step.images),
+        condition(model, step.ids, step.mask, step.images),
         recorded["query_hidden_states"],
         STATE_TOLERANCE,
     )

@@ -8,13 +8,16 @@ import pytest
 import torch
 from torch import Tensor
 
+from blip3o.core.config import evolve
 from blip3o.core.types import Batch
 from blip3o.flow.sigmas import DiscreteUniformSigmas
-from blip3o.generate.images import sample_features
+from blip3o.generate.draw import draw
 from blip3o.generate.text import left_pad
 from blip3o.models.dit.nextdit import NextDiTConfig
 from blip3o.models.encoders.eva_clip import EvaClipEncoderConfig
 from blip3o.models.encoders.siglip2 import pool_tokens
+from blip3o.models.generators.plan import PromptImages, Prompts
+from blip3o.models.generators.query_dit import QueryPlan
 from blip3o.models.unified import UnifiedModel
 from blip3o.objectives import flow_matching
 from blip3o.objectives.flow_matching import FlowMatchingConfig
@@ -37,6 +40,15 @@ Build = Callable[..., UnifiedModel]
 
 each_training_step = pytest.mark.parity_cases("qwen3_siglip2/train_*.safetensors")
 each_run = pytest.mark.parity_cases("qwen3_siglip2/generate_*.safetensors")
+
+
+def condition(
+    model: UnifiedModel, ids: Tensor, mask: Tensor, images: PromptImages | None = None
+) -> Tensor:
+    """Returns the states at the query tokens."""
+    plan = model.plan(Prompts(input_ids=ids, attention_mask=mask, images=images))
+    assert isinstance(plan, QueryPlan)
+    return plan.states
 
 
 def near(actual: Tensor, expected: Tensor, tolerance: float) -> None:
@@ -117,13 +129,13 @@ class TrainingStep:
         patch.setattr(flow_matching, "sample_uniform", lambda _, stream, *keys: uniform[stream])
         patch.setattr(flow_matching, "sample_normal", lambda *_: noise)
         seen: dict[str, Tensor] = {}
-        plain = self.model.velocity
+        plain = self.model.generator.velocity
 
         def velocity(noisy: Tensor, sigma: Tensor, condition: Tensor, *rest: Any) -> Tensor:
             seen.update(noisy=noisy, sigma=sigma, output=plain(noisy, sigma, condition, *rest))
             return seen["output"]
 
-        patch.setattr(self.model, "velocity", velocity)
+        patch.setattr(self.model.generator, "velocity", velocity)
         objective = FlowMatchingConfig(sigmas=DiscreteUniformSigmas()).build(self.model.config)
         loss = objective(self.model, self.image_batch(), 0)
         return loss.loss_sum / loss.count, seen
@@ -142,8 +154,8 @@ def test_states_tokens_and_logits(case: Any, published_model: Build) -> None:
         if step.draws:
             near(step.clean, tokens_of(recorded["pooled_target"]), 1e-6)
             images = step.image_batch()
-            condition = model.condition(images.input_ids, images.attention_mask)
-            near(condition, recorded["query_hidden_states"], STATE_TOLERANCE)
+            states = condition(model, images.input_ids, images.attention_mask)
+            near(states, recorded["query_hidden_states"], STATE_TOLERANCE)
         seen = model.prompt_images(step.pixels)
         if seen is not None:
             tokens = model.backbone.image_tokens(seen).flatten(0, 1)
@@ -169,8 +181,8 @@ def test_states_of_a_quantized_backbone(
     bound, images = quantized(step.model), step.image_batch()
     expected = step.recorded["query_hidden_states"]
     with torch.no_grad():
-        condition = step.model.condition(images.input_ids, images.attention_mask)
-    error = float((condition - expected).norm() / expected.norm())
+        states = condition(step.model, images.input_ids, images.attention_mask)
+    error = float((states - expected).norm() / expected.norm())
     say_error("query states", error, bound)
     assert 0 < error < bound
 
@@ -186,7 +198,7 @@ def test_queries_inside_rows_padded_on_the_right(case: Any, published_model: Bui
         embeds = model.backbone.embed(recorded["input_ids"], seen).clone()
         for row, start in enumerate(step.starts):
             if start >= 0:
-                embeds[row, start : start + step.num_queries] = model.query_tokens.weight
+                embeds[row, start : start + step.num_queries] = model.generator.query_tokens.weight
         hidden = model.backbone(embeds, mask)
     if not step.draws:
         return
@@ -243,15 +255,15 @@ def test_features_equal_recorded_features(case: Any, published_model: Build) -> 
     row = [*recorded["prompt_input_ids"][0].tolist(), special["img_start"]]
     ids, mask = left_pad([row, [*row[:3], *row]], special["pad"])
     with torch.no_grad():
-        condition = model.condition(ids, mask)
-        features = sample_features(
-            model,
-            condition,
+        states = condition(model, ids, mask)
+        steps = facts["num_inference_steps"]
+        features = draw(
+            QueryPlan(model.generator, states),
             tokens_of(recorded["initial_noise"]).repeat(2, 1, 1),
-            num_inference_steps=facts["num_inference_steps"],
-            guidance_scale=facts["guidance_scale"],
+            facts["guidance_scale"],
+            evolve(model.config.sampling, {"num_inference_steps": steps}),
         )
-    near(condition[:1], recorded["query_hidden_states"], STATE_TOLERANCE)
+    near(states[:1], recorded["query_hidden_states"], STATE_TOLERANCE)
     near(features[:1], expected, FEATURE_TOLERANCE)
 
 

@@ -56,24 +56,28 @@ def test_what_is_told_is_what_is_there(
 
 
 @pytest.mark.parametrize(
-    ("name", "backbone", "dit"),
+    ("name", "backbone", "generator"),
     [
         ("blip3o-4b", 3_754_074_112, 1_362_257_824),
         ("blip3o-8b", 8_289_328_128, 1_365_010_336),
     ],
 )
-def test_released_models_in_bf16(name: str, backbone: int, dit: int) -> None:
+def test_released_models_in_bf16(name: str, backbone: int, generator: int) -> None:
     """Two bytes for every published weight; the form that is said to fit a card does."""
     model = sketch(config_of(name))
     move(model, torch.device("meta"), torch.bfloat16)
     weights = weight_bytes(model, "model")
     decoder = 2_525_520_644 + 83_653_863
     small = 2 * 64 * model.config.backbone.hidden_size
-    for part, count in {"backbone": backbone, "dit": dit, "image_decoder": decoder}.items():
+    for part, count in {
+        "backbone": backbone,
+        "generator": generator,
+        "image_decoder": decoder,
+    }.items():
         tables = weights[part] - 2 * count - small
         assert 0 <= tables < 5e6, part  # buffers of all components
-    total = weight_bytes(model, "none")["dit"]
-    assert abs(total - 2 * (backbone + dit + decoder + 4_350_208_256) - small) < 5e6
+    total = weight_bytes(model, "none")["generator"]
+    assert abs(total - 2 * (backbone + generator + decoder + 4_350_208_256) - small) < 5e6
 
 
 def test_weights_of_the_8b_with_a_4_bit_backbone() -> None:
@@ -159,6 +163,6 @@ def test_activations_double_with_the_type() -> None:
 
 def test_unknown_models_are_refused() -> None:
     assert sorted(RELEASED) == ["blip3o-4b", "blip3o-8b"]
-    assert config_of("pocket").num_query_tokens > 0
+    assert config_of("pocket").generator.num_query_tokens > 0
     with pytest.raises(UsageError, match="unknown model 'blip3o-8'; did you mean blip3o-8b"):
         config_of("blip3o-8")

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from blip3o.flow.guidance import combine, drop_condition, guided, with_null
+from blip3o.flow.guidance import combine
 from blip3o.flow.sigmas import inference_sigmas
 from blip3o.flow.solver import SOLVERS, Solver, at_levels, euler, heun
 from blip3o.models.unified import SamplingConfig
@@ -81,17 +81,8 @@ def test_half_precision_networks_are_followed_in_fp32(solver: Solver) -> None:
 
 
 def test_null_half_comes_first() -> None:
-    condition = torch.ones(2, 3)
-    both = with_null(condition)
-    assert torch.equal(both, torch.cat([torch.zeros(2, 3), condition]))
-
-    def velocity(noisy: Tensor, sigma: Tensor) -> Tensor:
-        assert torch.equal(noisy[:2], noisy[2:])
-        assert sigma.shape == (4,)
-        return both
-
-    result = guided(velocity, 3.0)(torch.randn(2, 3), torch.ones(2))
-    assert torch.equal(result, torch.full((2, 3), 3.0))
+    both = torch.cat([torch.zeros(2, 3), torch.ones(2, 3)])
+    assert torch.equal(combine(both, 3.0), torch.full((2, 3), 3.0))
 
 
 def test_guidance_scale_per_sample() -> None:
@@ -104,14 +95,6 @@ def test_guidance_scale_per_sample() -> None:
 def test_a_scale_per_sample_is_as_exact_as_one_for_all(dtype: torch.dtype) -> None:
     velocities = torch.randn(6, 5, 7, generator=torch.Generator().manual_seed(0)).to(dtype)
     assert torch.equal(combine(velocities, torch.full((3,), 3.3)), combine(velocities, 3.3))
-
-
-def test_dropping_empties_whole_samples() -> None:
-    condition = torch.randn(3, 2, 4)
-    condition[1, 0, 0] = float("nan")  # a dropped sample leaves no trace
-    dropped = drop_condition(condition, torch.tensor([False, True, False]))
-    assert torch.equal(dropped[1], torch.zeros(2, 4))
-    assert torch.equal(dropped[[0, 2]], condition[[0, 2]])
 
 
 @each_solver

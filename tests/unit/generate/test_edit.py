@@ -33,13 +33,13 @@ def test_the_dit_gets_the_image_as_reference(
     tiny_pipe: Blip3oPipeline, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[Tensor] = []
-    plain = tiny_pipe.model.dit.prepare
+    plain = tiny_pipe.model.generator.dit.prepare
 
     def watch(*arguments: Any, **options: Any) -> Any:
         seen.append(options["reference"])
         return plain(*arguments, **options)
 
-    monkeypatch.setattr(tiny_pipe.model.dit, "prepare", watch)
+    monkeypatch.setattr(tiny_pipe.model.generator.dit, "prepare", watch)
     edit(tiny_pipe, [RED, BLUE], ["a", "b"], num_images_per_prompt=2)
     expected = tiny_pipe.model.normalizer(tiny_pipe.encode([RED, BLUE]))
     torch.testing.assert_close(seen[0], expected, rtol=0, atol=1e-5)
@@ -65,10 +65,11 @@ def test_a_model_without_reference_input_edits_through_the_backbone(
 ) -> None:
     """The layout of the published models."""
     config = tiny_pipe.model.config
-    config = dataclasses.replace(config, dit=dataclasses.replace(config.dit, reference_channels=0))
+    generator = dataclasses.replace(config.generator, takes_reference=False)
+    config = dataclasses.replace(config, generator=generator)
     torch.manual_seed(0)
     plain = Blip3oPipeline(config.build(), tiny_pipe.tokenizer)
-    for parameter in plain.model.dit.parameters():
+    for parameter in plain.model.generator.dit.parameters():
         torch.nn.init.normal_(parameter, std=0.2)
     red, blue = (edit(plain, one, "add a cat", generator=seeded(0)) for one in (RED, BLUE))
     assert not torch.equal(red, blue)

@@ -9,9 +9,12 @@ from PIL import Image
 from torch import Tensor
 
 from blip3o.core.errors import UsageError
-from blip3o.generate.images import sample_features
+from blip3o.generate.draw import draw
 from blip3o.generate.pipeline import Blip3oPipeline
 from blip3o.generate.text import left_pad
+from blip3o.models.generators.plan import Prompts
+from blip3o.models.generators.query_dit import QueryPlan
+from blip3o.models.unified import SamplingConfig
 
 PROMPTS = ["a red cat", "a dog and a very long list of other things", "x"]
 
@@ -92,14 +95,14 @@ def test_forms_of_the_output_agree(tiny_pipe: Blip3oPipeline) -> None:
 def test_guidance_is_two_passes_combined(tiny_pipe: Blip3oPipeline) -> None:
     """One Euler step from 1 to 0: noise - null - scale (conditional - null)."""
     model, scale = tiny_pipe.model, 4.0
-    condition = torch.randn(2, 4, 16, generator=seeded(0)[0])
+    states = torch.randn(2, 4, 16, generator=seeded(0)[0])
     noise = torch.randn(2, 4, 8, generator=seeded(1)[0])
     sigma = torch.ones(2)
     with torch.no_grad():
-        null = model.velocity(noise, sigma, torch.zeros_like(condition))
-        conditional = model.velocity(noise, sigma, condition)
-        got = sample_features(model, condition, noise, num_inference_steps=1, guidance_scale=scale)
-        plain = sample_features(model, condition, noise, num_inference_steps=1, guidance_scale=1.0)
+        plan, one = QueryPlan(model.generator, states), SamplingConfig(num_inference_steps=1)
+        null = plan.null().velocity(noise, sigma)
+        conditional = plan.velocity(noise, sigma)
+        got, plain = draw(plan, noise, scale, one), draw(plan, noise, 1.0, one)
     assert not torch.allclose(null, conditional)
     assert_close(got, noise - null - scale * (conditional - null))
     assert_close(plain, noise - conditional)
@@ -109,16 +112,16 @@ def test_guidance_of_one_asks_for_no_empty_condition(
     tiny_pipe: Blip3oPipeline, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rows: list[int] = []
-    plain = tiny_pipe.model.dit.sample_layer
+    plain = tiny_pipe.model.generator._layer
 
     def watch(block: Any, hidden: Tensor, *arguments: Any) -> Tensor:
         rows.append(len(hidden))
         return plain(block, hidden, *arguments)
 
-    monkeypatch.setattr(tiny_pipe.model.dit, "sample_layer", watch)
+    monkeypatch.setattr(tiny_pipe.model.generator, "_layer", watch)
     features(tiny_pipe, "a cat", guidance_scale=1.0)
     features(tiny_pipe, "a cat", guidance_scale=3.0)
-    num_calls = 3 * tiny_pipe.model.config.dit.num_layers
+    num_calls = 3 * tiny_pipe.model.config.generator.num_layers
     assert rows == [1] * num_calls + [2] * num_calls
 
 
@@ -129,11 +132,11 @@ def test_sampling_follows_the_velocity_without_any_cache(tiny_pipe: Blip3oPipeli
     ids, mask = left_pad([row], tiny_pipe.tokenizer.pad_id)
     state = torch.randn(1, 4, 8, generator=seeded(3)[0])
     with torch.no_grad():
-        condition = model.condition(ids, mask)
+        plan = model.plan(Prompts(input_ids=ids, attention_mask=mask))
         for now, after in ((1.0, 2 / 3), (2 / 3, 1 / 3), (1 / 3, 0.0)):
             sigma = torch.tensor([now])
-            null = model.velocity(state, sigma, torch.zeros_like(condition))
-            velocity = null + 2.0 * (model.velocity(state, sigma, condition) - null)
+            null = plan.null().velocity(state, sigma)
+            velocity = null + 2.0 * (plan.velocity(state, sigma) - null)
             state = state + (after - now) * velocity
     assert_close(features(tiny_pipe, "a cat", generator=seeded(3)), state)
 
@@ -212,7 +215,7 @@ def test_what_cannot_be_drawn_is_refused_before_any_work(
     options: dict[str, Any],
     message: str,
 ) -> None:
-    monkeypatch.setattr(tiny_pipe.model, "condition", None)
+    monkeypatch.setattr(tiny_pipe.model, "plan", None)
     with pytest.raises(UsageError, match=message):
         tiny_pipe(prompt, **options)
 

@@ -40,7 +40,7 @@ def pipe(
     decoder = dataclasses.replace(SdxlDecoderConfig.tiny(), empty_prompt=" ")
     torch.manual_seed(1)
     model = dataclasses.replace(config, backbone=backbone, image_decoder=decoder).build()
-    for part in (model.backbone, model.dit, model.image_decoder.unet):
+    for part in (model.backbone, model.generator.dit, model.image_decoder.unet):
         for parameter in part.parameters():
             nn.init.normal_(parameter, std=0.3)
     return Blip3oPipeline(model, tiny_tokenizer)
@@ -102,20 +102,22 @@ def test_offload_changes_no_bit_and_keeps_only_what_is_in_use(
     seen = watch(pipe)
     enable = pipe.enable_sequential_cpu_offload if by_block else pipe.enable_model_cpu_offload
     enable("cpu")
-    assert resident(pipe.model) == {"query_tokens.weight"}
+    assert resident(pipe.model) == {"generator.query_tokens.weight"}
     assert_same(results(pipe), plain)
     for name in COMPONENTS:
         own = {other for other in every if other.startswith(f"{name}.")}
         assert seen[name], name
         for there in seen[name]:
-            assert there - own == {"query_tokens.weight"}  # no other component
+            assert there - own == {"generator.query_tokens.weight"}  # no other component
             if not by_block:
                 assert there >= own
         if by_block and len(blocks_of(getattr(pipe.model, name))) > 1:
             assert not any(there >= own for there in seen[name])
     if by_block:  # never two neighbors
-        blocks = [f"dit.layers.{k}." for k in range(len(pipe.model.dit.layers))]
-        counts = {sum(any(n.startswith(b) for n in there) for b in blocks) for there in seen["dit"]}
+        blocks = [f"generator.dit.layers.{k}." for k in range(len(pipe.model.generator.dit.layers))]
+        counts = {
+            sum(any(n.startswith(b) for n in there) for b in blocks) for there in seen["generator"]
+        }
         assert counts == {0, 1}
     pipe.to("cpu")
     assert {n: p is before[n] for n, p in pipe.model.named_parameters()} == dict.fromkeys(
@@ -164,7 +166,7 @@ def test_weights_that_could_not_be_fetched_are_fetched_the_next_time(
 ) -> None:
     """After Ctrl-C during a copy, or a device without memory, nothing is left half done."""
     pipe = Blip3oPipeline(copy.deepcopy(tiny_pipe.model), tiny_pipe.tokenizer)
-    kept, whole = pipe.model.dit.get_parameter(name), module._on
+    kept, whole = pipe.model.generator.dit.get_parameter(name), module._on
 
     def draw() -> Tensor:
         return pipe("a cat", generator=torch.Generator().manual_seed(0), output_type="pt").images
@@ -181,7 +183,7 @@ def test_weights_that_could_not_be_fetched_are_fetched_the_next_time(
         patch.setattr(module, "_on", interrupted)
         with pytest.raises(KeyboardInterrupt):
             draw()
-    gone = "dit.layers." if by_block and name.startswith("layers.") else "dit."
+    gone = "generator.dit." + ("layers." if by_block and name.startswith("layers.") else "")
     assert not any(there.startswith(gone) for there in resident(pipe.model))
     assert torch.equal(draw(), plain)
 
@@ -208,25 +210,25 @@ def test_tensors_are_brought_to_a_component_and_back(tiny_pipe: Blip3oPipeline) 
     assert features.device == meta  # home is the backbone's device
     for one in undo:
         one()
-    model.dit.to(meta)
+    model.generator.to(meta)
     arrived: list[torch.device] = []
-    plain = model.dit.velocity
+    plain = model.generator.velocity
 
-    def velocity(noisy: Tensor, sigma: Tensor, condition: Tensor, **rest: Any) -> None:
-        arrived.extend(t.device for t in (noisy, sigma, condition, *rest.values()))
-        plain(noisy, sigma, condition, **rest)
+    def velocity(noisy: Tensor, sigma: Tensor, states: Tensor, *rest: Any) -> Tensor:
+        arrived.extend(t.device for t in (noisy, sigma, states, rest[-1]))
+        return plain(noisy, sigma, states, *rest)
 
-    model.dit.velocity = velocity
-    connect(model, dict.fromkeys(COMPONENTS, cpu) | {"dit": meta})
-    size = model.config.num_query_tokens, model.config.backbone.hidden_size
+    model.generator.velocity = velocity
+    connect(model, dict.fromkeys(COMPONENTS, cpu) | {"generator": meta})
+    size = model.config.generator.num_query_tokens, model.config.backbone.hidden_size
     noisy = torch.zeros(1, *model.config.feature_shape)
-    model.dit.velocity(noisy, torch.ones(1), torch.zeros(1, *size), reference=noisy)
+    model.generator.velocity(noisy, torch.ones(1), torch.zeros(1, *size), None, noisy)
     assert arrived == [meta] * 4
 
 
 def test_placed_on_one_device_nothing_changes(pipe: Blip3oPipeline) -> None:
     plain = results(pipe)
-    assert pipe.place({"dit": "cpu", "image_decoder": "cpu"}) is pipe
+    assert pipe.place({"generator": "cpu", "image_decoder": "cpu"}) is pipe
     assert_same(results(pipe), plain)
 
 
@@ -237,7 +239,7 @@ def test_offload_to_a_gpu_equals_the_gpu(pipe: Blip3oPipeline, by_block: bool) -
     enable = pipe.enable_sequential_cpu_offload if by_block else pipe.enable_model_cpu_offload
     enable("cuda")
     assert_same(results(pipe), plain)
-    pipe.place({"dit": "cpu", "image_decoder": "cpu"})
+    pipe.place({"generator": "cpu", "image_decoder": "cpu"})
     for one, other in zip(results(pipe), plain, strict=True):
         if isinstance(one, Tensor):
             torch.testing.assert_close(one, other, rtol=0, atol=5e-2)
@@ -279,9 +281,9 @@ def test_models_load_in_every_form(
         ({"quantize": "fp4"}, "unknown quantization 'fp4'"),
         ({"offload": "disk"}, "unknown offload 'disk'; known: model, none, sequential"),
         ({"placement": {"unet": "cpu"}}, "unknown component 'unet'; "),
-        ({"placement": {"dit": "cuda:77"}}, "no device 'cuda:77'"),
-        ({"placement": {"dit": "gpu"}}, "unknown device 'gpu'"),
-        ({"placement": {"dit": "cpu"}, "offload": "model"}, "either offloaded or placed"),
+        ({"placement": {"generator": "cuda:77"}}, "no device 'cuda:77'"),
+        ({"placement": {"generator": "gpu"}}, "unknown device 'gpu'"),
+        ({"placement": {"generator": "cpu"}, "offload": "model"}, "either offloaded or placed"),
         ({"dtype": "float64"}, "unknown precision 'float64'"),
         ({"device": "cuda:77", "offload": "model"}, "no device 'cuda:77'"),
     ],

@@ -1,5 +1,6 @@
 """The fast samplers draw what the plain one draws."""
 
+import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
@@ -8,32 +9,63 @@ import torch
 from torch import Tensor
 
 from blip3o.core.config import evolve
+from blip3o.flow.guidance import combine
 from blip3o.flow.solver import SOLVERS
-from blip3o.generate.compiled import CompiledSampler
-from blip3o.generate.images import sample_features, sample_features_plain
+from blip3o.generate.compiled import CompiledDraw
+from blip3o.generate.draw import draw, noise_levels
 from blip3o.generate.offload import Offloading
 from blip3o.generate.pipeline import Blip3oPipeline
-from blip3o.models.unified import UnifiedModel
+from blip3o.models.generators.plan import Plan, join_plans
+from blip3o.models.generators.query_dit import QueryPlan
+from blip3o.models.unified import SamplingConfig, UnifiedModel
 
 NUM_PROMPTS, NUM_IMAGES = 2, 3
 
 
-def draw(*shape: int, seed: int) -> Tensor:
+def random(*shape: int, seed: int) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-def arguments(model: UnifiedModel, *, edits: bool, seed: int = 0) -> dict[str, Any]:
+@dataclasses.dataclass
+class Drawing:
+    """The arguments of a sampler."""
+
+    plan: QueryPlan
+    noise: Tensor
+    scale: float | Tensor
+    sampling: SamplingConfig
+
+    def by(self, sampler: Any) -> Tensor:
+        return sampler(self.plan, self.noise, self.scale, self.sampling)
+
+    @torch.no_grad()
+    def plain(self) -> Tensor:
+        """Returns the features by one whole pass of the network a step."""
+        plan = self.plan.repeat(NUM_IMAGES)
+        both, sigmas = join_plans([plan.null(), plan]), noise_levels(self.sampling)
+        is_guided = isinstance(self.scale, Tensor) or self.scale != 1.0
+
+        def velocity(noisy: Tensor, step: int) -> Tensor:
+            used = both if is_guided else plan
+            noisy = torch.cat([noisy, noisy]) if is_guided else noisy
+            sigma = sigmas[step].to(noisy.device).expand(len(noisy))
+            out = plan.generator.dit.velocity(noisy, sigma, used.states, None, used.reference)
+            return combine(out, self.scale) if is_guided else out
+
+        return SOLVERS[self.sampling.solver](velocity, self.noise, sigmas, None)
+
+
+def drawing(
+    model: UnifiedModel, scale: float | Tensor = 3.0, *, edits: bool = False, seed: int = 0
+) -> Drawing:
     tokens, channels = model.config.feature_shape
-    place = model.query_tokens.weight
+    place = model.generator.query_tokens.weight
     queries, width = place.shape[-2:]
-    return {
-        "condition": draw(NUM_PROMPTS, queries, width, seed=seed).to(place),
-        "noise": draw(NUM_PROMPTS * NUM_IMAGES, tokens, channels, seed=seed + 1).to(place),
-        "reference": draw(NUM_PROMPTS, tokens, channels, seed=seed + 2).to(place)
-        if edits
-        else None,
-        "num_inference_steps": 4,
-    }
+    states = random(NUM_PROMPTS, queries, width, seed=seed).to(place)
+    reference = random(NUM_PROMPTS, tokens, channels, seed=seed + 2).to(place) if edits else None
+    noise = random(NUM_PROMPTS * NUM_IMAGES, tokens, channels, seed=seed + 1).to(place)
+    sampling = dataclasses.replace(model.config.sampling, num_inference_steps=4)
+    return Drawing(QueryPlan(model.generator, states, reference), noise, scale, sampling)
 
 
 def assert_same(got: Tensor, expected: Tensor, tolerance: float) -> None:
@@ -56,27 +88,39 @@ def test_fast_sampling_equals_plain_sampling(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     use_solver(tiny_pipe.model, solver, monkeypatch)
-    inputs = arguments(tiny_pipe.model, edits=edits) | {"guidance_scale": guidance_scale}
-    expected = sample_features_plain(tiny_pipe.model, **inputs)
-    assert_same(sample_features(tiny_pipe.model, **inputs), expected, 1e-5)
+    given = drawing(tiny_pipe.model, guidance_scale, edits=edits)
+    assert_same(given.by(draw), given.plain(), 1e-5)
+
+
+def test_every_image_may_have_its_own_guidance(tiny_pipe: Blip3oPipeline) -> None:
+    given = drawing(tiny_pipe.model, torch.arange(1.0, 1 + NUM_PROMPTS * NUM_IMAGES))
+    assert_same(given.by(draw), given.plain(), 1e-5)
+
+
+def test_a_plan_without_a_fast_path_draws_the_same(
+    tiny_pipe: Blip3oPipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = drawing(tiny_pipe.model, edits=True)
+    expected = given.by(draw)
+    monkeypatch.setattr(QueryPlan, "sampling", Plan.sampling)
+    assert_same(given.by(draw), expected, 1e-5)
 
 
 def test_a_model_follows_its_own_solver(
     tiny_pipe: Blip3oPipeline, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    inputs = arguments(tiny_pipe.model, edits=False) | {"guidance_scale": 3.0}
     drawn: dict[str, Tensor] = {}
     for name in SOLVERS:
         use_solver(tiny_pipe.model, name, monkeypatch)
-        drawn[name] = sample_features(tiny_pipe.model, **inputs)
+        drawn[name] = drawing(tiny_pipe.model).by(draw)
     assert not torch.allclose(drawn["euler"], drawn["heun"], atol=1e-3)
 
 
 def test_images_must_be_shared_out_evenly(tiny_pipe: Blip3oPipeline) -> None:
-    inputs = arguments(tiny_pipe.model, edits=False) | {"guidance_scale": 1.0}
-    inputs["noise"] = inputs["noise"][1:]
-    with pytest.raises(ValueError, match="5 images cannot be shared out among 2 prompts"):
-        sample_features(tiny_pipe.model, **inputs)
+    given = drawing(tiny_pipe.model, 1.0)
+    given.noise = given.noise[1:]
+    with pytest.raises(ValueError, match="5 images cannot be divided among 2 prompts"):
+        given.by(draw)
 
 
 def test_a_sampler_hears_of_a_callback_only_if_there_is_one(
@@ -85,11 +129,11 @@ def test_a_sampler_hears_of_a_callback_only_if_there_is_one(
     # A CUDA graph is not used where somebody wants to see the steps.
     heard: list[Any] = []
 
-    def sample(*inputs: Any, callback: Any, **options: Any) -> Tensor:
-        heard.append(callback)
-        return sample_features(*inputs, callback=callback, **options)
+    def watched(*inputs: Any) -> Tensor:
+        heard.append(inputs[-1])
+        return draw(*inputs)
 
-    monkeypatch.setattr(tiny_pipe, "_sample", sample)
+    monkeypatch.setattr(tiny_pipe, "_draw", watched)
     tiny_pipe("a cat", output_type="features")
     tiny_pipe("a cat", output_type="features", callback_on_step_end=lambda *_: {})
     assert heard[0] is None
@@ -107,14 +151,14 @@ def test_a_compiled_pipeline_draws_the_same(tiny_pipe: Blip3oPipeline) -> None:
             output_type="features",
         ).images
 
-    expected, plain_layer = run(), tiny_pipe.model.dit.sample_layer
-    plain_sample = tiny_pipe._sample
+    expected, generator = run(), tiny_pipe.model.generator
+    plain_draw, plain_layer = tiny_pipe._draw, generator._layer
     try:
         tiny_pipe.compile()
-        assert tiny_pipe.model.dit.sample_layer is not plain_layer
+        assert generator._layer is not plain_layer
         assert_same(run(), expected, 1e-4)
     finally:  # the pipeline is shared by all tests
-        tiny_pipe._sample, tiny_pipe.model.dit.sample_layer = plain_sample, plain_layer
+        tiny_pipe._draw, generator._layer = plain_draw, plain_layer
 
 
 @pytest.fixture
@@ -135,39 +179,48 @@ def cuda_model(tiny_pipe: Blip3oPipeline) -> Iterator[UnifiedModel]:
 def test_a_graph_draws_the_same_for_every_input_of_its_shape(
     cuda_model: UnifiedModel, edits: bool
 ) -> None:
-    sampler = CompiledSampler(cuda_model)
+    sampler = CompiledDraw(cuda_model.generator)
     for seed in (0, 10, 20):
-        inputs = arguments(cuda_model, edits=edits, seed=seed) | {"guidance_scale": 3.0}
-        expected = sample_features_plain(cuda_model, **inputs)
-        assert_same(sampler(cuda_model, **inputs), expected, 1e-4)
+        given = drawing(cuda_model, edits=edits, seed=seed)
+        assert_same(given.by(sampler), given.plain(), 1e-4)
+    assert len(sampler._graphs) == 1
+
+
+@pytest.mark.gpu
+def test_a_graph_takes_a_guidance_scale_of_each_image(cuda_model: UnifiedModel) -> None:
+    sampler = CompiledDraw(cuda_model.generator)
+    for first in (1.0, 2.0):
+        scales = torch.arange(first, first + NUM_PROMPTS * NUM_IMAGES, device="cuda")
+        given = drawing(cuda_model, scales)
+        assert_same(given.by(sampler), given.plain(), 1e-4)
     assert len(sampler._graphs) == 1
 
 
 @pytest.mark.gpu
 def test_a_graph_follows_changed_and_replaced_weights(cuda_model: UnifiedModel) -> None:
-    sampler = CompiledSampler(cuda_model)
-    inputs = arguments(cuda_model, edits=False) | {"guidance_scale": 3.0}
-    sampler(cuda_model, **inputs)
-    weight = cuda_model.dit.patch_embedder.proj.weight
+    sampler = CompiledDraw(cuda_model.generator)
+    given = drawing(cuda_model)
+    given.by(sampler)
+    weight = cuda_model.generator.dit.patch_embedder.proj.weight
     with torch.no_grad():
         weight.mul_(0.5)
-    changed = sampler(cuda_model, **inputs)
-    assert_same(changed, sample_features_plain(cuda_model, **inputs), 1e-4)
+    changed = given.by(sampler)
+    assert_same(changed, given.plain(), 1e-4)
     weight.data = weight.data * 2
-    replaced = sampler(cuda_model, **inputs)
-    assert_same(replaced, sample_features_plain(cuda_model, **inputs), 1e-4)
+    replaced = given.by(sampler)
+    assert_same(replaced, given.plain(), 1e-4)
     assert len(sampler._graphs) == 2
 
 
 @pytest.mark.gpu
 def test_a_graph_is_not_made_of_weights_that_come_and_go(cuda_model: UnifiedModel) -> None:
-    inputs = arguments(cuda_model, edits=False) | {"guidance_scale": 3.0}
-    expected = sample_features_plain(cuda_model, **inputs)
+    given = drawing(cuda_model)
+    expected = given.plain()
     offloading = Offloading(cuda_model, torch.device("cuda"), by_block=False)
-    sampler = CompiledSampler(cuda_model)
+    sampler = CompiledDraw(cuda_model.generator)
     for _ in range(2):
-        cuda_model.backbone.logits(inputs["condition"])  # whose weights take the DiT's place
-        assert_same(sampler(cuda_model, **inputs), expected, 1e-4)
+        cuda_model.backbone.logits(given.plan.states)  # whose weights replace the generator's
+        assert_same(given.by(sampler), expected, 1e-4)
     assert not sampler._graphs
     offloading.remove()
 
@@ -175,6 +228,8 @@ def test_a_graph_is_not_made_of_weights_that_come_and_go(cuda_model: UnifiedMode
 @pytest.mark.gpu
 def test_a_callback_is_called_in_spite_of_graphs(cuda_model: UnifiedModel) -> None:
     steps: list[int] = []
-    inputs = arguments(cuda_model, edits=False) | {"guidance_scale": 3.0}
-    CompiledSampler(cuda_model)(cuda_model, **inputs, callback=lambda step, _: steps.append(step))
+    given = drawing(cuda_model)
+    CompiledDraw(cuda_model.generator)(
+        given.plan, given.noise, 3.0, given.sampling, lambda step, _: steps.append(step)
+    )
     assert steps == [1, 2, 3, 4]

@@ -18,6 +18,8 @@ from blip3o.models.backbones.qwen3 import Qwen3BackboneConfig
 from blip3o.models.encoders.clip import ClipEncoderConfig
 from blip3o.models.encoders.normalizer import FeatureNormalizerConfig
 from blip3o.models.encoders.siglip2 import Siglip2EncoderConfig
+from blip3o.models.generators.plan import PromptImages, Prompts
+from blip3o.models.generators.query_dit import QueryPlan
 from blip3o.models.unified import UnifiedModel, UnifiedModelConfig
 from blip3o.objectives.flow_matching import FlowMatchingConfig
 from blip3o.objectives.next_token import NextTokenConfig
@@ -44,6 +46,15 @@ BACKBONES: dict[str, Any] = {
 WITH_TOWER = [name for name in BACKBONES if name != "qwen3"]
 
 
+def condition(
+    model: UnifiedModel, ids: Tensor, mask: Tensor, images: PromptImages | None = None
+) -> Tensor:
+    """Returns the states at the query tokens."""
+    plan = model.plan(Prompts(input_ids=ids, attention_mask=mask, images=images))
+    assert isinstance(plan, QueryPlan)
+    return plan.states
+
+
 def config(name: str) -> UnifiedModelConfig:
     return dataclasses.replace(UnifiedModelConfig.tiny(), backbone=BACKBONES[name])
 
@@ -51,7 +62,7 @@ def config(name: str) -> UnifiedModelConfig:
 def build(name: str) -> UnifiedModel:
     torch.manual_seed(0)
     model = config(name).build().eval()
-    for part in (model.backbone, model.dit):
+    for part in (model.backbone, model.generator.dit):
         for parameter in part.parameters():
             nn.init.normal_(parameter, std=0.3)
     return model
@@ -103,11 +114,11 @@ def test_conditions_of_a_batch_are_those_of_each_alone(model: UnifiedModel) -> N
     pixels = noise_images(3)
     ids, mask = padded(QUESTIONS, "left")
     with torch.no_grad():
-        together = model.condition(ids, mask, model.prompt_images(pixels))
+        together = condition(model, ids, mask, model.prompt_images(pixels))
         for row, tokens in enumerate(QUESTIONS):
             images = model.prompt_images(pixels[row : row + 1])
             alone_ids = torch.tensor([tokens])
-            alone = model.condition(alone_ids, torch.ones_like(alone_ids).bool(), images)
+            alone = condition(model, alone_ids, torch.ones_like(alone_ids).bool(), images)
             torch.testing.assert_close(together[row], alone[0], rtol=0, atol=2e-5)
 
 
@@ -147,9 +158,11 @@ def test_a_frozen_backbone_gives_the_queries_the_same_gradients(model: UnifiedMo
     images = model.prompt_images(noise_images(3))
 
     def run() -> tuple[Tensor, Tensor]:
-        condition = model.condition(ids, mask, images)
-        (gradient,) = torch.autograd.grad(condition.square().sum(), model.query_tokens.weight)
-        return condition.detach(), gradient
+        states = condition(model, ids, mask, images)
+        (gradient,) = torch.autograd.grad(
+            states.square().sum(), model.generator.query_tokens.weight
+        )
+        return states.detach(), gradient
 
     plain, plain_gradient = run()
     model.backbone.requires_grad_(False)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from blip3o.models.dit.nextdit import NextDiT, NextDiTConfig
+from blip3o.models.dit.nextdit_sampling import PreparedNextDiT
 
 TOLERANCE = 2e-5
 
@@ -104,7 +105,7 @@ def test_the_fast_path_has_the_same_epsilons(norm_eps: float) -> None:
     noisy, timestep, condition = inputs(config)
     grid = (noisy.shape[2], noisy.shape[3])
     tokens, sigmas = noisy.flatten(2).transpose(1, 2), timestep[:1] / 1000
-    prepared = dit.prepare(condition, sigmas, grid=grid)
+    prepared = PreparedNextDiT(dit, condition, sigmas, grid=grid)
     expected = Oracle(dit)(noisy, timestep[:1].expand(2), condition).flatten(2).transpose(1, 2)
     torch.testing.assert_close(prepared.velocity(tokens, 0), expected, rtol=0, atol=TOLERANCE)
 

@@ -11,11 +11,22 @@ from blip3o.core.types import IGNORE_LABEL, Batch
 from blip3o.flow.sigmas import UniformSigmas
 from blip3o.models.backbones.qwen2_5_vl import Qwen2_5VLBackboneConfig
 from blip3o.models.backbones.vision import VisionInputs, image_positions, to_vision_inputs
+from blip3o.models.generators.plan import PromptImages, Prompts
+from blip3o.models.generators.query_dit import QueryPlan
 from blip3o.models.unified import UnifiedModel, UnifiedModelConfig
 from blip3o.objectives.flow_matching import FlowMatchingConfig
 from blip3o.objectives.next_token import NextTokenConfig
 
 IMAGE_TOKEN = 5
+
+
+def condition(
+    model: UnifiedModel, ids: Tensor, mask: Tensor, images: PromptImages | None = None
+) -> Tensor:
+    """Returns the states at the query tokens."""
+    plan = model.plan(Prompts(input_ids=ids, attention_mask=mask, images=images))
+    assert isinstance(plan, QueryPlan)
+    return plan.states
 
 
 def config() -> UnifiedModelConfig:
@@ -26,7 +37,7 @@ def config() -> UnifiedModelConfig:
 def model() -> UnifiedModel:
     torch.manual_seed(0)
     model = config().build().eval()
-    for part in (model.backbone, model.dit):
+    for part in (model.backbone, model.generator.dit):
         for parameter in part.parameters():
             nn.init.normal_(parameter, std=0.3)
     return model
@@ -149,12 +160,14 @@ def test_condition_has_plain_positions_and_the_same_gradients_without_prompt_gra
     )
 
     def run() -> tuple[Tensor, Tensor]:
-        condition = model.condition(ids, mask, images)
-        (gradient,) = torch.autograd.grad(condition.square().sum(), model.query_tokens.weight)
-        return condition.detach(), gradient
+        states = condition(model, ids, mask, images)
+        (gradient,) = torch.autograd.grad(
+            states.square().sum(), model.generator.query_tokens.weight
+        )
+        return states.detach(), gradient
 
     plain, plain_gradient = run()
-    length = ids.shape[1] + model.config.num_query_tokens
+    length = ids.shape[1] + model.config.generator.num_query_tokens
     assert torch.equal(seen[0][:, 1], torch.arange(length).expand(3, -1))
     for parameter in model.backbone.parameters():
         parameter.requires_grad_(False)

@@ -4,12 +4,24 @@ import dataclasses
 
 import pytest
 import torch
+from torch import Tensor
 
 from blip3o.core.config import from_dict, override, to_dict
 from blip3o.core.errors import UsageError
+from blip3o.models.generators.plan import PromptImages, Prompts
+from blip3o.models.generators.query_dit import QueryPlan
 from blip3o.models.unified import SamplingConfig, UnifiedModel, UnifiedModelConfig
 
 IMAGE_TOKEN = 5
+
+
+def condition(
+    model: UnifiedModel, ids: Tensor, mask: Tensor, images: PromptImages | None = None
+) -> Tensor:
+    """Returns the states at the query tokens."""
+    plan = model.plan(Prompts(input_ids=ids, attention_mask=mask, images=images))
+    assert isinstance(plan, QueryPlan)
+    return plan.states
 
 
 @pytest.fixture
@@ -29,11 +41,12 @@ def test_config_survives_a_round_trip_through_plain_data() -> None:
 
 def test_neighbors_with_different_widths_are_refused() -> None:
     config = UnifiedModelConfig.tiny()
-    with pytest.raises(ValueError, match=r"dit\.condition_size is 32"):
-        dataclasses.replace(config, dit=dataclasses.replace(config.dit, condition_size=32))
+    decoder = dataclasses.replace(config.image_decoder, feature_channels=5)
+    with pytest.raises(ValueError, match=r"image_decoder\.feature_channels is 5"):
+        dataclasses.replace(config, image_decoder=decoder)
     data = to_dict(config)
-    data["dit"]["grid"] = 4
-    with pytest.raises(UsageError, match=r"dit\.grid is 4"):
+    data["generator"]["patch_size"] = 3
+    with pytest.raises(UsageError, match="grid 2 must be a multiple of patch_size 3"):
         from_dict(UnifiedModelConfig, data)
 
 
@@ -42,28 +55,28 @@ def test_padded_prompts_of_a_batch_give_the_condition_of_each_alone(model: Unifi
     ids = torch.cat([torch.cat([torch.zeros(1, 4, dtype=torch.long), short], 1), long])
     mask = torch.ones_like(ids, dtype=torch.bool)
     mask[0, :4] = False
-    both = model.condition(ids, mask)
+    both = condition(model, ids, mask)
     for row, alone in zip(both, (short, long), strict=True):
-        expected = model.condition(alone, torch.ones_like(alone, dtype=torch.bool))[0]
+        expected = condition(model, alone, torch.ones_like(alone, dtype=torch.bool))[0]
         torch.testing.assert_close(row, expected, rtol=0, atol=1e-5)
 
 
 def test_padding_after_a_prompt_is_refused(model: UnifiedModel) -> None:
     mask = torch.tensor([[True, True, False]])
     with pytest.raises(ValueError, match="padded on the left"):
-        model.condition(prompt(3), mask)
+        condition(model, prompt(3), mask)
 
 
 def test_prompt_without_gradient_gives_the_same_condition_and_query_gradients(
     model: UnifiedModel,
 ) -> None:
-    ids, weight = prompt(7), model.query_tokens.weight
+    ids, weight = prompt(7), model.generator.query_tokens.weight
     mask = torch.ones_like(ids, dtype=torch.bool)
 
     def run() -> tuple[torch.Tensor, torch.Tensor]:
-        condition = model.condition(ids, mask)
-        (gradient,) = torch.autograd.grad(condition.square().sum(), weight)
-        return condition.detach(), gradient
+        states = condition(model, ids, mask)
+        (gradient,) = torch.autograd.grad(states.square().sum(), weight)
+        return states.detach(), gradient
 
     plain, plain_gradient = run()  # the backbone is trainable: one full pass
     for parameter in model.backbone.parameters():
@@ -82,11 +95,11 @@ def test_prompt_images_change_the_condition_and_must_match_their_placeholders(
     mask = torch.ones_like(ids, dtype=torch.bool)
     images = torch.rand(2, 3, 16, 16) * 2 - 1
     first, second = (model.encode_images(image[None]) for image in images)
-    assert not torch.equal(model.condition(ids, mask, first), model.condition(ids, mask, second))
+    assert not torch.equal(condition(model, ids, mask, first), condition(model, ids, mask, second))
     with pytest.raises(ValueError, match="image placeholders"):
-        model.condition(ids, mask, torch.cat([first, second]))
+        condition(model, ids, mask, torch.cat([first, second]))
     with pytest.raises(ValueError, match="image placeholders"):
-        model.condition(ids, mask)
+        condition(model, ids, mask)
 
 
 def test_images_of_another_size_are_refused(model: UnifiedModel) -> None:

@@ -14,7 +14,7 @@ from blip3o.objectives.flow_matching import FlowMatchingConfig
 def build() -> UnifiedModel:
     torch.manual_seed(0)
     model = UnifiedModelConfig.tiny().build().train()
-    for parameter in model.dit.parameters():  # fresh gates are zero
+    for parameter in model.generator.dit.parameters():  # fresh gates are zero
         nn.init.normal_(parameter, std=0.2)
     return model
 
@@ -53,7 +53,7 @@ def test_every_layer_runs_again_and_keeps_its_name() -> None:
     model = build()
     names = list(model.state_dict())
     runs = {id(block): 0 for block in repeated_blocks(model)}
-    for block in repeated_blocks(model.dit):
+    for block in repeated_blocks(model.generator.dit):
         plain = block.forward
 
         def counted(*args: object, block: nn.Module = block, plain: object = plain) -> Tensor:
@@ -66,13 +66,17 @@ def test_every_layer_runs_again_and_keeps_its_name() -> None:
     objective = FlowMatchingConfig(sigmas=UniformSigmas()).build(model.config)
     with torch.no_grad():
         objective(model, batch(), 0)
-    assert [runs[id(block)] for block in model.dit.layers] == [1, 1]
+    assert [runs[id(block)] for block in model.generator.dit.layers] == [1, 1]
     objective(model, batch(), 0).loss_sum.backward()
-    assert [runs[id(block)] for block in model.dit.layers] == [3, 3]
+    assert [runs[id(block)] for block in model.generator.dit.layers] == [3, 3]
 
 
 def test_the_blocks_of_a_model_are_the_layers_of_its_parts() -> None:
     model = build()
     blocks = {id(block) for block in repeated_blocks(model)}
-    expected = [*model.dit.layers, *model.backbone.decoder.layers, *model.image_decoder.layers]
+    expected = [
+        *model.generator.dit.layers,
+        *model.backbone.decoder.layers,
+        *model.image_decoder.layers,
+    ]
     assert {id(block) for block in expected} <= blocks

@@ -11,10 +11,21 @@ from torch import Tensor
 from blip3o.core.rng import sample_normal, sample_uniform
 from blip3o.core.types import Batch
 from blip3o.flow.sigmas import UniformSigmas
+from blip3o.models.generators.plan import PromptImages, Prompts
+from blip3o.models.generators.query_dit import QueryPlan
 from blip3o.models.unified import UnifiedModel
 from blip3o.objectives.flow_matching import FlowMatching, FlowMatchingConfig
 
 MakeBatch = Callable[..., Batch]
+
+
+def condition(
+    model: UnifiedModel, ids: Tensor, mask: Tensor, images: PromptImages | None = None
+) -> Tensor:
+    """Returns the states at the query tokens."""
+    plan = model.plan(Prompts(input_ids=ids, attention_mask=mask, images=images))
+    assert isinstance(plan, QueryPlan)
+    return plan.states
 
 
 def build(model: UnifiedModel, **settings: Any) -> FlowMatching:
@@ -22,24 +33,24 @@ def build(model: UnifiedModel, **settings: Any) -> FlowMatching:
 
 
 class Watched:
-    """Records what the model's velocity is asked, and may answer in its place."""
+    """Records the inputs of the generator's velocity, and may replace its result."""
 
     def __init__(self, model: UnifiedModel, monkeypatch: pytest.MonkeyPatch) -> None:
         self.conditions: list[Tensor] = []
         self.references: list[Tensor | None] = []
         self.answer: Callable[[Tensor, Tensor], Tensor] | None = None
-        plain = model.velocity
+        plain = model.generator.velocity
 
         def velocity(
-            noisy: Tensor, sigma: Tensor, condition: Tensor, reference: Tensor | None, cache: object
+            noisy: Tensor, sigma: Tensor, states: Tensor, context: object, reference: Tensor | None
         ) -> Tensor:
-            self.conditions.append(condition.detach())
+            self.conditions.append(states.detach())
             self.references.append(reference)
             if self.answer is not None:
                 return self.answer(noisy, sigma)
-            return plain(noisy, sigma, condition, reference, cache)
+            return plain(noisy, sigma, states, context, reference)
 
-        monkeypatch.setattr(model, "velocity", velocity)
+        monkeypatch.setattr(model.generator, "velocity", velocity)
 
 
 def test_the_true_velocity_gives_zero(
@@ -67,8 +78,8 @@ def test_the_loss_is_the_squared_error_to_noise_minus_clean(
     sigma = 1 - sample_uniform(2, "sigma/0", batch.epochs, batch.indices).float()
     noisy = clean * (1 - sigma)[:, None, None] + noise * sigma[:, None, None]
     with torch.no_grad():
-        condition = model.condition(batch.input_ids, batch.attention_mask)
-        error = model.velocity(noisy, sigma, condition) - (noise - clean)
+        states = condition(model, batch.input_ids, batch.attention_mask)
+        error = model.generator.dit.velocity(noisy, sigma, states) - (noise - clean)
         loss = build(model, condition_dropout=0.0)(model, batch, 2)
     torch.testing.assert_close(loss.loss_sum, error.square().sum(), rtol=1e-5, atol=0)
     assert loss.count == clean.numel()
@@ -141,9 +152,8 @@ def test_a_dit_without_reference_edits_through_the_backbone_alone(
     model: UnifiedModel, make_batch: MakeBatch
 ) -> None:
     """The published layout has no reference embedder."""
-    config = dataclasses.replace(
-        model.config, dit=dataclasses.replace(model.config.dit, reference_channels=0)
-    )
+    generator = dataclasses.replace(model.config.generator, takes_reference=False)
+    config = dataclasses.replace(model.config, generator=generator)
     plain = config.build()
     loss = build(plain)(plain, make_batch([1, 2], "edit"), 0)
     assert bool(loss.loss_sum.isfinite())
@@ -156,7 +166,7 @@ def test_gradient_reaches_queries_and_dit_and_not_the_frozen_backbone(
         part.requires_grad_(False)
     build(model, condition_dropout=0.0)(model, make_batch([1, 2], "edit"), 0).loss_sum.backward()
     for name, parameter in model.named_parameters():
-        if name.startswith(("query_tokens.", "dit.")):
+        if name.startswith("generator."):
             assert parameter.grad is not None, name
             assert float(parameter.grad.abs().sum()) > 0, name
         else:
@@ -185,7 +195,7 @@ def test_a_batch_without_a_target_is_refused(model: UnifiedModel, make_batch: Ma
 def freeze(model: UnifiedModel) -> None:
     """Leaves what the generation stage trains."""
     for name, parameter in model.named_parameters():
-        parameter.requires_grad_(name.startswith(("query_tokens.", "dit.")))
+        parameter.requires_grad_(name.startswith("generator."))
 
 
 @pytest.mark.parametrize("task", ["text_to_image", "edit"])
@@ -229,7 +239,7 @@ def test_gradient_stays_out_of_the_prompt_unless_asked_for(
     batch = make_batch([1])
     build(model)(model, batch, 0)
     build(model, prompt_gradient=True)(model, batch, 0)
-    queries = model.config.num_query_tokens
+    queries = model.config.generator.num_query_tokens
     assert lengths == [0, queries, batch.input_ids.shape[1] + queries]
 
 

@@ -68,7 +68,7 @@ def test_a_recipe_says_how_to_run_it_on_what_and_for_how_long(name: str) -> None
 def test_the_published_numbers(size: str, width: int) -> None:
     """The released scripts and their documentation: steps, batches, rates, dropout, clipping."""
     generation, tune = recipe(f"blip3o_{size}.generation"), recipe(f"blip3o_{size}.tune")
-    assert generation.model.dit == NextDiTConfig.published(width)
+    assert generation.model.generator.dit(generation.model.joints) == NextDiTConfig.published(width)
     assert generation.train.steps >= 150_000
     assert generation.train.global_batch_size == 512
     assert (generation.train.optimizer.lr, generation.train.optimizer.min_lr) == (1e-4, 1e-5)
@@ -77,7 +77,7 @@ def test_the_published_numbers(size: str, width: int) -> None:
     assert (tune.train.optimizer.lr, tune.train.optimizer.min_lr) == (1e-4, 0.0)
     for config in (generation, tune):
         train_config, optimizer = config.train, config.train.optimizer
-        assert train_config.trainable == ("query_tokens", "dit")
+        assert train_config.trainable == ("generator")
         assert math.isclose(optimizer.warmup_steps, 0.003 * train_config.steps)
         assert (optimizer.weight_decay, optimizer.betas) == (0.0, (0.9, 0.999))
         assert (train_config.grad_clip, train_config.ema_decay) == (1.0, 0.0)
@@ -105,8 +105,7 @@ def tiny_model(config: UnifiedModelConfig) -> UnifiedModelConfig:
         backbone=dataclasses.replace(backbone, image_token_id=IMAGE_PAD_ID, max_positions=512),
         image_encoder=EvaClipEncoderConfig.tiny(),
         normalizer=tiny.normalizer,
-        num_query_tokens=4,
-        dit=dataclasses.replace(tiny.dit, reference_channels=0),
+        generator=dataclasses.replace(tiny.generator, takes_reference=False),
         image_decoder=tiny.image_decoder,
         chat=ChatConfig(system=None, generate="draw: {caption}"),
         question_images=dataclasses.replace(

@@ -62,22 +62,28 @@ def test_a_run_file_keeps_texts_and_refuses_second_keys(tmp_path: Path) -> None:
 
 def test_settings_of_stages_that_must_change_together_may(tmp_path: Path) -> None:
     stages: Any = load_recipe("pocket.all", tmp_path)
-    parts = ("backbone.hidden_size", "dit.condition_size")
+    parts = ("backbone.hidden_size", "generator.hidden_size")
     sizes = [f"generation.model.{part}=256" for part in parts]
     changed = _override_stages(stages, [*sizes, "tune.train.steps=010"])
-    assert changed["generation"].model.dit.condition_size == 256
+    assert changed["generation"].model.generator.hidden_size == 256
     assert changed["tune"].train.steps == 10
     assert changed["encoder"] == stages["encoder"]
 
 
 def test_widths_that_must_change_together_may_in_any_order() -> None:
     config: Any = load_recipe("pocket.generation", Path("runs"))
-    sizes = ["model.backbone.hidden_size=256", "model.dit.condition_size=256"]
+    sizes = ["model.normalizer.num_components=32", "model.image_decoder.feature_channels=32"]
     for order in (sizes, sizes[::-1]):
         changed = override(config, order)
-        assert changed.model.dit.condition_size == changed.model.backbone.hidden_size == 256
+        assert changed.model.joints.feature_channels == 32
     with pytest.raises(UsageError):
         override(config, sizes[:1])
+
+
+def test_widths_of_a_generator_follow_its_neighbors() -> None:
+    config: Any = load_recipe("pocket.generation", Path("runs"))
+    changed = override(config, ["model.backbone.hidden_size=256"])
+    assert changed.model.generator.dit(changed.model.joints).condition_size == 256
 
 
 def test_the_scenes_data_set_takes_decimal_numbers() -> None:

@@ -63,7 +63,7 @@ def test_the_finished_folder_is_a_plain_model_with_merged_weights(
     saved = {name: tensor for file in files for name, tensor in load_file(file).items()}
     kept = {n.removeprefix("ema/"): t for n, t in saved.items() if n.startswith("ema/")}
     assert kept
-    assert all(".lora_" in name and name.startswith("dit.") for name in kept)
+    assert all(".lora_" in name and name.startswith("generator.dit.") for name in kept)
     assert (tmp_path / "run" / "samples" / "step-00000004.png").is_file()
     monkeypatch.setitem(sys.modules, "peft", None)  # whoever loads it need not have it
     before = load_model(tmp_path / "start").model.state_dict()
@@ -79,4 +79,4 @@ def test_the_finished_folder_is_a_plain_model_with_merged_weights(
         else:
             torch.testing.assert_close(tensor, before[name] + scale * up @ down, rtol=0, atol=1e-6)
             changed.add(name)
-    assert {f"dit.layers.0.attn1.to_{one}.weight" for one in "qkv"} <= changed
+    assert {f"generator.dit.layers.0.attn1.to_{one}.weight" for one in "qkv"} <= changed

@@ -54,9 +54,9 @@ def test_any_other_missing_folder_is_named_with_its_setting(folder: str) -> None
 
 
 SIZES = {
-    "wider": ({"model.dit.hidden_size": 128}, "dit"),
-    "deeper": ({"model.dit.num_layers": 8}, "dit"),
-    "more queries": ({"model.num_query_tokens": 32}, "query_tokens"),
+    "wider": ({"model.generator.hidden_size": 128}, "generator"),
+    "deeper": ({"model.generator.num_layers": 8}, "generator"),
+    "more queries": ({"model.generator.num_query_tokens": 32}, "generator"),
     "vocabulary": ({"model.backbone.vocab_size": 1024}, "backbone"),
 }
 
@@ -81,8 +81,8 @@ def test_other_sizes_are_said_with_the_parts_that_fit(name: str) -> None:
 
 
 def test_parts_that_are_asked_for_and_none_of_which_fits_are_said() -> None:
-    config = evolve(own_data.pocket(), {"model.dit.hidden_size": 128})
-    init = (dataclasses.replace(config.init[0], parts=("dit",)),)
+    config = evolve(own_data.pocket(), {"model.generator.hidden_size": 128})
+    init = (dataclasses.replace(config.init[0], parts=("generator",)),)
     with pytest.raises(UsageError, match=r"no part of it fits.*init=\[\]"):
         check_start(dataclasses.replace(config, init=init))
 

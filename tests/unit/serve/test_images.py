@@ -5,7 +5,6 @@ import torch
 from PIL import Image
 
 from blip3o.generate.fingerprints import fingerprint, fingerprints
-from blip3o.generate.images import sample_features
 from blip3o.generate.pipeline import Blip3oPipeline
 from blip3o.generate.write import image_generator
 from blip3o.serve.exact import equal_batch_sizes
@@ -93,17 +92,17 @@ def test_the_sizes_hold_for_any_number_of_steps(
 ) -> None:
     """The probe takes one step; products whose rows are levels would escape it."""
     request = generation(pipe, PROMPTS[0], 0, scale)
-    (condition, _) = maker._condition(request)
-    noise = torch.randn(MAX_BATCH, *pipe.model.config.feature_shape).to(condition)
-    states = condition + torch.randn(MAX_BATCH, *condition.shape[1:]).to(condition)
+    plan = maker._plan(request).repeat(MAX_BATCH)
+    (states,) = plan.tensors()
+    plan = plan.with_tensors([states + torch.randn(states.shape).to(states)])
+    noise = torch.randn(MAX_BATCH, *pipe.model.config.feature_shape).to(states)
 
     def run(size: int) -> torch.Tensor:
-        return sample_features(
-            pipe.model,
-            states[:size],
+        return pipe.draw(
+            plan.select(torch.arange(size)),
             noise[:size],
+            1.0 if scale == 1.0 else torch.full((size,), scale),
             num_inference_steps=steps,
-            guidance_scale=1.0 if scale == 1.0 else torch.full((size,), scale),
         )
 
     full = run(MAX_BATCH)

@@ -30,7 +30,7 @@ def service_of(tokenizer: Tokenizer, limit: int) -> Service:
         config=SimpleNamespace(
             question_images=ImageFitConfig(mode="aspect"),
             backbone=Qwen2_5VLBackboneConfig.published_4b(),
-            num_query_tokens=64,
+            max_prompt_tokens=Qwen2_5VLBackboneConfig.published_4b().max_positions - 64,
         )
     )
     service = object.__new__(Service)

@@ -53,7 +53,7 @@ def test_all_else_is_named_by_its_path(toys: Any) -> None:
         "train.optimizer.lr": 0.5,
         "data.mixture.0.weight": 3.0,
         "train.trainable": ["head"],
-        "model.dit.num_layers": 9,
+        "model.generator.num_layers": 9,
     }
     changed = evolve(toys.config, changes)
     assert set(resume_differences(to_dict(toys.config), changed)) == set(changes)

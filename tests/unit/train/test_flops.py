@@ -33,7 +33,7 @@ def test_trained_frozen_and_unlearned_layers_by_hand() -> None:
 
 
 def test_it_agrees_with_torch_on_a_dit_but_for_attention() -> None:
-    dit = UnifiedModelConfig.tiny().dit.build()
+    dit = UnifiedModelConfig.tiny().build().generator.dit
     inputs = torch.randn(2, 4, 8), torch.rand(2), torch.randn(2, 4, 16)
     with count_flops(dit) as count:
         dit.velocity(*inputs).sum().backward()

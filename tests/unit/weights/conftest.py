@@ -18,8 +18,8 @@ from blip3o.core.errors import UsageError
 from blip3o.imaging.fit import ImageFitConfig
 from blip3o.models.backbones.qwen2_5_vl import Qwen2_5VLBackboneConfig
 from blip3o.models.decoders.sdxl import SdxlDecoderConfig
-from blip3o.models.dit.nextdit import NextDiTConfig
 from blip3o.models.encoders.eva_clip import EvaClipEncoderConfig
+from blip3o.models.generators.query_dit import QueryDiTConfig
 from blip3o.models.unified import SamplingConfig, UnifiedModel, UnifiedModelConfig
 from blip3o.text.tokenizer import Tokenizer
 from blip3o.weights.convert import convert
@@ -36,8 +36,7 @@ def released_config(tokenizer: Tokenizer) -> UnifiedModelConfig:
             Qwen2_5VLBackboneConfig.tiny(), image_token_id=tokenizer.image_pad_id
         ),
         image_encoder=EvaClipEncoderConfig.tiny(),
-        num_query_tokens=4,
-        dit=dataclasses.replace(NextDiTConfig.tiny(), in_channels=16),
+        generator=dataclasses.replace(QueryDiTConfig.tiny(), takes_reference=False),
         image_decoder=dataclasses.replace(
             SdxlDecoderConfig.tiny(), feature_channels=16, empty_prompt=" "
         ),
@@ -82,11 +81,17 @@ def released_json(config: UnifiedModelConfig) -> dict[str, Any]:
         "gen_vision_tower": "eva-clip-E-14-plus",
         "gen_pooling": f"early_pool2d_{config.image_encoder.pool}",
         "gen_hidden_size": config.image_encoder.num_channels,
-        "n_query": config.num_query_tokens,
+        "n_query": config.generator.num_query_tokens,
         "mm_projector_type": "mlp2x_gelu",
         "blip3o": {
             key: plain[key]
-            for key in ("image_encoder", "dit", "image_decoder", "sampling", "question_images")
+            for key in (
+                "image_encoder",
+                "generator",
+                "image_decoder",
+                "sampling",
+                "question_images",
+            )
         },
     }
 

@@ -88,7 +88,7 @@ def test_weights_are_stored_in_bf16_and_the_normalizer_in_fp32(
 ) -> None:
     save_model(tiny_pipe.model, tiny_pipe.tokenizer, tmp_path)
     main = load_file(tmp_path / "model.safetensors")
-    assert main["query_tokens.weight"].dtype == torch.bfloat16
+    assert main["generator.query_tokens.weight"].dtype == torch.bfloat16
     assert main["normalizer.forward_map"].dtype == torch.float32
     assert not (tmp_path / "README.md").exists()
     loaded = load_model(tmp_path).model
@@ -133,28 +133,34 @@ def test_a_truncated_file_is_named(folder: Path, file: str, keep: float) -> None
 def test_missing_extra_and_misshapen_weights_are_all_listed(folder: Path) -> None:
     file = folder / "model.safetensors"
     state = load_file(file)
-    del state["query_tokens.weight"]
-    state["dit.layers.9.gate"] = torch.zeros(1)
-    state["dit.norm_out.linear_2.bias"] = torch.zeros(3)
+    del state["generator.query_tokens.weight"]
+    state["generator.dit.layers.9.gate"] = torch.zeros(1)
+    state["generator.dit.norm_out.linear_2.bias"] = torch.zeros(3)
     save_file(state, file)
     encoder = folder / "image_encoder/model.safetensors"
     save_file({**load_file(encoder), "extra": torch.zeros(1)}, encoder)
     message = refusal(folder)
     assert str(folder) in message
-    assert "missing: query_tokens.weight;" in message
-    assert "extra: dit.layers.9.gate, image_encoder.extra;" in message
-    assert "wrong shape: dit.norm_out.linear_2.bias [3] instead of [8]" in message
+    assert "missing: generator.query_tokens.weight;" in message
+    assert "extra: generator.dit.layers.9.gate, image_encoder.extra;" in message
+    assert "wrong shape: generator.dit.norm_out.linear_2.bias [3] instead of [8]" in message
 
 
 @pytest.mark.parametrize(
     ("path", "value", "message"),
     [
-        (("dit", "hiden_size"), 3, "unknown config key 'dit.hiden_size'; did you mean dit.hidden"),
-        (("dit", "hidden_size"), "16", "dit.hidden_size must be int, got '16'"),
-        (("dit", "kind"), "unet", "unknown dit 'unet'; did you mean nextdit?"),
-        (("dit", "condition_size"), 32, "dit.condition_size is 32"),
-        (("dit", "hidden_size"), 20, "must be a multiple of 4 * num_heads"),
-        (("dit", "reference_channels"), 5, "dit.reference_channels is 5"),
+        (
+            ("generator", "hiden_size"),
+            3,
+            "unknown config key 'generator.hiden_size'; did you mean generator.hidden",
+        ),
+        (("generator", "hidden_size"), "16", "generator.hidden_size must be int, got '16'"),
+        (
+            ("generator", "kind"),
+            "querydit",
+            "unknown generator 'querydit'; did you mean query_dit?",
+        ),
+        (("generator", "hidden_size"), 20, "must be a multiple of 4 * num_heads"),
         (("normalizer", "num_components"), 99, "num_components must be 1 to 16"),
         (("image_encoder", "patch_px"), 0, "image_encoder.patch_px must be at least 1"),
         (("image_encoder", "num_heads"), 3, "config.json describes no model"),
@@ -179,9 +185,9 @@ def test_a_config_that_does_not_fit_is_named(
 def test_weights_of_other_sizes_than_the_config_are_listed(folder: Path) -> None:
     file = folder / "config.json"
     config = json.loads(file.read_text())
-    config["num_query_tokens"] = 9
+    config["generator"]["num_query_tokens"] = 9
     file.write_text(json.dumps(config))
-    assert "query_tokens.weight [4, 16] instead of [9, 16]" in refusal(folder)
+    assert "generator.query_tokens.weight [4, 16] instead of [9, 16]" in refusal(folder)
 
 
 def test_a_tokenizer_of_another_model_is_refused(folder: Path) -> None:

@@ -36,7 +36,7 @@ def edit_json(file: Path, *path: str | int, value: Any) -> None:
 OUR_COUNTS: list[tuple[str | int, ...]] = [
     ("backbone", "num_layers"),
     ("image_encoder", "num_layers"),
-    ("dit", "num_layers"),
+    ("generator", "num_layers"),
 ]
 OUR_SIZES: list[tuple[str | int, ...]] = [
     ("backbone", "vocab_size"),
@@ -44,17 +44,17 @@ OUR_SIZES: list[tuple[str | int, ...]] = [
     ("backbone", "num_heads"),
     ("image_encoder", "image_px"),
     ("image_encoder", "hidden_size"),
-    ("num_query_tokens",),
-    ("dit", "hidden_size"),
-    ("dit", "num_heads"),
-    ("dit", "grid"),
+    ("generator", "num_query_tokens"),
+    ("generator", "hidden_size"),
+    ("generator", "num_heads"),
+    ("generator", "patch_size"),
     ("normalizer", "num_components"),
     ("image_decoder", "image_px"),
 ]
 PUBLISHED_COUNTS: list[tuple[str, tuple[str | int, ...]]] = [
     ("config.json", ("num_hidden_layers",)),
     ("config.json", ("vision_config", "depth")),
-    ("config.json", ("blip3o", "dit", "num_layers")),
+    ("config.json", ("blip3o", "generator", "num_layers")),
     ("config.json", ("blip3o", "image_encoder", "num_layers")),
     ("diffusion-decoder/unet/config.json", ("layers_per_block",)),
     ("diffusion-decoder/unet/config.json", ("transformer_layers_per_block", 1)),
@@ -88,7 +88,7 @@ def test_absurd_sizes_that_fit_each_other(released_folder: Path, refusal: Refuse
     """Nothing is made of them before they are held against the weights."""
     for file, path in (
         ("config.json", ("blip3o", "image_encoder", "hidden_size")),
-        ("config.json", ("blip3o", "dit", "in_channels")),
+        ("config.json", ("blip3o", "generator", "hidden_size")),
         ("diffusion-decoder/unet/config.json", ("cross_attention_dim",)),
     ):
         edit_json(released_folder / file, *path, value=2**40)
@@ -118,7 +118,7 @@ def test_lists_without_end(
 def test_absurd_overrides(tiny_folder: Path, value: int) -> None:
     start = time.monotonic()
     with pytest.raises(UsageError) as caught:
-        load_model(tiny_folder, overrides=[f"dit.num_layers={value}"])
+        load_model(tiny_folder, overrides=[f"generator.num_layers={value}"])
     assert time.monotonic() - start < SECONDS
     assert "\n" not in str(caught.value)
 

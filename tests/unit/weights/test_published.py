@@ -13,6 +13,7 @@ from torch import Tensor
 
 from blip3o.core.errors import UsageError
 from blip3o.generate.pipeline import Blip3oPipeline
+from blip3o.models.generators.plan import Plan, Prompts
 from blip3o.models.unified import UnifiedModel
 from blip3o.weights import shards
 from blip3o.weights.convert import convert
@@ -75,11 +76,11 @@ def test_a_published_folder_loads_as_it_is(
     expected = released_model.config
     found = loaded.model.config
     assert found.image_decoder.autoencoder == expected.image_decoder.autoencoder
-    for part in ("backbone", "image_encoder", "dit", "sampling", "chat", "num_query_tokens"):
+    for part in ("backbone", "image_encoder", "generator", "sampling", "chat"):
         assert getattr(found, part) == getattr(expected, part)
     require_same(loaded.model.state_dict(), released_model.state_dict())
     assert not any(p.requires_grad for p in loaded.model.image_decoder.vae.parameters())
-    assert loaded.model.query_tokens.weight.requires_grad
+    assert loaded.model.generator.query_tokens.weight.requires_grad
 
 
 def test_there_and_back_is_bit_equal(
@@ -131,13 +132,13 @@ def test_the_empty_condition_is_made_of_the_bare_prompt(
 ) -> None:
     pipe = Blip3oPipeline.from_pretrained(released_folder, device="cpu", dtype="fp32")
     rows: list[list[int]] = []
-    condition = pipe.model.condition
+    plan = pipe.model.plan
 
-    def spy(ids: Tensor, *rest: Any) -> Tensor:
-        rows.extend(ids.tolist())
-        return condition(ids, *rest)
+    def spy(prompts: Prompts) -> Plan:
+        rows.extend(prompts.input_ids.tolist())
+        return plan(prompts)
 
-    monkeypatch.setattr(pipe.model, "condition", spy)
+    monkeypatch.setattr(pipe.model, "plan", spy)
     seen: list[Tensor] = []
     decode = pipe.model.image_decoder.decode
 
@@ -316,9 +317,12 @@ def test_pickles_are_refused_and_named(released_folder: Path, tmp_path: Path) ->
         ({"num_attention_heads": 0}, "config.json of the published model is unfit"),
         ({"model_type": None, "architectures": 3}, "is of another model"),
         ({"num_attention_heads": 3}, "config.json of the published model is unfit"),
-        ({"n_query": "many"}, "num_query_tokens must be int"),
+        ({"n_query": "many"}, "generator.num_query_tokens must be int"),
         ({"blip3o": {"backbone": {}}}, "blip3o may hold image_encoder"),
-        ({"blip3o": {"dit": {"kind": "nextdit"}}}, "dit.in_channels is required"),
+        (
+            {"blip3o": {"generator": {"kind": "query_dit"}}},
+            "generator.num_query_tokens is required",
+        ),
     ],
 )
 def test_a_config_of_another_model_is_refused(

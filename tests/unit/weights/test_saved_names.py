@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from blip3o.core.errors import UsageError
 from blip3o.models.backbones import BACKBONES
 from blip3o.models.decoders import DECODERS
-from blip3o.models.dit import DITS
 from blip3o.models.encoders import ENCODERS
-from blip3o.models.unified import UnifiedModel
+from blip3o.models.generators import GENERATORS
+from blip3o.models.unified import UnifiedModel, UnifiedModelConfig
 from blip3o.weights.adapters import is_adapter
 from blip3o.weights.folder import load_model
 from blip3o.weights.pickles import read_pickles
@@ -149,11 +149,19 @@ def test_wrappers_in_any_order(released_folder: Path, count: int) -> None:
         assert [plain_name("".join(order) + name) for name in names] == names
 
 
-@pytest.mark.parametrize("table", [BACKBONES, ENCODERS, DITS, DECODERS], ids=lambda t: t.what)
+@pytest.mark.parametrize("table", [BACKBONES, ENCODERS, DECODERS], ids=lambda t: t.what)
 def test_no_part_of_ours_has_a_wrapper_s_name(table: Any) -> None:
     for kind in table.names():
         for name in table.get(kind).tiny().build().state_dict():
             assert plain_name(name) == name
+            assert not is_adapter(name)
+
+
+def test_no_generator_has_a_wrapper_s_name() -> None:
+    config = UnifiedModelConfig.tiny()
+    for kind in GENERATORS.names():
+        for name in GENERATORS.get(kind).tiny().build(config.joints).state_dict():
+            assert plain_name(f"generator.{name}") == f"generator.{name}"
             assert not is_adapter(name)
 
 

@@ -240,13 +240,13 @@ def test_a_run_starts_from_its_parts(
     folder: Path, parts: tuple[Siglip2Encoder, SanaDecoder]
 ) -> None:
     tiny = UnifiedModelConfig.tiny()
-    channels, grid = parts[0].config.num_channels, parts[0].config.grid
+    channels = parts[0].config.num_channels
     model = dataclasses.replace(
         tiny,
         backbone=dataclasses.replace(tiny.backbone, image_channels=channels),
         image_encoder=parts[0].config,
         normalizer=type(tiny.normalizer)(),
-        dit=dataclasses.replace(tiny.dit, in_channels=channels, grid=grid, reference_channels=0),
+        generator=dataclasses.replace(tiny.generator, takes_reference=False),
         image_decoder=parts[1].config,
     )
     entry = MixtureEntry(source=JsonlConfig(path="toy.jsonl", name="toy"), task="text_to_image")
@@ -260,7 +260,7 @@ def test_a_run_starts_from_its_parts(
             steps=1,
             global_batch_size=1,
             micro_batch_size=1,
-            trainable=("dit",),
+            trainable=("generator",),
             optimizer=OptimizerConfig(lr=1e-3),
         ),
     )

@@ -329,9 +329,6 @@ def whole_model(kind: str, config: UnifiedModelConfig) -> UnifiedModelConfig:
         backbone=dataclasses.replace(config.backbone, image_channels=channels),
         image_encoder=encoder,
         normalizer=FeatureNormalizerConfig(),
-        dit=dataclasses.replace(
-            config.dit, in_channels=channels, grid=encoder.grid, reference_channels=channels
-        ),
         image_decoder=decoder,
     )
 

@@ -1,0 +1,128 @@
+"""A second generator, for tests only: one transformer that reads prompts and draws.
+
+Its plan is the keys and values of the prompts; its velocity is a pass of noisy tokens through the
+backbone's own layers, which see the prompt and all of the image. It knows nothing of query tokens
+and of a DiT, so it shows whether the seam between reading and drawing bears other generators.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any, ClassVar, Self
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from blip3o.models.generators import GENERATORS
+from blip3o.models.generators.plan import Joints, Plan, Prompts
+
+NAME = "one_transformer"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OneTransformerConfig:
+    """No sizes: they are those of the neighbors."""
+
+    kind: str = NAME
+    takes_reference: ClassVar[bool] = False
+    num_reserved_positions: ClassVar[int] = 4
+
+    @classmethod
+    def tiny(cls) -> Self:
+        return cls()
+
+    def check(self, joints: Joints) -> None:
+        del joints
+
+    def build(self, joints: Joints) -> "OneTransformer":
+        return OneTransformer(self, joints)
+
+
+class OneTransformer(nn.Module):
+    seams: ClassVar[tuple[str, ...]] = ("velocity",)
+    resident: ClassVar[tuple[str, ...]] = ()
+
+    def __init__(self, config: OneTransformerConfig, joints: Joints) -> None:
+        super().__init__()
+        self.config = config
+        self.patch_in = nn.Linear(joints.feature_channels + 1, joints.backbone_size)
+        self.patch_out = nn.Linear(joints.backbone_size, joints.feature_channels)
+
+    def plan(self, backbone: Any, prompts: Prompts, **options: bool) -> "CachePlan":
+        del options
+        cache, mask = backbone.new_cache(), prompts.attention_mask
+        backbone(backbone.embed(prompts.input_ids, prompts.images), mask, cache)
+        pairs = tuple((layer.keys, layer.values) for layer in cache.layers)
+        return CachePlan(self, backbone, mask, pairs)
+
+    def velocity(self, noisy: Tensor, sigma: Tensor, plan: "CachePlan") -> Tensor:
+        rows, length = noisy.shape[:2]
+        levels = sigma.to(noisy)[:, None, None].expand(rows, length, 1)
+        hidden = self.patch_in(torch.cat([noisy, levels], dim=-1))
+        cache = plan.backbone.new_cache()
+        for layer, (keys, values) in enumerate(plan.pairs):
+            cache.update(keys, values, layer)
+        seen = functional.pad(plan.mask, (0, length), value=True)
+        seen = seen[:, None, None].expand(rows, 1, length, -1)
+        positions = plan.mask.sum(1, keepdim=True) + torch.arange(length)
+        return self.patch_out(plan.backbone(hidden, seen, cache, positions))
+
+    def empty_plan(self, num_prompts: int, prompt_tokens: int) -> "CachePlan":
+        raise NotImplementedError
+
+    def compile_sampling(self) -> None:
+        """Nothing to compile."""
+
+
+@dataclasses.dataclass(eq=False)
+class CachePlan(Plan):
+    generator: OneTransformer
+    backbone: Any
+    mask: Tensor
+    pairs: tuple[tuple[Tensor, Tensor], ...]
+
+    def __len__(self) -> int:
+        return len(self.mask)
+
+    def null(self) -> Self:
+        return self.dropped(torch.ones(len(self), dtype=torch.bool))
+
+    def dropped(self, is_dropped: Tensor) -> Self:
+        return dataclasses.replace(self, mask=self.mask & ~is_dropped[:, None])
+
+    def select(self, rows: Tensor) -> Self:
+        return self.with_tensors([tensor[rows] for tensor in self.tensors()])
+
+    @classmethod
+    def join(cls, plans: Sequence[Self]) -> Self:
+        most = max(plan.mask.shape[1] for plan in plans)
+        padded = []
+        for plan in plans:
+            front = most - plan.mask.shape[1]
+            pads = [functional.pad(one, (0, 0, front, 0)) for one in plan.tensors()[1:]]
+            padded.append([functional.pad(plan.mask, (front, 0)), *pads])
+        return plans[0].with_tensors([torch.cat(same) for same in zip(*padded, strict=True)])
+
+    def velocity(self, noisy: Tensor, sigma: Tensor) -> Tensor:
+        return self.generator.velocity(noisy, sigma, self)
+
+    def tensors(self) -> tuple[Tensor, ...]:
+        return (self.mask, *(one for pair in self.pairs for one in pair))
+
+    def with_tensors(self, tensors: Sequence[Tensor]) -> Self:
+        mask, *rest = tensors
+        pairs = tuple(zip(rest[::2], rest[1::2], strict=True))
+        return dataclasses.replace(self, mask=mask, pairs=pairs)
+
+
+@pytest.fixture(autouse=True)
+def _one_more_generator(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The table line of the second generator."""
+    monkeypatch.setitem(GENERATORS._table, NAME, f"{__name__}:OneTransformerConfig")
+
+
+@pytest.fixture(params=[*GENERATORS.names(), NAME])
+def generator_name(request: pytest.FixtureRequest) -> str:
+    """Every generator of the table, and the one above."""
+    return request.param

@@ -1,0 +1,260 @@
+"""The contract of every generator, at its `tiny()` size, through code that knows none of them.
+
+The second generator of `conftest.py` is held to it as well.
+"""
+
+import copy
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from blip3o.core.config import from_dict, to_dict
+from blip3o.core.types import Batch
+from blip3o.flow.sigmas import UniformSigmas
+from blip3o.generate.pipeline import Blip3oPipeline
+from blip3o.models.generators import GENERATORS
+from blip3o.models.generators.plan import Plan, Prompts, join_plans
+from blip3o.models.unified import SamplingConfig, UnifiedModel, UnifiedModelConfig
+from blip3o.objectives.flow_matching import FlowMatching, FlowMatchingConfig
+from blip3o.serve.images import ImageMaker
+from blip3o.serve.jobs import ImageRequest, Job, Row
+from blip3o.text.chat import ChatConfig
+from blip3o.text.tokenizer import Tokenizer, train_tokenizer
+from blip3o.weights.folder import load_model, save_model
+
+TEXTS = ("a red cat", "a dog and a cat", "x", "a dog")
+SIZE = (4, 8)
+"""Tokens and channels of the tiny model's features."""
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Tokenizer:
+    return train_tokenizer(["draw: a red cat", "edit: a dog and a cat", "user\n"] * 3, 300)
+
+
+@pytest.fixture
+def model(generator_name: str, tokenizer: Tokenizer) -> UnifiedModel:
+    """The tiny model with the generator; every branch counts, because fresh gates may be zero."""
+    tiny = UnifiedModelConfig.tiny()
+    config = dataclasses.replace(
+        tiny,
+        backbone=dataclasses.replace(
+            tiny.backbone, image_token_id=tokenizer.image_pad_id, max_positions=96
+        ),
+        generator=GENERATORS.get(generator_name).tiny(),
+        chat=ChatConfig(system=None, generate="draw: {caption}", edit="edit: {instruction}"),
+        sampling=SamplingConfig(guidance_scale=2.0, num_inference_steps=3, num_decoder_steps=2),
+    )
+    torch.manual_seed(0)
+    model = config.build().eval()
+    for part in (model.generator, model.image_decoder):
+        for parameter in part.parameters():
+            nn.init.normal_(parameter, std=0.3)
+    for parameter in model.backbone.parameters():
+        if parameter.ndim > 1:
+            nn.init.normal_(parameter, std=0.3)
+    return model
+
+
+@pytest.fixture
+def pipe(model: UnifiedModel, tokenizer: Tokenizer) -> Blip3oPipeline:
+    return Blip3oPipeline(model, tokenizer)
+
+
+def random(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def plan_of(pipe: Blip3oPipeline, *texts: str) -> Plan:
+    chat = pipe.chat_template
+    return pipe.plan([chat.image_prompt(chat.generate_messages(text)) for text in texts])
+
+
+def near(got: Tensor, expected: Tensor, tolerance: float = 1e-5) -> None:
+    scale = float(expected.abs().max())
+    torch.testing.assert_close(got, expected, rtol=0, atol=tolerance * scale)
+
+
+def test_config_round_trips(generator_name: str) -> None:
+    config = GENERATORS.get(generator_name).tiny()
+    assert config.kind == generator_name
+    assert from_dict(type(config), to_dict(config)) == config
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_shape_and_type_follow_the_features(pipe: Blip3oPipeline, dtype: torch.dtype) -> None:
+    pipe.model.to(dtype)
+    noisy = random(2, *SIZE).to(dtype)
+    velocity = plan_of(pipe, *TEXTS[:2]).velocity(noisy, torch.tensor([0.2, 0.9]))
+    assert velocity.shape == noisy.shape
+    assert velocity.dtype == dtype
+    assert bool(velocity.isfinite().all())
+
+
+def test_builds_on_the_meta_device(model: UnifiedModel) -> None:
+    with torch.device("meta"):
+        sketch = model.config.build()
+    assert all(tensor.is_meta for tensor in sketch.generator.parameters())
+    assert sketch.state_dict().keys() == model.state_dict().keys()
+
+
+def test_gradient_reaches_every_weight_of_the_generator(pipe: Blip3oPipeline) -> None:
+    model = pipe.model
+    model.backbone.requires_grad_(False)
+    row = pipe.tokenizer.encode("a red cat")
+    ids = torch.tensor([row, row])
+    prompts = Prompts(
+        input_ids=ids,
+        attention_mask=torch.ones_like(ids).bool(),
+        reference=random(2, *SIZE, seed=3) if model.config.generator.takes_reference else None,
+    )
+    model.plan(prompts).velocity(
+        random(2, *SIZE), torch.tensor([0.3, 0.8])
+    ).square().sum().backward()
+    for name, parameter in model.generator.named_parameters():
+        assert parameter.grad is not None, name
+        assert float(parameter.grad.abs().sum()) > 0, name
+    assert all(parameter.grad is None for parameter in model.backbone.parameters())
+
+
+@torch.no_grad()
+def test_a_row_does_not_depend_on_its_batch(pipe: Blip3oPipeline) -> None:
+    noisy, sigma = random(4, *SIZE), torch.tensor([0.1, 0.4, 0.7, 1.0])
+    together = plan_of(pipe, *TEXTS).velocity(noisy, sigma)
+    for row, text in enumerate(TEXTS):
+        one = slice(row, row + 1)
+        near(plan_of(pipe, text).velocity(noisy[one], sigma[one]), together[one])
+
+
+@torch.no_grad()
+def test_plans_can_be_joined_selected_and_repeated(pipe: Blip3oPipeline) -> None:
+    noisy, sigma = random(4, *SIZE), torch.tensor([0.1, 0.4, 0.7, 1.0])
+    whole = plan_of(pipe, *TEXTS)
+    joined = join_plans([plan_of(pipe, text) for text in TEXTS])
+    assert len(joined) == len(whole) == 4
+    near(joined.velocity(noisy, sigma), whole.velocity(noisy, sigma))
+    turned = torch.tensor([2, 0, 3, 1])
+    near(
+        whole.select(turned).velocity(noisy[turned], sigma[turned]),
+        whole.velocity(noisy, sigma)[turned],
+    )
+    twice = plan_of(pipe, *TEXTS[:2]).repeat(2)
+    near(
+        twice.velocity(noisy, sigma),
+        whole.select(torch.tensor([0, 0, 1, 1])).velocity(noisy, sigma),
+    )
+    same = whole.with_tensors(whole.tensors())
+    assert torch.equal(same.velocity(noisy, sigma), whole.velocity(noisy, sigma))
+
+
+@torch.no_grad()
+def test_the_empty_prompt_is_the_same_for_all_prompts(pipe: Blip3oPipeline) -> None:
+    noisy = random(1, *SIZE).repeat(4, 1, 1)
+    plan, sigma = plan_of(pipe, *TEXTS), torch.full((4,), 0.6)
+    whole, null = plan.velocity(noisy, sigma), plan.null().velocity(noisy, sigma)
+    for row in range(4):
+        assert not torch.allclose(whole[row], null[row], atol=1e-3)
+    dropped = plan.dropped(torch.tensor([False, True, False, True])).velocity(noisy, sigma)
+    near(dropped, torch.stack([whole[0], null[1], whole[2], null[3]]))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("is_guided", [False, True])
+def test_the_fast_path_equals_the_plain_path(pipe: Blip3oPipeline, is_guided: bool) -> None:
+    plan, sigmas = plan_of(pipe, *TEXTS[:2]), torch.tensor([1.0, 0.4])
+    noisy = random(4, *SIZE)
+    options: dict[str, Any] = {"num_images": 2, "is_guided": is_guided}
+    fast, plain = plan.sampling(sigmas, **options), Plan.sampling(plan, sigmas, **options)
+    for step in range(2):
+        near(fast.velocity(noisy, step), plain.velocity(noisy, step))
+
+
+def test_it_copies(model: UnifiedModel, tokenizer: Tokenizer) -> None:
+    noisy, sigma = random(1, *SIZE), torch.ones(1)
+    velocities = [
+        plan_of(Blip3oPipeline(one, tokenizer), "x").velocity(noisy, sigma)
+        for one in (model, copy.deepcopy(model))
+    ]
+    assert torch.equal(*velocities)
+
+
+def test_flow_matching_trains_it(model: UnifiedModel) -> None:
+    for part in (model.backbone, model.image_encoder, model.image_decoder):
+        part.requires_grad_(False)
+    objective = FlowMatchingConfig(sigmas=UniformSigmas(), draws=4).build(model.config)
+    assert isinstance(objective, FlowMatching)
+    batch = Batch(
+        task="text_to_image",
+        indices=torch.arange(3),
+        epochs=torch.zeros(3, dtype=torch.int64),
+        input_ids=torch.randint(10, 290, (3, 6), generator=torch.Generator().manual_seed(0)),
+        attention_mask=torch.tensor([[True] * 6, [False] * 2 + [True] * 4, [True] * 6]),
+        target_features=random(3, 4, 16, seed=5),
+    )
+    optimizer = torch.optim.AdamW(model.generator.parameters(), lr=2e-2)
+    losses = []
+    for seed in range(60):
+        optimizer.zero_grad()
+        loss = objective(model, batch, seed).loss_sum
+        loss.backward()
+        optimizer.step()
+        losses.append(float(loss.detach()))
+    assert sum(losses[-10:]) < 0.7 * sum(losses[:10])
+
+
+def test_images_are_drawn_in_batches_and_alone(pipe: Blip3oPipeline) -> None:
+    seeds = [torch.Generator().manual_seed(seed) for seed in range(4)]
+    together = pipe(TEXTS, generator=seeds, output_type="pt").images
+    for row, text in enumerate(TEXTS):
+        alone = pipe(text, generator=torch.Generator().manual_seed(row), output_type="pt").images
+        torch.testing.assert_close(alone[0], together[row], rtol=0, atol=1e-3)
+    (edited,) = pipe.edit(Image.new("RGB", (20, 30), "red"), "x", generator=seeds[0]).images
+    assert edited.size == (16, 16)
+
+
+def test_a_folder_keeps_it(pipe: Blip3oPipeline, tmp_path: Path) -> None:
+    save_model(pipe.model, pipe.tokenizer, tmp_path / "m", torch.float32)
+    loaded = load_model(tmp_path / "m")
+    again = Blip3oPipeline(loaded.model, loaded.tokenizer)
+    images = [
+        one(TEXTS[0], generator=torch.Generator().manual_seed(0), output_type="pt").images
+        for one in (pipe, again)
+    ]
+    assert torch.equal(*images)
+
+
+def test_a_server_batches_it(pipe: Blip3oPipeline) -> None:
+    maker, rows = ImageMaker(pipe, 4), []
+    for seed, text in enumerate(TEXTS):
+        messages = pipe.chat_template.generate_messages(text)
+        request = ImageRequest(
+            kind="generate",
+            prompt=pipe.chat_template.image_prompt(messages),
+            seed=seed,
+            num_inference_steps=3,
+            guidance_scale=2.0,
+        )
+        rows.append(Row(Job(request, lambda event: None), request, 0))
+    together = [image.tobytes() for image in maker.make(rows)]
+    assert together == [maker.make([row])[0].tobytes() for row in rows]
+
+
+@pytest.mark.parametrize("mode", ["model", "sequential"])
+def test_offloading_changes_nothing(pipe: Blip3oPipeline, mode: str) -> None:
+    def run() -> Tensor:
+        generator = torch.Generator().manual_seed(0)
+        return pipe(TEXTS[0], generator=generator, output_type="pt").images
+
+    expected = run()
+    if mode == "model":
+        pipe.enable_model_cpu_offload("cpu")
+    else:
+        pipe.enable_sequential_cpu_offload("cpu")
+    assert any(parameter.is_meta for parameter in pipe.model.parameters())
+    assert torch.equal(run(), expected)
+    assert torch.equal(run(), expected)
