@@ -1,7 +1,8 @@
 """Configs are frozen dataclasses of plain data; this file reads, writes and overrides them.
 
 A field that holds a component is annotated with that component's base and names its table in the
-field's metadata (`component("blip3o.models.dit:DITS")`); the `kind` of its data picks the class.
+field's metadata (`component("blip3o.models.generators:GENERATORS")`); the `kind` of its data picks
+the class.
 
 A value that was written as text (`path=value`, YAML) is read by the type of its field: a text stays
 as it is, numbers are decimal, and lists and mappings are YAML. See `blip3o.core.scalars`.

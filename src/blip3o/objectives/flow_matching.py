@@ -53,8 +53,8 @@ class FlowMatching(nn.Module):
         model_config: the model to be trained; gives the shape of the features.
 
     Reference:
-        BLIP3-o section 3. Published training: mean over all elements, condition zeroed for a tenth
-        of the samples (parity family `qwen`).
+        BLIP3-o section 3. Published training: mean over all elements, a tenth of the prompts is
+        emptied (parity family `qwen`).
     """
 
     def __init__(self, config: FlowMatchingConfig, model_config: UnifiedModelConfig) -> None:

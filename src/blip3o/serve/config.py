@@ -27,6 +27,9 @@ class ServeConfig:
     unpadded_batches: bool = _option(
         False, "batches of any size: faster, but rounding depends on what shares a batch"
     )
+    compile: bool = _option(
+        False, "compile the sampler: faster after a slow first image of each batch size"
+    )
     max_queue: int = _option(64, "requests that may wait; more are answered 429")
     max_queue_pixels: int = _option(
         500_000_000,

@@ -87,6 +87,8 @@ class Engine(threading.Thread):
             if self._num_threads is not None:
                 torch.set_num_threads(self._num_threads)
                 torch.get_num_threads()  # a thread that never asked takes the latest one's number
+            if self._config.compile:
+                self._pipe.compile()
             self._maker = ImageMaker(
                 self._pipe,
                 self._config.max_batch,

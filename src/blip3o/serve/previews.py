@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from PIL import Image
 from torch import Tensor
 
+from blip3o.flow.path import velocity_to_clean
 from blip3o.serve.jobs import Preview, Row
 
 Decode = Callable[[Tensor, Tensor], list[Image.Image]]
@@ -53,9 +54,10 @@ class Previewer:
         ]
         if not due:
             return
-        level, interval = self._sigmas[step], self._sigmas[step] - self._sigmas[step - 1]
-        # The path is straight for one velocity: followed to level 0 it ends at a clean image.
-        clean = noisy[due] - level * (noisy[due] - before[due]) / interval
+        interval = self._sigmas[step] - self._sigmas[step - 1]
+        velocity = (noisy[due] - before[due]) / interval
+        sigma = noisy.new_full((len(due),), self._sigmas[step])
+        clean = velocity_to_clean(velocity, noisy[due], sigma)
         images = decode(clean.to(self._decoder_noise), self._decoder_noise[due])
         seconds = time.monotonic() - self._began
         for place, image in zip(due, images, strict=True):
