@@ -27,7 +27,7 @@ from blip3o.data.scenes.things import COLORS, NUMBER_WORDS, THINGS, plural
 from blip3o.data.scenes.types import Placed, Scene
 from blip3o.data.scenes.words import Group, join, phrase
 from blip3o.eval.detector import SceneDetector
-from blip3o.eval.rules import Detection, Wanted, judge, same_objects
+from blip3o.eval.scene_rules import SceneDetection, WantedThing, judge_scene, same_objects
 from blip3o.generate.write import image_generator
 
 ROOT = Path(__file__).parents[2]
@@ -60,7 +60,7 @@ def pipe() -> Blip3oPipeline:
     return Blip3oPipeline.from_pretrained("pocket")
 
 
-def asked_for(prompt: str) -> tuple[list[Wanted], tuple[int, str, int] | None] | None:
+def asked_for(prompt: str) -> tuple[list[WantedThing], tuple[int, str, int] | None] | None:
     """Returns what a prompt asks for; None if it is not of the bundled model's world."""
     relation, parts = None, re.split(r", | and ", prompt)
     for words, name in RELATIONS.items():
@@ -72,7 +72,7 @@ def asked_for(prompt: str) -> tuple[list[Wanted], tuple[int, str, int] | None] |
         if found is None:
             return None
         count = NUMBER_WORDS.index(found[1]) if found[1] in NUMBER_WORDS else 1
-        wanted.append(Wanted(thing=_NAMES[found[3]], color=found[2], count=count))
+        wanted.append(WantedThing(thing=_NAMES[found[3]], color=found[2], count=count))
     return wanted, relation
 
 
@@ -81,7 +81,7 @@ def check_image(image: Image.Image, prompt: str) -> None:
     assert asked is not None, prompt
     wanted, relation = asked
     found = detector().detect(image)
-    assert judge(found, wanted, relation, exact_count=True), (prompt, found)
+    assert judge_scene(found, wanted, relation, exact_count=True), (prompt, found)
     assert len(found) == sum(one.count for one in wanted), (prompt, found)
 
 
@@ -229,7 +229,7 @@ def test_requests_to_the_server(pipe: Blip3oPipeline) -> None:
             pytest.fail(f"nothing judges {content!r}")
 
 
-def scene_of(found: Sequence[Detection], background: str) -> Scene:
+def scene_of(found: Sequence[SceneDetection], background: str) -> Scene:
     objects = tuple(
         Placed(thing=one.thing, color=one.color, x=one.x, y=one.y, size=one.size) for one in found
     )
