@@ -89,9 +89,7 @@ class SceneDetector:
         poses = _first_poses(sprite_set(_STORED), window.mask)
         which = _likeliest(poses, ramps, window)
         poses, scores = _aligned(which, poses[which], ramps, window)
-        if (
-            scores.max() < self.min_score
-        ):  # the mask lacked pale parts, so the first poses were poor
+        if scores.max() < self.min_score:  # a mask without pale parts gives poor first poses
             poses, scores = _aligned(which, poses, ramps, window)
         second, first = np.argsort(scores)[-2:]
         pose, score = poses[first], float(scores[first])

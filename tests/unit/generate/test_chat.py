@@ -67,6 +67,12 @@ def test_no_name_and_an_open_quote_are_refused() -> None:
         image_paths("'x y")
 
 
+def test_a_single_image_is_reported_as_one_image(tiny_pipe: Blip3oPipeline) -> None:
+    out = io.StringIO()
+    converse(tiny_pipe, io.StringIO("/image a.png\n/quit\n"), out)
+    assert "> (1 image added)\n" in out.getvalue()
+
+
 def test_several_images_are_added_all_or_none(tiny_pipe: Blip3oPipeline) -> None:
     lines = ["/image a.png none.png", "/image a.png 'a b.png'", "/images a.png", "/image", "/quit"]
     out = io.StringIO()
