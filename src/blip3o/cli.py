@@ -95,12 +95,7 @@ def build_parser() -> argparse.ArgumentParser:
         description="Unified multimodal models that read and write text and images.",
         epilog="Run `blip3o COMMAND --help` for the options of a command.",
     )
-    parser.add_argument(
-        "--version",
-        action="version",
-        version=f"blip3o {__version__}",
-        help="show the version and exit",
-    )
+    parser.add_argument("--version", action="version", version=f"blip3o {__version__}")
     commands = _subcommands(parser)
 
     _add_image_commands(commands)
@@ -112,20 +107,10 @@ def build_parser() -> argparse.ArgumentParser:
 def _add_image_commands(commands: argparse._SubParsersAction) -> None:
     command = _command(commands, "generate", cli_commands.generate, "generate images from prompts")
     command.add_argument("prompt", nargs="*", help="prompt in quotes; may be repeated")
+    command.add_argument("--prompts", type=path, help="text file with one prompt per line")
+    add_out(command, "folder for the images; replaces those of an earlier call", default="outputs")
     command.add_argument(
-        "--prompts", type=path, metavar="FILE", help="text file with one prompt per line"
-    )
-    add_out(
-        command,
-        "folder for the images; replaces those of an earlier call",
-        default="outputs",
-    )
-    command.add_argument(
-        "--num-images",
-        type=whole,
-        default=1,
-        metavar="N",
-        help="images per prompt (default: %(default)s)",
+        "--num-images", type=whole, default=1, help="images per prompt (default: %(default)s)"
     )
     add_sampling(command)
 
@@ -134,9 +119,7 @@ def _add_image_commands(commands: argparse._SubParsersAction) -> None:
     add_text_sampling(command)
     add_pipeline(command)
 
-    command = _command(
-        commands, "chat", cli_commands.chat, "chat about text and images in the terminal"
-    )
+    command = _command(commands, "chat", cli_commands.chat, "chat about text and images")
     add_text_sampling(command)
     add_pipeline(command)
 
@@ -147,7 +130,7 @@ def _add_image_commands(commands: argparse._SubParsersAction) -> None:
     add_sampling(command)
 
     command = _command(
-        commands, "reconstruct", cli_commands.reconstruct, "encode an image and decode it again"
+        commands, "reconstruct", cli_commands.reconstruct, "encode and decode an image"
     )
     command.add_argument("image", help="image file to reconstruct")
     add_out(command, "file to write", check_file, default="reconstructed.png")
@@ -163,10 +146,7 @@ def _add_run_commands(commands: argparse._SubParsersAction) -> None:
     command = _command(commands, "train", cli_commands.train, "train a recipe or resume its run")
     command.add_argument("recipe", help="name of a recipe, or a YAML file")
     add_out(
-        command,
-        "run folder; the same call again resumes the run",
-        check_no_file,
-        required=True,
+        command, "run folder; the same call again resumes the run", check_no_file, required=True
     )
     _add_overrides(
         command,
@@ -189,14 +169,8 @@ def _add_run_commands(commands: argparse._SubParsersAction) -> None:
     data = commands.add_parser("data", help=summary, description=_sentence(summary))
     add_data_commands(_subcommands(data), _command)
 
-    command = _command(
-        commands, "scenes", cli_commands.scenes, "write the data set of procedural scenes"
-    )
-    add_out(
-        command,
-        "folder for the files; the same call again continues an unfinished one",
-        required=True,
-    )
+    command = _command(commands, "scenes", cli_commands.scenes, "write the data set of scenes")
+    add_out(command, "folder for the files; the same call again resumes the work", required=True)
     _add_overrides(
         command,
         "changed setting of the data set, such as num_scenes=1000",
@@ -206,37 +180,31 @@ def _add_run_commands(commands: argparse._SubParsersAction) -> None:
 
 def _add_model_commands(commands: argparse._SubParsersAction) -> None:
     command = _command(
-        commands, "convert", cli_commands.convert, "convert a checkpoint to another layout"
+        commands, "convert", cli_commands.convert, "convert a checkpoint between layouts"
     )
     command.add_argument("source", help="name of a model, model folder or training checkpoint")
     command.add_argument("dest", type=path, help="new or empty folder for the result")
     command.set_defaults(places={"dest": check_folder})
     command.add_argument(
-        "--to",
-        default="blip3o",
-        help="layout of the result: blip3o or published (default: %(default)s)",
+        "--to", default="blip3o", help="layout: blip3o or published (default: %(default)s)"
     )
     command.add_argument("--revision", help="branch, tag or commit of a hub model")
     command.add_argument(
         "--allow-pickle",
         action="store_true",
-        help="allow pytorch_model.bin, read as weights only, from a trusted source",
+        help="read pytorch_model.bin (weights only) of a trusted source",
     )
 
-    command = _command(
-        commands, "recipes", cli_commands.recipes, "list recipes, or show one as YAML"
-    )
+    command = _command(commands, "recipes", cli_commands.recipes, "list recipes or show one")
     command.add_argument(
         "action", nargs="?", choices=["list", "show"], default="list", help="default: list"
     )
     command.add_argument("name", nargs="?", help="name of the recipe to show")
     _command(commands, "models", cli_commands.models, "list the models and their names")
     command = _command(commands, "doctor", cli_commands.doctor, "describe this machine")
+    command.add_argument("--model", help="model whose memory use is also listed")
     command.add_argument(
-        "--model", help="model whose memory use is also listed, at each precision and offload"
-    )
-    command.add_argument(
-        "--device", default="auto", help="device that the model must fit on (default: %(default)s)"
+        "--device", default="auto", help="device for the model (default: %(default)s)"
     )
 
 

@@ -6,12 +6,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict, cast
 
-from blip3o.core.choices import (
-    PrecisionName,
-    check_offload,
-    check_precision,
-    check_quantization,
-)
+from blip3o.core.choices import check_offload, check_precision, check_quantization
 from blip3o.core.errors import UsageError
 from blip3o.core.files import home_path
 from blip3o.core.log import say
@@ -21,6 +16,7 @@ from blip3o.weights.names import check_name
 if TYPE_CHECKING:
     from PIL import Image
 
+    from blip3o.core.choices import PrecisionName
     from blip3o.generate.pipeline import Blip3oPipeline
     from blip3o.generate.text_settings import TextSettings
 
@@ -35,18 +31,13 @@ def _pipeline(options: argparse.Namespace) -> "Blip3oPipeline":
 
 class _Placement(TypedDict):
     device: str
-    dtype: PrecisionName
+    dtype: "PrecisionName"
     quantize: str | None
     offload: str
 
 
 def _placement(options: argparse.Namespace) -> _Placement:
-    return _Placement(
-        device=options.device,
-        dtype=options.dtype,
-        quantize=options.quantize,
-        offload=options.offload,
-    )
+    return cast("_Placement", {name: vars(options)[name] for name in _Placement.__annotations__})
 
 
 def generate(options: argparse.Namespace) -> None:
@@ -83,7 +74,7 @@ def ask(options: argparse.Namespace) -> None:
 
     *images, question = options.image
     if not images:
-        raise UsageError('no question: blip3o ask IMAGE... "QUESTION"')
+        raise UsageError('no question: give one after the images, blip3o ask IMAGE... "QUESTION"')
     check_question(question)
     images = [_image(image, options) for image in images]
     settings = _text_settings(options)
@@ -114,12 +105,7 @@ def _text_settings(options: argparse.Namespace) -> "TextSettings":
 
 def edit(options: argparse.Namespace) -> None:
     """Edits an image and prints the path of the result."""
-    from blip3o.generate.checks import (
-        check_image_path,
-        check_prompt,
-        check_sampling,
-        drawn_seed,
-    )
+    from blip3o.generate.checks import check_image_path, check_prompt, check_sampling, drawn_seed
 
     check_image_path(options.out)
     check_prompt(options.instruction)
@@ -251,7 +237,7 @@ def recipes(options: argparse.Namespace) -> None:
         )
     if options.action == "show":
         if options.name is None:
-            raise UsageError("which recipe? blip3o recipes show NAME")
+            raise UsageError("no recipe: give its name, blip3o recipes show NAME")
         check_recipe(options.name)
         print(recipe_yaml(options.name), end="")
     else:

@@ -29,16 +29,16 @@ def add_data_commands(commands: argparse._SubParsersAction, add: AddCommand) -> 
     command = add(commands, "lint", _lint, "find broken records before training")
     _add_paths(command)
     command.add_argument(
-        "--task", action="append", default=[], help="task that every record must serve; repeatable"
+        "--task",
+        action="append",
+        default=[],
+        help="task to check; repeatable (default: the likely tasks)",
     )
     command.add_argument(
-        "--min-px",
-        type=count,
-        default=64,
-        help="report images with a shorter side (default: %(default)s)",
+        "--min-px", type=count, default=64, help="report shorter sides (default: %(default)s)"
     )
     command.add_argument(
-        "--max-tokens", type=count, help="report longer texts; data.max_text_tokens of a run"
+        "--max-tokens", type=count, help="report longer texts, as data.max_text_tokens of a run"
     )
     command.add_argument(
         "--model",
@@ -89,18 +89,13 @@ def _add_paths(command: argparse.ArgumentParser) -> None:
 
 def _add_image_folder(command: argparse.ArgumentParser) -> None:
     command.add_argument(
-        "--image-folder",
-        type=path_text,
-        help="folder that the image paths of a list are relative to",
+        "--image-folder", type=path_text, help="folder that image paths are relative to"
     )
 
 
 def _add_jobs(command: argparse.ArgumentParser) -> None:
     command.add_argument(
-        "--jobs",
-        type=count,
-        default=os.cpu_count() or 1,
-        help="number of processes (default: %(default)s)",
+        "--jobs", type=count, default=os.cpu_count() or 1, help="processes (default: %(default)s)"
     )
 
 

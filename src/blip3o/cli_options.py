@@ -40,11 +40,7 @@ def add_out(
 
 
 def add_pipeline(command: argparse.ArgumentParser) -> None:
-    """Adds the options that select a model and how it is loaded.
-
-    Args:
-        command: the command's parser.
-    """
+    """Adds the options that select a model and how it is loaded."""
     command.add_argument(
         "--model",
         default="pocket",
@@ -83,11 +79,7 @@ def _choices(names: Sequence[str]) -> str:
 
 
 def add_seed(command: argparse.ArgumentParser) -> None:
-    """Adds the seed of image generation.
-
-    Args:
-        command: the command's parser.
-    """
+    """Adds the seed of image generation."""
     command.add_argument(
         "--seed",
         type=whole,
@@ -97,11 +89,7 @@ def add_seed(command: argparse.ArgumentParser) -> None:
 
 
 def add_sampling(command: argparse.ArgumentParser) -> None:
-    """Adds the options of image sampling and those of `add_pipeline`.
-
-    Args:
-        command: the command's parser.
-    """
+    """Adds the options of image sampling and those of `add_pipeline`."""
     add_seed(command)
     command.add_argument(
         "--steps", type=whole, help="DiT steps, 1 to 1000 (default: that of the model)"
@@ -113,11 +101,7 @@ def add_sampling(command: argparse.ArgumentParser) -> None:
 
 
 def add_text_sampling(command: argparse.ArgumentParser) -> None:
-    """Adds the options of text sampling.
-
-    Args:
-        command: the command's parser.
-    """
+    """Adds the options of text sampling."""
     command.add_argument(
         "--temperature",
         type=real,

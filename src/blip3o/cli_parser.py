@@ -70,26 +70,12 @@ def path_text(text: str) -> str:
 
 
 def path(text: str) -> Path:
-    """Returns the result of `path_text` as a path.
-
-    Args:
-        text: as for `path_text`.
-
-    Raises:
-        argparse.ArgumentTypeError: as for `path_text`.
-    """
+    """Returns the result of `path_text` as a path."""
     return Path(path_text(text))
 
 
 def whole(text: str) -> int:
-    """Returns an integer.
-
-    Args:
-        text: decimal digits, in the same form as in settings.
-
-    Raises:
-        argparse.ArgumentTypeError: for any other text.
-    """
+    """Returns the integer in a text, which has the same form as in settings."""
     number = Text(text).whole()
     if number is None:
         raise argparse.ArgumentTypeError(f"invalid int value: {shown(text)}; give a whole number")
@@ -97,14 +83,7 @@ def whole(text: str) -> int:
 
 
 def real(text: str) -> float:
-    """Returns a number.
-
-    Args:
-        text: a decimal number, in the same form as in settings.
-
-    Raises:
-        argparse.ArgumentTypeError: for any other text.
-    """
+    """Returns the number in a text, which has the same form as in settings."""
     number = Text(text).real()
     if number is None:
         raise argparse.ArgumentTypeError(f"invalid float value: {shown(text)}; give a number")
@@ -112,14 +91,7 @@ def real(text: str) -> float:
 
 
 def count(text: str) -> int:
-    """Returns a positive integer.
-
-    Args:
-        text: as for `whole`.
-
-    Raises:
-        argparse.ArgumentTypeError: for any other text.
-    """
+    """Returns the positive integer in a text."""
     number = whole(text)
     if number < 1:
         raise argparse.ArgumentTypeError(f"must be at least 1, got {text}")

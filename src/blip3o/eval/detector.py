@@ -14,14 +14,7 @@ from PIL import Image
 from blip3o.data.scenes.things import COLORS, THINGS
 from blip3o.eval.scene_rules import SceneDetection
 from blip3o.eval.segmentation import IMAGE_PX, Bools, Floats, Window, box, parts, planes, windows
-from blip3o.eval.sprites import (
-    SpriteSet,
-    color_distances,
-    draw,
-    paint,
-    ramps_of_colors,
-    sprite_set,
-)
+from blip3o.eval.sprites import SpriteSet, color_distances, draw, paint, ramps_of_colors, sprite_set
 
 UNKNOWN = "unknown"
 """Thing or color of an object that matches none of the known ones."""

@@ -78,7 +78,7 @@ def image_paths(text: str) -> list[str]:
     """
     whole = text.strip()
     if not whole:
-        raise UsageError("which file? /image FILE")
+        raise UsageError("no file: give its name, /image FILE")
     if _exists(whole):
         return [whole]
     try:
