@@ -1,4 +1,4 @@
-"""What every DiT of the table must do, at its `tiny()` size."""
+"""Contract of every DiT in the table, at `tiny()` size."""
 
 import copy
 from typing import Any
@@ -15,7 +15,7 @@ each_dit = pytest.mark.parametrize("name", DITS.names())
 
 
 def build(name: str) -> Any:
-    """Returns a network whose every branch counts: fresh gates may be zero."""
+    """Returns a network with random weights, as new gates may be zero."""
     torch.manual_seed(0)
     dit = DITS.get(name).tiny().build()
     for parameter in dit.parameters():
@@ -73,7 +73,7 @@ def test_gradient_reaches_every_parameter_and_the_condition(name: str) -> None:
 
 
 @each_dit
-def test_saved_weights_give_equal_bits(name: str) -> None:
+def test_saved_weights_give_bit_equal_outputs(name: str) -> None:
     dit = build(name)
     again = DITS.get(name).tiny().build()
     again.load_state_dict(load(save(dit.state_dict())), strict=True)
@@ -104,7 +104,7 @@ def test_prepared_context_equals_the_plain_path(name: str) -> None:
 
 
 @each_dit
-def test_is_deterministic_and_copies(name: str) -> None:
+def test_is_deterministic_and_can_be_copied(name: str) -> None:
     dit = build(name)
     arguments = inputs(dit.config)
     first = dit.velocity(*arguments)

@@ -14,7 +14,7 @@ TOLERANCE = 1e-6
 
 @pytest.mark.parity_cases("pooling/*.safetensors")
 def test_pooled_tokens_equal_recorded_tokens(case: Any) -> None:
-    """The window is that of the shapes, and of the pooling's name where one is written down."""
+    """The window follows from the shapes and agrees with a recorded name of the pooling."""
     recorded = case.tensors()
     facts = json_beside(case)
     names = [name.removesuffix("_input") for name in recorded if name.endswith("_input")]

@@ -22,7 +22,7 @@ from blip3o.weights.shards import read
 
 LATENTS_TOLERANCE = 5e-4
 UNET_TOLERANCE = 5e-5
-IMAGE_TOLERANCE = 5e-5  # of pixels in [0, 1]
+IMAGE_TOLERANCE = 5e-5  # for pixels in [0, 1]
 
 each_run = pytest.mark.parity_cases("sdxl_decoder/run_*.safetensors")
 each_part = pytest.mark.parity_cases("sdxl_decoder/single_forward*.safetensors")
@@ -80,7 +80,7 @@ def load(case: Any, num_tokens: int) -> SdxlDecoder:
 
 
 def load_run(case: Any) -> SdxlDecoder:
-    """Returns the decoder set as in a recorded run, its empty condition among the weights."""
+    """Returns the decoder with the settings of a recorded run and its empty condition."""
     recorded, run = case.tensors(), run_settings(case)
     decoder = load(case, recorded["cond_features"].shape[1])
     scheduler = {name: value for name, value in run["scheduler"].items() if name != "class"}
@@ -138,7 +138,7 @@ def test_vae_decoder_equals_recorded_pixels(case: Any) -> None:
 
 
 @each_run
-def test_scheduler_visits_the_recorded_levels(case: Any) -> None:
+def test_scheduler_uses_the_recorded_noise_levels(case: Any) -> None:
     run, recorded = run_settings(case), case.tensors()
     decoder = load_run(case)
     steps = run["num_inference_steps"]
@@ -149,8 +149,8 @@ def test_scheduler_visits_the_recorded_levels(case: Any) -> None:
 
 
 @each_run
-def test_unet_is_asked_as_in_the_recording(case: Any) -> None:
-    """The condition comes first in the batch; its token mean stands for the pooled text."""
+def test_unet_inputs_equal_recorded_inputs(case: Any) -> None:
+    """The condition comes first in the batch; the mean of its tokens replaces the pooled text."""
     recorded, run = case.tensors(), run_settings(case)
     decoder = load_run(case)
     calls: list[tuple[dict[str, Any], Tensor]] = []
@@ -206,7 +206,7 @@ def test_images_equal_recorded_images(case: Any) -> None:
 
 @each_run
 def test_a_published_folder_gives_the_recorded_images(case: Any, tmp_path: Path) -> None:
-    """From diffusers' files through the production loader to pixels."""
+    """The production loader reads diffusers files and the decoder generates pixels."""
     recorded, run, settings = case.tensors(), run_settings(case), beside(case, "decoder.json")
     scheduler = {"_class_name": run["scheduler"]["class"], **run["scheduler"]}
     configs = {
@@ -242,7 +242,7 @@ def test_a_published_folder_gives_the_recorded_images(case: Any, tmp_path: Path)
 
 
 def test_published_sizes() -> None:
-    """The released files hold 2 525 520 644 and 83 653 863 parameters."""
+    """The released files have 2,525,520,644 and 83,653,863 parameters."""
     config = SdxlDecoderConfig.published()
     assert (config.image_px, config.noise_shape) == (1024, (4, 128, 128))
     with torch.device("meta"):

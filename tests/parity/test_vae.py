@@ -18,7 +18,7 @@ TOLERANCE = 5e-5
 
 
 def load(autoencoder: AutoencoderConfig, image_px: int, weights: dict[str, Any]) -> VaeEncoder:
-    """Returns the encoder with the recorded weights of its half."""
+    """Returns the encoder with the encoder half of the recorded autoencoder weights."""
     encoder = VaeEncoderConfig(image_px=image_px, autoencoder=autoencoder).build()
     other_half = ("decoder.", "post_quant_conv.")
     half = {name: value for name, value in weights.items() if not name.startswith(other_half)}
