@@ -10,7 +10,7 @@ import re
 import runpy
 import shlex
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -134,17 +134,19 @@ def command_of(line: str) -> list[str] | None:
     return words[1:] if is_ours and words[1] in ("generate", "ask", "edit", "reconstruct") else None
 
 
-def sessions() -> Iterator[Any]:
-    """Yields the commands of each console block that use the bundled model, in order."""
+def sessions() -> dict[str, list[list[str]]]:
+    """Returns the commands of each console block that use the bundled model, in order."""
+    found = {}
     for page in PAGES:
         for number, block in enumerate(blocks(page, "console")):
             words = [command_of(line) for line in block.replace("\\\n", " ").splitlines()]
             ours = [one for one in words if one and "--model" not in one]
             if ours:
-                yield pytest.param(ours, id=f"{page.name} {number}")
+                found[f"{page.name} {number}"] = ours
+    return found
 
 
-@pytest.mark.parametrize("commands", list(sessions()))
+@pytest.mark.parametrize("commands", sessions().values(), ids=sessions())
 def test_commands(
     commands: Sequence[list[str]],
     tmp_path: Path,
@@ -173,13 +175,13 @@ def test_commands(
             assert same_objects(after, before)
 
 
-def pocket_code() -> list[Any]:
-    return [
-        pytest.param(code, id=f"{page.name} {number}")
+def pocket_code() -> dict[str, str]:
+    return {
+        f"{page.name} {number}": code
         for page in PAGES
         for number, code in enumerate(blocks(page, "python"))
         if 'from_pretrained("pocket")' in code
-    ]
+    }
 
 
 def first_argument(code: str, name: str, position: int = 0) -> str:
@@ -190,7 +192,7 @@ def first_argument(code: str, name: str, position: int = 0) -> str:
     raise LookupError(name)
 
 
-@pytest.mark.parametrize("code", pocket_code())
+@pytest.mark.parametrize("code", pocket_code().values(), ids=pocket_code())
 def test_python(code: str) -> None:
     names: dict[str, Any] = {}
     torch.manual_seed(0)
