@@ -32,7 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     _open_closed_streams()
     options = build_parser().parse_args(arguments)
-    for stream in (sys.stdin, sys.stdout):  # names of files and records may not be valid Unicode
+    for stream in (sys.stdin, sys.stdout):  # file names may be invalid Unicode
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     try:
@@ -50,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of the output has closed it, as `head` does
         _drop_output()
         return EXIT_FAILURE
-    except Exception as error:  # noqa: BLE001  (a bug: one line without --debug)
+    except Exception as error:  # noqa: BLE001  (bugs: one line, or all with --debug)
         if isinstance(error, OSError) and error.filename is None and _comes_from_printing(error):
             error.filename = "the standard output"
             _drop_output()

@@ -61,9 +61,9 @@ def run_benchmark(
         model: a bundled model's name, a model folder or a hub id.
         out: folder to write to; created if missing.
         overrides: `path=value` changes of the benchmark's settings.
-        revision: branch, tag or commit of a hub id.
+        revision: branch, tag or commit of a hub model.
         model_overrides: `path=value` changes of the model's settings.
-        device: where the model runs.
+        device: device of the model.
         dtype: precision of the weights.
         quantize: as for `Blip3oPipeline.from_pretrained`.
         offload: as for `Blip3oPipeline.from_pretrained`.

@@ -168,13 +168,13 @@ def _regions(mask: Bools) -> NDArray[np.intp]:
 
 
 def box(mask: Bools) -> tuple[int, int, int, int]:
-    """Returns the exclusive bounding box (left, top, right, bottom) of a mask's set pixels."""
+    """Returns the box (left, top, right, bottom) of a mask; right and bottom are exclusive."""
     columns, rows = np.flatnonzero(mask.any(axis=0)), np.flatnonzero(mask.any(axis=1))
     return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
 
 
 def _joined(regions: NDArray[np.intp]) -> NDArray[np.intp]:
-    """Merges each region inside the box of another, from which pale spots have separated it."""
+    """Merges each region into the one whose box contains it; pale spots can split an object."""
     numbers = np.argsort(-np.bincount(regions.ravel())[1:]) + 1
     boxes = {number: box(regions == number) for number in numbers.tolist()}
     for number, (left, top, right, bottom) in boxes.items():
