@@ -72,7 +72,7 @@ class Chatter:
         self.engine.start()
         self.engine.wait_until_ready()
 
-    def ask(self, number: int, temperature: float, max_tokens: int) -> "Said":
+    def ask(self, number: int, temperature: float, max_tokens: int) -> "Answer":
         """Asks a question and waits for the answer."""
         color = COLORS[number // len(QUESTIONS) % len(COLORS)]
         images = [Image.new("RGB", (96, 96), color)]
@@ -96,10 +96,10 @@ class Chatter:
         is_done.wait()
         (end,) = ends
         assert isinstance(end, Answered), end
-        return Said("".join(pieces), end.answer_tokens)
+        return Answer("".join(pieces), end.answer_tokens)
 
 
-class Said(NamedTuple):
+class Answer(NamedTuple):
     """An answer and its number of tokens."""
 
     text: str
@@ -119,12 +119,12 @@ def load(
     chatter: Chatter, clients: int, requests: int, temperature: float, max_tokens: int
 ) -> Measured:
     """Runs all clients and returns the measurements."""
-    said: dict[int, Said] = {}
+    given: dict[int, Answer] = {}
 
     def one(client: int) -> None:
         for turn in range(requests):
             number = client * requests + turn
-            said[number] = chatter.ask(number, temperature, max_tokens)
+            given[number] = chatter.ask(number, temperature, max_tokens)
 
     threads = [threading.Thread(target=one, args=(client,)) for client in range(clients)]
     start, cpu_start = time.perf_counter(), time.process_time()
@@ -133,8 +133,8 @@ def load(
     for thread in threads:
         thread.join()
     seconds, cpu_seconds = time.perf_counter() - start, time.process_time() - cpu_start
-    num_tokens = sum(one.num_tokens for one in said.values())
-    answers = [said[number].text for number in sorted(said)]
+    num_tokens = sum(one.num_tokens for one in given.values())
+    answers = [given[number].text for number in sorted(given)]
     return Measured(num_tokens / seconds, num_tokens / cpu_seconds, num_tokens, answers)
 
 

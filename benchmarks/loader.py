@@ -88,7 +88,7 @@ def theirs(folder: Path, num_batches: int) -> float:
     for _ in range(num_batches):
         batch = list(itertools.islice(rows, BATCH))
         pixels = torch.stack([one for one, _ in batch])
-        captions = [said for _, said in batch]
+        captions = [caption for _, caption in batch]
         assert (len(pixels), len(captions)) == (BATCH, BATCH)
     return num_batches * BATCH / (time.perf_counter() - start)
 
@@ -132,15 +132,15 @@ def index_a_million(folder: Path) -> dict[str, float]:
         "print(len(index), built, after - before, loaded)"
     )
     command = [sys.executable, "-c", code, str(path)]
-    said = subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()
+    output = subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()
     side_car = path.with_name(path.name + ".index.npz").stat().st_size
     path.unlink()
     return {
         "members": 1_000_000,
-        "records": int(said[0]),
-        "build_s": float(said[1]),
-        "build_peak_mb": float(said[2]),
-        "load_s": float(said[3]),
+        "records": int(output[0]),
+        "build_s": float(output[1]),
+        "build_peak_mb": float(output[2]),
+        "load_s": float(output[3]),
         "side_car_mb": side_car / 1e6,
     }
 

@@ -139,13 +139,12 @@ def _preparer(model: str, max_tokens: int | None) -> "Preparer | None":
 
     stored = open_model(to_local(model))
     config = stored.config
-    keeps_shape = config.question_images.mode == "aspect"  # then a backbone has `token_px`
     return Preparer(
         chat=ChatTemplate(stored.tokenizer, config.chat, config.num_prompt_image_tokens),
         image_px=config.image_encoder.image_px,
         max_text_tokens=max_tokens,
         question_images=config.question_images,
-        token_px=config.backbone.token_px if keeps_shape else 1,
+        token_px=config.backbone.token_px if config.question_images.mode == "aspect" else 1,
     )
 
 

@@ -234,9 +234,9 @@ def test_answers_of_a_server_equal_single_answers(pipe: Blip3oPipeline) -> None:
         ([], "x", {"temperature": 2.0, "seed": 1, "max_new_tokens": 2}),
         ([TALL], "What is this?", {"temperature": 2.0, "seed": 2, "stop": ("a", "e")}),
     ]
-    said: list[dict[int, str]] = [{} for _ in asked]
+    given: list[dict[int, str]] = [{} for _ in asked]
     jobs = []
-    for (images, question, settings), answers in zip(asked, said, strict=True):
+    for (images, question, settings), answers in zip(asked, given, strict=True):
         messages = [user(f"{IMAGE_MARK}\n" * len(images) + question)]
         sampling = TextSampling.of(**settings)
         request = ChatRequest(messages=messages, images=images, sampling=sampling, count=2)
@@ -256,7 +256,7 @@ def test_answers_of_a_server_equal_single_answers(pipe: Blip3oPipeline) -> None:
     )
     while queue or desk.is_busy:
         desk.work(0.0)
-    for (images, question, settings), answers in zip(asked, said, strict=True):
+    for (images, question, settings), answers in zip(asked, given, strict=True):
         for number in range(2):
             seed = settings.get("seed", 0) + number
             expected = pipe.ask(images, question, **{**settings, "seed": seed})

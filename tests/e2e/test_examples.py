@@ -160,14 +160,14 @@ def test_commands(
         if words[0] != "generate" and not Path(files[0]).exists():
             continue  # the example uses a photo of the reader
         assert main(words) == 0
-        said = capsys.readouterr().out
+        output = capsys.readouterr().out
         if words[0] == "generate":
             rows = (options.out / "metadata.jsonl").read_text().splitlines()
             assert len(rows) == len(options.prompt) * options.num_images
             for row in map(json.loads, rows):
                 check_image(Image.open(options.out / row["file"]), row["prompt"])
         elif words[0] == "ask":
-            assert said == right_answer(Image.open(files[0]), files[1]) + "\n"
+            assert output == right_answer(Image.open(files[0]), files[1]) + "\n"
         elif words[0] == "edit":
             check_edit(Image.open(files[0]), Image.open(options.out), options.instruction)
         else:
@@ -238,9 +238,11 @@ def scene_of(found: Sequence[SceneDetection], background: str) -> Scene:
     return Scene(background=background, objects=objects)
 
 
-def check_description(said: str, image: Image.Image) -> None:
-    background = said.rpartition(", on a")[2].removeprefix("n").strip().removesuffix(" background")
-    assert said == detailed_caption(scene_of(detector().detect(image), background))
+def check_description(output: str, image: Image.Image) -> None:
+    background = (
+        output.rpartition(", on a")[2].removeprefix("n").strip().removesuffix(" background")
+    )
+    assert output == detailed_caption(scene_of(detector().detect(image), background))
 
 
 def test_the_demo(
@@ -248,12 +250,12 @@ def test_the_demo(
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["demo.py", "--out", str(tmp_path)])
     demo = runpy.run_path(str(ROOT / "examples" / "demo.py"), run_name="__main__")
-    said = capsys.readouterr().out
+    output = capsys.readouterr().out
     images = [Image.open(one) for one in sorted(tmp_path.glob("0*.png"))]
     for image, prompt in zip(images, demo["PROMPTS"], strict=False):
         check_image(image, prompt)
     check_edit(images[0], images[-1], demo["INSTRUCTION"])
-    (description,) = re.findall(r"described the third image: (.*)", said)
+    (description,) = re.findall(r"described the third image: (.*)", output)
     check_description(description, images[2])
 
 

@@ -47,20 +47,22 @@ class RecordedCase:
             ending: "forward" selects the file NAME_forward next to NAME_weights; None selects the
                 file of the case.
         """
-        values = load_file(self.path if ending is None else self._beside(f"_{ending}.safetensors"))
+        values = load_file(
+            self.path if ending is None else self._with_ending(f"_{ending}.safetensors")
+        )
         half = torch.float16
         return {name: v.float() if v.dtype == half else v for name, v in values.items()}
 
     def settings(self) -> dict[str, Any]:
         """Returns the JSON of the case: its own file, or NAME.json next to NAME_weights."""
-        path = self.path if self.path.suffix == ".json" else self._beside(".json")
+        path = self.path if self.path.suffix == ".json" else self._with_ending(".json")
         return json.loads(path.read_text(encoding="utf-8"))
 
     def neighbor(self, name: str) -> "RecordedCase":
         """Returns the case of another file in the same folder."""
         return RecordedCase(self.path.with_name(name))
 
-    def _beside(self, ending: str) -> Path:
+    def _with_ending(self, ending: str) -> Path:
         name = self.path.stem.rpartition("_")[0]
         return self.path.with_name(name + ending)
 

@@ -16,7 +16,7 @@ TOLERANCE = 1e-6
 def test_pooled_tokens_equal_recorded_tokens(case: Any) -> None:
     """The window follows from the shapes and agrees with a recorded name of the pooling."""
     recorded = case.tensors()
-    facts = json_beside(case)
+    facts = json_of(case)
     names = [name.removesuffix("_input") for name in recorded if name.endswith("_input")]
     assert names
     for name in names:
@@ -30,6 +30,6 @@ def test_pooled_tokens_equal_recorded_tokens(case: Any) -> None:
         torch.testing.assert_close(pooled, grid, rtol=0, atol=TOLERANCE)
 
 
-def json_beside(case: Any) -> dict[str, Any]:
+def json_of(case: Any) -> dict[str, Any]:
     path = case.path.with_suffix(".json")
     return type(case)(path).settings() if path.exists() else {}

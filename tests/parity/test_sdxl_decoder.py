@@ -28,12 +28,8 @@ each_run = pytest.mark.parity_cases("sdxl_decoder/run_*.safetensors")
 each_part = pytest.mark.parity_cases("sdxl_decoder/single_forward*.safetensors")
 
 
-def beside(case: Any, name: str) -> Any:
-    return type(case)(case.path.with_name(name))
-
-
 def run_settings(case: Any) -> dict[str, Any]:
-    settings = beside(case, "decoder.json").settings()
+    settings = case.neighbor("decoder.json").settings()
     return settings["runs"][case.path.stem.removeprefix("run_")]
 
 
@@ -70,10 +66,10 @@ def config_from(recorded: dict[str, Any], num_tokens: int) -> SdxlDecoderConfig:
 
 
 def load(case: Any, num_tokens: int) -> SdxlDecoder:
-    decoder = config_from(beside(case, "decoder.json").settings(), num_tokens).build()
+    decoder = config_from(case.neighbor("decoder.json").settings(), num_tokens).build()
     weights = {"empty_features": torch.zeros_like(decoder.empty_features)}
     for part in ("unet", "vae"):
-        recorded = beside(case, f"{part}_weights.safetensors").tensors()
+        recorded = case.neighbor(f"{part}_weights.safetensors").tensors()
         weights |= {f"{part}.{name}": value for name, value in recorded.items()}
     decoder.load_state_dict(weights, strict=True)
     return decoder.eval()
@@ -124,11 +120,11 @@ def test_unet_and_vae_equal_recorded_outputs(case: Any) -> None:
 @each_part
 def test_vae_decoder_equals_recorded_pixels(case: Any) -> None:
     recorded = case.tensors()
-    settings = beside(case, "decoder.json").settings()["vae_config"]
+    settings = case.neighbor("decoder.json").settings()["vae_config"]
     side = recorded["vae.decode_output"].shape[-1]
     config = VaeDecoderConfig(image_px=side, autoencoder=vae_config_from(settings))
     decoder = config.build().eval()
-    weights = beside(case, "vae_weights.safetensors").tensors()
+    weights = case.neighbor("vae_weights.safetensors").tensors()
     half = {f"vae.{n}": v for n, v in weights.items() if not n.startswith(("encoder.", "quant_"))}
     decoder.load_state_dict(half, strict=True)
     features = latents_to_features(recorded["vae.decode_input"], config.autoencoder)
@@ -207,7 +203,7 @@ def test_images_equal_recorded_images(case: Any) -> None:
 @each_run
 def test_a_published_folder_gives_the_recorded_images(case: Any, tmp_path: Path) -> None:
     """The production loader reads diffusers files and the decoder generates pixels."""
-    recorded, run, settings = case.tensors(), run_settings(case), beside(case, "decoder.json")
+    recorded, run, settings = case.tensors(), run_settings(case), case.neighbor("decoder.json")
     scheduler = {"_class_name": run["scheduler"]["class"], **run["scheduler"]}
     configs = {
         "unet/config.json": settings.settings()["unet_config"],

@@ -31,12 +31,8 @@ each_run = pytest.mark.parity_cases("siglip2_sana/run_*.safetensors")
 each_manifest = pytest.mark.parity_cases("manifests/siglip2_sana*.json")
 
 
-def beside(case: Any, name: str) -> Any:
-    return type(case)(case.path.with_name(name))
-
-
 def recorded_settings(case: Any) -> dict[str, Any]:
-    return beside(case, "sana.json").settings()
+    return case.neighbor("sana.json").settings()
 
 
 def run_settings(case: Any) -> dict[str, Any]:
@@ -98,7 +94,7 @@ def decoder_config_from(
 
 def load_encoder(case: Any, skip_last: int = 1) -> Siglip2Encoder:
     encoder = encoder_config_from(recorded_settings(case)["siglip_config"], skip_last).build()
-    weights = beside(case, "weights.safetensors").tensors()
+    weights = case.neighbor("weights.safetensors").tensors()
     tower = {
         name.replace(TOWER, "tower."): value
         for name, value in weights.items()
@@ -118,7 +114,7 @@ def load_decoder(case: Any, **changes: Any) -> SanaDecoder:
         settings["input_size"],
     )
     decoder = dataclasses.replace(config, **changes).build()
-    recorded = beside(case, "weights.safetensors").tensors()
+    recorded = case.neighbor("weights.safetensors").tensors()
     weights = {
         own.removeprefix("image_decoder."): value
         for name, value in recorded.items()
@@ -190,7 +186,7 @@ def test_vae_decoder_equals_recorded_pixels(case: Any) -> None:
     side = recorded["ae.decode_output"].shape[-1]
     config = VaeDecoderConfig(image_px=side, autoencoder=autoencoder_config_from(settings))
     decoder = config.build().eval()
-    weights = beside(case, "weights.safetensors").tensors()
+    weights = case.neighbor("weights.safetensors").tensors()
     half = {name: value for name, value in weights.items() if name.startswith("vae.decoder.")}
     decoder.load_state_dict(half, strict=True)
     features = latents_to_features(recorded["ae.decode_input"], config.autoencoder)
@@ -212,7 +208,7 @@ def test_scheduler_uses_the_recorded_noise_levels(case: Any) -> None:
 def test_features_and_empty_condition_equal_recorded_states(case: Any) -> None:
     """The batch is [black, black, ..., image, image, ...]."""
     recorded = case.tensors()
-    parts = beside(case, "parts.safetensors").tensors()
+    parts = case.neighbor("parts.safetensors").tensors()
     pixels = torch.stack([parts[f"pixels_{i}"] for i in run_settings(case)["image_indices"]])
     with torch.no_grad():
         features = load_encoder(case)(pixels)
@@ -235,7 +231,7 @@ def test_a_published_folder_gives_the_recorded_images(case: Any, tmp_path: Path)
     (tmp_path / "config.json").write_text(json.dumps(data))
     shutil.copyfile(case.path.with_name("weights.safetensors"), tmp_path / "model.safetensors")
     parts = load_siglip2_sana(tmp_path)
-    given = beside(case, "parts.safetensors").tensors()
+    given = case.neighbor("parts.safetensors").tensors()
     pixels = torch.stack([given[f"pixels_{i}"] for i in run["image_indices"]])
     with torch.no_grad():
         features = parts.image_encoder(pixels)

@@ -61,9 +61,9 @@ def test_a_file_where_a_folder_is_wanted_is_refused_before_any_work(
     capsys: pytest.CaptureFixture[str], image: None, words: list[str], tmp_path: Path
 ) -> None:
     for out in ("a.png", "a.png/x/y"):
-        said = refusal(capsys, [*words, "--out", out])
-        assert f"cannot write to {out}" in said
-        assert "is a file; give the name of a folder" in said
+        message = refusal(capsys, [*words, "--out", out])
+        assert f"cannot write to {out}" in message
+        assert "is a file; give the name of a folder" in message
     assert [one.name for one in tmp_path.iterdir()] == ["a.png"]
 
 
@@ -177,11 +177,11 @@ def test_a_new_seed_is_drawn_and_printed(
         seeds = set()
         for option in ("--seed=-1", "--seed=-1"):
             assert main([name, *words, option, *model]) == 0
-            said = [one for one in capsys.readouterr().err.splitlines() if one.startswith("seed ")]
-            seeds.add(int(said[0].split()[1]))
+            lines = [one for one in capsys.readouterr().err.splitlines() if one.startswith("seed ")]
+            seeds.add(int(lines[0].split()[1]))
         assert len(seeds) == 2
         assert min(seeds) >= 0
-        drawn = int(said[0].split()[1])
+        drawn = int(lines[0].split()[1])
         file = Path("out/0000-0.png" if name == "generate" else words[-1])
         before = file.read_bytes()
         if name == "generate":
@@ -252,8 +252,8 @@ def test_a_disk_that_cannot_be_written_is_reported_in_one_line(
         raise OSError(number, os.strerror(number), "runs/x/sheet.png")
 
     monkeypatch.setattr(cli_commands, "models", fail)
-    said = refusal(capsys, ["models"])
-    assert said.startswith("blip3o: error: cannot use runs/x/sheet.png: ")
+    message = refusal(capsys, ["models"])
+    assert message.startswith("blip3o: error: cannot use runs/x/sheet.png: ")
 
 
 def test_a_disk_error_of_a_library_is_recognized(

@@ -47,7 +47,7 @@ def test_every_module_imports_offline_with_base_dependencies_only() -> None:
         if not module.name.endswith("__main__") and not module.name.startswith(NEED_AN_EXTRA)
     ]
     assert len(names) > 50
-    said = _run(
+    output = _run(
         "import importlib, socket, sys\n"
         "def refuse(*_, **__): raise OSError('network')\n"
         "socket.socket.connect = socket.getaddrinfo = refuse\n"
@@ -55,7 +55,7 @@ def test_every_module_imports_offline_with_base_dependencies_only() -> None:
         f"for name in {names!r}: importlib.import_module(name)\n"
         "print('transformers' in sys.modules)"
     )
-    assert said.strip() == "False", "a module imports transformers outside an adapter function"
+    assert output.strip() == "False", "a module imports transformers outside an adapter function"
 
 
 def test_lower_layers_import_only_allowed_packages() -> None:
