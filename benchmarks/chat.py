@@ -1,14 +1,15 @@
-"""Tokens a second of chats: answers side by side against one by one, in one engine each.
+"""Measures tokens per second of chats: several answers at a time against one at a time.
 
 python benchmarks/chat.py [--clients 8] [--requests 10] [--repeats 5] [--threads N] [--note TEXT]
 
-Both engines have the same model and settings but for `max_chats`; they work in turn, never at the
-same time. Every client sends its next request when the last is answered. The answers are compared:
-they must be the same in both. There are two loads, of the same questions about images. The bundled
-model answers in a few words, and then most of the time goes into reading the prompt, which every
-request does by itself; so the other load has long answers, drawn at a temperature at which hardly
-any ends. Where others use the machine too, the processor's time says more about the work than the
-clock.
+Two engines share a model and differ only in `max_chats`. They are measured in turn, never at the
+same time. Every client sends its next request when the previous one is answered. The script checks
+that both engines give equal answers.
+
+Two loads ask the same questions about images. The bundled model gives short answers, for which most
+of the time is spent on the prompt, and prompts are not batched. The other load has long answers:
+its temperature is so high that the stop token is rarely drawn. On a shared machine, CPU time is a
+better measure than wall-clock time.
 """
 
 import argparse
@@ -21,7 +22,7 @@ import sys
 import threading
 import time
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from blip3o.serve.exact import steady_kernels
 
@@ -39,14 +40,14 @@ from blip3o.serve.engine import Engine  # noqa: E402
 from blip3o.serve.jobs import Answered, ChatRequest, Event, Failed, Job, Text  # noqa: E402
 
 BAR = 2.0
-"""Least speedup of long answers that is good enough."""
+"""Required speedup of long answers."""
 TEMPERATURES = {"long_answers": 100.0, "short_answers": 1.0}
 QUESTIONS = ("What is in the image?", "How many are there?", "Describe the image.", "Where is it?")
 COLORS = ("red", "navy", "green", "gold")
 
 
 class Silent:
-    """Is told what an engine does, and keeps it to itself."""
+    """An observer of an engine that ignores all events."""
 
     def batch(self, num_rows: int, seconds: float) -> None:
         """See `Observer`."""
@@ -61,7 +62,7 @@ class Chatter:
     Args:
         pipe: the pipeline.
         num_threads: CPU threads.
-        max_chats: answers written at once.
+        max_chats: answers that are generated at the same time.
     """
 
     def __init__(self, pipe: Blip3oPipeline, num_threads: int, max_chats: int) -> None:
@@ -71,8 +72,8 @@ class Chatter:
         self.engine.start()
         self.engine.wait_until_ready()
 
-    def ask(self, number: int, temperature: float, max_tokens: int) -> "Said":
-        """Asks and waits for the answer."""
+    def ask(self, number: int, temperature: float, max_tokens: int) -> "Answer":
+        """Asks a question and waits for the answer."""
         color = COLORS[number // len(QUESTIONS) % len(COLORS)]
         images = [Image.new("RGB", (96, 96), color)]
         text = f"{IMAGE_MARK}\n{QUESTIONS[number % len(QUESTIONS)]}"
@@ -95,26 +96,35 @@ class Chatter:
         is_done.wait()
         (end,) = ends
         assert isinstance(end, Answered), end
-        return Said("".join(pieces), end.answer_tokens)
+        return Answer("".join(pieces), end.answer_tokens)
 
 
-class Said(NamedTuple):
-    """An answer and its tokens."""
+class Answer(NamedTuple):
+    """An answer and its number of tokens."""
 
     text: str
     num_tokens: int
 
 
+class Measured(NamedTuple):
+    """Measurements of one run of a load."""
+
+    tokens_per_second: float
+    tokens_per_cpu_second: float
+    num_tokens: int
+    answers: list[str]
+
+
 def load(
     chatter: Chatter, clients: int, requests: int, temperature: float, max_tokens: int
-) -> dict[str, Any]:
-    """Lets all clients ask and returns how it went."""
-    said: dict[int, Said] = {}
+) -> Measured:
+    """Runs all clients and returns the measurements."""
+    given: dict[int, Answer] = {}
 
     def one(client: int) -> None:
         for turn in range(requests):
             number = client * requests + turn
-            said[number] = chatter.ask(number, temperature, max_tokens)
+            given[number] = chatter.ask(number, temperature, max_tokens)
 
     threads = [threading.Thread(target=one, args=(client,)) for client in range(clients)]
     start, cpu_start = time.perf_counter(), time.process_time()
@@ -123,67 +133,67 @@ def load(
     for thread in threads:
         thread.join()
     seconds, cpu_seconds = time.perf_counter() - start, time.process_time() - cpu_start
-    num_tokens = sum(one.num_tokens for one in said.values())
-    return {
-        "tokens_per_second": num_tokens / seconds,
-        "tokens_per_cpu_second": num_tokens / cpu_seconds,
-        "tokens": num_tokens,
-        "answers": [said[number].text for number in sorted(said)],
-    }
+    num_tokens = sum(one.num_tokens for one in given.values())
+    answers = [given[number].text for number in sorted(given)]
+    return Measured(num_tokens / seconds, num_tokens / cpu_seconds, num_tokens, answers)
 
 
 def spread(values: list[float]) -> dict[str, float]:
-    """Returns the middle and the ends of what was measured."""
+    """Returns median, minimum and maximum."""
     return {"median": statistics.median(values), "min": min(values), "max": max(values)}
 
 
 def measure(
     chatters: dict[str, Chatter], temperature: float, options: argparse.Namespace
-) -> dict[str, Any]:
-    """Returns the figures of one load, engine by engine and run by run."""
+) -> dict[str, object]:
+    """Returns the measurements of one load for both engines."""
     sizes = options.clients, options.requests, temperature, options.max_tokens
-    runs: dict[str, list[dict[str, Any]]] = {name: [] for name in chatters}
+    runs: dict[str, list[Measured]] = {name: [] for name in chatters}
     for repeat in range(options.repeats):
-        # In turn first and second, as what is measured first may find the machine otherwise.
+        # The order alternates, because the first engine may find the machine in another state.
         for name in sorted(chatters, reverse=bool(repeat % 2)):
             runs[name].append(load(chatters[name], *sizes))
-    answers = [run.pop("answers") for some in runs.values() for run in some]
-    figures = ("tokens_per_second", "tokens_per_cpu_second")
+    answers = [run.answers for some in runs.values() for run in some]
     pairs = list(zip(runs["together"], runs["one_by_one"], strict=True))
     return {
-        "tokens_of_a_run": runs["together"][0]["tokens"],
+        "tokens_of_a_run": runs["together"][0].num_tokens,
         "requests_of_a_run": options.clients * options.requests,
         "answers_are_equal": all(one == answers[0] for one in answers),
-        "speedup": spread([a[figures[0]] / b[figures[0]] for a, b in pairs]),
-        "speedup_by_cpu_time": spread([a[figures[1]] / b[figures[1]] for a, b in pairs]),
+        "speedup": spread([a.tokens_per_second / b.tokens_per_second for a, b in pairs]),
+        "speedup_by_cpu_time": spread(
+            [a.tokens_per_cpu_second / b.tokens_per_cpu_second for a, b in pairs]
+        ),
         **{
-            name: {figure: spread([run[figure] for run in some]) for figure in figures}
+            name: {
+                "tokens_per_second": spread([run.tokens_per_second for run in some]),
+                "tokens_per_cpu_second": spread([run.tokens_per_cpu_second for run in some]),
+            }
             for name, some in runs.items()
         },
     }
 
 
 def main() -> None:
-    """Measures, interleaved, and prints and stores the figures."""
+    """Measures both engines in turn, prints the results and writes them to a file."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", default="pocket")
     parser.add_argument("--dtype", default="auto")
     parser.add_argument("--clients", type=int, default=8)
-    parser.add_argument("--requests", type=int, default=10, help="of each client, in a run")
+    parser.add_argument("--requests", type=int, default=10, help="requests per client and run")
     parser.add_argument("--max-tokens", type=int, default=96)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--note", default="", help="what else the machine did")
+    parser.add_argument("--note", default="", help="other load on the machine, for the results")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/chat.json"))
     options = parser.parse_args()
-    torch.set_num_threads(1)  # the cores are the engines'
+    torch.set_num_threads(1)  # leaves the cores to the engines
     pipe = Blip3oPipeline.from_pretrained(options.model, device="cpu", dtype=options.dtype)
     chatters = {
         "together": Chatter(pipe, options.threads, options.clients),
         "one_by_one": Chatter(pipe, options.threads, 1),
     }
     for chatter in chatters.values():
-        load(chatter, options.clients, 1, 1.0, 8)  # warm
+        load(chatter, options.clients, 1, 1.0, 8)  # warm-up
     measured = {name: measure(chatters, one, options) for name, one in TEMPERATURES.items()}
     commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True).stdout
     results = {

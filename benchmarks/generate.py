@@ -1,4 +1,4 @@
-"""Times text to image with the bundled model: cold (process start to files) and warm.
+"""Measures text to image with the bundled model, cold (from process start to files) and warm.
 
 python benchmarks/generate.py [--repeats 5] [--out benchmarks/results/generate.json]
 """
@@ -26,7 +26,7 @@ PROMPTS = (
 
 
 def cold(steps: int) -> float:
-    """Returns the seconds of a whole `blip3o generate` process for four prompts."""
+    """Returns the seconds that a `blip3o generate` process takes for four prompts."""
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-m", "blip3o", "generate", *PROMPTS]
         start = time.perf_counter()
@@ -37,7 +37,7 @@ def cold(steps: int) -> float:
 
 
 def warm(pipe: Blip3oPipeline, steps: int, batched: bool) -> float:
-    """Returns the seconds for four images in a process that has drawn before."""
+    """Returns the seconds that four images take in a warm process."""
     start = time.perf_counter()
     generators = [torch.Generator().manual_seed(seed) for seed in range(len(PROMPTS))]
     if batched:
@@ -49,12 +49,12 @@ def warm(pipe: Blip3oPipeline, steps: int, batched: bool) -> float:
 
 
 def describe(seconds: list[float]) -> dict[str, float]:
-    """Returns median and spread."""
+    """Returns median, minimum and maximum."""
     return {"median": statistics.median(seconds), "min": min(seconds), "max": max(seconds)}
 
 
 def main() -> None:
-    """Measures, interleaved, and prints and stores the figures."""
+    """Measures all variants in turn, prints the results and writes them to a file."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--steps", type=int, default=24)

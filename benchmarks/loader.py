@@ -1,10 +1,10 @@
-"""Times the loader against the webdataset library, at any place, and times building an index.
+"""Compares the loader with the webdataset library, and measures random access and indexing.
 
 python benchmarks/loader.py [--repeats 5] [--out benchmarks/results/loader.json]
 
-Both read the same shards, decode the same images with the same function and give the same batches
-of pixels and captions, in one process. Ours also shuffles over all records and can begin anywhere;
-webdataset's reads shards from start to end, with a shuffle buffer as is usual.
+Both read the same shards in one process, decode images with the same function and return batches of
+pixels and captions. Our loader also shuffles over all records and can start at any of them.
+webdataset reads shards from start to end, with the usual shuffle buffer.
 """
 
 import argparse
@@ -19,9 +19,9 @@ import sys
 import tarfile
 import tempfile
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
 import torch
@@ -37,7 +37,7 @@ PX, BATCH, SHARD_RECORDS = 96, 64, 1000
 
 
 def write_shards(folder: Path, num_shards: int) -> None:
-    """Writes shards of JPEGs of 256 pixels, with captions."""
+    """Writes shards of JPEG images of 256 pixels with captions."""
     rng = np.random.default_rng(0)
     images = []
     for _ in range(50):
@@ -54,14 +54,14 @@ def write_shards(folder: Path, num_shards: int) -> None:
 
 
 def add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
-    """Adds a member to a tar."""
+    """Adds a member to a tar file."""
     info = tarfile.TarInfo(name)
     info.size = len(data)
     tar.addfile(info, io.BytesIO(data))
 
 
 def ours(folder: Path, num_batches: int) -> float:
-    """Returns records a second of our loader, opening of the indexed shards included."""
+    """Returns records per second of our loader, including the time to open indexed shards."""
     start = time.perf_counter()
     source = WebDatasetConfig(path=f"{folder}/bench-*.tar", name="bench")
     entry = MixtureEntry(source=source, task="text_to_image")
@@ -75,7 +75,7 @@ def ours(folder: Path, num_batches: int) -> float:
 
 
 def theirs(folder: Path, num_batches: int) -> float:
-    """Returns records a second of the webdataset library with the same decoder."""
+    """Returns records per second of the webdataset library with the same decoder."""
     import webdataset
 
     def prepare(sample: dict[str, bytes]) -> tuple[Tensor, str]:
@@ -84,17 +84,17 @@ def theirs(folder: Path, num_batches: int) -> float:
     start = time.perf_counter()
     urls = sorted(str(path) for path in folder.glob("bench-*.tar"))
     samples = webdataset.WebDataset(urls, shardshuffle=100).shuffle(1000).map(prepare)
-    rows: Iterator[Any] = iter(cast("Iterable[Any]", samples))
+    rows = iter(cast("Iterable[tuple[Tensor, str]]", samples))
     for _ in range(num_batches):
         batch = list(itertools.islice(rows, BATCH))
         pixels = torch.stack([one for one, _ in batch])
-        captions = [said for _, said in batch]
+        captions = [caption for _, caption in batch]
         assert (len(pixels), len(captions)) == (BATCH, BATCH)
     return num_batches * BATCH / (time.perf_counter() - start)
 
 
 def first_batch(folder: Path, start: int) -> float:
-    """Returns the seconds from nothing to the batch that begins with a sample."""
+    """Returns the seconds to create a loader and read the batch that starts at a sample."""
     began = time.perf_counter()
     source = WebDatasetConfig(path=f"{folder}/bench-*.tar", name="bench")
     entry = MixtureEntry(source=source, task="text_to_image")
@@ -105,14 +105,14 @@ def first_batch(folder: Path, start: int) -> float:
 
 
 def order_of_30_million(number: int) -> float:
-    """Returns the seconds to the first position of a source of 30 million records."""
+    """Returns the seconds to find the position of a sample among 30 million records."""
     began = time.perf_counter()
     RecordOrder([10_000] * 3000, 0, "order").position(number // 30_000_000, number % 30_000_000)
     return time.perf_counter() - began
 
 
 def index_a_million(folder: Path) -> dict[str, float]:
-    """Returns time and memory of indexing one shard of a million tiny members."""
+    """Returns time and memory to index one shard of a million tiny members."""
     path = folder / "million.tar"
     header = tarfile.TarInfo("0000000.txt")
     header.size = 8
@@ -123,7 +123,7 @@ def index_a_million(folder: Path) -> dict[str, float]:
         file.write(bytes(10240))
     code = (
         "import re, sys, time; from blip3o.data.sources.shards import make_index, load_index;"
-        # Not getrusage: a process starts with the peak of the one that started it.
+        # getrusage is not used, because its peak starts at that of the parent process.
         "status = lambda: open('/proc/self/status').read();"
         "peak = lambda: int(re.search(r'VmHWM:\\s+(\\d+)', status())[1]) / 1024;"
         "before, start = peak(), time.perf_counter(); index = make_index(sys.argv[1]);"
@@ -132,26 +132,26 @@ def index_a_million(folder: Path) -> dict[str, float]:
         "print(len(index), built, after - before, loaded)"
     )
     command = [sys.executable, "-c", code, str(path)]
-    said = subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()
+    output = subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()
     side_car = path.with_name(path.name + ".index.npz").stat().st_size
     path.unlink()
     return {
         "members": 1_000_000,
-        "records": int(said[0]),
-        "build_s": float(said[1]),
-        "build_peak_mb": float(said[2]),
-        "load_s": float(said[3]),
+        "records": int(output[0]),
+        "build_s": float(output[1]),
+        "build_peak_mb": float(output[2]),
+        "load_s": float(output[3]),
         "side_car_mb": side_car / 1e6,
     }
 
 
 def describe(values: list[float]) -> dict[str, float]:
-    """Returns median and spread."""
+    """Returns median, minimum and maximum."""
     return {"median": statistics.median(values), "min": min(values), "max": max(values)}
 
 
 def main() -> None:
-    """Measures, interleaved, and prints and stores the figures."""
+    """Measures both loaders in turn, prints the results and writes them to a file."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--shards", type=int, default=8)
@@ -166,7 +166,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         write_shards(folder, options.shards)
-        ours(folder, 1), theirs(folder, 1)  # the index, and the page cache
+        ours(folder, 1), theirs(folder, 1)  # builds the index and fills the page cache
         for _ in range(options.repeats):
             rates["blip3o"].append(ours(folder, options.batches))
             rates["webdataset"].append(theirs(folder, options.batches))

@@ -1,13 +1,13 @@
-"""Times the DiT's sampler: our own plain loop against our fast path, taking turns in one run.
+"""Compares two samplers of the DiT: a plain loop and the fast path, measured in turn.
 
 python benchmarks/sample.py [--repeats 7] [--threads 2] [--out benchmarks/results/sample.json]
 
-Both are ours, and nothing of the original program is in this repository: the plain loop
-(`draw_plain`) asks the whole network at every step, and the tests hold the fast path
-against it.
+Both samplers are our own code; this repository has no code of the original program. The plain loop
+(`draw_plain`) runs the whole network at every step, and tests compare the fast path with
+it.
 
-Networks have random weights: speed does not depend on them. A ratio is taken of each pair of
-neighboring runs, so that a machine that slows down for a while slows both sides.
+Networks have random weights, because speed does not depend on weights. Each ratio is that of two
+consecutive runs, so a temporary slowdown of the machine affects both.
 """
 
 import argparse
@@ -45,14 +45,14 @@ DITS = {
         multiple_of=32,
     )
     for name, width, num_layers, num_heads in (("256_wide", 256, 6, 8), ("1024_wide", 1024, 4, 16))
-    for grid in (4, 8)  # of the bundled model, and of the released ones
+    for grid in (4, 8)  # the grids of the bundled and of the released models
 }
 SMALL = "256_wide_16_tokens"
 BATCH = 8
 
 
 def build(dit: NextDiTConfig) -> UnifiedModel:
-    """Returns a tiny model around a DiT."""
+    """Returns a tiny model with a DiT of the given size."""
     tiny = UnifiedModelConfig.tiny()
     encoder, decoder, grid = tiny.image_encoder, tiny.image_decoder, dit.grid
     generator = QueryDiTConfig(
@@ -88,9 +88,9 @@ class Setting:
 
     Args:
         model: the network.
-        num_prompts: conditions.
-        num_images: images of each.
-        device: where to run.
+        num_prompts: number of conditions.
+        num_images: images per condition.
+        device: device of the model.
     """
 
     def __init__(
@@ -108,7 +108,7 @@ class Setting:
         self.noise = draw(num_prompts * num_images, tokens, channels)
 
     def run(self, sample: Callable[..., Tensor]) -> tuple[float, Tensor]:
-        """Returns the seconds that a sampler takes, and what it draws."""
+        """Returns the seconds that a sampler takes and its features."""
         start = time.perf_counter()
         features = sample(self.plan, self.noise, GUIDANCE, SAMPLING)
         if features.is_cuda:
@@ -131,14 +131,14 @@ def draw_plain(plan: QueryPlan, noise: Tensor, scale: float, sampling: SamplingC
 
 
 def describe(values: list[float]) -> dict[str, float]:
-    """Returns median and spread."""
+    """Returns median, minimum and maximum."""
     numbers = {"median": statistics.median(values), "min": min(values), "max": max(values)}
     return {name: round(number, 4) for name, number in numbers.items()}
 
 
 def compare(setting: Setting, fast: Callable[..., Tensor], repeats: int) -> dict[str, object]:
-    """Returns seconds and ratios of the plain and the fast sampler."""
-    (_, expected), (_, got) = setting.run(draw_plain), setting.run(fast)  # warms up
+    """Returns the seconds of both samplers and their ratios."""
+    (_, expected), (_, got) = setting.run(draw_plain), setting.run(fast)  # warm-up
     difference = float((got - expected).abs().max() / expected.abs().max())
     pairs = [(setting.run(draw_plain)[0], setting.run(fast)[0]) for _ in range(repeats)]
     return {
@@ -152,7 +152,7 @@ def compare(setting: Setting, fast: Callable[..., Tensor], repeats: int) -> dict
 def scale(
     one: Setting, many: Setting, fast: Callable[..., Tensor], repeats: int
 ) -> dict[str, object]:
-    """Returns how many times more images a second a batch gives than one image alone."""
+    """Returns images per second of a batch and of one image, and their ratio."""
     one.run(fast), many.run(fast)
     pairs = [(one.run(fast)[0], many.run(fast)[0]) for _ in range(repeats)]
     size = len(many.noise)
@@ -164,11 +164,13 @@ def scale(
 
 
 def main() -> None:
-    """Measures, and prints and stores the figures."""
+    """Measures all settings, prints the results and writes them to a file."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--compile", action="store_true", help="compiled layers; graphs on CUDA")
+    parser.add_argument(
+        "--compile", action="store_true", help="compile the layers; on CUDA also use graphs"
+    )
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/sample.json"))
     options = parser.parse_args()

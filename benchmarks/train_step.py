@@ -1,21 +1,20 @@
-"""Times training steps of the generation stage: our code with its savings off and on, in turns.
+"""Measures training steps of the generation stage with our savings off and on, in turn.
 
 python benchmarks/train_step.py [--repeats 7] [--threads 2] [--sizes 256_wide 512_wide released]
     [--out benchmarks/results/train_step.json]
 
-Everything that runs here is ours; nothing of the original program is in this repository. `plain` is
-our code with its savings switched off, so that it does the work that the original does as well:
-gradient flows through the whole prompt of the frozen backbone, vocabulary logits are computed and
-thrown away, and the image encoder runs in every step. `saved` leaves out the first two, `cached`
-also reads the features. Every variant takes the same batch and noise, so losses and gradients
-must agree. Ratios are taken inside one round of all variants, so that a machine that slows down
-slows all of them. `ragged` and `packed` are `cached` with prompts of several lengths, padded and
-padding-free.
+All variants are our own code; this repository has no code of the original program. `plain` has the
+savings switched off and does the same work as the original: the gradient flows through the whole
+prompt of the frozen backbone, vocabulary logits are computed and discarded, and the image encoder
+runs in every step. `saved` omits the first two. `cached` also reads the image features instead of
+computing them. `ragged` and `packed` are `cached` with prompts of several lengths, padded and
+padding-free. All variants use the same batch and noise, so losses and gradients must agree. Each
+ratio is taken within one round of all variants, so a slowdown of the machine affects all of them.
 
-Two shares decide what the savings are worth. The logits have the share that they have in the
-released 8B: about 8 % of what the backbone's layers compute. The image encoder's is small in
-`256_wide` and `512_wide`; `released` is the released 8B made narrow, with its ratios of widths and
-nearly its encoder's share (59 % of a plain step there). The results say both as they are here.
+The gain depends on two shares, which the results include. The logits have the same share as in the
+released 8B: about 8 % of the computation of the backbone's layers. The share of the image encoder
+is small in `256_wide` and `512_wide`. `released` is a narrow version of the released 8B with its
+ratios of widths and nearly its encoder share, which is 59 % of a plain step there.
 """
 
 import argparse
@@ -34,6 +33,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
+from blip3o.core.config import evolve
 from blip3o.core.types import Batch
 from blip3o.flow.sigmas import UniformSigmas
 from blip3o.models.backbones import packed
@@ -52,25 +52,25 @@ COMPARED = {
     "plain_cached_over_cached": "the same two steps, where both read the features",
     "ragged_over_packed": "our step with padded prompts, over ours without padding",
 }
-"""Which two are divided in each ratio of the results; none of them is the original program."""
+"""Numerator and denominator of each ratio; neither is the original program."""
 
 PATCH_PX, GRID, IMAGE_TOKEN = 8, 8, 5
 NUM_QUERIES = 64  # published
-PROMPT_TOKENS = 160  # a long caption of about 120 tokens and the words of the chat around it
+PROMPT_TOKENS = 160  # a long caption of about 120 tokens and the chat template
 BATCH = 4
 PLAIN = {"prompt_gradient": True, "text_logits": True}
-RAGGED_PROMPTS = (160, 120, 80, 40)  # tokens of each row
+RAGGED_PROMPTS = (160, 120, 80, 40)  # number of tokens in each row
 
 
 class Variant(NamedTuple):
-    """A way to do a step.
+    """A variant of a training step.
 
     Args:
-        settings: of the objective.
+        settings: settings of the objective.
         cached: whether features are read instead of computed.
-        ragged: whether prompts differ in length.
-        packed: whether the backbone leaves out their padding.
-        reference: the variant whose loss and gradients it must have.
+        ragged: whether prompts have different lengths.
+        packed: whether the backbone skips padding.
+        reference: variant with the same loss and gradients.
     """
 
     settings: dict[str, bool]
@@ -84,16 +84,17 @@ VARIANTS = {
     "plain": Variant(PLAIN),
     "saved": Variant({}),
     "cached": Variant({}, cached=True),
-    "plain_cached": Variant(PLAIN, cached=True),  # tells what the features alone are worth
+    "plain_cached": Variant(PLAIN, cached=True),  # isolates the gain from reading features
     "ragged": Variant({}, cached=True, ragged=True, reference="ragged"),
     "packed": Variant({}, cached=True, ragged=True, packed=True, reference="ragged"),
 }
 
 
 def logits_share(backbone: Qwen3BackboneConfig | Qwen2_5VLBackboneConfig) -> float:
-    """Returns what the vocabulary logits compute, as a share of what a backbone's layers do."""
+    """Returns the computation of the vocabulary logits relative to that of the layers."""
     width = backbone.hidden_size
-    head_dim = getattr(backbone, "head_dim", width // backbone.num_heads)
+    is_qwen3 = isinstance(backbone, Qwen3BackboneConfig)
+    head_dim = backbone.head_dim if is_qwen3 else width // backbone.num_heads
     attention = 2 * (backbone.num_heads + backbone.num_kv_heads) * head_dim * width
     layer = attention + 3 * width * backbone.intermediate_size
     return backbone.vocab_size * width / (backbone.num_layers * layer)
@@ -104,16 +105,16 @@ RELEASED = Qwen2_5VLBackboneConfig.published_8b()
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Size:
-    """A model for a CPU; DiT and encoder are half as wide as the backbone, as published.
+    """Sizes of a model for a CPU; DiT and encoder are half as wide as the backbone, as published.
 
-    The vocabulary is so large that the logits have the share that they have in the released 8B.
+    The vocabulary has the size at which the logits have the same share as in the released 8B.
 
     Args:
-        width: of the backbone.
-        feed_forward: hidden units of the backbone's, in widths.
-        layers: of backbone, image encoder and DiT.
-        encoder_feed_forward: hidden units of the encoder's, in its widths.
-        pool: side of the squares of patches that make one feature.
+        width: width of the backbone.
+        feed_forward: feed-forward width of the backbone, in widths of the backbone.
+        layers: number of layers of backbone, image encoder and DiT.
+        encoder_feed_forward: feed-forward width of the encoder, in widths of the encoder.
+        pool: side of the squares of patches that are pooled into one feature.
     """
 
     width: int
@@ -124,11 +125,11 @@ class Size:
 
     @property
     def image_px(self) -> int:
-        """Returns the side of images."""
+        """Returns the side of images in pixels."""
         return self.pool * GRID * PATCH_PX
 
     def config(self) -> UnifiedModelConfig:
-        """Returns the model."""
+        """Returns the config of the model."""
         width, half = self.width, self.width // 2
         backbone_layers, encoder_layers, dit_layers = self.layers
         backbone = Qwen3BackboneConfig(
@@ -174,19 +175,19 @@ SIZES = {
     "released": Size(
         width=512,
         feed_forward=RELEASED.intermediate_size / RELEASED.hidden_size,
-        layers=(7, 28, 6),  # in proportion (28 : 64 : 24) the narrow encoder's share is smaller
+        layers=(7, 28, 6),  # with 28 : 64 : 24, the share of the narrow encoder would be smaller
         encoder_feed_forward=15_360 / 1792,
-        pool=3,  # the released 4 would make attention, which does not shrink with the width, half
+        pool=3,  # with the released 4, attention would be half, as it does not shrink with width
     ),
 }
 
 
 class Setting:
-    """One model, as the generation stage trains it, and one batch.
+    """One model with the trainable parts of the generation stage, and one batch.
 
     Args:
-        size: of the model.
-        device: where to run.
+        size: sizes of the model.
+        device: device of the model.
     """
 
     def __init__(self, size: Size, device: torch.device) -> None:
@@ -216,7 +217,7 @@ class Setting:
         packed.enable(self.model.backbone)
 
     def run(self, variant: str) -> float:
-        """Returns the seconds of a forward and a backward pass; gradients stay in the model."""
+        """Returns the seconds of a forward and a backward pass; the model keeps the gradients."""
         way = VARIANTS[variant]
         objective = _objective(self.model, way.settings)
         batch = self.ragged if way.ragged else self.cached if way.cached else self.online
@@ -231,13 +232,13 @@ class Setting:
         return time.perf_counter() - start
 
     def gradients(self) -> dict[str, Tensor]:
-        """Returns the gradients that the last run left."""
+        """Returns the gradients of the last run."""
         named = self.model.named_parameters()
         return {name: p.grad.clone() for name, p in named if p.grad is not None}
 
 
 def _objective(model: UnifiedModel, settings: dict[str, bool]) -> FlowMatching:
-    return FlowMatchingConfig(sigmas=UniformSigmas(), **settings).build(model.config)  # type: ignore[arg-type]
+    return evolve(FlowMatchingConfig(sigmas=UniformSigmas()), settings).build(model.config)
 
 
 def _wait(device: torch.device) -> None:
@@ -246,16 +247,17 @@ def _wait(device: torch.device) -> None:
 
 
 def describe(values: list[float]) -> dict[str, float]:
-    """Returns median and spread."""
+    """Returns median, minimum and maximum."""
     numbers = {"median": statistics.median(values), "min": min(values), "max": max(values)}
     return {name: round(number, 4) for name, number in numbers.items()}
 
 
 def differences(setting: Setting) -> dict[str, dict[str, float]]:
-    """Returns how far each variant is from its reference, relative to it.
+    """Returns the relative difference between each variant and its reference.
 
-    Of gradients: the largest difference of a tensor, relative to that tensor's largest value, or to
-    a thousandth of the largest of all for those that are zero but for rounding.
+    For gradients, this is the largest difference in a tensor over the tensor's largest value. For
+    tensors that are zero except for rounding, the divisor is a thousandth of the largest value of
+    all tensors.
     """
     found = {}
     for variant, way in VARIANTS.items():
@@ -277,7 +279,7 @@ def differences(setting: Setting) -> dict[str, dict[str, float]]:
 
 
 def peak_memory(setting: Setting) -> dict[str, float]:
-    """Returns the most memory of each variant in MiB, weights included; on CUDA only."""
+    """Returns the peak memory of each variant in MiB, including weights; CUDA only."""
     peaks = {}
     for variant in VARIANTS:
         torch.cuda.reset_peak_memory_stats(setting.device)
@@ -287,7 +289,7 @@ def peak_memory(setting: Setting) -> dict[str, float]:
 
 
 def encoder_share(setting: Setting) -> float:
-    """Returns the image encoder's share of a plain step's arithmetic."""
+    """Returns the image encoder's share of the operations of a plain step."""
     with FlopCounterMode(display=False) as whole:
         setting.run("plain")
     with FlopCounterMode(display=False) as rest:
@@ -296,8 +298,8 @@ def encoder_share(setting: Setting) -> float:
 
 
 def compare(setting: Setting, repeats: int) -> dict[str, object]:
-    """Returns seconds, speed and ratios of all variants."""
-    far = differences(setting)  # warms up, too
+    """Returns seconds, images per second and ratios of all variants."""
+    far = differences(setting)  # also the warm-up
     rounds = [{variant: setting.run(variant) for variant in VARIANTS} for _ in range(repeats)]
 
     def ratio(slow: str, fast: str) -> dict[str, float]:
@@ -323,7 +325,7 @@ def compare(setting: Setting, repeats: int) -> dict[str, object]:
 
 
 def main() -> None:
-    """Measures, and prints and stores the figures."""
+    """Measures all sizes, prints the results and writes them to a file."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--threads", type=int, default=2)

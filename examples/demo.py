@@ -1,7 +1,7 @@
-"""The main job in a minute: four prompts, a description, an edit, and one sheet to look at.
+"""Shows the main tasks in one minute: four prompts, a description, an edit and a contact sheet.
 
-Run with `make demo`, or `python examples/demo.py [--out FOLDER]`. Uses the bundled pocket model;
-needs no network and no GPU.
+Run `make demo` or `python examples/demo.py [--out FOLDER]`. The demo uses the bundled pocket model
+and needs neither a network nor a GPU.
 """
 
 import argparse
@@ -24,7 +24,7 @@ INSTRUCTION = "make the car green"
 
 
 def main() -> None:
-    """Generates, describes and edits images and prints where the sheet is."""
+    """Generates, describes and edits images and prints the path of the contact sheet."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("outputs/demo"))
     out = parser.parse_args().out

@@ -1,11 +1,11 @@
-"""Builds the sprite sheet of the scenes data set; run once, its result is bundled.
+"""Builds the sprite sheet of the scenes data set, which is bundled with the package.
 
 Usage: python scripts/build_sprites.py [--font FILE]
 
-Every thing of `blip3o.data.scenes.things` becomes one cell of gray tone and alpha: emoji are cut
-from Noto Color Emoji (Debian package fonts-noto-color-emoji, SIL OFL 1.1), geometric shapes are
-drawn here. Tones are normalized, so that one color ramp suits every thing, and each cell gets a
-dark outline, so that light colors stand out from light backgrounds.
+Every thing of `blip3o.data.scenes.things` gets one cell of gray tone and alpha. Emoji come from
+Noto Color Emoji (Debian package fonts-noto-color-emoji, SIL OFL 1.1); this script draws the
+geometric shapes. Tones are normalized, so one color ramp suits every thing. Each cell gets a dark
+outline, so light colors stand out from light backgrounds.
 """
 
 import argparse
@@ -20,7 +20,7 @@ from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
 OUT = Path(__file__).parents[1] / "src" / "blip3o" / "data" / "scenes"
 FONT = "/usr/share/fonts/truetype/noto/NotoColorEmoji.ttf"
-FONT_SIZE = 109  # the only size the bitmap font holds
+FONT_SIZE = 109  # the only size of the bitmap font
 CELL, COLUMNS, OUTLINE = 112, 8, 5
 
 EMOJI = {
@@ -100,7 +100,7 @@ SHAPES = ("circle", *POLYGONS, "ring")
 
 
 def draw_shape(name: str, px: int) -> Image.Image:
-    """Returns an RGBA image of a shape, mid gray with a soft highlight toward the top."""
+    """Returns an RGBA image of a shape in gray that gets lighter toward the top."""
     big = px * 4
     mask = Image.new("L", (big, big))
     draw = ImageDraw.Draw(mask)
@@ -116,7 +116,7 @@ def draw_shape(name: str, px: int) -> Image.Image:
 
 
 def draw_emoji(code: int, font: ImageFont.FreeTypeFont) -> Image.Image:
-    """Returns the emoji's image, without parts that do not touch its largest one."""
+    """Returns the largest connected part of an emoji's image."""
     image = Image.new("RGBA", (180, 180))
     ImageDraw.Draw(image).text((20, 20), chr(code), font=font, embedded_color=True)
     pixels = np.array(image)
@@ -147,8 +147,7 @@ def to_cell(image: Image.Image, flat: bool) -> Image.Image:
 
     Args:
         image: RGBA, any size.
-        flat: whether to keep its gray values instead of stretching them.
-
+        flat: whether gray values are kept instead of stretched.
     """
     image = image.crop(image.getbbox())
     inside = CELL - 2 * (OUTLINE // 2)
@@ -171,7 +170,7 @@ def to_cell(image: Image.Image, flat: bool) -> Image.Image:
 
 
 def stretch(luminance: NDArray[np.float32], inside: NDArray[np.bool_]) -> NDArray[np.float32]:
-    """Returns tones in 0 to 1 with the whole range used and a mean near 0.6."""
+    """Returns tones that cover [0.1, 1] and whose mean before scaling is near 0.6."""
     low, high = np.percentile(luminance[inside], [2, 98])
     tone = np.clip((luminance - low) / max(high - low, 0.35), 0, 1)
     mean = float(tone[inside].mean())
@@ -183,7 +182,7 @@ def stretch(luminance: NDArray[np.float32], inside: NDArray[np.bool_]) -> NDArra
 
 
 def main() -> None:
-    """Writes sprites.png and sprites.json."""
+    """Writes `sprites.png` and `sprites.json`."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--font", default=FONT)
     font = ImageFont.truetype(parser.parse_args().font, FONT_SIZE)

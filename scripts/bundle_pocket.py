@@ -1,15 +1,14 @@
-"""Puts a trained pocket model into the package: bf16 weights, tokenizer, model card.
+"""Writes a trained pocket model into the package: bf16 weights, tokenizer and model card.
 
     python scripts/bundle_pocket.py runs/pocket --results outputs/eval/results.json
 
-A stage that was trained in pieces has a run folder for each: decoder, decoder-2, decoder-3. The
-figures of the card come from the run folders and from `blip3o eval scenes`; none is typed in.
+A stage that was trained in several runs has a folder for each: decoder, decoder-2, decoder-3. All
+figures of the card are read from the run folders and from the results of `blip3o eval scenes`.
 """
 
 import argparse
 import json
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -62,14 +61,14 @@ on compositions that training never shows ({num_samples} images):
 
 
 def stage_folders(run_dir: Path) -> list[str]:
-    """Returns the names of the run folders in the order of the stages."""
+    """Returns the names of the run folders in order of the stages."""
     names = [path.parent.name for path in run_dir.glob("*/metrics.jsonl")]
-    names.sort(key=lambda name: (len(name), name))  # understanding-10 after understanding-9
+    names.sort(key=lambda name: (len(name), name))  # puts understanding-10 after understanding-9
     return [name for stage in STAGES for name in names if name.split("-")[0] == stage]
 
 
 def stage_row(run_dir: Path, stage: str) -> tuple[str, float]:
-    """Returns a stage's line of the card and its hours, from its metrics."""
+    """Returns a stage's row of the card and its hours, computed from the metrics."""
     lines = (run_dir / stage / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     rows = [json.loads(line) for line in lines]
     seconds = 0.0
@@ -80,8 +79,10 @@ def stage_row(run_dir: Path, stage: str) -> tuple[str, float]:
     return f"| {stage} | {last['step']} | {last['samples_seen']:,} | {hours:.2f} |", hours
 
 
-def differences_from(recipe: dict[str, Any], config: dict[str, Any], path: str = "") -> list[str]:
-    """Returns the settings in which a stored config differs from the recipe's."""
+def differences_from(
+    recipe: dict[str, object], config: dict[str, object], path: str = ""
+) -> list[str]:
+    """Returns the settings whose stored values differ from those of the recipe."""
     found = []
     for name, value in recipe.items():
         own, where = config.get(name), f"{path}{name}"
@@ -92,17 +93,17 @@ def differences_from(recipe: dict[str, Any], config: dict[str, Any], path: str =
     return found
 
 
-def changed_settings(settings: dict[str, Any]) -> list[str]:
-    """Returns what an evaluation was told beyond the defaults, as on its command line."""
+def changed_settings(settings: dict[str, object]) -> list[str]:
+    """Returns the changed settings of an evaluation as command-line arguments."""
     defaults = to_dict(ScenesBenchmark())
     changed = {n: v for n, v in settings.items() if n in defaults and v != defaults[n]}
     return [f"{name}={value}" for name, value in changed.items()]
 
 
-def figures_table(results: dict[str, Any]) -> str:
-    """Returns the figures of an evaluation as a table."""
+def figures_table(results: dict[str, object], by_category: dict[str, object]) -> str:
+    """Returns the scores of an evaluation as a Markdown table."""
     rows = [("text to image, overall", results["overall"])]
-    rows += [(f"text to image, {name}", value) for name, value in results["by_category"].items()]
+    rows += [(f"text to image, {name}", value) for name, value in by_category.items()]
     names = {
         "vqa_accuracy": "questions about unseen images",
         "caption_attribute_accuracy": "captions, attributes right",
@@ -110,7 +111,7 @@ def figures_table(results: dict[str, Any]) -> str:
         "reconstruct_kept": "reconstructions that keep everything",
     }
     rows += [(name, results[key]) for key, name in names.items() if key in results]
-    lines = [f"| {name} | {value:.3f} |" for name, value in rows if value is not None]
+    lines = [f"| {name} | {value:.3f} |" for name, value in rows if isinstance(value, float)]
     return "\n".join(["| figure | value |", "|---|---|", *lines])
 
 
@@ -118,10 +119,10 @@ def main() -> None:
     """Writes the bundled model folder."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("run_dir", type=Path)
-    parser.add_argument("--model", type=Path, help="model folder; RUN/model if left out")
+    parser.add_argument("--model", type=Path, help="model folder (default: RUN/model)")
     parser.add_argument("--results", type=Path, required=True)
     parser.add_argument("--machine", default="2 CPU cores")
-    parser.add_argument("--note", default="", help="a sentence on how this checkpoint was made")
+    parser.add_argument("--note", default="", help="sentence about this checkpoint for the card")
     options = parser.parse_args()
     loaded = load_model(options.model or options.run_dir / "model")
     results = json.loads(options.results.read_text(encoding="utf-8"))
@@ -141,7 +142,7 @@ def main() -> None:
         hours=sum(hours for _, hours in rows),
         num_samples=results["num_samples"],
         overrides="".join(f" {change}" for change in changed_settings(results["settings"])),
-        figures=figures_table(results),
+        figures=figures_table(results, results["by_category"]),
     )
     save_model(loaded.model, loaded.tokenizer, BUNDLED["pocket"], torch.bfloat16, card)
     print(BUNDLED["pocket"])

@@ -1,12 +1,10 @@
-"""blip3o: unified multimodal models that write text and generate image features.
+"""Unified multimodal models that read text and images and write both.
 
-The public entry point is `Blip3oPipeline`. All names are imported on first use, so that
-`import blip3o` costs nothing and touches neither torch nor the network.
+The public entry point is `Blip3oPipeline`. All names are imported on first use, so `import blip3o`
+is fast and imports neither torch nor a network library.
 """
 
-import importlib
-from typing import TYPE_CHECKING, Any
-
+TYPE_CHECKING = False  # `typing` would take longer to import than this module
 if TYPE_CHECKING:
     from blip3o.core.errors import UsageError
     from blip3o.core.types import Message
@@ -24,7 +22,9 @@ _PLACES = {
 }
 
 
-def __getattr__(name: str) -> Any:  # noqa: ANN401  (module attribute protocol)
+def __getattr__(name: str) -> object:
+    import importlib
+
     if name not in _PLACES:
         raise AttributeError(f"module 'blip3o' has no attribute {name!r}")
     return getattr(importlib.import_module(_PLACES[name]), name)

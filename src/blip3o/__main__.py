@@ -1,5 +1,18 @@
-"""`python -m blip3o` is the `blip3o` command (what torchrun starts)."""
+"""Starts the `blip3o` command; the console script and `python -m blip3o` run this module."""
 
-from blip3o.cli import main
+import sys
 
-raise SystemExit(main())
+
+def run() -> int:
+    """Runs the command line and returns its exit status, also if Ctrl-C comes during imports."""
+    try:
+        from blip3o.cli import main
+
+        return main()
+    except KeyboardInterrupt:  # `main` handles an interrupt only while a command runs
+        sys.stderr.write("blip3o: interrupted\n")
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(run())

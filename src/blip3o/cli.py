@@ -1,4 +1,4 @@
-"""L7: the `blip3o` command: parses its words and says what went wrong. Nothing is decided here."""
+"""L7: the `blip3o` command. Defines the arguments, runs a command and reports its errors."""
 
 import argparse
 import io
@@ -28,30 +28,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line and returns its exit status.
 
     Args:
-        arguments: the words after `blip3o`; those of the process if None.
+        arguments: the arguments after `blip3o`; those of the process if None.
     """
     _open_closed_streams()
     options = build_parser().parse_args(arguments)
-    for stream in (sys.stdin, sys.stdout):  # names of files and records may hold anything
+    for stream in (sys.stdin, sys.stdout):  # file names may be invalid Unicode
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     try:
         for name, check in options.places.items():
-            if getattr(options, name) is not None:
-                check(getattr(options, name))
+            if vars(options)[name] is not None:
+                check(vars(options)[name])
         status = options.run(options)
-        sys.stdout.flush()  # a reader that went away shows itself here and not at the exit
+        sys.stdout.flush()  # raises BrokenPipeError here instead of at the exit
     except UsageError as error:
         return _report(options, f"error: {error}", EXIT_USAGE)
     except PreemptedError as error:
         return _report(options, str(error), EXIT_PREEMPTED)
     except KeyboardInterrupt:
         return _report(options, "interrupted", EXIT_INTERRUPTED)
-    except BrokenPipeError:  # the reader of our output went away; nothing is wrong
+    except BrokenPipeError:  # the reader of the output has closed it, as `head` does
         _drop_output()
         return EXIT_FAILURE
-    except Exception as error:  # noqa: BLE001  (a bug: one line for users, all of it with --debug)
-        if isinstance(error, OSError) and error.filename is None and _is_of_output(error):
+    except Exception as error:  # noqa: BLE001  (bugs: one line, or all with --debug)
+        if isinstance(error, OSError) and error.filename is None and _comes_from_printing(error):
             error.filename = "the standard output"
             _drop_output()
         trouble = place_trouble(error)
@@ -64,20 +64,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _open_closed_streams() -> None:
-    """Opens the standard streams that the caller closed (`>&-`): no file may take their place."""
+    """Opens the standard streams that the caller closed (`>&-`), so no file gets their numbers."""
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
-        if getattr(sys, name) is None:
-            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115  (for the whole process)
+        if vars(sys)[name] is None:
+            vars(sys)[name] = open(os.devnull, mode)  # noqa: SIM115  (for the whole process)
 
 
-def _is_of_output(error: Exception) -> bool:
-    """Returns whether an error comes from printing: the command line opens no files by itself."""
+def _comes_from_printing(error: Exception) -> bool:
+    """Returns whether printing raised an error; the files `cli*.py` do no other input or output."""
     last = traceback.extract_tb(error.__traceback__)[-1]
     return Path(last.filename) in {Path(__file__), *_SOURCE.glob("cli_*.py")}
 
 
 def _drop_output() -> None:
-    """Lets what is still to be printed go nowhere, so the exit does not fail again."""
+    """Discards all further output, so the exit does not fail again."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
@@ -89,11 +89,11 @@ def _report(options: argparse.Namespace, message: str, status: int) -> int:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """Returns the parser with every command; a test pins the list of options."""
+    """Returns the parser of all commands; a test lists every option."""
     parser = Parser(
         prog="blip3o",
-        description="Unified multimodal models: text and images in and out.",
-        epilog="`blip3o COMMAND --help` shows the options of a command.",
+        description="Unified multimodal models that read and write text and images.",
+        epilog="Run `blip3o COMMAND --help` for the options of a command.",
     )
     parser.add_argument("--version", action="version", version=f"blip3o {__version__}")
     commands = _subcommands(parser)
@@ -105,128 +105,111 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def _add_image_commands(commands: argparse._SubParsersAction) -> None:
-    command = _command(commands, "generate", cli_commands.generate, "images from prompts")
-    command.add_argument("prompt", nargs="*", help="what to draw; several prompts make a batch")
-    command.add_argument("--prompts", type=path, help="a file with one prompt a line")
-    add_out(
-        command,
-        "folder to write to; the images of an older call in it are replaced",
-        default="outputs",
-    )
+    command = _command(commands, "generate", cli_commands.generate, "generate images from prompts")
+    command.add_argument("prompt", nargs="*", help="prompt in quotes; may be repeated")
+    command.add_argument("--prompts", type=path, help="text file with one prompt per line")
+    add_out(command, "folder for the images; replaces those of an earlier call", default="outputs")
     command.add_argument(
-        "--num-images", type=whole, default=1, help="images of each prompt (default: %(default)s)"
+        "--num-images", type=whole, default=1, help="images per prompt (default: %(default)s)"
     )
     add_sampling(command)
 
-    command = _command(commands, "ask", cli_commands.ask, "an answer about images")
-    command.add_argument("image", nargs="+", help="image files, then the question in quotes")
+    command = _command(commands, "ask", cli_commands.ask, "answer a question about images")
+    command.add_argument("image", nargs="+", help="image files, and last the question in quotes")
     add_text_sampling(command)
     add_pipeline(command)
 
-    command = _command(
-        commands, "chat", cli_commands.chat, "a conversation; /image FILE adds an image"
-    )
+    command = _command(commands, "chat", cli_commands.chat, "chat about text and images")
     add_text_sampling(command)
     add_pipeline(command)
 
-    command = _command(commands, "edit", cli_commands.edit, "an image changed as told")
-    command.add_argument("image", help="the image file to change")
-    command.add_argument("instruction", help="what to change, in quotes")
+    command = _command(commands, "edit", cli_commands.edit, "edit an image by an instruction")
+    command.add_argument("image", help="image file to edit")
+    command.add_argument("instruction", help="instruction in quotes")
     add_out(command, "file to write", check_file, default="edited.png")
     add_sampling(command)
 
     command = _command(
-        commands, "reconstruct", cli_commands.reconstruct, "an image through its features"
+        commands, "reconstruct", cli_commands.reconstruct, "encode and decode an image"
     )
-    command.add_argument("image", help="the image file")
+    command.add_argument("image", help="image file to reconstruct")
     add_out(command, "file to write", check_file, default="reconstructed.png")
     add_seed(command)
     add_pipeline(command)
 
 
 def _add_run_commands(commands: argparse._SubParsersAction) -> None:
-    command = _command(commands, "serve", cli_commands.serve, "an OpenAI-compatible server")
+    command = _command(commands, "serve", cli_commands.serve, "serve an OpenAI-compatible API")
     add_options(command)
     add_pipeline(command)
 
-    command = _command(commands, "train", cli_commands.train, "train a recipe; again to resume")
-    command.add_argument("recipe", help="a recipe's name or a YAML file")
+    command = _command(commands, "train", cli_commands.train, "train a recipe or resume its run")
+    command.add_argument("recipe", help="name of a recipe, or a YAML file")
     add_out(
-        command,
-        "run folder; the same call again goes on with what it holds",
-        check_no_file,
-        required=True,
+        command, "run folder; the same call again resumes the run", check_no_file, required=True
     )
     _add_overrides(
         command,
-        "a setting of the recipe, such as train.steps=50 or data.mixture.0.source.path=my/photos",
-        lambda: "`blip3o recipes` lists the recipes, `blip3o recipes show NAME` their settings.",
+        "changed setting of the recipe, such as train.steps=50 or "
+        "data.mixture.0.source.path=my/photos",
+        lambda: "Run `blip3o recipes show NAME` for the settings of a recipe.",
     )
 
     command = _command(commands, "eval", cli_commands.eval, "score a model on a benchmark")
-    command.add_argument("benchmark", help="a benchmark's name: scenes")
+    command.add_argument("benchmark", help="name of the benchmark: scenes")
     add_out(command, "folder for results.json, samples.jsonl and sheets of images", required=True)
     _add_overrides(
         command,
-        "a setting of the benchmark, such as num_edits=50",
+        "changed setting of the benchmark, such as num_edits=50",
         lambda: "settings of scenes:\n" + _settings("eval/scenes.py", "ScenesBenchmark"),
     )
     add_pipeline(command)
 
-    data = commands.add_parser("data", help="index, lint, stats, pack, cache: data tools")
+    summary = "prepare data: index, lint, stats, pack, cache"
+    data = commands.add_parser("data", help=summary, description=_sentence(summary))
     add_data_commands(_subcommands(data), _command)
 
-    command = _command(
-        commands, "scenes", cli_commands.scenes, "write the scenes data set to files"
-    )
-    add_out(
-        command,
-        "folder for the shards; the same call again goes on where it stopped",
-        required=True,
-    )
+    command = _command(commands, "scenes", cli_commands.scenes, "write the data set of scenes")
+    add_out(command, "folder for the files; the same call again resumes the work", required=True)
     _add_overrides(
         command,
-        "a setting of the data set, such as num_scenes=1000",
+        "changed setting of the data set, such as num_scenes=1000",
         lambda: "settings:\n" + _settings("runs/scenes.py", "ScenesConfig"),
     )
 
 
 def _add_model_commands(commands: argparse._SubParsersAction) -> None:
     command = _command(
-        commands, "convert", cli_commands.convert, "a published checkpoint to our layout, or back"
+        commands, "convert", cli_commands.convert, "convert a checkpoint between layouts"
     )
-    command.add_argument("source", help="a model folder, a training checkpoint or a model's name")
-    command.add_argument("dest", type=path, help="folder to write; new or empty")
+    command.add_argument("source", help="name of a model, model folder or training checkpoint")
+    command.add_argument("dest", type=path, help="new or empty folder for the result")
     command.set_defaults(places={"dest": check_folder})
     command.add_argument(
-        "--to", default="blip3o", help="layout to write: blip3o or published (default: %(default)s)"
+        "--to", default="blip3o", help="layout: blip3o or published (default: %(default)s)"
     )
-    command.add_argument("--revision", help="branch, tag or commit of a hub id")
+    command.add_argument("--revision", help="branch, tag or commit of a hub model")
     command.add_argument(
         "--allow-pickle",
         action="store_true",
-        help="read pytorch_model.bin (weights only) of a source that you trust",
+        help="read pytorch_model.bin (weights only) of a trusted source",
     )
 
-    command = _command(
-        commands, "recipes", cli_commands.recipes, "list recipes, or show one as YAML"
-    )
+    command = _command(commands, "recipes", cli_commands.recipes, "list recipes or show one")
     command.add_argument(
-        "action", nargs="?", choices=["list", "show"], default="list", help="(default: %(default)s)"
+        "action", nargs="?", choices=["list", "show"], default="list", help="default: list"
     )
-    command.add_argument("name", nargs="?", help="the recipe to show")
-    _command(commands, "models", cli_commands.models, "the models there are, and their names")
-    command = _command(commands, "doctor", cli_commands.doctor, "what this machine can do")
+    command.add_argument("name", nargs="?", help="name of the recipe to show")
+    _command(commands, "models", cli_commands.models, "list the models and their names")
+    command = _command(commands, "doctor", cli_commands.doctor, "describe this machine")
+    command.add_argument("--model", help="model whose memory use is also listed")
     command.add_argument(
-        "--model", help="also say what memory this model needs, in every form; named as elsewhere"
-    )
-    command.add_argument(
-        "--device", default="auto", help="what it has to fit on (default: %(default)s)"
+        "--device", default="auto", help="device for the model (default: %(default)s)"
     )
 
 
 def _subcommands(parser: argparse.ArgumentParser) -> argparse._SubParsersAction:
-    """Adds commands to a parser; without one, its help is printed."""
+    """Adds a table of commands to a parser; without a command, its help is printed."""
     parser.set_defaults(
         run=lambda options: print(parser.format_help(), end=""), debug=False, places={}
     )
@@ -236,19 +219,22 @@ def _subcommands(parser: argparse.ArgumentParser) -> argparse._SubParsersAction:
 def _command(
     commands: argparse._SubParsersAction, name: str, run: object, summary: str
 ) -> argparse.ArgumentParser:
-    command = commands.add_parser(name, help=summary, description=summary, allow_abbrev=False)
+    description = _sentence(summary)
+    command = commands.add_parser(name, help=summary, description=description, allow_abbrev=False)
     command.set_defaults(run=run, places={})
-    command.add_argument("--debug", action="store_true", help="show tracebacks")
+    command.add_argument("--debug", action="store_true", help="show the traceback of an error")
     return command
+
+
+def _sentence(summary: str) -> str:
+    return f"{summary[0].upper()}{summary[1:]}."
 
 
 def _settings(file: str, config: str) -> str:
     return describe_settings(_SOURCE / file, config)
 
 
-def _add_overrides(
-    command: argparse.ArgumentParser, meaning: str, details: Callable[[], str]
-) -> None:
-    command.add_argument("overrides", nargs="*", default=[], metavar="path=value", help=meaning)
+def _add_overrides(command: argparse.ArgumentParser, text: str, details: Callable[[], str]) -> None:
+    command.add_argument("overrides", nargs="*", default=[], metavar="path=value", help=text)
     if isinstance(command, Parser):
         command.details = lambda: f"{textwrap.fill(OVERRIDES, 79)}\n\n{details()}"

@@ -1,10 +1,10 @@
-"""L7: what each command of `blip3o` calls and prints; libraries are imported only when it runs."""
+"""L7: the commands of `blip3o`. Each one imports its libraries only when it runs."""
 
 import argparse
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypedDict, cast
 
 from blip3o.core.choices import check_offload, check_precision, check_quantization
 from blip3o.core.errors import UsageError
@@ -16,6 +16,7 @@ from blip3o.weights.names import check_name
 if TYPE_CHECKING:
     from PIL import Image
 
+    from blip3o.core.choices import PrecisionName
     from blip3o.generate.pipeline import Blip3oPipeline
     from blip3o.generate.text_settings import TextSettings
 
@@ -24,16 +25,23 @@ def _pipeline(options: argparse.Namespace) -> "Blip3oPipeline":
     from blip3o.generate.pipeline import Blip3oPipeline
 
     return Blip3oPipeline.from_pretrained(
-        options.model, revision=options.revision, overrides=options.set, **_placing(options)
+        options.model, revision=options.revision, overrides=options.set, **_placement(options)
     )
 
 
-def _placing(options: argparse.Namespace) -> dict[str, Any]:
-    return {name: getattr(options, name) for name in ("device", "dtype", "quantize", "offload")}
+class _Placement(TypedDict):
+    device: str
+    dtype: "PrecisionName"
+    quantize: str | None
+    offload: str
+
+
+def _placement(options: argparse.Namespace) -> _Placement:
+    return cast("_Placement", {name: vars(options)[name] for name in _Placement.__annotations__})
 
 
 def generate(options: argparse.Namespace) -> None:
-    """Writes images of prompts and prints the paths of the images, the metadata and the sheet."""
+    """Generates images of prompts and prints the paths of all files."""
     from blip3o.generate.checks import check_prompt, check_sampling, drawn_seed, read_prompts
 
     prompts = [*options.prompt, *(read_prompts(options.prompts) if options.prompts else [])]
@@ -66,7 +74,7 @@ def ask(options: argparse.Namespace) -> None:
 
     *images, question = options.image
     if not images:
-        raise UsageError('no question: blip3o ask IMAGE... "QUESTION"')
+        raise UsageError('no question: give one after the images, blip3o ask IMAGE... "QUESTION"')
     check_question(question)
     images = [_image(image, options) for image in images]
     settings = _text_settings(options)
@@ -74,7 +82,7 @@ def ask(options: argparse.Namespace) -> None:
 
 
 def chat(options: argparse.Namespace) -> None:
-    """Talks until the input ends."""
+    """Holds a conversation until the input ends."""
     _check_model(options)
     from blip3o.generate.chat import converse
 
@@ -83,26 +91,21 @@ def chat(options: argparse.Namespace) -> None:
 
 
 def _text_settings(options: argparse.Namespace) -> "TextSettings":
-    """Returns the settings of text that were given; refuses bad ones before a model is loaded."""
+    """Returns the given settings of text sampling; refuses bad ones before a model is loaded."""
     from blip3o.generate.text_settings import TextSampling, TextSettings
 
-    every = {name: getattr(options, name) for name in TextSettings.__optional_keys__}
-    given: Any = {name: value for name, value in every.items() if value is not None}
+    names = TextSettings.__optional_keys__
+    given = {k: v for k, v in vars(options).items() if k in names and v is not None}
     if given.get("seed") == -1:
         given["seed"] = TextSampling().seeded().seed
         say(f"seed {given['seed']}")
     TextSampling.of(**given)
-    return given
+    return cast("TextSettings", given)
 
 
 def edit(options: argparse.Namespace) -> None:
-    """Writes a changed image and prints its path."""
-    from blip3o.generate.checks import (
-        check_image_path,
-        check_prompt,
-        check_sampling,
-        drawn_seed,
-    )
+    """Edits an image and prints the path of the result."""
+    from blip3o.generate.checks import check_image_path, check_prompt, check_sampling, drawn_seed
 
     check_image_path(options.out)
     check_prompt(options.instruction)
@@ -122,7 +125,7 @@ def edit(options: argparse.Namespace) -> None:
 
 
 def reconstruct(options: argparse.Namespace) -> None:
-    """Writes an image's reconstruction and prints its path."""
+    """Reconstructs an image and prints the path of the result."""
     from blip3o.generate.checks import check_image_path, drawn_seed
 
     check_image_path(options.out)
@@ -135,7 +138,7 @@ def reconstruct(options: argparse.Namespace) -> None:
 
 
 def _image(file: str, options: argparse.Namespace) -> str:
-    """Returns an image file's path; it and the model are there, found out before torch is."""
+    """Returns the path of an image after checking it and the model's options without torch."""
     from blip3o.generate.checks import check_readable
 
     _check_model(options)
@@ -145,7 +148,7 @@ def _image(file: str, options: argparse.Namespace) -> str:
 
 
 def _check_model(options: argparse.Namespace) -> None:
-    """Checks the options of a model that need neither torch nor the model."""
+    """Checks the options of a model that can be checked without torch and without the model."""
     check_name(options.model)
     check_precision(options.dtype)
     check_offload(options.offload)
@@ -161,7 +164,7 @@ def _save(image: "Image.Image", path: Path) -> None:
 
 
 def serve(options: argparse.Namespace) -> None:
-    """Serves until it is told to stop."""
+    """Runs the server until a signal stops it."""
     _check_model(options)
     try:
         from blip3o.serve.http.server import serve
@@ -172,12 +175,12 @@ def serve(options: argparse.Namespace) -> None:
         options.model,
         revision=options.revision,
         overrides=options.set,
-        **_placing(options),
+        **_placement(options),
     )
 
 
 def train(options: argparse.Namespace) -> None:
-    """Trains a recipe."""
+    """Trains a recipe or resumes its run."""
     from blip3o.runs import check_recipe
 
     check_recipe(options.recipe)
@@ -187,7 +190,7 @@ def train(options: argparse.Namespace) -> None:
 
 
 def eval(options: argparse.Namespace) -> None:
-    """Scores a model and prints the result as JSON."""
+    """Scores a model and prints the main figures as JSON."""
     _check_model(options)
     from blip3o.eval import run_benchmark
 
@@ -198,7 +201,7 @@ def eval(options: argparse.Namespace) -> None:
         options.overrides,
         revision=options.revision,
         model_overrides=options.set,
-        **_placing(options),
+        **_placement(options),
     )
     print(json.dumps({key: results[key] for key in ("benchmark", "overall", "by_category")}))
 
@@ -227,15 +230,17 @@ def convert(options: argparse.Namespace) -> None:
 
 
 def recipes(options: argparse.Namespace) -> None:
-    """Prints the recipes, or one of them as YAML."""
+    """Prints the list of recipes, or one recipe as YAML."""
     from blip3o.recipes import describe_recipes
     from blip3o.runs import check_recipe
 
     if options.action == "list" and options.name is not None:
-        raise UsageError(f"the list takes no name; blip3o recipes show {options.name}")
+        raise UsageError(
+            f"list takes no name; to show a recipe: blip3o recipes show {options.name}"
+        )
     if options.action == "show":
         if options.name is None:
-            raise UsageError("which recipe? blip3o recipes show NAME")
+            raise UsageError("no recipe: give its name, blip3o recipes show NAME")
         check_recipe(options.name)
         from blip3o.runs.start import recipe_yaml
 
@@ -245,7 +250,7 @@ def recipes(options: argparse.Namespace) -> None:
 
 
 def models(options: argparse.Namespace) -> None:
-    """Prints the models there are."""
+    """Prints the known models."""
     from blip3o.weights.names import describe_models
 
     del options
@@ -253,7 +258,7 @@ def models(options: argparse.Namespace) -> None:
 
 
 def doctor(options: argparse.Namespace) -> None:
-    """Prints what this machine can do."""
+    """Prints a description of this machine and of the memory that a model needs."""
     if options.model is not None:
         check_name(options.model)
     from blip3o.doctor.report import examine

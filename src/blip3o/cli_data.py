@@ -17,70 +17,79 @@ AddCommand = Callable[..., argparse.ArgumentParser]
 
 
 def add_data_commands(commands: argparse._SubParsersAction, add: AddCommand) -> None:
-    """Adds `index`, `lint`, `stats`, `pack` and `cache`.
+    """Adds the commands `index`, `lint`, `stats`, `pack` and `cache`.
 
     Args:
-        commands: the table of the parser of `blip3o data`.
-        add: makes a command of a table, a name, a function and a summary.
+        commands: table of commands of `blip3o data`.
+        add: adds a command to a table, given its name, function and summary.
     """
-    command = add(commands, "index", _index, "find every record of tar shards, once")
+    command = add(commands, "index", _index, "index the records of tar shards")
     _add_paths(command)
 
-    command = add(commands, "lint", _lint, "find broken records before a run does")
+    command = add(commands, "lint", _lint, "find broken records before training")
     _add_paths(command)
     command.add_argument(
-        "--task", action="append", default=[], help="what is to be learned of each; repeatable"
+        "--task",
+        action="append",
+        default=[],
+        help="task to check; repeatable (default: the likely tasks)",
     )
     command.add_argument(
-        "--min-px", type=count, default=64, help="shorter sides are odd (default: %(default)s)"
+        "--min-px", type=count, default=64, help="report shorter sides (default: %(default)s)"
     )
     command.add_argument(
-        "--max-tokens", type=count, help="longest text of a run (data.max_text_tokens)"
+        "--max-tokens", type=count, help="report longer texts, as data.max_text_tokens of a run"
     )
     command.add_argument(
-        "--model", default="pocket", help="whose tokens --max-tokens counts (default: %(default)s)"
+        "--model",
+        default="pocket",
+        help="model whose tokenizer counts tokens (default: %(default)s)",
     )
-    command.add_argument("--conversation", metavar="FIELD", help="field of the conversations")
-    command.add_argument("--max-turns", type=count, help="questions that a run draws of each")
+    command.add_argument(
+        "--conversation", metavar="FIELD", help="name of the field with conversations"
+    )
+    command.add_argument(
+        "--max-turns", type=count, help="questions that a run draws from each conversation"
+    )
     _add_image_folder(command)
-    add_out(command, "file for all findings, one JSON a line", check_file)
+    add_out(command, "file for all findings, as JSON lines", check_file)
 
-    command = add(commands, "stats", _stats, "sizes, lengths and shapes")
+    command = add(commands, "stats", _stats, "summarize sizes, lengths and shapes")
     _add_paths(command)
     add_out(command, "file for an HTML page with plots and images", check_file)
     _add_image_folder(command)
 
-    command = add(commands, "pack", _pack, "a folder or a JSON list as tar shards")
-    command.add_argument("path", type=path_text, help="a folder of images, a JSON list or shards")
+    command = add(commands, "pack", _pack, "pack a folder or a JSON list into tar shards")
+    command.add_argument("path", type=path_text, help="folder of images, JSON list or shards")
     add_out(command, "folder for the shards", required=True)
-    command.add_argument("--name", help="what shards are called; the data's own name if left out")
+    command.add_argument("--name", help="name of the shards (default: that of the data)")
     command.add_argument(
-        "--shard-size", type=count, default=2000, help="records a shard (default: %(default)s)"
+        "--shard-size", type=count, default=2000, help="records per shard (default: %(default)s)"
     )
     _add_image_folder(command)
     _add_jobs(command)
 
-    command = add(commands, "cache", _cache, "image features of a recipe's data")
-    command.add_argument("recipe", help="the recipe of one stage or a YAML file")
+    command = add(commands, "cache", _cache, "compute the image features of a recipe's data")
+    command.add_argument("recipe", help="name of a recipe of one stage, or a YAML file")
     command.add_argument(
         "overrides",
         nargs="*",
         default=[],
         metavar="path=value",
-        help="a setting of the recipe, such as data.feature_cache=my/cache",
+        help="changed setting of the recipe, such as data.feature_cache=my/cache",
     )
 
 
 def _add_paths(command: argparse.ArgumentParser) -> None:
     command.add_argument(
-        "paths", nargs="+", type=path_text, help="shards (patterns too), JSON lists or folders"
+        "paths", nargs="+", type=path_text, help="shards, patterns of shards, JSON lists or folders"
     )
     _add_jobs(command)
 
 
 def _add_image_folder(command: argparse.ArgumentParser) -> None:
     command.add_argument(
-        "--image-folder", type=path_text, help="where the image paths of a list start"
+        "--image-folder", type=path_text, help="folder that image paths are relative to"
     )
 
 
@@ -96,7 +105,7 @@ def _index(options: argparse.Namespace) -> None:
     for path in options.paths:
         config = source_config(path)
         if config.kind != "webdataset":
-            raise UsageError(f"{path} holds no tar shards; only they are indexed")
+            raise UsageError(f"{path} has no tar shards; only shards can be indexed")
         source = config.build(jobs=options.jobs)
         print(f"{path}: {len(source)} records in {len(source.paths)} shards")
 
@@ -120,7 +129,7 @@ def _lint(options: argparse.Namespace) -> int:
 
 
 def _preparer(model: str, max_tokens: int | None) -> "Preparer | None":
-    """Returns what counts tokens as a model does; None without a limit."""
+    """Returns the preparer that counts the tokens of a text; None without a limit."""
     if max_tokens is None:
         return None
     from blip3o.data.collate import Preparer
@@ -135,7 +144,7 @@ def _preparer(model: str, max_tokens: int | None) -> "Preparer | None":
         image_px=config.image_encoder.image_px,
         max_text_tokens=max_tokens,
         question_images=config.question_images,
-        token_px=getattr(config.backbone, "token_px", 1),
+        token_px=config.backbone.token_px if config.question_images.mode == "aspect" else 1,
     )
 
 

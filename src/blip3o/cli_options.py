@@ -1,7 +1,7 @@
 """L7: options that several commands share."""
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import get_args
 
@@ -12,20 +12,20 @@ from blip3o.core.files import check_folder
 
 def add_out(
     command: argparse.ArgumentParser,
-    meaning: str,
+    text: str,
     check: Callable[[Path], None] = check_folder,
     *,
     default: str | None = None,
     required: bool = False,
 ) -> None:
-    """Adds `--out`; the place is checked before the command does any work.
+    """Adds `--out`, whose value is checked before the command does any work.
 
     Args:
         command: the command's parser.
-        meaning: what is written there, for the help.
-        check: refuses a place that cannot be written to.
-        default: the place if the option is left out.
-        required: whether it must be given.
+        text: help of the option.
+        check: refuses a path that cannot be written to.
+        default: path if the option is omitted.
+        required: whether the option is required.
     """
     shown = "" if default is None else " (default: %(default)s)"
     command.add_argument(
@@ -34,21 +34,17 @@ def add_out(
         default=None if default is None else Path(default),
         required=required,
         metavar="PATH",
-        help=meaning + shown,
+        help=text + shown,
     )
     command.set_defaults(places={"out": check})
 
 
 def add_pipeline(command: argparse.ArgumentParser) -> None:
-    """Adds the options that say which model is loaded, and how.
-
-    Args:
-        command: the command's parser.
-    """
+    """Adds the options that select a model and how it is loaded."""
     command.add_argument(
         "--model",
         default="pocket",
-        help="a name that `blip3o models` lists, a model folder or a hub id (default: %(default)s)",
+        help="name from `blip3o models`, model folder or hub id (default: %(default)s)",
     )
     command.add_argument(
         "--device", default="auto", help="auto, cpu, cuda, cuda:N or mps (default: %(default)s)"
@@ -56,78 +52,75 @@ def add_pipeline(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--dtype",
         default="auto",
-        help=f"{', '.join(get_args(PrecisionName))} (default: %(default)s)",
+        help=f"{_choices(get_args(PrecisionName))} (default: %(default)s)",
     )
     command.add_argument(
         "--quantize",
-        help=f"{' or '.join(QUANTIZATIONS)}, for the backbone's weights (default: neither)",
+        help=f"{_choices(QUANTIZATIONS)} weights of the backbone (default: not quantized)",
     )
     command.add_argument(
         "--offload",
         default="none",
-        help=f"{', '.join(OFFLOADS)}: weights wait on the CPU (default: %(default)s)",
+        help=f"keep unused weights on the CPU: {_choices(OFFLOADS)} (default: %(default)s)",
     )
-    command.add_argument("--revision", help="branch, tag or commit of a hub id")
+    command.add_argument("--revision", help="branch, tag or commit of a hub model")
     command.add_argument(
         "--set",
         action="append",
         default=[],
         metavar="PATH=VALUE",
-        help="another setting of the model, such as sampling.num_decoder_steps=20; repeatable",
+        help="changed setting of the model, such as sampling.num_decoder_steps=20; repeatable",
     )
 
 
-def add_seed(command: argparse.ArgumentParser) -> None:
-    """Adds the seed of images.
+def _choices(names: Sequence[str]) -> str:
+    *others, last = names
+    return f"{', '.join(others)} or {last}"
 
-    Args:
-        command: the command's parser.
-    """
+
+def add_seed(command: argparse.ArgumentParser) -> None:
+    """Adds the seed of image generation."""
     command.add_argument(
         "--seed",
         type=whole,
         default=0,
-        help="equal seeds, equal images; -1 draws one and says it (default: %(default)s)",
+        help="seed of the noise; -1 draws a new one and prints it (default: %(default)s)",
     )
 
 
 def add_sampling(command: argparse.ArgumentParser) -> None:
-    """Adds the options that say how images are sampled, and those of `add_pipeline`.
-
-    Args:
-        command: the command's parser.
-    """
+    """Adds the options of image sampling and those of `add_pipeline`."""
     add_seed(command)
     command.add_argument(
-        "--steps", type=whole, help="DiT steps, 1 to 1000 (default: the model's own number)"
+        "--steps", type=whole, help="DiT steps, 1 to 1000 (default: that of the model)"
     )
-    command.add_argument("--guidance", type=real, help="1 to 100 (default: the model's own number)")
+    command.add_argument(
+        "--guidance", type=real, help="guidance scale, 1 to 100 (default: that of the model)"
+    )
     add_pipeline(command)
 
 
 def add_text_sampling(command: argparse.ArgumentParser) -> None:
-    """Adds the options that say how an answer is written.
-
-    Args:
-        command: the command's parser.
-    """
+    """Adds the options of text sampling."""
     command.add_argument(
         "--temperature",
         type=real,
-        help="0 takes the likeliest words, more draws them (default: 0)",
+        help="0 takes the likeliest token; above 0, tokens are drawn (default: 0)",
     )
     command.add_argument(
-        "--top-p", type=real, help="draw from the likeliest words with this share (default: 1)"
+        "--top-p",
+        type=real,
+        help="draw from the likeliest tokens with this total probability (default: 1)",
     )
     command.add_argument(
-        "--top-k", type=whole, help="draw from this many likeliest tokens (default: all)"
+        "--top-k", type=whole, help="draw from this number of likeliest tokens (default: all)"
     )
     command.add_argument(
-        "--seed", type=whole, help="an equal seed gives an equal answer; -1 draws one (default: -1)"
+        "--seed", type=whole, help="seed of the drawn tokens; -1 draws a new one (default: -1)"
     )
     command.add_argument(
-        "--max-new-tokens", type=whole, help="longest answer (default: the model's own number)"
+        "--max-new-tokens", type=whole, help="longest answer in tokens (default: that of the model)"
     )
     command.add_argument(
-        "--stop", action="append", metavar="TEXT", help="a text that ends the answer; repeatable"
+        "--stop", action="append", metavar="TEXT", help="text that ends the answer; repeatable"
     )

@@ -1,4 +1,4 @@
-"""L7: how the command line is read: words in any order, and one line for what is wrong."""
+"""L7: the parsers of the command line: arguments in any order, errors in one line."""
 
 import argparse
 from collections.abc import Callable
@@ -13,37 +13,38 @@ EXIT_USAGE = 2
 
 
 class Parser(argparse.ArgumentParser):
-    """Says what is wrong in one line; help tells more than fits into the list of options.
+    """A parser that reports an error in one line and may append details to its help.
 
     Attributes:
-        details: returns what help says after the options; None for nothing.
+        details: returns the text after the options; None for no text.
     """
 
     details: Callable[[], str] | None = None
 
     def error(self, message: str) -> NoReturn:
-        """Ends the process with a line that says what is wrong."""
+        """Prints the error in one line and exits."""
         self.exit(EXIT_USAGE, f"{self.prog}: error: {message} (--help shows the options)\n")
 
     def format_help(self) -> str:
-        """Returns the options and the details."""
+        """Returns the help with the details appended."""
         details = self.details
         return super().format_help() + ("" if details is None else f"\n{details()}\n")
 
-    def _check_value(self, action: argparse.Action, value: Any) -> None:  # noqa: ANN401
+    def _check_value(self, action: argparse.Action, value: object) -> None:
         if isinstance(action, argparse._SubParsersAction) and value not in action.choices:
-            raise argparse.ArgumentError(None, str(unknown_name("command", value, action.choices)))
+            unknown = unknown_name("command", str(value), action.choices)
+            raise argparse.ArgumentError(None, str(unknown))
         super()._check_value(action, value)
 
 
 class CommandParser(Parser):
-    """Takes words and options in any order: `train NAME --out DIR path=value`."""
+    """Takes positional arguments and options in any order: `train NAME --out DIR path=value`."""
 
     _is_intermixed = False
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:  # noqa: ANN401
-        """Returns the options of a command and the words that it does not know."""
-        # argparse comes back here for the second half; a parser of commands hands all on.
+        """Returns the parsed options and the unknown arguments."""
+        # Intermixed parsing calls this method again, and does not support tables of commands.
         if self._is_intermixed or self._subparsers is not None:
             return super().parse_known_args(args, namespace)
         self._is_intermixed = True
@@ -54,13 +55,13 @@ class CommandParser(Parser):
 
 
 def path_text(text: str) -> str:
-    """Returns the value of an option as a path or a pattern, with a leading `~` as the home folder.
+    """Returns a path or pattern with a leading `~` replaced by the home folder.
 
     Args:
-        text: as the user wrote it.
+        text: value of an option, as the user wrote it.
 
     Raises:
-        argparse.ArgumentTypeError: if it is empty or there is no such home folder.
+        argparse.ArgumentTypeError: if the text is empty or the home folder does not exist.
     """
     try:
         return expanded(text)
@@ -69,26 +70,12 @@ def path_text(text: str) -> str:
 
 
 def path(text: str) -> Path:
-    """Returns the value of an option as a path.
-
-    Args:
-        text: as for `path_text`.
-
-    Raises:
-        argparse.ArgumentTypeError: as `path_text`.
-    """
+    """Returns the result of `path_text` as a path."""
     return Path(path_text(text))
 
 
 def whole(text: str) -> int:
-    """Returns the value of an option as a whole number.
-
-    Args:
-        text: decimal digits, as settings take them.
-
-    Raises:
-        argparse.ArgumentTypeError: for anything else.
-    """
+    """Returns the integer in a text, which has the same form as in settings."""
     number = Text(text).whole()
     if number is None:
         raise argparse.ArgumentTypeError(f"invalid int value: {shown(text)}; give a whole number")
@@ -96,14 +83,7 @@ def whole(text: str) -> int:
 
 
 def real(text: str) -> float:
-    """Returns the value of an option as a number.
-
-    Args:
-        text: decimal digits, as settings take them.
-
-    Raises:
-        argparse.ArgumentTypeError: for anything else.
-    """
+    """Returns the number in a text, which has the same form as in settings."""
     number = Text(text).real()
     if number is None:
         raise argparse.ArgumentTypeError(f"invalid float value: {shown(text)}; give a number")
@@ -111,15 +91,8 @@ def real(text: str) -> float:
 
 
 def count(text: str) -> int:
-    """Returns the value of an option as a whole number above zero.
-
-    Args:
-        text: as for `whole`.
-
-    Raises:
-        argparse.ArgumentTypeError: for anything else.
-    """
+    """Returns the positive integer in a text."""
     number = whole(text)
     if number < 1:
-        raise argparse.ArgumentTypeError(f"it must be at least 1, got {text}")
+        raise argparse.ArgumentTypeError(f"must be at least 1, got {text}")
     return number

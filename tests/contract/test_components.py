@@ -1,4 +1,4 @@
-"""What every backbone, image encoder and image decoder of the tables must do, at `tiny()` size."""
+"""Contract of every backbone, image encoder and image decoder in the tables, at `tiny()` size."""
 
 import copy
 from collections.abc import Callable
@@ -23,7 +23,7 @@ each_component = pytest.mark.parametrize(("part", "name"), NAMES)
 
 
 def build(part: str, name: str) -> Any:
-    """Returns a network whose every branch counts: fresh gates and last layers may be zero."""
+    """Returns a network with random weights, as new gates and last layers may be zero."""
     torch.manual_seed(0)
     network = TABLES[part].get(name).tiny().build().eval()
     for parameter in network.parameters():
@@ -32,13 +32,13 @@ def build(part: str, name: str) -> Any:
 
 
 def inputs(part: str, config: Any, dtype: torch.dtype = torch.float32) -> list[Tensor]:
-    """Returns the arguments of one pass, four rows each."""
+    """Returns the arguments of one forward pass with four rows."""
     g = torch.Generator().manual_seed(1)
     if part == "backbone":
         num_tokens = 4
         ids = torch.randint(10, config.vocab_size, (ROWS, 9), generator=g)
         ids[:, 2 : 2 + num_tokens] = config.image_token_id
-        if config.image_channels is None:  # it sees pixels
+        if config.image_channels is None:  # the vision tower takes pixels
             assert config.num_image_tokens(IMAGE_PX) == num_tokens
             images = torch.rand(ROWS, 3, IMAGE_PX, IMAGE_PX, generator=g) * 2 - 1
         else:
@@ -108,19 +108,18 @@ def test_gradient_reaches_every_parameter(part: str, name: str) -> None:
     network = build(part, name)
     RUN[part](network, *inputs(part, network.config)).square().sum().backward()
     for key, parameter in network.named_parameters():
-        if not parameter.requires_grad:  # the VAE of a diffusion decoder is only used
+        if not parameter.requires_grad:  # the VAE of a diffusion decoder is frozen
             assert parameter.grad is None, key
             continue
         assert parameter.grad is not None, key
         assert bool(parameter.grad.isfinite().all()), key
-        if not key.endswith(
-            ("k_proj.bias", "to_k.bias")
-        ):  # softmax does not see what all keys share
+        # Softmax is invariant to a bias that all keys share.
+        if not key.endswith(("k_proj.bias", "to_k.bias")):
             assert float(parameter.grad.abs().sum()) > 0, key
 
 
 @each_component
-def test_saved_weights_give_equal_bits(part: str, name: str) -> None:
+def test_saved_weights_give_bit_equal_outputs(part: str, name: str) -> None:
     network = build(part, name)
     again = TABLES[part].get(name).tiny().build().eval()
     again.load_state_dict(load(save(network.state_dict())), strict=True)
@@ -142,7 +141,7 @@ def test_a_row_does_not_depend_on_its_batch(part: str, name: str) -> None:
 
 
 @each_component
-def test_is_deterministic_and_copies(part: str, name: str) -> None:
+def test_is_deterministic_and_can_be_copied(part: str, name: str) -> None:
     network = build(part, name)
     arguments = inputs(part, network.config)
     with torch.no_grad():
@@ -152,7 +151,7 @@ def test_is_deterministic_and_copies(part: str, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", BACKBONES.names())
-def test_backbone_needs_as_many_feature_tokens_as_placeholders(name: str) -> None:
+def test_backbone_requires_one_feature_token_per_placeholder(name: str) -> None:
     network = build("backbone", name)
     ids, features = inputs("backbone", network.config)
     with pytest.raises(ValueError, match="16 image placeholders, the images give 12"):
@@ -175,7 +174,7 @@ def test_backbone_ignores_padding_on_either_side(name: str) -> None:
 @pytest.mark.compile
 @pytest.mark.parametrize("leaves_out_padding", [False, True])
 @pytest.mark.parametrize("name", BACKBONES.names())
-def test_backbone_learns_alike_with_compiled_layers(name: str, *, leaves_out_padding: bool) -> None:
+def test_compiled_layers_give_the_same_gradients(name: str, *, leaves_out_padding: bool) -> None:
     found = []
     for compiled in (False, True):
         network = build("backbone", name).train()
@@ -184,7 +183,7 @@ def test_backbone_learns_alike_with_compiled_layers(name: str, *, leaves_out_pad
         if compiled:
             for layer in network.decoder.layers:
                 layer.compile()
-        for length in (9, 7):  # another length is another shape for the compiler
+        for length in (9, 7):  # a second length makes the compiler handle a second shape
             ids, images = inputs("backbone", network.config)
             mask = torch.ones_like(ids[:, :length], dtype=torch.bool)
             mask[0, -1] = False
@@ -207,7 +206,7 @@ def test_encoder_refuses_images_of_another_size(name: str) -> None:
 
 @pytest.mark.parametrize("name", ENCODERS.names())
 def test_encoder_tokens_run_row_by_row(name: str) -> None:
-    """A change in the upper right quarter moves the tokens there more than those elsewhere."""
+    """A change in the upper right quarter changes the tokens of that quarter most."""
     torch.manual_seed(0)
     network = ENCODERS.get(name).tiny().build().eval()
     config = network.config
@@ -222,18 +221,18 @@ def test_encoder_tokens_run_row_by_row(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", DECODERS.names())
-def test_decoder_makes_images_that_follow_the_features(name: str) -> None:
+def test_decoded_images_depend_on_the_features(name: str) -> None:
     network = build("decoder", name)
     features, noise = inputs("decoder", network.config)
     with torch.no_grad():
         images = network.decode(features, noise, 3)
         other = network.decode(features.flip(0), noise, 3)
     assert float(images.abs().max()) <= 1.0
-    assert float((images.abs() < 1.0).float().mean()) > 0  # not all of it is cut off
+    assert float((images.abs() < 1.0).float().mean()) > 0  # some values are not clipped
     assert not torch.equal(images, other)
 
 
-def test_pocket_velocity_is_the_predicted_clean_image_seen_from_the_path() -> None:
+def test_pocket_velocity_leads_to_the_predicted_clean_image() -> None:
     network = build("decoder", "pocket")
     features, noisy = inputs("decoder", network.config)
     sigma = torch.full((ROWS,), 0.5)
@@ -243,8 +242,8 @@ def test_pocket_velocity_is_the_predicted_clean_image_seen_from_the_path() -> No
     torch.testing.assert_close(noisy - 0.5 * velocity, clean, rtol=0, atol=1e-4)
 
 
-def test_siglip2_can_leave_out_its_last_layer() -> None:
-    """`skip_last=1` gives the states before the last layer, without the final norm."""
+def test_siglip2_can_skip_its_last_layer() -> None:
+    """`skip_last=1` returns the states before the last layer, without the final norm."""
     config_class = ENCODERS.get("siglip2")
     torch.manual_seed(0)
     tiny = to_dict(config_class.tiny())

@@ -1,4 +1,4 @@
-"""What a pipeline must do over every backbone, and over every encoder with its decoder."""
+"""Contract of a pipeline with every backbone and every pair of image encoder and decoder."""
 
 import dataclasses
 from collections import deque
@@ -30,7 +30,7 @@ PAIRS = {
     "vae": "vae",
     "pocket": "pocket",
 }
-"""Each image encoder and the decoder that turns its features into images."""
+"""Decoder for the features of each image encoder."""
 TOWERS = (*BACKBONES.names(), "qwen3 with a tower")
 RED, WIDE, TALL = (
     Image.new("RGB", size, color)
@@ -58,17 +58,18 @@ def backbone_config(name: str, tokenizer: Tokenizer, channels: int) -> Any:
 
 
 def build(backbone: str, encoder: str, tokenizer: Tokenizer, **changes: Any) -> Blip3oPipeline:
-    """Returns a pipeline in which every branch counts: fresh gates and last layers may be zero."""
-    eyes = ENCODERS.get(encoder).tiny()
-    hand = DECODERS.get(PAIRS[encoder]).tiny()
+    """Returns a pipeline with random weights, as new gates and last layers may be zero."""
+    image_encoder = ENCODERS.get(encoder).tiny()
+    channels, grid = image_encoder.num_channels, image_encoder.grid
+    decoder = DECODERS.get(PAIRS[encoder]).tiny()
     if PAIRS[encoder] != "vae":
-        hand = dataclasses.replace(hand, feature_channels=eyes.num_channels, grid=eyes.grid)
-    mind = backbone_config(backbone, tokenizer, eyes.num_channels)
+        decoder = dataclasses.replace(decoder, feature_channels=channels, grid=grid)
+    language = backbone_config(backbone, tokenizer, channels)
     config = UnifiedModelConfig(
-        backbone=mind,
-        image_encoder=eyes,
+        backbone=language,
+        image_encoder=image_encoder,
         generator=QueryDiTConfig.tiny(),
-        image_decoder=hand,
+        image_decoder=decoder,
         chat=ChatConfig(system=None, generate="draw: {caption}", edit="edit: {instruction}"),
         sampling=SamplingConfig(num_inference_steps=2, num_decoder_steps=2, max_new_tokens=5),
         **changes,
@@ -94,10 +95,10 @@ def assert_rows_near(together: Tensor, alone: list[Tensor]) -> None:
 
 @pytest.mark.parametrize("encoder", PAIRS)
 @pytest.mark.parametrize("backbone", TOWERS)
-def test_images_of_a_batch_are_those_of_each_alone(
+def test_batched_images_equal_single_images(
     backbone: str, encoder: str, tokenizer: Tokenizer
 ) -> None:
-    """Prompts and instructions of different lengths, through features and pixels."""
+    """Prompts and instructions have different lengths; images are compared as pixels."""
     pipe = build(backbone, encoder, tokenizer)
     drawn = pipe(PROMPTS, generator=seeded(1, 2, 3), output_type="pt").images
     assert_rows_near(
@@ -128,8 +129,8 @@ def test_images_of_a_batch_are_those_of_each_alone(
 
 
 @pytest.mark.parametrize("backbone", TOWERS)
-def test_features_of_a_batch_follow_each_prompt_alone(backbone: str, tokenizer: Tokenizer) -> None:
-    """Not hidden by pixels that saturate: a prompt's length and words show in its features."""
+def test_batched_features_equal_single_features(backbone: str, tokenizer: Tokenizer) -> None:
+    """Features depend on the prompt's words and length; saturated pixels could hide this."""
     pipe = build(backbone, "siglip2", tokenizer)
     for parameter in pipe.model.generator.dit.parameters():
         nn.init.normal_(parameter, std=0.5)
@@ -153,7 +154,7 @@ def user(text: str) -> Message:
 
 
 def watch_logits(pipe: Blip3oPipeline, monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
-    """Collects the logits of an answer: more than words, they tell what the model looked at."""
+    """Collects the logits of an answer, which show more of the inputs' influence than its words."""
     seen: list[Tensor] = []
     plain = pipe.model.backbone.logits
 
@@ -165,7 +166,7 @@ def watch_logits(pipe: Blip3oPipeline, monkeypatch: pytest.MonkeyPatch) -> list[
     return seen
 
 
-def test_answers_of_a_batch_are_those_of_each_alone(
+def test_batched_answers_equal_single_answers(
     pipe: Blip3oPipeline, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen = watch_logits(pipe, monkeypatch)
@@ -178,7 +179,7 @@ def test_answers_of_a_batch_are_those_of_each_alone(
         assert_rows_near(first[row : row + 1], [seen[0]])
 
 
-def test_every_image_of_a_question_is_seen_in_its_place(
+def test_an_answer_depends_on_every_image_and_their_order(
     pipe: Blip3oPipeline, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen = watch_logits(pipe, monkeypatch)
@@ -188,7 +189,7 @@ def test_every_image_of_a_question_is_seen_in_its_place(
         assert not any(torch.allclose(one, other, atol=1e-3) for other in seen[row + 1 :])
 
 
-def test_a_conversation_remembers_its_turns_and_images(
+def test_an_answer_depends_on_all_turns_and_images(
     pipe: Blip3oPipeline, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen = watch_logits(pipe, monkeypatch)
@@ -208,7 +209,7 @@ def test_a_conversation_remembers_its_turns_and_images(
         assert not any(torch.allclose(one, other, atol=1e-3) for other in seen[row + 1 :])
 
 
-def test_a_stream_comes_piece_by_piece_and_is_the_answer(pipe: Blip3oPipeline) -> None:
+def test_the_pieces_of_a_stream_form_the_answer(pipe: Blip3oPipeline) -> None:
     messages = [user(f"{IMAGE_MARK}{IMAGE_MARK}\nWhat is this?")]
     stream = pipe.stream(messages, [WIDE, RED])
     assert iter(stream) is stream
@@ -219,17 +220,17 @@ def test_a_stream_comes_piece_by_piece_and_is_the_answer(pipe: Blip3oPipeline) -
     assert isinstance(pipe.ask(None, "What is this?"), str)
 
 
-def test_answers_of_a_server_are_those_of_each_alone(pipe: Blip3oPipeline) -> None:
-    """Rows of different lengths share their passes, and come and go."""
+def test_answers_of_a_server_equal_single_answers(pipe: Blip3oPipeline) -> None:
+    """Rows of different lengths share forward passes; they start and end at different times."""
     asked: list[tuple[list[Image.Image], str, Any]] = [
         ([RED], "What?", {}),
         ([WIDE, TALL], "a dog and a cat, or not?", {"temperature": 2.0, "seed": 1}),
         ([], "x", {"temperature": 2.0, "seed": 1, "max_new_tokens": 2}),
         ([TALL], "What is this?", {"temperature": 2.0, "seed": 2, "stop": ("a", "e")}),
     ]
-    said: list[dict[int, str]] = [{} for _ in asked]
+    given: list[dict[int, str]] = [{} for _ in asked]
     jobs = []
-    for (images, question, settings), answers in zip(asked, said, strict=True):
+    for (images, question, settings), answers in zip(asked, given, strict=True):
         messages = [user(f"{IMAGE_MARK}\n" * len(images) + question)]
         sampling = TextSampling.of(**settings)
         request = ChatRequest(messages=messages, images=images, sampling=sampling, count=2)
@@ -249,7 +250,7 @@ def test_answers_of_a_server_are_those_of_each_alone(pipe: Blip3oPipeline) -> No
     )
     while queue or desk.is_busy:
         desk.work(0.0)
-    for (images, question, settings), answers in zip(asked, said, strict=True):
+    for (images, question, settings), answers in zip(asked, given, strict=True):
         for number in range(2):
             seed = settings.get("seed", 0) + number
             expected = pipe.ask(images, question, **{**settings, "seed": seed})
@@ -258,29 +259,29 @@ def test_answers_of_a_server_are_those_of_each_alone(pipe: Blip3oPipeline) -> No
 
 @pytest.mark.parametrize("backbone", TOWERS)
 @pytest.mark.parametrize("mode", ["stretch", "aspect"])
-def test_a_prompt_is_as_long_as_what_the_model_reads(
+def test_prompt_length_equals_the_number_of_tokens_read(
     backbone: str, mode: Any, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if mode == "aspect" and backbone != "qwen2_5_vl":
-        return  # takes squares
+        return  # this backbone takes square images only
     fit = ImageFitConfig(mode=mode, min_pixels=64, max_pixels=1024)
     pipe = build(backbone, "siglip2", tokenizer, question_images=fit)
     read: list[int] = []
     monkeypatch.setattr(pipe.model, "text_states", lambda ids, *_: read.append(ids.shape[1]))
     large = Image.new("RGB", (900, 300))
     turned = Image.new("RGB", (30, 12))
-    turned.getexif()[0x0112] = 6  # shown upright, it is 12 wide
+    turned.getexif()[0x0112] = 6  # rotated by the EXIF tag, it is 12 pixels wide
     for images in ([], [RED], [WIDE, TALL], [large, turned], [large, large]):
         messages = [user(f"{IMAGE_MARK}\n" * len(images) + "What is this?")]
         length = pipe.prompt_length(messages, [image.size for image in images])
         read.clear()
-        with pytest.raises((AttributeError, TypeError)):  # nothing was read
+        with pytest.raises((AttributeError, TypeError)):  # the replaced `text_states` returns None
             list(pipe.stream(messages, images))
         assert read == [length]
 
 
 @pytest.mark.parametrize("backbone", TOWERS)
-def test_only_a_backbone_that_takes_any_shape_can_keep_it(
+def test_aspect_mode_requires_a_backbone_that_takes_any_shape(
     backbone: str, tokenizer: Tokenizer
 ) -> None:
     changes = {"question_images": ImageFitConfig(mode="aspect")}
@@ -291,7 +292,7 @@ def test_only_a_backbone_that_takes_any_shape_can_keep_it(
         build(backbone, "siglip2", tokenizer, **changes)
 
 
-def test_a_image_in_its_own_shape_has_tokens_of_that_shape(
+def test_an_image_in_aspect_mode_has_tokens_of_its_own_shape(
     tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fit = ImageFitConfig(mode="aspect", min_pixels=64, max_pixels=1024)
@@ -307,5 +308,7 @@ def test_a_image_in_its_own_shape_has_tokens_of_that_shape(
     pipe.ask([RED, WIDE, TALL], "What is this?", max_new_tokens=1)
     assert grids == [[1, 4, 4], [1, 2, 10], [1, 8, 4]]
     grids.clear()
-    pipe.edit(WIDE, "blue", output_type="features")  # squeezed, as the released inference does
+    pipe.edit(
+        WIDE, "blue", output_type="features"
+    )  # resized to a square, as in the released inference
     assert grids == [[1, 4, 4]]

@@ -1,4 +1,4 @@
-"""Real server processes over the bundled model."""
+"""Server processes with the bundled model."""
 
 import os
 import re
@@ -18,11 +18,12 @@ START_S = 240
 
 
 class Server:
-    """A server process; its lines on stderr are kept.
+    """A server process whose lines on stderr are collected.
 
     Args:
         words: options of `blip3o serve`.
-        code: Python to run instead of the command itself; it ends by starting the command.
+        code: Python code to run instead of the command; it must start the command itself.
+        environment: additional environment variables.
     """
 
     def __init__(self, *words: str, code: str = "", **environment: str) -> None:
@@ -73,13 +74,13 @@ class Server:
 
 @pytest.fixture(scope="session")
 def launch() -> Iterator[Callable[..., Server]]:
-    """Starts servers that are gone after all tests."""
+    """Starts servers that run until the end of the session."""
     yield from _starting()
 
 
 @pytest.fixture
 def start() -> Iterator[Callable[..., Server]]:
-    """Starts servers that are gone after the test."""
+    """Starts servers that run until the end of the test."""
     yield from _starting()
 
 

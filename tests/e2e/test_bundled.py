@@ -1,4 +1,4 @@
-"""The model that comes with the package: whole, small, repeatable, and not nonsense."""
+"""The bundled model: complete, small, reproducible and able to do every task."""
 
 import colorsys
 from pathlib import Path
@@ -17,7 +17,7 @@ MOST_BYTES = 40_000_000
 
 pytestmark = pytest.mark.skipif(
     not (FOLDER / "config.json").exists(),
-    reason="the bundled model is not trained yet: src/blip3o/pocket/config.json does not exist",
+    reason="there is no bundled model: src/blip3o/pocket/config.json does not exist",
 )
 
 PROMPTS = {
@@ -44,7 +44,7 @@ def generators() -> list[torch.Generator]:
 
 
 def share_of(image: Image.Image, color: str) -> float:
-    """Returns the share of pixels that are strongly of a color."""
+    """Returns the share of pixels with the hue of a color and a high saturation."""
     rows = np.asarray(image).reshape(-1, 3) / 255
     hits = 0
     for red, green, blue in rows[::4]:
@@ -54,7 +54,7 @@ def share_of(image: Image.Image, color: str) -> float:
     return 4 * hits / len(rows)
 
 
-def test_the_folder_is_whole_and_small() -> None:
+def test_the_folder_is_complete_and_small() -> None:
     assert BUNDLED["pocket"] == FOLDER
     files = [p for p in FOLDER.rglob("*") if p.is_file()]
     assert sum(p.stat().st_size for p in files) <= MOST_BYTES
@@ -74,8 +74,8 @@ def test_the_same_seed_gives_the_same_image(
     assert np.abs(difference).mean() < 2
 
 
-def test_images_show_the_color_that_was_asked_for(images: list[Image.Image]) -> None:
-    """Generous: three of four prompts must show more of their color than of any other."""
+def test_images_show_the_requested_color(images: list[Image.Image]) -> None:
+    """For three of four prompts, the requested color must cover more pixels than any other."""
     right = 0
     for image, color in zip(images, PROMPTS.values(), strict=True):
         shares = {name: share_of(image, name) for name in HUES}
@@ -83,7 +83,7 @@ def test_images_show_the_color_that_was_asked_for(images: list[Image.Image]) -> 
     assert right >= 3
 
 
-def test_it_answers_questions_about_its_own_images(
+def test_it_answers_questions_about_generated_images(
     pipe: Blip3oPipeline, images: list[Image.Image]
 ) -> None:
     for image in images[:2]:

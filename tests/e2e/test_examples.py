@@ -1,6 +1,6 @@
-"""Every prompt, question and instruction that documents, demo and page show is answered right.
+"""The results of every prompt, question and instruction in documents, demo and page are right.
 
-The scene detector judges images; answers must be right to the letter. All with seed 0, as shown.
+The scene detector judges images; answers must match exactly. Every run has the documented seed 0.
 """
 
 import ast
@@ -10,7 +10,7 @@ import re
 import runpy
 import shlex
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ from blip3o.data.scenes.things import COLORS, NUMBER_WORDS, THINGS, plural
 from blip3o.data.scenes.types import Placed, Scene
 from blip3o.data.scenes.words import Group, join, phrase
 from blip3o.eval.detector import SceneDetector
-from blip3o.eval.rules import Detection, Wanted, judge, same_objects
+from blip3o.eval.scene_rules import SceneDetection, WantedThing, judge_scene, same_objects
 from blip3o.generate.write import image_generator
 
 ROOT = Path(__file__).parents[2]
@@ -40,7 +40,7 @@ RELATIONS = {
     "below": "below",
 }
 ANSWERS = {"There is a red cat and a blue dog. What color is the cat?": "red"}
-"""Questions about words alone, whatever the image."""
+"""Answers to questions that need no image."""
 
 pytestmark = pytest.mark.slow
 
@@ -60,8 +60,8 @@ def pipe() -> Blip3oPipeline:
     return Blip3oPipeline.from_pretrained("pocket")
 
 
-def asked_for(prompt: str) -> tuple[list[Wanted], tuple[int, str, int] | None] | None:
-    """Returns what a prompt asks for; None if it is not of the bundled model's world."""
+def asked_for(prompt: str) -> tuple[list[WantedThing], tuple[int, str, int] | None] | None:
+    """Returns the objects and relation of a prompt; None if it does not describe a scene."""
     relation, parts = None, re.split(r", | and ", prompt)
     for words, name in RELATIONS.items():
         if f" {words} " in prompt:
@@ -72,7 +72,7 @@ def asked_for(prompt: str) -> tuple[list[Wanted], tuple[int, str, int] | None] |
         if found is None:
             return None
         count = NUMBER_WORDS.index(found[1]) if found[1] in NUMBER_WORDS else 1
-        wanted.append(Wanted(thing=_NAMES[found[3]], color=found[2], count=count))
+        wanted.append(WantedThing(thing=_NAMES[found[3]], color=found[2], count=count))
     return wanted, relation
 
 
@@ -81,7 +81,7 @@ def check_image(image: Image.Image, prompt: str) -> None:
     assert asked is not None, prompt
     wanted, relation = asked
     found = detector().detect(image)
-    assert judge(found, wanted, relation, exact_count=True), (prompt, found)
+    assert judge_scene(found, wanted, relation, exact_count=True), (prompt, found)
     assert len(found) == sum(one.count for one in wanted), (prompt, found)
 
 
@@ -108,14 +108,14 @@ def right_answer(image: Image.Image, question: str) -> str:
     if question == "What is in the image?":
         return join(named)
     related = re.fullmatch(rf"What is ({'|'.join(RELATIONS)}) the (\w+)\?", question)
-    assert related, f"no rule judges {question!r}"
+    assert related, f"no rule for the question {question!r}"
     (base,) = [one for one in objects if one.thing == related[2]]
     axis = "x" if "left" in related[1] or "right" in related[1] else "y"
     is_before = related[1] in ("to the left of", "above")
     (answer,) = [
         name
         for one, name in zip(objects, named, strict=True)
-        if one is not base and (getattr(one, axis) < getattr(base, axis)) == is_before
+        if one is not base and (vars(one)[axis] < vars(base)[axis]) == is_before
     ]
     return answer
 
@@ -134,17 +134,19 @@ def command_of(line: str) -> list[str] | None:
     return words[1:] if is_ours and words[1] in ("generate", "ask", "edit", "reconstruct") else None
 
 
-def sessions() -> Iterator[Any]:
-    """Yields the commands of each block that use the bundled model, in order."""
+def sessions() -> dict[str, list[list[str]]]:
+    """Returns the commands of each console block that use the bundled model, in order."""
+    found = {}
     for page in PAGES:
         for number, block in enumerate(blocks(page, "console")):
             words = [command_of(line) for line in block.replace("\\\n", " ").splitlines()]
             ours = [one for one in words if one and "--model" not in one]
             if ours:
-                yield pytest.param(ours, id=f"{page.name} {number}")
+                found[f"{page.name} {number}"] = ours
+    return found
 
 
-@pytest.mark.parametrize("commands", list(sessions()))
+@pytest.mark.parametrize("commands", sessions().values(), ids=sessions())
 def test_commands(
     commands: Sequence[list[str]],
     tmp_path: Path,
@@ -154,18 +156,18 @@ def test_commands(
     monkeypatch.chdir(tmp_path)
     for words in commands:
         options = build_parser().parse_args(words)
-        files = options.image if words[0] == "ask" else [getattr(options, "image", "")]
+        files = options.image if words[0] == "ask" else [vars(options).get("image", "")]
         if words[0] != "generate" and not Path(files[0]).exists():
-            continue  # a photo of the reader's
+            continue  # the example uses a photo of the reader
         assert main(words) == 0
-        said = capsys.readouterr().out
+        output = capsys.readouterr().out
         if words[0] == "generate":
             rows = (options.out / "metadata.jsonl").read_text().splitlines()
             assert len(rows) == len(options.prompt) * options.num_images
             for row in map(json.loads, rows):
                 check_image(Image.open(options.out / row["file"]), row["prompt"])
         elif words[0] == "ask":
-            assert said == right_answer(Image.open(files[0]), files[1]) + "\n"
+            assert output == right_answer(Image.open(files[0]), files[1]) + "\n"
         elif words[0] == "edit":
             check_edit(Image.open(files[0]), Image.open(options.out), options.instruction)
         else:
@@ -173,24 +175,24 @@ def test_commands(
             assert same_objects(after, before)
 
 
-def pocket_code() -> list[Any]:
-    return [
-        pytest.param(code, id=f"{page.name} {number}")
+def pocket_code() -> dict[str, str]:
+    return {
+        f"{page.name} {number}": code
         for page in PAGES
         for number, code in enumerate(blocks(page, "python"))
         if 'from_pretrained("pocket")' in code
-    ]
+    }
 
 
 def first_argument(code: str, name: str, position: int = 0) -> str:
-    """Returns the text that a call of `pipe`, or of a method of it, is given."""
+    """Returns a positional text argument of a call of `pipe` or one of its methods."""
     for node in ast.walk(ast.parse(code)):
         if isinstance(node, ast.Call) and ast.unparse(node.func) == name:
             return ast.literal_eval(node.args[position])
     raise LookupError(name)
 
 
-@pytest.mark.parametrize("code", pocket_code())
+@pytest.mark.parametrize("code", pocket_code().values(), ids=pocket_code())
 def test_python(code: str) -> None:
     names: dict[str, Any] = {}
     torch.manual_seed(0)
@@ -226,19 +228,21 @@ def test_requests_to_the_server(pipe: Blip3oPipeline) -> None:
             (image,) = first.values()
             assert pipe.ask(image, content) == right_answer(image, content)
         else:
-            pytest.fail(f"nothing judges {content!r}")
+            pytest.fail(f"no rule for {content!r}")
 
 
-def scene_of(found: Sequence[Detection], background: str) -> Scene:
+def scene_of(found: Sequence[SceneDetection], background: str) -> Scene:
     objects = tuple(
         Placed(thing=one.thing, color=one.color, x=one.x, y=one.y, size=one.size) for one in found
     )
     return Scene(background=background, objects=objects)
 
 
-def check_description(said: str, image: Image.Image) -> None:
-    background = said.rpartition(", on a")[2].removeprefix("n").strip().removesuffix(" background")
-    assert said == detailed_caption(scene_of(detector().detect(image), background))
+def check_description(output: str, image: Image.Image) -> None:
+    background = (
+        output.rpartition(", on a")[2].removeprefix("n").strip().removesuffix(" background")
+    )
+    assert output == detailed_caption(scene_of(detector().detect(image), background))
 
 
 def test_the_demo(
@@ -246,12 +250,12 @@ def test_the_demo(
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["demo.py", "--out", str(tmp_path)])
     demo = runpy.run_path(str(ROOT / "examples" / "demo.py"), run_name="__main__")
-    said = capsys.readouterr().out
+    output = capsys.readouterr().out
     images = [Image.open(one) for one in sorted(tmp_path.glob("0*.png"))]
     for image, prompt in zip(images, demo["PROMPTS"], strict=False):
         check_image(image, prompt)
     check_edit(images[0], images[-1], demo["INSTRUCTION"])
-    (description,) = re.findall(r"described the third (?:image|image): (.*)", said)
+    (description,) = re.findall(r"described the third image: (.*)", output)
     check_description(description, images[2])
 
 
@@ -275,7 +279,7 @@ def test_the_page(pipe: Blip3oPipeline) -> None:
         (check_image, "a blue cat and a green tree", "a green tree to the left of a blue cat"),
     ],
 )
-def test_the_judge_sees_what_is_wrong(
+def test_the_checks_reject_wrong_results(
     check: Callable[[Image.Image, str], None], right: str, wrong: str
 ) -> None:
     examples = pytest.importorskip("blip3o.serve.page.examples")

@@ -1,4 +1,4 @@
-"""Real runs at tiny size (jsonl images, loader, unified model, objectives)."""
+"""A tiny run with all real parts: jsonl images, loader, unified model, objectives."""
 
 import dataclasses
 import json
@@ -27,7 +27,7 @@ STEPS = 10
 
 @pytest.fixture(scope="session", autouse=True)
 def _no_curves() -> Iterator[None]:
-    """Drawing takes longer than all these runs."""
+    """Drawing the curves takes longer than all these runs."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(assemble, "draw_curves", lambda run_dir: None)
         yield
@@ -35,7 +35,7 @@ def _no_curves() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def config(tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
-    """Images and answers mixed, from a tiny model folder."""
+    """Returns the config of a run on image and text tasks that starts from a tiny model folder."""
     folder = tmp_path_factory.mktemp("data")
     source = JsonlConfig(path=str(_write_images(folder)), name="toy")
     tokenizer = train_tokenizer(["draw: a red cat", "What is this? a dog", "user\n"] * 3, 300)
@@ -80,7 +80,9 @@ def _write_images(folder: Path) -> Path:
         name = f"{number}.png"
         pixels = rng.integers(0, 256, (16, 16, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(folder / name)
-        caption = f"a {'very ' * (number % 3)}red cat {number}"  # of several lengths
+        caption = (
+            f"a {'very ' * (number % 3)}red cat {number}"  # captions have three different lengths
+        )
         rows.append({"image": name, "caption": caption})
     file = folder / "toy.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))

@@ -1,8 +1,8 @@
 """Finds the recorded inputs and outputs of the released system; tests name no case and no size.
 
-A test marked `parity_cases(pattern)` runs once for every recorded file that the pattern finds and
-gets it as the argument `case`; `without=TEXT` leaves out names that hold a text. A pattern that
-finds nothing fails: a family never goes missing silently.
+A test marked `parity_cases(pattern)` runs once for every recorded file that matches the pattern,
+and receives it as the argument `case`. `without=TEXT` excludes names that contain a text. A pattern
+without a match is an error, so a missing family of cases is always noticed.
 """
 
 import dataclasses
@@ -33,35 +33,37 @@ _DEFAULT_FOLDER = Path(__file__).parent.parent / "data" / "parity"
 
 @dataclasses.dataclass(frozen=True)
 class RecordedCase:
-    """One recorded file and those that lie beside it under the same name.
+    """One recorded file and the files next to it that share its name.
 
     Args:
-        path: the file that the test's pattern found.
+        path: file that matches the pattern of the test.
     """
 
     path: Path
 
     def tensors(self, ending: str | None = None) -> dict[str, Tensor]:
-        """Returns the tensors of a file, fp32 where they are stored as exact halves.
+        """Returns the tensors of a file; those stored in fp16 without loss become fp32.
 
         Args:
-            ending: "forward" stands for the file NAME_forward beside NAME_weights; None for the
-                case's own file.
+            ending: "forward" selects the file NAME_forward next to NAME_weights; None selects the
+                file of the case.
         """
-        values = load_file(self.path if ending is None else self._beside(f"_{ending}.safetensors"))
+        values = load_file(
+            self.path if ending is None else self._with_ending(f"_{ending}.safetensors")
+        )
         half = torch.float16
         return {name: v.float() if v.dtype == half else v for name, v in values.items()}
 
     def settings(self) -> dict[str, Any]:
-        """Returns the JSON of the case: its own file, or NAME.json beside NAME_weights."""
-        path = self.path if self.path.suffix == ".json" else self._beside(".json")
+        """Returns the JSON of the case: its own file, or NAME.json next to NAME_weights."""
+        path = self.path if self.path.suffix == ".json" else self._with_ending(".json")
         return json.loads(path.read_text(encoding="utf-8"))
 
     def neighbor(self, name: str) -> "RecordedCase":
-        """Returns another file of the same folder."""
+        """Returns the case of another file in the same folder."""
         return RecordedCase(self.path.with_name(name))
 
-    def _beside(self, ending: str) -> Path:
+    def _with_ending(self, ending: str) -> Path:
         name = self.path.stem.rpartition("_")[0]
         return self.path.with_name(name + ending)
 
@@ -81,7 +83,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 @pytest.fixture
 def dit_config() -> Callable[[dict[str, Any]], NextDiTConfig]:
-    """Returns a function: our config of a recorded one."""
+    """Returns a function that converts a recorded config to ours."""
     return _dit_config
 
 
@@ -105,7 +107,7 @@ def _dit_config(recorded: dict[str, Any]) -> NextDiTConfig:
 
 @pytest.fixture
 def published_model() -> Callable[..., UnifiedModel]:
-    """Returns a function that builds a model of recorded sizes and loads recorded weights."""
+    """Returns a function that builds a model with recorded sizes and weights."""
 
     def build(
         settings: dict[str, Any],
@@ -132,7 +134,7 @@ def published_model() -> Callable[..., UnifiedModel]:
         scale = decoder.fine_grid // decoder.grid
         config = UnifiedModelConfig(
             backbone=backbone,
-            image_encoder=Siglip2EncoderConfig(  # only its shape matters: features are recorded
+            image_encoder=Siglip2EncoderConfig(  # only its shape matters, as features are recorded
                 image_px=token_px * dit.grid,
                 patch_px=token_px,
                 hidden_size=channels,
@@ -167,11 +169,11 @@ def published_model() -> Callable[..., UnifiedModel]:
 def say_error(
     request: pytest.FixtureRequest, capsys: pytest.CaptureFixture[str]
 ) -> Callable[[str, float, float], None]:
-    """Returns a function that prints a measured relative error and what is allowed."""
+    """Returns a function that prints a measured relative error and its bound."""
 
     def say(what: str, error: float, bound: float) -> None:
         with capsys.disabled():
-            print(f"\n{request.node.name}: {what} err by {error:.2%}, allowed {bound:.2%}")  # noqa: T201
+            print(f"\n{request.node.name}: {what}: relative error {error:.2%}, bound {bound:.2%}")  # noqa: T201
 
     return say
 
@@ -180,9 +182,9 @@ def say_error(
 def quantized(request: pytest.FixtureRequest) -> Callable[[UnifiedModel], float]:
     """Returns a function that quantizes a backbone and bounds the relative error of its states.
 
-    A matrix whose weights err by e (relative norm, independently) gives a product that errs by e.
-    The errors of M matrices are independent, so they add up to at most e * sqrt(M) where none of
-    them is weakened on its way to the end.
+    Independent relative errors e in the weights of a matrix give a relative error e in its product.
+    The errors of M matrices are independent, so their sum is at most e * sqrt(M), which is reached
+    if no later layer attenuates them.
     """
     weight_error = {"int8": 0.0065, "int4": 0.09}[request.param]  # tests/unit/nn/test_quantized
 

@@ -1,4 +1,4 @@
-"""Prompts, labels and processed images against recorded ones (family `chat`)."""
+"""Prompts, labels and processed images against recorded values (family `chat`)."""
 
 from typing import Any
 
@@ -69,18 +69,18 @@ def test_training_rows_labels_and_masks(case: Any) -> None:
             assert made == tensors[f"{sample}.input_ids_before_collate"].tolist()
             expected = tensors[f"{sample}.labels_before_collate"].tolist()
             assert labels == expected
-            # The queries' row: cut to the longest prompt, then [IMG] and the placeholders.
+            # Rows with query tokens are cut to the longest prompt, then get [IMG] and placeholders.
             prompt = chat.image_prompt([user(text)])
             assert prompt == [*made, chat.tokenizer.image_start_id]
             assert prompt[: start - 1] == ids[row, : start - 1].tolist()
             assert_tail(tensors, name, row, start, len(made))
-            written = int(ids[row, start - 1])  # the original writes a number, whatever the table
+            written = int(ids[row, start - 1])  # the original writes a fixed id for any vocabulary
             if written < chat.tokenizer.vocab_size:
                 assert written == chat.tokenizer.special_id(IMAGE_START)
 
 
 def assert_tail(tensors: dict[str, Tensor], name: str, row: int, start: int, num_made: int) -> None:
-    """Checks what the collator adds: as many placeholders as queries, then padding."""
+    """Checks the additions of the collator: one placeholder per query token, then padding."""
     ids, labels = tensors[f"{name}.input_ids"][row], tensors[f"{name}.labels"][row]
     mask = tensors[f"{name}.attention_mask"][row]
     assert start - 1 <= num_made

@@ -16,7 +16,7 @@ from blip3o.weights.keymaps.blip3o_qwen import NAMES
 
 OUTPUT_TOLERANCE = 2e-5
 SAMPLE_TOLERANCE = 1e-4
-GRADIENT_TOLERANCE = 1e-4  # of the largest value of a gradient
+GRADIENT_TOLERANCE = 1e-4  # relative to the largest value of a gradient
 
 Load = Callable[[Any], NextDiT]
 
@@ -30,7 +30,7 @@ def with_null(condition: Tensor) -> Tensor:
 
 @pytest.fixture
 def load(dit_config: Callable[[dict[str, Any]], NextDiTConfig]) -> Callable[[Any], NextDiT]:
-    """Returns a function: the network of a case with its recorded weights."""
+    """Returns a function that builds the network of a case with its recorded weights."""
 
     def loaded(case: Any) -> NextDiT:
         dit = dit_config(case.settings()["config"]).build()
@@ -130,7 +130,7 @@ def test_guided_sampling_equals_recorded_latents(case: Any, load: Load) -> None:
 
 @each_case
 def test_prepared_sampling_equals_recorded_latents(case: Any, load: Load) -> None:
-    """The fast path, with the recorded images of a condition sharing its keys and values."""
+    """In the fast path, all images of a condition share its keys and values."""
     dit, recorded, settings = load(case), case.tensors("sample"), case.settings()["sample"]
     sigmas = inference_sigmas(settings["num_inference_steps"], settings["scheduler"]["shift"])
     condition, noise = recorded["img_hidden_states"], recorded["initial_latents"]

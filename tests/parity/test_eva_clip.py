@@ -13,7 +13,7 @@ from blip3o.weights.keymaps.blip3o_qwen import NAMES
 
 FEATURE_TOLERANCE = 1e-4
 PREPROCESS_TOLERANCE = 1e-5
-STATISTIC_TOLERANCE = 1e-5  # means and standard deviations of recorded channels
+STATISTIC_TOLERANCE = 1e-5  # for means and standard deviations of channels
 
 each_case = pytest.mark.parity_cases("eva_clip/*_weights.safetensors")
 each_preprocessing = pytest.mark.parity_cases("eva_clip/preprocess*.json")
@@ -34,8 +34,8 @@ def config_from(recorded: dict[str, Any]) -> EvaClipEncoderConfig:
 
 
 def to_ours(published: dict[str, Any]) -> dict[str, Any]:
-    """Returns the entries of the released file under the names inside the encoder."""
-    front = "model.gen_vision_tower.vision_tower.model."  # in a whole checkpoint
+    """Returns the weights of the released file under the names of the encoder."""
+    front = "model.gen_vision_tower.vision_tower.model."  # prefix in a full checkpoint
     own = {NAMES.ours(front + name): value for name, value in published.items()}
     return {name.removeprefix("image_encoder."): v for name, v in own.items() if name is not None}
 
@@ -51,7 +51,7 @@ def assert_near(actual: Tensor, expected: Tensor, tolerance: float) -> None:
 
 
 @each_case
-def test_sizes_equal_the_recorded_facts(case: Any) -> None:
+def test_sizes_equal_recorded_sizes(case: Any) -> None:
     settings = case.settings()
     config = config_from(settings["vision_cfg"])
     assert config.intermediate_size == settings["mlp_hidden"]
@@ -88,7 +88,7 @@ def test_block_outputs_equal_recorded_outputs(case: Any) -> None:
 
 
 @each_case
-def test_encoder_takes_plain_pixels_and_normalizes_them_itself(case: Any) -> None:
+def test_encoder_normalizes_pixels_itself(case: Any) -> None:
     encoder, recorded = load(case), case.tensors("features")
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (CLIP_MEAN, CLIP_STD))
     plain = (recorded["pixels"] * std + mean) * 2 - 1
@@ -120,7 +120,7 @@ def test_preprocessing_equals_recorded_pixels(case: Any) -> None:
     settings, recorded = case.settings(), RecordedTensors(case)
     assert (tuple(settings["mean"]), tuple(settings["std"])) == (CLIP_MEAN, CLIP_STD)
     for number, entry in enumerate(settings["images"]):
-        # The released code drops an alpha channel; `imaging.load` puts the image on white.
+        # The released code drops the alpha channel; `imaging.load` blends with white instead.
         image = Image.open(case.path.with_name(entry["file"])).convert("RGB")
         for size in entry["sizes"]:
             pixels = normalize_for_clip(to_pixels(image, size, "center_crop"))
@@ -129,7 +129,7 @@ def test_preprocessing_equals_recorded_pixels(case: Any) -> None:
 
 
 class RecordedTensors:
-    """Recorded pixels, whole or as every k-th pixel and the statistics of the channels."""
+    """Recorded pixels: all of them, or every k-th pixel and the statistics of the channels."""
 
     def __init__(self, case: Any) -> None:
         self.tensors = type(case)(case.path.with_suffix(".safetensors")).tensors()

@@ -1,4 +1,4 @@
-"""The way from a prompt to features against recorded runs (family `generate_image`)."""
+"""Features generated from a prompt, against recorded runs (family `generate_image`)."""
 
 import math
 from collections.abc import Callable
@@ -18,7 +18,7 @@ from blip3o.models.unified import UnifiedModel
 
 STATE_TOLERANCE = 1e-4
 FEATURE_TOLERANCE = 2e-4
-LEAST_GROWTH = 2.0  # of a relative error from the condition to the features
+LEAST_GROWTH = 2.0  # allowed growth of a relative error from condition to features
 
 each_run = pytest.mark.parity_cases("generate_image/*.safetensors", without="weights")
 
@@ -33,7 +33,7 @@ def condition(
 
 
 class Run:
-    """A recorded run and the model that made it."""
+    """A recorded run and its model."""
 
     def __init__(self, case: Any, build: Callable[..., UnifiedModel]) -> None:
         self.recorded = recorded = case.tensors()
@@ -70,7 +70,7 @@ class Run:
 
 
 def whole_embedding(weights: dict[str, Tensor], llm_config: dict[str, Any]) -> dict[str, Tensor]:
-    """Returns weights with an embedding table that is recorded by its used rows made whole."""
+    """Returns weights with a full embedding table, of which only the used rows are recorded."""
     name = "model.embed_tokens.weight"
     if f"{name}.rows" in weights:
         rows, row_ids = weights.pop(f"{name}.rows"), weights.pop(f"{name}.row_ids")
@@ -106,7 +106,7 @@ def test_condition_equals_recorded_states(
 def test_features_equal_recorded_features(
     case: Any, published_model: Callable[..., UnifiedModel]
 ) -> None:
-    """Also in a batch beside a longer prompt, which pads the recorded one on the left."""
+    """A longer prompt in the same batch pads the recorded one on the left."""
     run = Run(case, published_model)
     recorded, model = run.recorded, run.model
     row = run.ids[0].tolist()
@@ -136,9 +136,9 @@ def test_features_of_a_quantized_backbone(
     published_model: Callable[..., UnifiedModel],
     say_error: Callable[[str, float, float], None],
 ) -> None:
-    """Guidance multiplies what a condition changes, its error too; nothing else makes it grow.
+    """Only guidance amplifies the error of the condition, by the guidance scale.
 
-    Without guidance the features may err as their condition does, and a little more.
+    Without guidance, the features may have `LEAST_GROWTH` times the error of the condition.
     """
     run = Run(case, published_model)
     bound = quantized(run.model)

@@ -14,9 +14,9 @@ TOLERANCE = 1e-6
 
 @pytest.mark.parity_cases("pooling/*.safetensors")
 def test_pooled_tokens_equal_recorded_tokens(case: Any) -> None:
-    """The window is that of the shapes, and of the pooling's name where one is written down."""
+    """The window follows from the shapes and agrees with a recorded name of the pooling."""
     recorded = case.tensors()
-    facts = json_beside(case)
+    facts = json_of(case)
     names = [name.removesuffix("_input") for name in recorded if name.endswith("_input")]
     assert names
     for name in names:
@@ -30,6 +30,6 @@ def test_pooled_tokens_equal_recorded_tokens(case: Any) -> None:
         torch.testing.assert_close(pooled, grid, rtol=0, atol=TOLERANCE)
 
 
-def json_beside(case: Any) -> dict[str, Any]:
+def json_of(case: Any) -> dict[str, Any]:
     path = case.path.with_suffix(".json")
     return type(case)(path).settings() if path.exists() else {}

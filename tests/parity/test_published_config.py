@@ -1,4 +1,4 @@
-"""The config made from a published config.json gives the published names and shapes, on meta."""
+"""A published config.json gives a model with the published names and shapes, on meta."""
 
 from pathlib import Path
 from typing import Any

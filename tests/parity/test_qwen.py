@@ -30,7 +30,7 @@ from blip3o.weights.keymaps.blip3o_qwen import (
 STATE_TOLERANCE = 1e-4
 OUTPUT_TOLERANCE = 2e-5
 LOSS_TOLERANCE = 1e-5
-GRADIENT_TOLERANCE = 1e-4  # of the largest value of a gradient
+GRADIENT_TOLERANCE = 1e-4  # relative to the largest value of a gradient
 
 Build = Callable[..., UnifiedModel]
 
@@ -52,7 +52,7 @@ def near(actual: Tensor, expected: Tensor, tolerance: float) -> None:
 
 
 def positions_asked(model: UnifiedModel) -> list[Tensor]:
-    """Returns a list that fills with the positions the decoder is run at."""
+    """Returns a list to which every run of the decoder adds its position ids."""
     seen: list[Tensor] = []
     model.backbone.decoder.register_forward_pre_hook(
         lambda _, args, kwargs: seen.append(kwargs["position_ids"]), with_kwargs=True
@@ -61,7 +61,7 @@ def positions_asked(model: UnifiedModel) -> list[Tensor]:
 
 
 class TrainingStep:
-    """A recorded step as the production code meets it: left-padded prompts, pooled features."""
+    """A recorded step in the form of the production code: left-padded prompts, pooled features."""
 
     def __init__(self, case: Any, build: Build) -> None:
         self.recorded = recorded = case.tensors()
@@ -88,7 +88,7 @@ class TrainingStep:
 
     def batch(self) -> Batch:
         size = len(self.rows)
-        pixels = None  # their values are of no account: see run
+        pixels = None  # `run` replaces the pixels, so their values do not matter
         if self.images is not None:
             pixels = torch.zeros(len(self.images.grid_thw), 3, 1, 1)
         return Batch(
@@ -102,7 +102,7 @@ class TrainingStep:
         )
 
     def run(self, patch: pytest.MonkeyPatch) -> tuple[Tensor, dict[str, Tensor]]:
-        """Returns the production objective's loss with the recorded draws, and what the DiT saw."""
+        """Returns the objective's loss with recorded random draws, and the inputs of the DiT."""
         recorded, model = self.recorded, self.model
         uniform = {
             "condition_dropout": 1 - recorded["drop_mask_1_means_dropped"],
@@ -111,7 +111,7 @@ class TrainingStep:
         noise = recorded["noise"].flatten(2).transpose(1, 2)
         patch.setattr(flow_matching, "sample_uniform", lambda _, stream, *keys: uniform[stream])
         patch.setattr(flow_matching, "sample_normal", lambda *_: noise)
-        # Pixels to patches is a matter of the family `chat`; here the patches are recorded.
+        # The patches are recorded; the family `chat` tests their computation from pixels.
         patch.setattr(model.backbone, "vision_inputs", lambda _: self.images)
         seen: dict[str, Tensor] = {}
         plain = model.generator.velocity
@@ -145,7 +145,7 @@ def test_training_input_embeddings_and_positions(case: Any, published_model: Bui
 
 @each_training_step
 def test_training_states_with_padding_on_the_right(case: Any, published_model: Build) -> None:
-    """Rows as the released collator makes them: queries inside the row, padding after them."""
+    """Rows have the form of the released collator: query tokens inside, then padding."""
     step = TrainingStep(case, published_model)
     recorded, backbone = step.recorded, step.model.backbone
     with torch.no_grad():
@@ -197,7 +197,7 @@ def test_training_step_and_gradients(
 
 
 class Conversation:
-    """A recorded question about images, or about none."""
+    """A recorded question, with or without images."""
 
     def __init__(self, case: Any, build: Build) -> None:
         self.recorded = recorded = case.tensors()
@@ -224,7 +224,7 @@ def test_understanding_states_and_logits(case: Any, published_model: Build) -> N
         hidden = one.model.text_states(one.ids, mask, one.images, cache)
         logits = backbone.logits(hidden)
     assert torch.equal(asked[0][:, mask], recorded["position_ids"][:, mask])
-    # The reference counts from the padded length, this package from the real tokens.
+    # The reference counts padded tokens; this package counts only real tokens.
     deltas = torch.zeros(len(mask)) if cache.rope_deltas is None else cache.rope_deltas
     padding = (~mask).sum(1)
     assert torch.equal((deltas - padding).long(), recorded["rope_deltas"].squeeze(1))
@@ -267,7 +267,7 @@ def test_understanding_answers(
 
 
 @each_conversation
-def test_rows_of_a_batch_answer_as_they_do_alone(case: Any, published_model: Build) -> None:
+def test_batched_states_equal_single_states(case: Any, published_model: Build) -> None:
     one = Conversation(case, published_model)
     merge = one.model.config.backbone.vision.merge
     placeholders = (one.ids == one.model.config.backbone.image_token_id).sum(1).tolist()

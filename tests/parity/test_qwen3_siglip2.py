@@ -34,7 +34,7 @@ STATE_TOLERANCE = 1e-4
 OUTPUT_TOLERANCE = 2e-5
 LOSS_TOLERANCE = 1e-5
 FEATURE_TOLERANCE = 2e-4
-GRADIENT_TOLERANCE = 1e-4  # of the largest value of a gradient
+GRADIENT_TOLERANCE = 1e-4  # relative to the largest value of a gradient
 
 Build = Callable[..., UnifiedModel]
 
@@ -61,11 +61,11 @@ def tokens_of(grid: Tensor) -> Tensor:
 
 
 class TrainingStep:
-    """A recorded step, taken apart as the production code meets it.
+    """A recorded step, split into the two batches of the production code.
 
-    The released step puts rows that ask for an image and rows about one into the same batch. Here
-    the former are a batch for flow matching, and all rows up to the queries a batch for the text
-    loss: attention is causal, so nothing before the queries depends on them.
+    The released batch mixes rows that ask for an image with rows that ask about one. Here, rows of
+    the first kind form the batch for flow matching. All rows, cut before the query tokens, form the
+    batch for the text loss. Attention is causal, so no earlier token depends on the query tokens.
     """
 
     def __init__(self, case: Any, build: Build) -> None:
@@ -76,7 +76,7 @@ class TrainingStep:
         weights = case.neighbor("weights.safetensors").tensors()
         self.num_queries = weights["model.latent_queries"].shape[1]
         self.starts = recorded["i_s_pos"].tolist()
-        self.draws = any(start >= 0 for start in self.starts)  # else all rows are about images
+        self.draws = any(start >= 0 for start in self.starts)  # otherwise all rows ask about images
         grid = None
         if self.draws:
             self.clean = self.pooled(recorded["gen_tower_features"], recorded["pooled_target"])
@@ -119,7 +119,7 @@ class TrainingStep:
         )
 
     def image_loss(self, patch: pytest.MonkeyPatch) -> tuple[Tensor, dict[str, Tensor]]:
-        """Returns the production objective's loss with the recorded draws, and what the DiT saw."""
+        """Returns the objective's loss with recorded random draws, and the inputs of the DiT."""
         recorded = self.recorded
         uniform = {
             "condition_dropout": 1 - recorded["drop_mask_1_means_dropped"],
@@ -189,7 +189,7 @@ def test_states_of_a_quantized_backbone(
 
 @each_training_step
 def test_queries_inside_rows_padded_on_the_right(case: Any, published_model: Build) -> None:
-    """Rows as the released collator makes them."""
+    """Rows have the form of the released collator."""
     step = TrainingStep(case, published_model)
     recorded, model = step.recorded, step.model
     mask = recorded["attention_mask"]
@@ -243,7 +243,7 @@ def test_losses_and_gradients(
 
 @each_run
 def test_features_equal_recorded_features(case: Any, published_model: Build) -> None:
-    """Also in a batch beside a longer prompt, which pads the recorded one on the left."""
+    """A longer prompt in the same batch pads the recorded one on the left."""
     recorded = case.tensors()
     manifest = case.neighbor("manifest.json").settings()
     facts, special = manifest["cases"][case.path.stem], manifest["token_ids"]
@@ -273,7 +273,7 @@ def test_published_names_shapes_and_count(
     dit_config: Callable[[dict[str, Any]], NextDiTConfig],
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """Every name of a list has one of ours and back, and every shape is that of our modules."""
+    """Published names map one to one to ours, and all shapes are equal."""
     manifest = case.settings()
     config, recorded = manifest["config"], manifest["weights"]
     tower = next(v for k, v in config.items() if k.startswith("vision_tower(") and v)

@@ -22,18 +22,14 @@ from blip3o.weights.shards import read
 
 LATENTS_TOLERANCE = 5e-4
 UNET_TOLERANCE = 5e-5
-IMAGE_TOLERANCE = 5e-5  # of pixels in [0, 1]
+IMAGE_TOLERANCE = 5e-5  # for pixels in [0, 1]
 
 each_run = pytest.mark.parity_cases("sdxl_decoder/run_*.safetensors")
 each_part = pytest.mark.parity_cases("sdxl_decoder/single_forward*.safetensors")
 
 
-def beside(case: Any, name: str) -> Any:
-    return type(case)(case.path.with_name(name))
-
-
 def run_settings(case: Any) -> dict[str, Any]:
-    settings = beside(case, "decoder.json").settings()
+    settings = case.neighbor("decoder.json").settings()
     return settings["runs"][case.path.stem.removeprefix("run_")]
 
 
@@ -70,17 +66,17 @@ def config_from(recorded: dict[str, Any], num_tokens: int) -> SdxlDecoderConfig:
 
 
 def load(case: Any, num_tokens: int) -> SdxlDecoder:
-    decoder = config_from(beside(case, "decoder.json").settings(), num_tokens).build()
+    decoder = config_from(case.neighbor("decoder.json").settings(), num_tokens).build()
     weights = {"empty_features": torch.zeros_like(decoder.empty_features)}
     for part in ("unet", "vae"):
-        recorded = beside(case, f"{part}_weights.safetensors").tensors()
+        recorded = case.neighbor(f"{part}_weights.safetensors").tensors()
         weights |= {f"{part}.{name}": value for name, value in recorded.items()}
     decoder.load_state_dict(weights, strict=True)
     return decoder.eval()
 
 
 def load_run(case: Any) -> SdxlDecoder:
-    """Returns the decoder set as in a recorded run, its empty condition among the weights."""
+    """Returns the decoder with the settings of a recorded run and its empty condition."""
     recorded, run = case.tensors(), run_settings(case)
     decoder = load(case, recorded["cond_features"].shape[1])
     scheduler = {name: value for name, value in run["scheduler"].items() if name != "class"}
@@ -124,11 +120,11 @@ def test_unet_and_vae_equal_recorded_outputs(case: Any) -> None:
 @each_part
 def test_vae_decoder_equals_recorded_pixels(case: Any) -> None:
     recorded = case.tensors()
-    settings = beside(case, "decoder.json").settings()["vae_config"]
+    settings = case.neighbor("decoder.json").settings()["vae_config"]
     side = recorded["vae.decode_output"].shape[-1]
     config = VaeDecoderConfig(image_px=side, autoencoder=vae_config_from(settings))
     decoder = config.build().eval()
-    weights = beside(case, "vae_weights.safetensors").tensors()
+    weights = case.neighbor("vae_weights.safetensors").tensors()
     half = {f"vae.{n}": v for n, v in weights.items() if not n.startswith(("encoder.", "quant_"))}
     decoder.load_state_dict(half, strict=True)
     features = latents_to_features(recorded["vae.decode_input"], config.autoencoder)
@@ -138,7 +134,7 @@ def test_vae_decoder_equals_recorded_pixels(case: Any) -> None:
 
 
 @each_run
-def test_scheduler_visits_the_recorded_levels(case: Any) -> None:
+def test_scheduler_uses_the_recorded_noise_levels(case: Any) -> None:
     run, recorded = run_settings(case), case.tensors()
     decoder = load_run(case)
     steps = run["num_inference_steps"]
@@ -149,8 +145,8 @@ def test_scheduler_visits_the_recorded_levels(case: Any) -> None:
 
 
 @each_run
-def test_unet_is_asked_as_in_the_recording(case: Any) -> None:
-    """The condition comes first in the batch; its token mean stands for the pooled text."""
+def test_unet_inputs_equal_recorded_inputs(case: Any) -> None:
+    """The condition comes first in the batch; the mean of its tokens replaces the pooled text."""
     recorded, run = case.tensors(), run_settings(case)
     decoder = load_run(case)
     calls: list[tuple[dict[str, Any], Tensor]] = []
@@ -206,8 +202,8 @@ def test_images_equal_recorded_images(case: Any) -> None:
 
 @each_run
 def test_a_published_folder_gives_the_recorded_images(case: Any, tmp_path: Path) -> None:
-    """From diffusers' files through the production loader to pixels."""
-    recorded, run, settings = case.tensors(), run_settings(case), beside(case, "decoder.json")
+    """The production loader reads diffusers files and the decoder generates pixels."""
+    recorded, run, settings = case.tensors(), run_settings(case), case.neighbor("decoder.json")
     scheduler = {"_class_name": run["scheduler"]["class"], **run["scheduler"]}
     configs = {
         "unet/config.json": settings.settings()["unet_config"],
@@ -242,7 +238,7 @@ def test_a_published_folder_gives_the_recorded_images(case: Any, tmp_path: Path)
 
 
 def test_published_sizes() -> None:
-    """The released files hold 2 525 520 644 and 83 653 863 parameters."""
+    """The released files have 2,525,520,644 and 83,653,863 parameters."""
     config = SdxlDecoderConfig.published()
     assert (config.image_px, config.noise_shape) == (1024, (4, 128, 128))
     with torch.device("meta"):

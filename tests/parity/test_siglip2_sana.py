@@ -31,12 +31,8 @@ each_run = pytest.mark.parity_cases("siglip2_sana/run_*.safetensors")
 each_manifest = pytest.mark.parity_cases("manifests/siglip2_sana*.json")
 
 
-def beside(case: Any, name: str) -> Any:
-    return type(case)(case.path.with_name(name))
-
-
 def recorded_settings(case: Any) -> dict[str, Any]:
-    return beside(case, "sana.json").settings()
+    return case.neighbor("sana.json").settings()
 
 
 def run_settings(case: Any) -> dict[str, Any]:
@@ -98,7 +94,7 @@ def decoder_config_from(
 
 def load_encoder(case: Any, skip_last: int = 1) -> Siglip2Encoder:
     encoder = encoder_config_from(recorded_settings(case)["siglip_config"], skip_last).build()
-    weights = beside(case, "weights.safetensors").tensors()
+    weights = case.neighbor("weights.safetensors").tensors()
     tower = {
         name.replace(TOWER, "tower."): value
         for name, value in weights.items()
@@ -109,7 +105,7 @@ def load_encoder(case: Any, skip_last: int = 1) -> Siglip2Encoder:
 
 
 def load_decoder(case: Any, **changes: Any) -> SanaDecoder:
-    """Returns the decoder with recorded weights; its empty condition is the black image's."""
+    """Returns the decoder with recorded weights; its empty condition encodes a black image."""
     settings = recorded_settings(case)
     config = decoder_config_from(
         settings["sana_config"],
@@ -118,7 +114,7 @@ def load_decoder(case: Any, **changes: Any) -> SanaDecoder:
         settings["input_size"],
     )
     decoder = dataclasses.replace(config, **changes).build()
-    recorded = beside(case, "weights.safetensors").tensors()
+    recorded = case.neighbor("weights.safetensors").tensors()
     weights = {
         own.removeprefix("image_decoder."): value
         for name, value in recorded.items()
@@ -143,7 +139,7 @@ def load_run(case: Any) -> SanaDecoder:
 
 
 def halves(recorded: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-    """Returns the empty conditions, none in a run without guidance, and those of the images."""
+    """Returns the empty conditions (none without guidance) and the conditions of the images."""
     both, num_images = recorded["z_latents_null_first"], len(recorded["initial_latents"])
     return both[:-num_images], both[-num_images:]
 
@@ -190,7 +186,7 @@ def test_vae_decoder_equals_recorded_pixels(case: Any) -> None:
     side = recorded["ae.decode_output"].shape[-1]
     config = VaeDecoderConfig(image_px=side, autoencoder=autoencoder_config_from(settings))
     decoder = config.build().eval()
-    weights = beside(case, "weights.safetensors").tensors()
+    weights = case.neighbor("weights.safetensors").tensors()
     half = {name: value for name, value in weights.items() if name.startswith("vae.decoder.")}
     decoder.load_state_dict(half, strict=True)
     features = latents_to_features(recorded["ae.decode_input"], config.autoencoder)
@@ -200,7 +196,7 @@ def test_vae_decoder_equals_recorded_pixels(case: Any) -> None:
 
 
 @each_run
-def test_scheduler_visits_the_recorded_levels(case: Any) -> None:
+def test_scheduler_uses_the_recorded_noise_levels(case: Any) -> None:
     run, recorded = run_settings(case), case.tensors()
     steps = run["num_inference_steps"]
     scheduler = start_scheduler(load_run(case).scheduler, steps, torch.device("cpu"))
@@ -212,7 +208,7 @@ def test_scheduler_visits_the_recorded_levels(case: Any) -> None:
 def test_features_and_empty_condition_equal_recorded_states(case: Any) -> None:
     """The batch is [black, black, ..., image, image, ...]."""
     recorded = case.tensors()
-    parts = beside(case, "parts.safetensors").tensors()
+    parts = case.neighbor("parts.safetensors").tensors()
     pixels = torch.stack([parts[f"pixels_{i}"] for i in run_settings(case)["image_indices"]])
     with torch.no_grad():
         features = load_encoder(case)(pixels)
@@ -223,8 +219,8 @@ def test_features_and_empty_condition_equal_recorded_states(case: Any) -> None:
 
 
 @each_run
-def test_a_published_folder_turns_images_into_the_recorded_ones(case: Any, tmp_path: Path) -> None:
-    """From files under the published names, through the production loader, to pixels."""
+def test_a_published_folder_gives_the_recorded_images(case: Any, tmp_path: Path) -> None:
+    """The production loader reads files with published names and the decoder generates pixels."""
     recorded, run, settings = case.tensors(), run_settings(case), recorded_settings(case)
     encoder = encoder_config_from(settings["siglip_config"], skip_last=1)
     own = {
@@ -235,7 +231,7 @@ def test_a_published_folder_turns_images_into_the_recorded_ones(case: Any, tmp_p
     (tmp_path / "config.json").write_text(json.dumps(data))
     shutil.copyfile(case.path.with_name("weights.safetensors"), tmp_path / "model.safetensors")
     parts = load_siglip2_sana(tmp_path)
-    given = beside(case, "parts.safetensors").tensors()
+    given = case.neighbor("parts.safetensors").tensors()
     pixels = torch.stack([given[f"pixels_{i}"] for i in run["image_indices"]])
     with torch.no_grad():
         features = parts.image_encoder(pixels)
@@ -274,7 +270,7 @@ def test_runs_equal_recorded_latents_and_images(case: Any) -> None:
 
 @each_manifest
 def test_published_names_shapes_and_count(case: Any, capsys: pytest.CaptureFixture[str]) -> None:
-    """Every name of the list, SigLIP2's unused pooling head included, and every shape."""
+    """All published names and shapes agree, including SigLIP2's unused pooling head."""
     manifest = case.settings()
     recorded = manifest["config"]
     config = decoder_config_from(
@@ -285,7 +281,7 @@ def test_published_names_shapes_and_count(case: Any, capsys: pytest.CaptureFixtu
         decoder = config.build().state_dict()
         encoder = encoder_config_from(recorded["siglip"], skip_last=1)
         tower = dataclasses.replace(encoder, keep_head=True).build().state_dict()
-    decoder.pop("empty_features")  # ours: the features of a black image
+    decoder.pop("empty_features")  # not published; these are the features of a black image
     ours = {f"image_decoder.{name}": value for name, value in decoder.items()}
     ours |= {f"image_encoder.{name}": value for name, value in tower.items()}
     published = manifest["weights"]

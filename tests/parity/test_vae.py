@@ -18,7 +18,7 @@ TOLERANCE = 5e-5
 
 
 def load(autoencoder: AutoencoderConfig, image_px: int, weights: dict[str, Any]) -> VaeEncoder:
-    """Returns the encoder with the recorded weights of its half."""
+    """Returns the encoder with the encoder half of the recorded autoencoder weights."""
     encoder = VaeEncoderConfig(image_px=image_px, autoencoder=autoencoder).build()
     other_half = ("decoder.", "post_quant_conv.")
     half = {name: value for name, value in weights.items() if not name.startswith(other_half)}
@@ -43,8 +43,8 @@ def dc_from(recorded: dict[str, Any]) -> DcAutoencoderConfig:
 
 @pytest.mark.parity_cases("sdxl_decoder/vae_weights.safetensors")
 def test_kl_features_equal_the_recorded_posterior_mean(case: Any) -> None:
-    recorded = type(case)(case.path.with_name("single_forward.safetensors")).tensors()
-    settings = type(case)(case.path.with_name("decoder.json")).settings()["vae_config"]
+    recorded = case.neighbor("single_forward.safetensors").tensors()
+    settings = case.neighbor("decoder.json").settings()["vae_config"]
     config = KlAutoencoderConfig(
         latent_channels=settings["latent_channels"],
         block_out_channels=tuple(settings["block_out_channels"]),
@@ -63,9 +63,9 @@ def test_kl_features_equal_the_recorded_posterior_mean(case: Any) -> None:
 @pytest.mark.parity_cases("siglip2_sana/parts*.safetensors")
 def test_dc_features_equal_recorded_latents(case: Any) -> None:
     recorded = case.tensors()
-    settings = type(case)(case.path.with_name("sana.json")).settings()["autoencoder_dc_config"]
+    settings = case.neighbor("sana.json").settings()["autoencoder_dc_config"]
     config = dc_from(settings)
-    weights = type(case)(case.path.with_name("weights.safetensors")).tensors()
+    weights = case.neighbor("weights.safetensors").tensors()
     half = {name[4:]: value for name, value in weights.items() if name.startswith("vae.")}
     encoder = load(config, recorded["ae.encode_input"].shape[-1], half)
     with torch.no_grad():

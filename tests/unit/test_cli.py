@@ -1,4 +1,4 @@
-"""The command line: what it offers, what it prints, how it fails."""
+"""The command line: its options, output and errors."""
 
 import argparse
 import dataclasses
@@ -6,7 +6,7 @@ import io
 import json
 import sys
 from pathlib import Path
-from typing import Any
+from typing import NoReturn
 
 import pytest
 from PIL import Image
@@ -15,6 +15,7 @@ from blip3o import Blip3oPipeline, __version__, cli_commands
 from blip3o.cli import build_parser, main
 from blip3o.core.config import load_yaml
 from blip3o.core.errors import PreemptedError, UsageError
+from blip3o.generate.text_settings import TextSettings
 from blip3o.recipes import RECIPES
 from blip3o.runs.start import load_recipe
 from blip3o.serve.config import ServeConfig, flag
@@ -50,7 +51,7 @@ OPTIONS = {
     "models": [],
     "doctor": ["--model", "--device"],
 }
-"""All there is. An option added here needs a reason and a place in the documentation."""
+"""Every command and option. A new option needs a reason and documentation."""
 
 
 @pytest.fixture
@@ -60,10 +61,10 @@ def image(tmp_path: Path) -> str:
 
 
 def refusal(capsys: pytest.CaptureFixture[str], *words: str, status: int = 2) -> str:
-    """Runs a command that must fail with one line, and returns the line."""
+    """Runs a command that must fail with one line on stderr, and returns the line."""
     try:
         got = main(words)
-    except SystemExit as stop:  # argparse ends by itself
+    except SystemExit as stop:  # argparse exits by itself
         got = stop.code
     captured = capsys.readouterr()
     assert got == status, captured.err
@@ -100,7 +101,7 @@ def test_version_and_help_succeed(capsys: pytest.CaptureFixture[str]) -> None:
     assert f"blip3o {__version__}" in capsys.readouterr().out
 
 
-def test_words_and_options_may_stand_in_any_order() -> None:
+def test_arguments_and_options_may_have_any_order() -> None:
     parse = build_parser().parse_args
     options = parse(["train", "pocket.smoke", "--out", "x", "train.steps=5", "--debug", "a.b=1"])
     assert (options.recipe, options.overrides) == ("pocket.smoke", ["train.steps=5", "a.b=1"])
@@ -143,7 +144,7 @@ def test_words_and_options_may_stand_in_any_order() -> None:
         (["eval", "scene", "--out", "x"], "unknown benchmark 'scene'; did you mean scenes"),
         (["eval", "scenes", "--out", "x", "sede=1"], "unknown config key 'sede'; did you mean"),
         (["scenes", "--out", "x", "num_scene=5"], "did you mean num_scenes"),
-        (["recipes", "show"], "which recipe?"),
+        (["recipes", "show"], "no recipe: give its name"),
         (["serve", "--max-batch", "0"], "--max-batch must be positive, got 0"),
         (["serve", "--port", "70000"], "--port must be at most 65535, got 70000"),
         (["recipes", "show", "pocket.generaton"], "did you mean pocket.generation"),
@@ -152,7 +153,7 @@ def test_words_and_options_may_stand_in_any_order() -> None:
         (["eval", "scenes", "--out", "x", "num_edits=-1"], "num_edits must be at least 0"),
     ],
 )
-def test_mistakes_are_told_in_one_line_with_status_2(
+def test_mistakes_are_reported_in_one_line_with_status_2(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
@@ -185,14 +186,14 @@ def test_debug_shows_the_traceback(
         (KeyboardInterrupt(), 130, "interrupted"),
     ],
 )
-def test_other_ends_have_a_status_of_their_own(
+def test_other_errors_have_their_own_status(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
     error: BaseException,
     status: int,
     message: str,
 ) -> None:
-    def fail(options: argparse.Namespace) -> None:
+    def fail(options: argparse.Namespace) -> NoReturn:
         raise error
 
     monkeypatch.setattr(cli_commands, "models", fail)
@@ -241,7 +242,7 @@ def test_generate_twice_gives_the_same_files(tiny_folder: Path, tmp_path: Path) 
         (["reconstruct", "none.png"], "no such image"),
     ],
 )
-def test_requests_a_model_cannot_meet_are_told_in_one_line(
+def test_invalid_requests_are_reported_in_one_line(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
     tiny_folder: Path,
@@ -251,7 +252,7 @@ def test_requests_a_model_cannot_meet_are_told_in_one_line(
     message: str,
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "bad.png").write_text("this is no image")
+    (tmp_path / "bad.png").write_text("not an image")
     assert message in refusal(capsys, *words, "--model", str(tiny_folder))
     assert not [p for p in tmp_path.rglob("*.png") if p.name not in ("red.png", "bad.png")]
 
@@ -281,10 +282,10 @@ def test_edit_and_reconstruct_write_one_image(
 
 
 @pytest.mark.parametrize("seed", [7, 2**64])
-def test_a_seed_means_one_image_wherever_it_is_asked_for(
+def test_equal_seeds_give_equal_images_in_python_and_on_the_command_line(
     tiny_folder: Path, tmp_path: Path, image: str, seed: int
 ) -> None:
-    # The server takes the same numbers; as in `generate`, any whole number is a seed.
+    # The server accepts the same seeds. Any integer is a seed, as in `generate`.
     from blip3o.generate.write import image_generator
 
     pipe = Blip3oPipeline.from_pretrained(tiny_folder, device="cpu", dtype="fp32")
@@ -301,7 +302,7 @@ def test_a_seed_means_one_image_wherever_it_is_asked_for(
 
 @pytest.mark.parametrize("words", [["edit", "p.png", "make it blue"], ["reconstruct", "p.png"]])
 @pytest.mark.parametrize("name", ["x", "x.gif", "."])
-def test_a_name_that_cannot_be_written_is_refused_before_any_work(
+def test_an_output_name_that_cannot_be_written_is_refused_before_any_work(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, words: list[str], name: str
 ) -> None:
     monkeypatch.setattr(cli_commands, "_pipeline", lambda options: pytest.fail("work was done"))
@@ -309,7 +310,7 @@ def test_a_name_that_cannot_be_written_is_refused_before_any_work(
     assert capsys.readouterr().err.startswith("blip3o: error: cannot write")
 
 
-def test_eval_takes_and_stores_a_revision_and_settings_of_the_model(
+def test_eval_accepts_and_stores_a_revision_and_settings_of_the_model(
     capsys: pytest.CaptureFixture[str], tiny_folder: Path, tmp_path: Path
 ) -> None:
     words = ["eval", "scenes", "--model", str(tiny_folder), "--out", str(tmp_path / "out")]
@@ -323,7 +324,7 @@ def test_eval_takes_and_stores_a_revision_and_settings_of_the_model(
     assert stored["settings"]["sampling"]["num_inference_steps"] == 2
 
 
-def test_chat_talks_over_stdin_and_stdout(
+def test_chat_uses_stdin_and_stdout(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tiny_folder: Path
 ) -> None:
     monkeypatch.setattr(sys, "stdin", io.StringIO("hello\n/quit\n"))
@@ -331,7 +332,7 @@ def test_chat_talks_over_stdin_and_stdout(
     assert "/image FILE" in capsys.readouterr().out
 
 
-def test_ask_and_chat_take_the_settings_of_text(
+def test_ask_and_chat_accept_text_sampling_options(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
     tiny_pipe: Blip3oPipeline,
@@ -340,7 +341,7 @@ def test_ask_and_chat_take_the_settings_of_text(
     monkeypatch.setattr(cli_commands, "_pipeline", lambda options: tiny_pipe)
     words = ["--temperature", "5", "--top-p", "0.9", "--top-k", "50", "--max-new-tokens", "9"]
     words += ["--stop", "zzz", "--stop", "yyy"]
-    settings: Any = {"temperature": 5.0, "top_p": 0.9, "top_k": 50, "max_new_tokens": 9}
+    settings = TextSettings(temperature=5.0, top_p=0.9, top_k=50, max_new_tokens=9)
     expected = [tiny_pipe.ask(image, "what?", seed=seed, **settings) for seed in (3, 4)]
     assert len(set(expected)) == 2
     for seed, answer in zip(("3", "4"), expected, strict=True):
@@ -371,7 +372,7 @@ def test_ask_and_chat_take_the_settings_of_text(
         (["--stop", "a"] * 17, "at most 16 stop texts, got 17"),
     ],
 )
-def test_settings_of_text_are_refused_before_a_model_is_loaded(
+def test_bad_text_sampling_options_are_refused_before_a_model_is_loaded(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
@@ -384,7 +385,7 @@ def test_settings_of_text_are_refused_before_a_model_is_loaded(
         assert message in refusal(capsys, *command, *words)
 
 
-def test_recipes_are_listed_each_with_a_summary(capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_recipe_is_listed_with_a_summary(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["recipes"]) == 0
     listed = capsys.readouterr().out
     assert main(["recipes", "list"]) == 0
@@ -395,7 +396,7 @@ def test_recipes_are_listed_each_with_a_summary(capsys: pytest.CaptureFixture[st
 
 
 @pytest.mark.parametrize("name", RECIPES.names())
-def test_a_shown_recipe_is_that_recipe(
+def test_a_shown_recipe_loads_as_the_same_recipe(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, name: str
 ) -> None:
     assert main(["recipes", "show", name]) == 0
@@ -415,7 +416,7 @@ def test_a_file_of_stages_with_an_unknown_key_names_the_stage(tmp_path: Path) ->
         load_recipe(str(file), tmp_path)
 
 
-def test_models_and_doctor_report(
+def test_models_and_doctor_print_a_report(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tiny_folder: Path
 ) -> None:
     monkeypatch.setattr(weights, "BUNDLED", {"tiny": tiny_folder})

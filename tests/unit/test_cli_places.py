@@ -1,4 +1,4 @@
-"""The command line before any work: places, names and numbers are checked without torch."""
+"""The command line before any work: paths, names and numbers are checked without torch."""
 
 import argparse
 import errno
@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -60,9 +61,9 @@ def test_a_file_where_a_folder_is_wanted_is_refused_before_any_work(
     capsys: pytest.CaptureFixture[str], image: None, words: list[str], tmp_path: Path
 ) -> None:
     for out in ("a.png", "a.png/x/y"):
-        said = refusal(capsys, [*words, "--out", out])
-        assert f"cannot write to {out}" in said
-        assert "is a file; give the name of a folder" in said
+        message = refusal(capsys, [*words, "--out", out])
+        assert f"cannot write to {out}" in message
+        assert "is a file; give the name of a folder" in message
     assert [one.name for one in tmp_path.iterdir()] == ["a.png"]
 
 
@@ -77,23 +78,23 @@ def test_a_folder_where_a_file_is_wanted_is_refused_before_any_work(
 
 
 @pytest.mark.parametrize("words", [*FOLDERS, *FILES], ids=" ".join)
-def test_a_place_that_cannot_be_is_refused_in_a_sentence(
+def test_an_impossible_path_is_refused_in_one_line(
     capsys: pytest.CaptureFixture[str], image: None, words: list[str], tmp_path: Path
 ) -> None:
     assert "the name is too long" in refusal(capsys, [*words, "--out", "x" * 300])
-    if words[0] != "train":  # whose processes may make it at once
+    if words[0] != "train":  # its processes may create the folder at the same time
         assert "none can be made" in refusal(capsys, [*words, "--out", "/proc/x/y.png"])
     assert [one.name for one in tmp_path.iterdir()] == ["a.png"]
 
 
-def test_convert_checks_its_place_too(
+def test_convert_checks_its_path_too(
     capsys: pytest.CaptureFixture[str], image: None, tmp_path: Path
 ) -> None:
     assert "is a file" in refusal(capsys, ["convert", "pocket", "a.png"])
 
 
 @pytest.mark.parametrize("words", [*FOLDERS, *FILES], ids=" ".join)
-def test_a_place_may_begin_with_the_home_folder(
+def test_out_may_begin_with_the_home_folder(
     monkeypatch: pytest.MonkeyPatch, words: list[str]
 ) -> None:
     monkeypatch.setenv("HOME", "/home/me")
@@ -140,7 +141,7 @@ FREE = [["--help"], [], ["models"], ["recipes"], ["scenes", "--help"], ["eval", 
 
 
 def test_mistakes_and_lists_need_no_torch(image: None) -> None:
-    """One process for all: whatever imports torch fails, as it is not there."""
+    """All commands run in one process in which importing torch fails."""
     program = (
         "import json, sys\n"
         "sys.modules['torch'] = None\n"
@@ -163,7 +164,7 @@ def test_mistakes_and_lists_need_no_torch(image: None) -> None:
     assert "torch" not in ran.stderr.replace("blip3o", "")
 
 
-def test_a_new_seed_is_drawn_and_told(
+def test_a_new_seed_is_drawn_and_printed(
     capsys: pytest.CaptureFixture[str], image: None, tiny_folder: Path, tmp_path: Path
 ) -> None:
     model = ["--model", str(tiny_folder), "--dtype", "fp32"]
@@ -176,11 +177,11 @@ def test_a_new_seed_is_drawn_and_told(
         seeds = set()
         for option in ("--seed=-1", "--seed=-1"):
             assert main([name, *words, option, *model]) == 0
-            said = [one for one in capsys.readouterr().err.splitlines() if one.startswith("seed ")]
-            seeds.add(int(said[0].split()[1]))
+            lines = [one for one in capsys.readouterr().err.splitlines() if one.startswith("seed ")]
+            seeds.add(int(lines[0].split()[1]))
         assert len(seeds) == 2
         assert min(seeds) >= 0
-        drawn = int(said[0].split()[1])
+        drawn = int(lines[0].split()[1])
         file = Path("out/0000-0.png" if name == "generate" else words[-1])
         before = file.read_bytes()
         if name == "generate":
@@ -197,7 +198,7 @@ def test_without_a_command_the_help_is_shown(capsys: pytest.CaptureFixture[str])
 
 
 @pytest.mark.parametrize(("name", "parser"), PARSERS, ids=[name or "blip3o" for name, _ in PARSERS])
-def test_help_tells_the_meaning_and_the_default_of_everything(
+def test_help_describes_every_argument_and_its_default(
     name: str, parser: argparse.ArgumentParser
 ) -> None:
     for action in parser._actions:
@@ -210,6 +211,16 @@ def test_help_tells_the_meaning_and_the_default_of_everything(
         text = " ".join(parser.format_help().split())
         assert "path=value" in text
         assert "such as " in text
+
+
+@pytest.mark.parametrize(("name", "parser"), PARSERS, ids=[name or "blip3o" for name, _ in PARSERS])
+def test_help_of_every_command_is_printed(
+    capsys: pytest.CaptureFixture[str], name: str, parser: argparse.ArgumentParser
+) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main([*name.split(), "--help"])
+    assert stop.value.code == 0
+    assert capsys.readouterr().out.startswith(f"usage: {parser.prog} [-h]")
 
 
 def test_the_settings_of_a_data_set_and_of_a_benchmark_are_in_the_help(
@@ -234,18 +245,18 @@ TROUBLES = [errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EDQUOT, errno.ENAMETO
 
 
 @pytest.mark.parametrize("number", TROUBLES, ids=lambda number: errno.errorcode[number])
-def test_a_disk_that_takes_nothing_is_told_in_a_sentence(
+def test_a_disk_that_cannot_be_written_is_reported_in_one_line(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
     def fail(options: argparse.Namespace) -> None:
         raise OSError(number, os.strerror(number), "runs/x/sheet.png")
 
     monkeypatch.setattr(cli_commands, "models", fail)
-    said = refusal(capsys, ["models"])
-    assert said.startswith("blip3o: error: cannot use runs/x/sheet.png: ")
+    message = refusal(capsys, ["models"])
+    assert message.startswith("blip3o: error: cannot use runs/x/sheet.png: ")
 
 
-def test_what_a_library_says_of_the_disk_is_understood(
+def test_a_disk_error_of_a_library_is_recognized(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(options: argparse.Namespace) -> None:
@@ -256,7 +267,7 @@ def test_what_a_library_says_of_the_disk_is_understood(
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
-def test_an_output_that_takes_nothing_is_told_in_a_sentence() -> None:
+def test_an_output_that_cannot_be_written_is_reported_in_one_line() -> None:
     with Path("/dev/full").open("w") as full:
         ran = subprocess.run(
             [sys.executable, "-m", "blip3o", "models"],
@@ -268,3 +279,25 @@ def test_an_output_that_takes_nothing_is_told_in_a_sentence() -> None:
     assert ran.returncode == 2
     assert ran.stderr.count("\n") == 1
     assert "the standard output: the disk is full" in ran.stderr
+
+
+@pytest.mark.parametrize("module", ["blip3o.cli", "argparse", "blip3o.serve.config"])
+def test_an_interrupt_during_the_first_imports_ends_quietly(module: str) -> None:
+    program = (
+        "import builtins, os, runpy, signal, sys\n"
+        "plain = builtins.__import__\n"
+        "def interrupted(name, *rest, **options):\n"
+        "    if name == sys.argv[1]: os.kill(os.getpid(), signal.SIGINT)\n"
+        "    return plain(name, *rest, **options)\n"
+        "builtins.__import__ = interrupted\n"
+        "runpy.run_module('blip3o', run_name='__main__')\n"
+    )
+    command = [sys.executable, "-c", program, module]
+    ran = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (ran.returncode, ran.stdout, ran.stderr) == (130, "", "blip3o: interrupted\n")
+
+
+def test_the_console_script_starts_the_module_that_handles_an_early_interrupt() -> None:
+    project = Path(__file__).parents[2] / "pyproject.toml"
+    scripts = tomllib.loads(project.read_text(encoding="utf-8"))["project"]["scripts"]
+    assert scripts == {"blip3o": "blip3o.__main__:run"}

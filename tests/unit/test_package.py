@@ -1,4 +1,4 @@
-"""The package as a whole: what importing it costs, and what it may need."""
+"""The package as a whole: the cost of importing it and its dependencies."""
 
 import ast
 import json
@@ -29,7 +29,7 @@ NEED_AN_EXTRA = ("blip3o.serve.http", "blip3o.serve.page")
 
 
 def _run(code: str) -> str:
-    """Runs code in a fresh interpreter and returns what it prints."""
+    """Runs code in a new interpreter and returns its output."""
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -47,7 +47,7 @@ def test_every_module_imports_offline_with_base_dependencies_only() -> None:
         if not module.name.endswith("__main__") and not module.name.startswith(NEED_AN_EXTRA)
     ]
     assert len(names) > 50
-    said = _run(
+    output = _run(
         "import importlib, socket, sys\n"
         "def refuse(*_, **__): raise OSError('network')\n"
         "socket.socket.connect = socket.getaddrinfo = refuse\n"
@@ -55,10 +55,10 @@ def test_every_module_imports_offline_with_base_dependencies_only() -> None:
         f"for name in {names!r}: importlib.import_module(name)\n"
         "print('transformers' in sys.modules)"
     )
-    assert said.strip() == "False", "transformers is imported by a module and not by an adapter"
+    assert output.strip() == "False", "a module imports transformers outside an adapter function"
 
 
-def test_lower_layers_import_only_what_they_may() -> None:
+def test_lower_layers_import_only_allowed_packages() -> None:
     allowed = set(sys.stdlib_module_names) | {"blip3o", "einops", "numpy", "torch", "yaml", "tqdm"}
     for layer in ("core", "nn", "flow"):
         for file in (SOURCE / layer).rglob("*.py"):
@@ -78,7 +78,7 @@ def test_sources_are_ascii() -> None:
         assert file.read_text(encoding="utf-8").isascii(), file
 
 
-def test_tests_reach_this_machine_and_no_other() -> None:
+def test_tests_can_connect_only_to_this_machine() -> None:
     with pytest.raises(RuntimeError, match="may not use the network"):
         socket.create_connection(("example.com", 80))
     with pytest.raises(RuntimeError, match="may not use the network"), socket.socket() as outward:

@@ -1,13 +1,13 @@
-"""L5: benchmarks: prompts to outputs to numbers. One file and one table line each."""
+"""L5: benchmarks, which score the outputs of a model. Each has one file and one table line."""
 
 import dataclasses
 import json
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Protocol
 
 from blip3o import __version__
 from blip3o.core.config import override, to_dict
@@ -19,6 +19,23 @@ from blip3o.core.registry import Registry
 from blip3o.generate.pipeline import Blip3oPipeline
 
 BENCHMARKS = Registry("benchmark", {"scenes": ".scenes:ScenesBenchmark"}, package=__name__)
+
+WriteRow = Callable[[Mapping[str, object]], object]
+"""Writes the row of one sample to `samples.jsonl`."""
+
+
+class Benchmark(Protocol):
+    """A dataclass of settings that can score a model; every entry of `BENCHMARKS` is one."""
+
+    def run(self, pipe: Blip3oPipeline, out: Path, write: WriteRow) -> dict[str, object]:
+        """Returns the scores.
+
+        Args:
+            pipe: the model.
+            out: folder for sheets of images.
+            write: takes the row of each sample.
+        """
+        ...
 
 
 def run_benchmark(
@@ -33,31 +50,32 @@ def run_benchmark(
     dtype: PrecisionName = "auto",
     quantize: str | None = None,
     offload: str = "none",
-) -> dict[str, Any]:
+) -> dict[str, object]:
     """Scores a model and writes `results.json`, `samples.jsonl` and sheets of images.
 
-    Nothing is written before all is done: until then a folder holds what an older run left, and
-    afterwards nothing of it.
+    The files of an earlier run stay in the folder until all results are ready; then they are
+    replaced.
 
     Args:
-        name: a benchmark out of `BENCHMARKS`.
+        name: an entry of `BENCHMARKS`.
         model: a bundled model's name, a model folder or a hub id.
         out: folder to write to; created if missing.
         overrides: `path=value` changes of the benchmark's settings.
-        revision: branch, tag or commit of a hub id.
+        revision: branch, tag or commit of a hub model.
         model_overrides: `path=value` changes of the model's settings.
-        device: where the model runs.
-        dtype: type of its weights.
+        device: device of the model.
+        dtype: precision of the weights.
         quantize: as for `Blip3oPipeline.from_pretrained`.
-        offload: likewise.
+        offload: as for `Blip3oPipeline.from_pretrained`.
 
     Returns:
-        What was written to `results.json`.
+        The content of `results.json`.
 
     Raises:
         UsageError: for an unknown benchmark, setting or model, or a folder that cannot be written.
     """
     config = override(BENCHMARKS.get(name)(), list(overrides))
+    benchmark: Benchmark = config
     with _scratch_folder(out) as scratch:
         pipe = Blip3oPipeline.from_pretrained(
             model,
@@ -72,7 +90,7 @@ def run_benchmark(
             atomic_file(out / "samples.jsonl") as part,
             part.open("w", encoding="utf-8") as samples,
         ):
-            scores = config.run(pipe, scratch, lambda row: samples.write(json.dumps(row) + "\n"))
+            scores = benchmark.run(pipe, scratch, lambda row: samples.write(json.dumps(row) + "\n"))
         sheets = sorted(sheet.name for sheet in scratch.iterdir())
         _remove_sheets(out)
         for sheet in sheets:
@@ -98,9 +116,9 @@ def run_benchmark(
 
 @contextmanager
 def _scratch_folder(out: Path) -> Iterator[Path]:
-    """Yields a folder inside `out`, which is created if missing, for sheets that are not whole.
+    """Yields a temporary folder for sheets inside `out`, which is created if missing.
 
-    Of two evaluations into one folder the second one is refused.
+    A second evaluation into the same folder is refused while the first one runs.
     """
     scratch = out / ".sheets.part"
     try:
@@ -108,7 +126,7 @@ def _scratch_folder(out: Path) -> Iterator[Path]:
     except OSError as error:
         raise UsageError(f"cannot write to {out}: {error}") from error
     with locked(out / ".lock", f"evaluates into {out}: wait for it, or use another --out"):
-        shutil.rmtree(scratch, ignore_errors=True)  # of a run that was killed
+        shutil.rmtree(scratch, ignore_errors=True)  # left by a killed run
         scratch.mkdir()
         try:
             yield scratch
@@ -117,10 +135,10 @@ def _scratch_folder(out: Path) -> Iterator[Path]:
 
 
 def _remove_sheets(out: Path) -> None:
-    """Removes the sheets of the results in a folder: the next ones may have none in their place."""
+    """Removes the sheets of an earlier run; the new run may not write sheets of the same names."""
     try:
         older = json.loads((out / "results.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):  # none, or cut short
+    except (OSError, ValueError):  # no earlier results, or an incomplete file
         return
     for name in older.get("sheets", []):
         (out / Path(name).name).unlink(missing_ok=True)

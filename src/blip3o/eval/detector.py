@@ -1,8 +1,8 @@
-"""Finds and names the objects of a scene in an image; reads nothing but the image.
+"""Finds and names the objects of a scene; the image is the only input.
 
-Each object is compared with every sprite: drawn at its place and scale in its color, aligned to a
-fraction of a pixel, and correlated with the image. What correlates with no sprite is `UNKNOWN`: a
-judge that always named the nearest thing would reward blobs.
+Every sprite is compared with each object: it is drawn at the object's place and scale and in its
+color, aligned to a fraction of a pixel, and correlated with the image. An object that correlates
+with no sprite is `UNKNOWN`. A detector that always named the nearest thing would reward blobs.
 
 Axis letters: K sprites under comparison, H and W rows and columns of a window of the image.
 """
@@ -12,36 +12,29 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from blip3o.data.scenes.things import COLORS, THINGS
-from blip3o.eval.rules import Detection
+from blip3o.eval.scene_rules import SceneDetection
 from blip3o.eval.segmentation import IMAGE_PX, Bools, Floats, Window, box, parts, planes, windows
-from blip3o.eval.sprites import (
-    SpriteSet,
-    color_distances,
-    draw,
-    paint,
-    ramps_of_colors,
-    sprite_set,
-)
+from blip3o.eval.sprites import SpriteSet, color_distances, draw, paint, ramps_of_colors, sprite_set
 
 UNKNOWN = "unknown"
-"""Thing or color of an object that is like none of the known ones."""
+"""Thing or color of an object that matches none of the known ones."""
 
 _STORED = 64  # side of a stored sprite
-_COARSE = 32  # side of a stored sprite for the first look, at half the resolution
-_FAR = 0.3  # color distances above it are equally bad
+_COARSE = 32  # side of a stored sprite for the first comparison, at half the resolution
+_FAR = 0.3  # color distances are clipped to this value
 _CANDIDATES = 3  # sprites that are aligned, of 48
-_STEPS = 2  # of the alignment
-_LEAST_SIZE = 12  # pixels; anything smaller is a speck
+_STEPS = 2  # iterations of the alignment
+_LEAST_SIZE = 12  # pixels; smaller regions are never named
 
 
 class SceneDetector:
     """Finds the objects of a scene.
 
     Args:
-        min_score: least correlation with a sprite for an object to be called by its name.
-        min_lead: how much better the best sprite must fit than the second.
-        max_color_error: greatest distance of an object's mean color from that of its sprite, RGB in
-            [0, 1], for it to be called by its color; the two most alike are 0.35 apart.
+        min_score: least correlation with a sprite at which an object gets a name.
+        min_lead: least difference between the correlations of the best and the second sprite.
+        max_color_error: largest distance between the mean colors of an object and its sprite, RGB
+            in [0, 1], at which the object gets a color. The two nearest colors are 0.35 apart.
     """
 
     def __init__(
@@ -51,14 +44,14 @@ class SceneDetector:
         self.min_lead = min_lead
         self.max_color_error = max_color_error
 
-    def detect(self, image: Image.Image) -> tuple[Detection, ...]:
-        """Returns the objects of an image, those it cannot name as `UNKNOWN`.
+    def detect(self, image: Image.Image) -> tuple[SceneDetection, ...]:
+        """Returns the objects of an image; those that cannot be named are `UNKNOWN`.
 
         Args:
-            image: a square image, best of 96 x 96 pixels or more.
+            image: a square image, preferably of at least 96 x 96 pixels.
 
         Raises:
-            ValueError: if it is not square.
+            ValueError: if the image is not square.
         """
         if image.width != image.height:
             raise ValueError(f"a scene is square, but the image is {image.width}x{image.height}")
@@ -69,8 +62,8 @@ class SceneDetector:
             image = image.resize((IMAGE_PX, IMAGE_PX), filter_)
         return tuple(one for window in windows(planes(image)) for one in self._named(window))
 
-    def _named(self, window: Window) -> list[Detection]:
-        """Returns the object of a window, or several that blur has joined."""
+    def _named(self, window: Window) -> list[SceneDetection]:
+        """Returns the object of a window, or several objects that blur has joined."""
         whole = self._compared(window)
         if whole.thing == UNKNOWN:
             pieces = [self._compared(part) for part in parts(window)]
@@ -78,7 +71,7 @@ class SceneDetector:
                 return pieces
         return [whole]
 
-    def _compared(self, window: Window) -> Detection:
+    def _compared(self, window: Window) -> SceneDetection:
         left, top, right, bottom = box(window.mask)
         if max(right - left, bottom - top) < _LEAST_SIZE:
             center = ((left + right) / 2, (top + bottom) / 2)
@@ -89,7 +82,7 @@ class SceneDetector:
         poses = _first_poses(sprite_set(_STORED), window.mask)
         which = _likeliest(poses, ramps, window)
         poses, scores = _aligned(which, poses[which], ramps, window)
-        if scores.max() < self.min_score:  # pale parts missing in the mask gave a poor start
+        if scores.max() < self.min_score:  # a mask without pale parts gives poor first poses
             poses, scores = _aligned(which, poses, ramps, window)
         second, first = np.argsort(scores)[-2:]
         pose, score = poses[first], float(scores[first])
@@ -111,8 +104,8 @@ def _detection(
     thing: str = UNKNOWN,
     color: str = UNKNOWN,
     score: float = 0.0,
-) -> Detection:
-    return Detection(
+) -> SceneDetection:
+    return SceneDetection(
         thing=thing,
         color=color,
         x=(window.corner[0] + pose[0]) / IMAGE_PX,
@@ -123,7 +116,7 @@ def _detection(
 
 
 def _first_poses(stored: SpriteSet, mask: Bools) -> Floats:
-    """Returns [48 3] poses that give every sprite the centroid and spread of a region."""
+    """Returns poses [48 3] at which every sprite has the centroid and spread of a region."""
     rows, columns = np.nonzero(mask)
     size = np.maximum(np.sqrt(rows.var() + columns.var()) / stored.radius, _LEAST_SIZE / 2)
     center = np.array([columns.mean() + 0.5, rows.mean() + 0.5]) - size[:, None] * stored.center
@@ -131,7 +124,7 @@ def _first_poses(stored: SpriteSet, mask: Bools) -> Floats:
 
 
 def _likeliest(poses: Floats, ramps: Floats, window: Window) -> NDArray[np.intp]:
-    """Returns the sprites that look most like a region at half the resolution."""
+    """Returns the sprites that correlate best with a region at half the resolution."""
     background = _halved(window.background)
     shape = (background.shape[1], background.shape[2])
     drawn = paint(
@@ -144,10 +137,10 @@ def _likeliest(poses: Floats, ramps: Floats, window: Window) -> NDArray[np.intp]
 def _aligned(
     which: NDArray[np.intp], pose: Floats, ramps: Floats, window: Window
 ) -> tuple[Floats, Floats]:
-    """Moves and scales sprites until they fit a region best; returns poses [K 3] and scores [K].
+    """Moves and scales sprites to fit a region; returns poses [K 3] and scores [K].
 
-    Gauss-Newton steps on the squared difference: how the drawn sprite changes with its place and
-    size follows from its own slopes.
+    Takes Gauss-Newton steps on the squared difference. The derivatives with respect to place and
+    size follow from the spatial gradient of the drawn sprite.
     """
     seen = _soften(window.pixels - window.background)
     height, width = window.mask.shape
@@ -173,7 +166,7 @@ def _aligned(
 
 
 def _color_error(which: np.intp, pose: Floats, ramps: Floats, window: Window) -> float:
-    """Returns how far a region's mean color is from that of a sprite drawn in its place."""
+    """Returns the distance between the mean colors of a region and of a sprite drawn over it."""
     basis = draw(sprite_set(_STORED), np.array([which]), pose[None], window.mask.shape)
     rest = window.pixels - window.background - paint(basis, ramps, window.background)[0]
     inside = basis[0, 0] * window.weight
@@ -182,7 +175,7 @@ def _color_error(which: np.intp, pose: Floats, ramps: Floats, window: Window) ->
 
 
 def _soften(planes: Floats) -> Floats:
-    """Returns [... H W] after a small blur, which forgives half a pixel and noise, not a smear."""
+    """Returns planes [... H W] after a small blur that hides noise and shifts of half a pixel."""
     pad = [(0, 0)] * (planes.ndim - 2) + [(1, 1), (1, 1)]
     padded = np.pad(planes, pad, mode="edge")
     rows = padded[..., :-2, :] + 2 * padded[..., 1:-1, :] + padded[..., 2:, :]
@@ -196,10 +189,10 @@ def _halved(planes: Floats) -> Floats:
 
 
 def _agreement(drawn: Floats, seen: Floats, weight: Floats) -> Floats:
-    """Returns the correlation of drawn sprites [K 3 H W] with what is seen [3 H W], [K].
+    """Returns the correlation [K] of drawn sprites [K 3 H W] with an observed region [3 H W].
 
-    About zero, and with equal scales: 1 only for equal images; the same image at half the
-    contrast gives 0.8. [H W] weights say which pixels count.
+    Neither mean nor scale is normalized: only equal images give 1, and the same image at half the
+    contrast gives 0.8. The weight [H W] selects the pixels that count.
     """
     both = (drawn * (seen * weight)).sum(axis=(1, 2, 3))
     energy = (drawn**2 * weight).sum(axis=(1, 2, 3)) + (seen**2 * weight).sum()
@@ -207,10 +200,9 @@ def _agreement(drawn: Floats, seen: Floats, weight: Floats) -> Floats:
 
 
 def _edge_agreement(drawn: Floats, seen: Floats, weight: Floats) -> Floats:
-    """Returns `_agreement` of the differences between neighboring pixels, [K].
+    """Returns `_agreement` [K] of the differences between neighboring pixels.
 
-    Outlines and inner drawing count, flat areas do not: a smeared or shapeless blob of the right
-    color scores low.
+    Only edges count, not flat areas, so a smeared or shapeless blob of the right color scores low.
     """
     both = energy = np.zeros(len(drawn), dtype=np.float32)
     for axis, share in ((-1, weight[:, 1:]), (-2, weight[1:])):

@@ -1,16 +1,16 @@
-"""The scenes benchmark: exact, offline, on compositions that training never shows.
+"""The scenes benchmark: exact, offline, on compositions that are held out from training.
 
-Text to image follows GenEval's six categories; questions and captions are checked attribute by
-attribute against the scene; edits and reconstructions go through the same detector. The detector
-is no part of the model and is tested on ground-truth renders.
+Text to image has the six categories of GenEval. Questions and captions are compared with the
+attributes of the scene. A detector judges generated, edited and reconstructed images; it is
+independent of the model and is tested on renders of known scenes.
 """
 
 import dataclasses
 import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 from PIL import Image
 
@@ -22,14 +22,22 @@ from blip3o.data.scenes.questions import questions
 from blip3o.data.scenes.render import render
 from blip3o.data.scenes.scene import Scene, sample_scene
 from blip3o.data.scenes.things import COLORS, THINGS, plural
+from blip3o.eval import WriteRow
 from blip3o.eval.detector import SceneDetector
-from blip3o.eval.rules import Detection, Wanted, attribute_accuracy, judge, same_objects
+from blip3o.eval.scene_rules import (
+    SceneDetection,
+    WantedThing,
+    attribute_accuracy,
+    judge_scene,
+    same_objects,
+)
 from blip3o.generate.pipeline import Blip3oPipeline
 from blip3o.generate.write import image_generator
 from blip3o.imaging.sheet import contact_sheet
 
-WriteRow = Callable[[dict[str, Any]], object]
-DESCRIBE = "Describe the image in detail."
+T = TypeVar("T")
+
+_CAPTION_REQUEST = "Describe the image in detail."
 _PARTS = ("num_questions", "num_captions", "num_edits", "num_reconstructions")
 
 
@@ -43,11 +51,11 @@ class ScenesBenchmark:
         num_questions: questions about unseen images; 0 skips them.
         num_captions: detailed captions of unseen images; 0 skips them.
         num_edits: edits of unseen images; 0 skips them.
-        num_reconstructions: unseen images put through encoder and decoder; 0 skips them.
-        seed: decides prompts, scenes and noise.
-        batch_size: images at once; changes nothing but speed and memory.
-        num_inference_steps: DiT steps; the model's own number if None.
-        guidance_scale: the model's own number if None.
+        num_reconstructions: unseen images that are encoded and decoded; 0 skips them.
+        seed: seed of prompts, scenes and noise.
+        batch_size: images in a batch; affects only speed and memory.
+        num_inference_steps: DiT steps; by default those of the model.
+        guidance_scale: guidance scale; by default that of the model.
 
     Raises:
         ValueError: for a number that is too small.
@@ -65,23 +73,21 @@ class ScenesBenchmark:
     guidance_scale: float | None = None
 
     def __post_init__(self) -> None:
-        for name in ("images_per_prompt", "batch_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        for name in ("prompts_per_category", *_PARTS):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}")
+        least = {"images_per_prompt": 1, "batch_size": 1, "prompts_per_category": 0}
+        for name, limit in (least | dict.fromkeys(_PARTS, 0)).items():
+            if vars(self)[name] < limit:
+                raise ValueError(f"{name} must be at least {limit}, got {vars(self)[name]}")
 
-    def run(self, pipe: Blip3oPipeline, out: Path, write: WriteRow) -> dict[str, Any]:
-        """Returns every figure; each sample's verdict goes to `write`.
+    def run(self, pipe: Blip3oPipeline, out: Path, write: WriteRow) -> dict[str, object]:
+        """Returns the scores and passes the verdict on each sample to `write`.
 
         Args:
             pipe: the model.
-            out: folder for sample sheets.
-            write: takes one row a sample.
+            out: folder for sheets of images.
+            write: takes the row of each sample.
         """
         detector = SceneDetector()
-        results: dict[str, Any] = {"overall": None, "by_category": {}, "num_samples": 0}
+        results: dict[str, object] = {"overall": None, "by_category": {}, "num_samples": 0}
         if self.prompts_per_category:
             results |= self._text_to_image(pipe, detector, out, write)
         if self.num_questions:
@@ -96,7 +102,7 @@ class ScenesBenchmark:
 
     def _text_to_image(
         self, pipe: Blip3oPipeline, detector: SceneDetector, out: Path, write: WriteRow
-    ) -> dict[str, Any]:
+    ) -> dict[str, object]:
         prompts = [
             prompt
             for category in CATEGORIES
@@ -115,9 +121,9 @@ class ScenesBenchmark:
             for (p, k), image in zip(batch, images, strict=True):
                 prompt = prompts[p]
                 found = detector.detect(image)
-                verdict = judge(
+                verdict = judge_scene(
                     found,
-                    [Wanted(**item) for item in prompt.include],
+                    [WantedThing(**item) for item in prompt.include],
                     prompt.relation,
                     exact_count=prompt.category == "counting",
                 )
@@ -145,7 +151,7 @@ class ScenesBenchmark:
             "num_samples": len(jobs),
         }
 
-    def _questions(self, pipe: Blip3oPipeline, write: WriteRow) -> dict[str, Any]:
+    def _questions(self, pipe: Blip3oPipeline, write: WriteRow) -> dict[str, object]:
         rows: list[tuple[int, str, str, str]] = []
         index = 0
         while len(rows) < self.num_questions:
@@ -169,11 +175,13 @@ class ScenesBenchmark:
             "vqa_by_kind": {kind: sum(m) / len(m) for kind, m in sorted(right.items())},
         }
 
-    def _captions(self, pipe: Blip3oPipeline, write: WriteRow) -> dict[str, Any]:
+    def _captions(self, pipe: Blip3oPipeline, write: WriteRow) -> dict[str, object]:
         scores = []
         for batch in _batches(range(self.num_captions), self.batch_size, "captions"):
             sources = [self._image(pipe, index) for index in batch]
-            captions = pipe.answer_batch(sources, [DESCRIBE] * len(batch), max_new_tokens=128)
+            captions = pipe.answer_batch(
+                sources, [_CAPTION_REQUEST] * len(batch), max_new_tokens=128
+            )
             for index, caption in zip(batch, captions, strict=True):
                 scene = sample_scene(self.seed, index, split="heldout")
                 truth = Counter((one.color, one.thing) for one in scene.objects)
@@ -186,7 +194,7 @@ class ScenesBenchmark:
 
     def _edits(
         self, pipe: Blip3oPipeline, detector: SceneDetector, out: Path, write: WriteRow
-    ) -> dict[str, Any]:
+    ) -> dict[str, object]:
         side = pipe.model.config.image_encoder.image_px
         right: dict[str, list[bool]] = defaultdict(list)
         shown: list[tuple[Image.Image, str]] = []
@@ -202,8 +210,8 @@ class ScenesBenchmark:
             ).images
             for index, edit, source, image in zip(batch, edits, sources, images, strict=True):
                 found = detector.detect(image)
-                # A new or moved object may stand anywhere the instruction allows; the target
-                # scene is one such place, so only places the instruction names are checked.
+                # An added or moved object may be anywhere that the instruction allows, so only
+                # the places that the instruction names are checked.
                 verdict = edit.accepts([(one.thing, one.color, one.x, one.y) for one in found])
                 right[edit.kind].append(verdict)
                 if len(shown) < 32:
@@ -221,7 +229,7 @@ class ScenesBenchmark:
 
     def _reconstructions(
         self, pipe: Blip3oPipeline, detector: SceneDetector, out: Path, write: WriteRow
-    ) -> dict[str, Any]:
+    ) -> dict[str, object]:
         kept: list[bool] = []
         shown: list[Image.Image] = []
         for batch in _batches(range(self.num_reconstructions), self.batch_size, "reconstructions"):
@@ -243,10 +251,10 @@ class ScenesBenchmark:
         return render(scene, pipe.model.config.image_encoder.image_px)
 
 
-def truth_of(scene: Scene) -> list[Detection]:
-    """Returns the objects of a scene as a perfect detector would see them."""
+def truth_of(scene: Scene) -> list[SceneDetection]:
+    """Returns the detections that a perfect detector would make in a scene."""
     return [
-        Detection(thing=one.thing, color=one.color, x=one.x, y=one.y, size=one.size)
+        SceneDetection(thing=one.thing, color=one.color, x=one.x, y=one.y, size=one.size)
         for one in scene.objects
     ]
 
@@ -260,7 +268,7 @@ _OBJECT = re.compile(
 
 
 def objects_named(caption: str) -> Counter[tuple[str, str]]:
-    """Returns how many of each (color, thing) a caption names ("two red cats" counts twice)."""
+    """Returns the number of objects of each (color, thing) in a caption; "two red cats" is 2."""
     named: Counter[tuple[str, str]] = Counter()
     for number, color, thing in _OBJECT.findall(caption.lower()):
         named[color, _THING_OF[thing]] += _NUMBERS.get(number, 1)
@@ -271,7 +279,7 @@ def _plain(answer: str) -> str:
     return re.sub(r"[^\w ]", "", answer.lower()).strip()
 
 
-def _batches(items: Sequence[Any] | range, size: int, what: str) -> Iterator[Sequence[Any]]:
+def _batches(items: Sequence[T], size: int, what: str) -> Iterator[Sequence[T]]:
     starts = range(0, len(items), size)
     for start in progress(starts, what=what):
         yield items[start : start + size]

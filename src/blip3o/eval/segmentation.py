@@ -1,6 +1,6 @@
-"""Finds what in an image of a scene is no background: one window for each object.
+"""Separates the objects of a scene from the background and returns a window around each.
 
-The image is judged against the known backgrounds only, and nothing is known of the scene.
+The image is compared with the known backgrounds only; nothing about the scene itself is assumed.
 
 Axis letters: H and W are rows and columns of a window.
 """
@@ -15,13 +15,13 @@ from PIL import Image
 from blip3o.data.scenes.backgrounds import BACKGROUNDS, background_image
 
 IMAGE_PX = 96
-"""Side at which every image is judged, so that thresholds in pixels always mean the same."""
+"""Every image is resized to this side, so thresholds in pixels have a fixed meaning."""
 
-_CONTRAST = 0.14  # least difference of an object from the background, of 1
-_STRONG_CONTRAST = 0.3  # the same inside an object, where blur may have joined two
-_LEAST_AREA = 12  # pixels; less is a speck
+_CONTRAST = 0.14  # least difference between an object and the background, in [0, 1]
+_STRONG_CONTRAST = 0.3  # the same inside a region, where blur may have joined two objects
+_LEAST_AREA = 12  # pixels; smaller regions are ignored
 _RIM = 2  # width of the image's rim, in steps of three pixels
-_BORDER = 4  # pixels of background around an object that count for its shape
+_BORDER = 4  # pixels of background around an object that belong to its window
 
 Floats = NDArray[np.floating]
 Bools = NDArray[np.bool_]
@@ -33,11 +33,11 @@ class Window:
 
     Args:
         corner: column and row of its upper left pixel in the image.
-        pixels: [3 H W] of the image.
-        background: [3 H W] behind it.
-        distance: [H W], how much a pixel differs from the background.
+        pixels: [3 H W], the image.
+        background: [3 H W], the background behind it.
+        distance: [H W], distance of each pixel from the background.
         weight: [H W], 0 at and next to pixels of other regions, else 1.
-        mask: [H W], whether a pixel is of the region.
+        mask: [H W], whether a pixel belongs to the region.
     """
 
     corner: tuple[int, int]
@@ -54,7 +54,7 @@ def planes(image: Image.Image) -> Floats:
 
 
 def windows(image: Floats) -> list[Window]:
-    """Returns a window around everything in an image [3 96 96] that is no background."""
+    """Returns a window around each region that differs from the background; image is [3 96 96]."""
     background, distance = _fit_background(image)
     whole = Window(
         corner=(0, 0),
@@ -68,7 +68,7 @@ def windows(image: Floats) -> list[Window]:
 
 
 def parts(window: Window) -> list[Window]:
-    """Returns windows around the parts of a region that only faint pixels join."""
+    """Returns windows around the parts of a region that only faint pixels connect."""
     return _cut(window, _STRONG_CONTRAST)
 
 
@@ -103,9 +103,9 @@ def _backgrounds() -> Floats:
 
 @functools.cache
 def _envelopes() -> tuple[Floats, Floats]:
-    """Returns the least and the greatest value around each pixel of all backgrounds.
+    """Returns the minimum and maximum of the 3 x 3 pixels around each pixel of all backgrounds.
 
-    A stripe drawn one pixel off is still background.
+    With them, a stripe that is drawn one pixel off still counts as background.
     """
     padded = np.pad(_backgrounds(), ((0, 0), (0, 0), (1, 1), (1, 1)), mode="edge")
     around = np.stack(
@@ -115,11 +115,11 @@ def _envelopes() -> tuple[Floats, Floats]:
 
 
 def _fit_background(image: Floats) -> tuple[Floats, Floats]:
-    """Returns the background of an image [3 96 96], and how far each pixel is from it, [96 96].
+    """Returns the background of an image [3 96 96] and each pixel's distance from it [96 96].
 
-    The best of the known backgrounds, each shifted to the most common shade at the image's rim,
-    where scenes have no objects: a decoder is a little off, and a plain background may have any
-    light color.
+    Each known background is shifted to the median color at the image's rim, where scenes have no
+    objects, and the nearest one is chosen. The shift allows for the errors of a decoder and for
+    plain backgrounds of any light color.
     """
     known = _backgrounds()
     rest = image[:, 1::3, 1::3] - known[..., 1::3, 1::3]
@@ -136,8 +136,8 @@ def _fit_background(image: Floats) -> tuple[Floats, Floats]:
 def _regions(mask: Bools) -> NDArray[np.intp]:
     """Returns the number of each pixel's region, counted from 1; 0 outside the mask.
 
-    Pixels that touch at a side or a corner are of one region. Runs of a row are joined with those
-    of the row above, so the loop is over runs, not pixels.
+    Pixels that touch at a side or a corner belong to the same region. Runs of a row are joined with
+    runs of the row above, so the loop is over runs, not pixels.
     """
     height, width = mask.shape
     steps = np.diff(np.pad(mask.astype(np.int8), ((0, 0), (1, 1))), axis=1)
@@ -168,13 +168,13 @@ def _regions(mask: Bools) -> NDArray[np.intp]:
 
 
 def box(mask: Bools) -> tuple[int, int, int, int]:
-    """Returns left, top, right and bottom of what is set; the last two are outside."""
+    """Returns the box (left, top, right, bottom) of a mask; right and bottom are exclusive."""
     columns, rows = np.flatnonzero(mask.any(axis=0)), np.flatnonzero(mask.any(axis=1))
     return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
 
 
 def _joined(regions: NDArray[np.intp]) -> NDArray[np.intp]:
-    """Returns regions in which one inside another's box is part of it: a pale spot cut it off."""
+    """Merges each region into the one whose box contains it; pale spots can split an object."""
     numbers = np.argsort(-np.bincount(regions.ravel())[1:]) + 1
     boxes = {number: box(regions == number) for number in numbers.tolist()}
     for number, (left, top, right, bottom) in boxes.items():

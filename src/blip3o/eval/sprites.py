@@ -1,7 +1,7 @@
-"""All sprites in all colors, drawn at any place and scale for comparison with an image.
+"""Draws all sprites in all colors at any place and scale, for comparison with an image.
 
-A color's ramp has two straight parts, so a sprite in any color is a linear combination of three
-planes that do not depend on the color: 48 stored sprites stand for all 384.
+A color's ramp has two linear parts, so a sprite in any color is a linear combination of three
+planes that do not depend on the color. Thus 48 stored sprites represent all 384.
 
 Axis letters: K sprites, H and W rows and columns of a window of the image.
 """
@@ -22,10 +22,12 @@ class SpriteSet:
     """All sprites at one resolution.
 
     Args:
-        basis: [48 3 S S]: alpha, and alpha times the shares of the ramp's lower and upper half.
-            Any color's sprite is a linear combination of the three.
-        center: [48 2] centroid (x, y) of the silhouette, from the square's center, in sides.
-        radius: [48] root mean square distance of the silhouette from its centroid, in sides.
+        basis: [48 3 S S], alpha, and alpha times the shares of the ramp's lower and upper half.
+            The sprite in any color is a linear combination of the three.
+        center: [48 2], centroid (x, y) of the silhouette relative to the square's center, as a
+            fraction of the side.
+        radius: [48], root mean square distance of the silhouette from its centroid, as a fraction
+            of the side.
     """
 
     basis: Floats
@@ -35,7 +37,7 @@ class SpriteSet:
 
 @functools.cache
 def sprite_set(side: int) -> SpriteSet:
-    """Returns all sprites, longer side `side` pixels; callers must not change them."""
+    """Returns all sprites with a longer side of `side` pixels; callers must not change them."""
     basis = np.zeros((len(THINGS), 3, side, side), dtype=np.float32)
     for row, thing in zip(basis, THINGS, strict=True):
         tone, alpha = np.moveaxis(sprite(thing).astype(np.float32) / 255, -1, 0)
@@ -60,11 +62,11 @@ def sprite_set(side: int) -> SpriteSet:
 
 
 def _shares(start: Floats, scale: Floats, source: int, target: int) -> Floats:
-    """Returns how much of each of `target` cells each of `source` cells covers, [K target source].
+    """Returns the share of each target cell that each source cell covers, [K target source].
 
     Args:
-        start: [K] where the first source cell begins, in target cells.
-        scale: [K] width of a source cell, in target cells.
+        start: [K], start of the first source cell, in target cells.
+        scale: [K], width of a source cell, in target cells.
         source: number of source cells.
         target: number of target cells.
     """
@@ -81,9 +83,9 @@ def draw(
     """Returns the basis of some sprites drawn in a window, [K 3 H W].
 
     Args:
-        stored: where the sprites come from.
-        which: [K] their numbers.
-        pose: [K 3] center x and y and longer side, in pixels of the window.
+        stored: the stored sprites.
+        which: [K], indices of the sprites.
+        pose: [K 3], center x, center y and longer side, in pixels of the window.
         shape: height and width of the window.
     """
     side = stored.basis.shape[-1]
@@ -94,12 +96,12 @@ def draw(
 
 
 def paint(basis: Floats, ramps: Floats, background: Floats) -> Floats:
-    """Returns how drawn sprites in a color differ from the background, [K 3 H W] in RGB.
+    """Returns the RGB difference [K 3 H W] between drawn sprites in a color and the background.
 
     Args:
-        basis: [K 3 H W] as of `draw`.
-        ramps: [3 3], a color's out of `ramps_of_colors`.
-        background: [3 H W].
+        basis: [K 3 H W], from `draw`.
+        ramps: [3 3], one color of `ramps_of_colors`.
+        background: [3 H W], RGB.
     """
     painted = ramps.T @ basis.reshape(*basis.shape[:2], -1)
     return painted.reshape(basis.shape) - basis[:, :1] * background
@@ -107,13 +109,13 @@ def paint(basis: Floats, ramps: Floats, background: Floats) -> Floats:
 
 @functools.cache
 def ramps_of_colors() -> Floats:
-    """Returns [8 3 3]: for every color the dark end and the two rises, RGB in [0, 1]."""
+    """Returns the dark end and the two increments of each color's ramp, [8 3 3], RGB in [0, 1]."""
     stops = np.array([RAMPS[color] for color in COLORS], dtype=np.float32) / 255
     return np.stack([stops[:, 0], stops[:, 1] - stops[:, 0], stops[:, 2] - stops[:, 1]], axis=1)
 
 
 def color_distances(pixels: Floats) -> Floats:
-    """Returns the distance of RGB pixels [N 3] to every color's ramp, [N 8]."""
+    """Returns the distance [N 8] of RGB pixels [N 3] from every color's ramp."""
     ramps = ramps_of_colors()
     start = ramps[:, 0]
     best = np.full((len(pixels), len(COLORS)), np.inf, dtype=np.float32)

@@ -1,4 +1,4 @@
-"""A conversation in a terminal: text and images, answers as they are written."""
+"""The terminal chat: text and images in, answers streamed out."""
 
 import os
 import shlex
@@ -6,6 +6,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TextIO, Unpack
 from urllib.parse import unquote, urlsplit
+
+from PIL import Image
 
 from blip3o.core.errors import UsageError
 from blip3o.core.types import IMAGE_MARK, Message
@@ -26,13 +28,13 @@ def converse(
 
     Args:
         pipe: the pipeline.
-        lines: where the user's lines come from.
-        out: where answers go.
-        settings: those of `TextSampling`, by name; the likeliest tokens by default.
+        lines: lines of the user.
+        out: stream for prompts and answers.
+        settings: settings of `TextSampling`; by default the likeliest token is taken.
     """
     messages: list[Message] = []
-    images: list = []
-    pending: list = []
+    images: list[Image.Image] = []
+    pending: list[Image.Image] = []
     out.write(HELP + "\n")
     while True:
         out.write("> ")
@@ -48,7 +50,7 @@ def converse(
             elif text.split()[:1] == ["/image"]:
                 added = [open_image(path) for path in image_paths(text.removeprefix("/image"))]
                 pending += added
-                out.write(f"({'image' if len(added) == 1 else f'{len(added)} images'} added)\n")
+                out.write(f"({len(added)} image{'s' * (len(added) != 1)} added)\n")
             elif text.startswith("/"):
                 raise UsageError(f"unknown command {text.split()[0]}; {HELP}")
             elif text:
@@ -63,21 +65,20 @@ def converse(
 
 
 def image_paths(text: str) -> list[str]:
-    """Returns the files that are named after `/image`, as a shell would read them.
+    """Returns the files named after `/image`, split as in a shell.
 
-    Names may be in quotes, with backslashes before spaces, begin with `~`, or be file:// URLs as
-    they are pasted by dragging a file into a terminal. A text that is the name of a file as it
-    stands is that file.
+    A name may be quoted, contain escaped spaces, start with `~`, or be a file:// URL, which
+    terminals paste for a dragged file. If the whole text is the name of a file, it is not split.
 
     Args:
         text: one or more names.
 
     Raises:
-        UsageError: if there is none, or a quote is not closed.
+        UsageError: if there is no name, or a quote is not closed.
     """
     whole = text.strip()
     if not whole:
-        raise UsageError("which file? /image FILE")
+        raise UsageError("no file: give its name, /image FILE")
     if _exists(whole):
         return [whole]
     try:
@@ -86,7 +87,7 @@ def image_paths(text: str) -> list[str]:
         raise UsageError(f"no such image: {whole} ({str(error).lower()})") from error
     paths = [_path(word) for word in words]
     if not all(map(_exists, paths)) and _exists(_path(whole)):
-        return [_path(whole)]  # spaces, and neither quotes nor backslashes
+        return [_path(whole)]  # a name with plain spaces
     return paths
 
 
@@ -100,12 +101,12 @@ def _path(word: str) -> str:
 def _exists(path: str) -> bool:
     try:
         return Path(path).is_file()
-    except (OSError, ValueError):  # a name that no file can have
+    except (OSError, ValueError):  # not a valid file name
         return False
 
 
 def _shown(pieces: Iterable[str], out: TextIO) -> str:
-    """Returns an answer whose pieces are written as they come."""
+    """Writes the pieces of an answer as they arrive and returns the whole answer."""
     answer = ""
     for piece in pieces:
         answer += piece

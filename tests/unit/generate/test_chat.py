@@ -1,4 +1,4 @@
-"""The conversation in a terminal: how images are named."""
+"""The terminal chat: names of image files and replies to commands."""
 
 import io
 from pathlib import Path
@@ -25,7 +25,7 @@ def _files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ("text", "names"),
     [
         ("a.png", ["a.png"]),
-        ("a b.png", ["a b.png"]),  # as it was always taken
+        ("a b.png", ["a b.png"]),  # without quotes
         ('"a b.png"', ["a b.png"]),
         ("'a b.png'", ["a b.png"]),
         ("a\\ b.png", ["a b.png"]),
@@ -60,11 +60,17 @@ def test_a_name_may_begin_with_the_home_folder(tmp_path: Path) -> None:
         assert image_paths(text) == [f"{tmp_path}/a b.png"]
 
 
-def test_no_name_and_an_open_quote_are_refused() -> None:
-    with pytest.raises(UsageError, match="which file"):
+def test_a_missing_name_and_an_open_quote_are_refused() -> None:
+    with pytest.raises(UsageError, match="no file: give its name"):
         image_paths("  ")
     with pytest.raises(UsageError, match="no such image: 'x y"):
         image_paths("'x y")
+
+
+def test_a_single_image_is_reported_as_one_image(tiny_pipe: Blip3oPipeline) -> None:
+    out = io.StringIO()
+    converse(tiny_pipe, io.StringIO("/image a.png\n/quit\n"), out)
+    assert "> (1 image added)\n" in out.getvalue()
 
 
 def test_several_images_are_added_all_or_none(tiny_pipe: Blip3oPipeline) -> None:
@@ -76,4 +82,4 @@ def test_several_images_are_added_all_or_none(tiny_pipe: Blip3oPipeline) -> None
     assert "(2 images added)" in said
     assert "(no such image: none.png)" in said
     assert "unknown command /images" in said
-    assert "(which file? /image FILE)" in said
+    assert "(no file: give its name, /image FILE)" in said
