@@ -135,7 +135,7 @@ def _preparer(model: str, max_tokens: int | None) -> "Preparer | None":
         image_px=config.image_encoder.image_px,
         max_text_tokens=max_tokens,
         question_images=config.question_images,
-        token_px=getattr(config.backbone, "token_px", 1),
+        token_px=config.backbone.token_px or 1,
     )
 
 
