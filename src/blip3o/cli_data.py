@@ -144,7 +144,7 @@ def _preparer(model: str, max_tokens: int | None) -> "Preparer | None":
         image_px=config.image_encoder.image_px,
         max_text_tokens=max_tokens,
         question_images=config.question_images,
-        token_px=config.backbone.token_px if config.question_images.mode == "aspect" else 1,
+        token_px=config.backbone.token_px or 1,
     )
 
 

@@ -129,7 +129,7 @@ def published_model() -> Callable[..., UnifiedModel]:
             load = blip3o_qwen.load_published
         dit = _dit_config(settings["dit_config"])
         dit = dataclasses.replace(dit, grid=dit.grid if grid is None else grid)
-        channels, token_px = dit.in_channels, getattr(backbone, "token_px", 4)
+        channels, token_px = dit.in_channels, backbone.token_px or 4
         decoder = PocketDecoderConfig.tiny()
         scale = decoder.fine_grid // decoder.grid
         config = UnifiedModelConfig(

@@ -13,10 +13,10 @@ from torch import Tensor
 
 from blip3o.core.config import from_dict
 from blip3o.imaging.pixels import to_image
+from blip3o.models.autoencoders import KlAutoencoderConfig, latents_to_features
 from blip3o.models.decoders.latent_diffusion import start_scheduler
 from blip3o.models.decoders.sdxl import SdxlDecoder, SdxlDecoderConfig
 from blip3o.models.decoders.vae import VaeDecoderConfig
-from blip3o.models.encoders.vae import KlAutoencoderConfig, latents_to_features
 from blip3o.weights import published_decoder
 from blip3o.weights.shards import read
 
@@ -112,7 +112,7 @@ def test_unet_and_vae_equal_recorded_outputs(case: Any) -> None:
                 "time_ids": recorded["unet.time_ids"],
             },
         ).sample
-        pixels = decoder.vae.decode(recorded["vae.decode_input"]).sample
+        pixels = decoder.vae.decode(recorded["vae.decode_input"], return_dict=False)[0]
     assert_near(predicted, recorded["unet.output"], UNET_TOLERANCE)
     assert_near(pixels, recorded["vae.decode_output"], IMAGE_TOLERANCE)
 
@@ -138,7 +138,7 @@ def test_scheduler_uses_the_recorded_noise_levels(case: Any) -> None:
     run, recorded = run_settings(case), case.tensors()
     decoder = load_run(case)
     steps = run["num_inference_steps"]
-    scheduler = start_scheduler(decoder.scheduler, steps, torch.device("cpu"))
+    scheduler: Any = start_scheduler(decoder.scheduler, steps, torch.device("cpu"))
     assert scheduler.timesteps.tolist() == run["timesteps"]
     assert float(scheduler.init_noise_sigma) == pytest.approx(run["init_noise_sigma"], rel=1e-6)
     torch.testing.assert_close(scheduler.sigmas, recorded["sigmas"], rtol=1e-6, atol=0)

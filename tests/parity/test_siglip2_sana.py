@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from blip3o.core.config import to_dict
+from blip3o.models.autoencoders import DcAutoencoderConfig, latents_to_features
 from blip3o.models.decoders.latent_diffusion import start_scheduler
 from blip3o.models.decoders.sana import (
     SanaDecoder,
@@ -20,7 +21,6 @@ from blip3o.models.decoders.sana import (
 )
 from blip3o.models.decoders.vae import VaeDecoderConfig
 from blip3o.models.encoders.siglip2 import Siglip2Encoder, Siglip2EncoderConfig
-from blip3o.models.encoders.vae import DcAutoencoderConfig, latents_to_features
 from blip3o.weights.siglip2_sana import NAMES, load_siglip2_sana
 
 TOLERANCE = 5e-5
@@ -164,6 +164,7 @@ def test_encoder_equals_recorded_states(case: Any) -> None:
 @each_parts
 def test_connector_transformer_and_autoencoder_equal_recorded_outputs(case: Any) -> None:
     recorded, decoder = case.tensors(), load_decoder(case)
+    vae: Any = decoder.vae
     with torch.no_grad():
         captions = decoder.connector(recorded["encoder_output"])
         velocity = decoder.transformer(
@@ -171,8 +172,8 @@ def test_connector_transformer_and_autoencoder_equal_recorded_outputs(case: Any)
             encoder_hidden_states=recorded["connector_output"],
             timestep=recorded["sana.timestep"],
         ).sample
-        latents = decoder.vae.encode(recorded["ae.encode_input"]).latent
-        pixels = decoder.vae.decode(recorded["ae.decode_input"]).sample
+        latents = vae.encode(recorded["ae.encode_input"]).latent
+        pixels = decoder.vae.decode(recorded["ae.decode_input"], return_dict=False)[0]
     assert_near(captions, recorded["connector_output"])
     assert_near(velocity, recorded["sana.output"])
     assert_near(latents, recorded["ae.encode_output"])
@@ -199,7 +200,7 @@ def test_vae_decoder_equals_recorded_pixels(case: Any) -> None:
 def test_scheduler_uses_the_recorded_noise_levels(case: Any) -> None:
     run, recorded = run_settings(case), case.tensors()
     steps = run["num_inference_steps"]
-    scheduler = start_scheduler(load_run(case).scheduler, steps, torch.device("cpu"))
+    scheduler: Any = start_scheduler(load_run(case).scheduler, steps, torch.device("cpu"))
     assert scheduler.timesteps.tolist() == run["timesteps_given_to_model"]
     torch.testing.assert_close(scheduler.sigmas, recorded["sigmas"], rtol=0, atol=1e-6)
 

@@ -5,14 +5,13 @@ from typing import Any
 import pytest
 import torch
 
-from blip3o.models.encoders.vae import (
+from blip3o.models.autoencoders import (
     AutoencoderConfig,
     DcAutoencoderConfig,
     KlAutoencoderConfig,
-    VaeEncoder,
-    VaeEncoderConfig,
     features_to_latents,
 )
+from blip3o.models.encoders.vae import VaeEncoder, VaeEncoderConfig
 
 TOLERANCE = 5e-5
 

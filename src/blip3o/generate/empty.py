@@ -33,7 +33,7 @@ def empty_condition(model: UnifiedModel, tokenizer: Tokenizer) -> Tensor | None:
     decoder = model.image_decoder
     if isinstance(decoder, AbsentPart):
         decoder.decode()
-    prompt = getattr(model.config.image_decoder, "empty_prompt", None)
+    prompt = model.config.image_decoder.empty_prompt
     if prompt is None or bool(decoder.empty_features.any()):
         return None
     row = [*tokenizer.encode(prompt), tokenizer.image_start_id]

@@ -58,7 +58,7 @@ def decoding_settings(
     steps = config.sampling.num_decoder_steps if num_steps is None else num_steps
     check_steps("num_decoder_steps", steps)
     if guidance_scale is not None:
-        if not hasattr(config.image_decoder, "guidance_scale"):
+        if config.image_decoder.guidance_scale is None:
             raise UsageError(f"the image decoder {config.image_decoder.kind!r} is not guided")
         check_guidance("decoder_guidance_scale", guidance_scale)
     return DecodingSettings(num_steps=steps, guidance_scale=guidance_scale)

@@ -1,41 +1,40 @@
-"""The place of a part whose weights a model folder does not hold."""
+"""Stand-in for a part whose weights a model folder does not hold."""
 
-from typing import NoReturn
-
-from torch import nn
+from typing import ClassVar, NoReturn
 
 from blip3o.core.errors import UsageError
+from blip3o.models.protocols import ImageDecoder, ImageEncoder
 
 _REASONS = {
     "image_encoder": (
-        "this model has no image encoder: its checkpoint held no EVA-CLIP tower "
-        "(model.gen_vision_tower.*); convert one that does, as training saves it"
+        "this model has no image encoder: its checkpoint holds no EVA-CLIP tower "
+        "(model.gen_vision_tower.*); convert a checkpoint that does, as training saves it"
     ),
     "image_decoder": (
-        "this model has no image decoder: its folder held no diffusion-decoder/; put that folder "
-        'of the released model beside config.json, or ask for output_type="features"'
+        "this model has no image decoder: its folder holds no diffusion-decoder/; put that "
+        'folder of the released model next to config.json, or ask for output_type="features"'
     ),
 }
 
 
-class AbsentPart(nn.Module):
-    """A part without weights: its sizes are known to the config, and every use of it is refused.
+class AbsentPart(ImageEncoder, ImageDecoder):
+    """A part without weights: the config knows its sizes, and every use raises an error.
 
     Args:
         name: "image_encoder" or "image_decoder".
     """
 
-    layers: tuple[nn.Module, ...] = ()
+    seams: ClassVar[tuple[str, ...]] = ("forward", "decode")
 
     def __init__(self, name: str) -> None:
         super().__init__()
         self.name = name
 
     def forward(self, *args: object, **kwargs: object) -> NoReturn:
-        """Refuses to encode.
+        """Refuses to run.
 
         Raises:
-            UsageError: always; it says what is missing and how to get it.
+            UsageError: always; the message says which part is missing and how to get it.
         """
         del args, kwargs
         raise UsageError(_REASONS[self.name])

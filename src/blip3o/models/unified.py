@@ -88,7 +88,7 @@ class UnifiedModelConfig:
             _require_equal("backbone.image_channels", self.backbone.image_channels, channels)
         else:  # raises for images that its vision tower cannot take
             self.backbone.num_image_tokens(self.image_encoder.image_px)
-        if self.question_images.mode == "aspect" and not hasattr(self.backbone, "token_px"):
+        if self.question_images.mode == "aspect" and self.backbone.token_px is None:
             raise ValueError(
                 f"question_images.mode aspect needs a backbone that sees images of any shape; "
                 f"{self.backbone.kind} takes squares"

@@ -166,7 +166,7 @@ def _preparer(config: RunConfig, tokenizer: Tokenizer, model: UnifiedModel) -> P
         cache=cache,
         keep_pixels=any(o.kind == "pixel_decoding" for o in config.objectives),
         question_images=config.model.question_images,
-        token_px=getattr(config.model.backbone, "token_px", 1),
+        token_px=config.model.backbone.token_px or 1,
     )
 
 

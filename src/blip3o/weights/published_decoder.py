@@ -18,8 +18,8 @@ from torch import Tensor
 
 from blip3o.core.config import from_dict, to_dict
 from blip3o.core.errors import UsageError
+from blip3o.models.autoencoders import KlAutoencoderConfig
 from blip3o.models.decoders.sdxl import SdxlDecoder, SdxlDecoderConfig
-from blip3o.models.encoders.vae import KlAutoencoderConfig
 from blip3o.weights.keymaps.spellings import DIFFUSERS_VAE
 from blip3o.weights.shards import StoredTensor, has_tensors, open_tensors, write_tensors
 from blip3o.weights.small_files import read_json

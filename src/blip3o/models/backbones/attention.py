@@ -1,6 +1,6 @@
-"""The attention of backbones, which transformers' layers take by name."""
+"""The attention function of backbones, which transformers' layers look up by name."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
@@ -8,11 +8,14 @@ from blip3o.models.backbones.packed import Packing
 from blip3o.models.backbones.ragged import RowBatch
 from blip3o.nn.attention import attend, prefers_products
 
+if TYPE_CHECKING:
+    from transformers.modeling_utils import PreTrainedModel
+
 _NAME = "blip3o"
 
 
-def use_attention(decoder: Any) -> None:  # noqa: ANN401  (transformers is not imported at the top)
-    """Makes a decoder of transformers attend by `attention`.
+def use_attention(decoder: "PreTrainedModel") -> None:
+    """Makes a decoder of transformers attend with `attention`.
 
     Args:
         decoder: changed in place.
@@ -34,19 +37,19 @@ def attention(
     *,
     packing: Packing | RowBatch | None = None,
     scaling: float | None = None,
-    **others: Any,  # noqa: ANN401  (transformers')
+    **others: Any,  # noqa: ANN401  (passed through to transformers)
 ) -> tuple[Tensor, Tensor | None]:
-    """Returns attention as transformers' layers call it, [B, T, H, K], and no weights.
+    """Returns the mixed values [B, T, H, K], and None in place of attention weights.
 
     Args:
         module: the layer.
         query: [B, H, T, K].
         key: [B, G, S, K].
-        value: likewise.
-        attention_mask: True where a query may look, [B, 1, T, S]; None for causality alone.
-        packing: of a padding-free pass, or of one in which rows keep their own keys and values.
-        scaling: factor of the products.
-        others: for transformers' own function.
+        value: [B, G, S, K].
+        attention_mask: True where a query may attend, [B, 1, T, S]; None for plain causality.
+        packing: set in a padding-free pass and in a pass whose rows keep their own keys and values.
+        scaling: factor of the query-key products.
+        others: passed through to transformers' function.
     """
     if packing is not None:
         return packing.attend(query, key, value, scaling), None

@@ -5,14 +5,15 @@ class, whose weights were never published.
 """
 
 import dataclasses
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from blip3o.core.bounds import Count, NotNegative, Positive, Whole
 from blip3o.core.config import component
 from blip3o.core.errors import unknown_name
-from blip3o.models.backbones.decoder_only import DecoderOnlyBackbone
+from blip3o.models.backbones.decoder_only import DecoderOnlyBackbone, SquareImages
 from blip3o.models.encoders.normalizer import FeatureNormalizerConfig
 from blip3o.models.encoders.siglip2 import Siglip2EncoderConfig
+from blip3o.models.protocols import ImageEncoderConfig
 
 if TYPE_CHECKING:
     from transformers.models.llama.modeling_llama import LlamaModel
@@ -26,7 +27,7 @@ _PUBLISHED: dict[str, dict[str, int]] = {
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Llama3BackboneConfig:
+class Llama3BackboneConfig(SquareImages):
     """Sizes of a Llama 3 decoder and of the tower and projector in front of it.
 
     Args:
@@ -58,7 +59,7 @@ class Llama3BackboneConfig:
     num_heads: Count
     num_kv_heads: Count
     image_token_id: Whole
-    vision_tower: Any = component("blip3o.models.encoders:ENCODERS")
+    vision_tower: ImageEncoderConfig = component("blip3o.models.encoders:ENCODERS")
     tie_word_embeddings: bool = False
     norm_eps: NotNegative = 1e-5
     max_positions: Count = 8192
@@ -116,23 +117,14 @@ class Llama3BackboneConfig:
             rope_stretch=float(sizes["stretch"]),
         )
 
-    def num_image_tokens(self, image_px: int) -> int:
-        """Returns how many tokens stand for an image.
-
-        Args:
-            image_px: its side; the tower resizes images, so the number does not depend on it.
-        """
-        del image_px
-        return self.vision_tower.num_tokens
-
     @property
     def image_channels(self) -> None:
-        """None: it sees pixels with its own tower and takes no features of the image encoder."""
+        """None: the backbone sees pixels with its own tower."""
         return None
 
     @property
     def image_normalizer(self) -> FeatureNormalizerConfig:
-        """The tower's features go to the projector as they are."""
+        """The identity: the tower's features go to the projector unchanged."""
         return FeatureNormalizerConfig()
 
     def build(self) -> DecoderOnlyBackbone:
@@ -144,7 +136,7 @@ class Llama3BackboneConfig:
         from transformers.models.llama.configuration_llama import LlamaConfig
         from transformers.models.llama.modeling_llama import LlamaModel
 
-        rope: dict[str, Any] = {"rope_type": "default", "rope_theta": self.rope_theta}
+        rope: dict[str, str | float] = {"rope_type": "default", "rope_theta": self.rope_theta}
         if self.rope_stretch != 1.0:
             rope |= {
                 "rope_type": "llama3",

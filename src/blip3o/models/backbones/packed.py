@@ -8,14 +8,14 @@ T new positions, S real tokens of all rows, H heads, K head dim, D width.
 
 import dataclasses
 import functools
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 if TYPE_CHECKING:
-    from transformers.cache_utils import Cache
+    from blip3o.models.protocols import Backbone, BackboneCache, Decoder
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,7 +63,13 @@ class Packing:
 
 
 class PackedCache:
-    """Keys and values of earlier packed passes; transformers' layers call `update`."""
+    """Keys and values of earlier packed passes; transformers' layers call `update`.
+
+    Attributes:
+        rope_deltas: see `cache.KeyValueCache`.
+    """
+
+    rope_deltas: Tensor | None = None
 
     def __init__(self) -> None:
         self._layers: dict[int, tuple[Tensor, Tensor]] = {}
@@ -99,14 +105,7 @@ class PackedCache:
         return key, value
 
 
-class Backbone(Protocol):
-    """What can be made padding-free."""
-
-    padding_free: bool
-    decoder: Any
-
-
-def enable(backbone: Backbone) -> None:
+def enable(backbone: "Backbone") -> None:
     """Lets a backbone leave out padding wherever a batch of a training has some.
 
     Args:
@@ -116,7 +115,7 @@ def enable(backbone: Backbone) -> None:
 
 
 def is_packed(
-    backbone: object, attention_mask: Tensor, cache: "PackedCache | Cache | None" = None
+    backbone: "Backbone", attention_mask: Tensor, cache: "BackboneCache | None" = None
 ) -> bool:
     """Whether a pass leaves out padding; one that goes on from another does what that one did.
 
@@ -127,15 +126,15 @@ def is_packed(
     """
     if cache is not None:
         return isinstance(cache, PackedCache)
-    return getattr(backbone, "padding_free", False) and not bool(attention_mask.all())
+    return backbone.padding_free and not bool(attention_mask.all())
 
 
 def packed_states(
-    decoder: nn.Module,
+    decoder: "Decoder",
     embeds: Tensor,
     attention_mask: Tensor,
     positions: Tensor,
-    cache: "PackedCache | Cache | None",
+    cache: "BackboneCache | None",
 ) -> Tensor:
     """Returns the decoder's states of padded rows, [B, T, D]; zeros where there is padding.
 

@@ -11,21 +11,15 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from blip3o.core.bounds import Count, NotNegative, Positive, Whole
 from blip3o.models.backbones.attention import use_attention
-from blip3o.models.backbones.packed import PackedCache, is_packed, packed_states
-from blip3o.models.backbones.ragged import RowBatch, RowCache
-from blip3o.models.backbones.vision import (
-    VisionInputs,
-    VisionTowerConfig,
-    image_positions,
-    to_vision_inputs,
-)
+from blip3o.models.backbones.causal import CausalBackbone, vocabulary_head
+from blip3o.models.backbones.vision import VisionTowerConfig, image_positions, to_vision_inputs
+from blip3o.models.protocols import PromptImages, VisionInputs
 
 if TYPE_CHECKING:
-    from transformers.cache_utils import Cache
     from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLTextModel
 
 
@@ -51,9 +45,6 @@ class Qwen2_5VLBackboneConfig:  # noqa: N801  (the model's own name)
     Raises:
         ValueError: if the rotary sections do not fill half a head.
     """
-
-    image_channels: ClassVar[None] = None
-    """It sees pixels with its own tower and takes no features of the image encoder."""
 
     kind: str = "qwen2_5_vl"
     vocab_size: Count
@@ -131,6 +122,11 @@ class Qwen2_5VLBackboneConfig:  # noqa: N801  (the model's own name)
         )
 
     @property
+    def image_channels(self) -> None:
+        """None: the backbone sees pixels with its own tower."""
+        return None
+
+    @property
     def token_px(self) -> int:
         """Side in pixels of what one token stands for; images are multiples of it."""
         return self.vision.patch_px * self.vision.merge
@@ -178,55 +174,35 @@ class Qwen2_5VLBackboneConfig:  # noqa: N801  (the model's own name)
         )
 
 
-@dataclasses.dataclass(slots=True)
-class Qwen2_5VLCache:  # noqa: N801
-    """What earlier positions leave behind for later ones.
-
-    Args:
-        key_values: keys and values of every layer.
-        rope_deltas: how far each row's rotary positions are from its count of tokens, [B]; below 0
-            after images, whose grids take fewer positions than they have tokens.
-    """
-
-    key_values: "Cache | PackedCache"
-    rope_deltas: Tensor | None = None
-
-
-class Qwen2_5VLBackbone(nn.Module):  # noqa: N801
-    """Token ids and images to hidden states, and hidden states to vocabulary logits.
+class Qwen2_5VLBackbone(CausalBackbone[Qwen2_5VLBackboneConfig]):  # noqa: N801
+    """Qwen2.5-VL: a language model that sees images of any shape with its own vision tower.
 
     Args:
         config: sizes.
-
-    Attributes:
-        padding_free: see `packed.enable`.
 
     Reference:
         Qwen2.5-VL (arXiv 2502.13923); parity families `qwen` and `generate_image`.
     """
 
-    padding_free = False
+    num_axes: ClassVar[int] = 3
 
     def __init__(self, config: Qwen2_5VLBackboneConfig) -> None:
-        super().__init__()
-        self.config = config
+        super().__init__(config)
         self.visual = config.vision.build(config.hidden_size)
         self.decoder = config.build_decoder()
         use_attention(self.decoder)
-        self.lm_head = (
-            None
-            if config.tie_word_embeddings
-            else nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.lm_head = vocabulary_head(
+            config.vocab_size, config.hidden_size, is_tied=config.tie_word_embeddings
         )
 
     def vision_inputs(self, pixels: Tensor | Sequence[Tensor]) -> VisionInputs:
-        """Returns images as `embed` takes them.
+        """Returns images in the form that `embed` takes.
 
         Args:
             pixels: [M, 3, H, W] in [-1, 1], or images [3, H, W] of several shapes.
 
         Raises:
-            ValueError: if a side is not a multiple of a token's.
+            ValueError: if a side is not a multiple of the config's `token_px`.
         """
         vision = self.config.vision
         sizes = vision.patch_px, vision.merge, vision.num_frames
@@ -238,110 +214,37 @@ class Qwen2_5VLBackbone(nn.Module):  # noqa: N801
             grid_thw=torch.cat([part.grid_thw for part in parts]),
         )
 
-    def image_tokens(self, images: VisionInputs) -> Tensor:
-        """Returns what the vision tower makes of images: tokens of all of them, [S / m**2, D]."""
+    def image_tokens(self, images: PromptImages) -> Tensor:
+        """Returns the tokens of all images, [S / m**2, D], for S patches and m x m a token."""
+        images = _patches(images)
         return self.visual(images.patches, grid_thw=images.grid_thw).pooler_output
 
-    def embed(self, input_ids: Tensor, images: VisionInputs | None = None) -> Tensor:
-        """Returns the input embeddings, with the images' tokens at their placeholders.
-
-        Args:
-            input_ids: [B, T].
-            images: all images, in the order of their placeholders.
-
-        Raises:
-            ValueError: if placeholders and image tokens differ in number.
-        """
-        embeds = self.decoder.embed_tokens(input_ids)
-        is_image = input_ids == self.config.image_token_id
-        num_tokens = 0 if images is None else int(self._token_grids(images).prod(1).sum())
-        if int(is_image.sum()) != num_tokens:
-            raise ValueError(
-                f"the prompts hold {int(is_image.sum())} image placeholders, "
-                f"the images give {num_tokens} feature tokens"
-            )
-        if images is None:
-            return embeds
-        tokens = self.image_tokens(images).to(embeds.dtype)
-        return embeds.masked_scatter(is_image.unsqueeze(-1), tokens)
+    def count_tokens(self, images: PromptImages) -> int:
+        """Returns the number of tokens of all images together."""
+        return int(self._token_grids(images).prod(1).sum())
 
     def image_positions(
-        self, input_ids: Tensor, attention_mask: Tensor, images: VisionInputs
+        self, input_ids: Tensor, attention_mask: Tensor, images: PromptImages
     ) -> Tensor:
-        """Returns the 3-axis positions of text about images, [3, B, T], for `forward`.
+        """Returns the rotary positions of text about images on three axes, [3, B, T].
 
         Args:
             input_ids: whole rows, [B, T].
             attention_mask: True for real tokens, [B, T].
-            images: all images, in the order of their placeholders.
+            images: all images in the order of their placeholders.
 
         Raises:
-            ValueError: if the placeholders do not come in runs of the images' tokens.
+            ValueError: if the placeholders do not form runs that match the images' tokens.
         """
         grids = self._token_grids(images)
         return image_positions(input_ids, attention_mask, grids, self.config.image_token_id)
 
-    def forward(
-        self,
-        embeds: Tensor,
-        attention_mask: Tensor,
-        cache: Qwen2_5VLCache | RowBatch | None = None,
-        positions: Tensor | None = None,
-    ) -> Tensor:
-        """Returns the hidden states after the final norm, [B, T, D].
+    def _token_grids(self, images: PromptImages) -> Tensor:
+        """Returns frames, rows and columns of tokens of each image, [M, 3]."""
+        grids, merge = _patches(images).grid_thw, self.config.vision.merge
+        return grids // grids.new_tensor([1, merge, merge])
 
-        Args:
-            embeds: input embeddings of the new positions, [B, T, D].
-            attention_mask: True for real tokens of the whole sequence, cached positions included,
-                [B, past + T]; padding may be on either side.
-            cache: keys and values of earlier positions; the new ones are added to it. A
-                `RowBatch` knows itself what each row looks at, and its positions.
-            positions: rotary positions on three axes, [3, B, T]; None counts the real tokens of
-                each row and goes on from the positions that the cache was filled with.
-        """
-        if isinstance(cache, RowBatch):
-            return cache.states(self.decoder, embeds)
-        if positions is None:
-            counted = (attention_mask.long().cumsum(1) - 1).clamp_min(0)[:, -embeds.shape[1] :]
-            if cache is not None and cache.rope_deltas is not None:
-                counted = counted + cache.rope_deltas.unsqueeze(1)
-            positions = counted.expand(3, -1, -1)
-        elif cache is not None:
-            cache.rope_deltas = positions.amax((0, 2)) + 1 - attention_mask.sum(1)
-        known = None if cache is None else cache.key_values
-        if is_packed(self, attention_mask, known):
-            return packed_states(self.decoder, embeds, attention_mask, positions, known)
-        output = self.decoder(
-            inputs_embeds=embeds,
-            attention_mask=None if bool(attention_mask.all()) else attention_mask.long(),
-            position_ids=positions,
-            past_key_values=known,
-            use_cache=cache is not None,
-        )
-        return output.last_hidden_state
 
-    def new_cache(self, *, packed: bool = False) -> Qwen2_5VLCache:
-        """Returns an empty cache for `forward`.
-
-        Args:
-            packed: for padding-free passes.
-        """
-        from transformers.cache_utils import DynamicCache
-
-        return Qwen2_5VLCache(PackedCache() if packed else DynamicCache())
-
-    def new_row(self, cache: Qwen2_5VLCache) -> RowCache:
-        """Returns what a pass over a single row left in a cache of `new_cache`, for `RowBatch`."""
-        assert not isinstance(cache.key_values, PackedCache), "rows are read with padding"
-        deltas = cache.rope_deltas
-        return RowCache.of(cache.key_values, 0 if deltas is None else int(deltas[0]))
-
-    def logits(self, hidden: Tensor) -> Tensor:
-        """Returns logits [..., V] of hidden states [..., D]."""
-        if self.lm_head is None:
-            return nn.functional.linear(hidden, self.decoder.embed_tokens.weight)
-        return self.lm_head(hidden)
-
-    def _token_grids(self, images: VisionInputs) -> Tensor:
-        merge = self.config.vision.merge
-        return images.grid_thw // images.grid_thw.new_tensor([1, merge, merge])
+def _patches(images: PromptImages) -> VisionInputs:
+    assert isinstance(images, VisionInputs), "Qwen2.5-VL takes images cut into patches"
+    return images

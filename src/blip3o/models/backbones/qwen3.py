@@ -5,14 +5,15 @@ with a SigLIP2 tower of its own, while it draws EVA-CLIP features.
 """
 
 import dataclasses
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from blip3o.core.bounds import Count, NotNegative, Positive, Whole
 from blip3o.core.config import component
 from blip3o.core.errors import unknown_name
-from blip3o.models.backbones.decoder_only import DecoderOnlyBackbone
+from blip3o.models.backbones.decoder_only import DecoderOnlyBackbone, SquareImages
 from blip3o.models.encoders.normalizer import FeatureNormalizerConfig
 from blip3o.models.encoders.siglip2 import Siglip2EncoderConfig
+from blip3o.models.protocols import ImageEncoderConfig
 
 if TYPE_CHECKING:
     from transformers.models.qwen3.modeling_qwen3 import Qwen3Model
@@ -28,7 +29,7 @@ _PUBLISHED: dict[str, dict[str, int]] = {
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Qwen3BackboneConfig:
+class Qwen3BackboneConfig(SquareImages):
     """Sizes of a Qwen3 decoder and of the projector in front of it.
 
     Args:
@@ -67,7 +68,9 @@ class Qwen3BackboneConfig:
     image_normalizer: FeatureNormalizerConfig = dataclasses.field(
         default_factory=FeatureNormalizerConfig
     )
-    vision_tower: Any | None = component("blip3o.models.encoders:ENCODERS", default=None)
+    vision_tower: ImageEncoderConfig | None = component(
+        "blip3o.models.encoders:ENCODERS", default=None
+    )
     tie_word_embeddings: bool = True
     norm_eps: NotNegative = 1e-6
     max_positions: Count = 512
@@ -118,15 +121,6 @@ class Qwen3BackboneConfig:
             tie_word_embeddings=bool(sizes["tied"]),
             max_positions=40_960,
         )
-
-    def num_image_tokens(self, image_px: int) -> int:
-        """Returns how many tokens stand for an image that the tower sees.
-
-        Args:
-            image_px: its side; the tower resizes images, so the number does not depend on it.
-        """
-        del image_px
-        return self.vision_tower.num_tokens  # type: ignore[union-attr]
 
     def build(self) -> DecoderOnlyBackbone:
         """Returns the backbone with fresh weights."""

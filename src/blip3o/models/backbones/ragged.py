@@ -8,11 +8,15 @@ G key/value heads, H heads, K head dim, D width.
 """
 
 from collections.abc import Sequence
-from typing import Any, Self
+from typing import TYPE_CHECKING, Self
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
+
+if TYPE_CHECKING:
+    from blip3o.models.backbones.cache import KeyValueCache
+    from blip3o.models.protocols import Decoder
 
 _BLOCK = 64
 """A row's memory grows by this many tokens at least, or by an eighth of its tokens."""
@@ -35,14 +39,14 @@ class RowCache:
         self.num_tokens = layers[0].shape[3]
 
     @classmethod
-    def of(cls, cache: Any, rope_delta: int = 0) -> Self:  # noqa: ANN401
+    def of(cls, cache: "KeyValueCache", rope_delta: int = 0) -> Self:
         """Returns the row that a pass over a single row left in a cache of transformers.
 
         Args:
             cache: a `DynamicCache` that the pass filled; its tensors are copied.
             rope_delta: see the class.
         """
-        return cls([torch.stack([one.keys, one.values]) for one in cache.layers], rope_delta)
+        return cls(cache.key_values(), rope_delta)
 
     @property
     def position(self) -> int:
@@ -91,7 +95,7 @@ class RowBatch:
         self._size = size
         self._seen: list[tuple[Tensor, Tensor]] = []
 
-    def states(self, decoder: nn.Module, embeds: Tensor) -> Tensor:
+    def states(self, decoder: "Decoder", embeds: Tensor) -> Tensor:
         """Returns the decoder's states of the new tokens, [size, 1, D].
 
         Args:

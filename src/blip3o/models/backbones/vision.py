@@ -14,6 +14,7 @@ from torch import Tensor
 
 from blip3o.core.bounds import Count, Whole
 from blip3o.imaging.pixels import normalize_for_clip
+from blip3o.models.protocols import VisionInputs
 
 if TYPE_CHECKING:
     from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import (
@@ -72,21 +73,6 @@ class VisionTowerConfig:
                 fullatt_block_indexes=list(self.full_attention_layers),
             )
         )
-
-
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class VisionInputs:
-    """Images of any sizes, cut into patches for a vision tower.
-
-    Args:
-        patches: normalized pixels of each patch, [S, frames * 3 * p * p] in the published order:
-            images one after the other; in an image the patches of one token follow each other;
-            in a patch channels, then frames, rows and columns.
-        grid_thw: frames, rows and columns of patches of each image, int64 [M, 3].
-    """
-
-    patches: Tensor
-    grid_thw: Tensor
 
 
 def to_vision_inputs(pixels: Tensor, patch_px: int, merge: int, num_frames: int) -> VisionInputs:

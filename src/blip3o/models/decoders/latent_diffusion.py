@@ -1,45 +1,114 @@
-"""What the published diffusion decoders share: features guide a diffusion in a VAE's latents.
+"""The part that the published diffusion decoders share: features guide a diffusion in VAE latents.
 
-A decoder adds its network (`predict`). The scheduler is a diffusers object and may be swapped at
+A decoder adds its network (`predict`). The scheduler is a diffusers object that may be replaced at
 any time (`decoder.scheduler = DPMSolverMultistepScheduler.from_config(decoder.scheduler.config)`).
-One that draws noise at its steps draws it from the seed of each image, alone or in a batch.
+A scheduler that draws noise at its steps draws it from a seed of each image, so an image does not
+depend on the rest of its batch. Axes: B images, N tokens, K channels, C latent channels, h and w
+latent pixels.
 """
 
 import copy
 import inspect
 import zlib
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar
+from typing import ClassVar, Generic, Protocol, TypeVar, runtime_checkable
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from blip3o.core.errors import UsageError
+from blip3o.flow.guidance import combine
 from blip3o.flow.sigmas import inference_sigmas
 from blip3o.flow.solver import StepCallback
-from blip3o.models.encoders.vae import import_diffusers
+from blip3o.models.autoencoders import (
+    AutoencoderConfig,
+    denormalized,
+    import_diffusers,
+    latents_to_pixels,
+    set_low_memory,
+)
+from blip3o.models.protocols import DecoderDefaults, ImageDecoder, ImageDecoderConfig
 
 _MAX_TRAIN_TIMESTEPS = 100_000
 
-TILE_PX = 512
-"""Side of the tiles in which a VAE decodes images larger than this, when tiling is on."""
+
+class Scheduler(Protocol):
+    """The members of a diffusers scheduler that sampling uses."""
+
+    timesteps: Tensor
+    set_timesteps: Callable[..., None]
+    step: Callable[..., tuple[Tensor, ...]]
 
 
-class LatentDiffusionDecoder(nn.Module):
+@runtime_checkable
+class _ScalesInput(Protocol):
+    """A scheduler that scales noise and input; those for flow matching do not."""
+
+    init_noise_sigma: float
+    scale_model_input: Callable[[Tensor, Tensor], Tensor]
+
+
+@runtime_checkable
+class _CountsSteps(Protocol):
+    """A scheduler that can find its place by counting steps instead of looking up a timestep."""
+
+    set_begin_index: Callable[[int], None]
+
+
+class LatentDiffusionConfig(ImageDecoderConfig, Protocol):
+    """Config of a `LatentDiffusionDecoder`."""
+
+    @property
+    def sample_size(self) -> int:
+        """Side of the latents."""
+
+    @property
+    def autoencoder(self) -> AutoencoderConfig:
+        """Config of the VAE."""
+
+    @property
+    def scheduler(self) -> Mapping[str, object]:
+        """Settings of the scheduler, as diffusers writes them to scheduler_config.json."""
+
+    @property
+    def guidance_scale(self) -> float:
+        """Default guidance scale."""
+
+
+class LatentSizes(DecoderDefaults):
+    """Sizes that follow from those of the latents; a mixin of configs."""
+
+    @property
+    def image_px(self: LatentDiffusionConfig) -> int:
+        """Side of the image."""
+        return self.sample_size * self.autoencoder.downsampling
+
+    @property
+    def noise_shape(self: LatentDiffusionConfig) -> tuple[int, int, int]:
+        """Shape of the noise that one image starts from, which is that of its latents."""
+        return (self.autoencoder.latent_channels, self.sample_size, self.sample_size)
+
+
+ConfigT = TypeVar("ConfigT", bound=LatentDiffusionConfig)
+
+
+class LatentDiffusionDecoder(ImageDecoder, Generic[ConfigT]):
     """Features [B, N, K] to pixels [B, 3, P, P] by a guided diffusion in VAE latents [B, C, h, w].
 
-    Only the network is trained, so the VAE needs no gradient. What guidance leads away from, the
-    empty condition, is data of the model: it is kept beside the weights as `empty_features` [N, K]
-    (the features of a black image for SANA), zeros in a fresh decoder.
+    Only the network is trained, so the VAE needs no gradient. The empty condition, which guidance
+    leads away from, is data of the model: it is stored with the weights as `empty_features` [N, K]
+    (the features of a black image for SANA) and is zeros in a fresh decoder.
 
     Args:
         config: an `SdxlDecoderConfig` or a `SanaDecoderConfig`.
     """
 
     empty_first: ClassVar[bool]
-    """Order of the two halves of a guided batch."""
+    """Whether the empty condition is the first half of a guided batch, or the second."""
 
-    def __init__(self, config: Any) -> None:  # noqa: ANN401
+    empty_features: Tensor
+
+    def __init__(self, config: ConfigT) -> None:
         super().__init__()
         self.config = config
         self.vae = config.autoencoder.build().requires_grad_(False)
@@ -48,10 +117,10 @@ class LatentDiffusionDecoder(nn.Module):
         self.register_buffer("empty_features", empty)
 
     def predict(self, noisy: Tensor, timestep: Tensor, features: Tensor) -> Tensor:
-        """Returns what the scheduler expects of the network (noise or velocity), [B, C, h, w].
+        """Returns the network's prediction (noise or velocity), [B, C, h, w].
 
         Args:
-            noisy: latents, scaled as the scheduler asks, [B, C, h, w].
+            noisy: latents, scaled by the scheduler, [B, C, h, w].
             timestep: the scheduler's timestep, a scalar.
             features: [B, N, K].
         """
@@ -70,16 +139,16 @@ class LatentDiffusionDecoder(nn.Module):
         """Returns scaled latents [B, C, h, w], fp32, for features.
 
         Args:
-            features: in the space the decoder was trained in, [B, N, K].
+            features: normalized as in the decoder's training, [B, N, K].
             noise: standard normal latents [B, C, h, w]; h and w set the image's size.
             num_inference_steps: steps of the scheduler.
-            guidance_scale: 1 follows the features alone; the config's number if None.
+            guidance_scale: 1 turns guidance off; None for the config's value.
             empty_features: empty condition [N, K] or [B, N, K] instead of the stored one.
-            callback: called after each step with (steps done, latents); may return latents to go
-                on with.
+            callback: called after each step with (steps done, latents); may return latents that
+                replace them.
 
         Raises:
-            ValueError: for less than one step.
+            ValueError: if `num_inference_steps` is below 1.
         """
         scale = self.config.guidance_scale if guidance_scale is None else guidance_scale
         empty = self.empty_features if empty_features is None else empty_features
@@ -91,8 +160,8 @@ class LatentDiffusionDecoder(nn.Module):
                 return self.predict(noisy, timestep, features)
             halves = (empty, features) if self.empty_first else (features, empty)
             both = self.predict(torch.cat([noisy, noisy]), timestep, torch.cat(halves)).float()
-            null, conditional = both.chunk(2) if self.empty_first else reversed(both.chunk(2))
-            return null + scale * (conditional - null)
+            # `combine` takes the empty half first.
+            return combine(both if self.empty_first else both.roll(len(noisy), 0), scale)
 
         return _denoise(predict, noise, self.scheduler, num_inference_steps, callback)
 
@@ -105,7 +174,7 @@ class LatentDiffusionDecoder(nn.Module):
         guidance_scale: float | None = None,
         empty_features: Tensor | None = None,
     ) -> Tensor:
-        """Returns images [B, 3, P, P] in [-1, 1] for features; arguments as above."""
+        """Returns images [B, 3, P, P] in [-1, 1] for features; see `sample_latents`."""
         latents = self.sample_latents(
             features,
             noise,
@@ -113,23 +182,21 @@ class LatentDiffusionDecoder(nn.Module):
             guidance_scale=guidance_scale,
             empty_features=empty_features,
         )
-        autoencoder = self.config.autoencoder
-        raw = latents / autoencoder.scaling_factor + autoencoder.shift_factor
-        return latents_to_pixels(self.vae, raw)
+        return latents_to_pixels(self.vae, denormalized(latents, self.config.autoencoder))
 
     def set_low_memory(self, *, sliced: bool = True, tiled: bool = True) -> None:
-        """Chooses how the VAE decodes; see `set_low_memory` of this module."""
+        """Sets how the VAE decodes; see `autoencoders.set_low_memory`."""
         set_low_memory(self.vae, sliced=sliced, tiled=tiled)
 
 
-def build_scheduler(settings: Mapping[str, Any]) -> Any:  # noqa: ANN401  (a diffusers scheduler)
+def build_scheduler(settings: Mapping[str, object]) -> Scheduler:
     """Returns a diffusers scheduler.
 
     Args:
-        settings: what diffusers writes as scheduler_config.json; `_class_name` names the class.
+        settings: contents of a scheduler_config.json; `_class_name` names the class.
 
     Raises:
-        UsageError: if diffusers has no scheduler of that name or is not installed.
+        UsageError: if diffusers has no scheduler of that name, or is not installed.
     """
     diffusers = import_diffusers("a diffusion decoder")
     name = str(settings.get("_class_name"))
@@ -137,101 +204,63 @@ def build_scheduler(settings: Mapping[str, Any]) -> Any:  # noqa: ANN401  (a dif
     if not (isinstance(found, type) and issubclass(found, diffusers.SchedulerMixin)):
         raise UsageError(f"scheduler._class_name: diffusers has no scheduler {name!r}")
     steps = settings.get("num_train_timesteps", 0)
-    if not isinstance(steps, int) or steps > _MAX_TRAIN_TIMESTEPS:  # it makes tables of them
+    if not isinstance(steps, int) or steps > _MAX_TRAIN_TIMESTEPS:  # a scheduler allocates tables
         raise UsageError(f"scheduler.num_train_timesteps must be at most {_MAX_TRAIN_TIMESTEPS:,}")
-    with torch.device("cpu"):  # its tables are read at once, also where a model is only sketched
+    # Schedulers read their tables when they are created, which fails on the meta device.
+    with torch.device("cpu"):
         return found.from_config(dict(settings))
 
 
-def start_scheduler(scheduler: Any, num_inference_steps: int, device: torch.device) -> Any:  # noqa: ANN401
-    """Returns a copy of a scheduler at the start of a run, so that runs never share a state.
+def start_scheduler(
+    scheduler: Scheduler, num_inference_steps: int, device: torch.device
+) -> Scheduler:
+    """Returns a copy of a scheduler at the start of a run, so that runs share no state.
 
     Args:
         scheduler: a diffusers scheduler.
         num_inference_steps: at least 1.
-        device: where its tables go.
+        device: device of its tables.
 
     Raises:
-        ValueError: for less than one step.
+        ValueError: if `num_inference_steps` is below 1.
     """
     sigmas = inference_sigmas(num_inference_steps)[:-1]
     started = copy.deepcopy(scheduler)
     if isinstance(started, import_diffusers("a scheduler").FlowMatchEulerDiscreteScheduler):
-        # Left alone it would end at the smallest trained level instead of 1 / steps.
+        # By default it would end at the smallest trained level instead of 1 / steps.
         started.set_timesteps(sigmas=sigmas.tolist(), device=device)
     else:
         started.set_timesteps(num_inference_steps, device=device)
-    if hasattr(started, "set_begin_index"):
-        # Many steps round to equal timesteps; left to look for the first, it takes the second.
+    if isinstance(started, _CountsSteps):
+        # Many steps round to equal timesteps, and a lookup of the first one would find the second.
         started.set_begin_index(0)
     return started
-
-
-def latents_to_pixels(vae: Any, latents: Tensor) -> Tensor:  # noqa: ANN401
-    """Returns images [B, 3, P, P] in [-1, 1] of latents [B, C, h, w].
-
-    Args:
-        vae: diffusers' autoencoder.
-        latents: neither scaled nor shifted.
-    """
-    if vae.dtype == torch.float16 and getattr(vae.config, "force_upcast", False):
-        vae.float()  # activations of the KL decoders leave the range of fp16
-    return vae.decode(latents.to(vae.dtype), return_dict=False)[0].clamp(-1.0, 1.0)
-
-
-def set_low_memory(
-    vae: Any,  # noqa: ANN401  (a diffusers autoencoder)
-    *,
-    sliced: bool = True,
-    tiled: bool = True,
-    tile_px: int = TILE_PX,
-) -> None:
-    """Chooses how a VAE decodes.
-
-    Args:
-        vae: diffusers' autoencoder.
-        sliced: one image of a batch after the other; the result is the same.
-        tiled: images in overlapping tiles that are blended; the result is only nearly the same.
-        tile_px: side of a tile; smaller images are decoded whole.
-    """
-    (vae.enable_slicing if sliced else vae.disable_slicing)()
-    if not tiled:
-        vae.disable_tiling()
-    elif hasattr(vae, "tile_latent_min_size"):  # AutoencoderKL; overlaps by a quarter
-        vae.enable_tiling()
-        vae.tile_sample_min_size = tile_px
-        vae.tile_latent_min_size = tile_px // 2 ** (len(vae.config.block_out_channels) - 1)
-    else:
-        scale = vae.spatial_compression_ratio
-        stride = tile_px // scale * 3 // 4 * scale  # whole latent pixels
-        vae.enable_tiling(tile_px, tile_px, stride, stride)
 
 
 def _denoise(
     predict: Callable[[Tensor, Tensor], Tensor],
     noise: Tensor,
-    scheduler: Any,  # noqa: ANN401  (a diffusers scheduler)
+    scheduler: Scheduler,
     num_steps: int,
     callback: StepCallback | None,
 ) -> Tensor:
     scheduler = start_scheduler(scheduler, num_steps, noise.device)
-    # Flow matching schedulers scale neither the noise nor the input.
-    latents = noise.float() * getattr(scheduler, "init_noise_sigma", 1.0)
+    scaling = scheduler if isinstance(scheduler, _ScalesInput) else None
+    latents = noise.float() * (1.0 if scaling is None else scaling.init_noise_sigma)
     takes_generator = "generator" in inspect.signature(scheduler.step).parameters
     drawing = {"generator": _step_generators(noise)} if takes_generator else {}
     for step, timestep in enumerate(scheduler.timesteps, 1):
-        scales = hasattr(scheduler, "scale_model_input")
-        noisy = scheduler.scale_model_input(latents, timestep) if scales else latents
+        noisy = latents if scaling is None else scaling.scale_model_input(latents, timestep)
         prediction = predict(noisy, timestep).float()
-        latents = scheduler.step(prediction, timestep, latents, **drawing, return_dict=False)[0]
+        latents = scheduler.step(prediction, timestep, latents, return_dict=False, **drawing)[0]
         changed = None if callback is None else callback(step, latents)
         latents = latents if changed is None else changed
     return latents
 
 
 def _step_generators(noise: Tensor) -> list[torch.Generator]:
-    """Returns a source of noise for each image, seeded by the noise that it starts from."""
+    """Returns a random generator for each image, seeded by the image's initial noise."""
     starts = noise.detach().float().cpu().flatten(1).numpy()
-    # A checksum of all numbers: of a seed torch's CPU generator reads 32 bits, and two numbers of
-    # half precision have too few values for every image to have its own.
+    # torch's CPU generator reads 32 bits of a seed. A checksum of all numbers fills them. One or
+    # two half-precision numbers have too few values for each image of a large batch.
     return [torch.Generator().manual_seed(zlib.crc32(start.tobytes())) for start in starts]

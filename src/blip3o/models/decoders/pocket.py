@@ -14,14 +14,15 @@ from torch.nn import functional
 
 from blip3o.core.bounds import Count, Share, Whole
 from blip3o.flow.path import clean_to_velocity
-from blip3o.flow.sigmas import inference_sigmas
+from blip3o.flow.sigmas import NUM_TIMESTEPS, inference_sigmas
 from blip3o.flow.solver import at_levels, euler
+from blip3o.models.protocols import DecoderDefaults, ImageDecoder
 from blip3o.nn.embedding import TimestepEmbedding
 from blip3o.nn.linear import VectorLinear
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class PocketDecoderConfig:
+class PocketDecoderConfig(DecoderDefaults):
     """Sizes of the pocket decoder.
 
     Args:
@@ -72,7 +73,7 @@ class PocketDecoderConfig:
 
     @property
     def predicts_clean(self) -> bool:
-        """Whether the network has `predict_clean`, which `pixel_decoding` trains."""
+        """True: `pixel_decoding` trains `predict_clean`."""
         return True
 
     @classmethod
@@ -93,7 +94,7 @@ class PocketDecoderConfig:
         return PocketDecoder(self)
 
 
-class PocketDecoder(nn.Module):
+class PocketDecoder(ImageDecoder):
     """Normalized features [B, N, K] to pixels [B, 3, P, P] by flow matching on pixels.
 
     Args:
@@ -130,7 +131,7 @@ class PocketDecoder(nn.Module):
             features: normalized features, [B, N, K].
         """
         config = self.config
-        vector = self.sigma_embedding(1000.0 * sigma)
+        vector = self.sigma_embedding(NUM_TIMESTEPS * sigma)
         hidden = features.mT.unflatten(2, (config.grid, config.grid))
         hidden = _run(self.coarse, self.coarse_in(hidden), vector)
         hidden = functional.pixel_shuffle(self.to_middle(hidden), config.middle_scale)
@@ -146,14 +147,18 @@ class PocketDecoder(nn.Module):
         clean = self.predict_clean(noisy, sigma, features)
         return clean_to_velocity(clean, noisy, sigma.clamp_min(self.config.min_sigma))
 
-    def decode(self, features: Tensor, noise: Tensor, num_inference_steps: int) -> Tensor:
+    def decode(
+        self, features: Tensor, noise: Tensor, num_inference_steps: int, **guidance: object
+    ) -> Tensor:
         """Returns images [B, 3, P, P] in [-1, 1] for features.
 
         Args:
             features: normalized features, [B, N, K].
             noise: standard normal images to start from, [B, 3, P, P].
             num_inference_steps: Euler steps from pure noise to the image.
+            guidance: not used.
         """
+        del guidance
         sigmas = inference_sigmas(num_inference_steps, self.config.sigma_shift)
 
         def velocity(pixels: Tensor, sigma: Tensor) -> Tensor:

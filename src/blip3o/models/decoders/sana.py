@@ -6,20 +6,20 @@ transformer's caption input is ours.
 
 import dataclasses
 import math
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from torch import Tensor, nn
 
 from blip3o.core.bounds import Count, NotNegative, Positive
 from blip3o.core.config import component
-from blip3o.models.decoders.latent_diffusion import LatentDiffusionDecoder
-from blip3o.models.encoders.vae import DcAutoencoderConfig, import_diffusers
+from blip3o.models.autoencoders import AutoencoderConfig, DcAutoencoderConfig, import_diffusers
+from blip3o.models.decoders.latent_diffusion import LatentDiffusionDecoder, LatentSizes
 from blip3o.nn.norm import RMSNorm
 
 _CAPTION_SCALE = math.sqrt(5.5)  # published: what the connector's norm starts from
 
 
-def dpm_scheduler(flow_shift: float = 3.0) -> dict[str, Any]:
+def dpm_scheduler(flow_shift: float = 3.0) -> dict[str, object]:
     """Returns settings of the multistep DPM solver on flow-matching noise levels.
 
     Args:
@@ -36,7 +36,7 @@ def dpm_scheduler(flow_shift: float = 3.0) -> dict[str, Any]:
     }
 
 
-def euler_scheduler(shift: float = 1.0) -> dict[str, Any]:
+def euler_scheduler(shift: float = 1.0) -> dict[str, object]:
     """Returns settings of Euler steps on flow-matching noise levels.
 
     Args:
@@ -50,7 +50,7 @@ def euler_scheduler(shift: float = 1.0) -> dict[str, Any]:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class SanaDecoderConfig:
+class SanaDecoderConfig(LatentSizes):
     """Sizes of a SANA decoder.
 
     Args:
@@ -67,10 +67,10 @@ class SanaDecoderConfig:
         position_scale: scale of the sinusoidal positions added to the latents' patches; None adds
             none. No weight shows it: the recorded runs (diffusers 0.32.2) have them with scale 1,
             diffusers 0.42 leaves them out of a SANA whose config is silent (published: 1).
-        autoencoder: the VAE, a config out of `AUTOENCODERS`.
-        scheduler: what diffusers writes as scheduler_config.json, `_class_name` included.
-        guidance_scale: strength of classifier-free guidance unless told otherwise; 1 switches it
-            off (published: 3).
+        autoencoder: the VAE, an entry of `AUTOENCODERS`.
+        scheduler: contents of a scheduler_config.json of diffusers, with `_class_name`.
+        guidance_scale: default strength of classifier-free guidance; 1 turns it off
+            (published: 3).
     """
 
     kind: str = "sana"
@@ -85,8 +85,8 @@ class SanaDecoderConfig:
     caption_channels: Count
     mlp_ratio: Positive = 2.5
     position_scale: Count | None = 1
-    autoencoder: Any = component("blip3o.models.encoders.vae:AUTOENCODERS")
-    scheduler: dict[str, Any] = dataclasses.field(default_factory=dpm_scheduler)
+    autoencoder: AutoencoderConfig = component("blip3o.models.autoencoders:AUTOENCODERS")
+    scheduler: dict[str, object] = dataclasses.field(default_factory=dpm_scheduler)
     guidance_scale: NotNegative = 3.0
 
     def __post_init__(self) -> None:
@@ -100,16 +100,6 @@ class SanaDecoderConfig:
     def hidden_size(self) -> int:
         """Width of the transformer."""
         return self.num_heads * self.head_dim
-
-    @property
-    def image_px(self) -> int:
-        """Side of the image."""
-        return self.sample_size * self.autoencoder.downsampling
-
-    @property
-    def noise_shape(self) -> tuple[int, int, int]:
-        """Shape of the noise one image starts from, which is the shape of its latents."""
-        return (self.autoencoder.latent_channels, self.sample_size, self.sample_size)
 
     @classmethod
     def published(cls, grid: int = 32) -> "SanaDecoderConfig":
@@ -165,7 +155,7 @@ class SanaDecoderConfig:
         return SanaDecoder(self)
 
 
-class SanaDecoder(LatentDiffusionDecoder):
+class SanaDecoder(LatentDiffusionDecoder[SanaDecoderConfig]):
     """SigLIP2 features [B, N, K] to pixels [B, 3, P, P] by flow matching in DC-AE latents.
 
     The features are the states before SigLIP2's last layer.

@@ -5,20 +5,20 @@ The UNet and the VAE are diffusers', so the released decoder loads by its own na
 """
 
 import dataclasses
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from blip3o.core.bounds import Count, NotNegative, Whole
 from blip3o.core.config import component
-from blip3o.models.decoders.latent_diffusion import LatentDiffusionDecoder
-from blip3o.models.encoders.vae import KlAutoencoderConfig, import_diffusers
+from blip3o.models.autoencoders import AutoencoderConfig, KlAutoencoderConfig, import_diffusers
+from blip3o.models.decoders.latent_diffusion import LatentDiffusionDecoder, LatentSizes
 
 _NUM_TIME_IDS = 6
 
 
-def _euler() -> dict[str, Any]:
+def _euler() -> dict[str, object]:
     return {
         "_class_name": "EulerDiscreteScheduler",
         "num_train_timesteps": 1000,
@@ -32,7 +32,7 @@ def _euler() -> dict[str, Any]:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class SdxlDecoderConfig:
+class SdxlDecoderConfig(LatentSizes):
     """Sizes of an SDXL-shaped decoder.
 
     Args:
@@ -46,10 +46,10 @@ class SdxlDecoderConfig:
         num_heads: attention heads of each stage.
         time_id_size: width of the embedding of one number of the image's size.
         norm_num_groups: groups of the UNet's GroupNorms.
-        autoencoder: the VAE, a config out of `AUTOENCODERS`.
-        scheduler: what diffusers writes as scheduler_config.json, `_class_name` included.
-        guidance_scale: strength of classifier-free guidance unless told otherwise; 1 switches it
-            off (published: 3).
+        autoencoder: the VAE, an entry of `AUTOENCODERS`.
+        scheduler: contents of a scheduler_config.json of diffusers, with `_class_name`.
+        guidance_scale: default strength of classifier-free guidance; 1 turns it off
+            (published: 3).
         original_size: height and width that the UNet is told the image had before it was scaled
             (published: 1024, 1024).
         crop: rows and columns that the UNet is told were cropped at the top left (published: 0, 0).
@@ -67,8 +67,8 @@ class SdxlDecoderConfig:
     num_heads: tuple[Count, ...]
     time_id_size: Whole
     norm_num_groups: Count = 32
-    autoencoder: Any = component("blip3o.models.encoders.vae:AUTOENCODERS")
-    scheduler: dict[str, Any] = dataclasses.field(default_factory=_euler)
+    autoencoder: AutoencoderConfig = component("blip3o.models.autoencoders:AUTOENCODERS")
+    scheduler: dict[str, object] = dataclasses.field(default_factory=_euler)
     guidance_scale: NotNegative = 3.0
     original_size: tuple[Count, Count] = (1024, 1024)
     crop: tuple[Whole, Whole] = (0, 0)
@@ -78,16 +78,6 @@ class SdxlDecoderConfig:
         for name in ("transformer_layers_per_block", "num_heads"):
             if len(getattr(self, name)) != len(self.block_out_channels):
                 raise ValueError(f"{name} must have a number for each of block_out_channels")
-
-    @property
-    def image_px(self) -> int:
-        """Side of the image."""
-        return self.sample_size * self.autoencoder.downsampling
-
-    @property
-    def noise_shape(self) -> tuple[int, int, int]:
-        """Shape of the noise one image starts from, which is the shape of its latents."""
-        return (self.autoencoder.latent_channels, self.sample_size, self.sample_size)
 
     @classmethod
     def published(cls) -> "SdxlDecoderConfig":
@@ -118,13 +108,7 @@ class SdxlDecoderConfig:
             num_heads=(2, 2),
             time_id_size=4,
             norm_num_groups=4,
-            autoencoder=KlAutoencoderConfig(
-                latent_channels=4,
-                block_out_channels=(8, 8),
-                layers_per_block=1,
-                norm_num_groups=2,
-                scaling_factor=0.5,
-            ),
+            autoencoder=KlAutoencoderConfig.tiny(),
         )
 
     def build(self) -> "SdxlDecoder":
@@ -136,7 +120,7 @@ class SdxlDecoderConfig:
         return SdxlDecoder(self)
 
 
-class SdxlDecoder(LatentDiffusionDecoder):
+class SdxlDecoder(LatentDiffusionDecoder[SdxlDecoderConfig]):
     """EVA-CLIP features [B, N, K] to pixels [B, 3, P, P] by noise prediction in VAE latents.
 
     The features take the place of the text states and their mean the place of the pooled text.

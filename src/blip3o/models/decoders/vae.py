@@ -1,71 +1,48 @@
 """A VAE's decoder: latents that were generated as feature tokens, back to pixels.
 
-The counterpart of the `vae` image encoder; nothing is drawn and nothing is iterated here.
+The counterpart of the `vae` image encoder. It draws no noise and takes no steps.
 """
 
 import dataclasses
-from typing import Any
+from typing import Self
 
-from torch import Tensor, nn
+from torch import Tensor
 
-from blip3o.core.bounds import Count
-from blip3o.core.config import component
-from blip3o.models.decoders.latent_diffusion import latents_to_pixels, set_low_memory
-from blip3o.models.encoders.vae import KlAutoencoderConfig, features_to_latents
+from blip3o.models.autoencoders import (
+    KlAutoencoderConfig,
+    SizedAutoencoder,
+    features_to_latents,
+    latents_to_pixels,
+    set_low_memory,
+)
+from blip3o.models.protocols import DecoderDefaults, ImageDecoder
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class VaeDecoderConfig:
-    """A VAE's decoder at one image size.
-
-    Args:
-        image_px: side of the image; a multiple of the autoencoder's downsampling.
-        autoencoder: which VAE, a config out of `AUTOENCODERS`.
-    """
+class VaeDecoderConfig(SizedAutoencoder, DecoderDefaults):
+    """A VAE's decoder at one image size; see `SizedAutoencoder` for the fields."""
 
     kind: str = "vae"
-    image_px: Count
-    autoencoder: Any = component("blip3o.models.encoders.vae:AUTOENCODERS")
 
-    def __post_init__(self) -> None:
-        if self.image_px % self.autoencoder.downsampling:
-            raise ValueError(
-                f"image_px {self.image_px} must be a multiple of the autoencoder's downsampling "
-                f"({self.autoencoder.downsampling})"
-            )
-
-    @property
-    def grid(self) -> int:
-        """Feature tokens along one side."""
-        return self.image_px // self.autoencoder.downsampling
+    @classmethod
+    def tiny(cls) -> Self:
+        """Returns the smallest useful config, for tests."""
+        return cls(image_px=16, autoencoder=KlAutoencoderConfig.tiny(shift_factor=0.1))
 
     @property
     def feature_channels(self) -> int:
-        """Channels of the features (K), which are the latents'."""
+        """Channels of the features (K), which are those of the latents."""
         return self.autoencoder.latent_channels
 
     @property
     def noise_shape(self) -> tuple[int]:
-        """Shape of the noise one image starts from: none."""
+        """Shape of the noise of one image: empty."""
         return (0,)
 
     @classmethod
     def published(cls) -> "VaeDecoderConfig":
-        """Returns FLUX.1's VAE at 512 px, which BLIP3-o's VAE variant generated for."""
+        """Returns FLUX.1's VAE at 512 px, whose latents BLIP3-o's VAE variant generates."""
         return cls(image_px=512, autoencoder=KlAutoencoderConfig.flux())
-
-    @classmethod
-    def tiny(cls) -> "VaeDecoderConfig":
-        """Returns the smallest useful config, for tests."""
-        autoencoder = KlAutoencoderConfig(
-            latent_channels=4,
-            block_out_channels=(8, 8),
-            layers_per_block=1,
-            norm_num_groups=2,
-            scaling_factor=0.5,
-            shift_factor=0.1,
-        )
-        return cls(image_px=16, autoencoder=autoencoder)
 
     def build(self) -> "VaeDecoder":
         """Returns the decoder with fresh weights.
@@ -76,14 +53,14 @@ class VaeDecoderConfig:
         return VaeDecoder(self)
 
 
-class VaeDecoder(nn.Module):
+class VaeDecoder(ImageDecoder):
     """Scaled latents as feature tokens [B, N, C], row by row, to pixels [B, 3, P, P].
 
-    Weight names are those of the published autoencoder after `vae.`; its encoder half (`encoder.`,
-    `quant_conv.`) is not here.
+    Weight names are those of the published autoencoder after `vae.`, without its encoder half
+    (`encoder.`, `quant_conv.`).
 
     Args:
-        config: which VAE, and the image size.
+        config: the VAE and the image size.
 
     Reference:
         BLIP3-o section 3.2 (VAE + flow matching).
@@ -93,25 +70,24 @@ class VaeDecoder(nn.Module):
         super().__init__()
         self.config = config
         self.vae = config.autoencoder.build()
-        self.vae.encoder = self.vae.quant_conv = None
+        for encoding in ("encoder", "quant_conv"):
+            setattr(self.vae, encoding, None)
 
-    @property
-    def layers(self) -> list[nn.Module]:
-        """Repeated blocks of one shape: none, a VAE's stages differ."""
-        return []
-
-    def decode(self, features: Tensor, noise: Tensor, num_inference_steps: int) -> Tensor:
-        """Returns images [B, 3, P, P] in [-1, 1] for features.
+    def decode(
+        self, features: Tensor, noise: Tensor, num_inference_steps: int, **guidance: object
+    ) -> Tensor:
+        """Returns images [B, 3, P, P] in [-1, 1] for features; the other arguments are not used.
 
         Args:
-            features: latents as the `vae` encoder gives them, [B, N, C].
+            features: latents as the `vae` encoder returns them, [B, N, C].
             noise: not used, [B, 0].
             num_inference_steps: not used.
+            guidance: not used.
         """
-        del noise, num_inference_steps
+        del noise, num_inference_steps, guidance
         latents = features_to_latents(features, self.config.autoencoder, self.config.grid)
         return latents_to_pixels(self.vae, latents)
 
     def set_low_memory(self, *, sliced: bool = True, tiled: bool = True) -> None:
-        """Chooses how the VAE decodes; see `latent_diffusion.set_low_memory`."""
+        """Sets how the VAE decodes; see `autoencoders.set_low_memory`."""
         set_low_memory(self.vae, sliced=sliced, tiled=tiled)

@@ -7,24 +7,19 @@ What is ours is the choice of layer, the norm over every token and the pooling o
 import dataclasses
 from typing import Literal
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from blip3o.core.bounds import Count, Whole
 from blip3o.imaging.pixels import normalize_for_clip
-from blip3o.models.encoders.grid import check_pixels, pool_tokens
+from blip3o.models.encoders.grid import VisionTransformerConfig, check_pixels, pool_tokens
+from blip3o.models.protocols import ImageEncoder
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ClipEncoderConfig:
+class ClipEncoderConfig(VisionTransformerConfig):
     """Sizes of a CLIP vision tower and of the feature grid made from it.
 
     Args:
-        image_px: side of the square input image.
-        patch_px: side of a patch; must divide `image_px`.
-        hidden_size: width of the tower, which is the number of feature channels.
-        intermediate_size: width inside the MLPs.
-        num_layers: number of transformer layers.
-        num_heads: attention heads.
         hidden_act: activation of the MLPs: OpenAI's CLIP has "quick_gelu", later ones "gelu".
         pool: kernel and stride of the average pooling of the token grid (1 keeps every token).
         skip_last: how many last layers are left out, with the final norm (LLaVA reads the states
@@ -32,39 +27,14 @@ class ClipEncoderConfig:
     """
 
     kind: str = "clip"
-    image_px: Count
-    patch_px: Count
-    hidden_size: Count
-    intermediate_size: Count
-    num_layers: Count
-    num_heads: Count
     hidden_act: Literal["quick_gelu", "gelu"] = "quick_gelu"
     pool: Count = 1
     skip_last: Whole = 0
 
     def __post_init__(self) -> None:
-        if self.image_px % (self.patch_px * self.pool):
-            raise ValueError(
-                f"image_px {self.image_px} must be a multiple of patch_px * pool "
-                f"({self.patch_px} * {self.pool})"
-            )
+        super().__post_init__()
         if not 0 <= self.skip_last <= self.num_layers:
             raise ValueError(f"skip_last must be 0 to {self.num_layers}, got {self.skip_last}")
-
-    @property
-    def grid(self) -> int:
-        """Feature tokens along one side."""
-        return self.image_px // self.patch_px // self.pool
-
-    @property
-    def num_tokens(self) -> int:
-        """Feature tokens of an image (N)."""
-        return self.grid**2
-
-    @property
-    def num_channels(self) -> int:
-        """Channels of a feature token (C)."""
-        return self.hidden_size
 
     @classmethod
     def tiny(cls) -> "ClipEncoderConfig":
@@ -84,7 +54,7 @@ class ClipEncoderConfig:
         return ClipEncoder(self)
 
 
-class ClipEncoder(nn.Module):
+class ClipEncoder(ImageEncoder):
     """Pixels [B, 3, P, P] in [-1, 1] to features [B, N, C], tokens row by row.
 
     The pixels are normalized as CLIP wants them here; `tower` takes pixels that already are.
@@ -115,14 +85,7 @@ class ClipEncoder(nn.Module):
         )
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """Returns the features of images, without the class token.
-
-        Args:
-            pixels: [B, 3, P, P] in [-1, 1].
-
-        Raises:
-            ValueError: if the images are not of the config's size.
-        """
+        """Returns the features of images, without the class token; see `ImageEncoder.forward`."""
         check_pixels(pixels, self.config.image_px)
         normalized = normalize_for_clip(pixels)
         if self.config.skip_last == 0:

@@ -17,60 +17,30 @@ from torch import Tensor, nn
 
 from blip3o.core.bounds import Count, NotNegative
 from blip3o.imaging.pixels import normalize_for_clip
-from blip3o.models.encoders.grid import check_pixels, pool_tokens
+from blip3o.models.encoders.grid import VisionTransformerConfig, check_pixels, pool_tokens
+from blip3o.models.protocols import ImageEncoder
 from blip3o.nn.attention import attend
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class EvaClipEncoderConfig:
+class EvaClipEncoderConfig(VisionTransformerConfig):
     """Sizes of an EVA-CLIP vision tower and of the feature grid made from it.
 
     Args:
-        image_px: side of the square input image.
-        patch_px: side of a patch; must divide `image_px`.
-        hidden_size: width of the tower, which is the number of feature channels (C).
-        intermediate_size: width inside the MLPs.
-        num_layers: number of transformer layers.
-        num_heads: attention heads (H); must divide `hidden_size`.
         norm_eps: epsilon of the LayerNorms. published: 1e-6.
         pool: kernel and stride of the average pooling of the token grid (1 keeps every token).
     """
 
     kind: str = "eva_clip"
-    image_px: Count
-    patch_px: Count
-    hidden_size: Count
-    intermediate_size: Count
-    num_layers: Count
-    num_heads: Count
     norm_eps: NotNegative = 1e-6
     pool: Count = 1
 
     def __post_init__(self) -> None:
-        if self.image_px % (self.patch_px * self.pool):
-            raise ValueError(
-                f"image_px {self.image_px} must be a multiple of patch_px * pool "
-                f"({self.patch_px} * {self.pool})"
-            )
+        super().__post_init__()
         if self.hidden_size % self.num_heads:
             raise ValueError(
                 f"num_heads {self.num_heads} does not divide hidden_size {self.hidden_size}"
             )
-
-    @property
-    def grid(self) -> int:
-        """Feature tokens along one side."""
-        return self.image_px // self.patch_px // self.pool
-
-    @property
-    def num_tokens(self) -> int:
-        """Feature tokens of an image (N)."""
-        return self.grid**2
-
-    @property
-    def num_channels(self) -> int:
-        """Channels of a feature token (C)."""
-        return self.hidden_size
 
     @classmethod
     def tiny(cls) -> "EvaClipEncoderConfig":
@@ -106,7 +76,7 @@ class EvaClipEncoderConfig:
         return EvaClipEncoder(self)
 
 
-class EvaClipEncoder(nn.Module):
+class EvaClipEncoder(ImageEncoder):
     """Pixels [B, 3, P, P] in [-1, 1] to features [B, N, C], tokens row by row.
 
     The pixels are normalized as CLIP wants them here, so callers need not know; `tower` takes
@@ -122,14 +92,7 @@ class EvaClipEncoder(nn.Module):
         self.tower = EvaClipTower(config)
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """Returns the pooled features of images.
-
-        Args:
-            pixels: [B, 3, P, P] in [-1, 1].
-
-        Raises:
-            ValueError: if the images are not of the config's size.
-        """
+        """Returns the pooled features of images; see `ImageEncoder.forward`."""
         check_pixels(pixels, self.config.image_px)
         return pool_tokens(self.tower(normalize_for_clip(pixels)), self.config.pool)
 

@@ -1,19 +1,75 @@
-"""What all image encoders share: the check of their input and the pooling of their token grid."""
+"""The parts that image encoders share: sizes of vision transformers, the input check, pooling."""
 
+import dataclasses
 import math
 
 from torch import Tensor
+
+from blip3o.core.bounds import Count
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class VisionTransformerConfig:
+    """Sizes of a vision transformer and of the feature grid that is pooled from its patches.
+
+    Args:
+        kind: name in the table of encoders.
+        image_px: side of the square input image.
+        patch_px: side of a patch; must divide `image_px`.
+        hidden_size: width of the transformer, which is the number of feature channels (C).
+        intermediate_size: width inside the MLPs.
+        num_layers: number of transformer layers.
+        num_heads: attention heads.
+
+    Raises:
+        ValueError: if `image_px` is not a multiple of `patch_px` times `pool`.
+    """
+
+    kind: str
+    image_px: Count
+    patch_px: Count
+    hidden_size: Count
+    intermediate_size: Count
+    num_layers: Count
+    num_heads: Count
+
+    def __post_init__(self) -> None:
+        if self.image_px % (self.patch_px * self.pool):
+            raise ValueError(
+                f"image_px {self.image_px} must be a multiple of patch_px * pool "
+                f"({self.patch_px} * {self.pool})"
+            )
+
+    @property
+    def pool(self) -> int:
+        """Kernel and stride of the average pooling of the token grid; subclasses store it."""
+        raise NotImplementedError
+
+    @property
+    def grid(self) -> int:
+        """Feature tokens along one side."""
+        return self.image_px // self.patch_px // self.pool
+
+    @property
+    def num_tokens(self) -> int:
+        """Feature tokens of an image (N)."""
+        return self.grid**2
+
+    @property
+    def num_channels(self) -> int:
+        """Channels of a feature token (C)."""
+        return self.hidden_size
 
 
 def check_pixels(pixels: Tensor, image_px: int) -> None:
     """Refuses images that are not [B, 3, P, P].
 
     Args:
-        pixels: what an encoder was given.
-        image_px: the side it takes (P).
+        pixels: input of an encoder.
+        image_px: side of the images that the encoder takes (P).
 
     Raises:
-        ValueError: if the shape is another one.
+        ValueError: if the shape differs.
     """
     if pixels.ndim != 4 or pixels.shape[1:] != (3, image_px, image_px):
         raise ValueError(
@@ -23,11 +79,11 @@ def check_pixels(pixels: Tensor, image_px: int) -> None:
 
 
 def pool_tokens(tokens: Tensor, kernel: int) -> Tensor:
-    """Returns a square token grid averaged over kernel x kernel windows, row by row.
+    """Returns a square token grid averaged over kernel x kernel windows, tokens row by row.
 
     Args:
         tokens: [B, G * G, C].
-        kernel: side of a window; must divide G; 1 returns the tokens as they are.
+        kernel: side of a window; must divide G; 1 returns the tokens unchanged.
 
     Reference:
         BLIP3-o section 3 (`early_pool2d_4` in the released code); parity family `pooling`.

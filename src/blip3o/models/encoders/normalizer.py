@@ -93,9 +93,3 @@ class FeatureNormalizer(nn.Module):
         if self.is_identity:
             return features
         return (features - self.mean) @ self.forward_map
-
-    def inverse(self, normalized: Tensor) -> Tensor:
-        """Returns normalized features [B, N, K] as raw features [B, N, C] (the best guess)."""
-        if self.is_identity:
-            return normalized
-        return normalized @ self.backward_map + self.mean

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from blip3o.core.bounds import Count
 from blip3o.models.encoders.grid import check_pixels, pool_tokens
+from blip3o.models.protocols import ImageEncoder
 from blip3o.nn.transformer import TransformerBlock
 
 
@@ -81,7 +82,7 @@ class PocketEncoderConfig:
         return PocketEncoder(self)
 
 
-class PocketEncoder(nn.Module):
+class PocketEncoder(ImageEncoder):
     """Pixels [B, 3, P, P] in [-1, 1] to features [B, N, C], tokens row by row.
 
     Args:
@@ -110,14 +111,7 @@ class PocketEncoder(nn.Module):
         self.norm = nn.LayerNorm(config.hidden_size)
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """Returns the features of images.
-
-        Args:
-            pixels: [B, 3, P, P] in [-1, 1].
-
-        Raises:
-            ValueError: if the images are not of the config's size.
-        """
+        """Returns the features of images; see `ImageEncoder.forward`."""
         check_pixels(pixels, self.config.image_px)
         tokens = self.stem(pixels).flatten(2).transpose(1, 2) + self.positions
         for layer in self.layers:

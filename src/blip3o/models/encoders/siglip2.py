@@ -6,23 +6,18 @@ names. What is ours is the choice of layer and the pooling of the token grid.
 
 import dataclasses
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from blip3o.core.bounds import Count, Whole
-from blip3o.models.encoders.grid import check_pixels, pool_tokens
+from blip3o.models.encoders.grid import VisionTransformerConfig, check_pixels, pool_tokens
+from blip3o.models.protocols import ImageEncoder
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Siglip2EncoderConfig:
+class Siglip2EncoderConfig(VisionTransformerConfig):
     """Sizes of a SigLIP2 vision tower and of the feature grid made from it.
 
     Args:
-        image_px: side of the square input image.
-        patch_px: side of a patch; must divide `image_px`.
-        hidden_size: width of the tower, which is the number of feature channels.
-        intermediate_size: width inside the MLPs.
-        num_layers: number of transformer layers.
-        num_heads: attention heads.
         pool: kernel and stride of the average pooling of the token grid (1 keeps every token).
         skip_last: how many last layers are left out, with the final norm (the SANA decoder of the
             published family reads the states before the last layer: 1).
@@ -31,37 +26,9 @@ class Siglip2EncoderConfig:
     """
 
     kind: str = "siglip2"
-    image_px: Count
-    patch_px: Count
-    hidden_size: Count
-    intermediate_size: Count
-    num_layers: Count
-    num_heads: Count
     pool: Count = 1
     skip_last: Whole = 0
     keep_head: bool = False
-
-    def __post_init__(self) -> None:
-        if self.image_px % (self.patch_px * self.pool):
-            raise ValueError(
-                f"image_px {self.image_px} must be a multiple of patch_px * pool "
-                f"({self.patch_px} * {self.pool})"
-            )
-
-    @property
-    def grid(self) -> int:
-        """Feature tokens along one side."""
-        return self.image_px // self.patch_px // self.pool
-
-    @property
-    def num_tokens(self) -> int:
-        """Feature tokens of an image (N)."""
-        return self.grid**2
-
-    @property
-    def num_channels(self) -> int:
-        """Channels of a feature token (C)."""
-        return self.hidden_size
 
     @classmethod
     def tiny(cls) -> "Siglip2EncoderConfig":
@@ -103,7 +70,7 @@ class Siglip2EncoderConfig:
         return Siglip2Encoder(self)
 
 
-class Siglip2Encoder(nn.Module):
+class Siglip2Encoder(ImageEncoder):
     """Pixels [B, 3, P, P] in [-1, 1] to features [B, N, C], tokens row by row.
 
     Args:
@@ -133,14 +100,7 @@ class Siglip2Encoder(nn.Module):
             self.tower.head.requires_grad_(False)
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """Returns the features of images.
-
-        Args:
-            pixels: [B, 3, P, P] in [-1, 1].
-
-        Raises:
-            ValueError: if the images are not of the config's size.
-        """
+        """Returns the features of images; see `ImageEncoder.forward`."""
         check_pixels(pixels, self.config.image_px)
         if self.config.skip_last == 0:
             tokens = self.tower(pixels).last_hidden_state

@@ -14,12 +14,7 @@ from typing import ClassVar, Protocol, Self, TypeVar
 import torch
 from torch import Tensor, nn
 
-from blip3o.models.backbones.decoder_only import TowerInputs
-from blip3o.models.backbones.vision import VisionInputs
-
-PromptImages = Tensor | TowerInputs | VisionInputs
-"""Images of prompts: raw features [M, N, C] of the image encoder for a backbone that projects them,
-pixels or patches of pixels for a backbone with a vision tower."""
+from blip3o.models.protocols import PromptImages
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -153,7 +153,9 @@ def test_every_image_of_a_large_batch_has_a_seed_of_its_own_in_half_precision() 
     features, noise = inputs(decoder, rows=256)
     noise = noise.bfloat16()
     latents = decoder.sample_latents(features, noise, 2, guidance_scale=1.0)
-    start = start_scheduler(decoder.scheduler, 2, noise.device).init_noise_sigma
+    ancestral: Any = decoder.scheduler
+    scheduler: Any = start_scheduler(ancestral, 2, noise.device)
+    start = scheduler.init_noise_sigma
     drawn = (latents - start * noise.float())[:, 0, 0].double().round(decimals=3)
     assert len(drawn.unique(dim=0)) == len(noise)
 
@@ -176,11 +178,11 @@ def test_as_many_steps_as_a_call_takes(kind: str, steps: int) -> None:
 def test_published_schedules() -> None:
     """Fifty levels of SDXL's table; SANA's levels are shifted by 3 towards noise."""
     cpu = torch.device("cpu")
-    sdxl = start_scheduler(build_scheduler(SdxlDecoderConfig.published().scheduler), 50, cpu)
+    sdxl: Any = start_scheduler(build_scheduler(SdxlDecoderConfig.published().scheduler), 50, cpu)
     assert sdxl.timesteps.tolist() == list(range(981, 0, -20))
     assert float(sdxl.sigmas[0]) == pytest.approx(13.1204, abs=1e-4)
     assert float(sdxl.init_noise_sigma) == pytest.approx(13.1585, abs=1e-4)
-    sana = start_scheduler(build_scheduler(SanaDecoderConfig.published().scheduler), 4, cpu)
+    sana: Any = start_scheduler(build_scheduler(SanaDecoderConfig.published().scheduler), 4, cpu)
     uniform = torch.linspace(0.999, 0.0, 5)
     torch.testing.assert_close(sana.sigmas, 3 * uniform / (1 + 2 * uniform), rtol=0, atol=1e-6)
 
@@ -271,7 +273,7 @@ def test_vae_decoder_is_the_counterpart_of_the_vae_encoder() -> None:
     names = {*encoder.state_dict(), *(n.removeprefix("vae.") for n in decoder.state_dict())}
     assert names == config.autoencoder.build().state_dict().keys()
     pixels = torch.rand(2, 3, config.image_px, config.image_px) * 2 - 1
-    whole = config.autoencoder.build()
+    whole: Any = config.autoencoder.build()
     whole.encoder, whole.quant_conv = encoder.encoder, encoder.quant_conv
     whole.decoder, whole.post_quant_conv = decoder.vae.decoder, decoder.vae.post_quant_conv
     with torch.no_grad():

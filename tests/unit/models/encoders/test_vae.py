@@ -2,21 +2,22 @@
 
 import dataclasses
 import sys
+from typing import Any
 
 import pytest
 import torch
 
 from blip3o.core.config import from_dict, to_dict
 from blip3o.core.errors import UsageError
-from blip3o.models.encoders.vae import (
+from blip3o.models.autoencoders import (
     AutoencoderConfig,
     DcAutoencoderConfig,
     KlAutoencoderConfig,
-    VaeEncoderConfig,
     features_to_latents,
 )
+from blip3o.models.encoders.vae import VaeEncoderConfig
 
-KL = VaeEncoderConfig.tiny().autoencoder
+KL = KlAutoencoderConfig.tiny(shift_factor=0.1)
 DC = DcAutoencoderConfig(
     latent_channels=4,
     attention_head_dim=4,
@@ -36,7 +37,7 @@ each_autoencoder = pytest.mark.parametrize(
 @each_autoencoder
 def test_features_are_the_latents_that_diffusers_decodes(autoencoder: AutoencoderConfig) -> None:
     torch.manual_seed(0)
-    whole = autoencoder.build().eval()
+    whole: Any = autoencoder.build().eval()
     encoder = VaeEncoderConfig(image_px=16, autoencoder=autoencoder).build().eval()
     missing, extra = encoder.load_state_dict(whole.state_dict(), strict=False)
     assert not missing

@@ -1,0 +1,106 @@
+"""The part that all backbones share: a decoder of transformers, its head, padding and caches.
+
+Axes: B rows, T new positions, D width, V vocabulary.
+"""
+
+from typing import TYPE_CHECKING, ClassVar, Generic, TypeVar
+
+from torch import Tensor, nn
+
+from blip3o.models.backbones.packed import PackedCache, is_packed, packed_states
+from blip3o.models.backbones.ragged import RowBatch, RowCache
+from blip3o.models.protocols import Backbone, BackboneConfig, PromptImages
+
+if TYPE_CHECKING:
+    from blip3o.models.protocols import BackboneCache
+
+
+ConfigT = TypeVar("ConfigT", bound=BackboneConfig)
+
+
+class CausalBackbone(Backbone, Generic[ConfigT]):
+    """A backbone around a decoder of transformers.
+
+    Subclasses set `decoder`, `lm_head` and the modules that turn images into tokens.
+
+    Args:
+        config: sizes.
+    """
+
+    num_axes: ClassVar[int] = 1
+    """Axes of the rotary positions."""
+
+    def __init__(self, config: ConfigT) -> None:
+        super().__init__()
+        self.config = config
+
+    def count_tokens(self, images: PromptImages) -> int:
+        """Returns the number of tokens of all images together."""
+        raise NotImplementedError
+
+    def embed(self, input_ids: Tensor, images: PromptImages | None = None) -> Tensor:
+        """Returns the input embeddings [B, T, D]; see `Backbone.embed`."""
+        embeds = self.decoder.embed_tokens(input_ids)
+        is_image = input_ids == self.config.image_token_id
+        num_tokens = 0 if images is None else self.count_tokens(images)
+        if int(is_image.sum()) != num_tokens:
+            raise ValueError(
+                f"the prompts hold {int(is_image.sum())} image placeholders, "
+                f"the images give {num_tokens} feature tokens"
+            )
+        if images is None:
+            return embeds
+        tokens = self.image_tokens(images).to(embeds.dtype)
+        return embeds.masked_scatter(is_image.unsqueeze(-1), tokens)
+
+    def forward(
+        self,
+        embeds: Tensor,
+        attention_mask: Tensor,
+        cache: "BackboneCache | RowBatch | None" = None,
+        positions: Tensor | None = None,
+    ) -> Tensor:
+        """Returns the hidden states after the final norm, [B, T, D]; see `Backbone.forward`."""
+        if isinstance(cache, RowBatch):
+            return cache.states(self.decoder, embeds)
+        if positions is None:
+            positions = (attention_mask.long().cumsum(1) - 1).clamp_min(0)[:, -embeds.shape[1] :]
+            if cache is not None and cache.rope_deltas is not None:
+                positions = positions + cache.rope_deltas.unsqueeze(1)
+            if self.num_axes > 1:
+                positions = positions.expand(self.num_axes, -1, -1)
+        elif cache is not None:
+            cache.rope_deltas = positions.amax((0, 2)) + 1 - attention_mask.sum(1)
+        if is_packed(self, attention_mask, cache):
+            return packed_states(self.decoder, embeds, attention_mask, positions, cache)
+        output = self.decoder(
+            inputs_embeds=embeds,
+            attention_mask=None if bool(attention_mask.all()) else attention_mask.long(),
+            position_ids=positions,
+            past_key_values=cache,
+            use_cache=cache is not None,
+        )
+        return output.last_hidden_state
+
+    def new_cache(self, *, packed: bool = False) -> "BackboneCache":
+        """Returns an empty cache for `forward`; see `Backbone.new_cache`."""
+        from blip3o.models.backbones.cache import KeyValueCache
+
+        return PackedCache() if packed else KeyValueCache()
+
+    def new_row(self, cache: "BackboneCache") -> RowCache:
+        """Returns the row of a cache that a pass over a single row filled."""
+        assert not isinstance(cache, PackedCache), "a row is read with padding"
+        deltas = cache.rope_deltas
+        return RowCache.of(cache, 0 if deltas is None else int(deltas[0]))
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Returns vocabulary logits [..., V] of hidden states [..., D]."""
+        if self.lm_head is None:
+            return nn.functional.linear(hidden, self.decoder.embed_tokens.weight)
+        return self.lm_head(hidden)
+
+
+def vocabulary_head(vocab_size: int, hidden_size: int, *, is_tied: bool) -> nn.Linear | None:
+    """Returns a fresh vocabulary head; None if the embedding table takes its place."""
+    return None if is_tied else nn.Linear(hidden_size, vocab_size, bias=False)

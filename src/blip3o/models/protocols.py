@@ -1,0 +1,346 @@
+"""The interfaces of backbones, image encoders and image decoders, and of their configs.
+
+The rest of the package uses these parts only through the members declared here. Configs are
+frozen dataclasses that satisfy a `Protocol`. Modules inherit from a base class, because Python has
+no type for "an `nn.Module` that also has these methods". Axes: B rows, T tokens, M images, N tokens
+of an image, D backbone width, V vocabulary, C channels of the image encoder, K channels of the
+normalized features, P pixels along a side.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, ClassVar, Protocol, runtime_checkable
+
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from transformers.models.llama.modeling_llama import LlamaModel
+    from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLTextModel
+    from transformers.models.qwen3.modeling_qwen3 import Qwen3Model
+
+    from blip3o.models.backbones.cache import KeyValueCache
+    from blip3o.models.backbones.packed import PackedCache
+    from blip3o.models.backbones.ragged import RowBatch, RowCache
+
+    Decoder = LlamaModel | Qwen3Model | Qwen2_5_VLTextModel
+    BackboneCache = KeyValueCache | PackedCache
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class TowerInputs:
+    """Prompt images for an understanding tower that takes squares of one size.
+
+    Args:
+        pixels: [M, 3, P, P] in [-1, 1], where P is the tower's image size.
+    """
+
+    pixels: Tensor
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class VisionInputs:
+    """Prompt images of any sizes, cut into patches for the vision tower of Qwen2.5-VL.
+
+    Args:
+        patches: normalized pixels of the S patches of all images, [S, frames * 3 * p * p] for
+            patches of p pixels a side, in the published order: image by image; within an image,
+            the patches of one token are adjacent; within a patch, channels, frames, rows, columns.
+        grid_thw: frames, rows and columns of patches of each image, int64 [M, 3].
+    """
+
+    patches: Tensor
+    grid_thw: Tensor
+
+
+PromptImages = Tensor | TowerInputs | VisionInputs
+"""Images of prompts: raw features [M, N, C] of the image encoder for a backbone that projects
+them, or pixels or patches for a backbone with its own vision tower."""
+
+
+@runtime_checkable
+class BackboneConfig(Protocol):
+    """Config of a backbone, an entry of `BACKBONES`."""
+
+    @property
+    def kind(self) -> str:
+        """Name in the table."""
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of token embeddings (V)."""
+
+    @property
+    def hidden_size(self) -> int:
+        """Width (D)."""
+
+    @property
+    def max_positions(self) -> int:
+        """Longest supported sequence in tokens."""
+
+    @property
+    def image_token_id(self) -> int:
+        """Id of the placeholder that the tokens of an image replace."""
+
+    @property
+    def image_channels(self) -> int | None:
+        """Channels (C) of the projected image features; None with a vision tower of its own."""
+
+    @property
+    def token_px(self) -> int | None:
+        """Side in pixels of the area that one token covers; None if only squares are accepted."""
+
+    def num_image_tokens(self, image_px: int) -> int:
+        """Returns the number of tokens of a square image seen by the vision tower.
+
+        Args:
+            image_px: side of the image.
+        """
+
+    def build(self) -> "Backbone":
+        """Returns the backbone with fresh weights."""
+
+
+@runtime_checkable
+class ImageEncoderConfig(Protocol):
+    """Config of an image encoder, an entry of `ENCODERS`."""
+
+    @property
+    def kind(self) -> str:
+        """Name in the table."""
+
+    @property
+    def image_px(self) -> int:
+        """Side of the square input image (P)."""
+
+    @property
+    def grid(self) -> int:
+        """Feature tokens along one side."""
+
+    @property
+    def num_tokens(self) -> int:
+        """Feature tokens of an image (N)."""
+
+    @property
+    def num_channels(self) -> int:
+        """Channels of a feature token (C)."""
+
+    def build(self) -> "ImageEncoder":
+        """Returns the encoder with fresh weights."""
+
+
+@runtime_checkable
+class ImageDecoderConfig(Protocol):
+    """Config of an image decoder, an entry of `DECODERS`."""
+
+    @property
+    def kind(self) -> str:
+        """Name in the table."""
+
+    @property
+    def image_px(self) -> int:
+        """Side of the generated image (P)."""
+
+    @property
+    def feature_channels(self) -> int:
+        """Channels of the normalized features (K)."""
+
+    @property
+    def grid(self) -> int:
+        """Feature tokens along one side."""
+
+    @property
+    def noise_shape(self) -> tuple[int, ...]:
+        """Shape of the noise that one image starts from; (0,) if decoding needs no noise."""
+
+    @property
+    def predicts_clean(self) -> bool:
+        """Whether the decoder is a `CleanPredictor`, which `pixel_decoding` trains."""
+
+    @property
+    def guidance_scale(self) -> float | None:
+        """Default guidance scale; None for a decoder without guidance."""
+
+    @property
+    def empty_prompt(self) -> str | None:
+        """Prompt whose features are the empty condition while the stored one is all zeros.
+
+        None always uses the stored condition.
+        """
+
+    def build(self) -> "ImageDecoder":
+        """Returns the decoder with fresh weights."""
+
+
+class DecoderDefaults:
+    """Members of a decoder's config that most decoders leave at these values; a mixin."""
+
+    @property
+    def predicts_clean(self) -> bool:
+        """False: the decoder does not predict clean images."""
+        return False
+
+    @property
+    def guidance_scale(self) -> float | None:
+        """None: the decoder has no guidance."""
+        return None
+
+    @property
+    def empty_prompt(self) -> str | None:
+        """None: the stored empty condition is always used."""
+        return None
+
+
+class Backbone(nn.Module):
+    """Token ids and images to hidden states, and hidden states to vocabulary logits.
+
+    Attributes:
+        decoder: the language model without its vocabulary head.
+        lm_head: the vocabulary head; None if the embedding table is used instead.
+        padding_free: whether passes without a cache skip padding, see `packed.enable`.
+    """
+
+    seams: ClassVar[tuple[str, ...]] = ("embed", "image_tokens", "forward", "logits")
+    """Methods that need weights and are called from outside; offloading wraps them."""
+
+    padding_free: bool = False
+    decoder: "Decoder"
+    lm_head: nn.Linear | None
+
+    def vision_inputs(self, pixels: Tensor | Sequence[Tensor]) -> PromptImages:
+        """Returns prompt images in the form that `embed` takes, for a backbone with a vision tower.
+
+        Args:
+            pixels: [M, 3, H, W] in [-1, 1]; images [3, H, W] of several shapes if the config has a
+                `token_px`.
+        """
+        raise NotImplementedError
+
+    def image_tokens(self, images: PromptImages) -> Tensor:
+        """Returns the tokens of all images, [..., D], in the order of their placeholders."""
+        raise NotImplementedError
+
+    def embed(self, input_ids: Tensor, images: PromptImages | None = None) -> Tensor:
+        """Returns the input embeddings [B, T, D], with image tokens at their placeholders.
+
+        Args:
+            input_ids: [B, T].
+            images: all images in the order of their placeholders.
+
+        Raises:
+            ValueError: if the numbers of placeholders and of image tokens differ.
+        """
+        raise NotImplementedError
+
+    def image_positions(
+        self, input_ids: Tensor, attention_mask: Tensor, images: PromptImages
+    ) -> Tensor | None:
+        """Returns the rotary positions of text about images, for `forward`; None to count tokens.
+
+        Args:
+            input_ids: whole rows, [B, T].
+            attention_mask: True for real tokens, [B, T].
+            images: all images in the order of their placeholders.
+        """
+        del input_ids, attention_mask, images
+
+    def forward(
+        self,
+        embeds: Tensor,
+        attention_mask: Tensor,
+        cache: "BackboneCache | RowBatch | None" = None,
+        positions: Tensor | None = None,
+    ) -> Tensor:
+        """Returns the hidden states after the final norm, [B, T, D].
+
+        Args:
+            embeds: input embeddings of the new positions, [B, T, D].
+            attention_mask: True for real tokens of the whole sequence, cached positions included,
+                [B, past + T]; padding may be on either side.
+            cache: keys and values of earlier positions; the new ones are appended. A `RowBatch`
+                ignores the mask, because each of its rows attends to all of its own tokens.
+            positions: rotary positions from `image_positions`; None counts the real tokens of each
+                row and continues after the cached positions.
+        """
+        raise NotImplementedError
+
+    def new_cache(self, *, packed: bool = False) -> "BackboneCache":
+        """Returns an empty cache for `forward`.
+
+        Args:
+            packed: whether the passes that share the cache skip padding.
+        """
+        raise NotImplementedError
+
+    def new_row(self, cache: "BackboneCache") -> "RowCache":
+        """Returns the row of a cache that a pass over a single row filled, for a `RowBatch`."""
+        raise NotImplementedError
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Returns vocabulary logits [..., V] of hidden states [..., D]."""
+        raise NotImplementedError
+
+
+class ImageEncoder(nn.Module):
+    """Pixels [B, 3, P, P] in [-1, 1] to features [B, N, C], tokens row by row."""
+
+    seams: ClassVar[tuple[str, ...]] = ("forward",)
+    """Methods that need weights and are called from outside; offloading wraps them."""
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Returns the features of images.
+
+        Args:
+            pixels: [B, 3, P, P] in [-1, 1].
+
+        Raises:
+            ValueError: if the images do not have the config's size.
+        """
+        raise NotImplementedError
+
+
+class ImageDecoder(nn.Module):
+    """Normalized features [B, N, K] to pixels [B, 3, P, P] in [-1, 1]."""
+
+    seams: ClassVar[tuple[str, ...]] = ("decode",)
+    """Methods that need weights and are called from outside; offloading wraps them."""
+
+    @property
+    def layers(self) -> list[nn.Module]:
+        """Repeated blocks that are worth compiling; none by default."""
+        return []
+
+    def decode(
+        self,
+        features: Tensor,
+        noise: Tensor,
+        num_inference_steps: int,
+        *,
+        guidance_scale: float | None = None,
+        empty_features: Tensor | None = None,
+    ) -> Tensor:
+        """Returns images [B, 3, P, P] in [-1, 1] for features.
+
+        Args:
+            features: normalized features, [B, N, K].
+            noise: standard normal numbers to start from, [B, *noise_shape].
+            num_inference_steps: steps from noise to the image, at least 1.
+            guidance_scale: 1 turns guidance off; None for the config's value. A decoder without
+                guidance ignores it.
+            empty_features: empty condition [N, K] or [B, N, K] instead of the stored one. A
+                decoder without guidance ignores it.
+        """
+        raise NotImplementedError
+
+
+@runtime_checkable
+class CleanPredictor(Protocol):
+    """An image decoder that predicts the clean image from a noisy one."""
+
+    def predict_clean(self, noisy: Tensor, sigma: Tensor, features: Tensor) -> Tensor:
+        """Returns the predicted clean images [B, 3, P, P].
+
+        Args:
+            noisy: images on the path from clean to noise, [B, 3, P, P].
+            sigma: noise levels in [0, 1], [B].
+            features: normalized features, [B, N, K].
+        """
