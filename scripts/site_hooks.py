@@ -17,7 +17,7 @@ EXPORTED = (
 
 
 def api_pages() -> dict[str, str]:
-    """Returns the text of each API page by path: one for the exported names, one for each package."""
+    """Returns the text of each API page by path: the exported names, then each package."""
     options = "\n    options: {inherited_members: true, skip_local_inventory: true}\n"
     names = "\n".join(f"::: {name}{options}" for name in EXPORTED)
     pages = {"api/blip3o.md": f"# blip3o\n\nThe names of `from blip3o import ...`.\n\n{names}"}
