@@ -302,7 +302,8 @@ def test_the_log_has_dated_entries_and_an_index_that_leads_to_them() -> None:
     assert titles[0] == "Lessons"
     assert all(re.fullmatch(r"\d{4}-\d\d-\d\d, [^:]+: .+", one) for one in titles[1:])
     assert titles[1:] == sorted(titles[1:], key=lambda title: title[:10])
-    links = re.findall(r"\]\(#([^)]+)\)", text)
+    links = re.findall(r"^\[\w+\]: #(\S+)$", text, re.M)
     assert links
     assert set(links) <= anchors(log)
+    assert len(set(re.findall(r"\]\[(\w+)\]", text))) == len(links)
     assert not re.search(r"\bsessions? \d", text)
