@@ -34,10 +34,10 @@ def load(dit_config: Callable[[dict[str, Any]], NextDiTConfig]) -> Callable[[Any
 
     def loaded(case: Any) -> NextDiT:
         dit = dit_config(case.settings()["config"]).build()
-        own = {
-            NAMES.ours(f"model.generator.{name}"): value for name, value in case.tensors().items()
+        own = {NAMES.ours(f"model.dit.{name}"): value for name, value in case.tensors().items()}
+        weights = {
+            k.removeprefix("generator.dit."): value for k, value in own.items() if k is not None
         }
-        weights = {k.removeprefix("dit."): value for k, value in own.items() if k is not None}
         dit.load_state_dict(weights, strict=True)
         return dit.eval()
 
@@ -179,14 +179,12 @@ def test_published_names_shapes_and_count(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     manifest = case.settings()
-    own = {
-        NAMES.ours(f"model.generator.{name}"): shape for name, shape in manifest["weights"].items()
-    }
+    own = {NAMES.ours(f"model.dit.{name}"): shape for name, shape in manifest["weights"].items()}
     with torch.device("meta"):
         recorded = dit_config(manifest["config"])
         dit = recorded.build()
     state = dit.state_dict()
-    assert {f"dit.{name}": list(value.shape) for name, value in state.items()} == own
+    assert {f"generator.dit.{name}": list(value.shape) for name, value in state.items()} == own
     assert len(own) == manifest["n_tensors"]
     count = sum(value.numel() for value in state.values())
     assert count == manifest["n_params"]

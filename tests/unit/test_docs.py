@@ -1,6 +1,6 @@
-"""What the documents say of the package is so: links, files, commands, settings, Python, figures.
+"""Links, files, commands, settings, Python and figures in the documents are correct.
 
-Nothing is run here but parsers; examples that are run stand beside what they are examples of.
+The tests here only parse. Tests that run examples are next to the tests of the same feature.
 """
 
 import ast
@@ -10,9 +10,9 @@ import inspect
 import json
 import re
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import pytest
 
@@ -30,10 +30,10 @@ from blip3o.train.config import RunConfig
 ROOT = Path(__file__).parents[2]
 SOURCE = ROOT / "src" / "blip3o"
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
-PAGES = [page for page in PAGES if page.name != "log.md"]  # what was so once
+PAGES = [page for page in PAGES if page.name != "log.md"]  # describes the past
 NAMES = [page.name for page in PAGES]
 USUAL = ("own_data", "pocket.tune", "blip3o_4b.tune", "blip3o_4b.joint")
-"""Recipes that settings without a recipe are tried on."""
+"""Recipes that are tried for a setting whose text names no recipe."""
 WIDTH = 110
 
 each_page = pytest.mark.parametrize("page", PAGES, ids=NAMES)
@@ -54,7 +54,7 @@ def prose(page: Path) -> str:
 
 
 def spans(page: Path) -> list[str]:
-    """Returns the pieces of code in running text, on one line each."""
+    """Returns the code spans of the running text, each on one line."""
     return [" ".join(one.split()) for one in re.findall(r"`([^`]+)`", prose(page))]
 
 
@@ -67,14 +67,14 @@ def recipe_docs() -> Iterator[str]:
 
 
 def words_of(line: str) -> list[str] | None:
-    """Returns the words after `blip3o` of a line of a shell; None if it calls something else."""
+    """Returns the words after `blip3o` in a shell line; None if the line calls another program."""
     if "..." in line or " | " in line:  # a summary, not a command
         return None
     try:
         words = shlex.split(line.removeprefix("$ ").partition("  #")[0], comments=True)
     except ValueError:
         return None
-    while words and re.fullmatch(r"[A-Z_]+=\S*", words[0]):  # variables of the environment
+    while words and re.fullmatch(r"[A-Z_]+=\S*", words[0]):  # environment variables
         words.pop(0)
     if words and words[0] == "torchrun" and "blip3o" in words:
         words = words[words.index("blip3o") :]
@@ -88,8 +88,8 @@ def words_of(line: str) -> list[str] | None:
     return [word for word in words[1:] if word != "&"]
 
 
-def commands() -> list[Any]:
-    """Returns the words of every command, and whether it is only spoken of, not to be typed."""
+def commands() -> Sequence[object]:
+    """Returns the words of every command, and whether the text only mentions it."""
     lines = [
         (page.name, line, False)
         for page in PAGES
@@ -101,14 +101,14 @@ def commands() -> list[Any]:
     lines += [("recipes", line, False) for text in recipe_docs() for line in text.splitlines()]
     found = []
     for where, line, is_mention in lines:
-        words = words_of(re.sub(r"(?<=\S)   +[a-z].*", "", line.strip()))  # a remark in a column
+        words = words_of(re.sub(r"(?<=\S)   +[a-z].*", "", line.strip()))  # a comment in a column
         if words is not None:
             found.append(pytest.param(words, is_mention, id=f"{where}: {' '.join(words)}"))
     return found
 
 
 @pytest.mark.parametrize(("words", "is_mention"), commands())
-def test_commands_are_those_of_the_command_line(
+def test_commands_are_valid(
     words: list[str], is_mention: bool, capsys: pytest.CaptureFixture[str]
 ) -> None:
     options, status = None, None
@@ -117,9 +117,9 @@ def test_commands_are_those_of_the_command_line(
     except SystemExit as stop:
         status = stop.code
     if options is None:
-        said = capsys.readouterr().err
-        is_cut_short = "are required" in said or "expected one argument" in said
-        assert status == 0 or (is_mention and is_cut_short), said
+        error = capsys.readouterr().err
+        is_cut_short = "are required" in error or "expected one argument" in error
+        assert status == 0 or (is_mention and is_cut_short), error
         return
     given = vars(options)
     if "recipe" in given:
@@ -138,12 +138,12 @@ parser = functools.cache(build_parser)
 
 
 @functools.cache
-def recipe(name: str) -> Any:
+def recipe(name: str) -> object:
     return load_recipe(name, Path("runs"))
 
 
 def check_recipe(name: str, overrides: list[str]) -> None:
-    if name.isupper() or name.endswith(".yaml"):  # a placeholder, or a file of the reader's
+    if name.isupper() or name.endswith(".yaml"):  # a placeholder, or a file of the reader
         assert fits_some_run(overrides)
     elif isinstance(recipe(name), RunConfig):
         override(recipe(name), overrides)
@@ -169,15 +169,21 @@ def test_settings_in_running_text_exist(page: Path) -> None:
         found = re.fullmatch(r"((?:train|data|objectives|init)\.[a-z][\w.]*\w)(=.+)?", span)
         if found is None or found[1].endswith((".py", ".jsonl")):
             continue
-        if found[2] is None:  # no value fits them all; an unknown name is told as unknown
-            said = [refusal(name, [f"{span}=null"]) for name in USUAL]
-            assert not all("unknown config key" in one for one in said), said
+        if found[2] is None:  # no value fits all settings, but an unknown name is reported so
+            errors = [refusal(name, [f"{span}=null"]) for name in USUAL]
+            assert not all("unknown config key" in one for one in errors), errors
         else:
             assert fits_some_run([span]), span
 
 
+def anchors(page: Path) -> set[str]:
+    """Returns the anchors of a page's headings, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.*)$", prose(page), re.M)
+    return {re.sub(r"[^\w -]", "", one.lower()).replace(" ", "-") for one in headings}
+
+
 @each_page
-def test_links_lead_somewhere(page: Path) -> None:
+def test_links_have_a_target(page: Path) -> None:
     text = prose(page)
     targets = re.findall(r"\]\(([^)\s]+)\)", text) + re.findall(r'src="([^"]+)"', text)
     for target in targets:
@@ -187,16 +193,14 @@ def test_links_lead_somewhere(page: Path) -> None:
         file = page.parent / name if name else page
         assert file.exists(), f"{page.name}: {target}"
         if anchor:
-            headings = re.findall(r"^#+ (.*)$", prose(file), re.M)
-            slugs = {re.sub(r"[^\w -]", "", one.lower()).replace(" ", "-") for one in headings}
-            assert anchor in slugs, f"{page.name}: {target}"
+            assert anchor in anchors(file), f"{page.name}: {target}"
 
 
 @each_page
-def test_files_that_are_named_exist(page: Path) -> None:
+def test_named_files_exist(page: Path) -> None:
     for span in spans(page):
         for name in re.findall(r"[\w./-]+/[\w-]+\.(?:py|md|sbatch|toml)", span):
-            if name.endswith("/x.py"):  # the file of a part to be added
+            if name.endswith("/x.py"):  # the file of a new part
                 name = name.removesuffix("/x.py")
             places = [base / name for base in (ROOT, SOURCE)]
             assert any(place.exists() for place in places), f"{page.name}: {name}"
@@ -211,13 +215,13 @@ def test_targets_of_make_exist(page: Path) -> None:
 
 
 @each_page
-def test_lines_can_be_read(page: Path) -> None:
+def test_lines_are_not_too_long(page: Path) -> None:
     lines = [line for line in prose(page).splitlines() if not line.startswith("|")]
     long = [line for line in lines if len(re.sub(r"`[^`]*`", "", line)) > WIDTH]
     assert not long, long
 
 
-def python_blocks() -> list[Any]:
+def python_blocks() -> Sequence[object]:
     return [
         pytest.param(block.text, id=f"{page.name} {number}")
         for page in PAGES
@@ -226,7 +230,7 @@ def python_blocks() -> list[Any]:
 
 
 @pytest.mark.parametrize("code", python_blocks())
-def test_python_names_what_is_there(code: str) -> None:
+def test_python_examples_use_existing_names(code: str) -> None:
     for node in ast.walk(ast.parse(code)):
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("blip3o"):
             module = importlib.import_module(str(node.module))
@@ -236,7 +240,7 @@ def test_python_names_what_is_there(code: str) -> None:
 
 
 def check_call(node: ast.Call) -> None:
-    """A pipeline has the method, and the method has the arguments."""
+    """Checks that the pipeline has the method and that the method has the arguments."""
     match node.func:
         case ast.Name(id="pipe"):
             method = Blip3oPipeline.__call__
@@ -249,7 +253,7 @@ def check_call(node: ast.Call) -> None:
         assert keyword.arg in known, ast.unparse(node)
 
 
-def test_every_table_of_parts_is_where_the_document_says() -> None:
+def test_every_table_of_parts_is_in_its_documented_file() -> None:
     text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
     rows = re.findall(r"^\| ([\w ]+) \| `([\w/]+)\.py` \| (.*?) \|", text, re.M)
     assert len(rows) >= 10
@@ -259,14 +263,14 @@ def test_every_table_of_parts_is_where_the_document_says() -> None:
             assert hasattr(module, table), f"{part}: {table}"
 
 
-def test_the_figures_are_those_that_were_measured() -> None:
-    """Those of docs/results.md are the card's and the stored ones; the README repeats some."""
+def test_figures_equal_the_measured_ones() -> None:
+    """docs/results.md has the figures of the model card and of the stored benchmarks."""
     results = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
     card = (SOURCE / "pocket" / "README.md").read_text(encoding="utf-8")
     stored = re.findall(r"^\| [\w ,]+ \| (\d\.\d{3}) \|$", card, re.M)
-    told = re.findall(r"^\| [^|]+ \| (\d\.\d{3}) \|", results, re.M)
-    assert told
-    assert told == stored
+    documented = re.findall(r"^\| [^|]+ \| (\d\.\d{3}) \|", results, re.M)
+    assert documented
+    assert documented == stored
     times = json.loads((ROOT / "benchmarks/results/generate.json").read_text(encoding="utf-8"))
     seconds = {name: row["median"] for name, row in times["seconds_for_four_images"].items()}
     assert f"process start to files | {seconds['cold']:.1f} s |" in results
@@ -275,3 +279,32 @@ def test_the_figures_are_those_that_were_measured() -> None:
     repeated = re.findall(r"^\| [^|]+ \| [\d.]+(?: s)? \| [\d.]+(?: s)? \|$", readme, re.M)
     assert repeated
     assert set(repeated) <= set(results.splitlines())
+
+
+def test_the_readme_is_short() -> None:
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) < 150
+
+
+def test_every_document_is_on_the_site_and_in_the_indexes() -> None:
+    site = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
+    start = (ROOT / "docs" / "index.md").read_text(encoding="utf-8")
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    for page in (ROOT / "docs").glob("*.md"):
+        assert f" {page.name}\n" in site, page.name
+        if page.name != "index.md":
+            assert f"({page.name})" in start, page.name
+            assert f"(docs/{page.name})" in readme, page.name
+
+
+def test_the_log_has_dated_entries_and_an_index_that_leads_to_them() -> None:
+    log = ROOT / "docs" / "log.md"
+    text = log.read_text(encoding="utf-8")
+    titles = re.findall(r"^## (.*)$", text, re.M)
+    assert titles[0] == "Lessons"
+    assert all(re.fullmatch(r"\d{4}-\d\d-\d\d, [^:]+: .+", one) for one in titles[1:])
+    assert titles[1:] == sorted(titles[1:], key=lambda title: title[:10])
+    links = re.findall(r"^\[\w+\]: #(\S+)$", text, re.M)
+    assert links
+    assert set(links) <= anchors(log)
+    assert len(set(re.findall(r"\]\[(\w+)\]", text))) == len(links)
+    assert not re.search(r"\bsessions? \d", text)

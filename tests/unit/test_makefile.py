@@ -1,4 +1,4 @@
-"""`make setup` says one line a step, and where the rest is if a step fails."""
+"""`make setup` prints one line for each step, and names its log if a step fails."""
 
 import os
 import shutil

@@ -29,17 +29,17 @@ def test_an_edit_depends_on_its_image_and_its_instruction(tiny_pipe: Blip3oPipel
     assert not torch.equal(edit(tiny_pipe, RED, "add a dog", generator=seeded(0)), first)
 
 
-def test_the_dit_gets_the_image_as_reference(
+def test_the_generator_gets_the_image_as_reference(
     tiny_pipe: Blip3oPipeline, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[Tensor] = []
-    plain = tiny_pipe.model.generator.dit.prepare
+    plain = tiny_pipe.model.generator.prepare
 
     def watch(*arguments: Any, **options: Any) -> Any:
         seen.append(options["reference"])
         return plain(*arguments, **options)
 
-    monkeypatch.setattr(tiny_pipe.model.generator.dit, "prepare", watch)
+    monkeypatch.setattr(tiny_pipe.model.generator, "prepare", watch)
     edit(tiny_pipe, [RED, BLUE], ["a", "b"], num_images_per_prompt=2)
     expected = tiny_pipe.model.normalizer(tiny_pipe.encode([RED, BLUE]))
     torch.testing.assert_close(seen[0], expected, rtol=0, atol=1e-5)

@@ -132,7 +132,10 @@ def test_what_a_pipeline_does_not_know_is_never_ignored(
     [
         ("sampling.num_decoder_step=5", "did you mean sampling.num_decoder_steps"),
         ("sampling.num_decoder_steps", "not of the form path.to.field=value"),
-        ("num_query_tokens=9", r"num_query_tokens=9.*query_tokens.weight \[4, 16\] instead of \[9"),
+        (
+            "generator.num_query_tokens=9",
+            r"num_query_tokens=9.*query_tokens.weight \[4, 16\] instead of \[9",
+        ),
         (f"{CLASS}=UNet2DModel", "diffusers has no scheduler 'UNet2DModel'"),
         ("image_decoder.grid=3", "image_decoder.grid is 3"),
     ],
