@@ -1,6 +1,7 @@
 """Flow matching on image features: the objective that teaches the DiT to generate."""
 
 import dataclasses
+from typing import Final
 
 import torch
 from torch import Tensor, nn
@@ -55,6 +56,10 @@ class FlowMatching(nn.Module):
         BLIP3-o section 3; published training: mean over all elements, condition zeroed for a
         tenth of the samples (parity family `qwen`).
     """
+
+    needs_pixels: Final = False
+    regions: Final = None
+    samples: Final = "images"
 
     def __init__(self, config: FlowMatchingConfig, model_config: UnifiedModelConfig) -> None:
         super().__init__()

@@ -70,7 +70,6 @@ def _run(start: str, model: UnifiedModelConfig, train: TrainConfig) -> RunConfig
         init=(InitConfig(folder=start),),
         data=DataConfig(
             mixture=(MixtureEntry(source=source, task="text_to_image"),),
-            image_px=model.image_encoder.image_px,
             feature_cache=_FEATURES,
             bad_sample_limit=_BAD_SAMPLE_LIMIT,
         ),

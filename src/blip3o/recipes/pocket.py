@@ -22,7 +22,6 @@ from blip3o.recipes import pocket_language as language
 from blip3o.recipes.pocket_parts import (
     DECODER_SIGMA_SHIFT,
     FEATURES,
-    IMAGE_PX,
     RUNS,
     SCENES,
     SIGMA_SHIFT,
@@ -55,9 +54,7 @@ def encoder() -> RunConfig:
     )
     return RunConfig(
         model=model(),
-        data=DataConfig(
-            mixture=(entry("scenes", "contrastive"),), image_px=IMAGE_PX, num_workers=0
-        ),
+        data=DataConfig(mixture=(entry("scenes", "contrastive"),), num_workers=0),
         objectives=(objective,),
         train=training("image_encoder", steps=800, batch=96, lr=2e-3, sample_every=0),
     )
@@ -71,9 +68,7 @@ def decoder(runs: Path = RUNS) -> RunConfig:
     return RunConfig(
         model=model(),
         init=(after(runs, "encoder"),),
-        data=DataConfig(
-            mixture=(entry("scenes", "reconstruct"),), image_px=IMAGE_PX, feature_cache=FEATURES
-        ),
+        data=DataConfig(mixture=(entry("scenes", "reconstruct"),), feature_cache=FEATURES),
         objectives=(
             PixelDecodingConfig(
                 sigmas=UniformSigmas(shift=DECODER_SIGMA_SHIFT), feature_noise=0.15, min_sigma=1.0
@@ -101,7 +96,6 @@ def generation(runs: Path = RUNS) -> RunConfig:
                 entry("scenes", "text_to_image", weight=0.7),
                 entry("pairs", "text_to_image", weight=0.3),
             ),
-            image_px=IMAGE_PX,
             feature_cache=FEATURES,
         ),
         objectives=(

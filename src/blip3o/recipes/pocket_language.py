@@ -9,7 +9,7 @@ from pathlib import Path
 
 from blip3o.data.mixture import DataConfig, MixtureEntry
 from blip3o.objectives.next_token import NextTokenConfig
-from blip3o.recipes.pocket_parts import FEATURES, IMAGE_PX, RUNS, after, entry, model, training
+from blip3o.recipes.pocket_parts import FEATURES, RUNS, after, entry, model, training
 from blip3o.train.config import RunConfig, TrainConfig
 
 QUESTIONS = (
@@ -120,7 +120,6 @@ def understanding(runs: Path = RUNS) -> RunConfig:
                 entry("scenes", "text", weight=0.3, max_turns=4),
                 dataclasses.replace(_NAMES, weight=0.1),
             ),
-            image_px=IMAGE_PX,
             feature_cache=FEATURES,
         ),
         objectives=(NextTokenConfig(length_power=0.8, hidden_share=0.2),),
@@ -136,7 +135,7 @@ def _drill(
     return RunConfig(
         model=model(),
         init=(after(runs, before),),
-        data=DataConfig(mixture=mixture, image_px=IMAGE_PX, feature_cache=FEATURES),
+        data=DataConfig(mixture=mixture, feature_cache=FEATURES),
         objectives=(NextTokenConfig(length_power=0.5),),
         train=train,
     )

@@ -16,7 +16,6 @@ from blip3o.models.encoders.eva_clip import EvaClipEncoderConfig
 from blip3o.models.unified import SamplingConfig, UnifiedModelConfig
 from blip3o.recipes.stages import (
     FEATURES,
-    IMAGE_PX,
     PROMPTS,
     QUESTIONS,
     conversations,
@@ -168,7 +167,6 @@ def _generation(backbone: Qwen2_5VLBackboneConfig, released: str) -> RunConfig:
         init=(InitConfig(folder=released, parts=("backbone", "image_encoder", "image_decoder")),),
         data=DataConfig(
             mixture=pretraining_mixture(),
-            image_px=IMAGE_PX,
             max_text_tokens=_GENERATION_TOKENS,
             num_workers=4,
         ),

@@ -15,7 +15,6 @@ from blip3o.models.dit.nextdit import NextDiTConfig
 from blip3o.models.encoders.eva_clip import EvaClipEncoderConfig
 from blip3o.models.unified import UnifiedModelConfig
 from blip3o.recipes.stages import (
-    IMAGE_PX,
     PROMPTS,
     QUESTIONS,
     image_loss,
@@ -120,6 +119,4 @@ def _described() -> tuple[MixtureEntry, ...]:
 
 
 def _data(mixture: tuple[MixtureEntry, ...]) -> DataConfig:
-    return DataConfig(
-        mixture=mixture, image_px=IMAGE_PX, max_text_tokens=_MAX_TOKENS, num_workers=4
-    )
+    return DataConfig(mixture=mixture, max_text_tokens=_MAX_TOKENS, num_workers=4)

@@ -16,7 +16,6 @@ DATA = "data"
 """Where the recipes look for the published data sets, one folder each."""
 FEATURES = "runs/features"
 """Where frozen image features are kept."""
-IMAGE_PX = 448
 PROMPTS = (
     "a photo of a corgi wearing sunglasses on a beach",
     "three red apples on a wooden table",

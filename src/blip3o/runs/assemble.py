@@ -1,7 +1,7 @@
 """Makes a run out of its config: data, tokenizer, model, cache, trainer; and leaves a model."""
 
 import itertools
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from blip3o.data.loader import Loader
 from blip3o.data.tasks import CONVERSATIONS
 from blip3o.models.encoders.normalizer import FeatureNormalizer
 from blip3o.models.unified import UnifiedModel
+from blip3o.objectives import Objective, RegionLabels
 from blip3o.runs.checks import check_room
 from blip3o.runs.data_watch import watch_data
 from blip3o.runs.features import feature_cache
@@ -56,8 +57,8 @@ def assemble(config: RunConfig, run_dir: Path) -> Trainer:
     with main_first():
         tokenizer = tokenizer or _own_tokenizer(config, run_dir)
     _check_tokens(tokenizer, config)
-    objectives = [objective.build(config.model) for objective in config.objectives]
-    preparer = _preparer(config, tokenizer, model)
+    objectives = [one.build(config.model) for one in config.objectives]
+    preparer = _preparer(config, tokenizer, model, objectives)
     loader = Loader(
         config.data,
         preparer,
@@ -70,7 +71,7 @@ def assemble(config: RunConfig, run_dir: Path) -> Trainer:
     )
     left_out = LeftOut(loader, config.data, preparer.cache, run_dir / QUARANTINE)
     finish = _Finish(tokenizer, loader, left_out)
-    samples = SampleWriter(tokenizer, loader)
+    samples = SampleWriter(tokenizer, loader, objectives)
     notes = watch_data(run_dir, loader.sources, config.train.steps)
     return Trainer(run_dir, config, model, objectives, loader, [samples, finish], notes)
 
@@ -150,21 +151,23 @@ def _check_tokens(tokenizer: Tokenizer, config: RunConfig) -> None:
         )
 
 
-def _preparer(config: RunConfig, tokenizer: Tokenizer, model: UnifiedModel) -> Preparer:
+def _preparer(
+    config: RunConfig, tokenizer: Tokenizer, model: UnifiedModel, objectives: Sequence[Objective]
+) -> Preparer:
     chat = ChatTemplate(tokenizer, config.model.chat, config.model.num_prompt_image_tokens)
-    regions = [o for o in config.objectives if o.kind == "image_text"]
+    regions = next((one.regions for one in objectives if one.regions), RegionLabels((), ()))
     cache = None
     if config.data.feature_cache:
         cache = feature_cache(config, model.image_encoder, rank(), world_size())
         exchange(None)  # it is whole when all processes have done their share
     return Preparer(
         chat=chat,
-        image_px=config.data.image_px,
+        image_px=config.model.image_encoder.image_px,
         max_text_tokens=config.data.max_text_tokens,
-        things=regions[0].things if regions else (),
-        colors=regions[0].colors if regions else (),
+        things=regions.things,
+        colors=regions.colors,
         cache=cache,
-        keep_pixels=any(o.kind == "pixel_decoding" for o in config.objectives),
+        keep_pixels=any(one.needs_pixels for one in objectives),
         question_images=config.model.question_images,
         token_px=getattr(config.model.backbone, "token_px", 1),
     )

@@ -24,7 +24,6 @@ def check_run(config: RunConfig) -> None:
     Raises:
         UsageError: naming the settings.
     """
-    check_image_px(config)
     learned = {task for one in config.objectives for task in one.tasks}
     for entry in config.data.mixture:
         if learned and entry.task not in learned:
@@ -36,23 +35,6 @@ def check_run(config: RunConfig) -> None:
         raise UsageError(
             f"train.global_batch_size {config.train.global_batch_size} cannot be shared evenly "
             f"among {world_size()} processes"
-        )
-
-
-def check_image_px(config: RunConfig) -> None:
-    """Refuses images of another size than the image encoder takes.
-
-    Args:
-        config: the whole run.
-
-    Raises:
-        UsageError: naming both settings.
-    """
-    taken = config.model.image_encoder.image_px
-    if config.data.image_px != taken:
-        raise UsageError(
-            f"data.image_px is {config.data.image_px}, and the image encoder takes {taken} "
-            "(model.image_encoder.image_px): give both the same value"
         )
 
 

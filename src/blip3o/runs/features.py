@@ -59,7 +59,7 @@ def feature_cache(
                     encode,
                     folder,
                     fingerprint,
-                    image_px=config.data.image_px,
+                    image_px=config.model.image_encoder.image_px,
                     rank=rank,
                     world_size=world_size,
                 )
@@ -74,7 +74,8 @@ def encoder_fingerprint(config: RunConfig, encoder: nn.Module) -> str:
         encoder: its image encoder.
     """
     digest = hashlib.sha256()
-    said = [to_dict(config.model.image_encoder), config.data.image_px, _PREPROCESSING, READING]
+    encoder_config = config.model.image_encoder
+    said = [to_dict(encoder_config), encoder_config.image_px, _PREPROCESSING, READING]
     digest.update(json.dumps(said, sort_keys=True).encode())
     for name, tensor in sorted(encoder.state_dict().items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())

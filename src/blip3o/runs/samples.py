@@ -1,7 +1,7 @@
 """What a run shows of itself while it trains: images for images, words for words."""
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import torch
@@ -12,6 +12,7 @@ from blip3o.data.loader import Loader
 from blip3o.generate.pipeline import Blip3oPipeline
 from blip3o.imaging.sheet import contact_sheet
 from blip3o.models.unified import UnifiedModel
+from blip3o.objectives import Objective
 from blip3o.text.tokenizer import Tokenizer
 from blip3o.train.adapters import merged_adapters
 from blip3o.train.trainer import Trainer
@@ -26,12 +27,16 @@ class SampleWriter:
 
     Args:
         tokenizer: the model's.
-        loader: its first images are what is reconstructed, edited and asked about.
+        loader: its first images are reconstructed and asked about.
+        objectives: of the run; each names the samples that show its progress.
     """
 
-    def __init__(self, tokenizer: Tokenizer, loader: Loader) -> None:
+    def __init__(
+        self, tokenizer: Tokenizer, loader: Loader, objectives: Iterable[Objective]
+    ) -> None:
         self._tokenizer = tokenizer
         self._loader = loader
+        self._kinds = {objective.samples for objective in objectives}
 
     def on_sample(self, trainer: Trainer, step: int) -> None:
         """Draws samples of what the run trains; the trainer has put the averages in place.
@@ -44,17 +49,16 @@ class SampleWriter:
         assert isinstance(model, UnifiedModel)
         path = trainer.run_dir / "samples" / f"step-{step:08d}"
         path.parent.mkdir(parents=True, exist_ok=True)
-        kinds = {objective.kind for objective in trainer.config.objectives}
         was_training = [module for module in model.modules() if module.training]
         try:
             with merged_adapters(model), torch.no_grad():
                 pipe = Blip3oPipeline(model, self._tokenizer)
                 prompts = trainer.config.sample_prompts
-                if "pixel_decoding" in kinds:
+                if "reconstructions" in self._kinds:
                     self._reconstructions(pipe, path)
-                if "flow_matching" in kinds:
+                if "images" in self._kinds:
                     self._drawings(pipe, prompts or self._loader.first_captions(_ROWS), path)
-                if "next_token" in kinds and prompts:
+                if "answers" in self._kinds and prompts:
                     self._answers(pipe, prompts, path)
         finally:
             for module in was_training:

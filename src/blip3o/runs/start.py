@@ -2,8 +2,10 @@
 
 import dataclasses
 import inspect
+import re
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeAlias
 
@@ -16,7 +18,7 @@ from blip3o.core.log import say
 from blip3o.recipes import RECIPES
 from blip3o.runs import is_run_file
 from blip3o.runs.assemble import MODEL, assemble
-from blip3o.runs.checks import check_image_px, check_run
+from blip3o.runs.checks import check_run
 from blip3o.runs.features import feature_cache
 from blip3o.runs.initial import build_model, check_start
 from blip3o.runs.scenes import ensure_scenes
@@ -75,7 +77,7 @@ def train_recipe(name: str, run_dir: Path, overrides: Sequence[str]) -> None:
     """
     recipe = load_recipe(name, run_dir)
     if isinstance(recipe, RunConfig):
-        train(override(recipe, overrides), run_dir)
+        train(_override(recipe, overrides), run_dir)
         return
     stages = _override_stages(recipe, overrides)
     with claimed(run_dir):
@@ -124,10 +126,9 @@ def cache_features(recipe: str, overrides: Sequence[str]) -> Path:
     config = load_recipe(recipe, Path("runs") / recipe)
     if not isinstance(config, RunConfig):
         raise UsageError(f"{recipe} has several stages; name the recipe of one: blip3o recipes")
-    config = override(config, overrides)
+    config = _override(config, overrides)
     if config.data.feature_cache is None:
         raise UsageError("this recipe has no feature cache; add data.feature_cache=FOLDER")
-    check_image_px(config)
     check_start(config)
     with main_first():
         ensure_scenes(config.data)
@@ -142,13 +143,14 @@ def _load_file(file: Path) -> RunConfig | Stages:
         raise UsageError(f"{file} holds no settings; `blip3o recipes show NAME` prints some")
     known = {field.name for field in dataclasses.fields(RunConfig)}
     try:
-        if known.isdisjoint(data):
+        with _explain_derived():
+            if not known.isdisjoint(data):
+                return from_dict(RunConfig, data)
             for stage in data:
                 _check_stage(str(stage))
             return {
                 str(stage): from_dict(RunConfig, one, str(stage)) for stage, one in data.items()
             }
-        return from_dict(RunConfig, data)
     except UsageError as error:
         raise UsageError(f"{file}: {error}") from error
 
@@ -160,6 +162,26 @@ def _check_stage(name: str) -> None:
         raise UsageError(f"a stage cannot be named {name!r}: that folder holds the final model")
 
 
+def _override(config: RunConfig, assignments: Sequence[str]) -> RunConfig:
+    with _explain_derived():
+        return override(config, assignments)
+
+
+@contextmanager
+def _explain_derived() -> Iterator[None]:
+    """Says of a setting that older versions had why it is unknown now."""
+    try:
+        yield
+    except UsageError as error:
+        unknown = re.match(r"unknown config key '((?:\w+\.)?data\.image_px)'", str(error))
+        if unknown is None:
+            raise
+        raise UsageError(
+            f"unknown config key {unknown[1]!r}: the size of images is now derived from "
+            "model.image_encoder.image_px; remove the key"
+        ) from error
+
+
 def _override_stages(stages: Stages, overrides: Sequence[str]) -> Stages:
     wanted: dict[str, list[str]] = {stage: [] for stage in stages}
     for assignment in overrides:
@@ -169,7 +191,7 @@ def _override_stages(stages: Stages, overrides: Sequence[str]) -> Stages:
                 f"override {assignment!r} must start with a stage: {', '.join(stages)}"
             )
         wanted[stage].append(rest)
-    return {stage: override(config, wanted[stage]) for stage, config in stages.items()}
+    return {stage: _override(config, wanted[stage]) for stage, config in stages.items()}
 
 
 def _copy_model(model: Path, copy: Path) -> None:

@@ -153,7 +153,6 @@ def test_a_recipe_trains(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPa
         data=dataclasses.replace(
             config.data,
             mixture=tuple(at_home(entry, file) for entry in config.data.mixture),
-            image_px=model.image_encoder.image_px,
             num_workers=0,
             feature_cache=cache,
         ),

@@ -42,9 +42,7 @@ def small_run(folder: Path) -> RunConfig:
         recipe,
         model=model,
         init=(InitConfig(folder=str(folder / "start")),),
-        data=dataclasses.replace(
-            recipe.data, image_px=model.image_encoder.image_px, num_workers=0, feature_cache=None
-        ),
+        data=dataclasses.replace(recipe.data, num_workers=0, feature_cache=None),
         sample_prompts=("a red cat",),
     )
     small = [f"data.mixture.0.source.path={folder}", "train.device=cpu", "train.precision=fp32"]

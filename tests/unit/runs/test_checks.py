@@ -23,8 +23,6 @@ def _empty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"data.image_px": 48}, "data.image_px is 48, and the image encoder takes 96"),
-        ({"data.image_px": 97}, "data.image_px is 97"),
         ({"data.mixture.0.task": "text"}, "no objective learns from the task 'text'"),
     ],
 )

@@ -55,7 +55,6 @@ def config(tiny_tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.Monkey
         init=(InitConfig(folder=str(tmp_path / "start")),),
         data=DataConfig(
             mixture=(MixtureEntry(source=source, task="text_to_image"),),
-            image_px=model.image_encoder.image_px,
             feature_cache=str(tmp_path / "features"),
         ),
         train=dataclasses.replace(

@@ -31,11 +31,11 @@ def test_a_joint_run_keeps_what_it_drew_beside_what_it_was_asked(
     num_images: int,
 ) -> None:
     monkeypatch.setattr(Blip3oPipeline, "__call__", draw_blue)
-    kinds = [SimpleNamespace(kind=kind) for kind in ("flow_matching", "next_token")]
-    config = SimpleNamespace(objectives=kinds, sample_prompts=("a cat", "a dog"))
+    objectives: Any = [SimpleNamespace(samples=kind) for kind in ("images", "answers")]
+    config = SimpleNamespace(sample_prompts=("a cat", "a dog"))
     trainer: Any = SimpleNamespace(model=tiny_pipe.model, run_dir=tmp_path, config=config)
     loader: Any = Images(num_images)
-    SampleWriter(tiny_tokenizer, loader).on_sample(trainer, 2)
+    SampleWriter(tiny_tokenizer, loader, objectives).on_sample(trainer, 2)
     folder = tmp_path / "samples"
     with Image.open(folder / "step-00000002.png") as sheet:
         assert (0, 0, 255) in {color for _, color in sheet.convert("RGB").getcolors(1 << 20) or ()}
