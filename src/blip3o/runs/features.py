@@ -1,4 +1,4 @@
-"""The feature cache of a run: what its frozen image encoder says of everything it looks at."""
+"""The feature cache of a run: its frozen image encoder's features of all images in its data."""
 
 import hashlib
 import json
@@ -16,29 +16,33 @@ from blip3o.imaging.load import READING
 from blip3o.train.config import RunConfig
 
 _PREPROCESSING = "rgb, stretched, bicubic, [-1, 1]"
-"""Change this with `imaging.pixels`: features of images prepared otherwise are other features.
-How files are read has a number of its own, `imaging.load.READING`."""
+"""Part of the fingerprint; change it whenever `imaging.pixels` prepares images differently.
+`imaging.load.READING` does the same for the way in which files are read."""
 
 
 def feature_cache(
     config: RunConfig, encoder: nn.Module, rank: int = 0, world_size: int = 1
 ) -> FeatureCache:
-    """Returns the cache of everything a run looks at, computed now where it is missing.
+    """Returns the cache of all images that a run uses; computes missing features.
 
-    Features belong to their data: those of other data under the same name stay where they are.
+    The features of a source are bound to its data. If the data changed, the old features are kept
+    and new ones are computed.
 
     Args:
         config: the run; `data.feature_cache` names the folder.
-        encoder: its image encoder, frozen; moved to the run's device.
-        rank: which process this is.
-        world_size: how many share the work.
+        encoder: its frozen image encoder; it is moved to the run's device.
+        rank: number of this process, from 0.
+        world_size: number of processes that share the work.
 
     Raises:
-        UsageError: if the run trains the encoder, a source is missing, or an image's features
-            cannot be kept.
+        UsageError: if the run trains the encoder, a source is missing, or features cannot be
+            stored.
     """
     if any(part.startswith("image_encoder") for part in config.train.trainable):
-        raise UsageError("data.feature_cache needs a frozen image encoder; set it to null")
+        raise UsageError(
+            "data.feature_cache needs a frozen image encoder, and this run trains it; "
+            "set data.feature_cache=null"
+        )
     fingerprint = encoder_fingerprint(config, encoder)
     folder = Path(str(config.data.feature_cache))
     cache = FeatureCache(folder, fingerprint)
@@ -67,7 +71,7 @@ def feature_cache(
 
 
 def encoder_fingerprint(config: RunConfig, encoder: nn.Module) -> str:
-    """Returns a text that changes with the encoder, any of its weights, or the preprocessing.
+    """Returns a hash of the image encoder's config and weights, and of the preprocessing.
 
     Args:
         config: the run.
@@ -75,8 +79,8 @@ def encoder_fingerprint(config: RunConfig, encoder: nn.Module) -> str:
     """
     digest = hashlib.sha256()
     encoder_config = config.model.image_encoder
-    said = [to_dict(encoder_config), encoder_config.image_px, _PREPROCESSING, READING]
-    digest.update(json.dumps(said, sort_keys=True).encode())
+    facts = [to_dict(encoder_config), encoder_config.image_px, _PREPROCESSING, READING]
+    digest.update(json.dumps(facts, sort_keys=True).encode())
     for name, tensor in sorted(encoder.state_dict().items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         raw = tensor.detach().cpu().contiguous().flatten().view(torch.uint8)

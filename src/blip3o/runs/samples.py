@@ -1,4 +1,4 @@
-"""What a run shows of itself while it trains: images for images, words for words."""
+"""Writes samples during training: images for prompts, reconstructions, or answers."""
 
 import itertools
 from collections.abc import Iterable, Sequence
@@ -21,13 +21,13 @@ _ROWS = 8
 
 
 class SampleWriter:
-    """Writes `samples/step-XXXXXXXX.png`, or `.txt` and `-asked.png`, with the averaged weights.
+    """Writes `samples/step-XXXXXXXX.png` for images, or `.txt` and `-asked.png` for answers.
 
-    A run without prompts of its own draws the first captions of its data.
+    A run without `sample_prompts` draws the first captions of its data.
 
     Args:
-        tokenizer: the model's.
-        loader: its first images are reconstructed and asked about.
+        tokenizer: of the model.
+        loader: its first images are reconstructed or asked about.
         objectives: of the run; each names the samples that show its progress.
     """
 
@@ -39,7 +39,7 @@ class SampleWriter:
         self._kinds = {objective.samples for objective in objectives}
 
     def on_sample(self, trainer: Trainer, step: int) -> None:
-        """Draws samples of what the run trains; the trainer has put the averages in place.
+        """Writes the samples of a step with the averaged weights, which the model now holds.
 
         Args:
             trainer: the run.
@@ -65,7 +65,7 @@ class SampleWriter:
                 module.training = True
 
     def _drawings(self, pipe: Blip3oPipeline, prompts: Sequence[str], path: Path) -> None:
-        if not prompts:  # nothing is drawn from captions
+        if not prompts:  # the data have no captions
             return
         generators = [torch.Generator().manual_seed(n) for n in range(len(prompts))]
         _save(pipe(prompts, generator=generators).images, prompts, path)
@@ -79,13 +79,13 @@ class SampleWriter:
 
     def _answers(self, pipe: Blip3oPipeline, questions: Sequence[str], path: Path) -> None:
         found = self._loader.first_images(len(questions))
-        if not found:  # conversations without images
+        if not found:  # the conversations have no images
             return
         asked = list(itertools.islice(itertools.cycle(found), len(questions)))
         answers = pipe.answer_batch(asked, questions)
         lines = [f"{q}  ->  {a}" for q, a in zip(questions, answers, strict=True)]
         write_atomic(path.with_suffix(".txt"), "\n".join(lines) + "\n")
-        _save(asked, lines, path.with_name(f"{path.name}-asked"))  # beside what was drawn
+        _save(asked, lines, path.with_name(f"{path.name}-asked"))
 
 
 def _save(images: Sequence[Image.Image], captions: Sequence[str], path: Path) -> None:

@@ -87,7 +87,7 @@ def test_a_resume_says_which_files_of_a_folder_changed(
     assert said in err
     assert "from step 7" in err
     assert err.count("\n") == 1
-    assert ("the order of records stays" in err) == keeps_order
+    assert ("the order of records stays the same" in err) == keeps_order
     assert notes.metrics == {"data_changes": 1}
     (noted,) = notes.environment["data_changes"]
     assert noted["step"] == 7
@@ -148,7 +148,7 @@ def test_a_run_of_an_older_version_says_that_it_cannot_know(
     start(tmp_path / "run", source, step=7)
     (tmp_path / "run" / "data_files.json").unlink()
     start(tmp_path / "run", source)
-    assert "whether its data changed is not known" in capsys.readouterr().err
+    assert "changes of its data are not known" in capsys.readouterr().err
 
 
 def test_links_in_a_circle_and_broken_ones_are_no_trouble(folder: Path, tmp_path: Path) -> None:

@@ -104,7 +104,7 @@ def test_of_large_sources_the_cache_and_the_steps_tell(
     capsys: pytest.CaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(left_out, "_LOOKED_AT", 5)
+    monkeypatch.setattr(left_out, "_MOST_CHECKED", 5)
     train(evolve(config, {"train.steps": 1, "data.bad_sample_limit": 1.0}), tmp_path / "run")
     first, *_, last = capsys.readouterr().err.splitlines()
     assert "10 of 12 images of own used; 2 left out" in first
