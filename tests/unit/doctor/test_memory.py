@@ -15,8 +15,8 @@ from blip3o.doctor.memory import (
     activation_bytes,
     choose,
     config_of,
+    meta_model,
     needs_of,
-    sketch,
     weight_bytes,
 )
 from blip3o.doctor.report import table
@@ -51,7 +51,7 @@ def test_what_is_told_is_what_is_there(
         if any(True for _ in layer.parameters(recurse=False)):
             layer.register_forward_pre_hook(lambda *_: seen.append(there(model)))
     pipe("a red cat")
-    told = weight_bytes(sketch(model.config, quantize), offload)  # type: ignore[arg-type]
+    told = weight_bytes(meta_model(model.config, quantize), offload)  # type: ignore[arg-type]
     assert max(seen) == max(told.values())
 
 
@@ -64,7 +64,7 @@ def test_what_is_told_is_what_is_there(
 )
 def test_released_models_in_bf16(name: str, backbone: int, dit: int) -> None:
     """Two bytes for every published weight; the form that is said to fit a card does."""
-    model = sketch(config_of(name))
+    model = meta_model(config_of(name))
     move(model, torch.device("meta"), torch.bfloat16)
     weights = weight_bytes(model, "model")
     decoder = 2_525_520_644 + 83_653_863
@@ -77,7 +77,7 @@ def test_released_models_in_bf16(name: str, backbone: int, dit: int) -> None:
 
 
 def test_weights_of_the_8b_with_a_4_bit_backbone() -> None:
-    model = sketch(config_of("blip3o-8b"), "int4")
+    model = meta_model(config_of("blip3o-8b"), "int4")
     move(model, torch.device("meta"), torch.bfloat16)
     weights = weight_bytes(model, "model")
     # 6.53 G weights in blocks of 4.5 bits; embedding table, head and vision tower in 16.
@@ -148,7 +148,7 @@ def test_live_memory_is_what_is_still_referred_to() -> None:
 
 
 def test_activations_double_with_the_type() -> None:
-    model = sketch(UnifiedModelConfig.tiny())
+    model = meta_model(UnifiedModelConfig.tiny())
     for name in DRAWING:
         move(model, torch.device("meta"), torch.float32)
         single = activation_bytes(model, name)
