@@ -23,12 +23,7 @@ SampleKind: TypeAlias = Literal["images", "reconstructions", "answers"]
 
 
 class RegionLabels(NamedTuple):
-    """Names of the labels that known objects in an image are given.
-
-    Args:
-        things: names of the object labels.
-        colors: names of the color labels.
-    """
+    """Names of the labels of objects and of their colors."""
 
     things: tuple[str, ...]
     colors: tuple[str, ...]
@@ -44,17 +39,14 @@ class Objective(Protocol):
     @property
     def needs_pixels(self) -> bool:
         """Whether batches must hold target pixels even if their features are cached."""
-        ...
 
     @property
     def regions(self) -> RegionLabels | None:
         """Labels of the objects that batches must locate; None if it needs no regions."""
-        ...
 
     @property
     def samples(self) -> SampleKind | None:
         """Samples that show its progress; None if it has none."""
-        ...
 
     def count(self, batch: Batch) -> float:
         """Returns how much the loss of this batch counts, known before any forward pass."""

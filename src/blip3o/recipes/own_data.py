@@ -46,9 +46,7 @@ def blip3o_4b() -> RunConfig:
     Hardware: one GPU of 80 GB. Hours: about 1 for 1000 steps, estimated.
     Source: ours; a tenth of the learning rate of the released tuning script.
     """
-    train = train_config("query_tokens", "dit", steps=1000, batch=32, lr=1e-5)
-    model = qwen2_5_vl.model(Qwen2_5VLBackboneConfig.published_4b())
-    return _run(qwen2_5_vl.RELEASED_4B, model, train)
+    return _released(qwen2_5_vl.RELEASED_4B, Qwen2_5VLBackboneConfig.published_4b())
 
 
 def blip3o_8b() -> RunConfig:
@@ -59,9 +57,12 @@ def blip3o_8b() -> RunConfig:
     Hardware: one GPU of 80 GB. Hours: about 1.5 for 1000 steps, estimated.
     Source: ours; a tenth of the learning rate of the released tuning script.
     """
+    return _released(qwen2_5_vl.RELEASED_8B, Qwen2_5VLBackboneConfig.published_8b())
+
+
+def _released(start: str, backbone: Qwen2_5VLBackboneConfig) -> RunConfig:
     train = train_config("query_tokens", "dit", steps=1000, batch=32, lr=1e-5)
-    model = qwen2_5_vl.model(Qwen2_5VLBackboneConfig.published_8b())
-    return _run(qwen2_5_vl.RELEASED_8B, model, train)
+    return _run(start, qwen2_5_vl.model(backbone), train)
 
 
 def _run(start: str, model: UnifiedModelConfig, train: TrainConfig) -> RunConfig:

@@ -96,15 +96,7 @@ def entry(
     max_turns: int | None = None,
     conversation: str | None = None,
 ) -> MixtureEntry:
-    """Returns a mixture entry that reads part of the scenes data set.
-
-    Args:
-        shards: "scenes", "edits" or "pairs".
-        task: a name from `TASKS`.
-        weight: share of the samples, relative to other entries.
-        max_turns: see `MixtureEntry`.
-        conversation: see `MixtureEntry`.
-    """
+    """Returns a task on "scenes", "edits" or "pairs" of the scenes data set; see `MixtureEntry`."""
     source = WebDatasetConfig(path=f"{SCENES}/{shards}-*.tar", name=shards)
     return MixtureEntry(
         source=source, task=task, weight=weight, max_turns=max_turns, conversation=conversation
@@ -124,16 +116,7 @@ def training(
     micro_batch: int | None = None,
     sample_every: int = 500,
 ) -> TrainConfig:
-    """Returns the training settings of a stage: cosine decay, a checkpoint every 250 steps.
-
-    Args:
-        trainable: prefixes of the trained parameters.
-        steps: optimizer steps.
-        batch: samples a step.
-        lr: learning rate after the warm-up; it decays to a fiftieth.
-        micro_batch: most samples in a forward pass; the whole batch if None.
-        sample_every: steps between samples; 0 for none.
-    """
+    """Returns the training settings of a stage; the learning rate decays to a fiftieth."""
     return TrainConfig(
         steps=steps,
         global_batch_size=batch,

@@ -111,10 +111,7 @@ def generation_8b() -> RunConfig:
     blip3o train blip3o_8b.generation --out runs/blip3o_8b/generation
 
     Hardware: 32 GPUs of 80 GB or more (16 images on each). Hours: the authors took about 340 on
-    32 H200; we have not run it. Features are computed during training. A cache of them
-    (data.feature_cache=DIR) saves most of a step and takes 229 kB per image, 8.3 TB in total.
-    Source: the released pre-training script (1e-4 to 1e-5, batch 512) and its documentation
-    (150 k steps or more).
+    32 H200; we have not run it. Source: as for the 4B model.
     """
     return _generation(Qwen2_5VLBackboneConfig.published_8b(), RELEASED_8B)
 
@@ -127,8 +124,7 @@ def tune_8b() -> RunConfig:
     Starts from the generation stage. To tune the released model instead, add
     init.0.folder=BLIP3o/BLIP3o-Model-8B.
     Hardware: 8 GPUs of 80 GB. Hours: less than 24 on 8 H100, say the authors; we have not run it.
-    Source: the released tuning script (1e-4 to 0, batch 128) and its documentation (10 k steps or
-    more).
+    Source: as for the 4B model.
     """
     return _tune(Qwen2_5VLBackboneConfig.published_8b(), _RUNS_8B / "generation")
 
@@ -150,7 +146,7 @@ def joint_8b() -> RunConfig:
     blip3o train blip3o_8b.joint --out runs/blip3o_8b/joint
 
     Hardware: 32 GPUs of 80 GB. Hours: about 20, estimated at 40 % MFU, image encoder included.
-    Source: the loss weights (one to one) are those of the Qwen3-SigLIP2 variant; the rest is ours.
+    Source: as for the 4B model.
     """
     return _joint(Qwen2_5VLBackboneConfig.published_8b(), RELEASED_8B)
 

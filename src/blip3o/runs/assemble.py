@@ -99,7 +99,7 @@ class _Finish:
             _fit_normalizers(model, self._loader, trainer.precision.device)
         with merged_adapters(model):
             save_model(model, self._tokenizer, trainer.run_dir / MODEL, torch.float32)
-        say(f"model: {trainer.run_dir / 'model'}")
+        say(f"model: {trainer.run_dir / MODEL}")
         self._left_out.report_end(trainer.state.samples_seen)
 
 
@@ -148,7 +148,7 @@ def _preparer(
     regions = next((one.regions for one in objectives if one.regions), RegionLabels((), ()))
     cache = None
     if config.data.feature_cache:
-        cache = feature_cache(config, model.image_encoder, rank(), world_size())
+        cache = feature_cache(config, model.image_encoder)
         exchange(None)  # wait until every process has cached its share
     return Preparer(
         chat=chat,

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from blip3o.core.config import to_dict
 from blip3o.core.device import resolve_device
+from blip3o.core.distributed import rank, world_size
 from blip3o.core.errors import UsageError
 from blip3o.data.cache import FeatureCache, build_cache
 from blip3o.data.tasks import IMAGES
@@ -20,10 +21,8 @@ _PREPROCESSING = "rgb, stretched, bicubic, [-1, 1]"
 `imaging.load.READING` does the same for the way in which files are read."""
 
 
-def feature_cache(
-    config: RunConfig, encoder: nn.Module, rank: int = 0, world_size: int = 1
-) -> FeatureCache:
-    """Returns the cache of all images that a run uses; computes missing features.
+def feature_cache(config: RunConfig, encoder: nn.Module) -> FeatureCache:
+    """Returns the cache of all images that a run uses; all processes compute missing features.
 
     The features of a source are bound to its data. If the data changed, the old features are kept
     and new ones are computed.
@@ -31,8 +30,6 @@ def feature_cache(
     Args:
         config: the run; `data.feature_cache` names the folder.
         encoder: its frozen image encoder; it is moved to the run's device.
-        rank: number of this process, from 0.
-        world_size: number of processes that share the work.
 
     Raises:
         UsageError: if the run trains the encoder, a source is missing, or features cannot be
@@ -64,8 +61,8 @@ def feature_cache(
                     folder,
                     fingerprint,
                     image_px=config.model.image_encoder.image_px,
-                    rank=rank,
-                    world_size=world_size,
+                    rank=rank(),
+                    world_size=world_size(),
                 )
     return cache
 

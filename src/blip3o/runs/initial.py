@@ -12,6 +12,7 @@ from blip3o.models.unified import UnifiedModel
 from blip3o.recipes import RECIPES
 from blip3o.text.tokenizer import Tokenizer
 from blip3o.train.config import InitConfig, RunConfig
+from blip3o.train.optimizer import is_under
 from blip3o.weights.folder import BUNDLED, open_model, resolve_model_folder
 from blip3o.weights.hub import to_local
 from blip3o.weights.shards import StoredTensor, read
@@ -139,7 +140,7 @@ def _take(
 
 def _check_fit(own: Shapes, stored: Shapes, init: InitConfig, number: int) -> list[str]:
     """Returns the names of the weights to copy; all of them must exist and have the same shape."""
-    names = [n for n in own if not init.parts or any(_is_of(n, part) for part in init.parts)]
+    names = [n for n in own if not init.parts or any(is_under(n, part) for part in init.parts)]
     if not names:
         raise UsageError(
             f"init.{number}.parts {list(init.parts)} name no part of the model; "
@@ -151,7 +152,7 @@ def _check_fit(own: Shapes, stored: Shapes, init: InitConfig, number: int) -> li
     shape = stored.get(misfits[0])
     found = "missing there" if shape is None else f"{list(shape)} there"
     parts = list(dict.fromkeys(init.parts)) or _parts_of(own)
-    bad = [part for part in parts if any(_is_of(name, part) for name in misfits)]
+    bad = [part for part in parts if any(is_under(name, part) for name in misfits)]
     fitting = [part for part in parts if part not in bad]
     advice = (
         f"load the parts that fit, and train the others from scratch: "
@@ -168,7 +169,3 @@ def _check_fit(own: Shapes, stored: Shapes, init: InitConfig, number: int) -> li
 
 def _parts_of(names: Iterable[str]) -> list[str]:
     return list(dict.fromkeys(name.partition(".")[0] for name in names))
-
-
-def _is_of(name: str, part: str) -> bool:
-    return name == part or name.startswith(f"{part}.")

@@ -46,23 +46,13 @@ def export(folder: Path, overrides: Sequence[str] = (), config: ScenesConfig | N
         config: size and format; `ScenesConfig()` if None.
     """
     settings = override(config or ScenesConfig(), overrides)
-    export_scenes(
-        folder,
-        settings.num_scenes,
-        settings.num_edits,
-        settings.num_pairs,
-        seed=settings.seed,
-        px=settings.px,
-        split=settings.split,
-        num_processes=settings.num_processes,
-        format=settings.format,
-    )
+    export_scenes(folder, **dataclasses.asdict(settings))
 
 
-SMALL = ScenesConfig(num_scenes=2000, num_edits=500, num_pairs=0)
-"""Data set of the recipe `pocket.smoke`."""
-
-_OWN = {SCENES: ScenesConfig(), f"{SCENES}-small": SMALL}
+_OWN = {
+    SCENES: ScenesConfig(),
+    f"{SCENES}-small": ScenesConfig(num_scenes=2000, num_edits=500, num_pairs=0),
+}
 """Data sets that are written for a recipe, by folder."""
 
 

@@ -2,7 +2,6 @@
 
 import dataclasses
 import inspect
-import re
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -11,7 +10,7 @@ from typing import TypeAlias
 
 from blip3o.core.config import dump_yaml, from_dict, override, read_yaml
 from blip3o.core.device import keep_freed_memory, resolve_device
-from blip3o.core.distributed import is_main, main_first, process_group, rank, world_size
+from blip3o.core.distributed import is_main, main_first, process_group
 from blip3o.core.errors import UsageError
 from blip3o.core.files import atomic_folder, check_plain_name, home_path
 from blip3o.core.log import say
@@ -30,6 +29,21 @@ Stages: TypeAlias = dict[str, RunConfig]
 """Runs that are trained in order; each key names a folder in the run folder."""
 
 
+@contextmanager
+def _explain_derived() -> Iterator[None]:
+    """Explains why `data.image_px`, a setting of older versions, is unknown."""
+    try:
+        yield
+    except UsageError as error:
+        unknown = str(error).partition(";")[0]
+        if not unknown.endswith("data.image_px'"):
+            raise
+        raise UsageError(
+            f"{unknown}; it is derived from model.image_encoder.image_px; remove the key"
+        ) from error
+
+
+@_explain_derived()
 def load_recipe(name: str, run_dir: Path) -> RunConfig | Stages:
     """Returns the config of a recipe or a YAML file, or the configs of its stages.
 
@@ -56,13 +70,12 @@ def recipe_yaml(name: str) -> str:
     """
     run_dir = Path("runs") / name
     recipe = load_recipe(name, run_dir)
-    if isinstance(recipe, RunConfig):
-        return dump_yaml(recipe)
     note = f"# Stages are trained in this order. Paths between them assume --out {run_dir}.\n"
-    return note + dump_yaml(recipe)
+    return ("" if isinstance(recipe, RunConfig) else note) + dump_yaml(recipe)
 
 
 @process_group()
+@_explain_derived()
 def train_recipe(name: str, run_dir: Path, overrides: Sequence[str]) -> None:
     """Trains a recipe, or resumes it, and writes the model folder `run_dir/model`.
 
@@ -77,7 +90,7 @@ def train_recipe(name: str, run_dir: Path, overrides: Sequence[str]) -> None:
     """
     recipe = load_recipe(name, run_dir)
     if isinstance(recipe, RunConfig):
-        train(_override(recipe, overrides), run_dir)
+        train(override(recipe, overrides), run_dir)
         return
     stages = _override_stages(recipe, overrides)
     with claimed(run_dir):
@@ -110,6 +123,7 @@ def train(config: RunConfig, run_dir: Path) -> None:
 
 
 @process_group()
+@_explain_derived()
 def cache_features(recipe: str, overrides: Sequence[str]) -> Path:
     """Caches the image features that a recipe trains on; all processes share the work.
 
@@ -126,14 +140,14 @@ def cache_features(recipe: str, overrides: Sequence[str]) -> Path:
     config = load_recipe(recipe, Path("runs") / recipe)
     if not isinstance(config, RunConfig):
         raise UsageError(f"{recipe} has several stages; name the recipe of one: blip3o recipes")
-    config = _override(config, overrides)
+    config = override(config, overrides)
     if config.data.feature_cache is None:
         raise UsageError("this recipe has no feature cache; add data.feature_cache=FOLDER")
     check_start(config)
     with main_first():
         ensure_scenes(config.data)
     model = build_model(config)[1]
-    feature_cache(config, model.image_encoder, rank(), world_size())
+    feature_cache(config, model.image_encoder)
     return Path(config.data.feature_cache)
 
 
@@ -143,14 +157,11 @@ def _load_file(file: Path) -> RunConfig | Stages:
         raise UsageError(f"{file} holds no settings; `blip3o recipes show NAME` prints some")
     known = {field.name for field in dataclasses.fields(RunConfig)}
     try:
-        with _explain_derived():
-            if not known.isdisjoint(data):
-                return from_dict(RunConfig, data)
-            for stage in data:
-                _check_stage(str(stage))
-            return {
-                str(stage): from_dict(RunConfig, one, str(stage)) for stage, one in data.items()
-            }
+        if not known.isdisjoint(data):
+            return from_dict(RunConfig, data)
+        for stage in data:
+            _check_stage(str(stage))
+        return {str(stage): from_dict(RunConfig, one, str(stage)) for stage, one in data.items()}
     except UsageError as error:
         raise UsageError(f"{file}: {error}") from error
 
@@ -162,26 +173,6 @@ def _check_stage(name: str) -> None:
         raise UsageError(f"a stage cannot be named {name!r}: that folder holds the final model")
 
 
-def _override(config: RunConfig, assignments: Sequence[str]) -> RunConfig:
-    with _explain_derived():
-        return override(config, assignments)
-
-
-@contextmanager
-def _explain_derived() -> Iterator[None]:
-    """Says of a setting that older versions had why it is unknown now."""
-    try:
-        yield
-    except UsageError as error:
-        unknown = re.match(r"unknown config key '((?:\w+\.)?data\.image_px)'", str(error))
-        if unknown is None:
-            raise
-        raise UsageError(
-            f"unknown config key {unknown[1]!r}: the size of images is now derived from "
-            "model.image_encoder.image_px; remove the key"
-        ) from error
-
-
 def _override_stages(stages: Stages, overrides: Sequence[str]) -> Stages:
     wanted: dict[str, list[str]] = {stage: [] for stage in stages}
     for assignment in overrides:
@@ -191,7 +182,7 @@ def _override_stages(stages: Stages, overrides: Sequence[str]) -> Stages:
                 f"override {assignment!r} must start with a stage: {', '.join(stages)}"
             )
         wanted[stage].append(rest)
-    return {stage: _override(config, wanted[stage]) for stage, config in stages.items()}
+    return {stage: override(config, wanted[stage]) for stage, config in stages.items()}
 
 
 def _copy_model(model: Path, copy: Path) -> None:

@@ -176,15 +176,9 @@ def check_tokenizer(
 ) -> None:
     """Checks that a tokenizer belongs to a model.
 
-    Args:
-        tokenizer: the tokenizer.
-        config: of the model.
-        source: the tokenizer's file, for the message.
-        model: name of the model's settings, for the message.
-
     Raises:
-        UsageError: if the image placeholder differs, or the tokenizer has more tokens than the
-            model.
+        UsageError: if it has another placeholder of images, or more tokens than the model; names
+            the tokenizer's source and the place of the model's settings.
     """
     backbone = config.backbone
     if tokenizer.image_pad_id != backbone.image_token_id:
