@@ -65,7 +65,7 @@ def ours(folder: Path, num_batches: int) -> float:
     start = time.perf_counter()
     source = WebDatasetConfig(path=f"{folder}/bench-*.tar", name="bench")
     entry = MixtureEntry(source=source, task="text_to_image")
-    mixture = Mixture(DataConfig(mixture=(entry,), image_px=PX), seed=0)
+    mixture = Mixture(DataConfig(mixture=(entry,)), seed=0)
     for batch in range(num_batches):
         records = [mixture.record(mixture.slot(batch * BATCH + row)) for row in range(BATCH)]
         pixels = torch.stack([read_pixels(record.files, "image", PX) for record in records])
@@ -98,7 +98,7 @@ def first_batch(folder: Path, start: int) -> float:
     began = time.perf_counter()
     source = WebDatasetConfig(path=f"{folder}/bench-*.tar", name="bench")
     entry = MixtureEntry(source=source, task="text_to_image")
-    mixture = Mixture(DataConfig(mixture=(entry,), image_px=PX), seed=0)
+    mixture = Mixture(DataConfig(mixture=(entry,)), seed=0)
     for index in range(start, start + BATCH):
         read_pixels(mixture.record(mixture.slot(index)).files, "image", PX)
     return time.perf_counter() - began

@@ -55,7 +55,6 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
                 MixtureEntry(source=source, task="text_to_image"),
                 MixtureEntry(source=source, task="image_to_text", weight=0.5),
             ),
-            image_px=model.image_encoder.image_px,
         ),
         objectives=(FlowMatchingConfig(sigmas=UniformSigmas()), NextTokenConfig(weight=0.25)),
         train=TrainConfig(

@@ -106,7 +106,7 @@ def load(preparer: Preparer, tmp_path: Path) -> Callable[..., Loader]:
         source = WebDatasetConfig(path=f"{tmp_path}/*.tar", name="data", salvage=salvage)
         entry = MixtureEntry(source=source, task="text_to_image")
         return Loader(
-            DataConfig(mixture=(entry,), image_px=PX, num_workers=workers, bad_sample_limit=0.5),
+            DataConfig(mixture=(entry,), num_workers=workers, bad_sample_limit=0.5),
             preparer,
             seed=0,
             global_batch_size=8,

@@ -93,7 +93,6 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
         init=(InitConfig(folder=str(folder / "model")),),
         data=DataConfig(
             mixture=tuple(MixtureEntry(source=source, task=task) for task in (*DRAWS, *SAYS)),
-            image_px=model.image_encoder.image_px,
         ),
         objectives=(FLOW, TOKENS),
         train=TrainConfig(

@@ -74,7 +74,6 @@ class DataConfig:
 
     Args:
         mixture: sources with tasks and weights.
-        image_px: side of the images the model takes.
         max_text_tokens: longer conversations and captions count as bad samples.
         num_workers: loader processes; 0 loads in the training process. Changes no batch.
         feature_cache: folder of cached image features; None computes features online.
@@ -83,7 +82,6 @@ class DataConfig:
     """
 
     mixture: tuple[MixtureEntry, ...]
-    image_px: int
     max_text_tokens: int = 256
     num_workers: int = 0
     feature_cache: LocalPath | None = None
@@ -92,8 +90,8 @@ class DataConfig:
     def __post_init__(self) -> None:
         if not self.mixture:
             raise ValueError("mixture must have at least one entry")
-        if self.image_px < 1 or self.max_text_tokens < 1:
-            raise ValueError("image_px and max_text_tokens must be at least 1")
+        if self.max_text_tokens < 1:
+            raise ValueError(f"max_text_tokens must be at least 1, got {self.max_text_tokens}")
         if self.num_workers < 0:
             raise ValueError(f"num_workers must be at least 0, got {self.num_workers}")
         if not 0 <= self.bad_sample_limit <= 1:

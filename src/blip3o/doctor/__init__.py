@@ -1,1 +1,1 @@
-"""L6: doctor: reports on this machine, and on the memory that a model needs."""
+"""L6: doctor: reports on this machine and on the memory that a model needs."""

@@ -1,8 +1,9 @@
-"""What memory a model needs in every form: true byte counts, from models without memory.
+"""Computes the memory that a model needs in every form, without allocating the model.
 
-Weights are counted on the meta device, quantized layers included, with the groups that offloading
-really moves. Activations are an estimate: each component runs once on the meta device, one image,
-with guidance, and what its operations keep alive is added up. Kernels' own workspace is not seen.
+Weights are counted exactly on the meta device, with quantized layers and the groups of layers that
+offloading moves. Activations are an estimate: each component runs once on the meta device for one
+image with guidance, and the live results of its operations are added up. The workspace of kernels
+is not included.
 """
 
 import dataclasses
@@ -31,27 +32,27 @@ from blip3o.weights.folder import BUNDLED, open_model
 from blip3o.weights.names import full_name, short_name, unknown_model
 
 PROMPT_TOKENS = 512
-"""Length of the prompt in the estimate of activations."""
+"""Length of the prompt for the estimate of activations."""
 
 RESERVE_BYTES = 2**30
-"""What is left to the CUDA context, workspaces and gaps of the allocator."""
+"""Memory reserved for the CUDA context, workspaces and fragmentation of the allocator."""
 
 DRAWING = ("backbone", "generator", "image_decoder")
-"""Components that an image from a prompt goes through."""
+"""Components that generate an image from a prompt."""
 
 PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 @dataclasses.dataclass(frozen=True)
 class Need:
-    """Bytes that a form of a model needs on its device to draw an image from a prompt.
+    """Bytes of device memory that one form of a model needs to generate an image from a prompt.
 
     Args:
         precision: "fp32", "fp16" or "bf16".
-        quantize: form of the backbone's matrices.
-        offload: which weights are on the device.
-        weights: the most bytes of weights there at a time.
-        peak: the most of weights and activations together.
+        quantize: quantization of the backbone's matrices; None for none.
+        offload: decides which weights are on the device.
+        weights: peak bytes of weights.
+        peak: peak bytes of weights and activations together.
     """
 
     precision: str
@@ -62,7 +63,7 @@ class Need:
 
     @property
     def flags(self) -> str:
-        """The options that ask for this form."""
+        """Options of the command line that select this form."""
         words = ["--dtype", self.precision]
         words += ["--quantize", self.quantize] if self.quantize else []
         words += ["--offload", self.offload] if self.offload != "none" else []
@@ -73,17 +74,17 @@ RELEASED = {
     "blip3o-4b": Qwen2_5VLBackboneConfig.published_4b,
     "blip3o-8b": Qwen2_5VLBackboneConfig.published_8b,
 }
-"""Released models by a short name; their sizes are known without their files."""
+"""Backbones of the released models by short name; their sizes are known without any file."""
 
 
 def config_of(name: str) -> UnifiedModelConfig:
-    """Returns a model's config; nothing is downloaded.
+    """Returns a model's config without downloading anything.
 
     Args:
-        name: a released model's short name or hub id, a bundled model or a model folder.
+        name: short name or hub name of a released model, a bundled model, or a model folder.
 
     Raises:
-        UsageError: if there is no such model or its folder is damaged.
+        UsageError: if the model is unknown or its folder is damaged.
     """
     short = short_name(name)
     if short is None or Path(full_name(name)).exists():
@@ -94,20 +95,20 @@ def config_of(name: str) -> UnifiedModelConfig:
 
 
 def needs_of(config: UnifiedModelConfig) -> list[Need]:
-    """Returns what every form of a model needs.
+    """Returns the memory needs of every combination of precision, quantization and offloading.
 
     Args:
-        config: the model's parts; nothing is built in memory.
+        config: of the model, which is not allocated.
     """
     found: list[Need] = []
     activations: dict[tuple[str, str], int] = {}
     for quantize in (None, *QUANTIZATIONS):
-        model = sketch(config, quantize)
+        model = meta_model(config, quantize)
         for precision, dtype in PRECISIONS.items():
             move(model, torch.device("meta"), dtype)
             weights = {offload: weight_bytes(model, offload) for offload in OFFLOADS}
             activations[precision, "backbone"] = activation_bytes(model, "backbone")
-            for name in DRAWING[1:]:  # not quantized: once for each precision
+            for name in DRAWING[1:]:  # never quantized, so once for each precision
                 if (precision, name) not in activations:
                     activations[precision, name] = activation_bytes(model, name)
             for offload, sizes in weights.items():
@@ -119,17 +120,17 @@ def needs_of(config: UnifiedModelConfig) -> list[Need]:
 def choose(
     needs: Iterable[Need], capacity: int, precisions: Sequence[str], *, may_offload: bool = True
 ) -> tuple[Need, int]:
-    """Returns the best form for a device, and how many bytes it lacks (0 or less: it fits).
+    """Returns the best form for a device, and the bytes that it lacks there (<= 0 if it fits).
 
-    Offloading one component after the other costs seconds and changes nothing, so it comes before
-    quantization, which changes results; offloading by block, the slowest, comes last. Where nothing
-    fits, it is the form that lacks least.
+    Offloading whole components costs seconds and changes no result, so it is preferred to
+    quantization, which does. Offloading block by block is slowest and comes last. If nothing fits,
+    the form with the lowest peak is returned.
 
     Args:
-        needs: what `needs_of` returned.
+        needs: the result of `needs_of`.
         capacity: bytes of the device's memory.
-        precisions: those to take, the best first.
-        may_offload: False where the CPU's memory is the device's.
+        precisions: allowed precisions, the best first.
+        may_offload: False if the device shares its memory with the CPU.
     """
     order = (None, *QUANTIZATIONS)
 
@@ -138,23 +139,23 @@ def choose(
         plain = order.index(need.quantize)
         return slow, plain, OFFLOADS.index(need.offload), precisions.index(need.precision)
 
-    asked = [
+    allowed = [
         need
         for need in needs
         if need.precision in precisions and (may_offload or need.offload == "none")
     ]
     room = capacity - RESERVE_BYTES
-    fitting = [need for need in asked if need.peak <= room]
-    best = min(fitting, key=rank) if fitting else min(asked, key=lambda need: need.peak)
+    fitting = [need for need in allowed if need.peak <= room]
+    best = min(fitting, key=rank) if fitting else min(allowed, key=lambda need: need.peak)
     return best, best.peak - room
 
 
-def sketch(config: UnifiedModelConfig, quantize: Quantization | None = None) -> UnifiedModel:
+def meta_model(config: UnifiedModelConfig, quantize: Quantization | None = None) -> UnifiedModel:
     """Returns a model on the meta device, in float32.
 
     Args:
-        config: the model's parts.
-        quantize: form of the backbone's matrices.
+        config: of the model.
+        quantize: quantization of the backbone's matrices; None for none.
     """
     with torch.device("meta"):
         model = config.build().eval().requires_grad_(requires_grad=False)
@@ -164,11 +165,11 @@ def sketch(config: UnifiedModelConfig, quantize: Quantization | None = None) -> 
 
 
 def weight_bytes(model: UnifiedModel, offload: Offload) -> dict[str, int]:
-    """Returns the most bytes of weights that are on the device while a component draws, by name.
+    """Returns the peak bytes of weights on the device while each component runs, by its name.
 
     Args:
-        model: in the form that is asked about; may be on the meta device.
-        offload: how it is offloaded.
+        model: in the precision and quantization of interest; may be on the meta device.
+        offload: kind of offloading.
     """
     if offload == "none":
         return dict.fromkeys(DRAWING, _bytes([*model.parameters(), *model.buffers()]))
@@ -187,7 +188,7 @@ def weight_bytes(model: UnifiedModel, offload: Offload) -> dict[str, int]:
 
 @torch.no_grad()
 def activation_bytes(model: UnifiedModel, component: str) -> int:
-    """Returns about how many bytes a component keeps alive beside weights, at the most.
+    """Returns the estimated peak bytes of a component's activations.
 
     Args:
         model: on the meta device.
@@ -204,8 +205,8 @@ def _empty(model: UnifiedModel, *shape: int) -> Tensor:
 def _run_backbone(model: UnifiedModel) -> list[Callable[[], Any]]:
     length = PROMPT_TOKENS + model.config.generator.num_reserved_positions
     embeds = _empty(model, 1, length, model.config.backbone.hidden_size)
-    # Not through the backbone's own forward, which looks at the values of its mask; without a
-    # cache transformers would look at those of the positions.
+    # The backbone's own forward reads values of its mask, which the meta device does not have.
+    # Without a cache, transformers would read values of the positions.
     return [lambda: model.backbone.decoder(inputs_embeds=embeds, use_cache=True)]
 
 
@@ -235,27 +236,27 @@ def _bytes(tensors: Iterable[Tensor]) -> int:
     return sum(tensor.nbytes for tensor in tensors)
 
 
-def _peak(run: Callable[[], Any]) -> int:
+def _peak(run: Callable[[], object]) -> int:
     with _Unfused(), _LiveBytes() as live:
         run()
     return live.peak
 
 
 class _LiveBytes(TorchDispatchMode):
-    """Adds up the memory of what operations make, for as long as it is referred to."""
+    """Adds up the memory of all results of operations that are still referenced."""
 
     def __init__(self) -> None:
         super().__init__()
         self.now = self.peak = 0
-        self._known: WeakSet[Any] = WeakSet()
+        self._known: WeakSet[torch.UntypedStorage] = WeakSet()
 
     def __torch_dispatch__(
         self,
-        func: Any,  # noqa: ANN401
-        types: Any,  # noqa: ANN401
-        args: Any = (),  # noqa: ANN401
-        kwargs: Any = None,  # noqa: ANN401
-    ) -> Any:  # noqa: ANN401
+        func: Callable[..., object],
+        types: Sequence[type],
+        args: tuple[object, ...] = (),
+        kwargs: dict[str, object] | None = None,
+    ) -> object:
         for storage in _storages((args, kwargs)):
             self._known.add(storage)
         result = func(*args, **(kwargs or {}))
@@ -272,20 +273,22 @@ class _LiveBytes(TorchDispatchMode):
 
 
 class _Unfused(TorchFunctionMode):
-    """Counts attention as the fused kernels do it, which keep no scores."""
+    """Makes attention allocate its result only, as fused kernels do."""
 
     def __torch_function__(
         self,
-        func: Any,  # noqa: ANN401
-        types: Any,  # noqa: ANN401
-        args: Any = (),  # noqa: ANN401
-        kwargs: Any = None,  # noqa: ANN401
-    ) -> Any:  # noqa: ANN401
+        func: Callable[..., object],
+        types: Sequence[type],
+        args: tuple[object, ...] = (),
+        kwargs: dict[str, object] | None = None,
+    ) -> object:
         if func is functional.scaled_dot_product_attention:
             query, _, value = args[:3]
+            assert isinstance(query, Tensor)
+            assert isinstance(value, Tensor)
             return query.new_empty(*query.shape[:-1], value.shape[-1])
         return func(*args, **(kwargs or {}))
 
 
-def _storages(values: Any) -> list[Any]:  # noqa: ANN401
+def _storages(values: object) -> list[torch.UntypedStorage]:
     return [leaf.untyped_storage() for leaf in tree_leaves(values) if isinstance(leaf, Tensor)]

@@ -1,4 +1,4 @@
-"""What this machine can do: versions, device, precision, the bundled model; what a model needs."""
+"""Reports on this machine: versions, device, precision, bundled models, memory for a model."""
 
 import importlib.metadata
 import os
@@ -15,20 +15,19 @@ from blip3o.generate.offload import OFFLOADS
 from blip3o.weights.folder import BUNDLED, load_model
 
 _PACKAGES = ("torch", "transformers", "safetensors", "tokenizers", "numpy", "pillow", "diffusers")
-
-
 _CARDS_GB = (8, 12, 16, 24, 40, 80)
+"""Memory of common GPUs, in units of 10**9 bytes."""
 
 
 def examine(model: str | None = None, device_name: str = "auto") -> str:
-    """Returns a report of the machine, a line a fact.
+    """Returns a report on this machine, one fact per line.
 
     Args:
-        model: whose needs of memory to tell, too; see `config_of`.
-        device_name: "auto" or a torch device, which the model has to fit on.
+        model: a model whose memory needs the report includes, as in `config_of`; None for none.
+        device_name: "auto" or a torch device; the model should fit on it.
 
     Raises:
-        UsageError: if there is no such model or device.
+        UsageError: if the model or the device does not exist.
     """
     device = resolve_device(device_name)
     needs = None if model is None else needs_of(config_of(model))
@@ -49,10 +48,10 @@ def examine(model: str | None = None, device_name: str = "auto") -> str:
 
 
 def table(needs: Sequence[Need]) -> list[str]:
-    """Returns the needs of a model's forms as the lines of a table.
+    """Returns the lines of a table of a model's memory needs, in GiB.
 
     Args:
-        needs: what `needs_of` returned.
+        needs: the result of `needs_of`.
     """
     columns = "".join(f"{f'offload {name}':>22}" for name in OFFLOADS)
     lines = [f"{'backbone':<10}{'precision':<10}{columns}"]
@@ -67,6 +66,7 @@ def table(needs: Sequence[Need]) -> list[str]:
 
 
 def _advice(needs: Sequence[Need], device: torch.device) -> list[str]:
+    """Returns the options to use on this device and on common GPUs, one line each."""
     dtype = resolve_dtype("auto", device)
     own = next(name for name, kind in PRECISIONS.items() if kind == dtype)
     precisions = list(dict.fromkeys((own, "bf16")))
@@ -85,7 +85,7 @@ def _advice(needs: Sequence[Need], device: torch.device) -> list[str]:
 
 
 def _capacity(device: torch.device) -> int:
-    """Returns the bytes of memory of a device; the machine's where it has none of its own."""
+    """Returns the bytes of a GPU's memory, or of the machine's memory for other devices."""
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

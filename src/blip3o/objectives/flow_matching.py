@@ -1,6 +1,7 @@
 """Flow matching on image features: the objective that teaches a generator to draw."""
 
 import dataclasses
+from typing import Final
 
 import torch
 from torch import Tensor, nn
@@ -56,6 +57,10 @@ class FlowMatching(nn.Module):
         BLIP3-o section 3. Published training: mean over all elements, a tenth of the prompts is
         emptied (parity family `qwen`).
     """
+
+    needs_pixels: Final = False
+    regions: Final = None
+    samples: Final = "images"
 
     def __init__(self, config: FlowMatchingConfig, model_config: UnifiedModelConfig) -> None:
         super().__init__()

@@ -6,6 +6,7 @@ that object's center is and how large it is, and what its own patch of the image
 """
 
 import dataclasses
+from typing import Final
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +16,7 @@ from blip3o.core.bounds import Count, NotNegative
 from blip3o.core.types import Batch, LossOutput
 from blip3o.models.unified import UnifiedModel, UnifiedModelConfig
 from blip3o.nn.transformer import TransformerBlock
+from blip3o.objectives import RegionLabels
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -66,11 +68,15 @@ class ImageText(nn.Module):
         SigLIP (arXiv 2303.15343) for the sigmoid loss, with its initial scale 10 and bias -10.
     """
 
+    needs_pixels: Final = True
+    samples: Final = None
+
     def __init__(self, config: ImageTextConfig, model_config: UnifiedModelConfig) -> None:
         super().__init__()
         self.config = config
         self.tasks = config.tasks
         self.weight = config.weight
+        self.regions = RegionLabels(config.things, config.colors)
         self.grid = model_config.image_encoder.grid
         channels, size = model_config.image_encoder.num_channels, config.text_size
         self.token_embedding = nn.Embedding(model_config.backbone.vocab_size, size)

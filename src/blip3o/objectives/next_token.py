@@ -1,6 +1,7 @@
 """Next-token prediction on the answers of conversations, with and without images."""
 
 import dataclasses
+from typing import Final
 
 import numpy as np
 import torch
@@ -59,6 +60,10 @@ class NextToken(nn.Module):
     Args:
         config: tasks and weights.
     """
+
+    needs_pixels: Final = False
+    regions: Final = None
+    samples: Final = "answers"
 
     def __init__(self, config: NextTokenConfig) -> None:
         super().__init__()

@@ -1,6 +1,7 @@
 """Trains the pocket image decoder: flow matching on pixels, given the image's own features."""
 
 import dataclasses
+from typing import Final
 
 import torch
 from torch import nn
@@ -57,6 +58,10 @@ class PixelDecoding(nn.Module):
         config: distribution of noise levels, feature noise, weighting.
         model_config: the model to be trained; gives the sizes.
     """
+
+    needs_pixels: Final = True
+    regions: Final = None
+    samples: Final = "reconstructions"
 
     def __init__(self, config: PixelDecodingConfig, model_config: UnifiedModelConfig) -> None:
         super().__init__()

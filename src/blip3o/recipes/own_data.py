@@ -1,10 +1,11 @@
-"""Fine-tunes a model on a folder of your own images: text to image, one command.
+"""Recipes that fine-tune a model on a folder of your own images, from text to image.
 
     my/images/dog.jpg   my/images/dog.txt: "my dog on the sofa"
 
-Images without a text file take data.mixture.0.source.caption. With train.adapter={rank: 16}
-low-rank adapters learn in place of the weights (`LoraConfig`): less memory, small checkpoints.
-Samples are drawn of the first captions. The feature cache holds any number of data sets.
+An image without a text file gets the caption data.mixture.0.source.caption. With
+train.adapter={rank: 16}, low-rank adapters are trained instead of the weights (`LoraConfig`): this
+needs less memory and smaller checkpoints. Samples show the first captions. One feature cache can
+hold several data sets.
 """
 
 import dataclasses
@@ -21,16 +22,16 @@ from blip3o.weights.folder import open_model
 _IMAGES = "images"
 _FEATURES = "runs/own_features"
 _BAD_SAMPLE_LIMIT = 0.5
-"""Three broken photos of 27 are many, and no reason to learn nothing of the others."""
+"""A folder of 27 photos with three broken ones is still worth training on."""
 
 
 def pocket() -> RunConfig:
-    """The bundled model learns your own images, on any laptop.
+    """Fine-tunes query tokens and DiT of the bundled model on your own images, on any laptop.
 
     blip3o train own_data --out runs/mine data.mixture.0.source.path=my/images
 
-    Hardware: two CPU cores. Hours: below 0.5 for 300 steps.
-    Source: ours; half the rate of the last stage of the bundled model.
+    Hardware: two CPU cores. Hours: less than 0.5 for 300 steps.
+    Source: ours; about half the learning rate of the bundled model's last stage.
     """
     model = open_model("pocket").config
     train = train_config("generator", steps=300, batch=32, lr=5e-4)
@@ -38,29 +39,30 @@ def pocket() -> RunConfig:
 
 
 def blip3o_4b() -> RunConfig:
-    """The released 4B model learns your own images.
+    """Fine-tunes query tokens and DiT of the released 4B model on your own images.
 
     blip3o train blip3o_4b.own_data --out runs/mine data.mixture.0.source.path=my/images
 
-    Hardware: one GPU of 80 GB (query tokens and DiT are trained). Hours: about 1 for 1000 steps,
-    estimated. Source: ours; a tenth of the released rate of tuning.
+    Hardware: one GPU of 80 GB. Hours: about 1 for 1000 steps, estimated.
+    Source: ours; a tenth of the learning rate of the released tuning script.
     """
-    train = train_config("generator", steps=1000, batch=32, lr=1e-5)
-    model = qwen2_5_vl.model(Qwen2_5VLBackboneConfig.published_4b())
-    return _run(qwen2_5_vl.RELEASED_4B, model, train)
+    return _released(qwen2_5_vl.RELEASED_4B, Qwen2_5VLBackboneConfig.published_4b())
 
 
 def blip3o_8b() -> RunConfig:
-    """The released 8B model learns your own images.
+    """Fine-tunes query tokens and DiT of the released 8B model on your own images.
 
     blip3o train blip3o_8b.own_data --out runs/mine data.mixture.0.source.path=my/images
 
-    Hardware: one GPU of 80 GB (query tokens and DiT are trained). Hours: about 1.5 for 1000 steps,
-    estimated. Source: ours; a tenth of the released rate of tuning.
+    Hardware: one GPU of 80 GB. Hours: about 1.5 for 1000 steps, estimated.
+    Source: ours; a tenth of the learning rate of the released tuning script.
     """
+    return _released(qwen2_5_vl.RELEASED_8B, Qwen2_5VLBackboneConfig.published_8b())
+
+
+def _released(start: str, backbone: Qwen2_5VLBackboneConfig) -> RunConfig:
     train = train_config("generator", steps=1000, batch=32, lr=1e-5)
-    model = qwen2_5_vl.model(Qwen2_5VLBackboneConfig.published_8b())
-    return _run(qwen2_5_vl.RELEASED_8B, model, train)
+    return _run(start, qwen2_5_vl.model(backbone), train)
 
 
 def _run(start: str, model: UnifiedModelConfig, train: TrainConfig) -> RunConfig:
@@ -70,7 +72,6 @@ def _run(start: str, model: UnifiedModelConfig, train: TrainConfig) -> RunConfig
         init=(InitConfig(folder=start),),
         data=DataConfig(
             mixture=(MixtureEntry(source=source, task="text_to_image"),),
-            image_px=model.image_encoder.image_px,
             feature_cache=_FEATURES,
             bad_sample_limit=_BAD_SAMPLE_LIMIT,
         ),

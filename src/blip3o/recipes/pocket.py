@@ -1,10 +1,10 @@
-"""Recipes of the pocket model: every stage of the paper, from scratch, on a laptop CPU.
+"""Recipes of the pocket model: all stages of the paper, from scratch, on a laptop CPU.
 
     blip3o train pocket.all --out runs/pocket          all stages in order
     blip3o train pocket.generation --out runs/g        one stage
 
-Each stage reads the scenes data set (written on first use) through the ordinary sources and starts
-from the model folders of the stages before it.
+Each stage reads the scenes data set, which is written on first use, and starts from the model
+folders of earlier stages.
 """
 
 import dataclasses
@@ -22,7 +22,6 @@ from blip3o.recipes import pocket_language as language
 from blip3o.recipes.pocket_parts import (
     DECODER_SIGMA_SHIFT,
     FEATURES,
-    IMAGE_PX,
     RUNS,
     SCENES,
     SIGMA_SHIFT,
@@ -46,7 +45,7 @@ PROMPTS = (
 
 
 def encoder() -> RunConfig:
-    """Image encoder: sigmoid contrastive on captions, and what stands where.
+    """Trains the image encoder on captioned scenes, to match captions and to locate objects.
 
     blip3o train pocket.encoder --out runs/pocket/encoder
     """
@@ -55,25 +54,21 @@ def encoder() -> RunConfig:
     )
     return RunConfig(
         model=model(),
-        data=DataConfig(
-            mixture=(entry("scenes", "contrastive"),), image_px=IMAGE_PX, num_workers=0
-        ),
+        data=DataConfig(mixture=(entry("scenes", "contrastive"),), num_workers=0),
         objectives=(objective,),
         train=training("image_encoder", steps=800, batch=96, lr=2e-3, sample_every=0),
     )
 
 
 def decoder(runs: Path = RUNS) -> RunConfig:
-    """Image decoder: pixels from frozen features, by flow matching.
+    """Trains the image decoder by flow matching: scenes from their frozen image features.
 
     blip3o train pocket.decoder --out runs/pocket/decoder
     """
     return RunConfig(
         model=model(),
         init=(after(runs, "encoder"),),
-        data=DataConfig(
-            mixture=(entry("scenes", "reconstruct"),), image_px=IMAGE_PX, feature_cache=FEATURES
-        ),
+        data=DataConfig(mixture=(entry("scenes", "reconstruct"),), feature_cache=FEATURES),
         objectives=(
             PixelDecodingConfig(
                 sigmas=UniformSigmas(shift=DECODER_SIGMA_SHIFT), feature_noise=0.15, min_sigma=1.0
@@ -84,11 +79,12 @@ def decoder(runs: Path = RUNS) -> RunConfig:
 
 
 def generation(runs: Path = RUNS) -> RunConfig:
-    """Stage 2: query tokens and DiT by flow matching on frozen features; backbone frozen.
+    """Stage 2: trains query tokens and DiT on captions of scenes and pairs; backbone frozen.
 
     blip3o train pocket.generation --out runs/pocket/generation
 
-    Half of what is drawn is two things: prompts of them are learned last (docs/log.md).
+    Half of the drawn images show two objects, because prompts with two objects are learned last
+    (docs/log.md).
     """
     return RunConfig(
         model=model(),
@@ -101,7 +97,6 @@ def generation(runs: Path = RUNS) -> RunConfig:
                 entry("scenes", "text_to_image", weight=0.7),
                 entry("pairs", "text_to_image", weight=0.3),
             ),
-            image_px=IMAGE_PX,
             feature_cache=FEATURES,
         ),
         objectives=(
@@ -115,14 +110,14 @@ def generation(runs: Path = RUNS) -> RunConfig:
 
 
 def tune(runs: Path = RUNS) -> RunConfig:
-    """Instruction tuning: edits by instruction together with text to image, and with stage 1.
+    """Trains edits by instruction together with the data of stages 1 and 2.
 
     blip3o train pocket.tune --out runs/pocket/tune
 
-    The backbone learns along: what a prompt says of colors did not reach the DiT through a frozen
-    one (edits judged right 0.48, and 0.88 after joint training; docs/log.md, session 13).
+    The backbone is trained as well. With it frozen, color words did not reach the DiT: 0.48 of the
+    edits were judged right, and 0.88 after joint training (docs/log.md, session 13).
     """
-    base, said = generation(runs), language.understanding(runs)
+    base, questions = generation(runs), language.understanding(runs)
     train = training("backbone", "generator", steps=12500, batch=32, lr=1.2e-3)
     return dataclasses.replace(
         base,
@@ -137,17 +132,17 @@ def tune(runs: Path = RUNS) -> RunConfig:
                 entry("scenes", "text", weight=0.1, max_turns=4),
             ),
         ),
-        objectives=(*base.objectives, *said.objectives),
+        objectives=(*base.objectives, *questions.objectives),
         train=evolve(train, {"optimizer.lr_multipliers": {"backbone": 0.6}}),
     )
 
 
 def all_stages(runs: Path) -> dict[str, RunConfig]:
-    """All stages in order; the finished model is in OUT/model.
+    """Trains all stages in order; the finished model is in OUT/model.
 
     blip3o train pocket.all --out runs/pocket
 
-    Hours on two cores: the bundled model's card.
+    The bundled model's card says how many hours this takes on two cores.
     """
     return {
         "encoder": encoder(),
@@ -165,7 +160,7 @@ def all_stages(runs: Path) -> dict[str, RunConfig]:
 
 
 def smoke() -> RunConfig:
-    """Two minutes on two cores: the decoder of the bundled model learns again from scratch.
+    """Trains the decoder of the bundled model again, from scratch: two minutes on two cores.
 
     blip3o train pocket.smoke --out runs/smoke
     """

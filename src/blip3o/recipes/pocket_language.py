@@ -1,7 +1,7 @@
-"""Recipes of the pocket model's language side: to find what is named, then stage 1 of the paper.
+"""Recipes that train the pocket model's language: drills first, then stage 1 of the paper.
 
-The stages before `understanding` are drills: alone and in this order they are learned in minutes,
-mixed with everything they are not (docs/training.md).
+Each drill practises one kind of lookup. Alone and in this order, the drills are learned in minutes.
+A full mixture does not teach them (docs/training.md).
 """
 
 import dataclasses
@@ -9,7 +9,7 @@ from pathlib import Path
 
 from blip3o.data.mixture import DataConfig, MixtureEntry
 from blip3o.objectives.next_token import NextTokenConfig
-from blip3o.recipes.pocket_parts import FEATURES, IMAGE_PX, RUNS, after, entry, model, training
+from blip3o.recipes.pocket_parts import FEATURES, RUNS, after, entry, model, training
 from blip3o.train.config import RunConfig, TrainConfig
 
 QUESTIONS = (
@@ -32,25 +32,25 @@ _NAMING = (
 
 
 def look_ups(runs: Path = RUNS) -> RunConfig:
-    """Before stage 1: to find a thing by its name in an image.
+    """First drill: trains the backbone to find an object in an image by its name.
 
     blip3o train pocket.look_ups --out runs/pocket/look_ups
 
-    One kind of question, alone, is looked up within 160 steps; a mixture of kinds is answered by
-    what is left over, for good (docs/log.md, session 8).
+    One kind of question alone is learned within 160 steps. With a mixture of kinds, the model
+    guesses by elimination and never learns the lookup (docs/log.md, session 8).
     """
     train = _constant(steps=200, batch=32, lr=2e-3, micro_batch=16)
     return _drill(runs, "encoder", (_LOOK_UPS,), train)
 
 
 def words(runs: Path = RUNS) -> RunConfig:
-    """After look-ups: to find a word again, and to say the one before it.
+    """Second drill: trains the backbone to find a word in a text and say the word before it.
 
     blip3o train pocket.words --out runs/pocket/words
 
-    "red cat blue dog, dog" -> "blue". Nothing in a text is bound to its name before that is found
-    out, and in longer texts it is not: attention is spread over too many tokens (docs/log.md,
-    session 9). A few images go along, or they are forgotten.
+    "red cat blue dog, dog" -> "blue". Only then does the model bind facts in a text to names.
+    Longer texts do not teach it, because attention is spread over too many tokens (docs/log.md,
+    session 9). A few image lookups keep the first drill from being forgotten.
     """
     mixture = (dataclasses.replace(_BARE, weight=12), _LOOK_UPS)
     train = _constant(steps=500, batch=208, lr=3e-3, micro_batch=96)
@@ -58,7 +58,7 @@ def words(runs: Path = RUNS) -> RunConfig:
 
 
 def lists(runs: Path = RUNS) -> RunConfig:
-    """After words: the same in the chat format, with articles, commas and up to four things.
+    """Third drill: word lookups in the chat format, with articles, commas and up to four objects.
 
     blip3o train pocket.lists --out runs/pocket/lists
     """
@@ -68,24 +68,24 @@ def lists(runs: Path = RUNS) -> RunConfig:
 
 
 def naming(runs: Path = RUNS) -> RunConfig:
-    """After lists: all facts of a thing by its name, in images and in words.
+    """Fourth drill: trains all facts about a named object, in images and in texts.
 
     blip3o train pocket.naming --out runs/pocket/naming
 
-    Questions and edits that name a thing, and prompts of two things, build on it. What was drilled
-    before goes along: the first steps, whose words are new, would wipe it out (docs/log.md).
+    Questions and edits that name an object, and prompts of two objects, build on it. Earlier drills
+    stay in the mixture, because the first steps with new words would erase them (docs/log.md).
     """
     train = training("backbone", steps=1000, batch=64, lr=1e-3, sample_every=0, micro_batch=12)
     return _drill(runs, "lists", _NAMING, train)
 
 
 def counting(runs: Path = RUNS) -> RunConfig:
-    """After naming: to tell one from none.
+    """Fifth drill: trains the backbone to tell one object from none.
 
     blip3o train pocket.counting --out runs/pocket/counting
 
-    "How many cats are there?" is answered by a guess until this look-up is practised alone; then it
-    is learned within 150 steps (docs/log.md). Half of the rows keep what was drilled before.
+    The model guesses the answer to "How many cats are there?" until it practises this lookup alone,
+    and then learns it within 150 steps (docs/log.md). Half of the rows repeat earlier drills.
     """
     mixture = (dataclasses.replace(_COUNTS, weight=3.5), *_NAMING)
     train = training("backbone", steps=300, batch=64, lr=1.2e-3, sample_every=0, micro_batch=12)
@@ -93,21 +93,21 @@ def counting(runs: Path = RUNS) -> RunConfig:
 
 
 def names(runs: Path = RUNS) -> RunConfig:
-    """After counting: what is there, which is the other way round: from a place to a name.
+    """Sixth drill, the reverse lookup: trains the backbone to name the object at a place.
 
     blip3o train pocket.names --out runs/pocket/names
 
-    Among all other questions half of the names were right after 2500 steps of stage 1; here they
-    come within 700 (docs/log.md). Half of the rows keep what was drilled before.
+    Mixed with all other questions, half of the names were right after 2500 steps of stage 1. This
+    drill teaches them within 700 steps (docs/log.md). Half of the rows repeat earlier drills.
     """
-    told = entry("scenes", "text", conversation="text_names", max_turns=3)
-    mixture = (dataclasses.replace(_NAMES, weight=3), told, _COUNTS, *_NAMING)
+    in_texts = entry("scenes", "text", conversation="text_names", max_turns=3)
+    mixture = (dataclasses.replace(_NAMES, weight=3), in_texts, _COUNTS, *_NAMING)
     train = training("backbone", steps=700, batch=64, lr=1.5e-3, sample_every=0, micro_batch=12)
     return _drill(runs, "counting", mixture, train)
 
 
 def understanding(runs: Path = RUNS) -> RunConfig:
-    """Stage 1: captions, questions and text; backbone and projector, encoder frozen.
+    """Stage 1: trains backbone and projector on captions, questions and texts; encoder frozen.
 
     blip3o train pocket.understanding --out runs/pocket/understanding
     """
@@ -120,7 +120,6 @@ def understanding(runs: Path = RUNS) -> RunConfig:
                 entry("scenes", "text", weight=0.3, max_turns=4),
                 dataclasses.replace(_NAMES, weight=0.1),
             ),
-            image_px=IMAGE_PX,
             feature_cache=FEATURES,
         ),
         objectives=(NextTokenConfig(length_power=0.8, hidden_share=0.2),),
@@ -132,21 +131,21 @@ def understanding(runs: Path = RUNS) -> RunConfig:
 def _drill(
     runs: Path, before: str, mixture: tuple[MixtureEntry, ...], train: TrainConfig
 ) -> RunConfig:
-    """Returns a stage in which only facts are learned, of one or a few kinds of rows."""
+    """Returns a stage that trains the backbone on one or a few kinds of lookup."""
     return RunConfig(
         model=model(),
         init=(after(runs, before),),
-        data=DataConfig(mixture=mixture, image_px=IMAGE_PX, feature_cache=FEATURES),
+        data=DataConfig(mixture=mixture, feature_cache=FEATURES),
         objectives=(NextTokenConfig(length_power=0.5),),
         train=train,
     )
 
 
 def _constant(*, steps: int, batch: int, lr: float, micro_batch: int) -> TrainConfig:
-    """Returns how a short drill is trained: at an almost constant rate.
+    """Returns the training settings of a short drill, with an almost constant learning rate.
 
-    What is drilled is found out all at once, at a step that nobody can foresee: a rate that has
-    decayed by then finds out nothing.
+    A lookup is learned suddenly, at a step that cannot be predicted, and a learning rate that has
+    decayed by then is too low to learn it.
     """
     train = training("backbone", steps=steps, batch=batch, lr=lr, micro_batch=micro_batch)
     rates = dataclasses.replace(train.optimizer, min_lr=lr / 4, warmup_steps=30)

@@ -1,7 +1,6 @@
-"""What the recipes of the pocket model share: the model, where things lie, how stages are made."""
+"""Shared by the recipes of the pocket model: its parts, folders and training settings."""
 
 from pathlib import Path
-from typing import Any
 
 from blip3o.data.mixture import MixtureEntry
 from blip3o.data.sources.webdataset import WebDatasetConfig
@@ -15,11 +14,11 @@ from blip3o.text.chat import ChatConfig
 from blip3o.train.config import InitConfig, OptimizerConfig, TrainConfig
 
 SCENES = "runs/scenes"
-"""Where the recipes look for the scenes data set, and write it if it is not there."""
+"""Folder of the scenes data set; a recipe writes it if it is missing."""
 FEATURES = "runs/features"
-"""Where frozen image features are kept."""
+"""Folder of the cached image features."""
 RUNS = Path("runs/pocket")
-"""Where a single stage looks for the stages before it."""
+"""Folder in which a single stage looks for earlier stages."""
 
 IMAGE_PX = 96
 VOCAB_SIZE, IMAGE_PAD_ID = 768, 6
@@ -42,7 +41,7 @@ def model() -> UnifiedModelConfig:
             head_dim=32,
             image_token_id=IMAGE_PAD_ID,
             image_channels=CHANNELS,
-            # The features' variances span four orders of magnitude; a thing's name is in the small.
+            # Variances span four orders of magnitude, and the small ones tell objects apart.
             image_normalizer=FeatureNormalizerConfig(
                 num_components=CHANNELS, power=1.0, floor=0.03
             ),
@@ -78,7 +77,7 @@ def model() -> UnifiedModelConfig:
             fine_scale=2,
             sigma_shift=DECODER_SIGMA_SHIFT,
         ),
-        # A short chat format: on a small model every token of boilerplate costs.
+        # Short, because every token of boilerplate costs a small model.
         chat=ChatConfig(system=None, generate="draw: {caption}", edit="edit: {instruction}"),
         sampling=SamplingConfig(
             guidance_scale=3.0, num_inference_steps=24, sigma_shift=SIGMA_SHIFT, num_decoder_steps=3
@@ -86,14 +85,23 @@ def model() -> UnifiedModelConfig:
     )
 
 
-def entry(shards: str, task: str, **settings: Any) -> MixtureEntry:  # noqa: ANN401  (fields)
-    """Returns a task on scenes, edits or pairs of the scenes data set."""
+def entry(
+    shards: str,
+    task: str,
+    *,
+    weight: float = 1.0,
+    max_turns: int | None = None,
+    conversation: str | None = None,
+) -> MixtureEntry:
+    """Returns a task on "scenes", "edits" or "pairs" of the scenes data set; see `MixtureEntry`."""
     source = WebDatasetConfig(path=f"{SCENES}/{shards}-*.tar", name=shards)
-    return MixtureEntry(source=source, task=task, **settings)
+    return MixtureEntry(
+        source=source, task=task, weight=weight, max_turns=max_turns, conversation=conversation
+    )
 
 
 def after(runs: Path, stage: str, *parts: str) -> InitConfig:
-    """Returns the weights of an earlier stage, or only some parts of them."""
+    """Returns start weights from an earlier stage: all of them, or only some parts."""
     return InitConfig(folder=str(runs / stage), parts=parts)
 
 
@@ -105,7 +113,7 @@ def training(
     micro_batch: int | None = None,
     sample_every: int = 500,
 ) -> TrainConfig:
-    """Returns how a stage is trained: rates with a cosine decay, a checkpoint every 250 steps."""
+    """Returns the training settings of a stage; the learning rate decays to a fiftieth."""
     return TrainConfig(
         steps=steps,
         global_batch_size=batch,

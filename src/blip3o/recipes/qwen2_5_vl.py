@@ -1,7 +1,8 @@
 """Recipes of the released 4B and 8B models.
 
-`generation` and `tune` have the published numbers, `understanding` and `joint` are ours. Start
-weights come from the released model on the hub. Data sets are read from data/NAME/*.tar.
+The generation and tuning stages have the published numbers; understanding and joint training are
+ours. Start weights come from the released model on the hub. Data sets are read from
+data/NAME/*.tar.
 """
 
 import dataclasses
@@ -16,7 +17,6 @@ from blip3o.models.generators.query_dit import QueryDiTConfig
 from blip3o.models.unified import SamplingConfig, UnifiedModelConfig
 from blip3o.recipes.stages import (
     FEATURES,
-    IMAGE_PX,
     PROMPTS,
     QUESTIONS,
     conversations,
@@ -34,12 +34,12 @@ RELEASED_8B = "BLIP3o/BLIP3o-Model-8B"
 _RUNS_4B = Path("runs/blip3o_4b")
 """Folder in which a stage looks for the stage before it."""
 _RUNS_8B = Path("runs/blip3o_8b")
-_GENERATION_TOKENS = 512 - 65  # the released limit, less `[IMG]` and 64 query tokens
-_IMAGE_TOKENS = 2048 + 1024  # the largest image and the words about it
+_GENERATION_TOKENS = 512 - 65  # the released limit minus `[IMG]` and 64 query tokens
+_IMAGE_TOKENS = 2048 + 1024  # the largest image and the text about it
 
 
 def model(backbone: Qwen2_5VLBackboneConfig) -> UnifiedModelConfig:
-    """Returns the released model around a backbone.
+    """Returns the released model with a backbone of either size.
 
     Args:
         backbone: a Qwen2.5-VL.
@@ -83,7 +83,7 @@ def tune_4b() -> RunConfig:
 
 
 def understanding_4b() -> RunConfig:
-    """Tunes the backbone on conversations about images; the released models kept it frozen.
+    """Trains the backbone on conversations about images; the released models keep it frozen.
 
     blip3o train blip3o_4b.understanding --out runs/blip3o_4b/understanding
 
@@ -94,7 +94,7 @@ def understanding_4b() -> RunConfig:
 
 
 def joint_4b() -> RunConfig:
-    """Trains captions and conversations together, three to one, backbone at a tenth of the rate.
+    """Trains on captions and conversations, three to one; the backbone at a tenth of the rate.
 
     blip3o train blip3o_4b.joint --out runs/blip3o_4b/joint
 
@@ -110,10 +110,7 @@ def generation_8b() -> RunConfig:
     blip3o train blip3o_8b.generation --out runs/blip3o_8b/generation
 
     Hardware: 32 GPUs of 80 GB or more (16 images on each). Hours: the authors took about 340 on
-    32 H200; we have not run it. Features are computed during training. A cache of them
-    (data.feature_cache=DIR) saves most of a step and takes 229 kB per image, 8.3 TB in total.
-    Source: the released pre-training script (1e-4 to 1e-5, batch 512) and its documentation
-    (150 k steps or more).
+    32 H200; we have not run it. Source: as for the 4B model.
     """
     return _generation(Qwen2_5VLBackboneConfig.published_8b(), RELEASED_8B)
 
@@ -126,14 +123,13 @@ def tune_8b() -> RunConfig:
     Starts from the generation stage. To tune the released model instead, add
     init.0.folder=BLIP3o/BLIP3o-Model-8B.
     Hardware: 8 GPUs of 80 GB. Hours: less than 24 on 8 H100, say the authors; we have not run it.
-    Source: the released tuning script (1e-4 to 0, batch 128) and its documentation (10 k steps or
-    more).
+    Source: as for the 4B model.
     """
     return _tune(Qwen2_5VLBackboneConfig.published_8b(), _RUNS_8B / "generation")
 
 
 def understanding_8b() -> RunConfig:
-    """Tunes the backbone on conversations about images; the released models kept it frozen.
+    """Trains the backbone on conversations about images; the released models keep it frozen.
 
     blip3o train blip3o_8b.understanding --out runs/blip3o_8b/understanding
 
@@ -144,30 +140,24 @@ def understanding_8b() -> RunConfig:
 
 
 def joint_8b() -> RunConfig:
-    """Trains captions and conversations together, three to one, backbone at a tenth of the rate.
+    """Trains on captions and conversations, three to one; the backbone at a tenth of the rate.
 
     blip3o train blip3o_8b.joint --out runs/blip3o_8b/joint
 
     Hardware: 32 GPUs of 80 GB. Hours: about 20, estimated at 40 % MFU, image encoder included.
-    Source: the loss weights (one to one) are those of the Qwen3-SigLIP2 variant; the rest is ours.
+    Source: as for the 4B model.
     """
     return _joint(Qwen2_5VLBackboneConfig.published_8b(), RELEASED_8B)
 
 
 def _generation(backbone: Qwen2_5VLBackboneConfig, released: str) -> RunConfig:
-    """Returns the generation stage: fresh queries and DiT, everything else frozen.
-
-    Args:
-        backbone: a Qwen2.5-VL.
-        released: where backbone, image encoder and image decoder are taken from.
-    """
+    """Returns the generation stage: query tokens and DiT from scratch, everything else frozen."""
     return RunConfig(
         model=model(backbone),
         # The released backbone is Qwen2.5-VL as it was, with rows for three more tokens.
         init=(InitConfig(folder=released, parts=("backbone", "image_encoder", "image_decoder")),),
         data=DataConfig(
             mixture=pretraining_mixture(),
-            image_px=IMAGE_PX,
             max_text_tokens=_GENERATION_TOKENS,
             num_workers=4,
         ),
@@ -178,12 +168,7 @@ def _generation(backbone: Qwen2_5VLBackboneConfig, released: str) -> RunConfig:
 
 
 def _tune(backbone: Qwen2_5VLBackboneConfig, before: Path) -> RunConfig:
-    """Returns the tuning stage on BLIP3o-60k.
-
-    Args:
-        backbone: a Qwen2.5-VL.
-        before: the run of the generation stage.
-    """
+    """Returns the tuning stage on BLIP3o-60k, which starts from a run of the generation stage."""
     base = _generation(backbone, str(before))
     data = dataclasses.replace(base.data, mixture=tuning_mixture(), feature_cache=FEATURES)
     return dataclasses.replace(
@@ -195,12 +180,7 @@ def _tune(backbone: Qwen2_5VLBackboneConfig, before: Path) -> RunConfig:
 
 
 def _understanding(backbone: Qwen2_5VLBackboneConfig, released: str) -> RunConfig:
-    """Returns a tuning of the language side on conversations about images.
-
-    Args:
-        backbone: a Qwen2.5-VL.
-        released: the model that is tuned.
-    """
+    """Returns a stage that trains the backbone of the released model on conversations."""
     base = _generation(backbone, released)
     return dataclasses.replace(
         base,
@@ -215,12 +195,7 @@ def _understanding(backbone: Qwen2_5VLBackboneConfig, released: str) -> RunConfi
 
 
 def _joint(backbone: Qwen2_5VLBackboneConfig, released: str) -> RunConfig:
-    """Returns training on captions and conversations at once; the mix decides how much of each.
-
-    Args:
-        backbone: a Qwen2.5-VL.
-        released: the model that is trained on.
-    """
+    """Returns a stage that trains the released model on captions and conversations together."""
     base = _understanding(backbone, released)
     captions = pretraining_mixture()
     share = sum(entry.weight for entry in captions) / 3  # a quarter of all samples

@@ -1,8 +1,8 @@
 """Recipes of the Qwen3-SigLIP2 variant: a text model learns to see with SigLIP2, and to draw.
 
-The variant trains the backbone, too. One after the other: `understanding`, then `generation` with
-the backbone frozen again; or `joint` for both at once. No weights of it were published, so the
-stages start from a model folder with Qwen3-1.7B, SigLIP2 and EVA-CLIP (`START`).
+This variant also trains the backbone. Run `understanding` and then `generation`, which freezes the
+backbone again, or `joint` for both together. Its weights were not published, so the stages start
+from a model folder with Qwen3-1.7B, SigLIP2 and EVA-CLIP (`START`).
 """
 
 import dataclasses
@@ -15,7 +15,6 @@ from blip3o.models.encoders.eva_clip import EvaClipEncoderConfig
 from blip3o.models.generators.query_dit import QueryDiTConfig
 from blip3o.models.unified import UnifiedModelConfig
 from blip3o.recipes.stages import (
-    IMAGE_PX,
     PROMPTS,
     QUESTIONS,
     image_loss,
@@ -27,18 +26,18 @@ from blip3o.train.config import InitConfig, RunConfig
 
 START = "models/qwen3-1.7b-siglip2"
 RUNS = Path("runs/qwen3_siglip2")
-"""Where a stage looks for the stage before it."""
+"""Folder in which a stage looks for the stage before it."""
 
 _IMAGE_PAD_ID = 151_655  # `<|image_pad|>` of Qwen's tokenizers, 2.5 and 3
 _MAX_TOKENS = 2048
-_STEPS = 280_000  # one epoch of 36 M images; the released script makes ten
+_STEPS = 280_000  # one epoch of 36 M images; the released script trains for ten
 
 
 def model() -> UnifiedModelConfig:
-    """Returns the variant around Qwen3-1.7B, which its released script takes."""
+    """Returns the variant with Qwen3-1.7B, the backbone of its released script."""
     published = Qwen3BackboneConfig.published("1.7b")
-    # Our chat format marks images by a token that Qwen has already; what it is changes nothing,
-    # for images stand in its place.
+    # Our chat format marks images with a token that Qwen already has. Any token would do, because
+    # image features replace its embedding.
     backbone = dataclasses.replace(published, image_token_id=_IMAGE_PAD_ID)
     return UnifiedModelConfig(
         backbone=backbone,
@@ -49,7 +48,7 @@ def model() -> UnifiedModelConfig:
 
 
 def understanding() -> RunConfig:
-    """Sequential, first half: captions of images; backbone and projector, no image loss.
+    """Sequential, first half: trains backbone and projector to caption images.
 
     blip3o train qwen3_siglip2.understanding --out runs/qwen3_siglip2/understanding
 
@@ -68,13 +67,13 @@ def understanding() -> RunConfig:
 
 
 def generation() -> RunConfig:
-    """Sequential, second half: query tokens and DiT; all else frozen.
+    """Sequential, second half: trains query tokens and DiT on captioned images; the rest is frozen.
 
     blip3o train qwen3_siglip2.generation --out runs/qwen3_siglip2/generation
 
     Hardware: 8 GPUs of 80 GB. Hours: about 45, estimated at 40 % MFU; not run yet.
-    Source: the released script of the variant with a frozen backbone. The projector stays frozen,
-    too: prompts of images hold no images that it could learn from.
+    Source: the released script of the variant with a frozen backbone. The projector stays frozen as
+    well, because prompts of this task contain no images to train it on.
     """
     return dataclasses.replace(
         joint(),
@@ -86,7 +85,7 @@ def generation() -> RunConfig:
 
 
 def joint() -> RunConfig:
-    """Both at once: half of the samples draw a captioned image, half describe one.
+    """Trains both tasks together: half of the samples draw a captioned image, half caption one.
 
     blip3o train qwen3_siglip2.joint --out runs/qwen3_siglip2/joint
 
@@ -112,12 +111,10 @@ def joint() -> RunConfig:
 
 
 def _described() -> tuple[MixtureEntry, ...]:
-    """Returns the captions the other way round: the image is given and the caption learned."""
+    """Returns the same data for the reverse task: image to caption."""
     mixture = pretraining_mixture()
     return tuple(dataclasses.replace(entry, task="image_to_text") for entry in mixture)
 
 
 def _data(mixture: tuple[MixtureEntry, ...]) -> DataConfig:
-    return DataConfig(
-        mixture=mixture, image_px=IMAGE_PX, max_text_tokens=_MAX_TOKENS, num_workers=4
-    )
+    return DataConfig(mixture=mixture, max_text_tokens=_MAX_TOKENS, num_workers=4)

@@ -1,7 +1,7 @@
-"""What the stages of the released models and of their variants have in common.
+"""Data, losses and optimizer settings that the recipes of released models and variants share.
 
-Numbers are those of the released training scripts and of their documentation; where a stage was
-never published, its recipe says so.
+The numbers come from the released training scripts and their documentation. The recipe of a stage
+that was never published says so.
 """
 
 from blip3o.data.mixture import MixtureEntry
@@ -13,10 +13,9 @@ from blip3o.objectives.next_token import NextTokenConfig
 from blip3o.train.config import OptimizerConfig, TrainConfig
 
 DATA = "data"
-"""Where the recipes look for the published data sets, one folder each."""
+"""Folder of the published data sets, one subfolder each."""
 FEATURES = "runs/features"
-"""Where frozen image features are kept."""
-IMAGE_PX = 448
+"""Folder of the cached image features."""
 PROMPTS = (
     "a photo of a corgi wearing sunglasses on a beach",
     "three red apples on a wooden table",
@@ -29,7 +28,7 @@ _WARMUP_SHARE = 0.003
 
 
 def pretraining_mixture() -> tuple[MixtureEntry, ...]:
-    """Returns the published open mix: every image equally often (millions of images)."""
+    """Returns the published open data, every image equally often (weights: millions of images)."""
     sizes = {"BLIP3o-Pretrain-Long-Caption": 27.2, "BLIP3o-Pretrain-Short-Caption": 4.77}
     sizes["BLIP3o-Pretrain-JourneyDB"] = 4.28
     return tuple(
@@ -39,12 +38,12 @@ def pretraining_mixture() -> tuple[MixtureEntry, ...]:
 
 
 def tuning_mixture() -> tuple[MixtureEntry, ...]:
-    """Returns BLIP3o-60k, which also holds GenEval-like prompts: say so beside any score."""
+    """Returns BLIP3o-60k. It contains GenEval-like prompts; mention that with any GenEval score."""
     return (MixtureEntry(source=_tars("BLIP3o-60k"), task="text_to_image"),)
 
 
 def conversations(weight: float = 1.0) -> MixtureEntry:
-    """Returns conversations about images, LLaVA-style JSON.
+    """Returns conversations about images, in LLaVA-style JSON.
 
     Args:
         weight: share of the samples, relative to other entries.
@@ -54,12 +53,12 @@ def conversations(weight: float = 1.0) -> MixtureEntry:
 
 
 def image_loss() -> FlowMatchingConfig:
-    """Returns the released image loss: 1000 noise levels alike, a tenth of the conditions empty."""
+    """Returns the released image loss: 1000 equally likely noise levels, condition dropout 0.1."""
     return FlowMatchingConfig(sigmas=DiscreteUniformSigmas(), condition_dropout=0.1)
 
 
 def text_loss() -> NextTokenConfig:
-    """Returns the text loss; with the image loss it is weighted one to one, as released."""
+    """Returns the text loss; as released, text and image losses have equal weights."""
     return NextTokenConfig()
 
 
@@ -71,12 +70,12 @@ def train_config(
     min_lr: float = 0.0,
     lr_multipliers: dict[str, float] | None = None,
 ) -> TrainConfig:
-    """Returns the released optimizer settings: AdamW without decay, cosine, norm clipped at 1.
+    """Returns the released settings: AdamW without weight decay, cosine, gradients clipped at 1.
 
     Args:
-        trainable: parts that are trained.
+        trainable: prefixes of the trained parameters.
         steps: optimizer steps.
-        batch: samples a step; 16 at once on each device.
+        batch: samples a step; each device processes 16 at a time.
         lr: learning rate after the warm-up of 0.3 % of the steps.
         min_lr: learning rate at the end.
         lr_multipliers: see `OptimizerConfig`.
@@ -97,7 +96,7 @@ def train_config(
         checkpoint_every=1000,
         sample_every=5000,
         grad_clip=1.0,
-        ema_decay=0.0,  # the released weights are no average
+        ema_decay=0.0,  # the released weights are not averaged
         activation_checkpointing=True,
     )
 

@@ -1,14 +1,13 @@
-"""Makes a run out of its config: data, tokenizer, model, cache, trainer; and leaves a model."""
+"""Assembles the trainer of a run from its config: model, tokenizer, data, cache and callbacks."""
 
 import itertools
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from blip3o.core.distributed import exchange, main_first, rank, world_size
-from blip3o.core.errors import NotFiniteError, UsageError
+from blip3o.core.errors import NotFiniteError
 from blip3o.core.log import say
 from blip3o.data.captions import captions_of
 from blip3o.data.collate import Preparer
@@ -17,6 +16,7 @@ from blip3o.data.loader import Loader
 from blip3o.data.tasks import CONVERSATIONS
 from blip3o.models.encoders.normalizer import FeatureNormalizer
 from blip3o.models.unified import UnifiedModel
+from blip3o.objectives import Objective, RegionLabels
 from blip3o.runs.checks import check_room
 from blip3o.runs.data_watch import watch_data
 from blip3o.runs.features import feature_cache
@@ -31,23 +31,27 @@ from blip3o.train.config import RunConfig
 from blip3o.train.curves import draw_curves
 from blip3o.train.trainer import Trainer
 from blip3o.weights.folder import save_model
+from blip3o.weights.stored import check_tokenizer
 
 MODEL = "model"
-"""Folder of a run's model, in the run folder."""
+"""Folder of the trained model, in the run folder."""
 QUARANTINE = "quarantine.jsonl"
+"""File in the run folder that lists bad samples."""
 _TOKENIZER_RECORDS = 4000
+"""Most records of a source whose texts train a tokenizer."""
 _NORMALIZER_BATCHES = 32
+"""Steps whose images fit the feature normalizers of a trained image encoder."""
 
 
 def assemble(config: RunConfig, run_dir: Path) -> Trainer:
-    """Returns the trainer of a run, with its model, data, objectives and callbacks.
+    """Returns a run's trainer with its model, data, objectives and callbacks.
 
     Args:
         config: the whole run.
         run_dir: the run folder, claimed by this run.
 
     Raises:
-        UsageError: if the parts do not fit together or the disk is too full.
+        UsageError: if parts do not fit together, a source is unusable or the disk is too full.
     """
     tokenizer, model = build_model(config)
     check_room(config, model, run_dir)
@@ -55,9 +59,9 @@ def assemble(config: RunConfig, run_dir: Path) -> Trainer:
         ensure_scenes(config.data)
     with main_first():
         tokenizer = tokenizer or _own_tokenizer(config, run_dir)
-    _check_tokens(tokenizer, config)
-    objectives = [objective.build(config.model) for objective in config.objectives]
-    preparer = _preparer(config, tokenizer, model)
+    check_tokenizer(tokenizer, config.model, "the tokenizer", "model.backbone")
+    objectives = [one.build(config.model) for one in config.objectives]
+    preparer = _preparer(config, tokenizer, model, objectives)
     loader = Loader(
         config.data,
         preparer,
@@ -70,13 +74,13 @@ def assemble(config: RunConfig, run_dir: Path) -> Trainer:
     )
     left_out = LeftOut(loader, config.data, preparer.cache, run_dir / QUARANTINE)
     finish = _Finish(tokenizer, loader, left_out)
-    samples = SampleWriter(tokenizer, loader)
+    samples = SampleWriter(tokenizer, loader, objectives)
     notes = watch_data(run_dir, loader.sources, config.train.steps)
     return Trainer(run_dir, config, model, objectives, loader, [samples, finish], notes)
 
 
 class _Finish:
-    """Writes the curves along the way and the model folder in the end."""
+    """Draws the loss curves at each checkpoint and writes the model folder at the end."""
 
     def __init__(self, tokenizer: Tokenizer, loader: Loader, left_out: LeftOut) -> None:
         self._tokenizer = tokenizer
@@ -95,12 +99,12 @@ class _Finish:
             _fit_normalizers(model, self._loader, trainer.precision.device)
         with merged_adapters(model):
             save_model(model, self._tokenizer, trainer.run_dir / MODEL, torch.float32)
-        say(f"model: {trainer.run_dir / 'model'}")
-        self._left_out.tell(trainer.state.samples_seen)
+        say(f"model: {trainer.run_dir / MODEL}")
+        self._left_out.report_end(trainer.state.samples_seen)
 
 
 def _own_tokenizer(config: RunConfig, run_dir: Path) -> Tokenizer:
-    """Learns a tokenizer from the run's own texts, once."""
+    """Returns the tokenizer in the run folder; trains it on the run's texts if it is missing."""
     folder = run_dir / "tokenizer"
     if not (folder / "tokenizer.json").exists():
         texts = itertools.islice(_texts(config), 20 * _TOKENIZER_RECORDS)
@@ -108,63 +112,52 @@ def _own_tokenizer(config: RunConfig, run_dir: Path) -> Tokenizer:
     return Tokenizer.load(folder)
 
 
-def _texts(config: RunConfig) -> Any:  # noqa: ANN401  (a generator of strings)
+def _texts(config: RunConfig) -> Iterator[str]:
+    """Yields the texts that a tokenizer of the run's own is trained on."""
     entries = config.data.mixture
     named = [entry.conversation for entry in entries if entry.conversation is not None]
     conversations = dict.fromkeys([*CONVERSATIONS.values(), *TALK_FIELDS, *named])
     for source in [one.build() for one in dict.fromkeys(entry.source for entry in entries)]:
         for position in range(min(len(source), _TOKENIZER_RECORDS)):
             try:
-                yield from _said(source.read(position)[2], conversations)
+                yield from _texts_of(source.read(position)[2], conversations)
             except (ValueError, OSError):
-                continue  # training is where bad samples are counted
+                continue  # bad samples are counted during training
     chat = config.model.chat
     yield from 100 * [chat.generate, chat.edit, chat.reconstruct, "user\n", "assistant\n"]
 
 
-def _said(fields: Mapping[str, Any], conversations: Iterable[str]) -> list[str]:
-    """Returns the texts of a record, without those that are none."""
-    said = [*(captions_of(fields) or ()), fields.get("instruction")]
+def _texts_of(fields: Mapping[str, object], conversations: Iterable[str]) -> list[str]:
+    """Returns the captions, the instruction and the turns of a record; skips malformed values."""
+    found = [*(captions_of(fields) or ()), fields.get("instruction")]
     for name in conversations:
         turns = fields.get(name)
-        said += [
+        found += [
             turn.get("value", turn.get("content"))
             for turn in (turns if isinstance(turns, list) else ())
             if isinstance(turn, dict)
         ]
-    # JSON may hold half characters, which are no text.
-    return [one.encode(errors="ignore").decode() for one in said if isinstance(one, str)]
+    # JSON may contain unpaired surrogates, which cannot be encoded.
+    return [one.encode(errors="ignore").decode() for one in found if isinstance(one, str)]
 
 
-def _check_tokens(tokenizer: Tokenizer, config: RunConfig) -> None:
-    backbone = config.model.backbone
-    if tokenizer.image_pad_id != backbone.image_token_id:
-        raise UsageError(
-            f"model.backbone.image_token_id is {backbone.image_token_id}, but the tokenizer's "
-            f"image placeholder is {tokenizer.image_pad_id}"
-        )
-    if tokenizer.vocab_size > backbone.vocab_size:
-        raise UsageError(
-            f"the tokenizer has {tokenizer.vocab_size} tokens, model.backbone.vocab_size is "
-            f"{backbone.vocab_size}"
-        )
-
-
-def _preparer(config: RunConfig, tokenizer: Tokenizer, model: UnifiedModel) -> Preparer:
+def _preparer(
+    config: RunConfig, tokenizer: Tokenizer, model: UnifiedModel, objectives: Sequence[Objective]
+) -> Preparer:
     chat = ChatTemplate(tokenizer, config.model.chat, config.model.num_prompt_image_tokens)
-    regions = [o for o in config.objectives if o.kind == "image_text"]
+    regions = next((one.regions for one in objectives if one.regions), RegionLabels((), ()))
     cache = None
     if config.data.feature_cache:
-        cache = feature_cache(config, model.image_encoder, rank(), world_size())
-        exchange(None)  # it is whole when all processes have done their share
+        cache = feature_cache(config, model.image_encoder)
+        exchange(None)  # wait until every process has cached its share
     return Preparer(
         chat=chat,
-        image_px=config.data.image_px,
+        image_px=config.model.image_encoder.image_px,
         max_text_tokens=config.data.max_text_tokens,
-        things=regions[0].things if regions else (),
-        colors=regions[0].colors if regions else (),
+        things=regions.things,
+        colors=regions.colors,
         cache=cache,
-        keep_pixels=any(o.kind == "pixel_decoding" for o in config.objectives),
+        keep_pixels=any(one.needs_pixels for one in objectives),
         question_images=config.model.question_images,
         token_px=config.model.backbone.token_px or 1,
     )
@@ -172,12 +165,12 @@ def _preparer(config: RunConfig, tokenizer: Tokenizer, model: UnifiedModel) -> P
 
 @torch.no_grad()
 def _fit_normalizers(model: UnifiedModel, loader: Loader, device: torch.device) -> None:
-    """Fits the feature normalizers to the trained encoder, on the run's own first images."""
+    """Fits the feature normalizers to the trained image encoder, on the first images of the run."""
     features = []
     for groups in itertools.islice(loader(0), _NORMALIZER_BATCHES * world_size()):
         pixels = [batch.target_pixels for batch in groups if batch.target_pixels is not None]
         features += [model.encode_images(one.to(device)).float().cpu() for one in pixels]
     if not all(bool(one.isfinite().all()) for one in features):
-        raise NotFiniteError("image features are not numbers")
+        raise NotFiniteError("image features contain NaN or infinity")
     for normalizer in (one for one in model.modules() if isinstance(one, FeatureNormalizer)):
         normalizer.fit(torch.cat(features))

@@ -1,4 +1,4 @@
-"""Refuses a run whose config alone shows that it cannot work, before anything is written."""
+"""Checks a run's config and disk space before anything is written."""
 
 from pathlib import Path
 
@@ -12,52 +12,34 @@ from blip3o.train.optimizer import is_under
 
 _FLOAT_BYTES = 4
 _COPIES = 4
-"""Numbers that a checkpoint keeps of a weight: itself, its average and AdamW's two moments."""
+"""A checkpoint stores each trained weight, its average and AdamW's two moments."""
 
 
 def check_run(config: RunConfig) -> None:
-    """Refuses a run whose settings contradict each other.
+    """Checks that the settings of a run agree with each other and with the number of processes.
 
     Args:
         config: the whole run.
 
     Raises:
-        UsageError: naming the settings.
+        UsageError: if they do not; names the settings.
     """
-    check_image_px(config)
     learned = {task for one in config.objectives for task in one.tasks}
     for entry in config.data.mixture:
         if learned and entry.task not in learned:
             raise UsageError(
                 f"no objective learns from the task {entry.task!r} of data.mixture; "
-                f"objectives.*.tasks name {', '.join(sorted(learned))}"
+                f"use one of {', '.join(sorted(learned))}, or change objectives.*.tasks"
             )
     if config.train.global_batch_size % world_size():
         raise UsageError(
             f"train.global_batch_size {config.train.global_batch_size} cannot be shared evenly "
-            f"among {world_size()} processes"
-        )
-
-
-def check_image_px(config: RunConfig) -> None:
-    """Refuses images of another size than the image encoder takes.
-
-    Args:
-        config: the whole run.
-
-    Raises:
-        UsageError: naming both settings.
-    """
-    taken = config.model.image_encoder.image_px
-    if config.data.image_px != taken:
-        raise UsageError(
-            f"data.image_px is {config.data.image_px}, and the image encoder takes {taken} "
-            "(model.image_encoder.image_px): give both the same value"
+            f"among {world_size()} processes; make it a multiple of {world_size()}"
         )
 
 
 def check_room(config: RunConfig, model: UnifiedModel, run_dir: Path) -> None:
-    """Refuses a run whose checkpoints and model do not fit on the disk.
+    """Checks that the disk has room for the checkpoints and the model of a run.
 
     Args:
         config: the whole run.
@@ -65,7 +47,7 @@ def check_room(config: RunConfig, model: UnifiedModel, run_dir: Path) -> None:
         run_dir: the run folder.
 
     Raises:
-        UsageError: with the estimated need and what is free.
+        UsageError: if it has not; states the estimated and the free bytes.
     """
     train = config.train
     sizes = {name: one.numel() for name, one in model.named_parameters()}
@@ -75,7 +57,7 @@ def check_room(config: RunConfig, model: UnifiedModel, run_dir: Path) -> None:
     if left <= 0:
         return
     saves = -(-left // train.checkpoint_every)
-    # The oldest is deleted when the newest is whole, so there is one more for a moment.
+    # The oldest is deleted once the newest is complete, so one more exists for a moment.
     more = max(1, min(saves, train.keep_last + 1 - len(stored)))
     if train.keep_every:
         more += max(0, min(saves, left // train.keep_every) - train.keep_last)

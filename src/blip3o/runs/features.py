@@ -1,4 +1,4 @@
-"""The feature cache of a run: what its frozen image encoder says of everything it looks at."""
+"""The feature cache of a run: its frozen image encoder's features of all images in its data."""
 
 import hashlib
 import json
@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from blip3o.core.config import to_dict
 from blip3o.core.device import resolve_device
+from blip3o.core.distributed import rank, world_size
 from blip3o.core.errors import UsageError
 from blip3o.data.cache import FeatureCache, build_cache
 from blip3o.data.tasks import IMAGES
@@ -16,29 +17,29 @@ from blip3o.imaging.load import READING
 from blip3o.train.config import RunConfig
 
 _PREPROCESSING = "rgb, stretched, bicubic, [-1, 1]"
-"""Change this with `imaging.pixels`: features of images prepared otherwise are other features.
-How files are read has a number of its own, `imaging.load.READING`."""
+"""Part of the fingerprint; change it whenever `imaging.pixels` prepares images differently.
+`imaging.load.READING` does the same for the way in which files are read."""
 
 
-def feature_cache(
-    config: RunConfig, encoder: nn.Module, rank: int = 0, world_size: int = 1
-) -> FeatureCache:
-    """Returns the cache of everything a run looks at, computed now where it is missing.
+def feature_cache(config: RunConfig, encoder: nn.Module) -> FeatureCache:
+    """Returns the cache of all images that a run uses; all processes compute missing features.
 
-    Features belong to their data: those of other data under the same name stay where they are.
+    The features of a source are bound to its data. If the data changed, the old features are kept
+    and new ones are computed.
 
     Args:
         config: the run; `data.feature_cache` names the folder.
-        encoder: its image encoder, frozen; moved to the run's device.
-        rank: which process this is.
-        world_size: how many share the work.
+        encoder: its frozen image encoder; it is moved to the run's device.
 
     Raises:
-        UsageError: if the run trains the encoder, a source is missing, or an image's features
-            cannot be kept.
+        UsageError: if the run trains the encoder, a source is missing, or features cannot be
+            stored.
     """
     if any(part.startswith("image_encoder") for part in config.train.trainable):
-        raise UsageError("data.feature_cache needs a frozen image encoder; set it to null")
+        raise UsageError(
+            "data.feature_cache needs a frozen image encoder, and this run trains it; "
+            "set data.feature_cache=null"
+        )
     fingerprint = encoder_fingerprint(config, encoder)
     folder = Path(str(config.data.feature_cache))
     cache = FeatureCache(folder, fingerprint)
@@ -59,23 +60,24 @@ def feature_cache(
                     encode,
                     folder,
                     fingerprint,
-                    image_px=config.data.image_px,
-                    rank=rank,
-                    world_size=world_size,
+                    image_px=config.model.image_encoder.image_px,
+                    rank=rank(),
+                    world_size=world_size(),
                 )
     return cache
 
 
 def encoder_fingerprint(config: RunConfig, encoder: nn.Module) -> str:
-    """Returns a text that changes with the encoder, any of its weights, or the preprocessing.
+    """Returns a hash of the image encoder's config and weights, and of the preprocessing.
 
     Args:
         config: the run.
         encoder: its image encoder.
     """
     digest = hashlib.sha256()
-    said = [to_dict(config.model.image_encoder), config.data.image_px, _PREPROCESSING, READING]
-    digest.update(json.dumps(said, sort_keys=True).encode())
+    encoder_config = config.model.image_encoder
+    facts = [to_dict(encoder_config), encoder_config.image_px, _PREPROCESSING, READING]
+    digest.update(json.dumps(facts, sort_keys=True).encode())
     for name, tensor in sorted(encoder.state_dict().items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         raw = tensor.detach().cpu().contiguous().flatten().view(torch.uint8)

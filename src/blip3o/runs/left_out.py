@@ -1,10 +1,10 @@
-"""Says how many records of a run's data cannot be used, before it starts and when it is done."""
+"""Reports how many records of a run's data are unusable, before the first step and at the end."""
 
 import dataclasses
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TypeAlias
 
 from blip3o.core.distributed import exchange, is_main
 from blip3o.core.log import say
@@ -14,26 +14,26 @@ from blip3o.data.mixture import DataConfig
 from blip3o.data.samples import BEFORE_TRAINING, BadSample, append_bad
 from blip3o.data.tasks import IMAGES
 
-_LOOKED_AT = 2000
-"""Sources of no more records are looked through before the first step."""
+_MOST_CHECKED = 2000
+"""Sources of at most this many records are checked before the first step."""
 _SECONDS = 20.0
-"""How long that may take."""
+"""Most seconds that this check may take."""
 
-_Name = tuple[str, str]
-"""The name of a source, and the key of a record, or the reason why its key is not known."""
+_Name: TypeAlias = tuple[str, str]
+"""Name of a source, and key of a record; if its key is unknown, the reason why it is unusable."""
 
 
 class LeftOut:
-    """Records of a run that cannot be used: found, said, and listed in the quarantine.
+    """Finds unusable records of a run, reports their number and lists them in the quarantine.
 
-    Small sources are looked through before the first step; of large ones the feature cache knows
-    some. All processes of a run make one together.
+    Small sources are checked before the first step. For large ones, the feature cache knows the
+    images that could not be read. All processes of a run must construct it together.
 
     Args:
-        loader: the run's; it leaves them out without counting them again and again.
-        config: what the run learns from.
-        cache: features of its images, if any.
-        quarantine: the list.
+        loader: of the run; it then skips these records without counting them each time.
+        config: the data of the run.
+        cache: cached features of its images, if any.
+        quarantine: the file that lists unusable records.
     """
 
     def __init__(
@@ -42,7 +42,7 @@ class LeftOut:
         self._loader = loader
         self._config = config
         self._quarantine = quarantine
-        self._looked_at = {one.name for one in loader.sources if len(one) <= _LOOKED_AT}
+        self._checked = {one.name for one in loader.sources if len(one) <= _MOST_CHECKED}
         self._earlier = self._listed()
         found = exchange(self._find(cache) if is_main() else [])[0]
         loader.bear(found)
@@ -50,40 +50,40 @@ class LeftOut:
         if is_main():
             new = [one for name, one in self._found.items() if name not in self._earlier]
             append_bad(quarantine, new)
-            self._say(self._found)
+            self._report(self._found)
 
-    def tell(self, samples_seen: int) -> None:
-        """Says how many records were left out in the end.
+    def report_end(self, samples_seen: int) -> None:
+        """Reports how many records were left out by the end of the run.
 
         Args:
-            samples_seen: how many samples the run learned from.
+            samples_seen: number of samples that the run has trained on.
         """
         weights = sum(entry.weight for entry in self._config.mixture)
         seen = {
             source.name: samples_seen * entry.weight / weights
             for entry, source in zip(self._config.mixture, self._loader.sources, strict=True)
         }
-        # This start has looked through some sources: what was found bad there before may be mended.
-        mended = {name for name in self._earlier if name[0] in self._looked_at}
-        self._say({*self._found, *(set(self._listed()) - mended)}, seen)
+        # This start checked some sources. Records listed for them earlier may be repaired now.
+        repaired = {name for name in self._earlier if name[0] in self._checked}
+        self._report({*self._found, *(set(self._listed()) - repaired)}, seen)
 
-    def _say(self, names: Iterable[_Name], seen: Mapping[str, float] | None = None) -> None:
+    def _report(self, names: Iterable[_Name], seen: Mapping[str, float] | None = None) -> None:
         names = list(names)
         has_images = {e.source.name for e in self._config.mixture if IMAGES[e.task]}
         for name, total in {one.name: len(one) for one in self._loader.sources}.items():
             count = sum(source == name for source, _ in names)
-            what = "images" if name in has_images else "records"
-            if count and (seen is None or name in self._looked_at or seen[name] >= total):
+            unit = "images" if name in has_images else "records"
+            if count and (seen is None or name in self._checked or seen[name] >= total):
                 used = max(0, total - count)
                 say(
-                    f"{used} of {total} {what} of {name} used; {count} left out, "
+                    f"{used} of {total} {unit} of {name} used; {count} left out, "
                     f"see {self._quarantine}"
                 )
-            elif count:  # the rest has not come up yet
-                say(f"{count} of {total} {what} of {name} left out so far, see {self._quarantine}")
+            elif count:  # the run has not reached every record
+                say(f"{count} of {total} {unit} of {name} left out so far, see {self._quarantine}")
 
     def _find(self, cache: FeatureCache | None) -> list[BadSample]:
-        found = self._loader.find_bad(_LOOKED_AT, _SECONDS)
+        found = self._loader.find_bad(_MOST_CHECKED, _SECONDS)
         places = {(one.source, one.position) for one in found}
         more = [] if cache is None else self._without_features(cache)
         return found + [one for one in more if (one.source, one.position) not in places]
@@ -101,7 +101,7 @@ class LeftOut:
                     )
 
     def _listed(self) -> dict[_Name, None]:
-        """Returns what the quarantine lists, in its order."""
+        """Returns the records in the quarantine, in its order."""
         try:
             lines = self._quarantine.read_text(encoding="utf-8", errors="replace").splitlines()
         except OSError:
@@ -110,10 +110,10 @@ class LeftOut:
         for line in lines:
             try:
                 found[_name(json.loads(line))] = None
-            except (ValueError, KeyError, TypeError):  # cut short by a kill
+            except (ValueError, KeyError, TypeError):  # a line that a kill cut short
                 continue
         return found
 
 
-def _name(bad: Mapping[str, Any]) -> _Name:
+def _name(bad: Mapping[str, object]) -> _Name:
     return str(bad["source"]), str(bad["reason"] if bad["key"] == "?" else bad["key"])

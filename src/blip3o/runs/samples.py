@@ -1,7 +1,7 @@
-"""What a run shows of itself while it trains: images for images, words for words."""
+"""Writes samples during training: images for prompts, reconstructions, or answers."""
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import torch
@@ -12,6 +12,7 @@ from blip3o.data.loader import Loader
 from blip3o.generate.pipeline import Blip3oPipeline
 from blip3o.imaging.sheet import contact_sheet
 from blip3o.models.unified import UnifiedModel
+from blip3o.objectives import Objective
 from blip3o.text.tokenizer import Tokenizer
 from blip3o.train.adapters import merged_adapters
 from blip3o.train.trainer import Trainer
@@ -20,21 +21,25 @@ _ROWS = 8
 
 
 class SampleWriter:
-    """Writes `samples/step-XXXXXXXX.png`, or `.txt` and `-asked.png`, with the averaged weights.
+    """Writes `samples/step-XXXXXXXX.png` for images, or `.txt` and `-asked.png` for answers.
 
-    A run without prompts of its own draws the first captions of its data.
+    A run without `sample_prompts` draws the first captions of its data.
 
     Args:
-        tokenizer: the model's.
-        loader: its first images are what is reconstructed, edited and asked about.
+        tokenizer: of the model.
+        loader: its first images are reconstructed or asked about.
+        objectives: of the run; each names the samples that show its progress.
     """
 
-    def __init__(self, tokenizer: Tokenizer, loader: Loader) -> None:
+    def __init__(
+        self, tokenizer: Tokenizer, loader: Loader, objectives: Iterable[Objective]
+    ) -> None:
         self._tokenizer = tokenizer
         self._loader = loader
+        self._kinds = {objective.samples for objective in objectives}
 
     def on_sample(self, trainer: Trainer, step: int) -> None:
-        """Draws samples of what the run trains; the trainer has put the averages in place.
+        """Writes the samples of a step with the averaged weights, which the model now holds.
 
         Args:
             trainer: the run.
@@ -44,24 +49,23 @@ class SampleWriter:
         assert isinstance(model, UnifiedModel)
         path = trainer.run_dir / "samples" / f"step-{step:08d}"
         path.parent.mkdir(parents=True, exist_ok=True)
-        kinds = {objective.kind for objective in trainer.config.objectives}
         was_training = [module for module in model.modules() if module.training]
         try:
             with merged_adapters(model), torch.no_grad():
                 pipe = Blip3oPipeline(model, self._tokenizer)
                 prompts = trainer.config.sample_prompts
-                if "pixel_decoding" in kinds:
+                if "reconstructions" in self._kinds:
                     self._reconstructions(pipe, path)
-                if "flow_matching" in kinds:
+                if "images" in self._kinds:
                     self._drawings(pipe, prompts or self._loader.first_captions(_ROWS), path)
-                if "next_token" in kinds and prompts:
+                if "answers" in self._kinds and prompts:
                     self._answers(pipe, prompts, path)
         finally:
             for module in was_training:
                 module.training = True
 
     def _drawings(self, pipe: Blip3oPipeline, prompts: Sequence[str], path: Path) -> None:
-        if not prompts:  # nothing is drawn from captions
+        if not prompts:  # the data have no captions
             return
         generators = [torch.Generator().manual_seed(n) for n in range(len(prompts))]
         _save(pipe(prompts, generator=generators).images, prompts, path)
@@ -75,13 +79,13 @@ class SampleWriter:
 
     def _answers(self, pipe: Blip3oPipeline, questions: Sequence[str], path: Path) -> None:
         found = self._loader.first_images(len(questions))
-        if not found:  # conversations without images
+        if not found:  # the conversations have no images
             return
         asked = list(itertools.islice(itertools.cycle(found), len(questions)))
         answers = pipe.answer_batch(asked, questions)
         lines = [f"{q}  ->  {a}" for q, a in zip(questions, answers, strict=True)]
         write_atomic(path.with_suffix(".txt"), "\n".join(lines) + "\n")
-        _save(asked, lines, path.with_name(f"{path.name}-asked"))  # beside what was drawn
+        _save(asked, lines, path.with_name(f"{path.name}-asked"))
 
 
 def _save(images: Sequence[Image.Image], captions: Sequence[str], path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The scenes data set as files: `blip3o scenes`, and what recipes write when it is missing."""
+"""Writes the scenes data set, for `blip3o scenes` and for pocket recipes that need it."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -9,21 +9,22 @@ from blip3o.core.errors import UsageError
 from blip3o.core.log import say
 from blip3o.data.mixture import DataConfig
 from blip3o.data.scenes.export import Format, export_scenes, is_current
+from blip3o.recipes.pocket_parts import SCENES
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ScenesConfig:
-    """How much of the scenes data set is written.
+    """Size and format of a scenes data set.
 
     Args:
         num_scenes: images with captions, questions and objects.
-        num_edits: images with an instruction, and what they are after it.
-        num_pairs: images of two things with captions of how they stand.
-        seed: decides all of them.
+        num_edits: pairs of images, before and after an instruction.
+        num_pairs: images of two objects with captions of their relation.
+        seed: seed of the whole data set.
         px: side of the images.
         split: "train", "val" or "heldout".
         format: "webdataset" or "jsonl".
-        num_processes: processes that draw.
+        num_processes: processes that draw the images.
     """
 
     num_scenes: int = 60_000
@@ -37,51 +38,42 @@ class ScenesConfig:
 
 
 def export(folder: Path, overrides: Sequence[str] = (), config: ScenesConfig | None = None) -> None:
-    """Writes the data set; goes on where an earlier call stopped.
+    """Writes the data set; continues where an earlier call stopped.
 
     Args:
-        folder: where to.
+        folder: folder of the data set.
         overrides: `path=value` changes of the config.
-        config: how much; the default if None.
+        config: size and format; `ScenesConfig()` if None.
     """
     settings = override(config or ScenesConfig(), overrides)
-    export_scenes(
-        folder,
-        settings.num_scenes,
-        settings.num_edits,
-        settings.num_pairs,
-        seed=settings.seed,
-        px=settings.px,
-        split=settings.split,
-        num_processes=settings.num_processes,
-        format=settings.format,
-    )
+    export_scenes(folder, **dataclasses.asdict(settings))
 
 
-SMALL = ScenesConfig(num_scenes=2000, num_edits=500, num_pairs=0)
-"""What `pocket.smoke` learns from."""
-
-_OWN = {"runs/scenes": ScenesConfig(), "runs/scenes-small": SMALL}
+_OWN = {
+    SCENES: ScenesConfig(),
+    f"{SCENES}-small": ScenesConfig(num_scenes=2000, num_edits=500, num_pairs=0),
+}
+"""Data sets that are written for a recipe, by folder."""
 
 
 def ensure_scenes(data: DataConfig) -> None:
-    """Writes the scenes data set of the pocket recipes if a run wants it and it is not there.
+    """Writes the scenes data sets of the pocket recipes that a run uses and that are missing.
 
     Args:
-        data: what the run learns from; other folders are left alone.
+        data: the run's data; sources in other folders are ignored.
 
     Raises:
-        UsageError: if it is there, but another version of this package wrote it.
+        UsageError: if another version of this package wrote the data set.
     """
     for name, config in _OWN.items():
         folder = Path(name)
         if not any(Path(entry.source.path).parent == folder for entry in data.mixture):
             continue
         if not (folder / "done").exists():
-            say(f"{folder} is not there yet: the scenes data set is written once")
+            say(f"{folder} does not exist yet: writing the scenes data set")
             export(folder, (), config)
             (folder / "done").touch()
         elif not is_current(folder):
             raise UsageError(
-                f"{folder} holds the scenes of another version; move it away to have them written"
+                f"{folder} was written by another version; move it away, and it is written again"
             )

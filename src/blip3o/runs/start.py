@@ -3,20 +3,21 @@
 import dataclasses
 import inspect
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeAlias
 
 from blip3o.core.config import dump_yaml, from_dict, override, read_yaml
 from blip3o.core.device import keep_freed_memory, resolve_device
-from blip3o.core.distributed import is_main, main_first, process_group, rank, world_size
+from blip3o.core.distributed import is_main, main_first, process_group
 from blip3o.core.errors import UsageError
 from blip3o.core.files import atomic_folder, check_plain_name, home_path
 from blip3o.core.log import say
 from blip3o.recipes import RECIPES
 from blip3o.runs import is_run_file
 from blip3o.runs.assemble import MODEL, assemble
-from blip3o.runs.checks import check_image_px, check_run
+from blip3o.runs.checks import check_run
 from blip3o.runs.features import feature_cache
 from blip3o.runs.initial import build_model, check_start
 from blip3o.runs.scenes import ensure_scenes
@@ -28,6 +29,21 @@ Stages: TypeAlias = dict[str, RunConfig]
 """Runs that are trained in order; each key names a folder in the run folder."""
 
 
+@contextmanager
+def _explain_derived() -> Iterator[None]:
+    """Explains why `data.image_px`, a setting of older versions, is unknown."""
+    try:
+        yield
+    except UsageError as error:
+        unknown = str(error).partition(";")[0]
+        if not unknown.endswith("data.image_px'"):
+            raise
+        raise UsageError(
+            f"{unknown}; it is derived from model.image_encoder.image_px; remove the key"
+        ) from error
+
+
+@_explain_derived()
 def load_recipe(name: str, run_dir: Path) -> RunConfig | Stages:
     """Returns the config of a recipe or a YAML file, or the configs of its stages.
 
@@ -54,13 +70,12 @@ def recipe_yaml(name: str) -> str:
     """
     run_dir = Path("runs") / name
     recipe = load_recipe(name, run_dir)
-    if isinstance(recipe, RunConfig):
-        return dump_yaml(recipe)
     note = f"# Stages are trained in this order. Paths between them assume --out {run_dir}.\n"
-    return note + dump_yaml(recipe)
+    return ("" if isinstance(recipe, RunConfig) else note) + dump_yaml(recipe)
 
 
 @process_group()
+@_explain_derived()
 def train_recipe(name: str, run_dir: Path, overrides: Sequence[str]) -> None:
     """Trains a recipe, or resumes it, and writes the model folder `run_dir/model`.
 
@@ -108,6 +123,7 @@ def train(config: RunConfig, run_dir: Path) -> None:
 
 
 @process_group()
+@_explain_derived()
 def cache_features(recipe: str, overrides: Sequence[str]) -> Path:
     """Caches the image features that a recipe trains on; all processes share the work.
 
@@ -127,12 +143,11 @@ def cache_features(recipe: str, overrides: Sequence[str]) -> Path:
     config = override(config, overrides)
     if config.data.feature_cache is None:
         raise UsageError("this recipe has no feature cache; add data.feature_cache=FOLDER")
-    check_image_px(config)
     check_start(config)
     with main_first():
         ensure_scenes(config.data)
     model = build_model(config)[1]
-    feature_cache(config, model.image_encoder, rank(), world_size())
+    feature_cache(config, model.image_encoder)
     return Path(config.data.feature_cache)
 
 
@@ -142,13 +157,11 @@ def _load_file(file: Path) -> RunConfig | Stages:
         raise UsageError(f"{file} holds no settings; `blip3o recipes show NAME` prints some")
     known = {field.name for field in dataclasses.fields(RunConfig)}
     try:
-        if known.isdisjoint(data):
-            for stage in data:
-                _check_stage(str(stage))
-            return {
-                str(stage): from_dict(RunConfig, one, str(stage)) for stage, one in data.items()
-            }
-        return from_dict(RunConfig, data)
+        if not known.isdisjoint(data):
+            return from_dict(RunConfig, data)
+        for stage in data:
+            _check_stage(str(stage))
+        return {str(stage): from_dict(RunConfig, one, str(stage)) for stage, one in data.items()}
     except UsageError as error:
         raise UsageError(f"{file}: {error}") from error
 

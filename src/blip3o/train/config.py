@@ -76,7 +76,7 @@ class LoraConfig:
         alpha: the product is scaled by alpha / rank.
         dropout: share of an adapter's inputs that is dropped while training.
         targets: which linear layers of the trainable parts; whole names or their ends, with
-            wildcards ("to_q", "dit.layers.0.*"); empty for all.
+            wildcards ("to_q", "generator.dit.layers.0.*"); empty for all.
     """
 
     rank: int = 16
@@ -193,6 +193,9 @@ def resume_differences(stored: Any, config: Any) -> list[str]:  # noqa: ANN401
         stored: the config in a checkpoint, as plain data.
         config: the config to resume with.
     """
+    if isinstance(stored, dict) and isinstance(stored.get("data"), dict):  # older: now derived
+        data = {name: value for name, value in stored["data"].items() if name != "image_px"}
+        stored = {**stored, "data": data}
     with contextlib.suppress(UsageError):  # one that no longer fits is compared as it is
         stored = to_dict(from_dict(RunConfig, stored))  # settings it did not know yet: the defaults
     return [name for name in _differences(stored, to_dict(config), "") if name not in _MAY_CHANGE]

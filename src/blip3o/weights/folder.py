@@ -202,7 +202,7 @@ def open_model(name: str | Path, *, allow_pickle: bool = False) -> StoredModel:
     with problems.collect():
         require_ordinary(folder / TOKENIZER_FILE)
         tokenizer = Tokenizer.load(folder)
-        check_tokenizer(tokenizer, config, folder)
+        check_tokenizer(tokenizer, config, str(folder / TOKENIZER_FILE))
     problems.refuse()
     tensors = NAMES.respelled(unwrapped(tensors, folder), str(folder))
     skeleton = sketch(config, file, len(tensors))

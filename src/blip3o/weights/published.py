@@ -149,7 +149,7 @@ def open_published(
         expected |= _in_decoder(skeleton.image_decoder.state_dict())
     found_all = found | _in_decoder(decoder_tensors)
     require_fit(expected, found_all, str(folder), complaints)
-    check_tokenizer(tokenizer, config, folder)
+    check_tokenizer(tokenizer, config, str(folder / "tokenizer.json"))
     tensors = {
         f"image_decoder.{name}": tensor.contiguous() if isinstance(tensor, Tensor) else tensor
         for name, tensor in decoder_tensors.items()

@@ -171,22 +171,25 @@ def _limited(num_weights: float) -> Iterator[None]:
         hook.remove()
 
 
-def check_tokenizer(tokenizer: Tokenizer, config: UnifiedModelConfig, folder: Path) -> None:
+def check_tokenizer(
+    tokenizer: Tokenizer, config: UnifiedModelConfig, source: str, model: str = "config.json"
+) -> None:
     """Checks that a tokenizer belongs to a model.
 
     Raises:
-        UsageError: if it has another placeholder of images, or more tokens than the model.
+        UsageError: if it has another placeholder of images, or more tokens than the model; names
+            the tokenizer's source and the place of the model's settings.
     """
     backbone = config.backbone
     if tokenizer.image_pad_id != backbone.image_token_id:
         raise UsageError(
-            f"{folder / 'tokenizer.json'} is of another model: its image placeholder is token "
-            f"{tokenizer.image_pad_id}, config.json says {backbone.image_token_id}"
+            f"{source} is of another model: its image placeholder is token "
+            f"{tokenizer.image_pad_id}, {model} says {backbone.image_token_id}"
         )
     if tokenizer.vocab_size > backbone.vocab_size:
         raise UsageError(
-            f"{folder / 'tokenizer.json'} is of another model: it has {tokenizer.vocab_size} "
-            f"tokens, config.json says {backbone.vocab_size}"
+            f"{source} is of another model: it has {tokenizer.vocab_size} tokens, "
+            f"{model} says {backbone.vocab_size}"
         )
 
 

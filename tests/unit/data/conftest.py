@@ -127,7 +127,7 @@ def make_loader(preparer: Preparer, mixture: tuple[MixtureEntry, ...]) -> MakeLo
     def make(**changes: Any) -> Loader:
         names = ("num_workers", "bad_sample_limit", "mixture")
         data = {name: changes.pop(name) for name in names if name in changes}
-        config: dict[str, Any] = {"mixture": mixture, "image_px": PX, **data}
+        config: dict[str, Any] = {"mixture": mixture, **data}
         settings: dict[str, Any] = {
             "preparer": preparer,
             "seed": 0,

@@ -25,7 +25,7 @@ from blip3o.imaging.pixels import to_pixels
 @pytest.fixture
 def records(mixture: tuple[MixtureEntry, ...]) -> list[Record]:
     """The first three records of the scenes, then those of the edits."""
-    mixed = Mixture(DataConfig(mixture=mixture, image_px=8), seed=0)
+    mixed = Mixture(DataConfig(mixture=mixture), seed=0)
     return [mixed.record(Slot(10 + k, entry, k)) for entry in (0, 3) for k in range(3)]
 
 
@@ -232,7 +232,7 @@ def test_both_formats_give_the_same_examples(
     both = [scenes, JsonlConfig(path=f"{shards}/d.jsonl", name="scenes")]
     for task in ("text_to_image", "image_to_text", "text", "contrastive"):
         entries = [(MixtureEntry(source=source, task=task),) for source in both]
-        mixed = [Mixture(DataConfig(mixture=entry, image_px=8), seed=1) for entry in entries]
+        mixed = [Mixture(DataConfig(mixture=entry), seed=1) for entry in entries]
         for number in range(15):
             a, b = (prepare(preparer, task, one.record(Slot(number, 0, number))) for one in mixed)
             assert dataclasses.replace(a.example.record, key="") == dataclasses.replace(

@@ -35,7 +35,7 @@ def test_every_task_has_an_example_that_it_takes(task: str) -> None:
 
 def test_the_published_mix_and_the_folder_are_real() -> None:
     mix = yaml.safe_load(blocks("yaml mix")[0])
-    config = from_dict(DataConfig, {**mix, "image_px": 448})
+    config = from_dict(DataConfig, mix)
     assert [entry.weight for entry in config.mixture] == [27, 5, 4]
     folder = yaml.safe_load(blocks("yaml")[1])
     entry = from_dict(MixtureEntry, {**folder, "task": "text_to_image"})
@@ -46,7 +46,7 @@ def test_the_published_mix_and_the_folder_are_real() -> None:
 
 def test_the_drills_are_those_of_the_recipe() -> None:
     mix = yaml.safe_load(blocks("yaml drills")[0])
-    entries = from_dict(DataConfig, {**mix, "image_px": 96}).mixture
+    entries = from_dict(DataConfig, mix).mixture
     assert entries == naming().data.mixture[:1]
 
 

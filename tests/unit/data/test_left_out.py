@@ -216,7 +216,7 @@ def test_the_page_is_named(
 
 def loader(source: Any, preparer: Preparer, tmp_path: Path, **changes: Any) -> Loader:
     entry = MixtureEntry(source=source, task=changes.pop("task", "text_to_image"))
-    config = DataConfig(mixture=(entry,), image_px=PX, bad_sample_limit=1.0)
+    config = DataConfig(mixture=(entry,), bad_sample_limit=1.0)
     settings: dict[str, Any] = {"seed": 0, "global_batch_size": 2, "micro_batch_size": 8, **changes}
     return Loader(config, preparer, quarantine=tmp_path / "quarantine.jsonl", **settings)
 

@@ -73,7 +73,7 @@ def write(tmp_path: Path) -> Callable[..., str]:
 def refusals(path: str, task: str, preparer: Preparer) -> int:
     """Returns how many records a run refuses that sees each of them many times."""
     entry = MixtureEntry(source=JsonlConfig(path=path, name="d"), task=task)
-    config = DataConfig(mixture=(entry,), image_px=PX, bad_sample_limit=1.0)
+    config = DataConfig(mixture=(entry,), bad_sample_limit=1.0)
     loader = Loader(config, preparer, seed=0, global_batch_size=16, micro_batch_size=16)
     try:
         for _ in itertools.islice(loader(0), 4):

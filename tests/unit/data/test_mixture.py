@@ -13,7 +13,7 @@ from blip3o.data.sources.webdataset import WebDatasetConfig
 
 
 def config(*entries: MixtureEntry) -> DataConfig:
-    return DataConfig(mixture=entries, image_px=8)
+    return DataConfig(mixture=entries)
 
 
 def slots(mixture: Mixture, start: int, count: int) -> list[Slot]:
@@ -102,7 +102,7 @@ def test_unusable_sources_are_refused(scenes: WebDatasetConfig, tmp_path: Any) -
     ("change", "message"),
     [
         ({"mixture": []}, "at least one entry"),
-        ({"image_px": 0}, "image_px"),
+        ({"max_text_tokens": 0}, "max_text_tokens"),
         ({"num_workers": -1}, "num_workers"),
         ({"bad_sample_limit": 1.5}, "bad_sample_limit"),
         ({"mixture": [{"weight": 0.0}]}, "weight must be above 0"),

@@ -1,4 +1,4 @@
-"""What a model needs: the published sizes, what offloading really keeps, what fits where."""
+"""Memory of a model: published sizes, weights that offloading keeps, forms that fit a device."""
 
 import copy
 
@@ -15,16 +15,17 @@ from blip3o.doctor.memory import (
     activation_bytes,
     choose,
     config_of,
+    meta_model,
     needs_of,
-    sketch,
     weight_bytes,
 )
 from blip3o.doctor.report import table
-from blip3o.generate.offload import OFFLOADS
+from blip3o.generate.offload import OFFLOADS, Offload
 from blip3o.generate.pipeline import Blip3oPipeline
 from blip3o.generate.placement import move
 from blip3o.models.quantize import quantize_backbone
 from blip3o.models.unified import UnifiedModelConfig
+from blip3o.nn.quantized import Quantization
 
 GIB = 2**30
 
@@ -36,13 +37,13 @@ def there(module: nn.Module) -> int:
 
 @pytest.mark.parametrize("quantize", [None, "int8", "int4"])
 @pytest.mark.parametrize("offload", OFFLOADS)
-def test_what_is_told_is_what_is_there(
-    tiny_pipe: Blip3oPipeline, offload: str, quantize: str | None
+def test_computed_weights_equal_the_weights_in_memory(
+    tiny_pipe: Blip3oPipeline, offload: Offload, quantize: Quantization | None
 ) -> None:
-    """The most bytes that are seen while an image is drawn, layer by layer."""
+    """Compares with the peak bytes seen by the layers while an image is generated."""
     model = copy.deepcopy(tiny_pipe.model)
     if quantize:
-        quantize_backbone(model, quantize)  # type: ignore[arg-type]
+        quantize_backbone(model, quantize)
     pipe = Blip3oPipeline(model, tiny_pipe.tokenizer)
     if offload != "none":
         pipe._offload("cpu", by_block=offload == "sequential")
@@ -51,8 +52,8 @@ def test_what_is_told_is_what_is_there(
         if any(True for _ in layer.parameters(recurse=False)):
             layer.register_forward_pre_hook(lambda *_: seen.append(there(model)))
     pipe("a red cat")
-    told = weight_bytes(sketch(model.config, quantize), offload)  # type: ignore[arg-type]
-    assert max(seen) == max(told.values())
+    computed = weight_bytes(meta_model(model.config, quantize), offload)
+    assert max(seen) == max(computed.values())
 
 
 @pytest.mark.parametrize(
@@ -63,8 +64,8 @@ def test_what_is_told_is_what_is_there(
     ],
 )
 def test_released_models_in_bf16(name: str, backbone: int, generator: int) -> None:
-    """Two bytes for every published weight; the form that is said to fit a card does."""
-    model = sketch(config_of(name))
+    """Two bytes for every published weight, and tables of less than 5 MB."""
+    model = meta_model(config_of(name))
     move(model, torch.device("meta"), torch.bfloat16)
     weights = weight_bytes(model, "model")
     decoder = 2_525_520_644 + 83_653_863
@@ -81,7 +82,7 @@ def test_released_models_in_bf16(name: str, backbone: int, generator: int) -> No
 
 
 def test_weights_of_the_8b_with_a_4_bit_backbone() -> None:
-    model = sketch(config_of("blip3o-8b"), "int4")
+    model = meta_model(config_of("blip3o-8b"), "int4")
     move(model, torch.device("meta"), torch.bfloat16)
     weights = weight_bytes(model, "model")
     # 6.53 G weights in blocks of 4.5 bits; embedding table, head and vision tower in 16.
@@ -118,9 +119,9 @@ def test_smaller_forms_are_smaller() -> None:
 
 
 def test_choosing() -> None:
-    def need(quantize: str | None, offload: str, gigabytes: int) -> Need:
+    def need(quantize: Quantization | None, offload: Offload, gigabytes: int) -> Need:
         size = gigabytes * GIB
-        return Need("bf16", quantize, offload, size, size)  # type: ignore[arg-type]
+        return Need("bf16", quantize, offload, size, size)
 
     needs = [
         need("int4", "sequential", 1),
@@ -137,12 +138,12 @@ def test_choosing() -> None:
     assert needs[2].flags == "--dtype bf16 --quantize int4 --offload model"
 
 
-def test_live_memory_is_what_is_still_referred_to() -> None:
+def test_live_memory_is_what_is_still_referenced() -> None:
     start = torch.empty(1000, device="meta")
 
     def chain() -> torch.Tensor:
         one = start + 1  # 4000
-        two = one.view(10, 100).t() * 2  # 8000; a view is nothing new
+        two = one.view(10, 100).t() * 2  # 8000; a view allocates nothing
         del one
         three = two.double()  # 4000 + 8000
         three.add_(1)
@@ -152,7 +153,7 @@ def test_live_memory_is_what_is_still_referred_to() -> None:
 
 
 def test_activations_double_with_the_type() -> None:
-    model = sketch(UnifiedModelConfig.tiny())
+    model = meta_model(UnifiedModelConfig.tiny())
     for name in DRAWING:
         move(model, torch.device("meta"), torch.float32)
         single = activation_bytes(model, name)

@@ -29,7 +29,7 @@ from blip3o.train.optimizer import build_optimizer, select_trainable
 IMAGE_PAD_ID = 6  # of tokenizers that a run trains itself
 OWN = [name for name in RECIPES.names() if not name.startswith("pocket.")]
 
-AT_TINY_SIZE = [  # where both sizes of the released model are the same
+AT_TINY_SIZE = [  # both sizes of the released model are equal there
     pytest.param(name, marks=pytest.mark.slow) if name.startswith("blip3o_8b.") else name
     for name in OWN
 ]
@@ -57,11 +57,11 @@ def test_a_recipe_builds_at_full_size(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", OWN)
-def test_a_recipe_says_how_to_run_it_on_what_and_for_how_long(name: str) -> None:
+def test_a_recipe_documents_command_hardware_hours_and_source(name: str) -> None:
     text = RECIPES.get(name).__doc__ or ""
     assert f"blip3o train {name} --out runs/" in text
     for word in ("Hardware: ", "Hours: ", "Source: "):
-        assert word in text, f"{name} does not say {word}"
+        assert word in text, f"{name} does not state {word}"
 
 
 @pytest.mark.parametrize(("size", "width"), [("4b", 2048), ("8b", 3584)])
@@ -86,14 +86,14 @@ def test_the_published_numbers(size: str, width: int) -> None:
         assert objective.sigmas == DiscreteUniformSigmas()  # as tests/parity have recorded it
 
 
-def test_qwen3_reads_prompts_with_the_placeholder_that_its_tokenizer_has() -> None:
-    """Qwen 2.5 and 3 share their ids up to there; the published placeholder is another token."""
+def test_qwen3_uses_the_image_placeholder_of_its_tokenizer() -> None:
+    """Qwen 2.5 and 3 share all ids up to this one; the published placeholder is another token."""
     asked = recipe("qwen3_siglip2.joint").model.backbone.image_token_id
     assert asked == recipe("blip3o_4b.joint").model.backbone.image_token_id == 151_655
 
 
 def tiny_model(config: UnifiedModelConfig) -> UnifiedModelConfig:
-    """The same kinds of backbone, encoder and DiT, as small as they get; no image decoder."""
+    """The same kinds of backbone, encoder and DiT in their smallest size; no image decoder."""
     tiny = UnifiedModelConfig.tiny()
     backbone = BACKBONES.get(config.backbone.kind).tiny()
     tower = getattr(config.backbone, "vision_tower", None)
@@ -129,8 +129,8 @@ def write_data(folder: Path) -> Path:
     return file
 
 
-def at_home(entry: MixtureEntry, file: Path) -> MixtureEntry:
-    """The same task on images that are at hand."""
+def on_local_files(entry: MixtureEntry, file: Path) -> MixtureEntry:
+    """The same task on local images."""
     if isinstance(entry.source, FolderConfig):
         source = dataclasses.replace(entry.source, path=str(file.parent))
     else:
@@ -151,8 +151,7 @@ def test_a_recipe_trains(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPa
         init=(),
         data=dataclasses.replace(
             config.data,
-            mixture=tuple(at_home(entry, file) for entry in config.data.mixture),
-            image_px=model.image_encoder.image_px,
+            mixture=tuple(on_local_files(entry, file) for entry in config.data.mixture),
             num_workers=0,
             feature_cache=cache,
         ),
@@ -173,7 +172,7 @@ def test_a_recipe_trains(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert (tmp_path / "run" / "model" / "config.json").is_file()
 
 
-def test_pocket_stages_read_the_kind_of_shards_that_their_task_needs() -> None:
+def test_pocket_stages_read_the_shards_that_their_task_needs() -> None:
     stages = [*pocket.all_stages(Path("runs")).values(), pocket.smoke()]
     for entry in [entry for stage in stages for entry in stage.data.mixture]:
         folder, pattern = Path(entry.source.path).parent, Path(entry.source.path).name
@@ -182,4 +181,4 @@ def test_pocket_stages_read_the_kind_of_shards_that_their_task_needs() -> None:
         fitting = {"edit": ["edits"], "text_to_image": ["scenes", "pairs"], "plain_text": ["pairs"]}
         assert len(matching) == 1, entry
         assert matching <= set(fitting.get(entry.task, ["scenes"])), entry
-        assert str(folder) in {"runs/scenes", "runs/scenes-small"}  # what `ensure_scenes` writes
+        assert str(folder) in {"runs/scenes", "runs/scenes-small"}  # written by `ensure_scenes`

@@ -1,4 +1,4 @@
-"""Settings written as text through the real doors: recipes, run files, stages, model settings."""
+"""Settings written as text in overrides and run files of recipes, stages and models."""
 
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ def own_data() -> Any:
 
 
 @pytest.mark.parametrize("text", [*TEXTS, " x ", "\u72ac", "'", '"', ""])
-def test_a_caption_of_own_data_is_taken_as_it_stands(tmp_path: Path, text: str) -> None:
+def test_a_caption_of_own_data_is_kept_as_written(tmp_path: Path, text: str) -> None:
     config = override(own_data(), [f"{CAPTION}={text}", "data.mixture.0.source.path=~/p #1"])
     assert config.data.mixture[0].source.caption == text
     assert config.data.mixture[0].source.path == str(Path.home() / "p #1")
@@ -32,7 +32,7 @@ def test_a_caption_of_own_data_is_taken_as_it_stands(tmp_path: Path, text: str) 
 
 
 @pytest.mark.parametrize("text", TEXTS)
-def test_a_setting_of_a_model_is_taken_as_it_stands(text: str) -> None:
+def test_a_setting_of_a_model_is_kept_as_written(text: str) -> None:
     model = qwen2_5_vl.model(Qwen2_5VLBackboneConfig.published_4b())
     assert override(model, [f"chat.system={text}"]).chat.system == text
     assert override(model, ["chat.system=null"]).chat.system is None
@@ -41,7 +41,7 @@ def test_a_setting_of_a_model_is_taken_as_it_stands(text: str) -> None:
     assert scheduler.image_decoder.scheduler["_class_name"] == "EulerDiscreteScheduler"
 
 
-def test_a_run_file_keeps_texts_and_refuses_second_keys(tmp_path: Path) -> None:
+def test_a_run_file_keeps_texts_and_refuses_duplicate_keys(tmp_path: Path) -> None:
     file = tmp_path / "run.yaml"
     save_yaml(own_data(), file)
     lines = file.read_text().splitlines()

@@ -1,4 +1,4 @@
-"""Your own images through low-rank adapters: the real run, from recipe to plain model folder."""
+"""A real run with low-rank adapters on images of a folder, from recipe to plain model folder."""
 
 import dataclasses
 import sys
@@ -21,7 +21,7 @@ from blip3o.weights.folder import load_model, save_model
 
 
 def small_run(folder: Path) -> RunConfig:
-    """The recipe `own_data` on a tiny model and four images, as one line makes it use LoRA."""
+    """The recipe `own_data` with LoRA on a tiny model and four images."""
     rng = np.random.default_rng(0)
     for number in range(4):
         image = rng.integers(0, 256, (24, 24, 3), dtype=np.uint8)
@@ -42,9 +42,7 @@ def small_run(folder: Path) -> RunConfig:
         recipe,
         model=model,
         init=(InitConfig(folder=str(folder / "start")),),
-        data=dataclasses.replace(
-            recipe.data, image_px=model.image_encoder.image_px, num_workers=0, feature_cache=None
-        ),
+        data=dataclasses.replace(recipe.data, num_workers=0, feature_cache=None),
         sample_prompts=("a red cat",),
     )
     small = [f"data.mixture.0.source.path={folder}", "train.device=cpu", "train.precision=fp32"]
@@ -65,7 +63,7 @@ def test_the_finished_folder_is_a_plain_model_with_merged_weights(
     assert kept
     assert all(".lora_" in name and name.startswith("generator.dit.") for name in kept)
     assert (tmp_path / "run" / "samples" / "step-00000004.png").is_file()
-    monkeypatch.setitem(sys.modules, "peft", None)  # whoever loads it need not have it
+    monkeypatch.setitem(sys.modules, "peft", None)  # loading must not need it
     before = load_model(tmp_path / "start").model.state_dict()
     after = load_model(tmp_path / "run").model.state_dict()
     assert config.train.adapter is not None
@@ -74,7 +72,7 @@ def test_the_finished_folder_is_a_plain_model_with_merged_weights(
     for name, tensor in after.items():
         layer = name.removesuffix(".weight")
         up, down = (kept.get(f"{layer}.lora_{half}.default.weight") for half in "BA")
-        if up is None or down is None or not up.any():  # no adapter, or one that nothing used
+        if up is None or down is None or not up.any():  # no adapter, or one without gradients
             assert torch.equal(tensor, before[name]), name
         else:
             torch.testing.assert_close(tensor, before[name] + scale * up @ down, rtol=0, atol=1e-6)

@@ -1,4 +1,4 @@
-"""A run that resumes says what changed in its data; the same data are never called others."""
+"""A resumed run reports changes of its data, and reports none for unchanged data."""
 
 import json
 import os
@@ -34,7 +34,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def start(run_dir: Path, source: Any, *, step: int | None = None, steps: int = 100) -> Notes:
-    """Starts a run, and leaves a checkpoint of a step."""
+    """Starts a run and leaves a checkpoint of a step."""
     run_dir.mkdir(exist_ok=True)
     notes = watch_data(run_dir, [source.build()], steps)
     if step is not None:
@@ -72,7 +72,7 @@ CHANGES: dict[str, tuple[Callable[[Path], None], str, bool]] = {
 
 
 @pytest.mark.parametrize("name", CHANGES)
-def test_a_resume_says_which_files_of_a_folder_changed(
+def test_a_resumed_run_names_the_files_of_a_folder_that_changed(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture, name: str
 ) -> None:
     change, said, keeps_order = CHANGES[name]
@@ -87,12 +87,12 @@ def test_a_resume_says_which_files_of_a_folder_changed(
     assert said in err
     assert "from step 7" in err
     assert err.count("\n") == 1
-    assert ("the order of records stays" in err) == keeps_order
+    assert ("the order of records stays the same" in err) == keeps_order
     assert notes.metrics == {"data_changes": 1}
     (noted,) = notes.environment["data_changes"]
     assert noted["step"] == 7
     assert said in noted["changes"][0]
-    again = start(tmp_path / "run", source)  # said once, and noted for good
+    again = start(tmp_path / "run", source)  # reported once, and noted permanently
     assert capsys.readouterr().err == ""
     assert again.metrics == {"data_changes": 1}
 
@@ -103,7 +103,7 @@ def test_images_that_a_list_names_count_as_its_files(
 ) -> None:
     source = JsonlConfig(path=str(folder / "list.jsonl"), name="own")
     start(tmp_path / "run", source, step=7)
-    change(folder)  # an image that is not in the list is none of its files
+    change(folder)  # an added image that the list does not name does not count
     start(tmp_path / "run", source)
     err = capsys.readouterr().err
     assert (err == "") == (change is add)
@@ -113,7 +113,7 @@ def test_images_that_a_list_names_count_as_its_files(
     assert "4 records are 5 now, 1 file edited" in capsys.readouterr().err
 
 
-def test_shards_that_came_are_named(
+def test_added_shards_are_named(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     out = tmp_path / "tars"
@@ -141,17 +141,17 @@ def test_a_first_start_and_a_finished_run_compare_nothing(
     assert capsys.readouterr().err == ""
 
 
-def test_a_run_of_an_older_version_says_that_it_cannot_know(
+def test_a_run_of_an_older_version_reports_that_changes_are_unknown(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     source = FolderConfig(path=str(folder), name="own")
     start(tmp_path / "run", source, step=7)
     (tmp_path / "run" / "data_files.json").unlink()
     start(tmp_path / "run", source)
-    assert "whether its data changed is not known" in capsys.readouterr().err
+    assert "changes of its data are not known" in capsys.readouterr().err
 
 
-def test_links_in_a_circle_and_broken_ones_are_no_trouble(folder: Path, tmp_path: Path) -> None:
+def test_circular_and_broken_links_are_accepted(folder: Path, tmp_path: Path) -> None:
     os.symlink("nowhere.png", folder / "7.png")
     os.symlink(folder, folder / "circle")
     (folder / ".hidden").mkdir()
@@ -174,7 +174,7 @@ def test_links_in_a_circle_and_broken_ones_are_no_trouble(folder: Path, tmp_path
         {"image": "data:image/png;base64,QUJD"},
     ],
 )
-def test_images_of_a_list_are_known_however_it_names_them(
+def test_images_of_a_list_are_found_in_every_form_of_naming(
     folder: Path,
     tmp_path: Path,
     capsys: pytest.CaptureFixture,

@@ -1,4 +1,4 @@
-"""What cached features are named by."""
+"""The fingerprint of cached features."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from blip3o.runs.start import load_recipe
 from blip3o.train.config import RunConfig
 
 
-def test_features_of_images_that_were_read_otherwise_are_other_features(
+def test_the_fingerprint_changes_with_the_way_images_are_read(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     config = load_recipe("pocket.generation", Path("runs") / "x")

@@ -1,4 +1,4 @@
-"""The weights a run starts from: missing ones and such of other sizes are told before all else."""
+"""Start weights: missing models and other sizes are reported before anything is written."""
 
 import dataclasses
 from pathlib import Path
@@ -20,7 +20,7 @@ def _empty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("name", ["decoder", "look_ups", "understanding", "generation", "tune"])
 @pytest.mark.parametrize("is_half_done", [False, True])
-def test_a_stage_that_is_missing_is_named_with_the_recipe_that_makes_it(
+def test_a_missing_stage_is_named_with_the_recipe_that_trains_it(
     name: str, is_half_done: bool, tmp_path: Path
 ) -> None:
     config = load_recipe(f"pocket.{name}", tmp_path)
@@ -36,10 +36,10 @@ def test_a_stage_that_is_missing_is_named_with_the_recipe_that_makes_it(
     assert "\n" not in message
     assert set(tmp_path.rglob("*")) == before  # neither scenes nor a run folder
     changes = message.rpartition("add to your command: ")[2].split()
-    check_start(override(config, changes))  # what is said works
+    check_start(override(config, changes))  # the advice works
 
 
-def test_a_released_stage_is_named_and_nothing_that_does_not_fit() -> None:
+def test_a_missing_released_stage_is_named_without_a_model_that_does_not_fit() -> None:
     with pytest.raises(UsageError, match=r"blip3o train blip3o_4b\.generation --out") as caught:
         check_start(qwen2_5_vl.tune_4b())
     assert "bundled" not in str(caught.value)
@@ -62,7 +62,7 @@ SIZES = {
 
 
 @pytest.mark.parametrize("name", SIZES)
-def test_other_sizes_are_said_with_the_parts_that_fit(name: str) -> None:
+def test_other_sizes_are_reported_with_the_parts_that_fit(name: str) -> None:
     changes, part = SIZES[name]
     config = evolve(own_data.pocket(), changes)
     with pytest.raises(UsageError) as caught:
@@ -80,7 +80,7 @@ def test_other_sizes_are_said_with_the_parts_that_fit(name: str) -> None:
     assert model.config == advised.model
 
 
-def test_parts_that_are_asked_for_and_none_of_which_fits_are_said() -> None:
+def test_parts_that_do_not_fit_at_all_are_reported() -> None:
     config = evolve(own_data.pocket(), {"model.generator.hidden_size": 128})
     init = (dataclasses.replace(config.init[0], parts=("generator",)),)
     with pytest.raises(UsageError, match=r"no part of it fits.*init=\[\]"):

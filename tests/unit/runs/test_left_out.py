@@ -1,4 +1,4 @@
-"""How many records a run leaves out is said at start and end, and never stops a small one."""
+"""A run reports at start and end how many records it leaves out, and a small run continues."""
 
 import dataclasses
 import json
@@ -27,7 +27,7 @@ GOOD, BAD = 9, 3
 
 @pytest.fixture
 def config(tiny_tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunConfig:
-    """The recipe `own_data` on a tiny model; three of twelve images cannot be used."""
+    """The recipe `own_data` on a tiny model; three of twelve images are unusable."""
     monkeypatch.setattr(assemble, "draw_curves", lambda run_dir: None)
     rng, data = np.random.default_rng(0), tmp_path / "data"
     data.mkdir()
@@ -55,7 +55,6 @@ def config(tiny_tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.Monkey
         init=(InitConfig(folder=str(tmp_path / "start")),),
         data=DataConfig(
             mixture=(MixtureEntry(source=source, task="text_to_image"),),
-            image_px=model.image_encoder.image_px,
             feature_cache=str(tmp_path / "features"),
         ),
         train=dataclasses.replace(
@@ -72,7 +71,7 @@ def config(tiny_tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 @pytest.mark.parametrize("is_cached", [True, False])
-def test_own_images_train_whatever_share_of_a_few_cannot_be_used(
+def test_a_few_images_train_even_if_many_of_them_are_unusable(
     config: RunConfig, tmp_path: Path, capsys: pytest.CaptureFixture, is_cached: bool
 ) -> None:
     if not is_cached:
@@ -84,11 +83,11 @@ def test_own_images_train_whatever_share_of_a_few_cannot_be_used(
     lines = [json.loads(line) for line in (run_dir / "quarantine.jsonl").read_text().splitlines()]
     assert sorted(line["key"] for line in lines) == ["03.png", "07.png", "11.png"]
     assert all(line["reason"] for line in lines)
-    train(evolve(config, {"train.steps": 14}), run_dir)  # listed once
+    train(evolve(config, {"train.steps": 14}), run_dir)  # each record is listed once
     assert len((run_dir / "quarantine.jsonl").read_text().splitlines()) == BAD
 
 
-def test_what_is_mended_is_not_counted_any_more(
+def test_repaired_records_are_no_longer_counted(
     config: RunConfig, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     train(config, tmp_path / "run")
@@ -99,13 +98,13 @@ def test_what_is_mended_is_not_counted_any_more(
     assert capsys.readouterr().err.count("11 of 12 images of own used; 1 left out") == 2
 
 
-def test_of_large_sources_the_cache_and_the_steps_tell(
+def test_the_cache_and_the_steps_report_on_large_sources(
     config: RunConfig,
     tmp_path: Path,
     capsys: pytest.CaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(left_out, "_LOOKED_AT", 5)
+    monkeypatch.setattr(left_out, "_MOST_CHECKED", 5)
     train(evolve(config, {"train.steps": 1, "data.bad_sample_limit": 1.0}), tmp_path / "run")
     first, *_, last = capsys.readouterr().err.splitlines()
     assert "10 of 12 images of own used; 2 left out" in first

@@ -1,4 +1,4 @@
-"""Samples while training: what is drawn and what is asked do not get in each other's way."""
+"""Samples during training: images and answers do not overwrite each other."""
 
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,7 +13,7 @@ from blip3o.text.tokenizer import Tokenizer
 
 
 class Images:
-    """A loader of so many images."""
+    """A loader of a given number of images."""
 
     def __init__(self, count: int) -> None:
         self.count = count
@@ -23,7 +23,7 @@ class Images:
 
 
 @pytest.mark.parametrize("num_images", [0, 1, 3])
-def test_a_joint_run_keeps_what_it_drew_beside_what_it_was_asked(
+def test_a_joint_run_writes_images_and_answers(
     tiny_pipe: Blip3oPipeline,
     tiny_tokenizer: Tokenizer,
     tmp_path: Path,
@@ -31,11 +31,11 @@ def test_a_joint_run_keeps_what_it_drew_beside_what_it_was_asked(
     num_images: int,
 ) -> None:
     monkeypatch.setattr(Blip3oPipeline, "__call__", draw_blue)
-    kinds = [SimpleNamespace(kind=kind) for kind in ("flow_matching", "next_token")]
-    config = SimpleNamespace(objectives=kinds, sample_prompts=("a cat", "a dog"))
+    objectives: Any = [SimpleNamespace(samples=kind) for kind in ("images", "answers")]
+    config = SimpleNamespace(sample_prompts=("a cat", "a dog"))
     trainer: Any = SimpleNamespace(model=tiny_pipe.model, run_dir=tmp_path, config=config)
     loader: Any = Images(num_images)
-    SampleWriter(tiny_tokenizer, loader).on_sample(trainer, 2)
+    SampleWriter(tiny_tokenizer, loader, objectives).on_sample(trainer, 2)
     folder = tmp_path / "samples"
     with Image.open(folder / "step-00000002.png") as sheet:
         assert (0, 0, 255) in {color for _, color in sheet.convert("RGB").getcolors(1 << 20) or ()}

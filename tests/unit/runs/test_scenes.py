@@ -1,4 +1,4 @@
-"""The scenes data set that the pocket recipes write for themselves."""
+"""The scenes data set that pocket recipes write if it is missing."""
 
 import json
 from pathlib import Path
@@ -11,7 +11,7 @@ from blip3o.runs import scenes
 from blip3o.runs.scenes import ScenesConfig, ensure_scenes
 
 
-def test_scenes_are_written_once_and_those_of_another_version_refused(
+def test_scenes_are_written_once_and_scenes_of_another_version_are_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)

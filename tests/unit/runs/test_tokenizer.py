@@ -1,4 +1,4 @@
-"""A tokenizer of a run's own: it hears every text that the run learns from."""
+"""The tokenizer of a run from scratch is trained on all texts of the run."""
 
 import dataclasses
 import json
@@ -10,10 +10,10 @@ from blip3o.recipes import pocket
 from blip3o.runs import assemble
 
 
-def test_it_hears_the_conversation_that_the_mixture_names(tmp_path: Path) -> None:
-    heard = {"caption": "c", "captions": ["a caption"], "instruction": "an instruction"}
+def test_it_reads_the_conversation_that_the_mixture_names(tmp_path: Path) -> None:
+    fields = {"caption": "c", "captions": ["a caption"], "instruction": "an instruction"}
     turns = [{"from": "human", "value": "a question"}, {"from": "gpt", "value": "an answer"}]
-    (tmp_path / "toy.jsonl").write_text(json.dumps({**heard, "talk": turns}) + "\n")
+    (tmp_path / "toy.jsonl").write_text(json.dumps({**fields, "talk": turns}) + "\n")
     source = JsonlConfig(path=str(tmp_path / "toy.jsonl"), name="toy")
     entries = [MixtureEntry(source=source, task=t) for t in ("text", "text_to_image")]
     entries[0] = dataclasses.replace(entries[0], conversation="talk")
@@ -26,7 +26,7 @@ def test_it_hears_the_conversation_that_the_mixture_names(tmp_path: Path) -> Non
     assert texts.count("a question") == 1
 
 
-def test_it_hears_single_captions_and_passes_over_what_is_broken(tmp_path: Path) -> None:
+def test_it_reads_single_captions_and_skips_broken_records(tmp_path: Path) -> None:
     rows = [
         '{"caption": "a caption of its own"}',
         '{"broken',

@@ -40,6 +40,8 @@ class ToyModel(nn.Module):
 class ToyObjective(nn.Module):
     """Mean square error to a noisy target; a row counts as many times as its mask says."""
 
+    needs_pixels, regions, samples = False, None, None
+
     def __init__(self, tasks: tuple[str, ...] = ("text",), weight: float = 1.0) -> None:
         super().__init__()
         self.tasks = tasks
@@ -143,7 +145,7 @@ def toys() -> Toys:
     return Toys(
         RunConfig(
             model=UnifiedModelConfig.tiny(),
-            data=DataConfig(mixture=(entry,), image_px=16),
+            data=DataConfig(mixture=(entry,)),
             objectives=(),
             train=TrainConfig(
                 steps=12,

@@ -47,6 +47,13 @@ def test_a_setting_that_is_new_since_the_run_began_keeps_nobody_from_resuming(to
     assert resume_differences(stored, changed) == ["train.compile"]
 
 
+def test_a_run_of_an_older_version_that_stored_the_image_size_resumes(toys: Any) -> None:
+    stored = to_dict(toys.config)
+    stored["data"]["image_px"] = 16
+    del stored["data"]["bad_sample_limit"]
+    assert resume_differences(stored, toys.config) == []
+
+
 def test_all_else_is_named_by_its_path(toys: Any) -> None:
     changes = {
         "train.seed": 7,

@@ -254,7 +254,7 @@ def test_a_run_starts_from_its_parts(
     config = RunConfig(
         model=model,
         init=(init,),
-        data=DataConfig(mixture=(entry,), image_px=parts[0].config.image_px),
+        data=DataConfig(mixture=(entry,)),
         objectives=(),
         train=TrainConfig(
             steps=1,
