@@ -30,6 +30,7 @@ from blip3o.recipes.start import build_model, check_start
 from blip3o.text.chat import ChatTemplate
 from blip3o.text.tokenizer import Tokenizer, train_tokenizer
 from blip3o.train.adapters import merged_adapters
+from blip3o.train.callbacks import Callback
 from blip3o.train.checkpoint import check_resumable
 from blip3o.train.claim import claimed
 from blip3o.train.config import RunConfig
@@ -90,7 +91,7 @@ def _train(config: RunConfig, run_dir: Path) -> None:
     Trainer(run_dir, config, model, objectives, loader, [samples, finish], notes).fit()
 
 
-class _Finish:
+class _Finish(Callback):
     """Writes the curves along the way and the model folder in the end."""
 
     def __init__(self, tokenizer: Tokenizer, loader: Loader, left_out: LeftOut) -> None:

@@ -14,12 +14,13 @@ from blip3o.imaging.sheet import contact_sheet
 from blip3o.models.unified import UnifiedModel
 from blip3o.text.tokenizer import Tokenizer
 from blip3o.train.adapters import merged_adapters
+from blip3o.train.callbacks import Callback
 from blip3o.train.trainer import Trainer
 
 _ROWS = 8
 
 
-class SampleWriter:
+class SampleWriter(Callback):
     """Writes `samples/step-XXXXXXXX.png`, or `.txt` and `-asked.png`, with the averaged weights.
 
     A run without prompts of its own draws the first captions of its data.

@@ -30,6 +30,7 @@ _MAY_CHANGE = (
     "train.device",
     "train.activation_checkpointing",
     "train.padding_free",
+    "train.profile",
     "data.num_workers",
 )
 
@@ -118,8 +119,9 @@ class TrainConfig:
             the same gradients with far less memory and a third more time.
         padding_free: the backbone reads the real tokens of a batch only: the same gradients for
             less work where rows differ in length (but adapter.dropout drops other values).
-        max_nonfinite_steps: steps with a loss or gradient that is no number, after which the run
-            stops; each of them updates nothing.
+        profile: record a few of the first steps into RUN/profile; see `train.profiling`.
+        max_nonfinite_steps: largest number of steps with a non-finite loss or gradient before the
+            run stops; such a step updates nothing.
     """
 
     steps: int
@@ -141,6 +143,7 @@ class TrainConfig:
     compile: bool = False
     activation_checkpointing: bool = False
     padding_free: bool = False
+    profile: bool = False
     max_nonfinite_steps: int = 20
 
     def __post_init__(self) -> None:

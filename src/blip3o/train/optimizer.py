@@ -1,13 +1,14 @@
 """Which parameters are trained, and how fast."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 import torch
 from torch import Tensor, nn
 
 from blip3o.core.errors import UsageError, unknown_name
 from blip3o.train.config import OptimizerConfig
+from blip3o.train.learner import whole
 
 NamedParameters = dict[str, nn.Parameter]
 _OBJECTIVES = "objectives"
@@ -126,3 +127,19 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
     """Sets the rate of every group, times the group's factor."""
     for group in optimizer.param_groups:
         group["lr"] = rate * group["lr_factor"]
+
+
+def clip_gradients(parameters: Collection[nn.Parameter], limit: float) -> Tensor:
+    """Scales all gradients by one factor so that their norm stays in a limit.
+
+    Args:
+        parameters: changed in place; those without a gradient are skipped.
+        limit: largest norm of all gradients together.
+
+    Returns:
+        The norm before clipping.
+    """
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    norm = whole(nn.utils.get_total_norm(gradients, foreach=True))
+    nn.utils.clip_grads_with_norm_(parameters, limit, norm, foreach=True)
+    return norm

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from blip3o.core.types import Batch, LossOutput
 from blip3o.data.mixture import DataConfig, MixtureEntry
 from blip3o.data.sources.jsonl import JsonlConfig
 from blip3o.models.unified import UnifiedModelConfig
+from blip3o.train.callbacks import Callback
 from blip3o.train.config import OptimizerConfig, RunConfig, TrainConfig
 from blip3o.train.trainer import Trainer
 
@@ -98,16 +100,14 @@ class ToyLoader:
             step += 1
 
 
-class StopAfter:
+class StopAfter(Callback):
     """A callback that asks the run to stop as a signal would, once a step is logged."""
 
     def __init__(self, step: int, number: int) -> None:
         self.step = step
         self.number = number
 
-    def on_log(self, trainer: Trainer, step: int, values: dict[str, Any]) -> None:
-        import os
-
+    def on_log(self, trainer: Trainer, step: int, values: Mapping[str, float]) -> None:
         if step >= self.step:
             os.kill(os.getpid(), self.number)
 

@@ -6,7 +6,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from blip3o.models.unified import UnifiedModelConfig
-from blip3o.nn.checkpointing import checkpoint_blocks
+from blip3o.nn.blocks import checkpoint_blocks
 from blip3o.train.flops import count_flops, peak_tflops
 
 
