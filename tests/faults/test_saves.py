@@ -18,7 +18,7 @@ from torch.distributed.tensor import DTensor, Shard
 
 from blip3o.core.distributed import exchange, process_group
 from blip3o.train.checkpoint import Checkpoints, TrainState
-from blip3o.train.ema import Ema
+from blip3o.train.optimizer import Ema
 
 _WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT
 _CHANGES = ("os.mkdir", "os.rename", "os.remove", "os.rmdir")

@@ -23,12 +23,12 @@ from blip3o.train.callbacks import Callback
 from blip3o.train.checkpoint import Checkpoints, TrainState, check_resumable
 from blip3o.train.config import RunConfig
 from blip3o.train.diverged import advice, are_finite, explaining
-from blip3o.train.ema import Ema
 from blip3o.train.environment import Notes, write_environment
 from blip3o.train.flops import FlopCount, count_flops, peak_tflops
 from blip3o.train.learner import Learner, check_batches, name_objectives
 from blip3o.train.model_setup import apply_switches, set_mode, training_dtype
 from blip3o.train.optimizer import (
+    Ema,
     build_optimizer,
     clip_gradients,
     learning_rate,

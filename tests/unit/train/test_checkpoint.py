@@ -20,8 +20,7 @@ from torch import nn
 from blip3o.core.errors import UsageError
 from blip3o.train.checkpoint import Checkpoints, TrainState, stored_config
 from blip3o.train.config import OptimizerConfig
-from blip3o.train.ema import Ema
-from blip3o.train.optimizer import build_optimizer
+from blip3o.train.optimizer import Ema, build_optimizer
 from blip3o.train.tensors import TensorStore
 
 
@@ -380,4 +379,4 @@ def test_a_checkpoint_of_an_older_version_loads_and_says_that_it_has_no_hashes(
     state = fresh.checkpoints.load()
     assert state is not None
     assert fresh.tensors() == saved.tensors()
-    assert capsys.readouterr().err.count("without hashes") == 1
+    assert capsys.readouterr().err.count("has no hashes") == 1
