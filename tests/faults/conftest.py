@@ -27,7 +27,7 @@ STEPS = 10
 
 @pytest.fixture(scope="session", autouse=True)
 def _no_curves() -> Iterator[None]:
-    """Drawing takes longer than all these runs."""
+    """Skips the plots, which take longer than all these runs."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(run, "draw_curves", lambda run_dir: None)
         yield
@@ -35,7 +35,7 @@ def _no_curves() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def config(tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
-    """Images and answers mixed, from a tiny model folder."""
+    """A mixture of image generation and answers, from a tiny model folder."""
     folder = tmp_path_factory.mktemp("data")
     source = JsonlConfig(path=str(_write_images(folder)), name="toy")
     tokenizer = train_tokenizer(["draw: a red cat", "What is this? a dog", "user\n"] * 3, 300)

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from blip3o.core.types import Batch
 from blip3o.flow.sigmas import UniformSigmas
@@ -54,13 +54,11 @@ def test_every_layer_runs_again_and_keeps_its_name() -> None:
     names = list(model.state_dict())
     runs = {id(block): 0 for block in repeated_blocks(model)}
     for block in repeated_blocks(model.dit):
-        plain = block.forward
 
-        def counted(*args: object, block: nn.Module = block, plain: object = plain) -> Tensor:
+        def count(block: nn.Module, _: object) -> None:
             runs[id(block)] += 1
-            return plain(*args)  # type: ignore[operator]
 
-        block.forward = counted
+        block.register_forward_pre_hook(count)
     checkpoint_blocks(model)
     assert list(model.state_dict()) == names
     objective = FlowMatchingConfig(sigmas=UniformSigmas()).build(model.config)

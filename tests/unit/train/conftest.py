@@ -26,7 +26,7 @@ WIDTH = 4
 
 
 class ToyModel(nn.Module):
-    """A frozen stem, a trained body with everything that makes resuming hard, a trained head."""
+    """A frozen stem, a trained body with dropout and running statistics, a trained head."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -40,7 +40,7 @@ class ToyModel(nn.Module):
 
 
 class ToyObjective(nn.Module):
-    """Mean square error to a noisy target; a row counts as many times as its mask says."""
+    """Mean square error to a noisy target; each row is weighted by the length of its mask."""
 
     def __init__(self, tasks: tuple[str, ...] = ("text",), weight: float = 1.0) -> None:
         super().__init__()
@@ -82,7 +82,7 @@ def _generator(seed: int) -> torch.Generator:
 
 
 class ToyLoader:
-    """Step t has the samples from `batch_size * t` on, in batches of at most `micro`."""
+    """Step t has `batch_size` samples from `batch_size * t` on, in batches of at most `micro`."""
 
     def __init__(self, batch_size: int = 4, micro: int = 4) -> None:
         self.batch_size = batch_size
@@ -101,7 +101,7 @@ class ToyLoader:
 
 
 class StopAfter(Callback):
-    """A callback that asks the run to stop as a signal would, once a step is logged."""
+    """A callback that sends a signal to its own process once a step is logged."""
 
     def __init__(self, step: int, number: int) -> None:
         self.step = step
@@ -114,7 +114,7 @@ class StopAfter(Callback):
 
 @dataclasses.dataclass
 class Toys:
-    """What the tests build runs from."""
+    """Parts for runs, and a function that builds a trainer from them."""
 
     config: RunConfig
     model: type[ToyModel] = ToyModel
@@ -163,7 +163,7 @@ def toys() -> Toys:
 
 @pytest.fixture
 def read_run() -> Callable[[Path], dict[str, Any]]:
-    """Returns what must be equal between two runs: every stored tensor and every logged loss."""
+    """Returns a function that reads all stored tensors and metrics of a run, except timings."""
 
     def read(run_dir: Path) -> dict[str, Any]:
         folder = run_dir / "checkpoints" / (run_dir / "latest").read_text().strip()

@@ -1,4 +1,4 @@
-"""The trained module: other weights in it for a while."""
+"""The trained module, and other weights in it."""
 
 import pytest
 import torch

@@ -12,7 +12,7 @@ def test_a_model_without_a_backbone_gets_a_warning(capsys: pytest.CaptureFixture
     assert "train.padding_free does nothing" in capsys.readouterr().err
 
 
-def test_frozen_products_are_halved_where_nothing_is_lost() -> None:
+def test_frozen_weights_of_products_are_halved_where_that_is_lossless() -> None:
     model = nn.ModuleDict(
         {
             "linear": nn.Linear(3, 3),

@@ -37,12 +37,12 @@ def test_a_stopped_and_resumed_run_equals_one_in_one_go(
     stopping = toys.trainer(tmp_path / "parts", config, callbacks=[toys.stop_after(6, number)])
     with pytest.raises(PreemptedError, match="stopped at step 6 after saving"):
         stopping.fit()
-    torch.manual_seed(99)  # whatever the process did before must not matter
+    torch.manual_seed(99)  # earlier draws of the process must not matter
     toys.trainer(tmp_path / "parts", config).fit()
     assert read_run(tmp_path / "parts") == read_run(tmp_path / "whole")
 
 
-def test_a_run_whose_stderr_nobody_reads_any_more_still_saves(
+def test_a_run_with_a_closed_stderr_still_saves(
     toys: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = toys.with_train(log_every=3, checkpoint_every=100)
@@ -64,7 +64,7 @@ def test_a_run_whose_stderr_nobody_reads_any_more_still_saves(
     assert (tmp_path / "latest").read_text() == "step-00000003\n"
 
 
-def test_averages_over_a_stop_between_two_log_lines_are_those_of_one_go(
+def test_averages_over_a_stop_between_two_log_lines_equal_those_of_one_go(
     toys: Any, tmp_path: Path, read_run: ReadRun
 ) -> None:
     toys.trainer(tmp_path / "whole").fit()
@@ -101,7 +101,9 @@ def test_a_run_at_or_past_its_last_step_says_so_and_trains_nothing(
     assert ended == [12]
 
 
-def test_more_steps_go_on_from_the_last_one(toys: Any, tmp_path: Path, read_run: ReadRun) -> None:
+def test_more_steps_continue_from_the_last_one(
+    toys: Any, tmp_path: Path, read_run: ReadRun
+) -> None:
     toys.trainer(tmp_path).fit()
     toys.trainer(tmp_path, toys.with_train(steps=14, log_every=2)).fit()
     assert [row["step"] for row in read_run(tmp_path)["metrics"]] == [5, 10, 12, 14]
@@ -125,7 +127,7 @@ def test_damaged_checkpoints_never_start_over(toys: Any, tmp_path: Path) -> None
 
 
 class Linear(nn.Module):
-    """Without statistics over a batch, so that its size must not matter."""
+    """A model without batch statistics: the size of a batch does not matter."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -207,7 +209,7 @@ def test_too_many_steps_that_are_not_finite_end_the_run(toys: Any, tmp_path: Pat
 
 
 @pytest.mark.parametrize("where", ["on_sample", "on_end"])
-def test_values_that_are_not_numbers_in_a_callback_lead_to_advice(
+def test_non_finite_values_in_a_callback_lead_to_advice(
     toys: Any, tmp_path: Path, where: str
 ) -> None:
     def fail(*_: object) -> None:
@@ -219,7 +221,7 @@ def test_values_that_are_not_numbers_in_a_callback_lead_to_advice(
         toys.trainer(tmp_path, config, callbacks=[callback]).fit()
 
 
-def test_averages_that_are_not_numbers_are_never_handed_on(toys: Any, tmp_path: Path) -> None:
+def test_non_finite_averages_are_never_passed_to_callbacks(toys: Any, tmp_path: Path) -> None:
     class Spoil(Callback):
         def on_log(self, trainer: Trainer, step: int, values: Mapping[str, float]) -> None:
             if step == 12:
@@ -239,7 +241,7 @@ def test_a_run_of_steps_that_updated_nothing_leaves_no_model(toys: Any, tmp_path
         toys.trainer(tmp_path, objectives=[objective]).fit()
 
 
-def test_notes_of_a_start_stand_in_its_files(toys: Any, tmp_path: Path) -> None:
+def test_notes_of_a_start_are_written_to_its_files(toys: Any, tmp_path: Path) -> None:
     trainer = toys.trainer(tmp_path)
     trainer._notes = Notes(environment={"data": {"own": 3}}, metrics={"data_changes": 2})
     trainer.fit()
@@ -248,7 +250,7 @@ def test_notes_of_a_start_stand_in_its_files(toys: Any, tmp_path: Path) -> None:
     assert row["data_changes"] == 2
 
 
-def test_a_task_that_nothing_learns_from_is_named(toys: Any, tmp_path: Path) -> None:
+def test_a_task_without_an_objective_is_named(toys: Any, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no objective learns from the task 'text'"):
         toys.trainer(tmp_path, objectives=[toys.objective(tasks=("edit",))]).fit()
 
@@ -280,9 +282,7 @@ def test_data_that_ends_early_is_an_error(toys: Any, tmp_path: Path) -> None:
         toys.trainer(tmp_path, loader=loader).fit()
 
 
-def test_only_modules_with_something_to_train_are_in_training_mode(
-    toys: Any, tmp_path: Path
-) -> None:
+def test_only_modules_with_trained_weights_are_in_training_mode(toys: Any, tmp_path: Path) -> None:
     class Sleepy(Callback):
         """Leaves the model in evaluation mode, as drawing samples may."""
 
@@ -296,7 +296,7 @@ def test_only_modules_with_something_to_train_are_in_training_mode(
     assert training == {"", "body", "body.0", "body.1", "body.2", "head"}
 
 
-def test_callbacks_hear_of_everything_in_order(toys: Any, tmp_path: Path) -> None:
+def test_callbacks_receive_every_event_in_order(toys: Any, tmp_path: Path) -> None:
     events: list[tuple[str, int | None]] = []
 
     class Listener(Callback):
@@ -330,7 +330,7 @@ def test_callbacks_hear_of_everything_in_order(toys: Any, tmp_path: Path) -> Non
     ]
 
 
-def test_the_run_folder_tells_the_whole_run(toys: Any, tmp_path: Path) -> None:
+def test_the_run_folder_describes_the_whole_run(toys: Any, tmp_path: Path) -> None:
     toys.trainer(tmp_path).fit()
     assert load_yaml(RunConfig, tmp_path / "config.yaml") == toys.config
     assert {path.name for path in tmp_path.iterdir()} >= {"checkpoints", "env.json", "latest"}
@@ -382,7 +382,7 @@ def test_fp16_is_refused(toys: Any, tmp_path: Path) -> None:
         toys.trainer(tmp_path, toys.with_train(precision="fp16"))
 
 
-def test_compile_takes_what_the_model_names(
+def test_the_modules_that_a_model_names_are_compiled(
     toys: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     compiled: list[nn.Module] = []

@@ -110,14 +110,14 @@ def test_without_its_config_an_adapter_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"peft_type": "LOHA"}, "no plain LoRA"),
+        ({"peft_type": "LOHA"}, "not a plain LoRA"),
         ({"use_dora": True}, "use_dora"),
         ({"lora_bias": True}, "lora_bias"),
-        ({"lora_alpha": None}, "no strength"),
-        ({"lora_alpha": "8"}, "no strength"),
-        ({"alpha_pattern": [1]}, "no strength"),
-        ({"alpha_pattern": {"(": 1}}, "no strength"),
-        ({"lora_alpha": float("inf")}, "no strength"),
+        ({"lora_alpha": None}, "no valid strength"),
+        ({"lora_alpha": "8"}, "no valid strength"),
+        ({"alpha_pattern": [1]}, "no valid strength"),
+        ({"alpha_pattern": {"(": 1}}, "no valid strength"),
+        ({"lora_alpha": float("inf")}, "no valid strength"),
     ],
 )
 def test_configs_that_say_no_sum_are_refused(

@@ -66,7 +66,7 @@ def lose_two_shards(folder: Path) -> list[str]:
     lost = shards_of(folder)[:2]
     for file in lost:
         file.unlink()
-    return [*(f"{file} is missing" for file in lost), "get it from where the model came from"]
+    return [*(f"{file} is missing" for file in lost), "get it from the source of the model"]
 
 
 def truncate_two_shards(folder: Path) -> list[str]:
@@ -163,7 +163,7 @@ def lose_the_config(folder: Path) -> list[str]:
 
 def take_the_tokenizer_of_another_model(folder: Path) -> list[str]:
     train_tokenizer([chr(97 + n) * 9 for n in range(26)] * 3, 340).save(folder)
-    return [f"{folder / 'tokenizer.json'} is of another model"]
+    return [f"{folder / 'tokenizer.json'} belongs to another model"]
 
 
 def lose_a_shard_and_the_tokenizer(folder: Path) -> list[str]:

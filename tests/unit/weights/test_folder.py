@@ -157,7 +157,7 @@ def test_missing_extra_and_misshapen_weights_are_all_listed(folder: Path) -> Non
         (("dit", "reference_channels"), 5, "dit.reference_channels is 5"),
         (("normalizer", "num_components"), 99, "num_components must be 1 to 16"),
         (("image_encoder", "patch_px"), 0, "image_encoder.patch_px must be at least 1"),
-        (("image_encoder", "num_heads"), 3, "config.json describes no model"),
+        (("image_encoder", "num_heads"), 3, "config.json does not describe a model"),
         (("image_decoder", "min_sigma"), None, "image_decoder.min_sigma must be float"),
         (("backbone",), [], "backbone must be a mapping"),
     ],
@@ -186,7 +186,7 @@ def test_weights_of_other_sizes_than_the_config_are_listed(folder: Path) -> None
 
 def test_a_tokenizer_of_another_model_is_refused(folder: Path) -> None:
     train_tokenizer([chr(97 + n) * 9 for n in range(26)] * 3, 340).save(folder)
-    assert "is of another model: it has" in refusal(folder)
+    assert "belongs to another model: it has" in refusal(folder)
     config = json.loads((folder / "config.json").read_text())
     config["backbone"]["image_token_id"] = 9
     (folder / "config.json").write_text(json.dumps(config))

@@ -209,7 +209,7 @@ def test_a_revision_is_pinned(hub: Hub, environment: dict[str, str]) -> None:
     status, message, _ = run(environment, NAME, "v2")
     assert (status, message) == (
         2,
-        f"there is no folder {NAME}, and the one on the hub has no revision 'v2'",
+        f"there is no folder {NAME}, and its repository on the hub has no revision 'v2'",
     )
 
 

@@ -248,8 +248,8 @@ def test_every_missing_and_damaged_shard_is_named(released_folder: Path, tmp_pat
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("{", "is no index of shards"),
-        ("[]", "is no index of shards"),
+        ("{", "is not an index of shards"),
+        ("[]", "is not an index of shards"),
         ('{"weight_map": {}}', "it names none"),
         ('{"weight_map": {"a": "../../secret.safetensors"}}', "it names '../../secret"),
         ('{"weight_map": {"a": "model.bin", "b": 3}}', "it names 'model.bin', 3"),

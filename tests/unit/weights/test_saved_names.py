@@ -222,7 +222,7 @@ def test_gathered_too_late(released_folder: Path) -> None:
 def test_other_forms_of_weights_are_named(released_folder: Path, file: str, said: str) -> None:
     main_state(released_folder)
     (released_folder / file).write_text("x")
-    with pytest.raises(UsageError, match=f"no whole model: .*{said}"):
+    with pytest.raises(UsageError, match=f"not a whole model: .*{said}"):
         load(released_folder)
 
 
