@@ -11,37 +11,21 @@ if TYPE_CHECKING:
 class Callback:
     """Base class of callbacks; override the events of interest. Only the main process calls them.
 
-    In `on_sample` and `on_end` the model holds the averaged weights, whole.
+    `step` is the number of steps done. In `on_sample` and `on_end` the model holds the averaged
+    weights, whole.
     """
 
     def on_start(self, trainer: "Trainer") -> None:
         """Called before the first step of a start."""
 
     def on_log(self, trainer: "Trainer", step: int, values: Mapping[str, float]) -> None:
-        """Called after a line of metrics was written.
-
-        Args:
-            trainer: the run.
-            step: number of steps done.
-            values: the metrics.
-        """
+        """Called with the metrics every `train.log_every` steps."""
 
     def on_checkpoint(self, trainer: "Trainer", step: int, folder: Path) -> None:
-        """Called when the writing of a checkpoint has begun.
-
-        Args:
-            trainer: the run.
-            step: number of steps done.
-            folder: the checkpoint's folder; it appears once it is complete.
-        """
+        """Called when a save has begun; its folder appears once it is complete."""
 
     def on_sample(self, trainer: "Trainer", step: int) -> None:
-        """Called every `train.sample_every` steps.
-
-        Args:
-            trainer: the run.
-            step: number of steps done.
-        """
+        """Called every `train.sample_every` steps."""
 
     def on_end(self, trainer: "Trainer") -> None:
-        """Called after the last step, and again when a finished run is started once more."""
+        """Called after the last step, and when a finished run is started again."""

@@ -10,6 +10,7 @@ costs no traffic. Frozen weights are whole on every process.
 from collections import Counter, OrderedDict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +28,9 @@ from blip3o.train.model_setup import halve_frozen
 
 _HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_state_dict_pre_hooks")
 """Hooks of FSDP: they would gather weights from processes that do something else."""
+
+_Change = tuple[dict[str, Any], str, object]
+"""A table, a key in it and its new value."""
 
 
 class Learner(nn.Module):
@@ -155,7 +159,15 @@ class Learner(nn.Module):
             gathered = whole(weight)  # all processes take part
             if is_main():
                 substitutes[own[name]] = nn.Parameter(gathered, own[name].requires_grad)
-        with _substituted(self, substitutes), _without_hooks(self._groups if is_main() else ()):
+        changes: list[_Change] = [
+            (module._parameters, name, substitutes[parameter])
+            for module in self.modules()
+            for name, parameter in module._parameters.items()
+            if parameter is not None and parameter in substitutes
+        ]
+        for group in self._groups if is_main() else ():
+            changes += [(vars(group), kind, OrderedDict()) for kind in _HOOKS]
+        with _changed(changes):
             yield
 
     def _reduce_after_backward(self, is_reducing: bool) -> None:
@@ -175,36 +187,16 @@ class Learner(nn.Module):
 
 
 @contextmanager
-def _substituted(
-    root: nn.Module, substitutes: Mapping[nn.Parameter, nn.Parameter]
-) -> Iterator[None]:
-    """Replaces parameters wherever a module holds them, and puts them back at the end."""
-    places = [
-        (module._parameters, name, parameter)
-        for module in root.modules()
-        for name, parameter in module._parameters.items()
-        if parameter is not None and parameter in substitutes
-    ]
+def _changed(changes: Sequence[_Change]) -> Iterator[None]:
+    """Sets values in tables, and restores the old values at the end."""
+    old = [(table, key, table[key]) for table, key, _ in changes]
     try:
-        for parameters, name, parameter in places:
-            parameters[name] = substitutes[parameter]
+        for table, key, value in changes:
+            table[key] = value
         yield
     finally:
-        for parameters, name, parameter in places:
-            parameters[name] = parameter
-
-
-@contextmanager
-def _without_hooks(groups: Iterable[FSDPModule]) -> Iterator[None]:
-    """Removes the hooks of FSDP, and puts them back at the end."""
-    kept = [(vars(group), {kind: vars(group)[kind] for kind in _HOOKS}) for group in groups]
-    try:
-        for attributes, _ in kept:
-            attributes.update({kind: OrderedDict() for kind in _HOOKS})
-        yield
-    finally:
-        for attributes, hooks in kept:
-            attributes.update(hooks)
+        for table, key, value in old:
+            table[key] = value
 
 
 def name_objectives(objectives: Iterable[object]) -> dict[str, Objective]:

@@ -8,6 +8,7 @@ from torch import nn
 from blip3o.core.device import resolve_dtype
 from blip3o.core.errors import UsageError
 from blip3o.core.log import say
+from blip3o.models.unified import UnifiedModel
 from blip3o.nn.blocks import checkpoint_blocks
 from blip3o.train.config import RunConfig, TrainConfig
 
@@ -26,13 +27,6 @@ class PaddingFree(Protocol):
     """A backbone that can leave out padding; it does so while `padding_free` is true."""
 
     padding_free: bool
-
-
-@runtime_checkable
-class HasBackbone(Protocol):
-    """A model with a part that reads text."""
-
-    backbone: object
 
 
 def training_dtype(config: RunConfig, device: torch.device) -> torch.dtype:
@@ -104,7 +98,7 @@ def leave_out_padding(model: object) -> None:
     Args:
         model: any module; a warning is printed if it has no such backbone.
     """
-    backbone = model.backbone if isinstance(model, HasBackbone) else None
+    backbone = model.backbone if isinstance(model, UnifiedModel) else None
     if isinstance(backbone, PaddingFree):
         backbone.padding_free = True
     else:

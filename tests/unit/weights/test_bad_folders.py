@@ -1,4 +1,4 @@
-"""Every kind of unfit folder, in our layout and the published one, through all that reads folders.
+"""Every kind of unfit folder, in our layout and the published one, through all readers of folders.
 
 One line names everything that is wrong; the status is 2; no weight was read and nothing is written.
 """
@@ -28,7 +28,7 @@ INDEX = "model.safetensors.index.json"
 
 
 class Bomb:
-    """What an attacker pickles."""
+    """An object whose unpickling would run code."""
 
     def __reduce__(self) -> tuple[Any, ...]:
         return (Path.touch, (Path("exploded"),))
@@ -36,7 +36,7 @@ class Bomb:
 
 @pytest.fixture(scope="session")
 def own_shards(tiny_pipe: Blip3oPipeline, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Our layout with the main weights in shards."""
+    """A folder in our layout with the main weights in shards."""
     folder = tmp_path_factory.mktemp("own") / "model"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(shards, "MAX_SHARD_BYTES", 30_000)
@@ -48,7 +48,7 @@ def own_shards(tiny_pipe: Blip3oPipeline, tmp_path_factory: pytest.TempPathFacto
 def folder(
     request: pytest.FixtureRequest, own_shards: Path, tmp_path: Path, monkeypatch: Any
 ) -> Path:
-    """A whole folder that may be spoilt; nothing in it may be read for its values."""
+    """A whole folder that tests may damage; no values of weights may be read from it."""
     monkeypatch.chdir(tmp_path)
     folder = tmp_path / "model"
     if request.param == "ours":
@@ -198,7 +198,7 @@ def test_an_unfit_folder_is_refused_whole_and_in_one_line(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    load_model(folder)  # it was fit
+    load_model(folder)  # it was valid
     named = spoil(folder)
     monkeypatch.setattr(StoredTensor, "read", lambda _: pytest.fail("a weight was read"))
     before = sorted(folder.parent.rglob("*"))

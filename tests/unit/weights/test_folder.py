@@ -1,4 +1,4 @@
-"""Model folders: what is written is read back bit for bit; what is damaged is named."""
+"""Model folders are read back bit for bit, and damaged files are named."""
 
 import json
 import shutil
@@ -37,12 +37,12 @@ def refusal(folder: Path) -> str:
     return str(caught.value)
 
 
-def test_a_folder_holds_these_files_and_no_others(tiny_folder: Path) -> None:
+def test_a_folder_contains_exactly_these_files(tiny_folder: Path) -> None:
     found = {str(p.relative_to(tiny_folder)) for p in tiny_folder.rglob("*") if p.is_file()}
     assert found == FILES
 
 
-def test_a_loaded_model_is_the_saved_one(tiny_pipe: Blip3oPipeline, tiny_folder: Path) -> None:
+def test_a_loaded_model_equals_the_saved_one(tiny_pipe: Blip3oPipeline, tiny_folder: Path) -> None:
     loaded = load_model(tiny_folder)
     assert loaded.folder == tiny_folder
     assert loaded.model.config == tiny_pipe.model.config
@@ -72,7 +72,7 @@ def test_a_loaded_model_computes_the_same(tiny_pipe: Blip3oPipeline, tiny_folder
     assert torch.equal(*pixels)
 
 
-def test_loading_moves_no_random_numbers(tiny_folder: Path) -> None:
+def test_loading_does_not_change_the_random_state(tiny_folder: Path) -> None:
     before = torch.get_rng_state()
     load_model(tiny_folder)
     assert torch.equal(torch.get_rng_state(), before)
@@ -199,12 +199,12 @@ def test_an_unknown_model_gives_the_nearest_names_and_downloads_nothing(name: st
         load_model(name)
 
 
-def test_a_folder_that_is_no_model_is_refused(tmp_path: Path) -> None:
+def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"is not a model folder: it has no config\.json"):
         load_model(tmp_path)
 
 
-def test_a_bundled_model_that_was_left_out_is_said(
+def test_a_missing_bundled_model_is_reported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "BUNDLED", {"pocket": tmp_path / "none"})
@@ -213,7 +213,7 @@ def test_a_bundled_model_that_was_left_out_is_said(
     assert "pocket  not in this installation" in describe_models()
 
 
-def test_models_are_described_with_their_size(
+def test_descriptions_of_models_contain_their_sizes(
     tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "BUNDLED", {"tiny": tiny_folder})
