@@ -1,5 +1,6 @@
 """Counts the arithmetic of a step, for the share of the device's peak that a run reaches (MFU)."""
 
+import dataclasses
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -11,15 +12,11 @@ _PEAK_TFLOPS = {"H200": 989.0, "H100": 989.0, "A100": 312.0, "L40S": 362.0, "L4"
 """Dense bf16 peak by GPU, as the vendor states it."""
 
 
+@dataclasses.dataclass
 class FlopCount:
-    """Number of floating point operations counted so far.
+    """Number of floating point operations counted so far."""
 
-    Args:
-        total: initial number.
-    """
-
-    def __init__(self, total: float = 0.0) -> None:
-        self.total = total
+    total: float = 0.0
 
 
 @contextmanager

@@ -39,20 +39,11 @@ def profiling(folder: Path | None, device: torch.device) -> Iterator[profile | N
     def write(finished: profile) -> None:
         if finished.step_num <= _BEFORE:  # the run ended during the warm-up
             return
-        folder.mkdir(parents=True, exist_ok=True)
-        with atomic_file(folder / "trace.json.gz") as scratch:
-            # The profiler compresses a file whose name ends so.
-            compressed = scratch.with_name(f"{scratch.name}.gz")
-            finished.export_chrome_trace(str(compressed))
-            compressed.replace(scratch)
-        by = "self_device_time_total" if is_cuda else "self_cpu_time_total"
-        table = finished.key_averages().table(sort_by=by, row_limit=_SHOWN)
-        write_atomic(folder / "operations.txt", table)
-        if is_cuda:
-            with atomic_file(folder / "memory.pickle") as scratch:
-                torch.cuda.memory._dump_snapshot(str(scratch))
-            torch.cuda.memory._record_memory_history(enabled=None)
-        say(f"profile: {folder}")
+        try:
+            _write(folder, finished, is_cuda=is_cuda)
+            say(f"profile: {folder}")
+        except OSError as error:  # a full disk does not end the run
+            say(f"warning: the profile could not be written: {error}")
 
     if is_cuda:
         torch.cuda.memory._record_memory_history(max_entries=_MEMORY_EVENTS)
@@ -70,3 +61,19 @@ def profiling(folder: Path | None, device: torch.device) -> Iterator[profile | N
             torch.cuda.memory._record_memory_history(enabled=None)
     if profiler.step_num <= _BEFORE:
         say(f"warning: train.profile recorded nothing: it needs more than {_BEFORE} steps")
+
+
+def _write(folder: Path, finished: profile, *, is_cuda: bool) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    with atomic_file(folder / "trace.json.gz") as scratch:
+        # The profiler compresses only files whose name ends in .gz.
+        compressed = scratch.with_name(f"{scratch.name}.gz")
+        finished.export_chrome_trace(str(compressed))
+        compressed.replace(scratch)
+    by = "self_device_time_total" if is_cuda else "self_cpu_time_total"
+    table = finished.key_averages().table(sort_by=by, row_limit=_SHOWN)
+    write_atomic(folder / "operations.txt", table)
+    if is_cuda:
+        with atomic_file(folder / "memory.pickle") as scratch:
+            torch.cuda.memory._dump_snapshot(str(scratch))
+        torch.cuda.memory._record_memory_history(enabled=None)  # later steps run at full speed

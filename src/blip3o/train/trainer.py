@@ -257,7 +257,7 @@ class Trainer:
         return groups, all_loaded
 
     def _step(self, groups: list[Batch], rate: float) -> Sums:
-        """One optimizer step; returns the sums to log."""
+        """Runs one optimizer step; returns the sums to log."""
         step = self.state.step
         # Our own random numbers are keyed by sample. This seed is for modules that use torch's
         # global generator (a library's dropout): they must not depend on earlier steps either.
@@ -333,8 +333,8 @@ class Trainer:
         }
 
     def _show(self, notify: Callable[[Callback], None]) -> None:
-        """Notifies the callbacks while the model holds the averaged weights; the others wait."""
-        # With several processes frozen weights have a half dtype, and autocast converts the inputs.
+        """Notifies the callbacks with the averaged weights in the model; other processes wait."""
+        # In runs on several processes, frozen weights have a half dtype; autocast converts inputs.
         precision = self.precision.autocast() if world_size() > 1 else nullcontext()
         with self.learner.using(self.ema.averages), precision:
             with self._explaining():

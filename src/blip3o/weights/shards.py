@@ -251,7 +251,7 @@ def _open_file(file: Path) -> dict[str, StoredTensor]:
 
 
 def _open_shards(folder: Path, index: Path) -> dict[str, StoredTensor]:
-    places = _read_index(index)
+    places = read_index(index, ".safetensors")
     names = sorted(set(places.values()))
     tensors: dict[str, StoredTensor] = {}
     problems: list[str] = []
@@ -277,20 +277,29 @@ def _open_shards(folder: Path, index: Path) -> dict[str, StoredTensor]:
     return tensors
 
 
-def _read_index(index: Path) -> dict[str, str]:
+def read_index(index: Path, ending: str = "") -> dict[str, str]:
+    """Returns the file names of tensors, by the names of the tensors.
+
+    Args:
+        index: an index of shards.
+        ending: required ending of the file names.
+
+    Raises:
+        UsageError: if the index is invalid, or names anything but files in its own folder.
+    """
     content = read_json(index, fault="is not an index of shards")
     try:
         places = content["weight_map"]
         names = set(places.values())
     except (KeyError, TypeError, AttributeError) as error:
         raise UsageError(f"{index} is not an index of shards: {error!r}") from error
-    unfit = sorted(repr(n) for n in names if not isinstance(n, str) or not _is_shard_name(n))
+    unfit = sorted(
+        repr(name)
+        for name in names
+        if not isinstance(name, str) or not name.endswith(ending) or {"/", "\\"} & set(name)
+    )
     if unfit or not names:
         said = f"it names {fold(unfit)}" if unfit else "it names none"
-        raise UsageError(f"{index} must name safetensors files in its own folder; {said}")
+        wanted = f"*{ending} files" if ending else "files"
+        raise UsageError(f"{index} must name {wanted} in its own folder; {said}")
     return places
-
-
-def _is_shard_name(name: str) -> bool:
-    """Returns whether a name in an index is that of a safetensors file in the same folder."""
-    return name.endswith(".safetensors") and not {"/", "\\"} & set(name)

@@ -80,7 +80,7 @@ def unwrapped(
         own = plain_name(name)
         twice += [own] if own in plain else []
         plain[own] = tensor
-        if is_adapter(own) or _is_beside(name, wrapped):
+        if is_adapter(own) or _is_sibling(name, wrapped):
             adapter.append(own)
     if twice:
         raise UsageError(
@@ -105,7 +105,7 @@ def plain_name(name: str) -> str:
     return ".".join(parts)
 
 
-def _is_beside(name: str, wrapped: Collection[str]) -> bool:
+def _is_sibling(name: str, wrapped: Collection[str]) -> bool:
     """Returns whether a weight is a sibling of a layer that PEFT wrapped, as adapters are."""
     if _BASE in name or _TRAINED in name:
         return False

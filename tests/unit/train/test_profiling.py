@@ -44,3 +44,12 @@ def test_a_run_that_is_too_short_for_a_profile_gets_a_warning(
     toys.trainer(tmp_path, toys.with_train(steps=steps, profile=True)).fit()
     assert ("recorded nothing" in capsys.readouterr().err) is not is_written
     assert (tmp_path / "profile").exists() is is_written
+
+
+def test_a_profile_that_cannot_be_written_does_not_end_the_run(
+    toys: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "profile").write_text("a file in place of the folder")
+    toys.trainer(tmp_path, toys.with_train(profile=True)).fit()
+    assert "warning: the profile could not be written" in capsys.readouterr().err
+    assert (tmp_path / "latest").read_text() == "step-00000012\n"

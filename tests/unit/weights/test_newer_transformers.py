@@ -101,7 +101,7 @@ def test_two_spellings_of_one_weight_are_refused(released_folder: Path) -> None:
         load(released_folder)
 
 
-def test_an_index_that_transformers_left_beside_one_file(released_folder: Path) -> None:
+def test_an_index_that_transformers_left_next_to_one_file(released_folder: Path) -> None:
     expected = load(released_folder)
     index = (released_folder / INDEX).read_text()
     save(released_folder, main_state(released_folder))  # its shards are removed
