@@ -1,6 +1,6 @@
-"""Runs on several processes: the same losses as on one, and nothing lost when any of them dies.
+"""Runs on several processes have the losses of one process and survive the death of any of them.
 
-Processes are forked as torchrun would start them, with gloo between them.
+Processes are forked, with the environment that torchrun would set, and communicate by gloo.
 """
 
 import json
@@ -48,7 +48,7 @@ def launch(
     prepare: Callable[[int], None] | None = None,
     act: Callable[[RunConfig, Path], object] = train,
 ) -> list[ForkProcess]:
-    """Starts a run, or something else; `prepare(rank)` is called in each process before."""
+    """Starts processes that run `act`; each calls `prepare(rank)` first."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
 
@@ -69,7 +69,7 @@ def launch(
             os._exit(PREEMPTED)
         except UsageError:
             os._exit(USAGE)
-        except Exception:  # noqa: BLE001  (for one: the others are gone)
+        except Exception:  # noqa: BLE001  (for example, the other processes are gone)
             traceback.print_exc()
             os._exit(1)
         os._exit(0)
@@ -91,7 +91,7 @@ def finish(processes: list[ForkProcess], seconds: float = 120.0) -> list[int | N
 
 
 def slow(rank: int) -> None:
-    """Steps and saves take long enough to be disturbed; a save is still running when a step is."""
+    """Makes steps and saves slow enough to be interrupted; a save lasts longer than a step."""
     del rank
     plain_step, plain_write = torch.optim.AdamW.step, TensorStore.write
 
@@ -103,8 +103,8 @@ def slow(rank: int) -> None:
         time.sleep(0.1)
         plain_write(self, folder, tensors)
 
-    torch.optim.AdamW.step = step  # type: ignore[method-assign]
-    TensorStore.write = write  # type: ignore[method-assign]
+    pytest.MonkeyPatch().setattr(torch.optim.AdamW, "step", step)
+    pytest.MonkeyPatch().setattr(TensorStore, "write", write)
 
 
 def wait_for_step(run_dir: Path, step: int, seconds: float = 120.0) -> None:
@@ -120,7 +120,7 @@ def newest_step(run_dir: Path) -> int:
 
 
 def tensors(run_dir: Path) -> dict[str, torch.Tensor]:
-    """All tensors of the newest checkpoint, whole, and those of the model."""
+    """Returns all tensors of the newest checkpoint, whole, and those of the model folder."""
     folder = run_dir / "checkpoints" / (run_dir / "latest").read_text().strip()
     reader = HuggingFaceStorageReader(str(folder))
     about: dict[str, Any] = reader.read_metadata().state_dict_metadata
@@ -165,7 +165,7 @@ def pair(config: RunConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return run_dir
 
 
-def test_two_processes_learn_what_one_learns(alone: Path, pair: Path) -> None:
+def test_two_processes_equal_one(alone: Path, pair: Path) -> None:
     assert_close(pair, alone)
     found, expected = tensors(pair), tensors(alone)
     assert found.keys() == expected.keys()
@@ -174,7 +174,7 @@ def test_two_processes_learn_what_one_learns(alone: Path, pair: Path) -> None:
 
 
 @pytest.mark.parametrize("world_size", [1, 2])
-def test_runs_without_padding_learn_what_runs_with_it_learn(
+def test_runs_without_padding_equal_runs_with_padding(
     config: RunConfig, alone: Path, tmp_path: Path, world_size: int
 ) -> None:
     config = evolve(config, {"train.padding_free": True})
@@ -186,14 +186,14 @@ def test_runs_without_padding_learn_what_runs_with_it_learn(
             (tmp_path / f"packed-{rank}").touch()
             return plain(self, *inputs)
 
-        Packing.attend = attend  # type: ignore[method-assign]
+        pytest.MonkeyPatch().setattr(Packing, "attend", attend)
 
     assert finish(launch(config, tmp_path, world_size, count)) == [0] * world_size
     assert_close(tmp_path, alone)
     assert len(list(tmp_path.glob("packed-*"))) == world_size
 
 
-def test_kill_9_of_one_process_and_resume_leave_what_an_undisturbed_run_leaves(
+def test_a_run_resumed_after_kill_9_of_one_process_equals_an_undisturbed_run(
     config: RunConfig, pair: Path, tmp_path: Path
 ) -> None:
     processes = launch(config, tmp_path, 2, slow)
@@ -206,7 +206,7 @@ def test_kill_9_of_one_process_and_resume_leave_what_an_undisturbed_run_leaves(
     assert_same(tmp_path, pair)
 
 
-def test_one_two_and_four_processes_go_on_with_the_same_samples_and_losses(
+def test_a_run_continues_on_one_two_and_four_processes_with_the_same_samples_and_losses(
     config: RunConfig, alone: Path, tmp_path: Path
 ) -> None:
     config = evolve(config, {"train.checkpoint_every": 100, "train.log_every": 1})
@@ -223,7 +223,7 @@ def test_one_two_and_four_processes_go_on_with_the_same_samples_and_losses(
                 file.write(json.dumps(rows) + "\n")
             return plain(self, groups, rate)
 
-        Trainer._step = step  # type: ignore[method-assign]
+        pytest.MonkeyPatch().setattr(Trainer, "_step", step)
 
     def stopped_at(number: int) -> Callable[[int], None]:
         def prepare(rank: int) -> None:
@@ -235,7 +235,7 @@ def test_one_two_and_four_processes_go_on_with_the_same_samples_and_losses(
                     os.kill(os.getpid(), signal.SIGUSR1)
                 return plain(self, *arguments, **options)
 
-            Trainer._next = following  # type: ignore[method-assign]
+            pytest.MonkeyPatch().setattr(Trainer, "_next", following)
 
         return prepare
 
@@ -288,7 +288,7 @@ def test_a_full_disk_of_one_process_ends_all_and_keeps_the_last_checkpoint(
                 resource.setrlimit(resource.RLIMIT_FSIZE, (2000, resource.RLIM_INFINITY))
             plain(self, folder, tensors)
 
-        TensorStore.write = write  # type: ignore[method-assign]
+        pytest.MonkeyPatch().setattr(TensorStore, "write", write)
 
     assert finish(launch(config, tmp_path, 2, fill)) == [USAGE] * 2
     assert newest_step(tmp_path) == 3
@@ -297,7 +297,7 @@ def test_a_full_disk_of_one_process_ends_all_and_keeps_the_last_checkpoint(
     assert_same(tmp_path, pair)
 
 
-def test_a_step_that_is_not_finite_on_one_process_is_left_out_on_all(
+def test_a_step_that_is_not_finite_on_one_process_is_skipped_on_all(
     config: RunConfig, tmp_path: Path
 ) -> None:
     def poison(rank: int) -> None:
@@ -310,7 +310,7 @@ def test_a_step_that_is_not_finite_on_one_process_is_left_out_on_all(
                 output.loss_sum = output.loss_sum * float("nan")
             return output
 
-        FlowMatching.forward = forward  # type: ignore[method-assign]
+        pytest.MonkeyPatch().setattr(FlowMatching, "forward", forward)
 
     config = evolve(config, {"train.log_every": 1, "train.steps": 4})
     for world_size in (1, 2):
@@ -348,9 +348,7 @@ def test_a_batch_that_cannot_be_shared_is_refused(config: RunConfig, tmp_path: P
     assert not (tmp_path / "metrics.jsonl").exists()
 
 
-def test_adapters_of_two_processes_leave_the_model_that_one_leaves(
-    config: RunConfig, tmp_path: Path
-) -> None:
+def test_adapters_of_two_processes_equal_those_of_one(config: RunConfig, tmp_path: Path) -> None:
     pytest.importorskip("peft", reason="needs adapters: pip install 'blip3o[lora]'")
     changes = {"train.adapter": {"rank": 2}, "train.optimizer.lr": 1e-2}
     changes |= {"train.sample_every": STEPS, "sample_prompts": ["a red cat"]}
@@ -377,21 +375,19 @@ def test_adapters_of_two_processes_leave_the_model_that_one_leaves(
     assert np.abs(one - two).max() <= 1
 
 
-def test_processes_share_the_work_of_a_feature_cache_as_the_launcher_has_it(
-    config: RunConfig, tmp_path: Path
-) -> None:
+def test_processes_share_the_work_of_a_feature_cache(config: RunConfig, tmp_path: Path) -> None:
     save_yaml(config, tmp_path / "run.yaml")
     scenes = tmp_path / "scenes"
 
     def prepare(rank: int) -> None:
         def write_scenes(data: object) -> None:
             if rank == 0:
-                time.sleep(0.5)  # the others wait, or they would find a part of the shards
+                time.sleep(0.5)  # without waiting, the others would find only some of the shards
                 scenes.touch()
             assert scenes.exists()
 
         def build(*arguments: Any, **settings: Any) -> None:
-            # One that joined has a GPU of its own (`process_group`), not the first one of all.
+            # A process of a group uses its own GPU (`process_group`), not the first one.
             assert dist.get_rank() == settings["rank"] == rank
             assert settings["world_size"] == 2
             plain_build(*arguments, **settings)

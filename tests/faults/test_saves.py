@@ -1,4 +1,4 @@
-"""A save that is killed anywhere leaves the checkpoint before it, or itself, never a mixture."""
+"""A save that is killed anywhere leaves the previous checkpoint or the new one, never a mixture."""
 
 import multiprocessing
 import os
@@ -18,14 +18,14 @@ from torch.distributed.tensor import DTensor, Shard
 
 from blip3o.core.distributed import exchange, process_group
 from blip3o.train.checkpoint import Checkpoints, TrainState
-from blip3o.train.ema import Ema
+from blip3o.train.optimizer import Ema
 
 _WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT
 _CHANGES = ("os.mkdir", "os.rename", "os.remove", "os.rmdir")
 
 
 class Saved:
-    """Weights that say which step they are of, and their checkpoints."""
+    """Weights that equal their step number, and their checkpoints."""
 
     def __init__(self, run_dir: Path) -> None:
         weight = torch.zeros(6, 2)
@@ -46,7 +46,7 @@ class Saved:
 
 
 def check(run_dir: Path) -> int:
-    """Loads what is there in one process, sees that it is of one step, and saves over it."""
+    """Loads the checkpoint in one process, checks that all tensors are of one step, saves again."""
     saved = Saved(run_dir)
     state = saved.checkpoints.load()
     assert state is not None
@@ -62,7 +62,7 @@ def weight_of(saved: Saved) -> torch.Tensor:
 
 
 def kill_before(run_dir: Path, is_it: Callable[[str], bool]) -> None:
-    """Ends this process by signal 9 before a change of the run folder: write, flush or rename."""
+    """Kills this process before a write, flush or rename in the run folder."""
 
     def meet(what: str) -> None:
         if is_it(what):
@@ -72,7 +72,7 @@ def kill_before(run_dir: Path, is_it: Callable[[str], bool]) -> None:
         writes = event == "open" and isinstance(arguments[2], int) and arguments[2] & _WRITING
         if writes or event in _CHANGES:
             path = str(arguments[0])
-            if path.startswith(str(run_dir)) or not path.startswith("/"):  # or below a folder's
+            if path.startswith(str(run_dir)) or not path.startswith("/"):  # or relative to a folder
                 meet(f"{event} {Path(path).name}")
 
     def fsync(fd: Any) -> None:
@@ -108,7 +108,7 @@ def test_kill_9_before_every_write_flush_and_rename(tmp_path: Path) -> None:
         assert process.exitcode == -signal.SIGKILL
         met.append(check(run_dir))
     assert len(met) > 15
-    assert met == sorted(met)  # first those before the new one has its name, then the others
+    assert met == sorted(met)  # before the rename the old checkpoint, after it the new one
     assert set(met) == {1, 2}
 
 
@@ -149,7 +149,7 @@ def test_kill_9_of_one_of_two_processes(
             try:
                 saved.save(2)
                 exchange(None)
-            except RuntimeError:  # the other one is gone
+            except RuntimeError:  # the other process is gone
                 os._exit(1)
 
     processes = [fork(lambda own=own: work(own)) for own in range(2)]

@@ -1,7 +1,7 @@
-"""Real runs that are killed, stopped and starved: they resume bit for bit or say what to do.
+"""Real runs that are killed or stopped, or run out of disk: they resume bit for bit or give advice.
 
-A run is the real thing at tiny size (jsonl images, loader, unified model, objectives), in a
-forked process of its own, so that it can be killed.
+A run has tiny size but all real parts (jsonl images, loader, unified model, objectives). It has its
+own forked process, which the tests can kill.
 """
 
 import json
@@ -32,14 +32,14 @@ PREEMPTED, USAGE = 75, 2
 
 @pytest.fixture(scope="module")
 def whole(config: RunConfig, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """What the run leaves if nobody disturbs it."""
+    """The results of an undisturbed run."""
     run_dir = tmp_path_factory.mktemp("whole")
     train(config, run_dir)
     return read(run_dir)
 
 
 def read(run_dir: Path) -> dict[str, Any]:
-    """What must be equal between two runs: all stored tensors, the model and the logged numbers."""
+    """Returns all stored tensors, the model and the logged metrics of a run, except timings."""
     newest = (run_dir / "latest").read_text().strip()
     files = [*(run_dir / "checkpoints" / newest).glob("*.safetensors")]
     files += (run_dir / "model").rglob("*.safetensors")
@@ -57,7 +57,7 @@ def read(run_dir: Path) -> dict[str, Any]:
 
 
 def start(config: RunConfig, run_dir: Path, *, pace_s: float = 0.0) -> BaseProcess:
-    """Starts a run in a process group of its own; each step takes at least `pace_s`."""
+    """Starts a run in its own process group; each step takes at least `pace_s` seconds."""
 
     def work() -> None:
         os.setpgrp()
@@ -83,7 +83,7 @@ def _slow_down(pace_s: float) -> None:
         time.sleep(pace_s)
         return plain(self, *arguments)
 
-    torch.optim.AdamW.step = step  # type: ignore[method-assign]  (in the forked process only)
+    pytest.MonkeyPatch().setattr(torch.optim.AdamW, "step", step)
 
 
 def wait_for(condition: Callable[[], object], seconds: float = 30.0) -> None:
@@ -106,7 +106,7 @@ def newest_step(run_dir: Path) -> int:
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_kill_9_and_resume_leave_what_an_undisturbed_run_leaves(
+def test_a_run_resumed_after_kill_9_equals_an_undisturbed_run(
     config: RunConfig, whole: dict[str, Any], tmp_path: Path, workers: int
 ) -> None:
     config = evolve(config, {"data.num_workers": workers})
@@ -148,7 +148,7 @@ def test_a_signal_to_the_whole_group_saves_and_resumes(
     process = start(config, tmp_path, pace_s=0.05)
     wait_for(lambda: (tmp_path / "metrics.jsonl").exists() and "{" in _text(tmp_path))
     assert process.pid is not None
-    os.killpg(process.pid, number)  # as Slurm and a terminal do: loader workers, too
+    os.killpg(process.pid, number)  # as Slurm and a terminal do; it reaches loader workers, too
     assert finish(process) == PREEMPTED
     assert 4 <= newest_step(tmp_path) < STEPS
     train(evolve(config, {"data.num_workers": 0}), tmp_path)
@@ -159,7 +159,7 @@ def _text(run_dir: Path) -> str:
     return (run_dir / "metrics.jsonl").read_text()
 
 
-def test_a_second_signal_ends_at_once(config: RunConfig, tmp_path: Path) -> None:
+def test_a_second_signal_ends_the_run_immediately(config: RunConfig, tmp_path: Path) -> None:
     process = start(config, tmp_path, pace_s=5.0)
     wait_for(lambda: (tmp_path / "metrics.jsonl").exists())
     time.sleep(0.2)
@@ -194,7 +194,7 @@ def test_a_full_disk_ends_the_run_and_keeps_the_last_checkpoint(
     assert read(tmp_path) == whole
 
 
-def test_a_run_again_after_its_end_changes_no_weights(
+def test_a_finished_run_that_is_started_again_keeps_its_weights(
     config: RunConfig, whole: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     train(config, tmp_path)
@@ -203,7 +203,7 @@ def test_a_run_again_after_its_end_changes_no_weights(
     assert read(tmp_path) == whole
 
 
-def test_of_two_runs_in_one_folder_the_second_one_is_refused(
+def test_a_second_run_in_a_folder_is_refused(
     config: RunConfig, whole: dict[str, Any], tmp_path: Path
 ) -> None:
     first = start(config, tmp_path, pace_s=0.3)
@@ -213,7 +213,7 @@ def test_of_two_runs_in_one_folder_the_second_one_is_refused(
     assert first.pid is not None
     os.kill(first.pid, signal.SIGKILL)
     first.join()
-    train(config, tmp_path)  # at once: the lock went with its holder
+    train(config, tmp_path)  # immediately: the lock ended with its process
     assert read(tmp_path) == whole
 
 
@@ -223,7 +223,7 @@ def test_kill_9_with_loader_processes_left_frees_the_folder(
     process = start(evolve(config, {"data.num_workers": 2}), tmp_path, pace_s=0.1)
     wait_for(lambda: newest_step(tmp_path) >= 3)
     assert process.pid is not None
-    os.kill(process.pid, signal.SIGKILL)  # not its group: its workers see it seconds later
+    os.kill(process.pid, signal.SIGKILL)  # not its group: the workers notice it seconds later
     process.join()
     train(config, tmp_path)
     assert read(tmp_path) == whole
@@ -265,7 +265,7 @@ def test_a_flipped_bit_in_every_checkpoint_of_a_finished_run_exports_nothing(
     assert all(file.read_bytes() == content for file, content in model.items())
 
 
-def test_a_damaged_feature_cache_stops_the_run_and_the_same_command_mends_it(
+def test_a_damaged_feature_cache_stops_the_run_and_the_same_command_repairs_it(
     config: RunConfig, tmp_path: Path
 ) -> None:
     config = evolve(config, {"data.feature_cache": str(tmp_path / "cache")})
@@ -282,7 +282,7 @@ def test_a_damaged_feature_cache_stops_the_run_and_the_same_command_mends_it(
 
 
 @pytest.mark.parametrize("sample_every", [0, 4])
-def test_a_rate_that_is_far_too_high_is_what_the_error_is_about(
+def test_the_error_of_a_diverged_run_names_the_learning_rate(
     config: RunConfig, tmp_path: Path, sample_every: int
 ) -> None:
     changes = {

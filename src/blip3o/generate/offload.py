@@ -16,6 +16,7 @@ from blip3o.core.choices import OFFLOADS as OFFLOADS
 from blip3o.core.choices import Offload as Offload
 from blip3o.core.choices import check_offload as check_offload
 from blip3o.models.unified import UnifiedModel
+from blip3o.nn.blocks import repeated_blocks
 
 COMPONENTS = ("backbone", "image_encoder", "generator", "image_decoder")
 """The parts that can be placed. The feature normalizer is small and stays with the backbone."""
@@ -41,22 +42,6 @@ def residents_of(component: nn.Module) -> list[nn.Module]:
     return [component.get_submodule(name) for name in getattr(component, "resident", ())]
 
 
-def blocks_of(component: nn.Module) -> list[nn.Module]:
-    """Returns the repeated blocks of a component, the innermost where they are nested.
-
-    Args:
-        component: any module. A list of modules of one class, with parts of their own, is a stack
-            of blocks.
-    """
-    blocks: list[nn.Module] = []
-    for child in component.children():
-        inner = blocks_of(child)
-        if not inner and isinstance(child, nn.ModuleList) and len({type(m) for m in child}) == 1:
-            inner = list(child) if any(child[0].children()) else []
-        blocks += inner
-    return blocks
-
-
 def groups_of(component: nn.Module, *, by_block: bool) -> list[list[nn.Module]]:
     """Returns the modules of a component that come and go together when it is offloaded.
 
@@ -67,7 +52,7 @@ def groups_of(component: nn.Module, *, by_block: bool) -> list[list[nn.Module]]:
     Returns:
         What is there whenever the component is in use, then the blocks.
     """
-    blocks = [list(block.modules()) for block in blocks_of(component)] if by_block else []
+    blocks = [list(block.modules()) for block in repeated_blocks(component)] if by_block else []
     stay = [child.modules() for child in residents_of(component)]
     inside = {module for modules in (*blocks, *stay) for module in modules}
     return [[module for module in component.modules() if module not in inside], *blocks]

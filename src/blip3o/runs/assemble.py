@@ -27,6 +27,7 @@ from blip3o.runs.scenes import ensure_scenes
 from blip3o.text.chat import ChatTemplate
 from blip3o.text.tokenizer import Tokenizer, train_tokenizer
 from blip3o.train.adapters import merged_adapters
+from blip3o.train.callbacks import Callback
 from blip3o.train.config import RunConfig
 from blip3o.train.curves import draw_curves
 from blip3o.train.trainer import Trainer
@@ -79,7 +80,7 @@ def assemble(config: RunConfig, run_dir: Path) -> Trainer:
     return Trainer(run_dir, config, model, objectives, loader, [samples, finish], notes)
 
 
-class _Finish:
+class _Finish(Callback):
     """Draws the loss curves at each checkpoint and writes the model folder at the end."""
 
     def __init__(self, tokenizer: Tokenizer, loader: Loader, left_out: LeftOut) -> None:

@@ -15,12 +15,13 @@ from blip3o.models.unified import UnifiedModel
 from blip3o.objectives import Objective
 from blip3o.text.tokenizer import Tokenizer
 from blip3o.train.adapters import merged_adapters
+from blip3o.train.callbacks import Callback
 from blip3o.train.trainer import Trainer
 
 _ROWS = 8
 
 
-class SampleWriter:
+class SampleWriter(Callback):
     """Writes `samples/step-XXXXXXXX.png` for images, or `.txt` and `-asked.png` for answers.
 
     A run without `sample_prompts` draws the first captions of its data.

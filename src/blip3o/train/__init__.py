@@ -1,1 +1,1 @@
-"""L4: the one Trainer and what it stands on: optimizer, EMA, checkpoints, callbacks, curves."""
+"""L4: the Trainer and its parts: optimizer, averages, checkpoints, callbacks, profiler."""

@@ -1,38 +1,50 @@
 """Low-rank adapters on linear layers (LoRA, arXiv 2106.09685), by the library peft.
 
-They exist while a model trains. Whatever leaves the training loop (samples, the model folder) sees
-plain layers with the adapters' products added to their weights, and needs no peft.
+Adapters exist only while a model trains. Outside the training loop (samples, the model folder) the
+layers are plain, with the adapters' products added to their weights, and peft is not needed.
 """
 
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
-from typing import Any
+from typing import Protocol, TypeGuard, runtime_checkable
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from blip3o.core.errors import UsageError, unknown_name
 from blip3o.nn.linear import VectorLinear
 from blip3o.train.config import TrainConfig
 from blip3o.train.optimizer import check_parts, is_under
 
-_NAME = "default"  # peft's name of a model's only adapter, part of the weights' names
+_NAME = "default"  # peft's name for a single adapter; part of the weights' names
+
+
+@runtime_checkable
+class _AdaptedLayer(Protocol):
+    """A linear layer that peft wrapped."""
+
+    training: bool
+
+    def get_base_layer(self) -> nn.Linear: ...
+
+    def get_delta_weight(self, adapter: str) -> Tensor: ...
 
 
 def add_adapters(model: nn.Module, train: TrainConfig) -> Sequence[str]:
-    """Adds the adapters that a run asks for, in place; fresh ones change no output.
+    """Adds a run's adapters to a model in place; fresh adapters do not change outputs.
 
     Args:
-        model: layers that get an adapter are wrapped.
-        train: its `adapter` and `trainable`; its seed decides the fresh weights.
+        model: its layers that get an adapter are wrapped.
+        train: its `adapter` and `trainable`; its seed determines the fresh weights.
 
     Returns:
-        Prefixes of the parameters to train: the adapters' own, or `train.trainable` without any.
+        Prefixes of the parameters to train: those of the adapters, or `train.trainable` if the run
+        has no adapters.
 
     Raises:
-        UsageError: if peft is missing, a part or target fits no linear layer (with the nearest
+        UsageError: if peft is missing, a part or target matches no linear layer (with the nearest
             names), or there is nothing to adapt.
     """
     config = train.adapter
@@ -47,7 +59,7 @@ def add_adapters(model: nn.Module, train: TrainConfig) -> Sequence[str]:
         )
     settings = LoraConfig(
         r=config.rank,
-        lora_alpha=config.alpha,  # type: ignore[arg-type]  (annotated int, divided as a float)
+        lora_alpha=config.alpha,  # type: ignore[arg-type]  (annotated int, used as a float)
         lora_dropout=config.dropout,
         target_modules="|".join(re.escape(name) for name in layers),
     )
@@ -60,26 +72,31 @@ def add_adapters(model: nn.Module, train: TrainConfig) -> Sequence[str]:
 
 @contextmanager
 def merged_adapters(model: nn.Module) -> Iterator[None]:
-    """Makes adapted layers plain ones for a while, with their adapters in their weights.
+    """Replaces adapted layers by plain ones with merged weights until the context ends.
 
-    The adapted layers themselves are left alone, so training goes on bit for bit. Without adapters
-    it does nothing.
+    The adapted layers themselves do not change, so training continues bit for bit. A model without
+    adapters is left as it is.
 
     Args:
-        model: its adapted layers are exchanged in place.
+        model: its adapted layers are replaced in place.
     """
-    adapted = {name: one for name, one in model.named_modules() if hasattr(one, "get_delta_weight")}
-    for name, layer in adapted.items():
+    layers = [(name, module) for name, module in model.named_modules() if _is_adapted(module)]
+    for name, layer in layers:
         model.set_submodule(name, _merge(layer))
     try:
         yield
     finally:
-        for name, layer in adapted.items():
+        for name, layer in layers:
+            assert isinstance(layer, nn.Module)
             model.set_submodule(name, layer)
 
 
+def _is_adapted(module: object) -> TypeGuard[_AdaptedLayer]:
+    return isinstance(module, _AdaptedLayer)
+
+
 @torch.no_grad()
-def _merge(layer: Any) -> nn.Linear:  # noqa: ANN401  (peft's type)
+def _merge(layer: _AdaptedLayer) -> nn.Linear:
     base = layer.get_base_layer()
     plain = type(base)(base.in_features, base.out_features, device="meta").train(layer.training)
     plain.weight = nn.Parameter(base.weight + layer.get_delta_weight(_NAME), requires_grad=False)
@@ -88,18 +105,18 @@ def _merge(layer: Any) -> nn.Linear:  # noqa: ANN401  (peft's type)
 
 
 def _targets(model: nn.Module, parts: Sequence[str], targets: Sequence[str]) -> list[str]:
-    """Returns names of the linear layers in some parts of a model that fit one of the targets."""
+    """Returns the names of the linear layers in some parts of a model that match a target."""
     check_parts(model, parts)
     names = [
         name
         for name, module in model.named_modules()
-        # Not other subclasses: multi-head attention reads the weight of its own past any adapter.
+        # No other subclasses: multi-head attention reads its weight directly, without the adapter.
         if type(module) in (nn.Linear, VectorLinear) and any(is_under(name, p) for p in parts)
     ]
     if not names:
         raise UsageError(
             f"train.adapter finds no linear layer in train.trainable ({', '.join(parts)}): "
-            "name a part that has some, e.g. dit"
+            "name a part with linear layers, e.g. dit"
         )
     for target in targets:
         if not any(_fits(name, target) for name in names):

@@ -1,20 +1,20 @@
-"""Checkpoints that are whole or not there: written aside, flushed, renamed, then pointed to.
+"""Atomic checkpoints: written to a scratch folder, flushed, renamed, then named by `latest`.
 
 A run folder holds `checkpoints/step-00000500/` and so on, and `latest`, a file with the name of the
-one to resume from. In a checkpoint are tensors as `TensorStore` writes them, named `model/...`
-(trained weights, objectives' own too), `ema/...` (their averages) and `optimizer/...` (AdamW's
-moments), and `state.json` (step, counts, config, sizes and hashes of the other files, and a digest
-of itself). What does not fit its hash is damaged, as what is cut short is.
+checkpoint to resume from. A checkpoint holds the files of a `TensorStore` and `state.json`. The
+tensors are named `model/...` (trained weights, including those of objectives), `ema/...` (their
+averages) and `optimizer/...` (AdamW's moments). `state.json` holds step, counts, config, sizes and
+hashes of the other files, and a digest of itself. A file that is cut short or does not match its
+hash is damaged.
 """
 
-import dataclasses
 import hashlib
 import json
 import os
 import shutil
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import NotRequired, TypedDict
 
 import torch
 from torch import Tensor
@@ -24,9 +24,8 @@ from blip3o.core.errors import UsageError
 from blip3o.core.files import flush, write_atomic
 from blip3o.core.log import say
 from blip3o.train.config import RunConfig, resume_differences
-from blip3o.train.ema import Ema
-from blip3o.train.optimizer import NamedParameters
-from blip3o.train.progress import Sums
+from blip3o.train.optimizer import Ema, NamedParameters
+from blip3o.train.progress import Sums, TrainState
 from blip3o.train.tensors import STORE_ERRORS, TensorStore, reason_of
 
 _MODEL, _EMA, _OPTIMIZER = "model", "ema", "optimizer"
@@ -34,38 +33,34 @@ _STATE = "state.json"
 _UNREADABLE = (OSError, ValueError, KeyError, TypeError, *STORE_ERRORS)
 
 
-@dataclasses.dataclass(kw_only=True)
-class TrainState:
-    """What a run must remember besides tensors.
+class _Facts(TypedDict):
+    """Content of `state.json`."""
 
-    Args:
-        step: optimizer steps done.
-        samples_seen: samples learned from.
-        nonfinite_steps: steps that updated nothing.
-        window: (sum, count) by name since the last line of metrics, so that a resumed run logs
-            the same averages.
-    """
-
-    step: int = 0
-    samples_seen: int = 0
-    nonfinite_steps: int = 0
-    window: Sums = dataclasses.field(default_factory=dict)
+    step: int
+    samples_seen: int
+    nonfinite_steps: int
+    window: Sums
+    config: dict[str, object]
+    files: NotRequired[dict[str, int]]
+    hashes: NotRequired[dict[str, str]]
+    digest: NotRequired[str]
 
 
 class Checkpoints:
-    """The checkpoints of a run folder.
+    """Saves, loads and prunes the checkpoints of a run folder.
 
-    A save copies the tensors to the CPU and returns; a thread writes the copies while training goes
-    on. All processes of a run save and load together.
+    A save copies the tensors to the CPU and returns; a thread writes the copies while training
+    continues. All processes of a run save and load together. Loading fills the given weights,
+    buffers, averages and optimizer in place.
 
     Args:
         run_dir: the run folder.
-        keep_last: how many are kept.
-        keep_every: those of every so many steps are kept, too; 0 for none.
-        parameters: trained weights by name; saved, and filled in place when loading.
-        buffers: further tensors that change while training; likewise.
-        ema: averages of the weights; likewise.
-        optimizer: AdamW over the weights; likewise.
+        keep_last: number of checkpoints kept.
+        keep_every: checkpoints at multiples of this step are kept as well; 0 for none.
+        parameters: trained weights by name.
+        buffers: further tensors that training changes, by name.
+        ema: averages of the weights.
+        optimizer: AdamW over the weights.
     """
 
     def __init__(
@@ -90,27 +85,32 @@ class Checkpoints:
         self._thread = ThreadPoolExecutor(1, "checkpoint")
         self._writing: Future[None] | None = None
 
-    def save(self, state: TrainState, config: dict[str, Any]) -> Path:
-        """Begins to write a checkpoint that `latest` will name; returns its folder to be.
+    def save(self, state: TrainState, config: dict[str, object]) -> Path:
+        """Starts to write a checkpoint; returns its folder, which appears once it is complete.
 
         Args:
             state: step and counts.
             config: the resolved run config as plain data.
 
         Raises:
-            UsageError: if the save before this one failed (a full disk); earlier checkpoints stay
-                as they are.
+            UsageError: if the previous save failed (a full disk); earlier checkpoints stay intact.
         """
         self.wait()
         name = f"step-{state.step:08d}"
-        facts = {**dataclasses.asdict(state), "config": config}
+        facts: _Facts = {
+            "step": state.step,
+            "samples_seen": state.samples_seen,
+            "nonfinite_steps": state.nonfinite_steps,
+            "window": dict(state.window),
+            "config": config,
+        }
         tensors = self._store.copy({**self._weights(), **self._moments()})
         self._writing = self._thread.submit(self._write, name, tensors, facts)
         return self._root / name
 
     @property
     def has_failed(self) -> bool:
-        """Whether the last save failed; `wait` raises why."""
+        """Whether the last save failed; `wait` raises its error."""
         writing = self._writing
         return writing is not None and writing.done() and writing.exception() is not None
 
@@ -125,15 +125,15 @@ class Checkpoints:
             writing.result()
 
     def close(self) -> None:
-        """Waits for the writer; what it says is for `wait`."""
+        """Waits for the writer; its error, if any, is left to `wait`."""
         self._thread.shutdown()
 
     def load(self) -> TrainState | None:
-        """Restores the checkpoint to resume from; returns its state, or None if there is none.
+        """Restores the checkpoint to resume from; returns its state, or None without checkpoints.
 
         Raises:
-            UsageError: if there are checkpoints but none is whole (nothing starts over in silence),
-                or they are of another model.
+            UsageError: if there are checkpoints but none is whole (a run never starts over
+                silently), or they belong to another model.
         """
         run_dir = self._root.parent
         candidates = find_checkpoints(run_dir)
@@ -142,10 +142,10 @@ class Checkpoints:
                 state = self._read(folder)
             except _UNREADABLE as error:
                 reason = reason_of(error)
-                say(f"warning: checkpoint {folder} is not whole ({reason}); trying another one")
+                say(f"warning: checkpoint {folder} is not whole ({reason}); trying the next one")
                 continue
             if folder.name != _pointed(run_dir):
-                say(f"warning: {self._latest} names no whole checkpoint; taking {folder.name}")
+                say(f"warning: {self._latest} names no whole checkpoint; using {folder.name}")
             return state
         if candidates or self._latest.exists():
             raise UsageError(
@@ -167,8 +167,8 @@ class Checkpoints:
             for key, value in self._optimizer.state.get(parameter, {}).items()
         }
 
-    def _write(self, name: str, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
-        """Writes copies; in the thread, of all processes at once."""
+    def _write(self, name: str, tensors: dict[str, Tensor], facts: _Facts) -> None:
+        """Writes the copies; runs in the threads of all processes together."""
         scratch, folder = self._root / f".{name}.tmp", self._root / name
 
         def begin() -> None:
@@ -178,24 +178,23 @@ class Checkpoints:
         try:
             self._store.on_main(begin)
             self._store.write(scratch, tensors)
-            facts = {**facts, "hashes": self._store.hashes(scratch)}
+            facts["hashes"] = self._store.hashes(scratch)
             self._store.on_main(lambda: self._publish(scratch, folder, facts))
         except (OSError, ValueError, *STORE_ERRORS) as error:
             if is_main():
                 shutil.rmtree(scratch, ignore_errors=True)
             raise UsageError(
-                f"checkpoint {folder} could not be written ({reason_of(error)}); earlier ones are "
-                "intact: make room and run the same command again to resume"
+                f"checkpoint {folder} could not be written ({reason_of(error)}); earlier ones "
+                "are intact: make room and run the same command again to resume"
             ) from error
 
-    def _publish(self, scratch: Path, folder: Path, facts: dict[str, Any]) -> None:
-        """Gives written and flushed tensors their name; each rename is whole or not there."""
-        sizes = {path.name: path.stat().st_size for path in sorted(scratch.iterdir())}
-        facts = {**facts, "files": sizes}
+    def _publish(self, scratch: Path, folder: Path, facts: _Facts) -> None:
+        """Moves written and flushed files to their final place by atomic renames."""
+        facts["files"] = {path.name: path.stat().st_size for path in sorted(scratch.iterdir())}
         write_atomic(scratch / _STATE, json.dumps({**facts, "digest": _digest(facts)}))
         flush(scratch)
-        # Only a run that resumed from an earlier step meets a folder of this name: `latest`
-        # does not point to it, so it may go first.
+        # A folder of this name exists only if the run resumed from an earlier step. `latest` does
+        # not point to it, so it may be removed first.
         shutil.rmtree(folder, ignore_errors=True)
         os.replace(scratch, folder)
         flush(self._root)
@@ -205,13 +204,16 @@ class Checkpoints:
 
     def _read(self, folder: Path) -> TrainState:
         facts = _read_facts(folder)
-        del facts["config"]
-        for file, size in facts.pop("files").items():
+        for file, size in facts["files"].items():
             if (folder / file).stat().st_size != size:
                 raise ValueError(f"{file} is damaged")
-        self._check_hashes(folder, facts.pop("hashes", None))
-        state = TrainState(**facts)
-        state.window = {name: (value, count) for name, (value, count) in state.window.items()}
+        self._check_hashes(folder, facts.get("hashes"))
+        state = TrainState(
+            step=facts["step"],
+            samples_seen=facts["samples_seen"],
+            nonfinite_steps=facts["nonfinite_steps"],
+            window={name: (value, count) for name, (value, count) in facts["window"].items()},
+        )
         shapes = self._store.shapes(folder)
         moments = [name for name in shapes if name.startswith(f"{_OPTIMIZER}/")]
         weights = self._weights()
@@ -225,20 +227,20 @@ class Checkpoints:
 
     def _check_hashes(self, folder: Path, hashes: dict[str, str] | None) -> None:
         if hashes is None:
-            say(f"{folder} is of an older version, without hashes: its damage is not noticed")
+            say(f"{folder} has no hashes (older version): damaged files cannot be detected")
             return
         found = self._store.hashes(folder)
         damaged = sorted(name for name in hashes if found.get(name) != hashes[name])
         if damaged:
-            raise ValueError(f"{', '.join(damaged)} changed after it was written")
+            raise ValueError(f"{', '.join(damaged)} changed after writing")
 
     def _fresh_moments(self, names: list[str]) -> dict[str, Tensor]:
-        """Gives the optimizer a state to be filled, and returns it by name."""
+        """Creates an optimizer state to be filled, and returns its tensors by name."""
         self._optimizer.state.clear()
         for name in names:
             owner, _, key = name.removeprefix(f"{_OPTIMIZER}/").rpartition("/")
             parameter = self._parameters[owner]
-            # A step count lies beside its parameter: that is where the fused kernels want it.
+            # The fused kernels need the step count on the parameter's device.
             self._optimizer.state[parameter][key] = (
                 torch.zeros((), device=parameter.device)
                 if key == "step"
@@ -247,8 +249,8 @@ class Checkpoints:
         return self._moments()
 
     def _prune(self, newest: str) -> None:
-        """Removes old checkpoints and what killed runs left behind, never the newest whole one."""
-        # Later steps than the newest: damaged, or left behind by hand. They do not count.
+        """Removes old checkpoints and leftovers of killed runs, never the newest whole one."""
+        # Folders of later steps are damaged or were put there by hand; they do not count.
         folders = sorted(f for f in self._root.glob("step-*") if f.name <= newest)
         for folder in (*folders[: -self._keep_last], *self._root.glob(".step-*.tmp")):
             if not self._is_kept(folder):
@@ -260,7 +262,7 @@ class Checkpoints:
 
 
 def find_checkpoints(run_dir: Path) -> list[Path]:
-    """Returns the checkpoint folders of a run: the one `latest` names, then newest first.
+    """Returns a run's checkpoint folders: the one that `latest` names, then newest first.
 
     Args:
         run_dir: the run folder; it need not exist.
@@ -271,7 +273,7 @@ def find_checkpoints(run_dir: Path) -> list[Path]:
 
 
 def newest_step(run_dir: Path) -> int | None:
-    """Returns the step that a run resumes at if its newest checkpoint is whole; None without one.
+    """Returns the step of a run's newest checkpoint, whole or not; None without checkpoints.
 
     Args:
         run_dir: the run folder; it need not exist.
@@ -280,8 +282,8 @@ def newest_step(run_dir: Path) -> int | None:
     return next((int(step) for step in steps if step.isdecimal()), None)
 
 
-def stored_config(run_dir: Path) -> dict[str, Any] | None:
-    """Returns the config a run was last saved with as plain data; None without checkpoints.
+def stored_config(run_dir: Path) -> dict[str, object] | None:
+    """Returns the config of a run's last checkpoint as plain data; None without checkpoints.
 
     Args:
         run_dir: the run folder; it need not exist.
@@ -295,14 +297,14 @@ def stored_config(run_dir: Path) -> dict[str, Any] | None:
 
 
 def check_resumable(run_dir: Path, config: RunConfig) -> None:
-    """Refuses to go on with a run under other settings; cheap, so worth asking first of all.
+    """Refuses to resume a run with other settings; cheap, so it is checked first.
 
     Args:
         run_dir: the run folder; it need not exist.
         config: the whole run.
 
     Raises:
-        UsageError: if there are checkpoints of another config, naming what differs.
+        UsageError: if the last checkpoint has another config, naming the differences.
     """
     stored = stored_config(run_dir)
     if stored is None:
@@ -316,16 +318,16 @@ def check_resumable(run_dir: Path, config: RunConfig) -> None:
         )
 
 
-def _read_facts(folder: Path) -> dict[str, Any]:
-    """Returns what a checkpoint says of itself, whole."""
-    facts = json.loads((folder / _STATE).read_text(encoding="utf-8"))
+def _read_facts(folder: Path) -> _Facts:
+    """Returns the content of a checkpoint's `state.json`, checked against its digest."""
+    facts: _Facts = json.loads((folder / _STATE).read_text(encoding="utf-8"))
     digest = facts.pop("digest", None)
     if digest is not None and digest != _digest(facts):
-        raise ValueError(f"{_STATE} changed after it was written")
+        raise ValueError(f"{_STATE} changed after writing")
     return facts
 
 
-def _digest(facts: dict[str, Any]) -> str:
+def _digest(facts: _Facts) -> str:
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
@@ -341,4 +343,4 @@ def _check_same(folder: Path, stored: dict[str, torch.Size], own: dict[str, torc
     names = sorted({name.partition("/")[2] for name in differing})
     if names:
         shown = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
-        raise UsageError(f"{folder} is of another model: {len(names)} weights differ: {shown}")
+        raise UsageError(f"{folder} belongs to another model: {len(names)} weights differ: {shown}")

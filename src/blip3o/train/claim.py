@@ -1,4 +1,4 @@
-"""A run folder has one run at a time."""
+"""Ensures that a run folder has at most one run at a time."""
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -13,13 +13,13 @@ _LOCK = ".lock"
 
 @contextmanager
 def claimed(run_dir: Path) -> Iterator[None]:
-    """Holds a run folder for the processes of this run; the main one has the lock.
+    """Locks a run folder for the processes of this run; the main process holds the lock.
 
     Args:
         run_dir: created if missing.
 
     Raises:
-        UsageError: on all processes, if another run holds the folder or it cannot be written.
+        UsageError: on all processes, if another run holds the folder or it is not writable.
     """
     with ExitStack() as stack:
         failed = None

@@ -1,7 +1,8 @@
-"""The whole of a run as plain data."""
+"""Configs of a training run."""
 
 import contextlib
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 from blip3o.core.bounds import Limit, Seed
@@ -19,7 +20,7 @@ _AT_LEAST_ONE = (
     "checkpoint_every",
     "keep_last",
 )
-# What may differ when a run resumes: how long, how often and where, never what is learned.
+# Settings that may change when a run resumes: duration, frequency and place, never the numbers.
 _MAY_CHANGE = (
     "train.steps",
     "train.log_every",
@@ -30,6 +31,7 @@ _MAY_CHANGE = (
     "train.device",
     "train.activation_checkpointing",
     "train.padding_free",
+    "train.profile",
     "data.num_workers",
 )
 
@@ -42,11 +44,11 @@ class OptimizerConfig:
         lr: learning rate after the warm-up.
         min_lr: learning rate at the last step.
         warmup_steps: steps of the warm-up.
-        weight_decay: on weights with two or more axes only.
+        weight_decay: applies to weights with two or more axes only.
         betas: AdamW's decay rates.
         eps: AdamW's epsilon.
         lr_multipliers: factor of the learning rate by prefix of parameter names; the longest
-            prefix that fits counts.
+            matching prefix counts.
     """
 
     lr: float
@@ -69,13 +71,13 @@ class OptimizerConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LoraConfig:
-    """Low-rank adapters (LoRA, arXiv 2106.09685) on linear layers, trained in their place.
+    """Low-rank adapters (LoRA, arXiv 2106.09685) on linear layers, trained instead of the layers.
 
     Args:
         rank: width of the two matrices whose product is added to a layer's weight.
         alpha: the product is scaled by alpha / rank.
-        dropout: share of an adapter's inputs that is dropped while training.
-        targets: which linear layers of the trainable parts; whole names or their ends, with
+        dropout: share of an adapter's inputs that is dropped during training.
+        targets: linear layers of the trainable parts, by whole names or their ends, with
             wildcards ("to_q", "generator.dit.layers.0.*"); empty for all.
     """
 
@@ -92,34 +94,35 @@ class LoraConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """How a run is trained.
+    """Settings of the training loop.
 
     Args:
-        steps: optimizer steps.
-        global_batch_size: samples a step, of all processes together.
-        micro_batch_size: most samples a forward pass; changes memory and speed only. Contrastive
-            losses compare inside a micro-batch.
-        seed: decides initial weights, data order and all noise.
-        trainable: prefixes of the parameters that are trained; all others are frozen.
-        adapter: train low-rank adapters on the linear layers of the trainable parts and nothing
-            else of the model; None trains these parts themselves.
+        steps: number of optimizer steps.
+        global_batch_size: samples per step, over all processes.
+        micro_batch_size: largest number of samples in a forward pass; affects memory and speed
+            only, except for contrastive losses, which compare within a micro-batch.
+        seed: determines initial weights, data order and all noise.
+        trainable: prefixes of the parameters to train; all others are frozen.
+        adapter: train only low-rank adapters on the linear layers of the trainable parts; None
+            trains the parts themselves.
         optimizer: AdamW and its schedule.
         log_every: steps between lines of metrics.
         checkpoint_every: steps between checkpoints.
         sample_every: steps between sample images or texts; 0 for none.
-        keep_last: checkpoints kept.
-        keep_every: checkpoints of every so many steps are kept, too; 0 for none.
+        keep_last: number of checkpoints kept.
+        keep_every: checkpoints at multiples of this step are kept as well; 0 for none.
         grad_clip: largest norm of all gradients together.
-        ema_decay: decay of the averaged weights that are saved in the end.
-        precision: type of matrix products; weights stay float32.
+        ema_decay: decay of the averaged weights, which the final model gets.
+        precision: dtype of matrix products; weights stay float32.
         device: "auto" or a torch device.
         compile: compile the model's repeated blocks.
         activation_checkpointing: blocks keep only their inputs and run again in the backward pass:
             the same gradients with far less memory and a third more time.
-        padding_free: the backbone reads the real tokens of a batch only: the same gradients for
-            less work where rows differ in length (but adapter.dropout drops other values).
-        max_nonfinite_steps: steps with a loss or gradient that is no number, after which the run
-            stops; each of them updates nothing.
+        padding_free: the backbone skips the padding of batches: the same gradients with less work
+            where rows differ in length (adapter.dropout then drops other values).
+        profile: record a few of the first steps into RUN/profile; see `train.profiling`.
+        max_nonfinite_steps: largest number of steps with a non-finite loss or gradient before the
+            run stops; such a step updates nothing.
     """
 
     steps: int
@@ -141,6 +144,7 @@ class TrainConfig:
     compile: bool = False
     activation_checkpointing: bool = False
     padding_free: bool = False
+    profile: bool = False
     max_nonfinite_steps: int = 20
 
     def __post_init__(self) -> None:
@@ -154,11 +158,11 @@ class TrainConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class InitConfig:
-    """Weights a run starts from.
+    """Weights that a run starts from.
 
     Args:
-        folder: a model folder, or a run folder that holds one.
-        parts: top-level parts taken from it ("image_decoder"); empty for all.
+        folder: a model folder, or a run folder that contains one.
+        parts: top-level parts to load ("image_decoder"); empty for all.
     """
 
     folder: LocalPath
@@ -171,10 +175,10 @@ class RunConfig:
 
     Args:
         model: the model's parts.
-        init: weights to start from, in order; none for fresh weights and a new tokenizer.
-        data: what is learned from.
-        objectives: what is optimized, configs out of `OBJECTIVES`.
-        train: how.
+        init: weights to start from, loaded in order; empty for fresh weights and a new tokenizer.
+        data: the training data.
+        objectives: the losses, configs from `OBJECTIVES`.
+        train: settings of the training loop.
         sample_prompts: prompts, or questions about images, for samples during training.
     """
 
@@ -186,8 +190,8 @@ class RunConfig:
     sample_prompts: tuple[str, ...] = ()
 
 
-def resume_differences(stored: Any, config: Any) -> list[str]:  # noqa: ANN401
-    """Returns the dotted names of settings that keep a run from being resumed.
+def resume_differences(stored: Mapping[str, object], config: RunConfig) -> list[str]:
+    """Returns the dotted names of the settings that forbid to resume a run.
 
     Args:
         stored: the config in a checkpoint, as plain data.
@@ -196,12 +200,12 @@ def resume_differences(stored: Any, config: Any) -> list[str]:  # noqa: ANN401
     if isinstance(stored, dict) and isinstance(stored.get("data"), dict):  # older: now derived
         data = {name: value for name, value in stored["data"].items() if name != "image_px"}
         stored = {**stored, "data": data}
-    with contextlib.suppress(UsageError):  # one that no longer fits is compared as it is
-        stored = to_dict(from_dict(RunConfig, stored))  # settings it did not know yet: the defaults
+    with contextlib.suppress(UsageError):  # a config that no longer fits is compared unchanged
+        stored = to_dict(from_dict(RunConfig, stored))  # adds defaults of newer settings
     return [name for name in _differences(stored, to_dict(config), "") if name not in _MAY_CHANGE]
 
 
-def _differences(left: Any, right: Any, path: str) -> list[str]:  # noqa: ANN401
+def _differences(left: object, right: object, path: str) -> list[str]:
     if isinstance(left, list) and isinstance(right, list) and len(left) == len(right):
         left, right = dict(enumerate(left)), dict(enumerate(right))
     if not (isinstance(left, dict) and isinstance(right, dict)):

@@ -1,4 +1,4 @@
-"""Draws a run's metrics to an image, where people would rather look."""
+"""Plots the metrics of a run."""
 
 import json
 from pathlib import Path
@@ -10,7 +10,7 @@ _HIDDEN = ("step", "samples_seen", "data_wait", "nonfinite_steps", "memory_mb")
 
 
 def draw_curves(run_dir: Path) -> Path | None:
-    """Writes `curves.png` from `metrics.jsonl`; returns its path, or None without matplotlib.
+    """Plots `metrics.jsonl` to `curves.png`; returns its path, or None without matplotlib.
 
     Args:
         run_dir: the run folder.
@@ -28,7 +28,7 @@ def draw_curves(run_dir: Path) -> Path | None:
     columns = 3
     height = (len(names) + columns - 1) // columns
     figure = Figure(figsize=(4.5 * columns, 2.8 * height))
-    # Set by hand: matplotlib's automatic layouts take longer than all the drawing.
+    # Fixed margins: matplotlib's automatic layouts take longer than all the plotting.
     figure.subplots_adjust(
         left=0.05, right=0.99, bottom=0.25 / height, top=1 - 0.25 / height, wspace=0.2, hspace=0.35
     )

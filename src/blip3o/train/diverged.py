@@ -1,4 +1,4 @@
-"""Finds out whether an error comes from a run that has diverged, and says what to do then."""
+"""Detects that a run has diverged, and replaces the error by advice."""
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -10,20 +10,20 @@ from blip3o.core.errors import NotFiniteError, UsageError
 from blip3o.train.learner import local
 
 _ABSURD = 1e4
-"""Weights of a network that learns stay below; a rate that is too high takes them beyond."""
+"""Weights of a healthy network stay below; a learning rate that is too high drives them beyond."""
 
 
 @contextmanager
 def explaining(step: int, rate: float, weights: Iterable[Tensor]) -> Iterator[None]:
-    """Turns errors of a diverged model into advice; other errors stay what they are.
+    """Converts errors of a diverged model to advice; other errors pass unchanged.
 
     Args:
-        step: steps done, for the message.
-        rate: the run's learning rate.
-        weights: what was trained, and the averages.
+        step: number of steps done, for the message.
+        rate: learning rate of the run.
+        weights: the trained weights and their averages.
 
     Raises:
-        UsageError: instead of an error inside that comes from values that are not numbers.
+        UsageError: instead of an error that non-finite values caused.
     """
     try:
         yield
@@ -34,12 +34,12 @@ def explaining(step: int, rate: float, weights: Iterable[Tensor]) -> Iterator[No
 
 
 def advice(step: int, rate: float, seen: str) -> str:
-    """Returns what to do about a run that has diverged, as one line.
+    """Returns a one-line message about a run that has diverged, with the remedy.
 
     Args:
-        step: steps done.
-        rate: the run's learning rate.
-        seen: what showed it.
+        step: number of steps done.
+        rate: learning rate of the run.
+        seen: the symptom.
     """
     reason = (seen.splitlines() or [""])[0]
     return (
@@ -50,10 +50,10 @@ def advice(step: int, rate: float, seen: str) -> str:
 
 @torch.no_grad()
 def have_diverged(weights: Iterable[Tensor]) -> bool:
-    """Returns whether any weight is no number or absurdly large.
+    """Returns whether any weight is NaN, infinite or absurdly large.
 
     Args:
-        weights: whole or sharded; of shards, those of this process are looked at.
+        weights: whole or sharded; only this process's shards are checked.
     """
     parts = [local(weight.detach()) for weight in weights]
     largest = [part.abs().max().float() for part in parts if part.numel()]
@@ -62,9 +62,9 @@ def have_diverged(weights: Iterable[Tensor]) -> bool:
 
 @torch.no_grad()
 def are_finite(weights: Iterable[Tensor]) -> bool:
-    """Returns whether all weights are numbers.
+    """Returns whether all weights are finite.
 
     Args:
-        weights: as for `have_diverged`.
+        weights: whole or sharded; only this process's shards are checked.
     """
     return all(bool(torch.isfinite(local(weight.detach())).all()) for weight in weights)

@@ -1,4 +1,4 @@
-"""Notes what a run was made with, beside its config."""
+"""Records the environment of a run: commit, versions, device."""
 
 import dataclasses
 import importlib.metadata
@@ -19,11 +19,11 @@ _PACKAGES = ("blip3o", "torch", "transformers", "numpy", "pillow", "tokenizers")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Notes:
-    """Notes about a start that the Trainer cannot know by itself.
+    """Facts about a start that the Trainer cannot find out itself.
 
     Args:
         environment: for `env.json`; plain data.
-        metrics: numbers for every line of metrics.
+        metrics: values for every line of metrics.
     """
 
     environment: Mapping[str, Any] = dataclasses.field(default_factory=dict)
@@ -31,14 +31,14 @@ class Notes:
 
 
 def write_environment(
-    run_dir: Path, device: torch.device | None = None, more: Mapping[str, Any] | None = None
+    run_dir: Path, device: torch.device | None = None, more: Mapping[str, object] | None = None
 ) -> None:
-    """Writes `env.json`: commit, versions, device, command of the first start and of later ones.
+    """Writes `env.json`: commit, versions, device and command of the first and of later starts.
 
     Args:
         run_dir: the run folder.
-        device: where the run computes.
-        more: what else is to be noted; plain data.
+        device: device of the run.
+        more: further facts; plain data.
     """
     file = run_dir / "env.json"
     commit, has_changes = _commit()
@@ -60,11 +60,11 @@ def write_environment(
     write_atomic(file, json.dumps({**starts[0], "resumed_with": starts[1:]}, indent=2) + "\n")
 
 
-def _earlier(file: Path) -> list[dict[str, Any]]:
+def _earlier(file: Path) -> list[dict[str, object]]:
     try:
         first = json.loads(file.read_text(encoding="utf-8"))
         later = first.pop("resumed_with", [])
-    except (OSError, ValueError, AttributeError):  # none yet, or not ours
+    except (OSError, ValueError, AttributeError):  # no such file, or a foreign one
         return []
     return [first, *later]
 
@@ -77,10 +77,10 @@ def _version(package: str) -> str | None:
 
 
 def _commit() -> tuple[str | None, bool | None]:
-    """Returns the commit of this source tree and whether it was changed since, if it is in git."""
+    """Returns the commit of this source tree and whether it has changes; None outside of git."""
     folder = Path(__file__).parent
     if _git(folder, "ls-files", "--error-unmatch", Path(__file__).name) is None:
-        return None, None  # installed somewhere inside a repository that is not ours
+        return None, None  # the package is installed inside a foreign repository
     return _git(folder, "rev-parse", "HEAD"), bool(_git(folder, "status", "--porcelain", "-uno"))
 
 

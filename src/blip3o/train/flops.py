@@ -1,45 +1,42 @@
-"""How much arithmetic a step is, and what share of the device's best that makes (MFU)."""
+"""Counts the arithmetic of a step, for the share of the device's peak that a run reaches (MFU)."""
 
+import dataclasses
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 _COUNTED = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _PEAK_TFLOPS = {"H200": 989.0, "H100": 989.0, "A100": 312.0, "L40S": 362.0, "L4": 121.0}
-"""Dense bf16 products as the makers state them."""
+"""Dense bf16 peak by GPU, as the vendor states it."""
 
 
+@dataclasses.dataclass
 class FlopCount:
-    """Floating point operations that were counted.
+    """Number of floating point operations counted so far."""
 
-    Args:
-        total: their number.
-    """
-
-    def __init__(self, total: float = 0.0) -> None:
-        self.total = total
+    total: float = 0.0
 
 
 @contextmanager
 def count_flops(model: nn.Module) -> Iterator[FlopCount]:
-    """Counts the linear layers and convolutions of forward passes, and of their backward passes.
+    """Counts the operations of linear layers and convolutions, forward and backward.
 
-    An input or a weight that wants a gradient counts as much again; what activation checkpointing
-    computes twice counts once. Attention scores, a few percent at these lengths, are left out.
-    Hooks only watch: results are the same bit for bit.
+    Each input or weight that requires a gradient adds the count of the forward pass again. A pass
+    that activation checkpointing repeats counts once. Attention scores, a few percent at these
+    lengths, are left out. Results stay the same bit for bit.
 
     Args:
-        model: whose layers are watched.
+        model: its layers get hooks until the context ends.
     """
     count = FlopCount()
 
-    def watch(layer: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
+    def watch(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         if torch._C._current_graph_task_id() != -1:  # a checkpointed block runs again
             return
-        weight = cast("Tensor", layer.weight)
+        weight = layer.weight
+        assert isinstance(weight, Tensor)
         positions = output.numel() / weight.shape[0]
         has_gradient = torch.is_grad_enabled()
         passes = 1 + has_gradient * (inputs[0].requires_grad + weight.requires_grad)
@@ -58,10 +55,10 @@ def count_flops(model: nn.Module) -> Iterator[FlopCount]:
 
 
 def peak_tflops(device: torch.device) -> float | None:
-    """Returns what a device can do at best in bf16, in 10^12 operations a second; None if unknown.
+    """Returns the peak of a device in bf16, in 10^12 operations per second; None if unknown.
 
     Args:
-        device: where a run computes.
+        device: device of the run.
     """
     if device.type != "cuda":
         return None

@@ -1,16 +1,16 @@
-"""A model with its objectives, sharded over the processes of a run where there are several.
+"""A model and its objectives, sharded over the processes of a run where there are several.
 
-Between steps every trained weight, its gradient, its average and its moments lie in shards, one on
-each process (FSDP2, one group for each transformer block and one for the rest). For a step the
-weights are gathered once, all micro-batches are run without a word to the others, and the gradients
-are reduced once. So processes may run different micro-batches in number, task and path, as the
-mixture has it, and accumulation costs no traffic; frozen weights are whole on every process.
+Between steps each process holds one shard of every trained weight, of its gradient, average and
+moments (FSDP2, one group for each repeated block and one for the rest). A step gathers the weights
+once, runs all its micro-batches without communication, and reduces the gradients once. Processes
+may therefore differ in the number, tasks and code paths of their micro-batches, and accumulation
+costs no traffic. Frozen weights are whole on every process.
 """
 
-from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections import Counter, OrderedDict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,19 +20,26 @@ from torch.distributed.tensor import DTensor
 
 from blip3o.core.device import Precision
 from blip3o.core.distributed import is_main, world_size
+from blip3o.core.errors import UsageError
 from blip3o.core.types import Batch, LossOutput
-from blip3o.nn.checkpointing import repeated_blocks
-from blip3o.train.prepare import halve_frozen
+from blip3o.nn.blocks import repeated_blocks
+from blip3o.objectives import Objective
+from blip3o.train.model_setup import halve_frozen
 
 _HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_state_dict_pre_hooks")
-"""Where FSDP comes in: it would gather weights from processes that are busy elsewhere."""
+"""Hooks of FSDP: they would gather weights from processes that do something else."""
+
+_Change = tuple[dict[str, Any], str, object]
+"""A table, a key in it and its new value."""
 
 
 class Learner(nn.Module):
-    """One module with one forward pass, as FSDP wants it: the loss of a batch.
+    """Wraps a model and its objectives into one module whose forward pass is the loss of a batch.
+
+    FSDP needs a single root module.
 
     Args:
-        model: what is trained.
+        model: the model to train.
         objectives: modules that return the loss of a batch; they may own weights.
     """
 
@@ -41,141 +48,197 @@ class Learner(nn.Module):
         self.model = model
         self.objectives = nn.ModuleList(objectives)
         self._groups: list[FSDPModule] = []
-        self._touched: set[str] = set()
+        self._reached: set[str] = set()
         self._is_watched = False
 
     def forward(
         self, number: int, batch: Batch | None, seed: int
     ) -> tuple[Tensor, LossOutput | None]:
-        """Returns the loss sum of a batch, and all that the objective says of it.
+        """Returns the loss sum of a batch and the objective's whole output.
 
         Args:
-            number: which objective.
-            batch: rows of one of its tasks; None touches every trained weight and changes none.
+            number: index of the objective.
+            batch: rows of one of the objective's tasks; None returns a zero that depends on every
+                trained weight.
             seed: the run's seed.
         """
         if batch is None:
             zeros = [p.sum() * 0 for p in self.parameters() if p.requires_grad]
             return torch.stack([zero.float() for zero in zeros]).sum(), None
         output = self.objectives[number](self.model, batch, seed)
-        return output.loss_sum, output  # FSDP looks for tensors in tuples, not in our types
+        return output.loss_sum, output  # FSDP finds tensors in tuples, not in our dataclasses
 
     def shard(self, precision: Precision) -> None:
-        """Spreads the trained weights over all processes; they keep their names.
+        """Spreads the trained weights over all processes; their names stay the same.
 
         Args:
-            precision: where and in what type the run computes: the gathered weights are of that
-                type, shards and reduced gradients stay float32.
+            precision: device and dtype of the run. Gathered weights have that dtype; shards and
+                reduced gradients stay float32.
         """
         half = None if precision.dtype == torch.float32 else precision.dtype
         if half is not None:
             halve_frozen(self.model, half)
-        options: dict[str, Any] = {
-            "mesh": init_device_mesh(precision.device.type, (world_size(),)),
-            "reshard_after_forward": False,
-            # Inputs are left to autocast, which knows which of them must stay float32.
-            "mp_policy": MixedPrecisionPolicy(half, torch.float32, cast_forward_inputs=False),
-            "ignored_params": {p for p in self.parameters() if not p.requires_grad},
-        }
-        for network in (self.model, *self.objectives):
-            for block in repeated_blocks(network):
-                if any(parameter.requires_grad for parameter in block.parameters()):
-                    fully_shard(block, **options)
-        fully_shard(self, **options)
+        mesh = init_device_mesh(precision.device.type, (world_size(),))
+        # Autocast casts the inputs: it knows which of them must stay float32.
+        policy = MixedPrecisionPolicy(half, torch.float32, cast_forward_inputs=False)
+        frozen = {p for p in self.parameters() if not p.requires_grad}
+        blocks = [
+            block
+            for network in (self.model, *self.objectives)
+            for block in repeated_blocks(network)
+            if any(parameter.requires_grad for parameter in block.parameters())
+        ]
+        for module in (*blocks, self):
+            fully_shard(
+                module,
+                mesh=mesh,
+                mp_policy=policy,
+                reshard_after_forward=False,
+                ignored_params=frozen,
+            )
         self._groups = [module for module in self.modules() if isinstance(module, FSDPModule)]
 
     def gather(self) -> None:
-        """Makes the weights whole for the micro-batches of a step; once, in the same order."""
+        """Gathers the whole weights for the micro-batches of a step; all processes must call it."""
         if not self._groups:
             return
-        self._synchronize(False)
+        self._reduce_after_backward(False)
         for group in self._groups:
             group.unshard()
         if not self._is_watched:
             self._watch()
-        self._touched.clear()
+        self._reached.clear()
 
     def reduce(self) -> None:
-        """Adds up the gradients of all processes and leaves each its shard of weights and sum.
+        """Averages the gradients over all processes; each keeps its shard of weights and gradients.
 
-        FSDP reduces what a backward pass went through. Which is not the same everywhere, so it is
-        done in a pass of its own that goes through everything. FSDP takes the mean: losses are to
-        be multiplied by the number of processes.
+        FSDP reduces the gradients of those weights that a backward pass reaches, and the processes
+        must agree on them. Their micro-batches may not, so a zero loss over all weights follows.
         """
         if not self._groups:
             return
-        touched = set(self._touched)
-        # The first of two passes gives every weight a waiting gradient: they must be of one type.
-        for is_last in (False, True):
-            self._synchronize(is_last)
-            self(0, None, 0)[0].backward()
-        self._touched = touched
+        reached = set(self._reached)  # before the zero loss reaches every weight
+        # The first pass gives every weight an unreduced gradient, all of one dtype; the second
+        # pass reduces them.
+        for is_reducing in (False, True):
+            self._reduce_after_backward(is_reducing)
+            zero_loss, _ = self(0, None, 0)
+            zero_loss.backward()
+        self._reached = reached
 
     def untouched(self) -> set[str]:
-        """Returns the weights that no micro-batch of this process and step went through."""
+        """Returns the names of the weights that no micro-batch of this process and step reached."""
         if not self._groups:
             return set()
-        return {n for n, p in self.named_parameters() if p.requires_grad} - self._touched
+        return {n for n, p in self.named_parameters() if p.requires_grad} - self._reached
 
     def drop_gradients(self, names: set[str]) -> None:
-        """Takes the zeros away from weights nothing went through: AdamW would decay them.
+        """Removes the zero gradients of weights that no process reached: AdamW would decay them.
 
         Args:
-            names: as `untouched` has them, where all processes agree.
+            names: the names that `untouched` returns on every process.
         """
         for name, parameter in self.named_parameters():
             if name in names:
                 parameter.grad = None
 
     @contextmanager
-    def holding(self, values: dict[str, Tensor]) -> Iterator[None]:
-        """Puts other weights into the main process's model for a while; all processes must ask.
+    def using(self, weights: Mapping[str, Tensor]) -> Iterator[None]:
+        """Puts other weights into the main process's model until the context ends.
 
-        There the model is a plain one meanwhile: it computes and saves without the others.
+        All processes must enter. Inside, the main process has a plain model, which computes and
+        saves without the others; on the other processes nothing changes.
 
         Args:
-            values: by name in the model (objectives' under "objectives."); shards are made whole.
+            weights: by name in the model (those of objectives under "objectives."); shards are
+                gathered.
         """
         own = {name.removeprefix("model."): p for name, p in self.named_parameters()}
-        others: dict[nn.Parameter, nn.Parameter] = {}
-        for name, value in values.items():
-            tensor = whole(value)
+        substitutes: dict[nn.Parameter, nn.Parameter] = {}
+        for name, weight in weights.items():
+            gathered = whole(weight)  # all processes take part
             if is_main():
-                others[own[name]] = nn.Parameter(tensor, own[name].requires_grad)
-        hooks = [{kind: group.__dict__[kind] for kind in _HOOKS} for group in self._groups]
-        try:
-            self._replace(others)
-            for group in self._groups if is_main() else ():
-                group.__dict__.update({kind: OrderedDict() for kind in _HOOKS})
+                substitutes[own[name]] = nn.Parameter(gathered, own[name].requires_grad)
+        changes: list[_Change] = [
+            (module._parameters, name, substitutes[parameter])
+            for module in self.modules()
+            for name, parameter in module._parameters.items()
+            if parameter is not None and parameter in substitutes
+        ]
+        for group in self._groups if is_main() else ():
+            changes += [(vars(group), kind, OrderedDict()) for kind in _HOOKS]
+        with _changed(changes):
             yield
-        finally:
-            self._replace({other: parameter for parameter, other in others.items()})
-            for group, kept in zip(self._groups, hooks, strict=True):
-                group.__dict__.update(kept)
 
-    def _replace(self, others: dict[nn.Parameter, nn.Parameter]) -> None:
-        for module in self.modules():
-            for name, parameter in module._parameters.items():
-                if parameter is not None and parameter in others:
-                    module._parameters[name] = others[parameter]
-
-    def _synchronize(self, is_last: bool) -> None:
-        root = cast("FSDPModule", self)
-        root.set_requires_gradient_sync(is_last)
-        root.set_reshard_after_backward(is_last)
+    def _reduce_after_backward(self, is_reducing: bool) -> None:
+        """Sets whether backward passes reduce gradients and free the gathered weights."""
+        assert isinstance(self, FSDPModule)  # `fully_shard` changed its class
+        self.set_requires_gradient_sync(is_reducing)
+        self.set_reshard_after_backward(is_reducing)
 
     def _watch(self) -> None:
-        """Notes from now on which weights get a gradient; gathered ones are the same objects."""
+        """Records from now on which weights get a gradient; each step gathers the same objects."""
         self._is_watched = True
         for name, parameter in self.named_parameters():
             if parameter.requires_grad:
                 parameter.register_post_accumulate_grad_hook(
-                    lambda _, name=name: self._touched.add(name)
+                    lambda _, name=name: self._reached.add(name)
                 )
 
 
+@contextmanager
+def _changed(changes: Sequence[_Change]) -> Iterator[None]:
+    """Sets values in tables, and restores the old values at the end."""
+    old = [(table, key, table[key]) for table, key, _ in changes]
+    try:
+        for table, key, value in changes:
+            table[key] = value
+        yield
+    finally:
+        for table, key, value in old:
+            table[key] = value
+
+
+def name_objectives(objectives: Iterable[object]) -> dict[str, Objective]:
+    """Returns the objectives by the names they are logged under; equal names are numbered.
+
+    Args:
+        objectives: in the order of the config.
+    """
+    seen: Counter[str] = Counter()
+    named: dict[str, Objective] = {}
+    for objective in objectives:
+        name = type(objective).__name__
+        assert isinstance(objective, Objective), f"{name} is not an objective"
+        seen[name] += 1
+        named[name if seen[name] == 1 else f"{name}-{seen[name]}"] = objective
+    return named
+
+
+def check_batches(batches: list[Batch] | None, objectives: Iterable[Objective], step: int) -> None:
+    """Refuses a step whose data end early or contain a task without an objective.
+
+    Args:
+        batches: batches of the step; None if the data ended.
+        objectives: objectives of the run.
+        step: number of steps done.
+
+    Raises:
+        UsageError: naming the setting to change.
+    """
+    if batches is None:
+        raise UsageError(f"the data ended at step {step}; lower train.steps")
+    learned = {task for objective in objectives for task in objective.tasks}
+    for batch in batches:
+        if batch.task not in learned:
+            raise UsageError(
+                f"no objective learns from the task {batch.task!r} of data.mixture; "
+                f"objectives.*.tasks name {', '.join(sorted(learned))}"
+            )
+
+
 def whole(tensor: Tensor) -> Tensor:
-    """Returns a tensor that may be sharded as one that is not; all processes must ask.
+    """Returns the whole of a tensor that may be sharded; all processes must call it.
 
     Args:
         tensor: any tensor.
@@ -184,7 +247,7 @@ def whole(tensor: Tensor) -> Tensor:
 
 
 def local(tensor: Tensor) -> Tensor:
-    """Returns this process's shard of a tensor, or all of it if it is whole.
+    """Returns this process's shard of a tensor, or the tensor itself if it is not sharded.
 
     Args:
         tensor: any tensor.

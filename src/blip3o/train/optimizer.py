@@ -1,13 +1,14 @@
-"""Which parameters are trained, and how fast."""
+"""The trained parameters: their selection, optimizer, learning rate and averages."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 import torch
 from torch import Tensor, nn
 
 from blip3o.core.errors import UsageError, unknown_name
 from blip3o.train.config import OptimizerConfig
+from blip3o.train.learner import local, whole
 
 NamedParameters = dict[str, nn.Parameter]
 _OBJECTIVES = "objectives"
@@ -16,15 +17,15 @@ _OBJECTIVES = "objectives"
 def select_trainable(
     model: nn.Module, objectives: nn.ModuleList, prefixes: Iterable[str]
 ) -> NamedParameters:
-    """Freezes a model but for some parts and returns every parameter to train by name.
+    """Freezes a model except for some parts; returns every parameter to train, by name.
 
     Args:
-        model: its parameters outside the prefixes stop asking for gradients.
-        objectives: all their parameters are trained, under "objectives.".
+        model: changed in place: `requires_grad` is set on the parts to train only.
+        objectives: all their parameters are trained; their names begin with "objectives.".
         prefixes: dotted prefixes of parameter names.
 
     Raises:
-        UsageError: if a prefix fits no parameter, with the nearest module names, or if there is
+        UsageError: if a prefix matches no parameter, with the nearest module names, or if there is
             nothing to train.
     """
     prefixes = tuple(prefixes)
@@ -44,11 +45,11 @@ def select_trainable(
 
 
 def select_buffers(model: nn.Module, objectives: nn.ModuleList) -> dict[str, Tensor]:
-    """Returns the saved buffers that may change while training, by name (running statistics).
+    """Returns the persistent buffers that training may change, by name (running statistics).
 
     Args:
-        model: buffers of its modules with trained parameters of their own.
-        objectives: all their buffers, under "objectives.".
+        model: only buffers of modules that own trained parameters are returned.
+        objectives: all their buffers are returned; their names begin with "objectives.".
     """
     found: dict[str, Tensor] = {}
     for root, start in ((model, ""), (objectives, _OBJECTIVES)):
@@ -66,7 +67,7 @@ def check_parts(model: nn.Module, prefixes: Iterable[str]) -> None:
     """Checks that every prefix names parameters of a model.
 
     Raises:
-        UsageError: for one that fits none, with the nearest module names.
+        UsageError: for a prefix that names none, with the nearest module names.
     """
     names = [name for name, _ in model.named_parameters()]
     for prefix in prefixes:
@@ -76,7 +77,7 @@ def check_parts(model: nn.Module, prefixes: Iterable[str]) -> None:
 
 
 def is_under(name: str, prefix: str) -> bool:
-    """Returns whether a dotted name is a part or lies in it."""
+    """Returns whether a dotted name equals a prefix or lies under it."""
     return name == prefix or name.startswith(prefix + ".")
 
 
@@ -84,11 +85,11 @@ def build_optimizer(parameters: NamedParameters, config: OptimizerConfig) -> tor
     """Returns AdamW with a group for each learning rate and weight decay.
 
     Args:
-        parameters: what to train, by name.
-        config: rates.
+        parameters: the parameters to train, by name.
+        config: learning rates and AdamW's settings.
 
     Raises:
-        UsageError: if a prefix of `lr_multipliers` fits nothing that is trained.
+        UsageError: if a prefix of `lr_multipliers` matches no trained parameter.
     """
     for prefix in config.lr_multipliers:
         if not any(is_under(name, prefix) for name in parameters):
@@ -112,8 +113,8 @@ def learning_rate(step: int, num_steps: int, config: OptimizerConfig) -> float:
 
     Args:
         step: number of the step, from 0.
-        num_steps: steps of the whole run.
-        config: rates.
+        num_steps: number of steps of the whole run.
+        config: learning rates and warm-up.
     """
     if step < config.warmup_steps:
         return config.lr * (step + 1) / config.warmup_steps
@@ -123,6 +124,48 @@ def learning_rate(step: int, num_steps: int, config: OptimizerConfig) -> float:
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    """Sets the rate of every group, times the group's factor."""
+    """Sets the learning rate of every group to a rate times the group's factor."""
     for group in optimizer.param_groups:
         group["lr"] = rate * group["lr_factor"]
+
+
+def clip_gradients(parameters: Collection[nn.Parameter], limit: float) -> Tensor:
+    """Scales all gradients by one factor if their norm exceeds a limit.
+
+    Args:
+        parameters: changed in place; those without a gradient are skipped.
+        limit: largest norm of all gradients together.
+
+    Returns:
+        The norm before clipping.
+    """
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    norm = whole(nn.utils.get_total_norm(gradients, foreach=True))
+    nn.utils.clip_grads_with_norm_(parameters, limit, norm, foreach=True)
+    return norm
+
+
+class Ema:
+    """Exponential moving averages of parameters; each process averages its own shards.
+
+    Args:
+        parameters: the parameters to average, by name.
+        decay: share of the old average kept at each step; smaller in the first steps.
+    """
+
+    def __init__(self, parameters: NamedParameters, decay: float) -> None:
+        self._parameters = parameters
+        self._decay = decay
+        self.averages = {name: p.detach().clone() for name, p in parameters.items()}
+
+    @torch.no_grad()
+    def update(self, step: int) -> None:
+        """Adds the weights after a step to the averages.
+
+        Args:
+            step: number of the step, from 0; the first averages must forget the fresh weights.
+        """
+        decay = min(self._decay, (step + 1) / (step + 10))
+        weights = [local(parameter.detach()) for parameter in self._parameters.values()]
+        averages = [local(average) for average in self.averages.values()]
+        torch._foreach_lerp_(averages, weights, 1 - decay)

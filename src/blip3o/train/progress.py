@@ -1,11 +1,11 @@
-"""What a run says of its steps: averages between two lines of metrics, and how far it is."""
+"""Metrics and progress of a run: averages since the last line of metrics, speed, time left."""
 
+import dataclasses
 import math
 import sys
 import time
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,7 +16,25 @@ from blip3o.core.log import MetricsLogger, say
 
 Sums = dict[str, tuple[float, float]]
 Terms = list[tuple[str, Tensor, float]]
-"""Parts of sums: name, sum on the device, count."""
+"""Terms of sums: name, value on the device, count."""
+
+
+@dataclasses.dataclass(kw_only=True)
+class TrainState:
+    """State of a run other than tensors.
+
+    Args:
+        step: number of optimizer steps done.
+        samples_seen: number of samples trained on.
+        nonfinite_steps: number of steps that updated nothing.
+        window: (sum, count) by name since the last line of metrics, so that a resumed run logs
+            the same averages.
+    """
+
+    step: int = 0
+    samples_seen: int = 0
+    nonfinite_steps: int = 0
+    window: Sums = dataclasses.field(default_factory=dict)
 
 
 def add_sums(total: Sums, part: Sums) -> None:
@@ -27,10 +45,10 @@ def add_sums(total: Sums, part: Sums) -> None:
 
 
 def read_terms(terms: Terms) -> Sums:
-    """Returns the sums by name as plain numbers; the device is waited for once.
+    """Returns the sums by name as plain numbers; synchronizes with the device once.
 
     Args:
-        terms: any number of them, in one type and on one device or several.
+        terms: any number of terms.
     """
     sums: Sums = {}
     if not terms:
@@ -43,10 +61,10 @@ def read_terms(terms: Terms) -> Sums:
 
 
 def merge_sums(parts: Iterable[Sums]) -> Sums:
-    """Returns the sums of all processes.
+    """Returns the sums over all processes.
 
     Args:
-        parts: those of each; a `loss` is a whole step's and counts once.
+        parts: the sums of each process. The parts of `loss` add up to the loss of one step.
     """
     total: Sums = {}
     for part in parts:
@@ -57,11 +75,11 @@ def merge_sums(parts: Iterable[Sums]) -> Sums:
 
 
 class Window:
-    """Sums since the last line of metrics, and the time they took.
+    """Sums and speed since the last line of metrics.
 
     Args:
-        sums: what a resumed run had summed up before it stopped; kept up to date, in place.
-        peak_tflops: what the device can do at best; None if unknown.
+        sums: sums of a resumed run before it stopped; updated in place.
+        peak_tflops: peak of all devices, in 10^12 operations per second; None if unknown.
     """
 
     def __init__(self, sums: Sums, peak_tflops: float | None = None) -> None:
@@ -77,23 +95,23 @@ class Window:
         self._tokens = 0
 
     def add(self, sums: Sums, samples: int, tokens: int, waited: float) -> None:
-        """Takes in a step.
+        """Adds a step.
 
         Args:
             sums: (sum, count) by name.
-            samples: how many samples it learned from.
-            tokens: how many tokens their texts and the placeholders of their images have.
-            waited: seconds it waited for them.
+            samples: number of samples.
+            tokens: number of tokens of their texts, image placeholders included.
+            waited: seconds that the step waited for data.
         """
         add_sums(self._sums, sums)
         self._samples += samples
         self._tokens += tokens
         self._waited += waited
 
-    def close(self) -> dict[str, Any]:
-        """Returns the averages and the speed, and starts anew."""
+    def close(self) -> dict[str, float]:
+        """Returns the averages and the speed, and starts a new window."""
         seconds = max(time.monotonic() - self._start, 1e-9)
-        values: dict[str, Any] = {n: v / c if c else 0.0 for n, (v, c) in self._sums.items()}
+        values = {n: v / c if c else 0.0 for n, (v, c) in self._sums.items()}
         values["samples_per_second"] = self._samples / seconds
         values["tokens_per_second"] = self._tokens / seconds
         values["data_wait"] = self._waited / seconds
@@ -107,12 +125,12 @@ class Window:
 
 
 class Progress:
-    """A bar on a terminal; elsewhere a plain line for each line of metrics.
+    """A progress bar on a terminal, otherwise a text line for each line of metrics.
 
     Args:
-        step: steps done.
-        steps: steps of the whole run.
-        batch_size: samples a step.
+        step: number of steps done.
+        steps: number of steps of the whole run.
+        batch_size: samples per step.
     """
 
     def __init__(self, step: int, steps: int, batch_size: int) -> None:
@@ -129,11 +147,11 @@ class Progress:
         if self._bar is not None:
             self._bar.update()
 
-    def report(self, values: dict[str, Any]) -> None:
-        """Shows the numbers of a line of metrics.
+    def report(self, values: dict[str, float]) -> None:
+        """Shows the values of a line of metrics.
 
         Args:
-            values: at least `lr` and `samples_per_second`; no `loss` if no step was finite.
+            values: `lr`, `samples_per_second` and, if any step was finite, `loss`.
         """
         loss = f"loss {values.get('loss', math.nan):.4f}"
         rest = f"lr {values['lr']:.1e}  {values['samples_per_second']:.1f} samples/s"
@@ -145,19 +163,19 @@ class Progress:
         say(f"step {self._step}/{self._steps}  {loss}  {rest}  {_duration(seconds)} left")
 
     def close(self) -> None:
-        """Ends the bar."""
+        """Closes the bar."""
         if self._bar is not None:
             self._bar.close()
 
 
 class RunLog:
-    """Metrics and progress of a run; says nothing on other processes than the main one.
+    """Metrics and progress of a run; silent except on the main process.
 
     Args:
         run_dir: the run folder.
-        step: steps done.
-        steps: steps of the whole run.
-        batch_size: samples a step.
+        step: number of steps done.
+        steps: number of steps of the whole run.
+        batch_size: samples per step.
     """
 
     def __init__(self, run_dir: Path, step: int, steps: int, batch_size: int) -> None:
@@ -169,29 +187,29 @@ class RunLog:
         if self._progress is not None:
             self._progress.advance()
 
-    def log(self, step: int, values: dict[str, Any]) -> None:
+    def log(self, step: int, values: dict[str, float]) -> None:
         """Writes a line of metrics.
 
         Args:
-            step: steps done.
-            values: the numbers.
+            step: number of steps done.
+            values: the metrics.
         """
         if self._logger is not None and self._progress is not None:
             self._logger.log(step, values)
             self._progress.report(values)
 
     def close(self) -> None:
-        """Closes files and bar."""
+        """Closes the files and the bar."""
         for part in (self._progress, self._logger):
             if part is not None:
                 part.close()
 
 
 def memory_mb(device: torch.device) -> float:
-    """Returns the most memory that was in use so far, in MiB: of a CUDA device, or the process.
+    """Returns the peak memory so far, in MiB: that of a CUDA device, otherwise of the process.
 
     Args:
-        device: where the run computes.
+        device: device of the run.
     """
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20

@@ -1,11 +1,11 @@
-"""Tensors of a run in files: `torch.distributed.checkpoint` with safetensors underneath.
+"""Stores the tensors of a run: `torch.distributed.checkpoint` on top of safetensors.
 
-Every process writes what it holds, in three files: weights, averages, moments. The header of each
-tells which part of which tensor a piece is, so that any number of processes can read it, and with
-one process the files are plain safetensors. Nothing in them is executed when read.
+Every process writes its own tensors to three files: weights, averages, moments. The header of a
+file tells which slice of which tensor each entry is, so any number of processes can read it. With
+one process the files are plain safetensors. Reading them executes no code.
 
-Disks and networks change bits. So whoever keeps a folder also keeps its `hashes`, and has them
-checked before it reads.
+Disks and networks flip bits. A checkpoint therefore also stores the `hashes` of its folder, and
+checks them before it reads.
 """
 
 import hashlib
@@ -13,7 +13,6 @@ import json
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, cast
 
 import torch
 import torch.distributed as dist
@@ -22,15 +21,16 @@ from safetensors import SafetensorError
 from torch import Tensor
 from torch.distributed.checkpoint import HuggingFaceStorageReader, HuggingFaceStorageWriter
 from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor import DTensor
 
 from blip3o.core.distributed import exchange, is_main, rank, world_size
 
 STORE_ERRORS = (SafetensorError, CheckpointException)
-"""What reading and writing raise, besides OSError."""
+"""Errors of reading and writing, in addition to OSError."""
 
-# One process needs no process group, and says so on purpose.
+# A single process has no process group, on purpose.
 warnings.filterwarnings("ignore", message="torch.distributed is disabled")
 
 
@@ -39,14 +39,16 @@ class TensorStore:
 
     def __init__(self) -> None:
         self._group: dist.ProcessGroup | None = None
-        self._mesh: Any = None
+        self._mesh: DeviceMesh | None = None
         if world_size() > 1:
-            # A group of its own: a thread writes while the main one talks about the next steps.
-            self._group = cast("dist.ProcessGroup", dist.new_group(backend="gloo"))
+            # Its own group: the writer thread communicates while the main thread runs steps.
+            group = dist.new_group(backend="gloo")
+            assert isinstance(group, dist.ProcessGroup)
+            self._group = group
             self._mesh = init_device_mesh("cpu", (world_size(),))
 
     def copy(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Returns copies on the CPU, which training does not change.
+        """Returns copies of tensors on the CPU.
 
         Args:
             tensors: by name.
@@ -66,42 +68,46 @@ class TensorStore:
         )
 
     def write(self, folder: Path, tensors: dict[str, Tensor]) -> None:
-        """Writes and flushes this process's part.
+        """Writes and flushes the tensors of this process.
 
         Args:
             folder: an empty folder.
-            tensors: on the CPU, named `file/...`; each first part makes a file.
+            tensors: on the CPU, named `GROUP/...`; each group gets its own file.
 
         Raises:
-            CheckpointException: if any process could not.
+            CheckpointException: if any process failed.
         """
         files = sorted({name.partition("/")[0] for name in tensors})
         numbers = {name: files.index(name.partition("/")[0]) + 1 for name in tensors}
         writer = HuggingFaceStorageWriter(str(folder), numbers, save_distributed=True)
-        tensors = dict(sorted(tensors.items()))  # a resumed run has AdamW's in another order
+        tensors = dict(sorted(tensors.items()))  # in a resumed run the moments have another order
         dcp.save(tensors, storage_writer=writer, process_group=self._group)
 
     def shapes(self, folder: Path) -> dict[str, torch.Size]:
         """Returns the whole shapes of the tensors in a folder, by name.
 
         Args:
-            folder: what `write` wrote.
+            folder: a folder that `write` filled.
 
         Raises:
             SafetensorError: if a file is damaged.
         """
         stored = HuggingFaceStorageReader(str(folder)).read_metadata().state_dict_metadata
-        return {name: about.size for name, about in stored.items()}  # type: ignore[union-attr]
+        return {
+            name: about.size
+            for name, about in stored.items()
+            if isinstance(about, TensorStorageMetadata)
+        }
 
     def read(self, folder: Path, tensors: dict[str, Tensor]) -> None:
-        """Fills tensors in place, whatever number of processes wrote them.
+        """Fills tensors in place; the number of processes may differ from that of the writers.
 
         Args:
-            folder: what `write` wrote.
-            tensors: by name, of the stored shapes.
+            folder: a folder that `write` filled.
+            tensors: by name, with the stored shapes.
 
         Raises:
-            CheckpointException: if any process could not.
+            CheckpointException: if any process failed.
         """
         reader = HuggingFaceStorageReader(str(folder))
         dcp.load(dict(tensors), storage_reader=reader, process_group=self._group)
@@ -110,35 +116,36 @@ class TensorStore:
         """Returns the hash of every file in a folder, by name; the processes share the work.
 
         Args:
-            folder: what `write` wrote.
+            folder: a folder that `write` filled.
 
         Raises:
-            OSError: on all processes, if one of them cannot read a file.
-            ValueError: likewise, if a file is no safetensors file.
+            OSError: on all processes, if any of them cannot read a file.
+            ValueError: on all processes, if a file is not in safetensors format.
         """
         files = sorted(folder.glob("*.safetensors"))
         count, failed = world_size(), None
         mine: dict[str, str] = {}
-        # Names begin with the number of the process that wrote the file: it reads from memory.
+        # A file name begins with the rank that wrote it, so a process mostly hashes its own files,
+        # which are still in memory.
         for file in files[rank() * len(files) // count : (rank() + 1) * len(files) // count]:
             try:
                 mine[file.name] = content_hash(file)
             except (OSError, ValueError) as error:
                 failed = failed or error
-        told = exchange((mine, failed), self._group)
-        for _, error in told:
+        reports = exchange((mine, failed), self._group)
+        for _, error in reports:
             if error is not None:
                 raise error
-        return {name: value for part, _ in told for name, value in part.items()}
+        return {name: value for part, _ in reports for name, value in part.items()}
 
     def on_main(self, action: Callable[[], None]) -> None:
-        """Does something on the main process, while the others wait.
+        """Runs an action on the main process while the others wait.
 
         Args:
-            action: what to do.
+            action: the action.
 
         Raises:
-            OSError: on all of them, if it failed.
+            OSError: on all processes, if the action raised it.
         """
         failed = None
         if is_main():
@@ -152,15 +159,15 @@ class TensorStore:
 
 
 def content_hash(file: Path) -> str:
-    """Returns a hash of a safetensors file that is the same for the same content.
+    """Returns a hash of a safetensors file that depends on its content only.
 
-    The library writes the entries of the header in another order each time, so they are sorted.
+    The library writes the entries of the header in random order, so they are sorted first.
 
     Args:
         file: the file.
 
     Raises:
-        ValueError: if it has no header.
+        ValueError: if its header is missing or damaged.
     """
     with file.open("rb") as stream:
         length = int.from_bytes(stream.read(8), "little")
@@ -175,10 +182,10 @@ def content_hash(file: Path) -> str:
 
 
 def reason_of(error: BaseException) -> str:
-    """Returns why a store failed, as one line.
+    """Returns the reason of a store's failure, as one line.
 
     Args:
-        error: what it raised; of several processes, the first one counts.
+        error: the exception; of a failure on several processes the first one counts.
     """
     if isinstance(error, CheckpointException) and error.failures:
         error = next(iter(error.failures.values()))[0]

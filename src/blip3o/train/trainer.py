@@ -1,15 +1,15 @@
-"""The one training loop. It knows batches, objectives, an optimizer and callbacks, nothing else."""
+"""The one training loop; it knows only batches, objectives, an optimizer and callbacks."""
 
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any, cast
 
 import torch
-from torch import Tensor, nn
+from torch import nn
+from torch.profiler import profile
 
 from blip3o.core.config import save_yaml, to_dict
 from blip3o.core.device import Precision, resolve_device
@@ -18,31 +18,25 @@ from blip3o.core.errors import PreemptedError, UsageError
 from blip3o.core.log import say
 from blip3o.core.rng import numpy_rng
 from blip3o.core.types import Batch
-from blip3o.nn.checkpointing import checkpoint_blocks
-from blip3o.objectives import Objective
 from blip3o.train.adapters import add_adapters
+from blip3o.train.callbacks import Callback
 from blip3o.train.checkpoint import Checkpoints, TrainState, check_resumable
 from blip3o.train.config import RunConfig
 from blip3o.train.diverged import advice, are_finite, explaining
-from blip3o.train.ema import Ema
 from blip3o.train.environment import Notes, write_environment
-from blip3o.train.flops import count_flops, peak_tflops
-from blip3o.train.learner import Learner, whole
+from blip3o.train.flops import FlopCount, count_flops, peak_tflops
+from blip3o.train.learner import Learner, check_batches, name_objectives
+from blip3o.train.model_setup import apply_switches, set_mode, training_dtype
 from blip3o.train.optimizer import (
+    Ema,
     build_optimizer,
+    clip_gradients,
     learning_rate,
     select_buffers,
     select_trainable,
     set_learning_rate,
 )
-from blip3o.train.prepare import (
-    check_groups,
-    compile_blocks,
-    leave_out_padding,
-    name_objectives,
-    set_mode,
-    training_dtype,
-)
+from blip3o.train.profiling import profiling
 from blip3o.train.progress import RunLog, Sums, Terms, Window, memory_mb, merge_sums, read_terms
 from blip3o.train.signals import StopRequest, children_outlive_sigterm
 
@@ -51,14 +45,14 @@ StepLoader = Callable[[int], Iterator[list[Batch]]]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Loaded:
-    """What one process tells the others before a step.
+    """The message that each process sends to the others before a step.
 
     Args:
-        stop: whether it wants to stop: a signal came, or the last checkpoint failed.
-        error: why it cannot go on.
-        samples: samples it has for the step.
-        tokens: tokens of their texts.
-        waited: seconds it waited for them.
+        stop: whether it must stop: a signal came, or the last checkpoint failed.
+        error: the error that keeps it from going on.
+        samples: number of its samples.
+        tokens: number of tokens of their texts.
+        waited: seconds it waited for the data.
     """
 
     stop: bool
@@ -69,22 +63,19 @@ class _Loaded:
 
 
 class Trainer:
-    """Trains a model; the same call again resumes where the last checkpoint left off.
+    """Trains a model; the same call again resumes from the last checkpoint.
 
-    The processes that a launcher started train together: a step's loss and gradient are those of
-    its whole global batch, whatever the number of processes.
+    All processes that a launcher started train one model: the loss and gradient of a step are those
+    of its global batch, whatever the number of processes.
 
     Args:
         run_dir: the run folder.
         config: the whole run.
         model: on the CPU; moved to the run's device.
-        objectives: what is optimized; modules with `tasks`, `weight` and `count`.
-        loader: start step -> this process's batches of each step from there on.
-        callbacks: objects with any of `on_start(trainer)`, `on_log(trainer, step, values)`,
-            `on_checkpoint(trainer, step, folder)` (the folder is being written), and, with whole
-            averaged weights in the model, `on_sample(trainer, step)` and `on_end(trainer)`. Only
-            those of the main process are called.
-        notes: what else is noted of this start and in every line of metrics.
+        objectives: modules that implement `Objective`.
+        loader: maps a start step to this process's batches of every step from there on.
+        callbacks: called on the main process only.
+        notes: further facts for `env.json` and for every line of metrics.
 
     Raises:
         UsageError: if the run folder belongs to another config, or the config does not fit the
@@ -98,7 +89,7 @@ class Trainer:
         model: nn.Module,
         objectives: Sequence[nn.Module],
         loader: StepLoader,
-        callbacks: Sequence[object] = (),
+        callbacks: Sequence[Callback] = (),
         notes: Notes | None = None,
     ) -> None:
         check_resumable(run_dir, config)
@@ -112,19 +103,14 @@ class Trainer:
         trainable = add_adapters(self.model, train)
         self.objectives = self.learner.objectives
         self.parameters = select_trainable(self.model, self.objectives, trainable)
-        if train.activation_checkpointing:
-            checkpoint_blocks(self.model)
-        if train.padding_free:
-            leave_out_padding(self.model)
-        if train.compile:
-            compile_blocks(self.model)
+        apply_switches(self.model, train)
         if world_size() > 1:
-            self.learner.shard(self.precision)  # other objects under the same names
+            self.learner.shard(self.precision)  # replaces the parameter objects
             self.parameters = select_trainable(self.model, self.objectives, trainable)
         self.optimizer = build_optimizer(self.parameters, train.optimizer)
         self.ema = Ema(self.parameters, train.ema_decay)
         self.state = TrainState()
-        self._named_objectives = name_objectives(cast("Sequence[Objective]", objectives))
+        self._named_objectives = name_objectives(objectives)
         self._checkpoints = Checkpoints(
             run_dir,
             train.keep_last,
@@ -135,15 +121,15 @@ class Trainer:
             self.optimizer,
         )
         self._loader = loader
-        self._callbacks = callbacks
+        self._callbacks = tuple(callbacks) if is_main() else ()
         self._notes = notes or Notes()
 
     def fit(self) -> None:
         """Trains up to the last step.
 
         Raises:
-            UsageError: if no checkpoint can be read, the config does not fit the data, too many
-                steps were not finite, or a checkpoint cannot be written.
+            UsageError: if checkpoints exist but none can be read, the config does not fit the data,
+                too many steps were not finite, or a checkpoint cannot be written.
             PreemptedError: if a signal asked to stop; a checkpoint has been saved.
         """
         try:
@@ -168,30 +154,38 @@ class Trainer:
         log = RunLog(self.run_dir, self.state.step, train.steps, train.global_batch_size)
         batches = self._loader(self.state.step)
         try:
-            self._call("on_start")
-            with StopRequest() as stop:
-                self._run(batches, log, stop)
+            for callback in self._callbacks:
+                callback.on_start(self)
+            profile_dir = self.run_dir / "profile" if train.profile and is_main() else None
+            with StopRequest() as stop, profiling(profile_dir, self.precision.device) as profiler:
+                self._run(batches, log, stop, profiler)
         finally:
             log.close()
-            if hasattr(batches, "close"):
-                batches.close()  # ends the loader's workers now, not when Python finds the time
+            if isinstance(batches, Generator):
+                batches.close()  # ends the loader's workers now, not at garbage collection
         self._end()
 
     def _end(self) -> None:
-        """Calls back for the last time, unless there is no model worth to be kept."""
+        """Calls `on_end`, unless the model is too damaged to keep."""
         state, rate = self.state, self.config.train.optimizer.lr
         if not all(exchange(are_finite(self.ema.averages.values()))):
             raise UsageError(advice(state.step, rate, "weights are not numbers"))
         if 2 * state.nonfinite_steps > state.step:
             seen = f"{state.nonfinite_steps} steps were not finite and updated nothing"
             raise UsageError(advice(state.step, rate, seen))
-        self._show("on_end")
+        self._show(lambda callback: callback.on_end(self))
 
-    def _run(self, batches: Iterator[list[Batch]], log: RunLog, stop: StopRequest) -> None:
+    def _run(
+        self,
+        batches: Iterator[list[Batch]],
+        log: RunLog,
+        stop: StopRequest,
+        profiler: profile | None,
+    ) -> None:
         train, state = self.config.train, self.state
         peak = peak_tflops(self.precision.device)
         window = Window(state.window, peak and peak * world_size())
-        is_saved = state.step > 0  # by the run that this one resumes
+        is_saved = state.step > 0  # by an earlier start
         is_first = True
         while state.step < train.steps:
             groups, all_loaded = self._next(batches, stop, is_first=is_first)
@@ -201,27 +195,29 @@ class Trainer:
             rate = learning_rate(state.step, train.steps, train.optimizer)
             samples = sum(one.samples for one in all_loaded)
             tokens = sum(one.tokens for one in all_loaded)
-            if window.flops_per_token is None and not train.compile:
-                with self._explaining(), count_flops(self.model) as count:
-                    sums = self._step(groups, rate)
+            is_counting = window.flops_per_token is None and not train.compile
+            counting = count_flops(self.model) if is_counting else nullcontext(FlopCount())
+            with self._explaining(), counting as count:
+                sums = self._step(groups, rate)
+            if is_counting:
                 window.flops_per_token = sum(exchange(count.total)) / max(tokens, 1)
-            else:
-                with self._explaining():
-                    sums = self._step(groups, rate)
             window.add(sums, samples, tokens, max(one.waited for one in all_loaded))
             state.step += 1
             state.samples_seen += samples
             is_last = state.step == train.steps
+            if profiler is not None:
+                profiler.step()
             log.advance()
             if state.step % train.log_every == 0 or is_last:
                 values = {**window.close(), **self._facts(), "lr": rate}
                 log.log(state.step, values)
-                self._call("on_log", state.step, values)
+                for callback in self._callbacks:
+                    callback.on_log(self, state.step, values)
             is_saved = state.step % train.checkpoint_every == 0 or is_last
             if is_saved:
                 self._save()
             if train.sample_every and (state.step % train.sample_every == 0 or is_last):
-                self._show("on_sample", state.step)
+                self._show(lambda callback: callback.on_sample(self, state.step))
                 self._set_modes()
         self._checkpoints.wait()
         if state.step < train.steps:
@@ -235,12 +231,15 @@ class Trainer:
     def _next(
         self, batches: Iterator[list[Batch]], stop: StopRequest, *, is_first: bool
     ) -> tuple[list[Batch], list[_Loaded]]:
-        """Returns this process's batches of a step, and what all of them have; they stop as one."""
+        """Returns this process's batches of a step, and the messages of all processes.
+
+        An error on any process is raised on all of them.
+        """
         start, groups, error = time.monotonic(), None, None
         try:
             with children_outlive_sigterm() if is_first else nullcontext():  # workers start now
                 groups = next(batches, None)
-            check_groups(groups, self._named_objectives.values(), self.state.step)
+            check_batches(groups, self._named_objectives.values(), self.state.step)
         except UsageError as caught:
             error = caught
         groups = groups or []
@@ -258,10 +257,10 @@ class Trainer:
         return groups, all_loaded
 
     def _step(self, groups: list[Batch], rate: float) -> Sums:
-        """One optimizer step; returns the sums to log."""
+        """Runs one optimizer step; returns the sums to log."""
         step = self.state.step
-        # Our own draws are keyed by sample. This one is for parts that use torch's global
-        # generator (dropout in a library's module): they, too, must not depend on the past.
+        # Our own random numbers are keyed by sample. This seed is for modules that use torch's
+        # global generator (a library's dropout): they must not depend on earlier steps either.
         torch.manual_seed(int(numpy_rng(self.config.train.seed, "step", step).integers(2**62)))
         set_learning_rate(self.optimizer, rate)
         self.optimizer.zero_grad(set_to_none=True)
@@ -276,13 +275,13 @@ class Trainer:
                 if count:
                     terms += self._backward(number, batch, total)
         self.learner.reduce()
-        norm = self._clip()
+        norm = clip_gradients(self.parameters.values(), self.config.train.grad_clip)
         if is_main():
             terms.append(("grad_norm", norm, 1.0))
-        told = exchange((read_terms(terms), self.learner.untouched()))
-        sums = merge_sums(part for part, _ in told)
+        reports = exchange((read_terms(terms), self.learner.untouched()))
+        sums = merge_sums(part for part, _ in reports)
         if all(math.isfinite(sums[name][0]) for name in ("loss", "grad_norm") if name in sums):
-            self.learner.drop_gradients(set.intersection(*(names for _, names in told)))
+            self.learner.drop_gradients(set.intersection(*(names for _, names in reports)))
             self.optimizer.step()
             self.ema.update(step)
             return sums
@@ -296,24 +295,15 @@ class Trainer:
         weighted = loss_sum * (objective.weight / total)
         if not weighted.requires_grad:
             raise UsageError(
-                f"no gradient reaches anything from the objective {name}: train.trainable "
-                f"({', '.join(self.config.train.trainable)}) names no part it goes through"
+                f"the objective {name} gives no trained weight a gradient: train.trainable "
+                f"({', '.join(self.config.train.trainable)}) names no part that it uses"
             )
-        (weighted * world_size()).backward()  # gradients are averaged over processes
+        (weighted * world_size()).backward()  # FSDP averages gradients over processes
         return [
             ("loss", weighted.detach(), 0.0),
             (f"{name}/loss", output.loss_sum.detach(), output.count),
             *((f"{name}/{key}", v.detach(), c) for key, (v, c) in output.metrics.items()),
         ]
-
-    def _clip(self) -> Tensor:
-        """Scales all gradients together; returns their norm before."""
-        gradients = [p.grad for p in self.parameters.values() if p.grad is not None]
-        norm = whole(nn.utils.get_total_norm(gradients, foreach=True))
-        nn.utils.clip_grads_with_norm_(
-            self.parameters.values(), self.config.train.grad_clip, norm, foreach=True
-        )
-        return norm
 
     def _count_nonfinite(self) -> None:
         self.state.nonfinite_steps += 1
@@ -331,9 +321,10 @@ class Trainer:
 
     def _save(self) -> None:
         folder = self._checkpoints.save(self.state, to_dict(self.config))
-        self._call("on_checkpoint", self.state.step, folder)
+        for callback in self._callbacks:
+            callback.on_checkpoint(self, self.state.step, folder)
 
-    def _facts(self) -> dict[str, Any]:
+    def _facts(self) -> dict[str, float]:
         return {
             "samples_seen": self.state.samples_seen,
             "nonfinite_steps": self.state.nonfinite_steps,
@@ -341,21 +332,16 @@ class Trainer:
             **self._notes.metrics,
         }
 
-    def _show(self, event: str, *arguments: object) -> None:
-        """Calls back with the averaged weights in the model; the other processes wait."""
-        # Several processes keep frozen weights in half precision, which autocast brings together.
+    def _show(self, notify: Callable[[Callback], None]) -> None:
+        """Notifies the callbacks with the averaged weights in the model; other processes wait."""
+        # In runs on several processes, frozen weights have a half dtype; autocast converts inputs.
         precision = self.precision.autocast() if world_size() > 1 else nullcontext()
-        with self.learner.holding(self.ema.averages), precision:
+        with self.learner.using(self.ema.averages), precision:
             with self._explaining():
-                self._call(event, *arguments)
+                for callback in self._callbacks:
+                    notify(callback)
             exchange(None)
 
     def _explaining(self) -> AbstractContextManager[None]:
         weights = (*self.parameters.values(), *self.ema.averages.values())
         return explaining(self.state.step, self.config.train.optimizer.lr, weights)
-
-    def _call(self, event: str, *arguments: object) -> None:
-        for callback in self._callbacks if is_main() else ():
-            handler = getattr(callback, event, None)
-            if handler is not None:
-                handler(self, *arguments)

@@ -1,8 +1,8 @@
-"""Merges an adapter of PEFT into the weights that it changes, when these are read.
+"""Merges a PEFT adapter into the weights that it changes, when they are read.
 
     W + strength * up @ down                    LoRA: `lora_B.NAME.weight` and `lora_A.NAME.weight`
 
-The strength is in `adapter_config.json`. Other kinds of adapters are refused; PEFT merges them.
+`adapter_config.json` gives the strength. Other kinds of adapters are refused; PEFT can merge them.
 """
 
 import dataclasses
@@ -37,21 +37,21 @@ _OTHERS = (
     "trainable_tokens_",
     "prompt_encoder",
 )
-"""Only adapters have a part of a name that begins with one of these."""
+"""Prefixes of name parts that occur in adapters only."""
 
 _UNLIKE = ("use_dora", "lora_bias", "alora_invocation_tokens", "use_qalora", "target_parameters")
-"""With any of these settings an adapter is more than the product above."""
+"""Settings of adapters that are not a plain LoRA product."""
 
 
 @dataclasses.dataclass(frozen=True)
 class MergedTensor(StoredTensor):
-    """A weight in a file with an adapter that is added to it when it is read.
+    """A stored weight whose adapter is merged when it is read.
 
     Args:
         down: `lora_A`.
         up: `lora_B`.
         strength: factor of their product.
-        is_turned: whether the product changes the transposed weight.
+        is_turned: whether the product is added to the transposed weight.
     """
 
     down: Tensor | StoredTensor
@@ -60,7 +60,7 @@ class MergedTensor(StoredTensor):
     is_turned: bool
 
     def read(self) -> Tensor:
-        """Returns the merged weight, in the type of the stored one."""
+        """Returns the merged weight in the dtype of the stored one."""
         return merged(super().read(), self.down, self.up, self.strength, is_turned=self.is_turned)
 
 
@@ -72,14 +72,14 @@ def merged(
     *,
     is_turned: bool,
 ) -> Tensor:
-    """Returns weight + strength * up @ down, computed in fp32, in the weight's type.
+    """Returns weight + strength * up @ down, computed in fp32, in the dtype of the weight.
 
     Args:
-        weight: of a linear layer, a convolution or an embedding.
+        weight: weight of a linear layer, a convolution or an embedding.
         down: `lora_A`, [rank, ...].
-        up: `lora_B`, [..., rank] with ones after it.
-        strength: factor.
-        is_turned: whether the product changes the transposed weight.
+        up: `lora_B`, [..., rank, 1, ...].
+        strength: factor of the product.
+        is_turned: whether the product is added to the transposed weight.
     """
     product = read(up).float().flatten(1) @ read(down).float().flatten(1)
     change = product.T if is_turned else product
@@ -90,7 +90,7 @@ def is_adapter(name: str) -> bool:
     """Returns whether a weight belongs to an adapter.
 
     Args:
-        name: its plain name.
+        name: plain name of the weight.
     """
     return any(part.startswith(_OTHERS) for part in name.split("."))
 
@@ -101,33 +101,33 @@ def merge_adapters(
     folder: Path | None,
     where: str,
 ) -> dict[str, Tensor | StoredTensor]:
-    """Returns the weights of a model with its adapter merged; weights in files merge when read.
+    """Returns the weights of a model with its adapter merged; stored weights merge when read.
 
     Args:
-        tensors: of the model and its adapter, by plain names.
-        adapter: the names of the adapter's weights.
-        folder: holds `adapter_config.json`; None if there is no folder.
-        where: what holds the weights, for the message.
+        tensors: weights of the model and of its adapter, by plain names.
+        adapter: names of the adapter's weights.
+        folder: contains `adapter_config.json`; None if there is no folder.
+        where: place of the weights, for the message.
 
     Raises:
-        UsageError: if there is no such file, more than one adapter, or one of another kind.
+        UsageError: if that file is missing, or there are several adapters or another kind of it.
     """
     advice = "merge it with PEFT (merge_and_unload) and save the result"
     said = f"weights in {where} hold an adapter that is not merged ({fold(adapter, 160)})"
     if folder is None or not (folder / CONFIG).exists():
-        raise UsageError(f"{said}: put its {CONFIG} beside them, or {advice}")
+        raise UsageError(f"{said}: put its {CONFIG} into the folder, or {advice}")
     settings = read_json(folder / CONFIG)
     found = {name: _LORA.fullmatch(name) for name in adapter}
     strange = [name for name, match in found.items() if match is None]
     if strange or not isinstance(settings, Mapping) or settings.get("peft_type") != "LORA":
-        raise UsageError(f"{said}, which is no plain LoRA: {advice}")
+        raise UsageError(f"{said}, which is not a plain LoRA: {advice}")
     unlike = [name for name in _UNLIKE if settings.get(name)]
     if unlike:
         raise UsageError(f"{said} with {', '.join(unlike)} ({folder / CONFIG}): {advice}")
     sides: dict[str, dict[str, tuple[re.Match[str], Tensor | StoredTensor]]] = {}
     names: set[str] = set()
     for name, match in found.items():
-        assert match is not None  # those are refused above
+        assert match is not None  # refused above
         names.add(str(match["name"]))
         sides.setdefault(match["layer"], {})[match["side"]] = (match, tensors[name])
     if len(names) > 1:
@@ -160,8 +160,8 @@ def _joined(
             f"{said}; {name} {list(weight.shape)} cannot take {list(up.shape)} x {list(down.shape)}"
         )
     if isinstance(weight, StoredTensor):
-        fields = {f.name: getattr(weight, f.name) for f in dataclasses.fields(StoredTensor)}
-        return MergedTensor(**fields, down=down, up=up, strength=strength, is_turned=is_turned)
+        stored = (weight.file, weight.path, weight.key, weight.shape, weight.dtype)
+        return MergedTensor(*stored, down=down, up=up, strength=strength, is_turned=is_turned)
     with torch.no_grad():
         return merged(weight, down, up, strength, is_turned=is_turned)
 
@@ -178,5 +178,7 @@ def _strength(settings: Mapping[str, Any], layer: str, rank: int, folder: Path) 
         if not math.isfinite(strength):
             raise ValueError(f"lora_alpha {alpha}")
     except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError, re.error) as error:
-        raise UsageError(f"{folder / CONFIG} gives no strength of the adapter: {error}") from error
+        raise UsageError(
+            f"{folder / CONFIG} gives no valid strength of the adapter: {error}"
+        ) from error
     return strength

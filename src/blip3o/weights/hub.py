@@ -1,14 +1,13 @@
-"""Models on the Hugging Face hub: downloaded only where a caller asked for an id of it.
+"""Downloads models from the Hugging Face hub, only if the caller names a hub id.
 
-Only the files that models are read from are fetched (`WANTED`), into the hub's own cache: a file
-that is there whole is not fetched again, a connection that breaks is taken up where it broke, and
-`HF_HUB_OFFLINE=1` takes what is in the cache and asks nobody.
+Only files that models need (`WANTED`) are downloaded, into the hub's own cache. Complete files are
+not downloaded again, and interrupted downloads are resumed. `HF_HUB_OFFLINE=1` uses only cached
+files; a missing file is reported with the command that fetches it.
 """
 
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from blip3o.core.errors import UsageError
 from blip3o.core.log import say
@@ -31,26 +30,26 @@ WANTED = (
     "README.md",
     "LICENSE*",
 )
-"""What of a repository is downloaded: no pickles, no programs, no states of a training."""
+"""Files of a repository to download: no pickles, no code, no training states."""
 
 PICKLES = ("pytorch_model*.bin", "pytorch_model.bin.index.json")
-"""What is downloaded beside it where a caller allows pickles."""
+"""Files to download in addition if the caller allows pickles."""
 
 
 def to_local(
     name: str | Path, revision: str | None = None, *, allow_pickle: bool = False
 ) -> str | Path:
-    """Returns a model's name or folder, downloaded first if the name is a hub id.
+    """Returns a model's name or folder; a hub id is downloaded first.
 
     Args:
-        name: a bundled name, a folder, a released model's short name, or `organization/name` where
+        name: a bundled name, a folder, a released model's short name, or a hub id (`org/name`) if
             no such folder exists.
         revision: branch, tag or commit of the hub's repository.
-        allow_pickle: download weights in pickles too.
+        allow_pickle: whether to download weights in pickles as well.
 
     Raises:
-        UsageError: if it can neither be found nor downloaded, or a revision is asked of something
-            that is not on the hub.
+        UsageError: if the model can neither be found nor downloaded, or a revision is given for a
+            model that is not on the hub.
     """
     name = full_name(name)
     if isinstance(name, str) and is_hub_id(name):
@@ -66,14 +65,14 @@ def _download(name: str, revision: str | None, wanted: list[str]) -> Path:
         from huggingface_hub.utils import tqdm
     except ImportError as error:
         raise UsageError(
-            f"there is no folder {name}, and to download it from the hub huggingface_hub is "
-            "needed: pip install huggingface_hub"
+            f"there is no folder {name}, and a download from the hub needs huggingface_hub: "
+            "pip install huggingface_hub"
         ) from error
 
     class Bar(tqdm):
-        """A progress bar that keeps quiet where stderr is no terminal."""
+        """A progress bar that stays silent if stderr is not a terminal."""
 
-        def __init__(self, *arguments: Any, **options: Any) -> None:  # noqa: ANN401
+        def __init__(self, *arguments: object, **options: object) -> None:
             super().__init__(
                 *arguments, **{**options, "disable": options.get("disable") or not shown}
             )
@@ -89,8 +88,8 @@ def _download(name: str, revision: str | None, wanted: list[str]) -> Path:
         )
     if not (folder / "config.json").is_file():
         raise UsageError(
-            f"{name} on the hub has no config.json, so it is no model folder; docs/weights.md "
-            "lists the repositories that can be read"
+            f"{name} on the hub has no config.json, so it is not a model folder; "
+            "docs/weights.md lists the supported repositories"
         )
     if not shown:
         say(f"{name}: {folder}")
@@ -98,7 +97,7 @@ def _download(name: str, revision: str | None, wanted: list[str]) -> Path:
 
 
 def _reason(name: str, revision: str | None, error: BaseException) -> str:
-    """Returns what went wrong and what to do, for one line."""
+    """Returns the reason of a failed download and the remedy, for a one-line message."""
     from huggingface_hub import errors
 
     causes = tuple(_causes(error))
@@ -114,13 +113,13 @@ def _reason(name: str, revision: str | None, error: BaseException) -> str:
         return "the hub has no model of that name, or it is private: `hf auth login`"
     at = f" --revision {revision}" if revision else ""
     if is_any(errors.RevisionNotFoundError):
-        return f"the one on the hub has no revision {revision!r}"
+        return f"its repository on the hub has no revision {revision!r}"
     if is_any(errors.IncompleteSnapshotError):
         return f"only a part of it is in the hub's cache; download it: hf download {name}{at}"
     if is_any(errors.OfflineModeIsEnabled):
         return (
-            "it is not in the hub's cache, and HF_HUB_OFFLINE forbids to download it: unset that, "
-            f"or copy the cache of a machine that ran: hf download {name}{at}"
+            "it is not in the hub's cache, and HF_HUB_OFFLINE forbids to download it: unset "
+            f"it, or copy the cache of a machine that ran: hf download {name}{at}"
         )
     said = (str(error).strip().splitlines() or [type(error).__name__])[0]
     return f"the hub did not give it: {said}"

@@ -1,4 +1,4 @@
-"""One way to name models: what `--model` and `from_pretrained` take, known without torch."""
+"""Names of models, as `--model` and `from_pretrained` accept them; needs no torch."""
 
 import json
 import math
@@ -11,14 +11,14 @@ from blip3o.core.errors import UsageError, unknown_name
 from blip3o.core.files import home_path
 
 BUNDLED = {"pocket": Path(__file__).parent.parent / "pocket"}
-"""Models that come with the package, by name."""
+"""Models in the package, by name."""
 
 RELEASED = {"4b": "BLIP3o/BLIP3o-Model-4B", "8b": "BLIP3o/BLIP3o-Model-8B"}
 """Hub ids of the released models, by short name."""
 
 _SIZES = {"4b": "10 B parameters, about 20 GB", "8b": "14 B parameters, about 28 GB"}
 KNOWS = {"pocket": "draws, edits and describes scenes of one to four of 48 things in 8 colors"}
-"""Limits of a bundled model, as the end of a sentence that begins with its name."""
+"""Abilities of a bundled model, as a sentence without its subject."""
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _NOT_LEARNED = ("__metadata__", "normalizer.")
 _LONGEST_HEADER = 100_000_000
@@ -37,14 +37,14 @@ def short_name(name: str | Path) -> str | None:
 
 
 def full_name(name: str | Path) -> str | Path:
-    """Returns a model's name with a short name as its hub id and a leading `~` as the home folder.
+    """Returns a model's name with short names and a leading `~` expanded.
 
     Args:
-        name: a bundled name, a short name, a folder or a hub id. A folder that is called like a
-            released model is that folder.
+        name: a bundled name, a short name (expanded to its hub id), a folder or a hub id. An
+            existing folder takes precedence over a short name.
 
     Raises:
-        UsageError: if it is not a name.
+        UsageError: if it is neither a text nor a path.
     """
     if not isinstance(name, str | Path):
         raise UsageError(f"a model is named by a text or a path, not {name!r}")
@@ -56,12 +56,12 @@ def full_name(name: str | Path) -> str | Path:
 
 
 def is_hub_id(name: str | Path) -> bool:
-    """Returns whether a name is a hub id: it has the form of one, and no such folder exists."""
+    """Returns whether a name has the form of a hub id and no such folder exists."""
     return isinstance(name, str) and bool(_HUB_ID.fullmatch(name)) and not is_there(name)
 
 
 def check_name(name: str | Path) -> None:
-    """Checks that a model can be meant by a name; what its folder holds is seen when it is read.
+    """Checks that a name can mean a model; the content of a folder is not checked.
 
     Raises:
         UsageError: if there is no such model.
@@ -74,7 +74,7 @@ def check_name(name: str | Path) -> None:
 
 
 def is_there(path: str | Path) -> bool:
-    """Returns whether a file or folder exists; False for names that no file can have."""
+    """Returns whether a file or folder exists; False for invalid file names."""
     try:
         return Path(path).exists()
     except (OSError, ValueError):  # too long, or with a zero byte
@@ -82,15 +82,15 @@ def is_there(path: str | Path) -> bool:
 
 
 def unknown_model(name: str) -> UsageError:
-    """Returns the error for a name that means no model."""
+    """Returns the error for an unknown model."""
     return unknown_name("model", name, [*BUNDLED, *RELEASED, *(f"blip3o-{n}" for n in RELEASED)])
 
 
 def describe_models(bundled: Mapping[str, Path] | None = None) -> str:
-    """Returns the models there are, a line each: those in the package, then the released ones.
+    """Returns a list of models, one per line: the bundled ones, then the released ones.
 
     Args:
-        bundled: folders of models by name; those of the package if None.
+        bundled: folders of models by name; None for those of the package.
     """
     lines = []
     for name, folder in (BUNDLED if bundled is None else bundled).items():
@@ -113,10 +113,10 @@ _FOLDERS = ("image_encoder", "image_decoder")
 
 
 def _count(file: Path) -> int:
-    """Returns the parameters in a safetensors file, as its header says."""
+    """Returns the number of parameters in a safetensors file, from its header."""
     with file.open("rb") as opened:
         length = int.from_bytes(opened.read(8), "little")
         header = json.loads(opened.read(min(length, _LONGEST_HEADER)))
-    # The feature normalizer is measured, not learned.
+    # The feature normalizer is measured, not trained.
     shapes = [one["shape"] for key, one in header.items() if not key.startswith(_NOT_LEARNED)]
     return sum(math.prod(shape) for shape in shapes)

@@ -1,39 +1,39 @@
-"""Weights in pickles, for those who allow it: `pytorch_model.bin`, whole or in shards.
+"""Weights in pickles: `pytorch_model.bin`, one file or shards.
 
-A pickle can run any program. Here it is read with torch's `weights_only`, which builds tensors and
-plain containers and refuses the rest; even so only `convert` reads pickles, and only if told to.
+A pickle can run any program. Only `convert` reads pickles, on request, and with torch's
+`weights_only`, which builds tensors and plain containers and refuses everything else.
 """
 
 import pickle
 from pathlib import Path
-from typing import Any
+from typing import TypeGuard
 
 import torch
 from torch import Tensor
 
 from blip3o.core.errors import UsageError
-from blip3o.weights.shards import require_finite
-from blip3o.weights.small_files import read_json, refuse_pointer
-from blip3o.weights.strict import fold, fold_sentences
+from blip3o.weights.shards import read_index, require_finite
+from blip3o.weights.small_files import refuse_pointer
+from blip3o.weights.strict import fold_sentences
 
 _UNDER = ("module", "model", "state_dict", "model_state_dict")
 _SINGLE, _INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
 
 
 def has_pickles(folder: Path) -> bool:
-    """Returns whether a folder holds weights in pickles by the names that transformers gives."""
+    """Returns whether a folder contains weights in pickles, by the names that transformers uses."""
     return (folder / _SINGLE).is_file() or (folder / _INDEX).is_file()
 
 
 def read_pickles(folder: Path) -> dict[str, Tensor]:
-    """Returns the tensors of a folder's pickles by name; memory is mapped where torch can.
+    """Returns the tensors in the pickles of a folder, by name; files are memory-mapped if possible.
 
     Args:
-        folder: holds the file, or the shards and their index.
+        folder: contains the file, or the shards and their index.
 
     Raises:
-        UsageError: if a file is missing, damaged or holds more than tensors by name; one line that
-            names every such file.
+        UsageError: if files are missing, damaged, or hold anything but tensors by name; one line
+            names all of them.
     """
     tensors: dict[str, Tensor] = {}
     problems: list[str] = []
@@ -51,19 +51,11 @@ def _files(folder: Path) -> list[Path]:
     index = folder / _INDEX
     if not index.is_file():
         return [folder / _SINGLE]
-    content = read_json(index, fault="is no index of shards")
-    try:
-        names = set(content["weight_map"].values())
-        unfit = sorted(name for name in names if {"/", "\\"} & set(name))
-    except (KeyError, TypeError, AttributeError) as error:
-        raise UsageError(f"{index} is no index of shards: {error!r}") from error
-    if unfit or not names:
-        raise UsageError(f"{index} must name files beside it, not {fold(unfit) or 'none'}")
-    return [folder / name for name in sorted(names)]
+    return [folder / name for name in sorted(set(read_index(index).values()))]
 
 
 def _is_old(file: Path) -> bool:
-    """Returns whether a file is a bare pickle, as torch before 1.6 wrote them: nothing to map."""
+    """Returns whether a file is a bare pickle of torch before 1.6, which cannot be mapped."""
     with file.open("rb") as opened:
         return opened.read(1) == pickle.PROTO
 
@@ -87,13 +79,13 @@ def _read(file: Path) -> dict[str, Tensor]:
     return state
 
 
-def _candidates(held: Any) -> list[Any]:  # noqa: ANN401  (whatever the file holds)
-    """Returns what may be the weights: the whole, or what trainers put them under."""
+def _candidates(held: object) -> list[object]:
+    """Returns the possible states in a file: its content, and the usual entries of trainers."""
     inner = [held[name] for name in _UNDER if name in held] if isinstance(held, dict) else []
     return [held, *inner]
 
 
-def _is_state(held: Any) -> bool:  # noqa: ANN401
+def _is_state(held: object) -> TypeGuard[dict[str, Tensor]]:
     return isinstance(held, dict) and all(
         isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in held.items()
     )

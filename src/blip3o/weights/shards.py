@@ -1,10 +1,10 @@
-"""Tensors in safetensors files, one file or shards with an index, read lazily and written whole.
+"""Tensors in safetensors files: one file, or shards with an index. They are read on demand.
 
     NAME.safetensors
     NAME-00001-of-0000M.safetensors ... and NAME.safetensors.index.json
 
-Both forms are what the Hugging Face libraries write; as there, one file goes before shards. Files
-that hold pickles are never opened.
+The Hugging Face libraries write both forms; a single file takes precedence over shards, as there.
+Pickles are never opened.
 """
 
 import dataclasses
@@ -12,7 +12,6 @@ import json
 import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -25,14 +24,14 @@ from blip3o.weights.small_files import read_json, refuse_pointer
 from blip3o.weights.strict import fold, fold_sentences
 
 MAX_SHARD_BYTES = 5 * 2**30
-"""Most bytes of tensors in one file; also what writing needs of memory."""
+"""Largest number of bytes of tensors in one file; writing needs as much memory."""
 
 PICKLE_ENDINGS = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
 _FILES_OF_A_FOLDER, _NAMES_OF_A_SHARD = 400, 120
-"""Most characters in a message for the names of files, and for the weights of one shard."""
+"""Largest number of characters for the names of files, and for the weights of one shard."""
 
-_GET_IT = "get it from where the model came from (hf download fetches what is missing)"
+_GET_IT = "get it from the source of the model (hf download fetches missing files)"
 
 _TYPES = {
     "F64": torch.float64,
@@ -49,37 +48,37 @@ _TYPES = {
     "BOOL": torch.bool,
     "C64": torch.complex64,
 }
-"""Types of numbers by their names in safetensors files."""
+"""Dtypes by their names in safetensors files."""
 
-_FSDP = "its weights are in FSDP's shards: accelerate merge-weights gathers them"
+_FSDP = "its weights are in FSDP's shards: gather them with accelerate merge-weights"
 _OTHER_FORMS = {
     "adapter_model.safetensors": (
-        "it holds an adapter without the model it belongs to: load both with PEFT and save what "
-        "merge_and_unload() returns"
+        "it holds an adapter without its model: load both with PEFT and save the result of "
+        "merge_and_unload()"
     ),
     "zero_to_fp32.py": (
-        "its weights are in DeepSpeed's shards: `python zero_to_fp32.py . . --safe_serialization` "
-        "in it gathers them"
+        "its weights are in DeepSpeed's shards: run `python zero_to_fp32.py . . "
+        "--safe_serialization` in it to gather them"
     ),
     "*.distcp": _FSDP,
     "pytorch_model_fsdp_*": _FSDP,
 }
-"""Files that trainers write instead of weights, and advice for each."""
+"""Files that other trainers write instead of weights, with advice for each."""
 
 
 @dataclasses.dataclass(frozen=True)
 class StoredTensor:
-    """A tensor in a file, which is read when it is needed.
+    """A tensor in a file, read on demand.
 
     Args:
         file: the open safetensors file.
-        path: where it is.
-        key: its name there.
-        shape: the shape it is read in; as many elements as the file holds.
-        dtype: its type.
+        path: path of the file.
+        key: name of the tensor in the file.
+        shape: shape of the tensor as it is read; it may differ from the shape in the file.
+        dtype: dtype of the tensor.
     """
 
-    file: Any
+    file: safe_open
     path: Path
     key: str
     shape: tuple[int, ...]
@@ -87,14 +86,14 @@ class StoredTensor:
 
     @property
     def nbytes(self) -> int:
-        """Bytes that it fills."""
+        """Size in bytes."""
         return math.prod(self.shape) * self.dtype.itemsize
 
     def read(self) -> Tensor:
-        """Returns the tensor. Its memory is the mapped file, until it is copied.
+        """Returns the tensor; it shares memory with the mapped file.
 
         Raises:
-            UsageError: if it holds numbers that are not finite.
+            UsageError: if it holds non-finite numbers.
         """
         tensor = self.file.get_tensor(self.key).reshape(self.shape)
         require_finite(tensor, self.key, self.path)
@@ -102,35 +101,35 @@ class StoredTensor:
 
 
 def has_tensors(folder: Path, name: str) -> bool:
-    """Returns whether a folder holds tensors under a name, whole or sharded."""
+    """Returns whether a folder contains tensors under a name, in one file or in shards."""
     return _single(folder, name).is_file() or _index(folder, name).is_file()
 
 
 def open_tensors(folder: Path, name: str = "model") -> dict[str, StoredTensor]:
-    """Returns the tensors of a folder by name; only the files' headers are read.
+    """Returns the tensors of a folder by name; reads only the headers of the files.
 
     Args:
-        folder: holds the file, or the shards and their index.
-        name: the front of the file names.
+        folder: contains the file, or the shards and their index.
+        name: first part of the file names.
 
     Raises:
-        UsageError: for missing or damaged files, an index that does not say what the shards hold,
-            or a folder that holds pickles only; one line that names them all.
+        UsageError: for missing or damaged files, an index that does not match the shards, or a
+            folder with pickles only; one line names all of them.
     """
     single, index = _single(folder, name), _index(folder, name)
-    if single.is_file():  # beside it transformers leaves the index of shards that it removed
+    if single.is_file():  # transformers may leave the index of removed shards next to it
         return _open_file(single)
     if index.is_symlink() or index.exists():
         return _open_shards(folder, index)
     if advice := other_form(folder):
-        raise UsageError(f"{single} is missing; {folder} is no whole model: {advice}")
+        raise UsageError(f"{single} is missing; {folder} is not a whole model: {advice}")
     pickles = sorted(p.name for p in folder.glob("*") if p.suffix in PICKLE_ENDINGS)
     if pickles:
         known = any(pickle.startswith("pytorch_model") for pickle in pickles)
         trust = ", or, if you trust its source, blip3o convert --allow-pickle" if known else ""
         raise UsageError(
             f"{single} is missing; {fold(pickles)} may be pickles, which can run any program "
-            f"and are not opened: take the safetensors files of the model{trust}"
+            f"and are not opened: use the safetensors files of the model{trust}"
         )
     raise UsageError(f"{single} is missing; the model folder is incomplete: {_GET_IT}")
 
@@ -139,7 +138,7 @@ def other_form(folder: Path) -> str | None:
     """Returns advice about a folder with a trainer's files instead of weights, or None.
 
     Args:
-        folder: any.
+        folder: any folder.
     """
     forms = _OTHER_FORMS.items()
     return next((advice for form, advice in forms if any(folder.glob(form))), None)
@@ -148,14 +147,14 @@ def other_form(folder: Path) -> str | None:
 def write_tensors(
     folder: Path, tensors: Mapping[str, Tensor | StoredTensor], name: str = "model"
 ) -> None:
-    """Writes tensors into a folder: one file, or shards and an index if they are too many.
+    """Writes tensors into a folder: one file, or shards and an index if they are too large.
 
-    Files of the same name are replaced one by one; what another number of shards left is removed.
+    Files of the same name are replaced one by one; other shards of an earlier save are removed.
 
     Args:
         folder: created if missing.
-        tensors: by name; those in files are read shard by shard.
-        name: the front of the file names.
+        tensors: by name; stored tensors are read shard by shard.
+        name: first part of the file names.
     """
     folder.mkdir(parents=True, exist_ok=True)
     shards = list(_shards(tensors))
@@ -169,7 +168,7 @@ def write_tensors(
         num_bytes += sum(tensor.nbytes for tensor in shard.values())
         with atomic_file(folder / file) as scratch:
             save_file(shard, scratch, metadata={"format": "pt"})
-            scratch.chmod(0o644)  # the library writes files that only their owner may read
+            scratch.chmod(0o644)  # the library makes files readable by their owner only
     for old in (_single(folder, name), *folder.glob(f"{name}-?????-of-?????.safetensors")):
         if old.name not in files:
             old.unlink(missing_ok=True)
@@ -186,24 +185,24 @@ def _single(folder: Path, name: str) -> Path:
 
 
 def _index(folder: Path, name: str) -> Path:
-    """Returns the index of shards; of a variant (`NAME.bf16`) where diffusers puts it."""
+    """Returns the path of the index; a variant (`NAME.bf16`) is placed as diffusers does it."""
     stem, _, variant = name.partition(".")
     ending = f"{variant}.json" if variant else "json"
     return folder / f"{stem}.safetensors.index.{ending}"
 
 
 def read(tensor: Tensor | StoredTensor) -> Tensor:
-    """Returns a tensor that may lie in a file."""
+    """Returns a tensor in memory, read from its file if it is stored."""
     return tensor.read() if isinstance(tensor, StoredTensor) else tensor
 
 
 def require_finite(tensor: Tensor, name: str, where: Path | str) -> None:
-    """Refuses a tensor with NaN or infinity. Usually a sum shows it, which reads the tensor once.
+    """Refuses a tensor with NaN or infinity; one sum usually suffices to check it.
 
     Args:
-        tensor: any; whole numbers pass.
-        name: its name, for the message.
-        where: what holds it.
+        tensor: any tensor; integers pass.
+        name: name of the tensor, for the message.
+        where: file or folder of the tensor, for the message.
 
     Raises:
         UsageError: if a number is not finite.
@@ -211,7 +210,7 @@ def require_finite(tensor: Tensor, name: str, where: Path | str) -> None:
     if not tensor.is_floating_point() or tensor.device.type == "meta":
         return
     values = tensor.float() if tensor.itemsize == 1 else tensor
-    if not bool(values.sum().isfinite()):  # the sum of large numbers overflows too
+    if not bool(values.sum().isfinite()):  # the sum of large numbers may overflow
         count = int((~values.isfinite()).sum())
         if count:
             raise UsageError(
@@ -236,15 +235,15 @@ def _shards(tensors: Mapping[str, Tensor | StoredTensor]) -> Iterator[list[str]]
 def _open_file(file: Path) -> dict[str, StoredTensor]:
     refuse_pointer(file)
     try:
-        opened: Any = safe_open(file, framework="pt")
-        slices = {key: opened.get_slice(key) for key in opened.keys()}  # noqa: SIM118  (no mapping)
+        opened = safe_open(file, framework="pt")
+        slices = {key: opened.get_slice(key) for key in opened.keys()}  # noqa: SIM118  (not a mapping)
         types = {key: one.get_dtype() for key, one in slices.items()}
         shapes = {key: tuple(one.get_shape()) for key, one in slices.items()}
     except (SafetensorError, OSError) as error:
         raise UsageError(f"{file} is damaged and cannot be read: {error}") from error
     strange = [f"{key} {kind}" for key, kind in types.items() if kind not in _TYPES]
     if strange:
-        raise UsageError(f"{file} holds numbers of types that no model has: {fold(strange)}")
+        raise UsageError(f"{file} holds numbers of unsupported types: {fold(strange)}")
     return {
         key: StoredTensor(opened, file, key, shapes[key], _TYPES[kind])
         for key, kind in types.items()
@@ -252,7 +251,7 @@ def _open_file(file: Path) -> dict[str, StoredTensor]:
 
 
 def _open_shards(folder: Path, index: Path) -> dict[str, StoredTensor]:
-    places = _read_index(index)
+    places = read_index(index, ".safetensors")
     names = sorted(set(places.values()))
     tensors: dict[str, StoredTensor] = {}
     problems: list[str] = []
@@ -278,20 +277,29 @@ def _open_shards(folder: Path, index: Path) -> dict[str, StoredTensor]:
     return tensors
 
 
-def _read_index(index: Path) -> dict[str, str]:
-    content = read_json(index, fault="is no index of shards")
+def read_index(index: Path, ending: str = "") -> dict[str, str]:
+    """Returns the file names of tensors, by the names of the tensors.
+
+    Args:
+        index: an index of shards.
+        ending: required ending of the file names.
+
+    Raises:
+        UsageError: if the index is invalid, or names anything but files in its own folder.
+    """
+    content = read_json(index, fault="is not an index of shards")
     try:
         places = content["weight_map"]
         names = set(places.values())
     except (KeyError, TypeError, AttributeError) as error:
-        raise UsageError(f"{index} is no index of shards: {error!r}") from error
-    unfit = sorted(repr(n) for n in names if not isinstance(n, str) or not _is_shard_name(n))
+        raise UsageError(f"{index} is not an index of shards: {error!r}") from error
+    unfit = sorted(
+        repr(name)
+        for name in names
+        if not isinstance(name, str) or not name.endswith(ending) or {"/", "\\"} & set(name)
+    )
     if unfit or not names:
         said = f"it names {fold(unfit)}" if unfit else "it names none"
-        raise UsageError(f"{index} must name safetensors files beside it; {said}")
+        wanted = f"*{ending} files" if ending else "files"
+        raise UsageError(f"{index} must name {wanted} in its own folder; {said}")
     return places
-
-
-def _is_shard_name(name: str) -> bool:
-    """Returns whether a name of an index is a safetensors file in the index's own folder."""
-    return name.endswith(".safetensors") and not {"/", "\\"} & set(name)

@@ -1,6 +1,6 @@
-"""A model as it lies in files: its config, its tensors by our names, its tokenizer; nothing read.
+"""A model in files: config, tensors by our names, tokenizer. Tensors are read on demand.
 
-Every layout of a model folder is opened as this, and every layout is written from it.
+Every layout of a model folder is opened as a `StoredModel` and written from one.
 """
 
 import dataclasses
@@ -8,7 +8,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -24,18 +24,28 @@ from blip3o.weights.shards import StoredTensor
 from blip3o.weights.strict import require_fit
 
 _SPARE_WEIGHTS = 10_000
-"""How many weights may be missing from a folder before its config is refused instead of them."""
+"""Weights that may be missing before the error is about the config instead of the weights."""
+
+ModuleT_co = TypeVar("ModuleT_co", bound=nn.Module, covariant=True)
+
+
+class Buildable(Protocol[ModuleT_co]):
+    """The config of a module."""
+
+    def build(self) -> ModuleT_co:
+        """Returns the module with fresh weights."""
+        ...
 
 
 @dataclasses.dataclass(frozen=True)
 class StoredModel:
-    """A model in files, found complete.
+    """A complete model in files.
 
     Args:
-        config: its parts.
-        tensors: all of the model's state dict, by our names; some may be made, not stored.
-        tokenizer: the tokenizer it was trained with.
-        folder: where it lies.
+        config: the model's parts.
+        tensors: the whole state dict by our names; some tensors may be computed, not stored.
+        tokenizer: the tokenizer that the model was trained with.
+        folder: the folder of the files.
     """
 
     config: UnifiedModelConfig
@@ -44,13 +54,13 @@ class StoredModel:
     folder: Path
 
     def configured(self, overrides: Sequence[str]) -> "StoredModel":
-        """Returns the same weights under a changed config, such as with another scheduler.
+        """Returns the same weights with a changed config, for example another scheduler.
 
         Args:
-            overrides: texts such as "sampling.num_decoder_steps=20".
+            overrides: assignments such as "sampling.num_decoder_steps=20".
 
         Raises:
-            UsageError: for an unknown setting, or one that the weights do not fit.
+            UsageError: for an unknown setting, or a setting that does not fit the weights.
         """
         if not overrides:
             return self
@@ -67,18 +77,18 @@ class StoredModel:
         quantize: Quantization | None = None,
         placement: Mapping[str, torch.device] | None = None,
     ) -> UnifiedModel:
-        """Returns the model with its weights, read one after the other.
+        """Returns the model with its weights, which are read one after another.
 
-        Memory is what the weights need as `dtype`, or quantized, and one tensor more.
+        Memory use is that of the weights as `dtype`, or quantized, plus one tensor.
 
         Args:
-            device: where the weights go.
-            dtype: type of the weights in memory; what the model computes and does not store (rotary
-                frequencies: in bf16 far positions would turn by up to a radian) keeps its own.
+            device: device of the weights.
+            dtype: dtype of the weights in memory. Computed buffers keep their own dtype: in bf16
+                rotary frequencies would be wrong by up to a radian at far positions.
             quantize: form of the backbone's matrices, see `quantize_backbone`; None leaves them.
-            placement: devices of components that go elsewhere, by name.
+            placement: devices of components by name; all others use `device`.
         """
-        with torch.random.fork_rng(devices=[]):  # loading a model moves nobody's random numbers
+        with torch.random.fork_rng(devices=[]):  # loading does not change the random state
             model = build_without_weights(self.config)
         plain = list(model.state_dict())
         quantized = set(quantize_backbone(model, quantize)) if quantize else set()
@@ -103,17 +113,17 @@ class StoredModel:
         return model.eval()
 
 
-def sketch(config: Any, where: Path, num_weights: float = math.inf) -> Any:  # noqa: ANN401
-    """Returns a module without memory for its weights, to compare names and shapes with.
+def sketch(config: Buildable[ModuleT_co], where: Path, num_weights: float = math.inf) -> ModuleT_co:
+    """Returns a module on the meta device, to compare names and shapes of weights.
 
     Args:
-        config: of a model or a part of one; its `build()` is called.
-        where: the file that describes it, for the message.
-        num_weights: how many weights the files hold. A model with far more is refused before it is
-            built. Infinite if no file limits the model.
+        config: config of a model or of a part.
+        where: file of the config, for the message.
+        num_weights: number of weights in the files. A model with far more weights is refused before
+            it is built. Infinite if no file limits the model.
 
     Raises:
-        UsageError: if it describes no model, or one that is far too large for its weights.
+        UsageError: if the config is invalid, or its model is far too large for its weights.
     """
     with _described_in(where):
         _require_sane_numbers(config, num_weights)
@@ -123,25 +133,24 @@ def sketch(config: Any, where: Path, num_weights: float = math.inf) -> Any:  # n
 
 @contextmanager
 def _described_in(where: Path) -> Iterator[None]:
-    """Names the file of a config that describes no model."""
+    """Adds the file of an invalid config to its error."""
     try:
         yield
-    except Exception as error:  # of any type: libraries check sizes in their own ways
+    except Exception as error:  # libraries raise errors of any type about sizes
         said = str(error).strip().splitlines() or [type(error).__name__]
-        raise UsageError(f"{where} describes no model: {said[0]}") from error
+        raise UsageError(f"{where} does not describe a model: {said[0]}") from error
 
 
-def _require_sane_numbers(config: Any, num_weights: float) -> None:  # noqa: ANN401
-    """Refuses NaN and infinity, and layers and lists that would fill the memory before a weight is
-    made.
-    """  # noqa: D205
+def _require_sane_numbers(config: object, num_weights: float) -> None:
+    """Refuses NaN, infinity, and counts that would fill the memory before the first weight."""
+    assert dataclasses.is_dataclass(config)
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
         if dataclasses.is_dataclass(value):
             _require_sane_numbers(value, num_weights)
             continue
         if isinstance(value, float) and not math.isfinite(value):
-            raise ValueError(f"{field.name} is {value}, which is no number")
+            raise ValueError(f"{field.name} is {value}; it must be finite")
         counts = value if isinstance(value, tuple) else (value,)
         largest = max((n for n in counts if isinstance(n, int)), default=0)
         is_count = "layers" in field.name and largest > num_weights + _SPARE_WEIGHTS
@@ -153,7 +162,7 @@ def _require_sane_numbers(config: Any, num_weights: float) -> None:  # noqa: ANN
 
 @contextmanager
 def _limited(num_weights: float) -> Iterator[None]:
-    """Stops whoever builds a module of far more parameters than there are weights."""
+    """Stops the building of a module with far more parameters than there are weights."""
     limit = 2 * num_weights + _SPARE_WEIGHTS
     made = 0
 
@@ -176,35 +185,40 @@ def check_tokenizer(
 ) -> None:
     """Checks that a tokenizer belongs to a model.
 
+    Args:
+        tokenizer: the tokenizer.
+        config: of the model.
+        source: the place of the tokenizer, for the message.
+        model: the place of the model's settings, for the message.
+
     Raises:
-        UsageError: if it has another placeholder of images, or more tokens than the model; names
-            the tokenizer's source and the place of the model's settings.
+        UsageError: if it has another image placeholder, or more tokens than the model.
     """
     backbone = config.backbone
     if tokenizer.image_pad_id != backbone.image_token_id:
         raise UsageError(
-            f"{source} is of another model: its image placeholder is token "
+            f"{source} belongs to another model: its image placeholder is token "
             f"{tokenizer.image_pad_id}, {model} says {backbone.image_token_id}"
         )
     if tokenizer.vocab_size > backbone.vocab_size:
         raise UsageError(
-            f"{source} is of another model: it has {tokenizer.vocab_size} tokens, "
+            f"{source} belongs to another model: it has {tokenizer.vocab_size} tokens, "
             f"{model} says {backbone.vocab_size}"
         )
 
 
-def build_without_weights(config: Any) -> Any:  # noqa: ANN401  (configs are of many types)
+def build_without_weights(config: Buildable[ModuleT_co]) -> ModuleT_co:
     """Returns a module with its parameters on the meta device and its computed buffers filled.
 
     Args:
-        config: of the module; its `build()` is called.
+        config: config of the module.
     """
 
     def to_meta(module: nn.Module, name: str, parameter: nn.Parameter) -> nn.Parameter:
         del module, name
         return nn.Parameter(parameter.to("meta"), parameter.requires_grad)
 
-    register: Any = register_module_parameter_registration_hook  # its stub forgets the result
+    register: Any = register_module_parameter_registration_hook  # its stub omits the result
     hook = register(to_meta)
     try:
         return config.build()
@@ -215,7 +229,7 @@ def build_without_weights(config: Any) -> Any:  # noqa: ANN401  (configs are of 
 def _placed(
     name: str, tensor: Tensor | StoredTensor, device: torch.device, dtype: torch.dtype
 ) -> Tensor:
-    """Returns a tensor of its own in memory; never the file's, which may change."""
+    """Returns a copy of a tensor in memory; the mapped file may change later."""
     value = tensor.read() if isinstance(tensor, StoredTensor) else tensor
     kind = dtype if value.is_floating_point() else value.dtype
     placed = value.to(device=device, dtype=kind, copy=True)

@@ -1,4 +1,4 @@
-"""Strict loading: weights fit their model exactly, or one error names everything that does not."""
+"""Strict loading: weights match their model exactly, or one error lists all mismatches."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -9,7 +9,7 @@ import torch
 from blip3o.core.errors import UsageError
 
 _ROOM = 480
-"""Characters of a message that long lists of names may fill."""
+"""Largest number of characters of a list of names in a message."""
 
 _SENTENCES_ROOM = 800
 
@@ -19,46 +19,46 @@ class Described(Protocol):
 
     @property
     def shape(self) -> Sequence[int]:
-        """Lengths of its axes."""
+        """Sizes of the axes."""
         ...
 
     @property
     def dtype(self) -> torch.dtype:
-        """Its type."""
+        """Type of the numbers."""
         ...
 
 
 class Problems:
-    """Collects what is wrong, so that one error names all of it."""
+    """Collects errors, to report all of them in one."""
 
     def __init__(self) -> None:
         self._messages: list[str] = []
 
     @contextmanager
     def collect(self) -> Iterator[None]:
-        """Keeps the message of a `UsageError` inside for later."""
+        """Catches a `UsageError` and keeps its message."""
         try:
             yield
         except UsageError as error:
             self._messages.append(str(error))
 
     def refuse(self) -> None:
-        """Ends the collecting.
+        """Raises the collected errors as one.
 
         Raises:
-            UsageError: if anything was wrong.
+            UsageError: if there is any.
         """
         if self._messages:
             raise UsageError(fold_sentences(self._messages))
 
 
 def fold(names: Iterable[str], room: int = _ROOM, between: str = ", ") -> str:
-    """Returns names as one short text: as many as there is room for, and a count of the rest.
+    """Returns the first names, joined to one short text, and the count of the others.
 
     Args:
-        names: in the order in which they are told; the first one is always there, but cut.
-        room: characters that the named ones may fill.
-        between: what stands between two names.
+        names: names in order; the first is always listed, but truncated if it is too long.
+        room: largest number of characters of the listed names.
+        between: separator.
     """
     listed = [_on_one_line(name) for name in names]
     text, shown = "", 0
@@ -74,14 +74,14 @@ def fold(names: Iterable[str], room: int = _ROOM, between: str = ", ") -> str:
 
 
 def _on_one_line(name: str) -> str:
-    """Returns a name from a file with its control characters spelled out."""
+    """Returns a name from a file with its control characters escaped."""
     if name.isprintable():
         return name
     return "".join(one if one.isprintable() else ascii(one)[1:-1] for one in name)
 
 
 def fold_sentences(problems: Iterable[str]) -> str:
-    """Returns what is wrong as one line: the first problems and a count of the others."""
+    """Returns problems as one line: the first ones and the count of the others."""
     return fold(problems, _SENTENCES_ROOM, "; ")
 
 
@@ -94,14 +94,14 @@ def require_fit(
     """Checks that weights have exactly the expected names, shapes and kinds of numbers.
 
     Args:
-        expected: what the model needs.
-        found: what there is; any floating type stands for any other.
-        where: what holds the weights, for the message.
-        also: further complaints to list with the others.
+        expected: the weights of the model.
+        found: the stored weights; any floating dtype matches any other.
+        where: place of the weights, for the message.
+        also: further complaints to add to the message.
 
     Raises:
-        UsageError: if anything is missing, too much, of another shape or of another kind; it lists
-            all of it, long lists by their first names and a count.
+        UsageError: if a weight is missing, is unexpected, or has another shape or kind of numbers.
+            The message lists all of them; long lists are shortened.
     """
     both = [(name, tensor, found[name]) for name, tensor in expected.items() if name in found]
     misshapen = [

@@ -1,6 +1,6 @@
-"""Removes the names of trainers' wrappers from the names of weights.
+"""Removes the names of wrappers from the names of weights.
 
-The state of a wrapped model has the wrapper's names between those of the model:
+Trainers wrap models, and the state of a wrapped model has additional names:
 
     module.                                     DataParallel, DDP, DeepSpeed, averaged weights
     _fsdp_wrapped_module., _fpw_module.         FSDP
@@ -9,9 +9,9 @@ The state of a wrapped model has the wrapper's names between those of the model:
     _forward_module.                            Lightning Fabric
     base_model.model.                           PEFT, around the model
     .base_layer., .modules_to_save.NAME.        PEFT, around a layer
-    .lora_A.NAME., .lora_B.NAME.                PEFT, an adapter beside a layer: see `adapters`
+    .lora_A.NAME., .lora_B.NAME.                PEFT, an adapter of a layer: see `adapters`
 
-They may stand anywhere, in any number and order. No network of ours uses these names.
+They may occur anywhere, in any number and order. None of our networks uses these names.
 """
 
 from collections.abc import Collection, Mapping
@@ -40,28 +40,28 @@ _TRAINED, _FROZEN = "modules_to_save", "original_module"
 _BASE = ".base_layer."
 _FLAT = ("_flat_param", "flat_param")
 
-_COUNTER = "n_averaged"  # of torch's averaged weights
+_COUNTER = "n_averaged"  # in torch's averaged weights
 _COMPUTED = (
     ".rotary_emb.inv_freq",
     ".rotary_emb.original_inv_freq",
     ".rotary_pos_emb.inv_freq",
     ".embeddings.position_ids",
 )
-"""Ends of names that old versions of transformers stored, although they can be computed."""
+"""Ends of the names of computed buffers that old versions of transformers stored."""
 
 
 def unwrapped(
     tensors: Mapping[str, Tensor | StoredTensor], folder: Path | None, where: str = ""
 ) -> dict[str, Tensor | StoredTensor]:
-    """Returns weights by their plain names, adapters merged.
+    """Returns weights by their plain names, with adapters merged.
 
     Args:
-        tensors: by the names they were saved under.
-        folder: holds `adapter_config.json`, if adapters are to be merged.
-        where: the place of the weights, for messages; "" means the folder.
+        tensors: weights by their saved names.
+        folder: contains `adapter_config.json` if there are adapters to merge.
+        where: place of the weights, for messages; "" means the folder.
 
     Raises:
-        UsageError: if two weights have one plain name, if weights are flattened, or if an adapter
+        UsageError: if two weights have the same plain name, weights are flattened, or an adapter
             cannot be merged.
     """
     where = where or str(folder)
@@ -80,7 +80,7 @@ def unwrapped(
         own = plain_name(name)
         twice += [own] if own in plain else []
         plain[own] = tensor
-        if is_adapter(own) or _is_beside(name, wrapped):
+        if is_adapter(own) or _is_sibling(name, wrapped):
             adapter.append(own)
     if twice:
         raise UsageError(
@@ -93,7 +93,7 @@ def plain_name(name: str) -> str:
     """Returns the name of a weight without the parts that wrappers added.
 
     Args:
-        name: as it was saved.
+        name: the saved name.
     """
     parts = [part for part in name.split(".") if part not in _WRAPPERS and part != _FROZEN]
     while _TRAINED in parts:
@@ -105,8 +105,8 @@ def plain_name(name: str) -> str:
     return ".".join(parts)
 
 
-def _is_beside(name: str, wrapped: Collection[str]) -> bool:
-    """Returns whether a weight stands beside a layer that PEFT wrapped, as adapters do."""
+def _is_sibling(name: str, wrapped: Collection[str]) -> bool:
+    """Returns whether a weight is a sibling of a layer that PEFT wrapped, as adapters are."""
     if _BASE in name or _TRAINED in name:
         return False
     parts = name.split(".")
@@ -119,7 +119,7 @@ def _first(parts: list[str], run: list[str]) -> int | None:
 
 
 def _is_spare(name: str, names: Mapping[str, object]) -> bool:
-    """Returns whether a weight is not needed: it can be computed, or a trained one replaces it."""
+    """Returns whether a weight is redundant: it can be computed, or a trained one replaces it."""
     if name.rpartition(".")[2] == _COUNTER or name.endswith(_COMPUTED):
         return True
     front, frozen, rest = name.partition(f".{_FROZEN}.")

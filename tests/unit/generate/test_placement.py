@@ -12,12 +12,13 @@ from torch import Tensor, nn
 
 from blip3o.core.errors import UsageError
 from blip3o.generate import offload as module
-from blip3o.generate.offload import COMPONENTS, blocks_of, groups_of, residents_of
+from blip3o.generate.offload import COMPONENTS, groups_of, residents_of
 from blip3o.generate.pipeline import Blip3oPipeline
 from blip3o.generate.placement import connect
 from blip3o.models.backbones.qwen2_5_vl import Qwen2_5VLBackboneConfig
 from blip3o.models.decoders.sdxl import SdxlDecoderConfig
 from blip3o.models.dit.nextdit import NextDiTConfig
+from blip3o.nn.blocks import repeated_blocks
 from blip3o.text.tokenizer import Tokenizer
 
 RED = Image.new("RGB", (24, 16), "red")
@@ -112,7 +113,7 @@ def test_offload_changes_no_bit_and_keeps_only_what_is_in_use(
             assert there | own == own | {"generator.query_tokens.weight"}  # no other component
             if not by_block:
                 assert there >= own
-        if by_block and len(blocks_of(getattr(pipe.model, name))) > 1:
+        if by_block and len(repeated_blocks(getattr(pipe.model, name))) > 1:
             assert not any(there >= own for there in seen[name])
     if by_block:  # never two neighbors
         blocks = [f"generator.dit.layers.{k}." for k in range(len(pipe.model.generator.dit.layers))]
@@ -193,8 +194,8 @@ def test_blocks_are_the_innermost_repeated_modules() -> None:
     with torch.device("meta"):
         dit = NextDiTConfig.tiny().build()
         decoder = SdxlDecoderConfig.tiny().build()
-    assert blocks_of(dit) == list(dit.layers)
-    assert set(decoder.layers) <= set(blocks_of(decoder))
+    assert repeated_blocks(dit) == list(dit.layers)
+    assert set(decoder.layers) <= set(repeated_blocks(decoder))
     for component in (dit, decoder):
         groups = groups_of(component, by_block=True)
         modules = [module for group in groups for module in group]

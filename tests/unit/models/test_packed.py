@@ -16,7 +16,7 @@ from blip3o.models.backbones.qwen2_5_vl import Qwen2_5VLBackboneConfig
 from blip3o.models.backbones.qwen3 import Qwen3BackboneConfig
 from blip3o.models.encoders.siglip2 import Siglip2EncoderConfig
 from blip3o.models.unified import UnifiedModel, UnifiedModelConfig
-from blip3o.nn.checkpointing import checkpoint_blocks
+from blip3o.nn.blocks import checkpoint_blocks
 from blip3o.objectives.flow_matching import FlowMatchingConfig
 from blip3o.objectives.next_token import NextTokenConfig
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from blip3o.core.types import Batch, LossOutput
 from blip3o.data.mixture import DataConfig, MixtureEntry
 from blip3o.data.sources.jsonl import JsonlConfig
 from blip3o.models.unified import UnifiedModelConfig
+from blip3o.train.callbacks import Callback
 from blip3o.train.config import OptimizerConfig, RunConfig, TrainConfig
 from blip3o.train.trainer import Trainer
 
@@ -24,7 +26,7 @@ WIDTH = 4
 
 
 class ToyModel(nn.Module):
-    """A frozen stem, a trained body with everything that makes resuming hard, a trained head."""
+    """A frozen stem, a trained body with dropout and running statistics, a trained head."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -38,7 +40,7 @@ class ToyModel(nn.Module):
 
 
 class ToyObjective(nn.Module):
-    """Mean square error to a noisy target; a row counts as many times as its mask says."""
+    """Mean square error to a noisy target; each row is weighted by the length of its mask."""
 
     needs_pixels, regions, samples = False, None, None
 
@@ -82,7 +84,7 @@ def _generator(seed: int) -> torch.Generator:
 
 
 class ToyLoader:
-    """Step t has the samples from `batch_size * t` on, in batches of at most `micro`."""
+    """Step t has `batch_size` samples from `batch_size * t` on, in batches of at most `micro`."""
 
     def __init__(self, batch_size: int = 4, micro: int = 4) -> None:
         self.batch_size = batch_size
@@ -100,23 +102,21 @@ class ToyLoader:
             step += 1
 
 
-class StopAfter:
-    """A callback that asks the run to stop as a signal would, once a step is logged."""
+class StopAfter(Callback):
+    """A callback that sends a signal to its own process once a step is logged."""
 
     def __init__(self, step: int, number: int) -> None:
         self.step = step
         self.number = number
 
-    def on_log(self, trainer: Trainer, step: int, values: dict[str, Any]) -> None:
-        import os
-
+    def on_log(self, trainer: Trainer, step: int, values: Mapping[str, float]) -> None:
         if step >= self.step:
             os.kill(os.getpid(), self.number)
 
 
 @dataclasses.dataclass
 class Toys:
-    """What the tests build runs from."""
+    """Parts for runs, and a function that builds a trainer from them."""
 
     config: RunConfig
     model: type[ToyModel] = ToyModel
@@ -165,7 +165,7 @@ def toys() -> Toys:
 
 @pytest.fixture
 def read_run() -> Callable[[Path], dict[str, Any]]:
-    """Returns what must be equal between two runs: every stored tensor and every logged loss."""
+    """Returns a function that reads all stored tensors and metrics of a run, except timings."""
 
     def read(run_dir: Path) -> dict[str, Any]:
         folder = run_dir / "checkpoints" / (run_dir / "latest").read_text().strip()

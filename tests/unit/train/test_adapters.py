@@ -1,4 +1,4 @@
-"""Low-rank adapters: only they are trained and kept, resumed exactly, merged without a trace."""
+"""Low-rank adapters: trained and saved alone, resumed exactly, merged into plain layers."""
 
 import signal
 import sys
@@ -33,7 +33,7 @@ def inputs() -> torch.Tensor:
     return torch.randn(5, 4, generator=torch.Generator().manual_seed(0))
 
 
-def test_nothing_happens_unless_it_is_asked_for(toys: Any) -> None:
+def test_a_run_without_adapters_changes_nothing(toys: Any) -> None:
     model = toys.model()
     before = [id(module) for module in model.modules()]
     assert add_adapters(model, toys.config.train) == ("body", "head")
@@ -83,18 +83,20 @@ def test_a_stopped_and_resumed_run_equals_one_in_one_go(
     callbacks = [toys.stop_after(6, signal.SIGTERM)]
     with pytest.raises(PreemptedError):
         toys.trainer(tmp_path / "parts", config, callbacks=callbacks).fit()
-    torch.manual_seed(99)  # whatever the process did before must not matter
+    torch.manual_seed(99)  # earlier draws of the process must not matter
     toys.trainer(tmp_path / "parts", config).fit()
     assert read_run(tmp_path / "parts") == read_run(tmp_path / "whole")
 
 
-def test_other_adapters_are_another_run(toys: Any, config: RunConfig, tmp_path: Path) -> None:
+def test_a_run_cannot_resume_with_other_adapters(
+    toys: Any, config: RunConfig, tmp_path: Path
+) -> None:
     toys.trainer(tmp_path, config).fit()
     with pytest.raises(UsageError, match=r"other settings of train\.adapter\.rank"):
         toys.trainer(tmp_path, evolve(config, {"train.adapter.rank": 3}))
 
 
-def test_merged_layers_are_plain_compute_the_same_and_leave_no_trace(
+def test_merged_layers_are_plain_and_compute_the_same_and_adapters_come_back(
     toys: Any, config: RunConfig
 ) -> None:
     model = toys.model()
@@ -129,7 +131,7 @@ def test_targets_choose_among_the_linear_layers_of_the_trainable_parts(
     assert prefixes == [f"{name}.lora_{half}" for name in expected for half in "AB"]
 
 
-def test_rates_of_parts_hold_for_their_adapters(
+def test_learning_rates_of_parts_apply_to_their_adapters(
     toys: Any, config: RunConfig, tmp_path: Path
 ) -> None:
     config = evolve(config, {"train.optimizer.lr_multipliers": {"body": 0.5}})
@@ -153,7 +155,7 @@ def test_rates_of_parts_hold_for_their_adapters(
         (["body.1"], (), r"no linear layer in train\.trainable \(body\.1\)"),
     ],
 )
-def test_what_fits_nothing_is_refused_with_the_nearest(
+def test_unmatched_names_are_refused_with_the_nearest(
     toys: Any, parts: list[str], targets: tuple[str, ...], message: str
 ) -> None:
     config = toys.with_train(adapter=LoraConfig(targets=targets), trainable=parts)
@@ -161,7 +163,7 @@ def test_what_fits_nothing_is_refused_with_the_nearest(
         add_adapters(toys.model(), config.train)
 
 
-def test_without_the_library_it_says_how_to_get_it(
+def test_without_peft_the_error_says_how_to_install_it(
     toys: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "peft", None)

@@ -1,4 +1,4 @@
-"""Checkpoints are whole or not there, and the last good one stays."""
+"""Checkpoints are atomic, and the last good one is kept."""
 
 import dataclasses
 import errno
@@ -20,8 +20,7 @@ from torch import nn
 from blip3o.core.errors import UsageError
 from blip3o.train.checkpoint import Checkpoints, TrainState, stored_config
 from blip3o.train.config import OptimizerConfig
-from blip3o.train.ema import Ema
-from blip3o.train.optimizer import build_optimizer
+from blip3o.train.optimizer import Ema, build_optimizer
 from blip3o.train.tensors import TensorStore
 
 
@@ -83,7 +82,7 @@ def latest(run_dir: Path) -> str:
     return (run_dir / "latest").read_text().strip()
 
 
-def test_everything_comes_back_bit_for_bit_and_trains_on_alike(tmp_path: Path) -> None:
+def test_everything_is_restored_bit_for_bit_and_training_continues_equally(tmp_path: Path) -> None:
     first, second = Saved(tmp_path), Saved(tmp_path)
     first.save(5)
     state = second.checkpoints.load()
@@ -95,7 +94,7 @@ def test_everything_comes_back_bit_for_bit_and_trains_on_alike(tmp_path: Path) -
     assert stored_config(tmp_path) == {"of": 5}
 
 
-def test_the_same_state_makes_the_same_tensors(tmp_path: Path) -> None:
+def test_equal_states_are_stored_as_equal_tensors(tmp_path: Path) -> None:
     one = Saved(tmp_path / "a")
     folder = one.save(1)
     other = Saved(tmp_path / "b")
@@ -131,14 +130,14 @@ def test_the_newest_are_kept_and_scratch_is_removed(tmp_path: Path) -> None:
     assert latest(tmp_path) == "step-00000003"
 
 
-def test_every_so_many_are_kept_for_good(tmp_path: Path) -> None:
+def test_checkpoints_at_multiples_of_keep_every_are_kept(tmp_path: Path) -> None:
     saved = Saved(tmp_path, keep_last=1, keep_every=3)
     for step in range(1, 8):
         saved.save(step)
     assert names(tmp_path) == ["step-00000003", "step-00000006", "step-00000007"]
 
 
-def test_what_changes_right_after_a_save_does_not_reach_it(
+def test_changes_right_after_a_save_are_not_saved(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     saved, may_write = Saved(tmp_path), threading.Event()
@@ -162,7 +161,7 @@ def test_what_changes_right_after_a_save_does_not_reach_it(
     assert fresh.tensors() == expected
 
 
-def test_a_damaged_later_one_never_pushes_out_a_good_one(tmp_path: Path) -> None:
+def test_a_damaged_later_checkpoint_never_replaces_a_good_one(tmp_path: Path) -> None:
     saved = Saved(tmp_path, keep_last=1)
     (tmp_path / "checkpoints" / "step-00000009").mkdir(parents=True)
     saved.save(4)
@@ -171,7 +170,7 @@ def test_a_damaged_later_one_never_pushes_out_a_good_one(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("damage", ["missing", "empty", "wrong", "binary"])
-def test_without_a_good_latest_the_newest_is_taken_with_a_warning(
+def test_without_a_valid_latest_the_newest_is_used_with_a_warning(
     tmp_path: Path, capsys: pytest.CaptureFixture, damage: str
 ) -> None:
     saved = Saved(tmp_path)
@@ -193,7 +192,7 @@ def test_without_a_good_latest_the_newest_is_taken_with_a_warning(
     assert "warning" in capsys.readouterr().err
 
 
-def test_latest_decides_where_it_names_a_good_one(tmp_path: Path) -> None:
+def test_the_checkpoint_that_latest_names_is_used(tmp_path: Path) -> None:
     saved = Saved(tmp_path)
     saved.save(1)
     saved.save(2)
@@ -208,7 +207,7 @@ def test_latest_decides_where_it_names_a_good_one(tmp_path: Path) -> None:
     ["state.json", *(f"shard-00001-model-0000{n}-of-00003.safetensors" for n in (1, 2, 3))],
 )
 @pytest.mark.parametrize("damage", ["cut", "missing"])
-def test_a_damaged_newest_gives_way_to_the_one_before(
+def test_a_damaged_newest_checkpoint_falls_back_to_the_previous_one(
     tmp_path: Path, capsys: pytest.CaptureFixture, file: str, damage: str
 ) -> None:
     saved = Saved(tmp_path)
@@ -227,17 +226,19 @@ def test_a_damaged_newest_gives_way_to_the_one_before(
     assert "step-00000002 is not whole" in capsys.readouterr().err
 
 
-def test_nothing_readable_is_an_error_and_no_fresh_start(tmp_path: Path) -> None:
+def test_unreadable_checkpoints_are_an_error_and_not_a_fresh_start(tmp_path: Path) -> None:
     folder = Saved(tmp_path).save(1)
     (folder / "state.json").write_text("{")
     with pytest.raises(UsageError, match=r"no checkpoint in .* can be read"):
         Saved(tmp_path).checkpoints.load()
-    shutil.rmtree(tmp_path / "checkpoints")  # `latest` still says that there was a run
+    shutil.rmtree(tmp_path / "checkpoints")  # `latest` still shows that there was a run
     with pytest.raises(UsageError, match=r"no checkpoint in .* can be read"):
         Saved(tmp_path).checkpoints.load()
 
 
-def test_another_model_is_refused_by_the_names_of_its_weights(tmp_path: Path) -> None:
+def test_a_checkpoint_of_another_model_is_refused_with_the_names_of_its_weights(
+    tmp_path: Path,
+) -> None:
     Saved(tmp_path).save(1)
     with pytest.raises(UsageError, match="another model: 2 weights differ: bias, weight"):
         Saved(tmp_path, width=4).checkpoints.load()
@@ -245,16 +246,16 @@ def test_another_model_is_refused_by_the_names_of_its_weights(tmp_path: Path) ->
 
 @contextmanager
 def small_files() -> Iterator[None]:
-    """Lets no file grow over a few bytes: what a full disk looks like to those who write."""
+    """Limits the size of files, which looks like a full disk to the writer."""
     old = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (64, old[1]))
     try:
         yield
-    finally:  # not a fixture: pytest itself writes its report before it ends those
+    finally:  # not a fixture: pytest writes its report before fixtures end
         resource.setrlimit(resource.RLIMIT_FSIZE, old)
 
 
-def test_tensors_that_find_no_room_leave_the_last_good_one(tmp_path: Path) -> None:
+def test_a_failed_write_of_tensors_keeps_the_last_good_checkpoint(tmp_path: Path) -> None:
     saved = Saved(tmp_path)
     saved.save(1)
     expected = saved.tensors()
@@ -270,7 +271,7 @@ def test_tensors_that_find_no_room_leave_the_last_good_one(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("where", ["state", "flush", "rename"])
-def test_a_full_disk_leaves_the_last_good_one(
+def test_a_full_disk_keeps_the_last_good_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
 ) -> None:
     def refuse(*_: object, **__: object) -> None:
@@ -322,7 +323,7 @@ def test_a_kill_between_rename_and_pointer_resumes_from_the_pointer(
 
 
 def flip(file: Path, place: float) -> None:
-    """Flips a bit at a share of a file's length."""
+    """Flips a bit of a file at a position given as a share of its length."""
     content = bytearray(file.read_bytes())
     content[int(place * (len(content) - 1))] ^= 4
     file.write_bytes(content)
@@ -333,7 +334,7 @@ def flip(file: Path, place: float) -> None:
     ["state.json", *(f"shard-00001-model-0000{n}-of-00003.safetensors" for n in (1, 2, 3))],
 )
 @pytest.mark.parametrize("place", [0.0, 0.1, 0.3, 0.5, 0.8, 0.95, 1.0])
-def test_a_flipped_bit_in_the_newest_gives_way_to_the_one_before(
+def test_a_flipped_bit_in_the_newest_checkpoint_falls_back_to_the_previous_one(
     tmp_path: Path, capsys: pytest.CaptureFixture, file: str, place: float
 ) -> None:
     saved = Saved(tmp_path)
@@ -349,7 +350,7 @@ def test_a_flipped_bit_in_the_newest_gives_way_to_the_one_before(
     assert stored_config(tmp_path) in ({"of": 1}, {"of": 2})
 
 
-def test_flipped_bits_in_all_are_an_error_and_no_fresh_start(tmp_path: Path) -> None:
+def test_flipped_bits_in_all_checkpoints_are_an_error_and_not_a_fresh_start(tmp_path: Path) -> None:
     saved = Saved(tmp_path)
     for step in (1, 2):
         flip(next(saved.save(step).glob("*00002-of*")), 1.0)
@@ -359,7 +360,7 @@ def test_flipped_bits_in_all_are_an_error_and_no_fresh_start(tmp_path: Path) -> 
 
 def test_equal_content_has_equal_hashes(tmp_path: Path) -> None:
     hashes = []
-    for number in range(8):  # the header's entries come in another order each time
+    for number in range(8):  # the entries of the header have another order each time
         store, folder = TensorStore(), tmp_path / str(number)
         folder.mkdir()
         store.write(folder, {f"model/{name}": torch.ones(2) for name in "abcdefgh"})
@@ -368,7 +369,7 @@ def test_equal_content_has_equal_hashes(tmp_path: Path) -> None:
     assert all(one == hashes[0] for one in hashes)
 
 
-def test_a_checkpoint_of_an_older_version_loads_and_says_that_it_has_no_hashes(
+def test_a_checkpoint_without_hashes_loads_with_a_message(
     tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     saved = Saved(tmp_path)
@@ -380,4 +381,4 @@ def test_a_checkpoint_of_an_older_version_loads_and_says_that_it_has_no_hashes(
     state = fresh.checkpoints.load()
     assert state is not None
     assert fresh.tensors() == saved.tensors()
-    assert capsys.readouterr().err.count("without hashes") == 1
+    assert capsys.readouterr().err.count("has no hashes") == 1

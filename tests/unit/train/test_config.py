@@ -1,4 +1,4 @@
-"""Refusals of a run's config, and which changes a resumed run may bring."""
+"""Refused settings of a run, and settings that may change when it resumes."""
 
 from typing import Any
 
@@ -33,13 +33,13 @@ def test_numbers_out_of_range_are_refused_by_name(toys: Any, key: str, value: An
         evolve(toys.config, {key: value})
 
 
-def test_length_cadence_and_place_may_change() -> None:
-    stored = {"train": {"steps": 1, "log_every": 1, "seed": 0}, "data": {"num_workers": 0}}
-    other = {"train": {"steps": 2, "log_every": 9, "seed": 0}, "data": {"num_workers": 4}}
-    assert resume_differences(stored, other) == []
+def test_duration_frequency_and_place_may_change(toys: Any) -> None:
+    changes = {"train.steps": 20, "train.log_every": 9, "train.profile": True}
+    other = evolve(toys.config, {**changes, "data.num_workers": 4})
+    assert resume_differences(to_dict(toys.config), other) == []
 
 
-def test_a_setting_that_is_new_since_the_run_began_keeps_nobody_from_resuming(toys: Any) -> None:
+def test_a_run_without_a_newer_setting_can_be_resumed(toys: Any) -> None:
     stored = to_dict(toys.config)
     del stored["train"]["compile"], stored["data"]["bad_sample_limit"]
     assert resume_differences(stored, toys.config) == []
@@ -54,7 +54,7 @@ def test_a_run_of_an_older_version_that_stored_the_image_size_resumes(toys: Any)
     assert resume_differences(stored, toys.config) == []
 
 
-def test_all_else_is_named_by_its_path(toys: Any) -> None:
+def test_every_other_change_is_named_by_its_path(toys: Any) -> None:
     changes = {
         "train.seed": 7,
         "train.optimizer.lr": 0.5,

@@ -1,4 +1,4 @@
-"""The image of a run's metrics."""
+"""The plot of a run's metrics."""
 
 import errno
 import json
@@ -12,7 +12,7 @@ from PIL import Image
 from blip3o.train.curves import draw_curves
 
 
-def test_curves_are_drawn_and_a_line_cut_short_is_left_out(tmp_path: Path) -> None:
+def test_curves_are_plotted_and_a_truncated_line_is_skipped(tmp_path: Path) -> None:
     rows = [{"step": n, "loss": 1 / n, "lr": 0.1, "A/loss": 1.0, "A/b": n} for n in range(1, 9)]
     del rows[3]["loss"]  # a window without a finite step
     text = "".join(json.dumps(row) + "\n" for row in rows) + '{"step": 9, "lo'
@@ -22,13 +22,13 @@ def test_curves_are_drawn_and_a_line_cut_short_is_left_out(tmp_path: Path) -> No
     assert Image.open(tmp_path / "curves.png").size[0] > 500
 
 
-def test_no_rows_mean_no_image(tmp_path: Path) -> None:
+def test_without_metrics_there_is_no_plot(tmp_path: Path) -> None:
     (tmp_path / "metrics.jsonl").write_text("")
     assert draw_curves(tmp_path) is None
     assert not (tmp_path / "curves.png").exists()
 
 
-def test_a_full_disk_leaves_the_curves_of_before(
+def test_a_full_disk_keeps_the_earlier_plot(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def half(self: Figure, file: Any, **options: Any) -> None:
@@ -36,7 +36,8 @@ def test_a_full_disk_leaves_the_curves_of_before(
         raise OSError(errno.ENOSPC, "No space left on device")
 
     (tmp_path / "metrics.jsonl").write_text('{"step": 1, "loss": 1.0}\n')
-    before = draw_curves(tmp_path).read_bytes()  # type: ignore[union-attr]
+    assert draw_curves(tmp_path) == tmp_path / "curves.png"
+    before = (tmp_path / "curves.png").read_bytes()
     monkeypatch.setattr(Figure, "savefig", half)
     with pytest.raises(OSError, match=r"No space left.*curves\.png"):
         draw_curves(tmp_path)

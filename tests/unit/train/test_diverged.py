@@ -1,4 +1,4 @@
-"""Values that are not numbers lead to advice, and other errors stay what they are."""
+"""Non-finite values lead to advice, and other errors pass unchanged."""
 
 import pytest
 import torch
@@ -10,7 +10,7 @@ from blip3o.train.diverged import are_finite, explaining, have_diverged
 GOOD = [torch.ones(2, 2), torch.zeros(0)]
 
 
-def test_pixels_that_are_not_numbers_lead_to_advice() -> None:
+def test_non_finite_pixels_lead_to_advice() -> None:
     with (
         pytest.raises(UsageError, match=r"step 7 .*not numbers.*lower train\.optimizer\.lr .*0\.5"),
         explaining(7, 0.5, GOOD),
@@ -29,7 +29,7 @@ def test_any_error_of_a_diverged_model_leads_to_advice(bad: float) -> None:
 
 
 @pytest.mark.parametrize("error", [ValueError, RuntimeError, KeyError, UsageError])
-def test_errors_of_a_sound_model_stay_what_they_are(error: type[Exception]) -> None:
+def test_errors_of_a_healthy_model_pass_unchanged(error: type[Exception]) -> None:
     with pytest.raises(error, match=r"^'?something else'?$"), explaining(1, 1.0, GOOD):
         raise error("something else")
 

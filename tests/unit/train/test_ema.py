@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from blip3o.train.ema import Ema
+from blip3o.train.optimizer import Ema
 
 
 def test_average_follows_with_a_decay_that_starts_low() -> None:

@@ -1,4 +1,4 @@
-"""What a run was made with."""
+"""The recorded environment of a run."""
 
 import json
 import sys
@@ -10,7 +10,7 @@ import torch
 from blip3o.train.environment import write_environment
 
 
-def test_first_start_stays_and_later_ones_are_added_once(
+def test_the_first_start_is_kept_and_later_ones_are_added_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["blip3o", "first"])
@@ -26,7 +26,7 @@ def test_first_start_stays_and_later_ones_are_added_once(
     assert {"commit", "uncommitted_changes", "python", "platform"} <= set(found)
 
 
-def test_a_file_cut_short_is_replaced(tmp_path: Path) -> None:
+def test_a_truncated_file_is_replaced(tmp_path: Path) -> None:
     (tmp_path / "env.json").write_text('{"commit": ')
     write_environment(tmp_path)
     assert json.loads((tmp_path / "env.json").read_text())["resumed_with"] == []

@@ -1,4 +1,4 @@
-"""The count of arithmetic, against torch's own and against numbers by hand."""
+"""The count of operations, compared with torch's own and with numbers by hand."""
 
 import pytest
 import torch
@@ -6,7 +6,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from blip3o.models.unified import UnifiedModelConfig
-from blip3o.nn.checkpointing import checkpoint_blocks
+from blip3o.nn.blocks import checkpoint_blocks
 from blip3o.train.flops import count_flops, peak_tflops
 
 
@@ -24,15 +24,15 @@ def counted(model: nn.Module, backward: bool = True) -> float:
     return count.total
 
 
-def test_trained_frozen_and_unlearned_layers_by_hand() -> None:
+def test_the_count_of_trained_and_frozen_layers_equals_numbers_by_hand() -> None:
     first, second = 2 * 4 * 8 * 15, 2 * 8 * 2 * 15
-    assert counted(net()) == 2 * first + 3 * second  # the data want no gradient
+    assert counted(net()) == 2 * first + 3 * second  # the data need no gradient
     assert counted(net(freeze_first=True)) == first + 2 * second
     with torch.no_grad():
         assert counted(net(), backward=False) == first + second
 
 
-def test_it_agrees_with_torch_on_a_dit_but_for_attention() -> None:
+def test_the_count_of_a_dit_agrees_with_torch_except_for_attention() -> None:
     dit = UnifiedModelConfig.tiny().build().generator.dit
     inputs = torch.randn(2, 4, 8), torch.rand(2), torch.randn(2, 4, 16)
     with count_flops(dit) as count:
@@ -44,7 +44,7 @@ def test_it_agrees_with_torch_on_a_dit_but_for_attention() -> None:
     assert count.total == linear
 
 
-def test_what_checkpointing_computes_again_counts_once() -> None:
+def test_passes_that_checkpointing_repeats_count_once() -> None:
     model = nn.Sequential(nn.ModuleList([net()])[0])
     plain = counted(model)
     blocks = nn.Module()
@@ -53,7 +53,7 @@ def test_what_checkpointing_computes_again_counts_once() -> None:
     assert counted(model) == plain
 
 
-def test_only_known_cards_have_a_peak() -> None:
+def test_only_known_gpus_have_a_peak() -> None:
     assert peak_tflops(torch.device("cpu")) is None
 
 
@@ -67,7 +67,7 @@ def test_only_known_cards_have_a_peak() -> None:
         ("NVIDIA L40", None),
     ],
 )
-def test_cards_are_known_by_the_names_that_their_drivers_say(
+def test_gpus_are_recognized_by_the_names_of_their_drivers(
     monkeypatch: pytest.MonkeyPatch, name: str, peak: float | None
 ) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: name)

@@ -1,4 +1,4 @@
-"""The module that is trained: one forward pass, and other weights in it for a while."""
+"""The trained module, and other weights in it."""
 
 import pytest
 import torch
@@ -7,14 +7,14 @@ from torch import nn
 from blip3o.train.learner import Learner
 
 
-def test_other_weights_are_held_for_a_while_even_if_an_error_ends_it() -> None:
+def test_own_weights_come_back_even_after_an_error() -> None:
     model = nn.Linear(1, 1, bias=False)
     learner = Learner(model, [])
     own = model.weight.detach().clone()
     seen = []
 
     def fail_inside() -> None:
-        with learner.holding({"weight": torch.tensor([[7.0]])}):
+        with learner.using({"weight": torch.tensor([[7.0]])}):
             seen.append(model.weight.item())
             raise RuntimeError
 

@@ -1,4 +1,4 @@
-"""What is trained, in which groups, and at which rate."""
+"""The trained parameters, their groups and their learning rates."""
 
 import itertools
 from typing import Any
@@ -84,7 +84,7 @@ def test_weights_decay_and_rates_differ_by_group(toys: Any) -> None:
     }
 
 
-def test_a_multiplier_of_nothing_is_refused(toys: Any) -> None:
+def test_a_multiplier_without_a_parameter_is_refused(toys: Any) -> None:
     chosen = select_trainable(toys.model(), nn.ModuleList(), ["head"])
     with pytest.raises(UsageError, match="lr_multipliers 'body'"):
         build_optimizer(chosen, OptimizerConfig(lr=1.0, lr_multipliers={"body": 0.5}))

@@ -1,4 +1,4 @@
-"""What a run says of its steps."""
+"""Metrics and progress of a run."""
 
 import io
 import sys
@@ -17,31 +17,33 @@ class Terminal(io.StringIO):
 
 
 def test_plain_lines_without_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "stderr", io.StringIO())
+    stream = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", stream)
     progress = Progress(10, 1000, 8)
     progress.advance()
     progress.report(VALUES)
     progress.report({"lr": 0.0, "samples_per_second": 1.0})  # no step was finite
     progress.close()
-    first, second = sys.stderr.getvalue().splitlines()  # type: ignore[attr-defined]
+    first, second = stream.getvalue().splitlines()
     assert first == "step 11/1000  loss 0.2500  lr 1.0e-03  8.0 samples/s  17 min left"
     assert "loss nan" in second
     assert "2 h 12 min left" in second
 
 
 def test_a_bar_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "stderr", Terminal())
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
     progress = Progress(10, 20, 8)
     progress.advance()
     progress.report(VALUES)
     progress.close()
-    shown = sys.stderr.getvalue()  # type: ignore[attr-defined]
+    shown = terminal.getvalue()
     assert "11/20" in shown
     assert "loss 0.2500" in shown
     assert "8.0 samples/s" in shown
 
 
-def test_a_window_averages_by_count_and_goes_on_from_stored_sums() -> None:
+def test_a_window_averages_by_count_and_continues_from_stored_sums() -> None:
     stored: dict[str, Any] = {"loss": (3.0, 1.0)}
     window = Window(stored)
     window.add({"loss": (1.0, 1.0), "loss/part": (6.0, 12.0), "none": (0.0, 0.0)}, 4, 50, 0.0)
@@ -54,7 +56,7 @@ def test_a_window_averages_by_count_and_goes_on_from_stored_sums() -> None:
     assert "loss" not in window.close()
 
 
-def test_a_window_tells_arithmetic_a_second_and_its_share_of_the_peak() -> None:
+def test_a_window_reports_operations_per_second_and_their_share_of_the_peak() -> None:
     window = Window({}, peak_tflops=2.0)
     window.add({}, 4, 50, 0.0)
     assert "tflops" not in window.close()

@@ -5,7 +5,7 @@ import math
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from torch import nn
 
 from blip3o.core.config import evolve, load_yaml
 from blip3o.core.errors import NotFiniteError, PreemptedError, UsageError
+from blip3o.train.callbacks import Callback
 from blip3o.train.config import RunConfig
 from blip3o.train.environment import Notes
 from blip3o.train.trainer import Trainer
@@ -36,12 +37,12 @@ def test_a_stopped_and_resumed_run_equals_one_in_one_go(
     stopping = toys.trainer(tmp_path / "parts", config, callbacks=[toys.stop_after(6, number)])
     with pytest.raises(PreemptedError, match="stopped at step 6 after saving"):
         stopping.fit()
-    torch.manual_seed(99)  # whatever the process did before must not matter
+    torch.manual_seed(99)  # earlier draws of the process must not matter
     toys.trainer(tmp_path / "parts", config).fit()
     assert read_run(tmp_path / "parts") == read_run(tmp_path / "whole")
 
 
-def test_a_run_whose_stderr_nobody_reads_any_more_still_saves(
+def test_a_run_with_a_closed_stderr_still_saves(
     toys: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = toys.with_train(log_every=3, checkpoint_every=100)
@@ -63,7 +64,7 @@ def test_a_run_whose_stderr_nobody_reads_any_more_still_saves(
     assert (tmp_path / "latest").read_text() == "step-00000003\n"
 
 
-def test_averages_over_a_stop_between_two_log_lines_are_those_of_one_go(
+def test_averages_over_a_stop_between_two_log_lines_equal_those_of_one_go(
     toys: Any, tmp_path: Path, read_run: ReadRun
 ) -> None:
     toys.trainer(tmp_path / "whole").fit()
@@ -73,7 +74,7 @@ def test_averages_over_a_stop_between_two_log_lines_are_those_of_one_go(
         if step == 8:
             raise ZeroDivisionError
 
-    callback = type("Killer", (), {"on_checkpoint": staticmethod(killed)})()
+    callback = type("Killer", (Callback,), {"on_checkpoint": staticmethod(killed)})()
     with pytest.raises(ZeroDivisionError):
         toys.trainer(tmp_path / "parts", config, callbacks=[callback]).fit()
     toys.trainer(tmp_path / "parts", config).fit()
@@ -89,7 +90,9 @@ def test_a_run_at_or_past_its_last_step_says_so_and_trains_nothing(
     toys.trainer(tmp_path).fit()
     before = read_run(tmp_path)
     ended: list[int] = []
-    callback = type("E", (), {"on_end": lambda self, trainer: ended.append(trainer.state.step)})()
+    callback = type(
+        "E", (Callback,), {"on_end": lambda self, trainer: ended.append(trainer.state.step)}
+    )()
     config = evolve(toys.config, {"train.steps": steps})
     capsys.readouterr()
     toys.trainer(tmp_path, config, callbacks=[callback]).fit()
@@ -98,7 +101,9 @@ def test_a_run_at_or_past_its_last_step_says_so_and_trains_nothing(
     assert ended == [12]
 
 
-def test_more_steps_go_on_from_the_last_one(toys: Any, tmp_path: Path, read_run: ReadRun) -> None:
+def test_more_steps_continue_from_the_last_one(
+    toys: Any, tmp_path: Path, read_run: ReadRun
+) -> None:
     toys.trainer(tmp_path).fit()
     toys.trainer(tmp_path, toys.with_train(steps=14, log_every=2)).fit()
     assert [row["step"] for row in read_run(tmp_path)["metrics"]] == [5, 10, 12, 14]
@@ -122,7 +127,7 @@ def test_damaged_checkpoints_never_start_over(toys: Any, tmp_path: Path) -> None
 
 
 class Linear(nn.Module):
-    """Without statistics over a batch, so that its size must not matter."""
+    """A model without batch statistics: the size of a batch does not matter."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -176,8 +181,8 @@ def test_a_step_that_is_not_finite_updates_nothing_and_is_counted(
     objective.poison = {4 * 3 + 1}  # a sample of step 3
     seen: dict[int, list[Any]] = {}
 
-    class Watch:
-        def on_log(self, trainer: Trainer, step: int, values: dict[str, Any]) -> None:
+    class Watch(Callback):
+        def on_log(self, trainer: Trainer, step: int, values: Mapping[str, float]) -> None:
             seen[step] = [
                 [p.tolist() for p in trainer.parameters.values()],
                 [a.tolist() for a in trainer.ema.averages.values()],
@@ -204,21 +209,21 @@ def test_too_many_steps_that_are_not_finite_end_the_run(toys: Any, tmp_path: Pat
 
 
 @pytest.mark.parametrize("where", ["on_sample", "on_end"])
-def test_values_that_are_not_numbers_in_a_callback_lead_to_advice(
+def test_non_finite_values_in_a_callback_lead_to_advice(
     toys: Any, tmp_path: Path, where: str
 ) -> None:
     def fail(*_: object) -> None:
         raise NotFiniteError("pixels hold values that are not numbers")
 
-    callback = type("Fails", (), {where: staticmethod(fail)})()
+    callback = type("Fails", (Callback,), {where: staticmethod(fail)})()
     config = toys.with_train(sample_every=12)
     with pytest.raises(UsageError, match=r"diverged .*lower train\.optimizer\.lr"):
         toys.trainer(tmp_path, config, callbacks=[callback]).fit()
 
 
-def test_averages_that_are_not_numbers_are_never_handed_on(toys: Any, tmp_path: Path) -> None:
-    class Spoil:
-        def on_log(self, trainer: Trainer, step: int, values: dict[str, Any]) -> None:
+def test_non_finite_averages_are_never_passed_to_callbacks(toys: Any, tmp_path: Path) -> None:
+    class Spoil(Callback):
+        def on_log(self, trainer: Trainer, step: int, values: Mapping[str, float]) -> None:
             if step == 12:
                 trainer.ema.averages["head.weight"][0] = float("nan")
 
@@ -236,7 +241,7 @@ def test_a_run_of_steps_that_updated_nothing_leaves_no_model(toys: Any, tmp_path
         toys.trainer(tmp_path, objectives=[objective]).fit()
 
 
-def test_notes_of_a_start_stand_in_its_files(toys: Any, tmp_path: Path) -> None:
+def test_notes_of_a_start_are_written_to_its_files(toys: Any, tmp_path: Path) -> None:
     trainer = toys.trainer(tmp_path)
     trainer._notes = Notes(environment={"data": {"own": 3}}, metrics={"data_changes": 2})
     trainer.fit()
@@ -245,7 +250,7 @@ def test_notes_of_a_start_stand_in_its_files(toys: Any, tmp_path: Path) -> None:
     assert row["data_changes"] == 2
 
 
-def test_a_task_that_nothing_learns_from_is_named(toys: Any, tmp_path: Path) -> None:
+def test_a_task_without_an_objective_is_named(toys: Any, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no objective learns from the task 'text'"):
         toys.trainer(tmp_path, objectives=[toys.objective(tasks=("edit",))]).fit()
 
@@ -257,7 +262,7 @@ def test_an_objective_without_a_gradient_is_named(toys: Any, tmp_path: Path) -> 
     model = Linear()
     model.extra = nn.Linear(1, 1)
     config = toys.with_train(trainable=["extra"])
-    with pytest.raises(UsageError, match=r"ToyObjective: train\.trainable \(extra\)"):
+    with pytest.raises(UsageError, match=r"ToyObjective gives.*train\.trainable \(extra\)"):
         toys.trainer(tmp_path, config, model=model, objectives=[objective]).fit()
 
 
@@ -277,10 +282,8 @@ def test_data_that_ends_early_is_an_error(toys: Any, tmp_path: Path) -> None:
         toys.trainer(tmp_path, loader=loader).fit()
 
 
-def test_only_modules_with_something_to_train_are_in_training_mode(
-    toys: Any, tmp_path: Path
-) -> None:
-    class Sleepy:
+def test_only_modules_with_trained_weights_are_in_training_mode(toys: Any, tmp_path: Path) -> None:
+    class Sleepy(Callback):
         """Leaves the model in evaluation mode, as drawing samples may."""
 
         def on_sample(self, trainer: Trainer, step: int) -> None:
@@ -293,14 +296,14 @@ def test_only_modules_with_something_to_train_are_in_training_mode(
     assert training == {"", "body", "body.0", "body.1", "body.2", "head"}
 
 
-def test_callbacks_hear_of_everything_in_order(toys: Any, tmp_path: Path) -> None:
+def test_callbacks_receive_every_event_in_order(toys: Any, tmp_path: Path) -> None:
     events: list[tuple[str, int | None]] = []
 
-    class Listener:
+    class Listener(Callback):
         def on_start(self, trainer: Trainer) -> None:
             events.append(("start", None))
 
-        def on_log(self, trainer: Trainer, step: int, values: dict[str, Any]) -> None:
+        def on_log(self, trainer: Trainer, step: int, values: Mapping[str, float]) -> None:
             events.append(("log", step))
 
         def on_checkpoint(self, trainer: Trainer, step: int, folder: Path) -> None:
@@ -314,7 +317,7 @@ def test_callbacks_hear_of_everything_in_order(toys: Any, tmp_path: Path) -> Non
             events.append(("end", None))
 
     config = toys.with_train(steps=6, log_every=3, checkpoint_every=4, sample_every=5)
-    toys.trainer(tmp_path, config, callbacks=[Listener(), object()]).fit()
+    toys.trainer(tmp_path, config, callbacks=[Listener(), Callback()]).fit()
     assert events == [
         ("start", None),
         ("log", 3),
@@ -327,7 +330,7 @@ def test_callbacks_hear_of_everything_in_order(toys: Any, tmp_path: Path) -> Non
     ]
 
 
-def test_the_run_folder_tells_the_whole_run(toys: Any, tmp_path: Path) -> None:
+def test_the_run_folder_describes_the_whole_run(toys: Any, tmp_path: Path) -> None:
     toys.trainer(tmp_path).fit()
     assert load_yaml(RunConfig, tmp_path / "config.yaml") == toys.config
     assert {path.name for path in tmp_path.iterdir()} >= {"checkpoints", "env.json", "latest"}
@@ -355,8 +358,8 @@ def test_the_run_folder_tells_the_whole_run(toys: Any, tmp_path: Path) -> None:
 def test_averages_follow_the_weights_of_every_step(toys: Any, tmp_path: Path) -> None:
     expected = toys.model().head.weight.detach().clone()
 
-    class Follow:
-        def on_log(self, trainer: Trainer, step: int, values: dict[str, Any]) -> None:
+    class Follow(Callback):
+        def on_log(self, trainer: Trainer, step: int, values: Mapping[str, float]) -> None:
             decay = min(0.3, step / (step + 9))
             expected.lerp_(trainer.parameters["head.weight"].detach(), 1 - decay)
 
@@ -379,7 +382,7 @@ def test_fp16_is_refused(toys: Any, tmp_path: Path) -> None:
         toys.trainer(tmp_path, toys.with_train(precision="fp16"))
 
 
-def test_compile_takes_what_the_model_names(
+def test_the_modules_that_a_model_names_are_compiled(
     toys: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     compiled: list[nn.Module] = []

@@ -27,7 +27,7 @@ from blip3o.weights.folder import load_model
 from blip3o.weights.keymaps.blip3o_qwen import to_published
 
 _SECONDS = 8.0
-"""Within this an odd folder is refused, on a busy machine too."""
+"""Time limit for the refusal of an odd folder, even on a busy machine."""
 
 
 def released_config(tokenizer: Tokenizer) -> UnifiedModelConfig:
@@ -48,7 +48,7 @@ def released_config(tokenizer: Tokenizer) -> UnifiedModelConfig:
 
 
 def released_json(config: UnifiedModelConfig) -> dict[str, Any]:
-    """Returns config.json, written down here and not by the code under test."""
+    """Returns config.json; written here, independently of the code under test."""
     llm, vision, plain = config.backbone, config.backbone.vision, to_dict(config)
     return {
         "architectures": ["blip3oQwenForCausalLM"],
@@ -134,26 +134,26 @@ def released_model(tiny_tokenizer: Tokenizer) -> UnifiedModel:
 def released_folder(
     released_model: UnifiedModel, tiny_tokenizer: Tokenizer, tmp_path: Path
 ) -> Path:
-    """The tiny model as a published folder with the tower and the decoder; may be changed."""
+    """The tiny model as a published folder with tower and decoder; tests may change it."""
     save_released(released_model, tiny_tokenizer, tmp_path / "released")
     return tmp_path / "released"
 
 
 @pytest.fixture
 def ours(tiny_folder: Path, tmp_path: Path) -> Path:
-    """The tiny model in our layout; may be changed."""
+    """The tiny model in our layout; tests may change it."""
     return shutil.copytree(tiny_folder, tmp_path / "ours")
 
 
 @pytest.fixture(params=["ours", "published"])
 def either_folder(request: pytest.FixtureRequest) -> Path:
-    """A folder of each layout; may be changed."""
+    """A folder of each layout; tests may change it."""
     return request.getfixturevalue({"ours": "ours", "published": "released_folder"}[request.param])
 
 
 @pytest.fixture
 def refusal(tmp_path: Path) -> Callable[[Path], str]:
-    """Returns a function: the short line that loading and converting refuse a folder with, soon."""
+    """Returns a function that checks that a folder is refused, and returns the one-line message."""
 
     def refuse(folder: Path) -> str:
         dest = tmp_path / "dest"

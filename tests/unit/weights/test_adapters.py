@@ -1,4 +1,4 @@
-"""Adapters that lie unmerged beside the weights are merged as PEFT does, or named."""
+"""Unmerged adapters in saved weights are merged as PEFT does, or refused by name."""
 
 import json
 from pathlib import Path
@@ -20,7 +20,7 @@ peft = pytest.importorskip("peft")
 
 
 class Net(nn.Module):
-    """One of each kind of layer that an adapter may stand beside."""
+    """One layer of each kind that can have an adapter."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -45,7 +45,7 @@ def tuned(**settings: Any) -> Any:
 
 
 def save(model: Any, folder: Path) -> None:
-    """Saves the whole state beside PEFT's own files, as a trainer does that knows no adapters."""
+    """Saves the whole state next to PEFT's own files, as a trainer without support for adapters."""
     model.save_pretrained(folder)
     state = {name: tensor.clone().contiguous() for name, tensor in model.state_dict().items()}
     save_file(state, folder / "model.safetensors")
@@ -65,7 +65,7 @@ KINDS: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("settings", KINDS.values(), ids=KINDS.keys())
-def test_a_merged_state_is_that_of_peft(tmp_path: Path, settings: dict[str, Any]) -> None:
+def test_a_merged_state_equals_that_of_peft(tmp_path: Path, settings: dict[str, Any]) -> None:
     targets = {"target_modules": ["one", "two.0"], **settings}
     config = peft.LoraConfig(r=3, **targets)
     model = peft.get_peft_model(Net(), config)
@@ -84,7 +84,7 @@ def test_a_merged_state_is_that_of_peft(tmp_path: Path, settings: dict[str, Any]
     assert any(not torch.equal(value, Net().state_dict()[name]) for name, value in expected.items())
 
 
-def test_a_half_precision_weight_keeps_its_type(tmp_path: Path) -> None:
+def test_a_half_precision_weight_keeps_its_dtype(tmp_path: Path) -> None:
     model = tuned().to(torch.bfloat16)
     save(model, tmp_path)
     found = unwrapped(open_tensors(tmp_path), tmp_path)
@@ -110,17 +110,17 @@ def test_without_its_config_an_adapter_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"peft_type": "LOHA"}, "no plain LoRA"),
+        ({"peft_type": "LOHA"}, "not a plain LoRA"),
         ({"use_dora": True}, "use_dora"),
         ({"lora_bias": True}, "lora_bias"),
-        ({"lora_alpha": None}, "no strength"),
-        ({"lora_alpha": "8"}, "no strength"),
-        ({"alpha_pattern": [1]}, "no strength"),
-        ({"alpha_pattern": {"(": 1}}, "no strength"),
-        ({"lora_alpha": float("inf")}, "no strength"),
+        ({"lora_alpha": None}, "no valid strength"),
+        ({"lora_alpha": "8"}, "no valid strength"),
+        ({"alpha_pattern": [1]}, "no valid strength"),
+        ({"alpha_pattern": {"(": 1}}, "no valid strength"),
+        ({"lora_alpha": float("inf")}, "no valid strength"),
     ],
 )
-def test_configs_that_say_no_sum_are_refused(
+def test_configs_of_other_adapters_are_refused(
     tmp_path: Path, changes: dict[str, Any], said: str
 ) -> None:
     save(tuned(), tmp_path)
@@ -174,7 +174,7 @@ def test_half_an_adapter_is_refused(tmp_path: Path) -> None:
 
 
 def with_an_adapter(folder: Path) -> dict[str, Tensor]:
-    """Puts an adapter beside the query projections of a published folder; returns the sums."""
+    """Adds an adapter to the query projections of a published folder; returns merged weights."""
     sums = {}
     for file in folder.glob("model-*.safetensors"):
         state = load_file(file)
@@ -214,7 +214,7 @@ def test_a_tuned_published_folder_loads_and_converts(
     assert "merge_and_unload" in said
 
 
-def test_a_folder_with_nothing_but_an_adapter_is_named(tmp_path: Path) -> None:
+def test_a_folder_with_only_an_adapter_is_named(tmp_path: Path) -> None:
     tuned().save_pretrained(tmp_path)
     with pytest.raises(UsageError, match="merge_and_unload"):
         load_model(tmp_path)

@@ -1,4 +1,4 @@
-"""Every kind of unfit folder, in our layout and the published one, through all that reads folders.
+"""Every kind of unfit folder, in our layout and the published one, through all readers of folders.
 
 One line names everything that is wrong; the status is 2; no weight was read and nothing is written.
 """
@@ -28,7 +28,7 @@ INDEX = "model.safetensors.index.json"
 
 
 class Bomb:
-    """What an attacker pickles."""
+    """An object whose unpickling would run code."""
 
     def __reduce__(self) -> tuple[Any, ...]:
         return (Path.touch, (Path("exploded"),))
@@ -36,7 +36,7 @@ class Bomb:
 
 @pytest.fixture(scope="session")
 def own_shards(tiny_pipe: Blip3oPipeline, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Our layout with the main weights in shards."""
+    """A folder in our layout with the main weights in shards."""
     folder = tmp_path_factory.mktemp("own") / "model"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(shards, "MAX_SHARD_BYTES", 30_000)
@@ -48,7 +48,7 @@ def own_shards(tiny_pipe: Blip3oPipeline, tmp_path_factory: pytest.TempPathFacto
 def folder(
     request: pytest.FixtureRequest, own_shards: Path, tmp_path: Path, monkeypatch: Any
 ) -> Path:
-    """A whole folder that may be spoilt; nothing in it may be read for its values."""
+    """A whole folder that tests may damage; no values of weights may be read from it."""
     monkeypatch.chdir(tmp_path)
     folder = tmp_path / "model"
     if request.param == "ours":
@@ -66,7 +66,7 @@ def lose_two_shards(folder: Path) -> list[str]:
     lost = shards_of(folder)[:2]
     for file in lost:
         file.unlink()
-    return [*(f"{file} is missing" for file in lost), "get it from where the model came from"]
+    return [*(f"{file} is missing" for file in lost), "get it from the source of the model"]
 
 
 def truncate_two_shards(folder: Path) -> list[str]:
@@ -163,7 +163,7 @@ def lose_the_config(folder: Path) -> list[str]:
 
 def take_the_tokenizer_of_another_model(folder: Path) -> list[str]:
     train_tokenizer([chr(97 + n) * 9 for n in range(26)] * 3, 340).save(folder)
-    return [f"{folder / 'tokenizer.json'} is of another model"]
+    return [f"{folder / 'tokenizer.json'} belongs to another model"]
 
 
 def lose_a_shard_and_the_tokenizer(folder: Path) -> list[str]:
@@ -198,7 +198,7 @@ def test_an_unfit_folder_is_refused_whole_and_in_one_line(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    load_model(folder)  # it was fit
+    load_model(folder)  # it was valid
     named = spoil(folder)
     monkeypatch.setattr(StoredTensor, "read", lambda _: pytest.fail("a weight was read"))
     before = sorted(folder.parent.rglob("*"))

@@ -1,4 +1,4 @@
-"""The released Qwen models' weights: names there and back, strict loading, config.json."""
+"""Weights of the released Qwen models: names in both directions, strict loading, config.json."""
 
 import dataclasses
 
@@ -29,12 +29,12 @@ def checkpoint(seed: int, *, tied: bool = False) -> dict[str, Tensor]:
     return to_published(build(seed, tied=tied).state_dict())
 
 
-def test_fronts_that_begin_each_other_are_refused() -> None:
+def test_prefixes_of_each_other_are_refused() -> None:
     with pytest.raises(ValueError, match="no inverse"):
         PrefixMap((("model.", "a."), ("model.norm.", "b.")))
 
 
-def test_every_weight_of_the_loaded_parts_changes_and_comes_back() -> None:
+def test_every_weight_of_the_loaded_parts_is_replaced_and_saved_again() -> None:
     state = checkpoint(1)
     model = build(2)
     load_published(model, state, "it", TRAINING_PARTS)
@@ -45,7 +45,7 @@ def test_every_weight_of_the_loaded_parts_changes_and_comes_back() -> None:
     assert all(NAMES.ours(name) is not None for name in state)
 
 
-def test_parts_that_are_not_asked_for_are_passed_over() -> None:
+def test_parts_that_are_not_requested_are_skipped() -> None:
     state, model = checkpoint(1), build(2)
     before = {k: v.clone() for k, v in model.image_encoder.state_dict().items()}
     load_published(model, {**state, "model.vae.encoder.weight": torch.zeros(1)}, "it")
@@ -53,7 +53,7 @@ def test_parts_that_are_not_asked_for_are_passed_over() -> None:
     assert torch.equal(model.generator.dit.layers[0].gate, state["model.dit.model.layers.0.gate"])
 
 
-def test_everything_unfit_is_listed_at_once_and_nothing_is_loaded() -> None:
+def test_all_mismatches_are_listed_together_and_nothing_is_loaded() -> None:
     state, model = checkpoint(1), build(2)
     before = model.generator.dit.layers[0].gate.clone()
     del state["model.norm.weight"], state["visual.merger.ln_q.weight"]
@@ -79,7 +79,7 @@ def test_a_tied_head_may_be_in_the_file_if_it_is_the_embedding_table() -> None:
         load_published(model, {**state, "lm_head.weight": table + 1}, "it")
 
 
-def test_an_untied_head_is_needed() -> None:
+def test_an_untied_head_is_required() -> None:
     state, model = checkpoint(1), build(2)
     del state["lm_head.weight"]
     with pytest.raises(UsageError, match=r"missing: lm_head\.weight"):

@@ -1,4 +1,4 @@
-"""The Qwen3-SigLIP2 variant's weights: names there and back, strict loading, config.json."""
+"""Weights of the Qwen3-SigLIP2 variant: names in both directions, strict loading, config.json."""
 
 import dataclasses
 
@@ -37,7 +37,7 @@ def checkpoint(seed: int, *, tied: bool = True) -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize("tied", [True, False])
-def test_a_training_checkpoint_comes_and_goes_whole(tied: bool) -> None:
+def test_a_training_checkpoint_is_loaded_and_saved_completely(tied: bool) -> None:
     state, model = checkpoint(1, tied=tied), build(2, tied=tied)
     load_published(model, state, "it", TRAINING_PARTS)
     again = to_published(model.state_dict())
@@ -47,7 +47,7 @@ def test_a_training_checkpoint_comes_and_goes_whole(tied: bool) -> None:
     assert ("lm_head.weight" in state) == (not tied)
 
 
-def test_numbers_that_are_none_are_refused() -> None:
+def test_non_finite_numbers_are_refused() -> None:
     state = checkpoint(1)
     name = "model.norm.weight"
     for value in (torch.full_like(state[name], torch.inf), state[name].long()):
@@ -55,7 +55,7 @@ def test_numbers_that_are_none_are_refused() -> None:
             load_published(build(2), state | {name: value}, "it", INFERENCE_PARTS)
 
 
-def test_an_inference_checkpoint_leaves_the_tower_and_the_projector_alone() -> None:
+def test_an_inference_checkpoint_does_not_change_the_tower_and_the_projector() -> None:
     unseen = ("model.vision_tower.", "model.mm_projector.", "model.gen_vision_tower.")
     state = {name: v for name, v in checkpoint(1).items() if not name.startswith(unseen)}
     model = build(2)
@@ -69,7 +69,7 @@ def test_an_inference_checkpoint_leaves_the_tower_and_the_projector_alone() -> N
         load_published(model, state, "it", UNDERSTANDING_PARTS)
 
 
-def test_everything_unfit_is_listed_at_once() -> None:
+def test_all_mismatches_are_listed_together() -> None:
     state, model = checkpoint(1), build(2)
     del state["model.mm_projector.2.bias"]
     state["model.layers.0.self_attn.q_proj.bias"] = torch.zeros(16)

@@ -1,4 +1,4 @@
-"""The command `convert`: what it refuses, what it leaves behind, and the hub."""
+"""The command `convert`: refusals, leftovers, downloads from the hub."""
 
 from pathlib import Path
 from typing import Any

@@ -1,4 +1,4 @@
-"""Model folders: what is written is read back bit for bit; what is damaged is named."""
+"""Model folders are read back bit for bit, and damaged files are named."""
 
 import json
 import shutil
@@ -37,12 +37,12 @@ def refusal(folder: Path) -> str:
     return str(caught.value)
 
 
-def test_a_folder_holds_these_files_and_no_others(tiny_folder: Path) -> None:
+def test_a_folder_contains_exactly_these_files(tiny_folder: Path) -> None:
     found = {str(p.relative_to(tiny_folder)) for p in tiny_folder.rglob("*") if p.is_file()}
     assert found == FILES
 
 
-def test_a_loaded_model_is_the_saved_one(tiny_pipe: Blip3oPipeline, tiny_folder: Path) -> None:
+def test_a_loaded_model_equals_the_saved_one(tiny_pipe: Blip3oPipeline, tiny_folder: Path) -> None:
     loaded = load_model(tiny_folder)
     assert loaded.folder == tiny_folder
     assert loaded.model.config == tiny_pipe.model.config
@@ -72,7 +72,7 @@ def test_a_loaded_model_computes_the_same(tiny_pipe: Blip3oPipeline, tiny_folder
     assert torch.equal(*pixels)
 
 
-def test_loading_moves_no_random_numbers(tiny_folder: Path) -> None:
+def test_loading_does_not_change_the_random_state(tiny_folder: Path) -> None:
     before = torch.get_rng_state()
     load_model(tiny_folder)
     assert torch.equal(torch.get_rng_state(), before)
@@ -163,7 +163,7 @@ def test_missing_extra_and_misshapen_weights_are_all_listed(folder: Path) -> Non
         (("generator", "hidden_size"), 20, "must be a multiple of 4 * num_heads"),
         (("normalizer", "num_components"), 99, "num_components must be 1 to 16"),
         (("image_encoder", "patch_px"), 0, "image_encoder.patch_px must be at least 1"),
-        (("image_encoder", "num_heads"), 3, "config.json describes no model"),
+        (("image_encoder", "num_heads"), 3, "config.json does not describe a model"),
         (("image_decoder", "min_sigma"), None, "image_decoder.min_sigma must be float"),
         (("backbone",), [], "backbone must be a mapping"),
     ],
@@ -192,7 +192,7 @@ def test_weights_of_other_sizes_than_the_config_are_listed(folder: Path) -> None
 
 def test_a_tokenizer_of_another_model_is_refused(folder: Path) -> None:
     train_tokenizer([chr(97 + n) * 9 for n in range(26)] * 3, 340).save(folder)
-    assert "is of another model: it has" in refusal(folder)
+    assert "belongs to another model: it has" in refusal(folder)
     config = json.loads((folder / "config.json").read_text())
     config["backbone"]["image_token_id"] = 9
     (folder / "config.json").write_text(json.dumps(config))
@@ -205,12 +205,12 @@ def test_an_unknown_model_gives_the_nearest_names_and_downloads_nothing(name: st
         load_model(name)
 
 
-def test_a_folder_that_is_no_model_is_refused(tmp_path: Path) -> None:
+def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"is not a model folder: it has no config\.json"):
         load_model(tmp_path)
 
 
-def test_a_bundled_model_that_was_left_out_is_said(
+def test_a_missing_bundled_model_is_reported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "BUNDLED", {"pocket": tmp_path / "none"})
@@ -219,7 +219,7 @@ def test_a_bundled_model_that_was_left_out_is_said(
     assert "pocket  not in this installation" in describe_models()
 
 
-def test_models_are_described_with_their_size(
+def test_descriptions_of_models_contain_their_sizes(
     tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "BUNDLED", {"tiny": tiny_folder})

@@ -1,4 +1,4 @@
-"""What lies outside a folder is not copied, and long lists of names are told in short."""
+"""Files outside a folder are not copied, and long lists of names are shortened."""
 
 import json
 import os
@@ -52,7 +52,7 @@ CARDS: dict[str, Callable[[Path, Path], Any]] = {
 
 
 @pytest.mark.parametrize("put", CARDS.values(), ids=CARDS.keys())
-def test_a_card_from_elsewhere_is_left_out_aloud(
+def test_a_card_outside_the_folder_is_skipped_with_a_message(
     ours: Path,
     tmp_path: Path,
     put: Callable[[Path, Path], Any],
@@ -69,7 +69,7 @@ def test_a_card_from_elsewhere_is_left_out_aloud(
     load_model(tmp_path / "dest")
 
 
-def test_a_link_inside_the_folder_is_the_card(ours: Path, tmp_path: Path) -> None:
+def test_a_link_within_the_folder_counts_as_the_card(ours: Path, tmp_path: Path) -> None:
     (ours / "README.md").rename(ours / "card.md")
     (ours / "README.md").symlink_to("card.md")
     convert(ours, tmp_path / "dest")
@@ -78,7 +78,7 @@ def test_a_link_inside_the_folder_is_the_card(ours: Path, tmp_path: Path) -> Non
     assert card.read_text() == "# Tiny\n"
 
 
-def test_links_of_the_hub_s_cache_are_its_own_files(ours: Path, tmp_path: Path) -> None:
+def test_links_of_the_hub_cache_count_as_files_of_the_folder(ours: Path, tmp_path: Path) -> None:
     cache = tmp_path / "models--org--name"
     snapshot, blobs = cache / "snapshots" / "abc", cache / "blobs"
     shutil.copytree(ours, snapshot)
@@ -91,16 +91,16 @@ def test_links_of_the_hub_s_cache_are_its_own_files(ours: Path, tmp_path: Path) 
     assert (tmp_path / "dest/README.md").read_text() == "# Tiny\n"
 
 
-def test_a_tokenizer_from_elsewhere_is_not_copied(ours: Path, tmp_path: Path) -> None:
+def test_a_tokenizer_outside_the_folder_is_not_copied(ours: Path, tmp_path: Path) -> None:
     shutil.move(ours / "tokenizer.json", tmp_path / "tokenizer.json")
     (ours / "tokenizer.json").symlink_to(tmp_path / "tokenizer.json")
-    load_model(ours)  # whoever only loads may keep it elsewhere
+    load_model(ours)  # loading alone accepts the link
     with pytest.raises(UsageError, match=r"tokenizer\.json is a link out of the folder"):
         convert(ours, tmp_path / "dest")
     assert not (tmp_path / "dest").exists()
 
 
-def test_long_lists_are_folded() -> None:
+def test_long_lists_are_shortened() -> None:
     names = [f"name{n}" for n in range(1000)]
     assert fold(names[:3], 100) == "name0, name1, name2"
     assert fold(names, 30) == "name0, name1, name2, name3, and 996 more"
@@ -108,11 +108,11 @@ def test_long_lists_are_folded() -> None:
     assert fold([], 30) == ""
 
 
-def test_a_folder_of_another_model_is_told_in_short(
+def test_the_error_about_a_folder_of_another_model_is_short(
     released_folder: Path,
     refusal: Refuse,
 ) -> None:
-    """A thousand names neither fit nor are there."""
+    """The folder has a thousand unknown names and lacks all expected ones."""
     (released_folder / INDEX).unlink()
     for file in released_folder.glob("model-*.safetensors"):
         file.unlink()
@@ -123,7 +123,7 @@ def test_a_folder_of_another_model_is_told_in_short(
     assert len(message.replace(str(released_folder), "")) < 600
 
 
-def test_many_missing_shards_are_told_in_short(
+def test_the_error_about_many_missing_shards_is_short(
     released_folder: Path,
     refusal: Refuse,
 ) -> None:

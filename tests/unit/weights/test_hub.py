@@ -1,4 +1,4 @@
-"""Downloads from a small hub on this machine, through the real client in a process of its own."""
+"""Downloads from a small local hub by the real client, in a separate process."""
 
 import http.server
 import json
@@ -28,7 +28,7 @@ except UsageError as error:
 
 
 class Hub:
-    """Repositories by revision, and a list of what was asked.
+    """Repositories by revision, and a log of the requests.
 
     Args:
         refs: for each branch, tag or commit the commit and its files.
@@ -39,9 +39,9 @@ class Hub:
         self.asked: list[str] = []
         self.ranges: list[str] = []
         self.cut: set[str] = set()
-        """Files whose first answer breaks in the middle."""
+        """Files whose first response breaks in the middle."""
         self.refuse: str | None = None
-        """The error code of every answer."""
+        """The error code of every response."""
         hub = self
 
         class Handler(http.server.BaseHTTPRequestHandler):
@@ -60,16 +60,15 @@ class Hub:
 
     @property
     def downloaded(self) -> set[str]:
-        """Names of the files that were sent."""
+        """Names of the sent files."""
         return {path for path in self.asked if not path.startswith("/")}
 
     def answer(self, request: Any, *, with_body: bool) -> None:
         path = request.path.partition("?")[0]
         api = re.fullmatch(rf"/api/models/{NAME}/(revision|tree)/([^/]+)", path)
         file = re.fullmatch(rf"/{NAME}/resolve/([^/]+)/(.+)", path)
-        found = api or file
-        ref = (api[2] if api else file[1]) if found else None  # type: ignore[index]
-        if self.refuse or not found:
+        ref = api[2] if api else file[1] if file else None
+        if self.refuse or ref is None:
             return self.fail(request, self.refuse or "RepoNotFound")
         if ref not in self.refs:
             return self.fail(request, "RevisionNotFound")
@@ -84,7 +83,8 @@ class Hub:
             info = {"id": NAME, "sha": commit, "siblings": siblings}
             body = json.dumps(info if api[1] == "revision" else listed).encode()
             return self.send(request, body, {"Content-Type": "application/json"})
-        name = file[2]  # type: ignore[index]
+        assert file is not None
+        name = file[2]
         if name not in files:
             return self.fail(request, "EntryNotFound")
         if with_body:
@@ -138,7 +138,7 @@ EXTRA = {
 
 @pytest.fixture
 def hub(released_folder: Path) -> Iterator[Hub]:
-    """The tiny published folder as "main", among what else such repositories hold; "v1" is old."""
+    """The tiny published folder as "main", with other usual files; "v1" is an older revision."""
     files = {
         str(file.relative_to(released_folder)): file.read_bytes()
         for file in released_folder.rglob("*")
@@ -178,7 +178,7 @@ def run(
     return done.returncode, done.stdout.strip(), done.stderr
 
 
-def test_only_what_a_model_is_read_from_is_downloaded_once(
+def test_only_files_of_the_model_are_downloaded_and_only_once(
     hub: Hub, environment: dict[str, str], released_folder: Path
 ) -> None:
     status, folder, said = run(environment, NAME)
@@ -189,7 +189,7 @@ def test_only_what_a_model_is_read_from_is_downloaded_once(
         if file.suffix in (".json", ".safetensors")
     }
     assert hub.downloaded == needed
-    assert said == f"{NAME}: {folder}\n"  # no bars where stderr is no terminal
+    assert said == f"{NAME}: {folder}\n"  # no progress bars without a terminal
     for name in needed:
         assert (Path(folder) / name).read_bytes() == (released_folder / name).read_bytes()
     hub.asked.clear()
@@ -209,14 +209,12 @@ def test_a_revision_is_pinned(hub: Hub, environment: dict[str, str]) -> None:
     status, message, _ = run(environment, NAME, "v2")
     assert (status, message) == (
         2,
-        f"there is no folder {NAME}, and the one on the hub has no revision 'v2'",
+        f"there is no folder {NAME}, and its repository on the hub has no revision 'v2'",
     )
 
 
-def test_a_broken_download_is_taken_up_where_it_broke(
-    hub: Hub, environment: dict[str, str]
-) -> None:
-    """The client keeps what it has in pieces of 10 MiB."""
+def test_a_broken_download_is_resumed(hub: Hub, environment: dict[str, str]) -> None:
+    """The client keeps received data in pieces of 10 MiB."""
     file, data = "model-large.safetensors", bytes(range(256)) * 100_000
     hub.refs["main"][1][file] = data
     hub.cut.add(file)
@@ -226,7 +224,7 @@ def test_a_broken_download_is_taken_up_where_it_broke(
     assert (Path(folder) / file).read_bytes() == data
 
 
-def test_an_interrupted_download_is_no_model_offline_and_goes_on_later(
+def test_an_interrupted_download_is_refused_offline_and_resumed_later(
     hub: Hub, environment: dict[str, str]
 ) -> None:
     _, folder, _ = run(environment, NAME)
@@ -251,7 +249,7 @@ def test_an_interrupted_download_is_no_model_offline_and_goes_on_later(
         ),
     ],
 )
-def test_what_the_hub_refuses_is_said_in_one_line(
+def test_a_refusal_of_the_hub_is_reported_in_one_line(
     hub: Hub, environment: dict[str, str], refuse: str, said: str
 ) -> None:
     hub.refuse = refuse
@@ -261,7 +259,7 @@ def test_what_the_hub_refuses_is_said_in_one_line(
     assert "\n" not in message
 
 
-def test_offline_or_without_a_hub_one_line_says_how_to_get_it(
+def test_offline_or_without_a_hub_one_line_names_the_remedy(
     hub: Hub, environment: dict[str, str]
 ) -> None:
     status, message, _ = run({**environment, "HF_HUB_OFFLINE": "1"}, NAME, "v1")
@@ -277,7 +275,7 @@ def test_offline_or_without_a_hub_one_line_says_how_to_get_it(
     assert "\n" not in message
 
 
-def test_a_repository_that_is_no_model_is_said(hub: Hub, environment: dict[str, str]) -> None:
+def test_a_repository_without_a_model_is_reported(hub: Hub, environment: dict[str, str]) -> None:
     files = {"pytorch_model.bin": b"a pickle"}
     hub.refs["main"] = hub.refs[SECOND] = (SECOND, files)
     status, message, _ = run(environment, NAME)

@@ -1,5 +1,6 @@
-"""One way to name models, everywhere the same, and known without torch."""
+"""Names of models, accepted everywhere in the same way, without torch."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,7 @@ def test_a_released_model_has_short_names(name: str) -> None:
     assert config_of(name) == config_of("blip3o-8b")
 
 
-def test_a_folder_that_is_called_like_a_released_model_is_that_folder(
+def test_a_folder_with_the_name_of_a_released_model_takes_precedence(
     tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -28,7 +29,7 @@ def test_a_folder_that_is_called_like_a_released_model_is_that_folder(
     assert load_model("8b").folder == Path("8b")
 
 
-def test_a_short_name_is_looked_for_on_the_hub(
+def test_a_short_name_is_searched_on_the_hub(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked = []
@@ -49,7 +50,7 @@ def test_a_name_may_begin_with_the_home_folder(
 
 
 @pytest.mark.parametrize("name", ["pockt", "9b", "a/b/c", "x" * 300, "a\0b", ""])
-def test_a_name_of_no_model_is_refused_with_the_names_there_are(name: str) -> None:
+def test_an_unknown_name_is_refused_with_the_known_names(name: str) -> None:
     if name:  # the folder that one stands in
         with pytest.raises(UsageError, match="unknown model"):
             check_name(name)
@@ -58,13 +59,14 @@ def test_a_name_of_no_model_is_refused_with_the_names_there_are(name: str) -> No
 
 
 @pytest.mark.parametrize("name", [3, None, ["pocket"]])
-def test_what_is_no_name_is_refused(name: object) -> None:
-    for call in (check_name, to_local, load_model):
+def test_a_value_that_is_not_a_name_is_refused(name: object) -> None:
+    calls: list[Callable[..., object]] = [check_name, to_local, load_model]
+    for call in calls:
         with pytest.raises(UsageError, match="a model is named by a text or a path, not"):
-            call(name)  # type: ignore[arg-type]
+            call(name)
 
 
-def test_the_models_are_listed_with_the_way_to_get_them() -> None:
+def test_models_are_listed_with_their_source() -> None:
     listed = describe_models()
     for name, hub_id in RELEASED.items():
         assert f"{name}  {hub_id}" in listed

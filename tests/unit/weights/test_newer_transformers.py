@@ -1,4 +1,4 @@
-"""Folders that newer versions of transformers write are read as they are."""
+"""Folders of newer versions of transformers are read unchanged."""
 
 import json
 from collections.abc import Callable
@@ -19,7 +19,7 @@ INDEX = "model.safetensors.index.json"
 
 
 def main_state(folder: Path) -> dict[str, Tensor]:
-    """Returns the main weights of a folder, and takes its files away."""
+    """Returns the main weights of a folder and removes their files."""
     state: dict[str, Tensor] = {}
     for file in [*folder.glob("model-*.safetensors"), *folder.glob("model.safetensors")]:
         state |= load_file(file)
@@ -50,7 +50,7 @@ def load(folder: Path) -> UnifiedModel:
 
 
 def in_language_model(name: str) -> str:
-    """The names inside a model of transformers 4.52 and later."""
+    """Names of weights in a model of transformers 4.52 and later."""
     if name.startswith("visual."):
         return f"model.{name}"
     if name.startswith(("model.embed_tokens.", "model.layers.", "model.norm.")):
@@ -59,14 +59,14 @@ def in_language_model(name: str) -> str:
 
 
 def all_in_language_model(name: str) -> str:
-    """The renaming rule of transformers 5 applied to what it does not know."""
+    """Names after the renaming rule of transformers 5 is applied to unknown names."""
     if name.startswith("visual."):
         return f"model.{name}"
     return name.replace("model.", "model.language_model.", 1) if name[:6] == "model." else name
 
 
 def without_head(name: str) -> str:
-    """As the model inside the one with the head saves itself."""
+    """Names of the inner model, without the model that adds the head."""
     return in_language_model(name).removeprefix("model.")
 
 
@@ -101,10 +101,10 @@ def test_two_spellings_of_one_weight_are_refused(released_folder: Path) -> None:
         load(released_folder)
 
 
-def test_an_index_that_transformers_left_beside_one_file(released_folder: Path) -> None:
+def test_an_index_that_transformers_left_next_to_one_file(released_folder: Path) -> None:
     expected = load(released_folder)
     index = (released_folder / INDEX).read_text()
-    save(released_folder, main_state(released_folder))  # its shards are gone
+    save(released_folder, main_state(released_folder))  # its shards are removed
     (released_folder / INDEX).write_text(index)
     require_same(load(released_folder), expected)
 
@@ -168,15 +168,15 @@ def version_5(data: dict[str, Any]) -> dict[str, Any]:
 
 
 def version_4_52(data: dict[str, Any]) -> dict[str, Any]:
-    """Flat and nested at once, with the old form of rotary positions."""
+    """Both flat and nested, with the old form of rotary positions."""
     nested = version_5(data)
     nested["text_config"] |= {k: data[k] for k in ("rope_theta", "rope_scaling")}
     del nested["text_config"]["rope_parameters"]
-    return {**data, **nested, "hidden_size": 1, "rope_theta": 5.0}  # what is nested counts
+    return {**data, **nested, "hidden_size": 1, "rope_theta": 5.0}  # nested values take precedence
 
 
 def everything_nested(data: dict[str, Any]) -> dict[str, Any]:
-    """As a class that hands all its fields to the language model's config writes them."""
+    """Fields as a class writes them that passes all of them to the language model's config."""
     nested = version_5(data)
     moved = ("gen_vision_tower", "gen_pooling", "n_query", "image_token_id", "tie_word_embeddings")
     nested["text_config"] |= {name: nested.pop(name) for name in moved}
@@ -248,7 +248,7 @@ def test_configs_of_newer_versions(
         ("vision_config", {"patch_size": [4, 8]}, "a square's side"),
     ],
 )
-def test_what_would_give_other_numbers_is_refused(
+def test_settings_that_would_change_results_are_refused(
     released_folder: Path, part: str, changes: dict[str, Any], said: str
 ) -> None:
     file = released_folder / "config.json"
@@ -353,7 +353,7 @@ def test_qwen3_and_siglip_that_transformers_writes_now(tmp_path: Path, tied: boo
     state |= {f"model.vision_tower.{name}": value for name, value in seen.items()}
     backbone: Any = config.build().eval()
 
-    class Model(nn.Module):  # load_published asks for a unified model's names
+    class Model(nn.Module):  # load_published expects the names of a unified model
         def __init__(self) -> None:
             super().__init__()
             self.backbone = backbone

@@ -1,4 +1,4 @@
-"""Odd configs, indexes, tokenizers and headers of model folders: one short line, soon."""
+"""Odd configs, indexes, tokenizers and headers of model folders are refused fast, in one line."""
 
 import json
 import os
@@ -66,17 +66,17 @@ def test_odd_json(
 
 
 @pytest.mark.parametrize(("layout", "name"), EACH_JSON)
-def test_json_without_end_is_not_read(
+def test_oversized_json_is_not_read(
     layout: str, name: str, request: pytest.FixtureRequest, refusal: Refuse
 ) -> None:
     folder = folder_of(layout, request)
     (folder / name).unlink()
     with (folder / name).open("wb") as file:
-        file.truncate(MAX_JSON_BYTES + 1)  # takes no room on the disk
+        file.truncate(MAX_JSON_BYTES + 1)  # a sparse file
     assert "bytes, more than" in refusal(folder)
 
 
-def test_a_byte_order_mark_is_no_fault(either_folder: Path) -> None:
+def test_a_byte_order_mark_is_accepted(either_folder: Path) -> None:
     file = either_folder / "config.json"
     file.write_bytes(b"\xef\xbb\xbf" + file.read_bytes())
     load_model(either_folder)
@@ -123,7 +123,7 @@ def replace_by(kind: str, file: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["pointer", "pipe", "device", "folder", "loop", "empty"])
 @pytest.mark.parametrize(("layout", "name"), EACH_FILE)
-def test_something_else_in_place_of_a_file(
+def test_another_kind_of_file_is_refused(
     layout: str, name: str, kind: str, request: pytest.FixtureRequest, refusal: Refuse
 ) -> None:
     folder = folder_of(layout, request)
@@ -164,7 +164,7 @@ HEADERS: dict[str, str | dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("header", HEADERS.values(), ids=HEADERS.keys())
-def test_headers_that_lie(
+def test_wrong_headers_are_refused(
     ours: Path,
     header: str | dict[str, Any],
     refusal: Refuse,
@@ -174,7 +174,7 @@ def test_headers_that_lie(
     assert str(ours) in refusal(ours)
 
 
-def test_a_header_of_many_names_is_told_in_short(
+def test_the_error_about_a_header_of_many_names_is_short(
     ours: Path,
     refusal: Refuse,
 ) -> None:

@@ -1,4 +1,4 @@
-"""Configs of absurd sizes, and weights that are no floating point numbers, are refused soon."""
+"""Configs of absurd sizes and weights of other kinds of numbers are refused fast."""
 
 import json
 import re
@@ -78,14 +78,14 @@ def test_absurd_sizes_in_the_published_layout(
     released_folder: Path, file: str, path: tuple[str | int, ...], value: int, refusal: Refuse
 ) -> None:
     data = json.loads((released_folder / file).read_text())
-    if path[0] == "transformer_layers_per_block":  # may be written as one number
+    if path[0] == "transformer_layers_per_block":  # may be a single number
         edit_json(released_folder / file, path[0], value=[1] * len(data["down_block_types"]))
     edit_json(released_folder / file, *path, value=value)
     refusal(released_folder)
 
 
 def test_absurd_sizes_that_fit_each_other(released_folder: Path, refusal: Refuse) -> None:
-    """Nothing is made of them before they are held against the weights."""
+    """They are compared with the weights before a module is built."""
     for file, path in (
         ("config.json", ("blip3o", "image_encoder", "hidden_size")),
         ("config.json", ("blip3o", "generator", "hidden_size")),
@@ -99,13 +99,13 @@ def test_absurd_sizes_that_fit_each_other(released_folder: Path, refusal: Refuse
 
 
 @pytest.mark.parametrize("value", [10**7, 10**12, 10**30, "x", None, 1.5])
-def test_schedules_without_end(released_folder: Path, refusal: Refuse, value: Any) -> None:
+def test_endless_schedules(released_folder: Path, refusal: Refuse, value: Any) -> None:
     file = released_folder / "diffusion-decoder/scheduler/scheduler_config.json"
     edit_json(file, "num_train_timesteps", value=value)
     refusal(released_folder)
 
 
-def test_lists_without_end(
+def test_endless_lists(
     released_folder: Path,
     refusal: Refuse,
 ) -> None:
@@ -171,14 +171,14 @@ def test_numbers_of_another_kind(
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16], ids=str)
-def test_any_floating_type_is_taken(either_folder: Path, dtype: torch.dtype) -> None:
+def test_any_floating_dtype_is_accepted(either_folder: Path, dtype: torch.dtype) -> None:
     for file in each_file(either_folder):
         spoil(file, lambda tensor: tensor.to(dtype))
     load_model(either_folder)
 
 
 @pytest.mark.parametrize("number", [float("nan"), float("inf"), -float("inf")])
-def test_numbers_that_are_none(
+def test_non_finite_numbers(
     either_folder: Path,
     number: float,
     refusal: Refuse,
@@ -197,7 +197,7 @@ def test_numbers_that_are_none(
         file.write_bytes(kept)
 
 
-def test_numbers_that_no_type_in_memory_holds(ours: Path) -> None:
+def test_numbers_too_large_for_the_dtype_in_memory(ours: Path) -> None:
     name = spoil(ours / "model.safetensors", lambda tensor: torch.full_like(tensor, 7e4))
     load_model(ours)
     with pytest.raises(UsageError, match=f"{name} holds numbers that are too large for float16"):
@@ -215,20 +215,20 @@ def test_a_config_without_numbers(ours: Path, refusal: Refuse, number: str) -> N
     assert "norm_eps must be a finite number" in refusal(ours)
 
 
-def test_a_name_of_many_lines_is_told_in_one(ours: Path, refusal: Refuse) -> None:
+def test_a_name_of_many_lines_is_shown_in_one(ours: Path, refusal: Refuse) -> None:
     file = ours / "model.safetensors"
     save_file(load_file(file) | {"a\nb\x1b[31m": torch.zeros(1)}, file)
     assert r"extra: a\nb\x1b[31m" in refusal(ours)
 
 
-def test_large_numbers_are_numbers(ours: Path) -> None:
-    """Their sum overflows, and they are none the less finite."""
+def test_large_numbers_are_accepted(ours: Path) -> None:
+    """They are finite although their sum overflows."""
     spoil(ours / "model.safetensors", lambda tensor: torch.full_like(tensor, 3e38))
     load_model(ours)
 
 
 @pytest.mark.parametrize("kind", ["nan", "int64"])
-def test_the_command_says_it_in_one_line(
+def test_the_command_reports_it_in_one_line(
     ours: Path, kind: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     change: Callable[[Tensor], Tensor] = torch.Tensor.long

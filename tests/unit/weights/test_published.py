@@ -1,4 +1,4 @@
-"""Folders of the released models: read as they are, converted there and back, refused if unfit."""
+"""Folders of the released models: read, converted in both directions, refused if unfit."""
 
 import json
 import shutil
@@ -24,7 +24,7 @@ INDEX = "model.safetensors.index.json"
 
 
 def tensors(folder: Path) -> dict[str, Tensor]:
-    """Returns all tensors of a folder, by the place they have in it whatever the shards are."""
+    """Returns all tensors of a folder by component and name, whatever the shards."""
     return {
         f"{file.parent.relative_to(folder)}/{name}": value
         for file in folder.rglob("*.safetensors")
@@ -50,7 +50,7 @@ def edit_json(file: Path, **changes: Any) -> None:
 
 
 def refusal(folder: Path, dest: Path) -> str:
-    """Returns the one line that both ways of reading the folder refuse it with."""
+    """Returns the one-line message with which both readers refuse the folder."""
     messages = []
     for read in (load_model, lambda source: convert(source, dest)):
         with pytest.raises(UsageError) as caught:
@@ -69,7 +69,7 @@ def max_shard_bytes(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPa
     return request.param
 
 
-def test_a_published_folder_loads_as_it_is(
+def test_a_published_folder_loads_without_conversion(
     released_folder: Path, released_model: UnifiedModel
 ) -> None:
     loaded = load_model(released_folder, dtype=torch.bfloat16)
@@ -83,7 +83,7 @@ def test_a_published_folder_loads_as_it_is(
     assert loaded.model.generator.query_tokens.weight.requires_grad
 
 
-def test_there_and_back_is_bit_equal(
+def test_conversion_in_both_directions_is_bit_equal(
     released_folder: Path, tmp_path: Path, max_shard_bytes: int | None
 ) -> None:
     ours, again, ours_again = (tmp_path / name for name in ("ours", "again", "ours_again"))
@@ -98,7 +98,7 @@ def test_there_and_back_is_bit_equal(
     assert max_shard_bytes is None or max(sizes) <= max_shard_bytes
 
 
-def test_images_of_a_published_folder_are_those_of_the_converted_one(
+def test_a_published_folder_and_the_converted_one_draw_equal_images(
     released_folder: Path, tmp_path: Path
 ) -> None:
     convert(released_folder, tmp_path / "ours")
@@ -109,9 +109,7 @@ def test_images_of_a_published_folder_are_those_of_the_converted_one(
     assert torch.equal(images[0], images[2])
 
 
-def test_the_empty_condition_counts_and_is_kept_once_it_is_stored(
-    released_folder: Path, tmp_path: Path
-) -> None:
+def test_a_stored_empty_condition_is_used_and_kept(released_folder: Path, tmp_path: Path) -> None:
     convert(released_folder, tmp_path / "ours")
     made = draw(tmp_path / "ours")
     file = tmp_path / "ours/image_decoder/model.safetensors"
@@ -127,7 +125,7 @@ def test_the_empty_condition_counts_and_is_kept_once_it_is_stored(
     require_same(tensors(tmp_path / "ours_again"), tensors(tmp_path / "ours"))
 
 
-def test_the_empty_condition_is_made_of_the_bare_prompt(
+def test_the_empty_condition_is_computed_from_the_empty_prompt(
     released_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pipe = Blip3oPipeline.from_pretrained(released_folder, device="cpu", dtype="fp32")
@@ -147,7 +145,7 @@ def test_the_empty_condition_is_made_of_the_bare_prompt(
         return decode(*args, **options)
 
     monkeypatch.setattr(pipe.model.image_decoder, "decode", watch)
-    for _ in range(2):  # made once, whatever the images draw
+    for _ in range(2):  # computed once, independently of the images
         pipe("a red cat", generator=torch.Generator().manual_seed(3), output_type="pt")
     tokenizer = pipe.tokenizer
     empty = [*tokenizer.encode(" "), tokenizer.image_start_id]
@@ -161,7 +159,7 @@ def drop_tower(folder: Path) -> None:
 
 
 def change_weights(folder: Path, keep: Callable[[str], bool], **added: Tensor) -> None:
-    """Rewrites the shards and the index without some weights and with others."""
+    """Rewrites the shards and the index with some weights removed and others added."""
     index = json.loads((folder / INDEX).read_text())
     places = {name: file for name, file in index["weight_map"].items() if keep(name)}
     for file in set(places.values()):
@@ -173,7 +171,7 @@ def change_weights(folder: Path, keep: Callable[[str], bool], **added: Tensor) -
     (folder / INDEX).write_text(json.dumps({"weight_map": places}))
 
 
-def test_without_the_tower_a_model_draws_and_says_what_it_cannot(
+def test_without_the_tower_a_model_draws_and_reports_missing_abilities(
     released_folder: Path, tmp_path: Path
 ) -> None:
     expected = draw(released_folder)
@@ -196,7 +194,7 @@ def torch_image(folder: Path) -> Path:
     return folder / "red.png"
 
 
-def test_without_the_decoder_a_model_gives_features_and_answers(
+def test_without_the_decoder_a_model_returns_features_and_answers(
     released_folder: Path, tmp_path: Path
 ) -> None:
     shutil.rmtree(released_folder / "diffusion-decoder")
@@ -212,7 +210,9 @@ def test_without_the_decoder_a_model_gives_features_and_answers(
         assert isinstance(pipe.ask(torch_image(tmp_path), "what is this?"), str)
 
 
-def test_a_tied_head_that_is_the_table_is_left_out(released_folder: Path, tmp_path: Path) -> None:
+def test_a_tied_head_that_equals_the_table_is_skipped(
+    released_folder: Path, tmp_path: Path
+) -> None:
     change_weights(released_folder, lambda name: name != "lm_head.weight")
     edit_json(released_folder / "config.json", tie_word_embeddings=True)
     load_model(released_folder)
@@ -228,7 +228,7 @@ def test_a_tied_head_that_is_the_table_is_left_out(released_folder: Path, tmp_pa
     )
 
 
-def test_unused_weights_of_early_revisions_are_passed_over(released_folder: Path) -> None:
+def test_unused_weights_of_early_revisions_are_skipped(released_folder: Path) -> None:
     change_weights(released_folder, lambda _: True, **{"model.vae.weight": torch.zeros(1)})
     load_model(released_folder)
 
@@ -249,14 +249,14 @@ def test_every_missing_and_damaged_shard_is_named(released_folder: Path, tmp_pat
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("{", "is no index of shards"),
-        ("[]", "is no index of shards"),
+        ("{", "is not an index of shards"),
+        ("[]", "is not an index of shards"),
         ('{"weight_map": {}}', "it names none"),
         ('{"weight_map": {"a": "../../secret.safetensors"}}', "it names '../../secret"),
         ('{"weight_map": {"a": "model.bin", "b": 3}}', "it names 'model.bin', 3"),
     ],
 )
-def test_a_file_that_is_no_index_is_named(
+def test_an_invalid_index_is_named(
     released_folder: Path, tmp_path: Path, text: str, said: str
 ) -> None:
     (released_folder / INDEX).write_text(text)

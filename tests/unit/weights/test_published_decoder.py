@@ -1,4 +1,4 @@
-"""The decoder's config out of diffusers' files, at the released size."""
+"""The decoder's config from diffusers' files, at the released size."""
 
 import json
 from pathlib import Path
@@ -60,7 +60,7 @@ def write(folder: Path, unet: dict[str, Any]) -> None:
 
 
 def test_names_of_an_old_vae_are_read(released_folder: Path) -> None:
-    """Before version 0.14 diffusers called the projections of an attention otherwise."""
+    """Before version 0.14, diffusers used other names for the projections of an attention."""
     expected = load_model(released_folder).model.image_decoder.vae.state_dict()
     file = released_folder / "diffusion-decoder/vae/diffusion_pytorch_model.bf16.safetensors"
     old = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
@@ -77,7 +77,7 @@ def test_names_of_an_old_vae_are_read(released_folder: Path) -> None:
 
 
 def test_the_released_decoder_is_recognized(tmp_path: Path) -> None:
-    """Its files are older than diffusers here: they say null where it says false today."""
+    """Its files are older than the installed diffusers: they have null where it has false today."""
     write(tmp_path, UNET)
     found = from_dict(SdxlDecoderConfig, read_config(tmp_path))
     assert found == SdxlDecoderConfig.published()

@@ -1,4 +1,4 @@
-"""Weights under the names that trainers save them by are read as they are."""
+"""Weights under the names of trainers' wrappers are read without conversion."""
 
 import itertools
 import shutil
@@ -26,7 +26,7 @@ INDEX = "model.safetensors.index.json"
 
 
 def main_state(folder: Path) -> dict[str, Tensor]:
-    """Returns the main weights of a folder, and takes its files away."""
+    """Returns the main weights of a folder and removes their files."""
     state: dict[str, Tensor] = {}
     for file in [*folder.glob("model-*.safetensors"), *folder.glob("model.safetensors")]:
         state |= load_file(file)
@@ -150,7 +150,7 @@ def test_wrappers_in_any_order(released_folder: Path, count: int) -> None:
 
 
 @pytest.mark.parametrize("table", [BACKBONES, ENCODERS, DECODERS], ids=lambda t: t.what)
-def test_no_part_of_ours_has_a_wrapper_s_name(table: Any) -> None:
+def test_no_part_of_our_models_has_the_name_of_a_wrapper(table: Any) -> None:
     for kind in table.names():
         for name in table.get(kind).tiny().build().state_dict():
             assert plain_name(name) == name
@@ -166,7 +166,7 @@ def test_no_generator_has_a_wrapper_s_name() -> None:
 
 
 def test_real_wrappers(tmp_path: Path) -> None:
-    """Whatever torch and PEFT put into names today."""
+    """The names that the installed torch and PEFT add."""
     peft = pytest.importorskip("peft")
     from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
     from torch.optim.swa_utils import AveragedModel
@@ -186,7 +186,7 @@ def test_real_wrappers(tmp_path: Path) -> None:
     assert any(".modules_to_save." in name for name in state)
 
 
-def test_what_was_trained_takes_the_place_of_the_original(released_folder: Path) -> None:
+def test_a_trained_copy_replaces_the_original(released_folder: Path) -> None:
     state = main_state(released_folder)
     name = "model.norm.weight"
     old = state.pop(name)
@@ -210,7 +210,7 @@ def test_flattened_weights_are_named(released_folder: Path) -> None:
         load(released_folder)
 
 
-def test_gathered_too_late(released_folder: Path) -> None:
+def test_empty_weights_of_zero_3_are_refused(released_folder: Path) -> None:
     state = main_state(released_folder)
     save(released_folder, {name: torch.zeros(0) for name in state})
     with pytest.raises(UsageError, match=r"DeepSpeed ZeRO-3 leaves: .*zero_to_fp32") as caught:
@@ -230,11 +230,11 @@ def test_gathered_too_late(released_folder: Path) -> None:
 def test_other_forms_of_weights_are_named(released_folder: Path, file: str, said: str) -> None:
     main_state(released_folder)
     (released_folder / file).write_text("x")
-    with pytest.raises(UsageError, match=f"no whole model: .*{said}"):
+    with pytest.raises(UsageError, match=f"not a whole model: .*{said}"):
         load(released_folder)
 
 
-def test_computed_buffers_of_older_versions_are_passed_over(released_folder: Path) -> None:
+def test_computed_buffers_of_older_versions_are_skipped(released_folder: Path) -> None:
     expected = load(released_folder)
     state = main_state(released_folder)
     state |= {

@@ -1,4 +1,4 @@
-"""The published SigLIP2 + SANA folder, small: read as it is, refused if unfit, a start for runs."""
+"""A small copy of the published SigLIP2 + SANA folder: read, refused if unfit, used by runs."""
 
 import dataclasses
 import json
@@ -24,7 +24,7 @@ from blip3o.train.config import InitConfig, OptimizerConfig, RunConfig, TrainCon
 from blip3o.weights.folder import load_model
 from blip3o.weights.siglip2_sana import is_siglip2_sana, load_siglip2_sana
 
-FRONTS = {  # written down here and not by the code under test: (ours, released, training run)
+FRONTS = {  # independent of the code under test: (ours, released, training run)
     "tower.": ("encoder.model.vision_model.", "encoder.vision_model."),
     "connector.": ("transformer.connector.", "connector."),
     "transformer.": ("transformer.transformer.", "transformer."),
@@ -60,7 +60,7 @@ def published(parts: tuple[Siglip2Encoder, SanaDecoder], layout: int = 0) -> dic
 
 @pytest.fixture
 def folder(parts: tuple[Siglip2Encoder, SanaDecoder], tmp_path: Path) -> Path:
-    """May be changed."""
+    """A folder that tests may change."""
     folder = tmp_path / "siglip2_sana"
     folder.mkdir()
     save_file(published(parts), folder / "model.safetensors")
@@ -86,7 +86,7 @@ def image(seed: int, side: int) -> Tensor:
     return torch.rand(1, 3, side, side, generator=torch.Generator().manual_seed(seed)) * 2 - 1
 
 
-def test_both_parts_come_whole_with_the_black_image_as_empty_condition(
+def test_both_parts_load_with_the_black_image_as_empty_condition(
     folder: Path, parts: tuple[Siglip2Encoder, SanaDecoder]
 ) -> None:
     found = load_siglip2_sana(folder)
@@ -125,7 +125,7 @@ def test_a_checkpoint_of_the_reconstruction_training_is_the_same(
 def test_names_of_newer_versions_and_wrappers_are_the_same(
     folder: Path, parts: tuple[Siglip2Encoder, SanaDecoder], layout: int, prefix: str
 ) -> None:
-    """From version 5 on transformers writes SigLIP without the part `vision_model`."""
+    """Since version 5, transformers writes SigLIP without the part `vision_model`."""
     expected = load_siglip2_sana(folder).state()
     state = published(parts, layout)
     renamed = {prefix + k.replace(".vision_model.", "."): v for k, v in state.items()}
@@ -136,7 +136,7 @@ def test_names_of_newer_versions_and_wrappers_are_the_same(
     assert all(torch.equal(found[name], expected[name]) for name in expected)
 
 
-def test_numbers_that_are_none_are_refused(
+def test_non_finite_numbers_are_refused(
     folder: Path, parts: tuple[Siglip2Encoder, SanaDecoder]
 ) -> None:
     state = published(parts)
@@ -162,7 +162,7 @@ def test_pooled_tokens_and_latents_are_those_of_the_config(
 
 
 def test_the_released_sizes_are_those_of_the_published_names(tmp_path: Path) -> None:
-    """Without our key the sizes are the release's, so a small file misses by its shapes."""
+    """Without our key the released sizes apply, so a small file fails by its shapes."""
     pytest.importorskip("diffusers")
     (tmp_path / "config.json").write_text(json.dumps({"diffusion_model": "sana", "input_size": 16}))
     weight = "transformer.transformer.proj_out.weight"
@@ -229,7 +229,9 @@ def test_an_unfit_folder_is_refused_in_one_line(
         assert name in str(caught.value)
 
 
-def test_it_is_known_by_its_config_and_no_model_by_itself(folder: Path, tmp_path: Path) -> None:
+def test_it_is_recognized_by_its_config_and_refused_as_a_model(
+    folder: Path, tmp_path: Path
+) -> None:
     assert is_siglip2_sana(folder)
     assert not is_siglip2_sana(tmp_path)
     with pytest.raises(UsageError, match="no language model: load_siglip2_sana reads both"):

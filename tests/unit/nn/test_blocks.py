@@ -1,4 +1,6 @@
-"""Activation checkpointing: the same gradients, blocks that run twice, caches filled once."""
+"""Repeated blocks, and activation checkpointing: equal gradients, blocks that run twice."""
+
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -7,7 +9,7 @@ from torch import Tensor, nn
 from blip3o.core.types import Batch
 from blip3o.flow.sigmas import UniformSigmas
 from blip3o.models.unified import UnifiedModel, UnifiedModelConfig
-from blip3o.nn.checkpointing import checkpoint_blocks, repeated_blocks
+from blip3o.nn.blocks import checkpoint_blocks, repeated_blocks
 from blip3o.objectives.flow_matching import FlowMatchingConfig
 
 
@@ -54,11 +56,13 @@ def test_every_layer_runs_again_and_keeps_its_name() -> None:
     names = list(model.state_dict())
     runs = {id(block): 0 for block in repeated_blocks(model)}
     for block in repeated_blocks(model.generator.dit):
-        plain = block.forward
+        plain: Callable[..., Tensor] = block.forward
 
-        def counted(*args: object, block: nn.Module = block, plain: object = plain) -> Tensor:
+        def counted(
+            *args: object, block: nn.Module = block, plain: Callable[..., Tensor] = plain
+        ) -> Tensor:
             runs[id(block)] += 1
-            return plain(*args)  # type: ignore[operator]
+            return plain(*args)
 
         block.forward = counted
     checkpoint_blocks(model)
@@ -73,10 +77,46 @@ def test_every_layer_runs_again_and_keeps_its_name() -> None:
 
 def test_the_blocks_of_a_model_are_the_layers_of_its_parts() -> None:
     model = build()
-    blocks = {id(block) for block in repeated_blocks(model)}
     expected = [
-        *model.generator.dit.layers,
         *model.backbone.decoder.layers,
+        *model.generator.dit.layers,
         *model.image_decoder.layers,
     ]
-    assert {id(block) for block in expected} <= blocks
+    found = repeated_blocks(model)
+    assert [block for block in found if block in expected] == expected
+    assert repeated_blocks(model.generator.dit.layers) == list(model.generator.dit.layers)
+
+
+class Layer(nn.Module):
+    """A layer with a child, like a linear layer that has an adapter."""
+
+    def __init__(self, width: int = 4) -> None:
+        super().__init__()
+        self.base_layer = nn.Linear(width, width)
+
+
+class Block(nn.Module):
+    """A block whose output projection stands in a list of its own, as in NextDiT."""
+
+    def __init__(self, *projection: nn.Module) -> None:
+        super().__init__()
+        self.mlp = nn.Linear(4, 16)
+        self.to_out = nn.ModuleList(projection)
+
+
+@pytest.mark.parametrize("projection", [nn.Linear(4, 4), Layer()])
+def test_a_list_that_wraps_one_projection_is_not_a_stack(projection: nn.Module) -> None:
+    blocks = nn.ModuleList([Block(projection), Block(projection)])
+    assert repeated_blocks(nn.ModuleDict({"layers": blocks})) == list(blocks)
+
+
+def test_a_stack_of_stacks_yields_the_inner_blocks() -> None:
+    inner = [nn.ModuleList([Layer(), Layer()]) for _ in range(2)]
+    model = nn.ModuleList([nn.ModuleDict({"layers": layers}) for layers in inner])
+    assert repeated_blocks(model) == [*inner[0], *inner[1]]
+
+
+def test_layers_of_several_classes_or_without_children_are_not_blocks() -> None:
+    plain = nn.ModuleList([nn.Linear(4, 4), nn.Linear(4, 4)])
+    mixed = nn.ModuleList([Layer(), nn.Sequential(nn.Linear(4, 4))])
+    assert repeated_blocks(nn.ModuleDict({"plain": plain, "mixed": mixed})) == []

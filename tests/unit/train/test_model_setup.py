@@ -1,18 +1,18 @@
-"""What is done to a model before it is trained."""
+"""Preparing a model for training."""
 
 import pytest
 import torch
 from torch import nn
 
-from blip3o.train.prepare import halve_frozen, leave_out_padding
+from blip3o.train.model_setup import halve_frozen, leave_out_padding
 
 
-def test_a_model_without_a_backbone_is_told_so(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_model_without_a_backbone_gets_a_warning(capsys: pytest.CaptureFixture[str]) -> None:
     leave_out_padding(nn.Linear(2, 2))
     assert "train.padding_free does nothing" in capsys.readouterr().err
 
 
-def test_frozen_products_are_halved_where_nothing_is_lost() -> None:
+def test_frozen_weights_of_products_are_halved_where_that_is_lossless() -> None:
     model = nn.ModuleDict(
         {
             "linear": nn.Linear(3, 3),

@@ -1,0 +1,127 @@
+"""Prepares a model for training: dtypes, modes, compiled blocks, passes without padding."""
+
+from typing import Protocol, runtime_checkable
+
+import torch
+from torch import nn
+
+from blip3o.core.device import resolve_dtype
+from blip3o.core.errors import UsageError
+from blip3o.core.log import say
+from blip3o.models.unified import UnifiedModel
+from blip3o.nn.blocks import checkpoint_blocks
+from blip3o.train.config import RunConfig, TrainConfig
+
+
+@runtime_checkable
+class Compilable(Protocol):
+    """A model that names the modules to compile."""
+
+    def compile_targets(self) -> list[nn.Module]:
+        """Returns the modules to compile one by one."""
+        ...
+
+
+@runtime_checkable
+class PaddingFree(Protocol):
+    """A backbone that can leave out padding; it does so while `padding_free` is true."""
+
+    padding_free: bool
+
+
+def training_dtype(config: RunConfig, device: torch.device) -> torch.dtype:
+    """Returns the dtype of a run's matrix products.
+
+    Args:
+        config: the whole run.
+        device: device of the run.
+
+    Raises:
+        UsageError: for fp16.
+    """
+    dtype = resolve_dtype(config.train.precision, device)
+    if dtype != torch.float16:
+        return dtype
+    if config.train.precision == "auto":
+        return torch.float32
+    raise UsageError("train.precision=fp16 needs loss scaling, which is missing; use bf16 or fp32")
+
+
+def set_mode(module: nn.Module, *, is_training: bool) -> None:
+    """Puts modules with trained weights into training mode and all others into evaluation mode.
+
+    A module without weights (dropout) has the mode of its parent.
+
+    Args:
+        module: changed with everything in it.
+        is_training: mode of its parent.
+    """
+    parameters = list(module.parameters())
+    if parameters:
+        is_training = any(parameter.requires_grad for parameter in parameters)
+    module.training = is_training
+    for child in module.children():
+        set_mode(child, is_training=is_training)
+
+
+def apply_switches(model: nn.Module, train: TrainConfig) -> None:
+    """Applies the switches of a run that change memory and speed only.
+
+    Args:
+        model: changed in place.
+        train: its `activation_checkpointing`, `padding_free` and `compile`.
+    """
+    if train.activation_checkpointing:
+        checkpoint_blocks(model)
+    if train.padding_free:
+        leave_out_padding(model)
+    if train.compile:
+        compile_blocks(model)
+
+
+def compile_blocks(model: object) -> None:
+    """Compiles the modules that a model names in `compile_targets()`, in place.
+
+    Args:
+        model: any module; a warning is printed if it names none.
+    """
+    if not isinstance(model, Compilable):
+        say("warning: train.compile does nothing: the model names no compile_targets()")
+        return
+    for module in model.compile_targets():
+        module.compile()
+
+
+def leave_out_padding(model: object) -> None:
+    """Makes a model's backbone skip the padding of batches.
+
+    Args:
+        model: any module; a warning is printed if it has no such backbone.
+    """
+    backbone = model.backbone if isinstance(model, UnifiedModel) else None
+    if isinstance(backbone, PaddingFree):
+        backbone.padding_free = True
+    else:
+        say("warning: train.padding_free does nothing: the model's backbone does not support it")
+
+
+def halve_frozen(model: nn.Module, dtype: torch.dtype) -> None:
+    """Stores frozen weights of linear layers and convolutions in a half dtype if that is lossless.
+
+    Autocast would round them at every use. Released weights have that dtype to begin with.
+
+    Args:
+        model: changed in place.
+        dtype: dtype of matrix products.
+    """
+    products = (nn.Linear, nn.modules.conv._ConvNd)
+    modules = list(model.modules())
+    # An embedding that shares its weight with an output layer must keep the dtype of the states.
+    others = {p for m in modules if not isinstance(m, products) for p in m.parameters(False)}
+    for module in modules:
+        for weight in module.parameters(recurse=False) if isinstance(module, products) else ():
+            half = weight.detach().to(dtype)
+            if not (weight.requires_grad or weight in others) and torch.equal(
+                half.to(weight), weight
+            ):
+                weight.data = half
