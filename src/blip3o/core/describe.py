@@ -37,7 +37,7 @@ def describe_settings(file: Path, config: str) -> str:
     node = _definition(file, config)
     arguments = (ast.get_docstring(node) or "").partition("Args:\n")[2].partition("\n\n")[0]
     meanings = {name: " ".join(text.split()) for name, text in _ARGUMENT.findall(arguments)}
-    lines = []
+    lines: list[str] = []
     for field in node.body:
         if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name):
             name, default = field.target.id, field.value

@@ -99,7 +99,7 @@ class Precision:
     device: torch.device
     dtype: torch.dtype
 
-    def autocast(self) -> AbstractContextManager:
+    def autocast(self) -> AbstractContextManager[object]:
         """Returns the context for a forward pass; a no-op in float32."""
         if self.dtype == torch.float32:
             return nullcontext()

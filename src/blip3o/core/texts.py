@@ -69,7 +69,7 @@ def load_json(data: bytes | str) -> Any:  # noqa: ANN401  (whatever the text hol
     except _TwiceError as error:
         line, key = _second_key(text)
         place = f"line {line}: " if "\n" in text.strip() else ""
-        raise ValueError(f"{place}the key {key!r} stands there twice") from error
+        raise ValueError(f"{place}the key {key!r} appears twice") from error
     except json.JSONDecodeError as error:
         raise ValueError(f"no JSON: {reason_of(error)}") from error
     except ValueError as error:  # Python reads no longer numbers

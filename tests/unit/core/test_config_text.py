@@ -255,7 +255,7 @@ def test_a_key_that_stands_twice_is_refused_with_its_line(
 ) -> None:
     file = tmp_path / "run.yaml"
     file.write_text(content)
-    with pytest.raises(UsageError, match=f"line {line}: the key '{key}' stands there twice"):
+    with pytest.raises(UsageError, match=f"line {line}: the key '{key}' appears twice"):
         load_yaml(Config, file)
 
 

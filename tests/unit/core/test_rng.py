@@ -32,7 +32,7 @@ def test_numbers_do_not_change_between_versions() -> None:
     """Recorded numbers: another value means that no old run can be resumed or repeated."""
     normal = numpy_rng(0, "noise", 1, 2).standard_normal(3, dtype=np.float32)
     np.testing.assert_allclose(normal, [-1.2095474, 0.4454657, -1.0361540], rtol=1e-6)
-    assert numpy_rng(0, "image").integers(0, 2**62) == 2946273297355896709
+    assert numpy_rng(0, "picture").integers(0, 2**62) == 2946273297355896709
 
 
 def test_every_key_gives_a_stream_of_its_own() -> None:

@@ -29,9 +29,9 @@ def test_bytes_that_are_no_text_are_named(data: bytes, said: str) -> None:
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        ('{"a": 1,\n "b": {"a": 1},\n "a": 2}', "^line 3: the key 'a' stands there twice"),
-        ('[{"x": [],\n"y": "{\\"x\\": 1}", "x": 1}]', "^line 2: the key 'x' stands there twice"),
-        ('{"\\u0061": 1, "a": 1}', "^the key 'a' stands there twice"),
+        ('{"a": 1,\n "b": {"a": 1},\n "a": 2}', "^line 3: the key 'a' appears twice"),
+        ('[{"x": [],\n"y": "{\\"x\\": 1}", "x": 1}]', "^line 2: the key 'x' appears twice"),
+        ('{"\\u0061": 1, "a": 1}', "^the key 'a' appears twice"),
         ("{", "no JSON"),
         ("", "no JSON"),
         ('{"a": 1} x', "no JSON"),

@@ -232,7 +232,7 @@ def test_hidden_and_junk_members_are_passed_over_and_counted(
         ([("a.txt", b"caf\xe9")], "record a: no utf-8 text: .* save it as UTF-8"),
         ([("a.txt", "a cat".encode("utf-16"))], "record a: no utf-8 text: .* save it as UTF-8"),
         ([("a.json", b'["a cat"]')], "record a: the record's JSON is no object"),
-        ([("a.json", b'{"m": {"a": 1, "a": 2}}')], "record a: the key 'a' stands there twice"),
+        ([("a.json", b'{"m": {"a": 1, "a": 2}}')], "record a: the key 'a' appears twice"),
         ([("a.json", b'{"caption": "x",}')], "record a: no JSON: a comma"),
     ],
 )
