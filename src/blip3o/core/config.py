@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, Protocol, TypeVar, overload
 
 from blip3o.core.bounds import check_bounds
+from blip3o.core.dotted import Open, assign, join, set_item, text_on_path
 from blip3o.core.errors import UsageError, shown, unknown_name
 from blip3o.core.files import expanded, read_text, write_atomic
 from blip3o.core.plain import format_yaml, parse_value, parse_yaml, unquoted
@@ -105,10 +106,10 @@ def from_dict(cls: type[ConfigT], data: object, path: str = "") -> ConfigT:
     fields = {f.name: f for f in dataclasses.fields(cls)}
     for key in data:
         if key not in fields:
-            raise unknown_name("config key", _join(path, key), [_join(path, n) for n in fields])
+            raise unknown_name("config key", join(path, key), [join(path, n) for n in fields])
     hints = typing.get_type_hints(cls, include_extras=True)
     values = {
-        key: _convert(hints[key], value, fields[key].metadata.get("registry"), _join(path, key))
+        key: _convert(hints[key], value, fields[key].metadata.get("registry"), join(path, key))
         for key, value in data.items()
     }
     for name, field in fields.items():
@@ -116,7 +117,7 @@ def from_dict(cls: type[ConfigT], data: object, path: str = "") -> ConfigT:
             field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
         )
         if required and name not in values:
-            raise UsageError(f"config key {_join(path, name)} is required")
+            raise UsageError(f"config key {join(path, name)} is required")
     try:
         return cls(**values)
     except (ValueError, ArithmeticError) as error:  # a check refused a value or divided by zero
@@ -164,7 +165,7 @@ def evolve(config: ConfigT, changes: Mapping[str, object]) -> ConfigT:
     """
     data = to_dict(config)
     for path, value in changes.items():
-        _assign(data, path, _plain(value))
+        assign(data, path, _plain(value))
     return from_dict(type(config), data)
 
 
@@ -214,14 +215,6 @@ def read_yaml(path: Path) -> object:
     return data
 
 
-def _join(path: str, key: str) -> str:
-    return f"{path}.{key}" if path else str(key)
-
-
-class _Open(dict[str, object]):
-    """A mapping that an assignment wrote: later assignments may add missing keys."""
-
-
 def _given(text: str) -> Text:
     """Returns the value of an assignment; only `null` means None."""
     try:
@@ -234,63 +227,18 @@ def _given(text: str) -> Text:
 
 def _assign_text(cls: type[Dataclass], data: object, path: str, value: Text) -> object:
     """Returns the data with a value assigned, after parsing texts that stand on its path."""
-    if _text_on_path(data, path) is not None:
+    if text_on_path(data, path) is not None:
         try:
             data = to_dict(from_dict(cls, data))
         except UsageError:  # not complete yet
-            while (found := _text_on_path(data, path)) is not None:
+            while (found := text_on_path(data, path)) is not None:
                 holder, key, text = found
                 opened = parse_value(text)
-                _set(holder, key, _Open(opened) if isinstance(opened, dict) else opened)
+                set_item(holder, key, Open(opened) if isinstance(opened, dict) else opened)
                 if isinstance(opened, Text):
                     break
-    _assign(data, path, value)
+    assign(data, path, value)
     return data
-
-
-def _text_on_path(data: object, path: str) -> tuple[object, str, str] | None:
-    """Returns the holder, the key and the content of a text that is a parent of a path."""
-    for name in path.split(".")[:-1]:
-        if isinstance(data, list) and name.isdecimal() and int(name) < len(data):
-            child = data[int(name)]
-        elif isinstance(data, dict) and name in data:
-            child = data[name]
-        else:
-            return None
-        if isinstance(child, Text):
-            return data, name, child.text
-        data = child
-    return None
-
-
-def _assign(data: object, path: str, value: object) -> None:
-    *parents, last = path.split(".")
-    for depth, key in enumerate(parents):
-        data = _step(data, key, ".".join(parents[: depth + 1]))
-    if not isinstance(data, _Open):
-        _step(data, last, path)  # the key must exist, so a typo never adds one
-    _set(data, last, value)
-
-
-def _set(holder: object, key: str, value: object) -> None:
-    if isinstance(holder, list):
-        holder[int(key)] = value
-    elif isinstance(holder, dict):
-        holder[key] = value
-
-
-def _step(data: object, key: str, path: str) -> object:
-    if isinstance(data, list):
-        if key.isdecimal() and int(key) < len(data):
-            return data[int(key)]
-        allowed = f"an index from 0 to {len(data) - 1}" if data else "left out: the list is empty"
-        raise UsageError(f"config key {path} must be {allowed}")
-    if not isinstance(data, dict):
-        raise UsageError(f"config key {path} does not exist: its parent is the value {shown(data)}")
-    if key not in data:
-        prefix = path[: -len(key)]
-        raise unknown_name("config key", path, [prefix + name for name in data])
-    return data[key]
 
 
 def _convert(hint: object, value: object, registry: str | None, path: str) -> object:
@@ -325,7 +273,7 @@ def _convert(hint: object, value: object, registry: str | None, path: str) -> ob
     if origin is dict:
         if not isinstance(value, Mapping):
             raise UsageError(f"{path} must be a mapping, got {shown(value)}")
-        return {k: _convert(args[1], v, None, _join(path, k)) for k, v in value.items()}
+        return {k: _convert(args[1], v, None, join(path, k)) for k, v in value.items()}
     return _number(hint, _scalar(hint, value, path), path)
 
 

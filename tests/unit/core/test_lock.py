@@ -105,7 +105,7 @@ def test_a_file_system_without_locks_is_told_and_used(
     monkeypatch.setattr(fcntl, "flock", refuse)
     with locked(tmp_path / "lock", "is at work here"):
         pass
-    assert "knows no locks" in capsys.readouterr().err
+    assert "does not support locks" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("number", [errno.EAGAIN, errno.EACCES, errno.EPERM])

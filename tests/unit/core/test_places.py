@@ -169,7 +169,7 @@ def test_lines_end_at_newlines_only(tmp_path: Path) -> None:
         assert read_lines(file) == lines
     for bad in (b"\xff\xfea", b"\x80"):
         file.write_bytes(bad)
-        with pytest.raises(UsageError, match=r"no utf-.* text.*save it as UTF-8"):
+        with pytest.raises(UsageError, match=r"not utf-.* text.*save it as UTF-8"):
             read_lines(file)
     with pytest.raises(UsageError, match="cannot read"):
         read_lines(tmp_path)

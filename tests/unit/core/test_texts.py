@@ -16,8 +16,8 @@ def test_a_text_is_read_in_every_usual_encoding(encoding: str) -> None:
     [
         (b"version https://git-lfs.github.com/spec/v1\noid", "git lfs pull"),
         (bytes(30), "nothing but zero bytes"),
-        (b"caf\xe9", "no utf-8 text: .* at byte 3; save it as UTF-8"),
-        (b"\xff\xfea", "no utf-16-le text"),
+        (b"caf\xe9", "not utf-8 text: .* at byte 3; save it as UTF-8"),
+        (b"\xff\xfea", "not utf-16-le text"),
     ],
 )
 def test_bytes_that_are_no_text_are_named(data: bytes, said: str) -> None:
@@ -32,9 +32,9 @@ def test_bytes_that_are_no_text_are_named(data: bytes, said: str) -> None:
         ('{"a": 1,\n "b": {"a": 1},\n "a": 2}', "^line 3: the key 'a' appears twice"),
         ('[{"x": [],\n"y": "{\\"x\\": 1}", "x": 1}]', "^line 2: the key 'x' appears twice"),
         ('{"\\u0061": 1, "a": 1}', "^the key 'a' appears twice"),
-        ("{", "no JSON"),
-        ("", "no JSON"),
-        ('{"a": 1} x', "no JSON"),
+        ("{", "not JSON"),
+        ("", "not JSON"),
+        ('{"a": 1} x', "not JSON"),
         ("[" * 100_000, "nested too deeply"),
         ("9" * 5000, "a number of more than 4300 digits"),
     ],

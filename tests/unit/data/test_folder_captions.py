@@ -99,7 +99,7 @@ def test_names_with_accents_are_found_however_they_are_written(tmp_path: Path) -
 @pytest.mark.parametrize(
     ("name", "text", "said"),
     [
-        ("metadata.jsonl", '{"file_name": "a.png", "text": "x"}\n{"file_name', "line 2: no JSON"),
+        ("metadata.jsonl", '{"file_name": "a.png", "text": "x"}\n{"file_name', "line 2: not JSON"),
         (
             "metadata.jsonl",
             '{"file_name": "a.png", "text": "x", "text": "y"}',

@@ -78,7 +78,7 @@ BAD_LINES = {
     '{"caption": "x", "caption": "y"}': "key 'caption' appears twice",
     '{"a": {"b": 1, "b": 2}}': "key 'b' appears twice",
     '{"caption": "x"},': "a comma follows the value",
-    '{"caption": "\udce9"}': "no utf-8 text: .* save it as UTF-8",
+    '{"caption": "\udce9"}': "not utf-8 text: .* save it as UTF-8",
     '{"caption": "x",}': "a comma stands before the closing bracket",
     "{'caption': 'x'}": "double quotes",
     '{"caption": "x': "record 1 ",
@@ -86,9 +86,9 @@ BAD_LINES = {
     "null": "no JSON object",
     '{"id": ' + "9" * 5000 + "}": "a number of more than 4300 digits",
     '{"caption": "x", "c\\u0061ption": "y"}': "key 'caption' appears twice",
-    '{"a": 1} {"a": 2}': "no JSON: Extra data",
+    '{"a": 1} {"a": 2}': "not JSON: Extra data",
     '{"a":' * 100_000: "nested too deeply",
-    "\x00" * 40: "no JSON",
+    "\x00" * 40: "not JSON",
 }
 
 

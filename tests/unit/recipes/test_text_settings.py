@@ -53,9 +53,7 @@ def test_a_run_file_keeps_texts_and_refuses_second_keys(tmp_path: Path) -> None:
         assert config.data.mixture[0].source.caption == text
     lines.insert(number, lines[number])
     file.write_text("\n".join(lines))
-    with pytest.raises(
-        UsageError, match=rf"line {number + 2}: the key 'caption' appears twice"
-    ):
+    with pytest.raises(UsageError, match=rf"line {number + 2}: the key 'caption' appears twice"):
         load_recipe(str(file), tmp_path)
 
 
