@@ -1,6 +1,6 @@
 """Root-mean-square normalization with fp32 statistics."""
 
-from typing import Any
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -9,8 +9,8 @@ from torch import Tensor, nn
 class RMSNorm(nn.Module):
     """x / sqrt(mean(x^2) + eps) * weight over the last axis.
 
-    The statistics are fp32; the normalized values are rounded to the weight's type, if that is a
-    half type, before they are scaled, as the published networks do.
+    The statistics are fp32. If the weight has a 16-bit type, the normalized values are rounded to
+    that type before they are scaled, as in the published networks.
 
     Args:
         hidden_size: length of the last axis.
@@ -41,24 +41,33 @@ def rms_norm(hidden: Tensor, weight: Tensor, eps: float) -> Tensor:
     return (values * weight).to(hidden.dtype)
 
 
-class _LeanRMSNorm(torch.autograd.Function):
-    """The same with a backward pass of two temporaries instead of nine.
+class _Context(Protocol):
+    """The part of an autograd context that is used below; torch annotates its tuples wrongly."""
 
-    On a CPU the passes over memory are the cost: 1.1 ms against 2.8 ms, forward and backward,
-    for 128 x 16 tokens of width 256 on one thread.
+    @property
+    def saved_tensors(self) -> tuple[Tensor, ...]: ...
+    @property
+    def needs_input_grad(self) -> tuple[bool, ...]: ...
+    def save_for_backward(self, *tensors: Tensor) -> object: ...
+
+
+class _LeanRMSNorm(torch.autograd.Function):
+    """RMS normalization whose backward pass needs two temporaries instead of nine.
+
+    On a CPU, memory traffic dominates: forward and backward take 1.1 ms instead of 2.8 ms for
+    128 x 16 tokens of width 256 on one thread.
     """
 
     @staticmethod
-    # pyrefly: ignore  # bad-override (torch declares the hooks as *args)
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, eps: float) -> Tensor:  # noqa: ANN401
+    def forward(ctx: _Context, hidden: Tensor, weight: Tensor, eps: float) -> Tensor:
         norm = torch.linalg.vector_norm(hidden, dim=-1, keepdim=True)
         scale = torch.rsqrt(norm.square().div_(hidden.shape[-1]).add_(eps))
         ctx.save_for_backward(hidden, scale, weight)
         return (hidden * scale).mul_(weight)
 
     @staticmethod
-    # pyrefly: ignore  # bad-override
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor | None, None]:  # noqa: ANN401
+    def backward(ctx: _Context, *grads: Tensor) -> tuple[Tensor, Tensor | None, None]:
+        (grad,) = grads
         hidden, scale, weight = ctx.saved_tensors
         width = hidden.shape[-1]
         product = (grad * hidden).mul_(scale).reshape(-1, width)  # d loss / d weight, row by row
