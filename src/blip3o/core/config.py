@@ -56,8 +56,8 @@ def component(
 
     Args:
         registry: "package.module:TABLE", imported only when a config is read from data.
-        default: value of the field where a config leaves it out; without it the field is required.
-        default_factory: makes that value instead.
+        default: as for `dataclasses.field`; the field is required without a default.
+        default_factory: as for `dataclasses.field`.
     """
     metadata = {"registry": registry}
     if default_factory is not None:

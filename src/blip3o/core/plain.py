@@ -21,6 +21,10 @@ _HIDDEN = {0x85: 0x10FF85, 0x2028: 0x10FF28, 0x2029: 0x10FF29}
 _SHOWN = {hidden: letter for letter, hidden in _HIDDEN.items()}
 
 
+def _refusal(problem: str, node: yaml.Node) -> yaml.constructor.ConstructorError:
+    return yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
+
+
 class _Loader(yaml.SafeLoader):
     """Reads scalars as `Text` and refuses a key that appears twice in one mapping."""
 
@@ -30,13 +34,9 @@ class _Loader(yaml.SafeLoader):
         seen: set[str] = set()
         for key, _ in node.value:
             if not isinstance(key, yaml.ScalarNode):
-                raise yaml.constructor.ConstructorError(
-                    None, None, "a key must be one word or text", key.start_mark
-                )
+                raise _refusal("a key must be one word or text", key)
             if key.value in seen:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"the key {key.value!r} appears twice", key.start_mark
-                )
+                raise _refusal(f"the key {key.value!r} appears twice", key)
             seen.add(key.value)
         self.flatten_mapping(node)
         return {
@@ -46,23 +46,17 @@ class _Loader(yaml.SafeLoader):
 
     def _mapping(self, node: yaml.Node) -> dict[Hashable, object]:
         if not isinstance(node, yaml.MappingNode):
-            raise yaml.constructor.ConstructorError(
-                None, None, "this is not a mapping", node.start_mark
-            )
+            raise _refusal("this is not a mapping", node)
         return self.construct_mapping(node, deep=True)
 
     def _sequence(self, node: yaml.Node) -> list[object]:
         if not isinstance(node, yaml.SequenceNode):
-            raise yaml.constructor.ConstructorError(
-                None, None, "this is not a list", node.start_mark
-            )
+            raise _refusal("this is not a list", node)
         return [self.construct_object(item, deep=True) for item in node.value]
 
     def _text(self, node: yaml.Node) -> Text:
         if not isinstance(node, yaml.ScalarNode):
-            raise yaml.constructor.ConstructorError(
-                None, None, "this is not a text", node.start_mark
-            )
+            raise _refusal("this is not a text", node)
         text = str(self.construct_scalar(node))
         # `!!str 5` is a text without quotes. The field decides about a tag that YAML guessed.
         implicit = self.resolve(yaml.ScalarNode, text, (True, False))

@@ -110,11 +110,8 @@ def convert(hint: object, value: Text, path: str) -> object:
     raise UsageError(f"{path} must be {_name_of(hint)}, got {shown(value)}{note}")
 
 
-_READERS: dict[object, Callable[[Text], bool | float | None]] = {
-    bool: Text.boolean,
-    int: Text.whole,
-    float: Text.real,
-}
+_READERS: dict[object, Callable[[Text], object]]
+_READERS = {bool: Text.boolean, int: Text.whole, float: Text.real}
 
 
 def _name_of(hint: object) -> str:

@@ -1,4 +1,4 @@
-"""Removes the side chunks of PNG files, and reads those that change how the image looks."""
+"""PNG files: removes the optional chunks, and reads those that affect the look of the image."""
 
 import dataclasses
 import struct
@@ -9,25 +9,25 @@ from blip3o.imaging.profiles import coded_profile
 
 _MAGIC = b"\x89PNG\r\n\x1a\n"
 _MOST_NOTE_BYTES = 1 << 23
-"""Longest profile or orientation note, unpacked."""
+"""Largest unpacked size of a profile or a text chunk."""
 _SIDE = 0x20
-"""Bit in the first byte of a chunk's name (a small letter) if the chunk is optional."""
+"""Bit of a lowercase letter in the first byte of a chunk's name, which marks optional chunks."""
 _COLOR_CHUNKS = {b"sRGB": 1, b"gAMA": 4, b"cHRM": 32}
-"""Chunks about colors that Pillow reads itself, and their lengths in bytes."""
+"""Color chunks that Pillow reads itself, and their lengths in bytes."""
 _RAW_EXIF, _XMP = b"Raw profile type exif", b"XML:com.adobe.xmp"
 
 
 @dataclasses.dataclass(slots=True, kw_only=True)
 class PngNotes:
-    """A PNG file, taken apart.
+    """The chunks of a PNG file that affect the image.
 
     Args:
-        critical: its critical chunks, as they are, checksums and all.
-        colors: whole chunks that describe its colors.
-        transparency: the chunk that names the transparent colors, for 8-bit levels.
-        profile: its color profile.
-        exif: its EXIF block.
-        xmp: its XMP note.
+        critical: the critical chunks, unchanged and with their checksums.
+        colors: complete color chunks that Pillow reads.
+        transparency: the `tRNS` chunk with the transparent colors, at the depth Pillow decodes to.
+        profile: the ICC profile.
+        exif: the EXIF block.
+        xmp: the XMP block.
         clear_color: the transparent color of a file with 16-bit colors.
     """
 
@@ -41,7 +41,7 @@ class PngNotes:
 
 
 def lean_png(notes: PngNotes) -> bytes:
-    """Returns the file of the image alone."""
+    """Returns a PNG file with only the chunks that decoding needs."""
     head, rest = notes.critical[:1], notes.critical[1:]
     tables = [one for one in rest if one[4:8] == b"PLTE"]
     others = [one for one in rest if one[4:8] != b"PLTE"]
@@ -50,14 +50,14 @@ def lean_png(notes: PngNotes) -> bytes:
 
 
 def png_notes(data: bytes) -> PngNotes:
-    """Returns the chunks of a PNG file that matter.
+    """Returns the chunks of a PNG file that affect the image.
 
     Args:
-        data: the file. If its chunks end too early the rest is kept, so that the decoder reports
-            it. Side chunks that are damaged or misplaced are ignored.
+        data: the file. A truncated critical chunk is kept, so that the decoder reports it. Optional
+            chunks that are damaged or misplaced are ignored.
 
     Raises:
-        ValueError: if it does not begin with a header.
+        ValueError: if the file does not begin with a header.
     """
     notes = PngNotes(critical=[], colors=[])
     coded: bytes | None = None
@@ -90,19 +90,19 @@ def png_notes(data: bytes) -> PngNotes:
             notes.colors.append(whole)
         elif kind == b"tRNS" and is_early:
             _read_transparency(notes, body, depth, color, num_colors)
-    if coded is not None:  # it goes before all other chunks about colors
+    if coded is not None:  # has priority over all other color chunks
         notes.profile, notes.colors = coded or None, []
     return notes
 
 
 def _chunks(data: bytes) -> Iterator[tuple[bytes, bytes, bytes]]:
-    """Yields kind, content and all bytes of each chunk, up to the end mark."""
+    """Yields the name, the content and all bytes of each chunk up to the end chunk."""
     at = len(_MAGIC)
     while at + 8 <= len(data):
         length, kind = struct.unpack_from(">I4s", data, at)
         end = at + 12 + length
         if end > len(data) and kind[0] & _SIDE:
-            return  # a side chunk is cut off; the decoder checks whether the image is whole
+            return  # a truncated optional chunk; the decoder checks the image itself
         yield kind, data[at + 8 : end - 4], data[at:end]
         if kind == b"IEND":
             return
@@ -114,7 +114,7 @@ def _is_sound(kind: bytes, body: bytes, whole: bytes) -> bool:
 
 
 def _unpacked(packed: bytes) -> bytes | None:
-    """Returns packed bytes unpacked, or None if they are damaged or too many."""
+    """Returns decompressed bytes, or None if they are damaged or too many."""
     unpacker = zlib.decompressobj()
     try:
         data = unpacker.decompress(packed, _MOST_NOTE_BYTES)
@@ -124,7 +124,7 @@ def _unpacked(packed: bytes) -> bytes | None:
 
 
 def _read_text(notes: PngNotes, kind: bytes, body: bytes) -> None:
-    """Keeps the texts that may hold an orientation."""
+    """Stores a text chunk that may hold an orientation."""
     key, _, text = body.partition(b"\0")
     if key not in {_RAW_EXIF, _XMP}:
         return
@@ -148,13 +148,13 @@ def _read_text(notes: PngNotes, kind: bytes, body: bytes) -> None:
 def _read_transparency(
     notes: PngNotes, body: bytes, depth: int, color: int, num_colors: int
 ) -> None:
-    """Keeps the transparent colors, at the depth that Pillow decodes to."""
+    """Stores the transparent colors, at the depth to which Pillow decodes."""
     mask = (1 << depth) - 1
     if color == 3 and body:
         notes.transparency = _chunk(b"tRNS", body[: num_colors or 256])
     elif color == 0 and len(body) == 2:
         level = int.from_bytes(body, "big") & mask
-        # Pillow decodes 2 and 4 bits to 0..255, and expects the transparent level there too.
+        # Pillow scales 2 and 4 bits to 0..255 and expects the transparent level on that scale.
         if 1 < depth < 8:
             level = level * 255 // mask
         notes.transparency = _chunk(b"tRNS", level.to_bytes(2, "big"))

@@ -1,9 +1,8 @@
 """Root-mean-square normalization with fp32 statistics."""
 
-from typing import Protocol
-
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import BackwardCFunction, FunctionCtx
 
 
 class RMSNorm(nn.Module):
@@ -41,16 +40,6 @@ def rms_norm(hidden: Tensor, weight: Tensor, eps: float) -> Tensor:
     return (values * weight).to(hidden.dtype)
 
 
-class _Context(Protocol):
-    """The part of an autograd context that is used below; torch annotates its tuples wrongly."""
-
-    @property
-    def saved_tensors(self) -> tuple[Tensor, ...]: ...
-    @property
-    def needs_input_grad(self) -> tuple[bool, ...]: ...
-    def save_for_backward(self, *tensors: Tensor) -> object: ...
-
-
 class _LeanRMSNorm(torch.autograd.Function):
     """RMS normalization whose backward pass needs two temporaries instead of nine.
 
@@ -59,19 +48,20 @@ class _LeanRMSNorm(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: _Context, hidden: Tensor, weight: Tensor, eps: float) -> Tensor:
+    def forward(ctx: FunctionCtx, hidden: Tensor, weight: Tensor, eps: float) -> Tensor:
         norm = torch.linalg.vector_norm(hidden, dim=-1, keepdim=True)
         scale = torch.rsqrt(norm.square().div_(hidden.shape[-1]).add_(eps))
         ctx.save_for_backward(hidden, scale, weight)
         return (hidden * scale).mul_(weight)
 
     @staticmethod
-    def backward(ctx: _Context, *grads: Tensor) -> tuple[Tensor, Tensor | None, None]:
+    def backward(ctx: BackwardCFunction, *grads: Tensor) -> tuple[Tensor, Tensor | None, None]:
         (grad,) = grads
-        hidden, scale, weight = ctx.saved_tensors
+        hidden, scale, weight = list(ctx.saved_tensors)  # annotated as a tuple of one
+        _, needs_weight, _ = list(ctx.needs_input_grad)
         width = hidden.shape[-1]
         product = (grad * hidden).mul_(scale).reshape(-1, width)  # d loss / d weight, row by row
-        grad_weight = product.sum(0) if ctx.needs_input_grad[1] else None
+        grad_weight = product.sum(0) if needs_weight else None
         mean = (product @ weight).div_(width).reshape(scale.shape) * scale
         grad_hidden = (grad * weight).addcmul_(hidden, mean, value=-1).mul_(scale)
         return grad_hidden, grad_weight, None

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from blip3o.imaging.components import component_images
+from blip3o.imaging.pixels import component_images
 
 
 def clusters() -> torch.Tensor:
