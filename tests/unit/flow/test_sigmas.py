@@ -16,7 +16,7 @@ from blip3o.flow.sigmas import (
 )
 
 
-def test_inference_levels_fall_from_one_to_zero() -> None:
+def test_inference_levels_decrease_from_one_to_zero() -> None:
     expected = torch.tensor([1.0, 0.75, 0.5, 0.25, 0.0])
     torch.testing.assert_close(inference_sigmas(4), expected)
     assert torch.equal(inference_sigmas(1), torch.tensor([1.0, 0.0]))

@@ -33,7 +33,7 @@ def batch() -> Batch:
 
 @pytest.mark.parametrize("frozen_backbone", [False, True])
 def test_gradients_are_the_same_bit_for_bit(frozen_backbone: bool) -> None:
-    """A frozen backbone goes through its cache, a trained one does not."""
+    """A frozen backbone uses its cache, a trained one does not."""
     found = []
     for is_checkpointed in (False, True):
         model = build()

@@ -13,13 +13,13 @@ def line_table(positions: torch.Tensor, head_dim: int) -> RopeTable:
     return angles.cos(), angles.sin()
 
 
-def test_neighbor_pairs_turn_by_the_angle() -> None:
+def test_neighbor_pairs_rotate_by_the_angle() -> None:
     table = (torch.tensor([0.0]), torch.tensor([1.0]))  # a quarter turn
     rotated = rotate_neighbors(torch.tensor([[3.0, 4.0]]), table)
     torch.testing.assert_close(rotated, torch.tensor([[-4.0, 3.0]]))
 
 
-def test_real_route_of_compiled_code_equals_complex_route() -> None:
+def test_real_arithmetic_of_compiled_code_equals_complex_arithmetic() -> None:
     values = torch.randn(2, 5, 3, 8)
     cos, sin = line_table(torch.arange(5), 8)
     table = (cos[:, None], sin[:, None])
