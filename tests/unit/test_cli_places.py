@@ -82,7 +82,7 @@ def test_a_place_that_cannot_be_is_refused_in_a_sentence(
 ) -> None:
     assert "the name is too long" in refusal(capsys, [*words, "--out", "x" * 300])
     if words[0] != "train":  # whose processes may make it at once
-        assert "none can be made" in refusal(capsys, [*words, "--out", "/proc/x/y.png"])
+        assert "it cannot be created" in refusal(capsys, [*words, "--out", "/proc/x/y.png"])
     assert [one.name for one in tmp_path.iterdir()] == ["a.png"]
 
 

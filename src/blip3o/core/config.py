@@ -211,7 +211,7 @@ def read_yaml(path: Path) -> object:
     except UsageError as error:
         raise UsageError(f"{path} is not a YAML file: {error}") from error
     if isinstance(data, Text):
-        raise UsageError(f"{path} is not a YAML file of settings: it holds one text")
+        raise UsageError(f"{path} is not a YAML file of settings: it holds a single text")
     return data
 
 
@@ -226,7 +226,7 @@ def _given(text: str) -> Text:
 
 
 def _assign_text(cls: type[Dataclass], data: object, path: str, value: Text) -> object:
-    """Returns the data with a value assigned, after parsing texts that stand on its path."""
+    """Returns the data with a value assigned, after parsing any text on its path."""
     if text_on_path(data, path) is not None:
         try:
             data = to_dict(from_dict(cls, data))
@@ -327,7 +327,7 @@ def _component_from_dict(registry: str, value: object, path: str) -> object:
     module, _, table_name = registry.partition(":")
     table: Registry[type[Dataclass]] = getattr(importlib.import_module(module), table_name)
     if not isinstance(value, Mapping) or "kind" not in value:
-        raise UsageError(f"{path} must be a mapping with a 'kind' out of {table.names()}")
+        raise UsageError(f"{path} must be a mapping with a 'kind' from {table.names()}")
     kind = value["kind"].text.strip() if isinstance(value["kind"], Text) else value["kind"]
     if not isinstance(kind, str):
         raise UsageError(f"{path}.kind must be one of {table.names()}, got {shown(kind)}")

@@ -52,26 +52,26 @@ def unknown_name(what: str, name: str, known: Iterable[str]) -> UsageError:
     return UsageError(f"unknown {what} {shown(name)}; {hint}")
 
 
-_CHOOSE = "choose another place"
+_CHOOSE = "choose another path"
 _PLACE_TROUBLES = {
     errno.ENOSPC: f"the disk is full; free some space or {_CHOOSE}",
-    errno.EDQUOT: f"your share of the disk is used up; free some space or {_CHOOSE}",
+    errno.EDQUOT: f"your disk quota is used up; free some space or {_CHOOSE}",
     errno.EFBIG: f"the file is larger than this disk allows; {_CHOOSE}",
     errno.EROFS: f"the disk is read-only; {_CHOOSE}",
     errno.EIO: f"the disk or its connection fails; {_CHOOSE}",
 }
 _NAME_TROUBLES = {
-    errno.EACCES: f"permission denied; ask for it or {_CHOOSE}",
+    errno.EACCES: f"permission denied; request permission or {_CHOOSE}",
     errno.EPERM: f"this is not permitted; {_CHOOSE}",
     errno.ENAMETOOLONG: "the name is too long; choose a shorter one",
-    errno.ENOENT: f"there is no such file or folder, and none can be made; {_CHOOSE}",
+    errno.ENOENT: f"no such file or folder, and it cannot be created; {_CHOOSE}",
     errno.ENOTDIR: f"a part of the path is a file, not a folder; {_CHOOSE}",
     errno.EISDIR: "it is a folder; give the name of a file",
-    errno.EEXIST: "it is there already; choose another name",
+    errno.EEXIST: "it already exists; choose another name",
     errno.ENOTEMPTY: "the folder is not empty; choose another one",
-    errno.ELOOP: f"its links lead in a circle; {_CHOOSE}",
+    errno.ELOOP: f"its symbolic links form a loop; {_CHOOSE}",
     errno.EBUSY: f"it is in use; {_CHOOSE}",
-    errno.EINVAL: f"it cannot have this name there; {_CHOOSE}",
+    errno.EINVAL: f"the name is not valid there; {_CHOOSE}",
 }
 """Reasons that apply only to errors with a file name: sockets use some of these numbers too."""
 

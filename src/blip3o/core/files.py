@@ -148,7 +148,7 @@ def expanded(text: str) -> str:
     full, start = os.path.expanduser(text), text.partition("/")[0]
     is_lost = full == text or (start == "~" and os.environ.get("HOME") == "")
     if start.startswith("~") and is_lost and not os.path.lexists(text):
-        raise UsageError(f"there is no home folder {start}; for a name that begins so: ./{text}")
+        raise UsageError(f"there is no home folder {start}; for a file of this name use ./{text}")
     return full
 
 
@@ -186,7 +186,7 @@ def check_no_file(path: Path) -> None:
     except OSError as error:
         raise UsageError(f"cannot write to {path}: {reason_of(error)}") from error
     if not is_folder:
-        what = "a file" if is_there else "a link that leads nowhere"
+        what = "a file" if is_there else "a broken link"
         raise UsageError(f"cannot write to {path}: {nearest} is {what}; give the name of a folder")
 
 

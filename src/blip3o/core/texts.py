@@ -91,9 +91,9 @@ def reason_of(error: json.JSONDecodeError) -> str:
         ","
     )  # Python points before or after the comma
     if has_comma and after.removeprefix(",").lstrip()[:1] in ("]", "}"):
-        return f"a comma stands before the closing bracket ({place}); remove it"
+        return f"a comma precedes the closing bracket ({place}); remove it"
     if after.startswith("'"):
-        return f"JSON takes double quotes, not single ones ({place})"
+        return f"JSON needs double quotes, not single ones ({place})"
     if not after:
         return f"the text ends too early ({place})"
     return f"{error.msg} ({place})"

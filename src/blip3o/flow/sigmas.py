@@ -57,7 +57,7 @@ def inference_sigmas(num_inference_steps: int, shift: float = 1.0) -> Tensor:
         shift: see `shift_sigmas`.
 
     Raises:
-        ValueError: if there are fewer than one step.
+        ValueError: if `num_inference_steps` is below 1.
     """
     if num_inference_steps < 1:
         raise ValueError(f"num_inference_steps must be at least 1, got {num_inference_steps}")

@@ -16,7 +16,7 @@ from blip3o.imaging.profiles import numbered_profile
 if TYPE_CHECKING:
     from PIL.ImageCms import ImageCmsTransform
 
-COLOR_NOTES = ("icc_profile", "gamma", "chromaticity", "srgb")
+COLOR_KEYS = ("icc_profile", "gamma", "chromaticity", "srgb")
 """Keys in Pillow's `info` that describe the colors of an image."""
 _SPACES = {"RGB ": ("RGB",), "GRAY": ("L",), "CMYK": ("CMYK",), "Lab ": ("LAB",)}
 _CLASSES = ("mntr", "scnr", "prtr", "spac")

@@ -19,8 +19,8 @@ from PIL import Image, ImageFile
 
 from blip3o.core.errors import UsageError
 from blip3o.imaging.color import profile_of
-from blip3o.imaging.containers import Lean, lean
 from blip3o.imaging.kinds import format_of, unread
+from blip3o.imaging.metadata import Stripped, strip_metadata
 from blip3o.imaging.profiles import adobe_rgb
 from blip3o.imaging.rgb import TRANSPOSE, to_rgb, upright
 
@@ -73,7 +73,7 @@ class UndecodedImage:
         self._limits = limits
         self.format = format_of(data) or "?"
         with self._named_errors():
-            self._plain = lean(data)
+            self._plain = strip_metadata(data)
             self._image = None
             if (deep := self._plain.deep) is not None:
                 self.size, self.mode = deep.size, f"{len(deep.taken)} x {deep.scale.bits} bits"
@@ -207,7 +207,7 @@ def _file_of(image: Image.Image) -> bytes | None:
         file.seek(at)
 
 
-def _clear_mask(plain: Lean) -> Image.Image:
+def _clear_mask(plain: Stripped) -> Image.Image:
     """Returns the alpha channel of a PNG with 16-bit colors of which one is transparent."""
     matches: list[NDArray[np.bool_]] = []
     for mode, shift in (("RGB;16B", 8), ("RGB;16L", 0)):  # the upper bytes, then the lower ones

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from blip3o.imaging.profiles import coded_profile
 
 _MAGIC = b"\x89PNG\r\n\x1a\n"
-_MOST_NOTE_BYTES = 1 << 23
+_MOST_TEXT_BYTES = 1 << 23
 """Largest unpacked size of a profile or a text chunk."""
 _SIDE = 0x20
 """Bit of a lowercase letter in the first byte of a chunk's name, which marks optional chunks."""
@@ -18,7 +18,7 @@ _RAW_EXIF, _XMP = b"Raw profile type exif", b"XML:com.adobe.xmp"
 
 
 @dataclasses.dataclass(slots=True, kw_only=True)
-class PngNotes:
+class PngChunks:
     """The chunks of a PNG file that affect the image.
 
     Args:
@@ -40,16 +40,16 @@ class PngNotes:
     clear_color: tuple[int, ...] | None = None
 
 
-def lean_png(notes: PngNotes) -> bytes:
+def stripped_png(chunks: PngChunks) -> bytes:
     """Returns a PNG file with only the chunks that decoding needs."""
-    head, rest = notes.critical[:1], notes.critical[1:]
+    head, rest = chunks.critical[:1], chunks.critical[1:]
     tables = [one for one in rest if one[4:8] == b"PLTE"]
     others = [one for one in rest if one[4:8] != b"PLTE"]
-    clear = [] if notes.transparency is None else [notes.transparency]
-    return b"".join([_MAGIC, *head, *notes.colors, *tables, *clear, *others])
+    clear = [] if chunks.transparency is None else [chunks.transparency]
+    return b"".join([_MAGIC, *head, *chunks.colors, *tables, *clear, *others])
 
 
-def png_notes(data: bytes) -> PngNotes:
+def png_chunks(data: bytes) -> PngChunks:
     """Returns the chunks of a PNG file that affect the image.
 
     Args:
@@ -59,7 +59,7 @@ def png_notes(data: bytes) -> PngNotes:
     Raises:
         ValueError: if the file does not begin with a header.
     """
-    notes = PngNotes(critical=[], colors=[])
+    chunks = PngChunks(critical=[], colors=[])
     coded: bytes | None = None
     seen: set[bytes] = set()
     if data[12:16] != b"IHDR" or len(data) < 33:
@@ -68,7 +68,7 @@ def png_notes(data: bytes) -> PngNotes:
     num_colors = 0
     for kind, body, whole in _chunks(data):
         if not kind[0] & _SIDE:
-            notes.critical.append(whole)
+            chunks.critical.append(whole)
             num_colors = len(body) // 3 if kind == b"PLTE" else num_colors
             seen.add(kind)
             continue
@@ -78,21 +78,21 @@ def png_notes(data: bytes) -> PngNotes:
         if kind in {b"eXIf", b"iCCP", b"cICP", b"tRNS", *_COLOR_CHUNKS}:
             seen.add(kind)
         if kind == b"eXIf":
-            notes.exif = body
+            chunks.exif = body
         elif kind in {b"tEXt", b"zTXt", b"iTXt"}:
-            _read_text(notes, kind, body)
+            _read_text(chunks, kind, body)
         elif kind == b"iCCP" and is_early:
             _, _, packed = body.partition(b"\0")
-            notes.profile = _unpacked(packed[1:]) if packed[:1] == b"\0" else None
+            chunks.profile = _unpacked(packed[1:]) if packed[:1] == b"\0" else None
         elif kind == b"cICP" and is_early:
             coded = coded_profile(body)
         elif kind in _COLOR_CHUNKS and is_early and len(body) == _COLOR_CHUNKS[kind]:
-            notes.colors.append(whole)
+            chunks.colors.append(whole)
         elif kind == b"tRNS" and is_early:
-            _read_transparency(notes, body, depth, color, num_colors)
+            _read_transparency(chunks, body, depth, color, num_colors)
     if coded is not None:  # has priority over all other color chunks
-        notes.profile, notes.colors = coded or None, []
-    return notes
+        chunks.profile, chunks.colors = coded or None, []
+    return chunks
 
 
 def _chunks(data: bytes) -> Iterator[tuple[bytes, bytes, bytes]]:
@@ -117,13 +117,13 @@ def _unpacked(packed: bytes) -> bytes | None:
     """Returns decompressed bytes, or None if they are damaged or too many."""
     unpacker = zlib.decompressobj()
     try:
-        data = unpacker.decompress(packed, _MOST_NOTE_BYTES)
+        data = unpacker.decompress(packed, _MOST_TEXT_BYTES)
     except zlib.error:
         return None
     return None if unpacker.unconsumed_tail else data
 
 
-def _read_text(notes: PngNotes, kind: bytes, body: bytes) -> None:
+def _read_text(chunks: PngChunks, kind: bytes, body: bytes) -> None:
     """Stores a text chunk that may hold an orientation."""
     key, _, text = body.partition(b"\0")
     if key not in {_RAW_EXIF, _XMP}:
@@ -137,33 +137,33 @@ def _read_text(notes: PngNotes, kind: bytes, body: bytes) -> None:
     if value is None:
         return
     if key == _XMP:
-        notes.xmp = notes.xmp or value
-    elif notes.exif is None:
+        chunks.xmp = chunks.xmp or value
+    elif chunks.exif is None:
         try:  # ImageMagick writes a name, a length, and hexadecimal lines
-            notes.exif = bytes.fromhex("".join(value.decode("latin-1").split("\n")[3:]))
+            chunks.exif = bytes.fromhex("".join(value.decode("latin-1").split("\n")[3:]))
         except ValueError:
             return
 
 
 def _read_transparency(
-    notes: PngNotes, body: bytes, depth: int, color: int, num_colors: int
+    chunks: PngChunks, body: bytes, depth: int, color: int, num_colors: int
 ) -> None:
     """Stores the transparent colors, at the depth to which Pillow decodes."""
     mask = (1 << depth) - 1
     if color == 3 and body:
-        notes.transparency = _chunk(b"tRNS", body[: num_colors or 256])
+        chunks.transparency = _chunk(b"tRNS", body[: num_colors or 256])
     elif color == 0 and len(body) == 2:
         level = int.from_bytes(body, "big") & mask
         # Pillow scales 2 and 4 bits to 0..255 and expects the transparent level on that scale.
         if 1 < depth < 8:
             level = level * 255 // mask
-        notes.transparency = _chunk(b"tRNS", level.to_bytes(2, "big"))
+        chunks.transparency = _chunk(b"tRNS", level.to_bytes(2, "big"))
     elif color == 2 and len(body) == 6:
         levels = tuple(level & mask for level in struct.unpack(">3H", body))
         if depth == 16:
-            notes.clear_color = levels
+            chunks.clear_color = levels
         else:
-            notes.transparency = _chunk(b"tRNS", struct.pack(">3H", *levels))
+            chunks.transparency = _chunk(b"tRNS", struct.pack(">3H", *levels))
 
 
 def _chunk(kind: bytes, body: bytes) -> bytes:

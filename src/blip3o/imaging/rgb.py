@@ -8,8 +8,8 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image, TiffImagePlugin
 
 from blip3o.core.errors import UsageError
-from blip3o.imaging.color import COLOR_NOTES, profile_of, to_srgb
-from blip3o.imaging.containers import exif_notes
+from blip3o.imaging.color import COLOR_KEYS, profile_of, to_srgb
+from blip3o.imaging.metadata import read_exif
 from blip3o.imaging.profiles import adobe_rgb
 from blip3o.imaging.tiff import Tags
 from blip3o.imaging.tiff_deep import scale_of
@@ -66,18 +66,18 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 def _plain(image: Image.Image) -> Image.Image:
     """Returns an image without color metadata, which must not be applied twice."""
-    if not any(note in image.info for note in COLOR_NOTES):
+    if not any(key in image.info for key in COLOR_KEYS):
         return image
     image = image.copy()  # the caller's image stays unchanged
-    for note in COLOR_NOTES:
-        image.info.pop(note, None)
+    for key in COLOR_KEYS:
+        image.info.pop(key, None)
     return image
 
 
 def _profile(image: Image.Image) -> bytes | None:
     profile = profile_of(image)
     exif = image.info.get("exif")
-    if profile is None and isinstance(exif, bytes) and exif_notes(exif)[1]:
+    if profile is None and isinstance(exif, bytes) and read_exif(exif)[1]:
         return adobe_rgb()
     return profile
 
@@ -101,8 +101,8 @@ def upright(image: Image.Image) -> Image.Image:
         return image
     turned = image.transpose(method)
     # Pillow keeps the orientation, and a second reading would turn the image again.
-    for note in _ORIENTED:
-        turned.info.pop(note, None)
+    for key in _ORIENTED:
+        turned.info.pop(key, None)
     return turned
 
 

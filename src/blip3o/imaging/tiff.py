@@ -133,7 +133,7 @@ def directory(data: bytes) -> Directory | None:
         return None
 
 
-def lean_tiff(found: Directory, changes: Mapping[int, Sequence[int]] | None = None) -> bytes:
+def stripped_tiff(found: Directory, changes: Mapping[int, Sequence[int]] | None = None) -> bytes:
     """Returns a TIFF file of only the first image, with the tags that decoding needs.
 
     A BigTIFF file is converted to TIFF, because Pillow reads only some BigTIFF files.

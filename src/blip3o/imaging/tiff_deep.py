@@ -182,7 +182,7 @@ class DeepTiff:
                     each = found.entries[tag].count // self.num_samples
                     listed = found.values(tag, each * (plane + 1))
                     changes[tag] = [int(one) for one in listed[each * plane :]]
-        data = tiff.lean_tiff(found, changes)
+        data = tiff.stripped_tiff(found, changes)
         with Image.open(io.BytesIO(data), formats=("TIFF",)) as image:
             return np.asarray(image)
 

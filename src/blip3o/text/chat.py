@@ -231,7 +231,7 @@ class ChatTemplate:
                 raise UsageError(f"unknown role {message.role!r}; use one of {', '.join(ROLES)}")
             if IMAGE_MARK in message.text and message.role != "user":
                 raise UsageError(
-                    f"{IMAGE_MARK} in a turn of the {message.role}; images stand in user turns"
+                    f"{IMAGE_MARK} in a turn of the {message.role}; images belong in user turns"
                 )
         if self.config.system is not None and (not messages or messages[0].role != "system"):
             yield Message(role="system", text=self.config.system)

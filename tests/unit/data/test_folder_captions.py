@@ -181,7 +181,7 @@ def test_two_different_captions_are_a_bad_record(
     ("name", "data", "said"),
     [
         ("a.json", b'{"caption": "x", "caption": "y"}', "'caption' appears twice"),
-        ("a.json", b'{"caption": "x",}', "comma stands before the closing bracket"),
+        ("a.json", b'{"caption": "x",}', "comma precedes the closing bracket"),
         ("a.json", b"version https://git-lfs.github.com/spec/v1\n", "git lfs pull"),
         ("a.txt", b"caf\xe9", "save it as UTF-8"),
         ("a.txt", b"version https://git-lfs.github.com/spec/v1\noid", "git lfs pull"),

@@ -79,7 +79,7 @@ BAD_LINES = {
     '{"a": {"b": 1, "b": 2}}': "key 'b' appears twice",
     '{"caption": "x"},': "a comma follows the value",
     '{"caption": "\udce9"}': "not utf-8 text: .* save it as UTF-8",
-    '{"caption": "x",}': "a comma stands before the closing bracket",
+    '{"caption": "x",}': "a comma precedes the closing bracket",
     "{'caption': 'x'}": "double quotes",
     '{"caption": "x': "record 1 ",
     "[1]": "no JSON object",
@@ -122,7 +122,7 @@ def test_a_bad_record_in_a_list_is_bad_alone(tmp_path: Path) -> None:
 @pytest.mark.parametrize("text", ['[{"a": 1},]', '[\n{"a": 1},\n]', '{"data": [{"a": 1},]}'])
 def test_a_trailing_comma_is_named(tmp_path: Path, text: str) -> None:
     file = write(tmp_path, "d.json", text)
-    with pytest.raises(UsageError, match="a comma stands before the closing bracket"):
+    with pytest.raises(UsageError, match="a comma precedes the closing bracket"):
         JsonlConfig(path=str(file), name="d").build()
 
 

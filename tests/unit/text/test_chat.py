@@ -119,7 +119,7 @@ def test_the_system_turn_can_be_replaced_or_left_out(tokenizer: Tokenizer) -> No
 def test_wrong_roles_and_places_are_refused(chat: ChatTemplate) -> None:
     with pytest.raises(UsageError, match="human"):
         chat.text_prompt([Message(role="human", text="Hi")])
-    with pytest.raises(UsageError, match="images stand in user turns"):
+    with pytest.raises(UsageError, match="images belong in user turns"):
         chat.conversation([_user("Hi"), _assistant(IMAGE_MARK)])
 
 

@@ -1,6 +1,6 @@
 """Strips the metadata of an image file before it is decoded; reads its orientation and colors.
 
-Texts, thumbnails, camera notes and further frames do not change the image, but a damaged one can
+Texts, thumbnails, maker notes and further frames do not change the image, but a damaged one can
 stop a decoder. This file handles JPEG, GIF, WebP, AVIF and BMP and calls `png` and `tiff` for the
 other two. The bytes of the image itself stay unchanged. A file of unknown structure is returned
 unchanged, and its decoder reports the fault.
@@ -16,7 +16,7 @@ from PIL import ExifTags, Image
 from blip3o.core.errors import UsageError
 from blip3o.imaging import tiff
 from blip3o.imaging.kinds import format_of
-from blip3o.imaging.png import lean_png, png_notes
+from blip3o.imaging.png import png_chunks, stripped_png
 from blip3o.imaging.profiles import coded_profile
 from blip3o.imaging.tiff_deep import DeepTiff, deep_tiff
 
@@ -26,12 +26,12 @@ _MOST_HEAD_BYTES = 1 << 16
 """Searched bytes of an AVIF file: the description of its colors precedes the image."""
 _UNCALIBRATED, _ADOBE_RGB = 0xFFFF, "R03"
 """EXIF color space and interoperability name of Adobe RGB files (DCF 2.0 "optional file")."""
-_SAID_ADOBE_RGB = 2
+_NONSTANDARD_ADOBE_RGB = 2
 """Nonstandard EXIF color space that some cameras write for Adobe RGB."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Lean:
+class Stripped:
     """A file without its metadata, and the metadata that affects the look of the image.
 
     Args:
@@ -51,7 +51,7 @@ class Lean:
     deep: DeepTiff | None = None
 
 
-def lean(data: bytes) -> Lean:
+def strip_metadata(data: bytes) -> Stripped:
     """Returns a file without its metadata, together with its orientation and colors.
 
     Args:
@@ -63,25 +63,25 @@ def lean(data: bytes) -> Lean:
     try:
         match format_of(data):
             case "PNG":
-                return _lean_png(data)
+                return _strip_png(data)
             case "JPEG":
-                return _lean_jpeg(data)
+                return _strip_jpeg(data)
             case "GIF":
-                return _lean_gif(data)
+                return _strip_gif(data)
             case "WEBP":
-                return _lean_webp(data)
+                return _strip_webp(data)
             case "TIFF":
-                return _lean_tiff(data)
+                return _strip_tiff(data)
             case "AVIF":
-                return Lean(data=data, profile=_avif_profile(data))
+                return Stripped(data=data, profile=_avif_profile(data))
             case "BMP":
-                return Lean(data=data, profile=_bmp_profile(data))
+                return Stripped(data=data, profile=_bmp_profile(data))
     except (struct.error, IndexError, ValueError):
         pass  # the structure is damaged: the decoder reports it
-    return Lean(data=data)
+    return Stripped(data=data)
 
 
-def exif_notes(block: bytes) -> tuple[int, bool]:
+def read_exif(block: bytes) -> tuple[int, bool]:
     """Returns the orientation of an EXIF block (1 if unknown) and whether its colors are Adobe RGB.
 
     Args:
@@ -106,7 +106,7 @@ def _is_adobe_rgb(exif: Image.Exif) -> bool:
     except Exception:  # noqa: BLE001  (the part is missing or damaged)
         return False
     text = name.decode("ascii", "replace") if isinstance(name, bytes) else str(name)
-    return color == _SAID_ADOBE_RGB or text.rstrip("\0 ") == _ADOBE_RGB
+    return color == _NONSTANDARD_ADOBE_RGB or text.rstrip("\0 ") == _ADOBE_RGB
 
 
 def xmp_orientation(text: bytes) -> int:
@@ -115,18 +115,20 @@ def xmp_orientation(text: bytes) -> int:
     return int(found[1]) if found else 1
 
 
-def _described(data: bytes, exif: bytes | None, xmp: bytes | None, profile: bytes | None) -> Lean:
+def _described(
+    data: bytes, exif: bytes | None, xmp: bytes | None, profile: bytes | None
+) -> Stripped:
     """Returns a stripped file with its orientation and colors; EXIF precedes XMP."""
-    orientation, is_adobe = exif_notes(exif) if exif else (1, False)
+    orientation, is_adobe = read_exif(exif) if exif else (1, False)
     if orientation == 1 and xmp:
         orientation = xmp_orientation(xmp)
-    return Lean(data=data, orientation=orientation, profile=profile, is_adobe_rgb=is_adobe)
+    return Stripped(data=data, orientation=orientation, profile=profile, is_adobe_rgb=is_adobe)
 
 
-def _lean_png(data: bytes) -> Lean:
-    notes = png_notes(data)
-    plain = _described(lean_png(notes), notes.exif, notes.xmp, notes.profile)
-    return dataclasses.replace(plain, clear_color=notes.clear_color)
+def _strip_png(data: bytes) -> Stripped:
+    chunks = png_chunks(data)
+    plain = _described(stripped_png(chunks), chunks.exif, chunks.xmp, chunks.profile)
+    return dataclasses.replace(plain, clear_color=chunks.clear_color)
 
 
 _ENTROPY_END = re.compile(rb"\xff+([^\x00\x01\xff\xd0-\xd7])")
@@ -135,8 +137,8 @@ _FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}
 _EXIF, _XMP, _ICC = b"Exif\0", b"http://ns.adobe.com/xap/1.0/\0", b"ICC_PROFILE\0"
 
 
-def _lean_jpeg(data: bytes) -> Lean:
-    kept, notes = [data[:2]], _JpegNotes()
+def _strip_jpeg(data: bytes) -> Stripped:
+    kept, found = [data[:2]], _JpegMetadata()
     for code, start, end in _segments(data):
         body = data[start + 4 : end]
         if code in _FRAMES and body[:1] not in {b"\x08", b""}:
@@ -144,21 +146,21 @@ def _lean_jpeg(data: bytes) -> Lean:
         if code == 0xDA:
             _check_scans(data, start)
             kept.append(data[start:])
-            return notes.lean(b"".join(kept))
-        is_note = 0xE0 <= code <= 0xEF or code == 0xFE
+            return found.strip(b"".join(kept))
+        is_metadata = 0xE0 <= code <= 0xEF or code == 0xFE
         # The decoder needs these two segments, which state the coding of colors, if complete.
         is_jfif = code == 0xE0 and body.startswith(b"JFIF\0") and len(body) >= 14
         is_adobe = code == 0xEE and body.startswith(b"Adobe") and len(body) >= 12
-        if not is_note or is_jfif or is_adobe:
+        if not is_metadata or is_jfif or is_adobe:
             kept.append(data[start:end])
         elif code == 0xE1 and body.startswith(_EXIF):
-            notes.exif = notes.exif or body
+            found.exif = found.exif or body
         elif code == 0xE1 and body.startswith(_XMP):
-            notes.xmp = notes.xmp or body
+            found.xmp = found.xmp or body
         elif code == 0xE2 and body.startswith(_ICC) and len(body) > 14:
-            notes.profile_parts.setdefault(body[12], body[14:])
-            notes.num_parts = body[13]
-    return Lean(data=data)
+            found.profile_parts.setdefault(body[12], body[14:])
+            found.num_parts = body[13]
+    return Stripped(data=data)
 
 
 def _segments(data: bytes) -> Iterator[tuple[int, int, int]]:
@@ -204,7 +206,7 @@ def _check_scans(data: bytes, start: int) -> None:
 
 
 @dataclasses.dataclass
-class _JpegNotes:
+class _JpegMetadata:
     """Metadata of a JPEG file, collected segment by segment."""
 
     exif: bytes = b""
@@ -212,14 +214,14 @@ class _JpegNotes:
     profile_parts: dict[int, bytes] = dataclasses.field(default_factory=dict)
     num_parts: int = 0
 
-    def lean(self, data: bytes) -> Lean:
+    def strip(self, data: bytes) -> Stripped:
         """Returns the stripped file with its orientation and colors."""
         parts = [self.profile_parts.get(number) for number in range(1, self.num_parts + 1)]
         whole = None if None in parts or not parts else b"".join(filter(None, parts))
         return _described(data, self.exif, self.xmp, whole)
 
 
-def _lean_gif(data: bytes) -> Lean:
+def _strip_gif(data: bytes) -> Stripped:
     """Returns a GIF file with only the first frame."""
     at = 13 + _table_bytes(data[10])
     kept, profile, end = [data[:at]], None, b";"
@@ -240,7 +242,7 @@ def _lean_gif(data: bytes) -> Lean:
                 profile = _joined(data[start + 14 : at])
     except IndexError:  # truncated: the decoder reports it if this affects the image
         end = data[at:] if data[at : at + 1] != b"!" else b""
-    return Lean(data=b"".join([*kept, end]), profile=profile)
+    return Stripped(data=b"".join([*kept, end]), profile=profile)
 
 
 def _joined(blocks: bytes) -> bytes:
@@ -263,10 +265,10 @@ def _blocks_end(data: bytes, at: int) -> int:
     return at + 1
 
 
-_NOTE_FLAGS, _ALPHA_FLAG, _ANIMATION_FLAG = 0x2C, 0x10, 0x02
+_METADATA_FLAGS, _ALPHA_FLAG, _ANIMATION_FLAG = 0x2C, 0x10, 0x02
 
 
-def _lean_webp(data: bytes) -> Lean:
+def _strip_webp(data: bytes) -> Stripped:
     kept: list[bytes] = []
     profile = exif = xmp = None
     has_frame = False
@@ -287,12 +289,12 @@ def _lean_webp(data: bytes) -> Lean:
             kind == b"ANMF" and not has_frame
         ):
             if len(body) < size:
-                return Lean(data=data)  # truncated within the image
+                return Stripped(data=data)  # truncated within the image
             has_frame = has_frame or kind == b"ANMF"
             if kind == b"VP8X":
                 # The flags of removed metadata are cleared. The first frame of an animation may
                 # be smaller than the image, which is transparent around it.
-                flags = body[0] & ~_NOTE_FLAGS
+                flags = body[0] & ~_METADATA_FLAGS
                 flags |= _ALPHA_FLAG if flags & _ANIMATION_FLAG else 0
                 whole = whole[:8] + bytes([flags]) + whole[9:]
             kept.append(whole + b"\0" * (len(whole) % 2))
@@ -301,13 +303,13 @@ def _lean_webp(data: bytes) -> Lean:
     return _described(head + file, exif, xmp, profile)
 
 
-def _lean_tiff(data: bytes) -> Lean:
+def _strip_tiff(data: bytes) -> Stripped:
     if (raw := tiff.raw_photo(data)) is not None:
         raise UsageError(f"{raw}: develop it, then save it as JPEG or PNG")
     found = tiff.Directory(data)
     if (deep := deep_tiff(found)) is not None:
-        return Lean(data=data, orientation=found.number(tiff.ORIENTATION, 1), deep=deep)
-    return Lean(data=tiff.lean_tiff(found))
+        return Stripped(data=data, orientation=found.number(tiff.ORIENTATION, 1), deep=deep)
+    return Stripped(data=tiff.stripped_tiff(found))
 
 
 def _avif_profile(data: bytes) -> bytes | None:
