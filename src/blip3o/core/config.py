@@ -113,10 +113,8 @@ def from_dict(cls: type[ConfigT], data: object, path: str = "") -> ConfigT:
         for key, value in data.items()
     }
     for name, field in fields.items():
-        required = (
-            field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
-        )
-        if required and name not in values:
+        is_required = field.default is dataclasses.MISSING is field.default_factory
+        if is_required and name not in values:
             raise UsageError(f"config key {join(path, name)} is required")
     try:
         return cls(**values)

@@ -92,7 +92,7 @@ HEAD_BYTES = 512
 _WEB_PAGE = re.compile(rb"(?:\xef\xbb\xbf)?\s*<(?:!doctype html|html)\b", re.IGNORECASE)
 _PNM = re.compile(rb"P[1-6fy]\s")
 _HEIF = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"mif2", b"msf1")
-_HEAD_BYTES = 4096
+_TEXT_BYTES = 4096
 _TGA_KINDS, _TGA_BITS = (1, 2, 3, 9, 10, 11), (8, 15, 16, 24, 32)
 
 
@@ -180,7 +180,7 @@ def _of_tiff(data: bytes) -> str | None:
 
 
 def _of_text(data: bytes) -> str | None:
-    head = data[:_HEAD_BYTES]
+    head = data[:_TEXT_BYTES]
     if head.startswith((b"\xff\xfe", b"\xfe\xff")):
         text = head[: len(head) // 2 * 2].decode("utf-16", "replace")
     else:

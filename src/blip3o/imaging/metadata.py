@@ -115,9 +115,7 @@ def xmp_orientation(text: bytes) -> int:
     return int(found[1]) if found else 1
 
 
-def _described(
-    data: bytes, exif: bytes | None, xmp: bytes | None, profile: bytes | None
-) -> Stripped:
+def _result(data: bytes, exif: bytes | None, xmp: bytes | None, profile: bytes | None) -> Stripped:
     """Returns a stripped file with its orientation and colors; EXIF precedes XMP."""
     orientation, is_adobe = read_exif(exif) if exif else (1, False)
     if orientation == 1 and xmp:
@@ -127,7 +125,7 @@ def _described(
 
 def _strip_png(data: bytes) -> Stripped:
     chunks = png_chunks(data)
-    plain = _described(stripped_png(chunks), chunks.exif, chunks.xmp, chunks.profile)
+    plain = _result(stripped_png(chunks), chunks.exif, chunks.xmp, chunks.profile)
     return dataclasses.replace(plain, clear_color=chunks.clear_color)
 
 
@@ -218,7 +216,7 @@ class _JpegMetadata:
         """Returns the stripped file with its orientation and colors."""
         parts = [self.profile_parts.get(number) for number in range(1, self.num_parts + 1)]
         whole = None if None in parts or not parts else b"".join(filter(None, parts))
-        return _described(data, self.exif, self.xmp, whole)
+        return _result(data, self.exif, self.xmp, whole)
 
 
 def _strip_gif(data: bytes) -> Stripped:
@@ -300,7 +298,7 @@ def _strip_webp(data: bytes) -> Stripped:
             kept.append(whole + b"\0" * (len(whole) % 2))
     file = b"".join(kept)
     head = b"RIFF" + (len(file) + 4).to_bytes(4, "little") + b"WEBP"
-    return _described(head + file, exif, xmp, profile)
+    return _result(head + file, exif, xmp, profile)
 
 
 def _strip_tiff(data: bytes) -> Stripped:

@@ -10,7 +10,7 @@ from blip3o.imaging.profiles import coded_profile
 _MAGIC = b"\x89PNG\r\n\x1a\n"
 _MOST_TEXT_BYTES = 1 << 23
 """Largest unpacked size of a profile or a text chunk."""
-_SIDE = 0x20
+_OPTIONAL = 0x20
 """Bit of a lowercase letter in the first byte of a chunk's name, which marks optional chunks."""
 _COLOR_CHUNKS = {b"sRGB": 1, b"gAMA": 4, b"cHRM": 32}
 """Color chunks that Pillow reads itself, and their lengths in bytes."""
@@ -67,7 +67,7 @@ def png_chunks(data: bytes) -> PngChunks:
     depth, color = data[24], data[25]
     num_colors = 0
     for kind, body, whole in _chunks(data):
-        if not kind[0] & _SIDE:
+        if not kind[0] & _OPTIONAL:
             chunks.critical.append(whole)
             num_colors = len(body) // 3 if kind == b"PLTE" else num_colors
             seen.add(kind)
@@ -101,7 +101,7 @@ def _chunks(data: bytes) -> Iterator[tuple[bytes, bytes, bytes]]:
     while at + 8 <= len(data):
         length, kind = struct.unpack_from(">I4s", data, at)
         end = at + 12 + length
-        if end > len(data) and kind[0] & _SIDE:
+        if end > len(data) and kind[0] & _OPTIONAL:
             return  # a truncated optional chunk; the decoder checks the image itself
         yield kind, data[at + 8 : end - 4], data[at:end]
         if kind == b"IEND":
