@@ -304,10 +304,10 @@ def _strip_webp(data: bytes) -> Stripped:
 def _strip_tiff(data: bytes) -> Stripped:
     if (raw := tiff.raw_photo(data)) is not None:
         raise UsageError(f"{raw}: develop it, then save it as JPEG or PNG")
-    found = tiff.Directory(data)
-    if (deep := deep_tiff(found)) is not None:
-        return Stripped(data=data, orientation=found.number(tiff.ORIENTATION, 1), deep=deep)
-    return Stripped(data=tiff.stripped_tiff(found))
+    tags = tiff.Directory(data)
+    if (deep := deep_tiff(tags)) is not None:
+        return Stripped(data=data, orientation=tags.number(tiff.ORIENTATION, 1), deep=deep)
+    return Stripped(data=tiff.stripped_tiff(tags))
 
 
 def _avif_profile(data: bytes) -> bytes | None:

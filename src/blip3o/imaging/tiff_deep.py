@@ -60,29 +60,29 @@ class Scale:
         return (255 - scaled if self.is_inverted else scaled).astype(np.uint8)
 
 
-def scale_of(found: Tags) -> Scale:
+def scale_of(tags: Tags) -> Scale:
     """Returns the range of numbers that a TIFF file states, or the range of its bits.
 
     SMinSampleValue and SMaxSampleValue state a range. Without them, zero is black even for signed
     numbers.
 
     Args:
-        found: the tags of the image.
+        tags: the tags of the image.
     """
-    bits = found.number(tiff.BITS, 1)
-    is_signed = found.number(tiff.SAMPLE_FORMAT, 1) == 2
+    bits = tags.number(tiff.BITS, 1)
+    is_signed = tags.number(tiff.SAMPLE_FORMAT, 1) == 2
     low, high = 0.0, float((1 << (bits - is_signed)) - 1)
-    said = found.values(tiff.MOST_SAMPLE, 1)
-    least = found.values(tiff.LEAST_SAMPLE, 1)
-    below = float(least[0]) if least and np.isfinite(least[0]) else low
-    if said and np.isfinite(said[0]) and said[0] > below:
-        low, high = below, float(said[0])
+    most = tags.values(tiff.MOST_SAMPLE, 1)
+    least = tags.values(tiff.LEAST_SAMPLE, 1)
+    lowest = float(least[0]) if least and np.isfinite(least[0]) else low
+    if most and np.isfinite(most[0]) and most[0] > lowest:
+        low, high = lowest, float(most[0])
     return Scale(
         bits=bits,
         is_signed=is_signed,
         low=low,
         high=high,
-        is_inverted=found.number(tiff.PHOTOMETRIC, 0) == 0,
+        is_inverted=tags.number(tiff.PHOTOMETRIC, 0) == 0,
         takes_negative=low < 0,
     )
 
@@ -92,7 +92,7 @@ class DeepTiff:
     """An image of a layout that Pillow refuses or misreads.
 
     Args:
-        found: the directory of the file.
+        tags: the directory of the file.
         size: width and height, before the orientation is applied.
         mode: mode of the result: L, RGB or LAB; LA or RGBA with alpha.
         num_samples: numbers per pixel: colors, then alpha and others.
@@ -101,7 +101,7 @@ class DeepTiff:
         scale: the range of the numbers.
     """
 
-    found: Directory
+    tags: Directory
     size: tuple[int, int]
     mode: str
     num_samples: int
@@ -118,7 +118,7 @@ class DeepTiff:
         """
         width, height = self.size
         pixels = np.empty((height, width, len(self.taken)), np.uint8)
-        if self.found.number(tiff.PLANAR, 1) == 2:
+        if self.tags.number(tiff.PLANAR, 1) == 2:
             for place, plane in enumerate(self.taken):
                 for rows, values in self._blocks(1, plane):
                     pixels[rows, :, place] = self._levels(values[..., 0], plane)
@@ -131,9 +131,9 @@ class DeepTiff:
         if self.mode == "LAB":
             pixels[..., 1:] ^= 128  # Pillow expects signed numbers here
         image = Image.frombuffer(self.mode, self.size, pixels, "raw", self.mode, 0, 1)
-        if (profile := self.found.entries.get(tiff.ICC_PROFILE)) is not None:
+        if (profile := self.tags.entries.get(tiff.ICC_PROFILE)) is not None:
             end = profile.start + profile.size
-            image.info["icc_profile"] = self.found.data[profile.start : end]
+            image.info["icc_profile"] = self.tags.data[profile.start : end]
         return image
 
     def _levels(self, values: NDArray[Any], sample: int) -> NDArray[np.uint8]:
@@ -143,7 +143,7 @@ class DeepTiff:
             1,
             2,
         }:  # 16-bit values are 256 times 8-bit values, not 257 times
-            is_signed = self.found.number(tiff.PHOTOMETRIC, 0) == _CIELAB
+            is_signed = self.tags.number(tiff.PHOTOMETRIC, 0) == _CIELAB
             return ((values >> (bits - 8)) ^ (is_signed << 7)).astype(np.uint8)
         levels = self.scale.levels(values)
         is_alpha = self.mode.endswith("A") and sample == self.taken[-1]
@@ -162,7 +162,7 @@ class DeepTiff:
 
     def _bytes(self, samples: int, plane: int | None) -> NDArray[np.uint8]:
         """Returns the decompressed bytes of all rows."""
-        found, bits = self.found, samples * self.scale.bits
+        tags, bits = self.tags, samples * self.scale.bits
         changes: dict[int, Sequence[int]] = {
             tiff.WIDTH: [-(-self.size[0] * bits // 8)],
             tiff.BITS: [8],
@@ -174,15 +174,15 @@ class DeepTiff:
             tiff.ORIENTATION: [1],
             tiff.EXTRA_SAMPLES: [],
         }
-        if tiff.TILE_WIDTH in found.entries:
-            changes[tiff.TILE_WIDTH] = [-(-found.number(tiff.TILE_WIDTH, 1) * bits // 8)]
+        if tiff.TILE_WIDTH in tags.entries:
+            changes[tiff.TILE_WIDTH] = [-(-tags.number(tiff.TILE_WIDTH, 1) * bits // 8)]
         if plane is not None:
             for tag in (tiff.STRIP_OFFSETS, tiff.STRIP_COUNTS, tiff.TILE_OFFSETS, tiff.TILE_COUNTS):
-                if tag in found.entries:
-                    each = found.entries[tag].count // self.num_samples
-                    listed = found.values(tag, each * (plane + 1))
+                if tag in tags.entries:
+                    each = tags.entries[tag].count // self.num_samples
+                    listed = tags.values(tag, each * (plane + 1))
                     changes[tag] = [int(one) for one in listed[each * plane :]]
-        data = tiff.stripped_tiff(found, changes)
+        data = tiff.stripped_tiff(tags, changes)
         with Image.open(io.BytesIO(data), formats=("TIFF",)) as image:
             return np.asarray(image)
 
@@ -191,9 +191,9 @@ class DeepTiff:
         bits = self.scale.bits
         kind = "i" if self.scale.is_signed else "u"
         if bits in {8, 16, 32}:
-            return np.ascontiguousarray(rows).view(f"{self.found.order}{kind}{bits // 8}")
+            return np.ascontiguousarray(rows).view(f"{self.tags.order}{kind}{bits // 8}")
         # Bits are always packed from the highest; only whole bytes follow the file's byte order.
-        if bits == 24 and self.found.order == "<":
+        if bits == 24 and self.tags.order == "<":
             rows = rows.reshape(len(rows), -1, 3)[..., ::-1].reshape(len(rows), -1)
         unpacked = np.unpackbits(rows, axis=1, count=count * bits).reshape(len(rows), count, bits)
         values = np.zeros(unpacked.shape[:2], np.int64)
@@ -205,31 +205,31 @@ class DeepTiff:
 
     def _undone(self, values: NDArray[Any]) -> NDArray[Any]:
         """Returns the numbers, decoded if the file holds differences to the left neighbors."""
-        if self.found.number(tiff.PREDICTOR, 1) != 2:
+        if self.tags.number(tiff.PREDICTOR, 1) != 2:
             return values
         width = self.size[0]
-        step = self.found.number(tiff.TILE_WIDTH, width)  # differences restart at each tile
+        step = self.tags.number(tiff.TILE_WIDTH, width)  # differences restart at each tile
         pieces = [values[:, at : at + step] for at in range(0, width, step)]
         kind = values.dtype.newbyteorder("=")
         return np.concatenate([np.cumsum(one, axis=1, dtype=kind) for one in pieces], axis=1)
 
 
-def deep_tiff(found: Directory) -> DeepTiff | None:
+def deep_tiff(tags: Directory) -> DeepTiff | None:
     """Returns the reader of a layout that Pillow refuses or misreads; None for other layouts.
 
     Args:
-        found: the directory of the file.
+        tags: the directory of the file.
     """
-    photometric = found.number(tiff.PHOTOMETRIC, 0)
-    bits = [int(one) for one in found.values(tiff.BITS)] or [1]
+    photometric = tags.number(tiff.PHOTOMETRIC, 0)
+    bits = [int(one) for one in tags.values(tiff.BITS)] or [1]
     mode = _MODES.get(photometric, "")
-    num_samples = found.number(tiff.SAMPLES, len(bits))
+    num_samples = tags.number(tiff.SAMPLES, len(bits))
     num_others = num_samples - len(mode)
-    formats = set(found.values(tiff.SAMPLE_FORMAT)) or {1}
-    compression = found.number(tiff.COMPRESSION, 1)
-    predictor = found.number(tiff.PREDICTOR, 1) if compression != 1 else 1
-    size = found.number(tiff.WIDTH, 0), found.number(tiff.HEIGHT, 0)
-    extra = [int(one) for one in found.values(tiff.EXTRA_SAMPLES)] or [2] * num_others
+    formats = set(tags.values(tiff.SAMPLE_FORMAT)) or {1}
+    compression = tags.number(tiff.COMPRESSION, 1)
+    predictor = tags.number(tiff.PREDICTOR, 1) if compression != 1 else 1
+    size = tags.number(tiff.WIDTH, 0), tags.number(tiff.HEIGHT, 0)
+    extra = [int(one) for one in tags.values(tiff.EXTRA_SAMPLES)] or [2] * num_others
     alphas = [place for place, kind in enumerate(extra[:num_others]) if kind in {1, 2}]
     if (
         not mode
@@ -242,27 +242,27 @@ def deep_tiff(found: Directory) -> DeepTiff | None:
         or (predictor != 1 and (predictor != 2 or bits[0] not in {8, 16, 32}))
         or (mode == "LAB" and (alphas or bits[0] not in {8, 16} or formats != {1}))
         or min(size) < 1
-        or (formats == {1} and _is_read_by_pillow(found, mode, bits[0], num_others))
+        or (formats == {1} and _is_read_by_pillow(tags, mode, bits[0], num_others))
     ):
         return None
     return DeepTiff(
-        found=found,
+        tags=tags,
         size=size,
         mode={"L": "LA", "RGB": "RGBA"}[mode] if alphas else mode,
         num_samples=num_samples,
         taken=(*range(len(mode)), *(len(mode) + place for place in alphas[:1])),
         is_multiplied=bool(alphas) and extra[alphas[0]] == 1,
-        scale=scale_of(found),
+        scale=scale_of(tags),
     )
 
 
-def _is_read_by_pillow(found: Directory, mode: str, bits: int, num_others: int) -> bool:
+def _is_read_by_pillow(tags: Directory, mode: str, bits: int, num_others: int) -> bool:
     """Returns whether Pillow correctly reads this layout of unsigned numbers."""
     if bits == 8:
-        return num_others == 0 and found.number(tiff.PHOTOMETRIC, 0) != _ICCLAB
-    is_chunky = found.number(tiff.PLANAR, 1) == 1 and found.number(_FILL_ORDER, 1) == 1
+        return num_others == 0 and tags.number(tiff.PHOTOMETRIC, 0) != _ICCLAB
+    is_chunky = tags.number(tiff.PLANAR, 1) == 1 and tags.number(_FILL_ORDER, 1) == 1
     is_known = mode == "RGB" and bits == 16 and is_chunky and num_others <= 1
-    return is_known and tiff.MOST_SAMPLE not in found.entries
+    return is_known and tiff.MOST_SAMPLE not in tags.entries
 
 
 def _divided(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
