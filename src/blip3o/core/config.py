@@ -69,20 +69,20 @@ def to_dict(config: object) -> dict[str, Any]:
     """Returns a config as plain dicts, lists and scalars, which YAML and JSON can hold.
 
     Args:
-        config: an instance of a dataclass.
+        config: an instance of a dataclass, or a mapping that may hold configs.
 
     Raises:
         TypeError: if it is anything else.
     """
-    if isinstance(config, type) or not dataclasses.is_dataclass(config):
+    data = _plain(config)
+    if not isinstance(data, dict):
         raise TypeError(f"a config is needed, got {shown(config)}")
-    return {f.name: _plain(getattr(config, f.name)) for f in dataclasses.fields(config)}
+    return data
 
 
 def _plain(value: object) -> object:
-    """Returns a value with every config in it as a dict."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return to_dict(value)
+        return {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
     if isinstance(value, Sequence) and not isinstance(value, str | bytes):
         return [_plain(item) for item in value]
     if isinstance(value, Mapping):
