@@ -83,7 +83,7 @@ def test_an_impossible_path_is_refused_in_one_line(
 ) -> None:
     assert "the name is too long" in refusal(capsys, [*words, "--out", "x" * 300])
     if words[0] != "train":  # its processes may create the folder at the same time
-        assert "none can be made" in refusal(capsys, [*words, "--out", "/proc/x/y.png"])
+        assert "it cannot be created" in refusal(capsys, [*words, "--out", "/proc/x/y.png"])
     assert [one.name for one in tmp_path.iterdir()] == ["a.png"]
 
 

@@ -1,1 +1,1 @@
-"""L0: what every layer may use: errors, config, registry, types, rng, device, log."""
+"""L0, used by every layer: errors, config, registry, data types, rng, device, files, log."""

@@ -1,25 +1,26 @@
-"""Bounds of numbers, stated once: in the type of the field that holds one.
+"""Bounds of numbers, declared in the type of the config field that holds the number.
 
-`Count` and the others are types of config fields. `core.config` refuses a number out of bounds
-wherever it comes from: the command line, a run file, or the config of a model folder.
+`Count` and the other types below annotate config fields. `core.config` refuses a number out of
+bounds from any origin: the command line, a run file, or the config of a model folder.
 """
 
 import dataclasses
 import math
-from typing import Annotated, Any
+import typing
+from typing import Annotated
 
 from blip3o.core.errors import UsageError, shown
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Bounds:
-    """The numbers that a field takes.
+    """The range of numbers that a field accepts.
 
     Args:
-        least: the least of them.
-        most: the largest of them; infinity stands for itself only where `is_endless`.
-        is_open: whether `least` itself is too little.
-        is_endless: whether infinity is one of them.
+        least: the smallest number.
+        most: the largest number. Infinity itself is accepted only if `is_endless`.
+        is_open: whether `least` itself is excluded.
+        is_endless: whether infinity is accepted.
     """
 
     least: float = -math.inf
@@ -28,7 +29,7 @@ class Bounds:
     is_endless: bool = False
 
     def __str__(self) -> str:
-        """Returns them as an error message tells them."""
+        """Returns the range as an error message states it."""
         if self.most < math.inf:
             return f"from {self.least:g} to {self.most:g}"
         if self.least > -math.inf:
@@ -36,7 +37,7 @@ class Bounds:
         return "a finite number"
 
     def hold(self, number: float) -> bool:
-        """Returns whether a number is one of them; NaN never is."""
+        """Returns whether a number is in the range; NaN never is."""
         is_above = self.least < number if self.is_open else self.least <= number
         return is_above and number <= self.most and (self.is_endless or abs(number) != math.inf)
 
@@ -44,31 +45,31 @@ class Bounds:
 Count = Annotated[int, Bounds(1)]
 Whole = Annotated[int, Bounds(0)]
 Seed = Annotated[int, Bounds(-(2**63), 2**63 - 1)]
-"""What torch takes for its generators."""
+"""The seeds that torch accepts for its generators."""
 Positive = Annotated[float, Bounds(0, is_open=True)]
 NotNegative = Annotated[float, Bounds(0)]
 Share = Annotated[float, Bounds(0, 1)]
 Guidance = Annotated[float, Bounds(1)]
 Limit = Annotated[float, Bounds(0, is_open=True, is_endless=True)]
-"""A largest value; infinity is no limit."""
+"""An upper limit; infinity means no limit."""
 
 _FINITE = Bounds()
 
 
-def check_bounds(hint: Any, number: Any, path: str) -> None:  # noqa: ANN401
-    """Checks a number that a field is to hold.
+def check_bounds(hint: object, number: object, path: str) -> None:
+    """Checks the number that a field is about to hold.
 
     Args:
-        hint: the field's type; one without bounds takes finite numbers.
-        number: its value; anything but a number passes.
-        path: the field, for the error message.
+        hint: the type of the field; a type without bounds accepts finite numbers.
+        number: the value; anything but a number passes.
+        path: dotted path of the field, for the error message.
 
     Raises:
-        UsageError: if it is out of bounds or not finite.
+        UsageError: if the number is out of bounds or not finite.
     """
     if isinstance(number, bool) or not isinstance(number, int | float):
         return
-    marks = getattr(hint, "__metadata__", ())
+    marks = typing.get_args(hint)[1:] if typing.get_origin(hint) is Annotated else ()
     bounds = next((one for one in marks if isinstance(one, Bounds)), _FINITE)
     if not bounds.hold(number):
         wanted = bounds if math.isfinite(number) or bounds.is_endless else _FINITE

@@ -1,4 +1,4 @@
-"""Names of the forms that a model is loaded in: known, and checked, without torch."""
+"""Names of precisions, quantizations and offloading modes, checked without importing torch."""
 
 from collections.abc import Iterable
 from typing import Literal, TypeVar, get_args
@@ -7,7 +7,7 @@ from blip3o.core.errors import UsageError, unknown_name
 
 PrecisionName = Literal["auto", "fp32", "bf16", "fp16"]
 TORCH_NAMES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
-"""Torch's names of the precisions; these are taken, too."""
+"""Torch's names of the precisions, which are accepted as well."""
 
 Quantization = Literal["int8", "int4"]
 QUANTIZATIONS: tuple[Quantization, ...] = get_args(Quantization)
@@ -30,25 +30,25 @@ def check_precision(name: str) -> None:
 
 
 def check_quantization(name: str) -> Quantization:
-    """Returns the name of a kind of quantization.
+    """Returns a checked name of a quantization.
 
     Args:
         name: "int8" or "int4".
 
     Raises:
-        UsageError: for any other.
+        UsageError: for any other name.
     """
     return _known("quantization", name, QUANTIZATIONS)
 
 
 def check_offload(name: str) -> Offload:
-    """Returns the name of a way to offload.
+    """Returns a checked name of an offloading mode.
 
     Args:
         name: "none", "model" or "sequential".
 
     Raises:
-        UsageError: for any other.
+        UsageError: for any other name.
     """
     return _known("offload", name, OFFLOADS)
 

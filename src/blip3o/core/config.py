@@ -1,97 +1,135 @@
 """Configs are frozen dataclasses of plain data; this file reads, writes and overrides them.
 
-A field that holds a component is annotated with that component's base and names its table in the
-field's metadata (`component("blip3o.models.generators:GENERATORS")`); the `kind` of its data picks
-the class.
+A field that holds a component is annotated with the base type of that component and names its table
+in the field's metadata (`component("blip3o.models.generators:GENERATORS")`). The `kind` in its data
+selects the class.
 
-A value that was written as text (`path=value`, YAML) is read by the type of its field: a text stays
-as it is, numbers are decimal, and lists and mappings are YAML. See `blip3o.core.scalars`.
+A value written as text (`path=value`, YAML) is read by the type of its field: a text stays as it
+is, numbers are decimal, and lists and mappings are YAML. See `blip3o.core.scalars`.
 """
 
 import dataclasses
 import importlib
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, ClassVar, Protocol, TypeVar, overload
 
 from blip3o.core.bounds import check_bounds
+from blip3o.core.dotted import Open, assign, join, set_item, text_on_path
 from blip3o.core.errors import UsageError, shown, unknown_name
 from blip3o.core.files import expanded, read_text, write_atomic
 from blip3o.core.plain import format_yaml, parse_value, parse_yaml, unquoted
 from blip3o.core.registry import Registry
 from blip3o.core.scalars import Text, convert, convert_plain
 
-ConfigT = TypeVar("ConfigT")
+
+class Dataclass(Protocol):
+    """An instance of any dataclass."""
+
+    __dataclass_fields__: ClassVar[dict[str, dataclasses.Field[Any]]]
+
+
+T = TypeVar("T")
+ConfigT = TypeVar("ConfigT", bound=Dataclass)
 
 LocalPath = Annotated[str, "path"]
 """A file or folder; a leading `~` is the home folder."""
 
 
-def component(registry: str, **kwargs: Any) -> Any:  # noqa: ANN401  (like dataclasses.field)
+@overload
+def component(registry: str) -> T: ...
+@overload
+def component(registry: str, *, default: T) -> T: ...
+@overload
+def component(registry: str, *, default_factory: Callable[[], T]) -> T: ...
+def component(
+    registry: str,
+    *,
+    default: object = dataclasses.MISSING,
+    default_factory: Callable[[], object] | None = None,
+) -> object:
     """Returns a dataclass field whose value is a config from a registry.
+
+    Like `dataclasses.field`, it is typed as the value of the field, and not as the field.
 
     Args:
         registry: "package.module:TABLE", imported only when a config is read from data.
-        kwargs: passed on to `dataclasses.field` (`default`, `default_factory`).
+        default: as for `dataclasses.field`; the field is required without a default.
+        default_factory: as for `dataclasses.field`.
     """
-    return dataclasses.field(metadata={"registry": registry}, **kwargs)
+    metadata = {"registry": registry}
+    if default_factory is not None:
+        return dataclasses.field(default_factory=default_factory, metadata=metadata)
+    return dataclasses.field(default=default, metadata=metadata)
 
 
-def to_dict(config: Any) -> Any:  # noqa: ANN401
-    """Returns a config as plain dicts, lists and scalars (what YAML and JSON can hold)."""
-    if dataclasses.is_dataclass(config) and not isinstance(config, type):
-        return {f.name: to_dict(getattr(config, f.name)) for f in dataclasses.fields(config)}
-    if isinstance(config, tuple | list):
-        return [to_dict(item) for item in config]
-    if isinstance(config, Mapping):
-        return {key: to_dict(value) for key, value in config.items()}
-    return config
+def to_dict(config: object) -> dict[str, Any]:
+    """Returns a config as plain dicts, lists and scalars, which YAML and JSON can hold.
+
+    Args:
+        config: an instance of a dataclass, or a mapping that may hold configs.
+
+    Raises:
+        TypeError: if it is anything else.
+    """
+    data = _plain(config)
+    if not isinstance(data, dict):
+        raise TypeError(f"a config is needed, got {shown(config)}")
+    return data
 
 
-def from_dict(cls: type[ConfigT], data: Mapping[str, Any], path: str = "") -> ConfigT:
+def _plain(value: object) -> object:
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, Sequence) and not isinstance(value, str | bytes):
+        return [_plain(item) for item in value]
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    return value
+
+
+def from_dict(cls: type[ConfigT], data: object, path: str = "") -> ConfigT:
     """Returns a config built from plain data; strict about keys and types.
 
     Args:
         cls: the dataclass to build.
-        data: its fields as plain data.
-        path: where this config sits in its parent, for error messages.
+        data: a mapping that holds its fields as plain data.
+        path: dotted path of this config in its parent, for error messages.
 
     Raises:
-        UsageError: for an unknown or missing key or a value of the wrong type, naming its path.
+        UsageError: for an unknown or missing key or a value of the wrong type; names its path.
     """
     if not isinstance(data, Mapping):
         raise UsageError(f"{path or cls.__name__} must be a mapping, got {shown(data)}")
-    fields = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    fields = {f.name: f for f in dataclasses.fields(cls)}
     for key in data:
         if key not in fields:
-            raise unknown_name("config key", _join(path, key), [_join(path, n) for n in fields])
+            raise unknown_name("config key", join(path, key), [join(path, n) for n in fields])
     hints = typing.get_type_hints(cls, include_extras=True)
     values = {
-        key: _convert(hints[key], value, fields[key].metadata.get("registry"), _join(path, key))
+        key: _convert(hints[key], value, fields[key].metadata.get("registry"), join(path, key))
         for key, value in data.items()
     }
     for name, field in fields.items():
-        required = (
-            field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
-        )
-        if required and name not in values:
-            raise UsageError(f"config key {_join(path, name)} is required")
+        is_required = field.default is dataclasses.MISSING is field.default_factory
+        if is_required and name not in values:
+            raise UsageError(f"config key {join(path, name)} is required")
     try:
         return cls(**values)
-    except (ValueError, ArithmeticError) as error:  # a check refused it, or divided by a zero in it
+    except (ValueError, ArithmeticError) as error:  # a check refused a value or divided by zero
         raise UsageError(f"{path or cls.__name__}: {error}") from error
 
 
 def override(config: ConfigT, assignments: Sequence[str]) -> ConfigT:
     """Returns a config with dotted `path.to.field=value` assignments applied in order.
 
-    All of them are collected before the result is checked, so settings that must change together
-    can. The type of the field decides how a value is read:
+    All of them are collected before the result is checked, so that settings which depend on each
+    other can change together. The type of the field decides how a value is read:
 
-    - a text is taken as it stands, spaces and `#` too; only a value wholly in quotes loses them,
-      and `null` is None where a field takes None;
+    - a text is used literally, with its spaces and `#`; a value that is quoted as a whole loses its
+      quotes, and `null` is None in a field that accepts None;
     - numbers are decimal: `010` is 10, and `0x10` is refused;
     - lists and mappings are YAML: `[a, b]`, `{a: 1}`.
 
@@ -113,7 +151,7 @@ def override(config: ConfigT, assignments: Sequence[str]) -> ConfigT:
     return from_dict(type(config), data)
 
 
-def evolve(config: ConfigT, changes: Mapping[str, Any]) -> ConfigT:
+def evolve(config: ConfigT, changes: Mapping[str, object]) -> ConfigT:
     """Returns a config with dotted paths replaced, e.g. `evolve(cfg, {"train.steps": 10})`.
 
     Args:
@@ -125,18 +163,18 @@ def evolve(config: ConfigT, changes: Mapping[str, Any]) -> ConfigT:
     """
     data = to_dict(config)
     for path, value in changes.items():
-        _assign(data, path, to_dict(value))
+        assign(data, path, _plain(value))
     return from_dict(type(config), data)
 
 
-def save_yaml(config: Any, path: Path) -> None:  # noqa: ANN401
+def save_yaml(config: object, path: Path) -> None:
     """Writes a config as YAML, readable by `load_yaml`."""
     write_atomic(path, dump_yaml(config))
 
 
-def dump_yaml(config: Any) -> str:  # noqa: ANN401
-    """Returns a config, or plain data that holds some, as YAML."""
-    return format_yaml(to_dict(config))
+def dump_yaml(config: object) -> str:
+    """Returns a config, or plain data that may hold configs, as YAML."""
+    return format_yaml(_plain(config))
 
 
 def load_yaml(cls: type[ConfigT], path: Path) -> ConfigT:
@@ -147,7 +185,7 @@ def load_yaml(cls: type[ConfigT], path: Path) -> ConfigT:
         path: the file.
 
     Raises:
-        UsageError: if the file cannot be read, is no YAML or does not fit the class.
+        UsageError: if the file cannot be read, is not YAML or does not fit the class.
     """
     data = read_yaml(path)
     try:
@@ -156,14 +194,14 @@ def load_yaml(cls: type[ConfigT], path: Path) -> ConfigT:
         raise UsageError(f"{path}: {error}") from error
 
 
-def read_yaml(path: Path) -> Any:  # noqa: ANN401  (whatever the file holds)
-    """Returns what a YAML file holds: dicts, lists and `Text`s, which `from_dict` takes.
+def read_yaml(path: Path) -> object:
+    """Returns the data of a YAML file for `from_dict`: dicts, lists and `Text`s.
 
     Args:
         path: the file.
 
     Raises:
-        UsageError: if the file cannot be read, is no YAML, or a key stands twice in one mapping.
+        UsageError: if the file cannot be read, is not YAML, or repeats a key in one mapping.
     """
     text = read_text(path)
     try:
@@ -171,20 +209,12 @@ def read_yaml(path: Path) -> Any:  # noqa: ANN401  (whatever the file holds)
     except UsageError as error:
         raise UsageError(f"{path} is not a YAML file: {error}") from error
     if isinstance(data, Text):
-        raise UsageError(f"{path} is not a YAML file of settings: it holds one text")
+        raise UsageError(f"{path} is not a YAML file of settings: it holds a single text")
     return data
 
 
-def _join(path: str, key: str) -> str:
-    return f"{path}.{key}" if path else str(key)
-
-
-class _Open(dict):
-    """A mapping that an assignment wrote: later ones may add the keys that it leaves out."""
-
-
 def _given(text: str) -> Text:
-    """Returns the value of an assignment; None is written in one way only."""
+    """Returns the value of an assignment; only `null` means None."""
     try:
         text.encode()
     except UnicodeEncodeError as error:
@@ -193,66 +223,27 @@ def _given(text: str) -> Text:
     return Text(text, nulls=("null",)) if inner is None else Text(inner, is_plain=False)
 
 
-def _assign_text(cls: type, data: Any, path: str, value: Text) -> Any:  # noqa: ANN401
-    """Returns the data with a value assigned; one that an earlier assignment wrote is opened."""
-    if _text_on_the_way(data, path) is not None:
+def _assign_text(cls: type[Dataclass], data: object, path: str, value: Text) -> object:
+    """Returns the data with a value assigned, after parsing any text on its path."""
+    if text_on_path(data, path) is not None:
         try:
             data = to_dict(from_dict(cls, data))
-        except UsageError:  # not whole yet
-            while (found := _text_on_the_way(data, path)) is not None:
-                holder, key = found
-                opened = parse_value(holder[key].text)
-                holder[key] = _Open(opened) if isinstance(opened, dict) else opened
+        except UsageError:  # not complete yet
+            while (found := text_on_path(data, path)) is not None:
+                holder, key, text = found
+                opened = parse_value(text)
+                set_item(holder, key, Open(opened) if isinstance(opened, dict) else opened)
                 if isinstance(opened, Text):
                     break
-    _assign(data, path, value)
+    assign(data, path, value)
     return data
 
 
-def _text_on_the_way(data: Any, path: str) -> tuple[Any, Any] | None:  # noqa: ANN401
-    for name in path.split(".")[:-1]:
-        key = int(name) if isinstance(data, list) and name.isdecimal() else name
-        try:
-            child = data[key]
-        except (LookupError, TypeError):
-            return None
-        if isinstance(child, Text):
-            return data, key
-        data = child
-    return None
-
-
-def _assign(data: Any, path: str, value: Any) -> None:  # noqa: ANN401
-    *parents, last = path.split(".")
-    for depth, key in enumerate(parents):
-        data = _step(data, key, ".".join(parents[: depth + 1]))
-    if not isinstance(data, _Open):
-        _step(data, last, path)  # the key must exist: a typo never adds one
-    if isinstance(data, list):
-        data[int(last)] = value
-    else:
-        data[last] = value
-
-
-def _step(data: Any, key: str, path: str) -> Any:  # noqa: ANN401
-    if isinstance(data, list):
-        if key.isdecimal() and int(key) < len(data):
-            return data[int(key)]
-        allowed = f"an index from 0 to {len(data) - 1}" if data else "left out: the list is empty"
-        raise UsageError(f"config key {path} must be {allowed}")
-    if not isinstance(data, dict):
-        raise UsageError(f"config key {path} does not exist: its parent is the value {shown(data)}")
-    if key not in data:
-        prefix = path[: -len(key)]
-        raise unknown_name("config key", path, [prefix + name for name in data])
-    return data[key]
-
-
-def _convert(hint: Any, value: Any, registry: str | None, path: str) -> Any:  # noqa: ANN401
+def _convert(hint: object, value: object, registry: str | None, path: str) -> object:
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if origin is Annotated:
         if hint == LocalPath:
-            return _path(_convert(args[0], value, registry, path), path)
+            return _path(str(_convert(args[0], value, registry, path)), path)
         return _number(hint, _scalar(args[0], value, path), path)
     if origin in (typing.Union, types.UnionType):
         inner = [arg for arg in args if arg is not type(None)]
@@ -275,23 +266,24 @@ def _convert(hint: Any, value: Any, registry: str | None, path: str) -> Any:  # 
         )
     if registry is not None:
         return _component_from_dict(registry, value, path)
-    if dataclasses.is_dataclass(hint):
-        return from_dict(typing.cast("type[Any]", hint), value, path)
+    if isinstance(hint, type) and dataclasses.is_dataclass(hint):
+        return from_dict(hint, value, path)
     if origin is dict:
         if not isinstance(value, Mapping):
             raise UsageError(f"{path} must be a mapping, got {shown(value)}")
-        return {k: _convert(args[1], v, None, _join(path, k)) for k, v in value.items()}
+        return {k: _convert(args[1], v, None, join(path, k)) for k, v in value.items()}
     return _number(hint, _scalar(hint, value, path), path)
 
 
-def _scalar(hint: Any, value: Any, path: str) -> Any:  # noqa: ANN401
+def _scalar(hint: object, value: object, path: str) -> object:
     if isinstance(value, Text) and hint is not str and value.text.lstrip()[:1] in ("[", "{"):
         value = _opened(value, path)
-    read = convert if isinstance(value, Text) else convert_plain
-    return read(hint, value, path)
+    return (
+        convert(hint, value, path) if isinstance(value, Text) else convert_plain(hint, value, path)
+    )
 
 
-def _number(hint: Any, value: Any, path: str) -> Any:  # noqa: ANN401
+def _number(hint: object, value: object, path: str) -> object:
     check_bounds(hint, value, path)
     return value
 
@@ -303,15 +295,15 @@ def _path(text: str, path: str) -> str:
         raise UsageError(f"{path}: {error}") from error
 
 
-def _is_none(value: Any, hints: Sequence[Any]) -> bool:  # noqa: ANN401
+def _is_none(value: object, hints: Sequence[object]) -> bool:
     if not isinstance(value, Text):
         return value is None
     takes_texts = any(hint is str or typing.get_args(hint)[:1] == (str,) for hint in hints)
     return value.is_null_text if takes_texts else value.is_null
 
 
-def _opened(value: Any, path: str) -> Any:  # noqa: ANN401
-    """Returns the list or mapping that a text writes in YAML; anything else as it is."""
+def _opened(value: object, path: str) -> object:
+    """Returns the list or mapping that a text holds as YAML; any other value unchanged."""
     if not isinstance(value, Text) or not value.is_plain:
         return value
     try:
@@ -320,7 +312,7 @@ def _opened(value: Any, path: str) -> Any:  # noqa: ANN401
         raise UsageError(f"{path}: {error}") from error
 
 
-def _convert_union(hints: list[Any], value: Any, path: str) -> Any:  # noqa: ANN401
+def _convert_union(hints: Sequence[object], value: object, path: str) -> object:
     for hint in hints:
         try:
             return _convert(hint, value, None, path)
@@ -329,11 +321,11 @@ def _convert_union(hints: list[Any], value: Any, path: str) -> Any:  # noqa: ANN
     raise UsageError(f"{path} does not accept {shown(value)}")
 
 
-def _component_from_dict(registry: str, value: Any, path: str) -> Any:  # noqa: ANN401
+def _component_from_dict(registry: str, value: object, path: str) -> object:
     module, _, table_name = registry.partition(":")
-    table: Registry = getattr(importlib.import_module(module), table_name)
+    table: Registry[type[Dataclass]] = getattr(importlib.import_module(module), table_name)
     if not isinstance(value, Mapping) or "kind" not in value:
-        raise UsageError(f"{path} must be a mapping with a 'kind' out of {table.names()}")
+        raise UsageError(f"{path} must be a mapping with a 'kind' from {table.names()}")
     kind = value["kind"].text.strip() if isinstance(value["kind"], Text) else value["kind"]
     if not isinstance(kind, str):
         raise UsageError(f"{path}.kind must be one of {table.names()}, got {shown(kind)}")

@@ -1,4 +1,4 @@
-"""What the source says of functions and settings, read without importing what they import."""
+"""Help texts of functions and settings, read from their source without importing it."""
 
 import ast
 import re
@@ -8,8 +8,8 @@ from pathlib import Path
 from blip3o.core.scalars import as_written
 
 OVERRIDES = (
-    "path=value changes one setting and may be repeated. A text is taken as it stands, numbers are "
-    "decimal, lists are written [a, b], mappings {a: 1}, and null is nothing."
+    "path=value changes one setting and may be repeated. A text is used literally, numbers are "
+    "decimal, lists are written [a, b], mappings {a: 1}, and null means no value."
 )
 _WIDTH = 79
 _MEANINGS_AT = 30
@@ -21,23 +21,23 @@ def summary_of(file: Path, function: str) -> str:
     """Returns the first line of a function's docstring, without its period.
 
     Args:
-        file: the source.
-        function: its name, at the top level of the file.
+        file: the source file.
+        function: the name of a function at the top level of the file.
     """
     return (ast.get_docstring(_definition(file, function)) or "").split("\n")[0].rstrip(".")
 
 
 def describe_settings(file: Path, config: str) -> str:
-    """Returns a line for each setting of a config: its name and default, and its meaning.
+    """Returns a line for each setting of a config: its name, default and meaning.
 
     Args:
-        file: the source.
-        config: a dataclass in it; its docstring says what its fields mean.
+        file: the source file.
+        config: the name of a dataclass in it, whose docstring describes its fields.
     """
     node = _definition(file, config)
     arguments = (ast.get_docstring(node) or "").partition("Args:\n")[2].partition("\n\n")[0]
     meanings = {name: " ".join(text.split()) for name, text in _ARGUMENT.findall(arguments)}
-    lines = []
+    lines: list[str] = []
     for field in node.body:
         if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name):
             name, default = field.target.id, field.value

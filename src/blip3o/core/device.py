@@ -1,4 +1,4 @@
-"""One place decides where a model runs and in which precision."""
+"""Selects the device and the precision of a model."""
 
 import ctypes
 import dataclasses
@@ -19,7 +19,7 @@ def resolve_device(name: str = "auto") -> torch.device:
         name: "auto" (CUDA, then Apple's MPS, then CPU) or any torch device string.
 
     Raises:
-        UsageError: if torch does not know the device or it is not on this machine.
+        UsageError: if torch does not know the device or this machine does not have it.
     """
     if name == "auto":
         if torch.cuda.is_available():
@@ -30,7 +30,7 @@ def resolve_device(name: str = "auto") -> torch.device:
         device = torch.device(name)
     except RuntimeError as error:
         raise unknown from error
-    if device.type == "meta":  # tensors without numbers
+    if device.type == "meta":  # tensors without data
         raise unknown
     try:
         torch.empty(0, device=device)
@@ -42,7 +42,7 @@ def resolve_device(name: str = "auto") -> torch.device:
 def cpu_has_fast_bf16() -> bool:
     """Returns whether this CPU multiplies bf16 matrices faster than fp32 ones.
 
-    Those with AMX tiles or AVX512-BF16 do; on others bf16 is emulated and several times slower.
+    CPUs with AMX tiles or AVX512-BF16 do; others emulate bf16, which is several times slower.
     """
     return bool(torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported())
 
@@ -51,29 +51,32 @@ def resolve_dtype(name: str | torch.dtype, device: torch.device) -> torch.dtype:
     """Returns the compute type for a precision name on a device.
 
     Args:
-        name: "auto" takes bf16 where the hardware is fast at it, else fp32; torch's own names
-            ("bfloat16") and types are taken, too.
-        device: where the model runs.
+        name: "auto" selects bf16 on hardware that is fast at it; otherwise fp16 on CUDA and fp32
+            elsewhere. Torch's own names ("bfloat16") and types are accepted as well.
+        device: the device of the model.
 
     Raises:
         UsageError: for an unknown name.
     """
     if name == "auto":
         if device.type == "cuda":
-            # Cards before Ampere only emulate bf16, which torch counts unless told not to.
+            # GPUs before Ampere only emulate bf16; torch counts emulation by default.
             fast = torch.cuda.is_bf16_supported(including_emulation=False)
             return torch.bfloat16 if fast else torch.float16
         return torch.bfloat16 if device.type == "cpu" and cpu_has_fast_bf16() else torch.float32
     check_precision(str(name))
     word = str(name).removeprefix("torch.")
-    return getattr(torch, TORCH_NAMES.get(word, word))
+    return _DTYPES[TORCH_NAMES.get(word, word)]
+
+
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 def keep_freed_memory() -> None:
-    """Lets a long run on the CPU keep the memory of its last step for the next one.
+    """Lets a long run on the CPU reuse the memory of one step in the next.
 
-    glibc hands large freed blocks back to the system at once, and every step then pays for clean
-    pages again: for small models a third of the time. Does nothing on other C libraries.
+    By default, glibc returns large freed blocks to the system immediately, and every step pays for
+    zeroed pages again: a third of the time for small models. Does nothing on other C libraries.
     """
     if sys.platform != "linux":
         return
@@ -82,14 +85,14 @@ def keep_freed_memory() -> None:
     except AttributeError:
         return
     trim_threshold, top_pad, mmap_threshold = -1, -2, -3
-    mallopt(mmap_threshold, 32 * 2**20)  # the most that glibc allows
+    mallopt(mmap_threshold, 32 * 2**20)  # the maximum that glibc allows
     mallopt(trim_threshold, 2**31 - 1)
     mallopt(top_pad, 256 * 2**20)
 
 
 @dataclasses.dataclass(frozen=True)
 class Precision:
-    """Where and in what type the heavy matrix work of a run is done; weights stay float32.
+    """Device and type of a run's matrix products; weights stay float32.
 
     Args:
         device: the device of all parameters.
@@ -99,7 +102,7 @@ class Precision:
     device: torch.device
     dtype: torch.dtype
 
-    def autocast(self) -> AbstractContextManager:
+    def autocast(self) -> AbstractContextManager[object]:
         """Returns the context for a forward pass; a no-op in float32."""
         if self.dtype == torch.float32:
             return nullcontext()

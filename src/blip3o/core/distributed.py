@@ -1,8 +1,8 @@
-"""The processes of one run: which one this is, and what they tell each other.
+"""The processes of one run: their ranks, and the exchange of values between them.
 
-torchrun, or Slurm (`scripts/slurm`), starts one process for each device and names it in RANK,
-LOCAL_RANK and WORLD_SIZE. Without them a run is one process, and nothing here costs anything: torch
-is imported by those who join others only, since whoever prints a line asks whether it is the first.
+torchrun or Slurm (`scripts/slurm`) starts one process for each device and sets its RANK, LOCAL_RANK
+and WORLD_SIZE. Without these variables a run is a single process, and torch is not imported here:
+every printed line calls `is_main`, which must stay cheap for commands that do not use torch.
 """
 
 import os
@@ -10,17 +10,17 @@ import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from blip3o.core.errors import UsageError
 
 if TYPE_CHECKING:
-    import torch.distributed as dist
+    from torch.distributed import ProcessGroup
 
 T = TypeVar("T")
 
 _PATIENCE = timedelta(hours=1)
-"""How long processes wait for one that draws samples, caches features or writes a model."""
+"""How long processes wait for one that generates samples, caches features or saves a model."""
 
 _NUM_TASKS = (
     "OMPI_COMM_WORLD_SIZE",
@@ -30,22 +30,22 @@ _NUM_TASKS = (
     "SLURM_NTASKS",
     "SLURM_NPROCS",
 )
-"""Where launchers say how many processes they start; the innermost launcher first: a job of eight
-tasks may well have a step of one."""
+"""Variables in which launchers state their number of processes. The innermost launcher comes first,
+because a Slurm job of eight tasks can have a step of one task."""
 
 
 @contextmanager
 def process_group() -> Iterator[None]:
-    """Joins the processes that a launcher started; also a decorator. Nested, the outer one counts.
+    """Joins the processes that a launcher started; also a decorator. A nested use has no effect.
 
-    Tensors on the CPU travel by gloo, those on a GPU by nccl; each process takes the GPU of its
+    Tensors on the CPU are sent by gloo, tensors on a GPU by nccl. Each process uses the GPU of its
     local rank.
 
     Raises:
-        UsageError: if a launcher started several processes and did not say which one this is, or
-            the others cannot be joined.
+        UsageError: if a launcher started several processes without setting their ranks, or the
+            other processes cannot be reached.
     """
-    if _joined() is not None or count_processes(os.environ) == 1:
+    if _is_joined() or count_processes(os.environ) == 1:
         yield
         return
     import torch
@@ -68,14 +68,14 @@ def process_group() -> Iterator[None]:
 
 
 def count_processes(environ: Mapping[str, str]) -> int:
-    """Returns how many processes of a run a launcher started, as its variables say.
+    """Returns the number of processes of this run according to the launcher's variables.
 
     Args:
         environ: the environment of this process.
 
     Raises:
-        UsageError: if RANK, WORLD_SIZE or the address do not fit, or a launcher that does not set
-            them started several processes: each would take itself for the only one.
+        UsageError: if RANK, WORLD_SIZE or the address are inconsistent, or if a launcher that does
+            not set them started several processes, each of which would run on its own.
     """
     if "WORLD_SIZE" not in environ or "RANK" not in environ:
         _refuse_strangers(environ)
@@ -106,7 +106,7 @@ def _refuse_strangers(environ: Mapping[str, str]) -> None:
 
 
 def _local_rank(environ: Mapping[str, str], num_devices: int) -> int:
-    """Returns which GPU of its machine is this process's."""
+    """Returns the index of this process's GPU on its machine."""
     if "LOCAL_RANK" not in environ:
         raise UsageError("LOCAL_RANK is not set: torchrun and scripts/slurm/train.sbatch do it")
     local = _number(environ, "LOCAL_RANK", 0)
@@ -131,39 +131,47 @@ def _number(environ: Mapping[str, str], name: str, default: int) -> int:
 
 def rank() -> int:
     """Returns the number of this process, from 0."""
-    dist = _joined()
-    return 0 if dist is None else dist.get_rank()
+    if not _is_joined():
+        return 0
+    import torch.distributed as dist
+
+    return dist.get_rank()
 
 
 def world_size() -> int:
     """Returns the number of processes."""
-    dist = _joined()
-    return 1 if dist is None else dist.get_world_size()
+    if not _is_joined():
+        return 1
+    import torch.distributed as dist
+
+    return dist.get_world_size()
 
 
 def is_main() -> bool:
-    """Returns whether this is the process that logs, draws samples and names checkpoints."""
+    """Returns whether this process logs, generates samples and names checkpoints."""
     return rank() == 0
 
 
-def exchange(value: T, group: "dist.ProcessGroup | None" = None) -> list[T]:
-    """Returns the value of every process, in order of rank; so it also waits for all of them.
+def exchange(value: T, group: "ProcessGroup | None" = None) -> list[T]:
+    """Returns the value of every process, in order of rank; this also waits for all of them.
 
     Args:
-        value: what this process says; small, and anything that pickles.
-        group: for threads: messages of one group must come in the same order everywhere.
+        value: the value of this process; small, and of any type that can be pickled.
+        group: a group of its own for calls from a thread. Calls of one group must come in the same
+            order in every process.
     """
-    dist = _joined()
-    if dist is None:
+    if not _is_joined():
         return [value]
-    values: list[Any] = [None] * dist.get_world_size()
+    import torch.distributed as dist
+
+    values = [value] * dist.get_world_size()
     dist.all_gather_object(values, value, group)
     return values
 
 
 @contextmanager
 def main_first() -> Iterator[None]:
-    """Lets the main process go through a block first; the others find done what it did there."""
+    """Runs a block in the main process first; the others then find its results."""
     if not is_main():
         exchange(None)
     try:
@@ -173,7 +181,7 @@ def main_first() -> Iterator[None]:
             exchange(None)
 
 
-def _joined() -> Any:  # noqa: ANN401  (a module)
-    """Returns torch.distributed if this process has joined others, else None."""
+def _is_joined() -> bool:
+    """Returns whether this process has joined others; only then is torch.distributed imported."""
     dist = sys.modules.get("torch.distributed")
-    return dist if dist is not None and dist.is_initialized() else None
+    return dist is not None and bool(dist.is_initialized())

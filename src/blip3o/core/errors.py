@@ -1,4 +1,4 @@
-"""Errors that a user can cause and mend; everything else is a bug and keeps its traceback."""
+"""Errors that a user can cause and fix; any other error is a bug and keeps its traceback."""
 
 import difflib
 import errno
@@ -8,29 +8,29 @@ from collections.abc import Iterable
 
 
 class UsageError(Exception):
-    """A request that cannot be met as asked: one line that says what is wrong and what to do.
+    """A request that cannot be fulfilled: one line with the fault and its remedy.
 
     The command line prints the message and exits with status 2.
     """
 
 
 class NotFiniteError(ValueError):
-    """A model gives values that are not numbers (NaN or infinity)."""
+    """A model has produced NaN or infinity."""
 
 
 class PreemptedError(Exception):
-    """Training stopped early after saving a checkpoint that resumes; exit status 75."""
+    """Training stopped early after saving a checkpoint to resume from; exit status 75."""
 
 
 _LONGEST_SHOWN = 100
-"""Characters of a value in a message."""
+"""Most characters of a value in a message."""
 
 
 def shown(value: object) -> str:
-    """Returns a value as a message shows it: in quotes, and cut where it is long.
+    """Returns the representation of a value for a message, cut if it is long.
 
     Args:
-        value: what a user gave.
+        value: any value that a user gave.
     """
     text = repr(value)
     if len(text) <= _LONGEST_SHOWN:
@@ -42,9 +42,9 @@ def unknown_name(what: str, name: str, known: Iterable[str]) -> UsageError:
     """Returns the error for a name that is not in a table, with the nearest known names.
 
     Args:
-        what: what kind of thing was asked for, e.g. "recipe".
+        what: kind of the name, e.g. "recipe".
         name: the name as the user gave it.
-        known: all names that would have been accepted.
+        known: all accepted names.
     """
     names = sorted(known)
     near = difflib.get_close_matches(str(name), names, n=3, cutoff=0.4)
@@ -52,38 +52,38 @@ def unknown_name(what: str, name: str, known: Iterable[str]) -> UsageError:
     return UsageError(f"unknown {what} {shown(name)}; {hint}")
 
 
-_CHOOSE = "choose another place"
+_CHOOSE = "choose another path"
 _PLACE_TROUBLES = {
     errno.ENOSPC: f"the disk is full; free some space or {_CHOOSE}",
-    errno.EDQUOT: f"your share of the disk is used up; free some space or {_CHOOSE}",
+    errno.EDQUOT: f"your disk quota is used up; free some space or {_CHOOSE}",
     errno.EFBIG: f"the file is larger than this disk allows; {_CHOOSE}",
     errno.EROFS: f"the disk is read-only; {_CHOOSE}",
     errno.EIO: f"the disk or its connection fails; {_CHOOSE}",
 }
 _NAME_TROUBLES = {
-    errno.EACCES: f"permission denied; ask for it or {_CHOOSE}",
+    errno.EACCES: f"permission denied; request permission or {_CHOOSE}",
     errno.EPERM: f"this is not permitted; {_CHOOSE}",
     errno.ENAMETOOLONG: "the name is too long; choose a shorter one",
-    errno.ENOENT: f"there is no such file or folder, and none can be made; {_CHOOSE}",
+    errno.ENOENT: f"no such file or folder, and it cannot be created; {_CHOOSE}",
     errno.ENOTDIR: f"a part of the path is a file, not a folder; {_CHOOSE}",
     errno.EISDIR: "it is a folder; give the name of a file",
-    errno.EEXIST: "it is there already; choose another name",
+    errno.EEXIST: "it already exists; choose another name",
     errno.ENOTEMPTY: "the folder is not empty; choose another one",
-    errno.ELOOP: f"its links lead in a circle; {_CHOOSE}",
+    errno.ELOOP: f"its symbolic links form a loop; {_CHOOSE}",
     errno.EBUSY: f"it is in use; {_CHOOSE}",
-    errno.EINVAL: f"it cannot have this name there; {_CHOOSE}",
+    errno.EINVAL: f"the name is not valid there; {_CHOOSE}",
 }
-"""Troubles that a file without a name cannot have: sockets know some of these numbers too."""
+"""Reasons that apply only to errors with a file name: sockets use some of these numbers too."""
 
 _OS_NUMBER = re.compile(r"\(os error (\d+)\)")
 
 
 def place_trouble(error: BaseException) -> UsageError | None:
-    """Returns the error for a place that cannot be written to or read; None for other failures.
+    """Returns the error for a file or folder that cannot be used; None for other failures.
 
     Args:
-        error: what was raised: an `OSError`, or an error of a library that quotes the system's
-            number, as those written in Rust do.
+        error: an `OSError`, or an error of a library that quotes the number of a system error, as
+            libraries written in Rust do.
     """
     if not isinstance(error, OSError):
         number = quoted_number(error)
@@ -99,12 +99,12 @@ def place_trouble(error: BaseException) -> UsageError | None:
 
 
 def quoted_number(error: BaseException) -> int | None:
-    """Returns the system's number that an error of a library quotes; None if it quotes none."""
+    """Returns the system error number that an error of a library quotes, or None."""
     quoted = _OS_NUMBER.search(str(error))
     return None if quoted is None else int(quoted[1])
 
 
 def reason_of(error: OSError) -> str:
-    """Returns why a place cannot be used, without its name, for a message that names it."""
+    """Returns why a file or folder cannot be used, for a message that already names it."""
     reasons = _PLACE_TROUBLES | _NAME_TROUBLES
     return reasons.get(error.errno or 0) or error.strerror or str(error)

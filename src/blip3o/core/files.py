@@ -1,7 +1,7 @@
-"""Files and folders that appear under their names only when they are whole.
+"""Reading texts, checking paths, and writing files and folders atomically.
 
-They are written under a scratch name beside the place, flushed to the disk and renamed. What a
-killed process leaves behind is hidden (`.NAME.part`) and goes at the next try.
+A file or folder is written under a scratch name next to its final path, flushed to the disk and
+renamed. A killed process leaves a hidden `.NAME.part`, which the next attempt removes.
 """
 
 import hashlib
@@ -17,18 +17,18 @@ from blip3o.core.errors import UsageError, quoted_number, reason_of
 from blip3o.core.texts import decode_text
 
 _LONGEST_NAME = 255
-"""Bytes of a name on the file systems in use."""
+"""Most bytes of a file name on common file systems."""
 _LARGEST_TEXT = 64 * 2**20
-"""Bytes of a text that is read at once: prompts and settings. A device file has no end."""
+"""Most bytes of a text file (prompts, settings): a device file may never end."""
 
 
 def write_atomic(path: Path, content: bytes | str, *, is_shared: bool = False) -> None:
-    """Writes a file whole or not at all.
+    """Writes a complete file or nothing.
 
     Args:
-        path: where to; replaced. Its folder must exist.
+        path: the file, replaced if it exists. Its folder must exist.
         content: bytes, or text to be written as UTF-8.
-        is_shared: several processes may write it at once; the last one wins.
+        is_shared: whether several processes may write it at the same time; the last one wins.
     """
     with atomic_file(path, is_shared=is_shared) as scratch:
         scratch.write_bytes(content.encode() if isinstance(content, str) else content)
@@ -36,7 +36,7 @@ def write_atomic(path: Path, content: bytes | str, *, is_shared: bool = False) -
 
 @contextmanager
 def atomic_file(path: Path, *, is_shared: bool = False) -> Iterator[Path]:
-    """Yields a scratch file to write; it becomes `path` at the end, or goes if anything fails.
+    """Yields a scratch file to write, which becomes `path` at the end or is removed on failure.
 
     Args:
         path: as in `write_atomic`.
@@ -50,19 +50,19 @@ def atomic_file(path: Path, *, is_shared: bool = False) -> Iterator[Path]:
             flush(scratch)
             os.replace(scratch, path)
     finally:
-        with suppress(OSError):  # the name may be one that no file can have
+        with suppress(OSError):  # the name may be invalid
             scratch.unlink(missing_ok=True)
 
 
 @contextmanager
 def naming(path: Path, scratch: Path | None = None) -> Iterator[None]:
-    """Gives an `OSError` the name of the file that was being written.
+    """Adds the name of the file that was being written to an `OSError`.
 
-    A full disk shows itself when bytes are written, and such an error knows no name.
+    A write to a full disk fails with an error that has no file name.
 
     Args:
         path: the file.
-        scratch: the name under which it is being written.
+        scratch: the scratch file that is being written in its place.
     """
     try:
         yield
@@ -70,7 +70,7 @@ def naming(path: Path, scratch: Path | None = None) -> Iterator[None]:
         if error.errno is not None and error.filename in (None, str(scratch)):
             error.filename, error.filename2 = str(path), None
         raise
-    except Exception as error:  # of a library that is not written in Python
+    except Exception as error:  # from a library that is not written in Python
         number = quoted_number(error)
         if number is None:
             raise
@@ -86,17 +86,17 @@ def _scratch_name(name: str, end: str) -> str:
 
 @contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
-    """Yields a scratch folder to fill; it becomes `path` at the end, or goes if anything fails.
+    """Yields a scratch folder to fill, which becomes `path` at the end or is removed on failure.
 
     Args:
-        path: where to; an empty folder there is replaced, its parents are created.
+        path: the folder. An empty folder there is replaced; missing parents are created.
 
     Raises:
-        OSError: if there is a folder with something in it.
+        OSError: if `path` is a folder that is not empty.
     """
     path = path.absolute()
     scratch = path.with_name(_scratch_name(path.name, ".part"))
-    shutil.rmtree(scratch, ignore_errors=True)  # of a run that was killed
+    shutil.rmtree(scratch, ignore_errors=True)  # left by a killed run
     try:
         scratch.mkdir(parents=True)
         yield scratch
@@ -108,7 +108,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
 
 
 def flush(path: Path) -> None:
-    """Waits until a file, or the names in a folder, are on the disk."""
+    """Waits until a file, or the list of a folder's entries, is on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -117,20 +117,20 @@ def flush(path: Path) -> None:
 
 
 def home_path(text: str | Path) -> Path:
-    """Returns a path with a leading `~` or `~user` as that home folder.
+    """Returns a path with a leading `~` or `~user` replaced by that home folder.
 
     Args:
-        text: as the user wrote it; a shell leaves the `~` of `--out=~/x` as it is.
+        text: the path as the user wrote it; a shell does not expand the `~` of `--out=~/x`.
 
     Raises:
-        UsageError: if it is empty, as the value of an unset variable is, or the system knows no
-            such home folder.
+        UsageError: if it is empty, like the value of an unset variable, or if the system does not
+            have that home folder.
     """
     return Path(expanded(os.fspath(text)))
 
 
 def expanded(text: str) -> str:
-    """Returns what `home_path` returns, as a text: patterns and URLs stay as they are.
+    """Returns the result of `home_path` as a text; patterns and URLs stay unchanged.
 
     Args:
         text: as for `home_path`.
@@ -142,25 +142,26 @@ def expanded(text: str) -> str:
         raise UsageError("the name of a file or folder is empty")
     if text == "-":
         raise UsageError(
-            "- is no file here; ./- is one of that name, and /dev/stdin is the standard input"
+            "- is not a file name here; use ./- for a file of that name, /dev/stdin for "
+            "standard input"
         )
     full, start = os.path.expanduser(text), text.partition("/")[0]
     is_lost = full == text or (start == "~" and os.environ.get("HOME") == "")
     if start.startswith("~") and is_lost and not os.path.lexists(text):
-        raise UsageError(f"there is no home folder {start}; for a name that begins so: ./{text}")
+        raise UsageError(f"there is no home folder {start}; for a file of this name use ./{text}")
     return full
 
 
 def check_plain_name(what: str, name: str) -> None:
-    """Checks that a name can be that of a file or folder in any folder, and of one alone.
+    """Checks that a name is valid for exactly one file or folder within any folder.
 
     Args:
-        what: what is called so, for the message.
+        what: kind of the named thing, for the message.
         name: the name.
 
     Raises:
-        UsageError: if it leads to another folder, is a pattern of several names, or holds letters
-            that cannot be seen.
+        UsageError: if it leads to another folder, is a pattern of several names, or holds invisible
+            characters.
     """
     is_hidden = name.startswith(".") or name != name.strip() or not name.isprintable()
     if not name or is_hidden or any(letter in name for letter in "/\\*?[]{}"):
@@ -170,13 +171,13 @@ def check_plain_name(what: str, name: str) -> None:
 
 
 def check_no_file(path: Path) -> None:
-    """Checks that a folder can have a name; another process may be making it.
+    """Checks that a path can be a folder; another process may be creating it meanwhile.
 
     Args:
         path: the folder; it and its parents need not exist.
 
     Raises:
-        UsageError: if it or a parent is a file, or the name is one that none can have.
+        UsageError: if the path or a parent is a file, or if the name is invalid.
     """
     try:
         ways = (path, *path.absolute().parents)
@@ -185,18 +186,18 @@ def check_no_file(path: Path) -> None:
     except OSError as error:
         raise UsageError(f"cannot write to {path}: {reason_of(error)}") from error
     if not is_folder:
-        what = "a file" if is_there else "a link that leads nowhere"
+        what = "a file" if is_there else "a broken link"
         raise UsageError(f"cannot write to {path}: {nearest} is {what}; give the name of a folder")
 
 
 def check_folder(path: Path) -> None:
-    """Checks, before any work is done, that files can be written to a folder; leaves no trace.
+    """Checks before any work that files can be written to a folder; leaves no trace.
 
     Args:
         path: the folder; it and its parents need not exist.
 
     Raises:
-        UsageError: if it is a file, or cannot be made or written to.
+        UsageError: if it is a file, or cannot be created or written to.
     """
     check_no_file(path)
     made: list[Path] = []
@@ -215,7 +216,7 @@ def check_folder(path: Path) -> None:
 
 
 def check_file(path: Path) -> None:
-    """Checks, before any work is done, that a file can be written; leaves no trace.
+    """Checks before any work that a file can be written; leaves no trace.
 
     Args:
         path: the file; it and its folder need not exist.
@@ -226,7 +227,7 @@ def check_file(path: Path) -> None:
     try:
         if path.is_dir():
             raise UsageError(f"cannot write {path}: it is a folder; give the name of a file")
-        path.exists()  # here a name that is too long shows itself
+        path.exists()  # raises if the name is too long
     except OSError as error:
         raise UsageError(f"cannot write {path}: {reason_of(error)}") from error
     check_folder(path.parent)
@@ -235,9 +236,9 @@ def check_file(path: Path) -> None:
 def read_lines(path: Path, what: str = "") -> list[str]:
     """Returns the lines of a text file.
 
-    Lines end at a newline, or a carriage return and a newline; in a file without newlines they end
-    at carriage returns, as old editors write. Nothing else ends one: other letters that Unicode
-    calls line separators belong to the text.
+    Lines end with a newline, optionally after a carriage return. In a file without newlines they
+    end with carriage returns, as old editors write them. Other line separators of Unicode belong to
+    the text.
 
     Args:
         path: as for `read_text`.
@@ -255,12 +256,12 @@ def read_text(path: Path, what: str = "") -> str:
     """Returns the text of a file.
 
     Args:
-        path: a file in UTF-8, or in UTF-16 with a byte order mark; the mark is dropped. A pipe is
+        path: a file in UTF-8, or in UTF-16 with a byte order mark; the mark is removed. A pipe is
             read to its end.
-        what: what is read from it, for error messages ("prompts").
+        what: kind of the content, for error messages ("prompts").
 
     Raises:
-        UsageError: if it cannot be read, is larger than 64 MiB, or is no such text.
+        UsageError: if it cannot be read, is larger than 64 MiB, or is not such a text.
     """
     start = f"cannot read {f'{what} from ' if what else ''}{path}"
     try:
@@ -276,6 +277,41 @@ def read_text(path: Path, what: str = "") -> str:
         text = decode_text(data)
     except ValueError as error:
         raise UsageError(f"{start}: {error}") from error
-    if "\0" in text:  # UTF-16 without a mark, UTF-32, or no text at all
+    if "\0" in text:  # UTF-16 without a mark, UTF-32, or not a text at all
         raise UsageError(f"{start}: it is not a text in UTF-8 (it holds zero bytes)")
     return text
+
+
+def require_room(folder: Path, need_bytes: int, what: str, advice: str) -> None:
+    """Checks that files fit on the disk before hours of work produce them.
+
+    Args:
+        folder: their folder; it need not exist.
+        need_bytes: their least total size.
+        what: kind of the files, for the message.
+        advice: the alternative to freeing space, for the message.
+
+    Raises:
+        UsageError: if the disk has less free space.
+    """
+    place = folder.absolute()
+    while not place.exists() and place != place.parent:
+        place = place.parent
+    try:
+        free = shutil.disk_usage(place).free
+    except OSError:  # the later write reports the fault
+        return
+    if need_bytes > free:
+        raise UsageError(
+            f"{what} need about {size_text(need_bytes)}, and {size_text(free)} are free on the "
+            f"disk of {folder}: make room, or {advice}"
+        )
+
+
+def size_text(num_bytes: float) -> str:
+    """Returns a readable size, such as "1.3 GB"."""
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if num_bytes < 1000:
+            return f"{num_bytes:.0f} {unit}" if unit == "bytes" else f"{num_bytes:.1f} {unit}"
+        num_bytes /= 1000
+    return f"{num_bytes:.1f} TB"

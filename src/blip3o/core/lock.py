@@ -1,8 +1,8 @@
-"""Locks that the system frees when their process ends, however it ends: none is ever stale.
+"""File locks that the system releases when their process ends in any way, so none becomes stale.
 
-A lock is a file with the name of its holder in it. It goes with the lock; one that a killed process
-left behind means nothing. `flock` also works between machines on file systems that pass it on (NFS,
-Lustre with `-o flock`, GPFS). On one that knows no locks a warning says so.
+A lock is a file that names its holder. The file is removed with the lock; the file of a killed
+process has no effect. `flock` also works between machines on file systems that support it (NFS,
+Lustre with `-o flock`, GPFS). On a file system without locks, a warning is printed.
 """
 
 import errno
@@ -30,8 +30,8 @@ def locked(file: Path, refusal: str | None = None) -> Iterator[None]:
 
     Args:
         file: the lock; created if missing. Its folder must exist.
-        refusal: what to say if another process holds the lock; its process id and machine stand
-            before it. None waits for the other process.
+        refusal: error message if another process holds the lock, without its subject: "process N
+            on HOST" is put before it. None waits for the other process.
 
     Raises:
         UsageError: if another process holds the lock and `refusal` is given, or the file cannot be
@@ -47,7 +47,9 @@ def locked(file: Path, refusal: str | None = None) -> Iterator[None]:
             yield
         finally:
             if descriptor in _open and _is_there(descriptor, file):
-                with suppress(OSError):  # while it is held: whoever waits for it looks again
+                with suppress(
+                    OSError
+                ):  # removed while locked: a waiting process checks the file again
                     file.unlink()
     finally:
         _close(descriptor)
@@ -63,17 +65,17 @@ def _open_lock(file: Path) -> int:
 
 
 def _close(descriptor: int) -> None:
-    if descriptor in _open:  # else this is a forked process, which has closed it
+    if descriptor in _open:  # a forked process has closed it already
         _open.discard(descriptor)
         os.close(descriptor)
 
 
 def _take(descriptor: int, file: Path, refusal: str | None) -> bool:
-    """Takes a lock; returns whether it counts: its last holder may have removed its file."""
+    """Takes a lock; returns whether its file still exists: the last holder may have removed it."""
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except (BlockingIOError, PermissionError):  # what network disks say of a lock that is held
+        except (BlockingIOError, PermissionError):  # errors for a held lock on network disks
             holder = _holder(descriptor)
             if refusal is not None:
                 raise UsageError(f"{holder} {refusal}") from None
@@ -83,15 +85,15 @@ def _take(descriptor: int, file: Path, refusal: str | None) -> bool:
         if error.errno not in _UNSUPPORTED:
             raise UsageError(f"cannot lock {file}: {reason_of(error)}") from error
         say(
-            f"warning: the file system of {file.parent} knows no locks; "
-            "take care that only one process at a time writes there"
+            f"warning: the file system of {file.parent} does not support locks; "
+            "make sure that only one process at a time writes there"
         )
         return True
     return _is_there(descriptor, file)
 
 
 def _is_there(descriptor: int, file: Path) -> bool:
-    """Returns whether the file of a lock is still in its place."""
+    """Returns whether the file of a lock still exists under its name."""
     try:
         return os.path.samestat(os.fstat(descriptor), os.stat(file))
     except OSError:
@@ -99,23 +101,23 @@ def _is_there(descriptor: int, file: Path) -> bool:
 
 
 def _holder(descriptor: int) -> str:
-    """Returns who holds a lock, as its file says."""
+    """Returns the holder of a lock according to its file."""
     try:
         note = json.loads(os.pread(descriptor, _NOTE_BYTES, 0))
         return f"process {int(note['pid'])} on {note['host']}"
-    except (OSError, ValueError, KeyError, TypeError):  # it has only just taken the lock
+    except (OSError, ValueError, KeyError, TypeError):  # the holder has not written its note yet
         return "another process"
 
 
 def _note(descriptor: int, text: str) -> None:
-    """Writes who holds a lock; on a full disk the lock holds without a name."""
+    """Writes the holder into the file of a lock; on a full disk the lock works without it."""
     with suppress(OSError):
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, text.encode(), 0)
 
 
 def _close_in_child() -> None:
-    """Closes the locks in a forked process: it would hold them on when its parent is killed."""
+    """Closes the locks in a forked process, which would keep them after its parent is killed."""
     for descriptor in _open:
         with suppress(OSError):
             os.close(descriptor)

@@ -1,30 +1,33 @@
-"""What a run says: metrics to JSONL and TensorBoard, progress to a terminal or as plain lines."""
+"""Output of a run: metrics as JSONL and for TensorBoard, progress as a bar or as plain lines."""
 
 import contextlib
 import json
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sized
 from pathlib import Path
-from typing import IO, Any, TypeVar
+from typing import IO, TYPE_CHECKING, TypeVar
 
 from blip3o.core.distributed import is_main
 from blip3o.core.files import naming, write_atomic
 
+if TYPE_CHECKING:
+    from torch.utils.tensorboard.writer import SummaryWriter
+
 T = TypeVar("T")
 
 _SLOW = 0.1
-"""Items a second below which the seconds of an item say more."""
+"""Below this rate (items per second), the seconds per item are shown instead."""
 _SOON_S = 20.0
-"""What is done sooner needs no estimate."""
+"""A shorter remaining time is not shown."""
 
 
 class MetricsLogger:
-    """Writes one JSON object a line to `metrics.jsonl` and the numbers to `tensorboard/`.
+    """Writes one JSON object per line to `metrics.jsonl` and the numbers to `tensorboard/`.
 
     Args:
         run_dir: the run folder; created if missing.
-        resume_step: lines of later steps are dropped, so that a resumed run has each step once.
+        resume_step: lines of later steps are removed, so that a resumed run has each step once.
     """
 
     def __init__(self, run_dir: Path, resume_step: int = 0) -> None:
@@ -34,8 +37,8 @@ class MetricsLogger:
         self._file: IO[str] = self.path.open("a", encoding="utf-8")
         self._board = self._open_board(run_dir, resume_step)
 
-    def log(self, step: int, values: dict[str, Any]) -> None:
-        """Writes the numbers of a step; flushed at once, so that a killed run keeps them."""
+    def log(self, step: int, values: Mapping[str, object]) -> None:
+        """Writes and flushes the values of a step, so that a killed run keeps them."""
         with naming(self.path):
             self._file.write(json.dumps({"step": step, **values}) + "\n")
             self._file.flush()
@@ -59,7 +62,7 @@ class MetricsLogger:
             write_atomic(self.path, kept)
 
     @staticmethod
-    def _open_board(run_dir: Path, step: int) -> Any:  # noqa: ANN401  (tensorboard is optional)
+    def _open_board(run_dir: Path, step: int) -> "SummaryWriter | None":
         try:
             from torch.utils.tensorboard.writer import SummaryWriter
         except ImportError:
@@ -70,23 +73,23 @@ class MetricsLogger:
 def _step_of(line: str) -> float:
     try:
         return json.loads(line)["step"]
-    except (json.JSONDecodeError, KeyError, TypeError):  # a line cut short by a kill
+    except (json.JSONDecodeError, KeyError, TypeError):  # a killed run cut the line short
         return float("inf")
 
 
 def progress(
     items: Iterable[T], *, total: int | None = None, what: str = "", every_s: float = 10.0
 ) -> Iterator[T]:
-    """Yields the items while showing how far it is: a bar on a terminal, plain lines elsewhere.
+    """Yields the items and shows the progress: a bar on a terminal, plain lines elsewhere.
 
     Args:
-        items: what to iterate over.
-        total: how many there are; taken from `len` if None.
+        items: the items to iterate over.
+        total: their number; None takes it from `len` where possible.
         what: a word or two in front of the bar.
-        every_s: seconds between plain lines where stderr is no terminal.
+        every_s: seconds between plain lines if stderr is not a terminal.
     """
-    if total is None and hasattr(items, "__len__"):
-        total = len(items)  # type: ignore[arg-type]
+    if total is None and isinstance(items, Sized):
+        total = len(items)
     if sys.stderr.isatty():
         from tqdm import tqdm
 
@@ -103,7 +106,7 @@ def progress(
 
 
 def _pace(count: int, total: int | None, seconds: float) -> str:
-    """Returns how fast it goes, and how long it still takes where that is worth waiting for."""
+    """Returns the speed, and the remaining time if it is long."""
     rate = count / max(seconds, 1e-9)
     said = f"{rate:.1f}/s" if rate >= _SLOW else f"{1 / rate:.0f} s each"
     left = (total - count) / rate if total else 0.0
@@ -113,16 +116,16 @@ def _pace(count: int, total: int | None, seconds: float) -> str:
 
 
 def say(message: str) -> None:
-    """Prints a line of information to stderr (stdout is for results), once for all processes."""
+    """Prints a line to stderr in the main process only; stdout is for results."""
     if is_main():
         _tell(message)
 
 
 _CONTROLS = {code: repr(chr(code))[1:-1] for code in (*range(32), *range(127, 160)) if code != 10}
-"""A name of a file may hold what would clear a terminal."""
+"""Control characters, which could clear the terminal if the name of a file holds them."""
 
 
 def _tell(line: str) -> None:
-    """Prints to stderr; nobody reading it (`2>&1 | tee log` after Ctrl-C) ends no run."""
+    """Prints to stderr; a closed stderr (`2>&1 | tee log` after Ctrl-C) does not end the run."""
     with contextlib.suppress(OSError):
         print(line.translate(_CONTROLS), file=sys.stderr, flush=True)

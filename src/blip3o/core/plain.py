@@ -1,12 +1,11 @@
-"""Reads YAML into plain data: no key counts twice, and a scalar keeps its source text.
+"""Reads YAML into plain data: repeated keys are refused, and a scalar keeps its source text.
 
-YAML decides by the look of a word whether it is a number, a date or nothing (`010`, `1:30`, `~`).
-Here the field that takes the word decides: a scalar is read as `Text`, and `blip3o.core.config`
-converts it when it knows the field's type.
+YAML guesses from the look of a word whether it is a number, a date or null (`010`, `1:30`, `~`).
+Here the field that receives the word decides: a scalar is read as `Text`, and `blip3o.core.config`
+converts it once it knows the type of the field.
 """
 
 from collections.abc import Hashable
-from typing import Any
 
 import yaml
 
@@ -16,27 +15,28 @@ from blip3o.core.scalars import Text
 _YAML = "tag:yaml.org,2002:"
 _PLAIN_TAGS = tuple(_YAML + name for name in ("null", "bool", "int", "float", "timestamp", "value"))
 
-
-# YAML 1.1 ends lines at these letters too and would fold them into spaces; YAML 1.2 does not. While
-# YAML looks at a text, letters for private use stand in their place.
+# YAML 1.1 also treats these characters as line ends and folds them into spaces; YAML 1.2 does not.
+# They are replaced by private-use characters while YAML reads a text.
 _HIDDEN = {0x85: 0x10FF85, 0x2028: 0x10FF28, 0x2029: 0x10FF29}
 _SHOWN = {hidden: letter for letter, hidden in _HIDDEN.items()}
 
 
-class _Loader(yaml.SafeLoader):
-    """Reads scalars as `Text` and refuses a key that stands twice in one mapping."""
+def _refusal(problem: str, node: yaml.Node) -> yaml.constructor.ConstructorError:
+    return yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+
+class _Loader(yaml.SafeLoader):
+    """Reads scalars as `Text` and refuses a key that appears twice in one mapping."""
+
+    def construct_mapping(
+        self, node: yaml.MappingNode, deep: bool = False
+    ) -> dict[Hashable, object]:
         seen: set[str] = set()
         for key, _ in node.value:
             if not isinstance(key, yaml.ScalarNode):
-                raise yaml.constructor.ConstructorError(
-                    None, None, "a key must be one word or text", key.start_mark
-                )
+                raise _refusal("a key must be one word or text", key)
             if key.value in seen:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"the key {key.value!r} stands there twice", key.start_mark
-                )
+                raise _refusal(f"the key {key.value!r} appears twice", key)
             seen.add(key.value)
         self.flatten_mapping(node)
         return {
@@ -44,27 +44,24 @@ class _Loader(yaml.SafeLoader):
             for key, value in node.value
         }
 
-    def _mapping(self, node: yaml.Node) -> dict[Hashable, Any]:
+    def _mapping(self, node: yaml.Node) -> dict[Hashable, object]:
         if not isinstance(node, yaml.MappingNode):
-            raise yaml.constructor.ConstructorError(
-                None, None, "this is not a mapping", node.start_mark
-            )
+            raise _refusal("this is not a mapping", node)
         return self.construct_mapping(node, deep=True)
 
-    def _sequence(self, node: yaml.Node) -> list[Any]:
+    def _sequence(self, node: yaml.Node) -> list[object]:
         if not isinstance(node, yaml.SequenceNode):
-            raise yaml.constructor.ConstructorError(
-                None, None, "this is not a list", node.start_mark
-            )
+            raise _refusal("this is not a list", node)
         return [self.construct_object(item, deep=True) for item in node.value]
 
     def _text(self, node: yaml.Node) -> Text:
-        text = str(self.construct_scalar(node))  # type: ignore[arg-type]
-        # `!!str 5` is a text without quotes; what YAML guessed is left to the field.
+        if not isinstance(node, yaml.ScalarNode):
+            raise _refusal("this is not a text", node)
+        text = str(self.construct_scalar(node))
+        # `!!str 5` is a text without quotes. The field decides about a tag that YAML guessed.
         implicit = self.resolve(yaml.ScalarNode, text, (True, False))
         is_forced = node.tag == _YAML + "str" and implicit != node.tag
-        is_plain = getattr(node, "style", None) is None and not is_forced
-        return Text(text.translate(_SHOWN), is_plain=is_plain)
+        return Text(text.translate(_SHOWN), is_plain=node.style is None and not is_forced)
 
 
 _Loader.add_constructor(_YAML + "map", _Loader._mapping)
@@ -76,7 +73,7 @@ for _tag in ("binary", "omap", "pairs", "set"):
 
 
 class _Dumper(yaml.SafeDumper):
-    """Puts a text into quotes wherever a field could read something else in it."""
+    """Quotes every text that a field could read as something else."""
 
     def _string(self, text: str) -> yaml.ScalarNode:
         read = Text(text)
@@ -86,10 +83,10 @@ class _Dumper(yaml.SafeDumper):
 
 _Dumper.add_representer(str, _Dumper._string)
 _NEVER_FOLDED = 2**31
-"""Letters of a line: texts stay on one."""
+"""Line width that keeps every text on one line."""
 
 
-def format_yaml(data: Any) -> str:  # noqa: ANN401
+def format_yaml(data: object) -> str:
     """Returns plain data as YAML that `parse_yaml` reads back.
 
     Args:
@@ -98,14 +95,14 @@ def format_yaml(data: Any) -> str:  # noqa: ANN401
     return yaml.dump(data, Dumper=_Dumper, sort_keys=False, width=_NEVER_FOLDED)
 
 
-def parse_yaml(text: str) -> Any:  # noqa: ANN401  (dicts, lists and Texts)
+def parse_yaml(text: str) -> object:
     """Returns the data of one YAML document: dicts, lists and `Text`s.
 
     Args:
         text: the document.
 
     Raises:
-        UsageError: if it is no YAML or a key stands twice in one mapping, with the line.
+        UsageError: if it is not YAML or a key appears twice in one mapping; names the line.
     """
     try:
         return yaml.load(text.translate(_HIDDEN), _Loader)
@@ -121,20 +118,20 @@ def parse_yaml(text: str) -> Any:  # noqa: ANN401  (dicts, lists and Texts)
 
 
 def _is_whole(problem: str | None) -> bool:
-    """Returns whether YAML's words for a problem say it without those for its context."""
+    """Returns whether YAML's message about a problem is complete without its context."""
     return bool(problem) and not str(problem).startswith("but ")
 
 
-def parse_value(text: str) -> Any:  # noqa: ANN401  (dicts, lists and Texts)
-    """Returns the list or mapping that the value of `path=value` writes in YAML.
+def parse_value(text: str) -> object:
+    """Returns the list or mapping that the value of `path=value` holds as YAML.
 
-    Nothing of it is passed over: comments and anchors, which YAML would drop, are refused.
+    Comments, anchors and tags are refused, because YAML would drop or interpret them.
 
     Args:
         text: the value.
 
     Raises:
-        UsageError: if it is no YAML, or holds a comment, an anchor or a tag.
+        UsageError: if it is not YAML, or holds a comment, an anchor or a tag.
     """
     try:
         tokens = list(yaml.scan(text.translate(_HIDDEN), yaml.SafeLoader))
@@ -152,7 +149,7 @@ def parse_value(text: str) -> Any:  # noqa: ANN401  (dicts, lists and Texts)
 
 
 def unquoted(text: str) -> str | None:
-    """Returns the text between quotes where a value is wholly in quotes of YAML, else None.
+    """Returns the text between the quotes of a value that YAML quotes as a whole, else None.
 
     Args:
         text: the value.

@@ -1,16 +1,20 @@
-"""Lazy tables of names: one literal line per component, imported only when it is asked for."""
+"""Lazy tables of names: one literal line per component, imported only when it is requested."""
 
 import importlib
-from typing import Any
+from typing import Generic, TypeVar
 
 from blip3o.core.errors import unknown_name
 
+EntryT = TypeVar("EntryT")
 
-class Registry:
+
+class Registry(Generic[EntryT]):
     """A table from a short name to the class or function that implements it.
 
+    The annotation of a table states the type of its entries: `Registry[type[Source]]`.
+
     Args:
-        what: what the entries are, for error messages ("backbone").
+        what: kind of the entries, for error messages ("backbone").
         table: name -> "module:attribute"; a leading dot is relative to `package`.
         package: the package that relative modules start from (pass `__name__`).
     """
@@ -25,27 +29,27 @@ class Registry:
         return list(self._table)
 
     def place(self, name: str) -> tuple[str, str]:
-        """Returns the module and the attribute behind a name; nothing is imported.
+        """Returns the module and the attribute behind a name, without importing anything.
 
         Args:
             name: a name of the table.
 
         Raises:
-            UsageError: if the name is unknown; the message holds the nearest names.
+            UsageError: if the name is unknown; the message lists the nearest names.
         """
         if name not in self._table:
             raise unknown_name(self.what, name, self._table)
         module, _, attribute = self._table[name].partition(":")
         return module, attribute
 
-    def get(self, name: str) -> Any:  # noqa: ANN401  (entries are of many types)
-        """Returns the entry behind a name, importing its module now.
+    def get(self, name: str) -> EntryT:
+        """Returns the entry behind a name and imports its module.
 
         Args:
             name: a name of the table.
 
         Raises:
-            UsageError: if the name is unknown; the message holds the nearest names.
+            UsageError: if the name is unknown; the message lists the nearest names.
         """
         module, attribute = self.place(name)
         return getattr(importlib.import_module(module, self._package), attribute)

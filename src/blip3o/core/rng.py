@@ -1,8 +1,8 @@
-"""Randomness is a function of what it is for, not a state that advances.
+"""Random numbers as a function of their purpose, not of a state that advances.
 
 Every draw is keyed by (seed, stream, epoch, global sample index) and comes from the counter-based
-Philox generator. So a resumed run, another number of processes or workers, or another batch size
-sees the same noise for the same sample, bit for bit.
+Philox generator. A resumed run, a run with another number of processes or workers, and a run with
+another batch size therefore see the same noise for the same sample, bit for bit.
 """
 
 import hashlib
@@ -14,11 +14,11 @@ from torch import Tensor
 
 
 def numpy_rng(seed: int, stream: str, *counters: int) -> np.random.Generator:
-    """Returns a generator that depends on nothing but its arguments.
+    """Returns a generator that depends only on its arguments.
 
     Args:
-        seed: the run's or data set's seed.
-        stream: what the numbers are for ("noise", "sigma", "caption"); streams are independent.
+        seed: seed of the run or the data set.
+        stream: purpose of the numbers ("noise", "sigma", "caption"); streams are independent.
         counters: up to two whole numbers >= 0, usually (epoch, sample index).
 
     Raises:
@@ -28,7 +28,7 @@ def numpy_rng(seed: int, stream: str, *counters: int) -> np.random.Generator:
         raise ValueError(f"at most two counters, got {counters}")
     digest = hashlib.blake2b(f"{seed}/{stream}".encode(), digest_size=16).digest()
     key = np.frombuffer(digest, dtype=np.uint64)
-    # The low counter words are Philox's own position; ours sit in the high words.
+    # Philox advances the low counter words itself; ours go into the high words.
     counter = np.array([0, 0, *counters, *([0] * (2 - len(counters)))], dtype=np.uint64)
     return np.random.Generator(np.random.Philox(key=key, counter=counter))
 
@@ -41,7 +41,7 @@ def sample_normal(
     Args:
         shape: shape of one sample's block.
         seed: the run's seed.
-        stream: what the numbers are for.
+        stream: purpose of the numbers.
         epochs: epoch of each sample, integers of shape [B].
         indices: global index of each sample, integers of shape [B].
     """
@@ -57,7 +57,7 @@ def sample_uniform(seed: int, stream: str, epochs: Tensor, indices: Tensor) -> T
 
     Args:
         seed: the run's seed.
-        stream: what the numbers are for.
+        stream: purpose of the numbers.
         epochs: epoch of each sample, integers of shape [B].
         indices: global index of each sample, integers of shape [B].
     """
@@ -69,5 +69,5 @@ def sample_uniform(seed: int, stream: str, epochs: Tensor, indices: Tensor) -> T
 
 
 def generator(seed: int) -> torch.Generator:
-    """Returns a CPU generator with a seed; CPU so that a seed means the same on every device."""
+    """Returns a seeded generator on the CPU, where a seed gives the same numbers on any device."""
     return torch.Generator().manual_seed(seed)

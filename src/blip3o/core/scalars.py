@@ -1,16 +1,18 @@
-"""Scalars that keep their source text until the type of their field says how to read them."""
+"""Scalars that keep their source text until the type of their field decides how to read them."""
 
 import dataclasses
 import re
 import typing
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
 
 from blip3o.core.errors import UsageError, shown
 
+T = TypeVar("T")
+
 _INT = re.compile(r"[-+]?[0-9][0-9_]*")
 _MOST_EXACT = 2**53
-"""From here on a float may not be not the whole number that was written."""
+"""From this magnitude on, a float may differ from the integer that was written."""
 _TRUE, _FALSE = ("true", "yes", "on"), ("false", "no", "off")
 
 
@@ -19,9 +21,9 @@ class Text:
     """A scalar as it was written.
 
     Args:
-        text: its characters; of a quoted one those between the quotes.
-        is_plain: whether it stood without quotes, so that it may also be a number or nothing.
-        nulls: the spellings that mean None to a field that takes texts or None.
+        text: its characters, without the quotes of a quoted scalar.
+        is_plain: whether it had no quotes, so that it may also be a number or None.
+        nulls: the spellings that mean None in a field that accepts texts or None.
     """
 
     text: str
@@ -30,16 +32,16 @@ class Text:
 
     @property
     def is_null(self) -> bool:
-        """Whether it means None to a field that takes no texts."""
+        """Whether it means None in a field that does not accept texts."""
         return self.is_plain and self.text.strip() in ("null", "Null", "NULL", "~", "")
 
     @property
     def is_null_text(self) -> bool:
-        """Whether it means None to a field that takes texts or None."""
+        """Whether it means None in a field that accepts texts or None."""
         return self.is_plain and self.text in self.nulls
 
     def boolean(self) -> bool | None:
-        """Returns the truth value that is written, in the spellings of YAML; None for others."""
+        """Returns the truth value, in the spellings of YAML; None if it is not one."""
         text = self.text.strip()
         word = text.lower()
         if not self.is_plain or text not in (word, word.upper(), word.capitalize()):
@@ -47,7 +49,7 @@ class Text:
         return True if word in _TRUE else False if word in _FALSE else None
 
     def whole(self) -> int | None:
-        """Returns the whole number that is written in decimal digits; None for others."""
+        """Returns the integer written in decimal digits; None if it is not one."""
         text = self.text.strip()
         if not self.is_plain:
             return None
@@ -58,7 +60,7 @@ class Text:
         return int(number) if number is not None and is_exact else None
 
     def real(self) -> float | None:
-        """Returns the number that is written in decimal digits; None for others."""
+        """Returns the number written in decimal digits; None if it is not one."""
         text = self.text.strip()
         if not text.isascii():
             return None
@@ -67,27 +69,27 @@ class Text:
         return _number(float, text)
 
     def __repr__(self) -> str:
-        """Returns it as an error message shows it."""
+        """Returns the scalar as an error message shows it."""
         return "None" if self.is_null else repr(self.text)
 
 
-def _number(kind: Any, text: str) -> Any:  # noqa: ANN401
+def _number(kind: Callable[[str], T], text: str) -> T | None:
     try:
         return kind(text)
     except ValueError:
         return None
 
 
-def convert(hint: Any, value: Text, path: str) -> Any:  # noqa: ANN401
-    """Returns the value that a text has in a field.
+def convert(hint: object, value: Text, path: str) -> object:
+    """Returns the value of a text in a field.
 
     Args:
-        hint: the field's type: str, int, float, bool, a Literal, or Any.
+        hint: the type of the field: str, int, float, bool, a Literal, or Any.
         value: the text.
-        path: the field, for error messages.
+        path: dotted path of the field, for error messages.
 
     Raises:
-        UsageError: if the text is no such value.
+        UsageError: if the text is not a value of that type.
     """
     if hint is str and not (value.is_null_text and not value.text):  # `name:` has no value in YAML
         return value.text
@@ -97,23 +99,27 @@ def convert(hint: Any, value: Text, path: str) -> Any:  # noqa: ANN401
         if found is None:
             raise UsageError(f"{path} must be one of {list(options)}, got {shown(value)}")
         return found
-    if hint in _READERS:
-        read = _READERS[hint](value)
-        if read is not None:
-            return read
+    reader = _READERS.get(hint)
+    if reader is not None and (read := reader(value)) is not None:
+        return read
     if hint is Any or hint is object:
         return guessed(value)
     advice = "in decimal digits" if value.is_plain else "without quotes"
-    note = f"; write it {advice}" if hint in _READERS and not value.is_null else ""
+    note = f"; write it {advice}" if reader is not None and not value.is_null else ""
     note = "; write true or false" if hint is bool and value.is_plain else note
-    raise UsageError(f"{path} must be {getattr(hint, '__name__', hint)}, got {shown(value)}{note}")
+    raise UsageError(f"{path} must be {_name_of(hint)}, got {shown(value)}{note}")
 
 
+_READERS: dict[object, Callable[[Text], object]]
 _READERS = {bool: Text.boolean, int: Text.whole, float: Text.real}
 
 
-def convert_plain(hint: Any, value: Any, path: str) -> Any:  # noqa: ANN401
-    """Returns the value that a scalar of JSON or Python has in a field.
+def _name_of(hint: object) -> str:
+    return hint.__name__ if isinstance(hint, type) else str(hint)
+
+
+def convert_plain(hint: object, value: object, path: str) -> object:
+    """Returns the value of a scalar from JSON or Python in a field.
 
     Args:
         hint: as for `convert`.
@@ -121,7 +127,7 @@ def convert_plain(hint: Any, value: Any, path: str) -> Any:  # noqa: ANN401
         path: as for `convert`.
 
     Raises:
-        UsageError: if it is of another type.
+        UsageError: if the scalar has another type.
     """
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
@@ -142,21 +148,23 @@ def convert_plain(hint: Any, value: Any, path: str) -> Any:  # noqa: ANN401
         if hint is int and isinstance(value, bool):
             raise UsageError(f"{path} must be int, got {shown(value)}")
         return value
-    raise UsageError(f"{path} must be {getattr(hint, '__name__', hint)}, got {shown(value)}")
+    raise UsageError(f"{path} must be {_name_of(hint)}, got {shown(value)}")
 
 
-def guessed(value: Any) -> Any:  # noqa: ANN401
-    """Returns data with its texts as what they look like: nothing, truth, a number or a text.
+def guessed(value: object) -> object:
+    """Returns data with its texts read by their look: as None, a truth value, a number or a text.
 
     Args:
-        value: dicts, lists, `Text`s and scalars, for a field that says no type.
+        value: dicts, lists, `Text`s and scalars, for a field without a type.
     """
     if isinstance(value, Mapping):
         return {key: guessed(one) for key, one in value.items()}
     if isinstance(value, list):
         return [guessed(one) for one in value]
-    if not isinstance(value, Text) or not value.is_plain:
-        return value.text if isinstance(value, Text) else value
+    if not isinstance(value, Text):
+        return value
+    if not value.is_plain:
+        return value.text
     if value.is_null:
         return None
     if value.text in ("true", "false"):
@@ -167,12 +175,12 @@ def guessed(value: Any) -> Any:  # noqa: ANN401
     return value.text if number is None else number
 
 
-def as_written(value: Any) -> str:  # noqa: ANN401
-    """Returns a setting's value as `path=value` takes it.
+def as_written(value: object) -> str:
+    """Returns the value of a setting in the form that `path=value` accepts.
 
     Args:
         value: plain data.
     """
-    if value is None or isinstance(value, bool):
-        return {None: "null", True: "true", False: "false"}[value]
-    return str(value)
+    if value is None:
+        return "null"
+    return str(value).lower() if isinstance(value, bool) else str(value)

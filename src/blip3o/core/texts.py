@@ -1,15 +1,14 @@
-"""Reads texts that users have: their encoding is found, and in JSON no key counts twice.
+"""Reads text files of users: detects their encoding, and refuses repeated keys in JSON.
 
-Errors are ValueErrors of one line that say what is wrong with the text. The caller names the file.
+Errors are ValueErrors with one line about the fault of the text. The caller adds the file name.
 """
 
 import codecs
 import json
 import re
-from typing import Any
 
 LFS_START = b"version https://git-lfs.github.com/"
-"""How a file begins that git-lfs leaves in the place of the real one."""
+"""First bytes of the pointer file that git-lfs leaves in place of the real file."""
 
 _MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 _TOKEN = re.compile(r'"(?:[^"\\]|\\.)*"|[{}\[\]:,]')
@@ -20,11 +19,11 @@ def decode_text(data: bytes, encoding: str | None = None) -> str:
 
     Args:
         data: the text.
-        encoding: its name in Python; None takes UTF-8, or UTF-16 or UTF-32 if the first bytes show
-            one of these.
+        encoding: Python's name of its encoding; None means UTF-8, or UTF-16 or UTF-32 if the first
+            bytes show one of these.
 
     Raises:
-        ValueError: if it is in another encoding, a git-lfs pointer, or nothing but zero bytes.
+        ValueError: if it has another encoding, is a git-lfs pointer, or holds only zero bytes.
     """
     if data.startswith(LFS_START):
         raise ValueError("it is a git-lfs pointer: fetch the file: git lfs pull")
@@ -36,30 +35,30 @@ def decode_text(data: bytes, encoding: str | None = None) -> str:
         return data.decode(encoding).removeprefix("\ufeff")
     except UnicodeDecodeError as error:
         raise ValueError(
-            f"no {error.encoding} text: {error.reason} at byte {error.start}; save it as UTF-8"
+            f"not {error.encoding} text: {error.reason} at byte {error.start}; save it as UTF-8"
         ) from error
 
 
 def has_wide_text(data: bytes) -> bool:
-    """Returns whether a text begins as UTF-16 or UTF-32 does: with its mark, or with zero bytes.
+    """Returns whether a text begins like UTF-16 or UTF-32: with a byte order mark or zero bytes.
 
     Args:
-        data: the first bytes of the text, four at least if it is that long.
+        data: the first bytes of the text: four or more, unless the whole text is shorter.
     """
     return data.startswith(_MARKS) or (
         b"\0" in data[:4] and json.detect_encoding(data[:4]) != "utf-8"
     )
 
 
-def load_json(data: bytes | str) -> Any:  # noqa: ANN401  (whatever the text holds)
+def load_json(data: bytes | str) -> object:
     """Returns the value that a JSON text holds.
 
     Args:
-        data: the text; bytes as `decode_text` takes them.
+        data: the text; bytes are decoded by `decode_text`.
 
     Raises:
-        ValueError: if it is no JSON, repeats a key of an object, is nested too deeply, or holds a
-            number of thousands of digits.
+        ValueError: if it is not JSON, repeats a key of an object, is nested too deeply, or holds a
+            number of more than 4300 digits.
     """
     text = data if isinstance(data, str) else decode_text(data)
     try:
@@ -69,18 +68,18 @@ def load_json(data: bytes | str) -> Any:  # noqa: ANN401  (whatever the text hol
     except _TwiceError as error:
         line, key = _second_key(text)
         place = f"line {line}: " if "\n" in text.strip() else ""
-        raise ValueError(f"{place}the key {key!r} stands there twice") from error
+        raise ValueError(f"{place}the key {key!r} appears twice") from error
     except json.JSONDecodeError as error:
-        raise ValueError(f"no JSON: {reason_of(error)}") from error
-    except ValueError as error:  # Python reads no longer numbers
+        raise ValueError(f"not JSON: {reason_of(error)}") from error
+    except ValueError as error:  # Python refuses longer numbers
         raise ValueError("the JSON holds a number of more than 4300 digits") from error
 
 
 def reason_of(error: json.JSONDecodeError) -> str:
-    """Returns one line about a mistake in a JSON text: what it is and where.
+    """Returns one line that describes and locates a mistake in a JSON text.
 
     Args:
-        error: what the reader raised.
+        error: the error of the JSON decoder.
     """
     before, after = error.doc[: error.pos].rstrip(), error.doc[error.pos :].lstrip()
     place = f"character {error.colno}"
@@ -88,32 +87,34 @@ def reason_of(error: json.JSONDecodeError) -> str:
         place = f"line {error.lineno}, {place}"
     if after.startswith(",") and not after[1:].strip():
         return f"a comma follows the value ({place}); remove it"
-    has_comma = before.endswith(",") or after.startswith(",")  # Python points at either side
+    has_comma = before.endswith(",") or after.startswith(
+        ","
+    )  # Python points before or after the comma
     if has_comma and after.removeprefix(",").lstrip()[:1] in ("]", "}"):
-        return f"a comma stands before the closing bracket ({place}); remove it"
+        return f"a comma precedes the closing bracket ({place}); remove it"
     if after.startswith("'"):
-        return f"JSON takes double quotes, not single ones ({place})"
+        return f"JSON needs double quotes, not single ones ({place})"
     if not after:
         return f"the text ends too early ({place})"
     return f"{error.msg} ({place})"
 
 
 class _TwiceError(Exception):
-    """An object holds a key twice."""
+    """An object repeats a key."""
 
 
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _object(pairs: list[tuple[str, object]]) -> dict[str, object]:
     made = dict(pairs)
     if len(made) < len(pairs):
         raise _TwiceError
     return made
 
 
-_DECODER = json.JSONDecoder(object_pairs_hook=_object)  # to make one for each record is slow
+_DECODER = json.JSONDecoder(object_pairs_hook=_object)  # building one for each record is slow
 
 
 def _second_key(text: str) -> tuple[int, str]:
-    """Returns the line and the name of the first key that stands twice in one object."""
+    """Returns the line and the name of the first key that an object repeats."""
     open_keys: list[set[str]] = []
     last: re.Match[str] | None = None
     for token in _TOKEN.finditer(text):
@@ -128,4 +129,4 @@ def _second_key(text: str) -> tuple[int, str]:
                     return text.count("\n", 0, last.start()) + 1, key
                 open_keys[-1].add(key)
         last = token
-    raise AssertionError("the reader has met a key twice")
+    raise AssertionError("the decoder has found a repeated key")

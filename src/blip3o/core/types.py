@@ -1,6 +1,7 @@
-"""The plain data that layers hand to each other.
+"""Plain data types that the layers exchange.
 
-Axes: B rows, T text tokens, M prompt images, P pixels a side, N image tokens, C feature channels.
+Axes: B rows, T text tokens, M prompt images, P image side in pixels, N image tokens, C feature
+channels.
 """
 
 import dataclasses
@@ -11,22 +12,23 @@ import torch
 from torch import Tensor
 
 IGNORE_LABEL = -100
-"""Label of a token that no text loss looks at (PyTorch's cross entropy default)."""
+"""Label of a token that text losses skip (the default of PyTorch's cross entropy)."""
 
 IMAGE_MARK = "<image>"
-"""Stands in a message for one image, as in LLaVA-style conversation files."""
+"""Placeholder of one image in a message, as in LLaVA-style conversation files."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Record:
-    """One raw member of a data source: bytes and fields, nothing decoded.
+    """One raw member of a data source: undecoded bytes and fields.
 
     Args:
         key: the member's name inside its source.
         index: global sample index in the mixture; it keys all randomness of the sample.
-        epoch: how often the source was gone through before.
-        position: the record's place inside its source (what a feature cache is indexed by).
-        source: name of the source it came from.
+        epoch: number of completed passes over the source.
+        position: the record's position inside its source, which is also its index in a feature
+            cache.
+        source: name of the source.
         files: image bytes by role: "image", or "source" and "target" of an edit.
         fields: everything else (captions, conversations, objects, instruction).
     """
@@ -46,11 +48,11 @@ class Message:
 
     Args:
         role: "system", "user" or "assistant".
-        text: what is said; each `IMAGE_MARK` stands for one image.
-        learned: (start, stop) of the characters of an assistant's text that are learned, in order;
-            None for all of it.
-        context: how many characters of a conversation's first text are what the whole conversation
-            is about; whichever question is asked first, they stand before it.
+        text: the words; each `IMAGE_MARK` is replaced by one image.
+        learned: character ranges (start, stop) of an assistant's text that the loss covers, in
+            order; None for all of it.
+        context: number of characters at the start of a conversation's first text that concern the
+            whole conversation; they precede whichever question comes first.
     """
 
     role: str
@@ -61,17 +63,17 @@ class Message:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Example:
-    """A record made into something to learn by a task; images decoded, nothing tokenized.
+    """A training example that a task has built from a record; not tokenized yet.
 
     Args:
         task: "text_to_image", "image_to_text", "text", "plain_text", "edit", "reconstruct" or
             "contrastive".
-        record: where it came from.
+        record: the record it was built from.
         messages: the conversation; for image targets it ends with the user's turn.
         prompt_images: roles (keys of `record.files`) of the images in the messages, in order.
         target_image: role of the image to generate, or None.
         caption: one caption, for contrastive training.
-        regions: ground truth objects, for dense training: dicts with x, y, size in [0, 1] and
+        regions: ground-truth objects for dense training: dicts with x, y and size in [0, 1] and
             integer labels `thing` and `color`.
     """
 
@@ -90,21 +92,21 @@ class Batch:
 
     Args:
         task: the task of every row.
-        indices: global sample index [B], int64.
+        indices: global index of each sample [B], int64.
         epochs: epoch of each sample [B], int64.
-        input_ids: token ids [B, T], int64; image placeholders already expanded. Left-padded where
-            an image is to be generated (the prompt ends in the last column), right-padded else.
+        input_ids: token ids [B, T], int64; image placeholders are already expanded. Left-padded for
+            image generation, so that the prompt ends in the last column; right-padded otherwise.
         attention_mask: True for real tokens [B, T], bool.
-        labels: next-token targets [B, T], aligned with `input_ids` (the model shifts),
-            `IGNORE_LABEL` where nothing is learned; None for image targets.
-        prompt_pixels: images of the prompts in row order [M, 3, P, P], float32 in [-1, 1]; those
-            of questions may have other shapes, and where they differ this is a tuple of [3, H, W].
-        prompt_features: their cached raw image features [M, N, C] instead of pixels.
+        labels: next-token targets [B, T], aligned with `input_ids` (the model shifts them),
+            `IGNORE_LABEL` outside the loss; None for image targets.
+        prompt_pixels: prompt images in row order [M, 3, P, P], float32 in [-1, 1]. Images of
+            questions may keep their own shapes; if these differ, a tuple of [3, H, W].
+        prompt_features: cached raw features of the prompt images [M, N, C], instead of pixels.
         target_pixels: images to learn from or to generate [B, 3, P, P], float32 in [-1, 1].
-        target_features: their cached raw image features [B, N, C] instead of, or beside, pixels.
-        reference_rows: for edits: for each row the index into the prompt images of the image
-            to be edited [B], int64; None where there is none.
-        regions: ground truth objects [B, R, 5] as (x, y, size, thing, color), -1 where unused.
+        target_features: their cached raw features [B, N, C], instead of or in addition to pixels.
+        reference_rows: for edits, the index of each row's image to edit among the prompt images
+            [B], int64; None for other tasks.
+        regions: ground-truth objects [B, R, 5] as (x, y, size, thing, color), -1 where unused.
     """
 
     task: str
@@ -125,7 +127,7 @@ class Batch:
 
     def to(self, device: torch.device) -> "Batch":
         """Returns the batch with every tensor on a device."""
-        tensors: dict[str, Any] = {
+        tensors: dict[str, Tensor | tuple[Tensor, ...]] = {
             f.name: value.to(device)
             for f in dataclasses.fields(self)
             if isinstance(value := getattr(self, f.name), Tensor)
@@ -137,12 +139,12 @@ class Batch:
 
 @dataclasses.dataclass(slots=True, kw_only=True)
 class LossOutput:
-    """What an objective returns: a sum, so that batches of any size add up exactly.
+    """Result of an objective: a sum, so that batches of any size add up exactly.
 
     Args:
-        loss_sum: sum of the loss over everything counted, a scalar with gradient.
-        count: how much was counted; the same number as the objective's `count(batch)`.
-        metrics: further sums to log, each name -> (sum, count).
+        loss_sum: sum of the loss over all counted items, a scalar with gradient.
+        count: number of items in the sum; equal to the objective's `count(batch)`.
+        metrics: further sums to log, name -> (sum, count).
     """
 
     loss_sum: Tensor

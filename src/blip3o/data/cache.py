@@ -20,10 +20,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from blip3o.core.errors import UsageError
-from blip3o.core.files import write_atomic
+from blip3o.core.files import require_room, write_atomic
 from blip3o.core.lock import locked
 from blip3o.core.log import progress, say
-from blip3o.core.room import require_room
 from blip3o.data.cache_files import (
     HASH_BYTES,
     HASHES,

@@ -1,1 +1,1 @@
-"""Flow matching as plain functions: path, noise levels, solvers, guidance. Nothing learned."""
+"""Flow matching as plain functions without parameters: path, noise levels, solvers, guidance."""

@@ -1,6 +1,6 @@
 """The straight path between clean data and noise.
 
-noisy = (1 - sigma) clean + sigma noise, so sigma 0 is clean data and sigma 1 pure noise, and the
+noisy = (1 - sigma) clean + sigma noise: sigma 0 is clean data, sigma 1 is pure noise, and the
 velocity d noisy / d sigma = noise - clean is constant along a path. Every function takes sigma as
 [B] and broadcasts it over the trailing axes of the samples.
 """
@@ -36,37 +36,15 @@ def velocity_to_clean(velocity: Tensor, noisy: Tensor, sigma: Tensor) -> Tensor:
     return noisy - _expand(sigma, noisy) * velocity
 
 
-def velocity_to_noise(velocity: Tensor, noisy: Tensor, sigma: Tensor) -> Tensor:
-    """Returns the noise noisy + (1 - sigma) velocity, [B, ...].
-
-    Args:
-        velocity: velocity at the noisy sample, [B, ...].
-        noisy: sample on the path, [B, ...].
-        sigma: its noise levels in [0, 1], [B].
-    """
-    return noisy + (1 - _expand(sigma, noisy)) * velocity
-
-
 def clean_to_velocity(clean: Tensor, noisy: Tensor, sigma: Tensor) -> Tensor:
     """Returns the velocity (noisy - clean) / sigma, [B, ...].
 
     Args:
         clean: clean sample, [B, ...].
         noisy: sample on the path, [B, ...].
-        sigma: noise levels in (0, 1], [B]; a caller that may hold 0 clamps it first.
+        sigma: noise levels in (0, 1], [B]; the caller clamps levels that may be 0.
     """
     return (noisy - clean) / _expand(sigma, noisy)
-
-
-def noise_to_velocity(noise: Tensor, noisy: Tensor, sigma: Tensor) -> Tensor:
-    """Returns the velocity (noise - noisy) / (1 - sigma), [B, ...].
-
-    Args:
-        noise: noise, [B, ...].
-        noisy: sample on the path, [B, ...].
-        sigma: noise levels in [0, 1), [B].
-    """
-    return (noise - noisy) / (1 - _expand(sigma, noisy))
 
 
 def _expand(sigma: Tensor, like: Tensor) -> Tensor:

@@ -1,20 +1,31 @@
-"""Noise levels: which ones a sampler visits, and how training draws them.
+"""Noise levels (sigmas): the schedule of the sampler and the distributions of training.
 
-Training distributions map uniform numbers to noise levels, so the randomness stays with the
-caller, who keys it by sample.
+Training distributions map uniform numbers to noise levels. The caller draws the uniform numbers,
+because they are keyed by sample.
 """
 
 import dataclasses
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from blip3o.core.config import Dataclass
 from blip3o.core.registry import Registry
 
 NUM_TIMESTEPS = 1000
-"""Steps of the published training table; networks are told timestep = NUM_TIMESTEPS * sigma."""
+"""Steps of the published training table; a network receives timestep = NUM_TIMESTEPS * sigma."""
 
-SIGMA_DISTRIBUTIONS = Registry(
+
+class SigmaDistribution(Dataclass, Protocol):
+    """Distribution of the noise levels that training draws."""
+
+    def sample(self, uniform: Tensor) -> Tensor:
+        """Returns noise levels [B] for uniform numbers in [0, 1), [B]."""
+        ...
+
+
+SIGMA_DISTRIBUTIONS: Registry[type[SigmaDistribution]] = Registry(
     "sigma distribution",
     {
         "discrete_uniform": "blip3o.flow.sigmas:DiscreteUniformSigmas",
@@ -26,11 +37,11 @@ SIGMA_DISTRIBUTIONS = Registry(
 
 
 def shift_sigmas(sigmas: Tensor, shift: float) -> Tensor:
-    """Returns noise levels moved towards pure noise: s sigma / (1 + (s - 1) sigma).
+    """Returns shifted noise levels: s sigma / (1 + (s - 1) sigma).
 
     Args:
         sigmas: noise levels in [0, 1], any shape.
-        shift: s > 0; 1 changes nothing, larger spends more on the noisy end.
+        shift: s > 0; 1 changes nothing, larger values move the levels towards pure noise.
 
     Reference:
         Resolution shift of Stable Diffusion 3 (arXiv 2403.03206, eq. 23).
@@ -39,14 +50,14 @@ def shift_sigmas(sigmas: Tensor, shift: float) -> Tensor:
 
 
 def inference_sigmas(num_inference_steps: int, shift: float = 1.0) -> Tensor:
-    """Returns the noise levels a sampler visits, from 1 down to 0, fp32 [steps + 1].
+    """Returns the noise levels of a sampler, from 1 down to 0, fp32 [steps + 1].
 
     Args:
         num_inference_steps: number of solver steps n; levels are linspace(1, 1/n, n) and 0.
         shift: see `shift_sigmas`.
 
     Raises:
-        ValueError: for less than one step.
+        ValueError: if `num_inference_steps` is below 1.
     """
     if num_inference_steps < 1:
         raise ValueError(f"num_inference_steps must be at least 1, got {num_inference_steps}")
@@ -59,7 +70,7 @@ def inference_sigmas(num_inference_steps: int, shift: float = 1.0) -> Tensor:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DiscreteUniformSigmas:
-    """Every one of the levels 1/1000, 2/1000, ..., 1 equally often (the published training).
+    """Uniform distribution over the levels 1/1000, 2/1000, ..., 1, as in the published training.
 
     Args:
         shift: see `shift_sigmas`.
@@ -79,7 +90,7 @@ class DiscreteUniformSigmas:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class UniformSigmas:
-    """All levels in (0, 1] equally often.
+    """Uniform distribution over the levels in (0, 1].
 
     Args:
         shift: see `shift_sigmas`.
@@ -98,11 +109,11 @@ class UniformSigmas:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LogitNormalSigmas:
-    """Levels whose logit is normal: most weight in the middle, where learning is hardest.
+    """Levels with a normal logit: most weight lies in the middle, where learning is hardest.
 
     Args:
-        mean: mean of the logit; above 0 leans towards noise.
-        std: its standard deviation.
+        mean: mean of the logit; positive values prefer noisier levels.
+        std: standard deviation of the logit.
         shift: see `shift_sigmas`.
 
     Reference:

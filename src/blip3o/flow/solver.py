@@ -1,7 +1,7 @@
-"""Solvers that follow a velocity from noise to data.
+"""Solvers that integrate a velocity from noise to data.
 
-The state is kept in at least fp32 whatever type the network computes in, because rounding errors
-of many small steps add up.
+The state is kept in fp32 or wider whatever the type of the network, because the rounding errors of
+many small steps add up.
 """
 
 from collections.abc import Callable
@@ -13,22 +13,22 @@ VelocityFunction = Callable[[Tensor, Tensor], Tensor]
 """(noisy [B, ...], sigma [B], fp32) -> velocity [B, ...]; see `at_levels`."""
 
 StepVelocity = Callable[[Tensor, int], Tensor]
-"""(noisy [B, ...], index of the noise level) -> velocity [B, ...]; the levels are known before."""
+"""(noisy [B, ...], index of the noise level) -> velocity [B, ...], for a fixed schedule."""
 
 StepCallback = Callable[[int, Tensor], Tensor | None]
-"""Called after each step with (number of steps done, noisy [B, ...] now); may return what to go on
-with instead."""
+"""Called after each step with (number of finished steps, noisy [B, ...]); may return a replacement
+for the noisy samples."""
 
 Solver = Callable[[StepVelocity, Tensor, Tensor, StepCallback | None], Tensor]
 """The type of `euler` and `heun`."""
 
 
 def at_levels(velocity_fn: VelocityFunction, levels: Tensor) -> StepVelocity:
-    """Returns a network that is told noise levels as one that knows them.
+    """Returns a velocity function that takes the index of a noise level instead of its value.
 
     Args:
         velocity_fn: the network.
-        levels: noise levels where the network is, [steps + 1].
+        levels: noise levels on the device of the network, [steps + 1].
     """
     return lambda noisy, step: velocity_fn(noisy, levels[step].expand(len(noisy)))
 
@@ -38,12 +38,12 @@ def euler(
 ) -> Tensor:
     """Returns the samples after one Euler step per interval, [B, ...].
 
-    Nothing is read back from the device, so that a CUDA graph can hold the whole loop.
+    The loop never reads from the device, so a CUDA graph can capture it as a whole.
 
     Args:
-        velocity_fn: the network, asked at samples of the noise's type.
+        velocity_fn: the network, called with samples of the noise's type.
         noise: samples at the first noise level, [B, ...].
-        sigmas: falling noise levels on the CPU, [steps + 1]; see `inference_sigmas`.
+        sigmas: decreasing noise levels on the CPU, [steps + 1]; see `inference_sigmas`.
         callback: called after each step.
     """
     intervals, state = _start(noise, sigmas)
@@ -58,13 +58,13 @@ def heun(
 ) -> Tensor:
     """Returns the samples after Heun's second-order steps, [B, ...].
 
-    Asks the network twice a step, except in the last one, which is an Euler step because networks
-    are not trained at level 0. Likewise fit for a CUDA graph.
+    Calls the network twice per step. The last step is an Euler step, because networks are not
+    trained at level 0. A CUDA graph can capture the loop, like that of `euler`.
 
     Args:
-        velocity_fn: the network, asked at samples of the noise's type.
+        velocity_fn: the network, called with samples of the noise's type.
         noise: samples at the first noise level, [B, ...].
-        sigmas: falling noise levels on the CPU, [steps + 1].
+        sigmas: decreasing noise levels on the CPU, [steps + 1].
         callback: called after each step.
     """
     intervals, state = _start(noise, sigmas)
@@ -78,7 +78,7 @@ def heun(
 
 
 SOLVERS: dict[str, Solver] = {"euler": euler, "heun": heun}
-"""By the names that a model's `sampling.solver` takes."""
+"""Solvers by the names that a model's `sampling.solver` accepts."""
 
 
 def _start(noise: Tensor, sigmas: Tensor) -> tuple[list[float], Tensor]:

@@ -1,33 +1,35 @@
-"""Converts the colors of an image to sRGB, as a viewer shows them.
+"""Applies the color profile of a PIL image: converts its colors to sRGB, as a viewer shows them.
 
-As in a browser, a color profile counts first, then the PNG chunk `sRGB`, then `gAMA` with `cHRM`.
-Cameras mark Adobe RGB in EXIF without a profile, which counts too. A profile that is damaged, or
-that belongs to another kind of image, is ignored.
+As in a browser, an embedded profile has priority over the PNG chunk `sRGB`, and that over `gAMA`
+with `cHRM`. A profile that is damaged, or that belongs to another color space, is ignored.
 """
 
 import functools
 import io
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
 
 from blip3o.imaging.profiles import numbered_profile
 
-COLOR_NOTES = ("icc_profile", "gamma", "chromaticity", "srgb")
+if TYPE_CHECKING:
+    from PIL.ImageCms import ImageCmsTransform
+
+COLOR_KEYS = ("icc_profile", "gamma", "chromaticity", "srgb")
 """Keys in Pillow's `info` that describe the colors of an image."""
 _SPACES = {"RGB ": ("RGB",), "GRAY": ("L",), "CMYK": ("CMYK",), "Lab ": ("LAB",)}
 _CLASSES = ("mntr", "scnr", "prtr", "spac")
 _MOST_PROFILE_BYTES = 1 << 22
 _SAME_LEVELS = 2
-"""A profile that differs from sRGB by at most so many levels is sRGB, with rounded numbers."""
+"""A profile within this many levels of sRGB counts as sRGB with rounded numbers."""
 
 
 def profile_of(image: Image.Image) -> bytes | None:
-    """Returns the color profile that an image comes with, or that its numbers describe.
+    """Returns the embedded color profile of an image, or one made from its gamma and primaries.
 
     Args:
-        image: as Pillow opened it.
+        image: an image as Pillow opened it; its `info` is read.
     """
     profile = image.info.get("icc_profile")
     if isinstance(profile, bytes) and profile:
@@ -43,11 +45,11 @@ def to_srgb(image: Image.Image, profile: bytes) -> Image.Image:
 
     Args:
         image: L, RGB, CMYK or LAB, without transparency.
-        profile: an ICC profile, read as hostile.
+        profile: an ICC profile from an untrusted file.
 
     Returns:
-        An RGB image, or the same image if the profile is sRGB, damaged, of another kind or larger
-        than 4 MiB.
+        An RGB image, or the same image if the profile is sRGB, damaged, for another color space or
+        larger than 4 MiB.
     """
     transform = None
     if len(profile) <= _MOST_PROFILE_BYTES:
@@ -60,7 +62,8 @@ def to_srgb(image: Image.Image, profile: bytes) -> Image.Image:
 
 
 @functools.lru_cache(maxsize=16)
-def _transform(data: bytes, mode: str) -> Any:  # noqa: ANN401  (Pillow's transform, or None)
+def _transform(data: bytes, mode: str) -> "ImageCmsTransform | None":
+    """Returns the transform of a profile to sRGB; None if the profile is useless or sRGB itself."""
     try:
         from PIL import ImageCms
 
@@ -72,11 +75,11 @@ def _transform(data: bytes, mode: str) -> Any:  # noqa: ANN401  (Pillow's transf
             source, ImageCms.createProfile("sRGB"), mode, "RGB", ImageCms.Intent.PERCEPTUAL
         )
         return None if _changes_nothing(transform, mode) else transform
-    except Exception:  # noqa: BLE001  (of a damaged profile; or a Pillow without color management)
+    except Exception:  # noqa: BLE001  (a damaged profile, or a Pillow without color management)
         return None
 
 
-def _changes_nothing(transform: Any, mode: str) -> bool:  # noqa: ANN401
+def _changes_nothing(transform: "ImageCmsTransform", mode: str) -> bool:
     if mode not in {"L", "RGB"}:
         return False
     levels = np.arange(0, 256, 1 if mode == "L" else 17, dtype=np.uint8)

@@ -1,4 +1,4 @@
-"""How images are fitted to a vision tower: squares, or their own shape in whole tokens."""
+"""Fits images to a vision tower: as squares, or in their own shape in whole tokens."""
 
 import dataclasses
 import math
@@ -12,20 +12,21 @@ from torch import Tensor
 from blip3o.core.errors import UsageError
 from blip3o.imaging.pixels import resized
 
-_MOST_ASPECT = 200  # published: thinner images are refused
+_MOST_ASPECT = 200
+"""published: images with a larger aspect ratio are refused."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ImageFitConfig:
-    """How an image becomes what a vision tower sees.
+    """Conversion of an image to the input of a vision tower.
 
     Args:
-        mode: "stretch", "center_crop" or "pad" make a square (see `pixels.to_pixels`); "aspect"
-            keeps the image's shape, for towers that take any.
-        min_pixels: a smaller image is enlarged with "aspect". published: 200,704 (256 tokens) in
-            its evaluation of understanding; the processor alone has 3,136.
-        max_pixels: a larger one is reduced. published: 1,605,632 (2048 tokens) likewise; the
-            processor alone has 12,845,056.
+        mode: "stretch", "center_crop" or "pad" give a square (see `pixels.to_pixels`); "aspect"
+            keeps the image's shape, for towers that accept any shape.
+        min_pixels: with "aspect", smaller images are enlarged to this area. published: 200,704
+            (256 tokens) in the evaluation of understanding; the processor's default is 3,136.
+        max_pixels: with "aspect", larger images are reduced to this area. published: 1,605,632
+            (2048 tokens) in the same evaluation; the processor's default is 12,845,056.
 
     Raises:
         ValueError: unless 1 <= min_pixels <= max_pixels.
@@ -46,12 +47,12 @@ def aspect_pixels(image: Image.Image, token_px: int, config: ImageFitConfig) -> 
     """Returns an image in its own shape as pixels [3, H, W], float32 in [-1, 1].
 
     Args:
-        image: RGB, of any size; resampled bicubically.
-        token_px: H and W are multiples of this, the side of a tower's token.
-        config: least and most pixels.
+        image: an RGB image of any size; resampled bicubically.
+        token_px: side of a token of the tower in pixels; H and W are multiples of it.
+        config: the smallest and largest area.
 
     Raises:
-        UsageError: for an image too thin to be looked at.
+        UsageError: if one side is more than 200 times the other.
     """
     size = keep_aspect(image.size, token_px, config.min_pixels, config.max_pixels)
     values = np.asarray(resized(image, size), dtype=np.float32)
@@ -61,12 +62,12 @@ def aspect_pixels(image: Image.Image, token_px: int, config: ImageFitConfig) -> 
 def keep_aspect(
     size: tuple[int, int], token_px: int, min_pixels: int, max_pixels: int
 ) -> tuple[int, int]:
-    """Returns the width and height in whole tokens that are nearest to an image's shape.
+    """Returns the width and height, in multiples of a token, that best keep an image's shape.
 
     Args:
-        size: its width and height.
+        size: width and height of the image.
         token_px: side of a token in pixels.
-        min_pixels: least width x height of the result.
+        min_pixels: smallest width x height of the result.
         max_pixels: largest width x height of the result.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Recognizes files that this program does not read as images or lists, and says how to use them."""
+"""Names the kind of a file from its first bytes, with advice for kinds that cannot be read."""
 
 import re
 
@@ -27,7 +27,9 @@ _STORES: tuple[tuple[bytes, str, str], ...] = (
     *((b"\x80%c" % version, "a Python pickle", _AS_LINES) for version in range(2, 6)),
     (b"%PDF-", "a PDF document", "save its page as JPEG or PNG"),
 )
-"""Files that hold other files or tables, or that stand for a file that was not fetched."""
+"""Archives, tables and documents, and the pointer that git-lfs leaves for an unfetched file.
+
+Each entry holds the first bytes, the kind and the advice."""
 
 _STARTS: tuple[tuple[bytes, str, str], ...] = (
     (b"\xff\x0a", "a JPEG XL image", _RESAVE),
@@ -71,6 +73,8 @@ _STARTS: tuple[tuple[bytes, str, str], ...] = (
     (b"/9j/", "an image written as base64 text", "decode it into a file"),
     (b"UklGR", "an image written as base64 text", "decode it into a file"),
 )
+"""Images of other formats, audio and video; same columns."""
+
 _READ = (
     (b"\x89PNG\r\n\x1a\n", "PNG"),
     (b"\xff\xd8\xff", "JPEG"),
@@ -81,20 +85,22 @@ _READ = (
     (b"II+\0", "TIFF"),
     (b"MM\0+", "TIFF"),
 )
+"""First bytes of the readable formats, and Pillow's names of these formats."""
+
 HEAD_BYTES = 512
-"""How much of the beginning of a file tells what it holds."""
+"""Bytes at the beginning of a file that `store_of` needs."""
 _WEB_PAGE = re.compile(rb"(?:\xef\xbb\xbf)?\s*<(?:!doctype html|html)\b", re.IGNORECASE)
 _PNM = re.compile(rb"P[1-6fy]\s")
 _HEIF = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"mif2", b"msf1")
-_HEAD_BYTES = 4096
+_TEXT_BYTES = 4096
 _TGA_KINDS, _TGA_BITS = (1, 2, 3, 9, 10, 11), (8, 15, 16, 24, 32)
 
 
 def format_of(data: bytes) -> str | None:
-    """Returns Pillow's name of a format that this program reads, or None for other files.
+    """Returns Pillow's name of the format of a readable image, or None for other files.
 
     Args:
-        data: the file, or its first bytes; the rest may be damaged.
+        data: the file or its first bytes; the rest may be damaged.
     """
     if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
         return "WEBP"
@@ -106,30 +112,30 @@ def format_of(data: bytes) -> str | None:
 
 
 def store_of(head: bytes) -> str | None:
-    """Returns what a file is that holds no records as it stands, and what to do.
+    """Returns the kind of an archive, table or web page, with advice.
 
     Args:
-        head: its first `HEAD_BYTES` bytes.
+        head: the first `HEAD_BYTES` bytes of the file.
 
     Returns:
-        Such as "a gzip archive: unpack it"; None where nothing can be said.
+        For example "a gzip archive: unpack it: gunzip FILE"; None for any other file.
     """
     for start, kind, advice in _STORES:
         if head.startswith(start):
             return f"{kind}: {advice}"
     if _WEB_PAGE.match(head):
-        return "a web page: fetch the file itself, for this may be the page of an error"
+        return "a web page, perhaps an error page: fetch the file itself"
     return None
 
 
 def unread(data: bytes) -> str | None:
-    """Returns the kind of a file that cannot be read, with advice: "a HEIC photo: save it as ...".
+    """Returns the kind of a file that cannot be read as an image, with advice.
 
     Args:
         data: the whole file.
 
     Returns:
-        None if the kind is unknown.
+        For example "a HEIC photo: save it as JPEG or PNG"; None if the kind is unknown.
     """
     for start, kind, advice in (*_STORES, *_STARTS):
         if data.startswith(start):
@@ -142,7 +148,7 @@ def _of_boxes(data: bytes) -> str | None:
     if data[4:8] == b"ftyp":
         match _brand(data):
             case "avif":
-                return f"an AVIF image, damaged or of a kind that this Pillow lacks: {_RESAVE}"
+                return f"an AVIF image, damaged or not supported by this Pillow: {_RESAVE}"
             case "heic":
                 return f"a HEIC photo: {_RESAVE}"
             case "crx":
@@ -154,7 +160,7 @@ def _of_boxes(data: bytes) -> str | None:
 
 
 def _brand(data: bytes) -> str | None:
-    """Returns the family of images that the brands of an `ftyp` box name: avif, heic or crx."""
+    """Returns the image family of the brands in an `ftyp` box: avif, heic or crx, or None."""
     length = min(int.from_bytes(data[:4], "big"), 256)
     brands = [data[8:12], *(data[at : at + 4] for at in range(16, length, 4))]
     if any(brand in {b"avif", b"avis"} for brand in brands):
@@ -174,7 +180,7 @@ def _of_tiff(data: bytes) -> str | None:
 
 
 def _of_text(data: bytes) -> str | None:
-    head = data[:_HEAD_BYTES]
+    head = data[:_TEXT_BYTES]
     if head.startswith((b"\xff\xfe", b"\xfe\xff")):
         text = head[: len(head) // 2 * 2].decode("utf-16", "replace")
     else:
@@ -194,9 +200,9 @@ def _of_text(data: bytes) -> str | None:
 
 
 def _of_rest(data: bytes) -> str | None:
-    """Returns the kind of a file whose mark is not at its start."""
+    """Returns the kind of a file whose signature is not at its start."""
     if not data.strip(b"\0"):
-        return "nothing but zero bytes, as a broken copy leaves them: copy it once more"
+        return "a file of only zero bytes, as a broken copy leaves it: copy it again"
     if data[128:132] == b"DICM":
         return f"a DICOM scan: {_RESAVE}"
     if data[257:262] == b"ustar":

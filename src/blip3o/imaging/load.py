@@ -1,7 +1,7 @@
-"""Opens images of any kind from any source: returns an RGB image or raises one clear line.
+"""Opens image files and PIL images as RGB images; any fault becomes one clear line.
 
-Files come from users and from the web, so they are read as hostile: size limits hold before
-anything is decoded, and whatever a decoder raises becomes a `UsageError` that names the file.
+Files from users and the web are not trusted: size limits apply before anything is decoded, and any
+error of a decoder becomes a `UsageError` that names the file.
 """
 
 import contextlib
@@ -11,48 +11,37 @@ import sys
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import numpy as np
-from PIL import Image
+from numpy.typing import NDArray
+from PIL import Image, ImageFile
 
 from blip3o.core.errors import UsageError
 from blip3o.imaging.color import profile_of
-from blip3o.imaging.containers import Lean, lean
 from blip3o.imaging.kinds import format_of, unread
+from blip3o.imaging.metadata import Stripped, strip_metadata
 from blip3o.imaging.profiles import adobe_rgb
 from blip3o.imaging.rgb import TRANSPOSE, to_rgb, upright
 
-__all__ = [
-    "DEFAULT_LIMITS",
-    "READING",
-    "ImageLimits",
-    "UndecodedImage",
-    "open_image",
-    "open_pil",
-    "read_header",
-    "to_rgb",
-    "upright",
-]
-
-# Not all of Pillow's formats: some of the others run external programs.
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF")
+"""Accepted formats of Pillow: some of the others run external programs."""
 
 READING = 3
-"""Version of the reading of files. A change that alters the pixels of any file raises it, and
-features that were cached before are computed again."""
+"""Version of the decoding. A change that alters the pixels of any file increases it, so that
+cached features are computed again."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class ImageLimits:
-    """What is accepted as an image.
+    """Limits of the accepted images.
 
     Args:
-        max_bytes: longest file.
+        max_bytes: largest file.
         max_pixels: largest width x height, checked before decoding.
-        max_side: largest width and height in pixels. Pillow keeps some bytes for each row and, to
-            resize, for each column: a line of 64 million pixels would take gigabytes.
-        min_side: least width and height in pixels.
+        max_side: largest width and height in pixels. Pillow allocates memory for each row and, when
+            it resizes, for each column: an image of 64 million x 1 pixels would take gigabytes.
+        min_side: smallest width and height in pixels.
     """
 
     max_bytes: int = 20_000_000
@@ -63,19 +52,19 @@ class ImageLimits:
 
 DEFAULT_LIMITS = ImageLimits()
 _ANY_SIZE = ImageLimits(max_bytes=sys.maxsize - 1, max_pixels=sys.maxsize, max_side=sys.maxsize)
-"""For images given in Python: their owner has opened them and accepted their size."""
+"""Limits for PIL images: the caller has opened them and accepted their size."""
 
 
 class UndecodedImage:
-    """An image file whose header is read.
+    """An image file of which only the header has been read.
 
     Args:
-        name: of the file, for messages.
+        name: name of the file, for messages.
         data: the file.
-        limits: what is accepted.
+        limits: limits of the accepted images.
 
     Raises:
-        UsageError: if it is no image or over a limit.
+        UsageError: if it is not an image or exceeds a limit.
     """
 
     def __init__(self, name: str, data: bytes, limits: ImageLimits) -> None:
@@ -83,8 +72,8 @@ class UndecodedImage:
         self._data = data
         self._limits = limits
         self.format = format_of(data) or "?"
-        with self._told():
-            self._plain = lean(data)
+        with self._named_errors():
+            self._plain = strip_metadata(data)
             self._image = None
             if (deep := self._plain.deep) is not None:
                 self.size, self.mode = deep.size, f"{len(deep.taken)} x {deep.scale.bits} bits"
@@ -95,20 +84,20 @@ class UndecodedImage:
 
     @property
     def has_transparency(self) -> bool:
-        """Whether a part of the image may be transparent."""
+        """Whether parts of the image may be transparent."""
         is_clear = self._plain.clear_color is not None
         return is_clear or (self._image is not None and self._image.has_transparency_data)
 
     def decode(self) -> Image.Image:
-        """Returns the image as 8-bit sRGB, upright, transparent parts on white, first frame.
+        """Returns the first frame as upright 8-bit sRGB, with transparent parts on white.
 
         Raises:
             UsageError: if it is damaged or truncated.
         """
-        with self._told():
+        with self._named_errors():
             plain, image = self._plain, self._image
             if image is None:
-                assert plain.deep is not None, "one of both is there"
+                assert plain.deep is not None, "the image has a reader if Pillow does not open it"
                 image = plain.deep.read()
             image.load()
             if plain.clear_color is not None:
@@ -123,10 +112,10 @@ class UndecodedImage:
             return to_rgb(image if method is None else image.transpose(method))
 
     @contextlib.contextmanager
-    def _told(self) -> Iterator[None]:
-        """Turns every error into one line that names the file."""
+    def _named_errors(self) -> Iterator[None]:
+        """Converts every error to a `UsageError` of one line that names the file."""
         name = self._name
-        with warnings.catch_warnings():  # Pillow warns about large and odd files
+        with warnings.catch_warnings():  # Pillow warns about large and unusual files
             warnings.simplefilter("ignore")
             try:
                 yield
@@ -139,7 +128,7 @@ class UndecodedImage:
                 raise UsageError(f"{name}: {error}") from error
             except MemoryError as error:
                 raise UsageError(f"{name}: there is not enough memory to decode it") from error
-            except Exception as error:  # decoders raise all kinds of things for damaged files
+            except Exception as error:  # decoders raise many kinds of errors for damaged files
                 reason = (str(error).splitlines() or [type(error).__name__])[0]
                 if "nsupported" in reason:
                     line = f"{name} is of a kind that cannot be read: {reason}"
@@ -150,14 +139,14 @@ class UndecodedImage:
 def read_header(
     source: str | Path | bytes | BinaryIO, limits: ImageLimits = DEFAULT_LIMITS
 ) -> UndecodedImage:
-    """Returns an image that is not decoded yet: its size, kind and mode.
+    """Returns an image that is not decoded yet, with its size, format and mode.
 
     Args:
-        source: a path, the bytes of an image file, or a binary file to read them from.
-        limits: what is accepted.
+        source: a path, the bytes of an image file, or an open binary file.
+        limits: limits of the accepted images.
 
     Raises:
-        UsageError: if there is no such file, it is no image or over a limit.
+        UsageError: if the file does not exist, is not an image or exceeds a limit.
     """
     return UndecodedImage(*_read(source, limits), limits)
 
@@ -165,28 +154,28 @@ def read_header(
 def open_image(
     source: str | Path | bytes | BinaryIO, limits: ImageLimits = DEFAULT_LIMITS
 ) -> Image.Image:
-    """Returns an image as 8-bit sRGB, upright, transparent parts on white, first frame.
+    """Returns the first frame of an image as upright 8-bit sRGB, with transparent parts on white.
 
     Args:
-        source: a path, the bytes of an image file, or a binary file to read them from.
-        limits: what is accepted.
+        source: a path, the bytes of an image file, or an open binary file.
+        limits: limits of the accepted images.
 
     Raises:
-        UsageError: if there is no such file, it is no whole image or over a limit.
+        UsageError: if the file does not exist, is not a complete image or exceeds a limit.
     """
     return read_header(source, limits).decode()
 
 
 def open_pil(image: Image.Image) -> Image.Image:
-    """Returns a PIL image as 8-bit sRGB, upright, transparent parts on white.
+    """Returns a PIL image as upright 8-bit sRGB, with transparent parts on white.
 
     Args:
-        image: of any size and mode. If it is not decoded yet and Pillow may misread its format, it
-            is read from its file.
+        image: an image of any size and mode. If it is not decoded yet and Pillow may misread its
+            format, it is read from its file.
 
     Raises:
-        UsageError: if it has no pixels, or its numbers are no colors.
-        OSError: if its file is damaged or truncated; decoders have further errors of their own.
+        UsageError: if it has no pixels, or if its numbers are not colors.
+        OSError: if its file is damaged or truncated; decoders may raise other errors as well.
     """
     if (data := _file_of(image)) is not None:
         return open_image(data, _ANY_SIZE)
@@ -197,35 +186,37 @@ def open_pil(image: Image.Image) -> Image.Image:
 
 
 def _file_of(image: Image.Image) -> bytes | None:
-    """Returns the file of an image that is not decoded yet, and that Pillow may misread."""
+    """Returns the file of an image that is not decoded yet and that Pillow may misread."""
     is_risky = image.format in {"TIFF", "BMP", "GIF"} or (
         image.format == "PNG" and "transparency" in image.info
     )
-    file = getattr(image, "fp", None)
-    if not is_risky or file is None or not getattr(image, "tile", ()) or image.tell():
+    if not is_risky or not isinstance(image, ImageFile.ImageFile):
+        return None
+    file = image.fp
+    if file is None or not image.tile or image.tell():
         return None
     at = file.tell()
     try:
         file.seek(0)
         data = file.read()
-        with Image.open(io.BytesIO(data)) as fresh:  # its owner may have changed its notes
+        with Image.open(io.BytesIO(data)) as fresh:  # the caller may have changed its `info`
             return data if (fresh.size, fresh.info) == (image.size, image.info) else None
-    except Image.UnidentifiedImageError:  # the image does not begin where the file does
+    except Image.UnidentifiedImageError:  # the image does not start at the beginning of the file
         return None
     finally:
         file.seek(at)
 
 
-def _clear_mask(plain: Lean) -> Image.Image:
-    """Returns the alpha of a PNG that has 16-bit colors, one of them transparent."""
-    is_clear: Any = True
+def _clear_mask(plain: Stripped) -> Image.Image:
+    """Returns the alpha channel of a PNG with 16-bit colors of which one is transparent."""
+    matches: list[NDArray[np.bool_]] = []
     for mode, shift in (("RGB;16B", 8), ("RGB;16L", 0)):  # the upper bytes, then the lower ones
         with Image.open(io.BytesIO(plain.data), formats=("PNG",)) as image:
             image.tile = [tile._replace(args=mode) for tile in image.tile]
             values = np.asarray(image)
         wanted = [level >> shift & 255 for level in plain.clear_color or ()]
-        is_clear = is_clear & (values == wanted).all(-1)
-    return Image.fromarray(np.where(is_clear, 0, 255).astype(np.uint8))
+        matches.append((values == wanted).all(-1))
+    return Image.fromarray(np.where(np.all(matches, axis=0), 0, 255).astype(np.uint8))
 
 
 def _unread(name: str, data: bytes) -> str:
@@ -239,7 +230,7 @@ def _unread(name: str, data: bytes) -> str:
 
 
 def _read(source: str | Path | bytes | BinaryIO, limits: ImageLimits) -> tuple[str, bytes]:
-    """Returns a name for messages and at most the allowed bytes."""
+    """Returns the name of a source for messages, and its bytes within the limit."""
     if isinstance(source, bytes):
         name, data = "the image", source
     elif isinstance(source, str | Path):
@@ -264,8 +255,8 @@ def _read_file(path: Path, limits: ImageLimits) -> bytes:
             return file.read(limits.max_bytes + 1)
     except FileNotFoundError as error:
         raise UsageError(f"no such image: {path}") from error
-    except (OSError, ValueError) as error:  # no permission; a name no file can have
-        reason = getattr(error, "strerror", None) or str(error)
+    except (OSError, ValueError) as error:  # no permission, or an invalid name
+        reason = (isinstance(error, OSError) and error.strerror) or str(error)
         raise UsageError(f"cannot read {str(path)!r:.200}: {reason}") from error
 
 

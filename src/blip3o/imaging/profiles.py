@@ -1,4 +1,4 @@
-"""Makes color profiles (ICC) for files that describe their colors by numbers instead."""
+"""Builds ICC color profiles for files that state their color space as numbers."""
 
 import functools
 import struct
@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 SRGB_GAMMA = 0.0
-"""Stands for the curve of sRGB, because no exponent describes it."""
+"""Marks the curve of sRGB, which is not a power of the numbers."""
 _D65 = (0.3127, 0.3290)
 _SRGB = ((0.64, 0.33), (0.30, 0.60), (0.15, 0.06))
 _ADOBE = ((0.64, 0.33), (0.21, 0.71), (0.15, 0.06))
@@ -23,13 +23,15 @@ _CODED_PRIMARIES = {
 }
 _CODED_WHITES = {4: (0.31, 0.316), 11: (0.314, 0.351)}
 _CODED_GAMMAS = {
-    **dict.fromkeys((1, 6, 13, 14, 15), SRGB_GAMMA),  # television curves are shown as sRGB's
+    **dict.fromkeys(
+        (1, 6, 13, 14, 15), SRGB_GAMMA
+    ),  # curves of television are displayed like that of sRGB
     4: 2.2,
     5: 2.8,
     8: 1.0,
 }
-"""By the code points of ITU-T H.273. HDR curves (16, 18) are missing: there is no standard way to
-show them, so the profiles of such images are ignored."""
+"""Primaries, whites and gammas by the code points of ITU-T H.273. HDR curves (16, 18) are left out:
+there is no standard conversion to sRGB, so the profiles of such images are ignored."""
 _D50 = np.array([0.9642, 1.0, 0.8249])
 _BRADFORD = np.array(
     [[0.8951, 0.2664, -0.1614], [-0.7502, 1.7135, 0.0367], [0.0389, -0.0685, 1.0296]]
@@ -39,18 +41,18 @@ Point = tuple[float, float]
 
 
 def adobe_rgb() -> bytes:
-    """Returns the profile of Adobe RGB (1998)."""
+    """Returns the ICC profile of Adobe RGB (1998)."""
     return matrix_profile(_D65, _ADOBE, 563 / 256)
 
 
 def coded_profile(code: bytes) -> bytes | None:
-    """Returns the profile that a PNG chunk `cICP` names by numbers.
+    """Returns the ICC profile of color code points, as in a PNG chunk `cICP`.
 
     Args:
-        code: primaries, curve, matrix and range, a byte each.
+        code: code points of primaries, curve, matrix and range, one byte each.
 
     Returns:
-        Empty bytes for numbers without a known profile; None for a damaged chunk.
+        The profile; empty bytes for unknown code points; None for a damaged chunk.
     """
     if len(code) != 4:
         return None
@@ -62,14 +64,15 @@ def coded_profile(code: bytes) -> bytes | None:
 
 
 def numbered_profile(gamma: float | None, points: tuple[float, ...] | None) -> bytes | None:
-    """Returns the profile that PNG chunks `gAMA` and `cHRM` describe.
+    """Returns the ICC profile of the PNG chunks `gAMA` and `cHRM`.
 
     Args:
         gamma: exponent from light to numbers, 0.45455 for most images; None if it is missing.
         points: x and y of white, red, green and blue; None if they are missing.
 
     Returns:
-        None if the numbers describe no colors. Browsers ignore `cHRM` without `gAMA`.
+        None if the numbers are invalid or `gamma` is missing: browsers ignore `cHRM` without
+        `gAMA`.
     """
     if gamma is None or not 0.05 <= gamma <= 10:
         return None
@@ -93,12 +96,12 @@ def matrix_profile(white: Point, primaries: tuple[Point, ...], gamma: float) -> 
         gamma: exponent from numbers to light, or `SRGB_GAMMA`.
 
     Raises:
-        ValueError: for points that span no color space.
+        ValueError: if the points do not span a color space.
     """
     columns = np.array([_xyz(point) for point in primaries]).T
     scale = np.linalg.solve(columns, _xyz(white))
     if not np.isfinite(scale).all() or (scale <= 0).any():
-        raise ValueError("the points span no color space")
+        raise ValueError("the points do not span a color space")
     source, target = _BRADFORD @ _xyz(white), _BRADFORD @ _D50
     adapted = np.linalg.inv(_BRADFORD) @ np.diag(target / source) @ _BRADFORD @ (columns * scale)
     tags: dict[bytes, bytes] = {

@@ -1,15 +1,17 @@
-"""PIL images of any mode as 8-bit sRGB, upright, on white."""
+"""Converts decoded PIL images of any mode to upright 8-bit sRGB on white."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import ExifTags, Image
+from PIL import ExifTags, Image, TiffImagePlugin
 
 from blip3o.core.errors import UsageError
-from blip3o.imaging.color import COLOR_NOTES, profile_of, to_srgb
-from blip3o.imaging.containers import exif_notes
+from blip3o.imaging.color import COLOR_KEYS, profile_of, to_srgb
+from blip3o.imaging.metadata import read_exif
 from blip3o.imaging.profiles import adobe_rgb
+from blip3o.imaging.tiff import Tags
 from blip3o.imaging.tiff_deep import scale_of
 
 TRANSPOSE = {
@@ -21,23 +23,23 @@ TRANSPOSE = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-"""The turn that corrects each orientation of EXIF."""
+"""The operation that makes an image of each EXIF orientation upright."""
 
 _ORIENTED = ("exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp")
-"""Keys in Pillow's `info` that may hold an orientation."""
+"""Keys of Pillow's `info` that may hold an orientation."""
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Returns any PIL image as 8-bit sRGB, with transparent parts on white.
+    """Returns a PIL image as 8-bit sRGB, with transparent parts on white.
 
     Args:
-        image: of any mode; its color profile is applied unless it is damaged. Grey of more than 8
-            bits is scaled from the range of its TIFF file, or from 0..65535 without one.
+        image: an image of any mode; its color profile is applied unless it is damaged. Grey of more
+            than 8 bits is scaled from the range that its TIFF file states, or from 0..65535.
 
     Raises:
-        UsageError: for numbers that have no meaning as a color, such as floats.
+        UsageError: if its numbers are not colors, for example floating point numbers.
     """
-    image.load()  # some notes follow the image
+    image.load()  # some metadata follows the image
     profile = _profile(image)
     if image.mode == "RGB" and "transparency" not in image.info:
         return _plain(image if profile is None else to_srgb(image, profile))
@@ -63,55 +65,55 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _plain(image: Image.Image) -> Image.Image:
-    """Returns an image without its profile, which must not be applied twice."""
-    if not any(note in image.info for note in COLOR_NOTES):
+    """Returns an image without color metadata, which must not be applied twice."""
+    if not any(key in image.info for key in COLOR_KEYS):
         return image
-    image = image.copy()  # the caller's image keeps its profile
-    for note in COLOR_NOTES:
-        image.info.pop(note, None)
+    image = image.copy()  # the caller's image stays unchanged
+    for key in COLOR_KEYS:
+        image.info.pop(key, None)
     return image
 
 
 def _profile(image: Image.Image) -> bytes | None:
     profile = profile_of(image)
     exif = image.info.get("exif")
-    if profile is None and isinstance(exif, bytes) and exif_notes(exif)[1]:
+    if profile is None and isinstance(exif, bytes) and read_exif(exif)[1]:
         return adobe_rgb()
     return profile
 
 
 def upright(image: Image.Image) -> Image.Image:
-    """Returns the image turned by its EXIF orientation; unreadable EXIF is ignored.
+    """Returns an image turned upright by its EXIF orientation; unreadable EXIF is ignored.
 
     Args:
-        image: of any mode. The result holds no orientation any more.
+        image: an image of any mode. The result has no orientation left.
 
     Raises:
-        OSError: if its file is damaged or truncated; decoders have further errors of their own.
+        OSError: if its file is damaged or truncated; decoders may raise other errors as well.
     """
     image.load()
     try:
         orientation = image.getexif().get(ExifTags.Base.Orientation)
-    except Exception:  # noqa: BLE001  (a damaged side note is no reason to refuse)
+    except Exception:  # noqa: BLE001  (an image with damaged EXIF is still accepted)
         return image
     method = TRANSPOSE.get(orientation) if isinstance(orientation, int) else None
     if method is None:
         return image
     turned = image.transpose(method)
-    # Pillow keeps the note, and a second reading would turn the image again.
-    for note in _ORIENTED:
-        turned.info.pop(note, None)
+    # Pillow keeps the orientation, and a second reading would turn the image again.
+    for key in _ORIENTED:
+        turned.info.pop(key, None)
     return turned
 
 
-class _PillowTags:
-    """The directory of a TIFF file that Pillow opened, in the form that `scale_of` takes.
+class _PillowTags(Tags):
+    """The directory of a TIFF file that Pillow opened.
 
     Args:
-        tags: Pillow's own.
+        tags: Pillow's directory.
     """
 
-    def __init__(self, tags: Any) -> None:  # noqa: ANN401  (Pillow's directory)
+    def __init__(self, tags: Mapping[int, object]) -> None:
         self._tags = tags
 
     def values(self, tag: int, most: int = 16) -> list[float]:
@@ -120,17 +122,12 @@ class _PillowTags:
         found = found if isinstance(found, tuple) else (found,)
         return [float(one) for one in found[:most] if isinstance(one, int | float)]
 
-    def number(self, tag: int, default: int) -> int:
-        """Returns the first whole number of a tag."""
-        values = self.values(tag, 1)
-        return int(values[0]) if values else default
-
 
 def _from_deep_grey(image: Image.Image) -> Image.Image:
-    """Returns grey of more than 8 bits as L, or as LA if one level is transparent."""
+    """Returns a grey image of more than 8 bits as L, or as LA if one level is transparent."""
     values: NDArray[Any] = np.asarray(image).astype(np.int64)
-    if (tags := getattr(image, "tag_v2", None)) is not None:
-        scale = scale_of(_PillowTags(tags))
+    if isinstance(image, TiffImagePlugin.TiffImageFile):
+        scale = scale_of(_PillowTags(image.tag_v2))
         grey = scale.levels(values if scale.is_signed else values & (1 << scale.bits) - 1)
     elif values.min() < 0 or values.max() > 65535:
         raise UsageError("an image of 32-bit numbers; save it with 8 or 16 bits")

@@ -1,4 +1,4 @@
-"""PNG files that say how they were made, and what such a file says."""
+"""Stores generation settings in PNG files and reads them back."""
 
 import io
 import json
@@ -15,8 +15,8 @@ _KEY = "blip3o"
 _MOST_CHARACTERS = 200_000
 
 
-def png_with_settings(image: Image.Image, settings: Mapping[str, Any]) -> bytes:
-    """Returns the bytes of a PNG file that holds settings as JSON in a text chunk.
+def png_with_settings(image: Image.Image, settings: Mapping[str, object]) -> bytes:
+    """Returns an image as a PNG file with its settings as JSON in a text chunk.
 
     Args:
         image: the image.
@@ -30,20 +30,20 @@ def png_with_settings(image: Image.Image, settings: Mapping[str, Any]) -> bytes:
 
 
 def read_settings(source: Path | bytes) -> dict[str, Any]:
-    """Returns the settings that a PNG file holds; its pixels are not decoded.
+    """Returns the settings in a PNG file, without decoding its pixels.
 
     Args:
-        source: a file or the bytes of one; read as hostile.
+        source: a path, or the bytes of a file from any source.
 
     Raises:
-        UsageError: if it is no PNG or holds no settings.
+        UsageError: if it is not a PNG file with settings.
     """
     missing = "the image holds no settings; only a PNG file made by blip3o does"
     opened = io.BytesIO(source) if isinstance(source, bytes) else source
     try:
         with Image.open(opened, formats=("PNG",)) as file:
             text = file.info.get(_KEY)
-    except Exception as error:  # decoders raise all kinds of things for damaged files
+    except Exception as error:  # decoders raise many kinds of errors for damaged files
         raise UsageError(missing) from error
     if not isinstance(text, str) or len(text) > _MOST_CHARACTERS:
         raise UsageError(missing)

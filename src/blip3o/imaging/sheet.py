@@ -1,11 +1,11 @@
-"""Contact sheets: many images in one, each with a caption that can be read."""
+"""Draws contact sheets: many images in one, each with a readable caption."""
 
 from collections.abc import Sequence
 
 from PIL import Image, ImageDraw, ImageFont
 
 _GAP_PX = 8
-_LEAST_CAPTIONED_WIDTH_PX = 144  # a caption under a 64-pixel image needs more room than it has
+_LEAST_CAPTIONED_WIDTH_PX = 144  # captions need more width than a small image
 _FONT_PX = 13
 _LINE_PX = 16
 _MOST_LINES, _MOST_CHARACTERS = 6, 1000
@@ -18,16 +18,17 @@ def contact_sheet(
     columns: int = 4,
     scale: int = 1,
 ) -> Image.Image:
-    """Returns one image of many, row by row, each over its caption.
+    """Returns one image that shows many, row by row, each above its caption.
 
     Args:
-        images: at least one; they may differ in size.
-        captions: one for each image; long ones are wrapped, very long ones cut.
+        images: at least one image; sizes may differ.
+        captions: one caption per image; long captions are wrapped, very long ones cut.
         columns: images in a row.
-        scale: whole factor by which images are enlarged, without smoothing.
+        scale: integer factor by which images are enlarged without smoothing.
 
     Raises:
-        ValueError: for no image, another number of captions, or a number below 1.
+        ValueError: if there is no image, if the number of captions differs from that of images, or
+            if `columns` or `scale` is below 1.
     """
     if not images or columns < 1 or scale < 1:
         raise ValueError("a contact sheet needs an image, a column and a scale of 1 or more")
@@ -62,12 +63,12 @@ def contact_sheet(
 
 
 def wrap(text: str, width_px: int, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> list[str]:
-    """Returns the lines of a text that fit a width; what does not fit ends in "...".
+    """Returns a text as lines that fit a width; a text of too many lines ends in "...".
 
     Args:
         text: any text; white space of any kind separates words.
         width_px: the width in pixels.
-        font: what it will be drawn with.
+        font: the font of the drawn text.
     """
     lines: list[str] = []
     line = ""

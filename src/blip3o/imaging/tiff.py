@@ -1,12 +1,14 @@
-"""Reads TIFF directories, and rewrites them with only the tags that an image needs.
+"""TIFF files: reads their directory of tags, and rewrites it with only the tags of the image.
 
-Files may be made to do harm, so all sizes are checked. Pillow decodes the common layouts from the
-rewritten file; `tiff_deep` decodes the layouts that Pillow refuses or misreads.
+Pillow decodes the common layouts from the rewritten file; `tiff_deep` decodes the layouts that
+Pillow refuses or misreads. Files are not trusted, so all sizes are checked.
 """
 
+import abc
 import dataclasses
+import math
 import struct
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -25,14 +27,14 @@ _KEPT = {
     *(TILE_WIDTH, TILE_HEIGHT, *_PIECES[2:], 332, EXTRA_SAMPLES, SAMPLE_FORMAT, 347),
     *(COLOR_MAP, 529, 530, 531, 532, ICC_PROFILE),
 }
-"""Tags that decoding needs. All others are notes, and damaged notes stop Pillow."""
+"""Tags that decoding needs. All others are metadata, and Pillow fails if they are damaged."""
 _MOST_PIECES = 300_000
 _MOST_TAG_BYTES = {**dict.fromkeys(_PIECES, 1 << 25), 347: 1 << 16, ICC_PROFILE: 1 << 23}
 _NUMBERS = {
     **{1: "u1", 3: "u2", 4: "u4", 6: "i1", 8: "i2", 9: "i4", 11: "f4", 12: "f8", 13: "u4"},
     **{16: "u8", 17: "i8", 18: "u8"},
 }
-"""NumPy's names of the types that are numbers; all other types are text and bytes."""
+"""NumPy's names of the numeric types; all other types are text and bytes."""
 _RATIOS = (5, 10)
 
 
@@ -52,7 +54,20 @@ class Entry:
         return self.count * np.dtype(_NUMBERS.get(self.kind, "u1")).itemsize
 
 
-class Directory:
+class Tags(abc.ABC):
+    """The tags of an image in a TIFF file."""
+
+    @abc.abstractmethod
+    def values(self, tag: int, most: int = 16) -> list[float]:
+        """Returns the numbers of a tag, at most `most`; none if the tag is missing."""
+
+    def number(self, tag: int, default: int) -> int:
+        """Returns the first number of a tag as an integer, or `default` if there is none."""
+        values = self.values(tag, 1)
+        return int(values[0]) if values and math.isfinite(values[0]) else default
+
+
+class Directory(Tags):
     """The first directory of a TIFF or BigTIFF file.
 
     Args:
@@ -61,11 +76,11 @@ class Directory:
     Attributes:
         data: the file.
         order: "<" for little-endian numbers, ">" for big-endian ones.
-        entries: its tags, without those whose values lie outside the file.
-        is_whole: whether the file holds all the tags that decoding needs.
+        entries: the tags, except those whose values lie outside the file.
+        is_whole: whether the file holds all tags that decoding needs.
 
     Raises:
-        ValueError: if there is none.
+        ValueError: if the file has no directory.
     """
 
     def __init__(self, data: bytes) -> None:
@@ -109,13 +124,8 @@ class Directory:
         kind = np.dtype(self.order + _NUMBERS[entry.kind])
         return np.frombuffer(self.data, kind, min(entry.count, most), entry.start).tolist()
 
-    def number(self, tag: int, default: int) -> int:
-        """Returns the first whole number of a tag."""
-        values = self.values(tag, 1)
-        return int(values[0]) if values and np.isfinite(values[0]) else default
 
-
-def directory(data: bytes) -> Directory | None:
+def read_directory(data: bytes) -> Directory | None:
     """Returns the first directory of a TIFF file, or None if it cannot be read."""
     try:
         return Directory(data)
@@ -123,33 +133,33 @@ def directory(data: bytes) -> Directory | None:
         return None
 
 
-def lean_tiff(found: Directory, changes: dict[int, Sequence[int]] | None = None) -> bytes:
-    """Returns a TIFF file of the first image alone, with the tags that decoding needs.
+def stripped_tiff(tags: Directory, changes: Mapping[int, Sequence[int]] | None = None) -> bytes:
+    """Returns a TIFF file of only the first image, with the tags that decoding needs.
 
-    A BigTIFF file becomes a TIFF file, because Pillow reads only some of the former.
+    A BigTIFF file is converted to TIFF, because Pillow reads only some BigTIFF files.
 
     Args:
-        found: its directory.
-        changes: other values of tags; an empty list removes a tag.
+        tags: the directory.
+        changes: new values of tags; an empty list removes a tag.
 
     Raises:
-        UsageError: if the directory lists fewer pieces than the image has, or far too many, or if
-            the image has no pixels.
+        UsageError: if the directory lists too few or far too many strips or tiles, or if the image
+            has no pixels.
     """
-    changed = {**_colors(found), **_pieces(found), **(changes or {})}
-    order, tail, lines = found.order, bytearray(), []
-    base = len(found.data) + len(found.data) % 2
-    for tag in sorted((found.entries.keys() & _KEPT) | changed.keys()):
+    changed = {**_colors(tags), **_pieces(tags), **(changes or {})}
+    order, tail, lines = tags.order, bytearray(), []
+    base = len(tags.data) + len(tags.data) % 2
+    for tag in sorted((tags.entries.keys() & _KEPT) | changed.keys()):
         if tag in changed:
             kind, count = 4, len(changed[tag])
             raw = np.array(changed[tag], f"{order}u4").tobytes()
         else:
-            entry = found.entries[tag]
+            entry = tags.entries[tag]
             if entry.size > _MOST_TAG_BYTES.get(tag, 4096):
                 continue
             kind, count = entry.kind, entry.count
-            raw = found.data[entry.start : entry.start + entry.size]
-            if kind in {16, 18}:  # of BigTIFF alone
+            raw = tags.data[entry.start : entry.start + entry.size]
+            if kind in {16, 18}:  # 64-bit integers exist only in BigTIFF
                 kind, raw = 4, np.frombuffer(raw, f"{order}u8").astype(f"{order}u4").tobytes()
         if not count:
             continue
@@ -158,106 +168,106 @@ def lean_tiff(found: Directory, changes: dict[int, Sequence[int]] | None = None)
             place = struct.pack(order + "I", base + len(tail))
             tail += raw + b"\0" * (len(raw) % 2)
         lines.append(struct.pack(f"{order}HHI", tag, kind, count) + place)
-    head = found.data[:2] + struct.pack(order + "HI", 42, base + len(tail))
-    body = found.data[len(head) :] + b"\0" * (len(found.data) % 2)
+    head = tags.data[:2] + struct.pack(order + "HI", 42, base + len(tail))
+    body = tags.data[len(head) :] + b"\0" * (len(tags.data) % 2)
     return b"".join((head, body, tail, struct.pack(order + "H", len(lines)), *lines, b"\0" * 4))
 
 
-def _colors(found: Directory) -> dict[int, Sequence[int]]:
-    """Returns the palette with 16 bits, if an old program wrote it with 8 bits."""
-    levels = found.values(COLOR_MAP, 3 << 8)
+def _colors(tags: Directory) -> dict[int, Sequence[int]]:
+    """Returns the palette scaled to 16 bits if an old program wrote it with 8 bits."""
+    levels = tags.values(COLOR_MAP, 3 << 8)
     if not levels or max(levels) > 255:
         return {}
     return {COLOR_MAP: [int(level) * 257 for level in levels]}
 
 
-def _pieces(found: Directory) -> dict[int, Sequence[int]]:
-    """Returns the lists of strips or tiles, shortened if they are longer than the image needs."""
-    width, height = found.number(WIDTH, 0), found.number(HEIGHT, 0)
-    if min(width, height) < 1 and found.is_whole:
+def _pieces(tags: Directory) -> dict[int, Sequence[int]]:
+    """Returns the lists of strips or tiles if they are longer than the image needs, shortened."""
+    width, height = tags.number(WIDTH, 0), tags.number(HEIGHT, 0)
+    if min(width, height) < 1 and tags.is_whole:
         raise UsageError(f"a TIFF image of {width} x {height} pixels")
-    is_tiled = TILE_OFFSETS in found.entries and STRIP_OFFSETS not in found.entries
+    is_tiled = TILE_OFFSETS in tags.entries and STRIP_OFFSETS not in tags.entries
     if is_tiled:
-        across, down = found.number(TILE_WIDTH, 0), found.number(TILE_HEIGHT, 0)
-        tags = (TILE_OFFSETS, TILE_COUNTS)
+        across, down = tags.number(TILE_WIDTH, 0), tags.number(TILE_HEIGHT, 0)
+        keys = (TILE_OFFSETS, TILE_COUNTS)
     else:
-        across, down = width, min(found.number(ROWS_PER_STRIP, height), height)
-        tags = (STRIP_OFFSETS, STRIP_COUNTS)
-    if min(width, height, across, down) < 1 or tags[0] not in found.entries:
+        across, down = width, min(tags.number(ROWS_PER_STRIP, height), height)
+        keys = (STRIP_OFFSETS, STRIP_COUNTS)
+    if min(width, height, across, down) < 1 or keys[0] not in tags.entries:
         return {}
-    planes = found.number(SAMPLES, 1) if found.number(PLANAR, 1) == 2 else 1
+    planes = tags.number(SAMPLES, 1) if tags.number(PLANAR, 1) == 2 else 1
     count = -(-width // across) * -(-height // down) * planes
-    listed = found.entries[tags[0]].count
+    listed = tags.entries[keys[0]].count
     if count > _MOST_PIECES:
-        raise UsageError(f"a TIFF of {count} strips or tiles; save it once more, as TIFF or PNG")
+        raise UsageError(f"a TIFF of {count} strips or tiles; save it again, as TIFF or PNG")
     if listed < count:
         raise UsageError(f"a damaged or truncated TIFF: it lists {listed} of {count} strips")
     lists: dict[int, Sequence[int]] = {
-        tag: [int(one) for one in found.values(tag, count)] for tag in tags
+        key: [int(one) for one in tags.values(key, count)] for key in keys
     }
-    _check_ends(found, *lists.values(), across=across, down=down if is_tiled else 0)
+    _check_ends(tags, *lists.values(), across=across, down=down if is_tiled else 0)
     return {} if listed == count else lists
 
 
 def _check_ends(
-    found: Directory, starts: Sequence[int], sizes: Sequence[int], *, across: int, down: int
+    tags: Directory, starts: Sequence[int], sizes: Sequence[int], *, across: int, down: int
 ) -> None:
-    """Refuses an image that ends behind its file, because the new directory is appended there.
+    """Checks that the strips or tiles lie within the file, because a new directory follows it.
 
     Args:
-        found: the directory.
-        starts: where strips or tiles begin.
-        sizes: their bytes, as the directory says.
-        across: width of one.
-        down: height of a tile; 0 for strips, of which the last is lower.
+        tags: the directory.
+        starts: offsets of the strips or tiles.
+        sizes: their sizes in bytes according to the directory.
+        across: width of a strip or tile.
+        down: height of a tile; 0 for strips, of which the last may be lower.
 
     Raises:
-        UsageError: if it does not.
+        UsageError: if one extends beyond the end of the file.
     """
-    if found.number(COMPRESSION, 1) == 1 and found.number(PHOTOMETRIC, 0) != 6:
-        bits = [int(one) for one in found.values(BITS)] or [1]
-        samples = 1 if found.number(PLANAR, 1) == 2 else found.number(SAMPLES, 1)
+    if tags.number(COMPRESSION, 1) == 1 and tags.number(PHOTOMETRIC, 0) != 6:
+        bits = [int(one) for one in tags.values(BITS)] or [1]
+        samples = 1 if tags.number(PLANAR, 1) == 2 else tags.number(SAMPLES, 1)
         row = -(-across * (sum(bits) if len(bits) == samples else bits[0] * samples) // 8)
-        height = found.number(HEIGHT, 0)
-        rows = down or min(found.number(ROWS_PER_STRIP, height), height)
+        height = tags.number(HEIGHT, 0)
+        rows = down or min(tags.number(ROWS_PER_STRIP, height), height)
         sizes = sized = [rows * row] * len(starts)
         per_plane = -(-height // rows)
         if not down and height % rows:
             for last in range(per_plane - 1, len(sized), per_plane):
                 sized[last] = height % rows * row
-    if any(start + size > len(found.data) for start, size in zip(starts, sizes, strict=False)):
-        raise UsageError("a damaged or truncated TIFF: parts of the image are behind its end")
+    if any(start + size > len(tags.data) for start, size in zip(starts, sizes, strict=False)):
+        raise UsageError("a damaged or truncated TIFF: parts of the image lie beyond its end")
 
 
 def raw_photo(data: bytes) -> str | None:
-    """Returns the kind of a camera's raw photo; None for other TIFF files.
+    """Returns the kind of a camera's raw photo, or None for other TIFF files.
 
-    The first image of a raw photo is a small preview, or a mosaic that is no image yet.
+    The first image of a raw photo is a small preview or an undeveloped mosaic.
     """
     if data[8:10] == b"CR":
         return "a camera's raw photo (CR2)"
-    found = directory(data)
-    if found is None:
+    tags = read_directory(data)
+    if tags is None:
         return None
-    if DNG_VERSION in found.entries:
+    if DNG_VERSION in tags.entries:
         return "a camera's raw photo (DNG)"
-    if found.number(PHOTOMETRIC, 0) in {32803, 34892}:
+    if tags.number(PHOTOMETRIC, 0) in {32803, 34892}:
         return "a camera's raw photo"
-    if found.number(254, 0) & 1 and SUB_IFDS in found.entries:
+    if tags.number(254, 0) & 1 and SUB_IFDS in tags.entries:
         return "a camera's raw photo (as NEF or ARW) or a TIFF that begins with its preview"
     return None
 
 
 def unread_layout(data: bytes) -> str | None:
-    """Returns the layout of a TIFF file in words; None if its directory is damaged."""
-    found = directory(data)
-    if found is None or not found.is_whole:
+    """Returns a description of the layout of a TIFF file; None if its directory is damaged."""
+    tags = read_directory(data)
+    if tags is None or not tags.is_whole:
         return None
-    bits = [int(one) for one in found.values(BITS)] or [1]
-    samples = found.number(SAMPLES, len(bits))
+    bits = [int(one) for one in tags.values(BITS)] or [1]
+    samples = tags.number(SAMPLES, len(bits))
     kinds = {1: "unsigned", 2: "signed", 3: "floating point", 5: "complex", 6: "complex"}
-    kind = kinds.get(found.number(SAMPLE_FORMAT, 1), "untyped")
+    kind = kinds.get(tags.number(SAMPLE_FORMAT, 1), "untyped")
     return (
-        f"a TIFF of {samples} x {bits[0]}-bit {kind} numbers a pixel (photometric "
-        f"{found.number(PHOTOMETRIC, 0)}, compression {found.number(COMPRESSION, 1)})"
+        f"a TIFF of {samples} x {bits[0]}-bit {kind} numbers per pixel (photometric "
+        f"{tags.number(PHOTOMETRIC, 0)}, compression {tags.number(COMPRESSION, 1)})"
     )

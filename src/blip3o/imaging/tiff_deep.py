@@ -1,12 +1,12 @@
-"""TIFF images that Pillow refuses or misreads: of 10 to 32 bits, signed, with alpha and others.
+"""Decodes TIFF layouts that Pillow refuses or misreads: 10 to 32 bits, signed, with alpha and more.
 
-Pillow decodes their bytes, as if each were a grey pixel, whatever the compression. Here the bytes
-become numbers, and these are scaled by the range that the file states.
+Pillow decompresses the bytes as if each were a grey pixel. This file converts the bytes to numbers
+and scales them by the range that the TIFF file states.
 """
 
 import dataclasses
 import io
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,13 +15,13 @@ from PIL import Image
 
 from blip3o.core.errors import UsageError
 from blip3o.imaging import tiff
-from blip3o.imaging.tiff import Directory
+from blip3o.imaging.tiff import Directory, Tags
 
 _BYTEWISE = (1, 5, 8, 32773, 32946, 34925, 50000)
-"""Compressions of plain bytes: none, LZW, PackBits, Deflate (two numbers), LZMA, Zstandard."""
+"""Compressions of bytes: none, LZW, PackBits, Deflate (two numbers), LZMA, Zstandard."""
 _CIELAB, _ICCLAB = 8, 9
 _MODES = {0: "L", 1: "L", 2: "RGB", _CIELAB: "LAB", _ICCLAB: "LAB"}
-"""Modes of images by the tag of a TIFF file that states how colors are coded."""
+"""Pillow's mode for each value of the photometric tag."""
 _BLOCK_SAMPLES = 1 << 20
 _FILL_ORDER = 266
 NEGATIVE = "an image of signed numbers, some of them negative; save it with 8 or 16 unsigned bits"
@@ -29,10 +29,10 @@ NEGATIVE = "an image of signed numbers, some of them negative; save it with 8 or
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Scale:
-    """The numbers that mean black and white.
+    """The range of numbers from black to white.
 
     Args:
-        bits: of a sample.
+        bits: bits per sample.
         is_signed: whether samples may be negative.
         low: the number of black, or of white if `is_inverted`.
         high: the number of white, or of black if `is_inverted`.
@@ -48,10 +48,10 @@ class Scale:
     takes_negative: bool
 
     def levels(self, values: NDArray[Any]) -> NDArray[np.uint8]:
-        """Returns numbers as levels of 0 to 255.
+        """Returns numbers as levels from 0 to 255.
 
         Raises:
-            UsageError: for negative numbers, unless the file states their range.
+            UsageError: if numbers are negative and the file does not state their range.
         """
         if self.is_signed and not self.takes_negative and values.size and values.min() < 0:
             raise UsageError(NEGATIVE)
@@ -60,27 +60,29 @@ class Scale:
         return (255 - scaled if self.is_inverted else scaled).astype(np.uint8)
 
 
-def scale_of(found: Any) -> Scale:  # noqa: ANN401  (anything with `values` and `number`)
-    """Returns the range of a TIFF file: all of its bits, or what SMinSampleValue and
-    SMaxSampleValue say; of signed numbers zero is black.
+def scale_of(tags: Tags) -> Scale:
+    """Returns the range of numbers that a TIFF file states, or the range of its bits.
+
+    SMinSampleValue and SMaxSampleValue state a range. Without them, zero is black even for signed
+    numbers.
 
     Args:
-        found: its directory.
-    """  # noqa: D205
-    bits = found.number(tiff.BITS, 1)
-    is_signed = found.number(tiff.SAMPLE_FORMAT, 1) == 2
+        tags: the tags of the image.
+    """
+    bits = tags.number(tiff.BITS, 1)
+    is_signed = tags.number(tiff.SAMPLE_FORMAT, 1) == 2
     low, high = 0.0, float((1 << (bits - is_signed)) - 1)
-    said = found.values(tiff.MOST_SAMPLE, 1)
-    least = found.values(tiff.LEAST_SAMPLE, 1)
-    below = float(least[0]) if least and np.isfinite(least[0]) else low
-    if said and np.isfinite(said[0]) and said[0] > below:
-        low, high = below, float(said[0])
+    most = tags.values(tiff.MOST_SAMPLE, 1)
+    least = tags.values(tiff.LEAST_SAMPLE, 1)
+    lowest = float(least[0]) if least and np.isfinite(least[0]) else low
+    if most and np.isfinite(most[0]) and most[0] > lowest:
+        low, high = lowest, float(most[0])
     return Scale(
         bits=bits,
         is_signed=is_signed,
         low=low,
         high=high,
-        is_inverted=found.number(tiff.PHOTOMETRIC, 0) == 0,
+        is_inverted=tags.number(tiff.PHOTOMETRIC, 0) == 0,
         takes_negative=low < 0,
     )
 
@@ -90,16 +92,16 @@ class DeepTiff:
     """An image of a layout that Pillow refuses or misreads.
 
     Args:
-        found: its directory.
-        size: width and height, before it is turned.
-        mode: of the result: L, RGB or LAB, or LA or RGBA with alpha.
-        num_samples: numbers of a pixel: colors, then alpha and others.
-        taken: which of them are read: the colors, then alpha if there is one.
+        tags: the directory of the file.
+        size: width and height, before the orientation is applied.
+        mode: mode of the result: L, RGB or LAB; LA or RGBA with alpha.
+        num_samples: numbers per pixel: colors, then alpha and others.
+        taken: indices of the numbers that are read: the colors, then alpha if there is one.
         is_multiplied: whether the colors are multiplied by alpha.
-        scale: its range.
+        scale: the range of the numbers.
     """
 
-    found: Directory
+    tags: Directory
     size: tuple[int, int]
     mode: str
     num_samples: int
@@ -108,15 +110,15 @@ class DeepTiff:
     scale: Scale
 
     def read(self) -> Image.Image:
-        """Returns the image with 8 bits, as it lies in the file.
+        """Returns the image with 8 bits, not turned by its orientation.
 
         Raises:
-            UsageError: for negative numbers without a stated range.
-            OSError: if the file is damaged or truncated; decoders have further errors.
+            UsageError: if numbers are negative and the file does not state their range.
+            OSError: if the file is damaged or truncated; decoders may raise other errors as well.
         """
         width, height = self.size
         pixels = np.empty((height, width, len(self.taken)), np.uint8)
-        if self.found.number(tiff.PLANAR, 1) == 2:
+        if self.tags.number(tiff.PLANAR, 1) == 2:
             for place, plane in enumerate(self.taken):
                 for rows, values in self._blocks(1, plane):
                     pixels[rows, :, place] = self._levels(values[..., 0], plane)
@@ -127,26 +129,29 @@ class DeepTiff:
         if self.is_multiplied:
             pixels = _divided(pixels)
         if self.mode == "LAB":
-            pixels[..., 1:] ^= 128  # Pillow expects signed numbers here, as a file holds them
+            pixels[..., 1:] ^= 128  # Pillow expects signed numbers here
         image = Image.frombuffer(self.mode, self.size, pixels, "raw", self.mode, 0, 1)
-        if (profile := self.found.entries.get(tiff.ICC_PROFILE)) is not None:
+        if (profile := self.tags.entries.get(tiff.ICC_PROFILE)) is not None:
             end = profile.start + profile.size
-            image.info["icc_profile"] = self.found.data[profile.start : end]
+            image.info["icc_profile"] = self.tags.data[profile.start : end]
         return image
 
     def _levels(self, values: NDArray[Any], sample: int) -> NDArray[np.uint8]:
-        """Returns the numbers of one sample of all pixels as levels of 0 to 255."""
+        """Returns the numbers of one sample as levels from 0 to 255."""
         bits = self.scale.bits
-        if self.mode == "LAB" and sample in {1, 2}:  # 16 bits are 256 times 8 bits, not 257 times
-            is_signed = self.found.number(tiff.PHOTOMETRIC, 0) == _CIELAB
+        if self.mode == "LAB" and sample in {
+            1,
+            2,
+        }:  # 16-bit values are 256 times 8-bit values, not 257 times
+            is_signed = self.tags.number(tiff.PHOTOMETRIC, 0) == _CIELAB
             return ((values >> (bits - 8)) ^ (is_signed << 7)).astype(np.uint8)
         levels = self.scale.levels(values)
         is_alpha = self.mode.endswith("A") and sample == self.taken[-1]
-        # Zero may mean white, but it never means opaque.
+        # Zero may mean white, but never opaque.
         return 255 - levels if is_alpha and self.scale.is_inverted else levels
 
     def _blocks(self, samples: int, plane: int | None) -> Iterator[tuple[slice, NDArray[Any]]]:
-        """Yields blocks of rows, and their numbers [rows, width, samples]."""
+        """Yields the rows of each block and their numbers [rows, width, samples]."""
         width, height = self.size
         raw = self._bytes(samples, plane)
         step = max(1, _BLOCK_SAMPLES // (width * samples))
@@ -156,9 +161,9 @@ class DeepTiff:
             yield rows, self._undone(values.reshape(-1, width, samples))
 
     def _bytes(self, samples: int, plane: int | None) -> NDArray[np.uint8]:
-        """Returns the rows as bytes, decompressed."""
-        found, bits = self.found, samples * self.scale.bits
-        changes: dict[int, Any] = {
+        """Returns the decompressed bytes of all rows."""
+        tags, bits = self.tags, samples * self.scale.bits
+        changes: dict[int, Sequence[int]] = {
             tiff.WIDTH: [-(-self.size[0] * bits // 8)],
             tiff.BITS: [8],
             tiff.SAMPLES: [1],
@@ -169,26 +174,26 @@ class DeepTiff:
             tiff.ORIENTATION: [1],
             tiff.EXTRA_SAMPLES: [],
         }
-        if tiff.TILE_WIDTH in found.entries:
-            changes[tiff.TILE_WIDTH] = [-(-found.number(tiff.TILE_WIDTH, 1) * bits // 8)]
+        if tiff.TILE_WIDTH in tags.entries:
+            changes[tiff.TILE_WIDTH] = [-(-tags.number(tiff.TILE_WIDTH, 1) * bits // 8)]
         if plane is not None:
             for tag in (tiff.STRIP_OFFSETS, tiff.STRIP_COUNTS, tiff.TILE_OFFSETS, tiff.TILE_COUNTS):
-                if tag in found.entries:
-                    each = found.entries[tag].count // self.num_samples
-                    listed = found.values(tag, each * (plane + 1))
+                if tag in tags.entries:
+                    each = tags.entries[tag].count // self.num_samples
+                    listed = tags.values(tag, each * (plane + 1))
                     changes[tag] = [int(one) for one in listed[each * plane :]]
-        data = tiff.lean_tiff(found, changes)
+        data = tiff.stripped_tiff(tags, changes)
         with Image.open(io.BytesIO(data), formats=("TIFF",)) as image:
             return np.asarray(image)
 
     def _numbers(self, rows: NDArray[np.uint8], count: int) -> NDArray[Any]:
-        """Returns the numbers [rows, count] that packed rows hold."""
+        """Returns the numbers [rows, count] in packed rows."""
         bits = self.scale.bits
         kind = "i" if self.scale.is_signed else "u"
         if bits in {8, 16, 32}:
-            return np.ascontiguousarray(rows).view(f"{self.found.order}{kind}{bits // 8}")
-        # The highest bit comes first in any file; only whole bytes follow the file's byte order.
-        if bits == 24 and self.found.order == "<":
+            return np.ascontiguousarray(rows).view(f"{self.tags.order}{kind}{bits // 8}")
+        # Bits are always packed from the highest; only whole bytes follow the file's byte order.
+        if bits == 24 and self.tags.order == "<":
             rows = rows.reshape(len(rows), -1, 3)[..., ::-1].reshape(len(rows), -1)
         unpacked = np.unpackbits(rows, axis=1, count=count * bits).reshape(len(rows), count, bits)
         values = np.zeros(unpacked.shape[:2], np.int64)
@@ -199,32 +204,32 @@ class DeepTiff:
         return values
 
     def _undone(self, values: NDArray[Any]) -> NDArray[Any]:
-        """Returns the numbers themselves, if the file holds differences to the left neighbors."""
-        if self.found.number(tiff.PREDICTOR, 1) != 2:
+        """Returns the numbers, decoded if the file holds differences to the left neighbors."""
+        if self.tags.number(tiff.PREDICTOR, 1) != 2:
             return values
         width = self.size[0]
-        step = self.found.number(tiff.TILE_WIDTH, width)  # each tile begins anew
+        step = self.tags.number(tiff.TILE_WIDTH, width)  # differences restart at each tile
         pieces = [values[:, at : at + step] for at in range(0, width, step)]
         kind = values.dtype.newbyteorder("=")
         return np.concatenate([np.cumsum(one, axis=1, dtype=kind) for one in pieces], axis=1)
 
 
-def deep_tiff(found: Directory) -> DeepTiff | None:
-    """Returns how to read a TIFF of a layout that Pillow refuses or misreads; None for all others.
+def deep_tiff(tags: Directory) -> DeepTiff | None:
+    """Returns the reader of a layout that Pillow refuses or misreads; None for other layouts.
 
     Args:
-        found: its directory.
+        tags: the directory of the file.
     """
-    photometric = found.number(tiff.PHOTOMETRIC, 0)
-    bits = [int(one) for one in found.values(tiff.BITS)] or [1]
+    photometric = tags.number(tiff.PHOTOMETRIC, 0)
+    bits = [int(one) for one in tags.values(tiff.BITS)] or [1]
     mode = _MODES.get(photometric, "")
-    num_samples = found.number(tiff.SAMPLES, len(bits))
+    num_samples = tags.number(tiff.SAMPLES, len(bits))
     num_others = num_samples - len(mode)
-    formats = set(found.values(tiff.SAMPLE_FORMAT)) or {1}
-    compression = found.number(tiff.COMPRESSION, 1)
-    predictor = found.number(tiff.PREDICTOR, 1) if compression != 1 else 1
-    size = found.number(tiff.WIDTH, 0), found.number(tiff.HEIGHT, 0)
-    extra = [int(one) for one in found.values(tiff.EXTRA_SAMPLES)] or [2] * num_others
+    formats = set(tags.values(tiff.SAMPLE_FORMAT)) or {1}
+    compression = tags.number(tiff.COMPRESSION, 1)
+    predictor = tags.number(tiff.PREDICTOR, 1) if compression != 1 else 1
+    size = tags.number(tiff.WIDTH, 0), tags.number(tiff.HEIGHT, 0)
+    extra = [int(one) for one in tags.values(tiff.EXTRA_SAMPLES)] or [2] * num_others
     alphas = [place for place, kind in enumerate(extra[:num_others]) if kind in {1, 2}]
     if (
         not mode
@@ -237,31 +242,31 @@ def deep_tiff(found: Directory) -> DeepTiff | None:
         or (predictor != 1 and (predictor != 2 or bits[0] not in {8, 16, 32}))
         or (mode == "LAB" and (alphas or bits[0] not in {8, 16} or formats != {1}))
         or min(size) < 1
-        or (formats == {1} and _is_read_by_pillow(found, mode, bits[0], num_others))
+        or (formats == {1} and _is_read_by_pillow(tags, mode, bits[0], num_others))
     ):
         return None
     return DeepTiff(
-        found=found,
+        tags=tags,
         size=size,
         mode={"L": "LA", "RGB": "RGBA"}[mode] if alphas else mode,
         num_samples=num_samples,
         taken=(*range(len(mode)), *(len(mode) + place for place in alphas[:1])),
         is_multiplied=bool(alphas) and extra[alphas[0]] == 1,
-        scale=scale_of(found),
+        scale=scale_of(tags),
     )
 
 
-def _is_read_by_pillow(found: Directory, mode: str, bits: int, num_others: int) -> bool:
-    """Returns whether Pillow reads such a layout of unsigned numbers right."""
+def _is_read_by_pillow(tags: Directory, mode: str, bits: int, num_others: int) -> bool:
+    """Returns whether Pillow correctly reads this layout of unsigned numbers."""
     if bits == 8:
-        return num_others == 0 and found.number(tiff.PHOTOMETRIC, 0) != _ICCLAB
-    is_chunky = found.number(tiff.PLANAR, 1) == 1 and found.number(_FILL_ORDER, 1) == 1
+        return num_others == 0 and tags.number(tiff.PHOTOMETRIC, 0) != _ICCLAB
+    is_chunky = tags.number(tiff.PLANAR, 1) == 1 and tags.number(_FILL_ORDER, 1) == 1
     is_known = mode == "RGB" and bits == 16 and is_chunky and num_others <= 1
-    return is_known and tiff.MOST_SAMPLE not in found.entries
+    return is_known and tiff.MOST_SAMPLE not in tags.entries
 
 
 def _divided(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Returns pixels with their colors divided by alpha."""
+    """Returns pixels whose colors are divided by alpha."""
     alpha = pixels[..., -1:].astype(np.uint32)
     colors = pixels[..., :-1].astype(np.uint32) * 255 // np.maximum(alpha, 1)
     return np.concatenate([np.minimum(colors, 255), alpha], axis=2).astype(np.uint8)

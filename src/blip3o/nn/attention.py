@@ -1,7 +1,7 @@
 """Scaled dot-product attention for every network of the package, and a static key/value cache.
 
-One function so that there is one place for grouped heads, causal alignment and the choice of the
-kernel. Axes: B batch, H heads, T query tokens, S key tokens, K head dim.
+A single function handles grouped heads, causal alignment and the choice of the kernel.
+Axes: B batch, H heads, T query tokens, S key tokens, K head dim.
 """
 
 import torch
@@ -13,14 +13,14 @@ _SHORT_KEYS = {
     (torch.bfloat16, False): 192,
     (torch.bfloat16, True): 192,
 }
-"""Up to this many keys, plain products train faster on a CPU than the fused kernel does.
+"""Largest number of keys for which plain products train faster on a CPU than the fused kernel.
 
-By the type of the products and whether there is a mask. Measured with one thread, forward and
-backward, heads of 32: in fp32 128 x 8 times 16 x 16 tokens take 6.3 ms against 9.7 ms on a CPU with
-AVX2 (but 22 against 14 on one with AVX-512), 64 x 64 as long as fused. In bf16 with AVX512-BF16 the
-fused kernel's backward pass is slow: 7 against 62 ms, 46 against 176, 192 x 192 (16 x 8 times) 56
-against 64 to 87. bf16 with AMX has not been measured. The fused kernel wins wherever no gradient is
-asked.
+The keys are (type of the products, whether there is a mask). Measured with one thread, forward and
+backward, head dim 32, products against fused kernel. In fp32, 128 x 8 heads of 16 x 16 tokens take
+6.3 against 9.7 ms on a CPU with AVX2 (but 22 against 14 on one with AVX-512); 64 x 64 tokens take
+equally long. In bf16 with AVX512-BF16, where the fused backward pass is slow, the same two sizes
+take 7 against 62 ms and 46 against 176 ms, and 16 x 8 heads of 192 x 192 tokens take 56 against 64
+to 87 ms. bf16 with AMX has not been measured. Without gradients the fused kernel is always faster.
 """
 
 
@@ -37,12 +37,12 @@ def attend(
 
     Args:
         query: [B, H, T, K].
-        key: [B, G, S, K]; H is a multiple of G, and each key head serves H / G neighbor heads.
+        key: [B, G, S, K]; H is a multiple of G, and H / G neighboring heads share a key head.
         value: [B, G, S, K].
-        mask: True where a query may look, broadcastable to [B, H, T, S]; or a float tensor that
+        mask: True where a query may attend, broadcastable to [B, H, T, S]; or a float tensor that
             is added to the scores.
-        is_causal: the T queries are the last T of the S positions, and none looks ahead.
-        scale: factor of the products; None for 1 / sqrt(K).
+        is_causal: treats the queries as the last T of the S positions; none attends to later ones.
+        scale: factor of the products; None means 1 / sqrt(K).
 
     Raises:
         ValueError: if both `mask` and `is_causal` are given.
@@ -52,7 +52,7 @@ def attend(
     if is_causal:
         num_queries, num_keys = query.shape[-2], key.shape[-2]
         if num_queries == 1:
-            is_causal = False  # the one query is the last position: it sees everything
+            is_causal = False  # the only query is the last position and attends to all
         elif num_queries != num_keys:
             is_causal, mask = False, _causal_mask(num_queries, num_keys, query.device)
     if prefers_products(query, key, is_masked=is_causal or mask is not None):
@@ -78,9 +78,9 @@ def attend_by_products(
     mask: Tensor | None = None,
     scale: float | None = None,
 ) -> Tensor:
-    """Returns the same as `attend`, as two matrix products and a softmax.
+    """Returns the result of `attend`, computed as two matrix products and a softmax.
 
-    Where a mask lets a query see nothing, the result is the mean of all values.
+    If a boolean mask excludes all keys of a query, the result is the mean of all values.
     """
     if query.shape[1] != key.shape[1]:
         repeats = query.shape[1] // key.shape[1]
@@ -96,12 +96,12 @@ def attend_by_products(
 
 
 def prefers_products(query: Tensor, key: Tensor, *, is_masked: bool) -> bool:
-    """Whether products are the faster way to train through this attention.
+    """Returns whether plain products train faster than the fused kernel.
 
     Args:
         query: as for `attend`.
-        key: likewise.
-        is_masked: whether there is a mask, or causality.
+        key: as for `attend`.
+        is_masked: whether attention is masked or causal.
     """
     if query.device.type != "cpu" or not torch.is_grad_enabled():
         return False
@@ -119,15 +119,15 @@ def _causal_mask(num_queries: int, num_keys: int, device: torch.device) -> Tenso
 class KeyValueCache:
     """Keys and values of one attention layer in buffers that are allocated once.
 
-    Fixed buffers keep memory flat over a generation and addresses stable for CUDA graphs.
+    Fixed buffers keep memory constant during a generation and addresses stable for CUDA graphs.
 
     Args:
         batch_size: rows (B).
         num_kv_heads: key and value heads (G).
-        max_tokens: positions there is room for.
+        max_tokens: capacity in positions.
         head_dim: width of a head (K).
-        device: where the buffers are.
-        dtype: their type.
+        device: device of the buffers.
+        dtype: type of the buffers.
     """
 
     def __init__(
@@ -153,7 +153,7 @@ class KeyValueCache:
             value: their values, [B, G, T, K].
 
         Raises:
-            ValueError: if there is no room left.
+            ValueError: if the capacity is exceeded.
         """
         start, stop = self.num_tokens, self.num_tokens + key.shape[-2]
         if stop > self._keys.shape[-2]:
@@ -166,5 +166,5 @@ class KeyValueCache:
         return self._keys[:, :, :stop], self._values[:, :, :stop]
 
     def crop(self, num_tokens: int) -> None:
-        """Forgets every position from `num_tokens` on; the buffers stay."""
+        """Drops all positions from `num_tokens` on; the buffers stay allocated."""
         self.num_tokens = min(self.num_tokens, num_tokens)

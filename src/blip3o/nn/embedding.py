@@ -1,4 +1,4 @@
-"""Embedding of a continuous number (a timestep) into a vector."""
+"""Embeds timesteps, which are continuous numbers, as vectors."""
 
 import math
 
@@ -13,7 +13,7 @@ def timestep_sinusoid(timestep: Tensor, size: int, max_period: float = 10000.0) 
     """Returns cosines, then sines, of timesteps at geometric frequencies, fp32 [B, size].
 
     Args:
-        timestep: numbers of the order 0 to 1000 (not divided by 1000), [B].
+        timestep: numbers from 0 to 1000 (not divided by 1000), [B].
         size: length of the result, even.
         max_period: frequencies go from 1 down to almost 1 / max_period.
     """
@@ -24,7 +24,7 @@ def timestep_sinusoid(timestep: Tensor, size: int, max_period: float = 10000.0) 
 
 
 class TimestepEmbedding(nn.Module):
-    """A timestep to a vector: sinusoid, then two linear layers with a SiLU between.
+    """Embeds a timestep: sinusoid, linear layer, SiLU, linear layer.
 
     Args:
         hidden_size: width of the result.
@@ -38,7 +38,7 @@ class TimestepEmbedding(nn.Module):
         self.linear_2 = VectorLinear(hidden_size, hidden_size)
 
     def forward(self, timestep: Tensor) -> Tensor:
-        """Returns the embedding [B, E] of timesteps [B] of the order 0 to 1000."""
+        """Returns the embeddings [B, E] of timesteps [B] from 0 to 1000."""
         sinusoid = timestep_sinusoid(timestep, self.sinusoid_size)
         return self.linear_2(
             functional.silu(self.linear_1(sinusoid.to(self.linear_1.weight.dtype)))

@@ -1,18 +1,18 @@
-"""A linear layer whose rows do not depend on how many there are."""
+"""A linear layer whose result for a row does not depend on the number of rows."""
 
 import torch
 from torch import Tensor, nn
 
 _FEWEST_ROWS = 4
-"""Products of fewer rows go through kernels of their own (MKL on x86)."""
+"""CPU libraries (MKL on x86) use separate kernels for products of fewer rows."""
 
 
 class VectorLinear(nn.Linear):
-    """A linear layer for what is one vector a sample: timesteps, conditions, modulations.
+    """A linear layer for inputs of one vector per sample: timesteps, conditions, modulations.
 
-    A small batch holds few such rows, and CPU libraries round products of few rows otherwise than
-    those of many. Without gradients they are padded, so that an image made alone has the bits of
-    the same image made in a batch.
+    A small batch has few such rows, and CPU libraries round products of few rows differently from
+    products of many. Without gradients, few rows are therefore padded: an image generated alone
+    equals the same image generated in a batch, bit for bit.
     """
 
     def forward(self, input: Tensor) -> Tensor:

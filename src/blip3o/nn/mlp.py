@@ -10,7 +10,7 @@ def swiglu_size(hidden_size: int, multiple_of: int = 256, multiplier: float | No
     Args:
         hidden_size: width of the network.
         multiple_of: the result is rounded up to a multiple of this.
-        multiplier: optional further factor before rounding.
+        multiplier: optional factor, applied before rounding.
 
     Reference:
         LLaMA's rule; 4864 for the published width 1792.
@@ -26,8 +26,8 @@ class SwiGLU(nn.Module):
 
     Args:
         hidden_size: width of input and output.
-        inner_size: width in between.
-        silu_in_fp32: compute the SiLU in fp32 and round back, as the published DiT does.
+        inner_size: width of the hidden layer.
+        silu_in_fp32: compute the SiLU in fp32 and round the result, as the published DiT does.
     """
 
     def __init__(self, hidden_size: int, inner_size: int, *, silu_in_fp32: bool = False) -> None:

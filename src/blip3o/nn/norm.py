@@ -1,16 +1,15 @@
 """Root-mean-square normalization with fp32 statistics."""
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import BackwardCFunction, FunctionCtx
 
 
 class RMSNorm(nn.Module):
     """x / sqrt(mean(x^2) + eps) * weight over the last axis.
 
-    The statistics are fp32; the normalized values are rounded to the weight's type, if that is a
-    half type, before they are scaled, as the published networks do.
+    The statistics are fp32. If the weight has a 16-bit type, the normalized values are rounded to
+    that type before they are scaled, as in the published networks.
 
     Args:
         hidden_size: length of the last axis.
@@ -42,27 +41,27 @@ def rms_norm(hidden: Tensor, weight: Tensor, eps: float) -> Tensor:
 
 
 class _LeanRMSNorm(torch.autograd.Function):
-    """The same with a backward pass of two temporaries instead of nine.
+    """RMS normalization whose backward pass needs two temporaries instead of nine.
 
-    On a CPU the passes over memory are the cost: 1.1 ms against 2.8 ms, forward and backward,
-    for 128 x 16 tokens of width 256 on one thread.
+    On a CPU, memory traffic dominates: forward and backward take 1.1 ms instead of 2.8 ms for
+    128 x 16 tokens of width 256 on one thread.
     """
 
     @staticmethod
-    # pyrefly: ignore  # bad-override (torch declares the hooks as *args)
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, eps: float) -> Tensor:  # noqa: ANN401
+    def forward(ctx: FunctionCtx, hidden: Tensor, weight: Tensor, eps: float) -> Tensor:
         norm = torch.linalg.vector_norm(hidden, dim=-1, keepdim=True)
         scale = torch.rsqrt(norm.square().div_(hidden.shape[-1]).add_(eps))
         ctx.save_for_backward(hidden, scale, weight)
         return (hidden * scale).mul_(weight)
 
     @staticmethod
-    # pyrefly: ignore  # bad-override
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor | None, None]:  # noqa: ANN401
-        hidden, scale, weight = ctx.saved_tensors
+    def backward(ctx: BackwardCFunction, *grads: Tensor) -> tuple[Tensor, Tensor | None, None]:
+        (grad,) = grads
+        hidden, scale, weight = list(ctx.saved_tensors)  # annotated as a tuple of one
+        _, needs_weight, _ = list(ctx.needs_input_grad)
         width = hidden.shape[-1]
         product = (grad * hidden).mul_(scale).reshape(-1, width)  # d loss / d weight, row by row
-        grad_weight = product.sum(0) if ctx.needs_input_grad[1] else None
+        grad_weight = product.sum(0) if needs_weight else None
         mean = (product @ weight).div_(width).reshape(scale.shape) * scale
         grad_hidden = (grad * weight).addcmul_(hidden, mean, value=-1).mul_(scale)
         return grad_hidden, grad_weight, None

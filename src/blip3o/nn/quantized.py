@@ -1,9 +1,9 @@
-"""Weight-only quantized linear layers: whole numbers of 8 or 4 bits and a scale for each group.
+"""Weight-only quantized linear layers: integers of 8 or 4 bits with a scale for each group.
 
-A library's layers were looked at first. torchao's 4-bit weights exist in layouts of single GPU
-generations and not on the CPU, bitsandbytes is a binary for chosen platforms, and optimum-quanto is
-no longer developed; so what could not be tested without CUDA was exactly the part that matters. The
-format below needs nothing but torch, is the same on every device, and its size is plain arithmetic.
+Existing libraries did not fit. torchao's 4-bit layouts are specific to single GPU generations and
+do not run on a CPU, bitsandbytes is a binary for a few platforms, and optimum-quanto is no longer
+developed: their relevant code could not be tested without CUDA. The format below needs only torch,
+is the same on every device, and has a size that is easy to compute.
 """
 
 import torch
@@ -15,28 +15,28 @@ from blip3o.core.choices import Quantization as Quantization
 from blip3o.core.choices import check_quantization as check_quantization
 
 _GROUP = {"int8": 128, "int4": 32}
-"""Weights of a row that share a scale: 8.125 and 4.5 bits a weight with 16-bit scales."""
+"""Weights per scale in a row: 8.125 and 4.5 bits per weight with 16-bit scales."""
 
 
 def quantize_weight(weight: Tensor, kind: Quantization) -> tuple[Tensor, Tensor]:
-    """Returns a weight as whole numbers and scales; `dequantize` is the way back.
+    """Returns a weight as integers and scales; `dequantize` inverts it.
 
-    The largest number of a group becomes the end of the range that has one level more (-128 or -8),
-    whatever its sign, so that all levels are used; every other is rounded to the nearest level.
+    The weight of largest magnitude in a group maps to the lowest level (-128 or -8) whatever its
+    sign, so that all levels are used. The other weights are rounded to the nearest level.
 
     Args:
         weight: [O, I], floating point.
         kind: "int8" or "int4".
 
     Returns:
-        Numbers, int8 [O, I'] or two 4-bit ones a byte [O, I' / 2], where I' is I filled up to whole
-        groups, and scales [O, I' / group] of the weight's type.
+        Integers, int8 [O, I'] or two 4-bit integers per byte [O, I' / 2], where I' is I padded to
+        whole groups, and scales [O, I' / group] of the weight's type.
     """
     group, lowest = _GROUP[kind], -128 if kind == "int8" else -8
     padded = functional.pad(weight.float(), (0, -weight.shape[1] % group))
     groups = padded.unflatten(1, (-1, group))
     largest = groups.gather(2, groups.abs().argmax(2, keepdim=True))
-    # Rounded to the type it is kept in first: the numbers then make up for its error.
+    # The scale is rounded to its stored type first, so that the integers fit the rounded scale.
     scale = (largest / lowest).to(weight.dtype)
     divisor = torch.where(scale == 0, 1, scale.float())
     numbers = (groups / divisor).round().clamp(lowest, -lowest - 1).to(torch.int8).flatten(1)
@@ -47,11 +47,11 @@ def quantize_weight(weight: Tensor, kind: Quantization) -> tuple[Tensor, Tensor]
 
 
 def dequantize(numbers: Tensor, scale: Tensor, in_features: int) -> Tensor:
-    """Returns the weight [O, I] that numbers and scales stand for, in the scales' type.
+    """Returns the weight [O, I] of integers and scales, in the type of the scales.
 
     Args:
-        numbers: as `quantize_weight` returns them.
-        scale: likewise.
+        numbers: integers from `quantize_weight`.
+        scale: scales from `quantize_weight`.
         in_features: I.
     """
     if numbers.dtype == torch.uint8:
@@ -61,10 +61,10 @@ def dequantize(numbers: Tensor, scale: Tensor, in_features: int) -> Tensor:
 
 
 class QuantizedLinear(nn.Module):
-    """A frozen linear layer that keeps its weight in 8 or 4 bits and multiplies in full precision.
+    """A frozen linear layer that stores its weight in 8 or 4 bits and multiplies in full precision.
 
     Args:
-        linear: the layer it stands for; its weight may be on the meta device.
+        linear: the layer to replace; its weight may be on the meta device.
         kind: "int8" or "int4".
     """
 
@@ -83,19 +83,19 @@ class QuantizedLinear(nn.Module):
         return functional.linear(inputs, weight.to(inputs.dtype), self.bias)
 
     def extra_repr(self) -> str:
-        """Returns what printing a model shows of the layer."""
+        """Returns the details of the layer that a printed model shows."""
         return f"in_features={self.in_features}, out_features={self.out_features}, {self.kind}"
 
 
 def quantize_linears(module: nn.Module, kind: Quantization) -> list[str]:
-    """Replaces every linear layer inside a module by its quantized form.
+    """Replaces every linear layer inside a module with its quantized form.
 
     Args:
         module: changed in place; weights may be on the meta device.
         kind: "int8" or "int4".
 
     Returns:
-        Names of the layers that were replaced, within the module.
+        Names of the replaced layers within the module.
     """
     names = [name for name, layer in module.named_modules() if type(layer) is nn.Linear]
     for name in names:

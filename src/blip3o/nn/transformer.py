@@ -1,4 +1,4 @@
-"""A compact pre-norm transformer block, for our own small networks (no published weights)."""
+"""A compact pre-norm transformer block for this project's own small networks."""
 
 from torch import Tensor, nn
 
@@ -8,12 +8,12 @@ from blip3o.nn.rope import RopeTable, rotate_neighbors
 
 
 class TransformerBlock(nn.Module):
-    """Self-attention and SwiGLU, each behind a LayerNorm and added to the residual stream.
+    """Self-attention and SwiGLU, each preceded by a LayerNorm and added to the residual stream.
 
     Args:
         hidden_size: width (E).
         num_heads: attention heads (H).
-        is_causal: whether a token looks at earlier tokens only.
+        is_causal: whether a token attends only to itself and earlier tokens.
         multiple_of: the feed-forward width is rounded up to a multiple of this.
 
     Raises:
@@ -51,9 +51,9 @@ class TransformerBlock(nn.Module):
 
         Args:
             hidden: tokens, [B, T, E].
-            mask: True where a query may look, broadcastable to [B, H, T, S]; a causal block
-                combines it with its own.
-            rope: rotation of the T positions, [T, K / 2] or [B, 1, T, K / 2].
+            mask: True where a query may attend, broadcastable to [B, H, T, S]; a causal block
+                combines it with its causal mask.
+            rope: rotation table of the T positions, [T, K / 2] or [B, 1, T, K / 2].
             cache: keys and values of earlier tokens, extended in place.
         """
         hidden = hidden + self._attention(self.norm_attention(hidden), mask, rope, cache)

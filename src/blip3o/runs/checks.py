@@ -4,7 +4,7 @@ from pathlib import Path
 
 from blip3o.core.distributed import world_size
 from blip3o.core.errors import UsageError
-from blip3o.core.room import require_room
+from blip3o.core.files import require_room
 from blip3o.models.unified import UnifiedModel
 from blip3o.train.checkpoint import find_checkpoints, newest_step
 from blip3o.train.config import RunConfig

@@ -1,1 +1,1 @@
-"""L1: text as a model sees it: the tokenizer and the chat format. No images, no models."""
+"""L1: text as token ids: the tokenizer and the chat format. Independent of images and models."""

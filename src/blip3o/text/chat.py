@@ -3,8 +3,8 @@ r"""The chat format: conversations as token ids, for training and for prompts.
 A turn of the Qwen family is `<|im_start|>{role}\n{content}<|im_end|>\n`, one of Llama 3
 `<|start_header_id|>{role}<|end_header_id|>\n\n{content}<|eot_id|>`, a plain one
 `{content}<|endoftext|>`.
-What people and data say is read as plain text: only this file places special tokens, so no caption
-can end a turn or claim an image that is not there.
+Texts of users and data are encoded as plain text. Only this file places special tokens, so a
+caption can neither end a turn nor insert an image.
 """
 
 import dataclasses
@@ -27,28 +27,28 @@ from blip3o.text.tokenizer import (
 
 ROLES = ("system", "user", "assistant")
 IMAGE_IN_WORDS = "(an image)"
-"""What stands for an image in the words of an assistant."""
+"""Replacement of the image mark in an assistant's answer."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class _Special:
-    """A special token, which only this file places; `count` of them in a row."""
+    """A special token, repeated `count` times."""
 
     name: str
     count: int = 1
 
 
 _Piece = str | _Special
-_Part = Literal["prompt", "frame", "answer"]  # a frame stands around the words of an answer
+_Part = Literal["prompt", "frame", "answer"]  # a frame surrounds the words of an answer
 _Placed = tuple[_Piece, _Part]
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class _TurnFormat:
-    """What stands around the role and the content of a turn."""
+    """Tokens and text around the role and the content of a turn."""
 
-    begin: tuple[_Special, ...] = ()  # once, before the first turn
-    start: _Special | None  # None for turns without a header: no role, no `after_role`
+    begin: tuple[_Special, ...] = ()  # before the first turn only
+    start: _Special | None  # None: turns without a header (role and `after_role`)
     after_role: tuple[_Piece, ...] = ()
     end: _Special
     after_turn: str = ""
@@ -73,18 +73,18 @@ _FORMATS = {
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class ChatConfig:
-    """The words around prompts.
+    """Turn format and wording of prompts.
 
     Args:
         kind: the turn format.
-        system: what the system turn says; None for no system turn.
-        generate: user turn that asks for an image; `{caption}` is replaced.
-        edit: what follows the image in the user turn of an edit; `{instruction}` is replaced.
-        reconstruct: what follows the image that is to be given back.
-        close_image_turn: end the assistant's turn before `[IMG]`, as the released training does
-            and the released inference does not.
-        learn_whole_turns: learn the assistant's headers and what follows its turns too, as the
-            released training does; else the answer and the token that ends it.
+        system: text of the system turn; None for no system turn.
+        generate: user turn that requests an image; `{caption}` is replaced.
+        edit: text after the image in the user turn of an edit; `{instruction}` is replaced.
+        reconstruct: text after the image in the user turn of a reconstruction.
+        close_image_turn: end the assistant's turn before `[IMG]`. The released training does this;
+            the released inference does not.
+        learn_whole_turns: include the assistant's headers and the text after its turns in the loss,
+            as the released training does; otherwise only the answer and its end token.
 
     Raises:
         ValueError: if a template lacks its placeholder.
@@ -99,13 +99,16 @@ class ChatConfig:
     learn_whole_turns: bool = False
 
     def __post_init__(self) -> None:
-        for name, mark in (("generate", "{caption}"), ("edit", "{instruction}")):
-            if mark not in getattr(self, name):
-                raise ValueError(f"chat.{name} must contain {mark}, got {getattr(self, name)!r}")
+        for name, text, mark in (
+            ("generate", self.generate, "{caption}"),
+            ("edit", self.edit, "{instruction}"),
+        ):
+            if mark not in text:
+                raise ValueError(f"chat.{name} must contain {mark}, got {text!r}")
 
     @classmethod
     def llama3(cls) -> "ChatConfig":
-        """Returns the published words for Llama 3."""
+        """Returns the published format and wording for Llama 3."""
         return cls(
             kind="llama3",
             system=(
@@ -116,12 +119,12 @@ class ChatConfig:
 
 
 class ChatTemplate:
-    """Turns messages into token ids.
+    """Converts messages to token ids.
 
     Args:
         tokenizer: the model's tokenizer.
-        config: the words around prompts.
-        num_image_tokens: tokens that stand for one image of a prompt (N).
+        config: turn format and wording.
+        num_image_tokens: number of placeholder tokens for one image of a prompt (N).
     """
 
     def __init__(self, tokenizer: Tokenizer, config: ChatConfig, num_image_tokens: int) -> None:
@@ -132,7 +135,7 @@ class ChatTemplate:
 
     @functools.cached_property
     def plain(self) -> "ChatTemplate":
-        """The same without a chat format: no headers, no system turn."""
+        """This template without headers and system turn."""
         config = dataclasses.replace(self.config, kind="plain", system=None)
         return ChatTemplate(self.tokenizer, config, self.num_image_tokens)
 
@@ -142,24 +145,24 @@ class ChatTemplate:
         return self.tokenizer.special_id(self._format.end.name)
 
     def generate_messages(self, caption: str) -> tuple[Message, ...]:
-        """Returns the conversation that asks for an image of a caption."""
+        """Returns the conversation that requests an image of a caption."""
         text = self.config.generate.replace("{caption}", caption)
         return (Message(role="user", text=text),)
 
     def edit_messages(self, instruction: str) -> tuple[Message, ...]:
-        """Returns the conversation that asks for one image to be changed as told."""
+        """Returns the conversation that requests an edit of one image."""
         text = self.config.edit.replace("{instruction}", instruction)
         return (Message(role="user", text=f"{IMAGE_MARK}\n{text}"),)
 
     def reconstruct_messages(self) -> tuple[Message, ...]:
-        """Returns the conversation that asks for one image to be given back."""
+        """Returns the conversation that requests a reconstruction of one image."""
         return (Message(role="user", text=f"{IMAGE_MARK}\n{self.config.reconstruct}"),)
 
     def image_prompt(self, messages: Sequence[Message]) -> list[int]:
-        """Returns the ids after which the query tokens of an image stand.
+        """Returns the token ids of a prompt for an image; the query tokens follow them.
 
-        The same form serves inference and training: the opened assistant turn (or the closed one,
-        see `ChatConfig.close_image_turn`), then `[IMG]`.
+        Inference and training use the same form: the opened assistant turn (or a closed one, see
+        `ChatConfig.close_image_turn`), then `[IMG]`.
 
         Args:
             messages: the turns so far, ending with the user's.
@@ -177,47 +180,30 @@ class ChatTemplate:
     def text_prompt(
         self, messages: Sequence[Message], image_tokens: Sequence[int] | None = None
     ) -> list[int]:
-        """Returns the ids after which the assistant's answer stands.
+        """Returns the token ids of a prompt for text; the assistant's answer follows them.
 
         Args:
             messages: the turns so far, ending with the user's.
-            image_tokens: tokens that stand for each image, where they differ.
+            image_tokens: number of placeholder tokens for each image, if the numbers differ.
 
         Raises:
-            UsageError: for an unknown role, an image outside a user turn or another number of
-                images than of marks.
+            UsageError: for an unknown role, an image outside a user turn, or if the number of
+                images differs from that of image marks.
         """
         pieces = _with_counts(self._prompt(messages), image_tokens)
         return [i for ids, _ in self._encode(pieces) for i in ids]
 
-    def text_prompt_string(self, messages: Sequence[Message]) -> str:
-        """Returns `text_prompt` as a string for people to read, special tokens by their names.
-
-        It cannot be told here whether a name is the token or something that a person said, so a
-        model is never given this string.
-
-        Args:
-            messages: the turns so far, ending with the user's.
-
-        Raises:
-            UsageError: for an unknown role or an image outside a user turn.
-        """
-        return "".join(
-            piece if isinstance(piece, str) else piece.name * piece.count
-            for piece, _ in self._prompt(messages)
-        )
-
     def conversation(
         self, messages: Sequence[Message], image_tokens: Sequence[int] | None = None
     ) -> tuple[list[int], list[int]]:
-        """Returns the ids of a whole conversation and what to learn of them.
+        """Returns the token ids and the labels of a whole conversation.
 
         Args:
-            messages: all turns; an assistant's turn is learned with the token that ends it.
-            image_tokens: tokens that stand for each image, where they differ.
+            messages: all turns; the loss covers an assistant's turn and its end token.
+            image_tokens: number of placeholder tokens for each image, if the numbers differ.
 
         Returns:
-            Ids and labels of one length; a label is the id at its own place, or `IGNORE_LABEL`.
+            Ids and labels of equal length; a label is the id at its position or `IGNORE_LABEL`.
 
         Raises:
             UsageError: for an unknown role or an image outside a user turn.
@@ -245,7 +231,7 @@ class ChatTemplate:
                 raise UsageError(f"unknown role {message.role!r}; use one of {', '.join(ROLES)}")
             if IMAGE_MARK in message.text and message.role != "user":
                 raise UsageError(
-                    f"{IMAGE_MARK} in a turn of the {message.role}; images stand in user turns"
+                    f"{IMAGE_MARK} in a turn of the {message.role}; images belong in user turns"
                 )
         if self.config.system is not None and (not messages or messages[0].role != "system"):
             yield Message(role="system", text=self.config.system)
@@ -281,10 +267,10 @@ class ChatTemplate:
             yield text
 
     def _encode(self, pieces: Sequence[_Placed]) -> Iterator[tuple[list[int], _Part]]:
-        """Yields ids and the part they belong to.
+        """Yields token ids and the part of the turn to which they belong.
 
-        Text that touches is encoded as one, but an answer apart from its header, because a prompt
-        ends exactly there.
+        Adjacent texts of one part are encoded together. An answer and its header are encoded
+        separately, because a prompt ends between them.
         """
         text = ""
         for place, (piece, part) in enumerate(pieces):
@@ -300,18 +286,18 @@ class ChatTemplate:
 
 
 def said_back(answer: str) -> str:
-    """Returns an answer as a turn of the conversation that goes on.
+    """Returns an answer in the form in which it continues a conversation.
 
-    Said by a model, the image mark is a word; said back to it, it would ask for an image.
+    The image mark is an ordinary word in an answer, but in a prompt it would insert an image.
 
     Args:
-        answer: what a model said.
+        answer: the answer of a model.
     """
     return answer.replace(IMAGE_MARK, IMAGE_IN_WORDS)
 
 
 def _marked(text: str, learned: Sequence[tuple[int, int]]) -> Iterator[_Placed]:
-    """Yields an answer of which only some parts are learned; each part is encoded by itself."""
+    """Yields the parts of a partly learned answer; each part is encoded separately."""
     done = 0
     for start, stop in learned:
         yield text[done:start], "prompt"
@@ -321,7 +307,7 @@ def _marked(text: str, learned: Sequence[tuple[int, int]]) -> Iterator[_Placed]:
 
 
 def _with_counts(pieces: list[_Placed], image_tokens: Sequence[int] | None) -> list[_Placed]:
-    """Returns the pieces with as many placeholders for each image as it has tokens."""
+    """Returns the pieces with the given number of placeholder tokens for each image."""
     if image_tokens is None:
         return pieces
     is_image = [isinstance(one, _Special) and one.name == IMAGE_PAD for one, _ in pieces]

@@ -1,8 +1,7 @@
-"""Byte-level BPE tokenizer over the `tokenizers` library, with the special tokens blip3o needs.
+"""Byte-level BPE tokenizer based on the `tokenizers` library, with the special tokens of blip3o.
 
-A `tokenizer.json` of the Qwen family works as it is. Special tokens are found here and not by the
-library: so a caller decides, without touching shared state, whether the text of a stranger may
-contain them.
+A `tokenizer.json` of the Qwen family works unchanged. Special tokens are detected here and not in
+the library, so that each call can decide, without shared state, whether its text may contain them.
 """
 
 import functools
@@ -35,16 +34,16 @@ _SPLIT = (
 
 
 class Tokenizer:
-    """Turns text into token ids and back.
+    """Converts text to token ids and back.
 
     Args:
-        backend: the library's tokenizer; owned by this object from here on.
+        backend: the library's tokenizer; this object takes ownership of it.
     """
 
     def __init__(self, backend: tokenizers.Tokenizer) -> None:
         backend.no_padding()
         backend.no_truncation()
-        backend.encode_special_tokens = True  # the library then reads them as plain text
+        backend.encode_special_tokens = True  # makes the library read them as plain text
         self._backend = backend
         added = backend.get_added_tokens_decoder()
         self._special_ids = {token.content: i for i, token in added.items() if token.special}
@@ -52,7 +51,7 @@ class Tokenizer:
         self._special = re.compile("(" + "|".join(map(re.escape, names)) + ")") if names else None
 
     def __reduce__(self) -> tuple[type["Tokenizer"], tuple[tokenizers.Tokenizer]]:
-        """Goes to another process as it is; the library forgets how it reads special tokens."""
+        """Pickles only the backend; unpickling restores settings that the library does not save."""
         return Tokenizer, (self._backend,)
 
     @classmethod
@@ -63,7 +62,7 @@ class Tokenizer:
             folder: holds `tokenizer.json`.
 
         Raises:
-            UsageError: if the file is missing or no tokenizer.
+            UsageError: if the file is missing or not a tokenizer.
         """
         file = Path(folder) / FILE_NAME
         try:
@@ -72,8 +71,10 @@ class Tokenizer:
             raise UsageError(f"no readable tokenizer at {file}") from error
         try:
             return cls(tokenizers.Tokenizer.from_str(text))
-        except Exception as error:  # the library raises bare Exception for every fault of the file
-            raise UsageError(f"{file} is damaged or no tokenizer: {_first_line(error)}") from error
+        except Exception as error:  # the library raises a bare Exception for any fault of the file
+            raise UsageError(
+                f"{file} is damaged or not a tokenizer: {_first_line(error)}"
+            ) from error
 
     def save(self, folder: str | Path) -> None:
         """Writes `tokenizer.json` into a folder, created if missing."""
@@ -81,16 +82,15 @@ class Tokenizer:
         write_atomic(Path(folder) / FILE_NAME, self._backend.to_str(pretty=True) + "\n")
 
     def encode(self, text: str, *, allow_special: bool = True) -> list[int]:
-        """Returns the token ids of a text; nothing is put before or after it.
+        """Returns the token ids of a text, without tokens before or after it.
 
         Args:
             text: any text.
-            allow_special: True reads strings such as "<|im_end|>" as the special tokens they name;
-                False reads them as plain characters, for text that a model must not obey.
+            allow_special: True reads strings such as "<|im_end|>" as special tokens; False reads
+                them as plain characters, for text from untrusted sources.
 
         Raises:
-            UsageError: for half characters (lone surrogates), which bad bytes on a command line
-                become.
+            UsageError: for lone surrogates, which Python makes of invalid bytes on a command line.
         """
         if not allow_special or self._special is None:
             return self._encode_plain(text)
@@ -129,42 +129,27 @@ class Tokenizer:
 
     @property
     def vocab_size(self) -> int:
-        """Number of token ids, special ones included."""
+        """Number of token ids, including special tokens."""
         return self._backend.get_vocab_size(with_added_tokens=True)
 
     @functools.cached_property
     def pad_id(self) -> int:
-        """Id that fills rows up to one length."""
+        """Id of the token that pads rows to equal length."""
         return self.special_id(PAD)
 
     @functools.cached_property
-    def turn_start_id(self) -> int:
-        """Id that begins a turn."""
-        return self.special_id(TURN_START)
-
-    @functools.cached_property
     def turn_end_id(self) -> int:
-        """Id that ends a turn."""
+        """Id of the token that ends a turn."""
         return self.special_id(TURN_END)
 
     @functools.cached_property
     def image_start_id(self) -> int:
-        """Id after which the query tokens of an image to generate stand."""
+        """Id of the token that precedes the query tokens of an image to generate."""
         return self.special_id(IMAGE_START)
 
     @functools.cached_property
-    def vision_start_id(self) -> int:
-        """Id before the tokens of an image in the prompt."""
-        return self.special_id(VISION_START)
-
-    @functools.cached_property
-    def vision_end_id(self) -> int:
-        """Id after the tokens of an image in the prompt."""
-        return self.special_id(VISION_END)
-
-    @functools.cached_property
     def image_pad_id(self) -> int:
-        """Id in whose places the features of an image in the prompt are put."""
+        """Id of the placeholder for the features of an image in the prompt."""
         return self.special_id(IMAGE_PAD)
 
     def _encode_plain(self, text: str) -> list[int]:
@@ -173,19 +158,19 @@ class Tokenizer:
         try:
             text.encode("utf-8")
         except UnicodeEncodeError as error:
-            raise UsageError(f"text that is not valid Unicode: {text[:40]!r}") from error
+            raise UsageError(f"the text is not valid Unicode: {text[:40]!r}") from error
         return self._backend.encode(text, add_special_tokens=False).ids
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
-    """Returns a byte-level BPE tokenizer learned from texts; the same texts give the same one.
+    """Returns a byte-level BPE tokenizer trained on texts; equal texts give equal tokenizers.
 
     Args:
-        texts: what to learn merges from, in any order.
-        vocab_size: most token ids, the 256 bytes and the special tokens included.
+        texts: the training texts, in any order.
+        vocab_size: largest number of token ids, including the 256 bytes and the special tokens.
 
     Raises:
-        UsageError: if the vocabulary is too small to hold the bytes and the special tokens.
+        UsageError: if the vocabulary is too small for the bytes and the special tokens.
     """
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     least = len(alphabet) + len(SPECIAL_TOKENS)
@@ -200,7 +185,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
         ]
     )
     backend.decoder = decoders.ByteLevel()
-    # Special tokens come first: their ids then do not depend on how many merges the texts give.
+    # Special tokens come first, so that their ids do not depend on the number of merges.
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
         special_tokens=list(SPECIAL_TOKENS),

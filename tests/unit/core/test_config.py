@@ -1,4 +1,4 @@
-"""Configs: what is read, what is refused and with which words, overrides, YAML."""
+"""Configs: accepted and refused data, error messages, overrides, YAML."""
 
 import dataclasses
 import sys
@@ -34,7 +34,7 @@ class Square:
 
 
 class _Shapes:
-    """Stands for a module: pytest gives this file a name that cannot be imported."""
+    """A stand-in for a module: pytest gives this file a name that cannot be imported."""
 
     Circle, Square = Circle, Square
     SHAPES = Registry(
@@ -133,8 +133,8 @@ def test_a_missing_key_is_named() -> None:
         ({"inner": {"pair": [1.0]}}, "inner.pair must have 2 values, got 1"),
         ({"factors": [1]}, "factors must be a mapping, got [1]"),
         ({"factors": {"a": "b"}}, "factors.a must be float, got 'b'"),
-        ({"shape": "circle"}, "shape must be a mapping with a 'kind' out of ['circle', 'square']"),
-        ({"shape": {}}, "shape must be a mapping with a 'kind' out of ['circle', 'square']"),
+        ({"shape": "circle"}, "shape must be a mapping with a 'kind' from ['circle', 'square']"),
+        ({"shape": {}}, "shape must be a mapping with a 'kind' from ['circle', 'square']"),
         ({"shape": {"kind": ["circle"]}}, "shape.kind must be one of ['circle', 'square']"),
         ({"shape": {"kind": "cirle"}}, "unknown shape 'cirle'; did you mean circle"),
         ({"shape": {"kind": "circle", "side": 1}}, "unknown config key 'shape.side'"),
@@ -143,14 +143,14 @@ def test_a_missing_key_is_named() -> None:
         ({"shapes": [{"kind": "circle"}, {"kind": "x"}]}, "unknown shape 'x'"),
     ],
 )
-def test_what_does_not_fit_is_refused_in_one_line(data: dict[str, Any], message: str) -> None:
+def test_data_of_the_wrong_form_are_refused_in_one_line(data: dict[str, Any], message: str) -> None:
     assert message in refused(data)
     assert "\n" not in refused(data)
 
 
-def test_data_that_is_no_mapping_is_refused() -> None:
+def test_data_other_than_a_mapping_are_refused() -> None:
     with pytest.raises(UsageError, match="Outer must be a mapping, got None"):
-        from_dict(Outer, None)  # type: ignore[arg-type]
+        from_dict(Outer, None)
 
 
 def test_numbers_take_the_type_of_their_field() -> None:

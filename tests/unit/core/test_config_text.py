@@ -1,4 +1,4 @@
-"""Values that were written as text: the field's type reads them, through every door alike."""
+"""Values written as text are read by the type of their field, on the command line and in files."""
 
 import dataclasses
 import itertools
@@ -88,7 +88,7 @@ TEXTS = [
 
 
 @pytest.mark.parametrize("text", TEXTS)
-def test_a_text_is_taken_as_it_stands(text: str) -> None:
+def test_a_text_is_used_literally(text: str) -> None:
     assert override(Config(), [f"text={text}"]).text == text
     assert override(Config(), [f"texts.1={text}"]).texts == ("a", text)
     assert override(Config(words={"k": "v"}), [f"words.k={text}"]).words == {"k": text}
@@ -97,7 +97,7 @@ def test_a_text_is_taken_as_it_stands(text: str) -> None:
 
 
 @pytest.mark.parametrize("text", [*TEXTS, ""])
-def test_a_text_comes_back_from_the_file_of_a_run(tmp_path: Path, text: str) -> None:
+def test_a_text_survives_the_file_of_a_run(tmp_path: Path, text: str) -> None:
     for config in (
         Config(text=text, maybe=text, texts=(text, text), words={text: text}),
         Config(free={"a": text, "b": [text, 1, 1e-5, None, True]}, left=Part(note=text)),
@@ -108,7 +108,7 @@ def test_a_text_comes_back_from_the_file_of_a_run(tmp_path: Path, text: str) -> 
         assert from_dict(Config, to_dict(config)) == config
 
 
-def test_random_texts_come_back_through_both_doors(tmp_path: Path) -> None:
+def test_random_texts_survive_the_command_line_and_files(tmp_path: Path) -> None:
     letters, rng = "ab01 :#-&*!?|>%@`'\"[]{},=~.\\\t\u00e9\u2028\x85\u72ac_<", random.Random(0)
     for _ in range(400):
         text = "".join(rng.choices(letters, k=rng.randrange(1, 12)))
@@ -124,7 +124,7 @@ def test_random_texts_come_back_through_both_doors(tmp_path: Path) -> None:
     ("text", "value"),
     [("'5'", "5"), ('"null"', "null"), ('" a "', " a "), ("'it''s'", "it's"), ('"a\\nb"', "a\nb")],
 )
-def test_quotes_around_all_of_a_text_are_those_of_yaml(text: str, value: str) -> None:
+def test_quotes_around_a_whole_text_are_those_of_yaml(text: str, value: str) -> None:
     changed = override(Config(), [f"text={text}", f"maybe={text}", f"texts.0={text}"])
     assert (changed.text, changed.maybe, changed.texts[0]) == (value, value, value)
     for kept in ("'a' and 'b'", '"a" b', "'", "\"a'"):
@@ -132,14 +132,14 @@ def test_quotes_around_all_of_a_text_are_those_of_yaml(text: str, value: str) ->
 
 
 @pytest.mark.parametrize("text", ["2024", "010", "yes", "1:30", "null", "~", "1e-4", "0x10", "off"])
-def test_a_file_keeps_the_letters_of_a_text(tmp_path: Path, text: str) -> None:
+def test_a_file_keeps_every_character_of_a_text(tmp_path: Path, text: str) -> None:
     file = tmp_path / "run.yaml"
     file.write_text(f"text: {text}\ntexts: [{text}, b]\nwords: {{k: {text}}}\neither: a {text}\n")
     config = load_yaml(Config, file)
     assert (config.text, config.texts, config.words) == (text, (text, "b"), {"k": text})
 
 
-def test_a_file_says_none_as_yaml_does(tmp_path: Path) -> None:
+def test_a_file_spells_none_as_yaml_does(tmp_path: Path) -> None:
     file = tmp_path / "run.yaml"
     for nothing in ("null", "~", ""):
         file.write_text(f"maybe: {nothing}\nlimit: {nothing}\n")
@@ -194,7 +194,7 @@ def test_a_value_of_another_type_is_refused_in_one_line(name: str, text: str) ->
 
 
 @pytest.mark.parametrize("word", ["true", "True", "TRUE", "yes", "on"])
-def test_truth_is_written_as_in_yaml(word: str) -> None:
+def test_truth_values_are_spelled_as_in_yaml(word: str) -> None:
     assert override(Config(), [f"is_on={word}"]).is_on
     opposite = {"yes": "no", "on": "off"}.get(word, "false")
     assert not override(Config(is_on=True), [f"is_on={opposite}"]).is_on
@@ -208,18 +208,18 @@ def test_lists_and_mappings_are_yaml() -> None:
     assert changed.free == {"a": 10, "b": 1e-4, "c": [True, None, "null", "yes", "1:30"]}
 
 
-def test_settings_that_must_change_together_may_stand_in_any_order() -> None:
+def test_settings_that_must_change_together_may_come_in_any_order() -> None:
     for order in itertools.permutations(["left.width=8", "right.width=8"]):
         assert override(Config(), order).right.width == 8
     with pytest.raises(UsageError, match="must have one width"):
         override(Config(), ["left.width=8"])
 
 
-def test_an_assignment_may_go_on_with_what_an_earlier_one_wrote() -> None:
+def test_an_assignment_may_extend_the_value_of_an_earlier_one() -> None:
     changed = override(Config(), ["extra={width: 2}", "extra.note=a #1", "extra.texts=[x, y]"])
     assert changed.extra == Part(width=2, note="a #1", texts=("x", "y"))
     assert override(Config(), ["texts=[a, b]", "texts.1=&c"]).texts == ("a", "&c")
-    # While the whole does not fit yet, too.
+    # Also while the whole is not valid yet.
     words = ["left={width: 2}", "left.note=n", "right.width=2"]
     assert override(Config(), words).left == Part(width=2, note="n")
     with pytest.raises(UsageError, match=r"left\.nte"):
@@ -250,12 +250,12 @@ def test_a_path_may_begin_with_the_home_folder(
         ("free:\n- {a: 1,\n   a: 1}\n", 3, "a"),
     ],
 )
-def test_a_key_that_stands_twice_is_refused_with_its_line(
+def test_a_repeated_key_is_refused_with_its_line(
     tmp_path: Path, content: str, line: int, key: str
 ) -> None:
     file = tmp_path / "run.yaml"
     file.write_text(content)
-    with pytest.raises(UsageError, match=f"line {line}: the key '{key}' stands there twice"):
+    with pytest.raises(UsageError, match=f"line {line}: the key '{key}' appears twice"):
         load_yaml(Config, file)
 
 
@@ -271,7 +271,7 @@ def test_anchors_and_merged_mappings_work_in_files(tmp_path: Path) -> None:
     "content",
     ["a: &x [*x]", "? [a]\n: b", "a: !!binary aGk=", "!!set {a}", "a: 1\n---\nb: 2", "[" * 5000],
 )
-def test_yaml_that_is_no_config_is_refused_in_one_line(tmp_path: Path, content: str) -> None:
+def test_yaml_other_than_a_config_is_refused_in_one_line(tmp_path: Path, content: str) -> None:
     (tmp_path / "run.yaml").write_text(content)
     with pytest.raises(UsageError) as caught:
         load_yaml(Config, tmp_path / "run.yaml")

@@ -1,4 +1,4 @@
-"""Devices and precisions by name; what this machine lacks is refused."""
+"""Devices and precisions by name; devices that this machine lacks are refused."""
 
 import pytest
 import torch
@@ -7,13 +7,13 @@ from blip3o.core.device import Precision, cpu_has_fast_bf16, resolve_device, res
 from blip3o.core.errors import UsageError
 
 
-def test_the_cpu_is_always_there() -> None:
+def test_the_cpu_is_always_available() -> None:
     assert resolve_device("cpu") == torch.device("cpu")
     assert resolve_device("auto").type in ("cpu", "cuda", "mps")
 
 
 @pytest.mark.parametrize("name", ["gpu", "", "cuda:x", "cpu:-3"])
-def test_names_of_no_device_are_refused(name: str) -> None:
+def test_unknown_device_names_are_refused(name: str) -> None:
     with pytest.raises(UsageError, match=r"unknown device .*use auto, cpu, cuda"):
         resolve_device(name)
 
@@ -38,7 +38,7 @@ def test_precisions_by_name() -> None:
 
 
 @pytest.mark.parametrize(("amx", "avx512"), [(True, False), (False, True), (False, False)])
-def test_either_unit_makes_bf16_fast(
+def test_either_cpu_extension_makes_bf16_fast(
     amx: bool, avx512: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
@@ -48,11 +48,11 @@ def test_either_unit_makes_bf16_fast(
 
 
 @pytest.mark.parametrize("is_new", [True, False])
-def test_a_card_that_only_emulates_bf16_takes_fp16(
+def test_a_gpu_that_only_emulates_bf16_uses_fp16(
     is_new: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def supported(including_emulation: bool = True) -> bool:
-        return is_new or including_emulation  # as torch answers on a card before Ampere
+        return is_new or including_emulation  # as torch reports for a GPU before Ampere
 
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", supported)
     expected = torch.bfloat16 if is_new else torch.float16

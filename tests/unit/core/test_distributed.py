@@ -1,4 +1,4 @@
-"""Which processes belong together, as launchers say it."""
+"""Processes of one run, according to the variables of launchers."""
 
 import pytest
 
@@ -39,7 +39,7 @@ def test_several_processes_without_a_rank_are_refused(environ: dict[str, str]) -
         {"SLURM_NTASKS": "4", "WORLD_SIZE": "1", "RANK": "0"},
     ],
 )
-def test_one_process_is_one_process(environ: dict[str, str]) -> None:
+def test_a_single_process_is_recognized(environ: dict[str, str]) -> None:
     assert count_processes(environ) == 1
 
 
@@ -63,13 +63,15 @@ def test_joined_processes_count_as_the_launcher_says() -> None:
         ({**JOINED, "WORLD_SIZE": "2", "MASTER_PORT": ""}, "MASTER_PORT is not set"),
     ],
 )
-def test_variables_that_do_not_fit_are_one_line(environ: dict[str, str], said: str) -> None:
+def test_inconsistent_variables_are_reported_in_one_line(
+    environ: dict[str, str], said: str
+) -> None:
     with pytest.raises(UsageError, match=said) as caught:
         count_processes(environ)
     assert "\n" not in str(caught.value)
 
 
-def test_each_process_takes_the_gpu_of_its_number_on_its_machine() -> None:
+def test_each_process_uses_the_gpu_of_its_local_rank() -> None:
     assert _local_rank({"LOCAL_RANK": "3"}, 4) == 3
     for environ in ({}, {"LOCAL_RANK": "4"}, {"LOCAL_RANK": "x"}):
         with pytest.raises(UsageError, match="LOCAL_RANK"):

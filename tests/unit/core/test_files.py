@@ -1,4 +1,4 @@
-"""Files and folders that are whole or not there."""
+"""Files and folders that are complete or absent."""
 
 import os
 import signal
@@ -32,7 +32,7 @@ def raise_or_die() -> None:
 
 @pytest.mark.parametrize("content", [b"a\r\n\xff", "gr\u00fcn\n"])
 @pytest.mark.parametrize("is_shared", [False, True])
-def test_a_file_is_replaced_as_it_was_given(
+def test_a_file_is_replaced_with_the_exact_content(
     tmp_path: Path, content: bytes | str, is_shared: bool
 ) -> None:
     path = tmp_path / "a.json"
@@ -43,7 +43,7 @@ def test_a_file_is_replaced_as_it_was_given(
 
 
 @pytest.mark.parametrize("write", [write_file, write_folder])
-def test_what_fails_leaves_the_old_one_and_nothing_else(
+def test_a_failed_write_leaves_only_the_old_file(
     tmp_path: Path, write: Callable[[Path], None]
 ) -> None:
     path = tmp_path / "old"
@@ -55,7 +55,7 @@ def test_what_fails_leaves_the_old_one_and_nothing_else(
 
 
 @pytest.mark.parametrize("write", [write_file, write_folder])
-def test_what_is_killed_leaves_a_hidden_rest_that_the_next_try_takes_away(
+def test_a_killed_write_leaves_a_hidden_file_that_the_next_attempt_removes(
     tmp_path: Path, write: Callable[[Path], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "new"
@@ -71,7 +71,7 @@ def test_what_is_killed_leaves_a_hidden_rest_that_the_next_try_takes_away(
     assert not list(tmp_path.iterdir())
 
 
-def test_a_folder_takes_the_place_of_an_empty_one_only(tmp_path: Path) -> None:
+def test_a_folder_replaces_only_an_empty_folder(tmp_path: Path) -> None:
     path = tmp_path / "deep" / "folder"
     for _ in range(2):
         with atomic_folder(path) as scratch:

@@ -1,4 +1,4 @@
-"""Locks: one holder, named to the others, and gone with its process."""
+"""Locks: a single holder, named in messages to others, and released with its process."""
 
 import errno
 import fcntl
@@ -36,13 +36,13 @@ def wait_for(file: Path) -> None:
 
 def hold(lock: Path, ready: Path, *, child: bool = False) -> None:
     with locked(lock):
-        if child:  # as a loader's worker, which outlives its parent for some seconds
+        if child:  # like the worker of a data loader, which outlives its parent for some seconds
             fork(lambda: time.sleep(3))
         ready.touch()
         time.sleep(30)
 
 
-def test_a_second_process_is_told_who_holds_the_lock(tmp_path: Path) -> None:
+def test_a_second_process_learns_the_holder_of_the_lock(tmp_path: Path) -> None:
     lock = tmp_path / "lock"
     holder = fork(lambda: hold(lock, tmp_path / "ready"))
     wait_for(tmp_path / "ready")
@@ -55,7 +55,9 @@ def test_a_second_process_is_told_who_holds_the_lock(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("child", [False, True])
-def test_kill_9_frees_the_lock_at_once_even_with_children_left(tmp_path: Path, child: bool) -> None:
+def test_kill_9_frees_the_lock_immediately_even_with_living_children(
+    tmp_path: Path, child: bool
+) -> None:
     lock = tmp_path / "lock"
     holder = fork(lambda: hold(lock, tmp_path / "ready", child=child))
     wait_for(tmp_path / "ready")
@@ -67,7 +69,7 @@ def test_kill_9_frees_the_lock_at_once_even_with_children_left(tmp_path: Path, c
     assert not lock.exists()
 
 
-def test_others_wait_and_come_one_by_one(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_others_wait_and_follow_one_by_one(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     inside: list[int] = []
     most: list[int] = []
 
@@ -96,7 +98,7 @@ def test_an_error_inside_frees_the_lock(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("number", [errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS])
-def test_a_file_system_without_locks_is_told_and_used(
+def test_a_file_system_without_locks_gives_a_warning_and_is_used(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, number: int
 ) -> None:
     def refuse(*_: Any) -> None:
@@ -105,11 +107,11 @@ def test_a_file_system_without_locks_is_told_and_used(
     monkeypatch.setattr(fcntl, "flock", refuse)
     with locked(tmp_path / "lock", "is at work here"):
         pass
-    assert "knows no locks" in capsys.readouterr().err
+    assert "does not support locks" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("number", [errno.EAGAIN, errno.EACCES, errno.EPERM])
-def test_whatever_a_network_disk_says_of_a_held_lock_the_holder_is_named(
+def test_the_holder_is_named_for_every_error_of_a_network_disk(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
     (tmp_path / "lock").write_text('{"pid": 7, "host": "other"}')
@@ -127,7 +129,7 @@ def test_whatever_a_network_disk_says_of_a_held_lock_the_holder_is_named(
 
 @pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE, errno.ENOSPC])
 @pytest.mark.parametrize("is_held", [False, True])
-def test_a_disk_that_fails_while_locking_is_one_line(
+def test_a_disk_that_fails_while_locking_is_reported_in_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, is_held: bool
 ) -> None:
     def fail(_: int, flags: int) -> None:
@@ -140,13 +142,15 @@ def test_a_disk_that_fails_while_locking_is_one_line(
         pass
 
 
-def test_a_folder_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_written_is_reported_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(UsageError, match="cannot write"), locked(tmp_path / "file" / "lock"):
         pass
 
 
-def test_many_processes_come_one_by_one_though_the_file_goes_each_time(tmp_path: Path) -> None:
+def test_many_processes_follow_one_by_one_although_the_file_is_removed_each_time(
+    tmp_path: Path,
+) -> None:
     count = tmp_path / "count"
     count.write_text("0")
 

@@ -13,7 +13,7 @@ from blip3o.core.log import MetricsLogger, progress, say
 
 @pytest.fixture(autouse=True)
 def _no_board(monkeypatch: pytest.MonkeyPatch) -> None:
-    """TensorBoard takes seconds to import and has nothing to do with the lines."""
+    """TensorBoard takes seconds to import and does not affect the lines."""
     monkeypatch.setattr(MetricsLogger, "_open_board", staticmethod(lambda *_: None))
 
 
@@ -21,7 +21,7 @@ def steps(path: Path) -> list[int]:
     return [json.loads(line)["step"] for line in path.read_text().splitlines()]
 
 
-def test_a_line_a_step_is_on_disk_at_once(tmp_path: Path) -> None:
+def test_the_line_of_a_step_is_on_disk_immediately(tmp_path: Path) -> None:
     logger = MetricsLogger(tmp_path / "run")
     logger.log(1, {"loss": 0.5, "note": "x"})
     assert logger.path.read_text() == '{"step": 1, "loss": 0.5, "note": "x"}\n'
@@ -56,13 +56,13 @@ def test_a_whole_line_without_its_end_is_kept_apart_from_the_next(tmp_path: Path
     assert steps(logger.path) == [1, 2, 3]
 
 
-def test_bytes_that_are_no_text_do_not_stop_a_resume(tmp_path: Path) -> None:
+def test_invalid_utf8_does_not_stop_a_resume(tmp_path: Path) -> None:
     (tmp_path / "metrics.jsonl").write_bytes(b'{"step": 1}\n\xff\xfe\x00')
     MetricsLogger(tmp_path, resume_step=1).close()
     assert steps(tmp_path / "metrics.jsonl") == [1]
 
 
-def test_progress_gives_every_item_and_plain_lines_where_there_is_no_terminal(
+def test_progress_yields_every_item_and_prints_plain_lines_without_a_terminal(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = iter(range(100))
@@ -73,24 +73,24 @@ def test_progress_gives_every_item_and_plain_lines_where_there_is_no_terminal(
     assert captured.err.splitlines() == ["batches 2/5 (1.0/s)", "batches 4/5 (1.0/s)"]
 
 
-def test_progress_takes_items_without_a_length(capsys: pytest.CaptureFixture[str]) -> None:
+def test_progress_accepts_items_without_a_length(capsys: pytest.CaptureFixture[str]) -> None:
     assert list(progress(iter("ab"), every_s=0.0)) == ["a", "b"]
     assert "2 (" in capsys.readouterr().err
 
 
-def test_said_things_leave_stdout_to_results(capsys: pytest.CaptureFixture[str]) -> None:
+def test_messages_leave_stdout_to_results(capsys: pytest.CaptureFixture[str]) -> None:
     say("hello")
     assert capsys.readouterr() == ("", "hello\n")
 
 
-def test_nobody_reading_stderr_ends_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_closed_stderr_does_not_end_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
     reader, writer = os.pipe()
     os.close(reader)  # as after `blip3o train ... 2>&1 | tee log` and Ctrl-C
     with os.fdopen(writer, "w") as stream, open(os.devnull, "w") as nowhere:
         monkeypatch.setattr(sys, "stderr", stream)
         say("a line")
         assert list(progress(range(3), what="work", every_s=0.0)) == [0, 1, 2]
-        os.dup2(nowhere.fileno(), writer)  # for what is written when it is closed
+        os.dup2(nowhere.fileno(), writer)  # for output that is written when it is closed
 
 
 @pytest.mark.parametrize(
@@ -104,7 +104,7 @@ def test_nobody_reading_stderr_ends_nothing(monkeypatch: pytest.MonkeyPatch) -> 
         (5, 5, 0.0, "5000000000.0/s"),
     ],
 )
-def test_slow_progress_tells_the_seconds_of_an_item_and_what_is_left(
+def test_slow_progress_shows_the_seconds_per_item_and_the_remaining_time(
     count: int, total: int | None, seconds: float, said: str
 ) -> None:
     assert log._pace(count, total, seconds).endswith(said)

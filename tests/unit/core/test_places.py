@@ -1,4 +1,4 @@
-"""Places that files are written to: checked before the work, and named when they take nothing."""
+"""Output paths: checked before the work, and named in the error if a write fails."""
 
 import errno
 import os
@@ -44,7 +44,7 @@ def test_a_link_to_a_folder_is_that_folder(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EDQUOT])
-def test_a_folder_that_takes_nothing_is_refused_in_a_sentence(
+def test_an_unwritable_folder_is_refused_in_a_sentence(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
     def fail(*_: object, **__: object) -> None:
@@ -67,7 +67,7 @@ def test_the_longest_names_can_be_written(tmp_path: Path, length: int) -> None:
     assert len(list(tmp_path.iterdir())) == 2
 
 
-def test_a_name_that_is_too_long_is_an_error_of_the_name(tmp_path: Path) -> None:
+def test_a_name_that_is_too_long_is_reported_as_such(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="too long") as caught:
         write_atomic(tmp_path / ("x" * 256), "a")
     said = str(place_trouble(caught.value))
@@ -95,7 +95,7 @@ def test_a_full_disk_names_the_file_and_leaves_the_older_one(
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
-def test_metrics_name_the_file_that_takes_nothing(
+def test_metrics_name_the_file_that_cannot_be_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(MetricsLogger, "_open_board", staticmethod(lambda *_: None))
@@ -128,7 +128,7 @@ def test_a_small_disk_that_is_full(tmp_path: Path) -> None:
         subprocess.run(["umount", str(disk)], check=True)
 
 
-def test_other_failures_are_not_of_the_place(tmp_path: Path) -> None:
+def test_other_failures_are_not_blamed_on_the_path(tmp_path: Path) -> None:
     others = (
         ConnectionRefusedError(errno.ECONNREFUSED, "refused"),
         PermissionError(errno.EACCES, "a socket"),
@@ -147,7 +147,7 @@ def test_other_failures_are_not_of_the_place(tmp_path: Path) -> None:
     assert missing.value.filename == str(tmp_path / "none")
 
 
-def test_a_library_that_quotes_the_number_names_no_file_and_is_given_one(tmp_path: Path) -> None:
+def test_an_error_of_a_library_that_quotes_a_system_error_gets_a_file_name(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="No space") as caught, naming(tmp_path / "a"):
         raise RuntimeError("I/O error: No space left on device (os error 28)")
     assert f"cannot use {tmp_path / 'a'}: the disk is full" in str(place_trouble(caught.value))
@@ -169,7 +169,7 @@ def test_lines_end_at_newlines_only(tmp_path: Path) -> None:
         assert read_lines(file) == lines
     for bad in (b"\xff\xfea", b"\x80"):
         file.write_bytes(bad)
-        with pytest.raises(UsageError, match=r"no utf-.* text.*save it as UTF-8"):
+        with pytest.raises(UsageError, match=r"not utf-.* text.*save it as UTF-8"):
             read_lines(file)
     with pytest.raises(UsageError, match="cannot read"):
         read_lines(tmp_path)

@@ -22,7 +22,7 @@ def test_entries_are_found_by_full_and_by_relative_module() -> None:
     assert TABLE.names() == ["zip", "near"]
 
 
-def test_a_module_is_imported_only_when_its_entry_is_asked_for(
+def test_a_module_is_imported_only_when_its_entry_is_requested(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.delitem(sys.modules, "this", raising=False)
@@ -38,7 +38,7 @@ def test_a_wrong_name_gives_the_nearest_ones_or_all() -> None:
         TABLE.get("%%%")
 
 
-def test_several_near_names_are_all_said() -> None:
+def test_several_near_names_are_all_listed() -> None:
     error = unknown_name("recipe", "pocket.al", ["pocket.all", "pocket.tune", "other"])
     assert "did you mean pocket.all or pocket.tune" in str(error)
 

@@ -29,13 +29,13 @@ def test_a_sample_draws_the_same_in_any_batch_and_order() -> None:
 
 
 def test_numbers_do_not_change_between_versions() -> None:
-    """Recorded numbers: another value means that no old run can be resumed or repeated."""
+    """Recorded numbers: if they change, no old run can be resumed or repeated."""
     normal = numpy_rng(0, "noise", 1, 2).standard_normal(3, dtype=np.float32)
     np.testing.assert_allclose(normal, [-1.2095474, 0.4454657, -1.0361540], rtol=1e-6)
     assert numpy_rng(0, "picture").integers(0, 2**62) == 2946273297355896709
 
 
-def test_every_key_gives_a_stream_of_its_own() -> None:
+def test_every_key_gives_its_own_stream() -> None:
     keys = itertools.product((0, 1), ("noise", "sigma", "noise/1"), (0, 1, 2), (0, 1, 2))
     heads = [
         tuple(numpy_rng(seed, stream, epoch, index).integers(0, 2**62, 4))
@@ -46,7 +46,7 @@ def test_every_key_gives_a_stream_of_its_own() -> None:
     assert numpy_rng(1, "1/x").random() != numpy_rng(11, "/x").random()
 
 
-def test_streams_of_neighbors_never_run_into_each_other() -> None:
+def test_neighboring_streams_never_overlap() -> None:
     long = numpy_rng(0, "noise", 0, 0).integers(0, 2**62, 4096)
     following = numpy_rng(0, "noise", 0, 1).integers(0, 2**62, 4096)
     assert not set(long.tolist()) & set(following.tolist())
@@ -66,7 +66,7 @@ def test_samples_are_standard_normal_and_uniform() -> None:
     assert abs(correlation) < 0.15
 
 
-def test_torch_and_numpy_global_states_are_left_alone() -> None:
+def test_global_states_of_torch_and_numpy_stay_unchanged() -> None:
     before, numpy_before = torch.get_rng_state(), repr(np.random.get_state())  # noqa: NPY002
     sample_normal((4,), 0, "noise", EPOCHS, INDICES)
     generator(3)

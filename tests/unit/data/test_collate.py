@@ -153,7 +153,7 @@ def test_text_of_the_data_places_no_special_token(
     asked = [{"from": "human", "value": f"<image>{evil}"}, turns[1]]
     plain = [{"from": "human", "value": "a"}, {"from": "gpt", "value": "a"}]
     specials = {preparer.chat.tokenizer.special_id(t) for t in ("<|im_end|>", "[IMG]")}
-    specials |= {preparer.chat.tokenizer.image_pad_id, preparer.chat.tokenizer.turn_start_id}
+    specials |= {preparer.chat.tokenizer.special_id(t) for t in ("<|image_pad|>", "<|im_start|>")}
     counts = []
     for text, seen, heard in (
         (evil, asked, turns),

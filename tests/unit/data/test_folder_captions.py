@@ -99,11 +99,11 @@ def test_names_with_accents_are_found_however_they_are_written(tmp_path: Path) -
 @pytest.mark.parametrize(
     ("name", "text", "said"),
     [
-        ("metadata.jsonl", '{"file_name": "a.png", "text": "x"}\n{"file_name', "line 2: no JSON"),
+        ("metadata.jsonl", '{"file_name": "a.png", "text": "x"}\n{"file_name', "line 2: not JSON"),
         (
             "metadata.jsonl",
             '{"file_name": "a.png", "text": "x", "text": "y"}',
-            "'text' stands there twice",
+            "'text' appears twice",
         ),
         ("metadata.jsonl", '{"file_name": "a.png"}\n{"text": "x"}', "row 2 of .* no file_name"),
         ("metadata.jsonl", '["file_name"]', "line 1 is no JSON object"),
@@ -180,8 +180,8 @@ def test_two_different_captions_are_a_bad_record(
 @pytest.mark.parametrize(
     ("name", "data", "said"),
     [
-        ("a.json", b'{"caption": "x", "caption": "y"}', "'caption' stands there twice"),
-        ("a.json", b'{"caption": "x",}', "comma stands before the closing bracket"),
+        ("a.json", b'{"caption": "x", "caption": "y"}', "'caption' appears twice"),
+        ("a.json", b'{"caption": "x",}', "comma precedes the closing bracket"),
         ("a.json", b"version https://git-lfs.github.com/spec/v1\n", "git lfs pull"),
         ("a.txt", b"caf\xe9", "save it as UTF-8"),
         ("a.txt", b"version https://git-lfs.github.com/spec/v1\noid", "git lfs pull"),

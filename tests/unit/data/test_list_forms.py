@@ -75,20 +75,20 @@ def test_one_record_alone_is_a_list(tmp_path: Path) -> None:
 
 
 BAD_LINES = {
-    '{"caption": "x", "caption": "y"}': "key 'caption' stands there twice",
-    '{"a": {"b": 1, "b": 2}}': "key 'b' stands there twice",
+    '{"caption": "x", "caption": "y"}': "key 'caption' appears twice",
+    '{"a": {"b": 1, "b": 2}}': "key 'b' appears twice",
     '{"caption": "x"},': "a comma follows the value",
-    '{"caption": "\udce9"}': "no utf-8 text: .* save it as UTF-8",
-    '{"caption": "x",}': "a comma stands before the closing bracket",
+    '{"caption": "\udce9"}': "not utf-8 text: .* save it as UTF-8",
+    '{"caption": "x",}': "a comma precedes the closing bracket",
     "{'caption': 'x'}": "double quotes",
     '{"caption": "x': "record 1 ",
     "[1]": "no JSON object",
     "null": "no JSON object",
     '{"id": ' + "9" * 5000 + "}": "a number of more than 4300 digits",
-    '{"caption": "x", "c\\u0061ption": "y"}': "key 'caption' stands there twice",
-    '{"a": 1} {"a": 2}': "no JSON: Extra data",
+    '{"caption": "x", "c\\u0061ption": "y"}': "key 'caption' appears twice",
+    '{"a": 1} {"a": 2}': "not JSON: Extra data",
     '{"a":' * 100_000: "nested too deeply",
-    "\x00" * 40: "no JSON",
+    "\x00" * 40: "not JSON",
 }
 
 
@@ -113,7 +113,7 @@ def test_a_bad_record_in_a_list_is_bad_alone(tmp_path: Path) -> None:
     assert [own.read(k)[2] for k in (0, 4)] == ROWS[:2]
     with pytest.raises(ValueError, match="a number of more than 4300 digits"):
         own.read(3)
-    with pytest.raises(ValueError, match="key 'a' stands there twice"):
+    with pytest.raises(ValueError, match="key 'a' appears twice"):
         own.read(1)
     with pytest.raises(ValueError, match="no JSON object"):
         own.read(2)
@@ -122,7 +122,7 @@ def test_a_bad_record_in_a_list_is_bad_alone(tmp_path: Path) -> None:
 @pytest.mark.parametrize("text", ['[{"a": 1},]', '[\n{"a": 1},\n]', '{"data": [{"a": 1},]}'])
 def test_a_trailing_comma_is_named(tmp_path: Path, text: str) -> None:
     file = write(tmp_path, "d.json", text)
-    with pytest.raises(UsageError, match="a comma stands before the closing bracket"):
+    with pytest.raises(UsageError, match="a comma precedes the closing bracket"):
         JsonlConfig(path=str(file), name="d").build()
 
 

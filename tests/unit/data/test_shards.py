@@ -229,11 +229,11 @@ def test_hidden_and_junk_members_are_passed_over_and_counted(
         ([("a.json", LFS)], "git lfs pull"),
         ([("a.txt", bytes(30))], "nothing but zero bytes"),
         ([("a.json", bytes(30))], "nothing but zero bytes"),
-        ([("a.txt", b"caf\xe9")], "record a: no utf-8 text: .* save it as UTF-8"),
-        ([("a.txt", "a cat".encode("utf-16"))], "record a: no utf-8 text: .* save it as UTF-8"),
+        ([("a.txt", b"caf\xe9")], "record a: not utf-8 text: .* save it as UTF-8"),
+        ([("a.txt", "a cat".encode("utf-16"))], "record a: not utf-8 text: .* save it as UTF-8"),
         ([("a.json", b'["a cat"]')], "record a: the record's JSON is no object"),
-        ([("a.json", b'{"m": {"a": 1, "a": 2}}')], "record a: the key 'a' stands there twice"),
-        ([("a.json", b'{"caption": "x",}')], "record a: no JSON: a comma"),
+        ([("a.json", b'{"m": {"a": 1, "a": 2}}')], "record a: the key 'a' appears twice"),
+        ([("a.json", b'{"caption": "x",}')], "record a: not JSON: a comma"),
     ],
 )
 def test_a_text_that_cannot_be_read_names_its_record(

@@ -230,5 +230,5 @@ def test_nothing_to_read_is_said(tmp_path: Path) -> None:
         JsonlConfig(path=str(tmp_path), name="d").build()
     for text in ("{}", "[1,"):
         (tmp_path / "d.json").write_text(text, encoding="utf-8")
-        with pytest.raises(UsageError, match=r"list of records|no JSON"):
+        with pytest.raises(UsageError, match=r"list of records|not? JSON"):
             JsonlConfig(path=f"{tmp_path}/d.json", name="d").build()

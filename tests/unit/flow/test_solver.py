@@ -1,4 +1,4 @@
-"""Solvers on equations with known answers; guidance on plain arithmetic."""
+"""Solvers on equations with known solutions; guidance against plain arithmetic."""
 
 import dataclasses
 import math
@@ -21,7 +21,7 @@ def test_a_model_can_name_every_solver() -> None:
     assert get_args(named) == tuple(SOLVERS)
 
 
-def test_levels_are_told_row_by_row() -> None:
+def test_every_row_receives_its_noise_level() -> None:
     def velocity(noisy: Tensor, sigma: Tensor) -> Tensor:
         assert torch.equal(sigma, torch.tensor([0.5, 0.5]))
         return noisy + 1
@@ -46,7 +46,7 @@ def test_euler_is_exact_on_a_straight_path() -> None:
 def test_error_falls_with_the_order(solver: Solver, order: int) -> None:
     noise = torch.ones(2, 1, dtype=torch.float64)
     levels = [torch.linspace(1, 0.2, n + 1, dtype=torch.float64) for n in (20, 40)]
-    # The last interval is an Euler step; one with a tiny interval keeps it out of the comparison.
+    # The last step is an Euler step; a tiny last interval makes its error negligible.
     ends = [torch.cat([level, level[-1:] - 1e-9]) for level in levels]
     errors = [abs(float(solver(growth, noise, end, None)[0]) - math.exp(-0.8)) for end in ends]
     assert errors[0] / errors[1] == pytest.approx(2**order, rel=0.1)
@@ -68,7 +68,7 @@ def test_calls_and_callbacks(solver: Solver, calls: int) -> None:
 
 
 @each_solver
-def test_half_precision_networks_are_followed_in_fp32(solver: Solver) -> None:
+def test_half_precision_networks_are_integrated_in_fp32(solver: Solver) -> None:
     def velocity(noisy: Tensor, step: int) -> Tensor:
         assert noisy.dtype == torch.bfloat16
         return torch.full_like(noisy, 0.001)

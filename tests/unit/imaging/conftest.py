@@ -1,4 +1,4 @@
-"""Image files, byte by byte, of kinds that Pillow does not write."""
+"""Builds image files of layouts that Pillow does not write."""
 
 import struct
 import zlib
@@ -14,7 +14,7 @@ def _chunk(kind: bytes, body: bytes) -> bytes:
 
 
 def _packed(values: NDArray[np.int64], depth: int) -> bytes:
-    """Numbers of a row, the highest bit first."""
+    """Packs the numbers of a row, highest bit first."""
     if depth % 8 == 0:
         return b"".join(int(one).to_bytes(depth // 8, "big") for one in values.flat)
     bits = (values.reshape(-1, 1) >> np.arange(depth - 1, -1, -1)) & 1
@@ -42,7 +42,7 @@ def _png(
     is_interlaced: bool = False,
     size: tuple[int, int] | None = None,
 ) -> bytes:
-    """A PNG of [rows, columns, samples]; of a claimed size where there are none."""
+    """Returns a PNG of [rows, columns, samples], or of a claimed size without samples."""
     height, width = (1, 1) if values is None else values.shape[:2]
     width, height = size or (width, height)
     head = struct.pack(">IIBBBBB", width, height, depth, color, 0, 0, is_interlaced)
@@ -62,7 +62,7 @@ def _png(
 def _tiff(
     raw: bytes, tags: dict[int, tuple[str, tuple[float, ...]]], order: str = "<", head: bytes = b""
 ) -> bytes:
-    """A TIFF of one piece of raw data; a tag is a struct letter and its numbers."""
+    """Returns a TIFF of one strip of raw data; a tag is a struct letter and its numbers."""
     kinds = {"B": 1, "H": 3, "I": 4, "b": 6, "h": 8, "i": 9, "f": 11, "d": 12}
     mark = {"<": b"II", ">": b"MM"}[order] + struct.pack(order + "H", 42)
     start = 8 + len(head)

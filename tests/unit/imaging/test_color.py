@@ -1,4 +1,4 @@
-"""Colors as a person sees them in a viewer: profiles and what stands in their place."""
+"""Colors as a viewer shows them: profiles and the metadata that replaces them."""
 
 import io
 import struct
@@ -22,13 +22,13 @@ def encoded(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
 
 
 def with_chunk(data: bytes, kind: bytes, body: bytes) -> bytes:
-    """A PNG with a further chunk behind its header."""
+    """Returns a PNG with an additional chunk after its header."""
     chunk = struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
     return data[:33] + chunk + data[33:]
 
 
 def profile(space: bytes, tags: dict[bytes, bytes], pcs: bytes = b"XYZ ") -> bytes:
-    """An ICC profile of a few tags."""
+    """Returns an ICC profile of a few tags."""
     offset, table, body = 132 + 12 * len(tags), struct.pack(">I", len(tags)), b""
     for name, content in tags.items():
         table += struct.pack(">4sII", name, offset + len(body), len(content))
@@ -46,7 +46,7 @@ LINEAR_GREY = profile(b"GRAY", {b"wtpt": D50, b"kTRC": b"curv\0\0\0\0" + struct.
 
 
 def ink_profile() -> bytes:
-    """A CMYK profile in which cyan ink is drawn as yellow and the other way round."""
+    """Returns a CMYK profile that swaps cyan and yellow."""
     ramp = bytes(range(256))
     nodes = b""
     for number in range(16):
@@ -65,7 +65,7 @@ def ink_profile() -> bytes:
 
 
 def seen(levels: tuple[int, ...], matrix: np.ndarray, gamma: float) -> np.ndarray:
-    """Levels of sRGB for RGB levels of another space, by the book."""
+    """Returns the sRGB levels of RGB levels of another space, by the formulas."""
     xyz = matrix @ (np.array(levels) / 255) ** gamma
     back = np.linalg.inv(SRGB_TO_XYZ) @ xyz
     light = np.clip(back, 0, 1)
@@ -108,7 +108,7 @@ def test_an_image_given_in_python_is_read_by_its_profile_once(mode: str) -> None
     first = to_rgb(image)
     assert near(first, AS_ADOBE)
     assert np.array_equal(np.asarray(to_rgb(first)), np.asarray(first))
-    assert "icc_profile" in image.info  # the caller's stays as it is
+    assert "icc_profile" in image.info  # the caller's image is unchanged
 
 
 def test_transparent_parts_stay_white_under_a_profile() -> None:
@@ -120,13 +120,13 @@ def test_transparent_parts_stay_white_under_a_profile() -> None:
 
 
 @pytest.mark.parametrize("mode", ["L", "LA", "1", "I;16"])
-def test_grey_has_profiles_of_its_own(mode: str) -> None:
+def test_grey_images_have_their_own_profiles(mode: str) -> None:
     if mode == "I;16":
         image = Image.fromarray(np.full((4, 4), 100 * 257, np.uint16))
     else:
         image = Image.new("L", (4, 4), 100 if mode != "1" else 255).convert(mode)
     image.info["icc_profile"] = LINEAR_GREY
-    light = 100 / 255  # of linear numbers a middle one looks bright
+    light = 100 / 255  # a middle level of linear numbers looks bright
     wanted = 255 if mode == "1" else 255 * (1.055 * light ** (1 / 2.4) - 0.055)
     assert near(to_rgb(image), wanted)
 
@@ -170,7 +170,7 @@ def in_bmp() -> bytes:
 
 
 @pytest.mark.parametrize("data", [in_gif(), in_bmp()], ids=["GIF", "BMP"])
-def test_a_profile_that_pillow_does_not_know_of_is_applied(data: bytes) -> None:
+def test_a_profile_that_pillow_does_not_find_is_applied(data: bytes) -> None:
     assert near(open_image(data), AS_ADOBE)
     given = Image.open(io.BytesIO(data))
     assert near(given.convert("RGB"), GREEN, 0)
@@ -189,14 +189,14 @@ def test_color_code_points_of_an_avif(codes: tuple[int, int], wanted: object) ->
     assert near(open_image(bytes(data)), wanted, 6)
 
 
-def test_a_profile_of_an_avif_goes_before_its_code_points() -> None:
+def test_a_profile_of_an_avif_has_priority_over_its_code_points() -> None:
     image = Image.new("RGB", (16, 16), GREEN)
     options = {"quality": 99, "subsampling": "4:4:4", "icc_profile": adobe_rgb()}
     data = encoded(image, "AVIF", **options)
     assert near(open_image(data), AS_ADOBE, 10)
 
 
-def test_a_giant_profile_is_no_reason_to_keep_it_in_memory() -> None:
+def test_a_giant_profile_is_not_kept_in_memory() -> None:
     image = Image.new("RGB", (4, 4), GREEN)
     image.info["icc_profile"] = adobe_rgb() + b"\0" * (1 << 22)
     assert near(open_pil(image), GREEN, 0)
@@ -218,8 +218,8 @@ def test_inks_are_read_by_their_profile(kind: str) -> None:
     image = Image.new("CMYK", (16, 16), (255, 0, 0, 0))
     plain = np.asarray(open_image(encoded(image, kind)))[8, 8]
     read = np.asarray(open_image(encoded(image, kind, icc_profile=ink_profile())))[8, 8]
-    assert plain[2] > 200 > 100 > plain[0]  # cyan, where no profile says otherwise
-    assert read[0] > 150 > 100 > read[2]  # by this profile yellow
+    assert plain[2] > 200 > 100 > plain[0]  # cyan without a profile
+    assert read[0] > 150 > 100 > read[2]  # yellow with this profile
 
 
 @pytest.mark.parametrize(
@@ -234,7 +234,7 @@ def test_inks_are_read_by_their_profile(kind: str) -> None:
     ],
 )
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "TIFF"])
-def test_with_a_bad_or_foreign_profile_an_image_is_taken_as_it_is(bad: bytes, kind: str) -> None:
+def test_a_damaged_or_foreign_profile_is_ignored(bad: bytes, kind: str) -> None:
     data = encoded(Image.new("RGB", (8, 8), GREEN), kind, icc_profile=bad)
     plain = encoded(Image.new("RGB", (8, 8), GREEN), kind)
     assert np.array_equal(np.asarray(open_image(data)), np.asarray(open_image(plain)))
@@ -253,7 +253,7 @@ def test_an_srgb_profile_changes_no_bit() -> None:
         assert np.array_equal(np.asarray(open_image(data)), noise)
 
 
-def test_an_rgb_profile_says_nothing_about_grey() -> None:
+def test_an_rgb_profile_is_ignored_for_grey() -> None:
     image = Image.new("L", (4, 4), 100)
     image.info["icc_profile"] = adobe_rgb()
     assert near(to_rgb(image), 100, 0)
@@ -271,7 +271,7 @@ def test_lab_images_are_read() -> None:
     [
         (bytes([12, 13, 0, 1]), seen(GREEN, P3_TO_XYZ, 2.2)),
         (bytes([1, 13, 0, 1]), GREEN),
-        (bytes([9, 16, 0, 1]), GREEN),  # HDR: taken as it is
+        (bytes([9, 16, 0, 1]), GREEN),  # HDR: unchanged
         (bytes([12, 13, 0, 0]), GREEN),
         (b"\x0c\x0d", GREEN),
     ],
@@ -281,13 +281,13 @@ def test_color_code_points_of_a_png(code: bytes, wanted: object) -> None:
     assert near(open_image(data), wanted, 5)
 
 
-def test_code_points_go_before_a_profile() -> None:
+def test_code_points_have_priority_over_a_profile() -> None:
     data = encoded(Image.new("RGB", (4, 4), GREEN), icc_profile=adobe_rgb())
     assert near(open_image(with_chunk(data, b"cICP", bytes([1, 13, 0, 1]))), GREEN, 0)
     assert coded_profile(b"") is None
 
 
-def test_gamma_of_a_png_counts_where_nothing_better_is_said() -> None:
+def test_gamma_of_a_png_counts_without_better_metadata() -> None:
     grey = encoded(Image.new("RGB", (4, 4), (100, 100, 100)))
     linear = struct.pack(">I", 100_000)
     bright = 255 * (1.055 * (100 / 255) ** (1 / 2.4) - 0.055)
@@ -299,7 +299,7 @@ def test_gamma_of_a_png_counts_where_nothing_better_is_said() -> None:
     assert near(open_image(both), 100, 0)
 
 
-def test_primaries_of_a_png_count_beside_its_gamma() -> None:
+def test_primaries_of_a_png_count_together_with_its_gamma() -> None:
     points = (31270, 32900, 64000, 33000, 21000, 71000, 15000, 6000)
     data = encoded(Image.new("RGB", (4, 4), GREEN))
     data = with_chunk(data, b"cHRM", struct.pack(">8I", *points))
@@ -307,7 +307,7 @@ def test_primaries_of_a_png_count_beside_its_gamma() -> None:
     assert near(open_image(with_chunk(data, b"gAMA", struct.pack(">I", 45_470))), AS_ADOBE, 3)
 
 
-def test_nonsense_in_numbers_about_colors_says_nothing() -> None:
+def test_invalid_numbers_about_colors_are_ignored() -> None:
     for points, gamma in (((0,) * 8, 45_455), ((1,) * 8, 100_000), ((2**32 - 1,) * 8, 1)):
         data = encoded(Image.new("RGB", (4, 4), GREEN))
         data = with_chunk(data, b"cHRM", struct.pack(">8I", *points))

@@ -11,7 +11,7 @@ from blip3o.imaging.pixels import to_pixels
 @pytest.mark.parametrize(
     ("size", "expected"),
     [
-        ((56, 84), (56, 84)),  # fits as it is
+        ((56, 84), (56, 84)),  # unchanged
         ((57, 83), (56, 84)),  # rounded to whole tokens
         ((42, 70), (56, 56)),  # halves go to the even number of tokens, as the published code does
         ((10, 10), (56, 56)),  # enlarged to the least area
@@ -43,7 +43,7 @@ def test_pixels_of_a_fitting_image_are_untouched() -> None:
     assert aspect_pixels(image.resize((256, 64)), 8, small).shape == (3, 16, 64)
 
 
-def test_what_cannot_be_looked_at_is_refused() -> None:
+def test_images_that_are_too_thin_are_refused() -> None:
     with pytest.raises(UsageError, match="an image of 3 x 601 is too thin to be looked at"):
         keep_aspect((3, 601), 28, 3136, 12_544)
     with pytest.raises(ValueError, match="min_pixels 9 must be 1 to max_pixels"):

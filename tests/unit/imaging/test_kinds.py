@@ -1,4 +1,4 @@
-"""Files that are no image this program reads: the line says what they really are."""
+"""Files that cannot be read as images: the message names their kind."""
 
 import struct
 from pathlib import Path
@@ -76,7 +76,7 @@ KINDS: dict[str, tuple[bytes, str]] = {
 
 
 @pytest.mark.parametrize("name", KINDS)
-def test_a_file_is_named_as_what_it_is(tmp_path: Path, name: str) -> None:
+def test_the_kind_of_a_file_is_named(tmp_path: Path, name: str) -> None:
     data, said = KINDS[name]
     path = tmp_path / "photo.png"
     path.write_bytes(data)
@@ -103,11 +103,11 @@ def test_a_file_is_named_as_what_it_is(tmp_path: Path, name: str) -> None:
         (b"", None),
     ],
 )
-def test_formats_are_told_by_their_first_bytes(data: bytes, kind: str | None) -> None:
+def test_formats_are_recognized_by_their_first_bytes(data: bytes, kind: str | None) -> None:
     assert format_of(data) == kind
 
 
-def test_noise_is_only_said_to_be_no_image() -> None:
+def test_random_bytes_are_only_called_not_an_image() -> None:
     for start in (b"\x7fELF\2\1\1", b"\xca\xfe\xba\xbe", b"\x01\x02\xff\xfe" * 20):
         with pytest.raises(UsageError, match=r"not an image this program can read$"):
             open_image(start + b"\xff\xfe\x00\x01" * 30)

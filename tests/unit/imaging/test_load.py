@@ -1,4 +1,4 @@
-"""Images of every kind a user may bring: read right, or refused with one line that names them."""
+"""Images of any kind: read correctly, or refused with one line that names the file."""
 
 import contextlib
 import io
@@ -23,7 +23,7 @@ def _encoded(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
 
 
 def _png_header(width: int, height: int) -> bytes:
-    """A PNG that claims a size and holds next to nothing."""
+    """Returns a PNG that claims a size but holds almost no data."""
     body = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
     chunk = struct.pack(">I", 13) + body + struct.pack(">I", zlib.crc32(body))
     data = b"IDAT" + zlib.compress(b"\0" * 64)
@@ -100,7 +100,7 @@ def test_exif_rotation_is_undone(orientation: int) -> None:
     seen = np.zeros((16, 32, 3), np.uint8)
     seen[:8, :16] = (255, 0, 0)
     seen[8:, 16:] = (0, 0, 255)
-    # What a camera stores for each orientation: the inverse of what a viewer does.
+    # A camera stores the inverse of the operation that a viewer applies.
     stored = {
         1: seen,
         2: seen[:, ::-1],
@@ -118,7 +118,7 @@ def test_exif_rotation_is_undone(orientation: int) -> None:
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
-def test_an_opened_image_does_not_say_any_more_that_it_lies_on_its_side(kind: str) -> None:
+def test_an_opened_image_has_no_orientation_left(kind: str) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
     opened = open_image(_encoded(Image.new("RGB", (32, 16), RED), kind, exif=exif))
@@ -132,13 +132,13 @@ def test_damaged_exif_is_ignored() -> None:
 
 
 @pytest.mark.parametrize("kind", ["GIF", "WEBP", "PNG"])
-def test_the_first_frame_of_an_animation_is_taken(kind: str) -> None:
+def test_the_first_frame_of_an_animation_is_used(kind: str) -> None:
     frames = [Image.new("RGB", (8, 8), color) for color in (RED, (0, 255, 0), (0, 0, 255))]
     data = _encoded(frames[0], kind, save_all=True, append_images=frames[1:])
     assert np.abs(np.asarray(open_image(data))[4, 4].astype(int) - np.array(RED)).max() <= 4
 
 
-def test_one_pixel_is_a_image_unless_limits_say_otherwise() -> None:
+def test_one_pixel_is_an_image_unless_limits_refuse_it() -> None:
     data = _encoded(Image.new("RGB", (1, 1), RED))
     assert open_image(data).getpixel((0, 0)) == RED
     with pytest.raises(UsageError, match="1 x 1"):
@@ -166,7 +166,9 @@ def test_a_truncated_file_is_refused_by_name(tmp_path: Path, kind: str, cut: flo
         (b"%!PS-Adobe-3.0 EPSF-3.0\n", "not an image"),
     ],
 )
-def test_what_is_no_image_is_refused_by_name(tmp_path: Path, content: bytes, said: str) -> None:
+def test_files_other_than_images_are_refused_by_name(
+    tmp_path: Path, content: bytes, said: str
+) -> None:
     path = tmp_path / "bad.png"
     path.write_bytes(content)
     with pytest.raises(UsageError, match=said) as caught:
@@ -219,7 +221,7 @@ def test_an_image_without_pixels_is_refused(mode: str, size: tuple[int, int]) ->
         open_pil(Image.new(mode, size))
 
 
-def test_a_kind_that_no_decoder_knows_is_not_called_damaged() -> None:
+def test_an_unsupported_kind_is_not_called_damaged() -> None:
     data = bytearray(_encoded(Image.new("RGB", (4, 4), RED), "BMP"))
     data[28:34] = (16).to_bytes(2, "little") + (3).to_bytes(4, "little")  # bits and odd masks
     with pytest.raises(UsageError, match=r"of a kind that cannot be read.*save it as"):
@@ -234,7 +236,7 @@ def test_floating_point_images_are_refused() -> None:
         to_rgb(Image.fromarray(np.full((4, 4), 70_000, np.int32)))
 
 
-def test_random_damage_never_raises_anything_but_usage_errors() -> None:
+def test_random_damage_raises_only_usage_errors() -> None:
     rng = np.random.default_rng(1)
     for kind in ("PNG", "JPEG", "GIF", "WEBP", "TIFF", "BMP"):
         clean = np.frombuffer(_encoded(_noise(16, 16), kind), np.uint8)

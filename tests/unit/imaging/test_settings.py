@@ -1,4 +1,4 @@
-"""PNG files that say how they were made."""
+"""Generation settings in PNG files."""
 
 import io
 from pathlib import Path
@@ -48,6 +48,6 @@ def test_a_file_without_settings_is_refused(data: bytes) -> None:
         read_settings(data)
 
 
-def test_a_file_that_is_not_there_is_refused(tmp_path: Path) -> None:
+def test_a_missing_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="holds no settings"):
         read_settings(tmp_path / "a.png")

@@ -1,4 +1,4 @@
-"""Contact sheets: every image and every caption is there and can be told apart."""
+"""Contact sheets: every image and every caption is present and separate."""
 
 import numpy as np
 import pytest
@@ -13,7 +13,7 @@ def _count(sheet: Image.Image, color: tuple[int, int, int]) -> int:
     return int((np.asarray(sheet) == color).all(-1).sum())
 
 
-def test_every_image_is_there_at_its_scale() -> None:
+def test_every_image_is_present_at_its_scale() -> None:
     images = [Image.new("RGB", (10, 8), color) for color in COLORS]
     sheet = contact_sheet(images, columns=2, scale=3)
     assert [_count(sheet, color) for color in COLORS] == [10 * 8 * 9] * 5
@@ -23,7 +23,7 @@ def test_every_image_is_there_at_its_scale() -> None:
     assert top_left[0] < below[0]
 
 
-def test_captions_take_room_and_leave_ink_below_their_image() -> None:
+def test_captions_are_drawn_below_their_image() -> None:
     images = [Image.new("RGB", (64, 64), COLORS[0])] * 2
     bare = contact_sheet(images, columns=2)
     sheet = contact_sheet(images, ["a red square", ""], columns=2)
@@ -47,7 +47,7 @@ def test_captions_are_wrapped_to_the_width_and_cut() -> None:
     assert wrap("", 120, font) == []
 
 
-def test_nothing_to_show_is_refused() -> None:
+def test_an_empty_sheet_is_refused() -> None:
     image = Image.new("RGB", (4, 4))
     for arguments in ([], None), ([image], ["a", "b"]):
         with pytest.raises(ValueError, match=r"sheet|captions"):

@@ -1,4 +1,4 @@
-"""TIFF images of every depth, order and sign; and directories that are made to hurt."""
+"""TIFF images of every depth, byte order and sign; malicious directories."""
 
 import io
 import struct
@@ -24,7 +24,7 @@ def ramp(bits: int) -> np.ndarray:
 
 
 def packed(rows: np.ndarray, bits: int, order: str, kind: str = "u") -> bytes:
-    """Rows of numbers as a TIFF file holds them: [height, numbers of a row]."""
+    """Packs rows of numbers [height, numbers per row] as in a TIFF file."""
     if bits in {8, 16, 32}:
         return rows.astype(f"{order}{kind}{bits // 8}").tobytes()
     if bits == 24:
@@ -133,7 +133,7 @@ def test_colors_of_every_depth(
 def _separate(
     make_tiff: Callable[..., bytes], parts: list[bytes], more: dict[int, Any], order: str
 ) -> bytes:
-    """A TIFF of several strips; `make_tiff` knows one, so the lists are put in afterwards."""
+    """Returns a TIFF of several strips: adds their lists to a file of one strip."""
     data = bytearray(make_tiff(b"".join(parts), more, order))
     starts = [8 + sum(map(len, parts[:number])) for number in range(len(parts))]
     (at,) = struct.unpack_from(order + "I", data, 4)
@@ -173,7 +173,7 @@ def test_zero_is_black_where_numbers_are_signed(
         open_image(below)
 
 
-def test_a_file_may_say_its_own_range(make_tiff: Callable[..., bytes]) -> None:
+def test_a_file_may_state_its_own_range(make_tiff: Callable[..., bytes]) -> None:
     values = ramp(12)
     more = {**tags(16), 341: ("H", (4095,))}
     assert np.array_equal(grey(make_tiff(packed(values, 16, "<"), more)), levels(values, 4095))
@@ -214,7 +214,7 @@ def test_tiles_of_deep_images(make_tiff: Callable[..., bytes], bits: int) -> Non
         if new == 323:
             struct.pack_into("<H", data, at + 8, 16)
     at = data.index(struct.pack("<HHI", 277, 3, 1), int.from_bytes(data[4:8], "little"))
-    struct.pack_into("<HHIH", data, at, 322, 3, 1, 16)  # one sample a pixel is the default
+    struct.pack_into("<HHIH", data, at, 322, 3, 1, 16)  # one sample per pixel is the default
     assert np.array_equal(grey(bytes(data)), levels(values[:25, :40], (1 << bits) - 1))
 
 
@@ -232,7 +232,7 @@ def test_an_unknown_layout_is_named(make_tiff: Callable[..., bytes]) -> None:
         open_image(make_tiff(raw, tags(8, 5, 5, extra=(2,))))
 
 
-def test_a_directory_that_is_cut_off_is_damage_and_no_layout(
+def test_a_truncated_directory_is_called_damaged(
     make_tiff: Callable[..., bytes],
 ) -> None:
     data = make_tiff(bytes(WIDTH * HEIGHT * 3), {**tags(8, 2, 3), 270: ("B", (1,) * 40)})
@@ -263,7 +263,7 @@ COLOR = (120, 200, 80)
         ((0, 1), (9, 0), 0),
     ],
 )
-def test_numbers_beside_the_colors(
+def test_numbers_in_addition_to_the_colors(
     make_tiff: Callable[..., bytes],
     photometric: int,
     colors: int,
@@ -280,7 +280,7 @@ def test_numbers_beside_the_colors(
     named = {"extra": extra} if extra else {}
     read = open_image(make_tiff(raw, tags(bits, photometric, len(pixel), **named)))
     if photometric == 0 and 1 in extra:
-        return  # nothing says how light that is inverted is multiplied
+        return  # the format does not define premultiplied inverted light
     wanted = light * alpha / 255 + 255 - alpha
     assert np.abs(np.asarray(read)[0, 0] - wanted).max() <= 2
 
@@ -298,7 +298,9 @@ def test_lab_of_every_depth(
     assert np.abs(np.asarray(read)[0, 0] - np.array([255, 0, 0])).max() <= 14
 
 
-def test_signed_numbers_of_8_bits_are_read_as_those_of_16(make_tiff: Callable[..., bytes]) -> None:
+def test_signed_numbers_of_8_bits_are_read_like_those_of_16(
+    make_tiff: Callable[..., bytes],
+) -> None:
     signed = {**tags(8), 339: ("H", (2,))}
     assert grey(make_tiff(bytes([127]) * WIDTH * HEIGHT, signed))[0, 0] == 255
     with pytest.raises(UsageError, match="negative"):
@@ -314,7 +316,7 @@ def test_a_palette_of_8_bits_is_not_black(make_tiff: Callable[..., bytes], facto
 
 
 def as_big(data: bytes, order: str) -> bytes:
-    """A TIFF file as BigTIFF."""
+    """Returns a TIFF file converted to BigTIFF."""
     (start,) = struct.unpack_from(order + "I", data, 4)
     (count,) = struct.unpack_from(order + "H", data, start)
     sizes = {1: 1, 3: 2, 4: 4}
@@ -324,7 +326,7 @@ def as_big(data: bytes, order: str) -> bytes:
         size = sizes[kind] * number
         (place,) = struct.unpack_from(order + "I", data, at + 8)
         content = data[place : place + size] if size > 4 else data[at + 8 : at + 8 + size]
-        if tag in {273, 279}:  # bytes of the image lie 8 further on, and are counted in 64 bits
+        if tag in {273, 279}:  # the image starts 8 bytes later, and offsets have 64 bits
             numbers = np.frombuffer(content, order + "u4") + (8 if tag == 273 else 0)
             kind, content = 16, numbers.astype(order + "u8").tobytes()
         line = content.ljust(8, b"\0")
@@ -355,7 +357,7 @@ def test_planes_of_an_image_that_pillow_opened(make_tiff: Callable[..., bytes], 
 
 
 def listed_thrice(data: bytes, order: str) -> bytes:
-    """A TIFF of one strip as one of three strips of a third."""
+    """Returns a TIFF of one strip split into three strips."""
     (start,) = struct.unpack_from(order + "I", data, 4)
     (count,) = struct.unpack_from(order + "H", data, start)
     result = bytearray(data)
@@ -375,7 +377,7 @@ def test_a_truncated_deep_file_is_refused(
     make_tiff: Callable[..., bytes], bits: int, share: float
 ) -> None:
     whole = make_tiff(packed(ramp(bits), bits, "<"), tags(bits))
-    # The directory first, then the numbers: so that a cut takes numbers.
+    # The directory comes first, so that a cut removes numbers.
     raw = packed(ramp(bits), bits, "<")
     data = whole[:8] + whole[8 + len(raw) + len(raw) % 2 :]
     moved = bytearray(data + raw)
@@ -386,7 +388,7 @@ def test_a_truncated_deep_file_is_refused(
         open_image(bytes(moved[: len(data) + int(len(raw) * share)]))
 
 
-def test_damaged_notes_and_further_pages_refuse_nothing(make_tiff: Callable[..., bytes]) -> None:
+def test_damaged_metadata_and_further_pages_are_tolerated(make_tiff: Callable[..., bytes]) -> None:
     notes = {
         270: ("B", (255,) * 50),
         305: ("I", (1, 2)),
@@ -397,11 +399,11 @@ def test_damaged_notes_and_further_pages_refuse_nothing(make_tiff: Callable[...,
         data = bytearray(make_tiff(packed(ramp(bits), bits, "<"), {**tags(bits), **notes}))
         (at,) = struct.unpack_from("<I", data, 4)
         (count,) = struct.unpack_from("<H", data, at)
-        struct.pack_into("<I", data, at + 2 + 12 * count, at)  # the next page is this one again
+        struct.pack_into("<I", data, at + 2 + 12 * count, at)  # the next page is this one
         assert np.array_equal(grey(bytes(data)), levels(ramp(bits), (1 << bits) - 1))
 
 
-def test_a_directory_of_thousands_of_large_notes_takes_no_memory(
+def test_a_directory_of_thousands_of_large_tags_takes_little_memory(
     make_tiff: Callable[..., bytes],
 ) -> None:
     raw = packed(ramp(8), 8, "<")
@@ -421,7 +423,7 @@ def test_a_directory_of_thousands_of_large_notes_takes_no_memory(
     tracemalloc.stop()
 
 
-def test_an_image_whose_strips_are_listed_again_and_again_is_read_once(
+def test_an_image_whose_strips_are_listed_repeatedly_is_read_once(
     make_tiff: Callable[..., bytes],
 ) -> None:
     raw = b"\7" * (1000 * 1000)
@@ -437,14 +439,14 @@ def test_an_image_whose_strips_are_listed_again_and_again_is_read_once(
     assert time.monotonic() - start < 1
 
 
-def test_missing_strips_are_damage(make_tiff: Callable[..., bytes]) -> None:
+def test_missing_strips_are_called_damage(make_tiff: Callable[..., bytes]) -> None:
     more = {**tags(8), 278: ("H", (1,))}
     with pytest.raises(UsageError, match="lists 1 of 5 strips"):
         open_image(make_tiff(packed(ramp(8), 8, "<"), more))
 
 
 @pytest.mark.parametrize("version", [42, 43])
-def test_a_directory_without_end_is_refused(version: int) -> None:
+def test_an_endless_directory_is_refused(version: int) -> None:
     for count in (b"\xff\xff", b"\xff" * 8, b"\0" * 8):
         head = b"II" + struct.pack("<H", version)
         rest = struct.pack("<I", 8) if version == 42 else struct.pack("<HHQ", 8, 0, 16)
@@ -452,6 +454,6 @@ def test_a_directory_without_end_is_refused(version: int) -> None:
             open_image(head + rest + count)
 
 
-def test_a_file_can_be_looked_at(make_tiff: Callable[..., bytes]) -> None:
+def test_the_header_of_a_file_can_be_read(make_tiff: Callable[..., bytes]) -> None:
     header = read_header(make_tiff(packed(ramp(12), 12, ">"), tags(12, 0), ">"))
     assert (header.format, header.size) == ("TIFF", (WIDTH, HEIGHT))

@@ -1,5 +1,6 @@
-"""Attention: every route gives the numbers of the formula."""
+"""Attention: every implementation equals the formula."""
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -29,9 +30,11 @@ def random_inputs(heads: int, kv_heads: int, num_queries: int, num_keys: int) ->
 
 @pytest.mark.parametrize(("heads", "kv_heads"), [(4, 4), (4, 2), (4, 1)])
 @pytest.mark.parametrize("route", [attend, attend_by_products])
-def test_grouped_heads_equal_the_formula(route: object, heads: int, kv_heads: int) -> None:
+def test_grouped_heads_equal_the_formula(
+    route: Callable[..., Tensor], heads: int, kv_heads: int
+) -> None:
     inputs = random_inputs(heads, kv_heads, 5, 7)
-    torch.testing.assert_close(route(*inputs), formula(*inputs))  # type: ignore[operator]
+    torch.testing.assert_close(route(*inputs), formula(*inputs))
 
 
 @pytest.mark.parametrize(
@@ -87,7 +90,7 @@ def test_masked_training_route_in_bf16_equals_the_fused_kernel(
 
 
 def _is_of_products(result: torch.Tensor) -> bool:
-    """Whether a result's last operation is a product (or a change of its type)."""
+    """Returns whether the last operation of a result is a product or a type conversion."""
     node = result.grad_fn
     while node is not None and type(node).__name__ in ("ToCopyBackward0", "UnsafeViewBackward0"):
         node = node.next_functions[0][0]
@@ -116,7 +119,7 @@ def test_mask_and_causal_together_are_refused() -> None:
         attend(query, key, value, mask=torch.ones(2, 2, dtype=torch.bool), is_causal=True)
 
 
-def test_cache_returns_everything_so_far_without_new_buffers() -> None:
+def test_the_cache_returns_all_positions_without_new_buffers() -> None:
     cache = KeyValueCache(2, 3, 5, 4)
     keys, values = torch.randn(2, 3, 5, 4), torch.randn(2, 3, 5, 4)
     first, _ = cache.append(keys[:, :, :2], values[:, :, :2])

@@ -33,7 +33,7 @@ def test_lean_rms_norm_equals_the_formula_with_gradients() -> None:
         torch.testing.assert_close(actual, other)
 
 
-def test_rms_norm_takes_tokens_that_are_not_contiguous() -> None:
+def test_rms_norm_accepts_tokens_that_are_not_contiguous() -> None:
     norm, hidden = RMSNorm(6), torch.randn(4, 6, 3).transpose(1, 2).requires_grad_()
     norm(hidden).sum().backward()
     assert hidden.grad is not None
@@ -73,7 +73,7 @@ def test_sinusoid_is_cosines_then_sines() -> None:
         assert float(values[128 + index]) == pytest.approx(math.sin(angle), abs=1e-4)
 
 
-def test_timestep_embedding_takes_integers_and_keeps_the_weight_type() -> None:
+def test_timestep_embedding_accepts_integers_and_keeps_the_weight_type() -> None:
     embedding = TimestepEmbedding(8).bfloat16()
     whole = embedding(torch.tensor([966]))
     assert whole.dtype == torch.bfloat16

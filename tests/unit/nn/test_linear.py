@@ -1,4 +1,4 @@
-"""Rows of a linear layer do not depend on how many there are."""
+"""The result for a row of a linear layer does not depend on the number of rows."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Quantized linear layers: size, error, shapes that fill no group, the meta device."""
+"""Quantized linear layers: size, error, incomplete groups, the meta device."""
 
 import pytest
 import torch
@@ -28,7 +28,7 @@ def test_no_weight_moves_further_than_a_level(kind: Quantization, width: int) ->
     assert back.shape == weight.shape
     group = numbers.shape[1] * (2 if kind == "int4" else 1) // scale.shape[1]
     step = scale.abs().repeat_interleave(group, 1)[:, :width]
-    # Half a level; the far end of the range, with one level less, may lack a whole one.
+    # Half a level, or a whole one at the end of the range that has one level less.
     assert bool(((back - weight).abs() <= step * 1.0001).all())
     inside = weight.abs() < step * (LEVELS[kind] / 2 - 1)
     assert bool(((back - weight).abs() <= step * 0.5001)[inside].all())

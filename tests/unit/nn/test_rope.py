@@ -1,41 +1,38 @@
 """Rotary positions against their formulas."""
 
-import math
-
 import pytest
 import torch
 
-from blip3o.nn.rope import (
-    _rotate_pairs,
-    grid_rope_table,
-    multimodal_rope_table,
-    rope_table,
-    rotate_halves,
-    rotate_neighbors,
-)
+from blip3o.nn.rope import RopeTable, _rotate_pairs, grid_rope_table, rotate_neighbors
 
 
-def test_neighbor_pairs_turn_by_the_angle() -> None:
+def line_table(positions: torch.Tensor, head_dim: int) -> RopeTable:
+    """Returns the table of positions on one axis, at the frequencies 10000^(-2k / K)."""
+    exponents = torch.arange(head_dim // 2) / (head_dim // 2)
+    angles = positions.float()[:, None] * 10000.0**-exponents
+    return angles.cos(), angles.sin()
+
+
+def test_neighbor_pairs_rotate_by_the_angle() -> None:
     table = (torch.tensor([0.0]), torch.tensor([1.0]))  # a quarter turn
     rotated = rotate_neighbors(torch.tensor([[3.0, 4.0]]), table)
     torch.testing.assert_close(rotated, torch.tensor([[-4.0, 3.0]]))
 
 
-def test_real_route_of_compiled_code_equals_complex_route() -> None:
+def test_real_arithmetic_of_compiled_code_equals_complex_arithmetic() -> None:
     values = torch.randn(2, 5, 3, 8)
-    cos, sin = rope_table(torch.arange(5), 8)
+    cos, sin = line_table(torch.arange(5), 8)
     table = (cos[:, None], sin[:, None])
     real = _rotate_pairs(values.unflatten(-1, (-1, 2)), table).flatten(-2)
     torch.testing.assert_close(real, rotate_neighbors(values, table))
 
 
-@pytest.mark.parametrize("rotate", [rotate_neighbors, rotate_halves])
-def test_scores_depend_on_distance_only(rotate: object) -> None:
+def test_scores_depend_only_on_the_distance() -> None:
     query, key = torch.randn(2, 16).double()
-    scores = []
+    scores: list[float] = []
     for start in (0, 11):
-        table = rope_table(torch.tensor([start, start + 3]), 16)
-        rotated = rotate(torch.stack([query, key]), table)  # type: ignore[operator]
+        table = line_table(torch.tensor([start, start + 3]), 16)
+        rotated = rotate_neighbors(torch.stack([query, key]), table)
         scores.append(float((rotated[0] * rotated[1]).sum()))
     assert scores[0] == pytest.approx(scores[1], abs=1e-4)
 
@@ -52,29 +49,7 @@ def test_grid_alternates_rows_and_columns() -> None:
 
 
 def test_half_precision_values_are_rotated_in_fp32() -> None:
-    values, table = torch.randn(4, 8), rope_table(torch.arange(4), 8)
+    values, table = torch.randn(4, 8), line_table(torch.arange(4), 8)
     half = rotate_neighbors(values.bfloat16(), table)
     assert half.dtype == torch.bfloat16
     assert torch.equal(half, rotate_neighbors(values.bfloat16().float(), table).bfloat16())
-
-
-def test_each_section_turns_with_its_own_axis() -> None:
-    positions = torch.tensor([[[5]], [[70]], [[900]]])
-    cos, sin = multimodal_rope_table(positions, 16, (2, 3, 3), 1e6)
-    axis_of_pair = [0, 0, 1, 1, 1, 2, 2, 2]
-    for pair, axis in enumerate(axis_of_pair):
-        angle = float(positions[axis]) * 1e6 ** (-pair / 8)
-        assert float(cos[0, 0, pair]) == pytest.approx(math.cos(angle), abs=1e-4)
-        assert float(sin[0, 0, pair]) == pytest.approx(math.sin(angle), abs=1e-4)
-
-
-def test_three_equal_axes_are_one_axis() -> None:
-    positions = torch.arange(6)
-    three = multimodal_rope_table(positions.expand(3, 1, 6), 16, (2, 3, 3), 1e6)
-    one = rope_table(positions, 16, 1e6)
-    assert all(torch.equal(a[0], b) for a, b in zip(three, one, strict=True))
-
-
-def test_sections_that_do_not_fit_are_refused() -> None:
-    with pytest.raises(ValueError, match="do not split the 8 pairs"):
-        multimodal_rope_table(torch.zeros(3, 1, 2), 16, (2, 3, 4), 1e6)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from blip3o.nn.attention import KeyValueCache
-from blip3o.nn.rope import rope_table
+from blip3o.nn.rope import grid_rope_table
 from blip3o.nn.transformer import TransformerBlock
 
 
@@ -27,7 +27,7 @@ def test_causal_block_with_cache_equals_the_whole_sequence(padded: bool) -> None
     block, hidden = TransformerBlock(16, 2, is_causal=True), torch.randn(2, 5, 16)
     mask = torch.ones(2, 5, dtype=torch.bool)
     mask[1, 0] = not padded
-    cos, sin = rope_table(torch.arange(5), 8)
+    cos, sin = grid_rope_table(1, 5, 8)
     whole = block(hidden, rope=(cos, sin), mask=mask[:, None, None] if padded else None)
     cache = KeyValueCache(2, 2, 5, 8)
     parts: list[torch.Tensor] = []

@@ -54,9 +54,7 @@ def test_a_run_file_keeps_texts_and_refuses_duplicate_keys(tmp_path: Path) -> No
         assert config.data.mixture[0].source.caption == text
     lines.insert(number, lines[number])
     file.write_text("\n".join(lines))
-    with pytest.raises(
-        UsageError, match=rf"line {number + 2}: the key 'caption' stands there twice"
-    ):
+    with pytest.raises(UsageError, match=rf"line {number + 2}: the key 'caption' appears twice"):
         load_recipe(str(file), tmp_path)
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from blip3o.core.config import evolve
 from blip3o.core.errors import UsageError
-from blip3o.core.room import require_room, size_text
+from blip3o.core.files import require_room, size_text
 from blip3o.models.unified import UnifiedModel
 from blip3o.recipes import own_data, pocket
 from blip3o.runs.checks import check_room, check_run

@@ -46,7 +46,7 @@ def folder_of(layout: str, request: pytest.FixtureRequest) -> Path:
     [
         ("[" * 200_000, "nested too deeply"),
         ('{"a":' * 200_000, "nested too deeply"),
-        ('{"a": {"b": 1, "c": 2, "b": 3}}', "the key 'b' stands there twice"),
+        ('{"a": {"b": 1, "c": 2, "b": 3}}', "the key 'b' appears twice"),
         (POINTER, "git lfs pull"),
         ('{"a": ' + "9" * 10_000 + "}", ""),
         ("\x00\x01", ""),

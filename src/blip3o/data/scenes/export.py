@@ -15,11 +15,10 @@ import numpy as np
 from PIL import Image
 
 from blip3o.core.errors import UsageError
-from blip3o.core.files import write_atomic
+from blip3o.core.files import require_room, size_text, write_atomic
 from blip3o.core.lock import locked
 from blip3o.core.log import progress, say
 from blip3o.core.rng import numpy_rng
-from blip3o.core.room import require_room, size_text
 from blip3o.core.types import IMAGE_MARK
 from blip3o.data.scenes.asking import QA
 from blip3o.data.scenes.captions import caption_texts, pair_texts

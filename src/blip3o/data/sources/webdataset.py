@@ -234,9 +234,10 @@ def _contents(members: list[tuple[Use, bytes]]) -> tuple[dict[str, bytes], dict[
         if use.kind == "image":
             files[use.role] = data
         elif use.kind == "fields":
-            fields = load_json(data)
-            if not isinstance(fields, dict):
+            loaded = load_json(data)
+            if not isinstance(loaded, dict):
                 raise ValueError("the record's JSON is no object")
+            fields = loaded
         else:
             captions.append(decode_text(data, "utf-8").strip())
     if captions:

@@ -8,7 +8,7 @@ import gradio as gr
 import torch
 
 from blip3o.core.errors import UsageError
-from blip3o.imaging.components import component_images
+from blip3o.imaging.pixels import component_images
 from blip3o.serve.http.errors import validated
 from blip3o.serve.http.images import generation_job
 from blip3o.serve.http.schemas import GenerationRequest

@@ -1,4 +1,4 @@
-"""Side notes of image files: what they say about the image counts, and none refuses it."""
+"""Metadata of image files: it is applied to the image, and damage in it is tolerated."""
 
 import io
 import struct
@@ -75,12 +75,12 @@ SIDE_CHUNKS: dict[str, bytes] = {
 
 
 @pytest.mark.parametrize("name", SIDE_CHUNKS)
-def test_no_side_chunk_refuses_a_png(name: str) -> None:
+def test_no_optional_chunk_makes_a_png_unreadable(name: str) -> None:
     for data in (inserted(SIDE_CHUNKS[name]), inserted(SIDE_CHUNKS[name], BEFORE_END)):
         assert np.array_equal(np.asarray(open_image(data)), IMAGE)
 
 
-def test_a_side_chunk_that_is_cut_off_refuses_nothing() -> None:
+def test_a_truncated_optional_chunk_is_tolerated() -> None:
     data = PLAIN[:BEFORE_END] + chunk(b"tEXt", b"a\0" + b"x" * 100)[:50]
     assert np.array_equal(np.asarray(open_image(data)), IMAGE)
 
@@ -98,7 +98,7 @@ def test_damage_of_the_image_itself_is_still_refused() -> None:
 
 
 @pytest.mark.parametrize("key", [b"XML:com.adobe.xmp", b"Raw profile type exif"])
-def test_texts_of_a_png_still_say_how_it_is_turned(key: bytes) -> None:
+def test_texts_of_a_png_can_hold_its_orientation(key: bytes) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
     block = exif.tobytes()
@@ -132,12 +132,12 @@ SEGMENTS: dict[str, bytes] = {
 
 
 @pytest.mark.parametrize("name", SEGMENTS)
-def test_no_note_refuses_a_jpeg(name: str) -> None:
+def test_no_metadata_makes_a_jpeg_unreadable(name: str) -> None:
     data = JPEG[:2] + SEGMENTS[name] + JPEG[2:]
     assert np.array_equal(np.asarray(open_image(data)), np.asarray(open_image(JPEG)))
 
 
-def test_of_a_jpeg_of_several_images_the_first_is_read_whatever_lies_behind() -> None:
+def test_the_first_image_of_a_jpeg_is_read_whatever_follows_it() -> None:
     frames = [Image.new("RGB", (32, 32), color) for color in (RED, (0, 0, 255))]
     data = encoded(frames[0], "MPO", save_all=True, append_images=frames[1:])
     for one in (data, data[: data.rindex(b"\xff\xd8") + 40]):
@@ -145,7 +145,7 @@ def test_of_a_jpeg_of_several_images_the_first_is_read_whatever_lies_behind() ->
     assert read_header(data).format == "JPEG"
 
 
-def test_a_progressive_jpeg_of_usual_scans_is_read_and_one_of_thousands_is_not() -> None:
+def test_a_progressive_jpeg_of_thousands_of_scans_is_refused() -> None:
     data = encoded(Image.fromarray(IMAGE), "JPEG", progressive=True)
     assert open_image(data).size == (24, 16)
     scan = data.rindex(b"\xff\xda")
@@ -175,7 +175,7 @@ def webp(*pieces: tuple[bytes, bytes], flags: int = 0x0C) -> bytes:
         webp(flags=0x0C),
     ],
 )
-def test_no_note_refuses_a_webp(data: bytes) -> None:
+def test_no_metadata_makes_a_webp_unreadable(data: bytes) -> None:
     assert np.array_equal(np.asarray(open_image(data)), IMAGE)
 
 
@@ -185,7 +185,7 @@ def gif(frames: int, between: bytes = b"") -> bytes:
     return one[:start] + between + one[start:-1] * frames + b";"
 
 
-def test_thousands_of_frames_and_comments_cost_nothing() -> None:
+def test_thousands_of_frames_and_comments_are_skipped_quickly() -> None:
     comment = b"!\xfe" + b"\xff" + b"x" * 255
     start = time.monotonic()
     assert open_image(gif(50_000)).size == (8, 8)
@@ -250,7 +250,7 @@ def test_bits_above_the_depth_of_a_transparent_color_do_not_count(
 
 
 @pytest.mark.parametrize("size", [(64_000_000, 1), (1, 64_000_000), (100_001, 2)])
-def test_a_line_without_end_is_refused_from_its_header(
+def test_an_extremely_long_image_is_refused_from_its_header(
     make_png: Callable[..., bytes], size: tuple[int, int]
 ) -> None:
     start = time.monotonic()
@@ -264,7 +264,7 @@ def test_a_panorama_is_read() -> None:
     assert open_image(encoded(panorama, "JPEG")).size == (20_000, 500)
 
 
-def test_around_the_first_frame_of_an_animation_is_nothing() -> None:
+def test_the_area_around_a_small_first_frame_is_transparent() -> None:
     first = Image.new("RGBA", (16, 16))
     first.paste((*RED, 255), (8, 8, 16, 16))
     second = Image.new("RGBA", (16, 16), (0, 255, 0, 255))
@@ -273,7 +273,7 @@ def test_around_the_first_frame_of_an_animation_is_nothing() -> None:
     assert open_image(data).getpixel((12, 12)) == RED
 
 
-def test_a_jpeg_of_more_bits_is_named() -> None:
+def test_a_jpeg_of_more_bits_is_refused() -> None:
     frame = JPEG.index(b"\xff\xc0")
     for bits in (12, 16):
         data = JPEG[: frame + 4] + bytes([bits]) + JPEG[frame + 5 :]

@@ -1,9 +1,9 @@
-"""Removes the notes of an image file, and reads those that change how the image looks.
+"""Strips the metadata of an image file before it is decoded; reads its orientation and colors.
 
-Texts, thumbnails, notes of cameras and further frames do not change the image, and a damaged note
-must not prevent its reading. The bytes of the image itself stay as they are. Orientation and colors
-are read here, within limits of size. A file of unknown structure is returned unchanged, and its
-decoder reports the fault.
+Texts, thumbnails, maker notes and further frames do not change the image, but a damaged one can
+stop a decoder. This file handles JPEG, GIF, WebP, AVIF and BMP and calls `png` and `tiff` for the
+other two. The bytes of the image itself stay unchanged. A file of unknown structure is returned
+unchanged, and its decoder reports the fault.
 """
 
 import dataclasses
@@ -16,31 +16,31 @@ from PIL import ExifTags, Image
 from blip3o.core.errors import UsageError
 from blip3o.imaging import tiff
 from blip3o.imaging.kinds import format_of
-from blip3o.imaging.png import lean_png, png_notes
+from blip3o.imaging.png import png_chunks, stripped_png
 from blip3o.imaging.profiles import coded_profile
 from blip3o.imaging.tiff_deep import DeepTiff, deep_tiff
 
 _MOST_SCANS = 50
 """Most scans of a progressive JPEG. Each takes as long as a whole image; encoders write 3 to 20."""
 _MOST_HEAD_BYTES = 1 << 16
-"""Part of an AVIF file that is searched: the description of its colors precedes the image."""
+"""Searched bytes of an AVIF file: the description of its colors precedes the image."""
 _UNCALIBRATED, _ADOBE_RGB = 0xFFFF, "R03"
-"""DCF 2.0: color space and name of an "optional file", whose colors are Adobe RGB."""
-_SAID_ADOBE_RGB = 2
-"""A color space outside the standard that some cameras write for Adobe RGB."""
+"""EXIF color space and interoperability name of Adobe RGB files (DCF 2.0 "optional file")."""
+_NONSTANDARD_ADOBE_RGB = 2
+"""Nonstandard EXIF color space that some cameras write for Adobe RGB."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Lean:
-    """A file without its notes.
+class Stripped:
+    """A file without its metadata, and the metadata that affects the look of the image.
 
     Args:
-        data: the file.
-        orientation: of EXIF or XMP, 1 to 8; None if `data` still holds it.
-        profile: the color profile; None if there is none, or if `data` still holds it.
-        is_adobe_rgb: whether EXIF says that the colors are Adobe RGB.
-        clear_color: the 16-bit color of a PNG that is transparent.
-        deep: how to read a TIFF that Pillow refuses or misreads.
+        data: the stripped file.
+        orientation: EXIF or XMP orientation, 1 to 8; None if `data` still holds it.
+        profile: the ICC profile; None if there is none or `data` still holds it.
+        is_adobe_rgb: whether EXIF states Adobe RGB colors.
+        clear_color: the transparent color of a PNG with 16-bit colors.
+        deep: the reader of a TIFF that Pillow refuses or misreads.
     """
 
     data: bytes
@@ -51,91 +51,92 @@ class Lean:
     deep: DeepTiff | None = None
 
 
-def lean(data: bytes) -> Lean:
-    """Returns a file without its notes, and the orientation and colors that they state.
+def strip_metadata(data: bytes) -> Stripped:
+    """Returns a file without its metadata, together with its orientation and colors.
 
     Args:
-        data: the whole file, of any kind; read as hostile.
+        data: the whole file, of any kind and from any source.
 
     Raises:
-        UsageError: for a file that is made so that decoding it takes very long.
+        UsageError: for a file that would take extremely long to decode, or of a refused kind.
     """
     try:
         match format_of(data):
             case "PNG":
-                return _lean_png(data)
+                return _strip_png(data)
             case "JPEG":
-                return _lean_jpeg(data)
+                return _strip_jpeg(data)
             case "GIF":
-                return _lean_gif(data)
+                return _strip_gif(data)
             case "WEBP":
-                return _lean_webp(data)
+                return _strip_webp(data)
             case "TIFF":
-                return _lean_tiff(data)
+                return _strip_tiff(data)
             case "AVIF":
-                return Lean(data=data, profile=_avif_profile(data))
+                return Stripped(data=data, profile=_avif_profile(data))
             case "BMP":
-                return Lean(data=data, profile=_bmp_profile(data))
+                return Stripped(data=data, profile=_bmp_profile(data))
     except (struct.error, IndexError, ValueError):
         pass  # the structure is damaged: the decoder reports it
-    return Lean(data=data)
+    return Stripped(data=data)
 
 
-def exif_notes(block: bytes) -> tuple[int, bool]:
-    """Returns the orientation of an EXIF block, or 1, and whether the colors are Adobe RGB.
+def read_exif(block: bytes) -> tuple[int, bool]:
+    """Returns the orientation of an EXIF block (1 if unknown) and whether its colors are Adobe RGB.
 
     Args:
-        block: with or without the `Exif` mark; a damaged block is ignored.
+        block: the block with or without the `Exif` mark; a damaged block is ignored.
     """
     try:
         exif = Image.Exif()
         exif.load(block)
         orientation = exif.get(ExifTags.Base.Orientation)
         is_adobe = _is_adobe_rgb(exif)
-    except Exception:  # noqa: BLE001  (decoders raise all kinds of things for damaged notes)
+    except Exception:  # noqa: BLE001  (Pillow raises many kinds of errors for damaged EXIF)
         return 1, False
-    is_turn = isinstance(orientation, int) and 1 <= orientation <= 8
-    return (orientation if is_turn else 1), is_adobe  # type: ignore[return-value]
+    if isinstance(orientation, int) and 1 <= orientation <= 8:
+        return orientation, is_adobe
+    return 1, is_adobe
 
 
 def _is_adobe_rgb(exif: Image.Exif) -> bool:
     try:
         color = exif.get_ifd(ExifTags.IFD.Exif).get(ExifTags.Base.ColorSpace)
         name = exif.get_ifd(ExifTags.IFD.Interop).get(1) if color == _UNCALIBRATED else None
-    except Exception:  # noqa: BLE001  (no such part, or a damaged one)
+    except Exception:  # noqa: BLE001  (the part is missing or damaged)
         return False
     text = name.decode("ascii", "replace") if isinstance(name, bytes) else str(name)
-    return color == _SAID_ADOBE_RGB or text.rstrip("\0 ") == _ADOBE_RGB
+    return color == _NONSTANDARD_ADOBE_RGB or text.rstrip("\0 ") == _ADOBE_RGB
 
 
 def xmp_orientation(text: bytes) -> int:
-    """Returns the orientation that an XMP note states, or 1."""
+    """Returns the orientation in an XMP block, or 1."""
     found = re.search(rb"tiff:Orientation(?:=[\"']|>)([1-8])", text)
     return int(found[1]) if found else 1
 
 
-def _lean_png(data: bytes) -> Lean:
-    notes = png_notes(data)
-    orientation, is_adobe = exif_notes(notes.exif) if notes.exif else (1, False)
-    if orientation == 1 and notes.xmp:
-        orientation = xmp_orientation(notes.xmp)
-    return Lean(
-        data=lean_png(notes),
-        orientation=orientation,
-        profile=notes.profile,
-        is_adobe_rgb=is_adobe,
-        clear_color=notes.clear_color,
-    )
+def _result(data: bytes, exif: bytes | None, xmp: bytes | None, profile: bytes | None) -> Stripped:
+    """Returns a stripped file with its orientation and colors; EXIF precedes XMP."""
+    orientation, is_adobe = read_exif(exif) if exif else (1, False)
+    if orientation == 1 and xmp:
+        orientation = xmp_orientation(xmp)
+    return Stripped(data=data, orientation=orientation, profile=profile, is_adobe_rgb=is_adobe)
+
+
+def _strip_png(data: bytes) -> Stripped:
+    chunks = png_chunks(data)
+    plain = _result(stripped_png(chunks), chunks.exif, chunks.xmp, chunks.profile)
+    return dataclasses.replace(plain, clear_color=chunks.clear_color)
 
 
 _ENTROPY_END = re.compile(rb"\xff+([^\x00\x01\xff\xd0-\xd7])")
 _FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}
-"""Segments that begin an image; their first byte is the number of bits of a color."""
+"""Segments that begin an image; their first byte is the number of bits per color."""
 _EXIF, _XMP, _ICC = b"Exif\0", b"http://ns.adobe.com/xap/1.0/\0", b"ICC_PROFILE\0"
 
 
-def _lean_jpeg(data: bytes) -> Lean:
-    kept, notes = [data[:2]], _JpegNotes()
+def _strip_jpeg(data: bytes) -> Stripped:
+    kept, found = [data[:2]], _JpegMetadata()
     for code, start, end in _segments(data):
         body = data[start + 4 : end]
         if code in _FRAMES and body[:1] not in {b"\x08", b""}:
@@ -143,28 +144,28 @@ def _lean_jpeg(data: bytes) -> Lean:
         if code == 0xDA:
             _check_scans(data, start)
             kept.append(data[start:])
-            return notes.lean(b"".join(kept))
-        is_note = 0xE0 <= code <= 0xEF or code == 0xFE
-        # The decoder needs these two notes, if they are whole: they state how colors are coded.
+            return found.strip(b"".join(kept))
+        is_metadata = 0xE0 <= code <= 0xEF or code == 0xFE
+        # The decoder needs these two segments, which state the coding of colors, if complete.
         is_jfif = code == 0xE0 and body.startswith(b"JFIF\0") and len(body) >= 14
         is_adobe = code == 0xEE and body.startswith(b"Adobe") and len(body) >= 12
-        if not is_note or is_jfif or is_adobe:
+        if not is_metadata or is_jfif or is_adobe:
             kept.append(data[start:end])
         elif code == 0xE1 and body.startswith(_EXIF):
-            notes.exif = notes.exif or body
+            found.exif = found.exif or body
         elif code == 0xE1 and body.startswith(_XMP):
-            notes.xmp = notes.xmp or body
+            found.xmp = found.xmp or body
         elif code == 0xE2 and body.startswith(_ICC) and len(body) > 14:
-            notes.profile_parts.setdefault(body[12], body[14:])
-            notes.num_parts = body[13]
-    return Lean(data=data)
+            found.profile_parts.setdefault(body[12], body[14:])
+            found.num_parts = body[13]
+    return Stripped(data=data)
 
 
 def _segments(data: bytes) -> Iterator[tuple[int, int, int]]:
-    """Yields code, start and end of the segments of a JPEG file up to its first scan."""
+    """Yields code, start and end of each segment of a JPEG file up to its first scan."""
     at = 2
     while at < len(data):
-        at = data.index(b"\xff", at)  # libjpeg passes over stray bytes between segments too
+        at = data.index(b"\xff", at)  # libjpeg also skips stray bytes between segments
         while data[at + 1] == 0xFF:
             at += 1
         code = data[at + 1]
@@ -182,10 +183,10 @@ def _segments(data: bytes) -> Iterator[tuple[int, int, int]]:
 
 
 def _check_scans(data: bytes, start: int) -> None:
-    """Refuses a JPEG with very many scans.
+    """Checks the number of scans of a JPEG.
 
     Raises:
-        UsageError: if it has.
+        UsageError: if there are too many.
     """
     count, at = 0, start
     while at + 4 <= len(data):
@@ -194,7 +195,7 @@ def _check_scans(data: bytes, start: int) -> None:
             return
         count += code == 0xDA
         if count > _MOST_SCANS:
-            raise UsageError(f"a JPEG of more than {_MOST_SCANS} scans; save it once more")
+            raise UsageError(f"a JPEG of more than {_MOST_SCANS} scans; save it again")
         at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
         found = _ENTROPY_END.search(data, at)
         if found is None:
@@ -203,26 +204,23 @@ def _check_scans(data: bytes, start: int) -> None:
 
 
 @dataclasses.dataclass
-class _JpegNotes:
-    """Notes of a JPEG file, as they are found."""
+class _JpegMetadata:
+    """Metadata of a JPEG file, collected segment by segment."""
 
     exif: bytes = b""
     xmp: bytes = b""
     profile_parts: dict[int, bytes] = dataclasses.field(default_factory=dict)
     num_parts: int = 0
 
-    def lean(self, data: bytes) -> Lean:
-        """Returns the file with the orientation and colors that the notes state."""
-        orientation, is_adobe = exif_notes(self.exif) if self.exif else (1, False)
-        if orientation == 1:
-            orientation = xmp_orientation(self.xmp)
+    def strip(self, data: bytes) -> Stripped:
+        """Returns the stripped file with its orientation and colors."""
         parts = [self.profile_parts.get(number) for number in range(1, self.num_parts + 1)]
         whole = None if None in parts or not parts else b"".join(filter(None, parts))
-        return Lean(data=data, orientation=orientation, profile=whole, is_adobe_rgb=is_adobe)
+        return _result(data, self.exif, self.xmp, whole)
 
 
-def _lean_gif(data: bytes) -> Lean:
-    """Returns a GIF file of the first frame alone."""
+def _strip_gif(data: bytes) -> Stripped:
+    """Returns a GIF file with only the first frame."""
     at = 13 + _table_bytes(data[10])
     kept, profile, end = [data[:at]], None, b";"
     try:
@@ -240,13 +238,13 @@ def _lean_gif(data: bytes) -> Lean:
                 kept.append(data[start:at])
             elif data[start + 3 : start + 14] == b"ICCRGBG1012":
                 profile = _joined(data[start + 14 : at])
-    except IndexError:  # truncated: the decoder reports it if the image is concerned
+    except IndexError:  # truncated: the decoder reports it if this affects the image
         end = data[at:] if data[at : at + 1] != b"!" else b""
-    return Lean(data=b"".join([*kept, end]), profile=profile)
+    return Stripped(data=b"".join([*kept, end]), profile=profile)
 
 
 def _joined(blocks: bytes) -> bytes:
-    """Returns the content of a row of blocks."""
+    """Returns the content of a sequence of data blocks."""
     found, at = bytearray(), 0
     while blocks[at]:
         found += blocks[at + 1 : at + 1 + blocks[at]]
@@ -265,10 +263,10 @@ def _blocks_end(data: bytes, at: int) -> int:
     return at + 1
 
 
-_NOTE_FLAGS, _ALPHA_FLAG, _ANIMATION_FLAG = 0x2C, 0x10, 0x02
+_METADATA_FLAGS, _ALPHA_FLAG, _ANIMATION_FLAG = 0x2C, 0x10, 0x02
 
 
-def _lean_webp(data: bytes) -> Lean:
+def _strip_webp(data: bytes) -> Stripped:
     kept: list[bytes] = []
     profile = exif = xmp = None
     has_frame = False
@@ -289,40 +287,33 @@ def _lean_webp(data: bytes) -> Lean:
             kind == b"ANMF" and not has_frame
         ):
             if len(body) < size:
-                return Lean(data=data)  # truncated within the image
+                return Stripped(data=data)  # truncated within the image
             has_frame = has_frame or kind == b"ANMF"
             if kind == b"VP8X":
-                # The notes are removed, so their flags go too. The first frame of an animation
-                # may be smaller than the image, which is transparent around it.
-                flags = body[0] & ~_NOTE_FLAGS
+                # The flags of removed metadata are cleared. The first frame of an animation may
+                # be smaller than the image, which is transparent around it.
+                flags = body[0] & ~_METADATA_FLAGS
                 flags |= _ALPHA_FLAG if flags & _ANIMATION_FLAG else 0
                 whole = whole[:8] + bytes([flags]) + whole[9:]
             kept.append(whole + b"\0" * (len(whole) % 2))
     file = b"".join(kept)
-    orientation, is_adobe = exif_notes(exif) if exif else (1, False)
-    if orientation == 1 and xmp:
-        orientation = xmp_orientation(xmp)
-    return Lean(
-        data=b"RIFF" + (len(file) + 4).to_bytes(4, "little") + b"WEBP" + file,
-        orientation=orientation,
-        profile=profile,
-        is_adobe_rgb=is_adobe,
-    )
+    head = b"RIFF" + (len(file) + 4).to_bytes(4, "little") + b"WEBP"
+    return _result(head + file, exif, xmp, profile)
 
 
-def _lean_tiff(data: bytes) -> Lean:
+def _strip_tiff(data: bytes) -> Stripped:
     if (raw := tiff.raw_photo(data)) is not None:
         raise UsageError(f"{raw}: develop it, then save it as JPEG or PNG")
-    found = tiff.Directory(data)
-    if (deep := deep_tiff(found)) is not None:
-        return Lean(data=data, orientation=found.number(tiff.ORIENTATION, 1), deep=deep)
-    return Lean(data=tiff.lean_tiff(found))
+    tags = tiff.Directory(data)
+    if (deep := deep_tiff(tags)) is not None:
+        return Stripped(data=data, orientation=tags.number(tiff.ORIENTATION, 1), deep=deep)
+    return Stripped(data=tiff.stripped_tiff(tags))
 
 
 def _avif_profile(data: bytes) -> bytes | None:
-    """Returns the profile of the colors that an AVIF file names by numbers.
+    """Returns the profile of the color code points (H.273) of an AVIF file.
 
-    Pillow reads a profile that is there, but not the numbers.
+    Pillow reads an embedded profile, but not the code points.
     """
     head = data[:_MOST_HEAD_BYTES]
     found = re.search(rb"colrnclx\0(.)\0(.)", head, re.DOTALL)
@@ -332,7 +323,7 @@ def _avif_profile(data: bytes) -> bytes | None:
 
 
 def _bmp_profile(data: bytes) -> bytes | None:
-    """Returns the profile that a BMP file of version 5 holds."""
+    """Returns the embedded profile of a BMP file of version 5."""
     if len(data) < 138 or int.from_bytes(data[14:18], "little") < 124 or data[70:74] != b"DEBM":
         return None
     start, size = struct.unpack_from("<II", data, 14 + 112)
