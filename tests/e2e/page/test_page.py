@@ -201,7 +201,7 @@ def test_mistakes_are_answered_with_a_sentence(visit: Any, shoot: Any, tmp_path:
     panel = tab(page, "Generate")
     panel.get_by_label("Prompt").fill(" ")
     panel.get_by_role("button", name="Generate").click()
-    message(page, "Write what to draw first.")
+    message(page, "Enter a prompt first.")
     panel.get_by_label("Prompt").fill("<image> of <b>a cat</b>")
     panel.get_by_role("button", name="Generate").click()
     message(page, "<image> in a prompt")
@@ -316,7 +316,7 @@ def test_the_page_gives_no_other_files_and_fetches_nothing(server: Any) -> None:
         urllib.request.urlopen(request, timeout=30).close()
         answer = _get(f"{server.url}/gradio_api/queue/data?session_hash=abc")
         assert '"success":false' in answer.replace(" ", "")
-        assert "reads no URLs" in answer or path == "/etc/passwd"
+        assert "does not read URLs" in answer or path == "/etc/passwd"
         assert "not an image" not in answer  # it was not even opened
 
 

@@ -9,8 +9,8 @@ import pytest
 pytest.importorskip("fastapi")
 
 from blip3o.serve.config import ServeConfig
-from blip3o.serve.http.chat import _turn
-from blip3o.serve.http.conversation import check_order, drawn_from, read_conversation
+from blip3o.serve.http.completion_routes import _turn
+from blip3o.serve.http.conversation import check_order, prompt_and_images, read_conversation
 from blip3o.serve.http.errors import ApiError, validated
 from blip3o.serve.http.turns import ChatMessage
 
@@ -22,7 +22,9 @@ class Reader:
         return f"{url}@{param}"
 
 
-SERVICE: Any = SimpleNamespace(config=ServeConfig(max_images=3), reader=Reader())
+SERVICE: Any = SimpleNamespace(
+    config=ServeConfig(max_images=3), reader=Reader(), check_chat=lambda *_: None
+)
 
 
 def image(url: str) -> dict[str, Any]:
@@ -48,7 +50,7 @@ def read(*said: tuple[str, Any]) -> tuple[list[tuple[str, str]], list[Any]]:
 
 
 def drawn(*said: tuple[str, Any]) -> tuple[str, list[str]]:
-    words, images = asyncio.run(drawn_from(SERVICE, turns(*said)))
+    words, images = asyncio.run(prompt_and_images(SERVICE, turns(*said)))
     return words, [str(one).partition("@")[0] for one in images]
 
 

@@ -9,7 +9,7 @@ pytest.importorskip("fastapi")
 
 from blip3o.serve.config import ServeConfig
 from blip3o.serve.http.errors import ApiError, validated
-from blip3o.serve.http.images import check_options
+from blip3o.serve.http.request_jobs import check_options
 from blip3o.serve.http.schemas import GenerationRequest
 
 

@@ -10,10 +10,10 @@ pytest.importorskip("fastapi")
 
 
 def test_a_gradio_that_is_made_otherwise_is_refused() -> None:
-    from blip3o.serve.page.mount import _exchange
+    from blip3o.serve.page.mount import _replace
 
     gradio = SimpleNamespace(fetch=1)
-    _exchange(gradio, "fetch", 2)
+    _replace(gradio, "fetch", 2)
     assert gradio.fetch == 2
     with pytest.raises(UsageError, match=r"\(no fetch_all\).*--no-page"):
-        _exchange(gradio, "fetch_all", 2)
+        _replace(gradio, "fetch_all", 2)

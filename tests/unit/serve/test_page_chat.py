@@ -11,7 +11,7 @@ gr = pytest.importorskip("gradio")
 
 
 def test_a_new_conversation_ends_whatever_is_being_written(tmp_path: Path) -> None:
-    from blip3o.serve.page.chat import chat_tab
+    from blip3o.serve.page.chat_tab import chat_tab
 
     Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
     service: Any = None  # only asked when somebody asks
@@ -31,7 +31,7 @@ def test_a_new_conversation_ends_whatever_is_being_written(tmp_path: Path) -> No
 
 
 def test_a_conversation_goes_on_after_an_answer_that_holds_the_mark_of_a_image() -> None:
-    from blip3o.serve.page.chat import _part
+    from blip3o.serve.page.chat_tab import _part
 
     said = {"type": "text", "text": "write <image> there"}
     assert _part(said, "assistant", 9) == {"type": "text", "text": "write (an image) there"}

@@ -52,13 +52,15 @@ def test_a_prompt_with_images_is_counted_as_it_is_read(
     length = service_of(tiny_tokenizer, 99)._pipe.prompt_length(words) + frames + read
     sizes = [image.size for image in images]
     assert service_of(tiny_tokenizer, 99)._pipe.prompt_length(messages, sizes) == length
-    service_of(tiny_tokenizer, length).check_chat(messages, images)
+    service_of(tiny_tokenizer, length).check_chat(messages, images, "messages")
     with pytest.raises(ApiError, match=f"{length} tokens; at most {length - 1}") as caught:
-        service_of(tiny_tokenizer, length - 1).check_chat(messages, images)
+        service_of(tiny_tokenizer, length - 1).check_chat(messages, images, "messages")
     assert (caught.value.status, caught.value.code) == (400, "context_length_exceeded")
 
 
 def test_an_image_that_is_too_thin_is_refused_before_it_waits(tiny_tokenizer: Tokenizer) -> None:
     messages = [Message(role="user", text=f"{IMAGE_MARK}What?")]
     with pytest.raises(ApiError, match="too thin"):
-        service_of(tiny_tokenizer, 99).check_chat(messages, [Image.new("RGB", (9000, 3))])
+        service_of(tiny_tokenizer, 99).check_chat(
+            messages, [Image.new("RGB", (9000, 3))], "messages"
+        )

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from blip3o.core.errors import UsageError
-from blip3o.serve import remote
-from blip3o.serve.remote import RemoteImages, is_public
+from blip3o.serve.http import image_reader
+from blip3o.serve.http.image_reader import RemoteImages, is_public
 
 PUBLIC = "93.184.216.34"
 
@@ -172,9 +172,9 @@ def test_a_host_that_never_ends_is_left(
     monkeypatch: pytest.MonkeyPatch, talk: Callable[[socket.socket], None], said: str
 ) -> None:
     port = answering(talk)
-    monkeypatch.setattr(remote, "_PORTS", {"http": port})
-    monkeypatch.setattr(remote, "_MOST_SECONDS", 0.5)
-    monkeypatch.setattr(remote, "is_public", lambda address: True)
+    monkeypatch.setattr(image_reader, "_PORTS", {"http": port})
+    monkeypatch.setattr(image_reader, "_MOST_SECONDS", 0.5)
+    monkeypatch.setattr(image_reader, "is_public", lambda address: True)
     images = RemoteImages(["img.example"], 100, lambda host, port: ["127.0.0.1"])
     start = time.monotonic()
     if said:

@@ -11,11 +11,11 @@ pytest.importorskip("fastapi")
 from pydantic import BaseModel
 
 from blip3o.serve.http.errors import ApiError, validated
-from blip3o.serve.http.response_schemas import ResponseRequest
 from blip3o.serve.http.schemas import (
     ChatCompletionRequest,
     EditForm,
     GenerationRequest,
+    ResponseRequest,
     VariationForm,
 )
 
@@ -236,7 +236,7 @@ def test_every_wrong_type_is_named_in_words(kind: str) -> None:
         ),
         (
             {"messages": [{"role": "user", "content": [{"type": "video", "text": "a"}]}]},
-            "messages.0.content.0 has the type \"video\"; there are 'text'",
+            "messages.0.content.0 has the type \"video\"; allowed are 'text'",
         ),
         (
             {"messages": [{"role": "tool", "content": "a"}]},

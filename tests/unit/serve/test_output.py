@@ -4,7 +4,7 @@ import pytest
 
 pytest.importorskip("fastapi")
 
-from blip3o.serve.http.shelf import Shelf
+from blip3o.serve.http.output import Shelf
 
 
 def test_the_oldest_things_make_room_and_the_newest_always_stays() -> None:

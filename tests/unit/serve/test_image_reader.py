@@ -12,9 +12,9 @@ from PIL import Image
 pytest.importorskip("fastapi")
 
 from blip3o.serve.config import ServeConfig
-from blip3o.serve.http.decoding import CLIENT_LEFT, PixelBudget, Workers
 from blip3o.serve.http.errors import ApiError
-from blip3o.serve.http.images_in import ImageReader
+from blip3o.serve.http.image_reader import ImageReader
+from blip3o.serve.http.workers import CLIENT_LEFT, PixelBudget, Workers
 
 
 def png(width: int = 100, height: int = 100) -> bytes:

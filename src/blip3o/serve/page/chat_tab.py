@@ -1,33 +1,35 @@
-"""The tab that talks: texts and images in, answers as they are written, or an image."""
+"""The chat tab: the user sends text and images; the answer is streamed text or an image."""
 
 import base64
 import mimetypes
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, Callable
 from typing import Any
 
 import gradio as gr
 
 from blip3o.core.errors import UsageError
-from blip3o.serve.http.chat import chat_job
+from blip3o.serve.http.completion_routes import completion_job
 from blip3o.serve.http.errors import ApiError, validated
+from blip3o.serve.http.fields import JsonObject
 from blip3o.serve.http.schemas import ChatCompletionRequest
 from blip3o.serve.http.service import Service
 from blip3o.serve.jobs import Answered, Drawn, ImageRequest, Text
 from blip3o.serve.page.examples import QUESTION
-from blip3o.serve.page.parts import QUIET, events, own_file, saved, sentences, settings_of, shown
+from blip3o.serve.page.parts import own_file, saved, settings_of, shown, wire, with_messages
 from blip3o.text.chat import IMAGE_IN_WORDS, said_back
 
 _TEXT, _IMAGE = "Text", "Image"
-_EMPTY: dict[str, Any] = {"text": "", "files": []}
+_EMPTY: dict[str, list[str] | str] = {"text": "", "files": []}
 Turns = list[dict[str, Any]]
+"""Turns in the format of `gr.Chatbot`."""
 
 
 def chat_tab(service: Service, images: list[str]) -> None:
-    """Adds the tab's fields and what they do.
+    """Adds the fields of the tab and their handlers.
 
     Args:
-        service: what requests are handed to.
-        images: files of examples.
+        service: handles the requests.
+        images: files of example images.
     """
     talk = gr.Chatbot(
         label="Conversation",
@@ -41,42 +43,39 @@ def chat_tab(service: Service, images: list[str]) -> None:
         clear = gr.Button("New conversation", min_width=160)
     message = gr.MultimodalTextbox(
         label="Message",
-        placeholder="A message; images by the clip or from the clipboard",
+        placeholder="A message; attach images with the clip, or paste them",
         file_types=["image"],
         file_count="multiple",
         max_plain_text_length=100_000,
     )
-    work: dict[str, Any] = {
-        "fn": _answerer(service),
-        "inputs": [message, talk, kind],
-        "outputs": [message, talk],
-        **QUIET,
-    }
-    imaged: list[list[Any]] = [[{"text": QUESTION, "files": [path]}] for path in images]
-    examples = gr.Examples(imaged, [message], label="Examples: one click asks")
-    started: list[Any] = [message.submit(**work), examples.load_input_event.then(**work)]
-    clear.click(_begin_anew, None, [message, talk], cancels=started, **QUIET)
+    rows = [[{"text": QUESTION, "files": [path]}] for path in images]
+    examples = gr.Examples(rows, [message], label="Examples: click one to ask")
+    events = (message.submit, examples.load_input_event.then)
+    started = wire(_answerer(service), [message, talk, kind], [message, talk], *events)
+    wire(_begin_anew, None, [message, talk], clear.click, cancels=started)
 
 
-def _begin_anew() -> tuple[Any, Turns]:
-    """Returns a field that takes messages, which an answer that was cut off took away, and none."""
+def _begin_anew() -> tuple[gr.MultimodalTextbox, Turns]:
+    """Returns an enabled message field, which a cancelled answer left disabled, and no turns."""
     return gr.MultimodalTextbox(interactive=True), []
 
 
-def _answerer(service: Service) -> Any:  # noqa: ANN401  (a handler of Gradio's)
-    @sentences
-    async def answer(message: dict[str, Any], talk: Turns, kind: str) -> AsyncIterator[Any]:
+def _answerer(service: Service) -> Callable[..., AsyncGenerator[tuple[object, object]]]:
+    @with_messages
+    async def answer(
+        message: dict[str, Any], talk: Turns, kind: str
+    ) -> AsyncGenerator[tuple[object, object]]:
         files, text = message.get("files") or [], (message.get("text") or "").strip()
         if not text:
-            raise UsageError("write a message first")
-        parts = [_file(path, "an image of the user's") for path in files]
+            raise UsageError("enter a message first")
+        parts = [_file(path, "image from the user") for path in files]
         turns = [*talk, {"role": "user", "content": [*parts, {"type": "text", "text": text}]}]
         yield gr.MultimodalTextbox(value=_EMPTY, interactive=False), turns
         try:
             async for content in _answer(service, turns, kind):
                 yield gr.skip(), [*turns, {"role": "assistant", "content": content}]
         except (ApiError, UsageError) as error:
-            # What was written is given back, and the conversation is as it was.
+            # Restores the message and the conversation.
             yield gr.MultimodalTextbox(value=message, interactive=True), talk
             raise shown(error) from error
         yield gr.MultimodalTextbox(interactive=True), gr.skip()
@@ -84,43 +83,46 @@ def _answerer(service: Service) -> Any:  # noqa: ANN401  (a handler of Gradio's)
     return answer
 
 
-async def _answer(service: Service, turns: Turns, kind: str) -> AsyncIterator[Any]:
-    """Yields what the answer holds so far."""
+async def _answer(
+    service: Service, turns: Turns, kind: str
+) -> AsyncGenerator[str | list[JsonObject]]:
+    """Yields the content of the answer so far."""
     modality = "image" if kind == _IMAGE else "text"
-    asked = turns[-1:] if kind == _IMAGE else turns
+    sent = turns[-1:] if kind == _IMAGE else turns
     limit = service.config.max_image_bytes
     messages = [
         {
             "role": turn["role"],
             "content": [_part(part, turn["role"], limit) for part in _parts(turn)],
         }
-        for turn in asked
+        for turn in sent
     ]
     fields = {"messages": messages, "modalities": [modality]}
-    job = await chat_job(service, validated(ChatCompletionRequest, fields))
-    said = ""
-    async with events(service, job) as arriving:
-        async for event in arriving:
+    job = await completion_job(service, validated(ChatCompletionRequest, fields))
+    text = ""
+    async with service.events(job) as events:
+        async for event in events:
             if isinstance(event, Text):
-                said += event.piece
-                yield said
+                text += event.piece
+                yield text
             elif isinstance(event, Answered):
                 service.metrics.answer_tokens(event.answer_tokens)
-                if not said.strip():
-                    yield "(the model says nothing)"
+                if not text.strip():
+                    yield "(empty answer)"
                 return
             elif isinstance(event, Drawn) and isinstance(job, ImageRequest):
-                settings = settings_of(service, job, 0, _words(turns[-1]))
-                yield [_file(saved(event.image, settings), settings["prompt"])]
+                prompt = _words(turns[-1])
+                path = saved(event.image, settings_of(service, job, 0, prompt))
+                yield [_file(path, prompt)]
                 return
 
 
-def _file(path: str, words: str) -> dict[str, Any]:
+def _file(path: str, alt_text: str) -> JsonObject:
     kind = mimetypes.guess_type(path)[0]
-    return {"type": "file", "file": {"path": path, "mime_type": kind}, "alt_text": words}
+    return {"type": "file", "file": {"path": path, "mime_type": kind}, "alt_text": alt_text}
 
 
-def _parts(turn: dict[str, Any]) -> list[Any]:
+def _parts(turn: dict[str, Any]) -> list[dict[str, Any]]:
     content = turn["content"]
     return content if isinstance(content, list) else [{"type": "text", "text": content}]
 
@@ -129,11 +131,11 @@ def _words(turn: dict[str, Any]) -> str:
     return " ".join(part["text"] for part in _parts(turn) if part["type"] == "text")
 
 
-def _part(part: dict[str, Any], role: str, max_bytes: int) -> dict[str, Any]:
-    """Returns a part of a turn as the API takes it."""
-    if role != "user":  # an answer holds words alone, also where a model said the mark
-        said = said_back(part["text"]) if part["type"] == "text" else IMAGE_IN_WORDS
-        return {"type": "text", "text": said}
+def _part(part: dict[str, Any], role: str, max_bytes: int) -> JsonObject:
+    """Returns a part of a turn in the format of the API."""
+    if role != "user":  # assistant turns are sent as text only; an image mark is written in words
+        text = said_back(part["text"]) if part["type"] == "text" else IMAGE_IN_WORDS
+        return {"type": "text", "text": text}
     if part["type"] == "text":
         return {"type": "text", "text": part["text"]}
     with own_file(part["file"]["path"]).open("rb") as file:
