@@ -44,11 +44,7 @@ class ImageRequest:
         return (self.kind, self.num_inference_steps, self.guidance_scale != 1.0)
 
     def previewed(self, every: int) -> "ImageRequest":
-        """Returns the same request with previews.
-
-        Args:
-            every: steps between two previews.
-        """
+        """Returns the same request with a preview after every `every` steps."""
         return dataclasses.replace(self, preview_every=every)
 
 

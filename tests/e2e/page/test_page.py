@@ -201,7 +201,7 @@ def test_mistakes_are_answered_with_a_sentence(visit: Any, shoot: Any, tmp_path:
     panel = tab(page, "Generate")
     panel.get_by_label("Prompt").fill(" ")
     panel.get_by_role("button", name="Generate").click()
-    message(page, "Enter a prompt first.")
+    message(page, "Describe what you want first.")
     panel.get_by_label("Prompt").fill("<image> of <b>a cat</b>")
     panel.get_by_role("button", name="Generate").click()
     message(page, "<image> in a prompt")

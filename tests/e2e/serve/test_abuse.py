@@ -83,8 +83,8 @@ FILE = {"role": "user", "content": [{"type": "input_image", "image_url": "a", "f
 
 JSON_TABLE: dict[str, tuple[str, Any, int, str]] = {
     "no body": (GENERATE, b"", 400, "no body"),
-    "junk": (GENERATE, b"{{{{", 400, "no valid JSON"),
-    "cut off": (GENERATE, b'{"prompt": "a c', 400, "no valid JSON"),
+    "junk": (GENERATE, b"{{{{", 400, "not valid JSON"),
+    "cut off": (GENERATE, b'{"prompt": "a c', 400, "not valid JSON"),
     "bytes that are no text": (GENERATE, b"\xff\xfe\x00", 400, ""),
     "a list": (GENERATE, [], 400, "must be an object"),
     "a number": (GENERATE, b"7", 400, "must be an object"),
@@ -148,7 +148,7 @@ JSON_TABLE: dict[str, tuple[str, Any, int, str]] = {
     "metadata URL": (CHAT, ask(image("http://169.254.169.254/latest")), 400, "no image URLs"),
     "loopback URL": (CHAT, ask(image("http://127.0.0.1:8000/health")), 400, "no image URLs"),
     "URL that is no text": (CHAT, ask(image(7)), 400, "url must be text"),
-    "bad base64": (CHAT, ask(image("data:image/png;base64,@@@@")), 400, "bad base64"),
+    "bad base64": (CHAT, ask(image("data:image/png;base64,@@@@")), 400, "invalid base64"),
     "URI of a page": (CHAT, ask(image(uri(b"<html>", "text/html"))), 400, "begins with"),
     "no image": (CHAT, ask(image(uri(b"hello"))), 400, "not an image"),
     "empty image": (CHAT, ask(image(uri(b""))), 400, "empty"),
@@ -182,7 +182,7 @@ JSON_TABLE: dict[str, tuple[str, Any, int, str]] = {
     "other tools": (RESPOND, {"input": "a", "tools": [{"type": "shell"}]}, 400, "only tool"),
 }
 FORM_TABLE: dict[str, tuple[str, tuple[tuple[str, str, bytes], ...], int, str]] = {
-    "no file": (EDIT, (A_PROMPT,), 400, "an image is needed"),
+    "no file": (EDIT, (A_PROMPT,), 400, "image is missing"),
     "no prompt": (EDIT, (A_IMAGE,), 400, "prompt"),
     "text for a file": (EDIT, (A_PROMPT, ("image", "", b"hello")), 400, "must be a file"),
     "mask": (EDIT, (A_PROMPT, A_IMAGE, ("mask", "m.png", png())), 400, "mask is not supported"),

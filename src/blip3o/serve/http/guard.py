@@ -100,10 +100,15 @@ class Guard:
                 pass
             left.set()
 
+        async def disconnected() -> Message:
+            await left.wait()
+            return {"type": "http.disconnect"}
+
         watcher = asyncio.create_task(watch())
         token = CLIENT_LEFT.set(left)
+        whole: Message = {"type": "http.request", "body": body, "more_body": False}
         try:
-            await self._app(scope, _replay(body, left), send)
+            await self._app(scope, replayed(whole, disconnected), send)
         finally:
             CLIENT_LEFT.reset(token)
             watcher.cancel()
@@ -192,19 +197,18 @@ class Guard:
         self._held_bytes += size
 
 
-def _replay(body: bytes, left: asyncio.Event) -> Receive:
-    """Returns a `receive` that gives the body, then waits until the client disconnects."""
+def replayed(first: Message, then: Receive) -> Receive:
+    """Returns a `receive` that gives a message, and after it those of another `receive`."""
     is_given = False
 
-    async def replayed() -> Message:
+    async def receive() -> Message:
         nonlocal is_given
         if is_given:
-            await left.wait()
-            return {"type": "http.disconnect"}
+            return await then()
         is_given = True
-        return {"type": "http.request", "body": body, "more_body": False}
+        return first
 
-    return replayed
+    return receive
 
 
 def _given_key(scope: Scope, *, is_page: bool) -> bytes:

@@ -25,13 +25,7 @@ class Metrics:
         self.seconds_per_image = 1.0
 
     def watch(self, name: str, help_text: str, read: Callable[[], float]) -> None:
-        """Adds a gauge.
-
-        Args:
-            name: its name, without the prefix.
-            help_text: its description.
-            read: returns its value; called for every scrape.
-        """
+        """Adds a gauge whose value `read` returns at every scrape."""
         Gauge(f"blip3o_{name}", help_text, registry=self._registry).set_function(read)
 
     def answered(self, route: str, status: int, seconds: float) -> None:

@@ -29,40 +29,50 @@ from blip3o.serve.http.turns import ChatMessage, Content, LongText
 # /v1/images/...
 
 
-class ImageOptions(Strict):
-    """Fields of all requests for images.
+class _FileOptions(Strict):
+    """Fields of all requests for images that describe the output.
 
-    `size` must be the model's image size ("auto" or for example "96x96"). The last six fields
-    accept only values that match the output: PNG files without transparency.
+    `size` must be the model's image size ("auto" or for example "96x96"). The other fields accept
+    only values that match the output: PNG files without transparency.
     """
 
     model: str | None = None
-    n: Count = 1
     size: str = "auto"
-    response_format: Literal["b64_json", "url"] = "b64_json"
-    seed: Seed | None = None
-    user: Label | None = None
-    safety_identifier: Label | None = None
-    quality: Annotated[object, Only("auto", "standard")] = None
     background: Annotated[object, Only("auto", "opaque")] = None
     output_format: Annotated[object, Only("png")] = None
     output_compression: Annotated[int, Field(ge=0, le=100)] | None = None
     moderation: Annotated[object, Only("auto", "low")] = None
 
 
-class SampledOptions(ImageOptions):
+class _SampledFileOptions(_FileOptions):
+    """Fields of all requests for sampled images; video and vector files are not supported."""
+
+    partial_images: PartialImages = 0
+    complexity: Never = None
+    frame_count: Never = None
+    frame_duration_ms: Never = None
+    svg: Never = None
+
+
+class ImageOptions(_FileOptions):
+    """Fields of all requests to `/v1/images/...`."""
+
+    n: Count = 1
+    response_format: Literal["b64_json", "url"] = "b64_json"
+    seed: Seed | None = None
+    user: Label | None = None
+    safety_identifier: Label | None = None
+    quality: Annotated[object, Only("auto", "standard")] = None
+
+
+class SampledOptions(ImageOptions, _SampledFileOptions):
     """Additional fields of requests for sampled images."""
 
     prompt: Prompt
     num_inference_steps: Steps | None = None
     guidance_scale: Guidance | None = None
     stream: bool = False
-    partial_images: PartialImages = 0
     style: Annotated[object, Only("vivid")] = None
-    complexity: Never = None
-    frame_count: Never = None
-    frame_duration_ms: Never = None
-    svg: Never = None
 
 
 class GenerationRequest(SampledOptions):
@@ -213,25 +223,14 @@ def _as_items(given: object) -> object:
     return [_with_type(item) for item in given]
 
 
-class ImageTool(Strict):
-    """The tool that generates images; most fields accept only values that match the output."""
+class ImageTool(_SampledFileOptions):
+    """The tool that generates images."""
 
     type: Literal["image_generation"]
     action: Literal["auto", "generate", "edit"] = "auto"
-    model: str | None = None
-    size: str = "auto"
-    partial_images: PartialImages = 0
     quality: Annotated[object, Only("auto")] = None
-    background: Annotated[object, Only("auto", "opaque")] = None
-    output_format: Annotated[object, Only("png")] = None
-    output_compression: Annotated[int, Field(ge=0, le=100)] | None = None
-    moderation: Annotated[object, Only("auto", "low")] = None
     input_fidelity: Annotated[object, Only("low")] = None
     input_image_mask: Never = None
-    complexity: Never = None
-    frame_count: Never = None
-    frame_duration_ms: Never = None
-    svg: Never = None
 
 
 def _image_tool(tool: object) -> object:

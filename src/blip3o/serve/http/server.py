@@ -5,6 +5,7 @@ import os
 import signal
 import socket
 from collections.abc import Callable, Sequence
+from functools import partial
 from types import FrameType
 
 import torch
@@ -66,17 +67,9 @@ def serve(
     devices = _devices(device, config.workers)
     num_threads = max(1, torch.get_num_threads() // len(devices))
     _compute_alone(devices)
+    load = partial(Blip3oPipeline.from_pretrained, model, dtype=dtype, revision=revision)
     pipes = [
-        Blip3oPipeline.from_pretrained(
-            model,
-            device=name,
-            dtype=dtype,
-            revision=revision,
-            overrides=overrides,
-            quantize=quantize,
-            offload=offload,
-        )
-        for name in devices
+        load(device=one, overrides=overrides, quantize=quantize, offload=offload) for one in devices
     ]
     service = Service(pipes, os.path.basename(model.rstrip("/")) or model, config, num_threads)
     service.start()

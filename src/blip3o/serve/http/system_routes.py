@@ -53,7 +53,7 @@ def system_routes(service: Service) -> APIRouter:
 
 def not_found() -> ApiError:
     """Returns the error for an unknown path."""
-    message = "unknown path; see /docs for all paths (those of OpenAI's API begin with /v1)"
+    message = "no such path; see /docs for all paths (those of OpenAI's API begin with /v1)"
     return ApiError(404, message, code="not_found")
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from blip3o.serve.http.errors import ApiError
+from blip3o.serve.http.guard import replayed
 
 _UPLOAD_PATHS = ("/gradio_api/upload", "/upload")
 _FREE_BYTES = 16_000_000
@@ -107,7 +108,9 @@ class UploadRoom:
         is_upload = folder is not None and scope["path"] in _UPLOAD_PATHS
         try:
             if is_upload:
-                receive = await _with_room(folder, receive)
+                first = await receive()
+                await asyncio.to_thread(folder.make_room, len(first.get("body", b"")))
+                receive = replayed(first, receive)
             await self._app(scope, receive, holding)
         except ApiError as error:
             await error.response()(scope, receive, send)
@@ -120,22 +123,6 @@ class UploadRoom:
             await no_room().response()(scope, receive, send)
         else:
             await _send_all(held, send)
-
-
-async def _with_room(folder: UploadFolder, receive: Receive) -> Receive:
-    """Makes room for a body, and returns a callable that receives this body."""
-    first = await receive()
-    await asyncio.to_thread(folder.make_room, len(first.get("body", b"")))
-    is_given = False
-
-    async def again() -> Message:
-        nonlocal is_given
-        if is_given:
-            return await receive()
-        is_given = True
-        return first
-
-    return again
 
 
 async def _send_all(messages: list[Message], send: Send) -> None:

@@ -1,12 +1,10 @@
 """The tabs that edit or reconstruct an image, and compare it with the result."""
 
-from collections.abc import AsyncGenerator, Callable
-from typing import NamedTuple
+from collections.abc import AsyncGenerator, Callable, Sequence
 
 import gradio as gr
 from PIL import Image
 
-from blip3o.core.errors import UsageError
 from blip3o.serve.http.errors import validated
 from blip3o.serve.http.request_jobs import edit_job, variation_job
 from blip3o.serve.http.schemas import EditForm, VariationForm
@@ -28,61 +26,57 @@ from blip3o.serve.page.parts import (
 )
 
 Updates = AsyncGenerator[tuple[object, ...]]
-"""Values for the seed field and the fields of `_Comparison`."""
-
-
-class _Comparison(NamedTuple):
-    """The fields that show the image and the result."""
-
-    slider: gr.ImageSlider
-    state: gr.Markdown
-    download: gr.DownloadButton
+"""Values for the seed field and the fields of `_comparison`."""
 
 
 def edit_tab(service: Service, images: list[str]) -> None:
-    """Adds the fields of the tab Edit and their handlers.
+    """Adds the fields of the tab Edit and their handler.
 
     Args:
         service: handles the requests.
         images: files of example images.
     """
-    with gr.Row(elem_classes="studio"):
-        with gr.Column(elem_classes="ask"):
-            image = image_field()
-            prompt = gr.Textbox(label="Instruction", placeholder="Describe the change")
-            button = gr.Button("Edit", variant="primary")
-        with gr.Column(elem_classes="settings"):
-            sampling = sampling_fields(service)
-        with gr.Column(elem_classes="result"):
-            compared = _comparison()
-    pairs = [list(pair) for pair in zip(images, INSTRUCTIONS, strict=True)]
-    examples = gr.Examples(pairs, [image, prompt], label="Examples: click one to edit it")
-    events = (button.click, prompt.submit, examples.load_input_event.then)
-    wire(_editor(service), [image, prompt, *sampling], [sampling.seed, *compared], *events)
+    prompt = gr.Textbox(label="Instruction", placeholder="Describe the change", render=False)
+    rows = [list(pair) for pair in zip(images, INSTRUCTIONS, strict=True)]
+    _add_tab("Edit", _editor(service), lambda: sampling_fields(service), rows, prompt)
 
 
 def reconstruct_tab(service: Service, images: list[str]) -> None:
-    """Adds the fields of the tab Reconstruct and their handlers.
+    """Adds the fields of the tab Reconstruct and their handler.
 
     Args:
         service: handles the requests.
         images: files of example images.
     """
+    rows = [[path] for path in images]
+    _add_tab("Reconstruct", _reconstructor(service), seed_fields, rows)
+
+
+def _add_tab(
+    action: str,
+    handler: Callable[..., Updates],
+    add_settings: Callable[[], Sequence[gr.components.Component]],
+    examples: list[list[str]],
+    prompt: gr.Textbox | None = None,
+) -> None:
     with gr.Row(elem_classes="studio"):
         with gr.Column(elem_classes="ask"):
-            image = image_field()
-            button = gr.Button("Reconstruct", variant="primary")
+            inputs: list[gr.components.Component] = [image_field()]
+            if prompt is not None:
+                prompt.render()
+                inputs.append(prompt)
+            button = gr.Button(action, variant="primary")
         with gr.Column(elem_classes="settings"):
-            seed, is_new = seed_fields()
+            settings = add_settings()
         with gr.Column(elem_classes="result"):
-            compared = _comparison()
-    rows = [[path] for path in images]
-    examples = gr.Examples(rows, [image], label="Examples: click one to reconstruct it")
-    events = (button.click, examples.load_input_event.then)
-    wire(_reconstructor(service), [image, seed, is_new], [seed, *compared], *events)
+            outputs = [settings[0], *_comparison()]
+    offered = gr.Examples(examples, inputs, label=f"Examples: click one to {action.lower()} it")
+    events = [button.click, offered.load_input_event.then]
+    events += [prompt.submit] if prompt is not None else []
+    wire(handler, [*inputs, *settings], outputs, *events)
 
 
-def _comparison() -> _Comparison:
+def _comparison() -> tuple[gr.ImageSlider, gr.Markdown, gr.DownloadButton]:
     slider = gr.ImageSlider(
         label="Before and after",
         format="png",
@@ -92,7 +86,7 @@ def _comparison() -> _Comparison:
     )
     state = gr.Markdown("Ready.", elem_classes="state")
     download = gr.DownloadButton("Download the result", interactive=False, size="sm")
-    return _Comparison(slider, state, download)
+    return slider, state, download
 
 
 def _editor(service: Service) -> Callable[..., Updates]:
@@ -101,8 +95,6 @@ def _editor(service: Service) -> Callable[..., Updates]:
         path: str | None, prompt: str, seed: float, is_new: bool, steps: int, guidance: float
     ) -> Updates:
         before = await opened(service, path)
-        if not prompt.strip():
-            raise UsageError("enter an instruction first")
         fields = sampled_fields(prompt, seed, is_new, steps, guidance)
         job = edit_job(service, validated(EditForm, fields), [before])
         async for update in _updates(service, job, before, prompt):

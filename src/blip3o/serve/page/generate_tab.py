@@ -98,8 +98,6 @@ def _drawer(service: Service) -> Callable[..., Updates]:
         count: int,
         history: History,
     ) -> Updates:
-        if not prompt.strip():
-            raise UsageError("enter a prompt first")
         fields = {**sampled_fields(prompt, seed, is_new, steps, guidance), "n": int(count)}
         job = generation_job(service, validated(GenerationRequest, fields))
         job = job.previewed(every=max(1, job.num_inference_steps // _NUM_PREVIEWS))

@@ -7,7 +7,6 @@ import gradio as gr
 import torch
 from PIL import Image
 
-from blip3o.core.errors import UsageError
 from blip3o.imaging.components import component_images
 from blip3o.serve.http.errors import validated
 from blip3o.serve.http.request_jobs import generation_job
@@ -60,8 +59,6 @@ def _gallery(label: str) -> gr.Gallery:
 def _looker(service: Service) -> Callable[..., Updates]:
     @with_messages
     async def look(prompt: str, seed: float, is_new: bool, steps: int, guidance: float) -> Updates:
-        if not prompt.strip():
-            raise UsageError("enter a prompt first")
         fields = sampled_fields(prompt, seed, is_new, steps, guidance)
         job = generation_job(service, validated(GenerationRequest, fields)).previewed(every=1)
         seen: list[Preview] = []

@@ -126,7 +126,12 @@ def sampled_fields(
         is_new: whether to use a new seed.
         steps: sampling steps.
         guidance: guidance scale.
+
+    Raises:
+        UsageError: if the prompt is blank.
     """
+    if not prompt.strip():
+        raise UsageError("describe what you want first")
     return {
         "prompt": prompt,
         "seed": chosen_seed(seed, is_new),
