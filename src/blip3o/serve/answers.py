@@ -188,7 +188,7 @@ class AnswerDesk:
             likeliest = logits.argmax(-1).tolist()
         except DEVICE_ERRORS:
             raise
-        except Exception as error:  # noqa: BLE001  (whatever a model raises)
+        except Exception as error:  # noqa: BLE001  (a model may raise any error)
             if len(rows) == 1:
                 self._fail(rows[0].job, error)
                 return
@@ -220,7 +220,7 @@ class AnswerDesk:
             yield
         except DEVICE_ERRORS:
             raise
-        except Exception as error:  # noqa: BLE001  (whatever a model raises)
+        except Exception as error:  # noqa: BLE001  (a model may raise any error)
             self._fail(job, error)
 
     def _fail(self, job: Job, error: Exception) -> None:

@@ -1,4 +1,4 @@
-"""Bad requests: each gets its status and a sentence, and the next good one is answered."""
+"""Bad requests: each gets a status and a message, and the server continues to answer."""
 
 import base64
 import http.client
@@ -25,7 +25,7 @@ def png(side: int = 16) -> bytes:
 
 
 def bomb() -> bytes:
-    """A PNG of a few bytes whose header promises 900 million pixels."""
+    """Returns a PNG of a few bytes whose header declares 900 million pixels."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         checksum = zlib.crc32(kind + data)
@@ -240,15 +240,15 @@ def test_bad_paths_methods_and_sizes(
     try:
         check(send(server.port, path, body, headers, method), status, message)
     except (BrokenPipeError, ConnectionResetError):
-        assert status == 413  # refused before all of it was sent
+        assert status == 413  # refused before it was sent completely
 
 
-def test_a_body_that_never_comes_is_given_up(server: Any) -> None:
+def test_a_body_that_never_arrives_times_out(server: Any) -> None:
     with socket.create_connection(("127.0.0.1", server.port), timeout=30) as slow:
         head = f"POST {GENERATE} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
         slow.sendall(f"{head}Content-Length: 1000\r\n\r\n{{".encode())
         start = time.monotonic()
-        answer = b"".join(iter(lambda: slow.recv(4096), b""))  # to the end of the connection
+        answer = b"".join(iter(lambda: slow.recv(4096), b""))  # until the connection closes
         assert time.monotonic() - start < 20
     assert answer.startswith(b"HTTP/1.1 408")
     assert b"did not arrive within 2 seconds" in answer
@@ -260,7 +260,7 @@ def test_noise_on_the_socket_is_refused(server: Any) -> None:
         assert noisy.recv(4096).startswith(b"HTTP/1.1 400")
 
 
-def test_after_all_of_it_the_server_works(server: Any) -> None:
+def test_afterwards_the_server_still_works(server: Any) -> None:
     good = {"prompt": "a red car", "num_inference_steps": 2}
     status, body, _ = send(server.port, GENERATE, good, JSON)
     assert status == 200

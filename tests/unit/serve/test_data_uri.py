@@ -1,4 +1,4 @@
-"""Data URIs as clients write them."""
+"""Data URIs in the forms that clients send."""
 
 import base64
 from urllib.parse import quote
@@ -10,7 +10,7 @@ pytest.importorskip("fastapi")
 from blip3o.core.errors import UsageError
 from blip3o.serve.http.data_uri import TooLongError, data_of, has_image_type, is_data_uri
 
-# Bytes whose base64 holds both letters in which the two alphabets differ, and padding.
+# Bytes whose base64 has padding and both characters that differ in the URL-safe alphabet.
 DATA = b"\x89PNG\r\n\x1a\n" + b"\xfb\xef\xbe\xff\xfe" * 20 + b"!"
 TEXT = base64.b64encode(DATA).decode()
 SAFE = base64.urlsafe_b64encode(DATA).decode()
@@ -43,7 +43,7 @@ SAFE = base64.urlsafe_b64encode(DATA).decode()
         f"data:image/png;charset=utf-8,{SAFE.rstrip('=')}",
     ],
 )
-def test_what_clients_write_is_read(uri: str) -> None:
+def test_forms_that_clients_send_are_read(uri: str) -> None:
     assert is_data_uri(uri)
     assert data_of(uri, len(DATA)) == DATA
     with pytest.raises(TooLongError):
@@ -63,12 +63,12 @@ def test_what_clients_write_is_read(uri: str) -> None:
         ("data:image/png;base64,%zz", "invalid base64: '%'"),
     ],
 )
-def test_what_is_damaged_is_refused_in_a_sentence(uri: str, said: str) -> None:
+def test_an_invalid_uri_is_refused_with_a_reason(uri: str, said: str) -> None:
     with pytest.raises(UsageError, match=said):
         data_of(uri, 1000)
 
 
-def test_other_urls_and_types_are_told_apart() -> None:
+def test_other_urls_and_types_are_recognized() -> None:
     assert not is_data_uri("https://a.example/data:")
     assert not is_data_uri("data")
     assert has_image_type("data:IMAGE/png;base64,")

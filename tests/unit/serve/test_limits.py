@@ -1,4 +1,4 @@
-"""The options of the server decide what a request may ask for; no number stands in their way."""
+"""The server's options alone limit requests; no constant overrides them."""
 
 from types import SimpleNamespace
 from typing import Any

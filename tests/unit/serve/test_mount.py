@@ -1,4 +1,4 @@
-"""What the page takes out of Gradio must be there: without it the page would not be safe."""
+"""The parts of Gradio that the page replaces must exist; otherwise it would not be safe."""
 
 from types import SimpleNamespace
 
@@ -9,7 +9,7 @@ from blip3o.core.errors import UsageError
 pytest.importorskip("fastapi")
 
 
-def test_a_gradio_that_is_made_otherwise_is_refused() -> None:
+def test_an_unsupported_gradio_is_refused() -> None:
     from blip3o.serve.page.mount import _replace
 
     gradio = SimpleNamespace(fetch=1)

@@ -1,4 +1,4 @@
-"""Files of the page: written whole, and never rewritten while a browser may read them."""
+"""Files of the page: written completely, and never rewritten while a browser may read them."""
 
 import asyncio
 import errno
@@ -66,7 +66,7 @@ def test_an_image_is_written_in_the_format_that_gradio_asks_for(tmp_path: Path, 
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EIO])
-def test_a_full_disk_is_said_in_a_sentence(number: int) -> None:
+def test_a_full_disk_is_reported_in_a_sentence(number: int) -> None:
     gradio = pytest.importorskip("gradio")
     from blip3o.serve.page.parts import with_messages
 

@@ -8,6 +8,7 @@ import re
 import time
 from collections.abc import Sequence
 
+from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from blip3o.serve.config import ServeConfig
@@ -88,8 +89,9 @@ class Guard:
             raise
         finally:
             self._held_bytes -= len(body)
-            route = getattr(scope.get("route"), "path", "other")
-            self._metrics.answered(route, status, time.monotonic() - start)
+            route = scope.get("route")
+            path = route.path if isinstance(route, Route) else "other"
+            self._metrics.answered(path, status, time.monotonic() - start)
 
     async def _watched(self, scope: Scope, receive: Receive, send: Send, body: bytes) -> None:
         """Calls the application, and sets `CLIENT_LEFT` when the client disconnects."""

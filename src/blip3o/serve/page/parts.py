@@ -6,7 +6,7 @@ import re
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from pathlib import Path
-from typing import Any, NamedTuple, ParamSpec, TypeVar
+from typing import NamedTuple, ParamSpec, TypeVar
 
 import gradio as gr
 from gradio.events import Dependency
@@ -36,7 +36,7 @@ def wire(
     inputs: _Fields,
     outputs: _Fields,
     *events: Callable[..., Dependency],
-    cancels: list[Any] | None = None,
+    cancels: list[Dependency] | None = None,
 ) -> list[Dependency]:
     """Connects a handler to events, and returns the connections.
 
