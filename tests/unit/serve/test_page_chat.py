@@ -31,9 +31,9 @@ def test_a_new_conversation_cancels_running_answers(tmp_path: Path) -> None:
 
 
 def test_a_conversation_goes_on_after_an_answer_with_an_image_mark() -> None:
-    from blip3o.serve.page.chat_tab import _part
+    from blip3o.serve.page.chat_tab import ChatPart, _part
 
-    said = {"type": "text", "text": "write <image> there"}
+    said: ChatPart = {"type": "text", "text": "write <image> there"}
     assert _part(said, "assistant", 9) == {"type": "text", "text": "write (an image) there"}
     assert _part(said, "user", 9) == said  # invalid, and refused by the API
     assert _part({"type": "file"}, "assistant", 9) == {"type": "text", "text": "(an image)"}

@@ -15,7 +15,7 @@ _MOST_VALUES = 20_000
 """Most list items and object fields of a body. Conversations have hundreds; validation records
 every invalid value, so millions would exhaust the memory."""
 _MOST_MARKS = 500_000
-"""Most commas and opening brackets of a body. Texts contain some, but fewer than tokens."""
+"""Most commas and opening brackets of a body. A text has fewer of them than tokens."""
 _INVALID = "invalid_json"
 
 

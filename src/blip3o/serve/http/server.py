@@ -66,14 +66,14 @@ def serve(
     listener = _bind(config)
     devices = _devices(device, config.workers)
     num_threads = max(1, torch.get_num_threads() // len(devices))
-    _compute_alone(devices)
+    _use_one_thread(devices)
     load = partial(Blip3oPipeline.from_pretrained, model, dtype=dtype, revision=revision)
     pipes = [
         load(device=one, overrides=overrides, quantize=quantize, offload=offload) for one in devices
     ]
     service = Service(pipes, os.path.basename(model.rstrip("/")) or model, config, num_threads)
     service.start()
-    _compute_alone(devices)
+    _use_one_thread(devices)
     names = HostNames(config.host, config.allowed_host, has_keys=bool(keys))
     app = build_app(service, keys, names)
     end_page = None if config.no_page else _add_page(app, service)
@@ -122,7 +122,7 @@ def api_keys(config: ServeConfig) -> list[str]:
     return [*keys, *(key.strip() for key in others if key.strip())]
 
 
-def _compute_alone(devices: list[str]) -> None:
+def _use_one_thread(devices: list[str]) -> None:
     """Leaves the CPU cores to the engines if the models run on the CPU.
 
     OpenMP keeps a thread pool for every computing thread. If the pools together have more threads

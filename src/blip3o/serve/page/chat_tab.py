@@ -3,7 +3,7 @@
 import base64
 import mimetypes
 from collections.abc import AsyncGenerator, Callable
-from typing import Any
+from typing import TypedDict
 
 import gradio as gr
 
@@ -20,8 +20,36 @@ from blip3o.text.chat import IMAGE_IN_WORDS, said_back
 
 _TEXT, _IMAGE = "Text", "Image"
 _EMPTY: dict[str, list[str] | str] = {"text": "", "files": []}
-Turns = list[dict[str, Any]]
-"""Turns in the format of `gr.Chatbot`."""
+
+
+class FileValue(TypedDict):
+    """A file of a conversation."""
+
+    path: str
+    mime_type: str | None
+
+
+class ChatPart(TypedDict, total=False):
+    """A part of a turn: a text, or a file."""
+
+    type: str
+    text: str
+    file: FileValue
+    alt_text: str
+
+
+class ChatTurn(TypedDict):
+    """A turn in the format of `gr.Chatbot`."""
+
+    role: str
+    content: str | list[ChatPart]
+
+
+class MessageValue(TypedDict, total=False):
+    """The value of `gr.MultimodalTextbox`."""
+
+    text: str | None
+    files: list[str] | None
 
 
 def chat_tab(service: Service, images: list[str]) -> None:
@@ -55,7 +83,7 @@ def chat_tab(service: Service, images: list[str]) -> None:
     wire(_begin_anew, None, [message, talk], clear.click, cancels=started)
 
 
-def _begin_anew() -> tuple[gr.MultimodalTextbox, Turns]:
+def _begin_anew() -> tuple[gr.MultimodalTextbox, list[ChatTurn]]:
     """Returns an enabled message field, which a cancelled answer left disabled, and no turns."""
     return gr.MultimodalTextbox(interactive=True), []
 
@@ -63,20 +91,25 @@ def _begin_anew() -> tuple[gr.MultimodalTextbox, Turns]:
 def _answerer(service: Service) -> Callable[..., AsyncGenerator[tuple[object, object]]]:
     @with_messages
     async def answer(
-        message: dict[str, Any], talk: Turns, kind: str
+        message: MessageValue, talk: list[ChatTurn], kind: str
     ) -> AsyncGenerator[tuple[object, object]]:
-        files, text = message.get("files") or [], (message.get("text") or "").strip()
-        if not text:
+        files, text = message.get("files") or [], message.get("text") or ""
+        if not text.strip():
             raise UsageError("enter a message first")
         parts = [_file(path, "image from the user") for path in files]
-        turns = [*talk, {"role": "user", "content": [*parts, {"type": "text", "text": text}]}]
+        turn: ChatTurn = {
+            "role": "user",
+            "content": [*parts, {"type": "text", "text": text.strip()}],
+        }
+        turns = [*talk, turn]
         yield gr.MultimodalTextbox(value=_EMPTY, interactive=False), turns
         try:
             async for content in _answer(service, turns, kind):
                 yield gr.skip(), [*turns, {"role": "assistant", "content": content}]
         except (ApiError, UsageError) as error:
             # Restores the message and the conversation.
-            yield gr.MultimodalTextbox(value=message, interactive=True), talk
+            value = {"text": text, "files": files}
+            yield gr.MultimodalTextbox(value=value, interactive=True), talk
             raise shown(error) from error
         yield gr.MultimodalTextbox(interactive=True), gr.skip()
 
@@ -84,8 +117,8 @@ def _answerer(service: Service) -> Callable[..., AsyncGenerator[tuple[object, ob
 
 
 async def _answer(
-    service: Service, turns: Turns, kind: str
-) -> AsyncGenerator[str | list[JsonObject]]:
+    service: Service, turns: list[ChatTurn], kind: str
+) -> AsyncGenerator[str | list[ChatPart]]:
     """Yields the content of the answer so far."""
     modality = "image" if kind == _IMAGE else "text"
     sent = turns[-1:] if kind == _IMAGE else turns
@@ -117,21 +150,21 @@ async def _answer(
                 return
 
 
-def _file(path: str, alt_text: str) -> JsonObject:
+def _file(path: str, alt_text: str) -> ChatPart:
     kind = mimetypes.guess_type(path)[0]
     return {"type": "file", "file": {"path": path, "mime_type": kind}, "alt_text": alt_text}
 
 
-def _parts(turn: dict[str, Any]) -> list[dict[str, Any]]:
+def _parts(turn: ChatTurn) -> list[ChatPart]:
     content = turn["content"]
     return content if isinstance(content, list) else [{"type": "text", "text": content}]
 
 
-def _words(turn: dict[str, Any]) -> str:
+def _words(turn: ChatTurn) -> str:
     return " ".join(part["text"] for part in _parts(turn) if part["type"] == "text")
 
 
-def _part(part: dict[str, Any], role: str, max_bytes: int) -> JsonObject:
+def _part(part: ChatPart, role: str, max_bytes: int) -> JsonObject:
     """Returns a part of a turn in the format of the API."""
     if role != "user":  # assistant turns are sent as text only; an image mark is written in words
         text = said_back(part["text"]) if part["type"] == "text" else IMAGE_IN_WORDS

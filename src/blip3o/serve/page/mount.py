@@ -35,7 +35,7 @@ _SCRIPT_PATHS = "/gradio_api/"
 
 
 class _File(Protocol):
-    """A file of Gradio's."""
+    """A file that Gradio passes to an image field."""
 
     path: str | None
 
