@@ -23,10 +23,10 @@ def app(request: pytest.FixtureRequest, tiny_pipe: Blip3oPipeline) -> Any:
         from starlette.applications import Starlette
         from starlette.routing import Mount
 
-        from blip3o.serve.page.mount import _PageMount, _WithApiErrors
+        from blip3o.serve.page.mount import _PageApp, _PageMount
 
         assert issubclass(_PageMount, Mount)
-        app.router.routes.append(_PageMount("/", app=_WithApiErrors(Starlette())))
+        app.router.routes.append(_PageMount("/", app=_PageApp(Starlette())))
     return app
 
 

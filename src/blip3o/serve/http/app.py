@@ -37,11 +37,8 @@ def build_app(
     app = FastAPI(title="blip3o", version=__version__, docs_url=None, redoc_url=None)
     for routes in (image_routes, completion_routes, response_routes, system_routes):
         app.include_router(routes(service))
-    app.add_exception_handler(ApiError, _api_error)
-    app.add_exception_handler(UsageError, _usage_error)
-    app.add_exception_handler(RequestValidationError, _validation_error)
-    app.add_exception_handler(HTTPException, _http_error)
-    app.add_exception_handler(Exception, _bug)
+    for kind in (ApiError, UsageError, RequestValidationError, HTTPException, Exception):
+        app.add_exception_handler(kind, _answer_error)
     app.add_middleware(HeadAsGet)
     app.add_middleware(UploadRoom)
     app.add_middleware(
@@ -88,33 +85,22 @@ class HeadAsGet:
                 scope["route"] = as_get["route"]
 
 
-async def _api_error(request: Request, error: Exception) -> Response:
-    del request
-    assert isinstance(error, ApiError)
-    return error.response()
-
-
-async def _usage_error(request: Request, error: Exception) -> Response:
-    del request
-    return invalid(str(error)).response()
-
-
-async def _validation_error(request: Request, error: Exception) -> Response:
-    del request
-    assert isinstance(error, RequestValidationError)
-    return from_validation(error.errors()).response()
-
-
-async def _http_error(request: Request, error: Exception) -> Response:
-    assert isinstance(error, HTTPException)
-    if error.status_code == 404:
-        return not_found().response()
-    if error.status_code == 405:
-        return wrong_method(request.method, error.headers).response()
-    return ApiError(error.status_code, str(error.detail), headers=error.headers).response()
-
-
-async def _bug(request: Request, error: Exception) -> Response:
-    del request
-    say(f"blip3o: a request failed: {type(error).__name__}: {error}")
-    return ApiError(500, "an internal error; the server's log says more").response()
+async def _answer_error(request: Request, error: Exception) -> Response:
+    """Returns the answer for an error, in the format of the API."""
+    match error:
+        case ApiError():
+            answer = error
+        case UsageError():
+            answer = invalid(str(error))
+        case RequestValidationError():
+            answer = from_validation(error.errors())
+        case HTTPException(status_code=404):
+            answer = not_found()
+        case HTTPException(status_code=405):
+            answer = wrong_method(request.method, error.headers)
+        case HTTPException():
+            answer = ApiError(error.status_code, str(error.detail), headers=error.headers)
+        case _:
+            say(f"blip3o: a request failed: {type(error).__name__}: {error}")
+            answer = ApiError(500, "an internal error; the server's log says more")
+    return answer.response()

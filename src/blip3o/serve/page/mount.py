@@ -91,7 +91,7 @@ def add_page(app: FastAPI, service: Service) -> Callable[[], None]:
     assert isinstance(mounted, Mount), "Gradio mounts itself last"
     gradio_app = mounted.app
     assert isinstance(gradio_app, gr.routes.App)
-    app.router.routes.append(_PageMount("/", app=_Guarded(_WithApiErrors(gradio_app)), name="page"))
+    app.router.routes.append(_PageMount("/", app=_PageApp(gradio_app), name="page"))
     app.state.uploads = UploadFolder(Path(files), service.config.max_upload_bytes)
     return gradio_app.stop_event.set
 
@@ -130,37 +130,13 @@ class _PageMount(Mount):
         return super().matches(scope)
 
 
-class _WithApiErrors:
-    """Answers unknown paths and wrong methods with errors of the API.
+class _PageApp:
+    """Makes Gradio's answers safe and similar to those of the API.
 
-    They may come from a program whose base URL lacks /v1. Paths of Gradio's scripts are unchanged.
+    Every answer gets the content security policy, and the relays are blocked. Unknown paths and
+    wrong methods get errors of the API, because they may come from a program whose base URL lacks
+    /v1; paths of Gradio's scripts keep Gradio's errors.
     """
-
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["path"].startswith(_SCRIPT_PATHS):
-            await self._app(scope, receive, send)
-            return
-        is_answered = False
-
-        async def as_api(message: Message) -> None:
-            nonlocal is_answered
-            status = message.get("status")
-            if status in (404, 405):
-                is_answered = True
-                headers = dict(Headers(raw=message["headers"]))
-                error = not_found() if status == 404 else wrong_method(scope["method"], headers)
-                await error.response()(scope, receive, send)
-            elif not is_answered:
-                await send(message)
-
-        await self._app(scope, receive, as_api)
-
-
-class _Guarded:
-    """Adds the content security policy to every answer, and blocks the relays."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -173,6 +149,22 @@ class _Guarded:
                 headers["Referrer-Policy"] = "same-origin"
             await send(message)
 
-        is_relay = scope["path"].startswith(_RELAYS) if scope["type"] == "http" else False
-        app = PlainTextResponse("not found", 404) if is_relay else self._app
-        await app(scope, receive, with_policy)
+        is_answered = False
+
+        async def as_api(message: Message) -> None:
+            nonlocal is_answered
+            status = message.get("status")
+            if status in (404, 405):
+                is_answered = True
+                headers = dict(Headers(raw=message["headers"]))
+                error = not_found() if status == 404 else wrong_method(scope["method"], headers)
+                await error.response()(scope, receive, with_policy)
+            elif not is_answered:
+                await with_policy(message)
+
+        if scope["type"] != "http" or scope["path"].startswith(_SCRIPT_PATHS):
+            is_relay = scope["type"] == "http" and scope["path"].startswith(_RELAYS)
+            app = PlainTextResponse("not found", 404) if is_relay else self._app
+            await app(scope, receive, with_policy)
+        else:
+            await self._app(scope, receive, as_api)
