@@ -1,1 +1,1 @@
-"""L5: one model behind a queue (this package) and an OpenAI-compatible server (`serve.http`)."""
+"""L5: engines behind a queue (this package) and an OpenAI-compatible server (`serve.http`)."""

@@ -1,8 +1,8 @@
-"""The engine's text side: answers of several chats that are written side by side.
+"""The engine's text side: continuous batching of the answers of several chats.
 
-In each round every answer gets one token; answers of different lengths share a pass. An answer
-joins after its prompt was read and leaves when it ends, so a short one never waits for a long one.
-Only its own request decides what an answer says, see `generate.decoding`.
+Each round adds one token to every answer; answers of different lengths share a forward pass. An
+answer joins after its prompt has been read and leaves when it ends, so a short answer never waits
+for a long one. An answer depends only on its own request, see `generate.decoding`.
 """
 
 import dataclasses
@@ -24,17 +24,17 @@ from blip3o.serve.jobs import Answered, ChatRequest, Job, Text
 
 @dataclasses.dataclass(slots=True, eq=False)
 class _Chat:
-    """A job whose answers are being begun.
+    """A job whose answers are being started.
 
     Args:
         job: the job.
-        count: answers to write.
-        sampling: how.
+        count: number of answers to write.
+        sampling: how tokens are chosen.
         num_tokens: tokens of the prompt.
         limit: most tokens of an answer.
-        read: reads the prompt.
-        prompt: what was read.
-        num_begun: answers that were begun.
+        read: runs the prompt through the model.
+        prompt: result of `read`; None before it is called.
+        num_started: number of answers already started.
     """
 
     job: Job
@@ -44,19 +44,19 @@ class _Chat:
     limit: int
     read: Callable[[], Prompt]
     prompt: Prompt | None = None
-    num_begun: int = 0
+    num_started: int = 0
 
 
 @dataclasses.dataclass(slots=True, eq=False)
 class _Row:
-    """An answer on its way.
+    """An unfinished answer.
 
     Args:
         job: its job.
         index: its number within the request.
-        num_prompt_tokens: tokens before it.
-        most_tokens: tokens that it may come to, with its prompt.
-        answer: what was written.
+        num_prompt_tokens: tokens of the prompt.
+        most_tokens: largest total of prompt and answer tokens.
+        answer: tokens and text so far.
         cache: its keys and values.
     """
 
@@ -74,18 +74,18 @@ class AnswerDesk:
     Args:
         pipe: the pipeline.
         take: returns the next job with a `ChatRequest`, or None.
-        on_begin: called with the seconds that a job has waited.
-        max_answers: answers written at once.
-        max_tokens: tokens that they may come to, prompts included; a single answer may always be
-            written.
-        together: answers that share a pass, at most `ROWS`.
+        on_start: called with the seconds that a job has waited.
+        max_answers: largest number of unfinished answers.
+        max_tokens: largest total of their tokens, prompts included; a single answer is always
+            accepted.
+        together: number of answers that share a forward pass, at most `ROWS`.
     """
 
     def __init__(
         self,
         pipe: Blip3oPipeline,
         take: Callable[[], Job | None],
-        on_begin: Callable[[float], None],
+        on_start: Callable[[float], None],
         *,
         max_answers: int,
         max_tokens: int,
@@ -93,7 +93,7 @@ class AnswerDesk:
     ) -> None:
         self._writer = Writer(pipe.model, pipe.tokenizer, pipe.chat_template)
         self._take = take
-        self._on_begin = on_begin
+        self._on_start = on_start
         self._max_answers = max_answers
         self._max_tokens = max_tokens
         self._together = together
@@ -103,7 +103,7 @@ class AnswerDesk:
 
     @property
     def jobs(self) -> list[Job]:
-        """The jobs that were taken and are not done."""
+        """The unfinished jobs that were taken from the queue."""
         held = [row.job for row in self._rows]
         held += [self._next.job] if self._next else []
         held += [self._taken] if self._taken else []
@@ -111,14 +111,14 @@ class AnswerDesk:
 
     @property
     def is_busy(self) -> bool:
-        """Whether there is an answer to go on with."""
+        """Whether there are unfinished answers."""
         return bool(self._rows) or self._next is not None
 
     def work(self, seconds: float) -> None:
-        """Goes on with all answers for some time, and by one token each at least.
+        """Continues all answers for some time, and by at least one token each.
 
         Args:
-            seconds: how long, 0 or more.
+            seconds: the time, 0 or more.
         """
         end = time.monotonic() + seconds
         while True:
@@ -131,7 +131,7 @@ class AnswerDesk:
                 return
 
     def _admit(self) -> None:
-        """Begins answers while there is room; reads one prompt at most, because all others wait."""
+        """Starts answers while there is room; reads at most one prompt, because the others wait."""
         has_read = False
         while len(self._rows) < self._max_answers:
             if self._next is None and (has_read or not self._open()):
@@ -144,18 +144,18 @@ class AnswerDesk:
                 return
             has_read = has_read or chat.prompt is None
             with self._failing(chat.job):
-                self._begin(chat)
-            if chat.num_begun >= chat.count:
+                self._start(chat)
+            if chat.num_started >= chat.count:
                 self._next = None
 
     def _open(self) -> bool:
-        """Takes the next job; returns False if there is none."""
+        """Takes the next job; returns False if the queue holds none."""
         job = self._taken = self._take()
         if job is None:
             return False
         request = job.request
         assert isinstance(request, ChatRequest), "images are made by ImageMaker"
-        self._on_begin(time.monotonic() - job.arrived)
+        self._on_start(time.monotonic() - job.arrived)
         with self._failing(job):
             ids, read = self._writer.read(request.messages, request.images)
             limit = self._writer.limit(request.sampling, len(ids))
@@ -168,12 +168,12 @@ class AnswerDesk:
         taken = sum(row.most_tokens for row in self._rows)
         return not self._rows or taken + chat.num_tokens + chat.limit <= self._max_tokens
 
-    def _begin(self, chat: _Chat) -> None:
+    def _start(self, chat: _Chat) -> None:
         """Writes the first token of the next answer of a chat."""
         if chat.prompt is None:
             chat.prompt = chat.read()
-        prompt, index = chat.prompt, chat.num_begun
-        chat.num_begun += 1
+        prompt, index = chat.prompt, chat.num_started
+        chat.num_started += 1
         answer = self._writer.answer(chat.sampling, chat.num_tokens, index)
         most = chat.num_tokens + chat.limit
         row = _Row(chat.job, index, chat.num_tokens, most, answer, prompt.row.fork())
@@ -181,24 +181,24 @@ class AnswerDesk:
         self._write(row, prompt.logits, int(prompt.logits.argmax()))
 
     def _advance(self, rows: Sequence[_Row]) -> None:
-        """Writes a token of each row; where that fails, of each by itself."""
+        """Writes a token for each row; if that fails, for each row separately."""
         try:
             tokens = [row.answer.tokens[-1] for row in rows]
             logits = self._writer.decoder.advance([row.cache for row in rows], tokens)
             likeliest = logits.argmax(-1).tolist()
         except DEVICE_ERRORS:
             raise
-        except Exception as error:  # noqa: BLE001  (whatever a model raises)
+        except Exception as error:  # noqa: BLE001  (a model may raise any error)
             if len(rows) == 1:
                 self._fail(rows[0].job, error)
                 return
         else:
             for row, own, token in zip(rows, logits, likeliest, strict=True):
-                if row in self._rows:  # another answer of its request may just have failed
+                if row in self._rows:  # another answer of its request may have failed
                     with self._failing(row.job):
                         self._write(row, own, token)
             return
-        # The error is gone here, and with it the memory that its frames held.
+        # Outside the except block, the error and the memory that its frames held are released.
         for row in rows:
             if row in self._rows:
                 self._advance([row])
@@ -215,12 +215,12 @@ class AnswerDesk:
 
     @contextmanager
     def _failing(self, job: Job) -> Iterator[None]:
-        """Ends a job, and no other, if the work inside fails."""
+        """Ends only this job if the work inside fails."""
         try:
             yield
         except DEVICE_ERRORS:
             raise
-        except Exception as error:  # noqa: BLE001  (whatever a model raises)
+        except Exception as error:  # noqa: BLE001  (a model may raise any error)
             self._fail(job, error)
 
     def _fail(self, job: Job, error: Exception) -> None:

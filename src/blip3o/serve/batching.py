@@ -1,4 +1,4 @@
-"""The queue: first come, first served; images that can share a batch share one."""
+"""The queue: first come, first served; compatible images share a batch."""
 
 import math
 import threading
@@ -9,26 +9,25 @@ from blip3o.serve.jobs import ChatRequest, Failed, ImageRequest, Job, Row
 
 
 class QueueFullError(Exception):
-    """There is no room for another request."""
+    """The queue has no room for another request."""
 
 
 class QueueClosedError(Exception):
-    """No request is taken any more: the server is stopping or its engine is gone."""
+    """The queue accepts no more requests: the server is stopping or its engine failed."""
 
 
 class JobQueue:
     """Jobs of all clients, taken by one or more engines.
 
-    The oldest image job decides what the next batch is made of, so no kind of request waits
-    forever; within a batch the jobs take turns, so a request for ten images does not hold up a
-    request for one.
+    The oldest image job decides the kind of the next batch, so no kind of request waits forever.
+    Within a batch the jobs take turns, so a ten-image request does not delay a one-image request.
 
     Args:
-        max_jobs: jobs that may wait.
+        max_jobs: largest number of waiting jobs.
         max_batch: rows of a full batch.
         max_wait_s: how long the oldest image job waits for others.
-        max_pixels: pixels of the images of jobs that wait; a job without images, and the only
-            one with images, may always wait.
+        max_pixels: largest total of pixels of the waiting jobs' input images. A job without
+            images is always accepted, and so is a job with images if no other has any.
     """
 
     def __init__(
@@ -50,14 +49,14 @@ class JobQueue:
 
     @property
     def closed(self) -> str | None:
-        """Why no request is taken any more; None while they are."""
+        """Why the queue accepts no more requests; None while it accepts them."""
         return self._closed
 
     def put(self, job: Job) -> None:
         """Adds a job.
 
         Raises:
-            QueueFullError: if too many wait, or too large ones.
+            QueueFullError: if too many jobs, or images with too many pixels, are waiting.
             QueueClosedError: after `close` or `fail`.
         """
         with self._changed:
@@ -78,13 +77,13 @@ class JobQueue:
         return pixels > 0 and pixels + job.num_pixels > self._max_pixels
 
     def close(self) -> None:
-        """Takes no more jobs; those that wait are still done."""
+        """Accepts no more jobs; waiting jobs are still processed."""
         with self._changed:
             self._closed = self._closed or "the server is shutting down"
             self._changed.notify_all()
 
     def fail(self, reason: str) -> None:
-        """Takes no more jobs and fails those that wait, at once."""
+        """Accepts no more jobs and fails the waiting ones immediately."""
         with self._changed:
             self._closed = reason
             for job in (*self._images, *self._chats):
@@ -94,13 +93,13 @@ class JobQueue:
             self._changed.notify_all()
 
     def take_chat(self) -> Job | None:
-        """Returns the oldest chat, or None."""
+        """Removes and returns the oldest chat, or returns None."""
         with self._changed:
             self._drop_cancelled()
             return self._chats.popleft() if self._chats else None
 
     def take_rows(self) -> list[Row]:
-        """Returns rows of one batch; none if there is nothing yet that is due."""
+        """Removes and returns the rows of the next batch; an empty list if none is due yet."""
         with self._changed:
             self._drop_cancelled()
             if not self._images or self._due_in() > 0:
@@ -108,7 +107,7 @@ class JobQueue:
             return self._next_batch()
 
     def wait(self) -> bool:
-        """Waits until there is work; returns False when there will be none any more."""
+        """Waits until there is work; returns False once the queue is closed and empty."""
         with self._changed:
             while True:
                 self._drop_cancelled()
@@ -122,16 +121,16 @@ class JobQueue:
                 self._changed.wait(due)
 
     def _due_in(self) -> float:
-        """Returns the seconds that the next batch may still wait for company."""
+        """Returns the seconds that the next batch may still wait for more rows."""
         if self._closed is not None or len(self._matching()) >= self._max_batch:
             return 0.0
         return self._images[0].arrived + self._max_wait_s - time.monotonic()
 
     def _matching(self) -> list[Row]:
-        """Returns rows that can share a batch with the oldest job's, one of each job in turn."""
+        """Returns rows that can share a batch with the oldest job, taking jobs in turn."""
         requests = [(job, job.request) for job in self._images]
         first = requests[0][1]
-        assert isinstance(first, ImageRequest), "chats have a queue of their own"
+        assert isinstance(first, ImageRequest), "chats have their own queue"
         left = [
             [Row(job, request, index) for index in range(job.num_taken, request.count)]
             for job, request in requests

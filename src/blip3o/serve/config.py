@@ -1,85 +1,87 @@
-"""Every number and switch of the server; the command line's options are made of these fields."""
+"""Settings of the server; each field is also an option of `blip3o serve`."""
 
 import argparse
 import dataclasses
-from typing import Any
+from typing import Any, TypeVar
 
 from blip3o.core.errors import UsageError
 
+T = TypeVar("T")
 
-def _option(default: Any, text: str) -> Any:  # noqa: ANN401  (a field of any type)
+
+def _option(default: T, text: str) -> T:
     return dataclasses.field(default=default, metadata={"help": text})
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ServeConfig:
-    """What a server allows and how it works; each field is an option of `blip3o serve`.
+    """Limits and settings of a server; each field is an option of `blip3o serve`.
 
     Raises:
         UsageError: for a number that is not positive, or an empty host or alias.
     """
 
-    host: str = _option("127.0.0.1", "address to listen on; 0.0.0.0 for all of this machine's")
-    port: int = _option(8000, "port to listen on; 0 for any free one")
-    workers: int = _option(1, "engines; on CUDA one for each device")
-    max_batch: int = _option(8, "images sampled at once")
+    host: str = _option("127.0.0.1", "address to listen on; 0.0.0.0 for all addresses")
+    port: int = _option(8000, "port to listen on; 0 for any free port")
+    workers: int = _option(1, "number of engines; on CUDA, one per device")
+    max_batch: int = _option(8, "largest number of images sampled together")
     max_wait_ms: float = _option(20.0, "longest wait for images that can share a batch")
     unpadded_batches: bool = _option(
-        False, "batches of any size: faster, but rounding depends on what shares a batch"
+        False, "use batches of any size: faster, but rounding depends on the rest of the batch"
     )
     compile: bool = _option(
         False, "compile the sampler: faster after a slow first image of each batch size"
     )
-    max_queue: int = _option(64, "requests that may wait; more are answered 429")
+    max_queue: int = _option(64, "largest number of waiting requests; further ones get 429")
     max_queue_pixels: int = _option(
         500_000_000,
-        "pixels of the images that are decoded or wait, 4 bytes each; more are answered 429",
+        "pixels of all input images being decoded or waiting, 4 bytes each; beyond it, 429",
     )
-    max_chats: int = _option(8, "answers written at once")
+    max_chats: int = _option(8, "largest number of answers written at the same time")
     max_chat_tokens: int = _option(
-        65_536, "tokens that answers written at once may come to, prompts included"
+        65_536, "total tokens of the answers being written, prompts included"
     )
     timeout_s: float = _option(300.0, "longest time for a request")
-    body_timeout_s: float = _option(30.0, "longest time for a request's body to arrive")
-    header_timeout_s: float = _option(10.0, "longest time for a request's header to arrive")
-    read_timeout_s: float = _option(60.0, "longest time in which a client reads nothing")
+    body_timeout_s: float = _option(30.0, "longest time to receive the body of a request")
+    header_timeout_s: float = _option(10.0, "longest time to receive the header of a request")
+    read_timeout_s: float = _option(60.0, "longest time a client may take without reading any data")
     max_connections: int = _option(
-        1000, "connections at once; fewer if the system allows fewer open files"
+        1000, "largest number of connections; lower if the system limits open files"
     )
-    decode_threads: int = _option(2, "threads that decode the images of requests")
+    decode_threads: int = _option(2, "number of threads that decode input images")
     decode_timeout_s: float = _option(30.0, "longest wait for an image to be decoded")
-    drain_timeout_s: float = _option(60.0, "longest time to finish accepted work after SIGTERM")
-    max_prompt_tokens: int = _option(4096, "longest prompt; a model may take less")
-    max_answer_tokens: int = _option(1024, "longest answer; a model may write less")
-    max_images: int = _option(4, "images that come with a request")
-    max_image_bytes: int = _option(20_000_000, "largest image file")
-    max_image_pixels: int = _option(64_000_000, "most pixels of an image")
-    max_body_bytes: int = _option(32_000_000, "largest request")
+    drain_timeout_s: float = _option(60.0, "longest time to finish accepted requests after SIGTERM")
+    max_prompt_tokens: int = _option(4096, "longest prompt; the model may allow less")
+    max_answer_tokens: int = _option(1024, "longest answer; the model may allow less")
+    max_images: int = _option(4, "largest number of input images of a request")
+    max_image_bytes: int = _option(20_000_000, "largest size of an image file")
+    max_image_pixels: int = _option(64_000_000, "largest number of pixels of an image")
+    max_body_bytes: int = _option(32_000_000, "largest size of a request")
     max_bodies_bytes: int = _option(
-        1_000_000_000, "bytes of all requests that are held; more are answered 429"
+        1_000_000_000, "total size of all requests held in memory; beyond it, 429"
     )
     max_upload_bytes: int = _option(
-        1_000_000_000, "bytes of the page's files; the oldest make room for new ones"
+        1_000_000_000, "total size of the web page's files; the oldest are deleted first"
     )
-    preview_decoder_steps: int = _option(4, "steps of the image decoder for a preview, at most")
-    max_n: int = _option(10, "images made by a request")
-    max_steps: int = _option(100, "sampling steps")
+    preview_decoder_steps: int = _option(4, "most image decoder steps for a preview")
+    max_n: int = _option(10, "largest number of images or answers per request")
+    max_steps: int = _option(100, "largest number of sampling steps")
     image_host: tuple[str, ...] = _option(
-        (), "a host that image URLs may point to; repeatable, none by default"
+        (), "host that image URLs may point to; repeatable, none by default"
     )
     allowed_host: tuple[str, ...] = _option(
         (),
-        "a name by which clients may call this server, '*.NAME' for all below it, '*' for any; "
-        "repeatable; loopback names always",
+        "host name by which clients may call this server; '*.NAME' for all its subdomains, '*' for "
+        "any; repeatable; loopback names are always allowed",
     )
     api_key: tuple[str, ...] = _option(
-        (), "a key that clients must send; repeatable, also BLIP3O_API_KEYS (with commas)"
+        (), "key that clients must send; repeatable, also BLIP3O_API_KEYS (comma-separated)"
     )
-    cors_origin: tuple[str, ...] = _option((), "a web origin that may call; repeatable")
+    cors_origin: tuple[str, ...] = _option((), "web origin that may call the API; repeatable")
     model_alias: tuple[str, ...] = _option(
-        (), "another name of the model that clients may use; repeatable"
+        (), "another model name that clients may use; repeatable"
     )
-    no_page: bool = _option(False, "serve no web page at /, the API only")
+    no_page: bool = _option(False, "serve only the API, without the web page at /")
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
@@ -90,15 +92,15 @@ class ServeConfig:
             if not least <= value < float("inf"):
                 raise UsageError(f"{flag(field.name)} must be positive, got {value}")
         if not self.host.strip():
-            raise UsageError("--host is empty, which would mean every address of this machine")
+            raise UsageError("--host is empty; give an address, or 0.0.0.0 for all addresses")
         if not all(self.model_alias):
-            raise UsageError("--model-alias is empty")
+            raise UsageError("--model-alias is empty; give a name or leave it out")
         if self.port > 65535:
             raise UsageError(f"--port must be at most 65535, got {self.port}")
 
 
 def flag(name: str) -> str:
-    """Returns the command line's spelling of a field."""
+    """Returns the command-line option of a field."""
     return "--" + name.replace("_", "-")
 
 
@@ -117,7 +119,7 @@ def add_options(command: argparse.ArgumentParser) -> None:
 
 
 def from_options(options: argparse.Namespace) -> ServeConfig:
-    """Returns the config that the parsed options say.
+    """Returns the config for parsed command-line options.
 
     Raises:
         UsageError: for a number out of range.

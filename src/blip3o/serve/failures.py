@@ -1,4 +1,4 @@
-"""Failures of work: which of them end the engine, and which words a client gets for the others."""
+"""Classification of errors: which ones stop the engine, and which message a client gets."""
 
 import torch
 
@@ -9,14 +9,14 @@ from blip3o.serve.jobs import Failed
 DEVICE_ERRORS: tuple[type[BaseException], ...] = (
     (torch.AcceleratorError,) if hasattr(torch, "AcceleratorError") else ()
 )
-"""Errors after which a device cannot go on. All other errors end one request only."""
+"""Errors after which a device is unusable. All other errors end only one request."""
 _NO_MEMORY = (
     "there is too little memory for this request; send smaller images or a shorter conversation"
 )
 
 
 def failure(error: BaseException) -> Failed:
-    """Returns the failure for the client, and logs it unless it is the client's fault.
+    """Returns the failure to report to the client, and logs it unless the client caused it.
 
     Args:
         error: the error that ended the work on a request.
@@ -26,18 +26,18 @@ def failure(error: BaseException) -> Failed:
     say(f"blip3o: a request failed: {type(error).__name__}: {error}")
     if is_out_of_memory(error):
         if torch.cuda.is_available():
-            torch.cuda.empty_cache()  # for the next request, which may need blocks of another size
+            torch.cuda.empty_cache()  # the next request may need blocks of other sizes
         return Failed(_NO_MEMORY, "work")
     return Failed("the work on this request failed; the server's log says why", "work")
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory ran out, of the machine or of a device.
+    """Whether the machine or a device ran out of memory.
 
     Args:
-        error: any.
+        error: any error.
     """
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
-    # torch has no class for the memory of the CPU.
+    # torch has no error class for CPU memory.
     return isinstance(error, RuntimeError) and "allocate memory" in str(error)

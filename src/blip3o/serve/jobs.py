@@ -1,4 +1,4 @@
-"""What the server's front hands to an engine, and what comes back."""
+"""Requests that the HTTP side hands to an engine, and the events that come back."""
 
 import dataclasses
 import time
@@ -14,17 +14,17 @@ from blip3o.generate.text_settings import TextSampling
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class ImageRequest:
-    """Images to make.
+    """A request for images.
 
     Args:
-        kind: "generate" from a prompt, "edit" images as told, "reconstruct" one image.
-        prompt: token ids after which the query tokens stand; empty for "reconstruct".
-        images: given images; an edit changes the first and sees all.
-        count: images to make.
-        seed: with its number it decides an image, as in `blip3o generate`.
-        num_inference_steps: steps of the DiT.
+        kind: "generate" from a prompt, "edit" by an instruction, or "reconstruct" one image.
+        prompt: token ids, to be followed by the query tokens; empty for "reconstruct".
+        images: input images; an edit changes the first and reads all.
+        count: number of images to make.
+        seed: seed and image number determine an image, as in `blip3o generate`.
+        num_inference_steps: steps of the sampler.
         guidance_scale: 1 or more.
-        preview_every: steps between two previews; 0 for none. What is made does not depend on it.
+        preview_every: steps between two previews; 0 for none. It does not affect the images.
     """
 
     kind: Literal["generate", "edit", "reconstruct"]
@@ -44,20 +44,20 @@ class ImageRequest:
         return (self.kind, self.num_inference_steps, self.guidance_scale != 1.0)
 
     def previewed(self, every: int) -> "ImageRequest":
-        """Returns the same request with a preview after each so many steps."""
+        """Returns the same request with a preview after every `every` steps."""
         return dataclasses.replace(self, preview_every=every)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class ChatRequest:
-    """An answer to write.
+    """A request for answers to a conversation.
 
     Args:
         messages: the turns so far.
         images: one for each image mark, in order.
-        sampling: how each answer is written. Answer number k is the one that a request for a
-            single answer gets with seed + k.
-        count: answers to write, each with its own number.
+        sampling: how tokens are chosen. Answer k equals the single answer to the same request
+            with seed + k.
+        count: number of answers to write.
     """
 
     messages: Sequence[Message]
@@ -68,7 +68,7 @@ class ChatRequest:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Progress:
-    """So many steps of the sampler are done."""
+    """The sampler has finished a step."""
 
     step: int
     num_steps: int
@@ -76,14 +76,14 @@ class Progress:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Preview:
-    """What image number `index` of a request looks like on its way.
+    """Preview of an unfinished image.
 
     Args:
         index: number of the image within the request.
-        step: steps that are done.
-        image: the clean image that the sampler is heading for, decoded with few steps.
-        features: normalized features at this step, noise and all, [N, K], fp32 on the CPU.
-        seconds: since the work on its batch began.
+        step: number of finished steps.
+        image: the current estimate of the clean image, decoded with few steps.
+        features: normalized noisy features at this step, [N, K], fp32 on the CPU.
+        seconds: time since the work on its batch began.
     """
 
     index: int
@@ -95,7 +95,7 @@ class Preview:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Drawn:
-    """Image number `index` of a request is there."""
+    """Image number `index` of a request is finished."""
 
     index: int
     image: Image.Image
@@ -111,12 +111,12 @@ class Text:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Answered:
-    """The answer is whole.
+    """The answer is finished.
 
     Args:
-        reason: "stop" where the model or a stop text ended it, "length" where the limit did.
+        reason: "stop" if the model or a stop text ended it, "length" if the token limit did.
         prompt_tokens: tokens of the conversation.
-        answer_tokens: tokens that were written.
+        answer_tokens: tokens of the answer.
         index: number of the answer within the request.
     """
 
@@ -131,9 +131,9 @@ class Failed:
     """The request ends without a result.
 
     Args:
-        message: what went wrong, for the client.
-        kind: "request" if the request cannot be met, "work" if making it failed, "engine" if the
-            engine is gone.
+        message: the reason, shown to the client.
+        kind: "request" if the request is invalid, "work" if processing it failed, "engine" if the
+            engine has stopped.
     """
 
     message: str
@@ -144,10 +144,10 @@ Event = Progress | Preview | Drawn | Text | Answered | Failed
 
 
 class Job:
-    """A request on its way.
+    """An accepted request.
 
     Args:
-        request: what to do.
+        request: the request.
         deliver: called with every event, from an engine's thread.
     """
 
@@ -162,25 +162,25 @@ class Job:
 
     @property
     def num_pixels(self) -> int:
-        """Pixels of the images that came with the request; they are kept until it is done."""
+        """Pixels of the input images, which are held until the job is done."""
         return sum(image.width * image.height for image in self.request.images)
 
     @property
     def is_cancelled(self) -> bool:
-        """Whether nobody waits for the result any more."""
+        """Whether the client no longer waits for the result."""
         return self._is_cancelled
 
     def cancel(self) -> None:
-        """Says that nobody waits; a queued job is dropped, a running one ends at its next step."""
+        """Cancels the job: if queued, it is dropped; if running, it ends at its next step."""
         self._is_cancelled = True
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Row:
-    """One image of a job: what a batch is made of.
+    """One image of a job: a row of a batch.
 
     Args:
-        job: its job, with a `ImageRequest`.
+        job: its job, with an `ImageRequest`.
         request: the job's request.
         index: number of the image within the request.
     """

@@ -1,4 +1,4 @@
-"""One server for all clients, and each client's work, done once."""
+"""A server shared by all clients, and the results of each client's script, run once."""
 
 import functools
 import json
@@ -27,7 +27,7 @@ def url(launch: Callable[..., Any]) -> Iterator[str]:
 
 @pytest.fixture(scope="session")
 def results(url: str) -> Callable[[str], dict[str, dict[str, Any]]]:
-    """Returns a function from the name of a script to what it printed: value or error by cell."""
+    """Returns a function that maps a script's name to its output: value or error per cell."""
 
     @functools.cache
     def run(script: str) -> dict[str, dict[str, Any]]:
@@ -58,7 +58,7 @@ def _command(script: str) -> list[str]:
 
 
 def _environment() -> dict[str, str]:
-    """Returns an environment in which no client looks for anything but the server."""
+    """Returns an environment in which clients contact only the server."""
     kept = {k: v for k, v in os.environ.items() if k != "PYTHONPATH" and "proxy" not in k.lower()}
     return {
         **kept,

@@ -1,4 +1,4 @@
-"""The clients that people use draw, ask, stream and edit with a real server."""
+"""Popular clients generate, ask, stream and edit with a real server."""
 
 import base64
 import io
@@ -36,7 +36,7 @@ CLIENTS = {
     "ai, @ai-sdk/openai": "ai_sdk.mjs",
 }
 TEXT_ONLY = ("llm",)
-"""Clients that have no way to ask for an image."""
+"""Clients that cannot request an image."""
 Results = Callable[[str], dict[str, dict[str, Any]]]
 
 
@@ -50,7 +50,7 @@ def cells() -> list[Any]:
 
 
 @pytest.mark.parametrize(("client", "cell"), cells())
-def test_a_client_gets_what_it_asks_for(results: Results, client: str, cell: str) -> None:
+def test_a_client_gets_the_requested_result(results: Results, client: str, cell: str) -> None:
     result = results(CLIENTS[client])[cell]
     assert "error" not in result, result["error"]
     value = result["value"]
@@ -62,7 +62,7 @@ def test_a_client_gets_what_it_asks_for(results: Results, client: str, cell: str
 
 
 def test_greedy_answers_are_the_same_for_all_clients(results: Results) -> None:
-    """However a client asks: streamed or not, as a chat or as a response."""
+    """Streamed or not, as a chat or as a response."""
     heard = {
         result["value"].strip()
         for script in CLIENTS.values()
@@ -73,7 +73,7 @@ def test_greedy_answers_are_the_same_for_all_clients(results: Results) -> None:
     assert len(heard) == 1
 
 
-def test_the_document_names_the_versions_that_are_tested() -> None:
+def test_the_document_names_the_tested_versions() -> None:
     pins = dict(re.findall(r"(?m)^([a-z0-9-]+)==(\S+)$", (HERE / "requirements.txt").read_text()))
     modules = json.loads((HERE / "package.json").read_text())["dependencies"]
     document = DOCUMENT.read_text(encoding="utf-8")

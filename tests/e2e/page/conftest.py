@@ -1,6 +1,6 @@
-"""A real browser at a real server's page; with BLIP3O_SCREENSHOTS=FOLDER it also takes images.
+"""A real browser on the page of a real server; BLIP3O_SCREENSHOTS=FOLDER saves screenshots.
 
-The images of docs/serving.md are made by
+The screenshots of docs/serving.md are made by
 `BLIP3O_SCREENSHOTS=docs/images pytest tests/e2e/page`.
 """
 
@@ -40,7 +40,7 @@ def browser() -> Iterator[Any]:
 
 @pytest.fixture(scope="session")
 def visit(browser: Any, server: Any) -> Iterator[Callable[..., Any]]:
-    """Opens the page; at the end, nobody but the server was asked, and no script failed."""
+    """Opens the page; checks at the end that it contacted only the server and no script failed."""
     hosts: set[str] = set()
     failures: list[str] = []
 
@@ -62,19 +62,19 @@ def visit(browser: Any, server: Any) -> Iterator[Callable[..., Any]]:
 
 @pytest.fixture(scope="session")
 def page(visit: Callable[..., Any]) -> Any:
-    """One visit that tests share, as a user's hour would be."""
+    """A visit shared by several tests, like a long session of a user."""
     return visit()
 
 
 @pytest.fixture(scope="session")
 def shoot() -> Callable[[Any, str], None]:
-    """Saves what a page looks like, where images are wanted."""
+    """Saves a screenshot if screenshots are requested."""
     folder = os.environ.get("BLIP3O_SCREENSHOTS")
 
     def save(page: Any, name: str) -> None:
         if folder:
             page.evaluate("window.scrollTo(0, 0)")
-            page.wait_for_timeout(500)  # what moves has come to rest
+            page.wait_for_timeout(500)  # until animations have ended
             image = Image.open(io.BytesIO(page.screenshot()))
             image.save(Path(folder) / f"{name}.webp", quality=80, method=6)
 
@@ -82,6 +82,6 @@ def shoot() -> Callable[[Any, str], None]:
 
 
 def _host(url: str) -> str:
-    """Returns who is asked; a data or blob URL asks nobody."""
+    """Returns the host of a URL; data and blob URLs have none."""
     parts = urlsplit(url)
     return parts.netloc if parts.scheme not in ("data", "blob") else ""

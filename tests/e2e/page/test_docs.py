@@ -1,4 +1,4 @@
-"""The JavaScript example of docs/serving.md is run as it stands, but for the port."""
+"""Runs the JavaScript example of docs/serving.md unchanged except for the port."""
 
 import re
 from pathlib import Path

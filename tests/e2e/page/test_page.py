@@ -1,4 +1,4 @@
-"""What a visitor does: draws, talks, edits, looks inside, makes mistakes, comes by phone."""
+"""Actions of a visitor: generates, chats, edits, looks inside, makes mistakes, uses a phone."""
 
 import base64
 import io
@@ -53,19 +53,19 @@ def message(page: Any, text: str) -> None:
     toast.wait_for(state="detached")
 
 
-def test_the_page_says_the_limits_of_the_bundled_model(page: Any) -> None:
+def test_the_page_states_the_limits_of_the_bundled_model(page: Any) -> None:
     page.get_by_text("This model draws, edits and describes scenes of one to four").wait_for()
 
 
 def test_nothing_is_filled_in_after_the_page_has_loaded(server: Any) -> None:
-    # A seed that arrives late would replace the one that somebody has typed meanwhile.
+    # A seed that arrives late would overwrite one that the user has typed.
     with urllib.request.urlopen(f"{server.url}/config", timeout=60) as answer:
         events = json.loads(answer.read())["dependencies"]
     assert events
     assert [one for one in events if "load" in [name for _, name in one["targets"]]] == []
 
 
-def test_draws_what_the_api_draws_and_files_and_history_say_how(
+def test_images_equal_those_of_the_api_and_files_and_history_restore_settings(
     page: Any, server: Any, shoot: Any, tmp_path: Path
 ) -> None:
     panel = tab(page, "Generate")
@@ -125,7 +125,7 @@ def test_draws_what_the_api_draws_and_files_and_history_say_how(
     assert panel.get_by_label("Seed", exact=True).input_value() == "3"
 
 
-def test_draws_by_keyboard_alone(page: Any) -> None:
+def test_generates_with_the_keyboard_alone(page: Any) -> None:
     panel = tab(page, "Generate")
     panel.get_by_label("Prompt").focus()
     page.keyboard.press("Control+A")
@@ -140,7 +140,7 @@ def test_draws_by_keyboard_alone(page: Any) -> None:
     page.get_by_text("Answer with").wait_for()
 
 
-def test_chats_about_a_image_and_answers_with_one(page: Any, shoot: Any) -> None:
+def test_chats_about_an_image_and_answers_with_one(page: Any, shoot: Any) -> None:
     panel = tab(page, "Chat")
     panel.get_by_text("Describe the image in detail.").first.click()
     answer = panel.get_by_test_id("bot").last
@@ -184,7 +184,7 @@ def test_reconstructs(page: Any) -> None:
     assert panel.locator("img").count() >= 2
 
 
-def test_shows_what_happens_inside(page: Any, shoot: Any) -> None:
+def test_shows_the_steps_inside(page: Any, shoot: Any) -> None:
     panel = tab(page, "Inside")
     set_number(panel, "Steps", STEPS)
     panel.get_by_role("button", name="Look inside").click()
@@ -196,12 +196,12 @@ def test_shows_what_happens_inside(page: Any, shoot: Any) -> None:
     shoot(page, "page-inside")
 
 
-def test_mistakes_are_answered_with_a_sentence(visit: Any, shoot: Any, tmp_path: Path) -> None:
-    page = visit()  # whose fields are empty
+def test_mistakes_get_a_readable_message(visit: Any, shoot: Any, tmp_path: Path) -> None:
+    page = visit()  # with empty fields
     panel = tab(page, "Generate")
     panel.get_by_label("Prompt").fill(" ")
     panel.get_by_role("button", name="Generate").click()
-    message(page, "Write what to draw first.")
+    message(page, "Describe what you want first.")
     panel.get_by_label("Prompt").fill("<image> of <b>a cat</b>")
     panel.get_by_role("button", name="Generate").click()
     message(page, "<image> in a prompt")
@@ -233,7 +233,7 @@ def test_fits_a_phone_in_both_modes(visit: Any, shoot: Any, scheme: str) -> None
 
 
 @pytest.mark.parametrize("width", [390, 768, 1280, 1920])
-def test_everything_is_seen_whole_at_every_width(visit: Any, width: int) -> None:
+def test_everything_is_fully_visible_at_every_width(visit: Any, width: int) -> None:
     page = visit(viewport={"width": width, "height": 900})
     panel = tab(page, "Generate")
     keep_seed(panel, 2**31 - 1)
@@ -248,12 +248,12 @@ def test_everything_is_seen_whole_at_every_width(visit: Any, width: int) -> None
     assert len(sources(gallery)) == 4
     assert gallery.evaluate("grid => grid.scrollHeight <= grid.clientHeight + 1")
     is_above = panel.locator(".result").bounding_box()["y"] < seed.bounding_box()["y"]
-    assert is_above, "the result stands beside the prompt, or between it and the settings"
+    assert is_above, "the result is next to the prompt, or between it and the settings"
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     page.context.close()
 
 
-def test_a_film_is_served_whole_while_it_grows(visit: Any) -> None:
+def test_a_growing_gallery_is_served_completely(visit: Any) -> None:
     page = visit()
     failed: list[str] = []
     page.on("requestfailed", lambda request: failed.append(f"{request.url} {request.failure}"))
@@ -261,7 +261,7 @@ def test_a_film_is_served_whole_while_it_grows(visit: Any) -> None:
     set_number(panel, "Steps", STEPS)
     panel.get_by_role("button", name="Look inside").click()
     panel.get_by_text("Done: seed").wait_for()
-    page.wait_for_timeout(500)  # the last images are on their way
+    page.wait_for_timeout(500)  # until the last images have loaded
     assert [one for one in failed if "LENGTH_MISMATCH" in one] == []
     page.context.close()
 
@@ -277,12 +277,12 @@ def test_leaving_frees_the_engine(visit: Any, server: Any) -> None:
     page.context.close()
     end = time.monotonic() + 30
     while "blip3o_open_requests 0.0" not in _get(f"{server.url}/metrics"):
-        assert time.monotonic() < end, "the work goes on for nobody"
+        assert time.monotonic() < end, "the work continues although the client left"
         time.sleep(0.1)
 
 
-def test_a_page_that_wants_to_ask_others_may_not(browser: Any, server: Any) -> None:
-    """That it does not want to is what the fixture `visit` holds for every test."""
+def test_the_page_cannot_contact_other_hosts(browser: Any, server: Any) -> None:
+    """The fixture `visit` checks for every test that the page does not try to."""
     page = browser.new_context().new_page()
     page.goto(server.url)
     asked = "fetch('http://example.invalid/').then(() => 'answered', error => error.message)"
@@ -293,7 +293,7 @@ def test_a_page_that_wants_to_ask_others_may_not(browser: Any, server: Any) -> N
     page.context.close()
 
 
-def test_the_page_gives_no_other_files_and_fetches_nothing(server: Any) -> None:
+def test_the_page_serves_no_other_files_and_fetches_no_urls(server: Any) -> None:
     outside = "https://example.com/a.png"
     for path in ("/etc/passwd", __file__, outside, "http://169.254.169.254/"):
         with pytest.raises(urllib.error.HTTPError) as refused:
@@ -316,8 +316,8 @@ def test_the_page_gives_no_other_files_and_fetches_nothing(server: Any) -> None:
         urllib.request.urlopen(request, timeout=30).close()
         answer = _get(f"{server.url}/gradio_api/queue/data?session_hash=abc")
         assert '"success":false' in answer.replace(" ", "")
-        assert "reads no URLs" in answer or path == "/etc/passwd"
-        assert "not an image" not in answer  # it was not even opened
+        assert "does not read URLs" in answer or path == "/etc/passwd"
+        assert "not an image" not in answer  # it was not opened at all
 
 
 def _get(url: str) -> str:

@@ -1,4 +1,4 @@
-"""One server for all tests that do not stop or break it, and OpenAI's own client."""
+"""A server shared by all tests that do not stop or break it, and OpenAI's client."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -11,7 +11,7 @@ pytest.importorskip("fastapi")
 
 @pytest.fixture(scope="session")
 def server(launch: Callable[..., Any]) -> Iterator[Any]:
-    """With the page, where Gradio is installed: programs must not notice it."""
+    """With the page if Gradio is installed; it must not affect programs."""
     running = launch("--max-steps", "50", "--body-timeout-s", "2", "--max-image-bytes", "200000")
     yield running
     assert running.stop() == 0
@@ -24,7 +24,7 @@ def client(server: Any) -> "openai.OpenAI":
 
 @pytest.fixture
 def start(start: Callable[..., Any]) -> Callable[..., Any]:
-    """Without the page: these servers live for one test, and Gradio is slow to load."""
+    """Without the page, because these servers run for one test and Gradio is slow to load."""
 
     def run(*words: str, **options: str) -> Any:
         return start("--no-page", *words, **options)

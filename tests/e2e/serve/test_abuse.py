@@ -1,4 +1,4 @@
-"""Bad requests: each gets its status and a sentence, and the next good one is answered."""
+"""Bad requests: each gets a status and a message, and the server continues to answer."""
 
 import base64
 import http.client
@@ -25,7 +25,7 @@ def png(side: int = 16) -> bytes:
 
 
 def bomb() -> bytes:
-    """A PNG of a few bytes whose header promises 900 million pixels."""
+    """Returns a PNG of a few bytes whose header declares 900 million pixels."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         checksum = zlib.crc32(kind + data)
@@ -83,8 +83,8 @@ FILE = {"role": "user", "content": [{"type": "input_image", "image_url": "a", "f
 
 JSON_TABLE: dict[str, tuple[str, Any, int, str]] = {
     "no body": (GENERATE, b"", 400, "no body"),
-    "junk": (GENERATE, b"{{{{", 400, "no valid JSON"),
-    "cut off": (GENERATE, b'{"prompt": "a c', 400, "no valid JSON"),
+    "junk": (GENERATE, b"{{{{", 400, "not valid JSON"),
+    "cut off": (GENERATE, b'{"prompt": "a c', 400, "not valid JSON"),
     "bytes that are no text": (GENERATE, b"\xff\xfe\x00", 400, ""),
     "a list": (GENERATE, [], 400, "must be an object"),
     "a number": (GENERATE, b"7", 400, "must be an object"),
@@ -125,8 +125,8 @@ JSON_TABLE: dict[str, tuple[str, Any, int, str]] = {
     "unknown role": (CHAT, {"messages": [{"role": "root", "content": "a"}]}, 400, "'system'"),
     "assistant last": (CHAT, {"messages": [{"role": "assistant", "content": "a"}]}, 400, "last"),
     "late system": (CHAT, {"messages": [TURN, {**TURN, "role": "system"}, TURN]}, 400, "first"),
-    "empty message": (CHAT, {"messages": [{"role": "user", "content": ""}]}, 400, "says nothing"),
-    "no parts": (CHAT, ask(), 400, "says nothing"),
+    "empty message": (CHAT, {"messages": [{"role": "user", "content": ""}]}, 400, "is empty"),
+    "no parts": (CHAT, ask(), 400, "is empty"),
     "unknown part": (CHAT, ask({"type": "audio"}), 400, ""),
     "field in a message": (CHAT, {"messages": [{**TURN, "mood": "x"}]}, 400, "unknown"),
     "name in a message": (CHAT, {"messages": [{**TURN, "name": "x"}]}, 400, "messages.0.name"),
@@ -148,7 +148,7 @@ JSON_TABLE: dict[str, tuple[str, Any, int, str]] = {
     "metadata URL": (CHAT, ask(image("http://169.254.169.254/latest")), 400, "no image URLs"),
     "loopback URL": (CHAT, ask(image("http://127.0.0.1:8000/health")), 400, "no image URLs"),
     "URL that is no text": (CHAT, ask(image(7)), 400, "url must be text"),
-    "bad base64": (CHAT, ask(image("data:image/png;base64,@@@@")), 400, "bad base64"),
+    "bad base64": (CHAT, ask(image("data:image/png;base64,@@@@")), 400, "invalid base64"),
     "URI of a page": (CHAT, ask(image(uri(b"<html>", "text/html"))), 400, "begins with"),
     "no image": (CHAT, ask(image(uri(b"hello"))), 400, "not an image"),
     "empty image": (CHAT, ask(image(uri(b""))), 400, "empty"),
@@ -176,13 +176,13 @@ JSON_TABLE: dict[str, tuple[str, Any, int, str]] = {
         400,
         "base64",
     ),
-    "id of another answer": (RESPOND, {"input": [{"id": "msg_1"}, TURN]}, 400, "not held here"),
+    "id of another answer": (RESPOND, {"input": [{"id": "msg_1"}, TURN]}, 400, "stored item"),
     "answers that are kept": (RESPOND, {"input": "a", "previous_response_id": "r"}, 400, "stored"),
     "nested tools": (RESPOND, b'{"input":"a","tools":' + b"[" * 90_000, 400, ""),
     "other tools": (RESPOND, {"input": "a", "tools": [{"type": "shell"}]}, 400, "only tool"),
 }
 FORM_TABLE: dict[str, tuple[str, tuple[tuple[str, str, bytes], ...], int, str]] = {
-    "no file": (EDIT, (A_PROMPT,), 400, "an image is needed"),
+    "no file": (EDIT, (A_PROMPT,), 400, "image is missing"),
     "no prompt": (EDIT, (A_IMAGE,), 400, "prompt"),
     "text for a file": (EDIT, (A_PROMPT, ("image", "", b"hello")), 400, "must be a file"),
     "mask": (EDIT, (A_PROMPT, A_IMAGE, ("mask", "m.png", png())), 400, "mask is not supported"),
@@ -240,15 +240,15 @@ def test_bad_paths_methods_and_sizes(
     try:
         check(send(server.port, path, body, headers, method), status, message)
     except (BrokenPipeError, ConnectionResetError):
-        assert status == 413  # refused before all of it was sent
+        assert status == 413  # refused before it was sent completely
 
 
-def test_a_body_that_never_comes_is_given_up(server: Any) -> None:
+def test_a_body_that_never_arrives_times_out(server: Any) -> None:
     with socket.create_connection(("127.0.0.1", server.port), timeout=30) as slow:
         head = f"POST {GENERATE} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
         slow.sendall(f"{head}Content-Length: 1000\r\n\r\n{{".encode())
         start = time.monotonic()
-        answer = b"".join(iter(lambda: slow.recv(4096), b""))  # to the end of the connection
+        answer = b"".join(iter(lambda: slow.recv(4096), b""))  # until the connection closes
         assert time.monotonic() - start < 20
     assert answer.startswith(b"HTTP/1.1 408")
     assert b"did not arrive within 2 seconds" in answer
@@ -260,7 +260,7 @@ def test_noise_on_the_socket_is_refused(server: Any) -> None:
         assert noisy.recv(4096).startswith(b"HTTP/1.1 400")
 
 
-def test_after_all_of_it_the_server_works(server: Any) -> None:
+def test_afterwards_the_server_still_works(server: Any) -> None:
     good = {"prompt": "a red car", "num_inference_steps": 2}
     status, body, _ = send(server.port, GENERATE, good, JSON)
     assert status == 200

@@ -1,4 +1,4 @@
-"""The examples of docs/serving.md are run as they stand, but for the port."""
+"""Runs the examples of docs/serving.md unchanged except for the port."""
 
 import json
 import os
@@ -58,7 +58,7 @@ def test_python(server: Any, tmp_path: Path) -> None:
 
 
 def test_ray_serve(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ray is not here: what it is handed, a builder of an application, is built and asked."""
+    """Ray is not installed; the test builds and queries the application that Ray would get."""
     from fastapi.testclient import TestClient
 
     builders: list[Any] = []

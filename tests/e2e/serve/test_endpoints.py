@@ -1,4 +1,4 @@
-"""Every endpoint, asked by OpenAI's own client."""
+"""Every endpoint, called with OpenAI's client."""
 
 import base64
 import concurrent.futures
@@ -52,7 +52,7 @@ def test_generations(client: "OpenAI") -> None:
     assert opened(again.data[0].b64_json or "").tobytes() == images[0]
 
 
-def test_a_seed_that_was_not_given_is_told(client: "OpenAI") -> None:
+def test_a_random_seed_is_returned(client: "OpenAI") -> None:
     first = client.images.generate(prompt="a cat", extra_body=QUICK)
     seed = (first.model_extra or {})["seed"]
     second = client.images.generate(prompt="a cat", extra_body={"seed": seed, **QUICK})
@@ -114,7 +114,7 @@ def test_chat_about_text_and_images(client: "OpenAI") -> None:
     assert short.choices[0].finish_reason == "length"
 
 
-def test_chat_streamed_says_the_same(client: "OpenAI") -> None:
+def test_a_streamed_chat_gives_the_same_answer(client: "OpenAI") -> None:
     messages: list[Any] = [
         {"role": "user", "content": "hello"},
         {"role": "assistant", "content": "a red car"},
@@ -137,7 +137,7 @@ def test_chat_streamed_says_the_same(client: "OpenAI") -> None:
 
 
 @pytest.mark.parametrize("colors", [(), ("red",)])
-def test_chat_answers_with_a_image(client: "OpenAI", colors: tuple[str, ...]) -> None:
+def test_chat_answers_with_an_image(client: "OpenAI", colors: tuple[str, ...]) -> None:
     ask: Any = {
         "model": "pocket",
         "messages": image_message("a blue car", *colors),
@@ -155,7 +155,7 @@ def test_chat_answers_with_a_image(client: "OpenAI", colors: tuple[str, ...]) ->
         assert url.endswith(same.data[0].b64_json or "?")
 
 
-def test_a_response_says_what_a_chat_says(client: "OpenAI") -> None:
+def test_a_response_equals_the_chat_answer(client: "OpenAI") -> None:
     chat = client.chat.completions.create(
         model="pocket", messages=image_message("What is in the image?", "red")
     )
@@ -199,7 +199,7 @@ def test_a_response_draws_and_then_edits(client: "OpenAI") -> None:
     assert edited.result == direct.data[0].b64_json
 
 
-def test_an_image_answer_is_sent_back_read_and_edited(client: "OpenAI") -> None:
+def test_an_image_answer_can_be_sent_back_read_and_edited(client: "OpenAI") -> None:
     drawing: Any = {"modalities": ["image"], "seed": 3, **QUICK}
     turns: Any = [{"role": "user", "content": "a blue car"}]
     answer = client.chat.completions.create(model="pocket", messages=turns, extra_body=drawing)
@@ -242,7 +242,7 @@ def test_models_health_metrics_and_pages(server: Any, client: "OpenAI") -> None:
     assert "https://" not in page
 
 
-def test_a_result_does_not_depend_on_who_else_asks(client: "OpenAI") -> None:
+def test_a_result_does_not_depend_on_other_requests(client: "OpenAI") -> None:
     prompts = [f"a {color} {thing}" for color in ("red", "blue") for thing in ("car", "cat", "sun")]
 
     def draw(number: int) -> str:

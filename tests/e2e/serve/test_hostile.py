@@ -1,4 +1,4 @@
-"""What clients send to hurt a server, or to reach it by a way around: it answers others on time."""
+"""Hostile requests: the server refuses them and answers others on time."""
 
 import base64
 import http.client
@@ -32,7 +32,7 @@ def encoded(image: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
 
 
 def line(width: int, height: int) -> bytes:
-    """A whole grey PNG of 1 bit a pixel."""
+    """Returns a complete gray PNG with 1 bit per pixel."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         checksum = zlib.crc32(kind + data)
@@ -46,7 +46,7 @@ def line(width: int, height: int) -> bytes:
 
 
 def scans() -> bytes:
-    """A progressive JPEG that goes over its image two thousand times more."""
+    """Returns a progressive JPEG with two thousand extra scans."""
     data = encoded(Image.new("RGB", (64, 64), "red"), "JPEG", progressive=True)
     last = data.rindex(b"\xff\xda")
     return data[:last] + data[last:-2] * 2000 + b"\xff\xd9"
@@ -100,7 +100,7 @@ TEXT = base64.b64encode(DATA).decode()
 
 
 @pytest.mark.parametrize("size", [(64_000_000, 1), (1, 1_500_000)])
-def test_a_line_of_an_image_takes_neither_memory_nor_time(
+def test_an_extremely_thin_image_takes_little_memory_and_time(
     server: Any, size: tuple[int, int]
 ) -> None:
     data = line(*size)
@@ -130,18 +130,18 @@ def test_a_jpeg_of_thousands_of_scans_is_refused(server: Any) -> None:
     assert time.monotonic() - start < 10
 
 
-def test_clients_that_hang_up_do_not_hold_up_others(server: Any) -> None:
+def test_clients_that_disconnect_do_not_delay_others(server: Any) -> None:
     data = encoded(Image.new("L", (8000, 8000)))
     body, headers = form(data)
     assert send(server.port, GENERATE, QUICK)[0] == 200
     start = time.monotonic()
-    for _ in range(60):  # together half a minute of decoding
+    for _ in range(60):  # in total half a minute of decoding
         with socket.create_connection(("127.0.0.1", server.port), timeout=30) as rude:
             head = f"POST {VARY} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n"
             head += "".join(f"{name}: {value}\r\n" for name, value in headers.items())
             rude.sendall(head.encode() + b"\r\n" + body)
     assert send(server.port, GENERATE, QUICK)[0] == 200
-    assert send(server.port, VARY, *form(DATA))[0] == 200  # it waits for none of them
+    assert send(server.port, VARY, *form(DATA))[0] == 200  # it waits for none of the others
     assert time.monotonic() - start < 8
 
 
@@ -155,11 +155,11 @@ def test_clients_that_hang_up_do_not_hold_up_others(server: Any) -> None:
         f"data:image/png,{quote(DATA, safe='')}",
     ],
 )
-def test_data_uris_as_clients_write_them(server: Any, url: str) -> None:
+def test_data_uris_in_the_forms_that_clients_send(server: Any, url: str) -> None:
     assert send(server.port, CHAT, ask(url))[0] == 200
 
 
-def test_a_page_that_makes_its_name_point_here_reaches_nothing(server: Any) -> None:
+def test_dns_rebinding_is_refused(server: Any) -> None:
     foreign = {**JSON, "Host": f"evil.example:{server.port}"}
     for method, path in (
         ("GET", "/"),
@@ -195,7 +195,7 @@ raise SystemExit(main())
 
 @pytest.fixture(scope="module")
 def tight(launch: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    """A server that may open few files, and write only short ones."""
+    """A server that may open few files and write only short ones."""
     pytest.importorskip("gradio")
     words = ("--max-upload-bytes", "1000000", "--max-queue-pixels", "3000000")
     running = launch(*words, code=_TIGHT, TMPDIR=str(tmp_path_factory.mktemp("files")))
@@ -203,7 +203,7 @@ def tight(launch: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory) 
     assert running.stop() == 0
 
 
-def test_stalled_connections_keep_nobody_out(tight: Any) -> None:
+def test_stalled_connections_do_not_block_new_ones(tight: Any) -> None:
     with ExitStack() as stack:
         for _ in range(400):
             held = stack.enter_context(socket.create_connection(("127.0.0.1", tight.port), 30))
@@ -215,17 +215,17 @@ def test_stalled_connections_keep_nobody_out(tight: Any) -> None:
     assert len(tight.lines) < 40
 
 
-def test_what_cannot_be_written_to_the_disk_is_told(tight: Any) -> None:
+def test_a_full_disk_is_reported(tight: Any) -> None:
     data = encoded(Image.effect_noise((1300, 1300), 100))
     assert len(data) > 1_000_000
-    assert send(tight.port, VARY, *form(data))[0] == 200  # forms need no disk
+    assert send(tight.port, VARY, *form(data))[0] == 200  # forms do not use the disk
     status, answer = send(tight.port, "/gradio_api/upload", *form(b"x" * 600_000, "files"))
     assert status == 507
     assert "no room" in answer["error"]["message"]
     assert send(tight.port, "/gradio_api/upload", *form(DATA, "files"))[0] == 200
 
 
-def test_uploads_have_a_total(tight: Any) -> None:
+def test_uploads_have_a_total_limit(tight: Any) -> None:
     paths = []
     for number in range(4):
         body = form(bytes([number]) * 390_000, "files")
@@ -237,7 +237,7 @@ def test_uploads_have_a_total(tight: Any) -> None:
     assert send(tight.port, "/gradio_api/upload", *form(b"x" * 1_100_000, "files"))[0] == 507
 
 
-def test_many_large_images_at_once_are_put_off(tight: Any) -> None:
+def test_many_concurrent_large_images_are_refused_with_429(tight: Any) -> None:
     body, headers = form(encoded(Image.new("L", (1500, 1500))))
     seen: list[int] = []
 

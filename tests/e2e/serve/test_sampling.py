@@ -1,4 +1,4 @@
-"""Sampled answers over HTTP are those of the pipeline: one or several, whole or streamed."""
+"""Sampled answers over HTTP equal those of the pipeline: one or several, streamed or not."""
 
 import base64
 import io
@@ -71,7 +71,7 @@ def test_answers_are_those_of_the_pipeline(
         assert [said.output_text] == expected
 
 
-def test_answer_k_is_that_of_seed_plus_k(client: Any) -> None:
+def test_answer_k_equals_the_answer_with_seed_plus_k(client: Any) -> None:
     def said(n: int, seed: int) -> list[str]:
         answer = client.chat.completions.create(
             model="pocket", messages=[TURN], n=n, temperature=1.9, seed=seed

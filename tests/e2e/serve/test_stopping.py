@@ -1,4 +1,4 @@
-"""Ends and failures: SIGTERM, a dead engine, full queues, clients that leave, keys."""
+"""Stops and failures: SIGTERM, a failed engine, full queues, lost clients, keys."""
 
 import concurrent.futures
 import http.client
@@ -29,7 +29,7 @@ def make(self, rows, on_step=None):
 images.ImageMaker.make = make
 sys.exit(cli.main())
 """
-"""A server in which seeds make faults: 7 fails, 13 kills the engine, 11 waits for a file."""
+"""A server with faults by seed: 7 fails, 13 kills the engine, 11 waits for a file."""
 
 
 def draw(client: openai.OpenAI, seed: int = 0, steps: int = 2, n: int = 1) -> str:
@@ -65,7 +65,9 @@ def until(condition: Callable[[], bool], seconds: float = 30) -> None:
         time.sleep(0.02)
 
 
-def test_sigterm_finishes_what_is_accepted_and_refuses_the_rest(start: Any, tmp_path: Path) -> None:
+def test_sigterm_finishes_accepted_requests_and_refuses_new_ones(
+    start: Any, tmp_path: Path
+) -> None:
     server = start(code=FAULTS, GATE=str(tmp_path / "gate"))
     client = server.client()
     with concurrent.futures.ThreadPoolExecutor(9) as pool:
@@ -88,7 +90,7 @@ def test_sigterm_finishes_what_is_accepted_and_refuses_the_rest(start: Any, tmp_
     assert "Traceback" not in "".join(server.lines)
 
 
-def test_a_dead_engine_fails_all_that_wait_at_once(start: Any, tmp_path: Path) -> None:
+def test_a_dead_engine_fails_all_waiting_requests_immediately(start: Any, tmp_path: Path) -> None:
     server = start("--max-batch", "1", code=FAULTS, GATE=str(tmp_path / "gate"))
     client = server.client()
     assert health(server.port)[0] == 200
@@ -113,7 +115,7 @@ def test_a_dead_engine_fails_all_that_wait_at_once(start: Any, tmp_path: Path) -
     assert server.stop() == 0
 
 
-def test_a_request_that_fails_does_not_take_its_batch_with_it(start: Any) -> None:
+def test_a_failing_request_does_not_fail_its_batch(start: Any) -> None:
     server = start("--max-wait-ms", "500", code=FAULTS)
     client = server.client()
     with concurrent.futures.ThreadPoolExecutor(3) as pool:
@@ -124,7 +126,7 @@ def test_a_request_that_fails_does_not_take_its_batch_with_it(start: Any) -> Non
     assert health(server.port)[0] == 200
 
 
-def test_a_full_queue_says_when_to_come_again(start: Any) -> None:
+def test_a_full_queue_says_when_to_retry(start: Any) -> None:
     server = start("--max-queue", "2", "--max-batch", "1")
     client = server.client()
     with concurrent.futures.ThreadPoolExecutor(12) as pool:
@@ -156,7 +158,7 @@ def test_clients_that_leave_free_the_engine(start: Any) -> None:
     assert metric(server.port, "blip3o_images_total") == 1
 
 
-def test_a_request_has_only_so_much_time(start: Any, tmp_path: Path) -> None:
+def test_a_request_has_a_time_limit(start: Any, tmp_path: Path) -> None:
     server = start("--timeout-s", "8", code=FAULTS, GATE=str(tmp_path / "gate"))
     with pytest.raises(openai.InternalServerError) as late:
         draw(server.client(), 11)
@@ -165,7 +167,7 @@ def test_a_request_has_only_so_much_time(start: Any, tmp_path: Path) -> None:
     assert draw(server.client(), 2)
 
 
-def test_long_chats_and_images_go_on_side_by_side(start: Any) -> None:
+def test_long_chats_and_images_run_concurrently(start: Any) -> None:
     server = start("--max-steps", "1000")
     client = server.client()
     message: Any = [{"role": "user", "content": "Describe the image in detail."}]
@@ -179,7 +181,7 @@ def test_long_chats_and_images_go_on_side_by_side(start: Any) -> None:
 
 
 @pytest.mark.parametrize("by_environment", [True, False])
-def test_keys_are_asked_for(start: Any, by_environment: bool) -> None:
+def test_keys_are_required(start: Any, by_environment: bool) -> None:
     words = [] if by_environment else ["--api-key", "first", "--api-key", "second"]
     given = {"BLIP3O_API_KEYS": "first,second"} if by_environment else {}
     server = start("--cors-origin", "https://page.example", *words, **given)
@@ -203,7 +205,7 @@ def test_keys_are_asked_for(start: Any, by_environment: bool) -> None:
     assert origins == {"https://page.example": "https://page.example", "https://evil.example": None}
 
 
-def test_others_are_warned_of_and_two_engines_agree(start: Any) -> None:
+def test_an_open_server_gets_a_warning_and_two_engines_agree(start: Any) -> None:
     server = start("--host", "0.0.0.0", "--workers", "2")
     assert any("warning" in line and "--api-key" in line for line in server.lines)
     server.url = f"http://127.0.0.1:{server.port}"

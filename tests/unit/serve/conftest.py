@@ -1,4 +1,4 @@
-"""A server whose engine is a script: for what clients send and get, whatever a model writes."""
+"""A server with a scripted engine, for tests of requests and answers without a model."""
 
 import threading
 from collections.abc import Iterator, Sequence
@@ -36,7 +36,7 @@ def dot(color: str = "red") -> Image.Image:
 
 
 def script(request: Asked) -> Sequence[Event]:
-    """Three words an answer, written in turn; images with previews, the last one first."""
+    """Returns events: three words per answer, interleaved; images with previews, last one first."""
     if isinstance(request, ImageRequest):
         every = request.preview_every
         shown = [Preview(0, step, dot("blue"), None, 0.1) for step in (2, 4) if every]  # type: ignore[arg-type]
@@ -56,7 +56,7 @@ def script(request: Asked) -> Sequence[Event]:
 
 @contextmanager
 def answered_by(service: Service) -> Iterator[list[Asked]]:
-    """Yields the list of requests that came; each is answered by the script, in a thread."""
+    """Yields the list of received requests; a thread answers each with the script."""
     seen: list[Asked] = []
 
     def work() -> None:

@@ -1,4 +1,4 @@
-"""Answers side by side: each as if it were alone, whoever comes, goes, fails or waits."""
+"""Concurrent answers: each equals the answer alone, whichever others come, leave, fail or wait."""
 
 from collections import deque
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ RED, BLUE = (Image.new("RGB", (16, 16), color) for color in ("red", "blue"))
 
 
 TOGETHER: list[int] = []
-"""How many answers may share a pass on this machine."""
+"""Number of answers that may share a forward pass on this machine."""
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -31,7 +31,7 @@ def _try_the_machine(tiny_pipe: Blip3oPipeline) -> None:
 
 
 class Client:
-    """A chat and what came of it."""
+    """A chat and its events."""
 
     def __init__(
         self, text: str, images: Sequence[Image.Image] = (), count: int = 1, **settings: Any
@@ -50,7 +50,7 @@ class Client:
 
     @property
     def answers(self) -> list[str]:
-        """What was said, by number."""
+        """Texts of the answers, by number."""
         said = [""] * self.count
         for event in self.events:
             if isinstance(event, Text):
@@ -67,7 +67,7 @@ class Client:
         return next((event for event in self.events if isinstance(event, Failed)), None)
 
     def alone(self, pipe: Blip3oPipeline) -> list[str]:
-        """What the pipeline says, seed by seed."""
+        """Answers of the pipeline, one per seed."""
         seed = self.settings.get("seed") or 0
         said = []
         for number in range(self.count):
@@ -97,7 +97,7 @@ def desk_of(pipe: Blip3oPipeline, queue: deque[Job], **options: Any) -> AnswerDe
 
 
 def serve(pipe: Blip3oPipeline, clients: Sequence[Client], every: int = 0, **options: Any) -> None:
-    """Lets clients come, one after so many rounds, and serves until all are done."""
+    """Lets a client arrive after every few rounds, and serves until all are done."""
     queue: deque[Job] = deque()
     desk = desk_of(pipe, queue, **options)
     waiting, rounds = deque(clients), 0
@@ -132,7 +132,7 @@ def check(pipe: Blip3oPipeline, clients: Sequence[Client]) -> None:
         {"max_tokens": 60},
     ],
 )
-def test_answers_are_the_same_alone_and_in_any_company(
+def test_answers_are_the_same_alone_and_with_others(
     tiny_pipe: Blip3oPipeline, options: dict[str, int]
 ) -> None:
     clients = mixed()
@@ -143,8 +143,8 @@ def test_answers_are_the_same_alone_and_in_any_company(
     assert [client.answers for client in turned] == [client.answers for client in clients]
 
 
-def test_they_are_the_same_of_the_bundled_model_in_half_precision() -> None:
-    """Its logits have near ties, and its kernels are those of real work."""
+def test_answers_of_the_bundled_model_in_half_precision_are_the_same() -> None:
+    """Its logits have near ties, and its kernels are those used in practice."""
     pipe = Blip3oPipeline.from_pretrained("pocket", device="cpu", dtype="bf16")
     clients = [
         Client("what is in the image?", [RED], max_new_tokens=30),
@@ -199,13 +199,15 @@ def test_a_request_for_several_answers_is_read_once(
         check(tiny_pipe, [client])
     read.clear()
     several = tiny_pipe.ask_several(None, "a dog", 20, temperature=2.0, seed=7, max_new_tokens=12)
-    assert sum(len(ids) > 8 for _, ids, _ in read) == 1  # beside those that try the machine
+    assert sum(len(ids) > 8 for _, ids, _ in read) == 1  # except those that probe the machine
     assert several == Client("a dog", count=20, temperature=2.0, seed=7).alone(tiny_pipe)
     with pytest.raises(UsageError, match="num_answers must be at least 1"):
         tiny_pipe.ask_several(None, "a dog", 0)
 
 
-def test_those_who_leave_free_their_place_and_change_nobody(tiny_pipe: Blip3oPipeline) -> None:
+def test_clients_that_leave_free_their_place_and_change_no_other_answer(
+    tiny_pipe: Blip3oPipeline,
+) -> None:
     clients = mixed()
     leaving = [clients[1], clients[4], clients[8]]
     queue = deque(client.job for client in clients)
@@ -225,11 +227,11 @@ def test_those_who_leave_free_their_place_and_change_nobody(tiny_pipe: Blip3oPip
             desk.work(0.0)
             assert not gone & {id(job) for job in desk.jobs}
     check(tiny_pipe, [client for client in clients if client not in leaving])
-    # At most the round in which its first word came: an answer of several has several.
+    # At most the round of its first word: a request for several answers gets several words.
     assert all(len(client.events) <= client.count + 1 for client in leaving)
 
 
-def test_a_newcomer_makes_others_wait_for_one_prompt_at_most(
+def test_a_new_request_delays_others_by_at_most_one_prompt(
     tiny_pipe: Blip3oPipeline, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     order: list[str] = []
@@ -247,7 +249,7 @@ def test_a_newcomer_makes_others_wait_for_one_prompt_at_most(
     assert "rr" not in reads
 
 
-def test_answers_together_come_to_no_more_tokens_than_there_is_room_for(
+def test_concurrent_answers_stay_within_the_token_limit(
     tiny_pipe: Blip3oPipeline,
 ) -> None:
     clients = [Client("a dog", max_new_tokens=10, temperature=2.0, seed=n) for n in range(6)]
@@ -261,7 +263,7 @@ def test_answers_together_come_to_no_more_tokens_than_there_is_room_for(
     assert most == 2
     check(tiny_pipe, clients)
     alone = [Client("a dog", max_new_tokens=10, seed=n) for n in range(2)]
-    serve(tiny_pipe, alone, max_tokens=3)  # too little for anyone, and still each is written
+    serve(tiny_pipe, alone, max_tokens=3)  # less than any answer needs, but each is still written
     check(tiny_pipe, alone)
 
 
@@ -275,7 +277,7 @@ def cpu_is_full() -> RuntimeError:
     "error", [MemoryError, cpu_is_full, torch.OutOfMemoryError, lambda: RuntimeError("odd")]
 )
 @pytest.mark.parametrize("place", ["read", "advance", "add"])
-def test_a_failure_ends_its_request_alone(
+def test_a_failure_ends_only_its_request(
     tiny_pipe: Blip3oPipeline,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -329,7 +331,7 @@ def test_a_failure_ends_its_request_alone(
     assert "a request failed" in capsys.readouterr().err
 
 
-def test_a_lost_device_is_for_the_engine_to_know(
+def test_a_device_error_reaches_the_engine(
     tiny_pipe: Blip3oPipeline, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert torch.AcceleratorError in failures.DEVICE_ERRORS
@@ -345,10 +347,10 @@ def test_a_lost_device_is_for_the_engine_to_know(
             patch.setattr(RowDecoder, name, lambda *_: (_ for _ in ()).throw(LostError()))
             with pytest.raises(LostError):
                 desk.work(10.0)
-        assert desk.jobs == [client.job]  # who is to be told
+        assert desk.jobs == [client.job]  # the clients to notify
 
 
-def test_ends_say_why_and_how_long(tiny_pipe: Blip3oPipeline) -> None:
+def test_the_end_reports_reason_and_length(tiny_pipe: Blip3oPipeline) -> None:
     whole = Client("a dog", temperature=2.0, seed=9, max_new_tokens=30)
     serve(tiny_pipe, [whole])
     text = whole.answers[0]
@@ -375,7 +377,7 @@ def test_a_conversation_that_does_not_fit_is_refused(tiny_pipe: Blip3oPipeline) 
 
 
 @pytest.mark.parametrize("places", [8, 6, 1])
-def test_answers_share_a_pass_as_far_as_their_places_do_not_matter(
+def test_answers_share_a_pass_only_if_their_places_do_not_matter(
     tiny_pipe: Blip3oPipeline, monkeypatch: pytest.MonkeyPatch, places: int
 ) -> None:
     decoder = RowDecoder(tiny_pipe.model)
@@ -393,8 +395,8 @@ def test_answers_share_a_pass_as_far_as_their_places_do_not_matter(
     assert decoder.num_equal_places() == min(places, most)
 
 
-def test_a_different_rounding_inside_a_network_is_seen(tiny_pipe: Blip3oPipeline) -> None:
-    """The logits hide most of them."""
+def test_different_rounding_inside_a_network_is_detected(tiny_pipe: Blip3oPipeline) -> None:
+    """Most such differences do not show in the logits."""
     layers = tiny_pipe.model.backbone.decoder.layers
 
     def by_place(layer: Any, inputs: Any, output: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Answers of the server as the types of OpenAI's client describe them; a script is the engine."""
+"""Answers parsed with the types of OpenAI's client; the engine is a script."""
 
 import base64
 import io
@@ -45,7 +45,7 @@ def streamed(client: TestClient, path: str, **body: Any) -> list[Any]:
 
 
 @pytest.mark.parametrize("n", [1, 3])
-def test_several_answers_whole(client: TestClient, seen: list[Asked], n: int) -> None:
+def test_several_answers_complete(client: TestClient, seen: list[Asked], n: int) -> None:
     answer = ChatCompletion.model_validate(
         post(client, CHAT, messages=[TURN], n=n, temperature=1, seed=7, stop="x")
     )
@@ -69,7 +69,7 @@ def test_several_answers_streamed(client: TestClient) -> None:
     events = streamed(client, CHAT, messages=[TURN], n=3, stream_options=options)
     chunks = [ChatCompletionChunk.model_validate(event) for event in events]
     order = [chunk.choices[0].index for chunk in chunks[:-1]]
-    assert order == [0, 1, 2] * 4  # three words and the end of each, side by side
+    assert order == [0, 1, 2] * 4  # three words and the end of each, interleaved
     for index in range(3):
         own = [c.choices[0] for c in chunks[:-1] if c.choices[0].index == index]
         assert [one.delta.role for one in own] == ["assistant", None, None, None]
@@ -82,7 +82,7 @@ def test_several_answers_streamed(client: TestClient) -> None:
     assert all(chunk.usage is None for chunk in chunks[:-1])
 
 
-def test_usage_comes_with_a_stream_only_if_asked(client: TestClient) -> None:
+def test_a_stream_has_usage_only_on_request(client: TestClient) -> None:
     assert all(event["choices"] for event in streamed(client, CHAT, messages=[TURN], n=2))
 
 
@@ -125,7 +125,7 @@ def test_several_images_in_a_chat(client: TestClient, seen: list[Asked]) -> None
         (CHAT, {"messages": [TURN], "max_tokens": 9999}, "max_tokens"),
     ],
 )
-def test_what_is_wrong_is_named(client: TestClient, path: str, body: Any, param: str) -> None:
+def test_the_invalid_field_is_named(client: TestClient, path: str, body: Any, param: str) -> None:
     answer = client.post(path, json=body)
     assert answer.status_code in (400, 404)
     error = answer.json()["error"]
@@ -133,7 +133,9 @@ def test_what_is_wrong_is_named(client: TestClient, path: str, body: Any, param:
     assert error["message"]
 
 
-def test_both_names_of_one_limit_may_say_the_same(client: TestClient, seen: list[Asked]) -> None:
+def test_both_names_of_the_limit_may_have_the_same_value(
+    client: TestClient, seen: list[Asked]
+) -> None:
     post(client, CHAT, messages=[TURN], max_tokens=3, max_completion_tokens=3)
     assert isinstance(seen[0], ChatRequest)
     assert seen[0].sampling.max_new_tokens == 3
@@ -184,7 +186,7 @@ def test_a_response_that_is_cut_off(client: TestClient) -> None:
 
 
 def checked(events: list[Any]) -> list[Any]:
-    """Returns the events as the client's types, which must fit."""
+    """Returns the events, validated with the client's types."""
     assert [event["sequence_number"] for event in events] == list(range(len(events)))
     kinds: TypeAdapter[Any] = TypeAdapter(ResponseStreamEvent)
     return [kinds.validate_python(event) for event in events]
@@ -215,7 +217,7 @@ def test_a_response_with_an_image(client: TestClient, seen: list[Asked]) -> None
     answer = Response.model_validate(post(client, RESPOND, input="a red dot", tools=[TOOL]))
     item, end = answer.output
     assert item.type == "image_generation_call"
-    assert end.type == "message"  # clients that find none ask again, and get another image
+    assert end.type == "message"  # without a message, clients ask again and get another image
     assert answer.output_text == ""
     assert (item.status, item.action, item.size) == ("completed", "generate", "4x4")
     assert Image.open(io.BytesIO(base64.b64decode(item.result or ""))).size == (4, 4)
@@ -225,7 +227,7 @@ def test_a_response_with_an_image(client: TestClient, seen: list[Asked]) -> None
 
 
 @pytest.mark.parametrize("choice", ["auto", "required", TOOL, "none"])
-def test_a_listed_tool_draws_unless_it_is_not_to(client: TestClient, choice: Any) -> None:
+def test_a_listed_tool_draws_unless_tool_choice_is_none(client: TestClient, choice: Any) -> None:
     answer = post(client, RESPOND, input="a dot", tools=[TOOL], tool_choice=choice)
     kinds = [item["type"] for item in answer["output"]]
     image = [] if choice == "none" else ["image_generation_call"]
@@ -243,7 +245,7 @@ def test_a_response_with_an_image_streamed(client: TestClient, seen: list[Asked]
         "output_item.added",
         f"{call}.in_progress",
         f"{call}.generating",
-        f"{call}.partial_image",  # and none of the last step, which is the image itself
+        f"{call}.partial_image",  # but not for the last step, which gives the image itself
         f"{call}.completed",
         "output_item.done",
         "output_item.added",
@@ -294,7 +296,7 @@ def test_a_conversation_goes_on_with_the_items_of_answers(
         assert new.kind == "generate"
 
 
-def test_what_is_not_to_be_stored_cannot_be_named(client: TestClient) -> None:
+def test_an_item_that_is_not_stored_cannot_be_referenced(client: TestClient) -> None:
     name = post(client, RESPOND, input="hi", store=False)["output"][0]["id"]
     answer = client.post(RESPOND, json={"input": [{"type": "item_reference", "id": name}, TURN]})
     assert answer.status_code == 400
@@ -310,7 +312,7 @@ def test_a_failure_in_a_stream_is_an_event_and_otherwise_a_status(client: TestCl
     assert chunks[-1]["error"]["message"] == "the work failed"
 
 
-def test_images_as_the_client_describes_them(client: TestClient) -> None:
+def test_images_have_the_types_of_the_client(client: TestClient) -> None:
     answer = ImagesResponse.model_validate(post(client, DRAW, prompt="a dot", n=2))
     assert answer.usage is not None
     assert answer.usage.input_tokens > 0

@@ -1,4 +1,4 @@
-"""The application and its socket, without a model behind them."""
+"""The application and its socket, without a model."""
 
 from types import SimpleNamespace
 from typing import Any
@@ -19,9 +19,7 @@ OF_THE_CLIENT = "authorization,content-type,x-stainless-lang,x-stainless-os,x-st
 
 
 @pytest.mark.parametrize(("origin", "status"), [("https://a.example", 200), ("https://b", 400)])
-def test_a_browser_may_send_what_clients_send_from_a_listed_origin(
-    origin: str, status: int
-) -> None:
+def test_a_listed_origin_may_send_the_headers_of_clients(origin: str, status: int) -> None:
     config = ServeConfig(cors_origin=("https://a.example",))
     service: Any = SimpleNamespace(name="m", config=config, metrics=Metrics())
     asked = {
@@ -37,10 +35,10 @@ def test_a_browser_may_send_what_clients_send_from_a_listed_origin(
         assert "Retry-After" in answer.headers["Access-Control-Expose-Headers"]
 
 
-def test_of_two_servers_that_start_on_one_port_the_second_says_so() -> None:
+def test_a_second_server_on_the_same_port_reports_it() -> None:
     first = _bind(ServeConfig(port=0))
     config = ServeConfig(port=first.getsockname()[1])
-    with first, _bind(config) as second:  # both may, as long as nobody listens
+    with first, _bind(config) as second:  # both may bind as long as neither listens
         _listen(first, config)
         with pytest.raises(UsageError, match=f"cannot listen on 127.0.0.1:{config.port}"):
             _listen(second, config)

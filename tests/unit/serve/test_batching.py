@@ -1,4 +1,4 @@
-"""The queue: who shares a batch, who waits, who is refused."""
+"""The queue: which jobs share a batch, wait, or are refused."""
 
 import threading
 import time
@@ -41,7 +41,7 @@ def test_jobs_take_turns_within_a_batch() -> None:
     assert batches[2] == ["many5"]
 
 
-def test_only_what_fits_the_oldest_job_shares_its_batch() -> None:
+def test_only_compatible_jobs_share_a_batch_with_the_oldest() -> None:
     first, other_steps, plain, same = (
         image(),
         image(num_inference_steps=5),
@@ -55,7 +55,7 @@ def test_only_what_fits_the_oldest_job_shares_its_batch() -> None:
     assert queue.take_rows() == []
 
 
-def test_a_batch_waits_for_company_but_not_for_long() -> None:
+def test_a_batch_waits_for_more_rows_but_not_long() -> None:
     queue = queue_of(image(), max_wait_s=0.2)
     assert queue.take_rows() == []
     start = time.monotonic()
@@ -78,7 +78,7 @@ def test_cancelled_jobs_leave_and_make_room() -> None:
     assert queue.take_rows() == []
 
 
-def test_images_that_wait_have_only_so_much_memory() -> None:
+def test_waiting_images_have_a_pixel_limit() -> None:
     def edit(side: int) -> Job:
         given = (Image.new("RGB", (side, side)),)
         request = ImageRequest(kind="edit", images=given, num_inference_steps=4)
@@ -86,10 +86,10 @@ def test_images_that_wait_have_only_so_much_memory() -> None:
 
     queue = JobQueue(99, 4, 0, max_pixels=5000)
     first = edit(100)
-    queue.put(first)  # too large for any limit, it would never be done otherwise
+    queue.put(first)  # accepted despite its size, because it would otherwise never be done
     with pytest.raises(QueueFullError):
         queue.put(edit(1))
-    queue.put(image())  # brings no pixels, so it waits for none
+    queue.put(image())  # has no input images
     first.cancel()
     queue.put(edit(50))
     queue.put(edit(50))
@@ -101,7 +101,7 @@ def test_images_that_wait_have_only_so_much_memory() -> None:
     queue.put(edit(100))  # the only one with images
 
 
-def test_a_closed_queue_gives_out_what_it_has() -> None:
+def test_a_closed_queue_still_gives_its_jobs() -> None:
     queue = queue_of(image(), chat(), max_wait_s=60)
     queue.close()
     with pytest.raises(QueueClosedError, match="shutting down"):
@@ -112,7 +112,7 @@ def test_a_closed_queue_gives_out_what_it_has() -> None:
     assert not queue.wait()
 
 
-def test_a_failed_queue_tells_all_at_once() -> None:
+def test_a_failed_queue_fails_all_jobs_immediately() -> None:
     told: list[Event] = []
     queue = JobQueue(9, 4, 60)
     for _ in range(3):

@@ -1,4 +1,4 @@
-"""Connections of a real server around an application of one line."""
+"""Connections of a real server with a one-line application."""
 
 import http.client
 import logging
@@ -22,7 +22,7 @@ from blip3o.serve.http.connections import (
     raise_file_limit,
 )
 
-BIG = b"x" * 30_000_000  # more than the system takes for a client that does not read
+BIG = b"x" * 30_000_000  # more than the system buffers for a client that does not read
 
 
 async def app(scope: Any, receive: Any, send: Any) -> None:
@@ -34,7 +34,7 @@ async def app(scope: Any, receive: Any, send: Any) -> None:
 
 
 class Served:
-    """A server in a thread."""
+    """A server that runs in a thread."""
 
     def __init__(self, **limits: Any) -> None:
         settings: Any = {"most": 20, "header_timeout_s": 0.5, "read_timeout_s": 0.5}
@@ -88,14 +88,14 @@ def serve() -> Iterator[Callable[..., Served]]:
 
 
 def rest(connection: socket.socket) -> bytes:
-    """Everything until the other side closes."""
+    """Returns all bytes until the other side closes."""
     try:
         return b"".join(iter(lambda: connection.recv(65536), b""))
     except ConnectionError:
         return b""
 
 
-def test_a_header_has_its_time(serve: Callable[..., Served]) -> None:
+def test_a_header_must_arrive_in_time(serve: Callable[..., Served]) -> None:
     here = serve()
     start = time.monotonic()
     with here.connect() as silent, here.connect() as slow:
@@ -108,7 +108,7 @@ def test_a_header_has_its_time(serve: Callable[..., Served]) -> None:
     assert len(here.table) == 0
 
 
-def test_a_header_that_drips_has_no_more_time(serve: Callable[..., Served]) -> None:
+def test_a_slowly_sent_header_gets_no_extra_time(serve: Callable[..., Served]) -> None:
     here = serve()
     start = time.monotonic()
     with here.connect() as dripping:
@@ -123,7 +123,9 @@ def test_a_header_that_drips_has_no_more_time(serve: Callable[..., Served]) -> N
     assert time.monotonic() - start < 5
 
 
-def test_the_second_header_of_a_connection_has_its_time_too(serve: Callable[..., Served]) -> None:
+def test_the_second_header_of_a_connection_must_arrive_in_time(
+    serve: Callable[..., Served],
+) -> None:
     here = serve()
     with here.connect() as kept:
         kept.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
@@ -132,13 +134,13 @@ def test_the_second_header_of_a_connection_has_its_time_too(serve: Callable[...,
         assert b"HTTP/1.1 408" in rest(kept)
 
 
-def test_kept_connections_answer_again_and_again(serve: Callable[..., Served]) -> None:
+def test_keep_alive_connections_answer_repeatedly(serve: Callable[..., Served]) -> None:
     here = serve(header_timeout_s=0.3)
     connection = http.client.HTTPConnection("127.0.0.1", here.port, timeout=10)
     for _ in range(4):
         connection.request("GET", "/")
         assert connection.getresponse().read() == b"ok"
-        time.sleep(0.2)  # together longer than a header may take
+        time.sleep(0.2)  # in total longer than the header timeout
     connection.close()
 
 
@@ -154,7 +156,7 @@ def test_stalled_connections_make_room_for_new_ones(serve: Callable[..., Served]
         assert len(here.table) <= 10
 
 
-def test_connections_that_work_are_not_closed_for_new_ones(serve: Callable[..., Served]) -> None:
+def test_active_connections_are_not_closed_for_new_ones(serve: Callable[..., Served]) -> None:
     here = serve(most=3, read_timeout_s=30)
     with ExitStack() as stack:
         working = [stack.enter_context(here.connect()) for _ in range(3)]
@@ -167,7 +169,7 @@ def test_connections_that_work_are_not_closed_for_new_ones(serve: Callable[..., 
         assert [len(rest(one)) > len(BIG) for one in working] == [True] * 3
 
 
-def test_a_client_that_does_not_read_is_left(serve: Callable[..., Served]) -> None:
+def test_a_client_that_does_not_read_is_disconnected(serve: Callable[..., Served]) -> None:
     here = serve()
     with here.connect() as deaf:
         deaf.sendall(b"GET /big HTTP/1.1\r\nHost: x\r\n\r\n")
@@ -180,7 +182,7 @@ def test_a_client_that_does_not_read_is_left(serve: Callable[..., Served]) -> No
     assert here.get() == 200
 
 
-def test_a_client_that_reads_slowly_gets_all_of_it(serve: Callable[..., Served]) -> None:
+def test_a_client_that_reads_slowly_gets_the_whole_answer(serve: Callable[..., Served]) -> None:
     here = serve()
     with here.connect() as slow:
         slow.sendall(b"GET /big HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
@@ -188,7 +190,7 @@ def test_a_client_that_reads_slowly_gets_all_of_it(serve: Callable[..., Served])
         start = time.monotonic()
         while piece := slow.recv(1_500_000):
             got += len(piece)
-            if time.monotonic() - start < 2:  # longer than a client may read nothing
+            if time.monotonic() - start < 2:  # longer than the read timeout
                 time.sleep(0.1)
     assert got > len(BIG)
 
@@ -204,7 +206,7 @@ def test_the_number_of_connections_stays_below_the_number_of_files() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, before)
 
 
-def test_a_line_is_written_a_few_times_a_minute(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_log_line_is_written_only_a_few_times_per_minute(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [0.0]
     monkeypatch.setattr("blip3o.serve.http.connections.time.monotonic", lambda: now[0])
     limit = RateLimit()

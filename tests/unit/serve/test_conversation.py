@@ -1,4 +1,4 @@
-"""Turns of clients as a model reads them: who says what, and where each image stands."""
+"""Conversion of turns to messages for the model, and the places of their images."""
 
 import asyncio
 from types import SimpleNamespace
@@ -9,20 +9,22 @@ import pytest
 pytest.importorskip("fastapi")
 
 from blip3o.serve.config import ServeConfig
-from blip3o.serve.http.chat import _turn
-from blip3o.serve.http.conversation import check_order, drawn_from, read_conversation
+from blip3o.serve.http.completion_routes import _turn
+from blip3o.serve.http.conversation import check_order, prompt_and_images, read_conversation
 from blip3o.serve.http.errors import ApiError, validated
 from blip3o.serve.http.turns import ChatMessage
 
 
 class Reader:
-    """Gives back the URL in the place of its image."""
+    """Returns the URL instead of its image."""
 
     async def from_url(self, url: str, param: str) -> str:
         return f"{url}@{param}"
 
 
-SERVICE: Any = SimpleNamespace(config=ServeConfig(max_images=3), reader=Reader())
+SERVICE: Any = SimpleNamespace(
+    config=ServeConfig(max_images=3), reader=Reader(), check_chat=lambda *_: None
+)
 
 
 def image(url: str) -> dict[str, Any]:
@@ -48,11 +50,11 @@ def read(*said: tuple[str, Any]) -> tuple[list[tuple[str, str]], list[Any]]:
 
 
 def drawn(*said: tuple[str, Any]) -> tuple[str, list[str]]:
-    words, images = asyncio.run(drawn_from(SERVICE, turns(*said)))
+    words, images = asyncio.run(prompt_and_images(SERVICE, turns(*said)))
     return words, [str(one).partition("@")[0] for one in images]
 
 
-def test_developers_give_instructions_as_systems_do() -> None:
+def test_the_developer_role_equals_the_system_role() -> None:
     user = ("user", "hi")
     assert read(("developer", "Be short."), user) == read(("system", "Be short."), user)
     both, _ = read(("system", "Be short."), ("developer", "Be kind."), user)
@@ -60,7 +62,7 @@ def test_developers_give_instructions_as_systems_do() -> None:
 
 
 @pytest.mark.parametrize("role", ["system", "developer"])
-def test_instructions_come_first_and_hold_no_image(role: str) -> None:
+def test_instructions_come_first_and_have_no_image(role: str) -> None:
     with pytest.raises(ApiError, match="comes first"):
         read(("user", "hi"), (role, "Be short."), ("user", "hi"))
     with pytest.raises(ApiError, match="holds an image"):
@@ -76,19 +78,19 @@ def test_the_last_turn_is_the_users() -> None:
 @pytest.mark.parametrize(
     ("said", "heard"), [("write <image> there", "write (an image) there"), ("", ""), ("hi", "hi")]
 )
-def test_an_answer_can_be_sent_back_as_it_was_given(said: str, heard: str) -> None:
+def test_an_answer_can_be_sent_back_unchanged(said: str, heard: str) -> None:
     messages, _ = read(("user", "a"), ("assistant", said), ("user", "b"))
     assert messages[1] == ("assistant", heard)
 
 
 @pytest.mark.parametrize("said", ["write <image> there", "", "  ", [], [text("")]])
-def test_a_user_cannot_say_the_same(said: Any) -> None:
+def test_a_user_turn_cannot_be_empty_or_contain_a_mark(said: Any) -> None:
     with pytest.raises(ApiError) as caught:
         turns(("user", said))
     assert caught.value.param == "messages.0.content"
 
 
-def test_an_image_of_an_answer_is_read_in_the_turn_that_follows() -> None:
+def test_an_image_of_an_answer_moves_to_the_next_user_turn() -> None:
     said = [
         ("user", [image("mine"), text("draw this in blue")]),
         ("assistant", [image("yours")]),
@@ -141,5 +143,5 @@ def test_images_of_all_turns_count() -> None:
         ),
     ],
 )
-def test_what_is_changed_is_the_last_image(said: Any, expected: Any) -> None:
+def test_the_last_image_is_edited(said: Any, expected: Any) -> None:
     assert drawn(*said) == expected

@@ -1,4 +1,4 @@
-"""Data URIs as clients write them."""
+"""Data URIs in the forms that clients send."""
 
 import base64
 from urllib.parse import quote
@@ -8,9 +8,9 @@ import pytest
 pytest.importorskip("fastapi")
 
 from blip3o.core.errors import UsageError
-from blip3o.serve.http.data_uri import TooLongError, data_of, is_data_uri, is_of_an_image
+from blip3o.serve.http.data_uri import TooLongError, data_of, has_image_type, is_data_uri
 
-# Bytes whose base64 holds both letters in which the two alphabets differ, and padding.
+# Bytes whose base64 has padding and both characters that differ in the URL-safe alphabet.
 DATA = b"\x89PNG\r\n\x1a\n" + b"\xfb\xef\xbe\xff\xfe" * 20 + b"!"
 TEXT = base64.b64encode(DATA).decode()
 SAFE = base64.urlsafe_b64encode(DATA).decode()
@@ -43,7 +43,7 @@ SAFE = base64.urlsafe_b64encode(DATA).decode()
         f"data:image/png;charset=utf-8,{SAFE.rstrip('=')}",
     ],
 )
-def test_what_clients_write_is_read(uri: str) -> None:
+def test_forms_that_clients_send_are_read(uri: str) -> None:
     assert is_data_uri(uri)
     assert data_of(uri, len(DATA)) == DATA
     with pytest.raises(TooLongError):
@@ -53,24 +53,24 @@ def test_what_clients_write_is_read(uri: str) -> None:
 @pytest.mark.parametrize(
     ("uri", "said"),
     [
-        ("data:image/png;base64", "without a comma"),
-        ("data:", "without a comma"),
-        ("data:image/png;base64,@@@@", "bad base64: '@'"),
-        ("data:image/png;base64,iVBO,Rw0K", "bad base64: ','"),
-        ("data:image/png;base64,iVBO=Rw0K", "bad base64: '='"),
-        ("data:image/png;base64,iVBO\xe4Rw0K", r"bad base64: '\\xe4'"),
-        ("data:image/png;base64,iVBOR", "last letter is missing"),
-        ("data:image/png;base64,%zz", "bad base64: '%'"),
+        ("data:image/png;base64", "has no comma"),
+        ("data:", "has no comma"),
+        ("data:image/png;base64,@@@@", "invalid base64: '@'"),
+        ("data:image/png;base64,iVBO,Rw0K", "invalid base64: ','"),
+        ("data:image/png;base64,iVBO=Rw0K", "invalid base64: '='"),
+        ("data:image/png;base64,iVBO\xe4Rw0K", r"invalid base64: '\\xe4'"),
+        ("data:image/png;base64,iVBOR", "last character is missing"),
+        ("data:image/png;base64,%zz", "invalid base64: '%'"),
     ],
 )
-def test_what_is_damaged_is_refused_in_a_sentence(uri: str, said: str) -> None:
+def test_an_invalid_uri_is_refused_with_a_reason(uri: str, said: str) -> None:
     with pytest.raises(UsageError, match=said):
         data_of(uri, 1000)
 
 
-def test_other_urls_and_types_are_told_apart() -> None:
+def test_other_urls_and_types_are_recognized() -> None:
     assert not is_data_uri("https://a.example/data:")
     assert not is_data_uri("data")
-    assert is_of_an_image("data:IMAGE/png;base64,")
-    assert is_of_an_image("data:;base64,")
-    assert not is_of_an_image("data:text/html;base64,")
+    assert has_image_type("data:IMAGE/png;base64,")
+    assert has_image_type("data:;base64,")
+    assert not has_image_type("data:text/html;base64,")

@@ -22,9 +22,9 @@ print(RowDecoder(pipe.model).num_equal_places() > 1)
 """
 THREADS = """
 import torch
-from blip3o.serve.http.server import _compute_alone
+from blip3o.serve.http.server import _use_one_thread
 torch.set_num_threads(2)
-_compute_alone(["{device}"])
+_use_one_thread(["{device}"])
 print(torch.get_num_threads())
 """
 

@@ -1,4 +1,4 @@
-"""Keys: programs send them as bearers, browsers to the page only, as a password."""
+"""Keys: programs send bearer tokens; browsers send a password, only for the page."""
 
 import base64
 from typing import Any
@@ -35,7 +35,7 @@ def basic(key: str) -> dict[str, str]:
 
 
 def asking(app: Any, target: str) -> TestClient:
-    """Returns a client whose requests have a target that other clients would write otherwise."""
+    """Returns a client that sends a request target without normalizing it."""
 
     async def sent(scope: Any, receive: Any, send: Any) -> None:
         await app({**scope, "path": target} if scope["type"] == "http" else scope, receive, send)
@@ -77,7 +77,7 @@ FOREIGN = {**basic("secret"), "Sec-Fetch-Site": "cross-site"}
         ("GET", "/openapi.json", basic("secret"), 200),
     ],
 )
-def test_who_may_pass(
+def test_which_requests_pass(
     client: TestClient, method: str, path: str, headers: dict[str, Any], status: int
 ) -> None:
     answer = client.request(method, path, headers=headers)
@@ -87,7 +87,7 @@ def test_who_may_pass(
         assert answer.headers["WWW-Authenticate"].startswith(kind)
 
 
-def test_keys_are_read_without_the_white_space_around_them(
+def test_white_space_around_keys_is_ignored(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("BLIP3O_API_KEYS", "one, two ,,")
@@ -96,7 +96,7 @@ def test_keys_are_read_without_the_white_space_around_them(
         api_keys(ServeConfig(api_key=("",)))
 
 
-def test_a_bug_is_counted_as_a_bug_and_not_as_a_client_that_left() -> None:
+def test_a_bug_is_counted_as_500_and_not_as_499() -> None:
     app, metrics = FastAPI(), Metrics()
 
     @app.get("/v1/bug")
@@ -114,20 +114,18 @@ TARGETS += ["http://localhost/v1/models", "HTTPS://a.example:8000//v1/models/"]
 
 
 @pytest.mark.parametrize("target", TARGETS)
-def test_a_target_is_known_and_guarded_however_it_is_written(
-    client: TestClient, target: str
-) -> None:
+def test_all_spellings_of_a_path_are_routed_and_guarded(client: TestClient, target: str) -> None:
     sender = asking(client.app, target)
     answer = sender.get("/", headers={"Authorization": "Bearer secret"})
     assert (answer.status_code, answer.json()) == (200, "v1/models")
-    for headers in ({}, basic("secret")):  # the page's password does not open the API
+    for headers in ({}, basic("secret")):  # the API does not accept the page's password
         answer = sender.get("/", headers=headers)
         assert answer.status_code == 401
         assert answer.headers["WWW-Authenticate"] == "Bearer"
 
 
 @pytest.mark.parametrize("target", ["//x//y/", "/", "/file=a//b"])
-def test_paths_of_the_page_are_left_as_they_are(client: TestClient, target: str) -> None:
+def test_paths_of_the_page_are_unchanged(client: TestClient, target: str) -> None:
     answer = asking(client.app, target).get("/", headers=basic("secret"))
     assert answer.json() == target[1:]
 

@@ -1,4 +1,4 @@
-"""Names that a server answers to."""
+"""Host names that the server accepts."""
 
 import socket
 from types import SimpleNamespace
@@ -68,15 +68,15 @@ OWN = socket.gethostname()
         ("gpu1.lan", (), False, "gpu1.lan:8000", True),
     ],
 )
-def test_which_names_are_answered(
+def test_which_names_are_accepted(
     bound: str, listed: tuple[str, ...], has_keys: bool, host: str, is_allowed: bool
 ) -> None:
     names = HostNames(bound, listed, has_keys=has_keys)
     assert names.allows(host) == is_allowed
-    assert names.allows(None)  # no browser leaves it out
+    assert names.allows(None)  # browsers always send it
 
 
-def test_names_that_are_taken_for_a_key_are_not_repeated() -> None:
+def test_names_accepted_because_of_a_key_are_not_repeated() -> None:
     names = HostNames("0.0.0.0", (), has_keys=True)
     assert names.allows("draw.example")
     assert not names.knows("draw.example")
@@ -96,7 +96,7 @@ def client(**settings: Any) -> TestClient:
     return TestClient(app, base_url="http://localhost:8000")
 
 
-def test_a_page_that_makes_its_name_point_here_gets_nothing() -> None:
+def test_dns_rebinding_is_refused() -> None:
     here = client(hosts=HostNames("127.0.0.1", (), has_keys=False))
     foreign = {"Host": "evil.example:8000", "Origin": "http://evil.example:8000"}
     for method, path in (
@@ -114,7 +114,7 @@ def test_a_page_that_makes_its_name_point_here_gets_nothing() -> None:
     assert here.get("/v1/models").json() == "http://localhost:8000/"
 
 
-def test_urls_of_answers_never_name_a_host_that_is_not_known(
+def test_urls_in_answers_never_contain_an_unknown_host(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     here = client(keys=["k"], hosts=HostNames("0.0.0.0", (), has_keys=True))
@@ -124,12 +124,12 @@ def test_urls_of_answers_never_name_a_host_that_is_not_known(
         assert "evil" not in answer.json()
     assert capsys.readouterr().err.count("--allowed-host") == 1
     page = here.get("/", headers={**key, "Host": "draw.example"})
-    assert page.json() == "http://draw.example/"  # the page finds itself by the name it is called
+    assert page.json() == "http://draw.example/"  # the page may repeat the name
     listed = client(hosts=HostNames("0.0.0.0", ("draw.example",), has_keys=True))
     assert listed.get("/v1/a", headers={"Host": "draw.example"}).json() == "http://draw.example/"
 
 
-def test_a_question_about_options_needs_the_key_but_a_preflight_does_not() -> None:
+def test_an_options_request_needs_the_key_but_a_preflight_does_not() -> None:
     from blip3o.serve.http.app import build_app
 
     plain = client(keys=["secret"])
@@ -150,7 +150,9 @@ def test_a_question_about_options_needs_the_key_but_a_preflight_does_not() -> No
 
 def test_bodies_of_all_requests_together_have_a_limit() -> None:
     here = client(config=ServeConfig(max_bodies_bytes=10))
-    assert here.post("/v1/a", content=b"x" * 100).status_code == 200  # alone it may
+    assert (
+        here.post("/v1/a", content=b"x" * 100).status_code == 200
+    )  # a single request may exceed it
     guard: Any = here.app
     while not isinstance(guard, Guard):
         inner: Any = guard
@@ -164,7 +166,7 @@ def test_bodies_of_all_requests_together_have_a_limit() -> None:
     assert here.post("/v1/a", content=b"x" * 100).status_code == 200
 
 
-def test_nothing_speaks_web_sockets() -> None:
+def test_web_sockets_are_refused() -> None:
     from starlette.websockets import WebSocketDisconnect
 
     with pytest.raises(WebSocketDisconnect), client(keys=["k"]).websocket_connect("/v1/models"):

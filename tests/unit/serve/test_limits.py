@@ -1,4 +1,4 @@
-"""The options of the server decide what a request may ask for; no number stands in their way."""
+"""The server's options alone limit requests; no constant overrides them."""
 
 from types import SimpleNamespace
 from typing import Any
@@ -9,7 +9,7 @@ pytest.importorskip("fastapi")
 
 from blip3o.serve.config import ServeConfig
 from blip3o.serve.http.errors import ApiError, validated
-from blip3o.serve.http.images import check_options
+from blip3o.serve.http.request_jobs import check_options
 from blip3o.serve.http.schemas import GenerationRequest
 
 

@@ -1,4 +1,4 @@
-"""The page's chat as Gradio is told of it; what it does in a browser is tested end to end."""
+"""The chat tab's events in Gradio; tests in a browser are in tests/e2e/page."""
 
 from pathlib import Path
 from typing import Any
@@ -10,17 +10,17 @@ pytest.importorskip("fastapi")
 gr = pytest.importorskip("gradio")
 
 
-def test_a_new_conversation_ends_whatever_is_being_written(tmp_path: Path) -> None:
-    from blip3o.serve.page.chat import chat_tab
+def test_a_new_conversation_cancels_running_answers(tmp_path: Path) -> None:
+    from blip3o.serve.page.chat_tab import chat_tab
 
     Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
-    service: Any = None  # only asked when somebody asks
+    service: Any = None  # not used before the first request
     with gr.Blocks() as page:
         chat_tab(service, [str(tmp_path / "a.png")])
     events = list(page.fns.values())
     answers = {one._id for one in events if one.name == "answer"}
     cancelled = [set(one.cancels) for one in events if one.cancels]
-    assert len(answers) == 2  # of a message that was sent, and of an example
+    assert len(answers) == 2  # for a sent message and for an example
     assert cancelled == [answers]
     (anew,) = (one for one in events if "anew" in str(one.name))
     field, talk = anew.fn()
@@ -30,10 +30,10 @@ def test_a_new_conversation_ends_whatever_is_being_written(tmp_path: Path) -> No
     assert kinds == ["MultimodalTextbox", "Chatbot"]
 
 
-def test_a_conversation_goes_on_after_an_answer_that_holds_the_mark_of_a_image() -> None:
-    from blip3o.serve.page.chat import _part
+def test_a_conversation_goes_on_after_an_answer_with_an_image_mark() -> None:
+    from blip3o.serve.page.chat_tab import ChatPart, _part
 
-    said = {"type": "text", "text": "write <image> there"}
+    said: ChatPart = {"type": "text", "text": "write <image> there"}
     assert _part(said, "assistant", 9) == {"type": "text", "text": "write (an image) there"}
-    assert _part(said, "user", 9) == said  # a mistake, which the API answers
+    assert _part(said, "user", 9) == said  # invalid, and refused by the API
     assert _part({"type": "file"}, "assistant", 9) == {"type": "text", "text": "(an image)"}

@@ -1,10 +1,10 @@
-"""Files of the page: written whole, and never rewritten while a browser may read them."""
+"""Files of the page: written completely, and never rewritten while a browser may read them."""
 
 import asyncio
 import errno
 import os
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -66,12 +66,12 @@ def test_an_image_is_written_in_the_format_that_gradio_asks_for(tmp_path: Path, 
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EIO])
-def test_a_full_disk_is_said_in_a_sentence(number: int) -> None:
+def test_a_full_disk_is_reported_in_a_sentence(number: int) -> None:
     gradio = pytest.importorskip("gradio")
-    from blip3o.serve.page.parts import sentences
+    from blip3o.serve.page.parts import with_messages
 
-    @sentences
-    async def draw() -> AsyncIterator[str]:
+    @with_messages
+    async def draw() -> AsyncGenerator[str]:
         raise OSError(number, "a reason")
         yield ""
 

@@ -1,4 +1,4 @@
-"""Paths and methods: HEAD as GET, and errors of one shape for what is not there."""
+"""Paths and methods: HEAD as GET, and one error format for unknown paths."""
 
 from typing import Any
 
@@ -23,10 +23,10 @@ def app(request: pytest.FixtureRequest, tiny_pipe: Blip3oPipeline) -> Any:
         from starlette.applications import Starlette
         from starlette.routing import Mount
 
-        from blip3o.serve.page.mount import _PageMount, _WithApiErrors
+        from blip3o.serve.page.mount import _PageApp, _PageMount
 
         assert issubclass(_PageMount, Mount)
-        app.router.routes.append(_PageMount("/", app=_WithApiErrors(Starlette())))
+        app.router.routes.append(_PageMount("/", app=_PageApp(Starlette())))
     return app
 
 
@@ -43,7 +43,7 @@ def test_head_is_a_get_without_its_body(client: TestClient, path: str) -> None:
     assert head.status_code == get.status_code
     assert head.content == b""
     assert head.headers["content-type"] == get.headers["content-type"]
-    if path != "/metrics":  # its numbers grow with each request
+    if path != "/metrics":  # its values grow with each request
         assert head.headers["content-length"] == str(len(get.content))
 
 
@@ -65,7 +65,7 @@ def test_a_head_is_counted_by_its_route(client: TestClient) -> None:
     ["/nosuch", "/v1/nosuch", "/chat/completions", "/v1", "/v1/responses/resp_1", "/v1/files"],
 )
 @pytest.mark.parametrize("method", ["GET", "POST", "PUT", "DELETE"])
-def test_what_is_not_there_is_an_error_of_the_api(
+def test_an_unknown_path_gets_an_error_of_the_api(
     client: TestClient, method: str, path: str
 ) -> None:
     answer = client.request(method, path)
@@ -87,7 +87,7 @@ def test_what_is_not_there_is_an_error_of_the_api(
         ("POST", "/v1/models", "GET"),
     ],
 )
-def test_a_wrong_method_is_told_the_right_one(
+def test_the_error_for_a_wrong_method_names_the_right_one(
     client: TestClient, method: str, path: str, allowed: str
 ) -> None:
     answer = client.request(method, path)

@@ -1,4 +1,4 @@
-"""The limit of a prompt counts what the model reads, images in their own shapes included."""
+"""The prompt limit counts the tokens that the model reads, images included."""
 
 from types import SimpleNamespace
 from typing import Any
@@ -23,7 +23,7 @@ LARGE, SMALL = Image.new("RGB", (2000, 1500)), Image.new("RGB", (448, 448))
 
 
 def service_of(tokenizer: Tokenizer, limit: int) -> Service:
-    """A server of the released 4B model, but for its weights."""
+    """A server of the released 4B model without its weights."""
     pipe: Any = object.__new__(Blip3oPipeline)
     pipe.chat_template = ChatTemplate(tokenizer, ChatConfig(), 256)
     pipe.model = SimpleNamespace(
@@ -48,17 +48,19 @@ def test_a_prompt_with_images_is_counted_as_it_is_read(
 ) -> None:
     messages = [Message(role="user", text=IMAGE_MARK * len(images) + "What is this?")]
     words = [Message(role="user", text="What is this?")]
-    frames = 2 * len(images)  # a token before each image and one after
+    frames = 2 * len(images)  # one token before and one after each image
     length = service_of(tiny_tokenizer, 99)._pipe.prompt_length(words) + frames + read
     sizes = [image.size for image in images]
     assert service_of(tiny_tokenizer, 99)._pipe.prompt_length(messages, sizes) == length
-    service_of(tiny_tokenizer, length).check_chat(messages, images)
+    service_of(tiny_tokenizer, length).check_chat(messages, images, "messages")
     with pytest.raises(ApiError, match=f"{length} tokens; at most {length - 1}") as caught:
-        service_of(tiny_tokenizer, length - 1).check_chat(messages, images)
+        service_of(tiny_tokenizer, length - 1).check_chat(messages, images, "messages")
     assert (caught.value.status, caught.value.code) == (400, "context_length_exceeded")
 
 
 def test_an_image_that_is_too_thin_is_refused_before_it_waits(tiny_tokenizer: Tokenizer) -> None:
     messages = [Message(role="user", text=f"{IMAGE_MARK}What?")]
     with pytest.raises(ApiError, match="too thin"):
-        service_of(tiny_tokenizer, 99).check_chat(messages, [Image.new("RGB", (9000, 3))])
+        service_of(tiny_tokenizer, 99).check_chat(
+            messages, [Image.new("RGB", (9000, 3))], "messages"
+        )

@@ -1,4 +1,4 @@
-"""Remote images: what is never fetched."""
+"""Remote images: URLs and addresses that are never fetched."""
 
 import contextlib
 import socket
@@ -10,14 +10,14 @@ from typing import Any
 import pytest
 
 from blip3o.core.errors import UsageError
-from blip3o.serve import remote
-from blip3o.serve.remote import RemoteImages, is_public
+from blip3o.serve.http import image_reader
+from blip3o.serve.http.image_reader import RemoteImages, is_public
 
 PUBLIC = "93.184.216.34"
 
 
 class FakeWeb(RemoteImages):
-    """Answers without a network; notes the addresses it would have connected to."""
+    """Answers without a network; records the addresses to which it would connect."""
 
     def __init__(self, answers: dict[str, Any], addresses: dict[str, list[str]]) -> None:
         super().__init__(["img.example", "cdn.example"], 100, self.look_up)
@@ -115,7 +115,7 @@ def test_a_listed_host_with_any_private_address_is_refused() -> None:
     assert fake.asked == []
 
 
-def test_redirects_are_checked_like_first_urls() -> None:
+def test_redirects_follow_the_same_rules() -> None:
     good = web({"img.example/a": "https://cdn.example/b", "cdn.example/b": b"png"})
     assert good.read("https://img.example/a") == b"png"
     for target in ("http://169.254.169.254/x", "file:///etc/passwd", "http://other.example/"):
@@ -129,13 +129,13 @@ def test_redirects_are_checked_like_first_urls() -> None:
 
 
 def answering(talk: Callable[[socket.socket], None]) -> int:
-    """Starts a host that takes one connection; returns its port."""
+    """Starts a host that accepts one connection; returns its port."""
     listener = socket.create_server(("127.0.0.1", 0))
 
     def run() -> None:
         with listener, listener.accept()[0] as connection:
             connection.recv(65536)
-            with contextlib.suppress(OSError):  # the other side has had enough
+            with contextlib.suppress(OSError):  # the other side may have closed it
                 talk(connection)
 
     threading.Thread(target=run, daemon=True).start()
@@ -168,13 +168,13 @@ def whole(connection: socket.socket) -> None:
     ("talk", "said"),
     [(dripping, "cannot read"), (short, "cannot read"), (endless, "over 100 bytes"), (whole, "")],
 )
-def test_a_host_that_never_ends_is_left(
+def test_slow_and_endless_hosts_are_abandoned(
     monkeypatch: pytest.MonkeyPatch, talk: Callable[[socket.socket], None], said: str
 ) -> None:
     port = answering(talk)
-    monkeypatch.setattr(remote, "_PORTS", {"http": port})
-    monkeypatch.setattr(remote, "_MOST_SECONDS", 0.5)
-    monkeypatch.setattr(remote, "is_public", lambda address: True)
+    monkeypatch.setattr(image_reader, "_PORTS", {"http": port})
+    monkeypatch.setattr(image_reader, "_MOST_SECONDS", 0.5)
+    monkeypatch.setattr(image_reader, "is_public", lambda address: True)
     images = RemoteImages(["img.example"], 100, lambda host, port: ["127.0.0.1"])
     start = time.monotonic()
     if said:

@@ -1,4 +1,4 @@
-"""Fields of requests: accepted where they change nothing, refused by name elsewhere, in words."""
+"""Fields of requests: accepted if they have no effect, otherwise refused by name."""
 
 import json
 import re
@@ -11,11 +11,11 @@ pytest.importorskip("fastapi")
 from pydantic import BaseModel
 
 from blip3o.serve.http.errors import ApiError, validated
-from blip3o.serve.http.response_schemas import ResponseRequest
 from blip3o.serve.http.schemas import (
     ChatCompletionRequest,
     EditForm,
     GenerationRequest,
+    ResponseRequest,
     VariationForm,
 )
 
@@ -165,13 +165,13 @@ def cases(table: dict[str, dict[str, list[Any]]]) -> list[Any]:
 
 
 @pytest.mark.parametrize(("kind", "name", "value"), cases(INERT))
-def test_what_changes_nothing_is_accepted(kind: str, name: str, value: Any) -> None:
+def test_values_without_effect_are_accepted(kind: str, name: str, value: Any) -> None:
     schema, fields = ALL[kind]
     validated(schema, {**fields, name: value})
 
 
 @pytest.mark.parametrize(("kind", "name", "value"), cases(EFFECTIVE))
-def test_what_would_change_something_is_refused_by_name(kind: str, name: str, value: Any) -> None:
+def test_unsupported_values_are_refused_by_name(kind: str, name: str, value: Any) -> None:
     schema, fields = ALL[kind]
     with pytest.raises(ApiError) as caught:
         validated(schema, {**fields, name: value})
@@ -182,7 +182,7 @@ def test_what_would_change_something_is_refused_by_name(kind: str, name: str, va
 
 
 @pytest.mark.parametrize("kind", ["chat", "draw", "respond"])
-def test_null_is_as_if_nothing_were_said(kind: str) -> None:
+def test_null_counts_as_missing(kind: str) -> None:
     schema, fields = ALL[kind]
     nulls = dict.fromkeys(schema.model_fields, None) | {"field_of_a_newer_client": None}
     assert validated(schema, {**nulls, **fields}) == validated(schema, fields)
@@ -200,7 +200,7 @@ def refusal(schema: type[BaseModel], fields: dict[str, Any]) -> ApiError | None:
 
 
 @pytest.mark.parametrize("kind", ALL)
-def test_every_wrong_type_is_named_in_words(kind: str) -> None:
+def test_every_wrong_type_gets_a_readable_error(kind: str) -> None:
     schema, fields = ALL[kind]
     refused = 0
     for name in schema.model_fields:
@@ -236,7 +236,7 @@ def test_every_wrong_type_is_named_in_words(kind: str) -> None:
         ),
         (
             {"messages": [{"role": "user", "content": [{"type": "video", "text": "a"}]}]},
-            "messages.0.content.0 has the type \"video\"; there are 'text'",
+            "messages.0.content.0 has the type \"video\"; allowed are 'text'",
         ),
         (
             {"messages": [{"role": "tool", "content": "a"}]},
@@ -244,7 +244,7 @@ def test_every_wrong_type_is_named_in_words(kind: str) -> None:
         ),
     ],
 )
-def test_errors_say_what_a_field_must_be(value: dict[str, Any], words: str) -> None:
+def test_errors_state_the_allowed_values(value: dict[str, Any], words: str) -> None:
     with pytest.raises(ApiError) as caught:
         validated(ChatCompletionRequest, {"messages": [TURN], **value})
     assert caught.value.message.startswith(words)
@@ -283,7 +283,7 @@ ANSWERS_SENT_BACK: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("name", ANSWERS_SENT_BACK)
-def test_an_answer_can_be_sent_back_as_a_client_holds_it(name: str) -> None:
+def test_an_answer_can_be_sent_back_in_the_form_of_each_client(name: str) -> None:
     turns = [TURN, ANSWERS_SENT_BACK[name], TURN]
     validated(ChatCompletionRequest, {"messages": turns})
 
@@ -324,7 +324,7 @@ def test_parts_are_accepted_in_each_spelling(part: dict[str, Any]) -> None:
         ),
     ],
 )
-def test_turns_that_say_what_is_not_read_are_refused(message: Any, param: str) -> None:
+def test_turns_with_unsupported_content_are_refused(message: Any, param: str) -> None:
     with pytest.raises(ApiError) as caught:
         validated(ChatCompletionRequest, {"messages": [message]})
     assert (caught.value.param or "").startswith(param)

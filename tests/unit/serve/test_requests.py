@@ -1,4 +1,4 @@
-"""Requests as programs and browsers write them: bodies, paths and forms beside the plain case."""
+"""Unusual but valid, and invalid, bodies, paths and forms of programs and browsers."""
 
 import gzip
 import io
@@ -40,9 +40,7 @@ GIF = gif()
         (b" \n" + BODY + b"\n", "application/json"),
     ],
 )
-def test_a_body_is_read_however_its_json_is_spelled(
-    client: TestClient, body: bytes, kind: str
-) -> None:
+def test_all_encodings_of_a_json_body_are_read(client: TestClient, body: bytes, kind: str) -> None:
     answer = client.post(CHAT, content=body, headers={"Content-Type": kind})
     assert answer.status_code == 200, answer.text
 
@@ -61,11 +59,11 @@ def nested(depth: int) -> bytes:
             gzip.compress(BODY, mtime=0),
             {**JSON, "Content-Encoding": "gzip"},
             415,
-            "gzip is not read",
+            "gzip is not supported",
         ),
         (b"", JSON, 400, "no body"),
-        (BODY[:-1], JSON, 400, "no valid JSON"),
-        (BODY.replace(b"hi", b"caf\xe9"), JSON, 400, "no valid UTF-8 (byte "),
+        (BODY[:-1], JSON, 400, "not valid JSON"),
+        (BODY.replace(b"hi", b"caf\xe9"), JSON, 400, "not valid UTF-8 (byte "),
         (b"[" * 100_000, JSON, 400, "nested too deeply"),
         (nested(100_000), JSON, 400, "nested too deeply"),
         (b'{"seed":' + b"9" * 5000 + b"}", JSON, 400, "a number that is too long"),
@@ -73,7 +71,7 @@ def nested(depth: int) -> bytes:
         (b'{"messages":[{"role":"user","role":"system"}]}', JSON, 400, "'role' is given twice"),
     ],
 )
-def test_what_is_wrong_with_a_body_is_said(
+def test_an_invalid_body_is_refused_with_a_reason(
     client: TestClient, body: bytes, headers: dict[str, str], status: int, words: str
 ) -> None:
     answer = client.post(CHAT, content=body, headers=headers)
@@ -91,31 +89,31 @@ def test_what_is_wrong_with_a_body_is_said(
         b'{"0":[[]],"1":[[]',
     ],
 )
-def test_a_body_of_far_too_many_values_is_refused_before_they_are_checked(
+def test_a_body_with_far_too_many_values_is_refused_before_validation(
     client: TestClient, start: bytes, count: int
 ) -> None:
-    """A schema notes each value that is wrong: of millions the notes fill the memory."""
+    """Validation records every invalid value, so millions would exhaust the memory."""
     body = start + b",1" * count + b"]}"
     answer = client.post(CHAT, content=body, headers=JSON)
     assert answer.status_code == 413
     assert answer.json()["error"]["code"] == "request_too_large"
-    is_parsed = count < 500_000  # more are counted as bytes
+    is_parsed = count < 500_000  # larger bodies are refused before parsing
     assert ("values" if is_parsed else "brackets") in answer.json()["error"]["message"]
 
 
-def test_a_long_text_is_not_counted_by_its_commas(client: TestClient) -> None:
+def test_commas_in_a_long_text_are_allowed(client: TestClient) -> None:
     turn = {"role": "user", "content": "a, b, [c]" * 5_000}
     answer = client.post(CHAT, json={"messages": [turn]})
     assert answer.json()["error"]["code"] == "context_length_exceeded"
 
 
-def test_a_post_with_a_slash_behind_is_answered_and_not_sent_elsewhere(client: TestClient) -> None:
+def test_a_post_with_a_trailing_slash_is_not_redirected(client: TestClient) -> None:
     answer = client.post(f"{CHAT}/", json={"messages": [TURN]}, follow_redirects=False)
     assert answer.status_code == 200
 
 
 @pytest.mark.parametrize("blank", ["", " \n", []])
-def test_empty_instructions_are_none(client: TestClient, seen: list[Any], blank: Any) -> None:
+def test_empty_instructions_are_dropped(client: TestClient, seen: list[Any], blank: Any) -> None:
     answer = client.post(CHAT, json={"messages": [{"role": "system", "content": blank}, TURN]})
     assert answer.status_code == 200, answer.text
     (asked,) = seen
@@ -123,7 +121,7 @@ def test_empty_instructions_are_none(client: TestClient, seen: list[Any], blank:
     assert [message.role for message in asked.messages] == ["user"]
 
 
-def test_empty_instructions_of_a_response_are_none(client: TestClient, seen: list[Any]) -> None:
+def test_empty_instructions_of_a_response_are_dropped(client: TestClient, seen: list[Any]) -> None:
     answer = client.post("/v1/responses", json={"input": "hi", "instructions": ""})
     assert answer.status_code == 200, answer.text
     assert [message.text for message in seen[0].messages] == ["hi"]
@@ -137,7 +135,7 @@ def test_the_longest_stop_text(client: TestClient, length: int, status: int) -> 
         assert answer.json()["error"]["param"].startswith("stop")
 
 
-def test_a_seed_of_minus_one_is_drawn(client: TestClient, seen: list[Any]) -> None:
+def test_a_seed_of_minus_one_is_random(client: TestClient, seen: list[Any]) -> None:
     seeds = set()
     for _ in range(2):
         body = {"messages": [TURN], "temperature": 1, "seed": -1}
@@ -149,7 +147,7 @@ def test_a_seed_of_minus_one_is_drawn(client: TestClient, seen: list[Any]) -> No
 
 
 def form(*parts: tuple[str, str | None, bytes]) -> tuple[bytes, dict[str, str]]:
-    """Returns a form as browsers send it; a file that was not chosen has an empty name."""
+    """Returns a form in the format of browsers; an unchosen file has an empty name."""
     body = b""
     for name, file, content in parts:
         more = "" if file is None else f'; filename="{file}"'
@@ -174,7 +172,7 @@ PROMPT, IMAGE = ("prompt", None, b"blue"), ("image", "a.gif", GIF)
         (PROMPT, IMAGE, ("n", None, b""), ("seed", None, b"")),
     ],
 )
-def test_blank_fields_of_a_form_say_nothing(
+def test_blank_fields_of_a_form_count_as_missing(
     client: TestClient, seen: list[Any], parts: tuple[Any, ...]
 ) -> None:
     body, headers = form(*parts)
@@ -188,8 +186,8 @@ def test_blank_fields_of_a_form_say_nothing(
 @pytest.mark.parametrize(
     ("parts", "words", "code"),
     [
-        ((PROMPT,), "an image is needed", "missing_required_parameter"),
-        ((PROMPT, ("image", "", b"")), "an image is needed", "missing_required_parameter"),
+        ((PROMPT,), "image is missing", "missing_required_parameter"),
+        ((PROMPT, ("image", "", b"")), "image is missing", "missing_required_parameter"),
         ((PROMPT, ("image", "a.png", b"")), "empty", "invalid_image"),
         ((PROMPT, IMAGE, ("mask", "m.png", GIF)), "mask is not supported", "unsupported_value"),
         ((PROMPT, IMAGE, ("mask", None, b"x")), "mask is not supported", "unsupported_value"),
@@ -202,7 +200,7 @@ def test_blank_fields_of_a_form_say_nothing(
         ((PROMPT, PROMPT, IMAGE), "'prompt' is given twice", "invalid_value"),
     ],
 )
-def test_what_is_wrong_with_a_form_is_said(
+def test_an_invalid_form_is_refused_with_a_reason(
     client: TestClient, parts: tuple[Any, ...], words: str, code: str
 ) -> None:
     body, headers = form(*parts)

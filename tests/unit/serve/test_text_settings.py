@@ -1,4 +1,4 @@
-"""What a request says of its text becomes how it is written."""
+"""Text settings from the fields of a request."""
 
 from types import SimpleNamespace
 from typing import Any
@@ -11,9 +11,9 @@ from blip3o.core.types import Message
 from blip3o.generate.text_sampling import TextSampling
 from blip3o.serve.config import ServeConfig
 from blip3o.serve.http.errors import ApiError, validated
+from blip3o.serve.http.request_jobs import text_sampling
 from blip3o.serve.http.schemas import ChatCompletionRequest
 from blip3o.serve.http.service import Service
-from blip3o.serve.http.settings import text_sampling
 
 SERVICE: Any = SimpleNamespace(
     config=ServeConfig(max_answer_tokens=50), sampling=SimpleNamespace(max_new_tokens=20)
@@ -80,19 +80,19 @@ def test_lengths() -> None:
     assert caught.value.param == "max_tokens"
 
 
-def test_settings_of_images_are_named() -> None:
-    with pytest.raises(ApiError, match="guidance_scale is for answers with an image"):
+def test_image_settings_are_refused_by_name() -> None:
+    with pytest.raises(ApiError, match="guidance_scale is only for answers with an image"):
         written(guidance_scale=3)
 
 
 def test_far_too_long_texts_never_reach_the_tokenizer() -> None:
-    """It holds the interpreter: seconds of it would stop every other request."""
+    """The tokenizer holds the GIL, so a long text would block all other requests."""
     service: Any = object.__new__(Service)
     service.config = ServeConfig(max_prompt_tokens=10)
-    service._pipe = None  # whoever asks the tokenizer fails
+    service._pipe = None  # any use of the tokenizer fails
     turns = [Message(role="user", text="a" * 300), Message(role="assistant", text="a" * 201)]
     for ask in (
-        lambda: service.check_chat(turns, []),
+        lambda: service.check_chat(turns, [], "messages"),
         lambda: service.prompt([], "a" * 501, "messages"),
     ):
         with pytest.raises(ApiError, match="501 characters of text; at most 500") as caught:

@@ -1,4 +1,4 @@
-"""Room for uploads: a total, oldest out, and a full disk."""
+"""Disk space for uploads: total limit, removal of the oldest, and a full disk."""
 
 import errno
 import os
@@ -32,10 +32,8 @@ def _small_files_count_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(uploads, "_LEAST_BYTES", 1)
 
 
-def test_tiny_files_count_for_more_than_they_hold(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Millions of them would be slow to look through, and fill a disk with folders."""
+def test_tiny_files_count_as_larger(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Millions of tiny files would be slow to scan and fill the disk with folders."""
     monkeypatch.setattr(uploads, "_LEAST_BYTES", 100)
     folder = UploadFolder(tmp_path, 1000)
     for number in range(20):
@@ -58,7 +56,7 @@ def test_the_oldest_files_make_room(tmp_path: Path) -> None:
     assert example.exists()
 
 
-def test_a_disk_that_is_nearly_full_is_emptied_first(
+def test_old_files_are_deleted_if_the_disk_is_nearly_full(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = UploadFolder(tmp_path, 10**9)
@@ -106,7 +104,9 @@ def client(
         ExceptionGroup("several", [OSError(errno.ENOSPC, "full")]),
     ],
 )
-def test_a_full_disk_is_told_and_leaves_no_half_files(tmp_path: Path, error: Exception) -> None:
+def test_a_full_disk_gives_507_and_leaves_no_partial_files(
+    tmp_path: Path, error: Exception
+) -> None:
     for path in (UPLOAD, "/v1/images/edits"):
         answer = client(tmp_path, error).post(path, content=b"x")
         assert answer.status_code == 507
@@ -121,13 +121,13 @@ def test_an_unfinished_upload_is_removed(tmp_path: Path) -> None:
     assert not (tmp_path / "tmp123").exists()
 
 
-def test_other_errors_stay_what_they_are(tmp_path: Path) -> None:
+def test_other_errors_are_unchanged(tmp_path: Path) -> None:
     assert client(tmp_path, RuntimeError("a bug")).post(UPLOAD).status_code == 500
     assert client(tmp_path, OSError(errno.EIO, "broken")).post(UPLOAD).status_code == 500
     assert not is_full(OSError(errno.EACCES, "no"))
 
 
-def test_an_upload_over_the_total_is_refused_and_others_are_taken(tmp_path: Path) -> None:
+def test_an_upload_over_the_total_is_refused_and_others_are_accepted(tmp_path: Path) -> None:
     here = client(tmp_path, max_bytes=100)
     assert here.post(UPLOAD, content=b"x" * 101).status_code == 507
     assert here.post(UPLOAD, content=b"x" * 100).json() == "taken"

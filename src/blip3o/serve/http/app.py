@@ -1,4 +1,4 @@
-"""The application: routes, errors, middleware."""
+"""The application: routes, error handlers and middleware."""
 
 from collections.abc import Sequence
 
@@ -7,19 +7,19 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from blip3o import __version__
 from blip3o.core.errors import UsageError
 from blip3o.core.log import say
-from blip3o.serve.http.chat import chat_routes
+from blip3o.serve.http.completion_routes import completion_routes
 from blip3o.serve.http.errors import ApiError, from_validation, invalid
-from blip3o.serve.http.guard import Guard
-from blip3o.serve.http.heads import HeadAsGet
+from blip3o.serve.http.guard import API_PATHS, Guard
 from blip3o.serve.http.hosts import HostNames
-from blip3o.serve.http.images import image_routes
-from blip3o.serve.http.responses import response_routes
+from blip3o.serve.http.image_routes import image_routes
+from blip3o.serve.http.response_routes import response_routes
 from blip3o.serve.http.service import Service
-from blip3o.serve.http.system import not_found, system_routes, wrong_method
+from blip3o.serve.http.system_routes import not_found, system_routes, wrong_method
 from blip3o.serve.http.uploads import UploadRoom
 
 
@@ -29,19 +29,16 @@ def build_app(
     """Returns the application of a service.
 
     Args:
-        service: with engines that are started, or will be.
-        keys: keys of which a client must send one; none for everybody.
-        hosts: the names that requests may call the server by; None for any.
+        service: the service; its engines may be started later.
+        keys: valid API keys, of which clients must send one; none for open access.
+        hosts: host names that requests may use; None for any.
     """
-    # FastAPI's own pages load scripts from elsewhere; /docs is ours.
+    # FastAPI's own pages load scripts from other sites, so /docs is ours.
     app = FastAPI(title="blip3o", version=__version__, docs_url=None, redoc_url=None)
-    for routes in (image_routes, chat_routes, response_routes, system_routes):
+    for routes in (image_routes, completion_routes, response_routes, system_routes):
         app.include_router(routes(service))
-    app.add_exception_handler(ApiError, _api_error)
-    app.add_exception_handler(UsageError, _usage_error)
-    app.add_exception_handler(RequestValidationError, _validation_error)
-    app.add_exception_handler(HTTPException, _http_error)
-    app.add_exception_handler(Exception, _bug)
+    for kind in (ApiError, UsageError, RequestValidationError, HTTPException, Exception):
+        app.add_exception_handler(kind, _answer_error)
     app.add_middleware(HeadAsGet)
     app.add_middleware(UploadRoom)
     app.add_middleware(
@@ -52,39 +49,58 @@ def build_app(
             CORSMiddleware,
             allow_origins=list(service.config.cors_origin),
             allow_methods=["GET", "POST"],
-            allow_headers=["*"],  # OpenAI's client for browsers sends a dozen of its own
+            allow_headers=["*"],  # OpenAI's client for browsers sends a dozen headers of its own
             expose_headers=["Retry-After", "X-Should-Retry"],
         )
     return app
 
 
-async def _api_error(request: Request, error: Exception) -> Response:
-    del request
-    assert isinstance(error, ApiError)
-    return error.response()
+class HeadAsGet:
+    """ASGI middleware that answers HEAD requests to the API like GET, without the body.
+
+    Args:
+        app: the application.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handles a request."""
+        is_head = scope["type"] == "http" and scope["method"] == "HEAD"
+        if not is_head or not scope["path"].startswith(API_PATHS):
+            await self._app(scope, receive, send)
+            return
+
+        async def without_body(message: Message) -> None:
+            if message["type"] == "http.response.body":
+                message = {**message, "body": b""}
+            await send(message)
+
+        as_get = {**scope, "method": "GET"}
+        try:
+            await self._app(as_get, receive, without_body)
+        finally:
+            if "route" in as_get:  # the guard counts answers by route
+                scope["route"] = as_get["route"]
 
 
-async def _usage_error(request: Request, error: Exception) -> Response:
-    del request
-    return invalid(str(error)).response()
-
-
-async def _validation_error(request: Request, error: Exception) -> Response:
-    del request
-    assert isinstance(error, RequestValidationError)
-    return from_validation(error.errors()).response()
-
-
-async def _http_error(request: Request, error: Exception) -> Response:
-    assert isinstance(error, HTTPException)
-    if error.status_code == 404:
-        return not_found().response()
-    if error.status_code == 405:
-        return wrong_method(request.method, error.headers).response()
-    return ApiError(error.status_code, str(error.detail), headers=error.headers).response()
-
-
-async def _bug(request: Request, error: Exception) -> Response:
-    del request
-    say(f"blip3o: a request failed: {type(error).__name__}: {error}")
-    return ApiError(500, "an internal error; the server's log says more").response()
+async def _answer_error(request: Request, error: Exception) -> Response:
+    """Returns the answer for an error, in the format of the API."""
+    match error:
+        case ApiError():
+            answer = error
+        case UsageError():
+            answer = invalid(str(error))
+        case RequestValidationError():
+            answer = from_validation(error.errors())
+        case HTTPException(status_code=404):
+            answer = not_found()
+        case HTTPException(status_code=405):
+            answer = wrong_method(request.method, error.headers)
+        case HTTPException():
+            answer = ApiError(error.status_code, str(error.detail), headers=error.headers)
+        case _:
+            say(f"blip3o: a request failed: {type(error).__name__}: {error}")
+            answer = ApiError(500, "an internal error; the server's log says more")
+    return answer.response()

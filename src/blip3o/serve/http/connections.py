@@ -1,35 +1,33 @@
-"""Limits of connections: their number, and the times for a header and for reading an answer."""
+"""Limits of connections: their number, and timeouts for headers and for reading answers."""
 
 import asyncio
 import logging
+import sys
 import time
-from typing import Any
 
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from blip3o.serve.http.errors import ApiError
 
-try:
+if sys.platform != "win32":
     import resource
-except ImportError:  # Windows has no such limit
-    resource = None  # type: ignore[assignment]
 
 BACKLOG = 128
-"""Connections that the system holds until the server takes them."""
+"""Connections that the system queues until the server accepts them."""
 _OTHER_FILES = 128
-"""Files that the rest of the server may have open."""
+"""Open files reserved for the rest of the server."""
 _LEAST_CONNECTIONS = 16
 _WINDOW_S, _LINES = 60.0, 5
 
 
 def raise_file_limit(wanted: int) -> int:
-    """Allows as many connections as the system lets us, and returns how many there may be.
+    """Raises the limit of open files as needed and permitted; returns the possible connections.
 
     Args:
-        wanted: connections that should be possible.
+        wanted: desired number of connections.
     """
-    if resource is None:
+    if sys.platform == "win32":  # no such limit
         return wanted
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     spare = BACKLOG + _OTHER_FILES
@@ -38,7 +36,7 @@ def raise_file_limit(wanted: int) -> int:
         try:
             resource.setrlimit(resource.RLIMIT_NOFILE, (more, hard))
             soft = more
-        except (OSError, ValueError):  # a system may have limits that it does not name
+        except (OSError, ValueError):  # systems may have further limits
             pass
     return max(_LEAST_CONNECTIONS, min(wanted, soft - spare))
 
@@ -46,12 +44,12 @@ def raise_file_limit(wanted: int) -> int:
 class Connections:
     """The open connections of a server.
 
-    If there are too many, the one that has been without a request for the longest time is closed.
+    If there are too many, the connection that has had no request for the longest time is closed.
 
     Args:
-        most: how many there may be.
-        header_timeout_s: longest time for a request's header to arrive.
-        read_timeout_s: longest time in which a client reads nothing of its answer.
+        most: largest number of connections.
+        header_timeout_s: longest time to receive the header of a request.
+        read_timeout_s: longest time a client may take without reading any of its answer.
     """
 
     def __init__(self, most: int, header_timeout_s: float, read_timeout_s: float) -> None:
@@ -65,7 +63,7 @@ class Connections:
         return len(self._open)
 
     def add(self, one: "PatientProtocol") -> bool:
-        """Adds a connection; returns whether there is room for it."""
+        """Adds a connection; returns False if there is no room for it."""
         if len(self._open) >= self.most:
             oldest = next(iter(self._waiting), None)
             if oldest is None:
@@ -77,12 +75,12 @@ class Connections:
         return True
 
     def remove(self, one: "PatientProtocol") -> None:
-        """Forgets a connection."""
+        """Removes a connection."""
         self._open.discard(one)
         self._waiting.pop(one, None)
 
     def note(self, one: "PatientProtocol", *, is_waiting: bool) -> None:
-        """Notes whether a connection is without a request, and since when."""
+        """Records whether a connection has no request, and since when."""
         if not is_waiting:
             self._waiting.pop(one, None)
         elif one in self._open and one not in self._waiting:
@@ -90,12 +88,12 @@ class Connections:
 
 
 class PatientProtocol(H11Protocol):
-    """A connection that is closed when its header, or the reading of its answer, takes too long."""
+    """A connection that is closed if its header or the reading of its answer takes too long."""
 
     table: Connections
 
-    def connection_made(self, transport: Any) -> None:  # noqa: ANN401  (as uvicorn has it)
-        """Takes a connection, or refuses it if there are too many."""
+    def connection_made(self, transport: asyncio.Transport) -> None:
+        """Accepts a connection, or refuses it if there are too many."""
         super().connection_made(transport)
         self._header_timer: asyncio.TimerHandle | None = None
         self._read_timer: asyncio.TimerHandle | None = None
@@ -106,7 +104,7 @@ class PatientProtocol(H11Protocol):
             self._refuse(503, "too many connections; try again later", "too_many_connections")
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Forgets the connection."""
+        """Removes the connection."""
         self.table.remove(self)
         for timer in (self._header_timer, self._read_timer):
             if timer is not None:
@@ -114,7 +112,7 @@ class PatientProtocol(H11Protocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        """Takes the next bytes of a request."""
+        """Receives the next bytes of a request."""
         self._has_data = True
         super().data_received(data)
         self._look()
@@ -125,7 +123,7 @@ class PatientProtocol(H11Protocol):
         super().on_response_complete()
         if self.transport.is_closing():
             self._watch_reading()
-        # An idle connection is uvicorn's to close; its next byte starts our time.
+        # uvicorn closes idle connections; our timer starts with the next byte.
         self._look(is_timed=False)
 
     def timeout_keep_alive_handler(self) -> None:
@@ -134,17 +132,17 @@ class PatientProtocol(H11Protocol):
         self._watch_reading()
 
     def send_400_response(self, msg: str) -> None:
-        """Answers bytes that are no HTTP."""
+        """Answers bytes that are not HTTP."""
         super().send_400_response(msg)
         self._watch_reading()
 
     def pause_writing(self) -> None:
-        """Notes that there is more of an answer than the client has read."""
+        """Starts the read timer when the client reads more slowly than the server writes."""
         super().pause_writing()
         self._watch_reading()
 
     def _watch_reading(self, left: int | None = None) -> None:
-        """Ends the connection if the client reads nothing of what is left for it."""
+        """Closes the connection if the client stops reading the rest of its answer."""
         if self._read_timer is not None:
             self._read_timer.cancel()
         now = self.transport.get_write_buffer_size()
@@ -155,7 +153,7 @@ class PatientProtocol(H11Protocol):
             self._read_timer = self.loop.call_later(wait, self._watch_reading, now)
 
     def _look(self, *, is_timed: bool = True) -> None:
-        """Starts or stops the time for a header."""
+        """Starts or stops the timer for a header."""
         is_waiting = self.conn.their_state is h11.IDLE
         self.table.note(self, is_waiting=is_waiting)
         if not is_waiting and self._header_timer is not None:
@@ -186,19 +184,19 @@ class PatientProtocol(H11Protocol):
 
 
 def protocol_of(table: Connections) -> type[PatientProtocol]:
-    """Returns the class of the connections in a table."""
+    """Returns a protocol class whose connections belong to a table."""
     return type("ConnectionProtocol", (PatientProtocol,), {"table": table})
 
 
 class RateLimit(logging.Filter):
-    """Lets lines with the same beginning through a few times a minute, and counts the rest."""
+    """Passes lines with the same beginning a few times per minute, and counts the rest."""
 
     def __init__(self) -> None:
         super().__init__()
         self._windows: dict[str, tuple[float, int]] = {}
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Returns whether a line is written."""
+        """Whether to log a line."""
         lines = record.getMessage().splitlines() or [""]
         key = lines[0][:80]
         now = time.monotonic()
@@ -215,7 +213,7 @@ class RateLimit(logging.Filter):
 
 
 def limit_log() -> None:
-    """Limits the lines about connections in the log."""
+    """Limits the log lines about connections."""
     for name in ("uvicorn.error", "asyncio"):
         logger = logging.getLogger(name)
         if not any(isinstance(one, RateLimit) for one in logger.filters):

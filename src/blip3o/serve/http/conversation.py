@@ -1,4 +1,4 @@
-"""Turns of clients become what a model reads: messages with marks, and the images of the marks."""
+"""Converts the turns of a conversation to messages with image marks, and to images."""
 
 import dataclasses
 from collections.abc import Iterator, Sequence
@@ -14,16 +14,16 @@ from blip3o.serve.http.turns import ImagePart, InputImagePart, Part, RefusalPart
 from blip3o.text.chat import IMAGE_IN_WORDS, said_back
 
 _SYSTEM = ("system", "developer")
-"""Roles of instructions; newer clients say developer."""
+"""Roles of instructions; newer clients use developer."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Place:
+class ImagePlace:
     """An image of a turn.
 
     Args:
         url: a data URI, or a URL on a host that the server allows.
-        param: the field that holds it.
+        param: the field that contains it.
     """
 
     url: str
@@ -32,22 +32,22 @@ class Place:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Turn:
-    """One turn.
+    """One turn of a conversation.
 
     Args:
-        role: whose it is.
+        role: its author.
         pieces: its texts and images in order.
-        param: the field that holds its pieces.
+        param: the field that contains the pieces.
     """
 
     role: Literal["system", "user", "assistant"]
-    pieces: tuple[str | Place, ...]
+    pieces: tuple[str | ImagePlace, ...]
     param: str
 
     @property
-    def places(self) -> list[Place]:
+    def images(self) -> list[ImagePlace]:
         """Its images."""
-        return [piece for piece in self.pieces if isinstance(piece, Place)]
+        return [piece for piece in self.pieces if isinstance(piece, ImagePlace)]
 
     @property
     def text(self) -> str:
@@ -56,111 +56,116 @@ class Turn:
 
 
 def turn(role: str, parts: Sequence[Part], param: str) -> Turn:
-    """Returns a turn of a client as one of this server.
+    """Returns a turn from the parts that a client sent.
 
     Args:
-        role: as clients name it.
-        parts: what the turn is made of.
-        param: the field that holds the parts.
+        role: as clients spell it.
+        parts: parts of the turn.
+        param: the field that contains the parts.
 
     Raises:
-        ApiError: 400 for an image in instructions, an image mark in a text, or a turn of a user
-            that says nothing.
+        ApiError: 400 for an image in a system turn, an image mark in a text, or an empty user turn.
     """
     kind = "system" if role in _SYSTEM else "assistant" if role == "assistant" else "user"
     pieces = tuple(_pieces(kind, parts, param))
-    if kind == "user" and not any(isinstance(one, Place) or one.strip() for one in pieces):
-        raise invalid(f"{param} says nothing", param)
+    if kind == "user" and not any(isinstance(one, ImagePlace) or one.strip() for one in pieces):
+        raise invalid(f"{param} is empty", param)
     return Turn(kind, pieces, param)
 
 
-def _pieces(kind: str, parts: Sequence[Part], param: str) -> Iterator[str | Place]:
+def _pieces(kind: str, parts: Sequence[Part], param: str) -> Iterator[str | ImagePlace]:
     for number, part in enumerate(parts):
         if isinstance(part, ImagePart | InputImagePart):
             if kind == "system":
-                raise invalid(f"{param} holds an image; images stand in turns of users", param)
-            spelled = ".url" if isinstance(part, ImagePart) else ""
-            yield Place(part.image_url.url, f"{param}.{number}.image_url{spelled}")
+                raise invalid(f"{param} holds an image; only user turns may have images", param)
+            suffix = ".url" if isinstance(part, ImagePart) else ""
+            yield ImagePlace(part.image_url.url, f"{param}.{number}.image_url{suffix}")
             continue
         text = part.refusal if isinstance(part, RefusalPart) else part.text
         if kind != "assistant" and IMAGE_MARK in text:
-            raise invalid(f"{IMAGE_MARK} in a text; send images as parts", param)
+            raise invalid(f"a text contains {IMAGE_MARK}; send images as parts", param)
         yield text
 
 
 def check_order(turns: Sequence[Turn], param: str) -> None:
-    """Checks that instructions come first and a user last.
+    """Checks that system turns come first and that the last turn is the user's.
 
     Raises:
         ApiError: 400 if not.
     """
     if not turns or turns[-1].role != "user":
         raise invalid(f"the last of the {param} must be the user's", param)
-    is_begun = False
+    has_begun = False
     for one in turns:
-        is_begun = is_begun or one.role != "system"
-        if is_begun and one.role == "system":
-            raise invalid("a system message comes first", one.param)
+        has_begun = has_begun or one.role != "system"
+        if has_begun and one.role == "system":
+            raise invalid("a system message is not at the start; it comes first", one.param)
 
 
 async def read_conversation(
     service: Service, turns: Sequence[Turn], param: str
 ) -> tuple[list[Message], list[Image.Image]]:
-    """Returns the messages that a model reads, and one image for each mark in them.
+    """Returns the messages for the model, and one image for each mark in them.
 
-    Models read images in turns of users. So an image of an assistant stands at the beginning of
-    the turn of the user that follows.
+    Models read images only in user turns, so an image of the assistant is moved to the start of
+    the next user turn.
 
     Args:
-        service: reads the images.
+        service: reads the images and knows the model's limits.
         turns: in order; see `check_order`.
-        param: the field that holds them.
+        param: the field that contains them.
 
     Raises:
-        ApiError: 400 or 413 for too many images, or one that cannot be read.
+        ApiError: 400 or 413 for too many images, an unreadable image, or a conversation that is
+            too long.
     """
     messages: list[Message] = []
-    places: list[Place] = []
-    carried = 0  # images of the assistant that the next turn of the user shows
+    places: list[ImagePlace] = []
+    num_moved = 0  # images of the assistant to be shown in the next user turn
     for one in turns:
         if one.role == "system" and not one.text.strip():
-            continue  # clients send the empty field of their settings
-        places += one.places
+            continue  # clients send the empty system prompt of their settings
+        places += one.images
         if one.role == "assistant":
-            carried += len(one.places)
-        marks = [IMAGE_MARK] * carried if one.role == "user" else []
-        carried = 0 if one.role == "user" else carried
-        text = "\n".join([*marks, *(_read(one, piece) for piece in one.pieces)])
+            num_moved += len(one.images)
+        marks = [IMAGE_MARK] * num_moved if one.role == "user" else []
+        num_moved = 0 if one.role == "user" else num_moved
+        text = "\n".join([*marks, *(_as_text(one, piece) for piece in one.pieces)])
         if one.role == "system" and messages:
             text = f"{messages.pop().text}\n\n{text}"
         messages.append(Message(role=one.role, text=text))
     check_count(len(places), service.config, param)
-    return messages, await _images(service, places)
+    images = await _images(service, places)
+    service.check_chat(messages, images, param)
+    return messages, images
 
 
-async def drawn_from(service: Service, turns: Sequence[Turn]) -> tuple[str, list[Image.Image]]:
-    """Returns what to draw: the text of the last turn, and the images that it changes.
+async def prompt_and_images(
+    service: Service, turns: Sequence[Turn]
+) -> tuple[str, list[Image.Image]]:
+    """Returns the prompt for an image, and the images to edit.
 
-    Those are the images of the last turn, or else the last image that the conversation holds.
+    The prompt is the text of the last turn. The images are those of the last turn, or otherwise the
+    last image of the conversation.
 
     Args:
         service: reads the images.
         turns: in order; see `check_order`.
 
     Raises:
-        ApiError: 400 or 413 for too many images, or one that cannot be read.
+        ApiError: 400 or 413 for too many images, or an unreadable image.
     """
     last = turns[-1]
-    places = last.places or [place for one in turns for place in one.places][-1:]
+    places = last.images or [place for one in turns for place in one.images][-1:]
     check_count(len(places), service.config, last.param)
     return last.text.strip(), await _images(service, places)
 
 
-def _read(one: Turn, piece: str | Place) -> str:
-    if isinstance(piece, Place):
+def _as_text(one: Turn, piece: str | ImagePlace) -> str:
+    if isinstance(piece, ImagePlace):
         return IMAGE_IN_WORDS if one.role == "assistant" else IMAGE_MARK
     return said_back(piece) if one.role == "assistant" else piece
 
 
-async def _images(service: Service, places: Sequence[Place]) -> list[Image.Image]:
+async def _images(service: Service, places: Sequence[ImagePlace]) -> list[Image.Image]:
     return [await service.reader.from_url(place.url, place.param) for place in places]

@@ -1,6 +1,8 @@
-"""Data URIs as clients write them: wrapped lines, either alphabet of base64, with or without
-padding, parameters and a media type, or percent-encoded.
-"""  # noqa: D205
+"""Tolerant decoding of data URIs.
+
+Accepts wrapped lines, standard and URL-safe base64, missing padding, any parameters, a missing
+media type, and percent-encoding.
+"""
 
 import base64
 import re
@@ -15,34 +17,34 @@ _URL_SAFE = str.maketrans("-_", "+/")
 
 
 class TooLongError(Exception):
-    """A data URI holds more bytes than are allowed."""
+    """A data URI contains more bytes than allowed."""
 
 
 def is_data_uri(url: str) -> bool:
-    """Whether a URL holds its data itself."""
+    """Whether a URL is a data URI."""
     return url[:64].lstrip()[:5].lower() == "data:"
 
 
-def is_of_an_image(url: str) -> bool:
-    """Whether the media type of a data URI is that of an image, or is left out."""
+def has_image_type(url: str) -> bool:
+    """Whether the media type of a data URI is missing or that of an image."""
     kind = url.lstrip()[5:].partition(",")[0].partition(";")[0].strip().lower()
     return not kind or kind.startswith("image/")
 
 
 def data_of(url: str, max_bytes: int) -> bytes:
-    """Returns the bytes that a data URI holds, whatever media type it names.
+    """Returns the bytes in a data URI of any media type.
 
     Args:
         url: the URI.
-        max_bytes: most bytes that it may hold.
+        max_bytes: largest number of bytes.
 
     Raises:
-        UsageError: if it is damaged.
-        TooLongError: if it holds more.
+        UsageError: if it is not valid.
+        TooLongError: if it contains more than `max_bytes`.
     """
     head, comma, text = url.lstrip()[5:].partition(",")
     if not comma:
-        raise UsageError(f"a data URI without a comma; {HINT}")
+        raise UsageError(f"the data URI has no comma; {HINT}")
     parameters = [one.strip().lower() for one in head.split(";")[1:]]
     if "base64" in parameters:
         return _from_base64(text, max_bytes)
@@ -50,7 +52,7 @@ def data_of(url: str, max_bytes: int) -> bytes:
         raise TooLongError
     data = unquote_to_bytes("".join(text.split()))
     if format_of(data) is None:
-        try:  # some clients leave the word base64 out
+        try:  # some clients omit the word base64
             guess = _from_base64(text, max_bytes)
         except UsageError:
             guess = b""
@@ -67,9 +69,9 @@ def _from_base64(text: str, max_bytes: int) -> bytes:
     if len(text) > 4 * (max_bytes // 3 + 1):
         raise TooLongError
     if (other := _OTHER_LETTERS.search(text)) is not None:
-        raise UsageError(f"bad base64: {other[0]!a} at place {other.start()} is no letter of it")
+        raise UsageError(f"invalid base64: {other[0]!a} at position {other.start()} is not allowed")
     if len(text) % 4 == 1:
-        raise UsageError("bad base64: its last letter is missing")
+        raise UsageError("invalid base64: its last character is missing")
     data = base64.b64decode(text + "=" * (-len(text) % 4))
     if len(data) > max_bytes:
         raise TooLongError

@@ -1,8 +1,8 @@
-"""The rules that all requests share: unknown fields, nulls, and fields that may change nothing."""
+"""Rules that all request schemas share: unknown fields, nulls and unsupported fields."""
 
 import json
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Annotated
 
 from pydantic import (
     BaseModel,
@@ -15,22 +15,23 @@ from pydantic import (
 )
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
+JsonObject = dict[str, object]
 MOST_CHARACTERS = 100_000
 UNSUPPORTED = "unsupported"
-"""Type of the error of a field that would have an effect which this server does not have."""
+"""pydantic error type of a field that asks for a feature which this server lacks."""
 
 Prompt = Annotated[str, Field(min_length=1, max_length=MOST_CHARACTERS)]
 
 
-def _or_drawn(seed: Any) -> Any:  # noqa: ANN401  (whatever a client sends)
+def _or_random(seed: object) -> object:
     return None if seed in (-1, "-1") else seed
 
 
 Seed = Annotated[
     Annotated[int, Field(ge=0, lt=2**63)] | None,
-    BeforeValidator(_or_drawn, json_schema_input_type=int | None),
+    BeforeValidator(_or_random, json_schema_input_type=int | None),
 ]
-"""As on the command line, -1 asks for any seed, which is what no seed does."""
+"""A seed; -1 asks for a random one, as on the command line, and so does a missing field."""
 Count = Annotated[int, Field(ge=1, le=1000)]
 Steps = Annotated[int, Field(ge=1, le=1000)]
 Guidance = Annotated[float, Field(ge=1, le=100, allow_inf_nan=False)]
@@ -44,14 +45,14 @@ Metadata = Annotated[
 
 
 class Strict(BaseModel):
-    """A schema without unknown fields and without conversions; a null is as good as no field."""
+    """A schema without unknown fields or conversions; a null counts as a missing field."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
     @model_validator(mode="before")
     @classmethod
-    def _without_nulls(cls, data: Any) -> Any:  # noqa: ANN401  (whatever a client sends)
-        """Clients dump their objects with a null for each field that they do not use."""
+    def _without_nulls(cls, data: object) -> object:
+        """Drops nulls: many clients send one for each unused field."""
         if not isinstance(data, Mapping):
             return data
         return {
@@ -66,13 +67,13 @@ class Strict(BaseModel):
 
 
 class Form(Strict):
-    """The fields of a form: numbers come as text, and an empty field is as good as none."""
+    """The fields of a form: numbers arrive as text, and an empty field counts as missing."""
 
     model_config = ConfigDict(extra="forbid", strict=False)
 
     @model_validator(mode="before")
     @classmethod
-    def _without_blanks(cls, data: Any) -> Any:  # noqa: ANN401  (whatever a client sends)
+    def _without_blanks(cls, data: object) -> object:
         if not isinstance(data, Mapping):
             return data
         return {
@@ -83,14 +84,14 @@ class Form(Strict):
 
 
 class Only:
-    """Accepts the values of a field that change nothing, and refuses all others.
+    """Accepts only the values of a field that have no effect, and refuses all others.
 
     Args:
-        values: what may be sent, besides null.
-        because: one sentence that is said with the refusal.
+        values: accepted values; null is always accepted.
+        because: reason for the refusal, one sentence.
     """
 
-    def __init__(self, *values: Any, because: str = "") -> None:  # noqa: ANN401  (of JSON)
+    def __init__(self, *values: object, because: str = "") -> None:
         self._values = values
         shown = " or ".join(json.dumps(value) for value in values)
         advice = f"leave it out or send {shown}" if values else "leave it out"
@@ -98,20 +99,18 @@ class Only:
         self._refusal = f"is not supported by this server{why}; {advice}"
 
     def __get_pydantic_core_schema__(
-        self,
-        source: Any,  # noqa: ANN401
-        handler: GetCoreSchemaHandler,
+        self, source: object, handler: GetCoreSchemaHandler
     ) -> CoreSchema:
         del source, handler
         return core_schema.no_info_plain_validator_function(self._checked)
 
     def __get_pydantic_json_schema__(
         self, schema: CoreSchema, handler: GetJsonSchemaHandler
-    ) -> dict[str, Any]:
+    ) -> JsonObject:
         del schema, handler
         return {"enum": [*self._values, None]}
 
-    def _checked(self, value: Any) -> Any:  # noqa: ANN401
+    def _checked(self, value: object) -> object:
         for allowed in self._values:
             # In Python, but not in JSON, true equals 1.
             if value == allowed and isinstance(value, bool) == isinstance(allowed, bool):
@@ -119,28 +118,28 @@ class Only:
         raise PydanticCustomError(UNSUPPORTED, "{words}", {"words": self._refusal})
 
 
-Never = Annotated[Any, Only()]
-"""A field that clients may only leave out."""
+Never = Annotated[object, Only()]
+"""A field that clients must leave out."""
 
 
 class Bookkeeping(Strict):
-    """Fields about a client's accounts and caches; no answer depends on them."""
+    """Fields for accounts and caches of a client; they do not affect the answer."""
 
     user: Label | None = None
     safety_identifier: Label | None = None
     prompt_cache_key: Label | None = None
     prompt_cache_retention: Label | None = None
-    prompt_cache_options: dict[str, Any] | None = None
+    prompt_cache_options: JsonObject | None = None
     metadata: Metadata | None = None
     store: bool | None = None
-    service_tier: Annotated[Any, Only("auto", "default")] = None
+    service_tier: Annotated[object, Only("auto", "default")] = None
 
 
 class TextSettings(Strict):
-    """How answers of text are written.
+    """Settings of written answers.
 
-    They are greedy unless `temperature`, a `top_p` below 1 or `top_k` asks for sampling; then
-    `temperature` is 1 where it is not said.
+    Answers are greedy unless `temperature`, a `top_p` below 1 or `top_k` asks for sampling; then
+    `temperature` is 1 by default.
     """
 
     temperature: Annotated[float, Field(ge=0, le=2, allow_inf_nan=False)] | None = None
@@ -149,8 +148,8 @@ class TextSettings(Strict):
     seed: Seed | None = None
     num_inference_steps: Steps | None = None
     guidance_scale: Guidance | None = None
-    min_p: Annotated[Any, Only(0)] = None
-    repetition_penalty: Annotated[Any, Only(1)] = None
-    top_logprobs: Annotated[Any, Only(0)] = None
+    min_p: Annotated[object, Only(0)] = None
+    repetition_penalty: Annotated[object, Only(1)] = None
+    top_logprobs: Annotated[object, Only(0)] = None
     parallel_tool_calls: bool | None = None
     moderation: Never = None

@@ -1,4 +1,4 @@
-"""Multipart forms: text fields that a schema checks, and files."""
+"""Multipart forms: text fields validated by a schema, and image files."""
 
 from typing import TypeVar
 
@@ -10,7 +10,7 @@ from starlette.requests import Request
 
 from blip3o.serve.config import ServeConfig
 from blip3o.serve.http.errors import invalid, validated
-from blip3o.serve.http.images_in import ImageReader
+from blip3o.serve.http.image_reader import ImageReader
 
 T = TypeVar("T", bound=BaseModel)
 _FILE_FIELDS = ("image", "image[]")
@@ -20,17 +20,17 @@ _MOST_FIELDS = 50
 async def read_form(
     request: Request, schema: type[T], config: ServeConfig, reader: ImageReader
 ) -> tuple[T, list[Image.Image]]:
-    """Returns a form's fields and images; names of files are not looked at.
+    """Returns a form's fields and images; file names are ignored.
 
     Args:
-        request: with a multipart body.
-        schema: what the text fields must be.
+        request: a request with a multipart body.
+        schema: schema of the text fields.
         config: the limits.
         reader: reads the images.
 
     Raises:
-        ApiError: 400 or 413 for a form that is damaged or over a limit, an unknown field, a
-            field given twice, or an image that cannot be read.
+        ApiError: 400 or 413 for a form that is malformed or over a limit, an unknown or duplicate
+            field, or an image that cannot be read.
     """
     if not request.headers.get("content-type", "").lower().startswith("multipart/form-data"):
         raise invalid("the body must be multipart/form-data", code="invalid_content_type")
@@ -51,7 +51,9 @@ async def read_form(
                 fields[name] = value
         parsed = validated(schema, fields)
         if not uploads:
-            raise invalid("image: an image is needed", "image", "missing_required_parameter")
+            raise invalid(
+                "image is missing; send one as a file", "image", "missing_required_parameter"
+            )
         check_count(len(uploads), config, "image")
         images = []
         for upload in uploads:
@@ -63,7 +65,7 @@ async def read_form(
 
 
 def _is_blank(value: str | UploadFile, *, is_image: bool) -> bool:
-    """Whether a field holds nothing; browsers send those of files that were not chosen."""
+    """Whether a field is empty; browsers send empty file fields if no file was chosen."""
     if isinstance(value, UploadFile):
         return not value.filename and not value.size
     return is_image and not value
@@ -73,7 +75,7 @@ async def _parsed(request: Request, config: ServeConfig) -> FormData:
     parser = MultiPartParser(
         request.headers, request.stream(), max_files=config.max_images + 1, max_fields=_MOST_FIELDS
     )
-    # The body is in memory already, within its limit: no part of it is written to a disk.
+    # The body is already in memory, within its limit; this keeps files from being spooled to disk.
     parser.spool_max_size = config.max_body_bytes + 1
     try:
         return await parser.parse()
@@ -82,10 +84,10 @@ async def _parsed(request: Request, config: ServeConfig) -> FormData:
 
 
 def check_count(count: int, config: ServeConfig, param: str) -> None:
-    """Checks the number of images of a request.
+    """Checks the number of input images of a request.
 
     Raises:
-        ApiError: 400 for too many.
+        ApiError: 400 if there are too many.
     """
     if count > config.max_images:
         message = f"{count} images; at most {config.max_images} are allowed"

@@ -1,4 +1,4 @@
-"""What every request passes before it is looked at: key, size, time and measurement."""
+"""Checks before a request is processed: key, size, time and host; and counts of answers."""
 
 import asyncio
 import base64
@@ -8,36 +8,37 @@ import re
 import time
 from collections.abc import Sequence
 
+from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from blip3o.serve.config import ServeConfig
-from blip3o.serve.http.decoding import CLIENT_LEFT
-from blip3o.serve.http.errors import ApiError
+from blip3o.serve.http.errors import ApiError, busy
 from blip3o.serve.http.hosts import HostNames
-from blip3o.serve.http.images_out import IMAGE_PATH
 from blip3o.serve.http.json_in import check_marks
 from blip3o.serve.http.metrics import Metrics
+from blip3o.serve.http.output import IMAGE_PATH
+from blip3o.serve.http.workers import CLIENT_LEFT
 
 _OPEN_PATH = "/health"
-"""Needs no key, as do images."""
+"""Needs no key; neither do image URLs."""
 _READ_PATHS = ("/docs", "/openapi.json")
-"""Of the API, but for people: browsers send the key as a password."""
+"""Paths of the API for people: their browsers send the key as a password."""
 API_PATHS = ("/v1/", "/health", "/metrics", "/docs", "/openapi.json")
-"""Where programs go; everything else is the page's, for people."""
+"""Paths for programs; all others belong to the page, for people."""
 
 
 class Guard:
-    """ASGI middleware: keys, hosts, limits and a time for bodies, and a count of the answers.
+    """ASGI middleware that checks keys, hosts and bodies, and counts answers.
 
-    A body is read whole before the application sees the request, so a slow or endless body costs
-    no more than its connection. After that the guard watches whether the client hangs up.
+    A body is read completely before the application sees the request, so a slow or endless body
+    occupies only its connection. Afterwards the guard watches for a disconnect of the client.
 
     Args:
-        app: what is guarded.
+        app: the application.
         config: the limits.
-        keys: keys of which a client must send one; none for everybody.
-        metrics: where answers are counted.
-        hosts: the names that requests may call the server by; None for any.
+        keys: valid API keys, of which clients must send one; none for open access.
+        metrics: counts answers.
+        hosts: host names that requests may use; None for any.
     """
 
     def __init__(
@@ -56,16 +57,16 @@ class Guard:
         self._held_bytes = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answers a request, or has the application do it."""
+        """Handles a request."""
         if scope["type"] == "websocket":
-            await send({"type": "websocket.close", "code": 1008})  # nothing here speaks it
+            await send({"type": "websocket.close", "code": 1008})  # not supported
             return
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
         _set_target(scope)
         start = time.monotonic()
-        status = 499  # the client went away before an answer
+        status = 499  # if the client leaves before an answer
 
         async def noting(message: Message) -> None:
             nonlocal status
@@ -84,15 +85,16 @@ class Guard:
         except ApiError as error:
             await error.response()(scope, receive, noting)
         except Exception:
-            status = 500  # what stands around this answers it
+            status = 500  # the outer middleware sends this answer
             raise
         finally:
             self._held_bytes -= len(body)
-            route = getattr(scope.get("route"), "path", "other")
-            self._metrics.answered(route, status, time.monotonic() - start)
+            route = scope.get("route")
+            path = route.path if isinstance(route, Route) else "other"
+            self._metrics.answered(path, status, time.monotonic() - start)
 
     async def _watched(self, scope: Scope, receive: Receive, send: Send, body: bytes) -> None:
-        """Has the application answer, and tells it when the client hangs up."""
+        """Calls the application, and sets `CLIENT_LEFT` when the client disconnects."""
         left = asyncio.Event()
 
         async def watch() -> None:
@@ -100,19 +102,24 @@ class Guard:
                 pass
             left.set()
 
+        async def disconnected() -> Message:
+            await left.wait()
+            return {"type": "http.disconnect"}
+
         watcher = asyncio.create_task(watch())
         token = CLIENT_LEFT.set(left)
+        whole: Message = {"type": "http.request", "body": body, "more_body": False}
         try:
-            await self._app(scope, _replay(body, left), send)
+            await self._app(scope, replayed(whole, disconnected), send)
         finally:
             CLIENT_LEFT.reset(token)
             watcher.cancel()
 
     def _check_host(self, scope: Scope) -> None:
-        """Refuses names that are not ours; drops the header if answers must not repeat its name.
+        """Refuses other host names; drops the header if answers must not repeat its name.
 
         Raises:
-            ApiError: 403 if the request calls the server by another name.
+            ApiError: 403 if the request uses another name.
         """
         given = [value for name, value in scope["headers"] if name == b"host"]
         header = given[0].decode("latin-1") if given else None
@@ -121,12 +128,12 @@ class Guard:
         if not self._hosts.allows(header):
             raise ApiError(
                 403,
-                f"this server does not answer to the host {header!a:.100}; start it with "
+                f"this server does not accept the host {header!a:.100}; start it with "
                 "--allowed-host NAME to allow it",
                 code="host_not_allowed",
             )
         if not self._hosts.knows(header) and scope["path"].startswith(API_PATHS):
-            self._hosts.say_unknown(header)
+            self._hosts.warn_unknown(header)
             scope["headers"] = [one for one in scope["headers"] if one[0] != b"host"]
 
     def _check_key(self, scope: Scope) -> None:
@@ -137,26 +144,26 @@ class Guard:
         is_page = path in _READ_PATHS or not path.startswith(API_PATHS)
         given = _given_key(scope, is_page=is_page)
         digest = _digest(given)
-        # All keys are compared, and all in the same time: it tells nothing about any of them.
+        # Every key is compared in constant time, so the timing reveals nothing.
         hits = [hmac.compare_digest(digest, known) for known in self._keys]
         if not given or not any(hits):
             challenge = 'Basic realm="blip3o: the API key is the password"' if is_page else "Bearer"
             raise ApiError(
                 401,
-                "a valid API key is needed: Authorization: Bearer KEY",
+                "a valid API key is required: send the header Authorization: Bearer KEY",
                 code="invalid_api_key",
                 headers={"WWW-Authenticate": challenge},
             )
 
     async def _read(self, scope: Scope, receive: Receive, body: bytearray) -> bool:
-        """Reads the body; returns False if the client went away."""
+        """Reads the body; returns False if the client disconnected."""
         limit = self._config.max_body_bytes
         encoding = _header(scope, b"content-encoding")
         if encoding.lower() not in (b"", b"identity"):
             raise ApiError(
                 415,
-                f"a body with the header Content-Encoding: {encoding.decode('latin-1'):.20} is not "
-                "read; send the body as it is",
+                f"Content-Encoding: {encoding.decode('latin-1'):.20} is not supported; send the "
+                "body without compression",
                 code="unsupported_encoding",
                 headers={"Connection": "close"},
             )
@@ -185,39 +192,33 @@ class Guard:
             ) from error
 
     def _hold(self, size: int, own: int) -> None:
-        """Counts bytes of bodies; a request may always hold its own if no other holds any."""
+        """Counts bytes of bodies; a request may exceed the total while no other holds any."""
         total = self._held_bytes
         if size and total > own and total + size > self._config.max_bodies_bytes:
-            raise ApiError(
-                429,
-                "too many bytes of requests are being held; try again later",
-                code="queue_full",
-                headers={"Retry-After": "1", "Connection": "close"},
-            )
+            raise busy("too many bytes of requests are being held", {"Connection": "close"})
         self._held_bytes += size
 
 
-def _replay(body: bytes, left: asyncio.Event) -> Receive:
-    """Returns a receive that gives the body, and after that whether the client has left."""
+def replayed(first: Message, then: Receive) -> Receive:
+    """Returns a `receive` that gives a message, and after it those of another `receive`."""
     is_given = False
 
-    async def replayed() -> Message:
+    async def receive() -> Message:
         nonlocal is_given
         if is_given:
-            await left.wait()
-            return {"type": "http.disconnect"}
+            return await then()
         is_given = True
-        return {"type": "http.request", "body": body, "more_body": False}
+        return first
 
-    return replayed
+    return receive
 
 
 def _given_key(scope: Scope, *, is_page: bool) -> bytes:
-    """Returns the key that a request comes with; browsers send it to the page as a password."""
+    """Returns the key of a request; browsers send it to the page as a password."""
     kind, _, value = _header(scope, b"authorization").partition(b" ")
     if kind.lower() == b"bearer":
         return value.strip()
-    # A browser sends a password along whoever made it ask: another site's page may only link here.
+    # Browsers attach passwords to requests from any site; other sites may only link to the page.
     is_foreign = _header(scope, b"sec-fetch-site") not in (b"", b"none", b"same-origin")
     if kind.lower() != b"basic" or not is_page or (is_foreign and scope["method"] != "GET"):
         return b""
@@ -228,15 +229,15 @@ def _given_key(scope: Scope, *, is_page: bool) -> bytes:
 
 
 def _header(scope: Scope, name: bytes) -> bytes:
-    """Returns the value of a header; nothing where it is missing."""
+    """Returns the value of a header; empty if it is missing."""
     return dict(scope["headers"]).get(name, b"")
 
 
 def _set_target(scope: Scope) -> None:
-    """Writes the path of a request as routes and keys know it, and its host as a header.
+    """Normalizes the path of a request, and moves its host into the header.
 
-    Proxies send whole URLs. Addresses of servers that end with a slash, or that a program joins
-    with one too many, lead to /v1//models or /v1/models/.
+    Proxies send whole URLs. Clients that join a base URL and a path with extra slashes ask for
+    /v1//models or /v1/models/.
     """
     scheme, _, rest = scope["path"].partition("://")
     if scheme.lower() in ("http", "https"):

@@ -1,7 +1,7 @@
-"""The names that a server answers to.
+"""Host names that the server accepts, as a defense against DNS rebinding.
 
-Another site can make a name of its own point to this machine, and its page would then reach the
-server by that name (DNS rebinding).
+In DNS rebinding, another site points a host name of its own at this machine, so that its page can
+reach the server by that name.
 """
 
 import ipaddress
@@ -16,17 +16,16 @@ _HOST = re.compile(r"(?:\[([0-9a-f:.]+)\]|([^\s:@/\[\]]*))(?::[0-9]*)?")
 
 
 class HostNames:
-    """The names that requests may give in their header `Host`.
+    """The names that requests may have in their `Host` header.
 
-    A server on a loopback address answers to loopback names, to its address and to the names that
-    are listed. A server on another address also answers to every IP address and to the machine's
-    own name, because no page can make these point elsewhere. All other names are refused. There is
-    one exception: if clients need a key and no name is listed, every name is taken, but answers do
-    not repeat it.
+    A server on a loopback address accepts loopback names, its own address and the listed names. A
+    server on another address also accepts every IP address and the machine's host name, because
+    no other site controls these. All other names are refused, with one exception: if clients need
+    a key and no name is listed, every name is accepted, but answers do not repeat it.
 
     Args:
-        bound: the address that the server listens on.
-        listed: further names; "*.example.com" is every name below, "*" every name.
+        bound: the address on which the server listens.
+        listed: further names; "*.example.com" stands for all subdomains, "*" for every name.
         has_keys: whether clients need a key.
     """
 
@@ -38,14 +37,14 @@ class HostNames:
         own = socket.gethostname().lower()
         self._own = {own, own.partition(".")[0], f"{own.partition('.')[0]}.local"}
         self._takes_any = has_keys and not listed and not self._is_local
-        self._is_told = False
+        self._has_warned = False
 
     def allows(self, header: str | None) -> bool:
-        """Whether a request with this header is answered; None stands for no header, and is."""
+        """Whether a request with this `Host` header is answered; None means no header."""
         return header is None or self._takes_any or self.knows(header)
 
     def knows(self, header: str) -> bool:
-        """Whether an answer may repeat the name of a header."""
+        """Whether an answer may repeat the name in a `Host` header."""
         name = host_of(header)
         if name is None:
             return False
@@ -55,20 +54,20 @@ class HostNames:
             return True
         return not self._is_local and (name in self._own or _address(name) is not None)
 
-    def say_unknown(self, header: str) -> None:
-        """Says once that answers will not repeat a name."""
-        if not self._is_told:
-            self._is_told = True
+    def warn_unknown(self, header: str) -> None:
+        """Logs once that answers will not repeat a name."""
+        if not self._has_warned:
+            self._has_warned = True
             say(
-                f"blip3o: the host {header!a:.100} is not known, so URLs of images name "
-                "this machine's address; --allowed-host lists the names of this server"
+                f"blip3o: the host {header!a:.100} is unknown, so image URLs contain this "
+                "machine's address instead; --allowed-host adds a name of this server"
             )
 
 
 def host_of(header: str) -> str | None:
-    """Returns the name or address in a header `Host`, without its port; None if it holds neither.
+    """Returns the name or address in a `Host` header, without its port; None if it is not valid.
 
-    A browser finds another host than localhost in "localhost:80@evil.example".
+    The check is strict: for a browser, "localhost:80@evil.example" means the host evil.example.
     """
     found = _HOST.fullmatch(header.strip().lower())
     return None if found is None else (found[1] or found[2] or "").rstrip(".")
@@ -89,6 +88,7 @@ def _address(name: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
 
 def _is_loopback(name: str) -> bool:
     address = _address(name)
-    # Not every version of Python sees that ::ffff:127.0.0.1 is 127.0.0.1.
-    address = getattr(address, "ipv4_mapped", None) or address
+    if isinstance(address, ipaddress.IPv6Address):
+        # Some versions of Python do not treat ::ffff:127.0.0.1 as loopback.
+        address = address.ipv4_mapped or address
     return address is not None and address.is_loopback

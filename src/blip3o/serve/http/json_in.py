@@ -1,43 +1,43 @@
-"""Bodies in JSON: read as the standard says, bounded, and with words for what is wrong."""
+"""JSON bodies: strict parsing with size limits and readable errors."""
 
 import json
 from collections.abc import Callable, Coroutine
 from email.message import Message
-from typing import Any
 
 from fastapi import Request
 from fastapi.routing import APIRoute
 from starlette.responses import Response
 
 from blip3o.serve.http.errors import ApiError, invalid
+from blip3o.serve.http.fields import JsonObject
 
 _MOST_VALUES = 20_000
-"""Of a body, items of lists and fields of objects. Conversations have hundreds; a schema keeps a
-note of each value that is wrong, so millions would fill the memory."""
+"""Most list items and object fields of a body. Conversations have hundreds; validation records
+every invalid value, so millions would exhaust the memory."""
 _MOST_MARKS = 500_000
-"""Of a body, commas and opening brackets. Texts have some, but fewer than tokens."""
+"""Most commas and opening brackets of a body. A text has fewer of them than tokens."""
 _INVALID = "invalid_json"
 
 
 def check_marks(body: bytes | bytearray) -> None:
-    """Checks that a body has not far too many values, before anything reads them.
+    """Refuses a body with far too many values before it is parsed.
 
     Args:
-        body: text; each value of JSON but the first of a list or an object costs a comma.
+        body: JSON; each value except the first of a list or an object requires a comma.
 
     Raises:
-        ApiError: 413 if it has.
+        ApiError: 413 if it has too many.
     """
     if sum(body.count(mark) for mark in b",[{") > _MOST_MARKS:
-        message = f"the body holds more than {_MOST_MARKS} commas and brackets"
+        message = f"the body contains more than {_MOST_MARKS} commas and brackets"
         raise ApiError(413, message, code="request_too_large")
 
 
 class JsonRoute(APIRoute):
-    """A route that reads a body in JSON by `from_json`; one that takes forms is left alone."""
+    """A route that reads a JSON body with `from_json`; routes for forms are unchanged."""
 
-    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        """Returns FastAPI's handler with our reading before it."""
+    def get_route_handler(self) -> Callable[[Request], Coroutine[object, object, Response]]:
+        """Returns FastAPI's handler, preceded by our parsing."""
         handle = super().get_route_handler()
         if self.body_field is None:
             return handle
@@ -53,42 +53,42 @@ class JsonRoute(APIRoute):
 
 
 class _JsonRequest(Request):
-    """A request whose body was read."""
+    """A request whose body has been parsed."""
 
-    value: Any = None
+    value: object = None
 
-    async def json(self) -> Any:  # noqa: ANN401  (as starlette has it)
+    async def json(self) -> object:
         return self.value
 
 
-def from_json(body: bytes) -> Any:  # noqa: ANN401  (any JSON)
-    """Returns the value that a body holds.
+def from_json(body: bytes) -> object:
+    """Returns the value of a JSON body.
 
     Args:
-        body: JSON, in UTF-8 or another encoding of Unicode.
+        body: JSON in UTF-8, UTF-16 or UTF-32.
 
     Raises:
-        ApiError: 400 for what is no JSON, an object that has a field twice, or too many values.
+        ApiError: 400 for invalid JSON or an object with a duplicate field, 413 for too many values.
     """
     try:
         value = json.loads(body, object_pairs_hook=_object)
     except json.JSONDecodeError as error:
-        message = f"the body is no valid JSON: {error.msg} (character {error.pos})"
+        message = f"the body is not valid JSON: {error.msg} (character {error.pos})"
         raise invalid(message, code=_INVALID) from error
     except UnicodeDecodeError as error:
-        message = f"the body is no valid {error.encoding.upper()} (byte {error.start})"
+        message = f"the body is not valid {error.encoding.upper()} (byte {error.start})"
         raise invalid(message, code=_INVALID) from error
     except RecursionError as error:
         raise invalid("the body is nested too deeply", code=_INVALID) from error
-    except ValueError as error:  # Python reads no numbers of thousands of digits
-        raise invalid("the body holds a number that is too long", code=_INVALID) from error
+    except ValueError as error:  # Python does not parse integers of thousands of digits
+        raise invalid("the body contains a number that is too long", code=_INVALID) from error
     _check_count(value)
     return value
 
 
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Returns an object; of a field that is there twice, one value would be lost in silence."""
-    fields: dict[str, Any] = {}
+def _object(pairs: list[tuple[str, object]]) -> JsonObject:
+    """Returns an object; refuses duplicate fields, whose first value would be lost silently."""
+    fields: JsonObject = {}
     for name, value in pairs:
         if name in fields:
             raise invalid(f"{name!a:.100} is given twice", name[:100], _INVALID)
@@ -96,7 +96,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return fields
 
 
-def _check_count(value: Any) -> None:  # noqa: ANN401  (any JSON)
+def _check_count(value: object) -> None:
     waiting, count = [value], 0
     while waiting:
         one = waiting.pop()
@@ -105,12 +105,12 @@ def _check_count(value: Any) -> None:  # noqa: ANN401  (any JSON)
             count += len(inner)
             waiting += inner
         if count > _MOST_VALUES:
-            message = f"the body holds more than {_MOST_VALUES} values"
+            message = f"the body contains more than {_MOST_VALUES} values"
             raise ApiError(413, message, code="request_too_large")
 
 
 def _check_type(header: str) -> None:
-    """Refuses other types of content: browsers send those to other sites without asking them."""
+    """Refuses other content types, which browsers send across sites without a CORS preflight."""
     message = Message()
     message["content-type"] = header or "none"
     kind, _, detail = message.get_content_type().partition("/")

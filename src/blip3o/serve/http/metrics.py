@@ -1,4 +1,4 @@
-"""What Prometheus reads at `/metrics`."""
+"""Metrics for Prometheus, served at `/metrics`."""
 
 from collections.abc import Callable
 
@@ -18,43 +18,43 @@ class Metrics:
         )
         self._seconds = self._histogram("request_seconds", "Time to answer", _SECONDS, ["route"])
         self._waits = self._histogram("queue_seconds", "Time in the queue", _SECONDS)
-        self._sizes = self._histogram("batch_size", "Images of a batch, padding not", _SIZES)
+        self._sizes = self._histogram("batch_size", "Images per batch, without padding", _SIZES)
         self._works = self._histogram("batch_seconds", "Time to make a batch", _SECONDS)
         self._images = Counter("blip3o_images", "Images made", registry=self._registry)
         self._tokens = Counter("blip3o_answer_tokens", "Tokens written", registry=self._registry)
         self.seconds_per_image = 1.0
 
-    def watch(self, name: str, what: str, read: Callable[[], float]) -> None:
-        """Adds a number that is read whenever somebody asks."""
-        Gauge(f"blip3o_{name}", what, registry=self._registry).set_function(read)
+    def watch(self, name: str, help_text: str, read: Callable[[], float]) -> None:
+        """Adds a gauge whose value `read` returns at every scrape."""
+        Gauge(f"blip3o_{name}", help_text, registry=self._registry).set_function(read)
 
     def answered(self, route: str, status: int, seconds: float) -> None:
-        """A request was answered."""
+        """Counts an answered request."""
         self._requests.labels(route, str(status)).inc()
         self._seconds.labels(route).observe(seconds)
 
     def batch(self, num_rows: int, seconds: float) -> None:
-        """A batch of so many images is done."""
+        """Counts a finished batch of images."""
         self._sizes.observe(num_rows)
         self._works.observe(seconds)
         self._images.inc(num_rows)
         self.seconds_per_image += 0.2 * (seconds / num_rows - self.seconds_per_image)
 
     def waited(self, seconds: float) -> None:
-        """A job waited so long before its work began."""
+        """Records how long a job waited before its work began."""
         self._waits.observe(seconds)
 
     def answer_tokens(self, count: int) -> None:
-        """So many tokens of an answer were written."""
+        """Counts the tokens of an answer."""
         self._tokens.inc(count)
 
     def text(self) -> bytes:
-        """Returns all of it in Prometheus' text format."""
+        """Returns all metrics in Prometheus' text format."""
         return generate_latest(self._registry)
 
     def _histogram(
-        self, name: str, what: str, buckets: tuple[float, ...], labels: list[str] | None = None
+        self, name: str, text: str, buckets: tuple[float, ...], labels: list[str] | None = None
     ) -> Histogram:
         return Histogram(
-            f"blip3o_{name}", what, labels or [], buckets=buckets, registry=self._registry
+            f"blip3o_{name}", text, labels or [], buckets=buckets, registry=self._registry
         )

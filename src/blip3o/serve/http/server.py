@@ -1,11 +1,12 @@
-"""Runs the server as a process: models, sockets, signals."""
+"""The server process: loads models, opens the socket, handles signals."""
 
 import importlib.util
 import os
 import signal
 import socket
+from collections.abc import Callable, Sequence
+from functools import partial
 from types import FrameType
-from typing import Any
 
 import torch
 import uvicorn
@@ -31,33 +32,51 @@ from blip3o.serve.http.service import Service
 _LOCAL = ("127.0.0.1", "::1", "localhost")
 
 
-def serve(config: ServeConfig, model: str, **loading: Any) -> None:  # noqa: ANN401
-    """Serves a model until SIGTERM or SIGINT, then finishes what is accepted and returns.
+def serve(
+    config: ServeConfig,
+    model: str,
+    *,
+    device: str = "auto",
+    dtype: str = "auto",
+    revision: str | None = None,
+    overrides: Sequence[str] = (),
+    quantize: str | None = None,
+    offload: str = "none",
+) -> None:
+    """Serves a model until SIGTERM or SIGINT, then finishes accepted requests and returns.
 
     Args:
         config: limits, address and sizes.
-        model: what `Blip3oPipeline.from_pretrained` loads.
-        loading: its other arguments.
+        model: model to load; this and the other arguments are those of
+            `Blip3oPipeline.from_pretrained`.
+        device: "auto" or a torch device.
+        dtype: "auto", "fp32", "bf16" or "fp16".
+        revision: branch, tag or commit, for a hub id.
+        overrides: changes of the model's config, as "path.to.field=value".
+        quantize: "int8" or "int4" for the backbone's matrices.
+        offload: "none", "model" or "sequential".
 
     Raises:
-        UsageError: if the model or the address is not to be had.
+        UsageError: if the model cannot be loaded or the address is unavailable.
     """
     steady_kernels()
     keys = api_keys(config)
     if config.host not in _LOCAL and not keys:
-        say(f"blip3o: warning: {config.host} can be reached by others, and no --api-key is set")
+        say(f"blip3o: warning: {config.host} is open to other machines, and no --api-key is set")
     listener = _bind(config)
-    devices = _devices(loading.pop("device", "auto"), config.workers)
+    devices = _devices(device, config.workers)
     num_threads = max(1, torch.get_num_threads() // len(devices))
-    _compute_alone(devices)
-    pipes = [Blip3oPipeline.from_pretrained(model, device=name, **loading) for name in devices]
+    _use_one_thread(devices)
+    load = partial(Blip3oPipeline.from_pretrained, model, dtype=dtype, revision=revision)
+    pipes = [
+        load(device=one, overrides=overrides, quantize=quantize, offload=offload) for one in devices
+    ]
     service = Service(pipes, os.path.basename(model.rstrip("/")) or model, config, num_threads)
     service.start()
-    _compute_alone(devices)
+    _use_one_thread(devices)
     names = HostNames(config.host, config.allowed_host, has_keys=bool(keys))
     app = build_app(service, keys, names)
-    if not config.no_page:
-        _add_page(app, service)
+    end_page = None if config.no_page else _add_page(app, service)
     most = raise_file_limit(config.max_connections)
     table = Connections(most, config.header_timeout_s, config.read_timeout_s)
     limit_log()
@@ -71,13 +90,13 @@ def serve(config: ServeConfig, model: str, **loading: Any) -> None:  # noqa: ANN
         timeout_graceful_shutdown=max(1, round(config.drain_timeout_s)),
         server_header=False,
     )
-    server = _Server(settings, service)
+    server = _Server(settings, service, end_page)
     for number in (signal.SIGTERM, signal.SIGINT):
-        # uvicorn takes signals while it runs and raises them again when it is done: to stop when
-        # told to is no failure, and a signal that comes before it runs counts too.
+        # uvicorn handles signals while it runs, and raises them again when it ends. Our handler
+        # makes a requested stop end without an error, and also covers the time before uvicorn runs.
         signal.signal(number, server.handle_exit)
     try:
-        _listen(listener, config)  # before it is said that we serve: clients may come at once
+        _listen(listener, config)  # before the log line, because clients may connect immediately
         host, port = listener.getsockname()[:2]
         say(f"blip3o: serving {service.name} at http://{host}:{port}")
         server.run(sockets=[listener])
@@ -86,56 +105,59 @@ def serve(config: ServeConfig, model: str, **loading: Any) -> None:  # noqa: ANN
 
 
 def api_keys(config: ServeConfig) -> list[str]:
-    """Returns the keys of which clients must send one; none lets everybody in.
+    """Returns the valid API keys; an empty list means open access.
 
-    White space around a key is dropped, as it is where clients send it.
+    White space around a key is dropped, as it is in requests.
 
     Args:
-        config: holds some; others are in the environment.
+        config: contains keys; further ones come from the environment (BLIP3O_API_KEYS).
 
     Raises:
-        UsageError: for an empty key, which nobody could send.
+        UsageError: for an empty key, which no client could send.
     """
     keys = [key.strip() for key in config.api_key]
     if not all(keys):
-        raise UsageError("--api-key is empty; leave it out to let everybody in")
+        raise UsageError("--api-key is empty; give a key, or leave the option out for open access")
     others = os.environ.get("BLIP3O_API_KEYS", "").split(",")
     return [*keys, *(key.strip() for key in others if key.strip())]
 
 
-def _compute_alone(devices: list[str]) -> None:
-    """Leaves the cores to the engines, where they are what models run on.
+def _use_one_thread(devices: list[str]) -> None:
+    """Leaves the CPU cores to the engines if the models run on the CPU.
 
-    OpenMP keeps a pool of threads for every thread that computes. If the pools have more threads
-    than the machine has cores, they sleep after each product instead of waiting for the next, and
-    images take two to three times as long; so models are loaded by one thread, too. The number
-    holds for this thread and for those that begin later and set none, until an engine sets its
-    own: so before and after the engines start.
+    OpenMP keeps a thread pool for every computing thread. If the pools together have more threads
+    than the machine has cores, they sleep after each matrix product instead of waiting actively
+    for the next one, and images take two to three times as long. So this thread computes with one
+    core, also while it loads models. Call it before and after the engines start: the number
+    applies to this thread and to later threads that set none, until an engine sets its own.
     """
     if "cpu" in devices:
         torch.set_num_threads(1)
 
 
-def _add_page(app: FastAPI, service: Service) -> None:
-    """Adds the page, where what it needs is installed."""
+def _add_page(app: FastAPI, service: Service) -> Callable[[], None] | None:
+    """Adds the page if Gradio is installed; returns a function that ends its connections."""
     if importlib.util.find_spec("gradio") is None:
         say("blip3o: no web page: pip install 'blip3o[page]'")
-        return
+        return None
     from blip3o.serve.page.mount import add_page
 
-    add_page(app, service)
+    return add_page(app, service)
 
 
 class _Server(uvicorn.Server):
-    """Refuses new work from the moment it is told to stop."""
+    """Refuses new requests from the first signal to stop."""
 
-    def __init__(self, config: uvicorn.Config, service: Service) -> None:
+    def __init__(
+        self, config: uvicorn.Config, service: Service, end_page: Callable[[], None] | None
+    ) -> None:
         super().__init__(config)
         self._service = service
+        self._end_page = end_page
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        # An open page holds a connection for as long as it is told that the server lives.
-        getattr(self.config.app.state, "end_page", lambda: None)()  # type: ignore[union-attr]
+        if self._end_page is not None:  # an open page keeps its connection until then
+            self._end_page()
         await super().shutdown(sockets)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
@@ -158,19 +180,19 @@ def _bind(config: ServeConfig) -> socket.socket:
 def _listen(listener: socket.socket, config: ServeConfig) -> None:
     try:
         listener.listen(2048)
-    except OSError as error:  # another server was started at the same time, and is ready first
+    except OSError as error:  # another server that started at the same time was faster
         listener.close()
         raise UsageError(f"cannot listen on {config.host}:{config.port}: {error}") from error
 
 
 def _devices(name: str, workers: int) -> list[str]:
-    """Returns the device of each engine: CUDA devices in turn, or the same one again and again."""
+    """Returns the device of each engine: one CUDA device each, or the same device for all."""
     device = resolve_device(name)
     if device.type != "cuda" or workers == 1:
         return [str(device)] * workers
     if device.index is not None or workers > torch.cuda.device_count():
         raise UsageError(
-            f"{workers} workers need --device cuda and as many devices; there are "
+            f"--workers {workers} requires --device cuda and {workers} CUDA devices; there are "
             f"{torch.cuda.device_count()}"
         )
     return [f"cuda:{number}" for number in range(workers)]

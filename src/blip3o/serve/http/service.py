@@ -1,10 +1,11 @@
-"""Between routes and engines: a request becomes a job, a job's events become an answer."""
+"""Connects routes and engines: a request becomes a job, and its events come back."""
 
 import asyncio
 import contextlib
 import math
 import secrets
 from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
 
 from PIL import Image
 from starlette.requests import Request
@@ -17,23 +18,23 @@ from blip3o.models.unified import UnifiedModelConfig
 from blip3o.serve.batching import JobQueue, QueueClosedError, QueueFullError
 from blip3o.serve.config import ServeConfig
 from blip3o.serve.engine import Engine
-from blip3o.serve.http.errors import ApiError, invalid
-from blip3o.serve.http.images_in import ImageReader
+from blip3o.serve.http.errors import ApiError, busy, invalid
+from blip3o.serve.http.image_reader import ImageReader
 from blip3o.serve.http.metrics import Metrics
-from blip3o.serve.http.shelf import Shelf
+from blip3o.serve.http.output import Shelf
 from blip3o.serve.jobs import ChatRequest, Event, Failed, ImageRequest, Job
 from blip3o.text.chat import ChatTemplate
 
-_CHARACTERS_OF_A_TOKEN = 50
-"""More than the tokens of any text have on average, and few enough to be counted at once."""
+_MOST_CHARACTERS_PER_TOKEN = 50
+"""Above the average of any text, and low enough to bound the time that tokenizing takes."""
 
 
 class Service:
-    """Everything that routes need.
+    """Shared state of all routes: engines, queue, limits and metrics.
 
     Args:
         pipes: one pipeline for each engine.
-        name: how clients call the model.
+        name: name of the model for clients.
         config: limits and sizes.
         num_threads: CPU threads of each engine.
     """
@@ -60,20 +61,20 @@ class Service:
         self.engines = [
             Engine(pipe, self.queue, config, self.metrics, num_threads) for pipe in pipes
         ]
-        # Front and engine share what is constant: the tokenizer, the chat format and the sizes.
+        # Routes and engines share only the constant parts: tokenizer, chat template and sizes.
         self._pipe = pipes[0]
         self.sampling = self._pipe.model.config.sampling
         self.image_px = self._pipe.model.config.image_decoder.image_px
-        self.metrics.watch("queue_size", "Requests that wait", lambda: len(self.queue))
         self._num_open = 0
-        self.metrics.watch("open_requests", "Accepted and not answered", lambda: self._num_open)
+        self.metrics.watch("queue_size", "Waiting requests", lambda: len(self.queue))
+        self.metrics.watch("open_requests", "Unfinished requests", lambda: self._num_open)
         self.metrics.watch(
-            "held_pixels", "Pixels of given images", lambda: self.reader.budget.num_pixels
+            "held_pixels", "Pixels of input images", lambda: self.reader.budget.num_pixels
         )
-        self.metrics.watch("ready", "1 if requests are taken", lambda: float(self.is_ready))
+        self.metrics.watch("ready", "1 if requests are accepted", lambda: float(self.is_ready))
 
     def start(self) -> None:
-        """Starts the engines and returns when they work.
+        """Starts the engines and returns when they are ready.
 
         Raises:
             UsageError: if an engine cannot start.
@@ -86,23 +87,28 @@ class Service:
             raise UsageError("the engine did not start; the lines above say why")
 
     def stop(self) -> None:
-        """Finishes what is queued and ends the engines."""
+        """Finishes the queued jobs and stops the engines."""
         self.queue.close()
         for engine in self.engines:
             engine.join()
 
     @property
     def is_live(self) -> bool:
-        """Whether every engine works."""
+        """Whether every engine is ready."""
         return all(engine.is_ready for engine in self.engines)
 
     @property
     def is_ready(self) -> bool:
-        """Whether requests are taken."""
+        """Whether requests are accepted."""
         return self.is_live and self.queue.closed is None
 
+    @property
+    def chat_template(self) -> ChatTemplate:
+        """The model's chat template."""
+        return self._pipe.chat_template
+
     def check_model(self, name: str | None, param: str = "model") -> None:
-        """Checks that a request asks for the model that is served, by any of its names.
+        """Checks that a request asks for the served model, under any of its names.
 
         Raises:
             ApiError: 404 if not.
@@ -110,8 +116,8 @@ class Service:
         if name is not None and name not in self.names:
             raise ApiError(
                 404,
-                f"the model {name!r:.100} is not served here; use {self.name!r}, or give it this "
-                "name too: blip3o serve --model-alias NAME",
+                f"the model {name!r:.100} is not served here; use {self.name!r}, or start the "
+                "server with blip3o serve --model-alias NAME to allow this name",
                 param=param,
                 code="model_not_found",
             )
@@ -120,7 +126,7 @@ class Service:
         """Returns the token ids of a prompt for an image.
 
         Raises:
-            ApiError: 400 if it is empty, too long, or holds what a prompt may not.
+            ApiError: 400 if it is empty, too long, or contains a reserved mark.
         """
         pipe = self._pipe
         self._check_characters(len(text), param)
@@ -133,53 +139,55 @@ class Service:
             raise invalid(f"the prompt has {len(row)} tokens; at most {limit} are allowed", param)
         return row
 
-    def check_chat(self, messages: Sequence[Message], images: Sequence[Image.Image]) -> None:
-        """Checks that a conversation is not over-long, counted as the model reads it.
+    def check_chat(
+        self, messages: Sequence[Message], images: Sequence[Image.Image], param: str
+    ) -> None:
+        """Checks the length of a conversation, counted in the tokens that the model reads.
 
         Raises:
-            ApiError: 400 if it is, or if it holds what a conversation may not.
+            ApiError: 400 if it is too long or contains a reserved mark.
         """
-        self._check_characters(sum(len(message.text) for message in messages), "messages")
+        self._check_characters(sum(len(message.text) for message in messages), param)
         config = self._pipe.model.config
         limit = min(self.config.max_prompt_tokens, config.max_prompt_tokens)
         try:
             length = self._pipe.prompt_length(messages, [image.size for image in images])
         except UsageError as error:
-            raise invalid(str(error), "messages") from error
+            raise invalid(str(error), param) from error
         if length > limit:
             message = f"the conversation has {length} tokens; at most {limit} fit"
-            raise invalid(message, "messages", "context_length_exceeded")
+            raise invalid(message, param, "context_length_exceeded")
 
     def _check_characters(self, count: int, param: str) -> None:
-        """Refuses what is far too long before a tokenizer, which stops all else, sees it."""
-        limit = _CHARACTERS_OF_A_TOKEN * self.config.max_prompt_tokens
+        """Refuses a far too long text before the tokenizer, which blocks all other requests."""
+        limit = _MOST_CHARACTERS_PER_TOKEN * self.config.max_prompt_tokens
         if count > limit:
             message = f"{count} characters of text; at most {limit} are allowed"
             raise invalid(message, param, "context_length_exceeded")
 
-    @property
-    def chat_template(self) -> ChatTemplate:
-        """The words around prompts."""
-        return self._pipe.chat_template
-
-    async def events(
+    def events(
         self, request: ImageRequest | ChatRequest, client: Request | None = None
-    ) -> AsyncGenerator[Event]:
-        """Submits a request and yields its events; ends early when its client goes away.
+    ) -> aclosing[AsyncGenerator[Event]]:
+        """Returns a context manager that submits a request and gives its events.
+
+        Leaving the context cancels the job. The events end early if the client disconnects. They
+        raise `ApiError`: 429 if the queue is full, 503 if no requests are accepted, 504 after the
+        time limit, 400 or 500 if the job fails.
 
         Args:
-            request: what to do.
-            client: whose going away ends the job; None if closing the generator says it.
-
-        Raises:
-            ApiError: 429 if the queue is full, 503 if nothing is taken any more, 504 after the
-                time limit, 400 or 500 if the job fails.
+            request: the request.
+            client: connection to watch for a disconnect; None to watch none.
         """
+        return aclosing(self._events(request, client))
+
+    async def _events(
+        self, request: ImageRequest | ChatRequest, client: Request | None
+    ) -> AsyncGenerator[Event]:
         loop = asyncio.get_running_loop()
         arrived: asyncio.Queue[Event | None] = asyncio.Queue()
 
         def deliver(event: Event) -> None:
-            with contextlib.suppress(RuntimeError):  # the loop is closed, and with it the client
+            with contextlib.suppress(RuntimeError):  # the loop, and so the client, is closed
                 loop.call_soon_threadsafe(arrived.put_nowait, event)
 
         job = Job(request, deliver)
@@ -187,7 +195,7 @@ class Service:
         self._num_open += 1
         watcher = None
         if client is not None:
-            watcher = asyncio.create_task(_tell_when_gone(client, arrived))
+            watcher = asyncio.create_task(_watch_disconnect(client, arrived))
         try:
             end = loop.time() + self.config.timeout_s
             while True:
@@ -211,22 +219,18 @@ class Service:
             self.queue.put(job)
         except QueueFullError as error:
             wait = math.ceil(len(self.queue) * self.metrics.seconds_per_image)
-            raise ApiError(
-                429,
-                "too many requests are waiting; try again later",
-                code="queue_full",
-                headers={"Retry-After": str(min(max(wait, 1), 60))},
-            ) from error
+            headers = {"Retry-After": str(min(max(wait, 1), 60))}
+            raise busy("too many requests are waiting", headers) from error
         except QueueClosedError as error:
             raise ApiError(503, str(error), code="unavailable") from error
 
 
 def _seen_px(config: UnifiedModelConfig) -> int | None:
-    """Returns the side to which all that a model does with images stretches them, if it does."""
+    """Returns the side to which a model stretches all images; None if it does not."""
     return config.image_encoder.image_px if config.question_images.mode == "stretch" else None
 
 
-async def _tell_when_gone(client: Request, arrived: "asyncio.Queue[Event | None]") -> None:
+async def _watch_disconnect(client: Request, arrived: "asyncio.Queue[Event | None]") -> None:
     while (await client.receive())["type"] != "http.disconnect":
         pass
     arrived.put_nowait(None)
@@ -243,5 +247,5 @@ def _as_error(event: Failed) -> ApiError:
 
 
 def new_seed() -> int:
-    """Returns a seed for a request that names none."""
+    """Returns a random seed."""
     return secrets.randbits(31)

@@ -1,15 +1,15 @@
-"""The turns of conversations as clients send them, and the parts that a turn is made of."""
+"""Schemas of the turns of a conversation, and of the parts of a turn."""
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from blip3o.serve.http.fields import MOST_CHARACTERS, Never, Only, Strict
+from blip3o.serve.http.fields import MOST_CHARACTERS, JsonObject, Never, Only, Strict
 
-Said = Annotated[str, Field(max_length=MOST_CHARACTERS)]
-_OF_ASSISTANTS = (
+LongText = Annotated[str, Field(max_length=MOST_CHARACTERS)]
+_ASSISTANT_FIELDS = (
     "annotations",
     "provider_specific_fields",
     "reasoning_content",
@@ -18,16 +18,16 @@ _OF_ASSISTANTS = (
 
 
 class _Part(Strict):
-    """A part of a message; it may carry marks for caches of prompts, which change no answer."""
+    """A part of a message; it may carry prompt cache markers, which do not affect the answer."""
 
-    prompt_cache_breakpoint: dict[str, Any] | None = None
-    cache_control: dict[str, Any] | None = None
+    prompt_cache_breakpoint: JsonObject | None = None
+    cache_control: JsonObject | None = None
 
 
 class ImageUrl(Strict):
-    """Where an image is: a data URI, or a URL on a host that the server allows.
+    """Location of an image: a data URI, or a URL on a host that the server allows.
 
-    The model reads an image in one size, so `detail` changes nothing.
+    `detail` has no effect, because the model reads images in one size.
     """
 
     url: str
@@ -35,38 +35,38 @@ class ImageUrl(Strict):
 
 
 class TextPart(_Part):
-    """A piece of text of a message."""
+    """A text in a message."""
 
     type: Literal["text", "input_text", "output_text"]
-    text: Said
-    annotations: list[Any] | None = None
-    logprobs: list[Any] | None = None
+    text: LongText
+    annotations: list[object] | None = None
+    logprobs: list[object] | None = None
 
 
 class RefusalPart(_Part):
-    """What an assistant said in the place of an answer."""
+    """The text with which an assistant refused to answer."""
 
     type: Literal["refusal"]
-    refusal: Said
+    refusal: LongText
 
 
-def _as_object(url: Any) -> Any:  # noqa: ANN401  (whatever a client sends)
+def _as_object(url: object) -> object:
     if isinstance(url, str):
         return {"url": url}
     if not isinstance(url, Mapping):
-        raise PydanticCustomError("image_url", "must be a URL, or an object that holds one")
+        raise PydanticCustomError("image_url", "must be a URL or an object with a URL")
     return url
 
 
 class ImagePart(_Part):
-    """An image of a message."""
+    """An image in a message."""
 
     type: Literal["image_url"]
     image_url: Annotated[ImageUrl, BeforeValidator(_as_object)]
 
 
 class InputImagePart(_Part):
-    """An image of a message, as `/v1/responses` spells it."""
+    """An image in a message, in the format of `/v1/responses`."""
 
     type: Literal["input_image"]
     image_url: Annotated[ImageUrl, BeforeValidator(_as_object)]
@@ -78,8 +78,8 @@ Part = Annotated[TextPart | RefusalPart | ImagePart | InputImagePart, Field(disc
 PART_TYPES = ("text", "input_text", "output_text", "refusal", "image_url", "input_image")
 
 
-def _as_parts(content: Any) -> Any:  # noqa: ANN401  (whatever a client sends)
-    """Returns the parts of a content that may be one text."""
+def _as_parts(content: object) -> object:
+    """Returns content as a list of parts; it may be a single text."""
     if isinstance(content, str):
         return [{"type": "text", "text": content}]
     if not isinstance(content, list):
@@ -93,29 +93,29 @@ Content = Annotated[list[Part], BeforeValidator(_as_parts)]
 class ChatMessage(Strict):
     """One turn of a conversation.
 
-    Clients send an answer back with all of its fields. So a turn of the assistant may have the
-    fields of answers if they are empty, and notes about its text are not read.
+    Clients send previous answers back with all of their fields. Therefore assistant turns accept
+    the fields of answers if they are empty, and ignore annotations of the text.
     """
 
     role: Literal["system", "developer", "user", "assistant"]
     content: Content = Field(default_factory=list)
     name: Never = None
-    refusal: Said | None = None
-    annotations: list[Any] | None = None
+    refusal: LongText | None = None
+    annotations: list[object] | None = None
     reasoning_content: str | None = None
-    provider_specific_fields: dict[str, Any] | None = None
+    provider_specific_fields: JsonObject | None = None
     audio: Never = None
     function_call: Never = None
-    tool_calls: Annotated[Any, Only([])] = None
+    tool_calls: Annotated[object, Only([])] = None
 
     @model_validator(mode="before")
     @classmethod
-    def _notes_of_assistants(cls, data: Any) -> Any:  # noqa: ANN401  (whatever a client sends)
+    def _assistant_fields(cls, data: object) -> object:
         if not isinstance(data, Mapping) or data.get("role") == "assistant":
             return data
-        for name in _OF_ASSISTANTS:
+        for name in _ASSISTANT_FIELDS:
             if data.get(name) is not None:
-                words = {"words": f"holds {name}, which only turns of the assistant have"}
+                words = {"words": f"has the field {name}, which only assistant turns may have"}
                 raise PydanticCustomError("role", "{words}", words)
         if data.get("content") is None:
             raise PydanticCustomError("content", "has no content")

@@ -1,4 +1,4 @@
-"""Room for uploads to the page: old files make room for new ones, and a full disk is a 507."""
+"""Disk space for uploads to the page: old files are deleted for new ones; a full disk gives 507."""
 
 import asyncio
 import contextlib
@@ -10,21 +10,22 @@ from pathlib import Path
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from blip3o.serve.http.errors import ApiError
+from blip3o.serve.http.guard import replayed
 
 _UPLOAD_PATHS = ("/gradio_api/upload", "/upload")
 _FREE_BYTES = 16_000_000
-"""Left free on the disk, for everything else that the server writes."""
+"""Disk space left free for all other files that the server writes."""
 _LEAST_BYTES = 65_536
-"""What a file counts at least: millions of tiny ones would be slow to look through."""
+"""Smallest size that a file counts as; it limits the number of tiny files, which slow scans."""
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 class UploadFolder:
-    """The folder of the page's files; files that are there at the start (examples) are kept.
+    """The folder of the page's files. Files that exist at the start (examples) are kept.
 
     Args:
-        folder: holds uploads and images that the page shows.
-        max_bytes: of all files that come later.
+        folder: contains uploads, and images that the page shows.
+        max_bytes: largest total size of later files.
     """
 
     def __init__(self, folder: Path, max_bytes: int) -> None:
@@ -33,19 +34,19 @@ class UploadFolder:
         self._kept = set(self._files())
 
     def make_room(self, size: int) -> None:
-        """Removes the oldest files until a new one fits.
+        """Deletes the oldest files until a new one fits.
 
         Args:
             size: bytes of the new file.
 
         Raises:
-            ApiError: 507 if it does not fit even then.
+            ApiError: 507 if it still does not fit.
         """
         found = []
         for path in self._files():
             try:
                 status = path.stat()
-            except OSError:  # another request has just removed it
+            except OSError:  # another request has just deleted it
                 continue
             if path not in self._kept:
                 found.append((status.st_mtime, max(status.st_size, _LEAST_BYTES), path))
@@ -63,13 +64,13 @@ class UploadFolder:
             raise no_room()
 
     def remove_unfinished(self) -> None:
-        """Removes the files of broken uploads, which lie beside the folders of whole ones."""
+        """Deletes the files of interrupted uploads, which lie at the top level of the folder."""
         for path in self._folder.iterdir():
             if path.is_file() and path not in self._kept:
                 path.unlink(missing_ok=True)
 
     def _remove(self, path: Path) -> None:
-        """Removes a file, and its folder if nothing else lies there."""
+        """Deletes a file, and its folder if that is then empty."""
         path.unlink(missing_ok=True)
         if path.parent != self._folder:
             with contextlib.suppress(OSError):
@@ -80,21 +81,21 @@ class UploadFolder:
 
 
 class UploadRoom:
-    """ASGI middleware: makes room before an upload, and answers 507 when the disk is full.
+    """ASGI middleware that makes room before an upload, and answers 507 if the disk is full.
 
     Args:
-        app: what takes the uploads; its `state.uploads` is the `UploadFolder`, if it has a page.
+        app: the application; if it has a page, its `state.uploads` is the `UploadFolder`.
     """
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answers a request, or has the application do it."""
+        """Handles a request."""
         held: list[Message] = []
 
         async def holding(message: Message) -> None:
-            # An error is not sent before it is known which one it is.
+            # A 500 is held back, because it may turn out to be a 507.
             if held or message.get("status") == 500:
                 held.append(message)
             else:
@@ -107,7 +108,9 @@ class UploadRoom:
         is_upload = folder is not None and scope["path"] in _UPLOAD_PATHS
         try:
             if is_upload:
-                receive = await _with_room(folder, receive)
+                first = await receive()
+                await asyncio.to_thread(folder.make_room, len(first.get("body", b"")))
+                receive = replayed(first, receive)
             await self._app(scope, receive, holding)
         except ApiError as error:
             await error.response()(scope, receive, send)
@@ -122,32 +125,16 @@ class UploadRoom:
             await _send_all(held, send)
 
 
-async def _with_room(folder: UploadFolder, receive: Receive) -> Receive:
-    """Returns a receive of the same body, for which there is room now."""
-    first = await receive()
-    await asyncio.to_thread(folder.make_room, len(first.get("body", b"")))
-    is_given = False
-
-    async def again() -> Message:
-        nonlocal is_given
-        if is_given:
-            return await receive()
-        is_given = True
-        return first
-
-    return again
-
-
 async def _send_all(messages: list[Message], send: Send) -> None:
     for message in messages:
         await send(message)
 
 
 def is_full(error: BaseException) -> bool:
-    """Whether an error, its cause, or one of its group says that the disk is full."""
-    inner = getattr(error, "exceptions", ())
+    """Whether an error, its cause or a member of its group means that the disk is full."""
     if isinstance(error, OSError) and error.errno in _FULL:
         return True
+    inner = error.exceptions if isinstance(error, BaseExceptionGroup) else ()
     causes = [one for one in (error.__cause__, *inner) if one is not None]
     return any(is_full(one) for one in causes)
 

@@ -1,4 +1,4 @@
-"""What the page offers for one click."""
+"""Examples that the page offers."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ PROMPTS = (
     "a red rabbit to the left of a green tree",
     "a blue dog to the left of a red car",
 )
-"""Of what the bundled model draws well, whatever the seed; a test judges all examples."""
+"""Prompts that the bundled model draws well with any seed; a test checks all examples."""
 QUESTION = "Describe the image in detail."
 INSTRUCTIONS = ("remove the tree", "make the car green", "remove the crown")
 
@@ -32,16 +32,16 @@ SCENES = (
         ),
     ),
 )
-"""What the example images show."""
+"""Scenes of the example images."""
 _SIDE_PX = 384
 _NAMES = ("cat-and-tree", "car", "guitar-and-crown")
 
 
 def example_images(folder: Path) -> list[str]:
-    """Writes the example images to a folder and returns their paths.
+    """Writes the example images and returns their paths.
 
     Args:
-        folder: where to.
+        folder: destination.
     """
     paths = []
     for name, scene in zip(_NAMES, SCENES, strict=True):

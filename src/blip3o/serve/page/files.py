@@ -1,4 +1,4 @@
-"""Files that the page shows: each appears under its name only when it is whole."""
+"""Files that the page shows; each appears under its name only once it is complete."""
 
 import hashlib
 import io
@@ -10,14 +10,14 @@ from PIL import Image
 
 
 def kept(data: bytes, name: str, folder: str) -> str:
-    """Writes a file where browsers can fetch it, unless it is there already.
+    """Writes a file where browsers can fetch it, unless it already exists.
 
-    Equal contents have one path, so a browser may read a file while another thread writes the same
-    one. So a file is written under another name, then renamed, and never rewritten.
+    Equal contents share a path, so a browser may read a file while another thread wants to write
+    it. Therefore a file is written under a temporary name, renamed, and never rewritten.
 
     Args:
         data: the content.
-        name: the file's name; its last part counts.
+        name: file name; folders in it are ignored.
         folder: folder of the page's files.
 
     Returns:
@@ -28,7 +28,7 @@ def kept(data: bytes, name: str, folder: str) -> str:
     """
     path = Path(folder).resolve() / hashlib.sha256(data).hexdigest() / Path(name).name
     if path.exists():
-        os.utime(path)  # old files are deleted, and this one is in use again
+        os.utime(path)  # old files are deleted; this one is in use again
         return str(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor, scratch = tempfile.mkstemp(dir=path.parent)
@@ -42,13 +42,13 @@ def kept(data: bytes, name: str, folder: str) -> str:
 
 
 def kept_image(img: Image.Image, cache_dir: str, name: str = "image", format: str = "webp") -> str:
-    """Writes an image as Gradio's function of the same arguments does, but with `kept`.
+    """Writes an image with `kept`; replaces Gradio's function with the same arguments.
 
     Args:
         img: the image.
         cache_dir: folder of the page's files.
-        name: the file's name without its suffix.
-        format: the suffix, which is also the file's format.
+        name: file name without suffix.
+        format: image format, used as suffix.
 
     Raises:
         OSError: if the file cannot be written.

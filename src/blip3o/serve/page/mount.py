@@ -1,11 +1,12 @@
-"""Puts the page at `/` of the application."""
+"""Mounts the page at `/`, with the unsafe parts of Gradio replaced or blocked."""
 
 import atexit
 import os
 import shutil
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import NoReturn, Protocol
 
 from fastapi import FastAPI
 from starlette.datastructures import Headers, MutableHeaders
@@ -16,7 +17,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from blip3o.core.errors import UsageError
 from blip3o.serve.http.guard import API_PATHS
 from blip3o.serve.http.service import Service
-from blip3o.serve.http.system import not_found, wrong_method
+from blip3o.serve.http.system_routes import not_found, wrong_method
 from blip3o.serve.http.uploads import UploadFolder
 
 _POLICY = (
@@ -24,23 +25,32 @@ _POLICY = (
     "script-src 'self' 'unsafe-inline' 'unsafe-eval' blob:; "
     "style-src 'self' 'unsafe-inline'; frame-ancestors 'self'"
 )
-"""Browsers are told to ask nobody but this server."""
+"""Allows browsers to contact only this server."""
 
 _RELAYS = ("/gradio_api/file=http:", "/gradio_api/file=https:", "/gradio_api/proxy=")
-"""Paths under which Gradio would hand on what other servers answer."""
+"""Paths under which Gradio would relay answers of other servers."""
 
-_OF_SCRIPTS = "/gradio_api/"
-"""Paths that the page's scripts ask; they read Gradio's errors."""
+_SCRIPT_PATHS = "/gradio_api/"
+"""Paths used by the page's scripts, which expect Gradio's errors."""
 
 
-def add_page(app: FastAPI, service: Service) -> None:
-    """Adds the page to an application whose routes are all there.
+class _File(Protocol):
+    """A file that Gradio passes to an image field."""
+
+    path: str | None
+
+
+def add_page(app: FastAPI, service: Service) -> Callable[[], None]:
+    """Adds the page to an application; call it after all other routes have been added.
 
     Args:
         app: the server's application.
-        service: what the page hands its requests to.
+        service: handles the requests of the page.
+
+    Returns:
+        A function that ends the page's open connections.
     """
-    # Gradio reads these when it is imported.
+    # Gradio reads these variables when it is imported.
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     files = tempfile.mkdtemp(prefix="blip3o-page-")
     os.environ["GRADIO_TEMP_DIR"] = files
@@ -49,16 +59,15 @@ def add_page(app: FastAPI, service: Service) -> None:
     from gradio import image_utils, processing_utils
 
     from blip3o.serve.page.files import kept_image
-    from blip3o.serve.page.look import CSS, HEAD, theme
-    from blip3o.serve.page.tabs import build_page
+    from blip3o.serve.page.layout import CSS, HEAD, build_page, theme
 
     # Gradio would decode images of any size; the page reads them within the server's limits.
-    # (Not by a component of our own: for such a class Gradio writes files beside the source.)
-    _exchange(image_utils, "preprocess_image", _untouched)
-    # Gradio would fetch whatever URL a client names in the place of a file.
-    _exchange(processing_utils, "async_ssrf_protected_get", _refuse_url)
+    # (Not a component of our own: for such a class Gradio writes files next to its source.)
+    _replace(image_utils, "preprocess_image", _undecoded)
+    # Gradio would fetch any URL that a client sends instead of a file.
+    _replace(processing_utils, "async_ssrf_protected_get", _refuse_url)
     # Gradio would rewrite a file in place while a browser reads it.
-    _exchange(processing_utils, "save_pil_to_cache", kept_image)
+    _replace(processing_utils, "save_pil_to_cache", kept_image)
     page = build_page(service, Path(files))
     gr.mount_gradio_app(
         app,
@@ -76,82 +85,58 @@ def add_page(app: FastAPI, service: Service) -> None:
         enable_monitoring=False,
         max_file_size=service.config.max_image_bytes,
     )
-    # Without this Gradio lets clients name any file of this machine in the place of an upload.
-    _exchange(page, "has_launched", True)
+    # Without this, Gradio accepts the path of any file on this machine instead of an upload.
+    _replace(page, "has_launched", True)
     mounted = app.router.routes.pop()
     assert isinstance(mounted, Mount), "Gradio mounts itself last"
-    app.router.routes.append(
-        _PageMount("/", app=_Guarded(_WithApiErrors(mounted.app)), name="page")
-    )
+    gradio_app = mounted.app
+    assert isinstance(gradio_app, gr.routes.App)
+    app.router.routes.append(_PageMount("/", app=_PageApp(gradio_app), name="page"))
     app.state.uploads = UploadFolder(Path(files), service.config.max_upload_bytes)
-    app.state.end_page = mounted.app.stop_event.set  # type: ignore[attr-defined]
+    return gradio_app.stop_event.set
 
 
-def _exchange(owner: Any, name: str, own: Any) -> None:  # noqa: ANN401  (a module, an object)
-    """Puts something of ours in the place of Gradio's; without it the page would not be safe.
+def _replace(owner: object, name: str, own: object) -> None:
+    """Replaces an attribute of Gradio; the page would not be safe otherwise.
 
     Raises:
-        UsageError: if this Gradio has no such thing.
+        UsageError: if this version of Gradio does not have it.
     """
     if not hasattr(owner, name):
         raise UsageError(
-            f"the page does not know this version of Gradio (no {name}): pip install --upgrade "
+            f"the page does not support this version of Gradio (no {name}): pip install --upgrade "
             "'blip3o[page]', or serve with --no-page"
         )
     setattr(owner, name, own)
 
 
-def _untouched(payload: Any, **_: Any) -> str | None:  # noqa: ANN401  (as Gradio calls it)
+def _undecoded(payload: _File | None, **_: object) -> str | None:
     return None if payload is None else payload.path
 
 
-async def _refuse_url(url: str) -> Any:  # noqa: ANN401  (it never returns)
+async def _refuse_url(url: str) -> NoReturn:
     import gradio as gr
 
-    raise gr.Error("The page reads no URLs; choose a file.", print_exception=False)
+    raise gr.Error("The page does not read URLs; choose a file.", print_exception=False)
 
 
 class _PageMount(Mount):
-    """Takes all paths but those of the API, whose errors are answered by the API."""
+    """Matches all paths except those of the API, which answers unknown ones itself."""
 
-    def matches(self, scope: Scope) -> tuple[Match, Any]:
+    def matches(self, scope: Scope) -> tuple[Match, Scope]:
         """Returns whether a request is for the page."""
         if scope["path"].startswith(API_PATHS):
             return Match.NONE, {}
         return super().matches(scope)
 
 
-class _WithApiErrors:
-    """Answers paths and methods that the page does not have as the API answers them.
+class _PageApp:
+    """Makes Gradio's answers safe and similar to those of the API.
 
-    A program may have left out the /v1 of its address. What Gradio's own scripts ask is left alone.
+    Every answer gets the content security policy, and the relays are blocked. Unknown paths and
+    wrong methods get errors of the API, because they may come from a program whose base URL lacks
+    /v1; paths of Gradio's scripts keep Gradio's errors.
     """
-
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["path"].startswith(_OF_SCRIPTS):
-            await self._app(scope, receive, send)
-            return
-        is_answered = False
-
-        async def as_api(message: Message) -> None:
-            nonlocal is_answered
-            status = message.get("status")
-            if status in (404, 405):
-                is_answered = True
-                headers = dict(Headers(raw=message["headers"]))
-                error = not_found() if status == 404 else wrong_method(scope["method"], headers)
-                await error.response()(scope, receive, send)
-            elif not is_answered:
-                await send(message)
-
-        await self._app(scope, receive, as_api)
-
-
-class _Guarded:
-    """Adds the policy to every answer of the page, and fetches nothing for anybody."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -164,6 +149,22 @@ class _Guarded:
                 headers["Referrer-Policy"] = "same-origin"
             await send(message)
 
-        is_relay = scope["path"].startswith(_RELAYS) if scope["type"] == "http" else False
-        app = PlainTextResponse("not found", 404) if is_relay else self._app
-        await app(scope, receive, with_policy)
+        is_answered = False
+
+        async def as_api(message: Message) -> None:
+            nonlocal is_answered
+            status = message.get("status")
+            if status in (404, 405):
+                is_answered = True
+                headers = dict(Headers(raw=message["headers"]))
+                error = not_found() if status == 404 else wrong_method(scope["method"], headers)
+                await error.response()(scope, receive, with_policy)
+            elif not is_answered:
+                await with_policy(message)
+
+        if scope["type"] != "http" or scope["path"].startswith(_SCRIPT_PATHS):
+            is_relay = scope["type"] == "http" and scope["path"].startswith(_RELAYS)
+            app = PlainTextResponse("not found", 404) if is_relay else self._app
+            await app(scope, receive, with_policy)
+        else:
+            await self._app(scope, receive, as_api)

@@ -1,15 +1,15 @@
-"""What the tabs share: fields, errors as sentences, files of images."""
+"""Shared parts of the tabs: fields, event handlers, errors and image files."""
 
 import functools
 import html
-import inspect
 import re
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple, ParamSpec, TypeVar
 
 import gradio as gr
+from gradio.events import Dependency
 from gradio.utils import get_upload_folder
 from PIL import Image
 
@@ -18,24 +18,60 @@ from blip3o.core.errors import UsageError
 from blip3o.core.log import say
 from blip3o.imaging.settings import png_with_settings
 from blip3o.serve.http.errors import ApiError
+from blip3o.serve.http.fields import JsonObject
 from blip3o.serve.http.service import Service, new_seed
 from blip3o.serve.http.uploads import is_full, no_room
-from blip3o.serve.jobs import ChatRequest, Event, ImageRequest
+from blip3o.serve.jobs import ImageRequest
 from blip3o.serve.page.files import kept
 
+P = ParamSpec("P")
+T = TypeVar("T")
+WAITING = "Waiting for the model\u2026"
 _MOST_NAME = 40
-QUIET: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
-"""Of every event: programs have the API, and progress is told in words and images."""
+_Fields = Sequence[gr.components.Component] | gr.components.Component | None
+
+
+def wire(
+    handler: Callable[..., object],
+    inputs: _Fields,
+    outputs: _Fields,
+    *events: Callable[..., Dependency],
+    cancels: list[Dependency] | None = None,
+) -> list[Dependency]:
+    """Connects a handler to events, and returns the connections.
+
+    They are not part of Gradio's API, because programs use ours, and they show no progress bar,
+    because handlers report progress themselves.
+
+    Args:
+        handler: called with the values of the inputs.
+        inputs: fields to read.
+        outputs: fields to update.
+        events: for example `button.click`.
+        cancels: connections whose running handlers are stopped.
+    """
+    return [
+        event(
+            handler,
+            inputs,
+            outputs,
+            cancels=cancels,
+            api_visibility="private",
+            show_progress="hidden",
+        )
+        for event in events
+    ]
 
 
 def image_field() -> gr.Image:
-    """Adds a field for an image; its file comes as it is, to be read within the limits."""
-    sources: list[Any] = ["upload", "clipboard"]
-    return gr.Image(label="Image", type="filepath", sources=sources, height=300, buttons=[])
+    """Adds an image field; its file is not decoded, but read within the limits later."""
+    return gr.Image(
+        label="Image", type="filepath", sources=["upload", "clipboard"], height=300, buttons=[]
+    )
 
 
 class Sampling(NamedTuple):
-    """The fields that say how an image is sampled."""
+    """The fields for sampling settings."""
 
     seed: gr.Number
     is_new: gr.Checkbox
@@ -44,7 +80,7 @@ class Sampling(NamedTuple):
 
 
 def sampling_fields(service: Service) -> Sampling:
-    """Adds seed, steps and guidance, with the model's own numbers."""
+    """Adds seed, steps and guidance, with the model's defaults."""
     own, most = service.sampling, service.config.max_steps
     seed, is_new = seed_fields()
     with gr.Row():
@@ -64,28 +100,53 @@ def sampling_fields(service: Service) -> Sampling:
 
 
 def seed_fields() -> tuple[gr.Number, gr.Checkbox]:
-    """Adds a seed and a button that draws another one."""
+    """Adds a seed, a button for a random one, and a checkbox for a new one each time."""
     with gr.Row(elem_classes="seed"):
-        # A number, not the function: what Gradio fetches on load may come after what was typed.
+        # A number, not a function: Gradio would call it on load and overwrite a typed seed.
         seed = gr.Number(new_seed(), label="Seed", precision=0, minimum=0, min_width=160)
-        dice = gr.Button("Roll", elem_classes="dice", min_width=90)
+        dice = gr.Button("Random", elem_classes="dice", min_width=90)
     is_new = gr.Checkbox(True, label="New seed each time")
-    dice.click(new_seed, None, seed, **QUIET)
+    wire(new_seed, None, seed, dice.click)
     return seed, is_new
 
 
-def rolled(seed: float | None, is_new: bool) -> int:
-    """Returns the seed of a request: that of the field, or a new one."""
+def chosen_seed(seed: float | None, is_new: bool) -> int:
+    """Returns the seed of a request: the field's, or a new one."""
     return new_seed() if is_new or seed is None else int(seed)
 
 
-def sentences(handler: Callable[..., AsyncIterator[Any]]) -> Callable[..., AsyncIterator[Any]]:
-    """Returns a handler of events whose errors are shown as one sentence."""
+def sampled_fields(
+    prompt: str, seed: float | None, is_new: bool, steps: int, guidance: float
+) -> JsonObject:
+    """Returns the fields of a request for sampled images.
+
+    Args:
+        prompt: the prompt or the instruction.
+        seed: value of the seed field.
+        is_new: whether to use a new seed.
+        steps: sampling steps.
+        guidance: guidance scale.
+
+    Raises:
+        UsageError: if the prompt is blank.
+    """
+    if not prompt.strip():
+        raise UsageError("describe what you want first")
+    return {
+        "prompt": prompt,
+        "seed": chosen_seed(seed, is_new),
+        "num_inference_steps": int(steps),
+        "guidance_scale": float(guidance),
+    }
+
+
+def with_messages(handler: Callable[P, AsyncGenerator[T]]) -> Callable[P, AsyncGenerator[T]]:
+    """Returns an event handler whose errors the page shows as one sentence."""
 
     @functools.wraps(handler)
-    async def told(*values: Any) -> AsyncIterator[Any]:  # noqa: ANN401
+    async def wrapped(*values: P.args, **named: P.kwargs) -> AsyncGenerator[T]:
         try:
-            async with aclosing(handler(*values)) as results:  # type: ignore[type-var]
+            async with aclosing(handler(*values, **named)) as results:
                 async for result in results:
                     yield result
         except (ApiError, UsageError) as error:
@@ -95,31 +156,26 @@ def sentences(handler: Callable[..., AsyncIterator[Any]]) -> Callable[..., Async
         except Exception as error:
             if is_full(error):
                 raise shown(no_room()) from error
-            # A bug: one line in the log, one on the page.
+            # A bug: one line in the log and one on the page.
             say(f"blip3o: the page failed: {type(error).__name__}: {error}")
             raise shown(UsageError("an internal error; the server's log says more")) from error
 
-    told.__signature__ = inspect.signature(handler)  # type: ignore[attr-defined]
-    return told
+    return wrapped
 
 
 def shown(error: ApiError | UsageError) -> gr.Error:
-    """Returns an error as the page shows it; what a user wrote is not taken for HTML."""
+    """Returns an error for the page; user input in it is not interpreted as HTML."""
     text = str(error).strip().rstrip(".")
     sentence = f"{text[:1].upper()}{text[1:]}."
     return gr.Error(html.escape(sentence), print_exception=False)
 
 
-def events(service: Service, job: ImageRequest | ChatRequest) -> aclosing[AsyncGenerator[Event]]:
-    """Returns the events of a job; leaving the block ends it."""
-    return aclosing(service.events(job))
-
-
 async def opened(service: Service, path: str | None) -> Image.Image:
-    """Returns the image of a field.
+    """Returns the image of an image field.
 
     Raises:
-        ApiError: 400 or 413 if there is none or it cannot be read within the limits.
+        UsageError: if no image was chosen.
+        ApiError: 400 or 413 if it cannot be read within the limits.
     """
     if path is None:
         raise UsageError("choose an image first")
@@ -129,19 +185,19 @@ async def opened(service: Service, path: str | None) -> Image.Image:
 
 
 def own_file(path: str) -> Path:
-    """Returns the path of a file that was uploaded, or made here.
+    """Returns the path of a file that was uploaded, or written by the page.
 
     Raises:
         UsageError: for any other file of this machine.
     """
     file = Path(path).resolve()
     if not file.is_relative_to(Path(get_upload_folder()).resolve()):
-        raise UsageError("choose a file of your own")
+        raise UsageError("choose a file to upload")
     return file
 
 
-def saved(image: Image.Image, settings: dict[str, Any]) -> str:
-    """Writes an image with its settings where the page can show it; returns the path."""
+def saved(image: Image.Image, settings: JsonObject) -> str:
+    """Writes an image with its settings where browsers can fetch it; returns the path."""
     words = re.findall(r"[a-z0-9]+", str(settings.get("prompt", settings["kind"])).lower())
     name = f"{'-'.join(words)[:_MOST_NAME].strip('-') or 'image'}-{settings['seed']}"
     number = settings["image_number"]
@@ -149,11 +205,9 @@ def saved(image: Image.Image, settings: dict[str, Any]) -> str:
     return kept(data, f"{name}-{number}.png", get_upload_folder())
 
 
-def settings_of(
-    service: Service, job: ImageRequest, index: int, prompt: str = ""
-) -> dict[str, Any]:
-    """Returns what an image of a job was made from."""
-    made: dict[str, Any] = {"model": service.name, "kind": job.kind}
+def settings_of(service: Service, job: ImageRequest, index: int, prompt: str = "") -> JsonObject:
+    """Returns the settings from which an image of a job was made."""
+    made: JsonObject = {"model": service.name, "kind": job.kind}
     if prompt:
         made["prompt"] = prompt
     if job.kind != "reconstruct":

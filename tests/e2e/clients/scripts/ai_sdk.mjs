@@ -1,4 +1,4 @@
-// The AI SDK; its default model of OpenAI speaks responses, and `chat` speaks chats.
+// The AI SDK; its default OpenAI model uses responses, and `chat` uses chat completions.
 
 import { createOpenAI } from "@ai-sdk/openai";
 import { generateImage, generateText, streamText } from "ai";

@@ -1,4 +1,4 @@
-// Runs what a client does, one thing after another, and prints what came of each as JSON.
+// Runs the cells of a client one after another, and prints their results as JSON.
 
 export const url = process.argv[2];
 export const model = "pocket";

@@ -1,4 +1,4 @@
-"""Runs what a client does, one thing after another, and prints what came of each as JSON."""
+"""Runs the cells of a client one after another, and prints their results as JSON."""
 
 import io
 import json
@@ -14,7 +14,7 @@ HELLO, AND_NOW = "hello", "and now?"
 
 
 def file_of(b64: str) -> io.BytesIO:
-    """Returns an image as an open file, as clients take it."""
+    """Returns an image as an open file."""
     file = io.BytesIO(b64decode(b64))
     file.name = "car.png"
     return file
@@ -25,11 +25,11 @@ def uri_of(b64: str) -> str:
 
 
 def run(**cells: Callable[[], Any]) -> None:
-    """Prints the result of each cell; one that fails does not keep the others from running."""
+    """Prints the result of each cell; the others run even if one fails."""
     results: dict[str, Any] = {}
     for name, cell in cells.items():
         try:
             results[name] = {"value": cell()}
-        except Exception as error:  # noqa: BLE001  (whatever a client raises)
+        except Exception as error:  # noqa: BLE001  (clients may raise any error)
             results[name] = {"error": f"{type(error).__name__}: {error}"}
     print(json.dumps(results))  # noqa: T201

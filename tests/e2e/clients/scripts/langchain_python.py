@@ -1,4 +1,4 @@
-"""LangChain with its models of OpenAI; images are drawn by the tool of its responses."""
+"""LangChain with its OpenAI models; images come from the tool of its responses."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""LiteLLM, which many programs use to reach models of every maker."""
+"""LiteLLM, which many programs use to call models of different providers."""
 
 from typing import Any
 

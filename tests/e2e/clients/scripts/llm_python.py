@@ -1,4 +1,4 @@
-"""The command `llm`: it asks and looks; it has no way to ask for an image."""
+"""The command `llm`: it asks about text and images, but cannot request an image."""
 
 import base64
 import json
@@ -14,7 +14,7 @@ from cells import AND_NOW, HELLO, MODEL, PROMPT, QUESTION, URL, run
 folder = Path(tempfile.mkdtemp(prefix="blip3o-llm-"))
 model = {"model_name": MODEL, "api_base": URL, "vision": True}
 listed = [{"model_id": "chat", **model}, {"model_id": "responses", "responses": True, **model}]
-(folder / "extra-openai-models.yaml").write_text(json.dumps(listed))  # YAML reads JSON
+(folder / "extra-openai-models.yaml").write_text(json.dumps(listed))  # JSON is valid YAML
 environment = {**os.environ, "LLM_USER_PATH": str(folder), "OPENAI_API_KEY": "none"}
 
 

@@ -1,4 +1,4 @@
-// The client that OpenAI publishes for JavaScript.
+// OpenAI's client for JavaScript.
 
 import OpenAI, { toFile } from "openai";
 

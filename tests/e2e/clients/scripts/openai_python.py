@@ -1,4 +1,4 @@
-"""The client that OpenAI publishes for Python."""
+"""OpenAI's client for Python."""
 
 from typing import Any
 

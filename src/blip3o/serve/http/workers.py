@@ -1,4 +1,4 @@
-"""Threads that decode the images of requests, and a budget of the pixels they may hold."""
+"""Threads for the slow work of requests, and a budget of the pixels that requests hold."""
 
 import asyncio
 import contextvars
@@ -11,23 +11,23 @@ from typing import TypeVar
 
 from PIL import Image
 
-from blip3o.serve.http.errors import ApiError
+from blip3o.serve.http.errors import ApiError, busy
 
 T = TypeVar("T")
 
 CLIENT_LEFT: contextvars.ContextVar[asyncio.Event | None] = contextvars.ContextVar(
     "client_left", default=None
 )
-"""Is set when the client of the current request hangs up; None if that is not watched."""
+"""Event that is set when the client of the current request disconnects; None if unwatched."""
 
 
 class PixelBudget:
-    """Counts the pixels of all images of requests; they are counted before they are decoded.
+    """Counts the pixels of all input images of requests, from before they are decoded.
 
-    A single request may be over the limit while no other request holds an image.
+    A single request may exceed the limit while no other request holds an image.
 
     Args:
-        max_pixels: of all images of all requests.
+        max_pixels: limit for all requests together.
     """
 
     def __init__(self, max_pixels: float) -> None:
@@ -37,15 +37,15 @@ class PixelBudget:
 
     @property
     def num_pixels(self) -> int:
-        """Pixels that are held now."""
+        """Number of pixels held now."""
         with self._lock:
             return self._held.total()
 
     def take(self, pixels: int, owner: int) -> None:
-        """Counts pixels that a request is going to hold.
+        """Adds pixels that a request is going to hold.
 
         Args:
-            pixels: how many.
+            pixels: number of pixels.
             owner: number of the request.
 
         Raises:
@@ -58,14 +58,14 @@ class PixelBudget:
             self._held[owner] += pixels
 
     def give_back(self, pixels: int, owner: int) -> None:
-        """Counts pixels that are not held any more."""
+        """Subtracts pixels that a request no longer holds."""
         with self._lock:
             self._held[owner] -= pixels
             if not self._held[owner]:
                 del self._held[owner]
 
     def hold(self, image: Image.Image, owner: int) -> None:
-        """Counts the pixels of an image for as long as anything refers to it."""
+        """Counts the pixels of an image until it is garbage-collected."""
         pixels = image.width * image.height
         with self._lock:
             self._held[owner] += pixels
@@ -73,13 +73,13 @@ class PixelBudget:
 
 
 class Workers:
-    """Threads for one kind of work of requests, apart from all other threads of the server.
+    """Threads for one kind of work, separate from all other threads of the server.
 
     Args:
-        name: of the threads.
-        num_threads: how many.
-        max_waiting: pieces of work that may wait for a thread.
-        timeout_s: longest time that a request waits for a piece of work.
+        name: the kind of work, for thread names and messages.
+        num_threads: number of threads.
+        max_waiting: number of tasks that may wait for a thread.
+        timeout_s: longest time that a request waits for a task.
     """
 
     def __init__(self, name: str, num_threads: int, max_waiting: int, timeout_s: float) -> None:
@@ -90,16 +90,16 @@ class Workers:
         self._name = name
 
     async def run(self, work: Callable[[], T]) -> T:
-        """Returns the result of work done by a thread.
+        """Returns the result of a task that runs in a thread.
 
-        Work that has not begun when its client hangs up or its time is over is dropped.
+        A task is dropped if its client disconnects or its time runs out before it starts.
 
         Args:
-            work: called in a thread.
+            work: the task.
 
         Raises:
-            ApiError: 429 if too much waits, 499 if the client left, 504 after the time limit; and
-                whatever the work raises.
+            ApiError: 429 if too many tasks wait, 499 if the client disconnected, 504 after the time
+                limit. Errors of the task are raised as well.
         """
         if self._num_open >= self._max_open:
             raise busy(f"too many requests wait for {self._name}")
@@ -128,11 +128,4 @@ class Workers:
     def _ended(self, future: "asyncio.Future[T]") -> None:
         self._num_open -= 1
         if not future.cancelled():
-            future.exception()  # it may be that no request waits for it any more
-
-
-def busy(reason: str) -> ApiError:
-    """Returns the error for a request that comes when the server holds too much already."""
-    return ApiError(
-        429, f"{reason}; try again later", code="queue_full", headers={"Retry-After": "1"}
-    )
+            future.exception()  # marks it as retrieved, even if the request no longer waits for it

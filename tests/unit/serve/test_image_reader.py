@@ -1,4 +1,4 @@
-"""The threads that decode, and the pixels they may hold."""
+"""Decoding threads, and the limit of pixels."""
 
 import asyncio
 import gc
@@ -12,9 +12,9 @@ from PIL import Image
 pytest.importorskip("fastapi")
 
 from blip3o.serve.config import ServeConfig
-from blip3o.serve.http.decoding import CLIENT_LEFT, PixelBudget, Workers
 from blip3o.serve.http.errors import ApiError
-from blip3o.serve.http.images_in import ImageReader
+from blip3o.serve.http.image_reader import ImageReader
+from blip3o.serve.http.workers import CLIENT_LEFT, PixelBudget, Workers
 
 
 def png(width: int = 100, height: int = 100) -> bytes:
@@ -33,7 +33,7 @@ async def refusal(work: Awaitable[object]) -> ApiError:
     return caught.value
 
 
-def test_pixels_count_from_before_they_are_decoded_until_nobody_has_them() -> None:
+def test_pixels_count_from_before_decoding_until_the_image_is_freed() -> None:
     async def story() -> None:
         some = reader(max_queue_pixels=25_000)
         first = await asyncio.create_task(some.from_bytes(png(), "image"))
@@ -50,7 +50,7 @@ def test_pixels_count_from_before_they_are_decoded_until_nobody_has_them() -> No
     asyncio.run(story())
 
 
-def test_one_request_alone_may_hold_more() -> None:
+def test_a_single_request_may_hold_more() -> None:
     async def story() -> None:
         some = reader(max_queue_pixels=100)
         own = [await some.from_bytes(png(), "image") for _ in range(3)]
@@ -72,20 +72,20 @@ def test_an_image_that_is_refused_or_damaged_holds_nothing() -> None:
     asyncio.run(story())
 
 
-def test_what_only_the_model_sees_is_shrunk_to_what_it_sees() -> None:
+def test_images_only_for_the_model_are_shrunk_to_its_size() -> None:
     async def story() -> None:
         some = reader(seen_px=32)
         assert (await some.from_bytes(png(), "image")).size == (100, 100)
         seen = await some.from_bytes(png(300, 20), "image", is_shown=False)
         plain = Image.open(io.BytesIO(png(300, 20))).resize((32, 32), Image.Resampling.BICUBIC)
         assert seen.tobytes() == plain.tobytes()
-        assert some.budget.num_pixels == 32 * 32  # the first one is gone already
+        assert some.budget.num_pixels == 32 * 32  # the first image has been freed
 
     asyncio.run(story())
 
 
 class Gate:
-    """Work that ends when it is let."""
+    """Tasks that end when the gate opens."""
 
     def __init__(self) -> None:
         self.is_open = threading.Event()
@@ -121,7 +121,7 @@ def test_a_client_that_leaves_frees_its_place_in_the_queue() -> None:
     asyncio.run(story())
 
 
-def test_work_that_takes_too_long_is_given_up_and_what_waits_is_dropped() -> None:
+def test_a_task_times_out_and_waiting_tasks_are_dropped() -> None:
     async def story() -> None:
         gate, workers = Gate(), Workers("decoding", 1, 10, 0.1)
         running, waiting = (asyncio.create_task(workers.run(gate.work(k))) for k in (1, 2))
@@ -137,7 +137,7 @@ def test_work_that_takes_too_long_is_given_up_and_what_waits_is_dropped() -> Non
     asyncio.run(story())
 
 
-def test_only_so_much_work_may_wait() -> None:
+def test_the_number_of_waiting_tasks_is_limited() -> None:
     async def story() -> None:
         gate, workers = Gate(), Workers("x", 1, 1, 20)
         open_ones = [asyncio.create_task(workers.run(gate.work(k))) for k in (1, 2)]
@@ -149,12 +149,12 @@ def test_only_so_much_work_may_wait() -> None:
     asyncio.run(story())
 
 
-def test_a_budget_is_given_back_by_whoever_took_it() -> None:
+def test_each_owner_gives_its_pixels_back() -> None:
     budget = PixelBudget(100)
     budget.take(80, 1)
     with pytest.raises(ApiError, match="too many pixels"):
         budget.take(30, 2)
-    budget.take(30, 1)  # nobody else holds any
+    budget.take(30, 1)  # no other owner holds any
     budget.give_back(110, 1)
     budget.take(1000, 2)
     assert budget.num_pixels == 1000

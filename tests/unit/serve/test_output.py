@@ -1,13 +1,13 @@
-"""The shelf of what clients fetch later."""
+"""The shelf of results that clients fetch later."""
 
 import pytest
 
 pytest.importorskip("fastapi")
 
-from blip3o.serve.http.shelf import Shelf
+from blip3o.serve.http.output import Shelf
 
 
-def test_the_oldest_things_make_room_and_the_newest_always_stays() -> None:
+def test_the_oldest_results_are_dropped_and_the_newest_always_stays() -> None:
     shelf: Shelf[str] = Shelf(max_bytes=10)
     for name, size in (("a", 4), ("b", 4), ("c", 4)):
         shelf.put(name, name.upper(), size)

@@ -1,4 +1,4 @@
-"""Routes about the server itself: its models, health and metrics, and a page that lists all."""
+"""Routes about the server itself: models, health, metrics and a page that documents the API."""
 
 import html
 import time
@@ -20,7 +20,7 @@ def system_routes(service: Service) -> APIRouter:
     started = int(time.time())
     about = {"object": "model", "created": started, "owned_by": "blip3o"}
 
-    @router.get("/v1/models", summary="The model that is served, by each of its names")
+    @router.get("/v1/models", summary="The model, under each of its names")
     async def models() -> Response:
         cards = [{"id": name, **about} for name in service.names]
         return JSONResponse({"object": "list", "data": cards})
@@ -30,7 +30,7 @@ def system_routes(service: Service) -> APIRouter:
         service.check_model(name)
         return JSONResponse({"id": name, **about})
 
-    @router.get("/health", summary="200 if requests are taken, else 503; needs no key")
+    @router.get("/health", summary="200 if the server accepts requests, else 503; needs no key")
     async def health() -> Response:
         state = {
             "status": "ok" if service.is_ready else "unavailable",
@@ -40,7 +40,7 @@ def system_routes(service: Service) -> APIRouter:
         }
         return JSONResponse(state, 200 if service.is_ready else 503)
 
-    @router.get("/metrics", summary="Numbers for Prometheus")
+    @router.get("/metrics", summary="Metrics for Prometheus")
     async def metrics() -> Response:
         return Response(service.metrics.text(), media_type="text/plain; version=0.0.4")
 
@@ -52,27 +52,27 @@ def system_routes(service: Service) -> APIRouter:
 
 
 def not_found() -> ApiError:
-    """Returns the error for a path that is not there."""
-    message = "there is no such path; /docs lists them, and those of OpenAI's API begin with /v1"
+    """Returns the error for an unknown path."""
+    message = "no such path; see /docs for all paths (those of OpenAI's API begin with /v1)"
     return ApiError(404, message, code="not_found")
 
 
 def wrong_method(method: str, headers: Mapping[str, str] | None) -> ApiError:
-    """Returns the error for a path that is there, but not for this method.
+    """Returns the error for a known path with a wrong method.
 
     Args:
-        method: of the request.
-        headers: of the answer; they may say which methods the path has.
+        method: method of the request.
+        headers: headers of the answer; `Allow` lists the methods of the path.
     """
     allowed = {name.lower(): value for name, value in (headers or {}).items()}.get("allow")
     advice = f"; use {allowed}" if allowed else ""
-    message = f"the path does not take {method:.20}{advice}"
-    said = {"Allow": allowed} if allowed else {}
-    return ApiError(405, message, code="method_not_allowed", headers=said)
+    message = f"the path does not support {method:.20}{advice}"
+    answer_headers = {"Allow": allowed} if allowed else {}
+    return ApiError(405, message, code="method_not_allowed", headers=answer_headers)
 
 
 def _page(schema: dict[str, Any]) -> str:
-    """Returns the OpenAPI description as a page that needs nothing from elsewhere."""
+    """Returns the OpenAPI description as a page without external resources."""
     rows = []
     for path, methods in schema["paths"].items():
         for method, operation in methods.items():

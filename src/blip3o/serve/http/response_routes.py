@@ -1,25 +1,27 @@
-"""`/v1/responses`: the interface that newer clients use first, for texts and images."""
-
-from typing import Any
+"""`/v1/responses`: OpenAI's newer interface, for texts and images."""
 
 from fastapi import APIRouter, Request
 from starlette.responses import JSONResponse, Response
 
-from blip3o.serve.http.chat import image_job
 from blip3o.serve.http.conversation import (
-    Place,
+    ImagePlace,
     Turn,
     check_order,
-    drawn_from,
+    prompt_and_images,
     read_conversation,
     turn,
 )
-from blip3o.serve.http.errors import ApiError, invalid, validated
-from blip3o.serve.http.images import check_size
+from blip3o.serve.http.errors import invalid, validated
 from blip3o.serve.http.json_in import JsonRoute
-from blip3o.serve.http.response_events import ResponseWriter
-from blip3o.serve.http.response_items import ItemShelf
-from blip3o.serve.http.response_schemas import (
+from blip3o.serve.http.output import GONE, event_stream
+from blip3o.serve.http.request_jobs import (
+    check_size,
+    check_stream_options,
+    prompted_job,
+    text_sampling,
+)
+from blip3o.serve.http.response_writer import ItemShelf, ResponseWriter
+from blip3o.serve.http.schemas import (
     ImageCallItem,
     ImageTool,
     Item,
@@ -28,8 +30,6 @@ from blip3o.serve.http.response_schemas import (
     ResponseRequest,
 )
 from blip3o.serve.http.service import Service
-from blip3o.serve.http.settings import text_sampling
-from blip3o.serve.http.sse import GONE, event_stream
 from blip3o.serve.http.turns import TextPart
 from blip3o.serve.jobs import ChatRequest, ImageRequest
 
@@ -45,7 +45,7 @@ def response_routes(service: Service) -> APIRouter:
         writer = ResponseWriter(service, job, body, shelf)
         if body.stream:
             return await event_stream(writer.streamed(request))
-        answer = await writer.whole(request)
+        answer = await writer.complete(request)
         return GONE if answer is None else JSONResponse(answer)
 
     return router
@@ -54,18 +54,17 @@ def response_routes(service: Service) -> APIRouter:
 async def response_job(
     service: Service, body: ResponseRequest, shelf: ItemShelf
 ) -> ChatRequest | ImageRequest:
-    """Returns the work that a request asks for.
+    """Returns the job for a request.
 
-    The model does not choose among tools: a request that lists the image tool gets an image.
+    The model does not choose between tools: a request that lists the image tool gets an image.
 
     Raises:
-        ApiError: 400, 404 or 413 for what the model or the server's limits do not allow.
+        ApiError: 400, 404 or 413 if the model or the server's limits do not allow it.
     """
     service.check_model(body.model)
-    if body.stream_options is not None and not body.stream:
-        raise invalid("stream_options is for streamed answers", "stream_options")
+    check_stream_options(body)
     if not body.tools and body.tool_choice not in ("auto", "none"):
-        raise invalid("tool_choice asks for a tool, and tools lists none", "tool_choice")
+        raise invalid("tool_choice asks for a tool, but tools is empty", "tool_choice")
     turns = _turns(body, shelf)
     check_order(turns, "input")
     if body.tools and body.tool_choice != "none":
@@ -73,10 +72,6 @@ async def response_job(
     limit = ("max_output_tokens", body.max_output_tokens)
     sampling = text_sampling(service, body, limit)
     messages, images = await read_conversation(service, turns, "input")
-    try:
-        service.check_chat(messages, images)
-    except ApiError as error:  # it names the field of chats
-        raise invalid(error.message, "input", error.code or "invalid_value") from error
     return ChatRequest(messages=messages, images=images, sampling=sampling)
 
 
@@ -86,28 +81,28 @@ async def _image_job(
     service.check_model(tool.model, "tools.0.model")
     check_size(service, tool.size, "tools.0.size")
     if tool.action == "generate":
-        if turns[-1].places:
-            message = "tools.0.action is generate, but the last turn holds an image; use edit"
+        if turns[-1].images:
+            message = "tools.0.action is generate, but the last turn has an image; use edit"
             raise invalid(message, "tools.0.action")
-        return image_job(service, body, turns[-1].text.strip(), [], "input")
-    text, images = await drawn_from(service, turns)
+        return prompted_job(service, body, turns[-1].text.strip(), [], "input")
+    text, images = await prompt_and_images(service, turns)
     if tool.action == "edit" and not images:
-        message = "tools.0.action is edit, but the input holds no image"
+        message = "tools.0.action is edit, but the input has no image"
         raise invalid(message, "tools.0.action")
-    return image_job(service, body, text, images, "input")
+    return prompted_job(service, body, text, images, "input")
 
 
 def _turns(body: ResponseRequest, shelf: ItemShelf) -> list[Turn]:
     turns: list[Turn] = []
     if body.instructions is not None:
-        said = [TextPart(type="text", text=body.instructions)]
-        turns.append(turn("system", said, "instructions"))
+        instructions = [TextPart(type="text", text=body.instructions)]
+        turns.append(turn("system", instructions, "instructions"))
     for number, item in enumerate(body.input):
         param = f"input.{number}"
-        one = _turn(_found(item, shelf, param), param)
-        # The message without words that ends an answer with an image says nothing to a model.
+        one = _turn(_resolved(item, shelf, param), param)
+        # Drops the empty message that ends an answer with an image.
         is_end_of_image = one.role == "assistant" and turns and turns[-1].role == "assistant"
-        if not (is_end_of_image and not one.places and not one.text.strip()):
+        if not (is_end_of_image and not one.images and not one.text.strip()):
             turns.append(one)
     return turns
 
@@ -120,20 +115,18 @@ def _turn(item: MessageItem | ImageCallItem, param: str) -> Turn:
         raise invalid(f"{place} is missing", place, "missing_required_parameter")
     is_uri = item.result.lower().startswith("data:")
     url = item.result if is_uri else f"data:image/png;base64,{item.result}"
-    return Turn("assistant", (Place(url, place),), place)
+    return Turn("assistant", (ImagePlace(url, place),), place)
 
 
-def _found(item: Item, shelf: ItemShelf, param: str) -> MessageItem | ImageCallItem:
-    """Returns an item, or the one that a reference names."""
-    is_named = isinstance(item, ItemReference) or (
-        isinstance(item, ImageCallItem) and item.result is None and item.id is not None
-    )
-    if not is_named:
-        assert not isinstance(item, ItemReference), "references name something"
+def _resolved(item: Item, shelf: ItemShelf, param: str) -> MessageItem | ImageCallItem:
+    """Returns an item, or the stored item to which it refers."""
+    if not isinstance(item, ItemReference) and (
+        isinstance(item, MessageItem) or item.result is not None or item.id is None
+    ):
         return item
-    held: dict[str, Any] | None = shelf.get(item.id or "")
+    held = shelf.get(item.id or "")
     if held is None:
-        message = f"{param}.id names an item that is not held here (any more); send the item itself"
+        message = f"{param}.id is not the id of a stored item; send the item itself"
         raise invalid(message, f"{param}.id", "item_not_found")
     kind = MessageItem if held["type"] == "message" else ImageCallItem
     return validated(kind, held)
