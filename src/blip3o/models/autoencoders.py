@@ -83,7 +83,7 @@ class KlAutoencoderConfig:
 
     Args:
         latent_channels: channels of the latents (C).
-        block_out_channels: channels of each stage; every stage but the last halves the sides.
+        block_out_channels: channels of each stage; every stage except the last halves the sides.
         layers_per_block: residual blocks of a stage.
         norm_num_groups: groups of the GroupNorms.
         use_quant_conv: whether a 1 x 1 convolution follows the encoder; FLUX has none.
@@ -164,7 +164,7 @@ class DcAutoencoderConfig:
         latent_channels: channels of the latents (C).
         attention_head_dim: width of a head of the linear attention.
         block_types: "ResBlock" or "EfficientViTBlock" for each stage.
-        block_out_channels: channels of each stage; every stage but the last halves the sides.
+        block_out_channels: channels of each stage; every stage except the last halves the sides.
         encoder_layers_per_block: blocks of each stage of the encoder.
         decoder_layers_per_block: blocks of each stage of the decoder.
         qkv_multiscales: kernel sizes of the multi-scale attention of each stage.

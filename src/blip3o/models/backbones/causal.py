@@ -1,18 +1,43 @@
-"""The part that all backbones share: a decoder of transformers, its head, padding and caches.
+"""The part that all backbones share: sizes, a decoder of transformers, padding and caches.
 
 Axes: B rows, T new positions, D width, V vocabulary.
 """
 
+import dataclasses
 from typing import TYPE_CHECKING, ClassVar, Generic, TypeVar
 
 from torch import Tensor, nn
 
+from blip3o.core.bounds import Count
 from blip3o.models.backbones.packed import PackedCache, is_packed, packed_states
 from blip3o.models.backbones.ragged import RowBatch, RowCache
 from blip3o.models.protocols import Backbone, BackboneConfig, PromptImages
 
 if TYPE_CHECKING:
     from blip3o.models.protocols import BackboneCache
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DecoderSizes:
+    """The sizes that every decoder has; configs of backbones inherit from it.
+
+    Args:
+        kind: name in the table of backbones.
+        vocab_size: number of token embeddings (V).
+        hidden_size: width (D).
+        intermediate_size: width inside the MLPs.
+        num_layers: decoder layers.
+        num_heads: query heads; D / num_heads wide unless the config has a `head_dim`.
+        num_kv_heads: key/value heads.
+    """
+
+    kind: str
+    vocab_size: Count
+    hidden_size: Count
+    intermediate_size: Count
+    num_layers: Count
+    num_heads: Count
+    num_kv_heads: Count
 
 
 ConfigT = TypeVar("ConfigT", bound=BackboneConfig)
