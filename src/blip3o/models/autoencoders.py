@@ -9,7 +9,7 @@ side.
 import dataclasses
 from collections.abc import Callable, Mapping
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, Self
 
 import torch
 from torch import Tensor, nn
@@ -241,7 +241,7 @@ class SizedAutoencoder:
         ValueError: if the downsampling does not divide `image_px`.
     """
 
-    kind: str
+    kind: str = "vae"
     image_px: Count
     autoencoder: AutoencoderConfig = component(f"{__name__}:AUTOENCODERS")
 
@@ -256,6 +256,11 @@ class SizedAutoencoder:
     def grid(self) -> int:
         """Feature tokens along one side."""
         return self.image_px // self.autoencoder.downsampling
+
+    @classmethod
+    def tiny(cls) -> Self:
+        """Returns the smallest useful config, for tests."""
+        return cls(image_px=16, autoencoder=KlAutoencoderConfig.tiny(shift_factor=0.1))
 
 
 def latents_to_features(latents: Tensor, autoencoder: AutoencoderConfig) -> Tensor:

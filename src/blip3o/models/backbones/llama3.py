@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from blip3o.core.bounds import Count, NotNegative, Positive, Whole
 from blip3o.core.config import component
 from blip3o.core.errors import unknown_name
-from blip3o.models.backbones.causal import DecoderSizes
+from blip3o.models.backbones.base import DecoderSizes
 from blip3o.models.backbones.decoder_only import DecoderOnlyBackbone, SquareImages
 from blip3o.models.encoders.normalizer import FeatureNormalizerConfig
 from blip3o.models.encoders.siglip2 import Siglip2EncoderConfig

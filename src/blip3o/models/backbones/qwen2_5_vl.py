@@ -14,7 +14,7 @@ from torch import Tensor
 
 from blip3o.core.bounds import Count, NotNegative, Positive, Whole
 from blip3o.models.backbones.attention import use_attention
-from blip3o.models.backbones.causal import CausalBackbone, DecoderSizes, vocabulary_head
+from blip3o.models.backbones.base import Backbone, DecoderSizes, vocabulary_head
 from blip3o.models.backbones.vision import VisionTowerConfig, image_positions, to_vision_inputs
 from blip3o.models.protocols import PromptImages, VisionInputs
 
@@ -161,7 +161,7 @@ class Qwen2_5VLBackboneConfig(DecoderSizes):  # noqa: N801  (the model's own nam
         )
 
 
-class Qwen2_5VLBackbone(CausalBackbone[Qwen2_5VLBackboneConfig]):  # noqa: N801
+class Qwen2_5VLBackbone(Backbone[Qwen2_5VLBackboneConfig]):  # noqa: N801
     """Qwen2.5-VL: a language model that sees images of any shape with its own vision tower.
 
     Args:

@@ -36,19 +36,6 @@ def dpm_scheduler(flow_shift: float = 3.0) -> dict[str, object]:
     }
 
 
-def euler_scheduler(shift: float = 1.0) -> dict[str, object]:
-    """Returns settings of Euler steps on flow-matching noise levels.
-
-    Args:
-        shift: shift of the noise levels towards pure noise.
-    """
-    return {
-        "_class_name": "FlowMatchEulerDiscreteScheduler",
-        "num_train_timesteps": 1000,
-        "shift": shift,
-    }
-
-
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SanaDecoderConfig(LatentSizes):
     """Sizes of a SANA decoder.

@@ -1,9 +1,10 @@
-"""The part that all backbones share: sizes, a decoder of transformers, padding and caches.
+"""The base class of backbones: a decoder of transformers, its sizes, padding and caches.
 
-Axes: B rows, T new positions, D width, V vocabulary.
+Axes: B rows, T new positions, M images, D width, V vocabulary.
 """
 
 import dataclasses
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, ClassVar, Generic, TypeVar
 
 from torch import Tensor, nn
@@ -11,10 +12,9 @@ from torch import Tensor, nn
 from blip3o.core.bounds import Count
 from blip3o.models.backbones.packed import PackedCache, is_packed, packed_states
 from blip3o.models.backbones.ragged import RowBatch, RowCache
-from blip3o.models.protocols import Backbone, BackboneConfig, PromptImages
 
 if TYPE_CHECKING:
-    from blip3o.models.protocols import BackboneCache
+    from blip3o.models.protocols import BackboneCache, BackboneConfig, Decoder, PromptImages
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -40,31 +40,76 @@ class DecoderSizes:
     num_kv_heads: Count
 
 
-ConfigT = TypeVar("ConfigT", bound=BackboneConfig)
+ConfigT = TypeVar("ConfigT", bound="BackboneConfig")
 
 
-class CausalBackbone(Backbone, Generic[ConfigT]):
-    """A backbone around a decoder of transformers.
+class Backbone(nn.Module, Generic[ConfigT]):
+    """Token ids and images to hidden states, and hidden states to vocabulary logits.
 
-    Subclasses set `decoder`, `lm_head` and the modules that turn images into tokens.
+    A subclass sets `decoder`, `lm_head` and the modules that convert images into tokens.
 
     Args:
         config: sizes.
+
+    Attributes:
+        decoder: the language model without its vocabulary head.
+        lm_head: the vocabulary head; None if the embedding table is used instead.
+        padding_free: whether passes without a cache skip padding, see `packed.enable`.
     """
+
+    seams: ClassVar[tuple[str, ...]] = ("embed", "image_tokens", "forward", "logits")
+    """Methods that need weights and are called from outside; offloading wraps them."""
 
     num_axes: ClassVar[int] = 1
     """Axes of the rotary positions."""
+
+    padding_free: bool = False
+    decoder: "Decoder"
+    lm_head: nn.Linear | None
 
     def __init__(self, config: ConfigT) -> None:
         super().__init__()
         self.config = config
 
-    def count_tokens(self, images: PromptImages) -> int:
+    def vision_inputs(self, pixels: Tensor | Sequence[Tensor]) -> "PromptImages":
+        """Returns prompt images in the form that `embed` takes, for a backbone with a vision tower.
+
+        Args:
+            pixels: [M, 3, H, W] in [-1, 1]; images [3, H, W] of several shapes if the config has a
+                `token_px`.
+        """
+        raise NotImplementedError
+
+    def image_tokens(self, images: "PromptImages") -> Tensor:
+        """Returns the tokens of all images, [..., D], in the order of their placeholders."""
+        raise NotImplementedError
+
+    def count_tokens(self, images: "PromptImages") -> int:
         """Returns the number of tokens of all images together."""
         raise NotImplementedError
 
-    def embed(self, input_ids: Tensor, images: PromptImages | None = None) -> Tensor:
-        """Returns the input embeddings [B, T, D]; see `Backbone.embed`."""
+    def image_positions(
+        self, input_ids: Tensor, attention_mask: Tensor, images: "PromptImages"
+    ) -> Tensor | None:
+        """Returns the rotary positions of text about images, for `forward`; None to count tokens.
+
+        Args:
+            input_ids: whole rows, [B, T].
+            attention_mask: True for real tokens, [B, T].
+            images: all images in the order of their placeholders.
+        """
+        del input_ids, attention_mask, images
+
+    def embed(self, input_ids: Tensor, images: "PromptImages | None" = None) -> Tensor:
+        """Returns the input embeddings [B, T, D], with image tokens at their placeholders.
+
+        Args:
+            input_ids: [B, T].
+            images: all images in the order of their placeholders.
+
+        Raises:
+            ValueError: if the numbers of placeholders and of image tokens differ.
+        """
         embeds = self.decoder.embed_tokens(input_ids)
         is_image = input_ids == self.config.image_token_id
         num_tokens = 0 if images is None else self.count_tokens(images)
@@ -85,7 +130,17 @@ class CausalBackbone(Backbone, Generic[ConfigT]):
         cache: "BackboneCache | RowBatch | None" = None,
         positions: Tensor | None = None,
     ) -> Tensor:
-        """Returns the hidden states after the final norm, [B, T, D]; see `Backbone.forward`."""
+        """Returns the hidden states after the final norm, [B, T, D].
+
+        Args:
+            embeds: input embeddings of the new positions, [B, T, D].
+            attention_mask: True for real tokens of the whole sequence, cached positions included,
+                [B, past + T]; padding may be on either side.
+            cache: keys and values of earlier positions; the new ones are appended. A `RowBatch`
+                ignores the mask, because each of its rows attends to all of its own tokens.
+            positions: rotary positions from `image_positions`; None counts the real tokens of each
+                row and continues after the cached positions.
+        """
         if isinstance(cache, RowBatch):
             return cache.states(self.decoder, embeds)
         if positions is None:
@@ -108,13 +163,17 @@ class CausalBackbone(Backbone, Generic[ConfigT]):
         return output.last_hidden_state
 
     def new_cache(self, *, packed: bool = False) -> "BackboneCache":
-        """Returns an empty cache for `forward`; see `Backbone.new_cache`."""
+        """Returns an empty cache for `forward`.
+
+        Args:
+            packed: whether the passes that share the cache skip padding.
+        """
         from blip3o.models.backbones.cache import KeyValueCache
 
         return PackedCache() if packed else KeyValueCache()
 
     def new_row(self, cache: "BackboneCache") -> RowCache:
-        """Returns the row of a cache that a pass over a single row filled."""
+        """Returns the row of a cache that a pass over a single row filled, for a `RowBatch`."""
         assert not isinstance(cache, PackedCache), "a row is read with padding"
         deltas = cache.rope_deltas
         return RowCache.of(cache, 0 if deltas is None else int(deltas[0]))
