@@ -83,7 +83,7 @@ class BackboneConfig(Protocol):
 
     @property
     def image_channels(self) -> int | None:
-        """Channels (C) of the projected image features; None with a vision tower of its own."""
+        """Channels (C) of the projected image features; None with its own vision tower."""
 
     @property
     def token_px(self) -> int | None:

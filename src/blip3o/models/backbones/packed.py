@@ -117,7 +117,7 @@ def enable(backbone: "Backbone") -> None:
 def is_packed(
     backbone: "Backbone", attention_mask: Tensor, cache: "BackboneCache | None" = None
 ) -> bool:
-    """Returns whether a pass skips padding; a pass with a cache does as the cache's earlier passes.
+    """Returns whether a pass skips padding; a pass with a cache follows the cache's earlier passes.
 
     Args:
         backbone: see `enable`.

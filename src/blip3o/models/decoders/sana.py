@@ -56,8 +56,7 @@ class SanaDecoderConfig(LatentSizes):
             0.32.2) use 1, while diffusers 0.42 adds no positions if the config has no value.
         autoencoder: config of the VAE, an entry of `AUTOENCODERS`.
         scheduler: contents of a scheduler_config.json of diffusers, with `_class_name`.
-        guidance_scale: default strength of classifier-free guidance; 1 turns it off
-            (published: 3).
+        guidance_scale: default strength of guidance; 1 turns it off (published: 3).
     """
 
     kind: str = "sana"

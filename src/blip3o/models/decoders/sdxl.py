@@ -48,8 +48,7 @@ class SdxlDecoderConfig(LatentSizes):
         norm_num_groups: groups of the UNet's GroupNorms.
         autoencoder: config of the VAE, an entry of `AUTOENCODERS`.
         scheduler: contents of a scheduler_config.json of diffusers, with `_class_name`.
-        guidance_scale: default strength of classifier-free guidance; 1 turns it off
-            (published: 3).
+        guidance_scale: default strength of guidance; 1 turns it off (published: 3).
         original_size: height and width before scaling, an input of the UNet (published: 1024,
             1024).
         crop: rows and columns cropped at the top left, an input of the UNet (published: 0, 0).
