@@ -17,7 +17,6 @@ from blip3o.models.decoders.latent_diffusion import start_scheduler
 from blip3o.models.decoders.sana import (
     SanaDecoder,
     SanaDecoderConfig,
-    euler_scheduler,
 )
 from blip3o.models.decoders.vae import VaeDecoderConfig
 from blip3o.models.encoders.siglip2 import Siglip2Encoder, Siglip2EncoderConfig
@@ -131,7 +130,11 @@ def load_decoder(case: Any, **changes: Any) -> SanaDecoder:
 def load_run(case: Any) -> SanaDecoder:
     run = run_settings(case)
     shift = re.search(r"shift=([\d.]+)", run["scheduler"])
-    scheduler = euler_scheduler(float(shift[1]) if shift else 1.0)
+    scheduler = {
+        "_class_name": "FlowMatchEulerDiscreteScheduler",
+        "num_train_timesteps": 1000,
+        "shift": float(shift[1]) if shift else 1.0,
+    }
     if run["scheduler"].startswith("dpm_scheduler"):
         recorded = dict(recorded_settings(case)["dpm_scheduler"])
         scheduler = {"_class_name": recorded.pop("class"), **recorded}

@@ -1,1 +1,1 @@
-"""L2: the networks. No loss, no training, no files: a model maps tensors to tensors."""
+"""L2: the networks. They map tensors to tensors; they compute no loss and read no files."""

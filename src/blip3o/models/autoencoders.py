@@ -9,7 +9,7 @@ side.
 import dataclasses
 from collections.abc import Callable, Mapping
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, Self
 
 import torch
 from torch import Tensor, nn
@@ -83,7 +83,7 @@ class KlAutoencoderConfig:
 
     Args:
         latent_channels: channels of the latents (C).
-        block_out_channels: channels of each stage; every stage but the last halves the sides.
+        block_out_channels: channels of each stage; every stage except the last halves the sides.
         layers_per_block: residual blocks of a stage.
         norm_num_groups: groups of the GroupNorms.
         use_quant_conv: whether a 1 x 1 convolution follows the encoder; FLUX has none.
@@ -164,7 +164,7 @@ class DcAutoencoderConfig:
         latent_channels: channels of the latents (C).
         attention_head_dim: width of a head of the linear attention.
         block_types: "ResBlock" or "EfficientViTBlock" for each stage.
-        block_out_channels: channels of each stage; every stage but the last halves the sides.
+        block_out_channels: channels of each stage; every stage except the last halves the sides.
         encoder_layers_per_block: blocks of each stage of the encoder.
         decoder_layers_per_block: blocks of each stage of the decoder.
         qkv_multiscales: kernel sizes of the multi-scale attention of each stage.
@@ -241,7 +241,7 @@ class SizedAutoencoder:
         ValueError: if the downsampling does not divide `image_px`.
     """
 
-    kind: str
+    kind: str = "vae"
     image_px: Count
     autoencoder: AutoencoderConfig = component(f"{__name__}:AUTOENCODERS")
 
@@ -256,6 +256,11 @@ class SizedAutoencoder:
     def grid(self) -> int:
         """Feature tokens along one side."""
         return self.image_px // self.autoencoder.downsampling
+
+    @classmethod
+    def tiny(cls) -> Self:
+        """Returns the smallest useful config, for tests."""
+        return cls(image_px=16, autoencoder=KlAutoencoderConfig.tiny(shift_factor=0.1))
 
 
 def latents_to_features(latents: Tensor, autoencoder: AutoencoderConfig) -> Tensor:

@@ -8,10 +8,11 @@ normalized features, P pixels along a side.
 """
 
 import dataclasses
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, ClassVar, Protocol, runtime_checkable
 
 from torch import Tensor, nn
+
+from blip3o.models.backbones.base import Backbone as Backbone
 
 if TYPE_CHECKING:
     from transformers.models.llama.modeling_llama import LlamaModel
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
 
     from blip3o.models.backbones.cache import KeyValueCache
     from blip3o.models.backbones.packed import PackedCache
-    from blip3o.models.backbones.ragged import RowBatch, RowCache
 
     Decoder = LlamaModel | Qwen3Model | Qwen2_5_VLTextModel
     BackboneCache = KeyValueCache | PackedCache
@@ -83,7 +83,7 @@ class BackboneConfig(Protocol):
 
     @property
     def image_channels(self) -> int | None:
-        """Channels (C) of the projected image features; None with a vision tower of its own."""
+        """Channels (C) of the projected image features; None with its own vision tower."""
 
     @property
     def token_px(self) -> int | None:
@@ -96,7 +96,7 @@ class BackboneConfig(Protocol):
             image_px: side of the image.
         """
 
-    def build(self) -> "Backbone":
+    def build(self) -> Backbone:
         """Returns the backbone with fresh weights."""
 
 
@@ -188,96 +188,6 @@ class DecoderDefaults:
     def empty_prompt(self) -> str | None:
         """None: the stored empty condition is always used."""
         return None
-
-
-class Backbone(nn.Module):
-    """Token ids and images to hidden states, and hidden states to vocabulary logits.
-
-    Attributes:
-        decoder: the language model without its vocabulary head.
-        lm_head: the vocabulary head; None if the embedding table is used instead.
-        padding_free: whether passes without a cache skip padding, see `packed.enable`.
-    """
-
-    seams: ClassVar[tuple[str, ...]] = ("embed", "image_tokens", "forward", "logits")
-    """Methods that need weights and are called from outside; offloading wraps them."""
-
-    padding_free: bool = False
-    decoder: "Decoder"
-    lm_head: nn.Linear | None
-
-    def vision_inputs(self, pixels: Tensor | Sequence[Tensor]) -> PromptImages:
-        """Returns prompt images in the form that `embed` takes, for a backbone with a vision tower.
-
-        Args:
-            pixels: [M, 3, H, W] in [-1, 1]; images [3, H, W] of several shapes if the config has a
-                `token_px`.
-        """
-        raise NotImplementedError
-
-    def image_tokens(self, images: PromptImages) -> Tensor:
-        """Returns the tokens of all images, [..., D], in the order of their placeholders."""
-        raise NotImplementedError
-
-    def embed(self, input_ids: Tensor, images: PromptImages | None = None) -> Tensor:
-        """Returns the input embeddings [B, T, D], with image tokens at their placeholders.
-
-        Args:
-            input_ids: [B, T].
-            images: all images in the order of their placeholders.
-
-        Raises:
-            ValueError: if the numbers of placeholders and of image tokens differ.
-        """
-        raise NotImplementedError
-
-    def image_positions(
-        self, input_ids: Tensor, attention_mask: Tensor, images: PromptImages
-    ) -> Tensor | None:
-        """Returns the rotary positions of text about images, for `forward`; None to count tokens.
-
-        Args:
-            input_ids: whole rows, [B, T].
-            attention_mask: True for real tokens, [B, T].
-            images: all images in the order of their placeholders.
-        """
-        del input_ids, attention_mask, images
-
-    def forward(
-        self,
-        embeds: Tensor,
-        attention_mask: Tensor,
-        cache: "BackboneCache | RowBatch | None" = None,
-        positions: Tensor | None = None,
-    ) -> Tensor:
-        """Returns the hidden states after the final norm, [B, T, D].
-
-        Args:
-            embeds: input embeddings of the new positions, [B, T, D].
-            attention_mask: True for real tokens of the whole sequence, cached positions included,
-                [B, past + T]; padding may be on either side.
-            cache: keys and values of earlier positions; the new ones are appended. A `RowBatch`
-                ignores the mask, because each of its rows attends to all of its own tokens.
-            positions: rotary positions from `image_positions`; None counts the real tokens of each
-                row and continues after the cached positions.
-        """
-        raise NotImplementedError
-
-    def new_cache(self, *, packed: bool = False) -> "BackboneCache":
-        """Returns an empty cache for `forward`.
-
-        Args:
-            packed: whether the passes that share the cache skip padding.
-        """
-        raise NotImplementedError
-
-    def new_row(self, cache: "BackboneCache") -> "RowCache":
-        """Returns the row of a cache that a pass over a single row filled, for a `RowBatch`."""
-        raise NotImplementedError
-
-    def logits(self, hidden: Tensor) -> Tensor:
-        """Returns vocabulary logits [..., V] of hidden states [..., D]."""
-        raise NotImplementedError
 
 
 class ImageEncoder(nn.Module):

@@ -1,7 +1,7 @@
-"""Which parts of a unified model are quantized: the matrices of the backbone's language model.
+"""Quantization of a unified model: the linear layers of the backbone's language model.
 
-They are most of a model's bytes. The embedding table and the vocabulary head, the vision tower, the
-DiT and the image decoder keep their precision.
+They hold most of a model's bytes. All other parts keep their precision: the embedding table, the
+vocabulary head, the vision tower, the DiT and the image decoder.
 """
 
 from blip3o.models.unified import UnifiedModel
@@ -14,7 +14,7 @@ def quantize_backbone(model: UnifiedModel, kind: Quantization) -> list[str]:
     """Quantizes the linear layers of the language model's blocks, in place.
 
     Args:
-        model: its weights may be on the meta device.
+        model: the model; its weights may be on the meta device.
         kind: "int8" or "int4".
 
     Returns:

@@ -1,4 +1,4 @@
-"""What backbones attend by while they are trained on a CPU equals transformers' own attention."""
+"""The attention that backbones use when they train on a CPU equals that of transformers."""
 
 import dataclasses
 from typing import Any
@@ -29,7 +29,7 @@ def learn(backbone: Any, mask: torch.Tensor) -> list[torch.Tensor]:
 
 @pytest.fixture
 def used(monkeypatch: pytest.MonkeyPatch) -> list[torch.Size]:
-    """Shapes of the queries that were attended by our function, a layer each."""
+    """Query shapes that `attend` received, one per layer."""
     seen: list[torch.Size] = []
     plain = attention.attend
 
@@ -56,7 +56,7 @@ def test_products_equal_the_fused_kernel(
     if padding == "right":
         mask[0, -3:] = mask[2, -5:] = False
     fused = learn(backbone, mask)
-    assert not used  # in fp32 the fused kernel is the faster one
+    assert not used  # in fp32 the fused kernel is faster
     monkeypatch.setattr(attention, "prefers_products", lambda *_, **__: True)
     monkeypatch.setattr("blip3o.nn.attention.prefers_products", lambda *_, **__: True)
     products = learn(backbone, mask)
@@ -67,8 +67,8 @@ def test_products_equal_the_fused_kernel(
 
 def test_the_scaling_of_the_layer_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     query, key, value = (torch.randn(2, heads, 5, 4) for heads in (4, 2, 2))
-    layer = torch.nn.Module()
-    layer.num_key_value_groups = 2  # type: ignore[assignment]
+    layer: Any = torch.nn.Module()
+    layer.num_key_value_groups = 2
     fused, _ = attention.attention(layer, query, key, value, None, scaling=0.9)
     monkeypatch.setattr(attention, "prefers_products", lambda *_, **__: True)
     products, _ = attention.attention(layer, query, key, value, None, scaling=0.9)

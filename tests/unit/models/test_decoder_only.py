@@ -1,4 +1,4 @@
-"""Unified models over Qwen3 and Llama 3: padding, batches, caches, towers of their own, sizes."""
+"""Unified models over Qwen3 and Llama 3: padding, batches, caches, vision towers and sizes."""
 
 import dataclasses
 from typing import Any
@@ -248,7 +248,7 @@ def test_configs_survive_a_round_trip(name: str) -> None:
     assert from_dict(UnifiedModelConfig, to_dict(config(name))) == config(name)
 
 
-def test_images_come_from_one_side_only() -> None:
+def test_images_come_either_as_features_or_through_a_tower() -> None:
     tiny = Qwen3BackboneConfig.tiny()
     for channels, tower in ((None, None), (16, TOWER)):
         with pytest.raises(ValueError, match="either image_channels or a vision_tower"):
@@ -269,7 +269,7 @@ def test_a_kept_head_changes_no_feature_and_is_not_trained() -> None:
 
 
 def test_llama_slows_its_slow_rotary_frequencies() -> None:
-    """Llama 3.1: waves shorter than 1/4 of the first length stay, longer than it are stretched."""
+    """Waves shorter than 1/4 of the pretraining length stay; those longer than it are stretched."""
     sizes = Llama3BackboneConfig.tiny()
     with_stretch = sizes.build_decoder().rotary_emb.inv_freq
     plain = dataclasses.replace(sizes, rope_stretch=1.0).build_decoder().rotary_emb.inv_freq

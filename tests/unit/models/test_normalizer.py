@@ -1,4 +1,4 @@
-"""The feature normalizer: what it keeps, how it scales, and that it can be undone."""
+"""The feature normalizer: kept components, their scales and the inverse map."""
 
 import pytest
 import torch
@@ -24,7 +24,7 @@ def fitted(power: float, num_components: int, features: torch.Tensor) -> Feature
 
 
 @pytest.mark.parametrize("power", [0.0, 0.5, 1.0])
-def test_all_components_can_be_undone_and_have_mean_variance_one(power: float) -> None:
+def test_all_components_can_be_inverted_and_have_mean_variance_one(power: float) -> None:
     features = correlated(200, 6)
     normalizer = fitted(power, 6, features)
     normalized = normalizer(features)
@@ -40,7 +40,7 @@ def test_full_whitening_makes_all_variances_one() -> None:
     torch.testing.assert_close(variance, torch.ones(6), rtol=0, atol=1e-3)
 
 
-def test_a_floor_keeps_small_what_hardly_varies() -> None:
+def test_a_floor_keeps_nearly_constant_components_small() -> None:
     features = correlated(400, 3)
     features = torch.cat([features, 1e-3 * features[..., :1].tanh()], -1)
     config = FeatureNormalizerConfig(num_components=4, power=1.0, floor=0.01)

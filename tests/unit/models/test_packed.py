@@ -1,4 +1,4 @@
-"""Padding-free passes of all backbones: losses, states and gradients of the padded ones."""
+"""Padding-free passes of all backbones have the losses, states and gradients of padded ones."""
 
 import dataclasses
 from typing import Any
@@ -84,7 +84,7 @@ def learn(model: UnifiedModel, task: str) -> tuple[Tensor, dict[str, Tensor]]:
 
 @pytest.fixture
 def passes(monkeypatch: pytest.MonkeyPatch) -> list[torch.Size]:
-    """Shapes of what decoders are given in packed passes."""
+    """Query shapes that attention receives in packed passes."""
     seen: list[torch.Size] = []
     plain = packed.Packing.attend
 
@@ -155,5 +155,5 @@ def test_rows_do_not_see_each_other() -> None:
     assert torch.equal(before[:, :2], after[:, :2])
     assert not torch.isclose(before[:, 2:], after[:, 2:]).any()
     later = key.clone()
-    later[:, :, 3] += 1.0  # the last token of the first row, seen by its last query alone
+    later[:, :, 3] += 1.0  # the last token of the first row, seen only by its last query
     assert torch.equal(packing.attend(query, later, later, None)[:, 0], before[:, 0])

@@ -1,4 +1,4 @@
-"""A unified model over Qwen2.5-VL: positions, padding, images through its own tower, refusals."""
+"""A unified model over Qwen2.5-VL: positions, padding, its vision tower and refused inputs."""
 
 import dataclasses
 
@@ -84,7 +84,7 @@ def test_images_that_its_tower_cannot_take_are_refused() -> None:
 
 
 def test_positions_of_text_with_images() -> None:
-    """Text counts on, an image spreads over its grid, text resumes after its longest side."""
+    """Text counts tokens, an image spans its grid, and text resumes after the longest side."""
     ids = torch.tensor([[9, 7, *[IMAGE_TOKEN] * 6, 7, 7], [*[IMAGE_TOKEN] * 2, 7, *[0] * 7]])
     mask = torch.ones_like(ids, dtype=torch.bool)
     mask[1, 3:] = False
@@ -107,7 +107,7 @@ def test_positions_of_text_with_images() -> None:
         ([7, IMAGE_TOKEN], [[1, 1, 1], [1, 1, 1]]),
     ],
 )
-def test_placeholders_in_other_runs_than_the_images_are_refused(
+def test_placeholder_runs_that_do_not_match_the_images_are_refused(
     row: list[int], grids: list[list[int]]
 ) -> None:
     ids = torch.tensor([row])
@@ -213,7 +213,7 @@ def test_cached_features_do_not_replace_the_pixels_of_a_prompt(model: UnifiedMod
         model.prompt_images(None, torch.zeros(1, 4, 16))
 
 
-def test_text_about_images_of_several_shapes_is_learned_as_one_by_one(
+def test_text_about_images_of_several_shapes_has_the_loss_of_single_samples(
     model: UnifiedModel,
 ) -> None:
     small, wide = noise_images(1, 1)[0], noise_images(1, 2, (8, 40))[0]

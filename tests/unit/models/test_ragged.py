@@ -1,4 +1,4 @@
-"""Rows of different lengths in one pass: each as if it were alone, of every backbone."""
+"""Rows of different lengths decoded in one pass equal rows decoded alone, for every backbone."""
 
 from typing import Any
 
@@ -48,9 +48,7 @@ def walk(backbone: Any, row: RowCache, tokens: list[int]) -> list[Tensor]:
     return [step(backbone, [row], [token])[0] for token in tokens]
 
 
-def test_a_row_goes_on_as_a_whole_pass_would(
-    backbone: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_row_continues_like_a_whole_pass(backbone: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ragged_module, "_BLOCK", 3)  # so that it grows several times
     ids, tokens = prompt(5), list(range(20, 31))
     states = walk(backbone, read(backbone, ids), tokens)
@@ -60,11 +58,11 @@ def test_a_row_goes_on_as_a_whole_pass_would(
     torch.testing.assert_close(torch.stack(states), expected, rtol=1e-4, atol=1e-5)
 
 
-def test_rotary_positions_go_on_after_those_of_an_image() -> None:
+def test_rotary_positions_continue_after_those_of_an_image() -> None:
     torch.manual_seed(0)
     backbone = BACKBONES.get("qwen2_5_vl").tiny().build().eval()
     ids, tokens = prompt(9), [20, 21, 22]
-    # As after an image: nine tokens that take six positions.
+    # Nine tokens that span six positions, as after an image.
     positions = torch.tensor([0, 1, 2, 2, 2, 2, 3, 4, 5]).expand(3, 1, -1)
     row = read(backbone, ids, positions)
     assert (row.num_tokens, row.position) == (9, 6)
@@ -78,8 +76,8 @@ def test_rotary_positions_go_on_after_those_of_an_image() -> None:
     torch.testing.assert_close(torch.stack(states), expected, rtol=1e-4, atol=1e-5)
 
 
-def test_a_row_has_the_same_bits_in_any_company(backbone: Any) -> None:
-    """Joined late, left early, of other lengths, in other places."""
+def test_a_row_has_the_same_bits_in_any_batch(backbone: Any) -> None:
+    """Other rows join late, leave early, and differ in length and place."""
     tokens = [30, 31, 32, 33, 34]
     alone = [walk(backbone, read(backbone, prompt(length)), tokens) for length in (3, 40, 9)]
     first, second, third = (read(backbone, prompt(length)) for length in (3, 40, 9))
@@ -102,7 +100,7 @@ def test_a_row_has_the_same_bits_in_any_company(backbone: Any) -> None:
         assert all(map(torch.equal, seen[id(row)], expected))
 
 
-def test_forks_go_on_by_themselves(backbone: Any) -> None:
+def test_forks_are_independent(backbone: Any) -> None:
     start = read(backbone, prompt(6))
     walk(backbone, start, [20])
     expected = {token: walk(backbone, start.fork(), [token, token + 1]) for token in (50, 60)}
@@ -115,9 +113,7 @@ def test_forks_go_on_by_themselves(backbone: Any) -> None:
     assert (start.num_tokens, one.num_tokens) == (7, 9)
 
 
-def test_a_pass_that_failed_can_be_made_again(
-    backbone: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_failed_pass_can_be_repeated(backbone: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = [read(backbone, prompt(length)) for length in (4, 7)]
     expected = step(backbone, [row.fork() for row in rows], [20, 21])
     attend, calls = RowBatch.attend, []

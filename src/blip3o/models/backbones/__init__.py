@@ -1,4 +1,4 @@
-"""Autoregressive backbones: token and image embeddings to hidden states and text."""
+"""Autoregressive backbones: token and image embeddings to hidden states and logits."""
 
 from blip3o.core.registry import Registry
 

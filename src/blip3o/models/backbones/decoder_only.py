@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Protocol
 from torch import Tensor, nn
 
 from blip3o.models.backbones.attention import use_attention
-from blip3o.models.backbones.causal import CausalBackbone, vocabulary_head
+from blip3o.models.backbones.base import Backbone, vocabulary_head
 from blip3o.models.encoders.normalizer import FeatureNormalizer, FeatureNormalizerConfig
 from blip3o.models.protocols import (
     BackboneConfig,
@@ -62,7 +62,7 @@ class SquareImages:
         return self.vision_tower.num_tokens
 
 
-class DecoderOnlyBackbone(CausalBackbone[DecoderOnlyConfig]):
+class DecoderOnlyBackbone(Backbone[DecoderOnlyConfig]):
     """A decoder-only language model that reads images through a projector.
 
     Args:

@@ -1,7 +1,6 @@
-"""Llama 3 as a backbone, with a CLIP or SigLIP tower for the images of prompts.
+"""Llama 3 as a backbone, with a CLIP or SigLIP tower for prompt images.
 
-No released BLIP3-o weights have to be matched: the architecture is that of the released Llama
-class, whose weights were never published.
+The architecture is that of the released Llama class of BLIP3-o, whose weights were never published.
 """
 
 import dataclasses
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING
 from blip3o.core.bounds import Count, NotNegative, Positive, Whole
 from blip3o.core.config import component
 from blip3o.core.errors import unknown_name
+from blip3o.models.backbones.base import DecoderSizes
 from blip3o.models.backbones.decoder_only import DecoderOnlyBackbone, SquareImages
 from blip3o.models.encoders.normalizer import FeatureNormalizerConfig
 from blip3o.models.encoders.siglip2 import Siglip2EncoderConfig
@@ -27,37 +27,25 @@ _PUBLISHED: dict[str, dict[str, int]] = {
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Llama3BackboneConfig(SquareImages):
-    """Sizes of a Llama 3 decoder and of the tower and projector in front of it.
+class Llama3BackboneConfig(DecoderSizes, SquareImages):
+    """Sizes of a Llama 3 decoder and of its vision tower; see also `DecoderSizes`.
 
     Args:
-        vocab_size: number of token embeddings (V).
-        hidden_size: width (D).
-        intermediate_size: width inside the MLPs.
-        num_layers: decoder layers.
-        num_heads: query heads; a head is D / num_heads wide.
-        num_kv_heads: key/value heads.
-        image_token_id: id of the placeholder that an image's tokens replace.
-        vision_tower: what sees the images of prompts, a config out of `ENCODERS`.
+        image_token_id: id of the placeholder that the tokens of an image replace.
+        vision_tower: config of the tower for prompt images, an entry of `ENCODERS`.
         tie_word_embeddings: whether the embedding table is also the vocabulary head.
         norm_eps: epsilon of the decoder's norms.
-        max_positions: longest sequence the model is meant for.
+        max_positions: longest supported sequence in tokens.
         rope_theta: base of the rotary frequencies.
-        rope_stretch: factor by which slow rotary frequencies are slowed down beyond the positions
-            of the first training (Llama 3.1: 8, Llama 3.2: 32); 1 leaves them alone.
-        first_positions: longest sequence of that first training.
+        rope_stretch: factor that divides the slow rotary frequencies, for sequences longer than
+            those of pretraining (Llama 3.1: 8, Llama 3.2: 32); 1 leaves them unchanged.
+        first_positions: longest sequence of pretraining.
 
     Raises:
         ValueError: if `num_heads` does not divide `hidden_size`.
     """
 
     kind: str = "llama3"
-    vocab_size: Count
-    hidden_size: Count
-    intermediate_size: Count
-    num_layers: Count
-    num_heads: Count
-    num_kv_heads: Count
     image_token_id: Whole
     vision_tower: ImageEncoderConfig = component("blip3o.models.encoders:ENCODERS")
     tie_word_embeddings: bool = False
@@ -92,13 +80,13 @@ class Llama3BackboneConfig(SquareImages):
 
     @classmethod
     def published(cls, size: str) -> "Llama3BackboneConfig":
-        """Returns a Llama 3 with the four tokens that BLIP3-o adds and a tower of 729 tokens.
+        """Returns a Llama 3 with the four tokens that BLIP3-o adds and a 729-token tower.
 
         Args:
             size: "3-8b", "3.1-8b", "3.2-1b" or "3.2-3b".
 
         Raises:
-            UsageError: if there is no such size.
+            UsageError: if the size is unknown.
         """
         if size not in _PUBLISHED:
             raise unknown_name("size of Llama 3", size, _PUBLISHED)

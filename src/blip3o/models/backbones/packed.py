@@ -1,9 +1,9 @@
-"""Padding-free passes of a decoder: the real tokens of all rows in one row, one behind the other.
+"""Padding-free passes of a decoder: the real tokens of all rows are concatenated into one row.
 
-Every layer but attention treats tokens one by one, so leaving out the padding changes nothing
-there; attention is told where rows begin. transformers' layers are used as they are: they take
-their attention function by name, and hand on to it what the decoder is called with. Axes: B rows,
-T new positions, S real tokens of all rows, H heads, K head dim, D width.
+Every layer except attention processes tokens independently, so removing the padding changes nothing
+there. Attention receives the row lengths. transformers' layers need no change: they look up their
+attention function by name and pass the decoder's extra arguments on to it. Axes: B rows, T new
+positions, S real tokens of all rows, H heads, K head dim, D width.
 """
 
 import dataclasses
@@ -20,12 +20,12 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class Packing:
-    """Which of the packed tokens belong together.
+    """Row lengths of a packed pass.
 
     Args:
-        new: new tokens of each row.
-        seen: tokens that a row's new ones may look at, itself and earlier ones; at least `new`.
-        device: where the pass is computed.
+        new: number of new tokens of each row.
+        seen: number of tokens of each row, cached and new; at least `new`.
+        device: device of the pass.
     """
 
     new: list[int]
@@ -34,7 +34,7 @@ class Packing:
 
     @functools.cached_property
     def _masks(self) -> list[Tensor | None]:
-        """Who sees whom, [new, seen] of each row; None where all tokens are new."""
+        """Causal mask [new, seen] of each row; None if all its tokens are new."""
         return [
             None
             if new == seen
@@ -48,8 +48,8 @@ class Packing:
         Args:
             query: of the new tokens, [1, H, S, K].
             key: of the seen tokens, [1, num_kv_heads, S', K].
-            value: likewise.
-            scale: factor of the products; None for one over the root of K.
+            value: of the seen tokens, [1, num_kv_heads, S', K].
+            scale: factor of the query-key products; None for 1 / sqrt(K).
         """
         sides = query.split(self.new, 2), key.split(self.seen, 2), value.split(self.seen, 2)
         is_grouped = query.shape[1] != key.shape[1]
@@ -77,10 +77,10 @@ class PackedCache:
         self._order: Tensor | None = None
 
     def expect(self, packing: Packing) -> None:
-        """Is told, before a pass, what it adds.
+        """Prepares for the tokens that the next pass adds; must be called before the pass.
 
         Args:
-            packing: of the pass.
+            packing: row lengths of the pass.
         """
         if self._lengths:
             self._order = _interleaved(self._lengths, packing.new).to(packing.device)
@@ -89,15 +89,15 @@ class PackedCache:
     def update(
         self, key: Tensor, value: Tensor, layer: int, *_: object, **__: object
     ) -> tuple[Tensor, Tensor]:
-        """Adds a layer's new keys and values behind the row's earlier ones and returns all.
+        """Appends a layer's new keys and values to each row and returns all of them.
 
         Args:
             key: [1, num_kv_heads, S, K].
-            value: likewise.
+            value: [1, num_kv_heads, S, K].
             layer: index of the layer.
         """
         if layer in self._layers:
-            assert self._order is not None, "`expect` comes before a pass"
+            assert self._order is not None, "`expect` must be called before a pass"
             old_key, old_value = self._layers[layer]
             key = torch.cat([old_key, key], dim=2).index_select(2, self._order)
             value = torch.cat([old_value, value], dim=2).index_select(2, self._order)
@@ -106,7 +106,7 @@ class PackedCache:
 
 
 def enable(backbone: "Backbone") -> None:
-    """Lets a backbone leave out padding wherever a batch of a training has some.
+    """Makes a backbone skip the padding of training batches.
 
     Args:
         backbone: changed in place.
@@ -117,12 +117,12 @@ def enable(backbone: "Backbone") -> None:
 def is_packed(
     backbone: "Backbone", attention_mask: Tensor, cache: "BackboneCache | None" = None
 ) -> bool:
-    """Whether a pass leaves out padding; one that goes on from another does what that one did.
+    """Returns whether a pass skips padding; a pass with a cache follows the cache's earlier passes.
 
     Args:
         backbone: see `enable`.
         attention_mask: True for real tokens, [B, T].
-        cache: of an earlier pass.
+        cache: cache of earlier passes.
     """
     if cache is not None:
         return isinstance(cache, PackedCache)
@@ -136,12 +136,12 @@ def packed_states(
     positions: Tensor,
     cache: "BackboneCache | None",
 ) -> Tensor:
-    """Returns the decoder's states of padded rows, [B, T, D]; zeros where there is padding.
+    """Returns the decoder's states of padded rows, [B, T, D]; zeros at padding.
 
     Args:
-        decoder: of a backbone that was enabled.
+        decoder: decoder of a backbone for which `enable` was called.
         embeds: input embeddings of the new positions, [B, T, D].
-        attention_mask: True for real tokens, earlier ones included, [B, past + T].
+        attention_mask: True for real tokens, cached positions included, [B, past + T].
         positions: rotary positions, [B, T], or [3, B, T] on three axes.
         cache: keys and values of earlier packed passes; see `is_packed`.
     """
@@ -153,7 +153,7 @@ def packed_states(
         cache.expect(packing)
     states = decoder(
         inputs_embeds=embeds.flatten(0, 1).index_select(0, places).unsqueeze(0),
-        # Of four axes, so that no mask is made; rows keep themselves apart.
+        # With a 4-D mask, transformers builds none; `packing` keeps the rows apart.
         attention_mask=attention_mask.new_ones(1, 1, 1, 1),
         position_ids=positions.flatten(-2).index_select(-1, places).unsqueeze(-2),
         past_key_values=cache,
@@ -165,7 +165,7 @@ def packed_states(
 
 
 def _interleaved(old: list[int], new: list[int]) -> Tensor:
-    """Returns where, among all old tokens and then all new ones, each row's tokens are."""
+    """Returns the order that interleaves [all old tokens, all new tokens] row by row."""
     parts, start_old, start_new = [], 0, sum(old)
     for num_old, num_new in zip(old, new, strict=True):
         parts += [

@@ -1,9 +1,8 @@
-"""Qwen2.5-VL: the backbone of the released 4B and 8B models, with a vision tower of its own.
+"""Qwen2.5-VL: the backbone of the released 4B and 8B models, with its own vision tower.
 
-The layers are transformers' own text model and vision tower; this adapter adds what BLIP3-o needs
-around them. Two facts of the released models meet here: prompts of images have plain positions
-on all three rotary axes, also where they hold images, and only text about images uses the
-3-axis positions of Qwen2.5-VL.
+The layers are transformers' text model and vision tower. The released models use two kinds of
+rotary positions. When the model generates an image, all three axes count the tokens of the prompt,
+even if the prompt contains images. Only text about images uses the 3-axis positions of Qwen2.5-VL.
 """
 
 import dataclasses
@@ -15,7 +14,7 @@ from torch import Tensor
 
 from blip3o.core.bounds import Count, NotNegative, Positive, Whole
 from blip3o.models.backbones.attention import use_attention
-from blip3o.models.backbones.causal import CausalBackbone, vocabulary_head
+from blip3o.models.backbones.base import Backbone, DecoderSizes, vocabulary_head
 from blip3o.models.backbones.vision import VisionTowerConfig, image_positions, to_vision_inputs
 from blip3o.models.protocols import PromptImages, VisionInputs
 
@@ -24,35 +23,23 @@ if TYPE_CHECKING:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Qwen2_5VLBackboneConfig:  # noqa: N801  (the model's own name)
-    """Sizes of a Qwen2.5-VL.
+class Qwen2_5VLBackboneConfig(DecoderSizes):  # noqa: N801  (the model's own name)
+    """Sizes of a Qwen2.5-VL; see also `DecoderSizes`.
 
     Args:
-        vocab_size: number of token embeddings (V). published: 151668.
-        hidden_size: width (D).
-        intermediate_size: width inside the MLPs.
-        num_layers: decoder layers.
-        num_heads: query heads.
-        num_kv_heads: key/value heads.
-        image_token_id: id of the placeholder that an image's tokens replace.
+        image_token_id: id of the placeholder that the tokens of an image replace.
         tie_word_embeddings: whether the embedding table is also the vocabulary head.
         vision: sizes of the vision tower.
-        rotary_sections: frequencies of a head that follow time, rows and columns.
+        rotary_sections: numbers of a head's rotary frequencies that encode time, row and column.
         norm_eps: epsilon of the decoder's norms.
-        max_positions: longest sequence the model is meant for.
+        max_positions: longest supported sequence in tokens.
         rope_theta: base of the rotary frequencies.
 
     Raises:
-        ValueError: if the rotary sections do not fill half a head.
+        ValueError: if the rotary sections do not add up to half a head.
     """
 
     kind: str = "qwen2_5_vl"
-    vocab_size: Count
-    hidden_size: Count
-    intermediate_size: Count
-    num_layers: Count
-    num_heads: Count
-    num_kv_heads: Count
     image_token_id: Whole
     tie_word_embeddings: bool
     vision: VisionTowerConfig = dataclasses.field(default_factory=VisionTowerConfig)
@@ -95,7 +82,7 @@ class Qwen2_5VLBackboneConfig:  # noqa: N801  (the model's own name)
 
     @classmethod
     def published_4b(cls) -> "Qwen2_5VLBackboneConfig":
-        """Returns the sizes of Qwen2.5-VL-3B as in the released 4B model: 3,754,074,112."""
+        """Returns the Qwen2.5-VL-3B of the released 4B model: 3,754,074,112 parameters."""
         return cls(
             vocab_size=151_668,
             hidden_size=2048,
@@ -109,7 +96,7 @@ class Qwen2_5VLBackboneConfig:  # noqa: N801  (the model's own name)
 
     @classmethod
     def published_8b(cls) -> "Qwen2_5VLBackboneConfig":
-        """Returns the sizes of Qwen2.5-VL-7B as in the released 8B model: 8,289,328,128."""
+        """Returns the Qwen2.5-VL-7B of the released 8B model: 8,289,328,128 parameters."""
         return cls(
             vocab_size=151_668,
             hidden_size=3584,
@@ -128,17 +115,17 @@ class Qwen2_5VLBackboneConfig:  # noqa: N801  (the model's own name)
 
     @property
     def token_px(self) -> int:
-        """Side in pixels of what one token stands for; images are multiples of it."""
+        """Side in pixels of the area that one token covers; image sides are multiples of it."""
         return self.vision.patch_px * self.vision.merge
 
     def num_image_tokens(self, image_px: int) -> int:
-        """Returns how many tokens stand for a square image.
+        """Returns the number of tokens of a square image.
 
         Args:
-            image_px: its side.
+            image_px: side of the image.
 
         Raises:
-            ValueError: if the side is not a multiple of a token's.
+            ValueError: if the side is not a multiple of `token_px`.
         """
         if image_px % self.token_px:
             raise ValueError(
@@ -174,7 +161,7 @@ class Qwen2_5VLBackboneConfig:  # noqa: N801  (the model's own name)
         )
 
 
-class Qwen2_5VLBackbone(CausalBackbone[Qwen2_5VLBackboneConfig]):  # noqa: N801
+class Qwen2_5VLBackbone(Backbone[Qwen2_5VLBackboneConfig]):  # noqa: N801
     """Qwen2.5-VL: a language model that sees images of any shape with its own vision tower.
 
     Args:

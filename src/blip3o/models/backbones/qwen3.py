@@ -1,7 +1,7 @@
-"""Qwen3 as a backbone: the language side of the pocket model and of the Qwen3-SigLIP2 variant.
+"""Qwen3 as a backbone: the language model of the pocket model and of the Qwen3-SigLIP2 variant.
 
-The pocket model projects features of its image encoder; the published variant looks at images
-with a SigLIP2 tower of its own, while it draws EVA-CLIP features.
+The pocket model projects features of its image encoder. The published variant sees images with its
+own SigLIP2 tower and generates EVA-CLIP features.
 """
 
 import dataclasses
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from blip3o.core.bounds import Count, NotNegative, Positive, Whole
 from blip3o.core.config import component
 from blip3o.core.errors import unknown_name
+from blip3o.models.backbones.base import DecoderSizes
 from blip3o.models.backbones.decoder_only import DecoderOnlyBackbone, SquareImages
 from blip3o.models.encoders.normalizer import FeatureNormalizerConfig
 from blip3o.models.encoders.siglip2 import Siglip2EncoderConfig
@@ -29,26 +30,20 @@ _PUBLISHED: dict[str, dict[str, int]] = {
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Qwen3BackboneConfig(SquareImages):
-    """Sizes of a Qwen3 decoder and of the projector in front of it.
+class Qwen3BackboneConfig(DecoderSizes, SquareImages):
+    """Sizes of a Qwen3 decoder and of its projector; see also `DecoderSizes`.
 
     Args:
-        vocab_size: number of token embeddings (V).
-        hidden_size: width (D).
-        intermediate_size: width inside the MLPs.
-        num_layers: decoder layers.
-        num_heads: query heads.
-        num_kv_heads: key/value heads.
         head_dim: width of a head.
-        image_token_id: id of the placeholder that image features replace.
+        image_token_id: id of the placeholder that the tokens of an image replace.
         image_channels: channels (C) of the image encoder's features that the projector takes; None
-            with a tower of its own.
-        image_normalizer: what the features pass before the projector; the identity if left out.
-        vision_tower: what sees the images of prompts, a config out of `ENCODERS`; None if the
-            model's image encoder does.
+            with a vision tower.
+        image_normalizer: normalization of the features before the projector; by default none.
+        vision_tower: config of the backbone's own tower for prompt images, an entry of `ENCODERS`;
+            None if prompt images are features of the model's image encoder.
         tie_word_embeddings: whether the embedding table is also the vocabulary head.
         norm_eps: epsilon of the decoder's norms.
-        max_positions: longest sequence the model is meant for.
+        max_positions: longest supported sequence in tokens.
         rope_theta: base of the rotary frequencies.
 
     Raises:
@@ -56,12 +51,6 @@ class Qwen3BackboneConfig(SquareImages):
     """
 
     kind: str = "qwen3"
-    vocab_size: Count
-    hidden_size: Count
-    intermediate_size: Count
-    num_layers: Count
-    num_heads: Count
-    num_kv_heads: Count
     head_dim: Count
     image_token_id: Whole
     image_channels: Count | None = None
@@ -97,13 +86,13 @@ class Qwen3BackboneConfig(SquareImages):
 
     @classmethod
     def published(cls, size: str) -> "Qwen3BackboneConfig":
-        """Returns a Qwen3 of the SigLIP2 variant: its vocabulary, placeholder and tower.
+        """Returns the sizes of the SigLIP2 variant over a Qwen3, with its vocabulary and tower.
 
         Args:
             size: "0.6b", "1.7b", "4b", "8b", "14b" or "32b"; parity manifests hold 1.7b and 4b.
 
         Raises:
-            UsageError: if there is no such size.
+            UsageError: if the size is unknown.
         """
         if size not in _PUBLISHED:
             raise unknown_name("size of Qwen3", size, _PUBLISHED)

@@ -1,10 +1,10 @@
-"""Decoding of rows that differ in length and progress: one new token of each in one pass.
+"""Decoding of rows that differ in length and progress: each pass adds one token to every row.
 
-All layers except attention treat tokens one by one, so the new tokens of all rows pass them as one
-row. Attention is computed for each row alone: without padded keys, and without a mask that depends
-on other rows. So other rows change a row only by the number of tokens in a pass, and the caller
-keeps this number constant. transformers' layers are used as they are, see `packed`. Axes: R rows,
-G key/value heads, H heads, K head dim, D width.
+All layers except attention process tokens independently, so the new tokens of all rows go through
+them as one row. Attention is computed row by row, without padded keys and without a mask that
+depends on other rows. A row's result therefore depends on its batch only through the number of
+tokens in a pass, and the caller keeps this number constant. transformers' layers need no change,
+see `packed`. Axes: R rows, G key/value heads, H heads, K head dim, D width.
 """
 
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from blip3o.models.protocols import Decoder
 
 _BLOCK = 64
-"""A row's memory grows by this many tokens at least, or by an eighth of its tokens."""
+"""A row's memory grows by this many tokens or by an eighth of its tokens, whichever is more."""
 
 
 class RowCache:
@@ -27,10 +27,10 @@ class RowCache:
 
     Args:
         layers: keys and values of each layer, [2, 1, G, T, K].
-        rope_delta: how far the row's rotary positions are from its count of tokens.
+        rope_delta: offset of the row's rotary positions from its count of tokens.
 
     Attributes:
-        num_tokens: tokens that are there.
+        num_tokens: number of tokens in the row.
     """
 
     def __init__(self, layers: Sequence[Tensor], rope_delta: int = 0) -> None:
@@ -40,10 +40,10 @@ class RowCache:
 
     @classmethod
     def of(cls, cache: "KeyValueCache", rope_delta: int = 0) -> Self:
-        """Returns the row that a pass over a single row left in a cache of transformers.
+        """Returns the row that a pass over a single row stored in a cache.
 
         Args:
-            cache: a `DynamicCache` that the pass filled; its tensors are copied.
+            cache: the cache; its tensors are copied.
             rope_delta: see the class.
         """
         return cls(cache.key_values(), rope_delta)
@@ -54,18 +54,18 @@ class RowCache:
         return self.num_tokens + self._rope_delta
 
     def fork(self) -> "RowCache":
-        """Returns a second row with the same tokens so far; it copies them when it grows."""
+        """Returns a second row with the same tokens; it copies them when it grows."""
         copy = RowCache([layer[:, :, :, : self.num_tokens] for layer in self._layers])
         copy._rope_delta = self._rope_delta
         return copy
 
     def append(self, layer: int, key_value: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns the keys and values of a layer with those of a next token, [1, G, T + 1, K] each.
+        """Returns a layer's keys and values with those of the next token, [1, G, T + 1, K] each.
 
-        The token counts only after `advance`, so a pass that failed can be made again.
+        The token counts only after `advance`, so a failed pass can be repeated.
 
         Args:
-            layer: its index.
+            layer: index of the layer.
             key_value: [2, 1, G, K].
         """
         known = self._layers[layer]
@@ -83,11 +83,11 @@ class RowCache:
 
 
 class RowBatch:
-    """Rows that get a token each in one pass; stands for a cache and attends for the layers.
+    """Rows that get one token each in a pass; serves the layers as cache and attention.
 
     Args:
-        rows: one or more.
-        size: tokens of the pass; those behind the rows are padding.
+        rows: one or more rows.
+        size: number of tokens in the pass; tokens beyond the rows are padding.
     """
 
     def __init__(self, rows: Sequence[RowCache], size: int) -> None:
@@ -99,14 +99,14 @@ class RowBatch:
         """Returns the decoder's states of the new tokens, [size, 1, D].
 
         Args:
-            decoder: whose attention is `attention.attention`.
+            decoder: a decoder after `use_attention`.
             embeds: input embeddings, [size, 1, D].
         """
         positions = [row.position for row in self._rows]
         positions += [0] * (self._size - len(positions))
         states = decoder(
             inputs_embeds=embeds.transpose(0, 1),
-            # A mask of four axes keeps transformers from making one; `attend` needs none.
+            # With a 4-D mask, transformers builds none; `attend` needs none.
             attention_mask=torch.ones(1, 1, 1, 1, dtype=torch.bool, device=embeds.device),
             position_ids=torch.tensor([positions], device=embeds.device),
             past_key_values=self,
@@ -120,11 +120,11 @@ class RowBatch:
     def update(
         self, key: Tensor, value: Tensor, layer: int, *_: object, **__: object
     ) -> tuple[Tensor, Tensor]:
-        """Adds a layer's new keys and values to the rows; transformers' layers call it.
+        """Adds a layer's new keys and values to the rows; called by transformers' layers.
 
         Args:
             key: [1, G, size, K].
-            value: likewise.
+            value: [1, G, size, K].
             layer: index of the layer.
         """
         new = torch.stack([key, value]).unbind(3)
@@ -136,9 +136,9 @@ class RowBatch:
 
         Args:
             query: [1, H, size, K].
-            key: of the new tokens; they are in the rows already.
-            value: likewise.
-            scale: factor of the products; None for one over the root of K.
+            key: keys of the new tokens, which the rows already hold.
+            value: values of the new tokens, which the rows already hold.
+            scale: factor of the query-key products; None for 1 / sqrt(K).
         """
         is_grouped = query.shape[1] != key.shape[1]
         mixed = [

@@ -32,10 +32,10 @@ class VisionTowerConfig:
         num_layers: transformer layers.
         num_heads: attention heads.
         patch_px: side of a patch in pixels.
-        merge: patches along one side of a token that the backbone sees.
-        num_frames: frames of a patch; a still image is repeated.
-        window_px: side of the windows that most layers attend in.
-        full_attention_layers: the layers that attend to the whole image.
+        merge: patches along one side of a token.
+        num_frames: frames of a patch; a still image fills all of them.
+        window_px: side in pixels of the windows within which most layers attend.
+        full_attention_layers: indices of the layers that attend to the whole image.
     """
 
     hidden_size: Count = 1280
@@ -76,13 +76,13 @@ class VisionTowerConfig:
 
 
 def to_vision_inputs(pixels: Tensor, patch_px: int, merge: int, num_frames: int) -> VisionInputs:
-    """Returns images of one size as the vision tower takes them.
+    """Returns images of one size in the form that the vision tower takes.
 
     Args:
         pixels: [M, 3, H, W] in [-1, 1].
         patch_px: side of a patch (p).
         merge: patches along one side of a token (m).
-        num_frames: how often a still image is repeated in time.
+        num_frames: number of times a still image is repeated along the time axis.
 
     Raises:
         ValueError: if H or W is not a multiple of p * m.
@@ -116,20 +116,20 @@ def image_positions(
 ) -> Tensor:
     """Returns the rotary positions of text with images on the axes time, row and column.
 
-    A text token takes the next position on all three axes. The tokens of an image take their
-    place in its grid, counted from that position, and the text goes on after the longest side.
+    A text token takes the next position on all three axes. An image token takes that position plus
+    its coordinates in the image's grid. Text continues after the longest side of the grid.
 
     Args:
         input_ids: [B, T].
         attention_mask: True for real tokens, [B, T]; padding may be on either side.
-        token_grids: frames, rows and columns of tokens of each image, in reading order, [M, 3].
+        token_grids: frames, rows and columns of tokens of each image in prompt order, [M, 3].
         image_token_id: id of the placeholders.
 
     Returns:
         Positions, int64 [3, B, T]; 0 at padding.
 
     Raises:
-        ValueError: if the placeholders do not come in runs of the images' tokens.
+        ValueError: if the runs of placeholders do not match the images' token counts.
 
     Reference:
         Qwen2.5-VL (arXiv 2502.13923), section 2.1.2; parity family `qwen`, cases `und_*`.
@@ -141,7 +141,7 @@ def image_positions(
     for row, (images, real) in enumerate(zip(is_image, mask, strict=True)):
         positions[:, row, real] = _row_positions(images[real].tolist(), grids)
     if next(grids, None) is not None:
-        raise ValueError("there are more images than runs of image placeholders")
+        raise ValueError("the prompt has fewer runs of image placeholders than images")
     return positions.to(input_ids.device)
 
 
@@ -154,7 +154,9 @@ def _row_positions(is_image: list[bool], grids: Iterator[list[int]]) -> Tensor:
             grid = next(grids, None)
             run = is_image[column : column + math.prod(grid or [0])]
             if grid is None or len(run) < math.prod(grid) or not all(run):
-                raise ValueError("image placeholders do not come in runs of the images' tokens")
+                raise ValueError(
+                    "the runs of image placeholders do not match the images' token counts"
+                )
             piece = torch.cartesian_prod(*(torch.arange(size) for size in grid)).T
             step = max(grid)
         else:

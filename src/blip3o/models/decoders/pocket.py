@@ -1,10 +1,10 @@
 """The pocket image decoder: a small convolutional diffusion network from features to pixels.
 
-Three levels: the feature grid, where what the tokens mean is worked out; a middle grid, where
-objects get their shape; a fine grid of small pixel blocks, which also sees the noisy image.
-The network predicts the clean image, because the features decide almost all of it: a few steps
-then suffice (Li and He, "Back to basics: let denoising generative models denoise",
-arXiv 2511.13720); `velocity` converts.
+The network has three levels: the feature grid, which interprets the tokens; a middle grid, which
+gives objects their shape; and a fine grid of small pixel blocks, which also sees the noisy image.
+The network predicts the clean image, because the features determine almost all of it, and a few
+steps then suffice (Li and He, "Back to basics: let denoising generative models denoise",
+arXiv 2511.13720). `velocity` converts the prediction.
 """
 
 import dataclasses
@@ -29,13 +29,13 @@ class PocketDecoderConfig(DecoderDefaults):
         image_px: side of the image.
         feature_channels: channels of the normalized features (K).
         grid: feature tokens along one side, which is the coarse level.
-        widths: channels of the coarse, the middle and the fine level.
+        widths: channels of the coarse, middle and fine level.
         num_blocks: residual blocks of each level.
         middle_scale: cells of the middle level along one side of a token.
         fine_scale: cells of the fine level along one side of a middle cell.
-        sigma_shift: shift of the noise levels that decoding visits towards pure noise. Features
-            decide almost all of an image, so what matters is learned and decided up there.
-        min_sigma: the conversion to a velocity divides by sigma, but by no less than this.
+        sigma_shift: shift of the noise levels of decoding towards pure noise. Features determine
+            almost all of an image, so the high noise levels matter most.
+        min_sigma: lower bound of the sigma that the conversion to a velocity divides by.
     """
 
     kind: str = "pocket"
@@ -63,12 +63,12 @@ class PocketDecoderConfig(DecoderDefaults):
 
     @property
     def block_px(self) -> int:
-        """Side of the pixel block that a fine cell holds."""
+        """Side of the pixel block of a fine cell."""
         return self.image_px // self.fine_grid
 
     @property
     def noise_shape(self) -> tuple[int, int, int]:
-        """Shape of the noise one image starts from, which is the shape of its pixels."""
+        """Shape of the noise that one image starts from, which is that of its pixels."""
         return (3, self.image_px, self.image_px)
 
     @property
@@ -143,7 +143,7 @@ class PocketDecoder(ImageDecoder):
         return functional.pixel_shuffle(blocks, config.block_px)
 
     def velocity(self, noisy: Tensor, sigma: Tensor, features: Tensor) -> Tensor:
-        """Returns the velocity (noise - clean) of images on the path; shapes as above."""
+        """Returns the velocity (noise - clean) [B, 3, P, P]; arguments as for `predict_clean`."""
         clean = self.predict_clean(noisy, sigma, features)
         return clean_to_velocity(clean, noisy, sigma.clamp_min(self.config.min_sigma))
 
@@ -169,7 +169,7 @@ class PocketDecoder(ImageDecoder):
 
 
 class _ResidualBlock(nn.Module):
-    """Two 3 x 3 convolutions; the noise level scales and shifts between them."""
+    """Two 3 x 3 convolutions, with a scale and shift from the noise level in between."""
 
     def __init__(self, width: int, vector_size: int) -> None:
         super().__init__()

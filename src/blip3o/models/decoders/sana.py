@@ -1,7 +1,7 @@
-"""The SANA decoder: a linear-attention diffusion transformer that reads SigLIP2 features.
+"""The SANA decoder: a linear-attention diffusion transformer conditioned on SigLIP2 features.
 
-The transformer and the autoencoder are diffusers'; the connector between the features and the
-transformer's caption input is ours.
+The transformer and the autoencoder come from diffusers. This module adds the connector between the
+features and the transformer's caption input.
 """
 
 import dataclasses
@@ -16,7 +16,7 @@ from blip3o.models.autoencoders import AutoencoderConfig, DcAutoencoderConfig, i
 from blip3o.models.decoders.latent_diffusion import LatentDiffusionDecoder, LatentSizes
 from blip3o.nn.norm import RMSNorm
 
-_CAPTION_SCALE = math.sqrt(5.5)  # published: what the connector's norm starts from
+_CAPTION_SCALE = math.sqrt(5.5)  # published initial value of the connector's norm
 
 
 def dpm_scheduler(flow_shift: float = 3.0) -> dict[str, object]:
@@ -36,19 +36,6 @@ def dpm_scheduler(flow_shift: float = 3.0) -> dict[str, object]:
     }
 
 
-def euler_scheduler(shift: float = 1.0) -> dict[str, object]:
-    """Returns settings of Euler steps on flow-matching noise levels.
-
-    Args:
-        shift: shift of the noise levels towards pure noise.
-    """
-    return {
-        "_class_name": "FlowMatchEulerDiscreteScheduler",
-        "num_train_timesteps": 1000,
-        "shift": shift,
-    }
-
-
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SanaDecoderConfig(LatentSizes):
     """Sizes of a SANA decoder.
@@ -59,18 +46,17 @@ class SanaDecoderConfig(LatentSizes):
         sample_size: side of the latents.
         num_layers: transformer layers.
         num_heads: heads of the linear self-attention.
-        head_dim: width of such a head.
+        head_dim: width of a head of the self-attention.
         num_cross_heads: heads of the cross-attention.
-        cross_head_dim: width of such a head.
+        cross_head_dim: width of a head of the cross-attention.
         caption_channels: width of the connector.
-        mlp_ratio: width inside the convolutional MLPs, as a multiple.
+        mlp_ratio: width inside the convolutional MLPs, as a multiple of the transformer's width.
         position_scale: scale of the sinusoidal positions added to the latents' patches; None adds
-            none. No weight shows it: the recorded runs (diffusers 0.32.2) have them with scale 1,
-            diffusers 0.42 leaves them out of a SANA whose config is silent (published: 1).
-        autoencoder: the VAE, an entry of `AUTOENCODERS`.
+            none (published: 1). Checkpoints do not contain it: the recorded runs (diffusers
+            0.32.2) use 1, while diffusers 0.42 adds no positions if the config has no value.
+        autoencoder: config of the VAE, an entry of `AUTOENCODERS`.
         scheduler: contents of a scheduler_config.json of diffusers, with `_class_name`.
-        guidance_scale: default strength of classifier-free guidance; 1 turns it off
-            (published: 3).
+        guidance_scale: default strength of guidance; 1 turns it off (published: 3).
     """
 
     kind: str = "sana"
@@ -202,7 +188,7 @@ class SanaDecoder(LatentDiffusionDecoder[SanaDecoderConfig]):
         return list(self.transformer.transformer_blocks)
 
     def predict(self, noisy: Tensor, timestep: Tensor, features: Tensor) -> Tensor:
-        """Returns the predicted velocity (noise - clean) [B, C, h, w]; see the base class."""
+        """Returns the predicted velocity (noise - clean), [B, C, h, w]."""
         return self.transformer(
             noisy,
             encoder_hidden_states=self.connector(features),

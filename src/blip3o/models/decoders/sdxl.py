@@ -1,6 +1,6 @@
 """The SDXL-shaped decoder: a UNet whose cross-attention reads EVA-CLIP features instead of text.
 
-The UNet and the VAE are diffusers', so the released decoder loads by its own names (`unet.`,
+The UNet and the VAE come from diffusers, so the released decoder loads by its own names (`unet.`,
 `vae.`).
 """
 
@@ -39,22 +39,21 @@ class SdxlDecoderConfig(LatentSizes):
         feature_channels: channels of the features (K).
         grid: feature tokens along one side.
         sample_size: side of the latents.
-        block_out_channels: channels of each stage of the UNet; every stage but the last halves the
-            sides, every stage but the first has attention.
+        block_out_channels: channels of each stage of the UNet; every stage except the last halves
+            the sides, every stage except the first has attention.
         layers_per_block: residual blocks of a stage.
         transformer_layers_per_block: transformer layers after a residual block of each stage.
         num_heads: attention heads of each stage.
-        time_id_size: width of the embedding of one number of the image's size.
+        time_id_size: width of the embedding of each of the six size and crop numbers.
         norm_num_groups: groups of the UNet's GroupNorms.
-        autoencoder: the VAE, an entry of `AUTOENCODERS`.
+        autoencoder: config of the VAE, an entry of `AUTOENCODERS`.
         scheduler: contents of a scheduler_config.json of diffusers, with `_class_name`.
-        guidance_scale: default strength of classifier-free guidance; 1 turns it off
-            (published: 3).
-        original_size: height and width that the UNet is told the image had before it was scaled
-            (published: 1024, 1024).
-        crop: rows and columns that the UNet is told were cropped at the top left (published: 0, 0).
-        empty_prompt: text whose features are the empty condition while none is stored; None takes
-            the stored one, also zeros (published: one space).
+        guidance_scale: default strength of guidance; 1 turns it off (published: 3).
+        original_size: height and width before scaling, an input of the UNet (published: 1024,
+            1024).
+        crop: rows and columns cropped at the top left, an input of the UNet (published: 0, 0).
+        empty_prompt: prompt whose features are the empty condition while the stored one is all
+            zeros; None always uses the stored one (published: one space).
     """
 
     kind: str = "sdxl"
@@ -123,7 +122,7 @@ class SdxlDecoderConfig(LatentSizes):
 class SdxlDecoder(LatentDiffusionDecoder[SdxlDecoderConfig]):
     """EVA-CLIP features [B, N, K] to pixels [B, 3, P, P] by noise prediction in VAE latents.
 
-    The features take the place of the text states and their mean the place of the pooled text.
+    The features replace the text states, and their mean replaces the pooled text embedding.
 
     Args:
         config: sizes.
@@ -161,13 +160,13 @@ class SdxlDecoder(LatentDiffusionDecoder[SdxlDecoderConfig]):
 
     @property
     def layers(self) -> list[nn.Module]:
-        """The transformer layers, where nearly all of the work is."""
+        """The transformer layers, which do nearly all of the work."""
         from diffusers.models.attention import BasicTransformerBlock
 
         return [one for one in self.unet.modules() if isinstance(one, BasicTransformerBlock)]
 
     def predict(self, noisy: Tensor, timestep: Tensor, features: Tensor) -> Tensor:
-        """Returns the predicted noise [B, C, h, w]; see the base class."""
+        """Returns the predicted noise, [B, C, h, w]."""
         config = self.config
         scale = config.autoencoder.downsampling
         size = (noisy.shape[-2] * scale, noisy.shape[-1] * scale)

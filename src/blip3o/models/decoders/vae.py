@@ -4,7 +4,6 @@ The counterpart of the `vae` image encoder. It draws no noise and takes no steps
 """
 
 import dataclasses
-from typing import Self
 
 from torch import Tensor
 
@@ -21,13 +20,6 @@ from blip3o.models.protocols import DecoderDefaults, ImageDecoder
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class VaeDecoderConfig(SizedAutoencoder, DecoderDefaults):
     """A VAE's decoder at one image size; see `SizedAutoencoder` for the fields."""
-
-    kind: str = "vae"
-
-    @classmethod
-    def tiny(cls) -> Self:
-        """Returns the smallest useful config, for tests."""
-        return cls(image_px=16, autoencoder=KlAutoencoderConfig.tiny(shift_factor=0.1))
 
     @property
     def feature_channels(self) -> int:

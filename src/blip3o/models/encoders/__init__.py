@@ -1,4 +1,4 @@
-"""Image encoders: pixels to the semantic features that the DiT learns to generate."""
+"""Image encoders: pixels to the semantic features that the generator learns to produce."""
 
 from blip3o.core.registry import Registry
 

@@ -1,7 +1,7 @@
 """A CLIP vision transformer whose patch tokens are the features.
 
 The layers are transformers' `CLIPVisionModel`, so published CLIP weights load by their own names.
-What is ours is the choice of layer, the norm over every token and the pooling of the token grid.
+This adapter chooses the layer, normalizes every token and pools the token grid.
 """
 
 import dataclasses
@@ -17,13 +17,13 @@ from blip3o.models.protocols import ImageEncoder
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ClipEncoderConfig(VisionTransformerConfig):
-    """Sizes of a CLIP vision tower and of the feature grid made from it.
+    """Sizes of a CLIP vision tower; see also `VisionTransformerConfig`.
 
     Args:
-        hidden_act: activation of the MLPs: OpenAI's CLIP has "quick_gelu", later ones "gelu".
+        hidden_act: activation of the MLPs: "quick_gelu" in OpenAI's CLIP, "gelu" in later models.
         pool: kernel and stride of the average pooling of the token grid (1 keeps every token).
-        skip_last: how many last layers are left out, with the final norm (LLaVA reads the states
-            before the last layer: 1).
+        skip_last: number of last layers to skip; above 0 the final norm is skipped as well (LLaVA
+            reads the states before the last layer: 1).
     """
 
     kind: str = "clip"
@@ -57,7 +57,7 @@ class ClipEncoderConfig(VisionTransformerConfig):
 class ClipEncoder(ImageEncoder):
     """Pixels [B, 3, P, P] in [-1, 1] to features [B, N, C], tokens row by row.
 
-    The pixels are normalized as CLIP wants them here; `tower` takes pixels that already are.
+    The encoder normalizes the pixels with CLIP's statistics; `tower` takes normalized pixels.
 
     Args:
         config: sizes.
@@ -89,7 +89,7 @@ class ClipEncoder(ImageEncoder):
         check_pixels(pixels, self.config.image_px)
         normalized = normalize_for_clip(pixels)
         if self.config.skip_last == 0:
-            # The published model norms only the class token here; the patch tokens are as unscaled.
+            # The published model norms only the class token, but patch tokens are unscaled too.
             tokens = self.tower.post_layernorm(self.tower(normalized).last_hidden_state)
         else:
             states = self.tower(normalized, output_hidden_states=True).hidden_states

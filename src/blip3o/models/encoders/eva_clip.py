@@ -1,12 +1,12 @@
 """EVA-CLIP: the image encoder of the released models, with the weight names of its released file.
 
-A plain vision transformer but for one thing: each branch is normalized after it was computed and
-before it is added (post-norm), so the residual stream itself is never normalized. Axes: B batch,
-N tokens, C width and feature channels, H heads, K head dim.
+A vision transformer with post-norm branches: each branch is normalized after it is computed and
+before it is added, so the residual stream itself is never normalized. Axes: B images, N tokens,
+C width and feature channels, H heads, K head dim.
 
 Reference:
-    EVA-CLIP (arXiv 2303.15389) and Emu2 (arXiv 2312.13286), whose 448-pixel tuning of the E/14-plus
-    vision tower BLIP3-o uses; parity families `eva_clip` and `pooling`.
+    EVA-CLIP (arXiv 2303.15389) and Emu2 (arXiv 2312.13286). BLIP3-o uses Emu2's 448-pixel version
+    of the E/14-plus vision tower; parity families `eva_clip` and `pooling`.
 """
 
 import dataclasses
@@ -24,10 +24,10 @@ from blip3o.nn.attention import attend
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EvaClipEncoderConfig(VisionTransformerConfig):
-    """Sizes of an EVA-CLIP vision tower and of the feature grid made from it.
+    """Sizes of an EVA-CLIP vision tower; see also `VisionTransformerConfig`.
 
     Args:
-        norm_eps: epsilon of the LayerNorms. published: 1e-6.
+        norm_eps: epsilon of the LayerNorms (published: 1e-6).
         pool: kernel and stride of the average pooling of the token grid (1 keeps every token).
     """
 
@@ -57,7 +57,7 @@ class EvaClipEncoderConfig(VisionTransformerConfig):
 
     @classmethod
     def published(cls) -> "EvaClipEncoderConfig":
-        """Returns the sizes of the released models: E/14-plus at 448 px, 32 x 32 to 8 x 8 tokens.
+        """Returns the released E/14-plus at 448 px, with 32 x 32 tokens pooled to 8 x 8.
 
         4,350,208,256 parameters. The MLPs are int(1792 * 8.571428571428571) wide.
         """
@@ -79,8 +79,8 @@ class EvaClipEncoderConfig(VisionTransformerConfig):
 class EvaClipEncoder(ImageEncoder):
     """Pixels [B, 3, P, P] in [-1, 1] to features [B, N, C], tokens row by row.
 
-    The pixels are normalized as CLIP wants them here, so callers need not know; `tower` takes
-    pixels that already are. Weight names are those of the released file behind `tower.`.
+    The encoder normalizes the pixels with CLIP's statistics; `tower` takes normalized pixels. After
+    `tower.`, weight names are those of the released file.
 
     Args:
         config: sizes.
@@ -98,7 +98,7 @@ class EvaClipEncoder(ImageEncoder):
 
 
 class EvaClipTower(nn.Module):
-    """The vision transformer alone: normalized pixels to one token a patch.
+    """The vision transformer without pooling: normalized pixels to one token per patch.
 
     Args:
         config: sizes; `pool` is not used here.
@@ -116,10 +116,10 @@ class EvaClipTower(nn.Module):
         self.blocks = nn.ModuleList(EvaClipBlock(config) for _ in range(config.num_layers))
 
     def forward(self, normalized: Tensor) -> Tensor:
-        """Returns the tokens after the last block, without the class token and without a norm.
+        """Returns the unnormalized tokens after the last block, without the class token.
 
         Args:
-            normalized: pixels with CLIP's mean and standard deviation taken out, [B, 3, P, P].
+            normalized: pixels normalized with CLIP's mean and standard deviation, [B, 3, P, P].
 
         Returns:
             Tokens [B, (P / patch_px)^2, C], row by row.
@@ -147,7 +147,7 @@ class EvaClipBlock(nn.Module):
         self.mlp = nn.Sequential(
             OrderedDict[str, nn.Module](
                 fc1=nn.Linear(width, config.intermediate_size),
-                act=nn.GELU(),  # the exact one, not its tanh approximation
+                act=nn.GELU(),  # exact, not the tanh approximation
                 fc2=nn.Linear(config.intermediate_size, width),
             )
         )
@@ -160,7 +160,7 @@ class EvaClipBlock(nn.Module):
 
 
 class EvaClipAttention(nn.Module):
-    """Self-attention of every token to every token, one matrix for queries, keys and values.
+    """Full self-attention with one projection for queries, keys and values.
 
     Args:
         hidden_size: width (C).

@@ -1,8 +1,8 @@
-"""Rotates and scales image features into the space the DiT works in, and back.
+"""Normalization of image features: rotation and scaling into the space the generator works in.
 
-Features of a small encoder are low-rank with very different scales by channel. A rotation to their
-principal directions, cut after the first K and scaled towards equal variance, gives the flow a
-well-conditioned target; the published models use the features as they are (`identity`).
+Features of a small encoder have low rank, and their channels have very different scales. Projecting
+them onto their first K principal directions and scaling these towards equal variance gives the flow
+a well-conditioned target. The published models use unchanged features.
 """
 
 import dataclasses
@@ -15,12 +15,13 @@ from blip3o.core.bounds import Count, NotNegative
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FeatureNormalizerConfig:
-    """How features are normalized.
+    """Settings of the feature normalizer.
 
     Args:
-        num_components: principal directions kept (K); None is the identity (K = C).
-        power: 0 scales all components by one number, 1 whitens them fully, between is between.
-        floor: added to every component's variance, so that what hardly varies is not blown up.
+        num_components: number of principal directions to keep (K); None is the identity (K = C).
+        power: 0 scales all components by one factor, 1 whitens them fully; values in between
+            interpolate.
+        floor: added to every component's variance, so that nearly constant components stay small.
     """
 
     num_components: Count | None = None
@@ -37,7 +38,7 @@ class FeatureNormalizerConfig:
         """Returns K for features of C channels.
 
         Raises:
-            ValueError: if more components are to be kept than there are channels.
+            ValueError: if `num_components` exceeds the number of channels.
         """
         if self.num_components is None:
             return num_channels
@@ -50,8 +51,12 @@ class FeatureNormalizer(nn.Module):
     """An affine map of C feature channels to K components whose mean variance is 1.
 
     Args:
-        config: what to keep and how much to whiten.
-        num_channels: C.
+        config: settings.
+        num_channels: channels of the features (C).
+
+    Attributes:
+        forward_map: raw features to normalized ones, [C, K].
+        backward_map: normalized features to the best estimate of the raw ones, [K, C].
     """
 
     def __init__(self, config: FeatureNormalizerConfig, num_channels: int) -> None:

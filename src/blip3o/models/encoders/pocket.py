@@ -1,8 +1,9 @@
 """The pocket image encoder: a convolutional stem, then a few transformer layers.
 
-A plain patch embedding has to learn every sprite at every shift inside a patch. A stem of strided
-convolutions sees edges and parts first, which from scratch on few images learns the identity of
-things many times faster ("Early convolutions help transformers see better", arXiv 2106.14881).
+A plain patch embedding must learn every sprite at every offset inside a patch. A stem of strided
+convolutions detects edges and parts first. Trained from scratch on few images, it learns to
+identify objects many times faster ("Early convolutions help transformers see better",
+arXiv 2106.14881).
 """
 
 import dataclasses
@@ -23,9 +24,9 @@ class PocketEncoderConfig:
 
     Args:
         image_px: side of the square input image.
-        stem_channels: output channels of each convolution of the stem but the last.
-        stem_strides: stride of each convolution; their product divides `image_px`.
-        hidden_size: width, which is the number of feature channels.
+        stem_channels: output channels of each convolution of the stem except the last.
+        stem_strides: stride of each convolution; their product must divide `image_px`.
+        hidden_size: width, which is the number of feature channels (C).
         num_layers: transformer layers.
         num_heads: attention heads.
         pool: kernel and stride of the average pooling of the token grid.
@@ -45,7 +46,7 @@ class PocketEncoderConfig:
             raise ValueError("stem_strides must have one value more than stem_channels")
         if self.image_px % (math.prod(self.stem_strides) * self.pool):
             raise ValueError(
-                f"image_px {self.image_px} must be a multiple of all strides and the pooling "
+                f"image_px {self.image_px} must be a multiple of all strides times pool "
                 f"({math.prod(self.stem_strides)} * {self.pool})"
             )
 
@@ -95,7 +96,7 @@ class PocketEncoder(ImageEncoder):
         channels = (3, *config.stem_channels, config.hidden_size)
         stem: list[nn.Module] = []
         for narrow, wide, stride in zip(channels, channels[1:], config.stem_strides, strict=False):
-            # A kernel wider than its stride: neighboring windows overlap, so no edge is missed.
+            # The kernel is wider than its stride: windows overlap, so no edge is missed.
             kernel = stride + 1 + stride % 2
             stem += [
                 nn.Conv2d(narrow, wide, kernel, stride, padding=kernel // 2, bias=False),

@@ -1,7 +1,7 @@
-"""A SigLIP2-class vision transformer whose patch tokens are the features.
+"""A SigLIP2 vision transformer whose patch tokens are the features.
 
 The layers are transformers' `SiglipVisionModel`, so published SigLIP2 weights load by their own
-names. What is ours is the choice of layer and the pooling of the token grid.
+names. This adapter chooses the layer and pools the token grid.
 """
 
 import dataclasses
@@ -15,14 +15,14 @@ from blip3o.models.protocols import ImageEncoder
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Siglip2EncoderConfig(VisionTransformerConfig):
-    """Sizes of a SigLIP2 vision tower and of the feature grid made from it.
+    """Sizes of a SigLIP2 vision tower; see also `VisionTransformerConfig`.
 
     Args:
         pool: kernel and stride of the average pooling of the token grid (1 keeps every token).
-        skip_last: how many last layers are left out, with the final norm (the SANA decoder of the
-            published family reads the states before the last layer: 1).
-        keep_head: hold the published pooling head too, frozen: no feature passes through it, but
-            checkpoints that have it come and go whole.
+        skip_last: number of last layers to skip; above 0 the final norm is skipped as well (the
+            published SANA decoder reads the states before the last layer: 1).
+        keep_head: include the published pooling head, frozen. Features do not use it, but
+            checkpoints that contain it load and save completely.
     """
 
     kind: str = "siglip2"
@@ -47,11 +47,11 @@ class Siglip2EncoderConfig(VisionTransformerConfig):
     def so400m(
         cls, image_px: int, patch_px: int, *, keep_head: bool = False
     ) -> "Siglip2EncoderConfig":
-        """Returns the sizes of SigLIP2 so400m, one feature token a patch.
+        """Returns the sizes of SigLIP2 so400m, with one feature token per patch.
 
         Args:
-            image_px: side of the square input image; 512 with patches of 16, 378 with 14 (the
-                file that is called 384: its 27 x 27 patches of 14 leave 6 pixels over).
+            image_px: side of the square input image: 512 for patches of 16, 378 for patches of 14
+                (the release named 384, whose 27 x 27 patches cover 378 pixels).
             patch_px: side of a patch.
             keep_head: see the class.
         """

@@ -7,11 +7,10 @@ Reference:
 """
 
 import dataclasses
-from typing import Self
 
 from torch import Tensor, nn
 
-from blip3o.models.autoencoders import KlAutoencoderConfig, SizedAutoencoder, latents_to_features
+from blip3o.models.autoencoders import SizedAutoencoder, latents_to_features
 from blip3o.models.encoders.grid import check_pixels
 from blip3o.models.protocols import ImageEncoder
 
@@ -19,13 +18,6 @@ from blip3o.models.protocols import ImageEncoder
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class VaeEncoderConfig(SizedAutoencoder):
     """A VAE's encoder at one image size; see `SizedAutoencoder` for the fields."""
-
-    kind: str = "vae"
-
-    @classmethod
-    def tiny(cls) -> Self:
-        """Returns the smallest useful config, for tests."""
-        return cls(image_px=16, autoencoder=KlAutoencoderConfig.tiny(shift_factor=0.1))
 
     @property
     def num_tokens(self) -> int:

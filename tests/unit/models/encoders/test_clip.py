@@ -1,4 +1,4 @@
-"""The CLIP encoder: which states of transformers' model are the features."""
+"""The features of the CLIP encoder are the chosen states of transformers' model."""
 
 import dataclasses
 

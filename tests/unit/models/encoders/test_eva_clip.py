@@ -1,4 +1,4 @@
-"""The EVA-CLIP encoder: what recorded values do not show."""
+"""The EVA-CLIP encoder: published grid, pooling and refused sizes."""
 
 import dataclasses
 

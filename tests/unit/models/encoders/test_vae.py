@@ -1,4 +1,4 @@
-"""The VAE encoder: that its features are diffusers' normalized latents and lead back to them."""
+"""The features of the VAE encoder are diffusers' normalized latents and convert back to them."""
 
 import dataclasses
 import sys

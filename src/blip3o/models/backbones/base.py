@@ -1,0 +1,190 @@
+"""The base class of backbones: a decoder of transformers, its sizes, padding and caches.
+
+Axes: B rows, T new positions, M images, D width, V vocabulary.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, ClassVar, Generic, TypeVar
+
+from torch import Tensor, nn
+
+from blip3o.core.bounds import Count
+from blip3o.models.backbones.packed import PackedCache, is_packed, packed_states
+from blip3o.models.backbones.ragged import RowBatch, RowCache
+
+if TYPE_CHECKING:
+    from blip3o.models.protocols import BackboneCache, BackboneConfig, Decoder, PromptImages
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DecoderSizes:
+    """The sizes that every decoder has; configs of backbones inherit from it.
+
+    Args:
+        kind: name in the table of backbones.
+        vocab_size: number of token embeddings (V).
+        hidden_size: width (D).
+        intermediate_size: width inside the MLPs.
+        num_layers: decoder layers.
+        num_heads: query heads; D / num_heads wide unless the config has a `head_dim`.
+        num_kv_heads: key/value heads.
+    """
+
+    kind: str
+    vocab_size: Count
+    hidden_size: Count
+    intermediate_size: Count
+    num_layers: Count
+    num_heads: Count
+    num_kv_heads: Count
+
+
+ConfigT = TypeVar("ConfigT", bound="BackboneConfig")
+
+
+class Backbone(nn.Module, Generic[ConfigT]):
+    """Token ids and images to hidden states, and hidden states to vocabulary logits.
+
+    A subclass sets `decoder`, `lm_head` and the modules that convert images into tokens.
+
+    Args:
+        config: sizes.
+
+    Attributes:
+        decoder: the language model without its vocabulary head.
+        lm_head: the vocabulary head; None if the embedding table is used instead.
+        padding_free: whether passes without a cache skip padding, see `packed.enable`.
+    """
+
+    seams: ClassVar[tuple[str, ...]] = ("embed", "image_tokens", "forward", "logits")
+    """Methods that need weights and are called from outside; offloading wraps them."""
+
+    num_axes: ClassVar[int] = 1
+    """Axes of the rotary positions."""
+
+    padding_free: bool = False
+    decoder: "Decoder"
+    lm_head: nn.Linear | None
+
+    def __init__(self, config: ConfigT) -> None:
+        super().__init__()
+        self.config = config
+
+    def vision_inputs(self, pixels: Tensor | Sequence[Tensor]) -> "PromptImages":
+        """Returns prompt images in the form that `embed` takes, for a backbone with a vision tower.
+
+        Args:
+            pixels: [M, 3, H, W] in [-1, 1]; images [3, H, W] of several shapes if the config has a
+                `token_px`.
+        """
+        raise NotImplementedError
+
+    def image_tokens(self, images: "PromptImages") -> Tensor:
+        """Returns the tokens of all images, [..., D], in the order of their placeholders."""
+        raise NotImplementedError
+
+    def count_tokens(self, images: "PromptImages") -> int:
+        """Returns the number of tokens of all images together."""
+        raise NotImplementedError
+
+    def image_positions(
+        self, input_ids: Tensor, attention_mask: Tensor, images: "PromptImages"
+    ) -> Tensor | None:
+        """Returns the rotary positions of text about images, for `forward`; None to count tokens.
+
+        Args:
+            input_ids: whole rows, [B, T].
+            attention_mask: True for real tokens, [B, T].
+            images: all images in the order of their placeholders.
+        """
+        del input_ids, attention_mask, images
+
+    def embed(self, input_ids: Tensor, images: "PromptImages | None" = None) -> Tensor:
+        """Returns the input embeddings [B, T, D], with image tokens at their placeholders.
+
+        Args:
+            input_ids: [B, T].
+            images: all images in the order of their placeholders.
+
+        Raises:
+            ValueError: if the numbers of placeholders and of image tokens differ.
+        """
+        embeds = self.decoder.embed_tokens(input_ids)
+        is_image = input_ids == self.config.image_token_id
+        num_tokens = 0 if images is None else self.count_tokens(images)
+        if int(is_image.sum()) != num_tokens:
+            raise ValueError(
+                f"the prompts hold {int(is_image.sum())} image placeholders, "
+                f"the images give {num_tokens} feature tokens"
+            )
+        if images is None:
+            return embeds
+        tokens = self.image_tokens(images).to(embeds.dtype)
+        return embeds.masked_scatter(is_image.unsqueeze(-1), tokens)
+
+    def forward(
+        self,
+        embeds: Tensor,
+        attention_mask: Tensor,
+        cache: "BackboneCache | RowBatch | None" = None,
+        positions: Tensor | None = None,
+    ) -> Tensor:
+        """Returns the hidden states after the final norm, [B, T, D].
+
+        Args:
+            embeds: input embeddings of the new positions, [B, T, D].
+            attention_mask: True for real tokens of the whole sequence, cached positions included,
+                [B, past + T]; padding may be on either side.
+            cache: keys and values of earlier positions; the new ones are appended. A `RowBatch`
+                ignores the mask, because each of its rows attends to all of its own tokens.
+            positions: rotary positions from `image_positions`; None counts the real tokens of each
+                row and continues after the cached positions.
+        """
+        if isinstance(cache, RowBatch):
+            return cache.states(self.decoder, embeds)
+        if positions is None:
+            positions = (attention_mask.long().cumsum(1) - 1).clamp_min(0)[:, -embeds.shape[1] :]
+            if cache is not None and cache.rope_deltas is not None:
+                positions = positions + cache.rope_deltas.unsqueeze(1)
+            if self.num_axes > 1:
+                positions = positions.expand(self.num_axes, -1, -1)
+        elif cache is not None:
+            cache.rope_deltas = positions.amax((0, 2)) + 1 - attention_mask.sum(1)
+        if is_packed(self, attention_mask, cache):
+            return packed_states(self.decoder, embeds, attention_mask, positions, cache)
+        output = self.decoder(
+            inputs_embeds=embeds,
+            attention_mask=None if bool(attention_mask.all()) else attention_mask.long(),
+            position_ids=positions,
+            past_key_values=cache,
+            use_cache=cache is not None,
+        )
+        return output.last_hidden_state
+
+    def new_cache(self, *, packed: bool = False) -> "BackboneCache":
+        """Returns an empty cache for `forward`.
+
+        Args:
+            packed: whether the passes that share the cache skip padding.
+        """
+        from blip3o.models.backbones.cache import KeyValueCache
+
+        return PackedCache() if packed else KeyValueCache()
+
+    def new_row(self, cache: "BackboneCache") -> RowCache:
+        """Returns the row of a cache that a pass over a single row filled, for a `RowBatch`."""
+        assert not isinstance(cache, PackedCache), "a row is read with padding"
+        deltas = cache.rope_deltas
+        return RowCache.of(cache, 0 if deltas is None else int(deltas[0]))
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Returns vocabulary logits [..., V] of hidden states [..., D]."""
+        if self.lm_head is None:
+            return nn.functional.linear(hidden, self.decoder.embed_tokens.weight)
+        return self.lm_head(hidden)
+
+
+def vocabulary_head(vocab_size: int, hidden_size: int, *, is_tied: bool) -> nn.Linear | None:
+    """Returns a fresh vocabulary head; None if the embedding table takes its place."""
+    return None if is_tied else nn.Linear(hidden_size, vocab_size, bias=False)
