@@ -33,7 +33,7 @@ from blip3o.data.cache_files import (
     hash_row,
 )
 from blip3o.data.cache_reader import FeatureCache
-from blip3o.data.collate import read_pixels
+from blip3o.data.images import read_pixels
 from blip3o.data.sources import Source
 
 __all__ = ["FeatureCache", "build_cache"]

@@ -18,18 +18,11 @@ from PIL import Image
 from blip3o.core.errors import UsageError
 from blip3o.core.types import Example, Record
 from blip3o.data.captions import captions_of
-from blip3o.data.collate import Preparer, object_rows
+from blip3o.data.collate import Preparer, image_roles, object_rows
 from blip3o.data.conversations import turns_of
 from blip3o.data.findings import ODD, REPEATED, Finding, LintReport
 from blip3o.data.sources import Source
-from blip3o.data.tasks import (
-    CONVERSATIONS,
-    draw_turns,
-    get_task,
-    likely_tasks,
-    variants,
-    with_conversation,
-)
+from blip3o.data.tasks import get_task, likely_tasks, make_example, variants
 from blip3o.data.walk import source_config, walk
 from blip3o.imaging.load import UndecodedImage, read_header
 
@@ -229,18 +222,12 @@ def _check(record: Record, checks: LintChecks) -> Iterator[tuple[str, object]]:
 
 def _reasons(record: Record, task: str, checks: LintChecks, broken: Sequence[str]) -> Iterator[str]:
     """Yields why a run would refuse a record, for each of its captions; broken images apart."""
-    try:
-        if checks.conversation is not None and task in CONVERSATIONS:
-            record = with_conversation(record, task, checks.conversation)
-    except ValueError as error:
-        yield str(error)
-        return
     several = list(variants(record, task))
     refused: dict[str, list[int]] = {}
     for number, one in enumerate(several, 1):
         try:
             example = _example(one, task, checks)
-            roles = {*example.prompt_images, *filter(None, [example.target_image])}
+            roles = image_roles(example)
             missing = [role for role in sorted(roles) if role not in record.files]
             if missing:
                 raise ValueError(f"no image {missing[0]!r}")
@@ -257,10 +244,10 @@ def _reasons(record: Record, task: str, checks: LintChecks, broken: Sequence[str
 def _example(record: Record, task: str, checks: LintChecks) -> Example:
     """Returns what a task makes of a record, as a run would; ValueError if it is unfit."""
     rng = np.random.default_rng(0)
-    example = get_task(task)(record, rng)
-    if checks.max_turns is not None and example.messages:
-        draw_turns(example, checks.max_turns, rng)
-    if task == "contrastive":  # as if every name were a label of the run
+    example = make_example(
+        record, task, rng, conversation=checks.conversation, max_turns=checks.max_turns
+    )
+    if get_task(task).needs_regions:  # as if every name were a label of the run
         things = [str(one.get("thing")) for one in example.regions]
         object_rows(example.regions, things, [str(one.get("color")) for one in example.regions])
     return example

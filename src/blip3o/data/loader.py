@@ -23,6 +23,7 @@ from blip3o.data.collate import Prepared, Preparer, collate
 from blip3o.data.mixture import DataConfig
 from blip3o.data.samples import MAX_REPLACEMENTS, BadSample, Samples, append_bad
 from blip3o.data.sources import Source
+from blip3o.data.tasks import get_task
 from blip3o.imaging.load import open_image
 
 _BORNE = 10
@@ -154,14 +155,15 @@ class Loader:
         """
         captions: dict[str, None] = {}
         for entry, source in enumerate(self.sources):
-            is_drawn = self._config.mixture[entry].task == "text_to_image"
+            task = get_task(self._config.mixture[entry].task)
+            is_drawn = task.target == "image" and task.draws_caption
             for position in range(min(len(source), count + MAX_REPLACEMENTS) if is_drawn else 0):
                 if len(captions) == count:
                     break
                 if self._samples.try_record(entry, position) is not None:
                     continue  # training is where bad samples are counted
-                caption = self._samples.example(entry, self._samples.read(entry, position)).caption
-                captions |= {caption: None} if caption else {}
+                example = self._samples.example(entry, self._samples.read(entry, position))
+                captions[example.messages[-1].text] = None
         return list(captions)
 
     def find_bad(self, most_records: int, most_seconds: float) -> list[BadSample]:

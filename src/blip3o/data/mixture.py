@@ -187,15 +187,14 @@ class Mixture:
         return epoch, self._orders[slot.entry].position(epoch, (within + shift) % count)
 
     def _draw_cycle(self, cycle: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Returns entry and number within the entry of every sample of a cycle."""
-        entries = np.repeat(np.arange(len(self._counts)), self._counts)
-        numbers = np.concatenate([cycle * count + np.arange(count) for count in self._counts])
-        # Sorted within each entry: numbers must rise with the sample, for they are its epoch.
+        """Returns, for every sample of a cycle, its entry and its number within that entry."""
         order = numpy_rng(self._seed, "mixture", cycle).permutation(CYCLE)
-        entries = entries[order]
-        sorted_numbers = np.empty(CYCLE, dtype=np.int64)
-        sorted_numbers[np.argsort(entries, kind="stable")] = numbers
-        return entries, sorted_numbers
+        entries = np.repeat(np.arange(len(self._counts)), self._counts)[order]
+        numbers = np.empty(CYCLE, dtype=np.int64)
+        for entry, count in enumerate(self._counts):
+            # Earlier cycles held `count` samples of this entry each; here they count on in order.
+            numbers[entries == entry] = cycle * count + np.arange(count)
+        return entries, numbers
 
 
 def _apportion(weights: Sequence[float], total: int) -> list[int]:

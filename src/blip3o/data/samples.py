@@ -5,9 +5,10 @@ depends on nothing but the seed.
 """
 
 import dataclasses
+import functools
 import itertools
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from blip3o.core.rng import numpy_rng
 from blip3o.core.types import Example, Record
 from blip3o.data.collate import Prepared, Preparer
 from blip3o.data.mixture import DataConfig, Mixture, Slot
-from blip3o.data.tasks import IMAGES, draw_turns, get_task, with_conversation
+from blip3o.data.tasks import get_task, make_example
 
 MAX_REPLACEMENTS = 100
 """Bad records in a row after which there is no point in going on."""
@@ -75,37 +76,36 @@ class Samples:
 
     def __init__(self, config: DataConfig, preparer: Preparer, seed: int) -> None:
         self._entries = config.mixture
-        self._tasks = [get_task(entry.task) for entry in config.mixture]
+        roles = [get_task(entry.task).roles for entry in config.mixture]
         self.mixture = Mixture(config, seed)
         if preparer.cache is not None:
-            wanted = zip(self.mixture.sources, self.mixture.tasks, strict=True)
-            for source, role in {(source, role) for source, t in wanted for role in IMAGES[t]}:
+            wanted = zip(self.mixture.sources, roles, strict=True)
+            for source, role in {(source, role) for source, some in wanted for role in some}:
                 preparer.cache.check(source, role)
         self.preparer = preparer
         self._seed = seed
 
     def prepare_all(self, indices: Iterable[int], bad: list[BadSample]) -> list[Prepared]:
-        """Returns samples in order; remote ones are read many at once.
+        """Returns samples in order. Remote records are read in parallel, local ones one by one.
 
         Args:
-            indices: their global numbers.
-            bad: what is replaced is appended here.
+            indices: global numbers of the samples.
+            bad: records that were replaced are appended here, in the order of the samples.
         """
         slots = [self.mixture.slot(index) for index in indices]
-        remote = [slot for slot in slots if self.mixture.sources[slot.entry].is_remote]
-        if not remote:
-            return [self.prepare(slot, bad) for slot in slots]
-        notes: dict[Slot, list[BadSample]] = {slot: [] for slot in slots}
-        pool = ThreadPoolExecutor(_REMOTE_READS)
+        bad_by_slot: list[list[BadSample]] = [[] for _ in slots]
+        pool = ThreadPoolExecutor(_REMOTE_READS)  # starts a thread only when work is submitted
         try:
-            ready = {slot: pool.submit(self.prepare, slot, notes[slot]) for slot in remote}
-            return [
-                ready[slot].result() if slot in ready else self.prepare(slot, notes[slot])
-                for slot in slots
-            ]
+            get_sample: list[Callable[[], Prepared]] = []
+            for slot, notes in zip(slots, bad_by_slot, strict=True):
+                if self.mixture.sources[slot.entry].is_remote:
+                    get_sample.append(pool.submit(self.prepare, slot, notes).result)
+                else:
+                    get_sample.append(functools.partial(self.prepare, slot, notes))
+            return [get() for get in get_sample]
         finally:
-            pool.shutdown(cancel_futures=True)  # after an error the rest need not wait, too
-            bad += itertools.chain.from_iterable(notes.values())
+            pool.shutdown(cancel_futures=True)  # after an error, the waiting reads are dropped
+            bad += itertools.chain.from_iterable(bad_by_slot)
 
     def prepare(self, slot: Slot, bad: list[BadSample]) -> Prepared:
         """Returns the sample of a slot of the schedule.
@@ -187,12 +187,9 @@ class Samples:
 
     def _example(self, number: int, record: Record, rng: np.random.Generator) -> Example:
         entry = self._entries[number]
-        if entry.conversation is not None:
-            record = with_conversation(record, entry.task, entry.conversation)
-        example = self._tasks[number](record, rng)
-        if entry.max_turns is not None and example.messages:
-            example = draw_turns(example, entry.max_turns, rng)
-        return example
+        return make_example(
+            record, entry.task, rng, conversation=entry.conversation, max_turns=entry.max_turns
+        )
 
 
 def _bad(source: str, key: str, index: int, error: Exception, position: int) -> BadSample:

@@ -31,7 +31,7 @@ def records(mixture: tuple[MixtureEntry, ...]) -> list[Record]:
 
 def prepare(preparer: Preparer, task: str, record: Record, **fields: Any) -> Prepared:
     record = dataclasses.replace(record, fields={**record.fields, **fields})
-    return preparer.prepare(TASKS[task](record, np.random.default_rng(0)))
+    return preparer.prepare(TASKS[task].make(record, np.random.default_rng(0)))
 
 
 def batch_of(preparer: Preparer, *rows: Prepared) -> Batch:

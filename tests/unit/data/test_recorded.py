@@ -79,7 +79,7 @@ def test_a_caption_becomes_the_recorded_answer(
             key=key, index=0, epoch=0, position=position, source="scenes", files=files, fields=row
         )
         prepared = preparer.prepare(
-            get_task("image_to_text")(record, np.random.default_rng(position))
+            get_task("image_to_text").make(record, np.random.default_rng(position))
         )
         ids.append([prepared.ids, prepared.labels])
     assert short_hash(json.dumps(ids).encode()) == "167b2e7b61bc2375"

@@ -57,7 +57,12 @@ def nested(depth: int) -> bytes:
         (BODY, {}, 400, "Content-Type: application/json"),
         (BODY, {"Content-Type": "text/plain"}, 400, "Content-Type: application/json"),
         (BODY, {"Content-Type": "application/x-www-form-urlencoded"}, 400, "application/json"),
-        (gzip.compress(BODY, mtime=0), {**JSON, "Content-Encoding": "gzip"}, 415, "gzip is not read"),
+        (
+            gzip.compress(BODY, mtime=0),
+            {**JSON, "Content-Encoding": "gzip"},
+            415,
+            "gzip is not read",
+        ),
         (b"", JSON, 400, "no body"),
         (BODY[:-1], JSON, 400, "no valid JSON"),
         (BODY.replace(b"hi", b"caf\xe9"), JSON, 400, "no valid UTF-8 (byte "),

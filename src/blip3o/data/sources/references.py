@@ -42,6 +42,15 @@ def image_role(number: int) -> str:
     return "image" if number == 0 else f"image_{number + 1}"
 
 
+def num_images(files: Mapping[str, bytes]) -> int:
+    """Returns how many images a record has that are not the source or target of an edit.
+
+    Args:
+        files: the record's images by role.
+    """
+    return next(number for number in itertools.count() if image_role(number) not in files)
+
+
 def take_images(row: Mapping[str, Any], read: ReadImage) -> tuple[dict[str, bytes], dict[str, Any]]:
     """Returns the images of a row by role, and the row's other fields.
 
