@@ -1,4 +1,4 @@
-"""Notes the records and files of a data source, so that a resumed run can say what changed."""
+"""Inventories of data sources, so that a resumed run can report changed data."""
 
 import dataclasses
 import itertools
@@ -9,7 +9,7 @@ from blip3o.data.sources import Source
 from blip3o.data.sources.plain_files import file_stamp
 
 _MOST_FILES = 200_000
-"""Of more files than that only the fingerprint is kept."""
+"""With more files, only the fingerprint is kept."""
 _SHOWN = 3
 
 
@@ -18,9 +18,9 @@ class Inventory:
     """The records and files of a source at one time.
 
     Args:
-        fingerprint: of its records.
-        records: how many.
-        files: size and time of change by path; None if there are too many, or they are remote.
+        fingerprint: fingerprint of the records.
+        records: number of records.
+        files: size and modification time by path; None for remote files or too many of them.
     """
 
     fingerprint: str
@@ -32,7 +32,7 @@ class Inventory:
         """Returns the inventory of a source.
 
         Args:
-            source: the opened source.
+            source: the open source.
         """
         files = {
             path: file_stamp(path) for path in itertools.islice(source.files(), _MOST_FILES + 1)
@@ -46,13 +46,13 @@ class Inventory:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> "Inventory":
-        """Returns what `dataclasses.asdict` made plain data of.
+        """Returns the inventory that `dataclasses.asdict` converted to plain data.
 
         Args:
             data: the plain data.
 
         Raises:
-            ValueError: if it is something else.
+            ValueError: if the data are not an inventory.
         """
         try:
             files = data["files"]
@@ -62,13 +62,13 @@ class Inventory:
                 files=None if files is None else {str(k): str(v) for k, v in files.items()},
             )
         except (KeyError, TypeError, AttributeError) as error:
-            raise ValueError("this is no inventory") from error
+            raise ValueError("the data are not an inventory") from error
 
     def changes_since(self, before: "Inventory") -> list[str]:
-        """Returns what is different, each as a few words; empty if nothing is.
+        """Returns short descriptions of all changes; empty if there are none.
 
         Args:
-            before: the same source at another time.
+            before: the same source at an earlier time.
         """
         said: list[str] = []
         if before.records != self.records:
@@ -79,7 +79,7 @@ class Inventory:
             said += _named("removed", [path for path in then if path not in now])
             said += _named("edited", [p for p in now if p in then and now[p] != then[p]])
         if not said and before.fingerprint != self.fingerprint:
-            said.append("the records are others")
+            said.append("the records have changed")
         return said
 
 

@@ -141,7 +141,7 @@ def test_strange_shards_and_damaged_notes_are_never_taken_for_packed_ones(
     strange = out / "own-000003.tar"
     strange.write_bytes(b"somebody's")
     assert main(command) == 2
-    assert "nothing says of which data" in capsys.readouterr().err
+    assert "of unknown origin" in capsys.readouterr().err
     assert strange.read_bytes() == b"somebody's"
     strange.unlink()
     assert main(command) == 0
@@ -149,8 +149,8 @@ def test_strange_shards_and_damaged_notes_are_never_taken_for_packed_ones(
     for file, content, said in (
         (notes, "{", "own-000000.skipped.jsonl is damaged: remove it and own-000000.tar"),
         (notes, "[1]", "is damaged"),
-        (settings, "{", "nothing says of which data"),
-        (settings, '{"data": "x"}', "packed from other data or in other sizes"),
+        (settings, "{", "of unknown origin"),
+        (settings, '{"data": "x"}', "packed from other data or with another --shard-size"),
     ):
         before = file.read_text()
         file.write_text(content)
@@ -160,7 +160,7 @@ def test_strange_shards_and_damaged_notes_are_never_taken_for_packed_ones(
         file.write_text(before)
     assert main(command) == 0
     assert main([*command, "--name", "../x"]) == 2
-    assert "no name of a file" in capsys.readouterr().err
+    assert "is not a file name" in capsys.readouterr().err
 
 
 def test_two_calls_at_once_pack_once(folder: Path, tmp_path: Path) -> None:

@@ -233,7 +233,7 @@ def test_the_summary_fits_a_screen_and_says_how_to_see_the_rest(tmp_path: Path) 
     assert max(map(len, lines)) < 260
     assert "k0" in lines[1] and "k4" in lines[5] and "and 295 more" in lines[6]  # noqa: PT018
     assert "       3  passed over: s: no image" in lines
-    assert lines[-1] == "--out FILE names every one"
+    assert lines[-1] == "--out FILE writes all of them"
     report = LintReport(num_records=1, findings=[], file=tmp_path / "f.jsonl")
     assert report.text() == f"1 records, 0 bad; nothing found\nall findings: {tmp_path}/f.jsonl"
 

@@ -244,10 +244,10 @@ def test_packing_goes_on_and_gives_the_same_bytes(folder: Path, tmp_path: Path) 
     assert shards[0].stat().st_mtime_ns == before[0][1]
     assert [shard.read_bytes() for shard in shards] == [data for data, _ in before]
     assert [shard.read_bytes() for shard in pack_to("two")] == [data for data, _ in before]
-    with pytest.raises(UsageError, match="other data or in other sizes"):
+    with pytest.raises(UsageError, match="other data or with another --shard-size"):
         pack(str(folder), tmp_path / "one", name=None, shard_size=5, jobs=1)
     (folder / "3.v1.txt").write_text("another caption", encoding="utf-8")
-    with pytest.raises(UsageError, match="other data or in other sizes"):
+    with pytest.raises(UsageError, match="other data or with another --shard-size"):
         pack_to("one")  # shards that are there already hold the one before
 
 
