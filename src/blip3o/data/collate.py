@@ -18,7 +18,7 @@ from blip3o.imaging.pixels import to_pixels
 from blip3o.text.chat import ChatTemplate
 
 MAX_REGIONS = 8
-"""Most ground-truth objects of an image that a batch carries."""
+"""Maximum number of known objects per image in a batch."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

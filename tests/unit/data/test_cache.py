@@ -86,7 +86,7 @@ def test_another_encoder_is_refused(source: WebDatasetSource, tmp_path: Path) ->
     assert not stale.is_complete("scenes", "image")
     with pytest.raises(UsageError, match=r"scenes\.image\.f16 was made by another image encoder"):
         stale.get("scenes", "image", 0)
-    with pytest.raises(UsageError, match="no whole feature cache of scenes/target"):
+    with pytest.raises(UsageError, match="no complete feature cache of scenes/target"):
         stale.get("scenes", "target", 0)
 
 
@@ -194,7 +194,7 @@ def test_a_full_disk_is_said_and_the_build_goes_on(
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", full)
-        with pytest.raises(UsageError, match=r"scenes\.image\.f16: No space left.*make room"):
+        with pytest.raises(UsageError, match=r"scenes\.image\.f16: No space left.*free some space"):
             build(source, tmp_path, encode=counted)
     build(source, tmp_path, encode=counted)
     assert calls == [5, 5, 5, 2]
@@ -294,7 +294,9 @@ def test_a_source_without_such_a_image_is_refused(source: WebDatasetSource, tmp_
 def test_features_beyond_half_precision_are_refused(
     source: WebDatasetSource, tmp_path: Path
 ) -> None:
-    with pytest.raises(UsageError, match=r"beyond half precision.*feature_cache=null"):
+    with pytest.raises(
+        UsageError, match=r"outside the range of half precision.*feature_cache=null"
+    ):
         build(source, tmp_path, encode=lambda pixels: encode(pixels) * 1e6)
 
 
@@ -354,7 +356,7 @@ def test_a_reader_that_was_checked_never_reads_other_data_later(tmp_path: Path) 
     for file in (tmp_path / "cache").iterdir():
         file.unlink()
     build(second, tmp_path / "cache")
-    with pytest.raises(UsageError, match=r"no whole feature cache|made from other data"):
+    with pytest.raises(UsageError, match=r"no complete feature cache|made from other data"):
         cache.get("own", "image", 0)
 
 
