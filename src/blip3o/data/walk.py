@@ -12,7 +12,7 @@ from blip3o.core.log import progress
 from blip3o.data.sources import SOURCES, Source, SourceConfig
 from blip3o.data.sources.files import is_remote
 from blip3o.data.sources.jsonl import JSON_SUFFIXES
-from blip3o.data.sources.kinds import IMAGE_SUFFIXES
+from blip3o.data.sources.names import IMAGE_SUFFIXES
 from blip3o.imaging.kinds import HEAD_BYTES, store_of
 
 T = TypeVar("T")

@@ -16,8 +16,8 @@ from blip3o.core.errors import UsageError
 from blip3o.core.texts import decode_text, load_json
 from blip3o.data.captions import CAPTION_FIELDS, captions_of, without_captions
 from blip3o.data.conversations import turns_of
-from blip3o.data.sources.kinds import IMAGE_SUFFIXES
 from blip3o.data.sources.metadata import MetadataRow, nearest, read_metadata
+from blip3o.data.sources.names import IMAGE_SUFFIXES
 from blip3o.data.sources.plain_files import file_stamp, read_plain
 from blip3o.data.sources.scan import PassedOver, scan
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from blip3o.core.types import IMAGE_MARK
 from blip3o.data.sources.files import is_remote, read_file
-from blip3o.data.sources.kinds import IMAGE_SUFFIXES
+from blip3o.data.sources.names import IMAGE_SUFFIXES
 from blip3o.data.sources.plain_files import read_plain
 
 ReadImage = Callable[[Any], bytes]

@@ -6,13 +6,13 @@ from collections import Counter, deque
 from collections.abc import Iterator
 from pathlib import Path
 
-from blip3o.data.sources.kinds import (
+from blip3o.data.sources.metadata import METADATA_NAMES
+from blip3o.data.sources.names import (
     CAPTION_SUFFIXES,
     IMAGE_SUFFIXES,
     OTHER_IMAGE_SUFFIXES,
     is_junk,
 )
-from blip3o.data.sources.metadata import METADATA_NAMES
 
 _UNREAD_METADATA = "metadata.parquet"
 _OTHER_TEXTS = (

@@ -8,8 +8,7 @@ from collections.abc import Callable
 import pytest
 
 from blip3o.core.rng import numpy_rng
-from blip3o.data.scenes.asking import QA
-from blip3o.data.scenes.drills import bare_look_up, colors_of_all, look_ups, one_or_none
+from blip3o.data.scenes.drills import QA, bare_look_up, colors_of_all, look_ups, one_or_none
 from blip3o.data.scenes.questions import questions
 from blip3o.data.scenes.scene import sample_pair, sample_scene
 from blip3o.data.scenes.text_questions import text_look_ups

@@ -6,7 +6,6 @@ import pytest
 
 from blip3o.core.errors import UsageError
 from blip3o.core.rng import numpy_rng
-from blip3o.data.scenes.asking import QA
 from blip3o.data.scenes.captions import (
     CATEGORIES,
     EvalPrompt,
@@ -16,6 +15,7 @@ from blip3o.data.scenes.captions import (
     pair_texts,
     short_caption,
 )
+from blip3o.data.scenes.drills import QA
 from blip3o.data.scenes.export import scene_fields
 from blip3o.data.scenes.heldout import (
     heldout_backgrounds,
