@@ -194,7 +194,7 @@ def test_a_damaged_shard_is_refused_or_salvaged(
     place = offset_of(path, "0016.png")
     data[place + 2] ^= 4
     path.write_bytes(data if damage == "flipped" else data[: place + 700])
-    with pytest.raises(UsageError, match=rf"a\.tar is damaged or no plain tar: .*byte {place}"):
+    with pytest.raises(UsageError, match=rf"a\.tar is damaged or not a plain tar: .*byte {place}"):
         load()
     loader = load(salvage=True)
     assert f"at byte {place}" in capsys.readouterr().err

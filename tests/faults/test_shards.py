@@ -60,10 +60,10 @@ NO_TARS: dict[str, tuple[Callable[[Path], object], str]] = {
     "short": (lambda path: path.write_bytes(b"abc"), "it breaks off at byte 0"),
     "garbage behind": (
         lambda path: path.write_bytes(write(path, *GOOD).read_bytes() + b"\n"),
-        "bytes that are no tar behind its end mark",
+        "bytes that are not a tar after the end mark",
     ),
-    "pipe": (os.mkfifo, "it is a pipe, no ordinary file"),
-    "device": (lambda path: path.symlink_to("/dev/zero"), "it is a device, no ordinary file"),
+    "pipe": (os.mkfifo, "it is a pipe, not a regular file"),
+    "device": (lambda path: path.symlink_to("/dev/zero"), "it is a device, not a regular file"),
     "dangling link": (lambda path: path.symlink_to("gone"), "No such file"),
 }
 
@@ -101,15 +101,17 @@ def test_shards_without_a_record_are_said(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     empty = write(tmp_path / "1.tar")
-    with pytest.raises(UsageError, match=r"no record in .*1\.tar$"):
+    with pytest.raises(UsageError, match=r"no records in .*1\.tar$"):
         opened(empty)
     write(tmp_path / "2.tar", ("x.npy", b""))
-    with pytest.raises(UsageError, match=r"no record in .*; 1 x no image and no text: \.npy"):
+    with pytest.raises(
+        UsageError, match=r"no records in .*; 1 x neither an image nor a text: \.npy"
+    ):
         opened(f"{tmp_path}/*.tar")
     write(tmp_path / "3.tar", *GOOD)
     assert len(opened(f"{tmp_path}/*.tar")) == 1
     said = capsys.readouterr().err
-    assert said.count("warning: no record in the shard") == 2
+    assert said.count("warning: no records in the shard") == 2
 
 
 @pytest.mark.parametrize("change", ["version", "size", "kinds", "starts", "offsets"])

@@ -179,5 +179,5 @@ def test_a_folder_without_images_says_what_is_there(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"no image in .*; 1 x an image of a kind .* \.heic"):
         source(tmp_path)
     (tmp_path / "x.tar").write_bytes(b"")
-    with pytest.raises(UsageError, match=r"its tar shards are read as .*/\*\.tar"):
+    with pytest.raises(UsageError, match=r"to read its tar shards, give .*/\*\.tar"):
         source(tmp_path)

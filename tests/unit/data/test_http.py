@@ -133,7 +133,7 @@ def test_a_server_that_always_answers_wrong_stops_with_one_line(
         ("elsewhere", "unsupported protocol"),
         ("gone", "HTTP 410"),
         ("whole", "ignores range requests"),
-        ("compressed", "compresses it on the way"),
+        ("compressed", "compresses its answers"),
     ],
 )
 def test_what_no_further_attempt_helps_stops_at_once(

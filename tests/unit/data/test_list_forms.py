@@ -82,11 +82,11 @@ BAD_LINES = {
     '{"caption": "x",}': "a comma stands before the closing bracket",
     "{'caption': 'x'}": "double quotes",
     '{"caption": "x': "record 1 ",
-    "[1]": "no JSON object",
-    "null": "no JSON object",
+    "[1]": "not a JSON object",
+    "null": "not a JSON object",
     '{"id": ' + "9" * 5000 + "}": "a number of more than 4300 digits",
     '{"caption": "x", "c\\u0061ption": "y"}': "key 'caption' stands there twice",
-    '{"a": 1} {"a": 2}': "no JSON: Extra data",
+    '{"a": 1} {"a": 2}': "JSON: Extra data",
     '{"a":' * 100_000: "nested too deeply",
     "\x00" * 40: "no JSON",
 }
@@ -115,7 +115,7 @@ def test_a_bad_record_in_a_list_is_bad_alone(tmp_path: Path) -> None:
         own.read(3)
     with pytest.raises(ValueError, match="key 'a' stands there twice"):
         own.read(1)
-    with pytest.raises(ValueError, match="no JSON object"):
+    with pytest.raises(ValueError, match="not a JSON object"):
         own.read(2)
 
 
@@ -164,7 +164,7 @@ def test_arrays_beside_the_records_are_counted(tmp_path: Path) -> None:
     file = write(tmp_path, "d.json", json.dumps({"train": ROWS, "test": ROWS, "info": {}}))
     own = JsonlConfig(path=str(file), name="d").build()
     assert len(own) == len(ROWS)
-    assert own.passed_over == {"an array beside the one of the records: 'test'": 1}
+    assert own.passed_over == {"another array next to that of the records: 'test'": 1}
 
 
 def test_the_fingerprint_knows_where_the_images_are(tmp_path: Path) -> None:
@@ -199,7 +199,7 @@ def test_tables_coco_and_images_are_named(tmp_path: Path) -> None:
     coco = {"images": [{"id": 1}], "annotations": [{"image_id": 1}]}
     with pytest.raises(UsageError, match="COCO annotations"):
         source_config(str(write(tmp_path, "d.json", json.dumps(coco)))).build()
-    with pytest.raises(UsageError, match=r"a\.PNG is an image; name the folder"):
+    with pytest.raises(UsageError, match=r"a\.PNG is an image; give the folder"):
         source_config(str(write(tmp_path, "a.PNG", "x")))
 
 

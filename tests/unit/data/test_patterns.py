@@ -90,7 +90,7 @@ def test_every_counted_file_must_exist(tmp_path: Path, pattern: str, missing: li
 def test_endless_counts_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(patterns, "_MAX_FILES", 1000)
     for pattern in ("x-{0..99999999999}.tar", "http://h/{0..9999}{0..9999}.tar"):
-        with pytest.raises(UsageError, match="counts more than 1000 files"):
+        with pytest.raises(UsageError, match="stands for more than 1000 files"):
             expand(pattern)
 
 

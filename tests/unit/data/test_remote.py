@@ -146,7 +146,7 @@ def test_a_server_that_fails_for_a_moment_is_asked_again(
     left = [trouble, trouble]
     server.trouble = lambda path: left.pop() if left else None
     assert source.read(5) == scenes.build().read(5)
-    assert capsys.readouterr().err.count("again in") == 2
+    assert capsys.readouterr().err.count("next attempt in") == 2
 
 
 def test_a_server_that_stays_away_stops_the_run_and_counts_no_sample(

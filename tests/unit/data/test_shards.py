@@ -231,7 +231,7 @@ def test_hidden_and_junk_members_are_passed_over_and_counted(
         ([("a.json", bytes(30))], "nothing but zero bytes"),
         ([("a.txt", b"caf\xe9")], "record a: no utf-8 text: .* save it as UTF-8"),
         ([("a.txt", "a cat".encode("utf-16"))], "record a: no utf-8 text: .* save it as UTF-8"),
-        ([("a.json", b'["a cat"]')], "record a: the record's JSON is no object"),
+        ([("a.json", b'["a cat"]')], "record a: the record's JSON is not an object"),
         ([("a.json", b'{"m": {"a": 1, "a": 2}}')], "record a: the key 'a' stands there twice"),
         ([("a.json", b'{"caption": "x",}')], "record a: no JSON: a comma"),
     ],
@@ -280,11 +280,11 @@ def test_every_member_is_a_records_or_counted(tmp_path: Path) -> None:
     path = write(tmp_path / "s.tar", *named(*names), pipe)
     assert opened(path).passed_over == {
         "a text with a longer name than KEY.txt": 1,
-        "no image and no text: .cls": 2,
-        "no image and no text: .npy": 1,
-        "no image and no text: no ending": 1,
+        "neither an image nor a text: .cls": 2,
+        "neither an image nor a text: .npy": 1,
+        "neither an image nor a text: no ending": 1,
         "an image of a kind that is not read: .heic": 1,
-        "a device, a pipe or something else that is no file": 1,
+        "a device, a pipe or something else that is not a file": 1,
     }
     many = [(f"a.{k}.png", b"A") for k in range(300)] + [(f"b.e{k}", b"") for k in range(300)]
     source = opened(write(tmp_path / "many.tar", *many))

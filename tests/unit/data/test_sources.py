@@ -198,7 +198,7 @@ def test_a_truncated_shard_is_named(
 ) -> None:
     path = shards / "scenes-1.tar"
     path.write_bytes(path.read_bytes()[: size(path)])
-    with pytest.raises(UsageError, match=r"scenes-1\.tar is damaged or no plain tar: .*again$"):
+    with pytest.raises(UsageError, match=r"scenes-1\.tar is damaged or not a plain tar: .*again$"):
         scenes.build()
     assert not (shards / "scenes-1.tar.index.npz").exists()
 
@@ -230,5 +230,5 @@ def test_nothing_to_read_is_said(tmp_path: Path) -> None:
         JsonlConfig(path=str(tmp_path), name="d").build()
     for text in ("{}", "[1,"):
         (tmp_path / "d.json").write_text(text, encoding="utf-8")
-        with pytest.raises(UsageError, match=r"list of records|no JSON"):
+        with pytest.raises(UsageError, match=r"list of records|not valid JSON"):
             JsonlConfig(path=f"{tmp_path}/d.json", name="d").build()

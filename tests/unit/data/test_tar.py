@@ -75,7 +75,7 @@ def test_salvage_takes_every_whole_record_and_says_what_is_lost(
         places = [m.offset for m in tar if m.isfile()]
     data[places[3] + 3] ^= 1
     path.write_bytes(data[: places[7] + 600])  # record 3 has a damaged header, record 7 is cut
-    with pytest.raises(UsageError, match=f"damaged or no plain tar: .* at byte {places[3]};"):
+    with pytest.raises(UsageError, match=f"damaged or not a plain tar: .* at byte {places[3]};"):
         make_index(str(path))
     assert load_index(str(path)) is None
     index = make_index(str(path), salvage=True)
@@ -86,7 +86,7 @@ def test_salvage_takes_every_whole_record_and_says_what_is_lost(
     assert kept.damage == index.damage
     assert load_index(str(path)) is None  # refused all the same where nobody asked for it
     path.write_bytes(b"not a tar at all" * 100)
-    with pytest.raises(UsageError, match="no plain tar"):
+    with pytest.raises(UsageError, match="not a plain tar"):
         make_index(str(path), salvage=True)
 
 
@@ -194,9 +194,9 @@ def test_archives_written_one_after_another_are_all_read(padding: int, window: i
 @pytest.mark.parametrize(
     ("behind", "reason"),
     [
-        (b"a line\n", "bytes that are no tar behind its end mark"),
-        (b"\xff" * 700, "bytes that are no tar behind its end mark"),
-        (bytes(512) + b"x" * 512, "bytes that are no tar behind its end mark"),
+        (b"a line\n", "bytes that are not a tar after the end mark"),
+        (b"\xff" * 700, "bytes that are not a tar after the end mark"),
+        (bytes(512) + b"x" * 512, "bytes that are not a tar after the end mark"),
         (bytes((1 << 24) + 1024), "more than 16 MiB of zeros"),
         (tar_of(["b.png"], tarfile.GNU_FORMAT)[:1300], "breaks off"),
     ],

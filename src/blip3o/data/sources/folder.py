@@ -1,4 +1,4 @@
-"""A folder of images, each with its text beside it or in a `metadata` file of the folder.
+"""A folder of images. Each image has text files of the same name, or rows in a metadata file.
 
 a.jpg   a.txt, a.caption or a.jpg.txt: its caption   a.json: its fields
 """
@@ -9,7 +9,7 @@ import os
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from blip3o.core.config import LocalPath
 from blip3o.core.errors import UsageError
@@ -21,16 +21,18 @@ from blip3o.data.sources.names import IMAGE_SUFFIXES
 from blip3o.data.sources.plain_files import file_stamp, read_plain
 from blip3o.data.sources.scan import PassedOver, scan
 
+T = TypeVar("T")
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FolderConfig:
     """One folder.
 
     Args:
-        path: the folder; folders in it count too, and so do links.
+        path: the folder; subfolders and links are included.
         name: short name for logs, quarantine and feature caches.
-        caption: caption of images without one of their own ("a photo of my dog"); None counts
-            them as bad samples where a caption is needed.
+        caption: caption of images without their own ("a photo of my dog"). With None such images
+            are bad samples in tasks that need a caption.
     """
 
     kind: str = "folder"
@@ -39,11 +41,10 @@ class FolderConfig:
     caption: str | None = None
 
     def build(self) -> "FolderSource":
-        """Returns the opened source.
+        """Returns the open source.
 
         Raises:
-            UsageError: if there is no such folder or no image in it, or its metadata file is
-                damaged.
+            UsageError: if the folder is missing or has no images, or a metadata file is damaged.
         """
         return FolderSource(self)
 
@@ -52,7 +53,7 @@ class FolderSource:
     """Images of a folder by position, in the order of their paths.
 
     Args:
-        config: which folder.
+        config: the folder.
     """
 
     is_remote = False
@@ -85,8 +86,8 @@ class FolderSource:
             position: 0 to len - 1.
 
         Raises:
-            ValueError: if a text beside the image cannot be read, two of them contradict each
-                other, or the image is no ordinary file of a size that is read.
+            ValueError: if a text file of the image is invalid, two text files contradict each
+                other, or the image is not a regular file or too large.
             OSError: if a file cannot be read.
         """
         name = self._names[position]
@@ -97,16 +98,16 @@ class FolderSource:
         return name.replace(os.sep, "/"), {"image": data}, fields
 
     def files(self) -> Iterator[str]:
-        """Yields the images and all texts: beside them, in lists, and those that are not used."""
+        """Yields the images and all text files: of images, metadata files, and unused ones."""
         for name in (*self._names, *self._texts_beside(), *self._other_texts):
             yield os.path.join(self._base, name)
 
     def fingerprint(self) -> str:
-        """Returns a hash of the images' names, sizes and times of change."""
+        """Returns a hash of the images' names, sizes and modification times."""
         return self._fingerprint(self._names)
 
     def texts_fingerprint(self) -> str:
-        """Returns the same of the texts beside them, which decide no features."""
+        """Returns such a hash of the text files, which do not affect image features."""
         return self._fingerprint([*self._texts_beside(), *self._metadata_files])
 
     def _texts_beside(self) -> Iterator[str]:
@@ -115,7 +116,7 @@ class FolderSource:
                 yield os.path.splitext(name)[0] + ending
 
     def _fields(self, position: int) -> dict[str, Any]:
-        """Returns what the texts of an image say; ValueError if they contradict each other."""
+        """Returns the fields of an image; ValueError if its text files contradict each other."""
         name = self._names[position]
         fields: dict[str, Any] = {}
         texts: list[_Said] = []
@@ -126,7 +127,7 @@ class FolderSource:
             if ending.lower().endswith(".json"):
                 loaded = self._read(file, load_json)
                 if not isinstance(loaded, dict):
-                    raise ValueError(f"{file}: the JSON is no object")
+                    raise ValueError(f"{file}: the JSON is not an object")
                 own.append((file, captions_of(loaded)))
                 fields = {**loaded, **fields}
             else:
@@ -134,13 +135,13 @@ class FolderSource:
         for row in self._rows.get(name, ()):
             listed.append((row.file, captions_of(row.fields)))
             fields = {**row.fields, **fields}
-        # A text file stands above the .json of the same image, as in tar shards.
+        # A text file takes precedence over the .json of the same image, as in tar shards.
         _check_agreement([*texts, *listed] if texts else [*listed, *own])
         if texts:
             return {**without_captions(fields), "caption": texts[0][1][0]}
         return fields
 
-    def _read(self, file: str, parse: Callable[[bytes], Any]) -> Any:  # noqa: ANN401
+    def _read(self, file: str, parse: Callable[[bytes], T]) -> T:
         data = read_plain(os.path.join(self._base, file))
         try:
             return parse(data)
@@ -150,10 +151,10 @@ class FolderSource:
     def _read_metadata(
         self, files: Sequence[str], unused: list[tuple[str, str]]
     ) -> dict[str, list[MetadataRow]]:
-        """Returns the rows about each image of the folder; notes lists that say nothing of one."""
+        """Returns the metadata rows of each image; appends unusable metadata to `unused`."""
         rows: dict[str, list[MetadataRow]] = {}
         names = set(self._names)
-        # A Mac writes accents in file names in another way than lists have them.
+        # macOS stores accents in file names in decomposed form, lists in composed form.
         spelled = {_composed(name): name for name in self._names} if files else {}
         for file in files:
             found = read_metadata(self._base, file)
@@ -175,7 +176,7 @@ class FolderSource:
         return {image: nearest(rows[image]) for image in self._names if image in rows}
 
     def _note_unused(self, unused: Iterable[tuple[str, str]], passed_over: PassedOver) -> None:
-        """Counts texts that are not used, and says how many images take the default caption."""
+        """Counts unused text files by reason, which mentions the use of the default caption."""
         num_defaults = sum(
             not beside and all(captions_of(row.fields) is None for row in self._rows.get(name, ()))
             for name, beside in zip(self._names, self._beside, strict=True)
@@ -191,7 +192,7 @@ class FolderSource:
         digest = hashlib.sha256()
         for name in files:
             said = f"{name}/{file_stamp(os.path.join(self._base, name))}\n"
-            digest.update(os.fsencode(said))  # a name may be in another encoding than UTF-8
+            digest.update(os.fsencode(said))  # names need not be valid UTF-8
         return digest.hexdigest()[:32]
 
 
@@ -200,11 +201,11 @@ def _composed(name: str) -> str:
 
 
 _Said = tuple[str, Any]
-"""A file and the captions it gives an image."""
+"""A file, and the captions that it gives an image."""
 
 
 def _check_agreement(said: Iterable[_Said]) -> None:
-    """Raises ValueError if two files give an image captions of different content."""
+    """Raises ValueError if two files give an image different captions."""
     given = [(file, captions) for file, captions in said if captions is not None]
     for file, captions in given[1:]:
         if captions != given[0][1]:
@@ -214,8 +215,8 @@ def _check_agreement(said: Iterable[_Said]) -> None:
 
 
 def _nothing(base: Path, passed_over: PassedOver) -> str:
-    """Returns the line for a folder without an image."""
+    """Returns the error message for a folder without images."""
     there = "".join(f"; {count} x {why}" for why, count in passed_over.counts().items())
     if any(base.glob("*.tar")):
-        there = f"; its tar shards are read as {base}/*.tar"
+        there = f"; to read its tar shards, give {base}/*.tar"
     return f"no image in {base}; it may hold {', '.join(IMAGE_SUFFIXES)}{there}"

@@ -1,6 +1,6 @@
-"""Reads the name of a shard's member: which record it belongs to, and which part of it it is.
+"""Classifies files by their names: images, texts or junk, and parts of a record in a tar shard.
 
-As in WebDataset the key ends at the first dot of the base name, and the folder belongs to the key.
+As in WebDataset, a member's key ends at the first dot of its base name and includes its folder.
 """
 
 import functools
@@ -12,17 +12,17 @@ IMAGE_SUFFIXES = (
     *(".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".webp", ".gif", ".bmp", ".dib"),
     *(".tif", ".tiff", ".avif", ".ppm", ".pgm", ".pbm", ".pnm"),
 )
-"""Endings of images, in any case."""
+"""Endings of images that are read, in any case."""
 
 OTHER_IMAGE_SUFFIXES = (
     *(".heic", ".heif", ".hif", ".jxl", ".jp2", ".j2k", ".jpx", ".jpf", ".jxr", ".svg", ".psd"),
     *(".exr", ".hdr", ".tga", ".ico", ".icns", ".pfm", ".dng", ".cr2", ".cr3", ".nef", ".arw"),
     *(".orf", ".rw2", ".raf", ".raw", ".eps", ".pdf", ".ai", ".xcf", ".dds", ".pcx", ".fits"),
 )
-"""Endings of images that are not read; messages name them."""
+"""Endings of images that are not read but named in messages."""
 
 CAPTION_SUFFIXES = (".txt", ".caption")
-"""Endings of a text that is an image's caption, in any case."""
+"""Endings of caption files, in any case."""
 
 _JUNK_FOLDERS = (
     *("__macosx", "network trash folder", "temporary items", "thevolumesettingsfolder"),
@@ -30,11 +30,11 @@ _JUNK_FOLDERS = (
     *("@eadir", "@tmp", "@recycle", "@recently-snapshot", "#recycle", "#snapshot", "~snapshot"),
     *("lost+found", "__pycache__"),
 )
-"""These are left by macOS, Windows, network disks, Linux and Python, in this order."""
+"""Folders created by macOS, Windows, network disks, Linux and Python, in this order."""
 _JUNK_FILES = ("thumbs.db", "ehthumbs.db", "ehthumbs_vista.db", "desktop.ini", "icon\r")
 
 ROLES = ("image", "source", "target")
-"""Images that a task reads. Any other `KEY.ROLE.png` may lie beside them."""
+"""Roles of images that tasks read; a record may have images of other roles as well."""
 _IMAGES = tuple(suffix[1:] for suffix in IMAGE_SUFFIXES)
 _TEXTS = tuple(suffix[1:] for suffix in CAPTION_SUFFIXES)
 
@@ -43,12 +43,12 @@ OTHER_TEXT = "a text with a longer name than KEY.txt"
 
 
 class Use(NamedTuple):
-    """The part of a record that a member is.
+    """The part of a record that a member holds.
 
     Args:
-        kind: an image, its caption, the fields of its JSON, or a text of something else.
-        role: of the image, or which thing the text is of.
-        rank: of several JSON files the one with the lowest counts, and several captions must agree.
+        kind: an image, its caption, the fields of its JSON, or some other text.
+        role: role of the image; of other texts, the part of the name between key and ending.
+        rank: precedence; of several JSON files, the one with the lowest rank counts.
     """
 
     kind: Literal["image", "caption", "fields", "other text"]
@@ -57,7 +57,7 @@ class Use(NamedTuple):
 
 
 def is_junk(name: str) -> bool:
-    """Returns whether a file or folder of this name is hidden or left by a system.
+    """Returns whether a file or folder is hidden or junk of an operating system, by its name.
 
     Args:
         name: one name, not a path: ".cache", "__MACOSX", "._a.png", "Thumbs.db".
@@ -67,7 +67,7 @@ def is_junk(name: str) -> bool:
 
 
 def split_name(name: bytes) -> tuple[bytes, bytes]:
-    """Returns the key and the suffix in small letters; no key for a name that begins with a dot.
+    """Returns the key and the lower-case suffix; the key is empty if the base name has none.
 
     Args:
         name: a member's name with folders.
@@ -78,10 +78,10 @@ def split_name(name: bytes) -> tuple[bytes, bytes]:
 
 
 def same_key(key: bytes) -> bytes:
-    """Returns a key for comparing: `./a` becomes `a`, and a letter with its accent one character.
+    """Returns a normalized key for comparisons: without `./`, and with composed accents.
 
     Args:
-        key: as stored; macOS stores an accent as a character of its own.
+        key: the key as stored; macOS stores accents in decomposed form.
     """
     while key.startswith(b"./"):
         key = key[2:].lstrip(b"/")
@@ -94,7 +94,7 @@ def same_key(key: bytes) -> bytes:
 
 
 def is_in_junk(folder: str) -> bool:
-    """Returns whether a folder, or one above it, is hidden or was left behind by a system or a tar.
+    """Returns whether a folder or one of its parents is hidden or junk.
 
     Args:
         folder: path of a folder inside the tar.
@@ -107,7 +107,7 @@ def is_in_junk(folder: str) -> bool:
 
 
 def why_passed_over(base: str) -> str:
-    """Returns why a file of a tar is no part of a record.
+    """Returns the reason why a file of a tar is not part of a record.
 
     Args:
         base: its name without folders.
@@ -117,20 +117,20 @@ def why_passed_over(base: str) -> str:
     end = base.lower().rpartition(".")[2] if "." in base else ""
     if f".{end}" in OTHER_IMAGE_SUFFIXES:
         return f"an image of a kind that is not read: .{end}"
-    return f"no image and no text: {f'.{end}' if end else 'no ending'}"
+    return f"neither an image nor a text: {f'.{end}' if end else 'no ending'}"
 
 
 @functools.lru_cache(maxsize=4096)
 def use_of(suffix: str) -> Use | None:
-    """Returns the part that a suffix names; None if it names none.
+    """Returns the part of a record that a suffix stands for; None if it stands for none.
 
     Args:
-        suffix: everything behind the key's dot, in small letters.
+        suffix: the text after the key's dot, in lower case.
     """
     stem, _, end = suffix.rpartition(".")
     if end in _IMAGES:
         return Use("image", stem or "image")
-    # `a.png.txt` is a text of `a.png`, just as `a.txt` is.
+    # `a.png.txt` is a text of `a.png`, like `a.txt`.
     is_of_image = stem in _IMAGES
     if end in _TEXTS and (not stem or is_of_image):
         return Use("caption", rank=_TEXTS.index(end) + len(_TEXTS) * is_of_image)
@@ -140,10 +140,10 @@ def use_of(suffix: str) -> Use | None:
 
 
 def is_one_record(suffixes: Sequence[str]) -> bool:
-    """Returns whether all members with one key are different parts of a record.
+    """Returns whether the members with one key are all different parts of a record.
 
     Args:
-        suffixes: of the members.
+        suffixes: suffixes of the members.
     """
     found = [use_of(suffix) for suffix in suffixes]
     counted = [use for use in found if use is not None and use.kind != "other text"]
@@ -152,14 +152,14 @@ def is_one_record(suffixes: Sequence[str]) -> bool:
 
 @functools.lru_cache(maxsize=4096)
 def uses(suffixes: tuple[str, ...]) -> tuple[Use | None, ...]:
-    """Returns the part that each member of a record is; None for a member that does not count.
+    """Returns the part that each member of a record holds; None for an unused member.
 
     Args:
-        suffixes: of the members.
+        suffixes: suffixes of the members.
 
     Raises:
-        ValueError: if two members are the same part, if some seem to be a record of their own, or
-            if none counts.
+        ValueError: if two members hold the same part, some seem to form a record of their own, or
+            no member is used.
     """
     found: list[Use | None] = []
     first: dict[Use, str] = {}
@@ -170,21 +170,21 @@ def uses(suffixes: tuple[str, ...]) -> tuple[Use | None, ...]:
                 thing = f"image of the role {use.role!r}" if use.kind == "image" else use.kind
                 raise ValueError(
                     f"two members are its {thing}: .{first[use]} and .{suffix}; "
-                    "keep one, or give each a key of its own"
+                    "keep one, or give them different keys"
                 )
             first[use] = suffix
         found.append(use)
     if not first:
         raise ValueError(
-            f"none of its members counts ({', '.join(f'.{suffix}' for suffix in suffixes)}): "
+            f"none of its members is used ({', '.join(f'.{suffix}' for suffix in suffixes)}): "
             "the text of a record is KEY.txt, KEY.caption or KEY.json, and a key has no dots"
         )
     images = {use.role for use in first if use.kind == "image"} - set(ROLES)
     for suffix, use in zip(suffixes, found, strict=True):
         if use is not None and use.kind == "other text" and use.role in images:
             raise ValueError(
-                f".{use.role} has an image and the text .{suffix}, so it seems to be a record of "
-                "its own; but a key ends at the first dot of a name: write - for the other dots"
+                f".{use.role} has an image and the text .{suffix}, so it seems to be a separate "
+                "record; but a key ends at the first dot of a name: replace the other dots by -"
             )
     return tuple(use if use and _counts(use, first) else None for use in found)
 
