@@ -15,9 +15,6 @@ CAPTION_FIELDS = ("caption", "text", "prompt", "txt")
 def captions_of(fields: Mapping[str, Any]) -> list[Any] | None:
     """Returns the captions of a record, unchecked.
 
-    Args:
-        fields: the record's fields.
-
     Returns:
         None if the record has no captions, an empty list if its field `captions` is not a list.
     """
@@ -31,11 +28,7 @@ def captions_of(fields: Mapping[str, Any]) -> list[Any] | None:
 
 
 def without_captions(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns all fields that do not hold captions.
-
-    Args:
-        fields: the record's fields.
-    """
+    """Returns all fields that do not hold captions."""
     return {k: v for k, v in fields.items() if k.lower() not in ("captions", *CAPTION_FIELDS)}
 
 
@@ -63,9 +56,6 @@ def draw_caption(fields: Mapping[str, Any], rng: np.random.Generator) -> str:
 
 def check_words(words: str) -> None:
     """Refuses a caption or an instruction that a model cannot learn from.
-
-    Args:
-        words: the caption or instruction.
 
     Raises:
         ValueError: if it holds an image mark or half of a Unicode surrogate pair.

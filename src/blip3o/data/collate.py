@@ -71,9 +71,6 @@ class Preparer:
     def prepare(self, example: Example) -> Prepared:
         """Returns an example as arrays.
 
-        Args:
-            example: an example of any task.
-
         Raises:
             ValueError: if the example is unusable: its text is too long or invalid, or an image
                 is missing or unreadable.
@@ -106,9 +103,6 @@ class Preparer:
 
     def check(self, example: Example) -> None:
         """Refuses an example whose text `prepare` would refuse; most images are not read.
-
-        Args:
-            example: an example of any task.
 
         Raises:
             ValueError: if its text is too long or invalid.

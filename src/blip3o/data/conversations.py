@@ -46,9 +46,6 @@ def turns_of(fields: Mapping[str, object]) -> object:
 def messages_of(turns: Sequence[object]) -> tuple[Message, ...]:
     """Returns the messages of a conversation up to the last answer.
 
-    Args:
-        turns: the turns as stored in the data set.
-
     Raises:
         ValueError: if a turn is malformed or empty, or there is no answer.
     """
@@ -117,9 +114,6 @@ def draw_turns(example: Example, max_turns: int, rng: np.random.Generator) -> Ex
 
 def check_text(text: str) -> None:
     """Refuses half of a surrogate pair, which JSON may hold but no tokenizer reads.
-
-    Args:
-        text: a text to learn from.
 
     Raises:
         ValueError: if the text holds one.

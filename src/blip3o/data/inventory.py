@@ -29,11 +29,7 @@ class Inventory:
 
     @classmethod
     def take(cls, source: Source) -> "Inventory":
-        """Returns the inventory of a source.
-
-        Args:
-            source: the open source.
-        """
+        """Returns the inventory of a source."""
         files = {
             path: file_stamp(path) for path in itertools.islice(source.files(), _MOST_FILES + 1)
         }
@@ -47,9 +43,6 @@ class Inventory:
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> "Inventory":
         """Returns the inventory that `dataclasses.asdict` converted to plain data.
-
-        Args:
-            data: the plain data.
 
         Raises:
             ValueError: if the data are not an inventory.
@@ -65,11 +58,7 @@ class Inventory:
             raise ValueError("the data are not an inventory") from error
 
     def changes_since(self, before: "Inventory") -> list[str]:
-        """Returns short descriptions of all changes; empty if there are none.
-
-        Args:
-            before: the same source at an earlier time.
-        """
+        """Returns short descriptions of all changes; empty if there are none."""
         said: list[str] = []
         if before.records != self.records:
             said.append(f"{before.records} records are {self.records} now")

@@ -99,9 +99,6 @@ class Loader:
     def __call__(self, start_step: int) -> Iterator[list[Batch]]:
         """Yields the batches of each step from `start_step` on; the rows of a batch share a task.
 
-        Args:
-            start_step: number of steps already done.
-
         Raises:
             UsageError: if too many samples are bad.
         """
@@ -131,11 +128,7 @@ class Loader:
                 steps._shutdown_workers()
 
     def first_images(self, count: int) -> list[Image.Image]:
-        """Returns the first readable images of the sources, for the samples that a run draws.
-
-        Args:
-            count: maximum number of images.
-        """
+        """Returns the first readable images of the sources, for the samples that a run draws."""
         images: list[Image.Image] = []
         for source in self._samples.mixture.sources:
             for position in range(min(len(source), count + MAX_REPLACEMENTS)):

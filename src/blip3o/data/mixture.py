@@ -135,11 +135,7 @@ class Mixture:
         self._cycle: tuple[int, NDArray[np.int64], NDArray[np.int64]] | None = None
 
     def slot(self, index: int) -> Slot:
-        """Returns the place of a sample in its entry, at the same cost for every index.
-
-        Args:
-            index: global number of the sample, at least 0.
-        """
+        """Returns the place of a sample in its entry, at the same cost for every index."""
         cycle, offset = divmod(index, CYCLE)
         if self._cycle is None or self._cycle[0] != cycle:
             self._cycle = (cycle, *self._draw_cycle(cycle))

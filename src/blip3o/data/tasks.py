@@ -297,11 +297,7 @@ def variants(record: Record, task: str) -> Iterator[Record]:
 
 
 def likely_tasks(record: Record) -> list[str]:
-    """Returns the tasks that a record is probably meant for, judged by its files and fields.
-
-    Args:
-        record: any record.
-    """
+    """Returns the tasks that a record is probably meant for, judged by its files and fields."""
     files, fields = record.files, record.fields
     found = ["edit"] * ("source" in files and "target" in files)
     found += ["image_to_text"] * (turns_of(fields) is not None)

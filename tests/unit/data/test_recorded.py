@@ -17,8 +17,8 @@ from blip3o.core.types import Record
 from blip3o.data.collate import Preparer
 from blip3o.data.loader import Loader
 from blip3o.data.mixture import MixtureEntry
-from blip3o.data.scenes.captions import CATEGORIES, eval_prompts
 from blip3o.data.scenes.export import export_scenes
+from blip3o.data.scenes.prompts import CATEGORIES, eval_prompts
 from blip3o.data.sources.webdataset import WebDatasetConfig
 from blip3o.data.tasks import get_task
 

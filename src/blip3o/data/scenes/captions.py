@@ -2,7 +2,6 @@
 
 import numpy as np
 
-from blip3o.data.scenes.prompts import CATEGORIES, EvalPrompt, eval_prompts
 from blip3o.data.scenes.types import Placed, Scene, place, relations, size_word
 from blip3o.data.scenes.words import (
     PLACE_PHRASES,
@@ -18,16 +17,6 @@ from blip3o.data.scenes.words import (
     reading_order,
     related,
 )
-
-__all__ = [
-    "CATEGORIES",
-    "EvalPrompt",
-    "caption_texts",
-    "detailed_caption",
-    "eval_prompts",
-    "pair_texts",
-    "short_caption",
-]
 
 _COLORLESS_SHARE = 0.3
 _BACKGROUND_SHARE = 0.35

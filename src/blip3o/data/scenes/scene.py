@@ -11,32 +11,10 @@ from blip3o.data.scenes.types import (
     GAP,
     MARGIN,
     PLACES,
-    RELATIONS,
     Placed,
     Scene,
     fits,
-    place,
-    relations,
-    size_word,
 )
-
-__all__ = [
-    "PLACES",
-    "PLACE_CENTERS",
-    "RELATIONS",
-    "SIZES",
-    "SPLITS",
-    "Placed",
-    "Scene",
-    "arrange",
-    "check_split",
-    "draw_scene",
-    "place",
-    "relations",
-    "sample_pair",
-    "sample_scene",
-    "size_word",
-]
 
 SPLITS = ("train", "val", "heldout")
 SIZES = {"small": 0.24, "medium": 0.32, "large": 0.42}
@@ -109,9 +87,6 @@ def draw_scene(rng: np.random.Generator) -> Scene:
 
 def check_split(split: str) -> None:
     """Refuses an unknown split.
-
-    Args:
-        split: name of a split.
 
     Raises:
         UsageError: if the name is not in SPLITS.

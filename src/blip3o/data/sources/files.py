@@ -66,20 +66,12 @@ class Files(Protocol):
 
 
 def is_remote(path: str) -> bool:
-    """Returns whether a path is an address rather than a local file.
-
-    Args:
-        path: path or address.
-    """
+    """Returns whether a path is an address rather than a local file."""
     return "://" in path
 
 
 def files_of(path: str) -> Files:
-    """Returns the store that a path belongs to.
-
-    Args:
-        path: path or address.
-    """
+    """Returns the store that a path belongs to."""
     if path.startswith(("http://", "https://")):
         return _HTTP
     return _FSSPEC if is_remote(path) else LocalFiles()
@@ -87,9 +79,6 @@ def files_of(path: str) -> Files:
 
 def read_file(path: str) -> bytes:
     """Returns a whole file.
-
-    Args:
-        path: path or address.
 
     Raises:
         OSError: if a local file cannot be read.

@@ -50,11 +50,7 @@ class FolderConfig:
 
 
 class FolderSource:
-    """Images of a folder by position, in the order of their paths.
-
-    Args:
-        config: the folder.
-    """
+    """Images of a folder by position, in the order of their paths."""
 
     is_remote = False
 
@@ -81,9 +77,6 @@ class FolderSource:
 
     def read(self, position: int) -> tuple[str, Mapping[str, bytes], Mapping[str, Any]]:
         """Returns the path inside the folder, the image, and its fields.
-
-        Args:
-            position: 0 to len - 1.
 
         Raises:
             ValueError: if a text file of the image is invalid, two text files contradict each

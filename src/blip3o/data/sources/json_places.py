@@ -14,9 +14,6 @@ _FINDER = json.JSONDecoder(parse_int=str)
 def values_in(text: str) -> list[Place]:
     """Returns the places of the values in a text that is a sequence of JSON values.
 
-    Args:
-        text: JSON values with white space between them.
-
     Raises:
         ValueError: if the text holds anything else (`json.JSONDecodeError` gives the place).
     """

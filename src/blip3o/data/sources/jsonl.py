@@ -71,11 +71,7 @@ class JsonlConfig:
 
 
 class JsonlSource:
-    """Records of a JSON or JSON lines file by position; only their places are kept in memory.
-
-    Args:
-        config: the file.
-    """
+    """Records of a JSON or JSON lines file by position; only their places are kept in memory."""
 
     def __init__(self, config: JsonlConfig) -> None:
         self.name = config.name
@@ -108,9 +104,6 @@ class JsonlSource:
 
     def read(self, position: int) -> tuple[str, Mapping[str, bytes], Mapping[str, Any]]:
         """Returns key, images by role, and fields of one record.
-
-        Args:
-            position: 0 to len - 1.
 
         Raises:
             ValueError: if the record is not a JSON object, or names a file that is not an image.

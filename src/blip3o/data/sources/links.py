@@ -24,21 +24,13 @@ class LinkTable:
         self._files: dict[_Place, list[Member]] | None = None
 
     def note_link(self, member: Member) -> None:
-        """Adds a link.
-
-        Args:
-            member: a hard or symbolic link.
-        """
+        """Adds a link."""
         if not self.is_of_itself(member):
             self._links[member.part, _plain(member.name)] = member._replace(header=b"")
 
     @staticmethod
     def is_of_itself(member: Member) -> bool:
-        """Returns whether a link leads to its own name; tar writes such links for repeated files.
-
-        Args:
-            member: a link.
-        """
+        """Returns whether a link leads to its own name; tar writes such links for repeated files."""
         return member.kind == HARD_LINK and _plain(member.target) == _plain(member.name)
 
     def want(self, member: Member, number: int) -> None:
@@ -51,11 +43,7 @@ class LinkTable:
         self.wanted.append((number, member._replace(header=b"")))
 
     def note_file(self, member: Member) -> None:
-        """Adds a file if a wanted link leads to it. Call this when all links are known.
-
-        Args:
-            member: any member of the tar.
-        """
+        """Adds a file if a wanted link leads to it. Call this when all links are known."""
         if self._files is None:
             ends = [self._end(link) for _, link in self.wanted]
             self._files = {end: [] for end in ends if end is not None}
@@ -65,11 +53,7 @@ class LinkTable:
                 found.append(member)
 
     def resolve(self, member: Member) -> Member | str:
-        """Returns the file that a link leads to, or a description of the broken link.
-
-        Args:
-            member: the link.
-        """
+        """Returns the file that a link leads to, or a description of the broken link."""
         end = self._end(member)
         if end is None:
             return f"{_kind(member)}, which leads in a circle"

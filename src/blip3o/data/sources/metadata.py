@@ -77,11 +77,7 @@ def read_metadata(base: Path, file: str) -> dict[str, list[MetadataRow]] | None:
 
 
 def nearest(rows: Sequence[MetadataRow]) -> list[MetadataRow]:
-    """Returns the rows of the metadata file that is nearest to the image.
-
-    Args:
-        rows: all rows about one image.
-    """
+    """Returns the rows of the metadata file that is nearest to the image."""
     deepest = max((row.file.count(os.sep) for row in rows), default=0)
     return [row for row in rows if row.file.count(os.sep) == deepest]
 

@@ -67,11 +67,7 @@ def is_junk(name: str) -> bool:
 
 
 def split_name(name: bytes) -> tuple[bytes, bytes]:
-    """Returns the key and the lower-case suffix; the key is empty if the base name has none.
-
-    Args:
-        name: a member's name with folders.
-    """
+    """Returns the key and the lower-case suffix; the key is empty if the base name has none."""
     folder, slash, base = name.rpartition(b"/")
     stem, _, suffix = base.partition(b".")
     return (folder + slash + stem if stem else stem), suffix.lower()
@@ -94,11 +90,7 @@ def same_key(key: bytes) -> bytes:
 
 
 def is_in_junk(folder: str) -> bool:
-    """Returns whether a folder or one of its parents is hidden or junk.
-
-    Args:
-        folder: path of a folder inside the tar.
-    """
+    """Returns whether a folder or one of its parents is hidden or junk."""
     return any(
         is_junk(part) or part.startswith("PaxHeader")
         for part in folder.split("/")
@@ -107,11 +99,7 @@ def is_in_junk(folder: str) -> bool:
 
 
 def why_passed_over(base: str) -> str:
-    """Returns the reason why a file of a tar is not part of a record.
-
-    Args:
-        base: its name without folders.
-    """
+    """Returns the reason why a file of a tar is not part of a record."""
     if is_junk(base):
         return HIDDEN
     end = base.lower().rpartition(".")[2] if "." in base else ""
@@ -140,11 +128,7 @@ def use_of(suffix: str) -> Use | None:
 
 
 def is_one_record(suffixes: Sequence[str]) -> bool:
-    """Returns whether the members with one key are all different parts of a record.
-
-    Args:
-        suffixes: suffixes of the members.
-    """
+    """Returns whether the members with one key are all different parts of a record."""
     found = [use_of(suffix) for suffix in suffixes]
     counted = [use for use in found if use is not None and use.kind != "other text"]
     return len(set(counted)) == len(counted)
@@ -153,9 +137,6 @@ def is_one_record(suffixes: Sequence[str]) -> bool:
 @functools.lru_cache(maxsize=4096)
 def uses(suffixes: tuple[str, ...]) -> tuple[Use | None, ...]:
     """Returns the part that each member of a record holds; None for an unused member.
-
-    Args:
-        suffixes: suffixes of the members.
 
     Raises:
         ValueError: if two members hold the same part, some seem to form a record of their own, or

@@ -44,9 +44,6 @@ def read_plain(path: str | Path, max_bytes: int = DEFAULT_LIMITS.max_bytes) -> b
 def check_plain(path: str | Path) -> None:
     """Refuses anything but a regular file, without opening it.
 
-    Args:
-        path: the file; a link is followed.
-
     Raises:
         ValueError: if it is a folder, a pipe, a socket or a device, or if the path is invalid.
         OSError: if there is no such file.
@@ -55,11 +52,7 @@ def check_plain(path: str | Path) -> None:
 
 
 def file_stamp(path: str | Path) -> str:
-    """Returns size and modification time of a file, or "missing".
-
-    Args:
-        path: the file; a link is followed.
-    """
+    """Returns size and modification time of a file, or "missing"."""
     try:
         status = os.stat(path)
     except OSError:

@@ -34,20 +34,12 @@ _TAG = re.compile(r"<img>\s*([^<>\n]+?)\s*</img>")
 
 
 def image_role(number: int) -> str:
-    """Returns the role of a record's n-th image: "image", "image_2", "image_3".
-
-    Args:
-        number: n, from 0.
-    """
+    """Returns the role of a record's n-th image: "image", "image_2", "image_3"."""
     return "image" if number == 0 else f"image_{number + 1}"
 
 
 def num_images(files: Mapping[str, bytes]) -> int:
-    """Returns how many images a record has that are not the source or target of an edit.
-
-    Args:
-        files: the record's images by role.
-    """
+    """Returns how many images a record has that are not the source or target of an edit."""
     return next(number for number in itertools.count() if image_role(number) not in files)
 
 

@@ -78,9 +78,6 @@ def scan(base: str) -> Scan:
 
     Links are followed. A folder is read once however many links lead to it, so circular links
     cannot loop forever. A link to a file counts as a separate file.
-
-    Args:
-        base: the folder.
     """
     found = Scan([], [], [], [], PassedOver())
     pairs: list[tuple[str, tuple[str, ...]]] = []

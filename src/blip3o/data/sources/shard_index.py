@@ -49,11 +49,7 @@ class ShardIndex:
         return len(self.name_ends)
 
     def key(self, record: int) -> str:
-        """Returns the name of a record; bytes that are not UTF-8 become backslash escapes.
-
-        Args:
-            record: 0 to len - 1.
-        """
+        """Returns the name of a record; bytes that are not UTF-8 become backslash escapes."""
         start = int(self.name_ends[record - 1]) if record else 0
         name = self.names[start : int(self.name_ends[record])].tobytes()
         return name.decode(errors="backslashreplace")

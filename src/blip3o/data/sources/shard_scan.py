@@ -45,11 +45,7 @@ _NO_FILE = "a device, a pipe or something else that is not a file"
 
 
 def header_check(block: bytes) -> int:
-    """Returns a checksum of name, owner and size in a header, but not of its date.
-
-    Args:
-        block: 512 bytes.
-    """
+    """Returns a checksum of name, owner and size in a header, but not of its date."""
     return zlib.crc32(block[:136])
 
 

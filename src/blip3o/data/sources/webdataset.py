@@ -62,9 +62,6 @@ class WebDatasetConfig:
     def build(self, jobs: int = 1) -> "WebDatasetSource":
         """Returns the open source.
 
-        Args:
-            jobs: number of processes that index new shards.
-
         Raises:
             UsageError: if no shard matches, or a shard is unreadable or damaged.
         """
@@ -106,9 +103,6 @@ class WebDatasetSource:
 
     def read(self, position: int) -> tuple[str, Mapping[str, bytes], Mapping[str, Any]]:
         """Returns key, images by role, and fields of one record.
-
-        Args:
-            position: 0 to len - 1.
 
         Raises:
             ValueError: if the record's JSON or text is invalid, or the shard does not hold the

@@ -7,11 +7,8 @@ import pytest
 from blip3o.core.errors import UsageError
 from blip3o.core.rng import numpy_rng
 from blip3o.data.scenes.captions import (
-    CATEGORIES,
-    EvalPrompt,
     caption_texts,
     detailed_caption,
-    eval_prompts,
     pair_texts,
     short_caption,
 )
@@ -24,6 +21,7 @@ from blip3o.data.scenes.heldout import (
     heldout_pairs,
     is_heldout,
 )
+from blip3o.data.scenes.prompts import CATEGORIES, EvalPrompt, eval_prompts
 from blip3o.data.scenes.questions import KINDS, NAMES, describe, names, questions
 from blip3o.data.scenes.scene import sample_pair, sample_scene
 from blip3o.data.scenes.text_questions import text_conversation, text_names
