@@ -30,7 +30,7 @@ class LinkTable:
 
     @staticmethod
     def is_of_itself(member: Member) -> bool:
-        """Returns whether a link leads to its own name; tar writes such links for repeated files."""
+        """Returns whether a link leads to itself; tar writes such links for repeated files."""
         return member.kind == HARD_LINK and _plain(member.target) == _plain(member.name)
 
     def want(self, member: Member, number: int) -> None:
