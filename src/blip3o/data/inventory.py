@@ -59,17 +59,17 @@ class Inventory:
 
     def changes_since(self, before: "Inventory") -> list[str]:
         """Returns short descriptions of all changes; empty if there are none."""
-        said: list[str] = []
+        changes: list[str] = []
         if before.records != self.records:
-            said.append(f"{before.records} records are {self.records} now")
+            changes.append(f"{before.records} records are {self.records} now")
         if self.files is not None and before.files is not None:
             now, then = self.files, before.files
-            said += _named("added", [path for path in now if path not in then])
-            said += _named("removed", [path for path in then if path not in now])
-            said += _named("edited", [p for p in now if p in then and now[p] != then[p]])
-        if not said and before.fingerprint != self.fingerprint:
-            said.append("the records have changed")
-        return said
+            changes += _named("added", [path for path in now if path not in then])
+            changes += _named("removed", [path for path in then if path not in now])
+            changes += _named("edited", [p for p in now if p in then and now[p] != then[p]])
+        if not changes and before.fingerprint != self.fingerprint:
+            changes.append("the records have changed")
+        return changes
 
 
 def _named(what: str, paths: list[str]) -> list[str]:

@@ -21,7 +21,7 @@ from blip3o.data.captions import captions_of
 from blip3o.data.collate import Preparer, image_roles, object_rows
 from blip3o.data.conversations import turns_of
 from blip3o.data.findings import ODD, REPEATED, Finding, LintReport
-from blip3o.data.sources import Source, SourceConfig
+from blip3o.data.sources import Source, SourceConfig, read_record
 from blip3o.data.sources.webdataset import WebDatasetSource
 from blip3o.data.tasks import get_task, likely_tasks, make_example, variants
 from blip3o.data.walk import source_config, walk
@@ -158,12 +158,10 @@ def _look(
         key = "?"
         found: list[tuple[str, object]] = []
         try:
-            key, files, fields = source.read(position)
+            record = read_record(source, position)
+            key = record.key
             hashes[row] = _hash(key)
-            longest = max(longest, _text_length(fields))
-            record = Record(
-                key=key, index=0, epoch=0, position=position, source="", files=files, fields=fields
-            )
+            longest = max(longest, _text_length(record.fields))
             found += _check(record, checks)
         except (ValueError, OSError) as error:
             found.append(("broken record", error))
@@ -184,13 +182,13 @@ def _look(
 def _text_length(fields: Mapping[str, Any]) -> int:
     """Returns the length in characters of the longest caption or whole conversation."""
     turns = turns_of(fields) or fields.get("text_conversations")
-    said = [
+    turn_texts = [
         str(turn.get("value") or turn.get("content") or "")
         for turn in (turns if isinstance(turns, list) else ())
         if isinstance(turn, dict)
     ]
     texts = captions_of(fields) or ()
-    return max(sum(map(len, said)), *(len(one) for one in texts if isinstance(one, str)), 0)
+    return max(sum(map(len, turn_texts)), *(len(one) for one in texts if isinstance(one, str)), 0)
 
 
 def _hash(key: str) -> int:

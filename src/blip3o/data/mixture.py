@@ -18,7 +18,7 @@ from blip3o.core.errors import UsageError
 from blip3o.core.rng import numpy_rng
 from blip3o.core.types import Record
 from blip3o.data.order import RecordOrder
-from blip3o.data.sources import Source
+from blip3o.data.sources import Source, SourceConfig, read_record
 from blip3o.data.tasks import CONVERSATIONS
 
 CYCLE = 1 << 16
@@ -113,7 +113,7 @@ class Mixture:
 
     def __init__(self, config: DataConfig, seed: int) -> None:
         self.tasks = [entry.task for entry in config.mixture]
-        built: dict[Any, Source] = {}
+        built: dict[SourceConfig, Source] = {}
         for entry in config.mixture:
             if entry.source not in built:
                 built[entry.source] = entry.source.build()
@@ -163,18 +163,9 @@ class Mixture:
             OSError: if one of its files cannot be read.
             UsageError: if its remote store cannot be reached.
         """
-        source = self.sources[slot.entry]
         epoch, position = self._place(slot, shift)
-        key, files, fields = source.read(position)
-        return Record(
-            key=key,
-            index=slot.index,
-            epoch=epoch,
-            position=position,
-            source=source.name,
-            files=files,
-            fields=fields,
-        )
+        source = self.sources[slot.entry]
+        return read_record(source, position, index=slot.index, epoch=epoch)
 
     def _place(self, slot: Slot, shift: int) -> tuple[int, int]:
         """Returns epoch and position of a sample's record."""

@@ -19,6 +19,7 @@ from blip3o.core.rng import numpy_rng
 from blip3o.core.types import Example, Record
 from blip3o.data.collate import Prepared, Preparer
 from blip3o.data.mixture import DataConfig, Mixture, Slot
+from blip3o.data.sources import read_record
 from blip3o.data.tasks import get_task, make_example
 
 MAX_REPLACEMENTS = 100
@@ -144,17 +145,7 @@ class Samples:
             ValueError: if the record is damaged.
             OSError: if one of its files cannot be read.
         """
-        source = self.mixture.sources[entry]
-        key, files, fields = source.read(position)
-        return Record(
-            key=key,
-            index=0,
-            epoch=0,
-            position=position,
-            source=source.name,
-            files=files,
-            fields=fields,
-        )
+        return read_record(self.mixture.sources[entry], position)
 
     def example(self, entry: int, record: Record) -> Example:
         """Returns the example that an entry's task makes from a record.

@@ -6,7 +6,7 @@ import pytest
 
 from blip3o.core.errors import UsageError
 from blip3o.data.sources import patterns
-from blip3o.data.sources.files import beside, expand
+from blip3o.data.sources.files import expand, neighbor
 from blip3o.data.sources.shards import INDEX_SUFFIX
 from blip3o.data.sources.webdataset import WebDatasetConfig
 from blip3o.data.walk import source_config
@@ -123,5 +123,5 @@ def test_addresses(tmp_path: Path) -> None:
     for pattern in ("http://h/*.tar", "http://h/x-?.tar", "https://h/[0-9].tar"):
         with pytest.raises(UsageError, match="lists no files"):
             expand(pattern)
-    assert beside("https://h/a.tar?token=b", ".npz") == "https://h/a.tar.npz?token=b"
-    assert beside("/x/a?.tar", ".npz") == "/x/a?.tar.npz"
+    assert neighbor("https://h/a.tar?token=b", ".npz") == "https://h/a.tar.npz?token=b"
+    assert neighbor("/x/a?.tar", ".npz") == "/x/a?.tar.npz"

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 from blip3o.core.registry import Registry
+from blip3o.core.types import Record
 
 SOURCES = Registry(
     "data source",
@@ -72,3 +73,24 @@ class SourceConfig(Protocol):
     def build(self) -> Source:
         """Returns the open source."""
         ...
+
+
+def read_record(source: Source, position: int, *, index: int = 0, epoch: int = 0) -> Record:
+    """Returns one record of a source; raises the same errors as `Source.read`.
+
+    Args:
+        source: the source.
+        position: position of the record, from 0.
+        index: global number of the sample.
+        epoch: epoch of the sample.
+    """
+    key, files, fields = source.read(position)
+    return Record(
+        key=key,
+        index=index,
+        epoch=epoch,
+        position=position,
+        source=source.name,
+        files=files,
+        fields=fields,
+    )

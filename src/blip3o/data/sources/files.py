@@ -117,7 +117,7 @@ def _expand_remote(pattern: str) -> list[str]:
     return _FSSPEC.glob(pattern) if any(mark in pattern for mark in "*?[") else [pattern]
 
 
-def beside(path: str, suffix: str) -> str:
+def neighbor(path: str, suffix: str) -> str:
     """Returns the path or address of a neighboring file: the same name with a suffix appended.
 
     Args:
@@ -221,7 +221,7 @@ class _HttpFiles:
                     raise TransientError("the whole file came instead of a range") from error
                 raise
 
-        piece = _persist(path, ask)
+        piece = _retry(path, ask)
         known = self._tags.setdefault(path, piece.tag)
         if piece.tag and known and piece.tag != known:
             say(f"warning: {path} was replaced on its server; moved records count as bad")
@@ -232,7 +232,7 @@ class _HttpFiles:
 class _FsspecFiles:
     def stamp(self, path: str) -> FileStamp:
         system, inner = self._find(path)
-        info = _persist(path, lambda: self._ask(path, lambda: system.info(inner)))
+        info = _retry(path, lambda: self._ask(path, lambda: system.info(inner)))
         names = ("ETag", "etag", "blob_id", "LastModified", "mtime", "created")
         tag = next((str(info[name]) for name in names if info.get(name)), "")
         return FileStamp(size=int(info["size"]), tag=tag)
@@ -241,7 +241,7 @@ class _FsspecFiles:
         system, inner = self._find(path)
         end = offset + size
 
-        def whole() -> bytes:
+        def complete() -> bytes:
             data = self._ask(path, lambda: system.cat_file(inner, offset, end))
             if len(data) < size:  # the end of the file, or a broken connection
                 there = self._ask(path, lambda: system.info(inner))["size"]
@@ -249,14 +249,14 @@ class _FsspecFiles:
                     raise TransientError(f"only {len(data)} of {size} bytes arrived")
             return data
 
-        return _persist(path, whole)
+        return _retry(path, complete)
 
     def glob(self, pattern: str) -> list[str]:
         """Returns the addresses that match a pattern, sorted; a literal match takes precedence."""
         system, inner = self._find(pattern)
-        if _persist(pattern, lambda: self._ask(pattern, lambda: system.exists(inner))):
+        if _retry(pattern, lambda: self._ask(pattern, lambda: system.exists(inner))):
             return [pattern]
-        found = _persist(pattern, lambda: self._ask(pattern, lambda: system.glob(inner)))
+        found = _retry(pattern, lambda: self._ask(pattern, lambda: system.glob(inner)))
         return sorted(system.unstrip_protocol(one) for one in found)
 
     @staticmethod
@@ -280,7 +280,7 @@ class _FsspecFiles:
             raise TransientError(str(error) or type(error).__name__) from error
 
 
-def _persist(path: str, function: Callable[[], T]) -> T:
+def _retry(path: str, function: Callable[[], T]) -> T:
     """Returns the result of a function, which is called again after each transient error."""
     for delay_s in (*RETRY_DELAYS_S, None):
         try:

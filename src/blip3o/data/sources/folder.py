@@ -61,7 +61,7 @@ class FolderSource:
         if not self._base.is_dir():
             raise UsageError(f"no such folder of images: {self._base}")
         found = scan(str(self._base))
-        self._names, self._beside = found.images, found.beside
+        self._names, self._text_endings = found.images, found.text_endings
         if not self._names:
             raise UsageError(_nothing(self._base, found.passed_over))
         self._other_texts = [*found.metadata, *found.texts]
@@ -92,7 +92,7 @@ class FolderSource:
 
     def files(self) -> Iterator[str]:
         """Yields the images and all text files: of images, metadata files, and unused ones."""
-        for name in (*self._names, *self._texts_beside(), *self._other_texts):
+        for name in (*self._names, *self._texts_of_images(), *self._other_texts):
             yield os.path.join(self._base, name)
 
     def fingerprint(self) -> str:
@@ -101,10 +101,10 @@ class FolderSource:
 
     def texts_fingerprint(self) -> str:
         """Returns such a hash of the text files, which do not affect image features."""
-        return self._fingerprint([*self._texts_beside(), *self._metadata_files])
+        return self._fingerprint([*self._texts_of_images(), *self._metadata_files])
 
-    def _texts_beside(self) -> Iterator[str]:
-        for name, endings in zip(self._names, self._beside, strict=True):
+    def _texts_of_images(self) -> Iterator[str]:
+        for name, endings in zip(self._names, self._text_endings, strict=True):
             for ending in endings:
                 yield os.path.splitext(name)[0] + ending
 
@@ -115,7 +115,7 @@ class FolderSource:
         texts: list[_Said] = []
         listed: list[_Said] = []
         own: list[_Said] = []
-        for ending in self._beside[position]:
+        for ending in self._text_endings[position]:
             file = os.path.splitext(name)[0] + ending
             if ending.lower().endswith(".json"):
                 loaded = self._read(file, load_json)
@@ -171,8 +171,8 @@ class FolderSource:
     def _note_unused(self, unused: Iterable[tuple[str, str]], passed_over: PassedOver) -> None:
         """Counts unused text files by reason, which mentions the use of the default caption."""
         num_defaults = sum(
-            not beside and all(captions_of(row.fields) is None for row in self._rows.get(name, ()))
-            for name, beside in zip(self._names, self._beside, strict=True)
+            not endings and all(captions_of(row.fields) is None for row in self._rows.get(name, ()))
+            for name, endings in zip(self._names, self._text_endings, strict=True)
         )
         default = ""
         if self._caption is not None and num_defaults:

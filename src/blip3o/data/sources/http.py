@@ -149,9 +149,9 @@ def _read(response: "httpx.Response", path: str, offset: int, size: int, ends: f
     if status in _BUSY or status >= 500:
         raise TransientError(f"HTTP {status}")
     tag = headers.get("etag") or headers.get("last-modified") or ""
-    said = headers.get("content-range", "")
+    content_range = headers.get("content-range", "")
     if status == 416:
-        total = said.rpartition("/")[2]
+        total = content_range.rpartition("/")[2]
         return Piece(data=None, total=int(total) if _is_number(total) else None, tag=tag)
     if status == 200:  # the whole file follows; do not read it
         raise NoRangesError(f"{path}: the server ignores range requests")
@@ -159,16 +159,16 @@ def _read(response: "httpx.Response", path: str, offset: int, size: int, ends: f
         raise UsageError(f"cannot read {path}: HTTP {status}")
     if headers.get("content-encoding", "identity") != "identity":
         raise UsageError(f"{path}: the server compresses its answers; turn that off")
-    found = _RANGE.fullmatch(said.strip())
+    found = _RANGE.fullmatch(content_range.strip())
     if not found or any(not _is_number(one) for one in found.groups() if one != "*"):
-        raise TransientError(f"an answer without a valid Content-Range ({said!r:.60})")
+        raise TransientError(f"an answer without a valid Content-Range ({content_range!r:.60})")
     first, last = int(found[1]), int(found[2])
     total = None if found[3] == "*" else int(found[3])
     if total is not None:
         last = min(last, total - 1)  # some servers repeat a range that exceeds the file
     if first != offset or not first <= last < offset + size:
         raise TransientError(
-            f"bytes {offset}-{offset + size - 1} were requested, {said!r:.60} came"
+            f"bytes {offset}-{offset + size - 1} were requested, {content_range!r:.60} came"
         )
     data = _body(response, last - first + 1, ends)
     return Piece(data=data, total=total, tag=tag)

@@ -179,7 +179,7 @@ class JsonlSource:
             return self._find_lines()
         try:
             text = decode_text(self._path.read_bytes())
-            places, beside = _records_in(text)
+            places, other_arrays = _records_in(text)
         except ValueError as error:
             if not self._is_list_by_name() and not has_wide_text(head):
                 return self._find_lines()  # then each damaged line is a bad record
@@ -194,7 +194,7 @@ class JsonlSource:
             return self._find_lines()
         self._text = text
         self.passed_over = {
-            f"another array next to that of the records: {name!r}": 1 for name in beside
+            f"another array next to that of the records: {name!r}": 1 for name in other_arrays
         }
         return np.array(places, dtype=np.int64).reshape(-1, 2)
 

@@ -31,15 +31,15 @@ class Scan:
 
     Args:
         images: paths of the images, sorted.
-        beside: for each image, the endings of its text files; the image's path without its own
-            ending plus such an ending is the path of the text file.
+        text_endings: for each image, the endings of its text files. The image's path without its
+            own ending, plus such an ending, is the path of a text file.
         metadata: metadata files in the format of Hugging Face's `imagefolder`.
         texts: text files whose names match no image.
         passed_over: other files by reason, with example names.
     """
 
     images: list[str]
-    beside: list[tuple[str, ...]]
+    text_endings: list[tuple[str, ...]]
     metadata: list[str]
     texts: list[str]
     passed_over: "PassedOver"
@@ -86,9 +86,11 @@ def scan(base: str) -> Scan:
         images, texts = _sort_names(folder, names, dangling, found)
         used: set[str] = set()
         for name in images:
-            beside = _texts_of(name, texts)
-            used.update(os.path.splitext(name)[0] + ending for ending in beside)
-            pairs.append((os.path.join(folder, name), endings.setdefault(beside, beside)))
+            text_endings = _texts_of(name, texts)
+            used.update(os.path.splitext(name)[0] + ending for ending in text_endings)
+            pairs.append(
+                (os.path.join(folder, name), endings.setdefault(text_endings, text_endings))
+            )
         found.texts += [
             os.path.join(folder, text)
             for some in texts.values()
@@ -97,7 +99,7 @@ def scan(base: str) -> Scan:
         ]
     pairs.sort()
     found.images = [name for name, _ in pairs]
-    found.beside = [beside for _, beside in pairs]
+    found.text_endings = [text_endings for _, text_endings in pairs]
     found.texts.sort()
     return found
 

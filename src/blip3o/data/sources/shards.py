@@ -16,7 +16,7 @@ import numpy as np
 from blip3o.core.errors import UsageError
 from blip3o.core.files import write_atomic
 from blip3o.core.log import progress, say
-from blip3o.data.sources.files import FileStamp, beside, files_of, is_remote, private_path
+from blip3o.data.sources.files import FileStamp, files_of, is_remote, neighbor, private_path
 from blip3o.data.sources.shard_index import ShardIndex, pack, unpack
 from blip3o.data.sources.shard_scan import scan
 from blip3o.imaging.kinds import HEAD_BYTES, store_of
@@ -142,7 +142,7 @@ def _keep(path: str, data: bytes) -> None:
 
 
 def _published(path: str) -> ShardIndex | None:
-    files, address = files_of(path), beside(path, INDEX_SUFFIX)
+    files, address = files_of(path), neighbor(path, INDEX_SUFFIX)
     try:
         length = files.stamp(address).size
     except UsageError:

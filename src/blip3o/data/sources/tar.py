@@ -86,9 +86,9 @@ def parse_header(block: bytes, offset: int = 0) -> TarHeader:
     Raises:
         TarError: if the block is not a valid header.
     """
-    said = block[148:156]
+    checksum = block[148:156]
     try:
-        total, expected = sum(block) - sum(said) + 8 * 32, _octal(said)
+        total, expected = sum(block) - sum(checksum) + 8 * 32, _octal(checksum)
         # A few old writers summed signed bytes.
         is_sound = total == expected or total - 256 * sum(one > 127 for one in block) == expected
         size = _number(block[124:136])
@@ -139,7 +139,7 @@ def all_members(
     at = _window(read, window)
     offset, is_behind_end = start, False
     shared: dict[bytes, bytes] = {}  # pax values for all following members
-    said: dict[bytes, bytes] = {}  # values for the next member
+    own: dict[bytes, bytes] = {}  # values for the next member
     while True:
         block = at(offset, BLOCK)
         if block == _ZEROS:
@@ -147,7 +147,7 @@ def all_members(
             if following is None:
                 return
             offset, is_behind_end, part = following, True, part + 1
-            shared, said = {}, {}
+            shared, own = {}, {}
             continue
         if len(block) < BLOCK and not is_behind_end:
             raise TarError(offset, "it breaks off")
@@ -160,8 +160,8 @@ def all_members(
         is_behind_end = False
         data = offset + BLOCK
         kind, length = header.kind, header.size
-        if shared or said or kind not in _FILES:
-            length = _length(header, shared, said)
+        if shared or own or kind not in _FILES:
+            length = _length(header, shared, own)
             if kind == HARD_LINK and length and _ends_here(at(data, BLOCK)):
                 length = 0  # most writers repeat the file's size but not its bytes
             elif kind == SPARSE:
@@ -172,11 +172,11 @@ def all_members(
         if kind in _EXTENSIONS:
             if length > _MAX_EXTENSION:
                 raise TarError(data - BLOCK, "an endless name")
-            _extend(kind, at(data, length), data - BLOCK, shared, said)
+            _extend(kind, at(data, length), data - BLOCK, shared, own)
             continue
-        if shared or said or kind not in _FILES:
-            found = _described(header, data, length, block, part, {**shared, **said})
-            said = {}
+        if shared or own or kind not in _FILES:
+            found = _described(header, data, length, block, part, {**shared, **own})
+            own = {}
             if found is not None:
                 yield found
         elif not header.name.endswith(b"/"):
@@ -232,7 +232,7 @@ def _next_bytes(at: Callable[[int, int], bytes], size: int, start: int, step: in
 
 
 def _described(
-    header: TarHeader, data: int, length: int, block: bytes, part: int, said: Mapping[bytes, bytes]
+    header: TarHeader, data: int, length: int, block: bytes, part: int, own: Mapping[bytes, bytes]
 ) -> Member | None:
     """Returns the member of a header and its extension headers; None for a folder."""
     name, kind, target = header.name, header.kind, b""
@@ -243,21 +243,21 @@ def _described(
     elif kind in _FOLDERS:
         return None
     elif kind in (HARD_LINK, SYMBOLIC_LINK):
-        target = said.get(b"linkpath") or block[157:257].partition(b"\0")[0]
+        target = own.get(b"linkpath") or block[157:257].partition(b"\0")[0]
         if length:  # a hard link that repeats the file's bytes
             kind = FILE
-    if said:
-        name = said.get(b"path") or name
-        if kind == FILE and any(key.startswith(b"GNU.sparse.") for key in said):
-            kind, name = SPARSE, said.get(b"GNU.sparse.name") or name
+    if own:
+        name = own.get(b"path") or name
+        if kind == FILE and any(key.startswith(b"GNU.sparse.") for key in own):
+            kind, name = SPARSE, own.get(b"GNU.sparse.name") or name
     return Member(name, data, length, kind, target, block, part)
 
 
-def _length(header: TarHeader, shared: Mapping[bytes, bytes], said: Mapping[bytes, bytes]) -> int:
+def _length(header: TarHeader, shared: Mapping[bytes, bytes], own: Mapping[bytes, bytes]) -> int:
     """Returns the number of data bytes after a header."""
     if header.kind in _NO_DATA:
         return 0
-    size = said.get(b"size") or shared.get(b"size")
+    size = own.get(b"size") or shared.get(b"size")
     if size and header.kind not in _EXTENSIONS and size.isdigit() and len(size) < _MAX_DIGITS:
         return int(size)
     return header.size
@@ -273,13 +273,13 @@ def _behind_sparse_map(at: Callable[[int, int], bytes], block: bytes, data: int)
 
 
 def _extend(
-    kind: bytes, text: bytes, offset: int, shared: dict[bytes, bytes], said: dict[bytes, bytes]
+    kind: bytes, text: bytes, offset: int, shared: dict[bytes, bytes], own: dict[bytes, bytes]
 ) -> None:
     """Stores the values of an extension header for the following members."""
     if kind in (_LONG_NAME, _LONG_LINK):
-        said[b"path" if kind == _LONG_NAME else b"linkpath"] = text.partition(b"\0")[0]
+        own[b"path" if kind == _LONG_NAME else b"linkpath"] = text.partition(b"\0")[0]
         return
-    values = shared if kind == _SHARED_PAX else said
+    values = shared if kind == _SHARED_PAX else own
     text = text.rstrip(b"\0")
     while text:
         length = text[:_MAX_DIGITS].partition(b" ")[0]
