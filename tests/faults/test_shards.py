@@ -1,4 +1,4 @@
-"""Files that are no sound shards: named at once with one clear line, never waited for."""
+"""Files that are not valid shards: one clear error immediately, never a hang."""
 
 import gzip
 import io
@@ -69,7 +69,7 @@ NO_TARS: dict[str, tuple[Callable[[Path], object], str]] = {
 
 
 @pytest.mark.parametrize("name", NO_TARS)
-def test_a_shard_that_is_no_tar_is_named_at_once(tmp_path: Path, name: str) -> None:
+def test_a_shard_that_is_not_a_tar_is_refused_immediately(tmp_path: Path, name: str) -> None:
     make, reason = NO_TARS[name]
     make(tmp_path / "x.tar")
     with pytest.raises(UsageError, match=rf"x\.tar.*{reason}") as caught:
@@ -97,7 +97,7 @@ def test_a_member_that_claims_a_monstrous_size_is_a_bad_record(tmp_path: Path) -
         opened(path).read(0)
 
 
-def test_shards_without_a_record_are_said(
+def test_shards_without_records_are_reported(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     empty = write(tmp_path / "1.tar")

@@ -8,7 +8,7 @@ the run stops: a broken data set must not be trained on silently.
 import dataclasses
 import signal
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
 from pathlib import Path
 
 import torch
@@ -96,7 +96,7 @@ class Loader:
         """The open source of each entry of the mixture."""
         return self._samples.mixture.sources
 
-    def __call__(self, start_step: int) -> Iterator[list[Batch]]:
+    def __call__(self, start_step: int) -> Generator[list[Batch]]:
         """Yields the batches of each step from `start_step` on; the rows of a batch share a task.
 
         Raises:

@@ -1,4 +1,4 @@
-"""Conversations in the forms of published data, and which of them are bad records."""
+"""Conversations in the formats of published data, and the ones that are bad records."""
 
 from typing import Any
 
@@ -115,7 +115,7 @@ def test_a_conversation_without_images_is_text() -> None:
         {"image": 5},
         {"image": True},
         {"image": float("nan")},
-        {"image": "a.png"},  # in a shard whose image is not there
+        {"image": "a.png"},  # in a shard without the image
         {"images": [{"width": 3}]},
         {"image_path": "without/an/ending"},
         {"video": "a.mp4"},
@@ -124,7 +124,7 @@ def test_a_conversation_without_images_is_text() -> None:
         {"audios": [{"path": "a.wav"}]},
     ],
 )
-def test_a_conversation_about_something_that_is_not_read_is_no_text(named: dict[str, Any]) -> None:
+def test_a_conversation_about_an_unread_file_is_a_bad_record(named: dict[str, Any]) -> None:
     turns = [{"from": "human", "value": "What?"}, TURNS[1]]
     with pytest.raises(ValueError, match=f"{next(iter(named))}' was not read"):
         learn("image_to_text", 0, conversations=turns, **named)
@@ -207,7 +207,7 @@ def test_drawn_questions_keep_all_images() -> None:
         ),
     ],
 )
-def test_what_is_not_clear_is_a_bad_record(num_images: int, turns: Any, said: str) -> None:
+def test_an_ambiguous_conversation_is_a_bad_record(num_images: int, turns: Any, said: str) -> None:
     with pytest.raises(ValueError, match=said):
         talk(num_images, conversations=turns)
 
@@ -226,7 +226,7 @@ def test_a_caption_has_several_names(name: str) -> None:
     assert learn("text_to_image", **more).messages[-1].text == "a cat"
 
 
-def test_all_captions_of_a_record_can_be_looked_at() -> None:
+def test_every_caption_of_a_record_can_be_checked() -> None:
     several = record(captions=["a", "", 3])
     assert [one.fields["captions"] for one in variants(several, "text_to_image")] == [
         ["a"],
@@ -254,7 +254,7 @@ def test_all_captions_of_a_record_can_be_looked_at() -> None:
         (1, {}, []),
     ],
 )
-def test_what_a_record_is_meant_for(
+def test_likely_tasks_of_a_record(
     num_images: int, fields: dict[str, Any], tasks: list[str]
 ) -> None:
     assert likely_tasks(record(num_images, **fields)) == tasks

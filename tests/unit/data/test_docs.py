@@ -1,4 +1,4 @@
-"""Every example record in docs/data.md is one that its task takes."""
+"""Every task accepts its example records in docs/data.md."""
 
 import json
 import re

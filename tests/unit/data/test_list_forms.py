@@ -1,4 +1,4 @@
-"""Lists of records in every form that people write them in, and clear words for the rest."""
+"""Lists of records in all common formats, and clear errors for the others."""
 
 import gzip
 import json
@@ -146,7 +146,7 @@ FOREIGN = {
 
 
 @pytest.mark.parametrize("word", FOREIGN)
-def test_other_files_are_named_as_what_they_are(tmp_path: Path, word: str) -> None:
+def test_other_kinds_of_files_are_recognized(tmp_path: Path, word: str) -> None:
     for name in ("d.jsonl", "d.json", "d.parquet", "d"):
         (tmp_path / name).write_bytes(FOREIGN[word])
         with pytest.raises(UsageError, match=word):
@@ -160,7 +160,7 @@ def test_a_tar_whose_first_name_looks_like_something_else_is_a_tar(tmp_path: Pat
         assert source_config(str(tmp_path / f"{number}.tar")).kind == "webdataset"
 
 
-def test_arrays_beside_the_records_are_counted(tmp_path: Path) -> None:
+def test_other_arrays_next_to_the_records_are_counted(tmp_path: Path) -> None:
     file = write(tmp_path, "d.json", json.dumps({"train": ROWS, "test": ROWS, "info": {}}))
     own = JsonlConfig(path=str(file), name="d").build()
     assert len(own) == len(ROWS)
@@ -204,7 +204,7 @@ def test_tables_coco_and_images_are_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["pipe.jsonl", "dir.jsonl"])
-def test_a_list_that_is_no_file_is_refused_at_once(tmp_path: Path, name: str) -> None:
+def test_a_list_that_is_not_a_regular_file_is_refused(tmp_path: Path, name: str) -> None:
     if name.startswith("pipe"):
         os.mkfifo(tmp_path / name)
     else:

@@ -1,4 +1,4 @@
-"""Patterns of shards: a path that exists is no pattern, and every counted file must exist."""
+"""Patterns of shards: existing paths are literal, and every file of a range must exist."""
 
 from pathlib import Path
 
@@ -94,7 +94,7 @@ def test_endless_counts_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
             expand(pattern)
 
 
-def test_indices_are_no_shards_and_one_without_its_shard_is_said(
+def test_indices_are_not_shards_and_an_index_without_shard_is_reported(
     shards: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = WebDatasetConfig(path=f"{shards}/*", name="s")
@@ -108,7 +108,7 @@ def test_indices_are_no_shards_and_one_without_its_shard_is_said(
         config.build()
 
 
-def test_an_odd_path_holds_what_it_holds(shards: Path) -> None:
+def test_paths_with_special_characters_are_literal(shards: Path) -> None:
     folder = shards / "odd [v1] {0..3}"
     folder.mkdir()
     (shards / "scenes-0.tar").rename(folder / "x?.tar")

@@ -69,7 +69,7 @@ def test_the_batches_of_every_task_are_the_recorded_ones(
 def test_a_caption_becomes_the_recorded_answer(
     preparer: Preparer, scenes: WebDatasetConfig
 ) -> None:
-    """An image with a caption and no conversation is described."""
+    """A record without a conversation gets a question that its caption answers."""
     source = scenes.build()
     ids = []
     for position in range(len(source)):

@@ -1,4 +1,4 @@
-"""Tasks: what each makes of a record, and what it refuses."""
+"""Tasks: the examples that they make from records, and the records that they refuse."""
 
 from typing import Any
 
@@ -26,7 +26,7 @@ def rng() -> np.random.Generator:
     return np.random.default_rng(0)
 
 
-def test_every_task_says_which_images_it_looks_at() -> None:
+def test_every_task_declares_the_images_it_reads() -> None:
     fields = record(
         caption="a cat", conversations=TURNS, instruction="x", text_conversations=TURNS[2:]
     )
@@ -55,7 +55,7 @@ def test_a_conversation_becomes_messages() -> None:
     assert [message.role for message in example.messages] == ["user", "assistant"] * 2
 
 
-def test_a_turn_may_mark_what_is_learned_of_it() -> None:
+def test_a_turn_may_mark_its_learned_parts() -> None:
     turns = [TURNS[0], {"from": "gpt", "value": "the cat red", "learn": [[7, 11]]}]
     example = TASKS["image_to_text"].make(record(conversations=turns), rng())
     assert example.messages[1].learned == ((7, 11),)
@@ -83,7 +83,7 @@ def test_a_context_that_does_not_fit_is_refused(context: Any) -> None:
         TASKS["text"].make(record(text_conversations=turns), rng())
 
 
-def test_the_context_stands_before_whichever_question_is_drawn_first() -> None:
+def test_the_context_precedes_the_first_drawn_question() -> None:
     words = "There is a red cat. "
     first = {"from": "human", "value": f"{words}What is it?", "context": len(words)}
     turns = [first, TURNS[1], *TURNS[2:]]
@@ -110,7 +110,7 @@ def test_a_conversation_may_be_in_another_field() -> None:
         make_example(record(conversations=TURNS), "image_to_text", rng(), conversation="drills")
 
 
-def test_a_caption_answers_the_question_what_is_seen() -> None:
+def test_a_caption_answers_the_request_to_describe_the_image() -> None:
     example = TASKS["image_to_text"].make(record(caption="a cat"), rng())
     assert example.messages[0].text.startswith(IMAGE_MARK)
     assert example.messages[1] == Message(role="assistant", text="a cat")

@@ -22,7 +22,7 @@ def members(path: Path) -> dict[str, bytes]:
         return {info.name: file.read() for info in tar if (file := tar.extractfile(info))}
 
 
-def test_shards_hold_images_and_everything_said_about_them(tmp_path: Path) -> None:
+def test_shards_hold_images_and_all_their_texts(tmp_path: Path) -> None:
     paths = export_scenes(tmp_path, 5, 3, px=32, shard_size=3, num_processes=1)
     assert [p.name for p in paths] == [
         *("scenes-000000.tar", "scenes-000001.tar", "edits-000000.tar"),
