@@ -57,7 +57,7 @@ NO_TARS: dict[str, tuple[Callable[[Path], object], str]] = {
         "a git-lfs pointer: fetch the file: git lfs pull",
     ),
     "text": (lambda path: path.write_bytes(b"not a tar " * 99), "no tar header at byte 0"),
-    "short": (lambda path: path.write_bytes(b"abc"), "it breaks off at byte 0"),
+    "short": (lambda path: path.write_bytes(b"abc"), "it is truncated at byte 0"),
     "garbage behind": (
         lambda path: path.write_bytes(write(path, *GOOD).read_bytes() + b"\n"),
         "bytes that are not a tar after the end mark",

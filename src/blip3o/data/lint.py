@@ -272,7 +272,7 @@ def _oddities(header: UndecodedImage, image: Image.Image, min_px: int) -> list[s
     if header.mode in ("CMYK", "YCbCr", "LAB", "HSV") or _DEEP.match(header.mode):
         found.append(f"colors: {header.mode}")
     if header.has_transparency:
-        found.append("transparent: it is put on white")
+        found.append("transparent: it gets a white background")
     return found
 
 
@@ -288,8 +288,8 @@ def _odd_frames(header: UndecodedImage, data: bytes) -> list[str]:
         try:  # counting frames reads the whole file and may fail anywhere
             num_frames = getattr(file, "n_frames", 1)
         except Exception:  # noqa: BLE001  (decoders raise all kinds of errors for damaged files)
-            return ["animated, and damaged: the first image is taken"]
-    return [f"animated: the first of {num_frames} images is taken"] * (num_frames > 1)
+            return ["animated, and damaged: the first image is used"]
+    return [f"animated: the first of {num_frames} images is used"] * (num_frames > 1)
 
 
 def _duplicates(source: Source, problem: str, hashes: NDArray[Any]) -> list[Finding]:

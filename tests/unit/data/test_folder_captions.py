@@ -224,7 +224,7 @@ def test_unused_texts_are_counted_and_the_default_is_mentioned(tmp_path: Path) -
         ("metadata.jsonl", '{"image": "a.png", "text": "x"}', "without a column file_name"),
         ("metadata.csv", "file_name,description\na.png,x\n", "without a column caption or text"),
         ("metadata.jsonl", '{"file_name": "a.png", "text": null}', "without a column caption"),
-        ("metadata.csv", "file_name,text\nA.PNG,x\n", "a list of captions names"),
+        ("metadata.csv", "file_name,text\nA.PNG,x\n", "named in a list of captions"),
     ],
 )
 def test_unused_texts_are_reported_with_the_default_caption_that_replaces_them(
@@ -271,7 +271,7 @@ def test_a_listed_image_that_is_not_there_is_counted(tmp_path: Path) -> None:
     rows = '{"file_name": "a.png", "text": "x"}\n{"file_name": "gone.png", "text": "x"}'
     write(tmp_path, "a.png", metadata__jsonl=rows)
     (reason,) = source(tmp_path).passed_over
-    assert "names and that is not read (gone.png)" in reason
+    assert "named in a list of captions but not read (gone.png)" in reason
 
 
 def test_texts_change_their_own_fingerprint_only(tmp_path: Path) -> None:

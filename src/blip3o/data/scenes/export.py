@@ -43,11 +43,7 @@ _Shard = tuple["ScenesExport", str, int, int]
 
 @dataclass(frozen=True, kw_only=True)
 class ScenesExport:
-    """Settings of an export.
-
-    Raises:
-        UsageError: for numbers out of range, an unknown format or an unknown split.
-    """
+    """Settings of an export; UsageError if one of them is invalid."""
 
     out_dir: Path
     num_scenes: int
@@ -152,7 +148,9 @@ def _write_missing(settings: ScenesExport, shards: list[_Shard], num_processes: 
             return
         # Forked processes would inherit torch's threads in an unknown state.
         context = multiprocessing.get_context("spawn")
-        with context.Pool(min(num_processes, len(missing)), _leave_ctrl_c) as pool:
+        num_workers = min(num_processes, len(missing))
+        # The parent process handles Ctrl-C; the workers ignore it.
+        with context.Pool(num_workers, signal.signal, (signal.SIGINT, signal.SIG_IGN)) as pool:
             done = pool.imap_unordered(_write_shard, missing)
             for _ in progress(done, total=len(missing), what="shards"):
                 pass
@@ -166,11 +164,6 @@ def _sample_bytes(what: str, px: int) -> int:
     """Returns an estimate of a sample's bytes; large images count as 192 px."""
     base, each = _SAMPLE_BYTES[what]
     return round(base + each * min(px, _MEASURED_PX) ** 2)
-
-
-def _leave_ctrl_c() -> None:
-    """Makes a worker process ignore Ctrl-C, which its parent process handles."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _check_settings(settings: ScenesExport) -> None:
@@ -204,8 +197,7 @@ def _shard_path(settings: ScenesExport, what: str, start: int) -> Path:
 
 def _write_shard(shard: _Shard) -> None:
     settings, what, start, stop = shard
-    make = _SAMPLERS[what]
-    samples = (make(settings, index) for index in range(start, stop))
+    samples = (_SAMPLERS[what](settings, index) for index in range(start, stop))
     path = _shard_path(settings, what, start)
     if settings.format == "webdataset":
         content = _tar_bytes(itertools.chain.from_iterable(map(_members, samples)))
@@ -270,7 +262,8 @@ def _turns(asked: list[QA], before: str) -> list[dict[str, Any]]:
     turns: list[dict[str, Any]] = []
     for qa in asked:
         turns.append({"from": "human", "value": before + qa.question})
-        turns.append({"from": "gpt", "value": qa.answer} | _learned(qa))
+        learned = {} if qa.learned is None else {"learn": qa.learned}
+        turns.append({"from": "gpt", "value": qa.answer} | learned)
         before = ""
     return turns
 
@@ -280,16 +273,10 @@ def _text_turns(asked: list[QA], words: str) -> list[dict[str, Any]]:
     return [{**first, "context": len(words)}, *others]
 
 
-def _learned(qa: QA) -> dict[str, Any]:
-    return {} if qa.learned is None else {"learn": qa.learned}
-
-
 def _edit_sample(settings: ScenesExport, index: int) -> _Sample:
     edit = sample_edit(settings.seed, index, settings.split)
-    images = {
-        "source": render(edit.source, settings.px),
-        "target": render(edit.target, settings.px),
-    }
+    scenes = {"source": edit.source, "target": edit.target}
+    images = {role: render(scene, settings.px) for role, scene in scenes.items()}
     fields = {
         "instruction": edit.instruction,
         "kind": edit.kind,

@@ -163,7 +163,7 @@ class FolderSource:
                 known = image if image in names else spelled.get(_composed(image), image)
                 rows.setdefault(known, []).extend(some)
         unused += [
-            (image, "an image that a list of captions names and that is not read")
+            (image, "an image that is named in a list of captions but not read")
             for image in sorted(rows.keys() - names)
         ]
         return {image: nearest(rows[image]) for image in self._names if image in rows}

@@ -150,7 +150,7 @@ def all_members(
             shared, own = {}, {}
             continue
         if len(block) < BLOCK and not is_behind_end:
-            raise TarError(offset, "it breaks off")
+            raise TarError(offset, "it is truncated")
         try:
             header = parse_header(block.ljust(BLOCK, b"\0"), offset)
         except TarError:
@@ -168,10 +168,10 @@ def all_members(
                 data = _behind_sparse_map(at, block, data)
         offset = data + -(-length // BLOCK) * BLOCK
         if data + length > size:
-            raise TarError(data - BLOCK, "it breaks off in the member")
+            raise TarError(data - BLOCK, "it is truncated inside a member")
         if kind in _EXTENSIONS:
             if length > _MAX_EXTENSION:
-                raise TarError(data - BLOCK, "an endless name")
+                raise TarError(data - BLOCK, f"a name of {length} bytes")
             _extend(kind, at(data, length), data - BLOCK, shared, own)
             continue
         if shared or own or kind not in _FILES:
@@ -224,7 +224,7 @@ def _next_bytes(at: Callable[[int, int], bytes], size: int, start: int, step: in
         if rest:
             return offset + (len(chunk) - len(rest)) // BLOCK * BLOCK
         if not chunk:
-            raise TarError(offset, "it breaks off")
+            raise TarError(offset, "it is truncated")
         offset += len(chunk)
         if offset - start > _MAX_ZEROS:
             raise TarError(start, f"more than {_MAX_ZEROS >> 20} MiB of zeros")
