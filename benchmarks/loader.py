@@ -28,7 +28,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from blip3o.data.collate import read_pixels
+from blip3o.data.images import read_pixels
 from blip3o.data.mixture import DataConfig, Mixture, MixtureEntry
 from blip3o.data.order import RecordOrder
 from blip3o.data.sources.webdataset import WebDatasetConfig

@@ -100,11 +100,12 @@ def _add_jobs(command: argparse.ArgumentParser) -> None:
 
 
 def _index(options: argparse.Namespace) -> None:
+    from blip3o.data.sources.webdataset import WebDatasetConfig
     from blip3o.data.walk import source_config
 
     for path in options.paths:
         config = source_config(path)
-        if config.kind != "webdataset":
+        if not isinstance(config, WebDatasetConfig):
             raise UsageError(f"{path} has no tar shards; only shards can be indexed")
         source = config.build(jobs=options.jobs)
         print(f"{path}: {len(source)} records in {len(source.paths)} shards")

@@ -1,4 +1,4 @@
-"""Every kind of damaged data: counted, named and replaced, or read as a person would see it."""
+"""All kinds of damaged data: counted, named and replaced, or read correctly."""
 
 import io
 import itertools
@@ -36,7 +36,7 @@ def red(mode: str = "RGB") -> Image.Image:
 
 
 def bomb() -> bytes:
-    """A small file that claims 60,000 x 60,000 pixels."""
+    """Returns a small file whose header claims 60,000 x 60,000 pixels."""
     head = struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0)
     crc = struct.pack(">I", zlib.crc32(b"IHDR" + head))
     return b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + b"IHDR" + head + crc + encode(red())[33:]
@@ -47,7 +47,7 @@ def sixteen_bits() -> bytes:
 
 
 def turned() -> bytes:
-    """Red above and blue below, stored upside down with the EXIF note to turn it."""
+    """Red above and blue below, stored upside down with an EXIF orientation."""
     image = red()
     image.paste((10, 10, 250), (0, 0, PX, PX // 2))
     exif = Image.Exif()
@@ -77,7 +77,7 @@ GOOD_IMAGES = {
 
 
 def write(path: Path, image: bytes, fields: bytes | None = None, text: bytes = b"") -> None:
-    """Writes a shard; one record has the image and the fields or text that are given."""
+    """Writes a shard in which one record has the given image, and fields or text."""
     plain = encode(red())
     with tarfile.open(path, "w") as tar:
         for number in range(RECORDS):
@@ -194,12 +194,12 @@ def test_a_damaged_shard_is_refused_or_salvaged(
     place = offset_of(path, "0016.png")
     data[place + 2] ^= 4
     path.write_bytes(data if damage == "flipped" else data[: place + 700])
-    with pytest.raises(UsageError, match=rf"a\.tar is damaged or no plain tar: .*byte {place}"):
+    with pytest.raises(UsageError, match=rf"a\.tar is damaged or not a plain tar: .*byte {place}"):
         load()
     loader = load(salvage=True)
     assert f"at byte {place}" in capsys.readouterr().err
     epoch(loader)
-    # Cut, nothing behind is left; with one bad header, its record alone lacks its image.
+    # A cut loses everything after it; a bad header loses only one record's image.
     assert loader.num_bad <= (2 if damage == "flipped" else 0)
 
 
@@ -214,7 +214,7 @@ def test_damage_after_indexing_gives_bad_samples(
     place = offset_of(path, "0016.png")
     if damage == "flipped":
         data[place + 2] ^= 4
-    with path.open("r+b") as file:  # the same file, as the loader has it open
+    with path.open("r+b") as file:  # in place, because the loader has the file open
         if damage == "cut":
             file.truncate(offset_of(path, "0023.png"))
         else:

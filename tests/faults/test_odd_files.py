@@ -1,4 +1,4 @@
-"""Files that are no files: pipes, sockets, devices, huge ones, links to nowhere. Nothing hangs."""
+"""Special files never hang a run: pipes, sockets, devices, huge files, dangling links."""
 
 import json
 import os
@@ -25,7 +25,7 @@ def pipe(file: Path) -> None:
 
 def unix_socket(file: Path) -> None:
     here = Path.cwd()
-    os.chdir(file.parent)  # the whole path may be too long for a socket
+    os.chdir(file.parent)  # the full path may be too long for a socket
     try:
         with socket.socket(socket.AF_UNIX) as made:
             made.bind(file.name)
@@ -85,7 +85,7 @@ def test_an_odd_file_in_a_folder_is_a_bad_record(
 
 @pytest.mark.parametrize("make", ODD_FILES)
 @pytest.mark.parametrize("name", ["metadata.jsonl", "metadata.csv"])
-def test_an_odd_list_of_captions_is_refused_at_once(
+def test_a_list_of_captions_that_is_not_a_regular_file_is_refused(
     folder: Path, make: Make, name: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     make(folder / name)

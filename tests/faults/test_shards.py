@@ -1,4 +1,4 @@
-"""Files that are no sound shards: named at once with one clear line, never waited for."""
+"""Files that are not valid shards: one clear error immediately, never a hang."""
 
 import gzip
 import io
@@ -57,19 +57,19 @@ NO_TARS: dict[str, tuple[Callable[[Path], object], str]] = {
         "a git-lfs pointer: fetch the file: git lfs pull",
     ),
     "text": (lambda path: path.write_bytes(b"not a tar " * 99), "no tar header at byte 0"),
-    "short": (lambda path: path.write_bytes(b"abc"), "it breaks off at byte 0"),
+    "short": (lambda path: path.write_bytes(b"abc"), "it is truncated at byte 0"),
     "garbage behind": (
         lambda path: path.write_bytes(write(path, *GOOD).read_bytes() + b"\n"),
-        "bytes that are no tar behind its end mark",
+        "bytes that are not a tar after the end mark",
     ),
-    "pipe": (os.mkfifo, "it is a pipe, no ordinary file"),
-    "device": (lambda path: path.symlink_to("/dev/zero"), "it is a device, no ordinary file"),
+    "pipe": (os.mkfifo, "it is a pipe, not a regular file"),
+    "device": (lambda path: path.symlink_to("/dev/zero"), "it is a device, not a regular file"),
     "dangling link": (lambda path: path.symlink_to("gone"), "No such file"),
 }
 
 
 @pytest.mark.parametrize("name", NO_TARS)
-def test_a_shard_that_is_no_tar_is_named_at_once(tmp_path: Path, name: str) -> None:
+def test_a_shard_that_is_not_a_tar_is_refused_immediately(tmp_path: Path, name: str) -> None:
     make, reason = NO_TARS[name]
     make(tmp_path / "x.tar")
     with pytest.raises(UsageError, match=rf"x\.tar.*{reason}") as caught:
@@ -97,19 +97,21 @@ def test_a_member_that_claims_a_monstrous_size_is_a_bad_record(tmp_path: Path) -
         opened(path).read(0)
 
 
-def test_shards_without_a_record_are_said(
+def test_shards_without_records_are_reported(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     empty = write(tmp_path / "1.tar")
-    with pytest.raises(UsageError, match=r"no record in .*1\.tar$"):
+    with pytest.raises(UsageError, match=r"no records in .*1\.tar$"):
         opened(empty)
     write(tmp_path / "2.tar", ("x.npy", b""))
-    with pytest.raises(UsageError, match=r"no record in .*; 1 x no image and no text: \.npy"):
+    with pytest.raises(
+        UsageError, match=r"no records in .*; 1 x neither an image nor a text: \.npy"
+    ):
         opened(f"{tmp_path}/*.tar")
     write(tmp_path / "3.tar", *GOOD)
     assert len(opened(f"{tmp_path}/*.tar")) == 1
     said = capsys.readouterr().err
-    assert said.count("warning: no record in the shard") == 2
+    assert said.count("warning: no records in the shard") == 2
 
 
 @pytest.mark.parametrize("change", ["version", "size", "kinds", "starts", "offsets"])

@@ -69,11 +69,12 @@ class Example:
         task: "text_to_image", "image_to_text", "text", "plain_text", "edit", "reconstruct" or
             "contrastive".
         record: the record it was built from.
-        messages: the conversation; for image targets it ends with the user's turn.
+        messages: the conversation. For image targets, one user turn with the record's words; the
+            chat template adds its own words and the image marks. In contrastive training, one user
+            turn with the caption.
         prompt_images: roles (keys of `record.files`) of the images in the messages, in order.
         target_image: role of the image to generate, or None.
-        caption: one caption, for contrastive training.
-        regions: ground-truth objects for dense training: dicts with x, y and size in [0, 1] and
+        regions: ground truth objects, for dense training: dicts with x, y, size in [0, 1] and
             integer labels `thing` and `color`.
     """
 
@@ -82,7 +83,6 @@ class Example:
     messages: tuple[Message, ...] = ()
     prompt_images: tuple[str, ...] = ()
     target_image: str | None = None
-    caption: str | None = None
     regions: tuple[Mapping[str, float], ...] = ()
 
 

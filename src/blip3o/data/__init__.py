@@ -1,1 +1,1 @@
-"""Data: sources, tasks, mixtures, collation and the procedural scenes data set."""
+"""Training data: sources, tasks, mixtures, batches, feature caches and the scenes data set."""

@@ -1,9 +1,9 @@
-"""A cache of frozen image features: computed once, read by position, refused when stale.
+"""Builds a cache of frozen image features: computed once, read by position, refused when stale.
 
-One file a source and image role, float16 [records, N, C]; files beside it say which encoder and
-which data it is of, which chunks of rows are done, and the hash of each row (`cache_files`).
-Processes share the chunks. An image that cannot be read leaves a row of NaN, so that training
-meets the same bad sample as it would without a cache. `cache_reader` reads.
+Each source and image role has one float16 file [records, N, C]. Further files record the encoder
+and the data, the finished chunks of rows, and the hash of each row (see `cache_files`). Processes
+share the chunks. An unreadable image leaves a row of NaN, so training meets the same bad sample as
+without a cache. `cache_reader` reads the cache.
 """
 
 import dataclasses
@@ -11,8 +11,9 @@ import json
 import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from io import FileIO
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import numpy as np
 import torch
@@ -28,29 +29,30 @@ from blip3o.data.cache_files import (
     HASHES,
     CacheFiles,
     CacheInfo,
+    LeftOut,
     find_files,
     hash_row,
 )
 from blip3o.data.cache_reader import FeatureCache
-from blip3o.data.collate import read_pixels
+from blip3o.data.images import read_pixels
 from blip3o.data.sources import Source
 
 __all__ = ["FeatureCache", "build_cache"]
 
 _PROBES = 16
-"""How many chunks, spread over the source, are tried before it is said to have no image."""
+"""Number of chunks, spread over the source, that are tried before the source is refused."""
 
 
 class _NoImageError(UsageError):
-    """None of some records has an image that can be read."""
+    """None of the records in a chunk has a readable image."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class _Rows:
-    """Features of a chunk, and the records whose image cannot be read."""
+    """Features of a chunk, and the records whose image is unreadable."""
 
     features: NDArray[np.float16]
-    left_out: list[dict[str, Any]]
+    left_out: list[LeftOut]
 
 
 def build_cache(
@@ -65,26 +67,26 @@ def build_cache(
     rank: int = 0,
     world_size: int = 1,
 ) -> None:
-    """Computes the features of one image of every record; goes on where it stopped.
+    """Computes the features of one image of every record; resumes where it stopped.
 
-    Does nothing if they are there; replaces those of another encoder, and leaves those of other
-    data where they are. Several processes of a run share the work by rank, on one machine or on one
-    file system, and a run of another number of processes goes on with it. Of several runs that want
-    the same features one computes them and the others wait.
+    Does nothing if the features exist, replaces those of another encoder, and keeps those of other
+    data. The processes of a run share the work by rank, on one machine or one file system; a later
+    run with another number of processes can finish it. If several runs need the same features, one
+    computes them and the others wait.
 
     Args:
         source: the records.
-        role: which image of each record.
-        encode: pixels [B, 3, P, P] to raw features [B, N, C].
-        folder: created if missing.
+        role: role of the image in each record.
+        encode: maps pixels [B, 3, P, P] to raw features [B, N, C].
+        folder: folder of the cache; created if missing.
         fingerprint: identifies encoder, weights and preprocessing.
-        image_px: side of the images.
-        batch_size: images at once.
-        rank: which process this is.
-        world_size: how many share the work; the cache is whole when all of them have returned.
+        image_px: side of the images in pixels.
+        batch_size: number of images encoded together.
+        rank: number of this process.
+        world_size: number of processes; the cache is complete when all of them have returned.
 
     Raises:
-        UsageError: if features are not finite in half precision, no image can be read, or the
+        UsageError: if a feature is not finite in half precision, no image is readable, or the
             disk is full.
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -98,7 +100,7 @@ def build_cache(
         with locked(name.with_suffix(".lock")):
             files = find_files(folder, source.name, role, wanted[1])
             info = _start(source, files, wanted, batch_size, rows_of)
-            # Opened now: whoever replaces the files later makes new ones, and writes into those.
+            # Open files now: a run that replaces the cache later creates new files.
             write = stack.enter_context(_writing(files, info))
             done = files.done(info)
         missing = [k for k in range(rank, len(done), world_size) if not done[k]]
@@ -115,13 +117,13 @@ def _start(
     batch_size: int,
     rows_of: Callable[[range, tuple[int, ...] | None], _Rows],
 ) -> CacheInfo:
-    """Returns the info of the cache that is there, or makes the files with a first chunk."""
+    """Returns the info of the existing cache, or creates the files with a first chunk."""
     info = files.read_info()
     if info is not None and (info.fingerprint, info.data) == wanted:
         return info
-    if files.told() is not None:
+    if files.stored_info() is not None:
         say(f"the feature cache {files.array} is damaged or of another encoder: computed again")
-    files.info.unlink(missing_ok=True)  # first, or it would vouch for the new array
+    files.info.unlink(missing_ok=True)  # first, because it would describe the new array wrongly
     info = CacheInfo(
         fingerprint=wanted[0],
         data=wanted[1],
@@ -133,7 +135,7 @@ def _start(
     info = dataclasses.replace(info, shape=(len(source), *rows.features.shape[1:]))
     files.left_out.unlink(missing_ok=True)
     for file in files.sizes(info):
-        file.unlink(missing_ok=True)  # a new file: a run may still be reading the old one
+        file.unlink(missing_ok=True)  # creates a new file: a run may still read the old one
     _require_room(files, info, info.num_chunks)
     for file, size in files.sizes(info).items():
         with file.open("wb") as made:
@@ -150,7 +152,7 @@ def _require_room(files: CacheFiles, info: CacheInfo, num_chunks: int) -> None:
         files.array.parent,
         rows * (info.row_bytes + HASH_BYTES),
         f"the features of {rows} images ({files.array.name})",
-        "name a folder on another disk (data.feature_cache=FOLDER), or do without "
+        "choose a folder on another disk (data.feature_cache=FOLDER), or train without a cache "
         "(data.feature_cache=null)",
     )
 
@@ -158,21 +160,21 @@ def _require_room(files: CacheFiles, info: CacheInfo, num_chunks: int) -> None:
 def _first_rows(
     info: CacheInfo, rows_of: Callable[[range, tuple[int, ...] | None], _Rows]
 ) -> tuple[int, _Rows]:
-    """Returns the number and the rows of a chunk with an image in it, which show the shape."""
+    """Returns number and rows of a chunk with a readable image; the rows give the shape."""
     failed = None
     for number in range(0, info.num_chunks, max(1, info.num_chunks // _PROBES)):
         try:
             return number, rows_of(info.positions(number), None)
         except _NoImageError as error:
             failed = failed or error
-    raise failed or UsageError("there is no record to compute features of")
+    raise failed or UsageError("there are no records to compute features for")
 
 
 @contextmanager
 def _writing(files: CacheFiles, info: CacheInfo) -> Iterator[Callable[[int, _Rows], None]]:
     """Yields a function that writes the rows of a chunk and then marks the chunk as done.
 
-    It writes to files, because a full disk kills a process that writes to mapped memory.
+    It writes to files: a full disk would kill a process that writes to mapped memory.
     """
     with ExitStack() as stack:
         rows_file = stack.enter_context(files.array.open("r+b"))
@@ -184,7 +186,7 @@ def _writing(files: CacheFiles, info: CacheInfo) -> Iterator[Callable[[int, _Row
             if rows.left_out:
                 with files.left_out.open("ab", buffering=0) as notes:
                     lines = "".join(json.dumps(note) + "\n" for note in rows.left_out)
-                    _write(notes, lines.encode())  # in one piece: other processes append, too
+                    _write(notes, lines.encode())  # in one call: other processes append as well
             _write_at(rows_file, first * info.row_bytes, rows.features.tobytes())
             if sums_file is not None:
                 hashes = b"".join(
@@ -201,15 +203,15 @@ def _write_at(file: BinaryIO, place: int, data: bytes) -> None:
     _write(file, data)
 
 
-def _write(file: Any, data: bytes) -> None:  # noqa: ANN401  (buffered or not)
+def _write(file: BinaryIO | FileIO, data: bytes) -> None:
     try:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
     except OSError as error:
         raise UsageError(
-            f"cannot write {file.name}: {error.strerror}; make room and run the same command "
-            "again to go on"
+            f"cannot write {file.name}: {error.strerror}; free some space and run the same command "
+            "again to resume"
         ) from error
 
 
@@ -221,9 +223,9 @@ def _encode(
     image_px: int,
     shape: tuple[int, ...] | None,
 ) -> _Rows:
-    """Returns the rows of some positions, of NaN where an image cannot be read."""
+    """Returns the rows of some positions; NaN for unreadable images."""
     pixels: dict[int, Tensor] = {}
-    left_out: list[dict[str, Any]] = []
+    left_out: list[LeftOut] = []
     for row, position in enumerate(positions):
         key = "?"
         try:
@@ -242,8 +244,8 @@ def _encode(
     features = encode(torch.stack(list(pixels.values()))).to("cpu", torch.float16).numpy()
     if not np.isfinite(features).all():
         raise UsageError(
-            f"image features of {source.name}/{role} are beyond half precision; train without a "
-            "feature cache (data.feature_cache=null)"
+            f"image features of {source.name}/{role} are outside the range of half precision; "
+            "train without a feature cache (data.feature_cache=null)"
         )
     rows = np.full((len(positions), *features.shape[1:]), np.nan, dtype=np.float16)
     rows[list(pixels)] = features

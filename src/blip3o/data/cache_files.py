@@ -1,13 +1,13 @@
-"""The files of a feature cache, and the description that lies beside them.
+"""The files of a feature cache.
 
-    NAME.ROLE.f16               float16 [records, N, C]
-    NAME.ROLE.json              which encoder and which data it is of (`CacheInfo`)
-    NAME.ROLE.done              a byte for each chunk of rows: 1 if they are there
-    NAME.ROLE.sums              a hash for each row
-    NAME.ROLE.left_out.jsonl    records whose image cannot be read, with reasons
+    NAME.ROLE.f16               features, float16 [records, N, C]
+    NAME.ROLE.json              encoder and data of the features (`CacheInfo`)
+    NAME.ROLE.done              one byte per chunk of rows: 1 if the chunk is finished
+    NAME.ROLE.sums              one hash per row
+    NAME.ROLE.left_out.jsonl    records whose image is unreadable, with reasons
 
-Features of other data under the same name lie beside them: NAME.ROLE.XXXXXXXXXXXX.f16 and so on,
-named by the data.
+Features of other data under the same name have a hash of these data in their file names:
+NAME.ROLE.XXXXXXXXXXXX.f16 and so on.
 """
 
 import dataclasses
@@ -15,14 +15,22 @@ import hashlib
 import json
 import math
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
 
 HASHES = "sha256-16-placed"
-"""What `hash_row` makes."""
+"""Name of the hash function `hash_row`."""
 HASH_BYTES = 16
+
+
+class LeftOut(TypedDict):
+    """A record whose image is unreadable."""
+
+    key: str
+    position: int
+    reason: str
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,11 +38,11 @@ class CacheInfo:
     """The description of a cache.
 
     Args:
-        fingerprint: what computed it: encoder, weights, preprocessing.
+        fingerprint: identifies encoder, weights and preprocessing.
         data: fingerprint of the records.
-        shape: of the array.
-        chunk: rows that are computed and marked at once.
-        hashes: how rows are hashed; None in a cache of an older version, which has no hashes.
+        shape: shape of the array.
+        chunk: number of rows that are computed and marked together.
+        hashes: name of the hash function; None in a cache of an older version without hashes.
     """
 
     fingerprint: str
@@ -45,16 +53,16 @@ class CacheInfo:
 
     @property
     def num_chunks(self) -> int:
-        """Chunks of rows; the last one may be short."""
+        """Number of chunks; the last one may be short."""
         return -(-self.shape[0] // self.chunk)
 
     @property
     def row_bytes(self) -> int:
-        """Bytes of a row."""
+        """Number of bytes in a row."""
         return 2 * math.prod(self.shape[1:])
 
     def positions(self, number: int) -> range:
-        """Returns the rows of a chunk."""
+        """Returns the row numbers of a chunk."""
         return range(number * self.chunk, min((number + 1) * self.chunk, self.shape[0]))
 
 
@@ -62,7 +70,7 @@ class CacheFiles:
     """The files of one source and role.
 
     Args:
-        array: the file of the features; the others have its name with other endings.
+        array: file of the features; the other files have the same name with other endings.
     """
 
     def __init__(self, array: Path) -> None:
@@ -73,14 +81,14 @@ class CacheFiles:
         self.left_out = array.with_suffix(".left_out.jsonl")
 
     def sizes(self, info: CacheInfo) -> dict[Path, int]:
-        """Returns the bytes of each file of a cache that is not cut short."""
+        """Returns the expected number of bytes of each file."""
         sizes = {self.array: info.shape[0] * info.row_bytes, self.marks: info.num_chunks}
         if info.hashes is not None:
             sizes[self.sums] = info.shape[0] * HASH_BYTES
         return sizes
 
-    def told(self) -> CacheInfo | None:
-        """Returns the stored description; None if there is none, or it cannot be read."""
+    def stored_info(self) -> CacheInfo | None:
+        """Returns the stored description; None if it is missing or unreadable."""
         try:
             stored = json.loads(self.info.read_text(encoding="utf-8"))
             return CacheInfo(
@@ -94,8 +102,8 @@ class CacheFiles:
             return None
 
     def read_info(self) -> CacheInfo | None:
-        """Returns the stored description if every file has the size that it says, else None."""
-        info = self.told()
+        """Returns the stored description if every file has the expected size, else None."""
+        info = self.stored_info()
         try:
             is_whole = (
                 info is not None
@@ -107,30 +115,37 @@ class CacheFiles:
         return info if is_whole else None
 
     def done(self, info: CacheInfo) -> NDArray[np.uint8]:
-        """Returns a byte for each chunk, 1 if its rows are there."""
+        """Returns one byte per chunk, 1 if the chunk is finished."""
         return np.fromfile(self.marks, dtype=np.uint8, count=info.num_chunks)
 
-    def read_left_out(self) -> dict[int, dict[str, Any]]:
-        """Returns `key` and `reason` of the records that were left out, by position."""
+    def read_left_out(self) -> dict[int, LeftOut]:
+        """Returns the records that were left out, by position."""
         try:
             lines = self.left_out.read_text(encoding="utf-8").splitlines()
             notes = [json.loads(line) for line in lines]
-            return {int(note["position"]): note for note in notes}
-        except (OSError, ValueError, KeyError, TypeError):  # none, or of an older version
+            return {
+                int(note["position"]): LeftOut(
+                    key=str(note.get("key", "?")),
+                    position=int(note["position"]),
+                    reason=str(note.get("reason", "the image cannot be read")),
+                )
+                for note in notes
+            }
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):  # missing or damaged
             return {}
 
 
 def find_files(folder: Path, source: str, role: str, data: str | None = None) -> CacheFiles:
     """Returns the files of a source and role; they need not exist.
 
-    The plain names belong to the data that came first. Other data have names of their own, so that
-    no run replaces the features of another one.
+    The first data set to use a source name gets the plain file names. Other data get names with
+    their hash, so no run replaces the features of another run.
 
     Args:
-        folder: of the cache.
+        folder: folder of the cache.
         source: name of the data source.
-        role: which image of its records.
-        data: fingerprint of the source; None for whatever has the plain names.
+        role: role of the image in its records.
+        data: fingerprint of the source; None for the plain names.
     """
     plain = CacheFiles(folder / f"{source}.{role}.f16")
     if data is None:
@@ -138,17 +153,17 @@ def find_files(folder: Path, source: str, role: str, data: str | None = None) ->
     own = CacheFiles(folder / f"{source}.{role}.{data[:12]}.f16")
     if own.info.exists():
         return own
-    told = plain.told()
-    return plain if told is None or told.data == data else own
+    stored = plain.stored_info()
+    return plain if stored is None or stored.data == data else own
 
 
 def hash_row(row: NDArray[np.float16], info: CacheInfo, position: int) -> bytes:
-    """Returns the hash of the features of one record; those of another place have another one.
+    """Returns the hash of one record's features, which depends on the position as well.
 
     Args:
-        row: contiguous.
-        info: what the cache is of.
-        position: of the record.
+        row: the features, contiguous.
+        info: description of the cache.
+        position: position of the record.
     """
     digest = hashlib.sha256(f"{info.fingerprint}/{info.data}/{position}/".encode())
     digest.update(row.data)

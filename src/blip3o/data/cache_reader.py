@@ -1,14 +1,12 @@
-"""Reads cached image features, and refuses those that are not what was asked for.
+"""Reads cached image features and checks them.
 
-A row that is not the one that was written is never learned from: the run ends, and its next start
-computes the chunk again.
+If a row has changed since it was written, the run stops; the next start computes its chunk again.
 """
 
 import dataclasses
 import os
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -17,7 +15,14 @@ from torch import Tensor
 
 from blip3o.core.errors import UsageError
 from blip3o.core.log import say
-from blip3o.data.cache_files import HASH_BYTES, CacheFiles, CacheInfo, find_files, hash_row
+from blip3o.data.cache_files import (
+    HASH_BYTES,
+    CacheFiles,
+    CacheInfo,
+    LeftOut,
+    find_files,
+    hash_row,
+)
 from blip3o.data.sources import Source
 
 
@@ -35,8 +40,8 @@ class FeatureCache:
     """Cached features of several sources and roles.
 
     Args:
-        folder: where the files are.
-        fingerprint: what must have computed them: encoder, weights, preprocessing.
+        folder: folder of the cache.
+        fingerprint: required encoder, weights and preprocessing.
     """
 
     def __init__(self, folder: Path, fingerprint: str) -> None:
@@ -50,13 +55,13 @@ class FeatureCache:
 
         Args:
             source: name of the data source.
-            role: which image of the record.
-            position: the record's place in its source.
+            role: role of the image in the record.
+            position: position of the record in its source.
 
         Raises:
-            ValueError: if the image could not be read when the cache was built.
-            UsageError: if the cache is missing, unfinished, damaged or of another encoder or of
-                other data.
+            ValueError: if the image was unreadable when the cache was built.
+            UsageError: if the cache is missing, unfinished, damaged, or belongs to another encoder
+                or other data.
         """
         opened = self._open(source, role)
         row = opened.array[position].copy()
@@ -64,31 +69,31 @@ class FeatureCache:
         if sums is not None and hash_row(row, opened.info, position) != sums[position].tobytes():
             raise _damaged(opened, position)
         if np.isnan(row.flat[0]):
-            note = opened.files.read_left_out().get(position, {})
-            reason = f": {note['reason']}" if "reason" in note else ""
+            note = opened.files.read_left_out().get(position)
+            reason = f": {note['reason']}" if note is not None else ""
             raise ValueError(
                 f"the image {role!r} could not be read when its features were cached{reason}"
             )
         return torch.from_numpy(row)
 
-    def left_out(self, source: Source, role: str) -> dict[int, dict[str, Any]]:
-        """Returns `key` and `reason` of the records whose image cannot be read, by position.
+    def left_out(self, source: Source, role: str) -> dict[int, LeftOut]:
+        """Returns the records whose image is unreadable, by position.
 
         Args:
-            source: the records, as `check` knows them.
-            role: which image of each record.
+            source: the records; `check` has accepted them.
+            role: role of the image in each record.
         """
         opened = self._open(source.name, role)
         notes = opened.files.read_left_out()
         return {k: note for k, note in notes.items() if np.isnan(opened.array[k].flat[0])}
 
     def is_complete(self, source: str, role: str, data: str | None = None) -> bool:
-        """Returns whether a role of a source is cached whole, by the right encoder.
+        """Returns whether the cache of a source and role is complete and of the right encoder.
 
         Args:
             source: name of the data source.
-            role: which image of its records.
-            data: fingerprint of the records; None for those that came first.
+            role: role of the image in its records.
+            data: fingerprint of the records; None for the data that came first.
         """
         try:
             self._info(find_files(self.folder, source, role, data), f"{source}/{role}", data)
@@ -97,14 +102,14 @@ class FeatureCache:
         return True
 
     def check(self, source: Source, role: str) -> None:
-        """Refuses features of other records than those of a source; later reads keep to these.
+        """Checks that the cache holds the features of a source; later reads use these features.
 
         Args:
             source: the records.
-            role: which image of each record.
+            role: role of the image in each record.
 
         Raises:
-            UsageError: if the cache is missing, unfinished, of another encoder or of other data.
+            UsageError: if the cache is missing, unfinished, or of another encoder or other data.
         """
         data = source.fingerprint()
         files = find_files(self.folder, source.name, role, data)
@@ -113,11 +118,11 @@ class FeatureCache:
             raise _other_data(plain)
         info = self._info(files, f"{source.name}/{role}", data)
         if info.hashes is None:
-            say(f"{files.array} is of an older version, without hashes: its damage is not noticed")
+            say(f"{files.array} is of an older version without hashes: damage is not detected")
         self._data[source.name, role] = data
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_opened": {}}  # a worker maps the files anew
+    def __getstate__(self) -> dict[str, object]:
+        return {**self.__dict__, "_opened": {}}  # each worker maps the files itself
 
     def _open(self, source: str, role: str) -> _Opened:
         if (source, role) not in self._opened:
@@ -140,7 +145,7 @@ class FeatureCache:
     def _info(self, files: CacheFiles, what: str, data: str | None) -> CacheInfo:
         info = files.read_info()
         if info is None:
-            raise UsageError(f"no whole feature cache of {what} in {self.folder}")
+            raise UsageError(f"no complete feature cache of {what} in {self.folder}")
         if info.fingerprint != self.fingerprint:
             raise UsageError(
                 f"the feature cache {files.array} was made by another image encoder; delete it"
@@ -157,15 +162,15 @@ def _other_data(files: CacheFiles) -> UsageError:
 
 
 def _damaged(opened: _Opened, position: int) -> UsageError:
-    """Returns the error of a row that changed, and marks its chunk as missing."""
+    """Marks the chunk of a changed row as missing and returns the error."""
     todo = f"delete it: {opened.files.array} and the files of the same name"
     with suppress(OSError), opened.files.marks.open("r+b") as marks:
         marks.seek(position // opened.info.chunk)
         marks.write(b"\0")
         marks.flush()
         os.fsync(marks.fileno())
-        todo = "run the same command again: it computes this part anew"
+        todo = "run the same command again: it computes this part again"
     return UsageError(
-        f"the feature cache {opened.files.array} is damaged: the row of record {position} is not "
-        f"the one that was written; {todo}"
+        f"the feature cache {opened.files.array} is damaged: the row of record {position} has "
+        f"changed since it was written; {todo}"
     )

@@ -1,20 +1,22 @@
-"""Where a record's captions are: data sets give their field several names, in any case."""
+"""Captions of a record. Data sets use several field names, in any case."""
 
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+
+from blip3o.core.types import IMAGE_MARK
+from blip3o.data.conversations import check_text
+
 CAPTION_FIELDS = ("caption", "text", "prompt", "txt")
-"""Names of the field of a caption, or of several; the first that is there counts."""
+"""Field names of one caption or a list of captions; the first field with a value counts."""
 
 
 def captions_of(fields: Mapping[str, Any]) -> list[Any] | None:
-    """Returns what a record gives as its captions, each unchecked.
-
-    Args:
-        fields: the record's fields.
+    """Returns the captions of a record, unchecked.
 
     Returns:
-        None if it gives none, an empty list if its field `captions` is no list.
+        None if the record has no captions, an empty list if its field `captions` is not a list.
     """
     fields = {**{name.lower(): value for name, value in fields.items()}, **fields}
     if several := fields.get("captions"):
@@ -26,9 +28,38 @@ def captions_of(fields: Mapping[str, Any]) -> list[Any] | None:
 
 
 def without_captions(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the fields but those that hold captions.
+    """Returns all fields that do not hold captions."""
+    return {k: v for k, v in fields.items() if k.lower() not in ("captions", *CAPTION_FIELDS)}
+
+
+def draw_caption(fields: Mapping[str, Any], rng: np.random.Generator) -> str:
+    """Returns one of a record's captions, chosen at random.
 
     Args:
         fields: the record's fields.
+        rng: source of the random choice.
+
+    Raises:
+        ValueError: if the record has no captions or the chosen one is unusable.
     """
-    return {k: v for k, v in fields.items() if k.lower() not in ("captions", *CAPTION_FIELDS)}
+    captions = captions_of(fields)
+    if captions is None:
+        raise ValueError("the record has no 'caption'")
+    if not captions:
+        raise ValueError("'captions' is not a list")
+    caption = captions[int(rng.integers(len(captions)))]
+    if not isinstance(caption, str) or not caption.strip():
+        raise ValueError("the caption is empty or not a text")
+    check_words(caption)
+    return caption.strip()
+
+
+def check_words(words: str) -> None:
+    """Refuses a caption or an instruction that a model cannot learn from.
+
+    Raises:
+        ValueError: if it holds an image mark or half of a Unicode surrogate pair.
+    """
+    if IMAGE_MARK in words:  # it would stand for an image that the record does not have
+        raise ValueError(f"{IMAGE_MARK} in a caption or an instruction")
+    check_text(words)

@@ -1,44 +1,37 @@
-"""Examples of one task to a batch: images decoded, text tokenized, rows padded."""
+"""Converts examples to arrays and examples of one task to a batch."""
 
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from blip3o.core.errors import UsageError
 from blip3o.core.types import IGNORE_LABEL, Batch, Example
-from blip3o.data.tasks import IMAGES
+from blip3o.data.cache_reader import FeatureCache
+from blip3o.data.images import read_image, read_pixels
+from blip3o.data.tasks import get_task
 from blip3o.imaging.fit import ImageFitConfig, aspect_pixels
-from blip3o.imaging.load import open_image
 from blip3o.imaging.pixels import to_pixels
 from blip3o.text.chat import ChatTemplate
 
-if TYPE_CHECKING:
-    from blip3o.data.cache import FeatureCache
-
 MAX_REGIONS = 8
-"""Most ground-truth objects of an image that a batch carries."""
-
-_IMAGE_TARGETS = ("text_to_image", "edit", "reconstruct")
-_TEXT_TARGETS = ("image_to_text", "text", "plain_text")
+"""Maximum number of known objects per image in a batch."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Prepared:
-    """An example turned into arrays; still one sample.
+    """One example as arrays.
 
     Args:
-        example: where it came from.
+        example: the example.
         ids: token ids of the prompt or the conversation.
-        labels: what to learn of them; empty where no text is learned.
+        labels: label of each token; empty if no text is learned.
         pixels: images [3, P, P] by role.
         features: cached features [N, C] of images by role.
-        regions: known objects [MAX_REGIONS, 5] of a contrastive example; see `Batch.regions`.
+        regions: known objects [MAX_REGIONS, 5], see `Batch.regions`; None if the task needs none.
     """
 
     example: Example
@@ -51,18 +44,18 @@ class Prepared:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Preparer:
-    """Decodes and tokenizes single examples.
+    """Decodes the images and tokenizes the text of single examples.
 
     Args:
         chat: the model's chat template.
-        image_px: side of the images.
-        max_text_tokens: longest row of tokens.
-        things: name of each thing label; names outside get no region.
-        colors: name of each color label.
-        cache: features to use instead of decoding images; None decodes.
-        keep_pixels: whether targets are decoded although their features are cached.
-        question_images: how images of conversations are fitted; all others are stretched.
-        token_px: side of a vision tower's token, for images in their own shape.
+        image_px: side of the images in pixels.
+        max_text_tokens: maximum number of tokens in a row.
+        things: name of each thing label; objects with other names get no region.
+        colors: name of each color label; objects with other colors get no region.
+        cache: image features to use instead of decoding; None decodes all images.
+        keep_pixels: whether target images are decoded even if their features are cached.
+        question_images: how images in conversations are fitted; all other images are stretched.
+        token_px: side in pixels of a vision tower's token, for images that keep their shape.
     """
 
     chat: ChatTemplate
@@ -70,7 +63,7 @@ class Preparer:
     max_text_tokens: int
     things: Sequence[str] = ()
     colors: Sequence[str] = ()
-    cache: "FeatureCache | None" = None
+    cache: FeatureCache | None = None
     keep_pixels: bool = False
     question_images: ImageFitConfig = dataclasses.field(default_factory=ImageFitConfig)
     token_px: int = 1
@@ -78,58 +71,59 @@ class Preparer:
     def prepare(self, example: Example) -> Prepared:
         """Returns an example as arrays.
 
-        Args:
-            example: what a task made.
-
         Raises:
-            ValueError: if the example is unfit: its text is too long or means nothing, an image
-                is missing or cannot be read.
-            UsageError: if the feature cache is unfit.
+            ValueError: if the example is unusable: its text is too long or invalid, or an image
+                is missing or unreadable.
+            UsageError: if the feature cache is unusable.
         """
+        task = get_task(example.task)
         pixels = self._question_pixels(example)
         ids, labels = self._text(example, pixels)
         features: dict[str, Tensor] = {}
-        roles = {*example.prompt_images, *filter(None, [example.target_image])}
-        # Of a conversation about several images the cache lacks the further ones: all are decoded.
-        cache = self.cache if roles <= {*IMAGES[example.task]} else None
+        roles = image_roles(example)
+        # The cache holds only the first image of a conversation, so with several all are decoded.
+        cache = self.cache if roles <= {*task.roles} else None
         for role in sorted(roles - pixels.keys()):
             if cache is not None:
                 record = example.record
                 features[role] = cache.get(record.source, role, record.position)
             if cache is None or (self.keep_pixels and role == example.target_image):
                 pixels[role] = read_pixels(example.record.files, role, self.image_px)
+        regions = None
+        if task.needs_regions:
+            regions = object_rows(example.regions, self.things, self.colors)
         return Prepared(
             example=example,
             ids=ids,
             labels=labels,
             pixels=pixels,
             features=features,
-            regions=object_rows(example.regions, self.things, self.colors)
-            if example.task == "contrastive"
-            else None,
+            regions=regions,
         )
 
     def check(self, example: Example) -> None:
-        """Refuses what `prepare` would, but for images that cannot be read.
-
-        Args:
-            example: what a task made.
+        """Refuses an example whose text `prepare` would refuse; most images are not read.
 
         Raises:
-            ValueError: if the example is unfit: its text is too long or means nothing.
+            ValueError: if its text is too long or invalid.
         """
         self._text(example, self._question_pixels(example))
 
     def _text(self, example: Example, pixels: Mapping[str, Tensor]) -> tuple[list[int], list[int]]:
-        ids, labels = self._tokens(example, self._token_counts(example, pixels))
+        make_tokens = get_task(example.task).tokens
+        counts = self._token_counts(example, pixels)
+        try:
+            ids, labels = make_tokens(self.chat, example.messages, counts)
+        except UsageError as error:  # bad data is not the caller's mistake
+            raise ValueError(str(error)) from error
         if len(ids) > self.max_text_tokens:
             raise ValueError(f"{len(ids)} tokens are more than {self.max_text_tokens}")
         return ids, labels
 
     def _question_pixels(self, example: Example) -> dict[str, Tensor]:
-        """Returns the images of a conversation that are not just stretched, by role."""
+        """Returns the images of a conversation by role; none if they are just stretched."""
         fit = self.question_images
-        if example.task not in _TEXT_TARGETS or fit.mode == "stretch":
+        if get_task(example.task).target != "text" or fit.mode == "stretch":
             return {}
         pixels = {}
         for role in example.prompt_images:
@@ -145,31 +139,15 @@ class Preparer:
         return pixels
 
     def _token_counts(self, example: Example, pixels: Mapping[str, Tensor]) -> list[int] | None:
-        """Returns the tokens of each image of a conversation, if they differ."""
+        """Returns the number of tokens of each image; None if all have the template's number."""
         if self.question_images.mode != "aspect" or not pixels:
             return None
         return [pixels[role][0].numel() // self.token_px**2 for role in example.prompt_images]
 
-    def _tokens(
-        self, example: Example, image_tokens: list[int] | None
-    ) -> tuple[list[int], list[int]]:
-        chat, caption = self.chat, example.caption or ""
-        try:
-            match example.task:
-                case "text_to_image":
-                    return chat.image_prompt(chat.generate_messages(caption)), []
-                case "edit":
-                    return chat.image_prompt(chat.edit_messages(caption)), []
-                case "reconstruct":
-                    return chat.image_prompt(chat.reconstruct_messages()), []
-                case "contrastive":
-                    return chat.tokenizer.encode(caption, allow_special=False), []
-                case "plain_text":
-                    return chat.plain.conversation(example.messages)
-                case _:
-                    return chat.conversation(example.messages, image_tokens)
-        except UsageError as error:  # here the user is a file
-            raise ValueError(str(error)) from error
+
+def image_roles(example: Example) -> set[str]:
+    """Returns the roles of all images of an example."""
+    return {*example.prompt_images, *filter(None, [example.target_image])}
 
 
 def object_rows(
@@ -178,12 +156,12 @@ def object_rows(
     """Returns the known objects of an image [MAX_REGIONS, 5]; see `Batch.regions`.
 
     Args:
-        objects: what its record says of them.
-        things: name of each thing label; an object of another name gets no row.
-        colors: name of each color label; likewise.
+        objects: the objects as the record lists them.
+        things: name of each thing label; an object with another name gets no row.
+        colors: name of each color label; an object with another color gets no row.
 
     Raises:
-        ValueError: if a known object lacks its place or size.
+        ValueError: if an object lacks its name, color, place or size.
     """
     rows = torch.full((MAX_REGIONS, 5), -1.0)
     try:
@@ -199,42 +177,10 @@ def object_rows(
     except (KeyError, TypeError) as error:
         raise ValueError(f"an object of the record is malformed: {error}") from error
     if not all(math.isfinite(value) for row in known for value in row):
-        raise ValueError("an object of the record has a place or size that is no number")
+        raise ValueError("an object of the record has a place or size that is not a finite number")
     if known:
         rows[: len(known[:MAX_REGIONS])] = torch.tensor(known[:MAX_REGIONS])
     return rows
-
-
-def read_pixels(files: Mapping[str, bytes], role: str, image_px: int) -> Tensor:
-    """Returns one image of a record as pixels [3, P, P], float32 in [-1, 1].
-
-    Args:
-        files: the record's images.
-        role: which of them.
-        image_px: side of the result; other shapes are stretched.
-
-    Raises:
-        ValueError: if the record has no such image or it cannot be read.
-    """
-    return to_pixels(read_image(files, role), image_px)
-
-
-def read_image(files: Mapping[str, bytes], role: str) -> Image.Image:
-    """Returns one image of a record as RGB.
-
-    Args:
-        files: the record's images.
-        role: which of them.
-
-    Raises:
-        ValueError: if the record has no such image or it cannot be read.
-    """
-    if role not in files:
-        raise ValueError(f"the record has no image {role!r}")
-    try:
-        return open_image(files[role])
-    except UsageError as error:
-        raise ValueError(str(error)) from error
 
 
 def collate(rows: Sequence[Prepared], pad_id: int) -> Batch:
@@ -242,20 +188,20 @@ def collate(rows: Sequence[Prepared], pad_id: int) -> Batch:
 
     Args:
         rows: one or more samples.
-        pad_id: token id beside shorter rows.
+        pad_id: token id that fills shorter rows.
     """
     examples = [row.example for row in rows]
-    task = examples[0].task
-    # A prompt for an image ends in the last column, where the query tokens go on.
-    ids, mask = _pad([row.ids for row in rows], pad_id, left=task in _IMAGE_TARGETS)
+    name = examples[0].task
+    task = get_task(name)
+    ids, mask = _pad([row.ids for row in rows], pad_id, left=task.pads_left)
     labels = None
-    if task in _TEXT_TARGETS:
+    if task.target == "text":
         labels, _ = _pad([row.labels for row in rows], IGNORE_LABEL, left=False)
     prompt = [(row, role) for row in rows for role in row.example.prompt_images]
     target = [(row, row.example.target_image) for row in rows if row.example.target_image]
     regions = [row.regions for row in rows if row.regions is not None]
     return Batch(
-        task=task,
+        task=name,
         indices=torch.tensor([example.record.index for example in examples]),
         epochs=torch.tensor([example.record.epoch for example in examples]),
         input_ids=ids,
@@ -265,7 +211,7 @@ def collate(rows: Sequence[Prepared], pad_id: int) -> Batch:
         prompt_features=_stack([row.features.get(role) for row, role in prompt]),
         target_pixels=_stack([row.pixels.get(role) for row, role in target]),
         target_features=_stack([row.features.get(role) for row, role in target]),
-        reference_rows=torch.arange(len(rows)) if task == "edit" else None,
+        reference_rows=torch.arange(len(rows)) if task.edits_prompt_image else None,
         regions=torch.stack(regions) if regions else None,
     )
 

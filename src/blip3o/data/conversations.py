@@ -1,20 +1,21 @@
-r"""Conversations in the forms of published data, as messages whose marks stand for the images.
+r"""Reads conversations in the formats of published data sets. Image marks stand for the images.
 
     {"from": "human", "value": "<image>\nWhat is it?"}, {"from": "gpt", "value": "a cat"}
     {"role": "user", "content": "..."}, {"role": "assistant", "content": [{"type": "text", ...}]}
 
-Images without a mark stand before the first question, as LLaVA puts them.
+Images without a mark are placed before the first question, as in LLaVA.
 """
 
 import dataclasses
 import re
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
 
-from blip3o.core.types import IMAGE_MARK, Message
+import numpy as np
+
+from blip3o.core.types import IMAGE_MARK, Example, Message
 
 TALK_FIELDS = ("conversations", "messages", "conversation")
-"""Where a conversation about images is; the first that says something counts."""
+"""Field names of a conversation about images; the first field with a value counts."""
 
 _ROLES = {
     **{name: "system" for name in ("system", "developer")},
@@ -26,14 +27,14 @@ _IMAGE_PARTS = ("image", "image_url", "input_image")
 _ANY_MARK = re.compile(
     rf"{re.escape(IMAGE_MARK)}|<\|vision_start\|><\|image_pad\|><\|vision_end\|>", re.IGNORECASE
 )
-"""The mark of LLaVA in any case, and that of Qwen2-VL."""
+"""The image mark of LLaVA in any case, or that of Qwen2-VL."""
 
 
-def turns_of(fields: Mapping[str, Any]) -> Any:  # noqa: ANN401  (whatever the file holds)
-    """Returns the turns of a record's conversation, unchecked; None if it has none.
+def turns_of(fields: Mapping[str, object]) -> object:
+    """Returns the turns of a record's conversation, unchecked; None if it has no conversation.
 
     Args:
-        fields: the record's fields. If they hold a text in `system`, it becomes the first turn.
+        fields: the record's fields. A text in the field `system` becomes the first turn.
     """
     turns = next((fields[name] for name in TALK_FIELDS if fields.get(name)), None)
     system = fields.get("system")
@@ -42,36 +43,34 @@ def turns_of(fields: Mapping[str, Any]) -> Any:  # noqa: ANN401  (whatever the f
     return turns
 
 
-def messages_of(turns: Sequence[Any]) -> tuple[Message, ...]:
-    """Returns the messages of a conversation; what follows the last answer is left out.
-
-    Args:
-        turns: the turns as a file holds them.
+def messages_of(turns: Sequence[object]) -> tuple[Message, ...]:
+    """Returns the messages of a conversation up to the last answer.
 
     Raises:
         ValueError: if a turn is malformed or empty, or there is no answer.
     """
     messages = [message for message in map(_message, turns) if message is not None]
-    asked = [message.text for message in messages]
+    all_texts = [message.text for message in messages]
     while messages and messages[-1].role != "assistant":
-        messages.pop()  # nothing is learned of a question that stays open
-    if not messages or any(IMAGE_MARK in text for text in asked[len(messages) :]):
+        messages.pop()  # a question without an answer teaches nothing
+    if not messages or any(IMAGE_MARK in text for text in all_texts[len(messages) :]):
         raise ValueError("the conversation does not end with an answer")
     return tuple(messages)
 
 
 def with_marks(messages: tuple[Message, ...], num_images: int) -> tuple[Message, ...]:
-    """Returns the messages with a mark for each image.
+    """Returns the messages with one mark per image.
 
     Args:
         messages: a conversation.
-        num_images: how many images the record has; 0 if that is not known.
+        num_images: number of images in the record; 0 if unknown.
 
     Raises:
-        ValueError: if there are marks, but not one for each image, or no question to put them in.
+        ValueError: if the number of marks is neither 0 nor `num_images`, or if no user turn can
+            take the marks.
     """
     num_marks = sum(message.text.count(IMAGE_MARK) for message in messages)
-    # Whoever reads the image reports a mark that has none.
+    # A mark without an image is reported later, when the image is read.
     if num_marks == num_images or (num_marks, num_images) == (1, 0):
         return messages
     if num_marks:
@@ -85,80 +84,109 @@ def with_marks(messages: tuple[Message, ...], num_images: int) -> tuple[Message,
     return (*messages[:place], marked, *messages[place + 1 :])
 
 
-def _message(turn: Any) -> Message | None:  # noqa: ANN401  (whatever the file holds)
-    """Returns a turn as a message; None for a system turn that says nothing."""
-    name, said = _first(turn, "from", "role"), _first(turn, "value", "content")
-    role = _ROLES.get(name.lower()) if isinstance(name, str) else None
-    if role is None:
-        raise ValueError(f"a conversation turn has the unknown role {name!r:.100}")
-    if isinstance(said, list):
-        said = "\n".join(_part(part) for part in said)
-    if role == "system" and (said is None or said == ""):
-        return None
-    if not isinstance(said, str) or not said.strip():
-        raise ValueError("a conversation turn is empty or no text")
-    check_text(said)
-    if role == "user":
-        said = _ANY_MARK.sub(IMAGE_MARK, said)
-    elif IMAGE_MARK in said:
-        raise ValueError(f"{IMAGE_MARK} in a turn of the {role}; images stand in user turns")
-    spans, context = turn.get("learn"), turn.get("context", 0)
-    if spans is not None and role != "assistant":
-        raise ValueError("'learn' of a conversation turn that is no answer")
-    if not isinstance(context, int) or not 0 <= context < len(said) or (context and role != "user"):
-        raise ValueError(f"'context' of a conversation turn does not fit its text: {context!r}")
-    learned = _spans(spans, said)
-    if role == "assistant" and turn.get("weight") == 0:  # as in lists for chat models
-        learned = ()
-    return Message(role=role, text=said, learned=learned, context=context)
+def draw_turns(example: Example, max_turns: int, rng: np.random.Generator) -> Example:
+    """Returns an example with some of its questions, in random order.
 
+    Args:
+        example: a conversation of independent questions and answers.
+        max_turns: largest number of questions kept; the actual number is drawn as well.
+        rng: source of the random choices.
 
-def _first(turn: Any, *names: str) -> Any:  # noqa: ANN401
-    """Returns what stands in a turn under the first of some names that it has."""
-    for name in names if isinstance(turn, Mapping) else ():
-        if name in turn:
-            return turn[name]
-    raise ValueError(f"a conversation turn is malformed: it has no {' or '.join(map(repr, names))}")
-
-
-def _part(part: Any) -> str:  # noqa: ANN401
-    kind = part.get("type") if isinstance(part, dict) else None
-    if kind in _IMAGE_PARTS:
-        return IMAGE_MARK
-    text = part.get("text") if kind in _TEXT_PARTS else None
-    if not isinstance(text, str):
-        raise ValueError(f"a part of a conversation turn is no text and no image: {part!r:.100}")
-    if IMAGE_MARK in text:  # is it a mark beside the image's own part, or a word?
-        raise ValueError(f"{IMAGE_MARK} in a text part of a conversation turn")
-    return text
+    Raises:
+        ValueError: if questions and answers do not alternate.
+    """
+    start = int(example.messages[0].role == "system")
+    system, turns = example.messages[:start], example.messages[start:]
+    if [turn.role for turn in turns] != ["user", "assistant"] * (len(turns) // 2):
+        raise ValueError("questions and answers do not alternate")
+    first, texts = turns[0], [turn.text for turn in turns[0::2]]
+    texts[0] = first.text[first.context :]
+    texts = [text.replace(IMAGE_MARK, "").strip() for text in texts]
+    context = first.text[: first.context].replace(IMAGE_MARK, "").lstrip()
+    opening = f"{IMAGE_MARK}\n" * len(example.prompt_images) + context
+    count = int(rng.integers(1, min(max_turns, len(texts)) + 1))
+    messages = list(system)
+    for k in rng.permutation(len(texts))[:count].tolist():
+        messages += [Message(role="user", text=opening + texts[k]), turns[2 * k + 1]]
+        opening = ""  # images and context precede the first question only
+    return dataclasses.replace(example, messages=tuple(messages))
 
 
 def check_text(text: str) -> None:
-    """Refuses half characters, which JSON may hold and no tokenizer reads.
-
-    Args:
-        text: what is to be learned.
+    """Refuses half of a surrogate pair, which JSON may hold but no tokenizer reads.
 
     Raises:
-        ValueError: if there is one.
+        ValueError: if the text holds one.
     """
     try:
         text.encode()
     except UnicodeEncodeError as error:
         raise ValueError(
-            f"a text holds half a character, which is no Unicode: {text[error.start]!a}"
+            f"a text holds half a character, which is not Unicode: {text[error.start]!a}"
         ) from error
 
 
-def _spans(spans: Any, said: str) -> tuple[tuple[int, int], ...] | None:  # noqa: ANN401
-    """Returns which characters of a turn are learned; they must be in order and inside it."""
-    if spans is None:
+def _message(turn: object) -> Message | None:
+    """Returns a turn as a message; None for an empty system turn."""
+    if not isinstance(turn, Mapping):
+        turn = {}
+    name, text = _first(turn, "from", "role"), _first(turn, "value", "content")
+    role = _ROLES.get(name.lower()) if isinstance(name, str) else None
+    if role is None:
+        raise ValueError(f"a conversation turn has the unknown role {name!r:.100}")
+    if isinstance(text, list):
+        text = "\n".join(map(_part_text, text))
+    if role == "system" and (text is None or text == ""):
         return None
+    if not isinstance(text, str) or not text.strip():
+        raise ValueError("a conversation turn is empty or not a text")
+    check_text(text)
+    if role == "user":
+        text = _ANY_MARK.sub(IMAGE_MARK, text)
+    elif IMAGE_MARK in text:
+        raise ValueError(f"{IMAGE_MARK} in a turn of the {role}; only user turns may hold images")
+    spans, context = turn.get("learn"), turn.get("context", 0)
+    if spans is not None and role != "assistant":
+        raise ValueError("'learn' of a conversation turn that is not an answer")
+    if not isinstance(context, int) or not 0 <= context < len(text) or (context and role != "user"):
+        raise ValueError(f"'context' of a conversation turn does not fit its text: {context!r}")
+    learned = None if spans is None else _learned(spans, text)
+    if role == "assistant" and turn.get("weight") == 0:  # as in data sets for chat models
+        learned = ()
+    return Message(role=role, text=text, learned=learned, context=context)
+
+
+def _first(turn: Mapping[str, object], *names: str) -> object:
+    """Returns the value of the first of several names that a turn has."""
+    for name in names:
+        if name in turn:
+            return turn[name]
+    raise ValueError(f"a conversation turn is malformed: it has no {' or '.join(map(repr, names))}")
+
+
+def _part_text(part: object) -> str:
+    """Returns the text of one part of a turn, or the image mark for an image part."""
+    kind, text = (part.get("type"), part.get("text")) if isinstance(part, dict) else (None, None)
+    if kind in _IMAGE_PARTS:
+        return IMAGE_MARK
+    if kind not in _TEXT_PARTS or not isinstance(text, str):
+        raise ValueError(
+            f"a part of a conversation turn is neither a text nor an image: {part!r:.100}"
+        )
+    if IMAGE_MARK in text:  # ambiguous: a second mark for the image part, or a word
+        raise ValueError(f"{IMAGE_MARK} in a text part of a conversation turn")
+    return text
+
+
+def _learned(spans: object, text: str) -> tuple[tuple[int, int], ...]:
+    """Returns the (start, stop) spans of a turn to learn; they must be ordered and inside it."""
     try:
+        if not isinstance(spans, Iterable):
+            raise TypeError(f"{spans!r} is not a list")
         found = tuple((int(start), int(stop)) for start, stop in spans)
     except (TypeError, ValueError) as error:
         raise ValueError(f"'learn' of a conversation turn is malformed: {error}") from error
     ends = [end for span in found for end in span]
-    if not found or ends != sorted(set(ends)) or ends[0] < 0 or ends[-1] > len(said):
+    if not found or ends != sorted(set(ends)) or ends[0] < 0 or ends[-1] > len(text):
         raise ValueError(f"'learn' of a conversation turn does not fit its text: {spans}")
     return found

@@ -5,28 +5,28 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 ODD = "odd image"
-"""A run reads such images all the same."""
+"""Problem name of unusual images; a run reads them nevertheless."""
 REPEATED = "repeated id"
-"""Two lines of a list have the same id. A run reads both."""
+"""Problem name of two lines of a list with the same id; a run reads both."""
 _HARMLESS = (ODD, REPEATED)
 
 _SHOWN = 5
-"""How many records the summary names for each problem."""
+"""Number of records that the summary names for each problem."""
 _MAX_LINE = 200
 _LONG_TEXT = 500
-"""A text of more characters may have more tokens than a run takes."""
+"""A longer text, in characters, may have more tokens than a run accepts."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Finding:
-    """One thing that is wrong or odd.
+    """One thing that is wrong or unusual.
 
     Args:
-        source: name of the data.
-        key: the record's name there; "?" if not even that could be read.
-        position: the record's place in its source, -1 for a whole shard.
-        problem: what kind of problem, a few words that are the same for all of a kind.
-        detail: one line.
+        source: name of the data source.
+        key: name of the record there; "?" if even the name could not be read.
+        position: position of the record in its source; -1 for a whole shard.
+        problem: kind of the problem; the same words for all findings of this kind.
+        detail: description in one line.
     """
 
     source: str
@@ -37,7 +37,7 @@ class Finding:
 
     @property
     def record(self) -> str:
-        """The name of the record in messages."""
+        """Name of the record in messages."""
         if self.key == "?":
             return f"record {self.position}"
         return self.key if self.key.isprintable() else ascii(self.key)[1:-1]
@@ -48,11 +48,12 @@ class LintReport:
     """All findings about some data.
 
     Args:
-        num_records: how many records were read.
-        findings: everything that is wrong, odd images included.
-        passed_over: for each source, files or members that are no records, counted by reason.
+        num_records: number of records read.
+        findings: all findings, including unusual images.
+        passed_over: for each source, number of files or tar members that are not records, by
+            reason.
         uncounted_text: characters of the longest text whose tokens were not counted.
-        file: where all findings are written; None if nowhere.
+        file: file that holds all findings; None if they were not written.
     """
 
     num_records: int
@@ -63,17 +64,17 @@ class LintReport:
 
     @property
     def is_clean(self) -> bool:
-        """Whether every record can be learned from."""
+        """Whether a run can use every record."""
         return all(finding.problem in _HARMLESS for finding in self.findings)
 
     @property
     def num_bad(self) -> int:
-        """How many records cannot be learned from; damaged shards are not counted."""
+        """Number of records that a run cannot use; damaged shards are not counted."""
         bad = (one for one in self.findings if one.problem not in _HARMLESS and one.position >= 0)
         return len({(one.source, one.position, one.key) for one in bad})
 
     def text(self) -> str:
-        """Returns the summary: number and first records of each problem, what was passed over."""
+        """Returns the summary: count and first records of each problem, and skipped files."""
         return "\n".join(self._lines())
 
     def _lines(self) -> Iterator[str]:
@@ -96,10 +97,10 @@ class LintReport:
                 yield f"{count:8d}  passed over: {name}: {reason}"
         if self.uncounted_text > _LONG_TEXT:
             yield (
-                f"the longest text has {self.uncounted_text} characters: --max-tokens N tells "
+                f"the longest text has {self.uncounted_text} characters: --max-tokens N shows "
                 "which texts are too long for a run (data.max_text_tokens)"
             )
         if self.file is not None:
             yield f"all findings: {self.file}"
         elif is_cut:
-            yield "--out FILE names every one"
+            yield "--out FILE writes all of them"

@@ -1,4 +1,4 @@
-"""Notes the records and files of a data source, so that a resumed run can say what changed."""
+"""Inventories of data sources, so that a resumed run can report changed data."""
 
 import dataclasses
 import itertools
@@ -9,7 +9,7 @@ from blip3o.data.sources import Source
 from blip3o.data.sources.plain_files import file_stamp
 
 _MOST_FILES = 200_000
-"""Of more files than that only the fingerprint is kept."""
+"""With more files, only the fingerprint is kept."""
 _SHOWN = 3
 
 
@@ -18,9 +18,9 @@ class Inventory:
     """The records and files of a source at one time.
 
     Args:
-        fingerprint: of its records.
-        records: how many.
-        files: size and time of change by path; None if there are too many, or they are remote.
+        fingerprint: fingerprint of the records.
+        records: number of records.
+        files: size and modification time by path; None for remote files or too many of them.
     """
 
     fingerprint: str
@@ -29,11 +29,7 @@ class Inventory:
 
     @classmethod
     def take(cls, source: Source) -> "Inventory":
-        """Returns the inventory of a source.
-
-        Args:
-            source: the opened source.
-        """
+        """Returns the inventory of a source."""
         files = {
             path: file_stamp(path) for path in itertools.islice(source.files(), _MOST_FILES + 1)
         }
@@ -46,13 +42,10 @@ class Inventory:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> "Inventory":
-        """Returns what `dataclasses.asdict` made plain data of.
-
-        Args:
-            data: the plain data.
+        """Returns the inventory that `dataclasses.asdict` converted to plain data.
 
         Raises:
-            ValueError: if it is something else.
+            ValueError: if the data are not an inventory.
         """
         try:
             files = data["files"]
@@ -62,25 +55,21 @@ class Inventory:
                 files=None if files is None else {str(k): str(v) for k, v in files.items()},
             )
         except (KeyError, TypeError, AttributeError) as error:
-            raise ValueError("this is no inventory") from error
+            raise ValueError("the data are not an inventory") from error
 
     def changes_since(self, before: "Inventory") -> list[str]:
-        """Returns what is different, each as a few words; empty if nothing is.
-
-        Args:
-            before: the same source at another time.
-        """
-        said: list[str] = []
+        """Returns short descriptions of all changes; empty if there are none."""
+        changes: list[str] = []
         if before.records != self.records:
-            said.append(f"{before.records} records are {self.records} now")
+            changes.append(f"{before.records} records are {self.records} now")
         if self.files is not None and before.files is not None:
             now, then = self.files, before.files
-            said += _named("added", [path for path in now if path not in then])
-            said += _named("removed", [path for path in then if path not in now])
-            said += _named("edited", [p for p in now if p in then and now[p] != then[p]])
-        if not said and before.fingerprint != self.fingerprint:
-            said.append("the records are others")
-        return said
+            changes += _named("added", [path for path in now if path not in then])
+            changes += _named("removed", [path for path in then if path not in now])
+            changes += _named("edited", [p for p in now if p in then and now[p] != then[p]])
+        if not changes and before.fingerprint != self.fingerprint:
+            changes.append("the records have changed")
+        return changes
 
 
 def _named(what: str, paths: list[str]) -> list[str]:

@@ -1,4 +1,4 @@
-"""Finds what is wrong with a data set before a run does: `blip3o data lint`."""
+"""Finds the problems of a data set before a run does: `blip3o data lint`."""
 
 import dataclasses
 import functools
@@ -18,18 +18,12 @@ from PIL import Image
 from blip3o.core.errors import UsageError
 from blip3o.core.types import Example, Record
 from blip3o.data.captions import captions_of
-from blip3o.data.collate import Preparer, object_rows
+from blip3o.data.collate import Preparer, image_roles, object_rows
 from blip3o.data.conversations import turns_of
 from blip3o.data.findings import ODD, REPEATED, Finding, LintReport
-from blip3o.data.sources import Source
-from blip3o.data.tasks import (
-    CONVERSATIONS,
-    draw_turns,
-    get_task,
-    likely_tasks,
-    variants,
-    with_conversation,
-)
+from blip3o.data.sources import Source, SourceConfig, read_record
+from blip3o.data.sources.webdataset import WebDatasetSource
+from blip3o.data.tasks import get_task, likely_tasks, make_example, variants
 from blip3o.data.walk import source_config, walk
 from blip3o.imaging.load import UndecodedImage, read_header
 
@@ -43,16 +37,16 @@ _DEEP = re.compile(r"[IF]|\d+ x ")
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class LintChecks:
-    """What every record is checked for.
+    """The checks of every record.
 
     Args:
-        tasks: what is to be learned of each record; none takes those that the record seems to be
+        tasks: tasks that each record must fit; if empty, the tasks that the record is probably
             meant for.
-        min_px: images with a shorter side are odd.
-        preparer: makes tokens of the texts, as a run would, and knows how many are too many; None
-            counts no tokens.
-        conversation: the field of the conversations, where it is not that of the task.
-        max_turns: the most questions that a run draws from a conversation; None takes all.
+        min_px: images with a shorter side are reported as odd.
+        preparer: tokenizes the texts as a run does and limits their length; None counts no tokens.
+        conversation: field that holds the conversations; None for the task's own field.
+        max_turns: largest number of questions that a run draws from a conversation; None keeps
+            all.
     """
 
     tasks: tuple[str, ...] = ()
@@ -74,18 +68,18 @@ def lint(
     max_turns: int | None = None,
     image_folder: str | None = None,
 ) -> LintReport:
-    """Reads every record and decodes every image.
+    """Reads every record, decodes every image and returns all problems.
 
     Args:
         paths: tar patterns, JSON lists or folders.
         tasks: see `LintChecks`.
         min_px: see `LintChecks`.
-        jobs: processes.
-        out: file that every finding is written to, one JSON object a line.
+        jobs: number of processes.
+        out: file for all findings, one JSON object per line; None writes no file.
         preparer: see `LintChecks`.
         conversation: see `LintChecks`.
         max_turns: see `LintChecks`.
-        image_folder: where the image paths of JSON lists start.
+        image_folder: folder that the image paths of JSON lists start from.
 
     Raises:
         UsageError: if a path holds no data, a task is unknown, or `out` cannot be written.
@@ -104,7 +98,7 @@ def lint(
     num_records = longest_text = 0
     for path in paths:
         config = source_config(path, salvage=True, image_folder=image_folder)
-        source: Any = config.build()
+        source = config.build()
         found, longest = _look_through(config, source, checks, jobs)
         findings += found
         longest_text = max(longest_text, longest)
@@ -126,20 +120,18 @@ def lint(
 
 
 def _look_through(
-    config: Any,  # noqa: ANN401  (a source's config)
-    source: Any,  # noqa: ANN401  (shards tell more than the protocol)
-    checks: LintChecks,
-    jobs: int,
+    config: SourceConfig, source: Source, checks: LintChecks, jobs: int
 ) -> tuple[list[Finding], int]:
     """Returns all findings of a source, and the length of its longest text."""
-    shards = zip(getattr(source, "paths", ()), getattr(source, "shards", ()), strict=True)
-    findings = [
-        Finding(source=source.name, key=shard, position=-1, problem="damaged shard", detail=one)
-        for shard, index in shards
-        for one in index.damage
-    ]
+    findings: list[Finding] = []
+    if isinstance(source, WebDatasetSource):
+        findings += [
+            Finding(source=source.name, key=path, position=-1, problem="damaged shard", detail=one)
+            for path, index in zip(source.paths, source.shards, strict=True)
+            for one in index.damage
+        ]
     if not len(source):
-        empty = "it holds no record at all; a run refuses it"
+        empty = "it holds no records; a run refuses it"
         findings.append(
             Finding(source=source.name, key=config.path, position=-1, problem="empty", detail=empty)
         )
@@ -150,7 +142,7 @@ def _look_through(
         findings += found
         hashes.append(keys)
         longest_text = max(longest_text, longest)
-    # The lines of a list have places, and published lists repeat their ids.
+    # Lines of a list are identified by their position, and published lists do repeat ids.
     problem = REPEATED if config.kind == "jsonl" else "duplicate key"
     return findings + _duplicates(source, problem, np.concatenate(hashes)), longest_text
 
@@ -158,7 +150,7 @@ def _look_through(
 def _look(
     source: Source, positions: range, *, checks: LintChecks
 ) -> tuple[list[Finding], NDArray[np.uint64], int]:
-    """Returns the findings of some records, a hash of each key, and the longest text's length."""
+    """Returns the findings of some records, a hash of each key, and the longest text length."""
     findings: list[Finding] = []
     longest = 0
     hashes = np.zeros(len(positions), dtype=np.uint64)
@@ -166,18 +158,16 @@ def _look(
         key = "?"
         found: list[tuple[str, object]] = []
         try:
-            key, files, fields = source.read(position)
+            record = read_record(source, position)
+            key = record.key
             hashes[row] = _hash(key)
-            longest = max(longest, _text_length(fields))
-            record = Record(
-                key=key, index=0, epoch=0, position=position, source="", files=files, fields=fields
-            )
+            longest = max(longest, _text_length(record.fields))
             found += _check(record, checks)
         except (ValueError, OSError) as error:
             found.append(("broken record", error))
         except UsageError:
-            raise  # a store that cannot be reached says nothing about a record
-        except Exception as error:  # noqa: BLE001  (one record must not hide what is wrong with others)
+            raise  # an unreachable store is not a problem of the record
+        except Exception as error:  # noqa: BLE001  (one record must not hide problems of the others)
             found.append(("unexpected error", f"{type(error).__name__}: {error}"))
         for problem, detail in found:
             line = " ".join(str(detail).split())
@@ -190,24 +180,24 @@ def _look(
 
 
 def _text_length(fields: Mapping[str, Any]) -> int:
-    """Returns the characters of a record's longest text: a caption or a whole conversation."""
+    """Returns the length in characters of the longest caption or whole conversation."""
     turns = turns_of(fields) or fields.get("text_conversations")
-    said = [
+    turn_texts = [
         str(turn.get("value") or turn.get("content") or "")
         for turn in (turns if isinstance(turns, list) else ())
         if isinstance(turn, dict)
     ]
     texts = captions_of(fields) or ()
-    return max(sum(map(len, said)), *(len(one) for one in texts if isinstance(one, str)), 0)
+    return max(sum(map(len, turn_texts)), *(len(one) for one in texts if isinstance(one, str)), 0)
 
 
 def _hash(key: str) -> int:
-    name = key.encode(errors="surrogatepass")  # file names and JSON may hold half characters
+    name = key.encode(errors="surrogatepass")  # names may hold halves of surrogate pairs
     return int.from_bytes(hashlib.blake2b(name, digest_size=8).digest(), "big")
 
 
 def _check(record: Record, checks: LintChecks) -> Iterator[tuple[str, object]]:
-    """Yields the problems of one record, each with a line about it."""
+    """Yields problem and detail of each problem of one record."""
     broken = []
     for role, data in record.files.items():
         try:
@@ -228,19 +218,16 @@ def _check(record: Record, checks: LintChecks) -> Iterator[tuple[str, object]]:
 
 
 def _reasons(record: Record, task: str, checks: LintChecks, broken: Sequence[str]) -> Iterator[str]:
-    """Yields why a run would refuse a record, for each of its captions; broken images apart."""
-    try:
-        if checks.conversation is not None and task in CONVERSATIONS:
-            record = with_conversation(record, task, checks.conversation)
-    except ValueError as error:
-        yield str(error)
-        return
+    """Yields the reasons why a run would refuse a record or one of its captions.
+
+    Broken images are reported elsewhere.
+    """
     several = list(variants(record, task))
     refused: dict[str, list[int]] = {}
     for number, one in enumerate(several, 1):
         try:
             example = _example(one, task, checks)
-            roles = {*example.prompt_images, *filter(None, [example.target_image])}
+            roles = image_roles(example)
             missing = [role for role in sorted(roles) if role not in record.files]
             if missing:
                 raise ValueError(f"no image {missing[0]!r}")
@@ -255,24 +242,24 @@ def _reasons(record: Record, task: str, checks: LintChecks, broken: Sequence[str
 
 
 def _example(record: Record, task: str, checks: LintChecks) -> Example:
-    """Returns what a task makes of a record, as a run would; ValueError if it is unfit."""
+    """Returns the example that a run would make from a record; ValueError if it cannot."""
     rng = np.random.default_rng(0)
-    example = get_task(task)(record, rng)
-    if checks.max_turns is not None and example.messages:
-        draw_turns(example, checks.max_turns, rng)
-    if task == "contrastive":  # as if every name were a label of the run
+    example = make_example(
+        record, task, rng, conversation=checks.conversation, max_turns=checks.max_turns
+    )
+    if get_task(task).needs_regions:  # every name counts here; a run knows only its own labels
         things = [str(one.get("thing")) for one in example.regions]
         object_rows(example.regions, things, [str(one.get("color")) for one in example.regions])
     return example
 
 
 def _oddities(header: UndecodedImage, image: Image.Image, min_px: int) -> list[str]:
-    """Returns what is unusual about an image that can be read.
+    """Returns short descriptions of unusual properties of a readable image.
 
     Args:
-        header: what its file says of it.
-        image: what reading it returns, in RGB.
-        min_px: shorter sides are odd.
+        header: the header of its file.
+        image: the decoded image, in RGB.
+        min_px: shorter sides are unusual.
     """
     found = []
     width, height = image.size
@@ -285,28 +272,31 @@ def _oddities(header: UndecodedImage, image: Image.Image, min_px: int) -> list[s
     if header.mode in ("CMYK", "YCbCr", "LAB", "HSV") or _DEEP.match(header.mode):
         found.append(f"colors: {header.mode}")
     if header.has_transparency:
-        found.append("transparent: it is put on white")
+        found.append("transparent: it gets a white background")
     return found
 
 
 def _odd_frames(header: UndecodedImage, data: bytes) -> list[str]:
-    """Returns a note about a file of several frames, of which the first one is read."""
-    if header.format == "JPEG":  # phones put a preview or a map of the light behind the photo
+    """Returns a note about a file with several frames; a run reads only the first one."""
+    if header.format == "JPEG":  # phones append a preview or a gain map to the photo
         return []
     try:
         file = Image.open(io.BytesIO(data))
-    except Exception:  # noqa: BLE001  (reading does without the notes at which this stumbles)
+    except Exception:  # noqa: BLE001  (the image itself was readable, so this is not a problem)
         return []
     with file:
-        try:  # it goes through the file and may end anywhere in it
+        try:  # counting frames reads the whole file and may fail anywhere
             num_frames = getattr(file, "n_frames", 1)
-        except Exception:  # noqa: BLE001  (decoders raise all kinds of things for damaged files)
-            return ["animated, and damaged: the first image is taken"]
-    return [f"animated: the first of {num_frames} images is taken"] * (num_frames > 1)
+        except Exception:  # noqa: BLE001  (decoders raise all kinds of errors for damaged files)
+            return ["animated, and damaged: the first image is used"]
+    return [f"animated: the first of {num_frames} images is used"] * (num_frames > 1)
 
 
 def _duplicates(source: Source, problem: str, hashes: NDArray[Any]) -> list[Finding]:
-    """Returns every record whose key was there before; 0 stands for a key that was not read."""
+    """Returns every record that repeats the key of an earlier one.
+
+    A hash of 0 stands for a key that could not be read.
+    """
     order = np.argsort(hashes, kind="stable")
     ordered = hashes[order]
     again = order[1:][(ordered[1:] == ordered[:-1]) & (ordered[1:] != 0)]
@@ -316,7 +306,7 @@ def _duplicates(source: Source, problem: str, hashes: NDArray[Any]) -> list[Find
             key=source.read(position)[0],
             position=position,
             problem=problem,
-            detail="another record before has the same key",
+            detail="an earlier record has the same key",
         )
         for position in sorted(again.tolist())
     ]

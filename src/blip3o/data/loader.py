@@ -1,14 +1,14 @@
-"""Batches of a run: step t is a pure function of (seed, t), however they are loaded.
+"""Batches of a run. Step t is a pure function of (seed, t), however the batches are loaded.
 
 A bad sample is counted, written to `quarantine.jsonl` with its reason, and replaced by the next
-record of its source's order, so that the replacement, too, depends on nothing but the seed. Over
-the limit the run stops: a data set that is broken should not be trained on in silence.
+record in its source's order, so the replacement depends only on the seed as well. Above the limit
+the run stops: a broken data set must not be trained on silently.
 """
 
 import dataclasses
 import signal
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
 from pathlib import Path
 
 import torch
@@ -23,16 +23,17 @@ from blip3o.data.collate import Prepared, Preparer, collate
 from blip3o.data.mixture import DataConfig
 from blip3o.data.samples import MAX_REPLACEMENTS, BadSample, Samples, append_bad
 from blip3o.data.sources import Source
+from blip3o.data.tasks import get_task
 from blip3o.imaging.load import open_image
 
-_BORNE = 10
-"""So many bad samples never stop a run, whatever their share is; and so many are named."""
+_TOLERATED = 10
+"""Bad samples tolerated before the share limit applies; also the number that is logged."""
 _PREFETCH_STEPS = 4
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class _Step:
-    """What a worker hands over: whole batches, because each tensor costs it a file descriptor."""
+    """Result of a worker: whole batches, because every tensor it sends costs a file descriptor."""
 
     batches: list[Batch]
     bad: list[BadSample]
@@ -43,19 +44,19 @@ class Loader:
     """Iterates over the steps of a run.
 
     Args:
-        config: what to learn from.
-        preparer: decodes and tokenizes.
+        config: the training data.
+        preparer: decodes images and tokenizes text.
         seed: the run's seed.
-        global_batch_size: samples a step.
-        micro_batch_size: most rows of a batch.
-        quarantine: file that bad samples are appended to; None keeps no list. Processes may share
-            one.
-        rank: which process of the run this is.
-        world_size: how many share each step: process r takes samples r, r + world_size, ... of it.
+        global_batch_size: samples per step, over all processes.
+        micro_batch_size: maximum number of rows in a batch.
+        quarantine: file that bad samples are appended to; several processes may share one. None
+            keeps no list.
+        rank: number of this process in the run.
+        world_size: number of processes; process r takes samples r, r + world_size, ... of a step.
 
     Raises:
-        UsageError: if a source is missing or a task unknown, the feature cache is not of these
-            sources, or the processes cannot share a step evenly.
+        UsageError: if a source is missing, a task is unknown, the feature cache belongs to other
+            data, or the processes cannot share a step evenly.
     """
 
     def __init__(
@@ -92,14 +93,11 @@ class Loader:
 
     @property
     def sources(self) -> list[Source]:
-        """The opened source of each entry of the mixture."""
+        """The open source of each entry of the mixture."""
         return self._samples.mixture.sources
 
-    def __call__(self, start_step: int) -> Iterator[list[Batch]]:
-        """Yields, for each step from `start_step` on, its batches: rows of one task each.
-
-        Args:
-            start_step: number of steps already done.
+    def __call__(self, start_step: int) -> Generator[list[Batch]]:
+        """Yields the batches of each step from `start_step` on; the rows of a batch share a task.
 
         Raises:
             UsageError: if too many samples are bad.
@@ -126,15 +124,11 @@ class Loader:
                 yield step.batches
         finally:
             if isinstance(steps, _MultiProcessingDataLoaderIter):
-                # After an error only the garbage collector would end them, five seconds each.
+                # After an error, only the garbage collector would end the workers, 5 s each.
                 steps._shutdown_workers()
 
     def first_images(self, count: int) -> list[Image.Image]:
-        """Returns the first readable images of the sources' records, for samples.
-
-        Args:
-            count: how many, at most.
-        """
+        """Returns the first readable images of the sources, for the samples that a run draws."""
         images: list[Image.Image] = []
         for source in self._samples.mixture.sources:
             for position in range(min(len(source), count + MAX_REPLACEMENTS)):
@@ -143,33 +137,34 @@ class Loader:
                 try:
                     images.append(open_image(source.read(position)[1]["image"]))
                 except (KeyError, ValueError, OSError, UsageError):
-                    continue  # training is where bad samples are counted
+                    continue  # bad samples are counted during training
         return images
 
     def first_captions(self, count: int) -> list[str]:
-        """Returns the first captions that images are drawn from, for samples; none twice.
+        """Returns the first captions of text-to-image data, for the samples that a run draws.
 
         Args:
-            count: how many, at most.
+            count: maximum number of captions; each is returned once.
         """
         captions: dict[str, None] = {}
         for entry, source in enumerate(self.sources):
-            is_drawn = self._config.mixture[entry].task == "text_to_image"
+            task = get_task(self._config.mixture[entry].task)
+            is_drawn = task.target == "image" and task.draws_caption
             for position in range(min(len(source), count + MAX_REPLACEMENTS) if is_drawn else 0):
                 if len(captions) == count:
                     break
                 if self._samples.try_record(entry, position) is not None:
-                    continue  # training is where bad samples are counted
-                caption = self._samples.example(entry, self._samples.read(entry, position)).caption
-                captions |= {caption: None} if caption else {}
+                    continue  # bad samples are counted during training
+                example = self._samples.example(entry, self._samples.read(entry, position))
+                captions[example.messages[-1].text] = None
         return list(captions)
 
     def find_bad(self, most_records: int, most_seconds: float) -> list[BadSample]:
-        """Returns what cannot be used in small local sources, before the first step.
+        """Returns the bad records of small local sources, before the first step.
 
         Args:
-            most_records: larger sources are not looked at.
-            most_seconds: what is not looked at by then is met in training.
+            most_records: larger sources are skipped.
+            most_seconds: time limit; records not checked by then are met during training.
         """
         end = time.monotonic() + most_seconds
         found: dict[tuple[str, int], BadSample] = {}
@@ -184,11 +179,11 @@ class Loader:
         return list(found.values())
 
     def bear(self, known: Iterable[BadSample]) -> None:
-        """Leaves out known bad records without counting them again each time they come up.
+        """Tolerates known bad records: they are replaced, but no longer counted.
 
         Args:
-            known: as `find_bad` has them; where a source has more of them than
-                `data.bad_sample_limit` allows, they count as they come.
+            known: bad records from `find_bad`. If a source has more of them than
+                `data.bad_sample_limit` allows, they are counted whenever they come up.
         """
         by_source: dict[str, list[BadSample]] = {}
         for one in known:
@@ -200,7 +195,7 @@ class Loader:
 
     def _most_bad(self, count: int) -> float:
         limit = self._config.bad_sample_limit
-        return max(_BORNE, limit * count) if limit else 0
+        return max(_TOLERATED, limit * count) if limit else 0
 
     def _note(self, step: _Step) -> None:
         bad = [one for one in step.bad if (one.source, one.position) not in self._known]
@@ -220,18 +215,18 @@ class Loader:
             )
 
     def _note_records(self, bad: Iterable[BadSample]) -> None:
-        """Says which records are left out, once each: the first ones of the run."""
+        """Logs the first records that are left out, once each."""
         for one in bad:
             record = (one.source, one.key, one.reason * (one.key == "?"))
-            if record not in self._bad_records and len(self._bad_records) < _BORNE:
+            if record not in self._bad_records and len(self._bad_records) < _TOLERATED:
                 self._bad_records.add(record)
                 say(f"left out: {one.source} {one.key}: {one.reason}")
 
 
 def _leave_signals_to_the_run(worker: int) -> None:
-    """Makes a worker outlive Ctrl-C and a scheduler's signal: the run must save first.
+    """Makes a worker ignore Ctrl-C and the scheduler's signal, because the run must save first.
 
-    A worker that is not forked (on a Mac, or by Python 3.14) has no handler of the run's.
+    A worker that is not forked (on macOS, or with Python 3.14) does not inherit the run's handlers.
     """
     del worker
     for number in (signal.SIGINT, signal.SIGUSR1):
@@ -239,7 +234,7 @@ def _leave_signals_to_the_run(worker: int) -> None:
 
 
 class _Steps(Dataset):
-    """Steps by number, for PyTorch's loader."""
+    """Steps by number, for PyTorch's `DataLoader`."""
 
     def __init__(
         self,
@@ -263,21 +258,21 @@ class _Steps(Dataset):
         bad: list[BadSample] = []
         try:
             rows = self._samples.prepare_all((first + offset for offset in self._share), bad)
-        except UsageError as error:  # raised by the main process: from here it has a traceback
+        except UsageError as error:  # the main process raises it, without a worker's traceback
             return _Step(batches=[], bad=bad, error=str(error))
         return _Step(batches=self._group(rows), bad=bad, error=None)
 
     def _group(self, rows: list[Prepared]) -> list[Batch]:
         by_task: dict[tuple[str, bool], list[Prepared]] = {}
         for row in rows:
-            # A batch has pixels or cached features, and conversations may have either.
+            # A batch holds either pixels or cached features; rows of one task may have either.
             is_cached = any(role in row.features for role in row.example.prompt_images)
             by_task.setdefault((row.example.task, is_cached), []).append(row)
         size = self._micro_batch_size
         pad_id = self._samples.preparer.chat.tokenizer.pad_id
         batches: list[Batch] = []
         for group in by_task.values():
-            if len(group) > size:  # rows of like length share a batch: less padding
+            if len(group) > size:  # rows of similar length share a batch, for less padding
                 group.sort(key=lambda row: len(row.ids))
             batches += [
                 collate(group[start : start + size], pad_id) for start in range(0, len(group), size)

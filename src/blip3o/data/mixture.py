@@ -1,8 +1,8 @@
-"""Which sample comes when: a pure function of the seed and the sample's global number.
+"""The order of the samples: a pure function of the seed and the sample's global number.
 
-Samples come in cycles; each holds every entry in proportion to its weight, in a keyed order. So
-global sample i is the n-th sample of an entry by arithmetic alone; n decides the epoch and, through
-a keyed order of the entry's records, the record. Nothing is remembered and nothing counted.
+Samples come in cycles. Each cycle holds every entry in proportion to its weight, in a keyed order.
+So arithmetic alone tells that global sample i is the n-th sample of its entry. The number n gives
+the epoch and, through a keyed order of the entry's records, the record. No state is kept.
 """
 
 import dataclasses
@@ -18,20 +18,20 @@ from blip3o.core.errors import UsageError
 from blip3o.core.rng import numpy_rng
 from blip3o.core.types import Record
 from blip3o.data.order import RecordOrder
-from blip3o.data.sources import Source
+from blip3o.data.sources import Source, SourceConfig, read_record
 from blip3o.data.tasks import CONVERSATIONS
 
 CYCLE = 1 << 16
-"""Samples a cycle; shares of entries are kept to one part in so many."""
+"""Samples in a cycle. The share of each entry is exact to one part in this number."""
 
 
 class Slot(NamedTuple):
-    """A place in the order of samples.
+    """One place in the order of the samples.
 
     Args:
         index: the sample's global number.
-        entry: which entry of the mixture it belongs to.
-        number: the how-maniest sample of that entry it is.
+        entry: number of its entry in the mixture.
+        number: ordinal of this sample within its entry, from 0.
     """
 
     index: int
@@ -41,15 +41,15 @@ class Slot(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MixtureEntry:
-    """A source, what is learned from it, and how often.
+    """A source, the task to learn from it, and its weight.
 
     Args:
-        source: a config out of `SOURCES`.
-        task: a name out of `TASKS`.
+        source: config of a source in `SOURCES`.
+        task: a key of `TASKS`.
         weight: share of the samples, relative to the other entries.
-        max_turns: most questions of a conversation, drawn anew each time; only for conversations
-            whose questions do not build on each other. None takes all in order.
-        conversation: field of the records that the conversation is in; None for the task's own
+        max_turns: largest number of questions per conversation, drawn anew for each sample; only
+            for conversations whose questions do not build on each other. None keeps all in order.
+        conversation: field that holds the conversation; None for the task's own field
             ("conversations", or "text_conversations" without images).
     """
 
@@ -70,15 +70,15 @@ class MixtureEntry:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DataConfig:
-    """What a run learns from.
+    """The training data of a run.
 
     Args:
         mixture: sources with tasks and weights.
         max_text_tokens: longer conversations and captions count as bad samples.
-        num_workers: loader processes; 0 loads in the training process. Changes no batch.
-        feature_cache: folder of cached image features; None computes features online.
-        bad_sample_limit: share of bad samples, in [0, 1], over which the run stops; the first ten
-            are borne whatever their share is, unless it is 0.
+        num_workers: loader processes; 0 loads in the training process. Batches do not depend on it.
+        feature_cache: folder of cached image features; None computes features during training.
+        bad_sample_limit: share of bad samples, in [0, 1], above which the run stops. Ten bad
+            samples are always tolerated, unless the limit is 0.
     """
 
     mixture: tuple[MixtureEntry, ...]
@@ -102,7 +102,7 @@ class Mixture:
     """Records of several sources in their keyed order.
 
     Args:
-        config: the entries.
+        config: the sources, tasks and weights.
         seed: the run's seed.
 
     Raises:
@@ -111,33 +111,29 @@ class Mixture:
 
     def __init__(self, config: DataConfig, seed: int) -> None:
         self.tasks = [entry.task for entry in config.mixture]
-        built: dict[Any, Source] = {}
+        built: dict[SourceConfig, Source] = {}
         for entry in config.mixture:
             if entry.source not in built:
                 built[entry.source] = entry.source.build()
                 if not len(built[entry.source]):
-                    raise UsageError(f"data source {entry.source.name!r} holds no record")
+                    raise UsageError(f"data source {entry.source.name!r} holds no records")
         names = [config.name for config in built]
         for name in names:
-            if names.count(name) > 1:  # the quarantine and the feature cache could not tell them
-                raise UsageError(f"two data sources have the name {name!r}; give each its own")
+            if names.count(name) > 1:  # the quarantine and the feature cache would mix them up
+                raise UsageError(f"two data sources have the name {name!r}; rename one of them")
         self.sources = [built[entry.source] for entry in config.mixture]
         self._seed = seed
         self._orders = [
             RecordOrder(source.shard_lengths, seed, f"order/{number}")
             for number, source in enumerate(self.sources)
         ]
-        # Every cycle holds each entry the same number of times, so that how often an entry was
-        # drawn before any sample is a product and not a count.
+        # Every cycle holds an entry the same number of times. So the number of its samples before
+        # any cycle is a product; no earlier cycle has to be drawn.
         self._counts = _apportion([entry.weight for entry in config.mixture], CYCLE)
         self._cycle: tuple[int, NDArray[np.int64], NDArray[np.int64]] | None = None
 
     def slot(self, index: int) -> Slot:
-        """Returns which record a sample is, at the same cost for every index.
-
-        Args:
-            index: the global number, 0 or more.
-        """
+        """Returns the place of a sample in its entry, at the same cost for every index."""
         cycle, offset = divmod(index, CYCLE)
         if self._cycle is None or self._cycle[0] != cycle:
             self._cycle = (cycle, *self._draw_cycle(cycle))
@@ -145,62 +141,52 @@ class Mixture:
         return Slot(index, int(entries[offset]), int(numbers[offset]))
 
     def position(self, slot: Slot, shift: int = 0) -> int:
-        """Returns the place in its source of the record of one sample.
+        """Returns the position of a sample's record in its source.
 
         Args:
-            slot: which sample.
+            slot: place of the sample.
             shift: as in `record`.
         """
         return self._place(slot, shift)[1]
 
     def record(self, slot: Slot, shift: int = 0) -> Record:
-        """Returns the record of one sample.
+        """Returns the record of a sample.
 
         Args:
-            slot: which sample.
-            shift: 0, or how many bad records were met before in its place.
+            slot: place of the sample.
+            shift: number of bad records that were already tried for this sample.
 
         Raises:
             ValueError: if the record is damaged.
-            OSError: if a file of it cannot be read.
+            OSError: if one of its files cannot be read.
             UsageError: if its remote store cannot be reached.
         """
-        source = self.sources[slot.entry]
         epoch, position = self._place(slot, shift)
-        key, files, fields = source.read(position)
-        return Record(
-            key=key,
-            index=slot.index,
-            epoch=epoch,
-            position=position,
-            source=source.name,
-            files=files,
-            fields=fields,
-        )
+        source = self.sources[slot.entry]
+        return read_record(source, position, index=slot.index, epoch=epoch)
 
     def _place(self, slot: Slot, shift: int) -> tuple[int, int]:
-        """Returns epoch and position of the record of one sample."""
+        """Returns epoch and position of a sample's record."""
         count = len(self.sources[slot.entry])
         epoch, within = divmod(slot.number, count)
         return epoch, self._orders[slot.entry].position(epoch, (within + shift) % count)
 
     def _draw_cycle(self, cycle: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Returns entry and number within the entry of every sample of a cycle."""
-        entries = np.repeat(np.arange(len(self._counts)), self._counts)
-        numbers = np.concatenate([cycle * count + np.arange(count) for count in self._counts])
-        # Sorted within each entry: numbers must rise with the sample, for they are its epoch.
+        """Returns, for every sample of a cycle, its entry and its number within that entry."""
         order = numpy_rng(self._seed, "mixture", cycle).permutation(CYCLE)
-        entries = entries[order]
-        sorted_numbers = np.empty(CYCLE, dtype=np.int64)
-        sorted_numbers[np.argsort(entries, kind="stable")] = numbers
-        return entries, sorted_numbers
+        entries = np.repeat(np.arange(len(self._counts)), self._counts)[order]
+        numbers = np.empty(CYCLE, dtype=np.int64)
+        for entry, count in enumerate(self._counts):
+            # Each earlier cycle held `count` samples of this entry; their numbers go on from there.
+            numbers[entries == entry] = cycle * count + np.arange(count)
+        return entries, numbers
 
 
 def _apportion(weights: Sequence[float], total: int) -> list[int]:
-    """Returns whole numbers in proportion to weights, at least 1 each, that add up to a total."""
+    """Returns integers, each at least 1, proportional to the weights and with the given sum."""
     shares = np.array(weights) / sum(weights) * total
     counts = np.maximum(np.floor(shares), 1).astype(np.int64)
-    while counts.sum() != total:  # the one that is furthest from its share gives or gets
+    while counts.sum() != total:  # correct the entry that is furthest from its share
         step = 1 if counts.sum() < total else -1
         lack = np.where((step > 0) | (counts > 1), step * (shares - counts), -np.inf)
         counts[int(lack.argmax())] += step

@@ -1,8 +1,9 @@
-"""The order of one source's records: keyed, without a list of them, and easy on disks and networks.
+"""The shuffled order of one source's records, without a list of all records.
 
 Shards are cut into blocks of neighboring records. An epoch takes the blocks in a keyed order and
-mixes the records of `GROUP_BLOCKS` blocks at a time. So at any moment only that many stretches of
-the data set are read, each of them a whole, and what is kept is a number a block, not a record.
+shuffles the records of `GROUP_BLOCKS` blocks at a time. So at any moment only that many contiguous
+parts of the data set are read, which is fast on disks and networks. Memory grows with the number
+of blocks, not with the number of records.
 """
 
 import functools
@@ -19,19 +20,19 @@ V = TypeVar("V")
 
 BLOCK_RECORDS = 256
 GROUP_BLOCKS = 64
-"""Together: 16,384 records from 64 places are mixed; smaller sources are mixed as a whole."""
+"""So 16,384 records from 64 places are shuffled together; smaller sources are shuffled whole."""
 _KEPT = 4
 
 
 class RecordOrder:
-    """Every record once an epoch, in another order each time.
+    """Every record once per epoch, in a different order each time.
 
     Args:
-        shard_lengths: records of each shard.
+        shard_lengths: number of records in each shard.
         seed: the run's seed.
-        stream: what tells this order from others of the run.
-        block_records: most records of a block.
-        group_blocks: blocks mixed at a time.
+        stream: name of the random stream; differs between the orders of a run.
+        block_records: maximum number of records in a block.
+        group_blocks: number of blocks shuffled together.
     """
 
     def __init__(
@@ -57,11 +58,11 @@ class RecordOrder:
         self._groups: dict[tuple[int, int], NDArray[np.int64]] = {}
 
     def position(self, epoch: int, number: int) -> int:
-        """Returns which record is the n-th of an epoch.
+        """Returns the position of the n-th record of an epoch.
 
         Args:
-            epoch: 0 or more.
-            number: 0 to the number of records - 1.
+            epoch: at least 0.
+            number: n, from 0 to the number of records - 1.
         """
         blocks, group_ends = _keep(self._epochs, epoch, functools.partial(self._epoch, epoch))
         group = int(np.searchsorted(group_ends, number, side="right"))
@@ -70,7 +71,7 @@ class RecordOrder:
         return int(members[number - (int(group_ends[group - 1]) if group else 0)])
 
     def _epoch(self, epoch: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Returns the order of the blocks, and how many records each group ends after."""
+        """Returns the order of the blocks, and how many records precede the end of each group."""
         blocks = numpy_rng(self._seed, self._stream, epoch).permutation(len(self._starts))
         ends = np.cumsum(self._lengths[blocks])
         last = np.arange(self._group_blocks, len(blocks) + self._group_blocks, self._group_blocks)
@@ -85,9 +86,9 @@ class RecordOrder:
 
 
 def _keep(kept: dict[K, V], key: K, make: Callable[[], V]) -> V:
-    """Returns what is kept under a key, made if it is not there; the oldest go.
+    """Returns the cached value of a key, computed if missing; drops the oldest values.
 
-    Remote records are read by several threads: nothing here may rely on what another one drops.
+    Several threads read remote records, so a value may be dropped at any time by another thread.
     """
     value = kept.get(key)
     if value is None:

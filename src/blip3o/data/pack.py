@@ -16,7 +16,7 @@ from blip3o.core.errors import UsageError, reason_of
 from blip3o.core.files import atomic_file, write_atomic
 from blip3o.core.lock import locked
 from blip3o.core.log import progress
-from blip3o.data.sources import Source
+from blip3o.data.sources import Source, SourceConfig
 from blip3o.data.sources.folder import FolderSource
 from blip3o.data.sources.shards import INDEX_SUFFIX, make_index
 from blip3o.data.walk import source_config
@@ -24,22 +24,22 @@ from blip3o.imaging.kinds import format_of
 from blip3o.imaging.load import open_image
 
 _ENDINGS = {"PNG": "png", "JPEG": "jpg", "WEBP": "webp"}
-"""Kinds of images whose bytes are kept, and how they are called."""
+"""Image formats whose bytes are kept, with their file endings."""
 _SKIPPED_SUFFIX = ".skipped.jsonl"
 _SHOWN = 5
-"""Reasons that are named of those for which records are left out."""
+"""Number of reasons for left-out records that the summary names."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Packed:
-    """What packing made.
+    """Result of packing.
 
     Args:
         shards: the shards in order.
-        num_records: how many records the source has.
-        left_out: how many records could not be packed, by reason.
-        passed_over: the source's files that are no records, by reason.
-        notes: the files that name the records left out.
+        num_records: number of records in the source.
+        left_out: number of records that could not be packed, by reason.
+        passed_over: number of the source's files that are not records, by reason.
+        notes: the files that list the left-out records.
     """
 
     shards: list[Path]
@@ -49,7 +49,7 @@ class Packed:
     notes: list[Path]
 
     def text(self) -> str:
-        """Returns what was written, and how much was left out and why."""
+        """Returns a summary: the shards, the number of records, and the reasons for omissions."""
         num_left_out = sum(self.left_out.values())
         num_packed = self.num_records - num_left_out
         many = f" to {self.shards[-1].name}" if len(self.shards) > 1 else ""
@@ -76,55 +76,55 @@ def pack(
 ) -> Packed:
     """Writes the records of a source to `OUT/NAME-000000.tar`, ... with their indices.
 
-    Images keep their bytes, other kinds than PNG, JPEG and WebP become PNG. A record that cannot
-    be read is left out and named in `NAME-000000.skipped.jsonl`. The bytes depend on the data
-    alone. Each shard is renamed into place when whole, so the same call goes on where it stopped,
-    and a second call at the same time waits for the first. The name that a record had stands in its
-    JSON: `file_name` of a folder's image, else `id`.
+    PNG, JPEG and WebP images keep their bytes; other formats become PNG. A record that cannot be
+    read is left out and listed in `NAME-000000.skipped.jsonl`. The written bytes depend only on
+    the data. Each shard is renamed into place when it is complete, so the same call resumes an
+    interrupted one. A second call at the same time waits for the first. The record's JSON keeps
+    its original name: `file_name` for an image of a folder, else `id`.
 
     Args:
-        path: a folder of images, a JSON list, or shards to be cut anew.
+        path: a folder of images, a JSON list, or shards to cut again.
         out: folder for the shards; created if missing.
-        name: what shards are called; that of the source if None.
-        shard_size: records of the source a shard.
-        jobs: processes.
-        image_folder: where the image paths of a list start; None is its own folder.
+        name: name of the shards; None takes the source's name.
+        shard_size: number of source records per shard.
+        jobs: number of processes.
+        image_folder: folder that the image paths of a list start from; None is the list's folder.
 
     Raises:
-        UsageError: if there is no data at the path or no record that can be packed, a number is
-            out of range, the folder holds shards of that name that were packed otherwise, or it
-            cannot be written to.
+        UsageError: if there is no data at the path, no record can be packed, a number is out of
+            range, the folder holds shards of that name packed with other settings, or the folder
+            is not writable.
     """
     if shard_size < 1 or jobs < 1:
         raise UsageError("--shard-size and --jobs must be at least 1")
     if name is not None and Path(name).name != name:
-        raise UsageError(f"--name {name!r} is no name of a file; --out takes the folder")
+        raise UsageError(f"--name {name!r} is not a file name; give the folder with --out")
     config = source_config(path, salvage=True, image_folder=image_folder)
-    source: Source = config.build()
+    source = config.build()
     if not len(source):
-        raise UsageError(f"no record in {path}")
+        raise UsageError(f"no records in {path}")
     base = out / (name or source.name)
     settings = {"data": source.fingerprint(), "shard_size": shard_size}
-    if isinstance(source, FolderSource):  # features do not depend on its texts, shards do
+    if isinstance(source, FolderSource):  # `fingerprint` leaves out texts, but shards hold them
         settings["texts"] = source.texts_fingerprint()
     try:
         out.mkdir(parents=True, exist_ok=True)
         with locked(base.with_name(f".{base.name}.pack.lock")):
             shards = _write_shards(base, config, source, settings, shard_size, jobs)
             return _summary(path, base, source, shards)
-    except OSError as error:  # those of reading are caught record by record
+    except OSError as error:  # from writing: errors of reading are caught for each record
         raise UsageError(f"cannot write {base}-*.tar: {reason_of(error)}") from error
 
 
 def _write_shards(
     base: Path,
-    config: Any,  # noqa: ANN401  (a source's config)
+    config: SourceConfig,
     source: Source,
     settings: dict[str, Any],
     shard_size: int,
     jobs: int,
 ) -> list[Path]:
-    """Writes what is missing; returns all shards."""
+    """Writes the missing shards and returns all of them."""
     _check_settings(base, settings)
     starts = range(0, len(source), shard_size)
     shards = [Path(f"{base}-{number:06d}.tar") for number in range(len(starts))]
@@ -146,7 +146,7 @@ def _write_shards(
 
 
 def _summary(path: str, base: Path, source: Source, shards: list[Path]) -> Packed:
-    """Returns what was packed; UsageError, and no shards, if that is nothing."""
+    """Returns the result; if no record was packed, removes the shards and raises UsageError."""
     left_out: Counter[str] = Counter()
     notes = [note for shard in shards if (note := shard.with_suffix(_SKIPPED_SUFFIX)).exists()]
     for note in notes:
@@ -177,7 +177,7 @@ def _summary(path: str, base: Path, source: Source, shards: list[Path]) -> Packe
     )
 
 
-def _open_and_write(work: tuple[Path, range], *, config: Any) -> None:  # noqa: ANN401
+def _open_and_write(work: tuple[Path, range], *, config: SourceConfig) -> None:
     _write_shard(work, config.build())
 
 
@@ -193,7 +193,7 @@ def _write_shard(work: tuple[Path, range], source: Source) -> None:
 
 
 def _write_members(file: Path, positions: range, source: Source) -> list[str]:
-    """Writes records to a tar; returns a line of JSON for each one that cannot be read."""
+    """Writes records to a tar and returns a line of JSON for each unreadable record."""
     skipped: list[str] = []
     with tarfile.open(file, "w", format=tarfile.GNU_FORMAT) as tar:
         for position in positions:
@@ -213,7 +213,7 @@ def _write_members(file: Path, positions: range, source: Source) -> list[str]:
 
 
 def _image_members(files: Mapping[str, bytes]) -> Iterator[tuple[str, bytes]]:
-    """Yields ending and bytes of each image; ValueError if one cannot be read whole."""
+    """Yields ending and bytes of each image; raises ValueError if an image is damaged."""
     for role, data in files.items():
         try:
             image = open_image(data)
@@ -229,13 +229,13 @@ def _image_members(files: Mapping[str, bytes]) -> Iterator[tuple[str, bytes]]:
 
 def _add(tar: tarfile.TarFile, key: str, members: Iterable[tuple[str, bytes]]) -> None:
     for suffix, data in members:
-        info = tarfile.TarInfo(f"{key}.{suffix}")  # owner, group and time are 0: equal bytes
+        info = tarfile.TarInfo(f"{key}.{suffix}")  # owner and time stay 0, so bytes are the same
         info.size = len(data)
         tar.addfile(info, io.BytesIO(data))
 
 
 def _check_settings(base: Path, now: dict[str, Any]) -> None:
-    """Refuses to mix two data sets under one name, or to take strange shards for packed ones."""
+    """Refuses to mix two data sets under one name, or to reuse shards of unknown origin."""
     file = _settings_file(base)
     try:
         before = json.loads(file.read_text(encoding="utf-8"))
@@ -248,13 +248,13 @@ def _check_settings(base: Path, now: dict[str, Any]) -> None:
         before = None
     if before is None:
         raise UsageError(
-            f"nothing says of which data the shards {base}-*.tar are: move them away, or give the "
-            "new ones another --name"
+            f"the shards {base}-*.tar are of unknown origin: move them away, or give the new ones "
+            "another --name"
         )
     if before != now:
         raise UsageError(
-            f"{base}-*.tar were packed from other data or in other sizes; give the new ones "
-            "another --name"
+            f"{base}-*.tar were packed from other data or with another --shard-size; give the new "
+            "ones another --name"
         )
 
 

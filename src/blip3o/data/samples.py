@@ -1,13 +1,14 @@
-"""Samples of a run: records in the order of the mixture, prepared, with replacements for bad ones.
+"""Prepared samples of a run in the order of the mixture, with replacements for bad ones.
 
-A bad sample is replaced by the next record of its source's order, so that the replacement, too,
-depends on nothing but the seed.
+A bad sample is replaced by the next record in its source's order, so the replacement depends only
+on the seed as well.
 """
 
 import dataclasses
+import functools
 import itertools
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -18,26 +19,27 @@ from blip3o.core.rng import numpy_rng
 from blip3o.core.types import Example, Record
 from blip3o.data.collate import Prepared, Preparer
 from blip3o.data.mixture import DataConfig, Mixture, Slot
-from blip3o.data.tasks import IMAGES, draw_turns, get_task, with_conversation
+from blip3o.data.sources import read_record
+from blip3o.data.tasks import get_task, make_example
 
 MAX_REPLACEMENTS = 100
-"""Bad records in a row after which there is no point in going on."""
+"""The run stops after this many bad records in a row."""
 BEFORE_TRAINING = -1
-"""Sample index of what was found bad before the first step."""
+"""Sample index of records that were found bad before the first step."""
 _REMOTE_READS = 16
-"""Remote records that one process waits for at once."""
+"""Number of remote records that one process reads in parallel."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class BadSample:
-    """Why a record could not be used.
+    """A record that could not be used.
 
     Args:
         source: name of its data source.
-        key: its name there; "?" if not even that could be read.
-        index: the global sample index it was wanted for; -1 if it was found before the first step.
-        reason: one line.
-        position: its place in its source; -1 in files of older versions.
+        key: name of the record there; "?" if even the name could not be read.
+        index: global index of the sample it was read for; -1 if found before the first step.
+        reason: the cause, in one line.
+        position: position in its source; -1 in files of older versions.
     """
 
     source: str
@@ -48,71 +50,70 @@ class BadSample:
 
 
 def append_bad(file: Path, bad: Sequence[BadSample]) -> None:
-    """Appends bad samples to a quarantine file, one JSON object a line.
+    """Appends bad samples to a quarantine file, one JSON object per line.
 
     Args:
-        file: created if missing.
-        bad: what to append.
+        file: the quarantine file; created if missing.
+        bad: the samples to append.
     """
     if not bad:
         return
     lines = "".join(json.dumps(dataclasses.asdict(one)) + "\n" for one in bad)
     with file.open("ab", buffering=0) as quarantine:
-        quarantine.write(lines.encode())  # in one piece: other processes append here too
+        quarantine.write(lines.encode())  # in one call, because other processes append here too
 
 
 class Samples:
     """Prepared samples by slot, with replacements for bad ones.
 
     Args:
-        config: what to learn from.
-        preparer: decodes and tokenizes.
+        config: the training data.
+        preparer: decodes images and tokenizes text.
         seed: the run's seed.
 
     Raises:
-        UsageError: as `Loader` does.
+        UsageError: in the same cases as `Loader`.
     """
 
     def __init__(self, config: DataConfig, preparer: Preparer, seed: int) -> None:
         self._entries = config.mixture
-        self._tasks = [get_task(entry.task) for entry in config.mixture]
+        roles = [get_task(entry.task).roles for entry in config.mixture]
         self.mixture = Mixture(config, seed)
         if preparer.cache is not None:
-            wanted = zip(self.mixture.sources, self.mixture.tasks, strict=True)
-            for source, role in {(source, role) for source, t in wanted for role in IMAGES[t]}:
+            wanted = zip(self.mixture.sources, roles, strict=True)
+            for source, role in {(source, role) for source, some in wanted for role in some}:
                 preparer.cache.check(source, role)
         self.preparer = preparer
         self._seed = seed
 
     def prepare_all(self, indices: Iterable[int], bad: list[BadSample]) -> list[Prepared]:
-        """Returns samples in order; remote ones are read many at once.
+        """Returns samples in order. Remote records are read in parallel, local ones one by one.
 
         Args:
-            indices: their global numbers.
-            bad: what is replaced is appended here.
+            indices: global numbers of the samples.
+            bad: records that were replaced are appended here, in the order of the samples.
         """
         slots = [self.mixture.slot(index) for index in indices]
-        remote = [slot for slot in slots if self.mixture.sources[slot.entry].is_remote]
-        if not remote:
-            return [self.prepare(slot, bad) for slot in slots]
-        notes: dict[Slot, list[BadSample]] = {slot: [] for slot in slots}
-        pool = ThreadPoolExecutor(_REMOTE_READS)
+        bad_by_slot: list[list[BadSample]] = [[] for _ in slots]
+        pool = ThreadPoolExecutor(_REMOTE_READS)  # starts a thread only when work is submitted
         try:
-            ready = {slot: pool.submit(self.prepare, slot, notes[slot]) for slot in remote}
-            return [
-                ready[slot].result() if slot in ready else self.prepare(slot, notes[slot])
-                for slot in slots
-            ]
+            get_sample: list[Callable[[], Prepared]] = []
+            for slot, notes in zip(slots, bad_by_slot, strict=True):
+                if self.mixture.sources[slot.entry].is_remote:
+                    get_sample.append(pool.submit(self.prepare, slot, notes).result)
+                else:
+                    get_sample.append(functools.partial(self.prepare, slot, notes))
+            return [get() for get in get_sample]
         finally:
-            pool.shutdown(cancel_futures=True)  # after an error the rest need not wait, too
-            bad += itertools.chain.from_iterable(notes.values())
+            pool.shutdown(cancel_futures=True)  # after an error, the waiting reads are dropped
+            bad += itertools.chain.from_iterable(bad_by_slot)
 
     def prepare(self, slot: Slot, bad: list[BadSample]) -> Prepared:
-        """Returns the sample of a slot of the schedule.
+        """Returns the sample of a slot.
 
         Args:
-            slot: which one.
-            bad: what is replaced is appended here.
+            slot: place of the sample.
+            bad: records that were replaced are appended here.
 
         Raises:
             UsageError: if too many records in a row are bad.
@@ -134,34 +135,24 @@ class Samples:
         )
 
     def read(self, entry: int, position: int) -> Record:
-        """Returns a record outside the schedule.
+        """Returns a record by its position, independent of the order of the samples.
 
         Args:
-            entry: which entry of the mixture.
-            position: the record's place in the entry's source.
+            entry: number of the entry in the mixture.
+            position: position of the record in the entry's source.
 
         Raises:
             ValueError: if the record is damaged.
-            OSError: if a file of it cannot be read.
+            OSError: if one of its files cannot be read.
         """
-        source = self.mixture.sources[entry]
-        key, files, fields = source.read(position)
-        return Record(
-            key=key,
-            index=0,
-            epoch=0,
-            position=position,
-            source=source.name,
-            files=files,
-            fields=fields,
-        )
+        return read_record(self.mixture.sources[entry], position)
 
     def example(self, entry: int, record: Record) -> Example:
-        """Returns what an entry of the mixture makes of a record that `read` returned.
+        """Returns the example that an entry's task makes from a record.
 
         Args:
-            entry: which entry.
-            record: the record.
+            entry: number of the entry in the mixture.
+            record: a record that `read` returned.
 
         Raises:
             ValueError: if it does not fit the entry's task.
@@ -169,11 +160,11 @@ class Samples:
         return self._example(entry, record, numpy_rng(self._seed, "look", record.position))
 
     def try_record(self, entry: int, position: int) -> BadSample | None:
-        """Returns why a record cannot be used; None if it can.
+        """Returns the reason why a record cannot be used; None if it can be used.
 
         Args:
-            entry: which entry of the mixture.
-            position: the record's place in the entry's source.
+            entry: number of the entry in the mixture.
+            position: position of the record in the entry's source.
         """
         key = "?"
         try:
@@ -187,12 +178,9 @@ class Samples:
 
     def _example(self, number: int, record: Record, rng: np.random.Generator) -> Example:
         entry = self._entries[number]
-        if entry.conversation is not None:
-            record = with_conversation(record, entry.task, entry.conversation)
-        example = self._tasks[number](record, rng)
-        if entry.max_turns is not None and example.messages:
-            example = draw_turns(example, entry.max_turns, rng)
-        return example
+        return make_example(
+            record, entry.task, rng, conversation=entry.conversation, max_turns=entry.max_turns
+        )
 
 
 def _bad(source: str, key: str, index: int, error: Exception, position: int) -> BadSample:

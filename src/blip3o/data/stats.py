@@ -1,4 +1,4 @@
-"""What a data set is like: numbers as text, and a page with plots and images."""
+"""Statistics of data sets: a text table, and an HTML page with plots and images."""
 
 import base64
 import dataclasses
@@ -8,7 +8,6 @@ import io
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,7 +28,7 @@ _MEASURES = {
     "turns": "questions and answers",
 }
 _LEAST_WIDTHS = (16, 8, 10, 8, 8, 8, 8, 10)
-"""Least widths of the columns; longer numbers make them wider."""
+"""Minimum widths of the columns; longer numbers widen them."""
 _NUM_BINS = 40
 _THUMBNAIL_PX = 160
 
@@ -39,13 +38,13 @@ class Stats:
     """Measures of one source.
 
     Args:
-        name: the source's name.
-        num_records: how many it has.
-        num_broken: records and images that cannot be read.
-        formats: how many images of each file format and color mode.
-        measures: name of each measure to its values, one an image, caption or conversation.
+        name: name of the source.
+        num_records: number of records.
+        num_broken: number of records and images that cannot be read.
+        formats: number of images by file format and color mode.
+        measures: values of each measure, one per image, caption or conversation.
         samples: some images as JPEG, with their captions.
-        passed_over: files or members that are no records, counted by reason.
+        passed_over: number of files or tar members that are not records, by reason.
     """
 
     name: str
@@ -57,7 +56,7 @@ class Stats:
     passed_over: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
     def text(self) -> str:
-        """Returns a table: count, mean and quantiles of every measure."""
+        """Returns a table with count, mean and quantiles of every measure."""
         formats = ", ".join(f"{name} {count}" for name, count in self.formats.most_common())
         rows = [["", "count", "mean", "min", "5%", "50%", "95%", "max"]]
         for name, values in self.measures.items():
@@ -80,19 +79,19 @@ class Stats:
 def collect(
     path: str, *, jobs: int = 1, num_samples: int = 24, image_folder: str | None = None
 ) -> Stats:
-    """Reads every record's texts and every image's header.
+    """Returns the measures of a source from the text and image headers of every record.
 
     Args:
         path: a tar pattern, a JSON list or a folder.
-        jobs: processes.
-        num_samples: images kept, evenly spread.
-        image_folder: where the image paths of a list start; None is its own folder.
+        jobs: number of processes.
+        num_samples: number of images kept, spread evenly over the source.
+        image_folder: folder that the image paths of a list start from; None is the list's folder.
 
     Raises:
         UsageError: if there is no data at the path.
     """
     config = source_config(path, salvage=True, image_folder=image_folder)
-    source: Source = config.build()
+    source = config.build()
     step = max(1, len(source) // max(1, num_samples))
     chosen = frozenset(range(0, step * num_samples, step))
     formats: Counter[str] = Counter()
@@ -165,11 +164,11 @@ def _thumbnail(data: bytes) -> bytes:
 
 
 def write_page(all_stats: Sequence[Stats], file: Path) -> None:
-    """Writes one HTML page that needs nothing beside it.
+    """Writes one self-contained HTML page.
 
     Args:
-        all_stats: one for each source.
-        file: where to.
+        all_stats: measures of each source.
+        file: the page to write.
 
     Raises:
         UsageError: if it cannot be written.
@@ -194,14 +193,14 @@ def write_page(all_stats: Sequence[Stats], file: Path) -> None:
             )
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        # JSON may hold half characters, which no page can show.
+        # JSON may hold halves of surrogate pairs, which cannot be encoded.
         file.write_text("\n".join(parts) + "\n", encoding="utf-8", errors="replace")
     except OSError as error:
         raise UsageError(f"cannot write {file}: {error.strerror}") from error
 
 
 def _plot(name: str, unit: str, values: NDArray[np.float64]) -> str:
-    """Returns a histogram; its last bar holds the largest hundredth."""
+    """Returns a histogram as SVG; the last bar also counts the largest 1 % of the values."""
     top = np.quantile(values, 0.99)
     counts, edges = np.histogram(np.minimum(values, top), bins=_NUM_BINS)
     width, height = 8, 120
@@ -223,18 +222,18 @@ def describe(
     out: Path | None = None,
     image_folder: str | None = None,
 ) -> str:
-    """Returns the measures of several sources as text; writes the page if a file is given.
+    """Returns the measures of several sources as text, and writes the page if a file is given.
 
     Args:
         paths: tar patterns, JSON lists or folders.
-        jobs: processes.
-        out: an HTML file to write.
-        image_folder: where the image paths of lists start.
+        jobs: number of processes.
+        out: HTML file to write; None writes no page.
+        image_folder: folder that the image paths of lists start from.
 
     Raises:
         UsageError: if there is no data at a path, or the page cannot be written.
     """
-    all_stats: list[Any] = [collect(path, jobs=jobs, image_folder=image_folder) for path in paths]
+    all_stats = [collect(path, jobs=jobs, image_folder=image_folder) for path in paths]
     if out is not None:
         write_page(all_stats, out)
     return "\n\n".join(stats.text() for stats in all_stats)

@@ -1,156 +1,295 @@
-"""Tasks make a raw record into something to learn; one function and two table lines each."""
+"""Tasks: each converts a record to an example. `TASKS` holds everything specific to a task."""
 
 import dataclasses
-import itertools
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Literal, TypeVar
 
 import numpy as np
 
 from blip3o.core.errors import unknown_name
 from blip3o.core.types import IMAGE_MARK, Example, Message, Record
-from blip3o.data.captions import captions_of
-from blip3o.data.conversations import check_text, messages_of, turns_of, with_marks
-from blip3o.data.sources.references import image_role
+from blip3o.data.captions import captions_of, check_words, draw_caption
+from blip3o.data.conversations import draw_turns, messages_of, turns_of, with_marks
+from blip3o.data.sources.references import image_role, num_images
+from blip3o.text.chat import ChatTemplate
+
+T = TypeVar("T")
 
 DESCRIBE = "Describe the image in detail."
-"""The question a long caption answers."""
+"""The question that a long caption answers."""
 
-TaskFunction = Callable[[Record, np.random.Generator], Example]
-"""A task; the generator's draws are keyed by the sample. ValueError if the record does not fit."""
+Tokens = tuple[list[int], list[int]]
+"""Token ids, and labels of the same length; the labels are empty if no text is learned."""
+MakeExample = Callable[[Record, np.random.Generator], Example]
+MakeTokens = Callable[[ChatTemplate, Sequence[Message], Sequence[int] | None], Tokens]
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Task:
+    """Everything that depends on the task.
+
+    Args:
+        make: converts a record to an example, with random numbers keyed by the sample. Raises
+            ValueError if the record does not fit the task.
+        tokens: converts the example's messages to tokens. Its last argument is the token count of
+            each image; None if every image has the chat template's count.
+        target: what the model learns to produce: an image, the assistant's text, or for "match"
+            neither (it learns which caption and image belong together).
+        prompt_roles: roles of the images in the prompt. A conversation may have none, or further
+            images "image_2", "image_3", ...
+        target_role: role of the target image; None if there is none.
+        conversation: field that holds the conversation, unless the mixture names another one; None
+            for tasks without conversations.
+        draws_caption: whether `make` draws one of several captions; in a task with conversations
+            it does so only for records without one.
+        edits_prompt_image: whether the target is an edited version of the prompt's image, so that
+            the generator may take that image as a reference.
+        needs_regions: whether batches carry the known objects of the images.
+    """
+
+    make: MakeExample
+    tokens: MakeTokens
+    target: Literal["image", "text", "match"]
+    prompt_roles: tuple[str, ...] = ()
+    target_role: str | None = None
+    conversation: str | None = None
+    draws_caption: bool = False
+    edits_prompt_image: bool = False
+    needs_regions: bool = False
+
+    @property
+    def roles(self) -> tuple[str, ...]:
+        """Roles of all images, each once: those of the prompt, then the target."""
+        target = () if self.target_role is None else (self.target_role,)
+        return tuple(dict.fromkeys(self.prompt_roles + target))
+
+    @property
+    def pads_left(self) -> bool:
+        """Whether short rows are padded on the left.
+
+        A prompt for an image must end in the last column, because the query tokens follow it.
+        """
+        return self.target == "image"
+
+
+def _user(words: str) -> tuple[Message, ...]:
+    return (Message(role="user", text=words),)
 
 
 def text_to_image(record: Record, rng: np.random.Generator) -> Example:
-    """Draws one of the captions and asks for the record's image."""
+    """Returns a request for the record's image by one of its captions, drawn at random."""
     return Example(
         task="text_to_image",
         record=record,
-        caption=_caption(record, rng),
-        target_image=_the_image(record),
+        messages=_user(draw_caption(record.fields, rng)),
+        target_image=_only_image(record),
     )
 
 
 def edit(record: Record, rng: np.random.Generator) -> Example:
-    """Asks for the target image, given the source image and the instruction."""
+    """Returns a request for the target image, given the source image and the instruction."""
     del rng
+    instruction = _checked(record.fields, "instruction", str)
+    check_words(instruction)
     return Example(
         task="edit",
         record=record,
-        caption=_without_mark(_field(record, "instruction", str)),
+        messages=_user(instruction),
         prompt_images=("source",),
         target_image="target",
     )
 
 
 def reconstruct(record: Record, rng: np.random.Generator) -> Example:
-    """Asks for the record's image, given that image."""
+    """Returns a request for the record's image, given that image."""
     del rng
-    image = _the_image(record)
-    return Example(task="reconstruct", record=record, prompt_images=(image,), target_image=image)
+    image = _only_image(record)
+    return Example(
+        task="reconstruct",
+        record=record,
+        messages=_user(""),  # the chat template has all the words
+        prompt_images=(image,),
+        target_image=image,
+    )
 
 
 def contrastive(record: Record, rng: np.random.Generator) -> Example:
-    """Pairs the image with one of its captions and, where known, its objects."""
+    """Returns the image with one of its captions and its known objects, if any."""
     objects = record.fields.get("objects", ())
     if not isinstance(objects, list | tuple) or not all(isinstance(one, dict) for one in objects):
-        raise ValueError("'objects' is no list of objects")
+        raise ValueError("'objects' is not a list of objects")
     return Example(
         task="contrastive",
         record=record,
-        caption=_caption(record, rng),
-        target_image=_the_image(record),
+        messages=_user(draw_caption(record.fields, rng)),
+        target_image=_only_image(record),
         regions=tuple(objects),
     )
 
 
 def image_to_text(record: Record, rng: np.random.Generator) -> Example:
-    """Learns the answers of the record's conversation, or else its caption.
+    """Returns the record's conversation, or a question that its caption answers.
 
     A conversation is about all images of its record, or about none.
     """
     turns = turns_of(record.fields)
     if turns is None:
-        image = _the_image(record)
+        images = (_only_image(record),)
         question = Message(role="user", text=f"{IMAGE_MARK}\n{DESCRIBE}")
-        messages = (question, Message(role="assistant", text=_caption(record, rng)))
-        return _talk(record, messages, (image,))
-    messages = messages_of(_checked(turns, "conversations", list))
-    messages = with_marks(messages, _num_images(record))
-    marks = sum(message.text.count(IMAGE_MARK) for message in messages)
-    unread = next((name for name in _MEDIA if record.fields.get(name)), None)
-    if not marks and unread is not None:
-        raise ValueError(
-            f"the record names something in {unread!r} that is not read, and its conversation may "
-            "be about that"
-        )
-    return _talk(record, messages, tuple(image_role(k) for k in range(marks)))
-
-
-def _talk(record: Record, messages: tuple[Message, ...], images: tuple[str, ...]) -> Example:
+        messages = (question, Message(role="assistant", text=draw_caption(record.fields, rng)))
+    else:
+        messages = messages_of(_checked({"conversations": turns}, "conversations", list))
+        messages = with_marks(messages, num_images(record.files))
+        images = _marked_images(record, messages)
     return Example(task="image_to_text", record=record, messages=messages, prompt_images=images)
 
 
+def _marked_images(record: Record, messages: Sequence[Message]) -> tuple[str, ...]:
+    """Returns the role of the image of each mark."""
+    num_marks = sum(message.text.count(IMAGE_MARK) for message in messages)
+    unread = next((name for name in _MEDIA if record.fields.get(name)), None)
+    if not num_marks and unread is not None:
+        raise ValueError(
+            f"the file named in the record's field {unread!r} was not read, and the conversation "
+            "may be about it"
+        )
+    return tuple(image_role(number) for number in range(num_marks))
+
+
 def text(record: Record, rng: np.random.Generator) -> Example:
-    """Learns the answers of a conversation without images."""
+    """Returns a conversation without images."""
     del rng
     return Example(task="text", record=record, messages=_text_messages(record))
 
 
 def plain_text(record: Record, rng: np.random.Generator) -> Example:
-    """Learns the answers of such a conversation where no chat format stands around its turns."""
+    """Returns a conversation without images whose turns get no chat format."""
     del rng
     return Example(task="plain_text", record=record, messages=_text_messages(record))
 
 
-TASKS: Mapping[str, TaskFunction] = {
-    task.__name__: task
-    for task in (
-        *(text_to_image, edit, reconstruct, contrastive),
-        *(image_to_text, text, plain_text),
-    )
+def _request(words: Callable[[ChatTemplate, str], Sequence[Message]]) -> MakeTokens:
+    """Returns a function that puts the chat template's words around a request for an image."""
+
+    def tokens(chat: ChatTemplate, messages: Sequence[Message], _: Sequence[int] | None) -> Tokens:
+        return chat.image_prompt(words(chat, messages[-1].text)), []
+
+    return tokens
+
+
+def _bare(chat: ChatTemplate, messages: Sequence[Message], _: Sequence[int] | None) -> Tokens:
+    return chat.tokenizer.encode(messages[-1].text, allow_special=False), []
+
+
+TASKS: Mapping[str, Task] = {
+    "text_to_image": Task(
+        make=text_to_image,
+        tokens=_request(ChatTemplate.generate_messages),
+        target="image",
+        target_role="image",
+        draws_caption=True,
+    ),
+    "edit": Task(
+        make=edit,
+        tokens=_request(ChatTemplate.edit_messages),
+        target="image",
+        prompt_roles=("source",),
+        target_role="target",
+        edits_prompt_image=True,
+    ),
+    "reconstruct": Task(
+        make=reconstruct,
+        tokens=_request(lambda chat, _: chat.reconstruct_messages()),
+        target="image",
+        prompt_roles=("image",),
+        target_role="image",
+    ),
+    "contrastive": Task(
+        make=contrastive,
+        tokens=_bare,
+        target="match",
+        target_role="image",
+        draws_caption=True,
+        needs_regions=True,
+    ),
+    "image_to_text": Task(
+        make=image_to_text,
+        tokens=ChatTemplate.conversation,
+        target="text",
+        prompt_roles=("image",),
+        conversation="conversations",
+        draws_caption=True,
+    ),
+    "text": Task(
+        make=text,
+        tokens=ChatTemplate.conversation,
+        target="text",
+        conversation="text_conversations",
+    ),
+    "plain_text": Task(
+        make=plain_text,
+        tokens=lambda chat, said, _: chat.plain.conversation(said),
+        target="text",
+        conversation="text_conversations",
+    ),
 }
 
-IMAGES: Mapping[str, tuple[str, ...]] = {
-    "text_to_image": ("image",),
-    "edit": ("source", "target"),
-    "reconstruct": ("image",),
-    "contrastive": ("image",),
-    "image_to_text": ("image",),
-    "text": (),
-    "plain_text": (),
-}
-"""Which images of a record each task looks at; a conversation may be about more, or none."""
+IMAGES = {name: task.roles for name, task in TASKS.items()}
+"""Roles of the images that each task reads."""
+CONVERSATIONS = {name: task.conversation for name, task in TASKS.items() if task.conversation}
+"""Field of the conversation of each task that has one."""
 
 
-CONVERSATIONS: Mapping[str, str] = {
-    "image_to_text": "conversations",
-    "text": "text_conversations",
-    "plain_text": "text_conversations",
-}
-"""The field that a conversation of each task is in, unless the mixture names another one."""
-_DRAWN = ("text_to_image", "contrastive")
+def get_task(name: str) -> Task:
+    """Returns the task of a name; UsageError if the name is unknown."""
+    if name not in TASKS:
+        raise unknown_name("task", name, TASKS)
+    return TASKS[name]
 
 
-def with_conversation(record: Record, task: str, field: str) -> Record:
-    """Returns a record whose conversation for a task is the one of another field.
+def make_example(
+    record: Record,
+    task: str,
+    rng: np.random.Generator,
+    *,
+    conversation: str | None = None,
+    max_turns: int | None = None,
+) -> Example:
+    """Returns the example of a record, with the options of a mixture entry.
+
+    Args:
+        record: any record.
+        task: a key of `TASKS`.
+        rng: source of all random choices.
+        conversation: field that holds the conversation, for tasks that have one; None for the
+            task's own field.
+        max_turns: largest number of questions kept, for tasks with conversations; None keeps all.
 
     Raises:
-        ValueError: if the record lacks it.
+        ValueError: if the record does not fit the task.
     """
-    turns = _field(record, field, list)
-    return dataclasses.replace(record, fields={**record.fields, CONVERSATIONS[task]: turns})
+    entry = TASKS[task]
+    if entry.conversation is None:
+        return entry.make(record, rng)
+    if conversation is not None:
+        turns = _checked(record.fields, conversation, list)
+        fields = {**record.fields, entry.conversation: turns}
+        record = dataclasses.replace(record, fields=fields)
+    example = entry.make(record, rng)
+    return example if max_turns is None else draw_turns(example, max_turns, rng)
 
 
 def variants(record: Record, task: str) -> Iterator[Record]:
-    """Yields the records of one caption each that a task's draws may choose from.
+    """Yields one record for each caption that the task may draw.
 
     Args:
         record: a record, perhaps with several captions.
         task: a key of `TASKS`.
     """
+    entry = TASKS[task]
     captions = captions_of(record.fields) or []
-    is_drawn = task in _DRAWN or (task == "image_to_text" and turns_of(record.fields) is None)
-    if not is_drawn or len(captions) < 2:
+    has_turns = entry.conversation is not None and turns_of(record.fields) is not None
+    if not entry.draws_caption or has_turns or len(captions) < 2:
         yield record
         return
     for caption in captions:
@@ -158,113 +297,43 @@ def variants(record: Record, task: str) -> Iterator[Record]:
 
 
 def likely_tasks(record: Record) -> list[str]:
-    """Returns the tasks that a record seems to be meant for, by what it holds.
-
-    Args:
-        record: any record.
-    """
+    """Returns the tasks that a record is probably meant for, judged by its files and fields."""
     files, fields = record.files, record.fields
     found = ["edit"] * ("source" in files and "target" in files)
     found += ["image_to_text"] * (turns_of(fields) is not None)
     found += ["text"] * bool(fields.get("text_conversations"))
-    # Beside a conversation, `text` or `prompt` may be anything.
-    is_said = fields.get("captions") or fields.get("caption") is not None
-    if captions_of(fields) is not None and (not found or (is_said and _num_images(record) == 1)):
+    # In a record with a conversation, the fields `text` and `prompt` may hold anything.
+    is_named_caption = bool(fields.get("captions")) or fields.get("caption") is not None
+    is_captioned = not found or (is_named_caption and num_images(record.files) == 1)
+    if captions_of(fields) is not None and is_captioned:
         found.append("text_to_image")
-    if not found and fields.get("instruction"):  # which only edits have
+    if not found and fields.get("instruction"):  # only edits have this field
         found.append("edit")
     return found
 
 
-def get_task(name: str) -> TaskFunction:
-    """Returns the function of a task.
-
-    Args:
-        name: a key of `TASKS`.
-
-    Raises:
-        UsageError: if the name is unknown.
-    """
-    if name not in TASKS:
-        raise unknown_name("task", name, TASKS)
-    return TASKS[name]
-
-
-def draw_turns(example: Example, max_turns: int, rng: np.random.Generator) -> Example:
-    """Returns an example with at most so many of its questions, in a drawn order.
-
-    Args:
-        example: a conversation of independent questions and answers.
-        max_turns: most questions kept; how many is drawn, too.
-        rng: where the draws come from.
-
-    Raises:
-        ValueError: if questions and answers do not take turns.
-    """
-    start = int(example.messages[0].role == "system")
-    system, turns = example.messages[:start], example.messages[start:]
-    if [turn.role for turn in turns] != ["user", "assistant"] * (len(turns) // 2):
-        raise ValueError("questions and answers do not take turns")
-    first, texts = turns[0], [turn.text for turn in turns[0::2]]
-    texts[0] = first.text[first.context :]
-    texts = [text.replace(IMAGE_MARK, "").strip() for text in texts]
-    context = first.text[: first.context].replace(IMAGE_MARK, "").lstrip()
-    opening = f"{IMAGE_MARK}\n" * len(example.prompt_images) + context
-    count = int(rng.integers(1, min(max_turns, len(texts)) + 1))
-    messages = list(system)
-    for k in rng.permutation(len(texts))[:count].tolist():
-        messages += [Message(role="user", text=opening + texts[k]), turns[2 * k + 1]]
-        opening = ""  # images and context stand before the first question, whichever it is
-    return dataclasses.replace(example, messages=tuple(messages))
-
-
-def _caption(record: Record, rng: np.random.Generator) -> str:
-    captions = captions_of(record.fields)
-    if captions is None:
-        raise ValueError("the record has no 'caption'")
-    if not captions:
-        raise ValueError("'captions' is no list")
-    caption = captions[int(rng.integers(len(captions)))]
-    if not isinstance(caption, str) or not caption.strip():
-        raise ValueError("the caption is empty or no text")
-    return _without_mark(caption.strip())
-
-
-def _without_mark(caption: str) -> str:
-    if IMAGE_MARK in caption:  # it would claim an image that is not there
-        raise ValueError(f"{IMAGE_MARK} in a caption or an instruction")
-    check_text(caption)
-    return caption
-
-
 def _text_messages(record: Record) -> tuple[Message, ...]:
-    turns = record.fields.get("text_conversations") or turns_of(record.fields)
-    messages = messages_of(_checked(turns, "text_conversations", list))
+    field = "text_conversations"
+    turns = record.fields.get(field) or turns_of(record.fields)
+    messages = messages_of(_checked({field: turns}, field, list))
     if any(IMAGE_MARK in message.text for message in messages):
         raise ValueError("an image mark in a conversation without images")
     return messages
 
 
-def _the_image(record: Record) -> str:
-    """Returns the role of the one image of a record."""
+def _only_image(record: Record) -> str:
     if image_role(1) in record.files:
         raise ValueError("the record has several images; a caption belongs to one")
     return image_role(0)
 
 
-def _num_images(record: Record) -> int:
-    return next(k for k in itertools.count() if image_role(k) not in record.files)
-
-
-def _field(record: Record, name: str, kind: type) -> Any:  # noqa: ANN401
-    return _checked(record.fields.get(name), name, kind)
-
-
-def _checked(value: Any, name: str, kind: type) -> Any:  # noqa: ANN401
+def _checked(fields: Mapping[str, object], name: str, kind: type[T]) -> T:
+    """Returns a field that must be present, not empty, and of a type."""
+    value = fields.get(name)
     if not value:
         raise ValueError(f"the record has no {name!r}")
     if not isinstance(value, kind):
-        raise ValueError(f"{name!r} of the record is no {_WORDS[kind]}")
+        raise ValueError(f"{name!r} of the record is not a {_WORDS[kind]}")
     return value
 
 
@@ -272,5 +341,5 @@ _MEDIA = (
     *("image", "images", "image_path", "img_path", "image_file"),
     *("video", "videos", "audio", "audios"),
 )
-"""Fields that are left in a record only if what they name was not read."""
+"""Fields that stay in a record only if the file they name was not read."""
 _WORDS: Mapping[type, str] = {str: "text", list: "list"}

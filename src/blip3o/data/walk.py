@@ -1,53 +1,55 @@
-"""Goes through every record of a source, in several processes, and hands back what was found."""
+"""Applies a function to every record of a source, in several processes."""
 
 import itertools
 import multiprocessing
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from blip3o.core.errors import UsageError
 from blip3o.core.log import progress
-from blip3o.data.sources import SOURCES, Source
+from blip3o.data.sources import SOURCES, Source, SourceConfig
 from blip3o.data.sources.files import is_remote
 from blip3o.data.sources.jsonl import JSON_SUFFIXES
-from blip3o.data.sources.kinds import IMAGE_SUFFIXES
+from blip3o.data.sources.names import IMAGE_SUFFIXES
 from blip3o.imaging.kinds import HEAD_BYTES, store_of
 
 T = TypeVar("T")
 Look = Callable[[Source, range], T]
-"""What is done with some records; a function of a module, for it travels to other processes."""
+"""A function of a chunk of records; must be picklable for other processes."""
 
 CHUNK_RECORDS = 256
 
-_opened: dict[Any, Source] = {}
+_opened: dict[SourceConfig, Source] = {}
 
 
-def source_config(path: str, *, salvage: bool = False, image_folder: str | None = None) -> Any:  # noqa: ANN401  (a source's config)
-    """Returns the config of the data at a path, by its name and its first bytes.
+def source_config(
+    path: str, *, salvage: bool = False, image_folder: str | None = None
+) -> SourceConfig:
+    """Returns the config of the data at a path, recognized by its name and first bytes.
 
     Args:
-        path: a folder of images, a list of records, or else tar shards; local or remote.
-        salvage: take the whole records of damaged shards.
-        image_folder: where the image paths of a list start; None is its own folder.
+        path: a folder of images, a list of records or tar shards; local or remote.
+        salvage: whether the intact records of damaged shards are used.
+        image_folder: folder that the image paths of a list start from; None is the list's folder.
 
     Raises:
-        UsageError: for a file that holds none of them, such as Parquet.
+        UsageError: for a file of another kind, such as Parquet.
     """
     path = path if is_remote(path) else os.path.expanduser(path)
     name = Path(path.rstrip("/")).name.partition(".")[0].rstrip("*?-_{}[]0123456789") or "data"
     if not is_remote(path) and os.path.isdir(path):
         return SOURCES.get("folder")(path=path, name=name)
     if path.lower().endswith(IMAGE_SUFFIXES) and os.path.exists(path):
-        raise UsageError(f"{path} is an image; name the folder that it is in")
+        raise UsageError(f"{path} is an image; give the folder that holds it")
     if path.lower().endswith(JSON_SUFFIXES) or _begins_as_json(path):
         return SOURCES.get("jsonl")(path=path, name=name, image_folder=image_folder)
     return SOURCES.get("webdataset")(path=path, name=name, salvage=salvage)
 
 
 def _begins_as_json(path: str) -> bool:
-    """Returns whether a local file of another name than a list's holds JSON."""
+    """Returns whether a local file holds JSON although its name does not say so."""
     if is_remote(path) or not os.path.isfile(path):
         return False
     try:
@@ -55,24 +57,24 @@ def _begins_as_json(path: str) -> bool:
             head = file.read(HEAD_BYTES)
     except OSError as error:
         raise UsageError(f"cannot read {path}: {error.strerror}") from error
-    if head[257:262] == b"ustar":  # a tar: its first bytes are a name, and may be any
+    if head[257:262] == b"ustar":  # a tar begins with a file name, which may look like JSON
         return False
     what = store_of(head)
     if what is None and path.lower().endswith((".csv", ".tsv")):
-        what = "a table; write its rows as JSON lines, or as metadata.csv beside the images"
+        what = "a table; write its rows as JSON lines, or as metadata.csv next to the images"
     if what is not None:
         raise UsageError(f"{path} is {what}")
     return head.removeprefix(b"\xef\xbb\xbf").lstrip()[:1] in (b"{", b"[") and b"\0" not in head
 
 
-def walk(config: Any, look: Look[T], *, jobs: int, what: str) -> Iterator[T]:  # noqa: ANN401
-    """Yields what a function returns for each chunk of records, in order.
+def walk(config: SourceConfig, look: Look[T], *, jobs: int, what: str) -> Iterator[T]:
+    """Yields the result of a function for each chunk of records, in order.
 
     Args:
-        config: a source's config; its shards are indexed already.
-        look: what to do with a chunk.
-        jobs: processes.
-        what: a word or two for the progress.
+        config: the source's config; its shards are already indexed.
+        look: the function.
+        jobs: number of processes.
+        what: short label for the progress display.
 
     Raises:
         UsageError: if the source cannot be read at all, or `jobs` is below 1.
@@ -93,7 +95,7 @@ def walk(config: Any, look: Look[T], *, jobs: int, what: str) -> Iterator[T]:  #
         yield from progress(pool.imap(_look, work), total=len(chunks), what=what)
 
 
-def _look(work: tuple[Any, Look[T], range]) -> T:
+def _look(work: tuple[SourceConfig, Look[T], range]) -> T:
     config, look, chunk = work
     if config not in _opened:
         _opened[config] = config.build()

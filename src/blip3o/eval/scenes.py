@@ -16,8 +16,8 @@ from PIL import Image
 
 from blip3o.core.log import progress
 from blip3o.core.rng import numpy_rng
-from blip3o.data.scenes.captions import CATEGORIES, eval_prompts
 from blip3o.data.scenes.edits import sample_edit
+from blip3o.data.scenes.prompts import CATEGORIES, eval_prompts
 from blip3o.data.scenes.questions import questions
 from blip3o.data.scenes.render import render
 from blip3o.data.scenes.scene import Scene, sample_scene

@@ -30,7 +30,7 @@ def png(level: int) -> bytes:
 
 
 def fields(number: int) -> dict[str, Any]:
-    """Returns what a scenes record says about its image."""
+    """Returns the fields of a scenes record."""
     return {
         "captions": [f"a red cat {number}", f"cat number {number}"],
         "conversations": [

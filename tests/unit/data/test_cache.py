@@ -33,16 +33,17 @@ WriteTar = Callable[[Path, dict[str, bytes]], None]
 
 
 def encode(pixels: Tensor) -> Tensor:
-    """A small frozen encoder: four tokens of six channels."""
+    """A small frozen encoder with four tokens of six channels."""
     return torch.nn.functional.avg_pool2d(pixels, 4).flatten(2).mT.repeat(1, 1, 2) * 3
 
 
 def build(
     source: WebDatasetSource | FolderSource, folder: Path, *, role: str = "image", **changes: object
 ) -> None:
-    settings = {"fingerprint": "encoder/8", "image_px": 8, "batch_size": 5, **changes}
+    settings: dict[str, Any] = {"fingerprint": "encoder/8", "image_px": 8, "batch_size": 5}
+    settings |= changes
     function = settings.pop("encode", encode)
-    build_cache(source, role, function, folder, **settings)  # type: ignore[arg-type]
+    build_cache(source, role, function, folder, **settings)
 
 
 @pytest.fixture
@@ -86,7 +87,7 @@ def test_another_encoder_is_refused(source: WebDatasetSource, tmp_path: Path) ->
     assert not stale.is_complete("scenes", "image")
     with pytest.raises(UsageError, match=r"scenes\.image\.f16 was made by another image encoder"):
         stale.get("scenes", "image", 0)
-    with pytest.raises(UsageError, match="no whole feature cache of scenes/target"):
+    with pytest.raises(UsageError, match="no complete feature cache of scenes/target"):
         stale.get("scenes", "target", 0)
 
 
@@ -177,7 +178,7 @@ def test_a_run_that_reads_features_keeps_them_when_another_encoder_takes_the_fol
 
 
 @pytest.mark.parametrize("chunks", [1, 2])
-def test_a_full_disk_is_said_and_the_build_goes_on(
+def test_a_full_disk_is_reported_and_the_build_resumes(
     source: WebDatasetSource, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chunks: int
 ) -> None:
     calls: list[int] = []
@@ -194,7 +195,7 @@ def test_a_full_disk_is_said_and_the_build_goes_on(
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", full)
-        with pytest.raises(UsageError, match=r"scenes\.image\.f16: No space left.*make room"):
+        with pytest.raises(UsageError, match=r"scenes\.image\.f16: No space left.*free some space"):
             build(source, tmp_path, encode=counted)
     build(source, tmp_path, encode=counted)
     assert calls == [5, 5, 5, 2]
@@ -252,7 +253,7 @@ def test_processes_share_the_chunks_and_another_number_goes_on(
     assert not cache.is_complete("scenes", "image")
     for rank in range(second):
         build(source, tmp_path, encode=counted, rank=rank, world_size=second, batch_size=3)
-    assert sorted(calls) == [2, 5, 5]  # nothing twice, in the chunks of the first
+    assert sorted(calls) == [2, 5, 5]  # no chunk twice, and the chunk size of the first run
     build(source, tmp_path / "at-once")
     at_once = FeatureCache(tmp_path / "at-once", "encoder/8")
     for position in range(12):
@@ -260,7 +261,7 @@ def test_processes_share_the_chunks_and_another_number_goes_on(
         assert torch.equal(cache.get("scenes", "image", position), expected)
 
 
-def test_a_bad_image_is_a_bad_sample_here_too(
+def test_a_bad_image_is_a_bad_sample_with_a_cache(
     tmp_path: Path, write_tar: WriteTar, make_loader: MakeLoader, preparer: Preparer, shards: Path
 ) -> None:
     good = WebDatasetConfig(path=f"{shards}/scenes-0.tar", name="g").build().read(1)[1]["image"]
@@ -294,7 +295,9 @@ def test_a_source_without_such_a_image_is_refused(source: WebDatasetSource, tmp_
 def test_features_beyond_half_precision_are_refused(
     source: WebDatasetSource, tmp_path: Path
 ) -> None:
-    with pytest.raises(UsageError, match=r"beyond half precision.*feature_cache=null"):
+    with pytest.raises(
+        UsageError, match=r"outside the range of half precision.*feature_cache=null"
+    ):
         build(source, tmp_path, encode=lambda pixels: encode(pixels) * 1e6)
 
 
@@ -307,14 +310,14 @@ def test_an_open_cache_travels_light(source: WebDatasetSource, tmp_path: Path) -
 
 
 def folder_of(folder: Path, *levels: int) -> Any:
-    """A folder of images, under the same name as any other one."""
+    """A folder of images; all folders get the same source name."""
     folder.mkdir(exist_ok=True)
     for number, level in enumerate(levels):
         Image.new("RGB", (8, 8), (level, 0, 0)).save(folder / f"{number}.png")
     return FolderConfig(path=str(folder), name="own")
 
 
-def test_two_data_sets_of_one_name_keep_their_features_side_by_side(tmp_path: Path) -> None:
+def test_two_data_sets_with_one_name_have_separate_features(tmp_path: Path) -> None:
     first = folder_of(tmp_path / "a", 10, 20, 30).build()
     second = folder_of(tmp_path / "b", 200, 210).build()
     for source in (first, second, first):
@@ -326,14 +329,16 @@ def test_two_data_sets_of_one_name_keep_their_features_side_by_side(tmp_path: Pa
         cache.check(source, "image")
         found[source] = cache.get("own", "image", 1)
     assert found[second][0, 0] > found[first][0, 0] + 1
-    assert (tmp_path / "cache" / "own.image.f16").exists()  # the first data's, as ever
+    assert (
+        tmp_path / "cache" / "own.image.f16"
+    ).exists()  # the plain name belongs to the first data
     calls: list[int] = []
-    for source in (first, second):  # nothing is computed twice
+    for source in (first, second):  # both caches are complete, so nothing is computed
         build(source, tmp_path / "cache", encode=lambda p: calls.append(1) or encode(p))
     assert not calls
 
 
-def test_features_of_data_that_changed_are_not_taken_for_those_of_the_new(tmp_path: Path) -> None:
+def test_features_of_old_data_are_not_used_for_changed_data(tmp_path: Path) -> None:
     config = folder_of(tmp_path / "a", 10, 20, 30)
     build(config.build(), tmp_path / "cache")
     Image.new("RGB", (8, 8), (250, 0, 0)).save(tmp_path / "a" / "1.png")
@@ -354,7 +359,7 @@ def test_a_reader_that_was_checked_never_reads_other_data_later(tmp_path: Path) 
     for file in (tmp_path / "cache").iterdir():
         file.unlink()
     build(second, tmp_path / "cache")
-    with pytest.raises(UsageError, match=r"no whole feature cache|made from other data"):
+    with pytest.raises(UsageError, match=r"no complete feature cache|made from other data"):
         cache.get("own", "image", 0)
 
 
@@ -364,7 +369,7 @@ def test_features_that_changed_places_are_never_read(tmp_path: Path) -> None:
     for source in (first, second):
         build(source, tmp_path / "cache")
     own = f"own.image.{second.fingerprint()[:12]}"
-    for ending in ("f16", "sums"):  # those of one data set under the name of the other
+    for ending in ("f16", "sums"):  # put the files of one data set under the name of the other
         one, other = (tmp_path / "cache" / f"{stem}.{ending}" for stem in ("own.image", own))
         content = one.read_bytes()
         one.write_bytes(other.read_bytes())
@@ -375,7 +380,7 @@ def test_features_that_changed_places_are_never_read(tmp_path: Path) -> None:
         with pytest.raises(UsageError, match="damaged: the row of record 0"):
             cache.get("own", "image", 0)
     build(first, tmp_path / "rows")
-    for ending in ("f16", "sums"):  # two rows of one data set
+    for ending in ("f16", "sums"):  # swap two rows of one data set
         file = tmp_path / "rows" / f"own.image.{ending}"
         content = file.read_bytes()
         size = len(content) // 3
@@ -445,14 +450,14 @@ def test_a_cache_of_an_older_version_loads_and_says_that_it_has_no_hashes(
     del info["hashes"]
     (tmp_path / "scenes.image.json").write_text(json.dumps(info))
     (tmp_path / "scenes.image.sums").unlink()
-    build(source, tmp_path, encode=lambda pixels: pixels / 0)  # is not called
+    build(source, tmp_path, encode=lambda pixels: pixels / 0)  # must not be called
     cache = FeatureCache(tmp_path, "encoder/8")
     cache.check(source, "image")
     assert torch.equal(cache.get("scenes", "image", 3), expected)
     assert capsys.readouterr().err.count("without hashes") == 1
 
 
-def test_hashes_that_got_lost_are_no_older_version(
+def test_a_cache_with_lost_hashes_does_not_count_as_an_older_version(
     source: WebDatasetSource, tmp_path: Path
 ) -> None:
     build(source, tmp_path)

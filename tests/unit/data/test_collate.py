@@ -31,7 +31,7 @@ def records(mixture: tuple[MixtureEntry, ...]) -> list[Record]:
 
 def prepare(preparer: Preparer, task: str, record: Record, **fields: Any) -> Prepared:
     record = dataclasses.replace(record, fields={**record.fields, **fields})
-    return preparer.prepare(TASKS[task](record, np.random.default_rng(0)))
+    return preparer.prepare(TASKS[task].make(record, np.random.default_rng(0)))
 
 
 def batch_of(preparer: Preparer, *rows: Prepared) -> Batch:
@@ -138,7 +138,7 @@ def test_regions_are_known_objects_and_minus_one(preparer: Preparer, records: li
     assert batch.regions is not None
     assert batch.regions.shape == (2, MAX_REGIONS, 5)
     assert batch.regions[0, 0].tolist() == [0.5, 0.25, 0.125, 1, 0]
-    assert (batch.regions[0, 1:] == -1).all()  # the other object's name is in no table
+    assert (batch.regions[0, 1:] == -1).all()  # no label has the other object's name
     assert (batch.regions[1] >= 0).all()
 
 
@@ -252,7 +252,7 @@ def wide(record: Record, size: tuple[int, int]) -> Record:
 def test_images_of_conversations_may_keep_their_shape(
     preparer: Preparer, records: list[Record]
 ) -> None:
-    """As many placeholders as the image has tokens; targets and edits stay square."""
+    """An image gets as many placeholders as tokens; targets and edits stay square."""
     fit = ImageFitConfig(mode="aspect", min_pixels=16, max_pixels=1024)
     keeping = dataclasses.replace(preparer, question_images=fit, token_px=4)
     sizes = ((24, 8), (8, 12))

@@ -1,4 +1,4 @@
-"""Conversations in the forms of published data, and which of them are bad records."""
+"""Conversations in the formats of published data, and the ones that are bad records."""
 
 from typing import Any
 
@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from blip3o.core.types import IMAGE_MARK, Example, Message, Record
+from blip3o.data.conversations import draw_turns
 from blip3o.data.sources.references import image_role
-from blip3o.data.tasks import TASKS, draw_turns, likely_tasks, variants
+from blip3o.data.tasks import TASKS, likely_tasks, variants
 from blip3o.text.chat import ChatTemplate
 
 ASKED = "<image>\nWhat?"
@@ -20,7 +21,7 @@ def record(num_images: int = 1, **fields: Any) -> Record:
 
 
 def learn(task: str, num_images: int = 1, **fields: Any) -> Example:
-    return TASKS[task](record(num_images, **fields), np.random.default_rng(0))
+    return TASKS[task].make(record(num_images, **fields), np.random.default_rng(0))
 
 
 def talk(num_images: int = 1, **fields: Any) -> tuple[Message, ...]:
@@ -114,7 +115,7 @@ def test_a_conversation_without_images_is_text() -> None:
         {"image": 5},
         {"image": True},
         {"image": float("nan")},
-        {"image": "a.png"},  # in a shard whose image is not there
+        {"image": "a.png"},  # in a shard without the image
         {"images": [{"width": 3}]},
         {"image_path": "without/an/ending"},
         {"video": "a.mp4"},
@@ -123,9 +124,9 @@ def test_a_conversation_without_images_is_text() -> None:
         {"audios": [{"path": "a.wav"}]},
     ],
 )
-def test_a_conversation_about_something_that_is_not_read_is_no_text(named: dict[str, Any]) -> None:
+def test_a_conversation_about_an_unread_file_is_a_bad_record(named: dict[str, Any]) -> None:
     turns = [{"from": "human", "value": "What?"}, TURNS[1]]
-    with pytest.raises(ValueError, match=f"{next(iter(named))}' that is not read"):
+    with pytest.raises(ValueError, match=f"{next(iter(named))}' was not read"):
         learn("image_to_text", 0, conversations=turns, **named)
     empty = dict.fromkeys(named)
     assert learn("image_to_text", 0, conversations=turns, **empty).prompt_images == ()
@@ -176,8 +177,8 @@ def test_drawn_questions_keep_all_images() -> None:
         (0, [{"from": "human", "value": "<image><image>A?"}, TURNS[1]], "2 image marks for 0"),
         (1, [TURNS[0], {"from": "gpt", "value": "see <image>"}], "in a turn of the assistant"),
         (1, [{"from": "system", "value": "<image>"}, *TURNS], "in a turn of the system"),
-        (1, [TURNS[0], {"from": "gpt", "value": ""}], "empty or no text"),
-        (1, [TURNS[0], {"from": "gpt", "value": ["red"]}], "no text and no image"),
+        (1, [TURNS[0], {"from": "gpt", "value": ""}], "empty or not a text"),
+        (1, [TURNS[0], {"from": "gpt", "value": ["red"]}], "neither a text nor an image"),
         (1, [TURNS[0], {"from": "tool", "value": "red"}], "unknown role 'tool'"),
         (1, [TURNS[0], {"from": None, "value": "red"}], "unknown role None"),
         (1, [TURNS[0], {"role": "assistant"}], "it has no 'value' or 'content'"),
@@ -186,23 +187,27 @@ def test_drawn_questions_keep_all_images() -> None:
         (1, [None], "it has no 'from' or 'role'"),
         (1, ["q", "a"], "it has no 'from' or 'role'"),
         (1, [{"from": {}, "value": "q"}], "unknown role {}"),
-        (1, [TURNS[0], {"from": "gpt", "value": None}], "empty or no text"),
-        (1, [TURNS[0], {"from": "gpt", "value": 3}], "empty or no text"),
+        (1, [TURNS[0], {"from": "gpt", "value": None}], "empty or not a text"),
+        (1, [TURNS[0], {"from": "gpt", "value": 3}], "empty or not a text"),
         (1, [TURNS[0], {"from": "gpt", "value": "half \ud83d"}], "half a character"),
         (1, [{"from": "gpt", "value": "red"}], "no question"),
         (1, [TURNS[0]], "does not end with an answer"),
         (1, [{"from": "human", "value": "A?"}, TURNS[1], TURNS[0]], "does not end with an answer"),
-        (1, "a text", "no list"),
-        (1, {"from": "gpt"}, "no list"),
+        (1, "a text", "not a list"),
+        (1, {"from": "gpt"}, "not a list"),
         (
             1,
             [{"role": "user", "content": [{"type": "text", "text": "<image>"}]}, TURNS[1]],
             "in a text part",
         ),
-        (1, [{"role": "user", "content": [{"type": "video"}]}, TURNS[1]], "no text and no image"),
+        (
+            1,
+            [{"role": "user", "content": [{"type": "video"}]}, TURNS[1]],
+            "neither a text nor an image",
+        ),
     ],
 )
-def test_what_is_not_clear_is_a_bad_record(num_images: int, turns: Any, said: str) -> None:
+def test_an_ambiguous_conversation_is_a_bad_record(num_images: int, turns: Any, said: str) -> None:
     with pytest.raises(ValueError, match=said):
         talk(num_images, conversations=turns)
 
@@ -215,13 +220,13 @@ def test_a_caption_belongs_to_one_image(task: str) -> None:
 
 @pytest.mark.parametrize("name", ["caption", "text", "prompt", "txt", "Caption", "TEXT", "Prompt"])
 def test_a_caption_has_several_names(name: str) -> None:
-    assert learn("text_to_image", 1, **{name: " a cat "}).caption == "a cat"
-    assert learn("text_to_image", 1, **{name: ["a cat"]}).caption == "a cat"
+    assert learn("text_to_image", 1, **{name: " a cat "}).messages[-1].text == "a cat"
+    assert learn("text_to_image", 1, **{name: ["a cat"]}).messages[-1].text == "a cat"
     more: dict[str, Any] = {"txt": "not this", name: "a cat", "captions": []}
-    assert learn("text_to_image", **more).caption == "a cat"
+    assert learn("text_to_image", **more).messages[-1].text == "a cat"
 
 
-def test_all_captions_of_a_record_can_be_looked_at() -> None:
+def test_every_caption_of_a_record_can_be_checked() -> None:
     several = record(captions=["a", "", 3])
     assert [one.fields["captions"] for one in variants(several, "text_to_image")] == [
         ["a"],
@@ -249,7 +254,7 @@ def test_all_captions_of_a_record_can_be_looked_at() -> None:
         (1, {}, []),
     ],
 )
-def test_what_a_record_is_meant_for(
+def test_likely_tasks_of_a_record(
     num_images: int, fields: dict[str, Any], tasks: list[str]
 ) -> None:
     assert likely_tasks(record(num_images, **fields)) == tasks

@@ -1,4 +1,4 @@
-"""Every example record in docs/data.md is one that its task takes."""
+"""Every task accepts its example records in docs/data.md."""
 
 import json
 import re
@@ -30,7 +30,7 @@ def test_every_task_has_an_example_that_it_takes(task: str) -> None:
     for row in rows:
         assert {role for role in ("image", "source", "target") if role in row} == set(IMAGES[task])
         record = Record(key="k", index=0, epoch=0, position=0, source="s", files={}, fields=row)
-        assert TASKS[task](record, np.random.default_rng(0)).task == task
+        assert TASKS[task].make(record, np.random.default_rng(0)).task == task
 
 
 def test_the_published_mix_and_the_folder_are_real() -> None:
@@ -67,6 +67,6 @@ def test_every_form_of_a_conversation_is_one_that_is_read(tmp_path: Path) -> Non
         record = Record(
             key=key, index=0, epoch=0, position=position, source="d", files=files, fields=row
         )
-        example = TASKS["image_to_text"](record, np.random.default_rng(0))
+        example = TASKS["image_to_text"].make(record, np.random.default_rng(0))
         counts.append(len(example.prompt_images))
     assert counts == [1, 2, 0]

@@ -1,4 +1,4 @@
-"""Captions of a folder's images: where they may stand, which one counts, and what contradicts."""
+"""Captions of a folder's images: their places, their precedence, and contradictions."""
 
 import unicodedata
 from pathlib import Path
@@ -12,7 +12,7 @@ from blip3o.data.sources.folder import FolderConfig, FolderSource
 
 
 def write(folder: Path, *images: str, **texts: str | bytes) -> None:
-    """Writes images, and files of text; `__` in a keyword stands for a dot."""
+    """Writes images and text files; `__` in a keyword stands for a dot."""
     for name in images:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (4, 4)).save(folder / name)
@@ -106,12 +106,12 @@ def test_names_with_accents_are_found_however_they_are_written(tmp_path: Path) -
             "'text' appears twice",
         ),
         ("metadata.jsonl", '{"file_name": "a.png"}\n{"text": "x"}', "row 2 of .* no file_name"),
-        ("metadata.jsonl", '["file_name"]', "line 1 is no JSON object"),
+        ("metadata.jsonl", '["file_name"]', "line 1 is not a JSON object"),
         ("metadata.csv", "file_name,text\na.png,a cat, and a dog\n", "number of columns"),
         ("metadata.csv", "file_name,text\na.png\n", "number of columns"),
         ("metadata.csv", "file_name,text,text\na.png,x,y\n", "same name"),
         ("metadata.csv", "file_name,text,FILE_NAME\na.png,x,y\n", "same name"),
-        ("metadata.csv", 'file_name,text\na.png,"a \\"red\\" cat"\n', 'line 2: .* written ""'),
+        ("metadata.csv", 'file_name,text\na.png,"a \\"red\\" cat"\n', 'line 2: .* write ""'),
         ("metadata.csv", 'file_name,text\na.png,"open\n', "line 2: unexpected end"),
         ("metadata.csv", "version https://git-lfs.github.com/spec/v1\noid", "git lfs pull"),
         ("metadata.jsonl", "version https://git-lfs.github.com/spec/v1\noid", "git lfs pull"),
@@ -126,7 +126,7 @@ def test_a_damaged_list_is_named(tmp_path: Path, name: str, text: str, said: str
         source(tmp_path)
 
 
-def test_a_text_file_stands_above_the_json_beside_it(tmp_path: Path) -> None:
+def test_a_text_file_takes_precedence_over_the_json(tmp_path: Path) -> None:
     write(tmp_path, "a.png", a__txt="text", a__json='{"captions": ["x", "y"], "id": 1}')
     assert fields(tmp_path) == {"id": 1, "caption": "text"}
     (tmp_path / "a.txt").unlink()
@@ -169,10 +169,13 @@ def test_two_different_captions_are_a_bad_record(
 ) -> None:
     write(tmp_path, "a.png", **texts)
     if len(list(tmp_path.iterdir())) == len(texts):
-        pytest.skip("this file system takes a.txt and a.TXT for one")
+        pytest.skip("this file system ignores the case of file names")
     with pytest.raises(ValueError, match="different captions; keep one"):
         source(tmp_path).read(0)
-    same = {name: text.replace("two", "one") for name, text in texts.items()}  # type: ignore
+    same = {
+        name: text.replace("two", "one") if isinstance(text, str) else text.replace(b"two", b"one")
+        for name, text in texts.items()
+    }
     write(tmp_path, **same)
     assert "one" in fields(tmp_path).values()
 
@@ -221,10 +224,10 @@ def test_unused_texts_are_counted_and_the_default_is_mentioned(tmp_path: Path) -
         ("metadata.jsonl", '{"image": "a.png", "text": "x"}', "without a column file_name"),
         ("metadata.csv", "file_name,description\na.png,x\n", "without a column caption or text"),
         ("metadata.jsonl", '{"file_name": "a.png", "text": null}', "without a column caption"),
-        ("metadata.csv", "file_name,text\nA.PNG,x\n", "a list of captions names"),
+        ("metadata.csv", "file_name,text\nA.PNG,x\n", "named in a list of captions"),
     ],
 )
-def test_whatever_is_not_used_says_that_the_default_stands_in_its_place(
+def test_unused_texts_are_reported_with_the_default_caption_that_replaces_them(
     tmp_path: Path, name: str, text: str, reason: str
 ) -> None:
     write(tmp_path, "a.png")
@@ -237,7 +240,7 @@ def test_whatever_is_not_used_says_that_the_default_stands_in_its_place(
     assert "while 1 image takes the default caption 'my dog'" in said
 
 
-def test_a_list_of_conversations_is_no_list_without_captions(tmp_path: Path) -> None:
+def test_a_list_of_conversations_needs_no_captions(tmp_path: Path) -> None:
     talk = '[{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]'
     rows = f'{{"file_name": "a.png", "conversations": {talk}}}'
     write(tmp_path, "a.png", metadata__jsonl=rows)
@@ -268,7 +271,7 @@ def test_a_listed_image_that_is_not_there_is_counted(tmp_path: Path) -> None:
     rows = '{"file_name": "a.png", "text": "x"}\n{"file_name": "gone.png", "text": "x"}'
     write(tmp_path, "a.png", metadata__jsonl=rows)
     (reason,) = source(tmp_path).passed_over
-    assert "names and that is not read (gone.png)" in reason
+    assert "named in a list of captions but not read (gone.png)" in reason
 
 
 def test_texts_change_their_own_fingerprint_only(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Which files of a folder are images, which are passed over and said so, and where links lead."""
+"""Scans of a folder: its images, the files that are passed over, and its links."""
 
 import os
 import shutil
@@ -135,7 +135,7 @@ def test_links_in_a_circle_or_to_nowhere_are_left_out_and_counted(linked: Path) 
 
 
 def test_many_folders_that_link_to_each_other_come_to_an_end(tmp_path: Path) -> None:
-    for one in range(12):  # 12! ways to go through them
+    for one in range(12):  # there are 12! paths through them
         image(tmp_path / str(one) / "a.png")
         for other in range(12):
             (tmp_path / str(one) / f"to{other}").symlink_to(f"../{other}")
@@ -174,10 +174,10 @@ def test_a_file_that_goes_away_is_a_bad_record_and_stops_nothing(tmp_path: Path)
     assert len(own.fingerprint()) == 32
 
 
-def test_a_folder_without_images_says_what_is_there(tmp_path: Path) -> None:
+def test_the_error_for_a_folder_without_images_lists_its_files(tmp_path: Path) -> None:
     (tmp_path / "a.heic").write_bytes(b"x")
     with pytest.raises(UsageError, match=r"no image in .*; 1 x an image of a kind .* \.heic"):
         source(tmp_path)
     (tmp_path / "x.tar").write_bytes(b"")
-    with pytest.raises(UsageError, match=r"its tar shards are read as .*/\*\.tar"):
+    with pytest.raises(UsageError, match=r"to read its tar shards, give .*/\*\.tar"):
         source(tmp_path)

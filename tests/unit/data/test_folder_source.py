@@ -1,4 +1,4 @@
-"""Folders of images with captions beside them."""
+"""Folders of images with captions in text files."""
 
 from pathlib import Path
 
@@ -58,7 +58,7 @@ def test_text_that_cannot_be_read_is_a_bad_record(tmp_path: Path) -> None:
             source(tmp_path).read(0)
 
 
-def test_the_mark_that_some_editors_begin_a_file_with_is_no_text(tmp_path: Path) -> None:
+def test_a_byte_order_mark_is_not_part_of_the_text(tmp_path: Path) -> None:
     write(tmp_path, "a.png")
     (tmp_path / "a.txt").write_text("a dog", encoding="utf-8-sig")
     (tmp_path / "a.json").write_text('{"id": 1}', encoding="utf-8-sig")

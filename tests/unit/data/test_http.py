@@ -1,4 +1,4 @@
-"""Servers that answer wrong, too much, too slowly or for ever: asked again, or one clear line."""
+"""Servers with wrong, oversized, slow or endless answers: a retry, or one clear error."""
 
 import re
 import threading
@@ -15,7 +15,7 @@ from blip3o.data.sources.files import files_of
 
 
 class HostileHandler(server.BaseHTTPRequestHandler):
-    """Answers the first requests as `server.tricks` says, and a sound 206 when they are used up."""
+    """Answers the first requests with `server.tricks`, and later ones with a valid 206."""
 
     protocol_version = "HTTP/1.1"
     data = bytes(range(256)) * 16
@@ -27,7 +27,9 @@ class HostileHandler(server.BaseHTTPRequestHandler):
         hub = cast("Any", self.server)
         hub.count += 1
         trick = hub.tricks.pop(0) if hub.tricks else None
-        first, last = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers["range"]).groups()  # type: ignore[union-attr]
+        found = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers["range"])
+        assert found is not None
+        first, last = found.groups()
         first, last = int(first), min(int(last), len(self.data) - 1)
         body, said, tag = self.data[first : last + 1], f"{first}-{last}", "1"
         if trick == "short":
@@ -78,7 +80,7 @@ class HostileHandler(server.BaseHTTPRequestHandler):
                 if trick != "endless":
                     hub.stop.wait(0.02)
         except OSError:
-            pass  # the client had enough
+            pass  # the client closed the connection
 
 
 @pytest.fixture
@@ -133,10 +135,10 @@ def test_a_server_that_always_answers_wrong_stops_with_one_line(
         ("elsewhere", "unsupported protocol"),
         ("gone", "HTTP 410"),
         ("whole", "ignores range requests"),
-        ("compressed", "compresses it on the way"),
+        ("compressed", "compresses its answers"),
     ],
 )
-def test_what_no_further_attempt_helps_stops_at_once(
+def test_permanent_errors_are_not_retried(
     hostile: Callable[..., str], trick: str, reason: str
 ) -> None:
     address = hostile(*[trick] * 40) + f"?{trick}=1"
@@ -164,7 +166,7 @@ def test_the_end_of_a_file_ends_a_range(hostile: Callable[..., str]) -> None:
     assert files.read(address, size - 4, 4) == HostileHandler.data[-4:]
 
 
-def test_another_version_of_a_file_is_said_once(
+def test_a_new_version_of_a_file_is_reported_once(
     hostile: Callable[..., str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     address = hostile() + "?version"

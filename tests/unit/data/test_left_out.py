@@ -1,4 +1,4 @@
-"""What is left out is said: by `data pack`, `data stats`, and a run at its start and end."""
+"""Reports of left-out records: by `data pack`, `data stats`, and a run at its start and end."""
 
 import dataclasses
 import io
@@ -47,7 +47,7 @@ def folder(tmp_path: Path) -> Path:
     return base
 
 
-def test_packing_says_what_it_left_out_and_keeps_names(
+def test_packing_reports_omissions_and_keeps_names(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "out"
@@ -107,7 +107,7 @@ def test_packing_nothing_fails_and_leaves_no_shards(
     assert not list(out.glob("*.skipped.jsonl"))
 
 
-def test_a_store_out_of_reach_is_no_bad_record(
+def test_an_unreachable_store_does_not_count_as_a_bad_record(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*_: object) -> None:
@@ -132,7 +132,7 @@ def test_a_full_disk_is_one_line(
     assert "the disk is full; free some space" in capsys.readouterr().err
 
 
-def test_strange_shards_and_damaged_notes_are_never_taken_for_packed_ones(
+def test_shards_of_unknown_origin_and_damaged_notes_are_refused(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "o"
@@ -141,7 +141,7 @@ def test_strange_shards_and_damaged_notes_are_never_taken_for_packed_ones(
     strange = out / "own-000003.tar"
     strange.write_bytes(b"somebody's")
     assert main(command) == 2
-    assert "nothing says of which data" in capsys.readouterr().err
+    assert "of unknown origin" in capsys.readouterr().err
     assert strange.read_bytes() == b"somebody's"
     strange.unlink()
     assert main(command) == 0
@@ -149,8 +149,8 @@ def test_strange_shards_and_damaged_notes_are_never_taken_for_packed_ones(
     for file, content, said in (
         (notes, "{", "own-000000.skipped.jsonl is damaged: remove it and own-000000.tar"),
         (notes, "[1]", "is damaged"),
-        (settings, "{", "nothing says of which data"),
-        (settings, '{"data": "x"}', "packed from other data or in other sizes"),
+        (settings, "{", "of unknown origin"),
+        (settings, '{"data": "x"}', "packed from other data or with another --shard-size"),
     ):
         before = file.read_text()
         file.write_text(content)
@@ -160,10 +160,10 @@ def test_strange_shards_and_damaged_notes_are_never_taken_for_packed_ones(
         file.write_text(before)
     assert main(command) == 0
     assert main([*command, "--name", "../x"]) == 2
-    assert "no name of a file" in capsys.readouterr().err
+    assert "is not a file name" in capsys.readouterr().err
 
 
-def test_two_calls_at_once_pack_once(folder: Path, tmp_path: Path) -> None:
+def test_two_simultaneous_calls_pack_once(folder: Path, tmp_path: Path) -> None:
     def run() -> None:
         pack(str(folder), tmp_path / "out", name=None, shard_size=1, jobs=1)
 
@@ -282,7 +282,7 @@ def test_batches_may_mix_conversations_about_one_image_several_and_none(
         num_rows += len(batch)
         given = batch.prompt_features if batch.prompt_pixels is None else batch.prompt_pixels
         images = 0 if given is None else len(given)
-        # An image takes two tokens: rows and images fit each other in every batch.
+        # An image takes two tokens, so every batch must have as many images as its rows need.
         assert int((batch.input_ids == pad).sum()) == 2 * images
         num_images += images
     assert (num_rows, num_images) == (4, 4)
@@ -304,7 +304,7 @@ def test_an_image_file_read_in_odd_ways_is_packed(tmp_path: Path) -> None:
     buffer = io.BytesIO()
     Image.new("RGB", (PX, PX)).save(buffer, "TIFF")
     (tmp_path / "own").mkdir()
-    (tmp_path / "own" / "a.png").write_bytes(buffer.getvalue())  # a TIFF of another name
+    (tmp_path / "own" / "a.png").write_bytes(buffer.getvalue())  # a TIFF with a wrong ending
     pack(str(tmp_path / "own"), tmp_path / "out", name="o", shard_size=5, jobs=1)
     source = WebDatasetConfig(path=f"{tmp_path}/out/o-*.tar", name="o").build()
     assert source.read(0)[1]["image"].startswith(b"\x89PNG")

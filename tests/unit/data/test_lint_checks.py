@@ -1,4 +1,4 @@
-"""Lint and a run are of one mind: what one refuses, the other names."""
+"""Lint reports exactly the records that a run refuses."""
 
 import io
 import itertools
@@ -71,21 +71,21 @@ def write(tmp_path: Path) -> Callable[..., str]:
 
 
 def refusals(path: str, task: str, preparer: Preparer) -> int:
-    """Returns how many records a run refuses that sees each of them many times."""
+    """Returns the number of records that a run refuses when it sees each of them many times."""
     entry = MixtureEntry(source=JsonlConfig(path=path, name="d"), task=task)
     config = DataConfig(mixture=(entry,), bad_sample_limit=1.0)
     loader = Loader(config, preparer, seed=0, global_batch_size=16, micro_batch_size=16)
     try:
         for _ in itertools.islice(loader(0), 4):
             pass
-    except UsageError:  # a hundred in a row
+    except UsageError:  # a hundred bad records in a row
         return loader.num_bad or 1
     return loader.num_bad
 
 
 @pytest.mark.parametrize(("task", "fields"), BAD)
 @pytest.mark.parametrize("is_asked", [True, False])
-def test_lint_names_what_a_run_would_refuse(
+def test_lint_reports_the_records_that_a_run_refuses(
     write: Callable[..., str],
     preparer: Preparer,
     task: str,
@@ -148,7 +148,7 @@ def test_another_field_and_drawn_questions_are_checked(write: Callable[..., str]
 
 
 @pytest.mark.parametrize("error", [TypeError("odd"), MemoryError(), RecursionError(), KeyError(3)])
-def test_no_error_hides_what_is_wrong_with_others(
+def test_an_error_in_one_record_does_not_hide_others(
     write: Callable[..., str], monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
     path = write({"caption": "one"}, {"caption": ""}, {"caption": "three"})
@@ -196,7 +196,7 @@ def test_the_image_that_reading_returns_is_judged(
 
 
 @pytest.mark.parametrize("make", [lambda d: d, lambda d: d + b"\0" * 40])
-def test_a_file_of_several_frames_is_told_and_a_phones_photo_is_none(
+def test_files_with_several_frames_are_reported_except_photos_of_phones(
     tmp_path: Path, make: Callable[[bytes], bytes]
 ) -> None:
     frames = [Image.linear_gradient("L").rotate(turn) for turn in (0, 90)]
@@ -213,7 +213,7 @@ def test_a_file_of_several_frames_is_told_and_a_phones_photo_is_none(
 def test_side_chunks_that_are_not_read_say_nothing(tmp_path: Path) -> None:
     data = save(Image.linear_gradient("L"), "PNG")
     for number, chunk in enumerate((b"tEXt", b"zTXt", b"tRNS")):
-        bad = struct.pack(">I", 5) + chunk + b"a\0bcd" + b"\1\2\3\4"  # its check sum is wrong
+        bad = struct.pack(">I", 5) + chunk + b"a\0bcd" + b"\1\2\3\4"  # its checksum is wrong
         (tmp_path / f"{number}.png").write_bytes(data[:33] + bad + data[33:])
         (tmp_path / f"{number}.txt").write_text("a ramp")
     assert lint([str(tmp_path)], min_px=1).findings == []
@@ -233,7 +233,7 @@ def test_the_summary_fits_a_screen_and_says_how_to_see_the_rest(tmp_path: Path) 
     assert max(map(len, lines)) < 260
     assert "k0" in lines[1] and "k4" in lines[5] and "and 295 more" in lines[6]  # noqa: PT018
     assert "       3  passed over: s: no image" in lines
-    assert lines[-1] == "--out FILE names every one"
+    assert lines[-1] == "--out FILE writes all of them"
     report = LintReport(num_records=1, findings=[], file=tmp_path / "f.jsonl")
     assert report.text() == f"1 records, 0 bad; nothing found\nall findings: {tmp_path}/f.jsonl"
 
@@ -246,7 +246,7 @@ def test_a_list_without_records_is_not_clean(tmp_path: Path, text: str) -> None:
     assert not lint([f"{tmp_path}/d.jsonl"]).is_clean
 
 
-def test_one_reason_for_all_captions_is_said_once(write: Callable[..., str]) -> None:
+def test_a_reason_common_to_all_captions_is_reported_once(write: Callable[..., str]) -> None:
     path = write({"image": ["a.png", "a.png"], "captions": ["x", "y"]}, {"captions": ["x", "", ""]})
     details = [one.detail for one in lint([path], min_px=1).findings]
     assert details[0].startswith("the record has several images")

@@ -1,4 +1,4 @@
-"""Images that Pillow alone refuses and `open_image` reads are no findings."""
+"""Images that only plain Pillow refuses are not findings, because `open_image` reads them."""
 
 import io
 import struct
@@ -25,7 +25,7 @@ BAD_NOTES = {
 
 
 @pytest.mark.parametrize("name", BAD_NOTES)
-def test_a_damaged_note_is_no_finding(tmp_path: Path, name: str) -> None:
+def test_damaged_image_metadata_is_not_a_finding(tmp_path: Path, name: str) -> None:
     file = io.BytesIO()
     pixels = np.random.default_rng(0).integers(0, 256, (96, 96, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(file, "PNG")

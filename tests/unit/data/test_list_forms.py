@@ -1,4 +1,4 @@
-"""Lists of records in every form that people write them in, and clear words for the rest."""
+"""Lists of records in all common formats, and clear errors for the others."""
 
 import gzip
 import json
@@ -82,8 +82,8 @@ BAD_LINES = {
     '{"caption": "x",}': "a comma precedes the closing bracket",
     "{'caption': 'x'}": "double quotes",
     '{"caption": "x': "record 1 ",
-    "[1]": "no JSON object",
-    "null": "no JSON object",
+    "[1]": "not a JSON object",
+    "null": "not a JSON object",
     '{"id": ' + "9" * 5000 + "}": "a number of more than 4300 digits",
     '{"caption": "x", "c\\u0061ption": "y"}': "key 'caption' appears twice",
     '{"a": 1} {"a": 2}': "not JSON: Extra data",
@@ -115,7 +115,7 @@ def test_a_bad_record_in_a_list_is_bad_alone(tmp_path: Path) -> None:
         own.read(3)
     with pytest.raises(ValueError, match="key 'a' appears twice"):
         own.read(1)
-    with pytest.raises(ValueError, match="no JSON object"):
+    with pytest.raises(ValueError, match="not a JSON object"):
         own.read(2)
 
 
@@ -146,7 +146,7 @@ FOREIGN = {
 
 
 @pytest.mark.parametrize("word", FOREIGN)
-def test_other_files_are_named_as_what_they_are(tmp_path: Path, word: str) -> None:
+def test_other_kinds_of_files_are_recognized(tmp_path: Path, word: str) -> None:
     for name in ("d.jsonl", "d.json", "d.parquet", "d"):
         (tmp_path / name).write_bytes(FOREIGN[word])
         with pytest.raises(UsageError, match=word):
@@ -160,11 +160,11 @@ def test_a_tar_whose_first_name_looks_like_something_else_is_a_tar(tmp_path: Pat
         assert source_config(str(tmp_path / f"{number}.tar")).kind == "webdataset"
 
 
-def test_arrays_beside_the_records_are_counted(tmp_path: Path) -> None:
+def test_other_arrays_next_to_the_records_are_counted(tmp_path: Path) -> None:
     file = write(tmp_path, "d.json", json.dumps({"train": ROWS, "test": ROWS, "info": {}}))
     own = JsonlConfig(path=str(file), name="d").build()
     assert len(own) == len(ROWS)
-    assert own.passed_over == {"an array beside the one of the records: 'test'": 1}
+    assert own.passed_over == {"another array next to that of the records: 'test'": 1}
 
 
 def test_the_fingerprint_knows_where_the_images_are(tmp_path: Path) -> None:
@@ -199,12 +199,12 @@ def test_tables_coco_and_images_are_named(tmp_path: Path) -> None:
     coco = {"images": [{"id": 1}], "annotations": [{"image_id": 1}]}
     with pytest.raises(UsageError, match="COCO annotations"):
         source_config(str(write(tmp_path, "d.json", json.dumps(coco)))).build()
-    with pytest.raises(UsageError, match=r"a\.PNG is an image; name the folder"):
+    with pytest.raises(UsageError, match=r"a\.PNG is an image; give the folder"):
         source_config(str(write(tmp_path, "a.PNG", "x")))
 
 
 @pytest.mark.parametrize("name", ["pipe.jsonl", "dir.jsonl"])
-def test_a_list_that_is_no_file_is_refused_at_once(tmp_path: Path, name: str) -> None:
+def test_a_list_that_is_not_a_regular_file_is_refused(tmp_path: Path, name: str) -> None:
     if name.startswith("pipe"):
         os.mkfifo(tmp_path / name)
     else:

@@ -1,4 +1,4 @@
-"""The loader: the same batches however they are loaded; bad samples counted, listed, replaced."""
+"""The loader: batches do not depend on how they are loaded; bad samples are replaced."""
 
 import dataclasses
 import itertools
@@ -27,7 +27,7 @@ WriteTar = Callable[[Path, dict[str, bytes]], None]
 def steps(loader: Loader, start: int, count: int) -> list[list[Batch]]:
     iterator = loader(start)
     taken = list(itertools.islice(iterator, count))
-    iterator.close()  # type: ignore[attr-defined]  (a generator)
+    iterator.close()
     return taken
 
 
@@ -66,7 +66,7 @@ def test_processes_share_the_same_global_batches(make_loader: MakeLoader, world_
         ]
 
     whole = rows(steps(make_loader(), 2, 5))
-    for workers in (0, 1, 4):  # more readers in all than there are shards
+    for workers in (0, 1, 4):  # more readers than shards
         shares = [
             rows(steps(make_loader(rank=r, world_size=world_size, num_workers=workers), 2, 5))
             for r in range(world_size)
@@ -104,10 +104,10 @@ def test_draws_are_made_anew_for_every_sample(
             decode(ids[mask].tolist())
             for ids, mask in zip(b.input_ids, b.attention_mask, strict=True)
         }
-        for (b,) in steps(loader, 0, 4)  # a step is an epoch
+        for (b,) in steps(loader, 0, 4)  # each step is an epoch
     ]
     assert all(len(texts) == 12 for texts in drawn)
-    assert len(set.union(*drawn)) > 18  # of 24: two captions an image
+    assert len(set.union(*drawn)) > 18  # of 24: two captions per image
 
 
 def test_an_entry_may_name_the_field_of_its_conversations(
@@ -159,7 +159,7 @@ def caption(text: str = "a cat") -> bytes:
 
 @pytest.fixture
 def damaged(tmp_path: Path, write_tar: WriteTar, shards: Path) -> tuple[MixtureEntry, ...]:
-    """Forty records, five of which are bad, each in its own way."""
+    """Forty records; five of them are bad, each in a different way."""
     good = WebDatasetConfig(path=f"{shards}/scenes-0.tar", name="good").build().read(3)[1]["image"]
     members = {}
     for number in range(40):
@@ -230,7 +230,7 @@ def test_a_replaced_sample_leaves_the_others_as_they_are(
     }
     path = Path(damaged[0].source.path)
     whole = path.read_bytes().replace(b'{"captions": [" "]}', b'{"captions": ["c"]}')
-    path.write_bytes(whole)  # one of the bad ones is mended, and nothing else moves
+    path.write_bytes(whole)  # repair one bad record; nothing else moves
     after = texts(tmp_path / "r.jsonl")
     changed = {index for index in before if before[index] != after[index]}
     assert changed
@@ -251,7 +251,7 @@ def test_too_many_bad_samples_stop_the_run(
         assert "\n" not in str(caught.value)
         stops.append(loader.num_seen)
     assert stops[0] == stops[1]
-    steps(make_loader(mixture=damaged, bad_sample_limit=0.5), 0, 60)  # a sixth of them is bad
+    steps(make_loader(mixture=damaged, bad_sample_limit=0.5), 0, 60)  # one sixth is bad
     with pytest.raises(UsageError, match=r"limit of 0\.0%"):
         steps(make_loader(mixture=damaged, bad_sample_limit=0.0), 0, 7)
 
@@ -289,21 +289,21 @@ def test_first_images_pass_over_bad_ones(
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGUSR1])
 def test_workers_leave_signals_to_the_run(make_loader: MakeLoader, number: int) -> None:
-    old = signal.signal(number, signal.SIG_DFL)  # what a worker that is not forked begins with
+    old = signal.signal(number, signal.SIG_DFL)  # the handler of a worker that is not forked
     try:
         iterator = make_loader(num_workers=1)(0)
         next(iterator)
         (worker,) = multiprocessing.active_children()
         assert worker.pid is not None
         os.kill(worker.pid, number)
-        for _ in range(12):  # more than are loaded ahead
+        for _ in range(12):  # more than the loader prefetches
             next(iterator)
-        iterator.close()  # type: ignore[attr-defined]  (a generator)
+        iterator.close()
     finally:
         signal.signal(number, old)
 
 
-def test_a_bug_is_no_bad_sample_and_ends_the_workers_at_once(
+def test_a_bug_does_not_count_as_a_bad_sample_and_stops_the_workers(
     make_loader: MakeLoader, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def die(self: Preparer, example: object) -> None:

@@ -1,4 +1,4 @@
-"""Order: a pure function of the seed and the sample's number."""
+"""The order of samples: a pure function of the seed and the sample's number."""
 
 from collections import Counter
 from typing import Any
@@ -48,7 +48,7 @@ def test_every_entry_of_a_mixture_covers_its_epochs(mixture: tuple[MixtureEntry,
 def test_any_start_goes_on_with_the_same_samples(
     mixture: tuple[MixtureEntry, ...], start: int
 ) -> None:
-    whole = slots(Mixture(config(*mixture), seed=5), 0, start + 20)[start:]  # walked there
+    whole = slots(Mixture(config(*mixture), seed=5), 0, start + 20)[start:]  # reached step by step
     resumed = Mixture(config(*mixture), seed=5)
     assert slots(resumed, start, 20) == whole
     again = Mixture(config(*mixture), seed=5)
@@ -124,7 +124,7 @@ def test_a_wrong_number_is_refused_by_name(
 
 
 def test_every_cycle_keeps_the_shares_and_no_entry_starves(scenes: WebDatasetConfig) -> None:
-    weights = (27.0, 5.0, 4.0, 1e-9)  # and one that is nearly nothing
+    weights = (27.0, 5.0, 4.0, 1e-9)  # the last is close to zero
     entries = [MixtureEntry(source=scenes, task="text", weight=weight) for weight in weights]
     mixed = Mixture(config(*entries), seed=0)
     drawn = Counter(slot.entry for slot in slots(mixed, 3 * CYCLE, CYCLE))

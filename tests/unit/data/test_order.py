@@ -1,4 +1,4 @@
-"""The order of one source: a permutation in blocks, found anywhere without what came before."""
+"""The order of one source: a permutation in blocks with random access."""
 
 import sys
 import time
@@ -34,7 +34,7 @@ def test_neighbors_in_time_come_from_few_stretches() -> None:
     for window in met.reshape(-1, 500):
         assert len(set(window // 100)) == 5
     steps = np.abs(np.diff(met))
-    assert np.median(steps) > 5000  # and yet next to each other stand records from all over
+    assert np.median(steps) > 5000  # neighbors in the order are far apart in the source
 
 
 def test_the_cost_does_not_grow_with_the_place() -> None:
@@ -51,7 +51,7 @@ def test_the_cost_does_not_grow_with_the_place() -> None:
 
 @pytest.fixture
 def busy_threads() -> Iterator[None]:
-    """Threads take turns as often as they can."""
+    """Makes threads switch as often as possible."""
     before = sys.getswitchinterval()
     sys.setswitchinterval(1e-6)
     yield
@@ -60,7 +60,7 @@ def busy_threads() -> Iterator[None]:
 
 @pytest.mark.usefixtures("busy_threads")
 def test_threads_may_share_an_order() -> None:
-    # A step of a small source goes over many epochs; remote records are read by many threads.
+    # A step of a small source spans many epochs, and many threads read remote records.
     wanted = [(epoch, n) for epoch in range(300) for n in range(3)]
     alone = RecordOrder([3], 0, "order")
     expected = [alone.position(epoch, n) for epoch, n in wanted]

@@ -1,4 +1,4 @@
-"""Patterns of shards: a path that exists is no pattern, and every counted file must exist."""
+"""Patterns of shards: existing paths are literal, and every file of a range must exist."""
 
 from pathlib import Path
 
@@ -6,7 +6,7 @@ import pytest
 
 from blip3o.core.errors import UsageError
 from blip3o.data.sources import patterns
-from blip3o.data.sources.files import beside, expand
+from blip3o.data.sources.files import expand, neighbor
 from blip3o.data.sources.shards import INDEX_SUFFIX
 from blip3o.data.sources.webdataset import WebDatasetConfig
 from blip3o.data.walk import source_config
@@ -90,11 +90,11 @@ def test_every_counted_file_must_exist(tmp_path: Path, pattern: str, missing: li
 def test_endless_counts_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(patterns, "_MAX_FILES", 1000)
     for pattern in ("x-{0..99999999999}.tar", "http://h/{0..9999}{0..9999}.tar"):
-        with pytest.raises(UsageError, match="counts more than 1000 files"):
+        with pytest.raises(UsageError, match="stands for more than 1000 files"):
             expand(pattern)
 
 
-def test_indices_are_no_shards_and_one_without_its_shard_is_said(
+def test_indices_are_not_shards_and_an_index_without_shard_is_reported(
     shards: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = WebDatasetConfig(path=f"{shards}/*", name="s")
@@ -108,7 +108,7 @@ def test_indices_are_no_shards_and_one_without_its_shard_is_said(
         config.build()
 
 
-def test_an_odd_path_holds_what_it_holds(shards: Path) -> None:
+def test_paths_with_special_characters_are_literal(shards: Path) -> None:
     folder = shards / "odd [v1] {0..3}"
     folder.mkdir()
     (shards / "scenes-0.tar").rename(folder / "x?.tar")
@@ -123,5 +123,5 @@ def test_addresses(tmp_path: Path) -> None:
     for pattern in ("http://h/*.tar", "http://h/x-?.tar", "https://h/[0-9].tar"):
         with pytest.raises(UsageError, match="lists no files"):
             expand(pattern)
-    assert beside("https://h/a.tar?token=b", ".npz") == "https://h/a.tar.npz?token=b"
-    assert beside("/x/a?.tar", ".npz") == "/x/a?.tar.npz"
+    assert neighbor("https://h/a.tar?token=b", ".npz") == "https://h/a.tar.npz?token=b"
+    assert neighbor("/x/a?.tar", ".npz") == "/x/a?.tar.npz"

@@ -1,4 +1,4 @@
-"""How a row names its images: one, several, in messages; by path, address or bytes."""
+"""Image references of a row: one, several or in messages; as path, address or bytes."""
 
 import base64
 import json
@@ -12,7 +12,7 @@ from blip3o.data.sources.jsonl import JsonlConfig, JsonlSource
 from blip3o.data.sources.references import image_role
 
 _TEXTS = ("value", "content")
-PIXELS = b"\xfb\xff\xbfPNG"  # base64 of it has both signs that differ between the alphabets
+PIXELS = b"\xfb\xff\xbfPNG"  # its base64 has both characters that differ between the alphabets
 
 
 def of(folder: Path, *rows: dict[str, Any], **settings: Any) -> JsonlSource:
@@ -204,23 +204,23 @@ def test_edits_and_data_sets_called_source(base: Path) -> None:
         ({"image": ["/dev/zero"]}, "not an ordinary file"),
         ({"image": {"path": "/dev/zero"}}, "not an ordinary file"),
         ({"image": "file:///dev/zero"}, "not an ordinary file"),
-        ({"image": "https://example.com/a.png"}, "is an address; fetch it"),
-        ({"image": "s3://bucket/a.png"}, "is an address; fetch it"),
+        ({"image": "https://example.com/a.png"}, "is an address; download it"),
+        ({"image": "s3://bucket/a.png"}, "is an address; download it"),
         ({"image": "a\0.png"}, "no such image"),
         ({"image": "a" * 5000}, "no such image"),
         ({"image": "data:image/png;base64,@@@"}, "damaged"),
         ({"image": {"bytes": "\u0089PNG"}}, "an image in base64 is damaged"),
-        ({"image_url": "https://example.com/a.png"}, "is an address; fetch it"),
+        ({"image_url": "https://example.com/a.png"}, "is an address; download it"),
         ({"image": "data:image/png"}, "without a comma"),
         ({"image": "a.png", "images": ["b.png"]}, "different images"),
         ({"source": ["a.png", "b.png"], "target": "a.png"}, "several images"),
         (
             {"image": "a.png", "messages": [{"content": [{"type": "image", "image": "a.png"}]}]},
-            "and in its messages, too",
+            "both in a field and in its messages",
         ),
     ],
 )
-def test_what_cannot_be_read_is_a_bad_record(base: Path, row: dict[str, Any], said: str) -> None:
+def test_an_unreadable_image_makes_a_bad_record(base: Path, row: dict[str, Any], said: str) -> None:
     with pytest.raises((ValueError, OSError), match=said):
         of(base, row).read(0)
 

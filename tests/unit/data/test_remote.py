@@ -1,4 +1,4 @@
-"""Remote shards and lists: range reads, retries with pauses, one clear stop."""
+"""Remote shards and lists: range reads, retries with pauses, and one clear error."""
 
 import http.server
 import itertools
@@ -56,7 +56,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
         body = file.read_bytes() if file.is_file() else b""
         total = len(body)
         if status == 206:
-            first, last = re.fullmatch(r"bytes=(\d+)-(\d+)", wanted).groups()  # type: ignore[union-attr]
+            found = re.fullmatch(r"bytes=(\d+)-(\d+)", wanted)
+            assert found is not None
+            first, last = found.groups()
             body = body[int(first) : int(last) + 1]
             status = 206 if body else 416
         self.send_response(status)
@@ -100,17 +102,17 @@ def test_http_shards_give_the_records_of_local_ones(
     assert source.is_remote
     assert source.fingerprint() == local.fingerprint()
     assert [source.read(k) for k in range(12)] == [local.read(k) for k in range(12)]
-    assert all(wanted for _, wanted in server.requests)  # nothing was ever fetched whole
+    assert all(wanted for _, wanted in server.requests)  # no file was fetched whole
     server.requests.clear()
     again = remote(server).build()
-    assert server.requests == []  # the index was kept
+    assert server.requests == []  # the index was stored
     again.read(3)
     assert len(server.requests) == 1  # one range for all members of a record
 
 
 def test_a_source_that_was_read_goes_to_another_process(server: Server) -> None:
     source = remote(server).build()
-    record = source.read(3)  # over a connection that now is open
+    record = source.read(3)  # over the connection that is open now
     assert pickle.loads(pickle.dumps(source)).read(3) == record
 
 
@@ -118,7 +120,7 @@ def test_a_published_index_is_taken(server: Server, shards: Path, scenes: WebDat
     scenes.build()
     source = remote(server).build()
     indices = [path for path, _ in server.requests if path.endswith(INDEX_SUFFIX)]
-    assert len(indices) == 4  # size and content of each
+    assert len(indices) == 4  # size and content of each index
     assert source.read(11) == scenes.build().read(11)
 
 
@@ -132,7 +134,7 @@ def test_a_published_index_of_another_shard_is_not(
         else (shards / f"scenes-1.tar{INDEX_SUFFIX}").read_bytes()
     )
     with (shards / "scenes-0.tar").open("ab") as file:
-        file.write(bytes(10240))  # another size than the index was made of
+        file.write(bytes(10240))  # no longer the size in the index
     source = remote(server).build()
     assert "is of another shard" in capsys.readouterr().err
     assert [source.read(k) for k in range(12)] == expected
@@ -146,7 +148,7 @@ def test_a_server_that_fails_for_a_moment_is_asked_again(
     left = [trouble, trouble]
     server.trouble = lambda path: left.pop() if left else None
     assert source.read(5) == scenes.build().read(5)
-    assert capsys.readouterr().err.count("again in") == 2
+    assert capsys.readouterr().err.count("next attempt in") == 2
 
 
 def test_a_server_that_stays_away_stops_the_run_and_counts_no_sample(
@@ -173,7 +175,7 @@ def test_remote_and_local_samples_are_the_same(
         entry = MixtureEntry(source=source, task="text_to_image")
         steps = make_loader(mixture=(entry,), num_workers=workers)(1)
         taken = [(b.indices.tolist(), b.input_ids.tolist()) for _ in range(4) for b in next(steps)]
-        steps.close()  # type: ignore[attr-defined]
+        steps.close()
         return taken
 
     expected = indices(scenes, 0)
@@ -190,7 +192,7 @@ def test_remote_and_local_samples_are_the_same(
         (502, "cannot be reached, 4 attempts: HTTP 502"),
     ],
 )
-def test_what_cannot_be_read_is_said_in_one_line(
+def test_an_unreadable_file_gives_a_one_line_error(
     server: Server, trouble: int, message: str
 ) -> None:
     server.trouble = lambda path: trouble
@@ -200,7 +202,7 @@ def test_what_cannot_be_read_is_said_in_one_line(
     assert server.url in str(caught.value)
 
 
-def test_nobody_at_the_address() -> None:
+def test_an_unreachable_server_gives_one_error() -> None:
     with pytest.raises(UsageError, match=r"127\.0\.0\.1:9/a\.tar cannot be reached, 4 attempts"):
         WebDatasetConfig(path="http://127.0.0.1:9/a.tar", name="a").build()
 
@@ -243,7 +245,7 @@ def test_anything_fsspec_knows_is_read(scenes: WebDatasetConfig, shards: Path) -
         memory.rm("/bucket", recursive=True)
 
 
-def test_a_store_without_its_plug_in_is_said() -> None:
+def test_a_missing_plug_in_is_reported() -> None:
     with pytest.raises(UsageError, match="cannot read nope://x"):
         files_of("nope://x").stamp("nope://x")
 

@@ -1,4 +1,4 @@
-"""Records of tar shards: no caption of another image, nothing lost in silence, one clear word."""
+"""Records of tar shards: correct captions, no silent losses, and clear errors."""
 
 import io
 import tarfile
@@ -16,7 +16,7 @@ Names = tuple[str, ...]
 
 
 def write(path: Path, *members: tuple[str, bytes] | tarfile.TarInfo) -> Path:
-    """Writes members in order, any name as often as it is given."""
+    """Writes members in order; names may repeat."""
     with tarfile.open(path, "w", format=tarfile.GNU_FORMAT) as tar:
         for member in members:
             if isinstance(member, tarfile.TarInfo):
@@ -39,7 +39,7 @@ def opened(path: Path | str) -> WebDatasetSource:
 
 
 def named(*names: str) -> list[tuple[str, bytes]]:
-    """Members that hold their own name: as an image, a caption or the caption of a JSON."""
+    """Members that contain their own name, as image bytes, caption or caption in a JSON."""
     return [
         (
             name,
@@ -53,7 +53,7 @@ Record = tuple[str, Mapping[str, bytes], Mapping[str, Any]]
 
 
 def records(path: Path, *names: str) -> list[Record | str]:
-    """Returns the records of a shard of members, or the reason where one is bad."""
+    """Returns the records of a shard, with the reason in place of a bad one."""
     source = opened(write(path / "s.tar", *named(*names)))
     found: list[Record | str] = []
     for position in range(len(source)):
@@ -231,7 +231,7 @@ def test_hidden_and_junk_members_are_passed_over_and_counted(
         ([("a.json", bytes(30))], "nothing but zero bytes"),
         ([("a.txt", b"caf\xe9")], "record a: not utf-8 text: .* save it as UTF-8"),
         ([("a.txt", "a cat".encode("utf-16"))], "record a: not utf-8 text: .* save it as UTF-8"),
-        ([("a.json", b'["a cat"]')], "record a: the record's JSON is no object"),
+        ([("a.json", b'["a cat"]')], "record a: the record's JSON is not an object"),
         ([("a.json", b'{"m": {"a": 1, "a": 2}}')], "record a: the key 'a' appears twice"),
         ([("a.json", b'{"caption": "x",}')], "record a: not JSON: a comma"),
     ],
@@ -247,7 +247,7 @@ def test_a_text_that_cannot_be_read_names_its_record(
 
 
 @pytest.mark.parametrize("kind", [b"D", b"V", tarfile.DIRTYPE])
-def test_folders_and_labels_of_gnu_tar_are_no_members(tmp_path: Path, kind: bytes) -> None:
+def test_folders_and_labels_of_gnu_tar_are_not_members(tmp_path: Path, kind: bytes) -> None:
     name = "label" if kind == b"V" else "folder.png/"
     info = tarfile.TarInfo(name)
     info.type = kind
@@ -260,7 +260,7 @@ def test_folders_and_labels_of_gnu_tar_are_no_members(tmp_path: Path, kind: byte
     "kind", [tarfile.CHRTYPE, tarfile.BLKTYPE, tarfile.FIFOTYPE, b"M", b"I", b"N"]
 )
 @pytest.mark.parametrize("name", ["a.png", "a.txt"])
-def test_members_that_are_no_files_give_nothing_and_are_counted(
+def test_members_that_are_not_files_are_counted_as_passed_over(
     tmp_path: Path, kind: bytes, name: str
 ) -> None:
     info = tarfile.TarInfo(name)
@@ -280,11 +280,11 @@ def test_every_member_is_a_records_or_counted(tmp_path: Path) -> None:
     path = write(tmp_path / "s.tar", *named(*names), pipe)
     assert opened(path).passed_over == {
         "a text with a longer name than KEY.txt": 1,
-        "no image and no text: .cls": 2,
-        "no image and no text: .npy": 1,
-        "no image and no text: no ending": 1,
+        "neither an image nor a text: .cls": 2,
+        "neither an image nor a text: .npy": 1,
+        "neither an image nor a text: no ending": 1,
         "an image of a kind that is not read: .heic": 1,
-        "a device, a pipe or something else that is no file": 1,
+        "a device, a pipe or something else that is not a file": 1,
     }
     many = [(f"a.{k}.png", b"A") for k in range(300)] + [(f"b.e{k}", b"") for k in range(300)]
     source = opened(write(tmp_path / "many.tar", *many))
@@ -300,10 +300,10 @@ def test_links_lead_to_their_member(tmp_path: Path, kind: bytes) -> None:
         ("d/0.png", b"zero"),
         link("d/1.png", "./d/0.png" if is_hard else "0.png", kind),
         ("d/1.txt", b"one"),
-        link("e/2.png", "d/1.png" if is_hard else "../d/1.png", kind),  # by way of another link
-        link("3.txt", "blobs/abc", kind),  # a file without an ending, further behind
+        link("e/2.png", "d/1.png" if is_hard else "../d/1.png", kind),  # through another link
+        link("3.txt", "blobs/abc", kind),  # a file without an ending, after the link
         ("blobs/abc", b"three"),
-        link("d/0.png", "d/0.png", tarfile.LNKTYPE),  # tar writes so a file that it was given twice
+        link("d/0.png", "d/0.png", tarfile.LNKTYPE),  # tar writes this for a file given twice
     )
     source = opened(path)
     assert [source.read(k) for k in range(len(source))] == [
@@ -355,7 +355,7 @@ def test_a_link_that_leads_to_no_member_is_a_bad_record(
         assert source.read(len(source) - 1) == record("good", "good.png")
 
 
-def test_names_that_are_no_utf_8_stay_different(tmp_path: Path) -> None:
+def test_names_that_are_not_utf_8_stay_distinct(tmp_path: Path) -> None:
     path = tmp_path / "s.tar"
     with tarfile.open(path, "w", encoding="latin-1", format=tarfile.GNU_FORMAT) as tar:
         for name in ("\u00e9.png", "\u00e8.png"):

@@ -1,4 +1,4 @@
-"""Tar shards and JSON lines: the same records, random access, and clear words about damage."""
+"""Tar shards and JSON lines: the same records, random access, and clear errors."""
 
 import json
 import os
@@ -46,9 +46,7 @@ def test_the_index_is_kept_and_made_anew_for_another_shard(
     assert source.read(0) == ("a", {"image": b"P"}, {"caption": "a thing"})
 
 
-def test_the_mark_that_some_editors_begin_a_file_with_is_no_text(
-    tmp_path: Path, write_tar: WriteTar
-) -> None:
+def test_a_byte_order_mark_is_not_part_of_the_text(tmp_path: Path, write_tar: WriteTar) -> None:
     write_tar(tmp_path / "a.tar", {"a.png": b"P", "a.txt": "a dog".encode("utf-8-sig")})
     source = WebDatasetConfig(path=str(tmp_path / "a.tar"), name="s").build()
     assert source.read(0)[2] == {"caption": "a dog"}
@@ -121,7 +119,7 @@ def test_the_fingerprint_is_that_of_the_records(
     scenes: WebDatasetConfig, shards: Path, write_tar: WriteTar
 ) -> None:
     before = scenes.build().fingerprint()
-    os.utime(shards / "scenes-1.tar")  # as a copy to another machine does
+    os.utime(shards / "scenes-1.tar")  # like a copy to another machine
     assert scenes.build().fingerprint() == before
     write_tar(shards / "scenes-1.tar", {"0007.png": b"other"})
     assert scenes.build().fingerprint() != before
@@ -198,7 +196,7 @@ def test_a_truncated_shard_is_named(
 ) -> None:
     path = shards / "scenes-1.tar"
     path.write_bytes(path.read_bytes()[: size(path)])
-    with pytest.raises(UsageError, match=r"scenes-1\.tar is damaged or no plain tar: .*again$"):
+    with pytest.raises(UsageError, match=r"scenes-1\.tar is damaged or not a plain tar: .*again$"):
         scenes.build()
     assert not (shards / "scenes-1.tar.index.npz").exists()
 
@@ -220,7 +218,7 @@ def test_a_shard_cut_after_indexing_is_a_bad_record(scenes: WebDatasetConfig, sh
         source.read(11)
 
 
-def test_nothing_to_read_is_said(tmp_path: Path) -> None:
+def test_missing_data_is_reported(tmp_path: Path) -> None:
     for path in (f"{tmp_path}/*.tar", str(tmp_path)):
         with pytest.raises(UsageError, match="no shard matches"):
             WebDatasetConfig(path=path, name="s").build()

@@ -1,4 +1,4 @@
-"""Tar headers: what tarfile reads, faster, and damage is never taken for the end."""
+"""Tar headers: the same members as tarfile, and damage never counts as the end."""
 
 import io
 import tarfile
@@ -66,7 +66,7 @@ def test_a_compressed_tar_is_none() -> None:
         read_all(b"\x1f\x8b" + bytes(range(256)) * 8, 4096)
 
 
-def test_salvage_takes_every_whole_record_and_says_what_is_lost(
+def test_salvage_reads_every_intact_record_and_reports_the_damage(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / "s.tar"
@@ -75,7 +75,7 @@ def test_salvage_takes_every_whole_record_and_says_what_is_lost(
         places = [m.offset for m in tar if m.isfile()]
     data[places[3] + 3] ^= 1
     path.write_bytes(data[: places[7] + 600])  # record 3 has a damaged header, record 7 is cut
-    with pytest.raises(UsageError, match=f"damaged or no plain tar: .* at byte {places[3]};"):
+    with pytest.raises(UsageError, match=f"damaged or not a plain tar: .* at byte {places[3]};"):
         make_index(str(path))
     assert load_index(str(path)) is None
     index = make_index(str(path), salvage=True)
@@ -84,14 +84,14 @@ def test_salvage_takes_every_whole_record_and_says_what_is_lost(
     kept = load_index(str(path), salvage=True)
     assert kept is not None
     assert kept.damage == index.damage
-    assert load_index(str(path)) is None  # refused all the same where nobody asked for it
+    assert load_index(str(path)) is None  # still refused without `salvage`
     path.write_bytes(b"not a tar at all" * 100)
-    with pytest.raises(UsageError, match="no plain tar"):
+    with pytest.raises(UsageError, match="not a plain tar"):
         make_index(str(path), salvage=True)
 
 
 def header(name: bytes, size: int = 0, kind: bytes = b"0", **fields: bytes) -> bytes:
-    """A header with any bytes in any place; `at_N` puts some at byte N."""
+    """Returns a header; the keyword `at_N` puts bytes at offset N."""
     block = bytearray(512)
     block[: len(name)] = name
     block[100:108], block[124:136] = b"0000644\0", b"%011o\0" % size
@@ -126,7 +126,7 @@ def long(kind: bytes, text: bytes) -> bytes:
 LONG = b"d" * 60 + b"/" + b"n" * 130 + b".png"
 DATA = padded(b"data!")
 WRITERS = {
-    # libarchive, as macOS and conda have it, keeps 99 bytes of a long name, and the pax path.
+    # libarchive (macOS, conda) writes 99 bytes of a long name, and the pax path.
     "bsdtar": pax(path=LONG) + header(LONG[-99:], 5) + DATA,
     "pax size": pax(size=b"5") + header(b"a.png", 0) + DATA,
     "pax path and charset": pax(hdrcharset=b"BINARY", path=b"\xe9.png") + header(b"x", 5) + DATA,
@@ -194,14 +194,14 @@ def test_archives_written_one_after_another_are_all_read(padding: int, window: i
 @pytest.mark.parametrize(
     ("behind", "reason"),
     [
-        (b"a line\n", "bytes that are no tar behind its end mark"),
-        (b"\xff" * 700, "bytes that are no tar behind its end mark"),
-        (bytes(512) + b"x" * 512, "bytes that are no tar behind its end mark"),
+        (b"a line\n", "bytes that are not a tar after the end mark"),
+        (b"\xff" * 700, "bytes that are not a tar after the end mark"),
+        (bytes(512) + b"x" * 512, "bytes that are not a tar after the end mark"),
         (bytes((1 << 24) + 1024), "more than 16 MiB of zeros"),
-        (tar_of(["b.png"], tarfile.GNU_FORMAT)[:1300], "breaks off"),
+        (tar_of(["b.png"], tarfile.GNU_FORMAT)[:1300], "truncated"),
     ],
 )
-def test_whatever_else_stands_behind_the_end_mark_is_damage(behind: bytes, reason: str) -> None:
+def test_other_bytes_after_the_end_mark_are_damage(behind: bytes, reason: str) -> None:
     data = tar_of(["a.png"], tarfile.USTAR_FORMAT) + behind
     with pytest.raises(TarError, match=reason):
         read_all(data, 1 << 14)
@@ -213,7 +213,7 @@ def test_the_end_mark_may_be_of_any_length_but_none(zeros: int) -> None:
     if zeros >= 512:
         assert len(read_all(data, 0)) == 1
     else:
-        with pytest.raises(TarError, match="breaks off"):
+        with pytest.raises(TarError, match="truncated"):
             read_all(data, 0)
 
 

@@ -1,4 +1,4 @@
-"""Tasks: what each makes of a record, and what it refuses."""
+"""Tasks: the examples that they make from records, and the records that they refuse."""
 
 from typing import Any
 
@@ -7,7 +7,8 @@ import pytest
 
 from blip3o.core.errors import UsageError
 from blip3o.core.types import IMAGE_MARK, Message, Record
-from blip3o.data.tasks import IMAGES, TASKS, draw_turns, get_task, with_conversation
+from blip3o.data.conversations import draw_turns
+from blip3o.data.tasks import IMAGES, TASKS, get_task, make_example
 
 TURNS = [
     {"from": "human", "value": "<image>\nWhat is it?"},
@@ -25,12 +26,12 @@ def rng() -> np.random.Generator:
     return np.random.default_rng(0)
 
 
-def test_every_task_says_which_images_it_looks_at() -> None:
+def test_every_task_declares_the_images_it_reads() -> None:
     fields = record(
         caption="a cat", conversations=TURNS, instruction="x", text_conversations=TURNS[2:]
     )
     for name, task in TASKS.items():
-        example = task(fields, rng())
+        example = task.make(fields, rng())
         assert example.task == name
         roles = {*example.prompt_images, *filter(None, [example.target_image])}
         assert roles == set(IMAGES[name])
@@ -44,19 +45,19 @@ def test_an_unknown_task_is_refused_with_the_nearest() -> None:
 def test_one_of_the_captions_is_drawn() -> None:
     draws = np.random.default_rng(0)
     many = record(captions=["one", " two "], caption="never")
-    drawn = {TASKS["text_to_image"](many, draws).caption for _ in range(20)}
-    assert drawn == {"one", "two"}
+    drawn = {TASKS["text_to_image"].make(many, draws).messages for _ in range(20)}
+    assert drawn == {(Message(role="user", text=text),) for text in ("one", "two")}
 
 
 def test_a_conversation_becomes_messages() -> None:
-    example = TASKS["image_to_text"](record(conversations=TURNS), rng())
+    example = TASKS["image_to_text"].make(record(conversations=TURNS), rng())
     assert example.messages[0] == Message(role="user", text="<image>\nWhat is it?")
     assert [message.role for message in example.messages] == ["user", "assistant"] * 2
 
 
-def test_a_turn_may_mark_what_is_learned_of_it() -> None:
+def test_a_turn_may_mark_its_learned_parts() -> None:
     turns = [TURNS[0], {"from": "gpt", "value": "the cat red", "learn": [[7, 11]]}]
-    example = TASKS["image_to_text"](record(conversations=turns), rng())
+    example = TASKS["image_to_text"].make(record(conversations=turns), rng())
     assert example.messages[1].learned == ((7, 11),)
 
 
@@ -66,28 +67,28 @@ def test_a_turn_may_mark_what_is_learned_of_it() -> None:
 def test_marks_that_do_not_fit_are_refused(spans: Any) -> None:
     turns = [TURNS[0], {"from": "gpt", "value": "a cat", "learn": spans}]
     with pytest.raises(ValueError, match="'learn' of a conversation turn"):
-        TASKS["image_to_text"](record(conversations=turns), rng())
+        TASKS["image_to_text"].make(record(conversations=turns), rng())
 
 
 def test_only_answers_are_learned() -> None:
     asked = [{**TURNS[0], "learn": [[0, 3]]}, TURNS[1]]
-    with pytest.raises(ValueError, match="'learn' of a conversation turn that is no answer"):
-        TASKS["image_to_text"](record(conversations=asked), rng())
+    with pytest.raises(ValueError, match="'learn' of a conversation turn that is not an answer"):
+        TASKS["image_to_text"].make(record(conversations=asked), rng())
 
 
 @pytest.mark.parametrize("context", [-1, 12, "4", None, 1.0])
 def test_a_context_that_does_not_fit_is_refused(context: Any) -> None:
     turns = [{**TURNS[2], "context": context}, TURNS[3]]
     with pytest.raises(ValueError, match="'context' of a conversation turn"):
-        TASKS["text"](record(text_conversations=turns), rng())
+        TASKS["text"].make(record(text_conversations=turns), rng())
 
 
-def test_the_context_stands_before_whichever_question_is_drawn_first() -> None:
+def test_the_context_precedes_the_first_drawn_question() -> None:
     words = "There is a red cat. "
     first = {"from": "human", "value": f"{words}What is it?", "context": len(words)}
     turns = [first, TURNS[1], *TURNS[2:]]
     draws, seen = np.random.default_rng(1), set()
-    example = TASKS["text"](record(text_conversations=turns), rng())
+    example = TASKS["text"].make(record(text_conversations=turns), rng())
     assert [message.text for message in example.messages] == [turn["value"] for turn in turns]
     for _ in range(20):
         seen.add(tuple(message.text for message in draw_turns(example, 2, draws).messages))
@@ -96,21 +97,21 @@ def test_the_context_stands_before_whichever_question_is_drawn_first() -> None:
         (words + a[0], *a[1:], *b) for a, b in ((one, other), (other, one), (one, ()), (other, ()))
     }
     imaged = [{**first, "value": f"{IMAGE_MARK}\n{words}What is it?", "context": 8 + len(words)}]
-    example = TASKS["image_to_text"](record(conversations=[*imaged, *turns[1:]]), rng())
+    example = TASKS["image_to_text"].make(record(conversations=[*imaged, *turns[1:]]), rng())
     for _ in range(5):
         opening = draw_turns(example, 2, draws).messages[0].text
         assert opening.startswith(f"{IMAGE_MARK}\n{words}W")
 
 
 def test_a_conversation_may_be_in_another_field() -> None:
-    other = with_conversation(record(drills=TURNS), "image_to_text", "drills")
-    assert TASKS["image_to_text"](other, rng()).messages[3].text == "red"
+    made = make_example(record(drills=TURNS), "image_to_text", rng(), conversation="drills")
+    assert made.messages[3].text == "red"
     with pytest.raises(ValueError, match="drills"):
-        with_conversation(record(conversations=TURNS), "image_to_text", "drills")
+        make_example(record(conversations=TURNS), "image_to_text", rng(), conversation="drills")
 
 
-def test_a_caption_answers_the_question_what_is_seen() -> None:
-    example = TASKS["image_to_text"](record(caption="a cat"), rng())
+def test_a_caption_answers_the_request_to_describe_the_image() -> None:
+    example = TASKS["image_to_text"].make(record(caption="a cat"), rng())
     assert example.messages[0].text.startswith(IMAGE_MARK)
     assert example.messages[1] == Message(role="assistant", text="a cat")
 
@@ -141,7 +142,7 @@ def test_a_caption_answers_the_question_what_is_seen() -> None:
 )
 def test_an_unfit_record_is_a_value_error(task: str, fields: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=r"."):
-        TASKS[task](record(**fields), rng())
+        TASKS[task].make(record(**fields), rng())
 
 
 def test_drawn_turns_keep_pairs_and_put_the_image_first() -> None:
@@ -149,7 +150,7 @@ def test_drawn_turns_keep_pairs_and_put_the_image_first() -> None:
     answers = {"What is it?": "a cat", "Which color?": "red"}
     draws = np.random.default_rng(1)
     for turns in (TURNS, at_the_end):
-        example = TASKS["image_to_text"](record(conversations=turns), rng())
+        example = TASKS["image_to_text"].make(record(conversations=turns), rng())
         seen = set()
         for _ in range(20):
             messages = draw_turns(example, 2, draws).messages
@@ -164,10 +165,10 @@ def test_drawn_turns_keep_pairs_and_put_the_image_first() -> None:
 
 def test_drawn_turns_keep_the_system_turn_and_refuse_disorder() -> None:
     system = {"from": "system", "value": "Be brief."}
-    example = TASKS["text"](record(text_conversations=[system, *TURNS[2:]]), rng())
+    example = TASKS["text"].make(record(text_conversations=[system, *TURNS[2:]]), rng())
     assert draw_turns(example, 3, rng()).messages == example.messages
-    twice = TASKS["text"](record(text_conversations=[TURNS[2], *TURNS[2:]]), rng())
-    with pytest.raises(ValueError, match="take turns"):
+    twice = TASKS["text"].make(record(text_conversations=[TURNS[2], *TURNS[2:]]), rng())
+    with pytest.raises(ValueError, match="alternate"):
         draw_turns(twice, 2, rng())
 
 
@@ -175,4 +176,4 @@ def test_drawn_turns_keep_the_system_turn_and_refuse_disorder() -> None:
 def test_a_caption_that_claims_a_image_is_refused(task: str) -> None:
     marked = record(caption=f"a cat {IMAGE_MARK}", instruction=f"{IMAGE_MARK} make it blue")
     with pytest.raises(ValueError, match="in a caption or an instruction"):
-        TASKS[task](marked, rng())
+        TASKS[task].make(marked, rng())

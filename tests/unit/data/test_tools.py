@@ -1,4 +1,4 @@
-"""`blip3o data index | lint | stats | pack`: what they find, write and say."""
+"""`blip3o data index | lint | stats | pack`: findings, files and messages."""
 
 import base64
 import io
@@ -38,7 +38,7 @@ def said(text: str = "a cat") -> bytes:
 
 @pytest.fixture
 def mixed(tmp_path: Path, write_tar: WriteTar) -> Path:
-    """Records each with one thing wrong, and four without."""
+    """Records with one problem each, and four good ones."""
     good = make_image()
     members: dict[str, bytes] = {}
     for number in range(4):
@@ -149,7 +149,7 @@ def test_index_is_written_once_by_several_processes(
     assert capsys.readouterr().out == f"{scenes.path}: 12 records in 2 shards\n"
     files = [shards / f"scenes-{k}.tar{INDEX_SUFFIX}" for k in range(2)]
     times = [file.stat().st_mtime_ns for file in files]
-    files[1].unlink()  # as if it had been stopped
+    files[1].unlink()  # like an interrupted call
     assert main(["data", "index", scenes.path, "--jobs", "2"]) == 0
     assert files[0].stat().st_mtime_ns == times[0]
     assert files[1].exists()
@@ -169,7 +169,7 @@ def test_stats_are_those_of_the_data(mixed: Path, tmp_path: Path) -> None:
     assert page.count("<svg") == 5
     first = page.split("base64,")[1].split('"')[0]
     assert Image.open(io.BytesIO(base64.b64decode(first))).format == "JPEG"
-    assert "http" not in page  # nothing is fetched to look at it
+    assert "http" not in page  # the page loads nothing from the network
 
 
 def test_captions_on_the_page_are_text(tmp_path: Path, write_tar: WriteTar) -> None:
@@ -178,12 +178,12 @@ def test_captions_on_the_page_are_text(tmp_path: Path, write_tar: WriteTar) -> N
     assert "<script>" not in (tmp_path / "s.html").read_text(encoding="utf-8")
 
 
-def test_names_and_texts_that_are_no_unicode_stop_no_tool(
+def test_tools_accept_names_and_texts_that_are_not_unicode(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     base = tmp_path / "old"
     base.mkdir()
-    for name in (b"caf\xe9.png", b"plain.png"):  # Latin-1, from a disk of long ago
+    for name in (b"caf\xe9.png", b"plain.png"):  # Latin-1, as on old disks
         try:
             Path(os.fsdecode(os.fsencode(base) + b"/" + name)).write_bytes(make_image())
         except OSError:
@@ -201,7 +201,7 @@ def test_names_and_texts_that_are_no_unicode_stop_no_tool(
     printed.flush()
     said = printed.buffer.getvalue().decode()
     assert r"caf\udce9.png: the record has no 'caption'" in said
-    assert "caption_words            1" in said  # letters are no captions
+    assert "caption_words            1" in said  # the letters of a text are not counted as captions
 
 
 @pytest.fixture
@@ -244,11 +244,11 @@ def test_packing_goes_on_and_gives_the_same_bytes(folder: Path, tmp_path: Path) 
     assert shards[0].stat().st_mtime_ns == before[0][1]
     assert [shard.read_bytes() for shard in shards] == [data for data, _ in before]
     assert [shard.read_bytes() for shard in pack_to("two")] == [data for data, _ in before]
-    with pytest.raises(UsageError, match="other data or in other sizes"):
+    with pytest.raises(UsageError, match="other data or with another --shard-size"):
         pack(str(folder), tmp_path / "one", name=None, shard_size=5, jobs=1)
     (folder / "3.v1.txt").write_text("another caption", encoding="utf-8")
-    with pytest.raises(UsageError, match="other data or in other sizes"):
-        pack_to("one")  # shards that are there already hold the one before
+    with pytest.raises(UsageError, match="other data or with another --shard-size"):
+        pack_to("one")  # the existing shards hold the old data
 
 
 def test_a_list_of_edits_is_packed_with_its_images(tmp_path: Path) -> None:

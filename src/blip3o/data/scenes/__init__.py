@@ -1,7 +1,7 @@
-"""The procedural scenes data set: deterministic images with exact words for what they show.
+"""The procedural scenes data set: deterministic images with exact descriptions.
 
-`things` and `backgrounds` are the vocabulary, `types` a scene as plain data, `scene` samples
-scenes, `heldout` keeps compositions back from training, `render` draws, `captions`, `questions`,
-`drills` (both out of `asking`), `text_questions`, `edits` and `prompts` put scenes into words,
+`things` and `backgrounds` are the vocabulary, and `types` defines a scene as plain data. `scene`
+samples scenes, `heldout` lists the compositions that training must not see, and `render` draws.
+`words`, `captions`, `questions`, `drills`, `text_questions`, `edits` and `prompts` describe scenes.
 `export` writes files.
 """

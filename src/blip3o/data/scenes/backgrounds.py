@@ -1,4 +1,4 @@
-"""Ten light backgrounds on which every color stands out."""
+"""Ten light backgrounds that contrast with every color."""
 
 import functools
 
@@ -19,7 +19,7 @@ _GRADIENT = {
     "sunset": ((255, 214, 176), (252, 216, 236)),
 }
 BACKGROUNDS: tuple[str, ...] = (*_PLAIN, *_GRADIENT, "striped", "dotted")
-"""Names of all backgrounds, as captions say them: "on a <name> background"."""
+"""Names of all backgrounds, as used in captions: "on a <name> background"."""
 
 
 @functools.lru_cache(maxsize=32)

@@ -1,30 +1,22 @@
-"""Captions of scenes, all of them true: short ones in many phrasings, and detailed ones."""
+"""True captions of scenes: short ones in many phrasings, and detailed ones."""
 
 import numpy as np
 
-from blip3o.data.scenes.phrasing import finished, opened, pick, related
-from blip3o.data.scenes.prompts import CATEGORIES, EvalPrompt, eval_prompts
 from blip3o.data.scenes.types import Placed, Scene, place, relations, size_word
 from blip3o.data.scenes.words import (
     PLACE_PHRASES,
     Group,
+    finished,
     full_phrase,
     groups,
     join,
     on_background,
+    opened,
     phrase,
+    pick,
     reading_order,
+    related,
 )
-
-__all__ = [
-    "CATEGORIES",
-    "EvalPrompt",
-    "caption_texts",
-    "detailed_caption",
-    "eval_prompts",
-    "pair_texts",
-    "short_caption",
-]
 
 _COLORLESS_SHARE = 0.3
 _BACKGROUND_SHARE = 0.35
@@ -36,10 +28,9 @@ def caption_texts(scene: Scene, rng: np.random.Generator, num_short: int = 3) ->
     """Returns different captions of a scene: short ones, then a detailed one.
 
     Args:
-        scene: what to describe.
-        rng: where the choice of phrasings comes from.
-        num_short: how many short captions to try for; fewer if they come out equal.
-
+        scene: the scene to describe.
+        rng: chooses the phrasings.
+        num_short: number of short captions to draw; equal ones are kept once.
     """
     texts = [short_caption(scene, rng) for _ in range(num_short)]
     sentence = detailed_caption(scene)
@@ -49,15 +40,14 @@ def caption_texts(scene: Scene, rng: np.random.Generator, num_short: int = 3) ->
 
 
 def pair_texts(scene: Scene, rng: np.random.Generator) -> list[str]:
-    """Returns different captions of two things: how they stand and what they are, in turn.
+    """Returns different captions of two things: their relation, or just their names.
 
-    With and without their colors: prompts that name neither color are understood last, for in
-    `caption_texts` one caption in twenty is of that kind.
+    Half of them omit the colors. A model understands such prompts last, because only one caption
+    in twenty of `caption_texts` names two things without colors.
 
     Args:
-        scene: two objects that do not look alike.
-        rng: where the choice of phrasings comes from.
-
+        scene: two objects that look different.
+        rng: chooses the phrasings.
     """
     texts = []
     for colors in (False, True):
@@ -69,7 +59,7 @@ def pair_texts(scene: Scene, rng: np.random.Generator) -> list[str]:
 
 
 def short_caption(scene: Scene, rng: np.random.Generator) -> str:
-    """Returns a caption that names every object, and perhaps not its color or place."""
+    """Returns a caption that names every object, with or without its color or place."""
     named = groups(scene, colors=bool(rng.random() >= _COLORLESS_SHARE))
     if len(scene.objects) == 1:
         words = _single(scene.objects[0], named[0], rng)
@@ -97,7 +87,7 @@ def _pair(scene: Scene, named: list[Group], rng: np.random.Generator) -> str:
 
 
 def detailed_caption(scene: Scene) -> str:
-    """Returns the one canonical description: each object's size, color and place, the background.
+    """Returns the canonical description: size, color and place of each object, and the background.
 
     For example "a large red cat on the left and a small blue car on the right, on a light blue
     background".

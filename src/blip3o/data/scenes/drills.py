@@ -1,43 +1,87 @@
-"""Drills: to find a thing by its name is the skill that is learned last, so it is asked for a lot.
+"""Questions about scenes that train looking up a thing by its name.
 
-In most of them an answer tells several facts, each right after the name of what it is about.
+A model learns this skill last, so there are many drills. In most of them the answer states several
+facts, each directly after the name of its thing. `questions` shares `QA` and the helpers at the
+top.
 """
 
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 
-from blip3o.data.scenes.asking import (
-    HOW_MANY,
-    IS_THERE,
-    QA,
-    absent_thing,
-    choose,
-    is_there_look,
-    is_there_thing,
-    single_objects,
-)
-from blip3o.data.scenes.phrasing import pick
-from blip3o.data.scenes.things import COLORS, NUMBER_WORDS, plural, with_article
-from blip3o.data.scenes.types import Scene, place
-from blip3o.data.scenes.words import join, noun, reading_order
+from blip3o.data.scenes.things import COLORS, NUMBER_WORDS, THINGS, plural, with_article
+from blip3o.data.scenes.types import Placed, Scene, place
+from blip3o.data.scenes.words import join, noun, pick, reading_order
 
+HOW_MANY = ("How many {} are there?", "How many {} are in the image?")
+IS_THERE = ("Is there {}?", "Is there {} in the image?", "Can you see {}?")
 COLORS_OF = ("What color are {}?", "Which color are {}?", "What is the color of {}?")
 
 
+@dataclass(frozen=True, kw_only=True)
+class QA:
+    """A question and its answer."""
+
+    kind: str
+    question: str
+    answer: str
+    learned: tuple[tuple[int, int], ...] | None = None
+    """(start, stop) of the parts of the answer that are learned; None for the whole answer."""
+
+
+def choose(rng: np.random.Generator, items: list[Placed]) -> Placed:
+    """Returns a random object."""
+    return items[int(rng.integers(len(items)))]
+
+
+def single_objects(scene: Scene) -> list[Placed]:
+    """Returns the objects whose thing occurs once."""
+    things = Counter(one.thing for one in scene.objects)
+    return [one for one in scene.objects if things[one.thing] == 1]
+
+
+def absent_thing(scene: Scene, rng: np.random.Generator) -> str:
+    """Returns a random thing that the scene does not show."""
+    there = {one.thing for one in scene.objects}
+    return pick(rng, tuple(thing for thing in THINGS if thing not in there))
+
+
+def is_there_thing(scene: Scene, rng: np.random.Generator, yes: bool) -> str:
+    """Returns a question about a thing whose answer is yes or no, as given."""
+    there = {one.thing for one in scene.objects}
+    thing = pick(rng, tuple(name for name in THINGS if (name in there) == yes))
+    question = pick(rng, IS_THERE)
+    return question.format(with_article(thing))
+
+
+def is_there_look(scene: Scene, rng: np.random.Generator, yes: bool) -> str:
+    """Returns a question about a thing in a color whose answer is yes or no, as given."""
+    looks = {(one.thing, one.color) for one in scene.objects}
+    one = choose(rng, list(scene.objects))
+    thing, color = one.thing, one.color
+    if not yes:  # a near miss: either the thing or the color is right
+        if rng.random() < 0.5:
+            color = pick(rng, tuple(c for c in COLORS if (thing, c) not in looks))
+        else:
+            thing = pick(rng, tuple(t for t in THINGS if (t, color) not in looks))
+    question = pick(rng, IS_THERE)
+    return question.format(with_article(noun(thing, color)))
+
+
 def _is_there(scene: Scene, rng: np.random.Generator) -> QA:
-    """Asks whether something is there, with half a chance each way."""
+    """Asks whether something is there; both answers are equally likely."""
     yes = bool(rng.random() < 0.5)
     ask = is_there_thing if rng.random() < 0.5 else is_there_look
     return QA(kind="is_there", question=ask(scene, rng, yes), answer="yes" if yes else "no")
 
 
 def _how_many(scene: Scene, rng: np.random.Generator) -> QA:
-    """Asks for the number of one thing, which half the time is zero.
+    """Asks for the number of one thing; half of the answers are zero.
 
-    As seldom as the kind "count" asks for zero, the name is not looked for: the number of things
-    in the image is told.
+    The kind "count" rarely asks for zero. With that kind alone, a model ignores the name and
+    answers with the number of things in the image.
     """
     there = Counter(one.thing for one in scene.objects)
     is_there = bool(rng.random() < 0.5)
@@ -47,13 +91,13 @@ def _how_many(scene: Scene, rng: np.random.Generator) -> QA:
 
 
 def one_or_none(scene: Scene, rng: np.random.Generator) -> list[QA]:
-    """Asks four times for the number of something of which there is one or none.
+    """Asks four times for the number of a thing that occurs once or not at all.
 
-    Nothing but a look for the name tells which. Asked alone it is found out in 150 steps, all at
-    once; among other questions it was not in 360 (docs/log.md, session 6).
+    Only looking for the name gives the answer. Trained alone, a model learns it suddenly within 150
+    steps; among other questions it had not learned it after 360 (docs/log.md, session 6).
 
     Args:
-        scene: what the image shows; where no thing is alone, all answers are zero.
+        scene: the scene of the image; if no thing occurs once, all answers are zero.
         rng: chooses things and phrasings.
     """
     alone = tuple(one.thing for one in single_objects(scene))
@@ -67,23 +111,23 @@ def one_or_none(scene: Scene, rng: np.random.Generator) -> list[QA]:
 
 
 def look_ups(scene: Scene, rng: np.random.Generator) -> list[QA]:
-    """Asks three times for colors by name, perhaps for that of a thing that is not there.
+    """Asks three times for the colors of things, sometimes including an absent thing.
 
-    What is learned first, because it is alone: among drills of other kinds colors are guessed from
-    what is left over, and never looked up (docs/log.md, sessions 8 and 9).
+    A model trains on these questions first and alone. Among drills of other kinds it guesses colors
+    by elimination and never looks them up (docs/log.md, sessions 8 and 9).
 
     Args:
-        scene: what the image shows; where no thing is alone, all things are asked for.
+        scene: the scene of the image; if no thing occurs once, the question is about all things.
         rng: chooses things, their order and phrasings.
     """
     return [_colors_of(scene, rng) or colors_of_all(scene, rng) for _ in range(3)]
 
 
 def colors_of_all(scene: Scene, rng: np.random.Generator) -> QA:
-    """Asks for the colors of all things that are there: "the cats red; the dog blue".
+    """Asks for the colors of all things in a scene: "the cats red; the dog blue".
 
     Args:
-        scene: what is there.
+        scene: the scene.
         rng: chooses the order of things and the phrasing.
     """
     colors: dict[str, list[str]] = {}
@@ -97,13 +141,13 @@ def colors_of_all(scene: Scene, rng: np.random.Generator) -> QA:
 
 
 def bare_look_up(pair: Scene, rng: np.random.Generator) -> tuple[str, QA]:
-    """Returns "red cat blue dog" and what follows: "dog blue cat red", of which colors are learned.
+    """Returns "red cat blue dog" and its continuation "dog blue cat red"; only colors are learned.
 
-    With an article or a frame around it, it is not found out in the same time (docs/log.md).
+    With articles or a surrounding sentence, a model needs more time to learn it (docs/log.md).
 
     Args:
-        pair: two different things.
-        rng: chooses the order of both.
+        pair: a scene of two different things.
+        rng: chooses the order of the things in both parts.
     """
     first, second = (rng.permutation(2) for _ in range(2))
     said = [pair.objects[int(k)] for k in first]
@@ -113,12 +157,13 @@ def bare_look_up(pair: Scene, rng: np.random.Generator) -> tuple[str, QA]:
 
 
 def _colors_of(scene: Scene, rng: np.random.Generator) -> QA | None:
-    """Asks for the colors of several things at once, perhaps of one that is not there.
+    """Asks for the colors of several things in one question, sometimes including an absent thing.
 
-    In the answer each fact follows its name, so that the name's own token has to find the thing:
-    one step of attention, which is learned in 150 steps. "What color is the cat?" needs two (find
-    it; carry it to the end of the question) and is not learned without. The names are not learned:
-    they only repeat the question, and their loss hides that of the facts.
+    In the answer each fact follows its name, so the token of the name has to find the thing. That
+    takes one step of attention and is learned in 150 training steps. "What color is the cat?" takes
+    two steps of attention (find the thing, carry the color to the end of the question) and is not
+    learned without this drill. The names are not learned: they only repeat the question, and their
+    loss would hide the loss of the facts.
     """
     facts = [(f"the {one.thing}", one.color) for one in single_objects(scene)]
     question = pick(rng, COLORS_OF)
@@ -147,7 +192,7 @@ def _are_there(scene: Scene, rng: np.random.Generator) -> QA | None:
 
 
 def _counts_of(scene: Scene, rng: np.random.Generator) -> QA | None:
-    """Asks how many there are of several things and of a color at once."""
+    """Asks for the numbers of several things, and sometimes of a color, in one question."""
     things = Counter(one.thing for one in scene.objects)
     facts = [(plural(thing), NUMBER_WORDS[number]) for thing, number in things.items()]
     if rng.random() < 0.5:
@@ -165,7 +210,7 @@ def _drill(
     absent: tuple[str, str],
     rng: np.random.Generator,
 ) -> QA | None:
-    """Returns one question for all facts, with or without the absent thing; None for one fact."""
+    """Returns one question about all facts, with or without the absent thing; None for one fact."""
     if len(facts) < 2 or rng.random() < 0.5:
         facts = [*facts, absent]
     if len(facts) < 2:
@@ -174,13 +219,13 @@ def _drill(
 
 
 def _asked(kind: str, question: str, facts: list[tuple[str, str]], rng: np.random.Generator) -> QA:
-    """Returns one question for all facts, in mixed order."""
+    """Returns one question about all facts, in random order."""
     facts = [facts[int(k)] for k in rng.permutation(len(facts))]
     return _facts(kind, question.format(join([name for name, _ in facts])), facts)
 
 
 def _facts(kind: str, question: str, facts: list[tuple[str, str]], between: str = "; ") -> QA:
-    """Returns a question with facts for an answer, each right after its name, and learned alone."""
+    """Returns a question whose answer states each fact after its name; only facts are learned."""
     answer, learned = "", []
     for name, said in facts:
         answer += f"{between}{name}" if answer else name
@@ -197,4 +242,4 @@ DRILL_MAKERS: dict[str, Callable[[Scene, np.random.Generator], QA | None]] = {
     "is_there": _is_there,
     "how_many": _how_many,
 }
-"""The question of each drill; None where it cannot be asked."""
+"""Makers of the drills; each returns None if the scene does not allow its question."""

@@ -1,4 +1,4 @@
-"""Edit pairs: an image, an instruction and the image after it; all else stays as it is."""
+"""Edits: an image, an instruction, and the edited image, which is otherwise unchanged."""
 
 import itertools
 from collections.abc import Callable, Sequence
@@ -7,16 +7,14 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from blip3o.core.rng import numpy_rng
-from blip3o.data.scenes.asking import named_uniquely
 from blip3o.data.scenes.heldout import is_heldout
-from blip3o.data.scenes.phrasing import pick
 from blip3o.data.scenes.scene import PLACE_CENTERS, SIZES, check_split, draw_scene
 from blip3o.data.scenes.things import COLORS, THINGS, plural, with_article
 from blip3o.data.scenes.types import Placed, Scene, fits, place
-from blip3o.data.scenes.words import PLACE_PHRASES, noun
+from blip3o.data.scenes.words import PLACE_PHRASES, named_uniquely, noun, pick
 
 MAX_SHIFT = 0.12
-"""How far an object that is not to be moved may be off, as a share of the image's side."""
+"""Tolerance for the position of an object that must not move, as a share of the image's side."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,12 +30,12 @@ class Edit:
     def accepts(self, found: Sequence[tuple[str, str, float, float]]) -> bool:
         """Returns whether an image shows the target.
 
-        Every object must be there with its thing and color, and no other. An added or moved object
-        may be anywhere in the place that the instruction names; the others stay where they were.
+        The image must show exactly the target's objects, each with its thing and color. An added
+        or moved object may be anywhere in the place that the instruction names. The other objects
+        must be where they were.
 
         Args:
-            found: (thing, color, x, y) of every object seen, centers as shares of the side.
-
+            found: (thing, color, x, y) of every object in the image, centers as shares of the side.
         """
         wanted = self.target.objects
         if len(found) != len(wanted):
@@ -62,17 +60,16 @@ def _matches(one: Placed, seen: tuple[str, str, float, float], *, fixed: bool) -
 
 
 def sample_edit(seed: int, index: int, split: str = "train") -> Edit:
-    """Returns edit `index` of an endless data set; a function of its arguments only.
+    """Returns edit `index` of an endless data set; depends only on the arguments.
 
     Args:
         seed: the data set's seed.
-        index: which edit, >= 0.
-        split: in "train" and "val" neither image shows a held-out composition, in "heldout" at
+        index: number of the edit, >= 0.
+        split: in "train" and "val" neither image shows a held-out composition; in "heldout" at
             least one does.
 
     Raises:
         UsageError: for an unknown split.
-
     """
     check_split(split)
     rng = numpy_rng(seed, f"scenes/edits/{split}", index)
@@ -91,7 +88,7 @@ _Made = tuple[tuple[Placed, ...], str]
 
 
 def _choose(scene: Scene, rng: np.random.Generator) -> tuple[Placed, str] | None:
-    """Returns an object that a name points to, and that name, sometimes with a needless color."""
+    """Returns an object with a unique name, and that name, sometimes with a redundant color."""
     named = named_uniquely(scene)
     if not named:
         return None

@@ -1,4 +1,4 @@
-"""Writes scenes and edits to files that training reads as it reads anybody's own data."""
+"""Writes scenes, edits and pairs to files that training reads like any other data set."""
 
 import io
 import itertools
@@ -20,9 +20,8 @@ from blip3o.core.lock import locked
 from blip3o.core.log import progress, say
 from blip3o.core.rng import numpy_rng
 from blip3o.core.types import IMAGE_MARK
-from blip3o.data.scenes.asking import QA
 from blip3o.data.scenes.captions import caption_texts, pair_texts
-from blip3o.data.scenes.drills import bare_look_up, look_ups, one_or_none
+from blip3o.data.scenes.drills import QA, bare_look_up, look_ups, one_or_none
 from blip3o.data.scenes.edits import sample_edit
 from blip3o.data.scenes.questions import DRILLS, describe, names, questions
 from blip3o.data.scenes.render import render
@@ -31,24 +30,19 @@ from blip3o.data.scenes.text_questions import text_conversation, text_look_ups, 
 from blip3o.data.scenes.types import Scene
 
 VERSION = 6
-"""Of what is written; raise it when the same settings would write other contents."""
+"""Version of the contents; raise it when the same settings would write other contents."""
 Format = Literal["webdataset", "jsonl"]
 _SAMPLE_BYTES = {"scenes": (10_300, 0.28), "edits": (4_000, 0.43), "pairs": (3_100, 0.25)}
-"""Bytes of a sample, and more for each pixel of its images; measured from 48 to 192 px."""
+"""Bytes per sample, and further bytes per pixel of the image; measured from 48 to 192 px."""
 _MEASURED_PX = 192
 _Member = tuple[str, bytes]
 _Shard = tuple["ScenesExport", str, int, int]
-"""Settings, kind, and the first sample and the one after the last."""
+"""Settings, kind of samples, first sample, and end of the range of samples."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ScenesExport:
-    """What to write.
-
-    Raises:
-        UsageError: for numbers out of range, an unknown format or an unknown split.
-
-    """
+    """Settings of an export; UsageError if one of them is invalid."""
 
     out_dir: Path
     num_scenes: int
@@ -59,7 +53,7 @@ class ScenesExport:
     """Side of the images in pixels."""
     split: str = "train"
     shard_size: int = 2000
-    """Samples a shard."""
+    """Samples per shard."""
     format: Format = "webdataset"
 
     def __post_init__(self) -> None:
@@ -87,27 +81,26 @@ def export_scenes(
 ) -> list[Path]:
     """Writes shards `scenes-NNNNNN.tar`, `edits-...` and `pairs-...` (or `.jsonl` with images).
 
-    The bytes depend on the arguments only. Each shard is written under another name and renamed
-    when complete; complete shards are kept, so the same call again goes on where it was stopped.
+    The bytes depend only on the arguments. A shard gets its name when it is complete, and complete
+    shards are kept, so the same call resumes an interrupted one.
 
     Args:
         out_dir: folder for the shards; created if missing.
-        num_scenes: how many scenes.
-        num_edits: how many edits: an image, an instruction, the image after it.
-        num_pairs: how many scenes of two different things, with captions of how they stand.
+        num_scenes: number of scenes.
+        num_edits: number of edits: an image, an instruction and the edited image.
+        num_pairs: number of scenes of two different things, with captions of their relation.
         seed: the data set's seed.
         px: side of the images in pixels.
         split: "train", "val" or "heldout".
-        shard_size: samples a shard.
-        num_processes: processes that draw.
-        format: "webdataset" for tar files, "jsonl" for lines and image files.
+        shard_size: samples per shard.
+        num_processes: number of processes.
+        format: "webdataset" for tar files, "jsonl" for lists and image files.
 
     Returns:
-        The shards in order, those of scenes first.
+        The shards in order: scenes, edits, pairs.
 
     Raises:
         UsageError: for bad arguments, or a folder that holds an export with other settings.
-
     """
     settings = ScenesExport(
         out_dir=Path(out_dir),
@@ -127,14 +120,14 @@ def export_scenes(
         for what, total in totals.items()
         for start in range(0, total, shard_size)
     ]
-    with locked(settings.out_dir / "export.lock"):  # of two first starts, one writes
+    with locked(settings.out_dir / "export.lock"):  # of two calls at the same time, one writes
         _check_settings(settings)
         _write_missing(settings, shards, num_processes)
     return [_shard_path(*shard[:3]) for shard in shards]
 
 
 def _write_missing(settings: ScenesExport, shards: list[_Shard], num_processes: int) -> None:
-    for part in settings.out_dir.rglob(".*.part"):  # of calls that were killed
+    for part in settings.out_dir.rglob(".*.part"):  # left by killed calls
         part.unlink(missing_ok=True)
     missing = [shard for shard in shards if not _shard_path(*shard[:3]).exists()]
     if not missing:
@@ -145,7 +138,7 @@ def _write_missing(settings: ScenesExport, shards: list[_Shard], num_processes: 
     count = sum(stop - start for _, _, start, stop in missing)
     say(
         f"writing {count} samples in {len(missing)} shards, about {size_text(need)}, to {place}; "
-        "when stopped, the same command goes on"
+        "if stopped, the same command resumes"
     )
     try:
         if num_processes <= 1 or len(missing) <= 1:
@@ -154,32 +147,29 @@ def _write_missing(settings: ScenesExport, shards: list[_Shard], num_processes: 
             return
         # Forked processes would inherit torch's threads in an unknown state.
         context = multiprocessing.get_context("spawn")
-        with context.Pool(min(num_processes, len(missing)), _leave_ctrl_c) as pool:
+        num_workers = min(num_processes, len(missing))
+        # The parent process handles Ctrl-C; the workers ignore it.
+        with context.Pool(num_workers, signal.signal, (signal.SIGINT, signal.SIG_IGN)) as pool:
             done = pool.imap_unordered(_write_shard, missing)
             for _ in progress(done, total=len(missing), what="shards"):
                 pass
     except KeyboardInterrupt:
         there = sum(_shard_path(*shard[:3]).exists() for shard in shards)
-        say(f"{there} of {len(shards)} shards are in {place}; the next call goes on")
+        say(f"{there} of {len(shards)} shards are in {place}; the next call writes the rest")
         raise
 
 
 def _sample_bytes(what: str, px: int) -> int:
-    """Returns about how many bytes a sample takes; large images are not overrated."""
+    """Returns an estimate of a sample's bytes; large images count as 192 px."""
     base, each = _SAMPLE_BYTES[what]
     return round(base + each * min(px, _MEASURED_PX) ** 2)
-
-
-def _leave_ctrl_c() -> None:
-    """Leaves it to the process that others belong to what Ctrl-C means."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _check_settings(settings: ScenesExport) -> None:
     """Refuses to mix two exports in one folder."""
     path = settings.out_dir / "export.json"
-    told = {name: value for name, value in asdict(settings).items() if name != "out_dir"}
-    now = {"version": VERSION, **told}
+    options = {name: value for name, value in asdict(settings).items() if name != "out_dir"}
+    now = {"version": VERSION, **options}
     if path.exists():
         before = json.loads(path.read_text(encoding="utf-8"))
         other = [f"{k}={before.get(k)!r}" for k in now if before.get(k) != now[k]]
@@ -191,7 +181,7 @@ def _check_settings(settings: ScenesExport) -> None:
 
 
 def is_current(folder: Path) -> bool:
-    """Returns whether an export has the contents that this version would write."""
+    """Returns whether an export is of the current version."""
     try:
         settings = json.loads((folder / "export.json").read_text(encoding="utf-8"))
         return settings["version"] == VERSION
@@ -206,14 +196,13 @@ def _shard_path(settings: ScenesExport, what: str, start: int) -> Path:
 
 def _write_shard(shard: _Shard) -> None:
     settings, what, start, stop = shard
-    make = _SAMPLERS[what]
-    samples = (make(settings, index) for index in range(start, stop))
+    samples = (_SAMPLERS[what](settings, index) for index in range(start, stop))
     path = _shard_path(settings, what, start)
     if settings.format == "webdataset":
         content = _tar_bytes(itertools.chain.from_iterable(map(_members, samples)))
     else:
         content = _write_lines(samples, path)
-    # Shared: a process of a killed call may still be at work.
+    # A process of a killed call may still write the same file.
     write_atomic(path, content, is_shared=True)
 
 
@@ -227,13 +216,12 @@ def _scene_sample(settings: ScenesExport, index: int) -> _Sample:
 
 
 def scene_fields(scene: Scene, index: int, rng: np.random.Generator) -> dict[str, Any]:
-    """Returns everything that is said about a scene, ready for JSON.
+    """Returns captions, conversations and ground truth of a scene as JSON data.
 
     Args:
-        scene: what the image shows.
-        index: its number in the data set.
+        scene: the scene of the image.
+        index: number of the scene in the data set.
         rng: chooses phrasings.
-
     """
     asked = [describe(scene, rng), *questions(scene, rng)]
     order = rng.permutation(len(asked))
@@ -264,16 +252,17 @@ def scene_fields(scene: Scene, index: int, rng: np.random.Generator) -> dict[str
 
 
 def _unlike(asked: list[QA]) -> list[QA]:
-    """Returns the questions without those that were asked before."""
+    """Returns the answers without repeated questions."""
     return list({qa.question: qa for qa in asked}.values())
 
 
 def _turns(asked: list[QA], before: str) -> list[dict[str, Any]]:
-    """Returns a conversation; the image mark or the words it is about stand before it."""
+    """Returns a conversation; the image mark or the description precedes its first question."""
     turns: list[dict[str, Any]] = []
     for qa in asked:
         turns.append({"from": "human", "value": before + qa.question})
-        turns.append({"from": "gpt", "value": qa.answer} | _learned(qa))
+        learned = {} if qa.learned is None else {"learn": qa.learned}
+        turns.append({"from": "gpt", "value": qa.answer} | learned)
         before = ""
     return turns
 
@@ -283,16 +272,10 @@ def _text_turns(asked: list[QA], words: str) -> list[dict[str, Any]]:
     return [{**first, "context": len(words)}, *others]
 
 
-def _learned(qa: QA) -> dict[str, Any]:
-    return {} if qa.learned is None else {"learn": qa.learned}
-
-
 def _edit_sample(settings: ScenesExport, index: int) -> _Sample:
     edit = sample_edit(settings.seed, index, settings.split)
-    images = {
-        "source": render(edit.source, settings.px),
-        "target": render(edit.target, settings.px),
-    }
+    scenes = {"source": edit.source, "target": edit.target}
+    images = {role: render(scene, settings.px) for role, scene in scenes.items()}
     fields = {
         "instruction": edit.instruction,
         "kind": edit.kind,
@@ -327,7 +310,7 @@ _SAMPLERS: dict[str, Callable[[ScenesExport, int], _Sample]] = {
 
 
 def _png(image: Image.Image) -> bytes:
-    # Measured at 96 px: level 1 writes 1.6 times as fast as level 6, is 7 % larger, reads as fast.
+    # At 96 px, level 1 is 1.6 times as fast to write as level 6, 7 % larger, as fast to read.
     buffer = io.BytesIO()
     image.save(buffer, format="PNG", compress_level=1)
     return buffer.getvalue()
@@ -343,14 +326,14 @@ def _tar_bytes(members: Iterator[_Member]) -> bytes:
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w", format=tarfile.USTAR_FORMAT) as tar:
         for name, content in members:
-            info = tarfile.TarInfo(name)  # owner, group and time are 0: equal bytes every time
+            info = tarfile.TarInfo(name)  # owner and time stay 0, so the bytes are reproducible
             info.size = len(content)
             tar.addfile(info, io.BytesIO(content))
     return buffer.getvalue()
 
 
 def _write_lines(samples: Iterator[_Sample], path: Path) -> bytes:
-    """Writes the images beside `path` and returns the lines, which name them relative to it."""
+    """Writes the images into a folder next to `path` and returns the lines of the list."""
     folder = path.with_suffix("")
     folder.mkdir(exist_ok=True)
     lines = []

@@ -1,7 +1,7 @@
-"""Compositions that training never shows, so that evaluation measures combining, not recalling.
+"""Compositions that training never shows, so evaluation tests combining, not memory.
 
-The lists depend on nothing but the names of things, colors and backgrounds: never on a seed.
-They are balanced: every color, and nearly every thing, is held out equally often.
+The lists depend only on the names of things, colors and backgrounds, never on a seed. They are
+balanced: every color, and nearly every thing, is held out equally often.
 """
 
 import functools
@@ -30,7 +30,7 @@ def heldout_colors() -> frozenset[tuple[str, str]]:
 
 @functools.cache
 def heldout_pairs() -> frozenset[tuple[str, str]]:
-    """Returns 120 of the 1,128 pairs of different things, each in sorted order, five a thing."""
+    """Returns 120 of the 1,128 pairs of different things, each pair sorted; five per thing."""
     things = _shuffled("pairs")
     count = len(things)
     pairs = {
@@ -48,13 +48,13 @@ def heldout_counts() -> frozenset[tuple[str, int]]:
 
 @functools.cache
 def heldout_backgrounds() -> frozenset[tuple[str, str]]:
-    """Returns 48 of the 480 (thing, background) pairs, one a thing."""
+    """Returns 48 of the 480 (thing, background) pairs; one per thing."""
     things = _shuffled("backgrounds")
     return frozenset((thing, BACKGROUNDS[k % len(BACKGROUNDS)]) for k, thing in enumerate(things))
 
 
 def heldout_reasons(scene: Scene) -> list[str]:
-    """Returns the kinds of held-out composition in a scene: color, pair, count, background."""
+    """Returns the kinds of held-out compositions in a scene: color, pair, count, background."""
     things = Counter(placed.thing for placed in scene.objects)
     pairs = itertools.combinations(sorted(things), 2)
     found = {
@@ -67,5 +67,5 @@ def heldout_reasons(scene: Scene) -> list[str]:
 
 
 def is_heldout(scene: Scene) -> bool:
-    """Returns whether a scene shows any composition that training must not see."""
+    """Returns whether a scene shows a held-out composition."""
     return bool(heldout_reasons(scene))

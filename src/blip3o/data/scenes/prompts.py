@@ -1,8 +1,9 @@
 """Prompts for evaluation: GenEval's six categories on held-out compositions.
 
+The phrasings also occur in training captions; the combinations do not.
+
 Reference:
-    GenEval (arXiv 2310.11513) for the categories. The phrasings are those of training captions,
-    the combinations are not.
+    GenEval (arXiv 2310.11513) for the categories.
 """
 
 from collections.abc import Callable
@@ -20,10 +21,9 @@ from blip3o.data.scenes.heldout import (
     heldout_counts,
     heldout_pairs,
 )
-from blip3o.data.scenes.phrasing import opened, pick, related
 from blip3o.data.scenes.things import COLORS
 from blip3o.data.scenes.types import RELATIONS
-from blip3o.data.scenes.words import Group, join, on_background, phrase
+from blip3o.data.scenes.words import Group, join, on_background, opened, phrase, pick, related
 
 
 class Include(TypedDict):
@@ -36,13 +36,13 @@ class Include(TypedDict):
 
 @dataclass(frozen=True, kw_only=True)
 class EvalPrompt:
-    """A prompt and what an image of it must show."""
+    """A prompt and the objects that an image of it must show."""
 
     category: str
     prompt: str
     include: tuple[Include, ...]
     relation: tuple[int, str, int] | None = None
-    """(i, name, j): include[i] stands in this relation to include[j]."""
+    """(i, name, j): include[i] has this relation to include[j]."""
 
 
 _Draw = tuple[str, list[Group], tuple[int, str, int] | None]
@@ -53,18 +53,17 @@ def eval_prompts(category: str, n: int = 100, seed: int = 0) -> list[EvalPrompt]
 
     Args:
         category: one of CATEGORIES.
-        n: how many, at most about 200.
-        seed: decides which.
+        n: number of prompts, at most about 200.
+        seed: seed of the random choices.
 
     Raises:
-        UsageError: for an unknown category, or more prompts than there are.
-
+        UsageError: for an unknown category, or if it has fewer than n prompts.
     """
     if category not in _MAKERS:
         raise unknown_name("category", category, CATEGORIES)
     rng = numpy_rng(seed, f"scenes/prompts/{category}")
     found: dict[str, EvalPrompt] = {}
-    # The held-out combinations come in turn, so that each is asked about equally often.
+    # Cycle through the held-out combinations, so each occurs equally often.
     for turn in range(20 * n):
         words, named, relation = _MAKERS[category](rng, turn)
         many = named[0].count > 1
@@ -78,7 +77,7 @@ def eval_prompts(category: str, n: int = 100, seed: int = 0) -> list[EvalPrompt]
 
 
 def _known_background(rng: np.random.Generator, things: list[str]) -> str:
-    """Returns a background that training shows with these things."""
+    """Returns a background that occurs with these things in training."""
     barred = {name for thing, name in heldout_backgrounds() if thing in things}
     return pick(rng, tuple(name for name in BACKGROUNDS if name not in barred))
 
@@ -102,7 +101,7 @@ def _two_object(rng: np.random.Generator, turn: int) -> _Draw:
 
 def _heldout_pair(rng: np.random.Generator, turn: int, *, colors: bool = False) -> list[Group]:
     table = sorted(heldout_pairs())
-    # A stride without a common factor with 120: the first hundred cover all things.
+    # The stride is coprime to 120, so the first hundred pairs cover all things.
     pair = table[turn * 7 % len(table)]
     things = pair if rng.random() < 0.5 else pair[::-1]
     return [

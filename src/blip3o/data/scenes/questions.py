@@ -1,25 +1,31 @@
-"""Questions about scenes with short answers that are certain."""
+"""Questions about scenes with short, unambiguous answers."""
 
 from collections import Counter
 from collections.abc import Callable
 
 import numpy as np
 
-from blip3o.data.scenes.asking import (
+from blip3o.data.scenes.captions import detailed_caption
+from blip3o.data.scenes.drills import (
+    DRILL_MAKERS,
     HOW_MANY,
     QA,
     absent_thing,
     choose,
     is_there_look,
     is_there_thing,
-    named_uniquely,
 )
-from blip3o.data.scenes.captions import detailed_caption
-from blip3o.data.scenes.drills import DRILL_MAKERS
-from blip3o.data.scenes.phrasing import pick
 from blip3o.data.scenes.things import COLORS, NUMBER_WORDS, plural, with_article
 from blip3o.data.scenes.types import PLACES, RELATIONS, Scene, place, relations
-from blip3o.data.scenes.words import PLACE_PHRASES, Group, groups, join, phrase
+from blip3o.data.scenes.words import (
+    PLACE_PHRASES,
+    Group,
+    groups,
+    join,
+    named_uniquely,
+    phrase,
+    pick,
+)
 
 DESCRIBE = (
     "Describe the image in detail.",
@@ -33,13 +39,12 @@ DESCRIBE = (
 def questions(
     scene: Scene, rng: np.random.Generator, kinds: tuple[str, ...] | None = None
 ) -> list[QA]:
-    """Returns one question for each kind that can be asked about an image, in mixed order.
+    """Returns one question of each kind that the scene allows, in random order.
 
     Args:
-        scene: what the image shows.
-        rng: where the choices come from.
-        kinds: the kinds to ask, of KINDS or drills; None for all KINDS.
-
+        scene: the scene of the image.
+        rng: source of the random choices.
+        kinds: names from KINDS or drills; None for all KINDS.
     """
     kinds = KINDS if kinds is None else kinds
     found = []
@@ -53,7 +58,7 @@ def questions(
 
 
 def describe(scene: Scene, rng: np.random.Generator) -> QA:
-    """Returns a request for the detailed caption, which is always worded the same way."""
+    """Returns a request for the detailed caption, whose wording never varies."""
     return QA(kind="describe", question=pick(rng, DESCRIBE), answer=detailed_caption(scene))
 
 
@@ -61,7 +66,7 @@ _Pair = tuple[str, str]
 
 
 def _what(scene: Scene, rng: np.random.Generator) -> _Pair | None:
-    # "what is the red thing" while one color belongs to one object, else by place.
+    # Ask by color ("What is the red thing?") if the color is unique, else by place.
     colors = Counter(one.color for one in scene.objects)
     alone = [one for one in scene.objects if colors[one.color] == 1]
     if alone and rng.random() < 0.4:
@@ -136,7 +141,7 @@ def _yes_no(scene: Scene, rng: np.random.Generator) -> _Pair | None:
 
 
 def _is_it(scene: Scene, rng: np.random.Generator, yes: bool) -> str | None:
-    """Asks for the color, place or relation of an object with a name of its own."""
+    """Asks for the color, place or relation of an object whose thing occurs once."""
     named = [pair for pair in named_uniquely(scene) if pair[1] == pair[0].thing]
     if not named:
         return None
@@ -151,7 +156,7 @@ def _is_it(scene: Scene, rng: np.random.Generator, yes: bool) -> str | None:
     if roll < 0.75:
         options = tuple(c for c in COLORS if (c == one.color) == yes)
         return f"Is the {name} {pick(rng, options)}?"
-    # A thing at the top left is also at the top in a way: such places are not asked about.
+    # A thing at the top left is arguably also at the top, so such places are left out.
     here = place(one)
     alike = {p for p in PLACES if p in here or here in p}
     options = (here,) if yes else tuple(p for p in PLACES if p not in alike)
@@ -170,7 +175,7 @@ def _list(scene: Scene, rng: np.random.Generator) -> _Pair | None:
 
 
 def _relation(scene: Scene, rng: np.random.Generator) -> _Pair | None:
-    """Asks what stands in a relation to an object, where exactly one object does."""
+    """Asks which object has a relation to another, if exactly one does."""
     found = []
     for base, name in named_uniquely(scene):
         for relation in RELATIONS:
@@ -206,18 +211,18 @@ _MAKERS: dict[str, Callable[[Scene, np.random.Generator], _Pair | None]] = {
 KINDS: tuple[str, ...] = tuple(_MAKERS)
 """Kinds of questions about images."""
 DRILLS: tuple[str, ...] = (*DRILL_MAKERS, "where", "color", "yes_no")
-"""What training asks besides: drills, and the kinds that they prepare."""
+"""Kinds of further questions in training: drills, and the kinds that they prepare for."""
 NAMES = ("what", "list", "background")
-"""Kinds of questions whose answers name what is there."""
+"""Kinds of questions whose answers name things or the background."""
 
 
 def names(scene: Scene, rng: np.random.Generator) -> list[QA]:
-    """Asks about six times for what is there: one thing, all things, the background.
+    """Asks about six questions for names: of one thing, of all things, of the background.
 
-    The other way round than drills, which go from a name to what is known of it.
+    Drills ask in the opposite direction, from a name to the facts about it.
 
     Args:
-        scene: what the image shows.
+        scene: the scene of the image.
         rng: chooses things and phrasings.
     """
     return [qa for _ in range(2) for qa in questions(scene, rng, NAMES)]

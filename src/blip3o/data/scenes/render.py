@@ -1,4 +1,4 @@
-"""Draws a scene: three times as large, then downsampled, so that edges are smooth."""
+"""Draws scenes at three times the size and downsamples them, for smooth edges."""
 
 from PIL import Image
 
@@ -13,9 +13,8 @@ def render(scene: Scene, px: int = 96) -> Image.Image:
     """Returns the scene as an RGB image of px x px; equal scenes give equal bytes.
 
     Args:
-        scene: what to draw.
+        scene: the scene to draw.
         px: side of the image in pixels.
-
     """
     big = px * _OVERSAMPLE
     canvas = background_image(scene.background, big).copy()

@@ -1,4 +1,4 @@
-"""Samples scenes: few kinds of layout, so that a tiny model can learn them."""
+"""Samples scenes. There are few kinds of layout, so a tiny model can learn them."""
 
 import numpy as np
 
@@ -11,37 +11,15 @@ from blip3o.data.scenes.types import (
     GAP,
     MARGIN,
     PLACES,
-    RELATIONS,
     Placed,
     Scene,
     fits,
-    place,
-    relations,
-    size_word,
 )
-
-__all__ = [
-    "PLACES",
-    "PLACE_CENTERS",
-    "RELATIONS",
-    "SIZES",
-    "SPLITS",
-    "Placed",
-    "Scene",
-    "arrange",
-    "check_split",
-    "draw_scene",
-    "place",
-    "relations",
-    "sample_pair",
-    "sample_scene",
-    "size_word",
-]
 
 SPLITS = ("train", "val", "heldout")
 SIZES = {"small": 0.24, "medium": 0.32, "large": 0.42}
 LOW, MIDDLE, HIGH = 0.27, 0.5, 0.73
-"""The centers of a three by three grid of places, before jitter."""
+"""Coordinates of the centers of a three by three grid of places, before jitter."""
 JITTER, SIZE_JITTER = 0.01, 0.01
 
 Point = tuple[float, float]
@@ -62,21 +40,20 @@ _ROW: tuple[Point, ...] = ((0.2, MIDDLE), (MIDDLE, MIDDLE), (0.8, MIDDLE))
 
 
 def sample_scene(seed: int, index: int, split: str = "train") -> Scene:
-    """Returns scene `index` of an endless data set; a function of its arguments only.
+    """Returns scene `index` of an endless data set; depends only on the arguments.
 
     Args:
         seed: the data set's seed.
-        index: which scene, >= 0.
+        index: number of the scene, >= 0.
         split: "train" and "val" (other scenes, same distribution) never show a held-out
-            composition, "heldout" always shows at least one.
+            composition; "heldout" always shows at least one.
 
     Raises:
         UsageError: for an unknown split.
-
     """
     check_split(split)
     rng = numpy_rng(seed, f"scenes/{split}", index)
-    # Drawn outside the loop: else rejection would thin out the scenes with many objects.
+    # Drawn before any rejection, which would otherwise make scenes with many objects rare.
     kind, count = _sample_kind(rng)
     return _draw_of_split(rng, kind, count, split)
 
@@ -86,12 +63,11 @@ def sample_pair(seed: int, index: int, split: str = "train") -> Scene:
 
     Args:
         seed: the data set's seed.
-        index: which one, >= 0.
+        index: number of the scene, >= 0.
         split: as for `sample_scene`.
 
     Raises:
         UsageError: for an unknown split.
-
     """
     check_split(split)
     return _draw_of_split(numpy_rng(seed, f"scenes/pairs/{split}", index), "distinct", 2, split)
@@ -105,19 +81,15 @@ def _draw_of_split(rng: np.random.Generator, kind: str, count: int, split: str) 
 
 
 def draw_scene(rng: np.random.Generator) -> Scene:
-    """Returns any scene, perhaps with a held-out composition."""
+    """Returns a scene that may show held-out compositions."""
     return _draw(rng, *_sample_kind(rng))
 
 
 def check_split(split: str) -> None:
-    """Refuses a name that is no split.
-
-    Args:
-        split: a name, perhaps of SPLITS.
+    """Refuses an unknown split.
 
     Raises:
-        UsageError: for an unknown split.
-
+        UsageError: if the name is not in SPLITS.
     """
     if split not in SPLITS:
         raise unknown_name("split", split, SPLITS)
@@ -130,7 +102,7 @@ def _draw(rng: np.random.Generator, kind: str, count: int) -> Scene:
 
 
 def _sample_kind(rng: np.random.Generator) -> tuple[str, int]:
-    """Returns how the objects of a scene are alike, and how many there are."""
+    """Returns the kind of a scene (how its objects are alike), and the number of objects."""
     roll = rng.random()
     if roll < 0.7:
         return "distinct", int(rng.choice([1, 2, 3, 4], p=[0.36, 0.34, 0.15, 0.15]))
@@ -155,12 +127,11 @@ def _sample_looks(rng: np.random.Generator, kind: str, count: int) -> list[tuple
 
 
 def arrange(rng: np.random.Generator, looks: list[tuple[str, str]]) -> tuple[Placed, ...]:
-    """Returns the objects at sampled places and sizes, in reading order, none touching another.
+    """Returns non-touching objects at sampled places and sizes, in reading order.
 
     Args:
-        rng: where the randomness comes from.
+        rng: source of the random choices.
         looks: (thing, color) of one to four objects.
-
     """
     points, cells = _sample_points(rng, len(looks))
     order = rng.permutation(len(looks))
@@ -168,7 +139,7 @@ def arrange(rng: np.random.Generator, looks: list[tuple[str, str]]) -> tuple[Pla
     for (x, y), room, k in zip(points, cells, order, strict=True):
         size = list(SIZES.values())[int(rng.integers(3))] + rng.uniform(-SIZE_JITTER, SIZE_JITTER)
         objects.append((looks[int(k)], min(size, room), x, y))
-    # A tight layout drops its jitter rather than being thrown away: positions stay even.
+    # A tight layout loses its jitter but is not rejected, so all positions stay equally likely.
     for shrink in (1.0, 0.5, 0.0):
         placed = tuple(
             Placed(
@@ -191,7 +162,7 @@ def _rounded(center: float, size: float) -> float:
 
 
 def _sample_points(rng: np.random.Generator, count: int) -> tuple[list[Point], list[float]]:
-    """Returns centers in reading order and the greatest size that fits at each."""
+    """Returns centers in reading order, and the maximum size at each center."""
     if count == 1:
         if rng.random() < 0.4:
             return [(MIDDLE, MIDDLE)], [1.0]

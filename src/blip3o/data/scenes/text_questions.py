@@ -1,19 +1,17 @@
-"""Questions that need no image: they begin with a scene in words."""
+"""Questions without an image: a description of a scene precedes them."""
 
 from dataclasses import replace
 
 import numpy as np
 
-from blip3o.data.scenes.asking import QA
 from blip3o.data.scenes.captions import detailed_caption
-from blip3o.data.scenes.drills import colors_of_all
-from blip3o.data.scenes.phrasing import opened, pick, related
+from blip3o.data.scenes.drills import QA, colors_of_all
 from blip3o.data.scenes.questions import DRILLS, KINDS, WORDED, names, questions
 from blip3o.data.scenes.types import Scene, relations
-from blip3o.data.scenes.words import Group, groups, join, phrase
+from blip3o.data.scenes.words import Group, groups, join, opened, phrase, pick, related
 
 _DETAILED_KINDS: tuple[str, ...] = tuple(kind for kind in KINDS if kind != "relation")
-"""Kinds of questions about detailed captions, which tell places, not distances."""
+"""Kinds of questions about detailed captions, which give places but not distances."""
 _SHORT_KINDS = ("color", "count", "is_there", "how_many", "colors_of", "are_there", "counts_of")
 """Kinds of questions that a short caption with colors answers."""
 _COLORLESS_SHARE = 0.3
@@ -23,13 +21,12 @@ _OPPOSITES = {"left of": "right of", "right of": "left of", "above": "below", "b
 def text_conversation(scene: Scene, rng: np.random.Generator) -> tuple[str, list[QA]]:
     """Returns a detailed or a short caption, and questions that it answers.
 
-    The words of a prompt have to be bound (which thing is red, what is left of what) before a
-    image can be drawn from them, and only text without an image teaches to look at the words.
+    Before a model can draw from a prompt, it must bind the words of the prompt: which thing is red,
+    which thing is left of another. Only text without an image teaches it to look at the words.
 
     Args:
-        scene: what the words describe.
-        rng: where the choices come from.
-
+        scene: the scene to describe.
+        rng: source of the random choices.
     """
     if rng.random() < 0.5:
         asked = [*questions(scene, rng, _DETAILED_KINDS)[:3], *questions(scene, rng, DRILLS)]
@@ -51,24 +48,24 @@ def text_conversation(scene: Scene, rng: np.random.Generator) -> tuple[str, list
 
 
 def text_names(scene: Scene, rng: np.random.Generator) -> tuple[str, list[QA]]:
-    """Returns a detailed caption, and questions for what it names.
+    """Returns a detailed caption, and questions whose answers are the things it names.
 
     Args:
-        scene: what the words describe.
-        rng: where the choices come from.
-
+        scene: the scene to describe.
+        rng: source of the random choices.
     """
     return f"There is {detailed_caption(scene)}. ", names(scene, rng)
 
 
 def text_look_ups(scene: Scene, rng: np.random.Generator) -> tuple[str, QA]:
-    """Returns a list of what there is, and the color of each thing.
+    """Returns a list of the things in a scene, and the color of each thing.
 
-    No question stands between: its names would be found before those that stand by a color.
+    There is no question between them: a model would find the names in the question first, which
+    have no color next to them.
 
     Args:
-        scene: what the words describe.
-        rng: where the choices come from.
+        scene: the scene to describe.
+        rng: source of the random choices.
     """
     named = groups(scene)
     words = join([phrase(named[int(k)]) for k in rng.permutation(len(named))])
@@ -77,7 +74,7 @@ def text_look_ups(scene: Scene, rng: np.random.Generator) -> tuple[str, QA]:
 
 
 def _pair(scene: Scene, named: list[Group], rng: np.random.Generator) -> tuple[str, list[QA]]:
-    """Returns two objects in a relation, and questions for both ends of it."""
+    """Returns the relation of two objects, and questions about both of its ends."""
     one, other = scene.objects
     if one.thing != named[0].thing or named[0].color not in (None, one.color):
         one, other = other, one

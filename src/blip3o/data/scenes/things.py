@@ -1,4 +1,4 @@
-"""What a scene can show: 48 things, 8 colors, 10 backgrounds, and the words for them."""
+"""The contents of scenes: 48 things in 8 colors, with their words and sprites."""
 
 import functools
 import json
@@ -21,8 +21,8 @@ THINGS: tuple[str, ...] = (
 
 COLORS: tuple[str, ...] = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "black")
 
-# Dark outline, body and highlight of each color. Highlights stay saturated: a tint of red would
-# read as pink, a shade of yellow as green.
+# Dark outline, body and highlight of each color. Highlights are saturated, because a pale red
+# looks pink and a dark yellow looks green.
 RAMPS: dict[str, tuple[tuple[int, int, int], tuple[int, int, int], tuple[int, int, int]]] = {
     "red": ((88, 0, 8), (218, 20, 28), (255, 92, 84)),
     "orange": ((128, 50, 0), (252, 124, 0), (255, 176, 84)),
@@ -34,7 +34,7 @@ RAMPS: dict[str, tuple[tuple[int, int, int], tuple[int, int, int], tuple[int, in
     "black": ((0, 0, 0), (46, 46, 50), (128, 128, 134)),
 }
 BODY_TONE = 0.6
-"""Tone at which a ramp has its body color; the sheet's cells have about this mean tone."""
+"""Tone with the body color of a ramp; about the mean tone of the sheet's cells."""
 
 IRREGULAR_PLURALS = {"fish": "fish", "cactus": "cactuses"}
 NUMBER_WORDS = ("zero", "one", "two", "three", "four")
@@ -52,7 +52,7 @@ def plural(thing: str) -> str:
 
 
 def with_article(words: str) -> str:
-    """Returns the words after "a" or "an": "apple" -> "an apple"."""
+    """Returns the words with "a" or "an": "apple" -> "an apple"."""
     return f"{'an' if words[0] in 'aeiou' else 'a'} {words}"
 
 
@@ -79,7 +79,7 @@ def sprite(thing: str) -> NDArray[np.uint8]:
 
 @functools.cache
 def colored_sprite(thing: str, color: str) -> Image.Image:
-    """Returns a thing in a color: RGBA, trimmed, its longer side as stored in the sheet."""
+    """Returns a thing in a color as an RGBA image, trimmed, in the sheet's resolution."""
     pixels = sprite(thing)
     stops = np.array([0.0, BODY_TONE * 255, 255.0])
     ramp = np.array(RAMPS[color], dtype=np.float64)

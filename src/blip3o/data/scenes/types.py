@@ -1,13 +1,13 @@
-"""A scene: a background and one to four objects that never touch, as plain data."""
+"""A scene as plain data: a background and one to four objects that never touch."""
 
 from dataclasses import dataclass
 
 MARGIN = 0.02
-"""Least distance of an object's box to the image's edge."""
+"""Minimum distance from an object's box to the image's edge."""
 GAP = 0.03
-"""Least distance between the boxes of two objects."""
+"""Minimum distance between the boxes of two objects."""
 RELATION_MARGIN = 0.2
-"""Least distance of two centers for one to be called left of, or above, the other."""
+"""Minimum distance of two centers for one to be called left of, or above, the other."""
 SMALL_BELOW, LARGE_FROM = 0.28, 0.37
 """Limits of the size words small, medium and large."""
 
@@ -16,7 +16,7 @@ PLACES = (
     *("top left", "top", "top right", "left", "center", "right"),
     *("bottom left", "bottom", "bottom right"),
 )
-# Sampled centers keep well away from the limits between places (see scene.py).
+# Sampled centers are far from the limits between places (see scene.py).
 _LOW, _HIGH = 0.385, 0.615
 
 
@@ -33,7 +33,7 @@ class Placed:
     y: float
     """Center from the top, as a share of the image's side."""
     size: float
-    """Longer side, as a share of the image's side; its box is this square."""
+    """Longer side, as a share of the image's side; the box is a square of this side."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +46,7 @@ class Scene:
 
 
 def place(placed: Placed) -> str:
-    """Returns where an object is, one of PLACES."""
+    """Returns the place of an object, one of PLACES."""
     column = 0 if placed.x < _LOW else 2 if placed.x > _HIGH else 1
     row = 0 if placed.y < _LOW else 2 if placed.y > _HIGH else 1
     return PLACES[row * 3 + column]
@@ -60,7 +60,7 @@ def size_word(placed: Placed) -> str:
 
 
 def relations(first: Placed, second: Placed) -> list[str]:
-    """Returns all RELATIONS in which the first object clearly stands to the second."""
+    """Returns all RELATIONS that the first object clearly has to the second."""
     found = []
     if abs(first.x - second.x) >= RELATION_MARGIN:
         found.append("left of" if first.x < second.x else "right of")
@@ -70,7 +70,7 @@ def relations(first: Placed, second: Placed) -> list[str]:
 
 
 def fits(objects: tuple[Placed, ...]) -> bool:
-    """Returns whether all boxes are inside the image and keep their distance."""
+    """Returns whether all boxes are inside the image and far enough from each other."""
     for k, one in enumerate(objects):
         reach = 0.5 - MARGIN - one.size / 2
         if max(abs(one.x - 0.5), abs(one.y - 0.5)) > reach + 1e-9:

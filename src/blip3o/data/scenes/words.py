@@ -1,7 +1,13 @@
-"""The words of scenes: noun phrases, groups of equal objects and lists."""
+"""The words of scenes: noun phrases, lists and alternative phrasings.
 
+Training captions and evaluation prompts share the phrasings.
+"""
+
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+
+import numpy as np
 
 from blip3o.data.scenes.things import NUMBER_WORDS, plural, with_article
 from blip3o.data.scenes.types import Placed, Scene, place, size_word
@@ -17,15 +23,30 @@ PLACE_PHRASES = {
     "bottom": "at the bottom",
     "bottom right": "at the bottom right",
 }
+OPENINGS = ("", "", "a photo of ", "a picture of ", "an image of ")
+"""Words that may precede a noun phrase; the empty opening is twice as likely."""
+
+RELATION_PHRASES = {
+    "left of": ("to the left of", "left of", "on the left of"),
+    "right of": ("to the right of", "right of", "on the right of"),
+    "above": ("above", "over"),
+    "below": ("below", "under"),
+}
+OPPOSITE_SIDES = {
+    "left of": ("on the left", "on the right"),
+    "right of": ("on the right", "on the left"),
+    "above": ("at the top", "at the bottom"),
+    "below": ("at the bottom", "at the top"),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Group:
-    """All objects of a scene that one noun phrase names."""
+    """The objects of a scene that one noun phrase names."""
 
     thing: str
     color: str | None
-    """Their color; None if the phrase leaves colors out."""
+    """Their color; None if the phrase omits colors."""
     count: int
 
 
@@ -33,9 +54,8 @@ def groups(scene: Scene, *, colors: bool = True) -> list[Group]:
     """Returns the groups of equal objects, in reading order of their first object.
 
     Args:
-        scene: what to describe.
-        colors: whether objects of different colors are different.
-
+        scene: the scene to describe.
+        colors: whether objects with different colors belong to different groups.
     """
     counts: dict[tuple[str, str | None], int] = {}
     for one in reading_order(scene.objects):
@@ -45,7 +65,7 @@ def groups(scene: Scene, *, colors: bool = True) -> list[Group]:
 
 
 def reading_order(objects: Iterable[Placed]) -> list[Placed]:
-    """Returns the objects row by row, each row from the left."""
+    """Returns the objects row by row, from left to right."""
     rows = {"top": 0, "left": 1, "center": 1, "right": 1, "bottom": 2}
     return sorted(objects, key=lambda one: (rows[place(one).split()[0]], one.x))
 
@@ -64,14 +84,14 @@ def phrase(group: Group, adjective: str = "") -> str:
 
 
 def join(phrases: Sequence[str]) -> str:
-    """Returns a list in words: "a, b and c"."""
+    """Returns a list as words: "a, b and c"."""
     if len(phrases) == 1:
         return phrases[0]
     return f"{', '.join(phrases[:-1])} and {phrases[-1]}"
 
 
 def full_phrase(one: Placed) -> str:
-    """Returns all there is to say: "a large red cat at the top left"."""
+    """Returns the full description of an object: "a large red cat at the top left"."""
     group = Group(thing=one.thing, color=one.color, count=1)
     return f"{phrase(group, size_word(one))} {PLACE_PHRASES[place(one)]}"
 
@@ -79,3 +99,51 @@ def full_phrase(one: Placed) -> str:
 def on_background(name: str) -> str:
     """Returns "on a light blue background"."""
     return f"on {with_article(name)} background"
+
+
+def named_uniquely(scene: Scene) -> list[tuple[Placed, str]]:
+    """Returns each object that has a unique name, with its shortest unique name.
+
+    The name is "cat" if there is one cat, "red cat" if only one cat is red.
+    """
+    things = Counter(one.thing for one in scene.objects)
+    looks = Counter((one.thing, one.color) for one in scene.objects)
+    return [
+        (one, one.thing if things[one.thing] == 1 else noun(one.thing, one.color))
+        for one in scene.objects
+        if looks[one.thing, one.color] == 1
+    ]
+
+
+def pick(rng: np.random.Generator, options: tuple[str, ...]) -> str:
+    """Returns a random option."""
+    return options[int(rng.integers(len(options)))]
+
+
+def related(rng: np.random.Generator, first: str, relation: str, second: str) -> str:
+    """Returns a phrase that relates two noun phrases: "a cat to the left of a dog"."""
+    if rng.random() < 0.15:
+        here, there = OPPOSITE_SIDES[relation]
+        return f"{first} {here} and {second} {there}"
+    return f"{first} {pick(rng, RELATION_PHRASES[relation])} {second}"
+
+
+def opened(rng: np.random.Generator, words: str, *, many: bool = False) -> str:
+    """Returns the words with or without an opening: "a photo of ...", "there is ...".
+
+    Args:
+        rng: source of the random choice.
+        words: one or more noun phrases.
+        many: whether the first noun phrase is a plural.
+    """
+    if rng.random() < 0.15:
+        return f"there {'are' if many else 'is'} {words}"
+    return pick(rng, OPENINGS) + words
+
+
+def finished(rng: np.random.Generator, sentence: str) -> str:
+    """Returns the sentence, sometimes with a capital letter and a period, as people write."""
+    if rng.random() < 0.1:
+        sentence = sentence[0].upper() + sentence[1:]
+        return f"{sentence}."
+    return sentence

@@ -1,9 +1,10 @@
-"""Data sources: files of raw records with random access; nothing is decoded or held in memory."""
+"""Data sources: files of raw records with random access. Nothing is decoded or kept in memory."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 from blip3o.core.registry import Registry
+from blip3o.core.types import Record
 
 SOURCES = Registry(
     "data source",
@@ -21,9 +22,9 @@ class Source(Protocol):
 
     Attributes:
         name: short name for logs, quarantine and feature caches.
-        shard_lengths: records of each file; those of one file lie next to each other.
-        is_remote: whether a read waits for a network, so that many at once are faster.
-        passed_over: files or members that are no records, counted by reason.
+        shard_lengths: number of records in each file; the records of a file are neighbors.
+        is_remote: whether reads wait for a network, so parallel reads are faster.
+        passed_over: number of files or tar members that are not records, by reason.
     """
 
     name: str
@@ -38,14 +39,58 @@ class Source(Protocol):
     def read(self, position: int) -> tuple[str, Mapping[str, bytes], Mapping[str, Any]]:
         """Returns key, images by role, and fields of one record.
 
-        ValueError or OSError if the record is bad, UsageError if its store cannot be reached.
+        Raises ValueError or OSError for a bad record, UsageError if its store is unreachable.
         """
         ...
 
     def files(self) -> Iterable[str]:
-        """Returns the local files that the records are read from, without reading these."""
+        """Returns the local files that hold the records, without reading them."""
         ...
 
     def fingerprint(self) -> str:
-        """Returns a text that changes when the records do; feature caches are kept under it."""
+        """Returns a text that changes when the records change; it identifies feature caches."""
         ...
+
+
+class SourceConfig(Protocol):
+    """Config of a source: hashable, and picklable for other processes."""
+
+    @property
+    def kind(self) -> str:
+        """Name of the source in `SOURCES`."""
+        ...
+
+    @property
+    def path(self) -> str:
+        """Path or address of the data."""
+        ...
+
+    @property
+    def name(self) -> str:
+        """Short name for logs, quarantine and feature caches."""
+        ...
+
+    def build(self) -> Source:
+        """Returns the open source."""
+        ...
+
+
+def read_record(source: Source, position: int, *, index: int = 0, epoch: int = 0) -> Record:
+    """Returns one record of a source; raises the same errors as `Source.read`.
+
+    Args:
+        source: the source.
+        position: position of the record, from 0.
+        index: global number of the sample.
+        epoch: epoch of the sample.
+    """
+    key, files, fields = source.read(position)
+    return Record(
+        key=key,
+        index=index,
+        epoch=epoch,
+        position=position,
+        source=source.name,
+        files=files,
+        fields=fields,
+    )

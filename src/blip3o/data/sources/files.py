@@ -1,10 +1,9 @@
-"""Byte ranges of files wherever they are: a disk, an HTTP server, or anything fsspec knows.
+"""Reads byte ranges of files on a disk, on an HTTP server, or in any store that fsspec knows.
 
-A path without "://" is a local file. `http(s)://` is read with range requests over kept
-connections; `s3://`, `gs://`, `hf://datasets/...` and the rest go through fsspec, whose plug-in
-(s3fs, gcsfs, huggingface_hub) must be installed. What fails for a moment is tried again with
-growing pauses; what stays away stops the run with one line, for a sample is not bad because the
-network is.
+A path without "://" is a local file. `http(s)://` is read with range requests over persistent
+connections. `s3://`, `gs://`, `hf://datasets/...` and others use fsspec, whose plug-in (s3fs,
+gcsfs, huggingface_hub) must be installed. A transient error is retried with growing pauses. A
+permanent one stops the run with one line, because a network error does not make a sample bad.
 """
 
 import collections
@@ -16,19 +15,22 @@ import stat
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from blip3o.core.errors import UsageError
 from blip3o.core.log import say
 from blip3o.data.sources import http, patterns
 from blip3o.data.sources.http import TransientError
 
+if TYPE_CHECKING:
+    import httpx
+
 T = TypeVar("T")
 
 RETRY_DELAYS_S = (0.5, 1.0, 2.0, 4.0, 8.0)
-"""Pauses before each further attempt at a remote read."""
+"""Pauses before the further attempts of a remote read, in seconds."""
 _MAX_OPEN_FILES = 256
-"""Most local files held open at once; a process may often open no more than 1024."""
+"""Maximum number of open local files; processes are often limited to 1024."""
 _FILE_KINDS = (
     (stat.S_ISDIR, "a folder"),
     (stat.S_ISFIFO, "a pipe"),
@@ -40,11 +42,11 @@ _FILE_KINDS = (
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class FileStamp:
-    """What tells one version of a file from another.
+    """Identifies a version of a file.
 
     Args:
         size: length in bytes.
-        tag: time of the last change, or the server's tag; empty if it gives none.
+        tag: modification time or the server's tag; empty if the server gives none.
     """
 
     size: int
@@ -52,32 +54,24 @@ class FileStamp:
 
 
 class Files(Protocol):
-    """Somewhere files are. Remote ones may be read from several threads, and after a fork."""
+    """A store of files. A remote one may be read from several threads, and after a fork."""
 
     def stamp(self, path: str) -> FileStamp:
         """Returns size and version of a file."""
         ...
 
     def read(self, path: str, offset: int, size: int) -> bytes:
-        """Returns the bytes of a range; fewer where the file ends before."""
+        """Returns the bytes of a range; fewer if the file ends before."""
         ...
 
 
 def is_remote(path: str) -> bool:
-    """Returns whether a path is an address rather than a local file.
-
-    Args:
-        path: path or address.
-    """
+    """Returns whether a path is an address rather than a local file."""
     return "://" in path
 
 
 def files_of(path: str) -> Files:
-    """Returns what reads a path, and others of its kind.
-
-    Args:
-        path: path or address.
-    """
+    """Returns the store that a path belongs to."""
     if path.startswith(("http://", "https://")):
         return _HTTP
     return _FSSPEC if is_remote(path) else LocalFiles()
@@ -85,9 +79,6 @@ def files_of(path: str) -> Files:
 
 def read_file(path: str) -> bytes:
     """Returns a whole file.
-
-    Args:
-        path: path or address.
 
     Raises:
         OSError: if a local file cannot be read.
@@ -98,15 +89,17 @@ def read_file(path: str) -> bytes:
 
 
 def expand(pattern: str) -> list[str]:
-    """Returns the files that a pattern names, sorted; a local file of that very name comes first.
+    """Returns the files that match a pattern, sorted.
+
+    A local file with the literal name of the pattern takes precedence.
 
     Args:
-        pattern: "data/{0000..0099}.tar" counts; "*", "?" and "[0-9]" match, except over HTTP,
-            where nothing can be listed.
+        pattern: may hold ranges ("data/{0000..0099}.tar") and the wildcards "*", "?" and "[0-9]".
+            HTTP servers list no files, so wildcards do not work there.
 
     Raises:
-        UsageError: if some of the counted local files are missing, for a match over HTTP, or a
-            store that cannot be listed.
+        UsageError: if only some local files of a range exist, for wildcards over HTTP, or if the
+            store cannot be listed.
     """
     if not is_remote(pattern):
         return patterns.find(pattern)
@@ -117,19 +110,19 @@ def expand(pattern: str) -> list[str]:
 def _expand_remote(pattern: str) -> list[str]:
     place, _, query = pattern.partition("?")
     if pattern.startswith(("http://", "https://")):
-        # A signed address has a question mark, too.
+        # The question mark of a signed address is not a wildcard.
         if any(mark in place for mark in "*[") or ("?" in pattern and "=" not in query):
             raise UsageError(f"an HTTP server lists no files: write {pattern} with {{0000..0099}}")
         return [pattern]
     return _FSSPEC.glob(pattern) if any(mark in pattern for mark in "*?[") else [pattern]
 
 
-def beside(path: str, suffix: str) -> str:
-    """Returns the address of a file whose name goes on behind that of another.
+def neighbor(path: str, suffix: str) -> str:
+    """Returns the path or address of a neighboring file: the same name with a suffix appended.
 
     Args:
-        path: path or address, which may end in a query ("?token=...").
-        suffix: what comes behind its name.
+        path: path or address; an address may end in a query ("?token=...").
+        suffix: text to append to the name.
     """
     if not path.startswith(("http://", "https://")):
         return path + suffix
@@ -138,11 +131,11 @@ def beside(path: str, suffix: str) -> str:
 
 
 def private_path(path: str, suffix: str) -> Path:
-    """Returns where something about a file is kept that cannot be kept beside it.
+    """Returns a path in the user's cache for data about a file that cannot be stored next to it.
 
     Args:
-        path: path or address.
-        suffix: ending of the name.
+        path: path or address of the file.
+        suffix: ending of the returned path.
     """
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     key = hashlib.sha256((path if is_remote(path) else os.path.abspath(path)).encode()).hexdigest()
@@ -150,20 +143,20 @@ def private_path(path: str, suffix: str) -> Path:
 
 
 class LocalFiles:
-    """Files of this machine, held open; for one thread of a process.
+    """Local files, kept open; for one thread of a process.
 
-    Positional reads share well: a forked worker goes on with the same open files.
+    Forked workers can share the open files, because positional reads do not move a file pointer.
     """
 
     def __init__(self) -> None:
         self._open: collections.OrderedDict[str, int] = collections.OrderedDict()
 
     def stamp(self, path: str) -> FileStamp:
-        """Returns size and time of the last change; OSError if there is no such ordinary file."""
+        """Returns size and modification time; OSError if there is no such regular file."""
         status = os.stat(path)
-        if not stat.S_ISREG(status.st_mode):  # reading it might wait or go on for ever
-            kind = next((name for test, name in _FILE_KINDS if test(status.st_mode)), "no file")
-            raise OSError(errno.EINVAL, f"it is {kind}, no ordinary file")
+        if not stat.S_ISREG(status.st_mode):  # reading it might block or never end
+            kind = next((name for test, name in _FILE_KINDS if test(status.st_mode)), "special")
+            raise OSError(errno.EINVAL, f"it is {kind}, not a regular file")
         return FileStamp(size=status.st_size, tag=str(status.st_mtime_ns))
 
     def read(self, path: str, offset: int, size: int) -> bytes:
@@ -175,13 +168,13 @@ class LocalFiles:
         if found is None:
             if len(self._open) >= _MAX_OPEN_FILES:
                 os.close(self._open.popitem(last=False)[1])
-            # Opening a pipe that came in place of the file would wait.
+            # Without blocking: a pipe may have replaced the file.
             flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0)
             found = self._open[path] = os.open(path, flags)
         self._open.move_to_end(path)
         return found
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> dict[str, object]:
         return {"_open": collections.OrderedDict()}
 
     def __del__(self) -> None:
@@ -191,18 +184,19 @@ class LocalFiles:
 
 class _HttpFiles:
     def __init__(self) -> None:
-        self._clients: dict[int, Any] = {}  # by process: a connection must not cross a fork
-        self._tags: dict[str, str] = {}  # of every file that was served, empty if it changed
+        # By process id, because forked processes must not share a connection.
+        self._clients: dict[int, httpx.Client] = {}
+        self._tags: dict[str, str] = {}  # by address; empty if the file has changed
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> dict[str, object]:
         return {"_clients": {}, "_tags": {}}
 
     def stamp(self, path: str) -> FileStamp:
-        # A request for one byte, not HEAD: it also shows whether ranges are served at all.
+        # Request one byte instead of HEAD: this also tests whether the server supports ranges.
         client = self._client()
         piece = self._ask(path, lambda: http.fetch_piece(client, path, 0, 1), 1)
         if piece.total is None:
-            raise UsageError(f"{path}: the server does not say how long it is")
+            raise UsageError(f"{path}: the server does not report its length")
         return FileStamp(size=piece.total, tag=piece.tag)
 
     def read(self, path: str, offset: int, size: int) -> bytes:
@@ -211,7 +205,7 @@ class _HttpFiles:
         client = self._client()
         return self._ask(path, lambda: http.fetch(client, path, offset, size), size).data or b""
 
-    def _client(self) -> Any:  # noqa: ANN401  (httpx is lazy)
+    def _client(self) -> "httpx.Client":
         client = self._clients.get(os.getpid())
         if client is None:
             self._clients.clear()
@@ -223,14 +217,14 @@ class _HttpFiles:
             try:
                 return http.within_time(function, size)
             except http.NoRangesError as error:
-                if path in self._tags:  # something between us and the server, for a moment
-                    raise TransientError("a whole file for a range") from error
+                if path in self._tags:  # it supported ranges before: probably a proxy's error
+                    raise TransientError("the whole file came instead of a range") from error
                 raise
 
-        piece = _persist(path, ask)
+        piece = _retry(path, ask)
         known = self._tags.setdefault(path, piece.tag)
         if piece.tag and known and piece.tag != known:
-            say(f"warning: {path} was replaced on its server; records that moved count as bad")
+            say(f"warning: {path} was replaced on its server; moved records count as bad")
             self._tags[path] = ""
         return piece
 
@@ -238,7 +232,7 @@ class _HttpFiles:
 class _FsspecFiles:
     def stamp(self, path: str) -> FileStamp:
         system, inner = self._find(path)
-        info = _persist(path, lambda: self._ask(path, lambda: system.info(inner)))
+        info = _retry(path, lambda: self._ask(path, lambda: system.info(inner)))
         names = ("ETag", "etag", "blob_id", "LastModified", "mtime", "created")
         tag = next((str(info[name]) for name in names if info.get(name)), "")
         return FileStamp(size=int(info["size"]), tag=tag)
@@ -247,22 +241,22 @@ class _FsspecFiles:
         system, inner = self._find(path)
         end = offset + size
 
-        def whole() -> bytes:
+        def complete() -> bytes:
             data = self._ask(path, lambda: system.cat_file(inner, offset, end))
-            if len(data) < size:  # the end of the file, or of a connection
+            if len(data) < size:  # the end of the file, or a broken connection
                 there = self._ask(path, lambda: system.info(inner))["size"]
                 if offset + len(data) < min(end, int(there)):
-                    raise TransientError(f"{len(data)} of {size} bytes came")
+                    raise TransientError(f"only {len(data)} of {size} bytes arrived")
             return data
 
-        return _persist(path, whole)
+        return _retry(path, complete)
 
     def glob(self, pattern: str) -> list[str]:
-        """Returns the addresses a pattern matches, sorted; that of its very name comes first."""
+        """Returns the addresses that match a pattern, sorted; a literal match takes precedence."""
         system, inner = self._find(pattern)
-        if _persist(pattern, lambda: self._ask(pattern, lambda: system.exists(inner))):
+        if _retry(pattern, lambda: self._ask(pattern, lambda: system.exists(inner))):
             return [pattern]
-        found = _persist(pattern, lambda: self._ask(pattern, lambda: system.glob(inner)))
+        found = _retry(pattern, lambda: self._ask(pattern, lambda: system.glob(inner)))
         return sorted(system.unstrip_protocol(one) for one in found)
 
     @staticmethod
@@ -271,7 +265,7 @@ class _FsspecFiles:
             from fsspec.core import url_to_fs
 
             return url_to_fs(path)
-        except (ImportError, ValueError) as error:  # no plug-in; an unknown protocol
+        except (ImportError, ValueError) as error:  # a missing plug-in or an unknown protocol
             raise UsageError(f"cannot read {path}: {error}") from error
 
     @staticmethod
@@ -282,12 +276,12 @@ class _FsspecFiles:
             raise UsageError(f"no such file: {path}") from error
         except (PermissionError, NotImplementedError) as error:
             raise UsageError(f"cannot read {path}: {error}") from error
-        except Exception as error:  # each plug-in has its own for a broken connection
+        except Exception as error:  # every plug-in has its own errors for a broken connection
             raise TransientError(str(error) or type(error).__name__) from error
 
 
-def _persist(path: str, function: Callable[[], T]) -> T:
-    """Returns what a function returns, tried again after pauses while it fails for a moment."""
+def _retry(path: str, function: Callable[[], T]) -> T:
+    """Returns the result of a function, which is called again after each transient error."""
     for delay_s in (*RETRY_DELAYS_S, None):
         try:
             return function()
@@ -295,9 +289,9 @@ def _persist(path: str, function: Callable[[], T]) -> T:
             if delay_s is None:
                 raise UsageError(
                     f"{path} cannot be reached, {len(RETRY_DELAYS_S) + 1} attempts: {error}; "
-                    "the same command goes on when it can"
+                    "run the same command later to resume"
                 ) from error
-            say(f"warning: {path}: {error}; again in {delay_s:g} s")
+            say(f"warning: {path}: {error}; next attempt in {delay_s:g} s")
             time.sleep(delay_s)
     raise AssertionError("the last attempt returns or raises")
 

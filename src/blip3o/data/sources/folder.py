@@ -1,4 +1,4 @@
-"""A folder of images, each with its text beside it or in a `metadata` file of the folder.
+"""A folder of images. Each image has text files of the same name, or rows in a metadata file.
 
 a.jpg   a.txt, a.caption or a.jpg.txt: its caption   a.json: its fields
 """
@@ -9,17 +9,19 @@ import os
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from blip3o.core.config import LocalPath
 from blip3o.core.errors import UsageError
 from blip3o.core.texts import decode_text, load_json
 from blip3o.data.captions import CAPTION_FIELDS, captions_of, without_captions
 from blip3o.data.conversations import turns_of
-from blip3o.data.sources.kinds import IMAGE_SUFFIXES
 from blip3o.data.sources.metadata import MetadataRow, nearest, read_metadata
+from blip3o.data.sources.names import IMAGE_SUFFIXES
 from blip3o.data.sources.plain_files import file_stamp, read_plain
 from blip3o.data.sources.scan import PassedOver, scan
+
+T = TypeVar("T")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -27,10 +29,10 @@ class FolderConfig:
     """One folder.
 
     Args:
-        path: the folder; folders in it count too, and so do links.
+        path: the folder; subfolders and links are included.
         name: short name for logs, quarantine and feature caches.
-        caption: caption of images without one of their own ("a photo of my dog"); None counts
-            them as bad samples where a caption is needed.
+        caption: caption of images without their own ("a photo of my dog"). With None such images
+            are bad samples in tasks that need a caption.
     """
 
     kind: str = "folder"
@@ -39,21 +41,16 @@ class FolderConfig:
     caption: str | None = None
 
     def build(self) -> "FolderSource":
-        """Returns the opened source.
+        """Returns the open source.
 
         Raises:
-            UsageError: if there is no such folder or no image in it, or its metadata file is
-                damaged.
+            UsageError: if the folder is missing or has no images, or a metadata file is damaged.
         """
         return FolderSource(self)
 
 
 class FolderSource:
-    """Images of a folder by position, in the order of their paths.
-
-    Args:
-        config: which folder.
-    """
+    """Images of a folder by position, in the order of their paths."""
 
     is_remote = False
 
@@ -64,7 +61,7 @@ class FolderSource:
         if not self._base.is_dir():
             raise UsageError(f"no such folder of images: {self._base}")
         found = scan(str(self._base))
-        self._names, self._beside = found.images, found.beside
+        self._names, self._text_endings = found.images, found.text_endings
         if not self._names:
             raise UsageError(_nothing(self._base, found.passed_over))
         self._other_texts = [*found.metadata, *found.texts]
@@ -81,12 +78,9 @@ class FolderSource:
     def read(self, position: int) -> tuple[str, Mapping[str, bytes], Mapping[str, Any]]:
         """Returns the path inside the folder, the image, and its fields.
 
-        Args:
-            position: 0 to len - 1.
-
         Raises:
-            ValueError: if a text beside the image cannot be read, two of them contradict each
-                other, or the image is no ordinary file of a size that is read.
+            ValueError: if a text file of the image is invalid, two text files contradict each
+                other, or the image is not a regular file or too large.
             OSError: if a file cannot be read.
         """
         name = self._names[position]
@@ -97,36 +91,36 @@ class FolderSource:
         return name.replace(os.sep, "/"), {"image": data}, fields
 
     def files(self) -> Iterator[str]:
-        """Yields the images and all texts: beside them, in lists, and those that are not used."""
-        for name in (*self._names, *self._texts_beside(), *self._other_texts):
+        """Yields the images and all text files: of images, metadata files, and unused ones."""
+        for name in (*self._names, *self._texts_of_images(), *self._other_texts):
             yield os.path.join(self._base, name)
 
     def fingerprint(self) -> str:
-        """Returns a hash of the images' names, sizes and times of change."""
+        """Returns a hash of the images' names, sizes and modification times."""
         return self._fingerprint(self._names)
 
     def texts_fingerprint(self) -> str:
-        """Returns the same of the texts beside them, which decide no features."""
-        return self._fingerprint([*self._texts_beside(), *self._metadata_files])
+        """Returns such a hash of the text files, which do not affect image features."""
+        return self._fingerprint([*self._texts_of_images(), *self._metadata_files])
 
-    def _texts_beside(self) -> Iterator[str]:
-        for name, endings in zip(self._names, self._beside, strict=True):
+    def _texts_of_images(self) -> Iterator[str]:
+        for name, endings in zip(self._names, self._text_endings, strict=True):
             for ending in endings:
                 yield os.path.splitext(name)[0] + ending
 
     def _fields(self, position: int) -> dict[str, Any]:
-        """Returns what the texts of an image say; ValueError if they contradict each other."""
+        """Returns the fields of an image; ValueError if its text files contradict each other."""
         name = self._names[position]
         fields: dict[str, Any] = {}
         texts: list[_Said] = []
         listed: list[_Said] = []
         own: list[_Said] = []
-        for ending in self._beside[position]:
+        for ending in self._text_endings[position]:
             file = os.path.splitext(name)[0] + ending
             if ending.lower().endswith(".json"):
                 loaded = self._read(file, load_json)
                 if not isinstance(loaded, dict):
-                    raise ValueError(f"{file}: the JSON is no object")
+                    raise ValueError(f"{file}: the JSON is not an object")
                 own.append((file, captions_of(loaded)))
                 fields = {**loaded, **fields}
             else:
@@ -134,13 +128,13 @@ class FolderSource:
         for row in self._rows.get(name, ()):
             listed.append((row.file, captions_of(row.fields)))
             fields = {**row.fields, **fields}
-        # A text file stands above the .json of the same image, as in tar shards.
+        # A text file takes precedence over the .json of the same image, as in tar shards.
         _check_agreement([*texts, *listed] if texts else [*listed, *own])
         if texts:
             return {**without_captions(fields), "caption": texts[0][1][0]}
         return fields
 
-    def _read(self, file: str, parse: Callable[[bytes], Any]) -> Any:  # noqa: ANN401
+    def _read(self, file: str, parse: Callable[[bytes], T]) -> T:
         data = read_plain(os.path.join(self._base, file))
         try:
             return parse(data)
@@ -150,10 +144,10 @@ class FolderSource:
     def _read_metadata(
         self, files: Sequence[str], unused: list[tuple[str, str]]
     ) -> dict[str, list[MetadataRow]]:
-        """Returns the rows about each image of the folder; notes lists that say nothing of one."""
+        """Returns the metadata rows of each image; appends unusable metadata to `unused`."""
         rows: dict[str, list[MetadataRow]] = {}
         names = set(self._names)
-        # A Mac writes accents in file names in another way than lists have them.
+        # macOS stores accents in file names in decomposed form, lists in composed form.
         spelled = {_composed(name): name for name in self._names} if files else {}
         for file in files:
             found = read_metadata(self._base, file)
@@ -169,16 +163,16 @@ class FolderSource:
                 known = image if image in names else spelled.get(_composed(image), image)
                 rows.setdefault(known, []).extend(some)
         unused += [
-            (image, "an image that a list of captions names and that is not read")
+            (image, "an image that is named in a list of captions but not read")
             for image in sorted(rows.keys() - names)
         ]
         return {image: nearest(rows[image]) for image in self._names if image in rows}
 
     def _note_unused(self, unused: Iterable[tuple[str, str]], passed_over: PassedOver) -> None:
-        """Counts texts that are not used, and says how many images take the default caption."""
+        """Counts unused text files by reason, which mentions the use of the default caption."""
         num_defaults = sum(
-            not beside and all(captions_of(row.fields) is None for row in self._rows.get(name, ()))
-            for name, beside in zip(self._names, self._beside, strict=True)
+            not endings and all(captions_of(row.fields) is None for row in self._rows.get(name, ()))
+            for name, endings in zip(self._names, self._text_endings, strict=True)
         )
         default = ""
         if self._caption is not None and num_defaults:
@@ -191,7 +185,7 @@ class FolderSource:
         digest = hashlib.sha256()
         for name in files:
             said = f"{name}/{file_stamp(os.path.join(self._base, name))}\n"
-            digest.update(os.fsencode(said))  # a name may be in another encoding than UTF-8
+            digest.update(os.fsencode(said))  # names need not be valid UTF-8
         return digest.hexdigest()[:32]
 
 
@@ -200,11 +194,11 @@ def _composed(name: str) -> str:
 
 
 _Said = tuple[str, Any]
-"""A file and the captions it gives an image."""
+"""A file, and the captions that it gives an image."""
 
 
 def _check_agreement(said: Iterable[_Said]) -> None:
-    """Raises ValueError if two files give an image captions of different content."""
+    """Raises ValueError if two files give an image different captions."""
     given = [(file, captions) for file, captions in said if captions is not None]
     for file, captions in given[1:]:
         if captions != given[0][1]:
@@ -214,8 +208,8 @@ def _check_agreement(said: Iterable[_Said]) -> None:
 
 
 def _nothing(base: Path, passed_over: PassedOver) -> str:
-    """Returns the line for a folder without an image."""
+    """Returns the error message for a folder without images."""
     there = "".join(f"; {count} x {why}" for why, count in passed_over.counts().items())
     if any(base.glob("*.tar")):
-        there = f"; its tar shards are read as {base}/*.tar"
+        there = f"; to read its tar shards, give {base}/*.tar"
     return f"no image in {base}; it may hold {', '.join(IMAGE_SUFFIXES)}{there}"

@@ -1,32 +1,35 @@
-"""One attempt at a byte range of an HTTP server: checked, and bounded in size and in time."""
+"""Requests a byte range from an HTTP server once, with checks and limits of size and time."""
 
 import dataclasses
 import re
 import threading
 import time
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from blip3o.core.errors import UsageError
+
+if TYPE_CHECKING:
+    import httpx
 
 T = TypeVar("T")
 
 TIMEOUT_S = 30.0
-"""Longest wait for a connection and for the next bytes."""
+"""Maximum wait for a connection and for the next bytes, in seconds."""
 SLACK_S = 1.0
-"""How much longer a request may take until it is given up from outside."""
+"""Extra time before a request is abandoned from another thread, in seconds."""
 SLOWEST_BYTES_PER_S = 32_768
-"""A server that sends less in the long run is taken for one that does not answer."""
+"""A server that is slower on average counts as not answering."""
 _RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)")
 _BUSY = (408, 425, 429)
 
 
 class TransientError(Exception):
-    """Worth another attempt."""
+    """An error after which another attempt may succeed."""
 
 
 class NoRangesError(UsageError):
-    """The server sends whole files only."""
+    """The server sends only whole files."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,10 +37,10 @@ class Piece:
     """The answer of a server.
 
     Args:
-        data: bytes from the place that was asked for; fewer than asked for where the server says
-            so; None if the file ends before.
-        total: length of the file, None if the server does not say.
-        tag: what tells this version of the file from another, empty if the server gives nothing.
+        data: the requested bytes, or fewer if the server announces fewer; None if the range begins
+            behind the end of the file.
+        total: length of the file; None if the server does not report it.
+        tag: identifies the version of the file; empty if the server gives no tag.
     """
 
     data: bytes | None
@@ -45,50 +48,50 @@ class Piece:
     tag: str
 
 
-def new_client() -> Any:  # noqa: ANN401  (httpx is lazy)
-    """Returns a client that keeps connections and follows redirects."""
+def new_client() -> "httpx.Client":
+    """Returns a client with persistent connections that follows redirects."""
     import httpx
 
     return httpx.Client(timeout=TIMEOUT_S, follow_redirects=True)
 
 
-def fetch(client: Any, path: str, offset: int, size: int) -> Piece:  # noqa: ANN401
-    """Returns all bytes of a range, fewer where the file ends before.
+def fetch(client: "httpx.Client", path: str, offset: int, size: int) -> Piece:
+    """Returns all bytes of a range; fewer if the file ends before.
 
-    A server may send less at once than it was asked for; then it is asked for the rest.
+    If the server sends less than requested, the rest is requested again.
 
     Args:
-        client: of `new_client`.
-        path: address.
+        client: a client from `new_client`.
+        path: address of the file.
         offset: first byte.
-        size: bytes, at least 1.
+        size: number of bytes, at least 1.
 
     Raises:
-        TransientError: if another attempt may help.
-        UsageError: if none will.
+        TransientError: if another attempt may succeed.
+        UsageError: if no attempt can succeed.
     """
     first = fetch_piece(client, path, offset, size)
     data, piece = first.data or b"", first
     while piece.data and len(data) < size and offset + len(data) != first.total:
         piece = fetch_piece(client, path, offset + len(data), size - len(data))
         if (piece.total, piece.tag) != (first.total, first.tag):
-            raise TransientError("it was replaced while it was read")
+            raise TransientError("the file was replaced while it was read")
         data += piece.data or b""
     return dataclasses.replace(first, data=data)
 
 
-def fetch_piece(client: Any, path: str, offset: int, size: int) -> Piece:  # noqa: ANN401
+def fetch_piece(client: "httpx.Client", path: str, offset: int, size: int) -> Piece:
     """Returns the answer to one request for a range.
 
     Args:
-        client: of `new_client`.
-        path: address.
+        client: a client from `new_client`.
+        path: address of the file.
         offset: first byte.
-        size: bytes, at least 1.
+        size: number of bytes, at least 1.
 
     Raises:
-        TransientError: if another attempt may help.
-        UsageError: if none will.
+        TransientError: if another attempt may succeed.
+        UsageError: if no attempt can succeed.
     """
     import httpx
 
@@ -106,14 +109,14 @@ def fetch_piece(client: Any, path: str, offset: int, size: int) -> Piece:  # noq
 
 
 def within_time(function: Callable[[], T], size: int) -> T:
-    """Returns what a function returns that reads from a server, if that comes in time.
+    """Returns the result of a function that reads from a server, within a time limit.
 
-    While a server sends a header byte by byte, the client cannot look at the clock. So a second
-    thread does the reading, and this one waits only so long.
+    While a server sends a header byte by byte, the client cannot check the time. So a second thread
+    reads, and this thread waits for it up to the limit.
 
     Args:
-        function: what reads; where it takes too long it is left behind in a thread of its own.
-        size: bytes it reads.
+        function: reads from the server; if it takes too long, its thread is abandoned.
+        size: number of bytes it reads.
 
     Raises:
         TransientError: if it takes too long.
@@ -124,7 +127,7 @@ def within_time(function: Callable[[], T], size: int) -> T:
     def work() -> None:
         try:
             results.append(function())
-        except BaseException as error:  # noqa: BLE001  (it is raised where the result is awaited)
+        except BaseException as error:  # noqa: BLE001  (the waiting thread raises it)
             errors.append(error)
 
     thread = threading.Thread(target=work, daemon=True)
@@ -133,7 +136,7 @@ def within_time(function: Callable[[], T], size: int) -> T:
     if errors:
         raise errors[0]
     if not results:
-        raise TransientError(f"no whole answer in {_longest_s(size):.0f} s")
+        raise TransientError(f"no complete answer in {_longest_s(size):.0f} s")
     return results[0]
 
 
@@ -141,47 +144,47 @@ def _longest_s(size: int) -> float:
     return TIMEOUT_S + size / SLOWEST_BYTES_PER_S
 
 
-def _read(response: Any, path: str, offset: int, size: int, ends: float) -> Piece:  # noqa: ANN401
+def _read(response: "httpx.Response", path: str, offset: int, size: int, ends: float) -> Piece:
     status, headers = response.status_code, response.headers
     if status in _BUSY or status >= 500:
         raise TransientError(f"HTTP {status}")
     tag = headers.get("etag") or headers.get("last-modified") or ""
-    said = headers.get("content-range", "")
+    content_range = headers.get("content-range", "")
     if status == 416:
-        total = said.rpartition("/")[2]
+        total = content_range.rpartition("/")[2]
         return Piece(data=None, total=int(total) if _is_number(total) else None, tag=tag)
-    if status == 200:  # the whole file: not to be read
+    if status == 200:  # the whole file follows; do not read it
         raise NoRangesError(f"{path}: the server ignores range requests")
     if status != 206:
         raise UsageError(f"cannot read {path}: HTTP {status}")
     if headers.get("content-encoding", "identity") != "identity":
-        raise UsageError(f"{path}: the server compresses it on the way")
-    found = _RANGE.fullmatch(said.strip())
+        raise UsageError(f"{path}: the server compresses its answers; turn that off")
+    found = _RANGE.fullmatch(content_range.strip())
     if not found or any(not _is_number(one) for one in found.groups() if one != "*"):
-        raise TransientError(f"an answer without a sound Content-Range ({said!r:.60})")
+        raise TransientError(f"an answer without a valid Content-Range ({content_range!r:.60})")
     first, last = int(found[1]), int(found[2])
     total = None if found[3] == "*" else int(found[3])
     if total is not None:
-        last = min(last, total - 1)  # some servers repeat a range that goes beyond the end
+        last = min(last, total - 1)  # some servers repeat a range that exceeds the file
     if first != offset or not first <= last < offset + size:
         raise TransientError(
-            f"bytes {offset}-{offset + size - 1} were asked for, {said!r:.60} came"
+            f"bytes {offset}-{offset + size - 1} were requested, {content_range!r:.60} came"
         )
     data = _body(response, last - first + 1, ends)
     return Piece(data=data, total=total, tag=tag)
 
 
-def _body(response: Any, length: int, ends: float) -> bytes:  # noqa: ANN401
-    """Returns a body that must be of one length."""
+def _body(response: "httpx.Response", length: int, ends: float) -> bytes:
+    """Returns a body, which must have the given length."""
     data = bytearray()
     for chunk in response.iter_raw():
         data += chunk
         if len(data) > length:
-            raise TransientError(f"more than the {length} bytes that were to come")
+            raise TransientError(f"more than the {length} announced bytes arrived")
         if time.monotonic() > ends:
-            raise TransientError(f"too slow: {len(data)} of {length} bytes came in time")
+            raise TransientError(f"too slow: {len(data)} of {length} bytes arrived in time")
     if len(data) < length:
-        raise TransientError(f"{len(data)} of {length} bytes came")
+        raise TransientError(f"only {len(data)} of {length} bytes arrived")
     return bytes(data)
 
 

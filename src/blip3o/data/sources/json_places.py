@@ -1,24 +1,21 @@
-"""The places of values in a JSON text: they are read later, so that a bad record is bad alone."""
+"""Finds the places of values in a JSON text, so that a damaged value affects only itself."""
 
 import json
 import re
 
 Place = tuple[int, int]
-"""Where a value starts and ends in a text, in characters."""
+"""Start and end of a value in a text, in characters."""
 
 _SPACE = re.compile(r"[ \t\r\n]*")
 _FINDER = json.JSONDecoder(parse_int=str)
-"""Only finds the end of a value. It leaves numbers as text, for Python refuses the longest ones."""
+"""Finds the end of a value. Integers stay text: Python refuses to convert very long ones."""
 
 
 def values_in(text: str) -> list[Place]:
-    """Returns the places of the values that a text is a sequence of, with space between them.
-
-    Args:
-        text: lines of JSON, or JSON that is laid out over several lines.
+    """Returns the places of the values in a text that is a sequence of JSON values.
 
     Raises:
-        ValueError: if something else stands in it (`json.JSONDecodeError` says where).
+        ValueError: if the text holds anything else (`json.JSONDecodeError` gives the place).
     """
     places = []
     at = _skip(text, 0)
@@ -33,11 +30,11 @@ def elements_in(text: str, place: Place) -> list[Place]:
     """Returns the places of the elements of an array.
 
     Args:
-        text: what the array stands in.
-        place: where the array is.
+        text: the text that holds the array.
+        place: place of the array.
 
     Raises:
-        ValueError: if it is no array of JSON values.
+        ValueError: if it is not an array of JSON values.
     """
     return [element for _, element in _inside(text, place, "[")]
 
@@ -46,11 +43,11 @@ def members_in(text: str, place: Place) -> dict[str, Place]:
     """Returns the places of the values of an object by their keys.
 
     Args:
-        text: what the object stands in.
-        place: where the object is.
+        text: the text that holds the object.
+        place: place of the object.
 
     Raises:
-        ValueError: if it is no object of JSON values.
+        ValueError: if it is not an object of JSON values.
     """
     return dict(_inside(text, place, "{"))
 
@@ -74,7 +71,7 @@ def _inside(text: str, place: Place, opening: str) -> list[tuple[str, Place]]:
         found.append((key, (at, end)))
         at = _skip(text, end)
         if text[at : at + 1] != ",":
-            return found  # the whole was read once before: its closing bracket stands here
+            return found  # the closing bracket: the whole value was parsed before
         at = _skip(text, at + 1)
 
 

@@ -1,4 +1,4 @@
-r"""JSON lines (or one JSON list) with images as files beside it, on a disk or remote.
+r"""Lists of records: JSON lines or one JSON array, with the images in files. Local or remote.
 
 {"image": "a.png", "caption": "a red cat"}
 {"image": "a.png", "conversations": [{"from": "human", "value": "<image>\nWhat is it?"}, ...]}
@@ -29,19 +29,19 @@ from blip3o.data.sources.references import file_of, read_reference, take_images
 from blip3o.imaging.kinds import HEAD_BYTES, store_of
 
 JSON_SUFFIXES = (".json", ".jsonl", ".ndjson", ".jsonlines", ".jl")
-"""Endings of lists of records, in any case."""
+"""File name endings of lists of records, in any case."""
 _LIST_NAMES = ("data", "records", "rows", "samples", "examples", "items", "train")
-"""Where an object keeps its list of records, if it holds one."""
+"""Keys under which a JSON object may hold its list of records."""
 _RECORD_NAMES = {
     *("image", "images", "file_name", "caption", "captions", "instruction"),
     *("conversations", "messages", "text_conversations"),
 }
-"""Fields by which an object that stands alone is a record."""
+"""Fields that identify a single JSON object as a record."""
 _FETCH_BYTES = 1 << 24
 _MOST_STAMPED = 200_000
-"""Records of a list, at most, if the files of its images are to be part of its fingerprint."""
+"""Lists with more records leave the image files out of their fingerprint."""
 _MAX_TEXT_BYTES = 1 << 30
-"""Longer files are taken for lines without a look at the whole, but for those named .json."""
+"""Longer files are read as JSON lines without parsing them whole, unless they are named .json."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -49,11 +49,11 @@ class JsonlConfig:
     """One file of records.
 
     Args:
-        path: the file or its address. JSON lines are read line by line; a JSON list, JSON laid out
-            over several lines, and UTF-16 are held in memory. A remote file is copied to the
-            user's cache, its images are not.
+        path: the file or its address. JSON lines are read line by line. A JSON array, records that
+            span several lines, and UTF-16 are kept in memory. A remote file is copied to the user's
+            cache; its images are not.
         name: short name for logs, quarantine and feature caches.
-        image_folder: folder or address that image paths start from; None is that of the file.
+        image_folder: folder or address that image paths start from; None is the file's folder.
     """
 
     kind: str = "jsonl"
@@ -62,20 +62,16 @@ class JsonlConfig:
     image_folder: str | None = None
 
     def build(self) -> "JsonlSource":
-        """Returns the opened source.
+        """Returns the open source.
 
         Raises:
-            UsageError: if the file cannot be read or is no list of records.
+            UsageError: if the file cannot be read or is not a list of records.
         """
         return JsonlSource(self)
 
 
 class JsonlSource:
-    """Records of a JSON or JSON lines file by position; of lines only the places are kept.
-
-    Args:
-        config: which file.
-    """
+    """Records of a JSON or JSON lines file by position; only their places are kept in memory."""
 
     def __init__(self, config: JsonlConfig) -> None:
         self.name = config.name
@@ -109,11 +105,8 @@ class JsonlSource:
     def read(self, position: int) -> tuple[str, Mapping[str, bytes], Mapping[str, Any]]:
         """Returns key, images by role, and fields of one record.
 
-        Args:
-            position: 0 to len - 1.
-
         Raises:
-            ValueError: if the line is no JSON object, or names something that is no image file.
+            ValueError: if the record is not a JSON object, or names a file that is not an image.
             OSError: if one of its images cannot be read.
             UsageError: if a remote image cannot be reached.
         """
@@ -123,7 +116,7 @@ class JsonlSource:
         return str(position if name is None else name), files, fields
 
     def files(self) -> Iterator[str]:
-        """Yields the list, if it is local, and the local images that it names."""
+        """Yields the list if it is local, and the local images that it names."""
         if not self._is_copy:
             yield str(self._path)
         yield from self._images()
@@ -131,7 +124,7 @@ class JsonlSource:
     def _images(self) -> Iterator[str]:
         named: list[str] = []
 
-        def note(reference: Any) -> bytes:  # noqa: ANN401  (whatever the file holds)
+        def note(reference: object) -> bytes:
             with suppress(ValueError, OSError):
                 named.append(file_of(reference, self._base))
             return b""
@@ -143,15 +136,15 @@ class JsonlSource:
             named.clear()
 
     def fingerprint(self) -> str:
-        """Returns a hash of the file, of where its images are, and of their sizes and times.
+        """Returns a hash of the list, its image folder, and the images' sizes and times.
 
-        Of remote images, and of those of a very long list, changes are not noticed.
+        Changes of remote images, or of the images of a very long list, are not detected.
         """
         with self._path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256")
         if self._image_folder is not None:
             digest.update(self._base.encode())
-        if self._stamps is None:  # once, for it takes seconds
+        if self._stamps is None:  # computed once, because it takes seconds
             images = self._images() if len(self) <= _MOST_STAMPED else ()
             self._stamps = "".join(map(file_stamp, images)).encode()
         digest.update(self._stamps)
@@ -163,7 +156,7 @@ class JsonlSource:
         except ValueError as error:
             raise ValueError(f"record {position} of {self._path}: {error}") from error
         if not isinstance(row, dict):
-            raise ValueError(f"record {position} of {self._path} is no JSON object")
+            raise ValueError(f"record {position} of {self._path} is not a JSON object")
         return row
 
     def _raw(self, position: int) -> str:
@@ -175,7 +168,7 @@ class JsonlSource:
             return decode_text(file.read(stop - start), "utf-8")
 
     def _find_records(self) -> NDArray[np.int64]:
-        """Returns where each record starts and ends [records, 2], in bytes or in `_text`."""
+        """Returns start and end of each record [records, 2], in bytes or as indices of `_text`."""
         with self._path.open("rb") as file:
             head = file.read(HEAD_BYTES)
         what = store_of(head)
@@ -186,12 +179,12 @@ class JsonlSource:
             return self._find_lines()
         try:
             text = decode_text(self._path.read_bytes())
-            places, beside = _records_in(text)
+            places, other_arrays = _records_in(text)
         except ValueError as error:
             if not self._is_list_by_name() and not has_wide_text(head):
-                return self._find_lines()  # whose records are bad one by one
+                return self._find_lines()  # then each damaged line is a bad record
             if isinstance(error, json.JSONDecodeError):
-                raise ValueError(f"no JSON: {reason_of(error)}") from error
+                raise ValueError(f"not valid JSON: {reason_of(error)}") from error
             raise
         if places is None and self._is_list_by_name():
             raise ValueError(
@@ -201,7 +194,7 @@ class JsonlSource:
             return self._find_lines()
         self._text = text
         self.passed_over = {
-            f"an array beside the one of the records: {name!r}": 1 for name in beside
+            f"another array next to that of the records: {name!r}": 1 for name in other_arrays
         }
         return np.array(places, dtype=np.int64).reshape(-1, 2)
 
@@ -209,9 +202,9 @@ class JsonlSource:
         return self._path.suffix.lower() == ".json"
 
     def _has_lines(self) -> bool:
-        """Returns whether each line is a record: the first one is an object, and not the only one.
+        """Returns whether each line is a record: the first is a JSON object, and others follow.
 
-        An object alone may hold the list in one of its fields.
+        A single object may instead hold the list in one of its fields.
         """
         with self._path.open("rb") as file:
             lines = (line for line in file if line.strip(b"\xef\xbb\xbf \t\r\n"))
@@ -237,9 +230,9 @@ class JsonlSource:
 
 
 def _records_in(text: str) -> tuple[list[Place] | None, list[str]]:
-    """Returns where the records of a text are, and the names of arrays beside them.
+    """Returns the places of the records in a text, and the keys of other arrays next to them.
 
-    None for the records if the text is one object that holds no list.
+    The places are None if the text is one JSON object without a list of records.
     """
     values = values_in(text)
     if not values:
@@ -255,7 +248,7 @@ def _records_in(text: str) -> tuple[list[Place] | None, list[str]]:
     arrays = [name for name, (start, _) in members.items() if text[start] == "["]
     if "images" in members and "annotations" in arrays:
         raise ValueError(
-            "it holds COCO annotations; write one record an image, with its path and captions"
+            "it holds COCO annotations; write one record per image, with its path and captions"
         )
     if _RECORD_NAMES & members.keys():
         return [place], []
@@ -267,7 +260,7 @@ def _records_in(text: str) -> tuple[list[Place] | None, list[str]]:
 
 
 def _local_copy(path: str) -> Path:
-    """Returns the copy of a remote list, fetched anew when the remote one has changed."""
+    """Returns a local copy of a remote list, which is fetched again when the list changes."""
     stamp = files_of(path).stamp(path)
     suffix = next((one for one in JSON_SUFFIXES if path.lower().endswith(one)), ".jsonl")
     tag = hashlib.sha256(f"{stamp.size}/{stamp.tag}".encode()).hexdigest()[:8]

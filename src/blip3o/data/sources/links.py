@@ -1,21 +1,21 @@
-"""Hard and symbolic links inside a tar: which member each of them leads to."""
+"""Resolves hard and symbolic links inside a tar."""
 
 import posixpath
 
 from blip3o.data.sources.tar import FILE, HARD_LINK, Member
 
 _MAX_STEPS = 40
-"""Most links on one way, as the system allows."""
+"""Maximum length of a chain of links, as on Linux."""
 
 _Place = tuple[int, bytes]
-"""Number of an archive, and a path in it without `.` and `..`."""
+"""Number of an archive, and a normalized path in it."""
 
 
 class LinkTable:
-    """The links of a shard, and of its files those that a record reaches by one.
+    """The links of a shard, and the files that records reach through links.
 
     Attributes:
-        wanted: links that are members of records, each with a number of its owner's.
+        wanted: links that are members of records, each with the number given to `want`.
     """
 
     def __init__(self) -> None:
@@ -24,38 +24,26 @@ class LinkTable:
         self._files: dict[_Place, list[Member]] | None = None
 
     def note_link(self, member: Member) -> None:
-        """Takes note of a link.
-
-        Args:
-            member: a hard or symbolic link.
-        """
+        """Adds a link."""
         if not self.is_of_itself(member):
             self._links[member.part, _plain(member.name)] = member._replace(header=b"")
 
     @staticmethod
     def is_of_itself(member: Member) -> bool:
-        """Returns whether this is how tar writes a file that it was given twice.
-
-        Args:
-            member: a link.
-        """
+        """Returns whether a link leads to itself; tar writes such links for repeated files."""
         return member.kind == HARD_LINK and _plain(member.target) == _plain(member.name)
 
     def want(self, member: Member, number: int) -> None:
-        """Asks for the file behind a link.
+        """Requests the file that a link leads to.
 
         Args:
             member: the link.
-            number: handed back with it.
+            number: stored with the link in `wanted`.
         """
         self.wanted.append((number, member._replace(header=b"")))
 
     def note_file(self, member: Member) -> None:
-        """Takes note of a file, if a wanted link leads to it; called when all links are known.
-
-        Args:
-            member: any.
-        """
+        """Adds a file if a wanted link leads to it. Call this when all links are known."""
         if self._files is None:
             ends = [self._end(link) for _, link in self.wanted]
             self._files = {end: [] for end in ends if end is not None}
@@ -65,16 +53,12 @@ class LinkTable:
                 found.append(member)
 
     def resolve(self, member: Member) -> Member | str:
-        """Returns the file behind a link, or what the link is instead.
-
-        Args:
-            member: the link.
-        """
+        """Returns the file that a link leads to, or a description of the broken link."""
         end = self._end(member)
         if end is None:
             return f"{_kind(member)}, which leads in a circle"
         found = (self._files or {}).get(end, [])
-        if member.kind == HARD_LINK:  # of several files with one name that which was there by then
+        if member.kind == HARD_LINK:  # among files of one name, the last one before the link
             found = [one for one in found if one.offset < member.offset] or found
         if found:
             return found[-1]
@@ -83,7 +67,7 @@ class LinkTable:
         return f"{_kind(member)}, and the shard holds no such file"
 
     def _end(self, member: Member) -> _Place | None:
-        """Returns where a chain of links ends, None if it does not."""
+        """Returns the place where a chain of links ends; None if it is a circle."""
         path = self._target(member)
         for _ in range(_MAX_STEPS):
             step = self._first_link(member.part, path)
@@ -94,7 +78,7 @@ class LinkTable:
         return None
 
     def _first_link(self, part: int, path: bytes) -> tuple[Member, bytes] | None:
-        """Returns the first link on a path, which may be a folder, and the path behind it."""
+        """Returns the first link on a path (perhaps a folder), and the rest of the path."""
         place = path.find(b"/")
         while place != -1:
             link = self._links.get((part, path[:place]))
@@ -106,7 +90,7 @@ class LinkTable:
 
     @staticmethod
     def _target(member: Member) -> bytes:
-        if member.kind == HARD_LINK:  # names a member; a symbolic link names a place beside itself
+        if member.kind == HARD_LINK:  # names a member; symbolic links are relative to their folder
             return _plain(member.target)
         return _plain(posixpath.join(posixpath.dirname(member.name), member.target))
 

@@ -1,9 +1,9 @@
-"""Captions in a list beside the images, as Hugging Face's `imagefolder` has them.
+"""Captions in a metadata file next to the images, as in Hugging Face's `imagefolder`.
 
     metadata.jsonl    {"file_name": "in/a.png", "text": "a red cat"}
     metadata.csv      file_name,text
 
-A file applies to the images of its own folder and of the folders in it; the nearest one counts.
+A metadata file applies to the images of its folder and all subfolders. The nearest file counts.
 """
 
 import csv
@@ -21,18 +21,18 @@ from blip3o.data.sources.plain_files import read_plain
 from blip3o.imaging.kinds import HEAD_BYTES, store_of
 
 METADATA_NAMES = ("metadata.jsonl", "metadata.csv")
-"""Names of such files, in any case."""
+"""Names of metadata files, in any case."""
 _COLUMN = "file_name"
 _MAX_BYTES = 1 << 30
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class MetadataRow:
-    """What a metadata file says of one image.
+    """One row about an image.
 
     Args:
-        file: the metadata file, relative to the folder.
-        fields: its columns but the image's name.
+        file: the metadata file, relative to the folder of images.
+        fields: all columns except the image's name.
     """
 
     file: str
@@ -44,14 +44,14 @@ def read_metadata(base: Path, file: str) -> dict[str, list[MetadataRow]] | None:
 
     Args:
         base: the folder of images.
-        file: the metadata file, relative to it.
+        file: the metadata file, relative to `base`.
 
     Returns:
         The rows of each image by its path relative to `base`; None if the file has no column
-        `file_name`, so that it is about something else.
+        `file_name`, so it is not about images.
 
     Raises:
-        UsageError: if the file cannot be read, or one of its lines is damaged.
+        UsageError: if the file cannot be read or one of its lines is damaged.
     """
     try:
         data = read_plain(base / file, _MAX_BYTES)
@@ -77,11 +77,7 @@ def read_metadata(base: Path, file: str) -> dict[str, list[MetadataRow]] | None:
 
 
 def nearest(rows: Sequence[MetadataRow]) -> list[MetadataRow]:
-    """Returns the rows of the metadata files that are nearest to their image.
-
-    Args:
-        rows: all rows about one image.
-    """
+    """Returns the rows of the metadata file that is nearest to the image."""
     deepest = max((row.file.count(os.sep) for row in rows), default=0)
     return [row for row in rows if row.file.count(os.sep) == deepest]
 
@@ -96,20 +92,20 @@ def _json_rows(text: str) -> list[dict[str, Any]]:
         except ValueError as error:
             raise ValueError(f"line {number}: {error}") from error
         if not isinstance(row, dict):
-            raise ValueError(f"line {number} is no JSON object")
+            raise ValueError(f"line {number} is not a JSON object")
         rows.append(row)
     return rows
 
 
 _SEPARATORS = ",;\t|"
-"""Spreadsheets write semicolons in half of the world."""
+"""Column separators; spreadsheets in many countries write semicolons."""
 _BEFORE_HEAD = re.compile(r'(?:\s*[\r\n]|"?sep=.?"?[\r\n]+)*', re.IGNORECASE)
-"""Blank lines, and the line in which Excel names the separator."""
+"""Blank lines, and the line with which Excel declares the separator."""
 
 
 def _csv_rows(text: str) -> list[dict[str, Any]]:
-    csv.field_size_limit(1 << 24)  # a long caption is no error
-    text = text[_BEFORE_HEAD.match(text).end() :]  # type: ignore[union-attr]  (it matches anything)
+    csv.field_size_limit(1 << 24)  # captions may be long
+    text = _BEFORE_HEAD.sub("", text, count=1)
     head = text.splitlines()[0].lower()
     columns = ([name.strip(' "') for name in head.split(mark)] for mark in _SEPARATORS)
     used = (m for m, names in zip(_SEPARATORS, columns, strict=True) if _COLUMN in names)
@@ -125,12 +121,12 @@ def _csv_rows(text: str) -> list[dict[str, Any]]:
             raise ValueError("two columns have the same name")
         for values in reader:
             if values and len(values) != len(names):
-                raise ValueError("it has another number of columns than the first line")
+                raise ValueError("its number of columns differs from that of the first line")
             if values:
                 rows.append({k: v for k, v in zip(names, values, strict=True) if v != ""})
     except (csv.Error, ValueError) as error:
         raise ValueError(
-            f'line {reader.line_num}: {error}; text with {separator!r} stands in "...", and a " '
-            'in it is written ""'
+            f'line {reader.line_num}: {error}; put text with {separator!r} in "...", and write "" '
+            'for a " in it'
         ) from error
     return rows

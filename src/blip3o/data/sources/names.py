@@ -1,6 +1,6 @@
-"""Reads the name of a shard's member: which record it belongs to, and which part of it it is.
+"""Classifies files by their names: images, texts or junk, and parts of a record in a tar shard.
 
-As in WebDataset the key ends at the first dot of the base name, and the folder belongs to the key.
+As in WebDataset, a member's key ends at the first dot of its base name and includes its folder.
 """
 
 import functools
@@ -8,15 +8,33 @@ import unicodedata
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
-from blip3o.data.sources.kinds import (
-    CAPTION_SUFFIXES,
-    IMAGE_SUFFIXES,
-    OTHER_IMAGE_SUFFIXES,
-    is_junk,
+IMAGE_SUFFIXES = (
+    *(".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".webp", ".gif", ".bmp", ".dib"),
+    *(".tif", ".tiff", ".avif", ".ppm", ".pgm", ".pbm", ".pnm"),
 )
+"""Endings of images that are read, in any case."""
+
+OTHER_IMAGE_SUFFIXES = (
+    *(".heic", ".heif", ".hif", ".jxl", ".jp2", ".j2k", ".jpx", ".jpf", ".jxr", ".svg", ".psd"),
+    *(".exr", ".hdr", ".tga", ".ico", ".icns", ".pfm", ".dng", ".cr2", ".cr3", ".nef", ".arw"),
+    *(".orf", ".rw2", ".raf", ".raw", ".eps", ".pdf", ".ai", ".xcf", ".dds", ".pcx", ".fits"),
+)
+"""Endings of images that are not read but named in messages."""
+
+CAPTION_SUFFIXES = (".txt", ".caption")
+"""Endings of caption files, in any case."""
+
+_JUNK_FOLDERS = (
+    *("__macosx", "network trash folder", "temporary items", "thevolumesettingsfolder"),
+    *("$recycle.bin", "recycler", "recycled", "system volume information", "found.000"),
+    *("@eadir", "@tmp", "@recycle", "@recently-snapshot", "#recycle", "#snapshot", "~snapshot"),
+    *("lost+found", "__pycache__"),
+)
+"""Folders created by macOS, Windows, network disks, Linux and Python, in this order."""
+_JUNK_FILES = ("thumbs.db", "ehthumbs.db", "ehthumbs_vista.db", "desktop.ini", "icon\r")
 
 ROLES = ("image", "source", "target")
-"""Images that a task reads. Any other `KEY.ROLE.png` may lie beside them."""
+"""Roles of images that tasks read; a record may have images of other roles as well."""
 _IMAGES = tuple(suffix[1:] for suffix in IMAGE_SUFFIXES)
 _TEXTS = tuple(suffix[1:] for suffix in CAPTION_SUFFIXES)
 
@@ -25,12 +43,12 @@ OTHER_TEXT = "a text with a longer name than KEY.txt"
 
 
 class Use(NamedTuple):
-    """The part of a record that a member is.
+    """The part of a record that a member holds.
 
     Args:
-        kind: an image, its caption, the fields of its JSON, or a text of something else.
-        role: of the image, or which thing the text is of.
-        rank: of several JSON files the one with the lowest counts, and several captions must agree.
+        kind: an image, its caption, the fields of its JSON, or some other text.
+        role: role of the image; of other texts, the part of the name between key and ending.
+        rank: precedence; of several JSON files, the one with the lowest rank counts.
     """
 
     kind: Literal["image", "caption", "fields", "other text"]
@@ -38,22 +56,28 @@ class Use(NamedTuple):
     rank: int = 0
 
 
-def split_name(name: bytes) -> tuple[bytes, bytes]:
-    """Returns the key and the suffix in small letters; no key for a name that begins with a dot.
+def is_junk(name: str) -> bool:
+    """Returns whether a file or folder is hidden or junk of an operating system, by its name.
 
     Args:
-        name: a member's name with folders.
+        name: one name, not a path: ".cache", "__MACOSX", "._a.png", "Thumbs.db".
     """
+    low = name.lower()
+    return name.startswith(".") or low in _JUNK_FOLDERS or low in _JUNK_FILES
+
+
+def split_name(name: bytes) -> tuple[bytes, bytes]:
+    """Returns the key and the lower-case suffix; the key is empty if the base name has none."""
     folder, slash, base = name.rpartition(b"/")
     stem, _, suffix = base.partition(b".")
     return (folder + slash + stem if stem else stem), suffix.lower()
 
 
 def same_key(key: bytes) -> bytes:
-    """Returns a key for comparing: `./a` becomes `a`, and a letter with its accent one character.
+    """Returns a normalized key for comparisons: without `./`, and with composed accents.
 
     Args:
-        key: as stored; macOS stores an accent as a character of its own.
+        key: the key as stored; macOS stores accents in decomposed form.
     """
     while key.startswith(b"./"):
         key = key[2:].lstrip(b"/")
@@ -66,11 +90,7 @@ def same_key(key: bytes) -> bytes:
 
 
 def is_in_junk(folder: str) -> bool:
-    """Returns whether a folder, or one above it, is hidden or was left behind by a system or a tar.
-
-    Args:
-        folder: path of a folder inside the tar.
-    """
+    """Returns whether a folder or one of its parents is hidden or junk."""
     return any(
         is_junk(part) or part.startswith("PaxHeader")
         for part in folder.split("/")
@@ -79,30 +99,26 @@ def is_in_junk(folder: str) -> bool:
 
 
 def why_passed_over(base: str) -> str:
-    """Returns why a file of a tar is no part of a record.
-
-    Args:
-        base: its name without folders.
-    """
+    """Returns the reason why a file of a tar is not part of a record."""
     if is_junk(base):
         return HIDDEN
     end = base.lower().rpartition(".")[2] if "." in base else ""
     if f".{end}" in OTHER_IMAGE_SUFFIXES:
         return f"an image of a kind that is not read: .{end}"
-    return f"no image and no text: {f'.{end}' if end else 'no ending'}"
+    return f"neither an image nor a text: {f'.{end}' if end else 'no ending'}"
 
 
 @functools.lru_cache(maxsize=4096)
 def use_of(suffix: str) -> Use | None:
-    """Returns the part that a suffix names; None if it names none.
+    """Returns the part of a record that a suffix stands for; None if it stands for none.
 
     Args:
-        suffix: everything behind the key's dot, in small letters.
+        suffix: the text after the key's dot, in lower case.
     """
     stem, _, end = suffix.rpartition(".")
     if end in _IMAGES:
         return Use("image", stem or "image")
-    # `a.png.txt` is a text of `a.png`, just as `a.txt` is.
+    # `a.png.txt` is a text of `a.png`, like `a.txt`.
     is_of_image = stem in _IMAGES
     if end in _TEXTS and (not stem or is_of_image):
         return Use("caption", rank=_TEXTS.index(end) + len(_TEXTS) * is_of_image)
@@ -112,11 +128,7 @@ def use_of(suffix: str) -> Use | None:
 
 
 def is_one_record(suffixes: Sequence[str]) -> bool:
-    """Returns whether all members with one key are different parts of a record.
-
-    Args:
-        suffixes: of the members.
-    """
+    """Returns whether the members with one key are all different parts of a record."""
     found = [use_of(suffix) for suffix in suffixes]
     counted = [use for use in found if use is not None and use.kind != "other text"]
     return len(set(counted)) == len(counted)
@@ -124,14 +136,11 @@ def is_one_record(suffixes: Sequence[str]) -> bool:
 
 @functools.lru_cache(maxsize=4096)
 def uses(suffixes: tuple[str, ...]) -> tuple[Use | None, ...]:
-    """Returns the part that each member of a record is; None for a member that does not count.
-
-    Args:
-        suffixes: of the members.
+    """Returns the part that each member of a record holds; None for an unused member.
 
     Raises:
-        ValueError: if two members are the same part, if some seem to be a record of their own, or
-            if none counts.
+        ValueError: if two members hold the same part, some seem to form a record of their own, or
+            no member is used.
     """
     found: list[Use | None] = []
     first: dict[Use, str] = {}
@@ -142,21 +151,21 @@ def uses(suffixes: tuple[str, ...]) -> tuple[Use | None, ...]:
                 thing = f"image of the role {use.role!r}" if use.kind == "image" else use.kind
                 raise ValueError(
                     f"two members are its {thing}: .{first[use]} and .{suffix}; "
-                    "keep one, or give each a key of its own"
+                    "keep one, or give them different keys"
                 )
             first[use] = suffix
         found.append(use)
     if not first:
         raise ValueError(
-            f"none of its members counts ({', '.join(f'.{suffix}' for suffix in suffixes)}): "
+            f"none of its members is used ({', '.join(f'.{suffix}' for suffix in suffixes)}): "
             "the text of a record is KEY.txt, KEY.caption or KEY.json, and a key has no dots"
         )
     images = {use.role for use in first if use.kind == "image"} - set(ROLES)
     for suffix, use in zip(suffixes, found, strict=True):
         if use is not None and use.kind == "other text" and use.role in images:
             raise ValueError(
-                f".{use.role} has an image and the text .{suffix}, so it seems to be a record of "
-                "its own; but a key ends at the first dot of a name: write - for the other dots"
+                f".{use.role} has an image and the text .{suffix}, so it seems to be a separate "
+                "record; but a key ends at the first dot of a name: replace the other dots by -"
             )
     return tuple(use if use and _counts(use, first) else None for use in found)
 

@@ -1,4 +1,4 @@
-"""Finds the local files that a pattern names. A part of a path that exists is taken literally."""
+"""Finds the local files that match a pattern. A part of a path that exists is taken literally."""
 
 import glob
 import itertools
@@ -11,33 +11,33 @@ from blip3o.core.errors import UsageError
 _BRACES = re.compile(r"\{(\d+)\.\.(\d+)\}")
 _MAX_FILES = 1_000_000
 _SHOWN = 5
-"""How many missing files a message names."""
+"""Number of missing files that a message names."""
 
 
 def counted(pattern: str, *, is_local: bool) -> list[str]:
-    """Returns the paths or patterns that counts such as `{0000..0099}` stand for.
+    """Returns the paths or patterns that ranges such as `{0000..0099}` stand for.
 
     Args:
-        pattern: with any number of counts, or none.
-        is_local: whether a folder or file of that very name may exist, which then is meant.
+        pattern: a pattern with any number of ranges.
+        is_local: whether to take a range literally if a folder or file of that name exists.
 
     Raises:
-        UsageError: if there are more than a million.
+        UsageError: if there are more than a million results.
     """
     found = list(itertools.islice(_counted(pattern, is_local), _MAX_FILES + 1))
     if len(found) > _MAX_FILES:
-        raise UsageError(f"{pattern} counts more than {_MAX_FILES} files")
+        raise UsageError(f"{pattern} stands for more than {_MAX_FILES} files")
     return found
 
 
 def find(pattern: str) -> list[str]:
-    """Returns the local files that a pattern names, sorted; empty if there are none at all.
+    """Returns the local files that match a pattern, sorted; empty if there are none.
 
     Args:
-        pattern: "data/{0000..0099}.tar" counts; "*", "?" and "[0-9]" match.
+        pattern: may hold ranges ("data/{0000..0099}.tar") and the wildcards "*", "?" and "[0-9]".
 
     Raises:
-        UsageError: if some of the counted files are missing.
+        UsageError: if only some of the files of a range exist.
     """
     wanted = counted(pattern, is_local=True)
     found = {one: sorted(_matches(one)) for one in wanted}
@@ -45,16 +45,15 @@ def find(pattern: str) -> list[str]:
     if missing and len(missing) < len(wanted) and not _is_loose(pattern):
         shown = ", ".join(missing[:_SHOWN]) + (", ..." if len(missing) > _SHOWN else "")
         raise UsageError(
-            f"{len(missing)} of the {len(wanted)} files that {pattern} counts are missing: "
-            f"{shown}; "
-            "fetch them, or count only those that there are"
+            f"{len(missing)} of the {len(wanted)} files of {pattern} are missing: {shown}; "
+            "fetch them, or give a range of existing files"
         )
-    # "{1..12}*.tar" finds 12.tar twice.
+    # "{1..12}*.tar" matches 12.tar twice.
     return list(dict.fromkeys(itertools.chain.from_iterable(found.values())))
 
 
 def _is_loose(pattern: str) -> bool:
-    """Returns whether a count stands beside a wildcard ("{1..12}*.tar"): then numbers may miss."""
+    """Returns whether a range is next to a wildcard ("{1..12}*.tar"): then gaps are allowed."""
     return any(_BRACES.search(part) and glob.has_magic(part) for part in pattern.split("/"))
 
 

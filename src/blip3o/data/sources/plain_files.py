@@ -1,4 +1,4 @@
-"""Reads files that users name: ordinary ones up to a size, never a pipe, a device or a folder."""
+"""Reads regular files up to a maximum size; refuses folders, pipes and devices."""
 
 import os
 import stat
@@ -10,18 +10,18 @@ _MORE_BYTES = 1 << 22
 
 
 def read_plain(path: str | Path, max_bytes: int = DEFAULT_LIMITS.max_bytes) -> bytes:
-    """Returns the bytes of an ordinary file.
+    """Returns the bytes of a regular file.
 
     Args:
         path: the file; a link is followed.
-        max_bytes: longest file that is read.
+        max_bytes: maximum length of the file.
 
     Raises:
-        ValueError: if it is no ordinary file, or too long.
+        ValueError: if it is not a regular file or too long.
         OSError: if there is no such file or it cannot be read.
     """
-    check_plain(path)  # opening a device may do something
-    # Without waiting: a pipe that took the file's place in the meantime would never answer.
+    check_plain(path)  # just opening a device may have effects
+    # Without blocking: a pipe may have replaced the file in the meantime.
     descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
     try:
         status = os.fstat(descriptor)
@@ -31,7 +31,7 @@ def read_plain(path: str | Path, max_bytes: int = DEFAULT_LIMITS.max_bytes) -> b
                 f"{path} is too large: {status.st_size} bytes are more than {max_bytes}"
             )
         data = piece = os.read(descriptor, status.st_size + 1)
-        while piece:  # some files of the system say that they are empty, and are endless
+        while piece:  # some system files report a size of 0 but are endless
             piece = os.read(descriptor, _MORE_BYTES)
             data += piece
             if len(data) > max_bytes:
@@ -42,24 +42,17 @@ def read_plain(path: str | Path, max_bytes: int = DEFAULT_LIMITS.max_bytes) -> b
 
 
 def check_plain(path: str | Path) -> None:
-    """Refuses what is no ordinary file, without opening it.
-
-    Args:
-        path: the file; a link is followed.
+    """Refuses anything but a regular file, without opening it.
 
     Raises:
-        ValueError: if it is a folder, a pipe, a socket or a device, or no name of a file.
+        ValueError: if it is a folder, a pipe, a socket or a device, or if the path is invalid.
         OSError: if there is no such file.
     """
     _require_plain(path, os.stat(path).st_mode)
 
 
 def file_stamp(path: str | Path) -> str:
-    """Returns size and time of the last change of a file, "missing" if there is none.
-
-    Args:
-        path: the file; a link is followed.
-    """
+    """Returns size and modification time of a file, or "missing"."""
     try:
         status = os.stat(path)
     except OSError:

@@ -1,7 +1,7 @@
-"""The images that a row of a list names: paths, data URIs, bytes, alone or as a list.
+"""Reads the images that a row of a list refers to: one or several paths, data URIs or bytes.
 
-Forms are those of published data: LLaVA (`image`), interleaved sets (`images`, several), Hugging
-Face (`file_name`, `{"path": ..., "bytes": ...}`) and chat messages with image parts.
+The formats are those of published data: LLaVA (`image`), interleaved sets (`images`, several),
+Hugging Face (`file_name`, `{"path": ..., "bytes": ...}`) and chat messages with image parts.
 """
 
 import base64
@@ -15,50 +15,51 @@ from typing import Any
 
 from blip3o.core.types import IMAGE_MARK
 from blip3o.data.sources.files import is_remote, read_file
-from blip3o.data.sources.kinds import IMAGE_SUFFIXES
+from blip3o.data.sources.names import IMAGE_SUFFIXES
 from blip3o.data.sources.plain_files import read_plain
 
-ReadImage = Callable[[Any], bytes]
+ReadImage = Callable[[object], bytes]
 
 _NAMES = ("image", "images")
 _PATH_NAMES = (
     *("file_name", "image_path", "img_path", "image_file", "image_name", "filename", "img"),
     "image_url",
 )
-"""Further names of the image, where there is none of `_NAMES`; only with an image's ending."""
+"""Further field names, if no field of `_NAMES` has a value; the value must end like an image."""
 _TALKS = ("conversations", "messages")
 _ADDRESS = re.compile(r"\s*(?!file:)[a-z][a-z0-9+.-]+://", re.IGNORECASE)
 _PART_TYPES = ("image", "image_url", "input_image")
 _TAG = re.compile(r"<img>\s*([^<>\n]+?)\s*</img>")
-"""How lists for Qwen-VL name an image inside the text of a turn."""
+"""An image inside the text of a turn, as in lists for Qwen-VL."""
 
 
 def image_role(number: int) -> str:
-    """Returns the role of one of a record's images: "image", "image_2", "image_3".
-
-    Args:
-        number: its place among them, from 0.
-    """
+    """Returns the role of a record's n-th image: "image", "image_2", "image_3"."""
     return "image" if number == 0 else f"image_{number + 1}"
+
+
+def num_images(files: Mapping[str, bytes]) -> int:
+    """Returns how many images a record has that are not the source or target of an edit."""
+    return next(number for number in itertools.count() if image_role(number) not in files)
 
 
 def take_images(row: Mapping[str, Any], read: ReadImage) -> tuple[dict[str, bytes], dict[str, Any]]:
     """Returns the images of a row by role, and the row's other fields.
 
-    `source` and `target` are images where both name one (an edit); else they are fields.
+    `source` and `target` are images if both refer to one (an edit); otherwise they are fields.
 
     Args:
         row: one record of a list.
-        read: returns the bytes of one reference.
+        read: returns the bytes of an image reference.
 
     Raises:
-        ValueError: if the row names its images in two ways, or one of them is no image file.
+        ValueError: if the row names its images in two ways, or one of them is not an image file.
         OSError: if one of them cannot be read.
     """
     fields = dict(row)
     files: dict[str, bytes] = {}
     edit = {role: _references(fields.get(role)) or [] for role in ("source", "target")}
-    # Beside an image of its own, a row's `source` is rather the name of a data set.
+    # In a row with `image`, the field `source` is more likely the name of a data set.
     is_edit = not fields.get("image") or all(
         map(_looks_like_image, itertools.chain(*edit.values()))
     )
@@ -68,7 +69,7 @@ def take_images(row: Mapping[str, Any], read: ReadImage) -> tuple[dict[str, byte
                 raise ValueError(f"{role!r} names several images; an edit has one")
             files[role] = read(reference)
             del fields[role]
-    wanted: list[Any] = []
+    wanted: list[object] = []
     for name in _names_of_images(fields):
         some = _references(fields[name])
         if some is None or (files and name in _PATH_NAMES):
@@ -79,25 +80,22 @@ def take_images(row: Mapping[str, Any], read: ReadImage) -> tuple[dict[str, byte
         wanted = some or wanted
     in_parts = list(_take_parts(fields, has_tags=not wanted))
     if wanted and in_parts:
-        raise ValueError("the row names images in a field of its own and in its messages, too")
+        raise ValueError("the row names images both in a field and in its messages; keep one")
     for number, reference in enumerate(wanted or in_parts):
         files[image_role(number)] = read(reference)
     return files, fields
 
 
-def read_reference(
-    reference: Any,  # noqa: ANN401  (whatever the file holds)
-    base: str,
-) -> bytes:
-    """Returns the bytes of an image that a list names.
+def read_reference(reference: object, base: str) -> bytes:
+    """Returns the bytes of an image that a list refers to.
 
     Args:
-        reference: a path relative to the base or absolute, a `file://` or data URI, or an object
+        reference: a path (absolute or relative to `base`), a `file://` or data URI, or an object
             with `bytes` or `data` (base64), `path` or `url`.
-        base: the folder that paths start from, or its address.
+        base: the folder or address that paths start from.
 
     Raises:
-        ValueError: if it is no image file, or an address outside of the list's own store.
+        ValueError: if it is not an image file, or an address outside of the list's own store.
         OSError: if there is no such file or it cannot be read.
         UsageError: if a remote image cannot be reached.
     """
@@ -110,40 +108,40 @@ def read_reference(
         return _from_data_uri(name)
     if is_remote(base):
         if is_remote(name) or name.startswith("/"):
-            raise ValueError(f"the image {name!r:.200} has no path relative to its list")
+            raise ValueError(f"the path of the image {name!r:.200} is not relative to its list")
         return read_file(f"{base}/{name}")
     return read_plain(file_of(name, base))
 
 
-def file_of(reference: Any, base: str) -> str:  # noqa: ANN401
-    """Returns the local file that a reference names.
+def file_of(reference: object, base: str) -> str:
+    """Returns the local file of a reference.
 
     Args:
-        reference: as for `read_reference`, but not the image itself.
+        reference: as for `read_reference`, but not the image's own bytes.
         base: the local folder that paths start from.
 
     Raises:
-        ValueError: if it is the address of something remote.
+        ValueError: if it is a remote address.
         OSError: if there is no such file.
     """
     name = _name_in(reference)
     if "://" in name and _ADDRESS.match(name):
         raise ValueError(
-            f"the image {name.strip()!r:.200} is an address; fetch it and name the file"
+            f"the image {name.strip()!r:.200} is an address; download it and give its path"
         )
     return _existing(name, base)
 
 
-def _name_in(reference: Any) -> str:  # noqa: ANN401
+def _name_in(reference: object) -> str:
     if isinstance(reference, Mapping):
         reference = next((reference[k] for k in ("path", "url") if reference.get(k)), "")
     if not isinstance(reference, str):
-        raise ValueError(f"an image is named by {type(reference).__name__}, not by a path")
+        raise ValueError(f"an image reference is of type {type(reference).__name__}, not a path")
     return reference
 
 
 def _names_of_images(fields: Mapping[str, Any]) -> list[str]:
-    """Returns which fields of a row name its images."""
+    """Returns the fields of a row that refer to its images."""
     named = [name for name in _NAMES if name in fields]
     if any(_references(fields[name]) for name in named):
         return named
@@ -153,14 +151,14 @@ def _names_of_images(fields: Mapping[str, Any]) -> list[str]:
     return named
 
 
-def _looks_like_image(reference: Any) -> bool:  # noqa: ANN401
+def _looks_like_image(reference: object) -> bool:
     if not isinstance(reference, str):
         return True
     return reference.strip().lower().endswith(IMAGE_SUFFIXES) or reference[:5].lower() == "data:"
 
 
-def _references(value: Any) -> list[Any] | None:  # noqa: ANN401
-    """Returns the references in a field, none for an empty one; None if it names no image."""
+def _references(value: object) -> list[object] | None:
+    """Returns the image references in a field's value; None if the value is something else."""
     if value is None or value == "":
         return []
     if isinstance(value, list):
@@ -178,12 +176,12 @@ def _references(value: Any) -> list[Any] | None:  # noqa: ANN401
 _KEYS = ("bytes", "path", "url", "data")
 
 
-def _take_parts(fields: dict[str, Any], *, has_tags: bool) -> Iterator[Any]:
-    """Yields the references in a row's messages, and leaves a part's type or a mark in their place.
+def _take_parts(fields: dict[str, Any], *, has_tags: bool) -> Iterator[object]:
+    """Yields the references in a row's messages and replaces them by bare parts or image marks.
 
     Args:
-        fields: of the row; changed.
-        has_tags: whether `<img>a.png</img>` in a text names an image.
+        fields: the fields of the row; changed in place.
+        has_tags: whether `<img>a.png</img>` in a text refers to an image.
     """
     for name in _TALKS:
         turns = fields.get(name)
@@ -211,17 +209,17 @@ def _take_parts(fields: dict[str, Any], *, has_tags: bool) -> Iterator[Any]:
         fields[name] = left
 
 
-def _part_reference(part: Mapping[str, Any]) -> list[Any]:
-    """Returns the reference of an image part; none if the images are in a field of the row."""
+def _part_reference(part: Mapping[str, object]) -> list[object]:
+    """Returns the references of an image part; empty if the row has a field for the images."""
     given = [part.get(name) for name in ("image_url", "image", "url", "path", "source")]
     return next((found for one in given if (found := _references(one))), [])
 
 
 def _existing(reference: str, base: str) -> str:
-    """Returns the file that a path means: as it is written, or else written in another usual way.
+    """Returns the file that a path refers to, in its literal or another common spelling.
 
-    Lists come from Windows, from a Mac, or hold addresses of files; the first file that is there
-    counts, and the path as it stands is tried first.
+    Lists may come from Windows or macOS, or hold `file://` addresses. The literal path is tried
+    first, and the first existing file counts.
     """
     for candidate in itertools.chain([reference], _spellings(reference)):
         path = os.path.join(base, candidate)
@@ -253,7 +251,7 @@ def _from_data_uri(uri: str) -> bytes:
 
 
 def _from_base64(text: str) -> bytes:
-    """Returns decoded bytes; line breaks, the URL alphabet and a missing end are accepted."""
+    """Returns decoded bytes; line breaks, the URL alphabet and missing padding are accepted."""
     plain = "".join(text.split()).rstrip("=").replace("-", "+").replace("_", "/")
     try:
         return base64.b64decode(plain + "=" * (-len(plain) % 4), validate=True)

@@ -1,4 +1,4 @@
-"""Goes through a folder once: its images, the texts beside them, and everything passed over."""
+"""Scans a folder once for images, their text files, and files that are passed over."""
 
 import dataclasses
 import os
@@ -6,13 +6,13 @@ from collections import Counter, deque
 from collections.abc import Iterator
 from pathlib import Path
 
-from blip3o.data.sources.kinds import (
+from blip3o.data.sources.metadata import METADATA_NAMES
+from blip3o.data.sources.names import (
     CAPTION_SUFFIXES,
     IMAGE_SUFFIXES,
     OTHER_IMAGE_SUFFIXES,
     is_junk,
 )
-from blip3o.data.sources.metadata import METADATA_NAMES
 
 _UNREAD_METADATA = "metadata.parquet"
 _OTHER_TEXTS = (
@@ -20,33 +20,33 @@ _OTHER_TEXTS = (
     *(".cap", ".captions", ".tag", ".tags", ".prompt", ".prompts", ".srt", ".rtf", ".html"),
     *(".gz", ".toml", ".json5", ".docx", ".odt", ".xlsx", ".xmp"),
 )
-"""Endings of texts that are not read, though their owner may have meant them as captions."""
+"""Endings of text files that are not read, although they may hold captions."""
 _NOTED = 3
-"""How many names a reason gives as examples."""
+"""Number of example names for each reason."""
 
 
 @dataclasses.dataclass(slots=True)
 class Scan:
-    """What a folder holds; paths are relative to it.
+    """Contents of a folder; paths are relative to it.
 
     Args:
-        images: the images' paths, sorted.
-        beside: for each image the endings of the texts that belong to it, put behind its path
-            without its own ending.
-        metadata: files of captions in the manner of Hugging Face's `imagefolder`.
-        texts: text files that belong to no image by their name.
-        passed_over: other files by reason, with the names of the first ones.
+        images: paths of the images, sorted.
+        text_endings: for each image, the endings of its text files. The image's path without its
+            own ending, plus such an ending, is the path of a text file.
+        metadata: metadata files in the format of Hugging Face's `imagefolder`.
+        texts: text files whose names match no image.
+        passed_over: other files by reason, with example names.
     """
 
     images: list[str]
-    beside: list[tuple[str, ...]]
+    text_endings: list[tuple[str, ...]]
     metadata: list[str]
     texts: list[str]
     passed_over: "PassedOver"
 
 
 class PassedOver:
-    """Counts what is left out, by reason, and keeps a few names."""
+    """Counts files that are left out, by reason, and keeps example names."""
 
     def __init__(self) -> None:
         self._counts: Counter[str] = Counter()
@@ -56,9 +56,9 @@ class PassedOver:
         """Counts files or rows.
 
         Args:
-            reason: why they are left out, the same words for all of a kind.
-            name: the first of them, as an example.
-            count: how many.
+            reason: why they are left out; the same words for all of a kind.
+            name: name of one of them, as an example.
+            count: number of files or rows.
         """
         self._counts[reason] += count
         names = self._names.setdefault(reason, [])
@@ -66,7 +66,7 @@ class PassedOver:
             names.append(name if name.isprintable() else ascii(name)[1:-1])
 
     def counts(self) -> dict[str, int]:
-        """Returns the counts; each reason names some examples."""
+        """Returns the counts by reason; each reason includes example names."""
         return {
             f"{reason} ({', '.join(self._names[reason])}{', ...' * (count > _NOTED)})": count
             for reason, count in self._counts.most_common()
@@ -74,13 +74,10 @@ class PassedOver:
 
 
 def scan(base: str) -> Scan:
-    """Returns what a folder and the folders in it hold.
+    """Returns the contents of a folder and its subfolders.
 
-    Links are followed. A folder is read once, however many links lead to it, so that links in a
-    circle come to an end; a link to a file is a file of its own.
-
-    Args:
-        base: the folder.
+    Links are followed. A folder is read once however many links lead to it, so circular links
+    cannot loop forever. A link to a file counts as a separate file.
     """
     found = Scan([], [], [], [], PassedOver())
     pairs: list[tuple[str, tuple[str, ...]]] = []
@@ -89,9 +86,11 @@ def scan(base: str) -> Scan:
         images, texts = _sort_names(folder, names, dangling, found)
         used: set[str] = set()
         for name in images:
-            beside = _texts_of(name, texts)
-            used.update(os.path.splitext(name)[0] + ending for ending in beside)
-            pairs.append((os.path.join(folder, name), endings.setdefault(beside, beside)))
+            text_endings = _texts_of(name, texts)
+            used.update(os.path.splitext(name)[0] + ending for ending in text_endings)
+            pairs.append(
+                (os.path.join(folder, name), endings.setdefault(text_endings, text_endings))
+            )
         found.texts += [
             os.path.join(folder, text)
             for some in texts.values()
@@ -100,15 +99,15 @@ def scan(base: str) -> Scan:
         ]
     pairs.sort()
     found.images = [name for name, _ in pairs]
-    found.beside = [beside for _, beside in pairs]
+    found.text_endings = [text_endings for _, text_endings in pairs]
     found.texts.sort()
     return found
 
 
 def _folders(base: str, passed_over: PassedOver) -> Iterator[tuple[str, list[str], set[str]]]:
-    """Yields each folder's path, its file names, and those of them that are links to nowhere.
+    """Yields each folder's path, its file names, and the names of dangling links.
 
-    Real folders come first, then those behind links.
+    Real folders come first, then linked ones.
     """
     seen: set[tuple[int, int]] = set()
     above = {_identity(os.stat(one)) for one in Path(os.path.realpath(base)).parents}
@@ -149,14 +148,14 @@ def _identity(status: os.stat_result) -> tuple[int, int]:
 def _is_folder(entry: os.DirEntry[str]) -> bool:
     try:
         return entry.is_dir()
-    except OSError:  # links in a circle
+    except OSError:  # circular links
         return False
 
 
 def _sort_names(
     folder: str, names: list[str], dangling: set[str], found: Scan
 ) -> tuple[list[str], dict[str, list[str]]]:
-    """Returns a folder's images, and its text files by their name with the ending in lower case."""
+    """Returns a folder's images, and its text files by name with a lower-case ending."""
     images: list[str] = []
     texts: dict[str, list[str]] = {}
     for name in names:
@@ -181,12 +180,12 @@ def _sort_names(
         elif low in OTHER_IMAGE_SUFFIXES:
             found.passed_over.add(f"an image of a kind that is not read: {low}", path)
         else:
-            found.passed_over.add(f"no image: {low or 'no ending'}", path)
+            found.passed_over.add(f"not an image: {low or 'no ending'}", path)
     return images, texts
 
 
 def _texts_of(image: str, texts: dict[str, list[str]]) -> tuple[str, ...]:
-    """Returns the endings of the texts of an image: for `a.png` those of `a.txt`, `a.png.json`."""
+    """Returns the endings of an image's text files: for `a.png`, those of `a.txt`, `a.png.json`."""
     stem = os.path.splitext(image)[0]
     endings = (*CAPTION_SUFFIXES, ".json")
     wanted = (name + ending for name in (stem, image) for ending in endings)

@@ -1,4 +1,4 @@
-"""The index of one tar shard: where each record's members lie, as a few flat arrays."""
+"""The index of one tar shard: the places of all records' members, as a few flat arrays."""
 
 import dataclasses
 import json
@@ -11,25 +11,26 @@ from numpy.typing import NDArray
 from blip3o.data.sources.files import FileStamp
 
 _VERSION = 4
-"""Goes up with every change of what an index holds or of which members are records."""
+"""Raise it when the contents of an index change, or the rules for which members are records."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class ShardIndex:
-    """Members of the records of one shard; record r owns members starts[r] to starts[r + 1].
+    """Members of the records of one shard; record r owns members starts[r] to starts[r + 1] - 1.
 
     Args:
-        names: the keys of all records, UTF-8, one after the other [bytes].
-        name_ends: where each key ends [records].
+        names: the keys of all records in UTF-8, concatenated [bytes].
+        name_ends: end of each key in `names` [records].
         starts: number of each record's first member [records + 1].
-        suffixes: every different text after a key ("png", "source.png", "json").
-        kinds: suffix of each member, as a place in `suffixes` [members].
-        offsets: where each member's bytes begin; -1 for one that cannot be read [members].
-        sizes: how many bytes it has; of one that cannot be read its place in `problems` [members].
-        checks: check sums of the headers in front of the members' bytes [members].
-        problems: why members cannot be read.
-        damage: what is wrong with the shard, one line each; its whole records are here.
-        passed_over: how many members belong to no record, by reason.
+        suffixes: all different suffixes ("png", "source.png", "json").
+        kinds: suffix of each member, as an index into `suffixes` [members].
+        offsets: offset of each member's bytes; -1 for an unreadable member [members].
+        sizes: number of bytes of each member; for an unreadable member, an index into `problems`
+            [members].
+        checks: checksums of the headers in front of the members' bytes [members].
+        problems: reasons why members are unreadable.
+        damage: damages of the shard, one line each; the index then holds its intact records.
+        passed_over: number of members that belong to no record, by reason.
     """
 
     names: NDArray[np.uint8]
@@ -48,11 +49,7 @@ class ShardIndex:
         return len(self.name_ends)
 
     def key(self, record: int) -> str:
-        """Returns the name of a record; a byte that is no UTF-8 as a backslash and its number.
-
-        Args:
-            record: 0 to len - 1.
-        """
+        """Returns the name of a record; bytes that are not UTF-8 become backslash escapes."""
         start = int(self.name_ends[record - 1]) if record else 0
         name = self.names[start : int(self.name_ends[record])].tobytes()
         return name.decode(errors="backslashreplace")
@@ -62,10 +59,10 @@ _TEXTS = ("suffixes", "problems", "damage")
 
 
 def pack(index: ShardIndex, stamp: FileStamp) -> dict[str, Any]:
-    """Returns the arrays that are stored of an index.
+    """Returns an index as arrays to store.
 
     Args:
-        index: of a shard.
+        index: index of a shard.
         stamp: size and version of the shard.
     """
     arrays = {f.name: getattr(index, f.name) for f in dataclasses.fields(index)}
@@ -76,14 +73,14 @@ def pack(index: ShardIndex, stamp: FileStamp) -> dict[str, Any]:
 
 
 def unpack(stored: Mapping[str, Any], stamp: FileStamp | None) -> ShardIndex | None:
-    """Returns a stored index, None if it is of another file or version, or contradicts itself.
+    """Returns a stored index; None if it is of another file or version, or inconsistent.
 
     Args:
         stored: arrays by name.
-        stamp: of the shard; None asks for no certain one.
+        stamp: size and version of the shard; None accepts any.
 
     Raises:
-        Exception: of many kinds for arrays that are those of no index.
+        Exception: of many kinds, if the arrays are not those of an index.
     """
     version, size, tag = stored["stamp"].tolist()
     if version != str(_VERSION):
@@ -100,7 +97,7 @@ def unpack(stored: Mapping[str, Any], stamp: FileStamp | None) -> ShardIndex | N
 
 
 def _is_sound(index: ShardIndex) -> bool:
-    """Returns whether the arrays fit together, so that reading by them finds members or fails."""
+    """Returns whether the arrays are consistent, so every access finds a member or fails."""
     members, records = len(index.kinds), len(index)
     one_each = (index.kinds, index.offsets, index.sizes, index.checks)
     if any(array.shape != (members,) for array in one_each) or index.starts.shape != (records + 1,):

@@ -1,8 +1,8 @@
 """Reads the headers of one tar shard once and finds its records.
 
-Members with one key are one record wherever they stand in an archive, because `tar` writes a folder
-in the order of the disk. If two of them are the same part, then the key occurs more than once: each
-run of neighbors is a record of its own, as in WebDataset.
+Members with the same key form one record wherever they are in an archive, because `tar` writes a
+folder in disk order. If two of them hold the same part, the key occurs more than once; then each
+run of neighbors is a separate record, as in WebDataset.
 """
 
 import array
@@ -41,15 +41,11 @@ from blip3o.data.sources.tar import (
 _LOCAL_WINDOW, _REMOTE_WINDOW = 1 << 14, 1 << 22
 _MAX_SUFFIXES = 256
 _MAX_REASONS = 20
-_NO_FILE = "a device, a pipe or something else that is no file"
+_NO_FILE = "a device, a pipe or something else that is not a file"
 
 
 def header_check(block: bytes) -> int:
-    """Returns a check sum of the name, owner and size in a header; its date may change.
-
-    Args:
-        block: 512 bytes.
-    """
+    """Returns a checksum of name, owner and size in a header, but not of its date."""
     return zlib.crc32(block[:136])
 
 
@@ -75,7 +71,7 @@ def scan(path: str, size: int) -> ShardIndex:
 
 
 def _members(path: str, size: int, damage: list[str]) -> Iterator[Member]:
-    """Yields all members of a shard, notes each damaged place and goes on behind it."""
+    """Yields all members of a shard; records each damaged place and continues after it."""
     files = files_of(path)
     window = _REMOTE_WINDOW if is_remote(path) else _LOCAL_WINDOW
     part = 0
@@ -92,19 +88,19 @@ def _members(path: str, size: int, damage: list[str]) -> Iterator[Member]:
             return
         except TarError as error:
             damage.append(str(error))
-            if error.offset < BLOCK:  # not a tar at all: nothing to look for
+            if error.offset < BLOCK:  # not a tar at all
                 return
             start = next_header(read, size, error.offset)
 
 
 class _Lists:
-    """Collects the members of a shard without an object for each."""
+    """Collects the members of a shard in flat arrays, without an object for each."""
 
     def __init__(self) -> None:
         self.links = LinkTable()
         self._names = bytearray()
         self._name_ends, self._starts = array.array("q"), array.array("q")
-        self._hashes = array.array("q")  # of each group's key and archive
+        self._hashes = array.array("q")  # hash of key and archive number of each group
         self._offsets, self._sizes = array.array("q"), array.array("q")
         self._kinds, self._checks = array.array("B"), array.array("I")
         self._suffixes: dict[bytes, int | None] = {}
@@ -189,7 +185,7 @@ class _Lists:
 
     def _is_in_junk(self, name: bytes) -> bool:
         folder = name.rpartition(b"/")[0]
-        if folder != self._folder:  # one of the same folder follows, as a rule
+        if folder != self._folder:  # the next member is usually in the same folder
             self._folder = folder
             self._is_junk = is_in_junk(folder.decode("latin-1"))
         return self._is_junk
@@ -200,7 +196,7 @@ class _Lists:
         else:
             reason = why_passed_over(name.rpartition(b"/")[2].decode("latin-1"))
             if reason not in self._passed_over and len(self._passed_over) >= _MAX_REASONS:
-                reason = "no image and no text: other endings"
+                reason = "neither an image nor a text: other endings"
         self._passed_over[reason] += 1
 
     def _new_suffix(self, suffix: bytes) -> int | None:
@@ -229,7 +225,10 @@ class _Lists:
     def _owners(
         self, kinds: NDArray[np.uint8], starts: NDArray[np.int64]
     ) -> NDArray[np.int64] | None:
-        """Returns for each group of neighbors the one whose record it belongs to."""
+        """Returns, for each group of neighbors, the first group of its record.
+
+        None if no two groups have the same key.
+        """
         hashes = np.array(self._hashes, dtype=np.int64)
         order = np.argsort(hashes, kind="stable")
         ordered = hashes[order]

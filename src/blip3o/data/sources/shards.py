@@ -1,8 +1,8 @@
-"""The stored places of all records of tar shards, so that any record is read at once.
+"""Indices of tar shards, which give direct access to any record.
 
-Made once by reading a shard's headers and kept beside it as `SHARD.tar.index.npz`; that of a
-remote shard, or in a folder that cannot be written to, in the user's cache. An index that was
-published beside a remote shard is taken from there. A million records take about 45 MB.
+An index is made once from the shard's headers and stored next to the shard as
+`SHARD.tar.index.npz`. For a remote shard or a read-only folder it is stored in the user's cache.
+An index that was published next to a remote shard is used. A million records take about 45 MB.
 """
 
 import io
@@ -16,7 +16,7 @@ import numpy as np
 from blip3o.core.errors import UsageError
 from blip3o.core.files import write_atomic
 from blip3o.core.log import progress, say
-from blip3o.data.sources.files import FileStamp, beside, files_of, is_remote, private_path
+from blip3o.data.sources.files import FileStamp, files_of, is_remote, neighbor, private_path
 from blip3o.data.sources.shard_index import ShardIndex, pack, unpack
 from blip3o.data.sources.shard_scan import scan
 from blip3o.imaging.kinds import HEAD_BYTES, store_of
@@ -24,22 +24,23 @@ from blip3o.imaging.kinds import HEAD_BYTES, store_of
 INDEX_SUFFIX = ".index.npz"
 _REMOTE_JOBS = 16
 _INDEX_BYTES = 1 << 16
-"""An index is never longer than its shard and this."""
+"""An index is never longer than its shard plus this number of bytes."""
 
 
 def index_shards(
     paths: Sequence[str], *, salvage: bool = False, jobs: int = 1, what: str = "shards"
 ) -> list[ShardIndex]:
-    """Returns the indices of shards; makes and keeps those that are missing or of other files.
+    """Returns the indices of shards; makes and stores those that are missing or outdated.
 
     Args:
         paths: shards, local or remote.
-        salvage: take the whole records of a damaged shard, with a warning, instead of refusing it.
-        jobs: processes that read local shards; remote ones are read by threads.
-        what: name of the shards, for the progress.
+        salvage: whether to use the intact records of a damaged shard, with a warning, instead of
+            refusing it.
+        jobs: number of processes that read local shards; threads read remote ones.
+        what: name of the shards, for the progress display.
 
     Raises:
-        UsageError: if a shard cannot be read, is no plain tar, or is damaged and not salvaged.
+        UsageError: if a shard cannot be read, is not a plain tar, or is damaged without `salvage`.
     """
     found = {path: load_index(path, salvage=salvage) for path in paths}
     missing = [path for path, index in found.items() if index is None]
@@ -67,21 +68,21 @@ def index_shards(
 
 
 def load_index(path: str, *, salvage: bool = False) -> ShardIndex | None:
-    """Returns the index kept for a shard, or None if there is none of this very shard.
+    """Returns the stored index of a shard; None if there is none for its current version.
 
     Args:
         path: the shard.
-        salvage: take that of a damaged shard, too.
+        salvage: whether to accept the index of a damaged shard.
 
     Raises:
-        UsageError: if a remote shard's server stays away.
+        UsageError: if a remote shard's server cannot be reached.
     """
     places: list[str] = [str(place) for place in _places(path)]
     for place in places:
         try:
             stored = np.load(io.BytesIO(Path(place).read_bytes()), allow_pickle=False)
             index = unpack(stored, None if is_remote(path) else files_of(path).stamp(path))
-        except Exception:  # noqa: BLE001  (a zip file may be broken in many ways)
+        except Exception:  # noqa: BLE001  (a damaged file raises many kinds of errors)
             continue
         if index is not None:
             return None if index.damage and not salvage else index
@@ -89,14 +90,15 @@ def load_index(path: str, *, salvage: bool = False) -> ShardIndex | None:
 
 
 def make_index(path: str, *, salvage: bool = False) -> ShardIndex:
-    """Returns the index of a shard by reading all its headers, and keeps it.
+    """Reads all headers of a shard; returns and stores its index.
 
     Args:
         path: the shard.
-        salvage: take the whole records of a damaged shard instead of refusing it.
+        salvage: whether to use the intact records of a damaged shard instead of refusing it.
 
     Raises:
-        UsageError: if the shard cannot be read, is no plain tar, or is damaged and not salvaged.
+        UsageError: if the shard cannot be read, is not a plain tar, or is damaged without
+            `salvage`.
     """
     files = files_of(path)
     try:
@@ -105,13 +107,13 @@ def make_index(path: str, *, salvage: bool = False) -> ShardIndex:
     except OSError as error:
         raise UsageError(f"cannot read the shard {path}: {error.strerror or error}") from error
     if index.damage and not (salvage and len(index)):
-        reason = f"{index.damage[0]}; fetch or write it again"
+        reason = f"{index.damage[0]}; download or write it again"
         if not stamp.size:
-            reason = "it is empty (0 bytes); fetch or write it again"
+            reason = "it is empty (0 bytes); download or write it again"
         elif not len(index):
             what = store_of(files.read(path, 0, HEAD_BYTES))
             reason = f"it is {what}" if what else reason
-        raise UsageError(f"shard {path} is damaged or no plain tar: {reason}")
+        raise UsageError(f"shard {path} is damaged or not a plain tar: {reason}")
     buffer = io.BytesIO()
     np.savez(buffer, **pack(index, stamp))
     _keep(path, buffer.getvalue())
@@ -123,7 +125,7 @@ def _make(work: tuple[str, bool]) -> ShardIndex:
 
 
 def _places(path: str) -> Iterable[Path]:
-    """Where an index may be kept, best first."""
+    """Yields the places where an index may be stored, best first."""
     if not is_remote(path):
         yield Path(path + INDEX_SUFFIX)
     yield private_path(path, INDEX_SUFFIX)
@@ -136,15 +138,15 @@ def _keep(path: str, data: bytes) -> None:
             write_atomic(place, data, is_shared=True)
             return
         except OSError:
-            continue  # a read-only folder; if all are, the index lives in memory only
+            continue  # a read-only folder; if all places are, the index stays in memory
 
 
 def _published(path: str) -> ShardIndex | None:
-    files, address = files_of(path), beside(path, INDEX_SUFFIX)
+    files, address = files_of(path), neighbor(path, INDEX_SUFFIX)
     try:
         length = files.stamp(address).size
     except UsageError:
-        return None  # none there; if the server is away the shard itself will say so
+        return None  # no index; if the server is down, reading the shard reports it
     size = files.stamp(path).size
     data, index = b"", None
     try:
@@ -152,7 +154,7 @@ def _published(path: str) -> ShardIndex | None:
             data = files.read(address, 0, length)
             arrays = np.load(io.BytesIO(data), allow_pickle=False)
             index = unpack(arrays, FileStamp(size=size, tag=""))
-    except Exception:  # noqa: BLE001  (whatever lies there)
+    except Exception:  # noqa: BLE001  (the file may hold anything)
         index = None
     if index is None:
         say(f"warning: {address} is of another shard; reading {path} instead")

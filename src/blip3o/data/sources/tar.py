@@ -1,9 +1,9 @@
-"""The headers of a plain tar, read through any window onto its bytes.
+"""Reads the headers of a plain tar from any function that returns byte ranges.
 
-Reads what `tarfile` reads (old, ustar, GNU, star and pax archives of every writer) at several times
-its speed, and differs on purpose in two things: a damaged header, a cut file or bytes that are no
-tar behind the end mark are an error, not the end; and archives written one after another are all
-read, as `tar --ignore-zeros` does.
+It reads the same archives as `tarfile` (old, ustar, GNU, star and pax) several times as fast. Two
+differences are intended. A damaged header, a truncated file, or bytes after the end mark that are
+not a tar are errors instead of the end. Concatenated archives are all read, as with
+`tar --ignore-zeros`.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -12,27 +12,27 @@ from typing import NamedTuple
 BLOCK = 512
 FILE, HARD_LINK, SYMBOLIC_LINK, FOLDER, SPARSE = b"0", b"1", b"2", b"5", b"S"
 _FOLDERS = (FOLDER, b"D", b"V")
-"""Kinds that name no file: a folder, the list of a folder and a volume's label of GNU tar."""
+"""Kinds that are not files: folders, and the folder lists and volume labels of GNU tar."""
 _FILES = (FILE, b"\0", b"7")
 _NO_DATA = (SYMBOLIC_LINK, b"3", b"4", FOLDER, b"6")
-"""Kinds whose size says something else than a length: links, devices, folders, pipes."""
+"""Kinds whose size field is not a length of data: links, devices, folders, pipes."""
 _LONG_NAME, _LONG_LINK, _PAX, _SOLARIS_PAX, _SHARED_PAX = b"L", b"K", b"x", b"X", b"g"
 _EXTENSIONS = (_LONG_NAME, _LONG_LINK, _PAX, _SOLARIS_PAX, _SHARED_PAX)
 _ZEROS = bytes(BLOCK)
 _MAX_EXTENSION = 1 << 20
-"""Longest name or pax header; longer ones are damage."""
+"""Maximum length of a name or pax header; longer ones count as damage."""
 _MAX_DIGITS = 20
 _MAX_ZEROS = 1 << 24
-"""Longest run of zeros behind an archive. Writers pad to a few megabytes at most; more of them are
-a download that did not finish, or a file without content."""
+"""Maximum run of zeros after an archive. Writers pad with a few megabytes at most; a longer run is
+an unfinished download or a file without content."""
 
 
 class TarError(Exception):
-    """The tar is damaged here.
+    """A damaged place in a tar.
 
     Args:
-        offset: where, in bytes.
-        reason: what is wrong.
+        offset: offset of the damage, in bytes.
+        reason: description of the damage.
     """
 
     def __init__(self, offset: int, reason: str) -> None:
@@ -44,8 +44,8 @@ class TarHeader(NamedTuple):
     """One header.
 
     Args:
-        name: as stored.
-        size: bytes of data.
+        name: the name as stored.
+        size: the size field.
         kind: the type flag.
     """
 
@@ -58,13 +58,13 @@ class Member(NamedTuple):
     """A member of a tar.
 
     Args:
-        name: with folders.
-        offset: where its bytes begin; its header is the block before.
-        size: how many it has.
-        kind: `FILE` for every kind of ordinary file, or another type flag.
-        target: the member that a link names.
+        name: name with folders.
+        offset: offset of its bytes; its header is the block before.
+        size: number of bytes.
+        kind: `FILE` for every kind of regular file, or another type flag.
+        target: name of the member that a link leads to.
         header: the block before its bytes.
-        part: number of the archive that holds it, where several are written one after another.
+        part: number of its archive, if several archives are concatenated.
     """
 
     name: bytes
@@ -77,19 +77,19 @@ class Member(NamedTuple):
 
 
 def parse_header(block: bytes, offset: int = 0) -> TarHeader:
-    """Returns what a header block says.
+    """Returns the header in a block.
 
     Args:
         block: 512 bytes.
-        offset: where it is, for the error.
+        offset: offset of the block, for the error.
 
     Raises:
-        TarError: if it is no header or a bit of it is wrong.
+        TarError: if the block is not a valid header.
     """
-    said = block[148:156]
+    checksum = block[148:156]
     try:
-        total, expected = sum(block) - sum(said) + 8 * 32, _octal(said)
-        # A few old writers took bytes for signed numbers.
+        total, expected = sum(block) - sum(checksum) + 8 * 32, _octal(checksum)
+        # A few old writers summed signed bytes.
         is_sound = total == expected or total - 256 * sum(one > 127 for one in block) == expected
         size = _number(block[124:136])
     except ValueError:
@@ -98,7 +98,7 @@ def parse_header(block: bytes, offset: int = 0) -> TarHeader:
         raise TarError(offset, "no tar header")
     name = block[:100].partition(b"\0")[0]
     if block[345] and block[257:263] == b"ustar\0":
-        # star keeps two times where others go on with the folder.
+        # star stores two times in the last bytes of the folder field.
         end = 476 if block[508:512] == b"tar\0" else 500
         name = block[345:end].partition(b"\0")[0] + b"/" + name
     return TarHeader(name, size, block[156:157])
@@ -107,16 +107,16 @@ def parse_header(block: bytes, offset: int = 0) -> TarHeader:
 def members(
     read: Callable[[int, int], bytes], size: int, window: int, start: int = 0
 ) -> Iterator[Member]:
-    """Yields the ordinary files of a tar in order.
+    """Yields the regular files of a tar in order.
 
     Args:
-        read: offset and size to bytes.
+        read: returns the bytes at an offset, given offset and size.
         size: length of the tar.
-        window: bytes read at once.
+        window: number of bytes per read.
         start: offset of the first header.
 
     Raises:
-        TarError: where the tar is damaged or breaks off.
+        TarError: where the tar is damaged or truncated.
     """
     return (one for one in all_members(read, size, window, start) if one.kind == FILE)
 
@@ -124,22 +124,22 @@ def members(
 def all_members(
     read: Callable[[int, int], bytes], size: int, window: int, start: int = 0, part: int = 0
 ) -> Iterator[Member]:
-    """Yields whatever a tar holds in order, but for folders and labels.
+    """Yields the members of a tar in order, except folders and labels.
 
     Args:
-        read: offset and size to bytes.
+        read: returns the bytes at an offset, given offset and size.
         size: length of the tar.
-        window: bytes read at once.
+        window: number of bytes per read.
         start: offset of the first header.
         part: number of the first archive.
 
     Raises:
-        TarError: where the tar is damaged or breaks off.
+        TarError: where the tar is damaged or truncated.
     """
     at = _window(read, window)
     offset, is_behind_end = start, False
-    shared: dict[bytes, bytes] = {}  # pax values of all members that follow
-    said: dict[bytes, bytes] = {}  # of the next one
+    shared: dict[bytes, bytes] = {}  # pax values for all following members
+    own: dict[bytes, bytes] = {}  # values for the next member
     while True:
         block = at(offset, BLOCK)
         if block == _ZEROS:
@@ -147,36 +147,36 @@ def all_members(
             if following is None:
                 return
             offset, is_behind_end, part = following, True, part + 1
-            shared, said = {}, {}
+            shared, own = {}, {}
             continue
         if len(block) < BLOCK and not is_behind_end:
-            raise TarError(offset, "it breaks off")
+            raise TarError(offset, "it is truncated")
         try:
             header = parse_header(block.ljust(BLOCK, b"\0"), offset)
         except TarError:
             if is_behind_end:
-                raise TarError(offset, "bytes that are no tar behind its end mark") from None
+                raise TarError(offset, "bytes that are not a tar after the end mark") from None
             raise
         is_behind_end = False
         data = offset + BLOCK
         kind, length = header.kind, header.size
-        if shared or said or kind not in _FILES:
-            length = _length(header, shared, said)
+        if shared or own or kind not in _FILES:
+            length = _length(header, shared, own)
             if kind == HARD_LINK and length and _ends_here(at(data, BLOCK)):
-                length = 0  # most writers repeat the size of the file and not its bytes
+                length = 0  # most writers repeat the file's size but not its bytes
             elif kind == SPARSE:
                 data = _behind_sparse_map(at, block, data)
         offset = data + -(-length // BLOCK) * BLOCK
         if data + length > size:
-            raise TarError(data - BLOCK, "it breaks off in the member")
+            raise TarError(data - BLOCK, "it is truncated inside a member")
         if kind in _EXTENSIONS:
             if length > _MAX_EXTENSION:
-                raise TarError(data - BLOCK, "an endless name")
-            _extend(kind, at(data, length), data - BLOCK, shared, said)
+                raise TarError(data - BLOCK, f"a name of {length} bytes")
+            _extend(kind, at(data, length), data - BLOCK, shared, own)
             continue
-        if shared or said or kind not in _FILES:
-            found = _described(header, data, length, block, part, {**shared, **said})
-            said = {}
+        if shared or own or kind not in _FILES:
+            found = _described(header, data, length, block, part, {**shared, **own})
+            own = {}
             if found is not None:
                 yield found
         elif not header.name.endswith(b"/"):
@@ -184,12 +184,12 @@ def all_members(
 
 
 def next_header(read: Callable[[int, int], bytes], size: int, offset: int) -> int | None:
-    """Returns where the next sound header behind a damaged place is, None if nowhere.
+    """Returns the offset of the next valid header after a damaged place; None if there is none.
 
     Args:
-        read: offset and size to bytes.
+        read: returns the bytes at an offset, given offset and size.
         size: length of the tar.
-        offset: the damaged place.
+        offset: offset of the damage.
     """
     step = 1 << 20
     for base in range(offset + BLOCK, size, step):
@@ -203,7 +203,7 @@ def next_header(read: Callable[[int, int], bytes], size: int, offset: int) -> in
 
 
 def _window(read: Callable[[int, int], bytes], window: int) -> Callable[[int, int], bytes]:
-    """Returns a reader that reads a window at once and answers from it."""
+    """Returns a reader with a buffer of at least one window."""
     buffer, base = b"", 0
 
     def at(offset: int, length: int) -> bytes:
@@ -216,7 +216,7 @@ def _window(read: Callable[[int, int], bytes], window: int) -> Callable[[int, in
 
 
 def _next_bytes(at: Callable[[int, int], bytes], size: int, start: int, step: int) -> int | None:
-    """Returns the block behind a run of zeros, None if they last to the end."""
+    """Returns the offset of the block after a run of zeros; None if the zeros reach the end."""
     offset = start
     while offset < size:
         chunk = at(offset, min(step, size - offset))
@@ -224,7 +224,7 @@ def _next_bytes(at: Callable[[int, int], bytes], size: int, start: int, step: in
         if rest:
             return offset + (len(chunk) - len(rest)) // BLOCK * BLOCK
         if not chunk:
-            raise TarError(offset, "it breaks off")
+            raise TarError(offset, "it is truncated")
         offset += len(chunk)
         if offset - start > _MAX_ZEROS:
             raise TarError(start, f"more than {_MAX_ZEROS >> 20} MiB of zeros")
@@ -232,9 +232,9 @@ def _next_bytes(at: Callable[[int, int], bytes], size: int, start: int, step: in
 
 
 def _described(
-    header: TarHeader, data: int, length: int, block: bytes, part: int, said: Mapping[bytes, bytes]
+    header: TarHeader, data: int, length: int, block: bytes, part: int, own: Mapping[bytes, bytes]
 ) -> Member | None:
-    """Returns a header's member with what the headers before it said of it, None for a folder."""
+    """Returns the member of a header and its extension headers; None for a folder."""
     name, kind, target = header.name, header.kind, b""
     if kind in _FILES:
         if name.endswith(b"/"):
@@ -243,28 +243,28 @@ def _described(
     elif kind in _FOLDERS:
         return None
     elif kind in (HARD_LINK, SYMBOLIC_LINK):
-        target = said.get(b"linkpath") or block[157:257].partition(b"\0")[0]
-        if length:  # a further name of a file, and the file itself once more
+        target = own.get(b"linkpath") or block[157:257].partition(b"\0")[0]
+        if length:  # a hard link that repeats the file's bytes
             kind = FILE
-    if said:
-        name = said.get(b"path") or name
-        if kind == FILE and any(key.startswith(b"GNU.sparse.") for key in said):
-            kind, name = SPARSE, said.get(b"GNU.sparse.name") or name
+    if own:
+        name = own.get(b"path") or name
+        if kind == FILE and any(key.startswith(b"GNU.sparse.") for key in own):
+            kind, name = SPARSE, own.get(b"GNU.sparse.name") or name
     return Member(name, data, length, kind, target, block, part)
 
 
-def _length(header: TarHeader, shared: Mapping[bytes, bytes], said: Mapping[bytes, bytes]) -> int:
-    """Returns how many bytes of data stand behind a header."""
+def _length(header: TarHeader, shared: Mapping[bytes, bytes], own: Mapping[bytes, bytes]) -> int:
+    """Returns the number of data bytes after a header."""
     if header.kind in _NO_DATA:
         return 0
-    size = said.get(b"size") or shared.get(b"size")
+    size = own.get(b"size") or shared.get(b"size")
     if size and header.kind not in _EXTENSIONS and size.isdigit() and len(size) < _MAX_DIGITS:
         return int(size)
     return header.size
 
 
 def _behind_sparse_map(at: Callable[[int, int], bytes], block: bytes, data: int) -> int:
-    """Returns where the bytes of a sparse file begin: its map may go on in further blocks."""
+    """Returns the offset of a sparse file's bytes, after all blocks of its map."""
     goes_on = block[482:483]
     while goes_on and goes_on != b"\0":
         goes_on = at(data, BLOCK)[504:505]
@@ -273,13 +273,13 @@ def _behind_sparse_map(at: Callable[[int, int], bytes], block: bytes, data: int)
 
 
 def _extend(
-    kind: bytes, text: bytes, offset: int, shared: dict[bytes, bytes], said: dict[bytes, bytes]
+    kind: bytes, text: bytes, offset: int, shared: dict[bytes, bytes], own: dict[bytes, bytes]
 ) -> None:
-    """Notes what an extension header says of the members behind it."""
+    """Stores the values of an extension header for the following members."""
     if kind in (_LONG_NAME, _LONG_LINK):
-        said[b"path" if kind == _LONG_NAME else b"linkpath"] = text.partition(b"\0")[0]
+        own[b"path" if kind == _LONG_NAME else b"linkpath"] = text.partition(b"\0")[0]
         return
-    values = shared if kind == _SHARED_PAX else said
+    values = shared if kind == _SHARED_PAX else own
     text = text.rstrip(b"\0")
     while text:
         length = text[:_MAX_DIGITS].partition(b" ")[0]
@@ -292,7 +292,7 @@ def _extend(
 
 
 def _ends_here(block: bytes) -> bool:
-    """Returns whether a block is a further header, or the end of an archive."""
+    """Returns whether a block is a header or the end of an archive."""
     return not block.strip(b"\0") or _is_header(block)
 
 
@@ -305,7 +305,7 @@ def _is_header(block: bytes) -> bool:
 
 
 def _number(field: bytes) -> int:
-    if field[0] & 0x80:  # GNU: eight bits a byte where eleven octal digits are not enough
+    if field[0] & 0x80:  # GNU: binary, for sizes beyond eleven octal digits
         return int.from_bytes(bytes([field[0] & 0x7F]) + field[1:], "big")
     return _octal(field)
 

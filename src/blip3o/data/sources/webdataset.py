@@ -4,11 +4,11 @@
     000017.jpg  000017.txt             an image and its caption
     000017.source.png  000017.target.png  000017.json      an edit
 
-`KEY.txt` or `KEY.caption` is the caption, whatever `KEY.json` says. A record with two members for
-one part is a bad record.
+`KEY.txt` or `KEY.caption` is the caption and takes precedence over `KEY.json`. A record with two
+members for one part is a bad record.
 
 Records are read by position, so shuffling and resuming cost nothing. Shards may be on a disk, an
-HTTP server, S3 or the hub.
+HTTP server, S3 or the Hugging Face Hub.
 """
 
 import bisect
@@ -34,12 +34,12 @@ from blip3o.data.sources.shards import INDEX_SUFFIX, index_shards
 from blip3o.data.sources.tar import BLOCK
 
 _LOCAL_GAP, _REMOTE_GAP = 1 << 16, 1 << 20
-"""Most bytes between two members that are read with them rather than by a read of its own."""
+"""Members that are at most this many bytes apart are read in one read."""
 _MAX_MEMBER_BYTES = 1 << 28
-"""Longest member that is read; a file without content may claim any length."""
+"""Maximum length of a member; the header of a damaged file may claim any length."""
 
 _Place = tuple[int, int, int, Use]
-"""Where the bytes of a member begin, how many it has, the check sum of its header, what it is."""
+"""Offset, size and header checksum of a member, and the part of the record that it holds."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -48,9 +48,10 @@ class WebDatasetConfig:
 
     Args:
         path: a shard, or a pattern such as "data/scenes-*.tar" or "https://host/{000..099}.tar";
-            shards are taken in name order.
+            shards are read in the order of their names.
         name: short name for logs, quarantine and feature caches.
-        salvage: take the whole records of a damaged shard, with a warning, instead of refusing it.
+        salvage: whether to use the intact records of a damaged shard, with a warning, instead of
+            refusing it.
     """
 
     kind: str = "webdataset"
@@ -59,13 +60,10 @@ class WebDatasetConfig:
     salvage: bool = False
 
     def build(self, jobs: int = 1) -> "WebDatasetSource":
-        """Returns the opened source.
-
-        Args:
-            jobs: processes that index shards not indexed before.
+        """Returns the open source.
 
         Raises:
-            UsageError: if no shard matches, or one cannot be read or is damaged.
+            UsageError: if no shard matches, or a shard is unreadable or damaged.
         """
         return WebDatasetSource(self, jobs)
 
@@ -74,8 +72,8 @@ class WebDatasetSource:
     """Records of tar shards by position.
 
     Args:
-        config: which shards.
-        jobs: processes that index shards not indexed before.
+        config: the shards.
+        jobs: number of processes that index new shards.
     """
 
     def __init__(self, config: WebDatasetConfig, jobs: int = 1) -> None:
@@ -95,10 +93,10 @@ class WebDatasetSource:
         self.passed_over: Mapping[str, int] = dict(passed_over.most_common())
         if not len(self):
             others = "".join(f"; {count} x {reason}" for reason, count in self.passed_over.items())
-            raise UsageError(f"no record in {config.path}{others}")
+            raise UsageError(f"no records in {config.path}{others}")
         for path, shard in zip(self.paths, self.shards, strict=True):
             if not len(shard):
-                say(f"warning: no record in the shard {path}")
+                say(f"warning: no records in the shard {path}")
 
     def __len__(self) -> int:
         return self._ends[-1]
@@ -106,12 +104,9 @@ class WebDatasetSource:
     def read(self, position: int) -> tuple[str, Mapping[str, bytes], Mapping[str, Any]]:
         """Returns key, images by role, and fields of one record.
 
-        Args:
-            position: 0 to len - 1.
-
         Raises:
-            ValueError: if the record's JSON or text cannot be read, or the shard does not hold
-                the record that its index names.
+            ValueError: if the record's JSON or text is invalid, or the shard does not hold the
+                record at the place in its index.
             OSError: if the shard cannot be read.
             UsageError: if a remote shard cannot be reached.
         """
@@ -127,22 +122,14 @@ class WebDatasetSource:
                 at = offset - start
                 if header_check(data[at - BLOCK : at]) != check:
                     raise ValueError(
-                        f"{path} does not hold record {key} where its index says: it was changed "
-                        "or damaged since; fetch it again or delete its index"
+                        f"{path} does not hold record {key} where its index says: it has been "
+                        "changed or damaged; download it again or delete its index"
                     )
                 found.append((use, data[at : at + size]))
         try:
             return (key, *_contents(found))
         except ValueError as error:
             raise ValueError(f"record {key}: {error}") from error
-
-    def locate(self, position: int) -> str:
-        """Returns the shard that holds a record.
-
-        Args:
-            position: 0 to len - 1.
-        """
-        return self.paths[self._place(position)[0]]
 
     def files(self) -> Sequence[str]:
         """Returns the local shards."""
@@ -159,7 +146,7 @@ class WebDatasetSource:
         return digest.hexdigest()[:32]
 
     def _stretches(self, members: list[_Place]) -> list[tuple[int, int, list[_Place]]]:
-        """Returns where to read and the members there; as a rule they are neighbors, one read."""
+        """Returns start, end and members of each read; usually all members fit into one read."""
         stretches: list[tuple[int, int, list[_Place]]] = []
         start = end = members[0][0] - BLOCK
         together: list[_Place] = []
@@ -173,13 +160,13 @@ class WebDatasetSource:
         return stretches
 
     def _place(self, position: int) -> tuple[int, int]:
-        """Returns the number of a record's shard, and its own number there."""
+        """Returns the number of a record's shard, and its number in that shard."""
         number = bisect.bisect_right(self._ends, position)
         return number, position - self._ends[number] + self.shard_lengths[number]
 
 
 def _counting_members(shard: ShardIndex, record: int, key: str) -> list[_Place]:
-    """Returns the members of a record that count, at least one, in the order of their bytes."""
+    """Returns the used members of a record, at least one, in the order of their offsets."""
     members = slice(int(shard.starts[record]), int(shard.starts[record + 1]))
     suffixes = tuple([shard.suffixes[kind] for kind in shard.kinds[members].tolist()])
     try:
@@ -203,7 +190,7 @@ def _counting_members(shard: ShardIndex, record: int, key: str) -> list[_Place]:
 
 
 def _shards_of(pattern: str) -> list[str]:
-    """Returns the shards that a pattern names, at least one."""
+    """Returns the shards that match a pattern, at least one."""
     paths = expand(pattern)
     if paths != [pattern] and not is_remote(pattern):
         paths = [path for path in paths if not path.endswith(INDEX_SUFFIX)]  # "folder/*"
@@ -214,7 +201,7 @@ def _shards_of(pattern: str) -> list[str]:
     ):
         lonely = {path.removesuffix(INDEX_SUFFIX) for path in expand(pattern + INDEX_SUFFIX)}
         for path in sorted(lonely.difference(paths)):
-            say(f"warning: there is an index of the shard {path}, but no such shard")
+            say(f"warning: there is an index of the shard {path}, but the shard is missing")
     folders = [path for path in paths if os.path.isdir(path)]
     if not paths or folders == [pattern]:
         raise UsageError(
@@ -236,7 +223,7 @@ def _contents(members: list[tuple[Use, bytes]]) -> tuple[dict[str, bytes], dict[
         elif use.kind == "fields":
             loaded = load_json(data)
             if not isinstance(loaded, dict):
-                raise ValueError("the record's JSON is no object")
+                raise ValueError("the record's JSON is not an object")
             fields = loaded
         else:
             captions.append(decode_text(data, "utf-8").strip())

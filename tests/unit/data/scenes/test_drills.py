@@ -1,4 +1,4 @@
-"""Drills tell of each thing what is asked for, and no answer is known without a look."""
+"""Drills state each requested fact, and no answer can be guessed without looking."""
 
 import itertools
 import re
@@ -8,8 +8,7 @@ from collections.abc import Callable
 import pytest
 
 from blip3o.core.rng import numpy_rng
-from blip3o.data.scenes.asking import QA
-from blip3o.data.scenes.drills import bare_look_up, colors_of_all, look_ups, one_or_none
+from blip3o.data.scenes.drills import QA, bare_look_up, colors_of_all, look_ups, one_or_none
 from blip3o.data.scenes.questions import questions
 from blip3o.data.scenes.scene import sample_pair, sample_scene
 from blip3o.data.scenes.text_questions import text_look_ups
@@ -42,7 +41,7 @@ def test_drills_tell_a_fact_of_each_thing_they_ask_for(
             seen = [k for name in names for k, o in enumerate(scene.objects) if o.thing == name]
             absent += len(seen) < len(names)
             orders.add(seen == sorted(seen))
-    assert orders == {True, False}  # the image does not tell the order
+    assert orders == {True, False}  # the order does not follow from the image
     assert absent > 20
 
 
@@ -74,7 +73,7 @@ def test_drills_count_each_thing_and_color_they_ask_for() -> None:
     assert set(said) == {0, 1, 2, 3, 4}
 
 
-def test_half_of_what_is_counted_alone_is_not_there() -> None:
+def test_half_of_the_things_counted_alone_are_absent() -> None:
     said = Counter()
     for index, scene in enumerate(SCENES[:200]):
         for qa in questions(scene, numpy_rng(0, "drill", index), ("how_many",)):
@@ -92,7 +91,7 @@ def _asked_for(qa: QA, opening: str, article: str) -> list[str]:
     return [re.sub(f"^{article}", "", part) for part in re.split(r", | and ", asked)]
 
 
-def test_one_or_none_is_told_by_the_name_alone() -> None:
+def test_only_the_name_decides_between_one_and_none() -> None:
     answers: Counter[str] = Counter()
     for index, scene in enumerate(SCENES):
         there = Counter(one.thing for one in scene.objects)
@@ -122,7 +121,7 @@ def test_look_ups_ask_for_colors_by_name_and_for_nothing_else() -> None:
                 assert set(said.split(" and ")) == known
 
 
-def test_all_colors_of_a_scene_are_told() -> None:
+def test_all_colors_of_a_scene_are_stated() -> None:
     for index, scene in enumerate(SCENES[:200]):
         qa = colors_of_all(scene, numpy_rng(0, "look_ups", index))
         facts = [fact.split(" ", 2)[1:] for fact in qa.answer.split("; ")]
@@ -131,7 +130,7 @@ def test_all_colors_of_a_scene_are_told() -> None:
         assert told == {(one.thing, one.color) for one in scene.objects}
 
 
-def test_a_list_names_everything_and_all_its_colors_are_told() -> None:
+def test_a_list_names_every_thing_and_its_answer_every_color() -> None:
     orders = set()
     for index, scene in enumerate(SCENES[:200]):
         words, qa = text_look_ups(scene, numpy_rng(0, "lists", index))
@@ -159,6 +158,6 @@ def test_a_bare_look_up_names_each_thing_twice_and_learns_its_color() -> None:
         assert colors == dict(zip(said[0::2], said[1::2], strict=True))
         assert colors == {one.thing: one.color for one in pair.objects}
         assert [qa.answer[a:b] for a, b in qa.learned or ()] == [f" {c}" for c in said[1::2]]
-        assert words[0] == qa.answer[0] == " "  # so that words at the start are words, too
+        assert words[0] == qa.answer[0] == " "  # so words at the start get the same tokens
         orders.add(read[1::2] == said[0::2])
     assert orders == {False, True}

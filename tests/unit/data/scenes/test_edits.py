@@ -78,7 +78,7 @@ def test_the_target_is_accepted_and_the_source_is_not() -> None:
         assert not edit.accepts(seen(edit.target)[1:])
 
 
-def test_what_was_not_to_move_must_not_move_and_what_was_may_land_anywhere_in_its_place() -> None:
+def test_fixed_objects_must_not_move_and_moved_ones_may_be_anywhere_in_their_place() -> None:
     recolor = of_kind("recolor")[0]
     one = recolor.target.objects[0]
     rest = seen(recolor.target)[1:]

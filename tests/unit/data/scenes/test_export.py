@@ -22,7 +22,7 @@ def members(path: Path) -> dict[str, bytes]:
         return {info.name: file.read() for info in tar if (file := tar.extractfile(info))}
 
 
-def test_shards_hold_images_and_everything_said_about_them(tmp_path: Path) -> None:
+def test_shards_hold_images_and_all_their_texts(tmp_path: Path) -> None:
     paths = export_scenes(tmp_path, 5, 3, px=32, shard_size=3, num_processes=1)
     assert [p.name for p in paths] == [
         *("scenes-000000.tar", "scenes-000001.tar", "edits-000000.tar"),
@@ -144,7 +144,7 @@ def test_ctrl_c_says_how_far_it_is_and_the_next_call_goes_on(
             export_scenes(tmp_path, 4, px=16, shard_size=1, num_processes=1)
     err = capsys.readouterr().err
     assert "writing 4 samples in 4 shards, about 41.5 kB" in err
-    assert f"2 of 4 shards are in {tmp_path}; the next call goes on" in err
+    assert f"2 of 4 shards are in {tmp_path}; the next call writes the rest" in err
     export_scenes(tmp_path, 4, px=16, shard_size=1, num_processes=1)
     assert "writing 2 samples in 2 shards" in capsys.readouterr().err
     assert not list(tmp_path.glob(".*"))

@@ -36,8 +36,8 @@ def test_a_scene_depends_on_seed_index_and_split_only() -> None:
     assert len(set(TRAIN)) > 2990
 
 
-def test_a_known_scene_stays_what_it_is() -> None:
-    # The data set is a contract: a published seed must give the same images for ever.
+def test_a_known_scene_does_not_change() -> None:
+    # A published seed must give the same images forever.
     one = sample_scene(0, 0).objects[0]
     assert (one.thing, one.color) == ("diamond", "pink")
 
@@ -76,7 +76,7 @@ def test_relations_are_clear_or_absent() -> None:
 def test_training_never_shows_a_heldout_composition() -> None:
     for scene in [*TRAIN, *(sample_scene(3, index, "val") for index in range(500))]:
         assert not is_heldout(scene)
-        # Said again without the code under test.
+        # Repeats the rule without the code under test.
         things = Counter(one.thing for one in scene.objects)
         for one in scene.objects:
             assert (one.thing, one.color) not in heldout_colors()

@@ -6,16 +6,13 @@ import pytest
 
 from blip3o.core.errors import UsageError
 from blip3o.core.rng import numpy_rng
-from blip3o.data.scenes.asking import QA
 from blip3o.data.scenes.captions import (
-    CATEGORIES,
-    EvalPrompt,
     caption_texts,
     detailed_caption,
-    eval_prompts,
     pair_texts,
     short_caption,
 )
+from blip3o.data.scenes.drills import QA
 from blip3o.data.scenes.export import scene_fields
 from blip3o.data.scenes.heldout import (
     heldout_backgrounds,
@@ -24,6 +21,7 @@ from blip3o.data.scenes.heldout import (
     heldout_pairs,
     is_heldout,
 )
+from blip3o.data.scenes.prompts import CATEGORIES, EvalPrompt, eval_prompts
 from blip3o.data.scenes.questions import KINDS, NAMES, describe, names, questions
 from blip3o.data.scenes.scene import sample_pair, sample_scene
 from blip3o.data.scenes.text_questions import text_conversation, text_names
@@ -81,7 +79,7 @@ def test_relations_in_captions_are_true() -> None:
 
 
 def told_relation(text: str, scene: Scene) -> str | None:
-    """Returns the relation that a caption tells, if any, and checks that it is so."""
+    """Returns the relation that a caption states, if any, and checks it."""
     match = RELATION.search(text.lower())
     if match is None:
         return None
@@ -125,7 +123,7 @@ def test_the_detailed_caption_is_exact() -> None:
     assert texts[-1].endswith(detailed_caption(CAT_AND_BUSES))
 
 
-def test_captions_have_many_phrasings_and_few_words() -> None:
+def test_captions_have_many_phrasings_and_a_small_vocabulary() -> None:
     texts = {short_caption(SCENES[1], numpy_rng(0, "caption", k)) for k in range(300)}
     assert len(texts) > 40
     words = Counter()
@@ -191,7 +189,7 @@ def test_every_kind_of_question_is_asked_and_answered_right() -> None:
 
 
 def check(scene: Scene, qa: QA) -> None:
-    """Answers the question again from its words, with other code."""
+    """Answers the question from its words, with independent code."""
     text = qa.question.lower().rstrip("?.")
     thing = next((THING_OF[w] for w in reversed(text.split()) if w in THING_OF), None)
     color = next((w for w in text.split() if w in COLORS), None)
@@ -279,7 +277,7 @@ def test_questions_about_a_text_are_answered_by_the_text() -> None:
 
 
 def _check_relation(words: str, qa: QA) -> None:
-    """The two ends of one statement: "a cat left of a dog" tells what is right of the cat."""
+    """A relation works in both directions: "a cat left of a dog" also places the dog."""
     one, other = NOUN.finditer(words)
     middle = words[one.end() : other.start()]
     relation = next(means for word, means in SAID.items() if word in middle)
@@ -290,7 +288,7 @@ def _check_relation(words: str, qa: QA) -> None:
     assert qa.question.endswith(f"the {base.group(4)}?")
 
 
-def test_names_are_asked_for_in_images_and_in_words() -> None:
+def test_names_are_asked_for_in_images_and_in_descriptions() -> None:
     kinds = set()
     for index, scene in enumerate(SCENES[:50]):
         seen = names(scene, numpy_rng(0, "names", index))
@@ -333,7 +331,7 @@ def test_training_asks_drills_and_no_question_twice() -> None:
             assert any("learn" in turn for turn in fields["conversations"])
 
 
-def test_the_words_that_questions_are_about_are_marked() -> None:
+def test_the_description_before_the_questions_is_marked_as_context() -> None:
     for index, scene in enumerate(SCENES[:50]):
         fields = scene_fields(scene, index, numpy_rng(0, "words", index))
         for name in ("text_conversations", "text_drills", "text_names"):
