@@ -341,8 +341,9 @@ def test_ask_and_chat_accept_text_sampling_options(
     monkeypatch.setattr(cli_commands, "_pipeline", lambda options: tiny_pipe)
     words = ["--temperature", "5", "--top-p", "0.9", "--top-k", "50", "--max-new-tokens", "9"]
     words += ["--stop", "zzz", "--stop", "yyy"]
-    settings = TextSettings(temperature=5.0, top_p=0.9, top_k=50, max_new_tokens=9)
-    expected = [tiny_pipe.ask(image, "what?", seed=seed, **settings) for seed in (3, 4)]
+    fixed = TextSettings(temperature=5.0, top_p=0.9, top_k=50, max_new_tokens=9)
+    seeded = [TextSettings(**fixed, seed=seed) for seed in (3, 4)]
+    expected = [tiny_pipe.ask(image, "what?", **one) for one in seeded]
     assert len(set(expected)) == 2
     for seed, answer in zip(("3", "4"), expected, strict=True):
         assert main(["ask", image, "what?", *words, "--seed", seed]) == 0
@@ -350,10 +351,10 @@ def test_ask_and_chat_accept_text_sampling_options(
     assert main(["ask", image, "what?", *words, "--seed", "-1"]) == 0
     out, err = capsys.readouterr()
     drawn = int(err.removeprefix("blip3o: ").removeprefix("seed "))
-    assert out == tiny_pipe.ask(image, "what?", seed=drawn, **settings) + "\n"
+    assert out == tiny_pipe.ask(image, "what?", **TextSettings(**fixed, seed=drawn)) + "\n"
     monkeypatch.setattr(sys, "stdin", io.StringIO("hello\n"))
     assert main(["chat", *words, "--seed", "3"]) == 0
-    answer = tiny_pipe.ask(None, "hello", seed=3, **settings)
+    answer = tiny_pipe.ask(None, "hello", **seeded[0])
     assert f"> {answer}" in capsys.readouterr().out
 
 

@@ -138,7 +138,7 @@ parser = functools.cache(build_parser)
 
 
 @functools.cache
-def recipe(name: str) -> object:
+def recipe(name: str) -> "RunConfig | Stages":
     return load_recipe(name, Path("runs"))
 
 
