@@ -41,10 +41,16 @@ class Scheduler(Protocol):
 
 
 @runtime_checkable
-class _ScalesInput(Protocol):
-    """A scheduler that scales noise and input; those for flow matching do not."""
+class _ScalesNoise(Protocol):
+    """A scheduler that scales the initial noise; those for flow matching do not."""
 
     init_noise_sigma: float
+
+
+@runtime_checkable
+class _ScalesInput(Protocol):
+    """A scheduler that scales the network's input; those for flow matching do not."""
+
     scale_model_input: Callable[[Tensor, Tensor], Tensor]
 
 
@@ -245,12 +251,14 @@ def _denoise(
     callback: StepCallback | None,
 ) -> Tensor:
     scheduler = start_scheduler(scheduler, num_steps, noise.device)
-    scaling = scheduler if isinstance(scheduler, _ScalesInput) else None
-    latents = noise.float() * (1.0 if scaling is None else scaling.init_noise_sigma)
+    scale = scheduler.init_noise_sigma if isinstance(scheduler, _ScalesNoise) else 1.0
+    latents = noise.float() * scale
     takes_generator = "generator" in inspect.signature(scheduler.step).parameters
     drawing = {"generator": _step_generators(noise)} if takes_generator else {}
     for step, timestep in enumerate(scheduler.timesteps, 1):
-        noisy = latents if scaling is None else scaling.scale_model_input(latents, timestep)
+        noisy = latents
+        if isinstance(scheduler, _ScalesInput):
+            noisy = scheduler.scale_model_input(latents, timestep)
         prediction = predict(noisy, timestep).float()
         latents = scheduler.step(prediction, timestep, latents, return_dict=False, **drawing)[0]
         changed = None if callback is None else callback(step, latents)
