@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from blip3o.models.generators import GENERATORS
-from blip3o.models.generators.plan import Joints, Plan, Prompts
+from blip3o.models.generators.plan import Joints, Plan
+from blip3o.models.prompts import Prompts
 
 NAME = "one_transformer"
 

@@ -18,7 +18,8 @@ from blip3o.core.types import Batch
 from blip3o.flow.sigmas import UniformSigmas
 from blip3o.generate.pipeline import Blip3oPipeline
 from blip3o.models.generators import GENERATORS
-from blip3o.models.generators.plan import Plan, Prompts, join_plans
+from blip3o.models.generators.plan import Plan, join_plans
+from blip3o.models.prompts import Prompts
 from blip3o.models.unified import SamplingConfig, UnifiedModel, UnifiedModelConfig
 from blip3o.objectives.flow_matching import FlowMatching, FlowMatchingConfig
 from blip3o.serve.images import ImageMaker

@@ -12,8 +12,8 @@ from blip3o.core.config import evolve
 from blip3o.generate.draw import draw
 from blip3o.generate.text import left_pad
 from blip3o.models.backbones.vision import VisionInputs
-from blip3o.models.generators.plan import PromptImages, Prompts
 from blip3o.models.generators.query_dit import QueryPlan
+from blip3o.models.prompts import PromptImages, Prompts
 from blip3o.models.unified import UnifiedModel
 
 STATE_TOLERANCE = 1e-4

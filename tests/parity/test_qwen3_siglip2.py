@@ -16,8 +16,8 @@ from blip3o.generate.text import left_pad
 from blip3o.models.dit.nextdit import NextDiTConfig
 from blip3o.models.encoders.eva_clip import EvaClipEncoderConfig
 from blip3o.models.encoders.siglip2 import pool_tokens
-from blip3o.models.generators.plan import PromptImages, Prompts
 from blip3o.models.generators.query_dit import QueryPlan
+from blip3o.models.prompts import PromptImages, Prompts
 from blip3o.models.unified import UnifiedModel
 from blip3o.objectives import flow_matching
 from blip3o.objectives.flow_matching import FlowMatchingConfig

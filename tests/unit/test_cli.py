@@ -6,7 +6,7 @@ import io
 import json
 import sys
 from pathlib import Path
-from typing import NoReturn
+from typing import NoReturn, cast
 
 import pytest
 from PIL import Image
@@ -341,9 +341,13 @@ def test_ask_and_chat_accept_text_sampling_options(
     monkeypatch.setattr(cli_commands, "_pipeline", lambda options: tiny_pipe)
     words = ["--temperature", "5", "--top-p", "0.9", "--top-k", "50", "--max-new-tokens", "9"]
     words += ["--stop", "zzz", "--stop", "yyy"]
-    fixed = TextSettings(temperature=5.0, top_p=0.9, top_k=50, max_new_tokens=9)
-    seeded = [TextSettings(**fixed, seed=seed) for seed in (3, 4)]
-    expected = [tiny_pipe.ask(image, "what?", **one) for one in seeded]
+
+    def said(seed: int, about: str | None, question: str = "what?") -> str:
+        options = {"temperature": 5.0, "top_p": 0.9, "top_k": 50, "max_new_tokens": 9, "seed": seed}
+        settings: TextSettings = cast("TextSettings", options)
+        return tiny_pipe.ask(about, question, **settings)
+
+    expected = [said(seed, image) for seed in (3, 4)]
     assert len(set(expected)) == 2
     for seed, answer in zip(("3", "4"), expected, strict=True):
         assert main(["ask", image, "what?", *words, "--seed", seed]) == 0
@@ -351,10 +355,10 @@ def test_ask_and_chat_accept_text_sampling_options(
     assert main(["ask", image, "what?", *words, "--seed", "-1"]) == 0
     out, err = capsys.readouterr()
     drawn = int(err.removeprefix("blip3o: ").removeprefix("seed "))
-    assert out == tiny_pipe.ask(image, "what?", **TextSettings(**fixed, seed=drawn)) + "\n"
+    assert out == said(drawn, image) + "\n"
     monkeypatch.setattr(sys, "stdin", io.StringIO("hello\n"))
     assert main(["chat", *words, "--seed", "3"]) == 0
-    answer = tiny_pipe.ask(None, "hello", **seeded[0])
+    answer = said(3, None, "hello")
     assert f"> {answer}" in capsys.readouterr().out
 
 

@@ -24,7 +24,7 @@ from blip3o.eval import BENCHMARKS
 from blip3o.models.backbones.qwen2_5_vl import Qwen2_5VLBackboneConfig
 from blip3o.recipes import RECIPES, qwen2_5_vl
 from blip3o.runs.scenes import ScenesConfig
-from blip3o.runs.start import load_recipe
+from blip3o.runs.start import Stages, load_recipe
 from blip3o.train.config import RunConfig
 
 ROOT = Path(__file__).parents[2]
@@ -138,17 +138,15 @@ parser = functools.cache(build_parser)
 
 
 @functools.cache
-def recipe(name: str) -> "RunConfig | Stages":
+def recipe(name: str) -> RunConfig | Stages:
     return load_recipe(name, Path("runs"))
 
 
 def check_recipe(name: str, overrides: list[str]) -> None:
     if name.isupper() or name.endswith(".yaml"):  # a placeholder, or a file of the reader
         assert fits_some_run(overrides)
-    elif isinstance(recipe(name), RunConfig):
-        override(recipe(name), overrides)
     else:
-        assert not overrides
+        assert not refusal(name, overrides)
 
 
 def fits_some_run(assignments: list[str]) -> bool:
@@ -156,8 +154,12 @@ def fits_some_run(assignments: list[str]) -> bool:
 
 
 def refusal(name: str, assignments: list[str]) -> str:
+    """Returns why the settings do not fit a recipe; one of several stages takes none here."""
+    config = recipe(name)
+    if not isinstance(config, RunConfig):
+        return "\n".join(assignments)
     try:
-        override(recipe(name), assignments)
+        override(config, assignments)
     except UsageError as error:
         return str(error)
     return ""

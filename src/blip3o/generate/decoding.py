@@ -13,7 +13,7 @@ from torch import Tensor
 
 from blip3o.generate.fingerprints import fingerprint, fingerprints
 from blip3o.models.backbones.ragged import RowBatch, RowCache
-from blip3o.models.generators.plan import PromptImages
+from blip3o.models.prompts import PromptImages
 from blip3o.models.unified import UnifiedModel
 
 ROWS = 8

@@ -6,7 +6,7 @@ from torch import Tensor
 from blip3o.generate.draw import draw
 from blip3o.generate.requests import draw_noise
 from blip3o.models.absent import AbsentPart
-from blip3o.models.generators.plan import Prompts
+from blip3o.models.prompts import Prompts
 from blip3o.models.unified import UnifiedModel
 from blip3o.text.tokenizer import Tokenizer
 

@@ -33,7 +33,8 @@ from blip3o.generate.requests import (
 )
 from blip3o.generate.text import left_pad
 from blip3o.generate.text_pipeline import TextPipeline
-from blip3o.models.generators.plan import Plan, Prompts
+from blip3o.models.generators.plan import Plan
+from blip3o.models.prompts import Prompts
 from blip3o.models.unified import SamplingConfig, UnifiedModel
 from blip3o.text.tokenizer import Tokenizer
 

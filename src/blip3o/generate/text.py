@@ -12,7 +12,7 @@ from blip3o.generate.checks import check_question, texts_of
 from blip3o.generate.decoding import Prompt, RowDecoder
 from blip3o.generate.requests import ImageInput, as_images, check_length, question_pixels
 from blip3o.generate.text_settings import TextSampling
-from blip3o.models.generators.plan import PromptImages
+from blip3o.models.prompts import PromptImages
 from blip3o.models.unified import UnifiedModel
 from blip3o.text.chat import ChatTemplate
 from blip3o.text.tokenizer import Tokenizer

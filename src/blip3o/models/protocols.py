@@ -1,4 +1,4 @@
-"""The interfaces of backbones, image encoders and image decoders, and of their configs.
+"""The interfaces of backbones, image encoders, generators and image decoders, and of their configs.
 
 The rest of the package uses these parts only through the members declared here. Configs are
 frozen dataclasses that satisfy a `Protocol`. Modules inherit from a base class, because Python has
@@ -7,97 +7,14 @@ of an image, D backbone width, V vocabulary, C channels of the image encoder, K 
 normalized features, P pixels along a side.
 """
 
-import dataclasses
-from typing import TYPE_CHECKING, ClassVar, Protocol, runtime_checkable
+from typing import ClassVar, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
 from blip3o.models.backbones.base import Backbone as Backbone
-
-if TYPE_CHECKING:
-    from transformers.models.llama.modeling_llama import LlamaModel
-    from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLTextModel
-    from transformers.models.qwen3.modeling_qwen3 import Qwen3Model
-
-    from blip3o.models.backbones.cache import KeyValueCache
-    from blip3o.models.backbones.packed import PackedCache
-
-    Decoder = LlamaModel | Qwen3Model | Qwen2_5_VLTextModel
-    BackboneCache = KeyValueCache | PackedCache
-
-
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class TowerInputs:
-    """Prompt images for an understanding tower that takes squares of one size.
-
-    Args:
-        pixels: [M, 3, P, P] in [-1, 1], where P is the tower's image size.
-    """
-
-    pixels: Tensor
-
-
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class VisionInputs:
-    """Prompt images of any sizes, cut into patches for the vision tower of Qwen2.5-VL.
-
-    Args:
-        patches: normalized pixels of the S patches of all images, [S, frames * 3 * p * p] for
-            patches of p pixels a side, in the published order: image by image; within an image,
-            the patches of one token are adjacent; within a patch, channels, frames, rows, columns.
-        grid_thw: frames, rows and columns of patches of each image, int64 [M, 3].
-    """
-
-    patches: Tensor
-    grid_thw: Tensor
-
-
-PromptImages = Tensor | TowerInputs | VisionInputs
-"""Images of prompts: raw features [M, N, C] of the image encoder for a backbone that projects
-them, or pixels or patches for a backbone with its own vision tower."""
-
-
-@runtime_checkable
-class BackboneConfig(Protocol):
-    """Config of a backbone, an entry of `BACKBONES`."""
-
-    @property
-    def kind(self) -> str:
-        """Name in the table."""
-
-    @property
-    def vocab_size(self) -> int:
-        """Number of token embeddings (V)."""
-
-    @property
-    def hidden_size(self) -> int:
-        """Width (D)."""
-
-    @property
-    def max_positions(self) -> int:
-        """Longest supported sequence in tokens."""
-
-    @property
-    def image_token_id(self) -> int:
-        """Id of the placeholder that the tokens of an image replace."""
-
-    @property
-    def image_channels(self) -> int | None:
-        """Channels (C) of the projected image features; None with its own vision tower."""
-
-    @property
-    def token_px(self) -> int | None:
-        """Side in pixels of the area that one token covers; None if only squares are accepted."""
-
-    def num_image_tokens(self, image_px: int) -> int:
-        """Returns the number of tokens of a square image seen by the vision tower.
-
-        Args:
-            image_px: side of the image.
-        """
-
-    def build(self) -> Backbone:
-        """Returns the backbone with fresh weights."""
+from blip3o.models.backbones.base import BackboneConfig as BackboneConfig
+from blip3o.models.generators.plan import Generator as Generator
+from blip3o.models.generators.plan import GeneratorConfig as GeneratorConfig
 
 
 @runtime_checkable

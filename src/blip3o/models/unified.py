@@ -17,7 +17,8 @@ from blip3o.imaging.fit import ImageFitConfig
 from blip3o.models.absent import AbsentPart
 from blip3o.models.backbones.vision import VisionInputs
 from blip3o.models.encoders.normalizer import FeatureNormalizer, FeatureNormalizerConfig
-from blip3o.models.generators.plan import Joints, Plan, PromptImages, Prompts
+from blip3o.models.generators.plan import Joints, Plan
+from blip3o.models.prompts import PromptImages, Prompts
 from blip3o.nn.blocks import repeated_blocks
 from blip3o.text.chat import ChatConfig
 

@@ -11,7 +11,7 @@ from blip3o.core.config import component
 from blip3o.core.rng import sample_normal, sample_uniform
 from blip3o.core.types import Batch, LossOutput
 from blip3o.flow.path import interpolate, velocity_target
-from blip3o.models.generators.plan import PromptImages, Prompts
+from blip3o.models.prompts import PromptImages, Prompts
 from blip3o.models.unified import UnifiedModel, UnifiedModelConfig
 
 

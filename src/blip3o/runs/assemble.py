@@ -27,7 +27,7 @@ from blip3o.runs.scenes import ensure_scenes
 from blip3o.text.chat import ChatTemplate
 from blip3o.text.tokenizer import Tokenizer, train_tokenizer
 from blip3o.train.adapters import merged_adapters
-from blip3o.train.callbacks import Callback
+from blip3o.train.callbacks import Callback, Training
 from blip3o.train.config import RunConfig
 from blip3o.train.curves import draw_curves
 from blip3o.train.trainer import Trainer
@@ -88,11 +88,11 @@ class _Finish(Callback):
         self._loader = loader
         self._left_out = left_out
 
-    def on_checkpoint(self, trainer: Trainer, step: int, folder: Path) -> None:
+    def on_checkpoint(self, trainer: Training, step: int, folder: Path) -> None:
         del step, folder
         draw_curves(trainer.run_dir)
 
-    def on_end(self, trainer: Trainer) -> None:
+    def on_end(self, trainer: Training) -> None:
         model = trainer.model
         assert isinstance(model, UnifiedModel)
         model.eval()

@@ -15,8 +15,7 @@ from blip3o.models.unified import UnifiedModel
 from blip3o.objectives import Objective
 from blip3o.text.tokenizer import Tokenizer
 from blip3o.train.adapters import merged_adapters
-from blip3o.train.callbacks import Callback
-from blip3o.train.trainer import Trainer
+from blip3o.train.callbacks import Callback, Training
 
 _ROWS = 8
 
@@ -39,7 +38,7 @@ class SampleWriter(Callback):
         self._loader = loader
         self._kinds = {objective.samples for objective in objectives}
 
-    def on_sample(self, trainer: Trainer, step: int) -> None:
+    def on_sample(self, trainer: Training, step: int) -> None:
         """Writes the samples of a step with the averaged weights, which the model now holds.
 
         Args:

@@ -21,7 +21,8 @@ from blip3o.generate.outputs import DecodingSettings, decoding_settings, finish
 from blip3o.generate.pipeline import Blip3oPipeline
 from blip3o.generate.requests import model_noise, square_pixels
 from blip3o.generate.write import image_generator
-from blip3o.models.generators.plan import Plan, Prompts, join_plans
+from blip3o.models.generators.plan import Plan, join_plans
+from blip3o.models.prompts import Prompts
 from blip3o.serve.exact import equal_batch_sizes
 from blip3o.serve.jobs import ImageRequest, Row
 from blip3o.serve.previews import Previewer

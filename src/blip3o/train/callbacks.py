@@ -2,10 +2,24 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Protocol
 
-if TYPE_CHECKING:
-    from blip3o.train.trainer import Trainer
+from torch import nn
+
+from blip3o.core.device import Precision
+from blip3o.train.config import RunConfig
+from blip3o.train.progress import TrainState
+
+
+class Training(Protocol):
+    """The members of the `Trainer` that callbacks read."""
+
+    run_dir: Path
+    config: RunConfig
+    model: nn.Module
+    parameters: dict[str, nn.Parameter]
+    precision: Precision
+    state: TrainState
 
 
 class Callback:
@@ -15,17 +29,17 @@ class Callback:
     weights, whole.
     """
 
-    def on_start(self, trainer: "Trainer") -> None:
+    def on_start(self, trainer: Training) -> None:
         """Called before the first step of a start."""
 
-    def on_log(self, trainer: "Trainer", step: int, values: Mapping[str, float]) -> None:
+    def on_log(self, trainer: Training, step: int, values: Mapping[str, float]) -> None:
         """Called with the metrics every `train.log_every` steps."""
 
-    def on_checkpoint(self, trainer: "Trainer", step: int, folder: Path) -> None:
+    def on_checkpoint(self, trainer: Training, step: int, folder: Path) -> None:
         """Called when a save has begun; its folder appears once it is complete."""
 
-    def on_sample(self, trainer: "Trainer", step: int) -> None:
+    def on_sample(self, trainer: Training, step: int) -> None:
         """Called every `train.sample_every` steps."""
 
-    def on_end(self, trainer: "Trainer") -> None:
+    def on_end(self, trainer: Training) -> None:
         """Called after the last step, and when a finished run is started again."""

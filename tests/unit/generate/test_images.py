@@ -12,8 +12,8 @@ from blip3o.core.errors import UsageError
 from blip3o.generate.draw import draw
 from blip3o.generate.pipeline import Blip3oPipeline
 from blip3o.generate.text import left_pad
-from blip3o.models.generators.plan import Prompts
 from blip3o.models.generators.query_dit import QueryPlan
+from blip3o.models.prompts import Prompts
 from blip3o.models.unified import SamplingConfig
 
 PROMPTS = ["a red cat", "a dog and a very long list of other things", "x"]

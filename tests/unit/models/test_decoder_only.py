@@ -18,8 +18,8 @@ from blip3o.models.backbones.qwen3 import Qwen3BackboneConfig
 from blip3o.models.encoders.clip import ClipEncoderConfig
 from blip3o.models.encoders.normalizer import FeatureNormalizerConfig
 from blip3o.models.encoders.siglip2 import Siglip2EncoderConfig
-from blip3o.models.generators.plan import PromptImages, Prompts
 from blip3o.models.generators.query_dit import QueryPlan
+from blip3o.models.prompts import PromptImages, Prompts
 from blip3o.models.unified import UnifiedModel, UnifiedModelConfig
 from blip3o.objectives.flow_matching import FlowMatchingConfig
 from blip3o.objectives.next_token import NextTokenConfig

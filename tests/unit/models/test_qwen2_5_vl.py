@@ -11,8 +11,8 @@ from blip3o.core.types import IGNORE_LABEL, Batch
 from blip3o.flow.sigmas import UniformSigmas
 from blip3o.models.backbones.qwen2_5_vl import Qwen2_5VLBackboneConfig
 from blip3o.models.backbones.vision import VisionInputs, image_positions, to_vision_inputs
-from blip3o.models.generators.plan import PromptImages, Prompts
 from blip3o.models.generators.query_dit import QueryPlan
+from blip3o.models.prompts import PromptImages, Prompts
 from blip3o.models.unified import UnifiedModel, UnifiedModelConfig
 from blip3o.objectives.flow_matching import FlowMatchingConfig
 from blip3o.objectives.next_token import NextTokenConfig

@@ -8,8 +8,8 @@ from torch import Tensor
 
 from blip3o.core.config import from_dict, override, to_dict
 from blip3o.core.errors import UsageError
-from blip3o.models.generators.plan import PromptImages, Prompts
 from blip3o.models.generators.query_dit import QueryPlan
+from blip3o.models.prompts import PromptImages, Prompts
 from blip3o.models.unified import SamplingConfig, UnifiedModel, UnifiedModelConfig
 
 IMAGE_TOKEN = 5

@@ -11,8 +11,8 @@ from torch import Tensor
 from blip3o.core.rng import sample_normal, sample_uniform
 from blip3o.core.types import Batch
 from blip3o.flow.sigmas import UniformSigmas
-from blip3o.models.generators.plan import PromptImages, Prompts
 from blip3o.models.generators.query_dit import QueryPlan
+from blip3o.models.prompts import PromptImages, Prompts
 from blip3o.models.unified import UnifiedModel
 from blip3o.objectives.flow_matching import FlowMatching, FlowMatchingConfig
 

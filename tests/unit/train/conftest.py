@@ -18,7 +18,7 @@ from blip3o.core.types import Batch, LossOutput
 from blip3o.data.mixture import DataConfig, MixtureEntry
 from blip3o.data.sources.jsonl import JsonlConfig
 from blip3o.models.unified import UnifiedModelConfig
-from blip3o.train.callbacks import Callback
+from blip3o.train.callbacks import Callback, Training
 from blip3o.train.config import OptimizerConfig, RunConfig, TrainConfig
 from blip3o.train.trainer import Trainer
 
@@ -109,7 +109,7 @@ class StopAfter(Callback):
         self.step = step
         self.number = number
 
-    def on_log(self, trainer: Trainer, step: int, values: Mapping[str, float]) -> None:
+    def on_log(self, trainer: Training, step: int, values: Mapping[str, float]) -> None:
         if step >= self.step:
             os.kill(os.getpid(), self.number)
 

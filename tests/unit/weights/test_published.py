@@ -13,7 +13,8 @@ from torch import Tensor
 
 from blip3o.core.errors import UsageError
 from blip3o.generate.pipeline import Blip3oPipeline
-from blip3o.models.generators.plan import Plan, Prompts
+from blip3o.models.generators.plan import Plan
+from blip3o.models.prompts import Prompts
 from blip3o.models.unified import UnifiedModel
 from blip3o.weights import shards
 from blip3o.weights.convert import convert

@@ -5,16 +5,18 @@ Axes: B rows, T new positions, M images, D width, V vocabulary.
 
 import dataclasses
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, ClassVar, Generic, TypeVar
+from typing import TYPE_CHECKING, ClassVar, Generic, Protocol, TypeVar, runtime_checkable
 
 from torch import Tensor, nn
 
 from blip3o.core.bounds import Count
 from blip3o.models.backbones.packed import PackedCache, is_packed, packed_states
 from blip3o.models.backbones.ragged import RowBatch, RowCache
+from blip3o.models.prompts import PromptImages
 
 if TYPE_CHECKING:
-    from blip3o.models.protocols import BackboneCache, BackboneConfig, Decoder, PromptImages
+    from blip3o.models.backbones.cache import Decoder
+    from blip3o.models.backbones.packed import BackboneCache
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -40,7 +42,50 @@ class DecoderSizes:
     num_kv_heads: Count
 
 
-ConfigT = TypeVar("ConfigT", bound="BackboneConfig")
+@runtime_checkable
+class BackboneConfig(Protocol):
+    """Config of a backbone, an entry of `BACKBONES`."""
+
+    @property
+    def kind(self) -> str:
+        """Name in the table."""
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of token embeddings (V)."""
+
+    @property
+    def hidden_size(self) -> int:
+        """Width (D)."""
+
+    @property
+    def max_positions(self) -> int:
+        """Longest supported sequence in tokens."""
+
+    @property
+    def image_token_id(self) -> int:
+        """Id of the placeholder that the tokens of an image replace."""
+
+    @property
+    def image_channels(self) -> int | None:
+        """Channels (C) of the projected image features; None with its own vision tower."""
+
+    @property
+    def token_px(self) -> int | None:
+        """Side in pixels of the area that one token covers; None if only squares are accepted."""
+
+    def num_image_tokens(self, image_px: int) -> int:
+        """Returns the number of tokens of a square image seen by the vision tower.
+
+        Args:
+            image_px: side of the image.
+        """
+
+    def build(self) -> "Backbone":
+        """Returns the backbone with fresh weights."""
+
+
+ConfigT = TypeVar("ConfigT", bound=BackboneConfig)
 
 
 class Backbone(nn.Module, Generic[ConfigT]):

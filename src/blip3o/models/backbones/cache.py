@@ -1,8 +1,17 @@
 """The key/value cache of a backbone. This module imports transformers, so it is imported lazily."""
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor
 from transformers.cache_utils import CacheLayerMixin, DynamicCache
+
+if TYPE_CHECKING:
+    from transformers.models.llama.modeling_llama import LlamaModel
+    from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLTextModel
+    from transformers.models.qwen3.modeling_qwen3 import Qwen3Model
+
+    Decoder = LlamaModel | Qwen3Model | Qwen2_5_VLTextModel
 
 
 class KeyValueCache(DynamicCache):

@@ -11,17 +11,13 @@ from typing import TYPE_CHECKING, Protocol
 from torch import Tensor, nn
 
 from blip3o.models.backbones.attention import use_attention
-from blip3o.models.backbones.base import Backbone, vocabulary_head
+from blip3o.models.backbones.base import Backbone, BackboneConfig, vocabulary_head
 from blip3o.models.encoders.normalizer import FeatureNormalizer, FeatureNormalizerConfig
-from blip3o.models.protocols import (
-    BackboneConfig,
-    ImageEncoderConfig,
-    PromptImages,
-    TowerInputs,
-)
+from blip3o.models.prompts import PromptImages, TowerInputs
+from blip3o.models.protocols import ImageEncoderConfig
 
 if TYPE_CHECKING:
-    from blip3o.models.protocols import Decoder
+    from blip3o.models.backbones.cache import Decoder
 
 
 class DecoderOnlyConfig(BackboneConfig, Protocol):

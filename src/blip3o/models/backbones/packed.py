@@ -8,14 +8,20 @@ positions, S real tokens of all rows, H heads, K head dim, D width.
 
 import dataclasses
 import functools
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 if TYPE_CHECKING:
-    from blip3o.models.protocols import Backbone, BackboneCache, Decoder
+    from blip3o.models.backbones.cache import Decoder, KeyValueCache
+
+
+class PaddingFree(Protocol):
+    """A backbone that can skip padding."""
+
+    padding_free: bool
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,7 +111,11 @@ class PackedCache:
         return key, value
 
 
-def enable(backbone: "Backbone") -> None:
+BackboneCache: TypeAlias = "KeyValueCache | PackedCache"
+"""A cache of whole rows, padded or packed."""
+
+
+def enable(backbone: PaddingFree) -> None:
     """Makes a backbone skip the padding of training batches.
 
     Args:
@@ -115,7 +125,7 @@ def enable(backbone: "Backbone") -> None:
 
 
 def is_packed(
-    backbone: "Backbone", attention_mask: Tensor, cache: "BackboneCache | None" = None
+    backbone: PaddingFree, attention_mask: Tensor, cache: "BackboneCache | None" = None
 ) -> bool:
     """Returns whether a pass skips padding; a pass with a cache follows the cache's earlier passes.
 

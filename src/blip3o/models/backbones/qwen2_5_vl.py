@@ -16,7 +16,7 @@ from blip3o.core.bounds import Count, NotNegative, Positive, Whole
 from blip3o.models.backbones.attention import use_attention
 from blip3o.models.backbones.base import Backbone, DecoderSizes, vocabulary_head
 from blip3o.models.backbones.vision import VisionTowerConfig, image_positions, to_vision_inputs
-from blip3o.models.protocols import PromptImages, VisionInputs
+from blip3o.models.prompts import PromptImages, VisionInputs
 
 if TYPE_CHECKING:
     from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLTextModel

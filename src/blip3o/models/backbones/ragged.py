@@ -15,8 +15,7 @@ from torch import Tensor
 from torch.nn import functional
 
 if TYPE_CHECKING:
-    from blip3o.models.backbones.cache import KeyValueCache
-    from blip3o.models.protocols import Decoder
+    from blip3o.models.backbones.cache import Decoder, KeyValueCache
 
 _BLOCK = 64
 """A row's memory grows by this many tokens or by an eighth of its tokens, whichever is more."""

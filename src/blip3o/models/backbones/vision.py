@@ -14,7 +14,7 @@ from torch import Tensor
 
 from blip3o.core.bounds import Count, Whole
 from blip3o.imaging.pixels import normalize_for_clip
-from blip3o.models.protocols import VisionInputs
+from blip3o.models.prompts import VisionInputs
 
 if TYPE_CHECKING:
     from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import (

@@ -14,35 +14,8 @@ from typing import ClassVar, Protocol, Self, TypeVar
 import torch
 from torch import Tensor, nn
 
-from blip3o.models.protocols import PromptImages
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Prompts:
-    """Tokenized prompts of images.
-
-    Args:
-        input_ids: prompts that end in the last column (left-padded), [P, T].
-        attention_mask: True for real tokens, [P, T].
-        images: images of the prompts, as `UnifiedModel.prompt_images` returns them.
-        reference: normalized features of the images to edit, [P, N, K]; None for other prompts, and
-            for a generator that does not take them.
-
-    Raises:
-        ValueError: if a row is padded at its end.
-    """
-
-    input_ids: Tensor
-    attention_mask: Tensor
-    images: PromptImages | None = None
-    reference: Tensor | None = None
-
-    def __post_init__(self) -> None:
-        if not (self.attention_mask.is_meta or bool(self.attention_mask[:, -1].all())):
-            raise ValueError("prompts of images must be padded on the left")
-
-    def __len__(self) -> int:
-        return len(self.input_ids)
+from blip3o.models.backbones.base import Backbone
+from blip3o.models.prompts import Prompts
 
 
 class Sampling(Protocol):
@@ -187,24 +160,50 @@ class Joints:
     grid: int
 
 
-class Generator(Protocol):
-    """A module that reads prompts with a backbone and draws image features."""
+class GeneratorConfig(Protocol):
+    """Config of a generator, an entry of `GENERATORS`."""
+
+    @property
+    def kind(self) -> str:
+        """Name in the table."""
+
+    @property
+    def takes_reference(self) -> bool:
+        """Whether the generator reads the features of the image to edit."""
+
+    @property
+    def num_reserved_positions(self) -> int:
+        """Positions of the backbone that the generator needs after a prompt."""
+
+    def check(self, joints: Joints) -> None:
+        """Checks that the generator fits its neighbors.
+
+        Raises:
+            ValueError: if it does not.
+        """
+
+    def build(self, joints: Joints) -> "Generator":
+        """Returns the generator with fresh weights."""
+
+
+class Generator(nn.Module):
+    """Base class of generators: reads prompts with a backbone and draws image features."""
 
     seams: ClassVar[tuple[str, ...]]
     """Methods that need the generator's weights; offloading fetches the weights around them."""
-    resident: ClassVar[tuple[str, ...]]
+    resident: ClassVar[tuple[str, ...]] = ()
     """Names of small children that stay on the device, because reading prompts needs them."""
 
     def plan(
         self,
-        backbone: nn.Module,
+        backbone: Backbone,
         prompts: Prompts,
         *,
         prompt_gradient: bool = False,
         keep_states: bool = False,
     ) -> Plan:
         """Returns the plan of prompts; arguments as for `UnifiedModel.plan`."""
-        ...
+        raise NotImplementedError
 
     def empty_plan(self, num_prompts: int, prompt_tokens: int) -> Plan:
         """Returns a plan of the right shapes with arbitrary content, to measure memory.
@@ -213,8 +212,7 @@ class Generator(Protocol):
             num_prompts: P.
             prompt_tokens: length of each prompt.
         """
-        ...
+        raise NotImplementedError
 
     def compile_sampling(self) -> None:
-        """Compiles the repeated part of the fast path."""
-        ...
+        """Compiles the repeated part of the fast path, if there is one."""

@@ -3,16 +3,18 @@
 import dataclasses
 import functools
 from collections.abc import Sequence
-from typing import Any, ClassVar, Self
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor, nn
 
 from blip3o.core.bounds import Count, NotNegative, Positive
+from blip3o.models.backbones.base import Backbone
 from blip3o.models.backbones.packed import is_packed
 from blip3o.models.dit.nextdit import NextDiT, NextDiTConfig, NextDiTContext
 from blip3o.models.dit.nextdit_sampling import LayerFunction, PreparedNextDiT, sample_layer
-from blip3o.models.generators.plan import Joints, Plan, Prompts, Sampling
+from blip3o.models.generators.plan import Generator, Joints, Plan, Sampling
+from blip3o.models.prompts import Prompts
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -122,7 +124,7 @@ class QueryTokens(nn.Module):
         return self.weight.expand(batch_size, -1, -1)
 
 
-class QueryDiT(nn.Module):
+class QueryDiT(Generator):
     """Appends queries to prompts; their states are the condition of a NextDiT.
 
     Args:
@@ -144,7 +146,7 @@ class QueryDiT(nn.Module):
 
     def plan(
         self,
-        backbone: Any,  # noqa: ANN401
+        backbone: Backbone,
         prompts: Prompts,
         *,
         prompt_gradient: bool = False,
