@@ -5,9 +5,11 @@ from pathlib import Path
 from typing import Protocol
 
 from torch import nn
+from torch.optim import Optimizer
 
 from blip3o.core.device import Precision
 from blip3o.train.config import RunConfig
+from blip3o.train.optimizer import Ema
 from blip3o.train.progress import TrainState
 
 
@@ -19,6 +21,8 @@ class Training(Protocol):
     model: nn.Module
     parameters: dict[str, nn.Parameter]
     precision: Precision
+    optimizer: Optimizer
+    ema: Ema
     state: TrainState
 
 

@@ -15,10 +15,9 @@ from torch import nn
 
 from blip3o.core.config import evolve, load_yaml
 from blip3o.core.errors import NotFiniteError, PreemptedError, UsageError
-from blip3o.train.callbacks import Callback
+from blip3o.train.callbacks import Callback, Training
 from blip3o.train.config import RunConfig
 from blip3o.train.environment import Notes
-from blip3o.train.trainer import Trainer
 
 ReadRun = Callable[[Path], dict[str, Any]]
 
@@ -70,7 +69,7 @@ def test_averages_over_a_stop_between_two_log_lines_equal_those_of_one_go(
     toys.trainer(tmp_path / "whole").fit()
     config = toys.config  # logs every 5, saves every 4
 
-    def killed(trainer: Trainer, step: int, folder: Path) -> None:
+    def killed(trainer: Training, step: int, folder: Path) -> None:
         if step == 8:
             raise ZeroDivisionError
 
@@ -182,7 +181,7 @@ def test_a_step_that_is_not_finite_updates_nothing_and_is_counted(
     seen: dict[int, list[Any]] = {}
 
     class Watch(Callback):
-        def on_log(self, trainer: Trainer, step: int, values: Mapping[str, float]) -> None:
+        def on_log(self, trainer: Training, step: int, values: Mapping[str, float]) -> None:
             seen[step] = [
                 [p.tolist() for p in trainer.parameters.values()],
                 [a.tolist() for a in trainer.ema.averages.values()],
@@ -223,11 +222,11 @@ def test_non_finite_values_in_a_callback_lead_to_advice(
 
 def test_non_finite_averages_are_never_passed_to_callbacks(toys: Any, tmp_path: Path) -> None:
     class Spoil(Callback):
-        def on_log(self, trainer: Trainer, step: int, values: Mapping[str, float]) -> None:
+        def on_log(self, trainer: Training, step: int, values: Mapping[str, float]) -> None:
             if step == 12:
                 trainer.ema.averages["head.weight"][0] = float("nan")
 
-        def on_end(self, trainer: Trainer) -> None:
+        def on_end(self, trainer: Training) -> None:
             raise AssertionError
 
     with pytest.raises(UsageError, match=r"weights are not numbers.*lower train\.optimizer\.lr"):
@@ -286,7 +285,7 @@ def test_only_modules_with_trained_weights_are_in_training_mode(toys: Any, tmp_p
     class Sleepy(Callback):
         """Leaves the model in evaluation mode, as drawing samples may."""
 
-        def on_sample(self, trainer: Trainer, step: int) -> None:
+        def on_sample(self, trainer: Training, step: int) -> None:
             trainer.model.eval()
 
     model = toys.model()
@@ -300,20 +299,20 @@ def test_callbacks_receive_every_event_in_order(toys: Any, tmp_path: Path) -> No
     events: list[tuple[str, int | None]] = []
 
     class Listener(Callback):
-        def on_start(self, trainer: Trainer) -> None:
+        def on_start(self, trainer: Training) -> None:
             events.append(("start", None))
 
-        def on_log(self, trainer: Trainer, step: int, values: Mapping[str, float]) -> None:
+        def on_log(self, trainer: Training, step: int, values: Mapping[str, float]) -> None:
             events.append(("log", step))
 
-        def on_checkpoint(self, trainer: Trainer, step: int, folder: Path) -> None:
+        def on_checkpoint(self, trainer: Training, step: int, folder: Path) -> None:
             assert folder.name == f"step-{step:08d}"
             events.append(("checkpoint", step))
 
-        def on_sample(self, trainer: Trainer, step: int) -> None:
+        def on_sample(self, trainer: Training, step: int) -> None:
             events.append(("sample", step))
 
-        def on_end(self, trainer: Trainer) -> None:
+        def on_end(self, trainer: Training) -> None:
             events.append(("end", None))
 
     config = toys.with_train(steps=6, log_every=3, checkpoint_every=4, sample_every=5)
@@ -359,7 +358,7 @@ def test_averages_follow_the_weights_of_every_step(toys: Any, tmp_path: Path) ->
     expected = toys.model().head.weight.detach().clone()
 
     class Follow(Callback):
-        def on_log(self, trainer: Trainer, step: int, values: Mapping[str, float]) -> None:
+        def on_log(self, trainer: Training, step: int, values: Mapping[str, float]) -> None:
             decay = min(0.3, step / (step + 9))
             expected.lerp_(trainer.parameters["head.weight"].detach(), 1 - decay)
 
