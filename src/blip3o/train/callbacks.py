@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Protocol
 
 from torch import nn
-from torch.optim import Optimizer
+from torch.optim import AdamW
 
 from blip3o.core.device import Precision
 from blip3o.train.config import RunConfig
@@ -21,7 +21,7 @@ class Training(Protocol):
     model: nn.Module
     parameters: dict[str, nn.Parameter]
     precision: Precision
-    optimizer: Optimizer
+    optimizer: AdamW
     ema: Ema
     state: TrainState
 
