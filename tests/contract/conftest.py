@@ -27,11 +27,14 @@ class OneTransformerConfig:
 
     kind: str = NAME
     takes_reference: ClassVar[bool] = False
-    num_reserved_positions: ClassVar[int] = 4
+    is_guided: ClassVar[bool] = True
 
     @classmethod
     def tiny(cls) -> Self:
         return cls()
+
+    def num_reserved_positions(self, joints: Joints) -> int:
+        return joints.grid**2
 
     def check(self, joints: Joints) -> None:
         del joints

@@ -172,8 +172,11 @@ class GeneratorConfig(Protocol):
         """Whether the generator reads the features of the image to edit."""
 
     @property
-    def num_reserved_positions(self) -> int:
-        """Positions of the backbone that the generator needs after a prompt."""
+    def is_guided(self) -> bool:
+        """Whether classifier-free guidance has a meaning for the generator."""
+
+    def num_reserved_positions(self, joints: Joints) -> int:
+        """Returns the positions of the backbone that the generator needs after a prompt."""
 
     def check(self, joints: Joints) -> None:
         """Checks that the generator fits its neighbors.
