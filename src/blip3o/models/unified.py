@@ -108,7 +108,7 @@ class UnifiedModelConfig:
     def joints(self) -> Joints:
         """The sizes of the parts that the generator joins."""
         return Joints(
-            backbone_size=self.backbone.hidden_size,
+            backbone=self.backbone,
             feature_channels=self.normalizer.width(self.image_encoder.num_channels),
             grid=self.image_encoder.grid,
         )

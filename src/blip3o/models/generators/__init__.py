@@ -7,6 +7,8 @@ GENERATORS = Registry(
     {
         "query_dit": ".query_dit:QueryDiTConfig",
         "regression": ".regression:RegressionConfig",
+        "transfusion": ".transfusion:TransfusionConfig",
+        "lmfusion": ".lmfusion:LMFusionConfig",
     },
     package=__name__,
 )
