@@ -192,3 +192,37 @@ def test_copied_image_layers_are_transfusion(case: Any, rule: str) -> None:
         plan = model.generator.plan(model.backbone, prompts)
         velocities.append(plan.velocity(recorded["initial_noise"], recorded["sigmas"][:1]))
     assert torch.equal(*velocities)
+
+
+@pytest.mark.parity_cases("transfusion/masks.safetensors")
+@pytest.mark.parametrize("method", CONFIGS)
+def test_blocks_see_what_the_mask_of_the_paper_shows(case: Any, method: str) -> None:
+    """Random layouts, by brute force: a gradient from a token to another means that it sees it."""
+    recorded = case.tensors()
+    config = Qwen3BackboneConfig.tiny()
+    torch.manual_seed(0)
+    backbone = config.build().eval()
+    generator: Any = CONFIGS[method]().build(Joints(backbone=config, feature_channels=4, grid=2))
+    for row, length in enumerate(recorded["lengths"].tolist()):
+        embeds = torch.randn(1, length, config.hidden_size, requires_grad=True)
+        cache, states, at = backbone.new_cache(), [], 0
+        spans = [span for span in recorded["image_spans"][row].tolist() if span[1]]
+        for begin, size in [*spans, (length, 0)]:
+            if at < begin:
+                mask = torch.ones(1, begin, dtype=torch.bool)
+                states.append(backbone(embeds[:, at:begin], mask, cache))
+            if size:
+                block = embeds[:, begin : begin + size]
+                visible = torch.ones(1, begin, dtype=torch.bool)
+                positions = torch.arange(begin, begin + size)[None]
+                states.append(generator.block_states(backbone, block, visible, cache, positions))
+            at = begin + size
+        hidden = torch.cat(states, dim=1)[0]
+        weights = torch.randn(config.hidden_size)
+        seen = []
+        for token in range(length):
+            total = (hidden[token] * weights).sum()
+            (gradient,) = torch.autograd.grad(total, embeds, retain_graph=True)
+            seen.append(gradient[0].abs().sum(-1) > 0)
+        expected = recorded["visible_right_padded"][row, :length, :length].bool()
+        assert torch.equal(torch.stack(seen), expected), f"row {row}"
