@@ -22,7 +22,11 @@ from blip3o.core.config import evolve
 from blip3o.data.mixture import DataConfig, MixtureEntry
 from blip3o.data.sources.jsonl import JsonlConfig
 from blip3o.flow.sigmas import LogitNormalSigmas, UniformSigmas
-from blip3o.models.unified import UnifiedModelConfig
+from blip3o.models.generators.lmfusion import LMFusionConfig
+from blip3o.models.generators.regression import RegressionConfig
+from blip3o.models.generators.transfusion import TransfusionConfig
+from blip3o.models.unified import SamplingConfig, UnifiedModelConfig
+from blip3o.objectives.feature_regression import FeatureRegressionConfig
 from blip3o.objectives.flow_matching import FlowMatchingConfig
 from blip3o.objectives.image_text import ImageTextConfig
 from blip3o.objectives.next_token import NextTokenConfig
@@ -120,6 +124,18 @@ def about(config: RunConfig, tasks: tuple[str, ...], *trainable: str, **changes:
     return dataclasses.replace(config, data=data, train=train, **changes)
 
 
+def drawn_by(config: RunConfig, generator: Any, objective: Any) -> RunConfig:
+    """Returns a run that trains a fresh generator of another kind with the backbone."""
+    model = dataclasses.replace(
+        config.model, generator=generator, sampling=SamplingConfig(guidance_scale=1.0)
+    )
+    kept = ("backbone", "image_encoder", "normalizer", "image_decoder")
+    init = (dataclasses.replace(config.init[0], parts=kept),)
+    tasks = ("text_to_image",)
+    changed = dataclasses.replace(config, model=model, init=init)
+    return about(changed, tasks, "backbone", "generator", objectives=(objective,))
+
+
 KINDS: dict[str, Callable[[RunConfig], RunConfig]] = {
     "flow_matching": lambda c: about(c, DRAWS, "generator", objectives=(FLOW,)),
     "next_token": lambda c: about(c, SAYS, "backbone", objectives=(TOKENS,)),
@@ -146,6 +162,9 @@ KINDS: dict[str, Callable[[RunConfig], RunConfig]] = {
     ),
     "lora": lambda c: evolve(c, {"train.adapter": LoraConfig(rank=2, alpha=4.0)}),
     "two_processes": lambda c: c,
+    "regression": lambda c: drawn_by(c, RegressionConfig(), FeatureRegressionConfig()),
+    "transfusion": lambda c: drawn_by(c, TransfusionConfig(), FLOW),
+    "lmfusion": lambda c: drawn_by(c, LMFusionConfig(positions="shared"), FLOW),
 }
 
 
