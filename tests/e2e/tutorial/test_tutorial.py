@@ -20,7 +20,7 @@ PARTS = {
     "flow_huber": "objectives",
     "round_trip": "eval",
     "query_mlp": "models/generators",
-    "mistral": "models/backbones",
+    "smollm2": "models/backbones",
 }
 """Name of each part of the tutorial, with the package that holds its file and its table."""
 COPIED = (
