@@ -210,6 +210,19 @@ def test_named_files_exist(page: Path) -> None:
 
 
 @each_page
+def test_named_functions_exist(page: Path) -> None:
+    """A span such as `flow/path.py: interpolate` names a module and a name in it."""
+    for span in spans(page):
+        found = re.fullmatch(r"([\w/]+)\.py: ([\w.]+)", span)
+        if found is None:
+            continue
+        target: object = importlib.import_module(f"blip3o.{found[1].replace('/', '.')}")
+        for name in found[2].split("."):
+            assert hasattr(target, name), f"{page.name}: {span}"
+            target = getattr(target, name)
+
+
+@each_page
 def test_targets_of_make_exist(page: Path) -> None:
     targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.M)
     code = [*(b.text for b in blocks(page) if b.language == "console"), *spans(page)]
