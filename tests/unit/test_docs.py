@@ -222,6 +222,18 @@ def test_named_functions_exist(page: Path) -> None:
             target = getattr(target, name)
 
 
+def test_quoted_messages_exist() -> None:
+    """Every part of a message under "When it breaks" is in a string of the source."""
+    sources = " ".join(file.read_text(encoding="utf-8") for file in sorted(SOURCE.rglob("*.py")))
+    strings = re.sub(r'"\s*\n\s*f?"', "", sources)  # joins strings that span lines
+    text = (ROOT / "docs" / "training.md").read_text(encoding="utf-8").partition("## When it")[2]
+    messages = re.findall(r"`([^`]*)`", "".join(re.findall(r"^- (`.*?`):", text, re.M)))
+    assert len(messages) >= 10
+    for message in messages:
+        for part in re.split(r"\.\.\.|\bN\b", message):
+            assert part.strip(" ,=") in strings, message
+
+
 @each_page
 def test_targets_of_make_exist(page: Path) -> None:
     targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.M)
