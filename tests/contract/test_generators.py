@@ -14,6 +14,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from blip3o.core.config import from_dict, to_dict
+from blip3o.core.errors import UsageError
 from blip3o.core.types import Batch
 from blip3o.flow.sigmas import UniformSigmas
 from blip3o.generate.pipeline import Blip3oPipeline
@@ -41,15 +42,16 @@ def tokenizer() -> Tokenizer:
 @pytest.fixture
 def model(generator_name: str, tokenizer: Tokenizer) -> UnifiedModel:
     """The tiny model with the generator; every branch counts, because fresh gates may be zero."""
-    tiny = UnifiedModelConfig.tiny()
+    tiny, generator = UnifiedModelConfig.tiny(), GENERATORS.get(generator_name).tiny()
+    scale = 2.0 if generator.is_guided else 1.0
     config = dataclasses.replace(
         tiny,
         backbone=dataclasses.replace(
             tiny.backbone, image_token_id=tokenizer.image_pad_id, max_positions=96
         ),
-        generator=GENERATORS.get(generator_name).tiny(),
+        generator=generator,
         chat=ChatConfig(system=None, generate="draw: {caption}", edit="edit: {instruction}"),
-        sampling=SamplingConfig(guidance_scale=2.0, num_inference_steps=3, num_decoder_steps=2),
+        sampling=SamplingConfig(guidance_scale=scale, num_inference_steps=3, num_decoder_steps=2),
     )
     torch.manual_seed(0)
     model = config.build().eval()
@@ -184,6 +186,16 @@ def test_it_copies(model: UnifiedModel, tokenizer: Tokenizer) -> None:
     assert torch.equal(*velocities)
 
 
+def test_guidance_is_refused_in_one_line_where_it_has_no_meaning(pipe: Blip3oPipeline) -> None:
+    if pipe.model.config.generator.is_guided:
+        pipe("x", guidance_scale=3.0, output_type="features")
+        return
+    with pytest.raises(UsageError, match=r"has no guidance: guidance_scale must be 1, got 3\.0"):
+        pipe("x", guidance_scale=3.0)
+    with pytest.raises(ValueError, match=r"has no guidance; set sampling\.guidance_scale to 1"):
+        dataclasses.replace(pipe.model.config, sampling=SamplingConfig(guidance_scale=3.0))
+
+
 def test_flow_matching_trains_it(model: UnifiedModel) -> None:
     for part in (model.backbone, model.image_encoder, model.image_decoder):
         part.requires_grad_(False)
@@ -238,7 +250,7 @@ def test_a_server_batches_it(pipe: Blip3oPipeline) -> None:
             prompt=pipe.chat_template.image_prompt(messages),
             seed=seed,
             num_inference_steps=3,
-            guidance_scale=2.0,
+            guidance_scale=pipe.model.config.sampling.guidance_scale,
         )
         rows.append(Row(Job(request, lambda event: None), request, 0))
     together = [image.tobytes() for image in maker.make(rows)]

@@ -203,7 +203,7 @@ def _empty(model: UnifiedModel, *shape: int) -> Tensor:
 
 
 def _run_backbone(model: UnifiedModel) -> list[Callable[[], Any]]:
-    length = PROMPT_TOKENS + model.config.generator.num_reserved_positions
+    length = PROMPT_TOKENS + model.config.generator.num_reserved_positions(model.config.joints)
     embeds = _empty(model, 1, length, model.config.backbone.hidden_size)
     # The backbone's own forward reads values of its mask, which the meta device does not have.
     # Without a cache, transformers would read values of the positions.

@@ -288,7 +288,7 @@ class Blip3oPipeline(TextPipeline):
     ) -> ImageOutput:
         defaults = self.model.config.sampling
         steps = defaults.num_inference_steps if num_inference_steps is None else num_inference_steps
-        scale = defaults.guidance_scale if guidance_scale is None else guidance_scale
+        scale = self.model.config.guidance(guidance_scale)
         check_sampling(steps, scale, num_images, output_type)
         if not rows:
             raise UsageError("no prompt was given")

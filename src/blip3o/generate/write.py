@@ -85,7 +85,7 @@ def write_images(
     """
     sampling = pipe.model.config.sampling
     steps = sampling.num_inference_steps if num_inference_steps is None else num_inference_steps
-    scale = sampling.guidance_scale if guidance_scale is None else guidance_scale
+    scale = pipe.model.config.guidance(guidance_scale)
     check_sampling(steps, scale, num_images)
     _check_prompts(pipe, prompts)
     _make_folder(folder)

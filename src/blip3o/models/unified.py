@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from blip3o.core.bounds import Count, Guidance
 from blip3o.core.config import component
+from blip3o.core.errors import UsageError
 from blip3o.imaging.fit import ImageFitConfig
 from blip3o.models.absent import AbsentPart
 from blip3o.models.backbones.vision import VisionInputs
@@ -95,6 +96,11 @@ class UnifiedModelConfig:
                 f"{self.backbone.kind} takes squares"
             )
         self.generator.check(self.joints)
+        if not self.generator.is_guided and self.sampling.guidance_scale != 1:
+            raise ValueError(
+                f"the generator {self.generator.kind} has no guidance; set "
+                f"sampling.guidance_scale to 1, got {self.sampling.guidance_scale}"
+            )
         _require_equal("image_decoder.feature_channels", self.image_decoder.feature_channels, width)
         _require_equal("image_decoder.grid", self.image_decoder.grid, self.image_encoder.grid)
 
@@ -102,7 +108,7 @@ class UnifiedModelConfig:
     def joints(self) -> Joints:
         """The sizes of the parts that the generator joins."""
         return Joints(
-            backbone_size=self.backbone.hidden_size,
+            backbone=self.backbone,
             feature_channels=self.normalizer.width(self.image_encoder.num_channels),
             grid=self.image_encoder.grid,
         )
@@ -119,10 +125,26 @@ class UnifiedModelConfig:
         """Shape (N, K) of the normalized features of one image."""
         return (self.image_encoder.num_tokens, self.joints.feature_channels)
 
+    def guidance(self, scale: float | None) -> float:
+        """Returns the guidance scale of a call.
+
+        Args:
+            scale: the scale that was asked for; None for the model's own.
+
+        Raises:
+            UsageError: if the generator has no guidance and the scale is not 1.
+        """
+        if scale is None or scale == 1 or self.generator.is_guided:
+            return self.sampling.guidance_scale if scale is None else scale
+        raise UsageError(
+            f"this model ({self.generator.kind}) has no guidance: guidance_scale must be 1, got "
+            f"{scale}"
+        )
+
     @property
     def max_prompt_tokens(self) -> int:
         """Longest prompt of an image: the positions that the generator leaves."""
-        return self.backbone.max_positions - self.generator.num_reserved_positions
+        return self.backbone.max_positions - self.generator.num_reserved_positions(self.joints)
 
     @classmethod
     def tiny(cls) -> "UnifiedModelConfig":

@@ -11,8 +11,8 @@ from blip3o.core.config import component
 from blip3o.core.rng import sample_normal, sample_uniform
 from blip3o.core.types import Batch, LossOutput
 from blip3o.flow.path import interpolate, velocity_target
-from blip3o.models.prompts import PromptImages, Prompts
 from blip3o.models.unified import UnifiedModel, UnifiedModelConfig
+from blip3o.objectives.generation import clean_features, prompts_of
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -80,14 +80,7 @@ class FlowMatching(nn.Module):
             ValueError: if the batch has neither target pixels nor target features.
         """
         with torch.no_grad():
-            clean = model.normalizer(_target_features(model, batch))
-            images = model.prompt_images(batch.prompt_pixels, batch.prompt_features)
-            prompts = Prompts(
-                input_ids=batch.input_ids,
-                attention_mask=batch.attention_mask,
-                images=images,
-                reference=_reference(model, batch, images),
-            )
+            clean, prompts = clean_features(model, batch), prompts_of(model, batch)
         config = self.config
         plan = model.plan(
             prompts, prompt_gradient=config.prompt_gradient, keep_states=config.text_logits
@@ -111,14 +104,6 @@ class FlowMatching(nn.Module):
         return noise, self.config.sigmas.sample(uniform).to(clean)  # type: ignore[attr-defined]
 
 
-def _target_features(model: UnifiedModel, batch: Batch) -> Tensor:
-    if batch.target_features is not None:
-        return batch.target_features.float()
-    if batch.target_pixels is None:
-        raise ValueError(f"a {batch.task!r} batch needs target pixels or features")
-    return model.encode_images(batch.target_pixels).float()
-
-
 def _text_loss(model: UnifiedModel, batch: Batch, states: Tensor) -> tuple[Tensor, float]:
     """Returns the summed cross entropy of the prompts' tokens, and their number."""
     logits = model.backbone.logits(states).float()[:, : batch.input_ids.shape[1] - 1]
@@ -127,11 +112,3 @@ def _text_loss(model: UnifiedModel, batch: Batch, states: Tensor) -> tuple[Tenso
         logits[is_real], batch.input_ids[:, 1:][is_real], reduction="sum"
     )
     return loss.detach(), float(is_real.sum())
-
-
-def _reference(model: UnifiedModel, batch: Batch, images: PromptImages | None) -> Tensor | None:
-    if batch.reference_rows is None:
-        return None
-    known = batch.prompt_features if batch.prompt_features is not None else images
-    reference = model.reference(batch.prompt_pixels, known)
-    return None if reference is None else reference[batch.reference_rows]

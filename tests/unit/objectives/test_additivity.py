@@ -11,6 +11,7 @@ from blip3o.core.types import Batch
 from blip3o.flow.sigmas import UniformSigmas
 from blip3o.models.unified import UnifiedModel
 from blip3o.objectives import OBJECTIVES, Objective
+from blip3o.objectives.feature_regression import FeatureRegressionConfig
 from blip3o.objectives.flow_matching import FlowMatchingConfig
 from blip3o.objectives.image_text import ImageTextConfig
 from blip3o.objectives.next_token import NextTokenConfig
@@ -18,6 +19,7 @@ from blip3o.objectives.pixel_decoding import PixelDecodingConfig
 
 SMALL = {"text_size": 8, "text_layers": 1, "text_heads": 2, "embedding_size": 8, "pixel_px": 4}
 CONFIGS: dict[str, tuple[Any, str]] = {
+    "feature_regression": (FeatureRegressionConfig(), "text_to_image"),
     "flow_matching": (FlowMatchingConfig(sigmas=UniformSigmas(), draws=2), "text_to_image"),
     "flow_matching of edits": (FlowMatchingConfig(sigmas=UniformSigmas()), "edit"),
     "next_token": (NextTokenConfig(), "text"),

@@ -15,7 +15,7 @@ from blip3o.models.backbones.ragged import RowBatch, RowCache
 from blip3o.models.prompts import PromptImages
 
 if TYPE_CHECKING:
-    from blip3o.models.backbones.cache import Decoder
+    from blip3o.models.backbones.cache import Decoder, KeyValueCache
     from blip3o.models.backbones.packed import BackboneCache
 
 
@@ -84,6 +84,9 @@ class BackboneConfig(Protocol):
     def build(self) -> "Backbone":
         """Returns the backbone with fresh weights."""
 
+    def build_decoder(self) -> "Decoder":
+        """Returns the language model without its vocabulary head, with fresh weights."""
+
 
 ConfigT = TypeVar("ConfigT", bound=BackboneConfig)
 
@@ -102,7 +105,13 @@ class Backbone(nn.Module, Generic[ConfigT]):
         padding_free: whether passes without a cache skip padding, see `packed.enable`.
     """
 
-    seams: ClassVar[tuple[str, ...]] = ("embed", "image_tokens", "forward", "logits")
+    seams: ClassVar[tuple[str, ...]] = (
+        "embed",
+        "image_tokens",
+        "forward",
+        "block_states",
+        "logits",
+    )
     """Methods that need weights and are called from outside; offloading wraps them."""
 
     num_axes: ClassVar[int] = 1
@@ -207,6 +216,21 @@ class Backbone(nn.Module, Generic[ConfigT]):
         )
         return output.last_hidden_state
 
+    def block_states(
+        self, embeds: Tensor, visible: Tensor, cache: "KeyValueCache", positions: Tensor
+    ) -> Tensor:
+        """Returns the states of a block of tokens that attend to each other, [B, N, D].
+
+        Generators that draw with the backbone's own layers read noisy image tokens this way.
+
+        Args:
+            embeds: input embeddings of the block, [B, N, D].
+            visible: True for the cached positions that the block attends to, bool [B, past].
+            cache: keys and values of earlier positions; those of the block are appended.
+            positions: rotary positions of the block, int64 [B, N].
+        """
+        return block_states(self.decoder, self.num_axes, embeds, visible, cache, positions)
+
     def new_cache(self, *, packed: bool = False) -> "BackboneCache":
         """Returns an empty cache for `forward`.
 
@@ -233,3 +257,33 @@ class Backbone(nn.Module, Generic[ConfigT]):
 def vocabulary_head(vocab_size: int, hidden_size: int, *, is_tied: bool) -> nn.Linear | None:
     """Returns a fresh vocabulary head; None if the embedding table takes its place."""
     return None if is_tied else nn.Linear(hidden_size, vocab_size, bias=False)
+
+
+def block_states(
+    decoder: "Decoder",
+    num_axes: int,
+    embeds: Tensor,
+    visible: Tensor,
+    cache: "KeyValueCache",
+    positions: Tensor,
+) -> Tensor:
+    """Returns the states of a block of tokens in any decoder; see `Backbone.block_states`.
+
+    Args:
+        decoder: a decoder of the shape of the backbone's.
+        num_axes: axes of its rotary positions.
+        embeds: as there.
+        visible: as there.
+        cache: as there.
+        positions: as there.
+    """
+    rows, length = embeds.shape[:2]
+    mask = nn.functional.pad(visible, (0, length), value=True)[:, None, None]
+    output = decoder(
+        inputs_embeds=embeds,
+        attention_mask=mask.expand(rows, 1, length, -1),
+        position_ids=positions.expand(num_axes, -1, -1) if num_axes > 1 else positions,
+        past_key_values=cache,
+        use_cache=True,
+    )
+    return output.last_hidden_state

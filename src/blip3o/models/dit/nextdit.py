@@ -227,7 +227,7 @@ class NextDiT(nn.Module):
 
     def embed_tokens(self, noisy: Tensor, grid: tuple[int, int]) -> Tensor:
         """Returns the image tokens [B, M, E] of noisy features [B, N, C]."""
-        return self.patch_embedder.proj(_to_patches(noisy.to(self.dtype), grid, self.patch_size))
+        return self.patch_embedder.proj(to_patches(noisy.to(self.dtype), grid, self.patch_size))
 
     def embed_reference(self, reference: Tensor, grid: tuple[int, int]) -> Tensor:
         """Returns the addition to the image tokens by reference features, [B, M, E].
@@ -237,12 +237,12 @@ class NextDiT(nn.Module):
             grid: rows and columns of the N tokens.
         """
         assert self.reference_embedder is not None, "the config has no reference_channels"
-        patches = _to_patches(reference.to(self.dtype), grid, self.patch_size)
+        patches = to_patches(reference.to(self.dtype), grid, self.patch_size)
         return self.reference_embedder(patches)
 
     def from_patches(self, patches: Tensor, grid: tuple[int, int]) -> Tensor:
         """Returns the feature tokens [B, N, C] of output patches [B, M, p p C]."""
-        return _from_patches(patches, grid, self.patch_size)
+        return from_patches(patches, grid, self.patch_size)
 
     def rope(self, grid: tuple[int, int], device: torch.device) -> RopeTable:
         """Returns the rotation of the image tokens of a grid, [M, 1, K / 2]."""
@@ -529,7 +529,7 @@ def _square_grid(num_tokens: int) -> tuple[int, int]:
     return (side, side)
 
 
-def _to_patches(tokens: Tensor, grid: tuple[int, int], patch_size: int) -> Tensor:
+def to_patches(tokens: Tensor, grid: tuple[int, int], patch_size: int) -> Tensor:
     """Returns row-major patches, each ordered (channel, row, column), [B, M, C p p]."""
     if patch_size == 1:
         return tokens
@@ -538,7 +538,7 @@ def _to_patches(tokens: Tensor, grid: tuple[int, int], patch_size: int) -> Tenso
     return blocks.permute(0, 1, 3, 5, 2, 4).flatten(3).flatten(1, 2)
 
 
-def _from_patches(patches: Tensor, grid: tuple[int, int], patch_size: int) -> Tensor:
+def from_patches(patches: Tensor, grid: tuple[int, int], patch_size: int) -> Tensor:
     """Returns the feature tokens of patches, each ordered (row, column, channel)."""
     # The released network orders its input and its output patches differently.
     if patch_size == 1:

@@ -2,6 +2,15 @@
 
 from blip3o.core.registry import Registry
 
-GENERATORS = Registry("generator", {"query_dit": ".query_dit:QueryDiTConfig"}, package=__name__)
+GENERATORS = Registry(
+    "generator",
+    {
+        "query_dit": ".query_dit:QueryDiTConfig",
+        "regression": ".regression:RegressionConfig",
+        "transfusion": ".transfusion:TransfusionConfig",
+        "lmfusion": ".lmfusion:LMFusionConfig",
+    },
+    package=__name__,
+)
 """Every generator by name. An entry is a config that follows `GeneratorConfig` in
 `models.generators.plan`."""

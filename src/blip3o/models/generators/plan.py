@@ -9,13 +9,16 @@ feature tokens, K feature channels.
 import abc
 import dataclasses
 from collections.abc import Sequence
-from typing import ClassVar, Protocol, Self, TypeVar
+from typing import TYPE_CHECKING, ClassVar, Protocol, Self, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from blip3o.models.backbones.base import Backbone
+from blip3o.models.backbones.base import Backbone, BackboneConfig
 from blip3o.models.prompts import Prompts
+
+if TYPE_CHECKING:
+    from blip3o.models.backbones.cache import Decoder
 
 
 class Sampling(Protocol):
@@ -150,14 +153,23 @@ class Joints:
     """The sizes of the parts that a generator joins.
 
     Args:
-        backbone_size: width of the backbone's states (D).
+        backbone: config of the backbone.
         feature_channels: channels of the normalized features (K).
         grid: feature tokens along one side of the square grid.
     """
 
-    backbone_size: int
+    backbone: BackboneConfig
     feature_channels: int
     grid: int
+
+    @property
+    def backbone_size(self) -> int:
+        """Width of the backbone's states (D)."""
+        return self.backbone.hidden_size
+
+    def build_decoder(self) -> "Decoder":
+        """Returns a decoder of the backbone's shape with fresh weights."""
+        return self.backbone.build_decoder()
 
 
 class GeneratorConfig(Protocol):
@@ -172,8 +184,11 @@ class GeneratorConfig(Protocol):
         """Whether the generator reads the features of the image to edit."""
 
     @property
-    def num_reserved_positions(self) -> int:
-        """Positions of the backbone that the generator needs after a prompt."""
+    def is_guided(self) -> bool:
+        """Whether classifier-free guidance has a meaning for the generator."""
+
+    def num_reserved_positions(self, joints: Joints) -> int:
+        """Returns the positions of the backbone that the generator needs after a prompt."""
 
     def check(self, joints: Joints) -> None:
         """Checks that the generator fits its neighbors.

@@ -6,14 +6,14 @@ from collections.abc import Sequence
 from typing import ClassVar, Self
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from blip3o.core.bounds import Count, NotNegative, Positive
 from blip3o.models.backbones.base import Backbone
-from blip3o.models.backbones.packed import is_packed
 from blip3o.models.dit.nextdit import NextDiT, NextDiTConfig, NextDiTContext
 from blip3o.models.dit.nextdit_sampling import LayerFunction, PreparedNextDiT, sample_layer
 from blip3o.models.generators.plan import Generator, Joints, Plan, Sampling
+from blip3o.models.generators.queries import QueryTokens
 from blip3o.models.prompts import Prompts
 
 
@@ -66,9 +66,11 @@ class QueryDiTConfig:
         """Returns the sizes of the released models."""
         return cls(num_query_tokens=64, hidden_size=1792, num_layers=24, num_heads=28)
 
-    @property
-    def num_reserved_positions(self) -> int:
-        """Positions of the backbone that the generator needs after a prompt."""
+    is_guided: ClassVar[bool] = True
+
+    def num_reserved_positions(self, joints: Joints) -> int:
+        """Returns the number of queries."""
+        del joints
         return self.num_query_tokens
 
     def dit(self, joints: Joints) -> NextDiTConfig:
@@ -103,27 +105,6 @@ _SHARED = {field.name for field in dataclasses.fields(QueryDiTConfig)} & {
 }
 
 
-class QueryTokens(nn.Module):
-    """Q learned embeddings that are appended to every prompt of an image.
-
-    Args:
-        num_query_tokens: Q.
-        hidden_size: the backbone's width D.
-        init_std: standard deviation of the fresh values (published: 1).
-
-    Reference:
-        Published as `model.latent_queries` of shape (1, Q, D).
-    """
-
-    def __init__(self, num_query_tokens: int, hidden_size: int, init_std: float = 1.0) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.randn(num_query_tokens, hidden_size) * init_std)
-
-    def forward(self, batch_size: int) -> Tensor:
-        """Returns the queries for each row, [B, Q, D]."""
-        return self.weight.expand(batch_size, -1, -1)
-
-
 class QueryDiT(Generator):
     """Appends queries to prompts; their states are the condition of a NextDiT.
 
@@ -154,34 +135,16 @@ class QueryDiT(Generator):
     ) -> "QueryPlan":
         """Returns the plan of prompts: the backbone's states at the query tokens.
 
-        The mask is causal, so prompt states do not depend on the queries. If no weight of the
-        backbone is trained, the prompt's keys and values are computed without gradient and only the
-        Q query positions are back-propagated: the same gradients for less than half the work.
-
         Args:
             backbone: reads the prompts.
             prompts: the prompts.
             prompt_gradient: back-propagate through the prompts even if it changes nothing.
             keep_states: keep the backbone's states of all positions in the plan.
         """
-        ids, mask = prompts.input_ids, prompts.attention_mask
-        queries = self.query_tokens(len(prompts))
-        whole_mask = torch.cat([mask, mask.new_ones(queries.shape[:2])], dim=1)
-        frozen = not any(p.requires_grad for p in backbone.parameters())
-        if frozen and torch.is_grad_enabled() and not prompt_gradient:
-            packed = is_packed(backbone, mask)
-            cache = backbone.new_cache(packed=True) if packed else backbone.new_cache()
-            with torch.no_grad():
-                prompt = backbone.embed(ids, prompts.images)
-                prompt_states = backbone(prompt, mask, cache)
-            query_states = backbone(queries.to(prompt), whole_mask, cache)
-            states = torch.cat([prompt_states, query_states], dim=1)
-        else:
-            prompt = backbone.embed(ids, prompts.images)
-            states = backbone(torch.cat([prompt, queries.to(prompt)], dim=1), whole_mask)
+        states = self.query_tokens.read(backbone, prompts, prompt_gradient=prompt_gradient)
         kept = states if keep_states else None
         reference = prompts.reference if self.config.takes_reference else None
-        return QueryPlan(self, states[:, ids.shape[1] :], reference, kept)
+        return QueryPlan(self, states[:, prompts.input_ids.shape[1] :], reference, kept)
 
     def prepare_context(self, condition: Tensor) -> NextDiTContext:
         """See `NextDiT.prepare_context`."""

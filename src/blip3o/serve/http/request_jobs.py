@@ -100,7 +100,7 @@ def prompted_job(
         count=count,
         seed=new_seed() if body.seed is None else body.seed,
         num_inference_steps=own.num_inference_steps if steps is None else steps,
-        guidance_scale=float(own.guidance_scale if scale is None else scale),
+        guidance_scale=float(service.guidance(scale)),
     )
 
 

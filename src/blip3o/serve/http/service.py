@@ -64,6 +64,7 @@ class Service:
         # Routes and engines share only the constant parts: tokenizer, chat template and sizes.
         self._pipe = pipes[0]
         self.sampling = self._pipe.model.config.sampling
+        self.guidance = self._pipe.model.config.guidance
         self.image_px = self._pipe.model.config.image_decoder.image_px
         self._num_open = 0
         self.metrics.watch("queue_size", "Waiting requests", lambda: len(self.queue))

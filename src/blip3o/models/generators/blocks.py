@@ -1,0 +1,214 @@
+"""Generators that draw with a language model's layers: an image is a block of tokens.
+
+A prompt is a block of text, and the plan keeps its keys and values. The noisy image is a second
+block: its tokens attend to the prompt and to each other. Later blocks see earlier ones whole and
+never the other way, so this is the mask of Transfusion without a 2-D mask and without routing of
+tokens. Axes: P prompts, T prompt tokens, N feature tokens, M image tokens (patches), K feature
+channels, D width.
+
+Reference:
+    Transfusion (arXiv 2408.11039) and LMFusion (arXiv 2412.15188); parity family `transfusion`.
+"""
+
+import abc
+import contextlib
+import dataclasses
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, ClassVar, Literal, Self
+
+import torch
+from torch import Tensor, nn
+
+from blip3o.core.bounds import Count
+from blip3o.flow.sigmas import NUM_TIMESTEPS
+from blip3o.models.backbones.base import Backbone
+from blip3o.models.backbones.cache_of import KeyValues, key_values_of
+from blip3o.models.dit.nextdit import from_patches, to_patches
+from blip3o.models.generators.plan import Generator, Joints, Plan
+from blip3o.models.prompts import Prompts
+from blip3o.nn.embedding import TimestepEmbedding
+
+if TYPE_CHECKING:
+    from blip3o.models.backbones.cache import KeyValueCache
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class BlockConfig:
+    """Settings of image blocks; all widths follow from the neighbors.
+
+    Args:
+        patch_size: side of the square of feature tokens that forms one image token.
+        positions: rotary positions of image tokens: "sequential" counts on after the prompt,
+            "shared" gives all tokens of an image one position.
+        learned_positions: add a learned embedding of its place to each image token; without it,
+            shared positions cannot tell image tokens apart.
+    """
+
+    patch_size: Count = 1
+    positions: Literal["sequential", "shared"] = "sequential"
+    learned_positions: bool = True
+
+    takes_reference: ClassVar[bool] = False
+    is_guided: ClassVar[bool] = True
+
+    def num_reserved_positions(self, joints: Joints) -> int:
+        """Returns the number of image tokens."""
+        return (joints.grid // self.patch_size) ** 2
+
+    def check(self, joints: Joints) -> None:
+        """Checks that patches fill the grid.
+
+        Raises:
+            ValueError: if they do not.
+        """
+        if joints.grid % self.patch_size:
+            raise ValueError(
+                f"grid {joints.grid} must be a multiple of patch_size {self.patch_size}"
+            )
+
+
+class BlockGenerator(Generator):
+    """The ends of an image block: patches of noisy features in, patches of velocities out.
+
+    Args:
+        config: settings of blocks.
+        joints: sizes of the neighbors.
+    """
+
+    def __init__(self, config: BlockConfig, joints: Joints) -> None:
+        super().__init__()
+        self.block = config
+        self.grid = (joints.grid, joints.grid)
+        width, patch = joints.backbone_size, joints.feature_channels * config.patch_size**2
+        self.patch_in = nn.Linear(patch, width)
+        self.time = TimestepEmbedding(width)
+        self.places: nn.Parameter | None = None
+        if config.learned_positions:
+            num_tokens = config.num_reserved_positions(joints)
+            self.places = nn.Parameter(torch.randn(num_tokens, width) * 0.02)
+        self.patch_out = nn.Linear(width, patch)
+        nn.init.zeros_(self.patch_out.weight)
+        nn.init.zeros_(self.patch_out.bias)
+
+    @abc.abstractmethod
+    def draw_block(self, plan: "BlockPlan", noisy: Tensor, sigma: Tensor) -> Tensor:
+        """Returns the velocity of a plan; see `Plan.velocity`."""
+
+    def plan(
+        self,
+        backbone: Backbone,
+        prompts: Prompts,
+        *,
+        prompt_gradient: bool = False,
+        keep_states: bool = False,
+    ) -> "BlockPlan":
+        """Returns the plan of prompts: their keys and values in every layer."""
+        is_frozen = not any(parameter.requires_grad for parameter in backbone.parameters())
+        skip = is_frozen and not prompt_gradient
+        cache, mask = backbone.new_cache(), prompts.attention_mask
+        with torch.no_grad() if skip else contextlib.nullcontext():
+            states = backbone(backbone.embed(prompts.input_ids, prompts.images), mask, cache)
+        start = mask.sum(1)
+        return BlockPlan(
+            self, backbone, mask, start, key_values_of(cache), states if keep_states else None
+        )
+
+    @abc.abstractmethod
+    def block_states(
+        self,
+        backbone: Backbone,
+        hidden: Tensor,
+        visible: Tensor,
+        cache: "KeyValueCache",
+        positions: Tensor,
+    ) -> Tensor:
+        """Returns the states of image tokens; arguments as for `Backbone.block_states`."""
+
+    def enter(self, noisy: Tensor, sigma: Tensor) -> Tensor:
+        """Returns the image tokens [P, M, D] of noisy features [P, N, K] at noise levels [P]."""
+        patches = to_patches(noisy.to(self.patch_in.weight.dtype), self.grid, self.block.patch_size)
+        hidden = self.patch_in(patches) + self.time(NUM_TIMESTEPS * sigma.float()).unsqueeze(1)
+        return hidden if self.places is None else hidden + self.places
+
+    def leave(self, states: Tensor) -> Tensor:
+        """Returns velocities [P, N, K] of the states of image tokens [P, M, D]."""
+        return from_patches(self.patch_out(states), self.grid, self.block.patch_size)
+
+    def positions(self, start: Tensor, length: int) -> Tensor:
+        """Returns the rotary positions [P, M] of an image that begins at positions [P]."""
+        steps = torch.arange(length, device=start.device)
+        return start.unsqueeze(1) + (steps if self.block.positions == "sequential" else 0 * steps)
+
+    def empty_plan(self, num_prompts: int, prompt_tokens: int) -> "BlockPlan":
+        """Not available: the sizes of keys and values are those of the backbone.
+
+        Raises:
+            NotImplementedError: always.
+        """
+        raise NotImplementedError
+
+
+@dataclasses.dataclass(eq=False)
+class BlockPlan(Plan):
+    """Keys and values of P prompts.
+
+    Args:
+        generator: draws from them.
+        backbone: read the prompts.
+        visible: True for the prompt tokens that the image attends to, bool [P, T].
+        start: the position after each prompt, [P].
+        key_values: keys and values of each layer, [P, num_kv_heads, T, head dim].
+        backbone_states: see `Plan`.
+    """
+
+    generator: BlockGenerator
+    backbone: Backbone
+    visible: Tensor
+    start: Tensor
+    key_values: KeyValues
+    backbone_states: Tensor | None = None
+
+    def __len__(self) -> int:
+        """Returns the number of prompts (P)."""
+        return len(self.visible)
+
+    def null(self) -> Self:
+        """See `Plan`. All of the prompt is hidden, the mark of its image included."""
+        return dataclasses.replace(self, visible=torch.zeros_like(self.visible))
+
+    def dropped(self, is_dropped: Tensor) -> Self:
+        """See `Plan`."""
+        return dataclasses.replace(self, visible=self.visible & ~is_dropped.unsqueeze(1))
+
+    def select(self, rows: Tensor) -> Self:
+        """See `Plan`."""
+        rows = rows.to(self.visible.device)
+        return self.with_tensors([tensor[rows] for tensor in self.tensors()])
+
+    @classmethod
+    def join(cls, plans: Sequence[Self]) -> Self:
+        """See `Plan`. Shorter prompts are padded on the left and their padding is hidden."""
+        longest = max(plan.visible.shape[1] for plan in plans)
+        rows = [plan._padded(longest - plan.visible.shape[1]) for plan in plans]
+        return plans[0].with_tensors([torch.cat(same) for same in zip(*rows, strict=True)])
+
+    def _padded(self, front: int) -> list[Tensor]:
+        visible = nn.functional.pad(self.visible, (front, 0))
+        pads = [nn.functional.pad(one, (0, 0, front, 0)) for one in self.tensors()[2:]]
+        return [visible, self.start, *pads]
+
+    def velocity(self, noisy: Tensor, sigma: Tensor) -> Tensor:
+        """See `Plan`."""
+        return self.generator.draw_block(self, noisy, sigma).to(noisy.dtype)
+
+    def tensors(self) -> tuple[Tensor, ...]:
+        """See `Plan`."""
+        return (self.visible, self.start, *(one for pair in self.key_values for one in pair))
+
+    def with_tensors(self, tensors: Sequence[Tensor]) -> Self:
+        """See `Plan`."""
+        visible, start, *rest = tensors
+        pairs = tuple(zip(rest[::2], rest[1::2], strict=True))
+        return dataclasses.replace(
+            self, visible=visible, start=start, key_values=pairs, backbone_states=None
+        )

@@ -1,0 +1,94 @@
+"""LMFusion: image blocks run through layers of their own, beside the backbone's.
+
+The image's layers have the shape of the backbone's. In each layer they attend to the keys and
+values of the text, which the backbone's layers computed, so the text half can stay frozen. With
+both halves trained this is BAGEL's mixture of transformers.
+"""
+
+import dataclasses
+from typing import TYPE_CHECKING, ClassVar, Self
+
+from torch import Tensor
+
+from blip3o.models.backbones.attention import use_attention
+from blip3o.models.backbones.base import Backbone, block_states
+from blip3o.models.backbones.cache_of import cache_of
+from blip3o.models.generators.blocks import BlockConfig, BlockGenerator, BlockPlan
+from blip3o.models.generators.plan import Joints
+
+if TYPE_CHECKING:
+    from blip3o.models.backbones.cache import KeyValueCache
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LMFusionConfig(BlockConfig):
+    """Settings of LMFusion; see `BlockConfig`."""
+
+    kind: str = "lmfusion"
+
+    @classmethod
+    def tiny(cls) -> Self:
+        """Returns the smallest useful config, for tests."""
+        return cls()
+
+    def build(self, joints: Joints) -> "LMFusion":
+        """Returns the generator with fresh weights."""
+        return LMFusion(self, joints)
+
+
+class LMFusion(BlockGenerator):
+    """A decoder of the backbone's shape, without an embedding table, between patch layers.
+
+    Args:
+        config: settings.
+        joints: sizes of the neighbors.
+    """
+
+    seams: ClassVar[tuple[str, ...]] = ("run",)
+
+    def __init__(self, config: LMFusionConfig, joints: Joints) -> None:
+        super().__init__(config, joints)
+        self.config = config
+        self.decoder = joints.build_decoder()
+        del self.decoder.embed_tokens  # the image enters through patches
+        use_attention(self.decoder)
+
+    def draw_block(self, plan: BlockPlan, noisy: Tensor, sigma: Tensor) -> Tensor:
+        """Returns the velocity of a plan; see `Plan.velocity`."""
+        return self.run(noisy, sigma, plan.backbone, *plan.tensors())
+
+    def run(
+        self,
+        noisy: Tensor,
+        sigma: Tensor,
+        backbone: Backbone,
+        visible: Tensor,
+        start: Tensor,
+        *key_values: Tensor,
+    ) -> Tensor:
+        """Returns velocities [P, N, K]; the tensors of a plan come one by one.
+
+        Args:
+            noisy: features on the path, [P, N, K].
+            sigma: noise levels, [P].
+            backbone: tells the axes of rotary positions.
+            visible: see `BlockPlan`.
+            start: see `BlockPlan`.
+            key_values: keys and values of each layer in turn.
+        """
+        hidden = self.enter(noisy, sigma)
+        cache = cache_of(tuple(zip(key_values[::2], key_values[1::2], strict=True)))
+        positions = self.positions(start, hidden.shape[1])
+        return self.leave(self.block_states(backbone, hidden, visible, cache, positions))
+
+    def block_states(
+        self,
+        backbone: Backbone,
+        hidden: Tensor,
+        visible: Tensor,
+        cache: "KeyValueCache",
+        positions: Tensor,
+    ) -> Tensor:
+        """Returns the states of image tokens in the image's own layers."""
+        axes = backbone.num_axes
+        return block_states(self.decoder, axes, hidden, visible, cache, positions)

@@ -1,0 +1,65 @@
+"""Transfusion: image blocks run through the backbone's own layers; both share all weights."""
+
+import dataclasses
+from typing import TYPE_CHECKING, ClassVar, Self
+
+from torch import Tensor
+
+from blip3o.models.backbones.base import Backbone
+from blip3o.models.backbones.cache_of import cache_of
+from blip3o.models.generators.blocks import BlockConfig, BlockGenerator, BlockPlan
+from blip3o.models.generators.plan import Joints
+
+if TYPE_CHECKING:
+    from blip3o.models.backbones.cache import KeyValueCache
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TransfusionConfig(BlockConfig):
+    """Settings of Transfusion; see `BlockConfig`. All layers are the backbone's."""
+
+    kind: str = "transfusion"
+
+    @classmethod
+    def tiny(cls) -> Self:
+        """Returns the smallest useful config, for tests."""
+        return cls()
+
+    def build(self, joints: Joints) -> "Transfusion":
+        """Returns the generator with fresh weights."""
+        return Transfusion(self, joints)
+
+
+class Transfusion(BlockGenerator):
+    """Patch layers around the backbone.
+
+    Args:
+        config: settings.
+        joints: sizes of the neighbors.
+    """
+
+    seams: ClassVar[tuple[str, ...]] = ("enter", "leave")
+    resident: ClassVar[tuple[str, ...]] = ("patch_in", "patch_out", "time")
+
+    def __init__(self, config: TransfusionConfig, joints: Joints) -> None:
+        super().__init__(config, joints)
+        self.config = config
+
+    def draw_block(self, plan: BlockPlan, noisy: Tensor, sigma: Tensor) -> Tensor:
+        """Returns the velocity of a plan; see `Plan.velocity`."""
+        hidden = self.enter(noisy, sigma)
+        positions = self.positions(plan.start, hidden.shape[1])
+        cache = cache_of(plan.key_values)
+        states = self.block_states(plan.backbone, hidden, plan.visible, cache, positions)
+        return self.leave(states)
+
+    def block_states(
+        self,
+        backbone: Backbone,
+        hidden: Tensor,
+        visible: Tensor,
+        cache: "KeyValueCache",
+        positions: Tensor,
+    ) -> Tensor:
+        """Returns the states of image tokens in the backbone's layers."""
+        return backbone.block_states(hidden, visible, cache, positions)
