@@ -335,4 +335,5 @@ def test_the_log_has_dated_entries_and_an_index_that_leads_to_them() -> None:
     assert links
     assert set(links) <= anchors(log)
     assert len(set(re.findall(r"\]\[(\w+)\]", text))) == len(links)
-    assert not re.search(r"\bsessions? \d", text)
+    cited = [file.read_text(encoding="utf-8") for file in sorted(SOURCE.rglob("*.py"))]
+    assert not any(re.search(r"\bsessions? \d", one) for one in [text, *cited])
