@@ -94,7 +94,8 @@ def one_or_none(scene: Scene, rng: np.random.Generator) -> list[QA]:
     """Asks four times for the number of a thing that occurs once or not at all.
 
     Only looking for the name gives the answer. Trained alone, a model learns it suddenly within 150
-    steps; among other questions it had not learned it after 360 (docs/log.md, session 6).
+    steps; among other questions it had not learned it after 360 (docs/log.md, 2026-11-22,
+    counting).
 
     Args:
         scene: the scene of the image; if no thing occurs once, all answers are zero.
@@ -114,7 +115,8 @@ def look_ups(scene: Scene, rng: np.random.Generator) -> list[QA]:
     """Asks three times for the colors of things, sometimes including an absent thing.
 
     A model trains on these questions first and alone. Among drills of other kinds it guesses colors
-    by elimination and never looks them up (docs/log.md, sessions 8 and 9).
+    by elimination and never looks them up (docs/log.md, 2026-11-22, naming from
+    scratch and bare words).
 
     Args:
         scene: the scene of the image; if no thing occurs once, the question is about all things.
