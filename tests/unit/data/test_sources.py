@@ -228,5 +228,5 @@ def test_missing_data_is_reported(tmp_path: Path) -> None:
         JsonlConfig(path=str(tmp_path), name="d").build()
     for text in ("{}", "[1,"):
         (tmp_path / "d.json").write_text(text, encoding="utf-8")
-        with pytest.raises(UsageError, match=r"list of records|not? JSON"):
+        with pytest.raises(UsageError, match=r"list of records|not valid JSON"):
             JsonlConfig(path=f"{tmp_path}/d.json", name="d").build()

@@ -73,7 +73,7 @@ def sample_edit(seed: int, index: int, split: str = "train") -> Edit:
     """
     check_split(split)
     rng = numpy_rng(seed, f"scenes/edits/{split}", index)
-    kind = KINDS[int(rng.integers(len(KINDS)))]
+    kind = pick(rng, KINDS)
     while True:
         source = draw_scene(rng)
         made = _MAKERS[kind](source, rng)
@@ -92,7 +92,7 @@ def _choose(scene: Scene, rng: np.random.Generator) -> tuple[Placed, str] | None
     named = named_uniquely(scene)
     if not named:
         return None
-    one, name = named[int(rng.integers(len(named)))]
+    one, name = pick(rng, named)
     return one, noun(one.thing, one.color) if rng.random() < 0.4 else name
 
 

@@ -28,6 +28,7 @@ from blip3o.data.scenes.render import render
 from blip3o.data.scenes.scene import check_split, sample_pair, sample_scene
 from blip3o.data.scenes.text_questions import text_conversation, text_look_ups, text_names
 from blip3o.data.scenes.types import Scene
+from blip3o.data.scenes.words import shuffled
 
 VERSION = 6
 """Version of the contents; raise it when the same settings would write other contents."""
@@ -216,16 +217,8 @@ def _scene_sample(settings: ScenesExport, index: int) -> _Sample:
 
 
 def scene_fields(scene: Scene, index: int, rng: np.random.Generator) -> dict[str, Any]:
-    """Returns captions, conversations and ground truth of a scene as JSON data.
-
-    Args:
-        scene: the scene of the image.
-        index: number of the scene in the data set.
-        rng: chooses phrasings.
-    """
-    asked = [describe(scene, rng), *questions(scene, rng)]
-    order = rng.permutation(len(asked))
-    asked = [asked[int(k)] for k in order]
+    """Returns captions, conversations and ground truth of a scene as JSON data."""
+    asked = shuffled(rng, [describe(scene, rng), *questions(scene, rng)])
     captions = caption_texts(scene, rng)
     asked = _unlike([*asked, *questions(scene, rng, DRILLS)])
     words, about_words = text_conversation(scene, rng)

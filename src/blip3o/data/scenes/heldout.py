@@ -9,8 +9,7 @@ import itertools
 from collections import Counter
 
 from blip3o.core.rng import numpy_rng
-from blip3o.data.scenes.backgrounds import BACKGROUNDS
-from blip3o.data.scenes.things import COLORS, THINGS
+from blip3o.data.scenes.things import BACKGROUNDS, COLORS, THINGS
 from blip3o.data.scenes.types import Scene
 
 _SEED = 20250514

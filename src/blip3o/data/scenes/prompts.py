@@ -6,6 +6,7 @@ Reference:
     GenEval (arXiv 2310.11513) for the categories.
 """
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypedDict
@@ -14,14 +15,13 @@ import numpy as np
 
 from blip3o.core.errors import UsageError, unknown_name
 from blip3o.core.rng import numpy_rng
-from blip3o.data.scenes.backgrounds import BACKGROUNDS
 from blip3o.data.scenes.heldout import (
     heldout_backgrounds,
     heldout_colors,
     heldout_counts,
     heldout_pairs,
 )
-from blip3o.data.scenes.things import COLORS
+from blip3o.data.scenes.things import BACKGROUNDS, COLORS
 from blip3o.data.scenes.types import RELATIONS
 from blip3o.data.scenes.words import Group, join, on_background, opened, phrase, pick, related
 
@@ -36,7 +36,7 @@ class Include(TypedDict):
 
 @dataclass(frozen=True, kw_only=True)
 class EvalPrompt:
-    """A prompt and the objects that an image of it must show."""
+    """A prompt, and the objects that an image for it must show."""
 
     category: str
     prompt: str
@@ -66,8 +66,7 @@ def eval_prompts(category: str, n: int = 100, seed: int = 0) -> list[EvalPrompt]
     # Cycle through the held-out combinations, so each occurs equally often.
     for turn in range(20 * n):
         words, named, relation = _MAKERS[category](rng, turn)
-        many = named[0].count > 1
-        text = opened(rng, words, many=many)
+        text = opened(rng, words)
         include = tuple(Include(thing=g.thing, color=g.color, count=g.count) for g in named)
         prompt = EvalPrompt(category=category, prompt=text, include=include, relation=relation)
         found.setdefault(text, prompt)
@@ -94,8 +93,8 @@ def _single_object(rng: np.random.Generator, turn: int) -> _Draw:
     return f"{phrase(group)} {on_background(background)}", [group], None
 
 
-def _two_object(rng: np.random.Generator, turn: int) -> _Draw:
-    named = _heldout_pair(rng, turn)
+def _two_object(rng: np.random.Generator, turn: int, *, colors: bool = False) -> _Draw:
+    named = _heldout_pair(rng, turn, colors=colors)
     return join([phrase(group) for group in named]), named, None
 
 
@@ -138,18 +137,13 @@ def _position(rng: np.random.Generator, turn: int) -> _Draw:
     return words, named, (0, relation, 1)
 
 
-def _color_attr(rng: np.random.Generator, turn: int) -> _Draw:
-    named = _heldout_pair(rng, turn, colors=True)
-    return join([phrase(group) for group in named]), named, None
-
-
 _MAKERS: dict[str, Callable[[np.random.Generator, int], _Draw]] = {
     "single_object": _single_object,
     "two_object": _two_object,
     "counting": _counting,
     "colors": _colors,
     "position": _position,
-    "color_attr": _color_attr,
+    "color_attr": functools.partial(_two_object, colors=True),
 }
 CATEGORIES: tuple[str, ...] = tuple(_MAKERS)
 """GenEval's six categories."""

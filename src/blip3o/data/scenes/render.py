@@ -2,8 +2,7 @@
 
 from PIL import Image
 
-from blip3o.data.scenes.backgrounds import background_image
-from blip3o.data.scenes.things import colored_sprite
+from blip3o.data.scenes.things import background_image, colored_sprite
 from blip3o.data.scenes.types import Scene
 
 _OVERSAMPLE = 3

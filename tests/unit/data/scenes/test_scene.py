@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 
 from blip3o.core.errors import UsageError
-from blip3o.data.scenes.backgrounds import background_image
 from blip3o.data.scenes.heldout import (
     heldout_backgrounds,
     heldout_colors,
@@ -15,7 +14,7 @@ from blip3o.data.scenes.heldout import (
 )
 from blip3o.data.scenes.render import render
 from blip3o.data.scenes.scene import sample_scene
-from blip3o.data.scenes.things import COLORS, RAMPS, THINGS
+from blip3o.data.scenes.things import COLORS, RAMPS, THINGS, background_image
 from blip3o.data.scenes.types import GAP, Placed, Scene, fits, place, relations, size_word
 
 TRAIN = [sample_scene(0, index) for index in range(3000)]
