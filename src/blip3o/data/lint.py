@@ -254,13 +254,7 @@ def _example(record: Record, task: str, checks: LintChecks) -> Example:
 
 
 def _oddities(header: UndecodedImage, image: Image.Image, min_px: int) -> list[str]:
-    """Returns short descriptions of unusual properties of a readable image.
-
-    Args:
-        header: the header of its file.
-        image: the decoded image, in RGB.
-        min_px: shorter sides are unusual.
-    """
+    """Returns short descriptions of unusual properties of a readable image, given in RGB."""
     found = []
     width, height = image.size
     if min(width, height) < min_px:

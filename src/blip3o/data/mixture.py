@@ -140,15 +140,6 @@ class Mixture:
         _, entries, numbers = self._cycle
         return Slot(index, int(entries[offset]), int(numbers[offset]))
 
-    def position(self, slot: Slot, shift: int = 0) -> int:
-        """Returns the position of a sample's record in its source.
-
-        Args:
-            slot: place of the sample.
-            shift: as in `record`.
-        """
-        return self._place(slot, shift)[1]
-
     def record(self, slot: Slot, shift: int = 0) -> Record:
         """Returns the record of a sample.
 
@@ -161,12 +152,12 @@ class Mixture:
             OSError: if one of its files cannot be read.
             UsageError: if its remote store cannot be reached.
         """
-        epoch, position = self._place(slot, shift)
+        epoch, position = self.place(slot, shift)
         source = self.sources[slot.entry]
         return read_record(source, position, index=slot.index, epoch=epoch)
 
-    def _place(self, slot: Slot, shift: int) -> tuple[int, int]:
-        """Returns epoch and position of a sample's record."""
+    def place(self, slot: Slot, shift: int) -> tuple[int, int]:
+        """Returns the epoch of a sample's record and its position in its source; see `record`."""
         count = len(self.sources[slot.entry])
         epoch, within = divmod(slot.number, count)
         return epoch, self._orders[slot.entry].position(epoch, (within + shift) % count)

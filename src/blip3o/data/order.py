@@ -58,12 +58,7 @@ class RecordOrder:
         self._groups: dict[tuple[int, int], NDArray[np.int64]] = {}
 
     def position(self, epoch: int, number: int) -> int:
-        """Returns the position of the n-th record of an epoch.
-
-        Args:
-            epoch: at least 0.
-            number: n, from 0 to the number of records - 1.
-        """
+        """Returns the position of the record with an ordinal in an epoch; both count from 0."""
         blocks, group_ends = _keep(self._epochs, epoch, functools.partial(self._epoch, epoch))
         group = int(np.searchsorted(group_ends, number, side="right"))
         make = functools.partial(self._group, epoch, group, blocks)

@@ -164,11 +164,7 @@ def _thumbnail(data: bytes) -> bytes:
 
 
 def write_page(all_stats: Sequence[Stats], file: Path) -> None:
-    """Writes one self-contained HTML page.
-
-    Args:
-        all_stats: measures of each source.
-        file: the page to write.
+    """Writes the measures of all sources to one self-contained HTML page.
 
     Raises:
         UsageError: if it cannot be written.

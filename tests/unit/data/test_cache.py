@@ -157,7 +157,7 @@ def test_a_rebuild_that_dies_early_leaves_nothing_to_trust(
         raise OSError("disk full")
 
     with monkeypatch.context() as patch:
-        patch.setattr(module, "_write_info", fail)
+        patch.setattr(module, "write_atomic", fail)
         with pytest.raises(OSError, match="disk full"):
             build(source, tmp_path, fingerprint="another/8")
     for fingerprint in ("encoder/8", "another/8"):
