@@ -1,12 +1,13 @@
 """The order of the samples: a pure function of the seed and the sample's global number.
 
 Samples come in cycles. Each cycle holds every entry in proportion to its weight, in a keyed order.
-So arithmetic alone tells that global sample i is the n-th sample of its entry. The number n gives
-the epoch and, through a keyed order of the entry's records, the record. No state is kept.
+So arithmetic shows that global sample i is the n-th sample of its entry. The number n gives the
+epoch and, through a keyed order of the entry's records, the record. No state is kept.
 """
 
 import dataclasses
 import math
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -117,9 +118,8 @@ class Mixture:
                 built[entry.source] = entry.source.build()
                 if not len(built[entry.source]):
                     raise UsageError(f"data source {entry.source.name!r} holds no records")
-        names = [config.name for config in built]
-        for name in names:
-            if names.count(name) > 1:  # the quarantine and the feature cache would mix them up
+        for name, count in Counter(source.name for source in built).items():
+            if count > 1:  # the quarantine and the feature cache would mix them up
                 raise UsageError(f"two data sources have the name {name!r}; rename one of them")
         self.sources = [built[entry.source] for entry in config.mixture]
         self._seed = seed

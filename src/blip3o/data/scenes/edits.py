@@ -32,7 +32,7 @@ class Edit:
 
         The image must show exactly the target's objects, each with its thing and color. An added
         or moved object may be anywhere in the place that the instruction names. The other objects
-        must be where they were.
+        must be at their old places.
 
         Args:
             found: (thing, color, x, y) of every object in the image, centers as shares of the side.

@@ -118,12 +118,7 @@ def _expand_remote(pattern: str) -> list[str]:
 
 
 def neighbor(path: str, suffix: str) -> str:
-    """Returns the path or address of a neighboring file: the same name with a suffix appended.
-
-    Args:
-        path: path or address; an address may end in a query ("?token=...").
-        suffix: text to append to the name.
-    """
+    """Returns the path or address with a suffix appended to the file name, before any query."""
     if not path.startswith(("http://", "https://")):
         return path + suffix
     place, mark, query = path.partition("?")
@@ -131,11 +126,9 @@ def neighbor(path: str, suffix: str) -> str:
 
 
 def private_path(path: str, suffix: str) -> Path:
-    """Returns a path in the user's cache for data about a file that cannot be stored next to it.
+    """Returns a path in the user's cache for data that cannot be stored next to its file.
 
-    Args:
-        path: path or address of the file.
-        suffix: ending of the returned path.
+    The returned path ends with the suffix.
     """
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     key = hashlib.sha256((path if is_remote(path) else os.path.abspath(path)).encode()).hexdigest()

@@ -1,9 +1,9 @@
 """Reads the headers of a plain tar from any function that returns byte ranges.
 
-It reads the same archives as `tarfile` (old, ustar, GNU, star and pax) several times as fast. Two
-differences are intended. A damaged header, a truncated file, or bytes after the end mark that are
-not a tar are errors instead of the end. Concatenated archives are all read, as with
-`tar --ignore-zeros`.
+It reads the same archives as `tarfile` (old, ustar, GNU, star and pax), several times as fast. Two
+differences are intended. `tarfile` stops silently at a damaged header, at the end of a truncated
+file, and at bytes after the end mark that are not a tar; here they are errors. Concatenated
+archives are all read, as with `tar --ignore-zeros`.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -41,13 +41,7 @@ class TarError(Exception):
 
 
 class TarHeader(NamedTuple):
-    """One header.
-
-    Args:
-        name: the name as stored.
-        size: the size field.
-        kind: the type flag.
-    """
+    """One header: the name as stored, the size field and the type flag."""
 
     name: bytes
     size: int
@@ -77,14 +71,10 @@ class Member(NamedTuple):
 
 
 def parse_header(block: bytes, offset: int = 0) -> TarHeader:
-    """Returns the header in a block.
-
-    Args:
-        block: 512 bytes.
-        offset: offset of the block, for the error.
+    """Returns the header in a block of 512 bytes.
 
     Raises:
-        TarError: if the block is not a valid header.
+        TarError: if the block, which starts at `offset`, is not a valid header.
     """
     checksum = block[148:156]
     try:
@@ -105,23 +95,6 @@ def parse_header(block: bytes, offset: int = 0) -> TarHeader:
 
 
 def members(
-    read: Callable[[int, int], bytes], size: int, window: int, start: int = 0
-) -> Iterator[Member]:
-    """Yields the regular files of a tar in order.
-
-    Args:
-        read: returns the bytes at an offset, given offset and size.
-        size: length of the tar.
-        window: number of bytes per read.
-        start: offset of the first header.
-
-    Raises:
-        TarError: where the tar is damaged or truncated.
-    """
-    return (one for one in all_members(read, size, window, start) if one.kind == FILE)
-
-
-def all_members(
     read: Callable[[int, int], bytes], size: int, window: int, start: int = 0, part: int = 0
 ) -> Iterator[Member]:
     """Yields the members of a tar in order, except folders and labels.
@@ -186,10 +159,7 @@ def all_members(
 def next_header(read: Callable[[int, int], bytes], size: int, offset: int) -> int | None:
     """Returns the offset of the next valid header after a damaged place; None if there is none.
 
-    Args:
-        read: returns the bytes at an offset, given offset and size.
-        size: length of the tar.
-        offset: offset of the damage.
+    `read` and `size` are those of `members`.
     """
     step = 1 << 20
     for base in range(offset + BLOCK, size, step):
