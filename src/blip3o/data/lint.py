@@ -99,7 +99,7 @@ def lint(
     for path in paths:
         config = source_config(path, salvage=True, image_folder=image_folder)
         source = config.build()
-        found, longest = _look_through(config, source, checks, jobs)
+        found, longest = _check_source(config, source, checks, jobs)
         findings += found
         longest_text = max(longest_text, longest)
         num_records += len(source)
@@ -119,7 +119,7 @@ def lint(
     )
 
 
-def _look_through(
+def _check_source(
     config: SourceConfig, source: Source, checks: LintChecks, jobs: int
 ) -> tuple[list[Finding], int]:
     """Returns all findings of a source, and the length of its longest text."""
@@ -137,8 +137,8 @@ def _look_through(
         )
     hashes = [np.zeros(0, dtype=np.uint64)]
     longest_text = 0
-    look = functools.partial(_look, checks=checks)
-    for found, keys, longest in walk(config, look, jobs=jobs, what=f"checking {source.name}"):
+    check = functools.partial(_check_chunk, checks=checks)
+    for found, keys, longest in walk(config, check, jobs=jobs, what=f"checking {source.name}"):
         findings += found
         hashes.append(keys)
         longest_text = max(longest_text, longest)
@@ -147,7 +147,7 @@ def _look_through(
     return findings + _duplicates(source, problem, np.concatenate(hashes)), longest_text
 
 
-def _look(
+def _check_chunk(
     source: Source, positions: range, *, checks: LintChecks
 ) -> tuple[list[Finding], NDArray[np.uint64], int]:
     """Returns the findings of some records, a hash of each key, and the longest text length."""

@@ -1,8 +1,7 @@
 """Batches of a run. Step t is a pure function of (seed, t), however the batches are loaded.
 
-A bad sample is counted, written to `quarantine.jsonl` with its reason, and replaced by the next
-record in its source's order, so the replacement depends only on the seed as well. Above the limit
-the run stops: a broken data set must not be trained on silently.
+A bad sample is counted, written to `quarantine.jsonl` with its reason, and replaced, see
+`samples`. Above the limit the run stops instead of training silently on a broken data set.
 """
 
 import dataclasses
@@ -122,7 +121,7 @@ class Loader:
         steps = iter(loaded)
         try:
             for step in steps:
-                self._note(step)
+                self._count(step)
                 yield step.batches
         finally:
             if isinstance(steps, _MultiProcessingDataLoaderIter):
@@ -194,7 +193,7 @@ class Loader:
         limit = self._config.bad_sample_limit
         return max(_ALWAYS_ALLOWED, limit * count) if limit else 0
 
-    def _note(self, step: _Step) -> None:
+    def _count(self, step: _Step) -> None:
         bad = [one for one in step.bad if (one.source, one.position) not in self._known]
         self.num_seen += sum(len(batch) for batch in step.batches)
         self.num_bad += len(bad)
@@ -202,7 +201,7 @@ class Loader:
             append_bad(self._quarantine, bad)
         if step.error is not None:
             raise UsageError(step.error)
-        self._note_records(step.bad)
+        self._log_records(step.bad)
         if bad and self.num_bad > self._most_bad(self.num_seen):
             see = f"; all are in {self._quarantine}" if self._quarantine is not None else ""
             raise UsageError(
@@ -211,8 +210,8 @@ class Loader:
                 f"{bad[-1].source} {bad[-1].key}: {bad[-1].reason}{see}"
             )
 
-    def _note_records(self, bad: Iterable[BadSample]) -> None:
-        """Logs the first records that are left out, once each."""
+    def _log_records(self, bad: Iterable[BadSample]) -> None:
+        """Logs the first records that are left out, each once."""
         for one in bad:
             record = (one.source, one.key, one.reason * (one.key == "?"))
             if record not in self._bad_records and len(self._bad_records) < _MAX_LOGGED:

@@ -44,7 +44,7 @@ def absent_thing(scene: Scene, rng: np.random.Generator) -> str:
 
 
 def is_there_thing(scene: Scene, rng: np.random.Generator, yes: bool) -> str:
-    """Returns a question about a thing whose answer is yes or no, as given."""
+    """Returns a question about a thing; `yes` selects whether its right answer is yes or no."""
     there = {one.thing for one in scene.objects}
     thing = pick(rng, tuple(name for name in THINGS if (name in there) == yes))
     question = pick(rng, IS_THERE)
@@ -52,7 +52,7 @@ def is_there_thing(scene: Scene, rng: np.random.Generator, yes: bool) -> str:
 
 
 def is_there_look(scene: Scene, rng: np.random.Generator, yes: bool) -> str:
-    """Returns a question about a thing in a color whose answer is yes or no, as given."""
+    """Returns a question about a thing in a color, with the right answer that `yes` selects."""
     looks = {(one.thing, one.color) for one in scene.objects}
     one = pick(rng, scene.objects)
     thing, color = one.thing, one.color

@@ -220,32 +220,32 @@ def scene_fields(scene: Scene, index: int, rng: np.random.Generator) -> dict[str
     """Returns captions, conversations and ground truth of a scene as JSON data."""
     asked = shuffled(rng, [describe(scene, rng), *questions(scene, rng)])
     captions = caption_texts(scene, rng)
-    asked = _unlike([*asked, *questions(scene, rng, DRILLS)])
+    asked = _distinct([*asked, *questions(scene, rng, DRILLS)])
     words, about_words = text_conversation(scene, rng)
     drills = questions(scene, rng, DRILLS)
     text_drills = [qa for qa in about_words if qa.kind in (*DRILLS, "relation")]
-    counted = _turns(_unlike(one_or_none(scene, rng)), f"{IMAGE_MARK}\n")
+    counted = _turns(_distinct(one_or_none(scene, rng)), f"{IMAGE_MARK}\n")
     seen, (listed, read) = look_ups(scene, rng), text_look_ups(scene, rng)
-    named, (told, read_names) = names(scene, rng), text_names(scene, rng)
+    named, (named_words, read_names) = names(scene, rng), text_names(scene, rng)
     return {
         "captions": captions,
         "conversations": _turns(asked, f"{IMAGE_MARK}\n"),
-        "text_conversations": _text_turns(_unlike(about_words), words),
-        "drills": _turns(_unlike(drills), f"{IMAGE_MARK}\n"),
-        "text_drills": _text_turns(_unlike(text_drills), words),
+        "text_conversations": _text_turns(_distinct(about_words), words),
+        "drills": _turns(_distinct(drills), f"{IMAGE_MARK}\n"),
+        "text_drills": _text_turns(_distinct(text_drills), words),
         "count_drills": counted,
-        "look_ups": _turns(_unlike(seen), f"{IMAGE_MARK}\n"),
+        "look_ups": _turns(_distinct(seen), f"{IMAGE_MARK}\n"),
         "text_look_ups": _turns([read], listed),
-        "names": _turns(_unlike(named), f"{IMAGE_MARK}\n"),
-        "text_names": _text_turns(_unlike(read_names), told),
+        "names": _turns(_distinct(named), f"{IMAGE_MARK}\n"),
+        "text_names": _text_turns(_distinct(read_names), named_words),
         "objects": [asdict(one) for one in scene.objects],
         "background": scene.background,
         "index": index,
     }
 
 
-def _unlike(asked: list[QA]) -> list[QA]:
-    """Returns the answers without repeated questions."""
+def _distinct(asked: list[QA]) -> list[QA]:
+    """Returns the questions without repetitions."""
     return list({qa.question: qa for qa in asked}.values())
 
 

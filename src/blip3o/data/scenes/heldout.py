@@ -1,4 +1,4 @@
-"""Compositions that training never shows, so evaluation tests combining, not memory.
+"""Compositions that training never shows: evaluation tests composition instead of memory.
 
 The lists depend only on the names of things, colors and backgrounds, never on a seed. They are
 balanced: every color, and nearly every thing, is held out equally often.

@@ -77,13 +77,13 @@ def eval_prompts(category: str, n: int = 100, seed: int = 0) -> list[EvalPrompt]
 
 def _known_background(rng: np.random.Generator, things: list[str]) -> str:
     """Returns a background that occurs with these things in training."""
-    barred = {name for thing, name in heldout_backgrounds() if thing in things}
-    return pick(rng, tuple(name for name in BACKGROUNDS if name not in barred))
+    excluded = {name for thing, name in heldout_backgrounds() if thing in things}
+    return pick(rng, tuple(name for name in BACKGROUNDS if name not in excluded))
 
 
 def _known_color(rng: np.random.Generator, thing: str) -> str:
-    barred = {color for name, color in heldout_colors() if name == thing}
-    return pick(rng, tuple(color for color in COLORS if color not in barred))
+    excluded = {color for name, color in heldout_colors() if name == thing}
+    return pick(rng, tuple(color for color in COLORS if color not in excluded))
 
 
 def _single_object(rng: np.random.Generator, turn: int) -> _Draw:

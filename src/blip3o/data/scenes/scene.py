@@ -81,7 +81,7 @@ def _draw(rng: np.random.Generator, kind: str, count: int) -> Scene:
 
 
 def _sample_kind(rng: np.random.Generator) -> tuple[str, int]:
-    """Returns the kind of a scene (how its objects are alike), and the number of objects."""
+    """Returns the kind of a scene (which of its objects look the same), and their number."""
     roll = rng.random()
     if roll < 0.7:
         return "distinct", int(rng.choice([1, 2, 3, 4], p=[0.36, 0.34, 0.15, 0.15]))

@@ -38,7 +38,7 @@ class Piece:
 
     Args:
         data: the requested bytes, or fewer if the server announces fewer; None if the range begins
-            behind the end of the file.
+            after the end of the file.
         total: length of the file; None if the server does not report it.
         tag: identifies the version of the file; empty if the server gives no tag.
     """

@@ -110,7 +110,7 @@ def members(
         TarError: where the tar is damaged or truncated.
     """
     at = _window(read, window)
-    offset, is_behind_end = start, False
+    offset, is_after_end = start, False
     shared: dict[bytes, bytes] = {}  # pax values for all following members
     own: dict[bytes, bytes] = {}  # values for the next member
     while True:
@@ -119,18 +119,18 @@ def members(
             following = _next_bytes(at, size, offset, max(window, BLOCK))
             if following is None:
                 return
-            offset, is_behind_end, part = following, True, part + 1
+            offset, is_after_end, part = following, True, part + 1
             shared, own = {}, {}
             continue
-        if len(block) < BLOCK and not is_behind_end:
+        if len(block) < BLOCK and not is_after_end:
             raise TarError(offset, "it is truncated")
         try:
             header = parse_header(block.ljust(BLOCK, b"\0"), offset)
         except TarError:
-            if is_behind_end:
+            if is_after_end:
                 raise TarError(offset, "bytes that are not a tar after the end mark") from None
             raise
-        is_behind_end = False
+        is_after_end = False
         data = offset + BLOCK
         kind, length = header.kind, header.size
         if shared or own or kind not in _FILES:
@@ -138,7 +138,7 @@ def members(
             if kind == HARD_LINK and length and _ends_here(at(data, BLOCK)):
                 length = 0  # most writers repeat the file's size but not its bytes
             elif kind == SPARSE:
-                data = _behind_sparse_map(at, block, data)
+                data = _after_sparse_map(at, block, data)
         offset = data + -(-length // BLOCK) * BLOCK
         if data + length > size:
             raise TarError(data - BLOCK, "it is truncated inside a member")
@@ -233,7 +233,7 @@ def _length(header: TarHeader, shared: Mapping[bytes, bytes], own: Mapping[bytes
     return header.size
 
 
-def _behind_sparse_map(at: Callable[[int, int], bytes], block: bytes, data: int) -> int:
+def _after_sparse_map(at: Callable[[int, int], bytes], block: bytes, data: int) -> int:
     """Returns the offset of a sparse file's bytes, after all blocks of its map."""
     goes_on = block[482:483]
     while goes_on and goes_on != b"\0":
