@@ -1,13 +1,13 @@
 """Applies a function to every record of a source, in several processes."""
 
-import multiprocessing
+import functools
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TypeVar
 
 from blip3o.core.errors import UsageError
-from blip3o.core.log import progress
+from blip3o.data.parallel import in_processes
 from blip3o.data.sources import SOURCES, Source, SourceConfig
 from blip3o.data.sources.files import is_remote
 from blip3o.data.sources.jsonl import JSON_SUFFIXES
@@ -67,7 +67,7 @@ def _begins_as_json(path: str) -> bool:
 
 
 def walk(config: SourceConfig, function: ChunkFunction[T], *, jobs: int, what: str) -> Iterator[T]:
-    """Yields the result of a function for each chunk of records, in order.
+    """Returns the results of a function for all chunks of records, in order.
 
     Args:
         config: the source's config; its shards are already indexed.
@@ -85,18 +85,13 @@ def walk(config: SourceConfig, function: ChunkFunction[T], *, jobs: int, what: s
         range(start, min(start + CHUNK_RECORDS, len(source)))
         for start in range(0, len(source), CHUNK_RECORDS)
     ]
-    if jobs == 1 or len(chunks) == 1:
-        results = (function(source, chunk) for chunk in chunks)
-        yield from progress(results, total=len(chunks), what=what)
-        return
-    work = ((config, function, chunk) for chunk in chunks)
-    # Forked processes would inherit torch's threads in an unknown state.
-    with multiprocessing.get_context("spawn").Pool(min(jobs, len(chunks))) as pool:
-        yield from progress(pool.imap(_apply, work), total=len(chunks), what=what)
+    apply = functools.partial(function, source)
+    if jobs > 1 and len(chunks) > 1:
+        apply = functools.partial(_apply, config, function)
+    return in_processes(apply, chunks, jobs, what)
 
 
-def _apply(work: tuple[SourceConfig, ChunkFunction[T], range]) -> T:
-    config, function, chunk = work
+def _apply(config: SourceConfig, function: ChunkFunction[T], chunk: range) -> T:
     if config not in _opened:
         _opened[config] = config.build()
     return function(_opened[config], chunk)

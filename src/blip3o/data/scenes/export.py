@@ -3,8 +3,6 @@
 import io
 import itertools
 import json
-import multiprocessing
-import signal
 import tarfile
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
@@ -17,9 +15,10 @@ from PIL import Image
 from blip3o.core.errors import UsageError
 from blip3o.core.files import require_room, size_text, write_atomic
 from blip3o.core.lock import locked
-from blip3o.core.log import progress, say
+from blip3o.core.log import say
 from blip3o.core.rng import numpy_rng
 from blip3o.core.types import IMAGE_MARK
+from blip3o.data.parallel import in_processes
 from blip3o.data.scenes.captions import caption_texts, pair_texts
 from blip3o.data.scenes.drills import QA, bare_look_up, look_ups, one_or_none
 from blip3o.data.scenes.edits import sample_edit
@@ -142,18 +141,8 @@ def _write_missing(settings: ScenesExport, shards: list[_Shard], num_processes: 
         "if stopped, the same command resumes"
     )
     try:
-        if num_processes <= 1 or len(missing) <= 1:
-            for shard in progress(missing, what="shards"):
-                _write_shard(shard)
-            return
-        # Forked processes would inherit torch's threads in an unknown state.
-        context = multiprocessing.get_context("spawn")
-        num_workers = min(num_processes, len(missing))
-        # The parent process handles Ctrl-C; the workers ignore it.
-        with context.Pool(num_workers, signal.signal, (signal.SIGINT, signal.SIG_IGN)) as pool:
-            done = pool.imap_unordered(_write_shard, missing)
-            for _ in progress(done, total=len(missing), what="shards"):
-                pass
+        for _ in in_processes(_write_shard, missing, num_processes, "shards"):
+            pass
     except KeyboardInterrupt:
         there = sum(_shard_path(*shard[:3]).exists() for shard in shards)
         say(f"{there} of {len(shards)} shards are in {place}; the next call writes the rest")

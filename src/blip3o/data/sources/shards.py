@@ -7,7 +7,6 @@ An index that was published next to a remote shard is used. A million records ta
 
 import functools
 import io
-import multiprocessing
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -17,6 +16,7 @@ import numpy as np
 from blip3o.core.errors import UsageError
 from blip3o.core.files import write_atomic
 from blip3o.core.log import progress, say
+from blip3o.data.parallel import in_processes
 from blip3o.data.sources.files import FileStamp, files_of, is_remote, neighbor, private_path
 from blip3o.data.sources.shard_index import ShardIndex, pack, unpack
 from blip3o.data.sources.shard_scan import scan
@@ -53,13 +53,8 @@ def index_shards(
         with ThreadPoolExecutor(_REMOTE_JOBS) as pool:
             made = pool.map(make, remote)
             found.update(zip(remote, progress(made, total=len(remote), what=label), strict=True))
-    if jobs > 1 and len(local) > 1:
-        # Forked processes would inherit torch's threads in an unknown state.
-        with multiprocessing.get_context("spawn").Pool(min(jobs, len(local))) as pool:
-            work = pool.imap(make, local)
-            found.update(zip(local, progress(work, total=len(local), what=label), strict=True))
-    elif local:
-        found.update((path, make(path)) for path in progress(local, what=label))
+    if local:
+        found.update(zip(local, in_processes(make, local, jobs, label), strict=True))
     indices = [index for index in found.values() if index is not None]
     for path, index in zip(paths, indices, strict=True):
         if index.damage:
