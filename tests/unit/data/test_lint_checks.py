@@ -113,7 +113,7 @@ GOOD: list[tuple[str, dict[str, Any]]] = [
 
 
 @pytest.mark.parametrize(("task", "fields"), GOOD)
-def test_lint_is_clean_where_a_run_takes_everything(
+def test_lint_is_clean_where_a_run_uses_everything(
     write: Callable[..., str], preparer: Preparer, task: str, fields: dict[str, Any]
 ) -> None:
     path = write(fields)
@@ -184,7 +184,7 @@ RAMP = np.linspace(0, 65535, 80 * 80).reshape(80, 80).astype(np.uint16)
         (Image.linear_gradient("L").convert("LA"), "PNG", "transparent"),
     ],
 )
-def test_the_image_that_reading_returns_is_judged(
+def test_the_image_that_reading_returns_is_checked(
     tmp_path: Path, image: Image.Image, kind: str, colors: str
 ) -> None:
     ending = {"JPEG": "jpg", "TIFF": "tif"}.get(kind, kind.lower())
@@ -210,7 +210,7 @@ def test_files_with_several_frames_are_reported_except_photos_of_phones(
     assert all("the first of 2" in one for one in odd.values())
 
 
-def test_side_chunks_that_are_not_read_say_nothing(tmp_path: Path) -> None:
+def test_chunks_that_are_not_read_give_no_finding(tmp_path: Path) -> None:
     data = save(Image.linear_gradient("L"), "PNG")
     for number, chunk in enumerate((b"tEXt", b"zTXt", b"tRNS")):
         bad = struct.pack(">I", 5) + chunk + b"a\0bcd" + b"\1\2\3\4"  # its checksum is wrong
@@ -219,7 +219,7 @@ def test_side_chunks_that_are_not_read_say_nothing(tmp_path: Path) -> None:
     assert lint([str(tmp_path)], min_px=1).findings == []
 
 
-def test_the_summary_fits_a_screen_and_says_how_to_see_the_rest(tmp_path: Path) -> None:
+def test_the_summary_fits_a_screen_and_names_the_option_for_the_rest(tmp_path: Path) -> None:
     def finding(number: int, problem: str) -> Finding:
         return Finding(
             source="s", key=f"k{number}", position=number, problem=problem, detail="x" * 999

@@ -108,7 +108,7 @@ def test_an_unknown_split_is_refused() -> None:
         sample_scene(0, 0, "trian")
 
 
-def test_a_image_shows_the_objects_and_nothing_else() -> None:
+def test_an_image_shows_the_objects_and_nothing_else() -> None:
     scene = make(
         ("square", "red", 0.3, 0.3, 0.3), ("circle", "blue", 0.7, 0.7, 0.3), background="cream"
     )
