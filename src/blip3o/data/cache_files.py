@@ -153,7 +153,7 @@ def find_files(folder: Path, source: str, role: str, data: str | None = None) ->
 
 
 def hash_row(row: NDArray[np.float16], info: CacheInfo, position: int) -> bytes:
-    """Returns the hash of one record's features (contiguous), encoder, data and position."""
+    """Returns a hash of the features (contiguous), encoder, data and position of a record."""
     digest = hashlib.sha256(f"{info.fingerprint}/{info.data}/{position}/".encode())
     digest.update(row.data)
     return digest.digest()[:HASH_BYTES]

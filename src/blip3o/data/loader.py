@@ -231,7 +231,7 @@ def _ignore_signals(worker: int) -> None:
 
 @dataclasses.dataclass(eq=False, kw_only=True)
 class _Steps(Dataset):
-    """Steps by number, for PyTorch's `DataLoader`; `share` are this process's rows of a step."""
+    """Steps by number, for PyTorch's `DataLoader`; `share` is this process's part of a step."""
 
     samples: Samples
     share: range

@@ -1,8 +1,8 @@
-"""Questions about scenes that train looking up a thing by its name.
+"""Questions about scenes that train a model to look up a thing by its name.
 
 A model learns this skill last, so there are many drills. In most of them the answer states several
-facts, each directly after the name of its thing. `questions` shares `QA` and the helpers at the
-top.
+facts, each directly after the name of its thing. `questions` uses `QA` and the helpers at the top
+as well.
 """
 
 from collections import Counter

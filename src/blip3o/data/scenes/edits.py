@@ -85,6 +85,7 @@ def sample_edit(seed: int, index: int, split: str = "train") -> Edit:
 
 
 _Made = tuple[tuple[Placed, ...], str]
+"""Objects of the edited scene, and the instruction."""
 
 
 def _choose(scene: Scene, rng: np.random.Generator) -> tuple[Placed, str] | None:

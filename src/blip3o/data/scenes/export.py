@@ -197,6 +197,7 @@ def _write_shard(shard: _Shard) -> None:
 
 
 _Sample = tuple[str, dict[str, Image.Image], dict[str, Any]]
+"""Key, images by role (an only image has the role ""), and fields."""
 
 
 def _scene_sample(settings: ScenesExport, index: int) -> _Sample:

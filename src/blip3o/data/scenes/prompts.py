@@ -46,6 +46,7 @@ class EvalPrompt:
 
 
 _Draw = tuple[str, list[Group], tuple[int, str, int] | None]
+"""Words of a prompt, the groups that it names, and their relation (see `EvalPrompt`)."""
 
 
 def eval_prompts(category: str, n: int = 100, seed: int = 0) -> list[EvalPrompt]:

@@ -63,6 +63,7 @@ def describe(scene: Scene, rng: np.random.Generator) -> QA:
 
 
 _Pair = tuple[str, str]
+"""A question and its answer."""
 
 
 def _what(scene: Scene, rng: np.random.Generator) -> _Pair | None:

@@ -76,7 +76,7 @@ class SourceConfig(Protocol):
 
 
 def read_record(source: Source, position: int, *, index: int = 0, epoch: int = 0) -> Record:
-    """Returns one record of a source for a sample; raises the same errors as `Source.read`."""
+    """Returns a record with its sample's number and epoch; raises the errors of `Source.read`."""
     key, files, fields = source.read(position)
     return Record(
         key=key,

@@ -105,7 +105,7 @@ def why_passed_over(base: str) -> str:
 
 @functools.lru_cache(maxsize=4096)
 def use_of(suffix: str) -> Use | None:
-    """Returns the part of a record that a lower-case suffix stands for; None if for none."""
+    """Returns the part of a record that a lower-case suffix stands for; None if there is none."""
     stem, _, end = suffix.rpartition(".")
     if end in _IMAGES:
         return Use("image", stem or "image")
@@ -130,7 +130,7 @@ def uses(suffixes: tuple[str, ...]) -> tuple[Use | None, ...]:
     """Returns the part that each member of a record holds; None for an unused member.
 
     Raises:
-        ValueError: if two members hold the same part, some seem to form a record of their own, or
+        ValueError: if two members hold the same part, some seem to form a separate record, or
             no member is used.
     """
     found: list[Use | None] = []

@@ -29,7 +29,7 @@ class ShardIndex:
             [members].
         checks: checksums of the headers in front of the members' bytes [members].
         problems: reasons why members are unreadable.
-        damage: damages of the shard, one line each; the index then holds its intact records.
+        damage: descriptions of damaged places; the index then holds the intact records.
         passed_over: number of members that belong to no record, by reason.
     """
 
