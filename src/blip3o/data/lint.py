@@ -58,41 +58,26 @@ class LintChecks:
 
 def lint(
     paths: Sequence[str],
+    checks: LintChecks,
     *,
-    tasks: Sequence[str] = (),
-    min_px: int = 64,
     jobs: int = 1,
     out: Path | None = None,
-    preparer: Preparer | None = None,
-    conversation: str | None = None,
-    max_turns: int | None = None,
     image_folder: str | None = None,
 ) -> LintReport:
     """Reads every record, decodes every image and returns all problems.
 
     Args:
         paths: tar patterns, JSON lists or folders.
-        tasks: see `LintChecks`.
-        min_px: see `LintChecks`.
+        checks: the checks of every record.
         jobs: number of processes.
         out: file for all findings, one JSON object per line; None writes no file.
-        preparer: see `LintChecks`.
-        conversation: see `LintChecks`.
-        max_turns: see `LintChecks`.
         image_folder: folder that the image paths of JSON lists start from.
 
     Raises:
         UsageError: if a path holds no data, a task is unknown, or `out` cannot be written.
     """
-    for task in tasks:
+    for task in checks.tasks:
         get_task(task)
-    checks = LintChecks(
-        tasks=tuple(tasks),
-        min_px=min_px,
-        preparer=preparer,
-        conversation=conversation,
-        max_turns=max_turns,
-    )
     findings: list[Finding] = []
     passed_over: dict[str, Counter[str]] = {}
     num_records = longest_text = 0
@@ -114,7 +99,7 @@ def lint(
         num_records=num_records,
         findings=findings,
         passed_over=passed_over,
-        uncounted_text=0 if preparer is not None else longest_text,
+        uncounted_text=0 if checks.preparer is not None else longest_text,
         file=out,
     )
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from blip3o.data.lint import lint
+from blip3o.data.lint import LintChecks, lint
 from blip3o.data.sources.webdataset import WebDatasetConfig, WebDatasetSource
 
 LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d\nsize 12\n"
@@ -123,7 +123,7 @@ def test_a_record_is_its_key_and_nothing_else(
 def test_two_members_for_one_thing_are_a_bad_record(tmp_path: Path, names: Names) -> None:
     (reason,) = records(tmp_path, *names, "good/b.png", "good/b.txt")[:-1]
     assert isinstance(reason, str)
-    report = lint([str(tmp_path / "s.tar")])
+    report = lint([str(tmp_path / "s.tar")], LintChecks())
     first = report.findings[0]
     assert (first.problem, first.position) == ("broken record", 0)
     assert not report.is_clean
@@ -160,7 +160,7 @@ def test_a_complete_second_group_with_a_key_is_another_record(tmp_path: Path) ->
     path = write(tmp_path / "s.tar", *named("a.png", "a.txt", "b.png", "b.txt"), ("a.png", b"2"))
     found = [opened(path).read(k) for k in range(3)]
     assert found == [record("a", "a.png", "a.txt"), record("b", "b.png", "b.txt"), record("a", "2")]
-    problems = [one.problem for one in lint([str(path)]).findings]
+    problems = [one.problem for one in lint([str(path)], LintChecks()).findings]
     assert "duplicate key" in problems
 
 
@@ -270,7 +270,7 @@ def test_members_that_are_not_files_are_counted_as_passed_over(
     assert source.read(0)[1:] == record("a", other)[1:] if other == "a.png" else True
     assert source.read(1) == record("b", "b.png", "b.txt")
     assert list(source.passed_over.values()) == [1]
-    assert not lint([str(tmp_path / "s.tar")], tasks=["text_to_image"]).is_clean
+    assert not lint([str(tmp_path / "s.tar")], LintChecks(tasks=("text_to_image",))).is_clean
 
 
 def test_every_member_is_a_records_or_counted(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from PIL import Image
 
 from blip3o.cli import main
 from blip3o.core.errors import UsageError
-from blip3o.data.lint import ODD, lint
+from blip3o.data.lint import ODD, LintChecks, lint
 from blip3o.data.pack import pack
 from blip3o.data.sources.folder import FolderConfig
 from blip3o.data.sources.shards import INDEX_SUFFIX
@@ -80,7 +80,9 @@ def mixed(tmp_path: Path, write_tar: WriteTar) -> Path:
 
 @pytest.mark.parametrize("jobs", [1, 2])
 def test_lint_finds_each_of_them_and_nothing_else(mixed: Path, tmp_path: Path, jobs: int) -> None:
-    report = lint([str(mixed)], tasks=["text_to_image"], jobs=jobs, out=tmp_path / "f.jsonl")
+    report = lint(
+        [str(mixed)], LintChecks(tasks=("text_to_image",)), jobs=jobs, out=tmp_path / "f.jsonl"
+    )
     found = {(one.key, one.problem) for one in report.findings}
     unfit = "unfit for text_to_image"
     assert found == {
@@ -115,7 +117,7 @@ def test_lint_reads_past_truncated_animations(tmp_path: Path, kind: str) -> None
     for size in range(20, len(data), 7):
         (tmp_path / f"{size:04d}.{kind.lower()}").write_bytes(data[:size])
         (tmp_path / f"{size:04d}.txt").write_text("a cat")
-    report = lint([str(tmp_path)], min_px=1)
+    report = lint([str(tmp_path)], LintChecks(min_px=1))
     assert {one.problem for one in report.findings} == {"broken image", ODD}
     assert any("animated, and damaged" in one.detail for one in report.findings)
 
@@ -126,7 +128,9 @@ def test_lint_names_a_damaged_shard_and_reads_the_rest(mixed: Path) -> None:
         place = next(m.offset for m in tar if m.name == "good2.png")
     data[place + 2] ^= 1
     mixed.write_bytes(data)
-    (damaged,) = (one for one in lint([str(mixed)]).findings if one.problem == "damaged shard")
+    (damaged,) = (
+        one for one in lint([str(mixed)], LintChecks()).findings if one.problem == "damaged shard"
+    )
     assert damaged.key == str(mixed)
     assert str(place) in damaged.detail
 
