@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from blip3o.data.scenes.backgrounds import BACKGROUNDS, background_image
+from blip3o.data.scenes.things import BACKGROUNDS, background_image
 
 IMAGE_PX = 96
 """Every image is resized to this side, so thresholds in pixels have a fixed meaning."""

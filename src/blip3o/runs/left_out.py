@@ -45,7 +45,7 @@ class LeftOut:
         self._checked = {one.name for one in loader.sources if len(one) <= _MOST_CHECKED}
         self._earlier = self._listed()
         found = exchange(self._find(cache) if is_main() else [])[0]
-        loader.bear(found)
+        loader.stop_counting(found)
         self._found = {_name(dataclasses.asdict(one)): one for one in found}
         if is_main():
             new = [one for name, one in self._found.items() if name not in self._earlier]

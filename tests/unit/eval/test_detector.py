@@ -11,10 +11,9 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFilter
 
 from blip3o.core.rng import numpy_rng
-from blip3o.data.scenes.backgrounds import BACKGROUNDS
 from blip3o.data.scenes.render import render
 from blip3o.data.scenes.scene import Placed, Scene, arrange, sample_scene
-from blip3o.data.scenes.things import COLORS, THINGS
+from blip3o.data.scenes.things import BACKGROUNDS, COLORS, THINGS
 from blip3o.eval.detector import UNKNOWN, SceneDetector
 from blip3o.eval.scene_rules import SceneDetection, WantedThing, judge_scene, same_objects
 
