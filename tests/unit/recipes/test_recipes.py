@@ -77,7 +77,7 @@ def test_the_published_numbers(size: str, width: int) -> None:
     assert (tune.train.optimizer.lr, tune.train.optimizer.min_lr) == (1e-4, 0.0)
     for config in (generation, tune):
         train_config, optimizer = config.train, config.train.optimizer
-        assert train_config.trainable == ("generator")
+        assert train_config.trainable == ("generator",)
         assert math.isclose(optimizer.warmup_steps, 0.003 * train_config.steps)
         assert (optimizer.weight_decay, optimizer.betas) == (0.0, (0.9, 0.999))
         assert (train_config.grad_clip, train_config.ema_decay) == (1.0, 0.0)
