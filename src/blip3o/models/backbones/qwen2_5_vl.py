@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 from torch import Tensor
 
-from blip3o.core.bounds import Count, NotNegative, Positive, Whole
+from blip3o.core.bounds import Count, Whole
 from blip3o.models.backbones.attention import use_attention
 from blip3o.models.backbones.base import Backbone, DecoderSizes, vocabulary_head
 from blip3o.models.backbones.vision import VisionTowerConfig, image_positions, to_vision_inputs
@@ -27,26 +27,17 @@ class Qwen2_5VLBackboneConfig(DecoderSizes):  # noqa: N801  (the model's own nam
     """Sizes of a Qwen2.5-VL; see also `DecoderSizes`.
 
     Args:
-        image_token_id: id of the placeholder that the tokens of an image replace.
-        tie_word_embeddings: whether the embedding table is also the vocabulary head.
         vision: sizes of the vision tower.
         rotary_sections: numbers of a head's rotary frequencies that encode time, row and column.
-        norm_eps: epsilon of the decoder's norms.
-        max_positions: longest supported sequence in tokens.
-        rope_theta: base of the rotary frequencies.
 
     Raises:
         ValueError: if the rotary sections do not add up to half a head.
     """
 
     kind: str = "qwen2_5_vl"
-    image_token_id: Whole
-    tie_word_embeddings: bool
     vision: VisionTowerConfig = dataclasses.field(default_factory=VisionTowerConfig)
     rotary_sections: tuple[Whole, Whole, Whole] = (16, 24, 24)
-    norm_eps: NotNegative = 1e-6
     max_positions: Count = 128_000
-    rope_theta: Positive = 1_000_000.0
 
     def __post_init__(self) -> None:
         half = self.hidden_size // self.num_heads // 2
