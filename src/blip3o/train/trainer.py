@@ -210,7 +210,7 @@ class Trainer:
             log.advance()
             if state.step % train.log_every == 0 or is_last:
                 values = {**window.close(), **self._facts(), "lr": rate}
-                log.log(state.step, values)
+                log.log(values)
                 for callback in self._callbacks:
                     callback.on_log(self, state.step, values)
             is_saved = state.step % train.checkpoint_every == 0 or is_last
