@@ -52,8 +52,8 @@ class Need:
         precision: "fp32", "fp16" or "bf16".
         quantize: quantization of the backbone's matrices; None for none.
         offload: decides which weights are on the device.
-        weights: peak bytes of weights.
-        peak: peak bytes of weights and activations together.
+        weights: bytes of weights on the device at the peak.
+        peak: bytes of weights and activations together at the peak.
     """
 
     precision: str
@@ -96,11 +96,7 @@ def config_of(name: str) -> UnifiedModelConfig:
 
 
 def needs_of(config: UnifiedModelConfig) -> list[Need]:
-    """Returns the memory needs of every combination of precision, quantization and offloading.
-
-    Args:
-        config: of the model, which is not allocated.
-    """
+    """Returns a model's memory needs for every precision, quantization and kind of offloading."""
     found: list[Need] = []
     activations: dict[tuple[str, str], int] = {}
     for quantize in (None, *QUANTIZATIONS):
@@ -152,12 +148,7 @@ def choose(
 
 
 def meta_model(config: UnifiedModelConfig, quantize: Quantization | None = None) -> UnifiedModel:
-    """Returns a model on the meta device, in float32.
-
-    Args:
-        config: of the model.
-        quantize: quantization of the backbone's matrices; None for none.
-    """
+    """Returns a model on the meta device, in float32 except for a quantized backbone."""
     with torch.device("meta"):
         model = config.build().eval().requires_grad_(requires_grad=False)
     if quantize:

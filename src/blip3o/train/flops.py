@@ -55,11 +55,7 @@ def count_flops(model: nn.Module) -> Iterator[FlopCount]:
 
 
 def peak_tflops(device: torch.device) -> float | None:
-    """Returns the peak of a device in bf16, in 10^12 operations per second; None if unknown.
-
-    Args:
-        device: device of the run.
-    """
+    """Returns the peak of a device in bf16, in 10^12 operations per second; None if unknown."""
     if device.type != "cuda":
         return None
     name = torch.cuda.get_device_name(device)

@@ -171,8 +171,8 @@ class Trainer:
         if not all(exchange(are_finite(self.ema.averages.values()))):
             raise UsageError(advice(state.step, rate, "weights are not numbers"))
         if 2 * state.nonfinite_steps > state.step:
-            seen = f"{state.nonfinite_steps} steps were not finite and updated nothing"
-            raise UsageError(advice(state.step, rate, seen))
+            symptom = f"{state.nonfinite_steps} steps were not finite and updated nothing"
+            raise UsageError(advice(state.step, rate, symptom))
         self._show(lambda callback: callback.on_end(self))
 
     def _run(

@@ -85,11 +85,7 @@ class BackboneConfig(Protocol):
         """Side in pixels of the area that one token covers; None if only squares are accepted."""
 
     def num_image_tokens(self, image_px: int) -> int:
-        """Returns the number of tokens of a square image seen by the vision tower.
-
-        Args:
-            image_px: side of the image.
-        """
+        """Returns the number of tokens of a square image that the vision tower sees."""
 
     def build(self) -> "Backbone":
         """Returns the backbone with fresh weights."""

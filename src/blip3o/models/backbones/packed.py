@@ -77,11 +77,7 @@ class PackedCache:
         self._order: Tensor | None = None
 
     def expect(self, packing: Packing) -> None:
-        """Prepares for the tokens that the next pass adds; must be called before the pass.
-
-        Args:
-            packing: row lengths of the pass.
-        """
+        """Prepares for the tokens that the next pass adds; must be called before the pass."""
         if self._lengths:
             self._order = _interleaved(self._lengths, packing.new).to(packing.device)
         self._lengths = packing.seen

@@ -110,10 +110,7 @@ class Qwen2_5VLBackboneConfig(DecoderSizes):  # noqa: N801  (the model's own nam
         return self.vision.patch_px * self.vision.merge
 
     def num_image_tokens(self, image_px: int) -> int:
-        """Returns the number of tokens of a square image.
-
-        Args:
-            image_px: side of the image.
+        """Returns the number of tokens of a square image with sides of `image_px`.
 
         Raises:
             ValueError: if the side is not a multiple of `token_px`.
@@ -174,10 +171,7 @@ class Qwen2_5VLBackbone(Backbone[Qwen2_5VLBackboneConfig]):  # noqa: N801
         )
 
     def vision_inputs(self, pixels: Tensor | Sequence[Tensor]) -> VisionInputs:
-        """Returns images in the form that `embed` takes.
-
-        Args:
-            pixels: [M, 3, H, W] in [-1, 1], or images [3, H, W] of several shapes.
+        """Returns images in the form that `embed` takes; see `Backbone.vision_inputs`.
 
         Raises:
             ValueError: if a side is not a multiple of the config's `token_px`.
@@ -204,12 +198,7 @@ class Qwen2_5VLBackbone(Backbone[Qwen2_5VLBackboneConfig]):  # noqa: N801
     def image_positions(
         self, input_ids: Tensor, attention_mask: Tensor, images: PromptImages
     ) -> Tensor:
-        """Returns the rotary positions of text about images on three axes, [3, B, T].
-
-        Args:
-            input_ids: whole rows, [B, T].
-            attention_mask: True for real tokens, [B, T].
-            images: all images in the order of their placeholders.
+        """Returns positions on three axes, [3, B, T]; see `Backbone.image_positions`.
 
         Raises:
             ValueError: if the placeholders do not form runs that match the images' tokens.

@@ -73,15 +73,7 @@ class VisionTransformerConfig:
 
 
 def check_pixels(pixels: Tensor, image_px: int) -> None:
-    """Refuses images that are not [B, 3, P, P].
-
-    Args:
-        pixels: input of an encoder.
-        image_px: side of the images that the encoder takes (P).
-
-    Raises:
-        ValueError: if the shape differs.
-    """
+    """Raises ValueError unless the input of an encoder is [B, 3, image_px, image_px]."""
     if pixels.ndim != 4 or pixels.shape[1:] != (3, image_px, image_px):
         raise ValueError(
             f"the image encoder takes pixels [B, 3, {image_px}, {image_px}], "
