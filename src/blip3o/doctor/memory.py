@@ -1,7 +1,7 @@
-"""Computes the memory that a model needs in every form, without allocating the model.
+"""Computes a model's memory needs by precision, quantization and offloading, without allocating it.
 
 Weights are counted exactly on the meta device, with quantized layers and the groups of layers that
-offloading moves. Activations are an estimate: each component runs once on the meta device for one
+offloading moves. Activations are estimated: each component runs once on the meta device for one
 image with guidance, and the live results of its operations are added up. The workspace of kernels
 is not included.
 """

@@ -173,14 +173,15 @@ class RunConfig:
 
 
 def resume_differences(stored: Mapping[str, object], config: RunConfig) -> list[str]:
-    """Returns the dotted names of the settings that forbid to resume a run.
+    """Returns the dotted names of changed settings that keep a run from being resumed.
 
     Args:
         stored: the config in a checkpoint, as plain data.
         config: the config to resume with.
     """
-    if isinstance(stored, dict) and isinstance(stored.get("data"), dict):  # older: now derived
-        data = {name: value for name, value in stored["data"].items() if name != "image_px"}
+    data = stored.get("data")
+    if isinstance(data, dict):  # older versions stored a size that is now derived
+        data = {name: value for name, value in data.items() if name != "image_px"}
         stored = {**stored, "data": data}
     with contextlib.suppress(UsageError):  # a config that no longer fits is compared unchanged
         stored = to_dict(from_dict(RunConfig, stored))  # adds defaults of newer settings

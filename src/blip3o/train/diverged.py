@@ -10,7 +10,7 @@ from blip3o.core.errors import NotFiniteError, UsageError
 from blip3o.train.learner import local
 
 _ABSURD = 1e4
-"""Weights of a healthy network stay below; a learning rate that is too high drives them beyond."""
+"""Weights of a healthy network stay below this; too high a learning rate drives them above it."""
 
 
 @contextmanager

@@ -25,8 +25,8 @@ def select_trainable(
         prefixes: dotted prefixes of parameter names.
 
     Raises:
-        UsageError: if a prefix matches no parameter, with the nearest module names, or if there is
-            nothing to train.
+        UsageError: if there is nothing to train, or a prefix matches no parameter (the message
+            names similar modules).
     """
     prefixes = tuple(prefixes)
     check_parts(model, prefixes)
@@ -40,7 +40,7 @@ def select_trainable(
         parameter.requires_grad_()
         chosen[name] = parameter
     if not chosen:
-        raise UsageError("train.trainable is empty: name the parts to train, e.g. dit")
+        raise UsageError("train.trainable is empty: name the parts to train, e.g. generator")
     return chosen
 
 

@@ -71,7 +71,7 @@ class RowCache:
 
 
 class RowBatch:
-    """Rows that get one token each in a pass; serves the layers as cache and attention.
+    """Rows that get one token each in a pass; the decoder's layers use it as cache and attention.
 
     Args:
         rows: one or more rows.
