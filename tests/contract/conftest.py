@@ -64,10 +64,8 @@ class OneTransformer(nn.Module):
         cache = plan.backbone.new_cache()
         for layer, (keys, values) in enumerate(plan.pairs):
             cache.update(keys, values, layer)
-        seen = functional.pad(plan.mask, (0, length), value=True)
-        seen = seen[:, None, None].expand(rows, 1, length, -1)
         positions = plan.mask.sum(1, keepdim=True) + torch.arange(length)
-        return self.patch_out(plan.backbone(hidden, seen, cache, positions))
+        return self.patch_out(plan.backbone.block_states(hidden, plan.mask, cache, positions))
 
     def empty_plan(self, num_prompts: int, prompt_tokens: int) -> "CachePlan":
         raise NotImplementedError

@@ -257,3 +257,26 @@ def test_siglip2_can_skip_its_last_layer() -> None:
         last = deep.tower.encoder.layers[0](deep.tower.embeddings(pixels), None)
         last = last[0] if isinstance(last, tuple) else last
     torch.testing.assert_close(before, last, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", BACKBONES.names())
+@torch.no_grad()
+def test_a_block_of_tokens_reads_the_cache_and_itself(name: str) -> None:
+    """One token as a block equals the next token; more tokens also see those after them."""
+    network = build("backbone", name)
+    ids = inputs("backbone", network.config)[0]
+    ids[ids == network.config.image_token_id] = 11
+    embeds, mask = network.embed(ids), torch.ones_like(ids, dtype=torch.bool)
+    mask[0, :2] = False
+    positions = (mask.long().cumsum(1) - 1).clamp_min(0)
+    expected = network(embeds, mask)
+
+    def block(length: int, tokens: Tensor) -> Tensor:
+        past, cache = ids.shape[1] - length, network.new_cache()
+        network(embeds[:, :past], mask[:, :past], cache)
+        return network.block_states(tokens, mask[:, :past], cache, positions[:, past:])
+
+    torch.testing.assert_close(block(1, embeds[:, -1:]), expected[:, -1:], rtol=0, atol=1e-4)
+    changed = embeds[:, -3:].clone()
+    changed[:, -1] += 1
+    assert not torch.allclose(block(3, embeds[:, -3:])[:, 0], block(3, changed)[:, 0], atol=1e-3)

@@ -322,7 +322,7 @@ def test_published_names_shapes_and_count(
     with torch.device("meta"):
         parts = {
             "backbone": backbone.build(),
-            "dit": dit_config(dit).build(),
+            "generator.dit": dit_config(dit).build(),
         }
     ours = {
         f"{part}.{name}": value
@@ -330,7 +330,7 @@ def test_published_names_shapes_and_count(
         for name, value in module.state_dict().items()
     }
     queries = torch.empty(config["n_query"], backbone.hidden_size, device="meta")
-    state = to_published(ours | {"query_tokens.weight": queries})
+    state = to_published(ours | {"generator.query_tokens.weight": queries})
     recorded, held = manifest["weights"], set()
     for name in recorded:
         own = NAMES.ours(name)

@@ -280,7 +280,7 @@ def test_published_names_shapes_and_count(
     backbone = backbone_config(config, tower)
     modules = {
         "backbone": backbone,
-        "dit": dit_config(config["dit"]),
+        "generator.dit": dit_config(config["dit"]),
         "image_encoder": EvaClipEncoderConfig.published(),
     }
     with torch.device("meta"):
@@ -289,7 +289,7 @@ def test_published_names_shapes_and_count(
             for part, sizes in modules.items()
             for name, value in sizes.build().state_dict().items()
         }
-        ours["query_tokens.weight"] = torch.empty(config["n_query"], backbone.hidden_size)
+        ours["generator.query_tokens.weight"] = torch.empty(config["n_query"], backbone.hidden_size)
     is_training = any(name.startswith("model.gen_vision_tower.") for name in recorded)
     parts = TRAINING_PARTS if is_training else INFERENCE_PARTS
     kept = {k: v for k, v in ours.items() if k.startswith(tuple(f"{part}." for part in parts))}

@@ -27,6 +27,9 @@ OPTIONAL = (
 )
 NEED_AN_EXTRA = ("blip3o.serve.http", "blip3o.serve.page")
 
+ADAPTERS = ("blip3o.models.backbones.cache",)
+"""Modules that import transformers; others import them inside functions only."""
+
 
 def _run(code: str) -> str:
     """Runs code in a new interpreter and returns its output."""
@@ -44,7 +47,9 @@ def test_every_module_imports_offline_with_base_dependencies_only() -> None:
     names = [
         module.name
         for module in pkgutil.walk_packages([str(SOURCE)], "blip3o.")
-        if not module.name.endswith("__main__") and not module.name.startswith(NEED_AN_EXTRA)
+        if not module.name.endswith("__main__")
+        and not module.name.startswith(NEED_AN_EXTRA)
+        and module.name not in ADAPTERS
     ]
     assert len(names) > 50
     output = _run(

@@ -8,7 +8,7 @@ import torch
 
 from blip3o.core.errors import UsageError
 
-_ROOM = 480
+_ROOM = 600
 """Largest number of characters of a list of names in a message."""
 
 _SENTENCES_ROOM = 800

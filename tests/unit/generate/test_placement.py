@@ -216,9 +216,9 @@ def test_tensors_are_brought_to_a_component_and_back(tiny_pipe: Blip3oPipeline) 
     arrived: list[torch.device] = []
     plain = model.generator.velocity
 
-    def velocity(noisy: Tensor, sigma: Tensor, states: Tensor, *rest: Any) -> Tensor:
+    def velocity(noisy: Tensor, sigma: Tensor, states: Tensor, *rest: Any) -> None:
         arrived.extend(t.device for t in (noisy, sigma, states, rest[-1]))
-        return plain(noisy, sigma, states, *rest)
+        plain(noisy, sigma, states, *rest)
 
     model.generator.velocity = velocity
     connect(model, dict.fromkeys(COMPONENTS, cpu) | {"generator": meta})

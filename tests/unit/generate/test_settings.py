@@ -108,7 +108,7 @@ def test_numbers_out_of_range_are_refused_before_any_work(
     folder: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any], message: str
 ) -> None:
     pipe = load(folder)
-    monkeypatch.setattr(pipe.model, "condition", None)
+    monkeypatch.setattr(pipe.model, "plan", None)
     with pytest.raises(UsageError, match=message):
         pipe("a cat", **options)
 

@@ -266,7 +266,7 @@ def test_a_image_goes_with_the_next_message_and_stays(
     lines = io.StringIO(f"/image {tmp_path / 'red.png'}\nWhat is this?\nSure?\n")
     out = io.StringIO()
     converse(tiny_pipe, lines, out)
-    assert "(image added)" in out.getvalue()
+    assert "(1 image added)" in out.getvalue()
     assert "image marks" not in out.getvalue()
     assert out.getvalue().count("> ") == 4
 

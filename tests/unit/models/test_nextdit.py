@@ -120,7 +120,7 @@ def test_autocast_stays_near_fp32() -> None:
     ("change", "message"),
     [
         ({"noisy": torch.zeros(3, 4, 9)}, "features have 9 channels, the DiT 8"),
-        ({"noisy": torch.zeros(3, 5, 8)}, "5 feature tokens are no square grid"),
+        ({"noisy": torch.zeros(3, 5, 8)}, "5 feature tokens do not form a square grid"),
         ({"condition": torch.zeros(3, 5, 7)}, "condition is 7 wide, the DiT takes 16"),
         ({"reference": torch.zeros(3, 4, 8)}, "reference has 8 channels, the DiT takes 0"),
         ({"grid": (3, 2)}, "4 feature tokens do not fill a grid of 3 x 2"),

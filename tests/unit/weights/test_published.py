@@ -322,7 +322,7 @@ def test_pickles_are_refused_and_named(released_folder: Path, tmp_path: Path) ->
         ({"blip3o": {"backbone": {}}}, "blip3o may hold image_encoder"),
         (
             {"blip3o": {"generator": {"kind": "query_dit"}}},
-            "generator.num_query_tokens is required",
+            "generator.hidden_size is required",
         ),
     ],
 )

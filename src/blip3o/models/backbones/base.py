@@ -15,7 +15,7 @@ from blip3o.models.backbones.ragged import RowBatch, RowCache
 from blip3o.models.prompts import PromptImages
 
 if TYPE_CHECKING:
-    from blip3o.models.backbones.cache import Decoder
+    from blip3o.models.backbones.cache import Decoder, KeyValueCache
     from blip3o.models.backbones.packed import BackboneCache
 
 
@@ -108,7 +108,13 @@ class Backbone(nn.Module, Generic[ConfigT]):
         padding_free: whether passes without a cache skip padding, see `packed`; may be changed.
     """
 
-    seams: ClassVar[tuple[str, ...]] = ("embed", "image_tokens", "forward", "logits")
+    seams: ClassVar[tuple[str, ...]] = (
+        "embed",
+        "image_tokens",
+        "forward",
+        "block_states",
+        "logits",
+    )
     """Methods that need weights and are called from outside; offloading wraps them."""
 
     num_axes: ClassVar[int] = 1
@@ -210,6 +216,32 @@ class Backbone(nn.Module, Generic[ConfigT]):
             position_ids=positions,
             past_key_values=cache,
             use_cache=cache is not None,
+        )
+        return output.last_hidden_state
+
+    def block_states(
+        self, embeds: Tensor, visible: Tensor, cache: "KeyValueCache", positions: Tensor
+    ) -> Tensor:
+        """Returns the states of a block of tokens that attend to each other, [B, N, D].
+
+        Generators that draw with the backbone's own layers read noisy image tokens this way.
+
+        Args:
+            embeds: input embeddings of the block, [B, N, D].
+            visible: True for the cached positions that the block attends to, bool [B, past].
+            cache: keys and values of earlier positions; those of the block are appended.
+            positions: rotary positions of the block, int64 [B, N].
+        """
+        rows, length = embeds.shape[:2]
+        mask = nn.functional.pad(visible, (0, length), value=True)[:, None, None]
+        if self.num_axes > 1:
+            positions = positions.expand(self.num_axes, -1, -1)
+        output = self.decoder(
+            inputs_embeds=embeds,
+            attention_mask=mask.expand(rows, 1, length, -1),
+            position_ids=positions,
+            past_key_values=cache,
+            use_cache=True,
         )
         return output.last_hidden_state
 
