@@ -36,7 +36,6 @@ from torch.utils.flop_counter import FlopCounterMode
 from blip3o.core.config import evolve
 from blip3o.core.types import Batch
 from blip3o.flow.sigmas import UniformSigmas
-from blip3o.models.backbones import packed
 from blip3o.models.backbones.qwen2_5_vl import Qwen2_5VLBackboneConfig
 from blip3o.models.backbones.qwen3 import Qwen3BackboneConfig
 from blip3o.models.decoders.pocket import PocketDecoderConfig
@@ -214,7 +213,6 @@ class Setting:
         places = torch.arange(PROMPT_TOKENS, 0, -1, device=device)
         is_real = places <= torch.tensor(RAGGED_PROMPTS, device=device).unsqueeze(1)
         self.ragged = dataclasses.replace(self.cached, attention_mask=is_real)
-        packed.enable(self.model.backbone)
 
     def run(self, variant: str) -> float:
         """Returns the seconds of a forward and a backward pass; the model keeps the gradients."""

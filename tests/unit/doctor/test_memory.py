@@ -138,7 +138,7 @@ def test_choosing() -> None:
     assert needs[2].flags == "--dtype bf16 --quantize int4 --offload model"
 
 
-def test_live_memory_is_what_is_still_referenced() -> None:
+def test_live_memory_counts_tensors_that_are_still_referenced() -> None:
     start = torch.empty(1000, device="meta")
 
     def chain() -> torch.Tensor:

@@ -37,8 +37,7 @@ def build(name: str, *, is_packed: bool) -> UnifiedModel:
     for part in (model.backbone, model.generator.dit):
         for parameter in part.parameters():
             nn.init.normal_(parameter, std=0.3)
-    if is_packed:
-        packed.enable(model.backbone)
+    model.backbone.padding_free = is_packed
     return model
 
 

@@ -200,7 +200,7 @@ def test_objectives_train_it_and_its_tower(model: UnifiedModel) -> None:
     text_loss.loss_sum.backward()
     for name, parameter in model.backbone.named_parameters():
         assert parameter.grad is not None, name
-        if not name.endswith("k_proj.bias"):  # softmax does not see what all keys share
+        if not name.endswith("k_proj.bias"):  # softmax ignores a term that all keys share
             assert parameter.grad.abs().sum() > 0, name
     objective = FlowMatchingConfig(sigmas=UniformSigmas()).build(model.config)
     loss = objective(model, batch("edit"), 0).loss_sum

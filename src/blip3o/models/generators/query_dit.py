@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from blip3o.core.bounds import Count, NotNegative, Positive
 from blip3o.models.backbones.base import Backbone
-from blip3o.models.backbones.packed import is_packed
 from blip3o.models.dit.nextdit import NextDiT, NextDiTConfig, NextDiTContext
 from blip3o.models.dit.nextdit_sampling import LayerFunction, PreparedNextDiT, sample_layer
 from blip3o.models.generators.plan import Generator, Joints, Plan, Sampling
@@ -169,8 +168,7 @@ class QueryDiT(Generator):
         whole_mask = torch.cat([mask, mask.new_ones(queries.shape[:2])], dim=1)
         frozen = not any(p.requires_grad for p in backbone.parameters())
         if frozen and torch.is_grad_enabled() and not prompt_gradient:
-            packed = is_packed(backbone, mask)
-            cache = backbone.new_cache(packed=True) if packed else backbone.new_cache()
+            cache = backbone.new_cache(packed=backbone.is_packed(mask))
             with torch.no_grad():
                 prompt = backbone.embed(ids, prompts.images)
                 prompt_states = backbone(prompt, mask, cache)

@@ -70,9 +70,7 @@ def test_guidance_leads_away_from_the_empty_features(kind: str) -> None:
 
 
 @each_diffusion
-def test_guidance_of_one_asks_for_no_empty_features(
-    kind: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_guidance_of_one_uses_no_empty_features(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     decoder, rows = build(kind), []
     predict = decoder.predict
 
