@@ -13,7 +13,7 @@ from PIL import Image
 
 from blip3o import Blip3oPipeline, __version__, cli_commands
 from blip3o.cli import build_parser, main
-from blip3o.core.config import load_yaml
+from blip3o.core.config import from_dict, read_yaml
 from blip3o.core.errors import PreemptedError, UsageError
 from blip3o.generate.text_settings import TextSettings
 from blip3o.recipes import RECIPES
@@ -411,7 +411,7 @@ def test_a_shown_recipe_loads_as_the_same_recipe(
     file.write_text(shown)
     assert load_recipe(str(file), tmp_path) == recipe
     if isinstance(recipe, RunConfig):
-        assert load_yaml(RunConfig, file) == recipe
+        assert from_dict(RunConfig, read_yaml(file)) == recipe
 
 
 def test_a_file_of_stages_with_an_unknown_key_names_the_stage(tmp_path: Path) -> None:

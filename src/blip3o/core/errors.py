@@ -27,11 +27,7 @@ _LONGEST_SHOWN = 100
 
 
 def shown(value: object) -> str:
-    """Returns the representation of a value for a message, cut if it is long.
-
-    Args:
-        value: any value that a user gave.
-    """
+    """Returns the representation of a user's value for a message, cut if it is long."""
     text = repr(value)
     if len(text) <= _LONGEST_SHOWN:
         return text
@@ -43,7 +39,7 @@ def unknown_name(what: str, name: str, known: Iterable[str]) -> UsageError:
 
     Args:
         what: kind of the name, e.g. "recipe".
-        name: the name as the user gave it.
+        name: the name as the user wrote it.
         known: all accepted names.
     """
     names = sorted(known)

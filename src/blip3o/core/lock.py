@@ -47,10 +47,8 @@ def locked(file: Path, refusal: str | None = None) -> Iterator[None]:
             yield
         finally:
             if descriptor in _open and _is_there(descriptor, file):
-                with suppress(
-                    OSError
-                ):  # removed while locked: a waiting process checks the file again
-                    file.unlink()
+                with suppress(OSError):
+                    file.unlink()  # still locked, so a waiting process checks the file again
     finally:
         _close(descriptor)
 

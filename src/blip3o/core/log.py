@@ -27,7 +27,7 @@ class MetricsLogger:
 
     Args:
         run_dir: the run folder; created if missing.
-        resume_step: lines of later steps are removed, so that a resumed run has each step once.
+        resume_step: the step to resume from; lines of later steps are removed.
     """
 
     def __init__(self, run_dir: Path, resume_step: int = 0) -> None:

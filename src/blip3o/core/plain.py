@@ -87,19 +87,12 @@ _NEVER_FOLDED = 2**31
 
 
 def format_yaml(data: object) -> str:
-    """Returns plain data as YAML that `parse_yaml` reads back.
-
-    Args:
-        data: dicts in their order, lists and scalars.
-    """
+    """Returns dicts, in their order, lists and scalars as YAML that `parse_yaml` reads back."""
     return yaml.dump(data, Dumper=_Dumper, sort_keys=False, width=_NEVER_FOLDED)
 
 
 def parse_yaml(text: str) -> object:
     """Returns the data of one YAML document: dicts, lists and `Text`s.
-
-    Args:
-        text: the document.
 
     Raises:
         UsageError: if it is not YAML or a key appears twice in one mapping; names the line.
@@ -127,9 +120,6 @@ def parse_value(text: str) -> object:
 
     Comments, anchors and tags are refused, because YAML would drop or interpret them.
 
-    Args:
-        text: the value.
-
     Raises:
         UsageError: if it is not YAML, or holds a comment, an anchor or a tag.
     """
@@ -149,11 +139,7 @@ def parse_value(text: str) -> object:
 
 
 def unquoted(text: str) -> str | None:
-    """Returns the text between the quotes of a value that YAML quotes as a whole, else None.
-
-    Args:
-        text: the value.
-    """
+    """Returns the text between the quotes of a value that YAML quotes as a whole, else None."""
     inner = text.strip()
     if len(inner) < 2 or inner[0] not in "'\"" or inner[-1] != inner[0]:
         return None

@@ -15,7 +15,7 @@ def test_a_text_is_read_in_every_common_encoding(encoding: str) -> None:
     ("data", "said"),
     [
         (b"version https://git-lfs.github.com/spec/v1\noid", "git lfs pull"),
-        (bytes(30), "nothing but zero bytes"),
+        (bytes(30), "only zero bytes"),
         (b"caf\xe9", "not utf-8 text: .* at byte 3; save it as UTF-8"),
         (b"\xff\xfea", "not utf-16-le text"),
     ],
