@@ -4,7 +4,6 @@ Pillow decodes the common layouts from the rewritten file; `tiff_deep` decodes t
 Pillow refuses or misreads. Files are not trusted, so all sizes are checked.
 """
 
-import abc
 import dataclasses
 import math
 import struct
@@ -54,20 +53,7 @@ class Entry:
         return self.count * np.dtype(_NUMBERS.get(self.kind, "u1")).itemsize
 
 
-class Tags(abc.ABC):
-    """The tags of an image in a TIFF file."""
-
-    @abc.abstractmethod
-    def values(self, tag: int, most: int = 16) -> list[float]:
-        """Returns the numbers of a tag, at most `most`; none if the tag is missing."""
-
-    def number(self, tag: int, default: int) -> int:
-        """Returns the first number of a tag as an integer, or `default` if there is none."""
-        values = self.values(tag, 1)
-        return int(values[0]) if values and math.isfinite(values[0]) else default
-
-
-class Directory(Tags):
+class Directory:
     """The first directory of a TIFF or BigTIFF file.
 
     Args:
@@ -123,6 +109,11 @@ class Directory(Tags):
             return []
         kind = np.dtype(self.order + _NUMBERS[entry.kind])
         return np.frombuffer(self.data, kind, min(entry.count, most), entry.start).tolist()
+
+    def number(self, tag: int, default: int) -> int:
+        """Returns the first number of a tag as an integer, or `default` if there is none."""
+        values = self.values(tag, 1)
+        return int(values[0]) if values and math.isfinite(values[0]) else default
 
 
 def read_directory(data: bytes) -> Directory | None:
