@@ -342,12 +342,12 @@ def test_ask_and_chat_accept_text_sampling_options(
     words = ["--temperature", "5", "--top-p", "0.9", "--top-k", "50", "--max-new-tokens", "9"]
     words += ["--stop", "zzz", "--stop", "yyy"]
 
-    def said(seed: int, about: str | None, question: str = "what?") -> str:
+    def answer_of(seed: int, about: str | None, question: str = "what?") -> str:
         options = {"temperature": 5.0, "top_p": 0.9, "top_k": 50, "max_new_tokens": 9, "seed": seed}
         settings: TextSettings = cast("TextSettings", options)
         return tiny_pipe.ask(about, question, **settings)
 
-    expected = [said(seed, image) for seed in (3, 4)]
+    expected = [answer_of(seed, image) for seed in (3, 4)]
     assert len(set(expected)) == 2
     for seed, answer in zip(("3", "4"), expected, strict=True):
         assert main(["ask", image, "what?", *words, "--seed", seed]) == 0
@@ -355,10 +355,10 @@ def test_ask_and_chat_accept_text_sampling_options(
     assert main(["ask", image, "what?", *words, "--seed", "-1"]) == 0
     out, err = capsys.readouterr()
     drawn = int(err.removeprefix("blip3o: ").removeprefix("seed "))
-    assert out == said(drawn, image) + "\n"
+    assert out == answer_of(drawn, image) + "\n"
     monkeypatch.setattr(sys, "stdin", io.StringIO("hello\n"))
     assert main(["chat", *words, "--seed", "3"]) == 0
-    answer = said(3, None, "hello")
+    answer = answer_of(3, None, "hello")
     assert f"> {answer}" in capsys.readouterr().out
 
 

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from datetime import timedelta
 from typing import TYPE_CHECKING, TypeVar
 
-from blip3o.core.errors import UsageError
+from blip3o.core.errors import UsageError, first_line
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -59,8 +59,9 @@ def process_group() -> Iterator[None]:
         dist.init_process_group(backend, timeout=_PATIENCE)
     except (RuntimeError, ValueError) as error:
         place = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
-        reason = (str(error).splitlines() or [""])[0]
-        raise UsageError(f"cannot join the other processes at {place}: {reason}") from error
+        raise UsageError(
+            f"cannot join the other processes at {place}: {first_line(error)}"
+        ) from error
     try:
         yield
     finally:

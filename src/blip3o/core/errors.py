@@ -95,9 +95,14 @@ def place_trouble(error: BaseException) -> UsageError | None:
 
 
 def quoted_number(error: BaseException) -> int | None:
-    """Returns the system error number that an error of a library quotes, or None."""
+    """Returns the system error number in the text of a library's error, or None."""
     quoted = _OS_NUMBER.search(str(error))
     return None if quoted is None else int(quoted[1])
+
+
+def first_line(error: BaseException) -> str:
+    """Returns the first line of the text of an error, or its class name if it has no text."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def reason_of(error: OSError) -> str:

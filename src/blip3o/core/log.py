@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _SLOW = 0.1
-"""Below this rate (items per second), the seconds per item are shown instead."""
+"""Rate in items per second below which the seconds per item are shown instead."""
 _SOON_S = 20.0
 """A shorter remaining time is not shown."""
 
@@ -85,7 +85,7 @@ def progress(
     Args:
         items: the items to iterate over.
         total: their number; None takes it from `len` where possible.
-        what: a word or two in front of the bar.
+        what: a word or two before the bar or at the start of each line.
         every_s: seconds between plain lines if stderr is not a terminal.
     """
     if total is None and isinstance(items, Sized):
@@ -108,11 +108,11 @@ def progress(
 def _pace(count: int, total: int | None, seconds: float) -> str:
     """Returns the speed, and the remaining time if it is long."""
     rate = count / max(seconds, 1e-9)
-    said = f"{rate:.1f}/s" if rate >= _SLOW else f"{1 / rate:.0f} s each"
+    speed = f"{rate:.1f}/s" if rate >= _SLOW else f"{1 / rate:.0f} s each"
     left = (total - count) / rate if total else 0.0
     if left < _SOON_S:
-        return said
-    return f"{said}, {left:.0f} s left" if left < 120 else f"{said}, {left / 60:.0f} min left"
+        return speed
+    return f"{speed}, {left:.0f} s left" if left < 120 else f"{speed}, {left / 60:.0f} min left"
 
 
 def say(message: str) -> None:

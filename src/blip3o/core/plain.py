@@ -1,8 +1,8 @@
 """Reads YAML into plain data: repeated keys are refused, and a scalar keeps its source text.
 
-YAML guesses from the look of a word whether it is a number, a date or null (`010`, `1:30`, `~`).
-Here the field that receives the word decides: a scalar is read as `Text`, and `blip3o.core.config`
-converts it once it knows the type of the field.
+YAML guesses from the form of a word whether it is a number, a date or null (`010`, `1:30`, `~`).
+Here the type of the field decides: a scalar is read as `Text`, and `blip3o.core.config` converts it
+once it knows the field.
 """
 
 from collections.abc import Hashable
@@ -58,7 +58,7 @@ class _Loader(yaml.SafeLoader):
         if not isinstance(node, yaml.ScalarNode):
             raise _refusal("this is not a text", node)
         text = str(self.construct_scalar(node))
-        # `!!str 5` is a text without quotes. The field decides about a tag that YAML guessed.
+        # `!!str 5` is a text although it has no quotes. A tag that YAML only guessed has no effect.
         implicit = self.resolve(yaml.ScalarNode, text, (True, False))
         is_forced = node.tag == _YAML + "str" and implicit != node.tag
         return Text(text.translate(_SHOWN), is_plain=node.style is None and not is_forced)
@@ -102,8 +102,8 @@ def parse_yaml(text: str) -> object:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line = "" if mark is None else f"line {mark.line + 1}: "
-        said = [error.problem] if _is_whole(error.problem) else [error.context, error.problem]
-        raise UsageError(line + " ".join(" ".join(filter(None, said)).split())) from error
+        parts = [error.problem] if _is_whole(error.problem) else [error.context, error.problem]
+        raise UsageError(line + " ".join(" ".join(filter(None, parts)).split())) from error
     except (yaml.YAMLError, ValueError) as error:
         raise UsageError(" ".join(str(error).split())) from error
     except RecursionError as error:

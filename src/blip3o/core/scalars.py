@@ -1,4 +1,4 @@
-"""Scalars that keep their source text until the type of their field decides how to read them."""
+"""Scalars keep their source text until the type of their field decides how to read them."""
 
 import dataclasses
 import re
@@ -145,10 +145,10 @@ def convert_plain(hint: object, value: object, path: str) -> object:
 
 
 def guessed(value: object) -> object:
-    """Returns data with its texts read by their look: as None, a truth value, a number or a text.
+    """Returns data for a field without a type: each `Text` becomes None, a bool, a number or a str.
 
     Args:
-        value: dicts, lists, `Text`s and scalars, for a field without a type.
+        value: dicts, lists, `Text`s and scalars.
     """
     if isinstance(value, Mapping):
         return {key: guessed(one) for key, one in value.items()}

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFile
 
-from blip3o.core.errors import UsageError
+from blip3o.core.errors import UsageError, first_line
 from blip3o.imaging.color import profile_of
 from blip3o.imaging.kinds import format_of, unread
 from blip3o.imaging.metadata import Stripped, strip_metadata
@@ -127,7 +127,7 @@ class UndecodedImage:
             except MemoryError as error:
                 raise UsageError(f"{name}: there is not enough memory to decode it") from error
             except Exception as error:  # decoders raise many kinds of errors for damaged files
-                reason = (str(error).splitlines() or [type(error).__name__])[0]
+                reason = first_line(error)
                 if "nsupported" in reason:
                     line = f"{name} is of a kind that cannot be read: {reason}"
                     raise UsageError(f"{line}; save it as JPEG or PNG") from error

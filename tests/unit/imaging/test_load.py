@@ -155,7 +155,7 @@ def test_a_truncated_file_is_refused_by_name(tmp_path: Path, kind: str, cut: flo
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "message"),
     [
         (b"", "empty"),
         (b"hello, not an image", "not an image"),
@@ -165,11 +165,11 @@ def test_a_truncated_file_is_refused_by_name(tmp_path: Path, kind: str, cut: flo
     ],
 )
 def test_files_other_than_images_are_refused_by_name(
-    tmp_path: Path, content: bytes, said: str
+    tmp_path: Path, content: bytes, message: str
 ) -> None:
     path = tmp_path / "bad.png"
     path.write_bytes(content)
-    with pytest.raises(UsageError, match=said) as caught:
+    with pytest.raises(UsageError, match=message) as caught:
         open_image(path)
     assert "bad.png" in str(caught.value)
 
