@@ -163,7 +163,7 @@ def check_plain_name(what: str, name: str) -> None:
 
 
 def check_no_file(path: Path) -> None:
-    """Checks that a path can be a folder; another process may be creating it meanwhile.
+    """Checks that a path can be a folder, without creating it: another process may do so.
 
     Args:
         path: the folder; it and its parents need not exist.

@@ -30,8 +30,8 @@ def locked(file: Path, refusal: str | None = None) -> Iterator[None]:
 
     Args:
         file: the lock; created if missing. Its folder must exist.
-        refusal: error message if another process holds the lock, without its subject: "process N
-            on HOST" is put before it. None waits for the other process.
+        refusal: error message if another process holds the lock; "process N on HOST" is inserted
+            before it. None means to wait for that process.
 
     Raises:
         UsageError: if another process holds the lock and `refusal` is given, or the file cannot be

@@ -102,7 +102,7 @@ def progress(
         if now - last >= every_s:
             last = now
             of = f"/{total}" if total else ""
-            _tell(f"{what} {count}{of} ({_pace(count, total, now - start)})")
+            _print_line(f"{what} {count}{of} ({_pace(count, total, now - start)})")
 
 
 def _pace(count: int, total: int | None, seconds: float) -> str:
@@ -118,14 +118,14 @@ def _pace(count: int, total: int | None, seconds: float) -> str:
 def say(message: str) -> None:
     """Prints a line to stderr in the main process only; stdout is for results."""
     if is_main():
-        _tell(message)
+        _print_line(message)
 
 
 _CONTROLS = {code: repr(chr(code))[1:-1] for code in (*range(32), *range(127, 160)) if code != 10}
 """Control characters, which could clear the terminal if the name of a file holds them."""
 
 
-def _tell(line: str) -> None:
+def _print_line(line: str) -> None:
     """Prints to stderr; a closed stderr (`2>&1 | tee log` after Ctrl-C) does not end the run."""
     with contextlib.suppress(OSError):
         print(line.translate(_CONTROLS), file=sys.stderr, flush=True)

@@ -1,6 +1,6 @@
 """The scenes benchmark: exact, offline, on compositions that are held out from training.
 
-Text to image has the six categories of GenEval. Questions and captions are compared with the
+Text to image has the six categories of GenEval. Answers and captions are compared with the
 attributes of the scene. A detector judges generated, edited and reconstructed images; it is
 independent of the model and is tested on renders of known scenes.
 """
@@ -54,8 +54,8 @@ class ScenesBenchmark:
         num_reconstructions: unseen images that are encoded and decoded; 0 skips them.
         seed: seed of prompts, scenes and noise.
         batch_size: images in a batch; affects only speed and memory.
-        num_inference_steps: DiT steps; by default those of the model.
-        guidance_scale: guidance scale; by default that of the model.
+        num_inference_steps: DiT steps; None means the default of the model.
+        guidance_scale: guidance scale; None means the default of the model.
 
     Raises:
         ValueError: for a number that is too small.

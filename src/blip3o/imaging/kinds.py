@@ -3,7 +3,7 @@
 import re
 
 from blip3o.core.texts import LFS_START
-from blip3o.imaging.tiff import raw_photo, unread_layout
+from blip3o.imaging.tiff import unread_layout
 
 _RESAVE = "save it as JPEG or PNG"
 _DEVELOP = "develop it, then " + _RESAVE
@@ -160,11 +160,7 @@ def _brand(data: bytes) -> str | None:
 
 
 def _of_tiff(data: bytes) -> str | None:
-    if format_of(data) != "TIFF":
-        return None
-    if (raw := raw_photo(data)) is not None:
-        return f"{raw}: {_DEVELOP}"
-    layout = unread_layout(data)
+    layout = unread_layout(data) if format_of(data) == "TIFF" else None
     return None if layout is None else f"{layout}: save it with 8 or 16 bits, as TIFF or PNG"
 
 

@@ -23,6 +23,7 @@ from blip3o.imaging.tiff_deep import DeepTiff, deep_tiff
 _MOST_SCANS = 50
 """Most scans of a progressive JPEG. Encoders write 3 to 20; decoding one takes as long as a whole
 image."""
+_XMP_ORIENTATION = re.compile(rb"tiff:Orientation(?:=[\"']|>)([1-8])")
 _MOST_HEAD_BYTES = 1 << 16
 """Searched bytes of an AVIF file: the description of its colors precedes the image."""
 _UNCALIBRATED, _ADOBE_RGB = 0xFFFF, "R03"
@@ -110,17 +111,12 @@ def _is_adobe_rgb(exif: Image.Exif) -> bool:
     return color == _NONSTANDARD_ADOBE_RGB or text.rstrip("\0 ") == _ADOBE_RGB
 
 
-def xmp_orientation(text: bytes) -> int:
-    """Returns the orientation in an XMP block, or 1."""
-    found = re.search(rb"tiff:Orientation(?:=[\"']|>)([1-8])", text)
-    return int(found[1]) if found else 1
-
-
 def _result(data: bytes, exif: bytes | None, xmp: bytes | None, profile: bytes | None) -> Stripped:
-    """Returns a stripped file with its orientation and colors; EXIF precedes XMP."""
+    """Returns a stripped file with its orientation, by EXIF before XMP, and its colors."""
     orientation, is_adobe = read_exif(exif) if exif else (1, False)
-    if orientation == 1 and xmp:
-        orientation = xmp_orientation(xmp)
+    found = _XMP_ORIENTATION.search(xmp or b"")
+    if orientation == 1 and found:
+        orientation = int(found[1])
     return Stripped(data=data, orientation=orientation, profile=profile, is_adobe_rgb=is_adobe)
 
 

@@ -173,7 +173,7 @@ def _colors(tags: Directory) -> dict[int, Sequence[int]]:
 
 
 def _pieces(tags: Directory) -> dict[int, Sequence[int]]:
-    """Returns the lists of strips or tiles if they are longer than the image needs, shortened."""
+    """Returns shortened lists of strips or tiles if they are longer than the image needs."""
     width, height = tags.number(WIDTH, 0), tags.number(HEIGHT, 0)
     if min(width, height) < 1 and tags.is_whole:
         raise UsageError(f"a TIFF image of {width} x {height} pixels")
