@@ -1,9 +1,6 @@
 """Converts decoded PIL images of any mode to upright 8-bit sRGB on white."""
 
-from typing import Any
-
 import numpy as np
-from numpy.typing import NDArray
 from PIL import ExifTags, Image, TiffImagePlugin
 
 from blip3o.core.errors import UsageError
@@ -112,7 +109,7 @@ def _numbers(value: object) -> list[float]:
 
 def _from_deep_grey(image: Image.Image) -> Image.Image:
     """Returns a grey image of more than 8 bits as L, or as LA if one level is transparent."""
-    values: NDArray[Any] = np.asarray(image).astype(np.int64)
+    values = np.asarray(image).astype(np.int64)
     if isinstance(image, TiffImagePlugin.TiffImageFile):
         scale = scale_of(lambda tag: _numbers(image.tag_v2.get(tag, ())))
         grey = scale.levels(values if scale.is_signed else values & (1 << scale.bits) - 1)

@@ -8,7 +8,6 @@ import dataclasses
 import io
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,7 +24,6 @@ _MODES = {0: "L", 1: "L", 2: "RGB", _CIELAB: "LAB", _ICCLAB: "LAB"}
 """Pillow's mode for each value of the photometric tag."""
 _BLOCK_SAMPLES = 1 << 20
 _FILL_ORDER = 266
-NEGATIVE = "an image of signed numbers, some of them negative; save it with 8 or 16 unsigned bits"
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,14 +44,17 @@ class Scale:
     high: float
     is_inverted: bool
 
-    def levels(self, values: NDArray[Any]) -> NDArray[np.uint8]:
+    def levels(self, values: NDArray[np.integer]) -> NDArray[np.uint8]:
         """Returns numbers as levels from 0 to 255.
 
         Raises:
             UsageError: if numbers are negative, but the stated range does not begin below zero.
         """
         if self.is_signed and self.low >= 0 and values.size and values.min() < 0:
-            raise UsageError(NEGATIVE)
+            raise UsageError(
+                "an image of signed numbers, some of them negative; save it with 8 or 16 unsigned "
+                "bits"
+            )
         scaled = (values.astype(np.float64) - self.low) * (255 / (self.high - self.low))
         scaled = np.clip(np.rint(scaled), 0, 255)
         return (255 - scaled if self.is_inverted else scaled).astype(np.uint8)
@@ -130,7 +131,7 @@ class DeepTiff:
             image.info["icc_profile"] = self.tags.data[profile.start : end]
         return image
 
-    def _levels(self, values: NDArray[Any], sample: int) -> NDArray[np.uint8]:
+    def _levels(self, values: NDArray[np.integer], sample: int) -> NDArray[np.uint8]:
         """Returns the numbers of one sample as levels from 0 to 255."""
         bits = self.scale.bits
         if self.mode == "LAB" and sample > 0:
@@ -142,7 +143,9 @@ class DeepTiff:
         # Zero may mean white, but never opaque.
         return 255 - levels if is_alpha and self.scale.is_inverted else levels
 
-    def _blocks(self, samples: int, plane: int | None) -> Iterator[tuple[slice, NDArray[Any]]]:
+    def _blocks(
+        self, samples: int, plane: int | None
+    ) -> Iterator[tuple[slice, NDArray[np.integer]]]:
         """Yields the rows of each block and their numbers [rows, width, samples]."""
         width, height = self.size
         raw = self._bytes(samples, plane)
@@ -178,7 +181,7 @@ class DeepTiff:
         with Image.open(io.BytesIO(data), formats=("TIFF",)) as image:
             return np.asarray(image)
 
-    def _numbers(self, rows: NDArray[np.uint8], count: int) -> NDArray[Any]:
+    def _numbers(self, rows: NDArray[np.uint8], count: int) -> NDArray[np.integer]:
         """Returns the numbers [rows, count] in packed rows."""
         bits = self.scale.bits
         kind = "i" if self.scale.is_signed else "u"
@@ -195,7 +198,7 @@ class DeepTiff:
             values -= (values >> (bits - 1)) << bits
         return values
 
-    def _undone(self, values: NDArray[Any]) -> NDArray[Any]:
+    def _undone(self, values: NDArray[np.integer]) -> NDArray[np.integer]:
         """Returns the numbers, decoded if the file holds differences to the left neighbors."""
         if self.tags.number(tiff.PREDICTOR, 1) != 2:
             return values
