@@ -12,7 +12,7 @@ import dataclasses
 import importlib
 import types
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Protocol, TypeVar, overload
 
@@ -42,27 +42,16 @@ LocalPath = Annotated[str, "path"]
 def component(registry: str) -> T: ...
 @overload
 def component(registry: str, *, default: T) -> T: ...
-@overload
-def component(registry: str, *, default_factory: Callable[[], T]) -> T: ...
-def component(
-    registry: str,
-    *,
-    default: object = dataclasses.MISSING,
-    default_factory: Callable[[], object] | None = None,
-) -> object:
+def component(registry: str, *, default: object = dataclasses.MISSING) -> object:
     """Returns a dataclass field whose value is a config from a registry.
 
-    Like `dataclasses.field`, it is typed as the value of the field, and not as the field.
+    The declared type is that of the field's value, as for `dataclasses.field`.
 
     Args:
         registry: "package.module:TABLE", imported only when a config is read from data.
-        default: as for `dataclasses.field`; the field is required without a default.
-        default_factory: as for `dataclasses.field`.
+        default: the default config; without one, the field is required.
     """
-    metadata = {"registry": registry}
-    if default_factory is not None:
-        return dataclasses.field(default_factory=default_factory, metadata=metadata)
-    return dataclasses.field(default=default, metadata=metadata)
+    return dataclasses.field(default=default, metadata={"registry": registry})
 
 
 def to_dict(config: object) -> dict[str, Any]:

@@ -62,7 +62,7 @@ class Outer:
     inner: Inner = dataclasses.field(default_factory=Inner)
     items: tuple[Inner, ...] = ()
     factors: dict[str, float] = dataclasses.field(default_factory=dict)
-    shape: Any = component("config_test_shapes:SHAPES", default_factory=Circle)
+    shape: Any = component("config_test_shapes:SHAPES", default=Circle())
     shapes: tuple[Any, ...] = component("config_test_shapes:SHAPES", default=())
 
 
