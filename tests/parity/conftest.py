@@ -19,13 +19,13 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from blip3o.core.choices import QUANTIZATIONS
 from blip3o.models.decoders.pocket import PocketDecoderConfig
 from blip3o.models.dit.nextdit import NextDiTConfig
 from blip3o.models.encoders.siglip2 import Siglip2EncoderConfig
 from blip3o.models.generators.query_dit import QueryDiTConfig
 from blip3o.models.quantize import quantize_backbone
 from blip3o.models.unified import SamplingConfig, UnifiedModel, UnifiedModelConfig
-from blip3o.nn.quantized import QUANTIZATIONS
 from blip3o.weights.keymaps import blip3o_qwen, blip3o_qwen3
 
 _DEFAULT_FOLDER = Path(__file__).parent.parent / "data" / "parity"

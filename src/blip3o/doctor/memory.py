@@ -18,6 +18,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from blip3o.core.choices import QUANTIZATIONS, Quantization
 from blip3o.generate.offload import COMPONENTS, OFFLOADS, Offload, groups_of, residents_of
 from blip3o.generate.placement import move
 from blip3o.models.absent import AbsentPart
@@ -27,7 +28,6 @@ from blip3o.models.decoders.latent_diffusion import LatentDiffusionDecoder
 from blip3o.models.protocols import CleanPredictor
 from blip3o.models.quantize import quantize_backbone
 from blip3o.models.unified import UnifiedModel, UnifiedModelConfig
-from blip3o.nn.quantized import QUANTIZATIONS, Quantization
 from blip3o.recipes import qwen2_5_vl
 from blip3o.weights.folder import BUNDLED, open_model
 from blip3o.weights.names import full_name, short_name, unknown_model

@@ -8,6 +8,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
+from blip3o.core.choices import Quantization, check_quantization
 from blip3o.core.device import resolve_device, resolve_dtype
 from blip3o.core.errors import UsageError, unknown_name
 from blip3o.generate.offload import (
@@ -19,7 +20,6 @@ from blip3o.generate.offload import (
     seams_of,
 )
 from blip3o.models.unified import UnifiedModel
-from blip3o.nn.quantized import Quantization, check_quantization
 from blip3o.text.tokenizer import Tokenizer
 from blip3o.weights.folder import load_model
 from blip3o.weights.hub import to_local

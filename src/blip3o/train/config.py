@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from blip3o.core.bounds import Count, Limit, NotNegative, Positive, Seed, Whole
+from blip3o.core.choices import PrecisionName
 from blip3o.core.config import LocalPath, component, from_dict, to_dict
-from blip3o.core.device import PrecisionName
 from blip3o.core.errors import UsageError
 from blip3o.data.mixture import DataConfig
 from blip3o.models.unified import UnifiedModelConfig

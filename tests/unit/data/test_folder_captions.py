@@ -190,7 +190,7 @@ def test_two_different_captions_are_a_bad_record(
         ("a.txt", b"version https://git-lfs.github.com/spec/v1\noid", "git lfs pull"),
         ("a.caption", b"version https://git-lfs.github.com/spec/v1\noid", "git lfs pull"),
         ("a.png.json", b"version https://git-lfs.github.com/spec/v1\noid", "git lfs pull"),
-        ("a.txt", bytes(30), "nothing but zero bytes"),
+        ("a.txt", bytes(30), "only zero bytes"),
     ],
 )
 def test_a_bad_text_names_its_file(tmp_path: Path, name: str, data: bytes, message: str) -> None:

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from blip3o.core.config import load_yaml, override, save_yaml
+from blip3o.core.config import from_dict, override, read_yaml, save_yaml
 from blip3o.core.errors import UsageError
 from blip3o.models.backbones.qwen2_5_vl import Qwen2_5VLBackboneConfig
 from blip3o.recipes import qwen2_5_vl
@@ -27,7 +27,7 @@ def test_a_caption_of_own_data_is_kept_as_written(tmp_path: Path, text: str) -> 
     assert config.data.mixture[0].source.caption == text
     assert config.data.mixture[0].source.path == str(Path.home() / "p #1")
     save_yaml(config, tmp_path / "config.yaml")
-    assert load_yaml(RunConfig, tmp_path / "config.yaml") == config
+    assert from_dict(RunConfig, read_yaml(tmp_path / "config.yaml")) == config
     assert load_recipe(str(tmp_path / "config.yaml"), tmp_path) == config
 
 
