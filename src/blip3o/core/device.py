@@ -41,7 +41,7 @@ def resolve_device(name: str = "auto") -> torch.device:
 def cpu_has_fast_bf16() -> bool:
     """Returns whether this CPU multiplies bf16 matrices faster than fp32 ones.
 
-    CPUs with AMX tiles or AVX512-BF16 do; others emulate bf16, which is several times slower.
+    CPUs with AMX tiles or AVX512-BF16 do. All others emulate bf16, which is several times slower.
     """
     return bool(torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported())
 
