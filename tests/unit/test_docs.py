@@ -93,6 +93,7 @@ def commands() -> Sequence[object]:
     lines = [
         (page.name, line, False)
         for page in PAGES
+        if page.name != "tutorial.md"  # adds names; tests/e2e/tutorial runs its commands
         for block in blocks(page)
         if block.language in ("", "console", "bash")
         for line in block.text.replace("\\\n", " ").splitlines()
@@ -209,6 +210,31 @@ def test_named_files_exist(page: Path) -> None:
 
 
 @each_page
+def test_named_functions_exist(page: Path) -> None:
+    """A span such as `flow/path.py: interpolate` names a module and a name in it."""
+    for span in spans(page):
+        found = re.fullmatch(r"([\w/]+)\.py: ([\w.]+)", span)
+        if found is None:
+            continue
+        target: object = importlib.import_module(f"blip3o.{found[1].replace('/', '.')}")
+        for name in found[2].split("."):
+            assert hasattr(target, name), f"{page.name}: {span}"
+            target = getattr(target, name)
+
+
+def test_quoted_messages_exist() -> None:
+    """Every part of a message under "When it breaks" is in a string of the source."""
+    sources = " ".join(file.read_text(encoding="utf-8") for file in sorted(SOURCE.rglob("*.py")))
+    strings = re.sub(r'"\s*\n\s*f?"', "", sources)  # joins strings that span lines
+    text = (ROOT / "docs" / "training.md").read_text(encoding="utf-8").partition("## When it")[2]
+    messages = re.findall(r"`([^`]*)`", "".join(re.findall(r"^- (`.*?`):", text, re.M)))
+    assert len(messages) >= 10
+    for message in messages:
+        for part in re.split(r"\.\.\.|\bN\b", message):
+            assert part.strip(" ,=") in strings, message
+
+
+@each_page
 def test_targets_of_make_exist(page: Path) -> None:
     targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.M)
     code = [*(b.text for b in blocks(page) if b.language == "console"), *spans(page)]
@@ -309,4 +335,5 @@ def test_the_log_has_dated_entries_and_an_index_that_leads_to_them() -> None:
     assert links
     assert set(links) <= anchors(log)
     assert len(set(re.findall(r"\]\[(\w+)\]", text))) == len(links)
-    assert not re.search(r"\bsessions? \d", text)
+    cited = [file.read_text(encoding="utf-8") for file in sorted(SOURCE.rglob("*.py"))]
+    assert not any(re.search(r"\bsessions? \d", one) for one in [text, *cited])

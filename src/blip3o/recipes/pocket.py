@@ -115,7 +115,7 @@ def tune(runs: Path = RUNS) -> RunConfig:
     blip3o train pocket.tune --out runs/pocket/tune
 
     The backbone is trained as well. With it frozen, color words did not reach the DiT: 0.48 of the
-    edits were judged right, and 0.88 after joint training (docs/log.md, session 13).
+    edits were judged right, and 0.88 after it (docs/log.md, 2026-11-23, joint training).
     """
     base, questions = generation(runs), language.understanding(runs)
     train = training("backbone", "generator", steps=12500, batch=32, lr=1.2e-3)

@@ -37,7 +37,8 @@ def look_ups(runs: Path = RUNS) -> RunConfig:
     blip3o train pocket.look_ups --out runs/pocket/look_ups
 
     One kind of question alone is learned within 160 steps. With a mixture of kinds, the model
-    guesses by elimination and never learns the lookup (docs/log.md, session 8).
+    guesses by elimination and never learns the lookup (docs/log.md, 2026-11-22, naming from
+    scratch).
     """
     train = _constant(steps=200, batch=32, lr=2e-3, micro_batch=16)
     return _drill(runs, "encoder", (_LOOK_UPS,), train)
@@ -50,7 +51,7 @@ def words(runs: Path = RUNS) -> RunConfig:
 
     "red cat blue dog, dog" -> "blue". Only then does the model bind facts in a text to names.
     Longer texts do not teach it, because attention is spread over too many tokens (docs/log.md,
-    session 9). A few image lookups keep the first drill from being forgotten.
+    2026-11-22, bare words). A few image lookups keep the first drill from being forgotten.
     """
     mixture = (dataclasses.replace(_BARE, weight=12), _LOOK_UPS)
     train = _constant(steps=500, batch=208, lr=3e-3, micro_batch=96)

@@ -90,7 +90,7 @@ def one_or_none(scene: Scene, rng: np.random.Generator) -> list[QA]:
 
     To answer, a model must find the named thing. If it trains on these questions alone, it learns
     this suddenly, within 150 steps; among other questions it had not learned it after 360
-    (docs/log.md, session 6). If no thing occurs once, all answers are zero.
+    (docs/log.md, 2026-11-22, counting). If no thing occurs once, all answers are zero.
     """
     alone = [one.thing for one in single_objects(scene)]
     asked = []
@@ -106,7 +106,8 @@ def look_ups(scene: Scene, rng: np.random.Generator) -> list[QA]:
     """Asks three times for the colors of things, sometimes including an absent thing.
 
     A model trains on these questions first and alone. Among drills of other kinds it guesses colors
-    by elimination and never looks them up (docs/log.md, sessions 8 and 9). If no thing occurs once,
+    by elimination and never looks them up (docs/log.md, 2026-11-22, naming from scratch and
+    bare words). If no thing occurs once,
     the question is about all things.
     """
     return [_colors_of(scene, rng) or colors_of_all(scene, rng) for _ in range(3)]
