@@ -56,13 +56,13 @@ class Connections:
         self.most = most
         self.header_timeout_s = header_timeout_s
         self.read_timeout_s = read_timeout_s
-        self._open: set[PatientProtocol] = set()
-        self._waiting: dict[PatientProtocol, None] = {}
+        self._open: set[TimedProtocol] = set()
+        self._waiting: dict[TimedProtocol, None] = {}
 
     def __len__(self) -> int:
         return len(self._open)
 
-    def add(self, one: "PatientProtocol") -> bool:
+    def add(self, one: "TimedProtocol") -> bool:
         """Adds a connection; returns False if there is no room for it."""
         if len(self._open) >= self.most:
             oldest = next(iter(self._waiting), None)
@@ -74,12 +74,12 @@ class Connections:
         self._waiting[one] = None
         return True
 
-    def remove(self, one: "PatientProtocol") -> None:
+    def remove(self, one: "TimedProtocol") -> None:
         """Removes a connection."""
         self._open.discard(one)
         self._waiting.pop(one, None)
 
-    def note(self, one: "PatientProtocol", *, is_waiting: bool) -> None:
+    def note(self, one: "TimedProtocol", *, is_waiting: bool) -> None:
         """Records whether a connection has no request, and since when."""
         if not is_waiting:
             self._waiting.pop(one, None)
@@ -87,7 +87,7 @@ class Connections:
             self._waiting[one] = None
 
 
-class PatientProtocol(H11Protocol):
+class TimedProtocol(H11Protocol):
     """A connection that is closed if its header or the reading of its answer takes too long."""
 
     table: Connections
@@ -183,9 +183,9 @@ class PatientProtocol(H11Protocol):
         self._watch_reading()
 
 
-def protocol_of(table: Connections) -> type[PatientProtocol]:
+def protocol_of(table: Connections) -> type[TimedProtocol]:
     """Returns a protocol class whose connections belong to a table."""
-    return type("ConnectionProtocol", (PatientProtocol,), {"table": table})
+    return type("ConnectionProtocol", (TimedProtocol,), {"table": table})
 
 
 class RateLimit(logging.Filter):

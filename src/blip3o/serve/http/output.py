@@ -78,7 +78,7 @@ async def base64_png(image: Image.Image) -> str:
     return base64.b64encode(await png(image)).decode()
 
 
-class Shelf(Generic[T]):
+class ResultCache(Generic[T]):
     """The latest results of a kind, in memory; callers choose names that cannot be guessed.
 
     Args:

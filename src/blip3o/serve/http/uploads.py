@@ -10,7 +10,7 @@ from pathlib import Path
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from blip3o.serve.http.errors import ApiError
-from blip3o.serve.http.guard import replayed
+from blip3o.serve.http.request_checks import replayed
 
 _UPLOAD_PATHS = ("/gradio_api/upload", "/upload")
 _FREE_BYTES = 16_000_000

@@ -6,7 +6,7 @@ import gradio as gr
 from PIL import Image
 
 from blip3o.serve.http.errors import validated
-from blip3o.serve.http.request_jobs import edit_job, variation_job
+from blip3o.serve.http.request_jobs import image_job
 from blip3o.serve.http.schemas import EditForm, VariationForm
 from blip3o.serve.http.service import Service
 from blip3o.serve.jobs import Drawn, ImageRequest, Progress
@@ -96,7 +96,7 @@ def _editor(service: Service) -> Callable[..., Updates]:
     ) -> Updates:
         before = await opened(service, path)
         fields = sampled_fields(prompt, seed, is_new, steps, guidance)
-        job = edit_job(service, validated(EditForm, fields), [before])
+        job = image_job(service, validated(EditForm, fields), [before])
         async for update in _updates(service, job, before, prompt):
             yield update
 
@@ -108,7 +108,7 @@ def _reconstructor(service: Service) -> Callable[..., Updates]:
     async def reconstruct(path: str | None, seed: float, is_new: bool) -> Updates:
         before = await opened(service, path)
         body = validated(VariationForm, {"seed": chosen_seed(seed, is_new)})
-        job = variation_job(service, body, [before])
+        job = image_job(service, body, [before])
         async for update in _updates(service, job, before):
             yield update
 

@@ -10,7 +10,7 @@ from PIL import Image
 from blip3o.core.errors import UsageError
 from blip3o.imaging.settings import read_settings
 from blip3o.serve.http.errors import validated
-from blip3o.serve.http.request_jobs import generation_job
+from blip3o.serve.http.request_jobs import image_job
 from blip3o.serve.http.schemas import GenerationRequest
 from blip3o.serve.http.service import Service
 from blip3o.serve.jobs import Drawn, Preview
@@ -99,7 +99,7 @@ def _drawer(service: Service) -> Callable[..., Updates]:
         history: History,
     ) -> Updates:
         fields = {**sampled_fields(prompt, seed, is_new, steps, guidance), "n": int(count)}
-        job = generation_job(service, validated(GenerationRequest, fields))
+        job = image_job(service, validated(GenerationRequest, fields))
         job = job.previewed(every=max(1, job.num_inference_steps // _NUM_PREVIEWS))
         latest: dict[int, Image.Image | str] = {}
         done: dict[int, tuple[str, str]] = {}

@@ -9,7 +9,7 @@ from PIL import Image
 
 from blip3o.imaging.pixels import component_images
 from blip3o.serve.http.errors import validated
-from blip3o.serve.http.request_jobs import generation_job
+from blip3o.serve.http.request_jobs import image_job
 from blip3o.serve.http.schemas import GenerationRequest
 from blip3o.serve.http.service import Service
 from blip3o.serve.jobs import Drawn, Preview
@@ -60,7 +60,7 @@ def _looker(service: Service) -> Callable[..., Updates]:
     @with_messages
     async def look(prompt: str, seed: float, is_new: bool, steps: int, guidance: float) -> Updates:
         fields = sampled_fields(prompt, seed, is_new, steps, guidance)
-        job = generation_job(service, validated(GenerationRequest, fields)).previewed(every=1)
+        job = image_job(service, validated(GenerationRequest, fields)).previewed(every=1)
         seen: list[Preview] = []
         yield job.seed, [], [], "", WAITING
         start = time.monotonic()

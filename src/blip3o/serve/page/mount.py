@@ -15,7 +15,7 @@ from starlette.routing import Match, Mount
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from blip3o.core.errors import UsageError
-from blip3o.serve.http.guard import API_PATHS
+from blip3o.serve.http.request_checks import API_PATHS
 from blip3o.serve.http.service import Service
 from blip3o.serve.http.system_routes import not_found, wrong_method
 from blip3o.serve.http.uploads import UploadFolder

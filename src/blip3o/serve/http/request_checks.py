@@ -27,11 +27,12 @@ API_PATHS = ("/v1/", "/health", "/metrics", "/docs", "/openapi.json")
 """Paths for programs; all others belong to the page, for people."""
 
 
-class Guard:
+class RequestChecks:
     """ASGI middleware that checks keys, hosts and bodies, and counts answers.
 
     A body is read completely before the application sees the request, so a slow or endless body
-    occupies only its connection. Afterwards the guard watches for a disconnect of the client.
+    occupies only its connection. Afterwards `CLIENT_LEFT` tells the
+    application whether the client has disconnected.
 
     Args:
         app: the application.
