@@ -96,11 +96,8 @@ async def _streamed(
     async with service.events(job) as events:
         async for event in events:
             if isinstance(event, Progress):
-                yield {
-                    "type": f"{kind}.progress",
-                    "step": event.step,
-                    "num_steps": event.num_steps,
-                }
+                place = {"step": event.step, "num_steps": event.num_steps}
+                yield {"type": f"{kind}.progress", **place}
             elif isinstance(event, Preview) and event.step < job.num_inference_steps:
                 data: JsonObject = {"b64_json": await base64_png(event.image)}
                 place = {"partial_image_index": num_partial[event.index], **_facts(event.image)}
@@ -117,12 +114,7 @@ async def _streamed(
 
 
 def preview_steps(job: ImageRequest, count: int) -> int:
-    """Returns the number of steps between two partial images; 0 for no partial images.
-
-    Args:
-        job: the image request.
-        count: most partial images of each image, without the image itself.
-    """
+    """Returns the steps between two of at most `count` partial images; 0 for no partial images."""
     return math.ceil(job.num_inference_steps / (count + 1)) if count else 0
 
 

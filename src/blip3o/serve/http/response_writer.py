@@ -51,22 +51,14 @@ class ResponseWriter:
         self._end: JsonObject | None = None
 
     async def complete(self) -> JsonObject | None:
-        """Returns the answer, or None if the client disconnected.
-
-        Raises:
-            ApiError: if the work is refused or fails.
-        """
+        """Returns the answer, or None if the client disconnected; raises like `events`."""
         async with aclosing(self.events()) as events:
             async for _ in events:
                 pass
         return self._end
 
     async def streamed(self) -> AsyncGenerator[JsonObject]:
-        """Yields all events; a failure after the first event is sent as the last event.
-
-        Raises:
-            ApiError: if the work is refused or fails before the first event.
-        """
+        """Yields all events; a failure after the first event is sent as the last event."""
         has_begun = False
         try:
             async with aclosing(self.events()) as events:

@@ -14,7 +14,7 @@ from blip3o.serve.page.inside_tab import inside_tab
 from blip3o.weights.names import KNOWS
 
 _CLEAN_EVERY_S, _KEEP_S = 600, 6 * 3600
-"""How often old image files are deleted, and the age from which they are."""
+"""Seconds between two deletions of old image files, and the age of an old file."""
 CSS = """
 .gradio-container { width: 100% !important; max-width: 72rem !important; }
 .gradio-container { margin: 0 auto !important; }
@@ -41,12 +41,7 @@ _MONO = ("ui-monospace", "Consolas", "monospace")
 
 
 def build_page(service: Service, folder: Path) -> gr.Blocks:
-    """Returns the page of a service.
-
-    Args:
-        service: handles the requests of the page.
-        folder: folder for the example images.
-    """
+    """Returns the page of a service; writes its example images to a folder."""
     images = example_images(folder)
     limits = f" This model {KNOWS[service.name]}." if service.name in KNOWS else ""
     with gr.Blocks(
