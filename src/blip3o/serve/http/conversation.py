@@ -61,7 +61,7 @@ def _pieces(kind: str, parts: Sequence[Part], param: str) -> Iterator[str | Imag
     for number, part in enumerate(parts):
         if isinstance(part, ImagePart | InputImagePart):
             if kind == "system":
-                raise invalid(f"{param} holds an image; only user turns may have images", param)
+                raise invalid(f"{param} contains an image; only user turns may have images", param)
             suffix = ".url" if isinstance(part, ImagePart) else ""
             yield ImagePlace(part.image_url.url, f"{param}.{number}.image_url{suffix}")
             continue
@@ -74,12 +74,12 @@ def _pieces(kind: str, parts: Sequence[Part], param: str) -> Iterator[str | Imag
 def check_order(turns: Sequence[Turn], param: str) -> None:
     """Raises an `ApiError` unless system turns come first and the last turn is the user's."""
     if not turns or turns[-1].role != "user":
-        raise invalid(f"the last of the {param} must be the user's", param)
+        raise invalid(f"the last turn of {param} must be the user's", param)
     has_begun = False
     for one in turns:
         has_begun = has_begun or one.role != "system"
         if has_begun and one.role == "system":
-            raise invalid("a system message must be at the start", one.param)
+            raise invalid("a system message must come first", one.param)
 
 
 async def read_conversation(
