@@ -33,7 +33,7 @@ def build_app(
         keys: valid API keys, of which clients must send one; none for open access.
         hosts: host names that requests may use; None for any.
     """
-    # FastAPI's own pages load scripts from other sites, so /docs is ours.
+    # FastAPI's own /docs loads scripts from other sites; system_routes has one that does not.
     app = FastAPI(title="blip3o", version=__version__, docs_url=None, redoc_url=None)
     for routes in (image_routes, completion_routes, response_routes, system_routes):
         app.include_router(routes(service))
@@ -49,7 +49,7 @@ def build_app(
             CORSMiddleware,
             allow_origins=list(service.config.cors_origin),
             allow_methods=["GET", "POST"],
-            allow_headers=["*"],  # OpenAI's client for browsers sends a dozen headers of its own
+            allow_headers=["*"],  # OpenAI's client for browsers sends a dozen special headers
             expose_headers=["Retry-After", "X-Should-Retry"],
         )
     return app

@@ -99,7 +99,7 @@ class TimedProtocol(H11Protocol):
         self._read_timer: asyncio.TimerHandle | None = None
         self._has_data = False
         if self.table.add(self):
-            self._look()
+            self._update_header_timer()
         else:
             self._refuse(503, "too many connections; try again later", "too_many_connections")
 
@@ -115,7 +115,7 @@ class TimedProtocol(H11Protocol):
         """Receives the next bytes of a request."""
         self._has_data = True
         super().data_received(data)
-        self._look()
+        self._update_header_timer()
 
     def on_response_complete(self) -> None:
         """Waits for the next request of the connection."""
@@ -124,7 +124,7 @@ class TimedProtocol(H11Protocol):
         if self.transport.is_closing():
             self._watch_reading()
         # uvicorn closes idle connections; our timer starts with the next byte.
-        self._look(is_timed=False)
+        self._update_header_timer(is_timed=False)
 
     def timeout_keep_alive_handler(self) -> None:
         """Closes an idle connection."""
@@ -152,7 +152,7 @@ class TimedProtocol(H11Protocol):
             wait = self.table.read_timeout_s
             self._read_timer = self.loop.call_later(wait, self._watch_reading, now)
 
-    def _look(self, *, is_timed: bool = True) -> None:
+    def _update_header_timer(self, *, is_timed: bool = True) -> None:
         """Starts or stops the timer for a header."""
         is_waiting = self.conn.their_state is h11.IDLE
         self.table.note(self, is_waiting=is_waiting)

@@ -57,7 +57,7 @@ class ApiError(Exception):
 
     Args:
         status: HTTP status.
-        message: what is wrong and what to do.
+        message: the problem and its remedy.
         param: name of the invalid field.
         code: error code for programs.
         headers: additional headers of the answer.
@@ -93,7 +93,7 @@ class ApiError(Exception):
         }
 
     def response(self) -> Response:
-        """Returns the answer, in ASCII so that unpaired surrogates of a request cannot break it."""
+        """Returns the answer in ASCII, because it may quote unpaired surrogates of a request."""
         return Response(
             json.dumps(self.body),
             self.status,

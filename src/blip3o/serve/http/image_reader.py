@@ -117,7 +117,7 @@ class ImageReader:
                 self.budget.hold(image, owner)
                 return image
             finally:
-                self.budget.give_back(pixels, owner)
+                self.budget.release(pixels, owner)
 
         try:
             return await self._decoders.run(decode)

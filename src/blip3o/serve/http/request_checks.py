@@ -20,11 +20,11 @@ from blip3o.serve.http.output import IMAGE_PATH
 from blip3o.serve.http.workers import CLIENT_LEFT
 
 _OPEN_PATH = "/health"
-"""Needs no key; neither do image URLs."""
+"""Path that needs no key; image URLs do not need one either."""
 _READ_PATHS = ("/docs", "/openapi.json")
-"""Paths of the API for people: their browsers send the key as a password."""
+"""Paths of the API that people open; their browsers send the key as a password."""
 API_PATHS = ("/v1/", "/health", "/metrics", "/docs", "/openapi.json")
-"""Paths for programs; all others belong to the page, for people."""
+"""Beginnings of the API's paths; all other paths belong to the page."""
 
 
 class RequestChecks:

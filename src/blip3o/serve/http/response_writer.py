@@ -23,7 +23,7 @@ ItemCache = ResultCache[JsonObject]
 class ResponseWriter:
     """Writes one answer: a message, or an image followed by an empty message.
 
-    Clients take a message as the end of an answer; some repeat the request until one comes.
+    Clients regard a message as the end of an answer; some repeat the request until they get one.
 
     Args:
         service: the service.

@@ -26,7 +26,7 @@ from blip3o.serve.jobs import ChatRequest, Event, Failed, ImageRequest, Job
 from blip3o.text.chat import ChatTemplate
 
 _MOST_CHARACTERS_PER_TOKEN = 50
-"""Above the average of any text, and low enough to bound the time that tokenizing takes."""
+"""More than the average of any real text, but low enough to limit the time of tokenizing."""
 
 
 class Service:

@@ -51,7 +51,7 @@ class PixelBudget:
                 raise busy("too many pixels of images are being held")
             self._held[owner] += pixels
 
-    def give_back(self, pixels: int, owner: int) -> None:
+    def release(self, pixels: int, owner: int) -> None:
         """Subtracts pixels that a request no longer holds."""
         with self._lock:
             self._held[owner] -= pixels
@@ -63,7 +63,7 @@ class PixelBudget:
         pixels = image.width * image.height
         with self._lock:
             self._held[owner] += pixels
-        weakref.finalize(image, self.give_back, pixels, owner)
+        weakref.finalize(image, self.release, pixels, owner)
 
 
 class Workers:

@@ -65,13 +65,13 @@ def build_page(service: Service, folder: Path) -> gr.Blocks:
             reconstruct_tab(service, images)
         with gr.Tab("Inside"):
             inside_tab(service)
-    # Only the engine's queue limits the work, so that it is fair to the page and to programs.
+    # Only the engine's queue limits the work: it treats the page and programs equally.
     page.queue(default_concurrency_limit=None, api_open=False)
     return page
 
 
 def theme() -> gr.themes.Base:
-    """Returns the theme; it uses system fonts, so that none is loaded from another site."""
+    """Returns the theme; it uses system fonts, which need no request to another site."""
     return gr.themes.Default(
         primary_hue="indigo",
         secondary_hue="indigo",

@@ -142,7 +142,7 @@ def with_messages(handler: Callable[P, AsyncGenerator[T]]) -> Callable[P, AsyncG
         except Exception as error:
             if is_full(error):
                 raise shown(no_room()) from error
-            # A bug: one line in the log and one on the page.
+            # A bug is reported with one line in the log and one on the page.
             say(f"blip3o: the page failed: {type(error).__name__}: {error}")
             raise shown(UsageError("an internal error; the server's log says more")) from error
 
