@@ -18,7 +18,7 @@ class ImageRequest:
 
     Args:
         kind: "generate" from a prompt, "edit" by an instruction, or "reconstruct" one image.
-        prompt: token ids, to be followed by the query tokens; empty for "reconstruct".
+        prompt: token ids, without query tokens; empty for "reconstruct".
         images: input images; an edit changes the first and reads all.
         count: number of images to make.
         seed: seed and image number determine an image, as in `blip3o generate`.

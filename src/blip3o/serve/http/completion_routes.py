@@ -74,7 +74,7 @@ async def completion_job(
 
 
 def _limit(body: ChatCompletionRequest) -> tuple[str, int | None]:
-    """Returns name and value of the field that limits the tokens of an answer."""
+    """Returns the name and the value of the field that limits the tokens of an answer."""
     old, new = body.max_tokens, body.max_completion_tokens
     if old is not None and new is not None and old != new:
         raise invalid("give max_tokens or max_completion_tokens, not both", "max_tokens")

@@ -123,7 +123,7 @@ class TimedProtocol(H11Protocol):
         super().on_response_complete()
         if self.transport.is_closing():
             self._watch_reading()
-        # uvicorn closes idle connections; our timer starts with the next byte.
+        # uvicorn closes idle connections; the header timer starts with the next byte.
         self._update_header_timer(is_timed=False)
 
     def timeout_keep_alive_handler(self) -> None:

@@ -61,7 +61,7 @@ class Service:
         self.engines = [
             Engine(pipe, self.queue, config, self.metrics, num_threads) for pipe in pipes
         ]
-        # Routes and engines share only the constant parts: tokenizer, chat template and sizes.
+        # Routes use only the constant parts of a pipeline: tokenizer, chat template and sizes.
         self._pipe = pipes[0]
         self.sampling = self._pipe.model.config.sampling
         self.image_px = self._pipe.model.config.image_decoder.image_px
@@ -175,7 +175,7 @@ class Service:
         arrived: asyncio.Queue[Event | None] = asyncio.Queue()
 
         def deliver(event: Event) -> None:
-            with contextlib.suppress(RuntimeError):  # the loop, and so the client, is closed
+            with contextlib.suppress(RuntimeError):  # the event loop is closed
                 loop.call_soon_threadsafe(arrived.put_nowait, event)
 
         job = Job(request, deliver)
