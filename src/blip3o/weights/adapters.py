@@ -10,14 +10,13 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from blip3o.core.errors import UsageError
-from blip3o.weights.shards import StoredTensor, read
-from blip3o.weights.small_files import read_json
+from blip3o.weights.shards import StoredTensor, Weight, read
+from blip3o.weights.small_files import read_json, require_mapping
 from blip3o.weights.strict import fold
 
 CONFIG = "adapter_config.json"
@@ -54,8 +53,8 @@ class MergedTensor(StoredTensor):
         is_turned: whether the product is added to the transposed weight.
     """
 
-    down: Tensor | StoredTensor
-    up: Tensor | StoredTensor
+    down: Weight
+    up: Weight
     strength: float
     is_turned: bool
 
@@ -66,8 +65,8 @@ class MergedTensor(StoredTensor):
 
 def merged(
     weight: Tensor,
-    down: Tensor | StoredTensor,
-    up: Tensor | StoredTensor,
+    down: Weight,
+    up: Weight,
     strength: float,
     *,
     is_turned: bool,
@@ -96,11 +95,11 @@ def is_adapter(name: str) -> bool:
 
 
 def merge_adapters(
-    tensors: Mapping[str, Tensor | StoredTensor],
+    tensors: Mapping[str, Weight],
     adapter: Sequence[str],
     folder: Path | None,
     where: str,
-) -> dict[str, Tensor | StoredTensor]:
+) -> dict[str, Weight]:
     """Returns the weights of a model with its adapter merged; stored weights merge when read.
 
     Args:
@@ -124,7 +123,7 @@ def merge_adapters(
     unlike = [name for name in _UNLIKE if settings.get(name)]
     if unlike:
         raise UsageError(f"{said} with {', '.join(unlike)} ({folder / CONFIG}): {advice}")
-    sides: dict[str, dict[str, tuple[re.Match[str], Tensor | StoredTensor]]] = {}
+    sides: dict[str, dict[str, tuple[re.Match[str], Weight]]] = {}
     names: set[str] = set()
     for name, match in found.items():
         assert match is not None  # refused above
@@ -146,13 +145,13 @@ def merge_adapters(
 
 def _joined(
     name: str,
-    weight: Tensor | StoredTensor,
-    down: Tensor | StoredTensor,
-    up: Tensor | StoredTensor,
+    weight: Weight,
+    down: Weight,
+    up: Weight,
     strength: float,
     is_turned: bool,
     said: str,
-) -> Tensor | StoredTensor:
+) -> Weight:
     rows, columns = int(up.shape[0]), math.prod(down.shape[1:])
     fits = math.prod(up.shape[1:]) == down.shape[0] and rows * columns == math.prod(weight.shape)
     if not fits:
@@ -166,18 +165,20 @@ def _joined(
         return merged(weight, down, up, strength, is_turned=is_turned)
 
 
-def _strength(settings: Mapping[str, Any], layer: str, rank: int, folder: Path) -> float:
+def _strength(settings: Mapping[str, object], layer: str, rank: int, folder: Path) -> float:
     """Returns the factor of a layer's adapter: alpha / rank, or alpha / sqrt(rank)."""
     try:
-        alpha = settings["lora_alpha"]
-        for pattern, own in (settings.get("alpha_pattern") or {}).items():
-            if re.match(rf"(.*\.)?({pattern})$", layer):
-                alpha = own
-                break
+        alphas = require_mapping(settings.get("alpha_pattern") or {}, "alpha_pattern")
+        own = (
+            alpha for pattern, alpha in alphas.items() if re.match(rf"(.*\.)?({pattern})$", layer)
+        )
+        alpha = next(own, settings["lora_alpha"])
+        if not isinstance(alpha, int | float):
+            raise TypeError(f"lora_alpha {alpha!r}")
         strength = alpha / (math.sqrt(rank) if settings.get("use_rslora") else rank)
         if not math.isfinite(strength):
             raise ValueError(f"lora_alpha {alpha}")
-    except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError, re.error) as error:
+    except (KeyError, TypeError, ValueError, ArithmeticError, UsageError, re.error) as error:
         raise UsageError(
             f"{folder / CONFIG} gives no valid strength of the adapter: {error}"
         ) from error

@@ -1,4 +1,4 @@
-"""Published checkpoint folders to model folders of ours and back, bit for bit."""
+"""Converts published checkpoint folders to our model folders and back, bit for bit."""
 
 import shutil
 from collections.abc import Iterator
@@ -19,7 +19,6 @@ Layout = Literal["blip3o", "published"]
 LAYOUTS: tuple[str, ...] = get_args(Layout)
 
 _CARD = "README.md"
-
 _MAX_CARD_BYTES = 16 * 2**20
 
 
@@ -31,22 +30,22 @@ def convert(
     *,
     allow_pickle: bool = False,
 ) -> None:
-    """Writes a model in another layout; every weight keeps its value and its type.
+    """Writes a model in another layout; every weight keeps its value and its dtype.
 
-    Weights are read and written shard by shard. The result appears under its name when it is whole.
+    Weights are read and written shard by shard. `dest` appears only when it is complete.
 
     Args:
-        source: a model folder of ours, a published folder, a checkpoint of the original training,
-            "pocket", or a hub id (`organization/name`), which is downloaded.
-        dest: folder to write; it must be empty or not exist.
+        source: one of our model folders, a published folder, a checkpoint of the original training
+            program, "pocket", or a hub id (`organization/name`), which is downloaded.
+        dest: folder to write; it must be empty or missing.
         to: one of `LAYOUTS`.
-        revision: branch, tag or commit, for a hub id.
-        allow_pickle: read `pytorch_model.bin` of a published source that has no safetensors, with
-            torch's `weights_only`; only for sources that you trust.
+        revision: branch, tag or commit of a hub id.
+        allow_pickle: whether to read `pytorch_model.bin` of a published source without safetensors,
+            with torch's `weights_only`; use it only for sources that you trust.
 
     Raises:
-        UsageError: if the source is missing, incomplete, damaged or of another model, if the
-            published layout cannot hold it, or if `dest` is not empty.
+        UsageError: if the source is missing, incomplete, damaged or another model, if the published
+            layout cannot hold it, or if `dest` is not empty.
     """
     if to not in LAYOUTS:
         raise unknown_name("layout", to, LAYOUTS)
@@ -55,8 +54,8 @@ def convert(
     model = open_model(folder, allow_pickle=allow_pickle)
     if not _is_inside(model.folder / TOKENIZER_FILE, model.folder):
         raise UsageError(
-            f"{model.folder / TOKENIZER_FILE} is a link out of the folder, which convert does not "
-            "follow: put a copy of the file in its place"
+            f"{model.folder / TOKENIZER_FILE} is a link out of the folder, and convert does not "
+            "follow it: replace it with a copy of the file"
         )
     with _reported(dest), _alone(dest), atomic_folder(dest) as scratch:
         if to == "published":
@@ -73,7 +72,7 @@ def _check_empty(dest: Path) -> None:
 
 @contextmanager
 def _alone(dest: Path) -> Iterator[None]:
-    """Holds a lock: two calls would write into one scratch folder."""
+    """Holds a lock, because two calls would write into the same scratch folder."""
     place = dest.absolute()
     place.parent.mkdir(parents=True, exist_ok=True)
     refusal = f"converts into {dest}: wait until it is done, or choose another folder"
@@ -83,12 +82,12 @@ def _alone(dest: Path) -> Iterator[None]:
 
 
 def _copy_card(folder: Path, dest: Path) -> None:
-    """Copies the card, which names the licence, unless it is a link out of the folder."""
+    """Copies the card, which states the licence, unless it is a link out of the folder."""
     card = folder / _CARD
     if not card.is_symlink() and not card.exists():
         return
     if not card.is_file() or not _is_inside(card, folder):
-        say(f"{card} is left out: it is no ordinary file of the folder")
+        say(f"{card} is left out: it is not a regular file of the folder")
     elif card.stat().st_size > _MAX_CARD_BYTES:
         say(f"{card} is left out: it is larger than {_MAX_CARD_BYTES:,} bytes")
     else:
@@ -96,16 +95,13 @@ def _copy_card(folder: Path, dest: Path) -> None:
 
 
 def _is_inside(file: Path, folder: Path) -> bool:
-    """Returns whether a file lies in a folder after links are followed.
-
-    A folder in the hub's cache links to files outside, which belong to it.
-    """
+    """Returns whether a file, after following links, lies in a folder or in its hub cache."""
     root = folder.resolve()
     if root.parent.name == "snapshots" and root.parent.parent.name.startswith("models--"):
         root = root.parent.parent
     try:
         return file.resolve(strict=True).is_relative_to(root)
-    except (OSError, RuntimeError):  # a link to nothing, or to itself
+    except (OSError, RuntimeError):  # a broken or a circular link
         return False
 
 

@@ -20,7 +20,7 @@ from blip3o.models.quantize import quantize_backbone
 from blip3o.models.unified import UnifiedModel, UnifiedModelConfig
 from blip3o.nn.quantized import Quantization, quantize_weight
 from blip3o.text.tokenizer import Tokenizer
-from blip3o.weights.shards import StoredTensor
+from blip3o.weights.shards import Weight, read
 from blip3o.weights.strict import require_fit
 
 _SPARE_WEIGHTS = 10_000
@@ -49,7 +49,7 @@ class StoredModel:
     """
 
     config: UnifiedModelConfig
-    tensors: Mapping[str, Tensor | StoredTensor]
+    tensors: Mapping[str, Weight]
     tokenizer: Tokenizer
     folder: Path
 
@@ -226,11 +226,9 @@ def build_without_weights(config: Buildable[ModuleT_co]) -> ModuleT_co:
         hook.remove()
 
 
-def _placed(
-    name: str, tensor: Tensor | StoredTensor, device: torch.device, dtype: torch.dtype
-) -> Tensor:
+def _placed(name: str, tensor: Weight, device: torch.device, dtype: torch.dtype) -> Tensor:
     """Returns a copy of a tensor in memory; the mapped file may change later."""
-    value = tensor.read() if isinstance(tensor, StoredTensor) else tensor
+    value = read(tensor)
     kind = dtype if value.is_floating_point() else value.dtype
     placed = value.to(device=device, dtype=kind, copy=True)
     is_wider = value.is_floating_point() and _largest(value.dtype) > 2 * _largest(kind)

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Protocol
+from typing import Protocol, Self, TypeVar
 
 import torch
 
@@ -26,6 +26,13 @@ class Described(Protocol):
     def dtype(self) -> torch.dtype:
         """Type of the numbers."""
         ...
+
+    def reshape(self, shape: tuple[int, ...], /) -> Self:
+        """Returns the same numbers in another shape."""
+        ...
+
+
+TensorT = TypeVar("TensorT", bound=Described)
 
 
 class Problems:

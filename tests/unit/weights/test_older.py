@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from blip3o import Blip3oPipeline
 from blip3o.core.errors import UsageError
 from blip3o.weights.folder import load_model
-from blip3o.weights.keymaps.older import upgraded_config
+from blip3o.weights.keymaps.spellings import upgraded_config
 
 
 def as_before(data: dict[str, Any]) -> dict[str, Any]:

@@ -362,7 +362,7 @@ def test_an_incomplete_decoder_is_named_file_by_file(released_folder: Path, tmp_
             {"in_channels": 9, "addition_embed_type": None},
             "unet.in_channels 9 instead of 4",
         ),
-        ("unet", {"norm_num_groups": 3}, "describes no decoder"),
+        ("unet", {"norm_num_groups": 3}, "does not describe a decoder"),
         ("vae", {"act_fn": "relu"}, "vae.act_fn 'relu' instead of 'silu'"),
     ],
 )
