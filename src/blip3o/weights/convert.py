@@ -4,7 +4,6 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal, get_args
 
 from blip3o.core.errors import UsageError, unknown_name
 from blip3o.core.files import atomic_folder
@@ -15,8 +14,7 @@ from blip3o.weights.folder import open_model, write_folder
 from blip3o.weights.hub import to_local
 from blip3o.weights.published import write_published
 
-Layout = Literal["blip3o", "published"]
-LAYOUTS: tuple[str, ...] = get_args(Layout)
+LAYOUTS = ("blip3o", "published")
 
 _CARD = "README.md"
 _MAX_CARD_BYTES = 16 * 2**20
@@ -57,7 +55,7 @@ def convert(
             f"{model.folder / TOKENIZER_FILE} is a link out of the folder, and convert does not "
             "follow it: replace it with a copy of the file"
         )
-    with _reported(dest), _alone(dest), atomic_folder(dest) as scratch:
+    with _alone(dest), atomic_folder(dest) as scratch:
         if to == "published":
             write_published(model, scratch)
         else:
@@ -72,13 +70,16 @@ def _check_empty(dest: Path) -> None:
 
 @contextmanager
 def _alone(dest: Path) -> Iterator[None]:
-    """Holds a lock, because two calls would write into the same scratch folder."""
+    """Holds a lock, as two calls would write into one scratch folder; reports failed writing."""
     place = dest.absolute()
-    place.parent.mkdir(parents=True, exist_ok=True)
     refusal = f"converts into {dest}: wait until it is done, or choose another folder"
-    with locked(place.with_name(f".{place.name}.lock"), refusal):
-        _check_empty(dest)  # another call may have filled it in the meantime
-        yield
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        with locked(place.with_name(f".{place.name}.lock"), refusal):
+            _check_empty(dest)  # another call may have filled it in the meantime
+            yield
+    except OSError as error:
+        raise UsageError(f"{dest} cannot be written: {error}") from error
 
 
 def _copy_card(folder: Path, dest: Path) -> None:
@@ -103,11 +104,3 @@ def _is_inside(file: Path, folder: Path) -> bool:
         return file.resolve(strict=True).is_relative_to(root)
     except (OSError, RuntimeError):  # a broken or a circular link
         return False
-
-
-@contextmanager
-def _reported(dest: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise UsageError(f"{dest} cannot be written: {error}") from error

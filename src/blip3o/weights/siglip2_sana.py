@@ -1,7 +1,7 @@
 """The published SigLIP2 + SANA folder: an image encoder, and a decoder of its features.
 
     config.json                        fields of the original class
-    model.safetensors, or shards       names as in `NAMES`, or in `TRAINING_NAMES`
+    model.safetensors, or shards       names as in `NAMES`
 
 The folder has no language model, so it is two parts of a model and not a whole one. Only
 `diffusion_model`, `input_size`, `num_pooled_tokens` and `pooler_output` are read from config.json;
@@ -28,7 +28,7 @@ from blip3o.models.decoders.sana import SanaDecoder, SanaDecoderConfig
 from blip3o.models.encoders.siglip2 import Siglip2Encoder, Siglip2EncoderConfig
 from blip3o.weights.keymaps.published import PrefixMap
 from blip3o.weights.keymaps.spellings import SIGLIP2_SANA
-from blip3o.weights.shards import open_tensors, read
+from blip3o.weights.shards import open_tensors, read, under
 from blip3o.weights.small_files import read_json
 from blip3o.weights.stored import build_without_weights, sketch
 from blip3o.weights.strict import require_fit
@@ -42,17 +42,7 @@ NAMES = PrefixMap(
         ("vae.", "image_decoder.vae."),
     )
 )
-"""Prefixes of names in the released folder, and ours."""
-
-TRAINING_NAMES = PrefixMap(
-    (
-        ("encoder.vision_model.", "image_encoder.tower."),
-        ("connector.", "image_decoder.connector."),
-        ("transformer.", "image_decoder.transformer."),
-        ("vae.", "image_decoder.vae."),
-    )
-)
-"""Prefixes of names in a checkpoint of the original reconstruction training, and ours."""
+"""Prefixes of names in the released folder, and ours; `SIGLIP2_SANA` translates other names."""
 
 _OWN = "blip3o"
 _INPUT_SIZE = 32  # side of the latents if config.json omits it: the default of the original class
@@ -101,25 +91,20 @@ def load_siglip2_sana(folder: Path, dtype: torch.dtype = torch.float32) -> Sigli
             names every file or weight.
     """
     file = folder / "config.json"
-    encoder, decoder = _configs(file)
+    data = read_json(file)
+    try:
+        encoder, decoder = _configs(data)
+    except (UsageError, ValueError, TypeError, KeyError) as error:
+        raise UsageError(f"{file}: {error}") from error
     found = SIGLIP2_SANA.respelled(unwrapped(open_tensors(folder), folder), str(folder))
     for config in (encoder, decoder):
         sketch(config, file, len(found))
-    is_released = any(name.startswith("transformer.transformer.") for name in found)
-    names = NAMES if is_released else TRAINING_NAMES
     parts = Siglip2Sana(build_without_weights(encoder), build_without_weights(decoder))
-    expected = {
-        published: tensor
-        for name, tensor in parts.state().items()
-        if (published := names.published(name)) is not None  # the empty condition has none
-    }
-    require_fit(expected, found, str(folder))
+    require_fit(NAMES.to_published(parts.state()), found, str(folder))
+    ours = NAMES.to_ours(found)
     for part, module in zip(parts._fields, parts, strict=True):
-        state = {
-            name.removeprefix(f"{part}."): read(found[published]).to(dtype, copy=True)
-            for published in found
-            if (name := names.ours(published) or "").startswith(f"{part}.")
-        }
+        stored = under(f"{part}.", ours)
+        state = {name: read(tensor).to(dtype, copy=True) for name, tensor in stored.items()}
         if module is parts.image_decoder:
             state["empty_features"] = _black(parts.image_encoder)
         module.load_state_dict(state, strict=True, assign=True)
@@ -134,16 +119,8 @@ def _black(encoder: Siglip2Encoder) -> Tensor:
     return encoder(torch.full((1, 3, side, side), -1.0, dtype=weight.dtype))[0]
 
 
-def _configs(file: Path) -> tuple[Siglip2EncoderConfig, SanaDecoderConfig]:
-    """Returns the configs of both parts."""
-    data = read_json(file)
-    try:
-        return _read_configs(data)
-    except (UsageError, ValueError, TypeError, KeyError) as error:
-        raise UsageError(f"{file}: {error}") from error
-
-
-def _read_configs(data: object) -> tuple[Siglip2EncoderConfig, SanaDecoderConfig]:
+def _configs(data: object) -> tuple[Siglip2EncoderConfig, SanaDecoderConfig]:
+    """Returns the configs of both parts, from the content of config.json."""
     if not isinstance(data, Mapping) or data.get("diffusion_model") != "sana":
         raise UsageError("diffusion_model must be 'sana'; this is another model")
     if data.get("pooler_output"):

@@ -56,7 +56,7 @@ def unwrapped(
     Args:
         tensors: weights by their saved names.
         folder: contains `adapter_config.json` if there are adapters to merge.
-        where: place of the weights, for messages; "" means the folder.
+        where: source of the weights, for messages; "" means the folder.
 
     Raises:
         UsageError: if two weights have the same plain name, weights are flattened, or an adapter

@@ -245,7 +245,7 @@ def test_an_interrupted_download_is_refused_offline_and_resumed_later(
         ("RepoNotFound", "the hub has no model of that name, or it is private"),
         (
             "GatedRepo",
-            f"the hub asks you to agree first: https://huggingface.co/{NAME}",
+            f"the hub requires your agreement first: https://huggingface.co/{NAME}",
         ),
     ],
 )
@@ -271,7 +271,7 @@ def test_offline_or_without_a_hub_one_line_names_the_remedy(
     hub.server.server_close()
     status, message, _ = run(environment, NAME)
     assert status == 2
-    assert "the hub did not give it: " in message
+    assert "the download failed: " in message
     assert "\n" not in message
 
 

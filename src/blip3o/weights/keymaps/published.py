@@ -13,7 +13,7 @@ from blip3o.weights.shards import Weight, read, require_finite
 from blip3o.weights.strict import TensorT, require_fit
 from blip3o.weights.wrappers import unwrapped
 
-_QUERIES = "generator.query_tokens.weight"
+_LATENTS, _QUERIES = "model.latent_queries", "generator.query_tokens.weight"
 HEAD, _EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
 
 DECODER_NAMES = (
@@ -23,7 +23,7 @@ DECODER_NAMES = (
     ("lm_head.", "backbone.lm_head."),
 )
 IMAGE_NAMES = (
-    ("model.latent_queries", _QUERIES),
+    (_LATENTS, _QUERIES),
     ("model.dit.model.", "generator.dit."),
     ("model.gen_vision_tower.vision_tower.model.", "image_encoder.tower."),
 )
@@ -57,6 +57,16 @@ class PrefixMap:
         """Returns the published name for one of ours; None for an unknown prefix."""
         return _exchange(ours, tuple((own, other) for other, own in self.pairs))
 
+    def to_published(self, state: Mapping[str, TensorT]) -> dict[str, TensorT]:
+        """Returns weights under their published names, without those that have none."""
+        named = ((self.published(name), tensor) for name, tensor in state.items())
+        return {name: tensor for name, tensor in named if name is not None}
+
+    def to_ours(self, state: Mapping[str, TensorT]) -> dict[str, TensorT]:
+        """Returns weights under our names, without those that have none."""
+        named = ((self.ours(name), tensor) for name, tensor in state.items())
+        return {name: tensor for name, tensor in named if name is not None}
+
 
 def _exchange(name: str, pairs: tuple[tuple[str, str], ...]) -> str | None:
     for prefix, other in pairs:
@@ -86,19 +96,17 @@ class PublishedFamily:
             state: weights under our names; weights that no checkpoint of the family contains are
                 omitted.
         """
-        return {
-            published: tensor.reshape((1, *tensor.shape)) if name == _QUERIES else tensor
-            for name, tensor in state.items()
-            if (published := self.names.published(name)) is not None
-        }
+        named = self.names.to_published(state)
+        if _LATENTS in named:
+            named[_LATENTS] = named[_LATENTS].reshape((1, *named[_LATENTS].shape))
+        return named
 
     def to_ours(self, state: Mapping[str, TensorT]) -> dict[str, TensorT]:
         """Returns weights under our names and in our shapes; the inverse of `to_published`."""
-        return {
-            name: tensor.reshape(tuple(tensor.shape[1:])) if name == _QUERIES else tensor
-            for published, tensor in state.items()
-            if (name := self.names.ours(published)) is not None
-        }
+        named = self.names.to_ours(state)
+        if _QUERIES in named:
+            named[_QUERIES] = named[_QUERIES].reshape(tuple(named[_QUERIES].shape[1:]))
+        return named
 
     def load_published(
         self,

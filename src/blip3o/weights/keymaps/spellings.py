@@ -72,11 +72,12 @@ BLIP3O = Spellings(
 
 SIGLIP2_SANA = Spellings(
     (
-        (rf"^encoder\.model\.(?={_TOWER})", "encoder.model.vision_model."),
-        (rf"^encoder\.(?={_TOWER})", "encoder.vision_model."),
+        (rf"^encoder\.(model\.)?(vision_model\.)?(?={_TOWER})", "encoder.model.vision_model."),
+        (r"^connector\.", "transformer.connector."),
+        (r"^transformer\.(?!connector\.|transformer\.)", "transformer.transformer."),
     )
 )
-"""Spellings in SigLIP2 + SANA folders."""
+"""Spellings in SigLIP2 + SANA folders, and in checkpoints of the reconstruction training."""
 
 DIFFUSERS_VAE = Spellings(
     (
