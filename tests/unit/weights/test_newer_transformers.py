@@ -43,7 +43,7 @@ def version_5(data: dict[str, Any]) -> dict[str, Any]:
 
 
 def version_4_52(data: dict[str, Any]) -> dict[str, Any]:
-    """Both flat and nested, with the old form of rotary positions."""
+    """Returns both flat and nested fields, with the old form of rotary positions."""
     nested = version_5(data)
     nested["text_config"] |= {k: data[k] for k in ("rope_theta", "rope_scaling")}
     del nested["text_config"]["rope_parameters"]
@@ -51,20 +51,20 @@ def version_4_52(data: dict[str, Any]) -> dict[str, Any]:
 
 
 def everything_nested(data: dict[str, Any]) -> dict[str, Any]:
-    """Fields as a class writes them that passes all of them to the language model's config."""
+    """Returns fields of a class that passes all of them to the language model's config."""
     nested = version_5(data)
     moved = ("gen_vision_tower", "gen_pooling", "n_query", "image_token_id", "tie_word_embeddings")
     nested["text_config"] |= {name: nested.pop(name) for name in moved}
     return nested
 
 
-def without_a_word_on_ties(data: dict[str, Any]) -> dict[str, Any]:
+def without_ties(data: dict[str, Any]) -> dict[str, Any]:
     nested = version_5(data)
     del nested["tie_word_embeddings"]
     return nested
 
 
-def both_words_on_ties(data: dict[str, Any]) -> dict[str, Any]:
+def contradictory_ties(data: dict[str, Any]) -> dict[str, Any]:
     nested = version_5(data)
     nested["text_config"]["tie_word_embeddings"] = not nested["tie_word_embeddings"]
     return nested
@@ -92,8 +92,8 @@ VERSIONS = [
     version_5,
     version_4_52,
     everything_nested,
-    without_a_word_on_ties,
-    both_words_on_ties,
+    without_ties,
+    contradictory_ties,
     other_names_of_the_tower,
     rope_by_layers,
 ]
