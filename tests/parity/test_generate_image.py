@@ -86,9 +86,9 @@ def test_condition_equals_recorded_states(
     run = Run(case, published_model)
     recorded, model = run.recorded, run.model
     assert torch.equal(run.ids, recorded["input_ids_with_img_start"])
-    asked: list[Tensor] = []
+    positions: list[Tensor] = []
     model.backbone.decoder.register_forward_pre_hook(
-        lambda _, args, kwargs: asked.append(kwargs["position_ids"]), with_kwargs=True
+        lambda _, args, kwargs: positions.append(kwargs["position_ids"]), with_kwargs=True
     )
     mask = torch.ones_like(run.ids, dtype=torch.bool)
     with torch.no_grad():
@@ -96,7 +96,7 @@ def test_condition_equals_recorded_states(
         states = condition(model, run.ids, mask, run.images)
     embeds = torch.cat([prompt, model.generator.query_tokens(1)], dim=1)
     torch.testing.assert_close(embeds, recorded["inputs_embeds"], rtol=0, atol=STATE_TOLERANCE)
-    assert torch.equal(asked[0], recorded["position_ids"])
+    assert torch.equal(positions[0], recorded["position_ids"])
     torch.testing.assert_close(
         states, recorded["query_hidden_states"], rtol=0, atol=STATE_TOLERANCE
     )

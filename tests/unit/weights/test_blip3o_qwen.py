@@ -16,7 +16,7 @@ from blip3o.weights.keymaps.blip3o_qwen import (
     load_published,
     to_published,
 )
-from blip3o.weights.keymaps.prefixes import PrefixMap
+from blip3o.weights.keymaps.published import PrefixMap
 
 
 def build(seed: int, *, tied: bool = False) -> UnifiedModel:

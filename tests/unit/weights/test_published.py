@@ -1,4 +1,4 @@
-"""Folders of the released models: read, converted in both directions, refused if unfit."""
+"""Folders of the released models: loading, conversion in both directions, refusal if invalid."""
 
 import json
 import shutil
@@ -25,7 +25,7 @@ INDEX = "model.safetensors.index.json"
 
 
 def tensors(folder: Path) -> dict[str, Tensor]:
-    """Returns all tensors of a folder by component and name, whatever the shards."""
+    """Returns all tensors of a folder by component and name, independently of the shards."""
     return {
         f"{file.parent.relative_to(folder)}/{name}": value
         for file in folder.rglob("*.safetensors")
@@ -235,7 +235,7 @@ def test_unused_weights_of_early_revisions_are_skipped(released_folder: Path) ->
 
 
 # ---------------------------------------------------------------------------------------------
-# Bad input
+# Invalid input
 
 
 def test_every_missing_and_damaged_shard_is_named(released_folder: Path, tmp_path: Path) -> None:
@@ -362,7 +362,7 @@ def test_an_incomplete_decoder_is_named_file_by_file(released_folder: Path, tmp_
             {"in_channels": 9, "addition_embed_type": None},
             "unet.in_channels 9 instead of 4",
         ),
-        ("unet", {"norm_num_groups": 3}, "describes no decoder"),
+        ("unet", {"norm_num_groups": 3}, "does not describe a decoder"),
         ("vae", {"act_fn": "relu"}, "vae.act_fn 'relu' instead of 'silu'"),
     ],
 )
