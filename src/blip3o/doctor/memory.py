@@ -23,7 +23,8 @@ from blip3o.generate.offload import COMPONENTS, OFFLOADS, Offload, groups_of, re
 from blip3o.generate.placement import move
 from blip3o.models.absent import AbsentPart
 from blip3o.models.backbones.qwen2_5_vl import Qwen2_5VLBackboneConfig
-from blip3o.models.decoders.latent_diffusion import latents_to_pixels
+from blip3o.models.decoders.latent_diffusion import LatentDiffusionDecoder, latents_to_pixels
+from blip3o.models.protocols import CleanPredictor
 from blip3o.models.quantize import quantize_backbone
 from blip3o.models.unified import UnifiedModel, UnifiedModelConfig
 from blip3o.nn.quantized import QUANTIZATIONS, Quantization
@@ -222,12 +223,12 @@ def _run_decoder(model: UnifiedModel) -> list[Callable[[], Any]]:
         return []
     features = _empty(model, 2, *model.config.feature_shape)
     noise = _empty(model, 2, *config.noise_shape)
-    if hasattr(decoder, "predict"):
+    if isinstance(decoder, LatentDiffusionDecoder):
         return [
             lambda: decoder.predict(noise, noise.new_empty(()), features),
             lambda: latents_to_pixels(decoder.vae, noise[:1]),
         ]
-    if hasattr(decoder, "predict_clean"):
+    if isinstance(decoder, CleanPredictor):
         return [lambda: decoder.predict_clean(noise[:1], noise.new_empty(1), features[:1])]
     return [lambda: decoder.decode(features[:1], noise[:1], 1)]
 

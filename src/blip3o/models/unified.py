@@ -15,10 +15,17 @@ from blip3o.core.bounds import Count, Guidance
 from blip3o.core.config import component
 from blip3o.imaging.fit import ImageFitConfig
 from blip3o.models.absent import AbsentPart
-from blip3o.models.backbones.vision import VisionInputs
+from blip3o.models.backbones.base import Backbone, BackboneConfig
+from blip3o.models.backbones.packed import BackboneCache
 from blip3o.models.encoders.normalizer import FeatureNormalizer, FeatureNormalizerConfig
-from blip3o.models.generators.plan import Joints, Plan
-from blip3o.models.prompts import PromptImages, Prompts
+from blip3o.models.generators.plan import Generator, GeneratorConfig, Joints, Plan
+from blip3o.models.prompts import PromptImages, Prompts, VisionInputs
+from blip3o.models.protocols import (
+    ImageDecoder,
+    ImageDecoderConfig,
+    ImageEncoder,
+    ImageEncoderConfig,
+)
 from blip3o.nn.blocks import repeated_blocks
 from blip3o.text.chat import ChatConfig
 
@@ -72,11 +79,11 @@ class UnifiedModelConfig:
         ValueError: if two neighbors do not fit each other.
     """
 
-    backbone: Any = component("blip3o.models.backbones:BACKBONES")
-    image_encoder: Any = component("blip3o.models.encoders:ENCODERS")
+    backbone: BackboneConfig = component("blip3o.models.backbones:BACKBONES")
+    image_encoder: ImageEncoderConfig = component("blip3o.models.encoders:ENCODERS")
     normalizer: FeatureNormalizerConfig = dataclasses.field(default_factory=FeatureNormalizerConfig)
-    generator: Any = component("blip3o.models.generators:GENERATORS")
-    image_decoder: Any = component("blip3o.models.decoders:DECODERS")
+    generator: GeneratorConfig = component("blip3o.models.generators:GENERATORS")
+    image_decoder: ImageDecoderConfig = component("blip3o.models.decoders:DECODERS")
     chat: ChatConfig = dataclasses.field(default_factory=ChatConfig)
     sampling: SamplingConfig = dataclasses.field(default_factory=SamplingConfig)
     question_images: ImageFitConfig = dataclasses.field(default_factory=ImageFitConfig)
@@ -160,18 +167,22 @@ class UnifiedModel(nn.Module):
     def __init__(self, config: UnifiedModelConfig) -> None:
         super().__init__()
         self.config = config
-        self.backbone = config.backbone.build()
-        self.image_encoder = self._build("image_encoder")
+        absent = config.absent_parts
+        self.backbone: Backbone[Any] = config.backbone.build()
+        self.image_encoder: ImageEncoder = (
+            AbsentPart("image_encoder")
+            if "image_encoder" in absent
+            else config.image_encoder.build()
+        )
         self.normalizer = FeatureNormalizer(config.normalizer, config.image_encoder.num_channels)
-        self.generator = config.generator.build(config.joints)
-        self.image_decoder = self._build("image_decoder")
+        self.generator: Generator = config.generator.build(config.joints)
+        self.image_decoder: ImageDecoder = (
+            AbsentPart("image_decoder")
+            if "image_decoder" in absent
+            else config.image_decoder.build()
+        )
         # It follows the model to its device; weights may be elsewhere while they are offloaded.
         self.register_buffer("_anchor", torch.empty(0), persistent=False)
-
-    def _build(self, part: Literal["image_encoder", "image_decoder"]) -> Any:  # noqa: ANN401
-        if part in self.config.absent_parts:
-            return AbsentPart(part)
-        return getattr(self.config, part).build()
 
     @property
     def device(self) -> torch.device:
@@ -252,7 +263,7 @@ class UnifiedModel(nn.Module):
         input_ids: Tensor,
         attention_mask: Tensor,
         prompt_images: PromptImages | None = None,
-        cache: Any = None,  # noqa: ANN401  (owned by the backbone)
+        cache: "BackboneCache | None" = None,
     ) -> Tensor:
         """Returns the backbone's hidden states of token rows, [B, T, D].
 

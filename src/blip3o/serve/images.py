@@ -13,17 +13,20 @@ from PIL import Image
 from torch import Tensor
 
 from blip3o.core.log import say
+from blip3o.core.rng import image_generator
 from blip3o.flow.solver import StepCallback
 from blip3o.generate.draw import noise_levels
-from blip3o.generate.empty import empty_condition
-from blip3o.generate.fingerprints import fingerprint, fingerprints
-from blip3o.generate.outputs import DecodingSettings, decoding_settings, finish
+from blip3o.generate.exact import equal_batch_sizes, fingerprint, fingerprints
+from blip3o.generate.outputs import (
+    DecodingSettings,
+    decoding_settings,
+    empty_condition,
+    finish,
+)
 from blip3o.generate.pipeline import Blip3oPipeline
 from blip3o.generate.requests import model_noise, square_pixels
-from blip3o.generate.write import image_generator
 from blip3o.models.generators.plan import Plan, join_plans
 from blip3o.models.prompts import Prompts
-from blip3o.serve.exact import equal_batch_sizes
 from blip3o.serve.jobs import ImageRequest, Row
 from blip3o.serve.previews import Previewer
 

@@ -24,6 +24,8 @@ from torch import Tensor
 from blip3o.core.config import from_dict, to_dict
 from blip3o.core.errors import UsageError
 from blip3o.imaging.fit import ImageFitConfig
+from blip3o.models.backbones.qwen2_5_vl import Qwen2_5VLBackboneConfig
+from blip3o.models.decoders.sdxl import SdxlDecoder, SdxlDecoderConfig
 from blip3o.models.encoders.eva_clip import EvaClipEncoderConfig
 from blip3o.models.generators.query_dit import QueryDiTConfig
 from blip3o.models.unified import SamplingConfig, UnifiedModel, UnifiedModelConfig
@@ -140,6 +142,7 @@ def open_published(
         raise UsageError(f"{file}: {error}") from error
     decoder_tensors: dict[str, Tensor | StoredTensor] = {}
     if has_decoder:
+        assert isinstance(config.image_decoder, SdxlDecoderConfig)
         decoder_tensors = published_decoder.open_weights(folder / DECODER, config.image_decoder)
     skeleton = sketch(config, file, len(given) + len(decoder_tensors))
     expected: dict[str, Any] = dict(to_published(skeleton.state_dict()))
@@ -179,6 +182,7 @@ def write_published(model: StoredModel, folder: Path) -> None:
         tensors = {
             k.removeprefix(front): t for k, t in model.tensors.items() if k.startswith(front)
         }
+        assert isinstance(skeleton.image_decoder, SdxlDecoder)
         published_decoder.write(folder / DECODER, skeleton.image_decoder, tensors)
     model.tokenizer.save(folder)
     text = json.dumps(data, indent=2) + "\n"
@@ -236,6 +240,9 @@ def _config_data(config: UnifiedModelConfig, skeleton: UnifiedModel) -> dict[str
         others.append("normalized features")
     if others:
         raise UsageError(f"the published layout cannot hold this model: {', '.join(others)}")
+    assert isinstance(config.backbone, Qwen2_5VLBackboneConfig)
+    assert isinstance(config.image_encoder, EvaClipEncoderConfig)
+    assert isinstance(config.generator, QueryDiTConfig)
     data: dict[str, Any] = {
         "architectures": [ARCHITECTURES[0]],
         "model_type": MODEL_TYPES[0],
@@ -247,6 +254,7 @@ def _config_data(config: UnifiedModelConfig, skeleton: UnifiedModel) -> dict[str
     }
     decoder = None
     if "image_decoder" not in config.absent_parts:
+        assert isinstance(skeleton.image_decoder, SdxlDecoder)
         decoder = published_decoder.fields(*published_decoder.parts(skeleton.image_decoder))
     plain, asked = _constants(data, decoder, config.absent_parts), to_dict(config)
     own = {field: asked[field] for field in _OWN_FIELDS if asked[field] != plain[field]}

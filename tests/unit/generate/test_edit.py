@@ -10,6 +10,7 @@ from torch import Tensor
 
 from blip3o.core.errors import UsageError
 from blip3o.generate.pipeline import Blip3oPipeline
+from blip3o.models.generators.query_dit import QueryDiT
 
 RED, BLUE = (Image.new("RGB", (16, 16), color) for color in ("red", "blue"))
 
@@ -33,6 +34,7 @@ def test_the_generator_gets_the_image_as_reference(
     tiny_pipe: Blip3oPipeline, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[Tensor] = []
+    assert isinstance(tiny_pipe.model.generator, QueryDiT)
     plain = tiny_pipe.model.generator.prepare
 
     def watch(*arguments: Any, **options: Any) -> Any:
@@ -69,7 +71,7 @@ def test_a_model_without_reference_input_edits_through_the_backbone(
     config = dataclasses.replace(config, generator=generator)
     torch.manual_seed(0)
     plain = Blip3oPipeline(config.build(), tiny_pipe.tokenizer)
-    for parameter in plain.model.generator.dit.parameters():
+    for parameter in plain.model.get_submodule("generator.dit").parameters():
         torch.nn.init.normal_(parameter, std=0.2)
     red, blue = (edit(plain, one, "add a cat", generator=seeded(0)) for one in (RED, BLUE))
     assert not torch.equal(red, blue)

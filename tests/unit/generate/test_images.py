@@ -12,7 +12,7 @@ from blip3o.core.errors import UsageError
 from blip3o.generate.draw import draw
 from blip3o.generate.pipeline import Blip3oPipeline
 from blip3o.generate.text import left_pad
-from blip3o.models.generators.query_dit import QueryPlan
+from blip3o.models.generators.query_dit import QueryDiT, QueryPlan
 from blip3o.models.prompts import Prompts
 from blip3o.models.unified import SamplingConfig
 
@@ -99,6 +99,7 @@ def test_guidance_is_two_passes_combined(tiny_pipe: Blip3oPipeline) -> None:
     noise = torch.randn(2, 4, 8, generator=seeded(1)[0])
     sigma = torch.ones(2)
     with torch.no_grad():
+        assert isinstance(model.generator, QueryDiT)
         plan, one = QueryPlan(model.generator, states), SamplingConfig(num_inference_steps=1)
         null = plan.null().velocity(noise, sigma)
         conditional = plan.velocity(noise, sigma)
@@ -112,6 +113,7 @@ def test_guidance_of_one_asks_for_no_empty_condition(
     tiny_pipe: Blip3oPipeline, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rows: list[int] = []
+    assert isinstance(tiny_pipe.model.generator, QueryDiT)
     plain = tiny_pipe.model.generator._layer
 
     def watch(block: Any, hidden: Tensor, *arguments: Any) -> Tensor:
@@ -121,7 +123,7 @@ def test_guidance_of_one_asks_for_no_empty_condition(
     monkeypatch.setattr(tiny_pipe.model.generator, "_layer", watch)
     features(tiny_pipe, "a cat", guidance_scale=1.0)
     features(tiny_pipe, "a cat", guidance_scale=3.0)
-    num_calls = 3 * tiny_pipe.model.config.generator.num_layers
+    num_calls = 3 * tiny_pipe.model.generator.config.num_layers
     assert rows == [1] * num_calls + [2] * num_calls
 
 

@@ -45,7 +45,7 @@ def pipe(
     # Not every random model has answers with a text: most ids of some have none.
     torch.manual_seed(1)
     model = dataclasses.replace(tiny_config, backbone=backbone).build()
-    for part in (model.backbone, model.generator.dit, model.image_decoder):
+    for part in (model.backbone, model.get_submodule("generator.dit"), model.image_decoder):
         for parameter in part.parameters():
             nn.init.normal_(parameter, std=0.3)
     return Blip3oPipeline(model, tiny_tokenizer)

@@ -18,6 +18,7 @@ from blip3o.generate.placement import connect
 from blip3o.models.backbones.qwen2_5_vl import Qwen2_5VLBackboneConfig
 from blip3o.models.decoders.sdxl import SdxlDecoderConfig
 from blip3o.models.dit.nextdit import NextDiTConfig
+from blip3o.models.generators.query_dit import QueryDiT
 from blip3o.nn.blocks import repeated_blocks
 from blip3o.text.tokenizer import Tokenizer
 
@@ -41,8 +42,8 @@ def pipe(
     decoder = dataclasses.replace(SdxlDecoderConfig.tiny(), empty_prompt=" ")
     torch.manual_seed(1)
     model = dataclasses.replace(config, backbone=backbone, image_decoder=decoder).build()
-    for part in (model.backbone, model.generator.dit, model.image_decoder.unet):
-        for parameter in part.parameters():
+    for part in ("backbone", "generator.dit", "image_decoder.unet"):
+        for parameter in model.get_submodule(part).parameters():
             nn.init.normal_(parameter, std=0.3)
     return Blip3oPipeline(model, tiny_tokenizer)
 
@@ -116,7 +117,8 @@ def test_offload_changes_no_bit_and_keeps_only_what_is_in_use(
         if by_block and len(repeated_blocks(getattr(pipe.model, name))) > 1:
             assert not any(there >= own for there in seen[name])
     if by_block:  # never two neighbors
-        blocks = [f"generator.dit.layers.{k}." for k in range(len(pipe.model.generator.dit.layers))]
+        num_blocks = len(repeated_blocks(pipe.model.generator))
+        blocks = [f"generator.dit.layers.{k}." for k in range(num_blocks)]
         counts = {
             sum(any(n.startswith(b) for n in there) for b in blocks) for there in seen["generator"]
         }
@@ -168,7 +170,7 @@ def test_weights_that_could_not_be_fetched_are_fetched_the_next_time(
 ) -> None:
     """After Ctrl-C during a copy, or a device without memory, nothing is left half done."""
     pipe = Blip3oPipeline(copy.deepcopy(tiny_pipe.model), tiny_pipe.tokenizer)
-    kept, whole = pipe.model.generator.dit.get_parameter(name), module._on
+    kept, whole = pipe.model.get_parameter(f"generator.dit.{name}"), module._on
 
     def draw() -> Tensor:
         return pipe("a cat", generator=torch.Generator().manual_seed(0), output_type="pt").images
@@ -203,7 +205,9 @@ def test_blocks_are_the_innermost_repeated_modules() -> None:
         assert groups_of(component, by_block=False) == [list(component.modules())]
 
 
-def test_tensors_are_brought_to_a_component_and_back(tiny_pipe: Blip3oPipeline) -> None:
+def test_tensors_are_brought_to_a_component_and_back(
+    tiny_pipe: Blip3oPipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The meta device stands for a second one: what was not moved would not be on it."""
     model = copy.deepcopy(tiny_pipe.model)
     cpu, meta = torch.device("cpu"), torch.device("meta")
@@ -214,15 +218,16 @@ def test_tensors_are_brought_to_a_component_and_back(tiny_pipe: Blip3oPipeline) 
         one()
     model.generator.to(meta)
     arrived: list[torch.device] = []
+    assert isinstance(model.generator, QueryDiT)
     plain = model.generator.velocity
 
     def velocity(noisy: Tensor, sigma: Tensor, states: Tensor, *rest: Any) -> Tensor:
         arrived.extend(t.device for t in (noisy, sigma, states, rest[-1]))
         return plain(noisy, sigma, states, *rest)
 
-    model.generator.velocity = velocity
+    monkeypatch.setattr(model.generator, "velocity", velocity)
     connect(model, dict.fromkeys(COMPONENTS, cpu) | {"generator": meta})
-    size = model.config.generator.num_query_tokens, model.config.backbone.hidden_size
+    size = model.config.generator.num_reserved_positions, model.config.backbone.hidden_size
     noisy = torch.zeros(1, *model.config.feature_shape)
     model.generator.velocity(noisy, torch.ones(1), torch.zeros(1, *size), None, noisy)
     assert arrived == [meta] * 4

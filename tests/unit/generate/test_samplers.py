@@ -16,7 +16,7 @@ from blip3o.generate.draw import draw, noise_levels
 from blip3o.generate.offload import Offloading
 from blip3o.generate.pipeline import Blip3oPipeline
 from blip3o.models.generators.plan import Plan, join_plans
-from blip3o.models.generators.query_dit import QueryPlan
+from blip3o.models.generators.query_dit import QueryDiT, QueryPlan
 from blip3o.models.unified import SamplingConfig, UnifiedModel
 
 NUM_PROMPTS, NUM_IMAGES = 2, 3
@@ -59,12 +59,13 @@ def drawing(
     model: UnifiedModel, scale: float | Tensor = 3.0, *, edits: bool = False, seed: int = 0
 ) -> Drawing:
     tokens, channels = model.config.feature_shape
-    place = model.generator.query_tokens.weight
+    place = model.get_parameter("generator.query_tokens.weight")
     queries, width = place.shape[-2:]
     states = random(NUM_PROMPTS, queries, width, seed=seed).to(place)
     reference = random(NUM_PROMPTS, tokens, channels, seed=seed + 2).to(place) if edits else None
     noise = random(NUM_PROMPTS * NUM_IMAGES, tokens, channels, seed=seed + 1).to(place)
     sampling = dataclasses.replace(model.config.sampling, num_inference_steps=4)
+    assert isinstance(model.generator, QueryDiT)
     return Drawing(QueryPlan(model.generator, states, reference), noise, scale, sampling)
 
 
@@ -201,7 +202,7 @@ def test_a_graph_follows_changed_and_replaced_weights(cuda_model: UnifiedModel) 
     sampler = CompiledDraw(cuda_model.generator)
     given = drawing(cuda_model)
     given.by(sampler)
-    weight = cuda_model.generator.dit.patch_embedder.proj.weight
+    weight = cuda_model.get_parameter("generator.dit.patch_embedder.proj.weight")
     with torch.no_grad():
         weight.mul_(0.5)
     changed = given.by(sampler)

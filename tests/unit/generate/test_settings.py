@@ -35,7 +35,7 @@ def folder(
     model = config.build()
     for parameter in model.image_decoder.parameters():
         nn.init.normal_(parameter, std=0.3)
-    model.image_decoder.empty_features.normal_()
+    model.image_decoder.get_buffer("empty_features").normal_()
     place = tmp_path_factory.mktemp(request.param)
     save_model(model, tiny_tokenizer, place, torch.float32)
     return place

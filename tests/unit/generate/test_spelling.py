@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 
 import pytest
 
-from blip3o.generate.spelling import Speller
+from blip3o.generate.answer import Speller
 from blip3o.text.tokenizer import Tokenizer
 
 TEXTS = ("abcabd", "aaaa", "END", "na\u00efve \U0001f431!", "x\n\nUser: y", "ab\U0001f431\u00efc")

@@ -18,7 +18,7 @@ def model() -> UnifiedModel:
     """The tiny model; every branch counts, because fresh gates may be zero."""
     torch.manual_seed(0)
     model = UnifiedModelConfig.tiny().build().eval()
-    for part in (model.generator.dit, model.image_decoder):
+    for part in (model.get_submodule("generator.dit"), model.image_decoder):
         for parameter in part.parameters():
             nn.init.normal_(parameter, std=0.2)
     return model

@@ -86,9 +86,9 @@ def test_hidden_answers_are_still_asked_for_but_not_seen(
     seen: list[torch.Tensor] = []
     text_states = model.text_states
 
-    def watched(ids: torch.Tensor, *rest: torch.Tensor) -> torch.Tensor:
+    def watched(ids: torch.Tensor, mask: torch.Tensor, images: None) -> torch.Tensor:
         seen.append(ids)
-        return text_states(ids, *rest)
+        return text_states(ids, mask, images)
 
     monkeypatch.setattr(model, "text_states", watched)
     plain = NextTokenConfig().build(model.config)(model, batch, 0)

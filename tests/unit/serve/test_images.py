@@ -4,10 +4,9 @@ import pytest
 import torch
 from PIL import Image
 
-from blip3o.generate.fingerprints import fingerprint, fingerprints
+from blip3o.core.rng import image_generator
+from blip3o.generate.exact import equal_batch_sizes, fingerprint, fingerprints
 from blip3o.generate.pipeline import Blip3oPipeline
-from blip3o.generate.write import image_generator
-from blip3o.serve.exact import equal_batch_sizes
 from blip3o.serve.images import ImageMaker
 from blip3o.serve.jobs import ImageRequest, Job, Row
 

@@ -5,11 +5,12 @@ Axes: B rows, T new positions, M images, D width, V vocabulary.
 
 import dataclasses
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, ClassVar, Generic, Protocol, TypeVar, runtime_checkable
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar, runtime_checkable
 
 from torch import Tensor, nn
 
 from blip3o.core.bounds import Count
+from blip3o.core.config import Dataclass
 from blip3o.models.backbones.packed import PackedCache, is_packed, packed_states
 from blip3o.models.backbones.ragged import RowBatch, RowCache
 from blip3o.models.prompts import PromptImages
@@ -43,7 +44,7 @@ class DecoderSizes:
 
 
 @runtime_checkable
-class BackboneConfig(Protocol):
+class BackboneConfig(Dataclass, Protocol):
     """Config of a backbone, an entry of `BACKBONES`."""
 
     @property
@@ -81,7 +82,7 @@ class BackboneConfig(Protocol):
             image_px: side of the image.
         """
 
-    def build(self) -> "Backbone":
+    def build(self) -> "Backbone[Any]":
         """Returns the backbone with fresh weights."""
 
 

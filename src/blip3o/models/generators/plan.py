@@ -9,11 +9,12 @@ feature tokens, K feature channels.
 import abc
 import dataclasses
 from collections.abc import Sequence
-from typing import ClassVar, Protocol, Self, TypeVar
+from typing import Any, ClassVar, Protocol, Self, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from blip3o.core.config import Dataclass
 from blip3o.models.backbones.base import Backbone
 from blip3o.models.prompts import Prompts
 
@@ -160,7 +161,7 @@ class Joints:
     grid: int
 
 
-class GeneratorConfig(Protocol):
+class GeneratorConfig(Dataclass, Protocol):
     """Config of a generator, an entry of `GENERATORS`."""
 
     @property
@@ -196,7 +197,7 @@ class Generator(nn.Module):
 
     def plan(
         self,
-        backbone: Backbone,
+        backbone: Backbone[Any],
         prompts: Prompts,
         *,
         prompt_gradient: bool = False,

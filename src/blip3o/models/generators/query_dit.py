@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Sequence
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -146,7 +146,7 @@ class QueryDiT(Generator):
 
     def plan(
         self,
-        backbone: Backbone,
+        backbone: Backbone[Any],
         prompts: Prompts,
         *,
         prompt_gradient: bool = False,

@@ -9,7 +9,7 @@ import torch
 
 SIZES = """
 import torch
-from blip3o.serve.exact import steady_kernels
+from blip3o.generate.exact import steady_kernels
 steady_kernels()
 torch.set_num_threads(2)
 from blip3o.generate.pipeline import Blip3oPipeline
@@ -81,7 +81,7 @@ def test_an_engine_keeps_its_threads(options: str) -> None:
 
 
 def test_a_users_own_setting_is_left() -> None:
-    script = "from blip3o.serve.exact import steady_kernels as f; f(); import os; "
+    script = "from blip3o.generate.exact import steady_kernels as f; f(); import os; "
     script += "print(os.environ['MKL_CBWR'])"
     assert output_of(script) == "AUTO"
     assert output_of(script, MKL_CBWR="COMPATIBLE") == "COMPATIBLE"
