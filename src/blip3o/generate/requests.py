@@ -174,7 +174,7 @@ def drawing_prompt(
     """
     check_prompt(text)
     if IMAGE_MARK in text:
-        raise UsageError(f"{IMAGE_MARK} in a prompt; images are given beside the text")
+        raise UsageError(f"a prompt cannot hold {IMAGE_MARK}; images are given separately")
     row = chat.image_prompt(messages)
     check_length(model, row, "the prompt")
     return row

@@ -82,7 +82,7 @@ def test_a_model_without_reference_input_edits_through_the_backbone(
     [
         (RED, "", "the prompt is empty"),
         (RED, "cat " * 200, "the prompt has .* tokens"),
-        (RED, "like <image>", "images are given beside the text"),
+        (RED, "like <image>", "images are given separately"),
         ([RED], ["a", "b"], "1 images for 2 instructions"),
         ([RED, BLUE], "a", "2 images for 1 instructions"),
         ([], "a", "0 images for 1 instructions"),

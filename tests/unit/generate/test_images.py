@@ -193,7 +193,7 @@ def test_a_callback_may_not_change_the_shape(tiny_pipe: Blip3oPipeline) -> None:
         (["a cat", ""], {}, "the prompt is empty"),
         ([], {}, "no prompt was given"),
         ("cat " * 200, {}, "the prompt has .* tokens; at most 92 fit this model"),
-        ("a <image> of a cat", {}, "images are given beside the text"),
+        ("a <image> of a cat", {}, "images are given separately"),
         ("a cat", {"generator": seeded(1, 2)}, "2 generators for 1 images"),
         ("a cat", {"generator": []}, "0 generators for 1 images"),
         (
