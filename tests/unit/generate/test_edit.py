@@ -1,4 +1,4 @@
-"""Edits and reconstructions: what they start from, and refusals."""
+"""Edits and reconstructions: their inputs and their errors."""
 
 import dataclasses
 from typing import Any

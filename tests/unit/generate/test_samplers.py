@@ -1,4 +1,4 @@
-"""The fast samplers draw what the plain one draws."""
+"""The fast samplers give the same features as the plain sampler."""
 
 import dataclasses
 from collections.abc import Iterator
@@ -40,7 +40,7 @@ class Drawing:
 
     @torch.no_grad()
     def plain(self) -> Tensor:
-        """Returns the features by one whole pass of the network a step."""
+        """Returns the features that the plain path gives, with one full pass per step."""
         plan = self.plan.repeat(NUM_IMAGES)
         both, sigmas = join_plans([plan.null(), plan]), noise_levels(self.sampling)
         is_guided = isinstance(self.scale, Tensor) or self.scale != 1.0
@@ -117,17 +117,17 @@ def test_a_model_follows_its_own_solver(
     assert not torch.allclose(drawn["euler"], drawn["heun"], atol=1e-3)
 
 
-def test_images_must_be_shared_out_evenly(tiny_pipe: Blip3oPipeline) -> None:
+def test_every_prompt_must_have_equally_many_images(tiny_pipe: Blip3oPipeline) -> None:
     given = drawing(tiny_pipe.model, 1.0)
     given.noise = given.noise[1:]
     with pytest.raises(ValueError, match="5 images cannot be divided among 2 prompts"):
         given.by(draw)
 
 
-def test_a_sampler_hears_of_a_callback_only_if_there_is_one(
+def test_a_sampler_gets_a_callback_only_if_there_is_one(
     tiny_pipe: Blip3oPipeline, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # A CUDA graph is not used where somebody wants to see the steps.
+    # A CUDA graph is not used if there is a callback.
     heard: list[Any] = []
 
     def watched(*inputs: Any) -> Tensor:
@@ -214,7 +214,7 @@ def test_a_graph_follows_changed_and_replaced_weights(cuda_model: UnifiedModel) 
 
 
 @pytest.mark.gpu
-def test_a_graph_is_not_made_of_weights_that_come_and_go(cuda_model: UnifiedModel) -> None:
+def test_a_graph_is_not_captured_while_weights_are_offloaded(cuda_model: UnifiedModel) -> None:
     given = drawing(cuda_model)
     expected = given.plain()
     offloading = Offloading(cuda_model, torch.device("cuda"), by_block=False)

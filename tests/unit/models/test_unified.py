@@ -1,4 +1,4 @@
-"""The unified model: seams, the no-gradient prompt, padding, and refusals."""
+"""The unified model: its methods, prompts without gradients, padding and errors."""
 
 import dataclasses
 

@@ -1,4 +1,4 @@
-"""Flow matching: the target, dropout of conditions, draws, edits, and where gradients go."""
+"""Flow matching: target, dropout of conditions, draws, edits and gradients."""
 
 import dataclasses
 from collections.abc import Callable
@@ -195,17 +195,17 @@ def test_a_batch_without_a_target_is_refused(model: UnifiedModel, make_batch: Ma
 
 
 def freeze(model: UnifiedModel) -> None:
-    """Leaves what the generation stage trains."""
+    """Makes only the weights trainable that the generation stage trains."""
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name.startswith("generator."))
 
 
 @pytest.mark.parametrize("task", ["text_to_image", "edit"])
 @pytest.mark.parametrize("plain", [{"prompt_gradient": True}, {"text_logits": True}])
-def test_what_is_saved_changes_no_loss_and_no_gradient(
+def test_optimizations_change_no_loss_and_no_gradient(
     model: UnifiedModel, make_batch: MakeBatch, task: str, plain: dict[str, bool]
 ) -> None:
-    """Each saving by itself, against the way the released training takes."""
+    """Each optimization alone, compared with the computation of the released training."""
     freeze(model)
     batch = make_batch([1, 2, 6], task)
 
@@ -221,7 +221,7 @@ def test_what_is_saved_changes_no_loss_and_no_gradient(
     assert found.keys() == gradients.keys()
     largest = max(float(gradient.abs().max()) for gradient in gradients.values())
     for name, gradient in gradients.items():
-        # Some gradients are zero but for rounding: a bias of all keys changes no attention.
+        # Some gradients are zero except for rounding: a bias of all keys changes no attention.
         tolerance = 1e-5 * max(float(gradient.abs().max()), 1e-3 * largest)
         torch.testing.assert_close(found[name], gradient, rtol=0, atol=tolerance, msg=name)
 

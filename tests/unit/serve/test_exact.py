@@ -1,4 +1,4 @@
-"""Batches of the bundled model are made together on a machine with several threads, and exactly."""
+"""With several threads, batches of the bundled model are generated together and exactly."""
 
 import os
 import subprocess
@@ -71,7 +71,7 @@ def output_of(script: str, **environment: str) -> str:
 
 @pytest.mark.skipif(not torch.backends.mkl.is_available(), reason="other kernels, other sizes")
 def test_two_threads_do_not_keep_images_apart() -> None:
-    """Once they did, silently: the server made all images one by one."""
+    """A regression test: the server generated all images one by one without a message."""
     assert output_of(SIZES).split() == ["8", "8", "True"]
 
 
