@@ -154,17 +154,17 @@ class ImageText(nn.Module):
         thing, color, box, covered = region_targets(regions, self.grid, len(self.config.things))
         color = torch.where(covered, color, len(self.config.colors))
         thing_logits = self.thing_head(features)
-        what = functional.cross_entropy(thing_logits.mT, thing, reduction="none")
-        what = what + functional.cross_entropy(
-            self.color_head(features).mT, color, reduction="none"
-        )
-        where = functional.smooth_l1_loss(self.box_head(features), box, reduction="none", beta=0.1)
+        label_loss = functional.cross_entropy(thing_logits.mT, thing, reduction="none")
+        colors = self.color_head(features)
+        label_loss = label_loss + functional.cross_entropy(colors.mT, color, reduction="none")
+        boxes = self.box_head(features)
+        box_loss = functional.smooth_l1_loss(boxes, box, reduction="none", beta=0.1)
         # Most tokens are empty and easy to predict. Separate means keep them from outweighing the
         # objects.
         num_covered = covered.sum().clamp_min(1)
         num_empty = (~covered).sum().clamp_min(1)
-        loss = ((what + 2 * where.sum(-1)) * covered).sum() / num_covered
-        loss = loss + (what * ~covered).sum() / num_empty
+        loss = ((label_loss + 2 * box_loss.sum(-1)) * covered).sum() / num_covered
+        loss = loss + (label_loss * ~covered).sum() / num_empty
         right = ((thing_logits.detach().argmax(-1) == thing) & covered).sum()
         return loss, right, float(num_covered)
 
