@@ -306,6 +306,8 @@ def compare(setting: Setting, repeats: int) -> dict[str, object]:
     per_second: Callable[[str], dict[str, float]] = lambda variant: describe(  # noqa: E731
         [BATCH / one[variant] for one in rounds]
     )
+    backbone = setting.model.config.backbone
+    assert isinstance(backbone, Qwen2_5VLBackboneConfig | Qwen3BackboneConfig)
     result: dict[str, object] = {
         "seconds": {v: describe([one[v] for one in rounds]) for v in VARIANTS},
         "images_per_second": {v: per_second(v) for v in VARIANTS},
@@ -315,7 +317,7 @@ def compare(setting: Setting, repeats: int) -> dict[str, object]:
         "ragged_over_packed": ratio("ragged", "packed"),
         "relative_difference_to_reference": far,
         "encoder_share_of_arithmetic": encoder_share(setting),
-        "logits_share_of_backbone": round(logits_share(setting.model.config.backbone), 3),
+        "logits_share_of_backbone": round(logits_share(backbone), 3),
     }
     if setting.device.type == "cuda":
         result["peak_memory_mib"] = peak_memory(setting)

@@ -20,6 +20,7 @@ from PIL import Image
 
 from blip3o import Blip3oPipeline
 from blip3o.cli import build_parser, main
+from blip3o.core.rng import image_generator
 from blip3o.data.scenes.captions import detailed_caption
 from blip3o.data.scenes.render import render
 from blip3o.data.scenes.things import COLORS, NUMBER_WORDS, THINGS, plural
@@ -27,7 +28,6 @@ from blip3o.data.scenes.types import Placed, Scene
 from blip3o.data.scenes.words import Group, join, phrase
 from blip3o.eval.detector import detect
 from blip3o.eval.scene_rules import SceneDetection, WantedThing, judge_scene, same_objects
-from blip3o.generate.write import image_generator
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

@@ -286,7 +286,7 @@ def test_equal_seeds_give_equal_images_in_python_and_on_the_command_line(
     tiny_folder: Path, tmp_path: Path, image: str, seed: int
 ) -> None:
     # The server accepts the same seeds. Any integer is a seed, as in `generate`.
-    from blip3o.generate.write import image_generator
+    from blip3o.core.rng import image_generator
 
     pipe = Blip3oPipeline.from_pretrained(tiny_folder, device="cpu", dtype="fp32")
     expected = {

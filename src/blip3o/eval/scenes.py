@@ -15,7 +15,7 @@ from typing import TypeVar
 from PIL import Image
 
 from blip3o.core.log import progress
-from blip3o.core.rng import numpy_rng
+from blip3o.core.rng import image_generator, numpy_rng
 from blip3o.data.scenes.edits import sample_edit
 from blip3o.data.scenes.prompts import CATEGORIES, eval_prompts
 from blip3o.data.scenes.questions import questions
@@ -32,7 +32,6 @@ from blip3o.eval.scene_rules import (
     same_objects,
 )
 from blip3o.generate.pipeline import Blip3oPipeline
-from blip3o.generate.write import image_generator
 from blip3o.imaging.sheet import contact_sheet
 
 T = TypeVar("T")

@@ -77,7 +77,7 @@ class AnswerDesk:
         max_tokens: int,
         together: int = ROWS,
     ) -> None:
-        self._writer = Writer(pipe.model, pipe.tokenizer, pipe.chat_template)
+        self._writer = Writer(pipe.model, pipe.chat_template)
         self._take = take
         self._on_start = on_start
         self._max_answers = max_answers

@@ -23,6 +23,8 @@ from torch import Tensor
 from blip3o.core.config import from_dict, to_dict
 from blip3o.core.errors import UsageError
 from blip3o.imaging.fit import ImageFitConfig
+from blip3o.models.backbones.qwen2_5_vl import Qwen2_5VLBackboneConfig
+from blip3o.models.decoders.sdxl import SdxlDecoder, SdxlDecoderConfig
 from blip3o.models.encoders.eva_clip import EvaClipEncoderConfig
 from blip3o.models.generators.query_dit import QueryDiTConfig
 from blip3o.models.unified import SamplingConfig, UnifiedModel, UnifiedModelConfig
@@ -140,6 +142,7 @@ def open_published(
         raise UsageError(f"{file}: {error}") from error
     decoder_tensors: dict[str, Weight] = {}
     if has_decoder:
+        assert isinstance(config.image_decoder, SdxlDecoderConfig)
         decoder_tensors = published_decoder.open_weights(folder / DECODER, config.image_decoder)
     skeleton = sketch(config, file, len(given) + len(decoder_tensors))
     expected = FAMILY.to_published(skeleton.state_dict())
@@ -172,6 +175,7 @@ def write_published(model: StoredModel, folder: Path) -> None:
     write_tensors(folder, FAMILY.to_published(model.tensors))
     if "image_decoder" not in config.absent_parts:
         tensors = under("image_decoder.", model.tensors)
+        assert isinstance(skeleton.image_decoder, SdxlDecoder)
         published_decoder.write(folder / DECODER, skeleton.image_decoder, tensors)
     model.tokenizer.save(folder)
     text = json.dumps(data, indent=2) + "\n"
@@ -229,6 +233,9 @@ def _config_data(config: UnifiedModelConfig, skeleton: UnifiedModel) -> dict[str
         others.append("normalized features")
     if others:
         raise UsageError(f"the published layout cannot hold this model: {', '.join(others)}")
+    assert isinstance(config.backbone, Qwen2_5VLBackboneConfig)
+    assert isinstance(config.image_encoder, EvaClipEncoderConfig)
+    assert isinstance(config.generator, QueryDiTConfig)
     data: dict[str, object] = {
         "architectures": [ARCHITECTURES[0]],
         "model_type": MODEL_TYPES[0],
@@ -240,6 +247,7 @@ def _config_data(config: UnifiedModelConfig, skeleton: UnifiedModel) -> dict[str
     }
     decoder = None
     if "image_decoder" not in config.absent_parts:
+        assert isinstance(skeleton.image_decoder, SdxlDecoder)
         decoder = published_decoder.fields(*published_decoder.parts(skeleton.image_decoder))
     constants, wanted = _constants(data, decoder, config.absent_parts), to_dict(config)
     own = {field: wanted[field] for field in _OWN_FIELDS if wanted[field] != constants[field]}

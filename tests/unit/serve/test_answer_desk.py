@@ -397,13 +397,13 @@ def test_answers_share_a_pass_only_if_their_places_do_not_matter(
 
 def test_different_rounding_inside_a_network_is_detected(tiny_pipe: Blip3oPipeline) -> None:
     """Most of these differences do not change the logits."""
-    layers = tiny_pipe.model.backbone.decoder.layers
+    layers = list(tiny_pipe.model.backbone.decoder.layers)
 
     def by_place(layer: Any, inputs: Any, output: Tensor) -> Tensor:
         changed = output.clone()
         changed[:, 5:] = torch.nextafter(output[:, 5:], output.new_tensor(9e9))
         return changed
 
-    hook = layers[-1].mlp.gate_proj.register_forward_hook(by_place)
+    hook = layers[-1].get_submodule("mlp.gate_proj").register_forward_hook(by_place)
     assert RowDecoder(tiny_pipe.model).num_equal_places() <= 5
     hook.remove()

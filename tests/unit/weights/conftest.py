@@ -49,6 +49,8 @@ def released_config(tokenizer: Tokenizer) -> UnifiedModelConfig:
 
 def released_json(config: UnifiedModelConfig) -> dict[str, Any]:
     """Returns config.json; written here, independently of the code under test."""
+    assert isinstance(config.backbone, Qwen2_5VLBackboneConfig)
+    assert isinstance(config.image_encoder, EvaClipEncoderConfig)
     llm, vision, plain = config.backbone, config.backbone.vision, to_dict(config)
     return {
         "architectures": ["blip3oQwenForCausalLM"],

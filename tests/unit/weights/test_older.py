@@ -60,4 +60,4 @@ def test_a_name_in_both_spellings_is_refused(older: Path) -> None:
 
 def test_the_bundled_weights_are_of_the_older_form() -> None:
     pipe = Blip3oPipeline.from_pretrained("pocket", device="cpu", dtype="fp32")
-    assert pipe.model.generator.query_tokens.weight.shape == (16, 192)
+    assert pipe.model.get_parameter("generator.query_tokens.weight").shape == (16, 192)

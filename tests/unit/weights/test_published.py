@@ -13,6 +13,7 @@ from torch import Tensor
 
 from blip3o.core.errors import UsageError
 from blip3o.generate.pipeline import Blip3oPipeline
+from blip3o.models.decoders.sdxl import SdxlDecoderConfig
 from blip3o.models.generators.plan import Plan
 from blip3o.models.prompts import Prompts
 from blip3o.models.unified import UnifiedModel
@@ -76,12 +77,16 @@ def test_a_published_folder_loads_without_conversion(
     loaded = load_model(released_folder, dtype=torch.bfloat16)
     expected = released_model.config
     found = loaded.model.config
+    assert isinstance(found.image_decoder, SdxlDecoderConfig)
+    assert isinstance(expected.image_decoder, SdxlDecoderConfig)
     assert found.image_decoder.autoencoder == expected.image_decoder.autoencoder
     for part in ("backbone", "image_encoder", "generator", "sampling", "chat"):
         assert getattr(found, part) == getattr(expected, part)
     require_same(loaded.model.state_dict(), released_model.state_dict())
-    assert not any(p.requires_grad for p in loaded.model.image_decoder.vae.parameters())
-    assert loaded.model.generator.query_tokens.weight.requires_grad
+    assert not any(
+        p.requires_grad for p in loaded.model.get_submodule("image_decoder.vae").parameters()
+    )
+    assert loaded.model.get_parameter("generator.query_tokens.weight").requires_grad
 
 
 def test_conversion_in_both_directions_is_bit_equal(

@@ -5,11 +5,12 @@ Axes: B rows, T new positions, M images, D width, V vocabulary.
 
 import dataclasses
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, ClassVar, Generic, Protocol, TypeVar, runtime_checkable
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar, runtime_checkable
 
 from torch import Tensor, nn
 
 from blip3o.core.bounds import Count, NotNegative, Positive, Whole
+from blip3o.core.config import Dataclass
 from blip3o.models.backbones.packed import PackedCache, packed_states
 from blip3o.models.backbones.ragged import RowBatch, RowCache
 from blip3o.models.prompts import PromptImages
@@ -53,7 +54,7 @@ class DecoderSizes:
 
 
 @runtime_checkable
-class BackboneConfig(Protocol):
+class BackboneConfig(Dataclass, Protocol):
     """Config of a backbone, an entry of `BACKBONES`."""
 
     @property
@@ -87,7 +88,7 @@ class BackboneConfig(Protocol):
     def num_image_tokens(self, image_px: int) -> int:
         """Returns the number of tokens of a square image that the vision tower sees."""
 
-    def build(self) -> "Backbone":
+    def build(self) -> "Backbone[Any]":
         """Returns the backbone with fresh weights."""
 
 

@@ -142,7 +142,8 @@ def packed_states(
 
 def _interleaved(old: list[int], new: list[int]) -> Tensor:
     """Returns the order that interleaves [all old tokens, all new tokens] row by row."""
-    parts, start_old, start_new = [], 0, sum(old)
+    parts: list[Tensor] = []
+    start_old, start_new = 0, sum(old)
     for num_old, num_new in zip(old, new, strict=True):
         parts += [
             torch.arange(start_old, start_old + num_old),

@@ -16,7 +16,7 @@ from blip3o.core.bounds import Count, Share, Whole
 from blip3o.flow.path import clean_to_velocity
 from blip3o.flow.sigmas import NUM_TIMESTEPS, inference_sigmas
 from blip3o.flow.solver import at_levels, euler
-from blip3o.models.protocols import DecoderDefaults, ImageDecoder
+from blip3o.models.protocols import CleanPredictor, DecoderDefaults
 from blip3o.nn.embedding import TimestepEmbedding
 from blip3o.nn.linear import VectorLinear
 
@@ -94,7 +94,7 @@ class PocketDecoderConfig(DecoderDefaults):
         return PocketDecoder(self)
 
 
-class PocketDecoder(ImageDecoder):
+class PocketDecoder(CleanPredictor):
     """Normalized features [B, N, K] to pixels [B, 3, P, P] by flow matching on pixels.
 
     Args:

@@ -3,5 +3,4 @@
 from blip3o.core.registry import Registry
 
 GENERATORS = Registry("generator", {"query_dit": ".query_dit:QueryDiTConfig"}, package=__name__)
-"""Every generator by name. An entry is a config that follows `GeneratorConfig` in
-`models.generators.plan`."""
+"""Configs of all generators by name; `models.generators.plan` describes their interface."""

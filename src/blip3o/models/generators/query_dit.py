@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Sequence
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -24,8 +24,8 @@ class QueryDiTConfig:
         num_query_tokens: learned queries after a prompt (Q).
         query_init_std: standard deviation of fresh queries (published: 1).
         hidden_size: width of the DiT (E).
-        num_layers: its transformer layers.
-        num_heads: its attention heads; the head dim must be a multiple of 4.
+        num_layers: transformer layers of the DiT.
+        num_heads: attention heads of the DiT; the head dim must be a multiple of 4.
         num_kv_heads: heads of keys and values; None for as many as query heads.
         patch_size: side of the square of feature tokens that forms one image token.
         multiple_of: the feed-forward width is rounded up to a multiple of this.
@@ -103,7 +103,7 @@ _SHARED = {field.name for field in dataclasses.fields(QueryDiTConfig)} & {
 
 
 class QueryTokens(nn.Module):
-    """Q learned embeddings that are appended to every prompt of an image.
+    """Q learned embeddings that follow every prompt of an image.
 
     Args:
         num_query_tokens: Q.
@@ -124,7 +124,10 @@ class QueryTokens(nn.Module):
 
 
 class QueryDiT(Generator):
-    """Appends queries to prompts; their states are the condition of a NextDiT.
+    """Appends queries to prompts; the states at the queries are the condition of a NextDiT.
+
+    The methods `prepare_context`, `velocity`, `prepare` and `sample` forward to the DiT, so that
+    offloading can fetch the weights of the whole generator around them.
 
     Args:
         config: sizes.
@@ -145,23 +148,18 @@ class QueryDiT(Generator):
 
     def plan(
         self,
-        backbone: Backbone,
+        backbone: Backbone[Any],
         prompts: Prompts,
         *,
         prompt_gradient: bool = False,
         keep_states: bool = False,
     ) -> "QueryPlan":
-        """Returns the plan of prompts: the backbone's states at the query tokens.
+        """Returns the plan of prompts; arguments as for `UnifiedModel.plan`.
 
-        The mask is causal, so prompt states do not depend on the queries. If no weight of the
-        backbone is trained, the prompt's keys and values are computed without gradient and only the
-        Q query positions are back-propagated: the same gradients for less than half the work.
-
-        Args:
-            backbone: reads the prompts.
-            prompts: the prompts.
-            prompt_gradient: back-propagate through the prompts even if it changes nothing.
-            keep_states: keep the backbone's states of all positions in the plan.
+        The mask is causal, so the states of a prompt do not depend on the queries. If no weight of
+        the backbone is trained, keys and values of the prompt are computed without gradients, and
+        only the Q query positions are back-propagated. The gradients are the same, for less than
+        half of the work.
         """
         ids, mask = prompts.input_ids, prompts.attention_mask
         queries = self.query_tokens(len(prompts))
@@ -223,22 +221,22 @@ class QueryDiT(Generator):
         return prepared.velocity(noisy, step)
 
     def empty_plan(self, num_prompts: int, prompt_tokens: int) -> "QueryPlan":
-        """Returns a plan with arbitrary content; see `Generator`."""
+        """See `Generator.empty_plan`."""
         del prompt_tokens
         queries = self.query_tokens.weight
         return QueryPlan(self, queries.new_empty(num_prompts, *queries.shape))
 
     def compile_sampling(self) -> None:
-        """Compiles a layer of the fast path; all layers share the result."""
+        """Compiles one layer function, which all layers of the fast path share."""
         self._layer = torch.compile(sample_layer)
 
 
 @dataclasses.dataclass(eq=False)
 class QueryPlan(Plan):
-    """States at the query tokens of P prompts.
+    """The plan of the query DiT: the states at the query tokens of P prompts.
 
     Args:
-        generator: draws from the states.
+        generator: the generator that draws from the states.
         states: the backbone's states at the queries, [P, Q, D]; zeros are the empty condition.
         reference: normalized features of images to edit, [P, N, K].
         backbone_states: see `Plan`.
@@ -251,7 +249,7 @@ class QueryPlan(Plan):
 
     @functools.cached_property
     def _context(self) -> NextDiTContext:
-        """The condition as the DiT reads it, computed once for all noise levels."""
+        """The part of the DiT's computation that does not depend on the noise level."""
         return self.generator.prepare_context(self.states)
 
     def __len__(self) -> int:
@@ -259,7 +257,7 @@ class QueryPlan(Plan):
         return len(self.states)
 
     def null(self) -> Self:
-        """See `Plan`. The image to edit stays: guidance acts on the words."""
+        """See `Plan`. The image to edit stays, because guidance acts on the text only."""
         return dataclasses.replace(self, states=torch.zeros_like(self.states))
 
     def dropped(self, is_dropped: Tensor) -> Self:
@@ -325,7 +323,7 @@ class QueryPlan(Plan):
 
 @dataclasses.dataclass(frozen=True)
 class _QuerySampling:
-    """Follows a prepared DiT through the generator, so that offloading sees every use."""
+    """Calls a prepared DiT through the generator, whose methods offloading wraps."""
 
     generator: QueryDiT
     prepared: PreparedNextDiT
