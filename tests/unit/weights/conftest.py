@@ -83,7 +83,7 @@ def released_json(config: UnifiedModelConfig) -> dict[str, Any]:
         "gen_vision_tower": "eva-clip-E-14-plus",
         "gen_pooling": f"early_pool2d_{config.image_encoder.pool}",
         "gen_hidden_size": config.image_encoder.num_channels,
-        "n_query": config.generator.num_query_tokens,
+        "n_query": config.generator.num_reserved_positions,
         "mm_projector_type": "mlp2x_gelu",
         "blip3o": {
             key: plain[key]
