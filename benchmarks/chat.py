@@ -24,7 +24,7 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
-from blip3o.serve.exact import steady_kernels
+from blip3o.generate.exact import steady_kernels
 
 steady_kernels()
 

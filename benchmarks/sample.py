@@ -29,7 +29,7 @@ from blip3o.flow.solver import SOLVERS
 from blip3o.generate.compiled import CompiledDraw
 from blip3o.generate.draw import draw, noise_levels
 from blip3o.models.dit.nextdit import NextDiTConfig
-from blip3o.models.generators.query_dit import QueryDiTConfig, QueryPlan
+from blip3o.models.generators.query_dit import QueryDiT, QueryDiTConfig, QueryPlan
 from blip3o.models.unified import SamplingConfig, UnifiedModel, UnifiedModelConfig
 
 STEPS, GUIDANCE, CONDITION_TOKENS, CHANNELS = 30, 3.0, 64, 64
@@ -77,7 +77,7 @@ def build(dit: NextDiTConfig) -> UnifiedModel:
         ),
     )
     model = config.build().eval()
-    for parameter in model.generator.dit.parameters():
+    for parameter in model.get_submodule("generator.dit").parameters():
         if parameter.ndim == 1:  # fresh gates are zero
             nn.init.normal_(parameter, std=0.1)
     return model
@@ -104,6 +104,7 @@ class Setting:
         def draw(*shape: int) -> Tensor:
             return torch.randn(*shape, generator=generator).to(device)
 
+        assert isinstance(model.generator, QueryDiT)
         self.plan = QueryPlan(model.generator, draw(num_prompts, CONDITION_TOKENS, width))
         self.noise = draw(num_prompts * num_images, tokens, channels)
 

@@ -36,7 +36,6 @@ from torch.utils.flop_counter import FlopCounterMode
 from blip3o.core.config import evolve
 from blip3o.core.types import Batch
 from blip3o.flow.sigmas import UniformSigmas
-from blip3o.models.backbones import packed
 from blip3o.models.backbones.qwen2_5_vl import Qwen2_5VLBackboneConfig
 from blip3o.models.backbones.qwen3 import Qwen3BackboneConfig
 from blip3o.models.decoders.pocket import PocketDecoderConfig
@@ -214,7 +213,6 @@ class Setting:
         places = torch.arange(PROMPT_TOKENS, 0, -1, device=device)
         is_real = places <= torch.tensor(RAGGED_PROMPTS, device=device).unsqueeze(1)
         self.ragged = dataclasses.replace(self.cached, attention_mask=is_real)
-        packed.enable(self.model.backbone)
 
     def run(self, variant: str) -> float:
         """Returns the seconds of a forward and a backward pass; the model keeps the gradients."""
@@ -308,6 +306,8 @@ def compare(setting: Setting, repeats: int) -> dict[str, object]:
     per_second: Callable[[str], dict[str, float]] = lambda variant: describe(  # noqa: E731
         [BATCH / one[variant] for one in rounds]
     )
+    backbone = setting.model.config.backbone
+    assert isinstance(backbone, Qwen2_5VLBackboneConfig | Qwen3BackboneConfig)
     result: dict[str, object] = {
         "seconds": {v: describe([one[v] for one in rounds]) for v in VARIANTS},
         "images_per_second": {v: per_second(v) for v in VARIANTS},
@@ -317,7 +317,7 @@ def compare(setting: Setting, repeats: int) -> dict[str, object]:
         "ragged_over_packed": ratio("ragged", "packed"),
         "relative_difference_to_reference": far,
         "encoder_share_of_arithmetic": encoder_share(setting),
-        "logits_share_of_backbone": round(logits_share(setting.model.config.backbone), 3),
+        "logits_share_of_backbone": round(logits_share(backbone), 3),
     }
     if setting.device.type == "cuda":
         result["peak_memory_mib"] = peak_memory(setting)

@@ -112,7 +112,7 @@ def edit(options: argparse.Namespace) -> None:
     check_sampling(options.steps, options.guidance, 1)
     image = _image(options.image, options)
     seed = drawn_seed(options.seed)
-    from blip3o.generate.write import image_generator
+    from blip3o.core.rng import image_generator
 
     output = _pipeline(options).edit(
         image,
@@ -131,7 +131,7 @@ def reconstruct(options: argparse.Namespace) -> None:
     check_image_path(options.out)
     image = _image(options.image, options)
     seed = drawn_seed(options.seed)
-    from blip3o.generate.write import image_generator
+    from blip3o.core.rng import image_generator
 
     generator = image_generator(seed, 0, 0)
     _save(_pipeline(options).reconstruct(image, generator=generator).images[0], options.out)

@@ -112,17 +112,20 @@ def _index(options: argparse.Namespace) -> None:
 
 
 def _lint(options: argparse.Namespace) -> int:
-    from blip3o.data.lint import lint
+    from blip3o.data.lint import LintChecks, lint
 
-    report = lint(
-        options.paths,
-        tasks=options.task,
+    checks = LintChecks(
+        tasks=tuple(options.task),
         min_px=options.min_px,
-        jobs=options.jobs,
-        out=options.out,
         preparer=_preparer(options.model, options.max_tokens),
         conversation=options.conversation,
         max_turns=options.max_turns,
+    )
+    report = lint(
+        options.paths,
+        checks,
+        jobs=options.jobs,
+        out=options.out,
         image_folder=options.image_folder,
     )
     print(report.text())

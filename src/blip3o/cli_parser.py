@@ -44,7 +44,7 @@ class CommandParser(Parser):
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:  # noqa: ANN401
         """Returns the parsed options and the unknown arguments."""
-        # Intermixed parsing calls this method again, and does not support tables of commands.
+        # Intermixed parsing calls this method again and does not support subcommands.
         if self._is_intermixed or self._subparsers is not None:
             return super().parse_known_args(args, namespace)
         self._is_intermixed = True
@@ -56,9 +56,6 @@ class CommandParser(Parser):
 
 def path_text(text: str) -> str:
     """Returns a path or pattern with a leading `~` replaced by the home folder.
-
-    Args:
-        text: value of an option, as the user wrote it.
 
     Raises:
         argparse.ArgumentTypeError: if the text is empty or the home folder does not exist.

@@ -1,4 +1,4 @@
-"""A second generator, for tests only: one transformer that reads prompts and draws.
+"""A second generator, only for tests: one transformer that reads prompts and draws.
 
 Its plan is the keys and values of the prompts; its velocity is a pass of noisy tokens through the
 backbone's own layers, which see the prompt and all of the image. It knows nothing of query tokens
@@ -23,7 +23,7 @@ NAME = "one_transformer"
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class OneTransformerConfig:
-    """No sizes: they are those of the neighbors."""
+    """Has no sizes of its own; all sizes are those of the neighbors."""
 
     kind: str = NAME
     takes_reference: ClassVar[bool] = False
@@ -74,7 +74,7 @@ class OneTransformer(nn.Module):
         raise NotImplementedError
 
     def compile_sampling(self) -> None:
-        """Nothing to compile."""
+        """Does nothing; there is nothing to compile."""
 
 
 @dataclasses.dataclass(eq=False)
@@ -120,11 +120,11 @@ class CachePlan(Plan):
 
 @pytest.fixture(autouse=True)
 def _one_more_generator(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The table line of the second generator."""
+    """The entry of the second generator in the table."""
     monkeypatch.setitem(GENERATORS._table, NAME, f"{__name__}:OneTransformerConfig")
 
 
 @pytest.fixture(params=[*GENERATORS.names(), NAME])
 def generator_name(request: pytest.FixtureRequest) -> str:
-    """Every generator of the table, and the one above."""
+    """Every generator of the table, and the second generator."""
     return request.param

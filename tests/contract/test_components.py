@@ -10,7 +10,7 @@ from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from blip3o.core.config import from_dict, to_dict
-from blip3o.models.backbones import BACKBONES, packed
+from blip3o.models.backbones import BACKBONES
 from blip3o.models.decoders import DECODERS
 from blip3o.models.encoders import ENCODERS
 
@@ -179,7 +179,7 @@ def test_compiled_layers_give_the_same_gradients(name: str, *, leaves_out_paddin
     for compiled in (False, True):
         network = build("backbone", name).train()
         if leaves_out_padding:
-            packed.enable(network)
+            network.padding_free = True
         if compiled:
             for layer in network.decoder.layers:
                 layer.compile()

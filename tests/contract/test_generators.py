@@ -1,4 +1,4 @@
-"""The contract of every generator, at its `tiny()` size, through code that knows none of them.
+"""The contract of every generator at its `tiny()` size, tested by code that works with any of them.
 
 The second generator of `conftest.py` is held to it as well.
 """
@@ -41,7 +41,7 @@ def tokenizer() -> Tokenizer:
 
 @pytest.fixture
 def model(generator_name: str, tokenizer: Tokenizer) -> UnifiedModel:
-    """The tiny model with the generator; every branch counts, because fresh gates may be zero."""
+    """The tiny model with the generator; random weights, because fresh gates may be zero."""
     tiny, generator = UnifiedModelConfig.tiny(), GENERATORS.get(generator_name).tiny()
     scale = 2.0 if generator.is_guided else 1.0
     config = dataclasses.replace(

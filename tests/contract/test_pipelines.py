@@ -132,7 +132,7 @@ def test_batched_images_equal_single_images(
 def test_batched_features_equal_single_features(backbone: str, tokenizer: Tokenizer) -> None:
     """Features depend on the prompt's words and length; saturated pixels could hide this."""
     pipe = build(backbone, "siglip2", tokenizer)
-    for parameter in pipe.model.generator.dit.parameters():
+    for parameter in pipe.model.get_submodule("generator.dit").parameters():
         nn.init.normal_(parameter, std=0.5)
     together = pipe(PROMPTS, generator=seeded(1, 1, 1), output_type="features").images
     assert not any(torch.allclose(together[0], other, atol=1e-2) for other in together[1:])

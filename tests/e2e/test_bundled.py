@@ -10,7 +10,8 @@ from PIL import Image
 
 import blip3o
 from blip3o import Blip3oPipeline
-from blip3o.weights.folder import BUNDLED, describe_models
+from blip3o.weights.folder import BUNDLED
+from blip3o.weights.names import describe_models
 
 FOLDER = Path(blip3o.__file__).parent / "pocket"
 MOST_BYTES = 40_000_000

@@ -11,7 +11,6 @@ import runpy
 import shlex
 import sys
 from collections.abc import Callable, Sequence
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +20,14 @@ from PIL import Image
 
 from blip3o import Blip3oPipeline
 from blip3o.cli import build_parser, main
+from blip3o.core.rng import image_generator
 from blip3o.data.scenes.captions import detailed_caption
 from blip3o.data.scenes.render import render
 from blip3o.data.scenes.things import COLORS, NUMBER_WORDS, THINGS, plural
 from blip3o.data.scenes.types import Placed, Scene
 from blip3o.data.scenes.words import Group, join, phrase
-from blip3o.eval.detector import SceneDetector
+from blip3o.eval.detector import detect
 from blip3o.eval.scene_rules import SceneDetection, WantedThing, judge_scene, same_objects
-from blip3o.generate.write import image_generator
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -48,11 +47,6 @@ _NAMES = {plural(thing): thing for thing in THINGS} | {thing: thing for thing in
 _NOUN = re.compile(
     rf"(an?|{'|'.join(NUMBER_WORDS)}) (?:({'|'.join(COLORS)}) )?({'|'.join(_NAMES)})"
 )
-
-
-@cache
-def detector() -> SceneDetector:
-    return SceneDetector()
 
 
 @pytest.fixture(scope="module")
@@ -80,13 +74,13 @@ def check_image(image: Image.Image, prompt: str) -> None:
     asked = asked_for(prompt)
     assert asked is not None, prompt
     wanted, relation = asked
-    found = detector().detect(image)
+    found = detect(image)
     assert judge_scene(found, wanted, relation, exact_count=True), (prompt, found)
     assert len(found) == sum(one.count for one in wanted), (prompt, found)
 
 
 def check_edit(before: Image.Image, after: Image.Image, instruction: str) -> None:
-    objects = detector().detect(before)
+    objects = detect(before)
     colored = re.fullmatch(r"make the (\w+) (\w+)", instruction)
     removed = re.fullmatch(r"remove the (\w+)", instruction)
     if colored:
@@ -98,12 +92,12 @@ def check_edit(before: Image.Image, after: Image.Image, instruction: str) -> Non
         assert removed, instruction
         expected = [one for one in objects if one.thing != removed[1]]
     assert expected != list(objects), instruction
-    found = detector().detect(after)
+    found = detect(after)
     assert same_objects(found, expected), (instruction, found)
 
 
 def right_answer(image: Image.Image, question: str) -> str:
-    objects = detector().detect(image)
+    objects = detect(image)
     named = [phrase(Group(thing=one.thing, color=one.color, count=1)) for one in objects]
     if question == "What is in the image?":
         return join(named)
@@ -171,7 +165,7 @@ def test_commands(
         elif words[0] == "edit":
             check_edit(Image.open(files[0]), Image.open(options.out), options.instruction)
         else:
-            before, after = (detector().detect(Image.open(one)) for one in (files[0], options.out))
+            before, after = (detect(Image.open(one)) for one in (files[0], options.out))
             assert same_objects(after, before)
 
 
@@ -242,7 +236,7 @@ def check_description(output: str, image: Image.Image) -> None:
     background = (
         output.rpartition(", on a")[2].removeprefix("n").strip().removesuffix(" background")
     )
-    assert output == detailed_caption(scene_of(detector().detect(image), background))
+    assert output == detailed_caption(scene_of(detect(image), background))
 
 
 def test_the_demo(

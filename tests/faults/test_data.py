@@ -83,9 +83,9 @@ def write(path: Path, image: bytes, fields: bytes | None = None, text: bytes = b
         for number in range(RECORDS):
             key = f"{number:04d}"
             is_it = key == DAMAGED
-            said = fields if is_it and fields else json.dumps({"caption": f"cat {key}"}).encode()
+            shown = fields if is_it and fields else json.dumps({"caption": f"cat {key}"}).encode()
             members = [("png", image if is_it else plain)]
-            members.append(("txt", text) if is_it and text else ("json", said))
+            members.append(("txt", text) if is_it and text else ("json", shown))
             for suffix, data in members:
                 info = tarfile.TarInfo(f"{key}.{suffix}")
                 info.size = len(data)
@@ -144,7 +144,7 @@ def test_a_bad_image_is_counted_named_and_replaced(
 
 
 @pytest.mark.parametrize("name", GOOD_IMAGES)
-def test_an_odd_image_is_read_as_a_person_sees_it(
+def test_an_odd_image_is_read_as_a_viewer_shows_it(
     load: Callable[..., Loader], tmp_path: Path, name: str
 ) -> None:
     write(tmp_path / "a.tar", GOOD_IMAGES[name])

@@ -106,7 +106,7 @@ def test_an_odd_file_that_a_list_names_is_a_bad_record(folder: Path, make: Make)
             source.read(position)
 
 
-def test_a_folder_called_as_an_image_is_a_folder(folder: Path) -> None:
+def test_a_folder_named_like_an_image_is_a_folder(folder: Path) -> None:
     (folder / "x.png").mkdir()
     (folder / "a.png").rename(folder / "x.png" / "a.png")
     source = FolderConfig(path=str(folder), name="own").build()
@@ -128,9 +128,9 @@ def test_links_to_nowhere_stop_neither_cache_nor_packing(
     build_cache(source, "image", encode, tmp_path / "cache", "f", image_px=PX)
     out = tmp_path / "out"
     assert main(["data", "pack", str(folder), "--out", str(out), "--jobs", "1"]) == 0
-    said = capsys.readouterr().out
-    assert "2 of 2 records packed" in said
-    assert "passed over: a link that leads nowhere (m.png)" in said
+    shown = capsys.readouterr().out
+    assert "2 of 2 records packed" in shown
+    assert "passed over: a link that leads nowhere (m.png)" in shown
     assert main(["data", "lint", str(folder), "--min-px", "1", "--jobs", "1"]) == 0
     assert "passed over: own: a link that leads nowhere (m.png)" in capsys.readouterr().out
 

@@ -86,7 +86,7 @@ def test_a_shard_that_became_a_pipe_makes_bad_records_and_no_wait(tmp_path: Path
         source.read(0)
 
 
-def test_a_member_that_claims_a_monstrous_size_is_a_bad_record(tmp_path: Path) -> None:
+def test_a_member_with_a_huge_size_field_is_a_bad_record(tmp_path: Path) -> None:
     path = tmp_path / "x.tar"
     monster = tarfile.TarInfo("a.png")
     monster.size = 3_000_000_000
@@ -110,12 +110,12 @@ def test_shards_without_records_are_reported(
         opened(f"{tmp_path}/*.tar")
     write(tmp_path / "3.tar", *GOOD)
     assert len(opened(f"{tmp_path}/*.tar")) == 1
-    said = capsys.readouterr().err
-    assert said.count("warning: no records in the shard") == 2
+    shown = capsys.readouterr().err
+    assert shown.count("warning: no records in the shard") == 2
 
 
 @pytest.mark.parametrize("change", ["version", "size", "kinds", "starts", "offsets"])
-def test_an_index_of_another_version_or_kind_is_made_anew(tmp_path: Path, change: str) -> None:
+def test_an_index_of_another_version_or_kind_is_made_again(tmp_path: Path, change: str) -> None:
     path = str(write(tmp_path / "s.tar", *GOOD, ("b.png", b"")))
     make_index(path)
     stored = dict(np.load(path + INDEX_SUFFIX, allow_pickle=False))

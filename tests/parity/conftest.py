@@ -1,4 +1,4 @@
-"""Finds the recorded inputs and outputs of the released system; tests name no case and no size.
+"""Finds the recorded inputs and outputs of the released system for the tests.
 
 A test marked `parity_cases(pattern)` runs once for every recorded file that matches the pattern,
 and receives it as the argument `case`. `without=TEXT` excludes names that contain a text. A pattern
@@ -19,13 +19,13 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from blip3o.core.choices import QUANTIZATIONS
 from blip3o.models.decoders.pocket import PocketDecoderConfig
 from blip3o.models.dit.nextdit import NextDiTConfig
 from blip3o.models.encoders.siglip2 import Siglip2EncoderConfig
 from blip3o.models.generators.query_dit import QueryDiTConfig
 from blip3o.models.quantize import quantize_backbone
 from blip3o.models.unified import SamplingConfig, UnifiedModel, UnifiedModelConfig
-from blip3o.nn.quantized import QUANTIZATIONS
 from blip3o.weights.keymaps import blip3o_qwen, blip3o_qwen3
 
 _DEFAULT_FOLDER = Path(__file__).parent.parent / "data" / "parity"
@@ -33,7 +33,7 @@ _DEFAULT_FOLDER = Path(__file__).parent.parent / "data" / "parity"
 
 @dataclasses.dataclass(frozen=True)
 class RecordedCase:
-    """One recorded file and the files next to it that share its name.
+    """One recorded file, and the files with the same beginning of the name next to it.
 
     Args:
         path: file that matches the pattern of the test.
@@ -171,9 +171,9 @@ def say_error(
 ) -> Callable[[str, float, float], None]:
     """Returns a function that prints a measured relative error and its bound."""
 
-    def say(what: str, error: float, bound: float) -> None:
+    def say(name: str, error: float, bound: float) -> None:
         with capsys.disabled():
-            print(f"\n{request.node.name}: {what}: relative error {error:.2%}, bound {bound:.2%}")  # noqa: T201
+            print(f"\n{request.node.name}: {name}: relative error {error:.2%}, bound {bound:.2%}")  # noqa: T201
 
     return say
 

@@ -99,7 +99,7 @@ def test_guided_sampling_equals_recorded_latents(case: Any, load: Load) -> None:
     condition = with_null(recorded["img_hidden_states"].repeat_interleave(num_images, dim=0))
     context = dit.prepare_context(condition)
     grid = tuple(recorded["initial_latents"].shape[-2:])
-    asked: list[Tensor] = []
+    velocities: list[Tensor] = []
 
     def velocity(noisy: Tensor, sigma: Tensor) -> Tensor:
         return dit.velocity(noisy, sigma, condition, context, grid=grid, truncate_timestep=True)
@@ -111,8 +111,8 @@ def test_guided_sampling_equals_recorded_latents(case: Any, load: Load) -> None:
 
     def recording(noisy: Tensor, sigma: Tensor) -> Tensor:
         both = velocity(torch.cat([noisy, noisy]), torch.cat([sigma, sigma]))
-        asked.append(combine(both, settings["guidance_scale"]))
-        return asked[-1]
+        velocities.append(combine(both, settings["guidance_scale"]))
+        return velocities[-1]
 
     with torch.no_grad():
         final = euler(
@@ -120,7 +120,7 @@ def test_guided_sampling_equals_recorded_latents(case: Any, load: Load) -> None:
         )
     for name in [name for name in recorded if name.startswith("guided_velocity_step_")]:
         step = int(name.rpartition("_")[2])
-        assert_near(asked[step - 1], to_tokens(recorded[name]), SAMPLE_TOLERANCE)
+        assert_near(velocities[step - 1], to_tokens(recorded[name]), SAMPLE_TOLERANCE)
     compared = [name for name in recorded if name.startswith("latents_after_step_")]
     assert compared
     for name in compared:
@@ -156,9 +156,9 @@ def test_prepared_sampling_equals_recorded_latents(case: Any, load: Load) -> Non
 def test_truncated_timesteps_equal_recorded_integers(case: Any, load: Load) -> None:
     settings = case.settings()["sample"]
     dit = load(case)
-    asked: list[int] = []
+    timesteps: list[int] = []
     dit.time_caption_embed.timestep_embedder.register_forward_pre_hook(
-        lambda _, inputs: asked.append(int(inputs[0][0]))
+        lambda _, inputs: timesteps.append(int(inputs[0][0]))
     )
     config = dit.config
     sigmas = inference_sigmas(settings["num_inference_steps"], settings["scheduler"]["shift"])
@@ -169,7 +169,7 @@ def test_truncated_timesteps_equal_recorded_integers(case: Any, load: Load) -> N
 
     noise = torch.zeros(1, config.grid**2, config.in_channels)
     euler(at_levels(velocity, sigmas), noise, sigmas)
-    assert asked == settings["dit_timestep_integer_seen_by_model"]
+    assert timesteps == settings["dit_timestep_integer_seen_by_model"]
 
 
 @pytest.mark.parity_cases("manifests/nextdit_main_*.json")

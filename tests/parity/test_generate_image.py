@@ -12,7 +12,7 @@ from blip3o.core.config import evolve
 from blip3o.generate.draw import draw
 from blip3o.generate.text import left_pad
 from blip3o.models.backbones.vision import VisionInputs
-from blip3o.models.generators.query_dit import QueryPlan
+from blip3o.models.generators.query_dit import QueryDiT, QueryPlan
 from blip3o.models.prompts import PromptImages, Prompts
 from blip3o.models.unified import UnifiedModel
 
@@ -61,6 +61,7 @@ class Run:
 
     def sample(self, states: Tensor, noise: Tensor) -> Tensor:
         steps = self.facts["num_inference_steps"]
+        assert isinstance(self.model.generator, QueryDiT)
         return draw(
             QueryPlan(self.model.generator, states),
             noise.flatten(2).transpose(1, 2),
@@ -86,17 +87,18 @@ def test_condition_equals_recorded_states(
     run = Run(case, published_model)
     recorded, model = run.recorded, run.model
     assert torch.equal(run.ids, recorded["input_ids_with_img_start"])
-    asked: list[Tensor] = []
+    positions: list[Tensor] = []
     model.backbone.decoder.register_forward_pre_hook(
-        lambda _, args, kwargs: asked.append(kwargs["position_ids"]), with_kwargs=True
+        lambda _, args, kwargs: positions.append(kwargs["position_ids"]), with_kwargs=True
     )
     mask = torch.ones_like(run.ids, dtype=torch.bool)
     with torch.no_grad():
         prompt = model.backbone.embed(run.ids, run.images)
         states = condition(model, run.ids, mask, run.images)
+    assert isinstance(model.generator, QueryDiT)
     embeds = torch.cat([prompt, model.generator.query_tokens(1)], dim=1)
     torch.testing.assert_close(embeds, recorded["inputs_embeds"], rtol=0, atol=STATE_TOLERANCE)
-    assert torch.equal(asked[0], recorded["position_ids"])
+    assert torch.equal(positions[0], recorded["position_ids"])
     torch.testing.assert_close(
         states, recorded["query_hidden_states"], rtol=0, atol=STATE_TOLERANCE
     )
@@ -117,9 +119,9 @@ def test_features_equal_recorded_features(
             patches=images.patches.repeat(2, 1), grid_thw=images.grid_thw.repeat(2, 1)
         )
     timesteps: list[int] = []
-    model.generator.dit.time_caption_embed.timestep_embedder.register_forward_pre_hook(
-        lambda _, inputs: timesteps.extend(inputs[0].int().tolist())
-    )
+    model.get_submodule(
+        "generator.dit.time_caption_embed.timestep_embedder"
+    ).register_forward_pre_hook(lambda _, inputs: timesteps.extend(inputs[0].int().tolist()))
     with torch.no_grad():
         states = condition(model, ids, mask, images)
         features = run.sample(states, recorded["initial_noise"].repeat(2, 1, 1, 1))

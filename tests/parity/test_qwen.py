@@ -11,10 +11,11 @@ from torch import Tensor
 from blip3o.core.types import Batch
 from blip3o.flow.sigmas import DiscreteUniformSigmas
 from blip3o.generate.text import generate_tokens, left_pad
+from blip3o.models.backbones.qwen2_5_vl import Qwen2_5VLBackboneConfig
 from blip3o.models.backbones.vision import VisionInputs
 from blip3o.models.dit.nextdit import NextDiTConfig
 from blip3o.models.encoders.siglip2 import pool_tokens
-from blip3o.models.generators.query_dit import QueryPlan
+from blip3o.models.generators.query_dit import QueryDiT, QueryPlan
 from blip3o.models.prompts import PromptImages, Prompts
 from blip3o.models.unified import UnifiedModel
 from blip3o.objectives import flow_matching
@@ -114,6 +115,7 @@ class TrainingStep:
         # The patches are recorded; the family `chat` tests their computation from pixels.
         patch.setattr(model.backbone, "vision_inputs", lambda _: self.images)
         seen: dict[str, Tensor] = {}
+        assert isinstance(model.generator, QueryDiT)
         plain = model.generator.velocity
 
         def velocity(noisy: Tensor, sigma: Tensor, condition: Tensor, *rest: Any) -> Tensor:
@@ -136,7 +138,9 @@ def test_training_input_embeddings_and_positions(case: Any, published_model: Bui
         condition(step.model, step.ids, step.mask, step.images)
     for row, start in enumerate(step.starts):
         length = start + step.num_queries
-        embeds = torch.cat([prompt[row, -start:], step.model.generator.query_tokens.weight])
+        embeds = torch.cat(
+            [prompt[row, -start:], step.model.get_parameter("generator.query_tokens.weight")]
+        )
         near(embeds, step.recorded["inputs_embeds"][row, :length], STATE_TOLERANCE)
         positions = asked[0][:, row, -length:]
         assert torch.equal(positions, step.recorded["position_ids"][:, row, :length])
@@ -151,7 +155,9 @@ def test_training_states_with_padding_on_the_right(case: Any, published_model: B
     with torch.no_grad():
         embeds = backbone.embed(recorded["input_ids"], step.images).clone()
         for row, start in enumerate(step.starts):
-            embeds[row, start : start + step.num_queries] = step.model.generator.query_tokens.weight
+            embeds[row, start : start + step.num_queries] = step.model.get_parameter(
+                "generator.query_tokens.weight"
+            )
         hidden = backbone(embeds, recorded["attention_mask"])
         logits = backbone.logits(hidden[:1])[recorded["attention_mask"][:1]]
     for row, start in enumerate(step.starts):
@@ -269,6 +275,7 @@ def test_understanding_answers(
 @each_conversation
 def test_batched_states_equal_single_states(case: Any, published_model: Build) -> None:
     one = Conversation(case, published_model)
+    assert isinstance(one.model.config.backbone, Qwen2_5VLBackboneConfig)
     merge = one.model.config.backbone.vision.merge
     placeholders = (one.ids == one.model.config.backbone.image_token_id).sum(1).tolist()
     with torch.no_grad():

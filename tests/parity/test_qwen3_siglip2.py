@@ -16,7 +16,7 @@ from blip3o.generate.text import left_pad
 from blip3o.models.dit.nextdit import NextDiTConfig
 from blip3o.models.encoders.eva_clip import EvaClipEncoderConfig
 from blip3o.models.encoders.siglip2 import pool_tokens
-from blip3o.models.generators.query_dit import QueryPlan
+from blip3o.models.generators.query_dit import QueryDiT, QueryPlan
 from blip3o.models.prompts import PromptImages, Prompts
 from blip3o.models.unified import UnifiedModel
 from blip3o.objectives import flow_matching
@@ -129,6 +129,7 @@ class TrainingStep:
         patch.setattr(flow_matching, "sample_uniform", lambda _, stream, *keys: uniform[stream])
         patch.setattr(flow_matching, "sample_normal", lambda *_: noise)
         seen: dict[str, Tensor] = {}
+        assert isinstance(self.model.generator, QueryDiT)
         plain = self.model.generator.velocity
 
         def velocity(noisy: Tensor, sigma: Tensor, condition: Tensor, *rest: Any) -> Tensor:
@@ -198,7 +199,9 @@ def test_queries_inside_rows_padded_on_the_right(case: Any, published_model: Bui
         embeds = model.backbone.embed(recorded["input_ids"], seen).clone()
         for row, start in enumerate(step.starts):
             if start >= 0:
-                embeds[row, start : start + step.num_queries] = model.generator.query_tokens.weight
+                embeds[row, start : start + step.num_queries] = model.get_parameter(
+                    "generator.query_tokens.weight"
+                )
         hidden = model.backbone(embeds, mask)
     if not step.draws:
         return
@@ -257,6 +260,7 @@ def test_features_equal_recorded_features(case: Any, published_model: Build) -> 
     with torch.no_grad():
         states = condition(model, ids, mask)
         steps = facts["num_inference_steps"]
+        assert isinstance(model.generator, QueryDiT)
         features = draw(
             QueryPlan(model.generator, states),
             tokens_of(recorded["initial_noise"]).repeat(2, 1, 1),

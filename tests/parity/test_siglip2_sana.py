@@ -251,9 +251,9 @@ def test_runs_equal_recorded_latents_and_images(case: Any) -> None:
     recorded, run, decoder = case.tensors(), run_settings(case), load_run(case)
     features = halves(recorded)[1]
     states: dict[str, Tensor] = {}
-    asked: list[float] = []
+    timesteps: list[float] = []
     decoder.transformer.register_forward_pre_hook(
-        lambda _, __, options: asked.append(float(options["timestep"][0])), with_kwargs=True
+        lambda _, __, options: timesteps.append(float(options["timestep"][0])), with_kwargs=True
     )
 
     def keep(step: int, latents: Tensor) -> None:
@@ -263,7 +263,7 @@ def test_runs_equal_recorded_latents_and_images(case: Any) -> None:
     with torch.no_grad():
         final = decoder.sample_latents(features, noise, steps, callback=keep)
         pixels = decoder.decode(features, noise, steps)
-    assert asked == 2 * run["timesteps_given_to_model"]
+    assert timesteps == 2 * run["timesteps_given_to_model"]
     compared = [name for name in recorded if name.startswith("latents_after_step_")]
     assert compared
     for name in compared:

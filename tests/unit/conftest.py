@@ -49,7 +49,7 @@ def tiny_pipe(tiny_config: UnifiedModelConfig, tiny_tokenizer: Tokenizer) -> Bli
     """A pipeline in which every branch counts: fresh gates and last layers may be zero."""
     torch.manual_seed(0)
     model = tiny_config.build()
-    for part in (model.generator.dit, model.image_decoder):
+    for part in (model.get_submodule("generator.dit"), model.image_decoder):
         for parameter in part.parameters():
             nn.init.normal_(parameter, std=0.2)
     for name, parameter in model.backbone.named_parameters():

@@ -13,7 +13,7 @@ from PIL import Image
 
 from blip3o import Blip3oPipeline, __version__, cli_commands
 from blip3o.cli import build_parser, main
-from blip3o.core.config import load_yaml
+from blip3o.core.config import from_dict, read_yaml
 from blip3o.core.errors import PreemptedError, UsageError
 from blip3o.generate.text_settings import TextSettings
 from blip3o.recipes import RECIPES
@@ -286,7 +286,7 @@ def test_equal_seeds_give_equal_images_in_python_and_on_the_command_line(
     tiny_folder: Path, tmp_path: Path, image: str, seed: int
 ) -> None:
     # The server accepts the same seeds. Any integer is a seed, as in `generate`.
-    from blip3o.generate.write import image_generator
+    from blip3o.core.rng import image_generator
 
     pipe = Blip3oPipeline.from_pretrained(tiny_folder, device="cpu", dtype="fp32")
     expected = {
@@ -342,12 +342,12 @@ def test_ask_and_chat_accept_text_sampling_options(
     words = ["--temperature", "5", "--top-p", "0.9", "--top-k", "50", "--max-new-tokens", "9"]
     words += ["--stop", "zzz", "--stop", "yyy"]
 
-    def said(seed: int, about: str | None, question: str = "what?") -> str:
+    def answer_of(seed: int, about: str | None, question: str = "what?") -> str:
         options = {"temperature": 5.0, "top_p": 0.9, "top_k": 50, "max_new_tokens": 9, "seed": seed}
         settings: TextSettings = cast("TextSettings", options)
         return tiny_pipe.ask(about, question, **settings)
 
-    expected = [said(seed, image) for seed in (3, 4)]
+    expected = [answer_of(seed, image) for seed in (3, 4)]
     assert len(set(expected)) == 2
     for seed, answer in zip(("3", "4"), expected, strict=True):
         assert main(["ask", image, "what?", *words, "--seed", seed]) == 0
@@ -355,10 +355,10 @@ def test_ask_and_chat_accept_text_sampling_options(
     assert main(["ask", image, "what?", *words, "--seed", "-1"]) == 0
     out, err = capsys.readouterr()
     drawn = int(err.removeprefix("blip3o: ").removeprefix("seed "))
-    assert out == said(drawn, image) + "\n"
+    assert out == answer_of(drawn, image) + "\n"
     monkeypatch.setattr(sys, "stdin", io.StringIO("hello\n"))
     assert main(["chat", *words, "--seed", "3"]) == 0
-    answer = said(3, None, "hello")
+    answer = answer_of(3, None, "hello")
     assert f"> {answer}" in capsys.readouterr().out
 
 
@@ -411,7 +411,7 @@ def test_a_shown_recipe_loads_as_the_same_recipe(
     file.write_text(shown)
     assert load_recipe(str(file), tmp_path) == recipe
     if isinstance(recipe, RunConfig):
-        assert load_yaml(RunConfig, file) == recipe
+        assert from_dict(RunConfig, read_yaml(file)) == recipe
 
 
 def test_a_file_of_stages_with_an_unknown_key_names_the_stage(tmp_path: Path) -> None:

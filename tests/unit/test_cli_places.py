@@ -234,11 +234,11 @@ def test_the_settings_of_a_data_set_and_of_a_benchmark_are_in_the_help(
         with pytest.raises(SystemExit):
             main([name, "--help"])
         lines = capsys.readouterr().out.split("settings", 1)[1].splitlines()
-        told = [
+        assignments = [
             line.split()[0] for line in lines if line.startswith("  ") and "=" in line.split()[0]
         ]
-        assert len(told) == len(config.__dataclass_fields__)
-        assert override(config, told) == config
+        assert len(assignments) == len(config.__dataclass_fields__)
+        assert override(config, assignments) == config
 
 
 TROUBLES = [errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EDQUOT, errno.ENAMETOOLONG, errno.EIO]

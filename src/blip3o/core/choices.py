@@ -24,31 +24,25 @@ def check_precision(name: str) -> None:
     Raises:
         UsageError: for an unknown name.
     """
-    known = (*get_args(PrecisionName), *TORCH_NAMES.values())
-    if str(name).removeprefix("torch.") not in known:
-        raise UsageError(f"unknown precision {name!r}; use one of {', '.join(known[:4])}")
+    known = get_args(PrecisionName)
+    if name.removeprefix("torch.") not in (*known, *TORCH_NAMES.values()):
+        raise UsageError(f"unknown precision {name!r}; use one of {', '.join(known)}")
 
 
 def check_quantization(name: str) -> Quantization:
-    """Returns a checked name of a quantization.
-
-    Args:
-        name: "int8" or "int4".
+    """Returns the name of a quantization after checking it.
 
     Raises:
-        UsageError: for any other name.
+        UsageError: for an unknown name.
     """
     return _known("quantization", name, QUANTIZATIONS)
 
 
 def check_offload(name: str) -> Offload:
-    """Returns a checked name of an offloading mode.
-
-    Args:
-        name: "none", "model" or "sequential".
+    """Returns the name of an offloading mode after checking it.
 
     Raises:
-        UsageError: for any other name.
+        UsageError: for an unknown name.
     """
     return _known("offload", name, OFFLOADS)
 

@@ -1,18 +1,18 @@
-"""Configs are frozen dataclasses of plain data; this file reads, writes and overrides them.
+"""Reads, writes and overrides configs, which are frozen dataclasses of plain data.
 
 A field that holds a component is annotated with the base type of that component and names its table
 in the field's metadata (`component("blip3o.models.generators:GENERATORS")`). The `kind` in its data
 selects the class.
 
-A value written as text (`path=value`, YAML) is read by the type of its field: a text stays as it
-is, numbers are decimal, and lists and mappings are YAML. See `blip3o.core.scalars`.
+The type of a field decides how a value written as text (`path=value`, YAML) is read: a text stays
+as it is, numbers are decimal, and lists and mappings are YAML. See `blip3o.core.scalars`.
 """
 
 import dataclasses
 import importlib
 import types
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Protocol, TypeVar, overload
 
@@ -42,27 +42,16 @@ LocalPath = Annotated[str, "path"]
 def component(registry: str) -> T: ...
 @overload
 def component(registry: str, *, default: T) -> T: ...
-@overload
-def component(registry: str, *, default_factory: Callable[[], T]) -> T: ...
-def component(
-    registry: str,
-    *,
-    default: object = dataclasses.MISSING,
-    default_factory: Callable[[], object] | None = None,
-) -> object:
+def component(registry: str, *, default: object = dataclasses.MISSING) -> object:
     """Returns a dataclass field whose value is a config from a registry.
 
-    Like `dataclasses.field`, it is typed as the value of the field, and not as the field.
+    The declared type is that of the field's value, as for `dataclasses.field`.
 
     Args:
         registry: "package.module:TABLE", imported only when a config is read from data.
-        default: as for `dataclasses.field`; the field is required without a default.
-        default_factory: as for `dataclasses.field`.
+        default: the default config; without one, the field is required.
     """
-    metadata = {"registry": registry}
-    if default_factory is not None:
-        return dataclasses.field(default_factory=default_factory, metadata=metadata)
-    return dataclasses.field(default=default, metadata=metadata)
+    return dataclasses.field(default=default, metadata={"registry": registry})
 
 
 def to_dict(config: object) -> dict[str, Any]:
@@ -125,8 +114,8 @@ def from_dict(cls: type[ConfigT], data: object, path: str = "") -> ConfigT:
 def override(config: ConfigT, assignments: Sequence[str]) -> ConfigT:
     """Returns a config with dotted `path.to.field=value` assignments applied in order.
 
-    All of them are collected before the result is checked, so that settings which depend on each
-    other can change together. The type of the field decides how a value is read:
+    The result is checked only after all assignments, so settings that depend on each other can
+    change together. The type of the field decides how a value is read:
 
     - a text is used literally, with its spaces and `#`; a value that is quoted as a whole loses its
       quotes, and `null` is None in a field that accepts None;
@@ -156,7 +145,7 @@ def evolve(config: ConfigT, changes: Mapping[str, object]) -> ConfigT:
 
     Args:
         config: the config to start from; it is not changed.
-        changes: dotted path -> new value, plain data or a config.
+        changes: dotted path -> new value, which is plain data or a config.
 
     Raises:
         UsageError: for an unknown path or a value of the wrong type.
@@ -168,7 +157,7 @@ def evolve(config: ConfigT, changes: Mapping[str, object]) -> ConfigT:
 
 
 def save_yaml(config: object, path: Path) -> None:
-    """Writes a config as YAML, readable by `load_yaml`."""
+    """Writes a config as YAML, readable by `read_yaml` and `from_dict`."""
     write_atomic(path, dump_yaml(config))
 
 
@@ -177,28 +166,8 @@ def dump_yaml(config: object) -> str:
     return format_yaml(_plain(config))
 
 
-def load_yaml(cls: type[ConfigT], path: Path) -> ConfigT:
-    """Returns a config read from a YAML file.
-
-    Args:
-        cls: the dataclass to build.
-        path: the file.
-
-    Raises:
-        UsageError: if the file cannot be read, is not YAML or does not fit the class.
-    """
-    data = read_yaml(path)
-    try:
-        return from_dict(cls, data)
-    except UsageError as error:
-        raise UsageError(f"{path}: {error}") from error
-
-
 def read_yaml(path: Path) -> object:
     """Returns the data of a YAML file for `from_dict`: dicts, lists and `Text`s.
-
-    Args:
-        path: the file.
 
     Raises:
         UsageError: if the file cannot be read, is not YAML, or repeats a key in one mapping.
@@ -244,7 +213,7 @@ def _convert(hint: object, value: object, registry: str | None, path: str) -> ob
     if origin is Annotated:
         if hint == LocalPath:
             return _path(str(_convert(args[0], value, registry, path)), path)
-        return _number(hint, _scalar(args[0], value, path), path)
+        return _scalar(args[0], value, path, bounds=hint)
     if origin in (typing.Union, types.UnionType):
         inner = [arg for arg in args if arg is not type(None)]
         if type(None) in args and _is_none(value, inner):
@@ -272,20 +241,16 @@ def _convert(hint: object, value: object, registry: str | None, path: str) -> ob
         if not isinstance(value, Mapping):
             raise UsageError(f"{path} must be a mapping, got {shown(value)}")
         return {k: _convert(args[1], v, None, join(path, k)) for k, v in value.items()}
-    return _number(hint, _scalar(hint, value, path), path)
+    return _scalar(hint, value, path)
 
 
-def _scalar(hint: object, value: object, path: str) -> object:
+def _scalar(hint: object, value: object, path: str, bounds: object = None) -> object:
     if isinstance(value, Text) and hint is not str and value.text.lstrip()[:1] in ("[", "{"):
         value = _opened(value, path)
-    return (
-        convert(hint, value, path) if isinstance(value, Text) else convert_plain(hint, value, path)
-    )
-
-
-def _number(hint: object, value: object, path: str) -> object:
-    check_bounds(hint, value, path)
-    return value
+    is_text = isinstance(value, Text)
+    read = convert(hint, value, path) if is_text else convert_plain(hint, value, path)
+    check_bounds(bounds, read, path)
+    return read
 
 
 def _path(text: str, path: str) -> str:

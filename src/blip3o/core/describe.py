@@ -18,12 +18,7 @@ _ARGUMENT = re.compile(r"^    (\w+): (.*?)(?=^    \w+: |\Z)", re.M | re.S)
 
 
 def summary_of(file: Path, function: str) -> str:
-    """Returns the first line of a function's docstring, without its period.
-
-    Args:
-        file: the source file.
-        function: the name of a function at the top level of the file.
-    """
+    """Returns the first line of the docstring of a function in a file, without its period."""
     return (ast.get_docstring(_definition(file, function)) or "").split("\n")[0].rstrip(".")
 
 
@@ -32,7 +27,7 @@ def describe_settings(file: Path, config: str) -> str:
 
     Args:
         file: the source file.
-        config: the name of a dataclass in it, whose docstring describes its fields.
+        config: the name of a dataclass in the file; its docstring describes the fields.
     """
     node = _definition(file, config)
     arguments = (ast.get_docstring(node) or "").partition("Args:\n")[2].partition("\n\n")[0]

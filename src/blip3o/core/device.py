@@ -8,7 +8,6 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 
 from blip3o.core.choices import TORCH_NAMES, check_precision
-from blip3o.core.choices import PrecisionName as PrecisionName
 from blip3o.core.errors import UsageError
 
 
@@ -42,7 +41,7 @@ def resolve_device(name: str = "auto") -> torch.device:
 def cpu_has_fast_bf16() -> bool:
     """Returns whether this CPU multiplies bf16 matrices faster than fp32 ones.
 
-    CPUs with AMX tiles or AVX512-BF16 do; others emulate bf16, which is several times slower.
+    CPUs with AMX tiles or AVX512-BF16 do. All others emulate bf16, which is several times slower.
     """
     return bool(torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported())
 
@@ -51,8 +50,8 @@ def resolve_dtype(name: str | torch.dtype, device: torch.device) -> torch.dtype:
     """Returns the compute type for a precision name on a device.
 
     Args:
-        name: "auto" selects bf16 on hardware that is fast at it; otherwise fp16 on CUDA and fp32
-            elsewhere. Torch's own names ("bfloat16") and types are accepted as well.
+        name: "auto" selects bf16 on hardware that computes it fast; otherwise fp16 on CUDA and
+            fp32 elsewhere. Torch's own names ("bfloat16") and types are accepted as well.
         device: the device of the model.
 
     Raises:
@@ -75,8 +74,9 @@ _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torc
 def keep_freed_memory() -> None:
     """Lets a long run on the CPU reuse the memory of one step in the next.
 
-    By default, glibc returns large freed blocks to the system immediately, and every step pays for
-    zeroed pages again: a third of the time for small models. Does nothing on other C libraries.
+    By default, glibc returns large freed blocks to the system immediately, and every step waits for
+    zeroed pages again, which takes a third of the time of small models. Does nothing with other C
+    libraries.
     """
     if sys.platform != "linux":
         return

@@ -12,14 +12,14 @@ from contextlib import contextmanager
 from datetime import timedelta
 from typing import TYPE_CHECKING, TypeVar
 
-from blip3o.core.errors import UsageError
+from blip3o.core.errors import UsageError, first_line
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
 T = TypeVar("T")
 
-_PATIENCE = timedelta(hours=1)
+_TIMEOUT = timedelta(hours=1)
 """How long processes wait for one that generates samples, caches features or saves a model."""
 
 _NUM_TASKS = (
@@ -56,11 +56,12 @@ def process_group() -> Iterator[None]:
         torch.cuda.set_device(_local_rank(os.environ, torch.cuda.device_count()))
         backend = "cpu:gloo,cuda:nccl"
     try:
-        dist.init_process_group(backend, timeout=_PATIENCE)
+        dist.init_process_group(backend, timeout=_TIMEOUT)
     except (RuntimeError, ValueError) as error:
         place = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
-        reason = (str(error).splitlines() or [""])[0]
-        raise UsageError(f"cannot join the other processes at {place}: {reason}") from error
+        raise UsageError(
+            f"cannot join the other processes at {place}: {first_line(error)}"
+        ) from error
     try:
         yield
     finally:
@@ -78,7 +79,7 @@ def count_processes(environ: Mapping[str, str]) -> int:
             not set them started several processes, each of which would run on its own.
     """
     if "WORLD_SIZE" not in environ or "RANK" not in environ:
-        _refuse_strangers(environ)
+        _refuse_other_launchers(environ)
     size = _number(environ, "WORLD_SIZE", 1)
     rank = _number(environ, "RANK", 0)
     if not 0 <= rank < size:
@@ -95,7 +96,7 @@ def count_processes(environ: Mapping[str, str]) -> int:
     return size
 
 
-def _refuse_strangers(environ: Mapping[str, str]) -> None:
+def _refuse_other_launchers(environ: Mapping[str, str]) -> None:
     name = next((name for name in _NUM_TASKS if environ.get(name, "").isdecimal()), None)
     if name is not None and int(environ[name]) > 1:
         raise UsageError(

@@ -27,11 +27,7 @@ _LONGEST_SHOWN = 100
 
 
 def shown(value: object) -> str:
-    """Returns the representation of a value for a message, cut if it is long.
-
-    Args:
-        value: any value that a user gave.
-    """
+    """Returns the representation of a user's value for a message, cut if it is long."""
     text = repr(value)
     if len(text) <= _LONGEST_SHOWN:
         return text
@@ -43,7 +39,7 @@ def unknown_name(what: str, name: str, known: Iterable[str]) -> UsageError:
 
     Args:
         what: kind of the name, e.g. "recipe".
-        name: the name as the user gave it.
+        name: the name as the user wrote it.
         known: all accepted names.
     """
     names = sorted(known)
@@ -99,9 +95,14 @@ def place_trouble(error: BaseException) -> UsageError | None:
 
 
 def quoted_number(error: BaseException) -> int | None:
-    """Returns the system error number that an error of a library quotes, or None."""
+    """Returns the system error number in the text of a library's error, or None."""
     quoted = _OS_NUMBER.search(str(error))
     return None if quoted is None else int(quoted[1])
+
+
+def first_line(error: BaseException) -> str:
+    """Returns the first line of the text of an error, or its class name if it has no text."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def reason_of(error: OSError) -> str:

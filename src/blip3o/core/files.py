@@ -38,9 +38,7 @@ def write_atomic(path: Path, content: bytes | str, *, is_shared: bool = False) -
 def atomic_file(path: Path, *, is_shared: bool = False) -> Iterator[Path]:
     """Yields a scratch file to write, which becomes `path` at the end or is removed on failure.
 
-    Args:
-        path: as in `write_atomic`.
-        is_shared: as in `write_atomic`.
+    The arguments are those of `write_atomic`.
     """
     writer = f".{socket.gethostname()}.{os.getpid()}" if is_shared else ""
     scratch = path.with_name(_scratch_name(path.name, f"{writer}.part"))
@@ -56,13 +54,11 @@ def atomic_file(path: Path, *, is_shared: bool = False) -> Iterator[Path]:
 
 @contextmanager
 def naming(path: Path, scratch: Path | None = None) -> Iterator[None]:
-    """Adds the name of the file that was being written to an `OSError`.
-
-    A write to a full disk fails with an error that has no file name.
+    """Adds the name of a file to an `OSError`: a full disk fails a write without naming the file.
 
     Args:
-        path: the file.
-        scratch: the scratch file that is being written in its place.
+        path: the file that the block writes.
+        scratch: the scratch file that is written in its place.
     """
     try:
         yield
@@ -123,17 +119,13 @@ def home_path(text: str | Path) -> Path:
         text: the path as the user wrote it; a shell does not expand the `~` of `--out=~/x`.
 
     Raises:
-        UsageError: if it is empty, like the value of an unset variable, or if the system does not
-            have that home folder.
+        UsageError: if the path is empty, is "-", or begins with the home folder of an unknown user.
     """
     return Path(expanded(os.fspath(text)))
 
 
 def expanded(text: str) -> str:
     """Returns the result of `home_path` as a text; patterns and URLs stay unchanged.
-
-    Args:
-        text: as for `home_path`.
 
     Raises:
         UsageError: as `home_path`.
@@ -171,7 +163,7 @@ def check_plain_name(what: str, name: str) -> None:
 
 
 def check_no_file(path: Path) -> None:
-    """Checks that a path can be a folder; another process may be creating it meanwhile.
+    """Checks that a path can be a folder, without creating it: another process may do so.
 
     Args:
         path: the folder; it and its parents need not exist.
@@ -238,14 +230,7 @@ def read_lines(path: Path, what: str = "") -> list[str]:
 
     Lines end with a newline, optionally after a carriage return. In a file without newlines they
     end with carriage returns, as old editors write them. Other line separators of Unicode belong to
-    the text.
-
-    Args:
-        path: as for `read_text`.
-        what: as for `read_text`.
-
-    Raises:
-        UsageError: as `read_text`.
+    the text. Arguments and errors are those of `read_text`.
     """
     text = read_text(path, what)
     end = "\n" if "\n" in text else "\r"

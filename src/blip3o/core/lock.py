@@ -30,8 +30,8 @@ def locked(file: Path, refusal: str | None = None) -> Iterator[None]:
 
     Args:
         file: the lock; created if missing. Its folder must exist.
-        refusal: error message if another process holds the lock, without its subject: "process N
-            on HOST" is put before it. None waits for the other process.
+        refusal: error message if another process holds the lock; "process N on HOST" is inserted
+            before it. None means to wait for that process.
 
     Raises:
         UsageError: if another process holds the lock and `refusal` is given, or the file cannot be
@@ -47,10 +47,8 @@ def locked(file: Path, refusal: str | None = None) -> Iterator[None]:
             yield
         finally:
             if descriptor in _open and _is_there(descriptor, file):
-                with suppress(
-                    OSError
-                ):  # removed while locked: a waiting process checks the file again
-                    file.unlink()
+                with suppress(OSError):
+                    file.unlink()  # still locked, so a waiting process checks the file again
     finally:
         _close(descriptor)
 

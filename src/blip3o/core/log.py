@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _SLOW = 0.1
-"""Below this rate (items per second), the seconds per item are shown instead."""
+"""Rate in items per second below which the seconds per item are shown instead."""
 _SOON_S = 20.0
 """A shorter remaining time is not shown."""
 
@@ -27,7 +27,7 @@ class MetricsLogger:
 
     Args:
         run_dir: the run folder; created if missing.
-        resume_step: lines of later steps are removed, so that a resumed run has each step once.
+        resume_step: the step to resume from; lines of later steps are removed.
     """
 
     def __init__(self, run_dir: Path, resume_step: int = 0) -> None:
@@ -85,7 +85,7 @@ def progress(
     Args:
         items: the items to iterate over.
         total: their number; None takes it from `len` where possible.
-        what: a word or two in front of the bar.
+        what: a word or two before the bar or at the start of each line.
         every_s: seconds between plain lines if stderr is not a terminal.
     """
     if total is None and isinstance(items, Sized):
@@ -102,30 +102,30 @@ def progress(
         if now - last >= every_s:
             last = now
             of = f"/{total}" if total else ""
-            _tell(f"{what} {count}{of} ({_pace(count, total, now - start)})")
+            _print_line(f"{what} {count}{of} ({_pace(count, total, now - start)})")
 
 
 def _pace(count: int, total: int | None, seconds: float) -> str:
     """Returns the speed, and the remaining time if it is long."""
     rate = count / max(seconds, 1e-9)
-    said = f"{rate:.1f}/s" if rate >= _SLOW else f"{1 / rate:.0f} s each"
+    speed = f"{rate:.1f}/s" if rate >= _SLOW else f"{1 / rate:.0f} s each"
     left = (total - count) / rate if total else 0.0
     if left < _SOON_S:
-        return said
-    return f"{said}, {left:.0f} s left" if left < 120 else f"{said}, {left / 60:.0f} min left"
+        return speed
+    return f"{speed}, {left:.0f} s left" if left < 120 else f"{speed}, {left / 60:.0f} min left"
 
 
 def say(message: str) -> None:
     """Prints a line to stderr in the main process only; stdout is for results."""
     if is_main():
-        _tell(message)
+        _print_line(message)
 
 
 _CONTROLS = {code: repr(chr(code))[1:-1] for code in (*range(32), *range(127, 160)) if code != 10}
 """Control characters, which could clear the terminal if the name of a file holds them."""
 
 
-def _tell(line: str) -> None:
+def _print_line(line: str) -> None:
     """Prints to stderr; a closed stderr (`2>&1 | tee log` after Ctrl-C) does not end the run."""
     with contextlib.suppress(OSError):
         print(line.translate(_CONTROLS), file=sys.stderr, flush=True)

@@ -1,8 +1,8 @@
 """Reads YAML into plain data: repeated keys are refused, and a scalar keeps its source text.
 
-YAML guesses from the look of a word whether it is a number, a date or null (`010`, `1:30`, `~`).
-Here the field that receives the word decides: a scalar is read as `Text`, and `blip3o.core.config`
-converts it once it knows the type of the field.
+YAML guesses from the form of a word whether it is a number, a date or null (`010`, `1:30`, `~`).
+Here the type of the field decides: a scalar is read as `Text`, and `blip3o.core.config` converts it
+once it knows the field.
 """
 
 from collections.abc import Hashable
@@ -58,7 +58,7 @@ class _Loader(yaml.SafeLoader):
         if not isinstance(node, yaml.ScalarNode):
             raise _refusal("this is not a text", node)
         text = str(self.construct_scalar(node))
-        # `!!str 5` is a text without quotes. The field decides about a tag that YAML guessed.
+        # `!!str 5` is a text although it has no quotes. A tag that YAML only guessed has no effect.
         implicit = self.resolve(yaml.ScalarNode, text, (True, False))
         is_forced = node.tag == _YAML + "str" and implicit != node.tag
         return Text(text.translate(_SHOWN), is_plain=node.style is None and not is_forced)
@@ -87,19 +87,12 @@ _NEVER_FOLDED = 2**31
 
 
 def format_yaml(data: object) -> str:
-    """Returns plain data as YAML that `parse_yaml` reads back.
-
-    Args:
-        data: dicts in their order, lists and scalars.
-    """
+    """Returns dicts, in their order, lists and scalars as YAML that `parse_yaml` reads back."""
     return yaml.dump(data, Dumper=_Dumper, sort_keys=False, width=_NEVER_FOLDED)
 
 
 def parse_yaml(text: str) -> object:
     """Returns the data of one YAML document: dicts, lists and `Text`s.
-
-    Args:
-        text: the document.
 
     Raises:
         UsageError: if it is not YAML or a key appears twice in one mapping; names the line.
@@ -109,8 +102,8 @@ def parse_yaml(text: str) -> object:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line = "" if mark is None else f"line {mark.line + 1}: "
-        said = [error.problem] if _is_whole(error.problem) else [error.context, error.problem]
-        raise UsageError(line + " ".join(" ".join(filter(None, said)).split())) from error
+        parts = [error.problem] if _is_whole(error.problem) else [error.context, error.problem]
+        raise UsageError(line + " ".join(" ".join(filter(None, parts)).split())) from error
     except (yaml.YAMLError, ValueError) as error:
         raise UsageError(" ".join(str(error).split())) from error
     except RecursionError as error:
@@ -126,9 +119,6 @@ def parse_value(text: str) -> object:
     """Returns the list or mapping that the value of `path=value` holds as YAML.
 
     Comments, anchors and tags are refused, because YAML would drop or interpret them.
-
-    Args:
-        text: the value.
 
     Raises:
         UsageError: if it is not YAML, or holds a comment, an anchor or a tag.
@@ -149,11 +139,7 @@ def parse_value(text: str) -> object:
 
 
 def unquoted(text: str) -> str | None:
-    """Returns the text between the quotes of a value that YAML quotes as a whole, else None.
-
-    Args:
-        text: the value.
-    """
+    """Returns the text between the quotes of a value that YAML quotes as a whole, else None."""
     inner = text.strip()
     if len(inner) < 2 or inner[0] not in "'\"" or inner[-1] != inner[0]:
         return None

@@ -29,10 +29,7 @@ class Registry(Generic[EntryT]):
         return list(self._table)
 
     def place(self, name: str) -> tuple[str, str]:
-        """Returns the module and the attribute behind a name, without importing anything.
-
-        Args:
-            name: a name of the table.
+        """Returns the module and the attribute of a name, without importing anything.
 
         Raises:
             UsageError: if the name is unknown; the message lists the nearest names.
@@ -43,13 +40,10 @@ class Registry(Generic[EntryT]):
         return module, attribute
 
     def get(self, name: str) -> EntryT:
-        """Returns the entry behind a name and imports its module.
-
-        Args:
-            name: a name of the table.
+        """Returns the entry of a name after importing its module.
 
         Raises:
-            UsageError: if the name is unknown; the message lists the nearest names.
+            UsageError: as `place`.
         """
         module, attribute = self.place(name)
         return getattr(importlib.import_module(module, self._package), attribute)

@@ -71,3 +71,17 @@ def sample_uniform(seed: int, stream: str, epochs: Tensor, indices: Tensor) -> T
 def generator(seed: int) -> torch.Generator:
     """Returns a seeded generator on the CPU, where a seed gives the same numbers on any device."""
     return torch.Generator().manual_seed(seed)
+
+
+def image_generator(seed: int, prompt_number: int, image_number: int) -> torch.Generator:
+    """Returns the generator of one generated image, whatever else is generated.
+
+    Args:
+        seed: the user's seed.
+        prompt_number: number of the prompt, from 0.
+        image_number: number of the image of that prompt, from 0.
+    """
+    # This name of the stream is part of the numbers: with another one, every seed would give
+    # another image than before.
+    number = numpy_rng(seed, "picture", prompt_number, image_number).integers(0, 2**62)
+    return generator(int(number))

@@ -1,4 +1,4 @@
-"""Scalars that keep their source text until the type of their field decides how to read them."""
+"""Scalars keep their source text until the type of their field decides how to read them."""
 
 import dataclasses
 import re
@@ -14,6 +14,7 @@ _INT = re.compile(r"[-+]?[0-9][0-9_]*")
 _MOST_EXACT = 2**53
 """From this magnitude on, a float may differ from the integer that was written."""
 _TRUE, _FALSE = ("true", "yes", "on"), ("false", "no", "off")
+_NULLS = ("null", "Null", "NULL", "~", "")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -28,12 +29,12 @@ class Text:
 
     text: str
     is_plain: bool = True
-    nulls: tuple[str, ...] = ("null", "Null", "NULL", "~", "")
+    nulls: tuple[str, ...] = _NULLS
 
     @property
     def is_null(self) -> bool:
         """Whether it means None in a field that does not accept texts."""
-        return self.is_plain and self.text.strip() in ("null", "Null", "NULL", "~", "")
+        return self.is_plain and self.text.strip() in _NULLS
 
     @property
     def is_null_text(self) -> bool:
@@ -94,11 +95,8 @@ def convert(hint: object, value: Text, path: str) -> object:
     if hint is str and not (value.is_null_text and not value.text):  # `name:` has no value in YAML
         return value.text
     if typing.get_origin(hint) is typing.Literal:
-        options = typing.get_args(hint)
-        found = next((text for text in (value.text, value.text.strip()) if text in options), None)
-        if found is None:
-            raise UsageError(f"{path} must be one of {list(options)}, got {shown(value)}")
-        return found
+        is_known = value.text in typing.get_args(hint)
+        return convert_plain(hint, value.text if is_known else value.text.strip(), path)
     reader = _READERS.get(hint)
     if reader is not None and (read := reader(value)) is not None:
         return read
@@ -119,12 +117,7 @@ def _name_of(hint: object) -> str:
 
 
 def convert_plain(hint: object, value: object, path: str) -> object:
-    """Returns the value of a scalar from JSON or Python in a field.
-
-    Args:
-        hint: as for `convert`.
-        value: the scalar.
-        path: as for `convert`.
+    """Returns the value of a scalar from JSON or Python in a field; see `convert`.
 
     Raises:
         UsageError: if the scalar has another type.
@@ -152,10 +145,10 @@ def convert_plain(hint: object, value: object, path: str) -> object:
 
 
 def guessed(value: object) -> object:
-    """Returns data with its texts read by their look: as None, a truth value, a number or a text.
+    """Returns data for a field without a type: each `Text` becomes None, a bool, a number or a str.
 
     Args:
-        value: dicts, lists, `Text`s and scalars, for a field without a type.
+        value: dicts, lists, `Text`s and scalars.
     """
     if isinstance(value, Mapping):
         return {key: guessed(one) for key, one in value.items()}
@@ -176,11 +169,7 @@ def guessed(value: object) -> object:
 
 
 def as_written(value: object) -> str:
-    """Returns the value of a setting in the form that `path=value` accepts.
-
-    Args:
-        value: plain data.
-    """
+    """Returns the value of a setting, plain data, in the form that `path=value` accepts."""
     if value is None:
         return "null"
     return str(value).lower() if isinstance(value, bool) else str(value)

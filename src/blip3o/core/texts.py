@@ -28,7 +28,7 @@ def decode_text(data: bytes, encoding: str | None = None) -> str:
     if data.startswith(LFS_START):
         raise ValueError("it is a git-lfs pointer: fetch the file: git lfs pull")
     if data and not data.strip(b"\0"):
-        raise ValueError("it holds nothing but zero bytes, as a broken copy does: copy it again")
+        raise ValueError("it holds only zero bytes, as a broken copy does: copy it again")
     if encoding is None:
         encoding = json.detect_encoding(data) if has_wide_text(data) else "utf-8"
     try:
@@ -76,20 +76,15 @@ def load_json(data: bytes | str) -> object:
 
 
 def reason_of(error: json.JSONDecodeError) -> str:
-    """Returns one line that describes and locates a mistake in a JSON text.
-
-    Args:
-        error: the error of the JSON decoder.
-    """
+    """Returns one line that describes and locates a mistake in a JSON text."""
     before, after = error.doc[: error.pos].rstrip(), error.doc[error.pos :].lstrip()
     place = f"character {error.colno}"
     if "\n" in error.doc.strip():
         place = f"line {error.lineno}, {place}"
     if after.startswith(",") and not after[1:].strip():
         return f"a comma follows the value ({place}); remove it"
-    has_comma = before.endswith(",") or after.startswith(
-        ","
-    )  # Python points before or after the comma
+    # The error points before or after the comma, depending on the version of Python.
+    has_comma = before.endswith(",") or after.startswith(",")
     if has_comma and after.removeprefix(",").lstrip()[:1] in ("]", "}"):
         return f"a comma precedes the closing bracket ({place}); remove it"
     if after.startswith("'"):
@@ -104,10 +99,10 @@ class _TwiceError(Exception):
 
 
 def _object(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    made = dict(pairs)
-    if len(made) < len(pairs):
+    read = dict(pairs)
+    if len(read) < len(pairs):
         raise _TwiceError
-    return made
+    return read
 
 
 _DECODER = json.JSONDecoder(object_pairs_hook=_object)  # building one for each record is slow

@@ -69,10 +69,10 @@ def build_cache(
 ) -> None:
     """Computes the features of one image of every record; resumes where it stopped.
 
-    Does nothing if the features exist, replaces those of another encoder, and keeps those of other
-    data. The processes of a run share the work by rank, on one machine or one file system; a later
-    run with another number of processes can finish it. If several runs need the same features, one
-    computes them and the others wait.
+    Does nothing if the features exist. Features of another encoder are replaced; features of other
+    data are kept. The processes of a run share the work by rank, on one machine or one file system;
+    a later run with another number of processes can finish it. If several runs need the same
+    features, one computes them and the others wait.
 
     Args:
         source: the records.
@@ -142,7 +142,7 @@ def _start(
             made.truncate(size)
     with _writing(files, info) as write:
         write(number, rows)
-    _write_info(files.info, info)
+    write_atomic(files.info, json.dumps(dataclasses.asdict(info)))
     return info
 
 
@@ -250,7 +250,3 @@ def _encode(
     rows = np.full((len(positions), *features.shape[1:]), np.nan, dtype=np.float16)
     rows[list(pixels)] = features
     return _Rows(features=rows, left_out=left_out)
-
-
-def _write_info(file: Path, info: CacheInfo) -> None:
-    write_atomic(file, json.dumps(dataclasses.asdict(info)))

@@ -139,13 +139,8 @@ def find_files(folder: Path, source: str, role: str, data: str | None = None) ->
     """Returns the files of a source and role; they need not exist.
 
     The first data set to use a source name gets the plain file names. Other data get names with
-    their hash, so no run replaces the features of another run.
-
-    Args:
-        folder: folder of the cache.
-        source: name of the data source.
-        role: role of the image in its records.
-        data: fingerprint of the source; None for the plain names.
+    their hash, so no run replaces the features of another run. `data` is the fingerprint of the
+    source; None gives the plain names.
     """
     plain = CacheFiles(folder / f"{source}.{role}.f16")
     if data is None:
@@ -158,13 +153,7 @@ def find_files(folder: Path, source: str, role: str, data: str | None = None) ->
 
 
 def hash_row(row: NDArray[np.float16], info: CacheInfo, position: int) -> bytes:
-    """Returns the hash of one record's features, which depends on the position as well.
-
-    Args:
-        row: the features, contiguous.
-        info: description of the cache.
-        position: position of the record.
-    """
+    """Returns a hash of the features (contiguous), encoder, data and position of a record."""
     digest = hashlib.sha256(f"{info.fingerprint}/{info.data}/{position}/".encode())
     digest.update(row.data)
     return digest.digest()[:HASH_BYTES]

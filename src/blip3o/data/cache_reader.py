@@ -15,14 +15,7 @@ from torch import Tensor
 
 from blip3o.core.errors import UsageError
 from blip3o.core.log import say
-from blip3o.data.cache_files import (
-    HASH_BYTES,
-    CacheFiles,
-    CacheInfo,
-    LeftOut,
-    find_files,
-    hash_row,
-)
+from blip3o.data.cache_files import HASH_BYTES, CacheFiles, CacheInfo, LeftOut, find_files, hash_row
 from blip3o.data.sources import Source
 
 
@@ -77,12 +70,7 @@ class FeatureCache:
         return torch.from_numpy(row)
 
     def left_out(self, source: Source, role: str) -> dict[int, LeftOut]:
-        """Returns the records whose image is unreadable, by position.
-
-        Args:
-            source: the records; `check` has accepted them.
-            role: role of the image in each record.
-        """
+        """Returns the records whose image is unreadable, by position; call `check` before."""
         opened = self._open(source.name, role)
         notes = opened.files.read_left_out()
         return {k: note for k, note in notes.items() if np.isnan(opened.array[k].flat[0])}
@@ -90,10 +78,7 @@ class FeatureCache:
     def is_complete(self, source: str, role: str, data: str | None = None) -> bool:
         """Returns whether the cache of a source and role is complete and of the right encoder.
 
-        Args:
-            source: name of the data source.
-            role: role of the image in its records.
-            data: fingerprint of the records; None for the data that came first.
+        `data` is the fingerprint of the records; None stands for the first data of this name.
         """
         try:
             self._info(find_files(self.folder, source, role, data), f"{source}/{role}", data)
@@ -103,10 +88,6 @@ class FeatureCache:
 
     def check(self, source: Source, role: str) -> None:
         """Checks that the cache holds the features of a source; later reads use these features.
-
-        Args:
-            source: the records.
-            role: role of the image in each record.
 
         Raises:
             UsageError: if the cache is missing, unfinished, or of another encoder or other data.

@@ -33,15 +33,7 @@ def without_captions(fields: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def draw_caption(fields: Mapping[str, Any], rng: np.random.Generator) -> str:
-    """Returns one of a record's captions, chosen at random.
-
-    Args:
-        fields: the record's fields.
-        rng: source of the random choice.
-
-    Raises:
-        ValueError: if the record has no captions or the chosen one is unusable.
-    """
+    """Returns a random caption of a record; ValueError if it has none or the chosen one is bad."""
     captions = captions_of(fields)
     if captions is None:
         raise ValueError("the record has no 'caption'")
@@ -55,11 +47,7 @@ def draw_caption(fields: Mapping[str, Any], rng: np.random.Generator) -> str:
 
 
 def check_words(words: str) -> None:
-    """Refuses a caption or an instruction that a model cannot learn from.
-
-    Raises:
-        ValueError: if it holds an image mark or half of a Unicode surrogate pair.
-    """
+    """Raises ValueError if a caption or an instruction holds an image mark or invalid Unicode."""
     if IMAGE_MARK in words:  # it would stand for an image that the record does not have
         raise ValueError(f"{IMAGE_MARK} in a caption or an instruction")
     check_text(words)

@@ -153,12 +153,9 @@ def image_roles(example: Example) -> set[str]:
 def object_rows(
     objects: Sequence[Mapping[str, float]], things: Sequence[str], colors: Sequence[str]
 ) -> Tensor:
-    """Returns the known objects of an image [MAX_REGIONS, 5]; see `Batch.regions`.
+    """Returns the known objects of a record as [MAX_REGIONS, 5]; see `Batch.regions`.
 
-    Args:
-        objects: the objects as the record lists them.
-        things: name of each thing label; an object with another name gets no row.
-        colors: name of each color label; an object with another color gets no row.
+    An object gets no row if its name is not in `things` or its color is not in `colors`.
 
     Raises:
         ValueError: if an object lacks its name, color, place or size.
@@ -184,12 +181,7 @@ def object_rows(
 
 
 def collate(rows: Sequence[Prepared], pad_id: int) -> Batch:
-    """Returns the batch of samples of one task.
-
-    Args:
-        rows: one or more samples.
-        pad_id: token id that fills shorter rows.
-    """
+    """Returns the batch of one or more samples of one task; `pad_id` fills shorter rows."""
     examples = [row.example for row in rows]
     name = examples[0].task
     task = get_task(name)

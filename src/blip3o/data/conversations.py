@@ -33,8 +33,7 @@ _ANY_MARK = re.compile(
 def turns_of(fields: Mapping[str, object]) -> object:
     """Returns the turns of a record's conversation, unchecked; None if it has no conversation.
 
-    Args:
-        fields: the record's fields. A text in the field `system` becomes the first turn.
+    A text in the field `system` becomes the first turn.
     """
     turns = next((fields[name] for name in TALK_FIELDS if fields.get(name)), None)
     system = fields.get("system")
@@ -113,11 +112,7 @@ def draw_turns(example: Example, max_turns: int, rng: np.random.Generator) -> Ex
 
 
 def check_text(text: str) -> None:
-    """Refuses half of a surrogate pair, which JSON may hold but no tokenizer reads.
-
-    Raises:
-        ValueError: if the text holds one.
-    """
+    """Raises ValueError for half a surrogate pair, which JSON may hold but no tokenizer reads."""
     try:
         text.encode()
     except UnicodeEncodeError as error:

@@ -11,12 +11,7 @@ from blip3o.imaging.pixels import to_pixels
 
 
 def read_pixels(files: Mapping[str, bytes], role: str, image_px: int) -> Tensor:
-    """Returns one image of a record as pixels [3, P, P], float32 in [-1, 1].
-
-    Args:
-        files: the record's images by role.
-        role: role of the image.
-        image_px: side of the result; an image of another shape is stretched.
+    """Returns the image of a role, stretched to [3, P, P], float32 in [-1, 1].
 
     Raises:
         ValueError: if the record has no such image or the image cannot be read.
@@ -25,15 +20,7 @@ def read_pixels(files: Mapping[str, bytes], role: str, image_px: int) -> Tensor:
 
 
 def read_image(files: Mapping[str, bytes], role: str) -> Image.Image:
-    """Returns one image of a record as RGB.
-
-    Args:
-        files: the record's images by role.
-        role: role of the image.
-
-    Raises:
-        ValueError: if the record has no such image or the image cannot be read.
-    """
+    """Returns the image of a role as RGB; raises the same errors as `read_pixels`."""
     if role not in files:
         raise ValueError(f"the record has no image {role!r}")
     try:

@@ -58,48 +58,33 @@ class LintChecks:
 
 def lint(
     paths: Sequence[str],
+    checks: LintChecks,
     *,
-    tasks: Sequence[str] = (),
-    min_px: int = 64,
     jobs: int = 1,
     out: Path | None = None,
-    preparer: Preparer | None = None,
-    conversation: str | None = None,
-    max_turns: int | None = None,
     image_folder: str | None = None,
 ) -> LintReport:
     """Reads every record, decodes every image and returns all problems.
 
     Args:
         paths: tar patterns, JSON lists or folders.
-        tasks: see `LintChecks`.
-        min_px: see `LintChecks`.
+        checks: the checks of every record.
         jobs: number of processes.
         out: file for all findings, one JSON object per line; None writes no file.
-        preparer: see `LintChecks`.
-        conversation: see `LintChecks`.
-        max_turns: see `LintChecks`.
         image_folder: folder that the image paths of JSON lists start from.
 
     Raises:
         UsageError: if a path holds no data, a task is unknown, or `out` cannot be written.
     """
-    for task in tasks:
+    for task in checks.tasks:
         get_task(task)
-    checks = LintChecks(
-        tasks=tuple(tasks),
-        min_px=min_px,
-        preparer=preparer,
-        conversation=conversation,
-        max_turns=max_turns,
-    )
     findings: list[Finding] = []
     passed_over: dict[str, Counter[str]] = {}
     num_records = longest_text = 0
     for path in paths:
         config = source_config(path, salvage=True, image_folder=image_folder)
         source = config.build()
-        found, longest = _look_through(config, source, checks, jobs)
+        found, longest = _check_source(config, source, checks, jobs)
         findings += found
         longest_text = max(longest_text, longest)
         num_records += len(source)
@@ -114,12 +99,12 @@ def lint(
         num_records=num_records,
         findings=findings,
         passed_over=passed_over,
-        uncounted_text=0 if preparer is not None else longest_text,
+        uncounted_text=0 if checks.preparer is not None else longest_text,
         file=out,
     )
 
 
-def _look_through(
+def _check_source(
     config: SourceConfig, source: Source, checks: LintChecks, jobs: int
 ) -> tuple[list[Finding], int]:
     """Returns all findings of a source, and the length of its longest text."""
@@ -137,8 +122,8 @@ def _look_through(
         )
     hashes = [np.zeros(0, dtype=np.uint64)]
     longest_text = 0
-    look = functools.partial(_look, checks=checks)
-    for found, keys, longest in walk(config, look, jobs=jobs, what=f"checking {source.name}"):
+    check = functools.partial(_check_chunk, checks=checks)
+    for found, keys, longest in walk(config, check, jobs=jobs, what=f"checking {source.name}"):
         findings += found
         hashes.append(keys)
         longest_text = max(longest_text, longest)
@@ -147,7 +132,7 @@ def _look_through(
     return findings + _duplicates(source, problem, np.concatenate(hashes)), longest_text
 
 
-def _look(
+def _check_chunk(
     source: Source, positions: range, *, checks: LintChecks
 ) -> tuple[list[Finding], NDArray[np.uint64], int]:
     """Returns the findings of some records, a hash of each key, and the longest text length."""
@@ -254,13 +239,7 @@ def _example(record: Record, task: str, checks: LintChecks) -> Example:
 
 
 def _oddities(header: UndecodedImage, image: Image.Image, min_px: int) -> list[str]:
-    """Returns short descriptions of unusual properties of a readable image.
-
-    Args:
-        header: the header of its file.
-        image: the decoded image, in RGB.
-        min_px: shorter sides are unusual.
-    """
+    """Returns short descriptions of unusual properties of a readable image, given in RGB."""
     found = []
     width, height = image.size
     if min(width, height) < min_px:

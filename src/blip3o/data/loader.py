@@ -1,8 +1,7 @@
 """Batches of a run. Step t is a pure function of (seed, t), however the batches are loaded.
 
-A bad sample is counted, written to `quarantine.jsonl` with its reason, and replaced by the next
-record in its source's order, so the replacement depends only on the seed as well. Above the limit
-the run stops: a broken data set must not be trained on silently.
+A bad sample is counted, written to `quarantine.jsonl` with its reason, and replaced, see
+`samples`. Above the limit the run stops instead of training silently on a broken data set.
 """
 
 import dataclasses
@@ -18,7 +17,7 @@ from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from blip3o.core.errors import UsageError
 from blip3o.core.log import say
-from blip3o.core.types import Batch
+from blip3o.core.types import Batch, Example
 from blip3o.data.collate import Prepared, Preparer, collate
 from blip3o.data.mixture import DataConfig
 from blip3o.data.samples import MAX_REPLACEMENTS, BadSample, Samples, append_bad
@@ -26,8 +25,10 @@ from blip3o.data.sources import Source
 from blip3o.data.tasks import get_task
 from blip3o.imaging.load import open_image
 
-_TOLERATED = 10
-"""Bad samples tolerated before the share limit applies; also the number that is logged."""
+_ALWAYS_ALLOWED = 10
+"""Number of bad samples that never stop a run, unless the limit is 0."""
+_MAX_LOGGED = 10
+"""Maximum number of bad records that are logged."""
 _PREFETCH_STEPS = 4
 
 
@@ -105,22 +106,22 @@ class Loader:
         workers = self._config.num_workers
         loaded = DataLoader(
             _Steps(
-                self._samples,
-                range(self._rank, self._global_batch_size, self._world_size),
-                self._global_batch_size,
-                self._micro_batch_size,
-                start_step,
+                samples=self._samples,
+                share=range(self._rank, self._global_batch_size, self._world_size),
+                global_batch_size=self._global_batch_size,
+                micro_batch_size=self._micro_batch_size,
+                start_step=start_step,
             ),
             batch_size=None,
             num_workers=workers,
             prefetch_factor=_PREFETCH_STEPS if workers else None,
             generator=torch.Generator(),  # else it would draw from torch's global one
-            worker_init_fn=_leave_signals_to_the_run,
+            worker_init_fn=_ignore_signals,
         )
         steps = iter(loaded)
         try:
             for step in steps:
-                self._note(step)
+                self._count(step)
                 yield step.batches
         finally:
             if isinstance(steps, _MultiProcessingDataLoaderIter):
@@ -128,7 +129,7 @@ class Loader:
                 steps._shutdown_workers()
 
     def first_images(self, count: int) -> list[Image.Image]:
-        """Returns the first readable images of the sources, for the samples that a run draws."""
+        """Returns the first readable images of the sources, for sample images of a run."""
         images: list[Image.Image] = []
         for source in self._samples.mixture.sources:
             for position in range(min(len(source), count + MAX_REPLACEMENTS)):
@@ -141,11 +142,7 @@ class Loader:
         return images
 
     def first_captions(self, count: int) -> list[str]:
-        """Returns the first captions of text-to-image data, for the samples that a run draws.
-
-        Args:
-            count: maximum number of captions; each is returned once.
-        """
+        """Returns the first different captions of text-to-image data, for a run's sample images."""
         captions: dict[str, None] = {}
         for entry, source in enumerate(self.sources):
             task = get_task(self._config.mixture[entry].task)
@@ -153,10 +150,9 @@ class Loader:
             for position in range(min(len(source), count + MAX_REPLACEMENTS) if is_drawn else 0):
                 if len(captions) == count:
                     break
-                if self._samples.try_record(entry, position) is not None:
-                    continue  # bad samples are counted during training
-                example = self._samples.example(entry, self._samples.read(entry, position))
-                captions[example.messages[-1].text] = None
+                found = self._samples.try_record(entry, position)
+                if isinstance(found, Example):  # bad samples are counted during training
+                    captions[found.messages[-1].text] = None
         return list(captions)
 
     def find_bad(self, most_records: int, most_seconds: float) -> list[BadSample]:
@@ -174,16 +170,16 @@ class Loader:
                 if time.monotonic() > end:
                     return list(found.values())
                 bad = self._samples.try_record(entry, position)
-                if bad is not None:
+                if isinstance(bad, BadSample):
                     found.setdefault((bad.source, position), bad)
         return list(found.values())
 
-    def bear(self, known: Iterable[BadSample]) -> None:
-        """Tolerates known bad records: they are replaced, but no longer counted.
+    def stop_counting(self, known: Iterable[BadSample]) -> None:
+        """Stops counting known bad records; they are still replaced.
 
         Args:
             known: bad records from `find_bad`. If a source has more of them than
-                `data.bad_sample_limit` allows, they are counted whenever they come up.
+                `data.bad_sample_limit` allows, its bad records are still counted.
         """
         by_source: dict[str, list[BadSample]] = {}
         for one in known:
@@ -195,9 +191,9 @@ class Loader:
 
     def _most_bad(self, count: int) -> float:
         limit = self._config.bad_sample_limit
-        return max(_TOLERATED, limit * count) if limit else 0
+        return max(_ALWAYS_ALLOWED, limit * count) if limit else 0
 
-    def _note(self, step: _Step) -> None:
+    def _count(self, step: _Step) -> None:
         bad = [one for one in step.bad if (one.source, one.position) not in self._known]
         self.num_seen += sum(len(batch) for batch in step.batches)
         self.num_bad += len(bad)
@@ -205,7 +201,7 @@ class Loader:
             append_bad(self._quarantine, bad)
         if step.error is not None:
             raise UsageError(step.error)
-        self._note_records(step.bad)
+        self._log_records(step.bad)
         if bad and self.num_bad > self._most_bad(self.num_seen):
             see = f"; all are in {self._quarantine}" if self._quarantine is not None else ""
             raise UsageError(
@@ -214,16 +210,16 @@ class Loader:
                 f"{bad[-1].source} {bad[-1].key}: {bad[-1].reason}{see}"
             )
 
-    def _note_records(self, bad: Iterable[BadSample]) -> None:
-        """Logs the first records that are left out, once each."""
+    def _log_records(self, bad: Iterable[BadSample]) -> None:
+        """Logs the first records that are left out, each once."""
         for one in bad:
             record = (one.source, one.key, one.reason * (one.key == "?"))
-            if record not in self._bad_records and len(self._bad_records) < _TOLERATED:
+            if record not in self._bad_records and len(self._bad_records) < _MAX_LOGGED:
                 self._bad_records.add(record)
                 say(f"left out: {one.source} {one.key}: {one.reason}")
 
 
-def _leave_signals_to_the_run(worker: int) -> None:
+def _ignore_signals(worker: int) -> None:
     """Makes a worker ignore Ctrl-C and the scheduler's signal, because the run must save first.
 
     A worker that is not forked (on macOS, or with Python 3.14) does not inherit the run's handlers.
@@ -233,31 +229,24 @@ def _leave_signals_to_the_run(worker: int) -> None:
         signal.signal(number, signal.SIG_IGN)
 
 
+@dataclasses.dataclass(eq=False, kw_only=True)
 class _Steps(Dataset):
-    """Steps by number, for PyTorch's `DataLoader`."""
+    """Steps by number, for PyTorch's `DataLoader`; `share` is this process's part of a step."""
 
-    def __init__(
-        self,
-        samples: Samples,
-        share: range,
-        global_batch_size: int,
-        micro_batch_size: int,
-        start_step: int,
-    ) -> None:
-        self._samples = samples
-        self._share = share
-        self._global_batch_size = global_batch_size
-        self._micro_batch_size = micro_batch_size
-        self._start_step = start_step
+    samples: Samples
+    share: range
+    global_batch_size: int
+    micro_batch_size: int
+    start_step: int
 
     def __len__(self) -> int:
         return 2**31
 
     def __getitem__(self, index: int) -> _Step:
-        first = (self._start_step + index) * self._global_batch_size
+        first = (self.start_step + index) * self.global_batch_size
         bad: list[BadSample] = []
         try:
-            rows = self._samples.prepare_all((first + offset for offset in self._share), bad)
+            rows = self.samples.prepare_all((first + offset for offset in self.share), bad)
         except UsageError as error:  # the main process raises it, without a worker's traceback
             return _Step(batches=[], bad=bad, error=str(error))
         return _Step(batches=self._group(rows), bad=bad, error=None)
@@ -268,8 +257,8 @@ class _Steps(Dataset):
             # A batch holds either pixels or cached features; rows of one task may have either.
             is_cached = any(role in row.features for role in row.example.prompt_images)
             by_task.setdefault((row.example.task, is_cached), []).append(row)
-        size = self._micro_batch_size
-        pad_id = self._samples.preparer.chat.tokenizer.pad_id
+        size = self.micro_batch_size
+        pad_id = self.samples.preparer.chat.tokenizer.pad_id
         batches: list[Batch] = []
         for group in by_task.values():
             if len(group) > size:  # rows of similar length share a batch, for less padding

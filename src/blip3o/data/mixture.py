@@ -1,12 +1,13 @@
 """The order of the samples: a pure function of the seed and the sample's global number.
 
 Samples come in cycles. Each cycle holds every entry in proportion to its weight, in a keyed order.
-So arithmetic alone tells that global sample i is the n-th sample of its entry. The number n gives
-the epoch and, through a keyed order of the entry's records, the record. No state is kept.
+So arithmetic shows that global sample i is the n-th sample of its entry. The number n gives the
+epoch and, through a keyed order of the entry's records, the record. No state is kept.
 """
 
 import dataclasses
 import math
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -117,9 +118,8 @@ class Mixture:
                 built[entry.source] = entry.source.build()
                 if not len(built[entry.source]):
                     raise UsageError(f"data source {entry.source.name!r} holds no records")
-        names = [config.name for config in built]
-        for name in names:
-            if names.count(name) > 1:  # the quarantine and the feature cache would mix them up
+        for name, count in Counter(source.name for source in built).items():
+            if count > 1:  # the quarantine and the feature cache would mix them up
                 raise UsageError(f"two data sources have the name {name!r}; rename one of them")
         self.sources = [built[entry.source] for entry in config.mixture]
         self._seed = seed
@@ -140,15 +140,6 @@ class Mixture:
         _, entries, numbers = self._cycle
         return Slot(index, int(entries[offset]), int(numbers[offset]))
 
-    def position(self, slot: Slot, shift: int = 0) -> int:
-        """Returns the position of a sample's record in its source.
-
-        Args:
-            slot: place of the sample.
-            shift: as in `record`.
-        """
-        return self._place(slot, shift)[1]
-
     def record(self, slot: Slot, shift: int = 0) -> Record:
         """Returns the record of a sample.
 
@@ -161,12 +152,12 @@ class Mixture:
             OSError: if one of its files cannot be read.
             UsageError: if its remote store cannot be reached.
         """
-        epoch, position = self._place(slot, shift)
+        epoch, position = self.place(slot, shift)
         source = self.sources[slot.entry]
         return read_record(source, position, index=slot.index, epoch=epoch)
 
-    def _place(self, slot: Slot, shift: int) -> tuple[int, int]:
-        """Returns epoch and position of a sample's record."""
+    def place(self, slot: Slot, shift: int) -> tuple[int, int]:
+        """Returns the epoch of a sample's record and its position in its source; see `record`."""
         count = len(self.sources[slot.entry])
         epoch, within = divmod(slot.number, count)
         return epoch, self._orders[slot.entry].position(epoch, (within + shift) % count)

@@ -20,8 +20,9 @@ V = TypeVar("V")
 
 BLOCK_RECORDS = 256
 GROUP_BLOCKS = 64
-"""So 16,384 records from 64 places are shuffled together; smaller sources are shuffled whole."""
+"""Thus 16,384 records from 64 places are shuffled together, and smaller sources completely."""
 _KEPT = 4
+"""Number of epochs, and of groups of blocks, whose order is kept in memory."""
 
 
 class RecordOrder:
@@ -58,12 +59,7 @@ class RecordOrder:
         self._groups: dict[tuple[int, int], NDArray[np.int64]] = {}
 
     def position(self, epoch: int, number: int) -> int:
-        """Returns the position of the n-th record of an epoch.
-
-        Args:
-            epoch: at least 0.
-            number: n, from 0 to the number of records - 1.
-        """
+        """Returns the position of record `number` (from 0) in the order of an epoch."""
         blocks, group_ends = _keep(self._epochs, epoch, functools.partial(self._epoch, epoch))
         group = int(np.searchsorted(group_ends, number, side="right"))
         make = functools.partial(self._group, epoch, group, blocks)

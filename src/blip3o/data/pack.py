@@ -5,7 +5,6 @@ import functools
 import glob
 import io
 import json
-import multiprocessing
 import tarfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
@@ -15,7 +14,7 @@ from typing import Any
 from blip3o.core.errors import UsageError, reason_of
 from blip3o.core.files import atomic_file, write_atomic
 from blip3o.core.lock import locked
-from blip3o.core.log import progress
+from blip3o.data.parallel import in_processes
 from blip3o.data.sources import Source, SourceConfig
 from blip3o.data.sources.folder import FolderSource
 from blip3o.data.sources.shards import INDEX_SUFFIX, make_index
@@ -133,15 +132,11 @@ def _write_shards(
         for shard, start in zip(shards, starts, strict=True)
         if not shard.exists()
     ]
-    if jobs == 1 or len(work) <= 1:
-        for one in progress(work, what=f"packing {source.name}"):
-            _write_shard(one, source)
-    else:
-        # Forked processes would inherit torch's threads in an unknown state.
-        with multiprocessing.get_context("spawn").Pool(min(jobs, len(work))) as pool:
-            done = pool.imap_unordered(functools.partial(_open_and_write, config=config), work)
-            for _ in progress(done, total=len(work), what=f"packing {source.name}"):
-                pass
+    write = functools.partial(_write_shard, source=source)
+    if jobs > 1 and len(work) > 1:
+        write = functools.partial(_open_and_write, config=config)
+    for _ in in_processes(write, work, jobs, f"packing {source.name}"):
+        pass
     return shards
 
 

@@ -50,12 +50,7 @@ class BadSample:
 
 
 def append_bad(file: Path, bad: Sequence[BadSample]) -> None:
-    """Appends bad samples to a quarantine file, one JSON object per line.
-
-    Args:
-        file: the quarantine file; created if missing.
-        bad: the samples to append.
-    """
+    """Appends bad samples to a quarantine file, one JSON object per line."""
     if not bad:
         return
     lines = "".join(json.dumps(dataclasses.asdict(one)) + "\n" for one in bad)
@@ -109,11 +104,7 @@ class Samples:
             bad += itertools.chain.from_iterable(bad_by_slot)
 
     def prepare(self, slot: Slot, bad: list[BadSample]) -> Prepared:
-        """Returns the sample of a slot.
-
-        Args:
-            slot: place of the sample.
-            bad: records that were replaced are appended here.
+        """Returns the sample of a slot; records that were replaced are appended to `bad`.
 
         Raises:
             UsageError: if too many records in a row are bad.
@@ -127,54 +118,30 @@ class Samples:
                 return self.preparer.prepare(self._example(slot.entry, record, rng))
             except (ValueError, OSError) as error:
                 source = self.mixture.sources[slot.entry].name
-                position = self.mixture.position(slot, shift)
+                _, position = self.mixture.place(slot, shift)
                 bad.append(_bad(source, key, slot.index, error, position))
         raise UsageError(
             f"{MAX_REPLACEMENTS} bad samples in a row in {bad[-1].source}; the last: "
             f"{bad[-1].key}: {bad[-1].reason}"
         )
 
-    def read(self, entry: int, position: int) -> Record:
-        """Returns a record by its position, independent of the order of the samples.
-
-        Args:
-            entry: number of the entry in the mixture.
-            position: position of the record in the entry's source.
-
-        Raises:
-            ValueError: if the record is damaged.
-            OSError: if one of its files cannot be read.
-        """
-        return read_record(self.mixture.sources[entry], position)
-
-    def example(self, entry: int, record: Record) -> Example:
-        """Returns the example that an entry's task makes from a record.
-
-        Args:
-            entry: number of the entry in the mixture.
-            record: a record that `read` returned.
-
-        Raises:
-            ValueError: if it does not fit the entry's task.
-        """
-        return self._example(entry, record, numpy_rng(self._seed, "look", record.position))
-
-    def try_record(self, entry: int, position: int) -> BadSample | None:
-        """Returns the reason why a record cannot be used; None if it can be used.
+    def try_record(self, entry: int, position: int) -> Example | BadSample:
+        """Returns the example that an entry's task makes from a record, or why it cannot be used.
 
         Args:
             entry: number of the entry in the mixture.
             position: position of the record in the entry's source.
         """
+        source = self.mixture.sources[entry]
         key = "?"
         try:
-            record = self.read(entry, position)
+            record = read_record(source, position)
             key = record.key
-            self.preparer.prepare(self.example(entry, record))
+            example = self._example(entry, record, numpy_rng(self._seed, "look", position))
+            self.preparer.prepare(example)
         except (ValueError, OSError) as error:
-            source = self.mixture.sources[entry].name
-            return _bad(source, key, BEFORE_TRAINING, error, position)
-        return None
+            return _bad(source.name, key, BEFORE_TRAINING, error, position)
+        return example
 
     def _example(self, number: int, record: Record, rng: np.random.Generator) -> Example:
         entry = self._entries[number]

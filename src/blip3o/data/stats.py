@@ -98,8 +98,8 @@ def collect(
     values: dict[str, list[float]] = {name: [] for name in _MEASURES}
     samples: list[tuple[bytes, str]] = []
     num_broken = 0
-    look = functools.partial(_look, chosen=chosen)
-    for part in walk(config, look, jobs=jobs, what=f"measuring {source.name}"):
+    measure = functools.partial(_measure, chosen=chosen)
+    for part in walk(config, measure, jobs=jobs, what=f"measuring {source.name}"):
         num_broken += part.num_broken
         formats += part.formats
         samples += part.samples
@@ -124,7 +124,7 @@ class _Part:
     samples: list[tuple[bytes, str]]
 
 
-def _look(source: Source, positions: range, *, chosen: frozenset[int]) -> _Part:
+def _measure(source: Source, positions: range, *, chosen: frozenset[int]) -> _Part:
     part = _Part(0, Counter(), {name: [] for name in _MEASURES}, [])
     for position in positions:
         try:
@@ -164,11 +164,7 @@ def _thumbnail(data: bytes) -> bytes:
 
 
 def write_page(all_stats: Sequence[Stats], file: Path) -> None:
-    """Writes one self-contained HTML page.
-
-    Args:
-        all_stats: measures of each source.
-        file: the page to write.
+    """Writes the measures of all sources to one self-contained HTML page.
 
     Raises:
         UsageError: if it cannot be written.

@@ -228,7 +228,7 @@ TASKS: Mapping[str, Task] = {
     ),
     "plain_text": Task(
         make=plain_text,
-        tokens=lambda chat, said, _: chat.plain.conversation(said),
+        tokens=lambda chat, messages, _: chat.plain.conversation(messages),
         target="text",
         conversation="text_conversations",
     ),
@@ -280,12 +280,7 @@ def make_example(
 
 
 def variants(record: Record, task: str) -> Iterator[Record]:
-    """Yields one record for each caption that the task may draw.
-
-    Args:
-        record: a record, perhaps with several captions.
-        task: a key of `TASKS`.
-    """
+    """Yields one record for each caption that the task may draw from a record."""
     entry = TASKS[task]
     captions = captions_of(record.fields) or []
     has_turns = entry.conversation is not None and turns_of(record.fields) is not None

@@ -1,14 +1,13 @@
 """Applies a function to every record of a source, in several processes."""
 
-import itertools
-import multiprocessing
+import functools
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TypeVar
 
 from blip3o.core.errors import UsageError
-from blip3o.core.log import progress
+from blip3o.data.parallel import in_processes
 from blip3o.data.sources import SOURCES, Source, SourceConfig
 from blip3o.data.sources.files import is_remote
 from blip3o.data.sources.jsonl import JSON_SUFFIXES
@@ -16,8 +15,8 @@ from blip3o.data.sources.names import IMAGE_SUFFIXES
 from blip3o.imaging.kinds import HEAD_BYTES, store_of
 
 T = TypeVar("T")
-Look = Callable[[Source, range], T]
-"""A function of a chunk of records; must be picklable for other processes."""
+ChunkFunction = Callable[[Source, range], T]
+"""A function of a chunk of records; it must be picklable for other processes."""
 
 CHUNK_RECORDS = 256
 
@@ -49,7 +48,7 @@ def source_config(
 
 
 def _begins_as_json(path: str) -> bool:
-    """Returns whether a local file holds JSON although its name does not say so."""
+    """Returns whether a local file begins like JSON; UsageError for kinds that are not read."""
     if is_remote(path) or not os.path.isfile(path):
         return False
     try:
@@ -67,12 +66,12 @@ def _begins_as_json(path: str) -> bool:
     return head.removeprefix(b"\xef\xbb\xbf").lstrip()[:1] in (b"{", b"[") and b"\0" not in head
 
 
-def walk(config: SourceConfig, look: Look[T], *, jobs: int, what: str) -> Iterator[T]:
-    """Yields the result of a function for each chunk of records, in order.
+def walk(config: SourceConfig, function: ChunkFunction[T], *, jobs: int, what: str) -> Iterator[T]:
+    """Returns the results of a function for all chunks of records, in order.
 
     Args:
         config: the source's config; its shards are already indexed.
-        look: the function.
+        function: the function.
         jobs: number of processes.
         what: short label for the progress display.
 
@@ -86,17 +85,13 @@ def walk(config: SourceConfig, look: Look[T], *, jobs: int, what: str) -> Iterat
         range(start, min(start + CHUNK_RECORDS, len(source)))
         for start in range(0, len(source), CHUNK_RECORDS)
     ]
-    if jobs == 1 or len(chunks) == 1:
-        yield from progress((look(source, chunk) for chunk in chunks), total=len(chunks), what=what)
-        return
-    work = zip(itertools.repeat(config), itertools.repeat(look), chunks, strict=False)
-    # Forked processes would inherit torch's threads in an unknown state.
-    with multiprocessing.get_context("spawn").Pool(min(jobs, len(chunks))) as pool:
-        yield from progress(pool.imap(_look, work), total=len(chunks), what=what)
+    apply = functools.partial(function, source)
+    if jobs > 1 and len(chunks) > 1:
+        apply = functools.partial(_apply, config, function)
+    return in_processes(apply, chunks, jobs, what)
 
 
-def _look(work: tuple[SourceConfig, Look[T], range]) -> T:
-    config, look, chunk = work
+def _apply(config: SourceConfig, function: ChunkFunction[T], chunk: range) -> T:
     if config not in _opened:
         _opened[config] = config.build()
-    return look(_opened[config], chunk)
+    return function(_opened[config], chunk)

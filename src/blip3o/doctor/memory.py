@@ -1,7 +1,7 @@
-"""Computes the memory that a model needs in every form, without allocating the model.
+"""Computes a model's memory needs by precision, quantization and offloading, without allocating it.
 
 Weights are counted exactly on the meta device, with quantized layers and the groups of layers that
-offloading moves. Activations are an estimate: each component runs once on the meta device for one
+offloading moves. Activations are estimated: each component runs once on the meta device for one
 image with guidance, and the live results of its operations are added up. The workspace of kernels
 is not included.
 """
@@ -9,7 +9,6 @@ is not included.
 import dataclasses
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
 from weakref import WeakSet, finalize
 
 import torch
@@ -19,14 +18,16 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from blip3o.core.choices import QUANTIZATIONS, Quantization
 from blip3o.generate.offload import COMPONENTS, OFFLOADS, Offload, groups_of, residents_of
 from blip3o.generate.placement import move
 from blip3o.models.absent import AbsentPart
+from blip3o.models.autoencoders import latents_to_pixels
 from blip3o.models.backbones.qwen2_5_vl import Qwen2_5VLBackboneConfig
-from blip3o.models.decoders.latent_diffusion import latents_to_pixels
+from blip3o.models.decoders.latent_diffusion import LatentDiffusionDecoder
+from blip3o.models.protocols import CleanPredictor
 from blip3o.models.quantize import quantize_backbone
 from blip3o.models.unified import UnifiedModel, UnifiedModelConfig
-from blip3o.nn.quantized import QUANTIZATIONS, Quantization
 from blip3o.recipes import qwen2_5_vl
 from blip3o.weights.folder import BUNDLED, open_model
 from blip3o.weights.names import full_name, short_name, unknown_model
@@ -51,8 +52,8 @@ class Need:
         precision: "fp32", "fp16" or "bf16".
         quantize: quantization of the backbone's matrices; None for none.
         offload: decides which weights are on the device.
-        weights: peak bytes of weights.
-        peak: peak bytes of weights and activations together.
+        weights: bytes of weights on the device at the peak.
+        peak: bytes of weights and activations together at the peak.
     """
 
     precision: str
@@ -95,11 +96,7 @@ def config_of(name: str) -> UnifiedModelConfig:
 
 
 def needs_of(config: UnifiedModelConfig) -> list[Need]:
-    """Returns the memory needs of every combination of precision, quantization and offloading.
-
-    Args:
-        config: of the model, which is not allocated.
-    """
+    """Returns a model's memory needs for every precision, quantization and kind of offloading."""
     found: list[Need] = []
     activations: dict[tuple[str, str], int] = {}
     for quantize in (None, *QUANTIZATIONS):
@@ -151,12 +148,7 @@ def choose(
 
 
 def meta_model(config: UnifiedModelConfig, quantize: Quantization | None = None) -> UnifiedModel:
-    """Returns a model on the meta device, in float32.
-
-    Args:
-        config: of the model.
-        quantize: quantization of the backbone's matrices; None for none.
-    """
+    """Returns a model on the meta device, in float32 except for a quantized backbone."""
     with torch.device("meta"):
         model = config.build().eval().requires_grad_(requires_grad=False)
     if quantize:
@@ -202,34 +194,34 @@ def _empty(model: UnifiedModel, *shape: int) -> Tensor:
     return torch.empty(shape, device=model.device, dtype=model.dtype)
 
 
-def _run_backbone(model: UnifiedModel) -> list[Callable[[], Any]]:
-    length = PROMPT_TOKENS + model.config.generator.num_reserved_positions(model.config.joints)
+def _run_backbone(model: UnifiedModel) -> list[Callable[[], object]]:
+    length = PROMPT_TOKENS + model.config.num_reserved_positions
     embeds = _empty(model, 1, length, model.config.backbone.hidden_size)
     # The backbone's own forward reads values of its mask, which the meta device does not have.
     # Without a cache, transformers would read values of the positions.
     return [lambda: model.backbone.decoder(inputs_embeds=embeds, use_cache=True)]
 
 
-def _run_generator(model: UnifiedModel) -> list[Callable[[], Any]]:
+def _run_generator(model: UnifiedModel) -> list[Callable[[], object]]:
     noisy = _empty(model, 2, *model.config.feature_shape)
     plan = model.generator.empty_plan(2, PROMPT_TOKENS)
     return [lambda: plan.velocity(noisy, noisy.new_empty(2))]
 
 
-def _run_decoder(model: UnifiedModel) -> list[Callable[[], Any]]:
-    decoder, config = model.image_decoder, model.config.image_decoder
+def _run_decoder(model: UnifiedModel) -> list[Callable[[], object]]:
+    decoder: object = model.image_decoder
     if isinstance(decoder, AbsentPart):
         return []
     features = _empty(model, 2, *model.config.feature_shape)
-    noise = _empty(model, 2, *config.noise_shape)
-    if hasattr(decoder, "predict"):
+    noise = _empty(model, 2, *model.config.image_decoder.noise_shape)
+    if isinstance(decoder, LatentDiffusionDecoder):
         return [
             lambda: decoder.predict(noise, noise.new_empty(()), features),
             lambda: latents_to_pixels(decoder.vae, noise[:1]),
         ]
-    if hasattr(decoder, "predict_clean"):
+    if isinstance(decoder, CleanPredictor):
         return [lambda: decoder.predict_clean(noise[:1], noise.new_empty(1), features[:1])]
-    return [lambda: decoder.decode(features[:1], noise[:1], 1)]
+    return [lambda: model.image_decoder.decode(features[:1], noise[:1], 1)]
 
 
 def _bytes(tensors: Iterable[Tensor]) -> int:

@@ -1,6 +1,5 @@
 """Reports on this machine: versions, device, precision, bundled models, memory for a model."""
 
-import importlib.metadata
 import os
 import platform
 from collections.abc import Sequence
@@ -12,6 +11,7 @@ from blip3o.core.device import cpu_has_fast_bf16, resolve_device, resolve_dtype
 from blip3o.core.errors import UsageError
 from blip3o.doctor.memory import PRECISIONS, Need, choose, config_of, needs_of
 from blip3o.generate.offload import OFFLOADS
+from blip3o.train.environment import version_of
 from blip3o.weights.folder import BUNDLED, load_model
 
 _PACKAGES = ("torch", "transformers", "safetensors", "tokenizers", "numpy", "pillow", "diffusers")
@@ -39,7 +39,7 @@ def examine(model: str | None = None, device_name: str = "auto") -> str:
     if device.type == "cpu":
         fast = "yes" if cpu_has_fast_bf16() else "no; fp32 is used"
         lines.append(f"fast bf16 on this CPU: {fast}")
-    lines += [f"{name}: {_version(name)}" for name in _PACKAGES]
+    lines += [f"{name}: {version_of(name) or 'not installed'}" for name in _PACKAGES]
     lines += [f"model {name}: {_check(name)}" for name in BUNDLED]
     if needs is not None:
         lines += ["", f"memory for {model}, GiB of weights (and with activations):"]
@@ -48,11 +48,7 @@ def examine(model: str | None = None, device_name: str = "auto") -> str:
 
 
 def table(needs: Sequence[Need]) -> list[str]:
-    """Returns the lines of a table of a model's memory needs, in GiB.
-
-    Args:
-        needs: the result of `needs_of`.
-    """
+    """Returns a table of a model's memory needs in GiB, line by line."""
     columns = "".join(f"{f'offload {name}':>22}" for name in OFFLOADS)
     lines = [f"{'backbone':<10}{'precision':<10}{columns}"]
     forms = {(need.quantize, need.precision): dict[str, str]() for need in needs}
@@ -96,13 +92,6 @@ def _describe(device: torch.device) -> str:
         gigabytes = torch.cuda.get_device_properties(device).total_memory / 2**30
         return f"{torch.cuda.get_device_name(device)}, {gigabytes:.0f} GiB"
     return f"{device.type}, {os.cpu_count()} cores, {torch.get_num_threads()} threads"
-
-
-def _version(package: str) -> str:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return "not installed"
 
 
 def _check(name: str) -> str:

@@ -1,4 +1,4 @@
-"""L5: benchmarks, which score the outputs of a model. Each has one file and one table line."""
+"""L5: benchmarks, which score the outputs of a model. Each has one file and one line in a table."""
 
 import dataclasses
 import json
@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Protocol
 
 from blip3o import __version__
+from blip3o.core.choices import PrecisionName
 from blip3o.core.config import override, to_dict
-from blip3o.core.device import PrecisionName
 from blip3o.core.errors import UsageError
 from blip3o.core.files import atomic_file, write_atomic
 from blip3o.core.lock import locked
@@ -25,7 +25,7 @@ WriteRow = Callable[[Mapping[str, object]], object]
 
 
 class Benchmark(Protocol):
-    """A dataclass of settings that can score a model; every entry of `BENCHMARKS` is one."""
+    """A dataclass of settings that can score a model; the type of the entries of `BENCHMARKS`."""
 
     def run(self, pipe: Blip3oPipeline, out: Path, write: WriteRow) -> dict[str, object]:
         """Returns the scores.

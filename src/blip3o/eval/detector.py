@@ -2,7 +2,7 @@
 
 Every sprite is compared with each object: it is drawn at the object's place and scale and in its
 color, aligned to a fraction of a pixel, and correlated with the image. An object that correlates
-with no sprite is `UNKNOWN`. A detector that always named the nearest thing would reward blobs.
+with no sprite is `UNKNOWN`: naming the nearest thing in every case would reward blobs.
 
 Axis letters: K sprites under comparison, H and W rows and columns of a window of the image.
 """
@@ -25,76 +25,66 @@ _FAR = 0.3  # color distances are clipped to this value
 _CANDIDATES = 3  # sprites that are aligned, of 48
 _STEPS = 2  # iterations of the alignment
 _LEAST_SIZE = 12  # pixels; smaller regions are never named
+_MIN_SCORE = 0.75  # least correlation with a sprite at which an object gets a name
+_MIN_LEAD = 0.05  # least difference between the correlations of the best and the second sprite
+_MAX_COLOR_ERROR = 0.15
+"""Largest distance between the mean colors of an object and its sprite, RGB in [0, 1], at which the
+object gets a color. The two nearest colors are 0.35 apart."""
 
 
-class SceneDetector:
-    """Finds the objects of a scene.
+def detect(image: Image.Image) -> tuple[SceneDetection, ...]:
+    """Returns the objects of an image; those that cannot be named are `UNKNOWN`.
 
     Args:
-        min_score: least correlation with a sprite at which an object gets a name.
-        min_lead: least difference between the correlations of the best and the second sprite.
-        max_color_error: largest distance between the mean colors of an object and its sprite, RGB
-            in [0, 1], at which the object gets a color. The two nearest colors are 0.35 apart.
+        image: a square image, preferably of at least 96 x 96 pixels.
+
+    Raises:
+        ValueError: if the image is not square.
     """
+    if image.width != image.height:
+        raise ValueError(f"a scene is square, but the image is {image.width}x{image.height}")
+    image = image.convert("RGB")
+    if image.width != IMAGE_PX:
+        shrinks = image.width > IMAGE_PX
+        filter_ = Image.Resampling.BOX if shrinks else Image.Resampling.BICUBIC
+        image = image.resize((IMAGE_PX, IMAGE_PX), filter_)
+    return tuple(one for window in windows(planes(image)) for one in _named(window))
 
-    def __init__(
-        self, min_score: float = 0.75, min_lead: float = 0.05, max_color_error: float = 0.15
-    ) -> None:
-        self.min_score = min_score
-        self.min_lead = min_lead
-        self.max_color_error = max_color_error
 
-    def detect(self, image: Image.Image) -> tuple[SceneDetection, ...]:
-        """Returns the objects of an image; those that cannot be named are `UNKNOWN`.
+def _named(window: Window) -> list[SceneDetection]:
+    """Returns the object of a window, or several objects that blur has joined."""
+    whole = _compared(window)
+    if whole.thing == UNKNOWN:
+        pieces = [_compared(part) for part in parts(window)]
+        if len(pieces) > 1 and all(piece.thing != UNKNOWN for piece in pieces):
+            return pieces
+    return [whole]
 
-        Args:
-            image: a square image, preferably of at least 96 x 96 pixels.
 
-        Raises:
-            ValueError: if the image is not square.
-        """
-        if image.width != image.height:
-            raise ValueError(f"a scene is square, but the image is {image.width}x{image.height}")
-        image = image.convert("RGB")
-        if image.width != IMAGE_PX:
-            shrinks = image.width > IMAGE_PX
-            filter_ = Image.Resampling.BOX if shrinks else Image.Resampling.BICUBIC
-            image = image.resize((IMAGE_PX, IMAGE_PX), filter_)
-        return tuple(one for window in windows(planes(image)) for one in self._named(window))
-
-    def _named(self, window: Window) -> list[SceneDetection]:
-        """Returns the object of a window, or several objects that blur has joined."""
-        whole = self._compared(window)
-        if whole.thing == UNKNOWN:
-            pieces = [self._compared(part) for part in parts(window)]
-            if len(pieces) > 1 and all(piece.thing != UNKNOWN for piece in pieces):
-                return pieces
-        return [whole]
-
-    def _compared(self, window: Window) -> SceneDetection:
-        left, top, right, bottom = box(window.mask)
-        if max(right - left, bottom - top) < _LEAST_SIZE:
-            center = ((left + right) / 2, (top + bottom) / 2)
-            return _detection(window, (*center, max(right - left, bottom - top)))
-        distances = color_distances(window.pixels[:, window.mask].T[::2])
-        number = int(np.minimum(distances, _FAR).mean(axis=0).argmin())
-        ramps = ramps_of_colors()[number]
-        poses = _first_poses(sprite_set(_STORED), window.mask)
-        which = _likeliest(poses, ramps, window)
-        poses, scores = _aligned(which, poses[which], ramps, window)
-        if scores.max() < self.min_score:  # a mask without pale parts gives poor first poses
-            poses, scores = _aligned(which, poses, ramps, window)
-        second, first = np.argsort(scores)[-2:]
-        pose, score = poses[first], float(scores[first])
-        known = score >= max(self.min_score, scores[second] + self.min_lead)
-        colored = _color_error(which[first], pose, ramps, window) <= self.max_color_error
-        return _detection(
-            window,
-            tuple(pose.tolist()),
-            thing=THINGS[which[first]] if known and pose[2] >= _LEAST_SIZE else UNKNOWN,
-            color=COLORS[number] if colored else UNKNOWN,
-            score=min(max(score, 0.0), 1.0),
-        )
+def _compared(window: Window) -> SceneDetection:
+    left, top, right, bottom = box(window.mask)
+    if max(right - left, bottom - top) < _LEAST_SIZE:
+        center = ((left + right) / 2, (top + bottom) / 2)
+        return _detection(window, (*center, max(right - left, bottom - top)))
+    distances = color_distances(window.pixels[:, window.mask].T[::2])
+    number = int(np.minimum(distances, _FAR).mean(axis=0).argmin())
+    ramps = ramps_of_colors()[number]
+    poses = _first_poses(sprite_set(_STORED), window.mask)
+    which = _likeliest(poses, ramps, window)
+    poses, scores = _aligned(which, poses[which], ramps, window)
+    if scores.max() < _MIN_SCORE:  # a mask without pale parts gives poor first poses
+        poses, scores = _aligned(which, poses, ramps, window)
+    second, first = np.argsort(scores)[-2:]
+    pose, score = poses[first], float(scores[first])
+    known = score >= max(_MIN_SCORE, scores[second] + _MIN_LEAD)
+    colored = _color_error(which[first], pose, ramps, window) <= _MAX_COLOR_ERROR
+    return _detection(
+        window,
+        tuple(pose.tolist()),
+        thing=THINGS[which[first]] if known and pose[2] >= _LEAST_SIZE else UNKNOWN,
+        color=COLORS[number] if colored else UNKNOWN,
+        score=min(max(score, 0.0), 1.0),
+    )
 
 
 def _detection(

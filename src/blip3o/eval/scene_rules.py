@@ -1,8 +1,8 @@
 """Rules of the scenes benchmark: whether detected objects match a prompt or a scene.
 
 The categories follow GenEval (arXiv 2310.11513): single object, two objects, counting, colors,
-position, color attribution. These are not GenEval's own rules: scenes have another margin between
-centers, and the margin does not depend on the sizes of the objects.
+position, color attribution. One rule differs from GenEval: the least distance of the centers in a
+relation has another value, which does not depend on the sizes of the objects.
 """
 
 import dataclasses

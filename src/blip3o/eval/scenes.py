@@ -1,6 +1,6 @@
 """The scenes benchmark: exact, offline, on compositions that are held out from training.
 
-Text to image has the six categories of GenEval. Questions and captions are compared with the
+Text to image has the six categories of GenEval. Answers and captions are compared with the
 attributes of the scene. A detector judges generated, edited and reconstructed images; it is
 independent of the model and is tested on renders of known scenes.
 """
@@ -8,14 +8,14 @@ independent of the model and is tested on renders of known scenes.
 import dataclasses
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
 from PIL import Image
 
 from blip3o.core.log import progress
-from blip3o.core.rng import numpy_rng
+from blip3o.core.rng import image_generator, numpy_rng
 from blip3o.data.scenes.edits import sample_edit
 from blip3o.data.scenes.prompts import CATEGORIES, eval_prompts
 from blip3o.data.scenes.questions import questions
@@ -23,7 +23,7 @@ from blip3o.data.scenes.render import render
 from blip3o.data.scenes.scene import Scene, sample_scene
 from blip3o.data.scenes.things import COLORS, THINGS, plural
 from blip3o.eval import WriteRow
-from blip3o.eval.detector import SceneDetector
+from blip3o.eval.detector import detect
 from blip3o.eval.scene_rules import (
     SceneDetection,
     WantedThing,
@@ -32,7 +32,6 @@ from blip3o.eval.scene_rules import (
     same_objects,
 )
 from blip3o.generate.pipeline import Blip3oPipeline
-from blip3o.generate.write import image_generator
 from blip3o.imaging.sheet import contact_sheet
 
 T = TypeVar("T")
@@ -54,8 +53,8 @@ class ScenesBenchmark:
         num_reconstructions: unseen images that are encoded and decoded; 0 skips them.
         seed: seed of prompts, scenes and noise.
         batch_size: images in a batch; affects only speed and memory.
-        num_inference_steps: DiT steps; by default those of the model.
-        guidance_scale: guidance scale; by default that of the model.
+        num_inference_steps: DiT steps; None means the default of the model.
+        guidance_scale: guidance scale; None means the default of the model.
 
     Raises:
         ValueError: for a number that is too small.
@@ -79,30 +78,21 @@ class ScenesBenchmark:
                 raise ValueError(f"{name} must be at least {limit}, got {vars(self)[name]}")
 
     def run(self, pipe: Blip3oPipeline, out: Path, write: WriteRow) -> dict[str, object]:
-        """Returns the scores and passes the verdict on each sample to `write`.
-
-        Args:
-            pipe: the model.
-            out: folder for sheets of images.
-            write: takes the row of each sample.
-        """
-        detector = SceneDetector()
+        """Returns the scores and passes the verdict on each sample to `write`; see `Benchmark`."""
         results: dict[str, object] = {"overall": None, "by_category": {}, "num_samples": 0}
         if self.prompts_per_category:
-            results |= self._text_to_image(pipe, detector, out, write)
+            results |= self._text_to_image(pipe, out, write)
         if self.num_questions:
             results |= self._questions(pipe, write)
         if self.num_captions:
             results |= self._captions(pipe, write)
         if self.num_edits:
-            results |= self._edits(pipe, detector, out, write)
+            results |= self._edits(pipe, out, write)
         if self.num_reconstructions:
-            results |= self._reconstructions(pipe, detector, out, write)
+            results |= self._reconstructions(pipe, out, write)
         return results
 
-    def _text_to_image(
-        self, pipe: Blip3oPipeline, detector: SceneDetector, out: Path, write: WriteRow
-    ) -> dict[str, object]:
+    def _text_to_image(self, pipe: Blip3oPipeline, out: Path, write: WriteRow) -> dict[str, object]:
         prompts = [
             prompt
             for category in CATEGORIES
@@ -120,7 +110,7 @@ class ScenesBenchmark:
             ).images
             for (p, k), image in zip(batch, images, strict=True):
                 prompt = prompts[p]
-                found = detector.detect(image)
+                found = detect(image)
                 verdict = judge_scene(
                     found,
                     [WantedThing(**item) for item in prompt.include],
@@ -141,10 +131,8 @@ class ScenesBenchmark:
                         "found": [dataclasses.asdict(one) for one in found],
                     }
                 )
-        flat = [pair for pairs in shown.values() for pair in pairs]
-        sheet = contact_sheet([image for image, _ in flat], [text for _, text in flat], columns=8)
-        sheet.save(out / "text_to_image.png")
-        by_category = {name: sum(marks) / len(marks) for name, marks in right.items()}
+        _save_sheet([pair for pairs in shown.values() for pair in pairs], out / "text_to_image.png")
+        by_category = {name: _share(marks) for name, marks in right.items()}
         return {
             "overall": sum(by_category.values()) / len(by_category),
             "by_category": by_category,
@@ -155,9 +143,9 @@ class ScenesBenchmark:
         rows: list[tuple[int, str, str, str]] = []
         index = 0
         while len(rows) < self.num_questions:
-            scene = sample_scene(self.seed, index, split="heldout")
-            asked = questions(scene, numpy_rng(self.seed, "eval questions", index))
-            rows += [(index, qa.kind, qa.question, qa.answer) for qa in asked]
+            rng = numpy_rng(self.seed, "eval questions", index)
+            drawn = questions(self._scene(index), rng)
+            rows += [(index, qa.kind, qa.question, qa.answer) for qa in drawn]
             index += 1
         rows = rows[: self.num_questions]
         right: dict[str, list[bool]] = defaultdict(list)
@@ -169,32 +157,25 @@ class ScenesBenchmark:
                 right[kind].append(verdict)
                 row = {"question": question, "answer": answer, "truth": truth, "right": verdict}
                 write({"part": "vqa", "kind": kind, "scene": index, **row})
-        marks = [mark for kind in right.values() for mark in kind]
-        return {
-            "vqa_accuracy": sum(marks) / len(marks),
-            "vqa_by_kind": {kind: sum(m) / len(m) for kind, m in sorted(right.items())},
-        }
+        return _shares("vqa", right)
 
     def _captions(self, pipe: Blip3oPipeline, write: WriteRow) -> dict[str, object]:
-        scores = []
+        scores: list[float] = []
         for batch in _batches(range(self.num_captions), self.batch_size, "captions"):
             sources = [self._image(pipe, index) for index in batch]
             captions = pipe.answer_batch(
                 sources, [_CAPTION_REQUEST] * len(batch), max_new_tokens=128
             )
             for index, caption in zip(batch, captions, strict=True):
-                scene = sample_scene(self.seed, index, split="heldout")
-                truth = Counter((one.color, one.thing) for one in scene.objects)
+                truth = Counter((one.color, one.thing) for one in self._scene(index).objects)
                 score = attribute_accuracy(objects_named(caption), truth)
                 scores.append(score)
                 named = [f"{color} {thing}" for color, thing in truth.elements()]
                 row = {"scene": index, "caption": caption, "truth": named, "score": score}
                 write({"part": "caption", **row})
-        return {"caption_attribute_accuracy": sum(scores) / len(scores)}
+        return {"caption_attribute_accuracy": _share(scores)}
 
-    def _edits(
-        self, pipe: Blip3oPipeline, detector: SceneDetector, out: Path, write: WriteRow
-    ) -> dict[str, object]:
+    def _edits(self, pipe: Blip3oPipeline, out: Path, write: WriteRow) -> dict[str, object]:
         side = pipe.model.config.image_encoder.image_px
         right: dict[str, list[bool]] = defaultdict(list)
         shown: list[tuple[Image.Image, str]] = []
@@ -209,7 +190,7 @@ class ScenesBenchmark:
                 guidance_scale=self.guidance_scale,
             ).images
             for index, edit, source, image in zip(batch, edits, sources, images, strict=True):
-                found = detector.detect(image)
+                found = detect(image)
                 # An added or moved object may be anywhere that the instruction allows, so only
                 # the places that the instruction names are checked.
                 verdict = edit.accepts([(one.thing, one.color, one.x, one.y) for one in found])
@@ -219,36 +200,49 @@ class ScenesBenchmark:
                     shown += [(source, edit.instruction), (image, mark)]
                 row = {"kind": edit.kind, "instruction": edit.instruction, "right": verdict}
                 write({"part": "edit", "index": index, **row})
-        sheet = contact_sheet([image for image, _ in shown], [text for _, text in shown], columns=8)
-        sheet.save(out / "edits.png")
-        marks = [mark for kind in right.values() for mark in kind]
-        return {
-            "edit_accuracy": sum(marks) / len(marks),
-            "edit_by_kind": {kind: sum(m) / len(m) for kind, m in sorted(right.items())},
-        }
+        _save_sheet(shown, out / "edits.png")
+        return _shares("edit", right)
 
     def _reconstructions(
-        self, pipe: Blip3oPipeline, detector: SceneDetector, out: Path, write: WriteRow
+        self, pipe: Blip3oPipeline, out: Path, write: WriteRow
     ) -> dict[str, object]:
         kept: list[bool] = []
         shown: list[Image.Image] = []
         for batch in _batches(range(self.num_reconstructions), self.batch_size, "reconstructions"):
-            scenes = [sample_scene(self.seed, index, split="heldout") for index in batch]
             sources = [self._image(pipe, index) for index in batch]
             generators = [image_generator(self.seed, index, 0) for index in batch]
             images = pipe.reconstruct(sources, generator=generators).images
-            for index, scene, before, after in zip(batch, scenes, sources, images, strict=True):
-                verdict = same_objects(detector.detect(after), truth_of(scene))
+            for index, before, after in zip(batch, sources, images, strict=True):
+                verdict = same_objects(detect(after), truth_of(self._scene(index)))
                 kept.append(verdict)
                 write({"part": "reconstruct", "scene": index, "right": verdict})
                 if len(shown) < 32:
                     shown += [before, after]
         contact_sheet(shown, columns=8).save(out / "reconstructions.png")
-        return {"reconstruct_kept": sum(kept) / len(kept)}
+        return {"reconstruct_kept": _share(kept)}
+
+    def _scene(self, index: int) -> Scene:
+        return sample_scene(self.seed, index, split="heldout")
 
     def _image(self, pipe: Blip3oPipeline, index: int) -> Image.Image:
-        scene = sample_scene(self.seed, index, split="heldout")
-        return render(scene, pipe.model.config.image_encoder.image_px)
+        return render(self._scene(index), pipe.model.config.image_encoder.image_px)
+
+
+def _share(marks: Sequence[float]) -> float:
+    return sum(marks) / len(marks)
+
+
+def _shares(part: str, right: Mapping[str, Sequence[bool]]) -> dict[str, object]:
+    """Returns the share of right answers, of all kinds together and of each kind."""
+    return {
+        f"{part}_accuracy": _share([mark for marks in right.values() for mark in marks]),
+        f"{part}_by_kind": {kind: _share(marks) for kind, marks in sorted(right.items())},
+    }
+
+
+def _save_sheet(shown: Sequence[tuple[Image.Image, str]], file: Path) -> None:
+    images, captions = [image for image, _ in shown], [caption for _, caption in shown]
+    contact_sheet(images, captions, columns=8).save(file)
 
 
 def truth_of(scene: Scene) -> list[SceneDetection]:

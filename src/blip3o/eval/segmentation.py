@@ -1,6 +1,6 @@
 """Separates the objects of a scene from the background and returns a window around each.
 
-The image is compared with the known backgrounds only; nothing about the scene itself is assumed.
+The image is compared only with the known backgrounds; the content of the scene is not used.
 
 Axis letters: H and W are rows and columns of a window.
 """
@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from blip3o.data.scenes.backgrounds import BACKGROUNDS, background_image
+from blip3o.data.scenes.things import BACKGROUNDS, background_image
 
 IMAGE_PX = 96
 """Every image is resized to this side, so thresholds in pixels have a fixed meaning."""
@@ -187,6 +187,7 @@ def _joined(regions: NDArray[np.intp]) -> NDArray[np.intp]:
 
 
 def _grown(mask: Bools) -> Bools:
+    """Returns a mask extended by one pixel in all directions."""
     padded = np.pad(mask, 1)
     rows = padded[:-2] | padded[1:-1] | padded[2:]
     return rows[:, :-2] | rows[:, 1:-1] | rows[:, 2:]

@@ -15,7 +15,7 @@ def combine(velocities: Tensor, guidance_scale: float | Tensor) -> Tensor:
     """
     null, conditional = velocities.chunk(2)
     if isinstance(guidance_scale, Tensor):
-        # In fp32, as a number is: rounded to bf16, 3.3 would be 3.297.
+        # Kept in fp32: in bf16, a scale of 3.3 would become 3.297.
         scales = guidance_scale.reshape(-1, *[1] * (null.ndim - 1)).to(null.device, torch.float32)
         return null + (scales * (conditional - null)).to(null)
     return null + guidance_scale * (conditional - null)

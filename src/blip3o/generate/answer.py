@@ -1,37 +1,96 @@
-"""An answer while it is written: its next token, the text to show, and the reason why it ends."""
+"""An answer while it is written: its tokens, its visible text and the reason why it ends."""
 
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 from torch import Tensor
 
-from blip3o.generate.spelling import Speller
 from blip3o.generate.text_sampling import TokenChooser
 from blip3o.generate.text_settings import TextSampling
 from blip3o.text.chat import ChatTemplate
 
 
+class Speller:
+    """Converts the tokens of an answer to text that can be shown: whole characters only.
+
+    The answer ends before the first complete stop text. If several stop texts are complete at the
+    same character, it ends before the longest. A stop text may begin and end inside tokens. Text
+    that may still become a stop text is held back.
+
+    Args:
+        decode: converts token ids to text, with "\ufffd" for an incomplete character.
+        stop: texts that end the answer.
+
+    Attributes:
+        is_stopped: whether the answer has reached a stop text.
+    """
+
+    def __init__(self, decode: Callable[[Sequence[int]], str], stop: Sequence[str] = ()) -> None:
+        self._decode = decode
+        self._stop = stop
+        self._context: list[int] = []  # last decoded tokens; a character may depend on them
+        self._tokens: list[int] = []  # tokens that do not form whole characters yet
+        self._held = ""
+        self.is_stopped = False
+
+    def add(self, token: int) -> str:
+        """Adds the id of a token and returns the new text that can be shown; it may be empty."""
+        self._tokens.append(token)
+        text = self._decode(self._context + self._tokens)
+        if text.endswith("\ufffd"):
+            return ""
+        new = text[len(self._decode(self._context)) :]
+        self._context = self._tokens
+        self._tokens = []
+        return self._show(new)
+
+    def finish(self) -> str:
+        """Returns the text that was held back; call it after the last token."""
+        held, self._held = self._held, ""
+        return held
+
+    def _show(self, new: str) -> str:
+        """Adds decoded text and returns the part of it that can no longer become a stop text."""
+        text = self._held + new
+        found = [(text.find(stop), stop) for stop in self._stop]
+        ends = [(place + len(stop), place) for place, stop in found if place >= 0]
+        if ends:
+            self.is_stopped, self._held = True, ""
+            return text[: min(ends)[1]]
+        start = len(text) - max((_overlap(text, stop) for stop in self._stop), default=0)
+        self._held = text[start:]
+        return text[:start]
+
+
+def _overlap(text: str, stop: str) -> int:
+    """Returns the length of the longest suffix of a text that is a proper prefix of a stop text."""
+    for length in range(min(len(text), len(stop) - 1), 0, -1):
+        if text.endswith(stop[:length]):
+            return length
+    return 0
+
+
 class Answer:
-    """An answer that grows token by token; only its own logits and settings decide what it says.
+    """An answer that grows token by token; it depends only on its own logits and settings.
 
     Args:
         chat_template: the model's chat format, with its tokenizer.
-        sampling: how it is written; with a seed where the temperature is above 0.
-        limit: most tokens.
-        number: its number among the answers to one prompt.
+        sampling: settings; with a seed if the temperature is above 0.
+        limit: largest number of tokens.
+        number: number of this answer among the answers to one prompt, from 0.
 
     Attributes:
-        tokens: what was written, the token that ended it included.
-        text: the part of it that can be shown.
-        reason: why it ended: "stop" where the model or a stop text ended it, "length" where the
-            limit did; None while it goes on.
+        tokens: all tokens, including the one that ended the answer.
+        text: the text that can be shown.
+        reason: why the answer ended: "stop" for the model's own end or a stop text, "length" for
+            the limit; None while it continues.
     """
 
     def __init__(
         self, chat_template: ChatTemplate, sampling: TextSampling, limit: int, number: int = 0
     ) -> None:
         tokenizer = chat_template.tokenizer
-        # The end of a text ends an answer, too: now and then released models end one by it and
-        # not by the turn.
+        # Released models sometimes end an answer with the end of the text instead of the turn.
         self._ends = (chat_template.turn_end_id, tokenizer.pad_id)
         self._chooser = TokenChooser(sampling, number)
         self._speller = Speller(tokenizer.decode, sampling.stop)
@@ -41,11 +100,11 @@ class Answer:
         self.reason: Literal["stop", "length"] | None = None
 
     def add(self, logits: Tensor, likeliest: int) -> str:
-        """Writes the next token and returns the text that can be shown because of it.
+        """Adds the next token and returns the new text that can be shown.
 
         Args:
-            logits: of every token, [V].
-            likeliest: the id of the largest one.
+            logits: logits of the vocabulary, [V].
+            likeliest: id of the largest logit.
         """
         chooser = self._chooser
         token = likeliest if chooser.is_greedy else chooser.draw(logits, len(self.tokens))

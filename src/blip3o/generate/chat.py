@@ -1,4 +1,4 @@
-"""The terminal chat: text and images in, answers streamed out."""
+"""The chat in a terminal: reads text and images, and streams the answers."""
 
 import os
 import shlex
@@ -28,9 +28,9 @@ def converse(
 
     Args:
         pipe: the pipeline.
-        lines: lines of the user.
+        lines: the user's input.
         out: stream for prompts and answers.
-        settings: settings of `TextSampling`; by default the likeliest token is taken.
+        settings: settings of `TextSampling`, by name; greedy by default.
     """
     messages: list[Message] = []
     images: list[Image.Image] = []
@@ -46,7 +46,9 @@ def converse(
             return
         try:
             if text == "/new":
-                messages, images, pending = [], [], []
+                messages.clear()
+                images.clear()
+                pending.clear()
             elif text.split()[:1] == ["/image"]:
                 added = [open_image(path) for path in image_paths(text.removeprefix("/image"))]
                 pending += added
@@ -59,7 +61,8 @@ def converse(
                 pieces = pipe.stream([*messages, turn], [*images, *pending], **settings)
                 answer = _shown(pieces, out)
                 messages += [turn, Message(role="assistant", text=said_back(answer))]
-                images, pending = images + pending, []
+                images += pending
+                pending.clear()
         except UsageError as error:
             out.write(f"({error})\n")
 
@@ -68,7 +71,7 @@ def image_paths(text: str) -> list[str]:
     """Returns the files named after `/image`, split as in a shell.
 
     A name may be quoted, contain escaped spaces, start with `~`, or be a file:// URL, which
-    terminals paste for a dragged file. If the whole text is the name of a file, it is not split.
+    terminals paste for a dragged file. A text that is the name of one file is not split.
 
     Args:
         text: one or more names.

@@ -1,4 +1,4 @@
-"""Checks of a request that need neither torch nor a model, so a wrong one costs no time."""
+"""Checks of a request that need neither torch nor a model, so a wrong request fails early."""
 
 import math
 import operator
@@ -6,20 +6,19 @@ import os
 import secrets
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
 
 from blip3o.core.errors import UsageError, reason_of
 from blip3o.core.files import check_file, read_lines
 from blip3o.core.log import say
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
-"""Endings of the image files that are written."""
+"""Suffixes of the image files that can be written."""
 OUTPUT_TYPES = ("pil", "np", "pt", "features")
 _MOST_STEPS = 1000
 _MOST_IMAGES = 1000
 _MOST_GUIDANCE = 100.0
 _NEW_SEED = -1
-"""The seed that asks for a new one."""
+"""Requests a new seed."""
 _SEEDS = 2**32
 
 
@@ -29,7 +28,7 @@ def check_sampling(
     num_images: int,
     output_type: str = "pil",
 ) -> None:
-    """Checks the numbers of a call.
+    """Checks the numbers and the output type of a call.
 
     Args:
         num_inference_steps: 1 to 1000; None for the model's own number.
@@ -49,20 +48,12 @@ def check_sampling(
 
 
 def check_steps(name: str, value: int) -> None:
-    """Checks a number of steps; `name` says which.
-
-    Raises:
-        UsageError: if it is not a whole number from 1 to 1000.
-    """
+    """Raises a UsageError unless `value` is a whole number from 1 to 1000; `name` is its name."""
     check_whole(name, value, _MOST_STEPS)
 
 
 def check_whole(name: str, value: int, most: int) -> None:
-    """Checks a whole number; `name` says which.
-
-    Raises:
-        UsageError: if it is not a whole number from 1 to `most`.
-    """
+    """Raises a UsageError unless `value` is a whole number from 1 to `most`; `name` is its name."""
     try:
         number = operator.index(value)
     except TypeError:
@@ -72,11 +63,7 @@ def check_whole(name: str, value: int, most: int) -> None:
 
 
 def check_guidance(name: str, value: float) -> None:
-    """Checks a guidance scale; `name` says which.
-
-    Raises:
-        UsageError: if it is not a number from 1 to 100.
-    """
+    """Raises a UsageError unless `value` is a number from 1 to 100; `name` is its name."""
     try:
         number = math.nan if isinstance(value, str | bytes | bool) else float(value)
     except (TypeError, ValueError):
@@ -86,11 +73,7 @@ def check_guidance(name: str, value: float) -> None:
 
 
 def check_output_type(output_type: str) -> None:
-    """Checks what a call is to return.
-
-    Raises:
-        UsageError: for an unknown output type.
-    """
+    """Raises a UsageError for an unknown output type."""
     if output_type not in OUTPUT_TYPES:
         raise UsageError(f"unknown output_type {output_type!r}; use {', '.join(OUTPUT_TYPES)}")
 
@@ -100,18 +83,20 @@ def texts_of(texts: str | Iterable[str], what: str) -> list[str]:
 
     Args:
         texts: one text, or several.
-        what: what they are, for error messages ("prompt").
+        what: name of a text in error messages, such as "prompt".
 
     Raises:
         UsageError: for anything else.
     """
     if isinstance(texts, str):
         return [texts]
-    is_many = isinstance(texts, Iterable) and not isinstance(texts, bytes | Mapping)
-    found: list[Any] = list(texts) if is_many else [texts]
-    for one in found:
+    single: tuple[type[object], ...] = (bytes, Mapping)
+    is_many = isinstance(texts, Iterable) and not isinstance(texts, single)
+    found: list[str] = []
+    for one in texts if is_many else [texts]:
         if not isinstance(one, str):
             raise UsageError(f"the {what} must be a text, got {one!r}")
+        found.append(one)
     return found
 
 
@@ -122,7 +107,7 @@ def read_prompts(file: Path) -> list[str]:
         file: one prompt a line; see `read_lines`.
 
     Raises:
-        UsageError: if it cannot be read or holds no prompt.
+        UsageError: if the file cannot be read or holds no prompt.
     """
     prompts = [line.strip(" \t") for line in read_lines(file, "prompts") if line.strip()]
     if not prompts:
@@ -131,20 +116,12 @@ def read_prompts(file: Path) -> list[str]:
 
 
 def check_prompt(text: str) -> None:
-    """Checks that a prompt or an instruction says something.
-
-    Raises:
-        UsageError: if it is empty or holds bytes that are not UTF-8.
-    """
+    """Raises a UsageError for a prompt or an instruction that is empty or not valid Unicode."""
     _check_text(text, "prompt", "; say what to draw")
 
 
 def check_question(text: str) -> None:
-    """Checks that a question says something.
-
-    Raises:
-        UsageError: if it is empty or holds bytes that are not UTF-8.
-    """
+    """Raises a UsageError for a question that is empty or not valid Unicode."""
     _check_text(text, "question")
 
 
@@ -158,34 +135,27 @@ def _check_text(text: str, what: str, advice: str = "") -> None:
 
 
 def check_image_path(path: Path) -> None:
-    """Checks, before any work is done, that an image can be written under a name.
-
-    Args:
-        path: where an image is to be written.
+    """Checks, before any work is done, that an image can be written to a path.
 
     Raises:
-        UsageError: if the suffix is not an image's, the path is a folder, or its folder cannot be
-            written to.
+        UsageError: if the suffix is not one of `SUFFIXES`, the path is a folder, or its folder
+            cannot be written to.
     """
     check_suffix(path)
     check_file(path)
 
 
 def check_suffix(path: Path) -> None:
-    """Checks that the suffix of a name is that of an image file.
-
-    Raises:
-        UsageError: if it is not.
-    """
+    """Raises a UsageError unless the suffix of a path is one of `SUFFIXES`."""
     if path.suffix.lower() not in SUFFIXES:
         raise UsageError(f"cannot write {path}: use a name that ends in .png, .jpg or .webp")
 
 
 def check_readable(file: str) -> None:
-    """Checks that an image file is there; what it holds is seen when it is read.
+    """Checks that an image file exists and may be read, without reading it.
 
     Raises:
-        UsageError: if there is no such file.
+        UsageError: if it does not exist or may not be read.
     """
     try:
         os.stat(file)
@@ -199,10 +169,10 @@ def check_readable(file: str) -> None:
 
 
 def drawn_seed(seed: int) -> int:
-    """Returns the seed of a call; -1 draws one and says it, so the call can be repeated.
+    """Returns the seed of a call; for -1 it draws a seed and logs it, so the call can be repeated.
 
     Args:
-        seed: what the user asked for.
+        seed: the user's seed, or -1.
     """
     if seed != _NEW_SEED:
         return seed

@@ -1,14 +1,14 @@
-"""Drawing of many images of one shape: compiled layers and, on CUDA, one graph for all steps.
+"""Fast drawing of many batches of one shape: compiled layers and, on CUDA, one graph of all steps.
 
-A sampler of small batches spends its time launching kernels. A CUDA graph of all its steps is
-launched once.
+With small batches, a sampler spends most of its time on launching kernels. A CUDA graph of all
+steps is launched once.
 """
 
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from blip3o.flow.solver import StepCallback
 from blip3o.generate.draw import draw, follow, noise_levels
@@ -16,12 +16,12 @@ from blip3o.models.generators.plan import Generator, Plan
 from blip3o.models.unified import SamplingConfig
 
 _MAX_GRAPHS = 4
-"""Graphs that are kept; each holds the memory in which its kernels work."""
+"""Most graphs that are kept; each owns the memory that its kernels work in."""
 _WARM_UP_RUNS = 2
 
 
 class CompiledDraw:
-    """Computes the same as `draw`; the first call of a shape compiles and captures.
+    """Computes the same as `draw`. The first call with a shape compiles, and captures a graph.
 
     Args:
         generator: the model's generator; its layers are compiled for sampling.
@@ -29,8 +29,7 @@ class CompiledDraw:
 
     def __init__(self, generator: Generator) -> None:
         generator.compile_sampling()
-        assert isinstance(generator, nn.Module)
-        self._generator: nn.Module = generator
+        self._generator = generator
         self._graphs: OrderedDict[Hashable, _Graph] = OrderedDict()
 
     @torch.no_grad()
@@ -44,8 +43,8 @@ class CompiledDraw:
     ) -> Tensor:
         """Returns normalized features [B, N, K]; arguments as for `draw`."""
         weights = list(self._generator.parameters())
-        # A graph does not stop for callbacks, and it reads weights at fixed addresses: not those of
-        # a generator that is offloaded or on another device.
+        # A graph cannot call back, and it reads weights at fixed addresses, so the generator must
+        # neither be offloaded nor be on another device.
         is_here = {weight.device for weight in weights} == {noise.device}
         if not noise.is_cuda or callback is not None or not is_here:
             return draw(plan, noise, guidance_scale, sampling, callback)
@@ -59,7 +58,7 @@ class CompiledDraw:
             while len(self._graphs) >= _MAX_GRAPHS:
                 self._graphs.popitem(last=False)
             sigmas = noise_levels(sampling)
-            levels = sigmas.to(noise.device)  # before the capture, which may not copy from the host
+            levels = sigmas.to(noise.device)  # a capture may not copy from the host
 
             def run(noise: Tensor, *others: Tensor) -> Tensor:
                 scale = others[0] if scales else guidance_scale
@@ -81,7 +80,7 @@ class _Graph:
         with torch.cuda.device(device):
             stream = torch.cuda.Stream()
             stream.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(stream):  # compiles, and lets libraries take their workspaces
+            with torch.cuda.stream(stream):  # compiles, and libraries allocate their workspaces
                 for _ in range(_WARM_UP_RUNS):
                     run(*self._inputs)
             torch.cuda.current_stream().wait_stream(stream)

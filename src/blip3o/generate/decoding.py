@@ -1,8 +1,9 @@
-"""Reads prompts and adds tokens to rows; other rows in the same pass never change a row's result.
+"""Reads prompts and adds tokens to rows; the result of a row never depends on the other rows.
 
-CPU libraries choose a kernel by the number of rows of a product, and two kernels round in two ways.
-So each pass has the same number of rows, even if some are empty, and each prompt has a pass of its
-own. (Prompts in one padded pass were tried: their last bits differ from those of a single prompt.)
+CPU libraries choose a kernel by the number of rows of a product, and kernels round differently. So
+every pass has the same number of rows, some of which may be unused, and each prompt has a pass of
+its own. (With several prompts in one padded pass, the last bits differed from those of a single
+prompt.)
 """
 
 import dataclasses
@@ -11,23 +12,24 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from blip3o.generate.fingerprints import fingerprint, fingerprints
+from blip3o.generate.exact import fingerprint, fingerprints
 from blip3o.models.backbones.ragged import RowBatch, RowCache
 from blip3o.models.prompts import PromptImages
 from blip3o.models.unified import UnifiedModel
 
 ROWS = 8
-"""Rows of a pass. A single row takes 1.1 to 1.3 times as long as in a pass of one row with the
-bundled model, and less with larger models, whose time goes into reading their weights."""
+"""Rows of a pass. With the bundled model, a single row takes 1.1 to 1.3 times as long as in a pass
+of one row. With larger models the factor is smaller, because their time goes into reading weights.
+"""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Prompt:
-    """A prompt that was read.
+    """A prompt that the model has read.
 
     Args:
-        row: its keys and values; each answer goes on from a fork of it.
-        logits: of its next token, [V].
+        row: keys and values of the prompt; each answer continues from a fork of them.
+        logits: logits of the next token, [V].
     """
 
     row: RowCache
@@ -35,10 +37,10 @@ class Prompt:
 
 
 class RowDecoder:
-    """Reads prompts and takes rows one token further.
+    """Reads prompts, and adds one token to each of several rows.
 
     Args:
-        model: in evaluation mode.
+        model: the model, in evaluation mode.
     """
 
     def __init__(self, model: UnifiedModel) -> None:
@@ -47,12 +49,12 @@ class RowDecoder:
 
     @torch.no_grad()
     def num_equal_places(self) -> int:
-        """Returns how many rows may share a pass so that no place changes a row's bits, 1 to 8.
+        """Returns how many places of a pass, from the first, give a row the same bits: 1 to 8.
 
-        All passes have one shape, so the place is all that can change the bits: kernels compute
-        rows in tiles, and the rows after the last whole tile may be rounded in another way.
+        All passes have one shape, so only the place can change the bits: kernels compute rows in
+        tiles, and may round differently in the rows after the last whole tile.
         """
-        first = self._placeholder + 1  # any token but the placeholder, which asks for an image
+        first = self._placeholder + 1  # any token but the placeholder, which needs an image
         token = first % self._model.config.backbone.vocab_size
         prompt = self.read([token] * ROWS, None)
         with fingerprints(self._model.backbone.decoder, ROWS, axis=1) as seen:
@@ -63,11 +65,11 @@ class RowDecoder:
 
     @torch.no_grad()
     def read(self, ids: Sequence[int], images: PromptImages | None) -> Prompt:
-        """Returns a prompt's keys and values and the logits of what follows it.
+        """Returns a prompt's keys and values and the logits of its next token.
 
         Args:
             ids: token ids.
-            images: what `UnifiedModel.prompt_images` made of its images.
+            images: images of the prompt, from `UnifiedModel.prompt_images`.
         """
         model = self._model
         input_ids = torch.tensor([list(ids)], device=model.device)
@@ -79,13 +81,13 @@ class RowDecoder:
 
     @torch.no_grad()
     def advance(self, rows: Sequence[RowCache], tokens: Sequence[int]) -> Tensor:
-        """Adds a token to each row and returns the logits of what follows, [R, V].
+        """Adds a token to each row and returns the logits of the next tokens, [R, V].
 
-        If it fails, the rows are as they were.
+        If it fails, the rows are unchanged.
 
         Args:
-            rows: at most `ROWS`.
-            tokens: one id for each.
+            rows: at most `ROWS` rows.
+            tokens: one token id for each row.
         """
         backbone, device = self._model.backbone, self._model.device
         ids = torch.zeros(ROWS, 1, dtype=torch.long)
@@ -96,6 +98,6 @@ class RowDecoder:
 
     def _logits(self, hidden: Tensor) -> Tensor:
         logits = self._model.backbone.logits(hidden)
-        # A placeholder stands for an image that was given; an answer has none to give.
+        # A placeholder represents an image of the prompt; an answer cannot hold one.
         logits[:, self._placeholder] = -torch.inf
         return logits

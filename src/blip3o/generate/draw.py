@@ -1,4 +1,4 @@
-"""Draws image features from plans, and decodes features to images: pure tensor functions."""
+"""Draws image features from plans: a solver follows the velocity from noise to features."""
 
 import torch
 from torch import Tensor
@@ -7,7 +7,7 @@ from blip3o.flow.guidance import combine
 from blip3o.flow.sigmas import inference_sigmas
 from blip3o.flow.solver import SOLVERS, StepCallback
 from blip3o.models.generators.plan import Plan
-from blip3o.models.unified import SamplingConfig, UnifiedModel
+from blip3o.models.unified import SamplingConfig
 
 
 @torch.no_grad()
@@ -20,14 +20,12 @@ def draw(
 ) -> Tensor:
     """Returns normalized features [B, N, K] drawn from a plan.
 
-    Everything that is constant over the steps is computed once, before them.
-
     Args:
-        plan: the meaning of P prompts.
+        plan: plan of P prompts.
         noise: start of the path, standard normal [B, N, K]; B is a multiple of P, and the images of
             a prompt are neighbors.
-        guidance_scale: 1 follows the prompts alone; larger values push away from the empty prompt.
-            A number, or one for each image, [B].
+        guidance_scale: 1 turns guidance off; larger values push away from the empty prompt. A
+            number, or one for each image, [B].
         sampling: the solver, its number of steps and its noise levels.
         callback: called after each step with (steps done, features); may return features with which
             the solver continues.
@@ -58,17 +56,8 @@ def follow(
 ) -> Tensor:
     """Returns features as `draw` does, without a copy to or from the device.
 
-    Args:
-        plan: as for `draw`.
-        noise: as for `draw`.
-        guidance_scale: as for `draw`.
-        sampling: as for `draw`.
-        sigmas: falling noise levels on the CPU, [steps + 1].
-        levels: the same on the device.
-        callback: as for `draw`.
-
-    Raises:
-        ValueError: if B is not a multiple of P.
+    `sigmas` are the noise levels on the CPU, [steps + 1], and `levels` the same on the device. The
+    other arguments and the errors are those of `draw`.
     """
     num_images, rest = divmod(len(noise), len(plan))
     if rest:
@@ -86,30 +75,3 @@ def follow(
         return combine(velocities, guidance_scale) if is_guided else velocities
 
     return SOLVERS[sampling.solver](velocity, noise, sigmas, callback)
-
-
-@torch.no_grad()
-def decode_features(
-    model: UnifiedModel,
-    features: Tensor,
-    noise: Tensor,
-    num_steps: int,
-    *,
-    empty_features: Tensor | None = None,
-    guidance_scale: float | None = None,
-) -> Tensor:
-    """Returns images [B, 3, P, P] in [-1, 1] of normalized features [B, N, K].
-
-    Args:
-        model: in evaluation mode.
-        features: normalized features.
-        noise: start of the image decoder, standard normal, [B, *noise_shape].
-        num_steps: decoder steps.
-        empty_features: features from which guidance pushes away, [1, N, K]; None if the decoder has
-            its own.
-        guidance_scale: guidance scale of the decoder; None for its own.
-    """
-    given = {"empty_features": empty_features, "guidance_scale": guidance_scale}
-    # Not every decoder supports guidance, so only given arguments are passed on.
-    asked = {name: value for name, value in given.items() if value is not None}
-    return model.image_decoder.decode(features, noise, num_steps, **asked)

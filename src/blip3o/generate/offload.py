@@ -1,13 +1,12 @@
-"""Weights that wait in the memory of the CPU: model offload and sequential offload.
+"""Weights that stay in CPU memory until they are used: model offload and sequential offload.
 
-A component is used through few methods, the seams of `UnifiedModel`; these are wrapped, on the
-object itself. (Hooks on `forward` alone, as accelerate sets them, miss the vocabulary head that is
-the embedding table, and the keys and values that a DiT makes before it runs.)
+The weights of a component are used through a few methods, its seams. Offloading wraps these methods
+on the object. (Hooks on `forward` alone, as accelerate sets them, miss a vocabulary head that is
+the embedding table, and the keys and values that a DiT computes before it runs.)
 """
 
 import functools
 from collections.abc import Callable, Iterable
-from typing import Any
 
 import torch
 from torch import nn
@@ -25,32 +24,23 @@ _CPU, _META = torch.device("cpu"), torch.device("meta")
 
 
 def seams_of(module: nn.Module) -> tuple[str, ...]:
-    """Returns the methods through which a component or a block is used and that need its weights.
+    """Returns the names of the methods that need the weights of a component or a block.
 
-    Args:
-        module: it names them in `seams`; a module of a library has its `forward`.
+    They are the module's `seams`; only "forward" for a module of a library.
     """
     return getattr(module, "seams", ("forward",))
 
 
 def residents_of(component: nn.Module) -> list[nn.Module]:
-    """Returns the small children of a component that stay on the device while it is offloaded.
-
-    Args:
-        component: it names them in `resident`.
-    """
+    """Returns the small children (`resident`) that stay on the device during offloading."""
     return [component.get_submodule(name) for name in getattr(component, "resident", ())]
 
 
 def groups_of(component: nn.Module, *, by_block: bool) -> list[list[nn.Module]]:
-    """Returns the modules of a component that come and go together when it is offloaded.
+    """Returns the groups of modules whose weights are fetched and dropped together.
 
-    Args:
-        component: any module.
-        by_block: every repeated block is a group.
-
-    Returns:
-        What is there whenever the component is in use, then the blocks.
+    The first group is needed whenever the component is in use. With `by_block`, every repeated
+    block is a group of its own after it.
     """
     blocks = [list(block.modules()) for block in repeated_blocks(component)] if by_block else []
     stay = [child.modules() for child in residents_of(component)]
@@ -59,17 +49,17 @@ def groups_of(component: nn.Module, *, by_block: bool) -> list[list[nn.Module]]:
 
 
 class Offloading:
-    """Weights in the memory of the CPU that come to a device only when they are used.
+    """Keeps weights in CPU memory and copies them to a device only when they are used.
 
-    A component's weights come at its first use and stay until another component is used. With
-    `by_block` each repeated block's come before it runs and go after it: slower, and smaller.
-    Weights never change, so going is forgetting: nothing is copied back. Weights that are away are
-    on the meta device. Buffers (tables, small) are always on the device.
+    The weights of a component are fetched at its first use and stay until another component is
+    used. With `by_block`, the weights of a repeated block are fetched before it runs and dropped
+    after it, which needs less memory and more time. Weights do not change, so nothing is copied
+    back; dropped weights are on the meta device. Buffers are small and stay on the device.
 
     Args:
-        model: its weights go to the CPU.
-        device: where it computes.
-        by_block: sequential offload.
+        model: the model; its weights move to the CPU.
+        device: device that computes.
+        by_block: sequential offload instead of model offload.
     """
 
     def __init__(self, model: UnifiedModel, device: torch.device, *, by_block: bool) -> None:
@@ -91,7 +81,7 @@ class Offloading:
             self._undo += around(component, seams_of(component), run)
 
     def remove(self) -> None:
-        """Takes the wrapping off; all weights are then on the CPU."""
+        """Removes the wrappers; all weights are on the CPU afterwards."""
         for undo in self._undo:
             undo()
 
@@ -101,14 +91,10 @@ class Offloading:
         return weights
 
     def _use(
-        self,
-        weights: "_Weights",
-        plain: Callable[..., Any],
-        *args: Any,  # noqa: ANN401
-        **kwargs: Any,  # noqa: ANN401
-    ) -> Any:  # noqa: ANN401
+        self, weights: "_Weights", plain: Callable[..., object], *args: object, **kwargs: object
+    ) -> object:
         if weights not in self._present:
-            # A component may use another one: both stay until the outer one returns.
+            # If a component uses another one, both stay until the outer one returns.
             for other in [one for one in self._present if one not in self._running]:
                 other.forget()
                 self._present.remove(other)
@@ -122,7 +108,7 @@ class Offloading:
 
 
 class _Weights:
-    """The parameters of some modules: kept on the CPU, copied to a device on demand."""
+    """The parameters of some modules, kept on the CPU and copied to a device on demand."""
 
     def __init__(self, modules: Iterable[nn.Module], device: torch.device) -> None:
         self._device = device
@@ -134,7 +120,7 @@ class _Weights:
         self.forget()
 
     def fetch(self) -> None:
-        """Brings the weights to the device, all of them or none."""
+        """Copies the weights to the device, all of them or none."""
         try:
             self._put(self._device)
         except BaseException:  # out of memory, or Ctrl-C during a long copy
@@ -142,14 +128,14 @@ class _Weights:
             raise
 
     def forget(self) -> None:
-        """Lets the device's memory go."""
+        """Frees the memory of the device."""
         self._put(_META)
 
     def restore(self) -> None:
-        """Puts the kept weights back for good."""
+        """Puts the weights on the CPU back into the modules."""
         self._put(_CPU)
 
-    def around(self, plain: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
+    def around(self, plain: Callable[..., object], *args: object, **kwargs: object) -> object:
         """Runs a method with the weights on the device."""
         self.fetch()
         try:
@@ -159,14 +145,18 @@ class _Weights:
 
     def _put(self, device: torch.device) -> None:
         for module, name, kept in self._kept:
-            # A component may have changed its type on the way: a VAE that leaves fp16 does.
+            # A component may have changed its dtype meanwhile, as a VAE does that leaves fp16.
             setattr(module, name, _on(kept, device, getattr(module, name).dtype))
 
 
 def around(
-    module: nn.Module, seams: Iterable[str], run: Callable[..., Any]
+    module: nn.Module, seams: Iterable[str], run: Callable[..., object]
 ) -> list[Callable[[], None]]:
-    """Lets `run(method, *args, **kwargs)` stand for an object's methods; returns what undoes it."""
+    """Replaces methods of a module by `run(method, *args, **kwargs)`.
+
+    Returns:
+        Functions that undo the replacements.
+    """
 
     def wrap(seam: str) -> Callable[[], None]:
         plain = getattr(module, seam)
@@ -177,7 +167,7 @@ def around(
 
 
 def _on(parameter: nn.Parameter, device: torch.device, dtype: torch.dtype) -> nn.Parameter:
-    """Returns a parameter on a device and of a type: itself if it is."""
+    """Returns a parameter on a device and with a dtype; the same object if nothing changes."""
     if parameter.device == device and parameter.dtype == dtype:
         return parameter
     return nn.Parameter(parameter.detach().to(device, dtype), parameter.requires_grad)

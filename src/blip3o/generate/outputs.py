@@ -1,28 +1,36 @@
-"""What a pipeline returns, in the form that was asked for."""
+"""Features to results: decoding, the forms of a result, and the decoder's empty condition."""
 
 import dataclasses
 from typing import Any, Literal
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from blip3o.core.errors import UsageError
+from blip3o.core.rng import generator
 from blip3o.generate.checks import check_guidance, check_steps
-from blip3o.generate.draw import decode_features
+from blip3o.generate.draw import draw
+from blip3o.generate.requests import draw_noise
 from blip3o.imaging.pixels import to_image
+from blip3o.models.absent import AbsentPart
+from blip3o.models.prompts import Prompts
 from blip3o.models.unified import UnifiedModel, UnifiedModelConfig
+from blip3o.text.tokenizer import Tokenizer
 
 OutputType = Literal["pil", "np", "pt", "features"]
+
+_EMPTY_SEED = 0
 
 
 @dataclasses.dataclass(frozen=True)
 class ImageOutput:
-    """What a call of the pipeline returns.
+    """The result of a call of the pipeline.
 
     Args:
-        images: PIL images, or float arrays [B, P, P, 3] in [0, 1] ("np"), or tensors
-            [B, 3, P, P] in [0, 1] ("pt"), or normalized features [B, N, K] ("features"); image k
-            of prompt p is number p * num_images_per_prompt + k.
+        images: PIL images ("pil"), float arrays [B, P, P, 3] in [0, 1] ("np"), tensors
+            [B, 3, P, P] in [0, 1] ("pt"), or normalized features [B, N, K] ("features"). Image k
+            of prompt p has index p * num_images_per_prompt + k.
     """
 
     images: Any
@@ -30,12 +38,11 @@ class ImageOutput:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DecodingSettings:
-    """How features become pixels.
+    """Settings of the image decoder.
 
     Args:
         num_steps: steps of the image decoder.
-        guidance_scale: 1 follows the features alone; None for a decoder without guidance, or its
-            own number.
+        guidance_scale: 1 turns guidance off; None for the decoder's own number.
     """
 
     num_steps: int
@@ -45,15 +52,15 @@ class DecodingSettings:
 def decoding_settings(
     config: UnifiedModelConfig, num_steps: int | None, guidance_scale: float | None
 ) -> DecodingSettings:
-    """Returns the numbers of a call, checked.
+    """Returns the decoding settings of a call, checked.
 
     Args:
-        config: of the model.
-        num_steps: None for the model's own number.
-        guidance_scale: None for the decoder's own number.
+        config: config of the model.
+        num_steps: steps of the image decoder; None for the model's own number.
+        guidance_scale: guidance scale of the image decoder; None for its own number.
 
     Raises:
-        UsageError: for a number out of range, or guidance of a decoder that has none.
+        UsageError: for a number out of range, or a guidance scale for a decoder without guidance.
     """
     steps = config.sampling.num_decoder_steps if num_steps is None else num_steps
     check_steps("num_decoder_steps", steps)
@@ -64,6 +71,7 @@ def decoding_settings(
     return DecodingSettings(num_steps=steps, guidance_scale=guidance_scale)
 
 
+@torch.no_grad()
 def finish(
     model: UnifiedModel,
     features: Tensor,
@@ -72,20 +80,20 @@ def finish(
     output_type: OutputType,
     empty_features: Tensor | None = None,
 ) -> ImageOutput:
-    """Returns what a call returns for normalized features [B, N, K].
+    """Returns normalized features in the form that a call asks for, decoded if it is an image.
 
     Args:
-        model: in evaluation mode.
-        features: what was sampled.
-        decoder_noise: what the image decoder starts from, [B, *noise_shape].
-        decoding: how.
-        output_type: the form.
-        empty_features: see `decode_features`.
+        model: the model, in evaluation mode.
+        features: normalized features, [B, N, K].
+        decoder_noise: start of the image decoder, standard normal, [B, *noise_shape].
+        decoding: settings of the image decoder.
+        output_type: form of the result.
+        empty_features: features from which guidance pushes away, [1, N, K]; None if the decoder
+            has its own.
     """
     if output_type == "features":
         return ImageOutput(features)
-    pixels = decode_features(
-        model,
+    pixels = model.image_decoder.decode(
         features,
         decoder_noise,
         decoding.num_steps,
@@ -101,14 +109,32 @@ def finish(
     return ImageOutput(np.ascontiguousarray(unit.permute(0, 2, 3, 1).numpy()))
 
 
-def describe_parts(model: UnifiedModel) -> list[str]:
-    """Returns a line for each part of a model: its name, class and millions of parameters.
+@torch.no_grad()
+def empty_condition(model: UnifiedModel, tokenizer: Tokenizer) -> Tensor | None:
+    """Returns normalized features [1, N, K] from which the image decoder's guidance pushes away.
+
+    The released pipeline draws them once, from the text " " without chat format and with unseeded
+    noise. Here the noise is fixed, so the same prompt always gives the same image.
 
     Args:
-        model: the model.
+        model: the model, in evaluation mode.
+        tokenizer: the model's tokenizer.
+
+    Returns:
+        None if the decoder has its own.
+
+    Raises:
+        UsageError: if the model has no image decoder.
     """
-    lines = []
-    for name, part in model.named_children():
-        numbers = sum(one.numel() for one in {*part.parameters(), *part.buffers()})
-        lines.append(f"  {name}: {type(part).__name__}, {numbers / 1e6:.2f} M parameters")
-    return lines
+    decoder = model.image_decoder
+    if isinstance(decoder, AbsentPart):
+        decoder.decode()
+    prompt = model.config.image_decoder.empty_prompt
+    if prompt is None or bool(decoder.get_buffer("empty_features").any()):
+        return None
+    row = [*tokenizer.encode(prompt), tokenizer.image_start_id]
+    ids = torch.tensor([row], device=model.device)
+    plan = model.plan(Prompts(input_ids=ids, attention_mask=torch.ones_like(ids).bool()))
+    (noise,) = draw_noise([model.config.feature_shape], 1, generator(_EMPTY_SEED))
+    sampling = model.config.sampling
+    return draw(plan, noise.to(model.device, model.dtype), sampling.guidance_scale, sampling)

@@ -1,8 +1,8 @@
-"""The user's door to a model: `Blip3oPipeline`, with the habits of diffusers' pipelines."""
+"""`Blip3oPipeline`, the interface of a model for users; it follows diffusers' pipelines."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -12,13 +12,12 @@ from blip3o.flow.solver import StepCallback
 from blip3o.generate.checks import check_output_type, check_sampling, texts_of
 from blip3o.generate.compiled import CompiledDraw
 from blip3o.generate.draw import draw
-from blip3o.generate.empty import empty_condition
 from blip3o.generate.outputs import (
     DecodingSettings,
     ImageOutput,
     OutputType,
     decoding_settings,
-    describe_parts,
+    empty_condition,
     finish,
 )
 from blip3o.generate.requests import (
@@ -38,20 +37,10 @@ from blip3o.models.prompts import Prompts
 from blip3o.models.unified import SamplingConfig, UnifiedModel
 from blip3o.text.tokenizer import Tokenizer
 
-
-class Draw(Protocol):
-    """The type of `draw` and of `CompiledDraw`."""
-
-    def __call__(
-        self,
-        plan: Plan,
-        noise: Tensor,
-        guidance_scale: float | Tensor,
-        sampling: SamplingConfig,
-        callback: StepCallback | None = None,
-    ) -> Tensor:
-        """Returns normalized features drawn from a plan."""
-        ...
+Draw: TypeAlias = Callable[
+    [Plan, Tensor, float | Tensor, SamplingConfig, StepCallback | None], Tensor
+]
+"""The type of `draw` and of `CompiledDraw`."""
 
 
 class Blip3oPipeline(TextPipeline):
@@ -68,20 +57,23 @@ class Blip3oPipeline(TextPipeline):
         self._draw: Draw = draw
 
     @property
-    def image_decoder(self) -> Any:  # noqa: ANN401  (of many types)
-        """Features to pixels; of a diffusion its `scheduler` may be replaced."""
+    def image_decoder(self) -> Any:  # noqa: ANN401  (users set attributes that only some have)
+        """The image decoder; the `scheduler` of a diffusion decoder may be replaced."""
         return self.model.image_decoder
 
     def __repr__(self) -> str:
-        """Returns the model's parts with their sizes, and where and in which type it computes."""
-        parts = describe_parts(self.model)
-        return "\n".join([f"{type(self).__name__}(", *parts, f"  {self.device}, {self.dtype}", ")"])
+        """Returns the parts of the model with their sizes, the device and the dtype."""
+        lines = []
+        for name, part in self.model.named_children():
+            numbers = sum(one.numel() for one in {*part.parameters(), *part.buffers()})
+            lines.append(f"  {name}: {type(part).__name__}, {numbers / 1e6:.2f} M parameters")
+        return "\n".join([f"{type(self).__name__}(", *lines, f"  {self.device}, {self.dtype}", ")"])
 
     def compile(self) -> None:
-        """Makes drawing faster after a slow first image of each batch size and number of steps.
+        """Makes drawing faster; the first batch of each size and number of steps becomes slow.
 
-        The generator's layers are compiled. On CUDA the whole sampler is also replayed as one
-        graph, unless a callback watches the steps.
+        The generator's layers are compiled. On CUDA, all steps also run as one graph, unless a
+        callback is given.
         """
         self._draw = CompiledDraw(self.model.generator)
 
@@ -103,12 +95,12 @@ class Blip3oPipeline(TextPipeline):
         Args:
             prompt: one caption or several; they may differ in length.
             num_images_per_prompt: images of each prompt.
-            generator: one generator (drawn from image by image) or one for each image; the
-                same generator gives the same image, alone or in a batch.
-            num_inference_steps: steps of the DiT; the model's own number if None.
-            guidance_scale: 1 or more; the model's own number if None.
-            num_decoder_steps: steps of the image decoder; the model's own number if None.
-            decoder_guidance_scale: 1 or more, for a decoder that is guided; likewise.
+            generator: one for all images, in order, or one for each image. An image with its own
+                generator is the same alone and in a batch.
+            num_inference_steps: steps of the generator; None for the model's own number.
+            guidance_scale: 1 or more; None for the model's own number.
+            num_decoder_steps: steps of the image decoder; None for the model's own number.
+            decoder_guidance_scale: 1 or more, for a decoder with guidance; None for its own number.
             output_type: see `ImageOutput`.
             callback_on_step_end: called as f(pipe, steps_done, num_steps, {"features": tensor})
                 after each step; may return a dict with changed "features".
@@ -147,23 +139,14 @@ class Blip3oPipeline(TextPipeline):
         output_type: OutputType = "pil",
         callback_on_step_end: Callable[..., Any] | None = None,
     ) -> ImageOutput:
-        """Returns images changed as told; arguments as for a call.
+        """Returns images that are changed by one or several instructions.
 
-        Args:
-            image: one image or one for each instruction.
-            instruction: what to change, one text or several.
-            num_images_per_prompt: images of each instruction.
-            generator: as for a call.
-            num_inference_steps: as for a call.
-            guidance_scale: as for a call.
-            num_decoder_steps: as for a call.
-            decoder_guidance_scale: as for a call.
-            output_type: as for a call.
-            callback_on_step_end: as for a call.
+        Give one image for all instructions, or a list with one image for each. The keyword
+        arguments are those of a call.
 
         Raises:
-            UsageError: for an image that cannot be read, another number of images than of
-                instructions, or anything a call refuses.
+            UsageError: if an image cannot be read, images and instructions differ in number, or as
+                a call does.
         """
         texts = texts_of(instruction, "instruction")
         images = one_for_each(image, texts)
@@ -191,17 +174,13 @@ class Blip3oPipeline(TextPipeline):
         decoder_guidance_scale: float | None = None,
         output_type: OutputType = "pil",
     ) -> ImageOutput:
-        """Returns images through the image encoder and the image decoder: what features keep.
+        """Returns images after the image encoder and the image decoder.
 
-        Args:
-            image: one image or several.
-            generator: as for a call.
-            num_decoder_steps: as for a call.
-            decoder_guidance_scale: as for a call.
-            output_type: as for a call.
+        They show how much of one image or of several images the features preserve. The keyword
+        arguments are those of a call.
 
         Raises:
-            UsageError: for an image that cannot be read, or none.
+            UsageError: if there is no image or an image cannot be read.
         """
         check_output_type(output_type)
         decoding = decoding_settings(self.model.config, num_decoder_steps, decoder_guidance_scale)
@@ -214,13 +193,13 @@ class Blip3oPipeline(TextPipeline):
 
     @torch.no_grad()
     def encode(self, images: Sequence[ImageInput]) -> Tensor:
-        """Returns the raw image features [M, N, C] of images of any size and mode.
+        """Returns the raw features [M, N, C] of images of any size and mode.
 
         Args:
             images: files, bytes or PIL images.
 
         Raises:
-            UsageError: for an image that cannot be read, or none.
+            UsageError: if there is no image or an image cannot be read.
         """
         opened = as_images(images)
         if not opened:
@@ -232,14 +211,14 @@ class Blip3oPipeline(TextPipeline):
         """Returns the plan of tokenized prompts; see `blip3o.generate.requests.drawing_prompt`.
 
         Args:
-            rows: token ids of P prompts; they may differ in length.
-            pixels: images of the prompts, in order, [M, 3, P, P] in [-1, 1]. If there are as many
-                images as prompts or more, the first of each prompt is the one to edit.
+            rows: token ids of the prompts; they may differ in length.
+            pixels: images of the prompts, in order, [M, 3, P, P] in [-1, 1]; the same number of
+                images for each prompt. The first image of a prompt is the one to edit.
         """
         ids, mask = left_pad(rows, self.tokenizer.pad_id)
         images = self.model.prompt_images(pixels)
         reference = self.model.reference(pixels, images)
-        if reference is not None:  # of several images of a prompt, the first is edited
+        if reference is not None:
             reference = reference[:: len(reference) // len(rows)]
         prompts = Prompts(
             input_ids=ids.to(self.device),
@@ -259,14 +238,9 @@ class Blip3oPipeline(TextPipeline):
         num_inference_steps: int,
         callback: StepCallback | None = None,
     ) -> Tensor:
-        """Returns normalized features drawn from a plan; see `blip3o.generate.draw.draw`.
+        """Returns normalized features [B, N, K]; arguments as for `blip3o.generate.draw.draw`.
 
-        Args:
-            plan: from `plan`.
-            noise: start of the path, [B, N, K].
-            guidance_scale: a number, or one for each image, [B].
-            num_inference_steps: steps of the model's solver.
-            callback: called after each step.
+        `num_inference_steps` replaces the number in the model's settings of sampling.
         """
         sampling = dataclasses.replace(
             self.model.config.sampling, num_inference_steps=num_inference_steps
@@ -305,6 +279,10 @@ class Blip3oPipeline(TextPipeline):
         return finish(self.model, features, decoder_noise, decoding, output_type, empty)
 
     def _prepare_decoder(self, output_type: OutputType) -> None:
-        """Makes what images need beside features, before the work; refuses if there is no way."""
+        """Computes the decoder's empty condition once, before any other work of a call.
+
+        Raises:
+            UsageError: if the model has no image decoder.
+        """
         if output_type != "features" and self._empty_features is None:
             self._empty_features = empty_condition(self.model, self.tokenizer)

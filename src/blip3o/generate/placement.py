@@ -1,25 +1,17 @@
-"""Where a model's components are: on one device, spread over several, or there only when in use."""
+"""Placement of a model's components: one device, several devices, or offloaded until used."""
 
-import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 import torch
 from torch import Tensor, nn
 
+from blip3o.core.choices import check_quantization
 from blip3o.core.device import resolve_device, resolve_dtype
 from blip3o.core.errors import UsageError, unknown_name
-from blip3o.generate.offload import (
-    COMPONENTS,
-    Offload,
-    Offloading,
-    around,
-    check_offload,
-    seams_of,
-)
+from blip3o.generate.offload import COMPONENTS, Offloading, around, check_offload, seams_of
 from blip3o.models.unified import UnifiedModel
-from blip3o.nn.quantized import Quantization, check_quantization
 from blip3o.text.tokenizer import Tokenizer
 from blip3o.weights.folder import load_model
 from blip3o.weights.hub import to_local
@@ -35,7 +27,7 @@ def resolve_placement(
         device: "auto" or a torch device.
 
     Raises:
-        UsageError: for an unknown component, or a device that is not there.
+        UsageError: for an unknown component or a device that does not exist.
     """
     given = dict(placement or {})
     for name in given:
@@ -44,72 +36,18 @@ def resolve_placement(
     return {name: resolve_device(given.get(name, device)) for name in COMPONENTS}
 
 
-@dataclasses.dataclass(frozen=True)
-class Placing:
-    """Where a model goes, and in which form.
-
-    Args:
-        devices: the device of every component.
-        dtype: type of the weights.
-        quantize: form of the backbone's matrices; None leaves them.
-        offload: which weights are on the device.
-    """
-
-    devices: Mapping[str, torch.device]
-    dtype: torch.dtype
-    quantize: Quantization | None
-    offload: Offload
-
-    @classmethod
-    def make(
-        cls,
-        device: str,
-        dtype: str | torch.dtype,
-        quantize: str | None,
-        placement: Mapping[str, str] | None,
-        offload: str,
-    ) -> Self:
-        """Returns the placing that a user asks for; arguments as for `from_pretrained`.
-
-        Raises:
-            UsageError: for anything unknown, a device that is not there, or offload together with
-                placement.
-        """
-        devices = resolve_placement(placement, device)
-        how = check_offload(offload)
-        if placement and how != "none":
-            raise UsageError("a model is either offloaded or placed on several devices, not both")
-        kind = None if quantize is None else check_quantization(quantize)
-        return cls(devices, resolve_dtype(dtype, devices["backbone"]), kind, how)
-
-    @property
-    def loading(self) -> dict[str, Any]:
-        """Arguments of `load_model`; what is offloaded is loaded where it is kept."""
-        devices = (
-            self.devices
-            if self.offload == "none"
-            else dict.fromkeys(self.devices, torch.device("cpu"))
-        )
-        return {
-            "device": devices["backbone"],
-            "dtype": self.dtype,
-            "quantize": self.quantize,
-            "placement": devices,
-        }
-
-
 def connect(model: UnifiedModel, devices: Mapping[str, torch.device]) -> list[Callable[[], None]]:
-    """Makes a model whose components are on several devices usable as if it were on one.
+    """Makes a model with components on several devices usable like a model on one device.
 
-    Tensors that go into a component are brought to its device, and what comes out to the
-    backbone's. What a component keeps for itself (caches) is left where it is.
+    The tensors that a component takes are moved to its device, and the tensors that it returns to
+    the backbone's device. Other values, such as caches, stay where they are.
 
     Args:
-        model: its weights are in place.
+        model: a model whose weights are in place.
         devices: the device of every component.
 
     Returns:
-        What undoes it, to be called one by one.
+        Functions that undo it.
     """
     home = devices["backbone"]
     undo: list[Callable[[], None]] = []
@@ -121,12 +59,13 @@ def connect(model: UnifiedModel, devices: Mapping[str, torch.device]) -> list[Ca
 
 
 def move(model: nn.Module, device: torch.device, dtype: torch.dtype) -> None:
-    """Moves weights in place, to the types that loading would give them.
+    """Moves parameters and buffers in place, to the types that loading would give them.
 
     Args:
-        model: what it computes and does not store keeps its type, and so do whole numbers.
-        device: where to.
-        dtype: of the stored numbers.
+        model: the module.
+        device: the new device.
+        dtype: the new type of stored floating-point numbers. Whole numbers, and buffers that are
+            computed and not stored, keep their types.
     """
     stored = model.state_dict().keys()
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
@@ -135,7 +74,7 @@ def move(model: nn.Module, device: torch.device, dtype: torch.dtype) -> None:
 
 
 class PlacedPipeline:
-    """What a pipeline can be told about devices, in the words of diffusers' pipelines.
+    """The methods of a pipeline that load and place its model, named as in diffusers.
 
     Args:
         model: the model.
@@ -166,29 +105,42 @@ class PlacedPipeline:
         Args:
             name: "pocket", a folder (ours or a released one) or a hub id such as "org/name".
             device: "auto" or a torch device.
-            dtype: "auto" (what the device is fast at), "fp32", "bf16", "fp16", or torch's names.
+            dtype: "auto" (a fast type of the device), "fp32", "bf16", "fp16", or torch's names.
             revision: branch, tag or commit, for a hub id.
             overrides: settings of the model's config to change, as "path.to.field=value".
             quantize: "int8" or "int4" for the backbone's matrices; None leaves them.
             placement: device names of components (`COMPONENTS`) that go elsewhere.
-            offload: "none", or "model" or "sequential" as the methods `enable_*_cpu_offload` do.
+            offload: "none", or "model" or "sequential", see the methods `enable_*_cpu_offload`.
 
         Raises:
-            UsageError: if there is no such model, device or mode, the model is damaged, or an
-                override does not fit it.
+            UsageError: if a model, device or mode does not exist, offloading and placement are
+                combined, the model is damaged, or an override does not fit it.
         """
-        placing = Placing.make(device, dtype, quantize, placement, offload)
-        loaded = load_model(to_local(name, revision), overrides=overrides, **placing.loading)
+        devices = resolve_placement(placement, device)
+        mode = check_offload(offload)
+        if placement and mode != "none":
+            raise UsageError("a model is either offloaded or placed on several devices, not both")
+        kind = None if quantize is None else check_quantization(quantize)
+        precision = resolve_dtype(dtype, devices["backbone"])
+        stored = devices if mode == "none" else dict.fromkeys(devices, torch.device("cpu"))
+        loaded = load_model(
+            to_local(name, revision),
+            device=stored["backbone"],
+            dtype=precision,
+            overrides=overrides,
+            quantize=kind,
+            placement=stored,
+        )
         pipe = cls(loaded.model, loaded.tokenizer)
-        if placing.offload == "none":
-            pipe._undo_placement = _all(connect(pipe.model, placing.devices))
+        if mode == "none":
+            pipe._undo_placement = _all(connect(pipe.model, devices))
         else:
-            pipe._offload(placing.devices["backbone"], by_block=placing.offload == "sequential")
+            pipe._offload(devices["backbone"], by_block=mode == "sequential")
         return pipe
 
     @property
     def device(self) -> torch.device:
-        """Where the pipeline computes; of several devices the backbone's."""
+        """The device that computes; with several devices, the backbone's."""
         return self.model.device
 
     @property
@@ -204,11 +156,11 @@ class PlacedPipeline:
         """Moves the whole model and returns the pipeline; ends offloading and placement.
 
         Args:
-            device: "auto" or a torch device; the pipeline's own if None.
-            dtype: a precision as in `from_pretrained`; the model's own if None.
+            device: "auto" or a torch device; None for the pipeline's own.
+            dtype: a precision as in `from_pretrained`; None for the model's own.
 
         Raises:
-            UsageError: for an unknown precision, or a device that is not there.
+            UsageError: for an unknown precision or a device that does not exist.
         """
         target = self.device if device is None else resolve_device(str(device))
         kind = self.dtype if dtype is None else resolve_dtype(dtype, target)
@@ -217,13 +169,13 @@ class PlacedPipeline:
         return self
 
     def place(self, placement: Mapping[str, str]) -> Self:
-        """Moves components to devices of their own and returns the pipeline; ends offloading.
+        """Moves components to other devices and returns the pipeline; ends offloading.
 
         Args:
-            placement: device names by component; the others stay on the pipeline's device.
+            placement: device names by component; other components stay on the pipeline's device.
 
         Raises:
-            UsageError: for an unknown component, or a device that is not there.
+            UsageError: for an unknown component or a device that does not exist.
         """
         devices = resolve_placement(placement, str(self.device))
         self.to(devices["backbone"])
@@ -233,24 +185,16 @@ class PlacedPipeline:
         return self
 
     def enable_model_cpu_offload(self, device: str | torch.device = "auto") -> None:
-        """Keeps weights on the CPU and on a device only the component in use; the same results.
+        """Keeps weights on the CPU; the device holds only the component in use. Same results.
 
-        Args:
-            device: where to compute.
-
-        Raises:
-            UsageError: if the device is not there.
+        Raises a UsageError if the device ("auto" or a torch device) does not exist.
         """
         self._offload(device, by_block=False)
 
     def enable_sequential_cpu_offload(self, device: str | torch.device = "auto") -> None:
-        """Keeps weights on the CPU and on a device only the block in use; slow; the same results.
+        """Keeps weights on the CPU; the device holds only the block in use. Slow; same results.
 
-        Args:
-            device: where to compute.
-
-        Raises:
-            UsageError: if the device is not there.
+        Raises a UsageError if the device ("auto" or a torch device) does not exist.
         """
         self._offload(device, by_block=True)
 
@@ -260,7 +204,7 @@ class PlacedPipeline:
         self._undo_placement = Offloading(self.model, target, by_block=by_block).remove
 
     def _leave(self) -> None:
-        """Ends offloading and placement; weights stay where that leaves them."""
+        """Ends offloading and placement. Offloaded weights are on the CPU afterwards."""
         if self._undo_placement is not None:
             self._undo_placement()
         self._undo_placement = None
@@ -274,8 +218,8 @@ def _all(steps: Iterable[Callable[[], None]]) -> Callable[[], None]:
     return run
 
 
-def _bringing(device: torch.device, home: torch.device) -> Callable[..., Any]:
-    def run(plain: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
+def _bringing(device: torch.device, home: torch.device) -> Callable[..., object]:
+    def run(plain: Callable[..., object], *args: object, **kwargs: object) -> object:
         inputs = [_moved(value, device) for value in args]
         result = plain(*inputs, **{name: _moved(value, device) for name, value in kwargs.items()})
         return _moved(result, home)
@@ -283,5 +227,5 @@ def _bringing(device: torch.device, home: torch.device) -> Callable[..., Any]:
     return run
 
 
-def _moved(value: Any, device: torch.device) -> Any:  # noqa: ANN401
+def _moved(value: object, device: torch.device) -> object:
     return value.to(device) if isinstance(value, Tensor) else value

@@ -1,8 +1,8 @@
-"""User input in the form that a model takes: images, texts, noise and callbacks, all checked."""
+"""Checks user input and converts it to the model's form: images, texts, noise and callbacks."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TypeVar, cast
+from typing import TypeVar
 
 import torch
 from PIL import Image
@@ -27,19 +27,21 @@ _PipelineT = TypeVar("_PipelineT")
 
 def as_images(image: ImageInput | Sequence[ImageInput]) -> list[ImageInput]:
     """Returns one or several images as a list."""
-    return list(image) if isinstance(image, list | tuple) else [cast("ImageInput", image)]
+    if isinstance(image, str | Path | bytes | Image.Image) or not isinstance(image, Sequence):
+        return [image]  # anything else is rejected when it is opened
+    return list(image)
 
 
 def one_for_each(
     image: ImageInput | Sequence[ImageInput], texts: Sequence[str]
 ) -> list[ImageInput]:
-    """Returns an image for each text: those given, or a single one for all.
+    """Returns one image for each text; a single image, not in a list, serves all texts.
 
     Raises:
         UsageError: if the numbers of images and texts differ.
     """
     images = as_images(image)
-    if not isinstance(image, list | tuple):
+    if len(images) == 1 and images[0] is image:
         images = images * len(texts)
     if len(images) != len(texts):
         raise UsageError(f"{len(images)} images for {len(texts)} instructions")
@@ -52,21 +54,20 @@ def messages_of(messages: Iterable[Message]) -> list[Message]:
     Raises:
         UsageError: for anything that is not a `Message`.
     """
-    found: list[object] = list(messages) if isinstance(messages, Iterable) else [messages]
-    checked = [one for one in found if isinstance(one, Message) and isinstance(one.text, str)]
+    found = list(messages) if isinstance(messages, Iterable) else [messages]
     for one in found:
         if not isinstance(one, Message) or not isinstance(one.text, str):
             raise UsageError(
                 f"a turn of a conversation is blip3o.Message(role=..., text=...), not {one!r}"
             )
-    return checked
+    return found
 
 
 def open_input(image: ImageInput) -> Image.Image:
-    """Returns an image as upright 8-bit RGB, transparent parts on white.
+    """Returns an image as upright 8-bit RGB, with transparent parts on white.
 
     Args:
-        image: a file, bytes, or a PIL image; all are read the same way.
+        image: a file, bytes, or a PIL image.
 
     Raises:
         UsageError: if it cannot be read.
@@ -76,10 +77,10 @@ def open_input(image: ImageInput) -> Image.Image:
     if not isinstance(image, Image.Image):
         raise UsageError(f"an image is a file, bytes or a PIL image, not {type(image)}")
     try:
-        return open_pil(image)  # PIL reads files lazily, so a truncated one fails only here
+        return open_pil(image)  # PIL reads files lazily, so a truncated file fails here
     except UsageError:
         raise
-    except Exception as error:  # decoders raise all kinds of exceptions for damaged files
+    except Exception as error:  # PIL's decoders raise many kinds of exceptions
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UsageError(f"the image is damaged or truncated: {reason}") from error
 
@@ -89,7 +90,7 @@ def square_pixels(model: UnifiedModel, images: Sequence[ImageInput]) -> Tensor:
 
     Args:
         model: defines the size, the device and the type.
-        images: one or more; other shapes are stretched, as in the released inference.
+        images: one or more images; they are stretched to a square, as in the released inference.
 
     Raises:
         UsageError: if an image cannot be read.
@@ -102,15 +103,16 @@ def square_pixels(model: UnifiedModel, images: Sequence[ImageInput]) -> Tensor:
 def question_pixels(
     model: UnifiedModel, images: Sequence[ImageInput]
 ) -> tuple[Tensor | list[Tensor] | None, list[int] | None]:
-    """Returns images of questions, fitted as the model's config defines, and their token counts.
+    """Returns the pixels and the token counts of the images of questions.
 
     Args:
-        model: defines the fit, the device and the type.
-        images: any number.
+        model: defines the fit (`question_images` of its config), the device and the type.
+        images: any number of images.
 
     Returns:
-        Squares [M, 3, P, P] or images [3, H, W] of their own shapes; None for no images. And the
-        number of tokens of each image, None if all have the chat template's number.
+        Pixels in [-1, 1]: squares [M, 3, P, P], or images [3, H, W] of their own shapes; None for
+        no images. And the number of tokens of each image; None if each has the chat template's
+        number.
 
     Raises:
         UsageError: if an image cannot be read.
@@ -122,7 +124,7 @@ def question_pixels(
     if fit.mode != "aspect":
         side = model.config.image_encoder.image_px
         return torch.stack([to_pixels(one, side, fit.mode) for one in opened]).to(*place), None
-    token_px = model.config.backbone.token_px
+    token_px = _token_px(model.config)
     pixels = [aspect_pixels(one, token_px, fit).to(*place) for one in opened]
     return pixels, question_token_counts(model.config, [one.size for one in opened])
 
@@ -133,11 +135,11 @@ def question_token_counts(
     """Returns the number of tokens of each image of a question, as `question_pixels` does.
 
     Args:
-        config: of the model.
+        config: config of the model.
         sizes: width and height of each image in pixels, turned upright or not.
 
     Returns:
-        None if all have the chat template's number.
+        None if each image has the chat template's number of tokens.
 
     Raises:
         UsageError: if an image is too thin.
@@ -145,38 +147,44 @@ def question_token_counts(
     fit = config.question_images
     if fit.mode != "aspect" or not sizes:
         return None
-    token_px = config.backbone.token_px
+    token_px = _token_px(config)
     fitted = [keep_aspect(size, token_px, fit.min_pixels, fit.max_pixels) for size in sizes]
     return [width * height // token_px**2 for width, height in fitted]
+
+
+def _token_px(config: UnifiedModelConfig) -> int:
+    token_px = config.backbone.token_px
+    assert token_px is not None, "the config checks that the mode aspect has such a backbone"
+    return token_px
 
 
 def drawing_prompt(
     model: UnifiedModel, chat: ChatTemplate, messages: Sequence[Message], text: str
 ) -> list[int]:
-    """Returns the token ids of a prompt of an image.
+    """Returns the token ids of a prompt for an image.
 
     Args:
         model: limits the length.
-        chat: its chat format.
-        messages: the conversation that asks for the image.
-        text: the user's text in it.
+        chat: the model's chat format.
+        messages: the conversation that requests the image.
+        text: the user's text in the conversation.
 
     Raises:
-        UsageError: for an empty or over-long text, or one that holds an image mark.
+        UsageError: if the text is empty, too long or holds an image mark.
     """
     check_prompt(text)
     if IMAGE_MARK in text:
-        raise UsageError(f"{IMAGE_MARK} in a prompt; images are given beside the text")
+        raise UsageError(f"a prompt cannot hold {IMAGE_MARK}; images are given separately")
     row = chat.image_prompt(messages)
     check_length(model, row, "the prompt")
     return row
 
 
 def check_length(model: UnifiedModel, row: list[int], name: str) -> None:
-    """Checks that a prompt leaves room for the generator, and an answer for some words.
+    """Checks that a prompt fits the model; the rest of the positions is for images and answers.
 
     Raises:
-        UsageError: if it does not; `name` is the subject of the message.
+        UsageError: if the prompt is too long; `name` is the subject of the message.
     """
     limit = model.config.max_prompt_tokens
     if len(row) > limit:
@@ -188,11 +196,11 @@ def model_noise(model: UnifiedModel, count: int, generator: Generators) -> tuple
 
     Args:
         model: defines the shapes, the device and the type.
-        count: images (B).
+        count: number of images (B).
         generator: see `draw_noise`.
 
     Raises:
-        UsageError: for another number of generators.
+        UsageError: if the number of generators is neither 1 nor B.
     """
     shapes = (model.config.feature_shape, model.config.image_decoder.noise_shape)
     features, pixels = draw_noise(shapes, count, generator)
@@ -204,16 +212,16 @@ def draw_noise(
 ) -> tuple[Tensor, ...]:
     """Returns standard normal noise of a batch, one tensor [B, *shape] for each shape, float32.
 
-    Each image draws all of its noise from its own generator, or from one generator in turn, so the
-    same generator gives the same image alone and in any batch.
+    All noise of an image is drawn before that of the next image. So an image with its own generator
+    is the same alone and in any batch.
 
     Args:
         shapes: shapes of the noise of one image, in order.
-        count: images (B).
-        generator: one for all, one for each image, or None for torch's own.
+        count: number of images (B).
+        generator: one for all images, one for each image, or None for torch's own.
 
     Raises:
-        UsageError: for another number of generators.
+        UsageError: if the number of generators is neither 1 nor B.
     """
     if isinstance(generator, torch.Generator) or generator is None:
         sources = [generator] * count
@@ -229,7 +237,7 @@ def draw_noise(
         raise UsageError(f"{len(sources)} generators for {count} images")
     rows = [
         [
-            # On the CPU unless the caller's generator is elsewhere: a seed means one image.
+            # Drawn on the generator's device, the CPU by default, so a seed gives one image.
             torch.randn(
                 tuple(shape), generator=one, device="cpu" if one is None else one.device
             ).cpu()
@@ -257,7 +265,7 @@ def step_callback(
         UsageError: if the callback is not a function.
     """
     if callback is None:
-        return None  # no one watches the steps, so a sampler may run them as one graph
+        return None  # without a callback, a sampler may run all steps as one graph
     if not callable(callback):
         raise UsageError(f"callback_on_step_end must be a function, got {callback!r}")
 

@@ -1,14 +1,24 @@
-"""The half of a pipeline that writes text: answers to questions, one by one and in batches."""
+"""The part of the pipeline that generates text: answers to questions, alone and in batches."""
 
 from collections.abc import Iterator, Sequence
 from typing import Unpack
 
+import torch
+from torch import Tensor
+
 from blip3o.core.errors import UsageError
-from blip3o.core.types import Message
-from blip3o.generate.checks import texts_of
+from blip3o.core.types import IMAGE_MARK, Message
+from blip3o.generate.answer import Answer
+from blip3o.generate.checks import check_question, texts_of
 from blip3o.generate.placement import PlacedPipeline
-from blip3o.generate.requests import ImageInput, as_images, messages_of, question_token_counts
-from blip3o.generate.text import Writer, asked
+from blip3o.generate.requests import (
+    ImageInput,
+    as_images,
+    messages_of,
+    question_pixels,
+    question_token_counts,
+)
+from blip3o.generate.text import Writer, generate_tokens, left_pad
 from blip3o.generate.text_settings import ChoiceSettings, TextSampling, TextSettings
 from blip3o.models.unified import UnifiedModel
 from blip3o.text.chat import ChatTemplate
@@ -28,7 +38,7 @@ class TextPipeline(PlacedPipeline):
         self.chat_template = ChatTemplate(
             tokenizer, model.config.chat, model.config.num_prompt_image_tokens
         )
-        self._writer = Writer(model, tokenizer, self.chat_template)
+        self._writer = Writer(model, self.chat_template)
 
     def ask(
         self,
@@ -36,18 +46,18 @@ class TextPipeline(PlacedPipeline):
         question: str,
         **settings: Unpack[TextSettings],
     ) -> str:
-        """Returns the answer to a question about one or several images, or about none.
+        """Returns the answer to a question about one image, several images or no image.
 
         Args:
-            image: images the question is about, in order; None for text only.
+            image: images that the question is about, in order; None for text only.
             question: the question.
-            settings: those of `TextSampling`, by name; the likeliest tokens by default.
+            settings: settings of `TextSampling`, by name; greedy by default.
 
         Raises:
-            UsageError: for an empty question, an image that cannot be read, or what `stream`
-                refuses.
+            UsageError: for an empty question, an image that cannot be read, or an error of
+                `stream`.
         """
-        return "".join(self.stream(*asked(image, question), **settings)).strip()
+        return "".join(self.stream(*_conversation(image, question), **settings)).strip()
 
     def ask_several(
         self,
@@ -58,19 +68,33 @@ class TextPipeline(PlacedPipeline):
     ) -> list[str]:
         """Returns several answers to one question, which the model reads once.
 
-        Args:
-            image: as for `ask`.
-            question: as for `ask`.
-            num_answers: answers; number k is the one that `ask` gives with seed + k.
-            settings: as for `ask`.
+        Answer k, from 0, is the answer of `ask` with seed + k. The other arguments are those of
+        `ask`.
 
         Raises:
-            UsageError: for a number under 1, or what `ask` refuses.
+            UsageError: if `num_answers` is less than 1, or as `ask` does.
         """
         if num_answers < 1:
             raise UsageError(f"num_answers must be at least 1, got {num_answers}")
         sampling = TextSampling.of(**settings)
-        return self._writer.several(*asked(image, question), num_answers, sampling)
+        ids, read = self._writer.read(*_conversation(image, question))
+        sampling, prompt = sampling.seeded(), read()
+        answers = [self._writer.answer(sampling, len(ids), k) for k in range(num_answers)]
+        likeliest = int(prompt.logits.argmax())
+        for answer in answers:
+            answer.add(prompt.logits, likeliest)
+        going = [(answer, prompt.row.fork()) for answer in answers if answer.reason is None]
+        together = self._writer.decoder.num_equal_places() if len(going) > 1 else 1
+        while going:
+            for start in range(0, len(going), together):
+                group = going[start : start + together]
+                tokens = [answer.tokens[-1] for answer, _ in group]
+                logits = self._writer.decoder.advance([row for _, row in group], tokens)
+                best = logits.argmax(-1).tolist()
+                for (answer, _), own, token in zip(group, logits, best, strict=True):
+                    answer.add(own, token)
+            going = [(answer, row) for answer, row in going if answer.reason is None]
+        return [answer.text.strip() for answer in answers]
 
     def stream(
         self,
@@ -83,14 +107,24 @@ class TextPipeline(PlacedPipeline):
         Args:
             messages: the turns so far, ending with the user's.
             images: one for each image mark in the messages, in order.
-            settings: those of `TextSampling`, by name; the likeliest tokens by default.
+            settings: settings of `TextSampling`, by name; greedy by default.
 
         Raises:
             UsageError: if marks and images differ in number, the conversation is too long, an
                 image cannot be read, or a setting is out of range.
         """
         sampling = TextSampling.of(**settings)
-        yield from self._writer.stream(messages_of(messages), as_images(images), sampling)
+        ids, read = self._writer.read(messages_of(messages), as_images(images))
+        answer = self._writer.answer(sampling.seeded(), len(ids))
+        prompt = read()
+        logits = prompt.logits
+        while True:
+            piece = answer.add(logits, int(logits.argmax()))
+            if piece:
+                yield piece
+            if answer.reason is not None:
+                return
+            (logits,) = self._writer.decoder.advance([prompt.row], answer.tokens[-1:])
 
     def answer_batch(
         self,
@@ -99,34 +133,82 @@ class TextPipeline(PlacedPipeline):
         max_new_tokens: int = 64,
         **settings: Unpack[ChoiceSettings],
     ) -> list[str]:
-        """Returns the answers to one question for each image, in one batch.
+        """Returns the answers to several questions, each about its own image, in one batch.
 
         Args:
-            images: one for each question.
+            images: one image for each question.
             questions: the questions.
-            max_new_tokens: longest answer.
-            settings: the others of `TextSampling`, by name; every question has the same seed, so
-                its answer is the one that `ask` gives.
+            max_new_tokens: longest answer in tokens.
+            settings: other settings of `TextSampling`, by name. All questions have the same seed,
+                so each answer is the one that `ask` gives.
 
         Raises:
-            UsageError: for another number of images than of questions, or what `ask` refuses.
+            UsageError: if images and questions differ in number, or as `ask` does.
         """
         sampling = TextSampling.of(max_new_tokens=max_new_tokens, **settings)
-        texts = texts_of(questions, "question")
-        return self._writer.answers(as_images(images), texts, sampling)
+        texts, writer = texts_of(questions, "question"), self._writer
+        given = as_images(images)
+        if len(given) != len(texts):
+            raise UsageError(f"{len(given)} images for {len(texts)} questions")
+        if not texts:
+            return []
+        pixels, counts = question_pixels(self.model, given)
+        rows = []
+        for number, question in enumerate(texts):
+            if not question.strip():
+                raise UsageError("a question is empty")
+            turn = Message(role="user", text=f"{IMAGE_MARK}\n{question}")
+            rows.append(writer.prompt([turn], 1, counts and [counts[number]]))
+        pad_id = self.tokenizer.pad_id
+        ids, mask = left_pad(rows, pad_id)
+        sampling = sampling.seeded()
+        answers = [writer.answer(sampling, len(row)) for row in rows]
+        steps = generate_tokens(
+            self.model,
+            ids.to(self.device),
+            mask.to(self.device),
+            writer.images(pixels),
+            stop_id=self.chat_template.turn_end_id,
+            pad_id=pad_id,
+            max_new_tokens=writer.limit(sampling, ids.shape[1]),
+            choose=lambda logits: _next_tokens(answers, logits, pad_id),
+        )
+        for _ in steps:
+            pass
+        return [answer.text.strip() for answer in answers]
 
     def prompt_length(
         self, messages: Sequence[Message], image_sizes: Sequence[tuple[int, int]] = ()
     ) -> int:
-        """Returns how many tokens the model reads of a conversation, without reading it.
+        """Returns the number of tokens of a conversation, without reading it.
 
         Args:
             messages: the turns so far, ending with the user's.
             image_sizes: width and height in pixels of each image, in the order of the marks.
 
         Raises:
-            UsageError: if marks and images differ in number, or for an image too thin to be
-                looked at.
+            UsageError: if marks and images differ in number, or an image is too thin.
         """
         counts = question_token_counts(self.model.config, image_sizes)
         return len(self.chat_template.text_prompt(messages, counts))
+
+
+def _conversation(
+    image: ImageInput | Sequence[ImageInput] | None, question: str
+) -> tuple[list[Message], list[ImageInput]]:
+    """Returns a question as a conversation, and the images of its marks."""
+    (question,) = texts_of([question], "question")
+    check_question(question)
+    images: list[ImageInput] = [] if image is None else as_images(image)
+    text = f"{IMAGE_MARK}\n" * len(images) + question.strip()
+    return [Message(role="user", text=text)], images
+
+
+def _next_tokens(answers: Sequence[Answer], logits: Tensor, pad_id: int) -> Tensor:
+    """Adds a token to each unfinished answer; returns the tokens, `pad_id` for finished ones."""
+    likeliest = logits.argmax(-1).tolist()
+    for answer, own, token in zip(answers, logits, likeliest, strict=True):
+        if answer.reason is None:
+            answer.add(own, token)
+    tokens = [answer.tokens[-1] if answer.reason is None else pad_id for answer in answers]
+    return torch.tensor(tokens, device=logits.device)

@@ -1,24 +1,24 @@
-"""The settings of written text, known and checked without torch."""
+"""The settings of text generation, checked without torch."""
 
 import dataclasses
 import math
 import operator
 import secrets
 from collections.abc import Sequence
-from typing import Any, Self, TypedDict, Unpack
+from typing import Self, TypedDict, Unpack
 
 from blip3o.core.errors import UsageError
 from blip3o.generate.checks import texts_of
 
 _MOST_STOPS = 16
 LONGEST_STOP = 1000
-"""Characters of a stop text."""
+"""Most characters of a stop text."""
 NUM_SEEDS = 2**63
-"""Seeds are below."""
+"""Number of seeds; they are 0 to NUM_SEEDS - 1."""
 
 
 class ChoiceSettings(TypedDict, total=False):
-    """The settings of `TextSampling` but the length, as keyword arguments."""
+    """The settings of `TextSampling` except the length, as keyword arguments."""
 
     temperature: float
     top_p: float
@@ -28,28 +28,28 @@ class ChoiceSettings(TypedDict, total=False):
 
 
 class TextSettings(ChoiceSettings, total=False):
-    """The settings of `TextSampling` as keyword arguments; what is left out has its default."""
+    """The settings of `TextSampling` as keyword arguments; all are optional."""
 
     max_new_tokens: int | None
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class TextSampling:
-    """How an answer is written; the default is greedy.
+    """Settings of text generation; greedy by default.
 
     Args:
-        max_new_tokens: longest answer in tokens; the model's own number if None.
+        max_new_tokens: longest answer in tokens; None for the model's own number.
         temperature: 0 takes the likeliest token; above 0 a token is drawn, and a higher
             temperature makes unlikely tokens likelier.
-        top_p: a token is drawn from the smallest set whose probabilities add up to this share,
-            in (0, 1]; 1 keeps all.
-        top_k: a token is drawn from this many likeliest ones; 0 keeps all.
-        seed: decides which tokens are drawn; None draws a seed.
+        top_p: draws from the smallest set of tokens whose probabilities add up to this share, in
+            (0, 1]; 1 keeps all tokens.
+        top_k: draws from this many likeliest tokens; 0 keeps all tokens.
+        seed: seed of the draws, 0 to 2^63 - 1; None draws a seed.
         stop: texts that end an answer; they are not part of it.
 
     Raises:
         UsageError: for a value of another type, a number out of range, an empty or over-long stop
-            text or too many of them.
+            text, or more than 16 stop texts.
     """
 
     max_new_tokens: int | None = None
@@ -85,25 +85,21 @@ class TextSampling:
 
     @classmethod
     def of(cls, **settings: Unpack[TextSettings]) -> Self:
-        """Returns the settings of keyword arguments; a single stop text may stand by itself.
+        """Returns the settings of keyword arguments; `stop` may be a single text.
 
-        Args:
-            settings: see the class.
-
-        Raises:
-            UsageError: see the class.
+        Raises a UsageError as the class does.
         """
-        others: Any = dict(settings)
-        stop = others.pop("stop", None)
-        return cls(stop=tuple(texts_of(() if stop is None else stop, "stop text")), **others)
+        given = settings.get("stop")
+        stop = tuple(texts_of(() if given is None else given, "stop text"))
+        return dataclasses.replace(cls(), **{**settings, "stop": stop})
 
     def seeded(self) -> Self:
-        """Returns the same settings with a seed: their own, or one that is drawn now."""
+        """Returns the same settings with a seed; a missing seed is drawn now."""
         seed = secrets.randbelow(NUM_SEEDS) if self.seed is None else self.seed
         return dataclasses.replace(self, seed=seed)
 
 
-def _require_whole(name: str, value: Any) -> None:  # noqa: ANN401  (whatever a caller gave)
+def _require_whole(name: str, value: int) -> None:
     try:
         operator.index(value)
     except TypeError:
@@ -112,7 +108,7 @@ def _require_whole(name: str, value: Any) -> None:  # noqa: ANN401  (whatever a 
         raise UsageError(f"{name} must be a whole number, got {value!r}")
 
 
-def _require_number(name: str, value: Any) -> None:  # noqa: ANN401
+def _require_number(name: str, value: float) -> None:
     try:
         is_number = not isinstance(value, str | bytes | bool) and float(value) is not None
     except (TypeError, ValueError):

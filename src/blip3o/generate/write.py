@@ -1,4 +1,4 @@
-"""Writes generated images to a folder: one file each, a grid, and what they were made from."""
+"""Writes generated images to a folder: image files, a grid, and metadata of every image."""
 
 import contextlib
 import io
@@ -7,46 +7,23 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
 from PIL import Image
 
 from blip3o.core.errors import UsageError, reason_of
 from blip3o.core.files import write_atomic
 from blip3o.core.log import progress
-from blip3o.core.rng import numpy_rng
-from blip3o.generate.checks import check_image_path, check_sampling, check_suffix, read_prompts
+from blip3o.core.rng import image_generator
+from blip3o.generate.checks import check_sampling, check_suffix
 from blip3o.generate.pipeline import Blip3oPipeline
 from blip3o.generate.requests import drawing_prompt
 from blip3o.imaging.sheet import contact_sheet
 
-__all__ = [
-    "check_image_path",
-    "image_generator",
-    "read_prompts",
-    "save_image",
-    "write_images",
-    "written_images",
-]
-
 _METADATA, _GRID = "metadata.jsonl", "grid.png"
 _JOURNAL = ".images.jsonl"
-"""Names the images of a run that is not done, and of those before it."""
+"""Lists the images of an unfinished run and of the runs before it."""
 _OWN_NAME = re.compile(r"\d{4,}-\d+\.png")
 _MOST_SHOWN = 64
-"""Images on the sheet: those of a long list of prompts would fill the memory."""
-
-
-def image_generator(seed: int, prompt_number: int, image_number: int) -> torch.Generator:
-    """Returns the generator of one image; it does not depend on what else is generated.
-
-    Args:
-        seed: the user's seed.
-        prompt_number: number of the prompt, from 0.
-        image_number: number of the image of that prompt, from 0.
-    """
-    # The stream keeps its first name, so that a seed keeps its image from release to release.
-    words = numpy_rng(seed, "picture", prompt_number, image_number).integers(0, 2**62)
-    return torch.Generator().manual_seed(int(words))
+"""Most images in the grid; those of a long list of prompts would fill the memory."""
 
 
 def write_images(
@@ -60,24 +37,21 @@ def write_images(
     guidance_scale: float | None = None,
     batch_size: int = 16,
 ) -> Path:
-    """Generates images and writes `NNNN-K.png`, `metadata.jsonl`, and `grid.png` of the first.
+    """Generates images, writes them with metadata and a grid, and returns the path of the grid.
 
-    A folder that was used before belongs to the new call: images that the older metadata lists and
-    that are not written again are removed, other files stay. The metadata is there only when all
-    images are.
+    Image K of prompt N is `NNNN-K.png`. The grid `grid.png` shows the first images. In a folder
+    that an earlier call wrote to, images that the old metadata lists and this call does not write
+    are removed; other files stay. `metadata.jsonl` exists only when all images do.
 
     Args:
         pipe: the pipeline.
         prompts: one or more captions.
         folder: created if missing.
         num_images: images of each prompt.
-        seed: with the prompt's and the image's number it decides the image.
-        num_inference_steps: the model's own number if None.
-        guidance_scale: the model's own number if None.
-        batch_size: images sampled at once; changes nothing but speed and memory.
-
-    Returns:
-        The path of the grid.
+        seed: together with the numbers of the prompt and the image, it determines the image.
+        num_inference_steps: steps of the generator; None for the model's own number.
+        guidance_scale: 1 or more; None for the model's own number.
+        batch_size: images per batch; affects only speed and memory.
 
     Raises:
         UsageError: for an empty or over-long prompt, a number out of range, or a folder that
@@ -87,7 +61,9 @@ def write_images(
     steps = sampling.num_inference_steps if num_inference_steps is None else num_inference_steps
     scale = pipe.model.config.guidance(guidance_scale)
     check_sampling(steps, scale, num_images)
-    _check_prompts(pipe, prompts)
+    for prompt in prompts:  # a bad prompt at the end of a list must not cost the work before it
+        messages = pipe.chat_template.generate_messages(prompt)
+        drawing_prompt(pipe.model, pipe.chat_template, messages, prompt)
     _make_folder(folder)
     jobs = [(p, k) for p in range(len(prompts)) for k in range(num_images)]
     shown: list[Image.Image] = []
@@ -116,18 +92,11 @@ def write_images(
     return folder / _GRID
 
 
-def _check_prompts(pipe: Blip3oPipeline, prompts: Sequence[str]) -> None:
-    """Refuses a bad prompt at the end of a list before the work of those before it."""
-    chat = pipe.chat_template
-    for prompt in prompts:
-        drawing_prompt(pipe.model, chat, chat.generate_messages(prompt), prompt)
-
-
 def written_images(folder: Path) -> list[Path]:
-    """Returns the images that a folder's metadata lists, in order, then the metadata itself.
+    """Returns the paths of the images that a folder's metadata lists, then of the metadata.
 
     Args:
-        folder: what `write_images` wrote to.
+        folder: a folder that `write_images` has written to.
     """
     lines = (folder / _METADATA).read_text(encoding="utf-8").split("\n")
     return [*(folder / json.loads(line)["file"] for line in lines if line), folder / _METADATA]
@@ -138,7 +107,7 @@ def _name(prompt_number: int, image_number: int) -> str:
 
 
 def _begin(folder: Path, names: Sequence[str]) -> None:
-    """Notes the images that this run and older ones own, and removes what tells of older ones."""
+    """Lists the images of this run and of older runs, and removes the older metadata and grid."""
     owned = sorted({*_owned(folder), *names})
     _write_text("".join(json.dumps({"file": name}) + "\n" for name in owned), folder / _JOURNAL)
     for name in (_METADATA, _GRID):
@@ -146,7 +115,7 @@ def _begin(folder: Path, names: Sequence[str]) -> None:
 
 
 def _end(folder: Path, metadata: str, names: set[str]) -> None:
-    """Removes the images of older runs that this one did not write; then the metadata appears."""
+    """Removes the images of older runs that this run did not write; then writes the metadata."""
     for name in _owned(folder) - names:
         (folder / name).unlink(missing_ok=True)
     _write_text(metadata, folder / _METADATA)
@@ -154,7 +123,7 @@ def _end(folder: Path, metadata: str, names: set[str]) -> None:
 
 
 def _owned(folder: Path) -> set[str]:
-    """Returns the images that the metadata, or the note of a run that was killed, name."""
+    """Returns the images that the metadata and the list of an interrupted run name."""
     found = set()
     for file in (folder / _METADATA, folder / _JOURNAL):
         lines = file.read_text(encoding="utf-8").split("\n") if file.is_file() else []
@@ -165,18 +134,18 @@ def _owned(folder: Path) -> set[str]:
 
 
 def save_image(image: Image.Image, path: Path) -> None:
-    """Writes an image whole or not at all.
+    """Writes an image to a file, completely or not at all.
 
     Args:
         image: the image.
-        path: where to; the suffix decides the format.
+        path: path of the file; its suffix determines the format.
 
     Raises:
-        UsageError: if the suffix is unknown or the place cannot be written to.
+        UsageError: if the suffix is unknown or the file cannot be written.
     """
     check_suffix(path)
     Image.init()
-    content = io.BytesIO()  # Pillow hides why a file cannot be written
+    content = io.BytesIO()  # Pillow hides the reason why a file cannot be written
     image.save(content, Image.registered_extensions()[path.suffix.lower()])
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

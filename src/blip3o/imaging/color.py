@@ -1,7 +1,7 @@
 """Applies the color profile of a PIL image: converts its colors to sRGB, as a viewer shows them.
 
-As in a browser, an embedded profile has priority over the PNG chunk `sRGB`, and that over `gAMA`
-with `cHRM`. A profile that is damaged, or that belongs to another color space, is ignored.
+An embedded profile has priority over the PNG chunk `sRGB`, and `sRGB` over `gAMA` with `cHRM`, like
+in a browser. A profile that is damaged, or that belongs to another color space, is ignored.
 """
 
 import functools

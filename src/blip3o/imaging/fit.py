@@ -13,7 +13,7 @@ from blip3o.core.errors import UsageError
 from blip3o.imaging.pixels import resized
 
 _MOST_ASPECT = 200
-"""published: images with a larger aspect ratio are refused."""
+"""Largest aspect ratio, as published; images above it are refused."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -77,7 +77,9 @@ def keep_aspect(
         Qwen2.5-VL (arXiv 2502.13923), section 2.1; parity family `chat`.
     """
     if max(size) > _MOST_ASPECT * min(size):
-        raise UsageError(f"an image of {size[0]} x {size[1]} is too thin to be looked at")
+        raise UsageError(
+            f"an image of {size[0]} x {size[1]} is too thin; crop it to at most {_MOST_ASPECT}:1"
+        )
     area = size[0] * size[1]
     rounded = [max(1, round(one / token_px)) for one in size]
     pixels = rounded[0] * rounded[1] * token_px**2

@@ -3,12 +3,16 @@
 import re
 
 from blip3o.core.texts import LFS_START
-from blip3o.imaging.tiff import raw_photo, unread_layout
+from blip3o.imaging.tiff import unread_layout
 
 _RESAVE = "save it as JPEG or PNG"
+_DEVELOP = "develop it, then " + _RESAVE
+_FRAME = "save a frame of it as JPEG or PNG"
+_DECODE = "decode it into a file"
 _AS_LINES = "write its rows as JSON lines, and its images as files"
 
-_STORES: tuple[tuple[bytes, str, str], ...] = (
+_Starts = bytes | tuple[bytes, ...]
+_STORES: tuple[tuple[_Starts, str, str], ...] = (
     (LFS_START, "a git-lfs pointer", "fetch the file: git lfs pull"),
     (b"PK\3\4", "a ZIP archive or an Excel sheet", "unpack it, or save the sheet as CSV"),
     (b"\x1f\x8b", "a gzip archive", "unpack it: gunzip FILE"),
@@ -24,24 +28,21 @@ _STORES: tuple[tuple[bytes, str, str], ...] = (
     (b"\x89HDF", "an HDF5 file", _AS_LINES),
     (b"\x93NUMPY", "a NumPy array", _AS_LINES),
     (b"SQLite format 3", "an SQLite database", _AS_LINES),
-    *((b"\x80%c" % version, "a Python pickle", _AS_LINES) for version in range(2, 6)),
+    ((b"\x80\2", b"\x80\3", b"\x80\4", b"\x80\5"), "a Python pickle", _AS_LINES),
     (b"%PDF-", "a PDF document", "save its page as JPEG or PNG"),
 )
 """Archives, tables and documents, and the pointer that git-lfs leaves for an unfetched file.
 
-Each entry holds the first bytes, the kind and the advice."""
+Each entry holds the first bytes, or several alternatives, then the kind and the advice."""
 
-_STARTS: tuple[tuple[bytes, str, str], ...] = (
-    (b"\xff\x0a", "a JPEG XL image", _RESAVE),
-    (b"\0\0\0\x0cJXL ", "a JPEG XL image", _RESAVE),
-    (b"\0\0\0\x0cjP  ", "a JPEG 2000 image", _RESAVE),
-    (b"\xff\x4f\xff\x51", "a JPEG 2000 image", _RESAVE),
+_STARTS: tuple[tuple[_Starts, str, str], ...] = (
+    ((b"\xff\x0a", b"\0\0\0\x0cJXL "), "a JPEG XL image", _RESAVE),
+    ((b"\0\0\0\x0cjP  ", b"\xff\x4f\xff\x51"), "a JPEG 2000 image", _RESAVE),
     (b"\xff\xd8\xff\xf7", "a JPEG-LS image", _RESAVE),
     (b"II\xbc", "a JPEG XR image", _RESAVE),
     (b"8BPS", "a Photoshop document (PSD)", _RESAVE),
     (b"gimp xcf", "a GIMP document (XCF)", _RESAVE),
-    (b"%!PS", "a PostScript drawing (EPS)", _RESAVE),
-    (b"\xc5\xd0\xd3\xc6", "a PostScript drawing (EPS)", _RESAVE),
+    ((b"%!PS", b"\xc5\xd0\xd3\xc6"), "a PostScript drawing (EPS)", _RESAVE),
     (b"icns", "an icon (ICNS)", _RESAVE),
     (b"DDS ", "a texture (DDS)", _RESAVE),
     (b"P7\n", "a PAM image", _RESAVE),
@@ -50,42 +51,34 @@ _STARTS: tuple[tuple[bytes, str, str], ...] = (
     (b"FLIF", "a FLIF image", _RESAVE),
     (b"BPG\xfb", "a BPG image", _RESAVE),
     (b"v/1\x01", "an OpenEXR image", _RESAVE),
-    (b"#?RADIANCE", "a Radiance HDR image", _RESAVE),
-    (b"#?RGBE", "a Radiance HDR image", _RESAVE),
+    ((b"#?RADIANCE", b"#?RGBE"), "a Radiance HDR image", _RESAVE),
     (b"SIMPLE  =", "a FITS image", _RESAVE),
     (b"AT&TFORM", "a DjVu document", "save its page as JPEG or PNG"),
     (b"\x01\xda", "an SGI image", _RESAVE),
     (b"\x0a\x05\x01", "a PCX image", _RESAVE),
     (b"\xd7\xcd\xc6\x9a", "a Windows drawing (WMF)", _RESAVE),
-    (b"FUJIFILMCCD-RAW", "a camera's raw photo (RAF)", "develop it, then " + _RESAVE),
-    (b"IIRO", "a camera's raw photo (ORF)", "develop it, then " + _RESAVE),
-    (b"IIRS", "a camera's raw photo (ORF)", "develop it, then " + _RESAVE),
-    (b"MMOR", "a camera's raw photo (ORF)", "develop it, then " + _RESAVE),
-    (b"IIU\0", "a camera's raw photo (RW2)", "develop it, then " + _RESAVE),
-    (b"FOVb", "a camera's raw photo (X3F)", "develop it, then " + _RESAVE),
-    (b"\0MRM", "a camera's raw photo (MRW)", "develop it, then " + _RESAVE),
+    (b"FUJIFILMCCD-RAW", "a camera's raw photo (RAF)", _DEVELOP),
+    ((b"IIRO", b"IIRS", b"MMOR"), "a camera's raw photo (ORF)", _DEVELOP),
+    (b"IIU\0", "a camera's raw photo (RW2)", _DEVELOP),
+    (b"FOVb", "a camera's raw photo (X3F)", _DEVELOP),
+    (b"\0MRM", "a camera's raw photo (MRW)", _DEVELOP),
     (b"\x89PNG\n", "a PNG whose line ends were changed as if it were text", "copy it as binary"),
-    (b"\x1a\x45\xdf\xa3", "a video", "save a frame of it as JPEG or PNG"),
-    (b"OggS", "an audio or video file", "save a frame of it as JPEG or PNG"),
+    (b"\x1a\x45\xdf\xa3", "a video", _FRAME),
+    (b"OggS", "an audio or video file", _FRAME),
     (b"ID3", "an audio file", "choose an image"),
-    (b"data:", "a data URI", "decode it into a file"),
-    (b"iVBORw0KGgo", "an image written as base64 text", "decode it into a file"),
-    (b"/9j/", "an image written as base64 text", "decode it into a file"),
-    (b"UklGR", "an image written as base64 text", "decode it into a file"),
+    (b"data:", "a data URI", _DECODE),
+    ((b"iVBORw0KGgo", b"/9j/", b"UklGR"), "an image written as base64 text", _DECODE),
 )
-"""Images of other formats, audio and video; same columns."""
+"""Images of other formats, audio and video, in the same columns."""
 
-_READ = (
-    (b"\x89PNG\r\n\x1a\n", "PNG"),
-    (b"\xff\xd8\xff", "JPEG"),
-    (b"GIF8", "GIF"),
-    (b"BM", "BMP"),
-    (b"II*\0", "TIFF"),
-    (b"MM\0*", "TIFF"),
-    (b"II+\0", "TIFF"),
-    (b"MM\0+", "TIFF"),
-)
-"""First bytes of the readable formats, and Pillow's names of these formats."""
+_READ: dict[str, _Starts] = {
+    "PNG": b"\x89PNG\r\n\x1a\n",
+    "JPEG": b"\xff\xd8\xff",
+    "GIF": b"GIF8",
+    "BMP": b"BM",
+    "TIFF": (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"),
+}
+"""Pillow's names of the readable formats, and the first bytes of their files."""
 
 HEAD_BYTES = 512
 """Bytes at the beginning of a file that `store_of` needs."""
@@ -100,7 +93,7 @@ def format_of(data: bytes) -> str | None:
     """Returns Pillow's name of the format of a readable image, or None for other files.
 
     Args:
-        data: the file or its first bytes; the rest may be damaged.
+        data: the file or its first bytes; the rest of it is not checked.
     """
     if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
         return "WEBP"
@@ -108,24 +101,22 @@ def format_of(data: bytes) -> str | None:
         return "AVIF"
     if _PNM.match(data):
         return "PPM"
-    return next((name for start, name in _READ if data.startswith(start)), None)
+    return next((name for name, starts in _READ.items() if data.startswith(starts)), None)
 
 
 def store_of(head: bytes) -> str | None:
-    """Returns the kind of an archive, table or web page, with advice.
+    """Returns the kind of an archive, table or web page, with advice; None for any other file.
 
     Args:
         head: the first `HEAD_BYTES` bytes of the file.
-
-    Returns:
-        For example "a gzip archive: unpack it: gunzip FILE"; None for any other file.
     """
-    for start, kind, advice in _STORES:
-        if head.startswith(start):
-            return f"{kind}: {advice}"
     if _WEB_PAGE.match(head):
         return "a web page, perhaps an error page: fetch the file itself"
-    return None
+    return _of_start(head, _STORES)
+
+
+def _of_start(data: bytes, table: tuple[tuple[_Starts, str, str], ...]) -> str | None:
+    return next((f"{kind}: {tip}" for starts, kind, tip in table if data.startswith(starts)), None)
 
 
 def unread(data: bytes) -> str | None:
@@ -135,12 +126,10 @@ def unread(data: bytes) -> str | None:
         data: the whole file.
 
     Returns:
-        For example "a HEIC photo: save it as JPEG or PNG"; None if the kind is unknown.
+        For example "a HEIC photo: save it as JPEG or PNG"; None for an unknown kind.
     """
-    for start, kind, advice in (*_STORES, *_STARTS):
-        if data.startswith(start):
-            return f"{kind}: {advice}"
-    return _of_boxes(data) or _of_tiff(data) or _of_text(data) or _of_rest(data)
+    known = _of_start(data, (*_STORES, *_STARTS))
+    return known or _of_boxes(data) or _of_tiff(data) or _of_text(data) or _of_rest(data)
 
 
 def _of_boxes(data: bytes) -> str | None:
@@ -152,10 +141,10 @@ def _of_boxes(data: bytes) -> str | None:
             case "heic":
                 return f"a HEIC photo: {_RESAVE}"
             case "crx":
-                return f"a camera's raw photo (CR3): develop it, then {_RESAVE}"
-        return "a video: save a frame of it as JPEG or PNG"
+                return f"a camera's raw photo (CR3): {_DEVELOP}"
+        return f"a video: {_FRAME}"
     if data[:4] == b"RIFF" and data[8:12] in {b"WAVE", b"AVI "}:
-        return "an audio or video file: save a frame of it as JPEG or PNG"
+        return f"an audio or video file: {_FRAME}"
     return None
 
 
@@ -171,11 +160,7 @@ def _brand(data: bytes) -> str | None:
 
 
 def _of_tiff(data: bytes) -> str | None:
-    if format_of(data) != "TIFF":
-        return None
-    if (raw := raw_photo(data)) is not None:
-        return f"{raw}: develop it, then {_RESAVE}"
-    layout = unread_layout(data)
+    layout = unread_layout(data) if format_of(data) == "TIFF" else None
     return None if layout is None else f"{layout}: save it with 8 or 16 bits, as TIFF or PNG"
 
 

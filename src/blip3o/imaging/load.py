@@ -1,7 +1,7 @@
-"""Opens image files and PIL images as RGB images; any fault becomes one clear line.
+"""Opens image files and PIL images as RGB images.
 
 Files from users and the web are not trusted: size limits apply before anything is decoded, and any
-error of a decoder becomes a `UsageError` that names the file.
+error of a decoder becomes a `UsageError` of one line that names the file.
 """
 
 import contextlib
@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFile
 
-from blip3o.core.errors import UsageError
+from blip3o.core.errors import UsageError, first_line
 from blip3o.imaging.color import profile_of
 from blip3o.imaging.kinds import format_of, unread
 from blip3o.imaging.metadata import Stripped, strip_metadata
@@ -25,11 +25,11 @@ from blip3o.imaging.profiles import adobe_rgb
 from blip3o.imaging.rgb import TRANSPOSE, to_rgb, upright
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF")
-"""Accepted formats of Pillow: some of the others run external programs."""
+"""Pillow's names of the accepted formats. For some others, Pillow runs external programs."""
 
 READING = 3
-"""Version of the decoding. A change that alters the pixels of any file increases it, so that
-cached features are computed again."""
+"""Version of the decoding. A change that alters the pixels of any file must increase it: cached
+features are then computed again."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,13 +41,11 @@ class ImageLimits:
         max_pixels: largest width x height, checked before decoding.
         max_side: largest width and height in pixels. Pillow allocates memory for each row and, when
             it resizes, for each column: an image of 64 million x 1 pixels would take gigabytes.
-        min_side: smallest width and height in pixels.
     """
 
     max_bytes: int = 20_000_000
     max_pixels: int = 64_000_000
     max_side: int = 100_000
-    min_side: int = 1
 
 
 DEFAULT_LIMITS = ImageLimits()
@@ -129,7 +127,7 @@ class UndecodedImage:
             except MemoryError as error:
                 raise UsageError(f"{name}: there is not enough memory to decode it") from error
             except Exception as error:  # decoders raise many kinds of errors for damaged files
-                reason = (str(error).splitlines() or [type(error).__name__])[0]
+                reason = first_line(error)
                 if "nsupported" in reason:
                     line = f"{name} is of a kind that cannot be read: {reason}"
                     raise UsageError(f"{line}; save it as JPEG or PNG") from error
@@ -157,8 +155,8 @@ def open_image(
     """Returns the first frame of an image as upright 8-bit sRGB, with transparent parts on white.
 
     Args:
-        source: a path, the bytes of an image file, or an open binary file.
-        limits: limits of the accepted images.
+        source: as for `read_header`.
+        limits: as for `read_header`.
 
     Raises:
         UsageError: if the file does not exist, is not a complete image or exceeds a limit.
@@ -222,11 +220,11 @@ def _clear_mask(plain: Stripped) -> Image.Image:
 def _unread(name: str, data: bytes) -> str:
     """Returns the message about a file that no decoder can read."""
     kind = format_of(data)
-    said = unread(data)
-    if kind is not None and (said is None or kind not in {"TIFF", "AVIF"}):
+    description = unread(data)
+    if kind is not None and (description is None or kind not in {"TIFF", "AVIF"}):
         return f"{name} is a damaged or truncated image ({kind})"
     line = f"{name} is not an image this program can read"
-    return line if said is None else f"{line}; it is {said}"
+    return line if description is None else f"{line}; it is {description}"
 
 
 def _read(source: str | Path | bytes | BinaryIO, limits: ImageLimits) -> tuple[str, bytes]:
@@ -266,5 +264,5 @@ def _check_size(size: tuple[int, int], limits: ImageLimits) -> None:
         raise UsageError(f"{width} x {height} is over the limit of {limits.max_pixels} pixels")
     if max(size) > limits.max_side:
         raise UsageError(f"{width} x {height} is over the limit of {limits.max_side} pixels a side")
-    if min(size) < limits.min_side:
-        raise UsageError(f"{width} x {height} is under {limits.min_side} pixels a side")
+    if min(size) < 1:
+        raise UsageError(f"an image of {width} x {height} pixels")

@@ -1,9 +1,9 @@
 """Strips the metadata of an image file before it is decoded; reads its orientation and colors.
 
-Texts, thumbnails, maker notes and further frames do not change the image, but a damaged one can
-stop a decoder. This file handles JPEG, GIF, WebP, AVIF and BMP and calls `png` and `tiff` for the
-other two. The bytes of the image itself stay unchanged. A file of unknown structure is returned
-unchanged, and its decoder reports the fault.
+Texts, thumbnails, maker notes and further frames do not change the image, but damage in them can
+stop a decoder. This module handles JPEG, GIF, WebP, AVIF and BMP, and calls `png` and `tiff` for
+the other two formats. The bytes of the image itself stay unchanged. A file of unknown structure is
+returned unchanged; its decoder then reports the fault.
 """
 
 import dataclasses
@@ -21,7 +21,9 @@ from blip3o.imaging.profiles import coded_profile
 from blip3o.imaging.tiff_deep import DeepTiff, deep_tiff
 
 _MOST_SCANS = 50
-"""Most scans of a progressive JPEG. Each takes as long as a whole image; encoders write 3 to 20."""
+"""Most scans of a progressive JPEG. Encoders write 3 to 20; decoding one takes as long as a whole
+image."""
+_XMP_ORIENTATION = re.compile(rb"tiff:Orientation(?:=[\"']|>)([1-8])")
 _MOST_HEAD_BYTES = 1 << 16
 """Searched bytes of an AVIF file: the description of its colors precedes the image."""
 _UNCALIBRATED, _ADOBE_RGB = 0xFFFF, "R03"
@@ -109,17 +111,12 @@ def _is_adobe_rgb(exif: Image.Exif) -> bool:
     return color == _NONSTANDARD_ADOBE_RGB or text.rstrip("\0 ") == _ADOBE_RGB
 
 
-def xmp_orientation(text: bytes) -> int:
-    """Returns the orientation in an XMP block, or 1."""
-    found = re.search(rb"tiff:Orientation(?:=[\"']|>)([1-8])", text)
-    return int(found[1]) if found else 1
-
-
 def _result(data: bytes, exif: bytes | None, xmp: bytes | None, profile: bytes | None) -> Stripped:
-    """Returns a stripped file with its orientation and colors; EXIF precedes XMP."""
+    """Returns a stripped file with its orientation, by EXIF before XMP, and its colors."""
     orientation, is_adobe = read_exif(exif) if exif else (1, False)
-    if orientation == 1 and xmp:
-        orientation = xmp_orientation(xmp)
+    found = _XMP_ORIENTATION.search(xmp or b"")
+    if orientation == 1 and found:
+        orientation = int(found[1])
     return Stripped(data=data, orientation=orientation, profile=profile, is_adobe_rgb=is_adobe)
 
 
@@ -136,15 +133,18 @@ _EXIF, _XMP, _ICC = b"Exif\0", b"http://ns.adobe.com/xap/1.0/\0", b"ICC_PROFILE\
 
 
 def _strip_jpeg(data: bytes) -> Stripped:
-    kept, found = [data[:2]], _JpegMetadata()
+    kept, exif, xmp = [data[:2]], b"", b""
+    parts: dict[int, bytes] = {}  # of the color profile, counted from 1
+    num_parts = 0
     for code, start, end in _segments(data):
         body = data[start + 4 : end]
         if code in _FRAMES and body[:1] not in {b"\x08", b""}:
             raise UsageError(f"a JPEG of {body[0]} bits; save it with 8 bits, as JPEG or PNG")
         if code == 0xDA:
             _check_scans(data, start)
-            kept.append(data[start:])
-            return found.strip(b"".join(kept))
+            found = [parts.get(number, b"") for number in range(1, num_parts + 1)]
+            profile = b"".join(found) if found and all(found) else None
+            return _result(b"".join([*kept, data[start:]]), exif, xmp, profile)
         is_metadata = 0xE0 <= code <= 0xEF or code == 0xFE
         # The decoder needs these two segments, which state the coding of colors, if complete.
         is_jfif = code == 0xE0 and body.startswith(b"JFIF\0") and len(body) >= 14
@@ -152,12 +152,12 @@ def _strip_jpeg(data: bytes) -> Stripped:
         if not is_metadata or is_jfif or is_adobe:
             kept.append(data[start:end])
         elif code == 0xE1 and body.startswith(_EXIF):
-            found.exif = found.exif or body
+            exif = exif or body
         elif code == 0xE1 and body.startswith(_XMP):
-            found.xmp = found.xmp or body
+            xmp = xmp or body
         elif code == 0xE2 and body.startswith(_ICC) and len(body) > 14:
-            found.profile_parts.setdefault(body[12], body[14:])
-            found.num_parts = body[13]
+            parts.setdefault(body[12], body[14:])
+            num_parts = body[13]
     return Stripped(data=data)
 
 
@@ -183,11 +183,7 @@ def _segments(data: bytes) -> Iterator[tuple[int, int, int]]:
 
 
 def _check_scans(data: bytes, start: int) -> None:
-    """Checks the number of scans of a JPEG.
-
-    Raises:
-        UsageError: if there are too many.
-    """
+    """Refuses a JPEG of too many scans; the first one begins at `start`."""
     count, at = 0, start
     while at + 4 <= len(data):
         code = data[at + 1]
@@ -201,22 +197,6 @@ def _check_scans(data: bytes, start: int) -> None:
         if found is None:
             return
         at = found.end() - 2
-
-
-@dataclasses.dataclass
-class _JpegMetadata:
-    """Metadata of a JPEG file, collected segment by segment."""
-
-    exif: bytes = b""
-    xmp: bytes = b""
-    profile_parts: dict[int, bytes] = dataclasses.field(default_factory=dict)
-    num_parts: int = 0
-
-    def strip(self, data: bytes) -> Stripped:
-        """Returns the stripped file with its orientation and colors."""
-        parts = [self.profile_parts.get(number) for number in range(1, self.num_parts + 1)]
-        whole = None if None in parts or not parts else b"".join(filter(None, parts))
-        return _result(data, self.exif, self.xmp, whole)
 
 
 def _strip_gif(data: bytes) -> Stripped:
@@ -237,30 +217,31 @@ def _strip_gif(data: bytes) -> Stripped:
             if data[start + 1] == 0xF9:
                 kept.append(data[start:at])
             elif data[start + 3 : start + 14] == b"ICCRGBG1012":
-                profile = _joined(data[start + 14 : at])
+                profile = _block_content(data[start + 14 : at])
     except IndexError:  # truncated: the decoder reports it if this affects the image
         end = data[at:] if data[at : at + 1] != b"!" else b""
     return Stripped(data=b"".join([*kept, end]), profile=profile)
 
 
-def _joined(blocks: bytes) -> bytes:
-    """Returns the content of a sequence of data blocks."""
-    found, at = bytearray(), 0
-    while blocks[at]:
-        found += blocks[at + 1 : at + 1 + blocks[at]]
-        at += 1 + blocks[at]
-    return bytes(found)
-
-
 def _table_bytes(flags: int) -> int:
+    """Returns the length of a color table, 0 if the flags state none."""
     return 3 << ((flags & 7) + 1) if flags & 0x80 else 0
 
 
 def _blocks_end(data: bytes, at: int) -> int:
-    """Returns where a row of blocks ends; IndexError if it does not."""
+    """Returns the end of a sequence of data blocks; IndexError if it has none."""
     while data[at]:
         at += 1 + data[at]
     return at + 1
+
+
+def _block_content(blocks: bytes) -> bytes:
+    """Returns the content of a sequence of data blocks without their lengths."""
+    content, at = bytearray(), 0
+    while length := blocks[at]:
+        content += blocks[at + 1 : at + 1 + length]
+        at += 1 + length
+    return bytes(content)
 
 
 _METADATA_FLAGS, _ALPHA_FLAG, _ANIMATION_FLAG = 0x2C, 0x10, 0x02

@@ -20,7 +20,8 @@ published: OpenAI's CLIP, EVA-CLIP and Qwen2.5-VL share them.
 """
 
 _MOST_ASPECT = 16
-"""Thinner images are cropped to this aspect ratio first; their long side would need gigabytes."""
+"""Thinner images are cropped to this aspect ratio before "center_crop": resampling their long side
+would need gigabytes."""
 
 _MOST_REDUCTION = 256.0
 """Largest reduction by the bicubic filter alone; beyond it, boxes of whole pixels come first."""

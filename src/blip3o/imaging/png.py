@@ -1,4 +1,4 @@
-"""PNG files: removes the optional chunks, and reads those that affect the look of the image."""
+"""PNG files: removes the optional chunks and reads those that affect the image."""
 
 import dataclasses
 import struct
@@ -24,7 +24,7 @@ class PngChunks:
     Args:
         critical: the critical chunks, unchanged and with their checksums.
         colors: complete color chunks that Pillow reads.
-        transparency: the `tRNS` chunk with the transparent colors, at the depth Pillow decodes to.
+        transparency: the `tRNS` chunk with the transparent colors, at the depth of Pillow's result.
         profile: the ICC profile.
         exif: the EXIF block.
         xmp: the XMP block.
@@ -73,7 +73,7 @@ def png_chunks(data: bytes) -> PngChunks:
             seen.add(kind)
             continue
         is_early = b"IDAT" not in seen
-        if kind in seen or not _is_sound(kind, body, whole):
+        if kind in seen or not _has_checksum(kind, body, whole):
             continue
         if kind in {b"eXIf", b"iCCP", b"cICP", b"tRNS", *_COLOR_CHUNKS}:
             seen.add(kind)
@@ -109,7 +109,7 @@ def _chunks(data: bytes) -> Iterator[tuple[bytes, bytes, bytes]]:
         at = end
 
 
-def _is_sound(kind: bytes, body: bytes, whole: bytes) -> bool:
+def _has_checksum(kind: bytes, body: bytes, whole: bytes) -> bool:
     return zlib.crc32(kind + body) == int.from_bytes(whole[-4:], "big")
 
 

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 SRGB_GAMMA = 0.0
-"""Marks the curve of sRGB, which is not a power of the numbers."""
+"""Stands for the curve of sRGB, which is not a power function."""
 _D65 = (0.3127, 0.3290)
 _SRGB = ((0.64, 0.33), (0.30, 0.60), (0.15, 0.06))
 _ADOBE = ((0.64, 0.33), (0.21, 0.71), (0.15, 0.06))
@@ -15,23 +15,17 @@ _CODED_PRIMARIES = {
     1: _SRGB,
     4: ((0.67, 0.33), (0.21, 0.71), (0.14, 0.08)),
     5: ((0.64, 0.33), (0.29, 0.60), (0.15, 0.06)),
-    6: ((0.63, 0.34), (0.31, 0.595), (0.155, 0.07)),
-    7: ((0.63, 0.34), (0.31, 0.595), (0.155, 0.07)),
+    **dict.fromkeys((6, 7), ((0.63, 0.34), (0.31, 0.595), (0.155, 0.07))),
     9: ((0.708, 0.292), (0.17, 0.797), (0.131, 0.046)),
-    11: ((0.68, 0.32), (0.265, 0.69), (0.15, 0.06)),
-    12: ((0.68, 0.32), (0.265, 0.69), (0.15, 0.06)),
+    **dict.fromkeys((11, 12), ((0.68, 0.32), (0.265, 0.69), (0.15, 0.06))),
 }
 _CODED_WHITES = {4: (0.31, 0.316), 11: (0.314, 0.351)}
 _CODED_GAMMAS = {
-    **dict.fromkeys(
-        (1, 6, 13, 14, 15), SRGB_GAMMA
-    ),  # curves of television are displayed like that of sRGB
-    4: 2.2,
-    5: 2.8,
-    8: 1.0,
+    **{1: SRGB_GAMMA, 6: SRGB_GAMMA, 14: SRGB_GAMMA, 15: SRGB_GAMMA},  # television: shown as sRGB
+    **{4: 2.2, 5: 2.8, 8: 1.0, 13: SRGB_GAMMA},
 }
-"""Primaries, whites and gammas by the code points of ITU-T H.273. HDR curves (16, 18) are left out:
-there is no standard conversion to sRGB, so the profiles of such images are ignored."""
+"""Primaries, whites and gammas by the code points of ITU-T H.273. HDR curves (16, 18) are missing:
+they have no standard conversion to sRGB, so the profiles of such images are ignored."""
 _D50 = np.array([0.9642, 1.0, 0.8249])
 _BRADFORD = np.array(
     [[0.8951, 0.2664, -0.1614], [-0.7502, 1.7135, 0.0367], [0.0389, -0.0685, 1.0296]]

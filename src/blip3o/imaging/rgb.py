@@ -1,17 +1,12 @@
 """Converts decoded PIL images of any mode to upright 8-bit sRGB on white."""
 
-from collections.abc import Mapping
-from typing import Any
-
 import numpy as np
-from numpy.typing import NDArray
 from PIL import ExifTags, Image, TiffImagePlugin
 
 from blip3o.core.errors import UsageError
 from blip3o.imaging.color import COLOR_KEYS, profile_of, to_srgb
 from blip3o.imaging.metadata import read_exif
 from blip3o.imaging.profiles import adobe_rgb
-from blip3o.imaging.tiff import Tags
 from blip3o.imaging.tiff_deep import scale_of
 
 TRANSPOSE = {
@@ -106,28 +101,17 @@ def upright(image: Image.Image) -> Image.Image:
     return turned
 
 
-class _PillowTags(Tags):
-    """The directory of a TIFF file that Pillow opened.
-
-    Args:
-        tags: Pillow's directory.
-    """
-
-    def __init__(self, tags: Mapping[int, object]) -> None:
-        self._tags = tags
-
-    def values(self, tag: int, most: int = 16) -> list[float]:
-        """Returns the numbers of a tag, at most `most`; none if the tag is missing."""
-        found = self._tags.get(tag, ())
-        found = found if isinstance(found, tuple) else (found,)
-        return [float(one) for one in found[:most] if isinstance(one, int | float)]
+def _numbers(value: object) -> list[float]:
+    """Returns the numbers that Pillow's directory of a TIFF file holds for a tag."""
+    values = value if isinstance(value, tuple) else (value,)
+    return [float(one) for one in values if isinstance(one, int | float)]
 
 
 def _from_deep_grey(image: Image.Image) -> Image.Image:
     """Returns a grey image of more than 8 bits as L, or as LA if one level is transparent."""
-    values: NDArray[Any] = np.asarray(image).astype(np.int64)
+    values = np.asarray(image).astype(np.int64)
     if isinstance(image, TiffImagePlugin.TiffImageFile):
-        scale = scale_of(_PillowTags(image.tag_v2))
+        scale = scale_of(lambda tag: _numbers(image.tag_v2.get(tag, ())))
         grey = scale.levels(values if scale.is_signed else values & (1 << scale.bits) - 1)
     elif values.min() < 0 or values.max() > 65535:
         raise UsageError("an image of 32-bit numbers; save it with 8 or 16 bits")

@@ -43,13 +43,9 @@ def read_settings(source: Path | bytes) -> dict[str, Any]:
     try:
         with Image.open(opened, formats=("PNG",)) as file:
             text = file.info.get(_KEY)
+        is_short = isinstance(text, str) and len(text) <= _MOST_CHARACTERS
+        settings = json.loads(text) if is_short else None
     except Exception as error:  # decoders raise many kinds of errors for damaged files
-        raise UsageError(missing) from error
-    if not isinstance(text, str) or len(text) > _MOST_CHARACTERS:
-        raise UsageError(missing)
-    try:
-        settings = json.loads(text)
-    except (ValueError, RecursionError) as error:
         raise UsageError(missing) from error
     if not isinstance(settings, dict):
         raise UsageError(missing)

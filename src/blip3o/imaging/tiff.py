@@ -4,7 +4,6 @@ Pillow decodes the common layouts from the rewritten file; `tiff_deep` decodes t
 Pillow refuses or misreads. Files are not trusted, so all sizes are checked.
 """
 
-import abc
 import dataclasses
 import math
 import struct
@@ -54,20 +53,7 @@ class Entry:
         return self.count * np.dtype(_NUMBERS.get(self.kind, "u1")).itemsize
 
 
-class Tags(abc.ABC):
-    """The tags of an image in a TIFF file."""
-
-    @abc.abstractmethod
-    def values(self, tag: int, most: int = 16) -> list[float]:
-        """Returns the numbers of a tag, at most `most`; none if the tag is missing."""
-
-    def number(self, tag: int, default: int) -> int:
-        """Returns the first number of a tag as an integer, or `default` if there is none."""
-        values = self.values(tag, 1)
-        return int(values[0]) if values and math.isfinite(values[0]) else default
-
-
-class Directory(Tags):
+class Directory:
     """The first directory of a TIFF or BigTIFF file.
 
     Args:
@@ -123,6 +109,11 @@ class Directory(Tags):
             return []
         kind = np.dtype(self.order + _NUMBERS[entry.kind])
         return np.frombuffer(self.data, kind, min(entry.count, most), entry.start).tolist()
+
+    def number(self, tag: int, default: int) -> int:
+        """Returns the first number of a tag as an integer, or `default` if there is none."""
+        values = self.values(tag, 1)
+        return int(values[0]) if values and math.isfinite(values[0]) else default
 
 
 def read_directory(data: bytes) -> Directory | None:
@@ -182,7 +173,7 @@ def _colors(tags: Directory) -> dict[int, Sequence[int]]:
 
 
 def _pieces(tags: Directory) -> dict[int, Sequence[int]]:
-    """Returns the lists of strips or tiles if they are longer than the image needs, shortened."""
+    """Returns shortened lists of strips or tiles if they are longer than the image needs."""
     width, height = tags.number(WIDTH, 0), tags.number(HEIGHT, 0)
     if min(width, height) < 1 and tags.is_whole:
         raise UsageError(f"a TIFF image of {width} x {height} pixels")
@@ -202,22 +193,20 @@ def _pieces(tags: Directory) -> dict[int, Sequence[int]]:
         raise UsageError(f"a TIFF of {count} strips or tiles; save it again, as TIFF or PNG")
     if listed < count:
         raise UsageError(f"a damaged or truncated TIFF: it lists {listed} of {count} strips")
-    lists: dict[int, Sequence[int]] = {
-        key: [int(one) for one in tags.values(key, count)] for key in keys
-    }
-    _check_ends(tags, *lists.values(), across=across, down=down if is_tiled else 0)
-    return {} if listed == count else lists
+    starts, sizes = ([int(one) for one in tags.values(key, count)] for key in keys)
+    _check_ends(tags, starts, sizes, across=across, down=down if is_tiled else 0)
+    return {} if listed == count else dict(zip(keys, (starts, sizes), strict=True))
 
 
 def _check_ends(
-    tags: Directory, starts: Sequence[int], sizes: Sequence[int], *, across: int, down: int
+    tags: Directory, starts: list[int], sizes: list[int], *, across: int, down: int
 ) -> None:
     """Checks that the strips or tiles lie within the file, because a new directory follows it.
 
     Args:
         tags: the directory.
         starts: offsets of the strips or tiles.
-        sizes: their sizes in bytes according to the directory.
+        sizes: their stated sizes in bytes; for uncompressed images, those of their pixels count.
         across: width of a strip or tile.
         down: height of a tile; 0 for strips, of which the last may be lower.
 
@@ -230,11 +219,11 @@ def _check_ends(
         row = -(-across * (sum(bits) if len(bits) == samples else bits[0] * samples) // 8)
         height = tags.number(HEIGHT, 0)
         rows = down or min(tags.number(ROWS_PER_STRIP, height), height)
-        sizes = sized = [rows * row] * len(starts)
+        sizes = [rows * row] * len(starts)
         per_plane = -(-height // rows)
         if not down and height % rows:
-            for last in range(per_plane - 1, len(sized), per_plane):
-                sized[last] = height % rows * row
+            for last in range(per_plane - 1, len(sizes), per_plane):
+                sizes[last] = height % rows * row
     if any(start + size > len(tags.data) for start, size in zip(starts, sizes, strict=False)):
         raise UsageError("a damaged or truncated TIFF: parts of the image lie beyond its end")
 

@@ -1,13 +1,13 @@
 """Decodes TIFF layouts that Pillow refuses or misreads: 10 to 32 bits, signed, with alpha and more.
 
-Pillow decompresses the bytes as if each were a grey pixel. This file converts the bytes to numbers
-and scales them by the range that the TIFF file states.
+Pillow only decompresses the file, whose tags are rewritten so that each byte is a grey pixel. This
+module converts the bytes to numbers and scales them by the range that the TIFF file states.
 """
 
 import dataclasses
 import io
-from collections.abc import Iterator, Sequence
-from typing import Any
+import math
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +15,7 @@ from PIL import Image
 
 from blip3o.core.errors import UsageError
 from blip3o.imaging import tiff
-from blip3o.imaging.tiff import Directory, Tags
+from blip3o.imaging.tiff import Directory
 
 _BYTEWISE = (1, 5, 8, 32773, 32946, 34925, 50000)
 """Compressions of bytes: none, LZW, PackBits, Deflate (two numbers), LZMA, Zstandard."""
@@ -24,7 +24,6 @@ _MODES = {0: "L", 1: "L", 2: "RGB", _CIELAB: "LAB", _ICCLAB: "LAB"}
 """Pillow's mode for each value of the photometric tag."""
 _BLOCK_SAMPLES = 1 << 20
 _FILL_ORDER = 266
-NEGATIVE = "an image of signed numbers, some of them negative; save it with 8 or 16 unsigned bits"
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,7 +36,6 @@ class Scale:
         low: the number of black, or of white if `is_inverted`.
         high: the number of white, or of black if `is_inverted`.
         is_inverted: whether the lowest number is white.
-        takes_negative: whether the file states a range that begins below zero.
     """
 
     bits: int
@@ -45,46 +43,43 @@ class Scale:
     low: float
     high: float
     is_inverted: bool
-    takes_negative: bool
 
-    def levels(self, values: NDArray[Any]) -> NDArray[np.uint8]:
+    def levels(self, values: NDArray[np.integer]) -> NDArray[np.uint8]:
         """Returns numbers as levels from 0 to 255.
 
         Raises:
-            UsageError: if numbers are negative and the file does not state their range.
+            UsageError: if numbers are negative, but the stated range does not begin below zero.
         """
-        if self.is_signed and not self.takes_negative and values.size and values.min() < 0:
-            raise UsageError(NEGATIVE)
+        if self.is_signed and self.low >= 0 and values.size and values.min() < 0:
+            raise UsageError(
+                "an image of signed numbers, some of them negative; save it with 8 or 16 unsigned "
+                "bits"
+            )
         scaled = (values.astype(np.float64) - self.low) * (255 / (self.high - self.low))
         scaled = np.clip(np.rint(scaled), 0, 255)
         return (255 - scaled if self.is_inverted else scaled).astype(np.uint8)
 
 
-def scale_of(tags: Tags) -> Scale:
+def scale_of(values_of: Callable[[int], Sequence[float]]) -> Scale:
     """Returns the range of numbers that a TIFF file states, or the range of its bits.
 
     SMinSampleValue and SMaxSampleValue state a range. Without them, zero is black even for signed
     numbers.
 
     Args:
-        tags: the tags of the image.
+        values_of: returns the numbers of a tag; none if the tag is missing.
     """
-    bits = tags.number(tiff.BITS, 1)
-    is_signed = tags.number(tiff.SAMPLE_FORMAT, 1) == 2
-    low, high = 0.0, float((1 << (bits - is_signed)) - 1)
-    most = tags.values(tiff.MOST_SAMPLE, 1)
-    least = tags.values(tiff.LEAST_SAMPLE, 1)
-    lowest = float(least[0]) if least and np.isfinite(least[0]) else low
-    if most and np.isfinite(most[0]) and most[0] > lowest:
-        low, high = lowest, float(most[0])
-    return Scale(
-        bits=bits,
-        is_signed=is_signed,
-        low=low,
-        high=high,
-        is_inverted=tags.number(tiff.PHOTOMETRIC, 0) == 0,
-        takes_negative=low < 0,
-    )
+
+    def first(tag: int, default: float) -> float:
+        values = values_of(tag)
+        return values[0] if values and math.isfinite(values[0]) else default
+
+    bits, is_signed = int(first(tiff.BITS, 1)), first(tiff.SAMPLE_FORMAT, 1) == 2
+    low, high = first(tiff.LEAST_SAMPLE, 0), first(tiff.MOST_SAMPLE, -math.inf)
+    if high <= low:
+        low, high = 0, (1 << (bits - is_signed)) - 1
+    is_inverted = first(tiff.PHOTOMETRIC, 0) == 0
+    return Scale(bits=bits, is_signed=is_signed, low=low, high=high, is_inverted=is_inverted)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,7 +108,7 @@ class DeepTiff:
         """Returns the image with 8 bits, not turned by its orientation.
 
         Raises:
-            UsageError: if numbers are negative and the file does not state their range.
+            UsageError: as `Scale.levels`.
             OSError: if the file is damaged or truncated; decoders may raise other errors as well.
         """
         width, height = self.size
@@ -136,21 +131,21 @@ class DeepTiff:
             image.info["icc_profile"] = self.tags.data[profile.start : end]
         return image
 
-    def _levels(self, values: NDArray[Any], sample: int) -> NDArray[np.uint8]:
+    def _levels(self, values: NDArray[np.integer], sample: int) -> NDArray[np.uint8]:
         """Returns the numbers of one sample as levels from 0 to 255."""
         bits = self.scale.bits
-        if self.mode == "LAB" and sample in {
-            1,
-            2,
-        }:  # 16-bit values are 256 times 8-bit values, not 257 times
+        if self.mode == "LAB" and sample > 0:
             is_signed = self.tags.number(tiff.PHOTOMETRIC, 0) == _CIELAB
+            # A color of 16 bits is 256 times, not 257 times, the same color of 8 bits.
             return ((values >> (bits - 8)) ^ (is_signed << 7)).astype(np.uint8)
         levels = self.scale.levels(values)
         is_alpha = self.mode.endswith("A") and sample == self.taken[-1]
         # Zero may mean white, but never opaque.
         return 255 - levels if is_alpha and self.scale.is_inverted else levels
 
-    def _blocks(self, samples: int, plane: int | None) -> Iterator[tuple[slice, NDArray[Any]]]:
+    def _blocks(
+        self, samples: int, plane: int | None
+    ) -> Iterator[tuple[slice, NDArray[np.integer]]]:
         """Yields the rows of each block and their numbers [rows, width, samples]."""
         width, height = self.size
         raw = self._bytes(samples, plane)
@@ -186,13 +181,13 @@ class DeepTiff:
         with Image.open(io.BytesIO(data), formats=("TIFF",)) as image:
             return np.asarray(image)
 
-    def _numbers(self, rows: NDArray[np.uint8], count: int) -> NDArray[Any]:
+    def _numbers(self, rows: NDArray[np.uint8], count: int) -> NDArray[np.integer]:
         """Returns the numbers [rows, count] in packed rows."""
         bits = self.scale.bits
         kind = "i" if self.scale.is_signed else "u"
         if bits in {8, 16, 32}:
             return np.ascontiguousarray(rows).view(f"{self.tags.order}{kind}{bits // 8}")
-        # Bits are always packed from the highest; only whole bytes follow the file's byte order.
+        # The highest bit comes first in every file; the byte order applies only to whole bytes.
         if bits == 24 and self.tags.order == "<":
             rows = rows.reshape(len(rows), -1, 3)[..., ::-1].reshape(len(rows), -1)
         unpacked = np.unpackbits(rows, axis=1, count=count * bits).reshape(len(rows), count, bits)
@@ -203,7 +198,7 @@ class DeepTiff:
             values -= (values >> (bits - 1)) << bits
         return values
 
-    def _undone(self, values: NDArray[Any]) -> NDArray[Any]:
+    def _undone(self, values: NDArray[np.integer]) -> NDArray[np.integer]:
         """Returns the numbers, decoded if the file holds differences to the left neighbors."""
         if self.tags.number(tiff.PREDICTOR, 1) != 2:
             return values
@@ -252,7 +247,7 @@ def deep_tiff(tags: Directory) -> DeepTiff | None:
         num_samples=num_samples,
         taken=(*range(len(mode)), *(len(mode) + place for place in alphas[:1])),
         is_multiplied=bool(alphas) and extra[alphas[0]] == 1,
-        scale=scale_of(tags),
+        scale=scale_of(tags.values),
     )
 
 

@@ -7,12 +7,12 @@ side.
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, Protocol, Self
+from typing import TYPE_CHECKING, Self
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from blip3o.core.bounds import Count, Positive, Whole
 from blip3o.core.config import component
@@ -20,25 +20,10 @@ from blip3o.core.errors import UsageError
 from blip3o.core.registry import Registry
 
 if TYPE_CHECKING:
+    from diffusers.models.autoencoders.autoencoder_dc import AutoencoderDC
+    from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 
-    class Autoencoder(nn.Module):
-        """The interface of diffusers' autoencoders, whose own annotations do not fit their use."""
-
-        dtype: torch.dtype
-        config: Mapping[str, Any]
-        encoder: nn.Module
-        tile_sample_min_size: int
-        tile_latent_min_size: int
-        spatial_compression_ratio: int
-        enable_slicing: Callable[[], None]
-        disable_slicing: Callable[[], None]
-        enable_tiling: Callable[..., None]
-        disable_tiling: Callable[[], None]
-        to_json_string: Callable[[], str]
-
-        def decode(self, latents: Tensor, *, return_dict: bool) -> tuple[Tensor, ...]:
-            """Returns the pixels in a tuple of one."""
-
+    Autoencoder = AutoencoderKL | AutoencoderDC
 
 AUTOENCODERS = Registry(
     "autoencoder",
@@ -50,53 +35,21 @@ TILE_PX = 512
 """Side of the tiles in which a VAE decodes larger images when tiling is on."""
 
 
-class AutoencoderConfig(Protocol):
-    """Config of a VAE, an entry of `AUTOENCODERS`."""
-
-    @property
-    def latent_channels(self) -> int:
-        """Channels of the latents (C)."""
-
-    @property
-    def scaling_factor(self) -> float:
-        """Factor that normalizes shifted latents."""
-
-    @property
-    def shift_factor(self) -> float:
-        """Offset that is subtracted from latents before scaling."""
-
-    @property
-    def downsampling(self) -> int:
-        """Pixels along the side of a latent pixel."""
-
-    def build(self) -> "Autoencoder":
-        """Returns diffusers' autoencoder, both halves, with fresh weights.
-
-        Raises:
-            UsageError: if diffusers is not installed.
-        """
-
-
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class KlAutoencoderConfig:
-    """An `AutoencoderKL`; the fields have the names of its published config.json.
+class AutoencoderConfig:
+    """The part that the configs of VAEs share, the entries of `AUTOENCODERS`.
 
     Args:
+        kind: name in the table.
         latent_channels: channels of the latents (C).
         block_out_channels: channels of each stage; every stage except the last halves the sides.
-        layers_per_block: residual blocks of a stage.
-        norm_num_groups: groups of the GroupNorms.
-        use_quant_conv: whether a 1 x 1 convolution follows the encoder; FLUX has none.
         scaling_factor: factor that normalizes shifted latents.
         shift_factor: offset that is subtracted from latents before scaling.
     """
 
-    kind: str = "kl"
+    kind: str
     latent_channels: Count
     block_out_channels: tuple[Count, ...]
-    layers_per_block: Count = 2
-    norm_num_groups: Count = 32
-    use_quant_conv: bool = True
     scaling_factor: Positive
     shift_factor: float = 0.0
 
@@ -104,6 +57,30 @@ class KlAutoencoderConfig:
     def downsampling(self) -> int:
         """Pixels along the side of a latent pixel."""
         return 2 ** (len(self.block_out_channels) - 1)
+
+    def build(self) -> "Autoencoder":
+        """Returns diffusers' autoencoder, both halves, with fresh weights.
+
+        Raises:
+            UsageError: if diffusers is not installed.
+        """
+        raise NotImplementedError
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class KlAutoencoderConfig(AutoencoderConfig):
+    """An `AutoencoderKL`; the fields have the names of its published config.json.
+
+    Args:
+        layers_per_block: residual blocks of a stage.
+        norm_num_groups: groups of the GroupNorms.
+        use_quant_conv: whether a 1 x 1 convolution follows the encoder; FLUX has none.
+    """
+
+    kind: str = "kl"
+    layers_per_block: Count = 2
+    norm_num_groups: Count = 32
+    use_quant_conv: bool = True
 
     @classmethod
     def tiny(cls, shift_factor: float = 0.0) -> "KlAutoencoderConfig":
@@ -136,11 +113,7 @@ class KlAutoencoderConfig:
         )
 
     def build(self) -> "Autoencoder":
-        """Returns diffusers' autoencoder, both halves, with fresh weights.
-
-        Raises:
-            UsageError: if diffusers is not installed.
-        """
+        """See `AutoencoderConfig.build`."""
         num_stages = len(self.block_out_channels)
         return import_diffusers("a VAE").AutoencoderKL(
             down_block_types=("DownEncoderBlock2D",) * num_stages,
@@ -157,40 +130,27 @@ class KlAutoencoderConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class DcAutoencoderConfig:
+class DcAutoencoderConfig(AutoencoderConfig):
     """An `AutoencoderDC` (DC-AE, arXiv 2410.10733) whose halves have the same stages.
 
     Args:
-        latent_channels: channels of the latents (C).
         attention_head_dim: width of a head of the linear attention.
         block_types: "ResBlock" or "EfficientViTBlock" for each stage.
-        block_out_channels: channels of each stage; every stage except the last halves the sides.
         encoder_layers_per_block: blocks of each stage of the encoder.
         decoder_layers_per_block: blocks of each stage of the decoder.
         qkv_multiscales: kernel sizes of the multi-scale attention of each stage.
         downsample_block_type: "conv" or "pixel_unshuffle".
         upsample_block_type: "interpolate" or "pixel_shuffle".
-        scaling_factor: factor that normalizes shifted latents.
-        shift_factor: offset that is subtracted from latents before scaling.
     """
 
     kind: str = "dc"
-    latent_channels: Count
     attention_head_dim: Count = 32
     block_types: tuple[str, ...]
-    block_out_channels: tuple[Count, ...]
     encoder_layers_per_block: tuple[Whole, ...]
     decoder_layers_per_block: tuple[Whole, ...]
     qkv_multiscales: tuple[tuple[int, ...], ...]
     downsample_block_type: str = "conv"
     upsample_block_type: str = "interpolate"
-    scaling_factor: Positive
-    shift_factor: float = 0.0
-
-    @property
-    def downsampling(self) -> int:
-        """Pixels along the side of a latent pixel."""
-        return 2 ** (len(self.block_out_channels) - 1)
 
     @classmethod
     def sana(cls) -> "DcAutoencoderConfig":
@@ -206,11 +166,7 @@ class DcAutoencoderConfig:
         )
 
     def build(self) -> "Autoencoder":
-        """Returns diffusers' autoencoder, both halves, with fresh weights.
-
-        Raises:
-            UsageError: if diffusers is not installed.
-        """
+        """See `AutoencoderConfig.build`."""
         return import_diffusers("a VAE").AutoencoderDC(
             latent_channels=self.latent_channels,
             attention_head_dim=self.attention_head_dim,
@@ -288,7 +244,10 @@ def latents_to_pixels(vae: "Autoencoder", latents: Tensor) -> Tensor:
     """
     if vae.dtype == torch.float16 and vae.config.get("force_upcast"):
         vae.float()  # activations of the KL decoders overflow in fp16
-    return vae.decode(latents.to(vae.dtype), return_dict=False)[0].clamp(-1.0, 1.0)
+    decode: Callable[..., object] = vae.decode  # its annotations contradict each other
+    decoded = decode(latents.to(vae.dtype), return_dict=False)
+    assert isinstance(decoded, tuple)
+    return decoded[0].clamp(-1.0, 1.0)
 
 
 def set_low_memory(
@@ -298,15 +257,16 @@ def set_low_memory(
 
     Args:
         vae: diffusers' autoencoder.
-        sliced: decode a batch one image at a time; the result is the same.
-        tiled: decode large images in overlapping tiles that are blended; the result is nearly the
-            same.
+        sliced: decode a batch one image at a time, with the same result.
+        tiled: decode large images in overlapping tiles and blend them, with nearly the same result.
         tile_px: side of a tile; smaller images are decoded whole.
     """
+    from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+
     (vae.enable_slicing if sliced else vae.disable_slicing)()
     if not tiled:
         vae.disable_tiling()
-    elif isinstance(vae, import_diffusers("a VAE").AutoencoderKL):  # its tiles overlap by a quarter
+    elif isinstance(vae, AutoencoderKL):  # its tiles overlap by a quarter
         vae.enable_tiling()
         vae.tile_sample_min_size = tile_px
         vae.tile_latent_min_size = tile_px // 2 ** (len(vae.config["block_out_channels"]) - 1)

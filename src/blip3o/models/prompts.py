@@ -1,4 +1,4 @@
-"""Prompts as backbones and generators read them: token ids and images.
+"""The input of backbones and generators: token ids and images of prompts.
 
 Axes: P prompts, T tokens, M images, N feature tokens of an image, C raw and K normalized channels.
 """
@@ -36,7 +36,7 @@ class VisionInputs:
 
 PromptImages = Tensor | TowerInputs | VisionInputs
 """Images of prompts: raw features [M, N, C] of the image encoder for a backbone that projects
-them, or pixels or patches for a backbone with its own vision tower."""
+them; pixels or patches for a backbone with its own vision tower."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -47,8 +47,8 @@ class Prompts:
         input_ids: prompts that end in the last column (left-padded), [P, T].
         attention_mask: True for real tokens, [P, T].
         images: images of the prompts, as `UnifiedModel.prompt_images` returns them.
-        reference: normalized features of the images to edit, [P, N, K]; None for other prompts, and
-            for a generator that does not take them.
+        reference: normalized features of the images to edit, [P, N, K]; None if the prompts edit no
+            images, or the generator does not read them.
 
     Raises:
         ValueError: if a row is padded at its end.

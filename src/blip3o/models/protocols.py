@@ -11,6 +11,7 @@ from typing import ClassVar, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
+from blip3o.core.config import Dataclass
 from blip3o.models.backbones.base import Backbone as Backbone
 from blip3o.models.backbones.base import BackboneConfig as BackboneConfig
 from blip3o.models.generators.plan import Generator as Generator
@@ -18,7 +19,7 @@ from blip3o.models.generators.plan import GeneratorConfig as GeneratorConfig
 
 
 @runtime_checkable
-class ImageEncoderConfig(Protocol):
+class ImageEncoderConfig(Dataclass, Protocol):
     """Config of an image encoder, an entry of `ENCODERS`."""
 
     @property
@@ -46,7 +47,7 @@ class ImageEncoderConfig(Protocol):
 
 
 @runtime_checkable
-class ImageDecoderConfig(Protocol):
+class ImageDecoderConfig(Dataclass, Protocol):
     """Config of an image decoder, an entry of `DECODERS`."""
 
     @property
@@ -159,8 +160,7 @@ class ImageDecoder(nn.Module):
         raise NotImplementedError
 
 
-@runtime_checkable
-class CleanPredictor(Protocol):
+class CleanPredictor(ImageDecoder):
     """An image decoder that predicts the clean image from a noisy one."""
 
     def predict_clean(self, noisy: Tensor, sigma: Tensor, features: Tensor) -> Tensor:
@@ -171,3 +171,4 @@ class CleanPredictor(Protocol):
             sigma: noise levels in [0, 1], [B].
             features: normalized features, [B, N, K].
         """
+        raise NotImplementedError

@@ -1,7 +1,7 @@
 """Quantization of a unified model: the linear layers of the backbone's language model.
 
-They hold most of a model's bytes. All other parts keep their precision: the embedding table, the
-vocabulary head, the vision tower, the DiT and the image decoder.
+These layers hold most of a model's bytes. All other parts keep their precision: the embedding
+table, the vocabulary head, the vision tower, the generator and the image decoder.
 """
 
 from blip3o.models.unified import UnifiedModel
@@ -18,11 +18,11 @@ def quantize_backbone(model: UnifiedModel, kind: Quantization) -> list[str]:
         kind: "int8" or "int4".
 
     Returns:
-        Names of the quantized layers, within the model.
+        Names of the quantized layers in the model.
     """
     return [f"{_PART}.{name}" for name in quantize_linears(model.get_submodule(_PART), kind)]
 
 
 def is_quantized(model: UnifiedModel) -> bool:
-    """Returns whether a layer of the backbone is quantized."""
+    """Returns whether the backbone has quantized layers."""
     return any(isinstance(module, QuantizedLinear) for module in model.backbone.modules())

@@ -1,7 +1,13 @@
-"""The unified model: a backbone, an image space (encoder, normalizer, decoder) and a generator.
+"""The unified model: a backbone, an image encoder, a normalizer, a generator and an image decoder.
 
-It offers the seams that the rest of the package joins (features, plans, text states) and neither
-trains nor samples. `UnifiedModelConfig` checks that its parts fit each other.
+    image -> image_encoder -> features -> normalizer -> normalized features
+    normalized features -> image_decoder -> image
+    prompt -> backbone + generator -> plan -> velocity of noisy normalized features
+    conversation -> backbone -> text states -> logits
+
+`UnifiedModel` holds the parts and computes features, plans and text states. It contains no training
+and no sampling: objectives compute losses from these values, and `blip3o.generate` draws features
+from plans and text from text states. `UnifiedModelConfig` checks that the parts fit each other.
 """
 
 import dataclasses
@@ -16,28 +22,35 @@ from blip3o.core.config import component
 from blip3o.core.errors import UsageError
 from blip3o.imaging.fit import ImageFitConfig
 from blip3o.models.absent import AbsentPart
-from blip3o.models.backbones.vision import VisionInputs
+from blip3o.models.backbones.base import Backbone, BackboneConfig
+from blip3o.models.backbones.packed import BackboneCache
 from blip3o.models.encoders.normalizer import FeatureNormalizer, FeatureNormalizerConfig
-from blip3o.models.generators.plan import Joints, Plan
-from blip3o.models.prompts import PromptImages, Prompts
+from blip3o.models.generators.plan import Generator, GeneratorConfig, Joints, Plan
+from blip3o.models.prompts import PromptImages, Prompts, VisionInputs
+from blip3o.models.protocols import (
+    ImageDecoder,
+    ImageDecoderConfig,
+    ImageEncoder,
+    ImageEncoderConfig,
+)
 from blip3o.nn.blocks import repeated_blocks
 from blip3o.text.chat import ChatConfig
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SamplingConfig:
-    """Default settings of sampling; they belong to a model's weights.
+    """Default settings of sampling; they are stored with the weights of a model.
 
     Args:
         guidance_scale: strength of classifier-free guidance; 1 switches it off (published: 3).
-        solver: name of the solver in `SOLVERS`; "heun" evaluates the generator twice a step
+        solver: name of the solver in `SOLVERS`; "heun" evaluates the generator twice per step
             (published: euler).
         num_inference_steps: steps of the solver (published: 30).
         sigma_shift: shift of the noise levels towards pure noise (published: 1).
         num_decoder_steps: steps of the image decoder (published: 50).
         max_new_tokens: longest answer in tokens.
-        truncate_timestep: give the generator whole timesteps, rounded down, as the released sampler
-            does.
+        truncate_timestep: round the generator's timesteps down to whole numbers, as the released
+            sampler does.
     """
 
     guidance_scale: Guidance = 3.0
@@ -65,19 +78,19 @@ class UnifiedModelConfig:
         image_decoder: decodes features as pixels, a config from `DECODERS`.
         chat: the chat format of prompts.
         sampling: default settings of sampling.
-        question_images: how images of questions are fitted; images to edit are always stretched to
-            the image encoder's square.
+        question_images: fit of the images of questions. Images to edit are always stretched to the
+            square of the image encoder.
         absent_parts: parts that are not built, because their weights are missing; see `AbsentPart`.
 
     Raises:
         ValueError: if two neighbors do not fit each other.
     """
 
-    backbone: Any = component("blip3o.models.backbones:BACKBONES")
-    image_encoder: Any = component("blip3o.models.encoders:ENCODERS")
+    backbone: BackboneConfig = component("blip3o.models.backbones:BACKBONES")
+    image_encoder: ImageEncoderConfig = component("blip3o.models.encoders:ENCODERS")
     normalizer: FeatureNormalizerConfig = dataclasses.field(default_factory=FeatureNormalizerConfig)
-    generator: Any = component("blip3o.models.generators:GENERATORS")
-    image_decoder: Any = component("blip3o.models.decoders:DECODERS")
+    generator: GeneratorConfig = component("blip3o.models.generators:GENERATORS")
+    image_decoder: ImageDecoderConfig = component("blip3o.models.decoders:DECODERS")
     chat: ChatConfig = dataclasses.field(default_factory=ChatConfig)
     sampling: SamplingConfig = dataclasses.field(default_factory=SamplingConfig)
     question_images: ImageFitConfig = dataclasses.field(default_factory=ImageFitConfig)
@@ -88,7 +101,7 @@ class UnifiedModelConfig:
         width = self.normalizer.width(channels)
         if self.backbone.image_channels is not None:
             _require_equal("backbone.image_channels", self.backbone.image_channels, channels)
-        else:  # raises for images that its vision tower cannot take
+        else:  # raises an error for images that the backbone's vision tower cannot read
             self.backbone.num_image_tokens(self.image_encoder.image_px)
         if self.question_images.mode == "aspect" and self.backbone.token_px is None:
             raise ValueError(
@@ -115,7 +128,7 @@ class UnifiedModelConfig:
 
     @property
     def num_prompt_image_tokens(self) -> int:
-        """Number of tokens that represent one image of a prompt."""
+        """Number of backbone tokens of one image in a prompt."""
         if self.backbone.image_channels is None:
             return self.backbone.num_image_tokens(self.image_encoder.image_px)
         return self.image_encoder.num_tokens
@@ -142,9 +155,14 @@ class UnifiedModelConfig:
         )
 
     @property
+    def num_reserved_positions(self) -> int:
+        """Positions of the backbone that the generator needs after a prompt."""
+        return self.generator.num_reserved_positions(self.joints)
+
+    @property
     def max_prompt_tokens(self) -> int:
-        """Longest prompt of an image: the positions that the generator leaves."""
-        return self.backbone.max_positions - self.generator.num_reserved_positions(self.joints)
+        """Most tokens of a prompt: the backbone's positions without those of the generator."""
+        return self.backbone.max_positions - self.num_reserved_positions
 
     @classmethod
     def tiny(cls) -> "UnifiedModelConfig":
@@ -173,31 +191,35 @@ def _require_equal(name: str, value: int, expected: int) -> None:
 
 
 class UnifiedModel(nn.Module):
-    """Reads images and text, writes text, and draws images as features.
+    """The parts of a model, and the computations in which several parts take part.
 
     Args:
-        config: the parts.
+        config: configs of the parts.
     """
 
     def __init__(self, config: UnifiedModelConfig) -> None:
         super().__init__()
         self.config = config
-        self.backbone = config.backbone.build()
-        self.image_encoder = self._build("image_encoder")
+        absent = config.absent_parts
+        self.backbone: Backbone[Any] = config.backbone.build()
+        self.image_encoder: ImageEncoder = (
+            AbsentPart("image_encoder")
+            if "image_encoder" in absent
+            else config.image_encoder.build()
+        )
         self.normalizer = FeatureNormalizer(config.normalizer, config.image_encoder.num_channels)
-        self.generator = config.generator.build(config.joints)
-        self.image_decoder = self._build("image_decoder")
-        # It follows the model to its device; weights may be elsewhere while they are offloaded.
+        self.generator: Generator = config.generator.build(config.joints)
+        self.image_decoder: ImageDecoder = (
+            AbsentPart("image_decoder")
+            if "image_decoder" in absent
+            else config.image_decoder.build()
+        )
+        # Holds the model's device, because weights may be elsewhere while they are offloaded.
         self.register_buffer("_anchor", torch.empty(0), persistent=False)
-
-    def _build(self, part: Literal["image_encoder", "image_decoder"]) -> Any:  # noqa: ANN401
-        if part in self.config.absent_parts:
-            return AbsentPart(part)
-        return getattr(self.config, part).build()
 
     @property
     def device(self) -> torch.device:
-        """Where the model computes; with components on several devices, the backbone's."""
+        """The device that computes; with several devices, the backbone's."""
         return self._anchor.device
 
     @property
@@ -206,14 +228,7 @@ class UnifiedModel(nn.Module):
         return next(self.generator.parameters()).dtype
 
     def encode_images(self, pixels: Tensor) -> Tensor:
-        """Returns the raw features of images.
-
-        Args:
-            pixels: [M, 3, P, P] in [-1, 1].
-
-        Returns:
-            Features [M, N, C], as the encoder gives them.
-        """
+        """Returns the raw features [M, N, C] of images [M, 3, P, P] in [-1, 1]."""
         return self.image_encoder(pixels)
 
     def prompt_images(
@@ -223,8 +238,8 @@ class UnifiedModel(nn.Module):
 
         Args:
             pixels: [M, 3, P, P] in [-1, 1], or images [3, H, W] of several shapes for a backbone
-                that takes any; None if there are no images or features are given.
-            features: their raw features [M, N, C], if known.
+                that accepts any shape. None if there are no images, or features are given.
+            features: raw features of the images, [M, N, C], if known.
 
         Raises:
             ValueError: if the backbone reads pixels and only features are given.
@@ -240,11 +255,14 @@ class UnifiedModel(nn.Module):
     def reference(
         self, pixels: Tensor | Sequence[Tensor] | None, features: PromptImages | None = None
     ) -> Tensor | None:
-        """Returns normalized features [M, N, K] of images to edit; None if no generator reads them.
+        """Returns normalized features [M, N, K] of images to edit.
 
         Args:
             pixels: [M, 3, P, P] in [-1, 1].
-            features: their raw features [M, N, C], if known; other forms are ignored.
+            features: raw features of the images, [M, N, C], if known; other forms are ignored.
+
+        Returns:
+            None if there are no images, or the generator does not read images to edit.
         """
         if not self.config.generator.takes_reference:
             return None
@@ -257,12 +275,12 @@ class UnifiedModel(nn.Module):
     def plan(
         self, prompts: Prompts, *, prompt_gradient: bool = False, keep_states: bool = False
     ) -> Plan:
-        """Returns the meaning of prompts to the generator.
+        """Returns the plan of prompts, from which features are drawn.
 
         Args:
             prompts: tokenized prompts of images.
-            prompt_gradient: back-propagate through the prompts even if no weight before the
-                generator is trained: the same gradients, only slower.
+            prompt_gradient: back-propagate through the prompts even if no weight of the backbone is
+                trained. The gradients are the same; the pass is slower.
             keep_states: keep the backbone's states in `Plan.backbone_states`.
         """
         return self.generator.plan(
@@ -274,25 +292,26 @@ class UnifiedModel(nn.Module):
         input_ids: Tensor,
         attention_mask: Tensor,
         prompt_images: PromptImages | None = None,
-        cache: Any = None,  # noqa: ANN401  (owned by the backbone)
+        cache: "BackboneCache | None" = None,
     ) -> Tensor:
         """Returns the backbone's hidden states of token rows, [B, T, D].
 
         Args:
             input_ids: [B, T].
             attention_mask: [B, past + T].
-            prompt_images: images of the rows, from `prompt_images`; a row with images must be
-                given whole.
+            prompt_images: images of the rows, from `prompt_images`. A row with images must be
+                complete: no part of it may be in the cache.
             cache: cache from `backbone.new_cache()` with keys and values of earlier tokens.
         """
         embeds = self.backbone.embed(input_ids, prompt_images)
         if not isinstance(prompt_images, VisionInputs):
             return self.backbone(embeds, attention_mask, cache)
-        # Text about images has positions on their grids; prompts of images count tokens.
+        # In text about images, positions follow the grids of the images. In prompts for images,
+        # which `plan` reads, they count tokens.
         positions = self.backbone.image_positions(input_ids, attention_mask, prompt_images)
         return self.backbone(embeds, attention_mask, cache, positions)
 
     def compile_targets(self) -> list[nn.Module]:
-        """Returns the modules worth compiling one by one (repeated blocks of one shape)."""
+        """Returns the modules that are worth compiling: repeated blocks of one shape."""
         drawing = repeated_blocks(self.generator)
         return [*self.backbone.decoder.layers, *drawing, *self.image_decoder.layers]

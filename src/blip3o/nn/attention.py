@@ -1,6 +1,5 @@
-"""Scaled dot-product attention for every network of the package, and a static key/value cache.
+"""Scaled dot-product attention: grouped heads, causal alignment and the choice of the kernel.
 
-A single function handles grouped heads, causal alignment and the choice of the kernel.
 Axes: B batch, H heads, T query tokens, S key tokens, K head dim.
 """
 
@@ -15,12 +14,15 @@ _SHORT_KEYS = {
 }
 """Largest number of keys for which plain products train faster on a CPU than the fused kernel.
 
-The keys are (type of the products, whether there is a mask). Measured with one thread, forward and
-backward, head dim 32, products against fused kernel. In fp32, 128 x 8 heads of 16 x 16 tokens take
-6.3 against 9.7 ms on a CPU with AVX2 (but 22 against 14 on one with AVX-512); 64 x 64 tokens take
-equally long. In bf16 with AVX512-BF16, where the fused backward pass is slow, the same two sizes
-take 7 against 62 ms and 46 against 176 ms, and 16 x 8 heads of 192 x 192 tokens take 56 against 64
-to 87 ms. bf16 with AMX has not been measured. Without gradients the fused kernel is always faster.
+The keys are (type of the products, whether there is a mask). The values come from measurements of
+forward and backward passes with one thread and head dim 32, given here as products / fused kernel:
+
+- fp32, 128 x 8 heads of 16 x 16 tokens: 6.3 / 9.7 ms with AVX2, 22 / 14 ms with AVX-512; 64 x 64
+  tokens take equally long.
+- bf16 with AVX512-BF16, where the fused backward pass is slow: 7 / 62 ms and 46 / 176 ms for the
+  same two sizes, 56 / 64 to 87 ms for 16 x 8 heads of 192 x 192 tokens.
+
+bf16 with AMX has not been measured. Without gradients the fused kernel is always faster.
 """
 
 
@@ -41,7 +43,8 @@ def attend(
         value: [B, G, S, K].
         mask: True where a query may attend, broadcastable to [B, H, T, S]; or a float tensor that
             is added to the scores.
-        is_causal: treats the queries as the last T of the S positions; none attends to later ones.
+        is_causal: whether the queries are the last T of the S positions and attend only to keys at
+            their own and earlier positions.
         scale: factor of the products; None means 1 / sqrt(K).
 
     Raises:
@@ -101,7 +104,7 @@ def prefers_products(query: Tensor, key: Tensor, *, is_masked: bool) -> bool:
     Args:
         query: as for `attend`.
         key: as for `attend`.
-        is_masked: whether attention is masked or causal.
+        is_masked: whether a mask or causality restricts the attention.
     """
     if query.device.type != "cpu" or not torch.is_grad_enabled():
         return False
@@ -114,57 +117,3 @@ def prefers_products(query: Tensor, key: Tensor, *, is_masked: bool) -> bool:
 def _causal_mask(num_queries: int, num_keys: int, device: torch.device) -> Tensor:
     ones = torch.ones(num_queries, num_keys, dtype=torch.bool, device=device)
     return ones.tril(num_keys - num_queries)
-
-
-class KeyValueCache:
-    """Keys and values of one attention layer in buffers that are allocated once.
-
-    Fixed buffers keep memory constant during a generation and addresses stable for CUDA graphs.
-
-    Args:
-        batch_size: rows (B).
-        num_kv_heads: key and value heads (G).
-        max_tokens: capacity in positions.
-        head_dim: width of a head (K).
-        device: device of the buffers.
-        dtype: type of the buffers.
-    """
-
-    def __init__(
-        self,
-        batch_size: int,
-        num_kv_heads: int,
-        max_tokens: int,
-        head_dim: int,
-        *,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> None:
-        shape = (batch_size, num_kv_heads, max_tokens, head_dim)
-        self._keys = torch.zeros(shape, device=device, dtype=dtype)
-        self._values = torch.zeros(shape, device=device, dtype=dtype)
-        self.num_tokens = 0
-
-    def append(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Stores new positions and returns all keys and values so far, [B, G, past + T, K] each.
-
-        Args:
-            key: keys of the new positions, [B, G, T, K].
-            value: their values, [B, G, T, K].
-
-        Raises:
-            ValueError: if the capacity is exceeded.
-        """
-        start, stop = self.num_tokens, self.num_tokens + key.shape[-2]
-        if stop > self._keys.shape[-2]:
-            raise ValueError(
-                f"the cache has room for {self._keys.shape[-2]} positions, {stop} are needed"
-            )
-        self._keys[:, :, start:stop] = key
-        self._values[:, :, start:stop] = value
-        self.num_tokens = stop
-        return self._keys[:, :, :stop], self._values[:, :, :stop]
-
-    def crop(self, num_tokens: int) -> None:
-        """Drops all positions from `num_tokens` on; the buffers stay allocated."""
-        self.num_tokens = min(self.num_tokens, num_tokens)

@@ -10,9 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from blip3o.core.choices import QUANTIZATIONS as QUANTIZATIONS
-from blip3o.core.choices import Quantization as Quantization
-from blip3o.core.choices import check_quantization as check_quantization
+from blip3o.core.choices import Quantization
 
 _GROUP = {"int8": 128, "int4": 32}
 """Weights per scale in a row: 8.125 and 4.5 bits per weight with 16-bit scales."""
@@ -30,7 +28,7 @@ def quantize_weight(weight: Tensor, kind: Quantization) -> tuple[Tensor, Tensor]
 
     Returns:
         Integers, int8 [O, I'] or two 4-bit integers per byte [O, I' / 2], where I' is I padded to
-        whole groups, and scales [O, I' / group] of the weight's type.
+        whole groups; and scales [O, I' / group] of the weight's type.
     """
     group, lowest = _GROUP[kind], -128 if kind == "int8" else -8
     padded = functional.pad(weight.float(), (0, -weight.shape[1] % group))

@@ -1,4 +1,4 @@
-"""L3: what is optimized. An objective returns a sum and a count, so batches of any size add up."""
+"""L3: training objectives. Each returns a sum and a count, so batches of any size can be added."""
 
 from typing import Literal, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
@@ -20,7 +20,8 @@ OBJECTIVES = Registry(
 
 
 SampleKind: TypeAlias = Literal["images", "reconstructions", "answers"]
-"""Samples that a run writes during training: of prompts, of images, or of questions."""
+"""Samples that a run writes during training: images of prompts, reconstructions of images, or
+answers to questions."""
 
 
 class RegionLabels(NamedTuple):
@@ -32,25 +33,25 @@ class RegionLabels(NamedTuple):
 
 @runtime_checkable
 class Objective(Protocol):
-    """A loss over a batch; a module, because it may own parameters that only training needs."""
+    """A loss of a batch. Objectives are modules, because some have parameters for training only."""
 
     tasks: tuple[str, ...]
     weight: float
 
     @property
     def needs_pixels(self) -> bool:
-        """Whether batches must hold target pixels even if their features are cached."""
+        """Whether the loss needs target pixels even if the target features are cached."""
 
     @property
     def regions(self) -> RegionLabels | None:
-        """Labels of the objects that batches must locate; None if it needs no regions."""
+        """Labels of the regions that batches must hold; None if the loss needs no regions."""
 
     @property
     def samples(self) -> SampleKind | None:
-        """Samples that show its progress; None if it has none."""
+        """Samples that show the progress of training; None for an objective without samples."""
 
     def count(self, batch: Batch) -> float:
-        """Returns how much the loss of this batch counts, known before any forward pass."""
+        """Returns the denominator of the batch's mean loss, without a forward pass."""
         ...
 
     def __call__(self, model: UnifiedModel, batch: Batch, seed: int) -> LossOutput:

@@ -9,6 +9,7 @@ from torch import nn
 from blip3o.core.bounds import NotNegative
 from blip3o.core.types import Batch, LossOutput
 from blip3o.models.unified import UnifiedModel, UnifiedModelConfig
+from blip3o.objectives import RegionLabels
 from blip3o.objectives.generation import clean_features, prompts_of
 
 
@@ -45,7 +46,7 @@ class FeatureRegression(nn.Module):
     """
 
     needs_pixels: Final = False
-    regions: Final = None
+    regions: Final[RegionLabels | None] = None
     samples: Final = "images"
 
     def __init__(self, config: FeatureRegressionConfig, model_config: UnifiedModelConfig) -> None:

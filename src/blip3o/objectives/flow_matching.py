@@ -11,7 +11,9 @@ from blip3o.core.config import component
 from blip3o.core.rng import sample_normal, sample_uniform
 from blip3o.core.types import Batch, LossOutput
 from blip3o.flow.path import interpolate, velocity_target
+from blip3o.flow.sigmas import SigmaDistribution
 from blip3o.models.unified import UnifiedModel, UnifiedModelConfig
+from blip3o.objectives import RegionLabels
 from blip3o.objectives.generation import clean_features, prompts_of
 
 
@@ -35,7 +37,7 @@ class FlowMatchingConfig:
     kind: str = "flow_matching"
     tasks: tuple[str, ...] = ("text_to_image", "edit", "reconstruct")
     weight: NotNegative = 1.0
-    sigmas: object = component("blip3o.flow.sigmas:SIGMA_DISTRIBUTIONS")
+    sigmas: SigmaDistribution = component("blip3o.flow.sigmas:SIGMA_DISTRIBUTIONS")
     condition_dropout: Share = 0.1
     draws: Count = 1
     prompt_gradient: bool = False
@@ -47,19 +49,19 @@ class FlowMatchingConfig:
 
 
 class FlowMatching(nn.Module):
-    """Mean squared error between the generator's velocity and noise - clean.
+    """Squared error between the generator's velocity and noise - clean.
 
     Args:
         config: distribution of noise levels, dropout.
-        model_config: the model to be trained; gives the shape of the features.
+        model_config: config of the model to train; defines the shape of the features.
 
     Reference:
-        BLIP3-o section 3. Published training: mean over all elements, a tenth of the prompts is
-        emptied (parity family `qwen`).
+        BLIP3-o section 3. The published training takes the mean over all elements and empties a
+        tenth of the prompts (parity family `qwen`).
     """
 
     needs_pixels: Final = False
-    regions: Final = None
+    regions: Final[RegionLabels | None] = None
     samples: Final = "images"
 
     def __init__(self, config: FlowMatchingConfig, model_config: UnifiedModelConfig) -> None:
@@ -101,7 +103,7 @@ class FlowMatching(nn.Module):
         keys = (batch.epochs, batch.indices)
         noise = sample_normal(self.shape, seed, f"noise/{draw}", *keys).to(clean)
         uniform = sample_uniform(seed, f"sigma/{draw}", *keys)
-        return noise, self.config.sigmas.sample(uniform).to(clean)  # type: ignore[attr-defined]
+        return noise, self.config.sigmas.sample(uniform).to(clean)
 
 
 def _text_loss(model: UnifiedModel, batch: Batch, states: Tensor) -> tuple[Tensor, float]:

@@ -1,8 +1,8 @@
-"""Trains the image encoder: sigmoid contrastive on captions, plus dense losses on its tokens.
+"""Training of the image encoder: a contrastive loss on captions, and dense losses on its tokens.
 
-Sigmoid contrastive alone leaves little of what stands where in the tokens. SigLIP 2 adds located
-captions; scenes know every object exactly, so here each token says which object covers it, where
-that object's center is and how large it is, and what its own patch of the image looks like.
+With the contrastive loss alone, tokens hold little about the positions of objects. SigLIP 2 adds
+captions of regions. Our scenes have exact positions, so each token predicts the object that covers
+it, the object's center and size, and the pixels of its own patch.
 """
 
 import dataclasses
@@ -16,26 +16,27 @@ from blip3o.core.bounds import Count, NotNegative
 from blip3o.core.types import Batch, LossOutput
 from blip3o.models.unified import UnifiedModel, UnifiedModelConfig
 from blip3o.nn.transformer import TransformerBlock
-from blip3o.objectives import RegionLabels
+from blip3o.objectives import RegionLabels, SampleKind
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ImageTextConfig:
-    """How the image encoder is trained; all heads and the text tower are dropped afterwards.
+    """Training of the image encoder; the heads and the text tower are used only in training.
 
     Args:
-        tasks: tasks of the batches it applies to.
-        weight: factor of this loss in the sum of all.
+        tasks: tasks of the batches to which the loss applies.
+        weight: factor of this loss in the sum of all losses.
         text_size: width of the text tower.
-        text_layers: its transformer layers.
-        text_heads: its attention heads.
+        text_layers: transformer layers of the text tower.
+        text_heads: attention heads of the text tower.
         embedding_size: width of the joint embedding.
         things: names of the object labels.
         colors: names of the color labels.
         contrastive_weight: factor of the sigmoid contrastive loss.
-        region_weight: factor of the losses on the object behind each token.
-        pixel_weight: factor of the regression of each token's own pixels.
-        pixel_px: side of a token's pixels that are regressed (the image is averaged down to it).
+        region_weight: factor of the losses on the object that covers each token.
+        pixel_weight: factor of the regression of each token's pixels.
+        pixel_px: side of the patch of pixels that a token predicts; the image is averaged down to
+            this resolution.
     """
 
     kind: str = "image_text"
@@ -58,18 +59,18 @@ class ImageTextConfig:
 
 
 class ImageText(nn.Module):
-    """The encoder's training heads and loss.
+    """The training heads of the image encoder, and their loss.
 
     Args:
         config: sizes and weights.
-        model_config: the model to be trained.
+        model_config: config of the model to train.
 
     Reference:
         SigLIP (arXiv 2303.15343) for the sigmoid loss, with its initial scale 10 and bias -10.
     """
 
     needs_pixels: Final = True
-    samples: Final = None
+    samples: Final[SampleKind | None] = None
 
     def __init__(self, config: ImageTextConfig, model_config: UnifiedModelConfig) -> None:
         super().__init__()
@@ -101,8 +102,12 @@ class ImageText(nn.Module):
         return float(len(batch))
 
     def forward(self, model: UnifiedModel, batch: Batch, seed: int) -> LossOutput:
-        """Returns the loss of a batch of images, captions and ground-truth regions."""
-        del seed  # nothing random here
+        """Returns the loss of a batch of images, captions and ground-truth regions.
+
+        Raises:
+            ValueError: if the batch has no target pixels or no regions.
+        """
+        del seed  # the loss has no randomness
         if batch.target_pixels is None or batch.regions is None:
             raise ValueError(f"a {batch.task!r} batch needs target pixels and regions")
         features = model.encode_images(batch.target_pixels).float()
@@ -130,7 +135,7 @@ class ImageText(nn.Module):
         image = functional.normalize(self.image_out((share * tokens).sum(1)), dim=-1)
         text = functional.normalize(self._embed_text(batch), dim=-1)
         logits = image @ text.T * self.logit_scale.exp() + self.logit_bias
-        # Equal captions are all positives: a batch of scenes repeats short captions often.
+        # Images with equal captions are positives: scenes often share a short caption.
         same = (batch.input_ids[:, None] == batch.input_ids[None]).all(-1)
         sign = same.to(logits.dtype) * 2 - 1
         loss = -functional.logsigmoid(sign * logits).sum() / len(logits)
@@ -149,16 +154,17 @@ class ImageText(nn.Module):
         thing, color, box, covered = region_targets(regions, self.grid, len(self.config.things))
         color = torch.where(covered, color, len(self.config.colors))
         thing_logits = self.thing_head(features)
-        what = functional.cross_entropy(thing_logits.mT, thing, reduction="none")
-        what = what + functional.cross_entropy(
-            self.color_head(features).mT, color, reduction="none"
-        )
-        where = functional.smooth_l1_loss(self.box_head(features), box, reduction="none", beta=0.1)
-        # Most tokens are empty and soon easy: averaged apart, they do not drown the objects.
+        label_loss = functional.cross_entropy(thing_logits.mT, thing, reduction="none")
+        colors = self.color_head(features)
+        label_loss = label_loss + functional.cross_entropy(colors.mT, color, reduction="none")
+        boxes = self.box_head(features)
+        box_loss = functional.smooth_l1_loss(boxes, box, reduction="none", beta=0.1)
+        # Most tokens are empty and easy to predict. Separate means keep them from outweighing the
+        # objects.
         num_covered = covered.sum().clamp_min(1)
         num_empty = (~covered).sum().clamp_min(1)
-        loss = ((what + 2 * where.sum(-1)) * covered).sum() / num_covered
-        loss = loss + (what * ~covered).sum() / num_empty
+        loss = ((label_loss + 2 * box_loss.sum(-1)) * covered).sum() / num_covered
+        loss = loss + (label_loss * ~covered).sum() / num_empty
         right = ((thing_logits.detach().argmax(-1) == thing) & covered).sum()
         return loss, right, float(num_covered)
 
@@ -173,18 +179,19 @@ class ImageText(nn.Module):
 def region_targets(
     regions: Tensor, grid: int, num_things: int, min_cover: float = 0.1
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Returns what each token of a grid should know about the object that covers it most.
+    """Returns the targets of each token of a grid: the object that covers it most.
 
     Args:
-        regions: objects [B, R, 5] as (x, y, size, thing, color) in [0, 1] and labels; thing -1
-            marks an unused row.
+        regions: objects [B, R, 5] as (x, y, size, thing, color): positions and sizes in [0, 1], and
+            labels. The thing -1 marks an unused row.
         grid: tokens along one side (G).
         num_things: number of thing labels, which is also the label of an empty token.
-        min_cover: share of a token's area that an object's box must cover to count.
+        min_cover: share of a token's area that an object's box must cover.
 
     Returns:
-        thing labels [B, G * G], color labels [B, G * G], (dx, dy, size) of the object relative to
-        the token's center in token widths [B, G * G, 3], and which tokens are covered [B, G * G].
+        Thing labels [B, G * G]; color labels [B, G * G]; the object's center relative to the
+        token's center and its size, in token widths, [B, G * G, 3]; whether each token is covered,
+        bool [B, G * G].
     """
     centers = (torch.arange(grid, device=regions.device) + 0.5) / grid
     token_y, token_x = torch.meshgrid(centers, centers, indexing="ij")
@@ -198,9 +205,11 @@ def region_targets(
     cover = across.clamp_min(0) * down.clamp_min(0) * grid**2 * (thing >= 0)  # [B, R, G * G]
     best, owner = cover.max(1)
     covered = best >= min_cover
-    gather = lambda values: values.expand_as(cover).gather(1, owner[:, None]).squeeze(1)  # noqa: E731
-    thing_label = torch.where(covered, gather(thing).long(), num_things)
-    box = torch.stack(
-        [(gather(x) - token_x) * grid, (gather(y) - token_y) * grid, gather(size) * grid], dim=-1
-    )
-    return thing_label, gather(color).long().clamp_min(0), box, covered
+
+    def of_owner(values: Tensor) -> Tensor:
+        return values.expand_as(cover).gather(1, owner[:, None]).squeeze(1)
+
+    thing_label = torch.where(covered, of_owner(thing).long(), num_things)
+    across, down = (of_owner(x) - token_x) * grid, (of_owner(y) - token_y) * grid
+    box = torch.stack([across, down, of_owner(size) * grid], dim=-1)
+    return thing_label, of_owner(color).long().clamp_min(0), box, covered

@@ -11,21 +11,23 @@ from blip3o.core.bounds import NotNegative, Share, Whole
 from blip3o.core.rng import numpy_rng
 from blip3o.core.types import IGNORE_LABEL, Batch, LossOutput
 from blip3o.models.unified import UnifiedModel, UnifiedModelConfig
+from blip3o.objectives import RegionLabels
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class NextTokenConfig:
-    """How understanding is trained.
+    """Training of answers by next-token prediction.
 
     Args:
-        tasks: tasks of the batches it applies to.
-        weight: factor of this loss in the sum of all.
-        length_power: a token of an answer of n tokens counts n^-length_power. 0 counts tokens
-            alike, so that long descriptions drown one-word answers; 1 counts answers alike; 0.5
-            lies between (the square averaging of InternVL 2.5, arXiv 2412.05271, section 3.2).
-        hidden_share: share of the answers' tokens that what follows them does not see, so that it
-            looks at the image instead of guessing from what was said (word dropout; Bowman et
-            al., arXiv 1511.06349, section 3.1).
+        tasks: tasks of the batches to which the loss applies.
+        weight: factor of this loss in the sum of all losses.
+        length_power: a token in an answer of n tokens has the weight n^-length_power. 0 gives all
+            tokens one weight, so long descriptions outweigh one-word answers; 1 gives all answers
+            one weight; 0.5 is between them (the square averaging of InternVL 2.5, arXiv
+            2412.05271, section 3.2).
+        hidden_share: share of the answers' tokens that the input replaces by `hidden_token`, so the
+            model reads the image instead of guessing from the words before (word dropout; Bowman
+            et al., arXiv 1511.06349, section 3.1).
         hidden_token: id of the token in their place; 0 is the padding of our own tokenizers.
     """
 
@@ -55,14 +57,14 @@ class NextTokenConfig:
 
 
 class NextToken(nn.Module):
-    """Weighted cross entropy of answer tokens, summed; also counts how many are guessed right.
+    """Summed weighted cross entropy of answer tokens; also measures the accuracy.
 
     Args:
         config: tasks and weights.
     """
 
     needs_pixels: Final = False
-    regions: Final = None
+    regions: Final[RegionLabels | None] = None
     samples: Final = "answers"
 
     def __init__(self, config: NextTokenConfig) -> None:
@@ -74,21 +76,19 @@ class NextToken(nn.Module):
         self.hidden_token = config.hidden_token
 
     def count(self, batch: Batch) -> float:
-        """Returns the summed weights of the tokens with a label that can be predicted."""
+        """Returns the summed weights of the tokens that have a label."""
         return float(self._token_weights(batch).sum())
 
     def _token_weights(self, batch: Batch) -> Tensor:
-        """Returns a weight for each token that is asked for, in reading order, fp32 [tokens]."""
-        if batch.labels is None:
-            raise ValueError(f"a {batch.task!r} batch needs labels for next-token prediction")
-        asked = batch.labels[:, 1:] != IGNORE_LABEL
-        before = nn.functional.pad(asked[:, :-1], (1, 0))
-        answer = (asked & ~before).flatten().cumsum(0)[asked.flatten()] - 1
+        """Returns the weight of each token that has a label, in reading order, fp32 [tokens]."""
+        has_label = _next_labels(batch) != IGNORE_LABEL
+        before = nn.functional.pad(has_label[:, :-1], (1, 0))
+        answer = (has_label & ~before).flatten().cumsum(0)[has_label.flatten()] - 1
         lengths = torch.bincount(answer)[answer]
         return lengths.float() ** -self.length_power
 
     def _with_hidden_answers(self, batch: Batch, seed: int) -> Tensor:
-        """Returns the token ids [B, T] with a share of the answers' tokens hidden."""
+        """Returns the token ids [B, T] with a share of the answers' tokens replaced."""
         rolls = [
             numpy_rng(seed, "hidden_answers", epoch, index).random(batch.input_ids.shape[1])
             for epoch, index in zip(batch.epochs.tolist(), batch.indices.tolist(), strict=True)
@@ -98,19 +98,30 @@ class NextToken(nn.Module):
         return batch.input_ids.masked_fill(chosen & answers, self.hidden_token)
 
     def forward(self, model: UnifiedModel, batch: Batch, seed: int) -> LossOutput:
-        """Returns the summed cross entropy; logits are computed at labelled positions only."""
+        """Returns the summed cross entropy; logits are computed only where there are labels.
+
+        Raises:
+            ValueError: if the batch has no labels.
+        """
         with torch.no_grad():
             images = model.prompt_images(batch.prompt_pixels, batch.prompt_features)
         ids = self._with_hidden_answers(batch, seed) if self.hidden_share else batch.input_ids
         hidden = model.text_states(ids, batch.attention_mask, images)
         weights = self._token_weights(batch)
-        labels = batch.labels[:, 1:]  # type: ignore[index]
-        asked = labels != IGNORE_LABEL
-        logits = model.backbone.logits(hidden[:, :-1][asked]).float()
-        losses = nn.functional.cross_entropy(logits, labels[asked], reduction="none")
-        right = (logits.detach().argmax(-1) == labels[asked]).sum()
+        labels = _next_labels(batch)
+        has_label = labels != IGNORE_LABEL
+        logits = model.backbone.logits(hidden[:, :-1][has_label]).float()
+        losses = nn.functional.cross_entropy(logits, labels[has_label], reduction="none")
+        right = (logits.detach().argmax(-1) == labels[has_label]).sum()
         return LossOutput(
             loss_sum=(losses * weights).sum(),
             count=float(weights.sum()),
             metrics={"token_accuracy": (right, float(len(weights)))},
         )
+
+
+def _next_labels(batch: Batch) -> Tensor:
+    """Returns the label of the token after each position but the last, [B, T - 1]."""
+    if batch.labels is None:
+        raise ValueError(f"a {batch.task!r} batch needs labels for next-token prediction")
+    return batch.labels[:, 1:]

@@ -1,4 +1,4 @@
-"""Trains the pocket image decoder: flow matching on pixels, given the image's own features."""
+"""Training of the pocket image decoder: flow matching on pixels, given their features."""
 
 import dataclasses
 from typing import Final
@@ -12,27 +12,30 @@ from blip3o.core.errors import UsageError
 from blip3o.core.rng import sample_normal, sample_uniform
 from blip3o.core.types import Batch, LossOutput
 from blip3o.flow.path import interpolate
+from blip3o.flow.sigmas import SigmaDistribution
+from blip3o.models.protocols import CleanPredictor
 from blip3o.models.unified import UnifiedModel, UnifiedModelConfig
+from blip3o.objectives import RegionLabels
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PixelDecodingConfig:
-    """How the image decoder is trained.
+    """Training of the image decoder.
 
     Args:
-        tasks: tasks of the batches it applies to.
-        weight: factor of this loss in the sum of all.
-        sigmas: distribution of the noise levels, a config out of `SIGMA_DISTRIBUTIONS`.
-        feature_noise: largest standard deviation of the noise added to the normalized features;
-            drawn uniformly from zero for each sample. It makes the decoder forgive small errors of
-            generated features, as noise on the condition does in cascaded diffusion.
+        tasks: tasks of the batches to which the loss applies.
+        weight: factor of this loss in the sum of all losses.
+        sigmas: distribution of the noise levels, a config from `SIGMA_DISTRIBUTIONS`.
+        feature_noise: largest standard deviation of the noise added to the normalized features.
+            Each sample draws its own, uniformly from 0. The noise makes the decoder robust to small
+            errors of generated features, as noise on the condition does in cascaded diffusion.
         min_sigma: squared errors of the clean image are weighted by 1 / max(sigma, min_sigma)^2.
     """
 
     kind: str = "pixel_decoding"
     tasks: tuple[str, ...] = ("reconstruct",)
     weight: NotNegative = 1.0
-    sigmas: object = component("blip3o.flow.sigmas:SIGMA_DISTRIBUTIONS")
+    sigmas: SigmaDistribution = component("blip3o.flow.sigmas:SIGMA_DISTRIBUTIONS")
     feature_noise: NotNegative = 0.0
     min_sigma: Share = 0.3
 
@@ -43,7 +46,7 @@ class PixelDecodingConfig:
             UsageError: if the model's image decoder does not predict clean images.
         """
         decoder = model_config.image_decoder
-        if not getattr(decoder, "predicts_clean", False):
+        if not decoder.predicts_clean:
             raise UsageError(
                 f"pixel_decoding trains decoders that predict clean images, as 'pocket' does, "
                 f"not {decoder.kind!r}"
@@ -52,15 +55,15 @@ class PixelDecodingConfig:
 
 
 class PixelDecoding(nn.Module):
-    """Weighted squared error of the decoder's clean image.
+    """Weighted squared error of the clean image that the decoder predicts.
 
     Args:
-        config: distribution of noise levels, feature noise, weighting.
-        model_config: the model to be trained; gives the sizes.
+        config: distribution of noise levels, feature noise, weights.
+        model_config: config of the model to train; defines the sizes.
     """
 
     needs_pixels: Final = True
-    regions: Final = None
+    regions: Final[RegionLabels | None] = None
     samples: Final = "reconstructions"
 
     def __init__(self, config: PixelDecodingConfig, model_config: UnifiedModelConfig) -> None:
@@ -76,7 +79,11 @@ class PixelDecoding(nn.Module):
         return float(len(batch) * 3 * self.image_px**2)
 
     def forward(self, model: UnifiedModel, batch: Batch, seed: int) -> LossOutput:
-        """Returns the summed weighted error; also logs the unweighted one."""
+        """Returns the summed weighted error; the metrics hold the unweighted one.
+
+        Raises:
+            ValueError: if the batch has no target pixels.
+        """
         clean, keys = batch.target_pixels, (batch.epochs, batch.indices)
         if clean is None:
             raise ValueError(f"a {batch.task!r} batch needs target pixels to train the decoder")
@@ -91,9 +98,11 @@ class PixelDecoding(nn.Module):
             features = features + level[:, None, None] * extra
         noise = sample_normal(clean.shape[1:], seed, "pixel_noise", *keys).to(clean)
         uniform = sample_uniform(seed, "pixel_sigma", *keys)
-        sigma = self.config.sigmas.sample(uniform).to(clean)  # type: ignore[attr-defined]
+        sigma = self.config.sigmas.sample(uniform).to(clean)
         noisy = interpolate(clean, noise, sigma)
-        predicted = model.image_decoder.predict_clean(noisy, sigma, features)
+        decoder = model.image_decoder
+        assert isinstance(decoder, CleanPredictor), "the config predicts clean images"
+        predicted = decoder.predict_clean(noisy, sigma, features)
         error = (predicted.float() - clean).square().flatten(1).sum(1)
         loss_sum = (error / sigma.clamp_min(self.config.min_sigma).square()).sum()
         count = self.count(batch)

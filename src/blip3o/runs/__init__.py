@@ -1,4 +1,4 @@
-"""L6: runs: loads a recipe or a YAML file, assembles a trainer from it and trains a model."""
+"""L6: runs: load a recipe or a YAML file, assemble a trainer from it and train a model."""
 
 import os
 
@@ -26,9 +26,5 @@ def check_recipe(name: str) -> None:
 
 
 def is_run_file(name: str) -> bool:
-    """Returns whether a name is that of a YAML file, not of a recipe.
-
-    Args:
-        name: a recipe or a file.
-    """
+    """Returns whether a name is that of a YAML file, not of a recipe."""
     return name.lower().endswith((".yaml", ".yml"))

@@ -129,7 +129,7 @@ def _texts(config: RunConfig) -> Iterator[str]:
 
 
 def _texts_of(fields: Mapping[str, object], conversations: Iterable[str]) -> list[str]:
-    """Returns the captions, the instruction and the turns of a record; skips malformed values."""
+    """Returns the captions, instruction and turns of a record; skips malformed values."""
     found = [*(captions_of(fields) or ()), fields.get("instruction")]
     for name in conversations:
         turns = fields.get(name)

@@ -18,9 +18,6 @@ _COPIES = 4
 def check_run(config: RunConfig) -> None:
     """Checks that the settings of a run agree with each other and with the number of processes.
 
-    Args:
-        config: the whole run.
-
     Raises:
         UsageError: if they do not; names the settings.
     """
@@ -40,11 +37,6 @@ def check_run(config: RunConfig) -> None:
 
 def check_room(config: RunConfig, model: UnifiedModel, run_dir: Path) -> None:
     """Checks that the disk has room for the checkpoints and the model of a run.
-
-    Args:
-        config: the whole run.
-        model: its model.
-        run_dir: the run folder.
 
     Raises:
         UsageError: if it has not; states the estimated and the free bytes.

@@ -22,11 +22,11 @@ from blip3o.train.environment import Notes
 _FILE = "data_files.json"
 
 _Inventories: TypeAlias = dict[str, Inventory]
-"""Inventories of the sources of a run by name."""
+"""Inventories of the sources of a run, by name."""
 
 
 class _Change(TypedDict):
-    """Changes of the data that a start at some step found, one line per source."""
+    """Changes of the data that the start at `step` found, one line for each source."""
 
     step: int
     changes: list[str]

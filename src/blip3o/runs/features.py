@@ -68,12 +68,7 @@ def feature_cache(config: RunConfig, encoder: nn.Module) -> FeatureCache:
 
 
 def encoder_fingerprint(config: RunConfig, encoder: nn.Module) -> str:
-    """Returns a hash of the image encoder's config and weights, and of the preprocessing.
-
-    Args:
-        config: the run.
-        encoder: its image encoder.
-    """
+    """Returns a hash of a run's image encoder, its config and weights, and of the preprocessing."""
     digest = hashlib.sha256()
     encoder_config = config.model.image_encoder
     facts = [to_dict(encoder_config), encoder_config.image_px, _PREPROCESSING, READING]

@@ -24,14 +24,11 @@ Shapes: TypeAlias = Mapping[str, tuple[int, ...]]
 
 _BUNDLED = "pocket"
 _HUB_PARTS = 2
-"""Names of the hub are organization/name."""
+"""A name on the hub has two parts: organization/name."""
 
 
 def check_start(config: RunConfig) -> None:
     """Checks that the start weights of a run exist and fit; reads only the headers of files.
-
-    Args:
-        config: the whole run.
 
     Raises:
         UsageError: if not; names the recipe that trains a missing model, or the parts that fit.
@@ -44,13 +41,7 @@ def check_start(config: RunConfig) -> None:
 
 
 def build_model(config: RunConfig) -> tuple[Tokenizer | None, UnifiedModel]:
-    """Returns the model of a run with its start weights, and the tokenizer stored with them.
-
-    Args:
-        config: the whole run.
-
-    Returns:
-        The first tokenizer found, None if there is none; and the model.
+    """Returns the first tokenizer stored with a run's start weights, if any, and the run's model.
 
     Raises:
         UsageError: if weights cannot be read or do not fit.
@@ -73,22 +64,22 @@ def build_model(config: RunConfig) -> tuple[Tokenizer | None, UnifiedModel]:
 def _find(config: RunConfig, own: Shapes, number: int) -> str | Path:
     """Returns the folder of a start model; downloads it if it is on the hub."""
     name = config.init[number].folder
-    maker = None if name in BUNDLED else _maker(name)
+    recipe = None if name in BUNDLED else _recipe_of(name)
     try:
         # The folder of a stage may look like a name on the hub.
-        folder = to_local(name) if maker is None else name
+        folder = to_local(name) if recipe is None else name
         return folder if is_siglip2_sana(folder) else resolve_model_folder(folder)
     except UsageError as error:
-        if maker is None:
+        if recipe is None:
             raise UsageError(f"init.{number}.folder: {error}") from error
         raise UsageError(
-            f"init.{number}.folder: {name} holds no model yet. The recipe {maker} trains it: "
-            f"blip3o train {maker} --out {name}{_from_bundled(config, own)}"
+            f"init.{number}.folder: {name} holds no model yet. The recipe {recipe} trains it: "
+            f"blip3o train {recipe} --out {name}{_from_bundled(config, own)}"
         ) from error
 
 
-def _maker(folder: str) -> str | None:
-    """Returns the recipe that writes its model to a folder, judging by the folder's name."""
+def _recipe_of(folder: str) -> str | None:
+    """Returns the recipe that writes its model to a folder, guessed from the folder's name."""
     path = Path(folder)
     names = RECIPES.names()
     stage = f"{path.parent.name}.{path.name}"

@@ -17,10 +17,10 @@ from blip3o.data.tasks import IMAGES
 _MOST_CHECKED = 2000
 """Sources of at most this many records are checked before the first step."""
 _SECONDS = 20.0
-"""Most seconds that this check may take."""
+"""Time limit of this check."""
 
 _Name: TypeAlias = tuple[str, str]
-"""Name of a source, and key of a record; if its key is unknown, the reason why it is unusable."""
+"""Source and key of a record; if the key is unknown, the reason why the record is unusable."""
 
 
 class LeftOut:
@@ -30,9 +30,9 @@ class LeftOut:
     images that could not be read. All processes of a run must construct it together.
 
     Args:
-        loader: of the run; it then skips these records without counting them each time.
-        config: the data of the run.
-        cache: cached features of its images, if any.
+        loader: the run's loader; from now on it skips these records without counting them.
+        config: the run's data.
+        cache: cached features of the run's images, if any.
         quarantine: the file that lists unusable records.
     """
 
@@ -45,7 +45,7 @@ class LeftOut:
         self._checked = {one.name for one in loader.sources if len(one) <= _MOST_CHECKED}
         self._earlier = self._listed()
         found = exchange(self._find(cache) if is_main() else [])[0]
-        loader.bear(found)
+        loader.stop_counting(found)
         self._found = {_name(dataclasses.asdict(one)): one for one in found}
         if is_main():
             new = [one for name, one in self._found.items() if name not in self._earlier]
@@ -53,11 +53,7 @@ class LeftOut:
             self._report(self._found)
 
     def report_end(self, samples_seen: int) -> None:
-        """Reports how many records were left out by the end of the run.
-
-        Args:
-            samples_seen: number of samples that the run has trained on.
-        """
+        """Reports the records left out by the end of a run that has seen `samples_seen` samples."""
         weights = sum(entry.weight for entry in self._config.mixture)
         seen = {
             source.name: samples_seen * entry.weight / weights

@@ -26,9 +26,9 @@ class SampleWriter(Callback):
     A run without `sample_prompts` draws the first captions of its data.
 
     Args:
-        tokenizer: of the model.
-        loader: its first images are reconstructed or asked about.
-        objectives: of the run; each names the samples that show its progress.
+        tokenizer: the model's tokenizer.
+        loader: provides the first images of the data, to reconstruct or to ask about.
+        objectives: objectives of the run; each names the samples that show its progress.
     """
 
     def __init__(
@@ -39,12 +39,7 @@ class SampleWriter(Callback):
         self._kinds = {objective.samples for objective in objectives}
 
     def on_sample(self, trainer: Training, step: int) -> None:
-        """Writes the samples of a step with the averaged weights, which the model now holds.
-
-        Args:
-            trainer: the run.
-            step: number of steps done.
-        """
+        """Writes the samples of a step with the averaged weights, which the model now holds."""
         model = trainer.model
         assert isinstance(model, UnifiedModel)
         path = trainer.run_dir / "samples" / f"step-{step:08d}"

@@ -57,10 +57,7 @@ _OWN = {
 
 
 def ensure_scenes(data: DataConfig) -> None:
-    """Writes the scenes data sets of the pocket recipes that a run uses and that are missing.
-
-    Args:
-        data: the run's data; sources in other folders are ignored.
+    """Writes the scenes data sets of the pocket recipes that a run needs and that are missing.
 
     Raises:
         UsageError: if another version of this package wrote the data set.

@@ -63,11 +63,7 @@ def load_recipe(name: str, run_dir: Path) -> RunConfig | Stages:
 
 
 def recipe_yaml(name: str) -> str:
-    """Returns a recipe as YAML that can be edited and trained.
-
-    Args:
-        name: a name from `RECIPES`.
-    """
+    """Returns a recipe, by its name in `RECIPES`, as YAML that can be edited and trained."""
     run_dir = Path("runs") / name
     recipe = load_recipe(name, run_dir)
     note = f"# Stages are trained in this order. Paths between them assume --out {run_dir}.\n"

@@ -24,17 +24,9 @@ from blip3o.serve.jobs import Answered, ChatRequest, Job, Text
 
 @dataclasses.dataclass(slots=True, eq=False)
 class _Chat:
-    """A job whose answers are being started.
+    """A job whose answers are being started; `read` runs the prompt through the model.
 
-    Args:
-        job: the job.
-        count: number of answers to write.
-        sampling: how tokens are chosen.
-        num_tokens: tokens of the prompt.
-        limit: most tokens of an answer.
-        read: runs the prompt through the model.
-        prompt: result of `read`; None before it is called.
-        num_started: number of answers already started.
+    The prompt has `num_tokens`; an answer may have `limit` tokens.
     """
 
     job: Job
@@ -49,15 +41,9 @@ class _Chat:
 
 @dataclasses.dataclass(slots=True, eq=False)
 class _Row:
-    """An unfinished answer.
+    """An unfinished answer of a job; `most_tokens` limits its tokens and those of its prompt.
 
-    Args:
-        job: its job.
-        index: its number within the request.
-        num_prompt_tokens: tokens of the prompt.
-        most_tokens: largest total of prompt and answer tokens.
-        answer: tokens and text so far.
-        cache: its keys and values.
+    It does not refer to its `_Chat`, whose prompt and images would then stay in memory.
     """
 
     job: Job
@@ -91,7 +77,7 @@ class AnswerDesk:
         max_tokens: int,
         together: int = ROWS,
     ) -> None:
-        self._writer = Writer(pipe.model, pipe.tokenizer, pipe.chat_template)
+        self._writer = Writer(pipe.model, pipe.chat_template)
         self._take = take
         self._on_start = on_start
         self._max_answers = max_answers
@@ -104,10 +90,10 @@ class AnswerDesk:
     @property
     def jobs(self) -> list[Job]:
         """The unfinished jobs that were taken from the queue."""
-        held = [row.job for row in self._rows]
-        held += [self._next.job] if self._next else []
-        held += [self._taken] if self._taken else []
-        return list({id(job): job for job in held}.values())
+        jobs = [row.job for row in self._rows]
+        jobs += [self._next.job] if self._next else []
+        jobs += [self._taken] if self._taken else []
+        return list(dict.fromkeys(jobs))
 
     @property
     def is_busy(self) -> bool:
@@ -115,11 +101,7 @@ class AnswerDesk:
         return bool(self._rows) or self._next is not None
 
     def work(self, seconds: float) -> None:
-        """Continues all answers for some time, and by at least one token each.
-
-        Args:
-            seconds: the time, 0 or more.
-        """
+        """Continues all answers for 0 or more seconds, and by at least one token each."""
         end = time.monotonic() + seconds
         while True:
             self._rows = [row for row in self._rows if not row.job.is_cancelled]
@@ -154,7 +136,7 @@ class AnswerDesk:
         if job is None:
             return False
         request = job.request
-        assert isinstance(request, ChatRequest), "images are made by ImageMaker"
+        assert isinstance(request, ChatRequest), "the queue keeps images separate"
         self._on_start(time.monotonic() - job.arrived)
         with self._failing(job):
             ids, read = self._writer.read(request.messages, request.images)

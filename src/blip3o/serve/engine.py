@@ -1,4 +1,4 @@
-"""The engine: one thread that owns a model and does all work with it."""
+"""The engine: a thread that owns a model and does all of its work."""
 
 import threading
 import time
@@ -26,30 +26,30 @@ _ONE_BY_ONE = (
 
 
 class Observer(Protocol):
-    """Is told what an engine does, from its thread."""
+    """Receives statistics of an engine, on the engine's thread."""
 
     def batch(self, num_rows: int, seconds: float) -> None:
-        """A batch of so many images is done."""
+        """Records that a batch of images took some time."""
 
     def waited(self, seconds: float) -> None:
-        """A job waited so long before its work began."""
+        """Records how long a job waited before its work began."""
 
 
 class _AbandonedError(Exception):
-    """No client waits for any row of a batch."""
+    """All jobs of a batch were cancelled."""
 
 
 class Engine(threading.Thread):
-    """Takes jobs from a queue until it is closed and empty.
+    """Does the jobs of a queue until the queue is closed and empty.
 
-    Between two steps of a batch of images the answers get as much time as the step took, so long
-    chats and images go on side by side.
+    After each step of a batch of images, the answers get as much time as the step took. So chats
+    and images progress at the same time.
 
     Args:
-        pipe: the pipeline; nobody else may use it from now on.
-        queue: where jobs come from.
+        pipe: the pipeline; no other code may use it afterwards.
+        queue: the queue of jobs.
         config: sizes of batches.
-        observer: is told what is done.
+        observer: receives statistics.
         num_threads: CPU threads of this engine; None leaves torch's own number.
     """
 
@@ -73,20 +73,21 @@ class Engine(threading.Thread):
 
     @property
     def is_ready(self) -> bool:
-        """Whether it is working or waiting for work."""
+        """Whether the engine has started and has not failed."""
         return self._is_ready.is_set() and self.is_alive()
 
     def wait_until_ready(self) -> None:
-        """Returns when the engine works, or has failed."""
+        """Waits until the engine is ready or has failed."""
         while self.is_alive() and not self._is_ready.wait(0.05):
             pass
 
     def run(self) -> None:
-        """Works; a failure of the engine itself fails all that waits, at once."""
+        """Does all jobs; if the engine itself fails, all waiting jobs fail immediately."""
         try:
             if self._num_threads is not None:
                 torch.set_num_threads(self._num_threads)
-                torch.get_num_threads()  # a thread that never asked takes the latest one's number
+                # Without this call, the thread would use the number that was set last anywhere.
+                torch.get_num_threads()
             if self._config.compile:
                 self._pipe.compile()
             self._maker = ImageMaker(
@@ -98,7 +99,7 @@ class Engine(threading.Thread):
             self._desk = self._open_desk()
             self._is_ready.set()
             self._work(self._desk)
-        except BaseException as error:  # noqa: BLE001  (also SystemExit: nobody may wait in vain)
+        except BaseException as error:  # noqa: BLE001  (also SystemExit: clients are waiting)
             self._is_ready.clear()
             say(f"blip3o: {_DEAD}: {type(error).__name__}: {error}")
             self._queue.fail(_DEAD)
@@ -143,10 +144,10 @@ class Engine(threading.Thread):
             return
         except DEVICE_ERRORS:
             raise
-        except Exception as error:  # noqa: BLE001  (whatever a model raises)
+        except Exception as error:  # noqa: BLE001  (a model may raise any error)
             if len(jobs) == 1:
                 (job,) = jobs.values()
-                job.cancel()  # its other rows need not be tried
+                job.cancel()  # skips its other rows
                 job.deliver(failure(error))
                 return
         else:
@@ -154,8 +155,8 @@ class Engine(threading.Thread):
                 row.job.deliver(Drawn(row.index, image))
             self._observer.batch(len(rows), time.monotonic() - now)
             return
-        # Once more, job by job, so that one bad request does not end the others. The error is gone
-        # here, and with it the memory that its frames held.
+        # Retry job by job, so one bad request does not fail the others. The error is freed here,
+        # and with it the memory that its frames held.
         for key in jobs:
             self._make([row for row in rows if id(row.job) == key])
 

@@ -16,28 +16,14 @@ _NO_MEMORY = (
 
 
 def failure(error: BaseException) -> Failed:
-    """Returns the failure to report to the client, and logs it unless the client caused it.
-
-    Args:
-        error: the error that ended the work on a request.
-    """
+    """Returns the failure to report to the client, and logs it unless the client caused it."""
     if isinstance(error, UsageError):
         return Failed(str(error), "request")
     say(f"blip3o: a request failed: {type(error).__name__}: {error}")
-    if is_out_of_memory(error):
+    # torch has no error class for CPU memory.
+    is_cpu_memory = isinstance(error, RuntimeError) and "allocate memory" in str(error)
+    if is_cpu_memory or isinstance(error, MemoryError | torch.OutOfMemoryError):
         if torch.cuda.is_available():
             torch.cuda.empty_cache()  # the next request may need blocks of other sizes
         return Failed(_NO_MEMORY, "work")
     return Failed("the work on this request failed; the server's log says why", "work")
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether the machine or a device ran out of memory.
-
-    Args:
-        error: any error.
-    """
-    if isinstance(error, MemoryError | torch.OutOfMemoryError):
-        return True
-    # torch has no error class for CPU memory.
-    return isinstance(error, RuntimeError) and "allocate memory" in str(error)

@@ -1,8 +1,8 @@
-"""Drawing of the engine: rows of several requests in one batch, each as if it were alone.
+"""Draws the images of several requests in one batch, with the same bits as for a single request.
 
-Plans depend on the length of a prompt and on given images, so they are computed request by request.
-Sampling and decoding have one shape for all requests, so they are computed in batches of a few
-fixed sizes.
+The shapes of plans depend on the prompt and its images, so plans are computed request by request.
+Sampling and decoding have the same shapes for all requests, so they run in batches of a few fixed
+sizes.
 """
 
 import dataclasses
@@ -13,17 +13,20 @@ from PIL import Image
 from torch import Tensor
 
 from blip3o.core.log import say
+from blip3o.core.rng import image_generator
 from blip3o.flow.solver import StepCallback
 from blip3o.generate.draw import noise_levels
-from blip3o.generate.empty import empty_condition
-from blip3o.generate.fingerprints import fingerprint, fingerprints
-from blip3o.generate.outputs import DecodingSettings, decoding_settings, finish
+from blip3o.generate.exact import equal_batch_sizes, fingerprint, fingerprints
+from blip3o.generate.outputs import (
+    DecodingSettings,
+    decoding_settings,
+    empty_condition,
+    finish,
+)
 from blip3o.generate.pipeline import Blip3oPipeline
 from blip3o.generate.requests import model_noise, square_pixels
-from blip3o.generate.write import image_generator
 from blip3o.models.generators.plan import Plan, join_plans
 from blip3o.models.prompts import Prompts
-from blip3o.serve.exact import equal_batch_sizes
 from blip3o.serve.jobs import ImageRequest, Row
 from blip3o.serve.previews import Previewer
 
@@ -34,14 +37,13 @@ _ONE_BY_ONE = (
 
 
 class ImageMaker:
-    """Makes the images of batches.
+    """Generates, edits and reconstructs the images of batches.
 
     Args:
         pipe: the pipeline.
         max_batch: rows of the largest batch.
-        is_padded: pad batches so that a row's bits never depend on the others.
-        preview_steps: steps of the image decoder for previews; the model's own number if that
-            is smaller.
+        is_padded: pad batches to sizes at which the bits of a row do not depend on other rows.
+        preview_steps: steps of the image decoder for previews, at most the model's own number.
     """
 
     def __init__(
@@ -71,7 +73,7 @@ class ImageMaker:
         """Returns an image for each row.
 
         Args:
-            rows: of requests with one `batch_key`.
+            rows: rows of requests with the same `batch_key`.
             on_step: called after each step of the sampler.
         """
         most = self.sampling_sizes[-1]
@@ -137,7 +139,7 @@ class ImageMaker:
         return features[: len(rows)]
 
     def _plan(self, request: ImageRequest) -> Plan:
-        """Returns the plan of one request; an edit changes its first image and reads all."""
+        """Returns the plan of one request; an edit reads all images and changes the first."""
         pixels = square_pixels(self._model, request.images) if request.images else None
         return self._pipe.plan([request.prompt], pixels)
 
@@ -146,7 +148,7 @@ class ImageMaker:
 
     @torch.no_grad()
     def _probe_plan(self, number: int) -> Plan:
-        """Returns the plan of a numbered prompt that edits an image of noise, if models edit."""
+        """Returns the plan of a numbered prompt, which edits noise if the generator can edit."""
         config = self._model.config
         row = self._pipe.tokenizer.encode(f"image {number}")
         ids = torch.tensor([row], device=self._pipe.device)
@@ -161,7 +163,7 @@ class ImageMaker:
 
     @torch.no_grad()
     def _sampling_probe(self, samples: Sequence[int]) -> Tensor:
-        """Returns fingerprints of numbered samples in one step, guided and not guided, [B, ...]."""
+        """Returns fingerprints [B, ...] of numbered samples: a step with and without guidance."""
         generators = [image_generator(0, 0, number) for number in samples]
         noise, _ = model_noise(self._model, len(samples), generators)
         plan = join_plans([self._probe_plans[number] for number in samples])
@@ -173,7 +175,7 @@ class ImageMaker:
 
     @torch.no_grad()
     def _decoding_probe(self, samples: Sequence[int]) -> Tensor:
-        """Returns fingerprints of numbered samples in one step of the image decoder, [B, ...]."""
+        """Returns fingerprints [B, ...] of numbered samples in one step of the image decoder."""
         generators = [image_generator(0, 0, number) for number in samples]
         noise, decoder_noise = model_noise(self._model, len(samples), generators)
         one = decoding_settings(self._model.config, 1, None)
@@ -184,6 +186,6 @@ class ImageMaker:
 
 
 def _padded(rows: Tensor, sizes: Sequence[int]) -> Tensor:
-    """Returns rows, padded with copies of the first one to the next of the sizes."""
+    """Returns rows, padded with copies of the first row to the next larger of the sizes."""
     size = next(size for size in sizes if size >= len(rows))
     return torch.cat([rows, rows[:1].expand(size - len(rows), *rows.shape[1:])])

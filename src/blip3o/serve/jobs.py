@@ -1,4 +1,4 @@
-"""Requests that the HTTP side hands to an engine, and the events that come back."""
+"""Requests that the HTTP side sends to an engine, and the events that come back."""
 
 import dataclasses
 import time
@@ -18,7 +18,7 @@ class ImageRequest:
 
     Args:
         kind: "generate" from a prompt, "edit" by an instruction, or "reconstruct" one image.
-        prompt: token ids, to be followed by the query tokens; empty for "reconstruct".
+        prompt: token ids, without query tokens; empty for "reconstruct".
         images: input images; an edit changes the first and reads all.
         count: number of images to make.
         seed: seed and image number determine an image, as in `blip3o generate`.
@@ -38,7 +38,7 @@ class ImageRequest:
 
     @property
     def batch_key(self) -> tuple[object, ...]:
-        """Requests with equal keys can share a batch."""
+        """Key that is equal for requests that can share a batch."""
         if self.kind == "reconstruct":
             return (self.kind,)
         return (self.kind, self.num_inference_steps, self.guidance_scale != 1.0)
@@ -50,14 +50,9 @@ class ImageRequest:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class ChatRequest:
-    """A request for answers to a conversation.
+    """A request for `count` answers to a conversation, with one image for each image mark.
 
-    Args:
-        messages: the turns so far.
-        images: one for each image mark, in order.
-        sampling: how tokens are chosen. Answer k equals the single answer to the same request
-            with seed + k.
-        count: number of answers to write.
+    Answer k equals the single answer to the same request with the seed + k.
     """
 
     messages: Sequence[Message]
@@ -76,7 +71,7 @@ class Progress:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Preview:
-    """Preview of an unfinished image.
+    """Preview of image number `index` of a request, while it is sampled.
 
     Args:
         index: number of the image within the request.
@@ -144,12 +139,7 @@ Event = Progress | Preview | Drawn | Text | Answered | Failed
 
 
 class Job:
-    """An accepted request.
-
-    Args:
-        request: the request.
-        deliver: called with every event, from an engine's thread.
-    """
+    """An accepted request, and the function that an engine's thread calls with its events."""
 
     def __init__(
         self, request: ImageRequest | ChatRequest, deliver: Callable[[Event], None]
@@ -157,33 +147,22 @@ class Job:
         self.request = request
         self.deliver = deliver
         self.arrived = time.monotonic()
-        self.num_taken = 0
-        self._is_cancelled = False
+        self.num_taken = 0  # images of which an engine has begun the work
+        self.is_cancelled = False  # whether the client no longer waits for the result
 
     @property
     def num_pixels(self) -> int:
         """Pixels of the input images, which are held until the job is done."""
         return sum(image.width * image.height for image in self.request.images)
 
-    @property
-    def is_cancelled(self) -> bool:
-        """Whether the client no longer waits for the result."""
-        return self._is_cancelled
-
     def cancel(self) -> None:
         """Cancels the job: if queued, it is dropped; if running, it ends at its next step."""
-        self._is_cancelled = True
+        self.is_cancelled = True
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Row:
-    """One image of a job: a row of a batch.
-
-    Args:
-        job: its job, with an `ImageRequest`.
-        request: the job's request.
-        index: number of the image within the request.
-    """
+    """A row of a batch: image number `index` of a job with an `ImageRequest`."""
 
     job: Job
     request: ImageRequest

@@ -1,4 +1,4 @@
-"""Images on their way: what the rows of a batch look like between two steps of the sampler."""
+"""Previews: the clean images that a batch would give after some steps of the sampler."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -14,10 +14,10 @@ Decode = Callable[[Tensor, Tensor], list[Image.Image]]
 
 
 class Previewer:
-    """Delivers previews of those rows of a batch that asked for them.
+    """Delivers previews of the rows of a batch whose requests want them.
 
     Args:
-        rows: of the batch, without padding.
+        rows: rows of the batch, without padding.
     """
 
     def __init__(self, rows: Sequence[Row]) -> None:
@@ -25,11 +25,11 @@ class Previewer:
         self._began = time.monotonic()
 
     def start(self, noise: Tensor, decoder_noise: Tensor, sigmas: Tensor) -> None:
-        """Notes where the sampler starts.
+        """Stores the start of the sampler.
 
         Args:
-            noise: features of step 0, [B, N, K].
-            decoder_noise: what the image decoder starts from, [B, *noise_shape].
+            noise: features before the first step, [B, N, K].
+            decoder_noise: start of the image decoder, [B, *noise_shape].
             sigmas: falling noise levels, [steps + 1].
         """
         self._before = noise
@@ -37,12 +37,12 @@ class Previewer:
         self._sigmas = sigmas.tolist()
 
     def __call__(self, step: int, noisy: Tensor, decode: Decode) -> None:
-        """Delivers what is due after a step.
+        """Delivers the previews that are due after a step.
 
         Args:
-            step: steps that are done.
-            noisy: the features now, [B, N, K]; padded rows come last.
-            decode: makes the images.
+            step: number of finished steps.
+            noisy: features after the step, [B, N, K]; padded rows come last.
+            decode: converts clean features to images.
         """
         before, self._before = self._before, noisy
         due = [

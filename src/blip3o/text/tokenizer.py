@@ -1,7 +1,8 @@
 """Byte-level BPE tokenizer based on the `tokenizers` library, with the special tokens of blip3o.
 
-A `tokenizer.json` of the Qwen family works unchanged. Special tokens are detected here and not in
-the library, so that each call can decide, without shared state, whether its text may contain them.
+A `tokenizer.json` of the Qwen family works unchanged. This module, not the library, detects special
+tokens: each call decides whether its text may contain them, while the library has one setting for
+all calls.
 """
 
 import functools
@@ -12,7 +13,7 @@ from pathlib import Path
 import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
-from blip3o.core.errors import UsageError
+from blip3o.core.errors import UsageError, first_line
 from blip3o.core.files import write_atomic
 
 FILE_NAME = "tokenizer.json"
@@ -72,9 +73,8 @@ class Tokenizer:
         try:
             return cls(tokenizers.Tokenizer.from_str(text))
         except Exception as error:  # the library raises a bare Exception for any fault of the file
-            raise UsageError(
-                f"{file} is damaged or not a tokenizer: {_first_line(error)}"
-            ) from error
+            reason = first_line(error)
+            raise UsageError(f"{file} is damaged or not a tokenizer: {reason}") from error
 
     def save(self, folder: str | Path) -> None:
         """Writes `tokenizer.json` into a folder, created if missing."""
@@ -85,12 +85,12 @@ class Tokenizer:
         """Returns the token ids of a text, without tokens before or after it.
 
         Args:
-            text: any text.
+            text: any valid Unicode text.
             allow_special: True reads strings such as "<|im_end|>" as special tokens; False reads
                 them as plain characters, for text from untrusted sources.
 
         Raises:
-            UsageError: for lone surrogates, which Python makes of invalid bytes on a command line.
+            UsageError: for lone surrogates; Python represents invalid bytes of a command line so.
         """
         if not allow_special or self._special is None:
             return self._encode_plain(text)
@@ -107,15 +107,12 @@ class Tokenizer:
 
         Args:
             ids: token ids in [0, vocab_size).
-            skip_special: leave special tokens out of the text.
+            skip_special: whether to leave out special tokens.
         """
         return self._backend.decode(list(ids), skip_special_tokens=skip_special)
 
     def special_id(self, token: str) -> int:
-        """Returns the id of a special token.
-
-        Args:
-            token: its text, such as "<|im_end|>".
+        """Returns the id of a special token, such as "<|im_end|>".
 
         Raises:
             UsageError: if this tokenizer has no such special token.
@@ -136,11 +133,6 @@ class Tokenizer:
     def pad_id(self) -> int:
         """Id of the token that pads rows to equal length."""
         return self.special_id(PAD)
-
-    @functools.cached_property
-    def turn_end_id(self) -> int:
-        """Id of the token that ends a turn."""
-        return self.special_id(TURN_END)
 
     @functools.cached_property
     def image_start_id(self) -> int:
@@ -194,7 +186,3 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
     )
     backend.train_from_iterator(texts, trainer)
     return Tokenizer(backend)
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0]

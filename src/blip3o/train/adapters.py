@@ -1,7 +1,7 @@
 """Low-rank adapters on linear layers (LoRA, arXiv 2106.09685), by the library peft.
 
-Adapters exist only while a model trains. Outside the training loop (samples, the model folder) the
-layers are plain, with the adapters' products added to their weights, and peft is not needed.
+Adapters exist only while a model trains. For samples and in the model folder, the layers are plain:
+the adapters' products are added to their weights, and peft is not needed.
 """
 
 import re
@@ -44,8 +44,8 @@ def add_adapters(model: nn.Module, train: TrainConfig) -> Sequence[str]:
         has no adapters.
 
     Raises:
-        UsageError: if peft is missing, a part or target matches no linear layer (with the nearest
-            names), or there is nothing to adapt.
+        UsageError: if peft is missing, there is nothing to adapt, or a part or target matches no
+            linear layer (the message names similar layers).
     """
     config = train.adapter
     if config is None:
@@ -54,9 +54,8 @@ def add_adapters(model: nn.Module, train: TrainConfig) -> Sequence[str]:
     try:
         from peft import LoraConfig, inject_adapter_in_model
     except ImportError as error:
-        raise UsageError("train.adapter needs peft; install it: pip install 'blip3o[lora]'") from (
-            error
-        )
+        message = "train.adapter needs peft; install it: pip install 'blip3o[lora]'"
+        raise UsageError(message) from error
     settings = LoraConfig(
         r=config.rank,
         lora_alpha=config.alpha,  # type: ignore[arg-type]  (annotated int, used as a float)
@@ -116,7 +115,7 @@ def _targets(model: nn.Module, parts: Sequence[str], targets: Sequence[str]) -> 
     if not names:
         raise UsageError(
             f"train.adapter finds no linear layer in train.trainable ({', '.join(parts)}): "
-            "name a part with linear layers, e.g. dit"
+            "name a part with linear layers, e.g. generator"
         )
     for target in targets:
         if not any(_fits(name, target) for name in names):

@@ -262,32 +262,20 @@ class Checkpoints:
 
 
 def find_checkpoints(run_dir: Path) -> list[Path]:
-    """Returns a run's checkpoint folders: the one that `latest` names, then newest first.
-
-    Args:
-        run_dir: the run folder; it need not exist.
-    """
+    """Returns a run's checkpoint folders: the one that `latest` names, then newest first."""
     found = sorted((run_dir / "checkpoints").glob("step-*"), reverse=True)
     pointed = _pointed(run_dir)
     return sorted(found, key=lambda folder: folder.name != pointed)
 
 
 def newest_step(run_dir: Path) -> int | None:
-    """Returns the step of a run's newest checkpoint, whole or not; None without checkpoints.
-
-    Args:
-        run_dir: the run folder; it need not exist.
-    """
+    """Returns the step of a run's newest checkpoint, whole or not; None without checkpoints."""
     steps = [folder.name.removeprefix("step-") for folder in find_checkpoints(run_dir)]
     return next((int(step) for step in steps if step.isdecimal()), None)
 
 
 def stored_config(run_dir: Path) -> dict[str, object] | None:
-    """Returns the config of a run's last checkpoint as plain data; None without checkpoints.
-
-    Args:
-        run_dir: the run folder; it need not exist.
-    """
+    """Returns the config of a run's last checkpoint as plain data; None without checkpoints."""
     for folder in find_checkpoints(run_dir):
         try:
             return _read_facts(folder)["config"]
@@ -301,10 +289,10 @@ def check_resumable(run_dir: Path, config: RunConfig) -> None:
 
     Args:
         run_dir: the run folder; it need not exist.
-        config: the whole run.
+        config: the config to resume with.
 
     Raises:
-        UsageError: if the last checkpoint has another config, naming the differences.
+        UsageError: if the last checkpoint has another config; names the differences.
     """
     stored = stored_config(run_dir)
     if stored is None:

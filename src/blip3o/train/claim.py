@@ -1,4 +1,4 @@
-"""Ensures that a run folder has at most one run at a time."""
+"""A lock, so that a run folder has at most one run at a time."""
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager

@@ -5,21 +5,13 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from blip3o.core.bounds import Limit, Seed
+from blip3o.core.bounds import Count, Limit, NotNegative, Positive, Seed, Whole
+from blip3o.core.choices import PrecisionName
 from blip3o.core.config import LocalPath, component, from_dict, to_dict
-from blip3o.core.device import PrecisionName
 from blip3o.core.errors import UsageError
 from blip3o.data.mixture import DataConfig
 from blip3o.models.unified import UnifiedModelConfig
 
-_AT_LEAST_ONE = (
-    "steps",
-    "global_batch_size",
-    "micro_batch_size",
-    "log_every",
-    "checkpoint_every",
-    "keep_last",
-)
 # Settings that may change when a run resumes: duration, frequency and place, never the numbers.
 _MAY_CHANGE = (
     "train.steps",
@@ -51,22 +43,19 @@ class OptimizerConfig:
             matching prefix counts.
     """
 
-    lr: float
-    min_lr: float = 0.0
-    warmup_steps: int = 100
-    weight_decay: float = 0.05
-    betas: tuple[float, float] = (0.9, 0.98)
-    eps: float = 1e-8
-    lr_multipliers: dict[str, float] = dataclasses.field(default_factory=dict)
+    lr: Positive
+    min_lr: NotNegative = 0.0
+    warmup_steps: Whole = 100
+    weight_decay: NotNegative = 0.05
+    betas: tuple[NotNegative, NotNegative] = (0.9, 0.98)
+    eps: NotNegative = 1e-8
+    lr_multipliers: dict[str, NotNegative] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        _require("lr", self.lr, self.lr > 0, "above 0")
-        _require("min_lr", self.min_lr, 0 <= self.min_lr <= self.lr, f"from 0 to lr={self.lr}")
-        for name in ("warmup_steps", "weight_decay", "eps"):
-            _require(name, getattr(self, name), getattr(self, name) >= 0, "at least 0")
-        _require("betas", self.betas, all(0 <= b < 1 for b in self.betas), "from 0 to below 1")
-        for prefix, factor in self.lr_multipliers.items():
-            _require(f"lr_multipliers.{prefix}", factor, factor >= 0, "at least 0")
+        if self.min_lr > self.lr:
+            raise ValueError(f"min_lr must be at most lr={self.lr}, got {self.min_lr}")
+        for beta in self.betas:
+            _require_below_one("betas", beta)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -81,15 +70,13 @@ class LoraConfig:
             wildcards ("to_q", "generator.dit.layers.0.*"); empty for all.
     """
 
-    rank: int = 16
-    alpha: float = 16.0
-    dropout: float = 0.0
+    rank: Count = 16
+    alpha: Positive = 16.0
+    dropout: NotNegative = 0.0
     targets: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        _require("rank", self.rank, self.rank >= 1, "at least 1")
-        _require("alpha", self.alpha, self.alpha > 0, "above 0")
-        _require("dropout", self.dropout, 0 <= self.dropout < 1, "from 0 to below 1")
+        _require_below_one("dropout", self.dropout)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -125,35 +112,30 @@ class TrainConfig:
             run stops; such a step updates nothing.
     """
 
-    steps: int
-    global_batch_size: int
-    micro_batch_size: int
+    steps: Count
+    global_batch_size: Count
+    micro_batch_size: Count
     seed: Seed = 0
     trainable: tuple[str, ...]
     adapter: LoraConfig | None = None
     optimizer: OptimizerConfig
-    log_every: int = 20
-    checkpoint_every: int = 500
-    sample_every: int = 500
-    keep_last: int = 2
-    keep_every: int = 0
+    log_every: Count = 20
+    checkpoint_every: Count = 500
+    sample_every: Whole = 500
+    keep_last: Count = 2
+    keep_every: Whole = 0
     grad_clip: Limit = 1.0
-    ema_decay: float = 0.999
+    ema_decay: NotNegative = 0.999
     precision: PrecisionName = "auto"
     device: str = "auto"
     compile: bool = False
     activation_checkpointing: bool = False
     padding_free: bool = False
     profile: bool = False
-    max_nonfinite_steps: int = 20
+    max_nonfinite_steps: Whole = 20
 
     def __post_init__(self) -> None:
-        for name in _AT_LEAST_ONE:
-            _require(name, getattr(self, name), getattr(self, name) >= 1, "at least 1")
-        for name in ("sample_every", "keep_every", "max_nonfinite_steps"):
-            _require(name, getattr(self, name), getattr(self, name) >= 0, "at least 0")
-        _require("grad_clip", self.grad_clip, self.grad_clip > 0, "above 0")
-        _require("ema_decay", self.ema_decay, 0 <= self.ema_decay < 1, "from 0 to below 1")
+        _require_below_one("ema_decay", self.ema_decay)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -191,14 +173,15 @@ class RunConfig:
 
 
 def resume_differences(stored: Mapping[str, object], config: RunConfig) -> list[str]:
-    """Returns the dotted names of the settings that forbid to resume a run.
+    """Returns the dotted names of changed settings that keep a run from being resumed.
 
     Args:
         stored: the config in a checkpoint, as plain data.
         config: the config to resume with.
     """
-    if isinstance(stored, dict) and isinstance(stored.get("data"), dict):  # older: now derived
-        data = {name: value for name, value in stored["data"].items() if name != "image_px"}
+    data = stored.get("data")
+    if isinstance(data, dict):  # older versions stored a size that is now derived
+        data = {name: value for name, value in data.items() if name != "image_px"}
         stored = {**stored, "data": data}
     with contextlib.suppress(UsageError):  # a config that no longer fits is compared unchanged
         stored = to_dict(from_dict(RunConfig, stored))  # adds defaults of newer settings
@@ -220,6 +203,6 @@ def _differences(left: object, right: object, path: str) -> list[str]:
     ]
 
 
-def _require(name: str, value: object, is_good: bool, wanted: str) -> None:
-    if not is_good:
-        raise ValueError(f"{name} must be {wanted}, got {value}")
+def _require_below_one(name: str, value: float) -> None:
+    if value >= 1:
+        raise ValueError(f"{name} must be from 0 to below 1, got {value}")

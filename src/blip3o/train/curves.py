@@ -10,10 +10,9 @@ _HIDDEN = ("step", "samples_seen", "data_wait", "nonfinite_steps", "memory_mb")
 
 
 def draw_curves(run_dir: Path) -> Path | None:
-    """Plots `metrics.jsonl` to `curves.png`; returns its path, or None without matplotlib.
+    """Plots a run folder's `metrics.jsonl` to `curves.png`; returns its path.
 
-    Args:
-        run_dir: the run folder.
+    Returns None without matplotlib or without metrics.
     """
     try:
         from matplotlib.figure import Figure

@@ -10,7 +10,7 @@ from blip3o.core.errors import NotFiniteError, UsageError
 from blip3o.train.learner import local
 
 _ABSURD = 1e4
-"""Weights of a healthy network stay below; a learning rate that is too high drives them beyond."""
+"""Weights of a healthy network stay below this; too high a learning rate drives them above it."""
 
 
 @contextmanager
@@ -33,15 +33,15 @@ def explaining(step: int, rate: float, weights: Iterable[Tensor]) -> Iterator[No
         raise
 
 
-def advice(step: int, rate: float, seen: str) -> str:
+def advice(step: int, rate: float, symptom: str) -> str:
     """Returns a one-line message about a run that has diverged, with the remedy.
 
     Args:
         step: number of steps done.
         rate: learning rate of the run.
-        seen: the symptom.
+        symptom: a text whose first line becomes the reason.
     """
-    reason = (seen.splitlines() or [""])[0]
+    reason = (symptom.splitlines() or [""])[0]
     return (
         f"the model of step {step} has diverged ({reason}): "
         f"lower train.optimizer.lr (it is {rate:g}) and start again with another --out"
@@ -50,11 +50,7 @@ def advice(step: int, rate: float, seen: str) -> str:
 
 @torch.no_grad()
 def have_diverged(weights: Iterable[Tensor]) -> bool:
-    """Returns whether any weight is NaN, infinite or absurdly large.
-
-    Args:
-        weights: whole or sharded; only this process's shards are checked.
-    """
+    """Returns whether any weight of this process's shards is NaN, infinite or absurdly large."""
     parts = [local(weight.detach()) for weight in weights]
     largest = [part.abs().max().float() for part in parts if part.numel()]
     return bool(largest) and not bool(torch.stack(largest).max() <= _ABSURD)
@@ -62,9 +58,5 @@ def have_diverged(weights: Iterable[Tensor]) -> bool:
 
 @torch.no_grad()
 def are_finite(weights: Iterable[Tensor]) -> bool:
-    """Returns whether all weights are finite.
-
-    Args:
-        weights: whole or sharded; only this process's shards are checked.
-    """
+    """Returns whether all weights of this process's shards are finite."""
     return all(bool(torch.isfinite(local(weight.detach())).all()) for weight in weights)

@@ -8,7 +8,6 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -26,7 +25,7 @@ class Notes:
         metrics: values for every line of metrics.
     """
 
-    environment: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    environment: Mapping[str, object] = dataclasses.field(default_factory=dict)
     metrics: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
 
@@ -37,8 +36,8 @@ def write_environment(
 
     Args:
         run_dir: the run folder.
-        device: device of the run.
-        more: further facts; plain data.
+        device: device of the run; None if it has none.
+        more: further facts, as plain data.
     """
     file = run_dir / "env.json"
     commit, has_changes = _commit()
@@ -48,7 +47,7 @@ def write_environment(
         "command": sys.argv,
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "packages": {name: _version(name) for name in _PACKAGES},
+        "packages": {name: version_of(name) for name in _PACKAGES},
         "threads": torch.get_num_threads(),
         "device": None if device is None else str(device),
         "cuda": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
@@ -69,7 +68,8 @@ def _earlier(file: Path) -> list[dict[str, object]]:
     return [first, *later]
 
 
-def _version(package: str) -> str | None:
+def version_of(package: str) -> str | None:
+    """Returns the version of an installed package; None if it is not installed."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:

@@ -24,8 +24,8 @@ def count_flops(model: nn.Module) -> Iterator[FlopCount]:
     """Counts the operations of linear layers and convolutions, forward and backward.
 
     Each input or weight that requires a gradient adds the count of the forward pass again. A pass
-    that activation checkpointing repeats counts once. Attention scores, a few percent at these
-    lengths, are left out. Results stay the same bit for bit.
+    that activation checkpointing repeats counts once. Attention scores are not counted; they are a
+    few percent at usual lengths. The results of the model stay the same bit for bit.
 
     Args:
         model: its layers get hooks until the context ends.
@@ -55,11 +55,7 @@ def count_flops(model: nn.Module) -> Iterator[FlopCount]:
 
 
 def peak_tflops(device: torch.device) -> float | None:
-    """Returns the peak of a device in bf16, in 10^12 operations per second; None if unknown.
-
-    Args:
-        device: device of the run.
-    """
+    """Returns the peak of a device in bf16, in 10^12 operations per second; None if unknown."""
     if device.type != "cuda":
         return None
     name = torch.cuda.get_device_name(device)

@@ -200,11 +200,7 @@ def _changed(changes: Sequence[_Change]) -> Iterator[None]:
 
 
 def name_objectives(objectives: Iterable[object]) -> dict[str, Objective]:
-    """Returns the objectives by the names they are logged under; equal names are numbered.
-
-    Args:
-        objectives: in the order of the config.
-    """
+    """Returns the objectives by the names they are logged under; equal names are numbered."""
     seen: Counter[str] = Counter()
     named: dict[str, Objective] = {}
     for objective in objectives:
@@ -238,18 +234,10 @@ def check_batches(batches: list[Batch] | None, objectives: Iterable[Objective], 
 
 
 def whole(tensor: Tensor) -> Tensor:
-    """Returns the whole of a tensor that may be sharded; all processes must call it.
-
-    Args:
-        tensor: any tensor.
-    """
+    """Returns the whole of a tensor that may be sharded; all processes must call it."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def local(tensor: Tensor) -> Tensor:
-    """Returns this process's shard of a tensor, or the tensor itself if it is not sharded.
-
-    Args:
-        tensor: any tensor.
-    """
+    """Returns this process's shard of a tensor, or the tensor itself if it is not sharded."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor

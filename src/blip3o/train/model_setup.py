@@ -22,13 +22,6 @@ class Compilable(Protocol):
         ...
 
 
-@runtime_checkable
-class PaddingFree(Protocol):
-    """A backbone that can leave out padding; it does so while `padding_free` is true."""
-
-    padding_free: bool
-
-
 def training_dtype(config: RunConfig, device: torch.device) -> torch.dtype:
     """Returns the dtype of a run's matrix products.
 
@@ -65,7 +58,7 @@ def set_mode(module: nn.Module, *, is_training: bool) -> None:
 
 
 def apply_switches(model: nn.Module, train: TrainConfig) -> None:
-    """Applies the switches of a run that change memory and speed only.
+    """Applies the switches of a run that change memory and speed only; warns if one has no effect.
 
     Args:
         model: changed in place.
@@ -74,35 +67,17 @@ def apply_switches(model: nn.Module, train: TrainConfig) -> None:
     if train.activation_checkpointing:
         checkpoint_blocks(model)
     if train.padding_free:
-        leave_out_padding(model)
+        if isinstance(model, UnifiedModel):
+            model.backbone.padding_free = True
+        else:
+            say("warning: train.padding_free does nothing: the model has no backbone")
     if train.compile:
-        compile_blocks(model)
-
-
-def compile_blocks(model: object) -> None:
-    """Compiles the modules that a model names in `compile_targets()`, in place.
-
-    Args:
-        model: any module; a warning is printed if it names none.
-    """
-    if not isinstance(model, Compilable):
-        say("warning: train.compile does nothing: the model names no compile_targets()")
-        return
-    for module in model.compile_targets():
-        module.compile()
-
-
-def leave_out_padding(model: object) -> None:
-    """Makes a model's backbone skip the padding of batches.
-
-    Args:
-        model: any module; a warning is printed if it has no such backbone.
-    """
-    backbone = model.backbone if isinstance(model, UnifiedModel) else None
-    if isinstance(backbone, PaddingFree):
-        backbone.padding_free = True
-    else:
-        say("warning: train.padding_free does nothing: the model's backbone does not support it")
+        whole: object = model  # to a type checker, an nn.Module has every attribute
+        if not isinstance(whole, Compilable):
+            say("warning: train.compile does nothing: the model names no compile_targets()")
+            return
+        for module in whole.compile_targets():
+            module.compile()
 
 
 def halve_frozen(model: nn.Module, dtype: torch.dtype) -> None:

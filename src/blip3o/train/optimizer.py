@@ -25,8 +25,8 @@ def select_trainable(
         prefixes: dotted prefixes of parameter names.
 
     Raises:
-        UsageError: if a prefix matches no parameter, with the nearest module names, or if there is
-            nothing to train.
+        UsageError: if there is nothing to train, or a prefix matches no parameter (the message
+            names similar modules).
     """
     prefixes = tuple(prefixes)
     check_parts(model, prefixes)
@@ -40,7 +40,7 @@ def select_trainable(
         parameter.requires_grad_()
         chosen[name] = parameter
     if not chosen:
-        raise UsageError("train.trainable is empty: name the parts to train, e.g. dit")
+        raise UsageError("train.trainable is empty: name the parts to train, e.g. generator")
     return chosen
 
 
@@ -64,11 +64,7 @@ def select_buffers(model: nn.Module, objectives: nn.ModuleList) -> dict[str, Ten
 
 
 def check_parts(model: nn.Module, prefixes: Iterable[str]) -> None:
-    """Checks that every prefix names parameters of a model.
-
-    Raises:
-        UsageError: for a prefix that names none, with the nearest module names.
-    """
+    """Raises UsageError for a prefix without parameters; the message names similar modules."""
     names = [name for name, _ in model.named_parameters()]
     for prefix in prefixes:
         if not any(is_under(name, prefix) for name in names):
@@ -130,14 +126,11 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
 
 
 def clip_gradients(parameters: Collection[nn.Parameter], limit: float) -> Tensor:
-    """Scales all gradients by one factor if their norm exceeds a limit.
+    """Scales all gradients by one factor if their norm exceeds a limit; returns the norm before.
 
     Args:
         parameters: changed in place; those without a gradient are skipped.
         limit: largest norm of all gradients together.
-
-    Returns:
-        The norm before clipping.
     """
     gradients = [p.grad for p in parameters if p.grad is not None]
     norm = whole(nn.utils.get_total_norm(gradients, foreach=True))

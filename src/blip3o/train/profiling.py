@@ -23,7 +23,7 @@ def profiling(folder: Path | None, device: torch.device) -> Iterator[profile | N
 
     Writes `trace.json.gz` (Chrome trace), `operations.txt` (the most expensive operations, with
     their memory) and, on a CUDA device, `memory.pickle` (a snapshot for pytorch.org/memory_viz).
-    Results of the run do not change.
+    The results of the run stay the same.
 
     Args:
         folder: where to write; created if missing, files of an earlier start are replaced. None

@@ -45,11 +45,7 @@ def add_sums(total: Sums, part: Sums) -> None:
 
 
 def read_terms(terms: Terms) -> Sums:
-    """Returns the sums by name as plain numbers; synchronizes with the device once.
-
-    Args:
-        terms: any number of terms.
-    """
+    """Returns the sums by name as plain numbers; synchronizes with the device once."""
     sums: Sums = {}
     if not terms:
         return sums
@@ -124,19 +120,23 @@ class Window:
         return values
 
 
-class Progress:
-    """A progress bar on a terminal, otherwise a text line for each line of metrics.
+class RunLog:
+    """Writes the metrics of a run, and shows them as a progress bar, or as text without a terminal.
+
+    Only the main process writes and shows anything.
 
     Args:
+        run_dir: the run folder.
         step: number of steps done.
         steps: number of steps of the whole run.
         batch_size: samples per step.
     """
 
-    def __init__(self, step: int, steps: int, batch_size: int) -> None:
+    def __init__(self, run_dir: Path, step: int, steps: int, batch_size: int) -> None:
         self._step, self._steps, self._batch_size = step, steps, batch_size
+        self._logger = MetricsLogger(run_dir, step) if is_main() else None
         self._bar = None
-        if sys.stderr.isatty():
+        if is_main() and sys.stderr.isatty():
             self._bar = tqdm(
                 initial=step, total=steps, desc="train", unit="step", dynamic_ncols=True
             )
@@ -147,12 +147,15 @@ class Progress:
         if self._bar is not None:
             self._bar.update()
 
-    def report(self, values: dict[str, float]) -> None:
-        """Shows the values of a line of metrics.
+    def log(self, values: dict[str, float]) -> None:
+        """Writes and shows a line of metrics.
 
         Args:
-            values: `lr`, `samples_per_second` and, if any step was finite, `loss`.
+            values: the metrics: `lr`, `samples_per_second`; `loss`, if any step was finite; others.
         """
+        if self._logger is None:
+            return
+        self._logger.log(self._step, values)
         loss = f"loss {values.get('loss', math.nan):.4f}"
         rest = f"lr {values['lr']:.1e}  {values['samples_per_second']:.1f} samples/s"
         if self._bar is not None:
@@ -163,54 +166,14 @@ class Progress:
         say(f"step {self._step}/{self._steps}  {loss}  {rest}  {_duration(seconds)} left")
 
     def close(self) -> None:
-        """Closes the bar."""
-        if self._bar is not None:
-            self._bar.close()
-
-
-class RunLog:
-    """Metrics and progress of a run; silent except on the main process.
-
-    Args:
-        run_dir: the run folder.
-        step: number of steps done.
-        steps: number of steps of the whole run.
-        batch_size: samples per step.
-    """
-
-    def __init__(self, run_dir: Path, step: int, steps: int, batch_size: int) -> None:
-        self._logger = MetricsLogger(run_dir, step) if is_main() else None
-        self._progress = Progress(step, steps, batch_size) if is_main() else None
-
-    def advance(self) -> None:
-        """Counts a step."""
-        if self._progress is not None:
-            self._progress.advance()
-
-    def log(self, step: int, values: dict[str, float]) -> None:
-        """Writes a line of metrics.
-
-        Args:
-            step: number of steps done.
-            values: the metrics.
-        """
-        if self._logger is not None and self._progress is not None:
-            self._logger.log(step, values)
-            self._progress.report(values)
-
-    def close(self) -> None:
         """Closes the files and the bar."""
-        for part in (self._progress, self._logger):
+        for part in (self._bar, self._logger):
             if part is not None:
                 part.close()
 
 
 def memory_mb(device: torch.device) -> float:
-    """Returns the peak memory so far, in MiB: that of a CUDA device, otherwise of the process.
-
-    Args:
-        device: device of the run.
-    """
+    """Returns the peak memory so far, in MiB: that of a CUDA device, otherwise of the process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
     try:

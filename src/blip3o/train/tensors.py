@@ -48,11 +48,7 @@ class TensorStore:
             self._mesh = init_device_mesh("cpu", (world_size(),))
 
     def copy(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Returns copies of tensors on the CPU.
-
-        Args:
-            tensors: by name.
-        """
+        """Returns copies of named tensors on the CPU."""
         return {name: self._copy(tensor) for name, tensor in tensors.items()}
 
     def _copy(self, tensor: Tensor) -> Tensor:
@@ -141,9 +137,6 @@ class TensorStore:
     def on_main(self, action: Callable[[], None]) -> None:
         """Runs an action on the main process while the others wait.
 
-        Args:
-            action: the action.
-
         Raises:
             OSError: on all processes, if the action raised it.
         """
@@ -182,11 +175,7 @@ def content_hash(file: Path) -> str:
 
 
 def reason_of(error: BaseException) -> str:
-    """Returns the reason of a store's failure, as one line.
-
-    Args:
-        error: the exception; of a failure on several processes the first one counts.
-    """
+    """Returns the reason of a store's failure as one line; of several failures, the first."""
     if isinstance(error, CheckpointException) and error.failures:
         error = next(iter(error.failures.values()))[0]
     return str(error)

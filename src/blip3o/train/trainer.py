@@ -171,8 +171,8 @@ class Trainer:
         if not all(exchange(are_finite(self.ema.averages.values()))):
             raise UsageError(advice(state.step, rate, "weights are not numbers"))
         if 2 * state.nonfinite_steps > state.step:
-            seen = f"{state.nonfinite_steps} steps were not finite and updated nothing"
-            raise UsageError(advice(state.step, rate, seen))
+            symptom = f"{state.nonfinite_steps} steps were not finite and updated nothing"
+            raise UsageError(advice(state.step, rate, symptom))
         self._show(lambda callback: callback.on_end(self))
 
     def _run(
@@ -210,7 +210,7 @@ class Trainer:
             log.advance()
             if state.step % train.log_every == 0 or is_last:
                 values = {**window.close(), **self._facts(), "lr": rate}
-                log.log(state.step, values)
+                log.log(values)
                 for callback in self._callbacks:
                     callback.on_log(self, state.step, values)
             is_saved = state.step % train.checkpoint_every == 0 or is_last

@@ -1,1 +1,1 @@
-"""L3: model folders: what is written when a model is saved and read when it is loaded."""
+"""L3: reads and writes model folders, our own and those of the released models."""

@@ -10,14 +10,13 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from blip3o.core.errors import UsageError
-from blip3o.weights.shards import StoredTensor, read
-from blip3o.weights.small_files import read_json
+from blip3o.weights.shards import StoredTensor, Weight, read
+from blip3o.weights.small_files import read_json, require_mapping
 from blip3o.weights.strict import fold
 
 CONFIG = "adapter_config.json"
@@ -44,73 +43,72 @@ _UNLIKE = ("use_dora", "lora_bias", "alora_invocation_tokens", "use_qalora", "ta
 
 
 @dataclasses.dataclass(frozen=True)
-class MergedTensor(StoredTensor):
-    """A stored weight whose adapter is merged when it is read.
+class Lora:
+    """The adapter of one weight.
 
     Args:
-        down: `lora_A`.
-        up: `lora_B`.
+        down: `lora_A`, [rank, ...].
+        up: `lora_B`, [..., rank, 1, ...].
         strength: factor of their product.
         is_turned: whether the product is added to the transposed weight.
     """
 
-    down: Tensor | StoredTensor
-    up: Tensor | StoredTensor
+    down: Weight
+    up: Weight
     strength: float
     is_turned: bool
 
+    def fits(self, weight: Weight) -> bool:
+        """Returns whether the shape of a weight is that of the product."""
+        rows, columns = int(self.up.shape[0]), math.prod(self.down.shape[1:])
+        rank = math.prod(self.up.shape[1:])
+        return rank == self.down.shape[0] and rows * columns == math.prod(weight.shape)
+
+    @torch.no_grad()
+    def merged(self, weight: Tensor) -> Tensor:
+        """Returns weight + strength * up @ down, computed in fp32, in the dtype of the weight.
+
+        Args:
+            weight: weight of a linear layer, a convolution or an embedding.
+        """
+        product = read(self.up).float().flatten(1) @ read(self.down).float().flatten(1)
+        change = product.T if self.is_turned else product
+        return (weight.float() + self.strength * change.reshape(weight.shape)).to(weight.dtype)
+
+
+@dataclasses.dataclass(frozen=True)
+class MergedTensor(StoredTensor):
+    """A stored weight whose adapter is merged when it is read."""
+
+    lora: Lora
+
     def read(self) -> Tensor:
         """Returns the merged weight in the dtype of the stored one."""
-        return merged(super().read(), self.down, self.up, self.strength, is_turned=self.is_turned)
-
-
-def merged(
-    weight: Tensor,
-    down: Tensor | StoredTensor,
-    up: Tensor | StoredTensor,
-    strength: float,
-    *,
-    is_turned: bool,
-) -> Tensor:
-    """Returns weight + strength * up @ down, computed in fp32, in the dtype of the weight.
-
-    Args:
-        weight: weight of a linear layer, a convolution or an embedding.
-        down: `lora_A`, [rank, ...].
-        up: `lora_B`, [..., rank, 1, ...].
-        strength: factor of the product.
-        is_turned: whether the product is added to the transposed weight.
-    """
-    product = read(up).float().flatten(1) @ read(down).float().flatten(1)
-    change = product.T if is_turned else product
-    return (weight.float() + strength * change.reshape(weight.shape)).to(weight.dtype)
+        return self.lora.merged(super().read())
 
 
 def is_adapter(name: str) -> bool:
-    """Returns whether a weight belongs to an adapter.
-
-    Args:
-        name: plain name of the weight.
-    """
+    """Returns whether the weight with a plain name belongs to an adapter."""
     return any(part.startswith(_OTHERS) for part in name.split("."))
 
 
 def merge_adapters(
-    tensors: Mapping[str, Tensor | StoredTensor],
+    tensors: Mapping[str, Weight],
     adapter: Sequence[str],
     folder: Path | None,
     where: str,
-) -> dict[str, Tensor | StoredTensor]:
-    """Returns the weights of a model with its adapter merged; stored weights merge when read.
+) -> dict[str, Weight]:
+    """Returns the weights of a model with its adapter merged; stored weights are merged when read.
 
     Args:
         tensors: weights of the model and of its adapter, by plain names.
         adapter: names of the adapter's weights.
         folder: contains `adapter_config.json`; None if there is no folder.
-        where: place of the weights, for the message.
+        where: source of the weights, for the message.
 
     Raises:
-        UsageError: if that file is missing, or there are several adapters or another kind of it.
+        UsageError: if that file is missing, if there are several adapters, or if the adapter is not
+            a plain LoRA.
     """
     advice = "merge it with PEFT (merge_and_unload) and save the result"
     said = f"weights in {where} hold an adapter that is not merged ({fold(adapter, 160)})"
@@ -124,7 +122,7 @@ def merge_adapters(
     unlike = [name for name in _UNLIKE if settings.get(name)]
     if unlike:
         raise UsageError(f"{said} with {', '.join(unlike)} ({folder / CONFIG}): {advice}")
-    sides: dict[str, dict[str, tuple[re.Match[str], Tensor | StoredTensor]]] = {}
+    sides: dict[str, dict[str, tuple[re.Match[str], Weight]]] = {}
     names: set[str] = set()
     for name, match in found.items():
         assert match is not None  # refused above
@@ -139,45 +137,37 @@ def merge_adapters(
             raise UsageError(f"{said}; {layer} lacks its weight or a half of the adapter")
         (match, down), (_, up) = pair["A"], pair["B"]
         is_turned = bool(match["kind"]) or bool(settings.get("fan_in_fan_out"))
-        strength = _strength(settings, layer, int(down.shape[0]), folder)
-        result[weight] = _joined(weight, result[weight], down, up, strength, is_turned, said)
+        lora = Lora(down, up, _strength(settings, layer, int(down.shape[0]), folder), is_turned)
+        result[weight] = _merged(weight, result[weight], lora, said)
     return result
 
 
-def _joined(
-    name: str,
-    weight: Tensor | StoredTensor,
-    down: Tensor | StoredTensor,
-    up: Tensor | StoredTensor,
-    strength: float,
-    is_turned: bool,
-    said: str,
-) -> Tensor | StoredTensor:
-    rows, columns = int(up.shape[0]), math.prod(down.shape[1:])
-    fits = math.prod(up.shape[1:]) == down.shape[0] and rows * columns == math.prod(weight.shape)
-    if not fits:
+def _merged(name: str, weight: Weight, lora: Lora, said: str) -> Weight:
+    if not lora.fits(weight):
         raise UsageError(
-            f"{said}; {name} {list(weight.shape)} cannot take {list(up.shape)} x {list(down.shape)}"
+            f"{said}; {name} {list(weight.shape)} cannot take {list(lora.up.shape)} x "
+            f"{list(lora.down.shape)}"
         )
     if isinstance(weight, StoredTensor):
         stored = (weight.file, weight.path, weight.key, weight.shape, weight.dtype)
-        return MergedTensor(*stored, down=down, up=up, strength=strength, is_turned=is_turned)
-    with torch.no_grad():
-        return merged(weight, down, up, strength, is_turned=is_turned)
+        return MergedTensor(*stored, lora)
+    return lora.merged(weight)
 
 
-def _strength(settings: Mapping[str, Any], layer: str, rank: int, folder: Path) -> float:
+def _strength(settings: Mapping[str, object], layer: str, rank: int, folder: Path) -> float:
     """Returns the factor of a layer's adapter: alpha / rank, or alpha / sqrt(rank)."""
     try:
-        alpha = settings["lora_alpha"]
-        for pattern, own in (settings.get("alpha_pattern") or {}).items():
-            if re.match(rf"(.*\.)?({pattern})$", layer):
-                alpha = own
-                break
+        alphas = require_mapping(settings.get("alpha_pattern") or {}, "alpha_pattern")
+        own = (
+            alpha for pattern, alpha in alphas.items() if re.match(rf"(.*\.)?({pattern})$", layer)
+        )
+        alpha = next(own, settings["lora_alpha"])
+        if not isinstance(alpha, int | float):
+            raise TypeError(f"lora_alpha {alpha!r}")
         strength = alpha / (math.sqrt(rank) if settings.get("use_rslora") else rank)
         if not math.isfinite(strength):
             raise ValueError(f"lora_alpha {alpha}")
-    except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError, re.error) as error:
+    except (KeyError, TypeError, ValueError, ArithmeticError, UsageError, re.error) as error:
         raise UsageError(
             f"{folder / CONFIG} gives no valid strength of the adapter: {error}"
         ) from error

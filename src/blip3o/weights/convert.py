@@ -1,10 +1,9 @@
-"""Published checkpoint folders to model folders of ours and back, bit for bit."""
+"""Converts published checkpoint folders to our model folders and back, bit for bit."""
 
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal, get_args
 
 from blip3o.core.errors import UsageError, unknown_name
 from blip3o.core.files import atomic_folder
@@ -15,11 +14,9 @@ from blip3o.weights.folder import open_model, write_folder
 from blip3o.weights.hub import to_local
 from blip3o.weights.published import write_published
 
-Layout = Literal["blip3o", "published"]
-LAYOUTS: tuple[str, ...] = get_args(Layout)
+LAYOUTS = ("blip3o", "published")
 
 _CARD = "README.md"
-
 _MAX_CARD_BYTES = 16 * 2**20
 
 
@@ -31,22 +28,22 @@ def convert(
     *,
     allow_pickle: bool = False,
 ) -> None:
-    """Writes a model in another layout; every weight keeps its value and its type.
+    """Writes a model in another layout; every weight keeps its value and its dtype.
 
-    Weights are read and written shard by shard. The result appears under its name when it is whole.
+    Weights are read and written shard by shard. `dest` appears only when it is complete.
 
     Args:
-        source: a model folder of ours, a published folder, a checkpoint of the original training,
-            "pocket", or a hub id (`organization/name`), which is downloaded.
-        dest: folder to write; it must be empty or not exist.
+        source: one of our model folders, a published folder, a checkpoint of the original training
+            program, "pocket", or a hub id (`organization/name`), which is downloaded.
+        dest: folder to write; it must be empty or missing.
         to: one of `LAYOUTS`.
-        revision: branch, tag or commit, for a hub id.
-        allow_pickle: read `pytorch_model.bin` of a published source that has no safetensors, with
-            torch's `weights_only`; only for sources that you trust.
+        revision: branch, tag or commit of a hub id.
+        allow_pickle: whether to read `pytorch_model.bin` of a published source without safetensors,
+            with torch's `weights_only`; use it only for sources that you trust.
 
     Raises:
-        UsageError: if the source is missing, incomplete, damaged or of another model, if the
-            published layout cannot hold it, or if `dest` is not empty.
+        UsageError: if the source is missing, incomplete, damaged or another model, if the published
+            layout cannot hold it, or if `dest` is not empty.
     """
     if to not in LAYOUTS:
         raise unknown_name("layout", to, LAYOUTS)
@@ -55,10 +52,10 @@ def convert(
     model = open_model(folder, allow_pickle=allow_pickle)
     if not _is_inside(model.folder / TOKENIZER_FILE, model.folder):
         raise UsageError(
-            f"{model.folder / TOKENIZER_FILE} is a link out of the folder, which convert does not "
-            "follow: put a copy of the file in its place"
+            f"{model.folder / TOKENIZER_FILE} is a link out of the folder, and convert does not "
+            "follow it: replace it with a copy of the file"
         )
-    with _reported(dest), _alone(dest), atomic_folder(dest) as scratch:
+    with _alone(dest), atomic_folder(dest) as scratch:
         if to == "published":
             write_published(model, scratch)
         else:
@@ -73,22 +70,25 @@ def _check_empty(dest: Path) -> None:
 
 @contextmanager
 def _alone(dest: Path) -> Iterator[None]:
-    """Holds a lock: two calls would write into one scratch folder."""
+    """Holds a lock, as two calls would write into one scratch folder; reports failed writing."""
     place = dest.absolute()
-    place.parent.mkdir(parents=True, exist_ok=True)
     refusal = f"converts into {dest}: wait until it is done, or choose another folder"
-    with locked(place.with_name(f".{place.name}.lock"), refusal):
-        _check_empty(dest)  # another call may have filled it in the meantime
-        yield
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        with locked(place.with_name(f".{place.name}.lock"), refusal):
+            _check_empty(dest)  # another call may have filled it in the meantime
+            yield
+    except OSError as error:
+        raise UsageError(f"{dest} cannot be written: {error}") from error
 
 
 def _copy_card(folder: Path, dest: Path) -> None:
-    """Copies the card, which names the licence, unless it is a link out of the folder."""
+    """Copies the card, which states the licence, unless it is a link out of the folder."""
     card = folder / _CARD
     if not card.is_symlink() and not card.exists():
         return
     if not card.is_file() or not _is_inside(card, folder):
-        say(f"{card} is left out: it is no ordinary file of the folder")
+        say(f"{card} is left out: it is not a regular file of the folder")
     elif card.stat().st_size > _MAX_CARD_BYTES:
         say(f"{card} is left out: it is larger than {_MAX_CARD_BYTES:,} bytes")
     else:
@@ -96,22 +96,11 @@ def _copy_card(folder: Path, dest: Path) -> None:
 
 
 def _is_inside(file: Path, folder: Path) -> bool:
-    """Returns whether a file lies in a folder after links are followed.
-
-    A folder in the hub's cache links to files outside, which belong to it.
-    """
+    """Returns whether a file, after following links, lies in a folder or in its hub cache."""
     root = folder.resolve()
     if root.parent.name == "snapshots" and root.parent.parent.name.startswith("models--"):
         root = root.parent.parent
     try:
         return file.resolve(strict=True).is_relative_to(root)
-    except (OSError, RuntimeError):  # a link to nothing, or to itself
+    except (OSError, RuntimeError):  # a broken or a circular link
         return False
-
-
-@contextmanager
-def _reported(dest: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise UsageError(f"{dest} cannot be written: {error}") from error

@@ -1,4 +1,4 @@
-"""Model folders: `config.json`, safetensors for each part, the tokenizer and a model card.
+"""Model folders: `config.json`, safetensors, the tokenizer and a model card.
 
     config.json                        UnifiedModelConfig
     model.safetensors                  backbone, generator, feature normalizer
@@ -6,16 +6,15 @@
     image_decoder/model.safetensors
     tokenizer.json
 
-Large parts lie in shards with an index (see `shards`). Folders of the released models are read as
-they are (see `published`). Loading is strict both ways: a missing, extra or misshapen tensor is an
-error that names them.
+Large files are split into shards with an index (see `shards`). Folders of the released models are
+read unchanged (see `published`). Loading is strict: one error names all missing, unexpected and
+misshapen tensors.
 """
 
 import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,16 +27,16 @@ from blip3o.models.unified import UnifiedModel, UnifiedModelConfig
 from blip3o.nn.quantized import Quantization
 from blip3o.text.tokenizer import FILE_NAME as TOKENIZER_FILE
 from blip3o.text.tokenizer import Tokenizer
-from blip3o.weights import names
-from blip3o.weights.keymaps.older import NAMES, upgraded_config
+from blip3o.weights.keymaps.spellings import OWN, upgraded_config
 from blip3o.weights.names import BUNDLED, full_name, is_there, unknown_model
 from blip3o.weights.published import is_published, open_published
 from blip3o.weights.shards import (
     PICKLE_ENDINGS,
-    StoredTensor,
+    Weight,
     has_tensors,
     open_tensors,
     other_form,
+    under,
     write_tensors,
 )
 from blip3o.weights.siglip2_sana import is_siglip2_sana
@@ -54,9 +53,9 @@ class LoadedModel:
     """A model and the tokenizer it was trained with.
 
     Args:
-        model: in evaluation mode.
-        tokenizer: turns text into its token ids.
-        folder: where both came from.
+        model: the model, in evaluation mode.
+        tokenizer: converts text to token ids.
+        folder: the folder of both.
     """
 
     model: UnifiedModel
@@ -65,13 +64,13 @@ class LoadedModel:
 
 
 def resolve_model_folder(name: str | Path) -> Path:
-    """Returns the folder of a model: a bundled name or a folder.
+    """Returns the folder of a model; downloads nothing.
 
     Args:
         name: "pocket" or the path of a model folder.
 
     Raises:
-        UsageError: if there is no such model; nothing is ever downloaded here.
+        UsageError: if there is no such model.
     """
     if str(name) in BUNDLED:
         folder = BUNDLED[str(name)]
@@ -108,14 +107,14 @@ def save_model(
         model: the model; its floating point weights are stored as `dtype`.
         tokenizer: its tokenizer.
         folder: created if missing; files of the same names are replaced one by one.
-        dtype: type of the stored weights; feature normalizer maps always stay float32.
+        dtype: dtype of the stored weights; the maps of feature normalizers always stay float32.
         card: text of the model card, written as README.md.
 
     Raises:
-        UsageError: if the model is quantized, which no folder can hold.
+        UsageError: if the model is quantized; folders cannot hold quantized weights.
     """
     if is_quantized(model):
-        raise UsageError("a quantized model cannot be saved: save it as it was loaded unquantized")
+        raise UsageError("a quantized model cannot be saved: load it without quantization first")
     state = {name: _stored(name, tensor, dtype) for name, tensor in model.state_dict().items()}
     write_folder(folder, model.config, state, tokenizer)
     if card is not None:
@@ -125,20 +124,22 @@ def save_model(
 def write_folder(
     folder: Path,
     config: UnifiedModelConfig,
-    tensors: Mapping[str, Tensor | StoredTensor],
+    tensors: Mapping[str, Weight],
     tokenizer: Tokenizer,
 ) -> None:
-    """Writes a model folder without a card; tensors keep their types.
+    """Writes a model folder without a card; tensors keep their dtypes.
 
     Args:
         folder: created if missing; config.json is written last.
-        config: the model's parts.
-        tensors: its whole state dict.
-        tokenizer: its tokenizer.
+        config: config of the model.
+        tensors: the whole state dict of the model.
+        tokenizer: tokenizer of the model.
     """
-    for part, state in _split(tensors).items():
+    rest = {name: t for name, t in tensors.items() if name.partition(".")[0] not in _PARTS}
+    write_tensors(folder, rest)
+    for part in _PARTS:
         if part not in config.absent_parts:
-            write_tensors(folder / part, state)
+            write_tensors(folder / part, under(f"{part}.", tensors))
     tokenizer.save(folder)
     write_atomic(folder / "config.json", json.dumps(to_dict(config), indent=2) + "\n")
 
@@ -152,19 +153,19 @@ def load_model(
     placement: Mapping[str, torch.device] | None = None,
     overrides: Sequence[str] = (),
 ) -> LoadedModel:
-    """Returns a model from a folder, ours or a released one; memory stays near its weights' size.
+    """Returns the model of a folder, ours or a released one; needs little more memory than it.
 
     Args:
         name: "pocket" or the path of a model folder.
-        device: where the weights go.
-        dtype: type of the weights in memory.
+        device: device of the weights.
+        dtype: dtype of the weights in memory.
         quantize: "int8" or "int4" for the backbone's matrices.
-        placement: devices of components that go elsewhere, by name.
+        placement: devices of components that use another device, by name.
         overrides: settings to change; see `StoredModel.configured`.
 
     Raises:
-        UsageError: if the folder is missing, incomplete or damaged, naming the file and the keys,
-            or if an override does not fit it.
+        UsageError: if the folder is missing, incomplete or damaged (the message names the file and
+            the keys), or if an override does not fit it.
     """
     stored = open_model(name).configured(overrides)
     model = stored.build(torch.device(device), dtype, quantize=quantize, placement=placement)
@@ -172,11 +173,11 @@ def load_model(
 
 
 def open_model(name: str | Path, *, allow_pickle: bool = False) -> StoredModel:
-    """Returns what a model folder holds, found complete but not read.
+    """Returns the model of a folder, checked for completeness; no weight is read yet.
 
     Args:
         name: "pocket" or the path of a model folder, ours or a released one.
-        allow_pickle: read a released one's weights from pickles if it has no others.
+        allow_pickle: whether to read a released model's weights from pickles if it has no others.
 
     Raises:
         UsageError: as for `load_model`.
@@ -186,13 +187,16 @@ def open_model(name: str | Path, *, allow_pickle: bool = False) -> StoredModel:
     data = read_json(file)
     if is_siglip2_sana(folder):
         raise UsageError(
-            f"{folder} holds SigLIP2 and SANA and no language model: load_siglip2_sana reads both, "
+            f"{folder} holds SigLIP2 and SANA but no language model: load_siglip2_sana reads both, "
             "and a run may start from them (init, docs/weights.md)"
         )
     if is_published(data):
         return open_published(folder, data, allow_pickle=allow_pickle)
-    config = _parse_config(data, file)
-    tensors: dict[str, Tensor | StoredTensor] = {}
+    try:
+        config = from_dict(UnifiedModelConfig, upgraded_config(data))
+    except UsageError as error:
+        raise UsageError(f"{file}: {error}") from error
+    tensors: dict[str, Weight] = {}
     problems = Problems()
     for part in ("", *_PARTS):
         if part not in config.absent_parts or has_tensors(folder / part, "model"):
@@ -204,38 +208,13 @@ def open_model(name: str | Path, *, allow_pickle: bool = False) -> StoredModel:
         tokenizer = Tokenizer.load(folder)
         check_tokenizer(tokenizer, config, str(folder / TOKENIZER_FILE))
     problems.refuse()
-    tensors = NAMES.respelled(unwrapped(tensors, folder), str(folder))
+    tensors = OWN.respelled(unwrapped(tensors, folder), str(folder))
     skeleton = sketch(config, file, len(tensors))
     require_fit(skeleton.state_dict(), tensors, str(folder))
     return StoredModel(config, tensors, tokenizer, folder)
-
-
-def _split(
-    tensors: Mapping[str, Tensor | StoredTensor],
-) -> dict[str, dict[str, Tensor | StoredTensor]]:
-    parts: dict[str, dict[str, Tensor | StoredTensor]] = {part: {} for part in ("", *_PARTS)}
-    for name, tensor in tensors.items():
-        part, _, rest = name.partition(".")
-        if part in _PARTS:
-            parts[part][rest] = tensor
-        else:
-            parts[""][name] = tensor
-    return parts
 
 
 def _stored(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
     if not tensor.is_floating_point() or "normalizer." in name:
         return tensor.detach().cpu().contiguous()
     return tensor.detach().to("cpu", dtype).contiguous()
-
-
-def _parse_config(data: Any, file: Path) -> UnifiedModelConfig:  # noqa: ANN401
-    try:
-        return from_dict(UnifiedModelConfig, upgraded_config(data))
-    except UsageError as error:
-        raise UsageError(f"{file}: {error}") from error
-
-
-def describe_models() -> str:
-    """Returns the models there are, a line each; see `blip3o.weights.names`."""
-    return names.describe_models(BUNDLED)

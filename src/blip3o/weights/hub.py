@@ -107,7 +107,8 @@ def _reason(name: str, revision: str | None, error: BaseException) -> str:
 
     if is_any(errors.GatedRepoError):
         return (
-            f"the hub asks you to agree first: https://huggingface.co/{name}, then `hf auth login`"
+            f"the hub requires your agreement first: https://huggingface.co/{name}, then "
+            "`hf auth login`"
         )
     if is_any(errors.RepositoryNotFoundError):
         return "the hub has no model of that name, or it is private: `hf auth login`"
@@ -118,11 +119,11 @@ def _reason(name: str, revision: str | None, error: BaseException) -> str:
         return f"only a part of it is in the hub's cache; download it: hf download {name}{at}"
     if is_any(errors.OfflineModeIsEnabled):
         return (
-            "it is not in the hub's cache, and HF_HUB_OFFLINE forbids to download it: unset "
+            "it is not in the hub's cache, and HF_HUB_OFFLINE forbids the download: unset "
             f"it, or copy the cache of a machine that ran: hf download {name}{at}"
         )
-    said = (str(error).strip().splitlines() or [type(error).__name__])[0]
-    return f"the hub did not give it: {said}"
+    reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return f"the download failed: {reason}"
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:

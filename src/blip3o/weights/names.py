@@ -4,7 +4,6 @@ import json
 import math
 import os
 import re
-from collections.abc import Mapping
 from pathlib import Path
 
 from blip3o.core.errors import UsageError, unknown_name
@@ -21,15 +20,12 @@ KNOWS = {"pocket": "draws, edits and describes scenes of one to four of 48 thing
 """Abilities of a bundled model, as a sentence without its subject."""
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _NOT_LEARNED = ("__metadata__", "normalizer.")
+_FOLDERS = ("", "image_encoder", "image_decoder")
 _LONGEST_HEADER = 100_000_000
 
 
 def short_name(name: str | Path) -> str | None:
-    """Returns the short name of a released model; None for any other model.
-
-    Args:
-        name: "8b", "8B", "blip3o-8b", or its hub id.
-    """
+    """Returns the short name of a released model ("8B", "blip3o-8b" or its hub id), or None."""
     lowered = str(name).lower().replace("_", "-").removeprefix("blip3o-")
     if lowered in RELEASED:
         return lowered
@@ -44,7 +40,7 @@ def full_name(name: str | Path) -> str | Path:
             existing folder takes precedence over a short name.
 
     Raises:
-        UsageError: if it is neither a text nor a path.
+        UsageError: if it is neither a string nor a path.
     """
     if not isinstance(name, str | Path):
         raise UsageError(f"a model is named by a text or a path, not {name!r}")
@@ -86,15 +82,11 @@ def unknown_model(name: str) -> UsageError:
     return unknown_name("model", name, [*BUNDLED, *RELEASED, *(f"blip3o-{n}" for n in RELEASED)])
 
 
-def describe_models(bundled: Mapping[str, Path] | None = None) -> str:
-    """Returns a list of models, one per line: the bundled ones, then the released ones.
-
-    Args:
-        bundled: folders of models by name; None for those of the package.
-    """
+def describe_models() -> str:
+    """Returns a list of models, one per line: the bundled ones, then the released ones."""
     lines = []
-    for name, folder in (BUNDLED if bundled is None else bundled).items():
-        files = [folder / part / "model.safetensors" for part in ("", *_FOLDERS)]
+    for name, folder in BUNDLED.items():
+        files = [folder / part / "model.safetensors" for part in _FOLDERS]
         if all(file.is_file() for file in files):
             megabytes = sum(file.stat().st_size for file in files) / 1e6
             millions = sum(_count(file) for file in files) / 1e6
@@ -107,9 +99,6 @@ def describe_models(bundled: Mapping[str, Path] | None = None) -> str:
         lines.append(f"{name}  {hub_id}: {_SIZES[name]}, downloaded by the first --model {name}")
     lines.append("any folder written by training also works: --model RUN/model")
     return "\n".join(lines)
-
-
-_FOLDERS = ("image_encoder", "image_decoder")
 
 
 def _count(file: Path) -> int:

@@ -14,7 +14,7 @@ from torch import Tensor
 from blip3o.core.errors import UsageError
 from blip3o.weights.shards import read_index, require_finite
 from blip3o.weights.small_files import refuse_pointer
-from blip3o.weights.strict import fold_sentences
+from blip3o.weights.strict import Problems
 
 _UNDER = ("module", "model", "state_dict", "model_state_dict")
 _SINGLE, _INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
@@ -36,22 +36,14 @@ def read_pickles(folder: Path) -> dict[str, Tensor]:
             names all of them.
     """
     tensors: dict[str, Tensor] = {}
-    problems: list[str] = []
-    for file in _files(folder):
-        try:
-            tensors |= _read(file)
-        except UsageError as error:
-            problems.append(str(error))
-    if problems:
-        raise UsageError(fold_sentences(problems))
-    return tensors
-
-
-def _files(folder: Path) -> list[Path]:
     index = folder / _INDEX
-    if not index.is_file():
-        return [folder / _SINGLE]
-    return [folder / name for name in sorted(set(read_index(index).values()))]
+    names = sorted(set(read_index(index).values())) if index.is_file() else [_SINGLE]
+    problems = Problems()
+    for name in names:
+        with problems.collect():
+            tensors |= _read(folder / name)
+    problems.refuse()
+    return tensors
 
 
 def _is_old(file: Path) -> bool:
@@ -80,7 +72,7 @@ def _read(file: Path) -> dict[str, Tensor]:
 
 
 def _candidates(held: object) -> list[object]:
-    """Returns the possible states in a file: its content, and the usual entries of trainers."""
+    """Returns the possible state dicts in a file: the content and the values of known keys."""
     inner = [held[name] for name in _UNDER if name in held] if isinstance(held, dict) else []
     return [held, *inner]
 

@@ -1,28 +1,26 @@
-"""The folder `diffusion-decoder/` of the released models: what diffusers writes, part by part.
+"""The folder `diffusion-decoder/` of the released models, as diffusers writes it.
 
     unet/config.json, unet/diffusion_pytorch_model[.VARIANT].safetensors
     vae/config.json, vae/diffusion_pytorch_model[.VARIANT].safetensors
     scheduler/scheduler_config.json
-    empty_features.safetensors         ours: the stored empty condition, if there is one
+    empty_features.safetensors         the stored empty condition; an optional addition of ours
 
-The tokenizer, the feature extractor and the programs of the released folder are not needed.
+The tokenizer, the feature extractor and the code in the released folder are not needed.
 """
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import Tensor
 
 from blip3o.core.config import from_dict, to_dict
 from blip3o.core.errors import UsageError
 from blip3o.models.autoencoders import KlAutoencoderConfig
 from blip3o.models.decoders.sdxl import SdxlDecoder, SdxlDecoderConfig
 from blip3o.weights.keymaps.spellings import DIFFUSERS_VAE
-from blip3o.weights.shards import StoredTensor, has_tensors, open_tensors, write_tensors
-from blip3o.weights.small_files import read_json
+from blip3o.weights.shards import Weight, has_tensors, open_tensors, read, under, write_tensors
+from blip3o.weights.small_files import read_json, require_mapping
 from blip3o.weights.stored import sketch
 from blip3o.weights.strict import fold
 from blip3o.weights.wrappers import unwrapped
@@ -30,7 +28,7 @@ from blip3o.weights.wrappers import unwrapped
 _STEM, _EMPTY = "diffusion_pytorch_model", "empty_features"
 _VARIANTS = (".bf16", "", ".fp16")
 _CONFIGS = ("unet/config.json", "vae/config.json", "scheduler/scheduler_config.json")
-_FREE = ("sample_size", "force_upcast")  # of a VAE; neither changes what it computes here
+_IGNORED = ("sample_size", "force_upcast")  # fields of a VAE that do not change its results here
 _UNET_FIELDS = {
     "cross_attention_dim": "feature_channels",
     "sample_size": "sample_size",
@@ -52,25 +50,27 @@ _VAE_FIELDS = (
 )
 
 
-def released() -> dict[str, Any]:
+def released() -> dict[str, object]:
     """Returns the released decoder's config as plain data."""
     return to_dict(SdxlDecoderConfig.published())
 
 
-def read_config(folder: Path) -> dict[str, Any]:
+def read_config(folder: Path) -> dict[str, object]:
     """Returns the decoder's config as plain data.
 
     Args:
         folder: `diffusion-decoder`.
 
     Raises:
-        UsageError: if files are missing or unreadable, or describe another network than ours; it
-            names all of them.
+        UsageError: if files are missing or unreadable, or describe another network than ours; the
+            message names all of them.
     """
     missing = [str(folder / name) for name in _CONFIGS if not (folder / name).is_file()]
     if missing:
         raise UsageError(f"the released decoder is incomplete; missing: {fold(missing)}")
-    unet, vae, scheduler = (_read_json(folder / name) for name in _CONFIGS)
+    unet, vae, scheduler = (
+        require_mapping(read_json(folder / name), str(folder / name)) for name in _CONFIGS
+    )
     try:
         num_weights = len(_stored_weights(folder))
     except UsageError:  # reported when the weights are opened
@@ -79,20 +79,20 @@ def read_config(folder: Path) -> dict[str, Any]:
         ours = fields(unet, vae, scheduler)
         built = parts(sketch(from_dict(SdxlDecoderConfig, ours), folder, num_weights))
     except (ValueError, ArithmeticError, TypeError, KeyError, UsageError) as error:
-        raise UsageError(f"{folder} describes no decoder of the family: {error}") from error
+        raise UsageError(f"{folder} does not describe a decoder of the family: {error}") from error
     others = [
         *_differences("unet", unet, built[0]),
-        *_differences("vae", {k: v for k, v in vae.items() if k not in _FREE}, built[1]),
+        *_differences("vae", {k: v for k, v in vae.items() if k not in _IGNORED}, built[1]),
     ]
     if others:
-        raise UsageError(f"{folder} is of another decoder: {fold(others)}")
+        raise UsageError(f"{folder} holds another decoder: {fold(others)}")
     return ours
 
 
 def fields(
-    unet: Mapping[str, Any], vae: Mapping[str, Any], scheduler: Mapping[str, Any]
-) -> dict[str, Any]:
-    """Returns our config, as plain data, out of diffusers' three.
+    unet: Mapping[str, object], vae: Mapping[str, object], scheduler: Mapping[str, object]
+) -> dict[str, object]:
+    """Returns our config as plain data, from the three configs of diffusers.
 
     Raises:
         KeyError: if a size is missing.
@@ -103,18 +103,18 @@ def fields(
     return released() | known | {"autoencoder": own, "scheduler": dict(scheduler)}
 
 
-def parts(decoder: SdxlDecoder) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+def parts(decoder: SdxlDecoder) -> tuple[dict[str, object], dict[str, object], dict[str, object]]:
     """Returns diffusers' configs of the UNet, the VAE and the scheduler, as it writes them."""
     unet, vae = (json.loads(part.to_json_string()) for part in (decoder.unet, decoder.vae))
     return unet, vae, dict(decoder.config.scheduler)
 
 
-def open_weights(folder: Path, config: SdxlDecoderConfig) -> dict[str, Tensor | StoredTensor]:
-    """Returns the decoder's tensors by the names that `SdxlDecoder` has.
+def open_weights(folder: Path, config: SdxlDecoderConfig) -> dict[str, Weight]:
+    """Returns the decoder's tensors by their names in `SdxlDecoder`.
 
     Args:
         folder: `diffusion-decoder`.
-        config: the decoder; the empty condition is zeros where none is stored.
+        config: the decoder's config, for the empty condition; zeros are used if none is stored.
 
     Raises:
         UsageError: if files are missing or damaged.
@@ -122,12 +122,12 @@ def open_weights(folder: Path, config: SdxlDecoderConfig) -> dict[str, Tensor | 
     tensors = _stored_weights(folder)
     if has_tensors(folder, _EMPTY):
         return tensors | open_tensors(folder, _EMPTY)
-    # Expanded zeros take no memory: the sizes are not checked against the weights yet.
+    # The sizes are not checked against the weights yet, and expanded zeros need no memory.
     return tensors | {_EMPTY: torch.zeros(()).expand(config.grid**2, config.feature_channels)}
 
 
-def _stored_weights(folder: Path) -> dict[str, Tensor | StoredTensor]:
-    tensors: dict[str, Tensor | StoredTensor] = {}
+def _stored_weights(folder: Path) -> dict[str, Weight]:
+    tensors: dict[str, Weight] = {}
     for part in ("unet", "vae"):
         stems = [_STEM + variant for variant in _VARIANTS]
         stem = next((stem for stem in stems if has_tensors(folder / part, stem)), _STEM)
@@ -138,42 +138,29 @@ def _stored_weights(folder: Path) -> dict[str, Tensor | StoredTensor]:
     return tensors
 
 
-def write(folder: Path, decoder: SdxlDecoder, tensors: Mapping[str, Tensor | StoredTensor]) -> None:
+def write(folder: Path, decoder: SdxlDecoder, tensors: Mapping[str, Weight]) -> None:
     """Writes the folder.
 
     Args:
         folder: created if missing.
-        decoder: describes the parts; its weights are not read.
-        tensors: the decoder's state dict.
+        decoder: the decoder, for its configs; its weights are not read.
+        tensors: state dict of the decoder.
     """
     for part in ("unet", "vae"):
-        front = f"{part}."
-        own = {k.removeprefix(front): t for k, t in tensors.items() if k.startswith(front)}
-        write_tensors(folder / part, own, _STEM + (".bf16" if _is_bf16(own.values()) else ""))
+        own = under(f"{part}.", tensors)
+        is_bf16 = next(iter(own.values())).dtype == torch.bfloat16
+        write_tensors(folder / part, own, _STEM + (".bf16" if is_bf16 else ""))
     for name, content in zip(_CONFIGS, parts(decoder), strict=True):
         file = folder / name
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    empty = tensors[_EMPTY]
-    empty = empty.read() if isinstance(empty, StoredTensor) else empty
+    empty = read(tensors[_EMPTY])
     if bool(empty.any()):
         write_tensors(folder, {_EMPTY: empty}, _EMPTY)
 
 
-def _is_bf16(tensors: Iterable[Tensor | StoredTensor]) -> bool:
-    """Returns whether the first tensor is bf16: diffusers puts that into the file's name."""
-    return next(iter(tensors)).dtype == torch.bfloat16
-
-
-def _read_json(file: Path) -> dict[str, Any]:
-    data = read_json(file)
-    if not isinstance(data, dict):
-        raise UsageError(f"{file} must hold a mapping, got {str(data)[:80]}")
-    return data
-
-
-def _differences(part: str, given: Mapping[str, Any], built: Mapping[str, Any]) -> list[str]:
-    """Returns the fields in which a config differs from ours; null, false and 0 are all "no"."""
+def _differences(part: str, given: Mapping[str, object], built: Mapping[str, object]) -> list[str]:
+    """Returns the fields in which a config differs from ours; null, false and 0 are equal."""
     return [
         f"{part}.{name} {value!r} instead of {built[name]!r}"
         for name, value in given.items()

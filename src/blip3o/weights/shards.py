@@ -12,6 +12,7 @@ import json
 import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Self
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -21,7 +22,7 @@ from torch import Tensor
 from blip3o.core.errors import UsageError
 from blip3o.core.files import atomic_file, write_atomic
 from blip3o.weights.small_files import read_json, refuse_pointer
-from blip3o.weights.strict import fold, fold_sentences
+from blip3o.weights.strict import TensorT, fold, fold_sentences
 
 MAX_SHARD_BYTES = 5 * 2**30
 """Largest number of bytes of tensors in one file; writing needs as much memory."""
@@ -89,6 +90,10 @@ class StoredTensor:
         """Size in bytes."""
         return math.prod(self.shape) * self.dtype.itemsize
 
+    def reshape(self, shape: tuple[int, ...], /) -> Self:
+        """Returns the same tensor, to be read in another shape."""
+        return dataclasses.replace(self, shape=shape)
+
     def read(self) -> Tensor:
         """Returns the tensor; it shares memory with the mapped file.
 
@@ -98,6 +103,10 @@ class StoredTensor:
         tensor = self.file.get_tensor(self.key).reshape(self.shape)
         require_finite(tensor, self.key, self.path)
         return tensor
+
+
+Weight = Tensor | StoredTensor
+"""A weight in memory or in a file."""
 
 
 def has_tensors(folder: Path, name: str) -> bool:
@@ -144,9 +153,7 @@ def other_form(folder: Path) -> str | None:
     return next((advice for form, advice in forms if any(folder.glob(form))), None)
 
 
-def write_tensors(
-    folder: Path, tensors: Mapping[str, Tensor | StoredTensor], name: str = "model"
-) -> None:
+def write_tensors(folder: Path, tensors: Mapping[str, Weight], name: str = "model") -> None:
     """Writes tensors into a folder: one file, or shards and an index if they are too large.
 
     Files of the same name are replaced one by one; other shards of an earlier save are removed.
@@ -191,9 +198,14 @@ def _index(folder: Path, name: str) -> Path:
     return folder / f"{stem}.safetensors.index.{ending}"
 
 
-def read(tensor: Tensor | StoredTensor) -> Tensor:
+def read(tensor: Weight) -> Tensor:
     """Returns a tensor in memory, read from its file if it is stored."""
     return tensor.read() if isinstance(tensor, StoredTensor) else tensor
+
+
+def under(prefix: str, tensors: Mapping[str, TensorT]) -> dict[str, TensorT]:
+    """Returns the tensors whose names begin with a prefix, by the rest of their names."""
+    return {k.removeprefix(prefix): t for k, t in tensors.items() if k.startswith(prefix)}
 
 
 def require_finite(tensor: Tensor, name: str, where: Path | str) -> None:
@@ -218,7 +230,7 @@ def require_finite(tensor: Tensor, name: str, where: Path | str) -> None:
             )
 
 
-def _shards(tensors: Mapping[str, Tensor | StoredTensor]) -> Iterator[list[str]]:
+def _shards(tensors: Mapping[str, Weight]) -> Iterator[list[str]]:
     """Yields the names of each shard's tensors, in order; at least one shard."""
     keys: list[str] = []
     size = 0
@@ -288,17 +300,16 @@ def read_index(index: Path, ending: str = "") -> dict[str, str]:
         UsageError: if the index is invalid, or names anything but files in its own folder.
     """
     content = read_json(index, fault="is not an index of shards")
-    try:
-        places = content["weight_map"]
-        names = set(places.values())
-    except (KeyError, TypeError, AttributeError) as error:
-        raise UsageError(f"{index} is not an index of shards: {error!r}") from error
-    unfit = sorted(
-        repr(name)
-        for name in names
-        if not isinstance(name, str) or not name.endswith(ending) or {"/", "\\"} & set(name)
-    )
-    if unfit or not names:
+    given = content.get("weight_map") if isinstance(content, Mapping) else None
+    if not isinstance(given, Mapping):
+        raise UsageError(f"{index} is not an index of shards: it needs a mapping 'weight_map'")
+    places = {
+        key: name
+        for key, name in given.items()
+        if isinstance(name, str) and name.endswith(ending) and not {"/", "\\"} & set(name)
+    }
+    unfit = sorted({repr(name) for key, name in given.items() if key not in places})
+    if unfit or not places:
         said = f"it names {fold(unfit)}" if unfit else "it names none"
         wanted = f"*{ending} files" if ending else "files"
         raise UsageError(f"{index} must name {wanted} in its own folder; {said}")

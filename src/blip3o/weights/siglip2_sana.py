@@ -1,13 +1,13 @@
-"""The published SigLIP2 + SANA folder: images to features, and those features to images.
+"""The published SigLIP2 + SANA folder: an image encoder, and a decoder of its features.
 
-    config.json                        fields of the original's class
-    model.safetensors, or shards       names as in `NAMES`, or in `TRAINING_NAMES`
+    config.json                        fields of the original class
+    model.safetensors, or shards       names as in `NAMES`
 
-It holds no language model, so it is no model of ours by itself but two parts of one. Of config.json
-only `diffusion_model`, `input_size`, `num_pooled_tokens` and `pooler_output` are read; the sizes of
-SigLIP2, SANA and DC-AE are constants of the release. Where they differ, a key `blip3o` holds the
-configs of both parts. The hub's file was never opened, and the scheduler that it names by an id is
-not in the folder: `dpm_scheduler` stands in for it.
+The folder has no language model, so it is two parts of a model and not a whole one. Only
+`diffusion_model`, `input_size`, `num_pooled_tokens` and `pooler_output` are read from config.json;
+the sizes of SigLIP2, SANA and DC-AE are constants of the release. If they differ, a key `blip3o`
+contains the configs of both parts. We have not seen the config.json on the hub. The scheduler,
+which it names by an id, is not in the folder; `dpm_scheduler` replaces it.
 
 Reference:
     Names, shapes and numbers are checked by the parity family `siglip2_sana`.
@@ -17,7 +17,7 @@ import dataclasses
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -26,9 +26,9 @@ from blip3o.core.config import from_dict, to_dict
 from blip3o.core.errors import UsageError
 from blip3o.models.decoders.sana import SanaDecoder, SanaDecoderConfig
 from blip3o.models.encoders.siglip2 import Siglip2Encoder, Siglip2EncoderConfig
-from blip3o.weights.keymaps.prefixes import PrefixMap
+from blip3o.weights.keymaps.published import PrefixMap
 from blip3o.weights.keymaps.spellings import SIGLIP2_SANA
-from blip3o.weights.shards import open_tensors, read
+from blip3o.weights.shards import open_tensors, read, under
 from blip3o.weights.small_files import read_json
 from blip3o.weights.stored import build_without_weights, sketch
 from blip3o.weights.strict import require_fit
@@ -42,20 +42,10 @@ NAMES = PrefixMap(
         ("vae.", "image_decoder.vae."),
     )
 )
-"""Names in the released folder, and ours."""
-
-TRAINING_NAMES = PrefixMap(
-    (
-        ("encoder.vision_model.", "image_encoder.tower."),
-        ("connector.", "image_decoder.connector."),
-        ("transformer.", "image_decoder.transformer."),
-        ("vae.", "image_decoder.vae."),
-    )
-)
-"""Names in a checkpoint of the original's reconstruction training, and ours."""
+"""Prefixes of names in the released folder, and ours; `SIGLIP2_SANA` translates other names."""
 
 _OWN = "blip3o"
-_INPUT_SIZE = 32  # of the latents, where config.json is silent: the default of its class
+_INPUT_SIZE = 32  # side of the latents if config.json omits it: the default of the original class
 
 
 class Siglip2Sana(NamedTuple):
@@ -70,7 +60,7 @@ class Siglip2Sana(NamedTuple):
     image_decoder: SanaDecoder
 
     def state(self) -> dict[str, Tensor]:
-        """Returns the weights of both, by the names that they have in a unified model."""
+        """Returns the weights of both parts, by their names in a unified model."""
         return {
             f"{part}.{name}": tensor
             for part, module in zip(self._fields, self, strict=True)
@@ -79,7 +69,7 @@ class Siglip2Sana(NamedTuple):
 
 
 def is_siglip2_sana(folder: str | Path) -> bool:
-    """Returns whether a folder is one of this layout, by its config.json."""
+    """Returns whether a folder has this layout, according to its config.json."""
     try:
         data = read_json(Path(folder) / "config.json")
     except UsageError:
@@ -94,32 +84,27 @@ def load_siglip2_sana(folder: Path, dtype: torch.dtype = torch.float32) -> Sigli
 
     Args:
         folder: the folder.
-        dtype: type of the weights in memory.
+        dtype: dtype of the weights in memory.
 
     Raises:
-        UsageError: if it is of another model, incomplete or damaged; one line that names every
-            file or weight.
+        UsageError: if the folder contains another model, or is incomplete or damaged; one line
+            names every file or weight.
     """
-    encoder, decoder = _configs(folder / "config.json")
-    found = SIGLIP2_SANA.respelled(unwrapped(open_tensors(folder), folder), str(folder))
     file = folder / "config.json"
+    data = read_json(file)
+    try:
+        encoder, decoder = _configs(data)
+    except (UsageError, ValueError, TypeError, KeyError) as error:
+        raise UsageError(f"{file}: {error}") from error
+    found = SIGLIP2_SANA.respelled(unwrapped(open_tensors(folder), folder), str(folder))
     for config in (encoder, decoder):
         sketch(config, file, len(found))
-    is_released = any(name.startswith("transformer.transformer.") for name in found)
-    names = NAMES if is_released else TRAINING_NAMES
     parts = Siglip2Sana(build_without_weights(encoder), build_without_weights(decoder))
-    expected = {
-        published: tensor
-        for name, tensor in parts.state().items()
-        if (published := names.published(name)) is not None  # the empty condition is ours
-    }
-    require_fit(expected, found, str(folder))
+    require_fit(NAMES.to_published(parts.state()), found, str(folder))
+    ours = NAMES.to_ours(found)
     for part, module in zip(parts._fields, parts, strict=True):
-        state = {
-            name.removeprefix(f"{part}."): read(found[published]).to(dtype, copy=True)
-            for published in found
-            if (name := names.ours(published) or "").startswith(f"{part}.")
-        }
+        stored = under(f"{part}.", ours)
+        state = {name: read(tensor).to(dtype, copy=True) for name, tensor in stored.items()}
         if module is parts.image_decoder:
             state["empty_features"] = _black(parts.image_encoder)
         module.load_state_dict(state, strict=True, assign=True)
@@ -134,20 +119,14 @@ def _black(encoder: Siglip2Encoder) -> Tensor:
     return encoder(torch.full((1, 3, side, side), -1.0, dtype=weight.dtype))[0]
 
 
-def _configs(file: Path) -> tuple[Siglip2EncoderConfig, SanaDecoderConfig]:
-    """Returns the configs of both parts."""
-    data = read_json(file)
-    try:
-        return _read_configs(data)
-    except (UsageError, ValueError, TypeError, KeyError) as error:
-        raise UsageError(f"{file}: {error}") from error
-
-
-def _read_configs(data: Any) -> tuple[Siglip2EncoderConfig, SanaDecoderConfig]:  # noqa: ANN401
+def _configs(data: object) -> tuple[Siglip2EncoderConfig, SanaDecoderConfig]:
+    """Returns the configs of both parts, from the content of config.json."""
     if not isinstance(data, Mapping) or data.get("diffusion_model") != "sana":
-        raise UsageError("diffusion_model must be 'sana': it is of another model")
+        raise UsageError("diffusion_model must be 'sana'; this is another model")
     if data.get("pooler_output"):
-        raise UsageError("pooler_output must be false: features are tokens, not one vector")
+        raise UsageError(
+            "pooler_output must be false, because the features are tokens, not one vector"
+        )
     own = data.get(_OWN, {"image_encoder": {}, "image_decoder": {}})
     released = Siglip2EncoderConfig.so400m(image_px=512, patch_px=16, keep_head=True)
     fields = {**to_dict(released), "skip_last": 1, **own["image_encoder"]}
@@ -165,11 +144,11 @@ def _read_configs(data: Any) -> tuple[Siglip2EncoderConfig, SanaDecoderConfig]: 
     fields |= {"sample_size": _whole_number(data, "input_size", _INPUT_SIZE)}
     decoder = from_dict(SanaDecoderConfig, fields, "image_decoder")
     if (decoder.feature_channels, decoder.grid) != (encoder.num_channels, encoder.grid):
-        raise UsageError("image_decoder does not take the features of image_encoder")
+        raise UsageError("image_decoder does not fit the features of image_encoder")
     return encoder, decoder
 
 
-def _whole_number(data: Mapping[str, Any], name: str, default: int) -> int:
+def _whole_number(data: Mapping[str, object], name: str, default: int) -> int:
     value = data.get(name, default)
     if not isinstance(value, int) or (value < 1 and value != default):
         raise UsageError(f"{name} must be a whole number above 0, got {value!r}")

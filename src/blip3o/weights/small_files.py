@@ -3,8 +3,8 @@
 Pipes, devices, git-lfs pointers and oversized JSON are refused with a one-line error.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from blip3o.core.errors import UsageError
 from blip3o.core.texts import LFS_START, load_json
@@ -16,14 +16,7 @@ _POINTER_BYTES = 1024
 
 
 def require_ordinary(file: Path) -> None:
-    """Refuses a file that is missing, not a regular file, or a git-lfs pointer.
-
-    Args:
-        file: path of the file; links are followed.
-
-    Raises:
-        UsageError: in each of these cases, with the remedy.
-    """
+    """Raises `UsageError` for a file that is missing, not regular, or a git-lfs pointer."""
     if not file.is_file():
         what = "is not a regular file" if file.exists() else "is missing"
         raise UsageError(f"{file} {what}; the model folder is incomplete")
@@ -31,11 +24,7 @@ def require_ordinary(file: Path) -> None:
 
 
 def refuse_pointer(file: Path) -> None:
-    """Refuses a git-lfs pointer in place of the file itself.
-
-    Raises:
-        UsageError: if the file is a pointer.
-    """
+    """Raises `UsageError` for a git-lfs pointer in place of the file itself."""
     try:
         if not file.is_file() or file.stat().st_size > _POINTER_BYTES:
             return
@@ -48,7 +37,7 @@ def refuse_pointer(file: Path) -> None:
         )
 
 
-def read_json(file: Path, fault: str = "cannot be read") -> Any:  # noqa: ANN401  (any JSON)
+def read_json(file: Path, fault: str = "cannot be read") -> object:
     """Returns the content of a JSON file.
 
     Args:
@@ -66,3 +55,10 @@ def read_json(file: Path, fault: str = "cannot be read") -> Any:  # noqa: ANN401
         return load_json(file.read_bytes())
     except (OSError, ValueError) as error:
         raise UsageError(f"{file} {fault}: {error}") from error
+
+
+def require_mapping(value: object, name: str) -> Mapping[str, object]:
+    """Returns a value of a JSON file, or raises `UsageError` if it is not a mapping."""
+    if not isinstance(value, Mapping):
+        raise UsageError(f"{name} must be a mapping, got {str(value)[:80]}")
+    return value

@@ -20,7 +20,7 @@ from blip3o.models.quantize import quantize_backbone
 from blip3o.models.unified import UnifiedModel, UnifiedModelConfig
 from blip3o.nn.quantized import Quantization, quantize_weight
 from blip3o.text.tokenizer import Tokenizer
-from blip3o.weights.shards import StoredTensor
+from blip3o.weights.shards import Weight, read
 from blip3o.weights.strict import require_fit
 
 _SPARE_WEIGHTS = 10_000
@@ -42,14 +42,14 @@ class StoredModel:
     """A complete model in files.
 
     Args:
-        config: the model's parts.
+        config: config of the model.
         tensors: the whole state dict by our names; some tensors may be computed, not stored.
         tokenizer: the tokenizer that the model was trained with.
         folder: the folder of the files.
     """
 
     config: UnifiedModelConfig
-    tensors: Mapping[str, Tensor | StoredTensor]
+    tensors: Mapping[str, Weight]
     tokenizer: Tokenizer
     folder: Path
 
@@ -125,17 +125,10 @@ def sketch(config: Buildable[ModuleT_co], where: Path, num_weights: float = math
     Raises:
         UsageError: if the config is invalid, or its model is far too large for its weights.
     """
-    with _described_in(where):
+    try:
         _require_sane_numbers(config, num_weights)
         with torch.device("meta"), _limited(num_weights):
             return config.build()
-
-
-@contextmanager
-def _described_in(where: Path) -> Iterator[None]:
-    """Adds the file of an invalid config to its error."""
-    try:
-        yield
     except Exception as error:  # libraries raise errors of any type about sizes
         said = str(error).strip().splitlines() or [type(error).__name__]
         raise UsageError(f"{where} does not describe a model: {said[0]}") from error
@@ -187,9 +180,9 @@ def check_tokenizer(
 
     Args:
         tokenizer: the tokenizer.
-        config: of the model.
-        source: the place of the tokenizer, for the message.
-        model: the place of the model's settings, for the message.
+        config: config of the model.
+        source: source of the tokenizer, for the message.
+        model: source of the config, for the message.
 
     Raises:
         UsageError: if it has another image placeholder, or more tokens than the model.
@@ -208,11 +201,7 @@ def check_tokenizer(
 
 
 def build_without_weights(config: Buildable[ModuleT_co]) -> ModuleT_co:
-    """Returns a module with its parameters on the meta device and its computed buffers filled.
-
-    Args:
-        config: config of the module.
-    """
+    """Returns a module with its parameters on the meta device and its computed buffers filled."""
 
     def to_meta(module: nn.Module, name: str, parameter: nn.Parameter) -> nn.Parameter:
         del module, name
@@ -226,21 +215,16 @@ def build_without_weights(config: Buildable[ModuleT_co]) -> ModuleT_co:
         hook.remove()
 
 
-def _placed(
-    name: str, tensor: Tensor | StoredTensor, device: torch.device, dtype: torch.dtype
-) -> Tensor:
+def _placed(name: str, tensor: Weight, device: torch.device, dtype: torch.dtype) -> Tensor:
     """Returns a copy of a tensor in memory; the mapped file may change later."""
-    value = tensor.read() if isinstance(tensor, StoredTensor) else tensor
+    value = read(tensor)
     kind = dtype if value.is_floating_point() else value.dtype
     placed = value.to(device=device, dtype=kind, copy=True)
-    is_wider = value.is_floating_point() and _largest(value.dtype) > 2 * _largest(kind)
-    if is_wider and not bool(placed.isfinite().all()):
+    is_floating = value.is_floating_point()
+    is_narrower = is_floating and torch.finfo(kind).max < torch.finfo(value.dtype).max / 2
+    if is_narrower and not bool(placed.isfinite().all()):
         said = str(kind).removeprefix("torch.")
         raise UsageError(
             f"{name} holds numbers that are too large for {said}: load the model as bfloat16"
         )
     return placed
-
-
-def _largest(dtype: torch.dtype) -> float:
-    return torch.finfo(dtype).max

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Protocol
+from typing import Protocol, Self, TypeVar
 
 import torch
 
@@ -26,6 +26,13 @@ class Described(Protocol):
     def dtype(self) -> torch.dtype:
         """Type of the numbers."""
         ...
+
+    def reshape(self, shape: tuple[int, ...], /) -> Self:
+        """Returns the same numbers in another shape."""
+        ...
+
+
+TensorT = TypeVar("TensorT", bound=Described)
 
 
 class Problems:
@@ -96,7 +103,7 @@ def require_fit(
     Args:
         expected: the weights of the model.
         found: the stored weights; any floating dtype matches any other.
-        where: place of the weights, for the message.
+        where: source of the weights, for the message.
         also: further complaints to add to the message.
 
     Raises:
@@ -105,30 +112,28 @@ def require_fit(
     """
     both = [(name, tensor, found[name]) for name, tensor in expected.items() if name in found]
     misshapen = [
-        f"{name} {list(held.shape)} instead of {list(asked.shape)}"
-        for name, asked, held in both
-        if tuple(held.shape) != tuple(asked.shape)
+        f"{name} {list(stored.shape)} instead of {list(ours.shape)}"
+        for name, ours, stored in both
+        if tuple(stored.shape) != tuple(ours.shape)
     ]
-    of_a_kind = [
-        f"{name} {str(held.dtype).removeprefix('torch.')}"
-        for name, asked, held in both
-        if held.dtype.is_floating_point != asked.dtype.is_floating_point
+    other_numbers = [
+        f"{name} {str(stored.dtype).removeprefix('torch.')}"
+        for name, ours, stored in both
+        if stored.dtype.is_floating_point != ours.dtype.is_floating_point
     ]
     lists = {
         "missing": sorted(expected.keys() - found.keys()),
         "extra": sorted(found.keys() - expected.keys()),
         "wrong shape": misshapen,
-        "wrong kind of numbers": of_a_kind,
+        "wrong kind of numbers": other_numbers,
     }
     complaints = [*also]
-    if any(0 in held.shape and 0 not in asked.shape for _, asked, held in both):
+    if any(0 in stored.shape and 0 not in ours.shape for _, ours, stored in both):
         complaints.append(
-            "weights of shape [0] are what DeepSpeed ZeRO-3 leaves: gather them with its "
-            "zero_to_fp32.py"
+            "weights of shape [0] come from DeepSpeed ZeRO-3: gather them with its zero_to_fp32.py"
         )
-    asked_lists = {what: names for what, names in lists.items() if names}
-    room = _ROOM // max(1, len(asked_lists))
-    problems = [f"{what}: {fold(names, room)}" for what, names in asked_lists.items()]
-    if problems or complaints:
-        said = "; ".join([*problems, *complaints])
-        raise UsageError(f"weights in {where} do not fit their config; {said}")
+    lists = {fault: names for fault, names in lists.items() if names}
+    room = _ROOM // max(1, len(lists))
+    problems = [f"{fault}: {fold(names, room)}" for fault, names in lists.items()] + complaints
+    if problems:
+        raise UsageError(f"weights in {where} do not fit their config; {'; '.join(problems)}")

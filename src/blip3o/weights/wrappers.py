@@ -17,11 +17,9 @@ They may occur anywhere, in any number and order. None of our networks uses thes
 from collections.abc import Collection, Mapping
 from pathlib import Path
 
-from torch import Tensor
-
 from blip3o.core.errors import UsageError
 from blip3o.weights.adapters import is_adapter, merge_adapters
-from blip3o.weights.shards import StoredTensor
+from blip3o.weights.shards import Weight
 from blip3o.weights.strict import fold
 
 _WRAPPERS = frozenset(
@@ -51,14 +49,14 @@ _COMPUTED = (
 
 
 def unwrapped(
-    tensors: Mapping[str, Tensor | StoredTensor], folder: Path | None, where: str = ""
-) -> dict[str, Tensor | StoredTensor]:
+    tensors: Mapping[str, Weight], folder: Path | None, where: str = ""
+) -> dict[str, Weight]:
     """Returns weights by their plain names, with adapters merged.
 
     Args:
         tensors: weights by their saved names.
         folder: contains `adapter_config.json` if there are adapters to merge.
-        where: place of the weights, for messages; "" means the folder.
+        where: source of the weights, for messages; "" means the folder.
 
     Raises:
         UsageError: if two weights have the same plain name, weights are flattened, or an adapter
@@ -74,7 +72,7 @@ def unwrapped(
     kept = {name: tensor for name, tensor in tensors.items() if not _is_spare(name, tensors)}
     wrapped = {front for name in kept if (front := name.partition(_BASE)[0]) != name}
     adapter: list[str] = []
-    plain: dict[str, Tensor | StoredTensor] = {}
+    plain: dict[str, Weight] = {}
     twice: list[str] = []
     for name, tensor in kept.items():
         own = plain_name(name)

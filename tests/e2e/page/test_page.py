@@ -282,7 +282,7 @@ def test_leaving_frees_the_engine(visit: Any, server: Any) -> None:
 
 
 def test_the_page_cannot_contact_other_hosts(browser: Any, server: Any) -> None:
-    """The fixture `visit` checks for every test that the page does not try to."""
+    """In addition, the fixture `visit` checks that no request leaves for another host."""
     page = browser.new_context().new_page()
     page.goto(server.url)
     asked = "fetch('http://example.invalid/').then(() => 'answered', error => error.message)"

@@ -11,7 +11,7 @@ pytest.importorskip("fastapi")
 
 @pytest.fixture(scope="session")
 def server(launch: Callable[..., Any]) -> Iterator[Any]:
-    """With the page if Gradio is installed; it must not affect programs."""
+    """A server, with the page if Gradio is installed: the page must not affect programs."""
     running = launch("--max-steps", "50", "--body-timeout-s", "2", "--max-image-bytes", "200000")
     yield running
     assert running.stop() == 0
@@ -24,7 +24,7 @@ def client(server: Any) -> "openai.OpenAI":
 
 @pytest.fixture
 def start(start: Callable[..., Any]) -> Callable[..., Any]:
-    """Without the page, because these servers run for one test and Gradio is slow to load."""
+    """Starts servers without the page: each runs for one test only, and Gradio is slow to load."""
 
     def run(*words: str, **options: str) -> Any:
         return start("--no-page", *words, **options)

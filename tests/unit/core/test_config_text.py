@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import pytest
 
-from blip3o.core.config import LocalPath, from_dict, load_yaml, override, save_yaml, to_dict
+from blip3o.core.config import LocalPath, from_dict, override, read_yaml, save_yaml, to_dict
 from blip3o.core.errors import UsageError
 
 
@@ -104,7 +104,7 @@ def test_a_text_survives_the_file_of_a_run(tmp_path: Path, text: str) -> None:
         Config(either=text),
     ):
         save_yaml(config, tmp_path / "config.yaml")
-        assert load_yaml(Config, tmp_path / "config.yaml") == config
+        assert from_dict(Config, read_yaml(tmp_path / "config.yaml")) == config
         assert from_dict(Config, to_dict(config)) == config
 
 
@@ -114,7 +114,7 @@ def test_random_texts_survive_the_command_line_and_files(tmp_path: Path) -> None
         text = "".join(rng.choices(letters, k=rng.randrange(1, 12)))
         config = Config(text=text, texts=(text,), words={text: text}, free={text: [text]})
         save_yaml(config, tmp_path / "config.yaml")
-        assert load_yaml(Config, tmp_path / "config.yaml") == config
+        assert from_dict(Config, read_yaml(tmp_path / "config.yaml")) == config
         inner = text.strip()
         if not (len(inner) > 1 and inner[0] == inner[-1] and inner[0] in "'\""):
             assert override(Config(), [f"text={text}"]).text == text
@@ -135,7 +135,7 @@ def test_quotes_around_a_whole_text_are_those_of_yaml(text: str, value: str) -> 
 def test_a_file_keeps_every_character_of_a_text(tmp_path: Path, text: str) -> None:
     file = tmp_path / "run.yaml"
     file.write_text(f"text: {text}\ntexts: [{text}, b]\nwords: {{k: {text}}}\neither: a {text}\n")
-    config = load_yaml(Config, file)
+    config = from_dict(Config, read_yaml(file))
     assert (config.text, config.texts, config.words) == (text, (text, "b"), {"k": text})
 
 
@@ -143,12 +143,12 @@ def test_a_file_spells_none_as_yaml_does(tmp_path: Path) -> None:
     file = tmp_path / "run.yaml"
     for nothing in ("null", "~", ""):
         file.write_text(f"maybe: {nothing}\nlimit: {nothing}\n")
-        assert load_yaml(Config, file) == Config()
+        assert from_dict(Config, read_yaml(file)) == Config()
     file.write_text("maybe: 'null'\n")
-    assert load_yaml(Config, file).maybe == "null"
+    assert from_dict(Config, read_yaml(file)).maybe == "null"
     file.write_text("text:\n")
     with pytest.raises(UsageError, match="text must be str, got None"):
-        load_yaml(Config, file)
+        from_dict(Config, read_yaml(file))
 
 
 @pytest.mark.parametrize(
@@ -162,14 +162,14 @@ def test_whole_numbers_are_decimal(tmp_path: Path, text: str, value: int) -> Non
     assert override(Config(), [f"count={text}"]).count == value
     assert override(Config(), [f"limit={text}"]).limit == value
     (tmp_path / "run.yaml").write_text(f"count: {text}\n")
-    assert load_yaml(Config, tmp_path / "run.yaml").count == value
+    assert from_dict(Config, read_yaml(tmp_path / "run.yaml")).count == value
 
 
 @pytest.mark.parametrize("text", ["1e-4", "1E-4", "0.0001", ".0001", "+1.0e-4", "00.0001"])
 def test_other_numbers_are_decimal(tmp_path: Path, text: str) -> None:
     assert override(Config(), [f"rate={text}"]).rate == 1e-4
     (tmp_path / "run.yaml").write_text(f"rate: {text}\n")
-    assert load_yaml(Config, tmp_path / "run.yaml").rate == 1e-4
+    assert from_dict(Config, read_yaml(tmp_path / "run.yaml")).rate == 1e-4
 
 
 @pytest.mark.parametrize(
@@ -233,7 +233,7 @@ def test_a_path_may_begin_with_the_home_folder(
 ) -> None:
     monkeypatch.setenv("HOME", "/home/me")
     (tmp_path / "run.yaml").write_text("folder: ~/a\ncache: ~\ntext: ~/x\n")
-    config = load_yaml(Config, tmp_path / "run.yaml")
+    config = from_dict(Config, read_yaml(tmp_path / "run.yaml"))
     assert (config.folder, config.cache, config.text) == ("/home/me/a", None, "~/x")
     changed = override(config, ["folder=~/a #1", "cache=~/b"])
     assert (changed.folder, changed.cache) == ("/home/me/a #1", "/home/me/b")
@@ -256,13 +256,13 @@ def test_a_repeated_key_is_refused_with_its_line(
     file = tmp_path / "run.yaml"
     file.write_text(content)
     with pytest.raises(UsageError, match=f"line {line}: the key '{key}' appears twice"):
-        load_yaml(Config, file)
+        from_dict(Config, read_yaml(file))
 
 
 def test_anchors_and_merged_mappings_work_in_files(tmp_path: Path) -> None:
     file = tmp_path / "run.yaml"
     file.write_text("left: &p {width: 2, note: 010}\nright: {<<: *p, note: b}\nextra: *p\n")
-    config = load_yaml(Config, file)
+    config = from_dict(Config, read_yaml(file))
     assert config.right == Part(width=2, note="b")
     assert config.extra == config.left == Part(width=2, note="010")
 
@@ -274,5 +274,5 @@ def test_anchors_and_merged_mappings_work_in_files(tmp_path: Path) -> None:
 def test_yaml_other_than_a_config_is_refused_in_one_line(tmp_path: Path, content: str) -> None:
     (tmp_path / "run.yaml").write_text(content)
     with pytest.raises(UsageError) as caught:
-        load_yaml(Config, tmp_path / "run.yaml")
+        from_dict(Config, read_yaml(tmp_path / "run.yaml"))
     assert "\n" not in str(caught.value)

@@ -48,7 +48,7 @@ def test_joined_processes_count_as_the_launcher_says() -> None:
 
 
 @pytest.mark.parametrize(
-    ("environ", "said"),
+    ("environ", "message"),
     [
         ({"WORLD_SIZE": ""}, "WORLD_SIZE must be a whole number, got ''"),
         ({"WORLD_SIZE": "two"}, "WORLD_SIZE must be a whole number"),
@@ -64,9 +64,9 @@ def test_joined_processes_count_as_the_launcher_says() -> None:
     ],
 )
 def test_inconsistent_variables_are_reported_in_one_line(
-    environ: dict[str, str], said: str
+    environ: dict[str, str], message: str
 ) -> None:
-    with pytest.raises(UsageError, match=said) as caught:
+    with pytest.raises(UsageError, match=message) as caught:
         count_processes(environ)
     assert "\n" not in str(caught.value)
 

@@ -48,8 +48,8 @@ def test_a_second_process_learns_the_holder_of_the_lock(tmp_path: Path) -> None:
     wait_for(tmp_path / "ready")
     with pytest.raises(UsageError) as caught, locked(lock, "is at work here"):
         pass
-    said = f"process {holder.pid} on {socket.gethostname()} is at work here"
-    assert str(caught.value) == said
+    expected = f"process {holder.pid} on {socket.gethostname()} is at work here"
+    assert str(caught.value) == expected
     holder.kill()
     holder.join()
 

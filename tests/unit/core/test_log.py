@@ -94,7 +94,7 @@ def test_a_closed_stderr_does_not_end_the_run(monkeypatch: pytest.MonkeyPatch) -
 
 
 @pytest.mark.parametrize(
-    ("count", "total", "seconds", "said"),
+    ("count", "total", "seconds", "shown"),
     [
         (25, 50, 600.0, "24 s each, 10 min left"),
         (1, 4, 15.0, "15 s each, 45 s left"),
@@ -105,6 +105,6 @@ def test_a_closed_stderr_does_not_end_the_run(monkeypatch: pytest.MonkeyPatch) -
     ],
 )
 def test_slow_progress_shows_the_seconds_per_item_and_the_remaining_time(
-    count: int, total: int | None, seconds: float, said: str
+    count: int, total: int | None, seconds: float, shown: str
 ) -> None:
-    assert log._pace(count, total, seconds).endswith(said)
+    assert log._pace(count, total, seconds).endswith(shown)

@@ -70,9 +70,10 @@ def test_the_longest_names_can_be_written(tmp_path: Path, length: int) -> None:
 def test_a_name_that_is_too_long_is_reported_as_such(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="too long") as caught:
         write_atomic(tmp_path / ("x" * 256), "a")
-    said = str(place_trouble(caught.value))
+    message = str(place_trouble(caught.value))
     assert (
-        said == f"cannot use {tmp_path / ('x' * 256)}: the name is too long; choose a shorter one"
+        message
+        == f"cannot use {tmp_path / ('x' * 256)}: the name is too long; choose a shorter one"
     )
 
 
@@ -88,8 +89,8 @@ def test_a_full_disk_names_the_file_and_leaves_the_older_one(
     monkeypatch.setattr(Path, "write_bytes", full)
     with pytest.raises(OSError, match="No space") as caught:
         write_atomic(tmp_path / "a", "new")
-    said = str(place_trouble(caught.value))
-    assert said.startswith(f"cannot use {tmp_path / 'a'}: the disk is full")
+    message = str(place_trouble(caught.value))
+    assert message.startswith(f"cannot use {tmp_path / 'a'}: the disk is full")
     assert [one.name for one in tmp_path.iterdir()] == ["a"]
     assert (tmp_path / "a").read_text() == "old"
 

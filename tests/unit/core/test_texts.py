@@ -12,22 +12,22 @@ def test_a_text_is_read_in_every_common_encoding(encoding: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("data", "said"),
+    ("data", "message"),
     [
         (b"version https://git-lfs.github.com/spec/v1\noid", "git lfs pull"),
-        (bytes(30), "nothing but zero bytes"),
+        (bytes(30), "only zero bytes"),
         (b"caf\xe9", "not utf-8 text: .* at byte 3; save it as UTF-8"),
         (b"\xff\xfea", "not utf-16-le text"),
     ],
 )
-def test_bytes_other_than_text_are_described(data: bytes, said: str) -> None:
+def test_bytes_other_than_text_are_described(data: bytes, message: str) -> None:
     for read in (decode_text, load_json):
-        with pytest.raises(ValueError, match=said):
+        with pytest.raises(ValueError, match=message):
             read(data)
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "message"),
     [
         ('{"a": 1,\n "b": {"a": 1},\n "a": 2}', "^line 3: the key 'a' appears twice"),
         ('[{"x": [],\n"y": "{\\"x\\": 1}", "x": 1}]', "^line 2: the key 'x' appears twice"),
@@ -39,7 +39,7 @@ def test_bytes_other_than_text_are_described(data: bytes, said: str) -> None:
         ("9" * 5000, "a number of more than 4300 digits"),
     ],
 )
-def test_invalid_or_ambiguous_json_is_refused(content: str, said: str) -> None:
-    with pytest.raises(ValueError, match=said):
+def test_invalid_or_ambiguous_json_is_refused(content: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         load_json(content)
     assert load_json('{"a": [{"b": 1}, {"b": 1}]}') == {"a": [{"b": 1}, {"b": 1}]}

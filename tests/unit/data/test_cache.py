@@ -114,7 +114,7 @@ def test_other_data_of_the_same_name_is_refused(
     cache.check(scenes.build(), "image")
 
 
-def test_a_stopped_build_goes_on(source: WebDatasetSource, tmp_path: Path) -> None:
+def test_a_stopped_build_resumes(source: WebDatasetSource, tmp_path: Path) -> None:
     calls: list[int] = []
 
     def stops(pixels: Tensor) -> Tensor:
@@ -139,7 +139,7 @@ def test_a_stopped_build_goes_on(source: WebDatasetSource, tmp_path: Path) -> No
         assert torch.equal(cache.get("scenes", "image", position), expected)
 
 
-def test_a_truncated_array_is_built_anew(source: WebDatasetSource, tmp_path: Path) -> None:
+def test_a_truncated_array_is_built_again(source: WebDatasetSource, tmp_path: Path) -> None:
     build(source, tmp_path)
     os.truncate(tmp_path / "scenes.image.f16", 100)
     cache = FeatureCache(tmp_path, "encoder/8")
@@ -157,7 +157,7 @@ def test_a_rebuild_that_dies_early_leaves_nothing_to_trust(
         raise OSError("disk full")
 
     with monkeypatch.context() as patch:
-        patch.setattr(module, "_write_info", fail)
+        patch.setattr(module, "write_atomic", fail)
         with pytest.raises(OSError, match="disk full"):
             build(source, tmp_path, fingerprint="another/8")
     for fingerprint in ("encoder/8", "another/8"):
@@ -238,7 +238,7 @@ def test_two_builders_do_the_work_once(source: WebDatasetSource, tmp_path: Path)
 
 
 @pytest.mark.parametrize("worlds", [(2, 2), (3, 2), (4, 1)])
-def test_processes_share_the_chunks_and_another_number_goes_on(
+def test_processes_share_the_chunks_and_another_number_resumes(
     source: WebDatasetSource, tmp_path: Path, worlds: tuple[int, int]
 ) -> None:
     calls: list[int] = []
@@ -287,7 +287,9 @@ def test_a_bad_image_is_a_bad_sample_with_a_cache(
     assert set(runs[0][1]) == {"2", "9"}
 
 
-def test_a_source_without_such_a_image_is_refused(source: WebDatasetSource, tmp_path: Path) -> None:
+def test_a_source_without_images_of_the_role_is_refused(
+    source: WebDatasetSource, tmp_path: Path
+) -> None:
     with pytest.raises(UsageError, match=r"no image 'target' of scenes can be read: .*'target'"):
         build(source, tmp_path, role="target")
 
@@ -301,7 +303,9 @@ def test_features_beyond_half_precision_are_refused(
         build(source, tmp_path, encode=lambda pixels: encode(pixels) * 1e6)
 
 
-def test_an_open_cache_travels_light(source: WebDatasetSource, tmp_path: Path) -> None:
+def test_an_open_cache_is_pickled_without_its_features(
+    source: WebDatasetSource, tmp_path: Path
+) -> None:
     build(source, tmp_path)
     cache = FeatureCache(tmp_path, "encoder/8")
     row = cache.get("scenes", "image", 4)
@@ -441,7 +445,7 @@ def test_an_array_overwritten_in_its_size_stops_the_loader(
         next(make_loader(mixture=(entry,), preparer=stale)(0))
 
 
-def test_a_cache_of_an_older_version_loads_and_says_that_it_has_no_hashes(
+def test_a_cache_of_an_older_version_loads_and_reports_that_it_has_no_hashes(
     source: WebDatasetSource, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     build(source, tmp_path)
@@ -465,7 +469,7 @@ def test_a_cache_with_lost_hashes_does_not_count_as_an_older_version(
     assert not FeatureCache(tmp_path, "encoder/8").is_complete("scenes", "image")
 
 
-def test_records_without_a_image_are_named_with_their_reason(
+def test_records_without_an_image_are_named_with_their_reason(
     tmp_path: Path, write_tar: WriteTar
 ) -> None:
     good = io.BytesIO()

@@ -88,7 +88,7 @@ def test_every_form_gives_the_same_conversation(fields: dict[str, Any]) -> None:
         {"conversations": TURNS, "system": "Be brief."},
     ],
 )
-def test_a_system_turn_may_stand_in_a_field(fields: dict[str, Any]) -> None:
+def test_a_system_turn_may_be_in_a_field(fields: dict[str, Any]) -> None:
     assert [message.role for message in talk(**fields)] == ["system", "user", "assistant"]
 
 
@@ -147,7 +147,7 @@ def test_several_images_have_a_mark_each_in_order(question: str, expected: str) 
     assert example.messages[0].text == expected
 
 
-def test_marks_may_stand_in_several_turns() -> None:
+def test_marks_may_be_in_several_turns() -> None:
     example = learn("image_to_text", 2, conversations=[*TURNS, *TURNS])
     assert example.prompt_images == ("image", "image_2")
 
@@ -170,7 +170,7 @@ def test_drawn_questions_keep_all_images() -> None:
 
 
 @pytest.mark.parametrize(
-    ("num_images", "turns", "said"),
+    ("num_images", "turns", "message"),
     [
         (1, [{"from": "human", "value": "<image><image>A?"}, TURNS[1]], "2 image marks for 1"),
         (3, [{"from": "human", "value": "<image><image>A?"}, TURNS[1]], "2 image marks for 3"),
@@ -207,8 +207,10 @@ def test_drawn_questions_keep_all_images() -> None:
         ),
     ],
 )
-def test_an_ambiguous_conversation_is_a_bad_record(num_images: int, turns: Any, said: str) -> None:
-    with pytest.raises(ValueError, match=said):
+def test_an_ambiguous_conversation_is_a_bad_record(
+    num_images: int, turns: Any, message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
         talk(num_images, conversations=turns)
 
 

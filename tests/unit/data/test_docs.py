@@ -24,7 +24,7 @@ def blocks(kind: str) -> list[str]:
 
 
 @pytest.mark.parametrize("task", sorted(TASKS))
-def test_every_task_has_an_example_that_it_takes(task: str) -> None:
+def test_every_task_has_an_example_that_it_accepts(task: str) -> None:
     rows = [json.loads(line) for block in blocks(f"json {task}") for line in block.splitlines()]
     assert rows
     for row in rows:

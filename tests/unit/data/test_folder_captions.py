@@ -37,7 +37,7 @@ def fields(folder: Path, position: int = 0, caption: str | None = None) -> dict[
     ],
 )
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
-def test_a_caption_may_stand_in_any_of_these(tmp_path: Path, name: str, encoding: str) -> None:
+def test_a_caption_may_be_in_any_of_these_files(tmp_path: Path, name: str, encoding: str) -> None:
     write(tmp_path, "a.png")
     (tmp_path / name).write_bytes("eine Katze: \u00fc\n".encode(encoding))
     own = source(tmp_path, "the default")
@@ -72,14 +72,14 @@ def test_a_list_of_captions_in_the_folder_is_read(tmp_path: Path, name: str, tex
     (tmp_path / name).write_bytes(text.encode())
     own = source(tmp_path, "the default")
     assert own.read(0)[2] == {"caption": "the default"}
-    said = dict(own.read(1)[2])
-    assert str(said.pop("score")) == "3"
-    said.pop("x", None)
-    assert list(said.values()) == ["a dog"]
+    fields = dict(own.read(1)[2])
+    assert str(fields.pop("score")) == "3"
+    fields.pop("x", None)
+    assert list(fields.values()) == ["a dog"]
     assert own.passed_over == {}
 
 
-def test_a_table_may_hold_commas_and_line_ends(tmp_path: Path) -> None:
+def test_a_table_may_contain_commas_and_line_ends(tmp_path: Path) -> None:
     write(tmp_path, "a.png", metadata__csv='file_name,text\na.png,"a cat,\nand ""a"" dog"\n')
     assert fields(tmp_path) == {"text": 'a cat,\nand "a" dog'}
 
@@ -97,7 +97,7 @@ def test_names_with_accents_are_found_however_they_are_written(tmp_path: Path) -
 
 
 @pytest.mark.parametrize(
-    ("name", "text", "said"),
+    ("name", "text", "message"),
     [
         ("metadata.jsonl", '{"file_name": "a.png", "text": "x"}\n{"file_name', "line 2: not JSON"),
         (
@@ -119,10 +119,10 @@ def test_names_with_accents_are_found_however_they_are_written(tmp_path: Path) -
         ("metadata.csv", "PK\x03\x04", "an Excel sheet"),
     ],
 )
-def test_a_damaged_list_is_named(tmp_path: Path, name: str, text: str, said: str) -> None:
+def test_a_damaged_list_is_named(tmp_path: Path, name: str, text: str, message: str) -> None:
     write(tmp_path, "a.png")
     (tmp_path / name).write_text(text, encoding="utf-8")
-    with pytest.raises(UsageError, match=said):
+    with pytest.raises(UsageError, match=message):
         source(tmp_path)
 
 
@@ -135,15 +135,15 @@ def test_a_text_file_takes_precedence_over_the_json(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["a.json", "a.JSON", "a.png.json", "a.png.Json"])
 @pytest.mark.parametrize("field", ["caption", "Caption", "TEXT", "prompt"])
-def test_fields_may_stand_in_any_of_these(tmp_path: Path, name: str, field: str) -> None:
+def test_fields_may_be_in_any_of_these_files(tmp_path: Path, name: str, field: str) -> None:
     write(tmp_path, "a.png")
     (tmp_path / name).write_text(f'{{"{field}": "a dog"}}')
     assert fields(tmp_path, caption="the default") == {field: "a dog"}
 
 
-@pytest.mark.parametrize("said", ['{"caption": null}', '{"id": 1}', '{"captions": []}'])
-def test_the_default_stands_where_no_caption_does(tmp_path: Path, said: str) -> None:
-    write(tmp_path, "a.png", a__json=said)
+@pytest.mark.parametrize("json_text", ['{"caption": null}', '{"id": 1}', '{"captions": []}'])
+def test_the_default_is_used_where_an_image_has_no_caption(tmp_path: Path, json_text: str) -> None:
+    write(tmp_path, "a.png", a__json=json_text)
     assert fields(tmp_path, caption="my dog")["caption"] == "my dog"
 
 
@@ -181,7 +181,7 @@ def test_two_different_captions_are_a_bad_record(
 
 
 @pytest.mark.parametrize(
-    ("name", "data", "said"),
+    ("name", "data", "message"),
     [
         ("a.json", b'{"caption": "x", "caption": "y"}', "'caption' appears twice"),
         ("a.json", b'{"caption": "x",}', "comma precedes the closing bracket"),
@@ -190,13 +190,13 @@ def test_two_different_captions_are_a_bad_record(
         ("a.txt", b"version https://git-lfs.github.com/spec/v1\noid", "git lfs pull"),
         ("a.caption", b"version https://git-lfs.github.com/spec/v1\noid", "git lfs pull"),
         ("a.png.json", b"version https://git-lfs.github.com/spec/v1\noid", "git lfs pull"),
-        ("a.txt", bytes(30), "nothing but zero bytes"),
+        ("a.txt", bytes(30), "only zero bytes"),
     ],
 )
-def test_a_bad_text_names_its_file(tmp_path: Path, name: str, data: bytes, said: str) -> None:
+def test_a_bad_text_names_its_file(tmp_path: Path, name: str, data: bytes, message: str) -> None:
     write(tmp_path, "a.png")
     (tmp_path / name).write_bytes(data)
-    with pytest.raises(ValueError, match=rf"{name}.*{said}"):
+    with pytest.raises(ValueError, match=rf"{name}.*{message}"):
         source(tmp_path).read(0)
 
 
@@ -204,11 +204,11 @@ def test_unused_texts_are_counted_and_the_default_is_mentioned(tmp_path: Path) -
     write(tmp_path, "a.png", "b.png", "c.png", c__txt="used")
     write(tmp_path, a__md="a dog", bb__txt="misspelled", B__TXT="another case", notes__yaml="x")
     write(tmp_path, metadata__csv="name,age\nx,3\n")
-    said = source(tmp_path, "my dog").passed_over
-    assert sum(said.values()) == 5
-    (texts,) = (reason for reason, count in said.items() if count == 4)
+    reasons = source(tmp_path, "my dog").passed_over
+    assert sum(reasons.values()) == 5
+    (texts,) = (reason for reason, count in reasons.items() if count == 4)
     assert "belongs to no image, while 2 images take the default caption 'my dog'" in texts
-    assert any("no column" in reason or "without a column" in reason for reason in said)
+    assert any("no column" in reason or "without a column" in reason for reason in reasons)
     assert not any("default" in reason for reason in source(tmp_path).passed_over)
 
 
@@ -235,9 +235,9 @@ def test_unused_texts_are_reported_with_the_default_caption_that_replaces_them(
     (tmp_path / name).write_text(text)
     own = source(tmp_path, "my dog")
     assert own.read(0)[2]["caption"] == "my dog"
-    (said,) = own.passed_over
-    assert reason in said
-    assert "while 1 image takes the default caption 'my dog'" in said
+    (full_reason,) = own.passed_over
+    assert reason in full_reason
+    assert "while 1 image takes the default caption 'my dog'" in full_reason
 
 
 def test_a_list_of_conversations_needs_no_captions(tmp_path: Path) -> None:
@@ -251,9 +251,9 @@ def test_names_that_would_break_a_line_are_written_out(tmp_path: Path) -> None:
     write(tmp_path, "a.png")
     for name in ("b\nc.heic", "d\x1b[2J.txt", "e\u2028.md"):
         (tmp_path / name).write_bytes(b"x")
-    said = " ".join(source(tmp_path).passed_over)
-    assert said.isprintable()
-    assert "b\\nc.heic" in said
+    reasons = " ".join(source(tmp_path).passed_over)
+    assert reasons.isprintable()
+    assert "b\\nc.heic" in reasons
 
 
 @pytest.mark.parametrize(

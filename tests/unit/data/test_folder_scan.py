@@ -68,7 +68,7 @@ def test_hidden_and_junk_folders_hold_no_records(tmp_path: Path, name: str) -> N
     assert list(source(tmp_path).passed_over.values()) == [1]
 
 
-def test_hidden_files_are_none_and_other_files_are_counted(tmp_path: Path) -> None:
+def test_hidden_files_are_ignored_and_other_files_are_counted(tmp_path: Path) -> None:
     for name in ("a.png", "._a.png", ".b.png"):
         image(tmp_path / name)
     for name in ("ehthumbs_vista.db", "Icon\r", ".localized", "in/.DS_Store", "in/Desktop.ini"):
@@ -91,7 +91,7 @@ def linked(tmp_path: Path) -> Path:
     own = tmp_path / "own"
     image(own / "a.png")
     image(tmp_path / "else" / "b.png")
-    (tmp_path / "else" / "b.txt").write_text("beside the link's target")
+    (tmp_path / "else" / "b.txt").write_text("next to the link's target")
     (own / "to_folder").symlink_to("../else")
     (own / "to_file.png").symlink_to("../else/b.png")
     (own / "to_file.txt").symlink_to("../else/b.txt")
@@ -100,11 +100,11 @@ def linked(tmp_path: Path) -> Path:
 
 def test_links_to_files_and_folders_are_followed(linked: Path) -> None:
     own = source(linked)
-    records = {key: dict(said) for key, _, said in map(own.read, range(len(own)))}
+    records = {key: dict(fields) for key, _, fields in map(own.read, range(len(own)))}
     assert records == {
         "a.png": {},
-        "to_file.png": {"caption": "beside the link's target"},
-        "to_folder/b.png": {"caption": "beside the link's target"},
+        "to_file.png": {"caption": "next to the link's target"},
+        "to_folder/b.png": {"caption": "next to the link's target"},
     }
     assert own.passed_over == {}
 
@@ -134,7 +134,7 @@ def test_links_in_a_circle_or_to_nowhere_are_left_out_and_counted(linked: Path) 
     assert len(own.fingerprint()) == 32
 
 
-def test_many_folders_that_link_to_each_other_come_to_an_end(tmp_path: Path) -> None:
+def test_a_scan_of_folders_that_link_to_each_other_ends(tmp_path: Path) -> None:
     for one in range(12):  # there are 12! paths through them
         image(tmp_path / str(one) / "a.png")
         for other in range(12):
@@ -153,7 +153,7 @@ def test_a_folder_that_cannot_be_read_is_counted(tmp_path: Path) -> None:
     assert "cannot be read: Permission denied" in reason
 
 
-def test_every_hard_link_is_an_image_of_its_own(tmp_path: Path) -> None:
+def test_every_hard_link_is_a_separate_image(tmp_path: Path) -> None:
     image(tmp_path / "a.png")
     (tmp_path / "in").mkdir()
     for name, text in (("b", "a cat"), ("in/c", "a dog")):
@@ -161,11 +161,11 @@ def test_every_hard_link_is_an_image_of_its_own(tmp_path: Path) -> None:
         (tmp_path / f"{name}.txt").write_text(text)
     os.link(tmp_path / "b.txt", tmp_path / "a.txt")
     own = source(tmp_path)
-    found = {key: said.get("caption") for key, _, said in map(own.read, range(len(own)))}
+    found = {key: fields.get("caption") for key, _, fields in map(own.read, range(len(own)))}
     assert found == {"a.png": "a cat", "b.png": "a cat", "in/c.png": "a dog"}
 
 
-def test_a_file_that_goes_away_is_a_bad_record_and_stops_nothing(tmp_path: Path) -> None:
+def test_a_file_that_disappears_is_a_bad_record(tmp_path: Path) -> None:
     image(tmp_path / "a.png")
     own = source(tmp_path)
     (tmp_path / "a.png").unlink()

@@ -31,18 +31,18 @@ class HostileHandler(server.BaseHTTPRequestHandler):
         assert found is not None
         first, last = found.groups()
         first, last = int(first), min(int(last), len(self.data) - 1)
-        body, said, tag = self.data[first : last + 1], f"{first}-{last}", "1"
+        body, byte_range, tag = self.data[first : last + 1], f"{first}-{last}", "1"
         if trick == "short":
             body = body[:100]
         elif trick == "honestly short":
             last = first + 99
-            body, said = body[:100], f"{first}-{last}"
+            body, byte_range = body[:100], f"{first}-{last}"
         elif trick == "another range":
-            said = f"{first + 1}-{last + 1}"
+            byte_range = f"{first + 1}-{last + 1}"
         elif trick == "too long":
             body += b"x" * 100
         elif trick == "other version":
-            body, said, tag = body[:100], f"{first}-{first + 99}", str(hub.count)
+            body, byte_range, tag = body[:100], f"{first}-{first + 99}", str(hub.count)
         if trick in ("whole", "circle", "elsewhere", "gone"):
             status = {"whole": 200, "gone": 410}.get(trick, 302)
             self.send_response(status)
@@ -54,7 +54,7 @@ class HostileHandler(server.BaseHTTPRequestHandler):
         if trick != "no range":
             totals: dict[str | None, str] = {"no total": "*", "mad": "9" * 5000}
             total = totals.get(trick, str(len(self.data)))
-            self.send_header("content-range", f"bytes {said}/{total}")
+            self.send_header("content-range", f"bytes {byte_range}/{total}")
         self.send_header("etag", tag)
         if trick == "compressed":
             self.send_header("content-encoding", "gzip")
@@ -111,7 +111,7 @@ TRANSIENT = (
 
 
 @pytest.mark.parametrize("trick", [*TRANSIENT, "honestly short"])
-def test_a_wrong_answer_is_asked_for_again(hostile: Callable[..., str], trick: str) -> None:
+def test_a_wrong_answer_is_retried(hostile: Callable[..., str], trick: str) -> None:
     address = hostile(trick, trick)
     data = files_of(address).read(address, 10, 3000)
     assert data == HostileHandler.data[10:3010]
@@ -146,7 +146,7 @@ def test_permanent_errors_are_not_retried(
         files_of(address).read(address, 10, 3000)
 
 
-def test_a_whole_file_for_a_range_is_passing_where_ranges_were_served(
+def test_a_whole_file_for_a_range_is_transient_if_ranges_worked_before(
     hostile: Callable[..., str],
 ) -> None:
     address = hostile()

@@ -52,11 +52,11 @@ def test_packing_reports_omissions_and_keeps_names(
 ) -> None:
     out = tmp_path / "out"
     assert main(["data", "pack", str(folder), "--out", str(out), "--jobs", "1"]) == 0
-    said = capsys.readouterr().out
+    printed = capsys.readouterr().out
     skipped = out / "own-000000.skipped.jsonl"
-    assert f"3 of 5 records packed; 2 left out, see {skipped}" in said
-    assert "it is a git-lfs pointer: fetch the file: git lfs pull" in said
-    assert "1  passed over: an image of a kind that is not read: .heic (f.heic)" in said
+    assert f"3 of 5 records packed; 2 left out, see {skipped}" in printed
+    assert "it is a git-lfs pointer: fetch the file: git lfs pull" in printed
+    assert "1  passed over: an image of a kind that is not read: .heic (f.heic)" in printed
     assert len(skipped.read_text(encoding="utf-8").splitlines()) == 2
     source = WebDatasetConfig(path=f"{out}/own-*.tar", name="own").build()
     fields = [source.read(k)[2] for k in range(len(source))]
@@ -95,10 +95,10 @@ def test_packing_nothing_fails_and_leaves_no_shards(
         (base / name).write_bytes(b"broken")
     command = ["data", "pack", str(base), "--out", str(out), "--shard-size", str(size)]
     assert main([*command, "--jobs", "1"]) == 2
-    said = capsys.readouterr()
-    assert "can be packed: 2 of 2 left out" in said.err
-    assert "out/bad-000000.skipped.jsonl" in said.err
-    assert "Traceback" not in said.err
+    printed = capsys.readouterr()
+    assert "can be packed: 2 of 2 left out" in printed.err
+    assert "out/bad-000000.skipped.jsonl" in printed.err
+    assert "Traceback" not in printed.err
     assert all(file.name.endswith(".skipped.jsonl") for file in out.iterdir())
     for name in ("a.png", "b.png"):
         image(base / name)
@@ -146,7 +146,7 @@ def test_shards_of_unknown_origin_and_damaged_notes_are_refused(
     strange.unlink()
     assert main(command) == 0
     notes, settings = out / "own-000000.skipped.jsonl", out / "own.pack.json"
-    for file, content, said in (
+    for file, content, message in (
         (notes, "{", "own-000000.skipped.jsonl is damaged: remove it and own-000000.tar"),
         (notes, "[1]", "is damaged"),
         (settings, "{", "of unknown origin"),
@@ -156,7 +156,7 @@ def test_shards_of_unknown_origin_and_damaged_notes_are_refused(
         file.write_text(content)
         capsys.readouterr()
         assert main(command) == 2
-        assert said in capsys.readouterr().err
+        assert message in capsys.readouterr().err
         file.write_text(before)
     assert main(command) == 0
     assert main([*command, "--name", "../x"]) == 2
@@ -180,7 +180,9 @@ def test_two_simultaneous_calls_pack_once(folder: Path, tmp_path: Path) -> None:
     }
 
 
-def test_many_reasons_are_folded(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_only_the_first_reasons_are_shown(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     image(tmp_path / "own" / "z.png")
     for number in range(40):
         (tmp_path / "own" / f"{number}.png").write_bytes(b"version https://git-lfs.github.com/\n")
@@ -189,7 +191,7 @@ def test_many_reasons_are_folded(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert len(capsys.readouterr().out.splitlines()) < 10
 
 
-def test_columns_of_the_measures_stand_apart() -> None:
+def test_columns_of_the_measures_are_separated() -> None:
     values = np.array([3.0, 123456.789, 5e12])
     stats = Stats(
         name="s",
@@ -204,14 +206,14 @@ def test_columns_of_the_measures_stand_apart() -> None:
     assert len({len(line) for line in stats.text().splitlines()[1:]}) == 1
 
 
-def test_the_page_is_named(
+def test_the_path_of_the_page_is_printed(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     page = tmp_path / "page.html"
     assert main(["data", "stats", str(folder), "--jobs", "1", "--out", str(page)]) == 0
-    said = capsys.readouterr().out
-    assert f"page: {page}" in said
-    assert "passed over: 1 x an image of a kind that is not read: .heic" in said
+    printed = capsys.readouterr().out
+    assert f"page: {page}" in printed
+    assert "passed over: 1 x an image of a kind that is not read: .heic" in printed
 
 
 def loader(source: Any, preparer: Preparer, tmp_path: Path, **changes: Any) -> Loader:
@@ -227,16 +229,16 @@ def test_a_run_names_the_records_that_it_leaves_out(
     (folder / "a.txt").rename(folder / "aa.txt")
     source = FolderConfig(path=str(folder), name="own", caption="my cat")
     run = loader(source, preparer, tmp_path)
-    said = capsys.readouterr().err
-    assert "own: passed over 1 x an image of a kind that is not read: .heic (f.heic)" in said
-    assert "while 2 images take the default caption 'my cat' (aa.txt)" in said
+    printed = capsys.readouterr().err
+    assert "own: passed over 1 x an image of a kind that is not read: .heic (f.heic)" in printed
+    assert "while 2 images take the default caption 'my cat' (aa.txt)" in printed
     steps = run(0)
     next(steps)
     while run.num_seen < 10:
         next(steps)
-    said = capsys.readouterr().err.splitlines()
-    assert sorted(line.partition(": ")[0] for line in said) == ["left out", "left out"]
-    assert "own d.png: the image is not an image" in "".join(said)
+    printed = capsys.readouterr().err.splitlines()
+    assert sorted(line.partition(": ")[0] for line in printed) == ["left out", "left out"]
+    assert "own d.png: the image is not an image" in "".join(printed)
 
 
 @pytest.fixture
@@ -300,7 +302,7 @@ def test_the_order_of_several_images_is_that_of_their_marks(
     assert [50, 150] in pairs
 
 
-def test_an_image_file_read_in_odd_ways_is_packed(tmp_path: Path) -> None:
+def test_an_image_with_a_wrong_ending_is_packed(tmp_path: Path) -> None:
     buffer = io.BytesIO()
     Image.new("RGB", (PX, PX)).save(buffer, "TIFF")
     (tmp_path / "own").mkdir()

@@ -17,7 +17,7 @@ from blip3o.core.errors import UsageError
 from blip3o.data import lint as module
 from blip3o.data.collate import Preparer
 from blip3o.data.findings import Finding, LintReport
-from blip3o.data.lint import ODD, lint
+from blip3o.data.lint import ODD, LintChecks, lint
 from blip3o.data.loader import Loader
 from blip3o.data.mixture import DataConfig, MixtureEntry
 from blip3o.data.sources.jsonl import JsonlConfig
@@ -84,18 +84,18 @@ def refusals(path: str, task: str, preparer: Preparer) -> int:
 
 
 @pytest.mark.parametrize(("task", "fields"), BAD)
-@pytest.mark.parametrize("is_asked", [True, False])
+@pytest.mark.parametrize("is_given", [True, False])
 def test_lint_reports_the_records_that_a_run_refuses(
     write: Callable[..., str],
     preparer: Preparer,
     task: str,
     fields: dict[str, Any],
-    is_asked: bool,
+    is_given: bool,
 ) -> None:
     path = write(fields)
     assert refusals(path, task, preparer)
-    tasks = [task] if is_asked or task == "contrastive" else []
-    report = lint([path], tasks=tasks, min_px=1, preparer=preparer)
+    tasks = (task,) if is_given or task == "contrastive" else ()
+    report = lint([path], LintChecks(tasks=tasks, min_px=1, preparer=preparer))
     assert not report.is_clean
     assert report.num_bad == 1
 
@@ -113,13 +113,13 @@ GOOD: list[tuple[str, dict[str, Any]]] = [
 
 
 @pytest.mark.parametrize(("task", "fields"), GOOD)
-def test_lint_is_clean_where_a_run_takes_everything(
+def test_lint_is_clean_where_a_run_uses_everything(
     write: Callable[..., str], preparer: Preparer, task: str, fields: dict[str, Any]
 ) -> None:
     path = write(fields)
     assert refusals(path, task, preparer) == 0
-    for tasks in ([task], []):
-        assert lint([path], tasks=tasks, min_px=1, preparer=preparer).findings == []
+    for tasks in ((task,), ()):
+        assert lint([path], LintChecks(tasks=tasks, min_px=1, preparer=preparer)).findings == []
 
 
 def test_the_token_limit_is_an_option(
@@ -140,11 +140,13 @@ def test_the_token_limit_is_an_option(
 
 def test_another_field_and_drawn_questions_are_checked(write: Callable[..., str]) -> None:
     path = write({"drills": [TALK[0], TALK[1], TALK[1]], "caption": "x"})
-    task = ["image_to_text"]
-    assert lint([path], tasks=task, min_px=1).is_clean
-    assert lint([path], tasks=task, min_px=1, conversation="drills").is_clean
-    assert not lint([path], tasks=task, min_px=1, conversation="drills", max_turns=2).is_clean
-    assert not lint([path], tasks=task, min_px=1, conversation="nothing").is_clean
+    tasks = ("image_to_text",)
+    assert lint([path], LintChecks(tasks=tasks, min_px=1)).is_clean
+    assert lint([path], LintChecks(tasks=tasks, min_px=1, conversation="drills")).is_clean
+    assert not lint(
+        [path], LintChecks(tasks=tasks, min_px=1, conversation="drills", max_turns=2)
+    ).is_clean
+    assert not lint([path], LintChecks(tasks=tasks, min_px=1, conversation="nothing")).is_clean
 
 
 @pytest.mark.parametrize("error", [TypeError("odd"), MemoryError(), RecursionError(), KeyError(3)])
@@ -158,7 +160,7 @@ def test_an_error_in_one_record_does_not_hide_others(
 
     with monkeypatch.context() as patch:
         patch.setattr(module, "_oddities", fail)
-        report = lint([path], min_px=1)
+        report = lint([path], LintChecks(min_px=1))
     assert {one.problem for one in report.findings} == {"unexpected error"}
     assert len(report.findings) == 3
 
@@ -184,13 +186,13 @@ RAMP = np.linspace(0, 65535, 80 * 80).reshape(80, 80).astype(np.uint16)
         (Image.linear_gradient("L").convert("LA"), "PNG", "transparent"),
     ],
 )
-def test_the_image_that_reading_returns_is_judged(
+def test_the_image_that_reading_returns_is_checked(
     tmp_path: Path, image: Image.Image, kind: str, colors: str
 ) -> None:
     ending = {"JPEG": "jpg", "TIFF": "tif"}.get(kind, kind.lower())
     (tmp_path / f"a.{ending}").write_bytes(save(image, kind))
     (tmp_path / "a.txt").write_text("a ramp")
-    odd = [one.detail for one in lint([str(tmp_path)], min_px=1).findings]
+    odd = [one.detail for one in lint([str(tmp_path)], LintChecks(min_px=1)).findings]
     assert not any("one color" in one or "cannot be judged" in one for one in odd)
     assert any(colors in one for one in odd) or not colors
 
@@ -205,21 +207,21 @@ def test_files_with_several_frames_are_reported_except_photos_of_phones(
         frames[0].save(buffer, kind, save_all=True, append_images=frames[1:])
         (tmp_path / f"{kind}.{ending}").write_bytes(make(buffer.getvalue()))
         (tmp_path / f"{kind}.txt").write_text("a ramp")
-    odd = {one.key: one.detail for one in lint([str(tmp_path)], min_px=1).findings}
+    odd = {one.key: one.detail for one in lint([str(tmp_path)], LintChecks(min_px=1)).findings}
     assert odd.keys() == {"GIF.gif", "PNG.png"}
     assert all("the first of 2" in one for one in odd.values())
 
 
-def test_side_chunks_that_are_not_read_say_nothing(tmp_path: Path) -> None:
+def test_chunks_that_are_not_read_give_no_finding(tmp_path: Path) -> None:
     data = save(Image.linear_gradient("L"), "PNG")
     for number, chunk in enumerate((b"tEXt", b"zTXt", b"tRNS")):
         bad = struct.pack(">I", 5) + chunk + b"a\0bcd" + b"\1\2\3\4"  # its checksum is wrong
         (tmp_path / f"{number}.png").write_bytes(data[:33] + bad + data[33:])
         (tmp_path / f"{number}.txt").write_text("a ramp")
-    assert lint([str(tmp_path)], min_px=1).findings == []
+    assert lint([str(tmp_path)], LintChecks(min_px=1)).findings == []
 
 
-def test_the_summary_fits_a_screen_and_says_how_to_see_the_rest(tmp_path: Path) -> None:
+def test_the_summary_fits_a_screen_and_names_the_option_for_the_rest(tmp_path: Path) -> None:
     def finding(number: int, problem: str) -> Finding:
         return Finding(
             source="s", key=f"k{number}", position=number, problem=problem, detail="x" * 999
@@ -241,20 +243,22 @@ def test_the_summary_fits_a_screen_and_says_how_to_see_the_rest(tmp_path: Path) 
 @pytest.mark.parametrize("text", ["", "\n\n", "[]"])
 def test_a_list_without_records_is_not_clean(tmp_path: Path, text: str) -> None:
     (tmp_path / "d.jsonl").write_text(text)
-    (finding,) = lint([f"{tmp_path}/d.jsonl"]).findings
+    (finding,) = lint([f"{tmp_path}/d.jsonl"], LintChecks()).findings
     assert finding.problem == "empty"
-    assert not lint([f"{tmp_path}/d.jsonl"]).is_clean
+    assert not lint([f"{tmp_path}/d.jsonl"], LintChecks()).is_clean
 
 
 def test_a_reason_common_to_all_captions_is_reported_once(write: Callable[..., str]) -> None:
     path = write({"image": ["a.png", "a.png"], "captions": ["x", "y"]}, {"captions": ["x", "", ""]})
-    details = [one.detail for one in lint([path], min_px=1).findings]
+    details = [one.detail for one in lint([path], LintChecks(min_px=1)).findings]
     assert details[0].startswith("the record has several images")
     assert details[1].startswith("caption 2, 3 of 3: ")
 
 
 def test_repeated_ids_of_a_list_are_named_and_harmless(write: Callable[..., str]) -> None:
-    report = lint([write({"id": 1, "caption": "x"}, {"id": 1, "caption": "y"})], min_px=1)
+    report = lint(
+        [write({"id": 1, "caption": "x"}, {"id": 1, "caption": "y"})], LintChecks(min_px=1)
+    )
     assert [one.problem for one in report.findings] == ["repeated id"]
     assert report.is_clean
     assert report.num_bad == 0

@@ -60,7 +60,7 @@ def test_other_unicode_encodings_are_read(
     assert read(write(tmp_path, name, FORMS[form], encoding)) == ROWS
 
 
-def test_big_lines_are_read_from_the_file_and_others_travel(tmp_path: Path) -> None:
+def test_json_lines_are_not_kept_in_memory(tmp_path: Path) -> None:
     own: JsonlSource = JsonlConfig(
         path=str(write(tmp_path, "d.json", FORMS["lines"])), name="d"
     ).build()
@@ -104,7 +104,7 @@ def test_one_bad_line_is_one_bad_record(tmp_path: Path, line: str) -> None:
         own.read(1)
 
 
-def test_a_bad_record_in_a_list_is_bad_alone(tmp_path: Path) -> None:
+def test_a_bad_record_in_a_list_leaves_the_others_intact(tmp_path: Path) -> None:
     long = "9" * 5000
     file = write(
         tmp_path, "d.json", f'[{LINES[0]}, {{"a": 1, "a": 1}}, 3, {{"a": {long}}}, {LINES[1]}]'
@@ -126,7 +126,7 @@ def test_a_trailing_comma_is_named(tmp_path: Path, text: str) -> None:
         JsonlConfig(path=str(file), name="d").build()
 
 
-def test_no_number_is_read_as_before(tmp_path: Path) -> None:
+def test_nan_is_read_as_a_number(tmp_path: Path) -> None:
     (row,) = read(write(tmp_path, "d.jsonl", '{"caption": "x", "score": NaN}'))
     assert row["score"] != row["score"]
 
@@ -167,7 +167,7 @@ def test_other_arrays_next_to_the_records_are_counted(tmp_path: Path) -> None:
     assert own.passed_over == {"another array next to that of the records: 'test'": 1}
 
 
-def test_the_fingerprint_knows_where_the_images_are(tmp_path: Path) -> None:
+def test_the_fingerprint_depends_on_the_image_folder(tmp_path: Path) -> None:
     file = str(write(tmp_path, "d.jsonl", FORMS["lines"]))
     prints = {
         JsonlConfig(path=file, name="d", image_folder=folder).build().fingerprint()
@@ -177,7 +177,7 @@ def test_the_fingerprint_knows_where_the_images_are(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("change", ["content", "gone", "nothing", "list copied"])
-def test_the_fingerprint_knows_the_images(tmp_path: Path, change: str) -> None:
+def test_the_fingerprint_depends_on_the_images(tmp_path: Path, change: str) -> None:
     (tmp_path / "a.png").write_bytes(b"1")
     rows: list[Any] = [{"image": "a.png"}, "no record", {"image": "gone.png"}, {"image": None}]
     file = write(tmp_path, "d.jsonl", "\n".join(map(json.dumps, rows)))

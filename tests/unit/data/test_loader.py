@@ -94,7 +94,7 @@ def test_the_rows_of_a_step_depend_on_its_samples_alone(make_loader: MakeLoader)
     assert rows(make_loader(seed=1), 8) != plain
 
 
-def test_draws_are_made_anew_for_every_sample(
+def test_random_choices_differ_for_every_sample(
     make_loader: MakeLoader, mixture: tuple[MixtureEntry, ...], preparer: Preparer
 ) -> None:
     loader = make_loader(mixture=mixture[:1], global_batch_size=12, micro_batch_size=12)
@@ -138,7 +138,7 @@ def test_a_batch_has_one_task_and_at_most_the_micro_batch(make_loader: MakeLoade
     }
 
 
-def test_rows_of_like_length_share_a_batch(make_loader: MakeLoader, shards: Path) -> None:
+def test_rows_of_similar_length_share_a_batch(make_loader: MakeLoader, shards: Path) -> None:
     entry = MixtureEntry(
         source=WebDatasetConfig(path=f"{shards}/scenes-*.tar", name="s"), task="text_to_image"
     )
@@ -163,7 +163,7 @@ def damaged(tmp_path: Path, write_tar: WriteTar, shards: Path) -> tuple[MixtureE
     good = WebDatasetConfig(path=f"{shards}/scenes-0.tar", name="good").build().read(3)[1]["image"]
     members = {}
     for number in range(40):
-        image, said = good, caption(f"cat {number}")
+        image, fields = good, caption(f"cat {number}")
         match number:
             case 4:
                 image = good[:45]
@@ -172,10 +172,10 @@ def damaged(tmp_path: Path, write_tar: WriteTar, shards: Path) -> tuple[MixtureE
             case 17:
                 image = b"GIF8" + good[4:]
             case 23:
-                said = b'{"captions": ["a'
+                fields = b'{"captions": ["a'
             case 30:
-                said = caption(" ")
-        members |= {f"{number}.png": image, f"{number}.json": said}
+                fields = caption(" ")
+        members |= {f"{number}.png": image, f"{number}.json": fields}
     write_tar(tmp_path / "damaged.tar", members)
     source = WebDatasetConfig(path=f"{tmp_path}/damaged.tar", name="damaged")
     return (MixtureEntry(source=source, task="text_to_image"),)
@@ -278,7 +278,7 @@ def test_an_unknown_task_is_refused_before_anything_is_read(make_loader: MakeLoa
         make_loader(mixture=(MixtureEntry(source=missing, task="txt"),))
 
 
-def test_first_images_pass_over_bad_ones(
+def test_first_images_skips_bad_ones(
     make_loader: MakeLoader, damaged: tuple[MixtureEntry, ...], mixture: tuple[MixtureEntry, ...]
 ) -> None:
     assert len(make_loader(mixture=damaged).first_images(36)) == 36
@@ -288,7 +288,7 @@ def test_first_images_pass_over_bad_ones(
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGUSR1])
-def test_workers_leave_signals_to_the_run(make_loader: MakeLoader, number: int) -> None:
+def test_workers_ignore_signals(make_loader: MakeLoader, number: int) -> None:
     old = signal.signal(number, signal.SIG_DFL)  # the handler of a worker that is not forked
     try:
         iterator = make_loader(num_workers=1)(0)

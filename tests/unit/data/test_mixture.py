@@ -45,7 +45,7 @@ def test_every_entry_of_a_mixture_covers_its_epochs(mixture: tuple[MixtureEntry,
 
 
 @pytest.mark.parametrize("start", [1, 50, CYCLE - 1, CYCLE, 3 * CYCLE + 9001])
-def test_any_start_goes_on_with_the_same_samples(
+def test_any_start_continues_with_the_same_samples(
     mixture: tuple[MixtureEntry, ...], start: int
 ) -> None:
     whole = slots(Mixture(config(*mixture), seed=5), 0, start + 20)[start:]  # reached step by step
@@ -56,7 +56,7 @@ def test_any_start_goes_on_with_the_same_samples(
         assert again.record(slot) == resumed.record(slot)
 
 
-def test_records_may_be_asked_for_in_any_order(scenes: WebDatasetConfig) -> None:
+def test_records_may_be_read_in_any_order(scenes: WebDatasetConfig) -> None:
     one = Mixture(config(MixtureEntry(source=scenes, task="text")), seed=0)
     numbers = (40, 3, 100, 0, 12, 3, 41)
     keys = [one.record(Slot(number, 0, number)).key for number in numbers]
@@ -123,7 +123,7 @@ def test_a_wrong_number_is_refused_by_name(
         from_dict(DataConfig, {**plain, **change})
 
 
-def test_every_cycle_keeps_the_shares_and_no_entry_starves(scenes: WebDatasetConfig) -> None:
+def test_every_cycle_keeps_the_shares_and_holds_every_entry(scenes: WebDatasetConfig) -> None:
     weights = (27.0, 5.0, 4.0, 1e-9)  # the last is close to zero
     entries = [MixtureEntry(source=scenes, task="text", weight=weight) for weight in weights]
     mixed = Mixture(config(*entries), seed=0)

@@ -21,14 +21,14 @@ def test_every_epoch_holds_every_record_once(block: int, group: int) -> None:
     assert epochs[0] != epochs[1]
 
 
-def test_any_place_is_found_by_a_fresh_order() -> None:
+def test_a_new_order_finds_any_place() -> None:
     order = RecordOrder(LENGTHS, 5, "order", block_records=16, group_blocks=4)
     for epoch, number in ((3, 700), (0, 0), (9, 1373), (3, 1), (4, 63)):
         fresh = RecordOrder(LENGTHS, 5, "order", block_records=16, group_blocks=4)
         assert order.position(epoch, number) == fresh.position(epoch, number)
 
 
-def test_neighbors_in_time_come_from_few_stretches() -> None:
+def test_neighbors_in_the_order_come_from_few_places() -> None:
     order = RecordOrder([1000] * 50, 0, "order", block_records=100, group_blocks=5)
     met = np.array([order.position(0, n) for n in range(50_000)])
     for window in met.reshape(-1, 500):

@@ -48,7 +48,7 @@ def found(folder: Path, pattern: str) -> list[str]:
         ("[", []),
     ],
 )
-def test_a_path_that_exists_comes_before_a_pattern(
+def test_an_existing_path_takes_precedence_over_a_pattern(
     tmp_path: Path, pattern: str, expected: list[str]
 ) -> None:
     make(tmp_path, *(f"a-{number:02d}.tar" for number in range(4)), "1.tar", "11.tar")
@@ -57,7 +57,7 @@ def test_a_path_that_exists_comes_before_a_pattern(
     assert found(tmp_path, pattern) == expected
 
 
-def test_patterns_without_a_folder_are_of_this_one(
+def test_patterns_without_a_folder_apply_to_the_working_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)

@@ -62,7 +62,7 @@ def test_a_path_is_read_as_it_is_meant(base: Path, reference: str, name: str) ->
     assert of(base, {"image": reference}).read(0)[1] == {"image": name.encode()}
 
 
-def test_the_path_as_it_is_written_comes_first(base: Path) -> None:
+def test_the_literal_path_takes_precedence(base: Path) -> None:
     for name in (" a.png", "in\\c.png", "in%2Fc.png"):
         (base / name).write_bytes(b"literal")
         assert of(base, {"image": name}).read(0)[1] == {"image": b"literal"}
@@ -84,7 +84,7 @@ ENCODED = base64.b64encode(PIXELS).decode()
         {"type": "base64", "media_type": "image/png", "data": ENCODED},
     ],
 )
-def test_an_image_may_stand_in_the_list_itself(base: Path, reference: Any) -> None:
+def test_an_image_may_be_in_the_list_itself(base: Path, reference: Any) -> None:
     assert of(base, {"image": reference}).read(0)[1] == {"image": PIXELS}
 
 
@@ -135,7 +135,7 @@ def test_fields_that_name_images(base: Path, row: dict[str, Any], names: list[st
         {"type": "image", "image": {"path": "b.png"}},
     ],
 )
-def test_images_in_messages_are_taken_in_their_order(base: Path, part: dict[str, Any]) -> None:
+def test_images_in_messages_are_read_in_order(base: Path, part: dict[str, Any]) -> None:
     first = {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{ENCODED}"}}
     text = {"type": "text", "text": "Which?"}
     talk = [{"role": "user", "content": [first, part, text]}, {"role": "assistant", "content": "b"}]
@@ -146,7 +146,7 @@ def test_images_in_messages_are_taken_in_their_order(base: Path, part: dict[str,
 
 
 @pytest.mark.parametrize(
-    ("row", "said", "names"),
+    ("row", "words", "names"),
     [
         ({}, "Image 1: <img>a.png</img>\nWhat?", ["a.png"]),
         ({}, "<img> a.png </img><img>in/c.png</img>Which?", ["a.png", "in/c.png"]),
@@ -156,14 +156,14 @@ def test_images_in_messages_are_taken_in_their_order(base: Path, part: dict[str,
     ],
 )
 def test_images_in_the_text_of_a_turn_are_read_where_the_row_has_no_others(
-    base: Path, row: dict[str, Any], said: str, names: list[str]
+    base: Path, row: dict[str, Any], words: str, names: list[str]
 ) -> None:
-    for turn in ({"from": "user", "value": said}, {"role": "user", "content": said}):
+    for turn in ({"from": "user", "value": words}, {"role": "user", "content": words}):
         _, files, fields = of(base, {**row, "conversations": [turn]}).read(0)
         assert list(files.values()) == [name.encode() for name in names]
         text = next(text for key, text in fields["conversations"][0].items() if key in _TEXTS)
         assert text.count("<image>") == len(names) * (not row)
-        assert ("<img>" in text) == ("<img>" in said and text == said)
+        assert ("<img>" in text) == ("<img>" in words and text == words)
 
 
 def test_an_edit_is_not_about_a_further_file_that_it_names(base: Path) -> None:
@@ -171,7 +171,7 @@ def test_an_edit_is_not_about_a_further_file_that_it_names(base: Path) -> None:
     assert list(of(base, row).read(0)[1]) == ["source", "target"]
 
 
-def test_a_record_without_an_id_is_called_by_its_number(base: Path) -> None:
+def test_the_key_of_a_record_without_an_id_is_its_number(base: Path) -> None:
     own = of(base, {"id": None, "caption": "x"}, {"caption": "x"}, {"id": 0})
     assert [own.read(k)[0] for k in range(3)] == ["0", "1", "0"]
 
@@ -196,7 +196,7 @@ def test_edits_and_data_sets_called_source(base: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("row", "said"),
+    ("row", "expected"),
     [
         ({"image": "gone.png"}, "no such image: 'gone.png' in "),
         ({"image": "."}, "is a folder"),
@@ -220,8 +220,10 @@ def test_edits_and_data_sets_called_source(base: Path) -> None:
         ),
     ],
 )
-def test_an_unreadable_image_makes_a_bad_record(base: Path, row: dict[str, Any], said: str) -> None:
-    with pytest.raises((ValueError, OSError), match=said):
+def test_an_unreadable_image_makes_a_bad_record(
+    base: Path, row: dict[str, Any], expected: str
+) -> None:
+    with pytest.raises((ValueError, OSError), match=expected):
         of(base, row).read(0)
 
 

@@ -110,13 +110,13 @@ def test_http_shards_give_the_records_of_local_ones(
     assert len(server.requests) == 1  # one range for all members of a record
 
 
-def test_a_source_that_was_read_goes_to_another_process(server: Server) -> None:
+def test_a_source_that_was_read_can_be_pickled(server: Server) -> None:
     source = remote(server).build()
     record = source.read(3)  # over the connection that is open now
     assert pickle.loads(pickle.dumps(source)).read(3) == record
 
 
-def test_a_published_index_is_taken(server: Server, shards: Path, scenes: WebDatasetConfig) -> None:
+def test_a_published_index_is_used(server: Server, shards: Path, scenes: WebDatasetConfig) -> None:
     scenes.build()
     source = remote(server).build()
     indices = [path for path, _ in server.requests if path.endswith(INDEX_SUFFIX)]
@@ -124,7 +124,7 @@ def test_a_published_index_is_taken(server: Server, shards: Path, scenes: WebDat
     assert source.read(11) == scenes.build().read(11)
 
 
-def test_a_published_index_of_another_shard_is_not(
+def test_a_published_index_of_another_shard_is_not_used(
     server: Server, shards: Path, scenes: WebDatasetConfig, capsys: pytest.CaptureFixture[str]
 ) -> None:
     expected = [scenes.build().read(k) for k in range(12)]
@@ -141,7 +141,7 @@ def test_a_published_index_of_another_shard_is_not(
 
 
 @pytest.mark.parametrize("trouble", [503, 429, "cut"])
-def test_a_server_that_fails_for_a_moment_is_asked_again(
+def test_a_server_that_fails_for_a_moment_is_retried(
     server: Server, scenes: WebDatasetConfig, trouble: int | str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     source = remote(server).build()
@@ -151,7 +151,7 @@ def test_a_server_that_fails_for_a_moment_is_asked_again(
     assert capsys.readouterr().err.count("next attempt in") == 2
 
 
-def test_a_server_that_stays_away_stops_the_run_and_counts_no_sample(
+def test_a_server_that_stays_unreachable_stops_the_run_and_counts_no_sample(
     server: Server, make_loader: MakeLoader, tmp_path: Path
 ) -> None:
     for workers in (0, 1):
@@ -207,7 +207,7 @@ def test_an_unreachable_server_gives_one_error() -> None:
         WebDatasetConfig(path="http://127.0.0.1:9/a.tar", name="a").build()
 
 
-def test_a_shard_that_was_replaced_is_noticed(
+def test_a_replaced_shard_is_reported(
     server: Server, shards: Path, write_tar: Callable[..., None]
 ) -> None:
     source = remote(server).build()
@@ -230,7 +230,7 @@ def test_a_remote_list_reads_its_images_one_by_one(server: Server, shards: Path)
         JsonlConfig(path=f"{server.url}/gone.jsonl", name="l").build()
 
 
-def test_anything_fsspec_knows_is_read(scenes: WebDatasetConfig, shards: Path) -> None:
+def test_any_store_of_fsspec_is_read(scenes: WebDatasetConfig, shards: Path) -> None:
     memory = fsspec.filesystem("memory")
     for number in range(2):
         memory.pipe(f"/bucket/scenes-{number}.tar", (shards / f"scenes-{number}.tar").read_bytes())
@@ -250,7 +250,7 @@ def test_a_missing_plug_in_is_reported() -> None:
         files_of("nope://x").stamp("nope://x")
 
 
-def test_a_store_that_breaks_off_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_truncated_answer_of_a_store_is_retried(monkeypatch: pytest.MonkeyPatch) -> None:
     memory = fsspec.filesystem("memory")
     memory.pipe("/bucket/a.tar", bytes(range(100)))
     whole, answers = type(memory).cat_file, [5, 0]

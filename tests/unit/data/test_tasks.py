@@ -163,7 +163,7 @@ def test_drawn_turns_keep_pairs_and_put_the_image_first() -> None:
         assert len(seen) == 4  # one of two, or both in either order
 
 
-def test_drawn_turns_keep_the_system_turn_and_refuse_disorder() -> None:
+def test_drawn_turns_keep_the_system_turn_and_must_alternate() -> None:
     system = {"from": "system", "value": "Be brief."}
     example = TASKS["text"].make(record(text_conversations=[system, *TURNS[2:]]), rng())
     assert draw_turns(example, 3, rng()).messages == example.messages
@@ -173,7 +173,7 @@ def test_drawn_turns_keep_the_system_turn_and_refuse_disorder() -> None:
 
 
 @pytest.mark.parametrize("task", ["text_to_image", "edit", "contrastive"])
-def test_a_caption_that_claims_a_image_is_refused(task: str) -> None:
+def test_a_caption_with_an_image_mark_is_refused(task: str) -> None:
     marked = record(caption=f"a cat {IMAGE_MARK}", instruction=f"{IMAGE_MARK} make it blue")
     with pytest.raises(ValueError, match="in a caption or an instruction"):
         TASKS[task].make(marked, rng())

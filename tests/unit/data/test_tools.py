@@ -15,7 +15,7 @@ from PIL import Image
 
 from blip3o.cli import main
 from blip3o.core.errors import UsageError
-from blip3o.data.lint import ODD, lint
+from blip3o.data.lint import ODD, LintChecks, lint
 from blip3o.data.pack import pack
 from blip3o.data.sources.folder import FolderConfig
 from blip3o.data.sources.shards import INDEX_SUFFIX
@@ -32,7 +32,7 @@ def make_image(size: tuple[int, int] = (80, 80), mode: str = "RGB", kind: str = 
     return buffer.getvalue()
 
 
-def said(text: str = "a cat") -> bytes:
+def caption_json(text: str = "a cat") -> bytes:
     return json.dumps({"caption": text}).encode()
 
 
@@ -42,36 +42,36 @@ def mixed(tmp_path: Path, write_tar: WriteTar) -> Path:
     good = make_image()
     members: dict[str, bytes] = {}
     for number in range(4):
-        members |= {f"good{number}.png": good, f"good{number}.json": said()}
+        members |= {f"good{number}.png": good, f"good{number}.json": caption_json()}
     members |= {
         "cut.jpg": make_image(kind="JPEG")[:300],
-        "cut.json": said(),
+        "cut.json": caption_json(),
         "empty.png": b"",
-        "empty.json": said(),
+        "empty.json": caption_json(),
         "magic.png": b"GIF8" + good[4:],
-        "magic.json": said(),
+        "magic.json": caption_json(),
         "nojson.png": good,
         "nojson.json": b"{",
         "utf8.png": good,
         "utf8.txt": b"\xff\xfe cat",
         "mute.png": good,
         "blank.png": good,
-        "blank.json": said(" "),
+        "blank.json": caption_json(" "),
         "cmyk.jpg": make_image(mode="CMYK", kind="JPEG"),
-        "cmyk.json": said(),
+        "cmyk.json": caption_json(),
         "alpha.png": make_image(mode="RGBA"),
-        "alpha.json": said(),
+        "alpha.json": caption_json(),
         "long.png": make_image((600, 80)),
-        "long.json": said(),
+        "long.json": caption_json(),
         "small.png": make_image((20, 20)),
-        "small.json": said(),
+        "small.json": caption_json(),
     }
     Image.new("RGBA", (80, 80), (9, 9, 9, 50)).save(tmp_path / "alpha.png")
     members["alpha.png"] = (tmp_path / "alpha.png").read_bytes()
     (tmp_path / "alpha.png").unlink()
     write_tar(tmp_path / "mixed.tar", members)
     with tarfile.open(tmp_path / "mixed.tar", "a") as tar:
-        for suffix, data in (("png", good), ("json", said())):
+        for suffix, data in (("png", good), ("json", caption_json())):
             info = tarfile.TarInfo(f"good1.{suffix}")
             info.size = len(data)
             tar.addfile(info, io.BytesIO(data))
@@ -80,7 +80,9 @@ def mixed(tmp_path: Path, write_tar: WriteTar) -> Path:
 
 @pytest.mark.parametrize("jobs", [1, 2])
 def test_lint_finds_each_of_them_and_nothing_else(mixed: Path, tmp_path: Path, jobs: int) -> None:
-    report = lint([str(mixed)], tasks=["text_to_image"], jobs=jobs, out=tmp_path / "f.jsonl")
+    report = lint(
+        [str(mixed)], LintChecks(tasks=("text_to_image",)), jobs=jobs, out=tmp_path / "f.jsonl"
+    )
     found = {(one.key, one.problem) for one in report.findings}
     unfit = "unfit for text_to_image"
     assert found == {
@@ -110,12 +112,12 @@ def animation(kind: str) -> bytes:
 
 @pytest.mark.filterwarnings("ignore:.*:UserWarning:PIL")
 @pytest.mark.parametrize("kind", ["GIF", "TIFF"])
-def test_lint_reads_over_animations_that_break_off(tmp_path: Path, kind: str) -> None:
+def test_lint_reads_past_truncated_animations(tmp_path: Path, kind: str) -> None:
     data = animation(kind)
     for size in range(20, len(data), 7):
         (tmp_path / f"{size:04d}.{kind.lower()}").write_bytes(data[:size])
         (tmp_path / f"{size:04d}.txt").write_text("a cat")
-    report = lint([str(tmp_path)], min_px=1)
+    report = lint([str(tmp_path)], LintChecks(min_px=1))
     assert {one.problem for one in report.findings} == {"broken image", ODD}
     assert any("animated, and damaged" in one.detail for one in report.findings)
 
@@ -126,7 +128,9 @@ def test_lint_names_a_damaged_shard_and_reads_the_rest(mixed: Path) -> None:
         place = next(m.offset for m in tar if m.name == "good2.png")
     data[place + 2] ^= 1
     mixed.write_bytes(data)
-    (damaged,) = (one for one in lint([str(mixed)]).findings if one.problem == "damaged shard")
+    (damaged,) = (
+        one for one in lint([str(mixed)], LintChecks()).findings if one.problem == "damaged shard"
+    )
     assert damaged.key == str(mixed)
     assert str(place) in damaged.detail
 
@@ -173,7 +177,9 @@ def test_stats_are_those_of_the_data(mixed: Path, tmp_path: Path) -> None:
 
 
 def test_captions_on_the_page_are_text(tmp_path: Path, write_tar: WriteTar) -> None:
-    write_tar(tmp_path / "x.tar", {"a.png": make_image(), "a.json": said("<script>x</script>")})
+    write_tar(
+        tmp_path / "x.tar", {"a.png": make_image(), "a.json": caption_json("<script>x</script>")}
+    )
     describe([str(tmp_path / "x.tar")], out=tmp_path / "s.html")
     assert "<script>" not in (tmp_path / "s.html").read_text(encoding="utf-8")
 
@@ -199,9 +205,11 @@ def test_tools_accept_names_and_texts_that_are_not_unicode(
         assert main(["data", "lint", str(path), "--task", "text_to_image", "--jobs", "1"]) == 1
         assert main(["data", "stats", str(path), *out]) == 0
     printed.flush()
-    said = printed.buffer.getvalue().decode()
-    assert r"caf\udce9.png: the record has no 'caption'" in said
-    assert "caption_words            1" in said  # the letters of a text are not counted as captions
+    printed_text = printed.buffer.getvalue().decode()
+    assert r"caf\udce9.png: the record has no 'caption'" in printed_text
+    assert (
+        "caption_words            1" in printed_text
+    )  # the letters of a text are not counted as captions
 
 
 @pytest.fixture
@@ -212,7 +220,7 @@ def folder(tmp_path: Path) -> Path:
         (base / f"{number}.v1.png").write_bytes(make_image((64 + number, 64)))
         (base / f"{number}.v1.txt").write_text(f"number {number}", encoding="utf-8")
     (base / "in" / "b.gif").write_bytes(make_image(mode="L", kind="GIF"))
-    (base / "in" / "b.json").write_bytes(said("a gif"))
+    (base / "in" / "b.json").write_bytes(caption_json("a gif"))
     (base / "in" / "c.jpg").write_bytes(b"broken")
     return base
 
@@ -233,7 +241,7 @@ def test_a_folder_becomes_shards_and_comes_back(folder: Path, tmp_path: Path) ->
     assert main(["data", "lint", f"{tmp_path}/out/my-*.tar", "--jobs", "1"]) == 0
 
 
-def test_packing_goes_on_and_gives_the_same_bytes(folder: Path, tmp_path: Path) -> None:
+def test_packing_resumes_and_gives_the_same_bytes(folder: Path, tmp_path: Path) -> None:
     def pack_to(out: str) -> list[Path]:
         return pack(str(folder), tmp_path / out, name=None, shard_size=4, jobs=1).shards
 

@@ -138,7 +138,7 @@ def test_choosing() -> None:
     assert needs[2].flags == "--dtype bf16 --quantize int4 --offload model"
 
 
-def test_live_memory_is_what_is_still_referenced() -> None:
+def test_live_memory_counts_tensors_that_are_still_referenced() -> None:
     start = torch.empty(1000, device="meta")
 
     def chain() -> torch.Tensor:
@@ -164,6 +164,6 @@ def test_activations_double_with_the_type() -> None:
 
 def test_unknown_models_are_refused() -> None:
     assert sorted(RELEASED) == ["blip3o-4b", "blip3o-8b"]
-    assert config_of("pocket").generator.num_query_tokens > 0
+    assert config_of("pocket").num_reserved_positions > 0
     with pytest.raises(UsageError, match="unknown model 'blip3o-8'; did you mean blip3o-8b"):
         config_of("blip3o-8")

@@ -11,14 +11,13 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFilter
 
 from blip3o.core.rng import numpy_rng
-from blip3o.data.scenes.backgrounds import BACKGROUNDS
 from blip3o.data.scenes.render import render
 from blip3o.data.scenes.scene import Placed, Scene, arrange, sample_scene
-from blip3o.data.scenes.things import COLORS, THINGS
-from blip3o.eval.detector import UNKNOWN, SceneDetector
+from blip3o.data.scenes.things import BACKGROUNDS, COLORS, THINGS
+from blip3o.eval import detector
+from blip3o.eval.detector import UNKNOWN, detect
 from blip3o.eval.scene_rules import SceneDetection, WantedThing, judge_scene, same_objects
 
-DETECTOR = SceneDetector()
 MAX_SHIFT = 0.06
 Change = Callable[[Image.Image], Image.Image]
 
@@ -72,7 +71,7 @@ def share_right(scenes: Sequence[Scene], change: Change | None = None, px: int =
     right = 0
     for scene in scenes:
         image = render(scene, px)
-        found = DETECTOR.detect(change(image) if change else image)
+        found = detect(change(image) if change else image)
         right += same_objects(found, truth_of(scene), MAX_SHIFT)
     return right / len(scenes)
 
@@ -93,7 +92,7 @@ def wanted(scene: Scene) -> list[WantedThing]:
 
 
 def accepts(image: Image.Image, scene: Scene) -> bool:
-    return judge_scene(DETECTOR.detect(image), wanted(scene), exact_count=True)
+    return judge_scene(detect(image), wanted(scene), exact_count=True)
 
 
 # Images whose objects must be found.
@@ -119,7 +118,7 @@ def test_every_thing_is_recognized_in_every_color_on_many_backgrounds() -> None:
         background = BACKGROUNDS[k // 4 % len(BACKGROUNDS)]
         scene = Scene(background=background, objects=arrange(rng, four))
         shown.update(scene.background for _ in scene.objects)
-        if not same_objects(DETECTOR.detect(render(scene)), truth_of(scene), MAX_SHIFT):
+        if not same_objects(detect(render(scene)), truth_of(scene), MAX_SHIFT):
             missed.append((background, four))
     assert set(shown) == set(BACKGROUNDS)
     assert not missed
@@ -132,7 +131,7 @@ def test_other_image_sizes_give_the_same_detections(px: int) -> None:
 
 def test_places_and_sizes_are_exact_to_half_a_pixel() -> None:
     for scene in samples(10):
-        found = DETECTOR.detect(render(scene))
+        found = detect(render(scene))
         for one in scene.objects:
             near = min(found, key=lambda seen: abs(seen.x - one.x) + abs(seen.y - one.y))
             assert max(abs(near.x - one.x), abs(near.y - one.y)) < 0.5 / 96
@@ -145,14 +144,14 @@ def test_objects_joined_by_blur_are_separated() -> None:
         Placed(thing="circle", color="purple", x=x, y=0.5, size=0.27) for x in (0.2, 0.5, 0.8)
     )
     scene = Scene(background="sunset", objects=row)
-    assert same_objects(DETECTOR.detect(blurred(render(scene), 1.1)), truth_of(scene), MAX_SHIFT)
+    assert same_objects(detect(blurred(render(scene), 1.1)), truth_of(scene), MAX_SHIFT)
 
 
 def test_neighbors_do_not_lower_each_others_scores() -> None:
     row = tuple(
         Placed(thing="square", color="black", x=x, y=0.5, size=0.27) for x in (0.2, 0.5, 0.8)
     )
-    found = DETECTOR.detect(render(Scene(background="white", objects=row)))
+    found = detect(render(Scene(background="white", objects=row)))
     assert min(one.score for one in found) > 0.95
 
 
@@ -160,31 +159,31 @@ def test_objects_may_cover_half_of_the_background() -> None:
     spots = ((0.28, 0.26, 0.35), (0.73, 0.28, 0.41), (0.27, 0.73, 0.43), (0.75, 0.74, 0.22))
     squares = tuple(Placed(thing="square", color="yellow", x=x, y=y, size=s) for x, y, s in spots)
     scene = Scene(background="light gray", objects=squares)
-    assert same_objects(DETECTOR.detect(render(scene)), truth_of(scene), MAX_SHIFT)
+    assert same_objects(detect(render(scene)), truth_of(scene), MAX_SHIFT)
 
 
 def test_a_pale_spot_does_not_cut_an_object_to_pieces() -> None:
     placed = Placed(thing="pineapple", color="pink", x=0.4989, y=0.7175, size=0.4163)
     scene = Scene(background="lavender", objects=(placed,))
-    assert same_objects(DETECTOR.detect(render(scene)), truth_of(scene), MAX_SHIFT)
+    assert same_objects(detect(render(scene)), truth_of(scene), MAX_SHIFT)
 
 
 def test_an_object_with_pale_parts_is_found_after_a_poor_first_pose() -> None:
     clock = Placed(thing="clock", color="pink", x=0.2658, y=0.4928, size=0.4288)
     scene = Scene(background="sunset", objects=(clock,))
-    assert same_objects(DETECTOR.detect(render(scene)), truth_of(scene), MAX_SHIFT)
+    assert same_objects(detect(render(scene)), truth_of(scene), MAX_SHIFT)
 
 
 def test_a_plain_background_may_have_another_light_color() -> None:
     scene = single("dog", "blue")
     pixels = np.asarray(render(scene)).astype(float) * np.array([0.95, 0.8, 0.9])
-    assert same_objects(DETECTOR.detect(make_image(pixels)), truth_of(scene), MAX_SHIFT)
+    assert same_objects(detect(make_image(pixels)), truth_of(scene), MAX_SHIFT)
 
 
 def test_detections_depend_only_on_the_image() -> None:
     images = [render(scene) for scene in samples(4)]
     before = [image.tobytes() for image in images]
-    assert [DETECTOR.detect(i) for i in images] == [SceneDetector().detect(i) for i in images]
+    assert [detect(i) for i in images] == [detect(i) for i in images]
     assert [image.tobytes() for image in images] == before
 
 
@@ -194,11 +193,11 @@ def test_detections_depend_only_on_the_image() -> None:
 def test_nothing_is_named_in_a_blank_image_or_noise() -> None:
     rng = numpy_rng(0, "noise images")
     empty = [render(Scene(background=name, objects=())) for name in BACKGROUNDS]
-    assert [DETECTOR.detect(image) for image in empty] == [()] * len(BACKGROUNDS)
+    assert [detect(image) for image in empty] == [()] * len(BACKGROUNDS)
     uniform = make_image(rng.uniform(0, 255, (96, 96, 3)))
     for image in (uniform, blurred(uniform, 3), make_image(rng.normal(230, 30, (96, 96, 3)))):
         assert not accepts(image, single("cat"))
-        assert all(one.thing == UNKNOWN for one in DETECTOR.detect(image))
+        assert all(one.thing == UNKNOWN for one in detect(image))
 
 
 def one_changed(scene: Scene, *, thing: str = "", color: str = "") -> Scene:
@@ -245,15 +244,15 @@ def test_swapped_places_and_swapped_colors_are_wrong() -> None:
         objects=(replace(scene.objects[0], color="blue"), replace(scene.objects[1], color="red")),
     )
     prompt = (wanted(scene), (0, "left of", 1))
-    assert judge_scene(DETECTOR.detect(render(scene)), *prompt)
-    assert not judge_scene(DETECTOR.detect(render(swapped)), *prompt)
-    assert not judge_scene(DETECTOR.detect(render(mixed)), *prompt)
+    assert judge_scene(detect(render(scene)), *prompt)
+    assert not judge_scene(detect(render(swapped)), *prompt)
+    assert not judge_scene(detect(render(mixed)), *prompt)
 
 
 def test_smeared_objects_are_unknown() -> None:
     for k, thing in enumerate(THINGS):
         scene = single(thing, COLORS[k % 8], BACKGROUNDS[k % 10], size=0.22 + 0.2 * (k % 3) / 2)
-        assert {one.thing for one in DETECTOR.detect(blurred(render(scene), 4))} <= {UNKNOWN}
+        assert {one.thing for one in detect(blurred(render(scene), 4))} <= {UNKNOWN}
 
 
 def test_half_an_object_does_not_get_another_name() -> None:
@@ -261,7 +260,7 @@ def test_half_an_object_does_not_get_another_name() -> None:
     for thing in THINGS:
         image = render(single(thing, "green"))
         image.paste((255, 255, 255), (0, 0, 96, 48))
-        named += any(one.thing != UNKNOWN for one in DETECTOR.detect(image))
+        named += any(one.thing != UNKNOWN for one in detect(image))
     assert named <= 0.1 * len(THINGS)
 
 
@@ -274,32 +273,33 @@ def test_other_shapes_are_unknown() -> None:
     ):
         image = Image.new("RGB", (96, 96), "white")
         ImageDraw.Draw(image).polygon(points, fill=(218, 20, 28), outline=(88, 0, 8))
-        assert [one.thing for one in DETECTOR.detect(image)] == [UNKNOWN]
+        assert [one.thing for one in detect(image)] == [UNKNOWN]
 
 
 def test_specks_are_never_things() -> None:
     for corner, size in (((40, 40), (2, 3)), ((40, 40), (6, 6)), ((0, 0), (11, 1))):
         image = Image.new("RGB", (96, 96), "white")
         image.paste(Image.new("RGB", size), corner)
-        assert {one.thing for one in DETECTOR.detect(image)} <= {UNKNOWN}
+        assert {one.thing for one in detect(image)} <= {UNKNOWN}
 
 
 def test_a_color_between_two_is_unknown() -> None:
     for first, second in (("red", "blue"), ("yellow", "green"), ("pink", "purple")):
         one, two = (render(single("square", color)) for color in (first, second))
-        (found,) = DETECTOR.detect(Image.blend(one, two, 0.5))
+        (found,) = detect(Image.blend(one, two, 0.5))
         assert found.color == UNKNOWN
 
 
-def test_a_stricter_detector_refuses_more() -> None:
+def test_a_stricter_detector_refuses_more(monkeypatch: pytest.MonkeyPatch) -> None:
     image = blurred(render(single("robot", "blue")), 0.7)
-    assert SceneDetector(min_score=0.9).detect(image)[0].thing == "robot"
-    assert SceneDetector(min_score=0.999).detect(image)[0].thing == UNKNOWN
+    for least, thing in ((0.9, "robot"), (0.999, UNKNOWN)):
+        monkeypatch.setattr(detector, "_MIN_SCORE", least)
+        assert detect(image)[0].thing == thing
 
 
 def test_an_image_that_is_not_square_is_refused() -> None:
     with pytest.raises(ValueError, match="96x64"):
-        DETECTOR.detect(Image.new("RGB", (96, 64)))
+        detect(Image.new("RGB", (96, 64)))
 
 
 # The sample size behind the documented accuracy of the detector.

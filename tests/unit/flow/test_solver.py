@@ -54,16 +54,16 @@ def test_error_falls_with_the_order(solver: Solver, order: int) -> None:
 
 @pytest.mark.parametrize(("solver", "calls"), [(euler, 5), (heun, 9)])
 def test_calls_and_callbacks(solver: Solver, calls: int) -> None:
-    asked: list[int] = []
+    calls_at: list[int] = []
     steps: list[int] = []
 
     def velocity(noisy: Tensor, step: int) -> Tensor:
-        asked.append(step)
+        calls_at.append(step)
         return noisy
 
     solver(velocity, torch.ones(1, 2), inference_sigmas(5), lambda step, noisy: steps.append(step))
-    assert len(asked) == calls
-    assert max(asked) == 4  # networks are not trained at level 0
+    assert len(calls_at) == calls
+    assert max(calls_at) == 4  # networks are not trained at level 0
     assert steps == [1, 2, 3, 4, 5]
 
 

@@ -1,4 +1,4 @@
-"""Images from strangers: odd ones are read, broken ones refused, and nobody else is harmed."""
+"""Untrusted images: unusual files are read, damaged files rejected, other rows unaffected."""
 
 import io
 from pathlib import Path
@@ -76,7 +76,7 @@ def edited(pipe: Blip3oPipeline, image: Any) -> Tensor:
 
 
 @pytest.mark.parametrize("which", ODD)
-def test_odd_images_can_be_edited_and_asked_about(
+def test_unusual_images_work_in_edits_and_questions(
     tiny_pipe: Blip3oPipeline, tmp_path: Path, which: str
 ) -> None:
     data = ODD[which]()
@@ -90,7 +90,7 @@ def test_odd_images_can_be_edited_and_asked_about(
 
 
 @pytest.mark.parametrize("which", ODD)
-def test_a_image_opened_with_pil_is_read_as_its_file_is(
+def test_an_image_opened_with_pil_is_read_as_its_file_is(
     tiny_pipe: Blip3oPipeline, which: str
 ) -> None:
     data = ODD[which]()
@@ -99,15 +99,15 @@ def test_a_image_opened_with_pil_is_read_as_its_file_is(
 
 
 @pytest.mark.parametrize("which", ODD)
-def test_a_image_that_is_open_already_is_not_turned_again(
+def test_an_image_that_is_open_already_is_not_turned_again(
     tiny_pipe: Blip3oPipeline, which: str
 ) -> None:
-    # The server and the terminal's chat open images before the pipeline does.
+    # The server and the terminal chat open images before the pipeline does.
     data = ODD[which]()
     assert torch.equal(tiny_pipe.encode([open_image(data)]), tiny_pipe.encode([data]))
 
 
-def test_a_image_opened_with_pil_may_have_damaged_exif(tiny_pipe: Blip3oPipeline) -> None:
+def test_an_image_opened_with_pil_may_have_damaged_exif(tiny_pipe: Blip3oPipeline) -> None:
     for note in (b"Exif\0\0garbage garbage", b"Exif\0\0MM"):
         data = stored(noise_image(), "JPEG", exif=note)
         opened = Image.open(io.BytesIO(data))
@@ -153,7 +153,7 @@ def test_a_truncated_file_opened_with_pil_is_refused(tiny_pipe: Blip3oPipeline) 
 
 
 @pytest.mark.parametrize("fault", [RuntimeError("planes\nfailed"), IndexError(), EOFError("end")])
-def test_whatever_a_decoder_raises_is_told_in_one_line(
+def test_any_error_of_a_decoder_becomes_one_line(
     tiny_pipe: Blip3oPipeline, fault: Exception
 ) -> None:
     class Damaged(Image.Image):
@@ -166,7 +166,7 @@ def test_whatever_a_decoder_raises_is_told_in_one_line(
 
 
 @pytest.mark.parametrize("thing", [None, 3, np.zeros((4, 4, 3)), torch.zeros(3, 4, 4)])
-def test_things_that_are_no_image_are_refused(tiny_pipe: Blip3oPipeline, thing: Any) -> None:
+def test_values_that_are_not_images_are_refused(tiny_pipe: Blip3oPipeline, thing: Any) -> None:
     with pytest.raises(UsageError, match="an image is a file, bytes or a PIL image, not"):
         tiny_pipe.edit(thing, "make it blue")
 

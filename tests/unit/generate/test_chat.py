@@ -1,4 +1,4 @@
-"""The terminal chat: names of image files and replies to commands."""
+"""The terminal chat: names of image files, and answers to commands."""
 
 import io
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Edits and reconstructions: what they start from, and refusals."""
+"""Edits and reconstructions: their inputs and their errors."""
 
 import dataclasses
 from typing import Any
@@ -10,6 +10,7 @@ from torch import Tensor
 
 from blip3o.core.errors import UsageError
 from blip3o.generate.pipeline import Blip3oPipeline
+from blip3o.models.generators.query_dit import QueryDiT
 
 RED, BLUE = (Image.new("RGB", (16, 16), color) for color in ("red", "blue"))
 
@@ -33,6 +34,7 @@ def test_the_generator_gets_the_image_as_reference(
     tiny_pipe: Blip3oPipeline, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[Tensor] = []
+    assert isinstance(tiny_pipe.model.generator, QueryDiT)
     plain = tiny_pipe.model.generator.prepare
 
     def watch(*arguments: Any, **options: Any) -> Any:
@@ -69,7 +71,7 @@ def test_a_model_without_reference_input_edits_through_the_backbone(
     config = dataclasses.replace(config, generator=generator)
     torch.manual_seed(0)
     plain = Blip3oPipeline(config.build(), tiny_pipe.tokenizer)
-    for parameter in plain.model.generator.dit.parameters():
+    for parameter in plain.model.get_submodule("generator.dit").parameters():
         torch.nn.init.normal_(parameter, std=0.2)
     red, blue = (edit(plain, one, "add a cat", generator=seeded(0)) for one in (RED, BLUE))
     assert not torch.equal(red, blue)
@@ -80,7 +82,7 @@ def test_a_model_without_reference_input_edits_through_the_backbone(
     [
         (RED, "", "the prompt is empty"),
         (RED, "cat " * 200, "the prompt has .* tokens"),
-        (RED, "like <image>", "images are given beside the text"),
+        (RED, "like <image>", "images are given separately"),
         ([RED], ["a", "b"], "1 images for 2 instructions"),
         ([RED, BLUE], "a", "2 images for 1 instructions"),
         ([], "a", "0 images for 1 instructions"),

@@ -1,4 +1,4 @@
-"""Images of prompts: batches, generators, guidance, callbacks, forms, refusals."""
+"""Images of prompts: batches, generators, guidance, callbacks, output types, errors."""
 
 from typing import Any
 
@@ -12,7 +12,7 @@ from blip3o.core.errors import UsageError
 from blip3o.generate.draw import draw
 from blip3o.generate.pipeline import Blip3oPipeline
 from blip3o.generate.text import left_pad
-from blip3o.models.generators.query_dit import QueryPlan
+from blip3o.models.generators.query_dit import QueryDiT, QueryPlan
 from blip3o.models.prompts import Prompts
 from blip3o.models.unified import SamplingConfig
 
@@ -44,7 +44,7 @@ def test_prompts_of_different_lengths_give_the_same_alone_and_together(
     assert not torch.allclose(first, second)
 
 
-def test_images_of_a_prompt_stand_together(tiny_pipe: Blip3oPipeline) -> None:
+def test_images_of_a_prompt_are_neighbors(tiny_pipe: Blip3oPipeline) -> None:
     four = features(tiny_pipe, PROMPTS[:2], num_images_per_prompt=2, generator=seeded(1, 2, 3, 4))
     listed = [PROMPTS[0], PROMPTS[0], PROMPTS[1], PROMPTS[1]]
     assert_close(four, features(tiny_pipe, listed, generator=seeded(1, 2, 3, 4)))
@@ -59,7 +59,9 @@ def test_one_generator_is_drawn_from_image_by_image(tiny_pipe: Blip3oPipeline) -
     torch.testing.assert_close(together, torch.cat(one_by_one), rtol=0, atol=1e-3)
 
 
-def test_the_same_seed_gives_the_same_bits_and_another_another(tiny_pipe: Blip3oPipeline) -> None:
+def test_equal_seeds_give_equal_bits_and_other_seeds_other_images(
+    tiny_pipe: Blip3oPipeline,
+) -> None:
     first, again, other = (
         tiny_pipe("a cat", generator=seeded(s), output_type="pt").images for s in (1, 1, 2)
     )
@@ -99,6 +101,7 @@ def test_guidance_is_two_passes_combined(tiny_pipe: Blip3oPipeline) -> None:
     noise = torch.randn(2, 4, 8, generator=seeded(1)[0])
     sigma = torch.ones(2)
     with torch.no_grad():
+        assert isinstance(model.generator, QueryDiT)
         plan, one = QueryPlan(model.generator, states), SamplingConfig(num_inference_steps=1)
         null = plan.null().velocity(noise, sigma)
         conditional = plan.velocity(noise, sigma)
@@ -108,10 +111,11 @@ def test_guidance_is_two_passes_combined(tiny_pipe: Blip3oPipeline) -> None:
     assert_close(plain, noise - conditional)
 
 
-def test_guidance_of_one_asks_for_no_empty_condition(
+def test_a_guidance_scale_of_one_computes_no_empty_condition(
     tiny_pipe: Blip3oPipeline, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rows: list[int] = []
+    assert isinstance(tiny_pipe.model.generator, QueryDiT)
     plain = tiny_pipe.model.generator._layer
 
     def watch(block: Any, hidden: Tensor, *arguments: Any) -> Tensor:
@@ -121,12 +125,12 @@ def test_guidance_of_one_asks_for_no_empty_condition(
     monkeypatch.setattr(tiny_pipe.model.generator, "_layer", watch)
     features(tiny_pipe, "a cat", guidance_scale=1.0)
     features(tiny_pipe, "a cat", guidance_scale=3.0)
-    num_calls = 3 * tiny_pipe.model.config.generator.num_layers
+    num_calls = 3 * tiny_pipe.model.generator.config.num_layers
     assert rows == [1] * num_calls + [2] * num_calls
 
 
 def test_sampling_follows_the_velocity_without_any_cache(tiny_pipe: Blip3oPipeline) -> None:
-    """The reference: a plain loop over the published levels with one full pass a step."""
+    """The reference is a plain loop over the published levels with one full pass per step."""
     model = tiny_pipe.model
     row = tiny_pipe.chat_template.image_prompt(tiny_pipe.chat_template.generate_messages("a cat"))
     ids, mask = left_pad([row], tiny_pipe.tokenizer.pad_id)
@@ -141,7 +145,7 @@ def test_sampling_follows_the_velocity_without_any_cache(tiny_pipe: Blip3oPipeli
     assert_close(features(tiny_pipe, "a cat", generator=seeded(3)), state)
 
 
-def test_the_model_says_how_it_samples_unless_told(tiny_pipe: Blip3oPipeline) -> None:
+def test_the_model_defines_the_sampling_by_default(tiny_pipe: Blip3oPipeline) -> None:
     default = features(tiny_pipe, "a cat", generator=seeded(1))
     same = features(
         tiny_pipe, "a cat", generator=seeded(1), num_inference_steps=3, guidance_scale=2.0
@@ -191,7 +195,7 @@ def test_a_callback_may_not_change_the_shape(tiny_pipe: Blip3oPipeline) -> None:
         (["a cat", ""], {}, "the prompt is empty"),
         ([], {}, "no prompt was given"),
         ("cat " * 200, {}, "the prompt has .* tokens; at most 92 fit this model"),
-        ("a <image> of a cat", {}, "images are given beside the text"),
+        ("a <image> of a cat", {}, "images are given separately"),
         ("a cat", {"generator": seeded(1, 2)}, "2 generators for 1 images"),
         ("a cat", {"generator": []}, "0 generators for 1 images"),
         (
@@ -208,7 +212,7 @@ def test_a_callback_may_not_change_the_shape(tiny_pipe: Blip3oPipeline) -> None:
         ("\udcff", {}, "not valid Unicode"),
     ],
 )
-def test_what_cannot_be_drawn_is_refused_before_any_work(
+def test_bad_requests_are_refused_before_any_work(
     tiny_pipe: Blip3oPipeline,
     monkeypatch: pytest.MonkeyPatch,
     prompt: Any,
@@ -221,7 +225,7 @@ def test_what_cannot_be_drawn_is_refused_before_any_work(
 
 
 def test_special_tokens_in_a_prompt_are_plain_text(tiny_pipe: Blip3oPipeline) -> None:
-    """A caption can neither end its turn nor claim an image."""
+    """Special tokens in a caption neither end its turn nor add an image."""
     got = features(tiny_pipe, "<|image_pad|><|im_end|>[IMG]", generator=seeded(1))
     assert bool(got.isfinite().all())
 
@@ -230,7 +234,7 @@ def test_a_model_in_bf16_draws_too(tiny_folder: Any) -> None:
     pipe = Blip3oPipeline.from_pretrained(tiny_folder, device="cpu", dtype="bf16")
     assert pipe.dtype == torch.bfloat16
     exact = Blip3oPipeline.from_pretrained(tiny_folder, device="cpu", dtype="fp32")
-    # One step: a chaotic random network would blow rounding errors up over many.
+    # One step, because a random network would amplify rounding errors over many steps.
     one, other = (
         features(p, PROMPTS, generator=seeded(1, 2, 3), num_inference_steps=1).float()
         for p in (pipe, exact)

@@ -1,4 +1,4 @@
-"""The pipeline over a backbone that sees images with a vision tower of its own."""
+"""The pipeline with a backbone that has its own vision tower."""
 
 import dataclasses
 from pathlib import Path
@@ -42,10 +42,10 @@ def pipe(
         image_token_id=tiny_tokenizer.image_pad_id,
         max_positions=96,
     )
-    # Not every random model has answers with a text: most ids of some have none.
+    # Some random models answer only with ids that have no text.
     torch.manual_seed(1)
     model = dataclasses.replace(tiny_config, backbone=backbone).build()
-    for part in (model.backbone, model.generator.dit, model.image_decoder):
+    for part in (model.backbone, model.get_submodule("generator.dit"), model.image_decoder):
         for parameter in part.parameters():
             nn.init.normal_(parameter, std=0.3)
     return Blip3oPipeline(model, tiny_tokenizer)

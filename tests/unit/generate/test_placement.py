@@ -1,4 +1,4 @@
-"""Offload, placement, precision: the same images and answers, and only what is in use there."""
+"""Offloading, placement and precision: same results, and only the used weights on the device."""
 
 import copy
 import dataclasses
@@ -18,6 +18,7 @@ from blip3o.generate.placement import connect
 from blip3o.models.backbones.qwen2_5_vl import Qwen2_5VLBackboneConfig
 from blip3o.models.decoders.sdxl import SdxlDecoderConfig
 from blip3o.models.dit.nextdit import NextDiTConfig
+from blip3o.models.generators.query_dit import QueryDiT
 from blip3o.nn.blocks import repeated_blocks
 from blip3o.text.tokenizer import Tokenizer
 
@@ -29,7 +30,7 @@ by_block = pytest.mark.parametrize("by_block", [False, True], ids=["model", "seq
 def pipe(
     request: pytest.FixtureRequest, tiny_pipe: Blip3oPipeline, tiny_tokenizer: Tokenizer
 ) -> Blip3oPipeline:
-    """A pipeline to change: the tiny one, or one shaped like the released models."""
+    """A pipeline that a test may change: the tiny one, or one shaped like the released models."""
     if request.param == "features":
         return Blip3oPipeline(copy.deepcopy(tiny_pipe.model), tiny_tokenizer)
     config = tiny_pipe.model.config
@@ -41,14 +42,14 @@ def pipe(
     decoder = dataclasses.replace(SdxlDecoderConfig.tiny(), empty_prompt=" ")
     torch.manual_seed(1)
     model = dataclasses.replace(config, backbone=backbone, image_decoder=decoder).build()
-    for part in (model.backbone, model.generator.dit, model.image_decoder.unet):
-        for parameter in part.parameters():
+    for part in ("backbone", "generator.dit", "image_decoder.unet"):
+        for parameter in model.get_submodule(part).parameters():
             nn.init.normal_(parameter, std=0.3)
     return Blip3oPipeline(model, tiny_tokenizer)
 
 
 def results(pipe: Blip3oPipeline) -> list[Any]:
-    """Everything a pipeline does, once."""
+    """Returns the results of every method of a pipeline."""
     pipe._empty_features = None
 
     def seeded() -> torch.Generator:
@@ -74,7 +75,7 @@ def resident(module: nn.Module) -> set[str]:
 
 
 def watch(pipe: Blip3oPipeline) -> dict[str, list[set[str]]]:
-    """Returns what fills with the weights that are there whenever a layer of a component runs."""
+    """Returns lists that record which weights are on the device whenever a layer runs."""
     seen: dict[str, list[set[str]]] = {name: [] for name in COMPONENTS}
     slots = [
         (f"{where}.{name}", module, name)
@@ -115,8 +116,9 @@ def test_offload_changes_no_bit_and_keeps_only_what_is_in_use(
                 assert there >= own
         if by_block and len(repeated_blocks(getattr(pipe.model, name))) > 1:
             assert not any(there >= own for there in seen[name])
-    if by_block:  # never two neighbors
-        blocks = [f"generator.dit.layers.{k}." for k in range(len(pipe.model.generator.dit.layers))]
+    if by_block:  # never two blocks together
+        num_blocks = len(repeated_blocks(pipe.model.generator))
+        blocks = [f"generator.dit.layers.{k}." for k in range(num_blocks)]
         counts = {
             sum(any(n.startswith(b) for n in there) for b in blocks) for there in seen["generator"]
         }
@@ -129,10 +131,8 @@ def test_offload_changes_no_bit_and_keeps_only_what_is_in_use(
 
 
 @by_block
-def test_offload_leaves_and_comes_back_as_often_as_needed(
-    pipe: Blip3oPipeline, by_block: bool
-) -> None:
-    """One way of offloading after the other, and errors in between, lose nothing."""
+def test_offload_can_be_changed_repeatedly(pipe: Blip3oPipeline, by_block: bool) -> None:
+    """Several modes in turn, with errors between them, lose no weights."""
     plain = results(pipe)
     for _ in range(2):
         pipe.enable_model_cpu_offload("cpu")
@@ -166,9 +166,9 @@ def test_a_vae_that_leaves_fp16_does_so_where_it_is_offloaded(
 def test_weights_that_could_not_be_fetched_are_fetched_the_next_time(
     tiny_pipe: Blip3oPipeline, monkeypatch: pytest.MonkeyPatch, by_block: bool, name: str
 ) -> None:
-    """After Ctrl-C during a copy, or a device without memory, nothing is left half done."""
+    """An interrupted copy, or a device without memory, leaves no component half on the device."""
     pipe = Blip3oPipeline(copy.deepcopy(tiny_pipe.model), tiny_pipe.tokenizer)
-    kept, whole = pipe.model.generator.dit.get_parameter(name), module._on
+    kept, whole = pipe.model.get_parameter(f"generator.dit.{name}"), module._on
 
     def draw() -> Tensor:
         return pipe("a cat", generator=torch.Generator().manual_seed(0), output_type="pt").images
@@ -203,26 +203,29 @@ def test_blocks_are_the_innermost_repeated_modules() -> None:
         assert groups_of(component, by_block=False) == [list(component.modules())]
 
 
-def test_tensors_are_brought_to_a_component_and_back(tiny_pipe: Blip3oPipeline) -> None:
-    """The meta device stands for a second one: what was not moved would not be on it."""
+def test_tensors_are_moved_to_a_component_and_back(
+    tiny_pipe: Blip3oPipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The meta device is the second device: only tensors that were moved are on it."""
     model = copy.deepcopy(tiny_pipe.model)
     cpu, meta = torch.device("cpu"), torch.device("meta")
     undo = connect(model, dict.fromkeys(COMPONENTS, cpu) | {"backbone": meta})
     features = model.image_encoder(torch.zeros(1, 3, 16, 16))
-    assert features.device == meta  # home is the backbone's device
+    assert features.device == meta  # results go to the backbone's device
     for one in undo:
         one()
     model.generator.to(meta)
     arrived: list[torch.device] = []
+    assert isinstance(model.generator, QueryDiT)
     plain = model.generator.velocity
 
     def velocity(noisy: Tensor, sigma: Tensor, states: Tensor, *rest: Any) -> None:
         arrived.extend(t.device for t in (noisy, sigma, states, rest[-1]))
         plain(noisy, sigma, states, *rest)
 
-    model.generator.velocity = velocity
+    monkeypatch.setattr(model.generator, "velocity", velocity)
     connect(model, dict.fromkeys(COMPONENTS, cpu) | {"generator": meta})
-    size = model.config.generator.num_query_tokens, model.config.backbone.hidden_size
+    size = model.config.num_reserved_positions, model.config.backbone.hidden_size
     noisy = torch.zeros(1, *model.config.feature_shape)
     model.generator.velocity(noisy, torch.ones(1), torch.zeros(1, *size), None, noisy)
     assert arrived == [meta] * 4
@@ -269,7 +272,7 @@ def test_to_changes_the_stored_types_only(pipe: Blip3oPipeline) -> None:
 def test_models_load_in_every_form(
     tiny_folder: Path, quantize: str | None, offload: str, dtype: Any
 ) -> None:
-    """And how they are offloaded changes no bit."""
+    """The mode of offloading changes no bit."""
     load = Blip3oPipeline.from_pretrained
     options = {"device": "cpu", "dtype": dtype, "quantize": quantize}
     plain, pipe = load(tiny_folder, **options), load(tiny_folder, **options, offload=offload)
@@ -290,7 +293,7 @@ def test_models_load_in_every_form(
         ({"device": "cuda:77", "offload": "model"}, "no device 'cuda:77'"),
     ],
 )
-def test_what_cannot_be_is_refused(
+def test_impossible_placements_are_refused(
     tiny_folder: Path, options: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(UsageError, match=message):

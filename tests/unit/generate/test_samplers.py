@@ -1,4 +1,4 @@
-"""The fast samplers draw what the plain one draws."""
+"""The fast samplers give the same features as the plain sampler."""
 
 import dataclasses
 from collections.abc import Iterator
@@ -16,7 +16,7 @@ from blip3o.generate.draw import draw, noise_levels
 from blip3o.generate.offload import Offloading
 from blip3o.generate.pipeline import Blip3oPipeline
 from blip3o.models.generators.plan import Plan, join_plans
-from blip3o.models.generators.query_dit import QueryPlan
+from blip3o.models.generators.query_dit import QueryDiT, QueryPlan
 from blip3o.models.unified import SamplingConfig, UnifiedModel
 
 NUM_PROMPTS, NUM_IMAGES = 2, 3
@@ -40,7 +40,7 @@ class Drawing:
 
     @torch.no_grad()
     def plain(self) -> Tensor:
-        """Returns the features by one whole pass of the network a step."""
+        """Returns the features that the plain path gives, with one full pass per step."""
         plan = self.plan.repeat(NUM_IMAGES)
         both, sigmas = join_plans([plan.null(), plan]), noise_levels(self.sampling)
         is_guided = isinstance(self.scale, Tensor) or self.scale != 1.0
@@ -59,12 +59,13 @@ def drawing(
     model: UnifiedModel, scale: float | Tensor = 3.0, *, edits: bool = False, seed: int = 0
 ) -> Drawing:
     tokens, channels = model.config.feature_shape
-    place = model.generator.query_tokens.weight
+    place = model.get_parameter("generator.query_tokens.weight")
     queries, width = place.shape[-2:]
     states = random(NUM_PROMPTS, queries, width, seed=seed).to(place)
     reference = random(NUM_PROMPTS, tokens, channels, seed=seed + 2).to(place) if edits else None
     noise = random(NUM_PROMPTS * NUM_IMAGES, tokens, channels, seed=seed + 1).to(place)
     sampling = dataclasses.replace(model.config.sampling, num_inference_steps=4)
+    assert isinstance(model.generator, QueryDiT)
     return Drawing(QueryPlan(model.generator, states, reference), noise, scale, sampling)
 
 
@@ -116,17 +117,17 @@ def test_a_model_follows_its_own_solver(
     assert not torch.allclose(drawn["euler"], drawn["heun"], atol=1e-3)
 
 
-def test_images_must_be_shared_out_evenly(tiny_pipe: Blip3oPipeline) -> None:
+def test_every_prompt_must_have_equally_many_images(tiny_pipe: Blip3oPipeline) -> None:
     given = drawing(tiny_pipe.model, 1.0)
     given.noise = given.noise[1:]
     with pytest.raises(ValueError, match="5 images cannot be divided among 2 prompts"):
         given.by(draw)
 
 
-def test_a_sampler_hears_of_a_callback_only_if_there_is_one(
+def test_a_sampler_gets_a_callback_only_if_there_is_one(
     tiny_pipe: Blip3oPipeline, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # A CUDA graph is not used where somebody wants to see the steps.
+    # A CUDA graph is not used if there is a callback.
     heard: list[Any] = []
 
     def watched(*inputs: Any) -> Tensor:
@@ -201,7 +202,7 @@ def test_a_graph_follows_changed_and_replaced_weights(cuda_model: UnifiedModel) 
     sampler = CompiledDraw(cuda_model.generator)
     given = drawing(cuda_model)
     given.by(sampler)
-    weight = cuda_model.generator.dit.patch_embedder.proj.weight
+    weight = cuda_model.get_parameter("generator.dit.patch_embedder.proj.weight")
     with torch.no_grad():
         weight.mul_(0.5)
     changed = given.by(sampler)
@@ -213,7 +214,7 @@ def test_a_graph_follows_changed_and_replaced_weights(cuda_model: UnifiedModel) 
 
 
 @pytest.mark.gpu
-def test_a_graph_is_not_made_of_weights_that_come_and_go(cuda_model: UnifiedModel) -> None:
+def test_a_graph_is_not_captured_while_weights_are_offloaded(cuda_model: UnifiedModel) -> None:
     given = drawing(cuda_model)
     expected = given.plain()
     offloading = Offloading(cuda_model, torch.device("cuda"), by_block=False)

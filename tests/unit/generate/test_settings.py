@@ -1,4 +1,4 @@
-"""Schedulers, steps and guidance of the image decoder: by the object, by a call, by the config."""
+"""Schedulers, steps and guidance of the image decoder, set by object, by call and by config."""
 
 import dataclasses
 from pathlib import Path
@@ -35,7 +35,7 @@ def folder(
     model = config.build()
     for parameter in model.image_decoder.parameters():
         nn.init.normal_(parameter, std=0.3)
-    model.image_decoder.empty_features.normal_()
+    model.image_decoder.get_buffer("empty_features").normal_()
     place = tmp_path_factory.mktemp(request.param)
     save_model(model, tiny_tokenizer, place, torch.float32)
     return place
@@ -80,7 +80,7 @@ def test_steps_and_guidance_of_a_call_are_those_of_the_config(folder: Path) -> N
         assert torch.equal(draw(load(folder, override)), changed)
 
 
-def test_edits_and_reconstructions_take_them_too(tiny_folder: Path, folder: Path) -> None:
+def test_edits_and_reconstructions_accept_the_settings(tiny_folder: Path, folder: Path) -> None:
     from PIL import Image
 
     pipe, red = load(folder), Image.new("RGB", (16, 16), "red")
@@ -119,9 +119,7 @@ def test_guidance_of_a_decoder_without_any_is_refused(tiny_pipe: Blip3oPipeline)
 
 
 @pytest.mark.parametrize("name", ["negative_prompt", "num_inference_step", "height"])
-def test_what_a_pipeline_does_not_know_is_never_ignored(
-    tiny_pipe: Blip3oPipeline, name: str
-) -> None:
+def test_unknown_arguments_are_never_ignored(tiny_pipe: Blip3oPipeline, name: str) -> None:
     options: dict[str, Any] = {name: "blurry"}
     with pytest.raises(TypeError, match=f"unexpected keyword argument '{name}'"):
         tiny_pipe("a cat", **options)

@@ -1,11 +1,11 @@
-"""Tokens to pieces: whole characters, no part of a stop text, wherever tokens begin and end."""
+"""Tokens to text: whole characters and no part of a stop text, for any borders of tokens."""
 
 import itertools
 from collections.abc import Iterator, Sequence
 
 import pytest
 
-from blip3o.generate.spelling import Speller
+from blip3o.generate.answer import Speller
 from blip3o.text.tokenizer import Tokenizer
 
 TEXTS = ("abcabd", "aaaa", "END", "na\u00efve \U0001f431!", "x\n\nUser: y", "ab\U0001f431\u00efc")
@@ -16,7 +16,7 @@ def of_bytes(ids: Sequence[int]) -> str:
 
 
 def splits(text: str) -> Iterator[list[str]]:
-    """Every way to cut a text into tokens."""
+    """Returns every way to split a text into tokens."""
     for cuts in itertools.product([False, True], repeat=len(text) - 1):
         pieces = [text[0]]
         for cut, letter in zip(cuts, text[1:], strict=True):
@@ -37,7 +37,7 @@ def spelled(speller: Speller, tokens: Sequence[int]) -> list[str]:
 
 
 def ended(text: str, stop: Sequence[str]) -> str:
-    """What is left of a text that comes letter by letter."""
+    """Returns the text that remains before the first stop text, letter by letter."""
     for end in range(1, len(text) + 1):
         found = [one for one in stop if text[:end].endswith(one)]
         if found:
@@ -76,13 +76,13 @@ def test_an_answer_ends_before_a_stop_text_whatever_its_tokens(stop: tuple[str, 
             assert speller.is_stopped == (expected != text)
             for piece in itertools.accumulate(pieces):
                 assert expected.startswith(piece)
-        # Byte by byte, as byte-level tokens may come.
+        # One token per byte, as byte-level tokenizers may give.
         speller = Speller(of_bytes, stop)
         assert "".join(spelled(speller, text.encode())) == expected
 
 
-def test_pieces_are_whole_characters_and_come_at_once(tiny_tokenizer: Tokenizer) -> None:
-    """Byte-level tokens split letters; a terminal must never see half of one."""
+def test_pieces_are_whole_characters_and_are_not_delayed(tiny_tokenizer: Tokenizer) -> None:
+    """Byte-level tokens split characters; a terminal must never show part of one."""
     text = "na\u00efve \U0001f431!"
     ids = tiny_tokenizer.encode(text)
     assert len(ids) > len(text)
@@ -94,12 +94,12 @@ def test_pieces_are_whole_characters_and_come_at_once(tiny_tokenizer: Tokenizer)
     assert not any("\ufffd" in piece for piece in pieces)
     assert "\U0001f431" in pieces
     assert pieces[0] == "n"
-    # An answer that is cut in the middle of a letter ends before it.
+    # An answer that ends inside a character is shown up to that character.
     speller = Speller(tiny_tokenizer.decode)
     assert "".join(spelled(speller, ids[:-2])) == "na\u00efve "
 
 
-def test_only_what_may_become_a_stop_text_is_held_back() -> None:
+def test_only_text_that_may_become_a_stop_text_is_held_back() -> None:
     speller = Speller(of_bytes, ("stop",))
     assert [speller.add(letter) for letter in b"as stone st"] == [
         *("a", "", "s ", "", "", "", "ston", "e", " ", "", ""),

@@ -70,7 +70,7 @@ def test_rows_of_different_lengths_answer_as_they_do_alone(tiny_pipe: Blip3oPipe
 def test_a_stopped_row_is_padded_while_the_others_go_on(tiny_pipe: Blip3oPipeline) -> None:
     rows = rows_of(3, 9, 6)
     plain = generate(tiny_pipe, rows)
-    # The token that ends one row early is taken from what that row says.
+    # The token that ends one row early is one of the row's own tokens.
     stop = next(t for answer in plain for t in answer[:2])
     pad = tiny_pipe.tokenizer.pad_id
     for answer, full in zip(generate(tiny_pipe, rows, stop), plain, strict=True):
@@ -88,7 +88,7 @@ def test_decoding_ends_when_every_row_has_stopped(tiny_pipe: Blip3oPipeline) -> 
 def test_the_end_of_a_text_ends_an_answer(
     tiny_pipe: Blip3oPipeline, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Released models end some answers by it; what they would say after it is nonsense."""
+    """Released models end some answers with this token; the tokens after it are nonsense."""
     pad, plain = tiny_pipe.tokenizer.pad_id, tiny_pipe.model.backbone.logits
     said: list[None] = []
 
@@ -119,10 +119,10 @@ def test_answers_carry_no_gradient_even_when_read_late(tiny_pipe: Blip3oPipeline
 
 
 @pytest.mark.parametrize("image", [None, RED])
-def test_an_answer_never_holds_the_placeholder_of_a_image(
+def test_an_answer_never_holds_the_placeholder_of_an_image(
     tiny_pipe: Blip3oPipeline, monkeypatch: pytest.MonkeyPatch, image: Any
 ) -> None:
-    """A model may well like that token most; it would then lack the image that it stands for."""
+    """The placeholder may be the likeliest token, but an answer has no image for it."""
     placeholder = tiny_pipe.tokenizer.image_pad_id
     plain = tiny_pipe.model.backbone.logits
 
@@ -159,7 +159,7 @@ def test_a_batch_of_questions_equals_each_alone(tiny_pipe: Blip3oPipeline) -> No
     assert tiny_pipe.answer_batch([], []) == []
 
 
-def test_answers_are_no_longer_than_asked_or_than_the_model_reaches(
+def test_answers_end_at_their_limit_and_at_the_last_position(
     tiny_pipe: Blip3oPipeline, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(ChatTemplate, "turn_end_id", -1)  # no token
@@ -211,7 +211,7 @@ def test_batches_that_do_not_fit_are_refused(tiny_pipe: Blip3oPipeline) -> None:
         tiny_pipe.answer_batch([RED, RED], ["a", " "])
 
 
-def test_a_conversation_remembers_and_says_what_is_wrong(tiny_pipe: Blip3oPipeline) -> None:
+def test_a_conversation_keeps_its_turns_and_reports_errors(tiny_pipe: Blip3oPipeline) -> None:
     asked: list[tuple[list[Message], int]] = []
 
     class Echo:
@@ -245,7 +245,7 @@ def test_a_conversation_remembers_and_says_what_is_wrong(tiny_pipe: Blip3oPipeli
     assert asked[1] == ([user("go on")], 0)
 
 
-def test_a_conversation_goes_on_after_an_answer_that_holds_the_mark_of_a_image() -> None:
+def test_a_conversation_continues_after_an_answer_with_an_image_mark() -> None:
     asked: list[list[Message]] = []
 
     class Html:
@@ -259,7 +259,7 @@ def test_a_conversation_goes_on_after_an_answer_that_holds_the_mark_of_a_image()
     assert asked[1][1] == Message(role="assistant", text="write (an image) there")
 
 
-def test_a_image_goes_with_the_next_message_and_stays(
+def test_an_image_belongs_to_the_next_message_and_stays(
     tiny_pipe: Blip3oPipeline, tmp_path: Any
 ) -> None:
     RED.save(tmp_path / "red.png")

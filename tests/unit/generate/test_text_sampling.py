@@ -1,4 +1,4 @@
-"""How a token is drawn: exactly what the docstring says, at every edge of the settings."""
+"""The draw of a token follows its documented definition for all settings."""
 
 import math
 from typing import Any
@@ -32,7 +32,7 @@ def chooser(number: int = 0, **settings: Any) -> TokenChooser:
 
 
 def plain(logits: torch.Tensor, sampling: TextSampling, number: int, place: int) -> int:
-    """The definition of `TokenChooser`, word by word and slowly."""
+    """Returns the token by the definition in `TokenChooser`, written out plainly."""
     scores = logits.double().tolist()
     ranked = sorted(range(len(scores)), key=lambda i: (-scores[i], i))
     ranked = ranked[: sampling.top_k or None]
@@ -102,12 +102,12 @@ def test_a_drawn_seed_is_another_each_time() -> None:
 
 
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf])
-def test_logits_that_are_no_numbers_are_not_drawn_from(bad: float) -> None:
+def test_logits_that_are_not_numbers_raise_an_error(bad: float) -> None:
     with pytest.raises(ValueError, match="not numbers"):
         chooser().draw(torch.tensor([0.0, bad]), 0)
 
 
-def test_settings_stand_by_name_and_a_stop_text_by_itself() -> None:
+def test_settings_have_names_and_a_stop_text_may_be_single() -> None:
     assert TextSampling.of() == TextSampling()
     assert TextSampling.of(stop="end", seed=1) == TextSampling(stop=("end",), seed=1)
     assert TextSampling.of(stop=["a", "b"]).stop == ("a", "b")

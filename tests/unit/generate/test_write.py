@@ -1,4 +1,4 @@
-"""Folders of images: names, metadata, and that an image depends on its own numbers only."""
+"""Folders of images: names and metadata; an image depends only on its own numbers."""
 
 import errno
 import json
@@ -10,14 +10,10 @@ import pytest
 from PIL import Image
 
 from blip3o.core.errors import UsageError
+from blip3o.core.rng import image_generator
+from blip3o.generate.checks import read_prompts
 from blip3o.generate.pipeline import Blip3oPipeline
-from blip3o.generate.write import (
-    image_generator,
-    read_prompts,
-    save_image,
-    write_images,
-    written_images,
-)
+from blip3o.generate.write import save_image, write_images, written_images
 
 
 def pixels(file: Path) -> np.ndarray:
@@ -76,7 +72,7 @@ def test_an_interrupted_run_leaves_no_metadata_of_images_that_are_gone(
     assert (tmp_path / "0001-0.png").read_bytes() == before
 
 
-def test_a_image_does_not_depend_on_what_else_is_made(
+def test_an_image_does_not_depend_on_what_else_is_made(
     tiny_pipe: Blip3oPipeline, tmp_path: Path
 ) -> None:
     prompts = ["a cat", "a dog", "a car"]
@@ -90,7 +86,7 @@ def test_a_image_does_not_depend_on_what_else_is_made(
     assert (pixels(tmp_path / "c/0000-0.png") != pixels(tmp_path / "a/0000-0.png")).any()
 
 
-def test_a_image_can_be_made_again_from_its_metadata(
+def test_an_image_can_be_made_again_from_its_metadata(
     tiny_pipe: Blip3oPipeline, tmp_path: Path
 ) -> None:
     write_images(tiny_pipe, ["a cat"], tmp_path, seed=4, num_inference_steps=2)
@@ -159,7 +155,7 @@ def test_a_smaller_call_leaves_none_of_the_images_before_it(
     tiny_pipe: Blip3oPipeline, tmp_path: Path
 ) -> None:
     write_images(tiny_pipe, ["a cat", "a dog", "a car"], tmp_path, num_images=2)
-    for name in ("mine.txt", "0007-0.png", "x.png"):  # of the user
+    for name in ("mine.txt", "0007-0.png", "x.png"):  # files of the user
         (tmp_path / name).write_text("mine")
     write_images(tiny_pipe, ["a bus"], tmp_path)
     assert images_of(tmp_path) == ["0000-0.png", "0007-0.png", "metadata.jsonl", "x.png"]
@@ -216,7 +212,7 @@ def test_a_bad_prompt_at_the_end_costs_nothing(tiny_pipe: Blip3oPipeline, tmp_pa
     assert {one.name: one.read_bytes() for one in tmp_path.iterdir()} == before
 
 
-def test_a_full_disk_is_told_in_a_sentence(
+def test_a_full_disk_raises_an_error_of_one_line(
     tiny_pipe: Blip3oPipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(path: Path, content: bytes) -> int:

@@ -1,4 +1,4 @@
-"""What is no prompt, number, generator or conversation is refused in one line, before any work."""
+"""Arguments of a wrong type raise an error of one line before any work."""
 
 from collections.abc import Callable
 from typing import Any
@@ -68,7 +68,7 @@ CALLS: list[tuple[str, Call]] = [
 
 
 @pytest.mark.parametrize(("message", "call"), CALLS, ids=range(len(CALLS)))
-def test_wrong_types_are_told_in_one_line(
+def test_wrong_types_raise_an_error_of_one_line(
     tiny_pipe: Blip3oPipeline, message: str, call: Call
 ) -> None:
     with pytest.raises(UsageError) as caught:
@@ -88,12 +88,14 @@ LOADS: list[dict[str, Any]] = [
 
 
 @pytest.mark.parametrize("settings", LOADS, ids=str)
-def test_wrong_forms_of_a_model_are_told_in_one_line(settings: dict[str, Any]) -> None:
+def test_wrong_forms_of_a_model_raise_an_error_of_one_line(settings: dict[str, Any]) -> None:
     with pytest.raises(UsageError):
         Blip3oPipeline.from_pretrained("pocket", **settings)
 
 
-def test_numbers_of_other_libraries_and_any_iterable_are_taken(tiny_pipe: Blip3oPipeline) -> None:
+def test_numbers_of_other_libraries_and_any_iterable_are_accepted(
+    tiny_pipe: Blip3oPipeline,
+) -> None:
     settings: dict[str, Any] = {
         "num_inference_steps": np.int64(2),
         "guidance_scale": np.float32(1.5),

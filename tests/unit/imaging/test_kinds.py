@@ -77,10 +77,10 @@ KINDS: dict[str, tuple[bytes, str]] = {
 
 @pytest.mark.parametrize("name", KINDS)
 def test_the_kind_of_a_file_is_named(tmp_path: Path, name: str) -> None:
-    data, said = KINDS[name]
+    data, message = KINDS[name]
     path = tmp_path / "photo.png"
     path.write_bytes(data)
-    with pytest.raises(UsageError, match=said) as caught:
+    with pytest.raises(UsageError, match=message) as caught:
         open_image(path)
     assert "photo.png" in str(caught.value)
     assert len(str(caught.value).splitlines()) == 1

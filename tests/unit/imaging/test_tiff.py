@@ -377,7 +377,7 @@ def test_a_truncated_deep_file_is_refused(
     make_tiff: Callable[..., bytes], bits: int, share: float
 ) -> None:
     whole = make_tiff(packed(ramp(bits), bits, "<"), tags(bits))
-    # The directory comes first, so that a cut removes numbers.
+    # The directory comes first, so a truncated file lacks only pixels.
     raw = packed(ramp(bits), bits, "<")
     data = whole[:8] + whole[8 + len(raw) + len(raw) % 2 :]
     moved = bytearray(data + raw)

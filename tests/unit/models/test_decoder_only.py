@@ -12,14 +12,13 @@ from blip3o.core.errors import UsageError
 from blip3o.core.types import IGNORE_LABEL, Batch
 from blip3o.flow.sigmas import UniformSigmas
 from blip3o.generate.text import generate_tokens, left_pad
-from blip3o.models.backbones.decoder_only import TowerInputs
 from blip3o.models.backbones.llama3 import Llama3BackboneConfig
 from blip3o.models.backbones.qwen3 import Qwen3BackboneConfig
 from blip3o.models.encoders.clip import ClipEncoderConfig
 from blip3o.models.encoders.normalizer import FeatureNormalizerConfig
 from blip3o.models.encoders.siglip2 import Siglip2EncoderConfig
 from blip3o.models.generators.query_dit import QueryPlan
-from blip3o.models.prompts import PromptImages, Prompts
+from blip3o.models.prompts import PromptImages, Prompts, TowerInputs
 from blip3o.models.unified import UnifiedModel, UnifiedModelConfig
 from blip3o.objectives.flow_matching import FlowMatchingConfig
 from blip3o.objectives.next_token import NextTokenConfig
@@ -62,7 +61,7 @@ def config(name: str) -> UnifiedModelConfig:
 def build(name: str) -> UnifiedModel:
     torch.manual_seed(0)
     model = config(name).build().eval()
-    for part in (model.backbone, model.generator.dit):
+    for part in (model.backbone, model.get_submodule("generator.dit")):
         for parameter in part.parameters():
             nn.init.normal_(parameter, std=0.3)
     return model
@@ -160,7 +159,7 @@ def test_a_frozen_backbone_gives_the_queries_the_same_gradients(model: UnifiedMo
     def run() -> tuple[Tensor, Tensor]:
         states = condition(model, ids, mask, images)
         (gradient,) = torch.autograd.grad(
-            states.square().sum(), model.generator.query_tokens.weight
+            states.square().sum(), model.get_parameter("generator.query_tokens.weight")
         )
         return states.detach(), gradient
 
@@ -206,11 +205,14 @@ def test_objectives_train_the_backbone_and_its_tower(name: str) -> None:
 @pytest.mark.parametrize("name", WITH_TOWER)
 def test_the_tower_takes_images_of_the_image_encoders_side(name: str) -> None:
     model = build(name)
-    side = model.config.backbone.vision_tower.image_px
+    side = model.backbone.config.vision_tower.image_px
     inputs = model.backbone.vision_inputs(noise_images(2, side=40))
+    assert isinstance(inputs, TowerInputs)
     assert inputs.pixels.shape == (2, 3, side, side)
     own = noise_images(2, side=side)
-    assert model.backbone.vision_inputs(own).pixels is own
+    kept = model.backbone.vision_inputs(own)
+    assert isinstance(kept, TowerInputs)
+    assert kept.pixels is own
     assert model.config.num_prompt_image_tokens == NUM_IMAGE_TOKENS
     with pytest.raises(ValueError, match="sees the pixels"):
         model.prompt_images(None, torch.zeros(1, 4, 16))

@@ -1,4 +1,4 @@
-"""NextDiT beyond parity: its fast paths, its options and its complaints."""
+"""NextDiT: properties that parity does not test: fast paths, options and errors."""
 
 import dataclasses
 from typing import Any
@@ -13,7 +13,7 @@ TINY = NextDiTConfig.tiny()
 
 
 def build(config: NextDiTConfig = TINY) -> NextDiT:
-    """Returns a network in which every branch counts (fresh gates are zero)."""
+    """Returns a network with random weights, because fresh gates are zero."""
     torch.manual_seed(0)
     dit = config.build()
     for parameter in dit.parameters():

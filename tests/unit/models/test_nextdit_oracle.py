@@ -1,4 +1,4 @@
-"""NextDiT against the Lumina-Next network of diffusers, at sizes that no recording has."""
+"""NextDiT against the Lumina-Next network of diffusers, at sizes without recordings."""
 
 import dataclasses
 from typing import Any
@@ -69,7 +69,7 @@ class Oracle(nn.Module):
 
 
 def build(config: NextDiTConfig) -> NextDiT:
-    """Returns a network with open gates and with states so small that every epsilon shows."""
+    """Returns a network with nonzero gates and with states so small that every epsilon matters."""
     torch.manual_seed(0)
     dit = config.build()
     for name, parameter in dit.named_parameters():
@@ -112,7 +112,7 @@ def test_the_fast_path_has_the_same_epsilons(norm_eps: float) -> None:
 
 @torch.no_grad()
 def test_the_epsilon_matters_at_these_sizes() -> None:
-    """Else the tests above would show nothing."""
+    """Without this, the tests above would prove nothing."""
     given = inputs(TINY)
     low, high = (build(dataclasses.replace(TINY, norm_eps=eps))(*given) for eps in (1e-5, 1e-3))
     assert float((low - high).abs().max()) > 100 * TOLERANCE

@@ -1,4 +1,4 @@
-"""The prepared NextDiT gives the velocities of the plain one."""
+"""The prepared NextDiT gives the same velocities as the plain one."""
 
 import dataclasses
 
@@ -21,7 +21,7 @@ def with_null(condition: Tensor) -> Tensor:
 
 
 def build(config: NextDiTConfig) -> NextDiT:
-    """Returns a network in which every branch counts (fresh gates are zero)."""
+    """Returns a network with random weights, because fresh gates are zero."""
     torch.manual_seed(0)
     dit = config.build()
     for parameter in dit.parameters():
@@ -32,7 +32,7 @@ def build(config: NextDiTConfig) -> NextDiT:
 def inputs(
     config: NextDiTConfig, num_images: int, grid: tuple[int, int] | None = None
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Returns noise, two conditions and what the images to edit are, if the config takes them."""
+    """Returns noise, two conditions and, if the config takes them, features of images to edit."""
     generator = torch.Generator().manual_seed(1)
     rows, columns = grid or (config.grid, config.grid)
     noisy = torch.randn(2 * num_images, rows * columns, config.in_channels, generator=generator)
@@ -136,7 +136,7 @@ def test_scales_of_many_levels_come_in_parts(monkeypatch: pytest.MonkeyPatch) ->
     assert_equals_plain(build(TINY))
 
 
-def test_the_null_half_asks_no_cross_attention() -> None:
+def test_the_null_half_computes_no_cross_attention() -> None:
     dit = build(TINY)
     asked: list[tuple[int, ...]] = []
     for index in range(TINY.num_layers):
@@ -163,7 +163,7 @@ def test_keys_of_a_condition_are_computed_once_for_all_steps_and_images() -> Non
 
 @pytest.mark.parametrize("num_levels", [1, 2, 5])
 def test_the_shape_of_every_product_of_scales_is_the_same_in_any_batch(num_levels: int) -> None:
-    """CPU libraries round by the number of rows, so a batch mate would change an image."""
+    """CPU libraries round by the number of rows, so a shared product would change an image."""
     dit = build(TINY)
     names = [f"layers.{index}.norm1.linear" for index in range(TINY.num_layers)]
     seen: list[tuple[int, ...]] = []

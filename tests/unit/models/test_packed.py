@@ -34,11 +34,10 @@ LENGTHS = ((2, 3), (4, 9), (1, 1))
 def build(name: str, *, is_packed: bool) -> UnifiedModel:
     torch.manual_seed(0)
     model = dataclasses.replace(UnifiedModelConfig.tiny(), backbone=BACKBONES[name]).build().eval()
-    for part in (model.backbone, model.generator.dit):
+    for part in (model.backbone, model.get_submodule("generator.dit")):
         for parameter in part.parameters():
             nn.init.normal_(parameter, std=0.3)
-    if is_packed:
-        packed.enable(model.backbone)
+    model.backbone.padding_free = is_packed
     return model
 
 
@@ -112,7 +111,7 @@ def test_losses_and_gradients_are_those_of_padded_rows(
         results.append(learn(model, task))
         assert bool(passes) == is_packed
     tokens = sum(map(sum, LENGTHS)) + len(LENGTHS) * model.config.num_prompt_image_tokens
-    queries = len(LENGTHS) * model.config.generator.num_query_tokens if task == "edit" else 0
+    queries = len(LENGTHS) * model.config.num_reserved_positions if task == "edit" else 0
     expected = {tokens, queries} if kind == "edit, frozen" else {tokens + queries}
     assert {shape[2] for shape in passes} == expected
     (loss, gradients), (own_loss, own_gradients) = results

@@ -41,6 +41,7 @@ def test_edits_and_new_images_cannot_share_a_plan(generator: QueryDiT) -> None:
 
 def test_sizes_of_the_neighbors_are_derived() -> None:
     model = UnifiedModelConfig.tiny()
+    assert isinstance(model.generator, QueryDiTConfig)
     dit = model.generator.dit(model.joints)
     assert (dit.in_channels, dit.reference_channels) == (8, 8)
     assert (dit.condition_size, dit.grid) == (model.backbone.hidden_size, 2)

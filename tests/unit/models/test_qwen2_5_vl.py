@@ -37,7 +37,7 @@ def config() -> UnifiedModelConfig:
 def model() -> UnifiedModel:
     torch.manual_seed(0)
     model = config().build().eval()
-    for part in (model.backbone, model.generator.dit):
+    for part in (model.backbone, model.get_submodule("generator.dit")):
         for parameter in part.parameters():
             nn.init.normal_(parameter, std=0.3)
     return model
@@ -118,7 +118,8 @@ def test_placeholder_runs_that_do_not_match_the_images_are_refused(
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_questions_about_images_of_several_sizes_batch(model: UnifiedModel, side: str) -> None:
     small, wide = noise_images(1, 1), noise_images(1, 2, (8, 40))
-    parts = [model.backbone.vision_inputs(one) for one in (small, wide)]
+    inputs = [model.backbone.vision_inputs(one) for one in (small, wide)]
+    parts = [one for one in inputs if isinstance(one, VisionInputs)]
     rows = [question(4, 2, 3, 1), question(5, 4, 6, 3)]
     both = VisionInputs(
         patches=torch.cat([one.patches for one in parts]),
@@ -162,12 +163,12 @@ def test_condition_has_plain_positions_and_the_same_gradients_without_prompt_gra
     def run() -> tuple[Tensor, Tensor]:
         states = condition(model, ids, mask, images)
         (gradient,) = torch.autograd.grad(
-            states.square().sum(), model.generator.query_tokens.weight
+            states.square().sum(), model.get_parameter("generator.query_tokens.weight")
         )
         return states.detach(), gradient
 
     plain, plain_gradient = run()
-    length = ids.shape[1] + model.config.generator.num_query_tokens
+    length = ids.shape[1] + model.config.num_reserved_positions
     assert torch.equal(seen[0][:, 1], torch.arange(length).expand(3, -1))
     for parameter in model.backbone.parameters():
         parameter.requires_grad_(False)
@@ -200,7 +201,7 @@ def test_objectives_train_it_and_its_tower(model: UnifiedModel) -> None:
     text_loss.loss_sum.backward()
     for name, parameter in model.backbone.named_parameters():
         assert parameter.grad is not None, name
-        if not name.endswith("k_proj.bias"):  # softmax does not see what all keys share
+        if not name.endswith("k_proj.bias"):  # softmax ignores a term that all keys share
             assert parameter.grad.abs().sum() > 0, name
     objective = FlowMatchingConfig(sigmas=UniformSigmas()).build(model.config)
     loss = objective(model, batch("edit"), 0).loss_sum

@@ -1,4 +1,4 @@
-"""The unified model: seams, the no-gradient prompt, padding, and refusals."""
+"""The unified model: its methods, prompts without gradients, padding and errors."""
 
 import dataclasses
 
@@ -70,7 +70,7 @@ def test_padding_after_a_prompt_is_refused(model: UnifiedModel) -> None:
 def test_prompt_without_gradient_gives_the_same_condition_and_query_gradients(
     model: UnifiedModel,
 ) -> None:
-    ids, weight = prompt(7), model.generator.query_tokens.weight
+    ids, weight = prompt(7), model.get_parameter("generator.query_tokens.weight")
     mask = torch.ones_like(ids, dtype=torch.bool)
 
     def run() -> tuple[torch.Tensor, torch.Tensor]:

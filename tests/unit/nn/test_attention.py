@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from blip3o.nn.attention import KeyValueCache, attend, attend_by_products
+from blip3o.nn.attention import attend, attend_by_products
 
 
 def formula(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -117,20 +117,3 @@ def test_mask_and_causal_together_are_refused() -> None:
     query, key, value = random_inputs(2, 2, 2, 2)
     with pytest.raises(ValueError, match="not both"):
         attend(query, key, value, mask=torch.ones(2, 2, dtype=torch.bool), is_causal=True)
-
-
-def test_the_cache_returns_all_positions_without_new_buffers() -> None:
-    cache = KeyValueCache(2, 3, 5, 4)
-    keys, values = torch.randn(2, 3, 5, 4), torch.randn(2, 3, 5, 4)
-    first, _ = cache.append(keys[:, :, :2], values[:, :, :2])
-    address = first.data_ptr()
-    cache.append(keys[:, :, 2:3], values[:, :, 2:3])
-    got_keys, got_values = cache.append(keys[:, :, 3:], values[:, :, 3:])
-    assert got_keys.data_ptr() == address
-    assert torch.equal(got_keys, keys)
-    assert torch.equal(got_values, values)
-    with pytest.raises(ValueError, match="room for 5 positions, 6"):
-        cache.append(keys[:, :, :1], values[:, :, :1])
-    cache.crop(1)
-    got_keys, _ = cache.append(keys[:, :, 1:3], values[:, :, 1:3])
-    assert torch.equal(got_keys, keys[:, :, :3])

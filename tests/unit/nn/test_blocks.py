@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from blip3o.core.types import Batch
 from blip3o.flow.sigmas import UniformSigmas
+from blip3o.models.generators.query_dit import QueryDiT
 from blip3o.models.unified import UnifiedModel, UnifiedModelConfig
 from blip3o.nn.blocks import checkpoint_blocks, repeated_blocks
 from blip3o.objectives.flow_matching import FlowMatchingConfig
@@ -16,7 +17,7 @@ from blip3o.objectives.flow_matching import FlowMatchingConfig
 def build() -> UnifiedModel:
     torch.manual_seed(0)
     model = UnifiedModelConfig.tiny().build().train()
-    for parameter in model.generator.dit.parameters():  # fresh gates are zero
+    for parameter in model.get_submodule("generator.dit").parameters():  # fresh gates are zero
         nn.init.normal_(parameter, std=0.2)
     return model
 
@@ -55,7 +56,7 @@ def test_every_layer_runs_again_and_keeps_its_name() -> None:
     model = build()
     names = list(model.state_dict())
     runs = {id(block): 0 for block in repeated_blocks(model)}
-    for block in repeated_blocks(model.generator.dit):
+    for block in repeated_blocks(model.generator):
         plain: Callable[..., Tensor] = block.forward
 
         def counted(
@@ -70,13 +71,14 @@ def test_every_layer_runs_again_and_keeps_its_name() -> None:
     objective = FlowMatchingConfig(sigmas=UniformSigmas()).build(model.config)
     with torch.no_grad():
         objective(model, batch(), 0)
-    assert [runs[id(block)] for block in model.generator.dit.layers] == [1, 1]
+    assert [runs[id(block)] for block in repeated_blocks(model.generator)] == [1, 1]
     objective(model, batch(), 0).loss_sum.backward()
-    assert [runs[id(block)] for block in model.generator.dit.layers] == [3, 3]
+    assert [runs[id(block)] for block in repeated_blocks(model.generator)] == [3, 3]
 
 
 def test_the_blocks_of_a_model_are_the_layers_of_its_parts() -> None:
     model = build()
+    assert isinstance(model.generator, QueryDiT)
     expected = [
         *model.backbone.decoder.layers,
         *model.generator.dit.layers,

@@ -4,12 +4,10 @@ import pytest
 import torch
 from torch import nn
 
+from blip3o.core.choices import QUANTIZATIONS, Quantization, check_quantization
 from blip3o.core.errors import UsageError
 from blip3o.nn.quantized import (
-    QUANTIZATIONS,
-    Quantization,
     QuantizedLinear,
-    check_quantization,
     dequantize,
     quantize_linears,
     quantize_weight,

@@ -15,10 +15,10 @@ MakeBatch = Callable[..., Batch]
 
 @pytest.fixture
 def model() -> UnifiedModel:
-    """The tiny model; every branch counts, because fresh gates may be zero."""
+    """The tiny model with random weights, because fresh gates are zero and would hide branches."""
     torch.manual_seed(0)
     model = UnifiedModelConfig.tiny().build().eval()
-    for part in (model.generator.dit, model.image_decoder):
+    for part in (model.get_submodule("generator.dit"), model.image_decoder):
         for parameter in part.parameters():
             nn.init.normal_(parameter, std=0.2)
     return model
@@ -30,7 +30,7 @@ def _random(shape: tuple[int, ...], seed: int) -> Tensor:
 
 @pytest.fixture
 def make_batch() -> MakeBatch:
-    """Returns batches whose row i depends on nothing but the i-th sample index."""
+    """Returns batches whose row i depends only on the i-th sample index."""
 
     def make(indices: list[int], task: str = "text_to_image", epoch: int = 0) -> Batch:
         rows = [_row(index, task) for index in indices]

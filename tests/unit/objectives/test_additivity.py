@@ -1,4 +1,4 @@
-"""What all objectives promise: sums and counts of batches of any size add up."""
+"""Property of all objectives: sums and counts of batches of any size add up."""
 
 from collections.abc import Callable
 from typing import Any
@@ -106,7 +106,7 @@ def test_randomness_is_keyed_by_seed_epoch_and_index(
     is_random = which.startswith(("flow", "pixel")) or which.endswith("hidden answers")
 
     def loss(seed: int, epoch: int) -> float:
-        torch.manual_seed(seed + 10 * epoch)  # the global state must not matter
+        torch.manual_seed(seed + 10 * epoch)  # the global state must have no effect
         return float(objective(model, make_batch([3, 4], task, epoch), seed).loss_sum.detach())
 
     assert loss(0, 0) == loss(0, 0)

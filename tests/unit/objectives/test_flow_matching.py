@@ -1,4 +1,4 @@
-"""Flow matching: the target, dropout of conditions, draws, edits, and where gradients go."""
+"""Flow matching: target, dropout of conditions, draws, edits and gradients."""
 
 import dataclasses
 from collections.abc import Callable
@@ -11,7 +11,7 @@ from torch import Tensor
 from blip3o.core.rng import sample_normal, sample_uniform
 from blip3o.core.types import Batch
 from blip3o.flow.sigmas import UniformSigmas
-from blip3o.models.generators.query_dit import QueryPlan
+from blip3o.models.generators.query_dit import QueryDiT, QueryPlan
 from blip3o.models.prompts import PromptImages, Prompts
 from blip3o.models.unified import UnifiedModel
 from blip3o.objectives.flow_matching import FlowMatching, FlowMatchingConfig
@@ -39,10 +39,11 @@ class Watched:
         self.conditions: list[Tensor] = []
         self.references: list[Tensor | None] = []
         self.answer: Callable[[Tensor, Tensor], Tensor] | None = None
+        assert isinstance(model.generator, QueryDiT)
         plain = model.generator.velocity
 
         def velocity(
-            noisy: Tensor, sigma: Tensor, states: Tensor, context: object, reference: Tensor | None
+            noisy: Tensor, sigma: Tensor, states: Tensor, context: Any, reference: Tensor | None
         ) -> Tensor:
             self.conditions.append(states.detach())
             self.references.append(reference)
@@ -79,6 +80,7 @@ def test_the_loss_is_the_squared_error_to_noise_minus_clean(
     noisy = clean * (1 - sigma)[:, None, None] + noise * sigma[:, None, None]
     with torch.no_grad():
         states = condition(model, batch.input_ids, batch.attention_mask)
+        assert isinstance(model.generator, QueryDiT)
         error = model.generator.dit.velocity(noisy, sigma, states) - (noise - clean)
         loss = build(model, condition_dropout=0.0)(model, batch, 2)
     torch.testing.assert_close(loss.loss_sum, error.square().sum(), rtol=1e-5, atol=0)
@@ -193,17 +195,17 @@ def test_a_batch_without_a_target_is_refused(model: UnifiedModel, make_batch: Ma
 
 
 def freeze(model: UnifiedModel) -> None:
-    """Leaves what the generation stage trains."""
+    """Makes only the weights trainable that the generation stage trains."""
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name.startswith("generator."))
 
 
 @pytest.mark.parametrize("task", ["text_to_image", "edit"])
 @pytest.mark.parametrize("plain", [{"prompt_gradient": True}, {"text_logits": True}])
-def test_what_is_saved_changes_no_loss_and_no_gradient(
+def test_optimizations_change_no_loss_and_no_gradient(
     model: UnifiedModel, make_batch: MakeBatch, task: str, plain: dict[str, bool]
 ) -> None:
-    """Each saving by itself, against the way the released training takes."""
+    """Each optimization alone, compared with the computation of the released training."""
     freeze(model)
     batch = make_batch([1, 2, 6], task)
 
@@ -219,7 +221,7 @@ def test_what_is_saved_changes_no_loss_and_no_gradient(
     assert found.keys() == gradients.keys()
     largest = max(float(gradient.abs().max()) for gradient in gradients.values())
     for name, gradient in gradients.items():
-        # Some gradients are zero but for rounding: a bias of all keys changes no attention.
+        # Some gradients are zero except for rounding: a bias of all keys changes no attention.
         tolerance = 1e-5 * max(float(gradient.abs().max()), 1e-3 * largest)
         torch.testing.assert_close(found[name], gradient, rtol=0, atol=tolerance, msg=name)
 
@@ -239,7 +241,7 @@ def test_gradient_stays_out_of_the_prompt_unless_asked_for(
     batch = make_batch([1])
     build(model)(model, batch, 0)
     build(model, prompt_gradient=True)(model, batch, 0)
-    queries = model.config.generator.num_query_tokens
+    queries = model.config.num_reserved_positions
     assert lengths == [0, queries, batch.input_ids.shape[1] + queries]
 
 

@@ -1,4 +1,4 @@
-"""The image encoder's objective: region targets by hand, losses at perfect answers, gradients."""
+"""The image encoder's objective: region targets by hand, losses of perfect outputs, gradients."""
 
 import dataclasses
 from collections.abc import Callable
@@ -29,9 +29,9 @@ def build(model: UnifiedModel, **weights: Any) -> ImageText:
     ).build(model.config)
 
 
-def test_each_token_is_told_of_the_object_that_covers_it_most() -> None:
-    # Four tokens: a large object covers the upper left one whole and its neighbors by an eighth; a
-    # small one sits in the lower right token.
+def test_the_target_of_a_token_is_the_object_that_covers_it_most() -> None:
+    # Four tokens: a large object covers the upper left token completely and an eighth of its
+    # neighbors; a small object is in the lower right token.
     large = [0.25, 0.25, 0.625, 1.0, 2.0]  # from -0.0625 to 0.5625
     small = [0.75, 0.80, 0.20, 0.0, 1.0]
     thing, color, box, covered = region_targets(torch.tensor([[large, small, UNUSED]]), 2, 2)
@@ -39,7 +39,7 @@ def test_each_token_is_told_of_the_object_that_covers_it_most() -> None:
     assert color.tolist() == [[2, 2, 2, 1]]
     assert covered.tolist() == [[True, True, True, True]]
     expected = [
-        [0.0, 0.0, 1.25],  # the object's center is the token's center, it is 1.25 tokens wide
+        [0.0, 0.0, 1.25],  # same center as the token, 1.25 tokens wide
         [-1.0, 0.0, 1.25],  # the center lies one token to the left
         [0.0, -1.0, 1.25],  # the center lies one token above
         [0.0, 0.1, 0.4],

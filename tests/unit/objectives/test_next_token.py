@@ -1,4 +1,4 @@
-"""Next-token prediction: plain cross entropy over shifted labels, and nothing else."""
+"""Next-token prediction is cross entropy over shifted labels."""
 
 import dataclasses
 from collections.abc import Callable
@@ -77,7 +77,7 @@ def test_a_batch_without_labels_is_refused(model: UnifiedModel, make_batch: Make
         NextTokenConfig().build(model.config)(model, make_batch([1]), 0)
 
 
-def test_hidden_answers_are_still_asked_for_but_not_seen(
+def test_hidden_answer_tokens_keep_their_labels_but_not_their_ids(
     model: UnifiedModel, make_batch: MakeBatch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     batch = make_batch([1, 2, 3, 4], "text")
@@ -86,9 +86,9 @@ def test_hidden_answers_are_still_asked_for_but_not_seen(
     seen: list[torch.Tensor] = []
     text_states = model.text_states
 
-    def watched(ids: torch.Tensor, *rest: torch.Tensor) -> torch.Tensor:
+    def watched(ids: torch.Tensor, mask: torch.Tensor, images: None) -> torch.Tensor:
         seen.append(ids)
-        return text_states(ids, *rest)
+        return text_states(ids, mask, images)
 
     monkeypatch.setattr(model, "text_states", watched)
     plain = NextTokenConfig().build(model.config)(model, batch, 0)

@@ -1,4 +1,4 @@
-"""The decoder's objective: weighting, noise on the features, and where gradients go."""
+"""The decoder's objective: weights, noise on the features and gradients."""
 
 import dataclasses
 from collections.abc import Callable
@@ -92,7 +92,7 @@ def with_decoder(model: UnifiedModel, config: Any) -> UnifiedModelConfig:
     return dataclasses.replace(model.config, image_decoder=config)
 
 
-def test_a_decoder_that_predicts_no_clean_image_is_refused(model: UnifiedModel) -> None:
+def test_a_decoder_that_does_not_predict_clean_images_is_refused(model: UnifiedModel) -> None:
     fields = dataclasses.asdict(model.config.image_decoder) | {"kind": "velocity"}
     config = with_decoder(model, VelocityDecoderConfig(**fields))
     with pytest.raises(UsageError, match="not 'velocity'"):

@@ -18,6 +18,7 @@ from blip3o.flow.sigmas import DiscreteUniformSigmas
 from blip3o.models.backbones import BACKBONES
 from blip3o.models.dit.nextdit import NextDiTConfig
 from blip3o.models.encoders.eva_clip import EvaClipEncoderConfig
+from blip3o.models.generators.query_dit import QueryDiTConfig
 from blip3o.models.unified import UnifiedModelConfig
 from blip3o.recipes import RECIPES, pocket
 from blip3o.runs import assemble
@@ -68,6 +69,7 @@ def test_a_recipe_documents_command_hardware_hours_and_source(name: str) -> None
 def test_the_published_numbers(size: str, width: int) -> None:
     """The released scripts and their documentation: steps, batches, rates, dropout, clipping."""
     generation, tune = recipe(f"blip3o_{size}.generation"), recipe(f"blip3o_{size}.tune")
+    assert isinstance(generation.model.generator, QueryDiTConfig)
     assert generation.model.generator.dit(generation.model.joints) == NextDiTConfig.published(width)
     assert generation.train.steps >= 150_000
     assert generation.train.global_batch_size == 512

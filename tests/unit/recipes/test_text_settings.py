@@ -5,9 +5,11 @@ from typing import Any
 
 import pytest
 
-from blip3o.core.config import load_yaml, override, save_yaml
+from blip3o.core.config import from_dict, override, read_yaml, save_yaml
 from blip3o.core.errors import UsageError
 from blip3o.models.backbones.qwen2_5_vl import Qwen2_5VLBackboneConfig
+from blip3o.models.decoders.sdxl import SdxlDecoderConfig
+from blip3o.models.generators.query_dit import QueryDiTConfig
 from blip3o.recipes import qwen2_5_vl
 from blip3o.runs.scenes import ScenesConfig
 from blip3o.runs.start import _override_stages, load_recipe
@@ -27,7 +29,7 @@ def test_a_caption_of_own_data_is_kept_as_written(tmp_path: Path, text: str) -> 
     assert config.data.mixture[0].source.caption == text
     assert config.data.mixture[0].source.path == str(Path.home() / "p #1")
     save_yaml(config, tmp_path / "config.yaml")
-    assert load_yaml(RunConfig, tmp_path / "config.yaml") == config
+    assert from_dict(RunConfig, read_yaml(tmp_path / "config.yaml")) == config
     assert load_recipe(str(tmp_path / "config.yaml"), tmp_path) == config
 
 
@@ -38,6 +40,7 @@ def test_a_setting_of_a_model_is_kept_as_written(text: str) -> None:
     assert override(model, ["chat.system=null"]).chat.system is None
     assert override(model, ["sampling.num_decoder_steps=010"]).sampling.num_decoder_steps == 10
     scheduler = override(model, ["image_decoder.scheduler._class_name=EulerDiscreteScheduler"])
+    assert isinstance(scheduler.image_decoder, SdxlDecoderConfig)
     assert scheduler.image_decoder.scheduler["_class_name"] == "EulerDiscreteScheduler"
 
 
@@ -63,7 +66,9 @@ def test_settings_of_stages_that_must_change_together_may(tmp_path: Path) -> Non
     parts = ("backbone.hidden_size", "generator.hidden_size")
     sizes = [f"generation.model.{part}=256" for part in parts]
     changed = _override_stages(stages, [*sizes, "tune.train.steps=010"])
-    assert changed["generation"].model.generator.hidden_size == 256
+    generator = changed["generation"].model.generator
+    assert isinstance(generator, QueryDiTConfig)
+    assert generator.hidden_size == 256
     assert changed["tune"].train.steps == 10
     assert changed["encoder"] == stages["encoder"]
 

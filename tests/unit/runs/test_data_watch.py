@@ -89,7 +89,9 @@ def test_a_resumed_run_names_the_files_of_a_folder_that_changed(
     assert err.count("\n") == 1
     assert ("the order of records stays the same" in err) == keeps_order
     assert notes.metrics == {"data_changes": 1}
-    (noted,) = notes.environment["data_changes"]
+    changes = notes.environment["data_changes"]
+    assert isinstance(changes, list)
+    (noted,) = changes
     assert noted["step"] == 7
     assert said in noted["changes"][0]
     again = start(tmp_path / "run", source)  # reported once, and noted permanently

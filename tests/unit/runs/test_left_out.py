@@ -114,7 +114,7 @@ def test_the_cache_and_the_steps_report_on_large_sources(
 def test_more_than_the_limit_still_stops_the_run(
     config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(loading, "_TOLERATED", 2)
+    monkeypatch.setattr(loading, "_ALWAYS_ALLOWED", 2)
     with pytest.raises(UsageError, match=r"bad_sample_limit.*quarantine\.jsonl$"):
         train(config, tmp_path / "run")
     none = evolve(config, {"data.bad_sample_limit": 0.0})

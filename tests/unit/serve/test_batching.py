@@ -113,15 +113,15 @@ def test_a_closed_queue_still_gives_its_jobs() -> None:
 
 
 def test_a_failed_queue_fails_all_jobs_immediately() -> None:
-    told: list[Event] = []
+    events: list[Event] = []
     queue = JobQueue(9, 4, 60)
     for _ in range(3):
-        queue.put(Job(ImageRequest(kind="generate"), told.append))
+        queue.put(Job(ImageRequest(kind="generate"), events.append))
     waiting = threading.Thread(target=queue.wait)
     waiting.start()
     queue.fail("gone")
     waiting.join(5)
     assert not waiting.is_alive()
-    assert told == [Failed("gone", "engine")] * 3
+    assert events == [Failed("gone", "engine")] * 3
     with pytest.raises(QueueClosedError, match="gone"):
         queue.put(chat())

@@ -63,9 +63,9 @@ def test_the_developer_role_equals_the_system_role() -> None:
 
 @pytest.mark.parametrize("role", ["system", "developer"])
 def test_instructions_come_first_and_have_no_image(role: str) -> None:
-    with pytest.raises(ApiError, match="comes first"):
+    with pytest.raises(ApiError, match="must come first"):
         read(("user", "hi"), (role, "Be short."), ("user", "hi"))
-    with pytest.raises(ApiError, match="holds an image"):
+    with pytest.raises(ApiError, match="contains an image"):
         read((role, [image("a")]), ("user", "hi"))
 
 

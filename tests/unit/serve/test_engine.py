@@ -1,4 +1,4 @@
-"""The engine with a tiny model: what is delivered, when it ends, what a failure takes with it."""
+"""The engine with a tiny model: delivered events, its end, and the effects of failures."""
 
 import threading
 from collections.abc import Callable
@@ -29,7 +29,7 @@ CONFIG = ServeConfig(max_batch=2, max_wait_ms=0)
 
 
 class Notes:
-    """Counts what an engine tells."""
+    """Counts the calls of an engine."""
 
     def __init__(self) -> None:
         self.sizes: list[int] = []
@@ -42,7 +42,7 @@ class Notes:
 
 
 class Client:
-    """A job and what came of it."""
+    """A job and the events that it received."""
 
     def __init__(self, request: ImageRequest | ChatRequest) -> None:
         self.events: list[Event] = []
@@ -74,7 +74,7 @@ def run(pipe: Blip3oPipeline, *clients: Client, hook: Callable[..., Any] | None 
     queue.close()
     engine = Engine(pipe, queue, CONFIG, notes)
     with pytest.MonkeyPatch.context() as patch:
-        # Which sizes give equal bits is up to the machine; test_exact.py asks that.
+        # The sizes with equal bits depend on the machine; test_exact.py tests them.
         patch.setattr("blip3o.serve.images.equal_batch_sizes", lambda _, largest: [1, largest])
         if hook is not None:
             patch.setattr("blip3o.serve.images.ImageMaker.make", hook)
@@ -112,7 +112,7 @@ def test_cancelled_work_is_dropped_at_a_step(tiny_pipe: Blip3oPipeline) -> None:
     assert len(after.of(Drawn)) == 1
 
 
-def test_what_cannot_be_met_is_told_to_who_asked(tiny_pipe: Blip3oPipeline) -> None:
+def test_errors_are_delivered_to_the_job_that_caused_them(tiny_pipe: Blip3oPipeline) -> None:
     long, good = chat("red " * 200), chat()
     run(tiny_pipe, long, good)
     (failed,) = long.events
@@ -121,7 +121,7 @@ def test_what_cannot_be_met_is_told_to_who_asked(tiny_pipe: Blip3oPipeline) -> N
     assert good.of(Answered)
 
 
-def test_a_failed_batch_is_tried_apart(tiny_pipe: Blip3oPipeline) -> None:
+def test_a_failed_batch_is_retried_job_by_job(tiny_pipe: Blip3oPipeline) -> None:
     def poisoned(maker: Any, rows: Any, on_step: Any = None) -> list[str]:
         if any(row.request.seed == 7 for row in rows):
             raise RuntimeError("poison")
@@ -189,14 +189,14 @@ def test_answers_go_on_between_the_steps_of_images(tiny_pipe: Blip3oPipeline) ->
 
         client.job.deliver = noted
     run(tiny_pipe, drawn, *talks)
-    assert order[-1] == "image"  # the answers were whole before
+    assert order[-1] == "image"  # the answers were complete before
     for number, client in enumerate(talks):
         words = tiny_pipe.ask(None, f"what is {number}?", max_new_tokens=5)
         assert "".join(event.piece for event in client.of(Text)).strip() == words
 
 
 @pytest.mark.parametrize("dies_at", [1, 2])
-def test_a_dead_engine_tells_all(tiny_pipe: Blip3oPipeline, dies_at: int) -> None:
+def test_a_failed_engine_fails_all_jobs(tiny_pipe: Blip3oPipeline, dies_at: int) -> None:
     calls = 0
 
     def dies(maker: Any, rows: Any, on_step: Any = None) -> list[str]:

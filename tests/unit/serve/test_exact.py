@@ -1,4 +1,4 @@
-"""Batches of the bundled model are made together on a machine with several threads, and exactly."""
+"""With several threads, batches of the bundled model are generated together and exactly."""
 
 import os
 import subprocess
@@ -9,7 +9,7 @@ import torch
 
 SIZES = """
 import torch
-from blip3o.serve.exact import steady_kernels
+from blip3o.generate.exact import steady_kernels
 steady_kernels()
 torch.set_num_threads(2)
 from blip3o.generate.pipeline import Blip3oPipeline
@@ -71,7 +71,7 @@ def output_of(script: str, **environment: str) -> str:
 
 @pytest.mark.skipif(not torch.backends.mkl.is_available(), reason="other kernels, other sizes")
 def test_two_threads_do_not_keep_images_apart() -> None:
-    """Once they did, silently: the server made all images one by one."""
+    """A regression test: the server generated all images one by one without a message."""
     assert output_of(SIZES).split() == ["8", "8", "True"]
 
 
@@ -81,7 +81,7 @@ def test_an_engine_keeps_its_threads(options: str) -> None:
 
 
 def test_a_users_own_setting_is_left() -> None:
-    script = "from blip3o.serve.exact import steady_kernels as f; f(); import os; "
+    script = "from blip3o.generate.exact import steady_kernels as f; f(); import os; "
     script += "print(os.environ['MKL_CBWR'])"
     assert output_of(script) == "AUTO"
     assert output_of(script, MKL_CBWR="COMPATIBLE") == "COMPATIBLE"

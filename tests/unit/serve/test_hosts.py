@@ -12,9 +12,9 @@ from fastapi import FastAPI, Request
 from fastapi.testclient import TestClient
 
 from blip3o.serve.config import ServeConfig
-from blip3o.serve.http.guard import Guard
 from blip3o.serve.http.hosts import HostNames, host_of
 from blip3o.serve.http.metrics import Metrics
+from blip3o.serve.http.request_checks import RequestChecks
 
 OWN = socket.gethostname()
 
@@ -91,8 +91,8 @@ def client(**settings: Any) -> TestClient:
         del path
         return str(request.base_url)
 
-    guarded: Any = {"config": ServeConfig(), "keys": [], "metrics": Metrics(), **settings}
-    app.add_middleware(Guard, **guarded)
+    options: Any = {"config": ServeConfig(), "keys": [], "metrics": Metrics(), **settings}
+    app.add_middleware(RequestChecks, **options)
     return TestClient(app, base_url="http://localhost:8000")
 
 
@@ -153,16 +153,16 @@ def test_bodies_of_all_requests_together_have_a_limit() -> None:
     assert (
         here.post("/v1/a", content=b"x" * 100).status_code == 200
     )  # a single request may exceed it
-    guard: Any = here.app
-    while not isinstance(guard, Guard):
-        inner: Any = guard
-        guard = inner.middleware_stack if isinstance(inner, FastAPI) else inner.app
-    guard._held_bytes += 5
+    checks: Any = here.app
+    while not isinstance(checks, RequestChecks):
+        inner: Any = checks
+        checks = inner.middleware_stack if isinstance(inner, FastAPI) else inner.app
+    checks._held_bytes += 5
     answer = here.post("/v1/a", content=b"x" * 100)
     assert answer.status_code == 429
     assert answer.headers["Retry-After"] == "1"
-    guard._held_bytes -= 5
-    assert guard._held_bytes == 0
+    checks._held_bytes -= 5
+    assert checks._held_bytes == 0
     assert here.post("/v1/a", content=b"x" * 100).status_code == 200
 
 

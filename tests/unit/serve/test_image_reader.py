@@ -149,12 +149,12 @@ def test_the_number_of_waiting_tasks_is_limited() -> None:
     asyncio.run(story())
 
 
-def test_each_owner_gives_its_pixels_back() -> None:
+def test_each_owner_releases_its_own_pixels() -> None:
     budget = PixelBudget(100)
     budget.take(80, 1)
     with pytest.raises(ApiError, match="too many pixels"):
         budget.take(30, 2)
     budget.take(30, 1)  # no other owner holds any
-    budget.give_back(110, 1)
+    budget.release(110, 1)
     budget.take(1000, 2)
     assert budget.num_pixels == 1000

@@ -1,13 +1,12 @@
-"""An image's bits depend on its request alone, whatever shares its batch."""
+"""The bits of an image depend only on its request, and not on the rest of its batch."""
 
 import pytest
 import torch
 from PIL import Image
 
-from blip3o.generate.fingerprints import fingerprint, fingerprints
+from blip3o.core.rng import image_generator
+from blip3o.generate.exact import equal_batch_sizes, fingerprint, fingerprints
 from blip3o.generate.pipeline import Blip3oPipeline
-from blip3o.generate.write import image_generator
-from blip3o.serve.exact import equal_batch_sizes
 from blip3o.serve.images import ImageMaker
 from blip3o.serve.jobs import ImageRequest, Job, Row
 
@@ -17,7 +16,7 @@ PROMPTS = ("a red cat", "a dog", "draw: what is this? a very long caption of a r
 
 @pytest.fixture(scope="module", params=["fp32", "bf16"])
 def pipe(request: pytest.FixtureRequest) -> Blip3oPipeline:
-    """The bundled model: the kernels that real work uses."""
+    """The bundled model, whose shapes use the kernels of real work."""
     return Blip3oPipeline.from_pretrained("pocket", device="cpu", dtype=request.param)
 
 
@@ -58,7 +57,7 @@ def data(images: list[Image.Image]) -> list[bytes]:
 
 
 @pytest.mark.parametrize("scales", [(1.5, 3.0, 7.0, 2.0), (1.0, 1.0, 1.0, 1.0)])
-def test_a_image_is_the_same_alone_and_in_any_batch(
+def test_an_image_is_the_same_alone_and_in_any_batch(
     pipe: Blip3oPipeline, maker: ImageMaker, scales: tuple[float, ...]
 ) -> None:
     requests = [
@@ -73,7 +72,7 @@ def test_a_image_is_the_same_alone_and_in_any_batch(
 
 
 def test_features_are_the_same_bit_for_bit(pipe: Blip3oPipeline, maker: ImageMaker) -> None:
-    """Eight bits of a pixel could hide a difference; the sampler's floats cannot."""
+    """The 8 bits of a pixel could hide a difference; the floats of the sampler cannot."""
     for probe, sizes in (
         (maker._sampling_probe, maker.sampling_sizes),
         (maker._decoding_probe, maker.decoding_sizes),
@@ -90,7 +89,7 @@ def test_features_are_the_same_bit_for_bit(pipe: Blip3oPipeline, maker: ImageMak
 def test_the_sizes_hold_for_any_number_of_steps(
     pipe: Blip3oPipeline, maker: ImageMaker, steps: int, scale: float
 ) -> None:
-    """The probe takes one step; products whose rows are levels would escape it."""
+    """The probe takes one step, so it misses products whose rows are noise levels."""
     request = generation(pipe, PROMPTS[0], 0, scale)
     plan = maker._plan(request).repeat(MAX_BATCH)
     (states,) = plan.tensors()
@@ -136,7 +135,7 @@ def test_images_are_those_of_the_pipeline(pipe: Blip3oPipeline, maker: ImageMake
     ).images
     (served,) = maker.make(rows_of(request))
     values = torch.tensor(list(served.tobytes())).reshape(96, 96, 3).permute(2, 0, 1) / 255
-    # In half precision a batch of another size rounds otherwise.
+    # In half precision, batches of other sizes round differently.
     assert (values - own).abs().mean() < (1e-3 if pipe.dtype == torch.float32 else 1e-2)
 
 
@@ -159,7 +158,7 @@ def test_an_edit_sees_all_its_images(pipe: Blip3oPipeline, maker: ImageMaker) ->
 
 
 def test_a_difference_inside_a_network_shows_in_its_fingerprints() -> None:
-    """Its result may hide it: here a ReLU does."""
+    """The output may hide the difference, as the ReLU does here."""
     weights = torch.nn.Linear(8, 8), torch.nn.Linear(8, 8)
     network = torch.nn.Sequential(weights[0], torch.nn.ReLU(), weights[1])
     torch.nn.init.constant_(weights[0].bias, -1e3)

@@ -9,14 +9,12 @@ pytest.importorskip("fastapi")
 
 from blip3o.serve.config import ServeConfig
 from blip3o.serve.http.errors import ApiError, validated
-from blip3o.serve.http.request_jobs import check_options
+from blip3o.serve.http.request_jobs import check_number
 from blip3o.serve.http.schemas import GenerationRequest
 
 
 def test_max_n_may_be_raised() -> None:
-    service: Any = SimpleNamespace(
-        config=ServeConfig(max_n=20), image_px=96, check_model=lambda name: None
-    )
-    check_options(service, validated(GenerationRequest, {"prompt": "a cat", "n": 20}))
+    service: Any = SimpleNamespace(config=ServeConfig(max_n=20))
+    check_number(service, validated(GenerationRequest, {"prompt": "a cat", "n": 20}).n)
     with pytest.raises(ApiError, match="n must be at most 20, got 21"):
-        check_options(service, validated(GenerationRequest, {"prompt": "a cat", "n": 21}))
+        check_number(service, validated(GenerationRequest, {"prompt": "a cat", "n": 21}).n)

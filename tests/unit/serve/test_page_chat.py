@@ -1,5 +1,6 @@
 """The chat tab's events in Gradio; tests in a browser are in tests/e2e/page."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +19,15 @@ def test_a_new_conversation_cancels_running_answers(tmp_path: Path) -> None:
     with gr.Blocks() as page:
         chat_tab(service, [str(tmp_path / "a.png")])
     events = list(page.fns.values())
-    answers = {one._id for one in events if one.name == "answer"}
+    answers = {one._id for one in events if isinstance(one.fn, partial)}
     cancelled = [set(one.cancels) for one in events if one.cancels]
     assert len(answers) == 2  # for a sent message and for an example
     assert cancelled == [answers]
-    (anew,) = (one for one in events if "anew" in str(one.name))
-    field, talk = anew.fn()
+    (cleared,) = (one for one in events if one.name == "_clear")
+    field, turns = cleared.fn()
     assert field["interactive"] if isinstance(field, dict) else field.interactive
-    assert talk == []
-    kinds = [type(output).__name__ for output in anew.outputs]
+    assert turns == []
+    kinds = [type(output).__name__ for output in cleared.outputs]
     assert kinds == ["MultimodalTextbox", "Chatbot"]
 
 

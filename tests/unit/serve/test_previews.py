@@ -1,4 +1,4 @@
-"""Previews: what is shown on the way, to whom, and that it changes nothing."""
+"""Previews: their content, their receivers, and that they do not change the final image."""
 
 import pytest
 import torch
@@ -25,7 +25,7 @@ def watched(every: int, steps: int = STEPS, seed: int = 0) -> tuple[list[Event],
     return events, [Row(Job(request, events.append), request, 0)]
 
 
-def test_those_who_ask_see_every_so_many_steps_and_the_last(tiny_pipe: Blip3oPipeline) -> None:
+def test_previews_come_at_the_requested_interval_and_at_the_end(tiny_pipe: Blip3oPipeline) -> None:
     maker = ImageMaker(tiny_pipe, 4)
     (often, first), (seldom, second), (never, third) = watched(1), watched(2), watched(0)
     made = maker.make([*first, *second, *third])
@@ -67,7 +67,7 @@ def test_a_straight_path_shows_its_end_at_once(step: int) -> None:
     assert len(events) == step
 
 
-def test_nothing_is_decoded_for_who_went_away() -> None:
+def test_no_preview_is_decoded_for_a_cancelled_job() -> None:
     events, rows = watched(1)
     watch = Previewer(rows)
     watch.start(torch.zeros(1, 4, 3), torch.zeros(1, 1), torch.linspace(1, 0, STEPS + 1))

@@ -1,4 +1,4 @@
-"""Unusual but valid, and invalid, bodies, paths and forms of programs and browsers."""
+"""Bodies, paths and forms of programs and browsers: unusual but valid ones, and invalid ones."""
 
 import gzip
 import io

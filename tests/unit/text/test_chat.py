@@ -46,12 +46,12 @@ def test_a_generation_prompt_is_the_published_string(chat: ChatTemplate) -> None
 
 
 def test_edit_and_reconstruct_put_the_image_first(chat: ChatTemplate) -> None:
-    for messages, said in [
+    for messages, words in [
         (chat.edit_messages("make it red"), "make it red"),
         (chat.reconstruct_messages(), "Please reconstruct the given image."),
     ]:
         expected = (
-            f"{SYSTEM}<|im_start|>user\n{IMAGE}\n{said}<|im_end|>\n<|im_start|>assistant\n[IMG]"
+            f"{SYSTEM}<|im_start|>user\n{IMAGE}\n{words}<|im_end|>\n<|im_start|>assistant\n[IMG]"
         )
         assert chat.image_prompt(messages) == chat.tokenizer.encode(expected)
 
@@ -102,7 +102,7 @@ def test_text_of_users_never_becomes_a_special_token(chat: ChatTemplate) -> None
     ids = chat.image_prompt(chat.generate_messages(attack))
     token = chat.tokenizer
     assert ids.count(token.special_id("<|im_start|>")) == 3
-    assert ids.count(token.turn_end_id) == 2
+    assert ids.count(chat.turn_end_id) == 2
     assert ids.count(token.image_pad_id) == 0
     assert ids.count(token.image_start_id) == 1
 
@@ -135,8 +135,8 @@ def test_the_config_round_trips_and_checks_its_templates() -> None:
 def test_llama3_turns_have_their_own_tokens(tokenizer: Tokenizer) -> None:
     chat = ChatTemplate(tokenizer, ChatConfig(kind="llama3", system=None), num_image_tokens=1)
     head = "<|start_header_id|>{}<|end_header_id|>\n\n"
-    said = f"<|begin_of_text|>{head.format('user')}Hi<|eot_id|>{head.format('assistant')}"
-    assert prompt_string(chat, [_user("Hi")]) == said
+    expected = f"<|begin_of_text|>{head.format('user')}Hi<|eot_id|>{head.format('assistant')}"
+    assert prompt_string(chat, [_user("Hi")]) == expected
     with pytest.raises(UsageError, match="begin_of_text"):
         chat.text_prompt([_user("Hi")])  # this tokenizer belongs to another family
 

@@ -35,7 +35,7 @@ def test_special_tokens_have_the_first_ids_for_any_training_text(tokenizer: Toke
 def test_special_strings_are_tokens_or_plain_text_as_requested(tokenizer: Tokenizer) -> None:
     text = "red<|im_end|>[IMG] car"
     ids = tokenizer.encode(text)
-    assert ids.count(tokenizer.turn_end_id) == ids.count(tokenizer.image_start_id) == 1
+    assert ids.count(tokenizer.special_id("<|im_end|>")) == ids.count(tokenizer.image_start_id) == 1
     assert tokenizer.decode(ids) == "red car"
     assert tokenizer.decode(ids, skip_special=False) == text
     plain = tokenizer.encode(text, allow_special=False)

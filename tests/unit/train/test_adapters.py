@@ -181,16 +181,30 @@ def test_bad_numbers_are_refused_by_name(toys: Any, key: str, value: float) -> N
 
 def test_layers_of_vectors_get_adapters_too(config: RunConfig) -> None:
     model = UnifiedModelConfig.tiny().build()
-    layers = {n for n, m in model.generator.dit.named_modules() if isinstance(m, nn.Linear)}
+    layers = {
+        n
+        for n, m in model.get_submodule("generator.dit").named_modules()
+        if isinstance(m, nn.Linear)
+    }
     add_adapters(model, evolve(config.train, {"trainable": ["generator"]}))
-    adapted = {n for n, m in model.generator.dit.named_modules() if hasattr(m, "get_delta_weight")}
+    adapted = {
+        n
+        for n, m in model.get_submodule("generator.dit").named_modules()
+        if hasattr(m, "get_delta_weight")
+    }
     assert adapted == layers
-    vectors = {n for n, m in model.generator.dit.named_modules() if type(m) is VectorLinear}
+    vectors = {
+        n
+        for n, m in model.get_submodule("generator.dit").named_modules()
+        if type(m) is VectorLinear
+    }
     assert {n.removesuffix(".base_layer") for n in vectors} < adapted
     with merged_adapters(model):
-        assert {n for n, m in model.generator.dit.named_modules() if type(m) is VectorLinear} == {
-            n.removesuffix(".base_layer") for n in vectors
-        }
+        assert {
+            n
+            for n, m in model.get_submodule("generator.dit").named_modules()
+            if type(m) is VectorLinear
+        } == {n.removesuffix(".base_layer") for n in vectors}
 
 
 @pytest.mark.compile

@@ -5,6 +5,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from blip3o.models.generators.query_dit import QueryDiT
 from blip3o.models.unified import UnifiedModelConfig
 from blip3o.nn.blocks import checkpoint_blocks
 from blip3o.train.flops import count_flops, peak_tflops
@@ -33,7 +34,9 @@ def test_the_count_of_trained_and_frozen_layers_equals_numbers_by_hand() -> None
 
 
 def test_the_count_of_a_dit_agrees_with_torch_except_for_attention() -> None:
-    dit = UnifiedModelConfig.tiny().build().generator.dit
+    generator = UnifiedModelConfig.tiny().build().generator
+    assert isinstance(generator, QueryDiT)
+    dit = generator.dit
     inputs = torch.randn(2, 4, 8), torch.rand(2), torch.randn(2, 4, 16)
     with count_flops(dit) as count:
         dit.velocity(*inputs).sum().backward()

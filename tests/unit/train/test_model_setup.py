@@ -4,11 +4,20 @@ import pytest
 import torch
 from torch import nn
 
-from blip3o.train.model_setup import halve_frozen, leave_out_padding
+from blip3o.train.config import OptimizerConfig, TrainConfig
+from blip3o.train.model_setup import apply_switches, halve_frozen
 
 
 def test_a_model_without_a_backbone_gets_a_warning(capsys: pytest.CaptureFixture[str]) -> None:
-    leave_out_padding(nn.Linear(2, 2))
+    train = TrainConfig(
+        steps=1,
+        global_batch_size=1,
+        micro_batch_size=1,
+        trainable=(),
+        optimizer=OptimizerConfig(lr=0.1),
+        padding_free=True,
+    )
+    apply_switches(nn.Linear(2, 2), train)
     assert "train.padding_free does nothing" in capsys.readouterr().err
 
 

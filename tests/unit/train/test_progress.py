@@ -2,11 +2,12 @@
 
 import io
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from blip3o.train.progress import Progress, Window
+from blip3o.train.progress import RunLog, Window
 
 VALUES = {"loss": 0.25, "lr": 1e-3, "samples_per_second": 8.0}
 
@@ -16,27 +17,27 @@ class Terminal(io.StringIO):
         return True
 
 
-def test_plain_lines_without_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_plain_lines_without_a_terminal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     stream = io.StringIO()
     monkeypatch.setattr(sys, "stderr", stream)
-    progress = Progress(10, 1000, 8)
-    progress.advance()
-    progress.report(VALUES)
-    progress.report({"lr": 0.0, "samples_per_second": 1.0})  # no step was finite
-    progress.close()
+    log = RunLog(tmp_path, 10, 1000, 8)
+    log.advance()
+    log.log(VALUES)
+    log.log({"lr": 0.0, "samples_per_second": 1.0})  # no step was finite
+    log.close()
     first, second = stream.getvalue().splitlines()
     assert first == "step 11/1000  loss 0.2500  lr 1.0e-03  8.0 samples/s  17 min left"
     assert "loss nan" in second
     assert "2 h 12 min left" in second
 
 
-def test_a_bar_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_bar_on_a_terminal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     terminal = Terminal()
     monkeypatch.setattr(sys, "stderr", terminal)
-    progress = Progress(10, 20, 8)
-    progress.advance()
-    progress.report(VALUES)
-    progress.close()
+    log = RunLog(tmp_path, 10, 20, 8)
+    log.advance()
+    log.log(VALUES)
+    log.close()
     shown = terminal.getvalue()
     assert "11/20" in shown
     assert "loss 0.2500" in shown

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import nn
 
-from blip3o.core.config import evolve, load_yaml
+from blip3o.core.config import evolve, from_dict, read_yaml
 from blip3o.core.errors import NotFiniteError, PreemptedError, UsageError
 from blip3o.train.callbacks import Callback, Training
 from blip3o.train.config import RunConfig
@@ -331,7 +331,7 @@ def test_callbacks_receive_every_event_in_order(toys: Any, tmp_path: Path) -> No
 
 def test_the_run_folder_describes_the_whole_run(toys: Any, tmp_path: Path) -> None:
     toys.trainer(tmp_path).fit()
-    assert load_yaml(RunConfig, tmp_path / "config.yaml") == toys.config
+    assert from_dict(RunConfig, read_yaml(tmp_path / "config.yaml")) == toys.config
     assert {path.name for path in tmp_path.iterdir()} >= {"checkpoints", "env.json", "latest"}
     row = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[0])
     assert set(row) == {

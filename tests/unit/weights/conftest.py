@@ -1,4 +1,4 @@
-"""A tiny model as the original would have saved it: transformers' shards and diffusers' folders."""
+"""A tiny model as the original program saves it: shards of transformers, folders of diffusers."""
 
 import dataclasses
 import json
@@ -27,7 +27,7 @@ from blip3o.weights.folder import load_model
 from blip3o.weights.keymaps.blip3o_qwen import to_published
 
 _SECONDS = 8.0
-"""Time limit for the refusal of an odd folder, even on a busy machine."""
+"""Time limit for the refusal of an invalid folder; long enough for a busy machine."""
 
 
 def released_config(tokenizer: Tokenizer) -> UnifiedModelConfig:
@@ -49,6 +49,8 @@ def released_config(tokenizer: Tokenizer) -> UnifiedModelConfig:
 
 def released_json(config: UnifiedModelConfig) -> dict[str, Any]:
     """Returns config.json; written here, independently of the code under test."""
+    assert isinstance(config.backbone, Qwen2_5VLBackboneConfig)
+    assert isinstance(config.image_encoder, EvaClipEncoderConfig)
     llm, vision, plain = config.backbone, config.backbone.vision, to_dict(config)
     return {
         "architectures": ["blip3oQwenForCausalLM"],
@@ -81,7 +83,7 @@ def released_json(config: UnifiedModelConfig) -> dict[str, Any]:
         "gen_vision_tower": "eva-clip-E-14-plus",
         "gen_pooling": f"early_pool2d_{config.image_encoder.pool}",
         "gen_hidden_size": config.image_encoder.num_channels,
-        "n_query": config.generator.num_query_tokens,
+        "n_query": config.num_reserved_positions,
         "mm_projector_type": "mlp2x_gelu",
         "blip3o": {
             key: plain[key]
@@ -112,7 +114,7 @@ def save_released(model: UnifiedModel, tokenizer: Tokenizer, folder: Path) -> No
     folder.mkdir()
     save_shards(folder, to_published(model.state_dict()))
     (folder / "config.json").write_text(json.dumps(released_json(model.config)))
-    (folder / "training_args.bin").write_bytes(b"a pickle that nobody opens")
+    (folder / "training_args.bin").write_bytes(b"a pickle that is never opened")
     tokenizer.save(folder)
     decoder: Any = model.image_decoder
     for name in ("unet", "vae"):

@@ -1,6 +1,6 @@
-"""Every kind of unfit folder, in our layout and the published one, through all readers of folders.
+"""Every kind of invalid folder, in our layout and the published one, for all readers of folders.
 
-One line names everything that is wrong; the status is 2; no weight was read and nothing is written.
+One line names all faults, the exit status is 2, no weight is read and no file is written.
 """
 
 import json
@@ -48,7 +48,7 @@ def own_shards(tiny_pipe: Blip3oPipeline, tmp_path_factory: pytest.TempPathFacto
 def folder(
     request: pytest.FixtureRequest, own_shards: Path, tmp_path: Path, monkeypatch: Any
 ) -> Path:
-    """A whole folder that tests may damage; no values of weights may be read from it."""
+    """A valid folder that tests may damage."""
     monkeypatch.chdir(tmp_path)
     folder = tmp_path / "model"
     if request.param == "ours":
@@ -109,7 +109,7 @@ def point_the_index_outside(folder: Path) -> list[str]:
 
 
 def change_keys(folder: Path) -> list[str]:
-    """Two missing, two extra and two misshapen weights."""
+    """Creates two missing, two extra and two misshapen weights."""
     file = max(shards_of(folder), key=lambda one: len(load_file(one)))
     state = load_file(file)
     names = sorted(state)
@@ -225,7 +225,7 @@ def test_an_unfit_folder_is_refused_whole_and_in_one_line(
 
 
 # ---------------------------------------------------------------------------------------------
-# Pickles, allowed
+# Allowed pickles
 
 
 def in_pickles(folder: Path, *, sharded: bool) -> dict[str, torch.Tensor]:

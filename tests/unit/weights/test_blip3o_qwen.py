@@ -16,7 +16,7 @@ from blip3o.weights.keymaps.blip3o_qwen import (
     load_published,
     to_published,
 )
-from blip3o.weights.keymaps.prefixes import PrefixMap
+from blip3o.weights.keymaps.published import PrefixMap
 
 
 def build(seed: int, *, tied: bool = False) -> UnifiedModel:
@@ -50,12 +50,14 @@ def test_parts_that_are_not_requested_are_skipped() -> None:
     before = {k: v.clone() for k, v in model.image_encoder.state_dict().items()}
     load_published(model, {**state, "model.vae.encoder.weight": torch.zeros(1)}, "it")
     assert all(torch.equal(v, before[k]) for k, v in model.image_encoder.state_dict().items())
-    assert torch.equal(model.generator.dit.layers[0].gate, state["model.dit.model.layers.0.gate"])
+    assert torch.equal(
+        model.get_parameter("generator.dit.layers.0.gate"), state["model.dit.model.layers.0.gate"]
+    )
 
 
 def test_all_mismatches_are_listed_together_and_nothing_is_loaded() -> None:
     state, model = checkpoint(1), build(2)
-    before = model.generator.dit.layers[0].gate.clone()
+    before = model.get_parameter("generator.dit.layers.0.gate").clone()
     del state["model.norm.weight"], state["visual.merger.ln_q.weight"]
     state["model.layers.7.mlp.up_proj.weight"] = torch.zeros(1)
     state["optimizer"] = torch.zeros(1)
@@ -67,7 +69,7 @@ def test_all_mismatches_are_listed_together_and_nothing_is_loaded() -> None:
     assert "missing: model.norm.weight, visual.merger.ln_q.weight;" in message
     assert "extra: model.layers.7.mlp.up_proj.weight, optimizer;" in message
     assert "wrong shape: model.latent_queries [1, 5, 16] instead of [1, 4, 16]" in message
-    assert torch.equal(model.generator.dit.layers[0].gate, before)
+    assert torch.equal(model.get_parameter("generator.dit.layers.0.gate"), before)
 
 
 def test_a_tied_head_may_be_in_the_file_if_it_is_the_embedding_table() -> None:

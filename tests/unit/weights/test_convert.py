@@ -91,17 +91,17 @@ def test_the_command_converts_and_refuses_in_one_line(
 def test_a_hub_id_is_downloaded_without_pickles(
     released_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked: list[Any] = []
+    downloads: list[Any] = []
 
     def snapshot_download(name: str, **options: Any) -> str:
-        asked.append((name, options["revision"]))
+        downloads.append((name, options["revision"]))
         assert not any(".bin" in one or one == "*" for one in options["allow_patterns"])
         return str(released_folder)
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
     convert("org/name", tmp_path / "dest", revision="v1")
     Blip3oPipeline.from_pretrained("org/name", device="cpu", dtype="fp32")
-    assert asked == [("org/name", "v1"), ("org/name", None)]
+    assert downloads == [("org/name", "v1"), ("org/name", None)]
     load_model(tmp_path / "dest")
 
 
@@ -111,7 +111,7 @@ def test_without_a_network_a_hub_id_is_refused_in_one_line() -> None:
     assert "\n" not in str(caught.value)
 
 
-def test_folders_and_bundled_names_are_never_looked_up(
+def test_folders_and_bundled_names_are_never_searched_on_the_hub(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(huggingface_hub, "snapshot_download", None)

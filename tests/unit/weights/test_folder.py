@@ -12,8 +12,9 @@ from safetensors.torch import load_file, save_file
 from blip3o.core.errors import UsageError
 from blip3o.generate.pipeline import Blip3oPipeline
 from blip3o.text.tokenizer import train_tokenizer
-from blip3o.weights import folder as module
-from blip3o.weights.folder import describe_models, load_model, resolve_model_folder, save_model
+from blip3o.weights import names
+from blip3o.weights.folder import load_model, resolve_model_folder, save_model
+from blip3o.weights.names import BUNDLED, describe_models
 
 FILES = {
     "config.json",
@@ -213,7 +214,7 @@ def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:
 def test_a_missing_bundled_model_is_reported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "BUNDLED", {"pocket": tmp_path / "none"})
+    monkeypatch.setitem(BUNDLED, "pocket", tmp_path / "none")
     with pytest.raises(UsageError, match="'pocket' is not in this installation"):
         load_model("pocket")
     assert "pocket  not in this installation" in describe_models()
@@ -222,7 +223,7 @@ def test_a_missing_bundled_model_is_reported(
 def test_descriptions_of_models_contain_their_sizes(
     tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "BUNDLED", {"tiny": tiny_folder})
+    monkeypatch.setattr(names, "BUNDLED", {"tiny": tiny_folder})
     line, *_, hint = describe_models().splitlines()
     assert line.startswith("tiny  0.0 M parameters, 0.")
     assert str(tiny_folder) in line

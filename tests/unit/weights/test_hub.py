@@ -36,7 +36,7 @@ class Hub:
 
     def __init__(self, refs: dict[str, tuple[str, dict[str, bytes]]]) -> None:
         self.refs = refs
-        self.asked: list[str] = []
+        self.requests: list[str] = []
         self.ranges: list[str] = []
         self.cut: set[str] = set()
         """Files whose first response breaks in the middle."""
@@ -60,8 +60,8 @@ class Hub:
 
     @property
     def downloaded(self) -> set[str]:
-        """Names of the sent files."""
-        return {path for path in self.asked if not path.startswith("/")}
+        """Names of the files that were sent."""
+        return {path for path in self.requests if not path.startswith("/")}
 
     def answer(self, request: Any, *, with_body: bool) -> None:
         path = request.path.partition("?")[0]
@@ -74,7 +74,7 @@ class Hub:
             return self.fail(request, "RevisionNotFound")
         commit, files = self.refs[ref]
         if api:
-            self.asked.append(path)
+            self.requests.append(path)
             listed = [
                 {"type": "file", "path": name, "size": len(data), "oid": f"{len(data):040x}"}
                 for name, data in files.items()
@@ -88,7 +88,7 @@ class Hub:
         if name not in files:
             return self.fail(request, "EntryNotFound")
         if with_body:
-            self.asked.append(name)
+            self.requests.append(name)
         headers = {"ETag": f'"{commit[:4]}{len(files[name]):036x}"', "X-Repo-Commit": commit}
         return self.send(request, files[name], headers, name if with_body else None)
 
@@ -102,12 +102,12 @@ class Hub:
         self, request: Any, body: bytes, headers: dict[str, str], file: str | None = None
     ) -> None:
         start = 0
-        asked = re.fullmatch(r"bytes=(\d+)-", request.headers.get("Range") or "")
-        if asked:
-            self.ranges.append(asked[0])
-            start = int(asked[1])
+        partial = re.fullmatch(r"bytes=(\d+)-", request.headers.get("Range") or "")
+        if partial:
+            self.ranges.append(partial[0])
+            start = int(partial[1])
             headers = {**headers, "Content-Range": f"bytes {start}-{len(body) - 1}/{len(body)}"}
-        request.send_response(206 if asked else 200)
+        request.send_response(206 if partial else 200)
         for name, value in headers.items():
             request.send_header(name, value)
         request.send_header("Content-Length", str(len(body) - start))
@@ -138,7 +138,7 @@ EXTRA = {
 
 @pytest.fixture
 def hub(released_folder: Path) -> Iterator[Hub]:
-    """The tiny published folder as "main", with other usual files; "v1" is an older revision."""
+    """The tiny published folder as "main", with other common files; "v1" is an older revision."""
     files = {
         str(file.relative_to(released_folder)): file.read_bytes()
         for file in released_folder.rglob("*")
@@ -192,12 +192,12 @@ def test_only_files_of_the_model_are_downloaded_and_only_once(
     assert said == f"{NAME}: {folder}\n"  # no progress bars without a terminal
     for name in needed:
         assert (Path(folder) / name).read_bytes() == (released_folder / name).read_bytes()
-    hub.asked.clear()
+    hub.requests.clear()
     assert run(environment, NAME)[:2] == (0, folder)
     assert hub.downloaded == set()
-    hub.asked.clear()
+    hub.requests.clear()
     assert run({**environment, "HF_HUB_OFFLINE": "1"}, NAME)[:2] == (0, folder)
-    assert hub.asked == []
+    assert hub.requests == []
 
 
 def test_a_revision_is_pinned(hub: Hub, environment: dict[str, str]) -> None:
@@ -234,7 +234,7 @@ def test_an_interrupted_download_is_refused_offline_and_resumed_later(
     status, message, _ = run({**environment, "HF_HUB_OFFLINE": "1"}, NAME)
     assert status == 2
     assert f"only a part of it is in the hub's cache; download it: hf download {NAME}" in message
-    hub.asked.clear()
+    hub.requests.clear()
     assert run(environment, NAME)[:2] == (0, folder)
     assert hub.downloaded == {gone.name}
 
@@ -245,7 +245,7 @@ def test_an_interrupted_download_is_refused_offline_and_resumed_later(
         ("RepoNotFound", "the hub has no model of that name, or it is private"),
         (
             "GatedRepo",
-            f"the hub asks you to agree first: https://huggingface.co/{NAME}",
+            f"the hub requires your agreement first: https://huggingface.co/{NAME}",
         ),
     ],
 )
@@ -266,12 +266,12 @@ def test_offline_or_without_a_hub_one_line_names_the_remedy(
     assert status == 2
     assert "not in the hub's cache, and HF_HUB_OFFLINE forbids" in message
     assert message.endswith(f"hf download {NAME} --revision v1")
-    assert hub.asked == []
+    assert hub.requests == []
     hub.server.shutdown()
     hub.server.server_close()
     status, message, _ = run(environment, NAME)
     assert status == 2
-    assert "the hub did not give it: " in message
+    assert "the download failed: " in message
     assert "\n" not in message
 
 
@@ -287,7 +287,7 @@ def test_a_repository_without_a_model_is_reported(hub: Hub, environment: dict[st
 def test_the_command_line_reads_a_hub_id_and_pins_its_revision(
     environment: dict[str, str], tmp_path: Path
 ) -> None:
-    """From download to image."""
+    """Covers all steps from the download to the image."""
     words = ("generate", "a red cat", "--dtype", "fp32", "--out", str(tmp_path / "out"))
     module = ("-m", "blip3o")
     picked = ("--model", NAME, "--revision", SECOND)

@@ -32,11 +32,11 @@ def test_a_folder_with_the_name_of_a_released_model_takes_precedence(
 def test_a_short_name_is_searched_on_the_hub(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked = []
+    downloads = []
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("blip3o.weights.hub._download", lambda name, *_: asked.append(name))
+    monkeypatch.setattr("blip3o.weights.hub._download", lambda name, *_: downloads.append(name))
     to_local("4b")
-    assert asked == ["BLIP3o/BLIP3o-Model-4B"]
+    assert downloads == ["BLIP3o/BLIP3o-Model-4B"]
 
 
 def test_a_name_may_begin_with_the_home_folder(
@@ -51,7 +51,7 @@ def test_a_name_may_begin_with_the_home_folder(
 
 @pytest.mark.parametrize("name", ["pockt", "9b", "a/b/c", "x" * 300, "a\0b", ""])
 def test_an_unknown_name_is_refused_with_the_known_names(name: str) -> None:
-    if name:  # the folder that one stands in
+    if name:  # an empty name means the current folder
         with pytest.raises(UsageError, match="unknown model"):
             check_name(name)
     with pytest.raises(UsageError, match=r"unknown model|is not a model|is empty"):

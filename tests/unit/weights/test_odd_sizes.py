@@ -99,13 +99,13 @@ def test_absurd_sizes_that_fit_each_other(released_folder: Path, refusal: Refuse
 
 
 @pytest.mark.parametrize("value", [10**7, 10**12, 10**30, "x", None, 1.5])
-def test_endless_schedules(released_folder: Path, refusal: Refuse, value: Any) -> None:
+def test_schedules_of_absurd_lengths(released_folder: Path, refusal: Refuse, value: Any) -> None:
     file = released_folder / "diffusion-decoder/scheduler/scheduler_config.json"
     edit_json(file, "num_train_timesteps", value=value)
     refusal(released_folder)
 
 
-def test_endless_lists(
+def test_lists_of_absurd_lengths(
     released_folder: Path,
     refusal: Refuse,
 ) -> None:
@@ -208,14 +208,14 @@ def test_numbers_too_large_for_the_dtype_in_memory(ours: Path) -> None:
 
 
 @pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity", "1e999"])
-def test_a_config_without_numbers(ours: Path, refusal: Refuse, number: str) -> None:
+def test_non_finite_numbers_in_a_config(ours: Path, refusal: Refuse, number: str) -> None:
     file = ours / "config.json"
     text = re.sub(r'("norm_eps": )[^,\n]+', rf"\g<1>{number}", file.read_text(), count=1)
     file.write_text(text)
     assert "norm_eps must be a finite number" in refusal(ours)
 
 
-def test_a_name_of_many_lines_is_shown_in_one(ours: Path, refusal: Refuse) -> None:
+def test_a_name_with_line_breaks_is_shown_in_one_line(ours: Path, refusal: Refuse) -> None:
     file = ours / "model.safetensors"
     save_file(load_file(file) | {"a\nb\x1b[31m": torch.zeros(1)}, file)
     assert r"extra: a\nb\x1b[31m" in refusal(ours)

@@ -1,4 +1,4 @@
-"""Folders that earlier versions wrote, before generators had a place of their own."""
+"""Folders that earlier versions wrote, before generators were a part of their own."""
 
 import json
 import shutil
@@ -12,11 +12,11 @@ from safetensors.torch import load_file, save_file
 from blip3o import Blip3oPipeline
 from blip3o.core.errors import UsageError
 from blip3o.weights.folder import load_model
-from blip3o.weights.keymaps.older import upgraded_config
+from blip3o.weights.keymaps.spellings import upgraded_config
 
 
 def as_before(data: dict[str, Any]) -> dict[str, Any]:
-    """Returns a config.json as it was."""
+    """Returns a config.json in the former form."""
     generator = dict(data.pop("generator"))
     queries = {name: generator.pop(name) for name in ("num_query_tokens", "query_init_std")}
     channels = 8 if generator.pop("takes_reference") else 0
@@ -45,7 +45,7 @@ def test_an_older_folder_is_read_bit_for_bit(older: Path, tiny_folder: Path) -> 
         assert torch.equal(tensor, state[name]), name
 
 
-def test_a_folder_of_today_is_left_as_it_is(tiny_folder: Path) -> None:
+def test_a_config_in_the_present_form_is_unchanged(tiny_folder: Path) -> None:
     data = json.loads((tiny_folder / "config.json").read_text())
     assert upgraded_config(data) == data
 
@@ -60,4 +60,4 @@ def test_a_name_in_both_spellings_is_refused(older: Path) -> None:
 
 def test_the_bundled_weights_are_of_the_older_form() -> None:
     pipe = Blip3oPipeline.from_pretrained("pocket", device="cpu", dtype="fp32")
-    assert pipe.model.generator.query_tokens.weight.shape == (16, 192)
+    assert pipe.model.get_parameter("generator.query_tokens.weight").shape == (16, 192)

@@ -1,4 +1,4 @@
-"""Folders of the released models: read, converted in both directions, refused if unfit."""
+"""Folders of the released models: loading, conversion in both directions, refusal if invalid."""
 
 import json
 import shutil
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from blip3o.core.errors import UsageError
 from blip3o.generate.pipeline import Blip3oPipeline
+from blip3o.models.decoders.sdxl import SdxlDecoderConfig
 from blip3o.models.generators.plan import Plan
 from blip3o.models.prompts import Prompts
 from blip3o.models.unified import UnifiedModel
@@ -25,7 +26,7 @@ INDEX = "model.safetensors.index.json"
 
 
 def tensors(folder: Path) -> dict[str, Tensor]:
-    """Returns all tensors of a folder by component and name, whatever the shards."""
+    """Returns all tensors of a folder by component and name, independently of the shards."""
     return {
         f"{file.parent.relative_to(folder)}/{name}": value
         for file in folder.rglob("*.safetensors")
@@ -76,12 +77,16 @@ def test_a_published_folder_loads_without_conversion(
     loaded = load_model(released_folder, dtype=torch.bfloat16)
     expected = released_model.config
     found = loaded.model.config
+    assert isinstance(found.image_decoder, SdxlDecoderConfig)
+    assert isinstance(expected.image_decoder, SdxlDecoderConfig)
     assert found.image_decoder.autoencoder == expected.image_decoder.autoencoder
     for part in ("backbone", "image_encoder", "generator", "sampling", "chat"):
         assert getattr(found, part) == getattr(expected, part)
     require_same(loaded.model.state_dict(), released_model.state_dict())
-    assert not any(p.requires_grad for p in loaded.model.image_decoder.vae.parameters())
-    assert loaded.model.generator.query_tokens.weight.requires_grad
+    assert not any(
+        p.requires_grad for p in loaded.model.get_submodule("image_decoder.vae").parameters()
+    )
+    assert loaded.model.get_parameter("generator.query_tokens.weight").requires_grad
 
 
 def test_conversion_in_both_directions_is_bit_equal(
@@ -235,7 +240,7 @@ def test_unused_weights_of_early_revisions_are_skipped(released_folder: Path) ->
 
 
 # ---------------------------------------------------------------------------------------------
-# Bad input
+# Invalid input
 
 
 def test_every_missing_and_damaged_shard_is_named(released_folder: Path, tmp_path: Path) -> None:
@@ -362,7 +367,7 @@ def test_an_incomplete_decoder_is_named_file_by_file(released_folder: Path, tmp_
             {"in_channels": 9, "addition_embed_type": None},
             "unet.in_channels 9 instead of 4",
         ),
-        ("unet", {"norm_num_groups": 3}, "describes no decoder"),
+        ("unet", {"norm_num_groups": 3}, "does not describe a decoder"),
         ("vae", {"act_fn": "relu"}, "vae.act_fn 'relu' instead of 'silu'"),
     ],
 )

@@ -61,7 +61,7 @@ def write(folder: Path, unet: dict[str, Any]) -> None:
 
 def test_names_of_an_old_vae_are_read(released_folder: Path) -> None:
     """Before version 0.14, diffusers used other names for the projections of an attention."""
-    expected = load_model(released_folder).model.image_decoder.vae.state_dict()
+    expected = load_model(released_folder).model.get_submodule("image_decoder.vae").state_dict()
     file = released_folder / "diffusion-decoder/vae/diffusion_pytorch_model.bf16.safetensors"
     old = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
     state = load_file(file)
@@ -72,7 +72,7 @@ def test_names_of_an_old_vae_are_read(released_folder: Path) -> None:
         renamed[name] = tensor
     assert renamed.keys() != state.keys()
     save_file(renamed, file)
-    found = load_model(released_folder).model.image_decoder.vae.state_dict()
+    found = load_model(released_folder).model.get_submodule("image_decoder.vae").state_dict()
     assert all(torch.equal(found[name], value) for name, value in expected.items())
 
 

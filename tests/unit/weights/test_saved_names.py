@@ -1,4 +1,4 @@
-"""Weights under the names of trainers' wrappers are read without conversion."""
+"""Weights under the names of trainers' wrappers and of newer transformers are read unchanged."""
 
 import itertools
 import shutil
@@ -17,7 +17,9 @@ from blip3o.models.decoders import DECODERS
 from blip3o.models.encoders import ENCODERS
 from blip3o.models.generators import GENERATORS
 from blip3o.models.unified import UnifiedModel, UnifiedModelConfig
+from blip3o.weights import shards
 from blip3o.weights.adapters import is_adapter
+from blip3o.weights.convert import convert
 from blip3o.weights.folder import load_model
 from blip3o.weights.pickles import read_pickles
 from blip3o.weights.wrappers import plain_name, unwrapped
@@ -47,9 +49,7 @@ def rename(folder: Path, new_name: Callable[[str], str]) -> None:
 
 def require_same(found: UnifiedModel, expected: UnifiedModel) -> None:
     assert found.config == expected.config
-    states = found.state_dict(), expected.state_dict()
-    assert states[0].keys() == states[1].keys()
-    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+    torch.testing.assert_close(found.state_dict(), expected.state_dict(), rtol=0, atol=0)
 
 
 def load(folder: Path) -> UnifiedModel:
@@ -213,7 +213,7 @@ def test_flattened_weights_are_named(released_folder: Path) -> None:
 def test_empty_weights_of_zero_3_are_refused(released_folder: Path) -> None:
     state = main_state(released_folder)
     save(released_folder, {name: torch.zeros(0) for name in state})
-    with pytest.raises(UsageError, match=r"DeepSpeed ZeRO-3 leaves: .*zero_to_fp32") as caught:
+    with pytest.raises(UsageError, match=r"come from DeepSpeed ZeRO-3: .*zero_to_fp32") as caught:
         load(released_folder)
     assert len(str(caught.value)) < 900
 
@@ -252,3 +252,91 @@ def test_pickles_of_trainers_hold_the_weights_under_a_key(tmp_path: Path, key: s
     state = {"module.weight": torch.arange(3.0)}
     torch.save({key: state, "optimizer": {"lr": 1.0}, "step": 3}, tmp_path / "pytorch_model.bin")
     assert read_pickles(tmp_path).keys() == state.keys()
+
+
+def in_language_model(name: str) -> str:
+    """Names of weights in a model of transformers 4.52 and later."""
+    if name.startswith("visual."):
+        return f"model.{name}"
+    if name.startswith(("model.embed_tokens.", "model.layers.", "model.norm.")):
+        return name.replace("model.", "model.language_model.", 1)
+    return name
+
+
+def all_in_language_model(name: str) -> str:
+    """Names after the renaming rule of transformers 5 is applied to unknown names."""
+    if name.startswith("visual."):
+        return f"model.{name}"
+    return name.replace("model.", "model.language_model.", 1) if name[:6] == "model." else name
+
+
+def without_head(name: str) -> str:
+    """Names of the inner model, without the model that adds the head."""
+    return in_language_model(name).removeprefix("model.")
+
+
+def older_converter(name: str) -> str:
+    if name.startswith("lm_head."):
+        return f"language_model.{name}"
+    return in_language_model(name).replace("model.language_model.", "language_model.model.")
+
+
+SPELLINGS = [in_language_model, all_in_language_model, without_head, older_converter]
+
+each_spelling = pytest.mark.parametrize("spell", SPELLINGS, ids=lambda one: one.__name__)
+
+
+@each_spelling
+@pytest.mark.parametrize("prefix", ["", "module.", "base_model.model._orig_mod."])
+def test_names_of_newer_versions(
+    released_folder: Path, spell: Callable[[str], str], prefix: str
+) -> None:
+    expected = load(released_folder)
+    rename(released_folder, lambda name: prefix + spell(name))
+    require_same(load(released_folder), expected)
+
+
+def test_two_spellings_of_one_weight_are_refused(released_folder: Path) -> None:
+    state = main_state(released_folder)
+    save(
+        released_folder,
+        state | {"model.language_model.norm.weight": state["model.norm.weight"]},
+    )
+    with pytest.raises(UsageError, match=r"in two spellings: model\.norm\.weight"):
+        load(released_folder)
+
+
+def test_an_index_that_transformers_left_next_to_one_file(released_folder: Path) -> None:
+    expected = load(released_folder)
+    index = (released_folder / INDEX).read_text()
+    save(released_folder, main_state(released_folder))  # its shards are removed
+    (released_folder / INDEX).write_text(index)
+    require_same(load(released_folder), expected)
+
+
+def test_shards_of_a_variant_as_diffusers_writes_them(released_folder: Path) -> None:
+    from diffusers import AutoencoderKL, UNet2DConditionModel
+
+    expected = load(released_folder)
+    for name, kind in (("unet", UNet2DConditionModel), ("vae", AutoencoderKL)):
+        folder = released_folder / "diffusion-decoder" / name
+        part: Any = kind.from_pretrained(folder, variant="bf16", torch_dtype=torch.bfloat16)
+        for file in folder.glob("*.safetensors"):
+            file.unlink()
+        part.save_pretrained(folder, variant="bf16", max_shard_size="20KB")
+        assert (folder / "diffusion_pytorch_model.safetensors.index.bf16.json").exists()
+    require_same(load(released_folder), expected)
+
+
+def test_shards_of_a_variant_are_written_for_diffusers(
+    released_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from diffusers import UNet2DConditionModel
+
+    monkeypatch.setattr(shards, "MAX_SHARD_BYTES", 20_000)
+    convert(released_folder, tmp_path / "again", "published")
+    folder = tmp_path / "again" / "diffusion-decoder" / "unet"
+    assert len(list(folder.glob("*.safetensors"))) > 1
+    part: Any = UNet2DConditionModel.from_pretrained(folder, variant="bf16")
+    assert part is not None
+    require_same(load(tmp_path / "again"), load(released_folder))

@@ -1,4 +1,4 @@
-"""A small copy of the published SigLIP2 + SANA folder: read, refused if unfit, used by runs."""
+"""A small copy of the published SigLIP2 + SANA folder: loading, refusal, use in runs."""
 
 import dataclasses
 import json
@@ -36,13 +36,13 @@ FRONTS = {  # independent of the code under test: (ours, released, training run)
 def parts() -> tuple[Siglip2Encoder, SanaDecoder]:
     pytest.importorskip("diffusers")
     torch.manual_seed(0)
-    eyes = dataclasses.replace(
+    encoder = dataclasses.replace(
         Siglip2EncoderConfig.tiny(), pool=1, num_layers=2, skip_last=1, keep_head=True
     )
-    hand = dataclasses.replace(
-        SanaDecoderConfig.tiny(), feature_channels=eyes.num_channels, grid=eyes.grid
+    decoder = dataclasses.replace(
+        SanaDecoderConfig.tiny(), feature_channels=encoder.num_channels, grid=encoder.grid
     )
-    built = eyes.build().eval(), hand.build().eval()
+    built = encoder.build().eval(), decoder.build().eval()
     for module in built:
         for parameter in module.parameters():
             nn.init.normal_(parameter, std=0.2)
@@ -162,7 +162,7 @@ def test_pooled_tokens_and_latents_are_those_of_the_config(
 
 
 def test_the_released_sizes_are_those_of_the_published_names(tmp_path: Path) -> None:
-    """Without our key the released sizes apply, so a small file fails by its shapes."""
+    """Without our key the released sizes apply, so the shapes of a small file do not fit."""
     pytest.importorskip("diffusers")
     (tmp_path / "config.json").write_text(json.dumps({"diffusion_model": "sana", "input_size": 16}))
     weight = "transformer.transformer.proj_out.weight"

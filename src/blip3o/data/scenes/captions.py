@@ -16,6 +16,7 @@ from blip3o.data.scenes.words import (
     pick,
     reading_order,
     related,
+    shuffled,
 )
 
 _COLORLESS_SHARE = 0.3
@@ -24,15 +25,9 @@ _RELATION_SHARE = 0.6
 _EXTRA_SHARE = 0.3
 
 
-def caption_texts(scene: Scene, rng: np.random.Generator, num_short: int = 3) -> list[str]:
-    """Returns different captions of a scene: short ones, then a detailed one.
-
-    Args:
-        scene: the scene to describe.
-        rng: chooses the phrasings.
-        num_short: number of short captions to draw; equal ones are kept once.
-    """
-    texts = [short_caption(scene, rng) for _ in range(num_short)]
+def caption_texts(scene: Scene, rng: np.random.Generator) -> list[str]:
+    """Returns different captions of a scene: up to three short ones, then a detailed one."""
+    texts = [short_caption(scene, rng) for _ in range(3)]
     sentence = detailed_caption(scene)
     if rng.random() < 0.5:
         sentence = pick(rng, ("a photo of ", "a picture of ", "an image of ")) + sentence
@@ -40,20 +35,16 @@ def caption_texts(scene: Scene, rng: np.random.Generator, num_short: int = 3) ->
 
 
 def pair_texts(scene: Scene, rng: np.random.Generator) -> list[str]:
-    """Returns different captions of two things: their relation, or just their names.
+    """Returns different captions of two things that look different: their relation, or their names.
 
-    Half of them omit the colors. A model understands such prompts last, because only one caption
+    Half of the captions omit the colors. A model learns such prompts last, because only one caption
     in twenty of `caption_texts` names two things without colors.
-
-    Args:
-        scene: two objects that look different.
-        rng: chooses the phrasings.
     """
     texts = []
     for colors in (False, True):
         named = groups(scene, colors=colors)
-        listed = [phrase(named[int(k)]) for k in rng.permutation(2)]
-        for words in (_pair(scene, named, rng), _pair(scene, named, rng), join(listed)):
+        listed = join([phrase(group) for group in shuffled(rng, named)])
+        for words in (_pair(scene, named, rng), _pair(scene, named, rng), listed):
             texts.append(finished(rng, opened(rng, words)))
     return list(dict.fromkeys([*texts, detailed_caption(scene)]))
 
@@ -66,12 +57,10 @@ def short_caption(scene: Scene, rng: np.random.Generator) -> str:
     elif len(scene.objects) == 2 and len(named) == 2 and rng.random() < _RELATION_SHARE:
         words = _pair(scene, named, rng)
     else:
-        phrases = [phrase(group) for group in named]
-        words = join([phrases[int(k)] for k in rng.permutation(len(phrases))])
+        words = join([phrase(group) for group in shuffled(rng, named)])
     if rng.random() < _BACKGROUND_SHARE:
         words = f"{words} {on_background(scene.background)}"
-    many = words.split()[0] in ("two", "three", "four")
-    return finished(rng, opened(rng, words, many=many))
+    return finished(rng, opened(rng, words))
 
 
 def _single(one: Placed, group: Group, rng: np.random.Generator) -> str:

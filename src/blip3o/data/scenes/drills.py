@@ -1,8 +1,8 @@
-"""Questions about scenes that train looking up a thing by its name.
+"""Questions about scenes that train a model to look up a thing by its name.
 
 A model learns this skill last, so there are many drills. In most of them the answer states several
-facts, each directly after the name of its thing. `questions` shares `QA` and the helpers at the
-top.
+facts, each directly after the name of its thing. `questions` uses `QA` and the helpers at the top
+as well.
 """
 
 from collections import Counter
@@ -13,7 +13,7 @@ import numpy as np
 
 from blip3o.data.scenes.things import COLORS, NUMBER_WORDS, THINGS, plural, with_article
 from blip3o.data.scenes.types import Placed, Scene, place
-from blip3o.data.scenes.words import join, noun, pick, reading_order
+from blip3o.data.scenes.words import join, noun, pick, reading_order, shuffled
 
 HOW_MANY = ("How many {} are there?", "How many {} are in the image?")
 IS_THERE = ("Is there {}?", "Is there {} in the image?", "Can you see {}?")
@@ -31,11 +31,6 @@ class QA:
     """(start, stop) of the parts of the answer that are learned; None for the whole answer."""
 
 
-def choose(rng: np.random.Generator, items: list[Placed]) -> Placed:
-    """Returns a random object."""
-    return items[int(rng.integers(len(items)))]
-
-
 def single_objects(scene: Scene) -> list[Placed]:
     """Returns the objects whose thing occurs once."""
     things = Counter(one.thing for one in scene.objects)
@@ -49,7 +44,7 @@ def absent_thing(scene: Scene, rng: np.random.Generator) -> str:
 
 
 def is_there_thing(scene: Scene, rng: np.random.Generator, yes: bool) -> str:
-    """Returns a question about a thing whose answer is yes or no, as given."""
+    """Returns a question about a thing; `yes` selects whether its right answer is yes or no."""
     there = {one.thing for one in scene.objects}
     thing = pick(rng, tuple(name for name in THINGS if (name in there) == yes))
     question = pick(rng, IS_THERE)
@@ -57,9 +52,9 @@ def is_there_thing(scene: Scene, rng: np.random.Generator, yes: bool) -> str:
 
 
 def is_there_look(scene: Scene, rng: np.random.Generator, yes: bool) -> str:
-    """Returns a question about a thing in a color whose answer is yes or no, as given."""
+    """Returns a question about a thing in a color, with the right answer that `yes` selects."""
     looks = {(one.thing, one.color) for one in scene.objects}
-    one = choose(rng, list(scene.objects))
+    one = pick(rng, scene.objects)
     thing, color = one.thing, one.color
     if not yes:  # a near miss: either the thing or the color is right
         if rng.random() < 0.5:
@@ -85,7 +80,7 @@ def _how_many(scene: Scene, rng: np.random.Generator) -> QA:
     """
     there = Counter(one.thing for one in scene.objects)
     is_there = bool(rng.random() < 0.5)
-    thing = choose(rng, list(scene.objects)).thing if is_there else absent_thing(scene, rng)
+    thing = pick(rng, scene.objects).thing if is_there else absent_thing(scene, rng)
     question = pick(rng, HOW_MANY).format(plural(thing))
     return QA(kind="how_many", question=question, answer=NUMBER_WORDS[there[thing]])
 
@@ -93,15 +88,11 @@ def _how_many(scene: Scene, rng: np.random.Generator) -> QA:
 def one_or_none(scene: Scene, rng: np.random.Generator) -> list[QA]:
     """Asks four times for the number of a thing that occurs once or not at all.
 
-    Only looking for the name gives the answer. Trained alone, a model learns it suddenly within 150
-    steps; among other questions it had not learned it after 360 (docs/log.md, 2026-11-22,
-    counting).
-
-    Args:
-        scene: the scene of the image; if no thing occurs once, all answers are zero.
-        rng: chooses things and phrasings.
+    To answer, a model must find the named thing. If it trains on these questions alone, it learns
+    this suddenly, within 150 steps; among other questions it had not learned it after 360
+    (docs/log.md, 2026-11-22, counting). If no thing occurs once, all answers are zero.
     """
-    alone = tuple(one.thing for one in single_objects(scene))
+    alone = [one.thing for one in single_objects(scene)]
     asked = []
     for _ in range(4):
         is_there = bool(alone) and bool(rng.random() < 0.5)
@@ -115,23 +106,15 @@ def look_ups(scene: Scene, rng: np.random.Generator) -> list[QA]:
     """Asks three times for the colors of things, sometimes including an absent thing.
 
     A model trains on these questions first and alone. Among drills of other kinds it guesses colors
-    by elimination and never looks them up (docs/log.md, 2026-11-22, naming from
-    scratch and bare words).
-
-    Args:
-        scene: the scene of the image; if no thing occurs once, the question is about all things.
-        rng: chooses things, their order and phrasings.
+    by elimination and never looks them up (docs/log.md, 2026-11-22, naming from scratch and
+    bare words). If no thing occurs once,
+    the question is about all things.
     """
     return [_colors_of(scene, rng) or colors_of_all(scene, rng) for _ in range(3)]
 
 
 def colors_of_all(scene: Scene, rng: np.random.Generator) -> QA:
-    """Asks for the colors of all things in a scene: "the cats red; the dog blue".
-
-    Args:
-        scene: the scene.
-        rng: chooses the order of things and the phrasing.
-    """
+    """Asks for the colors of all things in a scene: "the cats red; the dog blue"."""
     colors: dict[str, list[str]] = {}
     for one in reading_order(scene.objects):
         colors.setdefault(one.thing, []).append(one.color)
@@ -143,29 +126,24 @@ def colors_of_all(scene: Scene, rng: np.random.Generator) -> QA:
 
 
 def bare_look_up(pair: Scene, rng: np.random.Generator) -> tuple[str, QA]:
-    """Returns "red cat blue dog" and its continuation "dog blue cat red"; only colors are learned.
+    """Returns " red cat blue dog" and its continuation " dog blue cat red" for two unlike things.
 
-    With articles or a surrounding sentence, a model needs more time to learn it (docs/log.md).
-
-    Args:
-        pair: a scene of two different things.
-        rng: chooses the order of the things in both parts.
+    Only the colors of the continuation are learned. With articles or a surrounding sentence, a
+    model needs more time to learn it (docs/log.md).
     """
-    first, second = (rng.permutation(2) for _ in range(2))
-    said = [pair.objects[int(k)] for k in first]
-    asked = [pair.objects[int(k)] for k in second]
-    words = "".join(f" {one.color} {one.thing}" for one in said)
+    listed, asked = shuffled(rng, pair.objects), shuffled(rng, pair.objects)
+    words = "".join(f" {one.color} {one.thing}" for one in listed)
     return words, _facts("bare", "", [(f" {one.thing}", one.color) for one in asked], between="")
 
 
 def _colors_of(scene: Scene, rng: np.random.Generator) -> QA | None:
     """Asks for the colors of several things in one question, sometimes including an absent thing.
 
-    In the answer each fact follows its name, so the token of the name has to find the thing. That
-    takes one step of attention and is learned in 150 training steps. "What color is the cat?" takes
-    two steps of attention (find the thing, carry the color to the end of the question) and is not
-    learned without this drill. The names are not learned: they only repeat the question, and their
-    loss would hide the loss of the facts.
+    In the answer each fact follows its name, so the token of the name has to find the thing. This
+    takes one step of attention, and a model learns it in 150 training steps. "What color is the
+    cat?" takes two steps of attention (find the thing, carry the color to the end of the question),
+    and a model does not learn it without this drill. The names carry no loss: they only repeat the
+    question, and their loss would hide the loss of the facts.
     """
     facts = [(f"the {one.thing}", one.color) for one in single_objects(scene)]
     question = pick(rng, COLORS_OF)
@@ -198,7 +176,7 @@ def _counts_of(scene: Scene, rng: np.random.Generator) -> QA | None:
     things = Counter(one.thing for one in scene.objects)
     facts = [(plural(thing), NUMBER_WORDS[number]) for thing, number in things.items()]
     if rng.random() < 0.5:
-        color = choose(rng, list(scene.objects)).color
+        color = pick(rng, scene.objects).color
         number = sum(one.color == color for one in scene.objects)
         facts.append((f"{color} things", NUMBER_WORDS[number]))
     absent = plural(absent_thing(scene, rng)), NUMBER_WORDS[0]
@@ -222,17 +200,17 @@ def _drill(
 
 def _asked(kind: str, question: str, facts: list[tuple[str, str]], rng: np.random.Generator) -> QA:
     """Returns one question about all facts, in random order."""
-    facts = [facts[int(k)] for k in rng.permutation(len(facts))]
+    facts = shuffled(rng, facts)
     return _facts(kind, question.format(join([name for name, _ in facts])), facts)
 
 
 def _facts(kind: str, question: str, facts: list[tuple[str, str]], between: str = "; ") -> QA:
     """Returns a question whose answer states each fact after its name; only facts are learned."""
     answer, learned = "", []
-    for name, said in facts:
+    for name, fact in facts:
         answer += f"{between}{name}" if answer else name
-        learned.append((len(answer), len(answer) + 1 + len(said)))  # with the space before it
-        answer += f" {said}"
+        learned.append((len(answer), len(answer) + 1 + len(fact)))  # with the space before it
+        answer += f" {fact}"
     return QA(kind=kind, question=question, answer=answer, learned=tuple(learned))
 
 

@@ -32,7 +32,7 @@ class Edit:
 
         The image must show exactly the target's objects, each with its thing and color. An added
         or moved object may be anywhere in the place that the instruction names. The other objects
-        must be where they were.
+        must be at their old places.
 
         Args:
             found: (thing, color, x, y) of every object in the image, centers as shares of the side.
@@ -73,7 +73,7 @@ def sample_edit(seed: int, index: int, split: str = "train") -> Edit:
     """
     check_split(split)
     rng = numpy_rng(seed, f"scenes/edits/{split}", index)
-    kind = KINDS[int(rng.integers(len(KINDS)))]
+    kind = pick(rng, KINDS)
     while True:
         source = draw_scene(rng)
         made = _MAKERS[kind](source, rng)
@@ -85,6 +85,7 @@ def sample_edit(seed: int, index: int, split: str = "train") -> Edit:
 
 
 _Made = tuple[tuple[Placed, ...], str]
+"""Objects of the edited scene, and the instruction."""
 
 
 def _choose(scene: Scene, rng: np.random.Generator) -> tuple[Placed, str] | None:
@@ -92,7 +93,7 @@ def _choose(scene: Scene, rng: np.random.Generator) -> tuple[Placed, str] | None
     named = named_uniquely(scene)
     if not named:
         return None
-    one, name = named[int(rng.integers(len(named)))]
+    one, name = pick(rng, named)
     return one, noun(one.thing, one.color) if rng.random() < 0.4 else name
 
 

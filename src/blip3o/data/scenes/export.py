@@ -3,8 +3,6 @@
 import io
 import itertools
 import json
-import multiprocessing
-import signal
 import tarfile
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
@@ -17,9 +15,10 @@ from PIL import Image
 from blip3o.core.errors import UsageError
 from blip3o.core.files import require_room, size_text, write_atomic
 from blip3o.core.lock import locked
-from blip3o.core.log import progress, say
+from blip3o.core.log import say
 from blip3o.core.rng import numpy_rng
 from blip3o.core.types import IMAGE_MARK
+from blip3o.data.parallel import in_processes
 from blip3o.data.scenes.captions import caption_texts, pair_texts
 from blip3o.data.scenes.drills import QA, bare_look_up, look_ups, one_or_none
 from blip3o.data.scenes.edits import sample_edit
@@ -28,6 +27,7 @@ from blip3o.data.scenes.render import render
 from blip3o.data.scenes.scene import check_split, sample_pair, sample_scene
 from blip3o.data.scenes.text_questions import text_conversation, text_look_ups, text_names
 from blip3o.data.scenes.types import Scene
+from blip3o.data.scenes.words import shuffled
 
 VERSION = 6
 """Version of the contents; raise it when the same settings would write other contents."""
@@ -141,18 +141,8 @@ def _write_missing(settings: ScenesExport, shards: list[_Shard], num_processes: 
         "if stopped, the same command resumes"
     )
     try:
-        if num_processes <= 1 or len(missing) <= 1:
-            for shard in progress(missing, what="shards"):
-                _write_shard(shard)
-            return
-        # Forked processes would inherit torch's threads in an unknown state.
-        context = multiprocessing.get_context("spawn")
-        num_workers = min(num_processes, len(missing))
-        # The parent process handles Ctrl-C; the workers ignore it.
-        with context.Pool(num_workers, signal.signal, (signal.SIGINT, signal.SIG_IGN)) as pool:
-            done = pool.imap_unordered(_write_shard, missing)
-            for _ in progress(done, total=len(missing), what="shards"):
-                pass
+        for _ in in_processes(_write_shard, missing, num_processes, "shards"):
+            pass
     except KeyboardInterrupt:
         there = sum(_shard_path(*shard[:3]).exists() for shard in shards)
         say(f"{there} of {len(shards)} shards are in {place}; the next call writes the rest")
@@ -207,6 +197,7 @@ def _write_shard(shard: _Shard) -> None:
 
 
 _Sample = tuple[str, dict[str, Image.Image], dict[str, Any]]
+"""Key, images by role (an only image has the role ""), and fields."""
 
 
 def _scene_sample(settings: ScenesExport, index: int) -> _Sample:
@@ -216,43 +207,35 @@ def _scene_sample(settings: ScenesExport, index: int) -> _Sample:
 
 
 def scene_fields(scene: Scene, index: int, rng: np.random.Generator) -> dict[str, Any]:
-    """Returns captions, conversations and ground truth of a scene as JSON data.
-
-    Args:
-        scene: the scene of the image.
-        index: number of the scene in the data set.
-        rng: chooses phrasings.
-    """
-    asked = [describe(scene, rng), *questions(scene, rng)]
-    order = rng.permutation(len(asked))
-    asked = [asked[int(k)] for k in order]
+    """Returns captions, conversations and ground truth of a scene as JSON data."""
+    asked = shuffled(rng, [describe(scene, rng), *questions(scene, rng)])
     captions = caption_texts(scene, rng)
-    asked = _unlike([*asked, *questions(scene, rng, DRILLS)])
+    asked = _distinct([*asked, *questions(scene, rng, DRILLS)])
     words, about_words = text_conversation(scene, rng)
     drills = questions(scene, rng, DRILLS)
     text_drills = [qa for qa in about_words if qa.kind in (*DRILLS, "relation")]
-    counted = _turns(_unlike(one_or_none(scene, rng)), f"{IMAGE_MARK}\n")
+    counted = _turns(_distinct(one_or_none(scene, rng)), f"{IMAGE_MARK}\n")
     seen, (listed, read) = look_ups(scene, rng), text_look_ups(scene, rng)
-    named, (told, read_names) = names(scene, rng), text_names(scene, rng)
+    named, (named_words, read_names) = names(scene, rng), text_names(scene, rng)
     return {
         "captions": captions,
         "conversations": _turns(asked, f"{IMAGE_MARK}\n"),
-        "text_conversations": _text_turns(_unlike(about_words), words),
-        "drills": _turns(_unlike(drills), f"{IMAGE_MARK}\n"),
-        "text_drills": _text_turns(_unlike(text_drills), words),
+        "text_conversations": _text_turns(_distinct(about_words), words),
+        "drills": _turns(_distinct(drills), f"{IMAGE_MARK}\n"),
+        "text_drills": _text_turns(_distinct(text_drills), words),
         "count_drills": counted,
-        "look_ups": _turns(_unlike(seen), f"{IMAGE_MARK}\n"),
+        "look_ups": _turns(_distinct(seen), f"{IMAGE_MARK}\n"),
         "text_look_ups": _turns([read], listed),
-        "names": _turns(_unlike(named), f"{IMAGE_MARK}\n"),
-        "text_names": _text_turns(_unlike(read_names), told),
+        "names": _turns(_distinct(named), f"{IMAGE_MARK}\n"),
+        "text_names": _text_turns(_distinct(read_names), named_words),
         "objects": [asdict(one) for one in scene.objects],
         "background": scene.background,
         "index": index,
     }
 
 
-def _unlike(asked: list[QA]) -> list[QA]:
-    """Returns the answers without repeated questions."""
+def _distinct(asked: list[QA]) -> list[QA]:
+    """Returns the questions without repetitions."""
     return list({qa.question: qa for qa in asked}.values())
 
 

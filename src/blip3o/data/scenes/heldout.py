@@ -1,4 +1,4 @@
-"""Compositions that training never shows, so evaluation tests combining, not memory.
+"""Compositions that training never shows: evaluation tests composition instead of memory.
 
 The lists depend only on the names of things, colors and backgrounds, never on a seed. They are
 balanced: every color, and nearly every thing, is held out equally often.
@@ -9,8 +9,7 @@ import itertools
 from collections import Counter
 
 from blip3o.core.rng import numpy_rng
-from blip3o.data.scenes.backgrounds import BACKGROUNDS
-from blip3o.data.scenes.things import COLORS, THINGS
+from blip3o.data.scenes.things import BACKGROUNDS, COLORS, THINGS
 from blip3o.data.scenes.types import Scene
 
 _SEED = 20250514

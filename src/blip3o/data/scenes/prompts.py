@@ -6,6 +6,7 @@ Reference:
     GenEval (arXiv 2310.11513) for the categories.
 """
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypedDict
@@ -14,14 +15,13 @@ import numpy as np
 
 from blip3o.core.errors import UsageError, unknown_name
 from blip3o.core.rng import numpy_rng
-from blip3o.data.scenes.backgrounds import BACKGROUNDS
 from blip3o.data.scenes.heldout import (
     heldout_backgrounds,
     heldout_colors,
     heldout_counts,
     heldout_pairs,
 )
-from blip3o.data.scenes.things import COLORS
+from blip3o.data.scenes.things import BACKGROUNDS, COLORS
 from blip3o.data.scenes.types import RELATIONS
 from blip3o.data.scenes.words import Group, join, on_background, opened, phrase, pick, related
 
@@ -36,7 +36,7 @@ class Include(TypedDict):
 
 @dataclass(frozen=True, kw_only=True)
 class EvalPrompt:
-    """A prompt and the objects that an image of it must show."""
+    """A prompt, and the objects that an image for it must show."""
 
     category: str
     prompt: str
@@ -46,6 +46,7 @@ class EvalPrompt:
 
 
 _Draw = tuple[str, list[Group], tuple[int, str, int] | None]
+"""Words of a prompt, the groups that it names, and their relation (see `EvalPrompt`)."""
 
 
 def eval_prompts(category: str, n: int = 100, seed: int = 0) -> list[EvalPrompt]:
@@ -66,8 +67,7 @@ def eval_prompts(category: str, n: int = 100, seed: int = 0) -> list[EvalPrompt]
     # Cycle through the held-out combinations, so each occurs equally often.
     for turn in range(20 * n):
         words, named, relation = _MAKERS[category](rng, turn)
-        many = named[0].count > 1
-        text = opened(rng, words, many=many)
+        text = opened(rng, words)
         include = tuple(Include(thing=g.thing, color=g.color, count=g.count) for g in named)
         prompt = EvalPrompt(category=category, prompt=text, include=include, relation=relation)
         found.setdefault(text, prompt)
@@ -78,13 +78,13 @@ def eval_prompts(category: str, n: int = 100, seed: int = 0) -> list[EvalPrompt]
 
 def _known_background(rng: np.random.Generator, things: list[str]) -> str:
     """Returns a background that occurs with these things in training."""
-    barred = {name for thing, name in heldout_backgrounds() if thing in things}
-    return pick(rng, tuple(name for name in BACKGROUNDS if name not in barred))
+    excluded = {name for thing, name in heldout_backgrounds() if thing in things}
+    return pick(rng, tuple(name for name in BACKGROUNDS if name not in excluded))
 
 
 def _known_color(rng: np.random.Generator, thing: str) -> str:
-    barred = {color for name, color in heldout_colors() if name == thing}
-    return pick(rng, tuple(color for color in COLORS if color not in barred))
+    excluded = {color for name, color in heldout_colors() if name == thing}
+    return pick(rng, tuple(color for color in COLORS if color not in excluded))
 
 
 def _single_object(rng: np.random.Generator, turn: int) -> _Draw:
@@ -94,8 +94,8 @@ def _single_object(rng: np.random.Generator, turn: int) -> _Draw:
     return f"{phrase(group)} {on_background(background)}", [group], None
 
 
-def _two_object(rng: np.random.Generator, turn: int) -> _Draw:
-    named = _heldout_pair(rng, turn)
+def _two_object(rng: np.random.Generator, turn: int, *, colors: bool = False) -> _Draw:
+    named = _heldout_pair(rng, turn, colors=colors)
     return join([phrase(group) for group in named]), named, None
 
 
@@ -138,18 +138,13 @@ def _position(rng: np.random.Generator, turn: int) -> _Draw:
     return words, named, (0, relation, 1)
 
 
-def _color_attr(rng: np.random.Generator, turn: int) -> _Draw:
-    named = _heldout_pair(rng, turn, colors=True)
-    return join([phrase(group) for group in named]), named, None
-
-
 _MAKERS: dict[str, Callable[[np.random.Generator, int], _Draw]] = {
     "single_object": _single_object,
     "two_object": _two_object,
     "counting": _counting,
     "colors": _colors,
     "position": _position,
-    "color_attr": _color_attr,
+    "color_attr": functools.partial(_two_object, colors=True),
 }
 CATEGORIES: tuple[str, ...] = tuple(_MAKERS)
 """GenEval's six categories."""

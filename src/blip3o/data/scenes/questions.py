@@ -11,7 +11,6 @@ from blip3o.data.scenes.drills import (
     HOW_MANY,
     QA,
     absent_thing,
-    choose,
     is_there_look,
     is_there_thing,
 )
@@ -19,12 +18,13 @@ from blip3o.data.scenes.things import COLORS, NUMBER_WORDS, plural, with_article
 from blip3o.data.scenes.types import PLACES, RELATIONS, Scene, place, relations
 from blip3o.data.scenes.words import (
     PLACE_PHRASES,
-    Group,
     groups,
     join,
     named_uniquely,
+    noun,
     phrase,
     pick,
+    shuffled,
 )
 
 DESCRIBE = (
@@ -48,7 +48,7 @@ def questions(
     """
     kinds = KINDS if kinds is None else kinds
     found = []
-    for kind in [kinds[int(k)] for k in rng.permutation(len(kinds))]:
+    for kind in shuffled(rng, kinds):
         if kind in DRILL_MAKERS:
             drill = DRILL_MAKERS[kind](scene, rng)
             found += [drill] if drill else []
@@ -63,6 +63,7 @@ def describe(scene: Scene, rng: np.random.Generator) -> QA:
 
 
 _Pair = tuple[str, str]
+"""A question and its answer."""
 
 
 def _what(scene: Scene, rng: np.random.Generator) -> _Pair | None:
@@ -70,16 +71,13 @@ def _what(scene: Scene, rng: np.random.Generator) -> _Pair | None:
     colors = Counter(one.color for one in scene.objects)
     alone = [one for one in scene.objects if colors[one.color] == 1]
     if alone and rng.random() < 0.4:
-        one = choose(rng, alone)
+        one = pick(rng, alone)
         question = pick(rng, ("What is the {} thing?", "What is {}?", "Which thing is {}?"))
         return question.format(one.color), with_article(one.thing)
     places = Counter(place(one) for one in scene.objects)
-    one = choose(rng, [one for one in scene.objects if places[place(one)] == 1])
+    one = pick(rng, [one for one in scene.objects if places[place(one)] == 1])
     question = pick(rng, ("What is {}?", "What can you see {}?", "Which object is {}?"))
-    return (
-        question.format(PLACE_PHRASES[place(one)]),
-        phrase(Group(thing=one.thing, color=one.color, count=1)),
-    )
+    return question.format(PLACE_PHRASES[place(one)]), with_article(noun(one.thing, one.color))
 
 
 def _color(scene: Scene, rng: np.random.Generator) -> _Pair | None:
@@ -89,7 +87,7 @@ def _color(scene: Scene, rng: np.random.Generator) -> _Pair | None:
     plain = [one for one in scene.objects if len(colors[one.thing]) == 1]
     if not plain:
         return None
-    one = choose(rng, plain)
+    one = pick(rng, plain)
     many = sum(other.thing == one.thing for other in scene.objects) > 1
     name, verb = (plural(one.thing), "are") if many else (one.thing, "is")
     options = (
@@ -104,7 +102,7 @@ def _count(scene: Scene, rng: np.random.Generator) -> _Pair | None:
     if roll < 0.25:
         options = ("How many objects are there?", "How many things are in the image?")
         return pick(rng, options), NUMBER_WORDS[len(scene.objects)]
-    one = choose(rng, list(scene.objects))
+    one = pick(rng, scene.objects)
     if roll < 0.45:
         name, number = f"{one.color} things", sum(o.color == one.color for o in scene.objects)
     elif roll < 0.6:
@@ -119,7 +117,7 @@ def _where(scene: Scene, rng: np.random.Generator) -> _Pair | None:
     named = named_uniquely(scene)
     if not named:
         return None
-    one, name = named[int(rng.integers(len(named)))]
+    one, name = pick(rng, named)
     options = (
         f"Where is the {name}?",
         f"Where can you see the {name}?",
@@ -145,7 +143,7 @@ def _is_it(scene: Scene, rng: np.random.Generator, yes: bool) -> str | None:
     named = [pair for pair in named_uniquely(scene) if pair[1] == pair[0].thing]
     if not named:
         return None
-    order = [named[int(k)] for k in rng.permutation(len(named))]
+    order = shuffled(rng, named)
     one, name = order[0]
     roll = rng.random()
     if len(order) > 1 and roll < 0.5:
@@ -158,8 +156,7 @@ def _is_it(scene: Scene, rng: np.random.Generator, yes: bool) -> str | None:
         return f"Is the {name} {pick(rng, options)}?"
     # A thing at the top left is arguably also at the top, so such places are left out.
     here = place(one)
-    alike = {p for p in PLACES if p in here or here in p}
-    options = (here,) if yes else tuple(p for p in PLACES if p not in alike)
+    options = (here,) if yes else tuple(p for p in PLACES if p not in here and here not in p)
     return f"Is the {name} {PLACE_PHRASES[pick(rng, options)]}?"
 
 
@@ -184,9 +181,9 @@ def _relation(scene: Scene, rng: np.random.Generator) -> _Pair | None:
                 found.append((there[0], relation, name))
     if not found:
         return None
-    one, relation, name = found[int(rng.integers(len(found)))]
+    one, relation, name = pick(rng, found)
     question = pick(rng, ("What is {} the {}?", "What can you see {} the {}?"))
-    answer = phrase(Group(thing=one.thing, color=one.color, count=1))
+    answer = with_article(noun(one.thing, one.color))
     return question.format(WORDED.get(relation, relation), name), answer
 
 
@@ -220,9 +217,5 @@ def names(scene: Scene, rng: np.random.Generator) -> list[QA]:
     """Asks about six questions for names: of one thing, of all things, of the background.
 
     Drills ask in the opposite direction, from a name to the facts about it.
-
-    Args:
-        scene: the scene of the image.
-        rng: chooses things and phrasings.
     """
     return [qa for _ in range(2) for qa in questions(scene, rng, NAMES)]

@@ -2,20 +2,14 @@
 
 from PIL import Image
 
-from blip3o.data.scenes.backgrounds import background_image
-from blip3o.data.scenes.things import colored_sprite
+from blip3o.data.scenes.things import background_image, colored_sprite
 from blip3o.data.scenes.types import Scene
 
 _OVERSAMPLE = 3
 
 
 def render(scene: Scene, px: int = 96) -> Image.Image:
-    """Returns the scene as an RGB image of px x px; equal scenes give equal bytes.
-
-    Args:
-        scene: the scene to draw.
-        px: side of the image in pixels.
-    """
+    """Returns the scene as an RGB image of px x px pixels; equal scenes give equal bytes."""
     big = px * _OVERSAMPLE
     canvas = background_image(scene.background, big).copy()
     for placed in scene.objects:

@@ -4,17 +4,10 @@ import numpy as np
 
 from blip3o.core.errors import unknown_name
 from blip3o.core.rng import numpy_rng
-from blip3o.data.scenes.backgrounds import BACKGROUNDS
 from blip3o.data.scenes.heldout import is_heldout
-from blip3o.data.scenes.things import COLORS, THINGS
-from blip3o.data.scenes.types import (
-    GAP,
-    MARGIN,
-    PLACES,
-    Placed,
-    Scene,
-    fits,
-)
+from blip3o.data.scenes.things import BACKGROUNDS, COLORS, THINGS
+from blip3o.data.scenes.types import GAP, MARGIN, PLACES, Placed, Scene, fits
+from blip3o.data.scenes.words import pick
 
 SPLITS = ("train", "val", "heldout")
 SIZES = {"small": 0.24, "medium": 0.32, "large": 0.42}
@@ -59,16 +52,7 @@ def sample_scene(seed: int, index: int, split: str = "train") -> Scene:
 
 
 def sample_pair(seed: int, index: int, split: str = "train") -> Scene:
-    """Returns a scene of two different things, as `sample_scene` does.
-
-    Args:
-        seed: the data set's seed.
-        index: number of the scene, >= 0.
-        split: as for `sample_scene`.
-
-    Raises:
-        UsageError: for an unknown split.
-    """
+    """Returns scene `index` of two different things; arguments and errors as in `sample_scene`."""
     check_split(split)
     return _draw_of_split(numpy_rng(seed, f"scenes/pairs/{split}", index), "distinct", 2, split)
 
@@ -86,23 +70,18 @@ def draw_scene(rng: np.random.Generator) -> Scene:
 
 
 def check_split(split: str) -> None:
-    """Refuses an unknown split.
-
-    Raises:
-        UsageError: if the name is not in SPLITS.
-    """
+    """Raises UsageError if a name is not in SPLITS."""
     if split not in SPLITS:
         raise unknown_name("split", split, SPLITS)
 
 
 def _draw(rng: np.random.Generator, kind: str, count: int) -> Scene:
     looks = _sample_looks(rng, kind, count)
-    background = BACKGROUNDS[int(rng.integers(len(BACKGROUNDS)))]
-    return Scene(background=background, objects=arrange(rng, looks))
+    return Scene(background=pick(rng, BACKGROUNDS), objects=arrange(rng, looks))
 
 
 def _sample_kind(rng: np.random.Generator) -> tuple[str, int]:
-    """Returns the kind of a scene (how its objects are alike), and the number of objects."""
+    """Returns the kind of a scene (which of its objects look the same), and their number."""
     roll = rng.random()
     if roll < 0.7:
         return "distinct", int(rng.choice([1, 2, 3, 4], p=[0.36, 0.34, 0.15, 0.15]))
@@ -127,17 +106,15 @@ def _sample_looks(rng: np.random.Generator, kind: str, count: int) -> list[tuple
 
 
 def arrange(rng: np.random.Generator, looks: list[tuple[str, str]]) -> tuple[Placed, ...]:
-    """Returns non-touching objects at sampled places and sizes, in reading order.
+    """Returns one to four objects, given as (thing, color), at sampled places and sizes.
 
-    Args:
-        rng: source of the random choices.
-        looks: (thing, color) of one to four objects.
+    They do not touch, and they are in reading order.
     """
     points, cells = _sample_points(rng, len(looks))
     order = rng.permutation(len(looks))
     objects = []
     for (x, y), room, k in zip(points, cells, order, strict=True):
-        size = list(SIZES.values())[int(rng.integers(3))] + rng.uniform(-SIZE_JITTER, SIZE_JITTER)
+        size = pick(rng, tuple(SIZES.values())) + rng.uniform(-SIZE_JITTER, SIZE_JITTER)
         objects.append((looks[int(k)], min(size, room), x, y))
     # A tight layout loses its jitter but is not rejected, so all positions stay equally likely.
     for shrink in (1.0, 0.5, 0.0):
@@ -166,11 +143,11 @@ def _sample_points(rng: np.random.Generator, count: int) -> tuple[list[Point], l
     if count == 1:
         if rng.random() < 0.4:
             return [(MIDDLE, MIDDLE)], [1.0]
-        return [PLACE_CENTERS[PLACES[int(rng.integers(len(PLACES)))]]], [1.0]
+        return [PLACE_CENTERS[pick(rng, PLACES)]], [1.0]
     if count == 3 and rng.random() < 0.4:
         return list(_ROW), [0.3 - GAP] * 3
     if count == 2:
-        return list(_PAIRS[int(rng.integers(len(_PAIRS)))]), [HIGH - LOW - GAP] * 2
+        return list(pick(rng, _PAIRS)), [HIGH - LOW - GAP] * 2
     missing = int(rng.integers(4)) if count == 3 else -1
     points = [point for k, point in enumerate(_QUADRANTS) if k != missing]
     return points, [HIGH - LOW - GAP] * count

@@ -8,7 +8,7 @@ from blip3o.data.scenes.captions import detailed_caption
 from blip3o.data.scenes.drills import QA, colors_of_all
 from blip3o.data.scenes.questions import DRILLS, KINDS, WORDED, names, questions
 from blip3o.data.scenes.types import Scene, relations
-from blip3o.data.scenes.words import Group, groups, join, opened, phrase, pick, related
+from blip3o.data.scenes.words import Group, groups, join, opened, phrase, pick, related, shuffled
 
 _DETAILED_KINDS: tuple[str, ...] = tuple(kind for kind in KINDS if kind != "relation")
 """Kinds of questions about detailed captions, which give places but not distances."""
@@ -23,10 +23,6 @@ def text_conversation(scene: Scene, rng: np.random.Generator) -> tuple[str, list
 
     Before a model can draw from a prompt, it must bind the words of the prompt: which thing is red,
     which thing is left of another. Only text without an image teaches it to look at the words.
-
-    Args:
-        scene: the scene to describe.
-        rng: source of the random choices.
     """
     if rng.random() < 0.5:
         asked = [*questions(scene, rng, _DETAILED_KINDS)[:3], *questions(scene, rng, DRILLS)]
@@ -42,39 +38,27 @@ def text_conversation(scene: Scene, rng: np.random.Generator) -> tuple[str, list
         words, related_too = _pair(scene, named, rng)
         asked += related_too
     else:
-        words = join([phrase(named[int(k)]) for k in rng.permutation(len(named))])
-    many = words.split()[0] in ("two", "three", "four")
-    return f"{opened(rng, words, many=many)}. ", asked
+        words = join([phrase(group) for group in shuffled(rng, named)])
+    return f"{opened(rng, words)}. ", asked
 
 
 def text_names(scene: Scene, rng: np.random.Generator) -> tuple[str, list[QA]]:
-    """Returns a detailed caption, and questions whose answers are the things it names.
-
-    Args:
-        scene: the scene to describe.
-        rng: source of the random choices.
-    """
+    """Returns a detailed caption, and questions whose answers are the things it names."""
     return f"There is {detailed_caption(scene)}. ", names(scene, rng)
 
 
 def text_look_ups(scene: Scene, rng: np.random.Generator) -> tuple[str, QA]:
     """Returns a list of the things in a scene, and the color of each thing.
 
-    There is no question between them: a model would find the names in the question first, which
-    have no color next to them.
-
-    Args:
-        scene: the scene to describe.
-        rng: source of the random choices.
+    There is no question between the two. A model would look up the names in the question, where no
+    color is next to them.
     """
-    named = groups(scene)
-    words = join([phrase(named[int(k)]) for k in rng.permutation(len(named))])
-    many = words.split()[0] in ("two", "three", "four")
-    return f"{opened(rng, words, many=many)}.", replace(colors_of_all(scene, rng), question="")
+    words = join([phrase(group) for group in shuffled(rng, groups(scene))])
+    return f"{opened(rng, words)}.", replace(colors_of_all(scene, rng), question="")
 
 
 def _pair(scene: Scene, named: list[Group], rng: np.random.Generator) -> tuple[str, list[QA]]:
-    """Returns the relation of two objects, and questions about both of its ends."""
+    """Returns a phrase with the relation of two objects, and questions for each of the two."""
     one, other = scene.objects
     if one.thing != named[0].thing or named[0].color not in (None, one.color):
         one, other = other, one
@@ -86,8 +70,8 @@ def _pair(scene: Scene, named: list[Group], rng: np.random.Generator) -> tuple[s
         return words, []
     asked = []
     ends = ((relation, other.thing, named[0]), (_OPPOSITES[relation], one.thing, named[1]))
-    for said, base, answer in ends:
+    for name, base, answer in ends:
         question = pick(rng, ("What is {} the {}?", "What can you see {} the {}?"))
-        text = question.format(WORDED.get(said, said), base)
+        text = question.format(WORDED.get(name, name), base)
         asked.append(QA(kind="relation", question=text, answer=phrase(answer)))
     return words, asked

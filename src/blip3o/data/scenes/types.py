@@ -41,7 +41,7 @@ class Scene:
     """A background and one to four objects."""
 
     background: str
-    """A name of `backgrounds.BACKGROUNDS`."""
+    """A name of `things.BACKGROUNDS`."""
     objects: tuple[Placed, ...]
 
 

@@ -6,11 +6,14 @@ Training captions and evaluation prompts share the phrasings.
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 
 from blip3o.data.scenes.things import NUMBER_WORDS, plural, with_article
 from blip3o.data.scenes.types import Placed, Scene, place, size_word
+
+T = TypeVar("T")
 
 PLACE_PHRASES = {
     "top left": "at the top left",
@@ -77,7 +80,7 @@ def noun(thing: str, color: str | None = None, count: int = 1) -> str:
 
 
 def phrase(group: Group, adjective: str = "") -> str:
-    """Returns the group with its article or number: "a red cat", "three small red cats"."""
+    """Returns the group with its article or number: "a red cat", "a small cat", "three cats"."""
     name = noun(group.thing, group.color, group.count)
     name = f"{adjective} {name}" if adjective else name
     return with_article(name) if group.count == 1 else f"{NUMBER_WORDS[group.count]} {name}"
@@ -92,8 +95,7 @@ def join(phrases: Sequence[str]) -> str:
 
 def full_phrase(one: Placed) -> str:
     """Returns the full description of an object: "a large red cat at the top left"."""
-    group = Group(thing=one.thing, color=one.color, count=1)
-    return f"{phrase(group, size_word(one))} {PLACE_PHRASES[place(one)]}"
+    return f"a {size_word(one)} {noun(one.thing, one.color)} {PLACE_PHRASES[place(one)]}"
 
 
 def on_background(name: str) -> str:
@@ -115,9 +117,14 @@ def named_uniquely(scene: Scene) -> list[tuple[Placed, str]]:
     ]
 
 
-def pick(rng: np.random.Generator, options: tuple[str, ...]) -> str:
+def pick(rng: np.random.Generator, options: Sequence[T]) -> T:
     """Returns a random option."""
     return options[int(rng.integers(len(options)))]
+
+
+def shuffled(rng: np.random.Generator, items: Sequence[T]) -> list[T]:
+    """Returns the items in random order."""
+    return [items[int(k)] for k in rng.permutation(len(items))]
 
 
 def related(rng: np.random.Generator, first: str, relation: str, second: str) -> str:
@@ -128,16 +135,11 @@ def related(rng: np.random.Generator, first: str, relation: str, second: str) ->
     return f"{first} {pick(rng, RELATION_PHRASES[relation])} {second}"
 
 
-def opened(rng: np.random.Generator, words: str, *, many: bool = False) -> str:
-    """Returns the words with or without an opening: "a photo of ...", "there is ...".
-
-    Args:
-        rng: source of the random choice.
-        words: one or more noun phrases.
-        many: whether the first noun phrase is a plural.
-    """
+def opened(rng: np.random.Generator, words: str) -> str:
+    """Returns noun phrases with or without an opening: "a photo of ...", "there is ..."."""
     if rng.random() < 0.15:
-        return f"there {'are' if many else 'is'} {words}"
+        is_plural = words.split()[0] in NUMBER_WORDS
+        return f"there {'are' if is_plural else 'is'} {words}"
     return pick(rng, OPENINGS) + words
 
 

@@ -76,14 +76,7 @@ class SourceConfig(Protocol):
 
 
 def read_record(source: Source, position: int, *, index: int = 0, epoch: int = 0) -> Record:
-    """Returns one record of a source; raises the same errors as `Source.read`.
-
-    Args:
-        source: the source.
-        position: position of the record, from 0.
-        index: global number of the sample.
-        epoch: epoch of the sample.
-    """
+    """Returns a record with its sample's number and epoch; raises the errors of `Source.read`."""
     key, files, fields = source.read(position)
     return Record(
         key=key,

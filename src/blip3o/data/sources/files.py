@@ -118,12 +118,7 @@ def _expand_remote(pattern: str) -> list[str]:
 
 
 def neighbor(path: str, suffix: str) -> str:
-    """Returns the path or address of a neighboring file: the same name with a suffix appended.
-
-    Args:
-        path: path or address; an address may end in a query ("?token=...").
-        suffix: text to append to the name.
-    """
+    """Returns the path or address with a suffix appended to the file name, before any query."""
     if not path.startswith(("http://", "https://")):
         return path + suffix
     place, mark, query = path.partition("?")
@@ -131,11 +126,9 @@ def neighbor(path: str, suffix: str) -> str:
 
 
 def private_path(path: str, suffix: str) -> Path:
-    """Returns a path in the user's cache for data about a file that cannot be stored next to it.
+    """Returns a path in the user's cache for data that cannot be stored next to its file.
 
-    Args:
-        path: path or address of the file.
-        suffix: ending of the returned path.
+    The returned path ends with the suffix.
     """
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     key = hashlib.sha256((path if is_remote(path) else os.path.abspath(path)).encode()).hexdigest()
@@ -194,7 +187,7 @@ class _HttpFiles:
     def stamp(self, path: str) -> FileStamp:
         # Request one byte instead of HEAD: this also tests whether the server supports ranges.
         client = self._client()
-        piece = self._ask(path, lambda: http.fetch_piece(client, path, 0, 1), 1)
+        piece = self._request(path, lambda: http.fetch_piece(client, path, 0, 1), 1)
         if piece.total is None:
             raise UsageError(f"{path}: the server does not report its length")
         return FileStamp(size=piece.total, tag=piece.tag)
@@ -203,7 +196,7 @@ class _HttpFiles:
         if size <= 0:
             return b""
         client = self._client()
-        return self._ask(path, lambda: http.fetch(client, path, offset, size), size).data or b""
+        return self._request(path, lambda: http.fetch(client, path, offset, size), size).data or b""
 
     def _client(self) -> "httpx.Client":
         client = self._clients.get(os.getpid())
@@ -212,8 +205,8 @@ class _HttpFiles:
             client = self._clients[os.getpid()] = http.new_client()
         return client
 
-    def _ask(self, path: str, function: Callable[[], http.Piece], size: int) -> http.Piece:
-        def ask() -> http.Piece:
+    def _request(self, path: str, function: Callable[[], http.Piece], size: int) -> http.Piece:
+        def attempt() -> http.Piece:
             try:
                 return http.within_time(function, size)
             except http.NoRangesError as error:
@@ -221,7 +214,7 @@ class _HttpFiles:
                     raise TransientError("the whole file came instead of a range") from error
                 raise
 
-        piece = _retry(path, ask)
+        piece = _retry(path, attempt)
         known = self._tags.setdefault(path, piece.tag)
         if piece.tag and known and piece.tag != known:
             say(f"warning: {path} was replaced on its server; moved records count as bad")
@@ -232,7 +225,7 @@ class _HttpFiles:
 class _FsspecFiles:
     def stamp(self, path: str) -> FileStamp:
         system, inner = self._find(path)
-        info = _retry(path, lambda: self._ask(path, lambda: system.info(inner)))
+        info = _retry(path, lambda: self._call(path, lambda: system.info(inner)))
         names = ("ETag", "etag", "blob_id", "LastModified", "mtime", "created")
         tag = next((str(info[name]) for name in names if info.get(name)), "")
         return FileStamp(size=int(info["size"]), tag=tag)
@@ -242,9 +235,9 @@ class _FsspecFiles:
         end = offset + size
 
         def complete() -> bytes:
-            data = self._ask(path, lambda: system.cat_file(inner, offset, end))
+            data = self._call(path, lambda: system.cat_file(inner, offset, end))
             if len(data) < size:  # the end of the file, or a broken connection
-                there = self._ask(path, lambda: system.info(inner))["size"]
+                there = self._call(path, lambda: system.info(inner))["size"]
                 if offset + len(data) < min(end, int(there)):
                     raise TransientError(f"only {len(data)} of {size} bytes arrived")
             return data
@@ -254,9 +247,9 @@ class _FsspecFiles:
     def glob(self, pattern: str) -> list[str]:
         """Returns the addresses that match a pattern, sorted; a literal match takes precedence."""
         system, inner = self._find(pattern)
-        if _retry(pattern, lambda: self._ask(pattern, lambda: system.exists(inner))):
+        if _retry(pattern, lambda: self._call(pattern, lambda: system.exists(inner))):
             return [pattern]
-        found = _retry(pattern, lambda: self._ask(pattern, lambda: system.glob(inner)))
+        found = _retry(pattern, lambda: self._call(pattern, lambda: system.glob(inner)))
         return sorted(system.unstrip_protocol(one) for one in found)
 
     @staticmethod
@@ -269,7 +262,7 @@ class _FsspecFiles:
             raise UsageError(f"cannot read {path}: {error}") from error
 
     @staticmethod
-    def _ask(path: str, function: Callable[[], T]) -> T:
+    def _call(path: str, function: Callable[[], T]) -> T:
         try:
             return function()
         except FileNotFoundError as error:

@@ -63,7 +63,7 @@ class FolderSource:
         found = scan(str(self._base))
         self._names, self._text_endings = found.images, found.text_endings
         if not self._names:
-            raise UsageError(_nothing(self._base, found.passed_over))
+            raise UsageError(_no_images(self._base, found.passed_over))
         self._other_texts = [*found.metadata, *found.texts]
         self._metadata_files: list[str] = []
         unused = [(text, "a text that belongs to no image") for text in found.texts]
@@ -112,9 +112,9 @@ class FolderSource:
         """Returns the fields of an image; ValueError if its text files contradict each other."""
         name = self._names[position]
         fields: dict[str, Any] = {}
-        texts: list[_Said] = []
-        listed: list[_Said] = []
-        own: list[_Said] = []
+        texts: list[_Given] = []
+        listed: list[_Given] = []
+        own: list[_Given] = []
         for ending in self._text_endings[position]:
             file = os.path.splitext(name)[0] + ending
             if ending.lower().endswith(".json"):
@@ -154,8 +154,8 @@ class FolderSource:
             if found is None:
                 unused.append((file, "a list of captions without a column file_name"))
                 continue
-            said = [row.fields for some in found.values() for row in some]
-            if all(captions_of(one) is None and turns_of(one) is None for one in said):
+            all_fields = [row.fields for some in found.values() for row in some]
+            if all(captions_of(one) is None and turns_of(one) is None for one in all_fields):
                 names_known = " or ".join(CAPTION_FIELDS)
                 unused.append((file, f"a list of images without a column {names_known}"))
             self._metadata_files.append(file)
@@ -184,8 +184,8 @@ class FolderSource:
     def _fingerprint(self, files: Iterable[str]) -> str:
         digest = hashlib.sha256()
         for name in files:
-            said = f"{name}/{file_stamp(os.path.join(self._base, name))}\n"
-            digest.update(os.fsencode(said))  # names need not be valid UTF-8
+            line = f"{name}/{file_stamp(os.path.join(self._base, name))}\n"
+            digest.update(os.fsencode(line))  # names need not be valid UTF-8
         return digest.hexdigest()[:32]
 
 
@@ -193,13 +193,13 @@ def _composed(name: str) -> str:
     return unicodedata.normalize("NFC", name)
 
 
-_Said = tuple[str, Any]
+_Given = tuple[str, Any]
 """A file, and the captions that it gives an image."""
 
 
-def _check_agreement(said: Iterable[_Said]) -> None:
+def _check_agreement(files: Iterable[_Given]) -> None:
     """Raises ValueError if two files give an image different captions."""
-    given = [(file, captions) for file, captions in said if captions is not None]
+    given = [(file, captions) for file, captions in files if captions is not None]
     for file, captions in given[1:]:
         if captions != given[0][1]:
             raise ValueError(
@@ -207,7 +207,7 @@ def _check_agreement(said: Iterable[_Said]) -> None:
             )
 
 
-def _nothing(base: Path, passed_over: PassedOver) -> str:
+def _no_images(base: Path, passed_over: PassedOver) -> str:
     """Returns the error message for a folder without images."""
     there = "".join(f"; {count} x {why}" for why, count in passed_over.counts().items())
     if any(base.glob("*.tar")):

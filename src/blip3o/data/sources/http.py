@@ -38,7 +38,7 @@ class Piece:
 
     Args:
         data: the requested bytes, or fewer if the server announces fewer; None if the range begins
-            behind the end of the file.
+            after the end of the file.
         total: length of the file; None if the server does not report it.
         tag: identifies the version of the file; empty if the server gives no tag.
     """
@@ -81,18 +81,7 @@ def fetch(client: "httpx.Client", path: str, offset: int, size: int) -> Piece:
 
 
 def fetch_piece(client: "httpx.Client", path: str, offset: int, size: int) -> Piece:
-    """Returns the answer to one request for a range.
-
-    Args:
-        client: a client from `new_client`.
-        path: address of the file.
-        offset: first byte.
-        size: number of bytes, at least 1.
-
-    Raises:
-        TransientError: if another attempt may succeed.
-        UsageError: if no attempt can succeed.
-    """
+    """Returns the answer to one request for a range; arguments and errors as in `fetch`."""
     import httpx
 
     wanted = {"range": f"bytes={offset}-{offset + size - 1}", "accept-encoding": "identity"}
@@ -109,14 +98,10 @@ def fetch_piece(client: "httpx.Client", path: str, offset: int, size: int) -> Pi
 
 
 def within_time(function: Callable[[], T], size: int) -> T:
-    """Returns the result of a function that reads from a server, within a time limit.
+    """Returns the result of a function that reads `size` bytes from a server.
 
-    While a server sends a header byte by byte, the client cannot check the time. So a second thread
-    reads, and this thread waits for it up to the limit.
-
-    Args:
-        function: reads from the server; if it takes too long, its thread is abandoned.
-        size: number of bytes it reads.
+    The client cannot check the time while a server sends a header byte by byte. So the function
+    runs in a second thread, which is abandoned at the time limit.
 
     Raises:
         TransientError: if it takes too long.

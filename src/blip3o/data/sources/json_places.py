@@ -27,28 +27,12 @@ def values_in(text: str) -> list[Place]:
 
 
 def elements_in(text: str, place: Place) -> list[Place]:
-    """Returns the places of the elements of an array.
-
-    Args:
-        text: the text that holds the array.
-        place: place of the array.
-
-    Raises:
-        ValueError: if it is not an array of JSON values.
-    """
+    """Returns the places of the elements of an array; ValueError if `place` holds no array."""
     return [element for _, element in _inside(text, place, "[")]
 
 
 def members_in(text: str, place: Place) -> dict[str, Place]:
-    """Returns the places of the values of an object by their keys.
-
-    Args:
-        text: the text that holds the object.
-        place: place of the object.
-
-    Raises:
-        ValueError: if it is not an object of JSON values.
-    """
+    """Returns the places of an object's values by key; ValueError if `place` holds no object."""
     return dict(_inside(text, place, "{"))
 
 

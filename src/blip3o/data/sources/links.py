@@ -25,21 +25,16 @@ class LinkTable:
 
     def note_link(self, member: Member) -> None:
         """Adds a link."""
-        if not self.is_of_itself(member):
+        if not self.leads_to_itself(member):
             self._links[member.part, _plain(member.name)] = member._replace(header=b"")
 
     @staticmethod
-    def is_of_itself(member: Member) -> bool:
+    def leads_to_itself(member: Member) -> bool:
         """Returns whether a link leads to itself; tar writes such links for repeated files."""
         return member.kind == HARD_LINK and _plain(member.target) == _plain(member.name)
 
     def want(self, member: Member, number: int) -> None:
-        """Requests the file that a link leads to.
-
-        Args:
-            member: the link.
-            number: stored with the link in `wanted`.
-        """
+        """Requests the file that a link leads to, by adding the link to `wanted`."""
         self.wanted.append((number, member._replace(header=b"")))
 
     def note_file(self, member: Member) -> None:

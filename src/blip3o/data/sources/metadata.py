@@ -40,15 +40,9 @@ class MetadataRow:
 
 
 def read_metadata(base: Path, file: str) -> dict[str, list[MetadataRow]] | None:
-    """Returns the rows of a metadata file by image.
+    """Returns the rows of a metadata file by image; None if it has no column `file_name`.
 
-    Args:
-        base: the folder of images.
-        file: the metadata file, relative to `base`.
-
-    Returns:
-        The rows of each image by its path relative to `base`; None if the file has no column
-        `file_name`, so it is not about images.
+    Paths of the file and of the images are relative to `base`, the folder of images.
 
     Raises:
         UsageError: if the file cannot be read or one of its lines is damaged.

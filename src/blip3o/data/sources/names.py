@@ -57,11 +57,7 @@ class Use(NamedTuple):
 
 
 def is_junk(name: str) -> bool:
-    """Returns whether a file or folder is hidden or junk of an operating system, by its name.
-
-    Args:
-        name: one name, not a path: ".cache", "__MACOSX", "._a.png", "Thumbs.db".
-    """
+    """Returns whether a name (not a path) is hidden or junk: ".cache", "__MACOSX", "Thumbs.db"."""
     low = name.lower()
     return name.startswith(".") or low in _JUNK_FOLDERS or low in _JUNK_FILES
 
@@ -74,10 +70,9 @@ def split_name(name: bytes) -> tuple[bytes, bytes]:
 
 
 def same_key(key: bytes) -> bytes:
-    """Returns a normalized key for comparisons: without `./`, and with composed accents.
+    """Returns a key without `./` and with composed accents, for comparisons.
 
-    Args:
-        key: the key as stored; macOS stores accents in decomposed form.
+    macOS stores accents in decomposed form.
     """
     while key.startswith(b"./"):
         key = key[2:].lstrip(b"/")
@@ -110,11 +105,7 @@ def why_passed_over(base: str) -> str:
 
 @functools.lru_cache(maxsize=4096)
 def use_of(suffix: str) -> Use | None:
-    """Returns the part of a record that a suffix stands for; None if it stands for none.
-
-    Args:
-        suffix: the text after the key's dot, in lower case.
-    """
+    """Returns the part of a record that a lower-case suffix stands for; None if there is none."""
     stem, _, end = suffix.rpartition(".")
     if end in _IMAGES:
         return Use("image", stem or "image")
@@ -139,7 +130,7 @@ def uses(suffixes: tuple[str, ...]) -> tuple[Use | None, ...]:
     """Returns the part that each member of a record holds; None for an unused member.
 
     Raises:
-        ValueError: if two members hold the same part, some seem to form a record of their own, or
+        ValueError: if two members hold the same part, some seem to form a separate record, or
             no member is used.
     """
     found: list[Use | None] = []

@@ -17,9 +17,7 @@ _SHOWN = 5
 def counted(pattern: str, *, is_local: bool) -> list[str]:
     """Returns the paths or patterns that ranges such as `{0000..0099}` stand for.
 
-    Args:
-        pattern: a pattern with any number of ranges.
-        is_local: whether to take a range literally if a folder or file of that name exists.
+    A range in a local pattern is taken literally if a folder or file of that name exists.
 
     Raises:
         UsageError: if there are more than a million results.
@@ -31,10 +29,7 @@ def counted(pattern: str, *, is_local: bool) -> list[str]:
 
 
 def find(pattern: str) -> list[str]:
-    """Returns the local files that match a pattern, sorted; empty if there are none.
-
-    Args:
-        pattern: may hold ranges ("data/{0000..0099}.tar") and the wildcards "*", "?" and "[0-9]".
+    """Returns the local files that match a pattern as `files.expand` describes it, sorted.
 
     Raises:
         UsageError: if only some of the files of a range exist.

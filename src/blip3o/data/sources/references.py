@@ -26,7 +26,7 @@ _PATH_NAMES = (
     "image_url",
 )
 """Further field names, if no field of `_NAMES` has a value; the value must end like an image."""
-_TALKS = ("conversations", "messages")
+_CONVERSATIONS = ("conversations", "messages")
 _ADDRESS = re.compile(r"\s*(?!file:)[a-z][a-z0-9+.-]+://", re.IGNORECASE)
 _PART_TYPES = ("image", "image_url", "input_image")
 _TAG = re.compile(r"<img>\s*([^<>\n]+?)\s*</img>")
@@ -183,7 +183,7 @@ def _take_parts(fields: dict[str, Any], *, has_tags: bool) -> Iterator[object]:
         fields: the fields of the row; changed in place.
         has_tags: whether `<img>a.png</img>` in a text refers to an image.
     """
-    for name in _TALKS:
+    for name in _CONVERSATIONS:
         turns = fields.get(name)
         if not isinstance(turns, list):
             continue

@@ -52,15 +52,9 @@ class PassedOver:
         self._counts: Counter[str] = Counter()
         self._names: dict[str, list[str]] = {}
 
-    def add(self, reason: str, name: str, count: int = 1) -> None:
-        """Counts files or rows.
-
-        Args:
-            reason: why they are left out; the same words for all of a kind.
-            name: name of one of them, as an example.
-            count: number of files or rows.
-        """
-        self._counts[reason] += count
+    def add(self, reason: str, name: str) -> None:
+        """Counts a file or row by the reason why it is left out; its name may become an example."""
+        self._counts[reason] += 1
         names = self._names.setdefault(reason, [])
         if len(names) < _NOTED:
             names.append(name if name.isprintable() else ascii(name)[1:-1])
@@ -86,17 +80,11 @@ def scan(base: str) -> Scan:
         images, texts = _sort_names(folder, names, dangling, found)
         used: set[str] = set()
         for name in images:
-            text_endings = _texts_of(name, texts)
-            used.update(os.path.splitext(name)[0] + ending for ending in text_endings)
-            pairs.append(
-                (os.path.join(folder, name), endings.setdefault(text_endings, text_endings))
-            )
-        found.texts += [
-            os.path.join(folder, text)
-            for some in texts.values()
-            for text in some
-            if text not in used
-        ]
+            own = _texts_of(name, texts)
+            used.update(os.path.splitext(name)[0] + ending for ending in own)
+            pairs.append((os.path.join(folder, name), endings.setdefault(own, own)))
+        unused = (text for some in texts.values() for text in some if text not in used)
+        found.texts += [os.path.join(folder, text) for text in unused]
     pairs.sort()
     found.images = [name for name, _ in pairs]
     found.text_endings = [text_endings for _, text_endings in pairs]

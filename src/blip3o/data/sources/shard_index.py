@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from blip3o.data.sources.files import FileStamp
 
 _VERSION = 4
-"""Raise it when the contents of an index change, or the rules for which members are records."""
+"""Raise it when the contents of an index change, or the rules that form records from members."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,7 +29,7 @@ class ShardIndex:
             [members].
         checks: checksums of the headers in front of the members' bytes [members].
         problems: reasons why members are unreadable.
-        damage: damages of the shard, one line each; the index then holds its intact records.
+        damage: descriptions of damaged places; the index then holds the intact records.
         passed_over: number of members that belong to no record, by reason.
     """
 
@@ -59,12 +59,7 @@ _TEXTS = ("suffixes", "problems", "damage")
 
 
 def pack(index: ShardIndex, stamp: FileStamp) -> dict[str, Any]:
-    """Returns an index as arrays to store.
-
-    Args:
-        index: index of a shard.
-        stamp: size and version of the shard.
-    """
+    """Returns an index and the size and version of its shard as arrays to store."""
     arrays = {f.name: getattr(index, f.name) for f in dataclasses.fields(index)}
     texts = {name: np.array(arrays[name], dtype=np.str_) for name in _TEXTS}
     texts["passed_over"] = np.array(json.dumps(dict(index.passed_over)))
@@ -75,9 +70,7 @@ def pack(index: ShardIndex, stamp: FileStamp) -> dict[str, Any]:
 def unpack(stored: Mapping[str, Any], stamp: FileStamp | None) -> ShardIndex | None:
     """Returns a stored index; None if it is of another file or version, or inconsistent.
 
-    Args:
-        stored: arrays by name.
-        stamp: size and version of the shard; None accepts any.
+    Without a stamp, an index of any file is accepted.
 
     Raises:
         Exception: of many kinds, if the arrays are not those of an index.

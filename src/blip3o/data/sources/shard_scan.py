@@ -34,7 +34,7 @@ from blip3o.data.sources.tar import (
     SYMBOLIC_LINK,
     Member,
     TarError,
-    all_members,
+    members,
     next_header,
 )
 
@@ -50,11 +50,7 @@ def header_check(block: bytes) -> int:
 
 
 def scan(path: str, size: int) -> ShardIndex:
-    """Returns the index of a shard by reading all its headers.
-
-    Args:
-        path: the shard.
-        size: its length.
+    """Returns the index of a shard of `size` bytes by reading all its headers.
 
     Raises:
         OSError: if it cannot be read.
@@ -82,7 +78,7 @@ def _members(path: str, size: int, damage: list[str]) -> Iterator[Member]:
 
     while start is not None:
         try:
-            for member in all_members(read, size, window, start, part):
+            for member in members(read, size, window, start, part):
                 part = member.part
                 yield member
             return
@@ -129,7 +125,7 @@ class _Lists:
         if member_kind == FILE:
             check = header_check(header)
         elif is_link:
-            if self.links.is_of_itself(member):
+            if self.links.leads_to_itself(member):
                 self._passed_over["a link of a file to itself"] += 1
                 return
             self.links.want(member, len(self._kinds))
@@ -238,8 +234,8 @@ class _Lists:
         for same in np.split(order, np.flatnonzero(np.diff(ordered)) + 1):
             if len(same) == 1:
                 continue
-            members = [kind for one in same for kind in kinds[starts[one] : starts[one + 1]]]
-            if is_one_record([self._known[kind] for kind in members]):
+            own_kinds = [kind for one in same for kind in kinds[starts[one] : starts[one + 1]]]
+            if is_one_record([self._known[kind] for kind in own_kinds]):
                 owners[same] = same[0]
         return owners
 

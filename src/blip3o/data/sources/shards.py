@@ -5,8 +5,8 @@ An index is made once from the shard's headers and stored next to the shard as
 An index that was published next to a remote shard is used. A million records take about 45 MB.
 """
 
+import functools
 import io
-import multiprocessing
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -16,6 +16,7 @@ import numpy as np
 from blip3o.core.errors import UsageError
 from blip3o.core.files import write_atomic
 from blip3o.core.log import progress, say
+from blip3o.data.parallel import in_processes
 from blip3o.data.sources.files import FileStamp, files_of, is_remote, neighbor, private_path
 from blip3o.data.sources.shard_index import ShardIndex, pack, unpack
 from blip3o.data.sources.shard_scan import scan
@@ -47,19 +48,13 @@ def index_shards(
     remote = [path for path in missing if is_remote(path)]
     local = [path for path in missing if not is_remote(path)]
     label = f"indexing {what}"
+    make = functools.partial(make_index, salvage=salvage)
     if remote:
         with ThreadPoolExecutor(_REMOTE_JOBS) as pool:
-            made = pool.map(lambda path: make_index(path, salvage=salvage), remote)
+            made = pool.map(make, remote)
             found.update(zip(remote, progress(made, total=len(remote), what=label), strict=True))
-    if jobs > 1 and len(local) > 1:
-        # Forked processes would inherit torch's threads in an unknown state.
-        with multiprocessing.get_context("spawn").Pool(min(jobs, len(local))) as pool:
-            work = pool.imap(_make, [(path, salvage) for path in local])
-            found.update(zip(local, progress(work, total=len(local), what=label), strict=True))
-    elif local:
-        found.update(
-            (path, make_index(path, salvage=salvage)) for path in progress(local, what=label)
-        )
+    if local:
+        found.update(zip(local, in_processes(make, local, jobs, label), strict=True))
     indices = [index for index in found.values() if index is not None]
     for path, index in zip(paths, indices, strict=True):
         if index.damage:
@@ -70,17 +65,14 @@ def index_shards(
 def load_index(path: str, *, salvage: bool = False) -> ShardIndex | None:
     """Returns the stored index of a shard; None if there is none for its current version.
 
-    Args:
-        path: the shard.
-        salvage: whether to accept the index of a damaged shard.
+    The index of a damaged shard is returned only with `salvage`.
 
     Raises:
         UsageError: if a remote shard's server cannot be reached.
     """
-    places: list[str] = [str(place) for place in _places(path)]
-    for place in places:
+    for place in _places(path):
         try:
-            stored = np.load(io.BytesIO(Path(place).read_bytes()), allow_pickle=False)
+            stored = np.load(io.BytesIO(place.read_bytes()), allow_pickle=False)
             index = unpack(stored, None if is_remote(path) else files_of(path).stamp(path))
         except Exception:  # noqa: BLE001  (a damaged file raises many kinds of errors)
             continue
@@ -92,9 +84,7 @@ def load_index(path: str, *, salvage: bool = False) -> ShardIndex | None:
 def make_index(path: str, *, salvage: bool = False) -> ShardIndex:
     """Reads all headers of a shard; returns and stores its index.
 
-    Args:
-        path: the shard.
-        salvage: whether to use the intact records of a damaged shard instead of refusing it.
+    With `salvage`, the intact records of a damaged shard are used.
 
     Raises:
         UsageError: if the shard cannot be read, is not a plain tar, or is damaged without
@@ -118,10 +108,6 @@ def make_index(path: str, *, salvage: bool = False) -> ShardIndex:
     np.savez(buffer, **pack(index, stamp))
     _keep(path, buffer.getvalue())
     return index
-
-
-def _make(work: tuple[str, bool]) -> ShardIndex:
-    return make_index(work[0], salvage=work[1])
 
 
 def _places(path: str) -> Iterable[Path]:

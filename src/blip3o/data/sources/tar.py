@@ -1,9 +1,9 @@
 """Reads the headers of a plain tar from any function that returns byte ranges.
 
-It reads the same archives as `tarfile` (old, ustar, GNU, star and pax) several times as fast. Two
-differences are intended. A damaged header, a truncated file, or bytes after the end mark that are
-not a tar are errors instead of the end. Concatenated archives are all read, as with
-`tar --ignore-zeros`.
+It reads the same archives as `tarfile` (old, ustar, GNU, star and pax), several times as fast. Two
+differences are intended. `tarfile` stops silently at a damaged header, at the end of a truncated
+file, and at bytes after the end mark that are not a tar; here they are errors. Concatenated
+archives are all read, as with `tar --ignore-zeros`.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -41,13 +41,7 @@ class TarError(Exception):
 
 
 class TarHeader(NamedTuple):
-    """One header.
-
-    Args:
-        name: the name as stored.
-        size: the size field.
-        kind: the type flag.
-    """
+    """One header: the name as stored, the size field and the type flag."""
 
     name: bytes
     size: int
@@ -77,14 +71,10 @@ class Member(NamedTuple):
 
 
 def parse_header(block: bytes, offset: int = 0) -> TarHeader:
-    """Returns the header in a block.
-
-    Args:
-        block: 512 bytes.
-        offset: offset of the block, for the error.
+    """Returns the header in a block of 512 bytes.
 
     Raises:
-        TarError: if the block is not a valid header.
+        TarError: if the block, which starts at `offset`, is not a valid header.
     """
     checksum = block[148:156]
     try:
@@ -105,23 +95,6 @@ def parse_header(block: bytes, offset: int = 0) -> TarHeader:
 
 
 def members(
-    read: Callable[[int, int], bytes], size: int, window: int, start: int = 0
-) -> Iterator[Member]:
-    """Yields the regular files of a tar in order.
-
-    Args:
-        read: returns the bytes at an offset, given offset and size.
-        size: length of the tar.
-        window: number of bytes per read.
-        start: offset of the first header.
-
-    Raises:
-        TarError: where the tar is damaged or truncated.
-    """
-    return (one for one in all_members(read, size, window, start) if one.kind == FILE)
-
-
-def all_members(
     read: Callable[[int, int], bytes], size: int, window: int, start: int = 0, part: int = 0
 ) -> Iterator[Member]:
     """Yields the members of a tar in order, except folders and labels.
@@ -137,7 +110,7 @@ def all_members(
         TarError: where the tar is damaged or truncated.
     """
     at = _window(read, window)
-    offset, is_behind_end = start, False
+    offset, is_after_end = start, False
     shared: dict[bytes, bytes] = {}  # pax values for all following members
     own: dict[bytes, bytes] = {}  # values for the next member
     while True:
@@ -146,18 +119,18 @@ def all_members(
             following = _next_bytes(at, size, offset, max(window, BLOCK))
             if following is None:
                 return
-            offset, is_behind_end, part = following, True, part + 1
+            offset, is_after_end, part = following, True, part + 1
             shared, own = {}, {}
             continue
-        if len(block) < BLOCK and not is_behind_end:
+        if len(block) < BLOCK and not is_after_end:
             raise TarError(offset, "it is truncated")
         try:
             header = parse_header(block.ljust(BLOCK, b"\0"), offset)
         except TarError:
-            if is_behind_end:
+            if is_after_end:
                 raise TarError(offset, "bytes that are not a tar after the end mark") from None
             raise
-        is_behind_end = False
+        is_after_end = False
         data = offset + BLOCK
         kind, length = header.kind, header.size
         if shared or own or kind not in _FILES:
@@ -165,7 +138,7 @@ def all_members(
             if kind == HARD_LINK and length and _ends_here(at(data, BLOCK)):
                 length = 0  # most writers repeat the file's size but not its bytes
             elif kind == SPARSE:
-                data = _behind_sparse_map(at, block, data)
+                data = _after_sparse_map(at, block, data)
         offset = data + -(-length // BLOCK) * BLOCK
         if data + length > size:
             raise TarError(data - BLOCK, "it is truncated inside a member")
@@ -186,10 +159,7 @@ def all_members(
 def next_header(read: Callable[[int, int], bytes], size: int, offset: int) -> int | None:
     """Returns the offset of the next valid header after a damaged place; None if there is none.
 
-    Args:
-        read: returns the bytes at an offset, given offset and size.
-        size: length of the tar.
-        offset: offset of the damage.
+    `read` and `size` are those of `members`.
     """
     step = 1 << 20
     for base in range(offset + BLOCK, size, step):
@@ -263,7 +233,7 @@ def _length(header: TarHeader, shared: Mapping[bytes, bytes], own: Mapping[bytes
     return header.size
 
 
-def _behind_sparse_map(at: Callable[[int, int], bytes], block: bytes, data: int) -> int:
+def _after_sparse_map(at: Callable[[int, int], bytes], block: bytes, data: int) -> int:
     """Returns the offset of a sparse file's bytes, after all blocks of its map."""
     goes_on = block[482:483]
     while goes_on and goes_on != b"\0":

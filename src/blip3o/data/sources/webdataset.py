@@ -7,8 +7,8 @@
 `KEY.txt` or `KEY.caption` is the caption and takes precedence over `KEY.json`. A record with two
 members for one part is a bad record.
 
-Records are read by position, so shuffling and resuming cost nothing. Shards may be on a disk, an
-HTTP server, S3 or the Hugging Face Hub.
+Records are read by position, so shuffling and resuming need no extra reads. Shards may be on a
+disk, an HTTP server, S3 or the Hugging Face Hub.
 """
 
 import bisect
@@ -114,11 +114,11 @@ class WebDatasetSource:
         shard, path = self.shards[number], self.paths[number]
         key = shard.key(record)
         found: list[tuple[Use, bytes]] = []
-        for start, end, stretch in self._stretches(_counting_members(shard, record, key)):
+        for start, end, members in self._planned_reads(_used_members(shard, record, key)):
             data = self._files.read(path, start, end - start)
             if len(data) != end - start:
                 raise ValueError(f"{path} ends inside record {key}")
-            for offset, size, check, use in stretch:
+            for offset, size, check, use in members:
                 at = offset - start
                 if header_check(data[at - BLOCK : at]) != check:
                     raise ValueError(
@@ -145,19 +145,19 @@ class WebDatasetSource:
             digest.update(shard.offsets.tobytes() + shard.sizes.tobytes())
         return digest.hexdigest()[:32]
 
-    def _stretches(self, members: list[_Place]) -> list[tuple[int, int, list[_Place]]]:
+    def _planned_reads(self, members: list[_Place]) -> list[tuple[int, int, list[_Place]]]:
         """Returns start, end and members of each read; usually all members fit into one read."""
-        stretches: list[tuple[int, int, list[_Place]]] = []
+        reads: list[tuple[int, int, list[_Place]]] = []
         start = end = members[0][0] - BLOCK
         together: list[_Place] = []
         for member in members:
             if member[0] - BLOCK > end + self._gap:
-                stretches.append((start, end, together))
+                reads.append((start, end, together))
                 start, together = member[0] - BLOCK, []
             together.append(member)
             end = max(end, member[0] + member[1])
-        stretches.append((start, end, together))
-        return stretches
+        reads.append((start, end, together))
+        return reads
 
     def _place(self, position: int) -> tuple[int, int]:
         """Returns the number of a record's shard, and its number in that shard."""
@@ -165,7 +165,7 @@ class WebDatasetSource:
         return number, position - self._ends[number] + self.shard_lengths[number]
 
 
-def _counting_members(shard: ShardIndex, record: int, key: str) -> list[_Place]:
+def _used_members(shard: ShardIndex, record: int, key: str) -> list[_Place]:
     """Returns the used members of a record, at least one, in the order of their offsets."""
     members = slice(int(shard.starts[record]), int(shard.starts[record + 1]))
     suffixes = tuple([shard.suffixes[kind] for kind in shard.kinds[members].tolist()])
@@ -199,8 +199,8 @@ def _shards_of(pattern: str) -> list[str]:
         and not is_remote(pattern)
         and counted(pattern, is_local=True) == [pattern]
     ):
-        lonely = {path.removesuffix(INDEX_SUFFIX) for path in expand(pattern + INDEX_SUFFIX)}
-        for path in sorted(lonely.difference(paths)):
+        orphaned = {path.removesuffix(INDEX_SUFFIX) for path in expand(pattern + INDEX_SUFFIX)}
+        for path in sorted(orphaned.difference(paths)):
             say(f"warning: there is an index of the shard {path}, but the shard is missing")
     folders = [path for path in paths if os.path.isdir(path)]
     if not paths or folders == [pattern]:

@@ -5,12 +5,13 @@ Axes: B rows, T new positions, M images, D width, V vocabulary.
 
 import dataclasses
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, ClassVar, Generic, Protocol, TypeVar, runtime_checkable
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar, runtime_checkable
 
 from torch import Tensor, nn
 
-from blip3o.core.bounds import Count
-from blip3o.models.backbones.packed import PackedCache, is_packed, packed_states
+from blip3o.core.bounds import Count, NotNegative, Positive, Whole
+from blip3o.core.config import Dataclass
+from blip3o.models.backbones.packed import PackedCache, packed_states
 from blip3o.models.backbones.ragged import RowBatch, RowCache
 from blip3o.models.prompts import PromptImages
 
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DecoderSizes:
-    """The sizes that every decoder has; configs of backbones inherit from it.
+    """The settings that every decoder has; configs of backbones inherit from it.
 
     Args:
         kind: name in the table of backbones.
@@ -31,6 +32,11 @@ class DecoderSizes:
         num_layers: decoder layers.
         num_heads: query heads; D / num_heads wide unless the config has a `head_dim`.
         num_kv_heads: key/value heads.
+        image_token_id: id of the placeholder that the tokens of an image replace.
+        tie_word_embeddings: whether the embedding table is also the vocabulary head.
+        norm_eps: epsilon of the decoder's norms.
+        max_positions: longest supported sequence in tokens.
+        rope_theta: base of the rotary frequencies.
     """
 
     kind: str
@@ -40,10 +46,15 @@ class DecoderSizes:
     num_layers: Count
     num_heads: Count
     num_kv_heads: Count
+    image_token_id: Whole
+    tie_word_embeddings: bool
+    norm_eps: NotNegative = 1e-6
+    max_positions: Count
+    rope_theta: Positive = 1_000_000.0
 
 
 @runtime_checkable
-class BackboneConfig(Protocol):
+class BackboneConfig(Dataclass, Protocol):
     """Config of a backbone, an entry of `BACKBONES`."""
 
     @property
@@ -75,13 +86,9 @@ class BackboneConfig(Protocol):
         """Side in pixels of the area that one token covers; None if only squares are accepted."""
 
     def num_image_tokens(self, image_px: int) -> int:
-        """Returns the number of tokens of a square image seen by the vision tower.
+        """Returns the number of tokens of a square image that the vision tower sees."""
 
-        Args:
-            image_px: side of the image.
-        """
-
-    def build(self) -> "Backbone":
+    def build(self) -> "Backbone[Any]":
         """Returns the backbone with fresh weights."""
 
     def build_decoder(self) -> "Decoder":
@@ -102,7 +109,7 @@ class Backbone(nn.Module, Generic[ConfigT]):
     Attributes:
         decoder: the language model without its vocabulary head.
         lm_head: the vocabulary head; None if the embedding table is used instead.
-        padding_free: whether passes without a cache skip padding, see `packed.enable`.
+        padding_free: whether passes without a cache skip padding, see `packed`; may be changed.
     """
 
     seams: ClassVar[tuple[str, ...]] = (
@@ -125,7 +132,7 @@ class Backbone(nn.Module, Generic[ConfigT]):
         super().__init__()
         self.config = config
 
-    def vision_inputs(self, pixels: Tensor | Sequence[Tensor]) -> "PromptImages":
+    def vision_inputs(self, pixels: Tensor | Sequence[Tensor]) -> PromptImages:
         """Returns prompt images in the form that `embed` takes, for a backbone with a vision tower.
 
         Args:
@@ -134,16 +141,16 @@ class Backbone(nn.Module, Generic[ConfigT]):
         """
         raise NotImplementedError
 
-    def image_tokens(self, images: "PromptImages") -> Tensor:
+    def image_tokens(self, images: PromptImages) -> Tensor:
         """Returns the tokens of all images, [..., D], in the order of their placeholders."""
         raise NotImplementedError
 
-    def count_tokens(self, images: "PromptImages") -> int:
+    def count_tokens(self, images: PromptImages) -> int:
         """Returns the number of tokens of all images together."""
         raise NotImplementedError
 
     def image_positions(
-        self, input_ids: Tensor, attention_mask: Tensor, images: "PromptImages"
+        self, input_ids: Tensor, attention_mask: Tensor, images: PromptImages
     ) -> Tensor | None:
         """Returns the rotary positions of text about images, for `forward`; None to count tokens.
 
@@ -154,7 +161,7 @@ class Backbone(nn.Module, Generic[ConfigT]):
         """
         del input_ids, attention_mask, images
 
-    def embed(self, input_ids: Tensor, images: "PromptImages | None" = None) -> Tensor:
+    def embed(self, input_ids: Tensor, images: PromptImages | None = None) -> Tensor:
         """Returns the input embeddings [B, T, D], with image tokens at their placeholders.
 
         Args:
@@ -205,7 +212,7 @@ class Backbone(nn.Module, Generic[ConfigT]):
                 positions = positions.expand(self.num_axes, -1, -1)
         elif cache is not None:
             cache.rope_deltas = positions.amax((0, 2)) + 1 - attention_mask.sum(1)
-        if is_packed(self, attention_mask, cache):
+        if self.is_packed(attention_mask, cache):
             return packed_states(self.decoder, embeds, attention_mask, positions, cache)
         output = self.decoder(
             inputs_embeds=embeds,
@@ -231,6 +238,12 @@ class Backbone(nn.Module, Generic[ConfigT]):
         """
         return block_states(self.decoder, self.num_axes, embeds, visible, cache, positions)
 
+    def is_packed(self, attention_mask: Tensor, cache: "BackboneCache | None" = None) -> bool:
+        """Returns whether a pass skips padding; one with a cache does as the cache's first pass."""
+        if cache is not None:
+            return isinstance(cache, PackedCache)
+        return self.padding_free and not bool(attention_mask.all())
+
     def new_cache(self, *, packed: bool = False) -> "BackboneCache":
         """Returns an empty cache for `forward`.
 
@@ -245,7 +258,7 @@ class Backbone(nn.Module, Generic[ConfigT]):
         """Returns the row of a cache that a pass over a single row filled, for a `RowBatch`."""
         assert not isinstance(cache, PackedCache), "a row is read with padding"
         deltas = cache.rope_deltas
-        return RowCache.of(cache, 0 if deltas is None else int(deltas[0]))
+        return RowCache(cache.key_values(), 0 if deltas is None else int(deltas[0]))
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Returns vocabulary logits [..., V] of hidden states [..., D]."""

@@ -48,11 +48,7 @@ class SquareImages:
         return None
 
     def num_image_tokens(self: DecoderOnlyConfig, image_px: int) -> int:
-        """Returns the number of tokens of an image seen by the tower.
-
-        Args:
-            image_px: side of the image; the number does not depend on it.
-        """
+        """Returns the number of tokens of an image seen by the tower, the same for every side."""
         del image_px
         assert self.vision_tower is not None, "without a tower, the image encoder sets the number"
         return self.vision_tower.num_tokens
@@ -87,11 +83,7 @@ class DecoderOnlyBackbone(Backbone[DecoderOnlyConfig]):
         )
 
     def vision_inputs(self, pixels: Tensor | Sequence[Tensor]) -> TowerInputs:
-        """Returns images in the form that `embed` takes, resized to the tower's side.
-
-        Args:
-            pixels: [M, 3, H, W] in [-1, 1].
-        """
+        """Returns images [M, 3, H, W] in the form that `embed` takes, resized for the tower."""
         assert isinstance(pixels, Tensor), "the tower takes images of one shape"
         tower = self.config.vision_tower
         assert tower is not None, "only a backbone with a tower takes pixels"
@@ -104,11 +96,7 @@ class DecoderOnlyBackbone(Backbone[DecoderOnlyConfig]):
         return TowerInputs(pixels=pixels)
 
     def image_tokens(self, images: PromptImages) -> Tensor:
-        """Returns the tokens of images, [M, N, D].
-
-        Args:
-            images: features [M, N, C] of the image encoder, or pixels for the tower.
-        """
+        """Returns the tokens [M, N, D] of features [M, N, C] of the image encoder, or of pixels."""
         dtype = next(self.projector.parameters()).dtype
         if isinstance(images, TowerInputs):
             assert self.vision_tower is not None, "only a backbone with a tower takes pixels"

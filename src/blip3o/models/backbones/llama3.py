@@ -6,7 +6,7 @@ The architecture is that of the released Llama class of BLIP3-o, whose weights w
 import dataclasses
 from typing import TYPE_CHECKING
 
-from blip3o.core.bounds import Count, NotNegative, Positive, Whole
+from blip3o.core.bounds import Count, NotNegative, Positive
 from blip3o.core.config import component
 from blip3o.core.errors import unknown_name
 from blip3o.models.backbones.base import DecoderSizes
@@ -31,12 +31,7 @@ class Llama3BackboneConfig(DecoderSizes, SquareImages):
     """Sizes of a Llama 3 decoder and of its vision tower; see also `DecoderSizes`.
 
     Args:
-        image_token_id: id of the placeholder that the tokens of an image replace.
         vision_tower: config of the tower for prompt images, an entry of `ENCODERS`.
-        tie_word_embeddings: whether the embedding table is also the vocabulary head.
-        norm_eps: epsilon of the decoder's norms.
-        max_positions: longest supported sequence in tokens.
-        rope_theta: base of the rotary frequencies.
         rope_stretch: factor that divides the slow rotary frequencies, for sequences longer than
             those of pretraining (Llama 3.1: 8, Llama 3.2: 32); 1 leaves them unchanged.
         first_positions: longest sequence of pretraining.
@@ -46,7 +41,6 @@ class Llama3BackboneConfig(DecoderSizes, SquareImages):
     """
 
     kind: str = "llama3"
-    image_token_id: Whole
     vision_tower: ImageEncoderConfig = component("blip3o.models.encoders:ENCODERS")
     tie_word_embeddings: bool = False
     norm_eps: NotNegative = 1e-5

@@ -8,7 +8,7 @@ positions, S real tokens of all rows, H heads, K head dim, D width.
 
 import dataclasses
 import functools
-from typing import TYPE_CHECKING, Protocol, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 import torch
 from torch import Tensor
@@ -16,12 +16,6 @@ from torch.nn import functional
 
 if TYPE_CHECKING:
     from blip3o.models.backbones.cache import Decoder, KeyValueCache
-
-
-class PaddingFree(Protocol):
-    """A backbone that can skip padding."""
-
-    padding_free: bool
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,11 +77,7 @@ class PackedCache:
         self._order: Tensor | None = None
 
     def expect(self, packing: Packing) -> None:
-        """Prepares for the tokens that the next pass adds; must be called before the pass.
-
-        Args:
-            packing: row lengths of the pass.
-        """
+        """Prepares for the tokens that the next pass adds; must be called before the pass."""
         if self._lengths:
             self._order = _interleaved(self._lengths, packing.new).to(packing.device)
         self._lengths = packing.seen
@@ -115,30 +105,6 @@ BackboneCache: TypeAlias = "KeyValueCache | PackedCache"
 """A cache of whole rows, padded or packed."""
 
 
-def enable(backbone: PaddingFree) -> None:
-    """Makes a backbone skip the padding of training batches.
-
-    Args:
-        backbone: changed in place.
-    """
-    backbone.padding_free = True
-
-
-def is_packed(
-    backbone: PaddingFree, attention_mask: Tensor, cache: "BackboneCache | None" = None
-) -> bool:
-    """Returns whether a pass skips padding; a pass with a cache follows the cache's earlier passes.
-
-    Args:
-        backbone: see `enable`.
-        attention_mask: True for real tokens, [B, T].
-        cache: cache of earlier passes.
-    """
-    if cache is not None:
-        return isinstance(cache, PackedCache)
-    return backbone.padding_free and not bool(attention_mask.all())
-
-
 def packed_states(
     decoder: "Decoder",
     embeds: Tensor,
@@ -149,11 +115,11 @@ def packed_states(
     """Returns the decoder's states of padded rows, [B, T, D]; zeros at padding.
 
     Args:
-        decoder: decoder of a backbone for which `enable` was called.
+        decoder: a decoder after `use_attention`.
         embeds: input embeddings of the new positions, [B, T, D].
         attention_mask: True for real tokens, cached positions included, [B, past + T].
         positions: rotary positions, [B, T], or [3, B, T] on three axes.
-        cache: keys and values of earlier packed passes; see `is_packed`.
+        cache: keys and values of earlier packed passes.
     """
     num_rows, num_new = embeds.shape[:2]
     is_new = attention_mask[:, -num_new:]
@@ -176,7 +142,8 @@ def packed_states(
 
 def _interleaved(old: list[int], new: list[int]) -> Tensor:
     """Returns the order that interleaves [all old tokens, all new tokens] row by row."""
-    parts, start_old, start_new = [], 0, sum(old)
+    parts: list[Tensor] = []
+    start_old, start_new = 0, sum(old)
     for num_old, num_new in zip(old, new, strict=True):
         parts += [
             torch.arange(start_old, start_old + num_old),

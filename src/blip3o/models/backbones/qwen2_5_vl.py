@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 from torch import Tensor
 
-from blip3o.core.bounds import Count, NotNegative, Positive, Whole
+from blip3o.core.bounds import Count, Whole
 from blip3o.models.backbones.attention import use_attention
 from blip3o.models.backbones.base import Backbone, DecoderSizes, vocabulary_head
 from blip3o.models.backbones.vision import VisionTowerConfig, image_positions, to_vision_inputs
@@ -27,26 +27,17 @@ class Qwen2_5VLBackboneConfig(DecoderSizes):  # noqa: N801  (the model's own nam
     """Sizes of a Qwen2.5-VL; see also `DecoderSizes`.
 
     Args:
-        image_token_id: id of the placeholder that the tokens of an image replace.
-        tie_word_embeddings: whether the embedding table is also the vocabulary head.
         vision: sizes of the vision tower.
         rotary_sections: numbers of a head's rotary frequencies that encode time, row and column.
-        norm_eps: epsilon of the decoder's norms.
-        max_positions: longest supported sequence in tokens.
-        rope_theta: base of the rotary frequencies.
 
     Raises:
         ValueError: if the rotary sections do not add up to half a head.
     """
 
     kind: str = "qwen2_5_vl"
-    image_token_id: Whole
-    tie_word_embeddings: bool
     vision: VisionTowerConfig = dataclasses.field(default_factory=VisionTowerConfig)
     rotary_sections: tuple[Whole, Whole, Whole] = (16, 24, 24)
-    norm_eps: NotNegative = 1e-6
     max_positions: Count = 128_000
-    rope_theta: Positive = 1_000_000.0
 
     def __post_init__(self) -> None:
         half = self.hidden_size // self.num_heads // 2
@@ -119,10 +110,7 @@ class Qwen2_5VLBackboneConfig(DecoderSizes):  # noqa: N801  (the model's own nam
         return self.vision.patch_px * self.vision.merge
 
     def num_image_tokens(self, image_px: int) -> int:
-        """Returns the number of tokens of a square image.
-
-        Args:
-            image_px: side of the image.
+        """Returns the number of tokens of a square image with sides of `image_px`.
 
         Raises:
             ValueError: if the side is not a multiple of `token_px`.
@@ -183,10 +171,7 @@ class Qwen2_5VLBackbone(Backbone[Qwen2_5VLBackboneConfig]):  # noqa: N801
         )
 
     def vision_inputs(self, pixels: Tensor | Sequence[Tensor]) -> VisionInputs:
-        """Returns images in the form that `embed` takes.
-
-        Args:
-            pixels: [M, 3, H, W] in [-1, 1], or images [3, H, W] of several shapes.
+        """Returns images in the form that `embed` takes; see `Backbone.vision_inputs`.
 
         Raises:
             ValueError: if a side is not a multiple of the config's `token_px`.
@@ -213,12 +198,7 @@ class Qwen2_5VLBackbone(Backbone[Qwen2_5VLBackboneConfig]):  # noqa: N801
     def image_positions(
         self, input_ids: Tensor, attention_mask: Tensor, images: PromptImages
     ) -> Tensor:
-        """Returns the rotary positions of text about images on three axes, [3, B, T].
-
-        Args:
-            input_ids: whole rows, [B, T].
-            attention_mask: True for real tokens, [B, T].
-            images: all images in the order of their placeholders.
+        """Returns positions on three axes, [3, B, T]; see `Backbone.image_positions`.
 
         Raises:
             ValueError: if the placeholders do not form runs that match the images' tokens.

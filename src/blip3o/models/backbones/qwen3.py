@@ -7,7 +7,7 @@ own SigLIP2 tower and generates EVA-CLIP features.
 import dataclasses
 from typing import TYPE_CHECKING
 
-from blip3o.core.bounds import Count, NotNegative, Positive, Whole
+from blip3o.core.bounds import Count
 from blip3o.core.config import component
 from blip3o.core.errors import unknown_name
 from blip3o.models.backbones.base import DecoderSizes
@@ -35,16 +35,11 @@ class Qwen3BackboneConfig(DecoderSizes, SquareImages):
 
     Args:
         head_dim: width of a head.
-        image_token_id: id of the placeholder that the tokens of an image replace.
         image_channels: channels (C) of the image encoder's features that the projector takes; None
             with a vision tower.
         image_normalizer: normalization of the features before the projector; by default none.
         vision_tower: config of the backbone's own tower for prompt images, an entry of `ENCODERS`;
             None if prompt images are features of the model's image encoder.
-        tie_word_embeddings: whether the embedding table is also the vocabulary head.
-        norm_eps: epsilon of the decoder's norms.
-        max_positions: longest supported sequence in tokens.
-        rope_theta: base of the rotary frequencies.
 
     Raises:
         ValueError: unless exactly one of `image_channels` and `vision_tower` is given.
@@ -52,7 +47,6 @@ class Qwen3BackboneConfig(DecoderSizes, SquareImages):
 
     kind: str = "qwen3"
     head_dim: Count
-    image_token_id: Whole
     image_channels: Count | None = None
     image_normalizer: FeatureNormalizerConfig = dataclasses.field(
         default_factory=FeatureNormalizerConfig
@@ -61,9 +55,7 @@ class Qwen3BackboneConfig(DecoderSizes, SquareImages):
         "blip3o.models.encoders:ENCODERS", default=None
     )
     tie_word_embeddings: bool = True
-    norm_eps: NotNegative = 1e-6
     max_positions: Count = 512
-    rope_theta: Positive = 1_000_000.0
 
     def __post_init__(self) -> None:
         if (self.image_channels is None) == (self.vision_tower is None):

@@ -8,14 +8,14 @@ see `packed`. Axes: R rows, G key/value heads, H heads, K head dim, D width.
 """
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 if TYPE_CHECKING:
-    from blip3o.models.backbones.cache import Decoder, KeyValueCache
+    from blip3o.models.backbones.cache import Decoder
 
 _BLOCK = 64
 """A row's memory grows by this many tokens or by an eighth of its tokens, whichever is more."""
@@ -37,16 +37,6 @@ class RowCache:
         self._rope_delta = rope_delta
         self.num_tokens = layers[0].shape[3]
 
-    @classmethod
-    def of(cls, cache: "KeyValueCache", rope_delta: int = 0) -> Self:
-        """Returns the row that a pass over a single row stored in a cache.
-
-        Args:
-            cache: the cache; its tensors are copied.
-            rope_delta: see the class.
-        """
-        return cls(cache.key_values(), rope_delta)
-
     @property
     def position(self) -> int:
         """Rotary position of the next token."""
@@ -54,9 +44,8 @@ class RowCache:
 
     def fork(self) -> "RowCache":
         """Returns a second row with the same tokens; it copies them when it grows."""
-        copy = RowCache([layer[:, :, :, : self.num_tokens] for layer in self._layers])
-        copy._rope_delta = self._rope_delta
-        return copy
+        layers = [layer[:, :, :, : self.num_tokens] for layer in self._layers]
+        return RowCache(layers, self._rope_delta)
 
     def append(self, layer: int, key_value: Tensor) -> tuple[Tensor, Tensor]:
         """Returns a layer's keys and values with those of the next token, [1, G, T + 1, K] each.
@@ -82,7 +71,7 @@ class RowCache:
 
 
 class RowBatch:
-    """Rows that get one token each in a pass; serves the layers as cache and attention.
+    """Rows that get one token each in a pass; the decoder's layers use it as cache and attention.
 
     Args:
         rows: one or more rows.

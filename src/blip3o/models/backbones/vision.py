@@ -49,11 +49,7 @@ class VisionTowerConfig:
     full_attention_layers: tuple[Whole, ...] = (7, 15, 23, 31)
 
     def build(self, out_size: int) -> "Qwen2_5_VisionTransformerPretrainedModel":
-        """Returns the tower with fresh weights.
-
-        Args:
-            out_size: the backbone's width.
-        """
+        """Returns the tower with fresh weights, for a backbone of width `out_size`."""
         from transformers.models.qwen2_5_vl.configuration_qwen2_5_vl import Qwen2_5_VLVisionConfig
         from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import (
             Qwen2_5_VisionTransformerPretrainedModel,

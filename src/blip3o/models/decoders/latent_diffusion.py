@@ -8,6 +8,7 @@ latent pixels.
 """
 
 import copy
+import dataclasses
 import inspect
 import zlib
 from collections.abc import Callable, Mapping
@@ -16,6 +17,8 @@ from typing import ClassVar, Generic, Protocol, TypeVar, runtime_checkable
 import torch
 from torch import Tensor
 
+from blip3o.core.bounds import Count, NotNegative
+from blip3o.core.config import component
 from blip3o.core.errors import UsageError
 from blip3o.flow.guidance import combine
 from blip3o.flow.sigmas import inference_sigmas
@@ -27,7 +30,7 @@ from blip3o.models.autoencoders import (
     latents_to_pixels,
     set_low_memory,
 )
-from blip3o.models.protocols import DecoderDefaults, ImageDecoder, ImageDecoderConfig
+from blip3o.models.protocols import DecoderDefaults, ImageDecoder
 
 _MAX_TRAIN_TIMESTEPS = 100_000
 
@@ -61,36 +64,35 @@ class _CountsSteps(Protocol):
     set_begin_index: Callable[[int], None]
 
 
-class LatentDiffusionConfig(ImageDecoderConfig, Protocol):
-    """Config of a `LatentDiffusionDecoder`."""
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LatentDiffusionConfig(DecoderDefaults):
+    """The part that the configs of latent diffusion decoders share.
+
+    Args:
+        kind: name in the table of decoders.
+        feature_channels: channels of the features (K).
+        grid: feature tokens along one side.
+        sample_size: side of the latents.
+        autoencoder: config of the VAE, an entry of `AUTOENCODERS`.
+        scheduler: contents of a scheduler_config.json of diffusers, with `_class_name`.
+        guidance_scale: default strength of guidance; 1 turns it off (published: 3).
+    """
+
+    kind: str
+    feature_channels: Count
+    grid: Count
+    sample_size: Count
+    autoencoder: AutoencoderConfig = component("blip3o.models.autoencoders:AUTOENCODERS")
+    scheduler: dict[str, object]
+    guidance_scale: NotNegative = 3.0
 
     @property
-    def sample_size(self) -> int:
-        """Side of the latents."""
-
-    @property
-    def autoencoder(self) -> AutoencoderConfig:
-        """Config of the VAE."""
-
-    @property
-    def scheduler(self) -> Mapping[str, object]:
-        """Settings of the scheduler, as diffusers writes them to scheduler_config.json."""
-
-    @property
-    def guidance_scale(self) -> float:
-        """Default guidance scale."""
-
-
-class LatentSizes(DecoderDefaults):
-    """Sizes that follow from those of the latents; a mixin of configs."""
-
-    @property
-    def image_px(self: LatentDiffusionConfig) -> int:
+    def image_px(self) -> int:
         """Side of the image."""
         return self.sample_size * self.autoencoder.downsampling
 
     @property
-    def noise_shape(self: LatentDiffusionConfig) -> tuple[int, int, int]:
+    def noise_shape(self) -> tuple[int, int, int]:
         """Shape of the noise that one image starts from, which is that of its latents."""
         return (self.autoencoder.latent_channels, self.sample_size, self.sample_size)
 

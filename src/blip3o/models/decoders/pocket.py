@@ -16,7 +16,7 @@ from blip3o.core.bounds import Count, Share, Whole
 from blip3o.flow.path import clean_to_velocity
 from blip3o.flow.sigmas import NUM_TIMESTEPS, inference_sigmas
 from blip3o.flow.solver import at_levels, euler
-from blip3o.models.protocols import DecoderDefaults, ImageDecoder
+from blip3o.models.protocols import CleanPredictor, DecoderDefaults
 from blip3o.nn.embedding import TimestepEmbedding
 from blip3o.nn.linear import VectorLinear
 
@@ -94,7 +94,7 @@ class PocketDecoderConfig(DecoderDefaults):
         return PocketDecoder(self)
 
 
-class PocketDecoder(ImageDecoder):
+class PocketDecoder(CleanPredictor):
     """Normalized features [B, N, K] to pixels [B, 3, P, P] by flow matching on pixels.
 
     Args:
@@ -123,13 +123,7 @@ class PocketDecoder(ImageDecoder):
         return [*self.coarse, *self.middle, *self.fine]
 
     def predict_clean(self, noisy: Tensor, sigma: Tensor, features: Tensor) -> Tensor:
-        """Returns the predicted clean images [B, 3, P, P].
-
-        Args:
-            noisy: images on the path from clean to noise, [B, 3, P, P].
-            sigma: noise levels in [0, 1], [B].
-            features: normalized features, [B, N, K].
-        """
+        """Returns the predicted clean images; see `CleanPredictor.predict_clean`."""
         config = self.config
         vector = self.sigma_embedding(NUM_TIMESTEPS * sigma)
         hidden = features.mT.unflatten(2, (config.grid, config.grid))
@@ -150,14 +144,7 @@ class PocketDecoder(ImageDecoder):
     def decode(
         self, features: Tensor, noise: Tensor, num_inference_steps: int, **guidance: object
     ) -> Tensor:
-        """Returns images [B, 3, P, P] in [-1, 1] for features.
-
-        Args:
-            features: normalized features, [B, N, K].
-            noise: standard normal images to start from, [B, 3, P, P].
-            num_inference_steps: Euler steps from pure noise to the image.
-            guidance: not used.
-        """
+        """Returns images after Euler steps, without guidance; see `ImageDecoder.decode`."""
         del guidance
         sigmas = inference_sigmas(num_inference_steps, self.config.sigma_shift)
 

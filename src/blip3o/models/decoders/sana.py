@@ -10,10 +10,9 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
-from blip3o.core.bounds import Count, NotNegative, Positive
-from blip3o.core.config import component
-from blip3o.models.autoencoders import AutoencoderConfig, DcAutoencoderConfig, import_diffusers
-from blip3o.models.decoders.latent_diffusion import LatentDiffusionDecoder, LatentSizes
+from blip3o.core.bounds import Count, Positive
+from blip3o.models.autoencoders import DcAutoencoderConfig, import_diffusers
+from blip3o.models.decoders.latent_diffusion import LatentDiffusionConfig, LatentDiffusionDecoder
 from blip3o.nn.norm import RMSNorm
 
 _CAPTION_SCALE = math.sqrt(5.5)  # published initial value of the connector's norm
@@ -37,13 +36,10 @@ def dpm_scheduler(flow_shift: float = 3.0) -> dict[str, object]:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class SanaDecoderConfig(LatentSizes):
-    """Sizes of a SANA decoder.
+class SanaDecoderConfig(LatentDiffusionConfig):
+    """Sizes of a SANA decoder; see also `LatentDiffusionConfig`.
 
     Args:
-        feature_channels: channels of the features (K).
-        grid: feature tokens along one side.
-        sample_size: side of the latents.
         num_layers: transformer layers.
         num_heads: heads of the linear self-attention.
         head_dim: width of a head of the self-attention.
@@ -54,15 +50,9 @@ class SanaDecoderConfig(LatentSizes):
         position_scale: scale of the sinusoidal positions added to the latents' patches; None adds
             none (published: 1). Checkpoints do not contain it: the recorded runs (diffusers
             0.32.2) use 1, while diffusers 0.42 adds no positions if the config has no value.
-        autoencoder: config of the VAE, an entry of `AUTOENCODERS`.
-        scheduler: contents of a scheduler_config.json of diffusers, with `_class_name`.
-        guidance_scale: default strength of guidance; 1 turns it off (published: 3).
     """
 
     kind: str = "sana"
-    feature_channels: Count
-    grid: Count
-    sample_size: Count
     num_layers: Count
     num_heads: Count
     head_dim: Count
@@ -71,9 +61,7 @@ class SanaDecoderConfig(LatentSizes):
     caption_channels: Count
     mlp_ratio: Positive = 2.5
     position_scale: Count | None = 1
-    autoencoder: AutoencoderConfig = component("blip3o.models.autoencoders:AUTOENCODERS")
     scheduler: dict[str, object] = dataclasses.field(default_factory=dpm_scheduler)
-    guidance_scale: NotNegative = 3.0
 
     def __post_init__(self) -> None:
         if self.num_cross_heads * self.cross_head_dim != self.hidden_size:
@@ -133,11 +121,7 @@ class SanaDecoderConfig(LatentSizes):
         )
 
     def build(self) -> "SanaDecoder":
-        """Returns the decoder with fresh weights.
-
-        Raises:
-            UsageError: if diffusers is not installed.
-        """
+        """Returns the decoder with fresh weights; raises UsageError without diffusers."""
         return SanaDecoder(self)
 
 

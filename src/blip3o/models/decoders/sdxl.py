@@ -10,10 +10,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from blip3o.core.bounds import Count, NotNegative, Whole
-from blip3o.core.config import component
-from blip3o.models.autoencoders import AutoencoderConfig, KlAutoencoderConfig, import_diffusers
-from blip3o.models.decoders.latent_diffusion import LatentDiffusionDecoder, LatentSizes
+from blip3o.core.bounds import Count, Whole
+from blip3o.models.autoencoders import KlAutoencoderConfig, import_diffusers
+from blip3o.models.decoders.latent_diffusion import LatentDiffusionConfig, LatentDiffusionDecoder
 
 _NUM_TIME_IDS = 6
 
@@ -32,13 +31,10 @@ def _euler() -> dict[str, object]:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class SdxlDecoderConfig(LatentSizes):
-    """Sizes of an SDXL-shaped decoder.
+class SdxlDecoderConfig(LatentDiffusionConfig):
+    """Sizes of an SDXL-shaped decoder; see also `LatentDiffusionConfig`.
 
     Args:
-        feature_channels: channels of the features (K).
-        grid: feature tokens along one side.
-        sample_size: side of the latents.
         block_out_channels: channels of each stage of the UNet; every stage except the last halves
             the sides, every stage except the first has attention.
         layers_per_block: residual blocks of a stage.
@@ -46,9 +42,6 @@ class SdxlDecoderConfig(LatentSizes):
         num_heads: attention heads of each stage.
         time_id_size: width of the embedding of each of the six size and crop numbers.
         norm_num_groups: groups of the UNet's GroupNorms.
-        autoencoder: config of the VAE, an entry of `AUTOENCODERS`.
-        scheduler: contents of a scheduler_config.json of diffusers, with `_class_name`.
-        guidance_scale: default strength of guidance; 1 turns it off (published: 3).
         original_size: height and width before scaling, an input of the UNet (published: 1024,
             1024).
         crop: rows and columns cropped at the top left, an input of the UNet (published: 0, 0).
@@ -57,18 +50,13 @@ class SdxlDecoderConfig(LatentSizes):
     """
 
     kind: str = "sdxl"
-    feature_channels: Count
-    grid: Count
-    sample_size: Count
     block_out_channels: tuple[Count, ...]
     layers_per_block: Count
     transformer_layers_per_block: tuple[Whole, ...]
     num_heads: tuple[Count, ...]
     time_id_size: Whole
     norm_num_groups: Count = 32
-    autoencoder: AutoencoderConfig = component("blip3o.models.autoencoders:AUTOENCODERS")
     scheduler: dict[str, object] = dataclasses.field(default_factory=_euler)
-    guidance_scale: NotNegative = 3.0
     original_size: tuple[Count, Count] = (1024, 1024)
     crop: tuple[Whole, Whole] = (0, 0)
     empty_prompt: str | None = None
@@ -111,11 +99,7 @@ class SdxlDecoderConfig(LatentSizes):
         )
 
     def build(self) -> "SdxlDecoder":
-        """Returns the decoder with fresh weights.
-
-        Raises:
-            UsageError: if diffusers is not installed.
-        """
+        """Returns the decoder with fresh weights; raises UsageError without diffusers."""
         return SdxlDecoder(self)
 
 

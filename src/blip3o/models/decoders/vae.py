@@ -1,6 +1,6 @@
 """A VAE's decoder: latents that were generated as feature tokens, back to pixels.
 
-The counterpart of the `vae` image encoder. It draws no noise and takes no steps.
+It is the counterpart of the `vae` image encoder, and needs neither noise nor steps.
 """
 
 import dataclasses
@@ -37,11 +37,7 @@ class VaeDecoderConfig(SizedAutoencoder, DecoderDefaults):
         return cls(image_px=512, autoencoder=KlAutoencoderConfig.flux())
 
     def build(self) -> "VaeDecoder":
-        """Returns the decoder with fresh weights.
-
-        Raises:
-            UsageError: if diffusers is not installed.
-        """
+        """Returns the decoder with fresh weights; raises UsageError without diffusers."""
         return VaeDecoder(self)
 
 
@@ -68,14 +64,7 @@ class VaeDecoder(ImageDecoder):
     def decode(
         self, features: Tensor, noise: Tensor, num_inference_steps: int, **guidance: object
     ) -> Tensor:
-        """Returns images [B, 3, P, P] in [-1, 1] for features; the other arguments are not used.
-
-        Args:
-            features: latents as the `vae` encoder returns them, [B, N, C].
-            noise: not used, [B, 0].
-            num_inference_steps: not used.
-            guidance: not used.
-        """
+        """Returns images [B, 3, P, P] in [-1, 1] for features; the other arguments are not used."""
         del noise, num_inference_steps, guidance
         latents = features_to_latents(features, self.config.autoencoder, self.config.grid)
         return latents_to_pixels(self.vae, latents)

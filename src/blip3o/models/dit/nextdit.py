@@ -131,7 +131,7 @@ class NextDiTConfig:
 
 @dataclasses.dataclass(frozen=True)
 class NextDiTContext:
-    """The condition as the layers read it; constant over the steps of a sampler.
+    """The part of the network's computation that depends on the condition only.
 
     Args:
         pooled: the condition's part of the conditioning vector, [B, vector_size].
@@ -166,7 +166,7 @@ class NextDiT(nn.Module):
 
     @property
     def blocks(self) -> list["NextDiTBlock"]:
-        """The transformer layers, with their type."""
+        """The transformer layers, typed."""
         return [cast("NextDiTBlock", layer) for layer in self.layers]
 
     def forward(self, noisy: Tensor, timestep: Tensor, condition: Tensor) -> Tensor:
@@ -206,7 +206,7 @@ class NextDiT(nn.Module):
                 does.
 
         Raises:
-            ValueError: if a shape does not fit the network, naming both sides.
+            ValueError: if a shape does not fit the network.
         """
         timestep = timesteps(sigma, truncate_timestep)
         grid = grid or _square_grid(noisy.shape[1])
@@ -214,11 +214,7 @@ class NextDiT(nn.Module):
         return self._run(noisy, timestep, condition, context, reference, grid)
 
     def prepare_context(self, condition: Tensor) -> NextDiTContext:
-        """Returns the part of the computation that all sampling steps share.
-
-        Args:
-            condition: the backbone's query states, [B, Q, D].
-        """
+        """Returns the computation that all sampling steps share, for query states [B, Q, D]."""
         context = self.caption_projection(condition.to(self.dtype))
         return NextDiTContext(
             pooled=self.time_caption_embed.pool(context),
@@ -230,7 +226,7 @@ class NextDiT(nn.Module):
         return self.patch_embedder.proj(to_patches(noisy.to(self.dtype), grid, self.patch_size))
 
     def embed_reference(self, reference: Tensor, grid: tuple[int, int]) -> Tensor:
-        """Returns the addition to the image tokens by reference features, [B, M, E].
+        """Returns the reference term of the image tokens, [B, M, E].
 
         Args:
             reference: features of images to edit, [B, N, reference_channels].
@@ -355,13 +351,7 @@ class NextDiTBlock(nn.Module):
         *inputs: _Inputs.args,
         **named: _Inputs.kwargs,
     ) -> _Output:
-        """Calls a function of this block; offloading fetches the block's weights before.
-
-        Args:
-            function: takes this block first; possibly a compiled function.
-            inputs: its other arguments.
-            named: its arguments by name.
-        """
+        """Calls `function(self, ...)`; as a seam, it lets offloading fetch the weights first."""
         return function(self, *inputs, **named)
 
     def _attention(self, normed: Tensor, rope: RopeTable, cross: KeyValue) -> Tensor:
@@ -488,17 +478,10 @@ def check_shapes(
     reference: Tensor | None,
     grid: tuple[int, int],
 ) -> None:
-    """Checks that inputs fit a network.
-
-    Args:
-        config: the network's sizes.
-        noisy: features on the path, [B, N, C].
-        condition: the backbone's query states, [B, Q, D].
-        reference: features of an image to edit, [B, N, reference_channels].
-        grid: rows and columns of the N tokens.
+    """Checks that the arguments of `NextDiT.velocity` fit a network.
 
     Raises:
-        ValueError: if a shape does not fit, naming both sides.
+        ValueError: if a shape does not fit; the message has both sizes.
     """
     for features in (noisy, reference):
         if features is not None and features.shape[1] != grid[0] * grid[1]:

@@ -1,17 +1,17 @@
-"""NextDiT in sampling: everything that is constant over the steps is computed once, before them.
+"""The fast path of NextDiT: everything that is constant over the steps is computed before them.
 
-`NextDiT.velocity` is the plain path; this file computes the same function for one condition and
-known noise levels. Axes: B images of P conditions (B = P * images of each), S noise levels, M image
-tokens, E width, H heads, K head dim. Guided rows stand as [null, conditional], 2 B in all.
+It computes the same function as `NextDiT.velocity`, for given conditions and known noise levels.
+Axes: B images of P conditions (B = P * images of each), S noise levels, M image tokens, E width, H
+heads, K head dim. With guidance, a batch holds [null, conditional]: 2 B rows.
 
 - Keys and values of the condition do not depend on the noise level. They are computed once, and
   all images of a condition share one copy.
 - The empty condition is the same token Q times, and the keys are not rotated. So every query of the
-  null half averages equal values: its cross-attention is one constant vector without any query.
-- Scales and gates depend on the noise level and the condition only. One product computes them for
-  many levels; each condition and the null half have a product of their own, with the weights of the
-  norms folded in. The conditions do not share a product: its rounding depends on the number of
-  rows, so an image would depend on the others of its batch.
+  null half averages equal values, and its cross-attention is one constant vector.
+- Scales and gates depend only on the noise level and the condition. One product computes them for
+  many levels, with the weights of the norms included. Each condition and the null half have a
+  product of their own, because the rounding of a product depends on its number of rows: in a shared
+  product, an image would depend on the other images of its batch.
 - Both halves share the embedding of the noisy tokens and of the reference.
 """
 
@@ -28,16 +28,16 @@ from blip3o.nn.attention import attend
 from blip3o.nn.rope import RopeTable, rotate_neighbors
 
 _LEVELS_AT_ONCE = 32
-"""Noise levels whose scales are kept; 20 MB for each row of the released model in fp32."""
+"""Noise levels whose scales are kept: 20 MB for each row of the released model in fp32."""
 
 
 class CrossContext(NamedTuple):
-    """The condition as the cross-attention of one layer reads it.
+    """The condition in the form that the cross-attention of one layer uses.
 
     Args:
         key_value: keys and values, [P, num_kv_heads, Q, K] each.
-        null: addition of the empty condition to the attention of each token, [H, K]; None without
-            guidance.
+        null: term that the empty condition adds to the attention of each token, [H, K]; None
+            without guidance.
     """
 
     key_value: KeyValue
@@ -64,24 +64,24 @@ class _Scales:
 
 
 class PreparedNextDiT:
-    """A NextDiT for given conditions and the noise levels of a sampler: the fast path.
+    """A NextDiT prepared for given conditions and noise levels.
 
-    Not for training: it works in place and needs `torch.no_grad`. The network's weights must not
-    change while it is in use.
+    It works in place and needs `torch.no_grad`, so it cannot be trained. The weights of the network
+    must not change while it is in use.
 
     Args:
         dit: the network.
         condition: the backbone's query states of P prompts, [P, Q, D].
         sigmas: the noise level of each step, fp32, [S].
         num_images: images of each prompt; the batch is then B = P * num_images.
-        is_guided: whether to return the velocities of [null, conditional] together.
+        is_guided: also compute the velocities for the empty condition.
         reference: features of images to edit, [P, N, reference_channels].
         grid: rows and columns of the tokens; None for the config's square.
         truncate_timestep: see `NextDiT.velocity`.
         layer: `sample_layer`, or its compiled form.
 
     Raises:
-        ValueError: if a shape does not fit the network, naming both sides.
+        ValueError: if a shape does not fit the network.
     """
 
     def __init__(
@@ -120,7 +120,7 @@ class PreparedNextDiT:
         nulls: list[Tensor | None] = [None] * len(blocks)
         rows = torch.arange(len(condition), device=condition.device).repeat_interleave(num_images)
         if self._is_guided:
-            # Every token of the empty condition is the same, so one represents all.
+            # All tokens of the empty condition are equal, so one is enough.
             null = dit.prepare_context(condition.new_zeros(1, 1, condition.shape[-1]))
             pooled = torch.cat([null.pooled, pooled])
             nulls = [
@@ -129,7 +129,7 @@ class PreparedNextDiT:
             ]
             rows = torch.cat([torch.zeros_like(rows), rows + 1])
         self._pooled = pooled
-        self._rows = rows  # of each image among the conditions, [B] or [2 B]
+        self._rows = rows  # index of the condition of each row, [B] or [2 B]
         self._contexts = [CrossContext(*one) for one in zip(context.layers, nulls, strict=True)]
 
     def velocity(self, noisy: Tensor, step: int) -> Tensor:
@@ -210,7 +210,7 @@ def _attention(
         null.add_(context.null)
         conditional = normed.chunk(2)[1]
     query = rotate_neighbors(cross.query(conditional), rope)
-    # The queries of all images of a condition form one long row, so its keys are read once.
+    # The queries of all images of a condition form one long row, so its keys are read only once.
     query = query.reshape(len(context.key_value[0]), -1, *query.shape[2:]).transpose(1, 2)
     other = attend(query, *context.key_value).transpose(1, 2).reshape(seen.shape)
     seen.addcmul_(block.gate.tanh().unsqueeze(-1), other)
@@ -218,7 +218,7 @@ def _attention(
 
 
 def _null_attention(block: NextDiTBlock, value: Tensor) -> Tensor:
-    """Returns the addition of a condition of equal tokens to each token's attention, [H, K].
+    """Returns the term that a condition of equal tokens adds to each token's attention, [H, K].
 
     Args:
         block: the layer.
@@ -230,7 +230,7 @@ def _null_attention(block: NextDiTBlock, value: Tensor) -> Tensor:
 
 
 def _layer_scales(block: NextDiTBlock, vectors: Tensor) -> Tensor:
-    """Returns the norms' weights times scale, gate, scale, gate of each row, [..., 4, E].
+    """Returns the factors of the four norms: weights times scale, gate, scale, gate, [..., 4, E].
 
     Args:
         block: the layer.

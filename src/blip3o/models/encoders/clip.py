@@ -9,7 +9,7 @@ from typing import Literal
 
 from torch import Tensor
 
-from blip3o.core.bounds import Count, Whole
+from blip3o.core.bounds import Whole
 from blip3o.imaging.pixels import normalize_for_clip
 from blip3o.models.encoders.grid import VisionTransformerConfig, check_pixels, pool_tokens
 from blip3o.models.protocols import ImageEncoder
@@ -21,33 +21,18 @@ class ClipEncoderConfig(VisionTransformerConfig):
 
     Args:
         hidden_act: activation of the MLPs: "quick_gelu" in OpenAI's CLIP, "gelu" in later models.
-        pool: kernel and stride of the average pooling of the token grid (1 keeps every token).
         skip_last: number of last layers to skip; above 0 the final norm is skipped as well (LLaVA
             reads the states before the last layer: 1).
     """
 
     kind: str = "clip"
     hidden_act: Literal["quick_gelu", "gelu"] = "quick_gelu"
-    pool: Count = 1
     skip_last: Whole = 0
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if not 0 <= self.skip_last <= self.num_layers:
             raise ValueError(f"skip_last must be 0 to {self.num_layers}, got {self.skip_last}")
-
-    @classmethod
-    def tiny(cls) -> "ClipEncoderConfig":
-        """Returns the smallest useful config, for tests."""
-        return cls(
-            image_px=16,
-            patch_px=4,
-            hidden_size=16,
-            intermediate_size=32,
-            num_layers=1,
-            num_heads=2,
-            pool=2,
-        )
 
     def build(self) -> "ClipEncoder":
         """Returns the encoder with fresh weights."""

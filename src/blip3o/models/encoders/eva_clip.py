@@ -11,11 +11,12 @@ Reference:
 
 import dataclasses
 from collections import OrderedDict
+from typing import Self
 
 import torch
 from torch import Tensor, nn
 
-from blip3o.core.bounds import Count, NotNegative
+from blip3o.core.bounds import NotNegative
 from blip3o.imaging.pixels import normalize_for_clip
 from blip3o.models.encoders.grid import VisionTransformerConfig, check_pixels, pool_tokens
 from blip3o.models.protocols import ImageEncoder
@@ -28,12 +29,10 @@ class EvaClipEncoderConfig(VisionTransformerConfig):
 
     Args:
         norm_eps: epsilon of the LayerNorms (published: 1e-6).
-        pool: kernel and stride of the average pooling of the token grid (1 keeps every token).
     """
 
     kind: str = "eva_clip"
     norm_eps: NotNegative = 1e-6
-    pool: Count = 1
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -43,17 +42,9 @@ class EvaClipEncoderConfig(VisionTransformerConfig):
             )
 
     @classmethod
-    def tiny(cls) -> "EvaClipEncoderConfig":
+    def tiny(cls) -> Self:
         """Returns the smallest useful config, for tests."""
-        return cls(
-            image_px=16,
-            patch_px=4,
-            hidden_size=16,
-            intermediate_size=32,
-            num_layers=2,
-            num_heads=2,
-            pool=2,
-        )
+        return dataclasses.replace(super().tiny(), num_layers=2)
 
     @classmethod
     def published(cls) -> "EvaClipEncoderConfig":

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from typing import Self
 
 from torch import Tensor
 
@@ -13,25 +14,27 @@ class VisionTransformerConfig:
     """Sizes of a vision transformer and of the feature grid that is pooled from its patches.
 
     Args:
-        kind: name in the table of encoders.
+        kind: name in the table of encoders; each subclass has its own.
         image_px: side of the square input image.
         patch_px: side of a patch; must divide `image_px`.
         hidden_size: width of the transformer, which is the number of feature channels (C).
         intermediate_size: width inside the MLPs.
         num_layers: number of transformer layers.
         num_heads: attention heads.
+        pool: kernel and stride of the average pooling of the token grid (1 keeps every token).
 
     Raises:
         ValueError: if `image_px` is not a multiple of `patch_px` times `pool`.
     """
 
-    kind: str
+    kind: str = "abstract"
     image_px: Count
     patch_px: Count
     hidden_size: Count
     intermediate_size: Count
     num_layers: Count
     num_heads: Count
+    pool: Count = 1
 
     def __post_init__(self) -> None:
         if self.image_px % (self.patch_px * self.pool):
@@ -40,10 +43,18 @@ class VisionTransformerConfig:
                 f"({self.patch_px} * {self.pool})"
             )
 
-    @property
-    def pool(self) -> int:
-        """Kernel and stride of the average pooling of the token grid; subclasses store it."""
-        raise NotImplementedError
+    @classmethod
+    def tiny(cls) -> Self:
+        """Returns the smallest useful config, for tests."""
+        return cls(
+            image_px=16,
+            patch_px=4,
+            hidden_size=16,
+            intermediate_size=32,
+            num_layers=1,
+            num_heads=2,
+            pool=2,
+        )
 
     @property
     def grid(self) -> int:
@@ -62,15 +73,7 @@ class VisionTransformerConfig:
 
 
 def check_pixels(pixels: Tensor, image_px: int) -> None:
-    """Refuses images that are not [B, 3, P, P].
-
-    Args:
-        pixels: input of an encoder.
-        image_px: side of the images that the encoder takes (P).
-
-    Raises:
-        ValueError: if the shape differs.
-    """
+    """Raises ValueError unless the input of an encoder is [B, 3, image_px, image_px]."""
     if pixels.ndim != 4 or pixels.shape[1:] != (3, image_px, image_px):
         raise ValueError(
             f"the image encoder takes pixels [B, 3, {image_px}, {image_px}], "

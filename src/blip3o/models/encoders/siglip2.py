@@ -8,7 +8,7 @@ import dataclasses
 
 from torch import Tensor
 
-from blip3o.core.bounds import Count, Whole
+from blip3o.core.bounds import Whole
 from blip3o.models.encoders.grid import VisionTransformerConfig, check_pixels, pool_tokens
 from blip3o.models.protocols import ImageEncoder
 
@@ -18,7 +18,6 @@ class Siglip2EncoderConfig(VisionTransformerConfig):
     """Sizes of a SigLIP2 vision tower; see also `VisionTransformerConfig`.
 
     Args:
-        pool: kernel and stride of the average pooling of the token grid (1 keeps every token).
         skip_last: number of last layers to skip; above 0 the final norm is skipped as well (the
             published SANA decoder reads the states before the last layer: 1).
         keep_head: include the published pooling head, frozen. Features do not use it, but
@@ -26,22 +25,8 @@ class Siglip2EncoderConfig(VisionTransformerConfig):
     """
 
     kind: str = "siglip2"
-    pool: Count = 1
     skip_last: Whole = 0
     keep_head: bool = False
-
-    @classmethod
-    def tiny(cls) -> "Siglip2EncoderConfig":
-        """Returns the smallest useful config, for tests."""
-        return cls(
-            image_px=16,
-            patch_px=4,
-            hidden_size=16,
-            intermediate_size=32,
-            num_layers=1,
-            num_heads=2,
-            pool=2,
-        )
 
     @classmethod
     def so400m(

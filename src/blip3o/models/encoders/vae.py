@@ -1,6 +1,6 @@
 """A VAE's encoder whose latents are the features, for flow matching on VAE latents.
 
-The layers are those of `autoencoders`; decoder weights are not held here.
+The layers are those of `autoencoders`, without the decoder half.
 
 Reference:
     BLIP3-o section 3.2 (VAE + flow matching); parity families `sdxl_decoder` and `siglip2_sana`.
@@ -30,11 +30,7 @@ class VaeEncoderConfig(SizedAutoencoder):
         return self.autoencoder.latent_channels
 
     def build(self) -> "VaeEncoder":
-        """Returns the encoder with fresh weights.
-
-        Raises:
-            UsageError: if diffusers is not installed.
-        """
+        """Returns the encoder with fresh weights; raises UsageError without diffusers."""
         return VaeEncoder(self)
 
 

@@ -12,5 +12,4 @@ GENERATORS = Registry(
     },
     package=__name__,
 )
-"""Every generator by name. An entry is a config that follows `GeneratorConfig` in
-`models.generators.plan`."""
+"""Configs of all generators by name; `models.generators.plan` describes their interface."""

@@ -14,7 +14,7 @@ import abc
 import contextlib
 import dataclasses
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import torch
 from torch import Tensor, nn
@@ -48,8 +48,15 @@ class BlockConfig:
     positions: Literal["sequential", "shared"] = "sequential"
     learned_positions: bool = True
 
-    takes_reference: ClassVar[bool] = False
-    is_guided: ClassVar[bool] = True
+    @property
+    def takes_reference(self) -> bool:
+        """An image to edit is read through the prompt only."""
+        return False
+
+    @property
+    def is_guided(self) -> bool:
+        """A hidden prompt is the empty one of guidance."""
+        return True
 
     def num_reserved_positions(self, joints: Joints) -> int:
         """Returns the number of image tokens."""
@@ -96,7 +103,7 @@ class BlockGenerator(Generator):
 
     def plan(
         self,
-        backbone: Backbone,
+        backbone: Backbone[Any],
         prompts: Prompts,
         *,
         prompt_gradient: bool = False,
@@ -116,7 +123,7 @@ class BlockGenerator(Generator):
     @abc.abstractmethod
     def block_states(
         self,
-        backbone: Backbone,
+        backbone: Backbone[Any],
         hidden: Tensor,
         visible: Tensor,
         cache: "KeyValueCache",
@@ -162,7 +169,7 @@ class BlockPlan(Plan):
     """
 
     generator: BlockGenerator
-    backbone: Backbone
+    backbone: Backbone[Any]
     visible: Tensor
     start: Tensor
     key_values: KeyValues

@@ -6,7 +6,7 @@ both halves trained this is BAGEL's mixture of transformers.
 """
 
 import dataclasses
-from typing import TYPE_CHECKING, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from torch import Tensor
 
@@ -61,7 +61,7 @@ class LMFusion(BlockGenerator):
         self,
         noisy: Tensor,
         sigma: Tensor,
-        backbone: Backbone,
+        backbone: Backbone[Any],
         visible: Tensor,
         start: Tensor,
         *key_values: Tensor,
@@ -83,7 +83,7 @@ class LMFusion(BlockGenerator):
 
     def block_states(
         self,
-        backbone: Backbone,
+        backbone: Backbone[Any],
         hidden: Tensor,
         visible: Tensor,
         cache: "KeyValueCache",

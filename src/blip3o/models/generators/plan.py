@@ -1,19 +1,30 @@
-"""The seam between reading and drawing: generators and their plans.
+"""The interface of generators: a `Generator` converts prompts to a `Plan`, which gives velocities.
 
-A generator converts prompts to a `Plan`: the meaning of the prompts to the part that draws. A plan
-is opaque. Objectives, samplers, the pipeline and the server combine plans and follow their
-velocity; only the generator that made a plan knows its content. Axes: P prompts, B images, N
-feature tokens, K feature channels.
+Images are drawn in two stages. First, `Generator.plan` reads prompts with the backbone and returns
+a plan: everything that drawing needs to know about the prompts. Then, a solver starts from noise
+and follows the velocity that the plan predicts for noisy features at a noise level.
+
+    plan = model.plan(prompts)               # P prompts
+    plan.velocity(noisy, sigma)              # training: any noise levels, with gradients
+    sampling = plan.sampling(sigmas)         # sampling: known noise levels, without gradients
+    sampling.velocity(noisy, step)
+
+The content of a plan is private to its generator. For the query DiT it is the states at the query
+tokens; another generator may keep the keys and values of a whole prompt. Objectives, the pipeline
+and the server use only the methods of `Plan`, so they work with every generator. A new generator
+implements `GeneratorConfig`, `Generator` and `Plan`. Axes: P prompts, B images, N feature tokens, K
+feature channels, S noise levels.
 """
 
 import abc
 import dataclasses
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, ClassVar, Protocol, Self, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from blip3o.core.config import Dataclass
 from blip3o.models.backbones.base import Backbone, BackboneConfig
 from blip3o.models.prompts import Prompts
 
@@ -22,10 +33,12 @@ if TYPE_CHECKING:
 
 
 class Sampling(Protocol):
-    """A plan, ready for the noise levels of a sampler."""
+    """A plan prepared for known noise levels; `Plan.sampling` returns it."""
 
     def velocity(self, noisy: Tensor, step: int) -> Tensor:
-        """Returns velocities (noise - clean), [B, N, K], or of [null, conditional], [2 B, N, K].
+        """Returns velocities (noise - clean), [B, N, K].
+
+        Under guidance, the velocities for the empty prompt come first: [2 B, N, K].
 
         Args:
             noisy: features on the path, [B, N, K]; images of a prompt are neighbors.
@@ -38,11 +51,11 @@ _PlanT = TypeVar("_PlanT", bound="Plan")
 
 
 class Plan(abc.ABC):
-    """The meaning of P prompts to a generator."""
+    """Everything that drawing images needs to know about P prompts."""
 
     backbone_states: Tensor | None = None
-    """The backbone's states at the prompts and at the positions that the generator added after
-    them, [P, T + Q, D]; None unless `UnifiedModel.plan` was asked to keep them."""
+    """The backbone's states at the prompts and at the Q positions that the generator added after
+    them, [P, T + Q, D]; None without `keep_states`."""
 
     @abc.abstractmethod
     def __len__(self) -> int:
@@ -50,7 +63,7 @@ class Plan(abc.ABC):
 
     @abc.abstractmethod
     def null(self) -> Self:
-        """Returns the plan of as many empty prompts: the unconditional half of guidance."""
+        """Returns the plan of P empty prompts: the unconditional half of guidance."""
 
     @abc.abstractmethod
     def dropped(self, is_dropped: Tensor) -> Self:
@@ -77,7 +90,7 @@ class Plan(abc.ABC):
     @classmethod
     @abc.abstractmethod
     def join(cls, plans: Sequence[Self]) -> Self:
-        """Returns one plan of the prompts of several, in order."""
+        """Returns one plan of the prompts of several plans, in order."""
 
     @abc.abstractmethod
     def velocity(self, noisy: Tensor, sigma: Tensor) -> Tensor:
@@ -96,29 +109,27 @@ class Plan(abc.ABC):
         is_guided: bool = False,
         truncate_timestep: bool = False,
     ) -> Sampling:
-        """Returns the plan, ready for a sampler: the fast path. Needs `torch.no_grad`.
+        """Returns the plan prepared for the noise levels of a sampler. Needs `torch.no_grad`.
+
+        A generator may override this method with a faster path that gives the same velocities.
 
         Args:
             sigmas: the noise level of each step, fp32, on the device of the features, [S].
-            num_images: images of each prompt.
-            is_guided: whether to return the velocities of [null, conditional] together.
-            truncate_timestep: give the network whole timesteps, rounded down, as the released
-                sampler does. A generator without timesteps ignores it.
+            num_images: images of each prompt; B = P * num_images.
+            is_guided: also compute the velocities for the empty prompt; see `Sampling.velocity`.
+            truncate_timestep: round the timesteps down to whole numbers, as the released sampler
+                does. A generator without timesteps ignores it.
         """
         del truncate_timestep
         return PlainSampling(self, sigmas, num_images=num_images, is_guided=is_guided)
 
     @abc.abstractmethod
     def tensors(self) -> tuple[Tensor, ...]:
-        """Returns the tensors of the plan, always in the same order."""
+        """Returns the tensors of the plan, in a fixed order; a CUDA graph replaces them."""
 
     @abc.abstractmethod
     def with_tensors(self, tensors: Sequence[Tensor]) -> Self:
-        """Returns the same kind of plan over other tensors of the same shapes.
-
-        Args:
-            tensors: in the order of `tensors`.
-        """
+        """Returns a plan with other tensors of the same shapes, in the order of `tensors()`."""
 
 
 def join_plans(plans: Sequence[_PlanT]) -> _PlanT:
@@ -127,14 +138,7 @@ def join_plans(plans: Sequence[_PlanT]) -> _PlanT:
 
 
 class PlainSampling:
-    """A plan in a sampler without a fast path: one whole pass of the generator a step.
-
-    Args:
-        plan: the plan.
-        sigmas: the noise level of each step, [S].
-        num_images: images of each prompt.
-        is_guided: whether to return the velocities of [null, conditional] together.
-    """
+    """Sampling without a fast path: each step calls `Plan.velocity` for the whole batch."""
 
     def __init__(self, plan: Plan, sigmas: Tensor, *, num_images: int, is_guided: bool) -> None:
         plan = plan.repeat(num_images)
@@ -150,7 +154,7 @@ class PlainSampling:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Joints:
-    """The sizes of the parts that a generator joins.
+    """Sizes of the parts to which a generator is connected; its own sizes follow from them.
 
     Args:
         backbone: config of the backbone.
@@ -172,7 +176,7 @@ class Joints:
         return self.backbone.build_decoder()
 
 
-class GeneratorConfig(Protocol):
+class GeneratorConfig(Dataclass, Protocol):
     """Config of a generator, an entry of `GENERATORS`."""
 
     @property
@@ -202,16 +206,16 @@ class GeneratorConfig(Protocol):
 
 
 class Generator(nn.Module):
-    """Base class of generators: reads prompts with a backbone and draws image features."""
+    """Base class of generators: a network that predicts the velocity of image features."""
 
     seams: ClassVar[tuple[str, ...]]
-    """Methods that need the generator's weights; offloading fetches the weights around them."""
+    """Methods that need the generator's weights; offloading wraps them."""
     resident: ClassVar[tuple[str, ...]] = ()
-    """Names of small children that stay on the device, because reading prompts needs them."""
+    """Names of small children that stay on the device during offloading: `plan` needs them."""
 
     def plan(
         self,
-        backbone: Backbone,
+        backbone: Backbone[Any],
         prompts: Prompts,
         *,
         prompt_gradient: bool = False,
@@ -221,13 +225,8 @@ class Generator(nn.Module):
         raise NotImplementedError
 
     def empty_plan(self, num_prompts: int, prompt_tokens: int) -> Plan:
-        """Returns a plan of the right shapes with arbitrary content, to measure memory.
-
-        Args:
-            num_prompts: P.
-            prompt_tokens: length of each prompt.
-        """
+        """Returns a plan of P prompts of equal length with arbitrary content, to measure memory."""
         raise NotImplementedError
 
     def compile_sampling(self) -> None:
-        """Compiles the repeated part of the fast path, if there is one."""
+        """Compiles the repeated part of the fast path, if the generator has one."""

@@ -1,15 +1,16 @@
 """Query tokens: learned embeddings whose states read a prompt for a generator."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
 from blip3o.models.backbones.base import Backbone
-from blip3o.models.backbones.packed import is_packed
 from blip3o.models.prompts import Prompts
 
 
 class QueryTokens(nn.Module):
-    """Q learned embeddings that are appended to every prompt of an image.
+    """Q learned embeddings that follow every prompt of an image.
 
     Args:
         num_query_tokens: Q.
@@ -29,13 +30,14 @@ class QueryTokens(nn.Module):
         return self.weight.expand(batch_size, -1, -1)
 
     def read(
-        self, backbone: Backbone, prompts: Prompts, *, prompt_gradient: bool = False
+        self, backbone: Backbone[Any], prompts: Prompts, *, prompt_gradient: bool = False
     ) -> Tensor:
         """Returns the backbone's states at prompts and the queries after them, [P, T + Q, D].
 
-        The mask is causal, so prompt states do not depend on the queries. If no weight of the
-        backbone is trained, the prompt's keys and values are computed without gradient and only the
-        Q query positions are back-propagated: the same gradients for less than half the work.
+        The mask is causal, so the states of a prompt do not depend on the queries. If no weight of
+        the backbone is trained, keys and values of the prompt are computed without gradients, and
+        only the Q query positions are back-propagated. The gradients are the same, for less than
+        half of the work.
 
         Args:
             backbone: reads the prompts.
@@ -47,7 +49,7 @@ class QueryTokens(nn.Module):
         whole_mask = torch.cat([mask, mask.new_ones(queries.shape[:2])], dim=1)
         frozen = not any(p.requires_grad for p in backbone.parameters())
         if frozen and torch.is_grad_enabled() and not prompt_gradient:
-            cache = backbone.new_cache(packed=is_packed(backbone, mask))
+            cache = backbone.new_cache(packed=backbone.is_packed(mask))
             with torch.no_grad():
                 prompt = backbone.embed(ids, prompts.images)
                 prompt_states = backbone(prompt, mask, cache)

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Sequence
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -25,8 +25,8 @@ class QueryDiTConfig:
         num_query_tokens: learned queries after a prompt (Q).
         query_init_std: standard deviation of fresh queries (published: 1).
         hidden_size: width of the DiT (E).
-        num_layers: its transformer layers.
-        num_heads: its attention heads; the head dim must be a multiple of 4.
+        num_layers: transformer layers of the DiT.
+        num_heads: attention heads of the DiT; the head dim must be a multiple of 4.
         num_kv_heads: heads of keys and values; None for as many as query heads.
         patch_size: side of the square of feature tokens that forms one image token.
         multiple_of: the feed-forward width is rounded up to a multiple of this.
@@ -66,7 +66,10 @@ class QueryDiTConfig:
         """Returns the sizes of the released models."""
         return cls(num_query_tokens=64, hidden_size=1792, num_layers=24, num_heads=28)
 
-    is_guided: ClassVar[bool] = True
+    @property
+    def is_guided(self) -> bool:
+        """Zeros are the empty condition of guidance."""
+        return True
 
     def num_reserved_positions(self, joints: Joints) -> int:
         """Returns the number of queries."""
@@ -106,7 +109,10 @@ _SHARED = {field.name for field in dataclasses.fields(QueryDiTConfig)} & {
 
 
 class QueryDiT(Generator):
-    """Appends queries to prompts; their states are the condition of a NextDiT.
+    """Appends queries to prompts; the states at the queries are the condition of a NextDiT.
+
+    The methods `prepare_context`, `velocity`, `prepare` and `sample` forward to the DiT, so that
+    offloading can fetch the weights of the whole generator around them.
 
     Args:
         config: sizes.
@@ -127,20 +133,13 @@ class QueryDiT(Generator):
 
     def plan(
         self,
-        backbone: Backbone,
+        backbone: Backbone[Any],
         prompts: Prompts,
         *,
         prompt_gradient: bool = False,
         keep_states: bool = False,
     ) -> "QueryPlan":
-        """Returns the plan of prompts: the backbone's states at the query tokens.
-
-        Args:
-            backbone: reads the prompts.
-            prompts: the prompts.
-            prompt_gradient: back-propagate through the prompts even if it changes nothing.
-            keep_states: keep the backbone's states of all positions in the plan.
-        """
+        """Returns the plan of prompts; arguments as for `UnifiedModel.plan`."""
         states = self.query_tokens.read(backbone, prompts, prompt_gradient=prompt_gradient)
         kept = states if keep_states else None
         reference = prompts.reference if self.config.takes_reference else None
@@ -188,22 +187,22 @@ class QueryDiT(Generator):
         return prepared.velocity(noisy, step)
 
     def empty_plan(self, num_prompts: int, prompt_tokens: int) -> "QueryPlan":
-        """Returns a plan with arbitrary content; see `Generator`."""
+        """See `Generator.empty_plan`."""
         del prompt_tokens
         queries = self.query_tokens.weight
         return QueryPlan(self, queries.new_empty(num_prompts, *queries.shape))
 
     def compile_sampling(self) -> None:
-        """Compiles a layer of the fast path; all layers share the result."""
+        """Compiles one layer function, which all layers of the fast path share."""
         self._layer = torch.compile(sample_layer)
 
 
 @dataclasses.dataclass(eq=False)
 class QueryPlan(Plan):
-    """States at the query tokens of P prompts.
+    """The plan of the query DiT: the states at the query tokens of P prompts.
 
     Args:
-        generator: draws from the states.
+        generator: the generator that draws from the states.
         states: the backbone's states at the queries, [P, Q, D]; zeros are the empty condition.
         reference: normalized features of images to edit, [P, N, K].
         backbone_states: see `Plan`.
@@ -216,7 +215,7 @@ class QueryPlan(Plan):
 
     @functools.cached_property
     def _context(self) -> NextDiTContext:
-        """The condition as the DiT reads it, computed once for all noise levels."""
+        """The part of the DiT's computation that does not depend on the noise level."""
         return self.generator.prepare_context(self.states)
 
     def __len__(self) -> int:
@@ -224,7 +223,7 @@ class QueryPlan(Plan):
         return len(self.states)
 
     def null(self) -> Self:
-        """See `Plan`. The image to edit stays: guidance acts on the words."""
+        """See `Plan`. The image to edit stays, because guidance acts on the text only."""
         return dataclasses.replace(self, states=torch.zeros_like(self.states))
 
     def dropped(self, is_dropped: Tensor) -> Self:
@@ -290,7 +289,7 @@ class QueryPlan(Plan):
 
 @dataclasses.dataclass(frozen=True)
 class _QuerySampling:
-    """Follows a prepared DiT through the generator, so that offloading sees every use."""
+    """Calls a prepared DiT through the generator, whose methods offloading wraps."""
 
     generator: QueryDiT
     prepared: PreparedNextDiT

@@ -8,7 +8,7 @@ any number of steps lands on f, and one step suffices.
 
 import dataclasses
 from collections.abc import Sequence
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -37,8 +37,15 @@ class RegressionConfig:
     num_layers: Whole = 0
     num_heads: Count = 1
 
-    takes_reference: ClassVar[bool] = False
-    is_guided: ClassVar[bool] = False
+    @property
+    def takes_reference(self) -> bool:
+        """An image to edit is read through the prompt only."""
+        return False
+
+    @property
+    def is_guided(self) -> bool:
+        """The features of a prompt are one mean; guidance has no meaning."""
+        return False
 
     @classmethod
     def tiny(cls) -> "RegressionConfig":
@@ -92,7 +99,7 @@ class Regression(Generator):
 
     def plan(
         self,
-        backbone: Backbone,
+        backbone: Backbone[Any],
         prompts: Prompts,
         *,
         prompt_gradient: bool = False,

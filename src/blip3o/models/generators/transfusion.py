@@ -1,7 +1,7 @@
 """Transfusion: image blocks run through the backbone's own layers; both share all weights."""
 
 import dataclasses
-from typing import TYPE_CHECKING, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from torch import Tensor
 
@@ -55,7 +55,7 @@ class Transfusion(BlockGenerator):
 
     def block_states(
         self,
-        backbone: Backbone,
+        backbone: Backbone[Any],
         hidden: Tensor,
         visible: Tensor,
         cache: "KeyValueCache",

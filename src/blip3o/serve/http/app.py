@@ -14,9 +14,9 @@ from blip3o.core.errors import UsageError
 from blip3o.core.log import say
 from blip3o.serve.http.completion_routes import completion_routes
 from blip3o.serve.http.errors import ApiError, from_validation, invalid
-from blip3o.serve.http.guard import API_PATHS, Guard
 from blip3o.serve.http.hosts import HostNames
 from blip3o.serve.http.image_routes import image_routes
+from blip3o.serve.http.request_checks import API_PATHS, RequestChecks
 from blip3o.serve.http.response_routes import response_routes
 from blip3o.serve.http.service import Service
 from blip3o.serve.http.system_routes import not_found, system_routes, wrong_method
@@ -33,7 +33,7 @@ def build_app(
         keys: valid API keys, of which clients must send one; none for open access.
         hosts: host names that requests may use; None for any.
     """
-    # FastAPI's own pages load scripts from other sites, so /docs is ours.
+    # FastAPI's own /docs loads scripts from other sites; system_routes has one that does not.
     app = FastAPI(title="blip3o", version=__version__, docs_url=None, redoc_url=None)
     for routes in (image_routes, completion_routes, response_routes, system_routes):
         app.include_router(routes(service))
@@ -42,14 +42,14 @@ def build_app(
     app.add_middleware(HeadAsGet)
     app.add_middleware(UploadRoom)
     app.add_middleware(
-        Guard, config=service.config, keys=keys, metrics=service.metrics, hosts=hosts
+        RequestChecks, config=service.config, keys=keys, metrics=service.metrics, hosts=hosts
     )
     if service.config.cors_origin:
         app.add_middleware(
             CORSMiddleware,
             allow_origins=list(service.config.cors_origin),
             allow_methods=["GET", "POST"],
-            allow_headers=["*"],  # OpenAI's client for browsers sends a dozen headers of its own
+            allow_headers=["*"],  # OpenAI's client for browsers sends a dozen special headers
             expose_headers=["Retry-After", "X-Should-Retry"],
         )
     return app
@@ -81,7 +81,7 @@ class HeadAsGet:
         try:
             await self._app(as_get, receive, without_body)
         finally:
-            if "route" in as_get:  # the guard counts answers by route
+            if "route" in as_get:  # the middleware counts answers by route
                 scope["route"] = as_get["route"]
 
 

@@ -5,7 +5,7 @@ import time
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter
 from starlette.responses import JSONResponse, Response
 
 from blip3o.serve.http.conversation import (
@@ -40,9 +40,9 @@ def completion_routes(service: Service) -> APIRouter:
     router = APIRouter(tags=["chat"], route_class=JsonRoute)
 
     @router.post("/v1/chat/completions", summary="The next turn of a conversation")
-    async def completions(body: ChatCompletionRequest, request: Request) -> Response:
+    async def completions(body: ChatCompletionRequest) -> Response:
         job = await completion_job(service, body)
-        parts = _parts(service, job, request)
+        parts = _parts(service, job)
         if body.stream:
             head = _head(service, "chat.completion.chunk", job)
             return await event_stream(_chunks(head, parts, body), is_ended=True)
@@ -74,7 +74,7 @@ async def completion_job(
 
 
 def _limit(body: ChatCompletionRequest) -> tuple[str, int | None]:
-    """Returns name and value of the field that limits the tokens of an answer."""
+    """Returns the name and the value of the field that limits the tokens of an answer."""
     old, new = body.max_tokens, body.max_completion_tokens
     if old is not None and new is not None and old != new:
         raise invalid("give max_tokens or max_completion_tokens, not both", "max_tokens")
@@ -88,9 +88,9 @@ def _turn(message: ChatMessage, param: str) -> Turn:
     return turn(message.role, parts, f"{param}.content")
 
 
-async def _parts(service: Service, job: ChatRequest | ImageRequest, request: Request) -> Parts:
+async def _parts(service: Service, job: ChatRequest | ImageRequest) -> Parts:
     left = job.count
-    async with service.events(job, request) as events:
+    async with service.events(job) as events:
         async for event in events:
             if isinstance(event, Text):
                 yield event.index, event.piece

@@ -56,13 +56,13 @@ class Connections:
         self.most = most
         self.header_timeout_s = header_timeout_s
         self.read_timeout_s = read_timeout_s
-        self._open: set[PatientProtocol] = set()
-        self._waiting: dict[PatientProtocol, None] = {}
+        self._open: set[TimedProtocol] = set()
+        self._waiting: dict[TimedProtocol, None] = {}
 
     def __len__(self) -> int:
         return len(self._open)
 
-    def add(self, one: "PatientProtocol") -> bool:
+    def add(self, one: "TimedProtocol") -> bool:
         """Adds a connection; returns False if there is no room for it."""
         if len(self._open) >= self.most:
             oldest = next(iter(self._waiting), None)
@@ -74,12 +74,12 @@ class Connections:
         self._waiting[one] = None
         return True
 
-    def remove(self, one: "PatientProtocol") -> None:
+    def remove(self, one: "TimedProtocol") -> None:
         """Removes a connection."""
         self._open.discard(one)
         self._waiting.pop(one, None)
 
-    def note(self, one: "PatientProtocol", *, is_waiting: bool) -> None:
+    def note(self, one: "TimedProtocol", *, is_waiting: bool) -> None:
         """Records whether a connection has no request, and since when."""
         if not is_waiting:
             self._waiting.pop(one, None)
@@ -87,7 +87,7 @@ class Connections:
             self._waiting[one] = None
 
 
-class PatientProtocol(H11Protocol):
+class TimedProtocol(H11Protocol):
     """A connection that is closed if its header or the reading of its answer takes too long."""
 
     table: Connections
@@ -99,7 +99,7 @@ class PatientProtocol(H11Protocol):
         self._read_timer: asyncio.TimerHandle | None = None
         self._has_data = False
         if self.table.add(self):
-            self._look()
+            self._update_header_timer()
         else:
             self._refuse(503, "too many connections; try again later", "too_many_connections")
 
@@ -115,7 +115,7 @@ class PatientProtocol(H11Protocol):
         """Receives the next bytes of a request."""
         self._has_data = True
         super().data_received(data)
-        self._look()
+        self._update_header_timer()
 
     def on_response_complete(self) -> None:
         """Waits for the next request of the connection."""
@@ -123,8 +123,8 @@ class PatientProtocol(H11Protocol):
         super().on_response_complete()
         if self.transport.is_closing():
             self._watch_reading()
-        # uvicorn closes idle connections; our timer starts with the next byte.
-        self._look(is_timed=False)
+        # uvicorn closes idle connections; the header timer starts with the next byte.
+        self._update_header_timer(is_timed=False)
 
     def timeout_keep_alive_handler(self) -> None:
         """Closes an idle connection."""
@@ -152,7 +152,7 @@ class PatientProtocol(H11Protocol):
             wait = self.table.read_timeout_s
             self._read_timer = self.loop.call_later(wait, self._watch_reading, now)
 
-    def _look(self, *, is_timed: bool = True) -> None:
+    def _update_header_timer(self, *, is_timed: bool = True) -> None:
         """Starts or stops the timer for a header."""
         is_waiting = self.conn.their_state is h11.IDLE
         self.table.note(self, is_waiting=is_waiting)
@@ -183,9 +183,9 @@ class PatientProtocol(H11Protocol):
         self._watch_reading()
 
 
-def protocol_of(table: Connections) -> type[PatientProtocol]:
+def protocol_of(table: Connections) -> type[TimedProtocol]:
     """Returns a protocol class whose connections belong to a table."""
-    return type("ConnectionProtocol", (PatientProtocol,), {"table": table})
+    return type("ConnectionProtocol", (TimedProtocol,), {"table": table})
 
 
 class RateLimit(logging.Filter):

@@ -19,12 +19,7 @@ _SYSTEM = ("system", "developer")
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class ImagePlace:
-    """An image of a turn.
-
-    Args:
-        url: a data URI, or a URL on a host that the server allows.
-        param: the field that contains it.
-    """
+    """An image of a turn: its data URI or URL, and the field that contains it."""
 
     url: str
     param: str
@@ -32,13 +27,7 @@ class ImagePlace:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Turn:
-    """One turn of a conversation.
-
-    Args:
-        role: its author.
-        pieces: its texts and images in order.
-        param: the field that contains the pieces.
-    """
+    """One turn of a conversation: its texts and images in order, and the field with them."""
 
     role: Literal["system", "user", "assistant"]
     pieces: tuple[str | ImagePlace, ...]
@@ -56,12 +45,7 @@ class Turn:
 
 
 def turn(role: str, parts: Sequence[Part], param: str) -> Turn:
-    """Returns a turn from the parts that a client sent.
-
-    Args:
-        role: as clients spell it.
-        parts: parts of the turn.
-        param: the field that contains the parts.
+    """Returns a turn from the role and the parts that a client sent in the field `param`.
 
     Raises:
         ApiError: 400 for an image in a system turn, an image mark in a text, or an empty user turn.
@@ -77,7 +61,7 @@ def _pieces(kind: str, parts: Sequence[Part], param: str) -> Iterator[str | Imag
     for number, part in enumerate(parts):
         if isinstance(part, ImagePart | InputImagePart):
             if kind == "system":
-                raise invalid(f"{param} holds an image; only user turns may have images", param)
+                raise invalid(f"{param} contains an image; only user turns may have images", param)
             suffix = ".url" if isinstance(part, ImagePart) else ""
             yield ImagePlace(part.image_url.url, f"{param}.{number}.image_url{suffix}")
             continue
@@ -88,18 +72,14 @@ def _pieces(kind: str, parts: Sequence[Part], param: str) -> Iterator[str | Imag
 
 
 def check_order(turns: Sequence[Turn], param: str) -> None:
-    """Checks that system turns come first and that the last turn is the user's.
-
-    Raises:
-        ApiError: 400 if not.
-    """
+    """Raises an `ApiError` unless system turns come first and the last turn is the user's."""
     if not turns or turns[-1].role != "user":
-        raise invalid(f"the last of the {param} must be the user's", param)
+        raise invalid(f"the last turn of {param} must be the user's", param)
     has_begun = False
     for one in turns:
         has_begun = has_begun or one.role != "system"
         if has_begun and one.role == "system":
-            raise invalid("a system message is not at the start; it comes first", one.param)
+            raise invalid("a system message must come first", one.param)
 
 
 async def read_conversation(
@@ -112,7 +92,7 @@ async def read_conversation(
 
     Args:
         service: reads the images and knows the model's limits.
-        turns: in order; see `check_order`.
+        turns: turns that passed `check_order`.
         param: the field that contains them.
 
     Raises:
@@ -145,12 +125,8 @@ async def prompt_and_images(
 ) -> tuple[str, list[Image.Image]]:
     """Returns the prompt for an image, and the images to edit.
 
-    The prompt is the text of the last turn. The images are those of the last turn, or otherwise the
-    last image of the conversation.
-
-    Args:
-        service: reads the images.
-        turns: in order; see `check_order`.
+    The prompt is the text of the last turn. The images are those of the last turn; if it has none,
+    the last image of the conversation.
 
     Raises:
         ApiError: 400 or 413 for too many images, or an unreadable image.

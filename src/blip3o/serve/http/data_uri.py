@@ -1,7 +1,7 @@
 """Tolerant decoding of data URIs.
 
-Accepts wrapped lines, standard and URL-safe base64, missing padding, any parameters, a missing
-media type, and percent-encoding.
+The decoder accepts wrapped lines, standard and URL-safe base64, missing padding, any parameters, a
+missing media type, and percent-encoding.
 """
 
 import base64

@@ -57,7 +57,7 @@ class ApiError(Exception):
 
     Args:
         status: HTTP status.
-        message: what is wrong and what to do.
+        message: the problem and its remedy.
         param: name of the invalid field.
         code: error code for programs.
         headers: additional headers of the answer.
@@ -93,7 +93,7 @@ class ApiError(Exception):
         }
 
     def response(self) -> Response:
-        """Returns the answer, in ASCII so that unpaired surrogates of a request cannot break it."""
+        """Returns the answer in ASCII, because it may quote unpaired surrogates of a request."""
         return Response(
             json.dumps(self.body),
             self.status,
@@ -108,22 +108,16 @@ def invalid(message: str, param: str | None = None, code: str = "invalid_value")
 
 
 def busy(message: str, headers: Mapping[str, str] | None = None) -> ApiError:
-    """Returns the 429 error for a request that comes while the server is at a limit.
+    """Returns the 429 error for a request that exceeds a limit of the server for now.
 
-    Args:
-        message: the limit.
-        headers: additional headers; `Retry-After` is 1 second unless they say otherwise.
+    The header `Retry-After` is 1 second unless `headers` contain it.
     """
     headers = {"Retry-After": "1", **(headers or {})}
     return ApiError(429, f"{message}; try again later", code="queue_full", headers=headers)
 
 
 def validated(schema: type[T], fields: Mapping[str, object]) -> T:
-    """Returns fields as an instance of a schema.
-
-    Raises:
-        ApiError: 400 if the schema does not allow them.
-    """
+    """Returns fields as an instance of a schema, or raises an `ApiError` with status 400."""
     try:
         return schema.model_validate(fields)
     except ValidationError as error:
@@ -131,11 +125,7 @@ def validated(schema: type[T], fields: Mapping[str, object]) -> T:
 
 
 def from_validation(errors: Sequence[ErrorDetails]) -> ApiError:
-    """Returns the error to send for a failed validation: unknown fields first.
-
-    Args:
-        errors: pydantic's list.
-    """
+    """Returns the error to send for pydantic's list of errors: unknown fields first."""
     first = min(errors, key=lambda error: error["type"] != "extra_forbidden")
     param = _field(first["loc"])
     code = _CODES.get(first["type"], "invalid_value")

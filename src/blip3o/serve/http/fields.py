@@ -31,7 +31,7 @@ Seed = Annotated[
     Annotated[int, Field(ge=0, lt=2**63)] | None,
     BeforeValidator(_or_random, json_schema_input_type=int | None),
 ]
-"""A seed; -1 asks for a random one, as on the command line, and so does a missing field."""
+"""A seed; -1 or a missing field means a random one, as on the command line."""
 Count = Annotated[int, Field(ge=1, le=1000)]
 Steps = Annotated[int, Field(ge=1, le=1000)]
 Guidance = Annotated[float, Field(ge=1, le=100, allow_inf_nan=False)]
@@ -55,15 +55,12 @@ class Strict(BaseModel):
         """Drops nulls: many clients send one for each unused field."""
         if not isinstance(data, Mapping):
             return data
-        return {
-            name: value
-            for name, value in data.items()
-            if value is not None or cls._is_required(name)
-        }
+        return {name: value for name, value in data.items() if not cls._is_unused(name, value)}
 
     @classmethod
-    def _is_required(cls, name: str) -> bool:
-        return name in cls.model_fields and cls.model_fields[name].is_required()
+    def _is_unused(cls, name: str, value: object) -> bool:
+        is_required = name in cls.model_fields and cls.model_fields[name].is_required()
+        return value is None and not is_required
 
 
 class Form(Strict):
@@ -71,24 +68,16 @@ class Form(Strict):
 
     model_config = ConfigDict(extra="forbid", strict=False)
 
-    @model_validator(mode="before")
     @classmethod
-    def _without_blanks(cls, data: object) -> object:
-        if not isinstance(data, Mapping):
-            return data
-        return {
-            name: value
-            for name, value in data.items()
-            if value != "" or name not in cls.model_fields or cls._is_required(name)
-        }
+    def _is_unused(cls, name: str, value: object) -> bool:
+        is_blank = value == "" and name in cls.model_fields
+        return super()._is_unused(name, None if is_blank else value)
 
 
 class Only:
-    """Accepts only the values of a field that have no effect, and refuses all others.
+    """Accepts null and the given values, which have no effect, and refuses all others.
 
-    Args:
-        values: accepted values; null is always accepted.
-        because: reason for the refusal, one sentence.
+    `because` is the reason for the refusal, one sentence.
     """
 
     def __init__(self, *values: object, because: str = "") -> None:

@@ -10,7 +10,7 @@ from starlette.requests import Request
 
 from blip3o.serve.config import ServeConfig
 from blip3o.serve.http.errors import invalid, validated
-from blip3o.serve.http.image_reader import ImageReader
+from blip3o.serve.http.service import Service
 
 T = TypeVar("T", bound=BaseModel)
 _FILE_FIELDS = ("image", "image[]")
@@ -18,15 +18,11 @@ _MOST_FIELDS = 50
 
 
 async def read_form(
-    request: Request, schema: type[T], config: ServeConfig, reader: ImageReader
+    request: Request, schema: type[T], service: Service
 ) -> tuple[T, list[Image.Image]]:
-    """Returns a form's fields and images; file names are ignored.
+    """Returns the fields of a multipart body, validated by `schema`, and its images.
 
-    Args:
-        request: a request with a multipart body.
-        schema: schema of the text fields.
-        config: the limits.
-        reader: reads the images.
+    The names of uploaded files are ignored.
 
     Raises:
         ApiError: 400 or 413 for a form that is malformed or over a limit, an unknown or duplicate
@@ -34,6 +30,7 @@ async def read_form(
     """
     if not request.headers.get("content-type", "").lower().startswith("multipart/form-data"):
         raise invalid("the body must be multipart/form-data", code="invalid_content_type")
+    config = service.config
     form = await _parsed(request, config)
     try:
         fields: dict[str, str | UploadFile] = {}
@@ -58,7 +55,7 @@ async def read_form(
         images = []
         for upload in uploads:
             data = await upload.read(config.max_image_bytes + 1)
-            images.append(await reader.from_bytes(data, "image", is_shown=False))
+            images.append(await service.reader.from_bytes(data, "image", is_shown=False))
         return parsed, images
     finally:
         await form.close()
@@ -84,11 +81,7 @@ async def _parsed(request: Request, config: ServeConfig) -> FormData:
 
 
 def check_count(count: int, config: ServeConfig, param: str) -> None:
-    """Checks the number of input images of a request.
-
-    Raises:
-        ApiError: 400 if there are too many.
-    """
+    """Raises an `ApiError` with status 400 for too many input images."""
     if count > config.max_images:
         message = f"{count} images; at most {config.max_images} are allowed"
         raise invalid(message, param, "too_many_images")

@@ -1,7 +1,7 @@
 """Host names that the server accepts, as a defense against DNS rebinding.
 
-In DNS rebinding, another site points a host name of its own at this machine, so that its page can
-reach the server by that name.
+In DNS rebinding, another site lets its host name point to this machine. Its page can then reach the
+server by that name.
 """
 
 import ipaddress

@@ -22,9 +22,9 @@ from blip3o.serve.http.workers import PixelBudget, Workers
 _FETCHING_THREADS = 4
 _MOST_REDIRECTS = 3
 _TIMEOUT_S = 10.0
-"""For each step: to connect, and to receive the next bytes."""
+"""Longest time to connect, and longest time until the next bytes arrive."""
 _MOST_SECONDS = 30.0
-"""For a whole file, redirects included; limits hosts that send a few bytes at a time."""
+"""Longest time to read a file, redirects included; a slow host stays below `_TIMEOUT_S`."""
 _PIECE_BYTES = 65_536
 _PORTS = {"http": 80, "https": 443}
 
@@ -62,8 +62,8 @@ class ImageReader:
         Args:
             data: bytes of the file.
             param: the field of the request that holds it.
-            is_shown: whether people see the image as well. An image for the model only is shrunk
-                to `seen_px`.
+            is_shown: whether the page shows the image; an image for the model only is shrunk to
+                `seen_px`.
 
         Raises:
             ApiError: 400 if it is not a complete image, 413 if the file is too large, 429 if too
@@ -117,7 +117,7 @@ class ImageReader:
                 self.budget.hold(image, owner)
                 return image
             finally:
-                self.budget.give_back(pixels, owner)
+                self.budget.release(pixels, owner)
 
         try:
             return await self._decoders.run(decode)
@@ -130,11 +130,7 @@ def _too_large(limit: int, param: str) -> ApiError:
 
 
 def resolve(host: str, port: int) -> list[str]:
-    """Returns the addresses of a host.
-
-    Raises:
-        OSError: if it has none.
-    """
+    """Returns the addresses of a host, or raises an `OSError` if it has none."""
     found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     return list(dict.fromkeys(str(entry[4][0]) for entry in found))
 
@@ -172,10 +168,7 @@ class RemoteImages:
         self._resolver = resolver
 
     def read(self, url: str) -> bytes:
-        """Returns the bytes of a file.
-
-        Args:
-            url: http or https.
+        """Returns the bytes of the file at an http or https URL.
 
         Raises:
             UsageError: if the URL is not allowed, or the file cannot be read or is too large.

@@ -3,7 +3,7 @@
 import math
 import secrets
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 
 from fastapi import APIRouter, Request
 from PIL import Image
@@ -14,7 +14,7 @@ from blip3o.serve.http.fields import JsonObject
 from blip3o.serve.http.forms import read_form
 from blip3o.serve.http.json_in import JsonRoute
 from blip3o.serve.http.output import GONE, IMAGE_PATH, base64_png, event_stream, png
-from blip3o.serve.http.request_jobs import edit_job, generation_job, variation_job
+from blip3o.serve.http.request_jobs import image_job
 from blip3o.serve.http.schemas import (
     EditForm,
     GenerationRequest,
@@ -32,7 +32,7 @@ def image_routes(service: Service) -> APIRouter:
 
     @router.post("/v1/images/generations", summary="Images from a prompt")
     async def generations(body: GenerationRequest, request: Request) -> Response:
-        return await _answer(service, generation_job(service, body), body, request)
+        return await _answer(service, body, (), request)
 
     @router.post(
         "/v1/images/edits",
@@ -40,8 +40,7 @@ def image_routes(service: Service) -> APIRouter:
         openapi_extra=_form(EditForm),
     )
     async def edits(request: Request) -> Response:
-        body, images = await read_form(request, EditForm, service.config, service.reader)
-        return await _answer(service, edit_job(service, body, images), body, request)
+        return await _answer(service, *await read_form(request, EditForm, service), request)
 
     @router.post(
         "/v1/images/variations",
@@ -49,12 +48,11 @@ def image_routes(service: Service) -> APIRouter:
         openapi_extra=_form(VariationForm),
     )
     async def variations(request: Request) -> Response:
-        body, images = await read_form(request, VariationForm, service.config, service.reader)
-        return await _answer(service, variation_job(service, body, images), body, request)
+        return await _answer(service, *await read_form(request, VariationForm, service), request)
 
     @router.get(IMAGE_PATH + "{name}", summary="The image at a URL of an answer")
     async def image(name: str) -> Response:
-        data = service.shelf.get(name)
+        data = service.url_images.get(name)
         if data is None:
             message = "there is no such image; the server keeps only the latest images"
             raise ApiError(404, message, code="not_found")
@@ -64,20 +62,24 @@ def image_routes(service: Service) -> APIRouter:
 
 
 async def _answer(
-    service: Service, job: ImageRequest, body: ImageOptions, request: Request
+    service: Service,
+    body: GenerationRequest | EditForm | VariationForm,
+    images: Sequence[Image.Image],
+    request: Request,
 ) -> Response:
-    if isinstance(body, SampledOptions) and body.stream:
+    job = image_job(service, body, images)
+    if not isinstance(body, VariationForm) and body.stream:
         return await event_stream(_streamed(service, job, body, request))
-    images: dict[int, JsonObject] = {}
-    async with service.events(job, request) as events:
+    made: dict[int, JsonObject] = {}
+    async with service.events(job) as events:
         async for event in events:
             if isinstance(event, Drawn):
-                images[event.index] = await _data(service, event.image, body, request)
-                if len(images) == job.count:
+                made[event.index] = await _data(service, event.image, body, request)
+                if len(made) == job.count:
                     break
-    if len(images) < job.count:
+    if len(made) < job.count:
         return GONE
-    data = [images[index] for index in range(job.count)]
+    data = [made[index] for index in range(job.count)]
     answer = {"created": int(time.time()), "data": data, "seed": job.seed}
     facts = {"background": "opaque", "output_format": "png", "usage": _usage(service, job)}
     return JSONResponse({**answer, **facts})
@@ -91,14 +93,11 @@ async def _streamed(
     num_partial = dict.fromkeys(range(job.count), 0)
     kind = "image_generation" if job.kind == "generate" else "image_edit"
     job = job.previewed(preview_steps(job, body.partial_images))
-    async with service.events(job, request) as events:
+    async with service.events(job) as events:
         async for event in events:
             if isinstance(event, Progress):
-                yield {
-                    "type": f"{kind}.progress",
-                    "step": event.step,
-                    "num_steps": event.num_steps,
-                }
+                place = {"step": event.step, "num_steps": event.num_steps}
+                yield {"type": f"{kind}.progress", **place}
             elif isinstance(event, Preview) and event.step < job.num_inference_steps:
                 data: JsonObject = {"b64_json": await base64_png(event.image)}
                 place = {"partial_image_index": num_partial[event.index], **_facts(event.image)}
@@ -115,12 +114,7 @@ async def _streamed(
 
 
 def preview_steps(job: ImageRequest, count: int) -> int:
-    """Returns the number of steps between two partial images; 0 for no partial images.
-
-    Args:
-        job: the image request.
-        count: most partial images of each image, without the image itself.
-    """
+    """Returns the steps between two of at most `count` partial images; 0 for no partial images."""
     return math.ceil(job.num_inference_steps / (count + 1)) if count else 0
 
 
@@ -153,7 +147,7 @@ async def _data(
     if body.response_format == "b64_json":
         return {"b64_json": await base64_png(image)}
     data, name = await png(image), f"{secrets.token_urlsafe(24)}.png"
-    service.shelf.put(name, data, len(data))
+    service.url_images.put(name, data, len(data))
     return {"url": f"{str(request.base_url).rstrip('/')}{IMAGE_PATH}{name}"}
 
 

@@ -12,21 +12,17 @@ from blip3o.serve.http.errors import ApiError, invalid
 from blip3o.serve.http.fields import JsonObject
 
 _MOST_VALUES = 20_000
-"""Most list items and object fields of a body. Conversations have hundreds; validation records
-every invalid value, so millions would exhaust the memory."""
+"""Most list items and object fields of a body. Conversations have hundreds of them. Validation
+records every invalid value, so millions would exhaust the memory."""
 _MOST_MARKS = 500_000
-"""Most commas and opening brackets of a body. A text has fewer of them than tokens."""
+"""Most commas and opening brackets of a body. A text has fewer commas and brackets than tokens."""
 _INVALID = "invalid_json"
 
 
 def check_marks(body: bytes | bytearray) -> None:
-    """Refuses a body with far too many values before it is parsed.
+    """Raises an `ApiError` with status 413 for JSON with far too many values, before it is parsed.
 
-    Args:
-        body: JSON; each value except the first of a list or an object requires a comma.
-
-    Raises:
-        ApiError: 413 if it has too many.
+    Each value except the first one of a list or an object requires a comma.
     """
     if sum(body.count(mark) for mark in b",[{") > _MOST_MARKS:
         message = f"the body contains more than {_MOST_MARKS} commas and brackets"
@@ -62,10 +58,7 @@ class _JsonRequest(Request):
 
 
 def from_json(body: bytes) -> object:
-    """Returns the value of a JSON body.
-
-    Args:
-        body: JSON in UTF-8, UTF-16 or UTF-32.
+    """Returns the value of a JSON body in UTF-8, UTF-16 or UTF-32.
 
     Raises:
         ApiError: 400 for invalid JSON or an object with a duplicate field, 413 for too many values.

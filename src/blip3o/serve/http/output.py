@@ -18,7 +18,7 @@ from blip3o.serve.http.fields import JsonObject
 T = TypeVar("T")
 
 GONE = Response(status_code=499)
-"""The answer to a client that has disconnected, so it is never read."""
+"""The answer for a client that has disconnected and never reads it."""
 IMAGE_PATH = "/v1/drawn/"
 """Path of image URLs; it requires no key, because the names cannot be guessed."""
 _MOST_BYTES = 64_000_000
@@ -28,11 +28,7 @@ async def event_stream(events: AsyncGenerator[JsonObject], *, is_ended: bool = F
     """Returns an answer that sends events one by one.
 
     It waits for the first event, so a refused request gets an error status; a later failure can
-    only be sent as an event.
-
-    Args:
-        events: JSON objects.
-        is_ended: send `[DONE]` at the end, as chat completions do.
+    only be sent as an event. With `is_ended` it sends `[DONE]` at the end, as chat completions do.
 
     Raises:
         ApiError: if the work fails before the first event.
@@ -78,11 +74,10 @@ async def base64_png(image: Image.Image) -> str:
     return base64.b64encode(await png(image)).decode()
 
 
-class Shelf(Generic[T]):
-    """The latest results of a kind, in memory; callers choose names that cannot be guessed.
+class ResultCache(Generic[T]):
+    """The latest results of a kind, in memory; beyond `max_bytes` the oldest are dropped.
 
-    Args:
-        max_bytes: total size beyond which the oldest results are dropped.
+    Callers choose names that cannot be guessed.
     """
 
     def __init__(self, max_bytes: int = _MOST_BYTES) -> None:
@@ -92,13 +87,7 @@ class Shelf(Generic[T]):
         self._lock = threading.Lock()
 
     def put(self, name: str, result: T, size: int) -> None:
-        """Stores a result.
-
-        Args:
-            name: a new name.
-            result: the result.
-            size: its bytes.
-        """
+        """Stores a result of `size` bytes under a new name."""
         with self._lock:
             self._held[name] = (result, size)
             self._size += size

@@ -1,7 +1,6 @@
 """Jobs for requests: checks and defaults shared by all endpoints and the page."""
 
 from collections.abc import Sequence
-from typing import Literal
 
 from PIL import Image
 
@@ -13,7 +12,6 @@ from blip3o.serve.http.schemas import (
     ChatCompletionRequest,
     EditForm,
     GenerationRequest,
-    ImageOptions,
     ResponseRequest,
     SampledOptions,
     VariationForm,
@@ -25,33 +23,26 @@ _DEFAULT_TEMPERATURE = 1.0
 """For a request that asks for sampling without a temperature; OpenAI's default."""
 
 
-def generation_job(service: Service, body: GenerationRequest) -> ImageRequest:
-    """Returns the job for images of a prompt.
+def image_job(
+    service: Service,
+    body: GenerationRequest | EditForm | VariationForm,
+    images: Sequence[Image.Image] = (),
+) -> ImageRequest:
+    """Returns the job for a request to `/v1/images/...`.
+
+    Args:
+        service: knows the model and the limits.
+        body: the request.
+        images: input images of an edit or a variation.
 
     Raises:
         ApiError: 400 or 404 if the model or the server's limits do not allow it.
     """
-    check_options(service, body)
-    return prompted_job(service, body, body.prompt, [], "prompt", body.n)
-
-
-def edit_job(service: Service, body: EditForm, images: list[Image.Image]) -> ImageRequest:
-    """Returns the job for edited images.
-
-    Raises:
-        ApiError: 400 or 404 if the model or the server's limits do not allow it.
-    """
-    check_options(service, body)
-    return prompted_job(service, body, body.prompt, images, "prompt", body.n)
-
-
-def variation_job(service: Service, body: VariationForm, images: list[Image.Image]) -> ImageRequest:
-    """Returns the job for reconstructions of an image.
-
-    Raises:
-        ApiError: 400 or 404 if the model or the server's limits do not allow it.
-    """
-    check_options(service, body)
+    service.check_model(body.model)
+    check_size(service, body.size, "size")
+    check_number(service, body.n)
+    if not isinstance(body, VariationForm):
+        return prompted_job(service, body, body.prompt, images, "prompt", body.n)
     if len(images) > 1:
         raise invalid("a variation takes only one image", "image", "too_many_images")
     seed = new_seed() if body.seed is None else body.seed
@@ -79,7 +70,6 @@ def prompted_job(
     Raises:
         ApiError: 400 for an empty or too long text, or too many steps.
     """
-    kind: Literal["edit", "generate"] = "edit" if images else "generate"
     if images:
         (turn,) = service.chat_template.edit_messages(text)
         marks = f"{IMAGE_MARK}\n" * (len(images) - 1)
@@ -87,14 +77,13 @@ def prompted_job(
     else:
         messages = service.chat_template.generate_messages(text)
     prompt = service.prompt(messages, text, param)
+    own, most = service.sampling, service.config.max_steps
     steps, scale = body.num_inference_steps, body.guidance_scale
-    most = service.config.max_steps
     if steps is not None and steps > most:
         message = f"num_inference_steps must be at most {most}, got {steps}"
         raise invalid(message, "num_inference_steps")
-    own = service.sampling
     return ImageRequest(
-        kind=kind,
+        kind="edit" if images else "generate",
         prompt=prompt,
         images=list(images),
         count=count,
@@ -148,43 +137,20 @@ def text_sampling(
     )
 
 
-def check_options(service: Service, body: ImageOptions) -> None:
-    """Checks the options of an image request that depend on the model and the server's limits.
-
-    Raises:
-        ApiError: 404 for another model, 400 for another size or too many images.
-    """
-    service.check_model(body.model)
-    check_size(service, body.size, "size")
-    check_number(service, body.n)
-
-
 def check_size(service: Service, size: str, param: str) -> None:
-    """Checks the requested image size.
-
-    Raises:
-        ApiError: 400 if the model makes images of another size.
-    """
+    """Raises an `ApiError` with status 400 if the model makes images of another size."""
     side = service.image_px
     if size not in ("auto", f"{side}x{side}"):
         raise invalid(f"{param} must be auto or {side}x{side}, the model's only size", param)
 
 
 def check_number(service: Service, count: int) -> None:
-    """Checks the requested number of images or answers.
-
-    Raises:
-        ApiError: 400 if there are too many.
-    """
+    """Raises an `ApiError` with status 400 for too many images or answers."""
     if count > service.config.max_n:
         raise invalid(f"n must be at most {service.config.max_n}, got {count}", "n")
 
 
 def check_stream_options(body: ChatCompletionRequest | ResponseRequest) -> None:
-    """Checks that stream options come with a streamed answer.
-
-    Raises:
-        ApiError: 400 if not.
-    """
+    """Raises an `ApiError` with status 400 for stream options without a streamed answer."""
     if body.stream_options is not None and not body.stream:
         raise invalid("stream_options requires stream to be true", "stream_options")

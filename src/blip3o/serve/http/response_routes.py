@@ -1,6 +1,6 @@
 """`/v1/responses`: OpenAI's newer interface, for texts and images."""
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter
 from starlette.responses import JSONResponse, Response
 
 from blip3o.serve.http.conversation import (
@@ -20,7 +20,7 @@ from blip3o.serve.http.request_jobs import (
     prompted_job,
     text_sampling,
 )
-from blip3o.serve.http.response_writer import ItemShelf, ResponseWriter
+from blip3o.serve.http.response_writer import ItemCache, ResponseWriter
 from blip3o.serve.http.schemas import (
     ImageCallItem,
     ImageTool,
@@ -37,22 +37,22 @@ from blip3o.serve.jobs import ChatRequest, ImageRequest
 def response_routes(service: Service) -> APIRouter:
     """Returns the route for responses."""
     router = APIRouter(tags=["responses"], route_class=JsonRoute)
-    shelf = ItemShelf()
+    cache = ItemCache()
 
     @router.post("/v1/responses", summary="The next turn of a conversation, or an image")
-    async def responses(body: ResponseRequest, request: Request) -> Response:
-        job = await response_job(service, body, shelf)
-        writer = ResponseWriter(service, job, body, shelf)
+    async def responses(body: ResponseRequest) -> Response:
+        job = await response_job(service, body, cache)
+        writer = ResponseWriter(service, job, body, cache)
         if body.stream:
-            return await event_stream(writer.streamed(request))
-        answer = await writer.complete(request)
+            return await event_stream(writer.streamed())
+        answer = await writer.complete()
         return GONE if answer is None else JSONResponse(answer)
 
     return router
 
 
 async def response_job(
-    service: Service, body: ResponseRequest, shelf: ItemShelf
+    service: Service, body: ResponseRequest, cache: ItemCache
 ) -> ChatRequest | ImageRequest:
     """Returns the job for a request.
 
@@ -65,7 +65,7 @@ async def response_job(
     check_stream_options(body)
     if not body.tools and body.tool_choice not in ("auto", "none"):
         raise invalid("tool_choice asks for a tool, but tools is empty", "tool_choice")
-    turns = _turns(body, shelf)
+    turns = _turns(body, cache)
     check_order(turns, "input")
     if body.tools and body.tool_choice != "none":
         return await _image_job(service, body, turns, body.tools[0])
@@ -92,14 +92,14 @@ async def _image_job(
     return prompted_job(service, body, text, images, "input")
 
 
-def _turns(body: ResponseRequest, shelf: ItemShelf) -> list[Turn]:
+def _turns(body: ResponseRequest, cache: ItemCache) -> list[Turn]:
     turns: list[Turn] = []
     if body.instructions is not None:
         instructions = [TextPart(type="text", text=body.instructions)]
         turns.append(turn("system", instructions, "instructions"))
     for number, item in enumerate(body.input):
         param = f"input.{number}"
-        one = _turn(_resolved(item, shelf, param), param)
+        one = _turn(_resolved(item, cache, param), param)
         # Drops the empty message that ends an answer with an image.
         is_end_of_image = one.role == "assistant" and turns and turns[-1].role == "assistant"
         if not (is_end_of_image and not one.images and not one.text.strip()):
@@ -118,13 +118,13 @@ def _turn(item: MessageItem | ImageCallItem, param: str) -> Turn:
     return Turn("assistant", (ImagePlace(url, place),), place)
 
 
-def _resolved(item: Item, shelf: ItemShelf, param: str) -> MessageItem | ImageCallItem:
+def _resolved(item: Item, cache: ItemCache, param: str) -> MessageItem | ImageCallItem:
     """Returns an item, or the stored item to which it refers."""
     if not isinstance(item, ItemReference) and (
         isinstance(item, MessageItem) or item.result is not None or item.id is None
     ):
         return item
-    held = shelf.get(item.id or "")
+    held = cache.get(item.id or "")
     if held is None:
         message = f"{param}.id is not the id of a stored item; send the item itself"
         raise invalid(message, f"{param}.id", "item_not_found")

@@ -7,31 +7,29 @@ import time
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import aclosing
 
-from starlette.requests import Request
-
 from blip3o.serve.http.errors import ApiError
 from blip3o.serve.http.fields import JsonObject
 from blip3o.serve.http.image_routes import preview_steps
-from blip3o.serve.http.output import Shelf, base64_png
+from blip3o.serve.http.output import ResultCache, base64_png
 from blip3o.serve.http.schemas import ResponseRequest
 from blip3o.serve.http.service import Service
 from blip3o.serve.jobs import Answered, ChatRequest, Drawn, Event, ImageRequest, Preview, Text
 
 Events = Iterator[JsonObject]
-ItemShelf = Shelf[JsonObject]
+ItemCache = ResultCache[JsonObject]
 """The latest items of answers, for clients that send an id instead of an item."""
 
 
 class ResponseWriter:
     """Writes one answer: a message, or an image followed by an empty message.
 
-    Clients take a message as the end of an answer; some repeat the request until one comes.
+    Clients regard a message as the end of an answer; some repeat the request until they get one.
 
     Args:
         service: the service.
         job: the job of the request.
         body: the request.
-        shelf: stores the items, unless the request forbids it.
+        cache: stores the items, unless the request forbids it.
     """
 
     def __init__(
@@ -39,11 +37,11 @@ class ResponseWriter:
         service: Service,
         job: ChatRequest | ImageRequest,
         body: ResponseRequest,
-        shelf: ItemShelf,
+        cache: ItemCache,
     ) -> None:
         if isinstance(job, ImageRequest) and body.stream:
             job = job.previewed(preview_steps(job, body.tools[0].partial_images))
-        self._service, self._job, self._body, self._shelf = service, job, body, shelf
+        self._service, self._job, self._body, self._cache = service, job, body, cache
         self._id, self._created = _new_id("resp"), int(time.time())
         self._numbers = itertools.count()
         self._item_id = _new_id("ig" if isinstance(job, ImageRequest) else "msg")
@@ -52,26 +50,18 @@ class ResponseWriter:
         self._num_previews = 0
         self._end: JsonObject | None = None
 
-    async def complete(self, request: Request) -> JsonObject | None:
-        """Returns the answer, or None if the client disconnected.
-
-        Raises:
-            ApiError: if the work is refused or fails.
-        """
-        async with aclosing(self.events(request)) as events:
+    async def complete(self) -> JsonObject | None:
+        """Returns the answer, or None if the client disconnected; raises like `events`."""
+        async with aclosing(self.events()) as events:
             async for _ in events:
                 pass
         return self._end
 
-    async def streamed(self, request: Request) -> AsyncGenerator[JsonObject]:
-        """Yields all events; a failure after the first event is sent as the last event.
-
-        Raises:
-            ApiError: if the work is refused or fails before the first event.
-        """
+    async def streamed(self) -> AsyncGenerator[JsonObject]:
+        """Yields all events; a failure after the first event is sent as the last event."""
         has_begun = False
         try:
-            async with aclosing(self.events(request)) as events:
+            async with aclosing(self.events()) as events:
                 async for event in events:
                     has_begun = True
                     yield event
@@ -81,14 +71,14 @@ class ResponseWriter:
             failure = {"code": "server_error", "message": error.message}
             yield self._event("response.failed", response=self._object("failed", [], error=failure))
 
-    async def events(self, request: Request) -> AsyncGenerator[JsonObject]:
+    async def events(self) -> AsyncGenerator[JsonObject]:
         """Yields all events.
 
         Raises:
             ApiError: if the work is refused or fails.
         """
         has_begun = False
-        async with self._service.events(self._job, request) as arriving:
+        async with self._service.events(self._job) as arriving:
             async for event in arriving:
                 if not has_begun:
                     for one in self._beginning():
@@ -182,7 +172,7 @@ class ResponseWriter:
 
     def _end_item(self, item: JsonObject) -> JsonObject:
         if self._body.store is not False:
-            self._shelf.put(self._item_id, item, len(json.dumps(item)))
+            self._cache.put(self._item_id, item, len(json.dumps(item)))
         event = self._event("response.output_item.done", item=item, output_index=len(self._output))
         self._output.append(item)
         return event

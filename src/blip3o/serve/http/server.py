@@ -15,9 +15,9 @@ from fastapi import FastAPI
 from blip3o.core.device import resolve_device
 from blip3o.core.errors import UsageError
 from blip3o.core.log import say
+from blip3o.generate.exact import steady_kernels
 from blip3o.generate.pipeline import Blip3oPipeline
 from blip3o.serve.config import ServeConfig
-from blip3o.serve.exact import steady_kernels
 from blip3o.serve.http.app import build_app
 from blip3o.serve.http.connections import (
     BACKLOG,

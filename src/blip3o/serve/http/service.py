@@ -8,7 +8,6 @@ from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 
 from PIL import Image
-from starlette.requests import Request
 
 from blip3o.core.errors import UsageError
 from blip3o.core.types import Message
@@ -21,12 +20,13 @@ from blip3o.serve.engine import Engine
 from blip3o.serve.http.errors import ApiError, busy, invalid
 from blip3o.serve.http.image_reader import ImageReader
 from blip3o.serve.http.metrics import Metrics
-from blip3o.serve.http.output import Shelf
+from blip3o.serve.http.output import ResultCache
+from blip3o.serve.http.workers import CLIENT_LEFT
 from blip3o.serve.jobs import ChatRequest, Event, Failed, ImageRequest, Job
 from blip3o.text.chat import ChatTemplate
 
 _MOST_CHARACTERS_PER_TOKEN = 50
-"""Above the average of any text, and low enough to bound the time that tokenizing takes."""
+"""More than the average of any real text, but low enough to limit the time of tokenizing."""
 
 
 class Service:
@@ -51,7 +51,7 @@ class Service:
         self.names = tuple(dict.fromkeys((name, *config.model_alias)))
         self.metrics = Metrics()
         self.reader = ImageReader(config, _seen_px(pipes[0].model.config))
-        self.shelf: Shelf[bytes] = Shelf()  # images that URLs point to
+        self.url_images: ResultCache[bytes] = ResultCache()  # images that URLs point to
         self.queue = JobQueue(
             config.max_queue,
             config.max_batch,
@@ -61,7 +61,7 @@ class Service:
         self.engines = [
             Engine(pipe, self.queue, config, self.metrics, num_threads) for pipe in pipes
         ]
-        # Routes and engines share only the constant parts: tokenizer, chat template and sizes.
+        # Routes use only the constant parts of a pipeline: tokenizer, chat template and sizes.
         self._pipe = pipes[0]
         self.sampling = self._pipe.model.config.sampling
         self.guidance = self._pipe.model.config.guidance
@@ -88,7 +88,7 @@ class Service:
             raise UsageError("the engine did not start; the lines above say why")
 
     def stop(self) -> None:
-        """Finishes the queued jobs and stops the engines."""
+        """Finishes the waiting jobs and stops the engines."""
         self.queue.close()
         for engine in self.engines:
             engine.join()
@@ -109,11 +109,7 @@ class Service:
         return self._pipe.chat_template
 
     def check_model(self, name: str | None, param: str = "model") -> None:
-        """Checks that a request asks for the served model, under any of its names.
-
-        Raises:
-            ApiError: 404 if not.
-        """
+        """Raises an `ApiError` with status 404 for a name that the model does not have."""
         if name is not None and name not in self.names:
             raise ApiError(
                 404,
@@ -160,43 +156,34 @@ class Service:
             raise invalid(message, param, "context_length_exceeded")
 
     def _check_characters(self, count: int, param: str) -> None:
-        """Refuses a far too long text before the tokenizer, which blocks all other requests."""
+        """Refuses a much too long text; tokenizing it would delay all other requests."""
         limit = _MOST_CHARACTERS_PER_TOKEN * self.config.max_prompt_tokens
         if count > limit:
             message = f"{count} characters of text; at most {limit} are allowed"
             raise invalid(message, param, "context_length_exceeded")
 
-    def events(
-        self, request: ImageRequest | ChatRequest, client: Request | None = None
-    ) -> aclosing[AsyncGenerator[Event]]:
+    def events(self, request: ImageRequest | ChatRequest) -> aclosing[AsyncGenerator[Event]]:
         """Returns a context manager that submits a request and gives its events.
 
         Leaving the context cancels the job. The events end early if the client disconnects. They
         raise `ApiError`: 429 if the queue is full, 503 if no requests are accepted, 504 after the
         time limit, 400 or 500 if the job fails.
-
-        Args:
-            request: the request.
-            client: connection to watch for a disconnect; None to watch none.
         """
-        return aclosing(self._events(request, client))
+        return aclosing(self._events(request))
 
-    async def _events(
-        self, request: ImageRequest | ChatRequest, client: Request | None
-    ) -> AsyncGenerator[Event]:
+    async def _events(self, request: ImageRequest | ChatRequest) -> AsyncGenerator[Event]:
         loop = asyncio.get_running_loop()
         arrived: asyncio.Queue[Event | None] = asyncio.Queue()
 
         def deliver(event: Event) -> None:
-            with contextlib.suppress(RuntimeError):  # the loop, and so the client, is closed
+            with contextlib.suppress(RuntimeError):  # the event loop is closed
                 loop.call_soon_threadsafe(arrived.put_nowait, event)
 
         job = Job(request, deliver)
         self._put(job)
         self._num_open += 1
-        watcher = None
-        if client is not None:
-            watcher = asyncio.create_task(_watch_disconnect(client, arrived))
+        left = CLIENT_LEFT.get()
+        watcher = None if left is None else asyncio.create_task(_end_events(left, arrived))
         try:
             end = loop.time() + self.config.timeout_s
             while True:
@@ -231,9 +218,8 @@ def _seen_px(config: UnifiedModelConfig) -> int | None:
     return config.image_encoder.image_px if config.question_images.mode == "stretch" else None
 
 
-async def _watch_disconnect(client: Request, arrived: "asyncio.Queue[Event | None]") -> None:
-    while (await client.receive())["type"] != "http.disconnect":
-        pass
+async def _end_events(left: asyncio.Event, arrived: "asyncio.Queue[Event | None]") -> None:
+    await left.wait()
     arrived.put_nowait(None)
 
 

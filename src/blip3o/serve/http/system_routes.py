@@ -58,12 +58,7 @@ def not_found() -> ApiError:
 
 
 def wrong_method(method: str, headers: Mapping[str, str] | None) -> ApiError:
-    """Returns the error for a known path with a wrong method.
-
-    Args:
-        method: method of the request.
-        headers: headers of the answer; `Allow` lists the methods of the path.
-    """
+    """Returns the error for a wrong method; the header `Allow` lists the methods of the path."""
     allowed = {name.lower(): value for name, value in (headers or {}).items()}.get("allow")
     advice = f"; use {allowed}" if allowed else ""
     message = f"the path does not support {method:.20}{advice}"

@@ -18,7 +18,7 @@ _ASSISTANT_FIELDS = (
 
 
 class _Part(Strict):
-    """A part of a message; it may carry prompt cache markers, which do not affect the answer."""
+    """A part of a message; it may contain prompt cache markers, which do not affect the answer."""
 
     prompt_cache_breakpoint: JsonObject | None = None
     cache_control: JsonObject | None = None

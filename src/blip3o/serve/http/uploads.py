@@ -1,4 +1,4 @@
-"""Disk space for uploads to the page: old files are deleted for new ones; a full disk gives 507."""
+"""Disk space for uploads to the page: old files make room for new ones; a full disk gives 507."""
 
 import asyncio
 import contextlib
@@ -10,13 +10,13 @@ from pathlib import Path
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from blip3o.serve.http.errors import ApiError
-from blip3o.serve.http.guard import replayed
+from blip3o.serve.http.request_checks import replayed
 
 _UPLOAD_PATHS = ("/gradio_api/upload", "/upload")
 _FREE_BYTES = 16_000_000
 """Disk space left free for all other files that the server writes."""
 _LEAST_BYTES = 65_536
-"""Smallest size that a file counts as; it limits the number of tiny files, which slow scans."""
+"""Smaller files count as this size, which limits their number; many files slow down scans."""
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
@@ -34,10 +34,7 @@ class UploadFolder:
         self._kept = set(self._files())
 
     def make_room(self, size: int) -> None:
-        """Deletes the oldest files until a new one fits.
-
-        Args:
-            size: bytes of the new file.
+        """Deletes the oldest files until a new one of `size` bytes fits.
 
         Raises:
             ApiError: 507 if it still does not fit.
@@ -52,16 +49,16 @@ class UploadFolder:
                 found.append((status.st_mtime, max(status.st_size, _LEAST_BYTES), path))
         found.sort()
         total = sum(one[1] for one in found)
-        free = shutil.disk_usage(self._folder).free
         for _, length, path in found:
-            if total + size <= self._max_bytes and free >= size + _FREE_BYTES:
+            if total + size <= self._max_bytes and self._free() >= size + _FREE_BYTES:
                 return
             self._remove(path)
             total -= length
-            free = shutil.disk_usage(self._folder).free
-        free = shutil.disk_usage(self._folder).free
-        if total + size > self._max_bytes or free < size:
+        if total + size > self._max_bytes or self._free() < size:
             raise no_room()
+
+    def _free(self) -> int:
+        return shutil.disk_usage(self._folder).free
 
     def remove_unfinished(self) -> None:
         """Deletes the files of interrupted uploads, which lie at the top level of the folder."""

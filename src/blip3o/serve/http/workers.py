@@ -24,10 +24,8 @@ CLIENT_LEFT: contextvars.ContextVar[asyncio.Event | None] = contextvars.ContextV
 class PixelBudget:
     """Counts the pixels of all input images of requests, from before they are decoded.
 
-    A single request may exceed the limit while no other request holds an image.
-
-    Args:
-        max_pixels: limit for all requests together.
+    All requests together may hold `max_pixels`. A single request may exceed this limit while no
+    other request holds an image.
     """
 
     def __init__(self, max_pixels: float) -> None:
@@ -42,11 +40,7 @@ class PixelBudget:
             return self._held.total()
 
     def take(self, pixels: int, owner: int) -> None:
-        """Adds pixels that a request is going to hold.
-
-        Args:
-            pixels: number of pixels.
-            owner: number of the request.
+        """Adds pixels that the request with the number `owner` is going to hold.
 
         Raises:
             ApiError: 429 if there are too many.
@@ -57,7 +51,7 @@ class PixelBudget:
                 raise busy("too many pixels of images are being held")
             self._held[owner] += pixels
 
-    def give_back(self, pixels: int, owner: int) -> None:
+    def release(self, pixels: int, owner: int) -> None:
         """Subtracts pixels that a request no longer holds."""
         with self._lock:
             self._held[owner] -= pixels
@@ -69,7 +63,7 @@ class PixelBudget:
         pixels = image.width * image.height
         with self._lock:
             self._held[owner] += pixels
-        weakref.finalize(image, self.give_back, pixels, owner)
+        weakref.finalize(image, self.release, pixels, owner)
 
 
 class Workers:
@@ -94,9 +88,6 @@ class Workers:
 
         A task is dropped if its client disconnects or its time runs out before it starts.
 
-        Args:
-            work: the task.
-
         Raises:
             ApiError: 429 if too many tasks wait, 499 if the client disconnected, 504 after the time
                 limit. Errors of the task are raised as well.
@@ -117,7 +108,7 @@ class Workers:
             if future.done():
                 return future.result()
             if left is not None and left.is_set():
-                raise ApiError(499, "the client left", code="client_left")
+                raise ApiError(499, "the client has disconnected", code="client_left")
             seconds = f"{self._timeout_s:g} seconds"
             raise ApiError(504, f"{self._name} took more than {seconds}", code="timeout")
         finally:

@@ -2,7 +2,8 @@
 
 import base64
 import mimetypes
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator
+from functools import partial
 from typing import TypedDict
 
 import gradio as gr
@@ -53,13 +54,8 @@ class MessageValue(TypedDict, total=False):
 
 
 def chat_tab(service: Service, images: list[str]) -> None:
-    """Adds the fields of the tab and their handlers.
-
-    Args:
-        service: handles the requests.
-        images: files of example images.
-    """
-    talk = gr.Chatbot(
+    """Adds the fields of the tab and their handlers; `images` are example files."""
+    turns = gr.Chatbot(
         label="Conversation",
         height=460,
         buttons=["copy"],
@@ -79,41 +75,35 @@ def chat_tab(service: Service, images: list[str]) -> None:
     rows = [[{"text": QUESTION, "files": [path]}] for path in images]
     examples = gr.Examples(rows, [message], label="Examples: click one to ask")
     events = (message.submit, examples.load_input_event.then)
-    started = wire(_answerer(service), [message, talk, kind], [message, talk], *events)
-    wire(_begin_anew, None, [message, talk], clear.click, cancels=started)
+    started = wire(partial(_send, service), [message, turns, kind], [message, turns], *events)
+    wire(_clear, None, [message, turns], clear.click, cancels=started)
 
 
-def _begin_anew() -> tuple[gr.MultimodalTextbox, list[ChatTurn]]:
-    """Returns an enabled message field, which a cancelled answer left disabled, and no turns."""
+def _clear() -> tuple[gr.MultimodalTextbox, list[ChatTurn]]:
+    """Returns no turns, and an enabled message field: a cancelled answer leaves it disabled."""
     return gr.MultimodalTextbox(interactive=True), []
 
 
-def _answerer(service: Service) -> Callable[..., AsyncGenerator[tuple[object, object]]]:
-    @with_messages
-    async def answer(
-        message: MessageValue, talk: list[ChatTurn], kind: str
-    ) -> AsyncGenerator[tuple[object, object]]:
-        files, text = message.get("files") or [], message.get("text") or ""
-        if not text.strip():
-            raise UsageError("enter a message first")
-        parts = [_file(path, "image from the user") for path in files]
-        turn: ChatTurn = {
-            "role": "user",
-            "content": [*parts, {"type": "text", "text": text.strip()}],
-        }
-        turns = [*talk, turn]
-        yield gr.MultimodalTextbox(value=_EMPTY, interactive=False), turns
-        try:
-            async for content in _answer(service, turns, kind):
-                yield gr.skip(), [*turns, {"role": "assistant", "content": content}]
-        except (ApiError, UsageError) as error:
-            # Restores the message and the conversation.
-            value = {"text": text, "files": files}
-            yield gr.MultimodalTextbox(value=value, interactive=True), talk
-            raise shown(error) from error
-        yield gr.MultimodalTextbox(interactive=True), gr.skip()
-
-    return answer
+@with_messages
+async def _send(
+    service: Service, message: MessageValue, turns: list[ChatTurn], kind: str
+) -> AsyncGenerator[tuple[object, object]]:
+    files, text = message.get("files") or [], message.get("text") or ""
+    if not text.strip():
+        raise UsageError("enter a message first")
+    parts = [_file(path, "image from the user") for path in files]
+    turn: ChatTurn = {"role": "user", "content": [*parts, {"type": "text", "text": text.strip()}]}
+    asked = [*turns, turn]
+    yield gr.MultimodalTextbox(value=_EMPTY, interactive=False), asked
+    try:
+        async for content in _answer(service, asked, kind):
+            yield gr.skip(), [*asked, {"role": "assistant", "content": content}]
+    except (ApiError, UsageError) as error:
+        # Restores the message and the conversation.
+        value = {"text": text, "files": files}
+        yield gr.MultimodalTextbox(value=value, interactive=True), turns
+        raise shown(error) from error
+    yield gr.MultimodalTextbox(interactive=True), gr.skip()
 
 
 async def _answer(
@@ -123,13 +113,10 @@ async def _answer(
     modality = "image" if kind == _IMAGE else "text"
     sent = turns[-1:] if kind == _IMAGE else turns
     limit = service.config.max_image_bytes
-    messages = [
-        {
-            "role": turn["role"],
-            "content": [_part(part, turn["role"], limit) for part in _parts(turn)],
-        }
-        for turn in sent
-    ]
+    messages = []
+    for turn in sent:
+        content = [_part(part, turn["role"], limit) for part in _parts(turn)]
+        messages.append({"role": turn["role"], "content": content})
     fields = {"messages": messages, "modalities": [modality]}
     job = await completion_job(service, validated(ChatCompletionRequest, fields))
     text = ""

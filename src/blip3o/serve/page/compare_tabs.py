@@ -6,7 +6,7 @@ import gradio as gr
 from PIL import Image
 
 from blip3o.serve.http.errors import validated
-from blip3o.serve.http.request_jobs import edit_job, variation_job
+from blip3o.serve.http.request_jobs import image_job
 from blip3o.serve.http.schemas import EditForm, VariationForm
 from blip3o.serve.http.service import Service
 from blip3o.serve.jobs import Drawn, ImageRequest, Progress
@@ -30,26 +30,34 @@ Updates = AsyncGenerator[tuple[object, ...]]
 
 
 def edit_tab(service: Service, images: list[str]) -> None:
-    """Adds the fields of the tab Edit and their handler.
+    """Adds the fields of the tab Edit and their handler; `images` are example files."""
 
-    Args:
-        service: handles the requests.
-        images: files of example images.
-    """
-    prompt = gr.Textbox(label="Instruction", placeholder="Describe the change", render=False)
+    @with_messages
+    async def edit(
+        path: str | None, prompt: str, seed: float, is_new: bool, steps: int, guidance: float
+    ) -> Updates:
+        before = await opened(service, path)
+        fields = sampled_fields(prompt, seed, is_new, steps, guidance)
+        job = image_job(service, validated(EditForm, fields), [before])
+        async for update in _updates(service, job, before, prompt):
+            yield update
+
+    instruction = gr.Textbox(label="Instruction", placeholder="Describe the change", render=False)
     rows = [list(pair) for pair in zip(images, INSTRUCTIONS, strict=True)]
-    _add_tab("Edit", _editor(service), lambda: sampling_fields(service), rows, prompt)
+    _add_tab("Edit", edit, lambda: sampling_fields(service), rows, instruction)
 
 
 def reconstruct_tab(service: Service, images: list[str]) -> None:
-    """Adds the fields of the tab Reconstruct and their handler.
+    """Adds the fields of the tab Reconstruct and their handler; `images` are example files."""
 
-    Args:
-        service: handles the requests.
-        images: files of example images.
-    """
-    rows = [[path] for path in images]
-    _add_tab("Reconstruct", _reconstructor(service), seed_fields, rows)
+    @with_messages
+    async def reconstruct(path: str | None, seed: float, is_new: bool) -> Updates:
+        before = await opened(service, path)
+        body = validated(VariationForm, {"seed": chosen_seed(seed, is_new)})
+        async for update in _updates(service, image_job(service, body, [before]), before):
+            yield update
+
+    _add_tab("Reconstruct", reconstruct, seed_fields, [[path] for path in images])
 
 
 def _add_tab(
@@ -57,14 +65,13 @@ def _add_tab(
     handler: Callable[..., Updates],
     add_settings: Callable[[], Sequence[gr.components.Component]],
     examples: list[list[str]],
-    prompt: gr.Textbox | None = None,
+    instruction: gr.Textbox | None = None,
 ) -> None:
     with gr.Row(elem_classes="studio"):
         with gr.Column(elem_classes="ask"):
             inputs: list[gr.components.Component] = [image_field()]
-            if prompt is not None:
-                prompt.render()
-                inputs.append(prompt)
+            if instruction is not None:
+                inputs.append(instruction.render())
             button = gr.Button(action, variant="primary")
         with gr.Column(elem_classes="settings"):
             settings = add_settings()
@@ -72,7 +79,7 @@ def _add_tab(
             outputs = [settings[0], *_comparison()]
     offered = gr.Examples(examples, inputs, label=f"Examples: click one to {action.lower()} it")
     events = [button.click, offered.load_input_event.then]
-    events += [prompt.submit] if prompt is not None else []
+    events += [instruction.submit] if instruction is not None else []
     wire(handler, [*inputs, *settings], outputs, *events)
 
 
@@ -87,32 +94,6 @@ def _comparison() -> tuple[gr.ImageSlider, gr.Markdown, gr.DownloadButton]:
     state = gr.Markdown("Ready.", elem_classes="state")
     download = gr.DownloadButton("Download the result", interactive=False, size="sm")
     return slider, state, download
-
-
-def _editor(service: Service) -> Callable[..., Updates]:
-    @with_messages
-    async def edit(
-        path: str | None, prompt: str, seed: float, is_new: bool, steps: int, guidance: float
-    ) -> Updates:
-        before = await opened(service, path)
-        fields = sampled_fields(prompt, seed, is_new, steps, guidance)
-        job = edit_job(service, validated(EditForm, fields), [before])
-        async for update in _updates(service, job, before, prompt):
-            yield update
-
-    return edit
-
-
-def _reconstructor(service: Service) -> Callable[..., Updates]:
-    @with_messages
-    async def reconstruct(path: str | None, seed: float, is_new: bool) -> Updates:
-        before = await opened(service, path)
-        body = validated(VariationForm, {"seed": chosen_seed(seed, is_new)})
-        job = variation_job(service, body, [before])
-        async for update in _updates(service, job, before):
-            yield update
-
-    return reconstruct
 
 
 async def _updates(

@@ -38,11 +38,7 @@ _NAMES = ("cat-and-tree", "car", "guitar-and-crown")
 
 
 def example_images(folder: Path) -> list[str]:
-    """Writes the example images and returns their paths.
-
-    Args:
-        folder: destination.
-    """
+    """Writes the example images to a folder and returns their paths."""
     paths = []
     for name, scene in zip(_NAMES, SCENES, strict=True):
         path = folder / f"{name}.png"

@@ -10,21 +10,12 @@ from PIL import Image
 
 
 def kept(data: bytes, name: str, folder: str) -> str:
-    """Writes a file where browsers can fetch it, unless it already exists.
+    """Writes a file where browsers can fetch it, unless it exists; returns the absolute path.
 
     Equal contents share a path, so a browser may read a file while another thread wants to write
     it. Therefore a file is written under a temporary name, renamed, and never rewritten.
 
-    Args:
-        data: the content.
-        name: file name; folders in it are ignored.
-        folder: folder of the page's files.
-
-    Returns:
-        The absolute path.
-
-    Raises:
-        OSError: if the file cannot be written.
+    Folders in `name` are ignored.
     """
     path = Path(folder).resolve() / hashlib.sha256(data).hexdigest() / Path(name).name
     if path.exists():
@@ -42,17 +33,7 @@ def kept(data: bytes, name: str, folder: str) -> str:
 
 
 def kept_image(img: Image.Image, cache_dir: str, name: str = "image", format: str = "webp") -> str:
-    """Writes an image with `kept`; replaces Gradio's function with the same arguments.
-
-    Args:
-        img: the image.
-        cache_dir: folder of the page's files.
-        name: file name without suffix.
-        format: image format, used as suffix.
-
-    Raises:
-        OSError: if the file cannot be written.
-    """
+    """Writes an image with `kept`; replaces Gradio's function with the same arguments."""
     buffer = io.BytesIO()
     img.save(buffer, format)
     return kept(buffer.getvalue(), f"{name}.{format}", cache_dir)

@@ -1,7 +1,8 @@
 """The tab that generates images from a prompt, with previews and a history."""
 
 import math
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator
+from functools import partial
 from pathlib import Path
 
 import gradio as gr
@@ -10,7 +11,7 @@ from PIL import Image
 from blip3o.core.errors import UsageError
 from blip3o.imaging.settings import read_settings
 from blip3o.serve.http.errors import validated
-from blip3o.serve.http.request_jobs import generation_job
+from blip3o.serve.http.request_jobs import image_job
 from blip3o.serve.http.schemas import GenerationRequest
 from blip3o.serve.http.service import Service
 from blip3o.serve.jobs import Drawn, Preview
@@ -81,54 +82,51 @@ def generate_tab(service: Service) -> None:
     fields = [prompt, *sampling, count]
     outputs = [sampling.seed, gallery, state, history, past]
     events = (button.click, prompt.submit, examples.load_input_event.then)
-    started = wire(_drawer(service), [*fields, history], outputs, *events)
+    started = wire(partial(_generate, service), [*fields, history], outputs, *events)
     wire(lambda: "Stopped.", None, state, stop.click, cancels=started)
     wire(_from_file, upload, fields, upload.upload)
     wire(_from_history, history, fields, past.select)
 
 
-def _drawer(service: Service) -> Callable[..., Updates]:
-    @with_messages
-    async def draw(
-        prompt: str,
-        seed: float,
-        is_new: bool,
-        steps: int,
-        guidance: float,
-        count: int,
-        history: History,
-    ) -> Updates:
-        fields = {**sampled_fields(prompt, seed, is_new, steps, guidance), "n": int(count)}
-        job = generation_job(service, validated(GenerationRequest, fields))
-        job = job.previewed(every=max(1, job.num_inference_steps // _NUM_PREVIEWS))
-        latest: dict[int, Image.Image | str] = {}
-        done: dict[int, tuple[str, str]] = {}
-        columns = math.ceil(math.sqrt(job.count))
-        empty = gr.Gallery(value=[], columns=columns)
-        yield job.seed, empty, WAITING, gr.skip(), gr.skip()
-        async with service.events(job) as events:
-            async for event in events:
-                if isinstance(event, Preview):
-                    latest[event.index] = event.image
-                    state = f"Step {event.step} of {job.num_inference_steps}"
-                elif isinstance(event, Drawn):
-                    path = saved(event.image, settings_of(service, job, event.index, prompt))
-                    latest[event.index] = path
-                    done[event.index] = (path, prompt)
-                    state = f"{len(done)} of {job.count} done"
-                else:
-                    continue
-                if len(done) == job.count:
-                    break
-                if isinstance(event, Drawn) or event.index == max(latest):
-                    images = [latest[index] for index in sorted(latest)]
-                    yield gr.skip(), images, state, gr.skip(), gr.skip()
-        made = [done[index] for index in range(job.count)]
-        history = [*made, *history][:_MOST_KEPT]
-        state = f"Done: seed {job.seed}. Downloaded PNG files contain their settings."
-        yield job.seed, [path for path, _ in made], state, history, history
-
-    return draw
+@with_messages
+async def _generate(
+    service: Service,
+    prompt: str,
+    seed: float,
+    is_new: bool,
+    steps: int,
+    guidance: float,
+    count: int,
+    history: History,
+) -> Updates:
+    fields = {**sampled_fields(prompt, seed, is_new, steps, guidance), "n": int(count)}
+    job = image_job(service, validated(GenerationRequest, fields))
+    job = job.previewed(every=max(1, job.num_inference_steps // _NUM_PREVIEWS))
+    latest: dict[int, Image.Image | str] = {}
+    done: dict[int, tuple[str, str]] = {}
+    empty = gr.Gallery(value=[], columns=math.ceil(math.sqrt(job.count)))
+    yield job.seed, empty, WAITING, gr.skip(), gr.skip()
+    async with service.events(job) as events:
+        async for event in events:
+            if isinstance(event, Preview):
+                latest[event.index] = event.image
+                state = f"Step {event.step} of {job.num_inference_steps}"
+            elif isinstance(event, Drawn):
+                path = saved(event.image, settings_of(service, job, event.index, prompt))
+                latest[event.index] = path
+                done[event.index] = (path, prompt)
+                state = f"{len(done)} of {job.count} done"
+            else:
+                continue
+            if len(done) == job.count:
+                break
+            if isinstance(event, Drawn) or event.index == max(latest):
+                images = [latest[index] for index in sorted(latest)]
+                yield gr.skip(), images, state, gr.skip(), gr.skip()
+    made = [done[index] for index in range(job.count)]
+    history = [*made, *history][:_MOST_KEPT]
+    state = f"Done: seed {job.seed}. Downloaded PNG files contain their settings."
+    yield job.seed, [path for path, _ in made], state, history, history
 
 
 def _from_file(path: str) -> list[object]:

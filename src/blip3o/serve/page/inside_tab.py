@@ -1,7 +1,8 @@
 """The tab that shows the features and their decoded images after each sampling step."""
 
 import time
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator
+from functools import partial
 
 import gradio as gr
 import torch
@@ -9,7 +10,7 @@ from PIL import Image
 
 from blip3o.imaging.pixels import component_images
 from blip3o.serve.http.errors import validated
-from blip3o.serve.http.request_jobs import generation_job
+from blip3o.serve.http.request_jobs import image_job
 from blip3o.serve.http.schemas import GenerationRequest
 from blip3o.serve.http.service import Service
 from blip3o.serve.jobs import Drawn, Preview
@@ -39,7 +40,7 @@ def inside_tab(service: Service) -> None:
             features = _gallery("Features after each step")
             state = gr.Markdown("Ready.", elem_classes="state")
     outputs = [sampling.seed, decoded, features, times, state]
-    wire(_looker(service), [prompt, *sampling], outputs, button.click, prompt.submit)
+    wire(partial(_show_steps, service), [prompt, *sampling], outputs, button.click, prompt.submit)
 
 
 def _gallery(label: str) -> gr.Gallery:
@@ -56,35 +57,33 @@ def _gallery(label: str) -> gr.Gallery:
     )
 
 
-def _looker(service: Service) -> Callable[..., Updates]:
-    @with_messages
-    async def look(prompt: str, seed: float, is_new: bool, steps: int, guidance: float) -> Updates:
-        fields = sampled_fields(prompt, seed, is_new, steps, guidance)
-        job = generation_job(service, validated(GenerationRequest, fields)).previewed(every=1)
-        seen: list[Preview] = []
-        yield job.seed, [], [], "", WAITING
-        start = time.monotonic()
-        waited = 0.0
-        async with service.events(job) as events:
-            async for event in events:
-                if isinstance(event, Preview):
-                    waited = waited or max(0.0, time.monotonic() - start - event.seconds)
-                    seen.append(event)
-                    state = f"Step {event.step} of {job.num_inference_steps}"
-                    yield gr.skip(), _decoded(seen), gr.skip(), gr.skip(), state
-                elif isinstance(event, Drawn):
-                    break
-        total = time.monotonic() - start
-        maps = component_images(torch.stack([one.features for one in seen]), 96)
-        captions = [f"step {one.step}" for one in seen]
-        captioned = list(zip(maps, captions, strict=True))
-        done = f"Done: seed {job.seed}."
-        yield job.seed, _decoded(seen), captioned, _times(seen, waited, total), done
-
-    return look
+@with_messages
+async def _show_steps(
+    service: Service, prompt: str, seed: float, is_new: bool, steps: int, guidance: float
+) -> Updates:
+    fields = sampled_fields(prompt, seed, is_new, steps, guidance)
+    job = image_job(service, validated(GenerationRequest, fields)).previewed(every=1)
+    seen: list[Preview] = []
+    yield job.seed, [], [], "", WAITING
+    start = time.monotonic()
+    waited = 0.0
+    async with service.events(job) as events:
+        async for event in events:
+            if isinstance(event, Preview):
+                waited = waited or max(0.0, time.monotonic() - start - event.seconds)
+                seen.append(event)
+                state = f"Step {event.step} of {job.num_inference_steps}"
+                yield gr.skip(), _captioned(seen), gr.skip(), gr.skip(), state
+            elif isinstance(event, Drawn):
+                break
+    total = time.monotonic() - start
+    maps = component_images(torch.stack([one.features for one in seen]), 96)
+    features = [(image, f"step {one.step}") for image, one in zip(maps, seen, strict=True)]
+    done = f"Done: seed {job.seed}."
+    yield job.seed, _captioned(seen), features, _times(seen, waited, total), done
 
 
-def _decoded(seen: list[Preview]) -> list[tuple[Image.Image, str]]:
+def _captioned(seen: list[Preview]) -> list[tuple[Image.Image, str]]:
     return [(one.image, f"step {one.step}") for one in seen]
 
 

@@ -14,7 +14,7 @@ from blip3o.serve.page.inside_tab import inside_tab
 from blip3o.weights.names import KNOWS
 
 _CLEAN_EVERY_S, _KEEP_S = 600, 6 * 3600
-"""How often old image files are deleted, and the age from which they are."""
+"""Seconds between two deletions of old image files, and the age of an old file."""
 CSS = """
 .gradio-container { width: 100% !important; max-width: 72rem !important; }
 .gradio-container { margin: 0 auto !important; }
@@ -41,12 +41,7 @@ _MONO = ("ui-monospace", "Consolas", "monospace")
 
 
 def build_page(service: Service, folder: Path) -> gr.Blocks:
-    """Returns the page of a service.
-
-    Args:
-        service: handles the requests of the page.
-        folder: folder for the example images.
-    """
+    """Returns the page of a service; writes its example images to a folder."""
     images = example_images(folder)
     limits = f" This model {KNOWS[service.name]}." if service.name in KNOWS else ""
     with gr.Blocks(
@@ -70,13 +65,13 @@ def build_page(service: Service, folder: Path) -> gr.Blocks:
             reconstruct_tab(service, images)
         with gr.Tab("Inside"):
             inside_tab(service)
-    # Only the engine's queue limits the work, so that it is fair to the page and to programs.
+    # Only the engine's queue limits the work: it treats the page and programs equally.
     page.queue(default_concurrency_limit=None, api_open=False)
     return page
 
 
 def theme() -> gr.themes.Base:
-    """Returns the theme; it uses system fonts, so that none is loaded from another site."""
+    """Returns the theme; it uses system fonts, which need no request to another site."""
     return gr.themes.Default(
         primary_hue="indigo",
         secondary_hue="indigo",

@@ -15,7 +15,7 @@ from starlette.routing import Match, Mount
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from blip3o.core.errors import UsageError
-from blip3o.serve.http.guard import API_PATHS
+from blip3o.serve.http.request_checks import API_PATHS
 from blip3o.serve.http.service import Service
 from blip3o.serve.http.system_routes import not_found, wrong_method
 from blip3o.serve.http.uploads import UploadFolder
@@ -62,7 +62,7 @@ def add_page(app: FastAPI, service: Service) -> Callable[[], None]:
     from blip3o.serve.page.layout import CSS, HEAD, build_page, theme
 
     # Gradio would decode images of any size; the page reads them within the server's limits.
-    # (Not a component of our own: for such a class Gradio writes files next to its source.)
+    # (A component class of the page would not do: Gradio writes files next to its source.)
     _replace(image_utils, "preprocess_image", _undecoded)
     # Gradio would fetch any URL that a client sends instead of a file.
     _replace(processing_utils, "async_ssrf_protected_get", _refuse_url)
@@ -121,7 +121,7 @@ async def _refuse_url(url: str) -> NoReturn:
 
 
 class _PageMount(Mount):
-    """Matches all paths except those of the API, which answers unknown ones itself."""
+    """Matches all paths except those of the API, which answers its unknown paths itself."""
 
     def matches(self, scope: Scope) -> tuple[Match, Scope]:
         """Returns whether a request is for the page."""

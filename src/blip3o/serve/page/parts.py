@@ -40,8 +40,8 @@ def wire(
 ) -> list[Dependency]:
     """Connects a handler to events, and returns the connections.
 
-    They are not part of Gradio's API, because programs use ours, and they show no progress bar,
-    because handlers report progress themselves.
+    They are not part of Gradio's API, because programs use the server's API. They show no progress
+    bar, because handlers report progress themselves.
 
     Args:
         handler: called with the values of the inputs.
@@ -84,15 +84,8 @@ def sampling_fields(service: Service) -> Sampling:
     own, most = service.sampling, service.config.max_steps
     seed, is_new = seed_fields()
     with gr.Row():
-        steps = gr.Slider(
-            1,
-            most,
-            min(own.num_inference_steps, most),
-            step=1,
-            label="Steps",
-            buttons=[],
-            min_width=150,
-        )
+        default = min(own.num_inference_steps, most)
+        steps = gr.Slider(1, most, default, step=1, label="Steps", buttons=[], min_width=150)
         guidance = gr.Slider(
             1, 15, own.guidance_scale, step=0.5, label="Guidance", buttons=[], min_width=150
         )
@@ -102,7 +95,7 @@ def sampling_fields(service: Service) -> Sampling:
 def seed_fields() -> tuple[gr.Number, gr.Checkbox]:
     """Adds a seed, a button for a random one, and a checkbox for a new one each time."""
     with gr.Row(elem_classes="seed"):
-        # A number, not a function: Gradio would call it on load and overwrite a typed seed.
+        # A number, because Gradio would call a function on load and overwrite a typed seed.
         seed = gr.Number(new_seed(), label="Seed", precision=0, minimum=0, min_width=160)
         dice = gr.Button("Random", elem_classes="dice", min_width=90)
     is_new = gr.Checkbox(True, label="New seed each time")
@@ -118,14 +111,7 @@ def chosen_seed(seed: float | None, is_new: bool) -> int:
 def sampled_fields(
     prompt: str, seed: float | None, is_new: bool, steps: int, guidance: float
 ) -> JsonObject:
-    """Returns the fields of a request for sampled images.
-
-    Args:
-        prompt: the prompt or the instruction.
-        seed: value of the seed field.
-        is_new: whether to use a new seed.
-        steps: sampling steps.
-        guidance: guidance scale.
+    """Returns the fields of a request for sampled images; `is_new` replaces the seed.
 
     Raises:
         UsageError: if the prompt is blank.
@@ -156,7 +142,7 @@ def with_messages(handler: Callable[P, AsyncGenerator[T]]) -> Callable[P, AsyncG
         except Exception as error:
             if is_full(error):
                 raise shown(no_room()) from error
-            # A bug: one line in the log and one on the page.
+            # A bug is reported with one line in the log and one on the page.
             say(f"blip3o: the page failed: {type(error).__name__}: {error}")
             raise shown(UsageError("an internal error; the server's log says more")) from error
 

@@ -1,1 +1,1 @@
-"""Names of published weights: one file a family, each a total and invertible map to ours."""
+"""Maps between published names of weights and ours, one module for each family."""

@@ -27,7 +27,7 @@ SCENES = [sample_scene(0, index) for index in range(600)]
         ("places_of", "Where (are|can you see|do you see)", place),
     ],
 )
-def test_drills_tell_a_fact_of_each_thing_they_ask_for(
+def test_drills_state_a_fact_about_each_requested_thing(
     kind: str, opening: str, fact: Callable[[Placed], str]
 ) -> None:
     orders, absent = set(), 0
@@ -36,8 +36,8 @@ def test_drills_tell_a_fact_of_each_thing_they_ask_for(
             names = _asked_for(qa, opening, "the ")
             assert len(names) >= 2
             truth = {one.thing: fact(one) for one in scene.objects}
-            said = [f"the {name} {truth.get(name, 'none')}" for name in names]
-            assert qa.answer == "; ".join(said)
+            stated = [f"the {name} {truth.get(name, 'none')}" for name in names]
+            assert qa.answer == "; ".join(stated)
             seen = [k for name in names for k, o in enumerate(scene.objects) if o.thing == name]
             absent += len(seen) < len(names)
             orders.add(seen == sorted(seen))
@@ -45,20 +45,20 @@ def test_drills_tell_a_fact_of_each_thing_they_ask_for(
     assert absent > 20
 
 
-def test_drills_say_whether_there_is_each_thing_they_ask_for() -> None:
-    said = Counter()
+def test_drills_state_whether_each_requested_thing_exists() -> None:
+    stated = Counter()
     for index, scene in enumerate(SCENES[:200]):
         there = {o.thing for o in scene.objects} | {noun(o.thing, o.color) for o in scene.objects}
         for qa in questions(scene, numpy_rng(0, "drill", index), ("are_there",)):
             names = _asked_for(qa, "Is there|Can you see", "an? ")
             facts = [(with_article(name), name in there) for name in names]
             assert qa.answer == "; ".join(f"{n} {'yes' if ok else 'no'}" for n, ok in facts)
-            said.update((" " in name, name in there) for name in names)
-    assert min(said[a, b] for a, b in itertools.product((False, True), repeat=2)) > 20
+            stated.update((" " in name, name in there) for name in names)
+    assert min(stated[a, b] for a, b in itertools.product((False, True), repeat=2)) > 20
 
 
-def test_drills_count_each_thing_and_color_they_ask_for() -> None:
-    said = Counter()
+def test_drills_count_each_requested_thing_and_color() -> None:
+    stated = Counter()
     for index, scene in enumerate(SCENES[:200]):
         number = Counter(one.thing for one in scene.objects)
         number.update(f"{one.color} things" for one in scene.objects)
@@ -69,20 +69,20 @@ def test_drills_count_each_thing_and_color_they_ask_for() -> None:
                 f"{name} {NUMBER_WORDS[number[thing]]}"
                 for name, thing in zip(names, things, strict=True)
             )
-            said.update(number[thing] for thing in things)
-    assert set(said) == {0, 1, 2, 3, 4}
+            stated.update(number[thing] for thing in things)
+    assert set(stated) == {0, 1, 2, 3, 4}
 
 
 def test_half_of_the_things_counted_alone_are_absent() -> None:
-    said = Counter()
+    stated = Counter()
     for index, scene in enumerate(SCENES[:200]):
         for qa in questions(scene, numpy_rng(0, "drill", index), ("how_many",)):
             (name,) = _asked_for(qa, "How many", "")
             number = sum(one.thing == THING_OF[name] for one in scene.objects)
             assert qa.answer == NUMBER_WORDS[number]
-            said[number] += 1
-    assert 0.4 < said[0] / said.total() < 0.6
-    assert set(said) == {0, 1, 2, 3, 4}
+            stated[number] += 1
+    assert 0.4 < stated[0] / stated.total() < 0.6
+    assert set(stated) == {0, 1, 2, 3, 4}
 
 
 def _asked_for(qa: QA, opening: str, article: str) -> list[str]:
@@ -114,11 +114,11 @@ def test_look_ups_ask_for_colors_by_name_and_for_nothing_else() -> None:
         for qa in asked:
             assert qa.learned is not None
             for fact, (start, stop) in zip(qa.answer.split("; "), qa.learned, strict=True):
-                _, name, said = fact.split(" ", 2)
-                assert qa.answer[start:stop] == f" {said}"
+                _, name, stated = fact.split(" ", 2)
+                assert qa.answer[start:stop] == f" {stated}"
                 assert name in qa.question
                 known = colors.get(THING_OF[name], {"none"})
-                assert set(said.split(" and ")) == known
+                assert set(stated.split(" and ")) == known
 
 
 def test_all_colors_of_a_scene_are_stated() -> None:
@@ -126,8 +126,8 @@ def test_all_colors_of_a_scene_are_stated() -> None:
         qa = colors_of_all(scene, numpy_rng(0, "look_ups", index))
         facts = [fact.split(" ", 2)[1:] for fact in qa.answer.split("; ")]
         assert {THING_OF[name] for name, _ in facts} == {one.thing for one in scene.objects}
-        told = {(THING_OF[name], c) for name, said in facts for c in said.split(" and ")}
-        assert told == {(one.thing, one.color) for one in scene.objects}
+        named_looks = {(THING_OF[name], c) for name, stated in facts for c in stated.split(" and ")}
+        assert named_looks == {(one.thing, one.color) for one in scene.objects}
 
 
 def test_a_list_names_every_thing_and_its_answer_every_color() -> None:
@@ -139,10 +139,12 @@ def test_a_list_names_every_thing_and_its_answer_every_color() -> None:
         assert words.endswith(".")
         assert qa.question == ""
         facts = [fact.split(" ", 2)[1:] for fact in qa.answer.split("; ")]
-        told = {(THING_OF[name], color) for name, said in facts for color in said.split(" and ")}
-        assert told == {(one.thing, one.color) for one in scene.objects}
+        named_looks = {
+            (THING_OF[name], color) for name, stated in facts for color in stated.split(" and ")
+        }
+        assert named_looks == {(one.thing, one.color) for one in scene.objects}
         learned = [qa.answer[start:stop] for start, stop in qa.learned or ()]
-        assert learned == [f" {said}" for _, said in facts]
+        assert learned == [f" {stated}" for _, stated in facts]
         orders.add(list(spans.values()) == sorted(spans.values()))
     assert orders == {False, True}
 
@@ -153,11 +155,11 @@ def test_a_bare_look_up_names_each_thing_twice_and_learns_its_color() -> None:
         pair = sample_pair(0, index)
         words, qa = bare_look_up(pair, numpy_rng(0, "bare", index))
         read = words.split()
-        said = qa.answer.split()
+        stated = qa.answer.split()
         colors = dict(zip(read[1::2], read[0::2], strict=True))
-        assert colors == dict(zip(said[0::2], said[1::2], strict=True))
+        assert colors == dict(zip(stated[0::2], stated[1::2], strict=True))
         assert colors == {one.thing: one.color for one in pair.objects}
-        assert [qa.answer[a:b] for a, b in qa.learned or ()] == [f" {c}" for c in said[1::2]]
+        assert [qa.answer[a:b] for a, b in qa.learned or ()] == [f" {c}" for c in stated[1::2]]
         assert words[0] == qa.answer[0] == " "  # so words at the start get the same tokens
-        orders.add(read[1::2] == said[0::2])
+        orders.add(read[1::2] == stated[0::2])
     assert orders == {False, True}

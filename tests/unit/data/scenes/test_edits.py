@@ -61,7 +61,7 @@ def test_added_and_moved_objects_are_where_the_instruction_says() -> None:
         assert edit.instruction.endswith(f"the {place(new)}"), edit
 
 
-def test_splits_keep_heldout_compositions_apart() -> None:
+def test_only_the_heldout_split_shows_heldout_compositions() -> None:
     for edit in EDITS:
         assert not is_heldout(edit.source)
         assert not is_heldout(edit.target)

@@ -127,7 +127,7 @@ def test_two_first_calls_write_every_shard_once(
     assert "waiting for process" in capsys.readouterr().err
 
 
-def test_ctrl_c_says_how_far_it_is_and_the_next_call_goes_on(
+def test_ctrl_c_reports_the_progress_and_the_next_call_resumes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     plain, calls = export._write_shard, iter(range(9))

@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 
 from blip3o.core.errors import UsageError
-from blip3o.data.scenes.backgrounds import background_image
 from blip3o.data.scenes.heldout import (
     heldout_backgrounds,
     heldout_colors,
@@ -15,7 +14,7 @@ from blip3o.data.scenes.heldout import (
 )
 from blip3o.data.scenes.render import render
 from blip3o.data.scenes.scene import sample_scene
-from blip3o.data.scenes.things import COLORS, RAMPS, THINGS
+from blip3o.data.scenes.things import COLORS, RAMPS, THINGS, background_image
 from blip3o.data.scenes.types import GAP, Placed, Scene, fits, place, relations, size_word
 
 TRAIN = [sample_scene(0, index) for index in range(3000)]
@@ -109,7 +108,7 @@ def test_an_unknown_split_is_refused() -> None:
         sample_scene(0, 0, "trian")
 
 
-def test_a_image_shows_the_objects_and_nothing_else() -> None:
+def test_an_image_shows_the_objects_and_nothing_else() -> None:
     scene = make(
         ("square", "red", 0.3, 0.3, 0.3), ("circle", "blue", 0.7, 0.7, 0.3), background="cream"
     )

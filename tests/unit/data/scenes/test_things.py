@@ -5,11 +5,12 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-from blip3o.data.scenes.backgrounds import BACKGROUNDS, background_image
 from blip3o.data.scenes.things import (
+    BACKGROUNDS,
     COLORS,
     RAMPS,
     THINGS,
+    background_image,
     colored_sprite,
     plural,
     sprite,

@@ -96,7 +96,7 @@ def told_relation(text: str, scene: Scene) -> str | None:
     return name
 
 
-def test_captions_of_pairs_tell_how_they_stand_with_and_without_colors() -> None:
+def test_captions_of_pairs_state_their_relation_with_and_without_colors() -> None:
     seen = Counter()
     for index in range(200):
         scene = sample_pair(0, index)
@@ -172,7 +172,7 @@ def relation_said(prompt: EvalPrompt) -> str:
     return MEANS.get(match[1]) or ("left of" if "left" in match[1] else "right of")
 
 
-def test_prompts_that_cannot_be_made_are_refused() -> None:
+def test_too_many_prompts_and_unknown_categories_are_refused() -> None:
     with pytest.raises(UsageError, match="did you mean counting"):
         eval_prompts("countin")
     with pytest.raises(UsageError, match="different prompts"):
@@ -254,13 +254,13 @@ def test_questions_about_a_text_are_answered_by_the_text() -> None:
     kinds, colorless = Counter(), 0
     for index, scene in enumerate(SCENES):
         words, asked = text_conversation(scene, numpy_rng(0, "text", index))
-        told = {(thing, color) for _, _, color, thing in NOUN.findall(words)}
-        if not any(color for _, color in told):
+        named_looks = {(thing, color) for _, _, color, thing in NOUN.findall(words)}
+        if not any(color for _, color in named_looks):
             assert {qa.kind for qa in asked} == {"relation"}
-            assert {THING_OF[thing] for thing, _ in told} == {o.thing for o in scene.objects}
+            assert {THING_OF[thing] for thing, _ in named_looks} == {o.thing for o in scene.objects}
             colorless += 1
         else:
-            assert {(THING_OF[thing], color) for thing, color in told} == {
+            assert {(THING_OF[thing], color) for thing, color in named_looks} == {
                 (o.thing, o.color) for o in scene.objects
             }
         is_short = not words.startswith("There")
@@ -298,14 +298,14 @@ def test_names_are_asked_for_in_images_and_in_descriptions() -> None:
         kinds |= {qa.kind for qa in seen}
         known = {one.thing for one in scene.objects}
         for qa in seen:
-            told = {THING_OF[name] for *_, name in NOUN.findall(qa.answer)}
+            named_looks = {THING_OF[name] for *_, name in NOUN.findall(qa.answer)}
             if qa.kind == "background":
                 assert qa.answer == scene.background
             elif qa.kind == "list":
-                assert told == known
+                assert named_looks == known
             else:
-                assert len(told) == 1
-                assert told <= known
+                assert len(named_looks) == 1
+                assert named_looks <= known
     assert kinds == set(NAMES)
 
 

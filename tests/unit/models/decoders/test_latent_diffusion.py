@@ -70,9 +70,7 @@ def test_guidance_leads_away_from_the_empty_features(kind: str) -> None:
 
 
 @each_diffusion
-def test_guidance_of_one_asks_for_no_empty_features(
-    kind: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_guidance_of_one_uses_no_empty_features(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     decoder, rows = build(kind), []
     predict = decoder.predict
 
@@ -345,7 +343,7 @@ def test_a_pipeline_draws_with_it_and_a_folder_keeps_it(
     for parameter in model.image_decoder.parameters():
         nn.init.normal_(parameter, std=0.2)
     if kind in DIFFUSION:
-        model.image_decoder.empty_features.normal_()
+        model.image_decoder.get_buffer("empty_features").normal_()
     save_model(model, tiny_tokenizer, tmp_path, torch.float32)
     images = [
         Blip3oPipeline(one, tiny_tokenizer)(

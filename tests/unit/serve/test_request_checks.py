@@ -12,9 +12,9 @@ from fastapi.testclient import TestClient
 
 from blip3o.core.errors import UsageError
 from blip3o.serve.config import ServeConfig
-from blip3o.serve.http.guard import Guard
 from blip3o.serve.http.hosts import HostNames
 from blip3o.serve.http.metrics import Metrics
+from blip3o.serve.http.request_checks import RequestChecks
 from blip3o.serve.http.server import api_keys
 
 
@@ -26,7 +26,7 @@ def client() -> TestClient:
     async def answer(path: str) -> str:
         return path
 
-    app.add_middleware(Guard, config=ServeConfig(), keys=["secret"], metrics=Metrics())
+    app.add_middleware(RequestChecks, config=ServeConfig(), keys=["secret"], metrics=Metrics())
     return TestClient(app)
 
 
@@ -103,7 +103,7 @@ def test_a_bug_is_counted_as_500_and_not_as_499() -> None:
     async def bug() -> None:
         raise RuntimeError("a bug")
 
-    app.add_middleware(Guard, config=ServeConfig(), keys=[], metrics=metrics)
+    app.add_middleware(RequestChecks, config=ServeConfig(), keys=[], metrics=metrics)
     assert TestClient(app, raise_server_exceptions=False).get("/v1/bug").status_code == 500
     assert b'status="500"} 1.0' in metrics.text()
     assert b'status="499"' not in metrics.text()
@@ -114,7 +114,7 @@ TARGETS += ["http://localhost/v1/models", "HTTPS://a.example:8000//v1/models/"]
 
 
 @pytest.mark.parametrize("target", TARGETS)
-def test_all_spellings_of_a_path_are_routed_and_guarded(client: TestClient, target: str) -> None:
+def test_all_spellings_of_a_path_are_routed_and_checked(client: TestClient, target: str) -> None:
     sender = asking(client.app, target)
     answer = sender.get("/", headers={"Authorization": "Bearer secret"})
     assert (answer.status_code, answer.json()) == (200, "v1/models")
@@ -144,6 +144,6 @@ def test_the_host_of_a_whole_url_counts(target: str, status: int) -> None:
     app = FastAPI(openapi_url=None)
     names = HostNames("127.0.0.1", [], has_keys=False)
     app.add_api_route("/v1/models", lambda: "seen")
-    app.add_middleware(Guard, config=ServeConfig(), keys=[], metrics=Metrics(), hosts=names)
+    app.add_middleware(RequestChecks, config=ServeConfig(), keys=[], metrics=Metrics(), hosts=names)
     answer = asking(app, target).get("/", headers={"Host": "localhost"})
     assert answer.status_code == status

@@ -20,18 +20,19 @@ from blip3o.serve.http.output import IMAGE_PATH
 from blip3o.serve.http.workers import CLIENT_LEFT
 
 _OPEN_PATH = "/health"
-"""Needs no key; neither do image URLs."""
+"""Path that needs no key; image URLs do not need one either."""
 _READ_PATHS = ("/docs", "/openapi.json")
-"""Paths of the API for people: their browsers send the key as a password."""
+"""Paths of the API that people open; their browsers send the key as a password."""
 API_PATHS = ("/v1/", "/health", "/metrics", "/docs", "/openapi.json")
-"""Paths for programs; all others belong to the page, for people."""
+"""Beginnings of the API's paths; all other paths belong to the page."""
 
 
-class Guard:
+class RequestChecks:
     """ASGI middleware that checks keys, hosts and bodies, and counts answers.
 
     A body is read completely before the application sees the request, so a slow or endless body
-    occupies only its connection. Afterwards the guard watches for a disconnect of the client.
+    occupies only its connection. Afterwards `CLIENT_LEFT` tells the
+    application whether the client has disconnected.
 
     Args:
         app: the application.
