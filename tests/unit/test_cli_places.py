@@ -285,6 +285,7 @@ def test_an_output_that_cannot_be_written_is_reported_in_one_line() -> None:
 def test_an_interrupt_during_the_first_imports_ends_quietly(module: str) -> None:
     program = (
         "import builtins, os, runpy, signal, sys\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)  # background jobs ignore it\n"
         "plain = builtins.__import__\n"
         "def interrupted(name, *rest, **options):\n"
         "    if name == sys.argv[1]: os.kill(os.getpid(), signal.SIGINT)\n"

@@ -93,12 +93,15 @@ def published_config(
     Raises:
         UsageError: if a field is missing, or describes a model of another family.
     """
-    own = upgraded_config(data.get(_OWN, {}), data.get("n_query"))
+    own = upgraded_config(data.get(_OWN, {}), text_fields(data).get("n_query"))
     if not isinstance(own, Mapping) or not own.keys() <= set(_OWN_FIELDS):
         raise UsageError(f"{_OWN} may hold {', '.join(_OWN_FIELDS)}, got {own!r}")
     generator = own.get("generator")
     if isinstance(generator, Mapping):  # the published field says it
-        own = {**own, "generator": {**generator, "num_query_tokens": data.get("n_query")}}
+        own = {
+            **own,
+            "generator": {**generator, "num_query_tokens": text_fields(data).get("n_query")},
+        }
     return from_dict(UnifiedModelConfig, {**_constants(data, decoder, absent_parts), **own})
 
 

@@ -97,7 +97,7 @@ JSON_TABLE: dict[str, tuple[str, Any, int, str]] = {
     "prompt of nothing": (GENERATE, {"prompt": None}, 400, "prompt must be text"),
     "long prompt": (GENERATE, {"prompt": "word " * 2000}, 400, "tokens; at most"),
     "huge prompt": (GENERATE, {"prompt": "a" * 2_000_000}, 400, "at most 100000 characters"),
-    "image mark": (GENERATE, {"prompt": "a <image> of"}, 400, "<image> in a prompt"),
+    "image mark": (GENERATE, {"prompt": "a <image> of"}, 400, "a prompt cannot hold <image>"),
     "half a character": (GENERATE, b'{"prompt": "\\ud800"}', 400, ""),
     "half a character as a name": (GENERATE, b'{"prompt":"a","\\ud800":1}', 400, "Unicode"),
     "unknown field": (GENERATE, {"prompt": "a", "sede": 1}, 400, "unknown parameter 'sede'"),
