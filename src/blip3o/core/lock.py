@@ -8,6 +8,7 @@ Lustre with `-o flock`, GPFS). On a file system without locks, a warning is prin
 import errno
 import fcntl
 import json
+import multiprocessing
 import os
 import socket
 from collections.abc import Iterator
@@ -35,7 +36,7 @@ def locked(file: Path, refusal: str | None = None) -> Iterator[None]:
 
     Raises:
         UsageError: if another process holds the lock and `refusal` is given, or the file cannot be
-            written.
+            written, or a worker process waits while it imports an unguarded script.
     """
     descriptor = _open_lock(file)
     try:
@@ -77,6 +78,11 @@ def _take(descriptor: int, file: Path, refusal: str | None) -> bool:
             holder = _holder(descriptor)
             if refusal is not None:
                 raise UsageError(f"{holder} {refusal}") from None
+            if _runs_the_script_again():
+                raise UsageError(
+                    "a worker process ran this script again while it was starting: "
+                    'call blip3o under `if __name__ == "__main__":`'
+                ) from None
             say(f"waiting for {holder}, which holds {file}")
             fcntl.flock(descriptor, fcntl.LOCK_EX)
     except OSError as error:
@@ -88,6 +94,15 @@ def _take(descriptor: int, file: Path, refusal: str | None) -> bool:
         )
         return True
     return _is_there(descriptor, file)
+
+
+def _runs_the_script_again() -> bool:
+    """Returns whether a started worker process is still importing the main script.
+
+    Its parent waits for it, so waiting for a lock of the parent would never end. `multiprocessing`
+    refuses to start further processes at this point by the same attribute.
+    """
+    return getattr(multiprocessing.current_process(), "_inheriting", False)
 
 
 def _is_there(descriptor: int, file: Path) -> bool:

@@ -8,6 +8,8 @@ import os
 import re
 import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -164,3 +166,22 @@ def test_many_processes_follow_one_by_one_although_the_file_is_removed_each_time
         process.join(60)
     assert count.read_text() == "200"
     assert [file.name for file in tmp_path.iterdir()] == ["count"]
+
+
+def test_a_script_without_a_main_guard_ends_instead_of_waiting_for_itself(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import multiprocessing, pathlib\n"
+        "from blip3o.core.lock import locked\n"
+        "with locked(pathlib.Path(__file__).with_suffix('.lock')):\n"
+        "    worker = multiprocessing.get_context('spawn').Process(target=print)\n"
+        "    worker.start()\n"
+        "    worker.join()\n"
+        "raise SystemExit(worker.exitcode)\n"
+    )
+    ran = subprocess.run(
+        [sys.executable, str(script)], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert ran.returncode == 1
+    assert 'call blip3o under `if __name__ == "__main__":`' in ran.stderr
+    assert "waiting for" not in ran.stderr
