@@ -67,11 +67,18 @@ class OneTransformer(nn.Module):
         cache = plan.backbone.new_cache()
         for layer, (keys, values) in enumerate(plan.pairs):
             cache.update(keys, values, layer)
-        positions = plan.mask.sum(1, keepdim=True) + torch.arange(length)
+        positions = plan.mask.sum(1, keepdim=True) + torch.arange(length, device=noisy.device)
         return self.patch_out(plan.backbone.block_states(hidden, plan.mask, cache, positions))
 
-    def empty_plan(self, num_prompts: int, prompt_tokens: int) -> "CachePlan":
-        raise NotImplementedError
+    def empty_plan(self, backbone: Any, num_prompts: int, prompt_tokens: int) -> "CachePlan":
+        cache = backbone.new_cache()
+        embeds = self.patch_in.weight.new_empty(
+            num_prompts, prompt_tokens, self.patch_in.out_features
+        )
+        backbone.decoder(inputs_embeds=embeds, past_key_values=cache, use_cache=True)
+        pairs = tuple((layer.keys, layer.values) for layer in cache.layers)
+        mask = torch.ones(num_prompts, prompt_tokens, dtype=torch.bool, device=embeds.device)
+        return CachePlan(self, backbone, mask, pairs)
 
     def compile_sampling(self) -> None:
         """Does nothing; there is nothing to compile."""

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from blip3o.core.config import from_dict, to_dict
 from blip3o.core.errors import UsageError
 from blip3o.core.types import Batch
+from blip3o.doctor.memory import activation_bytes
 from blip3o.flow.sigmas import UniformSigmas
 from blip3o.generate.pipeline import Blip3oPipeline
 from blip3o.models.generators import GENERATORS
@@ -104,6 +105,12 @@ def test_builds_on_the_meta_device(model: UnifiedModel) -> None:
         sketch = model.config.build()
     assert all(tensor.is_meta for tensor in sketch.generator.parameters())
     assert sketch.state_dict().keys() == model.state_dict().keys()
+
+
+def test_its_memory_is_counted_before_it_exists(model: UnifiedModel) -> None:
+    with torch.device("meta"):
+        empty = model.config.build()
+    assert activation_bytes(empty, "generator") > 0
 
 
 def test_gradient_reaches_every_weight_of_the_generator(pipe: Blip3oPipeline) -> None:

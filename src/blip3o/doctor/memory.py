@@ -204,7 +204,7 @@ def _run_backbone(model: UnifiedModel) -> list[Callable[[], object]]:
 
 def _run_generator(model: UnifiedModel) -> list[Callable[[], object]]:
     noisy = _empty(model, 2, *model.config.feature_shape)
-    plan = model.generator.empty_plan(2, PROMPT_TOKENS)
+    plan = model.generator.empty_plan(model.backbone, 2, PROMPT_TOKENS)
     return [lambda: plan.velocity(noisy, noisy.new_empty(2))]
 
 

@@ -146,13 +146,17 @@ class BlockGenerator(Generator):
         steps = torch.arange(length, device=start.device)
         return start.unsqueeze(1) + (steps if self.block.positions == "sequential" else 0 * steps)
 
-    def empty_plan(self, num_prompts: int, prompt_tokens: int) -> "BlockPlan":
-        """Not available: the sizes of keys and values are those of the backbone.
-
-        Raises:
-            NotImplementedError: always.
-        """
-        raise NotImplementedError
+    def empty_plan(
+        self, backbone: Backbone[Any], num_prompts: int, prompt_tokens: int
+    ) -> "BlockPlan":
+        """See `Generator.empty_plan`. The backbone gives the sizes of keys and values."""
+        embeds = self.patch_in.weight.new_empty(
+            num_prompts, prompt_tokens, self.patch_in.out_features
+        )
+        cache = backbone.new_cache()
+        backbone.decoder(inputs_embeds=embeds, past_key_values=cache, use_cache=True)
+        visible = embeds.new_ones(num_prompts, prompt_tokens, dtype=torch.bool)
+        return BlockPlan(self, backbone, visible, visible.sum(1), key_values_of(cache))
 
 
 @dataclasses.dataclass(eq=False)

@@ -224,7 +224,7 @@ class Generator(nn.Module):
         """Returns the plan of prompts; arguments as for `UnifiedModel.plan`."""
         raise NotImplementedError
 
-    def empty_plan(self, num_prompts: int, prompt_tokens: int) -> Plan:
+    def empty_plan(self, backbone: Backbone[Any], num_prompts: int, prompt_tokens: int) -> Plan:
         """Returns a plan of P prompts of equal length with arbitrary content, to measure memory."""
         raise NotImplementedError
 

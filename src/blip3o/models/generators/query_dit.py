@@ -186,9 +186,11 @@ class QueryDiT(Generator):
         """Returns velocities of the fast path; see `PreparedNextDiT.velocity`."""
         return prepared.velocity(noisy, step)
 
-    def empty_plan(self, num_prompts: int, prompt_tokens: int) -> "QueryPlan":
+    def empty_plan(
+        self, backbone: Backbone[Any], num_prompts: int, prompt_tokens: int
+    ) -> "QueryPlan":
         """See `Generator.empty_plan`."""
-        del prompt_tokens
+        del backbone, prompt_tokens
         queries = self.query_tokens.weight
         return QueryPlan(self, queries.new_empty(num_prompts, *queries.shape))
 

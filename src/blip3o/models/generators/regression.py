@@ -117,9 +117,11 @@ class Regression(Generator):
             hidden = layer(hidden)
         return self.out(hidden)
 
-    def empty_plan(self, num_prompts: int, prompt_tokens: int) -> "RegressionPlan":
+    def empty_plan(
+        self, backbone: Backbone[Any], num_prompts: int, prompt_tokens: int
+    ) -> "RegressionPlan":
         """Returns a plan with arbitrary content; see `Generator`."""
-        del prompt_tokens
+        del backbone, prompt_tokens
         shape = (num_prompts, len(self.query_tokens.weight), self.out.out_features)
         return RegressionPlan(self.out.weight.new_empty(shape))
 
