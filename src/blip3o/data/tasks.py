@@ -33,7 +33,7 @@ class Task:
             ValueError if the record does not fit the task.
         tokens: converts the example's messages to tokens. Its last argument is the token count of
             each image; None if every image has the chat template's count.
-        target: what the model learns to produce: an image, the assistant's text, or for "match"
+        target: the output that the model learns: an image, the assistant's text, or for "match"
             neither (it learns which caption and image belong together).
         prompt_roles: roles of the images in the prompt. A conversation may have none, or further
             images "image_2", "image_3", ...

@@ -244,6 +244,11 @@ class Backbone(nn.Module, Generic[ConfigT]):
             return isinstance(cache, PackedCache)
         return self.padding_free and not bool(attention_mask.all())
 
+    @property
+    def is_frozen(self) -> bool:
+        """Whether no weight is trained."""
+        return not any(parameter.requires_grad for parameter in self.parameters())
+
     def new_cache(self, *, packed: bool = False) -> "BackboneCache":
         """Returns an empty cache for `forward`.
 

@@ -1,4 +1,4 @@
-"""Keys and values outside a cache: what a plan keeps of a prompt."""
+"""Keys and values of prompts outside a cache; plans keep them in this form."""
 
 from typing import TYPE_CHECKING
 

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from blip3o.core.bounds import Count
 from blip3o.flow.sigmas import NUM_TIMESTEPS
 from blip3o.models.backbones.base import Backbone
-from blip3o.models.backbones.cache_of import KeyValues, key_values_of
+from blip3o.models.backbones.cache_of import KeyValues, cache_of, key_values_of
 from blip3o.models.dit.nextdit import from_patches, to_patches
 from blip3o.models.generators.plan import Generator, Joints, Plan
 from blip3o.models.prompts import Prompts
@@ -47,6 +47,11 @@ class BlockConfig:
     patch_size: Count = 1
     positions: Literal["sequential", "shared"] = "sequential"
     learned_positions: bool = True
+
+    @classmethod
+    def tiny(cls) -> Self:
+        """Returns the smallest useful config, for tests."""
+        return cls()
 
     @property
     def takes_reference(self) -> bool:
@@ -97,10 +102,6 @@ class BlockGenerator(Generator):
         nn.init.zeros_(self.patch_out.weight)
         nn.init.zeros_(self.patch_out.bias)
 
-    @abc.abstractmethod
-    def draw_block(self, plan: "BlockPlan", noisy: Tensor, sigma: Tensor) -> Tensor:
-        """Returns the velocity of a plan; see `Plan.velocity`."""
-
     def plan(
         self,
         backbone: Backbone[Any],
@@ -110,8 +111,7 @@ class BlockGenerator(Generator):
         keep_states: bool = False,
     ) -> "BlockPlan":
         """Returns the plan of prompts: their keys and values in every layer."""
-        is_frozen = not any(parameter.requires_grad for parameter in backbone.parameters())
-        skip = is_frozen and not prompt_gradient
+        skip = backbone.is_frozen and not prompt_gradient
         cache, mask = backbone.new_cache(), prompts.attention_mask
         with torch.no_grad() if skip else contextlib.nullcontext():
             states = backbone(backbone.embed(prompts.input_ids, prompts.images), mask, cache)
@@ -119,6 +119,14 @@ class BlockGenerator(Generator):
         return BlockPlan(
             self, backbone, mask, start, key_values_of(cache), states if keep_states else None
         )
+
+    def draw_block(self, plan: "BlockPlan", noisy: Tensor, sigma: Tensor) -> Tensor:
+        """Returns the velocity of a plan; see `Plan.velocity`."""
+        hidden = self.enter(noisy, sigma)
+        cache = cache_of(plan.key_values)
+        positions = self.positions(plan.start, hidden.shape[1])
+        states = self.block_states(plan.backbone, hidden, plan.visible, cache, positions)
+        return self.leave(states)
 
     @abc.abstractmethod
     def block_states(

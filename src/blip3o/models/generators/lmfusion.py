@@ -6,14 +6,13 @@ both halves trained this is BAGEL's mixture of transformers.
 """
 
 import dataclasses
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import Tensor
 
 from blip3o.models.backbones.attention import use_attention
 from blip3o.models.backbones.base import Backbone, block_states
-from blip3o.models.backbones.cache_of import cache_of
-from blip3o.models.generators.blocks import BlockConfig, BlockGenerator, BlockPlan
+from blip3o.models.generators.blocks import BlockConfig, BlockGenerator
 from blip3o.models.generators.plan import Joints
 
 if TYPE_CHECKING:
@@ -25,11 +24,6 @@ class LMFusionConfig(BlockConfig):
     """Settings of LMFusion; see `BlockConfig`."""
 
     kind: str = "lmfusion"
-
-    @classmethod
-    def tiny(cls) -> Self:
-        """Returns the smallest useful config, for tests."""
-        return cls()
 
     def build(self, joints: Joints) -> "LMFusion":
         """Returns the generator with fresh weights."""
@@ -44,7 +38,7 @@ class LMFusion(BlockGenerator):
         joints: sizes of the neighbors.
     """
 
-    seams: ClassVar[tuple[str, ...]] = ("run",)
+    seams: ClassVar[tuple[str, ...]] = ("draw_block",)
 
     def __init__(self, config: LMFusionConfig, joints: Joints) -> None:
         super().__init__(config, joints)
@@ -52,34 +46,6 @@ class LMFusion(BlockGenerator):
         self.decoder = joints.build_decoder()
         del self.decoder.embed_tokens  # the image enters through patches
         use_attention(self.decoder)
-
-    def draw_block(self, plan: BlockPlan, noisy: Tensor, sigma: Tensor) -> Tensor:
-        """Returns the velocity of a plan; see `Plan.velocity`."""
-        return self.run(noisy, sigma, plan.backbone, *plan.tensors())
-
-    def run(
-        self,
-        noisy: Tensor,
-        sigma: Tensor,
-        backbone: Backbone[Any],
-        visible: Tensor,
-        start: Tensor,
-        *key_values: Tensor,
-    ) -> Tensor:
-        """Returns velocities [P, N, K]; the tensors of a plan come one by one.
-
-        Args:
-            noisy: features on the path, [P, N, K].
-            sigma: noise levels, [P].
-            backbone: tells the axes of rotary positions.
-            visible: see `BlockPlan`.
-            start: see `BlockPlan`.
-            key_values: keys and values of each layer in turn.
-        """
-        hidden = self.enter(noisy, sigma)
-        cache = cache_of(tuple(zip(key_values[::2], key_values[1::2], strict=True)))
-        positions = self.positions(start, hidden.shape[1])
-        return self.leave(self.block_states(backbone, hidden, visible, cache, positions))
 
     def block_states(
         self,

@@ -47,8 +47,7 @@ class QueryTokens(nn.Module):
         ids, mask = prompts.input_ids, prompts.attention_mask
         queries = self(len(prompts))
         whole_mask = torch.cat([mask, mask.new_ones(queries.shape[:2])], dim=1)
-        frozen = not any(p.requires_grad for p in backbone.parameters())
-        if frozen and torch.is_grad_enabled() and not prompt_gradient:
+        if backbone.is_frozen and torch.is_grad_enabled() and not prompt_gradient:
             cache = backbone.new_cache(packed=backbone.is_packed(mask))
             with torch.no_grad():
                 prompt = backbone.embed(ids, prompts.images)

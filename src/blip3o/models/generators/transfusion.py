@@ -1,13 +1,12 @@
 """Transfusion: image blocks run through the backbone's own layers; both share all weights."""
 
 import dataclasses
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import Tensor
 
 from blip3o.models.backbones.base import Backbone
-from blip3o.models.backbones.cache_of import cache_of
-from blip3o.models.generators.blocks import BlockConfig, BlockGenerator, BlockPlan
+from blip3o.models.generators.blocks import BlockConfig, BlockGenerator
 from blip3o.models.generators.plan import Joints
 
 if TYPE_CHECKING:
@@ -19,11 +18,6 @@ class TransfusionConfig(BlockConfig):
     """Settings of Transfusion; see `BlockConfig`. All layers are the backbone's."""
 
     kind: str = "transfusion"
-
-    @classmethod
-    def tiny(cls) -> Self:
-        """Returns the smallest useful config, for tests."""
-        return cls()
 
     def build(self, joints: Joints) -> "Transfusion":
         """Returns the generator with fresh weights."""
@@ -44,14 +38,6 @@ class Transfusion(BlockGenerator):
     def __init__(self, config: TransfusionConfig, joints: Joints) -> None:
         super().__init__(config, joints)
         self.config = config
-
-    def draw_block(self, plan: BlockPlan, noisy: Tensor, sigma: Tensor) -> Tensor:
-        """Returns the velocity of a plan; see `Plan.velocity`."""
-        hidden = self.enter(noisy, sigma)
-        positions = self.positions(plan.start, hidden.shape[1])
-        cache = cache_of(plan.key_values)
-        states = self.block_states(plan.backbone, hidden, plan.visible, cache, positions)
-        return self.leave(states)
 
     def block_states(
         self,
