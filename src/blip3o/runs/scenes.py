@@ -9,6 +9,7 @@ from blip3o.core.errors import UsageError
 from blip3o.core.log import say
 from blip3o.data.mixture import DataConfig
 from blip3o.data.scenes.export import Format, export_scenes, is_current
+from blip3o.data.scenes.world import FULL, World
 from blip3o.recipes.pocket_parts import SCENES
 
 
@@ -25,6 +26,7 @@ class ScenesConfig:
         split: "train", "val" or "heldout".
         format: "webdataset" or "jsonl".
         num_processes: processes that draw the images.
+        world: the things, colors and numbers of objects to draw from.
     """
 
     num_scenes: int = 60_000
@@ -35,6 +37,7 @@ class ScenesConfig:
     split: str = "train"
     format: Format = "webdataset"
     num_processes: int = 2
+    world: World = FULL
 
 
 def export(folder: Path, overrides: Sequence[str] = (), config: ScenesConfig | None = None) -> None:
@@ -46,7 +49,8 @@ def export(folder: Path, overrides: Sequence[str] = (), config: ScenesConfig | N
         config: size and format; `ScenesConfig()` if None.
     """
     settings = override(config or ScenesConfig(), overrides)
-    export_scenes(folder, **dataclasses.asdict(settings))
+    fields = {one.name: getattr(settings, one.name) for one in dataclasses.fields(settings)}
+    export_scenes(folder, **fields)
 
 
 _OWN = {
