@@ -24,6 +24,7 @@ RECIPES = Registry(
         "pocket.clip_flow": ".pocket_methods:clip_flow",
         "pocket.transfusion": ".pocket_methods:transfusion",
         "pocket.lmfusion": ".pocket_methods:lmfusion",
+        "pocket.lmfusion_copied": ".pocket_methods:lmfusion_copied",
         "pocket.clip_mse_joint": ".pocket_methods:clip_mse_joint",
         "pocket.clip_flow_joint": ".pocket_methods:clip_flow_joint",
         "pocket.transfusion_joint": ".pocket_methods:transfusion_joint",
