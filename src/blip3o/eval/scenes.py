@@ -56,7 +56,7 @@ class ScenesBenchmark:
         batch_size: images in a batch; affects only speed and memory.
         num_inference_steps: DiT steps; None means the default of the model.
         guidance_scale: guidance scale; None means the default of the model.
-        world: the things, colors and numbers of objects of prompts and scenes.
+        world: vocabulary of prompts and scenes: world.things, world.colors, world.max_objects.
 
     Raises:
         ValueError: for a number that is too small.

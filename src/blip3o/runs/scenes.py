@@ -10,7 +10,7 @@ from blip3o.core.log import say
 from blip3o.data.mixture import DataConfig
 from blip3o.data.scenes.export import Format, export_scenes, is_current
 from blip3o.data.scenes.world import FULL, World
-from blip3o.recipes.pocket_parts import SCENES
+from blip3o.recipes.pocket_parts import SCENES, SMALL_WORLD, SMALL_WORLD_SCENES
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -26,7 +26,7 @@ class ScenesConfig:
         split: "train", "val" or "heldout".
         format: "webdataset" or "jsonl".
         num_processes: processes that draw the images.
-        world: the things, colors and numbers of objects to draw from.
+        world: vocabulary of the scenes: world.things, world.colors and world.max_objects.
     """
 
     num_scenes: int = 60_000
@@ -56,6 +56,9 @@ def export(folder: Path, overrides: Sequence[str] = (), config: ScenesConfig | N
 _OWN = {
     SCENES: ScenesConfig(),
     f"{SCENES}-small": ScenesConfig(num_scenes=2000, num_edits=500, num_pairs=0),
+    SMALL_WORLD_SCENES: ScenesConfig(
+        num_scenes=12_000, num_pairs=6000, num_edits=0, world=SMALL_WORLD
+    ),
 }
 """Data sets that are written for a recipe, by folder."""
 

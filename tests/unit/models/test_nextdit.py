@@ -35,6 +35,46 @@ def test_fresh_gates_close_the_cross_attention() -> None:
     assert not any(bool(gate.any()) for gate in gates)
 
 
+def test_open_gates_change_nothing_else() -> None:
+    networks = []
+    for gates in ("closed", "open"):
+        torch.manual_seed(0)
+        networks.append(dataclasses.replace(TINY, fresh_gates=gates).build())
+    closed, opened = (network.state_dict() for network in networks)
+    for name, tensor in opened.items():
+        expected = closed[name].clone()
+        if name.endswith(".gate"):
+            expected.fill_(1.0)
+        elif name.endswith(".norm1.linear.bias"):
+            expected.view(4, -1)[[1, 3]] = 1.0
+        assert torch.equal(tensor, expected), name
+    networks[1].load_state_dict(closed)
+    assert torch.equal(*(network.velocity(*inputs()) for network in networks))
+
+
+def test_open_gates_pass_every_branch_from_the_start() -> None:
+    noisy, sigma, condition = inputs()
+    for gates, is_open in (("closed", False), ("open", True)):
+        torch.manual_seed(0)
+        dit = dataclasses.replace(TINY, fresh_gates=gates).build()
+        context, other = (dit.prepare_context(one) for one in (condition, condition.flip(0)))
+        mixed = dataclasses.replace(context, layers=other.layers)  # the pooled part stays
+        before, after = (dit.velocity(noisy, sigma, condition, one) for one in (context, mixed))
+        assert float((after - before).detach().square().mean() > 1e-4) == is_open
+        before.square().mean().backward()
+        idle = {
+            name
+            for name, value in dit.named_parameters()
+            if value.grad is None or not value.grad.any()
+        }
+        cross = {
+            name
+            for name, _ in dit.named_parameters()
+            if ".norm1_context." in name or (".attn2." in name and ".to_out." not in name)
+        }
+        assert idle == (set() if is_open else cross)
+
+
 def test_velocity_is_the_released_form_at_1000_sigma() -> None:
     dit, (noisy, sigma, condition) = build(), inputs()
     image = noisy.transpose(1, 2).unflatten(2, (TINY.grid, TINY.grid))

@@ -1,5 +1,7 @@
 """The plan of query tokens and NextDiT."""
 
+import dataclasses
+
 import pytest
 import torch
 
@@ -37,6 +39,12 @@ def test_edits_and_new_images_cannot_share_a_plan(generator: QueryDiT) -> None:
     plans = [QueryPlan(generator, states), QueryPlan(generator, states, torch.randn(1, 4, 8))]
     with pytest.raises(ValueError, match="cannot share a batch"):
         join_plans(plans)
+
+
+def test_gates_of_fresh_weights_are_a_setting() -> None:
+    config = dataclasses.replace(QueryDiTConfig.tiny(), fresh_gates="open")
+    gates = [block.gate for block in config.build(UnifiedModelConfig.tiny().joints).dit.blocks]
+    assert all(bool((gate == 1).all()) for gate in gates)
 
 
 def test_sizes_of_the_neighbors_are_derived() -> None:

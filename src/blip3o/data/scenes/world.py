@@ -44,7 +44,7 @@ def _check_names(what: str, names: tuple[str, ...], known: tuple[str, ...], leas
         if name not in known:
             raise unknown_name(what, name, known)
     if len(set(names)) < max(least, len(names)):
-        raise ValueError(f"a world needs at least {least} different {what}s, got {list(names)}")
+        raise ValueError(f"this world needs at least {least} different {what}s, got {list(names)}")
 
 
 FULL = World()

@@ -13,7 +13,7 @@ Reference:
 import dataclasses
 import math
 from collections.abc import Callable
-from typing import ClassVar, Concatenate, ParamSpec, TypeVar, cast
+from typing import ClassVar, Concatenate, Literal, ParamSpec, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -57,6 +57,10 @@ class NextDiTConfig:
         norm_eps: epsilon of the RMS norms. The LayerNorms have a fixed one, as published.
         reference_channels: channels of the features of an image to edit; 0 (the released layout)
             for a network without this input.
+        fresh_gates: state of the gates of fresh weights; loaded weights bring their own. "closed"
+            is the published start: the gates of cross-attention are zero, those of the other
+            branches near zero. "open" starts all near one, so every branch passes at once, and the
+            network learns much earlier to follow the condition.
     """
 
     in_channels: Count
@@ -71,6 +75,7 @@ class NextDiTConfig:
     ffn_dim_multiplier: Positive | None = None
     norm_eps: NotNegative = 1e-5
     reference_channels: Whole = 0
+    fresh_gates: Literal["closed", "open"] = "closed"
 
     def __post_init__(self) -> None:
         if self.hidden_size % (4 * self.num_heads):
@@ -307,6 +312,9 @@ class NextDiTBlock(nn.Module):
         self.ffn_norm1 = RMSNorm(width, eps)
         self.feed_forward = SwiGLU(width, inner, silu_in_fp32=True)
         self.ffn_norm2 = RMSNorm(width, eps)
+        if config.fresh_gates == "open":
+            nn.init.ones_(self.gate)
+            self.norm1.open_gates()
 
     def forward(
         self,
@@ -372,6 +380,11 @@ class _ModulatedNorm(nn.Module):
         super().__init__()
         self.linear = VectorLinear(vector_size, 4 * hidden_size)
         self.norm = RMSNorm(hidden_size, eps)
+
+    def open_gates(self) -> None:
+        """Sets the bias of both gates to one, in the order (scale, gate, scale, gate)."""
+        with torch.no_grad():
+            self.linear.bias.unflatten(0, (4, -1))[1::2] = 1.0
 
 
 class _Projections(nn.Module):

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Sequence
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 from torch import Tensor
@@ -34,6 +34,8 @@ class QueryDiTConfig:
         norm_eps: epsilon of the RMS norms of the DiT.
         takes_reference: whether the DiT also reads the features of the image to edit. The released
             models do not.
+        fresh_gates: "closed" is the published start of the DiT's gates; "open" lets every branch
+            pass from the start; see `NextDiTConfig`.
     """
 
     kind: str = "query_dit"
@@ -48,6 +50,7 @@ class QueryDiTConfig:
     ffn_dim_multiplier: Positive | None = None
     norm_eps: NotNegative = 1e-5
     takes_reference: bool = False
+    fresh_gates: Literal["closed", "open"] = "closed"
 
     @classmethod
     def tiny(cls) -> "QueryDiTConfig":
