@@ -50,6 +50,10 @@ class Shard:
         return cls(int(number), int(count))
 
 
+WHOLE = Shard()
+"""All runs."""
+
+
 def describe_studies() -> str:
     """Returns one line per study: its name and the first line of its docstring."""
     names = STUDIES.names()

@@ -1,8 +1,10 @@
 """What a study is: arms, seeds, what is measured, and the claims that it tests."""
 
 import dataclasses
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import TypeAlias
 
 from blip3o.core.bounds import Count, Seed, Whole
 from blip3o.core.config import evolve, override
@@ -11,8 +13,8 @@ from blip3o.eval.scenes import ScenesBenchmark
 from blip3o.study.claims import Claim
 from blip3o.train.config import RunConfig
 
-MakeConfig = Callable[[Path], RunConfig]
-"""Returns the config of a run, given the folder of the study's shared runs, as a recipe does."""
+Recipe: TypeAlias = Callable[..., RunConfig]
+"""A recipe. If it takes a folder of earlier stages, it gets that of the study's shared runs."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -28,7 +30,7 @@ class Arm:
 
     name: str
     title: str
-    config: MakeConfig
+    config: Recipe
     overrides: Mapping[str, object] = dataclasses.field(default_factory=dict)
 
 
@@ -129,7 +131,7 @@ class Study:
     arms: tuple[Arm, ...]
     settings: StudySettings = StudySettings()
     claims: tuple[Claim, ...] = ()
-    shared: Mapping[str, MakeConfig] = dataclasses.field(default_factory=dict)
+    shared: Mapping[str, Recipe] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -180,15 +182,20 @@ def resolve(study: Study, assignments: Sequence[str], shared: Path) -> Grid:
     grid = Grid(
         settings=override(study.settings, of_study),
         arms={
-            arm.name: override(evolve(arm.config(shared), arm.overrides), of_arms)
+            arm.name: override(evolve(_config(arm.config, shared), arm.overrides), of_arms)
             for arm in study.arms
         },
         shared={
-            name: override(make(shared), of_shared[name]) for name, make in study.shared.items()
+            name: override(_config(recipe, shared), of_shared[name])
+            for name, recipe in study.shared.items()
         },
     )
     _check_equal(grid)
     return grid
+
+
+def _config(recipe: Recipe, shared: Path) -> RunConfig:
+    return recipe(shared) if inspect.signature(recipe).parameters else recipe()
 
 
 def _check_equal(grid: Grid) -> None:

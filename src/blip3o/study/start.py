@@ -14,7 +14,7 @@ from blip3o.runs.assemble import MODEL
 from blip3o.runs.checks import check_run
 from blip3o.runs.scenes import ensure_scenes
 from blip3o.runs.start import train
-from blip3o.study import Shard
+from blip3o.study import WHOLE, Shard
 from blip3o.study.grid import Grid, Study, resolve
 from blip3o.study.report import write_report
 from blip3o.study.results import Failure, Result, read, run_folder, write
@@ -28,7 +28,7 @@ SETTINGS = "study.json"
 
 
 def run_study(
-    study: Study, out: Path, assignments: Sequence[str] = (), shard: Shard | None = None
+    study: Study, out: Path, assignments: Sequence[str] = (), shard: Shard = WHOLE
 ) -> bool:
     """Does the runs of a study that have no result yet, and writes `out/report.md` after each.
 
@@ -39,7 +39,7 @@ def run_study(
         study: the study.
         out: folder of the study; created if missing.
         assignments: `path=value` changes, see `resolve`.
-        shard: the part of the runs that this process does; None for all.
+        shard: the part of the runs that this process does.
 
     Returns:
         Whether every run of the shard has a result now.
@@ -51,7 +51,6 @@ def run_study(
     grid = resolve(study, assignments, out / SHARED)
     for config in (*grid.shared.values(), *grid.arms.values()):
         check_run(config)
-    shard = shard or Shard()
     # Seed by seed, so that an unfinished study compares all arms with the same seeds.
     runs = [(arm, seed) for seed in grid.settings.seeds for arm in grid.arms]
     own = runs[shard.number - 1 :: shard.count]

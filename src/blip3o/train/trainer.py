@@ -1,6 +1,7 @@
 """The one training loop; it knows only batches, objectives, an optimizer and callbacks."""
 
 import dataclasses
+import itertools
 import math
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -39,6 +40,9 @@ from blip3o.train.optimizer import (
 from blip3o.train.profiling import profiling
 from blip3o.train.progress import RunLog, Sums, Terms, Window, memory_mb, merge_sums, read_terms
 from blip3o.train.signals import StopRequest, children_outlive_sigterm
+
+_COUNTED_STEPS = 8
+"""Steps whose operations are counted, because rows and tasks differ."""
 
 StepLoader = Callable[[int], Iterator[list[Batch]]]
 
@@ -152,21 +156,24 @@ class Trainer:
             yield
 
     def flops_per_sample(self) -> float:
-        """Returns the operations per sample of the first step, forward and backward.
+        """Returns the mean operations per sample of the first steps, forward and backward.
 
-        The step is done with a learning rate of 0. Use a trainer that does not train afterwards.
+        These steps are done with a learning rate of 0. Use a trainer that does not train
+        afterwards.
         """
         self._set_modes()
         batches = self._loader(0)
+        samples = 0
         try:
-            groups = next(batches)
             with count_flops(self.model) as count:
-                self._step(groups, 0.0)
+                steps = min(_COUNTED_STEPS, self.config.train.steps)
+                for groups in itertools.islice(batches, steps):
+                    self._step(groups, 0.0)
+                    samples += sum(len(batch) for batch in groups)
         finally:
             if isinstance(batches, Generator):
                 batches.close()
-        samples = sum(exchange(sum(len(batch) for batch in groups)))
-        return sum(exchange(count.total)) / samples
+        return sum(exchange(count.total)) / sum(exchange(samples))
 
     def _fit(self) -> None:
         train = self.config.train

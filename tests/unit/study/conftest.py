@@ -109,8 +109,7 @@ def tiny_study(flow_config: RunConfig) -> Study:
         assert shared.name == "shared"
         return flow_config
 
-    def regression(shared: Path) -> RunConfig:
-        del shared
+    def regression() -> RunConfig:
         sampling = dataclasses.replace(flow_config.model.sampling, guidance_scale=1.0)
         model = dataclasses.replace(
             flow_config.model, generator=RegressionConfig.tiny(), sampling=sampling
