@@ -38,7 +38,14 @@ from blip3o.train.trainer import Trainer
 
 STEPS = 10
 PREEMPTED, USAGE = 75, 2
-_TIMED = ("samples_per_second", "tokens_per_second", "tflops", "data_wait", "memory_mb")
+_TIMED = (
+    "samples_per_second",
+    "tokens_per_second",
+    "busy_cores",
+    "tflops",
+    "data_wait",
+    "memory_mb",
+)
 
 
 def launch(

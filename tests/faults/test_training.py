@@ -47,7 +47,14 @@ def read(run_dir: Path) -> dict[str, Any]:
         str(file.relative_to(run_dir)): {n: t.tolist() for n, t in load_file(file).items()}
         for file in files
     }
-    timed = ("samples_per_second", "tokens_per_second", "tflops", "data_wait", "memory_mb")
+    timed = (
+        "samples_per_second",
+        "tokens_per_second",
+        "busy_cores",
+        "tflops",
+        "data_wait",
+        "memory_mb",
+    )
     lines = (run_dir / "metrics.jsonl").read_text().splitlines()
     content["metrics"] = [
         {key: value for key, value in json.loads(line).items() if key not in timed}
