@@ -42,7 +42,7 @@ PROMPTS = (
     "a black penguin above an orange cactus",
     "a crown on a striped background",
 )
-STEPS, BATCH = 2000, 32
+STEPS, BATCH, LR = 2400, 16, 1.5e-3
 QUESTION_SHARE = 0.25
 """Share of questions among the samples of a joint run."""
 JOINT_BACKBONE_LR = 0.3
@@ -182,7 +182,7 @@ def sequential(generator: GeneratorConfig) -> RunConfig:
             feature_cache=FEATURES,
         ),
         objectives=(objective,),
-        train=training("generator", steps=STEPS, batch=BATCH, lr=2e-3),
+        train=training("generator", steps=STEPS, batch=BATCH, lr=LR),
         sample_prompts=PROMPTS,
     )
 
