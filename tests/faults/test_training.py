@@ -4,7 +4,6 @@ A run has tiny size but all real parts (jsonl images, loader, unified model, obj
 own forked process, which the tests can kill.
 """
 
-import dataclasses
 import json
 import multiprocessing
 import os
@@ -23,20 +22,12 @@ from safetensors.torch import load_file
 
 from blip3o.core.config import evolve
 from blip3o.core.errors import PreemptedError, UsageError
-from blip3o.flow.sigmas import UniformSigmas
-from blip3o.models.decoders import DECODERS
-from blip3o.objectives.latent_decoding import LatentDecodingConfig
 from blip3o.runs.start import train
 from blip3o.train.config import RunConfig
 from blip3o.train.tensors import TensorStore
 
 STEPS = 10
 PREEMPTED, USAGE = 75, 2
-NETWORKS = {
-    "sana": ("image_decoder.transformer", "image_decoder.connector"),
-    "sdxl": ("image_decoder.unet",),
-}
-LATENT_DECODERS = [name for name in DECODERS.names() if DECODERS.get(name).tiny().predicts_latents]
 
 
 @pytest.fixture(scope="module")
@@ -129,25 +120,10 @@ def test_a_run_resumed_after_kill_9_equals_an_undisturbed_run(
     assert read(tmp_path) == whole
 
 
-@pytest.mark.parametrize("kind", LATENT_DECODERS)
 def test_a_decoder_run_resumed_after_kill_9_equals_an_undisturbed_run(
-    config: RunConfig, tmp_path: Path, kind: str
+    decoder_config: RunConfig, tmp_path: Path
 ) -> None:
-    """The image decoder has another image size than the encoder, so batches have both."""
-    decoder = dataclasses.replace(DECODERS.get(kind).tiny(), sample_size=16)
-    assert decoder.image_px != config.model.image_encoder.image_px
-    (entry, *_) = config.data.mixture
-    parts = ("backbone", "image_encoder", "normalizer", "generator")
-    config = dataclasses.replace(
-        config,
-        model=dataclasses.replace(config.model, image_decoder=decoder),
-        init=(dataclasses.replace(config.init[0], parts=parts),),
-        data=dataclasses.replace(
-            config.data, mixture=(dataclasses.replace(entry, task="reconstruct"),)
-        ),
-        objectives=(LatentDecodingConfig(sigmas=UniformSigmas(), condition_dropout=0.3),),
-        train=dataclasses.replace(config.train, trainable=NETWORKS[kind]),
-    )
+    config = decoder_config
     train(config, tmp_path / "whole")
     process = start(config, tmp_path / "killed", pace_s=0.05)
     wait_for(lambda: newest_step(tmp_path / "killed") >= 3)
