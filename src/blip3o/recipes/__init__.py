@@ -31,6 +31,8 @@ RECIPES = Registry(
         "pocket.lmfusion_joint": ".pocket_methods:lmfusion_joint",
         "pocket.all": ".pocket:all_stages",
         "pocket.smoke": ".pocket:smoke",
+        "decoder.sana": ".decoders:sana",
+        "decoder.sdxl": ".decoders:sdxl",
         "own_data": ".own_data:pocket",
         "blip3o_4b.generation": ".qwen2_5_vl:generation_4b",
         "blip3o_4b.tune": ".qwen2_5_vl:tune_4b",
