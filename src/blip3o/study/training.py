@@ -38,9 +38,7 @@ def training() -> Study:
                     Test(score="questions_change", arm="sequential", is_="within", over="range"),
                     Test(score="questions_change", arm="joint", is_="beyond"),
                 ),
-                refuted_if=(
-                    Test(score="questions_change", arm="joint", is_="within", limit=0.02),
-                ),
+                refuted_if=(Test(score="questions_change", arm="joint", is_="within", limit=0.02),),
             ),
             Claim(
                 name="C6",

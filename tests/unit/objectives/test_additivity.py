@@ -11,7 +11,7 @@ from blip3o.core.types import Batch
 from blip3o.flow.sigmas import DiscreteUniformSigmas, UniformSigmas
 from blip3o.models.decoders import DECODERS
 from blip3o.models.unified import UnifiedModel
-from blip3o.objectives import OBJECTIVES, Objective
+from blip3o.objectives import OBJECTIVES, Objective, TextObjective
 from blip3o.objectives.feature_regression import FeatureRegressionConfig
 from blip3o.objectives.flow_matching import FlowMatchingConfig
 from blip3o.objectives.image_text import ImageTextConfig
@@ -23,6 +23,9 @@ SMALL = {"text_size": 8, "text_layers": 1, "text_heads": 2, "embedding_size": 8,
 CONFIGS: dict[str, tuple[Any, str]] = {
     "feature_regression": (FeatureRegressionConfig(), "text_to_image"),
     "flow_matching": (FlowMatchingConfig(sigmas=UniformSigmas(), draws=2), "text_to_image"),
+    "flow_matching with text": (
+        FlowMatchingConfig(sigmas=UniformSigmas(), text_weight=1.0), "text_to_image",
+    ),
     "flow_matching of edits": (FlowMatchingConfig(sigmas=UniformSigmas()), "edit"),
     "next_token": (NextTokenConfig(), "text"),
     "next_token with images": (NextTokenConfig(), "image_to_text"),
@@ -85,6 +88,12 @@ def test_a_batch_of_four_equals_two_of_two(
     parts = torch.stack([half.loss_sum for half in halves])
     torch.testing.assert_close(parts.sum(), whole.loss_sum, rtol=1e-4, atol=1e-5)
     assert sum(half.count for half in halves) == whole.count > 0
+    if isinstance(objective, TextObjective) and whole.text_sum is not None:
+        texts = [half.text_sum for half in halves if half.text_sum is not None]
+        torch.testing.assert_close(torch.stack(texts).sum(), whole.text_sum, rtol=1e-4, atol=1e-5)
+        assert whole.metrics["text_loss"][1] == objective.text_count(
+            make_batch([11, 12, 13, 14], task)
+        )
     if which != "image_text":
         for name, (total, count) in whole.metrics.items():
             sums = [half.metrics[name] for half in halves]
