@@ -236,18 +236,23 @@ def denormalized(latents: Tensor, autoencoder: AutoencoderConfig) -> Tensor:
 
 
 def latents_to_pixels(vae: "Autoencoder", latents: Tensor) -> Tensor:
-    """Returns images [B, 3, P, P] in [-1, 1] decoded from latents [B, C, h, w].
+    """Returns images [B, 3, P, P] in [-1, 1] decoded from latents [B, C, h, w]; see `decode`."""
+    return decode(vae, latents).clamp(-1.0, 1.0)
+
+
+def decode(vae: "Autoencoder", latents: Tensor) -> Tensor:
+    """Returns images [B, 3, P, P] decoded from latents; values may lie outside [-1, 1].
 
     Args:
         vae: diffusers' autoencoder; a KL autoencoder in fp16 is converted to fp32.
-        latents: on the scale of the autoencoder, see `denormalized`.
+        latents: on the scale of the autoencoder, [B, C, h, w], see `denormalized`.
     """
     if vae.dtype == torch.float16 and vae.config.get("force_upcast"):
         vae.float()  # activations of the KL decoders overflow in fp16
-    decode: Callable[..., object] = vae.decode  # its annotations contradict each other
-    decoded = decode(latents.to(vae.dtype), return_dict=False)
+    run: Callable[..., object] = vae.decode  # its annotations contradict each other
+    decoded = run(latents.to(vae.dtype), return_dict=False)
     assert isinstance(decoded, tuple)
-    return decoded[0].clamp(-1.0, 1.0)
+    return decoded[0]
 
 
 def set_low_memory(

@@ -11,6 +11,7 @@ from blip3o.core.types import Batch
 from blip3o.flow.sigmas import UniformSigmas
 from blip3o.models.unified import UnifiedModel
 from blip3o.objectives import OBJECTIVES, Objective
+from blip3o.objectives.autoencoding import AutoencodingConfig
 from blip3o.objectives.feature_regression import FeatureRegressionConfig
 from blip3o.objectives.flow_matching import FlowMatchingConfig
 from blip3o.objectives.image_text import ImageTextConfig
@@ -19,6 +20,7 @@ from blip3o.objectives.pixel_decoding import PixelDecodingConfig
 
 SMALL = {"text_size": 8, "text_layers": 1, "text_heads": 2, "embedding_size": 8, "pixel_px": 4}
 CONFIGS: dict[str, tuple[Any, str]] = {
+    "autoencoding": (AutoencodingConfig(kl_weight=0.1), "reconstruct"),
     "feature_regression": (FeatureRegressionConfig(), "text_to_image"),
     "flow_matching": (FlowMatchingConfig(sigmas=UniformSigmas(), draws=2), "text_to_image"),
     "flow_matching of edits": (FlowMatchingConfig(sigmas=UniformSigmas()), "edit"),
@@ -40,6 +42,12 @@ CONFIGS: dict[str, tuple[Any, str]] = {
 }  # fmt: skip
 each_objective = pytest.mark.parametrize("which", CONFIGS)
 MakeBatch = Callable[..., Batch]
+
+
+@pytest.fixture
+def model(which: str, model: UnifiedModel, vae_model: UnifiedModel) -> UnifiedModel:
+    """The model that the objective trains."""
+    return vae_model if which == "autoencoding" else model
 
 
 def build(which: str, model: UnifiedModel) -> tuple[Objective, str]:
@@ -103,7 +111,7 @@ def test_randomness_is_keyed_by_seed_epoch_and_index(
     which: str, model: UnifiedModel, make_batch: MakeBatch
 ) -> None:
     objective, task = build(which, model)
-    is_random = which.startswith(("flow", "pixel")) or which.endswith("hidden answers")
+    is_random = which.startswith(("auto", "flow", "pixel")) or which.endswith("hidden answers")
 
     def loss(seed: int, epoch: int) -> float:
         torch.manual_seed(seed + 10 * epoch)  # the global state must have no effect

@@ -54,10 +54,25 @@ class VaeEncoder(ImageEncoder):
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Returns the features of images; see `ImageEncoder.forward`."""
+        # The mode of a Gaussian is its mean.
+        return latents_to_features(self.posterior(pixels)[0], self.config.autoencoder)
+
+    def posterior(self, pixels: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Returns means and log variances of the latents of images, [B, C, G, G] each.
+
+        They are on the scale of the autoencoder, without shift and scaling factors. A DC
+        autoencoder has no variances; None stands in their place.
+
+        Args:
+            pixels: [B, 3, P, P] in [-1, 1].
+
+        Raises:
+            ValueError: if the images do not have the config's size.
+        """
         check_pixels(pixels, self.config.image_px)
         moments = self.encoder(pixels)
         if self.quant_conv is not None:
             moments = self.quant_conv(moments)
-        # A KL encoder returns means, then log variances; the mode of a Gaussian is its mean.
-        latents = moments[:, : self.config.num_channels]
-        return latents_to_features(latents, self.config.autoencoder)
+        mean, log_variance = moments.tensor_split([self.config.num_channels], dim=1)
+        # The bounds of diffusers: a variance stays a number that its type can hold.
+        return mean, log_variance.clamp(-30.0, 20.0) if log_variance.shape[1] else None
