@@ -10,14 +10,18 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch import nn
 
 from blip3o.data.mixture import MixtureEntry
 from blip3o.data.sources.folder import FolderConfig
 from blip3o.data.sources.jsonl import JsonlConfig
 from blip3o.flow.sigmas import DiscreteUniformSigmas
 from blip3o.models.backbones import BACKBONES
+from blip3o.models.backbones.qwen2_5_vl import Qwen2_5VLBackboneConfig
 from blip3o.models.dit.nextdit import NextDiTConfig
 from blip3o.models.encoders.eva_clip import EvaClipEncoderConfig
+from blip3o.models.generators import GENERATORS
+from blip3o.models.generators.plan import Generator
 from blip3o.models.generators.query_dit import QueryDiTConfig
 from blip3o.models.unified import UnifiedModelConfig
 from blip3o.recipes import RECIPES, pocket
@@ -36,6 +40,9 @@ AT_TINY_SIZE = [  # both sizes of the released model are equal there
 ]
 
 
+each_size = pytest.mark.parametrize(("size", "width"), [("4b", 2048), ("8b", 3584)])
+
+
 def recipe(name: str) -> RunConfig:
     config = load_recipe(name, Path("runs") / name)
     assert isinstance(config, RunConfig)
@@ -51,8 +58,14 @@ def test_a_recipe_builds_at_full_size(name: str) -> None:
         objectives = torch.nn.ModuleList(o.build(config.model) for o in config.objectives)
     chosen = select_trainable(model, objectives, config.train.trainable)
     build_optimizer(chosen, config.train.optimizer)
+    shapes = {key: value.shape for key, value in model.state_dict().items()}
     for init in config.init:
-        assert all(hasattr(model, part) for part in init.parts)
+        for part in init.parts:
+            source = init.sources.get(part, part)
+            wanted = {k: v for k, v in shapes.items() if k.startswith(f"{part}.")}
+            assert wanted, part
+            for key, shape in wanted.items():
+                assert shapes[source + key.removeprefix(part)] == shape
     tasks = {entry.task for entry in config.data.mixture}
     assert tasks <= {task for objective in config.objectives for task in objective.tasks}
 
@@ -65,7 +78,7 @@ def test_a_recipe_documents_command_hardware_hours_and_source(name: str) -> None
         assert word in text, f"{name} does not state {word}"
 
 
-@pytest.mark.parametrize(("size", "width"), [("4b", 2048), ("8b", 3584)])
+@each_size
 def test_the_published_numbers(size: str, width: int) -> None:
     """The released scripts and their documentation: steps, batches, rates, dropout, clipping."""
     generation, tune = recipe(f"blip3o_{size}.generation"), recipe(f"blip3o_{size}.tune")
@@ -88,6 +101,72 @@ def test_the_published_numbers(size: str, width: int) -> None:
         assert objective.sigmas == DiscreteUniformSigmas()  # as tests/parity have recorded it
 
 
+def count(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def generator_of(name: str) -> Generator:
+    config = recipe(name).model
+    with torch.device("meta"):
+        return config.generator.build(config.joints)
+
+
+@each_size
+def test_image_layers_have_the_shape_of_the_text_layers(size: str, width: int) -> None:
+    config = recipe(f"blip3o_{size}.lmfusion").model
+    sizes = config.backbone
+    assert isinstance(sizes, Qwen2_5VLBackboneConfig)
+    rows = (1 + 2 * sizes.num_kv_heads / sizes.num_heads) * width  # of queries, keys and values
+    attention = rows * (width + 1) + width * width
+    layer = attention + 3 * width * sizes.intermediate_size + 2 * width  # MLP and two norms
+    layers = sizes.num_layers * layer + width  # the final norm
+    generator, ends = (
+        generator_of(f"blip3o_{size}.lmfusion"),
+        generator_of(f"blip3o_{size}.transfusion"),
+    )
+    assert count(generator) == layers + count(ends)
+
+
+@pytest.mark.parametrize(
+    ("deep", "flow"),
+    [
+        ("blip3o_4b.regression_deep", "blip3o_4b.generation"),
+        ("blip3o_8b.regression_deep", "blip3o_8b.generation"),
+        ("pocket.clip_mse_deep", "pocket.clip_flow"),
+    ],
+)
+def test_the_deep_head_has_as_many_parameters_as_the_dit(deep: str, flow: str) -> None:
+    assert math.isclose(count(generator_of(deep)), count(generator_of(flow)), rel_tol=0.03)
+
+
+@each_size
+def test_methods_share_data_and_steps(size: str, width: int) -> None:
+    del width
+    generation, joint = recipe(f"blip3o_{size}.generation"), recipe(f"blip3o_{size}.joint")
+    for method in ("regression", "regression_deep", "transfusion", "lmfusion"):
+        config = recipe(f"blip3o_{size}.{method}")
+        is_joint = method == "transfusion"
+        assert config.data == (joint if is_joint else generation).data
+        assert config.init[0] == generation.init[0]
+        for name in ("steps", "global_batch_size"):
+            assert getattr(config.train, name) == getattr(generation.train, name)
+        assert config.train.trainable == (joint if is_joint else generation).train.trainable
+
+
+@each_size
+def test_optimizers_of_the_methods_are_those_of_their_papers(size: str, width: int) -> None:
+    del width
+    transfusion = recipe(f"blip3o_{size}.transfusion")
+    images, _ = transfusion.objectives
+    assert images.weight == 5.0
+    optimizer = transfusion.train.optimizer
+    assert (optimizer.lr, optimizer.min_lr, optimizer.weight_decay) == (3e-4, 1.5e-5, 0.1)
+    lmfusion = recipe(f"blip3o_{size}.lmfusion").train.optimizer
+    assert lmfusion.lr == 1e-4
+    for one in (optimizer, lmfusion):
+        assert (one.warmup_steps, one.betas) == (4000, (0.9, 0.95))
+
+
 def test_qwen3_uses_the_image_placeholder_of_its_tokenizer() -> None:
     """Qwen 2.5 and 3 share all ids up to this one; the published placeholder is another token."""
     asked = recipe("qwen3_siglip2.joint").model.backbone.image_token_id
@@ -95,19 +174,22 @@ def test_qwen3_uses_the_image_placeholder_of_its_tokenizer() -> None:
 
 
 def tiny_model(config: UnifiedModelConfig) -> UnifiedModelConfig:
-    """The same kinds of backbone, encoder and DiT in their smallest size; no image decoder."""
+    """The same kinds of backbone, encoder and generator in small sizes; no image decoder."""
     tiny = UnifiedModelConfig.tiny()
     backbone = BACKBONES.get(config.backbone.kind).tiny()
     tower = getattr(config.backbone, "vision_tower", None)
     if tower is not None:
         changes = {"vision_tower": type(tower).tiny(), "image_channels": None}
         backbone = dataclasses.replace(backbone, **changes)
+    generator = GENERATORS.get(config.generator.kind).tiny()
+    if isinstance(generator, QueryDiTConfig):
+        generator = dataclasses.replace(generator, takes_reference=False)
     return dataclasses.replace(
         config,
         backbone=dataclasses.replace(backbone, image_token_id=IMAGE_PAD_ID, max_positions=512),
         image_encoder=EvaClipEncoderConfig.tiny(),
         normalizer=tiny.normalizer,
-        generator=dataclasses.replace(tiny.generator, takes_reference=False),
+        generator=generator,
         image_decoder=tiny.image_decoder,
         chat=ChatConfig(system=None, generate="draw: {caption}"),
         question_images=dataclasses.replace(
