@@ -343,6 +343,7 @@ def test_the_run_folder_describes_the_whole_run(toys: Any, tmp_path: Path) -> No
         "grad_norm",
         "samples_per_second",
         "tokens_per_second",
+        "busy_cores",
         "tflops",
         "samples_seen",
         "nonfinite_steps",
