@@ -100,7 +100,7 @@ def generation_4b() -> RunConfig:
     Source: the released pre-training script (1e-4 to 1e-5, batch 512) and its documentation
     (150 k steps or more).
     """
-    return _generation(Qwen2_5VLBackboneConfig.published_4b(), RELEASED_4B)
+    return generation(Qwen2_5VLBackboneConfig.published_4b(), RELEASED_4B)
 
 
 def vae_flow_4b() -> RunConfig:
@@ -150,7 +150,7 @@ def joint_4b() -> RunConfig:
     Hardware: 32 GPUs of 80 GB. Hours: about 11, estimated at 40 % MFU, image encoder included.
     Source: the loss weights (one to one) are those of the Qwen3-SigLIP2 variant; the rest is ours.
     """
-    return _joint(Qwen2_5VLBackboneConfig.published_4b(), RELEASED_4B)
+    return joint(Qwen2_5VLBackboneConfig.published_4b(), RELEASED_4B)
 
 
 def generation_8b() -> RunConfig:
@@ -161,7 +161,7 @@ def generation_8b() -> RunConfig:
     Hardware: 32 GPUs of 80 GB or more (16 images on each). Hours: the authors took about 340 on
     32 H200; we have not run it. Source: as for the 4B model.
     """
-    return _generation(Qwen2_5VLBackboneConfig.published_8b(), RELEASED_8B)
+    return generation(Qwen2_5VLBackboneConfig.published_8b(), RELEASED_8B)
 
 
 def vae_flow_8b() -> RunConfig:
@@ -207,11 +207,16 @@ def joint_8b() -> RunConfig:
     Hardware: 32 GPUs of 80 GB. Hours: about 20, estimated at 40 % MFU, image encoder included.
     Source: as for the 4B model.
     """
-    return _joint(Qwen2_5VLBackboneConfig.published_8b(), RELEASED_8B)
+    return joint(Qwen2_5VLBackboneConfig.published_8b(), RELEASED_8B)
 
 
-def _generation(backbone: Qwen2_5VLBackboneConfig, released: str) -> RunConfig:
-    """Returns the generation stage: query tokens and DiT from scratch, everything else frozen."""
+def generation(backbone: Qwen2_5VLBackboneConfig, released: str) -> RunConfig:
+    """Returns the generation stage: query tokens and DiT from scratch, everything else frozen.
+
+    Args:
+        backbone: a Qwen2.5-VL.
+        released: the released model with this backbone.
+    """
     return RunConfig(
         model=model(backbone),
         # The released backbone is Qwen2.5-VL as it was, with rows for three more tokens.
@@ -229,7 +234,7 @@ def _generation(backbone: Qwen2_5VLBackboneConfig, released: str) -> RunConfig:
 
 def _vae_flow(backbone: Qwen2_5VLBackboneConfig, released: str) -> RunConfig:
     """Returns the generation stage in the latents of FLUX.1's VAE."""
-    base = _generation(backbone, released)
+    base = generation(backbone, released)
     return dataclasses.replace(
         base,
         model=vae_model(backbone, KlAutoencoderConfig.flux(), image_px=256, patch_size=4),
@@ -245,7 +250,7 @@ def _vae_flow(backbone: Qwen2_5VLBackboneConfig, released: str) -> RunConfig:
 
 def _tune(backbone: Qwen2_5VLBackboneConfig, before: Path) -> RunConfig:
     """Returns the tuning stage on BLIP3o-60k, which starts from a run of the generation stage."""
-    base = _generation(backbone, str(before))
+    base = generation(backbone, str(before))
     data = dataclasses.replace(base.data, mixture=tuning_mixture(), feature_cache=FEATURES)
     return dataclasses.replace(
         base,
@@ -257,7 +262,7 @@ def _tune(backbone: Qwen2_5VLBackboneConfig, before: Path) -> RunConfig:
 
 def _understanding(backbone: Qwen2_5VLBackboneConfig, released: str) -> RunConfig:
     """Returns a stage that trains the backbone of the released model on conversations."""
-    base = _generation(backbone, released)
+    base = generation(backbone, released)
     return dataclasses.replace(
         base,
         init=(InitConfig(folder=released),),
@@ -270,8 +275,13 @@ def _understanding(backbone: Qwen2_5VLBackboneConfig, released: str) -> RunConfi
     )
 
 
-def _joint(backbone: Qwen2_5VLBackboneConfig, released: str) -> RunConfig:
-    """Returns a stage that trains the released model on captions and conversations together."""
+def joint(backbone: Qwen2_5VLBackboneConfig, released: str) -> RunConfig:
+    """Returns a stage that trains the released model on captions and conversations together.
+
+    Args:
+        backbone: a Qwen2.5-VL.
+        released: the released model with this backbone.
+    """
     base = _understanding(backbone, released)
     captions = pretraining_mixture()
     share = sum(entry.weight for entry in captions) / 3  # a quarter of all samples
