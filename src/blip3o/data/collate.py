@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from blip3o.core.errors import UsageError
-from blip3o.core.types import IGNORE_LABEL, Batch, Example
+from blip3o.core.types import IGNORE_LABEL, Batch, Example, ImagePlace
 from blip3o.data.cache_reader import FeatureCache
 from blip3o.data.images import read_image, read_pixels
 from blip3o.data.tasks import get_task
@@ -32,6 +32,7 @@ class Prepared:
         pixels: images [3, P, P] by role.
         features: cached features [N, C] of images by role.
         regions: known objects [MAX_REGIONS, 5], see `Batch.regions`; None if the task needs none.
+        places: places of the images in `ids`, for rows of text and images in turn.
     """
 
     example: Example
@@ -40,6 +41,7 @@ class Prepared:
     pixels: Mapping[str, Tensor]
     features: Mapping[str, Tensor]
     regions: Tensor | None
+    places: tuple[ImagePlace, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -99,6 +101,7 @@ class Preparer:
             pixels=pixels,
             features=features,
             regions=regions,
+            places=tuple(self.chat.image_places(ids, labels)) if task.target == "both" else (),
         )
 
     def check(self, example: Example) -> None:
@@ -187,7 +190,7 @@ def collate(rows: Sequence[Prepared], pad_id: int) -> Batch:
     task = get_task(name)
     ids, mask = _pad([row.ids for row in rows], pad_id, left=task.pads_left)
     labels = None
-    if task.target == "text":
+    if task.target in ("text", "both"):
         labels, _ = _pad([row.labels for row in rows], IGNORE_LABEL, left=False)
     prompt = [(row, role) for row in rows for role in row.example.prompt_images]
     target = [(row, row.example.target_image) for row in rows if row.example.target_image]
@@ -205,6 +208,7 @@ def collate(rows: Sequence[Prepared], pad_id: int) -> Batch:
         target_features=_stack([row.features.get(role) for row, role in target]),
         reference_rows=torch.arange(len(rows)) if task.edits_prompt_image else None,
         regions=torch.stack(regions) if regions else None,
+        places=tuple(row.places for row in rows) if task.target == "both" else None,
     )
 
 
