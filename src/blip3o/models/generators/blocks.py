@@ -25,8 +25,9 @@ from blip3o.flow.sigmas import NUM_TIMESTEPS
 from blip3o.models.backbones.base import Backbone
 from blip3o.models.backbones.cache_of import KeyValues, cache_of, key_values_of
 from blip3o.models.dit.nextdit import from_patches, to_patches
-from blip3o.models.generators.plan import Generator, Joints, Plan
-from blip3o.models.prompts import Prompts
+from blip3o.models.generators.plan import Generator, Joints, Plan, RowOutput
+from blip3o.models.generators.rows import read_rows
+from blip3o.models.prompts import Prompts, Rows
 from blip3o.nn.embedding import TimestepEmbedding
 
 if TYPE_CHECKING:
@@ -132,6 +133,19 @@ class BlockGenerator(Generator):
             self, backbone, mask, start, key_values_of(cache), states if keep_states else None
         )
 
+    def read_rows(
+        self,
+        backbone: Backbone[Any],
+        rows: Rows,
+        noisy: Tensor,
+        sigma: Tensor,
+        is_dropped: Tensor,
+        *,
+        keep_states: bool = False,
+    ) -> RowOutput:
+        """See `Generator`. Text and images see the noisy images before them, as blocks."""
+        return read_rows(self, backbone, rows, noisy, sigma, is_dropped, keep_states=keep_states)
+
     def draw_block(self, plan: "BlockPlan", noisy: Tensor, sigma: Tensor) -> Tensor:
         """Returns the velocity of a plan; see `Plan.velocity`."""
         sigma = self.level(sigma)
@@ -179,6 +193,10 @@ class BlockGenerator(Generator):
         """Returns the rotary positions [P, M] of an image that begins at positions [P]."""
         steps = torch.arange(length, device=start.device)
         return start.unsqueeze(1) + (steps if self.block.positions == "sequential" else 0 * steps)
+
+    def span(self, length: int) -> int:
+        """Returns the number of rotary positions that an image of some tokens occupies."""
+        return length if self.block.positions == "sequential" else 1
 
     def empty_plan(
         self, backbone: Backbone[Any], num_prompts: int, prompt_tokens: int
