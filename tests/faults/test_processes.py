@@ -180,6 +180,14 @@ def test_two_processes_equal_one(alone: Path, pair: Path) -> None:
         torch.testing.assert_close(found[name], tensor, rtol=1e-3, atol=1e-5, msg=name)
 
 
+def test_two_processes_train_a_diffusion_decoder_as_one_does(
+    decoder_config: RunConfig, tmp_path: Path
+) -> None:
+    train(decoder_config, tmp_path / "1")
+    assert finish(launch(decoder_config, tmp_path / "2", 2)) == [0, 0]
+    assert_close(tmp_path / "2", tmp_path / "1")
+
+
 @pytest.mark.parametrize("world_size", [1, 2])
 def test_runs_without_padding_equal_runs_with_padding(
     config: RunConfig, alone: Path, tmp_path: Path, world_size: int

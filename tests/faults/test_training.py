@@ -127,6 +127,26 @@ def test_a_run_resumed_after_kill_9_equals_an_undisturbed_run(
     assert read(tmp_path) == whole
 
 
+def test_a_decoder_run_resumed_after_kill_9_equals_an_undisturbed_run(
+    decoder_config: RunConfig, tmp_path: Path
+) -> None:
+    config = decoder_config
+    train(config, tmp_path / "whole")
+    process = start(config, tmp_path / "killed", pace_s=0.05)
+    wait_for(lambda: newest_step(tmp_path / "killed") >= 3)
+    assert process.pid is not None
+    os.killpg(process.pid, signal.SIGKILL)
+    assert finish(process) == -signal.SIGKILL
+    train(config, tmp_path / "killed")
+    whole = read(tmp_path / "whole")
+    assert read(tmp_path / "killed") == whole
+    stored = load_file(tmp_path / "whole" / "model" / "image_decoder" / "model.safetensors")
+    assert float(stored["empty_features"].abs().sum()) > 0
+    shutil.rmtree(tmp_path / "whole" / "model")
+    train(config, tmp_path / "whole")  # a finished run writes the same model without a step
+    assert read(tmp_path / "whole") == whole
+
+
 def test_kill_9_in_the_middle_of_a_save_resumes_from_the_one_before(
     config: RunConfig, whole: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from blip3o.flow.guidance import combine
+from blip3o.flow.path import velocity_target
 from blip3o.models.backbones.base import Backbone
 from blip3o.models.backbones.cache_of import cache_of
 from blip3o.models.backbones.qwen3 import Qwen3BackboneConfig
@@ -87,46 +88,96 @@ def near(got: Tensor, expected: Tensor, tolerance: float) -> None:
     torch.testing.assert_close(got, expected, rtol=0, atol=tolerance)
 
 
-@each_case
-@each_method
-@each_rule
-def test_rows_of_text_and_images(case: Any, method: str, rule: str) -> None:
-    model = Model(case, method, rule)
-    recorded = case.neighbor("forward.safetensors").tensors()
-    expected = {
-        name: recorded[f"{method}.{rule}.{name}"] for name in ("hidden", "velocity", "image_loss")
-    }
-    velocities: list[Tensor] = []
+def run_rows(model: Model, recorded: dict[str, Tensor], rule: str) -> tuple[Tensor, Tensor]:
+    """Returns the states [B, N, D] of rows, with padding 0, and the velocities of all images."""
+    rows, velocities = [], []
     for row, length in enumerate(recorded["lengths"].tolist()):
         cache = model.backbone.new_cache()
         ids, positions = recorded["input_ids"][row], recorded[f"positions_{rule}"][row]
         spans = [span for span in recorded["image_spans"][row].tolist() if span[1]]
-        at = 0
+        states, at = [], 0
         for begin, size in [*spans, (length, 0)]:
             if at < begin:
-                states = model.text(ids[at:begin], positions[at:begin], cache)
-                near(states, expected["hidden"][row, at:begin], NEAR)
+                states.append(model.text(ids[at:begin], positions[at:begin], cache))
             if size:
                 image = len(velocities)
-                states, velocity = model.image(
+                drawn, velocity = model.image(
                     recorded["noisy_patches"][image],
                     recorded["sigmas"][image],
                     recorded["time_embeddings"][image],
                     int(positions[begin]),
                     cache,
                 )
-                near(states, expected["hidden"][row, begin : begin + size], NEAR)
+                states.append(drawn)
                 velocities.append(velocity)
             at = begin + size
-    velocity = torch.stack(velocities)
+            assert cache.get_seq_length() == at  # every token once
+        rows.append(nn.functional.pad(torch.cat(states), (0, 0, 0, len(ids) - length)))
+    return torch.stack(rows), torch.stack(velocities)
+
+
+@each_case
+@each_method
+@each_rule
+def test_rows_of_text_and_images(case: Any, method: str, rule: str) -> None:
+    model = Model(case, method, rule)
+    if method == "lmfusion":
+        model.backbone.requires_grad_(False)
+    recorded = case.neighbor("forward.safetensors").tensors()
+    start = f"{method}.{rule}."
+    expected = {n.removeprefix(start): v for n, v in recorded.items() if n.startswith(start)}
+    hidden, velocity = run_rows(model, recorded, rule)
+    near(hidden, expected["hidden"], NEAR)
     near(velocity, expected["velocity"], NEAR)
-    error = velocity - (recorded["noise_patches"] - recorded["clean_patches"])
-    loss = error.square().mean()
-    torch.testing.assert_close(loss, expected["image_loss"], rtol=1e-5, atol=0)
+
+    targets = recorded["targets_of_positions"]
+    text_loss = nn.functional.cross_entropy(model.backbone.logits(hidden).mT, targets)
+    target = velocity_target(recorded["clean_patches"], recorded["noise_patches"])
+    image_loss = (velocity - target).square().mean()
+    loss = text_loss + 5 * image_loss
+    for name, one in {"text": text_loss, "image": image_loss}.items():
+        torch.testing.assert_close(one, expected[f"{name}_loss"], rtol=1e-5, atol=0)
+    torch.testing.assert_close(loss, expected["loss_lambda_5"], rtol=1e-5, atol=0)
+
     loss.backward()
-    weights = model.backbone.decoder if method == "transfusion" else model.generator
-    assert all(parameter.grad is not None for parameter in model.generator.patch_in.parameters())
-    assert any(parameter.grad is not None for parameter in weights.parameters())
+    halves = {"image.": model.generator, "": model.backbone}
+    gradients = {n.removeprefix("grad."): v for n, v in expected.items() if n.startswith("grad.")}
+    assert gradients
+    for name, gradient in gradients.items():
+        if name.startswith("patch_"):
+            parameter = model.generator.get_parameter(name)
+        else:
+            half = next(start for start in halves if name.startswith(start))
+            parameter = halves[half].get_parameter(f"decoder.{name.removeprefix(half)}")
+        assert parameter.grad is not None, name
+        near(parameter.grad, gradient, 1e-4 * float(gradient.abs().max()))
+    own = [model.generator, *([] if method == "lmfusion" else [model.backbone.decoder])]
+    for name, parameter in [pair for half in own for pair in half.named_parameters()]:
+        assert parameter.grad is not None, name
+    if method == "lmfusion":
+        assert all(parameter.grad is None for parameter in model.backbone.parameters())
+
+
+@each_case
+@each_method
+@each_rule
+@torch.no_grad()
+def test_text_before_the_first_image_is_that_of_the_text_model(
+    case: Any, method: str, rule: str
+) -> None:
+    model = Model(case, method, rule)
+    recorded = case.neighbor("forward.safetensors").tensors()
+    hidden, _ = run_rows(model, recorded, rule)
+    compared = 0
+    for row, length in enumerate(recorded["lengths"].tolist()):
+        begins = [begin for begin, size in recorded["image_spans"][row].tolist() if size]
+        ids = recorded["input_ids"][row : row + 1, : min([*begins, length])]
+        mask = torch.ones_like(ids, dtype=torch.bool)
+        alone = model.backbone(model.backbone.embed(ids), mask)[0]
+        assert torch.equal(hidden[row, : len(alone)], alone)
+        near(recorded[f"{method}.{rule}.hidden"][row, : len(alone)], alone, NEAR)
+        compared += len(alone)
+    assert compared
 
 
 @each_case
@@ -173,6 +224,33 @@ def test_guided_sampling_and_the_text_after_it(case: Any, method: str, rule: str
         states = model.text(token[None], torch.tensor([after + step]), cache)
         logits.append(model.backbone.logits(states)[0])
     near(torch.stack(logits), expected["logits_after_image"], LOGITS)
+
+
+@each_case
+@each_method
+@each_rule
+@torch.no_grad()
+def test_images_of_a_batch_have_their_own_noise_levels(case: Any, method: str, rule: str) -> None:
+    model = Model(case, method, rule)
+    recorded = case.neighbor("sample.safetensors").tensors()
+    sigmas, times = recorded["sigmas"], recorded["time_embeddings_of_steps_and_of_clean"]
+    steps = len(sigmas) - 1
+    velocities = {
+        name: recorded[f"{method}.{rule}.{name}_velocities"] for name in ("conditional", "empty")
+    }
+    states = [recorded["initial_noise"]]  # along the guided path
+    for step, interval in enumerate(sigmas.diff()):
+        both = torch.cat([velocities["empty"][step], velocities["conditional"][step]])
+        states.append(states[-1] + interval * combine(both, 3.0))
+    ids = recorded["prompt"].expand(steps, -1)
+    prompts = Prompts(input_ids=ids, attention_mask=torch.ones_like(ids).bool())
+    plan = model.generator.plan(model.backbone, prompts)
+    before = [tensor.clone() for tensor in plan.tensors()]
+    turned = torch.arange(steps).flip(0)
+    model.times.waiting.append(times[turned])
+    got = plan.velocity(torch.cat(states)[turned], sigmas[turned])
+    near(got, velocities["conditional"][turned].squeeze(1), SAMPLED)
+    assert all(torch.equal(*pair) for pair in zip(before, plan.tensors(), strict=True))
 
 
 @each_case

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from blip3o.core.bounds import Count, Guidance
 from blip3o.core.config import component
 from blip3o.core.errors import UsageError
+from blip3o.flow.sigmas import Schedule
 from blip3o.imaging.fit import ImageFitConfig
 from blip3o.models.absent import AbsentPart
 from blip3o.models.backbones.base import Backbone, BackboneConfig
@@ -47,6 +48,7 @@ class SamplingConfig:
             (published: euler).
         num_inference_steps: steps of the solver (published: 30).
         sigma_shift: shift of the noise levels towards pure noise (published: 1).
+        schedule: spacing of the noise levels, see `inference_sigmas` (published: linear).
         num_decoder_steps: steps of the image decoder (published: 50).
         max_new_tokens: longest answer in tokens.
         truncate_timestep: round the generator's timesteps down to whole numbers, as the released
@@ -57,6 +59,7 @@ class SamplingConfig:
     solver: Literal["euler", "heun"] = "euler"
     num_inference_steps: Count = 30
     sigma_shift: float = 1.0
+    schedule: Schedule = "linear"
     num_decoder_steps: Count = 50
     max_new_tokens: Count = 128
     truncate_timestep: bool = False

@@ -51,6 +51,9 @@ class FlowMatchingConfig:
 class FlowMatching(nn.Module):
     """Squared error between the generator's velocity and noise - clean.
 
+    For a generator that predicts noise, it is the squared error of the noise; see
+    `Plan.loss_weight`.
+
     Args:
         config: distribution of noise levels, dropout.
         model_config: config of the model to train; defines the shape of the features.
@@ -95,8 +98,8 @@ class FlowMatching(nn.Module):
         for draw in range(config.draws):
             noise, sigma = self._draw(batch, seed, draw, clean)
             predicted = plan.velocity(interpolate(clean, noise, sigma), sigma)
-            error = predicted.float() - velocity_target(clean, noise)
-            loss_sum = loss_sum + error.square().sum()
+            error = (predicted.float() - velocity_target(clean, noise)).square()
+            loss_sum = loss_sum + (plan.loss_weight(sigma)[:, None, None] * error).sum()
         return LossOutput(loss_sum=loss_sum, count=self.count(batch), metrics=metrics)
 
     def _draw(self, batch: Batch, seed: int, draw: int, clean: Tensor) -> tuple[Tensor, Tensor]:

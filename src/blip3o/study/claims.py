@@ -1,9 +1,9 @@
 """Claims, and the rule that decides whether the results hold or refute them.
 
-A claim names checks that must all pass for it to hold, and checks that must all pass for it to be
-refuted. A check passes only if the whole interval of its value over the seeds lies where it says,
+A claim names tests that must all pass for it to hold, and tests that must all pass for it to be
+refuted. A test passes only if the whole interval of its value over the seeds lies where it says,
 so a value that may be on either side decides nothing. With fewer than `LEAST_SEEDS` finished runs
-of an arm, no check of this arm passes.
+of an arm, no test of this arm passes.
 """
 
 import dataclasses
@@ -22,7 +22,7 @@ Results = Mapping[str, Sequence[Result]]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Check:
+class Test:
     """A statement about the value of an arm, or about the difference of two arms.
 
     Args:
@@ -55,21 +55,21 @@ class Claim:
     Args:
         name: short name ("C1").
         text: the claim in a sentence.
-        held_if: the claim holds if all these checks pass.
-        refuted_if: it is refuted if all these checks pass; a claim without them cannot be refuted.
+        held_if: the claim holds if all these tests pass.
+        refuted_if: it is refuted if all these tests pass; a claim without them cannot be refuted.
     """
 
     name: str
     text: str
-    held_if: tuple[Check, ...]
-    refuted_if: tuple[Check, ...] = ()
+    held_if: tuple[Test, ...]
+    refuted_if: tuple[Test, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """The outcome of a check; the interval is None if finished runs are missing."""
+    """The outcome of a test; the interval is None if finished runs are missing."""
 
-    check: Check
+    test: Test
     interval: Interval | None
     passed: bool
 
@@ -84,61 +84,61 @@ class Decision:
 
 
 def decide(claim: Claim, results: Results) -> Decision:
-    """Returns the verdict on a claim; it is open if neither list of checks passes.
+    """Returns the verdict on a claim; it is open if neither list of tests passes.
 
     Args:
         claim: the claim.
         results: the finished runs of each arm, without those that diverged.
     """
-    held = tuple(_outcome(check, results) for check in claim.held_if)
-    refuted = tuple(_outcome(check, results) for check in claim.refuted_if)
+    held = tuple(_outcome(test, results) for test in claim.held_if)
+    refuted = tuple(_outcome(test, results) for test in claim.refuted_if)
     holds, fails = (bool(some) and all(one.passed for one in some) for some in (held, refuted))
     verdict = "open" if holds == fails else "held" if holds else "refuted"
     return Decision(verdict=verdict, held_if=held, refuted_if=refuted)
 
 
-def _outcome(check: Check, results: Results) -> Outcome:
-    interval = _measured(check, results)
-    passed = interval is not None and _lies(check, interval)
-    return Outcome(check=check, interval=interval, passed=passed)
+def _outcome(test: Test, results: Results) -> Outcome:
+    interval = _measured(test, results)
+    passed = interval is not None and _lies(test, interval)
+    return Outcome(test=test, interval=interval, passed=passed)
 
 
-def _lies(check: Check, found: Interval) -> bool:
-    match check.is_:
+def _lies(test: Test, found: Interval) -> bool:
+    match test.is_:
         case "above":
-            return found.low > check.limit
+            return found.low > test.limit
         case "below":
-            return found.high < check.limit
+            return found.high < test.limit
         case "within":
-            return -check.limit <= found.low and found.high <= check.limit
+            return -test.limit <= found.low and found.high <= test.limit
         case "beyond":
-            return found.low > check.limit or found.high < -check.limit
+            return found.low > test.limit or found.high < -test.limit
 
 
-def _measured(check: Check, results: Results) -> Interval | None:
-    other = results.get(check.minus, ())
-    own = _values(check, results.get(check.arm, ()), _flops(other))
-    if check.minus == "":
+def _measured(test: Test, results: Results) -> Interval | None:
+    other = results.get(test.minus, ())
+    own = _values(test, results.get(test.arm, ()), _flops(other))
+    if test.minus == "":
         if own is None:
             return None
-        return mean_interval(own) if check.over == "interval" else value_range(own)
-    subtracted = _values(dataclasses.replace(check, flops_share=None), other, None)
+        return mean_interval(own) if test.over == "interval" else value_range(own)
+    subtracted = _values(dataclasses.replace(test, flops_share=None), other, None)
     if own is None or subtracted is None:
         return None
-    if check.over == "interval":
+    if test.over == "interval":
         return difference_interval(own, subtracted)
     a, b = value_range(own), value_range(subtracted)
     return Interval(a.mean - b.mean, a.low - b.high, a.high - b.low)
 
 
-def _values(check: Check, runs: Sequence[Result], flops: float | None) -> list[float] | None:
+def _values(test: Test, runs: Sequence[Result], flops: float | None) -> list[float] | None:
     """Returns the value of every seed; None if there are too few seeds or a value is missing."""
-    if check.flops_share is None:
-        found = [run.scores.get(check.score) for run in runs]
+    if test.flops_share is None:
+        found = [run.scores.get(test.score) for run in runs]
     elif flops is None:
         return None
     else:
-        found = [_at(run, check.score, check.flops_share * flops) for run in runs]
+        found = [_at(run, test.score, test.flops_share * flops) for run in runs]
     values = [one for one in found if one is not None]
     return values if len(values) == len(runs) >= LEAST_SEEDS else None
 

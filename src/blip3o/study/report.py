@@ -89,8 +89,8 @@ def report_text(study: Study, settings: StudySettings, records: Records) -> str:
             "\n## Scenes by category\n",
             *_score_table(study, done, per_category=True),
             "\n## Claims\n",
-            f"A check passes if the whole interval lies where it says, over at least {LEAST_SEEDS}",
-            "finished runs of each arm. A claim is open if neither its checks nor those against it",
+            f"A test passes if the whole interval lies where it says, over at least {LEAST_SEEDS}",
+            "finished runs of each arm. A claim is open if neither its tests nor those against it",
             "pass.\n",
             *(line for claim in study.claims for line in _claim_lines(claim, done)),
             *_run_lines(records),
@@ -172,20 +172,20 @@ def _claim_lines(claim: Claim, done: Mapping[str, Sequence[Result]]) -> list[str
 
 
 def _words(outcome: Outcome) -> str:
-    """Returns a check, the value that was found, and whether the check passes."""
-    check = outcome.check
-    value = f"`{check.score}` of `{check.arm}`"
-    if check.flops_share is not None:
-        value += f" at {check.flops_share:g} x the operations of `{check.minus}`"
-    if check.minus:
-        value += f" minus `{check.minus}`"
-    limit = f"{check.limit:g}" if check.is_ in ("above", "below") else f"± {check.limit:g}"
+    """Returns a test, the value that was found, and whether the test passes."""
+    test = outcome.test
+    value = f"`{test.score}` of `{test.arm}`"
+    if test.flops_share is not None:
+        value += f" at {test.flops_share:g} x the operations of `{test.minus}`"
+    if test.minus:
+        value += f" minus `{test.minus}`"
+    limit = f"{test.limit:g}" if test.is_ in ("above", "below") else f"± {test.limit:g}"
     if outcome.interval is None:
         found = f"not known, fewer than {LEAST_SEEDS} runs"
     else:
-        kind = "range" if check.over == "range" else "interval"
+        kind = "range" if test.over == "range" else "interval"
         found = f"{outcome.interval} ({kind}), {'passes' if outcome.passed else 'does not pass'}"
-    return f"{value} is {check.is_} {limit}: {found}"
+    return f"{value} is {test.is_} {limit}: {found}"
 
 
 def _run_lines(records: Records) -> list[str]:

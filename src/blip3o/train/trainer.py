@@ -27,7 +27,7 @@ from blip3o.train.diverged import DivergedError, are_finite, diverged, explainin
 from blip3o.train.environment import Notes, write_environment
 from blip3o.train.flops import FlopCount, count_flops, peak_tflops
 from blip3o.train.learner import Learner, check_batches, name_objectives
-from blip3o.train.model_setup import apply_switches, set_mode, training_dtype
+from blip3o.train.model_setup import apply_switches, prepare_model, set_mode, training_dtype
 from blip3o.train.optimizer import (
     Ema,
     build_optimizer,
@@ -104,6 +104,7 @@ class Trainer:
         self.precision = Precision(device, training_dtype(config, device))
         self.model = model
         self.learner = Learner(model, objectives).to(device)
+        prepare_model(model, objectives)
         trainable = add_adapters(self.model, train)
         self.objectives = self.learner.objectives
         self.parameters = select_trainable(self.model, self.objectives, trainable)

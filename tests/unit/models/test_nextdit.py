@@ -92,6 +92,24 @@ def test_prepared_context_changes_nothing(num_kv_heads: int | None) -> None:
         assert torch.equal(fast, dit.velocity(noisy, sigma, condition))
 
 
+def test_layers_may_have_conditions_of_their_own() -> None:
+    dit, (noisy, sigma, condition) = build(), inputs()
+    same = condition.unsqueeze(1).expand(-1, TINY.num_layers, -1, -1)
+    expected = dit.velocity(noisy, sigma, condition)
+    torch.testing.assert_close(dit.velocity(noisy, sigma, same), expected)
+    turned = torch.stack([condition, condition.flip(0)], dim=1)
+    swapped = dit.velocity(noisy, sigma, turned.flip(1))  # the pooled condition stays the same
+    assert not torch.allclose(dit.velocity(noisy, sigma, turned), swapped, atol=1e-3)
+
+
+def test_a_mask_hides_tokens_of_the_condition() -> None:
+    dit, (noisy, sigma, condition) = build(), inputs()
+    mask = torch.tensor([False, True, True, False, True]).expand(3, -1)
+    expected = dit.velocity(noisy, sigma, condition[:, [1, 2, 4]])
+    hidden = dit.velocity(noisy, sigma, condition, dit.prepare_context(condition, mask))
+    torch.testing.assert_close(hidden, expected)
+
+
 def test_truncated_timestep_is_the_whole_number_below() -> None:
     dit, (noisy, _, condition) = build(), inputs()
     exact, low = torch.full((3,), 0.9666667), torch.full((3,), 0.966)
@@ -162,6 +180,7 @@ def test_autocast_stays_near_fp32() -> None:
         ({"noisy": torch.zeros(3, 4, 9)}, "features have 9 channels, the DiT 8"),
         ({"noisy": torch.zeros(3, 5, 8)}, "5 feature tokens do not form a square grid"),
         ({"condition": torch.zeros(3, 5, 7)}, "condition is 7 wide, the DiT takes 16"),
+        ({"condition": torch.zeros(3, 9, 5, 16)}, "condition is for 9 layers, the DiT has 2"),
         ({"reference": torch.zeros(3, 4, 8)}, "reference has 8 channels, the DiT takes 0"),
         ({"grid": (3, 2)}, "4 feature tokens do not fill a grid of 3 x 2"),
     ],

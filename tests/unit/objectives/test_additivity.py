@@ -8,12 +8,14 @@ import torch
 
 from blip3o.core.config import from_dict, to_dict
 from blip3o.core.types import Batch
-from blip3o.flow.sigmas import UniformSigmas
+from blip3o.flow.sigmas import DiscreteUniformSigmas, UniformSigmas
+from blip3o.models.decoders import DECODERS
 from blip3o.models.unified import UnifiedModel
 from blip3o.objectives import OBJECTIVES, Objective
 from blip3o.objectives.feature_regression import FeatureRegressionConfig
 from blip3o.objectives.flow_matching import FlowMatchingConfig
 from blip3o.objectives.image_text import ImageTextConfig
+from blip3o.objectives.latent_decoding import LatentDecodingConfig
 from blip3o.objectives.next_token import NextTokenConfig
 from blip3o.objectives.pixel_decoding import PixelDecodingConfig
 
@@ -29,6 +31,11 @@ CONFIGS: dict[str, tuple[Any, str]] = {
         PixelDecodingConfig(sigmas=UniformSigmas(), feature_noise=0.5),
         "reconstruct",
     ),
+    "latent_decoding sana": (LatentDecodingConfig(sigmas=UniformSigmas()), "reconstruct"),
+    "latent_decoding sdxl": (
+        LatentDecodingConfig(sigmas=DiscreteUniformSigmas(), condition_dropout=0.5),
+        "reconstruct",
+    ),
     # The contrastive and the region losses compare inside a batch and do not add up.
     "image_text": (
         ImageTextConfig(
@@ -40,6 +47,13 @@ CONFIGS: dict[str, tuple[Any, str]] = {
 }  # fmt: skip
 each_objective = pytest.mark.parametrize("which", CONFIGS)
 MakeBatch = Callable[..., Batch]
+
+
+@pytest.fixture
+def model(which: str, make_model: Callable[[str], UnifiedModel]) -> UnifiedModel:
+    """The tiny model with the image decoder that the objective's name ends in."""
+    kind = which.split()[-1]
+    return make_model(kind if kind in DECODERS.names() else "pocket")
 
 
 def build(which: str, model: UnifiedModel) -> tuple[Objective, str]:
@@ -103,7 +117,7 @@ def test_randomness_is_keyed_by_seed_epoch_and_index(
     which: str, model: UnifiedModel, make_batch: MakeBatch
 ) -> None:
     objective, task = build(which, model)
-    is_random = which.startswith(("flow", "pixel")) or which.endswith("hidden answers")
+    is_random = which.startswith(("flow", "latent", "pixel")) or which.endswith("hidden answers")
 
     def loss(seed: int, epoch: int) -> float:
         torch.manual_seed(seed + 10 * epoch)  # the global state must have no effect

@@ -5,7 +5,8 @@ from collections.abc import Sequence
 
 import pytest
 
-from blip3o.study.claims import Check, Claim, decide
+from blip3o.study import claims
+from blip3o.study.claims import Claim, decide
 from blip3o.study.results import Point, Result
 
 NEEDED = 3
@@ -25,9 +26,9 @@ def runs(arm: str, values: Sequence[float], score: str = "scenes") -> list[Resul
     ]
 
 
-def versus(is_: str = "above", **changes: object) -> Check:
+def versus(is_: str = "above", **changes: object) -> claims.Test:
     return dataclasses.replace(
-        Check(score="scenes", arm="a", minus="b", is_="above"), is_=is_, **changes
+        claims.Test(score="scenes", arm="a", minus="b", is_="above"), is_=is_, **changes
     )
 
 
@@ -101,7 +102,7 @@ def test_a_value_of_one_arm(is_: str, limit: float, values: list[float], passes:
 
 def test_exact_statements_use_the_range_of_the_seeds() -> None:
     """The t-interval of 2, 5, 9 contains 0, although no seed is near it."""
-    test = Check(score="scenes", arm="a", is_="above")
+    test = claims.Test(score="scenes", arm="a", is_="above")
     results = {"a": runs("a", [2, 5, 9])}
     assert decide(Claim(name="C", text="x", held_if=(test,)), results).verdict == "open"
     exact = dataclasses.replace(test, over="range")

@@ -8,7 +8,8 @@ import pytest
 from PIL import Image
 
 from blip3o.core.errors import UsageError
-from blip3o.study.claims import Check, Claim
+from blip3o.study import claims
+from blip3o.study.claims import Claim
 from blip3o.study.grid import Arm, Evaluation, Study, StudySettings
 from blip3o.study.report import write_report
 from blip3o.study.results import Failure, Point, Result, read, run_folder, write
@@ -44,8 +45,8 @@ of one run has none. Differences of two arms have Welch intervals.
 
 ## Claims
 
-A check passes if the whole interval lies where it says, over at least 3
-finished runs of each arm. A claim is open if neither its checks nor those against it
+A test passes if the whole interval lies where it says, over at least 3
+finished runs of each arm. A claim is open if neither its tests nor those against it
 pass.
 
 ### T1: held
@@ -85,13 +86,15 @@ STUDY = Study(
         Claim(
             name="T1",
             text="The first is good.",
-            held_if=(Check(score="scenes", arm="a", is_="above", limit=0.7),),
-            refuted_if=(Check(score="scenes", arm="a", is_="below", limit=0.7),),
+            held_if=(claims.Test(score="scenes", arm="a", is_="above", limit=0.7),),
+            refuted_if=(claims.Test(score="scenes", arm="a", is_="below", limit=0.7),),
         ),
         Claim(
             name="T2",
             text="The first is better.",
-            held_if=(Check(score="scenes", arm="a", minus="b", is_="above", flops_share=0.5),),
+            held_if=(
+                claims.Test(score="scenes", arm="a", minus="b", is_="above", flops_share=0.5),
+            ),
         ),
     ),
 )

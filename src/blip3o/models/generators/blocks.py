@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from blip3o.core.bounds import Count
+from blip3o.flow.path import noise_to_velocity, to_ddpm
 from blip3o.flow.sigmas import NUM_TIMESTEPS
 from blip3o.models.backbones.base import Backbone
 from blip3o.models.backbones.cache_of import KeyValues, cache_of, key_values_of
@@ -32,6 +33,13 @@ if TYPE_CHECKING:
     from blip3o.models.backbones.cache import KeyValueCache
 
 
+MAX_NOISE_LEVEL = 0.986
+"""Highest level at which predicted noise becomes a velocity: t = 990 of DDPM's cosine schedule.
+
+The conversion multiplies errors by 1 / (1 - sigma): 71 here, 20,000 at the schedule's last step.
+"""
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class BlockConfig:
     """Settings of image blocks; all widths follow from the neighbors.
@@ -42,11 +50,15 @@ class BlockConfig:
             "shared" gives all tokens of an image one position.
         learned_positions: add a learned embedding of its place to each image token; without it,
             shared positions cannot tell image tokens apart.
+        prediction: output of the network. "noise" is DDPM's choice and that of the papers: the
+            network reads the sample on DDPM's scale, and the loss is the squared error of the
+            noise. It goes with the distribution and the schedule "cosine" of `flow.sigmas`.
     """
 
     patch_size: Count = 1
     positions: Literal["sequential", "shared"] = "sequential"
     learned_positions: bool = True
+    prediction: Literal["velocity", "noise"] = "velocity"
 
     @classmethod
     def tiny(cls) -> Self:
@@ -122,11 +134,23 @@ class BlockGenerator(Generator):
 
     def draw_block(self, plan: "BlockPlan", noisy: Tensor, sigma: Tensor) -> Tensor:
         """Returns the velocity of a plan; see `Plan.velocity`."""
+        sigma = self.level(sigma)
         hidden = self.enter(noisy, sigma)
         cache = cache_of(plan.key_values)
         positions = self.positions(plan.start, hidden.shape[1])
         states = self.block_states(plan.backbone, hidden, plan.visible, cache, positions)
-        return self.leave(states)
+        predicted = self.leave(states)
+        if self.block.prediction == "velocity":
+            return predicted
+        return noise_to_velocity(predicted.float(), noisy.float(), sigma)
+
+    def level(self, sigma: Tensor) -> Tensor:
+        """Returns the noise levels [P] that the network is told and its output is converted at.
+
+        A network that predicts noise knows nothing of the image at pure noise. Its highest level
+        is therefore `MAX_NOISE_LEVEL`, in training as in sampling.
+        """
+        return sigma if self.block.prediction == "velocity" else sigma.clamp_max(MAX_NOISE_LEVEL)
 
     @abc.abstractmethod
     def block_states(
@@ -141,12 +165,14 @@ class BlockGenerator(Generator):
 
     def enter(self, noisy: Tensor, sigma: Tensor) -> Tensor:
         """Returns the image tokens [P, M, D] of noisy features [P, N, K] at noise levels [P]."""
+        if self.block.prediction == "noise":
+            noisy = to_ddpm(noisy.float(), sigma)
         patches = to_patches(noisy.to(self.patch_in.weight.dtype), self.grid, self.block.patch_size)
         hidden = self.patch_in(patches) + self.time(NUM_TIMESTEPS * sigma.float()).unsqueeze(1)
         return hidden if self.places is None else hidden + self.places
 
     def leave(self, states: Tensor) -> Tensor:
-        """Returns velocities [P, N, K] of the states of image tokens [P, M, D]."""
+        """Returns predictions [P, N, K] of the states of image tokens [P, M, D]."""
         return from_patches(self.patch_out(states), self.grid, self.block.patch_size)
 
     def positions(self, start: Tensor, length: int) -> Tensor:
@@ -219,6 +245,12 @@ class BlockPlan(Plan):
     def velocity(self, noisy: Tensor, sigma: Tensor) -> Tensor:
         """See `Plan`."""
         return self.generator.draw_block(self, noisy, sigma).to(noisy.dtype)
+
+    def loss_weight(self, sigma: Tensor) -> Tensor:
+        """See `Plan`."""
+        if self.generator.block.prediction == "velocity":
+            return super().loss_weight(sigma)
+        return (1 - self.generator.level(sigma)).square()
 
     def tensors(self) -> tuple[Tensor, ...]:
         """See `Plan`."""

@@ -101,6 +101,17 @@ class Plan(abc.ABC):
             sigma: noise levels in [0, 1], fp32, [P].
         """
 
+    def loss_weight(self, sigma: Tensor) -> Tensor:
+        """Returns the factors [P] of squared velocity errors in training; 1 unless overridden.
+
+        With them, the loss is the squared error of the quantity that the network predicts, also if
+        `velocity` converts the prediction.
+
+        Args:
+            sigma: noise levels of the errors, [P].
+        """
+        return torch.ones_like(sigma)
+
     def sampling(
         self,
         sigmas: Tensor,
