@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 
@@ -26,7 +27,7 @@ def runs(arm: str, values: Sequence[float], score: str = "scenes") -> list[Resul
     ]
 
 
-def versus(is_: str = "above", **changes: object) -> claims.Test:
+def versus(is_: Any = "above", **changes: Any) -> claims.Test:
     return dataclasses.replace(
         claims.Test(score="scenes", arm="a", minus="b", is_="above"), is_=is_, **changes
     )
