@@ -149,11 +149,11 @@ def test_arguments_and_options_may_have_any_order() -> None:
         (["scenes", "--out", "x", "num_scene=5"], "did you mean num_scenes"),
         (["recipes", "show"], "no recipe: give its name"),
         (["study", "papr", "--out", "x"], "unknown study 'papr'; did you mean paper?"),
-        (["study", "paper"], "no folder for the study: add --out DIR"),
-        (["study", "paper", "--out", "x", "--shard", "0/2"], "--shard I/N needs I from 1 to N"),
-        (["study", "paper", "--out", "x", "--shard", "2"], "--shard must be I/N, such as 1/2"),
-        (["study", "paper", "--out", "x", "train.step=5"], "did you mean train.steps"),
-        (["study", "paper", "--out", "x", "seeds=[1,1]"], "seeds must be different"),
+        (["study", "training"], "no folder for the study: add --out DIR"),
+        (["study", "training", "--out", "x", "--shard", "0/2"], "--shard I/N needs I from 1 to N"),
+        (["study", "training", "--out", "x", "--shard", "2"], "--shard must be I/N, such as 1/2"),
+        (["study", "training", "--out", "x", "train.step=5"], "did you mean train.steps"),
+        (["study", "training", "--out", "x", "seeds=[1,1]"], "seeds must be different"),
         (["serve", "--max-batch", "0"], "--max-batch must be positive, got 0"),
         (["serve", "--port", "70000"], "--port must be at most 65535, got 70000"),
         (["recipes", "show", "pocket.generaton"], "did you mean pocket.generation"),
@@ -446,7 +446,7 @@ def test_a_study_prints_its_report_and_says_whether_it_is_complete(
             "blip3o.study.start.run_study",
             lambda *arguments, result=is_complete: calls.append(arguments) or result,
         )
-        words = ["study", "paper", "--shard", "2/3", "--out", str(tmp_path), "train.steps=8"]
+        words = ["study", "training", "--shard", "2/3", "--out", str(tmp_path), "train.steps=8"]
         assert main(words) == (0 if is_complete else 1)
         assert capsys.readouterr().out == f"{tmp_path / 'report.md'}\n"
     study, out, changes, shard = calls[0]

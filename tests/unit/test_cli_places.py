@@ -20,7 +20,7 @@ FOLDERS = [
     ["generate", "a cat"],
     ["eval", "scenes"],
     ["scenes"],
-    ["study", "paper"],
+    ["study", "training"],
     ["train", "pocket.smoke"],
     ["data", "pack", "."],
 ]
@@ -128,7 +128,7 @@ EARLY = [
     ["generate", "a cat", "--quantize", "int3"],
     ["generate", "a cat", "--dtype", "int8"],
     ["study", "papr", "--out", "x"],
-    ["study", "paper", "--out", "x", "--shard", "3/2"],
+    ["study", "training", "--out", "x", "--shard", "3/2"],
     ["chat", "--offload", "cpu"],
     ["chat", "--model", "pockt"],
     ["serve", "--model", "pockt"],
