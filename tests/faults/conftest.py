@@ -58,7 +58,10 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
                 MixtureEntry(source=source, task="image_to_text", weight=0.5),
             ),
         ),
-        objectives=(FlowMatchingConfig(sigmas=UniformSigmas()), NextTokenConfig(weight=0.25)),
+        objectives=(
+            FlowMatchingConfig(sigmas=UniformSigmas(), text_weight=0.1),
+            NextTokenConfig(weight=0.25),
+        ),
         train=TrainConfig(
             steps=STEPS,
             global_batch_size=6,

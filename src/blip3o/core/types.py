@@ -148,8 +148,10 @@ class LossOutput:
         loss_sum: sum of the loss over all counted items, a scalar with gradient.
         count: number of items in the sum; equal to the objective's `count(batch)`.
         metrics: further sums to log, name -> (sum, count).
+        text_sum: sum of a text loss of the same pass, a scalar with gradient; see `TextObjective`.
     """
 
     loss_sum: Tensor
     count: float
     metrics: dict[str, tuple[Tensor, float]] = dataclasses.field(default_factory=dict)
+    text_sum: Tensor | None = None

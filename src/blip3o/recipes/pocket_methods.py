@@ -42,7 +42,7 @@ PROMPTS = (
     "a black penguin above an orange cactus",
     "a crown on a striped background",
 )
-STEPS, BATCH, LR = 2400, 16, 1.5e-3
+STEPS, BATCH, LR = 1600, 16, 1.5e-3
 QUESTION_SHARE = 0.25
 """Share of questions among the samples of a joint run."""
 JOINT_BACKBONE_LR = 0.3

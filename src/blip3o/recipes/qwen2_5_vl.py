@@ -8,14 +8,20 @@ data/NAME/*.tar.
 import dataclasses
 from pathlib import Path
 
+from blip3o.core.config import evolve
 from blip3o.data.mixture import DataConfig
+from blip3o.flow.sigmas import LogitNormalSigmas
 from blip3o.imaging.fit import ImageFitConfig
+from blip3o.models.autoencoders import AutoencoderConfig, KlAutoencoderConfig
 from blip3o.models.backbones.qwen2_5_vl import Qwen2_5VLBackboneConfig
 from blip3o.models.decoders.sdxl import SdxlDecoderConfig
+from blip3o.models.decoders.vae import VaeDecoderConfig
 from blip3o.models.encoders.eva_clip import EvaClipEncoderConfig
+from blip3o.models.encoders.vae import VaeEncoderConfig
 from blip3o.models.generators.query_dit import QueryDiTConfig
 from blip3o.models.unified import SamplingConfig, UnifiedModelConfig
 from blip3o.recipes.stages import (
+    DATA,
     FEATURES,
     PROMPTS,
     QUESTIONS,
@@ -31,11 +37,16 @@ from blip3o.train.config import InitConfig, RunConfig
 RELEASED_4B = "BLIP3o/BLIP3o-Model-4B"
 RELEASED_8B = "BLIP3o/BLIP3o-Model-8B"
 
+FLUX_VAE = f"{DATA}/FLUX.1/vae"
+"""Folder of FLUX.1's VAE: hf download black-forest-labs/FLUX.1-schnell --include "vae/*"
+--local-dir data/FLUX.1"""
+
 _RUNS_4B = Path("runs/blip3o_4b")
 """Folder in which a stage looks for the stage before it."""
 _RUNS_8B = Path("runs/blip3o_8b")
 _GENERATION_TOKENS = 512 - 65  # the released limit minus `[IMG]` and 64 query tokens
 _IMAGE_TOKENS = 2048 + 1024  # the largest image and the text about it
+_LATENT_SHIFT = 3.0  # latents have many numbers that say the same, so noise must be stronger
 
 
 def model(backbone: Qwen2_5VLBackboneConfig) -> UnifiedModelConfig:
@@ -54,6 +65,30 @@ def model(backbone: Qwen2_5VLBackboneConfig) -> UnifiedModelConfig:
     )
 
 
+def vae_model(
+    backbone: Qwen2_5VLBackboneConfig,
+    autoencoder: AutoencoderConfig,
+    *,
+    image_px: int,
+    patch_size: int,
+) -> UnifiedModelConfig:
+    """Returns the model whose generator draws latents of a published VAE instead of features.
+
+    Args:
+        backbone: a Qwen2.5-VL; it sees images with its own tower.
+        autoencoder: the VAE; both halves are parts of the model.
+        image_px: side of the images.
+        patch_size: latent pixels along the side of a token of the DiT.
+    """
+    return dataclasses.replace(
+        model(backbone),
+        image_encoder=VaeEncoderConfig(image_px=image_px, autoencoder=autoencoder),
+        generator=evolve(QueryDiTConfig.published(), {"patch_size": patch_size}),
+        image_decoder=VaeDecoderConfig(image_px=image_px, autoencoder=autoencoder),
+        sampling=SamplingConfig(sigma_shift=_LATENT_SHIFT),
+    )
+
+
 def generation_4b() -> RunConfig:
     """Published stage 2: query tokens and DiT from scratch on 36 M captions, backbone frozen.
 
@@ -66,6 +101,20 @@ def generation_4b() -> RunConfig:
     (150 k steps or more).
     """
     return _generation(Qwen2_5VLBackboneConfig.published_4b(), RELEASED_4B)
+
+
+def vae_flow_4b() -> RunConfig:
+    """VAE + flow matching: query tokens and DiT learn to draw latents of FLUX.1's VAE at 256 px.
+
+    blip3o train blip3o_4b.vae_flow --out runs/blip3o_4b/vae_flow
+
+    The VAE is read from data/FLUX.1/vae, as diffusers writes it. Patches of 4 x 4 latent pixels
+    give the DiT 64 tokens, as many as it has of image features, so both variants compute the same.
+    Hardware: 32 GPUs of 80 GB. Hours: about those of `blip3o_4b.generation`; we have not run it.
+    Source: the paper's comparison for the method (its code was never released), Show-o2 for noise
+    levels (logit-normal, shift 3); steps, batch and rates are those of the generation stage.
+    """
+    return _vae_flow(Qwen2_5VLBackboneConfig.published_4b(), RELEASED_4B)
 
 
 def tune_4b() -> RunConfig:
@@ -113,6 +162,17 @@ def generation_8b() -> RunConfig:
     32 H200; we have not run it. Source: as for the 4B model.
     """
     return _generation(Qwen2_5VLBackboneConfig.published_8b(), RELEASED_8B)
+
+
+def vae_flow_8b() -> RunConfig:
+    """VAE + flow matching: query tokens and DiT learn to draw latents of FLUX.1's VAE at 256 px.
+
+    blip3o train blip3o_8b.vae_flow --out runs/blip3o_8b/vae_flow
+
+    Hardware: 32 GPUs of 80 GB. Hours: about those of `blip3o_8b.generation`; we have not run it.
+    Source: as for the 4B model.
+    """
+    return _vae_flow(Qwen2_5VLBackboneConfig.published_8b(), RELEASED_8B)
 
 
 def tune_8b() -> RunConfig:
@@ -164,6 +224,22 @@ def _generation(backbone: Qwen2_5VLBackboneConfig, released: str) -> RunConfig:
         objectives=(image_loss(),),
         train=train_config("generator", steps=150_000, batch=512, min_lr=1e-5),
         sample_prompts=PROMPTS,
+    )
+
+
+def _vae_flow(backbone: Qwen2_5VLBackboneConfig, released: str) -> RunConfig:
+    """Returns the generation stage in the latents of FLUX.1's VAE."""
+    base = _generation(backbone, released)
+    return dataclasses.replace(
+        base,
+        model=vae_model(backbone, KlAutoencoderConfig.flux(), image_px=256, patch_size=4),
+        init=(
+            InitConfig(folder=released, parts=("backbone",)),
+            InitConfig(folder=FLUX_VAE, parts=("image_encoder", "image_decoder")),
+        ),
+        objectives=(
+            dataclasses.replace(image_loss(), sigmas=LogitNormalSigmas(shift=_LATENT_SHIFT)),
+        ),
     )
 
 

@@ -19,6 +19,7 @@ from blip3o.core.errors import PreemptedError, UsageError
 from blip3o.core.log import say
 from blip3o.core.rng import numpy_rng
 from blip3o.core.types import Batch
+from blip3o.objectives import Counts, TextObjective, added, counts_of
 from blip3o.train.adapters import add_adapters
 from blip3o.train.callbacks import Callback
 from blip3o.train.checkpoint import Checkpoints, TrainState, check_resumable
@@ -305,13 +306,14 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         batches = [batch.to(self.precision.device) for batch in groups]
         objectives = list(self._named_objectives.values())
-        counts = [[o.count(b) if b.task in o.tasks else 0 for b in batches] for o in objectives]
-        totals = [sum(column) for column in zip(*exchange([sum(c) for c in counts]), strict=True)]
+        counts = [[counts_of(one, batch) for batch in batches] for one in objectives]
+        everywhere = exchange([added(some) for some in counts])
+        totals = [added(some) for some in zip(*everywhere, strict=True)]
         self.learner.gather()
         terms: Terms = []
         for number, total in enumerate(totals):
             for batch, count in zip(batches, counts[number], strict=True):
-                if count:
+                if any(count):
                     terms += self._backward(number, batch, total)
         self.learner.reduce()
         norm = clip_gradients(self.parameters.values(), self.config.train.grad_clip)
@@ -327,11 +329,14 @@ class Trainer:
         self._count_nonfinite()
         return {name: pair for name, pair in sums.items() if math.isfinite(pair[0])}
 
-    def _backward(self, number: int, batch: Batch, total: float) -> Terms:
+    def _backward(self, number: int, batch: Batch, totals: Counts) -> Terms:
         name, objective = list(self._named_objectives.items())[number]
         with self.precision.autocast():
-            loss_sum, output = self.learner(number, batch, self.config.train.seed)
-        weighted = loss_sum * (objective.weight / total)
+            sums, output = self.learner(number, batch, self.config.train.seed)
+        text_weight = objective.text_weight if isinstance(objective, TextObjective) else 0.0
+        weights = (objective.weight, text_weight)
+        first, *others = [s * (w / n) for s, w, n in zip(sums, weights, totals, strict=False) if n]
+        weighted = sum(others, first)
         if not weighted.requires_grad:
             raise UsageError(
                 f"the objective {name} gives no trained weight a gradient: train.trainable "

@@ -5,6 +5,7 @@ import json
 import math
 from fnmatch import fnmatch
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import pytest
@@ -15,13 +16,20 @@ from blip3o.data.mixture import MixtureEntry
 from blip3o.data.sources.folder import FolderConfig
 from blip3o.data.sources.jsonl import JsonlConfig
 from blip3o.flow.sigmas import DiscreteUniformSigmas
+from blip3o.models.autoencoders import (
+    AutoencoderConfig,
+    DcAutoencoderConfig,
+    KlAutoencoderConfig,
+)
 from blip3o.models.backbones import BACKBONES
+from blip3o.models.backbones.qwen2_5_vl import Qwen2_5VLBackboneConfig
 from blip3o.models.decoders import DECODERS
-from blip3o.models.dit.nextdit import NextDiTConfig
+from blip3o.models.dit.nextdit import NextDiT, NextDiTConfig
 from blip3o.models.encoders.eva_clip import EvaClipEncoderConfig
+from blip3o.models.encoders.vae import VaeEncoderConfig
 from blip3o.models.generators.query_dit import QueryDiTConfig
 from blip3o.models.unified import UnifiedModelConfig
-from blip3o.recipes import RECIPES, pocket
+from blip3o.recipes import RECIPES, pocket, qwen2_5_vl
 from blip3o.runs import assemble
 from blip3o.runs.start import load_recipe, train
 from blip3o.text.chat import ChatConfig
@@ -116,6 +124,38 @@ def test_the_published_numbers_of_the_sana_decoder() -> None:
     assert objective.condition_dropout == 0.1
 
 
+@pytest.mark.parametrize("size", ["4b", "8b"])
+@pytest.mark.parametrize(
+    ("autoencoder", "image_px", "patch_size", "width"),
+    [
+        (None, 256, 4, 16 * 16),
+        (KlAutoencoderConfig.flux(), 512, 8, 16 * 64),
+        (DcAutoencoderConfig.sana(), 512, 2, 32 * 4),
+    ],
+)
+def test_a_published_vae_gives_the_dit_as_many_tokens_as_image_features(
+    size: str, autoencoder: AutoencoderConfig | None, image_px: int, patch_size: int, width: int
+) -> None:
+    pytest.importorskip("diffusers")
+    config = recipe(f"blip3o_{size}.vae_flow").model
+    features = recipe(f"blip3o_{size}.generation").model
+    assert isinstance(config.backbone, Qwen2_5VLBackboneConfig)
+    if autoencoder is not None:
+        config = qwen2_5_vl.vae_model(
+            config.backbone, autoencoder, image_px=image_px, patch_size=patch_size
+        )
+    with torch.device("meta"):
+        model, base = config.build(), features.build()
+    dit, other = (cast("NextDiT", one.get_submodule("generator.dit")) for one in (model, base))
+    assert config.image_encoder.num_tokens // patch_size**2 == 64
+    assert features.image_encoder.num_tokens == 64
+    shapes, expected = ([p.shape for p in one.layers.parameters()] for one in (dit, other))
+    assert shapes == expected
+    assert dit.state_dict()["patch_embedder.proj.weight"].shape[1] == width
+    assert model.normalizer.is_identity  # published VAEs carry their own factors
+    assert config.image_encoder.image_px == config.image_decoder.image_px == image_px
+
+
 def test_qwen3_uses_the_image_placeholder_of_its_tokenizer() -> None:
     """Qwen 2.5 and 3 share all ids up to this one; the published placeholder is another token."""
     asked = recipe("qwen3_siglip2.joint").model.backbone.image_token_id
@@ -125,7 +165,7 @@ def test_qwen3_uses_the_image_placeholder_of_its_tokenizer() -> None:
 def tiny_model(run: RunConfig) -> UnifiedModelConfig:
     """The same kinds of backbone, encoder and DiT in their smallest size.
 
-    A run that does not train the image decoder has none.
+    A VAE keeps its decoder. Another run that does not train the image decoder has none.
     """
     config = run.model
     has_decoder = any(part.startswith("image_decoder") for part in run.train.trainable)
@@ -135,20 +175,23 @@ def tiny_model(run: RunConfig) -> UnifiedModelConfig:
     if tower is not None:
         changes = {"vision_tower": type(tower).tiny(), "image_channels": None}
         backbone = dataclasses.replace(backbone, **changes)
+    is_vae = isinstance(config.image_encoder, VaeEncoderConfig)
     return dataclasses.replace(
         config,
         backbone=dataclasses.replace(backbone, image_token_id=IMAGE_PAD_ID, max_positions=512),
-        image_encoder=EvaClipEncoderConfig.tiny(),
-        normalizer=tiny.normalizer,
-        generator=dataclasses.replace(tiny.generator, takes_reference=False),
+        image_encoder=VaeEncoderConfig.tiny() if is_vae else EvaClipEncoderConfig.tiny(),
+        normalizer=config.normalizer if is_vae else tiny.normalizer,
+        generator=dataclasses.replace(
+            tiny.generator, takes_reference=False, patch_size=4 if is_vae else 1
+        ),
         image_decoder=DECODERS.get(config.image_decoder.kind).tiny()
-        if has_decoder
+        if has_decoder or is_vae
         else tiny.image_decoder,
         chat=ChatConfig(system=None, generate="draw: {caption}"),
         question_images=dataclasses.replace(
             config.question_images, min_pixels=16 * 16, max_pixels=32 * 32
         ),
-        absent_parts=() if has_decoder else ("image_decoder",),
+        absent_parts=() if has_decoder or is_vae else ("image_decoder",),
     )
 
 
