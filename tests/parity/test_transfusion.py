@@ -77,11 +77,11 @@ class Model:
     ) -> tuple[Tensor, Tensor]:
         """Returns the states and velocities of an image's patches [M, K]; the cache keeps them."""
         self.times.waiting.append(time)
-        hidden = self.generator.enter(patches[None], sigma.reshape(1))
+        hidden, skips = self.generator.enter(patches[None], sigma.reshape(1))
         positions = self.generator.positions(torch.tensor([start]), len(patches))
         visible = torch.ones(1, cache.get_seq_length(), dtype=torch.bool)
         states = self.generator.block_states(self.backbone, hidden, visible, cache, positions)
-        return states[0], self.generator.leave(states)[0]
+        return states[0], self.generator.leave(states, skips)[0]
 
 
 def near(got: Tensor, expected: Tensor, tolerance: float) -> None:
@@ -92,7 +92,7 @@ def run_rows(model: Model, recorded: dict[str, Tensor], rule: str) -> tuple[Tens
     """Returns the states [B, N, D] of rows, with padding 0, and the velocities of all images."""
     rows, velocities = [], []
     for row, length in enumerate(recorded["lengths"].tolist()):
-        cache = model.backbone.new_cache()
+        cache: Any = model.backbone.new_cache()
         ids, positions = recorded["input_ids"][row], recorded[f"positions_{rule}"][row]
         spans = [span for span in recorded["image_spans"][row].tolist() if span[1]]
         states, at = [], 0

@@ -9,8 +9,9 @@ from torch import Tensor, nn
 from blip3o.core.types import Batch
 from blip3o.flow.path import interpolate, noise_to_velocity, to_ddpm
 from blip3o.flow.sigmas import CosineSigmas
-from blip3o.models.generators.blocks import MAX_NOISE_LEVEL, BlockConfig, BlockGenerator, BlockPlan
+from blip3o.models.generators.blocks import MAX_NOISE_LEVEL, BlockGenerator, BlockPlan
 from blip3o.models.generators.lmfusion import LMFusionConfig
+from blip3o.models.generators.patch_unet import Skips
 from blip3o.models.generators.transfusion import TransfusionConfig
 from blip3o.models.prompts import Prompts
 from blip3o.models.unified import UnifiedModel, UnifiedModelConfig
@@ -24,7 +25,7 @@ def random(*shape: int, seed: int = 1) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-def model_with(generator: BlockConfig) -> UnifiedModel:
+def model_with(generator: TransfusionConfig | LMFusionConfig) -> UnifiedModel:
     torch.manual_seed(0)
     model = dataclasses.replace(UnifiedModelConfig.tiny(), generator=generator).build().eval()
     for parameter in model.generator.parameters():
@@ -43,8 +44,8 @@ def outputs_of(model: UnifiedModel, monkeypatch: pytest.MonkeyPatch) -> list[Ten
     assert isinstance(model.generator, BlockGenerator)
     plain, outputs = model.generator.leave, []
 
-    def leave(*arguments: Tensor) -> Tensor:
-        outputs.append(plain(*arguments))
+    def leave(states: Tensor, skips: Skips) -> Tensor:
+        outputs.append(plain(states, skips))
         return outputs[-1]
 
     monkeypatch.setattr(model.generator, "leave", leave)

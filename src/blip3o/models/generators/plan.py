@@ -223,6 +223,8 @@ class Generator(nn.Module):
     """Methods that need the generator's weights; offloading wraps them."""
     resident: ClassVar[tuple[str, ...]] = ()
     """Names of small children that stay on the device during offloading: `plan` needs them."""
+    quantizable: ClassVar[tuple[str, ...]] = ()
+    """Names of children with layers of the backbone's shape; quantization includes them."""
 
     def plan(
         self,
