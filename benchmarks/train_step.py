@@ -5,10 +5,11 @@ python benchmarks/train_step.py [--repeats 7] [--threads 2] [--sizes 256_wide 51
 
 All variants are our own code; this repository has no code of the original program. `plain` has the
 savings switched off and does the same work as the original: the gradient flows through the whole
-prompt of the frozen backbone, vocabulary logits are computed and discarded, and the image encoder
-runs in every step. `saved` omits the first two. `cached` also reads the image features instead of
-computing them. `ragged` and `packed` are `cached` with prompts of several lengths, padded and
-padding-free. All variants use the same batch and noise, so losses and gradients must agree. Each
+prompt of the frozen backbone, vocabulary logits of the prompts are computed and discarded (in the
+stored results also those of the query positions), and the image encoder runs in every step. `saved`
+omits the first two. `cached` also reads the image features instead of computing them. `ragged` and
+`packed` are `cached` with prompts of several lengths, padded and padding-free. All variants use the
+same batch and noise, so losses and gradients must agree. Each
 ratio is taken within one round of all variants, so a slowdown of the machine affects all of them.
 
 The gain depends on two shares, which the results include. The logits have the same share as in the
@@ -57,7 +58,7 @@ PATCH_PX, GRID, IMAGE_TOKEN = 8, 8, 5
 NUM_QUERIES = 64  # published
 PROMPT_TOKENS = 160  # a long caption of about 120 tokens and the chat template
 BATCH = 4
-PLAIN = {"prompt_gradient": True, "text_logits": True}
+PLAIN = {"prompt_gradient": True, "text_weight": 0.0}
 RAGGED_PROMPTS = (160, 120, 80, 40)  # number of tokens in each row
 
 
@@ -72,7 +73,7 @@ class Variant(NamedTuple):
         reference: variant with the same loss and gradients.
     """
 
-    settings: dict[str, bool]
+    settings: dict[str, float]
     cached: bool = False
     ragged: bool = False
     packed: bool = False
@@ -235,7 +236,7 @@ class Setting:
         return {name: p.grad.clone() for name, p in named if p.grad is not None}
 
 
-def _objective(model: UnifiedModel, settings: dict[str, bool]) -> FlowMatching:
+def _objective(model: UnifiedModel, settings: dict[str, float]) -> FlowMatching:
     return evolve(FlowMatchingConfig(sigmas=UniformSigmas()), settings).build(model.config)
 
 

@@ -135,6 +135,10 @@ def _one_more_generator(monkeypatch: pytest.MonkeyPatch) -> None:
 
 _UNET = PatchUNetConfig(hidden_size=16, num_blocks=1, num_heads=2)
 VARIANTS: dict[str, tuple[dict[str, object], ...]] = {
+    "query_dit": (
+        {"reads": "prompt", "num_query_tokens": 0},
+        {"reads": "layers", "num_query_tokens": 0, "num_layers": 3, "fresh_gates": "open"},
+    ),
     "regression": ({"num_layers": 0},),
     "transfusion": (
         {"prediction": "noise", "positions": "shared"},

@@ -184,6 +184,35 @@ def test_the_fast_path_equals_the_plain_path(pipe: Blip3oPipeline, is_guided: bo
         near(fast.velocity(noisy, step), plain.velocity(noisy, step))
 
 
+@pytest.mark.compile
+@torch.no_grad()
+def test_compiled_sampling_draws_the_same(pipe: Blip3oPipeline) -> None:
+    plan, sigmas = plan_of(pipe, *TEXTS[:2]), torch.tensor([1.0, 0.4])
+    noisy, plain = random(2, *SIZE), Plan.sampling(plan, sigmas, is_guided=True)
+    pipe.model.generator.compile_sampling()
+    near(plan.sampling(sigmas, is_guided=True).velocity(noisy, 1), plain.velocity(noisy, 1))
+
+
+@pytest.mark.compile
+def test_compiled_training_gives_the_same_gradients(pipe: Blip3oPipeline) -> None:
+    found = []
+    for is_compiled in (False, True):
+        model = copy.deepcopy(pipe.model).train()
+        if is_compiled:
+            for module in model.compile_targets():
+                module.compile(backend="aot_eager")
+        ids = torch.tensor([pipe.tokenizer.encode("a red cat")] * 2)
+        prompts = Prompts(input_ids=ids, attention_mask=torch.ones_like(ids).bool())
+        model.plan(prompts).velocity(
+            random(2, *SIZE), torch.tensor([0.3, 0.8])
+        ).square().sum().backward()
+        grads = [one.grad for one in model.parameters()]
+        found.append([grad for grad in grads if grad is not None and float(grad.norm()) > 1e-4])
+    assert len(found[0]) == len(found[1]) > 0
+    for ours, expected in zip(found[1], found[0], strict=True):
+        near(ours, expected, 1e-4)
+
+
 def test_it_copies(model: UnifiedModel, tokenizer: Tokenizer) -> None:
     noisy, sigma = random(1, *SIZE), torch.ones(1)
     velocities = [

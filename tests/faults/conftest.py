@@ -13,8 +13,10 @@ from PIL import Image
 from blip3o.data.mixture import DataConfig, MixtureEntry
 from blip3o.data.sources.jsonl import JsonlConfig
 from blip3o.flow.sigmas import UniformSigmas
+from blip3o.models.decoders import DECODERS
 from blip3o.models.unified import UnifiedModelConfig
 from blip3o.objectives.flow_matching import FlowMatchingConfig
+from blip3o.objectives.latent_decoding import LatentDecodingConfig
 from blip3o.objectives.next_token import NextTokenConfig
 from blip3o.runs import assemble
 from blip3o.text.chat import ChatConfig
@@ -56,7 +58,10 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
                 MixtureEntry(source=source, task="image_to_text", weight=0.5),
             ),
         ),
-        objectives=(FlowMatchingConfig(sigmas=UniformSigmas()), NextTokenConfig(weight=0.25)),
+        objectives=(
+            FlowMatchingConfig(sigmas=UniformSigmas(), text_weight=0.1),
+            NextTokenConfig(weight=0.25),
+        ),
         train=TrainConfig(
             steps=STEPS,
             global_batch_size=6,
@@ -68,6 +73,31 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
             sample_every=0,
             precision="fp32",
             device="cpu",
+        ),
+    )
+
+
+@pytest.fixture(params=[n for n in DECODERS.names() if DECODERS.get(n).tiny().predicts_latents])
+def decoder_config(config: RunConfig, request: pytest.FixtureRequest) -> RunConfig:
+    """Returns the config of a run that trains a fresh diffusion decoder, of each kind.
+
+    Its images have another size than those of the encoder, so batches hold both.
+    """
+    decoder = dataclasses.replace(DECODERS.get(request.param).tiny(), sample_size=16)
+    assert decoder.image_px != config.model.image_encoder.image_px
+    (entry, *_), (init,) = config.data.mixture, config.init
+    reconstruct = dataclasses.replace(entry, task="reconstruct")
+    parts = ("backbone", "image_encoder", "normalizer", "generator")
+    with torch.device("meta"):
+        networks = [name for name, _ in decoder.build().named_children() if name != "vae"]
+    return dataclasses.replace(
+        config,
+        model=dataclasses.replace(config.model, image_decoder=decoder),
+        init=(dataclasses.replace(init, parts=parts),),
+        data=dataclasses.replace(config.data, mixture=(reconstruct,)),
+        objectives=(LatentDecodingConfig(sigmas=UniformSigmas(), condition_dropout=0.3),),
+        train=dataclasses.replace(
+            config.train, trainable=tuple(f"image_decoder.{name}" for name in networks)
         ),
     )
 

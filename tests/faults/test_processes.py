@@ -38,7 +38,14 @@ from blip3o.train.trainer import Trainer
 
 STEPS = 10
 PREEMPTED, USAGE = 75, 2
-_TIMED = ("samples_per_second", "tokens_per_second", "tflops", "data_wait", "memory_mb")
+_TIMED = (
+    "samples_per_second",
+    "tokens_per_second",
+    "busy_cores",
+    "tflops",
+    "data_wait",
+    "memory_mb",
+)
 
 
 def launch(
@@ -171,6 +178,14 @@ def test_two_processes_equal_one(alone: Path, pair: Path) -> None:
     assert found.keys() == expected.keys()
     for name, tensor in expected.items():
         torch.testing.assert_close(found[name], tensor, rtol=1e-3, atol=1e-5, msg=name)
+
+
+def test_two_processes_train_a_diffusion_decoder_as_one_does(
+    decoder_config: RunConfig, tmp_path: Path
+) -> None:
+    train(decoder_config, tmp_path / "1")
+    assert finish(launch(decoder_config, tmp_path / "2", 2)) == [0, 0]
+    assert_close(tmp_path / "2", tmp_path / "1")
 
 
 @pytest.mark.parametrize("world_size", [1, 2])

@@ -103,6 +103,8 @@ class Batch:
             questions may keep their own shapes; if these differ, a tuple of [3, H, W].
         prompt_features: cached raw features of the prompt images [M, N, C], instead of pixels.
         target_pixels: images to learn from or to generate [B, 3, P, P], float32 in [-1, 1].
+        decoder_pixels: the same images at the size of the image decoder [B, 3, Q, Q]; None if that
+            is the size of `target_pixels`, or no loss needs them.
         target_features: their cached raw features [B, N, C], instead of or in addition to pixels.
         reference_rows: for edits, the index of each row's image to edit among the prompt images
             [B], int64; None for other tasks.
@@ -118,6 +120,7 @@ class Batch:
     prompt_pixels: Tensor | tuple[Tensor, ...] | None = None
     prompt_features: Tensor | None = None
     target_pixels: Tensor | None = None
+    decoder_pixels: Tensor | None = None
     target_features: Tensor | None = None
     reference_rows: Tensor | None = None
     regions: Tensor | None = None
@@ -145,8 +148,10 @@ class LossOutput:
         loss_sum: sum of the loss over all counted items, a scalar with gradient.
         count: number of items in the sum; equal to the objective's `count(batch)`.
         metrics: further sums to log, name -> (sum, count).
+        text_sum: sum of a text loss of the same pass, a scalar with gradient; see `TextObjective`.
     """
 
     loss_sum: Tensor
     count: float
     metrics: dict[str, tuple[Tensor, float]] = dataclasses.field(default_factory=dict)
+    text_sum: Tensor | None = None

@@ -12,7 +12,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Self
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from blip3o.core.bounds import Count, Positive, Whole
 from blip3o.core.config import component
@@ -219,10 +219,33 @@ class SizedAutoencoder:
         return cls(image_px=16, autoencoder=KlAutoencoderConfig.tiny(shift_factor=0.1))
 
 
+def pixels_to_latents(vae: nn.Module, pixels: Tensor, latent_channels: int) -> Tensor:
+    """Returns the latents [B, C, h, w] of images, on the scale of the autoencoder.
+
+    They are the mode of the posterior, so encoding is deterministic.
+
+    Args:
+        vae: diffusers' autoencoder, or a module with the same parts of its encoder half.
+        pixels: [B, 3, P, P] in [-1, 1].
+        latent_channels: channels of the latents (C).
+    """
+    parts = dict(vae.named_children())
+    moments = parts["encoder"](pixels)
+    # AutoencoderDC has no such layer, and AutoencoderKL may have None in its place.
+    if "quant_conv" in parts:
+        moments = parts["quant_conv"](moments)
+    # A KL encoder returns means, then log variances; the mode of a Gaussian is its mean.
+    return moments[:, :latent_channels]
+
+
+def normalized(latents: Tensor, autoencoder: AutoencoderConfig) -> Tensor:
+    """Returns latents [B, C, h, w] of the scale of the autoencoder as normalized latents."""
+    return (latents - autoencoder.shift_factor) * autoencoder.scaling_factor
+
+
 def latents_to_features(latents: Tensor, autoencoder: AutoencoderConfig) -> Tensor:
     """Returns an encoder's latents [B, C, G, G] as normalized features [B, G * G, C]."""
-    normalized = (latents - autoencoder.shift_factor) * autoencoder.scaling_factor
-    return normalized.flatten(2).transpose(1, 2)
+    return normalized(latents, autoencoder).flatten(2).transpose(1, 2)
 
 
 def features_to_latents(features: Tensor, autoencoder: AutoencoderConfig, grid: int) -> Tensor:

@@ -7,7 +7,7 @@ of an image, D backbone width, V vocabulary, C channels of the image encoder, K 
 normalized features, P pixels along a side.
 """
 
-from typing import ClassVar, Protocol, runtime_checkable
+from typing import ClassVar, NamedTuple, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
@@ -75,6 +75,10 @@ class ImageDecoderConfig(Dataclass, Protocol):
         """Whether the decoder is a `CleanPredictor`, which `pixel_decoding` trains."""
 
     @property
+    def predicts_latents(self) -> bool:
+        """Whether the decoder is a `LatentPredictor`, which `latent_decoding` trains."""
+
+    @property
     def guidance_scale(self) -> float | None:
         """Default guidance scale; None for a decoder without guidance."""
 
@@ -95,6 +99,11 @@ class DecoderDefaults:
     @property
     def predicts_clean(self) -> bool:
         """False: the decoder does not predict clean images."""
+        return False
+
+    @property
+    def predicts_latents(self) -> bool:
+        """False: the decoder does not predict latents."""
         return False
 
     @property
@@ -169,6 +178,51 @@ class CleanPredictor(ImageDecoder):
         Args:
             noisy: images on the path from clean to noise, [B, 3, P, P].
             sigma: noise levels in [0, 1], [B].
+            features: normalized features, [B, N, K].
+        """
+        raise NotImplementedError
+
+
+class NoisyLatents(NamedTuple):
+    """Noisy latents and the prediction that a network shall make from them.
+
+    Args:
+        noisy: [B, C, h, w].
+        timestep: noise level in the units of the network, [B].
+        target: noise or velocity, [B, C, h, w].
+    """
+
+    noisy: Tensor
+    timestep: Tensor
+    target: Tensor
+
+
+class LatentPredictor(ImageDecoder):
+    """An image decoder whose network denoises the latents of a frozen VAE, given features."""
+
+    empty_features: Tensor
+    """The empty condition: normalized features [N, K] from which guidance leads away."""
+
+    def encode_latents(self, pixels: Tensor) -> Tensor:
+        """Returns the normalized latents [B, C, h, w] of images [B, 3, P, P] in [-1, 1]."""
+        raise NotImplementedError
+
+    def add_noise(self, latents: Tensor, noise: Tensor, sigma: Tensor) -> NoisyLatents:
+        """Returns noisy latents on the path that the decoder follows in reverse.
+
+        Args:
+            latents: normalized latents, [B, C, h, w].
+            noise: standard normal numbers of the same shape.
+            sigma: noise levels in (0, 1], as shares of the trained steps, [B]; 1 is the noisiest.
+        """
+        raise NotImplementedError
+
+    def predict(self, noisy: Tensor, timestep: Tensor, features: Tensor) -> Tensor:
+        """Returns the network's prediction (noise or velocity), [B, C, h, w].
+
+        Args:
+            noisy: latents, scaled by the scheduler, [B, C, h, w].
+            timestep: the scheduler's timestep, a scalar or [B].
             features: normalized features, [B, N, K].
         """
         raise NotImplementedError

@@ -30,8 +30,10 @@ class FlowMatchingConfig:
         draws: independent (noise, sigma) pairs of each sample; the plan is computed once for all.
         prompt_gradient: back-propagate through the prompts of a frozen backbone, as the released
             training does: the same gradients, only slower.
-        text_logits: compute vocabulary logits at every position and log the cross entropy of the
-            prompts, as the released training does; it contributes no gradient.
+        text_weight: factor of the cross entropy of the prompts in the sum of all losses: of all
+            their words and of the image mark that ends them. With `weight` 5 and `text_weight` 1
+            this is the loss of Transfusion. 0 only logs it, as the released training does; None
+            computes no vocabulary logits.
     """
 
     kind: str = "flow_matching"
@@ -41,7 +43,7 @@ class FlowMatchingConfig:
     condition_dropout: Share = 0.1
     draws: Count = 1
     prompt_gradient: bool = False
-    text_logits: bool = False
+    text_weight: NotNegative | None = None
 
     def build(self, model_config: UnifiedModelConfig) -> "FlowMatching":
         """Returns the objective for a model."""
@@ -60,7 +62,8 @@ class FlowMatching(nn.Module):
 
     Reference:
         BLIP3-o section 3. The published training takes the mean over all elements and empties a
-        tenth of the prompts (parity family `qwen`).
+        tenth of the prompts (parity family `qwen`). Transfusion (arXiv 2408.11039, section 3.3)
+        adds the text loss (parity family `transfusion`).
     """
 
     needs_pixels: Final = False
@@ -72,11 +75,16 @@ class FlowMatching(nn.Module):
         self.config = config
         self.tasks = config.tasks
         self.weight = config.weight
+        self.text_weight = config.text_weight or 0.0
         self.shape = model_config.feature_shape
 
     def count(self, batch: Batch) -> float:
         """Returns the number of velocity values."""
         return float(len(batch) * self.config.draws * self.shape[0] * self.shape[1])
+
+    def text_count(self, batch: Batch) -> float:
+        """Returns the number of tokens with a text loss."""
+        return float(_followed(batch).sum()) if self.text_weight else 0.0
 
     def forward(self, model: UnifiedModel, batch: Batch, seed: int) -> LossOutput:
         """Returns the summed squared error of a batch with a target image in each row.
@@ -88,10 +96,15 @@ class FlowMatching(nn.Module):
             clean, prompts = clean_features(model, batch), prompts_of(model, batch)
         config = self.config
         plan = model.plan(
-            prompts, prompt_gradient=config.prompt_gradient, keep_states=config.text_logits
+            prompts,
+            prompt_gradient=config.prompt_gradient,
+            keep_states=config.text_weight is not None,
         )
-        states = plan.backbone_states
-        metrics = {} if states is None else {"text_loss": _text_loss(model, batch, states)}
+        states, text_sum = plan.backbone_states, None
+        metrics: dict[str, tuple[Tensor, float]] = {}
+        if states is not None:
+            text_sum = _text_loss(model, batch, states)
+            metrics["text_loss"] = (text_sum.detach(), float(_followed(batch).sum()))
         dropped = sample_uniform(seed, "condition_dropout", batch.epochs, batch.indices)
         plan = plan.dropped((dropped < config.condition_dropout).to(clean.device))
         loss_sum = torch.zeros((), device=clean.device)
@@ -100,7 +113,12 @@ class FlowMatching(nn.Module):
             predicted = plan.velocity(interpolate(clean, noise, sigma), sigma)
             error = (predicted.float() - velocity_target(clean, noise)).square()
             loss_sum = loss_sum + (plan.loss_weight(sigma)[:, None, None] * error).sum()
-        return LossOutput(loss_sum=loss_sum, count=self.count(batch), metrics=metrics)
+        return LossOutput(
+            loss_sum=loss_sum,
+            count=self.count(batch),
+            metrics=metrics,
+            text_sum=text_sum if self.text_weight else None,
+        )
 
     def _draw(self, batch: Batch, seed: int, draw: int, clean: Tensor) -> tuple[Tensor, Tensor]:
         keys = (batch.epochs, batch.indices)
@@ -109,11 +127,13 @@ class FlowMatching(nn.Module):
         return noise, self.config.sigmas.sample(uniform).to(clean)
 
 
-def _text_loss(model: UnifiedModel, batch: Batch, states: Tensor) -> tuple[Tensor, float]:
-    """Returns the summed cross entropy of the prompts' tokens, and their number."""
-    logits = model.backbone.logits(states).float()[:, : batch.input_ids.shape[1] - 1]
-    is_real = batch.attention_mask[:, 1:] & batch.attention_mask[:, :-1]
-    loss = nn.functional.cross_entropy(
-        logits[is_real], batch.input_ids[:, 1:][is_real], reduction="sum"
-    )
-    return loss.detach(), float(is_real.sum())
+def _followed(batch: Batch) -> Tensor:
+    """Returns True for the tokens of the prompts that another token follows, [B, T - 1]."""
+    return batch.attention_mask[:, 1:] & batch.attention_mask[:, :-1]
+
+
+def _text_loss(model: UnifiedModel, batch: Batch, states: Tensor) -> Tensor:
+    """Returns the summed cross entropy of the prompts' tokens."""
+    followed = _followed(batch)
+    logits = model.backbone.logits(states[:, : followed.shape[1]][followed]).float()
+    return nn.functional.cross_entropy(logits, batch.input_ids[:, 1:][followed], reduction="sum")

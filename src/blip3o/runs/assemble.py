@@ -151,14 +151,17 @@ def _preparer(
     if config.data.feature_cache:
         cache = feature_cache(config, model.image_encoder)
         exchange(None)  # wait until every process has cached its share
+    image_px, decoder_px = config.model.image_encoder.image_px, config.model.image_decoder.image_px
+    needs_pixels = any(one.needs_pixels for one in objectives)
     return Preparer(
         chat=chat,
-        image_px=config.model.image_encoder.image_px,
+        image_px=image_px,
         max_text_tokens=config.data.max_text_tokens,
         things=regions.things,
         colors=regions.colors,
         cache=cache,
-        keep_pixels=any(one.needs_pixels for one in objectives),
+        keep_pixels=needs_pixels,
+        decoder_px=decoder_px if needs_pixels and decoder_px != image_px else None,
         question_images=config.model.question_images,
         token_px=config.model.backbone.token_px or 1,
     )

@@ -126,7 +126,7 @@ def _take(
     names = _check_fit(_shapes_of(own), _shapes_of(stored), init, number)
     with torch.no_grad():
         for name in names:
-            own[name].copy_(read(stored[name]))
+            own[name].copy_(read(stored[_source(name, init)]))
 
 
 def _check_fit(own: Shapes, stored: Shapes, init: InitConfig, number: int) -> list[str]:
@@ -137,11 +137,19 @@ def _check_fit(own: Shapes, stored: Shapes, init: InitConfig, number: int) -> li
             f"init.{number}.parts {list(init.parts)} name no part of the model; "
             f"its parts are {', '.join(_parts_of(own))}"
         )
-    misfits = [name for name in names if stored.get(name) != own[name]]
+    for prefix in init.sources:
+        if not any(is_under(name, prefix) for name in own):
+            raise UsageError(
+                f"init.{number}.sources: {prefix!r} names no part of the model; "
+                f"its parts are {', '.join(_parts_of(own))}"
+            )
+    misfits = [name for name in names if stored.get(_source(name, init)) != own[name]]
     if not misfits:
         return names
-    shape = stored.get(misfits[0])
-    found = "missing there" if shape is None else f"{list(shape)} there"
+    source = _source(misfits[0], init)
+    shape = stored.get(source)
+    place = "there" if source == misfits[0] else f"there ({source})"
+    found = f"missing {place}" if shape is None else f"{list(shape)} {place}"
     parts = list(dict.fromkeys(init.parts)) or _parts_of(own)
     bad = [part for part in parts if any(is_under(name, part) for name in misfits)]
     fitting = [part for part in parts if part not in bad]
@@ -156,6 +164,12 @@ def _check_fit(own: Shapes, stored: Shapes, init: InitConfig, number: int) -> li
         f"and {found}; {len(misfits)} weights of {', '.join(bad)} differ. If these sizes are "
         f"intended, {advice}"
     )
+
+
+def _source(name: str, init: InitConfig) -> str:
+    """Returns the name under which the stored model keeps a weight of this run."""
+    prefix = max((one for one in init.sources if is_under(name, one)), key=len, default="")
+    return init.sources[prefix] + name.removeprefix(prefix) if prefix else name
 
 
 def _parts_of(names: Iterable[str]) -> list[str]:

@@ -53,8 +53,8 @@ class Learner(nn.Module):
 
     def forward(
         self, number: int, batch: Batch | None, seed: int
-    ) -> tuple[Tensor, LossOutput | None]:
-        """Returns the loss sum of a batch and the objective's whole output.
+    ) -> tuple[tuple[Tensor, ...], LossOutput | None]:
+        """Returns the sums of a batch's loss and text loss, and the objective's whole output.
 
         Args:
             number: index of the objective.
@@ -64,9 +64,11 @@ class Learner(nn.Module):
         """
         if batch is None:
             zeros = [p.sum() * 0 for p in self.parameters() if p.requires_grad]
-            return torch.stack([zero.float() for zero in zeros]).sum(), None
+            return (torch.stack([zero.float() for zero in zeros]).sum(),), None
         output = self.objectives[number](self.model, batch, seed)
-        return output.loss_sum, output  # FSDP finds tensors in tuples, not in our dataclasses
+        # FSDP finds tensors in tuples, not in our dataclasses.
+        sums = [one for one in (output.loss_sum, output.text_sum) if one is not None]
+        return tuple(sums), output
 
     def shard(self, precision: Precision) -> None:
         """Spreads the trained weights over all processes; their names stay the same.
@@ -122,7 +124,7 @@ class Learner(nn.Module):
         # pass reduces them.
         for is_reducing in (False, True):
             self._reduce_after_backward(is_reducing)
-            zero_loss, _ = self(0, None, 0)
+            (zero_loss,), _ = self(0, None, 0)
             zero_loss.backward()
         self._reached = reached
 

@@ -1,5 +1,6 @@
 """A tiny model and hand-made batches for it."""
 
+import dataclasses
 from collections.abc import Callable
 
 import pytest
@@ -7,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from blip3o.core.types import IGNORE_LABEL, Batch
+from blip3o.models.decoders import DECODERS
 from blip3o.models.unified import UnifiedModel, UnifiedModelConfig
 
 IMAGE_TOKEN = 5
@@ -14,14 +16,32 @@ MakeBatch = Callable[..., Batch]
 
 
 @pytest.fixture
-def model() -> UnifiedModel:
-    """The tiny model with random weights, because fresh gates are zero and would hide branches."""
-    torch.manual_seed(0)
-    model = UnifiedModelConfig.tiny().build().eval()
-    for part in (model.get_submodule("generator.dit"), model.image_decoder):
-        for parameter in part.parameters():
-            nn.init.normal_(parameter, std=0.2)
-    return model
+def make_model() -> Callable[[str], UnifiedModel]:
+    """Returns tiny models by kind of image decoder, with random weights.
+
+    Fresh gates are zero and would hide branches. Diffusion decoders get the encoder's image size.
+    """
+
+    def make(kind: str) -> UnifiedModel:
+        torch.manual_seed(0)
+        decoder = DECODERS.get(kind).tiny()
+        if decoder.predicts_latents:
+            side = 16 // decoder.autoencoder.downsampling
+            decoder = dataclasses.replace(decoder, sample_size=side)
+        config = dataclasses.replace(UnifiedModelConfig.tiny(), image_decoder=decoder)
+        model = config.build().eval()
+        for part in (model.get_submodule("generator.dit"), model.image_decoder):
+            for parameter in part.parameters():
+                nn.init.normal_(parameter, std=0.2)
+        return model
+
+    return make
+
+
+@pytest.fixture
+def model(make_model: Callable[[str], UnifiedModel]) -> UnifiedModel:
+    """The tiny model with a decoder that predicts clean images."""
+    return make_model("pocket")
 
 
 def _random(shape: tuple[int, ...], seed: int) -> Tensor:

@@ -8,12 +8,14 @@ import torch
 
 from blip3o.core.config import from_dict, to_dict
 from blip3o.core.types import Batch
-from blip3o.flow.sigmas import UniformSigmas
+from blip3o.flow.sigmas import DiscreteUniformSigmas, UniformSigmas
+from blip3o.models.decoders import DECODERS
 from blip3o.models.unified import UnifiedModel
-from blip3o.objectives import OBJECTIVES, Objective
+from blip3o.objectives import OBJECTIVES, Objective, TextObjective
 from blip3o.objectives.feature_regression import FeatureRegressionConfig
 from blip3o.objectives.flow_matching import FlowMatchingConfig
 from blip3o.objectives.image_text import ImageTextConfig
+from blip3o.objectives.latent_decoding import LatentDecodingConfig
 from blip3o.objectives.next_token import NextTokenConfig
 from blip3o.objectives.pixel_decoding import PixelDecodingConfig
 
@@ -21,12 +23,20 @@ SMALL = {"text_size": 8, "text_layers": 1, "text_heads": 2, "embedding_size": 8,
 CONFIGS: dict[str, tuple[Any, str]] = {
     "feature_regression": (FeatureRegressionConfig(), "text_to_image"),
     "flow_matching": (FlowMatchingConfig(sigmas=UniformSigmas(), draws=2), "text_to_image"),
+    "flow_matching with text": (
+        FlowMatchingConfig(sigmas=UniformSigmas(), text_weight=1.0), "text_to_image",
+    ),
     "flow_matching of edits": (FlowMatchingConfig(sigmas=UniformSigmas()), "edit"),
     "next_token": (NextTokenConfig(), "text"),
     "next_token with images": (NextTokenConfig(), "image_to_text"),
     "next_token with hidden answers": (NextTokenConfig(hidden_share=0.5), "text"),
     "pixel_decoding": (
         PixelDecodingConfig(sigmas=UniformSigmas(), feature_noise=0.5),
+        "reconstruct",
+    ),
+    "latent_decoding sana": (LatentDecodingConfig(sigmas=UniformSigmas()), "reconstruct"),
+    "latent_decoding sdxl": (
+        LatentDecodingConfig(sigmas=DiscreteUniformSigmas(), condition_dropout=0.5),
         "reconstruct",
     ),
     # The contrastive and the region losses compare inside a batch and do not add up.
@@ -40,6 +50,13 @@ CONFIGS: dict[str, tuple[Any, str]] = {
 }  # fmt: skip
 each_objective = pytest.mark.parametrize("which", CONFIGS)
 MakeBatch = Callable[..., Batch]
+
+
+@pytest.fixture
+def model(which: str, make_model: Callable[[str], UnifiedModel]) -> UnifiedModel:
+    """The tiny model with the image decoder that the objective's name ends in."""
+    kind = which.split()[-1]
+    return make_model(kind if kind in DECODERS.names() else "pocket")
 
 
 def build(which: str, model: UnifiedModel) -> tuple[Objective, str]:
@@ -71,6 +88,12 @@ def test_a_batch_of_four_equals_two_of_two(
     parts = torch.stack([half.loss_sum for half in halves])
     torch.testing.assert_close(parts.sum(), whole.loss_sum, rtol=1e-4, atol=1e-5)
     assert sum(half.count for half in halves) == whole.count > 0
+    if isinstance(objective, TextObjective) and whole.text_sum is not None:
+        texts = [half.text_sum for half in halves if half.text_sum is not None]
+        torch.testing.assert_close(torch.stack(texts).sum(), whole.text_sum, rtol=1e-4, atol=1e-5)
+        assert whole.metrics["text_loss"][1] == objective.text_count(
+            make_batch([11, 12, 13, 14], task)
+        )
     if which != "image_text":
         for name, (total, count) in whole.metrics.items():
             sums = [half.metrics[name] for half in halves]
@@ -103,7 +126,7 @@ def test_randomness_is_keyed_by_seed_epoch_and_index(
     which: str, model: UnifiedModel, make_batch: MakeBatch
 ) -> None:
     objective, task = build(which, model)
-    is_random = which.startswith(("flow", "pixel")) or which.endswith("hidden answers")
+    is_random = which.startswith(("flow", "latent", "pixel")) or which.endswith("hidden answers")
 
     def loss(seed: int, epoch: int) -> float:
         torch.manual_seed(seed + 10 * epoch)  # the global state must have no effect

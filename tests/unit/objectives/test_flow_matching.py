@@ -11,9 +11,10 @@ from torch import Tensor
 from blip3o.core.rng import sample_normal, sample_uniform
 from blip3o.core.types import Batch
 from blip3o.flow.sigmas import UniformSigmas
+from blip3o.models.generators import GENERATORS
 from blip3o.models.generators.query_dit import QueryDiT, QueryPlan
 from blip3o.models.prompts import PromptImages, Prompts
-from blip3o.models.unified import UnifiedModel
+from blip3o.models.unified import SamplingConfig, UnifiedModel
 from blip3o.objectives.flow_matching import FlowMatching, FlowMatchingConfig
 
 MakeBatch = Callable[..., Batch]
@@ -201,9 +202,9 @@ def freeze(model: UnifiedModel) -> None:
 
 
 @pytest.mark.parametrize("task", ["text_to_image", "edit"])
-@pytest.mark.parametrize("plain", [{"prompt_gradient": True}, {"text_logits": True}])
+@pytest.mark.parametrize("plain", [{"prompt_gradient": True}, {"text_weight": 0.0}])
 def test_optimizations_change_no_loss_and_no_gradient(
-    model: UnifiedModel, make_batch: MakeBatch, task: str, plain: dict[str, bool]
+    model: UnifiedModel, make_batch: MakeBatch, task: str, plain: dict[str, float]
 ) -> None:
     """Each optimization alone, compared with the computation of the released training."""
     freeze(model)
@@ -254,8 +255,38 @@ def test_logits_are_computed_and_logged_only_where_they_are_asked_for(
         known = batch.attention_mask[:, :-1]
         logits = model.backbone.logits(hidden[:, :-1][known])
         expected = torch.nn.functional.cross_entropy(logits, batch.input_ids[:, 1:][known])
-        loss, count = build(model, text_logits=True)(model, batch, 0).metrics["text_loss"]
+        logged = build(model, text_weight=0.0)
+        loss, count = logged(model, batch, 0).metrics["text_loss"]
     assert count == 6 + 5
     torch.testing.assert_close(loss / count, expected, rtol=1e-5, atol=0)
+    assert logged(model, batch, 0).text_sum is None
+    assert logged.text_count(batch) == 0
     monkeypatch.setattr(type(model.backbone), "logits", None)
     assert build(model)(model, batch, 0).metrics == {}
+
+
+@pytest.mark.parametrize("generator_kind", GENERATORS.names())
+def test_the_text_loss_trains_the_words_and_the_image_mark(
+    model: UnifiedModel, make_batch: MakeBatch, generator_kind: str
+) -> None:
+    generator, sampling = GENERATORS.get(generator_kind).tiny(), SamplingConfig(guidance_scale=1)
+    config = dataclasses.replace(model.config, generator=generator, sampling=sampling)
+    other = config.build().eval()
+    batch = make_batch([1, 2])
+    other.zero_grad()
+    hidden = other.text_states(batch.input_ids, batch.attention_mask)
+    known = batch.attention_mask[:, :-1]
+    logits = other.backbone.logits(hidden[:, :-1][known])
+    torch.nn.functional.cross_entropy(
+        logits, batch.input_ids[:, 1:][known], reduction="sum"
+    ).backward()
+    expected = {n: p.grad for n, p in other.backbone.named_parameters() if p.grad is not None}
+    other.zero_grad()
+    objective = build(other, text_weight=0.5, condition_dropout=1.0)
+    loss = objective(other, batch, 0)
+    assert loss.text_sum is not None
+    assert objective.text_count(batch) == 6 + 5
+    loss.text_sum.backward()
+    for name, parameter in other.backbone.named_parameters():
+        if name in expected:
+            torch.testing.assert_close(parameter.grad, expected[name], rtol=1e-4, atol=1e-5)

@@ -16,6 +16,7 @@ from blip3o.data.sources.folder import FolderConfig
 from blip3o.data.sources.jsonl import JsonlConfig
 from blip3o.flow.sigmas import DiscreteUniformSigmas
 from blip3o.models.backbones import BACKBONES
+from blip3o.models.decoders import DECODERS
 from blip3o.models.dit.nextdit import NextDiTConfig
 from blip3o.models.encoders.eva_clip import EvaClipEncoderConfig
 from blip3o.models.generators.query_dit import QueryDiTConfig
@@ -25,7 +26,7 @@ from blip3o.runs import assemble
 from blip3o.runs.start import load_recipe, train
 from blip3o.text.chat import ChatConfig
 from blip3o.train.config import RunConfig
-from blip3o.train.optimizer import build_optimizer, select_trainable
+from blip3o.train.optimizer import build_optimizer, is_under, select_trainable
 
 IMAGE_PAD_ID = 6  # of tokenizers that a run trains itself
 OWN = [name for name in RECIPES.names() if not name.startswith("pocket.")]
@@ -52,7 +53,7 @@ def test_a_recipe_builds_at_full_size(name: str) -> None:
     chosen = select_trainable(model, objectives, config.train.trainable)
     build_optimizer(chosen, config.train.optimizer)
     for init in config.init:
-        assert all(hasattr(model, part) for part in init.parts)
+        assert all(any(is_under(n, part) for n in model.state_dict()) for part in init.parts)
     tasks = {entry.task for entry in config.data.mixture}
     assert tasks <= {task for objective in config.objectives for task in objective.tasks}
 
@@ -88,14 +89,46 @@ def test_the_published_numbers(size: str, width: int) -> None:
         assert objective.sigmas == DiscreteUniformSigmas()  # as tests/parity have recorded it
 
 
+@pytest.mark.parametrize("name", ["decoder.sana", "decoder.sdxl"])
+def test_a_decoder_recipe_trains_its_network_only(name: str) -> None:
+    config = recipe(name)
+    with torch.device("meta"):
+        model = config.model.build()
+    chosen = select_trainable(model, torch.nn.ModuleList(), config.train.trainable)
+    own = {n for n, _ in model.named_parameters() if n.startswith("image_decoder.")}
+    assert chosen.keys() == {n for n in own if not n.startswith("image_decoder.vae.")}
+    (init,) = config.init
+    loaded = {n for n in own if any(is_under(n, part) for part in init.parts)}
+    assert loaded == own
+
+
+def test_the_published_numbers_of_the_sana_decoder() -> None:
+    """The script of the reconstruction branch: 64 tokens, rates, dropout, clipping, warm-up."""
+    config = recipe("decoder.sana")
+    assert config.model.feature_shape == (64, 1152)
+    assert config.model.image_encoder.image_px == config.model.image_decoder.image_px == 512
+    train, optimizer = config.train, config.train.optimizer
+    assert (optimizer.lr, optimizer.min_lr, optimizer.warmup_steps) == (1e-4, 0.0, 5000)
+    assert (optimizer.weight_decay, optimizer.betas, optimizer.eps) == (0.05, (0.9, 0.999), 1e-8)
+    assert (train.global_batch_size, train.grad_clip, train.ema_decay) == (512, 0.5, 0.0)
+    (objective,) = config.objectives
+    assert objective.sigmas == DiscreteUniformSigmas()
+    assert objective.condition_dropout == 0.1
+
+
 def test_qwen3_uses_the_image_placeholder_of_its_tokenizer() -> None:
     """Qwen 2.5 and 3 share all ids up to this one; the published placeholder is another token."""
     asked = recipe("qwen3_siglip2.joint").model.backbone.image_token_id
     assert asked == recipe("blip3o_4b.joint").model.backbone.image_token_id == 151_655
 
 
-def tiny_model(config: UnifiedModelConfig) -> UnifiedModelConfig:
-    """The same kinds of backbone, encoder and DiT in their smallest size; no image decoder."""
+def tiny_model(run: RunConfig) -> UnifiedModelConfig:
+    """The same kinds of backbone, encoder and DiT in their smallest size.
+
+    A run that does not train the image decoder has none.
+    """
+    config = run.model
+    has_decoder = any(part.startswith("image_decoder") for part in run.train.trainable)
     tiny = UnifiedModelConfig.tiny()
     backbone = BACKBONES.get(config.backbone.kind).tiny()
     tower = getattr(config.backbone, "vision_tower", None)
@@ -108,12 +141,14 @@ def tiny_model(config: UnifiedModelConfig) -> UnifiedModelConfig:
         image_encoder=EvaClipEncoderConfig.tiny(),
         normalizer=tiny.normalizer,
         generator=dataclasses.replace(tiny.generator, takes_reference=False),
-        image_decoder=tiny.image_decoder,
+        image_decoder=DECODERS.get(config.image_decoder.kind).tiny()
+        if has_decoder
+        else tiny.image_decoder,
         chat=ChatConfig(system=None, generate="draw: {caption}"),
         question_images=dataclasses.replace(
             config.question_images, min_pixels=16 * 16, max_pixels=32 * 32
         ),
-        absent_parts=("image_decoder",),
+        absent_parts=() if has_decoder else ("image_decoder",),
     )
 
 
@@ -145,7 +180,7 @@ def test_a_recipe_trains(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(assemble, "draw_curves", lambda run_dir: None)
     config = recipe(name)
     file = write_data(tmp_path)
-    model = tiny_model(config.model)
+    model = tiny_model(config)
     cache = str(tmp_path / "features") if config.data.feature_cache else None
     config = dataclasses.replace(
         config,

@@ -15,6 +15,7 @@ from torch import nn
 
 from blip3o.core.config import evolve, from_dict, read_yaml
 from blip3o.core.errors import NotFiniteError, PreemptedError, UsageError
+from blip3o.core.types import Batch, LossOutput
 from blip3o.train.callbacks import Callback, Training
 from blip3o.train.config import RunConfig
 from blip3o.train.environment import Notes
@@ -148,6 +149,54 @@ def test_micro_batches_add_up_to_the_whole_batch(toys: Any, tmp_path: Path) -> N
     for others in gradients[1:]:
         for grad, expected in zip(others, gradients[0], strict=True):
             torch.testing.assert_close(grad, expected, rtol=1e-5, atol=1e-6)
+
+
+class Textual(nn.Module):
+    """A loss and a text loss of one pass; rows of different lengths spread them unevenly."""
+
+    needs_pixels, regions, samples, tasks = False, None, None, ("text",)
+    weight, text_weight = 5.0, 0.5
+
+    def count(self, batch: Batch) -> float:
+        return float((batch.attention_mask.sum(1) > 2).sum())  # 0 in some micro-batches
+
+    def text_count(self, batch: Batch) -> float:
+        return float(batch.attention_mask.sum())
+
+    def forward(self, model: nn.Module, batch: Batch, seed: int) -> LossOutput:
+        lengths = batch.attention_mask.sum(1)
+        values = model(batch.input_ids.float() / 10).square().mean(-1)
+        text_sum = (values.sin() * lengths).sum()
+        metrics = {"text_loss": (text_sum.detach(), self.text_count(batch))}
+        loss_sum = (values * (lengths > 2)).sum()
+        return LossOutput(
+            loss_sum=loss_sum, count=self.count(batch), metrics=metrics, text_sum=text_sum
+        )
+
+
+def test_a_loss_and_its_text_loss_are_divided_by_counts_of_their_own(
+    toys: Any, tmp_path: Path
+) -> None:
+    found = []
+    for micro in (12, 5, 1):
+        objective = Textual()
+        config = toys.with_train(grad_clip=1e9)
+        trainer = toys.trainer(
+            tmp_path / str(micro), config, model=Linear(), objectives=[objective]
+        )
+        sums = trainer._step(next(toys.loader(12, micro)(0)), 0.0)
+        found.append((sums["loss"][0], [p.grad for p in trainer.parameters.values()]))
+    [whole] = next(toys.loader(12, 12)(0))
+    output = objective(model := Linear(), whole, 0)
+    assert output.text_sum is not None
+    text_mean = output.text_sum / objective.text_count(whole)
+    total = 5.0 * output.loss_sum / objective.count(whole) + 0.5 * text_mean
+    total.backward()
+    for loss, gradients in found:
+        assert loss == pytest.approx(float(total.detach()), rel=1e-5)
+        for gradient, parameter in zip(gradients, model.parameters(), strict=True):
+            torch.testing.assert_close(gradient, parameter.grad, rtol=1e-5, atol=1e-6)
+    assert sums["Textual/text_loss"][1] == objective.text_count(whole)
 
 
 def test_a_weighted_mean_over_everything_counted_is_logged(toys: Any, tmp_path: Path) -> None:
@@ -343,6 +392,7 @@ def test_the_run_folder_describes_the_whole_run(toys: Any, tmp_path: Path) -> No
         "grad_norm",
         "samples_per_second",
         "tokens_per_second",
+        "busy_cores",
         "tflops",
         "samples_seen",
         "nonfinite_steps",

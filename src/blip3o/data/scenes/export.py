@@ -28,6 +28,7 @@ from blip3o.data.scenes.scene import check_split, sample_pair, sample_scene
 from blip3o.data.scenes.text_questions import text_conversation, text_look_ups, text_names
 from blip3o.data.scenes.types import Scene
 from blip3o.data.scenes.words import shuffled
+from blip3o.data.scenes.world import FULL, World
 
 VERSION = 6
 """Version of the contents; raise it when the same settings would write other contents."""
@@ -55,6 +56,7 @@ class ScenesExport:
     shard_size: int = 2000
     """Samples per shard."""
     format: Format = "webdataset"
+    world: World = FULL
 
     def __post_init__(self) -> None:
         check_split(self.split)
@@ -78,6 +80,7 @@ def export_scenes(
     shard_size: int = 2000,
     num_processes: int = 2,
     format: Format = "webdataset",
+    world: World = FULL,
 ) -> list[Path]:
     """Writes shards `scenes-NNNNNN.tar`, `edits-...` and `pairs-...` (or `.jsonl` with images).
 
@@ -95,6 +98,7 @@ def export_scenes(
         shard_size: samples per shard.
         num_processes: number of processes.
         format: "webdataset" for tar files, "jsonl" for lists and image files.
+        world: the things, colors and numbers of objects to draw from.
 
     Returns:
         The shards in order: scenes, edits, pairs.
@@ -112,6 +116,7 @@ def export_scenes(
         split=split,
         shard_size=shard_size,
         format=format,
+        world=world,
     )
     settings.out_dir.mkdir(parents=True, exist_ok=True)
     totals = {"scenes": num_scenes, "edits": num_edits, "pairs": num_pairs}
@@ -159,9 +164,10 @@ def _check_settings(settings: ScenesExport) -> None:
     """Refuses to mix two exports in one folder."""
     path = settings.out_dir / "export.json"
     options = {name: value for name, value in asdict(settings).items() if name != "out_dir"}
-    now = {"version": VERSION, **options}
+    now = json.loads(json.dumps({"version": VERSION, **options}))
     if path.exists():
         before = json.loads(path.read_text(encoding="utf-8"))
+        before.setdefault("world", now["world"] if settings.world == FULL else "all")
         other = [f"{k}={before.get(k)!r}" for k in now if before.get(k) != now[k]]
         if other:
             raise UsageError(
@@ -201,7 +207,7 @@ _Sample = tuple[str, dict[str, Image.Image], dict[str, Any]]
 
 
 def _scene_sample(settings: ScenesExport, index: int) -> _Sample:
-    scene = sample_scene(settings.seed, index, settings.split)
+    scene = sample_scene(settings.seed, index, settings.split, settings.world)
     rng = numpy_rng(settings.seed, f"scenes/{settings.split}/words", index)
     return f"{index:08d}", {"": render(scene, settings.px)}, scene_fields(scene, index, rng)
 
@@ -256,7 +262,7 @@ def _text_turns(asked: list[QA], words: str) -> list[dict[str, Any]]:
 
 
 def _edit_sample(settings: ScenesExport, index: int) -> _Sample:
-    edit = sample_edit(settings.seed, index, settings.split)
+    edit = sample_edit(settings.seed, index, settings.split, settings.world)
     scenes = {"source": edit.source, "target": edit.target}
     images = {role: render(scene, settings.px) for role, scene in scenes.items()}
     fields = {
@@ -271,7 +277,7 @@ def _edit_sample(settings: ScenesExport, index: int) -> _Sample:
 
 
 def _pair_sample(settings: ScenesExport, index: int) -> _Sample:
-    scene = sample_pair(settings.seed, index, settings.split)
+    scene = sample_pair(settings.seed, index, settings.split, settings.world)
     rng = numpy_rng(settings.seed, f"scenes/pairs/{settings.split}/words", index)
     captions = pair_texts(scene, rng)
     words, asked = bare_look_up(scene, rng)
