@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from blip3o.models.generators import GENERATORS
 from blip3o.models.generators.patch_unet import PatchUNetConfig
-from blip3o.models.generators.plan import GeneratorConfig, Joints, Plan
+from blip3o.models.generators.plan import Generator, GeneratorConfig, Joints, Plan
 from blip3o.models.prompts import Prompts
 
 NAME = "one_transformer"
@@ -61,6 +61,8 @@ class OneTransformer(nn.Module):
         backbone(backbone.embed(prompts.input_ids, prompts.images), mask, cache)
         pairs = tuple((layer.keys, layer.values) for layer in cache.layers)
         return CachePlan(self, backbone, mask, pairs)
+
+    read_rows = Generator.read_rows  # needs nothing but `plan`
 
     def velocity(self, noisy: Tensor, sigma: Tensor, plan: "CachePlan") -> Tensor:
         rows, length = noisy.shape[:2]

@@ -5,6 +5,8 @@ Sizes are those of `tiny()`. The second generator of `conftest.py` is held to it
 
 import copy
 import dataclasses
+import itertools
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +17,13 @@ from torch import Tensor, nn
 
 from blip3o.core.config import from_dict, to_dict
 from blip3o.core.errors import UsageError
-from blip3o.core.types import Batch
+from blip3o.core.types import Batch, Message
 from blip3o.doctor.memory import activation_bytes
 from blip3o.flow.sigmas import UniformSigmas
 from blip3o.generate.pipeline import Blip3oPipeline
 from blip3o.models.generators import GENERATORS
-from blip3o.models.generators.plan import GeneratorConfig, Plan, join_plans
-from blip3o.models.prompts import Prompts
+from blip3o.models.generators.plan import GeneratorConfig, Plan, RowOutput, join_plans
+from blip3o.models.prompts import Prompts, Rows
 from blip3o.models.unified import SamplingConfig, UnifiedModel, UnifiedModelConfig
 from blip3o.objectives.flow_matching import FlowMatching, FlowMatchingConfig
 from blip3o.serve.images import ImageMaker
@@ -255,6 +257,103 @@ def test_flow_matching_trains_it(model: UnifiedModel) -> None:
         losses.append(float(loss.detach()))
     # The first step alone may remove most of the loss; losses of the regression vary by far.
     assert sum(losses[-10:]) < 0.7 * max(sum(losses[:10]), 10 * losses[0])
+
+
+def talk(*parts: str) -> tuple[Message, ...]:
+    roles = ("user", "assistant")
+    return tuple(Message(role=roles[k % 2], text=text) for k, text in enumerate(parts))
+
+
+TALKS = (
+    talk("draw a cat", "here: <image>", "now blue", "<image> it is blue"),
+    talk("<image>\nmake it red", "<image>"),
+    talk("<image> and <image>\nput both in one", "<image>", "add a dog", "<image>"),
+)
+
+
+def read(pipe: Blip3oPipeline, talks: Sequence[tuple[Message, ...]], **changes: Any) -> RowOutput:
+    """Reads rows; image k of the talks is random image k, whatever the other talks are."""
+    rows = [pipe.chat_template.conversation(one, draws=True) for one in talks]
+    longest = max(len(ids) for ids, _ in rows)
+    padded = torch.tensor([ids + [0] * (longest - len(ids)) for ids, _ in rows])
+    mask = torch.tensor([[1] * len(ids) + [0] * (longest - len(ids)) for ids, _ in rows]).bool()
+    places = tuple(tuple(pipe.chat_template.image_places(*row)) for row in rows)
+    known = {one: 10 * number for number, one in enumerate(TALKS)}
+    seeds = [
+        known.get(one, changes.get("first", 90)) + k
+        for one, row in zip(talks, places, strict=True)
+        for k in range(len(row))
+    ]
+    read = Rows(
+        input_ids=padded,
+        attention_mask=mask,
+        places=places,
+        images=torch.stack([random(4, 16, seed=seed) for seed in seeds]),
+    )
+    drawn = [
+        seed for seed, one in zip(seeds, itertools.chain(*places), strict=True) if one.is_drawn
+    ]
+    noisy = torch.stack([random(*SIZE, seed=100 + seed) for seed in drawn])
+    sigma = torch.tensor([0.1 + 0.03 * (seed % 20) for seed in drawn])
+    return pipe.model.read_rows(
+        read,
+        changes.get("noisy", lambda one: one)(noisy),
+        sigma,
+        changes.get("dropped", torch.zeros(len(drawn), dtype=torch.bool)),
+        keep_states=True,
+    )
+
+
+@torch.no_grad()
+def test_rows_of_text_and_images_do_not_depend_on_their_batch(pipe: Blip3oPipeline) -> None:
+    together = read(pipe, TALKS)
+    assert together.states is not None
+    at = 0
+    for row, one in enumerate(TALKS):
+        alone = read(pipe, [one])
+        assert alone.states is not None
+        near(alone.velocity, together.velocity[at : at + len(alone.velocity)])
+        at += len(alone.velocity)
+        _, labels = pipe.chat_template.conversation(one, draws=True)
+        asked = [place - 1 for place, label in enumerate(labels) if label >= 0]
+        near(alone.states[0, asked], together.states[row, asked])
+    assert at == len(together.velocity) == 5
+
+
+@torch.no_grad()
+def test_an_image_of_a_row_sees_all_before_it_and_nothing_after_it(pipe: Blip3oPipeline) -> None:
+    plain = read(pipe, TALKS[:1]).velocity
+    other_words = talk("draw a cat", "here: <image>", "now red!", "<image> it is blue")
+    words = read(pipe, [other_words], first=0).velocity
+    second = torch.tensor([0.0, 1.0])[:, None, None]
+    image = read(pipe, TALKS[:1], noisy=lambda noisy: noisy + second).velocity
+    for changed in (words, image):
+        near(changed[0], plain[0])
+        assert not torch.allclose(changed[1], plain[1], atol=1e-3)
+    dropped = read(pipe, TALKS[:1], dropped=torch.tensor([False, True])).velocity
+    near(dropped[0], plain[0])
+    assert not torch.allclose(dropped[1], plain[1], atol=1e-3)
+
+
+@torch.no_grad()
+def test_the_first_image_of_a_row_is_that_of_its_prompt(pipe: Blip3oPipeline) -> None:
+    """Training on a row and drawing from a prompt are one computation."""
+    one = TALKS[0]
+    ids, labels = pipe.chat_template.conversation(one, draws=True)
+    first = pipe.chat_template.image_places(ids, labels)[0]
+    plan = pipe.plan([ids[: first.start]])
+    velocity = plan.velocity(random(1, *SIZE, seed=100), torch.tensor([0.1]))
+    near(read(pipe, [one]).velocity[:1], velocity)
+
+
+def test_gradient_of_the_second_image_reaches_the_first_words(pipe: Blip3oPipeline) -> None:
+    output = read(pipe, TALKS[:1])
+    output.velocity[1].square().sum().backward()
+    gradient = pipe.model.backbone.decoder.embed_tokens.weight.grad
+    assert gradient is not None
+    ids, labels = pipe.chat_template.conversation(TALKS[0], draws=True)
+    first = pipe.chat_template.image_places(ids, labels)[0]
+    assert all(float(gradient[one].abs().sum()) > 0 for one in ids[: first.start])
 
 
 def test_images_are_drawn_in_batches_and_alone(pipe: Blip3oPipeline) -> None:

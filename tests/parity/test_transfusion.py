@@ -1,5 +1,6 @@
 """Transfusion and LMFusion against recorded models (family `transfusion`), block by block."""
 
+import dataclasses
 import math
 from typing import Any
 
@@ -7,16 +8,21 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from blip3o.core.types import IGNORE_LABEL, Batch, ImagePlace
 from blip3o.flow.guidance import combine
-from blip3o.flow.path import velocity_target
+from blip3o.flow.sigmas import UniformSigmas
 from blip3o.models.backbones.base import Backbone
 from blip3o.models.backbones.cache_of import cache_of
 from blip3o.models.backbones.qwen3 import Qwen3BackboneConfig
+from blip3o.models.decoders.pocket import PocketDecoderConfig
+from blip3o.models.encoders.siglip2 import Siglip2EncoderConfig
 from blip3o.models.generators.blocks import BlockGenerator
 from blip3o.models.generators.lmfusion import LMFusion, LMFusionConfig
-from blip3o.models.generators.plan import Joints
+from blip3o.models.generators.plan import Joints, RowOutput
 from blip3o.models.generators.transfusion import TransfusionConfig
 from blip3o.models.prompts import Prompts
+from blip3o.models.unified import UnifiedModelConfig
+from blip3o.objectives.flow_matching import FlowMatchingConfig
 
 CONFIGS = {"transfusion": TransfusionConfig, "lmfusion": LMFusionConfig}
 NEAR, SAMPLED, LOGITS = 2e-5, 5e-5, 1e-4
@@ -119,43 +125,13 @@ def run_rows(model: Model, recorded: dict[str, Tensor], rule: str) -> tuple[Tens
 @each_case
 @each_method
 @each_rule
+@torch.no_grad()
 def test_rows_of_text_and_images(case: Any, method: str, rule: str) -> None:
     model = Model(case, method, rule)
-    if method == "lmfusion":
-        model.backbone.requires_grad_(False)
     recorded = case.neighbor("forward.safetensors").tensors()
-    start = f"{method}.{rule}."
-    expected = {n.removeprefix(start): v for n, v in recorded.items() if n.startswith(start)}
     hidden, velocity = run_rows(model, recorded, rule)
-    near(hidden, expected["hidden"], NEAR)
-    near(velocity, expected["velocity"], NEAR)
-
-    targets = recorded["targets_of_positions"]
-    text_loss = nn.functional.cross_entropy(model.backbone.logits(hidden).mT, targets)
-    target = velocity_target(recorded["clean_patches"], recorded["noise_patches"])
-    image_loss = (velocity - target).square().mean()
-    loss = text_loss + 5 * image_loss
-    for name, one in {"text": text_loss, "image": image_loss}.items():
-        torch.testing.assert_close(one, expected[f"{name}_loss"], rtol=1e-5, atol=0)
-    torch.testing.assert_close(loss, expected["loss_lambda_5"], rtol=1e-5, atol=0)
-
-    loss.backward()
-    halves = {"image.": model.generator, "": model.backbone}
-    gradients = {n.removeprefix("grad."): v for n, v in expected.items() if n.startswith("grad.")}
-    assert gradients
-    for name, gradient in gradients.items():
-        if name.startswith("patch_"):
-            parameter = model.generator.get_parameter(name)
-        else:
-            half = next(start for start in halves if name.startswith(start))
-            parameter = halves[half].get_parameter(f"decoder.{name.removeprefix(half)}")
-        assert parameter.grad is not None, name
-        near(parameter.grad, gradient, 1e-4 * float(gradient.abs().max()))
-    own = [model.generator, *([] if method == "lmfusion" else [model.backbone.decoder])]
-    for name, parameter in [pair for half in own for pair in half.named_parameters()]:
-        assert parameter.grad is not None, name
-    if method == "lmfusion":
-        assert all(parameter.grad is None for parameter in model.backbone.parameters())
+    near(hidden, recorded[f"{method}.{rule}.hidden"], NEAR)
+    near(velocity, recorded[f"{method}.{rule}.velocity"], NEAR)
 
 
 @each_case
@@ -178,6 +154,130 @@ def test_text_before_the_first_image_is_that_of_the_text_model(
         near(recorded[f"{method}.{rule}.hidden"][row, : len(alone)], alone, NEAR)
         compared += len(alone)
     assert compared
+
+
+class WholeModel:
+    """A unified model with recorded weights, whose image encoder gives the recorded patches."""
+
+    def __init__(self, case: Any, method: str, rule: Any) -> None:
+        small = Model(case, method, rule)
+        channels, grid = small.backbone.config.image_channels, small.generator.grid[0]
+        decoder = PocketDecoderConfig.tiny()
+        scale = decoder.fine_grid // decoder.grid
+        config = UnifiedModelConfig(
+            backbone=small.backbone.config,
+            image_encoder=Siglip2EncoderConfig(
+                image_px=4 * grid,
+                patch_px=4,
+                hidden_size=channels,
+                intermediate_size=4,
+                num_layers=1,
+                num_heads=1,
+            ),
+            generator=small.generator.config,
+            image_decoder=dataclasses.replace(
+                decoder, feature_channels=channels, grid=grid, image_px=scale * grid
+            ),
+        )
+        self.model = config.build().eval()
+        self.model.backbone, self.model.generator = small.backbone, small.generator
+        self.recorded = case.neighbor("forward.safetensors").tensors()
+        self.times, self.facts = small.times, small.facts
+        clean = self.recorded["clean_patches"]
+        self.model.encode_images = lambda _: clean  # type: ignore[method-assign]
+
+    def batch(self) -> Batch:
+        recorded, labels = self.recorded, self.recorded["targets_of_positions"].roll(1, dims=1)
+        labels[:, 0] = IGNORE_LABEL
+        spans = [[one for one in row if one[1]] for row in recorded["image_spans"].tolist()]
+        places = tuple(
+            tuple(
+                ImagePlace(start, size, is_drawn=True, is_target=True, before_text=False)
+                for start, size in row
+            )
+            for row in spans
+        )
+        ids = recorded["input_ids"]
+        num_images = len(recorded["sigmas"])
+        return Batch(
+            task="interleaved",
+            indices=torch.arange(len(ids)),
+            epochs=torch.zeros(len(ids), dtype=torch.int64),
+            input_ids=ids,
+            attention_mask=torch.arange(ids.shape[1]) < recorded["lengths"][:, None],
+            labels=labels,
+            prompt_pixels=torch.zeros(num_images, 3, 8, 8),
+            places=places,
+        )
+
+    def loss(self, monkeypatch: pytest.MonkeyPatch) -> tuple[Tensor, Tensor, RowOutput]:
+        """Returns the mean text loss and the mean image loss of the recorded rows."""
+        objective = FlowMatchingConfig(
+            sigmas=UniformSigmas(), weight=5.0, text_weight=1.0, condition_dropout=0.0
+        ).build(self.model.config)
+        drawn = list(zip(self.recorded["noise_patches"], self.recorded["sigmas"], strict=True))
+        monkeypatch.setattr(
+            objective, "_draw", lambda *_: [one.unsqueeze(0) for one in drawn.pop(0)]
+        )
+        outputs: list[RowOutput] = []
+        plain = self.model.read_rows
+
+        def read_rows(*arguments: Any, **options: Any) -> RowOutput:
+            outputs.append(plain(*arguments, **options))
+            return outputs[-1]
+
+        monkeypatch.setattr(self.model, "read_rows", read_rows)
+        self.times.waiting.append(self.recorded["time_embeddings"])
+        batch = self.batch()
+        output = objective(self.model, batch, 0)
+        assert output.text_sum is not None
+        text = output.text_sum / objective.text_count(batch)
+        return text, output.loss_sum / output.count, outputs[0]
+
+
+@each_case
+@each_method
+@each_rule
+def test_training_on_rows_of_text_and_images(
+    case: Any, method: str, rule: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Losses and gradients of a padded batch of rows, through the objective of the recipes."""
+    whole = WholeModel(case, method, rule)
+    if method == "lmfusion":
+        whole.model.backbone.requires_grad_(False)
+    expected = {
+        name.removeprefix(f"{method}.{rule}."): value
+        for name, value in whole.recorded.items()
+        if name.startswith(f"{method}.{rule}.")
+    }
+    text_loss, image_loss, output = whole.loss(monkeypatch)
+    assert output.states is not None
+    is_text = whole.batch().attention_mask & (
+        whole.batch().input_ids != whole.facts["config"]["image_pad_id"]
+    )
+    near(output.states[is_text], expected["hidden"][is_text], NEAR)
+    near(output.velocity, expected["velocity"], NEAR)
+    total = text_loss + 5 * image_loss
+    for name, loss in (("text_loss", text_loss), ("image_loss", image_loss)):
+        torch.testing.assert_close(loss, expected[name], rtol=1e-5, atol=0)
+    torch.testing.assert_close(total, expected["loss_lambda_5"], rtol=1e-5, atol=0)
+    total.backward()
+    model = whole.model
+    modules = {"transfusion": model.backbone.decoder, "lmfusion": model.generator}
+    recorded = {n.removeprefix("grad."): g for n, g in expected.items() if n.startswith("grad.")}
+    assert recorded
+    for name, gradient in recorded.items():
+        if name.startswith("patch_"):
+            found = model.generator.get_parameter(name).grad
+        else:
+            found = modules[method].get_parameter(name.replace("image.", "decoder.", 1)).grad
+        assert found is not None
+        near(found, gradient, 1e-4 * float(gradient.abs().max()))
+    own = [model.generator, *([] if method == "lmfusion" else [model.backbone.decoder])]
+    for name, parameter in [pair for half in own for pair in half.named_parameters()]:
+        assert parameter.grad is not None, name
+    if method == "lmfusion":
+        assert all(one.grad is None for one in model.backbone.parameters())
 
 
 @each_case

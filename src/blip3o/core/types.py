@@ -6,7 +6,7 @@ channels.
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -48,9 +48,10 @@ class Message:
 
     Args:
         role: "system", "user" or "assistant".
-        text: the words; each `IMAGE_MARK` is replaced by one image.
+        text: the words; each `IMAGE_MARK` is replaced by one image. An image in an assistant's text
+            is drawn by the model.
         learned: character ranges (start, stop) of an assistant's text that the loss covers, in
-            order; None for all of it.
+            order; None for all of it. The loss covers an image if they cover its mark.
         context: number of characters at the start of a conversation's first text that concern the
             whole conversation; they precede whichever question comes first.
     """
@@ -61,19 +62,37 @@ class Message:
     context: int = 0
 
 
+class ImagePlace(NamedTuple):
+    """Where an image stands in a row of text and images in turn.
+
+    Args:
+        start: index of its first placeholder in the row.
+        length: number of its placeholders.
+        is_drawn: whether it stands in an answer, so that the model draws it.
+        is_target: whether the loss covers it; only drawn images.
+        before_text: whether learned words stand after it.
+    """
+
+    start: int
+    length: int
+    is_drawn: bool
+    is_target: bool
+    before_text: bool
+
+
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Example:
     """A training example that a task has built from a record; not tokenized yet.
 
     Args:
-        task: "text_to_image", "image_to_text", "text", "plain_text", "edit", "reconstruct" or
-            "contrastive".
+        task: "text_to_image", "image_to_text", "text", "plain_text", "edit", "reconstruct",
+            "interleaved" or "contrastive".
         record: the record it was built from.
-        messages: the conversation. For image targets, one user turn with the record's words; the
+        messages: the conversation. For a target image, one user turn with the record's words; the
             chat template adds its own words and the image marks. In contrastive training, one user
             turn with the caption.
         prompt_images: roles (keys of `record.files`) of the images in the messages, in order.
-        target_image: role of the image to generate, or None.
+        target_image: role of the only image to generate, or None.
         regions: ground truth objects, for dense training: dicts with x, y, size in [0, 1] and
             integer labels `thing` and `color`.
     """
@@ -95,12 +114,13 @@ class Batch:
         indices: global index of each sample [B], int64.
         epochs: epoch of each sample [B], int64.
         input_ids: token ids [B, T], int64; image placeholders are already expanded. Left-padded for
-            image generation, so that the prompt ends in the last column; right-padded otherwise.
+            prompts of images, so that the prompt ends in the last column; right-padded otherwise.
         attention_mask: True for real tokens [B, T], bool.
         labels: next-token targets [B, T], aligned with `input_ids` (the model shifts them),
-            `IGNORE_LABEL` outside the loss; None for image targets.
+            `IGNORE_LABEL` outside the loss; None for prompts of images.
         prompt_pixels: prompt images in row order [M, 3, P, P], float32 in [-1, 1]. Images of
-            questions may keep their own shapes; if these differ, a tuple of [3, H, W].
+            questions may keep their own shapes; if these differ, a tuple of [3, H, W]. With
+            `places`, all images of the rows.
         prompt_features: cached raw features of the prompt images [M, N, C], instead of pixels.
         target_pixels: images to learn from or to generate [B, 3, P, P], float32 in [-1, 1].
         decoder_pixels: the same images at the size of the image decoder [B, 3, Q, Q]; None if that
@@ -109,6 +129,7 @@ class Batch:
         reference_rows: for edits, the index of each row's image to edit among the prompt images
             [B], int64; None for other tasks.
         regions: ground-truth objects [B, R, 5] as (x, y, size, thing, color), -1 where unused.
+        places: for rows of text and images in turn, the places of each row's images; else None.
     """
 
     task: str
@@ -124,6 +145,7 @@ class Batch:
     target_features: Tensor | None = None
     reference_rows: Tensor | None = None
     regions: Tensor | None = None
+    places: tuple[tuple[ImagePlace, ...], ...] | None = None
 
     def __len__(self) -> int:
         return len(self.indices)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from blip3o.core.errors import UsageError
-from blip3o.core.types import IGNORE_LABEL, Batch, Example
+from blip3o.core.types import IGNORE_LABEL, Batch, Example, ImagePlace
 from blip3o.data.cache_reader import FeatureCache
 from blip3o.data.images import read_image
 from blip3o.data.tasks import get_task
@@ -33,6 +33,7 @@ class Prepared:
         decoder_pixels: the target image at another size [3, Q, Q], see `Batch.decoder_pixels`.
         features: cached features [N, C] of images by role.
         regions: known objects [MAX_REGIONS, 5], see `Batch.regions`; None if the task needs none.
+        places: places of the images in `ids`, for rows of text and images in turn.
     """
 
     example: Example
@@ -42,6 +43,7 @@ class Prepared:
     decoder_pixels: Tensor | None
     features: Mapping[str, Tensor]
     regions: Tensor | None
+    places: tuple[ImagePlace, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -109,6 +111,7 @@ class Preparer:
             decoder_pixels=decoder_pixels,
             features=features,
             regions=regions,
+            places=tuple(self.chat.image_places(ids, labels)) if task.target == "both" else (),
         )
 
     def check(self, example: Example) -> None:
@@ -197,7 +200,7 @@ def collate(rows: Sequence[Prepared], pad_id: int) -> Batch:
     task = get_task(name)
     ids, mask = _pad([row.ids for row in rows], pad_id, left=task.pads_left)
     labels = None
-    if task.target == "text":
+    if task.target in ("text", "both"):
         labels, _ = _pad([row.labels for row in rows], IGNORE_LABEL, left=False)
     prompt = [(row, role) for row in rows for role in row.example.prompt_images]
     target = [(row, row.example.target_image) for row in rows if row.example.target_image]
@@ -216,6 +219,7 @@ def collate(rows: Sequence[Prepared], pad_id: int) -> Batch:
         target_features=_stack([row.features.get(role) for row, role in target]),
         reference_rows=torch.arange(len(rows)) if task.edits_prompt_image else None,
         regions=torch.stack(regions) if regions else None,
+        places=tuple(row.places for row in rows) if task.target == "both" else None,
     )
 
 

@@ -9,6 +9,7 @@ Images without a mark are placed before the first question, as in LLaVA.
 import dataclasses
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 
 import numpy as np
 
@@ -42,19 +43,35 @@ def turns_of(fields: Mapping[str, object]) -> object:
     return turns
 
 
-def messages_of(turns: Sequence[object]) -> tuple[Message, ...]:
+def messages_of(turns: Sequence[object], *, draws: bool = False) -> tuple[Message, ...]:
     """Returns the messages of a conversation up to the last answer.
+
+    Args:
+        turns: the turns as a record has them.
+        draws: whether answers may hold images.
 
     Raises:
         ValueError: if a turn is malformed or empty, or there is no answer.
     """
-    messages = [message for message in map(_message, turns) if message is not None]
+    read = [_message(turn, draws=draws) for turn in turns]
+    messages = [message for message in read if message is not None]
     all_texts = [message.text for message in messages]
     while messages and messages[-1].role != "assistant":
         messages.pop()  # a question without an answer teaches nothing
     if not messages or any(IMAGE_MARK in text for text in all_texts[len(messages) :]):
         raise ValueError("the conversation does not end with an answer")
     return tuple(messages)
+
+
+def num_drawn(turns: object) -> int:
+    """Returns the number of images in the answers of a conversation, which may be malformed."""
+    count = 0
+    for turn in turns if isinstance(turns, list) else ():
+        with suppress(ValueError):
+            message = _message(turn, draws=True)
+            if message is not None and message.role == "assistant":
+                count += message.text.count(IMAGE_MARK)
+    return count
 
 
 def with_marks(messages: tuple[Message, ...], num_images: int) -> tuple[Message, ...]:
@@ -121,7 +138,7 @@ def check_text(text: str) -> None:
         ) from error
 
 
-def _message(turn: object) -> Message | None:
+def _message(turn: object, *, draws: bool) -> Message | None:
     """Returns a turn as a message; None for an empty system turn."""
     if not isinstance(turn, Mapping):
         turn = {}
@@ -136,10 +153,11 @@ def _message(turn: object) -> Message | None:
     if not isinstance(text, str) or not text.strip():
         raise ValueError("a conversation turn is empty or not a text")
     check_text(text)
-    if role == "user":
+    if role == "user" or (draws and role == "assistant"):
         text = _ANY_MARK.sub(IMAGE_MARK, text)
     elif IMAGE_MARK in text:
-        raise ValueError(f"{IMAGE_MARK} in a turn of the {role}; only user turns may hold images")
+        holders = "user turns and answers" if draws else "user turns"
+        raise ValueError(f"{IMAGE_MARK} in a turn of the {role}; only {holders} may hold images")
     spans, context = turn.get("learn"), turn.get("context", 0)
     if spans is not None and role != "assistant":
         raise ValueError("'learn' of a conversation turn that is not an answer")
@@ -184,4 +202,7 @@ def _learned(spans: object, text: str) -> tuple[tuple[int, int], ...]:
     ends = [end for span in found for end in span]
     if not found or ends != sorted(set(ends)) or ends[0] < 0 or ends[-1] > len(text):
         raise ValueError(f"'learn' of a conversation turn does not fit its text: {spans}")
+    marks = [mark.span() for mark in re.finditer(IMAGE_MARK, text)]
+    if any(start < end < stop for start, stop in marks for end in ends):
+        raise ValueError(f"'learn' of a conversation turn cuts an image mark: {spans}")
     return found

@@ -262,7 +262,7 @@ class _Steps(Dataset):
         batches: list[Batch] = []
         for group in by_task.values():
             if len(group) > size:  # rows of similar length share a batch, for less padding
-                group.sort(key=lambda row: len(row.ids))
+                group.sort(key=lambda row: (len(row.places), len(row.ids)))
             batches += [
                 collate(group[start : start + size], pad_id) for start in range(0, len(group), size)
             ]

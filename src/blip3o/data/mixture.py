@@ -67,6 +67,8 @@ class MixtureEntry:
             raise ValueError(f"max_turns must be at least 1, got {self.max_turns}")
         if self.conversation is not None and self.task not in CONVERSATIONS:
             raise ValueError(f"conversation is for {', '.join(CONVERSATIONS)}, not {self.task}")
+        if self.max_turns is not None and self.task == "interleaved":
+            raise ValueError("max_turns is for independent questions, not for interleaved")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

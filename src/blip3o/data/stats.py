@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from blip3o.core.errors import UsageError
 from blip3o.data.captions import captions_of
-from blip3o.data.conversations import turns_of
+from blip3o.data.conversations import num_drawn, turns_of
 from blip3o.data.sources import Source
 from blip3o.data.walk import source_config, walk
 from blip3o.imaging.load import open_image, read_header
@@ -26,6 +26,7 @@ _MEASURES = {
     "image_bytes": "bytes",
     "caption_words": "words",
     "turns": "questions and answers",
+    "drawn_images": "images in answers",
 }
 _LEAST_WIDTHS = (16, 8, 10, 8, 8, 8, 8, 10)
 """Minimum widths of the columns; longer numbers widen them."""
@@ -138,6 +139,8 @@ def _measure(source: Source, positions: range, *, chosen: frozenset[int]) -> _Pa
         for turns in (turns_of(fields), fields.get("text_conversations")):
             if isinstance(turns, list):
                 part.values["turns"].append(len(turns) // 2)
+        drawn = num_drawn(turns_of(fields))
+        part.values["drawn_images"] += [drawn] if drawn else []
         for data in files.values():
             try:
                 header = read_header(data)

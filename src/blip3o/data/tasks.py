@@ -1,6 +1,7 @@
 """Tasks: each converts a record to an example. `TASKS` holds everything specific to a task."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Literal, TypeVar
 
@@ -9,7 +10,7 @@ import numpy as np
 from blip3o.core.errors import unknown_name
 from blip3o.core.types import IMAGE_MARK, Example, Message, Record
 from blip3o.data.captions import captions_of, check_words, draw_caption
-from blip3o.data.conversations import draw_turns, messages_of, turns_of, with_marks
+from blip3o.data.conversations import draw_turns, messages_of, num_drawn, turns_of, with_marks
 from blip3o.data.sources.references import image_role, num_images
 from blip3o.text.chat import ChatTemplate
 
@@ -33,8 +34,8 @@ class Task:
             ValueError if the record does not fit the task.
         tokens: converts the example's messages to tokens. Its last argument is the token count of
             each image; None if every image has the chat template's count.
-        target: the output that the model learns: an image, the assistant's text, or for "match"
-            neither (it learns which caption and image belong together).
+        target: the output that the model learns: an image, the assistant's text, both in turn, or
+            for "match" neither (it learns which caption and image belong together).
         prompt_roles: roles of the images in the prompt. A conversation may have none, or further
             images "image_2", "image_3", ...
         target_role: role of the target image; None if there is none.
@@ -49,7 +50,7 @@ class Task:
 
     make: MakeExample
     tokens: MakeTokens
-    target: Literal["image", "text", "match"]
+    target: Literal["image", "text", "both", "match"]
     prompt_roles: tuple[str, ...] = ()
     target_role: str | None = None
     conversation: str | None = None
@@ -156,6 +157,28 @@ def _marked_images(record: Record, messages: Sequence[Message]) -> tuple[str, ..
     return tuple(image_role(number) for number in range(num_marks))
 
 
+def interleaved(record: Record, rng: np.random.Generator) -> Example:
+    """Returns the record's conversation, whose answers hold images; each image has its mark.
+
+    An image of an answer is drawn by the model. At least one of them must be learned.
+    """
+    del rng
+    turns = _checked({"conversations": turns_of(record.fields)}, "conversations", list)
+    messages = messages_of(turns, draws=True)
+    images, num_given = _marked_images(record, messages), num_images(record.files)
+    if num_given not in (0, len(images)):  # 0: reported later, when the first image is read
+        raise ValueError(f"the conversation has {len(images)} image marks for {num_given} images")
+    if not any(map(_is_drawing_learned, messages)):
+        raise ValueError("no answer of the conversation holds an image to learn")
+    return Example(task="interleaved", record=record, messages=messages, prompt_images=images)
+
+
+def _is_drawing_learned(message: Message) -> bool:
+    if message.role != "assistant" or message.learned is None:
+        return message.role == "assistant" and IMAGE_MARK in message.text
+    return any(IMAGE_MARK in message.text[slice(*span)] for span in message.learned)
+
+
 def text(record: Record, rng: np.random.Generator) -> Example:
     """Returns a conversation without images."""
     del rng
@@ -220,6 +243,12 @@ TASKS: Mapping[str, Task] = {
         conversation="conversations",
         draws_caption=True,
     ),
+    "interleaved": Task(
+        make=interleaved,
+        tokens=functools.partial(ChatTemplate.conversation, draws=True),
+        target="both",
+        conversation="conversations",
+    ),
     "text": Task(
         make=text,
         tokens=ChatTemplate.conversation,
@@ -235,7 +264,7 @@ TASKS: Mapping[str, Task] = {
 }
 
 IMAGES = {name: task.roles for name, task in TASKS.items()}
-"""Roles of the images that each task reads."""
+"""Roles of the images that each task reads from every record; `interleaved` reads any number."""
 CONVERSATIONS = {name: task.conversation for name, task in TASKS.items() if task.conversation}
 """Field of the conversation of each task that has one."""
 
@@ -295,7 +324,8 @@ def likely_tasks(record: Record) -> list[str]:
     """Returns the tasks that a record is probably meant for, judged by its files and fields."""
     files, fields = record.files, record.fields
     found = ["edit"] * ("source" in files and "target" in files)
-    found += ["image_to_text"] * (turns_of(fields) is not None)
+    if turns_of(fields) is not None:
+        found.append("interleaved" if num_drawn(turns_of(fields)) else "image_to_text")
     found += ["text"] * bool(fields.get("text_conversations"))
     # In a record with a conversation, the fields `text` and `prompt` may hold anything.
     is_named_caption = bool(fields.get("captions")) or fields.get("caption") is not None

@@ -26,8 +26,8 @@ from blip3o.models.absent import AbsentPart
 from blip3o.models.backbones.base import Backbone, BackboneConfig
 from blip3o.models.backbones.packed import BackboneCache
 from blip3o.models.encoders.normalizer import FeatureNormalizer, FeatureNormalizerConfig
-from blip3o.models.generators.plan import Generator, GeneratorConfig, Joints, Plan
-from blip3o.models.prompts import PromptImages, Prompts, VisionInputs
+from blip3o.models.generators.plan import Generator, GeneratorConfig, Joints, Plan, RowOutput
+from blip3o.models.prompts import PromptImages, Prompts, Rows, VisionInputs
 from blip3o.models.protocols import (
     ImageDecoder,
     ImageDecoderConfig,
@@ -288,6 +288,23 @@ class UnifiedModel(nn.Module):
         """
         return self.generator.plan(
             self.backbone, prompts, prompt_gradient=prompt_gradient, keep_states=keep_states
+        )
+
+    def read_rows(
+        self,
+        rows: Rows,
+        noisy: Tensor,
+        sigma: Tensor,
+        is_dropped: Tensor,
+        *,
+        keep_states: bool = False,
+    ) -> RowOutput:
+        """Returns velocities and states of rows of text and images in turn, to train on them.
+
+        The arguments are those of `Generator.read_rows`.
+        """
+        return self.generator.read_rows(
+            self.backbone, rows, noisy, sigma, is_dropped, keep_states=keep_states
         )
 
     def text_states(

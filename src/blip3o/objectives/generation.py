@@ -1,9 +1,9 @@
-"""The model's side of a generation batch: target features, target pixels and prompts."""
+"""The model's side of a generation batch: targets, prompts, and rows of both in turn."""
 
 from torch import Tensor
 
 from blip3o.core.types import Batch
-from blip3o.models.prompts import PromptImages, Prompts
+from blip3o.models.prompts import PromptImages, Prompts, Rows
 from blip3o.models.unified import UnifiedModel
 
 
@@ -49,3 +49,28 @@ def _reference(model: UnifiedModel, batch: Batch, images: PromptImages | None) -
     known = batch.prompt_features if batch.prompt_features is not None else images
     reference = model.reference(batch.prompt_pixels, known)
     return None if reference is None else reference[batch.reference_rows]
+
+
+def rows_of(model: UnifiedModel, batch: Batch) -> tuple[Rows, Tensor]:
+    """Returns the rows of a batch of text and images in turn, and features of the drawn images.
+
+    Returns:
+        The rows, and the normalized features of the D drawn images, [D, N, K].
+
+    Raises:
+        ValueError: if the batch has no places of images or no pixels.
+    """
+    pixels = batch.prompt_pixels
+    if batch.places is None or not isinstance(pixels, Tensor):
+        raise ValueError(f"a {batch.task!r} batch needs the places and pixels of its images")
+    images = model.prompt_images(pixels)
+    rows = Rows(
+        input_ids=batch.input_ids,
+        attention_mask=batch.attention_mask,
+        places=batch.places,
+        images=images,
+    )
+    is_drawn = [place.is_drawn for places in batch.places for place in places]
+    chosen = [number for number, one in enumerate(is_drawn) if one]
+    raw = images[chosen] if isinstance(images, Tensor) else model.encode_images(pixels[chosen])
+    return rows, model.normalizer(raw.float())

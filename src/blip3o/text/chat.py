@@ -9,11 +9,12 @@ caption can neither end a turn nor insert an image.
 
 import dataclasses
 import functools
+import itertools
 from collections.abc import Iterator, Sequence
 from typing import Literal
 
 from blip3o.core.errors import UsageError
-from blip3o.core.types import IGNORE_LABEL, IMAGE_MARK, Message
+from blip3o.core.types import IGNORE_LABEL, IMAGE_MARK, ImagePlace, Message
 from blip3o.text.tokenizer import (
     IMAGE_PAD,
     IMAGE_START,
@@ -26,6 +27,8 @@ from blip3o.text.tokenizer import (
 )
 
 ROLES = ("system", "user", "assistant")
+_DRAWN_END = VISION_END
+"""Follows an image of an answer, which `IMAGE_START` begins; nothing has to predict it."""
 IMAGE_IN_WORDS = "(an image)"
 """Replacement of the image mark in an assistant's answer."""
 
@@ -194,42 +197,86 @@ class ChatTemplate:
         return [i for ids, _ in self._encode(pieces) for i in ids]
 
     def conversation(
-        self, messages: Sequence[Message], image_tokens: Sequence[int] | None = None
+        self,
+        messages: Sequence[Message],
+        image_tokens: Sequence[int] | None = None,
+        *,
+        draws: bool = False,
     ) -> tuple[list[int], list[int]]:
         """Returns the token ids and the labels of a whole conversation.
 
         Args:
             messages: all turns; the loss covers an assistant's turn and its end token.
             image_tokens: number of placeholder tokens for each image, if the numbers differ.
+            draws: whether answers may hold images. Such an image is `[IMG]`, placeholders and
+                `<|vision_end|>`; only the first of these has a label. Headers have none.
 
         Returns:
             Ids and labels of equal length; a label is the id at its position or `IGNORE_LABEL`.
 
         Raises:
-            UsageError: for an unknown role or an image outside a user turn.
+            UsageError: for an unknown role or an image in a turn that may not hold it.
         """
-        learned = ("frame", "answer") if self.config.learn_whole_turns else ("answer",)
+        is_whole = self.config.learn_whole_turns and not draws
+        learned = ("frame", "answer") if is_whole else ("answer",)
         ids: list[int] = []
         labels: list[int] = []
-        for piece_ids, part in self._encode(_with_counts(self._turns(messages), image_tokens)):
+        pieces = self._turns(messages, draws=draws)
+        for piece_ids, part in self._encode(_with_counts(pieces, image_tokens)):
             ids += piece_ids
             labels += piece_ids if part in learned else [IGNORE_LABEL] * len(piece_ids)
         return ids, labels
 
-    def _turns(self, messages: Sequence[Message]) -> list[_Placed]:
+    def image_places(self, ids: Sequence[int], labels: Sequence[int]) -> list[ImagePlace]:
+        """Returns the places of the images of a conversation, in order.
+
+        Args:
+            ids: token ids of the conversation.
+            labels: their labels; a drawn image is a target if its `[IMG]` has a label.
+        """
+        pad, begin = self.tokenizer.image_pad_id, self.tokenizer.image_start_id
+        words = [
+            place
+            for place, label in enumerate(labels)
+            if label != IGNORE_LABEL and not self.tokenizer.is_special(label)
+        ]
+        places: list[ImagePlace] = []
+        at = 0
+        for is_image, run in itertools.groupby(ids, key=lambda one: one == pad):
+            length = len(list(run))
+            if is_image:
+                places.append(
+                    ImagePlace(
+                        start=at,
+                        length=length,
+                        is_drawn=ids[at - 1] == begin,
+                        is_target=labels[at - 1] == begin,
+                        before_text=bool(words) and words[-1] > at,
+                    )
+                )
+            at += length
+        return places
+
+    def drawn_image(self, num_tokens: int) -> list[int]:
+        """Returns the token ids of a drawn image after its `[IMG]`: placeholders and end."""
+        end = self.tokenizer.special_id(_DRAWN_END)
+        return [self.tokenizer.image_pad_id] * num_tokens + [end]
+
+    def _turns(self, messages: Sequence[Message], *, draws: bool = False) -> list[_Placed]:
         pieces: list[_Placed] = [(piece, "prompt") for piece in self._format.begin]
-        for message in self._with_system(messages):
+        for message in self._with_system(messages, draws=draws):
             pieces += self._turn(message)
         return pieces
 
     def _prompt(self, messages: Sequence[Message]) -> list[_Placed]:
         return [*self._turns(messages), *self._header("assistant", "frame")]
 
-    def _with_system(self, messages: Sequence[Message]) -> Iterator[Message]:
+    def _with_system(self, messages: Sequence[Message], *, draws: bool) -> Iterator[Message]:
+        holders = ("user", "assistant") if draws else ("user",)
         for message in messages:
             if message.role not in ROLES:
                 raise UsageError(f"unknown role {message.role!r}; use one of {', '.join(ROLES)}")
-            if IMAGE_MARK in message.text and message.role != "user":
+            if IMAGE_MARK in message.text and message.role not in holders:
                 raise UsageError(
                     f"{IMAGE_MARK} in a turn of the {message.role}; images belong in user turns"
                 )
@@ -246,11 +293,12 @@ class ChatTemplate:
     def _turn(self, message: Message) -> Iterator[_Placed]:
         frame, words = ("frame", "answer") if message.role == "assistant" else ("prompt", "prompt")
         yield from self._header(message.role, frame)
-        if message.learned is None:
+        if message.role == "assistant":
+            for text, part in _marked(message.text, message.learned):
+                yield from self._answer(text, part)
+        else:
             for piece in self._content(message):
                 yield piece, words
-        else:
-            yield from _marked(message.text, message.learned)
         yield self._format.end, words
         yield self._format.after_turn, frame
 
@@ -265,6 +313,15 @@ class ChatTemplate:
             yield _Special(IMAGE_PAD, self.num_image_tokens)
             yield _Special(VISION_END)
             yield text
+
+    def _answer(self, text: str, part: _Part) -> Iterator[_Placed]:
+        first, *others = text.split(IMAGE_MARK)
+        yield first, part
+        for following in others:
+            yield _Special(IMAGE_START), part
+            yield _Special(IMAGE_PAD, self.num_image_tokens), "prompt"
+            yield _Special(_DRAWN_END), "prompt"
+            yield following, part
 
     def _encode(self, pieces: Sequence[_Placed]) -> Iterator[tuple[list[int], _Part]]:
         """Yields token ids and the part of the turn to which they belong.
@@ -296,8 +353,11 @@ def said_back(answer: str) -> str:
     return answer.replace(IMAGE_MARK, IMAGE_IN_WORDS)
 
 
-def _marked(text: str, learned: Sequence[tuple[int, int]]) -> Iterator[_Placed]:
-    """Yields the parts of a partly learned answer; each part is encoded separately."""
+def _marked(text: str, learned: Sequence[tuple[int, int]] | None) -> Iterator[tuple[str, _Part]]:
+    """Yields the parts of an answer; each part is encoded separately."""
+    if learned is None:
+        yield text, "answer"
+        return
     done = 0
     for start, stop in learned:
         yield text[done:start], "prompt"

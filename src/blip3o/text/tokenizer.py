@@ -124,6 +124,14 @@ class Tokenizer:
             )
         return self._special_ids[token]
 
+    def is_special(self, token: int) -> bool:
+        """Returns whether an id is that of a special token."""
+        return token in self._special_numbers
+
+    @functools.cached_property
+    def _special_numbers(self) -> frozenset[int]:
+        return frozenset(self._special_ids.values())
+
     @property
     def vocab_size(self) -> int:
         """Number of token ids, including special tokens."""

@@ -30,8 +30,9 @@ def test_every_task_declares_the_images_it_reads() -> None:
     fields = record(
         caption="a cat", conversations=TURNS, instruction="x", text_conversations=TURNS[2:]
     )
-    for name, task in TASKS.items():
-        example = task.make(fields, rng())
+    assert IMAGES["interleaved"] == ()  # any number
+    for name in TASKS.keys() - {"interleaved"}:
+        example = TASKS[name].make(fields, rng())
         assert example.task == name
         roles = {*example.prompt_images, *filter(None, [example.target_image])}
         assert roles == set(IMAGES[name])

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -54,7 +55,7 @@ def make_batch() -> MakeBatch:
 
     def make(indices: list[int], task: str = "text_to_image", epoch: int = 0) -> Batch:
         rows = [_row(index, task) for index in indices]
-        stacked = {
+        stacked: dict[str, Any] = {
             key: torch.stack([row[key] for row in rows])
             for key in rows[0]
             if key not in ("prompt_features", "prompt_pixels")

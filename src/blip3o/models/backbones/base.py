@@ -258,7 +258,13 @@ class Backbone(nn.Module, Generic[ConfigT]):
         return positions.expand(self.num_axes, -1, -1) if self.num_axes > 1 else positions
 
     def block_states(
-        self, embeds: Tensor, visible: Tensor, cache: "KeyValueCache", positions: Tensor
+        self,
+        embeds: Tensor,
+        visible: Tensor,
+        cache: "KeyValueCache",
+        positions: Tensor,
+        *,
+        is_causal: bool = False,
     ) -> Tensor:
         """Returns the states of a block of tokens that attend to each other, [B, N, D].
 
@@ -269,8 +275,11 @@ class Backbone(nn.Module, Generic[ConfigT]):
             visible: True for the cached positions that the block attends to, bool [B, past].
             cache: keys and values of earlier positions; those of the block are appended.
             positions: rotary positions of the block, int64 [B, N]; [axes, B, N] if the axes differ.
+            is_causal: whether a token of the block attends only to itself and those before it.
         """
-        return block_states(self.decoder, self.num_axes, embeds, visible, cache, positions)
+        return block_states(
+            self.decoder, self.num_axes, embeds, visible, cache, positions, is_causal=is_causal
+        )
 
     def is_packed(self, attention_mask: Tensor, cache: "BackboneCache | None" = None) -> bool:
         """Returns whether a pass skips padding; one with a cache does as the cache's first pass."""
@@ -282,6 +291,11 @@ class Backbone(nn.Module, Generic[ConfigT]):
     def num_axes(self) -> int:
         """Axes of the rotary positions."""
         return self.config.num_axes
+
+    @property
+    def filler_id(self) -> int:
+        """Id of a token that needs no image, to fill places that nothing reads."""
+        return (self.config.image_token_id + 1) % self.config.vocab_size
 
     @property
     def is_frozen(self) -> bool:
@@ -328,6 +342,8 @@ def block_states(
     visible: Tensor,
     cache: "KeyValueCache",
     positions: Tensor,
+    *,
+    is_causal: bool = False,
 ) -> Tensor:
     """Returns the states of a block of tokens in any decoder; see `Backbone.block_states`.
 
@@ -338,12 +354,14 @@ def block_states(
         visible: as there.
         cache: as there.
         positions: as there.
+        is_causal: as there.
     """
     rows, length = embeds.shape[:2]
     mask = nn.functional.pad(visible, (0, length), value=True)[:, None, None]
+    mask = mask.expand(rows, 1, length, -1)
     output = decoder(
         inputs_embeds=embeds,
-        attention_mask=mask.expand(rows, 1, length, -1),
+        attention_mask=mask.tril(visible.shape[1]) if is_causal else mask,
         position_ids=positions.expand(num_axes, -1, -1) if num_axes > 1 else positions,
         past_key_values=cache,
         use_cache=True,

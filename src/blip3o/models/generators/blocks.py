@@ -26,8 +26,9 @@ from blip3o.models.backbones.base import Backbone
 from blip3o.models.backbones.cache_of import KeyValues, cache_of, key_values_of
 from blip3o.models.dit.nextdit import from_patches, to_patches
 from blip3o.models.generators.patch_unet import PatchUNet, PatchUNetConfig, Skips
-from blip3o.models.generators.plan import Generator, Joints, Plan
-from blip3o.models.prompts import Prompts
+from blip3o.models.generators.plan import Generator, Joints, Plan, RowOutput
+from blip3o.models.generators.rows import read_rows
+from blip3o.models.prompts import Prompts, Rows
 from blip3o.nn.embedding import TimestepEmbedding
 
 if TYPE_CHECKING:
@@ -146,25 +147,26 @@ class BlockGenerator(Generator):
             self, backbone, mask, start, key_values_of(cache), states if keep_states else None
         )
 
+    def read_rows(
+        self,
+        backbone: Backbone[Any],
+        rows: Rows,
+        noisy: Tensor,
+        sigma: Tensor,
+        is_dropped: Tensor,
+        *,
+        keep_states: bool = False,
+    ) -> RowOutput:
+        """See `Generator`. Text and images see the noisy images before them, as blocks."""
+        return read_rows(self, backbone, rows, noisy, sigma, is_dropped, keep_states=keep_states)
+
     def draw_block(self, plan: "BlockPlan", noisy: Tensor, sigma: Tensor) -> Tensor:
         """Returns the velocity of a plan; see `Plan.velocity`."""
-        sigma = self.level(sigma)
         hidden, skips = self.enter(noisy, sigma)
         cache = cache_of(plan.key_values)
         positions = self.positions(plan.start, hidden.shape[1])
         states = self.block_states(plan.backbone, hidden, plan.visible, cache, positions)
-        predicted = self.leave(states, skips)
-        if self.block.prediction == "velocity":
-            return predicted
-        return noise_to_velocity(predicted.float(), noisy.float(), sigma)
-
-    def level(self, sigma: Tensor) -> Tensor:
-        """Returns the noise levels [P] that the network is told and its output is converted at.
-
-        A network that predicts noise knows nothing of the image at pure noise. Its highest level
-        is therefore `MAX_NOISE_LEVEL`, in training as in sampling.
-        """
-        return sigma if self.block.prediction == "velocity" else sigma.clamp_max(MAX_NOISE_LEVEL)
+        return self.leave(states, skips)
 
     @abc.abstractmethod
     def block_states(
@@ -180,25 +182,47 @@ class BlockGenerator(Generator):
     def enter(self, noisy: Tensor, sigma: Tensor) -> tuple[Tensor, Skips]:
         """Returns the image tokens [P, M, D] of noisy features [P, N, K] at noise levels [P].
 
-        Also returns what `leave` needs of this pass.
+        Also returns what `leave` needs of them; each tensor has a row for each image.
         """
+        sigma = self._level(sigma)
+        skips: Skips = (noisy, sigma)
         if self.block.prediction == "noise":
             noisy = to_ddpm(noisy.float(), sigma)
         noisy = noisy.to(self.patch_in.weight.dtype)
-        level, skips = self.time(NUM_TIMESTEPS * sigma.float()), ()
+        level = self.time(NUM_TIMESTEPS * sigma.float())
         if self.unet is None:
             patches = to_patches(noisy, self.grid, self.block.patch_size)
         else:
-            patches, skips = self.unet.enter(noisy, level, self.grid)
+            patches, maps = self.unet.enter(noisy, level, self.grid)
+            skips += maps
         hidden = self.patch_in(patches) + level.unsqueeze(1)
         return hidden if self.places is None else hidden + self.places, skips
 
     def leave(self, states: Tensor, skips: Skips) -> Tensor:
-        """Returns predictions [P, N, K] of the states of image tokens [P, M, D]."""
-        patches = self.patch_out(states)
+        """Returns velocities [P, N, K] of the states of image tokens [P, M, D]."""
+        noisy, sigma, *maps = skips
+        predicted = self.patch_out(states)
         if self.unet is None:
-            return from_patches(patches, self.grid, self.block.patch_size)
-        return self.unet.leave(patches, skips)
+            predicted = from_patches(predicted, self.grid, self.block.patch_size)
+        else:
+            predicted = self.unet.leave(predicted, tuple(maps))
+        if self.block.prediction == "velocity":
+            return predicted
+        return noise_to_velocity(predicted.float(), noisy.float(), sigma)
+
+    def loss_weight(self, sigma: Tensor) -> Tensor:
+        """See `Generator`. An error of the noise is 1 - sigma times that of the velocity."""
+        if self.block.prediction == "velocity":
+            return super().loss_weight(sigma)
+        return (1 - self._level(sigma)).square()
+
+    def _level(self, sigma: Tensor) -> Tensor:
+        """Returns the noise levels that the network is told and its output is converted at.
+
+        A network that predicts noise knows nothing of the image at pure noise. Its highest level
+        is therefore `MAX_NOISE_LEVEL`, in training as in sampling.
+        """
+        return sigma if self.block.prediction == "velocity" else sigma.clamp_max(MAX_NOISE_LEVEL)
 
     def positions(self, start: Tensor, length: int) -> Tensor:
         """Returns the rotary positions of an image that begins at positions [P].
@@ -211,6 +235,12 @@ class BlockGenerator(Generator):
             axes = torch.stack([0 * steps, steps // side, steps % side])
             return start[None, :, None] + axes.unsqueeze(1)
         return start.unsqueeze(1) + (steps if self.block.positions == "sequential" else 0 * steps)
+
+    def span(self, length: int) -> int:
+        """Returns the number of rotary positions that an image of some tokens occupies."""
+        if self.block.positions == "grid":
+            return self.grid[0] // self.block.patch_size
+        return length if self.block.positions == "sequential" else 1
 
     def empty_plan(
         self, backbone: Backbone[Any], num_prompts: int, prompt_tokens: int
@@ -277,12 +307,6 @@ class BlockPlan(Plan):
     def velocity(self, noisy: Tensor, sigma: Tensor) -> Tensor:
         """See `Plan`."""
         return self.generator.draw_block(self, noisy, sigma).to(noisy.dtype)
-
-    def loss_weight(self, sigma: Tensor) -> Tensor:
-        """See `Plan`."""
-        if self.generator.block.prediction == "velocity":
-            return super().loss_weight(sigma)
-        return (1 - self.generator.level(sigma)).square()
 
     def tensors(self) -> tuple[Tensor, ...]:
         """See `Plan`."""

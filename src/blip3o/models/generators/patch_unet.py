@@ -20,7 +20,7 @@ from blip3o.nn.convolution import ResidualStack, num_groups
 from blip3o.nn.transformer import TransformerBlock
 
 Skips = tuple[Tensor, ...]
-"""Everything that the up half needs of a pass through the down half."""
+"""Everything that the way out needs of the way in; each tensor has a row for each image."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

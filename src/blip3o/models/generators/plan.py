@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from blip3o.core.config import Dataclass
 from blip3o.models.backbones.base import Backbone, BackboneConfig
-from blip3o.models.prompts import Prompts
+from blip3o.models.prompts import Prompts, Rows
 
 if TYPE_CHECKING:
     from blip3o.models.backbones.cache import Decoder
@@ -100,17 +100,6 @@ class Plan(abc.ABC):
             noisy: normalized features on the path, [P, N, K].
             sigma: noise levels in [0, 1], fp32, [P].
         """
-
-    def loss_weight(self, sigma: Tensor) -> Tensor:
-        """Returns the factors [P] of squared velocity errors in training; 1 unless overridden.
-
-        With them, the loss is the squared error of the quantity that the network predicts, also if
-        `velocity` converts the prediction.
-
-        Args:
-            sigma: noise levels of the errors, [P].
-        """
-        return torch.ones_like(sigma)
 
     def sampling(
         self,
@@ -187,6 +176,20 @@ class Joints:
         return self.backbone.build_decoder()
 
 
+@dataclasses.dataclass(frozen=True)
+class RowOutput:
+    """The result of reading rows of text and images in turn.
+
+    Args:
+        velocity: velocities of the targets, in order, [targets, N, K].
+        states: the backbone's states at the text, [B, T, D]; those at images are arbitrary. None
+            if they were not asked for.
+    """
+
+    velocity: Tensor
+    states: Tensor | None
+
+
 class GeneratorConfig(Dataclass, Protocol):
     """Config of a generator, an entry of `GENERATORS`."""
 
@@ -236,6 +239,49 @@ class Generator(nn.Module):
     ) -> Plan:
         """Returns the plan of prompts; arguments as for `UnifiedModel.plan`."""
         raise NotImplementedError
+
+    def read_rows(
+        self,
+        backbone: Backbone[Any],
+        rows: Rows,
+        noisy: Tensor,
+        sigma: Tensor,
+        is_dropped: Tensor,
+        *,
+        keep_states: bool = False,
+    ) -> RowOutput:
+        """Returns the velocities of the targets in rows of text and images in turn.
+
+        Each target gets a plan of its own from everything before it. Earlier images are read as
+        those of prompts: clean, and as tokens of the backbone.
+
+        Args:
+            backbone: reads the rows.
+            rows: the rows, with D drawn images.
+            noisy: normalized features of the drawn images on their paths, [D, N, K].
+            sigma: their noise levels, fp32, [D].
+            is_dropped: True for a drawn image whose prompt is replaced by the empty one, bool [D].
+            keep_states: compute the states of the text.
+        """
+        states = None
+        if keep_states:
+            states = backbone(backbone.embed(rows.input_ids, rows.images), rows.attention_mask)
+        plan = self.plan(backbone, rows.prompts(backbone.filler_id))
+        velocity = plan.dropped(is_dropped[rows.targets]).velocity(
+            noisy[rows.targets], sigma[rows.targets]
+        )
+        return RowOutput(velocity, states)
+
+    def loss_weight(self, sigma: Tensor) -> Tensor:
+        """Returns the factors [B] of squared velocity errors in training; 1 unless overridden.
+
+        With them, the loss is the squared error of the quantity that the network predicts, also if
+        the generator converts it to a velocity.
+
+        Args:
+            sigma: noise levels of the errors, [B].
+        """
+        return torch.ones_like(sigma)
 
     def empty_plan(self, backbone: Backbone[Any], num_prompts: int, prompt_tokens: int) -> Plan:
         """Returns a plan of P prompts of equal length with arbitrary content, to measure memory."""
