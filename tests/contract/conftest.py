@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from blip3o.models.generators import GENERATORS
+from blip3o.models.generators.patch_unet import PatchUNetConfig
 from blip3o.models.generators.plan import Generator, GeneratorConfig, Joints, Plan
 from blip3o.models.prompts import Prompts
 
@@ -46,6 +47,7 @@ class OneTransformerConfig:
 class OneTransformer(nn.Module):
     seams: ClassVar[tuple[str, ...]] = ("velocity",)
     resident: ClassVar[tuple[str, ...]] = ()
+    quantizable: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, config: OneTransformerConfig, joints: Joints) -> None:
         super().__init__()
@@ -133,12 +135,18 @@ def _one_more_generator(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(GENERATORS._table, NAME, f"{__name__}:OneTransformerConfig")
 
 
+_UNET = PatchUNetConfig(hidden_size=16, num_blocks=1, num_heads=2)
 VARIANTS: dict[str, tuple[dict[str, object], ...]] = {
     "query_dit": (
         {"reads": "prompt", "num_query_tokens": 0},
         {"reads": "layers", "num_query_tokens": 0, "num_layers": 3, "fresh_gates": "open"},
     ),
     "regression": ({"num_layers": 0},),
+    "transfusion": (
+        {"prediction": "noise", "positions": "shared"},
+        {"patch_size": 2, "unet": _UNET},
+    ),
+    "lmfusion": ({"prediction": "noise", "unet": _UNET, "learned_positions": False},),
 }
 """Changes of a generator's `tiny()` config that give its other forms, held to the same contract."""
 

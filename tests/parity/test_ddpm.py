@@ -119,18 +119,24 @@ def model_of(plan: Plan | None = None, logits: Tensor | None = None) -> UnifiedM
         normalizer=lambda features: features,
         prompt_images=lambda *images: None,
         plan=lambda prompts, **options: plan,
+        generator=SimpleNamespace(loss_weight=torch.ones_like),
         text_states=lambda *inputs: logits,
         backbone=SimpleNamespace(logits=lambda states: states),
     )
     return cast(UnifiedModel, model)
 
 
-def batch_of(rows: int, **tensors: Tensor) -> Batch:
+def batch_of(rows: int, features: Tensor | None = None, labels: Tensor | None = None) -> Batch:
     blank = torch.zeros(rows, dtype=torch.int64)
-    ids = tensors.get("labels", torch.zeros(rows, 1, dtype=torch.int64))
-    mask = torch.ones_like(ids, dtype=torch.bool)
+    ids = torch.zeros(rows, 1, dtype=torch.int64) if labels is None else labels
     return Batch(
-        task="text", indices=blank, epochs=blank, input_ids=ids, attention_mask=mask, **tensors
+        task="text",
+        indices=blank,
+        epochs=blank,
+        input_ids=ids,
+        attention_mask=torch.ones_like(ids, dtype=torch.bool),
+        labels=labels,
+        target_features=features,
     )
 
 
@@ -154,7 +160,7 @@ def test_regression(case: Any) -> None:
     predicted = generator.features(states)
     near(predicted, recorded["regression.predicted"])
     objective = FeatureRegression(FeatureRegressionConfig(), config_of(features))
-    batch = batch_of(len(features), target_features=features)
+    batch = batch_of(len(features), features)
     loss = objective(model_of(RegressionPlan(predicted)), batch, 0)
     near(loss.loss_sum / loss.count, recorded["regression.loss_mean"][0])
 
@@ -182,7 +188,7 @@ def test_the_flow_loss_of_recorded_predictions(case: Any, monkeypatch: pytest.Mo
     )
     monkeypatch.setattr(objective, "_draw", lambda *arguments: (noise, sigma))
     monkeypatch.setattr(plan, "dropped", lambda is_dropped: plan)
-    loss = objective(model_of(plan), batch_of(len(clean), target_features=clean), 0)
+    loss = objective(model_of(plan), batch_of(len(clean), clean), 0)
     near(loss.loss_sum / loss.count, torch.tensor(facts["flow_by_formula"]))
     noisy, told = plan.asked
     t = (1 - told)[:, None, None]  # that library's time: 1 is data

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from blip3o.core.types import IGNORE_LABEL, Batch, ImagePlace
 from blip3o.flow.guidance import combine
-from blip3o.flow.path import velocity_target
 from blip3o.flow.sigmas import UniformSigmas
 from blip3o.models.backbones.base import Backbone
 from blip3o.models.backbones.cache_of import cache_of
@@ -84,11 +83,11 @@ class Model:
     ) -> tuple[Tensor, Tensor]:
         """Returns the states and velocities of an image's patches [M, K]; the cache keeps them."""
         self.times.waiting.append(time)
-        hidden = self.generator.enter(patches[None], sigma.reshape(1))
+        hidden, skips = self.generator.enter(patches[None], sigma.reshape(1))
         positions = self.generator.positions(torch.tensor([start]), len(patches))
         visible = torch.ones(1, cache.get_seq_length(), dtype=torch.bool)
         states = self.generator.block_states(self.backbone, hidden, visible, cache, positions)
-        return states[0], self.generator.leave(states)[0]
+        return states[0], self.generator.leave(states, skips)[0]
 
 
 def near(got: Tensor, expected: Tensor, tolerance: float) -> None:
@@ -99,7 +98,7 @@ def run_rows(model: Model, recorded: dict[str, Tensor], rule: str) -> tuple[Tens
     """Returns the states [B, N, D] of rows, with padding 0, and the velocities of all images."""
     rows, velocities = [], []
     for row, length in enumerate(recorded["lengths"].tolist()):
-        cache = model.backbone.new_cache()
+        cache: Any = model.backbone.new_cache()
         ids, positions = recorded["input_ids"][row], recorded[f"positions_{rule}"][row]
         spans = [span for span in recorded["image_spans"][row].tolist() if span[1]]
         states, at = [], 0
@@ -126,43 +125,13 @@ def run_rows(model: Model, recorded: dict[str, Tensor], rule: str) -> tuple[Tens
 @each_case
 @each_method
 @each_rule
+@torch.no_grad()
 def test_rows_of_text_and_images(case: Any, method: str, rule: str) -> None:
     model = Model(case, method, rule)
-    if method == "lmfusion":
-        model.backbone.requires_grad_(False)
     recorded = case.neighbor("forward.safetensors").tensors()
-    start = f"{method}.{rule}."
-    expected = {n.removeprefix(start): v for n, v in recorded.items() if n.startswith(start)}
     hidden, velocity = run_rows(model, recorded, rule)
-    near(hidden, expected["hidden"], NEAR)
-    near(velocity, expected["velocity"], NEAR)
-
-    targets = recorded["targets_of_positions"]
-    text_loss = nn.functional.cross_entropy(model.backbone.logits(hidden).mT, targets)
-    target = velocity_target(recorded["clean_patches"], recorded["noise_patches"])
-    image_loss = (velocity - target).square().mean()
-    loss = text_loss + 5 * image_loss
-    for name, one in {"text": text_loss, "image": image_loss}.items():
-        torch.testing.assert_close(one, expected[f"{name}_loss"], rtol=1e-5, atol=0)
-    torch.testing.assert_close(loss, expected["loss_lambda_5"], rtol=1e-5, atol=0)
-
-    loss.backward()
-    halves = {"image.": model.generator, "": model.backbone}
-    gradients = {n.removeprefix("grad."): v for n, v in expected.items() if n.startswith("grad.")}
-    assert gradients
-    for name, gradient in gradients.items():
-        if name.startswith("patch_"):
-            parameter = model.generator.get_parameter(name)
-        else:
-            half = next(start for start in halves if name.startswith(start))
-            parameter = halves[half].get_parameter(f"decoder.{name.removeprefix(half)}")
-        assert parameter.grad is not None, name
-        near(parameter.grad, gradient, 1e-4 * float(gradient.abs().max()))
-    own = [model.generator, *([] if method == "lmfusion" else [model.backbone.decoder])]
-    for name, parameter in [pair for half in own for pair in half.named_parameters()]:
-        assert parameter.grad is not None, name
-    if method == "lmfusion":
-        assert all(parameter.grad is None for parameter in model.backbone.parameters())
+    near(hidden, recorded[f"{method}.{rule}.hidden"], NEAR)
+    near(velocity, recorded[f"{method}.{rule}.velocity"], NEAR)
 
 
 @each_case
@@ -304,6 +273,9 @@ def test_training_on_rows_of_text_and_images(
             found = modules[method].get_parameter(name.replace("image.", "decoder.", 1)).grad
         assert found is not None
         near(found, gradient, 1e-4 * float(gradient.abs().max()))
+    own = [model.generator, *([] if method == "lmfusion" else [model.backbone.decoder])]
+    for name, parameter in [pair for half in own for pair in half.named_parameters()]:
+        assert parameter.grad is not None, name
     if method == "lmfusion":
         assert all(one.grad is None for one in model.backbone.parameters())
 

@@ -1,4 +1,4 @@
-"""The model's side of a generation batch: targets, prompts, and rows of text and images in turn."""
+"""The model's side of a generation batch: targets, prompts, and rows of both in turn."""
 
 from torch import Tensor
 

@@ -11,6 +11,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
 
+from blip3o.core.choices import PrecisionName
 from blip3o.data.mixture import DataConfig, MixtureEntry
 from blip3o.data.sources.folder import FolderConfig
 from blip3o.flow.sigmas import UniformSigmas
@@ -26,7 +27,9 @@ from blip3o.weights.folder import load_model
 STEPS = 4
 
 
-def run_from(start: Path, pipe: Blip3oPipeline, folder: Path, precision: str) -> RunConfig:
+def run_from(
+    start: Path, pipe: Blip3oPipeline, folder: Path, precision: PrecisionName
+) -> RunConfig:
     rng = np.random.default_rng(0)
     folder.mkdir()
     for number in range(4):
@@ -70,7 +73,7 @@ def test_weights_and_answers_stay_the_same_bit_for_bit(
     tiny_folder: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    precision: str,
+    precision: PrecisionName,
 ) -> None:
     monkeypatch.setattr(assemble, "draw_curves", lambda run_dir: None)
     config = run_from(tiny_folder, tiny_pipe, tmp_path / "images", precision)

@@ -52,6 +52,11 @@ class DecoderSizes:
     max_positions: Count
     rope_theta: Positive = 1_000_000.0
 
+    @property
+    def num_axes(self) -> int:
+        """1: positions count tokens."""
+        return 1
+
 
 @runtime_checkable
 class BackboneConfig(Dataclass, Protocol):
@@ -72,6 +77,10 @@ class BackboneConfig(Dataclass, Protocol):
     @property
     def max_positions(self) -> int:
         """Longest supported sequence in tokens."""
+
+    @property
+    def num_axes(self) -> int:
+        """Axes of the rotary positions: 1, or 3 for time, row and column."""
 
     @property
     def image_token_id(self) -> int:
@@ -121,9 +130,6 @@ class Backbone(nn.Module, Generic[ConfigT]):
         "logits",
     )
     """Methods that need weights and are called from outside; offloading wraps them."""
-
-    num_axes: ClassVar[int] = 1
-    """Axes of the rotary positions."""
 
     padding_free: bool = False
     decoder: "Decoder"
@@ -268,7 +274,7 @@ class Backbone(nn.Module, Generic[ConfigT]):
             embeds: input embeddings of the block, [B, N, D].
             visible: True for the cached positions that the block attends to, bool [B, past].
             cache: keys and values of earlier positions; those of the block are appended.
-            positions: rotary positions of the block, int64 [B, N].
+            positions: rotary positions of the block, int64 [B, N]; [axes, B, N] if the axes differ.
             is_causal: whether a token of the block attends only to itself and those before it.
         """
         return block_states(
@@ -280,6 +286,11 @@ class Backbone(nn.Module, Generic[ConfigT]):
         if cache is not None:
             return isinstance(cache, PackedCache)
         return self.padding_free and not bool(attention_mask.all())
+
+    @property
+    def num_axes(self) -> int:
+        """Axes of the rotary positions."""
+        return self.config.num_axes
 
     @property
     def filler_id(self) -> int:

@@ -7,7 +7,7 @@ even if the prompt contains images. Only text about images uses the 3-axis posit
 
 import dataclasses
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -106,6 +106,11 @@ class Qwen2_5VLBackboneConfig(DecoderSizes):  # noqa: N801  (the model's own nam
         return None
 
     @property
+    def num_axes(self) -> int:
+        """3: positions have a time, a row and a column."""
+        return 3
+
+    @property
     def token_px(self) -> int:
         """Side in pixels of the area that one token covers; the tower sees multiples of it."""
         return self.vision.patch_px * self.vision.merge
@@ -155,8 +160,6 @@ class Qwen2_5VLBackbone(Backbone[Qwen2_5VLBackboneConfig]):  # noqa: N801
     Reference:
         Qwen2.5-VL (arXiv 2502.13923); parity families `qwen` and `generate_image`.
     """
-
-    num_axes: ClassVar[int] = 3
 
     def __init__(self, config: Qwen2_5VLBackboneConfig) -> None:
         super().__init__(config)

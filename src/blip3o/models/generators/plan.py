@@ -101,17 +101,6 @@ class Plan(abc.ABC):
             sigma: noise levels in [0, 1], fp32, [P].
         """
 
-    def loss_weight(self, sigma: Tensor) -> Tensor:
-        """Returns the factors [P] of squared velocity errors in training; 1 unless overridden.
-
-        With them, the loss is the squared error of the quantity that the network predicts, also if
-        `velocity` converts the prediction.
-
-        Args:
-            sigma: noise levels of the errors, [P].
-        """
-        return torch.ones_like(sigma)
-
     def sampling(
         self,
         sigmas: Tensor,
@@ -237,6 +226,8 @@ class Generator(nn.Module):
     """Methods that need the generator's weights; offloading wraps them."""
     resident: ClassVar[tuple[str, ...]] = ()
     """Names of small children that stay on the device during offloading: `plan` needs them."""
+    quantizable: ClassVar[tuple[str, ...]] = ()
+    """Names of children with layers of the backbone's shape; quantization includes them."""
 
     def plan(
         self,
@@ -280,6 +271,17 @@ class Generator(nn.Module):
             noisy[rows.targets], sigma[rows.targets]
         )
         return RowOutput(velocity, states)
+
+    def loss_weight(self, sigma: Tensor) -> Tensor:
+        """Returns the factors [B] of squared velocity errors in training; 1 unless overridden.
+
+        With them, the loss is the squared error of the quantity that the network predicts, also if
+        the generator converts it to a velocity.
+
+        Args:
+            sigma: noise levels of the errors, [B].
+        """
+        return torch.ones_like(sigma)
 
     def empty_plan(self, backbone: Backbone[Any], num_prompts: int, prompt_tokens: int) -> Plan:
         """Returns a plan of P prompts of equal length with arbitrary content, to measure memory."""

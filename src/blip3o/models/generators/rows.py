@@ -40,7 +40,7 @@ def read_rows(
         waiting[row].append(number)
         is_drawn[row, place.start : place.start + place.length] = True
     embeds = backbone.embed(ids.masked_fill(is_drawn, backbone.filler_id), rows.read_images())
-    tokens = generator.enter(noisy, sigma)
+    tokens, skips = generator.enter(noisy, sigma)
     reader = _Reader(generator, backbone, len(ids), ids.device)
     begins, ends = [0] * len(ids), rows.attention_mask.sum(1).tolist()
     states, velocities = torch.zeros_like(embeds), [noisy[:0]] * len(drawn)
@@ -55,7 +55,8 @@ def read_rows(
         if here:
             numbers = list(here.values())
             found = reader.images(tokens[numbers], list(here), is_dropped[numbers])
-            for number, velocity in zip(numbers, generator.leave(found), strict=True):
+            drawn_now = generator.leave(found, tuple(one[numbers] for one in skips))
+            for number, velocity in zip(numbers, drawn_now, strict=True):
                 velocities[number] = velocity
         begins = [
             drawn[here[row]][1].start + drawn[here[row]][1].length if row in here else end
@@ -121,7 +122,7 @@ class _Reader:
         )
         # A row without this image has no later block, so it does not matter what its cache holds.
         self._append(
-            torch.ones_like(positions, dtype=torch.bool), self._generator.span(len(block[0]))
+            block.new_ones(block.shape[:2], dtype=torch.bool), self._generator.span(len(block[0]))
         )
         return states[lines]
 
