@@ -38,7 +38,7 @@ class LMFusion(BlockGenerator):
         joints: sizes of the neighbors.
     """
 
-    seams: ClassVar[tuple[str, ...]] = ("draw_block",)
+    seams: ClassVar[tuple[str, ...]] = ("draw_block", "read_block")
 
     def __init__(self, config: LMFusionConfig, joints: Joints) -> None:
         super().__init__(config, joints)
