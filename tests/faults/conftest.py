@@ -10,11 +10,14 @@ import pytest
 import torch
 from PIL import Image
 
+from blip3o.core.config import evolve
 from blip3o.data.mixture import DataConfig, MixtureEntry
 from blip3o.data.sources.jsonl import JsonlConfig
 from blip3o.flow.sigmas import UniformSigmas
 from blip3o.models.decoders import DECODERS
+from blip3o.models.generators import GENERATORS
 from blip3o.models.unified import UnifiedModelConfig
+from blip3o.objectives.feature_regression import FeatureRegressionConfig
 from blip3o.objectives.flow_matching import FlowMatchingConfig
 from blip3o.objectives.latent_decoding import LatentDecodingConfig
 from blip3o.objectives.next_token import NextTokenConfig
@@ -99,6 +102,22 @@ def decoder_config(config: RunConfig, request: pytest.FixtureRequest) -> RunConf
         train=dataclasses.replace(
             config.train, trainable=tuple(f"image_decoder.{name}" for name in networks)
         ),
+    )
+
+
+@pytest.fixture(params=GENERATORS.names())
+def method_config(config: RunConfig, request: pytest.FixtureRequest) -> RunConfig:
+    """Returns the config of a joint run that trains a fresh generator, of each method."""
+    generator = GENERATORS.get(request.param).tiny()
+    parts = ("backbone", "image_encoder", "normalizer", "image_decoder")
+    flow, text = config.objectives
+    guidance = config.model.sampling.guidance_scale if generator.is_guided else 1.0
+    changes = {"generator": generator, "sampling.guidance_scale": guidance}
+    return dataclasses.replace(
+        config,
+        model=evolve(config.model, changes),
+        init=(dataclasses.replace(config.init[0], parts=parts),),
+        objectives=(flow if generator.is_guided else FeatureRegressionConfig(), text),
     )
 
 

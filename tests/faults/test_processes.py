@@ -221,6 +221,25 @@ def test_a_run_resumed_after_kill_9_of_one_process_equals_an_undisturbed_run(
     assert_same(tmp_path, pair)
 
 
+def test_every_method_has_the_same_losses_and_survives_kill_9_on_one_and_two_processes(
+    method_config: RunConfig, tmp_path: Path
+) -> None:
+    folders = {size: tmp_path / f"{size}" for size in (1, 2)}
+    for size, folder in folders.items():
+        assert finish(launch(method_config, folder, size)) == [0] * size
+    assert_close(folders[2], folders[1])
+    for size, folder in folders.items():
+        killed = tmp_path / f"killed-{size}"
+        processes = launch(method_config, killed, size, slow)
+        wait_for_step(killed, 3)
+        assert processes[-1].pid is not None
+        os.kill(processes[-1].pid, signal.SIGKILL)
+        assert finish(processes)[-1] == -signal.SIGKILL
+        assert newest_step(killed) < STEPS
+        assert finish(launch(method_config, killed, size)) == [0] * size
+        assert_same(killed, folder)
+
+
 def test_a_run_continues_on_one_two_and_four_processes_with_the_same_samples_and_losses(
     config: RunConfig, alone: Path, tmp_path: Path
 ) -> None:

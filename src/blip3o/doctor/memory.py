@@ -212,7 +212,7 @@ def _run_decoder(model: UnifiedModel) -> list[Callable[[], object]]:
     decoder: object = model.image_decoder
     if isinstance(decoder, AbsentPart):
         return []
-    features = _empty(model, 2, *model.config.feature_shape)
+    features = model.decoder_features(_empty(model, 2, *model.config.feature_shape))
     noise = _empty(model, 2, *model.config.image_decoder.noise_shape)
     if isinstance(decoder, LatentDiffusionDecoder):
         return [

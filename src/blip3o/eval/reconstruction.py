@@ -28,6 +28,11 @@ from blip3o.data.scenes.scene import sample_scene
 from blip3o.data.walk import source_config
 from blip3o.eval import WriteRow
 from blip3o.eval.frechet import frechet_distance
+from blip3o.eval.inception import FILE as INCEPTION_FILE
+from blip3o.eval.inception import load_inception
+from blip3o.eval.lpips import FILES as LPIPS_FILES
+from blip3o.eval.lpips import LEAST_PX as LPIPS_PX
+from blip3o.eval.lpips import load_lpips
 from blip3o.eval.similarity import psnr, ssim
 from blip3o.generate.pipeline import Blip3oPipeline
 from blip3o.imaging.pixels import resized
@@ -40,7 +45,6 @@ Compare: TypeAlias = Callable[[Images, Images], list[float]]
 Extract: TypeAlias = Callable[[Images], Tensor]
 """Images to a vector of each, [B, D], for a Frechet distance."""
 
-_OWN = "frechet_own_features"
 _FEW_IMAGES = 5000
 _SHOWN, _SHOWN_PX = 16, 256
 
@@ -57,6 +61,8 @@ class ReconstructionBenchmark:
         batch_size: images in a batch; affects only speed and memory.
         num_decoder_steps: steps of the image decoder; None means the default of the model.
         decoder_guidance_scale: guidance scale of the image decoder; None means its default.
+        judge_weights: folder with the published files of the networks that judge: Inception for
+            rFID and AlexNet for LPIPS. Figures of missing files are left out.
     """
 
     images: LocalPath | None = None
@@ -65,15 +71,16 @@ class ReconstructionBenchmark:
     batch_size: Count = 16
     num_decoder_steps: Count | None = None
     decoder_guidance_scale: Guidance | None = None
+    judge_weights: LocalPath | None = None
 
     def run(self, pipe: Blip3oPipeline, out: Path, write: WriteRow) -> dict[str, object]:
         """Returns the scores and passes the figures of each image to `write`; see `Benchmark`.
 
         Raises:
-            UsageError: if the data are missing or no image of them can be read.
+            UsageError: if data or weights are missing, or no image of the data can be read.
         """
         side = pipe.model.config.image_decoder.image_px
-        judges = _Judges({"psnr": _each(psnr), "ssim": _each(ssim)}, {_OWN: _own_features(pipe)})
+        judges = self._judges(pipe, side)
         shown = _Shown()
         unreadable: dict[str, str] = {}
         inputs = self._inputs(pipe, unreadable)
@@ -96,6 +103,29 @@ class ReconstructionBenchmark:
             raise UsageError(f"no image of {self.images} can be read")
         shown.save(out)
         return {**judges.scores(), "num_unreadable": len(unreadable), "image_px": side}
+
+    def _judges(self, pipe: Blip3oPipeline, side: int) -> "_Judges":
+        judges = _Judges()
+        judges.compares |= {"psnr": _each(psnr), "ssim": _each(ssim)}
+        judges.extracts["frechet_own_features"] = _own_features(pipe)
+        if self.judge_weights is None:
+            judges.notes.append("rfid and lpips are not measured: judge_weights names no folder")
+            return judges
+        folder = Path(self.judge_weights)
+        if not folder.is_dir():
+            raise UsageError(f"judge_weights: no such folder: {folder}")
+        inception, lpips = load_inception(folder), load_lpips(folder)
+        if inception is None:
+            judges.notes.append(f"rfid is not measured: {folder} has no {INCEPTION_FILE}")
+        else:
+            judges.extracts["rfid"] = inception.to(pipe.device).extract
+        if lpips is None:
+            judges.notes.append(f"lpips is not measured: {folder} lacks {' or '.join(LPIPS_FILES)}")
+        elif side < LPIPS_PX:
+            judges.notes.append(f"lpips is not measured: it needs images of {LPIPS_PX} px")
+        else:
+            judges.compares["lpips"] = lpips.to(pipe.device).compare
+        return judges
 
     def _inputs(self, pipe: Blip3oPipeline, unreadable: dict[str, str]) -> Iterator["_Input"]:
         """Yields the images; fills `unreadable` with the reasons of those that cannot be read."""
@@ -136,26 +166,29 @@ class _Row(NamedTuple):
 class _Judges:
     """Collects figures of pairs, and vectors of originals and reconstructions.
 
-    Args:
+    Attributes:
         compares: figures of pairs, by name.
         extracts: vectors for Frechet distances, by the name of the distance.
+        notes: remarks about the figures.
+        rows: rows of the images so far.
     """
 
-    def __init__(self, compares: Mapping[str, Compare], extracts: Mapping[str, Extract]) -> None:
+    def __init__(self) -> None:
+        self.compares: dict[str, Compare] = {}
+        self.extracts: dict[str, Extract] = {}
+        self.notes: list[str] = []
         self.rows: list[_Row] = []
-        self._compares = compares
-        self._extracts = extracts
         self._vectors: dict[str, list[tuple[Tensor, Tensor]]] = defaultdict(list)
 
     def add(self, names: Sequence[str], before: Images, after: Images) -> list[_Row]:
         """Returns the rows of a batch of originals and their reconstructions."""
-        figures = {name: compare(before, after) for name, compare in self._compares.items()}
+        figures = {name: compare(before, after) for name, compare in self.compares.items()}
         rows = [
             _Row(name, {key: values[row] for key, values in figures.items()})
             for row, name in enumerate(names)
         ]
         self.rows += rows
-        for name, extract in self._extracts.items():
+        for name, extract in self.extracts.items():
             self._vectors[name].append((extract(before), extract(after)))
         return rows
 
@@ -165,7 +198,7 @@ class _Judges:
         for row in self.rows:
             if "/" in row.name:
                 by_folder[row.name.partition("/")[0]].append(row)
-        means = {name: _mean(self.rows, name) for name in self._compares}
+        means = {name: _mean(self.rows, name) for name in self.compares}
         scores: dict[str, object] = {
             "overall": means["psnr"],
             "by_category": {name: _mean(rows, "psnr") for name, rows in sorted(by_folder.items())},
@@ -173,17 +206,15 @@ class _Judges:
             "num_identical": sum(math.isinf(row.figures["psnr"]) for row in self.rows),
             **means,
         }
-        notes: list[str] = []
-        if len(self.rows) < 2:
-            notes.append("Frechet distances need two or more images")
-            return {**scores, "notes": notes}
-        for name, pairs in self._vectors.items():
-            first, second = (torch.cat(vectors) for vectors in zip(*pairs, strict=True))
-            scores[name] = frechet_distance(first, second)
+        if len(self.rows) > 1:
+            for name, pairs in self._vectors.items():
+                first, second = (torch.cat(vectors) for vectors in zip(*pairs, strict=True))
+                scores[name] = frechet_distance(first, second)
+        notes = list(self.notes)
         if len(self.rows) < _FEW_IMAGES:
             notes.append(
-                f"{', '.join(self._vectors)}: {len(self.rows)} images; with fewer than "
-                f"{_FEW_IMAGES:,}, a Frechet distance is far too large"
+                f"{' and '.join(self._vectors)}: of {len(self.rows)} images; with fewer than "
+                f"{_FEW_IMAGES:,} a Frechet distance is far too large"
             )
         for note in notes:
             say(f"warning: {note}")

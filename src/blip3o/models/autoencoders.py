@@ -219,10 +219,11 @@ class SizedAutoencoder:
         return cls(image_px=16, autoencoder=KlAutoencoderConfig.tiny(shift_factor=0.1))
 
 
-def pixels_to_latents(vae: nn.Module, pixels: Tensor, latent_channels: int) -> Tensor:
-    """Returns the latents [B, C, h, w] of images, on the scale of the autoencoder.
+def posterior(vae: nn.Module, pixels: Tensor, latent_channels: int) -> tuple[Tensor, Tensor | None]:
+    """Returns means and log variances of the latents of images, [B, C, h, w] each.
 
-    They are the mode of the posterior, so encoding is deterministic.
+    They are on the scale of the autoencoder. The means are the mode, so encoding with them is
+    deterministic. A DC autoencoder has no variances; None stands in their place.
 
     Args:
         vae: diffusers' autoencoder, or a module with the same parts of its encoder half.
@@ -234,8 +235,9 @@ def pixels_to_latents(vae: nn.Module, pixels: Tensor, latent_channels: int) -> T
     # AutoencoderDC has no such layer, and AutoencoderKL may have None in its place.
     if "quant_conv" in parts:
         moments = parts["quant_conv"](moments)
-    # A KL encoder returns means, then log variances; the mode of a Gaussian is its mean.
-    return moments[:, :latent_channels]
+    mean, log_variance = moments.tensor_split([latent_channels], dim=1)
+    # The bounds of diffusers: a variance stays a number that its type can hold.
+    return mean, log_variance.clamp(-30.0, 20.0) if log_variance.shape[1] else None
 
 
 def normalized(latents: Tensor, autoencoder: AutoencoderConfig) -> Tensor:
@@ -259,18 +261,23 @@ def denormalized(latents: Tensor, autoencoder: AutoencoderConfig) -> Tensor:
 
 
 def latents_to_pixels(vae: "Autoencoder", latents: Tensor) -> Tensor:
-    """Returns images [B, 3, P, P] in [-1, 1] decoded from latents [B, C, h, w].
+    """Returns images [B, 3, P, P] in [-1, 1] decoded from latents [B, C, h, w]; see `decode`."""
+    return decode(vae, latents).clamp(-1.0, 1.0)
+
+
+def decode(vae: "Autoencoder", latents: Tensor) -> Tensor:
+    """Returns images [B, 3, P, P] decoded from latents; values may lie outside [-1, 1].
 
     Args:
         vae: diffusers' autoencoder; a KL autoencoder in fp16 is converted to fp32.
-        latents: on the scale of the autoencoder, see `denormalized`.
+        latents: on the scale of the autoencoder, [B, C, h, w], see `denormalized`.
     """
     if vae.dtype == torch.float16 and vae.config.get("force_upcast"):
         vae.float()  # activations of the KL decoders overflow in fp16
-    decode: Callable[..., object] = vae.decode  # its annotations contradict each other
-    decoded = decode(latents.to(vae.dtype), return_dict=False)
+    run: Callable[..., object] = vae.decode  # its annotations contradict each other
+    decoded = run(latents.to(vae.dtype), return_dict=False)
     assert isinstance(decoded, tuple)
-    return decoded[0].clamp(-1.0, 1.0)
+    return decoded[0]
 
 
 def set_low_memory(

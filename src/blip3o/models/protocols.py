@@ -60,7 +60,11 @@ class ImageDecoderConfig(Dataclass, Protocol):
 
     @property
     def feature_channels(self) -> int:
-        """Channels of the normalized features (K)."""
+        """Channels of the features that the decoder reads."""
+
+    @property
+    def reads_raw(self) -> bool:
+        """Whether the decoder reads features as the image encoder gives them, not normalized."""
 
     @property
     def grid(self) -> int:
@@ -95,6 +99,11 @@ class ImageDecoderConfig(Dataclass, Protocol):
 
 class DecoderDefaults:
     """Members of a decoder's config that most decoders leave at these values; a mixin."""
+
+    @property
+    def reads_raw(self) -> bool:
+        """False: the decoder reads normalized features."""
+        return False
 
     @property
     def predicts_clean(self) -> bool:
@@ -136,7 +145,7 @@ class ImageEncoder(nn.Module):
 
 
 class ImageDecoder(nn.Module):
-    """Normalized features [B, N, K] to pixels [B, 3, P, P] in [-1, 1]."""
+    """Features, normalized or raw as the config says, to pixels [B, 3, P, P] in [-1, 1]."""
 
     seams: ClassVar[tuple[str, ...]] = ("decode",)
     """Methods that need weights and are called from outside; offloading wraps them."""
@@ -158,7 +167,7 @@ class ImageDecoder(nn.Module):
         """Returns images [B, 3, P, P] in [-1, 1] for features.
 
         Args:
-            features: normalized features, [B, N, K].
+            features: from `UnifiedModel.decoder_features`, [B, N, feature_channels].
             noise: standard normal numbers to start from, [B, *noise_shape].
             num_inference_steps: steps from noise to the image, at least 1.
             guidance_scale: 1 turns guidance off; None for the config's value. A decoder without

@@ -1,7 +1,7 @@
 """The unified model: a backbone, an image encoder, a normalizer, a generator and an image decoder.
 
     image -> image_encoder -> features -> normalizer -> normalized features
-    normalized features -> image_decoder -> image
+    normalized features -> image_decoder -> image (a `vae` decoder reads raw features)
     prompt -> backbone + generator -> plan -> velocity of noisy normalized features
     conversation -> backbone -> text states -> logits
 
@@ -104,8 +104,6 @@ class UnifiedModelConfig:
         width = self.normalizer.width(channels)
         if self.backbone.image_channels is not None:
             _require_equal("backbone.image_channels", self.backbone.image_channels, channels)
-        else:  # raises an error for images that the backbone's vision tower cannot read
-            self.backbone.num_image_tokens(self.image_encoder.image_px)
         if self.question_images.mode == "aspect" and self.backbone.token_px is None:
             raise ValueError(
                 f"question_images.mode aspect needs a backbone that sees images of any shape; "
@@ -117,7 +115,8 @@ class UnifiedModelConfig:
                 f"the generator {self.generator.kind} has no guidance; set "
                 f"sampling.guidance_scale to 1, got {self.sampling.guidance_scale}"
             )
-        _require_equal("image_decoder.feature_channels", self.image_decoder.feature_channels, width)
+        read = channels if self.image_decoder.reads_raw else width
+        _require_equal("image_decoder.feature_channels", self.image_decoder.feature_channels, read)
         _require_equal("image_decoder.grid", self.image_decoder.grid, self.image_encoder.grid)
 
     @property
@@ -233,6 +232,12 @@ class UnifiedModel(nn.Module):
     def encode_images(self, pixels: Tensor) -> Tensor:
         """Returns the raw features [M, N, C] of images [M, 3, P, P] in [-1, 1]."""
         return self.image_encoder(pixels)
+
+    def decoder_features(self, features: Tensor) -> Tensor:
+        """Returns normalized features [B, N, K] in the form that the image decoder reads."""
+        if self.config.image_decoder.reads_raw:
+            return self.normalizer.inverse(features)
+        return features
 
     def prompt_images(
         self, pixels: Tensor | Sequence[Tensor] | None, features: Tensor | None = None

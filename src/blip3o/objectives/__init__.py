@@ -10,6 +10,7 @@ from blip3o.models.unified import UnifiedModel
 OBJECTIVES = Registry(
     "objective",
     {
+        "autoencoding": ".autoencoding:AutoencodingConfig",
         "feature_regression": ".feature_regression:FeatureRegressionConfig",
         "flow_matching": ".flow_matching:FlowMatchingConfig",
         "image_text": ".image_text:ImageTextConfig",

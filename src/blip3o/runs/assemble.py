@@ -176,5 +176,9 @@ def _fit_normalizers(model: UnifiedModel, loader: Loader, device: torch.device) 
         features += [model.encode_images(one.to(device)).float().cpu() for one in pixels]
     if not all(bool(one.isfinite().all()) for one in features):
         raise NotFiniteError("image features contain NaN or infinity")
-    for normalizer in (one for one in model.modules() if isinstance(one, FeatureNormalizer)):
+    # A backbone with a vision tower has a normalizer for the features of that tower.
+    readers = [model.normalizer]
+    if model.config.backbone.image_channels is not None:
+        readers += [one for one in model.backbone.modules() if isinstance(one, FeatureNormalizer)]
+    for normalizer in readers:
         normalizer.fit(torch.cat(features))

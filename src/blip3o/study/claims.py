@@ -1,7 +1,7 @@
 """Claims, and the rule that decides whether the results hold or refute them.
 
 A claim names tests that must all pass for it to hold, and tests that must all pass for it to be
-refuted. A test passes only if the whole interval of its value over seeds lies where the test says,
+refuted. A test passes only if the whole interval of its value over the seeds lies where it says,
 so a value that may be on either side decides nothing. With fewer than `LEAST_SEEDS` finished runs
 of an arm, no test of this arm passes.
 """

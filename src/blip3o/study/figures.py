@@ -64,7 +64,7 @@ def _line(points: Sequence[Point], field: str, score: str) -> np.ndarray:
 
 
 def draw_samples(rows: Mapping[str, Path], prompts: Sequence[str], file: Path) -> bool:
-    """Draws the sample images of all arms, one row for each; returns whether there are any.
+    """Draws the sample images of the arms that have them; returns whether there are any.
 
     Args:
         rows: folders of sample images by the title of their arm.
@@ -74,9 +74,10 @@ def draw_samples(rows: Mapping[str, Path], prompts: Sequence[str], file: Path) -
     images: list[Image.Image] = []
     captions: list[str] = []
     for title, folder in rows.items():
-        for number, prompt in enumerate(prompts):
-            images.append(Image.open(folder / f"{number:02d}.png"))
-            captions.append(f"{title}: {prompt}")
+        files = [folder / f"{number:02d}.png" for number in range(len(prompts))]
+        if all(file.exists() for file in files):
+            images += [Image.open(file).convert("RGB") for file in files]
+            captions += [f"{title}: {prompt}" for prompt in prompts]
     if not images:
         return False
     with atomic_file(file, is_shared=True) as scratch:

@@ -3,7 +3,8 @@
 | score | meaning |
 |---|---|
 | `scenes`, `scenes/CATEGORY` | share of right images of the scenes benchmark |
-| `questions`, `questions_change` | share of right answers; minus that of the start |
+| `questions` | share of right answers to questions about unseen images |
+| `questions_start`, `questions_change` | the same before training, and the difference |
 | `captions`, `edits`, `reconstructions` | the other parts of the benchmark, if it has them |
 | `feature_diversity` | distance between drawn features of one prompt, over that of real images |
 | `image_diversity` | the same of the pixels of images |
@@ -17,6 +18,7 @@ noise.
 
 import functools
 import itertools
+import statistics
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TypeVar, cast
@@ -35,6 +37,8 @@ from blip3o.data.scenes.scene import arrange, sample_scene
 from blip3o.data.scenes.things import BACKGROUNDS
 from blip3o.data.scenes.types import Scene
 from blip3o.data.scenes.words import pick
+from blip3o.eval import similarity
+from blip3o.eval.frechet import frechet_distance
 from blip3o.eval.scene_rules import WantedThing, judge_scene
 from blip3o.eval.scenes import ScenesBenchmark, truth_of
 from blip3o.generate.outputs import ImageOutput, OutputType
@@ -81,7 +85,13 @@ def text_logits(pipe: Blip3oPipeline, settings: Evaluation) -> Tensor:
     rows = [pipe.tokenizer.encode(detailed_caption(scene)) for scene in scenes]
     ids, mask = (one.to(pipe.device) for one in left_pad(rows, pipe.tokenizer.pad_id))
     logits = pipe.model.backbone.logits(pipe.model.text_states(ids, mask))
-    return logits.float().cpu() * mask.cpu()[..., None]
+    return logits.float().masked_fill(~mask[..., None], 0.0).cpu()
+
+
+def changes(start: Scores, end: Scores) -> Scores:
+    """Returns the scores of the start, and by how much training has changed them."""
+    before = {f"{name}_start": score for name, score in start.items()}
+    return before | {f"{name}_change": end[name] - score for name, score in start.items()}
 
 
 def at_the_end(pipe: Blip3oPipeline, settings: Evaluation, logits: Tensor) -> Scores:
@@ -90,7 +100,7 @@ def at_the_end(pipe: Blip3oPipeline, settings: Evaluation, logits: Tensor) -> Sc
     Args:
         pipe: the trained model.
         settings: what is measured.
-        logits: the text logits of the start.
+        logits: text logits of the start.
     """
     return {
         **text_change(logits, text_logits(pipe, settings)),
@@ -157,23 +167,12 @@ def psnr(pipe: Blip3oPipeline, settings: Evaluation) -> Scores:
         for batch, noises in _batches(before, benchmark)
         for image in pipe.reconstruct(batch, generator=noises).images
     ]
-    errors = ((_pixels(before) - _pixels(after)) ** 2).mean(axis=1)
-    return {"psnr": float(np.mean(-10 * np.log10(np.maximum(errors, 1e-10))))}
+    return {"psnr": statistics.fmean(map(similarity.psnr, before, after))}
 
 
 def sample_images(pipe: Blip3oPipeline, settings: Evaluation) -> list[Image.Image]:
     """Returns an image of each sample prompt."""
     return _drawn_images(pipe, settings.benchmark, settings.sample_prompts)
-
-
-def frechet_distance(first: Floats, second: Floats) -> float:
-    """Returns the squared Frechet distance of normal distributions fitted to rows [M, D]."""
-    means = [rows.mean(axis=0) for rows in (first, second)]
-    one, two = (np.atleast_2d(np.cov(rows, rowvar=False)) for rows in (first, second))
-    values, vectors = np.linalg.eigh(one)
-    root = (vectors * np.sqrt(np.maximum(values, 0))) @ vectors.T
-    shared = np.sqrt(np.maximum(np.linalg.eigvalsh(root @ two @ root), 0)).sum()
-    return float(((means[0] - means[1]) ** 2).sum() + np.trace(one) + np.trace(two) - 2 * shared)
 
 
 def _spread(rows: Floats, repeats: int) -> float:
@@ -248,9 +247,9 @@ def _features(
     return pipe.model.normalizer(torch.cat(batches))
 
 
-def _judged(images: Sequence[Image.Image], benchmark: ScenesBenchmark) -> Floats:
+def _judged(images: Sequence[Image.Image], benchmark: ScenesBenchmark) -> Tensor:
     """Returns the features [M, K] of images in the bundled model, averaged over the places."""
-    return _floats(_features(_judge(), images, benchmark).mean(dim=1))
+    return _features(_judge(), images, benchmark).mean(dim=1)
 
 
 @functools.cache

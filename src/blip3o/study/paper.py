@@ -16,7 +16,7 @@ def paper() -> Study:
             arm("clip_mse", "CLIP + MSE, linear head", methods.clip_mse),
             arm("clip_mse_deep", "CLIP + MSE, deep head", methods.clip_mse_deep),
             arm("clip_flow", "CLIP + flow matching", methods.clip_flow),
-            Arm(name="vae_flow", title="VAE + flow matching", config=methods.vae_flow),
+            Arm(name="vae_flow", title="VAE + flow matching", config=pocket_vae.flow),
             arm("transfusion", "Transfusion", methods.transfusion),
             arm("lmfusion", "LMFusion", methods.lmfusion),
             arm(

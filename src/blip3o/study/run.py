@@ -100,37 +100,36 @@ def _measure(
     """
     train = trainer.config.train
     tokenizer = open_model(trainer.run_dir / MODEL).tokenizer
-    before = _pipeline(trainer, tokenizer)
     say(f"measuring {folder} at the start")
-    scores = measures.scene_scores(before, settings.question_benchmark, folder / SHEETS)
+    before = _pipeline(trainer, tokenizer)
+    start = measures.scene_scores(before, settings.question_benchmark, folder / SHEETS)
     logits = measures.text_logits(before, settings)
-    start = scores.get("questions", 0.0)
     flops = trainer.flops_per_sample()
     clock = _Clock.read(trainer.run_dir)
     points: list[Point] = []
     for step in range(train.keep_every, train.steps + 1, train.keep_every):
         say(f"measuring {folder} at step {step} of {train.steps}")
-        is_last = step == train.steps
-        benchmark = settings.benchmark if is_last else settings.curve_benchmark
-        samples = step * train.global_batch_size
+        benchmark = settings.benchmark if step == train.steps else settings.curve_benchmark
         with trainer.stored(step), merged_adapters(trainer.model):
             pipe = _pipeline(trainer, tokenizer)
             scores = measures.scene_scores(pipe, benchmark, folder / SHEETS)
-            if "questions" in scores:
-                scores["questions_change"] = scores["questions"] - start
-            points.append(
-                Point(
-                    step=step,
-                    samples=samples,
-                    seconds=clock.seconds(step),
-                    cpu_seconds=clock.cpu_seconds(step),
-                    flops=samples * flops,
-                    scores=scores,
-                )
+        samples = step * train.global_batch_size
+        points.append(
+            Point(
+                step=step,
+                samples=samples,
+                seconds=clock.seconds(step),
+                cpu_seconds=clock.cpu_seconds(step),
+                flops=samples * flops,
+                scores=scores,
             )
-            if is_last:
-                scores = scores | measures.at_the_end(pipe, settings, logits)
-                _save(measures.sample_images(pipe, settings), folder / SAMPLES)
+        )
+    with trainer.stored(train.steps), merged_adapters(trainer.model):
+        pipe = _pipeline(trainer, tokenizer)
+        end = points[-1].scores
+        scores = end | measures.changes(start, end)
+        scores |= measures.at_the_end(pipe, settings, logits)
+        _save(measures.sample_images(pipe, settings), folder / SAMPLES)
     return Result(
         arm=arm,
         seed=train.seed,

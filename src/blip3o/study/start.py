@@ -61,13 +61,16 @@ def run_study(
     write_report(study, grid.settings, out)
     for number, (arm, seed) in enumerate(own, 1):
         say(f"run {number} of {len(own)}: {arm}, seed {seed}")
-        _do(grid, out, arm, seed)
-        write_report(study, grid.settings, out)
+        if _do(grid, out, arm, seed):
+            write_report(study, grid.settings, out)
     return all(isinstance(read(run_folder(out, *run)), Result) for run in own)
 
 
-def _do(grid: Grid, out: Path, arm: str, seed: int) -> None:
-    """Does a run, unless it is done or another process does it; writes down why it failed."""
+def _do(grid: Grid, out: Path, arm: str, seed: int) -> bool:
+    """Does a run and returns True, unless it is done or another process does it.
+
+    A failure is written down; the next call tries again.
+    """
     folder = run_folder(out, arm, seed)
     evaluation = grid.settings.evaluation
     config = seeded(grid.arms[arm], seed, evaluation.num_points)
@@ -76,9 +79,9 @@ def _do(grid: Grid, out: Path, arm: str, seed: int) -> None:
             stack.enter_context(claimed(folder))
         except UsageError as error:
             say(f"left out: {error}")
-            return
+            return False
         if isinstance(read(folder), Result):
-            return
+            return False
         try:
             complete(config, evaluation, arm, folder)
         except PreemptedError:
@@ -87,6 +90,7 @@ def _do(grid: Grid, out: Path, arm: str, seed: int) -> None:
             reason = f"{type(error).__name__}: {first_line(error)}"
             say(f"{folder} has failed; the next call tries it again: {reason}")
             write(folder, Failure(arm=arm, seed=seed, reason=reason))
+    return True
 
 
 def _prepare(grid: Grid, out: Path) -> None:

@@ -8,8 +8,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from blip3o.core.config import evolve
 from blip3o.core.types import IGNORE_LABEL, Batch
 from blip3o.models.decoders import DECODERS
+from blip3o.models.decoders.vae import VaeDecoderConfig
+from blip3o.models.encoders.normalizer import FeatureNormalizerConfig
+from blip3o.models.encoders.vae import VaeEncoderConfig
 from blip3o.models.unified import UnifiedModel, UnifiedModelConfig
 
 IMAGE_TOKEN = 5
@@ -43,6 +47,25 @@ def make_model() -> Callable[[str], UnifiedModel]:
 def model(make_model: Callable[[str], UnifiedModel]) -> UnifiedModel:
     """The tiny model with a decoder that predicts clean images."""
     return make_model("pocket")
+
+
+@pytest.fixture
+def vae_model() -> UnifiedModel:
+    """A tiny model that draws latents of a VAE and sees images with eyes of its own."""
+    torch.manual_seed(0)
+    return tiny_vae(UnifiedModelConfig.tiny()).build().eval()
+
+
+def tiny_vae(base: UnifiedModelConfig) -> UnifiedModelConfig:
+    changes = {
+        "backbone.image_channels": None,
+        "backbone.vision_tower": base.image_encoder,
+        "image_encoder": VaeEncoderConfig.tiny(),
+        "image_decoder": VaeDecoderConfig.tiny(),
+        "normalizer": FeatureNormalizerConfig(num_components=4, power=0.0),
+        "generator.patch_size": 2,
+    }
+    return evolve(base, changes)
 
 
 def _random(shape: tuple[int, ...], seed: int) -> Tensor:

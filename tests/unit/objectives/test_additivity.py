@@ -12,6 +12,7 @@ from blip3o.flow.sigmas import DiscreteUniformSigmas, UniformSigmas
 from blip3o.models.decoders import DECODERS
 from blip3o.models.unified import UnifiedModel
 from blip3o.objectives import OBJECTIVES, Objective, TextObjective
+from blip3o.objectives.autoencoding import AutoencodingConfig
 from blip3o.objectives.feature_regression import FeatureRegressionConfig
 from blip3o.objectives.flow_matching import FlowMatchingConfig
 from blip3o.objectives.image_text import ImageTextConfig
@@ -21,6 +22,7 @@ from blip3o.objectives.pixel_decoding import PixelDecodingConfig
 
 SMALL = {"text_size": 8, "text_layers": 1, "text_heads": 2, "embedding_size": 8, "pixel_px": 4}
 CONFIGS: dict[str, tuple[Any, str]] = {
+    "autoencoding": (AutoencodingConfig(kl_weight=0.1), "reconstruct"),
     "feature_regression": (FeatureRegressionConfig(), "text_to_image"),
     "flow_matching": (FlowMatchingConfig(sigmas=UniformSigmas(), draws=2), "text_to_image"),
     "flow_matching with text": (
@@ -53,9 +55,13 @@ MakeBatch = Callable[..., Batch]
 
 
 @pytest.fixture
-def model(which: str, make_model: Callable[[str], UnifiedModel]) -> UnifiedModel:
-    """The tiny model with the image decoder that the objective's name ends in."""
+def model(
+    which: str, make_model: Callable[[str], UnifiedModel], vae_model: UnifiedModel
+) -> UnifiedModel:
+    """The model that the objective trains; the last word of its name is the image decoder."""
     kind = which.split()[-1]
+    if which == "autoencoding":
+        return vae_model
     return make_model(kind if kind in DECODERS.names() else "pocket")
 
 
@@ -126,7 +132,8 @@ def test_randomness_is_keyed_by_seed_epoch_and_index(
     which: str, model: UnifiedModel, make_batch: MakeBatch
 ) -> None:
     objective, task = build(which, model)
-    is_random = which.startswith(("flow", "latent", "pixel")) or which.endswith("hidden answers")
+    kinds = ("auto", "flow", "latent", "pixel")
+    is_random = which.startswith(kinds) or which.endswith("hidden answers")
 
     def loss(seed: int, epoch: int) -> float:
         torch.manual_seed(seed + 10 * epoch)  # the global state must have no effect

@@ -23,7 +23,8 @@ from blip3o.objectives.feature_regression import FeatureRegressionConfig
 from blip3o.objectives.flow_matching import FlowMatchingConfig
 from blip3o.objectives.next_token import NextTokenConfig
 from blip3o.runs import assemble
-from blip3o.study.claims import Claim, Test
+from blip3o.study import claims
+from blip3o.study.claims import Claim
 from blip3o.study.grid import Arm, Evaluation, Study, StudySettings
 from blip3o.text.chat import ChatConfig
 from blip3o.text.tokenizer import train_tokenizer
@@ -160,7 +161,9 @@ def tiny_study(flow_config: RunConfig) -> Study:
             Claim(
                 name="T1",
                 text="Regression draws the same features again and again.",
-                held_if=(Test(score="feature_diversity", arm="mse", is_="within", over="range"),),
+                held_if=(
+                    claims.Test(score="feature_diversity", arm="mse", is_="within", over="range"),
+                ),
             ),
         ),
     )

@@ -29,7 +29,7 @@ from blip3o.models.autoencoders import (
     import_diffusers,
     latents_to_pixels,
     normalized,
-    pixels_to_latents,
+    posterior,
     set_low_memory,
 )
 from blip3o.models.protocols import DecoderDefaults, LatentPredictor
@@ -132,7 +132,7 @@ class LatentDiffusionDecoder(LatentPredictor, Generic[ConfigT]):
     def encode_latents(self, pixels: Tensor) -> Tensor:
         """Returns the normalized latents of images; see `LatentPredictor.encode_latents`."""
         autoencoder = self.config.autoencoder
-        latents = pixels_to_latents(self.vae, pixels, autoencoder.latent_channels)
+        latents, _ = posterior(self.vae, pixels, autoencoder.latent_channels)
         return normalized(latents.float(), autoencoder)
 
     def sample_latents(

@@ -10,7 +10,7 @@ import dataclasses
 
 from torch import Tensor, nn
 
-from blip3o.models.autoencoders import SizedAutoencoder, latents_to_features, pixels_to_latents
+from blip3o.models.autoencoders import SizedAutoencoder, latents_to_features, posterior
 from blip3o.models.encoders.grid import check_pixels
 from blip3o.models.protocols import ImageEncoder
 
@@ -53,6 +53,20 @@ class VaeEncoder(ImageEncoder):
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Returns the features of images; see `ImageEncoder.forward`."""
+        # The mode of a Gaussian is its mean.
+        return latents_to_features(self.posterior(pixels)[0], self.config.autoencoder)
+
+    def posterior(self, pixels: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Returns means and log variances of the latents of images, [B, C, G, G] each.
+
+        They are on the scale of the autoencoder, without shift and scaling factors. A DC
+        autoencoder has no variances; None stands in their place.
+
+        Args:
+            pixels: [B, 3, P, P] in [-1, 1].
+
+        Raises:
+            ValueError: if the images do not have the config's size.
+        """
         check_pixels(pixels, self.config.image_px)
-        latents = pixels_to_latents(self, pixels, self.config.num_channels)
-        return latents_to_features(latents, self.config.autoencoder)
+        return posterior(self, pixels, self.config.num_channels)
