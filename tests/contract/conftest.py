@@ -47,10 +47,8 @@ class OneTransformerConfig:
         return OneTransformer(self, joints)
 
 
-class OneTransformer(nn.Module):
+class OneTransformer(Generator):
     seams: ClassVar[tuple[str, ...]] = ("velocity",)
-    resident: ClassVar[tuple[str, ...]] = ()
-    quantizable: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, config: OneTransformerConfig, joints: Joints) -> None:
         super().__init__()
@@ -64,8 +62,6 @@ class OneTransformer(nn.Module):
         backbone(backbone.embed(prompts.input_ids, prompts.images), mask, cache)
         pairs = tuple((layer.keys, layer.values) for layer in cache.layers)
         return CachePlan(self, backbone, mask, pairs)
-
-    read_rows = Generator.read_rows  # needs nothing but `plan`
 
     def velocity(self, noisy: Tensor, sigma: Tensor, plan: "CachePlan") -> Tensor:
         rows, length = noisy.shape[:2]
@@ -86,9 +82,6 @@ class OneTransformer(nn.Module):
         pairs = tuple((layer.keys, layer.values) for layer in cache.layers)
         mask = torch.ones(num_prompts, prompt_tokens, dtype=torch.bool, device=embeds.device)
         return CachePlan(self, backbone, mask, pairs)
-
-    def compile_sampling(self) -> None:
-        """Does nothing; there is nothing to compile."""
 
 
 @dataclasses.dataclass(eq=False)
@@ -149,7 +142,7 @@ VARIANTS: dict[str, tuple[dict[str, object], ...]] = {
         {"prediction": "noise", "positions": "shared"},
         {"patch_size": 2, "unet": _UNET},
     ),
-    "lmfusion": ({"prediction": "noise", "unet": _UNET, "learned_positions": False},),
+    "lmfusion": ({"unet": _UNET, "learned_positions": False},),
 }
 """Changes of a generator's `tiny()` config that give its other forms, held to the same contract."""
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from blip3o.core.types import IGNORE_LABEL, Batch, ImagePlace
 from blip3o.flow.guidance import combine
 from blip3o.flow.sigmas import UniformSigmas
+from blip3o.generate.decoding import RowDecoder
 from blip3o.models.backbones.base import Backbone
 from blip3o.models.backbones.cache_of import cache_of
 from blip3o.models.backbones.qwen3 import Qwen3BackboneConfig
@@ -20,7 +21,7 @@ from blip3o.models.generators.blocks import BlockGenerator
 from blip3o.models.generators.lmfusion import LMFusion, LMFusionConfig
 from blip3o.models.generators.plan import Joints, RowOutput
 from blip3o.models.generators.transfusion import TransfusionConfig
-from blip3o.models.prompts import Prompts
+from blip3o.models.prompts import Prompts, Rows
 from blip3o.models.unified import UnifiedModelConfig
 from blip3o.objectives.flow_matching import FlowMatchingConfig
 
@@ -351,6 +352,35 @@ def test_images_of_a_batch_have_their_own_noise_levels(case: Any, method: str, r
     got = plan.velocity(torch.cat(states)[turned], sigmas[turned])
     near(got, velocities["conditional"][turned].squeeze(1), SAMPLED)
     assert all(torch.equal(*pair) for pair in zip(before, plan.tensors(), strict=True))
+
+
+@each_case
+@each_method
+@each_rule
+@torch.no_grad()
+def test_a_row_that_is_continued_token_by_token(case: Any, method: str, rule: str) -> None:
+    """The path of replies: read a row, draw from it, keep the clean image, go on with text."""
+    whole = WholeModel(case, method, rule)
+    model, generator = whole.model, whole.model.generator
+    recorded = case.neighbor("sample.safetensors").tensors()
+    times = recorded["time_embeddings_of_steps_and_of_clean"]
+    ids = recorded["prompt"][None]
+    rows = Rows(
+        input_ids=ids, attention_mask=torch.ones_like(ids).bool(), places=((),), images=None
+    )
+    row, _ = generator.start_row(model.backbone, rows, recorded["initial_noise"][:0])
+    whole.times.waiting.append(times[0])
+    plan = generator.plan_row(model.backbone, row)
+    velocity = plan.velocity(recorded["initial_noise"], recorded["sigmas"][:1])
+    near(velocity, recorded[f"{method}.{rule}.conditional_velocities"][0], SAMPLED)
+    whole.times.waiting.append(times[-1])
+    clean = recorded[f"{method}.{rule}.clean_patches_guidance_3"]
+    row = generator.keep_image(model.backbone, row, clean)
+    decoder = RowDecoder(model)
+    logits = [decoder.advance([row], [token]) for token in recorded["tokens_after"].tolist()]
+    found, expected = torch.cat(logits), recorded[f"{method}.{rule}.logits_after_image"]
+    is_word = found.isfinite()  # the placeholder is never chosen
+    near(found[is_word], expected[is_word], LOGITS)
 
 
 @each_case

@@ -78,26 +78,37 @@ class Answer:
         sampling: settings; with a seed if the temperature is above 0.
         limit: largest number of tokens.
         number: number of this answer among the answers to one prompt, from 0.
+        draws: whether the mark of an image interrupts the answer.
 
     Attributes:
         tokens: all tokens, including the one that ended the answer.
         text: the text that can be shown.
         reason: why the answer ended: "stop" for the model's own end or a stop text, "length" for
             the limit; None while it continues.
+        awaits_image: whether the last token is the mark of an image; then no token follows until
+            `resume`.
     """
 
     def __init__(
-        self, chat_template: ChatTemplate, sampling: TextSampling, limit: int, number: int = 0
+        self,
+        chat_template: ChatTemplate,
+        sampling: TextSampling,
+        limit: int,
+        number: int = 0,
+        *,
+        draws: bool = False,
     ) -> None:
         tokenizer = chat_template.tokenizer
         # Released models sometimes end an answer with the end of the text instead of the turn.
         self._ends = (chat_template.turn_end_id, tokenizer.pad_id)
+        self._image_id = tokenizer.image_start_id if draws else None
         self._chooser = TokenChooser(sampling, number)
         self._speller = Speller(tokenizer.decode, sampling.stop)
         self._limit = limit
         self.tokens: list[int] = []
         self.text = ""
         self.reason: Literal["stop", "length"] | None = None
+        self.awaits_image = False
 
     def add(self, logits: Tensor, likeliest: int) -> str:
         """Adds the next token and returns the new text that can be shown.
@@ -112,13 +123,26 @@ class Answer:
         piece = ""
         if token in self._ends:
             self.reason = "stop"
+        elif token == self._image_id:
+            self.awaits_image = True
         else:
             piece = self._speller.add(token)
             if self._speller.is_stopped:
                 self.reason = "stop"
             elif len(self.tokens) >= self._limit:
                 self.reason = "length"
-        if self.reason is not None:
+        if self.reason is not None or self.awaits_image:
             piece += self._speller.finish()
         self.text += piece
         return piece
+
+    def resume(self, room: int) -> None:
+        """Continues after an image.
+
+        Args:
+            room: largest number of further tokens; 0 ends the answer, as does its own limit.
+        """
+        self.awaits_image = False
+        self._limit = min(self._limit, len(self.tokens) + room)
+        if len(self.tokens) >= self._limit:
+            self.reason = "length"

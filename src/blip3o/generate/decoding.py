@@ -76,7 +76,7 @@ class RowDecoder:
         cache = model.backbone.new_cache()
         mask = torch.ones_like(input_ids, dtype=torch.bool)
         hidden = model.text_states(input_ids, mask, images, cache)
-        logits = self._logits(hidden[:, -1])
+        logits = self.logits(hidden[:, -1])
         return Prompt(model.backbone.new_row(cache), logits[0])
 
     @torch.no_grad()
@@ -94,9 +94,10 @@ class RowDecoder:
         ids[: len(rows), 0] = torch.tensor(tokens)
         ids = ids.to(device)
         states = backbone(backbone.embed(ids), torch.ones_like(ids).bool(), RowBatch(rows, ROWS))
-        return self._logits(states[:, -1])[: len(rows)]
+        return self.logits(states[:, -1])[: len(rows)]
 
-    def _logits(self, hidden: Tensor) -> Tensor:
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Returns the logits [R, V] of the tokens after states [R, D]."""
         logits = self._model.backbone.logits(hidden)
         # A placeholder represents an image of the prompt; an answer cannot hold one.
         logits[:, self._placeholder] = -torch.inf

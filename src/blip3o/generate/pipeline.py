@@ -1,17 +1,23 @@
 """`Blip3oPipeline`, the interface of a model for users; it follows diffusers' pipelines."""
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Sequence
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, Unpack
 
 import torch
 from torch import Tensor
 
 from blip3o.core.errors import UsageError
 from blip3o.flow.solver import StepCallback
-from blip3o.generate.checks import check_output_type, check_sampling, texts_of
+from blip3o.generate.checks import (
+    check_output_type,
+    check_sampling,
+    texts_of,
+)
 from blip3o.generate.compiled import CompiledDraw
 from blip3o.generate.draw import draw
+from blip3o.generate.interleaved import DrawImages
 from blip3o.generate.outputs import (
     DecodingSettings,
     ImageOutput,
@@ -20,18 +26,18 @@ from blip3o.generate.outputs import (
     empty_condition,
     finish,
 )
+from blip3o.generate.reply_pipeline import DrawingSettings, ReplyPipeline
 from blip3o.generate.requests import (
     Generators,
     ImageInput,
     as_images,
     drawing_prompt,
     model_noise,
-    one_for_each,
+    some_for_each,
     square_pixels,
     step_callback,
 )
 from blip3o.generate.text import left_pad
-from blip3o.generate.text_pipeline import TextPipeline
 from blip3o.models.generators.plan import Plan
 from blip3o.models.prompts import Prompts
 from blip3o.models.unified import SamplingConfig, UnifiedModel
@@ -43,7 +49,7 @@ Draw: TypeAlias = Callable[
 """The type of `draw` and of `CompiledDraw`."""
 
 
-class Blip3oPipeline(TextPipeline):
+class Blip3oPipeline(ReplyPipeline):
     """Text and images in, text and images out.
 
     Args:
@@ -115,7 +121,7 @@ class Blip3oPipeline(TextPipeline):
         ]
         return self._generate(
             rows,
-            None,
+            [],
             num_images_per_prompt,
             generator,
             num_inference_steps,
@@ -127,7 +133,7 @@ class Blip3oPipeline(TextPipeline):
 
     def edit(
         self,
-        image: ImageInput | Sequence[ImageInput],
+        image: ImageInput | Sequence[ImageInput | Sequence[ImageInput]],
         instruction: str | Sequence[str],
         *,
         num_images_per_prompt: int = 1,
@@ -141,20 +147,24 @@ class Blip3oPipeline(TextPipeline):
     ) -> ImageOutput:
         """Returns images that are changed by one or several instructions.
 
-        Give one image for all instructions, or a list with one image for each. The keyword
-        arguments are those of a call.
+        Give one image for all instructions, or a list with one image for each. An entry of the list
+        may itself be a list: several images for one instruction, in the order in which it speaks of
+        them. The keyword arguments are those of a call.
 
         Raises:
             UsageError: if an image cannot be read, images and instructions differ in number, or as
                 a call does.
         """
         texts = texts_of(instruction, "instruction")
-        images = one_for_each(image, texts)
+        images = some_for_each(image, texts)
         chat = self.chat_template
-        rows = [drawing_prompt(self.model, chat, chat.edit_messages(text), text) for text in texts]
+        rows = [
+            drawing_prompt(self.model, chat, chat.edit_messages(text, len(some)), text)
+            for text, some in zip(texts, images, strict=True)
+        ]
         return self._generate(
             rows,
-            square_pixels(self.model, images) if images else None,
+            images,
             num_images_per_prompt,
             generator,
             num_inference_steps,
@@ -163,6 +173,28 @@ class Blip3oPipeline(TextPipeline):
             output_type,
             callback_on_step_end,
         )
+
+    def _drawing(self, **settings: Unpack[DrawingSettings]) -> DrawImages:
+        """Returns a function that draws and decodes the images of a plan."""
+        config = self.model.config
+        steps = settings.get("num_inference_steps")
+        steps = config.sampling.num_inference_steps if steps is None else steps
+        scale = config.guidance(settings.get("guidance_scale"))
+        check_sampling(steps, scale, 1)
+        decoding = decoding_settings(
+            config, settings.get("num_decoder_steps"), settings.get("decoder_guidance_scale")
+        )
+        self._prepare_decoder("pil")
+
+        def draw_images(plan: Plan, seeds: list[torch.Generator]) -> tuple[Tensor, list[Any]]:
+            noise, decoder_noise = model_noise(self.model, len(plan), seeds)
+            features = self.draw(plan, noise, scale, num_inference_steps=steps)
+            output = finish(
+                self.model, features, decoder_noise, decoding, "pil", self._empty_features
+            )
+            return features, output.images
+
+        return draw_images
 
     @torch.no_grad()
     def reconstruct(
@@ -207,19 +239,26 @@ class Blip3oPipeline(TextPipeline):
         return self.model.encode_images(square_pixels(self.model, opened))
 
     @torch.no_grad()
-    def plan(self, rows: Sequence[Sequence[int]], pixels: Tensor | None = None) -> Plan:
+    def plan(
+        self,
+        rows: Sequence[Sequence[int]],
+        pixels: Tensor | None = None,
+        counts: Sequence[int] | None = None,
+    ) -> Plan:
         """Returns the plan of tokenized prompts; see `blip3o.generate.requests.drawing_prompt`.
 
         Args:
             rows: token ids of the prompts; they may differ in length.
-            pixels: images of the prompts, in order, [M, 3, P, P] in [-1, 1]; the same number of
-                images for each prompt. The first image of a prompt is the one to edit.
+            pixels: images of the prompts, in order, [M, 3, P, P] in [-1, 1]. The first image of a
+                prompt is the one to edit.
+            counts: number of images of each prompt; None if all have the same number.
         """
         ids, mask = left_pad(rows, self.tokenizer.pad_id)
         images = self.model.prompt_images(pixels)
         reference = self.model.reference(pixels, images)
         if reference is not None:
-            reference = reference[:: len(reference) // len(rows)]
+            counts = counts or [len(reference) // len(rows)] * len(rows)
+            reference = reference[[0, *itertools.accumulate(counts[:-1])]]
         prompts = Prompts(
             input_ids=ids.to(self.device),
             attention_mask=mask.to(self.device),
@@ -251,7 +290,7 @@ class Blip3oPipeline(TextPipeline):
     def _generate(
         self,
         rows: list[list[int]],
-        pixels: Tensor | None,
+        images: list[list[ImageInput]],
         num_images: int,
         generator: Generators,
         num_inference_steps: int | None,
@@ -268,8 +307,10 @@ class Blip3oPipeline(TextPipeline):
             raise UsageError("no prompt was given")
         self._prepare_decoder(output_type)
         feature_noise, decoder_noise = model_noise(self.model, len(rows) * num_images, generator)
+        every = [*itertools.chain(*images)]
+        pixels = square_pixels(self.model, every) if every else None
         features = self.draw(
-            self.plan(rows, pixels),
+            self.plan(rows, pixels, [len(some) for some in images] or None),
             feature_noise,
             scale,
             num_inference_steps=steps,

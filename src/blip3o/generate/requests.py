@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from PIL import Image
@@ -32,19 +32,25 @@ def as_images(image: ImageInput | Sequence[ImageInput]) -> list[ImageInput]:
     return list(image)
 
 
-def one_for_each(
-    image: ImageInput | Sequence[ImageInput], texts: Sequence[str]
-) -> list[ImageInput]:
-    """Returns one image for each text; a single image, not in a list, serves all texts.
+def some_for_each(
+    image: ImageInput | Sequence[ImageInput | Sequence[ImageInput]], texts: Sequence[str]
+) -> list[list[ImageInput]]:
+    """Returns the images of each text; a single image, not in a list, serves all texts.
+
+    Args:
+        image: one image for all texts, or for each text one image or a list of images.
+        texts: the texts.
 
     Raises:
-        UsageError: if the numbers of images and texts differ.
+        UsageError: if the numbers of images and texts differ, or a text has no image.
     """
-    images = as_images(image)
-    if len(images) == 1 and images[0] is image:
-        images = images * len(texts)
-    if len(images) != len(texts):
-        raise UsageError(f"{len(images)} images for {len(texts)} instructions")
+    is_one = isinstance(image, str | Path | bytes | Image.Image) or not isinstance(image, Sequence)
+    several: list[Any] = [image] * len(texts) if is_one else list(image)
+    if len(several) != len(texts):
+        raise UsageError(f"{len(several)} images for {len(texts)} instructions")
+    images = [as_images(one) for one in several]
+    if not all(images):
+        raise UsageError("an instruction has no image")
     return images
 
 

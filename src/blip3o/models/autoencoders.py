@@ -153,6 +153,20 @@ class DcAutoencoderConfig(AutoencoderConfig):
     upsample_block_type: str = "interpolate"
 
     @classmethod
+    def tiny(cls) -> "DcAutoencoderConfig":
+        """Returns the smallest useful config, for tests."""
+        return cls(
+            latent_channels=4,
+            attention_head_dim=4,
+            block_types=("ResBlock", "EfficientViTBlock"),
+            block_out_channels=(8, 8),
+            encoder_layers_per_block=(1, 1),
+            decoder_layers_per_block=(1, 1),
+            qkv_multiscales=((), (5,)),
+            scaling_factor=0.5,
+        )
+
+    @classmethod
     def sana(cls) -> "DcAutoencoderConfig":
         """Returns the published autoencoder of SANA: 32 channels, sides 32 times smaller."""
         return cls(

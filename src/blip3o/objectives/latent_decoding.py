@@ -103,7 +103,7 @@ class LatentDecoding(nn.Module):
         pixels, keys = decoder_pixels(batch), (batch.epochs, batch.indices)
         decoder = _decoder_of(model)
         with torch.no_grad():
-            features = clean_features(model, batch)
+            features = clean_features(model, batch).float()
             latents = decoder.encode_latents(pixels)
         is_dropped = (
             sample_uniform(seed, "condition_dropout", *keys) < self.config.condition_dropout

@@ -87,7 +87,7 @@ class PixelDecoding(nn.Module):
         """
         clean, keys = decoder_pixels(batch), (batch.epochs, batch.indices)
         with torch.no_grad():
-            features = clean_features(model, batch)
+            features = clean_features(model, batch).float()
             level = sample_uniform(seed, "feature_noise_level", *keys).to(features)
             level = level * self.config.feature_noise
             extra = sample_normal(self.feature_shape, seed, "feature_noise", *keys).to(features)

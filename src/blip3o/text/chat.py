@@ -152,10 +152,11 @@ class ChatTemplate:
         text = self.config.generate.replace("{caption}", caption)
         return (Message(role="user", text=text),)
 
-    def edit_messages(self, instruction: str) -> tuple[Message, ...]:
-        """Returns the conversation that requests an edit of one image."""
+    def edit_messages(self, instruction: str, num_images: int = 1) -> tuple[Message, ...]:
+        """Returns the conversation that requests an edit of one image or of several images."""
         text = self.config.edit.replace("{instruction}", instruction)
-        return (Message(role="user", text=f"{IMAGE_MARK}\n{text}"),)
+        marks = IMAGE_MARK * num_images
+        return (Message(role="user", text=f"{marks}\n{text}" if marks else text),)
 
     def reconstruct_messages(self) -> tuple[Message, ...]:
         """Returns the conversation that requests a reconstruction of one image."""
@@ -181,19 +182,24 @@ class ChatTemplate:
         return [i for ids, _ in self._encode(pieces) for i in ids]
 
     def text_prompt(
-        self, messages: Sequence[Message], image_tokens: Sequence[int] | None = None
+        self,
+        messages: Sequence[Message],
+        image_tokens: Sequence[int] | None = None,
+        *,
+        draws: bool = False,
     ) -> list[int]:
         """Returns the token ids of a prompt for text; the assistant's answer follows them.
 
         Args:
             messages: the turns so far, ending with the user's.
             image_tokens: number of placeholder tokens for each image, if the numbers differ.
+            draws: whether earlier answers may hold images, see `conversation`.
 
         Raises:
             UsageError: for an unknown role, an image outside a user turn, or if the number of
                 images differs from that of image marks.
         """
-        pieces = _with_counts(self._prompt(messages), image_tokens)
+        pieces = _with_counts(self._prompt(messages, draws=draws), image_tokens)
         return [i for ids, _ in self._encode(pieces) for i in ids]
 
     def conversation(
@@ -268,8 +274,8 @@ class ChatTemplate:
             pieces += self._turn(message)
         return pieces
 
-    def _prompt(self, messages: Sequence[Message]) -> list[_Placed]:
-        return [*self._turns(messages), *self._header("assistant", "frame")]
+    def _prompt(self, messages: Sequence[Message], *, draws: bool = False) -> list[_Placed]:
+        return [*self._turns(messages, draws=draws), *self._header("assistant", "frame")]
 
     def _with_system(self, messages: Sequence[Message], *, draws: bool) -> Iterator[Message]:
         holders = ("user", "assistant") if draws else ("user",)

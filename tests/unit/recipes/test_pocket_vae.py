@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from blip3o.core.config import evolve
 from blip3o.data.sources.jsonl import JsonlConfig
 from blip3o.generate.pipeline import Blip3oPipeline
-from blip3o.models.autoencoders import KlAutoencoderConfig
+from blip3o.models.autoencoders import DcAutoencoderConfig
 from blip3o.models.encoders.pocket import PocketEncoderConfig
 from blip3o.models.unified import UnifiedModelConfig
 from blip3o.objectives.autoencoding import Autoencoding
@@ -84,7 +84,7 @@ def test_the_dit_has_as_many_tokens_and_layers_as_with_image_features() -> None:
 def tiny_model(config: UnifiedModelConfig) -> UnifiedModelConfig:
     """The same parts at their smallest sizes: a VAE, eyes of its own, patches of 2 x 2."""
     tiny = UnifiedModelConfig.tiny()
-    sizes = dataclasses.replace(KlAutoencoderConfig.tiny(), scaling_factor=1.0)
+    sizes = dataclasses.replace(DcAutoencoderConfig.tiny(), scaling_factor=0.05)
     halves = {
         f"{half}.{name}": value
         for half in ("image_encoder", "image_decoder")
@@ -134,7 +134,7 @@ def test_a_run_measures_the_scale_of_its_latents(config: RunConfig, tmp_path: Pa
     with torch.no_grad():
         raw = pipe.encode(images)
         features = model.normalizer(raw)
-        assert float(raw.square().mean().sqrt()) < 0.5  # fresh weights give small latents
+        assert float(raw.square().mean().sqrt()) < 0.3  # the scale to be measured is another
         assert 0.5 < float(features.square().mean().sqrt()) < 2
         assert float(features.mean().abs()) < 0.2
         factor = torch.linalg.matrix_norm(model.normalizer.get_buffer("forward_map"), ord=2)

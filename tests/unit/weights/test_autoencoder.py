@@ -22,16 +22,7 @@ from blip3o.train.config import InitConfig, OptimizerConfig, RunConfig, TrainCon
 from blip3o.weights.autoencoder import is_autoencoder
 
 KL = KlAutoencoderConfig.tiny(shift_factor=0.1)
-DC = DcAutoencoderConfig(
-    latent_channels=4,
-    attention_head_dim=4,
-    block_types=("ResBlock", "EfficientViTBlock"),
-    block_out_channels=(8, 8),
-    encoder_layers_per_block=(1, 1),
-    decoder_layers_per_block=(1, 1),
-    qkv_multiscales=((), (5,)),
-    scaling_factor=0.41407,
-)
+DC = DcAutoencoderConfig.tiny()
 each_autoencoder = pytest.mark.parametrize(
     "autoencoder", [KL, dataclasses.replace(KL, use_quant_conv=False), DC], ids=["kl", "flux", "dc"]
 )
@@ -93,7 +84,7 @@ def test_other_factors_of_the_latents_are_refused(tmp_path: Path) -> None:
     """Two published VAEs differ in nothing else, so shapes do not reveal the wrong one."""
     saved(tmp_path, KL)
     for name, value in (("scaling_factor", 0.25), ("shift_factor", 0.0)):
-        config = run_from(tmp_path, dataclasses.replace(KL, **{name: value}))
+        config = run_from(tmp_path, evolve(KL, {name: value}))
         with pytest.raises(UsageError, match=rf"{name} .*, but .*\.{name} is {value}$"):
             check_start(config)
 

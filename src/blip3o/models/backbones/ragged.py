@@ -42,10 +42,13 @@ class RowCache:
         """Rotary position of the next token."""
         return self.num_tokens + self._rope_delta
 
+    def layers(self) -> list[Tensor]:
+        """Returns keys and values of each layer, [2, 1, G, T, K]; not copied."""
+        return [layer[:, :, :, : self.num_tokens] for layer in self._layers]
+
     def fork(self) -> "RowCache":
         """Returns a second row with the same tokens; it copies them when it grows."""
-        layers = [layer[:, :, :, : self.num_tokens] for layer in self._layers]
-        return RowCache(layers, self._rope_delta)
+        return RowCache(self.layers(), self._rope_delta)
 
     def append(self, layer: int, key_value: Tensor) -> tuple[Tensor, Tensor]:
         """Returns a layer's keys and values with those of the next token, [1, G, T + 1, K] each.

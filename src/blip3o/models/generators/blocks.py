@@ -14,7 +14,7 @@ import abc
 import contextlib
 import dataclasses
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 import torch
 from torch import Tensor, nn
@@ -24,10 +24,11 @@ from blip3o.flow.path import noise_to_velocity, to_ddpm
 from blip3o.flow.sigmas import NUM_TIMESTEPS
 from blip3o.models.backbones.base import Backbone
 from blip3o.models.backbones.cache_of import KeyValues, cache_of, key_values_of
+from blip3o.models.backbones.ragged import RowCache
 from blip3o.models.dit.nextdit import from_patches, to_patches
 from blip3o.models.generators.patch_unet import PatchUNet, PatchUNetConfig, Skips
 from blip3o.models.generators.plan import Generator, Joints, Plan, RowOutput
-from blip3o.models.generators.rows import read_rows
+from blip3o.models.generators.rows import read_rows, start_row
 from blip3o.models.prompts import Prompts, Rows
 from blip3o.nn.embedding import TimestepEmbedding
 
@@ -109,6 +110,8 @@ class BlockGenerator(Generator):
         joints: sizes of the neighbors.
     """
 
+    appends_images: ClassVar[bool] = True
+
     def __init__(self, config: BlockConfig, joints: Joints) -> None:
         super().__init__()
         self.block = config
@@ -159,6 +162,46 @@ class BlockGenerator(Generator):
     ) -> RowOutput:
         """See `Generator`. Text and images see the noisy images before them, as blocks."""
         return read_rows(self, backbone, rows, noisy, sigma, is_dropped, keep_states=keep_states)
+
+    def start_row(
+        self, backbone: Backbone[Any], rows: Rows, clean: Tensor
+    ) -> tuple[RowCache, Tensor]:
+        """See `Generator`. The drawn images are read as clean blocks."""
+        return start_row(self, backbone, rows, clean)
+
+    def plan_row(self, backbone: Backbone[Any], row: RowCache) -> "BlockPlan":
+        """See `Generator`. The row's keys and values are the plan."""
+        pairs = tuple((both[0], both[1]) for both in row.layers())
+        visible = torch.ones(1, row.num_tokens, dtype=torch.bool, device=pairs[0][0].device)
+        start = torch.tensor([row.position], device=visible.device)
+        return BlockPlan(self, backbone, visible, start, pairs)
+
+    def keep_image(self, backbone: Backbone[Any], row: RowCache, clean: Tensor) -> RowCache:
+        """See `Generator`."""
+        cache = cache_of(tuple((both[0], both[1]) for both in row.layers()))
+        stop = self.read_block(backbone, cache, row.position, clean)
+        layers = cache.key_values()
+        return RowCache(layers, stop - layers[0].shape[3])
+
+    def read_block(
+        self, backbone: Backbone[Any], cache: "KeyValueCache", start: int, clean: Tensor
+    ) -> int:
+        """Appends a clean image [1, N, K] to the cache of one row.
+
+        Args:
+            backbone: read the row.
+            cache: keys and values of everything before the image.
+            start: the image's first rotary position.
+            clean: its normalized features.
+
+        Returns:
+            The position after the image.
+        """
+        hidden, _ = self.enter(clean, clean.new_zeros(1, dtype=torch.float32))
+        positions = self.positions(torch.tensor([start], device=clean.device), hidden.shape[1])
+        visible = torch.ones(1, cache.get_seq_length(), dtype=torch.bool, device=clean.device)
+        self.block_states(backbone, hidden, visible, cache, positions)
+        return start + self.span(hidden.shape[1])
 
     def draw_block(self, plan: "BlockPlan", noisy: Tensor, sigma: Tensor) -> Tensor:
         """Returns the velocity of a plan; see `Plan.velocity`."""

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 from blip3o.core.config import Dataclass
 from blip3o.models.backbones.base import Backbone, BackboneConfig
+from blip3o.models.backbones.ragged import RowCache
 from blip3o.models.prompts import Prompts, Rows
 
 if TYPE_CHECKING:
@@ -224,6 +225,9 @@ class Generator(nn.Module):
 
     seams: ClassVar[tuple[str, ...]]
     """Methods that need the generator's weights; offloading wraps them."""
+    appends_images: ClassVar[bool] = False
+    """Whether a drawn image is appended to the keys and values of its row. Otherwise the row is
+    read anew, with the image among those of the prompt."""
     resident: ClassVar[tuple[str, ...]] = ()
     """Names of small children that stay on the device during offloading: `plan` needs them."""
     quantizable: ClassVar[tuple[str, ...]] = ()
@@ -282,6 +286,33 @@ class Generator(nn.Module):
             sigma: noise levels of the errors, [B].
         """
         return torch.ones_like(sigma)
+
+    def start_row(
+        self, backbone: Backbone[Any], rows: Rows, clean: Tensor
+    ) -> tuple[RowCache, Tensor]:
+        """Reads the start of one row of text and images, which drawing and writing continue.
+
+        Args:
+            backbone: reads the row.
+            rows: a single row.
+            clean: normalized features of its drawn images, [D, N, K].
+
+        Returns:
+            Keys and values of the row, and the state of its last token, [1, D].
+        """
+        del clean  # the prompt's form of the images is enough
+        cache = backbone.new_cache()
+        embeds = backbone.embed(rows.input_ids, rows.images)
+        states = backbone(embeds, rows.attention_mask, cache)
+        return backbone.new_row(cache), states[:, -1]
+
+    def plan_row(self, backbone: Backbone[Any], row: RowCache) -> Plan:
+        """Returns the plan of the image after a row; only if `appends_images`."""
+        raise NotImplementedError
+
+    def keep_image(self, backbone: Backbone[Any], row: RowCache, clean: Tensor) -> RowCache:
+        """Returns a row with the clean image [1, N, K] after it; only if `appends_images`."""
+        raise NotImplementedError
 
     def empty_plan(self, backbone: Backbone[Any], num_prompts: int, prompt_tokens: int) -> Plan:
         """Returns a plan of P prompts of equal length with arbitrary content, to measure memory."""

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from blip3o.models.backbones.base import Backbone
+from blip3o.models.backbones.ragged import RowCache
 from blip3o.models.generators.plan import RowOutput
 from blip3o.models.prompts import Rows
 
@@ -35,11 +36,9 @@ def read_rows(
     """See `Generator.read_rows`. Text and images see the noisy images before them."""
     ids, drawn = rows.input_ids, rows.drawn
     waiting: list[list[int]] = [[] for _ in ids]  # numbers of the images of each row
-    is_drawn = torch.zeros_like(ids, dtype=torch.bool)
-    for number, (row, place) in enumerate(drawn):
+    for number, (row, _) in enumerate(drawn):
         waiting[row].append(number)
-        is_drawn[row, place.start : place.start + place.length] = True
-    embeds = backbone.embed(ids.masked_fill(is_drawn, backbone.filler_id), rows.read_images())
+    embeds = _embed(backbone, rows)
     tokens, skips = generator.enter(noisy, sigma)
     reader = _Reader(generator, backbone, len(ids), ids.device)
     begins, ends = [0] * len(ids), rows.attention_mask.sum(1).tolist()
@@ -62,8 +61,38 @@ def read_rows(
             drawn[here[row]][1].start + drawn[here[row]][1].length if row in here else end
             for row, end in enumerate(ends)
         ]
-    chosen = torch.stack([velocities[number] for number in rows.targets])
-    return RowOutput(chosen.to(noisy.dtype), states if keep_states else None)
+    velocity = torch.stack(velocities)[rows.targets].to(noisy.dtype)
+    return RowOutput(velocity, states if keep_states else None)
+
+
+def _embed(backbone: Backbone[Any], rows: Rows) -> Tensor:
+    """Returns the input embeddings [B, T, W] of rows; those of drawn images are arbitrary."""
+    ids = rows.input_ids.clone()
+    for row, place in rows.drawn:
+        ids[row, place.start : place.start + place.length] = backbone.filler_id
+    return backbone.embed(ids, rows.read_images())
+
+
+def start_row(
+    generator: "BlockGenerator", backbone: Backbone[Any], rows: Rows, clean: Tensor
+) -> tuple[RowCache, Tensor]:
+    """See `Generator.start_row`."""
+    ids, drawn = rows.input_ids, [place for _, place in rows.drawn]
+    embeds = _embed(backbone, rows)
+    cache: Any = backbone.new_cache()
+    begin = position = 0
+    states = embeds[:, :0]
+    for number, stop in enumerate([*(place.start for place in drawn), ids.shape[1]]):
+        steps = torch.arange(position, position + stop - begin, device=ids.device).unsqueeze(0)
+        visible = ids.new_ones(1, cache.get_seq_length(), dtype=torch.bool)
+        states = backbone.block_states(embeds[:, begin:stop], visible, cache, steps, is_causal=True)
+        position += stop - begin
+        if number < len(drawn):
+            image = clean[number : number + 1]
+            position = generator.read_block(backbone, cache, position, image)
+            begin = stop + drawn[number].length
+    layers = cache.key_values()
+    return RowCache(layers, position - layers[0].shape[3]), states[:, -1]
 
 
 class _Reader:
