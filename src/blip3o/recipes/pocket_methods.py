@@ -175,10 +175,7 @@ def sequential(generator: GeneratorConfig) -> RunConfig:
             ),
         ),
         data=DataConfig(
-            mixture=(
-                _entry("scenes", "text_to_image", 0.5),
-                _entry("pairs", "text_to_image", 0.5),
-            ),
+            mixture=(entry("scenes", "text_to_image", 0.5), entry("pairs", "text_to_image", 0.5)),
             feature_cache=FEATURES,
         ),
         objectives=(objective,),
@@ -198,7 +195,7 @@ def joint(run: RunConfig, question_share: float = QUESTION_SHARE) -> RunConfig:
         dataclasses.replace(one, weight=one.weight * (1 - question_share))
         for one in run.data.mixture
     ]
-    questions = _entry("scenes", "image_to_text", question_share, max_turns=4)
+    questions = entry("scenes", "image_to_text", question_share, max_turns=4)
     train = evolve(
         run.train,
         {
@@ -214,6 +211,7 @@ def joint(run: RunConfig, question_share: float = QUESTION_SHARE) -> RunConfig:
     )
 
 
-def _entry(shards: str, task: str, weight: float, max_turns: int | None = None) -> MixtureEntry:
+def entry(shards: str, task: str, weight: float, max_turns: int | None = None) -> MixtureEntry:
+    """Returns a task on "scenes" or "pairs" of the small world; see `MixtureEntry`."""
     source = WebDatasetConfig(path=f"{SMALL_WORLD_SCENES}/{shards}-*.tar", name=f"small-{shards}")
     return MixtureEntry(source=source, task=task, weight=weight, max_turns=max_turns)

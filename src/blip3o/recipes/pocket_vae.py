@@ -18,8 +18,8 @@ from blip3o.models.encoders.normalizer import FeatureNormalizerConfig
 from blip3o.models.encoders.vae import VaeEncoderConfig
 from blip3o.models.unified import UnifiedModelConfig
 from blip3o.objectives.autoencoding import AutoencodingConfig
-from blip3o.recipes.pocket_methods import clip_flow, dit, joint
-from blip3o.recipes.pocket_parts import FEATURES, IMAGE_PX, RUNS, after, entry, model, training
+from blip3o.recipes.pocket_methods import clip_flow, dit, entry, joint
+from blip3o.recipes.pocket_parts import FEATURES, IMAGE_PX, RUNS, after, model, training
 from blip3o.train.config import InitConfig, RunConfig
 
 LATENT_CHANNELS = 4
@@ -63,15 +63,16 @@ def vae_model() -> UnifiedModelConfig:
 
 
 def vae() -> RunConfig:
-    """Trains an autoencoder of a million parameters on the pixels of scenes, without any words.
+    """Trains an autoencoder of a million parameters on pixels of the small world, without words.
 
     blip3o train pocket.vae --out runs/pocket/vae
     """
-    train = training("image_encoder", "image_decoder", steps=4000, batch=4, lr=2e-3)
+    train = training("image_encoder", "image_decoder", steps=6000, batch=4, lr=2e-3)
+    mixture = (entry("scenes", "reconstruct", 0.5), entry("pairs", "reconstruct", 0.5))
     return RunConfig(
         model=vae_model(),
         init=(_EYES,),
-        data=DataConfig(mixture=(entry("scenes", "reconstruct"),), num_workers=0),
+        data=DataConfig(mixture=mixture),
         objectives=(AutoencodingConfig(),),
         train=evolve(train, {"optimizer.weight_decay": 0.0}),
     )

@@ -110,7 +110,7 @@ def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunConfig:
     file = tmp_path / "rows.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     recipe = pocket_vae.vae()
-    (entry,) = recipe.data.mixture
+    entry, _ = recipe.data.mixture
     entry = dataclasses.replace(entry, source=JsonlConfig(path=str(file), name="home"))
     small = {"steps": STEPS, "global_batch_size": 4, "micro_batch_size": 2, "log_every": 1}
     small |= {"checkpoint_every": 2, "sample_every": 3}
