@@ -85,7 +85,10 @@ def test_the_frechet_distance_of_the_real_images_is_zero(
 @torch.no_grad()
 def test_text_logits_change_with_the_backbone_only(tiny_pipe: Blip3oPipeline) -> None:
     before = measures.text_logits(tiny_pipe, SETTINGS)
-    assert before.shape[0] == 2
+    single = dataclasses.replace(SETTINGS, num_texts=1)
+    alone = measures.text_logits(tiny_pipe, single)
+    torch.testing.assert_close(before[:1, -alone.shape[1] :], alone)
+    assert not torch.equal(before[0, -1], before[1, -1])
     for name, changes in (("generator", False), ("backbone", True)):
         weight = next(tiny_pipe.model.get_submodule(name).parameters())
         stored = weight.clone()

@@ -84,8 +84,10 @@ def test_a_finished_run_is_left_alone(
     whole: Path, tiny_study: Study, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = numbers(whole)
-    monkeypatch.setattr("blip3o.study.start.complete", None)
+    done: list[object] = []
+    monkeypatch.setattr("blip3o.study.start.complete", lambda *run: done.append(run))
     assert run_study(tiny_study, whole)
+    assert not done
     assert numbers(whole) == before
 
 
