@@ -18,6 +18,9 @@ from blip3o.models.generators import GENERATORS
 from blip3o.models.generators.patch_unet import PatchUNetConfig
 from blip3o.models.generators.plan import Generator, GeneratorConfig, Joints, Plan
 from blip3o.models.prompts import Prompts
+from blip3o.models.unified import SamplingConfig, UnifiedModel, UnifiedModelConfig
+from blip3o.text.chat import ChatConfig
+from blip3o.text.tokenizer import Tokenizer, train_tokenizer
 
 NAME = "one_transformer"
 
@@ -159,3 +162,33 @@ def generator_config(request: pytest.FixtureRequest) -> GeneratorConfig:
     """Every form of every generator of the table, and the second generator."""
     name, changes = request.param
     return dataclasses.replace(GENERATORS.get(name).tiny(), **changes)
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Tokenizer:
+    return train_tokenizer(["draw: a red cat", "edit: a dog and a cat", "user\n"] * 3, 300)
+
+
+@pytest.fixture
+def model(generator_config: GeneratorConfig, tokenizer: Tokenizer) -> UnifiedModel:
+    """The tiny model with the generator; random weights, because fresh gates may be zero."""
+    tiny = UnifiedModelConfig.tiny()
+    scale = 2.0 if generator_config.is_guided else 1.0
+    config = dataclasses.replace(
+        tiny,
+        backbone=dataclasses.replace(
+            tiny.backbone, image_token_id=tokenizer.image_pad_id, max_positions=96
+        ),
+        generator=generator_config,
+        chat=ChatConfig(system=None, generate="draw: {caption}", edit="edit: {instruction}"),
+        sampling=SamplingConfig(guidance_scale=scale, num_inference_steps=3, num_decoder_steps=2),
+    )
+    torch.manual_seed(0)
+    model = config.build().eval()
+    for part in (model.generator, model.image_decoder):
+        for parameter in part.parameters():
+            nn.init.normal_(parameter, std=0.3)
+    for parameter in model.backbone.parameters():
+        if parameter.ndim > 1:
+            nn.init.normal_(parameter, std=0.3)
+    return model

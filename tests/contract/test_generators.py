@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 
-from blip3o.core.config import from_dict, to_dict
+from blip3o.core.config import evolve, from_dict, to_dict
 from blip3o.core.errors import UsageError
 from blip3o.core.types import Batch, Message
 from blip3o.doctor.memory import activation_bytes
@@ -24,47 +24,19 @@ from blip3o.generate.pipeline import Blip3oPipeline
 from blip3o.models.generators import GENERATORS
 from blip3o.models.generators.plan import GeneratorConfig, Plan, RowOutput, join_plans
 from blip3o.models.prompts import Prompts, Rows
-from blip3o.models.unified import SamplingConfig, UnifiedModel, UnifiedModelConfig
+from blip3o.models.unified import SamplingConfig, UnifiedModel
 from blip3o.objectives.flow_matching import FlowMatching, FlowMatchingConfig
 from blip3o.serve.images import ImageMaker
 from blip3o.serve.jobs import ImageRequest, Job, Row
-from blip3o.text.chat import ChatConfig
-from blip3o.text.tokenizer import Tokenizer, train_tokenizer
+from blip3o.text.tokenizer import Tokenizer
+from blip3o.train.adapters import add_adapters
+from blip3o.train.config import LoraConfig, OptimizerConfig, TrainConfig
+from blip3o.train.model_setup import apply_switches
 from blip3o.weights.folder import load_model, save_model
 
 TEXTS = ("a red cat", "a dog and a cat", "x", "a dog")
 SIZE = (4, 8)
 """Tokens and channels of the tiny model's features."""
-
-
-@pytest.fixture(scope="module")
-def tokenizer() -> Tokenizer:
-    return train_tokenizer(["draw: a red cat", "edit: a dog and a cat", "user\n"] * 3, 300)
-
-
-@pytest.fixture
-def model(generator_config: GeneratorConfig, tokenizer: Tokenizer) -> UnifiedModel:
-    """The tiny model with the generator; random weights, because fresh gates may be zero."""
-    tiny = UnifiedModelConfig.tiny()
-    scale = 2.0 if generator_config.is_guided else 1.0
-    config = dataclasses.replace(
-        tiny,
-        backbone=dataclasses.replace(
-            tiny.backbone, image_token_id=tokenizer.image_pad_id, max_positions=96
-        ),
-        generator=generator_config,
-        chat=ChatConfig(system=None, generate="draw: {caption}", edit="edit: {instruction}"),
-        sampling=SamplingConfig(guidance_scale=scale, num_inference_steps=3, num_decoder_steps=2),
-    )
-    torch.manual_seed(0)
-    model = config.build().eval()
-    for part in (model.generator, model.image_decoder):
-        for parameter in part.parameters():
-            nn.init.normal_(parameter, std=0.3)
-    for parameter in model.backbone.parameters():
-        if parameter.ndim > 1:
-            nn.init.normal_(parameter, std=0.3)
-    return model
 
 
 @pytest.fixture
@@ -74,6 +46,23 @@ def pipe(model: UnifiedModel, tokenizer: Tokenizer) -> Blip3oPipeline:
 
 def random(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+BATCH = Batch(
+    task="text_to_image",
+    indices=torch.arange(3),
+    epochs=torch.zeros(3, dtype=torch.int64),
+    input_ids=torch.randint(10, 290, (3, 6), generator=torch.Generator().manual_seed(0)),
+    attention_mask=torch.tensor([[True] * 6, [False] * 2 + [True] * 4, [True] * 6]),
+    target_features=random(3, 4, 16, seed=5),
+)
+TRAIN = TrainConfig(
+    steps=1,
+    global_batch_size=1,
+    micro_batch_size=1,
+    trainable=("backbone", "generator"),
+    optimizer=OptimizerConfig(lr=1.0),
+)
 
 
 def plan_of(pipe: Blip3oPipeline, *texts: str) -> Plan:
@@ -239,24 +228,61 @@ def test_flow_matching_trains_it(model: UnifiedModel) -> None:
         part.requires_grad_(False)
     objective = FlowMatchingConfig(sigmas=UniformSigmas(), draws=4).build(model.config)
     assert isinstance(objective, FlowMatching)
-    batch = Batch(
-        task="text_to_image",
-        indices=torch.arange(3),
-        epochs=torch.zeros(3, dtype=torch.int64),
-        input_ids=torch.randint(10, 290, (3, 6), generator=torch.Generator().manual_seed(0)),
-        attention_mask=torch.tensor([[True] * 6, [False] * 2 + [True] * 4, [True] * 6]),
-        target_features=random(3, 4, 16, seed=5),
-    )
     optimizer = torch.optim.AdamW(model.generator.parameters(), lr=2e-2)
     losses = []
     for seed in range(60):
         optimizer.zero_grad()
-        loss = objective(model, batch, seed).loss_sum
+        loss = objective(model, BATCH, seed).loss_sum
         loss.backward()
         optimizer.step()
         losses.append(float(loss.detach()))
     # The first step alone may remove most of the loss; losses of the regression vary by far.
     assert sum(losses[-10:]) < 0.7 * max(sum(losses[:10]), 10 * losses[0])
+
+
+def gradients(model: UnifiedModel) -> dict[str, Tensor]:
+    """Returns the gradients of the flow matching loss, without those that are only rounding."""
+    sigmas = UniformSigmas(shift=4.0)  # the loss of `regression` grows without limit at low levels
+    objective = FlowMatchingConfig(sigmas=sigmas, condition_dropout=0.5).build(model.config)
+    model.zero_grad()
+    objective(model, BATCH, 1).loss_sum.backward()
+    grads = {name: one.grad for name, one in model.named_parameters() if one.grad is not None}
+    most = max(float(grad.abs().max()) for grad in grads.values())
+    return {name: grad.clone() for name, grad in grads.items() if grad.abs().max() > 1e-4 * most}
+
+
+@pytest.mark.parametrize("switch", ["activation_checkpointing", "padding_free"])
+def test_switches_of_training_change_no_gradient(model: UnifiedModel, switch: str) -> None:
+    model.image_encoder.requires_grad_(False)
+    expected = gradients(model)
+    apply_switches(model, evolve(TRAIN, {switch: True}))
+    found = gradients(model)
+    assert found.keys() == expected.keys()
+    assert any(name.startswith("backbone.") for name in found)
+    for name, gradient in found.items():
+        near(gradient, expected[name], 1e-3)
+
+
+def test_adapters_fit_it(model: UnifiedModel) -> None:
+    pytest.importorskip("peft")
+    noisy, sigma = random(3, *SIZE), torch.tensor([0.3, 0.6, 0.8])
+    prompts = Prompts(input_ids=BATCH.input_ids, attention_mask=BATCH.attention_mask)
+    before = model.plan(prompts).velocity(noisy, sigma).detach()
+    adapter = {"trainable": ("generator",), "adapter": LoraConfig(rank=2)}
+    add_adapters(model, evolve(TRAIN, adapter))
+    after = model.plan(prompts).velocity(noisy, sigma)
+    near(after.detach(), before)
+    after.square().sum().backward()
+    learned = {
+        name
+        for name, one in model.named_parameters()
+        if "lora_B" in name and one.grad is not None and float(one.grad.abs().sum()) > 0
+    }
+    adapted = {name for name, _ in model.named_parameters() if "lora_B" in name}
+    unused = {name for name in adapted if ".reference_embedder." in name}  # nothing is edited
+    assert learned == adapted - unused
+    assert all(name.startswith("generator.") for name in learned)
+    assert learned
 
 
 def talk(*parts: str) -> tuple[Message, ...]:

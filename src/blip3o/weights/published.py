@@ -234,6 +234,8 @@ def _config_data(config: UnifiedModelConfig, skeleton: UnifiedModel) -> dict[str
     others = [f"{part} {kind}" for part, kind in kinds.items() if kind != _FAMILY[part]]
     if config.normalizer.num_components is not None:
         others.append("normalized features")
+    if isinstance(config.generator, QueryDiTConfig) and config.generator.reads != "queries":
+        others.append(f"a generator that reads {config.generator.reads}")
     if others:
         raise UsageError(f"the published layout cannot hold this model: {', '.join(others)}")
     assert isinstance(config.backbone, Qwen2_5VLBackboneConfig)

@@ -1,10 +1,12 @@
 """The command `convert`: refusals, leftovers, downloads from the hub."""
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
 import huggingface_hub
 import pytest
+import torch
 
 from blip3o import cli
 from blip3o.core.errors import UsageError
@@ -12,7 +14,7 @@ from blip3o.core.lock import locked
 from blip3o.generate.pipeline import Blip3oPipeline
 from blip3o.weights import convert as module
 from blip3o.weights.convert import convert
-from blip3o.weights.folder import load_model
+from blip3o.weights.folder import load_model, save_model
 from blip3o.weights.hub import to_local
 
 
@@ -71,6 +73,18 @@ def test_a_model_of_another_family_has_no_published_form(tiny_folder: Path, tmp_
     with pytest.raises(UsageError, match=r"cannot hold this model: .*pocket, normalized"):
         convert(tiny_folder, tmp_path / "dest", to="published")
     assert names(tmp_path) == set()
+
+
+def test_a_generator_without_queries_has_no_published_form(
+    released_folder: Path, tmp_path: Path
+) -> None:
+    loaded = load_model(released_folder)
+    config = loaded.model.config
+    generator = dataclasses.replace(config.generator, reads="layers", num_query_tokens=0)
+    model = dataclasses.replace(config, generator=generator).build()
+    save_model(model, loaded.tokenizer, tmp_path / "ours", torch.float32)
+    with pytest.raises(UsageError, match=r"hold this model: a generator that reads layers$"):
+        convert(tmp_path / "ours", tmp_path / "dest", to="published")
 
 
 def test_the_command_converts_and_refuses_in_one_line(

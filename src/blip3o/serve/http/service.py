@@ -65,6 +65,7 @@ class Service:
         self._pipe = pipes[0]
         self.sampling = self._pipe.model.config.sampling
         self.guidance = self._pipe.model.config.guidance
+        self.is_guided = self._pipe.model.config.generator.is_guided
         self.image_px = self._pipe.model.config.image_decoder.image_px
         self._num_open = 0
         self.metrics.watch("queue_size", "Waiting requests", lambda: len(self.queue))

@@ -80,14 +80,21 @@ class Sampling(NamedTuple):
 
 
 def sampling_fields(service: Service) -> Sampling:
-    """Adds seed, steps and guidance, with the model's defaults."""
+    """Adds seed, steps and, if it has a meaning for the model, guidance, with its defaults."""
     own, most = service.sampling, service.config.max_steps
     seed, is_new = seed_fields()
     with gr.Row():
         default = min(own.num_inference_steps, most)
         steps = gr.Slider(1, most, default, step=1, label="Steps", buttons=[], min_width=150)
         guidance = gr.Slider(
-            1, 15, own.guidance_scale, step=0.5, label="Guidance", buttons=[], min_width=150
+            1,
+            15,
+            own.guidance_scale,
+            step=0.5,
+            label="Guidance",
+            buttons=[],
+            min_width=150,
+            visible=service.is_guided,
         )
     return Sampling(seed, is_new, steps, guidance)
 
