@@ -5,6 +5,7 @@ import dataclasses
 import pytest
 import torch
 
+from blip3o.generate import offload
 from blip3o.generate.offload import groups_of
 from blip3o.models.backbones.llama3 import Llama3BackboneConfig
 from blip3o.models.backbones.qwen2_5_vl import Qwen2_5VLBackboneConfig
@@ -111,6 +112,31 @@ def test_the_image_half_is_quantized_with_the_text_half(kind: Quantization) -> N
     quantized = plan_of(model)
     error = float((quantized - plain).norm() / plain.norm())
     assert 0 < error < {"int8": 0.05, "int4": 0.5}[kind]
+
+
+@pytest.mark.parametrize("kind", [LMFusionConfig, TransfusionConfig])
+@torch.no_grad()
+def test_offloading_fetches_weights_once_for_all_steps(
+    kind: type[LMFusionConfig | TransfusionConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = dataclasses.replace(UnifiedModelConfig.tiny(), generator=kind())
+    model = config.build().eval()
+    fetched: list[object] = []
+    plain = offload._Weights.fetch
+
+    def fetch(weights: offload._Weights) -> None:
+        fetched.append(weights)
+        plain(weights)
+
+    monkeypatch.setattr(offload._Weights, "fetch", fetch)
+    offload.Offloading(model, torch.device("cpu"), by_block=False)
+    ids = torch.zeros(1, 5, dtype=torch.int64)
+    plan = model.plan(Prompts(input_ids=ids, attention_mask=torch.ones_like(ids).bool()))
+    sampling = plan.sampling(torch.linspace(1.0, 0.2, 5))
+    for step in range(5):
+        sampling.velocity(torch.zeros(1, 4, 8), step)
+    # Transfusion draws with the backbone, which the plan fetched and the generator then replaced.
+    assert len(fetched) == {"lmfusion": 2, "transfusion": 3}[config.generator.kind]
 
 
 def test_fresh_layers_follow_their_fan_in() -> None:

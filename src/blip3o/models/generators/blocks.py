@@ -110,6 +110,8 @@ class BlockGenerator(Generator):
         joints: sizes of the neighbors.
     """
 
+    # Drawing uses the backbone inside these methods, so offloading keeps both until they return.
+    seams: ClassVar[tuple[str, ...]] = ("draw_block", "read_block")
     appends_images: ClassVar[bool] = True
 
     def __init__(self, config: BlockConfig, joints: Joints) -> None:

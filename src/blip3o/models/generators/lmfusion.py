@@ -46,7 +46,6 @@ class LMFusion(BlockGenerator):
         joints: sizes of the neighbors.
     """
 
-    seams: ClassVar[tuple[str, ...]] = ("draw_block", "read_block")
     quantizable: ClassVar[tuple[str, ...]] = ("decoder",)
 
     def __init__(self, config: LMFusionConfig, joints: Joints) -> None:

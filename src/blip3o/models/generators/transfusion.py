@@ -32,7 +32,6 @@ class Transfusion(BlockGenerator):
         joints: sizes of the neighbors.
     """
 
-    seams: ClassVar[tuple[str, ...]] = ("enter", "leave")
     resident: ClassVar[tuple[str, ...]] = ("patch_in", "patch_out", "time", "unet")
 
     def __init__(self, config: TransfusionConfig, joints: Joints) -> None:
