@@ -12,7 +12,7 @@ import re
 import shlex
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Unpack, get_args, get_origin, get_type_hints
 
 import pytest
 
@@ -280,7 +280,10 @@ def check_call(node: ast.Call) -> None:
             method = getattr(Blip3oPipeline, name)
         case _:
             return
-    known = inspect.signature(method).parameters
+    known = {*inspect.signature(method).parameters}
+    for hint in get_type_hints(method).values():
+        if get_origin(hint) is Unpack:  # keyword arguments that a TypedDict lists
+            known |= {*get_type_hints(*get_args(hint))}
     for keyword in node.keywords:
         assert keyword.arg in known, ast.unparse(node)
 

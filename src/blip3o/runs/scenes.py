@@ -21,6 +21,7 @@ class ScenesConfig:
         num_scenes: images with captions, questions and objects.
         num_edits: pairs of images, before and after an instruction.
         num_pairs: images of two objects with captions of their relation.
+        num_chains: conversations of two or three edits that build on each other.
         seed: seed of the whole data set.
         px: side of the images.
         split: "train", "val" or "heldout".
@@ -32,6 +33,7 @@ class ScenesConfig:
     num_scenes: int = 60_000
     num_edits: int = 20_000
     num_pairs: int = 20_000
+    num_chains: int = 0
     seed: int = 0
     px: int = 96
     split: str = "train"

@@ -14,6 +14,8 @@ from blip3o.data.scenes.types import Placed, Scene, fits, place
 from blip3o.data.scenes.words import PLACE_PHRASES, named_uniquely, noun, pick
 from blip3o.data.scenes.world import FULL, World
 
+_MOST_TRIES = 50
+"""Draws of an edit after which a chain begins anew; a crowded scene may allow none."""
 MAX_SHIFT = 0.12
 """Tolerance for the position of an object that must not move, as a share of the image's side."""
 
@@ -84,6 +86,33 @@ def sample_edit(seed: int, index: int, split: str = "train", world: World = FULL
         target = replace(source, objects=made[0])
         if (is_heldout(source) or is_heldout(target)) == (split == "heldout"):
             return Edit(kind=kind, source=source, target=target, instruction=made[1])
+
+
+def sample_chain(
+    seed: int, index: int, split: str = "train", world: World = FULL
+) -> tuple[Edit, ...]:
+    """Returns chain `index` of an endless data set: two or three edits that build on each other.
+
+    The arguments and the error are those of `sample_edit`. In "train" and "val" no image of the
+    chain shows a held-out composition; in "heldout" at least one does.
+    """
+    check_split(split)
+    rng = numpy_rng(seed, f"scenes/chains/{split}", index)
+    length = int(rng.integers(2, 4))
+    while True:
+        scenes, edits = [draw_scene(rng, world)], list[Edit]()
+        for _ in range(_MOST_TRIES):
+            kind = pick(rng, KINDS)
+            made = _MAKERS[kind](scenes[-1], rng, world)
+            target = None if made is None else replace(scenes[-1], objects=made[0])
+            if made is None or target is None or target in scenes:  # a way back teaches nothing
+                continue
+            edits.append(Edit(kind=kind, source=scenes[-1], target=target, instruction=made[1]))
+            scenes.append(target)
+            if len(edits) == length:
+                if any(map(is_heldout, scenes)) == (split == "heldout"):
+                    return tuple(edits)
+                break
 
 
 _Made = tuple[tuple[Placed, ...], str]

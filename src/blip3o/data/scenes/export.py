@@ -21,7 +21,7 @@ from blip3o.core.types import IMAGE_MARK
 from blip3o.data.parallel import in_processes
 from blip3o.data.scenes.captions import caption_texts, pair_texts
 from blip3o.data.scenes.drills import QA, bare_look_up, look_ups, one_or_none
-from blip3o.data.scenes.edits import sample_edit
+from blip3o.data.scenes.edits import sample_chain, sample_edit
 from blip3o.data.scenes.questions import DRILLS, describe, names, questions
 from blip3o.data.scenes.render import render
 from blip3o.data.scenes.scene import check_split, sample_pair, sample_scene
@@ -29,11 +29,17 @@ from blip3o.data.scenes.text_questions import text_conversation, text_look_ups, 
 from blip3o.data.scenes.types import Scene
 from blip3o.data.scenes.words import shuffled
 from blip3o.data.scenes.world import FULL, World
+from blip3o.data.sources.references import image_role
 
 VERSION = 6
 """Version of the contents; raise it when the same settings would write other contents."""
 Format = Literal["webdataset", "jsonl"]
-_SAMPLE_BYTES = {"scenes": (10_300, 0.28), "edits": (4_000, 0.43), "pairs": (3_100, 0.25)}
+_SAMPLE_BYTES = {
+    "scenes": (10_300, 0.28),
+    "edits": (4_000, 0.43),
+    "pairs": (3_100, 0.25),
+    "chains": (7_000, 0.75),
+}
 """Bytes per sample, and further bytes per pixel of the image; measured from 48 to 192 px."""
 _MEASURED_PX = 192
 _Member = tuple[str, bytes]
@@ -49,6 +55,7 @@ class ScenesExport:
     num_scenes: int
     num_edits: int = 0
     num_pairs: int = 0
+    num_chains: int = 0
     seed: int = 0
     px: int = 96
     """Side of the images in pixels."""
@@ -62,7 +69,8 @@ class ScenesExport:
         check_split(self.split)
         if self.format not in ("webdataset", "jsonl"):
             raise UsageError(f"unknown format {self.format!r}; known: webdataset, jsonl")
-        least_of = {"num_scenes": 0, "num_edits": 0, "num_pairs": 0, "px": 16, "shard_size": 1}
+        counts = dict.fromkeys(("num_scenes", "num_edits", "num_pairs", "num_chains"), 0)
+        least_of = {**counts, "px": 16, "shard_size": 1}
         for name, least in least_of.items():
             if getattr(self, name) < least:
                 raise UsageError(f"{name} must be at least {least}, got {getattr(self, name)}")
@@ -74,6 +82,7 @@ def export_scenes(
     num_edits: int = 0,
     num_pairs: int = 0,
     *,
+    num_chains: int = 0,
     seed: int = 0,
     px: int = 96,
     split: str = "train",
@@ -82,7 +91,7 @@ def export_scenes(
     format: Format = "webdataset",
     world: World = FULL,
 ) -> list[Path]:
-    """Writes shards `scenes-NNNNNN.tar`, `edits-...` and `pairs-...` (or `.jsonl` with images).
+    """Writes shards `scenes-NNNNNN.tar`, `edits-...` and so on (or `.jsonl` with images).
 
     The bytes depend only on the arguments. A shard gets its name when it is complete, and complete
     shards are kept, so the same call resumes an interrupted one.
@@ -92,6 +101,7 @@ def export_scenes(
         num_scenes: number of scenes.
         num_edits: number of edits: an image, an instruction and the edited image.
         num_pairs: number of scenes of two different things, with captions of their relation.
+        num_chains: number of chains of edits: conversations for the task `interleaved`.
         seed: the data set's seed.
         px: side of the images in pixels.
         split: "train", "val" or "heldout".
@@ -101,7 +111,7 @@ def export_scenes(
         world: the things, colors and numbers of objects to draw from.
 
     Returns:
-        The shards in order: scenes, edits, pairs.
+        The shards in order: scenes, edits, pairs, chains.
 
     Raises:
         UsageError: for bad arguments, or a folder that holds an export with other settings.
@@ -111,6 +121,7 @@ def export_scenes(
         num_scenes=num_scenes,
         num_edits=num_edits,
         num_pairs=num_pairs,
+        num_chains=num_chains,
         seed=seed,
         px=px,
         split=split,
@@ -119,7 +130,12 @@ def export_scenes(
         world=world,
     )
     settings.out_dir.mkdir(parents=True, exist_ok=True)
-    totals = {"scenes": num_scenes, "edits": num_edits, "pairs": num_pairs}
+    totals = {
+        "scenes": num_scenes,
+        "edits": num_edits,
+        "pairs": num_pairs,
+        "chains": num_chains,
+    }
     shards = [
         (settings, what, start, min(start + shard_size, total))
         for what, total in totals.items()
@@ -163,17 +179,23 @@ def _sample_bytes(what: str, px: int) -> int:
 def _check_settings(settings: ScenesExport) -> None:
     """Refuses to mix two exports in one folder."""
     path = settings.out_dir / "export.json"
-    options = {name: value for name, value in asdict(settings).items() if name != "out_dir"}
-    now = json.loads(json.dumps({"version": VERSION, **options}))
+    now = {"version": VERSION, **_plain(settings)}
     if path.exists():
-        before = json.loads(path.read_text(encoding="utf-8"))
-        before.setdefault("world", now["world"] if settings.world == FULL else "all")
+        # A setting that an older version did not have is at its default.
+        defaults = _plain(ScenesExport(out_dir=settings.out_dir, num_scenes=0))
+        before = {**defaults, **json.loads(path.read_text(encoding="utf-8"))}
         other = [f"{k}={before.get(k)!r}" for k in now if before.get(k) != now[k]]
         if other:
             raise UsageError(
                 f"{settings.out_dir} holds an export with {', '.join(other)}; choose another folder"
             )
     write_atomic(path, json.dumps(now, indent=1).encode())
+
+
+def _plain(settings: ScenesExport) -> dict[str, Any]:
+    """Returns the settings as JSON would store them, without the folder."""
+    options = {name: value for name, value in asdict(settings).items() if name != "out_dir"}
+    return json.loads(json.dumps(options))
 
 
 def is_current(folder: Path) -> bool:
@@ -291,10 +313,34 @@ def _pair_sample(settings: ScenesExport, index: int) -> _Sample:
     return f"{index:08d}", {"": render(scene, settings.px)}, fields
 
 
+def _chain_sample(settings: ScenesExport, index: int) -> _Sample:
+    edits = sample_chain(settings.seed, index, settings.split, settings.world)
+    scenes = [edits[0].source, *(edit.target for edit in edits)]
+    images = {
+        image_role(number) if number else "": render(scene, settings.px)
+        for number, scene in enumerate(scenes)
+    }
+    turns: list[dict[str, Any]] = []
+    before = f"{IMAGE_MARK}\n"
+    for edit in edits:
+        turns.append({"from": "human", "value": before + edit.instruction})
+        turns.append({"from": "gpt", "value": IMAGE_MARK})
+        before = ""
+    fields = {
+        "conversations": turns,
+        "kinds": [edit.kind for edit in edits],
+        "objects_of_images": [[asdict(one) for one in scene.objects] for scene in scenes],
+        "background": scenes[0].background,
+        "index": index,
+    }
+    return f"{index:08d}", images, fields
+
+
 _SAMPLERS: dict[str, Callable[[ScenesExport, int], _Sample]] = {
     "scenes": _scene_sample,
     "edits": _edit_sample,
     "pairs": _pair_sample,
+    "chains": _chain_sample,
 }
 
 
@@ -327,10 +373,12 @@ def _write_lines(samples: Iterator[_Sample], path: Path) -> bytes:
     folder.mkdir(exist_ok=True)
     lines = []
     for key, images, fields in samples:
-        names = {}
+        names: dict[str, Any] = {}
         for role, image in images.items():
             name = f"{key}.{role}.png" if role else f"{key}.png"
             write_atomic(folder / name, _png(image), is_shared=True)
             names[role or "image"] = f"{folder.name}/{name}"
+        if image_role(1) in names:  # a list names several images in one field
+            names = {"images": [*names.values()]}
         lines.append(json.dumps(names | fields) + "\n")
     return "".join(lines).encode()

@@ -3,7 +3,7 @@ from dataclasses import replace
 
 import pytest
 
-from blip3o.data.scenes.edits import KINDS, MAX_SHIFT, Edit, sample_edit
+from blip3o.data.scenes.edits import KINDS, MAX_SHIFT, Edit, sample_chain, sample_edit
 from blip3o.data.scenes.heldout import is_heldout
 from blip3o.data.scenes.types import Scene, fits, place
 
@@ -21,6 +21,21 @@ def of_kind(kind: str) -> list[Edit]:
 def test_edits_depend_on_their_arguments_only() -> None:
     assert sample_edit(0, 3) == EDITS[3]
     assert sample_edit(1, 3) != EDITS[3]
+
+
+@pytest.mark.parametrize("split", ["train", "heldout"])
+def test_edits_of_a_chain_build_on_each_other(split: str) -> None:
+    lengths = Counter[int]()
+    for index in range(60):
+        chain = sample_chain(0, index, split)
+        assert chain == sample_chain(0, index, split)
+        lengths[len(chain)] += 1
+        scenes = [chain[0].source, *(edit.target for edit in chain)]
+        assert [edit.source for edit in chain] == scenes[:-1]
+        assert all(scene not in scenes[:k] for k, scene in enumerate(scenes))
+        assert any(map(is_heldout, scenes)) == (split == "heldout")
+        assert all(edit.accepts(seen(edit.target)) for edit in chain)
+    assert set(lengths) == {2, 3}
 
 
 def test_all_kinds_are_about_as_frequent() -> None:

@@ -7,14 +7,19 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from PIL import Image
 
 from blip3o.core.errors import UsageError
 from blip3o.data.scenes import export
+from blip3o.data.scenes.edits import sample_chain
 from blip3o.data.scenes.export import export_scenes
 from blip3o.data.scenes.render import render
 from blip3o.data.scenes.scene import sample_pair, sample_scene
+from blip3o.data.sources import read_record
+from blip3o.data.tasks import likely_tasks, make_example
+from blip3o.data.walk import source_config
 
 
 def members(path: Path) -> dict[str, bytes]:
@@ -55,6 +60,38 @@ def test_pairs_come_with_images_and_captions(tmp_path: Path) -> None:
     image = Image.open(io.BytesIO(shard["00000001.png"]))
     assert image.tobytes() == render(sample_pair(0, 1), 32).tobytes()
     assert len(json.loads(shard["00000001.json"])["captions"]) >= 5
+
+
+@pytest.mark.parametrize("kind", ["webdataset", "jsonl"])
+def test_chains_are_rows_of_text_and_images_in_turn(tmp_path: Path, kind: Any) -> None:
+    (path,) = export_scenes(tmp_path, 0, num_chains=6, px=16, num_processes=1, format=kind)
+    source = source_config(str(path)).build()
+    assert len(source) == 6
+    for position in range(6):
+        record = read_record(source, position)
+        assert likely_tasks(record) == ["interleaved"]
+        example = make_example(record, "interleaved", np.random.default_rng(0))
+        chain = sample_chain(0, position)
+        instructions = [one.text for one in example.messages if one.role == "user"]
+        assert instructions == [
+            ("" if k else "<image>\n") + edit.instruction for k, edit in enumerate(chain)
+        ]
+        scenes = [chain[0].source, *(edit.target for edit in chain)]
+        assert len(example.prompt_images) == len(scenes)
+        for role, scene in zip(example.prompt_images, scenes, strict=True):
+            image = Image.open(io.BytesIO(record.files[role]))
+            assert image.tobytes() == render(scene, 16).tobytes()
+
+
+def test_an_export_of_a_version_without_a_setting_goes_on(tmp_path: Path) -> None:
+    (path,) = export_scenes(tmp_path, 1, px=16, num_processes=1)
+    notes = tmp_path / "export.json"
+    settings = json.loads(notes.read_text())
+    del settings["num_chains"]
+    notes.write_text(json.dumps(settings))
+    assert export_scenes(tmp_path, 1, px=16, num_processes=1) == [path]
+    with pytest.raises(UsageError, match="holds an export with num_chains=0"):
+        export_scenes(tmp_path, 1, num_chains=1, px=16, num_processes=1)
 
 
 def test_bytes_depend_on_the_arguments_only_and_complete_shards_are_kept(tmp_path: Path) -> None:

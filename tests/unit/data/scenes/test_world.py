@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from blip3o.core.errors import UsageError
-from blip3o.data.scenes.edits import sample_edit
+from blip3o.data.scenes.edits import sample_chain, sample_edit
 from blip3o.data.scenes.export import export_scenes
 from blip3o.data.scenes.heldout import heldout_pairs, is_heldout
 from blip3o.data.scenes.prompts import CATEGORIES, eval_prompts
@@ -36,6 +36,8 @@ def test_scenes_pairs_and_edits_stay_in_their_world(split: str) -> None:
         edit = sample_edit(0, index, split, SMALL)
         check(edit.source, SMALL)
         check(edit.target, SMALL)
+        for step in sample_chain(0, index, split, SMALL):
+            check(step.target, SMALL)
 
 
 def test_a_small_world_shows_everything_it_has() -> None:
