@@ -16,6 +16,7 @@ from blip3o.data.sources.jsonl import JsonlConfig
 from blip3o.flow.sigmas import UniformSigmas
 from blip3o.models.decoders import DECODERS
 from blip3o.models.generators import GENERATORS
+from blip3o.models.generators.query_dit import QueryDiTConfig
 from blip3o.models.unified import UnifiedModelConfig
 from blip3o.objectives.feature_regression import FeatureRegressionConfig
 from blip3o.objectives.flow_matching import FlowMatchingConfig
@@ -105,10 +106,17 @@ def decoder_config(config: RunConfig, request: pytest.FixtureRequest) -> RunConf
     )
 
 
-@pytest.fixture(params=GENERATORS.names())
+@pytest.fixture(params=[*GENERATORS.names(), "layers"])
 def method_config(config: RunConfig, request: pytest.FixtureRequest) -> RunConfig:
-    """Returns the config of a joint run that trains a fresh generator, of each method."""
-    generator = GENERATORS.get(request.param).tiny()
+    """Returns the config of a joint run that trains a fresh generator, of each method.
+
+    "layers" is the query DiT that reads every layer of the backbone instead of queries.
+    """
+    if request.param == "layers":
+        tiny = QueryDiTConfig.tiny()
+        generator = dataclasses.replace(tiny, reads="layers", num_query_tokens=0)
+    else:
+        generator = GENERATORS.get(request.param).tiny()
     parts = ("backbone", "image_encoder", "normalizer", "image_decoder")
     flow, text = config.objectives
     guidance = config.model.sampling.guidance_scale if generator.is_guided else 1.0
