@@ -49,7 +49,7 @@ JOINT_BACKBONE_LR = 0.3
 """Factor of the learning rate of a backbone that is trained together with its generator."""
 
 
-def dit() -> QueryDiTConfig:
+def query_generator() -> QueryDiTConfig:
     """Returns the query DiT of the comparison: 3.1 M parameters.
 
     Its gates start open. With closed gates, as published, it learns later than generators that
@@ -87,7 +87,7 @@ def clip_flow() -> RunConfig:
 
     blip3o train pocket.clip_flow --out runs/clip_flow
     """
-    return sequential(dit())
+    return sequential(query_generator())
 
 
 def transfusion() -> RunConfig:

@@ -18,11 +18,11 @@ from blip3o.models.encoders.normalizer import FeatureNormalizerConfig
 from blip3o.models.encoders.vae import VaeEncoderConfig
 from blip3o.models.unified import UnifiedModelConfig
 from blip3o.objectives.autoencoding import AutoencodingConfig
-from blip3o.recipes.pocket_methods import clip_flow, dit, entry, joint
+from blip3o.recipes.pocket_methods import clip_flow, entry, joint, query_generator
 from blip3o.recipes.pocket_parts import FEATURES, IMAGE_PX, RUNS, after, model, training
 from blip3o.train.config import InitConfig, RunConfig
 
-LATENT_CHANNELS = 4
+LATENT_CHANNELS, PATCH_SIZE = 4, 6
 _EYES = InitConfig(
     folder="pocket",
     parts=("backbone",),
@@ -35,11 +35,12 @@ def vae_model() -> UnifiedModelConfig:
     """Returns the pocket model with the halves of an autoencoder as image encoder and decoder.
 
     It is a DC autoencoder: in the same time it learns more than a KL autoencoder of twice the size
-    (docs/training.md). The latents are 12 x 12 x 4. Patches of 3 x 3 give the DiT 16 tokens, as
-    many as it has with the features of the image encoder, so both models compute the same.
+    (docs/training.md). The latents are 24 x 24 x 4, a twelfth of the image's numbers as in FLUX.1.
+    Patches of 6 x 6 give the DiT 16 tokens, as many as it has with the features of the image
+    encoder, so both models compute the same.
     """
     base = model()
-    widths = (16, 32, 64, 128)
+    widths = (16, 64, 128)
     sizes = DcAutoencoderConfig(
         latent_channels=LATENT_CHANNELS,
         block_types=("ResBlock",) * len(widths),
@@ -57,7 +58,7 @@ def vae_model() -> UnifiedModelConfig:
         image_encoder=VaeEncoderConfig(image_px=IMAGE_PX, autoencoder=sizes),
         # One factor for all channels, so that their mean variance is 1.
         normalizer=FeatureNormalizerConfig(num_components=LATENT_CHANNELS, power=0.0),
-        generator=dataclasses.replace(dit(), patch_size=3),
+        generator=dataclasses.replace(query_generator(), patch_size=PATCH_SIZE),
         image_decoder=VaeDecoderConfig(image_px=IMAGE_PX, autoencoder=sizes),
     )
 
@@ -67,7 +68,7 @@ def vae() -> RunConfig:
 
     blip3o train pocket.vae --out runs/pocket/vae
     """
-    train = training("image_encoder", "image_decoder", steps=6000, batch=4, lr=2e-3)
+    train = training("image_encoder", "image_decoder", steps=4000, batch=4, lr=2e-3)
     mixture = (entry("scenes", "reconstruct", 0.5), entry("pairs", "reconstruct", 0.5))
     return RunConfig(
         model=vae_model(),

@@ -4,7 +4,7 @@ from blip3o.recipes import pocket_methods as methods
 from blip3o.recipes import pocket_vae
 from blip3o.study.claims import Claim, Test
 from blip3o.study.grid import Arm, Study
-from blip3o.study.pocket_arms import SETTINGS, arm
+from blip3o.study.small_world import SETTINGS
 
 
 def paper() -> Study:
@@ -13,19 +13,23 @@ def paper() -> Study:
         name="paper",
         title="Methods of generation, trained sequentially",
         arms=(
-            arm("clip_mse", "CLIP + MSE, linear head", methods.clip_mse),
-            arm("clip_mse_deep", "CLIP + MSE, deep head", methods.clip_mse_deep),
-            arm("clip_flow", "CLIP + flow matching", methods.clip_flow),
+            Arm(name="clip_mse", title="CLIP + MSE, linear head", config=methods.clip_mse),
+            Arm(name="clip_mse_deep", title="CLIP + MSE, deep head", config=methods.clip_mse_deep),
+            Arm(name="clip_flow", title="CLIP + flow matching", config=methods.clip_flow),
             Arm(name="vae_flow", title="VAE + flow matching", config=pocket_vae.flow),
-            arm("transfusion", "Transfusion", methods.transfusion),
-            arm("lmfusion", "LMFusion", methods.lmfusion),
-            arm(
-                "clip_flow_closed",
-                "CLIP + flow matching, closed gates",
-                methods.clip_flow,
-                model__generator__fresh_gates="closed",
+            Arm(name="transfusion", title="Transfusion", config=methods.transfusion),
+            Arm(name="lmfusion", title="LMFusion", config=methods.lmfusion),
+            Arm(
+                name="clip_flow_closed",
+                title="CLIP + flow matching, closed gates",
+                config=methods.clip_flow,
+                overrides={"model.generator.fresh_gates": "closed"},
             ),
-            arm("lmfusion_copied", "LMFusion, copied layers", methods.lmfusion_copied),
+            Arm(
+                name="lmfusion_copied",
+                title="LMFusion, copied layers",
+                config=methods.lmfusion_copied,
+            ),
         ),
         settings=SETTINGS,
         shared={"vae": lambda shared: pocket_vae.vae()},

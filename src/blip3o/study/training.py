@@ -2,8 +2,8 @@
 
 from blip3o.recipes import pocket_methods as methods
 from blip3o.study.claims import Claim, Test
-from blip3o.study.grid import Study
-from blip3o.study.pocket_arms import SETTINGS, arm
+from blip3o.study.grid import Arm, Study
+from blip3o.study.small_world import SETTINGS
 from blip3o.train.config import RunConfig
 
 FEW, MANY = 0.1, 0.6
@@ -16,18 +16,22 @@ def training() -> Study:
         name="training",
         title="Sequential and joint training",
         arms=(
-            arm("sequential", "sequential", methods.clip_flow),
-            arm("joint", "joint", methods.clip_flow_joint),
-            arm("joint_few", f"joint, {FEW:.0%} questions", _few),
-            arm("joint_many", f"joint, {MANY:.0%} questions", _many),
-            arm(
-                "joint_fast",
-                "joint, full rate of the backbone",
-                methods.clip_flow_joint,
-                train__optimizer__lr_multipliers={"backbone": 1.0},
+            Arm(name="sequential", title="sequential", config=methods.clip_flow),
+            Arm(name="joint", title="joint", config=methods.clip_flow_joint),
+            Arm(name="joint_few", title=f"joint, {FEW:.0%} questions", config=_few),
+            Arm(name="joint_many", title=f"joint, {MANY:.0%} questions", config=_many),
+            Arm(
+                name="joint_fast",
+                title="joint, full rate of the backbone",
+                config=methods.clip_flow_joint,
+                overrides={"train.optimizer.lr_multipliers": {"backbone": 1.0}},
             ),
-            arm("transfusion_joint", "Transfusion, joint", methods.transfusion_joint),
-            arm("lmfusion_joint", "LMFusion, joint", methods.lmfusion_joint),
+            Arm(
+                name="transfusion_joint",
+                title="Transfusion, joint",
+                config=methods.transfusion_joint,
+            ),
+            Arm(name="lmfusion_joint", title="LMFusion, joint", config=methods.lmfusion_joint),
         ),
         settings=SETTINGS,
         claims=(
