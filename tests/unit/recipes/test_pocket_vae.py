@@ -78,7 +78,7 @@ def test_the_dit_has_as_many_tokens_and_layers_as_with_image_features() -> None:
         dits.append((tokens, [p.shape for p in dit.layers.parameters()]))
     assert dits[0] == dits[1]
     assert dits[0][0] == 16
-    assert math.prod(changed.feature_shape) == 576
+    assert 12 * math.prod(changed.feature_shape) == 3 * changed.image_encoder.image_px**2
 
 
 def tiny_model(config: UnifiedModelConfig) -> UnifiedModelConfig:
