@@ -165,6 +165,25 @@ def _add_run_commands(commands: argparse._SubParsersAction) -> None:
     )
     add_pipeline(command)
 
+    summary = "compare ways of training, or list the studies"
+    command = _command(commands, "study", cli_commands.study, summary)
+    command.add_argument("study", nargs="?", help="name of the study; without one, all are listed")
+    add_out(command, "folder of the study; the same call again goes on", check_no_file)
+    command.add_argument(
+        "--shard",
+        metavar="I/N",
+        help="do every N-th run from run I on: several processes or machines share one folder",
+    )
+    _add_overrides(
+        command,
+        "changed setting of all runs, such as train.steps=50, or of the study, such as "
+        "seeds=[0,1,2]",
+        lambda: (
+            f"settings of a study:\n{_settings('study/grid.py', 'StudySettings')}\n"
+            f"settings of evaluation:\n{_settings('study/grid.py', 'Evaluation')}"
+        ),
+    )
+
     summary = "prepare data: index, lint, stats, pack, cache"
     data = commands.add_parser("data", help=summary, description=_sentence(summary))
     add_data_commands(_subcommands(data), _command)

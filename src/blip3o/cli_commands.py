@@ -189,6 +189,25 @@ def train(options: argparse.Namespace) -> None:
     train_recipe(options.recipe, options.out, options.overrides)
 
 
+def study(options: argparse.Namespace) -> int:
+    """Does the runs of a study and prints its report, or lists the studies."""
+    from blip3o.study import STUDIES, WHOLE, Shard, describe_studies
+
+    if options.study is None:
+        print(describe_studies())
+        return 0
+    STUDIES.place(options.study)
+    shard = WHOLE if options.shard is None else Shard.parse(options.shard)
+    if options.out is None:
+        raise UsageError("no folder for the study: add --out DIR")
+    from blip3o.study.start import run_study
+
+    study = STUDIES.get(options.study)()
+    is_complete = run_study(study, options.out, options.overrides, shard)
+    print(options.out / "report.md")
+    return 0 if is_complete else 1
+
+
 def eval(options: argparse.Namespace) -> None:
     """Scores a model and prints the main figures as JSON."""
     _check_model(options)

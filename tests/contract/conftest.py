@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from blip3o.models.generators import GENERATORS
-from blip3o.models.generators.plan import Generator, Joints, Plan
+from blip3o.models.generators.patch_unet import PatchUNetConfig
+from blip3o.models.generators.plan import Generator, GeneratorConfig, Joints, Plan
 from blip3o.models.prompts import Prompts
 
 NAME = "one_transformer"
@@ -43,9 +44,8 @@ class OneTransformerConfig:
         return OneTransformer(self, joints)
 
 
-class OneTransformer(nn.Module):
+class OneTransformer(Generator):
     seams: ClassVar[tuple[str, ...]] = ("velocity",)
-    resident: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, config: OneTransformerConfig, joints: Joints) -> None:
         super().__init__()
@@ -59,8 +59,6 @@ class OneTransformer(nn.Module):
         backbone(backbone.embed(prompts.input_ids, prompts.images), mask, cache)
         pairs = tuple((layer.keys, layer.values) for layer in cache.layers)
         return CachePlan(self, backbone, mask, pairs)
-
-    read_rows = Generator.read_rows  # needs nothing but `plan`
 
     def velocity(self, noisy: Tensor, sigma: Tensor, plan: "CachePlan") -> Tensor:
         rows, length = noisy.shape[:2]
@@ -81,9 +79,6 @@ class OneTransformer(nn.Module):
         pairs = tuple((layer.keys, layer.values) for layer in cache.layers)
         mask = torch.ones(num_prompts, prompt_tokens, dtype=torch.bool, device=embeds.device)
         return CachePlan(self, backbone, mask, pairs)
-
-    def compile_sampling(self) -> None:
-        """Does nothing; there is nothing to compile."""
 
 
 @dataclasses.dataclass(eq=False)
@@ -133,7 +128,34 @@ def _one_more_generator(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(GENERATORS._table, NAME, f"{__name__}:OneTransformerConfig")
 
 
-@pytest.fixture(params=[*GENERATORS.names(), NAME])
-def generator_name(request: pytest.FixtureRequest) -> str:
-    """Every generator of the table, and the second generator."""
-    return request.param
+_UNET = PatchUNetConfig(hidden_size=16, num_blocks=1, num_heads=2)
+VARIANTS: dict[str, tuple[dict[str, object], ...]] = {
+    "query_dit": (
+        {"reads": "prompt", "num_query_tokens": 0},
+        {"reads": "layers", "num_query_tokens": 0, "num_layers": 3, "fresh_gates": "open"},
+    ),
+    "regression": ({"num_layers": 0},),
+    "transfusion": (
+        {"prediction": "noise", "positions": "shared"},
+        {"patch_size": 2, "unet": _UNET},
+    ),
+    "lmfusion": ({"unet": _UNET, "learned_positions": False},),
+}
+"""Changes of a generator's `tiny()` config that give its other forms, held to the same contract."""
+
+
+def _forms() -> list[tuple[str, dict[str, object]]]:
+    names = [*GENERATORS.names(), NAME]
+    return [(name, changes) for name in names for changes in ({}, *VARIANTS.get(name, ()))]
+
+
+def _form_id(form: tuple[str, dict[str, object]]) -> str:
+    name, changes = form
+    return "-".join([name, *(str(value) for value in changes.values())])
+
+
+@pytest.fixture(params=_forms(), ids=_form_id)
+def generator_config(request: pytest.FixtureRequest) -> GeneratorConfig:
+    """Every form of every generator of the table, and the second generator."""
+    name, changes = request.param
+    return dataclasses.replace(GENERATORS.get(name).tiny(), **changes)

@@ -171,6 +171,25 @@ def test_backbone_ignores_padding_on_either_side(name: str) -> None:
             torch.testing.assert_close(hidden, alone, rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("name", BACKBONES.names())
+def test_backbone_gives_the_states_of_every_layer(name: str) -> None:
+    network = build("backbone", name)
+    ids = torch.randint(10, 300, (2, 6), generator=torch.Generator().manual_seed(2))
+    mask = torch.ones_like(ids, dtype=torch.bool)
+    mask[0, :2] = False
+    embeds = network.embed(ids)
+    every = network.layer_states(embeds, mask)
+    assert len(every) == len(network.decoder.layers)
+    assert torch.equal(every[-1], network(embeds, mask))
+    entered = []
+    handle = network.decoder.layers[1].register_forward_pre_hook(
+        lambda _, inputs: entered.append(inputs[0])
+    )
+    network.layer_states(embeds, mask)
+    handle.remove()
+    assert torch.equal(entered[0], every[0])
+
+
 @pytest.mark.compile
 @pytest.mark.parametrize("leaves_out_padding", [False, True])
 @pytest.mark.parametrize("name", BACKBONES.names())

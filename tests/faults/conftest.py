@@ -10,11 +10,16 @@ import pytest
 import torch
 from PIL import Image
 
+from blip3o.core.config import evolve
 from blip3o.data.mixture import DataConfig, MixtureEntry
 from blip3o.data.sources.jsonl import JsonlConfig
 from blip3o.flow.sigmas import UniformSigmas
+from blip3o.models.decoders import DECODERS
+from blip3o.models.generators import GENERATORS
 from blip3o.models.unified import UnifiedModelConfig
+from blip3o.objectives.feature_regression import FeatureRegressionConfig
 from blip3o.objectives.flow_matching import FlowMatchingConfig
+from blip3o.objectives.latent_decoding import LatentDecodingConfig
 from blip3o.objectives.next_token import NextTokenConfig
 from blip3o.runs import assemble
 from blip3o.text.chat import ChatConfig
@@ -72,6 +77,47 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
             precision="fp32",
             device="cpu",
         ),
+    )
+
+
+@pytest.fixture(params=[n for n in DECODERS.names() if DECODERS.get(n).tiny().predicts_latents])
+def decoder_config(config: RunConfig, request: pytest.FixtureRequest) -> RunConfig:
+    """Returns the config of a run that trains a fresh diffusion decoder, of each kind.
+
+    Its images have another size than those of the encoder, so batches hold both.
+    """
+    decoder = dataclasses.replace(DECODERS.get(request.param).tiny(), sample_size=16)
+    assert decoder.image_px != config.model.image_encoder.image_px
+    (entry, *_), (init,) = config.data.mixture, config.init
+    reconstruct = dataclasses.replace(entry, task="reconstruct")
+    parts = ("backbone", "image_encoder", "normalizer", "generator")
+    with torch.device("meta"):
+        networks = [name for name, _ in decoder.build().named_children() if name != "vae"]
+    return dataclasses.replace(
+        config,
+        model=dataclasses.replace(config.model, image_decoder=decoder),
+        init=(dataclasses.replace(init, parts=parts),),
+        data=dataclasses.replace(config.data, mixture=(reconstruct,)),
+        objectives=(LatentDecodingConfig(sigmas=UniformSigmas(), condition_dropout=0.3),),
+        train=dataclasses.replace(
+            config.train, trainable=tuple(f"image_decoder.{name}" for name in networks)
+        ),
+    )
+
+
+@pytest.fixture(params=GENERATORS.names())
+def method_config(config: RunConfig, request: pytest.FixtureRequest) -> RunConfig:
+    """Returns the config of a joint run that trains a fresh generator, of each method."""
+    generator = GENERATORS.get(request.param).tiny()
+    parts = ("backbone", "image_encoder", "normalizer", "image_decoder")
+    flow, text = config.objectives
+    guidance = config.model.sampling.guidance_scale if generator.is_guided else 1.0
+    changes = {"generator": generator, "sampling.guidance_scale": guidance}
+    return dataclasses.replace(
+        config,
+        model=evolve(config.model, changes),
+        init=(dataclasses.replace(config.init[0], parts=parts),),
+        objectives=(flow if generator.is_guided else FeatureRegressionConfig(), text),
     )
 
 

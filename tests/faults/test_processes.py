@@ -38,7 +38,14 @@ from blip3o.train.trainer import Trainer
 
 STEPS = 10
 PREEMPTED, USAGE = 75, 2
-_TIMED = ("samples_per_second", "tokens_per_second", "tflops", "data_wait", "memory_mb")
+_TIMED = (
+    "samples_per_second",
+    "tokens_per_second",
+    "busy_cores",
+    "tflops",
+    "data_wait",
+    "memory_mb",
+)
 
 
 def launch(
@@ -173,6 +180,14 @@ def test_two_processes_equal_one(alone: Path, pair: Path) -> None:
         torch.testing.assert_close(found[name], tensor, rtol=1e-3, atol=1e-5, msg=name)
 
 
+def test_two_processes_train_a_diffusion_decoder_as_one_does(
+    decoder_config: RunConfig, tmp_path: Path
+) -> None:
+    train(decoder_config, tmp_path / "1")
+    assert finish(launch(decoder_config, tmp_path / "2", 2)) == [0, 0]
+    assert_close(tmp_path / "2", tmp_path / "1")
+
+
 @pytest.mark.parametrize("world_size", [1, 2])
 def test_runs_without_padding_equal_runs_with_padding(
     config: RunConfig, alone: Path, tmp_path: Path, world_size: int
@@ -204,6 +219,25 @@ def test_a_run_resumed_after_kill_9_of_one_process_equals_an_undisturbed_run(
     assert newest_step(tmp_path) < STEPS
     assert finish(launch(config, tmp_path, 2)) == [0, 0]
     assert_same(tmp_path, pair)
+
+
+def test_every_method_has_the_same_losses_and_survives_kill_9_on_one_and_two_processes(
+    method_config: RunConfig, tmp_path: Path
+) -> None:
+    folders = {size: tmp_path / f"{size}" for size in (1, 2)}
+    for size, folder in folders.items():
+        assert finish(launch(method_config, folder, size)) == [0] * size
+    assert_close(folders[2], folders[1])
+    for size, folder in folders.items():
+        killed = tmp_path / f"killed-{size}"
+        processes = launch(method_config, killed, size, slow)
+        wait_for_step(killed, 3)
+        assert processes[-1].pid is not None
+        os.kill(processes[-1].pid, signal.SIGKILL)
+        assert finish(processes)[-1] == -signal.SIGKILL
+        assert newest_step(killed) < STEPS
+        assert finish(launch(method_config, killed, size)) == [0] * size
+        assert_same(killed, folder)
 
 
 def test_a_run_continues_on_one_two_and_four_processes_with_the_same_samples_and_losses(

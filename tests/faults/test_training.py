@@ -47,7 +47,14 @@ def read(run_dir: Path) -> dict[str, Any]:
         str(file.relative_to(run_dir)): {n: t.tolist() for n, t in load_file(file).items()}
         for file in files
     }
-    timed = ("samples_per_second", "tokens_per_second", "tflops", "data_wait", "memory_mb")
+    timed = (
+        "samples_per_second",
+        "tokens_per_second",
+        "busy_cores",
+        "tflops",
+        "data_wait",
+        "memory_mb",
+    )
     lines = (run_dir / "metrics.jsonl").read_text().splitlines()
     content["metrics"] = [
         {key: value for key, value in json.loads(line).items() if key not in timed}
@@ -118,6 +125,26 @@ def test_a_run_resumed_after_kill_9_equals_an_undisturbed_run(
     assert newest_step(tmp_path) < STEPS
     train(evolve(config, {"data.num_workers": 0}), tmp_path)
     assert read(tmp_path) == whole
+
+
+def test_a_decoder_run_resumed_after_kill_9_equals_an_undisturbed_run(
+    decoder_config: RunConfig, tmp_path: Path
+) -> None:
+    config = decoder_config
+    train(config, tmp_path / "whole")
+    process = start(config, tmp_path / "killed", pace_s=0.05)
+    wait_for(lambda: newest_step(tmp_path / "killed") >= 3)
+    assert process.pid is not None
+    os.killpg(process.pid, signal.SIGKILL)
+    assert finish(process) == -signal.SIGKILL
+    train(config, tmp_path / "killed")
+    whole = read(tmp_path / "whole")
+    assert read(tmp_path / "killed") == whole
+    stored = load_file(tmp_path / "whole" / "model" / "image_decoder" / "model.safetensors")
+    assert float(stored["empty_features"].abs().sum()) > 0
+    shutil.rmtree(tmp_path / "whole" / "model")
+    train(config, tmp_path / "whole")  # a finished run writes the same model without a step
+    assert read(tmp_path / "whole") == whole
 
 
 def test_kill_9_in_the_middle_of_a_save_resumes_from_the_one_before(

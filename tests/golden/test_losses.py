@@ -22,10 +22,14 @@ from blip3o.core.config import evolve
 from blip3o.data.mixture import DataConfig, MixtureEntry
 from blip3o.data.sources.jsonl import JsonlConfig
 from blip3o.flow.sigmas import LogitNormalSigmas, UniformSigmas
+from blip3o.models.decoders.vae import VaeDecoderConfig
+from blip3o.models.encoders.normalizer import FeatureNormalizerConfig
+from blip3o.models.encoders.vae import VaeEncoderConfig
 from blip3o.models.generators.lmfusion import LMFusionConfig
 from blip3o.models.generators.regression import RegressionConfig
 from blip3o.models.generators.transfusion import TransfusionConfig
 from blip3o.models.unified import SamplingConfig, UnifiedModelConfig
+from blip3o.objectives.autoencoding import AutoencodingConfig
 from blip3o.objectives.feature_regression import FeatureRegressionConfig
 from blip3o.objectives.flow_matching import FlowMatchingConfig
 from blip3o.objectives.image_text import ImageTextConfig
@@ -136,6 +140,23 @@ def drawn_by(config: RunConfig, generator: Any, objective: Any) -> RunConfig:
     return about(changed, tasks, "backbone", "generator", objectives=(objective,))
 
 
+def with_vae(config: RunConfig) -> RunConfig:
+    """Returns a run that trains both halves of a fresh VAE; the backbone sees with own eyes."""
+    changes = {
+        "backbone.image_channels": None,
+        "backbone.vision_tower": config.model.image_encoder,
+        "image_encoder": VaeEncoderConfig.tiny(),
+        "normalizer": FeatureNormalizerConfig(num_components=4, power=0.0),
+        "image_decoder": VaeDecoderConfig.tiny(),
+        "generator.patch_size": 2,
+    }
+    eyes = {"backbone.vision_tower": "image_encoder"}
+    init = (dataclasses.replace(config.init[0], parts=("backbone",), sources=eyes),)
+    changed = dataclasses.replace(config, model=evolve(config.model, changes), init=init)
+    objectives = (AutoencodingConfig(kl_weight=0.01),)
+    return about(changed, ("reconstruct",), "image_encoder", "image_decoder", objectives=objectives)
+
+
 KINDS: dict[str, Callable[[RunConfig], RunConfig]] = {
     "flow_matching": lambda c: about(c, DRAWS, "generator", objectives=(FLOW,)),
     "next_token": lambda c: about(c, SAYS, "backbone", objectives=(TOKENS,)),
@@ -160,6 +181,7 @@ KINDS: dict[str, Callable[[RunConfig], RunConfig]] = {
         "image_decoder",
         objectives=(PixelDecodingConfig(sigmas=LogitNormalSigmas(), feature_noise=0.1),),
     ),
+    "autoencoding": with_vae,
     "lora": lambda c: evolve(c, {"train.adapter": LoraConfig(rank=2, alpha=4.0)}),
     "two_processes": lambda c: c,
     "regression": lambda c: drawn_by(c, RegressionConfig(), FeatureRegressionConfig()),

@@ -96,6 +96,7 @@ def test_condition_equals_recorded_states(
         prompt = model.backbone.embed(run.ids, run.images)
         states = condition(model, run.ids, mask, run.images)
     assert isinstance(model.generator, QueryDiT)
+    assert model.generator.query_tokens is not None
     embeds = torch.cat([prompt, model.generator.query_tokens(1)], dim=1)
     torch.testing.assert_close(embeds, recorded["inputs_embeds"], rtol=0, atol=STATE_TOLERANCE)
     assert torch.equal(positions[0], recorded["position_ids"])

@@ -118,6 +118,35 @@ def test_unet_and_vae_equal_recorded_outputs(case: Any) -> None:
 
 
 @each_part
+def test_training_sees_the_recorded_latents(case: Any) -> None:
+    """The mean of the posterior, scaled as the decoder's diffusion has it."""
+    recorded = case.tensors()
+    decoder = load(case, recorded["unet.encoder_hidden_states"].shape[1])
+    with torch.no_grad():
+        latents = decoder.encode_latents(recorded["vae.image"])
+    scale = case.neighbor("decoder.json").settings()["vae_config"]["scaling_factor"]
+    assert_near(latents, scale * recorded["vae.posterior_mean"], LATENTS_TOLERANCE * scale)
+
+
+@each_run
+def test_training_sees_the_recorded_prediction(case: Any) -> None:
+    """A batch with a timestep for each row, as `latent_decoding` has it, in one call."""
+    recorded, run, decoder = case.tensors(), run_settings(case), load_run(case)
+    noise = recorded["initial_noise_before_scaling"]
+    scheduler: Any = start_scheduler(decoder.scheduler, run["num_inference_steps"], noise.device)
+    timestep = scheduler.timesteps[0]
+    noisy = scheduler.scale_model_input(noise * scheduler.init_noise_sigma, timestep)
+    rows = [recorded["cond_features"], recorded["uncond_features"]]
+    with torch.no_grad():
+        both = decoder.predict(
+            noisy.repeat(2, 1, 1, 1), timestep.long().expand(2 * len(noise)), torch.cat(rows)
+        )
+    conditional, empty = both.chunk(2)
+    guided = empty + run["guidance_scale"] * (conditional - empty)
+    assert_near(guided, recorded["guided_noise_prediction_step_01"], UNET_TOLERANCE)
+
+
+@each_part
 def test_vae_decoder_equals_recorded_pixels(case: Any) -> None:
     recorded = case.tensors()
     settings = case.neighbor("decoder.json").settings()["vae_config"]

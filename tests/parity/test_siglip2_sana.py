@@ -184,6 +184,20 @@ def test_connector_transformer_and_autoencoder_equal_recorded_outputs(case: Any)
 
 
 @each_parts
+def test_training_sees_recorded_latents_and_velocities(case: Any) -> None:
+    """The methods that `latent_decoding` calls: the scaled latents, and one call of the network."""
+    recorded, decoder = case.tensors(), load_decoder(case)
+    with torch.no_grad():
+        latents = decoder.encode_latents(recorded["ae.encode_input"])
+        velocity = decoder.predict(
+            recorded["sana.x"], recorded["sana.timestep"], recorded["encoder_output"]
+        )
+    scale = recorded_settings(case)["autoencoder_dc_config"]["scaling_factor"]
+    assert_near(latents, scale * recorded["ae.encode_output"])
+    assert_near(velocity, recorded["sana.output"])
+
+
+@each_parts
 def test_vae_decoder_equals_recorded_pixels(case: Any) -> None:
     recorded = case.tensors()
     settings = recorded_settings(case)["autoencoder_dc_config"]

@@ -19,6 +19,8 @@ from blip3o.generate.text_settings import TextSettings
 from blip3o.recipes import RECIPES
 from blip3o.runs.start import load_recipe
 from blip3o.serve.config import ServeConfig, flag
+from blip3o.study import STUDIES, Shard
+from blip3o.study.grid import Study
 from blip3o.train.config import RunConfig
 from blip3o.weights import folder as weights
 
@@ -46,6 +48,7 @@ OPTIONS = {
     "data pack": ["path", "--jobs", "--out", "--name", "--shard-size", "--image-folder"],
     "data cache": ["recipe", "overrides"],
     "scenes": ["--out", "overrides"],
+    "study": ["study", "--out", "--shard", "overrides"],
     "convert": ["source", "dest", "--to", "--revision", "--allow-pickle"],
     "recipes": ["action", "name"],
     "models": [],
@@ -145,6 +148,12 @@ def test_arguments_and_options_may_have_any_order() -> None:
         (["eval", "scenes", "--out", "x", "sede=1"], "unknown config key 'sede'; did you mean"),
         (["scenes", "--out", "x", "num_scene=5"], "did you mean num_scenes"),
         (["recipes", "show"], "no recipe: give its name"),
+        (["study", "papr", "--out", "x"], "unknown study 'papr'; did you mean paper?"),
+        (["study", "training"], "no folder for the study: add --out DIR"),
+        (["study", "training", "--out", "x", "--shard", "0/2"], "--shard I/N needs I from 1 to N"),
+        (["study", "training", "--out", "x", "--shard", "2"], "--shard must be I/N, such as 1/2"),
+        (["study", "training", "--out", "x", "train.step=5"], "did you mean train.steps"),
+        (["study", "training", "--out", "x", "seeds=[1,1]"], "seeds must be different"),
         (["serve", "--max-batch", "0"], "--max-batch must be positive, got 0"),
         (["serve", "--port", "70000"], "--port must be at most 65535, got 70000"),
         (["recipes", "show", "pocket.generaton"], "did you mean pocket.generation"),
@@ -419,6 +428,30 @@ def test_a_file_of_stages_with_an_unknown_key_names_the_stage(tmp_path: Path) ->
     file.write_text("first: {data: {}, trian: {}}\n")
     with pytest.raises(UsageError, match=r"first\.trian.*first\.train"):
         load_recipe(str(file), tmp_path)
+
+
+def test_every_study_is_listed_with_a_summary(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["study"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == STUDIES.names()
+    assert all(len(line.split()) > 3 for line in lines)
+
+
+def test_a_study_prints_its_report_and_says_whether_it_is_complete(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    calls: list[tuple[object, ...]] = []
+    for is_complete in (True, False):
+        monkeypatch.setattr(
+            "blip3o.study.start.run_study",
+            lambda *arguments, result=is_complete: calls.append(arguments) or result,
+        )
+        words = ["study", "training", "--shard", "2/3", "--out", str(tmp_path), "train.steps=8"]
+        assert main(words) == (0 if is_complete else 1)
+        assert capsys.readouterr().out == f"{tmp_path / 'report.md'}\n"
+    study, out, changes, shard = calls[0]
+    assert (out, changes, shard) == (tmp_path, ["train.steps=8"], Shard(2, 3))
+    assert isinstance(study, Study)
 
 
 def test_models_and_doctor_print_a_report(

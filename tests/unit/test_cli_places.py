@@ -20,6 +20,7 @@ FOLDERS = [
     ["generate", "a cat"],
     ["eval", "scenes"],
     ["scenes"],
+    ["study", "training"],
     ["train", "pocket.smoke"],
     ["data", "pack", "."],
 ]
@@ -126,6 +127,8 @@ EARLY = [
     ["generate", "a cat", "--model", "pockt"],
     ["generate", "a cat", "--quantize", "int3"],
     ["generate", "a cat", "--dtype", "int8"],
+    ["study", "papr", "--out", "x"],
+    ["study", "training", "--out", "x", "--shard", "3/2"],
     ["chat", "--offload", "cpu"],
     ["chat", "--model", "pockt"],
     ["serve", "--model", "pockt"],

@@ -25,6 +25,8 @@ from blip3o.models.backbones.qwen2_5_vl import Qwen2_5VLBackboneConfig
 from blip3o.recipes import RECIPES, qwen2_5_vl
 from blip3o.runs.scenes import ScenesConfig
 from blip3o.runs.start import Stages, load_recipe
+from blip3o.study import STUDIES
+from blip3o.study.grid import resolve
 from blip3o.train.config import RunConfig
 
 ROOT = Path(__file__).parents[2]
@@ -127,6 +129,8 @@ def test_commands_are_valid(
         check_recipe(options.recipe, options.overrides)
     elif "benchmark" in given:
         override(BENCHMARKS.get(options.benchmark)(), options.overrides)
+    elif given.get("study"):
+        resolve(STUDIES.get(options.study)(), options.overrides, Path("shared"))
     elif words[0] == "scenes":
         override(ScenesConfig(), options.overrides)
     elif words[0] == "recipes" and options.name not in (None, "NAME"):

@@ -35,10 +35,16 @@ def describe_settings(file: Path, config: str) -> str:
     lines: list[str] = []
     for field in node.body:
         if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name):
-            name, default = field.target.id, field.value
-            value = "" if default is None else as_written(ast.literal_eval(default))
-            lines += _wrapped(f"  {name}={value}", meanings.get(name, ""))
+            name = field.target.id
+            lines += _wrapped(f"  {_assignment(name, field.value)}", meanings.get(name, ""))
     return "\n".join(lines)
+
+
+def _assignment(name: str, default: ast.expr | None) -> str:
+    """Returns "name=default"; "name.*=" for settings of a nested config."""
+    if isinstance(default, ast.Name | ast.Call):
+        return f"{name}.*="
+    return f"{name}={'' if default is None else as_written(ast.literal_eval(default))}"
 
 
 def _definition(file: Path, name: str) -> ast.FunctionDef | ast.ClassDef:

@@ -123,6 +123,8 @@ class Batch:
             `places`, all images of the rows.
         prompt_features: cached raw features of the prompt images [M, N, C], instead of pixels.
         target_pixels: images to learn from or to generate [B, 3, P, P], float32 in [-1, 1].
+        decoder_pixels: the same images at the size of the image decoder [B, 3, Q, Q]; None if that
+            is the size of `target_pixels`, or no loss needs them.
         target_features: their cached raw features [B, N, C], instead of or in addition to pixels.
         reference_rows: for edits, the index of each row's image to edit among the prompt images
             [B], int64; None for other tasks.
@@ -139,6 +141,7 @@ class Batch:
     prompt_pixels: Tensor | tuple[Tensor, ...] | None = None
     prompt_features: Tensor | None = None
     target_pixels: Tensor | None = None
+    decoder_pixels: Tensor | None = None
     target_features: Tensor | None = None
     reference_rows: Tensor | None = None
     regions: Tensor | None = None

@@ -11,7 +11,7 @@ from torch import Tensor
 from blip3o.core.errors import UsageError
 from blip3o.core.types import IGNORE_LABEL, Batch, Example, ImagePlace
 from blip3o.data.cache_reader import FeatureCache
-from blip3o.data.images import read_image, read_pixels
+from blip3o.data.images import read_image
 from blip3o.data.tasks import get_task
 from blip3o.imaging.fit import ImageFitConfig, aspect_pixels
 from blip3o.imaging.pixels import to_pixels
@@ -30,6 +30,7 @@ class Prepared:
         ids: token ids of the prompt or the conversation.
         labels: label of each token; empty if no text is learned.
         pixels: images [3, P, P] by role.
+        decoder_pixels: the target image at another size [3, Q, Q], see `Batch.decoder_pixels`.
         features: cached features [N, C] of images by role.
         regions: known objects [MAX_REGIONS, 5], see `Batch.regions`; None if the task needs none.
         places: places of the images in `ids`, for rows of text and images in turn.
@@ -39,6 +40,7 @@ class Prepared:
     ids: list[int]
     labels: list[int]
     pixels: Mapping[str, Tensor]
+    decoder_pixels: Tensor | None
     features: Mapping[str, Tensor]
     regions: Tensor | None
     places: tuple[ImagePlace, ...] = ()
@@ -56,6 +58,8 @@ class Preparer:
         colors: name of each color label; objects with other colors get no region.
         cache: image features to use instead of decoding; None decodes all images.
         keep_pixels: whether target images are decoded even if their features are cached.
+        decoder_px: side of `Batch.decoder_pixels`, prepared wherever target images are decoded;
+            None prepares none.
         question_images: how images in conversations are fitted; all other images are stretched.
         token_px: side in pixels of a vision tower's token, for images that keep their shape.
     """
@@ -67,6 +71,7 @@ class Preparer:
     colors: Sequence[str] = ()
     cache: FeatureCache | None = None
     keep_pixels: bool = False
+    decoder_px: int | None = None
     question_images: ImageFitConfig = dataclasses.field(default_factory=ImageFitConfig)
     token_px: int = 1
 
@@ -82,6 +87,7 @@ class Preparer:
         pixels = self._question_pixels(example)
         ids, labels = self._text(example, pixels)
         features: dict[str, Tensor] = {}
+        decoder_pixels = None
         roles = image_roles(example)
         # The cache holds only the first image of a conversation, so with several all are decoded.
         cache = self.cache if roles <= {*task.roles} else None
@@ -90,7 +96,10 @@ class Preparer:
                 record = example.record
                 features[role] = cache.get(record.source, role, record.position)
             if cache is None or (self.keep_pixels and role == example.target_image):
-                pixels[role] = read_pixels(example.record.files, role, self.image_px)
+                image = read_image(example.record.files, role)
+                pixels[role] = to_pixels(image, self.image_px)
+                if self.decoder_px is not None and role == example.target_image:
+                    decoder_pixels = to_pixels(image, self.decoder_px)
         regions = None
         if task.needs_regions:
             regions = object_rows(example.regions, self.things, self.colors)
@@ -99,6 +108,7 @@ class Preparer:
             ids=ids,
             labels=labels,
             pixels=pixels,
+            decoder_pixels=decoder_pixels,
             features=features,
             regions=regions,
             places=tuple(self.chat.image_places(ids, labels)) if task.target == "both" else (),
@@ -205,6 +215,7 @@ def collate(rows: Sequence[Prepared], pad_id: int) -> Batch:
         prompt_pixels=_stack_or_tuple([row.pixels.get(role) for row, role in prompt]),
         prompt_features=_stack([row.features.get(role) for row, role in prompt]),
         target_pixels=_stack([row.pixels.get(role) for row, role in target]),
+        decoder_pixels=_stack([row.decoder_pixels for row in rows]),
         target_features=_stack([row.features.get(role) for row, role in target]),
         reference_rows=torch.arange(len(rows)) if task.edits_prompt_image else None,
         regions=torch.stack(regions) if regions else None,

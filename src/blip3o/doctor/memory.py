@@ -104,9 +104,9 @@ def needs_of(config: UnifiedModelConfig) -> list[Need]:
         for precision, dtype in PRECISIONS.items():
             move(model, torch.device("meta"), dtype)
             weights = {offload: weight_bytes(model, offload) for offload in OFFLOADS}
-            activations[precision, "backbone"] = activation_bytes(model, "backbone")
-            for name in DRAWING[1:]:  # never quantized, so once for each precision
-                if (precision, name) not in activations:
+            for name in DRAWING:
+                # The decoder is never quantized, so it is measured once for each precision.
+                if name != "image_decoder" or (precision, name) not in activations:
                     activations[precision, name] = activation_bytes(model, name)
             for offload, sizes in weights.items():
                 peak = max(sizes[name] + activations[precision, name] for name in DRAWING)
@@ -212,7 +212,7 @@ def _run_decoder(model: UnifiedModel) -> list[Callable[[], object]]:
     decoder: object = model.image_decoder
     if isinstance(decoder, AbsentPart):
         return []
-    features = _empty(model, 2, *model.config.feature_shape)
+    features = model.decoder_features(_empty(model, 2, *model.config.feature_shape))
     noise = _empty(model, 2, *model.config.image_decoder.noise_shape)
     if isinstance(decoder, LatentDiffusionDecoder):
         return [

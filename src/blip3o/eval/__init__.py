@@ -18,7 +18,14 @@ from blip3o.core.lock import locked
 from blip3o.core.registry import Registry
 from blip3o.generate.pipeline import Blip3oPipeline
 
-BENCHMARKS = Registry("benchmark", {"scenes": ".scenes:ScenesBenchmark"}, package=__name__)
+BENCHMARKS = Registry(
+    "benchmark",
+    {
+        "reconstruction": ".reconstruction:ReconstructionBenchmark",
+        "scenes": ".scenes:ScenesBenchmark",
+    },
+    package=__name__,
+)
 
 WriteRow = Callable[[Mapping[str, object]], object]
 """Writes the row of one sample to `samples.jsonl`."""

@@ -22,6 +22,7 @@ from blip3o.data.scenes.questions import questions
 from blip3o.data.scenes.render import render
 from blip3o.data.scenes.scene import Scene, sample_scene
 from blip3o.data.scenes.things import COLORS, THINGS, plural
+from blip3o.data.scenes.world import FULL, World
 from blip3o.eval import WriteRow
 from blip3o.eval.detector import detect
 from blip3o.eval.scene_rules import (
@@ -55,6 +56,7 @@ class ScenesBenchmark:
         batch_size: images in a batch; affects only speed and memory.
         num_inference_steps: DiT steps; None means the default of the model.
         guidance_scale: guidance scale; None means the default of the model.
+        world: vocabulary of prompts and scenes: world.things, world.colors, world.max_objects.
 
     Raises:
         ValueError: for a number that is too small.
@@ -70,6 +72,7 @@ class ScenesBenchmark:
     batch_size: int = 32
     num_inference_steps: int | None = None
     guidance_scale: float | None = None
+    world: World = FULL
 
     def __post_init__(self) -> None:
         least = {"images_per_prompt": 1, "batch_size": 1, "prompts_per_category": 0}
@@ -96,7 +99,7 @@ class ScenesBenchmark:
         prompts = [
             prompt
             for category in CATEGORIES
-            for prompt in eval_prompts(category, self.prompts_per_category, self.seed)
+            for prompt in eval_prompts(category, self.prompts_per_category, self.seed, self.world)
         ]
         jobs = [(p, k) for p in range(len(prompts)) for k in range(self.images_per_prompt)]
         right: dict[str, list[bool]] = defaultdict(list)
@@ -180,7 +183,7 @@ class ScenesBenchmark:
         right: dict[str, list[bool]] = defaultdict(list)
         shown: list[tuple[Image.Image, str]] = []
         for batch in _batches(range(self.num_edits), self.batch_size, "edits"):
-            edits = [sample_edit(self.seed, index, split="heldout") for index in batch]
+            edits = [sample_edit(self.seed, index, "heldout", self.world) for index in batch]
             sources = [render(edit.source, side) for edit in edits]
             images = pipe.edit(
                 sources,
@@ -222,7 +225,7 @@ class ScenesBenchmark:
         return {"reconstruct_kept": _share(kept)}
 
     def _scene(self, index: int) -> Scene:
-        return sample_scene(self.seed, index, split="heldout")
+        return sample_scene(self.seed, index, "heldout", self.world)
 
     def _image(self, pipe: Blip3oPipeline, index: int) -> Image.Image:
         return render(self._scene(index), pipe.model.config.image_encoder.image_px)

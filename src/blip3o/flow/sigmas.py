@@ -5,7 +5,8 @@ because they are keyed by sample.
 """
 
 import dataclasses
-from typing import Protocol
+import math
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -15,6 +16,9 @@ from blip3o.core.registry import Registry
 
 NUM_TIMESTEPS = 1000
 """Steps of the published training table; a network receives timestep = NUM_TIMESTEPS * sigma."""
+
+Schedule = Literal["linear", "cosine"]
+"""Spacing of a sampler's noise levels; see `inference_sigmas`."""
 
 
 class SigmaDistribution(Dataclass, Protocol):
@@ -31,6 +35,7 @@ SIGMA_DISTRIBUTIONS: Registry[type[SigmaDistribution]] = Registry(
         "discrete_uniform": "blip3o.flow.sigmas:DiscreteUniformSigmas",
         "uniform": "blip3o.flow.sigmas:UniformSigmas",
         "logit_normal": "blip3o.flow.sigmas:LogitNormalSigmas",
+        "cosine": "blip3o.flow.sigmas:CosineSigmas",
     },
     package=__name__,
 )
@@ -49,12 +54,39 @@ def shift_sigmas(sigmas: Tensor, shift: float) -> Tensor:
     return shift * sigmas / (1 + (shift - 1) * sigmas)
 
 
-def inference_sigmas(num_inference_steps: int, shift: float = 1.0) -> Tensor:
+def cosine_sigmas(times: Tensor) -> Tensor:
+    """Returns the noise levels of DDPM's cosine schedule.
+
+    Args:
+        times: (t + 1) / 1000 of step t of the published 1000, in (0, 1], float64, any shape.
+
+    Reference:
+        Improved DDPM (arXiv 2102.09672, eq. 17), with betas of at most 0.999; the schedule of
+        Transfusion. Parity family `transfusion`, file `ddpm`.
+    """
+
+    def signal(times: Tensor) -> Tensor:  # the factor of the clean sample, sqrt(a)
+        return torch.cos((times + 0.008) / 1.008 * math.pi / 2) / math.cos(
+            0.008 / 1.008 * math.pi / 2
+        )
+
+    # The bound on betas changes only the last step, whose signal would be 0.
+    last = math.sqrt(1 - 0.999) * signal(times.new_tensor(1 - 1 / NUM_TIMESTEPS))
+    clean = torch.maximum(signal(times), last)
+    noise = (1 - clean.square()).sqrt()
+    return noise / (clean + noise)
+
+
+def inference_sigmas(
+    num_inference_steps: int, shift: float = 1.0, schedule: Schedule = "linear"
+) -> Tensor:
     """Returns the noise levels of a sampler, from 1 down to 0, fp32 [steps + 1].
 
     Args:
         num_inference_steps: number of solver steps n; levels are linspace(1, 1/n, n) and 0.
         shift: see `shift_sigmas`.
+        schedule: "cosine" maps the levels with `cosine_sigmas`, before the shift: Euler is then
+            DDIM on that schedule, with trailing steps. Its first level is 0.99995.
 
     Raises:
         ValueError: if `num_inference_steps` is below 1.
@@ -64,7 +96,7 @@ def inference_sigmas(num_inference_steps: int, shift: float = 1.0) -> Tensor:
     sigmas = torch.linspace(
         1.0, 1.0 / num_inference_steps, num_inference_steps, dtype=torch.float64
     )
-    sigmas = shift_sigmas(sigmas, shift)
+    sigmas = shift_sigmas(cosine_sigmas(sigmas) if schedule == "cosine" else sigmas, shift)
     return torch.cat([sigmas, sigmas.new_zeros(1)]).float()
 
 
@@ -133,6 +165,27 @@ class LogitNormalSigmas:
         """Returns noise levels [B] for uniform numbers in [0, 1), [B]."""
         normal = torch.special.ndtri(1 - uniform)  # 1 - u is in (0, 1]; the end maps to level 1
         return shift_sigmas(torch.sigmoid(self.mean + self.std * normal), self.shift)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CosineSigmas:
+    """Levels of a uniformly drawn step of DDPM's cosine schedule, see `cosine_sigmas`.
+
+    Args:
+        shift: see `shift_sigmas`.
+    """
+
+    kind: str = "cosine"
+    shift: float = 1.0
+
+    def __post_init__(self) -> None:
+        _require_positive("shift", self.shift)
+
+    def sample(self, uniform: Tensor) -> Tensor:
+        """Returns noise levels [B] for uniform numbers in [0, 1), [B]."""
+        index = torch.floor(NUM_TIMESTEPS * uniform.double())
+        times = (NUM_TIMESTEPS - index) / NUM_TIMESTEPS
+        return shift_sigmas(cosine_sigmas(times), self.shift)
 
 
 def _require_positive(name: str, value: float) -> None:

@@ -41,7 +41,7 @@ def draw(
 
 def noise_levels(sampling: SamplingConfig) -> Tensor:
     """Returns the noise levels that a sampler visits, fp32 on the CPU, [steps + 1]."""
-    return inference_sigmas(sampling.num_inference_steps, shift=sampling.sigma_shift)
+    return inference_sigmas(sampling.num_inference_steps, sampling.sigma_shift, sampling.schedule)
 
 
 def follow(

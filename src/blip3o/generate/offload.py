@@ -32,8 +32,12 @@ def seams_of(module: nn.Module) -> tuple[str, ...]:
 
 
 def residents_of(component: nn.Module) -> list[nn.Module]:
-    """Returns the small children (`resident`) that stay on the device during offloading."""
-    return [component.get_submodule(name) for name in getattr(component, "resident", ())]
+    """Returns the small children (`resident`) that stay on the device during offloading.
+
+    A child that a config leaves out is None and does not count.
+    """
+    children = [getattr(component, name) for name in getattr(component, "resident", ())]
+    return [child for child in children if child is not None]
 
 
 def groups_of(component: nn.Module, *, by_block: bool) -> list[list[nn.Module]]:

@@ -94,7 +94,7 @@ def finish(
     if output_type == "features":
         return ImageOutput(features)
     pixels = model.image_decoder.decode(
-        features,
+        model.decoder_features(features),
         decoder_noise,
         decoding.num_steps,
         empty_features=empty_features,

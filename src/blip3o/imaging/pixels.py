@@ -52,6 +52,22 @@ def to_pixels(image: Image.Image, px: int, mode: FitMode = "stretch") -> Tensor:
     return torch.from_numpy(values / 127.5 - 1).permute(2, 0, 1).contiguous()
 
 
+def resized_pixels(pixels: Tensor, height: int, width: int) -> Tensor:
+    """Returns images of another size; images of that size are returned unchanged.
+
+    Args:
+        pixels: [M, 3, H, W].
+        height: new H.
+        width: new W.
+    """
+    if pixels.shape[2:] == (height, width):
+        return pixels
+    # In fp32: on the CPU, torch cannot resample half-precision tensors this way.
+    return torch.nn.functional.interpolate(
+        pixels.float(), (height, width), mode="bilinear", antialias=True
+    ).to(pixels)
+
+
 def normalize_for_clip(pixels: Tensor) -> Tensor:
     """Returns pixels scaled to the mean and standard deviation that CLIP models expect.
 

@@ -12,7 +12,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Self
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from blip3o.core.bounds import Count, Positive, Whole
 from blip3o.core.config import component
@@ -153,6 +153,20 @@ class DcAutoencoderConfig(AutoencoderConfig):
     upsample_block_type: str = "interpolate"
 
     @classmethod
+    def tiny(cls) -> "DcAutoencoderConfig":
+        """Returns the smallest useful config, for tests."""
+        return cls(
+            latent_channels=4,
+            attention_head_dim=4,
+            block_types=("ResBlock", "EfficientViTBlock"),
+            block_out_channels=(8, 8),
+            encoder_layers_per_block=(1, 1),
+            decoder_layers_per_block=(1, 1),
+            qkv_multiscales=((), (5,)),
+            scaling_factor=0.5,
+        )
+
+    @classmethod
     def sana(cls) -> "DcAutoencoderConfig":
         """Returns the published autoencoder of SANA: 32 channels, sides 32 times smaller."""
         return cls(
@@ -219,10 +233,35 @@ class SizedAutoencoder:
         return cls(image_px=16, autoencoder=KlAutoencoderConfig.tiny(shift_factor=0.1))
 
 
+def posterior(vae: nn.Module, pixels: Tensor, latent_channels: int) -> tuple[Tensor, Tensor | None]:
+    """Returns means and log variances of the latents of images, [B, C, h, w] each.
+
+    They are on the scale of the autoencoder. The means are the mode, so encoding with them is
+    deterministic. A DC autoencoder has no variances; None stands in their place.
+
+    Args:
+        vae: diffusers' autoencoder, or a module with the same parts of its encoder half.
+        pixels: [B, 3, P, P] in [-1, 1].
+        latent_channels: channels of the latents (C).
+    """
+    parts = dict(vae.named_children())
+    moments = parts["encoder"](pixels)
+    # AutoencoderDC has no such layer, and AutoencoderKL may have None in its place.
+    if "quant_conv" in parts:
+        moments = parts["quant_conv"](moments)
+    mean, log_variance = moments.tensor_split([latent_channels], dim=1)
+    # The bounds of diffusers: a variance stays a number that its type can hold.
+    return mean, log_variance.clamp(-30.0, 20.0) if log_variance.shape[1] else None
+
+
+def normalized(latents: Tensor, autoencoder: AutoencoderConfig) -> Tensor:
+    """Returns latents [B, C, h, w] of the scale of the autoencoder as normalized latents."""
+    return (latents - autoencoder.shift_factor) * autoencoder.scaling_factor
+
+
 def latents_to_features(latents: Tensor, autoencoder: AutoencoderConfig) -> Tensor:
     """Returns an encoder's latents [B, C, G, G] as normalized features [B, G * G, C]."""
-    normalized = (latents - autoencoder.shift_factor) * autoencoder.scaling_factor
-    return normalized.flatten(2).transpose(1, 2)
+    return normalized(latents, autoencoder).flatten(2).transpose(1, 2)
 
 
 def features_to_latents(features: Tensor, autoencoder: AutoencoderConfig, grid: int) -> Tensor:
@@ -236,18 +275,23 @@ def denormalized(latents: Tensor, autoencoder: AutoencoderConfig) -> Tensor:
 
 
 def latents_to_pixels(vae: "Autoencoder", latents: Tensor) -> Tensor:
-    """Returns images [B, 3, P, P] in [-1, 1] decoded from latents [B, C, h, w].
+    """Returns images [B, 3, P, P] in [-1, 1] decoded from latents [B, C, h, w]; see `decode`."""
+    return decode(vae, latents).clamp(-1.0, 1.0)
+
+
+def decode(vae: "Autoencoder", latents: Tensor) -> Tensor:
+    """Returns images [B, 3, P, P] decoded from latents; values may lie outside [-1, 1].
 
     Args:
         vae: diffusers' autoencoder; a KL autoencoder in fp16 is converted to fp32.
-        latents: on the scale of the autoencoder, see `denormalized`.
+        latents: on the scale of the autoencoder, [B, C, h, w], see `denormalized`.
     """
     if vae.dtype == torch.float16 and vae.config.get("force_upcast"):
         vae.float()  # activations of the KL decoders overflow in fp16
-    decode: Callable[..., object] = vae.decode  # its annotations contradict each other
-    decoded = decode(latents.to(vae.dtype), return_dict=False)
+    run: Callable[..., object] = vae.decode  # its annotations contradict each other
+    decoded = run(latents.to(vae.dtype), return_dict=False)
     assert isinstance(decoded, tuple)
-    return decoded[0].clamp(-1.0, 1.0)
+    return decoded[0]
 
 
 def set_low_memory(

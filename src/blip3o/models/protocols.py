@@ -7,7 +7,7 @@ of an image, D backbone width, V vocabulary, C channels of the image encoder, K 
 normalized features, P pixels along a side.
 """
 
-from typing import ClassVar, Protocol, runtime_checkable
+from typing import ClassVar, NamedTuple, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
@@ -60,7 +60,11 @@ class ImageDecoderConfig(Dataclass, Protocol):
 
     @property
     def feature_channels(self) -> int:
-        """Channels of the normalized features (K)."""
+        """Channels of the features that the decoder reads."""
+
+    @property
+    def reads_raw(self) -> bool:
+        """Whether the decoder reads features as the image encoder gives them, not normalized."""
 
     @property
     def grid(self) -> int:
@@ -73,6 +77,10 @@ class ImageDecoderConfig(Dataclass, Protocol):
     @property
     def predicts_clean(self) -> bool:
         """Whether the decoder is a `CleanPredictor`, which `pixel_decoding` trains."""
+
+    @property
+    def predicts_latents(self) -> bool:
+        """Whether the decoder is a `LatentPredictor`, which `latent_decoding` trains."""
 
     @property
     def guidance_scale(self) -> float | None:
@@ -93,8 +101,18 @@ class DecoderDefaults:
     """Members of a decoder's config that most decoders leave at these values; a mixin."""
 
     @property
+    def reads_raw(self) -> bool:
+        """False: the decoder reads normalized features."""
+        return False
+
+    @property
     def predicts_clean(self) -> bool:
         """False: the decoder does not predict clean images."""
+        return False
+
+    @property
+    def predicts_latents(self) -> bool:
+        """False: the decoder does not predict latents."""
         return False
 
     @property
@@ -127,7 +145,7 @@ class ImageEncoder(nn.Module):
 
 
 class ImageDecoder(nn.Module):
-    """Normalized features [B, N, K] to pixels [B, 3, P, P] in [-1, 1]."""
+    """Features, normalized or raw as the config says, to pixels [B, 3, P, P] in [-1, 1]."""
 
     seams: ClassVar[tuple[str, ...]] = ("decode",)
     """Methods that need weights and are called from outside; offloading wraps them."""
@@ -149,7 +167,7 @@ class ImageDecoder(nn.Module):
         """Returns images [B, 3, P, P] in [-1, 1] for features.
 
         Args:
-            features: normalized features, [B, N, K].
+            features: from `UnifiedModel.decoder_features`, [B, N, feature_channels].
             noise: standard normal numbers to start from, [B, *noise_shape].
             num_inference_steps: steps from noise to the image, at least 1.
             guidance_scale: 1 turns guidance off; None for the config's value. A decoder without
@@ -169,6 +187,51 @@ class CleanPredictor(ImageDecoder):
         Args:
             noisy: images on the path from clean to noise, [B, 3, P, P].
             sigma: noise levels in [0, 1], [B].
+            features: normalized features, [B, N, K].
+        """
+        raise NotImplementedError
+
+
+class NoisyLatents(NamedTuple):
+    """Noisy latents and the prediction that a network shall make from them.
+
+    Args:
+        noisy: [B, C, h, w].
+        timestep: noise level in the units of the network, [B].
+        target: noise or velocity, [B, C, h, w].
+    """
+
+    noisy: Tensor
+    timestep: Tensor
+    target: Tensor
+
+
+class LatentPredictor(ImageDecoder):
+    """An image decoder whose network denoises the latents of a frozen VAE, given features."""
+
+    empty_features: Tensor
+    """The empty condition: normalized features [N, K] from which guidance leads away."""
+
+    def encode_latents(self, pixels: Tensor) -> Tensor:
+        """Returns the normalized latents [B, C, h, w] of images [B, 3, P, P] in [-1, 1]."""
+        raise NotImplementedError
+
+    def add_noise(self, latents: Tensor, noise: Tensor, sigma: Tensor) -> NoisyLatents:
+        """Returns noisy latents on the path that the decoder follows in reverse.
+
+        Args:
+            latents: normalized latents, [B, C, h, w].
+            noise: standard normal numbers of the same shape.
+            sigma: noise levels in (0, 1], as shares of the trained steps, [B]; 1 is the noisiest.
+        """
+        raise NotImplementedError
+
+    def predict(self, noisy: Tensor, timestep: Tensor, features: Tensor) -> Tensor:
+        """Returns the network's prediction (noise or velocity), [B, C, h, w].
+
+        Args:
+            noisy: latents, scaled by the scheduler, [B, C, h, w].
+            timestep: the scheduler's timestep, a scalar or [B].
             features: normalized features, [B, N, K].
         """
         raise NotImplementedError

@@ -1,17 +1,16 @@
 """Quantization of a unified model: the linear layers of the backbone's language model.
 
-These layers hold most of a model's bytes. All other parts keep their precision: the embedding
-table, the vocabulary head, the vision tower, the generator and the image decoder.
+These layers hold most of a model's bytes, with those of the same shape that a generator may own.
+All other parts keep their precision: the embedding table, the vocabulary head, the vision tower,
+the rest of the generator and the image decoder.
 """
 
 from blip3o.models.unified import UnifiedModel
 from blip3o.nn.quantized import Quantization, QuantizedLinear, quantize_linears
 
-_PART = "backbone.decoder"
-
 
 def quantize_backbone(model: UnifiedModel, kind: Quantization) -> list[str]:
-    """Quantizes the linear layers of the language model's blocks, in place.
+    """Quantizes the linear layers of the language model's blocks and of their copies, in place.
 
     Args:
         model: the model; its weights may be on the meta device.
@@ -20,7 +19,12 @@ def quantize_backbone(model: UnifiedModel, kind: Quantization) -> list[str]:
     Returns:
         Names of the quantized layers in the model.
     """
-    return [f"{_PART}.{name}" for name in quantize_linears(model.get_submodule(_PART), kind)]
+    copies = [f"generator.{name}" for name in model.generator.quantizable]
+    return [
+        f"{part}.{name}"
+        for part in ("backbone.decoder", *copies)
+        for name in quantize_linears(model.get_submodule(part), kind)
+    ]
 
 
 def is_quantized(model: UnifiedModel) -> bool:

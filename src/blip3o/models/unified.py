@@ -1,7 +1,7 @@
 """The unified model: a backbone, an image encoder, a normalizer, a generator and an image decoder.
 
     image -> image_encoder -> features -> normalizer -> normalized features
-    normalized features -> image_decoder -> image
+    normalized features -> image_decoder -> image (a `vae` decoder reads raw features)
     prompt -> backbone + generator -> plan -> velocity of noisy normalized features
     conversation -> backbone -> text states -> logits
 
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from blip3o.core.bounds import Count, Guidance
 from blip3o.core.config import component
 from blip3o.core.errors import UsageError
+from blip3o.flow.sigmas import Schedule
 from blip3o.imaging.fit import ImageFitConfig
 from blip3o.models.absent import AbsentPart
 from blip3o.models.backbones.base import Backbone, BackboneConfig
@@ -47,6 +48,7 @@ class SamplingConfig:
             (published: euler).
         num_inference_steps: steps of the solver (published: 30).
         sigma_shift: shift of the noise levels towards pure noise (published: 1).
+        schedule: spacing of the noise levels, see `inference_sigmas` (published: linear).
         num_decoder_steps: steps of the image decoder (published: 50).
         max_new_tokens: longest answer in tokens.
         truncate_timestep: round the generator's timesteps down to whole numbers, as the released
@@ -57,6 +59,7 @@ class SamplingConfig:
     solver: Literal["euler", "heun"] = "euler"
     num_inference_steps: Count = 30
     sigma_shift: float = 1.0
+    schedule: Schedule = "linear"
     num_decoder_steps: Count = 50
     max_new_tokens: Count = 128
     truncate_timestep: bool = False
@@ -101,8 +104,6 @@ class UnifiedModelConfig:
         width = self.normalizer.width(channels)
         if self.backbone.image_channels is not None:
             _require_equal("backbone.image_channels", self.backbone.image_channels, channels)
-        else:  # raises an error for images that the backbone's vision tower cannot read
-            self.backbone.num_image_tokens(self.image_encoder.image_px)
         if self.question_images.mode == "aspect" and self.backbone.token_px is None:
             raise ValueError(
                 f"question_images.mode aspect needs a backbone that sees images of any shape; "
@@ -114,7 +115,8 @@ class UnifiedModelConfig:
                 f"the generator {self.generator.kind} has no guidance; set "
                 f"sampling.guidance_scale to 1, got {self.sampling.guidance_scale}"
             )
-        _require_equal("image_decoder.feature_channels", self.image_decoder.feature_channels, width)
+        read = channels if self.image_decoder.reads_raw else width
+        _require_equal("image_decoder.feature_channels", self.image_decoder.feature_channels, read)
         _require_equal("image_decoder.grid", self.image_decoder.grid, self.image_encoder.grid)
 
     @property
@@ -230,6 +232,12 @@ class UnifiedModel(nn.Module):
     def encode_images(self, pixels: Tensor) -> Tensor:
         """Returns the raw features [M, N, C] of images [M, 3, P, P] in [-1, 1]."""
         return self.image_encoder(pixels)
+
+    def decoder_features(self, features: Tensor) -> Tensor:
+        """Returns normalized features [B, N, K] in the form that the image decoder reads."""
+        if self.config.image_decoder.reads_raw:
+            return self.normalizer.inverse(features)
+        return features
 
     def prompt_images(
         self, pixels: Tensor | Sequence[Tensor] | None, features: Tensor | None = None

@@ -10,9 +10,11 @@ from blip3o.models.unified import UnifiedModel
 OBJECTIVES = Registry(
     "objective",
     {
+        "autoencoding": ".autoencoding:AutoencodingConfig",
         "feature_regression": ".feature_regression:FeatureRegressionConfig",
         "flow_matching": ".flow_matching:FlowMatchingConfig",
         "image_text": ".image_text:ImageTextConfig",
+        "latent_decoding": ".latent_decoding:LatentDecodingConfig",
         "next_token": ".next_token:NextTokenConfig",
         "pixel_decoding": ".pixel_decoding:PixelDecodingConfig",
     },
@@ -58,6 +60,14 @@ class Objective(Protocol):
     def __call__(self, model: UnifiedModel, batch: Batch, seed: int) -> LossOutput:
         """Returns the loss sum of a batch; all randomness is keyed by (seed, epoch, index)."""
         ...
+
+
+@runtime_checkable
+class PreparesModel(Protocol):
+    """An objective that sets data of a model's frozen parts; most objectives set none."""
+
+    def prepare(self, model: UnifiedModel) -> None:
+        """Sets the data, from frozen weights only; called once at every start of a run."""
 
 
 @runtime_checkable

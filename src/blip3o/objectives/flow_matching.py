@@ -60,6 +60,9 @@ class FlowMatchingConfig:
 class FlowMatching(nn.Module):
     """Squared error between the generator's velocity and noise - clean.
 
+    For a generator that predicts noise, it is the squared error of the noise; see
+    `Generator.loss_weight`.
+
     Args:
         config: distribution of noise levels, dropout.
         model_config: config of the model to train; defines the shape of the features.
@@ -135,8 +138,9 @@ class FlowMatching(nn.Module):
         for draw in range(config.draws):
             noise, sigma = self._draw(batch, seed, draw, clean)
             predicted = plan.velocity(interpolate(clean, noise, sigma), sigma)
-            error = predicted.float() - velocity_target(clean, noise)
-            loss_sum = loss_sum + error.square().sum()
+            loss_sum = loss_sum + _squared_error(
+                model, predicted, velocity_target(clean, noise), sigma
+            )
         return loss_sum, states
 
     def _of_rows(
@@ -157,7 +161,8 @@ class FlowMatching(nn.Module):
             keep_states=config.text_weight is not None,
         )
         target = velocity_target(clean, noise)[rows.targets]
-        return (output.velocity.float() - target).square().sum(), output.states
+        loss_sum = _squared_error(model, output.velocity, target, sigma[rows.targets])
+        return loss_sum, output.states
 
     def _draw_for_rows(
         self, batch: Batch, seed: int, rows: Rows, clean: Tensor
@@ -184,6 +189,12 @@ class FlowMatching(nn.Module):
         noise = sample_normal(self.shape, seed, f"noise/{draw}", *keys).to(clean)
         uniform = sample_uniform(seed, f"sigma/{draw}", *keys)
         return noise, self.config.sigmas.sample(uniform).to(clean)
+
+
+def _squared_error(model: UnifiedModel, velocity: Tensor, target: Tensor, sigma: Tensor) -> Tensor:
+    """Returns the summed squared error of what the generator predicts at levels [B]."""
+    error = (velocity.float() - target).square()
+    return (model.generator.loss_weight(sigma)[:, None, None] * error).sum()
 
 
 def _next_labels(batch: Batch) -> Tensor:

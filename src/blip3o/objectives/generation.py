@@ -1,4 +1,4 @@
-"""The model's side of a generation batch: target features, prompts, and rows of both in turn."""
+"""The model's side of a generation batch: targets, prompts, and rows of both in turn."""
 
 from torch import Tensor
 
@@ -18,6 +18,18 @@ def clean_features(model: UnifiedModel, batch: Batch) -> Tensor:
     if batch.target_pixels is None:
         raise ValueError(f"a {batch.task!r} batch needs target pixels or features")
     return model.normalizer(model.encode_images(batch.target_pixels).float())
+
+
+def decoder_pixels(batch: Batch) -> Tensor:
+    """Returns the target images at the size of the image decoder, [B, 3, Q, Q] in [-1, 1].
+
+    Raises:
+        ValueError: if the batch has no target pixels.
+    """
+    found = batch.target_pixels if batch.decoder_pixels is None else batch.decoder_pixels
+    if found is None:
+        raise ValueError(f"a {batch.task!r} batch needs target pixels to train the decoder")
+    return found
 
 
 def prompts_of(model: UnifiedModel, batch: Batch) -> Prompts:

@@ -16,6 +16,7 @@ from blip3o.flow.sigmas import SigmaDistribution
 from blip3o.models.protocols import CleanPredictor
 from blip3o.models.unified import UnifiedModel, UnifiedModelConfig
 from blip3o.objectives import RegionLabels
+from blip3o.objectives.generation import clean_features, decoder_pixels
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -84,14 +85,9 @@ class PixelDecoding(nn.Module):
         Raises:
             ValueError: if the batch has no target pixels.
         """
-        clean, keys = batch.target_pixels, (batch.epochs, batch.indices)
-        if clean is None:
-            raise ValueError(f"a {batch.task!r} batch needs target pixels to train the decoder")
+        clean, keys = decoder_pixels(batch), (batch.epochs, batch.indices)
         with torch.no_grad():
-            raw = batch.target_features
-            features = model.normalizer(
-                model.encode_images(clean) if raw is None else raw.float()
-            ).float()
+            features = clean_features(model, batch).float()
             level = sample_uniform(seed, "feature_noise_level", *keys).to(features)
             level = level * self.config.feature_noise
             extra = sample_normal(self.feature_shape, seed, "feature_noise", *keys).to(features)

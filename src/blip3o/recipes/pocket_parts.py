@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from blip3o.data.mixture import MixtureEntry
+from blip3o.data.scenes.world import World
 from blip3o.data.sources.webdataset import WebDatasetConfig
 from blip3o.models.backbones.qwen3 import Qwen3BackboneConfig
 from blip3o.models.decoders.pocket import PocketDecoderConfig
@@ -15,6 +16,12 @@ from blip3o.train.config import InitConfig, OptimizerConfig, TrainConfig
 
 SCENES = "runs/scenes"
 """Folder of the scenes data set; a recipe writes it if it is missing."""
+SMALL_WORLD_SCENES = "runs/scenes-small-world"
+"""Folder of the scenes of the small world, which the comparison of methods uses."""
+SMALL_WORLD = World(
+    things=("cactus", "car", "cat", "chair", "crown", "fish", "penguin", "turtle"), max_objects=2
+)
+"""Eight things that share many held-out compositions: 12 pairs, 6 colors and 4 pairs of equals."""
 FEATURES = "runs/features"
 """Folder of the cached image features."""
 RUNS = Path("runs/pocket")

@@ -151,14 +151,17 @@ def _preparer(
     if config.data.feature_cache:
         cache = feature_cache(config, model.image_encoder)
         exchange(None)  # wait until every process has cached its share
+    image_px, decoder_px = config.model.image_encoder.image_px, config.model.image_decoder.image_px
+    needs_pixels = any(one.needs_pixels for one in objectives)
     return Preparer(
         chat=chat,
-        image_px=config.model.image_encoder.image_px,
+        image_px=image_px,
         max_text_tokens=config.data.max_text_tokens,
         things=regions.things,
         colors=regions.colors,
         cache=cache,
-        keep_pixels=any(one.needs_pixels for one in objectives),
+        keep_pixels=needs_pixels,
+        decoder_px=decoder_px if needs_pixels and decoder_px != image_px else None,
         question_images=config.model.question_images,
         token_px=config.model.backbone.token_px or 1,
     )
@@ -173,5 +176,9 @@ def _fit_normalizers(model: UnifiedModel, loader: Loader, device: torch.device) 
         features += [model.encode_images(one.to(device)).float().cpu() for one in pixels]
     if not all(bool(one.isfinite().all()) for one in features):
         raise NotFiniteError("image features contain NaN or infinity")
-    for normalizer in (one for one in model.modules() if isinstance(one, FeatureNormalizer)):
+    # A backbone with a vision tower has a normalizer for the features of that tower.
+    readers = [model.normalizer]
+    if model.config.backbone.image_channels is not None:
+        readers += [one for one in model.backbone.modules() if isinstance(one, FeatureNormalizer)]
+    for normalizer in readers:
         normalizer.fit(torch.cat(features))

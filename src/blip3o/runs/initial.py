@@ -10,9 +10,11 @@ from torch import Tensor
 from blip3o.core.errors import UsageError
 from blip3o.models.unified import UnifiedModel
 from blip3o.recipes import RECIPES
+from blip3o.recipes.stages import DATA
 from blip3o.text.tokenizer import Tokenizer
 from blip3o.train.config import InitConfig, RunConfig
 from blip3o.train.optimizer import is_under
+from blip3o.weights.autoencoder import is_autoencoder, open_autoencoder
 from blip3o.weights.folder import BUNDLED, open_model, resolve_model_folder
 from blip3o.weights.hub import to_local
 from blip3o.weights.shards import StoredTensor, read
@@ -37,7 +39,7 @@ def check_start(config: RunConfig) -> None:
     for number, init in enumerate(config.init):
         folder = _find(config, own, number)
         if not is_siglip2_sana(folder):  # combines two models and is checked when it is loaded
-            _check_fit(own, _shapes_of(open_model(folder).tensors), init, number)
+            _check_fit(own, _shapes_of(_open(folder, config)[1]), init, number)
 
 
 def build_model(config: RunConfig) -> tuple[Tokenizer | None, UnifiedModel]:
@@ -51,14 +53,22 @@ def build_model(config: RunConfig) -> tuple[Tokenizer | None, UnifiedModel]:
     tokenizer = None
     for number, init in enumerate(config.init):
         folder = _find(config, _shapes_of(model.state_dict()), number)
-        if is_siglip2_sana(folder):
-            tensors: Mapping[str, Tensor | StoredTensor] = load_siglip2_sana(Path(folder)).state()
-        else:
-            stored = open_model(folder)
-            tokenizer = stored.tokenizer if tokenizer is None else tokenizer
-            tensors = stored.tensors
+        found, tensors = _open(folder, config)
+        tokenizer = found if tokenizer is None else tokenizer
         _take(model, tensors, init, number)
     return tokenizer, model
+
+
+def _open(
+    folder: str | Path, config: RunConfig
+) -> tuple[Tokenizer | None, Mapping[str, Tensor | StoredTensor]]:
+    """Returns the tokenizer of a start model, if it has one, and its weights by our names."""
+    if is_siglip2_sana(folder):
+        return None, load_siglip2_sana(Path(folder)).state()
+    if is_autoencoder(folder):
+        return None, open_autoencoder(Path(folder), config.model)
+    stored = open_model(folder)
+    return stored.tokenizer, stored.tensors
 
 
 def _find(config: RunConfig, own: Shapes, number: int) -> str | Path:
@@ -81,6 +91,8 @@ def _find(config: RunConfig, own: Shapes, number: int) -> str | Path:
 def _recipe_of(folder: str) -> str | None:
     """Returns the recipe that writes its model to a folder, guessed from the folder's name."""
     path = Path(folder)
+    if path.is_relative_to(DATA):  # downloaded, not trained
+        return None
     names = RECIPES.names()
     stage = f"{path.parent.name}.{path.name}"
     if stage in names:
@@ -126,7 +138,7 @@ def _take(
     names = _check_fit(_shapes_of(own), _shapes_of(stored), init, number)
     with torch.no_grad():
         for name in names:
-            own[name].copy_(read(stored[name]))
+            own[name].copy_(read(stored[_source(name, init)]))
 
 
 def _check_fit(own: Shapes, stored: Shapes, init: InitConfig, number: int) -> list[str]:
@@ -137,11 +149,19 @@ def _check_fit(own: Shapes, stored: Shapes, init: InitConfig, number: int) -> li
             f"init.{number}.parts {list(init.parts)} name no part of the model; "
             f"its parts are {', '.join(_parts_of(own))}"
         )
-    misfits = [name for name in names if stored.get(name) != own[name]]
+    for prefix in init.sources:
+        if not any(is_under(name, prefix) for name in own):
+            raise UsageError(
+                f"init.{number}.sources: {prefix!r} names no part of the model; "
+                f"its parts are {', '.join(_parts_of(own))}"
+            )
+    misfits = [name for name in names if stored.get(_source(name, init)) != own[name]]
     if not misfits:
         return names
-    shape = stored.get(misfits[0])
-    found = "missing there" if shape is None else f"{list(shape)} there"
+    source = _source(misfits[0], init)
+    shape = stored.get(source)
+    place = "there" if source == misfits[0] else f"there ({source})"
+    found = f"missing {place}" if shape is None else f"{list(shape)} {place}"
     parts = list(dict.fromkeys(init.parts)) or _parts_of(own)
     bad = [part for part in parts if any(is_under(name, part) for name in misfits)]
     fitting = [part for part in parts if part not in bad]
@@ -156,6 +176,12 @@ def _check_fit(own: Shapes, stored: Shapes, init: InitConfig, number: int) -> li
         f"and {found}; {len(misfits)} weights of {', '.join(bad)} differ. If these sizes are "
         f"intended, {advice}"
     )
+
+
+def _source(name: str, init: InitConfig) -> str:
+    """Returns the name under which the stored model keeps a weight of this run."""
+    prefix = max((one for one in init.sources if is_under(name, one)), key=len, default="")
+    return init.sources[prefix] + name.removeprefix(prefix) if prefix else name
 
 
 def _parts_of(names: Iterable[str]) -> list[str]:

@@ -9,7 +9,8 @@ from blip3o.core.errors import UsageError
 from blip3o.core.log import say
 from blip3o.data.mixture import DataConfig
 from blip3o.data.scenes.export import Format, export_scenes, is_current
-from blip3o.recipes.pocket_parts import SCENES
+from blip3o.data.scenes.world import FULL, World
+from blip3o.recipes.pocket_parts import SCENES, SMALL_WORLD, SMALL_WORLD_SCENES
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -26,6 +27,7 @@ class ScenesConfig:
         split: "train", "val" or "heldout".
         format: "webdataset" or "jsonl".
         num_processes: processes that draw the images.
+        world: vocabulary of the scenes: world.things, world.colors and world.max_objects.
     """
 
     num_scenes: int = 60_000
@@ -37,6 +39,7 @@ class ScenesConfig:
     split: str = "train"
     format: Format = "webdataset"
     num_processes: int = 2
+    world: World = FULL
 
 
 def export(folder: Path, overrides: Sequence[str] = (), config: ScenesConfig | None = None) -> None:
@@ -48,12 +51,16 @@ def export(folder: Path, overrides: Sequence[str] = (), config: ScenesConfig | N
         config: size and format; `ScenesConfig()` if None.
     """
     settings = override(config or ScenesConfig(), overrides)
-    export_scenes(folder, **dataclasses.asdict(settings))
+    fields = {one.name: getattr(settings, one.name) for one in dataclasses.fields(settings)}
+    export_scenes(folder, **fields)
 
 
 _OWN = {
     SCENES: ScenesConfig(),
     f"{SCENES}-small": ScenesConfig(num_scenes=2000, num_edits=500, num_pairs=0),
+    SMALL_WORLD_SCENES: ScenesConfig(
+        num_scenes=12_000, num_pairs=6000, num_edits=0, world=SMALL_WORLD
+    ),
 }
 """Data sets that are written for a recipe, by folder."""
 

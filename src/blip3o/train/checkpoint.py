@@ -96,7 +96,7 @@ class Checkpoints:
             UsageError: if the previous save failed (a full disk); earlier checkpoints stay intact.
         """
         self.wait()
-        name = f"step-{state.step:08d}"
+        name = _name(state.step)
         facts: _Facts = {
             "step": state.step,
             "samples_seen": state.samples_seen,
@@ -152,6 +152,18 @@ class Checkpoints:
                 f"no checkpoint in {self._root} can be read; move {run_dir} away to start over"
             )
         return None
+
+    def load_step(self, step: int) -> TrainState:
+        """Restores the checkpoint of a step; returns its state.
+
+        Raises:
+            UsageError: if it is missing, damaged or of another model.
+        """
+        folder = self._root / _name(step)
+        try:
+            return self._read(folder)
+        except _UNREADABLE as error:
+            raise UsageError(f"checkpoint {folder} is not whole ({reason_of(error)})") from error
 
     def _weights(self) -> dict[str, Tensor]:
         own = {**self._parameters, **self._buffers}
@@ -259,6 +271,10 @@ class Checkpoints:
     def _is_kept(self, folder: Path) -> bool:
         step = folder.name.removeprefix("step-")
         return bool(self._keep_every) and step.isdigit() and int(step) % self._keep_every == 0
+
+
+def _name(step: int) -> str:
+    return f"step-{step:08d}"
 
 
 def find_checkpoints(run_dir: Path) -> list[Path]:

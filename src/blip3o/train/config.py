@@ -144,11 +144,16 @@ class InitConfig:
 
     Args:
         folder: a model folder, or a run folder that contains one.
-        parts: top-level parts to load ("image_decoder"); empty for all.
+        parts: parts to load, as prefixes of weight names ("image_decoder"); empty for all.
+        sources: where the stored model keeps weights of another name: prefix of this run's names
+            -> prefix of the stored names; the longest matching prefix counts. For example, image
+            layers that start as copies of the text layers take
+            `{generator.decoder: backbone.decoder}`.
     """
 
     folder: LocalPath
     parts: tuple[str, ...] = ()
+    sources: dict[str, str] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -9,6 +9,11 @@ from torch import Tensor
 from blip3o.core.errors import NotFiniteError, UsageError
 from blip3o.train.learner import local
 
+
+class DivergedError(UsageError):
+    """The weights or the losses of a run have left all bounds; the message has advice."""
+
+
 _ABSURD = 1e4
 """Weights of a healthy network stay below this; too high a learning rate drives them above it."""
 
@@ -23,18 +28,18 @@ def explaining(step: int, rate: float, weights: Iterable[Tensor]) -> Iterator[No
         weights: the trained weights and their averages.
 
     Raises:
-        UsageError: instead of an error that non-finite values caused.
+        DivergedError: instead of an error that non-finite values caused.
     """
     try:
         yield
     except (ValueError, ArithmeticError, RuntimeError) as error:
         if isinstance(error, NotFiniteError) or have_diverged(weights):
-            raise UsageError(advice(step, rate, str(error))) from error
+            raise diverged(step, rate, str(error)) from error
         raise
 
 
-def advice(step: int, rate: float, symptom: str) -> str:
-    """Returns a one-line message about a run that has diverged, with the remedy.
+def diverged(step: int, rate: float, symptom: str) -> DivergedError:
+    """Returns the error of a run that has diverged: one line with the remedy.
 
     Args:
         step: number of steps done.
@@ -42,7 +47,7 @@ def advice(step: int, rate: float, symptom: str) -> str:
         symptom: a text whose first line becomes the reason.
     """
     reason = (symptom.splitlines() or [""])[0]
-    return (
+    return DivergedError(
         f"the model of step {step} has diverged ({reason}): "
         f"lower train.optimizer.lr (it is {rate:g}) and start again with another --out"
     )

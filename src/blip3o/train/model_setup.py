@@ -1,5 +1,6 @@
 """Prepares a model for training: dtypes, modes, compiled blocks, passes without padding."""
 
+from collections.abc import Iterable
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -10,6 +11,7 @@ from blip3o.core.errors import UsageError
 from blip3o.core.log import say
 from blip3o.models.unified import UnifiedModel
 from blip3o.nn.blocks import checkpoint_blocks
+from blip3o.objectives import PreparesModel
 from blip3o.train.config import RunConfig, TrainConfig
 
 
@@ -38,6 +40,19 @@ def training_dtype(config: RunConfig, device: torch.device) -> torch.dtype:
     if config.train.precision == "auto":
         return torch.float32
     raise UsageError("train.precision=fp16 needs loss scaling, which is missing; use bf16 or fp32")
+
+
+def prepare_model(model: nn.Module, objectives: Iterable[object]) -> None:
+    """Lets objectives set data of a model's frozen parts.
+
+    Args:
+        model: on the device of the run; changed in place.
+        objectives: those without such data are skipped.
+    """
+    for objective in objectives:
+        if isinstance(objective, PreparesModel):
+            assert isinstance(model, UnifiedModel)
+            objective.prepare(model)
 
 
 def set_mode(module: nn.Module, *, is_training: bool) -> None:

@@ -85,7 +85,7 @@ class Window:
         self._restart()
 
     def _restart(self) -> None:
-        self._start = time.monotonic()
+        self._start, self._cpu_start = time.monotonic(), time.process_time()
         self._waited = 0.0
         self._samples = 0
         self._tokens = 0
@@ -110,6 +110,7 @@ class Window:
         values = {n: v / c if c else 0.0 for n, (v, c) in self._sums.items()}
         values["samples_per_second"] = self._samples / seconds
         values["tokens_per_second"] = self._tokens / seconds
+        values["busy_cores"] = (time.process_time() - self._cpu_start) / seconds
         values["data_wait"] = self._waited / seconds
         if self.flops_per_token is not None:
             values["tflops"] = self.flops_per_token * self._tokens / seconds / 1e12

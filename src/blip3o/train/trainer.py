@@ -1,10 +1,11 @@
 """The one training loop; it knows only batches, objectives, an optimizer and callbacks."""
 
 import dataclasses
+import itertools
 import math
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 
 import torch
@@ -23,11 +24,11 @@ from blip3o.train.adapters import add_adapters
 from blip3o.train.callbacks import Callback
 from blip3o.train.checkpoint import Checkpoints, TrainState, check_resumable
 from blip3o.train.config import RunConfig
-from blip3o.train.diverged import advice, are_finite, explaining
+from blip3o.train.diverged import DivergedError, are_finite, diverged, explaining
 from blip3o.train.environment import Notes, write_environment
 from blip3o.train.flops import FlopCount, count_flops, peak_tflops
 from blip3o.train.learner import Learner, check_batches, name_objectives
-from blip3o.train.model_setup import apply_switches, set_mode, training_dtype
+from blip3o.train.model_setup import apply_switches, prepare_model, set_mode, training_dtype
 from blip3o.train.optimizer import (
     Ema,
     build_optimizer,
@@ -40,6 +41,9 @@ from blip3o.train.optimizer import (
 from blip3o.train.profiling import profiling
 from blip3o.train.progress import RunLog, Sums, Terms, Window, memory_mb, merge_sums, read_terms
 from blip3o.train.signals import StopRequest, children_outlive_sigterm
+
+_COUNTED_STEPS = 8
+"""Steps whose operations are counted, because rows and tasks differ."""
 
 StepLoader = Callable[[int], Iterator[list[Batch]]]
 
@@ -101,6 +105,7 @@ class Trainer:
         self.precision = Precision(device, training_dtype(config, device))
         self.model = model
         self.learner = Learner(model, objectives).to(device)
+        prepare_model(model, objectives)
         trainable = add_adapters(self.model, train)
         self.objectives = self.learner.objectives
         self.parameters = select_trainable(self.model, self.objectives, trainable)
@@ -138,6 +143,40 @@ class Trainer:
         finally:
             self._checkpoints.close()
 
+    @contextmanager
+    def stored(self, step: int) -> Iterator[None]:
+        """Holds the averaged weights of a stored step in the model until the context ends.
+
+        Args:
+            step: a step whose checkpoint was kept.
+
+        Raises:
+            UsageError: if the checkpoint is missing or damaged.
+        """
+        self.state = self._checkpoints.load_step(step)
+        with self.learner.using(self.ema.averages):
+            yield
+
+    def flops_per_sample(self) -> float:
+        """Returns the mean operations per sample of the first steps, forward and backward.
+
+        These steps are done with a learning rate of 0. Use a trainer that does not train
+        afterwards.
+        """
+        self._set_modes()
+        batches = self._loader(0)
+        samples = 0
+        try:
+            with count_flops(self.model) as count:
+                steps = min(_COUNTED_STEPS, self.config.train.steps)
+                for groups in itertools.islice(batches, steps):
+                    self._step(groups, 0.0)
+                    samples += sum(len(batch) for batch in groups)
+        finally:
+            if isinstance(batches, Generator):
+                batches.close()
+        return sum(exchange(count.total)) / sum(exchange(samples))
+
     def _fit(self) -> None:
         train = self.config.train
         self.state = self._checkpoints.load() or self.state
@@ -170,10 +209,10 @@ class Trainer:
         """Calls `on_end`, unless the model is too damaged to keep."""
         state, rate = self.state, self.config.train.optimizer.lr
         if not all(exchange(are_finite(self.ema.averages.values()))):
-            raise UsageError(advice(state.step, rate, "weights are not numbers"))
+            raise diverged(state.step, rate, "weights are not numbers")
         if 2 * state.nonfinite_steps > state.step:
             symptom = f"{state.nonfinite_steps} steps were not finite and updated nothing"
-            raise UsageError(advice(state.step, rate, symptom))
+            raise diverged(state.step, rate, symptom)
         self._show(lambda callback: callback.on_end(self))
 
     def _run(
@@ -315,7 +354,7 @@ class Trainer:
         limit = self.config.train.max_nonfinite_steps
         say(f"warning: step {self.state.step} was not finite and updated nothing")
         if self.state.nonfinite_steps > limit:
-            raise UsageError(
+            raise DivergedError(
                 f"{self.state.nonfinite_steps} steps were not finite, more than "
                 f"train.max_nonfinite_steps={limit}; lower train.optimizer.lr"
             )

@@ -17,6 +17,7 @@ WANTED = (
     "config.json",
     "model*.safetensors",
     "model.safetensors.index.json",
+    "diffusion_pytorch_model*.safetensors*",
     "image_encoder/model*.safetensors*",
     "image_decoder/model*.safetensors*",
     "diffusion-decoder/unet/config.json",

@@ -1,7 +1,8 @@
 """Weights in pickles: `pytorch_model.bin`, one file or shards.
 
-A pickle can run any program. Only `convert` reads pickles, on request, and with torch's
-`weights_only`, which builds tensors and plain containers and refuses everything else.
+A pickle can run any program. Pickles are read on request only, by `convert` and for the networks
+that judge images, and with torch's `weights_only`, which builds tensors and plain containers and
+refuses everything else.
 """
 
 import pickle
@@ -41,7 +42,7 @@ def read_pickles(folder: Path) -> dict[str, Tensor]:
     problems = Problems()
     for name in names:
         with problems.collect():
-            tensors |= _read(folder / name)
+            tensors |= read_pickle(folder / name)
     problems.refuse()
     return tensors
 
@@ -52,7 +53,8 @@ def _is_old(file: Path) -> bool:
         return opened.read(1) == pickle.PROTO
 
 
-def _read(file: Path) -> dict[str, Tensor]:
+def read_pickle(file: Path) -> dict[str, Tensor]:
+    """Returns the tensors in one pickle by name; raises the errors of `read_pickles`."""
     if not file.is_file():
         raise UsageError(f"{file} is missing")
     refuse_pointer(file)

@@ -18,15 +18,14 @@ from blip3o.core.config import from_dict, to_dict
 from blip3o.core.errors import UsageError
 from blip3o.models.autoencoders import KlAutoencoderConfig
 from blip3o.models.decoders.sdxl import SdxlDecoder, SdxlDecoderConfig
+from blip3o.weights.autoencoder import STEM, open_component
 from blip3o.weights.keymaps.spellings import DIFFUSERS_VAE
 from blip3o.weights.shards import Weight, has_tensors, open_tensors, read, under, write_tensors
 from blip3o.weights.small_files import read_json, require_mapping
 from blip3o.weights.stored import sketch
 from blip3o.weights.strict import fold
-from blip3o.weights.wrappers import unwrapped
 
-_STEM, _EMPTY = "diffusion_pytorch_model", "empty_features"
-_VARIANTS = (".bf16", "", ".fp16")
+_EMPTY = "empty_features"
 _CONFIGS = ("unet/config.json", "vae/config.json", "scheduler/scheduler_config.json")
 _IGNORED = ("sample_size", "force_upcast")  # fields of a VAE that do not change its results here
 _UNET_FIELDS = {
@@ -129,9 +128,7 @@ def open_weights(folder: Path, config: SdxlDecoderConfig) -> dict[str, Weight]:
 def _stored_weights(folder: Path) -> dict[str, Weight]:
     tensors: dict[str, Weight] = {}
     for part in ("unet", "vae"):
-        stems = [_STEM + variant for variant in _VARIANTS]
-        stem = next((stem for stem in stems if has_tensors(folder / part, stem)), _STEM)
-        own = unwrapped(open_tensors(folder / part, stem), folder / part)
+        own = open_component(folder / part)
         if part == "vae":
             own = DIFFUSERS_VAE.respelled(own, str(folder / part))
         tensors |= {f"{part}.{key}": tensor for key, tensor in own.items()}
@@ -149,7 +146,7 @@ def write(folder: Path, decoder: SdxlDecoder, tensors: Mapping[str, Weight]) -> 
     for part in ("unet", "vae"):
         own = under(f"{part}.", tensors)
         is_bf16 = next(iter(own.values())).dtype == torch.bfloat16
-        write_tensors(folder / part, own, _STEM + (".bf16" if is_bf16 else ""))
+        write_tensors(folder / part, own, STEM + (".bf16" if is_bf16 else ""))
     for name, content in zip(_CONFIGS, parts(decoder), strict=True):
         file = folder / name
         file.parent.mkdir(parents=True, exist_ok=True)

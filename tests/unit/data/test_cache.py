@@ -77,6 +77,30 @@ def test_cached_features_are_those_computed_online(
             assert kept.prompt_pixels is None
 
 
+def test_target_images_come_at_the_size_of_the_decoder_too(
+    make_loader: MakeLoader, preparer: Preparer, mixture: tuple[MixtureEntry, ...], tmp_path: Path
+) -> None:
+    """With and without cached features; images of prompts have one size only."""
+    for entry, roles in ((mixture[0], ["image"]), (mixture[3], ["source", "target"])):
+        for role in roles:
+            build(entry.source.build(), tmp_path, role=role)
+    larger = dataclasses.replace(preparer, keep_pixels=True, decoder_px=16)
+    same = dataclasses.replace(larger, image_px=16)
+    cached = dataclasses.replace(larger, cache=FeatureCache(tmp_path, "encoder/8"))
+    found = 0
+    loaders = [islice_flat(make_loader(preparer=p)) for p in (preparer, larger, same, cached)]
+    for plain, both, large, kept in zip(*loaders, strict=True):
+        assert plain.decoder_pixels is None
+        assert (both.decoder_pixels is None) == (plain.target_pixels is None)
+        if both.decoder_pixels is not None:
+            found += 1
+            assert torch.equal(both.target_pixels, plain.target_pixels)
+            assert torch.equal(both.decoder_pixels, large.target_pixels)
+            assert torch.equal(kept.decoder_pixels, both.decoder_pixels)
+            assert both.decoder_pixels.shape[1:] == (3, 16, 16)
+    assert found
+
+
 def islice_flat(loader: Loader) -> list:
     return list(itertools.chain(*itertools.islice(loader(0), 4)))
 

@@ -24,6 +24,18 @@ def test_inference_levels_decrease_from_one_to_zero() -> None:
         inference_sigmas(0)
 
 
+def test_cosine_levels_are_closest_in_the_middle() -> None:
+    levels = inference_sigmas(10, schedule="cosine")
+    gaps = -levels.diff()
+    assert bool((gaps > 0).all())
+    assert float(levels[0]) == pytest.approx(1.0, abs=1e-4)
+    assert float(levels[-1]) == 0.0
+    assert float(levels[5]) == pytest.approx(0.5, abs=0.01)
+    assert int(gaps.argmin()) in (4, 5)
+    shifted = inference_sigmas(10, 3.0, "cosine")
+    torch.testing.assert_close(shifted, shift_sigmas(levels, 3.0))
+
+
 def test_shift_keeps_the_ends_and_moves_the_middle() -> None:
     sigmas = inference_sigmas(4, shift=3.0)
     torch.testing.assert_close(sigmas, torch.tensor([1.0, 0.9, 0.75, 0.5, 0.0]))

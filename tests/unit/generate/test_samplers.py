@@ -66,7 +66,7 @@ def drawing(
     noise = random(NUM_PROMPTS * NUM_IMAGES, tokens, channels, seed=seed + 1).to(place)
     sampling = dataclasses.replace(model.config.sampling, num_inference_steps=4)
     assert isinstance(model.generator, QueryDiT)
-    return Drawing(QueryPlan(model.generator, states, reference), noise, scale, sampling)
+    return Drawing(QueryPlan(model.generator, states, reference=reference), noise, scale, sampling)
 
 
 def assert_same(got: Tensor, expected: Tensor, tolerance: float) -> None:

@@ -35,6 +35,46 @@ def test_fresh_gates_close_the_cross_attention() -> None:
     assert not any(bool(gate.any()) for gate in gates)
 
 
+def test_open_gates_change_nothing_else() -> None:
+    networks = []
+    for gates in ("closed", "open"):
+        torch.manual_seed(0)
+        networks.append(dataclasses.replace(TINY, fresh_gates=gates).build())
+    closed, opened = (network.state_dict() for network in networks)
+    for name, tensor in opened.items():
+        expected = closed[name].clone()
+        if name.endswith(".gate"):
+            expected.fill_(1.0)
+        elif name.endswith(".norm1.linear.bias"):
+            expected.view(4, -1)[[1, 3]] = 1.0
+        assert torch.equal(tensor, expected), name
+    networks[1].load_state_dict(closed)
+    assert torch.equal(*(network.velocity(*inputs()) for network in networks))
+
+
+def test_open_gates_pass_every_branch_from_the_start() -> None:
+    noisy, sigma, condition = inputs()
+    for gates, is_open in (("closed", False), ("open", True)):
+        torch.manual_seed(0)
+        dit = dataclasses.replace(TINY, fresh_gates=gates).build()
+        context, other = (dit.prepare_context(one) for one in (condition, condition.flip(0)))
+        mixed = dataclasses.replace(context, layers=other.layers)  # the pooled part stays
+        before, after = (dit.velocity(noisy, sigma, condition, one) for one in (context, mixed))
+        assert float((after - before).detach().square().mean() > 1e-4) == is_open
+        before.square().mean().backward()
+        idle = {
+            name
+            for name, value in dit.named_parameters()
+            if value.grad is None or not value.grad.any()
+        }
+        cross = {
+            name
+            for name, _ in dit.named_parameters()
+            if ".norm1_context." in name or (".attn2." in name and ".to_out." not in name)
+        }
+        assert idle == (set() if is_open else cross)
+
+
 def test_velocity_is_the_released_form_at_1000_sigma() -> None:
     dit, (noisy, sigma, condition) = build(), inputs()
     image = noisy.transpose(1, 2).unflatten(2, (TINY.grid, TINY.grid))
@@ -50,6 +90,24 @@ def test_prepared_context_changes_nothing(num_kv_heads: int | None) -> None:
         context = dit.prepare_context(condition)
         fast = dit.velocity(noisy, sigma, torch.zeros_like(condition), context)
         assert torch.equal(fast, dit.velocity(noisy, sigma, condition))
+
+
+def test_layers_may_have_conditions_of_their_own() -> None:
+    dit, (noisy, sigma, condition) = build(), inputs()
+    same = condition.unsqueeze(1).expand(-1, TINY.num_layers, -1, -1)
+    expected = dit.velocity(noisy, sigma, condition)
+    torch.testing.assert_close(dit.velocity(noisy, sigma, same), expected)
+    turned = torch.stack([condition, condition.flip(0)], dim=1)
+    swapped = dit.velocity(noisy, sigma, turned.flip(1))  # the pooled condition stays the same
+    assert not torch.allclose(dit.velocity(noisy, sigma, turned), swapped, atol=1e-3)
+
+
+def test_a_mask_hides_tokens_of_the_condition() -> None:
+    dit, (noisy, sigma, condition) = build(), inputs()
+    mask = torch.tensor([False, True, True, False, True]).expand(3, -1)
+    expected = dit.velocity(noisy, sigma, condition[:, [1, 2, 4]])
+    hidden = dit.velocity(noisy, sigma, condition, dit.prepare_context(condition, mask))
+    torch.testing.assert_close(hidden, expected)
 
 
 def test_truncated_timestep_is_the_whole_number_below() -> None:
@@ -122,6 +180,7 @@ def test_autocast_stays_near_fp32() -> None:
         ({"noisy": torch.zeros(3, 4, 9)}, "features have 9 channels, the DiT 8"),
         ({"noisy": torch.zeros(3, 5, 8)}, "5 feature tokens do not form a square grid"),
         ({"condition": torch.zeros(3, 5, 7)}, "condition is 7 wide, the DiT takes 16"),
+        ({"condition": torch.zeros(3, 9, 5, 16)}, "condition is for 9 layers, the DiT has 2"),
         ({"reference": torch.zeros(3, 4, 8)}, "reference has 8 channels, the DiT takes 0"),
         ({"grid": (3, 2)}, "4 feature tokens do not fill a grid of 3 x 2"),
     ],

@@ -91,6 +91,16 @@ def test_a_decoder_that_states_so_predicts_clean_images(name: str) -> None:
     assert isinstance(config.build(), protocols.CleanPredictor) == config.predicts_clean
 
 
+@pytest.mark.parametrize("name", DECODERS.names())
+def test_a_decoder_that_states_so_predicts_latents(name: str) -> None:
+    config = DECODERS.get(name).tiny()
+    network = config.build()
+    assert isinstance(network, protocols.LatentPredictor) == config.predicts_latents
+    if config.predicts_latents:
+        for method in ("encode_latents", "add_noise", "predict"):
+            assert getattr(type(network), method) is not getattr(protocols.LatentPredictor, method)
+
+
 def test_only_qwen2_5_vl_takes_images_of_any_shape() -> None:
     sides = {name: BACKBONES.get(name).tiny().token_px for name in BACKBONES.names()}
     assert sides == {"qwen3": None, "llama3": None, "qwen2_5_vl": 8}

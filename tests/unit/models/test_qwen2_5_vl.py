@@ -75,10 +75,19 @@ def test_config_survives_a_round_trip_and_checks_its_rotary_sections() -> None:
         dataclasses.replace(Qwen2_5VLBackboneConfig.tiny(), rotary_sections=(2, 2, 2))
 
 
-def test_images_that_its_tower_cannot_take_are_refused() -> None:
+def test_images_are_resized_to_whole_tokens_of_the_tower() -> None:
+    """An image encoder may have any side, for example a VAE of 256 px and tokens of 28 px."""
     encoder = dataclasses.replace(config().image_encoder, image_px=20, patch_px=5)
-    with pytest.raises(ValueError, match="image_px 20 must be a multiple of 8"):
-        dataclasses.replace(config(), image_encoder=encoder)
+    changed = dataclasses.replace(config(), image_encoder=encoder)
+    backbone = changed.backbone.build()
+    smooth = torch.linspace(-1, 1, 20).expand(2, 3, 20, 20)
+    images = backbone.vision_inputs(smooth)
+    assert backbone.count_tokens(images) == 2 * changed.num_prompt_image_tokens == 2 * 2 * 2
+    expected = backbone.vision_inputs(torch.linspace(-1, 1, 16).expand(2, 3, 16, 16))
+    assert isinstance(images, VisionInputs)
+    assert isinstance(expected, VisionInputs)
+    assert torch.equal(images.grid_thw, expected.grid_thw)
+    torch.testing.assert_close(images.patches, expected.patches, rtol=0, atol=0.2)
     with pytest.raises(ValueError, match="multiples of 8"):
         to_vision_inputs(torch.zeros(1, 3, 16, 12), 4, 2, 2)
 

@@ -1,5 +1,6 @@
 """A tiny model and hand-made batches for it."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -7,7 +8,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from blip3o.core.config import evolve
 from blip3o.core.types import IGNORE_LABEL, Batch
+from blip3o.models.decoders import DECODERS
+from blip3o.models.decoders.vae import VaeDecoderConfig
+from blip3o.models.encoders.normalizer import FeatureNormalizerConfig
+from blip3o.models.encoders.vae import VaeEncoderConfig
 from blip3o.models.unified import UnifiedModel, UnifiedModelConfig
 
 IMAGE_TOKEN = 5
@@ -15,14 +21,51 @@ MakeBatch = Callable[..., Batch]
 
 
 @pytest.fixture
-def model() -> UnifiedModel:
-    """The tiny model with random weights, because fresh gates are zero and would hide branches."""
+def make_model() -> Callable[[str], UnifiedModel]:
+    """Returns tiny models by kind of image decoder, with random weights.
+
+    Fresh gates are zero and would hide branches. Diffusion decoders get the encoder's image size.
+    """
+
+    def make(kind: str) -> UnifiedModel:
+        torch.manual_seed(0)
+        decoder = DECODERS.get(kind).tiny()
+        if decoder.predicts_latents:
+            side = 16 // decoder.autoencoder.downsampling
+            decoder = dataclasses.replace(decoder, sample_size=side)
+        config = dataclasses.replace(UnifiedModelConfig.tiny(), image_decoder=decoder)
+        model = config.build().eval()
+        for part in (model.get_submodule("generator.dit"), model.image_decoder):
+            for parameter in part.parameters():
+                nn.init.normal_(parameter, std=0.2)
+        return model
+
+    return make
+
+
+@pytest.fixture
+def model(make_model: Callable[[str], UnifiedModel]) -> UnifiedModel:
+    """The tiny model with a decoder that predicts clean images."""
+    return make_model("pocket")
+
+
+@pytest.fixture
+def vae_model() -> UnifiedModel:
+    """A tiny model that draws latents of a VAE and sees images with eyes of its own."""
     torch.manual_seed(0)
-    model = UnifiedModelConfig.tiny().build().eval()
-    for part in (model.get_submodule("generator.dit"), model.image_decoder):
-        for parameter in part.parameters():
-            nn.init.normal_(parameter, std=0.2)
-    return model
+    return tiny_vae(UnifiedModelConfig.tiny()).build().eval()
+
+
+def tiny_vae(base: UnifiedModelConfig) -> UnifiedModelConfig:
+    changes = {
+        "backbone.image_channels": None,
+        "backbone.vision_tower": base.image_encoder,
+        "image_encoder": VaeEncoderConfig.tiny(),
+        "image_decoder": VaeDecoderConfig.tiny(),
+        "normalizer": FeatureNormalizerConfig(num_components=4, power=0.0),
+        "generator.patch_size": 2,
+    }
+    return evolve(base, changes)
 
 
 def _random(shape: tuple[int, ...], seed: int) -> Tensor:

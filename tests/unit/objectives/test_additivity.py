@@ -8,17 +8,21 @@ import torch
 
 from blip3o.core.config import from_dict, to_dict
 from blip3o.core.types import Batch
-from blip3o.flow.sigmas import UniformSigmas
+from blip3o.flow.sigmas import DiscreteUniformSigmas, UniformSigmas
+from blip3o.models.decoders import DECODERS
 from blip3o.models.unified import UnifiedModel
 from blip3o.objectives import OBJECTIVES, Objective, TextObjective
+from blip3o.objectives.autoencoding import AutoencodingConfig
 from blip3o.objectives.feature_regression import FeatureRegressionConfig
 from blip3o.objectives.flow_matching import FlowMatchingConfig
 from blip3o.objectives.image_text import ImageTextConfig
+from blip3o.objectives.latent_decoding import LatentDecodingConfig
 from blip3o.objectives.next_token import NextTokenConfig
 from blip3o.objectives.pixel_decoding import PixelDecodingConfig
 
 SMALL = {"text_size": 8, "text_layers": 1, "text_heads": 2, "embedding_size": 8, "pixel_px": 4}
 CONFIGS: dict[str, tuple[Any, str]] = {
+    "autoencoding": (AutoencodingConfig(kl_weight=0.1), "reconstruct"),
     "feature_regression": (FeatureRegressionConfig(), "text_to_image"),
     "flow_matching": (FlowMatchingConfig(sigmas=UniformSigmas(), draws=2), "text_to_image"),
     "flow_matching with text": (
@@ -32,6 +36,11 @@ CONFIGS: dict[str, tuple[Any, str]] = {
         PixelDecodingConfig(sigmas=UniformSigmas(), feature_noise=0.5),
         "reconstruct",
     ),
+    "latent_decoding sana": (LatentDecodingConfig(sigmas=UniformSigmas()), "reconstruct"),
+    "latent_decoding sdxl": (
+        LatentDecodingConfig(sigmas=DiscreteUniformSigmas(), condition_dropout=0.5),
+        "reconstruct",
+    ),
     # The contrastive and the region losses compare inside a batch and do not add up.
     "image_text": (
         ImageTextConfig(
@@ -43,6 +52,17 @@ CONFIGS: dict[str, tuple[Any, str]] = {
 }  # fmt: skip
 each_objective = pytest.mark.parametrize("which", CONFIGS)
 MakeBatch = Callable[..., Batch]
+
+
+@pytest.fixture
+def model(
+    which: str, make_model: Callable[[str], UnifiedModel], vae_model: UnifiedModel
+) -> UnifiedModel:
+    """The model that the objective trains; the last word of its name is the image decoder."""
+    kind = which.split()[-1]
+    if which == "autoencoding":
+        return vae_model
+    return make_model(kind if kind in DECODERS.names() else "pocket")
 
 
 def build(which: str, model: UnifiedModel) -> tuple[Objective, str]:
@@ -112,7 +132,8 @@ def test_randomness_is_keyed_by_seed_epoch_and_index(
     which: str, model: UnifiedModel, make_batch: MakeBatch
 ) -> None:
     objective, task = build(which, model)
-    is_random = which.startswith(("flow", "pixel")) or which.endswith("hidden answers")
+    kinds = ("auto", "flow", "latent", "pixel")
+    is_random = which.startswith(kinds) or which.endswith("hidden answers")
 
     def loss(seed: int, epoch: int) -> float:
         torch.manual_seed(seed + 10 * epoch)  # the global state must have no effect

@@ -7,10 +7,13 @@ import pytest
 
 from blip3o.core.config import evolve, override
 from blip3o.core.errors import UsageError
+from blip3o.models.generators.lmfusion import LMFusionConfig
 from blip3o.recipes import own_data, pocket, qwen2_5_vl
 from blip3o.runs.initial import build_model, check_start
 from blip3o.runs.start import load_recipe, train
 from blip3o.train.config import RunConfig
+from blip3o.weights.folder import open_model
+from blip3o.weights.shards import read
 
 
 @pytest.fixture(autouse=True)
@@ -90,6 +93,80 @@ def test_parts_that_do_not_fit_at_all_are_reported() -> None:
 def test_an_unknown_part_is_named_with_its_setting() -> None:
     config = evolve(own_data.pocket(), {"init.0.parts": ["ditt"]})
     with pytest.raises(UsageError, match=r"init\.0\.parts \['ditt'\] name no part"):
+        check_start(config)
+
+
+OWN_EYES = {"backbone.vision_tower": "image_encoder"}
+
+
+def _with_own_eyes() -> RunConfig:
+    """Returns a run whose backbone sees with a tower that the bundled model keeps elsewhere."""
+    config = own_data.pocket()
+    changes = {
+        "model.backbone.image_channels": None,
+        "model.backbone.vision_tower": config.model.image_encoder,
+        "init.0.sources": OWN_EYES,
+    }
+    return evolve(config, changes)
+
+
+def test_weights_are_read_from_another_name_of_the_stored_model() -> None:
+    config = _with_own_eyes()
+    check_start(config)
+    model = build_model(config)[1].state_dict()
+    stored = open_model("pocket").tensors
+    eyes = {name.removeprefix("image_encoder."): name for name in stored if "encoder." in name}
+    assert eyes
+    for rest, name in eyes.items():
+        assert model[f"backbone.vision_tower.{rest}"].equal(read(stored[name]))
+        assert model[name].equal(read(stored[name]))  # a copy: the original is loaded as well
+
+
+def test_the_longest_prefix_decides_where_a_weight_is_read() -> None:
+    part = "generator.decoder"
+    start = dataclasses.replace(
+        own_data.pocket().init[0],
+        parts=(part,),
+        sources={part: "nowhere", f"{part}.layers": "backbone.decoder.layers"},
+    )
+    config = evolve(own_data.pocket(), {"model.generator": LMFusionConfig()})
+    with pytest.raises(UsageError, match=r"1 weights of .* differ") as caught:
+        check_start(dataclasses.replace(config, init=(start,)))
+    assert f"{part}.norm.weight is [192] in this run and missing there (nowhere.norm" in str(
+        caught.value
+    )
+
+
+def test_image_layers_start_as_copies_of_the_text_layers() -> None:
+    config = evolve(own_data.pocket(), {"model.generator": LMFusionConfig()})
+    all_else = ("backbone", "image_encoder", "normalizer", "image_decoder")
+    init = (
+        dataclasses.replace(config.init[0], parts=all_else),
+        dataclasses.replace(
+            config.init[0],
+            parts=("generator.decoder",),
+            sources={"generator.decoder": "backbone.decoder"},
+        ),
+    )
+    config = dataclasses.replace(config, init=init)
+    check_start(config)
+    model = build_model(config)[1].state_dict()
+    copies = [name for name in model if name.startswith("generator.decoder.")]
+    assert len(copies) > 10
+    assert all(model[f"backbone.{n.removeprefix('generator.')}"].equal(model[n]) for n in copies)
+
+
+def test_a_source_with_weights_of_another_shape_is_named() -> None:
+    config = evolve(_with_own_eyes(), {"model.backbone.vision_tower.num_layers": 3})
+    with pytest.raises(UsageError) as caught:
+        check_start(config)
+    assert "missing there (image_encoder.layers.2." in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_source_for_an_unknown_part_is_named_with_its_setting() -> None:
+    config = evolve(own_data.pocket(), {"init.0.sources": {"ditt": "generator"}})
+    with pytest.raises(UsageError, match=r"init\.0\.sources: 'ditt' names no part"):
         check_start(config)
 
 

@@ -175,7 +175,14 @@ def read_run() -> Callable[[Path], dict[str, Any]]:
         state = json.loads((folder / "state.json").read_text())
         content["state"] = {key: value for key, value in state.items() if key != "config"}
         rows = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
-        timed = ("samples_per_second", "tokens_per_second", "tflops", "data_wait", "memory_mb")
+        timed = (
+            "samples_per_second",
+            "tokens_per_second",
+            "busy_cores",
+            "tflops",
+            "data_wait",
+            "memory_mb",
+        )
         content["metrics"] = [{k: v for k, v in row.items() if k not in timed} for row in rows]
         return content
 

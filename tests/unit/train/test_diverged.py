@@ -5,7 +5,7 @@ import torch
 
 from blip3o.core.errors import NotFiniteError, UsageError
 from blip3o.imaging.pixels import to_image
-from blip3o.train.diverged import are_finite, explaining, have_diverged
+from blip3o.train.diverged import DivergedError, are_finite, explaining, have_diverged
 
 GOOD = [torch.ones(2, 2), torch.zeros(0)]
 
@@ -24,7 +24,7 @@ def test_any_error_of_a_diverged_model_leads_to_advice(bad: float) -> None:
     assert have_diverged(weights)
     assert are_finite(weights) == (bad == -1e6)
     for error in (ValueError("x"), RuntimeError("probability tensor"), ZeroDivisionError()):
-        with pytest.raises(UsageError, match="diverged"), explaining(1, 1.0, weights):
+        with pytest.raises(DivergedError, match="diverged"), explaining(1, 1.0, weights):
             raise error
 
 

@@ -52,6 +52,7 @@ def test_a_window_averages_by_count_and_continues_from_stored_sums() -> None:
     values = window.close()
     assert (values["loss"], values["loss/part"], values["none"]) == (2.0, 0.5, 0.0)
     assert values["samples_per_second"] > 0
+    assert values["busy_cores"] >= 0
     assert values["data_wait"] == 0
     assert stored == {}
     assert "loss" not in window.close()

@@ -392,6 +392,7 @@ def test_the_run_folder_describes_the_whole_run(toys: Any, tmp_path: Path) -> No
         "grad_norm",
         "samples_per_second",
         "tokens_per_second",
+        "busy_cores",
         "tflops",
         "samples_seen",
         "nonfinite_steps",
@@ -416,6 +417,35 @@ def test_averages_follow_the_weights_of_every_step(toys: Any, tmp_path: Path) ->
     )
     trainer.fit()
     torch.testing.assert_close(trainer.ema.averages["head.weight"], expected)
+
+
+def test_a_stored_step_has_its_averaged_weights(toys: Any, tmp_path: Path) -> None:
+    averages: dict[int, torch.Tensor] = {}
+
+    class Keep(Callback):
+        def on_log(self, trainer: Training, step: int, values: Mapping[str, float]) -> None:
+            averages[step] = trainer.ema.averages["head.weight"].clone()
+
+    config = toys.with_train(log_every=4, checkpoint_every=2, keep_every=4, ema_decay=0.3)
+    toys.trainer(tmp_path, config, callbacks=[Keep()]).fit()
+    trainer = toys.trainer(tmp_path, config)
+    fresh = trainer.model.head.weight.detach().clone()
+    for step in (4, 12, 8):
+        with trainer.stored(step):
+            assert torch.equal(trainer.model.head.weight, averages[step])
+    assert not torch.equal(averages[4], averages[8])
+    assert not torch.equal(trainer.model.head.weight, fresh)  # the weights of the last one stay
+    with pytest.raises(UsageError, match="step-00000006 is not whole"), trainer.stored(6):
+        pass
+
+
+def test_operations_are_counted_without_a_change_of_the_weights(toys: Any, tmp_path: Path) -> None:
+    """The stem is frozen and gets no gradient: one pass. The body's input needs none: two."""
+    trainer = toys.trainer(tmp_path)
+    before = {name: one.detach().clone() for name, one in trainer.parameters.items()}
+    stem, body, head = 2 * 4 * 4, 2 * 4 * 8, 2 * 8 * 4
+    assert trainer.flops_per_sample() == stem + 2 * body + 3 * head
+    assert all(torch.equal(one, before[name]) for name, one in trainer.parameters.items())
 
 
 def test_the_toy_learns(toys: Any, tmp_path: Path) -> None:

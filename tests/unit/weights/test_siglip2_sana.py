@@ -19,6 +19,7 @@ from blip3o.data.sources.jsonl import JsonlConfig
 from blip3o.models.decoders.sana import SanaDecoder, SanaDecoderConfig
 from blip3o.models.encoders.siglip2 import Siglip2Encoder, Siglip2EncoderConfig
 from blip3o.models.unified import UnifiedModelConfig
+from blip3o.recipes import decoders as recipes
 from blip3o.runs.initial import build_model
 from blip3o.train.config import InitConfig, OptimizerConfig, RunConfig, TrainConfig
 from blip3o.weights.folder import load_model
@@ -273,3 +274,14 @@ def test_a_run_starts_from_its_parts(
         assert torch.equal(state[name], tensor), name
     with pytest.raises(UsageError, match="do not fit: backbone"):
         build_model(dataclasses.replace(config, init=(dataclasses.replace(init, parts=()),)))
+    # A decoder recipe pools the features: it takes all parts but the stored empty condition.
+    encoder = dataclasses.replace(parts[0].config, pool=parts[0].config.grid)
+    decoder = dataclasses.replace(parts[1].config, grid=1)
+    model = dataclasses.replace(model, image_encoder=encoder, image_decoder=decoder)
+    pooled = dataclasses.replace(config, model=model, init=(init,))
+    with pytest.raises(UsageError, match=r"do not fit: image_decoder\.empty_features"):
+        build_model(pooled)
+    init = dataclasses.replace(init, parts=recipes.sana().init[0].parts)
+    state = build_model(dataclasses.replace(pooled, init=(init,)))[1].state_dict()
+    for name, tensor in load_siglip2_sana(folder).state().items():
+        assert torch.equal(state[name], tensor) or name.endswith("empty_features"), name

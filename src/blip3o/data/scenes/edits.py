@@ -9,9 +9,10 @@ import numpy as np
 from blip3o.core.rng import numpy_rng
 from blip3o.data.scenes.heldout import is_heldout
 from blip3o.data.scenes.scene import PLACE_CENTERS, SIZES, check_split, draw_scene
-from blip3o.data.scenes.things import COLORS, THINGS, plural, with_article
+from blip3o.data.scenes.things import plural, with_article
 from blip3o.data.scenes.types import Placed, Scene, fits, place
 from blip3o.data.scenes.words import PLACE_PHRASES, named_uniquely, noun, pick
+from blip3o.data.scenes.world import FULL, World
 
 _MOST_TRIES = 50
 """Draws of an edit after which a chain begins anew; a crowded scene may allow none."""
@@ -61,7 +62,7 @@ def _matches(one: Placed, seen: tuple[str, str, float, float], *, fixed: bool) -
     return max(abs(x - one.x), abs(y - one.y)) <= MAX_SHIFT
 
 
-def sample_edit(seed: int, index: int, split: str = "train") -> Edit:
+def sample_edit(seed: int, index: int, split: str = "train", world: World = FULL) -> Edit:
     """Returns edit `index` of an endless data set; depends only on the arguments.
 
     Args:
@@ -69,6 +70,7 @@ def sample_edit(seed: int, index: int, split: str = "train") -> Edit:
         index: number of the edit, >= 0.
         split: in "train" and "val" neither image shows a held-out composition; in "heldout" at
             least one does.
+        world: the things, colors and numbers of objects to draw from.
 
     Raises:
         UsageError: for an unknown split.
@@ -77,8 +79,8 @@ def sample_edit(seed: int, index: int, split: str = "train") -> Edit:
     rng = numpy_rng(seed, f"scenes/edits/{split}", index)
     kind = pick(rng, KINDS)
     while True:
-        source = draw_scene(rng)
-        made = _MAKERS[kind](source, rng)
+        source = draw_scene(rng, world)
+        made = _MAKERS[kind](source, rng, world)
         if made is None:
             continue
         target = replace(source, objects=made[0])
@@ -86,7 +88,9 @@ def sample_edit(seed: int, index: int, split: str = "train") -> Edit:
             return Edit(kind=kind, source=source, target=target, instruction=made[1])
 
 
-def sample_chain(seed: int, index: int, split: str = "train") -> tuple[Edit, ...]:
+def sample_chain(
+    seed: int, index: int, split: str = "train", world: World = FULL
+) -> tuple[Edit, ...]:
     """Returns chain `index` of an endless data set: two or three edits that build on each other.
 
     The arguments and the error are those of `sample_edit`. In "train" and "val" no image of the
@@ -96,10 +100,10 @@ def sample_chain(seed: int, index: int, split: str = "train") -> tuple[Edit, ...
     rng = numpy_rng(seed, f"scenes/chains/{split}", index)
     length = int(rng.integers(2, 4))
     while True:
-        scenes, edits = [draw_scene(rng)], list[Edit]()
+        scenes, edits = [draw_scene(rng, world)], list[Edit]()
         for _ in range(_MOST_TRIES):
             kind = pick(rng, KINDS)
-            made = _MAKERS[kind](scenes[-1], rng)
+            made = _MAKERS[kind](scenes[-1], rng, world)
             target = None if made is None else replace(scenes[-1], objects=made[0])
             if made is None or target is None or target in scenes:  # a way back teaches nothing
                 continue
@@ -128,8 +132,8 @@ def _exchange(scene: Scene, old: Placed, new: Placed) -> tuple[Placed, ...]:
     return tuple(new if one is old else one for one in scene.objects)
 
 
-def _recolor(scene: Scene, rng: np.random.Generator) -> _Made | None:
-    color = pick(rng, COLORS)
+def _recolor(scene: Scene, rng: np.random.Generator, world: World) -> _Made | None:
+    color = pick(rng, world.colors)
     if any(one.color == color for one in scene.objects):
         return None
     looks = {(one.thing, one.color) for one in scene.objects}
@@ -149,7 +153,8 @@ def _recolor(scene: Scene, rng: np.random.Generator) -> _Made | None:
     return _exchange(scene, one, replace(one, color=color)), pick(rng, options)
 
 
-def _remove(scene: Scene, rng: np.random.Generator) -> _Made | None:
+def _remove(scene: Scene, rng: np.random.Generator, world: World) -> _Made | None:
+    del world
     chosen = _choose(scene, rng)
     if chosen is None or len(scene.objects) == 1:
         return None
@@ -161,27 +166,27 @@ def _remove(scene: Scene, rng: np.random.Generator) -> _Made | None:
     return tuple(other for other in scene.objects if other is not one), pick(rng, options)
 
 
-def _add(scene: Scene, rng: np.random.Generator) -> _Made | None:
-    thing = pick(rng, THINGS)
-    if len(scene.objects) > 3 or any(one.thing == thing for one in scene.objects):
+def _add(scene: Scene, rng: np.random.Generator, world: World) -> _Made | None:
+    thing = pick(rng, world.things)
+    if len(scene.objects) >= world.max_objects or any(one.thing == thing for one in scene.objects):
         return None
     where = pick(rng, tuple(PLACE_CENTERS))
     x, y = PLACE_CENTERS[where]
     size = SIZES[pick(rng, ("medium", "small"))]
-    new = Placed(thing=thing, color=pick(rng, COLORS), x=x, y=y, size=size)
+    new = Placed(thing=thing, color=pick(rng, world.colors), x=x, y=y, size=size)
     if not fits((*scene.objects, new)):
         return None
     words = f"{with_article(noun(thing, new.color))} {PLACE_PHRASES[where]}"
     return (*scene.objects, new), pick(rng, (f"add {words}", f"put {words}", f"draw {words}"))
 
 
-def _swap(scene: Scene, rng: np.random.Generator) -> _Made | None:
+def _swap(scene: Scene, rng: np.random.Generator, world: World) -> _Made | None:
     chosen = _choose(scene, rng)
-    thing = pick(rng, THINGS)
+    thing = pick(rng, world.things)
     if chosen is None or any(one.thing == thing for one in scene.objects):
         return None
     one, name = chosen
-    color = one.color if rng.random() < 0.5 else pick(rng, COLORS)
+    color = one.color if rng.random() < 0.5 else pick(rng, world.colors)
     new = with_article(noun(thing, color))
     options = (
         *(f"replace the {name} with {new}", f"swap the {name} for {new}"),
@@ -190,7 +195,8 @@ def _swap(scene: Scene, rng: np.random.Generator) -> _Made | None:
     return _exchange(scene, one, replace(one, thing=thing, color=color)), pick(rng, options)
 
 
-def _move(scene: Scene, rng: np.random.Generator) -> _Made | None:
+def _move(scene: Scene, rng: np.random.Generator, world: World) -> _Made | None:
+    del world
     chosen = _choose(scene, rng)
     if chosen is None:
         return None
@@ -207,7 +213,7 @@ def _move(scene: Scene, rng: np.random.Generator) -> _Made | None:
     return objects, pick(rng, options)
 
 
-_MAKERS: dict[str, Callable[[Scene, np.random.Generator], _Made | None]] = {
+_MAKERS: dict[str, Callable[[Scene, np.random.Generator, World], _Made | None]] = {
     "recolor": _recolor,
     "remove": _remove,
     "add": _add,

@@ -6,7 +6,6 @@ import json
 import tarfile
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
-from dataclasses import fields as fields_of
 from pathlib import Path
 from typing import Any, Literal
 
@@ -29,6 +28,7 @@ from blip3o.data.scenes.scene import check_split, sample_pair, sample_scene
 from blip3o.data.scenes.text_questions import text_conversation, text_look_ups, text_names
 from blip3o.data.scenes.types import Scene
 from blip3o.data.scenes.words import shuffled
+from blip3o.data.scenes.world import FULL, World
 from blip3o.data.sources.references import image_role
 
 VERSION = 6
@@ -63,6 +63,7 @@ class ScenesExport:
     shard_size: int = 2000
     """Samples per shard."""
     format: Format = "webdataset"
+    world: World = FULL
 
     def __post_init__(self) -> None:
         check_split(self.split)
@@ -88,6 +89,7 @@ def export_scenes(
     shard_size: int = 2000,
     num_processes: int = 2,
     format: Format = "webdataset",
+    world: World = FULL,
 ) -> list[Path]:
     """Writes shards `scenes-NNNNNN.tar`, `edits-...` and so on (or `.jsonl` with images).
 
@@ -106,6 +108,7 @@ def export_scenes(
         shard_size: samples per shard.
         num_processes: number of processes.
         format: "webdataset" for tar files, "jsonl" for lists and image files.
+        world: the things, colors and numbers of objects to draw from.
 
     Returns:
         The shards in order: scenes, edits, pairs, chains.
@@ -124,6 +127,7 @@ def export_scenes(
         split=split,
         shard_size=shard_size,
         format=format,
+        world=world,
     )
     settings.out_dir.mkdir(parents=True, exist_ok=True)
     totals = {
@@ -176,11 +180,11 @@ def _check_settings(settings: ScenesExport) -> None:
     """Refuses to mix two exports in one folder."""
     path = settings.out_dir / "export.json"
     options = {name: value for name, value in asdict(settings).items() if name != "out_dir"}
-    now = {"version": VERSION, **options}
+    now = json.loads(json.dumps({"version": VERSION, **options}))
     if path.exists():
-        # A setting that an older version did not have is at its default.
-        defaults = {one.name: one.default for one in fields_of(ScenesExport)}
-        before = {**defaults, **json.loads(path.read_text(encoding="utf-8"))}
+        # Older versions had neither chains nor worlds.
+        before = {"num_chains": 0, **json.loads(path.read_text(encoding="utf-8"))}
+        before.setdefault("world", now["world"] if settings.world == FULL else "all")
         other = [f"{k}={before.get(k)!r}" for k in now if before.get(k) != now[k]]
         if other:
             raise UsageError(
@@ -220,7 +224,7 @@ _Sample = tuple[str, dict[str, Image.Image], dict[str, Any]]
 
 
 def _scene_sample(settings: ScenesExport, index: int) -> _Sample:
-    scene = sample_scene(settings.seed, index, settings.split)
+    scene = sample_scene(settings.seed, index, settings.split, settings.world)
     rng = numpy_rng(settings.seed, f"scenes/{settings.split}/words", index)
     return f"{index:08d}", {"": render(scene, settings.px)}, scene_fields(scene, index, rng)
 
@@ -275,7 +279,7 @@ def _text_turns(asked: list[QA], words: str) -> list[dict[str, Any]]:
 
 
 def _edit_sample(settings: ScenesExport, index: int) -> _Sample:
-    edit = sample_edit(settings.seed, index, settings.split)
+    edit = sample_edit(settings.seed, index, settings.split, settings.world)
     scenes = {"source": edit.source, "target": edit.target}
     images = {role: render(scene, settings.px) for role, scene in scenes.items()}
     fields = {
@@ -290,7 +294,7 @@ def _edit_sample(settings: ScenesExport, index: int) -> _Sample:
 
 
 def _pair_sample(settings: ScenesExport, index: int) -> _Sample:
-    scene = sample_pair(settings.seed, index, settings.split)
+    scene = sample_pair(settings.seed, index, settings.split, settings.world)
     rng = numpy_rng(settings.seed, f"scenes/pairs/{settings.split}/words", index)
     captions = pair_texts(scene, rng)
     words, asked = bare_look_up(scene, rng)
@@ -305,7 +309,7 @@ def _pair_sample(settings: ScenesExport, index: int) -> _Sample:
 
 
 def _chain_sample(settings: ScenesExport, index: int) -> _Sample:
-    edits = sample_chain(settings.seed, index, settings.split)
+    edits = sample_chain(settings.seed, index, settings.split, settings.world)
     scenes = [edits[0].source, *(edit.target for edit in edits)]
     images = {
         image_role(number) if number else "": render(scene, settings.px)

@@ -5,9 +5,10 @@ import numpy as np
 from blip3o.core.errors import unknown_name
 from blip3o.core.rng import numpy_rng
 from blip3o.data.scenes.heldout import is_heldout
-from blip3o.data.scenes.things import BACKGROUNDS, COLORS, THINGS
+from blip3o.data.scenes.things import BACKGROUNDS
 from blip3o.data.scenes.types import GAP, MARGIN, PLACES, Placed, Scene, fits
 from blip3o.data.scenes.words import pick
+from blip3o.data.scenes.world import FULL, World
 
 SPLITS = ("train", "val", "heldout")
 SIZES = {"small": 0.24, "medium": 0.32, "large": 0.42}
@@ -32,7 +33,7 @@ _PAIRS: tuple[tuple[Point, Point], ...] = (
 _ROW: tuple[Point, ...] = ((0.2, MIDDLE), (MIDDLE, MIDDLE), (0.8, MIDDLE))
 
 
-def sample_scene(seed: int, index: int, split: str = "train") -> Scene:
+def sample_scene(seed: int, index: int, split: str = "train", world: World = FULL) -> Scene:
     """Returns scene `index` of an endless data set; depends only on the arguments.
 
     Args:
@@ -40,6 +41,7 @@ def sample_scene(seed: int, index: int, split: str = "train") -> Scene:
         index: number of the scene, >= 0.
         split: "train" and "val" (other scenes, same distribution) never show a held-out
             composition; "heldout" always shows at least one.
+        world: the things, colors and numbers of objects to draw from.
 
     Raises:
         UsageError: for an unknown split.
@@ -47,26 +49,29 @@ def sample_scene(seed: int, index: int, split: str = "train") -> Scene:
     check_split(split)
     rng = numpy_rng(seed, f"scenes/{split}", index)
     # Drawn before any rejection, which would otherwise make scenes with many objects rare.
-    kind, count = _sample_kind(rng)
-    return _draw_of_split(rng, kind, count, split)
+    kind, count = _sample_kind(rng, world)
+    return _draw_of_split(rng, kind, count, split, world)
 
 
-def sample_pair(seed: int, index: int, split: str = "train") -> Scene:
+def sample_pair(seed: int, index: int, split: str = "train", world: World = FULL) -> Scene:
     """Returns scene `index` of two different things; arguments and errors as in `sample_scene`."""
     check_split(split)
-    return _draw_of_split(numpy_rng(seed, f"scenes/pairs/{split}", index), "distinct", 2, split)
+    rng = numpy_rng(seed, f"scenes/pairs/{split}", index)
+    return _draw_of_split(rng, "distinct", 2, split, world)
 
 
-def _draw_of_split(rng: np.random.Generator, kind: str, count: int, split: str) -> Scene:
+def _draw_of_split(
+    rng: np.random.Generator, kind: str, count: int, split: str, world: World
+) -> Scene:
     while True:
-        scene = _draw(rng, kind, count)
+        scene = _draw(rng, kind, count, world)
         if is_heldout(scene) == (split == "heldout"):
             return scene
 
 
-def draw_scene(rng: np.random.Generator) -> Scene:
+def draw_scene(rng: np.random.Generator, world: World = FULL) -> Scene:
     """Returns a scene that may show held-out compositions."""
-    return _draw(rng, *_sample_kind(rng))
+    return _draw(rng, *_sample_kind(rng, world), world)
 
 
 def check_split(split: str) -> None:
@@ -75,13 +80,20 @@ def check_split(split: str) -> None:
         raise unknown_name("split", split, SPLITS)
 
 
-def _draw(rng: np.random.Generator, kind: str, count: int) -> Scene:
-    looks = _sample_looks(rng, kind, count)
+def _draw(rng: np.random.Generator, kind: str, count: int, world: World) -> Scene:
+    looks = _sample_looks(rng, kind, count, world)
     return Scene(background=pick(rng, BACKGROUNDS), objects=arrange(rng, looks))
 
 
-def _sample_kind(rng: np.random.Generator) -> tuple[str, int]:
+def _sample_kind(rng: np.random.Generator, world: World) -> tuple[str, int]:
     """Returns the kind of a scene (which of its objects look the same), and their number."""
+    while True:
+        kind, count = _sample_any_kind(rng)
+        if count <= world.max_objects:
+            return kind, count
+
+
+def _sample_any_kind(rng: np.random.Generator) -> tuple[str, int]:
     roll = rng.random()
     if roll < 0.7:
         return "distinct", int(rng.choice([1, 2, 3, 4], p=[0.36, 0.34, 0.15, 0.15]))
@@ -90,17 +102,20 @@ def _sample_kind(rng: np.random.Generator) -> tuple[str, int]:
     return ("two groups", int(rng.integers(3, 5))) if roll < 0.96 else ("two colors", 2)
 
 
-def _sample_looks(rng: np.random.Generator, kind: str, count: int) -> list[tuple[str, str]]:
+def _sample_looks(
+    rng: np.random.Generator, kind: str, count: int, world: World
+) -> list[tuple[str, str]]:
     """Returns (thing, color) of every object."""
-    things = [THINGS[int(k)] for k in rng.choice(len(THINGS), size=count, replace=False)]
-    colors = [COLORS[int(k)] for k in rng.integers(len(COLORS), size=count)]
+    names, hues = world.things, world.colors
+    things = [names[int(k)] for k in rng.choice(len(names), size=count, replace=False)]
+    colors = [hues[int(k)] for k in rng.integers(len(hues), size=count)]
     if kind == "copies":
         return [(things[0], colors[0])] * count
     if kind == "two groups":
         first = int(rng.integers(1, count))
         return [(things[0], colors[0])] * first + [(things[1], colors[1])] * (count - first)
     if kind == "two colors":
-        colors = [COLORS[int(k)] for k in rng.choice(len(COLORS), size=2, replace=False)]
+        colors = [hues[int(k)] for k in rng.choice(len(hues), size=2, replace=False)]
         return [(things[0], colors[0]), (things[0], colors[1])]
     return list(zip(things, colors, strict=True))
 

@@ -52,6 +52,11 @@ class DecoderSizes:
     max_positions: Count
     rope_theta: Positive = 1_000_000.0
 
+    @property
+    def num_axes(self) -> int:
+        """1: positions count tokens."""
+        return 1
+
 
 @runtime_checkable
 class BackboneConfig(Dataclass, Protocol):
@@ -72,6 +77,10 @@ class BackboneConfig(Dataclass, Protocol):
     @property
     def max_positions(self) -> int:
         """Longest supported sequence in tokens."""
+
+    @property
+    def num_axes(self) -> int:
+        """Axes of the rotary positions: 1, or 3 for time, row and column."""
 
     @property
     def image_token_id(self) -> int:
@@ -116,13 +125,11 @@ class Backbone(nn.Module, Generic[ConfigT]):
         "embed",
         "image_tokens",
         "forward",
+        "layer_states",
         "block_states",
         "logits",
     )
     """Methods that need weights and are called from outside; offloading wraps them."""
-
-    num_axes: ClassVar[int] = 1
-    """Axes of the rotary positions."""
 
     padding_free: bool = False
     decoder: "Decoder"
@@ -205,23 +212,50 @@ class Backbone(nn.Module, Generic[ConfigT]):
         if isinstance(cache, RowBatch):
             return cache.states(self.decoder, embeds)
         if positions is None:
-            positions = (attention_mask.long().cumsum(1) - 1).clamp_min(0)[:, -embeds.shape[1] :]
-            if cache is not None and cache.rope_deltas is not None:
-                positions = positions + cache.rope_deltas.unsqueeze(1)
-            if self.num_axes > 1:
-                positions = positions.expand(self.num_axes, -1, -1)
+            deltas = None if cache is None else cache.rope_deltas
+            positions = self._counted_positions(attention_mask, embeds.shape[1], deltas)
         elif cache is not None:
             cache.rope_deltas = positions.amax((0, 2)) + 1 - attention_mask.sum(1)
         if self.is_packed(attention_mask, cache):
             return packed_states(self.decoder, embeds, attention_mask, positions, cache)
         output = self.decoder(
             inputs_embeds=embeds,
-            attention_mask=None if bool(attention_mask.all()) else attention_mask.long(),
+            attention_mask=_padding_mask(attention_mask),
             position_ids=positions,
             past_key_values=cache,
             use_cache=cache is not None,
         )
         return output.last_hidden_state
+
+    def layer_states(self, embeds: Tensor, attention_mask: Tensor) -> tuple[Tensor, ...]:
+        """Returns the hidden states after every layer, [B, T, D] each.
+
+        The states of the last layer are those of `forward`, after the final norm. Padding is
+        computed, also with `padding_free`.
+
+        Args:
+            embeds: input embeddings of whole rows, [B, T, D].
+            attention_mask: True for real tokens, [B, T].
+        """
+        output = self.decoder(
+            inputs_embeds=embeds,
+            attention_mask=_padding_mask(attention_mask),
+            position_ids=self._counted_positions(attention_mask, embeds.shape[1]),
+            use_cache=False,
+            output_hidden_states=True,
+        )
+        states = output.hidden_states
+        assert states is not None
+        return states[1:]  # without the embeddings
+
+    def _counted_positions(
+        self, attention_mask: Tensor, length: int, deltas: Tensor | None = None
+    ) -> Tensor:
+        """Returns rotary positions that count the real tokens of each row, for the last ones."""
+        positions = (attention_mask.long().cumsum(1) - 1).clamp_min(0)[:, -length:]
+        if deltas is not None:
+            positions = positions + deltas.unsqueeze(1)
+        return positions.expand(self.num_axes, -1, -1) if self.num_axes > 1 else positions
 
     def block_states(
         self,
@@ -240,7 +274,7 @@ class Backbone(nn.Module, Generic[ConfigT]):
             embeds: input embeddings of the block, [B, N, D].
             visible: True for the cached positions that the block attends to, bool [B, past].
             cache: keys and values of earlier positions; those of the block are appended.
-            positions: rotary positions of the block, int64 [B, N].
+            positions: rotary positions of the block, int64 [B, N]; [axes, B, N] if the axes differ.
             is_causal: whether a token of the block attends only to itself and those before it.
         """
         return block_states(
@@ -252,6 +286,11 @@ class Backbone(nn.Module, Generic[ConfigT]):
         if cache is not None:
             return isinstance(cache, PackedCache)
         return self.padding_free and not bool(attention_mask.all())
+
+    @property
+    def num_axes(self) -> int:
+        """Axes of the rotary positions."""
+        return self.config.num_axes
 
     @property
     def filler_id(self) -> int:
@@ -284,6 +323,11 @@ class Backbone(nn.Module, Generic[ConfigT]):
         if self.lm_head is None:
             return nn.functional.linear(hidden, self.decoder.embed_tokens.weight)
         return self.lm_head(hidden)
+
+
+def _padding_mask(attention_mask: Tensor) -> Tensor | None:
+    """Returns the mask as transformers takes it; None without padding."""
+    return None if bool(attention_mask.all()) else attention_mask.long()
 
 
 def vocabulary_head(vocab_size: int, hidden_size: int, *, is_tied: bool) -> nn.Linear | None:

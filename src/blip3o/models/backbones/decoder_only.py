@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from torch import Tensor, nn
 
+from blip3o.imaging.pixels import resized_pixels
 from blip3o.models.backbones.attention import use_attention
 from blip3o.models.backbones.base import Backbone, BackboneConfig, vocabulary_head
 from blip3o.models.encoders.normalizer import FeatureNormalizer, FeatureNormalizerConfig
@@ -87,13 +88,7 @@ class DecoderOnlyBackbone(Backbone[DecoderOnlyConfig]):
         assert isinstance(pixels, Tensor), "the tower takes images of one shape"
         tower = self.config.vision_tower
         assert tower is not None, "only a backbone with a tower takes pixels"
-        side = tower.image_px
-        if pixels.shape[2:] != (side, side):
-            # In fp32: on the CPU, torch cannot resample half-precision tensors this way.
-            pixels = nn.functional.interpolate(
-                pixels.float(), (side, side), mode="bilinear", antialias=True
-            ).to(pixels)
-        return TowerInputs(pixels=pixels)
+        return TowerInputs(pixels=resized_pixels(pixels, tower.image_px, tower.image_px))
 
     def image_tokens(self, images: PromptImages) -> Tensor:
         """Returns the tokens [M, N, D] of features [M, N, C] of the image encoder, or of pixels."""

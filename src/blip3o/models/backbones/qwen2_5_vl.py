@@ -7,12 +7,13 @@ even if the prompt contains images. Only text about images uses the 3-axis posit
 
 import dataclasses
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from blip3o.core.bounds import Count, Whole
+from blip3o.imaging.pixels import resized_pixels
 from blip3o.models.backbones.attention import use_attention
 from blip3o.models.backbones.base import Backbone, DecoderSizes, vocabulary_head
 from blip3o.models.backbones.vision import VisionTowerConfig, image_positions, to_vision_inputs
@@ -105,21 +106,22 @@ class Qwen2_5VLBackboneConfig(DecoderSizes):  # noqa: N801  (the model's own nam
         return None
 
     @property
+    def num_axes(self) -> int:
+        """3: positions have a time, a row and a column."""
+        return 3
+
+    @property
     def token_px(self) -> int:
-        """Side in pixels of the area that one token covers; image sides are multiples of it."""
+        """Side in pixels of the area that one token covers; the tower sees multiples of it."""
         return self.vision.patch_px * self.vision.merge
 
-    def num_image_tokens(self, image_px: int) -> int:
-        """Returns the number of tokens of a square image with sides of `image_px`.
+    def tower_px(self, side: int) -> int:
+        """Returns the side that an image with a side of `side` pixels gets for the tower."""
+        return max(1, round(side / self.token_px)) * self.token_px
 
-        Raises:
-            ValueError: if the side is not a multiple of `token_px`.
-        """
-        if image_px % self.token_px:
-            raise ValueError(
-                f"image_px {image_px} must be a multiple of {self.token_px} for this backbone"
-            )
-        return (image_px // self.token_px) ** 2
+    def num_image_tokens(self, image_px: int) -> int:
+        """Returns the number of tokens of a square image with sides of `image_px`."""
+        return (self.tower_px(image_px) // self.token_px) ** 2
 
     def build(self) -> "Qwen2_5VLBackbone":
         """Returns the backbone with fresh weights."""
@@ -159,8 +161,6 @@ class Qwen2_5VLBackbone(Backbone[Qwen2_5VLBackboneConfig]):  # noqa: N801
         Qwen2.5-VL (arXiv 2502.13923); parity families `qwen` and `generate_image`.
     """
 
-    num_axes: ClassVar[int] = 3
-
     def __init__(self, config: Qwen2_5VLBackboneConfig) -> None:
         super().__init__(config)
         self.visual = config.vision.build(config.hidden_size)
@@ -171,20 +171,21 @@ class Qwen2_5VLBackbone(Backbone[Qwen2_5VLBackboneConfig]):  # noqa: N801
         )
 
     def vision_inputs(self, pixels: Tensor | Sequence[Tensor]) -> VisionInputs:
-        """Returns images in the form that `embed` takes; see `Backbone.vision_inputs`.
-
-        Raises:
-            ValueError: if a side is not a multiple of the config's `token_px`.
-        """
-        vision = self.config.vision
-        sizes = vision.patch_px, vision.merge, vision.num_frames
+        """Returns images in the form that `embed` takes, resized to whole tokens of the tower."""
         if isinstance(pixels, Tensor):
-            return to_vision_inputs(pixels, *sizes)
-        parts = [to_vision_inputs(one.unsqueeze(0), *sizes) for one in pixels]
+            return self._patches_of(pixels)
+        parts = [self._patches_of(one.unsqueeze(0)) for one in pixels]
         return VisionInputs(
             patches=torch.cat([part.patches for part in parts]),
             grid_thw=torch.cat([part.grid_thw for part in parts]),
         )
+
+    def _patches_of(self, pixels: Tensor) -> VisionInputs:
+        """Returns images [M, 3, H, W] as patches."""
+        height, width = (self.config.tower_px(side) for side in pixels.shape[2:])
+        vision = self.config.vision
+        fitted = resized_pixels(pixels, height, width)
+        return to_vision_inputs(fitted, vision.patch_px, vision.merge, vision.num_frames)
 
     def image_tokens(self, images: PromptImages) -> Tensor:
         """Returns the tokens of all images, [S / m**2, D], for S patches and m x m a token."""

@@ -28,9 +28,11 @@ from blip3o.models.autoencoders import (
     denormalized,
     import_diffusers,
     latents_to_pixels,
+    normalized,
+    posterior,
     set_low_memory,
 )
-from blip3o.models.protocols import DecoderDefaults, ImageDecoder
+from blip3o.models.protocols import DecoderDefaults, LatentPredictor
 
 _MAX_TRAIN_TIMESTEPS = 100_000
 
@@ -96,11 +98,16 @@ class LatentDiffusionConfig(DecoderDefaults):
         """Shape of the noise that one image starts from, which is that of its latents."""
         return (self.autoencoder.latent_channels, self.sample_size, self.sample_size)
 
+    @property
+    def predicts_latents(self) -> bool:
+        """True: `latent_decoding` trains the network."""
+        return True
+
 
 ConfigT = TypeVar("ConfigT", bound=LatentDiffusionConfig)
 
 
-class LatentDiffusionDecoder(ImageDecoder, Generic[ConfigT]):
+class LatentDiffusionDecoder(LatentPredictor, Generic[ConfigT]):
     """Features [B, N, K] to pixels [B, 3, P, P] by a guided diffusion in VAE latents [B, C, h, w].
 
     Only the network is trained, so the VAE needs no gradient. The empty condition, which guidance
@@ -114,8 +121,6 @@ class LatentDiffusionDecoder(ImageDecoder, Generic[ConfigT]):
     empty_first: ClassVar[bool]
     """Whether the empty condition is the first half of a guided batch, or the second."""
 
-    empty_features: Tensor
-
     def __init__(self, config: ConfigT) -> None:
         super().__init__()
         self.config = config
@@ -124,15 +129,11 @@ class LatentDiffusionDecoder(ImageDecoder, Generic[ConfigT]):
         empty = torch.zeros(config.grid**2, config.feature_channels)
         self.register_buffer("empty_features", empty)
 
-    def predict(self, noisy: Tensor, timestep: Tensor, features: Tensor) -> Tensor:
-        """Returns the network's prediction (noise or velocity), [B, C, h, w].
-
-        Args:
-            noisy: latents, scaled by the scheduler, [B, C, h, w].
-            timestep: the scheduler's timestep, a scalar.
-            features: [B, N, K].
-        """
-        raise NotImplementedError
+    def encode_latents(self, pixels: Tensor) -> Tensor:
+        """Returns the normalized latents of images; see `LatentPredictor.encode_latents`."""
+        autoencoder = self.config.autoencoder
+        latents, _ = posterior(self.vae, pixels, autoencoder.latent_channels)
+        return normalized(latents.float(), autoencoder)
 
     def sample_latents(
         self,

@@ -17,8 +17,8 @@ from blip3o.flow.path import clean_to_velocity
 from blip3o.flow.sigmas import NUM_TIMESTEPS, inference_sigmas
 from blip3o.flow.solver import at_levels, euler
 from blip3o.models.protocols import CleanPredictor, DecoderDefaults
+from blip3o.nn.convolution import ResidualStack, num_groups
 from blip3o.nn.embedding import TimestepEmbedding
-from blip3o.nn.linear import VectorLinear
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -108,13 +108,13 @@ class PocketDecoder(CleanPredictor):
         pixels = 3 * config.block_px**2
         self.sigma_embedding = TimestepEmbedding(fine)
         self.coarse_in = nn.Conv2d(config.feature_channels, coarse, 3, padding=1)
-        self.coarse = _blocks(coarse, fine, config.num_blocks[0])
+        self.coarse = ResidualStack(coarse, fine, config.num_blocks[0])
         self.to_middle = nn.Conv2d(coarse, middle * config.middle_scale**2, 1)
-        self.middle = _blocks(middle, fine, config.num_blocks[1])
+        self.middle = ResidualStack(middle, fine, config.num_blocks[1])
         self.to_fine = nn.Conv2d(middle, fine * config.fine_scale**2, 1)
         self.noisy_in = nn.Conv2d(pixels, fine, 3, padding=1)
-        self.fine = _blocks(fine, fine, config.num_blocks[2])
-        self.norm_out = nn.GroupNorm(_groups(fine), fine)
+        self.fine = ResidualStack(fine, fine, config.num_blocks[2])
+        self.norm_out = nn.GroupNorm(num_groups(fine), fine)
         self.pixels_out = nn.Conv2d(fine, pixels, 3, padding=1)
 
     @property
@@ -127,12 +127,12 @@ class PocketDecoder(CleanPredictor):
         config = self.config
         vector = self.sigma_embedding(NUM_TIMESTEPS * sigma)
         hidden = features.mT.unflatten(2, (config.grid, config.grid))
-        hidden = _run(self.coarse, self.coarse_in(hidden), vector)
+        hidden = self.coarse(self.coarse_in(hidden), vector)
         hidden = functional.pixel_shuffle(self.to_middle(hidden), config.middle_scale)
-        hidden = _run(self.middle, hidden, vector)
+        hidden = self.middle(hidden, vector)
         hidden = functional.pixel_shuffle(self.to_fine(hidden), config.fine_scale)
         hidden = hidden + self.noisy_in(functional.pixel_unshuffle(noisy, config.block_px))
-        hidden = _run(self.fine, hidden, vector)
+        hidden = self.fine(hidden, vector)
         blocks = self.pixels_out(functional.silu(self.norm_out(hidden)))
         return functional.pixel_shuffle(blocks, config.block_px)
 
@@ -153,36 +153,3 @@ class PocketDecoder(CleanPredictor):
 
         levels = sigmas.to(noise.device)
         return euler(at_levels(velocity, levels), noise, sigmas).clamp(-1.0, 1.0)
-
-
-class _ResidualBlock(nn.Module):
-    """Two 3 x 3 convolutions, with a scale and shift from the noise level in between."""
-
-    def __init__(self, width: int, vector_size: int) -> None:
-        super().__init__()
-        self.norm_1 = nn.GroupNorm(_groups(width), width)
-        self.conv_1 = nn.Conv2d(width, width, 3, padding=1)
-        self.modulation = VectorLinear(vector_size, 2 * width)
-        self.norm_2 = nn.GroupNorm(_groups(width), width)
-        self.conv_2 = nn.Conv2d(width, width, 3, padding=1)
-        nn.init.zeros_(self.conv_2.weight)  # a fresh block is the identity
-
-    def forward(self, hidden: Tensor, vector: Tensor) -> Tensor:
-        change = self.conv_1(functional.silu(self.norm_1(hidden)))
-        scale, shift = self.modulation(vector)[:, :, None, None].chunk(2, dim=1)
-        change = self.norm_2(change) * (1 + scale) + shift
-        return hidden + self.conv_2(functional.silu(change))
-
-
-def _blocks(width: int, vector_size: int, count: int) -> nn.ModuleList:
-    return nn.ModuleList(_ResidualBlock(width, vector_size) for _ in range(count))
-
-
-def _run(blocks: nn.ModuleList, hidden: Tensor, vector: Tensor) -> Tensor:
-    for block in blocks:
-        hidden = block(hidden, vector)
-    return hidden
-
-
-def _groups(width: int) -> int:
-    return max(1, width // 16)

@@ -11,8 +11,11 @@ from typing import ClassVar
 from torch import Tensor, nn
 
 from blip3o.core.bounds import Count, Positive
+from blip3o.flow.path import interpolate, velocity_target
+from blip3o.flow.sigmas import NUM_TIMESTEPS
 from blip3o.models.autoencoders import DcAutoencoderConfig, import_diffusers
 from blip3o.models.decoders.latent_diffusion import LatentDiffusionConfig, LatentDiffusionDecoder
+from blip3o.models.protocols import NoisyLatents
 from blip3o.nn.norm import RMSNorm
 
 _CAPTION_SCALE = math.sqrt(5.5)  # published initial value of the connector's norm
@@ -170,6 +173,11 @@ class SanaDecoder(LatentDiffusionDecoder[SanaDecoderConfig]):
     def layers(self) -> list[nn.Module]:
         """The transformer layers."""
         return list(self.transformer.transformer_blocks)
+
+    def add_noise(self, latents: Tensor, noise: Tensor, sigma: Tensor) -> NoisyLatents:
+        """Returns latents on the straight path to noise; see `LatentPredictor.add_noise`."""
+        noisy = interpolate(latents, noise, sigma)
+        return NoisyLatents(noisy, NUM_TIMESTEPS * sigma, velocity_target(latents, noise))
 
     def predict(self, noisy: Tensor, timestep: Tensor, features: Tensor) -> Tensor:
         """Returns the predicted velocity (noise - clean), [B, C, h, w]."""

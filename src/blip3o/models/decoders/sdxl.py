@@ -5,16 +5,25 @@ The UNet and the VAE come from diffusers, so the released decoder loads by its o
 """
 
 import dataclasses
-from typing import ClassVar
+from typing import ClassVar, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
 from blip3o.core.bounds import Count, Whole
+from blip3o.core.errors import UsageError
 from blip3o.models.autoencoders import KlAutoencoderConfig, import_diffusers
 from blip3o.models.decoders.latent_diffusion import LatentDiffusionConfig, LatentDiffusionDecoder
+from blip3o.models.protocols import NoisyLatents
 
 _NUM_TIME_IDS = 6
+
+
+@runtime_checkable
+class _HasTrainedSteps(Protocol):
+    """A scheduler with the table of the steps that its networks are trained on."""
+
+    alphas_cumprod: Tensor
 
 
 def _euler() -> dict[str, object]:
@@ -148,6 +157,26 @@ class SdxlDecoder(LatentDiffusionDecoder[SdxlDecoderConfig]):
         from diffusers.models.attention import BasicTransformerBlock
 
         return [one for one in self.unet.modules() if isinstance(one, BasicTransformerBlock)]
+
+    def add_noise(self, latents: Tensor, noise: Tensor, sigma: Tensor) -> NoisyLatents:
+        """Returns latents at the nearest trained steps; see `LatentPredictor.add_noise`.
+
+        noisy = sqrt(a) latents + sqrt(1 - a) noise, where `a` is the share of the latents' variance
+        that the scheduler's table keeps at a step (DDPM, arXiv 2006.11239, eq. 4).
+
+        Raises:
+            UsageError: if the scheduler's networks do not predict noise.
+        """
+        kind = self.config.scheduler.get("prediction_type", "epsilon")
+        if kind != "epsilon" or not isinstance(self.scheduler, _HasTrainedSteps):
+            raise UsageError(
+                f"the training of an SDXL decoder predicts noise (epsilon), but "
+                f"image_decoder.scheduler has prediction_type {kind!r}"
+            )
+        table = self.scheduler.alphas_cumprod.to(latents)
+        step = (sigma * len(table)).round().long().clamp_min(1) - 1
+        kept = table[step][:, None, None, None]
+        return NoisyLatents(kept.sqrt() * latents + (1 - kept).sqrt() * noise, step, noise)
 
     def predict(self, noisy: Tensor, timestep: Tensor, features: Tensor) -> Tensor:
         """Returns the predicted noise, [B, C, h, w]."""

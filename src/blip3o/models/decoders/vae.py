@@ -10,6 +10,7 @@ from torch import Tensor
 from blip3o.models.autoencoders import (
     KlAutoencoderConfig,
     SizedAutoencoder,
+    decode,
     features_to_latents,
     latents_to_pixels,
     set_low_memory,
@@ -23,8 +24,13 @@ class VaeDecoderConfig(SizedAutoencoder, DecoderDefaults):
 
     @property
     def feature_channels(self) -> int:
-        """Channels of the features (K), which are those of the latents."""
+        """Channels of the features, which are those of the latents."""
         return self.autoencoder.latent_channels
+
+    @property
+    def reads_raw(self) -> bool:
+        """True: the decoder inverts the encoder, whatever normalizer a generator works behind."""
+        return True
 
     @property
     def noise_shape(self) -> tuple[int]:
@@ -42,7 +48,7 @@ class VaeDecoderConfig(SizedAutoencoder, DecoderDefaults):
 
 
 class VaeDecoder(ImageDecoder):
-    """Scaled latents as feature tokens [B, N, C], row by row, to pixels [B, 3, P, P].
+    """The `vae` encoder's features [B, N, C], row by row, to pixels [B, 3, P, P].
 
     Weight names are those of the published autoencoder after `vae.`, without its encoder half
     (`encoder.`, `quant_conv.`).
@@ -68,6 +74,13 @@ class VaeDecoder(ImageDecoder):
         del noise, num_inference_steps, guidance
         latents = features_to_latents(features, self.config.autoencoder, self.config.grid)
         return latents_to_pixels(self.vae, latents)
+
+    def reconstruct(self, latents: Tensor) -> Tensor:
+        """Returns images [B, 3, P, P] for latents [B, C, G, G] of the encoder's posterior.
+
+        Values are not clipped to [-1, 1], because a clipped value has no gradient.
+        """
+        return decode(self.vae, latents)
 
     def set_low_memory(self, *, sliced: bool = True, tiled: bool = True) -> None:
         """Sets how the VAE decodes; see `autoencoders.set_low_memory`."""

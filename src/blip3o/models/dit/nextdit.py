@@ -1,8 +1,10 @@
 """NextDiT: the diffusion transformer of BLIP3-o, with the weight names of the released models.
 
-The network is the 2-D DiT of Lumina-Next with cross-attention to the backbone's query states. The
-fast path for sampling is in `nextdit_sampling`. Axes: B batch, N feature tokens, C feature
-channels, M image tokens (patches of feature tokens), Q query tokens, D backbone width, E DiT width,
+The network is the 2-D DiT of Lumina-Next with cross-attention to states of the backbone, which are
+its condition. In the released models these are the states at Q query tokens, [B, Q, D]. Each layer
+may also have states of its own, [B, layers, Q, D], and a mask may hide some of the tokens. The fast
+path for sampling is in `nextdit_sampling`. Axes: B batch, N feature tokens, C feature channels, M
+image tokens (patches of feature tokens), Q tokens of the condition, D backbone width, E DiT width,
 H heads, K head dim.
 
 Reference:
@@ -13,7 +15,7 @@ Reference:
 import dataclasses
 import math
 from collections.abc import Callable
-from typing import ClassVar, Concatenate, ParamSpec, TypeVar, cast
+from typing import ClassVar, Concatenate, Literal, ParamSpec, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -45,7 +47,7 @@ class NextDiTConfig:
 
     Args:
         in_channels: channels of the features it generates (C).
-        condition_size: width of the backbone's query states (D).
+        condition_size: width of the backbone's states (D).
         hidden_size: width (E).
         num_layers: transformer layers.
         num_heads: attention heads (H); the head dim must be a multiple of 4.
@@ -57,6 +59,10 @@ class NextDiTConfig:
         norm_eps: epsilon of the RMS norms. The LayerNorms have a fixed one, as published.
         reference_channels: channels of the features of an image to edit; 0 (the released layout)
             for a network without this input.
+        fresh_gates: state of the gates of fresh weights; loaded weights bring their own. "closed"
+            is the published start: the gates of cross-attention are zero, those of the other
+            branches near zero. "open" starts all near one, so every branch passes at once, and the
+            network learns much earlier to follow the condition.
     """
 
     in_channels: Count
@@ -71,6 +77,7 @@ class NextDiTConfig:
     ffn_dim_multiplier: Positive | None = None
     norm_eps: NotNegative = 1e-5
     reference_channels: Whole = 0
+    fresh_gates: Literal["closed", "open"] = "closed"
 
     def __post_init__(self) -> None:
         if self.hidden_size % (4 * self.num_heads):
@@ -136,10 +143,12 @@ class NextDiTContext:
     Args:
         pooled: the condition's part of the conditioning vector, [B, vector_size].
         layers: cross-attention keys and values of each layer.
+        mask: True for the tokens that the image attends to, bool [B, 1, 1, Q]; None for all.
     """
 
     pooled: Tensor
     layers: tuple[KeyValue, ...]
+    mask: Tensor | None = None
 
 
 class NextDiT(nn.Module):
@@ -179,7 +188,8 @@ class NextDiT(nn.Module):
         """
         rows, columns = noisy.shape[-2:]
         tokens = noisy.flatten(2).transpose(1, 2)
-        velocity = self._run(tokens, timestep, condition, None, None, (rows, columns))
+        context = self.prepare_context(condition)
+        velocity = self._run(tokens, timestep, context, None, (rows, columns))
         return velocity.transpose(1, 2).unflatten(2, (rows, columns))
 
     def velocity(
@@ -198,7 +208,8 @@ class NextDiT(nn.Module):
         Args:
             noisy: features on the path, row-major tokens, [B, N, C].
             sigma: noise levels in [0, 1], fp32, [B].
-            condition: the backbone's query states, [B, Q, D]; zeros are the empty condition.
+            condition: states of the backbone, [B, Q, D], or [B, layers, Q, D]; zeros are the empty
+                condition.
             context: the result of `prepare_context(condition)`, which then replaces the condition.
             reference: features of an image to edit, [B, N, reference_channels].
             grid: rows and columns of the N tokens; None for a square.
@@ -211,14 +222,25 @@ class NextDiT(nn.Module):
         timestep = timesteps(sigma, truncate_timestep)
         grid = grid or _square_grid(noisy.shape[1])
         check_shapes(self.config, noisy, condition, reference, grid)
-        return self._run(noisy, timestep, condition, context, reference, grid)
+        if context is None:
+            context = self.prepare_context(condition)
+        return self._run(noisy, timestep, context, reference, grid)
 
-    def prepare_context(self, condition: Tensor) -> NextDiTContext:
-        """Returns the computation that all sampling steps share, for query states [B, Q, D]."""
+    def prepare_context(self, condition: Tensor, mask: Tensor | None = None) -> NextDiTContext:
+        """Returns the computation that all sampling steps share.
+
+        Args:
+            condition: states of the backbone, [B, Q, D] for all layers, or [B, layers, Q, D].
+            mask: True for the tokens to use, at least one in each row, bool [B, Q]; None for all.
+        """
         context = self.caption_projection(condition.to(self.dtype))
+        layers = [context] * len(self.layers) if context.ndim == 3 else context.unbind(1)
         return NextDiTContext(
-            pooled=self.time_caption_embed.pool(context),
-            layers=tuple(block.cross_key_value(context) for block in self.blocks),
+            pooled=self.time_caption_embed.pool(context, mask),
+            layers=tuple(
+                block.cross_key_value(one) for block, one in zip(self.blocks, layers, strict=True)
+            ),
+            mask=None if mask is None else mask[:, None, None],
         )
 
     def embed_tokens(self, noisy: Tensor, grid: tuple[int, int]) -> Tensor:
@@ -262,26 +284,18 @@ class NextDiT(nn.Module):
         self,
         noisy: Tensor,
         timestep: Tensor,
-        condition: Tensor,
-        cache: NextDiTContext | None,
+        context: NextDiTContext,
         reference: Tensor | None,
         grid: tuple[int, int],
     ) -> Tensor:
         hidden = self.embed_tokens(noisy, grid)
         if reference is not None and self.reference_embedder is not None:
             hidden = hidden + self.embed_reference(reference, grid)
-        context = None
-        if cache is None:
-            context = self.caption_projection(condition.to(self.dtype))
-            pooled = self.time_caption_embed.pool(context)
-        else:
-            pooled = cache.pooled
-        vector = self.time_caption_embed.timestep_embedder(timestep) + pooled
+        vector = self.time_caption_embed.timestep_embedder(timestep) + context.pooled
         vector = functional.silu(vector)  # every consumer of the vector starts with this SiLU
         rope = self.rope(grid, hidden.device)
-        for index, layer in enumerate(self.layers):
-            key_value = None if cache is None else cache.layers[index]
-            hidden = layer(hidden, vector, rope, context, key_value)
+        for layer, cross in zip(self.layers, context.layers, strict=True):
+            hidden = layer(hidden, vector, rope, cross, context.mask)
         return self.from_patches(self.norm_out(hidden, vector), grid).to(noisy.dtype)
 
 
@@ -307,14 +321,17 @@ class NextDiTBlock(nn.Module):
         self.ffn_norm1 = RMSNorm(width, eps)
         self.feed_forward = SwiGLU(width, inner, silu_in_fp32=True)
         self.ffn_norm2 = RMSNorm(width, eps)
+        if config.fresh_gates == "open":
+            nn.init.ones_(self.gate)
+            self.norm1.open_gates()
 
     def forward(
         self,
         hidden: Tensor,
         vector: Tensor,
         rope: RopeTable,
-        context: Tensor | None = None,
-        cross: KeyValue | None = None,
+        cross: KeyValue,
+        mask: Tensor | None = None,
     ) -> Tensor:
         """Returns the transformed tokens, [B, M, E].
 
@@ -322,20 +339,13 @@ class NextDiTBlock(nn.Module):
             hidden: image tokens, [B, M, E].
             vector: conditioning vector after its SiLU, [B, vector_size].
             rope: rotation of the image tokens, [M, 1, K / 2].
-            context: projected condition, [B, Q, E]; needed where `cross` is None.
-            cross: the result of `cross_key_value(context)`.
-
-        Raises:
-            ValueError: if both `context` and `cross` are None.
+            cross: the result of `cross_key_value` for the condition.
+            mask: True for the tokens of the condition to attend to, [B, 1, 1, Q]; None for all.
         """
-        if cross is None:
-            if context is None:
-                raise ValueError("a layer needs the context or its keys and values")
-            cross = self.cross_key_value(context)
         changes = self.norm1.linear(vector).unsqueeze(1).chunk(4, dim=-1)
         attention_scale, attention_gate, ffn_scale, ffn_gate = changes
         normed = self.norm1.norm(hidden) * (1 + attention_scale)
-        mixed = self._attention(normed, rope, cross)
+        mixed = self._attention(normed, rope, cross, mask)
         hidden = torch.addcmul(hidden, attention_gate.tanh(), self.norm2(mixed))
         fed = self.feed_forward(self.ffn_norm1(hidden) * (1 + ffn_scale))
         return torch.addcmul(hidden, ffn_gate.tanh(), self.ffn_norm2(fed))
@@ -354,13 +364,15 @@ class NextDiTBlock(nn.Module):
         """Calls `function(self, ...)`; as a seam, it lets offloading fetch the weights first."""
         return function(self, *inputs, **named)
 
-    def _attention(self, normed: Tensor, rope: RopeTable, cross: KeyValue) -> Tensor:
+    def _attention(
+        self, normed: Tensor, rope: RopeTable, cross: KeyValue, mask: Tensor | None
+    ) -> Tensor:
         query = rotate_neighbors(self.attn1.query(normed), rope).transpose(1, 2)
         key = rotate_neighbors(self.attn1.key(normed), rope).transpose(1, 2)
         own = attend(query, key, self.attn1.value(normed).transpose(1, 2))
         # The released network rotates the cross-attention's queries, but not its keys.
         query = rotate_neighbors(self.attn2.query(normed), rope).transpose(1, 2)
-        other = attend(query, *cross)
+        other = attend(query, *cross, mask=mask)
         mixed = torch.addcmul(own, self.gate.tanh().view(-1, 1, 1), other)  # [B, H, M, K]
         return self.attn2.to_out[0](mixed.transpose(1, 2).flatten(2))
 
@@ -372,6 +384,11 @@ class _ModulatedNorm(nn.Module):
         super().__init__()
         self.linear = VectorLinear(vector_size, 4 * hidden_size)
         self.norm = RMSNorm(hidden_size, eps)
+
+    def open_gates(self) -> None:
+        """Sets the bias of both gates to one, in the order (scale, gate, scale, gate)."""
+        with torch.no_grad():
+            self.linear.bias.unflatten(0, (4, -1))[1::2] = 1.0
 
 
 class _Projections(nn.Module):
@@ -416,7 +433,7 @@ class _PatchEmbedder(nn.Module):
 
 
 class _CaptionProjection(nn.Module):
-    """Projects query states to the DiT's width."""
+    """Projects the condition to the DiT's width."""
 
     def __init__(self, condition_size: int, hidden_size: int) -> None:
         super().__init__()
@@ -424,7 +441,7 @@ class _CaptionProjection(nn.Module):
         self.linear_2 = nn.Linear(hidden_size, hidden_size)
 
     def forward(self, condition: Tensor) -> Tensor:
-        """Returns the context [B, Q, E] of query states [B, Q, D]."""
+        """Returns the context [..., E] of states [..., D]."""
         return self.linear_2(functional.gelu(self.linear_1(condition), approximate="tanh"))
 
 
@@ -438,9 +455,21 @@ class _TimeCaptionEmbedding(nn.Module):
             nn.LayerNorm(hidden_size, eps=_VECTOR_NORM_EPS), VectorLinear(hidden_size, vector_size)
         )
 
-    def pool(self, context: Tensor) -> Tensor:
-        """Returns the context's part of the vector, [B, vector_size], of a context [B, Q, E]."""
-        return self.caption_embedder(context.float().mean(dim=1).to(context.dtype))
+    def pool(self, context: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Returns the context's part of the vector, [B, vector_size].
+
+        Args:
+            context: [B, Q, E], or [B, layers, Q, E].
+            mask: True for the tokens to use, [B, Q]; None for all.
+        """
+        tokens = context.float()
+        if tokens.ndim == 4:
+            tokens = tokens.mean(dim=1)
+        if mask is None:
+            mean = tokens.mean(dim=1)
+        else:
+            mean = (tokens * (mask / mask.sum(1, keepdim=True)).unsqueeze(-1)).sum(dim=1)
+        return self.caption_embedder(mean.to(context.dtype))
 
 
 class _OutputLayer(nn.Module):
@@ -495,6 +524,10 @@ def check_shapes(
     if condition.shape[-1] != config.condition_size:
         raise ValueError(
             f"the condition is {condition.shape[-1]} wide, the DiT takes {config.condition_size}"
+        )
+    if condition.ndim == 4 and condition.shape[1] != config.num_layers:
+        raise ValueError(
+            f"the condition is for {condition.shape[1]} layers, the DiT has {config.num_layers}"
         )
     if reference is not None and reference.shape[-1] != config.reference_channels:
         raise ValueError(

@@ -6,8 +6,9 @@ heads, K head dim. With guidance, a batch holds [null, conditional]: 2 B rows.
 
 - Keys and values of the condition do not depend on the noise level. They are computed once, and
   all images of a condition share one copy.
-- The empty condition is the same token Q times, and the keys are not rotated. So every query of the
-  null half averages equal values, and its cross-attention is one constant vector.
+- The empty condition is zeros: one token, repeated for any number of tokens and layers, and the
+  keys are not rotated. So every query of the null half averages equal values, and its
+  cross-attention is one constant vector.
 - Scales and gates depend only on the noise level and the condition. One product computes them for
   many levels, with the weights of the norms included. Each condition and the null half have a
   product of their own, because the rounding of a product depends on its number of rows: in a shared
@@ -36,11 +37,13 @@ class CrossContext(NamedTuple):
 
     Args:
         key_value: keys and values, [P, num_kv_heads, Q, K] each.
+        mask: True for the tokens to attend to, [P, 1, 1, Q]; None for all.
         null: term that the empty condition adds to the attention of each token, [H, K]; None
             without guidance.
     """
 
     key_value: KeyValue
+    mask: Tensor | None
     null: Tensor | None
 
 
@@ -71,10 +74,11 @@ class PreparedNextDiT:
 
     Args:
         dit: the network.
-        condition: the backbone's query states of P prompts, [P, Q, D].
+        condition: states of the backbone for P prompts, [P, Q, D], or [P, layers, Q, D].
         sigmas: the noise level of each step, fp32, [S].
         num_images: images of each prompt; the batch is then B = P * num_images.
         is_guided: also compute the velocities for the empty condition.
+        mask: True for the tokens of the condition to use, bool [P, Q]; None for all.
         reference: features of images to edit, [P, N, reference_channels].
         grid: rows and columns of the tokens; None for the config's square.
         truncate_timestep: see `NextDiT.velocity`.
@@ -92,6 +96,7 @@ class PreparedNextDiT:
         *,
         num_images: int = 1,
         is_guided: bool = False,
+        mask: Tensor | None = None,
         reference: Tensor | None = None,
         grid: tuple[int, int] | None = None,
         truncate_timestep: bool = False,
@@ -106,16 +111,16 @@ class PreparedNextDiT:
         self._times = dit.time_caption_embed.timestep_embedder(
             timesteps(sigmas.to(condition.device), truncate_timestep)
         )  # [S, vector_size]
-        self._prepare_conditions(condition, num_images)
+        self._prepare_conditions(condition, mask, num_images)
         self._scales: _Scales | None = None
         self._reference: Tensor | None = None
         if reference is not None and dit.reference_embedder is not None:
             embedded = dit.embed_reference(reference, self._grid)
             self._reference = embedded.repeat_interleave(num_images, 0)
 
-    def _prepare_conditions(self, condition: Tensor, num_images: int) -> None:
+    def _prepare_conditions(self, condition: Tensor, mask: Tensor | None, num_images: int) -> None:
         dit, blocks = self._dit, self._dit.blocks
-        context = dit.prepare_context(condition)
+        context = dit.prepare_context(condition, mask)
         pooled = context.pooled
         nulls: list[Tensor | None] = [None] * len(blocks)
         rows = torch.arange(len(condition), device=condition.device).repeat_interleave(num_images)
@@ -130,7 +135,10 @@ class PreparedNextDiT:
             rows = torch.cat([torch.zeros_like(rows), rows + 1])
         self._pooled = pooled
         self._rows = rows  # index of the condition of each row, [B] or [2 B]
-        self._contexts = [CrossContext(*one) for one in zip(context.layers, nulls, strict=True)]
+        self._contexts = [
+            CrossContext(key_value, context.mask, null)
+            for key_value, null in zip(context.layers, nulls, strict=True)
+        ]
 
     def velocity(self, noisy: Tensor, step: int) -> Tensor:
         """Returns velocities (noise - clean), [B, N, C], or of [null, conditional], [2 B, N, C].
@@ -212,7 +220,8 @@ def _attention(
     query = rotate_neighbors(cross.query(conditional), rope)
     # The queries of all images of a condition form one long row, so its keys are read only once.
     query = query.reshape(len(context.key_value[0]), -1, *query.shape[2:]).transpose(1, 2)
-    other = attend(query, *context.key_value).transpose(1, 2).reshape(seen.shape)
+    other = attend(query, *context.key_value, mask=context.mask)
+    other = other.transpose(1, 2).reshape(seen.shape)
     seen.addcmul_(block.gate.tanh().unsqueeze(-1), other)
     return cross.to_out[0](mixed.flatten(2))
 

@@ -98,3 +98,9 @@ class FeatureNormalizer(nn.Module):
         if self.is_identity:
             return features
         return (features - self.mean) @ self.forward_map
+
+    def inverse(self, features: Tensor) -> Tensor:
+        """Returns normalized features [B, N, K] as the best estimate of the raw ones, [B, N, C]."""
+        if self.is_identity:
+            return features
+        return features @ self.backward_map + self.mean

@@ -10,7 +10,7 @@ import dataclasses
 
 from torch import Tensor, nn
 
-from blip3o.models.autoencoders import SizedAutoencoder, latents_to_features
+from blip3o.models.autoencoders import SizedAutoencoder, latents_to_features, posterior
 from blip3o.models.encoders.grid import check_pixels
 from blip3o.models.protocols import ImageEncoder
 
@@ -49,15 +49,24 @@ class VaeEncoder(ImageEncoder):
         self.config = config
         autoencoder = config.autoencoder.build()
         self.encoder: nn.Module = autoencoder.encoder
-        # AutoencoderDC has no such layer, and AutoencoderKL may have None in its place.
         self.quant_conv: nn.Module | None = dict(autoencoder.named_children()).get("quant_conv")
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Returns the features of images; see `ImageEncoder.forward`."""
+        # The mode of a Gaussian is its mean.
+        return latents_to_features(self.posterior(pixels)[0], self.config.autoencoder)
+
+    def posterior(self, pixels: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Returns means and log variances of the latents of images, [B, C, G, G] each.
+
+        They are on the scale of the autoencoder, without shift and scaling factors. A DC
+        autoencoder has no variances; None stands in their place.
+
+        Args:
+            pixels: [B, 3, P, P] in [-1, 1].
+
+        Raises:
+            ValueError: if the images do not have the config's size.
+        """
         check_pixels(pixels, self.config.image_px)
-        moments = self.encoder(pixels)
-        if self.quant_conv is not None:
-            moments = self.quant_conv(moments)
-        # A KL encoder returns means, then log variances; the mode of a Gaussian is its mean.
-        latents = moments[:, : self.config.num_channels]
-        return latents_to_features(latents, self.config.autoencoder)
+        return posterior(self, pixels, self.config.num_channels)

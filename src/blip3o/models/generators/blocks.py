@@ -20,11 +20,13 @@ import torch
 from torch import Tensor, nn
 
 from blip3o.core.bounds import Count
+from blip3o.flow.path import noise_to_velocity, to_ddpm
 from blip3o.flow.sigmas import NUM_TIMESTEPS
 from blip3o.models.backbones.base import Backbone
 from blip3o.models.backbones.cache_of import KeyValues, cache_of, key_values_of
 from blip3o.models.backbones.ragged import RowCache
 from blip3o.models.dit.nextdit import from_patches, to_patches
+from blip3o.models.generators.patch_unet import PatchUNet, PatchUNetConfig, Skips
 from blip3o.models.generators.plan import Generator, Joints, Plan, RowOutput
 from blip3o.models.generators.rows import read_rows, start_row
 from blip3o.models.prompts import Prompts, Rows
@@ -34,21 +36,35 @@ if TYPE_CHECKING:
     from blip3o.models.backbones.cache import KeyValueCache
 
 
+MAX_NOISE_LEVEL = 0.986
+"""Highest level at which predicted noise becomes a velocity: t = 990 of DDPM's cosine schedule.
+
+The conversion multiplies errors by 1 / (1 - sigma): 71 here, 20,000 at the schedule's last step.
+"""
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class BlockConfig:
     """Settings of image blocks; all widths follow from the neighbors.
 
     Args:
         patch_size: side of the square of feature tokens that forms one image token.
+        unet: sizes of a U-Net between features and patches; None for linear patch layers.
         positions: rotary positions of image tokens: "sequential" counts on after the prompt,
-            "shared" gives all tokens of an image one position.
+            "shared" gives all tokens of an image one position, "grid" counts rows and columns after
+            the prompt on axes of their own, for backbones with such axes.
         learned_positions: add a learned embedding of its place to each image token; without it,
             shared positions cannot tell image tokens apart.
+        prediction: output of the network. "noise" is DDPM's choice and that of the papers: the
+            network reads the sample on DDPM's scale, and the loss is the squared error of the
+            noise. It goes with the distribution and the schedule "cosine" of `flow.sigmas`.
     """
 
     patch_size: Count = 1
-    positions: Literal["sequential", "shared"] = "sequential"
+    unet: PatchUNetConfig | None = None
+    positions: Literal["sequential", "shared", "grid"] = "sequential"
     learned_positions: bool = True
+    prediction: Literal["velocity", "noise"] = "velocity"
 
     @classmethod
     def tiny(cls) -> Self:
@@ -70,19 +86,24 @@ class BlockConfig:
         return (joints.grid // self.patch_size) ** 2
 
     def check(self, joints: Joints) -> None:
-        """Checks that patches fill the grid.
+        """Checks that patches fill the grid, and that the backbone has axes for their positions.
 
         Raises:
-            ValueError: if they do not.
+            ValueError: if not.
         """
         if joints.grid % self.patch_size:
             raise ValueError(
                 f"grid {joints.grid} must be a multiple of patch_size {self.patch_size}"
             )
+        if self.positions == "grid" and joints.backbone.num_axes == 1:
+            raise ValueError(
+                f"positions grid needs a backbone whose positions have rows and columns; "
+                f"{joints.backbone.kind} counts tokens only"
+            )
 
 
 class BlockGenerator(Generator):
-    """The ends of an image block: patches of noisy features in, patches of velocities out.
+    """The ends of an image block: patches of noisy features in, patches of predictions out.
 
     Args:
         config: settings of blocks.
@@ -96,6 +117,10 @@ class BlockGenerator(Generator):
         self.block = config
         self.grid = (joints.grid, joints.grid)
         width, patch = joints.backbone_size, joints.feature_channels * config.patch_size**2
+        self.unet: PatchUNet | None = None
+        if config.unet is not None:
+            self.unet = PatchUNet(config.unet, joints.feature_channels, config.patch_size, width)
+            patch = config.unet.hidden_size
         self.patch_in = nn.Linear(patch, width)
         self.time = TimestepEmbedding(width)
         self.places: nn.Parameter | None = None
@@ -103,8 +128,9 @@ class BlockGenerator(Generator):
             num_tokens = config.num_reserved_positions(joints)
             self.places = nn.Parameter(torch.randn(num_tokens, width) * 0.02)
         self.patch_out = nn.Linear(width, patch)
-        nn.init.zeros_(self.patch_out.weight)
-        nn.init.zeros_(self.patch_out.bias)
+        if self.unet is None:  # its own last layer is zero
+            nn.init.zeros_(self.patch_out.weight)
+            nn.init.zeros_(self.patch_out.bias)
 
     def plan(
         self,
@@ -171,7 +197,7 @@ class BlockGenerator(Generator):
         Returns:
             The position after the image.
         """
-        hidden = self.enter(clean, clean.new_zeros(1, dtype=torch.float32))
+        hidden, _ = self.enter(clean, clean.new_zeros(1, dtype=torch.float32))
         positions = self.positions(torch.tensor([start], device=clean.device), hidden.shape[1])
         visible = torch.ones(1, cache.get_seq_length(), dtype=torch.bool, device=clean.device)
         self.block_states(backbone, hidden, visible, cache, positions)
@@ -179,11 +205,11 @@ class BlockGenerator(Generator):
 
     def draw_block(self, plan: "BlockPlan", noisy: Tensor, sigma: Tensor) -> Tensor:
         """Returns the velocity of a plan; see `Plan.velocity`."""
-        hidden = self.enter(noisy, sigma)
+        hidden, skips = self.enter(noisy, sigma)
         cache = cache_of(plan.key_values)
         positions = self.positions(plan.start, hidden.shape[1])
         states = self.block_states(plan.backbone, hidden, plan.visible, cache, positions)
-        return self.leave(states)
+        return self.leave(states, skips)
 
     @abc.abstractmethod
     def block_states(
@@ -196,23 +222,67 @@ class BlockGenerator(Generator):
     ) -> Tensor:
         """Returns the states of image tokens; arguments as for `Backbone.block_states`."""
 
-    def enter(self, noisy: Tensor, sigma: Tensor) -> Tensor:
-        """Returns the image tokens [P, M, D] of noisy features [P, N, K] at noise levels [P]."""
-        patches = to_patches(noisy.to(self.patch_in.weight.dtype), self.grid, self.block.patch_size)
-        hidden = self.patch_in(patches) + self.time(NUM_TIMESTEPS * sigma.float()).unsqueeze(1)
-        return hidden if self.places is None else hidden + self.places
+    def enter(self, noisy: Tensor, sigma: Tensor) -> tuple[Tensor, Skips]:
+        """Returns the image tokens [P, M, D] of noisy features [P, N, K] at noise levels [P].
 
-    def leave(self, states: Tensor) -> Tensor:
+        Also returns what `leave` needs of them; each tensor has a row for each image.
+        """
+        sigma = self._level(sigma)
+        skips: Skips = (noisy, sigma)
+        if self.block.prediction == "noise":
+            noisy = to_ddpm(noisy.float(), sigma)
+        noisy = noisy.to(self.patch_in.weight.dtype)
+        level = self.time(NUM_TIMESTEPS * sigma.float())
+        if self.unet is None:
+            patches = to_patches(noisy, self.grid, self.block.patch_size)
+        else:
+            patches, maps = self.unet.enter(noisy, level, self.grid)
+            skips += maps
+        hidden = self.patch_in(patches) + level.unsqueeze(1)
+        return hidden if self.places is None else hidden + self.places, skips
+
+    def leave(self, states: Tensor, skips: Skips) -> Tensor:
         """Returns velocities [P, N, K] of the states of image tokens [P, M, D]."""
-        return from_patches(self.patch_out(states), self.grid, self.block.patch_size)
+        noisy, sigma, *maps = skips
+        predicted = self.patch_out(states)
+        if self.unet is None:
+            predicted = from_patches(predicted, self.grid, self.block.patch_size)
+        else:
+            predicted = self.unet.leave(predicted, tuple(maps))
+        if self.block.prediction == "velocity":
+            return predicted
+        return noise_to_velocity(predicted.float(), noisy.float(), sigma)
+
+    def loss_weight(self, sigma: Tensor) -> Tensor:
+        """See `Generator`. An error of the noise is 1 - sigma times that of the velocity."""
+        if self.block.prediction == "velocity":
+            return super().loss_weight(sigma)
+        return (1 - self._level(sigma)).square()
+
+    def _level(self, sigma: Tensor) -> Tensor:
+        """Returns the noise levels that the network is told and its output is converted at.
+
+        A network that predicts noise knows nothing of the image at pure noise. Its highest level
+        is therefore `MAX_NOISE_LEVEL`, in training as in sampling.
+        """
+        return sigma if self.block.prediction == "velocity" else sigma.clamp_max(MAX_NOISE_LEVEL)
 
     def positions(self, start: Tensor, length: int) -> Tensor:
-        """Returns the rotary positions [P, M] of an image that begins at positions [P]."""
+        """Returns the rotary positions of an image that begins at positions [P].
+
+        They are [P, M], or [3, P, M] for the rule "grid": time, row and column.
+        """
         steps = torch.arange(length, device=start.device)
+        if self.block.positions == "grid":
+            side = self.grid[1] // self.block.patch_size
+            axes = torch.stack([0 * steps, steps // side, steps % side])
+            return start[None, :, None] + axes.unsqueeze(1)
         return start.unsqueeze(1) + (steps if self.block.positions == "sequential" else 0 * steps)
 
     def span(self, length: int) -> int:
         """Returns the number of rotary positions that an image of some tokens occupies."""
+        if self.block.positions == "grid":
+            return self.grid[0] // self.block.patch_size
         return length if self.block.positions == "sequential" else 1
 
     def empty_plan(

@@ -230,6 +230,8 @@ class Generator(nn.Module):
     read anew, with the image among those of the prompt."""
     resident: ClassVar[tuple[str, ...]] = ()
     """Names of small children that stay on the device during offloading: `plan` needs them."""
+    quantizable: ClassVar[tuple[str, ...]] = ()
+    """Names of children with layers of the backbone's shape; quantization includes them."""
 
     def plan(
         self,
@@ -273,6 +275,17 @@ class Generator(nn.Module):
             noisy[rows.targets], sigma[rows.targets]
         )
         return RowOutput(velocity, states)
+
+    def loss_weight(self, sigma: Tensor) -> Tensor:
+        """Returns the factors [B] of squared velocity errors in training; 1 unless overridden.
+
+        With them, the loss is the squared error of the quantity that the network predicts, also if
+        the generator converts it to a velocity.
+
+        Args:
+            sigma: noise levels of the errors, [B].
+        """
+        return torch.ones_like(sigma)
 
     def start_row(
         self, backbone: Backbone[Any], rows: Rows, clean: Tensor

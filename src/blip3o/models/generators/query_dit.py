@@ -1,14 +1,23 @@
-"""BLIP3-o's generator: query tokens read the prompt, and a NextDiT draws from their states."""
+"""BLIP3-o's generator: a NextDiT draws from the backbone's states of a prompt.
 
+Published are the states at query tokens that follow the prompt. The DiT may also attend to the
+states of the prompt's own tokens: the final ones, or in each of its layers those of a backbone
+layer. The empty condition is always zeros. Equal tokens give the same attention and the same mean
+in any number, so it does not depend on the length of the prompt that it replaces. Axes: P prompts,
+Q tokens of the condition, T prompt tokens, L layers of the DiT, N feature tokens, K channels, D
+width of the backbone.
+"""
+
+import contextlib
 import dataclasses
 import functools
 from collections.abc import Sequence
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Literal, Self
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from blip3o.core.bounds import Count, NotNegative, Positive
+from blip3o.core.bounds import Count, NotNegative, Positive, Whole
 from blip3o.models.backbones.base import Backbone
 from blip3o.models.dit.nextdit import NextDiT, NextDiTConfig, NextDiTContext
 from blip3o.models.dit.nextdit_sampling import LayerFunction, PreparedNextDiT, sample_layer
@@ -22,7 +31,11 @@ class QueryDiTConfig:
     """Sizes of the queries and of the NextDiT; widths of its neighbors are derived.
 
     Args:
-        num_query_tokens: learned queries after a prompt (Q).
+        reads: states that the DiT attends to. "queries" (published): those at learned queries after
+            the prompt. "prompt": the final ones of the prompt's tokens. "layers": those of the
+            prompt's tokens after a backbone layer, where layers of the DiT and of the backbone
+            match by relative depth.
+        num_query_tokens: learned queries after a prompt; 0 if the DiT reads no queries.
         query_init_std: standard deviation of fresh queries (published: 1).
         hidden_size: width of the DiT (E).
         num_layers: transformer layers of the DiT.
@@ -34,10 +47,13 @@ class QueryDiTConfig:
         norm_eps: epsilon of the RMS norms of the DiT.
         takes_reference: whether the DiT also reads the features of the image to edit. The released
             models do not.
+        fresh_gates: "closed" is the published start of the DiT's gates; "open" lets every branch
+            pass from the start; see `NextDiTConfig`.
     """
 
     kind: str = "query_dit"
-    num_query_tokens: Count
+    reads: Literal["queries", "prompt", "layers"] = "queries"
+    num_query_tokens: Whole
     query_init_std: NotNegative = 1.0
     hidden_size: Count
     num_layers: Count
@@ -48,6 +64,15 @@ class QueryDiTConfig:
     ffn_dim_multiplier: Positive | None = None
     norm_eps: NotNegative = 1e-5
     takes_reference: bool = False
+    fresh_gates: Literal["closed", "open"] = "closed"
+
+    def __post_init__(self) -> None:
+        if (self.reads == "queries") != (self.num_query_tokens > 0):
+            wanted = "at least 1" if self.reads == "queries" else "0"
+            raise ValueError(
+                f"num_query_tokens must be {wanted} for a generator that reads {self.reads}, got "
+                f"{self.num_query_tokens}"
+            )
 
     @classmethod
     def tiny(cls) -> "QueryDiTConfig":
@@ -109,7 +134,7 @@ _SHARED = {field.name for field in dataclasses.fields(QueryDiTConfig)} & {
 
 
 class QueryDiT(Generator):
-    """Appends queries to prompts; the states at the queries are the condition of a NextDiT.
+    """A NextDiT whose condition is states of the backbone; see the module.
 
     The methods `prepare_context`, `velocity`, `prepare` and `sample` forward to the DiT, so that
     offloading can fetch the weights of the whole generator around them.
@@ -125,9 +150,11 @@ class QueryDiT(Generator):
     def __init__(self, config: QueryDiTConfig, joints: Joints) -> None:
         super().__init__()
         self.config = config
-        self.query_tokens = QueryTokens(
-            config.num_query_tokens, joints.backbone_size, config.query_init_std
-        )
+        self.query_tokens: QueryTokens | None = None
+        if config.num_query_tokens:
+            self.query_tokens = QueryTokens(
+                config.num_query_tokens, joints.backbone_size, config.query_init_std
+            )
         self.dit: NextDiT = config.dit(joints).build()
         self._layer: LayerFunction = sample_layer
 
@@ -140,14 +167,37 @@ class QueryDiT(Generator):
         keep_states: bool = False,
     ) -> "QueryPlan":
         """Returns the plan of prompts; arguments as for `UnifiedModel.plan`."""
-        states = self.query_tokens.read(backbone, prompts, prompt_gradient=prompt_gradient)
-        kept = states if keep_states else None
         reference = prompts.reference if self.config.takes_reference else None
-        return QueryPlan(self, states[:, prompts.input_ids.shape[1] :], reference, kept)
+        if self.query_tokens is not None:
+            states = self.query_tokens.read(backbone, prompts, prompt_gradient=prompt_gradient)
+            condition, mask = states[:, prompts.input_ids.shape[1] :], None
+        else:
+            states, condition = self._read(backbone, prompts, prompt_gradient=prompt_gradient)
+            mask = prompts.attention_mask
+            condition = condition.masked_fill(~_over_tokens(mask, condition), 0.0)
+        return QueryPlan(self, condition, mask, reference, states if keep_states else None)
 
-    def prepare_context(self, condition: Tensor) -> NextDiTContext:
+    def _read(
+        self, backbone: Backbone[Any], prompts: Prompts, *, prompt_gradient: bool
+    ) -> tuple[Tensor, Tensor]:
+        """Returns the final states of prompts [P, T, D] and the condition made of their states."""
+        mask = prompts.attention_mask
+        skip = backbone.is_frozen and not prompt_gradient
+        with torch.no_grad() if skip else contextlib.nullcontext():
+            embeds = backbone.embed(prompts.input_ids, prompts.images)
+            if self.config.reads == "prompt":
+                states = backbone(embeds, mask)
+                return states, states
+            layers = backbone.layer_states(embeds, mask)
+            depths = [  # the DiT's last layer reads the backbone's last
+                -(-(layer + 1) * len(layers) // self.config.num_layers) - 1
+                for layer in range(self.config.num_layers)
+            ]
+            return layers[-1], torch.stack([_unit(layers[depth]) for depth in depths], dim=1)
+
+    def prepare_context(self, condition: Tensor, mask: Tensor | None) -> NextDiTContext:
         """See `NextDiT.prepare_context`."""
-        return self.dit.prepare_context(condition)
+        return self.dit.prepare_context(condition, mask)
 
     def velocity(
         self,
@@ -167,6 +217,7 @@ class QueryDiT(Generator):
         *,
         num_images: int,
         is_guided: bool,
+        mask: Tensor | None,
         reference: Tensor | None,
         truncate_timestep: bool,
     ) -> PreparedNextDiT:
@@ -177,6 +228,7 @@ class QueryDiT(Generator):
             sigmas,
             num_images=num_images,
             is_guided=is_guided,
+            mask=mask,
             reference=reference,
             truncate_timestep=truncate_timestep,
             layer=self._layer,
@@ -190,35 +242,53 @@ class QueryDiT(Generator):
         self, backbone: Backbone[Any], num_prompts: int, prompt_tokens: int
     ) -> "QueryPlan":
         """See `Generator.empty_plan`."""
-        del backbone, prompt_tokens
-        queries = self.query_tokens.weight
-        return QueryPlan(self, queries.new_empty(num_prompts, *queries.shape))
+        del backbone
+        config, width = self.config, self.dit.config.condition_size
+        length = config.num_query_tokens or prompt_tokens
+        shape = (config.num_layers, length) if config.reads == "layers" else (length,)
+        states = self.dit.caption_projection.linear_1.weight.new_empty(num_prompts, *shape, width)
+        mask = None
+        if self.query_tokens is None:
+            mask = states.new_ones(num_prompts, length, dtype=torch.bool)
+        return QueryPlan(self, states, mask)
 
     def compile_sampling(self) -> None:
         """Compiles one layer function, which all layers of the fast path share."""
         self._layer = torch.compile(sample_layer)
 
 
+def _over_tokens(mask: Tensor, states: Tensor) -> Tensor:
+    """Returns a mask [P, T] in a form that broadcasts over states [P, T, D] or [P, L, T, D]."""
+    return mask.view(len(mask), *[1] * (states.ndim - 3), -1, 1)
+
+
+def _unit(states: Tensor) -> Tensor:
+    """Returns states divided by their root mean square: those of deeper layers are larger."""
+    return nn.functional.rms_norm(states.float(), states.shape[-1:]).to(states.dtype)
+
+
 @dataclasses.dataclass(eq=False)
 class QueryPlan(Plan):
-    """The plan of the query DiT: the states at the query tokens of P prompts.
+    """The plan of the query DiT: states of the backbone for P prompts.
 
     Args:
         generator: the generator that draws from the states.
-        states: the backbone's states at the queries, [P, Q, D]; zeros are the empty condition.
+        states: the condition of the DiT, [P, Q, D] or [P, L, Q, D]; zeros are the empty one.
+        mask: True for real tokens, bool [P, Q]; None if all are.
         reference: normalized features of images to edit, [P, N, K].
         backbone_states: see `Plan`.
     """
 
     generator: QueryDiT
     states: Tensor
+    mask: Tensor | None = None
     reference: Tensor | None = None
     backbone_states: Tensor | None = None
 
     @functools.cached_property
     def _context(self) -> NextDiTContext:
         """The part of the DiT's computation that does not depend on the noise level."""
-        return self.generator.prepare_context(self.states)
+        return self.generator.prepare_context(self.states, self.mask)
 
     def __len__(self) -> int:
         """Returns the number of prompts (P)."""
@@ -230,9 +300,8 @@ class QueryPlan(Plan):
 
     def dropped(self, is_dropped: Tensor) -> Self:
         """See `Plan`."""
-        return dataclasses.replace(
-            self, states=self.states.masked_fill(is_dropped[:, None, None], 0.0)
-        )
+        rows = _over_tokens(is_dropped.unsqueeze(1), self.states)
+        return dataclasses.replace(self, states=self.states.masked_fill(rows, 0.0))
 
     def select(self, rows: Tensor) -> Self:
         """See `Plan`."""
@@ -241,15 +310,26 @@ class QueryPlan(Plan):
 
     @classmethod
     def join(cls, plans: Sequence[Self]) -> Self:
-        """See `Plan`.
+        """See `Plan`. Shorter prompts are padded on the left and their padding is hidden.
 
         Raises:
             ValueError: if some plans edit images and others do not.
         """
-        lists = [plan.tensors() for plan in plans]
+        longest = max(plan.states.shape[-2] for plan in plans)
+        lists = [plan._padded(longest - plan.states.shape[-2]).tensors() for plan in plans]
         if len({len(tensors) for tensors in lists}) > 1:
             raise ValueError("plans of edits and of new images cannot share a batch")
         return plans[0].with_tensors([torch.cat(same) for same in zip(*lists, strict=True)])
+
+    def _padded(self, front: int) -> Self:
+        """Returns the plan with empty hidden tokens in front of those of each prompt."""
+        if self.mask is None:
+            return self
+        return dataclasses.replace(
+            self,
+            states=nn.functional.pad(self.states, (0, 0, front, 0)),
+            mask=nn.functional.pad(self.mask, (front, 0)),
+        )
 
     def velocity(self, noisy: Tensor, sigma: Tensor) -> Tensor:
         """See `Plan`."""
@@ -269,6 +349,7 @@ class QueryPlan(Plan):
             sigmas,
             num_images=num_images,
             is_guided=is_guided,
+            mask=self.mask,
             reference=self.reference,
             truncate_timestep=truncate_timestep,
         )
@@ -276,15 +357,17 @@ class QueryPlan(Plan):
 
     def tensors(self) -> tuple[Tensor, ...]:
         """See `Plan`."""
-        return (self.states,) if self.reference is None else (self.states, self.reference)
+        parts = (self.states, self.mask, self.reference)
+        return tuple(tensor for tensor in parts if tensor is not None)
 
     def with_tensors(self, tensors: Sequence[Tensor]) -> Self:
         """See `Plan`."""
-        states, *reference = tensors
+        rest = iter(tensors)
         return dataclasses.replace(
             self,
-            states=states,
-            reference=reference[0] if reference else None,
+            states=next(rest),
+            mask=None if self.mask is None else next(rest),
+            reference=None if self.reference is None else next(rest),
             backbone_states=None,
         )
 

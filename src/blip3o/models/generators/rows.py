@@ -16,6 +16,7 @@ from torch import Tensor
 
 from blip3o.models.backbones.base import Backbone
 from blip3o.models.backbones.ragged import RowCache
+from blip3o.models.generators.patch_unet import Skips
 from blip3o.models.generators.plan import RowOutput
 from blip3o.models.prompts import Rows
 
@@ -26,11 +27,11 @@ if TYPE_CHECKING:
 class ImageBlocks(Protocol):
     """The part of `BlockGenerator` that reading needs."""
 
-    def enter(self, noisy: Tensor, sigma: Tensor) -> Tensor:
-        """Returns the image tokens of noisy features."""
+    def enter(self, noisy: Tensor, sigma: Tensor) -> tuple[Tensor, Skips]:
+        """Returns the image tokens of noisy features, and what `leave` needs of them."""
         ...
 
-    def leave(self, states: Tensor) -> Tensor:
+    def leave(self, states: Tensor, skips: Skips) -> Tensor:
         """Returns velocities of the states of image tokens."""
         ...
 
@@ -76,7 +77,7 @@ def read_rows(
     for number, (row, _) in enumerate(drawn):
         waiting[row].append(number)
     embeds = _embed(backbone, rows)
-    tokens = generator.enter(noisy, sigma)
+    tokens, skips = generator.enter(noisy, sigma)
     reader = _Reader(generator, backbone, len(ids), ids.device)
     begins, ends = [0] * len(ids), rows.attention_mask.sum(1).tolist()
     states, velocities = torch.zeros_like(embeds), [noisy[:0]] * len(drawn)
@@ -91,7 +92,8 @@ def read_rows(
         if here:
             numbers = list(here.values())
             found = reader.images(tokens[numbers], list(here), is_dropped[numbers])
-            for number, velocity in zip(numbers, generator.leave(found), strict=True):
+            drawn_now = generator.leave(found, tuple(one[numbers] for one in skips))
+            for number, velocity in zip(numbers, drawn_now, strict=True):
                 velocities[number] = velocity
         begins = [
             drawn[here[row]][1].start + drawn[here[row]][1].length if row in here else end
@@ -187,7 +189,7 @@ class _Reader:
         )
         # A row without this image has no later block, so it does not matter what its cache holds.
         self._append(
-            torch.ones_like(positions, dtype=torch.bool), self._generator.span(len(block[0]))
+            block.new_ones(block.shape[:2], dtype=torch.bool), self._generator.span(len(block[0]))
         )
         return states[lines]
 

@@ -33,7 +33,7 @@ class Transfusion(BlockGenerator):
     """
 
     seams: ClassVar[tuple[str, ...]] = ("enter", "leave")
-    resident: ClassVar[tuple[str, ...]] = ("patch_in", "patch_out", "time")
+    resident: ClassVar[tuple[str, ...]] = ("patch_in", "patch_out", "time", "unet")
 
     def __init__(self, config: TransfusionConfig, joints: Joints) -> None:
         super().__init__(config, joints)

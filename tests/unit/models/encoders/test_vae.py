@@ -18,17 +18,7 @@ from blip3o.models.autoencoders import (
 from blip3o.models.encoders.vae import VaeEncoderConfig
 
 KL = KlAutoencoderConfig.tiny(shift_factor=0.1)
-DC = DcAutoencoderConfig(
-    latent_channels=4,
-    attention_head_dim=4,
-    block_types=("ResBlock", "EfficientViTBlock"),
-    block_out_channels=(8, 8),
-    encoder_layers_per_block=(1, 1),
-    decoder_layers_per_block=(1, 1),
-    qkv_multiscales=((), (5,)),
-    scaling_factor=0.41407,
-    shift_factor=0.2,
-)
+DC = dataclasses.replace(DcAutoencoderConfig.tiny(), shift_factor=0.2)
 each_autoencoder = pytest.mark.parametrize(
     "autoencoder", [KL, dataclasses.replace(KL, use_quant_conv=False), DC], ids=["kl", "flux", "dc"]
 )

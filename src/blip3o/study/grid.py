@@ -1,0 +1,214 @@
+"""What a study is: arms, seeds, what is measured, and the claims that it tests."""
+
+import dataclasses
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TypeAlias
+
+from blip3o.core.bounds import Count, Seed, Whole
+from blip3o.core.config import evolve, override
+from blip3o.core.errors import UsageError
+from blip3o.eval.scenes import ScenesBenchmark
+from blip3o.study.claims import Claim
+from blip3o.train.config import RunConfig
+
+Recipe: TypeAlias = Callable[..., RunConfig]
+"""A recipe. If it takes a folder of earlier stages, it gets that of the study's shared runs."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Arm:
+    """One way of training that a study compares.
+
+    Args:
+        name: name of its folder, "clip_fm".
+        title: what a reader calls it, "CLIP + flow matching".
+        config: a recipe.
+        overrides: changes of the recipe, dotted path -> value.
+    """
+
+    name: str
+    title: str
+    config: Recipe
+    overrides: Mapping[str, object] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """What is measured of every run; the prompts and the noise are the same for all runs.
+
+    Args:
+        num_points: points of the curves, evenly spaced, the end included.
+        benchmark: the scenes benchmark at the end of a run; its world, seed, steps and guidance
+            apply to all measurements.
+        curve_prompts: prompts of each category at the points before the end.
+        curve_images: images of each prompt there.
+        curve_questions: questions there.
+        num_diverse_prompts: prompts whose images are drawn several times for the diversity.
+        num_repeats: images of each of them, at least 2.
+        num_frechet_images: generated and real images whose features are compared.
+        num_psnr_images: unseen images that are encoded and decoded.
+        num_texts: texts on which the logits before and after training are compared.
+        sample_prompts: prompts of the sample images.
+    """
+
+    num_points: Count = 4
+    benchmark: ScenesBenchmark = dataclasses.field(
+        default_factory=lambda: ScenesBenchmark(num_captions=0, num_edits=0, num_reconstructions=0)
+    )
+    curve_prompts: Whole = 10
+    curve_images: Count = 1
+    curve_questions: Whole = 100
+    num_diverse_prompts: Count = 12
+    num_repeats: Count = 4
+    num_frechet_images: Count = 256
+    num_psnr_images: Count = 64
+    num_texts: Count = 32
+    sample_prompts: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        for name in ("num_repeats", "num_frechet_images"):
+            if getattr(self, name) < 2:
+                raise ValueError(f"{name} must be at least 2, got {getattr(self, name)}")
+
+    @property
+    def question_benchmark(self) -> ScenesBenchmark:
+        """The benchmark of the start: the same questions as at the end, and nothing else."""
+        return dataclasses.replace(
+            self.benchmark,
+            prompts_per_category=0,
+            num_captions=0,
+            num_edits=0,
+            num_reconstructions=0,
+        )
+
+    @property
+    def curve_benchmark(self) -> ScenesBenchmark:
+        """The benchmark at the points before the end."""
+        return dataclasses.replace(
+            self.question_benchmark,
+            prompts_per_category=self.curve_prompts,
+            images_per_prompt=self.curve_images,
+            num_questions=self.curve_questions,
+        )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class StudySettings:
+    """The numbers of a study that a command may change.
+
+    Args:
+        seeds: a run of each arm has each of these seeds, which set its weights, data order and
+            noise.
+        evaluation: what is measured.
+    """
+
+    seeds: tuple[Seed, ...] = (0, 1, 2)
+    evaluation: Evaluation = dataclasses.field(default_factory=Evaluation)
+
+    def __post_init__(self) -> None:
+        if not self.seeds or len(set(self.seeds)) < len(self.seeds):
+            raise ValueError(f"seeds must be different, and at least one, got {list(self.seeds)}")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Study:
+    """A named grid of runs.
+
+    Args:
+        name: name in the table of studies.
+        title: heading of the report.
+        arms: what is compared. All arms have the same number of steps and samples.
+        settings: seeds and measurements.
+        claims: the claims to decide.
+        shared: runs that are trained once, in this order, before the arms, which may start from
+            their models: recipes by the name of their folder.
+    """
+
+    name: str
+    title: str
+    arms: tuple[Arm, ...]
+    settings: StudySettings = StudySettings()
+    claims: tuple[Claim, ...] = ()
+    shared: Mapping[str, Recipe] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Grid:
+    """The configs of all runs of a study, with the changes of a command applied.
+
+    Args:
+        settings: seeds and measurements.
+        arms: configs by the name of their arm, with the seed of the recipe.
+        shared: configs of the shared runs by name.
+    """
+
+    settings: StudySettings
+    arms: dict[str, RunConfig]
+    shared: dict[str, RunConfig]
+
+
+_SHARED = "shared"
+
+
+def resolve(study: Study, assignments: Sequence[str], shared: Path) -> Grid:
+    """Returns the configs of all runs of a study.
+
+    Args:
+        study: the study.
+        assignments: `path=value` changes. A path that starts with the name of a setting of the
+            study changes it (`seeds`, `evaluation.num_points`), a path `shared.NAME.*` changes a
+            shared run, and any other path changes the runs of all arms (`train.steps`).
+        shared: folder of the shared runs.
+
+    Raises:
+        UsageError: for an unknown path or a bad value, if the arms differ in steps or samples, or
+            if the points of the curves do not divide the steps.
+    """
+    names = {field.name for field in dataclasses.fields(StudySettings)}
+    of_study: list[str] = []
+    of_arms: list[str] = []
+    of_shared: dict[str, list[str]] = {name: [] for name in study.shared}
+    for assignment in assignments:
+        first, _, rest = assignment.partition(".")
+        name, _, path = rest.partition(".")
+        if first == _SHARED and name in of_shared:
+            of_shared[name].append(path)
+        elif first.partition("=")[0] in names:
+            of_study.append(assignment)
+        else:
+            of_arms.append(assignment)
+    grid = Grid(
+        settings=override(study.settings, of_study),
+        arms={
+            arm.name: override(evolve(_config(arm.config, shared), arm.overrides), of_arms)
+            for arm in study.arms
+        },
+        shared={
+            name: override(_config(recipe, shared), of_shared[name])
+            for name, recipe in study.shared.items()
+        },
+    )
+    _check_equal(grid)
+    return grid
+
+
+def _config(recipe: Recipe, shared: Path) -> RunConfig:
+    return recipe(shared) if inspect.signature(recipe).parameters else recipe()
+
+
+def _check_equal(grid: Grid) -> None:
+    sizes = {
+        name: (config.train.steps, config.train.global_batch_size)
+        for name, config in grid.arms.items()
+    }
+    if len(set(sizes.values())) > 1:
+        found = ", ".join(f"{name} {steps} x {batch}" for name, (steps, batch) in sizes.items())
+        raise UsageError(f"the arms must have equal steps and batches, got {found}")
+    points = grid.settings.evaluation.num_points
+    for steps, _ in sizes.values():
+        if steps % points:
+            raise UsageError(
+                f"train.steps must be a multiple of evaluation.num_points {points}, got {steps}"
+            )
