@@ -19,7 +19,7 @@ from blip3o.objectives.flow_matching import FlowMatchingConfig
 from blip3o.runs.start import train
 from blip3o.text.chat import ChatConfig
 from blip3o.text.tokenizer import train_tokenizer
-from blip3o.train.config import InitConfig, RunConfig, TrainConfig
+from blip3o.train.config import InitConfig, OptimizerConfig, RunConfig, TrainConfig
 from blip3o.weights.folder import save_model
 
 
@@ -52,6 +52,7 @@ def test_chains_of_edits_are_learned_and_continued(tmp_path: Path, kind: str) ->
             global_batch_size=4,
             micro_batch_size=3,
             trainable=("backbone", "generator"),
+            optimizer=OptimizerConfig(lr=1e-3),
             log_every=1,
             checkpoint_every=4,
             sample_every=0,
