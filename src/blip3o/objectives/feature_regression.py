@@ -8,9 +8,10 @@ from torch import nn
 
 from blip3o.core.bounds import NotNegative
 from blip3o.core.types import Batch, LossOutput
+from blip3o.models.generators.blocks import BlockConfig
 from blip3o.models.unified import UnifiedModel, UnifiedModelConfig
 from blip3o.objectives import RegionLabels
-from blip3o.objectives.generation import clean_features, prompts_of
+from blip3o.objectives.generation import clean_features, num_targets, prompts_of, rows_of
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -18,7 +19,8 @@ class FeatureRegressionConfig:
     """Training of a generator by regression of clean features.
 
     Args:
-        tasks: tasks of the batches to which the loss applies.
+        tasks: tasks of the batches to which the loss applies; "interleaved" only for a generator
+            that gives each image a plan of its own.
         weight: factor of this loss in the sum of all losses.
     """
 
@@ -27,7 +29,17 @@ class FeatureRegressionConfig:
     weight: NotNegative = 1.0
 
     def build(self, model_config: UnifiedModelConfig) -> "FeatureRegression":
-        """Returns the objective for a model."""
+        """Returns the objective for a model.
+
+        Raises:
+            ValueError: if the generator would show later images the noise of earlier ones.
+        """
+        if "interleaved" in self.tasks and isinstance(model_config.generator, BlockConfig):
+            raise ValueError(
+                f"feature_regression cannot learn interleaved rows with the generator "
+                f"{model_config.generator.kind}: a later image would see an empty one; use "
+                "flow_matching"
+            )
         return FeatureRegression(self, model_config)
 
 
@@ -57,18 +69,26 @@ class FeatureRegression(nn.Module):
 
     def count(self, batch: Batch) -> float:
         """Returns the number of feature values."""
-        return float(len(batch) * self.shape[0] * self.shape[1])
+        return float(num_targets(batch) * self.shape[0] * self.shape[1])
 
     def forward(self, model: UnifiedModel, batch: Batch, seed: int) -> LossOutput:
         """Returns the summed squared error of a batch with a target image in each row.
 
         Raises:
-            ValueError: if the batch has neither target pixels nor target features.
+            ValueError: if the batch lacks pixels and features of its images.
         """
         del seed  # no random numbers
-        with torch.no_grad():
-            clean, prompts = clean_features(model, batch), prompts_of(model, batch)
         # noise - clean at noise level 1 without noise: the predicted clean features, negative.
-        velocity = model.plan(prompts).velocity(torch.zeros_like(clean), clean.new_ones(len(clean)))
+        if batch.places is None:
+            with torch.no_grad():
+                clean, prompts = clean_features(model, batch), prompts_of(model, batch)
+            plan, ones = model.plan(prompts), clean.new_ones(len(clean))
+            velocity = plan.velocity(torch.zeros_like(clean), ones)
+        else:
+            with torch.no_grad():
+                rows, clean = rows_of(model, batch)
+            ones = clean.new_ones(len(clean))
+            velocity = model.read_rows(rows, torch.zeros_like(clean), ones, ones == 0).velocity
+            clean = clean[rows.targets]
         error = velocity.float() + clean
         return LossOutput(loss_sum=error.square().sum(), count=self.count(batch))

@@ -16,7 +16,7 @@ from blip3o.flow.sigmas import SigmaDistribution
 from blip3o.models.prompts import Rows
 from blip3o.models.unified import UnifiedModel, UnifiedModelConfig
 from blip3o.objectives import RegionLabels
-from blip3o.objectives.generation import clean_features, prompts_of, rows_of
+from blip3o.objectives.generation import clean_features, num_targets, prompts_of, rows_of
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -87,10 +87,8 @@ class FlowMatching(nn.Module):
 
     def count(self, batch: Batch) -> float:
         """Returns the number of velocity values."""
-        images = len(batch) * self.config.draws
-        if batch.places is not None:
-            images = sum(place.is_target for places in batch.places for place in places)
-        return float(images * self.shape[0] * self.shape[1])
+        draws = self.config.draws if batch.places is None else 1
+        return float(num_targets(batch) * draws * self.shape[0] * self.shape[1])
 
     def text_count(self, batch: Batch) -> float:
         """Returns the number of tokens with a text loss."""

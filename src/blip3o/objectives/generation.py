@@ -51,6 +51,13 @@ def _reference(model: UnifiedModel, batch: Batch, images: PromptImages | None) -
     return None if reference is None else reference[batch.reference_rows]
 
 
+def num_targets(batch: Batch) -> int:
+    """Returns the number of images that the loss covers: one in each row, or those of `places`."""
+    if batch.places is None:
+        return len(batch)
+    return sum(place.is_target for places in batch.places for place in places)
+
+
 def rows_of(model: UnifiedModel, batch: Batch) -> tuple[Rows, Tensor]:
     """Returns the rows of a batch of text and images in turn, and features of the drawn images.
 

@@ -13,9 +13,12 @@ from blip3o.models.backbones.qwen2_5_vl import Qwen2_5VLBackboneConfig
 from blip3o.models.generators import GENERATORS
 from blip3o.models.generators.blocks import BlockConfig
 from blip3o.models.generators.plan import RowOutput
+from blip3o.models.generators.regression import RegressionConfig
 from blip3o.models.prompts import Rows, TowerInputs, VisionInputs, select_images
-from blip3o.models.unified import UnifiedModel, UnifiedModelConfig
+from blip3o.models.unified import SamplingConfig, UnifiedModel, UnifiedModelConfig
+from blip3o.objectives.feature_regression import FeatureRegressionConfig
 from blip3o.objectives.flow_matching import FlowMatchingConfig
+from blip3o.objectives.generation import rows_of
 
 BLOCKS = [
     name for name in GENERATORS.names() if isinstance(GENERATORS.get(name).tiny(), BlockConfig)
@@ -200,6 +203,24 @@ def test_dropped_rows_hide_everything_from_their_images(model: UnifiedModel) -> 
     with torch.no_grad():
         losses = [objective(model, one, 0).loss_sum for one in (first, other)]
     torch.testing.assert_close(*losses, rtol=1e-5, atol=0)
+
+
+def test_regression_learns_the_targets_of_rows_from_all_before_them(model: UnifiedModel) -> None:
+    config = FeatureRegressionConfig(tasks=("interleaved",))
+    with pytest.raises(ValueError, match="a later image would see an empty one"):
+        config.build(model.config)
+    torch.manual_seed(0)
+    tiny, sampling = UnifiedModelConfig.tiny(), SamplingConfig(guidance_scale=1.0)
+    other = dataclasses.replace(tiny, generator=RegressionConfig(), sampling=sampling).build()
+    objective, some = config.build(other.config), batch(0, 1, 2)
+    loss = objective(other, some, 0)
+    assert loss.count == objective.count(some) == 4 * 4 * 8
+    with torch.no_grad():
+        whole, clean = rows_of(other, some)
+        plan = other.plan(whole.prompts(other.backbone.filler_id))
+        predicted = -plan.velocity(torch.zeros(4, 4, 8), torch.ones(4))
+    expected = (predicted - clean[whole.targets]).square().sum()
+    torch.testing.assert_close(loss.loss_sum, expected, rtol=1e-5, atol=0)
 
 
 def test_images_of_every_form_can_be_selected() -> None:

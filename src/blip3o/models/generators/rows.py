@@ -9,22 +9,60 @@ Reference:
     Transfusion (arXiv 2408.11039, section 3.1); parity family `transfusion`.
 """
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor
 
 from blip3o.models.backbones.base import Backbone
 from blip3o.models.backbones.ragged import RowCache
+from blip3o.models.generators.patch_unet import Skips
 from blip3o.models.generators.plan import RowOutput
 from blip3o.models.prompts import Rows
 
 if TYPE_CHECKING:
-    from blip3o.models.generators.blocks import BlockGenerator
+    from blip3o.models.backbones.cache import KeyValueCache
+
+
+class ImageBlocks(Protocol):
+    """The part of `BlockGenerator` that reading needs."""
+
+    def enter(self, noisy: Tensor, sigma: Tensor) -> tuple[Tensor, Skips]:
+        """Returns the image tokens of noisy features, and what `leave` needs of them."""
+        ...
+
+    def leave(self, states: Tensor, skips: Skips) -> Tensor:
+        """Returns velocities of the states of image tokens."""
+        ...
+
+    def positions(self, start: Tensor, length: int) -> Tensor:
+        """Returns the rotary positions of images."""
+        ...
+
+    def span(self, length: int) -> int:
+        """Returns the number of rotary positions that an image occupies."""
+        ...
+
+    def block_states(
+        self,
+        backbone: Backbone[Any],
+        hidden: Tensor,
+        visible: Tensor,
+        cache: "KeyValueCache",
+        positions: Tensor,
+    ) -> Tensor:
+        """Returns the states of image tokens."""
+        ...
+
+    def read_block(
+        self, backbone: Backbone[Any], cache: "KeyValueCache", start: int, clean: Tensor
+    ) -> int:
+        """Appends a clean image to a cache; returns the position after it."""
+        ...
 
 
 def read_rows(
-    generator: "BlockGenerator",
+    generator: ImageBlocks,
     backbone: Backbone[Any],
     rows: Rows,
     noisy: Tensor,
@@ -74,7 +112,7 @@ def _embed(backbone: Backbone[Any], rows: Rows) -> Tensor:
 
 
 def start_row(
-    generator: "BlockGenerator", backbone: Backbone[Any], rows: Rows, clean: Tensor
+    generator: ImageBlocks, backbone: Backbone[Any], rows: Rows, clean: Tensor
 ) -> tuple[RowCache, Tensor]:
     """See `Generator.start_row`."""
     ids, drawn = rows.input_ids, [place for _, place in rows.drawn]
@@ -100,7 +138,7 @@ class _Reader:
 
     def __init__(
         self,
-        generator: "BlockGenerator",
+        generator: ImageBlocks,
         backbone: Backbone[Any],
         num_rows: int,
         device: torch.device,
