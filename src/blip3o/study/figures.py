@@ -50,6 +50,7 @@ def draw_curves(arms: Mapping[str, Sequence[Result]], file: Path) -> bool:
             axes.set_xlabel(label, fontsize=9)
             axes.set_ylabel(name, fontsize=9)
             axes.grid(alpha=0.3)
+            axes.locator_params(axis="x", nbins=5)  # more labels would overlap
     grid[0][0].legend(fontsize=7)
     figure.tight_layout()
     with atomic_file(file, is_shared=True) as scratch:
