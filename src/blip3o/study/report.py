@@ -157,7 +157,7 @@ def _cell(values: Sequence[float], *, with_interval: bool = True) -> str:
     if len(values) == 1 or not with_interval:
         return f"{sum(values) / len(values):.4g}"
     found = mean_interval(values)
-    return f"{found.mean:.4g} ± {found.high - found.mean:.2g}"
+    return f"{found.mean:.4g} \u00b1 {found.high - found.mean:.2g}"
 
 
 def _claim_lines(claim: Claim, done: Mapping[str, Sequence[Result]]) -> list[str]:
@@ -179,7 +179,7 @@ def _words(outcome: Outcome) -> str:
         value += f" at {test.flops_share:g} x the operations of `{test.minus}`"
     if test.minus:
         value += f" minus `{test.minus}`"
-    limit = f"{test.limit:g}" if test.is_ in ("above", "below") else f"± {test.limit:g}"
+    limit = f"{test.limit:g}" if test.is_ in ("above", "below") else f"\u00b1 {test.limit:g}"
     if outcome.interval is None:
         found = f"not known, fewer than {LEAST_SEEDS} runs"
     else:
