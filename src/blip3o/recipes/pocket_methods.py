@@ -52,8 +52,7 @@ JOINT_BACKBONE_LR = 0.3
 def query_generator() -> QueryDiTConfig:
     """Returns the query DiT of the comparison: 3.1 M parameters.
 
-    Its gates start open. With closed gates, as published, it learns later than generators that
-    have no gates (docs/log.md).
+    Its gates start open, so that it has no handicap against generators without gates.
     """
     return QueryDiTConfig(
         num_query_tokens=GRID**2,
