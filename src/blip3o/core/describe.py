@@ -4,7 +4,9 @@ import ast
 import re
 import textwrap
 from pathlib import Path
+from typing import Any
 
+from blip3o.core.registry import Registry
 from blip3o.core.scalars import as_written
 
 OVERRIDES = (
@@ -20,6 +22,23 @@ _ARGUMENT = re.compile(r"^    (\w+): (.*?)(?=^    \w+: |\Z)", re.M | re.S)
 def summary_of(file: Path, function: str) -> str:
     """Returns the first line of the docstring of a function in a file, without its period."""
     return (ast.get_docstring(_definition(file, function)) or "").split("\n")[0].rstrip(".")
+
+
+def describe_functions(table: Registry[Any], folder: Path) -> str:
+    """Returns one line for each function of a table: its name and the first line of its docstring.
+
+    Args:
+        table: names of functions in modules of one package.
+        folder: the folder of the package.
+    """
+    names = table.names()
+    width = max(map(len, names))
+    lines = []
+    for name in names:
+        module, function = table.place(name)
+        summary = summary_of(folder / f"{module.removeprefix('.')}.py", function)
+        lines.append(f"{name:{width}}  {summary}")
+    return "\n".join(lines)
 
 
 def describe_settings(file: Path, config: str) -> str:

@@ -190,7 +190,7 @@ class FlowMatching(nn.Module):
 
 
 def _squared_error(model: UnifiedModel, velocity: Tensor, target: Tensor, sigma: Tensor) -> Tensor:
-    """Returns the summed squared error of what the generator predicts at levels [B]."""
+    """Returns the summed squared error of the generator's predictions at levels [B]."""
     error = (velocity.float() - target).square()
     return (model.generator.loss_weight(sigma)[:, None, None] * error).sum()
 

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from blip3o.core.describe import summary_of
+from blip3o.core.describe import describe_functions
 from blip3o.core.registry import Registry
 
 RECIPES = Registry(
@@ -67,11 +67,4 @@ RECIPES = Registry(
 
 def describe_recipes() -> str:
     """Returns one line per recipe: its name and the first line of its docstring."""
-    names = RECIPES.names()
-    width = max(map(len, names))
-    lines = []
-    for name in names:
-        module, function = RECIPES.place(name)
-        file = Path(__file__).parent / f"{module.removeprefix('.')}.py"
-        lines.append(f"{name:{width}}  {summary_of(file, function)}")
-    return "\n".join(lines)
+    return describe_functions(RECIPES, Path(__file__).parent)

@@ -13,7 +13,7 @@ from blip3o.objectives.next_token import NextTokenConfig
 from blip3o.train.config import OptimizerConfig, TrainConfig
 
 DATA = "data"
-"""Folder of what is downloaded: the published data sets and weights, one subfolder each."""
+"""Folder of downloads: the published data sets and weights, one subfolder each."""
 FEATURES = "runs/features"
 """Folder of the cached image features."""
 PROMPTS = (

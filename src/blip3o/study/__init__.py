@@ -4,7 +4,7 @@ import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from blip3o.core.describe import summary_of
+from blip3o.core.describe import describe_functions
 from blip3o.core.errors import UsageError, shown
 from blip3o.core.registry import Registry
 
@@ -56,11 +56,4 @@ WHOLE = Shard()
 
 def describe_studies() -> str:
     """Returns one line per study: its name and the first line of its docstring."""
-    names = STUDIES.names()
-    width = max(map(len, names))
-    lines = []
-    for name in names:
-        module, function = STUDIES.place(name)
-        file = Path(__file__).parent / f"{module.removeprefix('.')}.py"
-        lines.append(f"{name:{width}}  {summary_of(file, function)}")
-    return "\n".join(lines)
+    return describe_functions(STUDIES, Path(__file__).parent)

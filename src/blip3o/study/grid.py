@@ -1,4 +1,4 @@
-"""What a study is: arms, seeds, what is measured, and the claims that it tests."""
+"""The parts of a study: arms, seeds, measurements, and the claims that it tests."""
 
 import dataclasses
 import inspect
@@ -23,7 +23,7 @@ class Arm:
 
     Args:
         name: name of its folder, "clip_fm".
-        title: what a reader calls it, "CLIP + flow matching".
+        title: its name in the report, "CLIP + flow matching".
         config: a recipe.
         overrides: changes of the recipe, dotted path -> value.
     """
@@ -36,7 +36,7 @@ class Arm:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """What is measured of every run; the prompts and the noise are the same for all runs.
+    """The measurements of every run; prompts and noise are the same for all runs.
 
     Args:
         num_points: points of the curves, evenly spaced, the end included.
@@ -101,7 +101,7 @@ class StudySettings:
     Args:
         seeds: a run of each arm has each of these seeds, which set its weights, data order and
             noise.
-        evaluation: what is measured.
+        evaluation: the measurements.
     """
 
     seeds: tuple[Seed, ...] = (0, 1, 2)
@@ -119,7 +119,7 @@ class Study:
     Args:
         name: name in the table of studies.
         title: heading of the report.
-        arms: what is compared. All arms have the same number of steps and samples.
+        arms: the ways of training to compare. All have the same number of steps and samples.
         settings: seeds and measurements.
         claims: the claims to decide.
         shared: runs that are trained once, in this order, before the arms, which may start from

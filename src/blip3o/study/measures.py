@@ -1,4 +1,4 @@
-"""What is measured of a model: small functions, each of a pipeline, that return scores by name.
+"""Measurements of a model: small functions, each of a pipeline, that return scores by name.
 
 | score | meaning |
 |---|---|
@@ -99,7 +99,7 @@ def at_the_end(pipe: Blip3oPipeline, settings: Evaluation, logits: Tensor) -> Sc
 
     Args:
         pipe: the trained model.
-        settings: what is measured.
+        settings: the measurements.
         logits: text logits of the start.
     """
     return {
@@ -192,7 +192,7 @@ def _diverse_prompts(benchmark: ScenesBenchmark, number: int) -> list[EvalPrompt
 def _scenes_of(
     prompt: EvalPrompt, benchmark: ScenesBenchmark, number: int, count: int
 ) -> list[Scene]:
-    """Returns scenes that show just what a prompt names, otherwise as in the data."""
+    """Returns scenes that show only the objects of a prompt, otherwise as in the data."""
     rng = numpy_rng(benchmark.seed, "study/scenes of a prompt", number)
     wanted = [WantedThing(**item) for item in prompt.include]
     found: list[Scene] = []

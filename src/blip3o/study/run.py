@@ -52,7 +52,7 @@ def complete(config: RunConfig, settings: Evaluation, arm: str, folder: Path) ->
 
     Args:
         config: the run, from `seeded`.
-        settings: what is measured.
+        settings: the measurements.
         arm: name of its arm.
         folder: folder of the run, claimed by this process.
 
@@ -93,7 +93,7 @@ def _measure(
 
     Args:
         trainer: a fresh trainer of the run, which still has the weights of the start.
-        settings: what is measured.
+        settings: the measurements.
         arm: name of the arm.
         trainable: number of trained weights.
         folder: folder of the run.

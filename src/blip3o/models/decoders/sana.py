@@ -111,16 +111,7 @@ class SanaDecoderConfig(LatentDiffusionConfig):
             num_cross_heads=2,
             cross_head_dim=8,
             caption_channels=16,
-            autoencoder=DcAutoencoderConfig(
-                latent_channels=4,
-                attention_head_dim=4,
-                block_types=("ResBlock", "EfficientViTBlock"),
-                block_out_channels=(8, 8),
-                encoder_layers_per_block=(1, 1),
-                decoder_layers_per_block=(1, 1),
-                qkv_multiscales=((), (5,)),
-                scaling_factor=0.5,
-            ),
+            autoencoder=DcAutoencoderConfig.tiny(),
         )
 
     def build(self) -> "SanaDecoder":

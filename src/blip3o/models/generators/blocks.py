@@ -227,7 +227,7 @@ class BlockGenerator(Generator):
     def enter(self, noisy: Tensor, sigma: Tensor) -> tuple[Tensor, Skips]:
         """Returns the image tokens [P, M, D] of noisy features [P, N, K] at noise levels [P].
 
-        Also returns what `leave` needs of them; each tensor has a row for each image.
+        Also returns the tensors that `leave` needs, each with a row for each image.
         """
         sigma = self._level(sigma)
         skips: Skips = (noisy, sigma)
@@ -262,7 +262,7 @@ class BlockGenerator(Generator):
         return (1 - self._level(sigma)).square()
 
     def _level(self, sigma: Tensor) -> Tensor:
-        """Returns the noise levels that the network is told and its output is converted at.
+        """Returns the noise levels that the network reads and that convert its output.
 
         A network that predicts noise knows nothing of the image at pure noise. Its highest level
         is therefore `MAX_NOISE_LEVEL`, in training as in sampling.
