@@ -26,7 +26,7 @@ from blip3o.data.scenes.render import render
 from blip3o.data.scenes.things import COLORS, NUMBER_WORDS, THINGS, plural
 from blip3o.data.scenes.types import Placed, Scene
 from blip3o.data.scenes.words import Group, join, phrase
-from blip3o.eval.detector import detect
+from blip3o.eval.scene_detector import detect
 from blip3o.eval.scene_rules import SceneDetection, WantedThing, judge_scene, same_objects
 
 ROOT = Path(__file__).parents[2]

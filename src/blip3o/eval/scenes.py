@@ -24,7 +24,7 @@ from blip3o.data.scenes.scene import Scene, sample_scene
 from blip3o.data.scenes.things import COLORS, THINGS, plural
 from blip3o.data.scenes.world import FULL, World
 from blip3o.eval import WriteRow
-from blip3o.eval.detector import detect
+from blip3o.eval.scene_detector import detect
 from blip3o.eval.scene_rules import (
     SceneDetection,
     WantedThing,

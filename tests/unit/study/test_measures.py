@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from blip3o.data.scenes.render import render
-from blip3o.eval.detector import detect
+from blip3o.eval.scene_detector import detect
 from blip3o.eval.scene_rules import WantedThing, judge_scene
 from blip3o.eval.scenes import ScenesBenchmark
 from blip3o.generate.outputs import ImageOutput

@@ -14,8 +14,8 @@ from blip3o.core.rng import numpy_rng
 from blip3o.data.scenes.render import render
 from blip3o.data.scenes.scene import Placed, Scene, arrange, sample_scene
 from blip3o.data.scenes.things import BACKGROUNDS, COLORS, THINGS
-from blip3o.eval import detector
-from blip3o.eval.detector import UNKNOWN, detect
+from blip3o.eval import scene_detector as detector
+from blip3o.eval.scene_detector import UNKNOWN, detect
 from blip3o.eval.scene_rules import SceneDetection, WantedThing, judge_scene, same_objects
 
 MAX_SHIFT = 0.06
