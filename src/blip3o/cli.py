@@ -4,16 +4,25 @@ import argparse
 import io
 import os
 import sys
-import textwrap
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from blip3o import __version__, cli_commands
 from blip3o.cli_data import add_data_commands
-from blip3o.cli_options import add_out, add_pipeline, add_sampling, add_seed, add_text_sampling
+from blip3o.cli_eval import COMMANDS as EVAL_COMMANDS
+from blip3o.cli_eval import add_eval_commands
+from blip3o.cli_options import (
+    add_out,
+    add_overrides,
+    add_pipeline,
+    add_sampling,
+    add_seed,
+    add_shard,
+    add_text_sampling,
+)
 from blip3o.cli_parser import EXIT_USAGE, CommandParser, Parser, path, whole
-from blip3o.core.describe import OVERRIDES, describe_settings
+from blip3o.core.describe import describe_settings
 from blip3o.core.errors import PreemptedError, UsageError, place_trouble
 from blip3o.core.files import check_file, check_folder, check_no_file
 from blip3o.core.log import say
@@ -31,7 +40,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: the arguments after `blip3o`; those of the process if None.
     """
     _open_closed_streams()
-    options = build_parser().parse_args(arguments)
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if words[:1] == ["eval"] and words[1:2] and words[1] in EVAL_COMMANDS:
+        words[:2] = [" ".join(words[:2])]
+    options = build_parser().parse_args(words)
     for stream in (sys.stdin, sys.stdout):  # file names may be invalid Unicode
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
@@ -148,33 +160,21 @@ def _add_run_commands(commands: argparse._SubParsersAction) -> None:
     add_out(
         command, "run folder; the same call again resumes the run", check_no_file, required=True
     )
-    _add_overrides(
+    add_overrides(
         command,
         "changed setting of the recipe, such as train.steps=50 or "
         "data.mixture.0.source.path=my/photos",
         lambda: "Run `blip3o recipes show NAME` for the settings of a recipe.",
     )
 
-    command = _command(commands, "eval", cli_commands.eval, "score a model on a benchmark")
-    command.add_argument("benchmark", help="name of the benchmark: scenes")
-    add_out(command, "folder for results.json, samples.jsonl and sheets of images", required=True)
-    _add_overrides(
-        command,
-        "changed setting of the benchmark, such as num_edits=50",
-        lambda: "settings of scenes:\n" + _settings("eval/scenes.py", "ScenesBenchmark"),
-    )
-    add_pipeline(command)
+    add_eval_commands(commands, _command)
 
     summary = "compare ways of training, or list the studies"
     command = _command(commands, "study", cli_commands.study, summary)
     command.add_argument("study", nargs="?", help="name of the study; without one, all are listed")
     add_out(command, "folder of the study; the same call again goes on", check_no_file)
-    command.add_argument(
-        "--shard",
-        metavar="I/N",
-        help="do every N-th run from run I on: several processes or machines share one folder",
-    )
-    _add_overrides(
+    add_shard(command, "do every N-th run from run I on")
+    add_overrides(
         command,
         "changed setting of all runs, such as train.steps=50, or of the study, such as "
         "seeds=[0,1,2]",
@@ -190,7 +190,7 @@ def _add_run_commands(commands: argparse._SubParsersAction) -> None:
 
     command = _command(commands, "scenes", cli_commands.scenes, "write the data set of scenes")
     add_out(command, "folder for the files; the same call again resumes the work", required=True)
-    _add_overrides(
+    add_overrides(
         command,
         "changed setting of the data set, such as num_scenes=1000",
         lambda: "settings:\n" + _settings("runs/scenes.py", "ScenesConfig"),
@@ -251,9 +251,3 @@ def _sentence(summary: str) -> str:
 
 def _settings(file: str, config: str) -> str:
     return describe_settings(_SOURCE / file, config)
-
-
-def _add_overrides(command: argparse.ArgumentParser, text: str, details: Callable[[], str]) -> None:
-    command.add_argument("overrides", nargs="*", default=[], metavar="path=value", help=text)
-    if isinstance(command, Parser):
-        command.details = lambda: f"{textwrap.fill(OVERRIDES, 79)}\n\n{details()}"

@@ -1,12 +1,11 @@
 """L7: the commands of `blip3o`. Each one imports its libraries only when it runs."""
 
 import argparse
-import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, TypedDict, cast
+from typing import TYPE_CHECKING, cast
 
-from blip3o.core.choices import check_offload, check_precision, check_quantization
+from blip3o.cli_options import check_model, placement
 from blip3o.core.errors import UsageError
 from blip3o.core.files import home_path
 from blip3o.core.log import say
@@ -16,7 +15,6 @@ from blip3o.weights.names import check_name
 if TYPE_CHECKING:
     from PIL import Image
 
-    from blip3o.core.choices import PrecisionName
     from blip3o.generate.pipeline import Blip3oPipeline
     from blip3o.generate.text_settings import TextSettings
 
@@ -25,19 +23,8 @@ def _pipeline(options: argparse.Namespace) -> "Blip3oPipeline":
     from blip3o.generate.pipeline import Blip3oPipeline
 
     return Blip3oPipeline.from_pretrained(
-        options.model, revision=options.revision, overrides=options.set, **_placement(options)
+        options.model, revision=options.revision, overrides=options.set, **placement(options)
     )
-
-
-class _Placement(TypedDict):
-    device: str
-    dtype: "PrecisionName"
-    quantize: str | None
-    offload: str
-
-
-def _placement(options: argparse.Namespace) -> _Placement:
-    return cast("_Placement", {name: vars(options)[name] for name in _Placement.__annotations__})
 
 
 def generate(options: argparse.Namespace) -> None:
@@ -50,7 +37,7 @@ def generate(options: argparse.Namespace) -> None:
     for prompt in prompts:
         check_prompt(prompt)
     check_sampling(options.steps, options.guidance, options.num_images)
-    _check_model(options)
+    check_model(options)
     seed = drawn_seed(options.seed)
     from blip3o.generate.write import write_images, written_images
 
@@ -83,7 +70,7 @@ def ask(options: argparse.Namespace) -> None:
 
 def chat(options: argparse.Namespace) -> None:
     """Holds a conversation until the input ends."""
-    _check_model(options)
+    check_model(options)
     from blip3o.generate.chat import converse
 
     settings = _text_settings(options)
@@ -141,19 +128,10 @@ def _image(file: str, options: argparse.Namespace) -> str:
     """Returns the path of an image after checking it and the model's options without torch."""
     from blip3o.generate.checks import check_readable
 
-    _check_model(options)
+    check_model(options)
     path = str(home_path(file))
     check_readable(path)
     return path
-
-
-def _check_model(options: argparse.Namespace) -> None:
-    """Checks the options of a model that can be checked without torch and without the model."""
-    check_name(options.model)
-    check_precision(options.dtype)
-    check_offload(options.offload)
-    if options.quantize is not None:
-        check_quantization(options.quantize)
 
 
 def _save(image: "Image.Image", path: Path) -> None:
@@ -165,7 +143,7 @@ def _save(image: "Image.Image", path: Path) -> None:
 
 def serve(options: argparse.Namespace) -> None:
     """Runs the server until a signal stops it."""
-    _check_model(options)
+    check_model(options)
     try:
         from blip3o.serve.http.server import serve
     except ImportError as error:
@@ -175,7 +153,7 @@ def serve(options: argparse.Namespace) -> None:
         options.model,
         revision=options.revision,
         overrides=options.set,
-        **_placement(options),
+        **placement(options),
     )
 
 
@@ -191,7 +169,8 @@ def train(options: argparse.Namespace) -> None:
 
 def study(options: argparse.Namespace) -> int:
     """Does the runs of a study and prints its report, or lists the studies."""
-    from blip3o.study import STUDIES, WHOLE, Shard, describe_studies
+    from blip3o.core.shard import WHOLE, Shard
+    from blip3o.study import STUDIES, describe_studies
 
     if options.study is None:
         print(describe_studies())
@@ -206,23 +185,6 @@ def study(options: argparse.Namespace) -> int:
     is_complete = run_study(study, options.out, options.overrides, shard)
     print(options.out / "report.md")
     return 0 if is_complete else 1
-
-
-def eval(options: argparse.Namespace) -> None:
-    """Scores a model and prints the main figures as JSON."""
-    _check_model(options)
-    from blip3o.eval import run_benchmark
-
-    results = run_benchmark(
-        options.benchmark,
-        options.model,
-        options.out,
-        options.overrides,
-        revision=options.revision,
-        model_overrides=options.set,
-        **_placement(options),
-    )
-    print(json.dumps({key: results[key] for key in ("benchmark", "overall", "by_category")}))
 
 
 def scenes(options: argparse.Namespace) -> None:

@@ -1,13 +1,23 @@
 """L7: options that several commands share."""
 
 import argparse
+import textwrap
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import get_args
+from typing import TypedDict, cast, get_args
 
-from blip3o.cli_parser import path, real, whole
-from blip3o.core.choices import OFFLOADS, QUANTIZATIONS, PrecisionName
+from blip3o.cli_parser import Parser, path, real, whole
+from blip3o.core.choices import (
+    OFFLOADS,
+    QUANTIZATIONS,
+    PrecisionName,
+    check_offload,
+    check_precision,
+    check_quantization,
+)
+from blip3o.core.describe import OVERRIDES
 from blip3o.core.files import check_folder
+from blip3o.weights.names import check_name
 
 
 def add_out(
@@ -71,6 +81,58 @@ def add_pipeline(command: argparse.ArgumentParser) -> None:
         metavar="PATH=VALUE",
         help="changed setting of the model, such as sampling.num_decoder_steps=20; repeatable",
     )
+
+
+class Placement(TypedDict):
+    """Where and how the weights of a model are held."""
+
+    device: str
+    dtype: PrecisionName
+    quantize: str | None
+    offload: str
+
+
+def placement(options: argparse.Namespace) -> Placement:
+    """Returns the options of `add_pipeline` that place the weights."""
+    return cast("Placement", {name: vars(options)[name] for name in Placement.__annotations__})
+
+
+def check_model(options: argparse.Namespace) -> None:
+    """Checks the options of a model that can be checked without torch and without the model.
+
+    Raises:
+        UsageError: for an unknown model, precision, quantization or offloading mode.
+    """
+    check_name(options.model)
+    check_precision(options.dtype)
+    check_offload(options.offload)
+    if options.quantize is not None:
+        check_quantization(options.quantize)
+
+
+def add_shard(command: argparse.ArgumentParser, text: str) -> None:
+    """Adds `--shard`.
+
+    Args:
+        command: the command's parser.
+        text: the pieces of work that a process does.
+    """
+    command.add_argument(
+        "--shard", metavar="I/N", help=f"{text}: several processes or machines share one folder"
+    )
+
+
+def add_overrides(command: argparse.ArgumentParser, text: str, details: Callable[[], str]) -> None:
+    """Adds the `path=value` arguments.
+
+    Args:
+        command: the command's parser.
+        text: their help.
+        details: returns the list of settings, which the command's help prints at its end.
+    """
+    command.add_argument("overrides", nargs="*", default=[], metavar="path=value", help=text)
+    if isinstance(command, Parser):
+        command.details = lambda: f"{textwrap.fill(OVERRIDES, 79)}\n\n{details()}"
 
 
 def _choices(names: Sequence[str]) -> str:

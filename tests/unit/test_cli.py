@@ -19,7 +19,8 @@ from blip3o.generate.text_settings import TextSettings
 from blip3o.recipes import RECIPES
 from blip3o.runs.start import load_recipe
 from blip3o.serve.config import ServeConfig, flag
-from blip3o.study import STUDIES, Shard
+from blip3o.core.shard import Shard
+from blip3o.study import STUDIES
 from blip3o.study.grid import Study
 from blip3o.train.config import RunConfig
 from blip3o.weights import folder as weights

@@ -1,6 +1,7 @@
 """Help texts of functions and settings, read from their source without importing it."""
 
 import ast
+import itertools
 import re
 import textwrap
 from pathlib import Path
@@ -25,10 +26,10 @@ def summary_of(file: Path, function: str) -> str:
 
 
 def describe_functions(table: Registry[Any], folder: Path) -> str:
-    """Returns one line for each function of a table: its name and the first line of its docstring.
+    """Returns one line for each entry of a table: its name and the first line of its docstring.
 
     Args:
-        table: names of functions in modules of one package.
+        table: names of functions or classes in modules of one package.
         folder: the folder of the package.
     """
     names = table.names()
@@ -36,9 +37,26 @@ def describe_functions(table: Registry[Any], folder: Path) -> str:
     lines = []
     for name in names:
         module, function = table.place(name)
-        summary = summary_of(folder / f"{module.removeprefix('.')}.py", function)
+        summary = summary_of(_file_of(folder, module), function)
         lines.append(f"{name:{width}}  {summary}")
     return "\n".join(lines)
+
+
+def describe_entry(table: Registry[Any], folder: Path, name: str, base: tuple[Path, str]) -> str:
+    """Returns a line for each setting of a config in a table.
+
+    Args:
+        table: names of configs in modules of one package.
+        folder: the folder of the package.
+        name: name of the config in the table.
+        base: file and name of the dataclass that the config derives from; its fields follow.
+
+    Raises:
+        UsageError: if the name is unknown.
+    """
+    module, config = table.place(name)
+    own = _settings_of(_file_of(folder, module), config)
+    return "\n".join(itertools.chain(*(_settings_of(*base) | own).values()))
 
 
 def describe_settings(file: Path, config: str) -> str:
@@ -48,15 +66,26 @@ def describe_settings(file: Path, config: str) -> str:
         file: the source file.
         config: the name of a dataclass in the file; its docstring describes the fields.
     """
+    return "\n".join(itertools.chain(*_settings_of(file, config).values()))
+
+
+def _settings_of(file: Path, config: str) -> dict[str, list[str]]:
+    """Returns the lines of each setting of a config by its name."""
     node = _definition(file, config)
     arguments = (ast.get_docstring(node) or "").partition("Args:\n")[2].partition("\n\n")[0]
     meanings = {name: " ".join(text.split()) for name, text in _ARGUMENT.findall(arguments)}
-    lines: list[str] = []
-    for field in node.body:
-        if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name):
-            name = field.target.id
-            lines += _wrapped(f"  {_assignment(name, field.value)}", meanings.get(name, ""))
-    return "\n".join(lines)
+    return {
+        field.target.id: _wrapped(
+            f"  {_assignment(field.target.id, field.value)}", meanings.get(field.target.id, "")
+        )
+        for field in node.body
+        if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name)
+    }
+
+
+def _file_of(folder: Path, module: str) -> Path:
+    """Returns the file of a module that is named relative to its package, ".geneval.benchmark"."""
+    return folder / f"{module.removeprefix('.').replace('.', '/')}.py"
 
 
 def _assignment(name: str, default: ast.expr | None) -> str:

@@ -8,6 +8,7 @@ An evaluation is a chain of files (`blip3o.eval.stages`):
     report     `results.json`     figures, a pure function of the other files, `Benchmark.reduce`
 """
 
+import abc
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -38,7 +39,7 @@ class Item:
         category: category in the report.
         num_samples: number of outputs that are asked for.
         max_new_tokens: longest answer to a question; None for the default of the model.
-        sources: sha256 of each input image.
+        sources: sha256 of each file of an input image; empty if the images follow from `data`.
         data: what the scorer needs, as JSON.
     """
 
@@ -184,8 +185,8 @@ class Layout(Protocol):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class BenchmarkSettings:
-    """Settings that all benchmarks have; each benchmark derives from it.
+class Benchmark(abc.ABC):
+    """A benchmark: a frozen dataclass of settings, which all have defaults.
 
     Args:
         seed: seed of the noise, and of all choices of the benchmark.
@@ -203,48 +204,38 @@ class BenchmarkSettings:
     num_decoder_steps: Count | None = None
     decoder_guidance_scale: Guidance | None = None
 
-
-class Benchmark(Protocol):
-    """A frozen dataclass of settings; derives from `BenchmarkSettings`."""
-
-    @property
-    def seed(self) -> int:
-        """Seed of the noise."""
-        ...
-
-    @property
-    def batch_size(self) -> int:
-        """Samples that are generated together."""
-        ...
-
+    @abc.abstractmethod
     def items(self) -> Sequence[Item]:
         """Returns all items; the same settings always give the same items.
 
         Raises:
             UsageError: if a file of prompts is missing, or is not the published one (its hash).
         """
-        ...
 
-    def sources(self, item: Item) -> list[Image.Image]:
-        """Returns the input images of an item in RGB."""
-        ...
-
+    @abc.abstractmethod
     def scorer(self) -> Scorer:
         """Loads and returns the scorer.
 
         Raises:
             UsageError: if weights are missing or wrong, or a server is not named.
         """
-        ...
 
+    @abc.abstractmethod
     def reduce(self, rows: Sequence[Row]) -> Scores:
         """Returns the figures: a pure function of the rows of all samples."""
-        ...
+
+    def sources(self, item: Item) -> list[Image.Image]:
+        """Returns the input images of an item in RGB; none unless a benchmark says so."""
+        del item
+        return []
 
     def layout(self) -> Layout | None:
         """Returns the layout of the benchmark's own program; None if it has none."""
-        ...
+        return None
 
     def remarks(self) -> Sequence[str]:
         """Returns the deviations from the published benchmark, which the headline states."""
-        ...
+        return ()
+
+
+BenchmarkSettings = Benchmark

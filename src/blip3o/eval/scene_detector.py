@@ -16,6 +16,9 @@ from blip3o.eval.scene_rules import SceneDetection
 from blip3o.eval.segmentation import IMAGE_PX, Bools, Floats, Window, box, parts, planes, windows
 from blip3o.eval.sprites import SpriteSet, color_distances, draw, paint, ramps_of_colors, sprite_set
 
+VERSION = 1
+"""Part of the name of the judge: raise it with any change of the findings."""
+
 UNKNOWN = "unknown"
 """Thing or color of an object that matches none of the known ones."""
 

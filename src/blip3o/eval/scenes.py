@@ -6,24 +6,24 @@ independent of the model and is tested on renders of known scenes.
 """
 
 import dataclasses
+import itertools
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
-from typing import TypeVar
+from collections.abc import Iterator, Sequence
 
 from PIL import Image
 
-from blip3o.core.log import progress
-from blip3o.core.rng import image_generator, numpy_rng
-from blip3o.data.scenes.edits import sample_edit
+from blip3o.core.bounds import Count, Seed, Whole
+from blip3o.core.rng import numpy_rng
+from blip3o.data.scenes.edits import Edit, sample_edit
 from blip3o.data.scenes.prompts import CATEGORIES, eval_prompts
 from blip3o.data.scenes.questions import questions
 from blip3o.data.scenes.render import render
 from blip3o.data.scenes.scene import Scene, sample_scene
 from blip3o.data.scenes.things import COLORS, THINGS, plural
 from blip3o.data.scenes.world import FULL, World
-from blip3o.eval import WriteRow
+from blip3o.eval.benchmark import Benchmark, Item, Row, Sample, Scores, Verdict
+from blip3o.eval.scene_detector import VERSION as DETECTOR_VERSION
 from blip3o.eval.scene_detector import detect
 from blip3o.eval.scene_rules import (
     SceneDetection,
@@ -32,18 +32,13 @@ from blip3o.eval.scene_rules import (
     judge_scene,
     same_objects,
 )
-from blip3o.generate.pipeline import Blip3oPipeline
-from blip3o.imaging.sheet import contact_sheet
-
-T = TypeVar("T")
 
 _CAPTION_REQUEST = "Describe the image in detail."
-_PARTS = ("num_questions", "num_captions", "num_edits", "num_reconstructions")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ScenesBenchmark:
-    """Settings of the benchmark.
+class ScenesBenchmark(Benchmark):
+    """Compositions that training never shows, judged exactly and offline.
 
     Args:
         prompts_per_category: prompts of each of the six categories; 0 skips text to image.
@@ -52,200 +47,218 @@ class ScenesBenchmark:
         num_captions: detailed captions of unseen images; 0 skips them.
         num_edits: edits of unseen images; 0 skips them.
         num_reconstructions: unseen images that are encoded and decoded; 0 skips them.
+        image_px: side of the unseen images.
         seed: seed of prompts, scenes and noise.
-        batch_size: images in a batch; affects only speed and memory.
-        num_inference_steps: DiT steps; None means the default of the model.
-        guidance_scale: guidance scale; None means the default of the model.
         world: vocabulary of prompts and scenes: world.things, world.colors, world.max_objects.
-
-    Raises:
-        ValueError: for a number that is too small.
     """
 
-    prompts_per_category: int = 100
-    images_per_prompt: int = 4
-    num_questions: int = 1000
-    num_captions: int = 200
-    num_edits: int = 200
-    num_reconstructions: int = 200
-    seed: int = 2025
-    batch_size: int = 32
-    num_inference_steps: int | None = None
-    guidance_scale: float | None = None
+    prompts_per_category: Whole = 100
+    images_per_prompt: Count = 4
+    num_questions: Whole = 1000
+    num_captions: Whole = 200
+    num_edits: Whole = 200
+    num_reconstructions: Whole = 200
+    image_px: Count = 96
+    seed: Seed = 2025
     world: World = FULL
 
-    def __post_init__(self) -> None:
-        least = {"images_per_prompt": 1, "batch_size": 1, "prompts_per_category": 0}
-        for name, limit in (least | dict.fromkeys(_PARTS, 0)).items():
-            if vars(self)[name] < limit:
-                raise ValueError(f"{name} must be at least {limit}, got {vars(self)[name]}")
+    def items(self) -> list[Item]:
+        """Returns all items; see `Benchmark`."""
+        return [
+            *self._prompts(),
+            *self._questions(),
+            *self._captions(),
+            *self._edits(),
+            *self._reconstructions(),
+        ]
 
-    def run(self, pipe: Blip3oPipeline, out: Path, write: WriteRow) -> dict[str, object]:
-        """Returns the scores and passes the verdict on each sample to `write`; see `Benchmark`."""
-        results: dict[str, object] = {"overall": None, "by_category": {}, "num_samples": 0}
-        if self.prompts_per_category:
-            results |= self._text_to_image(pipe, out, write)
-        if self.num_questions:
-            results |= self._questions(pipe, write)
-        if self.num_captions:
-            results |= self._captions(pipe, write)
-        if self.num_edits:
-            results |= self._edits(pipe, out, write)
-        if self.num_reconstructions:
-            results |= self._reconstructions(pipe, out, write)
-        return results
+    def sources(self, item: Item) -> list[Image.Image]:
+        """Returns the scene of a question, an edit or a reconstruction as an image."""
+        if item.task == "edit":
+            return [render(self._edit(item.number).source, self.image_px)]
+        return [render(self._scene(item.data["scene"]), self.image_px)]
 
-    def _text_to_image(self, pipe: Blip3oPipeline, out: Path, write: WriteRow) -> dict[str, object]:
+    def scorer(self) -> "SceneScorer":
+        """Returns the scorer."""
+        return SceneScorer(self)
+
+    def reduce(self, rows: Sequence[Row]) -> Scores:
+        """Returns the shares of right samples.
+
+        `overall` is the mean of the six categories of text to image, as in GenEval. The figures
+        hold the other parts; a part that is skipped has none.
+        """
+        by_part: dict[str, list[Row]] = defaultdict(list)
+        for row in rows:
+            by_part[row.item.data["part"]].append(row)
+        by_category = _by_category(by_part["text_to_image"])
+        figures: dict[str, object] = {}
+        for part in ("vqa", "edit"):
+            if by_part[part]:
+                figures[f"{part}_accuracy"] = _mean(by_part[part])
+                figures[f"{part}_by_kind"] = _by_category(by_part[part])
+        if by_part["caption"]:
+            figures["caption_attribute_accuracy"] = _mean(by_part["caption"])
+        if by_part["reconstruct"]:
+            figures["reconstruct_kept"] = _mean(by_part["reconstruct"])
+        overall = sum(by_category.values()) / len(by_category) if by_category else None
+        return Scores(overall=overall, by_category=by_category, figures=figures)
+
+    def _prompts(self) -> Iterator[Item]:
         prompts = [
             prompt
-            for category in CATEGORIES
+            for category in (CATEGORIES if self.prompts_per_category else ())
             for prompt in eval_prompts(category, self.prompts_per_category, self.seed, self.world)
         ]
-        jobs = [(p, k) for p in range(len(prompts)) for k in range(self.images_per_prompt)]
-        right: dict[str, list[bool]] = defaultdict(list)
-        shown: dict[str, list[tuple[Image.Image, str]]] = defaultdict(list)
-        for batch in _batches(jobs, self.batch_size, "text to image"):
-            images = pipe(
-                [prompts[p].prompt for p, _ in batch],
-                generator=[image_generator(self.seed, p, k) for p, k in batch],
-                num_inference_steps=self.num_inference_steps,
-                guidance_scale=self.guidance_scale,
-            ).images
-            for (p, k), image in zip(batch, images, strict=True):
-                prompt = prompts[p]
-                found = detect(image)
-                verdict = judge_scene(
-                    found,
-                    [WantedThing(**item) for item in prompt.include],
-                    prompt.relation,
-                    exact_count=prompt.category == "counting",
-                )
-                right[prompt.category].append(verdict)
-                if len(shown[prompt.category]) < 8 and k == 0:
-                    mark = "right" if verdict else "wrong"
-                    shown[prompt.category].append((image, f"{mark}: {prompt.prompt}"))
-                write(
-                    {
-                        "part": "text_to_image",
-                        "category": prompt.category,
-                        "prompt": prompt.prompt,
-                        "image_number": k,
-                        "right": verdict,
-                        "found": [dataclasses.asdict(one) for one in found],
-                    }
-                )
-        _save_sheet([pair for pairs in shown.values() for pair in pairs], out / "text_to_image.png")
-        by_category = {name: _share(marks) for name, marks in right.items()}
-        return {
-            "overall": sum(by_category.values()) / len(by_category),
-            "by_category": by_category,
-            "num_samples": len(jobs),
-        }
-
-    def _questions(self, pipe: Blip3oPipeline, write: WriteRow) -> dict[str, object]:
-        rows: list[tuple[int, str, str, str]] = []
-        index = 0
-        while len(rows) < self.num_questions:
-            rng = numpy_rng(self.seed, "eval questions", index)
-            drawn = questions(self._scene(index), rng)
-            rows += [(index, qa.kind, qa.question, qa.answer) for qa in drawn]
-            index += 1
-        rows = rows[: self.num_questions]
-        right: dict[str, list[bool]] = defaultdict(list)
-        for batch in _batches(rows, self.batch_size, "questions"):
-            sources = [self._image(pipe, index) for index, *_ in batch]
-            answers = pipe.answer_batch(sources, [question for _, _, question, _ in batch])
-            for (index, kind, question, truth), answer in zip(batch, answers, strict=True):
-                verdict = _plain(answer) == _plain(truth)
-                right[kind].append(verdict)
-                row = {"question": question, "answer": answer, "truth": truth, "right": verdict}
-                write({"part": "vqa", "kind": kind, "scene": index, **row})
-        return _shares("vqa", right)
-
-    def _captions(self, pipe: Blip3oPipeline, write: WriteRow) -> dict[str, object]:
-        scores: list[float] = []
-        for batch in _batches(range(self.num_captions), self.batch_size, "captions"):
-            sources = [self._image(pipe, index) for index in batch]
-            captions = pipe.answer_batch(
-                sources, [_CAPTION_REQUEST] * len(batch), max_new_tokens=128
+        for number, prompt in enumerate(prompts):
+            yield Item(
+                id=f"prompt-{number:04}",
+                number=number,
+                prompt=prompt.prompt,
+                category=prompt.category,
+                num_samples=self.images_per_prompt,
+                data={
+                    "part": "text_to_image",
+                    "include": list(prompt.include),
+                    "relation": prompt.relation and list(prompt.relation),
+                },
             )
-            for index, caption in zip(batch, captions, strict=True):
-                truth = Counter((one.color, one.thing) for one in self._scene(index).objects)
-                score = attribute_accuracy(objects_named(caption), truth)
-                scores.append(score)
-                named = [f"{color} {thing}" for color, thing in truth.elements()]
-                row = {"scene": index, "caption": caption, "truth": named, "score": score}
-                write({"part": "caption", **row})
-        return {"caption_attribute_accuracy": _share(scores)}
 
-    def _edits(self, pipe: Blip3oPipeline, out: Path, write: WriteRow) -> dict[str, object]:
-        side = pipe.model.config.image_encoder.image_px
-        right: dict[str, list[bool]] = defaultdict(list)
-        shown: list[tuple[Image.Image, str]] = []
-        for batch in _batches(range(self.num_edits), self.batch_size, "edits"):
-            edits = [sample_edit(self.seed, index, "heldout", self.world) for index in batch]
-            sources = [render(edit.source, side) for edit in edits]
-            images = pipe.edit(
-                sources,
-                [edit.instruction for edit in edits],
-                generator=[image_generator(self.seed, index, 0) for index in batch],
-                num_inference_steps=self.num_inference_steps,
-                guidance_scale=self.guidance_scale,
-            ).images
-            for index, edit, source, image in zip(batch, edits, sources, images, strict=True):
-                found = detect(image)
-                # An added or moved object may be anywhere that the instruction allows, so only
-                # the places that the instruction names are checked.
-                verdict = edit.accepts([(one.thing, one.color, one.x, one.y) for one in found])
-                right[edit.kind].append(verdict)
-                if len(shown) < 32:
-                    mark = "right" if verdict else "wrong"
-                    shown += [(source, edit.instruction), (image, mark)]
-                row = {"kind": edit.kind, "instruction": edit.instruction, "right": verdict}
-                write({"part": "edit", "index": index, **row})
-        _save_sheet(shown, out / "edits.png")
-        return _shares("edit", right)
+    def _questions(self) -> Iterator[Item]:
+        number = 0
+        for index in itertools.count():
+            if number >= self.num_questions:
+                return
+            rng = numpy_rng(self.seed, "eval questions", index)
+            for asked in questions(self._scene(index), rng)[: self.num_questions - number]:
+                yield Item(
+                    id=f"question-{number:04}",
+                    number=number,
+                    task="question",
+                    prompt=asked.question,
+                    category=asked.kind,
+                    data={"part": "vqa", "scene": index, "truth": asked.answer},
+                )
+                number += 1
 
-    def _reconstructions(
-        self, pipe: Blip3oPipeline, out: Path, write: WriteRow
-    ) -> dict[str, object]:
-        kept: list[bool] = []
-        shown: list[Image.Image] = []
-        for batch in _batches(range(self.num_reconstructions), self.batch_size, "reconstructions"):
-            sources = [self._image(pipe, index) for index in batch]
-            generators = [image_generator(self.seed, index, 0) for index in batch]
-            images = pipe.reconstruct(sources, generator=generators).images
-            for index, before, after in zip(batch, sources, images, strict=True):
-                verdict = same_objects(detect(after), truth_of(self._scene(index)))
-                kept.append(verdict)
-                write({"part": "reconstruct", "scene": index, "right": verdict})
-                if len(shown) < 32:
-                    shown += [before, after]
-        contact_sheet(shown, columns=8).save(out / "reconstructions.png")
-        return {"reconstruct_kept": _share(kept)}
+    def _captions(self) -> Iterator[Item]:
+        for index in range(self.num_captions):
+            truth = [[one.color, one.thing] for one in self._scene(index).objects]
+            yield Item(
+                id=f"caption-{index:04}",
+                number=index,
+                task="question",
+                prompt=_CAPTION_REQUEST,
+                max_new_tokens=128,
+                data={"part": "caption", "scene": index, "truth": truth},
+            )
+
+    def _edits(self) -> Iterator[Item]:
+        for index in range(self.num_edits):
+            edit = self._edit(index)
+            yield Item(
+                id=f"edit-{index:04}",
+                number=index,
+                task="edit",
+                prompt=edit.instruction,
+                category=edit.kind,
+                data={"part": "edit"},
+            )
+
+    def _reconstructions(self) -> Iterator[Item]:
+        for index in range(self.num_reconstructions):
+            yield Item(
+                id=f"reconstruction-{index:04}",
+                number=index,
+                task="reconstruction",
+                data={"part": "reconstruct", "scene": index},
+            )
+
+    def edit_of(self, item: Item) -> Edit:
+        """Returns the edit that an item asks for."""
+        return self._edit(item.number)
+
+    def scene_of(self, item: Item) -> Scene:
+        """Returns the scene of a question or a reconstruction."""
+        return self._scene(item.data["scene"])
+
+    def _edit(self, index: int) -> Edit:
+        return sample_edit(self.seed, index, "heldout", self.world)
 
     def _scene(self, index: int) -> Scene:
         return sample_scene(self.seed, index, "heldout", self.world)
 
-    def _image(self, pipe: Blip3oPipeline, index: int) -> Image.Image:
-        return render(self._scene(index), pipe.model.config.image_encoder.image_px)
+
+class SceneScorer:
+    """Judges samples of the scenes benchmark by rules and by the detector of scenes.
+
+    Args:
+        benchmark: gives the true scenes of edits and reconstructions.
+    """
+
+    judge = f"scene-detector-{DETECTOR_VERSION}"
+    batch_size = 32
+
+    def __init__(self, benchmark: ScenesBenchmark) -> None:
+        self._benchmark = benchmark
+
+    def verdicts(self, samples: Sequence[Sample]) -> Iterator[Verdict]:
+        """Yields the verdict of each sample; see `Scorer`."""
+        for sample in samples:
+            score, data = self._judge(sample)
+            yield Verdict(
+                item=sample.item.id,
+                number=sample.number,
+                sha256=sample.sha256,
+                judge=self.judge,
+                score=float(score),
+                data=data,
+            )
+
+    def _judge(self, sample: Sample) -> tuple[float, dict[str, object]]:
+        item, part = sample.item, sample.item.data["part"]
+        if part == "vqa":
+            is_right = _plain(sample.text or "") == _plain(item.data["truth"])
+            return is_right, {"answer": sample.text, "truth": item.data["truth"]}
+        if part == "caption":
+            truth = Counter((color, thing) for color, thing in item.data["truth"])
+            score = attribute_accuracy(objects_named(sample.text or ""), truth)
+            named = [f"{color} {thing}" for color, thing in truth.elements()]
+            return score, {"caption": sample.text, "truth": named}
+        assert sample.image is not None
+        if sample.image.width != sample.image.height:
+            return 0.0, {"reason": f"the image is not square: {sample.image.size}"}
+        found = detect(sample.image)
+        if part == "text_to_image":
+            is_right = judge_scene(
+                found,
+                [WantedThing(**one) for one in item.data["include"]],
+                item.data["relation"],
+                exact_count=item.category == "counting",
+            )
+        elif part == "edit":
+            # An added or moved object may be anywhere that the instruction allows, so only the
+            # places that the instruction names are checked.
+            edit = self._benchmark.edit_of(item)
+            is_right = edit.accepts([(one.thing, one.color, one.x, one.y) for one in found])
+        else:
+            is_right = same_objects(found, truth_of(self._benchmark.scene_of(item)))
+        return is_right, {"found": [dataclasses.asdict(one) for one in found]}
 
 
-def _share(marks: Sequence[float]) -> float:
-    return sum(marks) / len(marks)
+def _score(row: Row) -> float:
+    return 0.0 if row.verdict is None or row.verdict.score is None else row.verdict.score
 
 
-def _shares(part: str, right: Mapping[str, Sequence[bool]]) -> dict[str, object]:
-    """Returns the share of right answers, of all kinds together and of each kind."""
-    return {
-        f"{part}_accuracy": _share([mark for marks in right.values() for mark in marks]),
-        f"{part}_by_kind": {kind: _share(marks) for kind, marks in sorted(right.items())},
-    }
+def _mean(rows: Sequence[Row]) -> float:
+    return sum(map(_score, rows)) / len(rows)
 
 
-def _save_sheet(shown: Sequence[tuple[Image.Image, str]], file: Path) -> None:
-    images, captions = [image for image, _ in shown], [caption for _, caption in shown]
-    contact_sheet(images, captions, columns=8).save(file)
+def _by_category(rows: Sequence[Row]) -> dict[str, float]:
+    groups: dict[str, list[Row]] = defaultdict(list)
+    for row in rows:
+        groups[row.item.category].append(row)
+    return {name: _mean(group) for name, group in groups.items()}
 
 
 def truth_of(scene: Scene) -> list[SceneDetection]:
@@ -274,9 +287,3 @@ def objects_named(caption: str) -> Counter[tuple[str, str]]:
 
 def _plain(answer: str) -> str:
     return re.sub(r"[^\w ]", "", answer.lower()).strip()
-
-
-def _batches(items: Sequence[T], size: int, what: str) -> Iterator[Sequence[T]]:
-    starts = range(0, len(items), size)
-    for start in progress(starts, what=what):
-        yield items[start : start + size]

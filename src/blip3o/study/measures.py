@@ -20,8 +20,7 @@ import functools
 import itertools
 import statistics
 from collections.abc import Iterator, Sequence
-from pathlib import Path
-from typing import TypeVar, cast
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -39,8 +38,10 @@ from blip3o.data.scenes.types import Scene
 from blip3o.data.scenes.words import pick
 from blip3o.eval import similarity
 from blip3o.eval.frechet import frechet_distance
+from blip3o.eval.models import PipelineModel
 from blip3o.eval.scene_rules import WantedThing, judge_scene
 from blip3o.eval.scenes import ScenesBenchmark, truth_of
+from blip3o.eval.stages import measure
 from blip3o.generate.outputs import ImageOutput, OutputType
 from blip3o.generate.pipeline import Blip3oPipeline
 from blip3o.generate.text import left_pad
@@ -63,19 +64,14 @@ _PARTS = {
 """Scores by their name in the results of the benchmark."""
 
 
-def scene_scores(pipe: Blip3oPipeline, benchmark: ScenesBenchmark, sheets: Path) -> Scores:
-    """Returns the scores of the scenes benchmark; sheets of its images go to a folder."""
-    sheets.mkdir(parents=True, exist_ok=True)
-    found = benchmark.run(pipe, sheets, lambda row: None)
-    scores = {name: cast("float", found[part]) for part, name in _PARTS.items() if part in found}
-    if found["overall"] is None:
+def scene_scores(pipe: Blip3oPipeline, benchmark: ScenesBenchmark) -> Scores:
+    """Returns the scores of the scenes benchmark."""
+    found = measure(benchmark, PipelineModel(pipe, "", benchmark))
+    scores = {name: found.figures[part] for part, name in _PARTS.items() if part in found.figures}
+    if found.overall is None:
         return scores
-    categories = cast("dict[str, float]", found["by_category"])
-    return {
-        "scenes": cast("float", found["overall"]),
-        **{f"scenes/{name}": share for name, share in categories.items()},
-        **scores,
-    }
+    categories = {f"scenes/{name}": share or 0.0 for name, share in found.by_category.items()}
+    return {"scenes": found.overall, **categories, **scores}
 
 
 @torch.no_grad()

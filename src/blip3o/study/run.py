@@ -25,8 +25,8 @@ from blip3o.train.diverged import DivergedError
 from blip3o.train.trainer import Trainer
 from blip3o.weights.folder import open_model
 
-TRAIN, SHEETS = "train", "sheets"
-"""Folders in the folder of a run: its training, and sheets of the benchmark's images."""
+TRAIN = "train"
+"""Folder of the training in the folder of a run."""
 
 
 def seeded(config: RunConfig, seed: int, num_points: int) -> RunConfig:
@@ -102,7 +102,7 @@ def _measure(
     tokenizer = open_model(trainer.run_dir / MODEL).tokenizer
     say(f"measuring {folder} at the start")
     before = _pipeline(trainer, tokenizer)
-    start = measures.scene_scores(before, settings.question_benchmark, folder / SHEETS)
+    start = measures.scene_scores(before, settings.question_benchmark)
     logits = measures.text_logits(before, settings)
     flops = trainer.flops_per_sample()
     clock = _Clock.read(trainer.run_dir)
@@ -112,7 +112,7 @@ def _measure(
         benchmark = settings.benchmark if step == train.steps else settings.curve_benchmark
         with trainer.stored(step), merged_adapters(trainer.model):
             pipe = _pipeline(trainer, tokenizer)
-            scores = measures.scene_scores(pipe, benchmark, folder / SHEETS)
+            scores = measures.scene_scores(pipe, benchmark)
         samples = step * train.global_batch_size
         points.append(
             Point(

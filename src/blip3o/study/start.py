@@ -10,11 +10,11 @@ from blip3o.core.errors import PreemptedError, UsageError, first_line
 from blip3o.core.files import write_atomic
 from blip3o.core.lock import locked
 from blip3o.core.log import say
+from blip3o.core.shard import WHOLE, Shard
 from blip3o.runs.assemble import MODEL
 from blip3o.runs.checks import check_run
 from blip3o.runs.scenes import ensure_scenes
 from blip3o.runs.start import train
-from blip3o.study import WHOLE, Shard
 from blip3o.study.grid import Grid, Study, resolve
 from blip3o.study.report import write_report
 from blip3o.study.results import Failure, Result, read, run_folder, write

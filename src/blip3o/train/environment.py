@@ -40,7 +40,7 @@ def write_environment(
         more: further facts, as plain data.
     """
     file = run_dir / "env.json"
-    commit, has_changes = _commit()
+    commit, has_changes = source_commit()
     now = {
         "commit": commit,
         "uncommitted_changes": has_changes,
@@ -76,7 +76,7 @@ def version_of(package: str) -> str | None:
         return None
 
 
-def _commit() -> tuple[str | None, bool | None]:
+def source_commit() -> tuple[str | None, bool | None]:
     """Returns the commit of this source tree and whether it has changes; None outside of git."""
     folder = Path(__file__).parent
     if _git(folder, "ls-files", "--error-unmatch", Path(__file__).name) is None:

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from blip3o.core.errors import UsageError
-from blip3o.study import STUDIES, Shard
+from blip3o.core.shard import Shard
+from blip3o.study import STUDIES
 from blip3o.study.grid import Arm, Evaluation, Study, StudySettings, resolve
 from blip3o.study.run import seeded
 

@@ -14,7 +14,8 @@ import pytest
 import torch
 
 from blip3o.core.errors import PreemptedError, UsageError
-from blip3o.study import Shard, run
+from blip3o.core.shard import Shard
+from blip3o.study import run
 from blip3o.study.claims import decide
 from blip3o.study.grid import Arm, Study
 from blip3o.study.report import Records
