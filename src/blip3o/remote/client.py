@@ -514,17 +514,16 @@ def _address(url: str) -> str:
     Raises:
         UsageError: if the text is not the address of a server, or holds a password.
     """
+    if "@" in url:  # the message does not repeat it
+        raise UsageError("the url holds a password: put the key into an environment variable")
+    refusal = UsageError(f"{shown(url)} is not an address: write http://HOST:PORT/v1")
     try:
         place = urllib.parse.urlsplit(url.strip())
-        is_valid = place.scheme in ("http", "https") and bool(place.hostname)
-        has_password = "@" in place.netloc
-        _ = place.port  # raises for a port that is not a number
-    except ValueError:
-        is_valid = has_password = False
-    if has_password:  # not repeated here
-        raise UsageError("the url holds a password: put the key into an environment variable")
-    if not is_valid:
-        raise UsageError(f"{shown(url)} is not an address: write http://HOST:PORT/v1")
+        _ = place.port  # raises if it is not a number
+    except ValueError as error:
+        raise refusal from error
+    if place.scheme not in ("http", "https") or not place.hostname:
+        raise refusal
     path = place.path.rstrip("/")
     return place._replace(path=path if path.endswith(_END) else path + _END, fragment="").geturl()
 

@@ -11,6 +11,7 @@ from blip3o.core.errors import UsageError
 from blip3o.core.types import IMAGE_MARK, Message
 from blip3o.generate.pipeline import Blip3oPipeline
 from blip3o.remote.chat import Answer, AnswerOutcome, ChatImage, ChatRequest
+from blip3o.weights.folder import resolve_model_folder
 from blip3o.weights.hub import to_local
 
 _WITHOUT_EFFECT = ("chat_template_kwargs",)
@@ -42,7 +43,7 @@ class LocalJudge:
         Raises:
             UsageError: if the model is missing or damaged, or the device does not exist.
         """
-        folder = to_local(self.model, self.revision)
+        folder = resolve_model_folder(to_local(self.model, self.revision))
         pipe = Blip3oPipeline.from_pretrained(folder, device=self.device, dtype=self.dtype)
         return LocalModel(pipe, f"{Path(self.model).name}-{_hash(folder)}", self.batch_size)
 
@@ -50,11 +51,10 @@ class LocalJudge:
 def _hash(folder: Path) -> str:
     """Returns the start of a hash of the config and the weights, which names the judge."""
     digest = hashlib.sha256()
-    for file in sorted([folder / "config.json", *folder.glob("*.safetensors")]):
-        if file.is_file():
-            with file.open("rb") as data:
-                digest.update(f"{file.name}\0".encode())
-                digest.update(hashlib.file_digest(data, "sha256").digest())
+    for file in sorted([*folder.rglob("config.json"), *folder.rglob("*.safetensors")]):
+        with file.open("rb") as data:
+            digest.update(f"{file.relative_to(folder)}\0".encode())
+            digest.update(hashlib.file_digest(data, "sha256").digest())
     return digest.hexdigest()[:8]
 
 
