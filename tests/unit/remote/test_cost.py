@@ -1,0 +1,190 @@
+"""Estimates before the requests, and caps that hold over threads, processes and resumed runs."""
+
+import dataclasses
+import io
+import json
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from blip3o.core.errors import PreemptedError, UsageError
+from blip3o.remote.cache import CachedModel
+from blip3o.remote.chat import Answer, ChatImage, ChatRequest
+from blip3o.remote.client import ChatClient, ServerSettings
+from blip3o.remote.cost import Budget, Prices, Spent, estimate
+
+Questions = Callable[[int], list[ChatRequest]]
+Server = Any  # the class in conftest.py
+PRICES = Prices(prompt=1000.0, completion=10_000.0)
+"""An answer of the server (100 tokens read, 10 written) costs 0.2."""
+ANSWER = Answer(outcome="answered", text="yes", prompt_tokens=100, completion_tokens=10)
+REQUEST = ChatRequest(parts=("is it a cat?",), max_tokens=20)
+
+
+def png(width: int, height: int) -> ChatImage:
+    data = io.BytesIO()
+    Image.new("RGB", (width, height)).save(data, "PNG")
+    return ChatImage(data.getvalue())
+
+
+def test_estimate() -> None:
+    requests = [
+        ChatRequest(parts=("x" * 300, png(56, 28)), max_tokens=50),
+        ChatRequest(parts=(png(29, 28), ChatImage(b"not an image")), extra={"max_tokens": 5}),
+    ]
+    expected = estimate(requests, Prices(prompt=1.0, completion=2.0))
+    assert (expected.num_requests, expected.num_images) == (2, 3)
+    assert expected.prompt_tokens == 8 + 100 + 2 + 8 + 2 + 1000
+    assert expected.completion_tokens == 55
+    assert expected.least_cost == pytest.approx(1120e-6)
+    assert expected.most_cost == pytest.approx(1230e-6)
+    assert str(expected) == (
+        "2 requests with 3 images, about 1,120 tokens to read, at most 55 to write, "
+        "cost about 0.00112 to 0.00123"
+    )
+    assert estimate(requests).most_cost is None
+    assert "cost" not in str(estimate(requests))
+
+
+def test_the_sums_are_those_of_the_answers(tmp_path: Path) -> None:
+    budget = Budget(tmp_path, prices=PRICES)
+    assert budget.spent() == Spent()
+    most = estimate([REQUEST], PRICES).most_cost
+    paid = budget.reserve(REQUEST)
+    assert paid == most
+    assert budget.spent() == Spent(num_requests=1, cost=pytest.approx(most))
+    budget.settle(paid, ANSWER)
+    assert budget.spent().cost == pytest.approx(0.2)
+    paid = budget.reserve(REQUEST)
+    assert paid is not None
+    budget.settle(paid, None)  # an error of the server costs nothing
+    assert budget.spent() == Spent(num_requests=2, cost=pytest.approx(0.2))
+    paid = budget.reserve(REQUEST)
+    assert paid is not None
+    budget.settle(paid, dataclasses.replace(ANSWER, prompt_tokens=0))  # unknown: as expected
+    assert budget.spent().cost == pytest.approx(0.2 + paid)
+    paid = budget.reserve(REQUEST)
+    assert paid is not None
+    budget.release(paid)
+    assert Budget(tmp_path).spent().num_requests == 3
+
+
+def test_a_cap_of_money_needs_prices(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="max_cost needs the prices"):
+        Budget(tmp_path, max_cost=1.0)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"num_requests": "x", "cost": 0}'])
+def test_damaged_sums_are_refused(tmp_path: Path, text: str) -> None:
+    (tmp_path / "spent.json").write_text(text)
+    with pytest.raises(UsageError, match=r"spent\.json: repair it"):
+        Budget(tmp_path, max_requests=1).reserve(REQUEST)
+
+
+def test_threads_never_exceed_a_cap(tmp_path: Path) -> None:
+    budgets = [Budget(tmp_path, prices=PRICES, max_requests=25) for _ in range(2)]
+    paid: list[float | None] = []
+
+    def work(number: int) -> None:
+        for _ in range(5):
+            paid.append(budgets[number % 2].reserve(REQUEST))
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sum(one is not None for one in paid) == 25
+    assert paid.count(None) == 15
+
+
+def judge(
+    settings: ServerSettings, folder: Path, requests: list[ChatRequest], **caps: Any
+) -> list[int]:
+    """Returns the positions of the answers that came before a cap."""
+    model = CachedModel(ChatClient(settings, Budget(folder, **caps)), folder)
+    found = []
+    try:
+        for number, answer in model.answers(requests):
+            assert answer.outcome == "answered"
+            found.append(number)
+    except PreemptedError:
+        return found
+    assert len(found) == len(requests)
+    return found
+
+
+def test_a_cap_of_requests_stops_and_a_higher_one_goes_on(
+    server: Server, settings: ServerSettings, tmp_path: Path, questions: Questions
+) -> None:
+    client = ChatClient(settings, Budget(tmp_path, max_requests=6))
+    answers = CachedModel(client, tmp_path).answers(questions(10))
+    given = [next(answers) for _ in range(6)]
+    with pytest.raises(PreemptedError, match=r"6 of 6 requests .* raise max_requests") as caught:
+        next(answers)
+    assert "\n" not in str(caught.value)
+    assert len(server.calls) == 6
+    stored = [json.loads(file.read_text()) for file in tmp_path.glob("answers/*/*.json")]
+    assert len(stored) == len(given)
+    assert len(judge(settings, tmp_path, questions(10), max_requests=6)) == 6  # all from the cache
+    assert len(server.calls) == 6
+    assert len(judge(settings, tmp_path, questions(10), max_requests=20)) == 10
+    assert len(server.calls) == 10
+
+
+def test_a_cap_of_money_is_never_exceeded(
+    server: Server, settings: ServerSettings, tmp_path: Path, questions: Questions
+) -> None:
+    requests = [dataclasses.replace(one, max_tokens=20) for one in questions(30)]
+    most = estimate(requests[:1], PRICES).most_cost
+    assert most is not None
+    caps = {"prices": PRICES, "max_cost": 2.1}
+    found = judge(settings, tmp_path, requests, **caps)
+    spent = Budget(tmp_path).spent()
+    assert spent.cost == pytest.approx(0.2 * len(found))
+    assert 2.1 - most < spent.cost <= 2.1
+    assert len(server.calls) == len(found)
+    judge(settings, tmp_path, requests, **caps)
+    assert len(server.calls) == len(found)
+    with pytest.raises(PreemptedError, match=r"2 of 2\.1 is spent .* raise max_cost"):
+        list(ChatClient(settings, Budget(tmp_path, **caps)).answers(requests[-1:]))
+    assert len(judge(settings, tmp_path, requests, prices=PRICES, max_cost=100.0)) == 30
+    assert len(server.calls) == 30
+
+
+def test_further_attempts_count(
+    server: Server, settings: ServerSettings, tmp_path: Path, questions: Questions
+) -> None:
+    server.reply = lambda call: server.error(500)
+    settings = dataclasses.replace(settings, max_in_flight=3, retries=50)
+    assert judge(settings, tmp_path, questions(5), prices=PRICES, max_requests=20) == []
+    assert len(server.calls) == 20
+    assert Budget(tmp_path).spent() == Spent(num_requests=20, cost=0.0)
+
+
+def test_a_lost_answer_counts_with_what_it_may_cost(
+    server: Server, settings: ServerSettings, tmp_path: Path
+) -> None:
+    server.reply = lambda call: server.text(is_cut=call.earlier == 0)
+    judge(settings, tmp_path, [REQUEST], prices=PRICES)
+    most = estimate([REQUEST], PRICES).most_cost
+    assert Budget(tmp_path).spent() == Spent(num_requests=2, cost=pytest.approx(0.2 + (most or 0)))
+
+
+def test_the_estimate_is_said_once(
+    settings: ServerSettings,
+    tmp_path: Path,
+    questions: Questions,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    client = ChatClient(settings, Budget(tmp_path, prices=PRICES))
+    list(client.answers(questions(3)))
+    list(client.answers(questions(3)))
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("first requests to judge: 3 requests with 0 images, about ")
+    list(ChatClient(settings, Budget(tmp_path)).answers(questions(3)))
+    assert capsys.readouterr().err == ""
