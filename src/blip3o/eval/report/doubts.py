@@ -1,0 +1,204 @@
+"""Doubts about figures: samples without a judgement, and patterns of a faulty measurement.
+
+`settled` guards the headline. The other functions look at rows and files for patterns that public
+mis-measurements had, and return a note for each pattern; notes belong to `results.json`.
+"""
+
+import dataclasses
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+from PIL import Image
+
+from blip3o.eval.benchmark import Row, Scores
+from blip3o.eval.detectors import DETECTORS
+from blip3o.eval.report.evaluation import Evaluation
+from blip3o.imaging.load import FORMATS
+
+FAILURES = ("missing", "broken")
+"""Outcomes that are faults of the samples: they count as the worst score."""
+_TINY_PX = 64
+_FEW = 4
+"""With fewer judged samples, a pattern may be chance."""
+_SHOWN = 3
+
+
+def settled(reduce: Callable[[Sequence[Row]], Scores], rows: Sequence[Row]) -> Scores:
+    """Returns the figures of a benchmark, with a headline only if all samples have a judgement.
+
+    A missing or broken sample is a failure of the model and counts as the worst. A refused, empty,
+    cut, unreadable or lost answer is a fault of the judge: the headline and the figures of its
+    category are then None, and a note states the lower bound. Notes also state the figure of a
+    program that leaves such samples out.
+
+    Args:
+        reduce: `Benchmark.reduce`.
+        rows: the rows of all samples.
+    """
+    open_rows = [row for row in rows if is_unjudged(row)]
+    failures = [row for row in rows if is_failure(row)]
+    scores = reduce(rows)
+    notes = list(scores.notes)
+    judged = [row for row in rows if not is_unjudged(row) and not is_failure(row)]
+    without = reduce(judged).overall if judged and (open_rows or failures) else None
+    skipped = "" if without is None else f"; a program that leaves them out says {without:.4g}"
+    if failures:
+        counts = Counter(row.verdict.outcome if row.verdict else "missing" for row in failures)
+        kinds = " and ".join(f"{counts[name]:,} {name}" for name in FAILURES if counts[name])
+        tail = "" if open_rows else skipped
+        notes.append(f"{kinds} of {len(rows):,} samples count as failures{tail}.")
+    if not open_rows:
+        return dataclasses.replace(scores, notes=notes)
+    counts = Counter(row.verdict.outcome for row in open_rows if row.verdict)
+    kinds = ", ".join(f"{count:,} {name}" for name, count in sorted(counts.items()))
+    worst = [Row(row.item, row.number, None) if is_unjudged(row) else row for row in rows]
+    least = reduce(worst).overall
+    bound = "" if least is None else f", at least {least:.4g}"
+    notes.append(
+        f"{len(open_rows):,} of {len(rows):,} samples have no judgement ({kinds}): the headline is "
+        f"open{bound}{skipped}."
+    )
+    # A category that is no category of items, such as a kind of question, may hold open samples.
+    complete = {row.item.category for row in rows} - {row.item.category for row in open_rows}
+    by_category = {
+        name: value if name in complete else None for name, value in scores.by_category.items()
+    }
+    return dataclasses.replace(scores, overall=None, by_category=by_category, notes=notes)
+
+
+def is_failure(row: Row) -> bool:
+    """Returns whether a sample is missing or broken."""
+    return row.verdict is None or row.verdict.outcome in FAILURES
+
+
+def is_unjudged(row: Row) -> bool:
+    """Returns whether the judge has failed on a sample."""
+    return not is_failure(row) and row.verdict is not None and row.verdict.outcome != "judged"
+
+
+def doubts(evaluation: Evaluation) -> list[str]:
+    """Returns notes on all suspicious patterns in the folder of an evaluation."""
+    rows = evaluation.rows()
+    places = {(row.item.id, row.number): evaluation.place(row.item.id, row.number) for row in rows}
+    image_rows = [row for row in rows if row.item.task != "question"]
+    files = {
+        (row.item.id, row.number): place.file
+        for row in image_rows
+        if (place := places[row.item.id, row.number]) is not None
+    }
+    unscored = [
+        row for row in rows if row.verdict is None and places[row.item.id, row.number] is not None
+    ]
+    notes = []
+    if unscored:
+        notes.append(
+            f"{len(unscored):,} samples are there but have no verdict ({_names(unscored)}): they "
+            "count as failures; score the folder again."
+        )
+    return [*notes, *doubts_on_rows(rows), *doubts_on_sizes(image_rows, files)]
+
+
+def doubts_on_rows(rows: Sequence[Row]) -> list[str]:
+    """Returns notes on suspicious patterns of scores and of the hashes of images."""
+    notes: list[str] = []
+    judged = [row for row in rows if row.verdict and row.verdict.outcome == "judged"]
+    scores = [row.verdict.score for row in judged if row.verdict]
+    if len(scores) >= _FEW and all(score == 0 for score in scores):
+        judge = judged[0].verdict.judge if judged[0].verdict else ""
+        cause = (
+            "wrong or badly read weights of the detector give this"
+            if any(judge.startswith(name) for name in DETECTORS.names())
+            else "a broken judge gives this"
+        )
+        notes.append(f"All {len(scores):,} judged samples score 0: {cause}; look at the images.")
+    by_item: dict[str, list[Row]] = defaultdict(list)
+    by_image: dict[str, list[Row]] = defaultdict(list)
+    for row in rows:
+        if row.item.task != "question" and row.verdict is not None and row.verdict.sha256:
+            by_item[row.item.id].append(row)
+            by_image[row.verdict.sha256].append(row)
+    groups = [group for group in by_item.values() if len(group) > 1]
+    same = [group[0] for group in groups if len({_sha256(row) for row in group}) == 1]
+    if same:
+        notes.append(
+            f"All samples are the same image in {len(same):,} of {len(groups):,} items "
+            f"({_names(same)}): the noise does not change within an item."
+        )
+    shared = [
+        group
+        for group in by_image.values()
+        if len({(row.item.prompt, row.item.sources) for row in group}) > 1
+    ]
+    if shared:
+        pair = {row.item.id: row for row in max(shared, key=len)}
+        notes.append(
+            f"{sum(map(len, shared)):,} samples of different prompts are the same image as another "
+            f"({_names(list(pair.values()))})."
+        )
+    return notes
+
+
+def doubts_on_sizes(rows: Sequence[Row], files: Mapping[tuple[str, int], Path]) -> list[str]:
+    """Returns notes on tiny images, and on images of another size than the others.
+
+    Args:
+        rows: rows of image samples.
+        files: file of each image, by (id of the item, number of the sample); a grid of several
+            samples is one file.
+    """
+    sizes: dict[tuple[str, int], tuple[int, int]] = {}
+    for key, size in _sizes(files):
+        sizes[key] = size
+    notes: list[str] = []
+    tiny = [
+        row for row in rows if min(sizes.get((row.item.id, row.number), (_TINY_PX,))) < _TINY_PX
+    ]
+    if tiny:
+        notes.append(
+            f"{len(tiny):,} images have a side under {_TINY_PX} pixels ({_names(tiny)}): judges "
+            "are not made for such images."
+        )
+    # Edits and reconstructions have the sizes of their sources.
+    drawn = [
+        row
+        for row in rows
+        if row.item.task == "text_to_image" and (row.item.id, row.number) in sizes
+    ]
+    counts = Counter(sizes[row.item.id, row.number] for row in drawn)
+    if len(counts) > 1:
+        usual = counts.most_common(1)[0][0]
+        odd = [row for row in drawn if sizes[row.item.id, row.number] != usual]
+        width, height = sizes[odd[0].item.id, odd[0].number]
+        notes.append(
+            f"{len(odd):,} of {len(drawn):,} images have another size than {usual[0]} x {usual[1]} "
+            f"({_names(odd)}: {width} x {height})."
+        )
+    return notes
+
+
+def _sizes(
+    files: Mapping[tuple[str, int], Path],
+) -> Iterator[tuple[tuple[str, int], tuple[int, int]]]:
+    """Yields the size of each image that has a header; the scorer counts the others as broken."""
+    known: dict[Path, tuple[int, int] | None] = {}
+    for key, file in files.items():
+        if file not in known:
+            try:
+                with Image.open(file, formats=FORMATS) as image:  # reads the header only
+                    known[file] = image.size
+            except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+                known[file] = None
+        size = known[file]
+        if size is not None:
+            yield key, size
+
+
+def _sha256(row: Row) -> str:
+    return row.verdict.sha256 if row.verdict else ""
+
+
+def _names(rows: Sequence[Row]) -> str:
+    """Returns the first samples as "ITEM/NUMBER"."""
+    names = [f"{row.item.id}/{row.number}" for row in rows[:_SHOWN]]
+    return ", ".join(names) + (", ..." if len(rows) > _SHOWN else "")
