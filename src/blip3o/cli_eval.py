@@ -3,7 +3,7 @@
 import argparse
 import json
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING
 
 from blip3o.cli_options import (
     add_out,
@@ -17,6 +17,9 @@ from blip3o.cli_parser import count, path
 from blip3o.core.errors import UsageError
 from blip3o.core.files import check_no_file
 from blip3o.core.shard import WHOLE, Shard
+
+if TYPE_CHECKING:
+    from blip3o.eval.report.results import Results
 
 AddCommand = Callable[..., argparse.ArgumentParser]
 
@@ -175,10 +178,10 @@ def _fact(text: str) -> tuple[str, str]:
     return name, value
 
 
-def _print(results: dict[str, Any] | None) -> int:
+def _print(results: "Results | None") -> int:
     """Prints the main figures; returns 0, or 1 if other shards are not done yet."""
     if results is None:
         return 1
     shown = ("benchmark", "title", "overall", "by_category")
-    print(json.dumps({name: results[name] for name in shown}))
+    print(json.dumps({name: getattr(results, name) for name in shown}))
     return 0

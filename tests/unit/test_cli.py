@@ -15,11 +15,11 @@ from blip3o import Blip3oPipeline, __version__, cli_commands
 from blip3o.cli import build_parser, main
 from blip3o.core.config import from_dict, read_yaml
 from blip3o.core.errors import PreemptedError, UsageError
+from blip3o.core.shard import Shard
 from blip3o.generate.text_settings import TextSettings
 from blip3o.recipes import RECIPES
 from blip3o.runs.start import load_recipe
 from blip3o.serve.config import ServeConfig, flag
-from blip3o.core.shard import Shard
 from blip3o.study import STUDIES
 from blip3o.study.grid import Study
 from blip3o.train.config import RunConfig

@@ -12,7 +12,7 @@ import abc
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, get_args
 
 from PIL import Image
 
@@ -88,6 +88,9 @@ class Verdict:
         score: main figure of the sample, higher is better; None if there is none.
         data: everything that `Benchmark.reduce` and a reader need, as JSON: detections, raw
             answers of the judge, readings.
+        file: file of the sample relative to the folder of the evaluation; None for its own place in
+            `samples/`. Set by the stages.
+        tile: `Found.tile` of the file.
     """
 
     item: str
@@ -97,16 +100,40 @@ class Verdict:
     outcome: Outcome = "judged"
     score: float | None = None
     data: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    file: str | None = None
+    tile: tuple[int, int, int, int] | None = None
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> "Verdict":
+        """Returns the verdict of a line of `verdicts.jsonl`.
+
+        Raises:
+            ValueError: if a key is unknown or missing, or the outcome or the score is invalid.
+        """
+        known = {field.name for field in dataclasses.fields(cls)}
+        unknown = data.keys() - known
+        if unknown:
+            raise ValueError(f"unknown keys {', '.join(sorted(unknown))}")
+        try:
+            verdict = cls(**(data | {"tile": data.get("tile") and tuple(data["tile"])}))
+        except TypeError as error:
+            raise ValueError(str(error)) from error
+        is_score = verdict.score is None or isinstance(verdict.score, int | float)
+        if verdict.outcome not in get_args(Outcome) or not is_score:
+            raise ValueError("it has an unknown outcome or a score that is no number")
+        return verdict
 
 
 @dataclasses.dataclass(frozen=True)
 class Row:
     """A sample that was asked for, with its verdict.
 
+    A row whose verdict is None or has another outcome than "judged" counts as the worst one.
+
     Args:
         item: the item.
         number: number of the sample within the item.
-        verdict: None counts as the worst verdict: the sample or its judgement is not there.
+        verdict: the verdict; None if there is none.
     """
 
     item: Item

@@ -1,7 +1,9 @@
 """The stage that judges samples: each verdict is on the disk before the next one is asked for."""
 
+import dataclasses
 import hashlib
 import itertools
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -73,15 +75,24 @@ def score_samples(
         jobs = own[start : start + scorer.batch_size]
         samples: list[Sample] = []
         for job in jobs:
-            earlier = known.get(key_of(job))
-            loaded = load(job, benchmark, scorer.judge, found.get(key_of(job)))
+            key = key_of(job)
+            loaded = load(job, benchmark, scorer.judge, found.get(key))
             if loaded.fault is not None:
-                if earlier != loaded.fault:
-                    file.append(loaded.fault)
-            elif loaded.sample is not None and not _is_final(earlier, loaded.sample):
+                fault = _placed(loaded.fault, found.get(key), out)
+                if known.get(key) != fault:
+                    file.append(fault)
+            elif loaded.sample is not None and not _is_final(known.get(key), loaded.sample):
                 samples.append(loaded.sample)
         for verdict in scorer.verdicts(samples) if samples else ():
-            file.append(verdict)
+            file.append(_placed(verdict, found[verdict.item, verdict.number], out))
+
+
+def _placed(verdict: Verdict, found: Found | None, out: Path) -> Verdict:
+    """Returns a verdict that names the file of its sample, if that is elsewhere."""
+    if found is None or found.file.is_relative_to(out / SAMPLES):
+        return verdict
+    file = os.path.relpath(found.file, out)
+    return dataclasses.replace(verdict, file=file, tile=found.tile)
 
 
 def _is_final(earlier: Verdict | None, sample: Sample) -> bool:

@@ -9,7 +9,6 @@ interruptions and their order do not change a byte.
 
 import dataclasses
 import json
-from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -38,22 +37,22 @@ from blip3o.eval.benchmark import (
 from blip3o.eval.generate import generate_samples, outputs_of, sources_of
 from blip3o.eval.models import EvaluatedModel, Refused
 from blip3o.eval.plan import ITEMS, SAMPLES, Plan, write_plan
-from blip3o.eval.report.checks import remarks_on
-from blip3o.eval.report.html import write_html
-from blip3o.eval.report.intervals import intervals
+from blip3o.eval.report.doubts import doubts, settled
+from blip3o.eval.report.evaluation import Evaluation, outcomes_of
+from blip3o.eval.report.html import page
+from blip3o.eval.report.intervals import bootstrap_intervals
+from blip3o.eval.report.results import Results, title_of
+from blip3o.eval.report.text import PAGE
 from blip3o.eval.score import own_samples, score_samples
 from blip3o.eval.verdicts import Key, VerdictFile, key_of
 from blip3o.train.environment import source_commit
 
-RESULTS, REPORT = "results.json", "report.html"
-
 _FAULTS_OF_SAMPLES: set[Outcome] = {"missing", "broken"}
-_FAULTS_OF_JUDGES: set[Outcome] = {"refusal", "empty", "cut", "unreadable", "transport"}
 
 
 def evaluate(
     name: str, benchmark: Benchmark, model: EvaluatedModel, out: Path, shard: Shard = WHOLE
-) -> dict[str, Any] | None:
+) -> Results | None:
     """Runs all stages, and returns the results; None if other shards are not done yet.
 
     Args:
@@ -86,7 +85,7 @@ def score_folder(
     facts: Mapping[str, str] = MappingProxyType({}),
     allow_missing: bool = False,
     shard: Shard = WHOLE,
-) -> dict[str, Any] | None:
+) -> Results | None:
     """Scores images that are there already, and returns the results.
 
     Args:
@@ -249,7 +248,7 @@ def finish(
     shard: Shard = WHOLE,
     *,
     allowed: Collection[Outcome] = (),
-) -> dict[str, Any] | None:
+) -> Results | None:
     """Writes the results if every sample has a verdict; returns None if other shards work on.
 
     Args:
@@ -280,9 +279,9 @@ def finish(
             "them, or count them as failures with --allow-missing"
         )
     file.rewrite(verdicts, keys)
-    results = results_of(plan, benchmark, scorer.judge, identity, verdicts)
-    write_atomic(out / RESULTS, json.dumps(results, indent=2, ensure_ascii=False) + "\n")
-    write_html([out], out / REPORT)
+    results = results_of(plan, benchmark, scorer.judge, identity, verdicts, out)
+    results.write(out)
+    write_atomic(out / PAGE, page([Evaluation.read(out)]))
     return results
 
 
@@ -292,57 +291,39 @@ def results_of(
     judge: str,
     identity: Identity,
     verdicts: Mapping[Key, Verdict],
-) -> dict[str, Any]:
-    """Returns the content of `results.json`: a pure function of the plan and the verdicts.
+    out: Path,
+) -> Results:
+    """Returns the results: a pure function of the plan, the verdicts and the sizes of the images.
 
-    A missing or broken sample counts as a failure. Where the judge gave no judgement, there is no
-    `overall`: `figures["unjudged"]` then holds the figure with these samples as failures, and the
-    figure without them.
+    Args:
+        plan: the plan.
+        benchmark: the benchmark.
+        judge: name of the judge.
+        identity: everything else that shapes the results.
+        verdicts: the verdict of each sample.
+        out: folder of the evaluation.
     """
-    rows = [
-        Row(item, number, verdict if verdict.outcome == "judged" else None)
-        for item, number in plan.jobs()
-        for verdict in (verdicts[item.id, number],)
-    ]
-    outcomes = Counter(verdicts[key_of(job)].outcome for job in plan.jobs())
-    scores = benchmark.reduce(rows)
-    notes = [*benchmark.remarks(), *scores.notes, *remarks_on(plan.items, verdicts)]
-    figures = dict(scores.figures)
-    overall = scores.overall
-    num_faulty = sum(outcomes[name] for name in _FAULTS_OF_SAMPLES)
-    num_unjudged = len(rows) - outcomes["judged"] - num_faulty
-    if num_faulty:
-        notes.append(f"{num_faulty} of {len(rows)} samples are missing or broken: failures")
-    if num_unjudged:
-        reasons = Counter({k: v for k, v in outcomes.items() if k in _FAULTS_OF_JUDGES})
-        counts = ", ".join(f"{count} {name}" for name, count in sorted(reasons.items()))
-        notes.append(f"{num_unjudged} of {len(rows)} samples have no judgement: {counts}")
-        kept = [row for row in rows if verdicts[row.item.id, row.number].outcome not in reasons]
-        figures["unjudged"] = {
-            "as_failures": overall,
-            "left_out": benchmark.reduce(kept).overall if kept else None,
-        }
-        overall = None
-    remarks = "".join(f"; {remark}" for remark in benchmark.remarks())
-    return {
-        "benchmark": identity.benchmark,
-        "title": f"{identity.benchmark}({judge}{remarks})",
-        "overall": overall,
-        "by_category": dict(scores.by_category),
-        "num_samples": len(rows),
-        "intervals": intervals(benchmark.reduce, rows),
-        "figures": figures,
-        "outcomes": dict(sorted(outcomes.items())),
-        "notes": notes,
-        "judge": judge,
-        "model": dict(identity.model),
-        "sampler": dict(identity.sampler),
-        "seed": identity.seed,
-        "items_sha256": identity.items_sha256,
-        "version": __version__,
-        "commit": source_commit()[0],
-        "settings": dict(identity.settings),
-    }
+    rows = [Row(item, number, verdicts[item.id, number]) for item, number in plan.jobs()]
+    scores = settled(benchmark.reduce, rows)
+    return Results(
+        benchmark=identity.benchmark,
+        title=title_of(identity.benchmark, judge, benchmark.remarks()),
+        judge=judge,
+        overall=scores.overall,
+        by_category=dict(scores.by_category),
+        num_samples=len(rows),
+        outcomes=outcomes_of(rows),
+        items_sha256=identity.items_sha256,
+        model=dict(identity.model),
+        sampler=dict(identity.sampler),
+        seed=identity.seed,
+        version=__version__,
+        commit=source_commit()[0] or f"the package {__version__}",
+        settings=dict(identity.settings),
+        intervals=bootstrap_intervals(benchmark.reduce, rows, scores),
+        figures=dict(scores.figures),
+        notes=[*scores.notes, *doubts(out, rows)],
+    )
 
 
 def measure(benchmark: Benchmark, model: EvaluatedModel) -> Scores:

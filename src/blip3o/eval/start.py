@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from blip3o.core.choices import PrecisionName
 from blip3o.core.config import override
@@ -11,9 +10,10 @@ from blip3o.core.shard import WHOLE, Shard
 from blip3o.eval import BENCHMARKS
 from blip3o.eval.benchmark import Benchmark
 from blip3o.eval.models import PipelineModel, RemoteModel
+from blip3o.eval.report.results import Results
 from blip3o.eval.stages import evaluate, score_folder
 from blip3o.generate.pipeline import Blip3oPipeline
-from blip3o.remote.client import ChatClient
+from blip3o.remote.client import ChatClient, ServerSettings
 from blip3o.remote.images import ImageClient
 
 
@@ -39,8 +39,8 @@ def run_benchmark(
     dtype: PrecisionName = "auto",
     quantize: str | None = None,
     offload: str = "none",
-) -> dict[str, Any] | None:
-    """Scores a model, and returns the content of `results.json`.
+) -> Results | None:
+    """Scores a model, and returns the results.
 
     Args:
         name: an entry of `BENCHMARKS`.
@@ -88,8 +88,8 @@ def run_remote(
     overrides: Sequence[str] = (),
     *,
     shard: Shard = WHOLE,
-) -> dict[str, Any] | None:
-    """Scores the model of an OpenAI-compatible server, and returns the content of `results.json`.
+) -> Results | None:
+    """Scores the model of an OpenAI-compatible server, and returns the results.
 
     Args:
         name: an entry of `BENCHMARKS`.
@@ -106,7 +106,8 @@ def run_remote(
         UsageError: for an unknown benchmark or setting, or a server that cannot be reached.
     """
     benchmark = benchmark_of(name, overrides)
-    remote = RemoteModel(ImageClient(url, model), ChatClient(url, model), benchmark)
+    server = ServerSettings(model=model, url=url)
+    remote = RemoteModel(ImageClient(server), ChatClient(server), benchmark)
     return evaluate(name, benchmark, remote, out, shard)
 
 
@@ -119,8 +120,8 @@ def score_images(
     facts: Mapping[str, str],
     allow_missing: bool = False,
     shard: Shard = WHOLE,
-) -> dict[str, Any] | None:
-    """Scores images that any program has drawn, and returns the content of `results.json`.
+) -> Results | None:
+    """Scores images that any program has drawn, and returns the results.
 
     Args:
         name: an entry of `BENCHMARKS`.

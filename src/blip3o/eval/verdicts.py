@@ -9,6 +9,7 @@ from pathlib import Path
 from blip3o.core.errors import UsageError
 from blip3o.core.files import naming, write_atomic
 from blip3o.core.lock import locked
+from blip3o.core.texts import load_json
 from blip3o.eval.benchmark import Verdict
 from blip3o.eval.plan import Job
 
@@ -49,7 +50,7 @@ class VerdictFile:
         found: dict[Key, Verdict] = {}
         for number, line in enumerate(lines[:-1], 1):
             try:
-                verdict = Verdict(**json.loads(line))
+                verdict = Verdict.from_dict(load_json(line.decode()))
             except (ValueError, TypeError) as error:
                 raise UsageError(
                     f"line {number} of {self.path} is damaged ({error}): remove the line; the "

@@ -21,6 +21,7 @@ from blip3o.core.shard import Shard
 from blip3o.eval.benchmark import Benchmark, Item, Outcome, Row, Sample, Scores, Verdict
 from blip3o.eval.models import Asked, Output, PipelineModel, Refused
 from blip3o.eval.plan import Plan, read_plan
+from blip3o.eval.report.results import Results
 from blip3o.eval.scenes import ScenesBenchmark
 from blip3o.eval.stages import evaluate, score_folder
 
@@ -178,7 +179,7 @@ def test_images_of_an_evaluation_are_scored_like_the_evaluation(
 ) -> None:
     results = score_folder("scenes", SCENES, whole, tmp_path)
     assert results is not None
-    assert results == json.loads((whole / "results.json").read_text())
+    assert results == Results.read(whole)
 
 
 def test_missing_and_broken_images_are_refused_or_count_as_failures(
@@ -196,8 +197,8 @@ def test_missing_and_broken_images_are_refused_or_count_as_failures(
         score_folder("scenes", SCENES, images, tmp_path / "b")
     results = score_folder("scenes", SCENES, images, tmp_path / "b", allow_missing=True)
     assert results is not None
-    assert results["outcomes"] == {"broken": 1, "judged": 22}
-    assert any("1 of 23 samples are missing or broken" in note for note in results["notes"])
+    assert results.outcomes == {"broken": 1, "judged": 22}
+    assert any("1 broken of 23 samples count as failures" in note for note in results.notes)
 
 
 def test_a_folder_of_another_form_is_refused(tmp_path: Path) -> None:
@@ -207,9 +208,7 @@ def test_a_folder_of_another_form_is_refused(tmp_path: Path) -> None:
         score_folder("scenes", SCENES, tmp_path, tmp_path / "out")
 
 
-def test_a_second_evaluation_into_a_folder_is_refused(
-    model: PipelineModel, tmp_path: Path
-) -> None:
+def test_a_second_evaluation_into_a_folder_is_refused(model: PipelineModel, tmp_path: Path) -> None:
     with (
         locked(tmp_path / ".lock"),
         pytest.raises(UsageError, match=r"^process \d+ on .* evaluates into .*another --out$"),
@@ -275,7 +274,7 @@ class Painter:
         return [
             Refused("I do not paint this")
             if one.job.item.number in self._refused
-            else Image.new("RGB", (8, 8), (one.job.item.number, 0, 0))
+            else Image.new("RGB", (64, 64), (one.job.item.number, 0, 0))
             for one in asked
         ]
 
@@ -285,10 +284,12 @@ def test_a_sample_without_judgement_leaves_no_headline(tmp_path: Path) -> None:
     grades += [("refusal", None), ("unreadable", None)]
     results = evaluate("grading", Grading(grades=tuple(grades)), Painter(), tmp_path)
     assert results is not None
-    assert results["overall"] is None
-    assert results["figures"]["unjudged"] == {"as_failures": 0.375, "left_out": 0.75}
-    assert results["outcomes"] == {"judged": 2, "refusal": 1, "unreadable": 1}
-    assert "2 of 4 samples have no judgement: 1 refusal, 1 unreadable" in results["notes"]
+    assert results.overall is None
+    assert results.outcomes == {"judged": 2, "refusal": 1, "unreadable": 1}
+    assert results.notes == [
+        "2 of 4 samples have no judgement (1 refusal, 1 unreadable): the headline is open, "
+        "at least 0.375; a program that leaves them out says 0.75."
+    ]
 
 
 def test_only_transport_errors_are_asked_again(tmp_path: Path) -> None:
@@ -297,16 +298,16 @@ def test_only_transport_errors_are_asked_again(tmp_path: Path) -> None:
     better = Grading(grades=(("judged", 1.0), ("judged", 1.0), ("judged", 0.0)))
     results = evaluate("grading", better, Painter(), tmp_path)
     assert results is not None
-    assert results["outcomes"] == {"judged": 2, "refusal": 1}
-    assert results["figures"]["unjudged"]["left_out"] == 1.0
+    assert results.outcomes == {"judged": 2, "refusal": 1}
+    assert "a program that leaves them out says 1" in results.notes[0]
 
 
 def test_an_image_that_the_model_refuses_is_its_failure(tmp_path: Path) -> None:
     grading = Grading(grades=(("judged", 1.0), ("judged", 1.0)))
     results = evaluate("grading", grading, Painter(1), tmp_path)
     assert results is not None
-    assert results["overall"] == 0.5
-    assert results["outcomes"] == {"judged": 1, "missing": 1}
+    assert results.overall == 0.5
+    assert results.outcomes == {"judged": 1, "missing": 1}
     last = json.loads((tmp_path / "verdicts.jsonl").read_text().splitlines()[1])
     assert last["data"] == {"reason": "I do not paint this"}
 

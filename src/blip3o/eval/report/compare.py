@@ -67,7 +67,10 @@ def check_titles(evaluations: Sequence[Evaluation]) -> None:
 
 
 def labels_of(evaluations: Sequence[Evaluation]) -> list[str]:
-    """Returns a short different name for each evaluation: its folder, in full where needed.
+    """Returns a short different name for each evaluation.
+
+    It is the folder, in full where needed; a single evaluation has the name of its model, so its
+    report does not depend on the place of the folder.
 
     Raises:
         UsageError: if one folder is named twice.
@@ -76,6 +79,8 @@ def labels_of(evaluations: Sequence[Evaluation]) -> list[str]:
     twice = [path for path, count in Counter(paths).items() if count > 1]
     if twice:
         raise UsageError(f"{twice[0]} is named twice; name each folder once")
+    if len(evaluations) == 1:
+        return [str(evaluations[0].results.model.get("name", paths[0].name))]
     counts = Counter(path.name for path in paths)
     return [path.name if counts[path.name] == 1 else str(path) for path in paths]
 

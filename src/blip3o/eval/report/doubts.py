@@ -13,7 +13,7 @@ from PIL import Image
 
 from blip3o.eval.benchmark import Row, Scores
 from blip3o.eval.detectors import DETECTORS
-from blip3o.eval.report.evaluation import Evaluation
+from blip3o.eval.report.evaluation import place_of
 from blip3o.imaging.load import FORMATS
 
 FAILURES = ("missing", "broken")
@@ -77,26 +77,20 @@ def is_unjudged(row: Row) -> bool:
     return not is_failure(row) and row.verdict is not None and row.verdict.outcome != "judged"
 
 
-def doubts(evaluation: Evaluation) -> list[str]:
-    """Returns notes on all suspicious patterns in the folder of an evaluation."""
-    rows = evaluation.rows()
-    places = {(row.item.id, row.number): evaluation.place(row.item.id, row.number) for row in rows}
-    image_rows = [row for row in rows if row.item.task != "question"]
+def doubts(folder: Path, rows: Sequence[Row]) -> list[str]:
+    """Returns notes on all suspicious patterns in an evaluation.
+
+    Args:
+        folder: folder of the evaluation, for the sizes of its images.
+        rows: the rows of all samples.
+    """
+    images = [row for row in rows if row.item.task != "question"]
     files = {
         (row.item.id, row.number): place.file
-        for row in image_rows
-        if (place := places[row.item.id, row.number]) is not None
+        for row in images
+        if (place := place_of(folder, row)) is not None
     }
-    unscored = [
-        row for row in rows if row.verdict is None and places[row.item.id, row.number] is not None
-    ]
-    notes = []
-    if unscored:
-        notes.append(
-            f"{len(unscored):,} samples are there but have no verdict ({_names(unscored)}): they "
-            "count as failures; score the folder again."
-        )
-    return [*notes, *doubts_on_rows(rows), *doubts_on_sizes(image_rows, files)]
+    return [*doubts_on_rows(rows), *doubts_on_sizes(images, files)]
 
 
 def doubts_on_rows(rows: Sequence[Row]) -> list[str]:

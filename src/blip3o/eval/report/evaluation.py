@@ -1,20 +1,18 @@
 """The folder of a finished evaluation: items, verdicts and results, read and checked together."""
 
 import dataclasses
-import hashlib
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import get_args
 
 from blip3o.core.errors import UsageError
-from blip3o.core.files import read_text
-from blip3o.core.texts import load_json
 from blip3o.eval.benchmark import Item, Outcome, Row, Verdict
+from blip3o.eval.generate import find
+from blip3o.eval.plan import ITEMS, SAMPLES, Job, read_plan
 from blip3o.eval.report.results import FILE, Results
-
-ITEMS, VERDICTS, SAMPLES = "items.jsonl", "verdicts.jsonl", "samples"
-_ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".txt")
+from blip3o.eval.verdicts import FILE as VERDICTS
+from blip3o.eval.verdicts import Key, VerdictFile
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,18 +36,15 @@ class Evaluation:
         folder: its folder.
         results: `results.json`.
         items: `items.jsonl`.
-        verdicts: the last verdict of the judge of the results on each sample, by (id of the item,
-            number of the sample).
-        places: the files that lines of verdicts name, by the same key.
+        verdicts: the verdict on each sample.
         remarks: contradictions between the files, for the reader of the report.
     """
 
     folder: Path
     results: Results
     items: Sequence[Item]
-    verdicts: Mapping[tuple[str, int], Verdict]
-    places: Mapping[tuple[str, int], Place]
-    remarks: Sequence[str]
+    verdicts: Mapping[Key, Verdict]
+    remarks: Sequence[str] = ()
 
     @classmethod
     def read(cls, folder: Path) -> "Evaluation":
@@ -60,44 +55,34 @@ class Evaluation:
                 scored, or if no verdict is of the judge that the results name.
         """
         results = Results.read(folder)
-        items = _items(folder / ITEMS, results.items_sha256)
-        verdicts: dict[tuple[str, int], Verdict] = {}
-        places: dict[tuple[str, int], Place] = {}
-        others: Counter[str] = Counter()
-        asked = {(item.id, number) for item in items for number in range(item.num_samples)}
-        num_strange = 0
-        for name, data in _lines(folder / VERDICTS):
-            verdict = _verdict(name, data)
-            key = verdict.item, verdict.number
-            if verdict.judge != results.judge:
-                others[verdict.judge] += 1
-            elif key not in asked:
-                num_strange += 1
-            else:
-                verdicts[key] = verdict
-                places.pop(key, None)
-                if isinstance(data.get("file"), str):
-                    tile = data.get("tile")
-                    places[key] = Place(folder / data["file"], tuple(tile) if tile else None)
-        if others and not verdicts:
+        plan = read_plan(folder)
+        if plan.sha256 != results.items_sha256:
+            raise UsageError(
+                f"{folder / ITEMS} is not the file that was scored: its hash is "
+                f"{plan.sha256[:16]}..., {FILE} says {results.items_sha256[:16]}...; restore it, "
+                "or evaluate again"
+            )
+        verdicts = VerdictFile(folder).read()
+        asked = {(item.id, number) for item, number in plan.jobs()}
+        own = {
+            key: verdict
+            for key, verdict in verdicts.items()
+            if verdict.judge == results.judge and key in asked
+        }
+        others = Counter(one.judge for one in verdicts.values() if one.judge != results.judge)
+        if others and not own:
             raise UsageError(
                 f"{folder / VERDICTS} has no verdict of {results.judge}, which {FILE} names, only "
                 f"verdicts of {', '.join(sorted(others))}: score the folder again"
             )
-        evaluation = cls(
-            folder=folder,
-            results=results,
-            items=items,
-            verdicts=verdicts,
-            places=places,
-            remarks=(),
-        )
         remarks = [
             f"{count:,} verdicts of another judge, {judge}, take no part."
             for judge, count in sorted(others.items())
         ]
+        num_strange = len(verdicts) - len(own) - others.total()
         if num_strange:
             remarks.append(f"{num_strange:,} verdicts on samples that were not asked for.")
+        evaluation = cls(folder=folder, results=results, items=plan.items, verdicts=own)
         return dataclasses.replace(evaluation, remarks=[*remarks, *evaluation._contradictions()])
 
     def rows(self) -> list[Row]:
@@ -108,16 +93,9 @@ class Evaluation:
             for number in range(item.num_samples)
         ]
 
-    def place(self, item: str, number: int) -> Place | None:
+    def place(self, row: Row) -> Place | None:
         """Returns the file of a sample; None if it is not there."""
-        place = self.places.get((item, number))
-        if place is not None:
-            return place if place.file.is_file() else None
-        for ending in _ENDINGS:
-            file = self.folder / SAMPLES / item / f"{number}{ending}"
-            if file.is_file():
-                return Place(file)
-        return None
+        return place_of(self.folder, row)
 
     def _contradictions(self) -> Iterator[str]:
         """Yields the differences between `results.json` and the other files."""
@@ -135,6 +113,22 @@ class Evaluation:
             )
 
 
+def place_of(folder: Path, row: Row) -> Place | None:
+    """Returns the file of a sample of an evaluation; None if it is not there.
+
+    Args:
+        folder: folder of the evaluation.
+        row: the sample. Its verdict may name a file that is not in `samples/`.
+    """
+    verdict = row.verdict
+    if verdict is not None and verdict.file is not None:
+        file: Path | None = folder / verdict.file
+        tile = verdict.tile
+    else:
+        file, tile = find(folder / SAMPLES, Job(row.item, row.number)), None
+    return Place(file, tile) if file is not None and file.is_file() else None
+
+
 def outcomes_of(rows: Sequence[Row]) -> dict[str, int]:
     """Returns the number of rows by outcome; a row without a verdict is missing."""
     counts = Counter(row.verdict.outcome if row.verdict else "missing" for row in rows)
@@ -143,53 +137,3 @@ def outcomes_of(rows: Sequence[Row]) -> dict[str, int]:
 
 def _counts(outcomes: Mapping[str, int]) -> str:
     return ", ".join(f"{count:,} {name}" for name, count in outcomes.items()) or "nothing"
-
-
-def _items(file: Path, sha256: str) -> list[Item]:
-    text = read_text(file, "items")
-    found = hashlib.sha256(file.read_bytes()).hexdigest()
-    if found != sha256:
-        raise UsageError(
-            f"{file} is not the file that was scored: its hash is {found[:16]}..., {FILE} says "
-            f"{sha256[:16]}...; restore it, or evaluate again"
-        )
-    items = []
-    for name, data in _objects(text, file):
-        try:
-            item = Item(**data)
-            items.append(dataclasses.replace(item, sources=tuple(item.sources)))
-        except TypeError as error:
-            raise UsageError(f"{name} is not an item: evaluate again") from error
-    return items
-
-
-def _verdict(name: str, data: Mapping[str, Any]) -> Verdict:
-    known = {field.name for field in dataclasses.fields(Verdict)}
-    try:
-        verdict = Verdict(**{key: value for key, value in data.items() if key in known})
-    except TypeError as error:
-        raise UsageError(f"{name} is not a verdict: score the folder again") from error
-    is_score = verdict.score is None or isinstance(verdict.score, int | float)
-    if verdict.outcome not in get_args(Outcome) or not is_score:
-        raise UsageError(f"{name} is not a verdict: score the folder again")
-    return verdict
-
-
-def _lines(file: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Yields (name for messages, object) of each line; an unfinished last line is no line."""
-    text = read_text(file, "verdicts")
-    # A killed process may leave the start of a line, which a resumed run writes again.
-    return _objects(text[: text.rfind("\n") + 1], file)
-
-
-def _objects(text: str, file: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    for number, line in enumerate(text.split("\n"), 1):
-        if line.strip():
-            name = f"{file}, line {number}"
-            try:
-                data = load_json(line)
-            except ValueError as error:
-                raise UsageError(f"{name} is damaged ({error}): evaluate again") from error
-            if not isinstance(data, Mapping):
-                raise UsageError(f"{name} is damaged (no JSON object): evaluate again")
-            yield name, data

@@ -45,7 +45,8 @@ class Results:
         items_sha256: hash of `items.jsonl`, which holds all prompts.
         model: identity of the model: its name and the hash of its weights.
         sampler: settings of the sampler; images from elsewhere say so here.
-        seed: seed of the noise and of the choices of the benchmark.
+        seed: seed of the noise and of the choices of the benchmark; for images from elsewhere, the
+            seed as their owner states it.
         version: version of blip3o.
         commit: commit of blip3o.
         settings: all further settings.
@@ -65,7 +66,7 @@ class Results:
     items_sha256: str
     model: Mapping[str, Any]
     sampler: Mapping[str, Any]
-    seed: int
+    seed: int | str
     version: str
     commit: str
     settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
@@ -127,7 +128,7 @@ class Results:
             items_sha256=read.text("items_sha256"),
             model=read.mapping("model"),
             sampler=read.mapping("sampler"),
-            seed=read.count("seed", data["seed"]),
+            seed=read.seed(),
             version=read.text("version"),
             commit=read.text("commit"),
             settings=read.mapping("settings"),
@@ -214,6 +215,10 @@ class _Reader:
         if not isinstance(value, int) or isinstance(value, bool) or value < 0:
             raise self._wrong(key, "a whole number from 0", value)
         return value
+
+    def seed(self) -> int | str:
+        value = self.data["seed"]
+        return value if isinstance(value, str) else self.count("seed", value)
 
     def numbers(self, key: str) -> dict[str, float | None]:
         values = self.mapping(key).items()

@@ -78,7 +78,7 @@ def most_different_items(first: Evaluation, second: Evaluation, number: int) -> 
 
 def show(evaluation: Evaluation, row: Row) -> Shown:
     """Returns a sample with its file; a file that cannot be read is a fault, not an error."""
-    place = evaluation.place(row.item.id, row.number)
+    place = evaluation.place(row)
     if place is None:
         return Shown(row=row, fault="the file is missing")
     try:

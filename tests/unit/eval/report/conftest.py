@@ -97,7 +97,7 @@ def make_folder(tmp_path: Path) -> MakeFolder:
     def make(
         name: str = "run",
         *,
-        benchmark: FakeBenchmark = FakeBenchmark(),  # noqa: B008
+        benchmark: FakeBenchmark = FakeBenchmark(),
         score: Callable[[Item, int], float | None] = half_right,
         outcome: Callable[[Item, int], Outcome] = all_judged,
         draw: Callable[[Item, int], Image.Image] = draw_noise,
