@@ -77,8 +77,7 @@ class Evaluation:
                 verdicts[key] = verdict
                 places.pop(key, None)
                 if isinstance(data.get("file"), str):
-                    tile = data.get("tile")
-                    places[key] = Place(folder / data["file"], tuple(tile) if tile else None)
+                    places[key] = Place(folder / data["file"], _tile(name, data.get("tile")))
         if others and not verdicts:
             raise UsageError(
                 f"{folder / VERDICTS} has no verdict of {results.judge}, which {FILE} names, only "
@@ -173,6 +172,16 @@ def _verdict(name: str, data: Mapping[str, Any]) -> Verdict:
     if verdict.outcome not in get_args(Outcome) or not is_score:
         raise UsageError(f"{name} is not a verdict: score the folder again")
     return verdict
+
+
+def _tile(name: str, value: object) -> tuple[int, int, int, int] | None:
+    if value is None:
+        return None
+    if isinstance(value, list) and len(value) == 4 and all(isinstance(n, int) for n in value):
+        column, line, columns, lines = value
+        if 0 <= column < columns and 0 <= line < lines:
+            return column, line, columns, lines
+    raise UsageError(f"{name} is not a verdict: score the folder again")
 
 
 def _lines(file: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:

@@ -6,7 +6,7 @@ import json
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -68,20 +68,6 @@ def draw_noise(item: Item, number: int, px: int = 96) -> Image.Image:
     return image.resize((px, px), Image.Resampling.NEAREST)
 
 
-class MakeFolder(Protocol):
-    def __call__(
-        self,
-        name: str = ...,
-        *,
-        benchmark: FakeBenchmark = ...,
-        score: Callable[[Item, int], float | None] = ...,
-        outcome: Callable[[Item, int], Outcome] = ...,
-        draw: Callable[[Item, int], Image.Image] = ...,
-        judge: str = ...,
-        changes: Mapping[str, Any] = ...,
-    ) -> Path: ...
-
-
 def half_right(item: Item, number: int) -> float:
     return float((item.number + number) % 2)
 
@@ -91,19 +77,33 @@ def all_judged(item: Item, number: int) -> Outcome:
 
 
 @pytest.fixture
-def make_folder(tmp_path: Path) -> MakeFolder:
-    """Returns a function that writes the folder of an evaluation as the stages do."""
+def fake_benchmark() -> FakeBenchmark:
+    return FakeBenchmark()
+
+
+@pytest.fixture
+def make_folder(tmp_path: Path) -> Callable[..., Path]:
+    """Returns a function that writes the folder of an evaluation as the stages do.
+
+    Its arguments give the score, outcome and image of each (item, number of the sample), and
+    changes of the results.
+    """
 
     def make(
         name: str = "run",
         *,
-        benchmark: FakeBenchmark = FakeBenchmark(),  # noqa: B008
+        items_per_category: int = 6,
+        samples_per_item: int = 4,
         score: Callable[[Item, int], float | None] = half_right,
         outcome: Callable[[Item, int], Outcome] = all_judged,
         draw: Callable[[Item, int], Image.Image] = draw_noise,
         judge: str = JUDGE,
+        remarks: Sequence[str] = (),
         changes: Mapping[str, Any] = {},
     ) -> Path:
+        benchmark = FakeBenchmark(
+            items_per_category=items_per_category, samples_per_item=samples_per_item
+        )
         folder = tmp_path / name
         folder.mkdir()
         items = benchmark.items()
@@ -135,7 +135,7 @@ def make_folder(tmp_path: Path) -> MakeFolder:
         scores = settled(benchmark.reduce, rows)
         results = Results(
             benchmark="fake",
-            title=title_of("fake", judge),
+            title=title_of("fake", judge, remarks),
             judge=judge,
             overall=scores.overall,
             by_category=scores.by_category,

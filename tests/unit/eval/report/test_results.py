@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 
 from blip3o.core.errors import UsageError
-from blip3o.eval.report.intervals import Intervals
 from blip3o.eval.report.results import SHAPERS, Results, title_of
 
 
