@@ -219,12 +219,12 @@ def _differences(
     for key in _STATED:
         old, new = getattr(first.results, key), getattr(second.results, key)
         if old != new:
-            remarks.append(f"{key} differs: {_short(old, new)} against {_short(new, old)}.")
+            remarks.append(f"{key} differs: {_short(new, old)} against {_short(old, new)}.")
     old_name, new_name = (one.results.model.get("name") for one in (first, second))
     if first.results.model != second.results.model and old_name == new_name is not None:
         old, new = first.results.model, second.results.model
         remarks.append(
-            f"the models have one name but differ: {_short(old, new)} against {_short(new, old)}."
+            f"the models have one name but differ: {_short(new, old)} against {_short(old, new)}."
         )
     if first.results.model == second.results.model:
         remarks.append("both evaluate the same model.")

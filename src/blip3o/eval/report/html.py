@@ -6,12 +6,13 @@ from collections.abc import Sequence
 
 from blip3o.eval.benchmark import Row
 from blip3o.eval.report.compare import Comparison, compare_all, labels_of
+from blip3o.eval.report.doubts import is_failure
 from blip3o.eval.report.evaluation import Evaluation
 from blip3o.eval.report.results import Results
 from blip3o.eval.report.samples import (
     Shown,
     best_rows,
-    most_different_items,
+    most_different,
     show,
     unjudged_rows,
     worst_rows,
@@ -30,7 +31,8 @@ from blip3o.eval.report.tables import (
 )
 
 _NUM_WORST, _NUM_BEST, _NUM_UNJUDGED, _NUM_DIFFERENT = 12, 6, 20, 4
-_LONGEST_PROMPT, _LONGEST_DATA = 600, 4000
+_NUM_FAILURES = 200
+_LONGEST_PROMPT, _LONGEST_DATA, _LONGEST_LINE = 600, 4000, 32
 
 _STYLE = """
 :root{color-scheme:light dark;--back:#fff;--card:#f5f6f8;--ink:#1b1f24;--soft:#59636e;
@@ -57,7 +59,7 @@ padding:10px 16px;margin:16px 0;overflow-wrap:anywhere}
 table{border-collapse:collapse;font-variant-numeric:tabular-nums;margin:4px 0}
 th,td{padding:5px 14px 5px 0;text-align:left;vertical-align:top;border-bottom:1px solid var(--line)}
 th{font-weight:600;color:var(--soft);font-size:.9rem}tbody th{color:var(--ink)}
-td{max-width:60ch;overflow-wrap:anywhere}
+td{max-width:60ch;overflow-wrap:anywhere}td.short{white-space:nowrap}
 .bars{display:grid;grid-template-columns:minmax(70px,max-content) 1fr max-content;gap:4px 12px;
 align-items:center}
 .bars .name{overflow-wrap:anywhere}.bars .value{font-variant-numeric:tabular-nums}
@@ -67,13 +69,15 @@ align-items:center}
 .whisker{position:absolute;top:6px;height:2px;background:var(--ink)}
 .whisker:before,.whisker:after{content:"";position:absolute;top:-3px;height:8px;width:2px;
 background:var(--ink)}.whisker:before{left:0}.whisker:after{right:0}
-.samples{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,190px),1fr));gap:12px}
+.samples{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,160px),1fr));gap:12px}
+.pairs{grid-template-columns:repeat(auto-fill,minmax(min(100%,330px),1fr))}
+.pair{display:grid;grid-template-columns:1fr 1fr;gap:2px}
 figure{margin:0;background:var(--card);border-radius:8px;overflow:hidden}
 figure img,.none{display:block;width:100%;aspect-ratio:1;object-fit:contain;background:var(--line)}
 .none{display:grid;place-items:center;color:var(--soft);font-size:.85rem;padding:8px}
 figcaption{padding:8px 10px;font-size:.85rem;overflow-wrap:anywhere}
 pre{white-space:pre-wrap;overflow-wrap:anywhere;font-size:.78rem;margin:6px 0;padding:8px 10px}
-figcaption pre{padding:0}summary{cursor:pointer;color:var(--soft)}
+figcaption pre{padding:0}details{margin:8px 0}summary{cursor:pointer;color:var(--soft)}
 .score{font-weight:650;font-variant-numeric:tabular-nums}
 .c0{--c:var(--c0)}.c1{--c:var(--c1)}.c2{--c:var(--c2)}.c3{--c:var(--c3)}.c4{--c:var(--c4)}
 .c5{--c:var(--c5)}.card{border-left-color:var(--c)}.fill{background:var(--c)}
@@ -126,6 +130,7 @@ def page(evaluations: Sequence[Evaluation]) -> str:
         parts += [
             _table(table) for table in figure_tables(one.results.figures, f"Further figures{end}")
         ]
+        parts += _failures(f"Missing and broken samples{end}", one)
         parts += _samples(f"Samples without a judgement{end}", one, unjudged_rows(one))
         parts += _samples(f"Worst samples{end}", one, worst_rows(one, _NUM_WORST))
         parts += _samples(f"Best samples{end}", one, best_rows(one, _NUM_BEST))
@@ -207,9 +212,7 @@ def _percent(value: float, scale: float) -> float:
 def _table(table: Table) -> str:
     head = "".join(f"<th>{_escape(cell)}</th>" for cell in table.head)
     rows = "".join(
-        f"<tr><th>{_escape(row[0])}</th>"
-        + "".join(f"<td>{_escape(cell)}</td>" for cell in row[1:])
-        + "</tr>"
+        f"<tr><th>{_escape(row[0])}</th>" + "".join(_cell(cell) for cell in row[1:]) + "</tr>"
         for row in table.rows
     )
     caption = f'<p class="caption">{_escape(table.caption)}</p>' if table.caption else ""
@@ -219,21 +222,42 @@ def _table(table: Table) -> str:
     )
 
 
+def _cell(text: str) -> str:
+    kind = ' class="short"' if len(text) <= _LONGEST_LINE else ""
+    return f"<td{kind}>{_escape(text)}</td>"
+
+
 def _comparison(comparisons: Sequence[Comparison]) -> list[str]:
     notes = [note for one in comparisons for note in comparison_notes(one)]
     return [_table(comparison_table(comparisons)), *_list(notes)]
 
 
 def _differences(labels: Sequence[str], first: Evaluation, second: Evaluation) -> list[str]:
-    """Returns the first sample of both evaluations for the items that differ most."""
-    lines = []
-    rows = [{(row.item.id, row.number): row for row in one.rows()} for one in (first, second)]
-    for item in most_different_items(first, second, _NUM_DIFFERENT):
-        for label, one, by_key in zip(labels, (first, second), rows, strict=True):
-            lines.append(_figure(show(one, by_key[item, 0]), f"{label}: "))
-    if not lines:
+    """Returns a sample of both evaluations for each of the items that differ most."""
+    labelled = list(zip(labels, (first, second), strict=True))
+    pairs = [
+        "".join(
+            _figure(show(one, row), f"{label}: ")
+            for (label, one), row in zip(labelled, rows, strict=True)
+        )
+        for rows in most_different(first, second, _NUM_DIFFERENT)
+    ]
+    if not pairs:
         return []
-    return ["<h2>Largest differences</h2>", '<div class="samples">', *lines, "</div>"]
+    figures = (f'<div class="pair">{pair}</div>' for pair in pairs)
+    return ["<h2>Largest differences</h2>", '<div class="samples pairs">', *figures, "</div>"]
+
+
+def _failures(title: str, evaluation: Evaluation) -> list[str]:
+    names = [f"{row.item.id}/{row.number}" for row in evaluation.rows() if is_failure(row)]
+    if not names:
+        return []
+    shown = ", ".join(names[:_NUM_FAILURES])
+    more = f" and {len(names) - _NUM_FAILURES:,} more" if len(names) > _NUM_FAILURES else ""
+    return [
+        f"<details><summary>{_escape(title)} ({len(names):,})</summary>"
+        f"<p>{_escape(shown)}{more}</p></details>"
+    ]
 
 
 def _samples(title: str, evaluation: Evaluation, rows: Sequence[Row]) -> list[str]:

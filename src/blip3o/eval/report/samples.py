@@ -53,8 +53,8 @@ def unjudged_rows(evaluation: Evaluation) -> list[Row]:
     return [row for row in evaluation.rows() if is_unjudged(row)]
 
 
-def most_different_items(first: Evaluation, second: Evaluation, number: int) -> list[str]:
-    """Returns the ids of the items whose mean scores differ most, both directions alike.
+def most_different(first: Evaluation, second: Evaluation, number: int) -> list[tuple[Row, Row]]:
+    """Returns a sample of both evaluations for the items whose mean scores differ most.
 
     Args:
         first: an evaluation.
@@ -62,7 +62,8 @@ def most_different_items(first: Evaluation, second: Evaluation, number: int) -> 
         number: most items of each direction.
 
     Returns:
-        First the items on which `second` is better.
+        Of each item, the sample number with the largest difference in the direction of the means;
+        first the items on which `second` is better.
     """
     worst = worst_score([first, second])
     before, after = item_scores(first, worst), item_scores(second, worst)
@@ -73,7 +74,21 @@ def most_different_items(first: Evaluation, second: Evaluation, number: int) -> 
             changes[item] = new - old
     better = sorted((name for name in changes if changes[name] > 0), key=lambda n: -changes[n])
     worse = sorted((name for name in changes if changes[name] < 0), key=lambda n: changes[n])
-    return [*better[:number], *worse[:number]]
+    old_rows, new_rows = (
+        {(row.item.id, row.number): row for row in one.rows()} for one in (first, second)
+    )
+    pairs = []
+    for item in (*better[:number], *worse[:number]):
+        keys = [key for key in old_rows if key[0] == item and key in new_rows]
+        shared = [(old_rows[key], new_rows[key]) for key in keys]
+        sign = 1 if changes[item] > 0 else -1
+        pairs.append(
+            max(
+                shared,
+                key=lambda pair: sign * (_known(pair[1], worst) - _known(pair[0], worst)),
+            )
+        )
+    return pairs
 
 
 def show(evaluation: Evaluation, row: Row) -> Shown:
@@ -110,6 +125,11 @@ def _extremes(evaluation: Evaluation, number: int, *, sign: int) -> list[Row]:
 
 def _score(verdict: Verdict | None) -> float | None:
     return verdict.score if verdict is not None and verdict.outcome == "judged" else None
+
+
+def _known(row: Row, worst: float) -> float:
+    score = _score(row.verdict)
+    return worst if score is None else score
 
 
 def _data_uri(place: Place) -> str:

@@ -73,7 +73,8 @@ def score_table(labels: Sequence[str], results: Sequence[Results]) -> Table:
         title="Scores",
         head=["", *labels],
         rows=rows,
-        caption="In brackets: 95 % intervals, by resampling items with all their samples.",
+        caption="In brackets: 95 % intervals, by resampling items with all their samples. An "
+        "interval without width means that all items are alike, not that the figure is certain.",
     )
 
 
@@ -193,7 +194,8 @@ def figure_tables(figures: Mapping[str, object], title: str = "Further figures")
                 [key, *(cell(column[key]) if key in column else "-" for column in columns.values())]
                 for key in keys
             ]
-            tables.append(Table(title=title, head=["", *columns], rows=rows))
+            heading = f"{title}: {', '.join(columns)}"
+            tables.append(Table(title=heading, head=["", *columns], rows=rows))
     return tables
 
 

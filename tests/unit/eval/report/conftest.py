@@ -6,14 +6,15 @@ import json
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import pytest
 from PIL import Image
 
-from blip3o.eval.benchmark import BenchmarkSettings, Item, Outcome, Row, Scores, Verdict
+from blip3o.eval.benchmark import Benchmark, Item, Outcome, Row, Scorer, Scores, Verdict
+from blip3o.eval.plan import Plan
 from blip3o.eval.report.doubts import doubts, settled
-from blip3o.eval.report.evaluation import Evaluation, outcomes_of
+from blip3o.eval.report.evaluation import outcomes_of
 from blip3o.eval.report.intervals import bootstrap_intervals
 from blip3o.eval.report.results import Results, title_of
 
@@ -21,7 +22,7 @@ JUDGE = "mask2former-tiny-00000000"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class FakeBenchmark(BenchmarkSettings):
+class FakeBenchmark(Benchmark):
     """The mean of the mean scores of the categories; a sample without a score counts 0."""
 
     categories: tuple[str, ...] = ("colors", "counting", "position")
@@ -41,6 +42,9 @@ class FakeBenchmark(BenchmarkSettings):
                 name for name in self.categories for _ in range(self.items_per_category)
             )
         ]
+
+    def scorer(self) -> Scorer:
+        raise NotImplementedError
 
     def reduce(self, rows: Sequence[Row]) -> Scores:
         values: dict[str, list[float]] = {}
@@ -68,20 +72,6 @@ def draw_noise(item: Item, number: int, px: int = 96) -> Image.Image:
     return image.resize((px, px), Image.Resampling.NEAREST)
 
 
-class MakeFolder(Protocol):
-    def __call__(
-        self,
-        name: str = ...,
-        *,
-        benchmark: FakeBenchmark = ...,
-        score: Callable[[Item, int], float | None] = ...,
-        outcome: Callable[[Item, int], Outcome] = ...,
-        draw: Callable[[Item, int], Image.Image] = ...,
-        judge: str = ...,
-        changes: Mapping[str, Any] = ...,
-    ) -> Path: ...
-
-
 def half_right(item: Item, number: int) -> float:
     return float((item.number + number) % 2)
 
@@ -91,24 +81,38 @@ def all_judged(item: Item, number: int) -> Outcome:
 
 
 @pytest.fixture
-def make_folder(tmp_path: Path) -> MakeFolder:
-    """Returns a function that writes the folder of an evaluation as the stages do."""
+def fake_benchmark() -> FakeBenchmark:
+    return FakeBenchmark()
+
+
+@pytest.fixture
+def make_folder(tmp_path: Path) -> Callable[..., Path]:
+    """Returns a function that writes the folder of an evaluation as the stages do.
+
+    Its arguments give the score, outcome and image of each (item, number of the sample), and
+    changes of the results.
+    """
 
     def make(
         name: str = "run",
         *,
-        benchmark: FakeBenchmark = FakeBenchmark(),
+        items_per_category: int = 6,
+        samples_per_item: int = 4,
         score: Callable[[Item, int], float | None] = half_right,
         outcome: Callable[[Item, int], Outcome] = all_judged,
         draw: Callable[[Item, int], Image.Image] = draw_noise,
         judge: str = JUDGE,
+        remarks: Sequence[str] = (),
         changes: Mapping[str, Any] = {},
     ) -> Path:
+        benchmark = FakeBenchmark(
+            items_per_category=items_per_category, samples_per_item=samples_per_item
+        )
         folder = tmp_path / name
         folder.mkdir()
         items = benchmark.items()
-        text = "".join(json.dumps(dataclasses.asdict(item)) + "\n" for item in items)
-        (folder / "items.jsonl").write_text(text)
+        plan = Plan(tuple(items))
+        (folder / "items.jsonl").write_text(plan.text)
         rows, lines = [], []
         for item in items:
             for number in range(item.num_samples):
@@ -135,13 +139,13 @@ def make_folder(tmp_path: Path) -> MakeFolder:
         scores = settled(benchmark.reduce, rows)
         results = Results(
             benchmark="fake",
-            title=title_of("fake", judge),
+            title=title_of("fake", judge, remarks),
             judge=judge,
             overall=scores.overall,
             by_category=scores.by_category,
             num_samples=len(rows),
             outcomes=outcomes_of(rows),
-            items_sha256=hashlib.sha256(text.encode()).hexdigest(),
+            items_sha256=plan.sha256,
             model={"name": "tiny", "weights_sha256": "5e" * 32},
             sampler={"num_inference_steps": 30, "guidance_scale": 3.0},
             seed=42,
@@ -152,9 +156,9 @@ def make_folder(tmp_path: Path) -> MakeFolder:
             figures=scores.figures,
             notes=scores.notes,
         )
-        results.write(folder)
-        notes = [*results.notes, *doubts(Evaluation.read(folder))]
-        dataclasses.replace(results, **{"notes": notes, **changes}).write(folder)
+        notes = [*results.notes, *doubts(folder, rows)]
+        data = results.to_dict() | {"notes": notes, **changes}
+        Results.from_dict(json.loads(json.dumps(data))).write(folder)
         return folder
 
     return make
