@@ -55,7 +55,6 @@ class Evaluation:
                 scored, or if no verdict is of the judge that the results name.
         """
         results = Results.read(folder)
-<<<<<<< HEAD
         plan = read_plan(folder)
         if plan.sha256 != results.items_sha256:
             raise UsageError(
@@ -72,27 +71,6 @@ class Evaluation:
         }
         others = Counter(one.judge for one in verdicts.values() if one.judge != results.judge)
         if others and not own:
-=======
-        items = _items(folder / ITEMS, results.items_sha256)
-        verdicts: dict[tuple[str, int], Verdict] = {}
-        places: dict[tuple[str, int], Place] = {}
-        others: Counter[str] = Counter()
-        asked = {(item.id, number) for item in items for number in range(item.num_samples)}
-        num_strange = 0
-        for name, data in _lines(folder / VERDICTS):
-            verdict = _verdict(name, data)
-            key = verdict.item, verdict.number
-            if verdict.judge != results.judge:
-                others[verdict.judge] += 1
-            elif key not in asked:
-                num_strange += 1
-            else:
-                verdicts[key] = verdict
-                places.pop(key, None)
-                if isinstance(data.get("file"), str):
-                    places[key] = Place(folder / data["file"], _tile(name, data.get("tile")))
-        if others and not verdicts:
->>>>>>> eval-h
             raise UsageError(
                 f"{folder / VERDICTS} has no verdict of {results.judge}, which {FILE} names, only "
                 f"verdicts of {', '.join(sorted(others))}: score the folder again"
@@ -159,66 +137,3 @@ def outcomes_of(rows: Sequence[Row]) -> dict[str, int]:
 
 def _counts(outcomes: Mapping[str, int]) -> str:
     return ", ".join(f"{count:,} {name}" for name, count in outcomes.items()) or "nothing"
-<<<<<<< HEAD
-=======
-
-
-def _items(file: Path, sha256: str) -> list[Item]:
-    text = read_text(file, "items")
-    found = hashlib.sha256(file.read_bytes()).hexdigest()
-    if found != sha256:
-        raise UsageError(
-            f"{file} is not the file that was scored: its hash is {found[:16]}..., {FILE} says "
-            f"{sha256[:16]}...; restore it, or evaluate again"
-        )
-    items = []
-    for name, data in _objects(text, file):
-        try:
-            item = Item(**data)
-            items.append(dataclasses.replace(item, sources=tuple(item.sources)))
-        except TypeError as error:
-            raise UsageError(f"{name} is not an item: evaluate again") from error
-    return items
-
-
-def _verdict(name: str, data: Mapping[str, Any]) -> Verdict:
-    known = {field.name for field in dataclasses.fields(Verdict)}
-    try:
-        verdict = Verdict(**{key: value for key, value in data.items() if key in known})
-    except TypeError as error:
-        raise UsageError(f"{name} is not a verdict: score the folder again") from error
-    is_score = verdict.score is None or isinstance(verdict.score, int | float)
-    if verdict.outcome not in get_args(Outcome) or not is_score:
-        raise UsageError(f"{name} is not a verdict: score the folder again")
-    return verdict
-
-
-def _tile(name: str, value: object) -> tuple[int, int, int, int] | None:
-    if value is None:
-        return None
-    if isinstance(value, list) and len(value) == 4 and all(isinstance(n, int) for n in value):
-        column, line, columns, lines = value
-        if 0 <= column < columns and 0 <= line < lines:
-            return column, line, columns, lines
-    raise UsageError(f"{name} is not a verdict: score the folder again")
-
-
-def _lines(file: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Yields (name for messages, object) of each line; an unfinished last line is no line."""
-    text = read_text(file, "verdicts")
-    # A killed process may leave the start of a line, which a resumed run writes again.
-    return _objects(text[: text.rfind("\n") + 1], file)
-
-
-def _objects(text: str, file: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    for number, line in enumerate(text.split("\n"), 1):
-        if line.strip():
-            name = f"{file}, line {number}"
-            try:
-                data = load_json(line)
-            except ValueError as error:
-                raise UsageError(f"{name} is damaged ({error}): evaluate again") from error
-            if not isinstance(data, Mapping):
-                raise UsageError(f"{name} is damaged (no JSON object): evaluate again")
-            yield name, data
->>>>>>> eval-h
