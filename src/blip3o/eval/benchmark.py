@@ -118,6 +118,8 @@ class Verdict:
             verdict = cls(**(data | {"tile": data.get("tile") and tuple(data["tile"])}))
         except TypeError as error:
             raise ValueError(str(error)) from error
+        if verdict.tile is not None and len(verdict.tile) != 4:
+            raise ValueError("its tile is not four numbers")
         is_score = verdict.score is None or isinstance(verdict.score, int | float)
         if verdict.outcome not in get_args(Outcome) or not is_score:
             raise ValueError("it has an unknown outcome or a score that is no number")

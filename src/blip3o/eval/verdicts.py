@@ -50,8 +50,11 @@ class VerdictFile:
         found: dict[Key, Verdict] = {}
         for number, line in enumerate(lines[:-1], 1):
             try:
-                verdict = Verdict.from_dict(load_json(line.decode()))
-            except (ValueError, TypeError) as error:
+                data = load_json(line)
+                if not isinstance(data, dict):
+                    raise ValueError("it is not a JSON object")
+                verdict = Verdict.from_dict(data)
+            except ValueError as error:
                 raise UsageError(
                     f"line {number} of {self.path} is damaged ({error}): remove the line; the "
                     "sample is then judged again"

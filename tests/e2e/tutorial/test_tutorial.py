@@ -12,13 +12,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-from PIL import Image
 
 ROOT = Path(__file__).parents[3]
 PAGE = ROOT / "docs" / "tutorial.md"
 PARTS = {
     "flow_huber": "objectives",
-    "round_trip": "eval",
+    "color_question": "eval",
     "query_mlp": "models/generators",
     "smollm2": "models/backbones",
 }
@@ -133,8 +132,6 @@ def test_the_run_and_the_evaluation_write_the_files_of_the_table(copy: Copy) -> 
     results = json.loads((copy.folder / "outputs/huber/results.json").read_text(encoding="utf-8"))
     assert results["num_samples"] == 16
     assert results["overall"] > 0.5  # it starts from the bundled model
-    with Image.open(copy.folder / "outputs/huber/round_trip.png") as sheet:
-        assert sheet.width > 100
 
 
 def test_the_contract_holds_for_the_new_parts(copy: Copy) -> None:
@@ -146,7 +143,7 @@ def test_the_contract_holds_for_the_new_parts(copy: Copy) -> None:
         assert words[4] == "-k"
         files.append(file)
         names.append(name)
-    assert set(names) == PARTS.keys() - {"round_trip"}
+    assert set(names) == PARTS.keys() - {"color_question"}
     output = copy.run("pytest", ["-rA", *files, "-k", " or ".join(names)])
     for name in names:
         assert len(re.findall(rf"^PASSED .*{name}", output, re.M)) >= 4, output

@@ -146,30 +146,26 @@ def one_px(item: Item, number: int, px: int = 96) -> Image.Image:
     return Image.new("RGB", (px, px), (item.number, number, 0))
 
 
+def noted(folder: Path) -> list[str]:
+    return doubts(folder, Evaluation.read(folder).rows())
+
+
 def test_a_normal_folder_raises_no_doubt(make_folder: Callable[..., Path]) -> None:
-    assert doubts(Evaluation.read(make_folder())) == []
+    assert noted(make_folder()) == []
 
 
 def test_tiny_images_and_images_of_another_size_are_noted(
     make_folder: Callable[..., Path],
 ) -> None:
     folder = make_folder(draw=lambda item, n: one_px(item, n, 32 if item.number == 7 else 96))
-    assert doubts(Evaluation.read(folder)) == [
+    assert noted(folder) == [
         "4 images have a side under 64 pixels (00007/0, 00007/1, 00007/2, ...): judges are not "
         "made for such images.",
         "4 of 72 images have another size than 96 x 96 (00007/0, 00007/1, 00007/2, ...: 32 x 32).",
     ]
 
 
-def test_samples_that_were_never_scored_are_noted(make_folder: Callable[..., Path]) -> None:
-    folder = make_folder()
-    file = folder / "verdicts.jsonl"
-    file.write_text("".join(file.read_text().splitlines(keepends=True)[:-2]))
-    (note,) = doubts(Evaluation.read(folder))
-    assert note.startswith("2 samples are there but have no verdict (00017/2, 00017/3)")
-
-
 def test_files_that_are_no_images_are_left_to_the_scorer(make_folder: Callable[..., Path]) -> None:
     folder = make_folder()
     (folder / "samples/00000/0.png").write_bytes(b"")
-    assert doubts(Evaluation.read(folder)) == []
+    assert noted(folder) == []

@@ -96,7 +96,7 @@ def test_results_that_a_reader_would_refuse_are_not_written(
         ("by_category", [0.5]),
         ("num_samples", 1.5),
         ("outcomes", {"judged": -1}),
-        ("seed", "42"),
+        ("seed", 4.2),
         ("notes", "a note"),
         ("notes", [1]),
         ("title", 5),
