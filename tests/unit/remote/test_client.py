@@ -1,4 +1,4 @@
-"""The client against a real server: outcomes, attempts, pauses, limits, and what a request holds."""
+"""The client against a real server: outcomes, attempts, pauses, limits, and the requests."""
 
 import base64
 import dataclasses
@@ -56,7 +56,7 @@ def test_an_answer_keeps_what_the_server_states(server: Server, settings: Server
         (None, "stop", {}, "empty", ""),
         ("Consistency: 1\nReal", "length", {}, "cut", "Consistency: 1\nReal"),
         (None, "length", {"reasoning_content": "hm"}, "cut", ""),
-        ([{"type": "text", "text": "ye"}, {"type": "text", "text": "s"}], "stop", {}, "answered", "yes"),
+        ([{"text": "ye"}, {"type": "text", "text": "s"}], "stop", {}, "answered", "yes"),
         ("half \ud83d", "stop", {}, "answered", "half \ufffd"),
     ],
 )  # fmt: skip
@@ -247,11 +247,10 @@ def test_answers_in_flight_come_before_the_error(
         server.error(401) if call.prompt == "question 0" else server.text(wait_s=0.3)
     )
     answers = ChatClient(dataclasses.replace(settings, max_in_flight=4)).answers(questions(20))
-    found = []
+    found = sorted(next(answers)[0] for _ in range(3))
+    assert found == [1, 2, 3]
     with pytest.raises(UsageError, match="401"):
-        for number, _ in answers:
-            found.append(number)
-    assert sorted(found) == [1, 2, 3]
+        next(answers)
     assert len(server.calls) == 4
 
 
@@ -264,7 +263,7 @@ def test_a_filter_of_the_server_is_a_refusal(server: Server, settings: ServerSet
 def test_a_server_that_is_not_there_is_said_once(settings: ServerSettings) -> None:
     with socket.create_server(("127.0.0.1", 0)) as free:
         url = f"http://127.0.0.1:{free.getsockname()[1]}/v1"
-    with pytest.raises(UsageError, match="cannot reach .*check the url"):
+    with pytest.raises(UsageError, match=r"cannot reach .*check the url"):
         ask_one(dataclasses.replace(settings, url=url))
 
 
