@@ -127,7 +127,9 @@ def read_entry(folder: Path, key: str) -> Answer | None:
     file = _entry_file(folder, key)
     try:
         entry = json.loads(file.read_bytes())
-        return _answer_of(entry["answer"]) if entry["key"] == key else None
+        if entry["key"] != key:
+            raise ValueError("another key")
+        return _answer_of(entry["answer"])
     except FileNotFoundError:
         return None
     except OSError as error:
@@ -159,12 +161,12 @@ def _note_server(folder: Path, model: str, answer: Answer) -> None:
     if file.exists():
         return
     place.mkdir(parents=True, exist_ok=True)
-    earlier = sorted(place.glob("*.json"))
+    earlier = [json.loads(one.read_bytes()) for one in sorted(place.glob("*.json"))]
     if earlier:
-        before = json.loads(earlier[0].read_bytes())
+        versions = sorted(_version(one) for one in earlier)
         say(
             f"warning: {model} is now answered by {_version(stated)}, earlier answers in {folder} "
-            f"came from {_version(before)}; to compare scores, ask all again in another folder"
+            f"came from {', '.join(versions)}; to compare scores, ask all again in another folder"
         )
     write_atomic(file, text + "\n", is_shared=True)
 

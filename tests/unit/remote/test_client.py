@@ -1,4 +1,4 @@
-"""The client against a real server: outcomes, attempts, pauses, limits, and what a request holds."""
+"""The client against a real server: outcomes, attempts, pauses, limits, and the requests."""
 
 import base64
 import dataclasses
@@ -56,7 +56,7 @@ def test_an_answer_keeps_what_the_server_states(server: Server, settings: Server
         (None, "stop", {}, "empty", ""),
         ("Consistency: 1\nReal", "length", {}, "cut", "Consistency: 1\nReal"),
         (None, "length", {"reasoning_content": "hm"}, "cut", ""),
-        ([{"type": "text", "text": "ye"}, {"type": "text", "text": "s"}], "stop", {}, "answered", "yes"),
+        ([{"text": "ye"}, {"type": "text", "text": "s"}], "stop", {}, "answered", "yes"),
         ("half \ud83d", "stop", {}, "answered", "half \ufffd"),
     ],
 )  # fmt: skip
@@ -107,7 +107,7 @@ def test_a_broken_body_is_asked_again_and_then_a_fault_of_the_transport(
 def test_a_passing_trouble_is_overcome(
     server: Server, settings: ServerSettings, trouble: str
 ) -> None:
-    limit_s = 0.3
+    limit_s = 1.0
 
     def reply(call: Any) -> Any:
         if call.earlier:
@@ -116,7 +116,7 @@ def test_a_passing_trouble_is_overcome(
             return server.error(int(trouble))
         if trouble == "cut":
             return server.text(is_cut=True)
-        return server.text(wait_s=4 * limit_s)
+        return server.text(wait_s=2 * limit_s)
 
     server.reply = reply
     answer = ask_one(dataclasses.replace(settings, timeout_s=limit_s))
@@ -133,7 +133,7 @@ def test_a_lasting_trouble_is_a_fault_of_the_transport(
         if trouble.isdecimal()
         else server.text(is_cut=trouble == "cut", wait_s=0.6 if trouble == "hang" else 0.0)
     )
-    answer = ask_one(dataclasses.replace(settings, timeout_s=0.2))
+    answer = ask_one(dataclasses.replace(settings, timeout_s=0.2 if trouble == "hang" else 5.0))
     assert answer.outcome == "transport"
     assert {"500": "HTTP 500: too busy", "cut": "connection", "hang": "0.2 s"}.get(
         trouble, "HTTP 429"
@@ -163,21 +163,27 @@ def test_an_answer_byte_by_byte_ends_at_the_time_limit(settings: ServerSettings)
     answer = ask_one(dataclasses.replace(settings, url=url, timeout_s=0.3, retries=0))
     listener.close()
     assert answer.outcome == "transport"
-    assert time.monotonic() - start < 1.5
+    assert time.monotonic() - start < 2.5
 
 
 def test_retry_after_is_honored_by_all_requests(
     server: Server, settings: ServerSettings, questions: Questions
 ) -> None:
-    server.reply = lambda call: (
-        server.text() if len(server.calls) > 1 else server.error(429, retry_after="0.5")
-    )
+    both_there = threading.Event()
+
+    def reply(call: Any) -> Any:
+        if call is server.calls[0]:
+            both_there.wait(5)
+            return server.error(429, retry_after="1.2")
+        both_there.set()
+        return server.text(wait_s=0.6 if len(server.calls) == 2 else 0.0)
+
+    server.reply = reply
     answers = ask_all(ChatClient(dataclasses.replace(settings, max_in_flight=2)), questions(6))
     assert {one.outcome for one in answers} == {"answered"}
-    first, *others = sorted(call.at for call in server.calls)
-    in_flight = [at for at in others if at - first < 0.3]  # had started before the answer came
-    assert len(in_flight) <= 1 + 1
-    assert min(at for at in others if at not in in_flight) - first >= 0.45
+    times = sorted(call.at for call in server.calls)
+    assert len(times) == 7
+    assert times[2] - times[0] >= 1.2
 
 
 def test_retry_after_takes_seconds_and_dates() -> None:
@@ -244,14 +250,13 @@ def test_answers_in_flight_come_before_the_error(
     server: Server, settings: ServerSettings, questions: Questions
 ) -> None:
     server.reply = lambda call: (
-        server.error(401) if call.prompt == "question 0" else server.text(wait_s=0.3)
+        server.error(401) if call.prompt == "question 0" else server.text(wait_s=1.0)
     )
     answers = ChatClient(dataclasses.replace(settings, max_in_flight=4)).answers(questions(20))
-    found = []
+    found = sorted(next(answers)[0] for _ in range(3))
+    assert found == [1, 2, 3]
     with pytest.raises(UsageError, match="401"):
-        for number, _ in answers:
-            found.append(number)
-    assert sorted(found) == [1, 2, 3]
+        next(answers)
     assert len(server.calls) == 4
 
 
@@ -264,7 +269,7 @@ def test_a_filter_of_the_server_is_a_refusal(server: Server, settings: ServerSet
 def test_a_server_that_is_not_there_is_said_once(settings: ServerSettings) -> None:
     with socket.create_server(("127.0.0.1", 0)) as free:
         url = f"http://127.0.0.1:{free.getsockname()[1]}/v1"
-    with pytest.raises(UsageError, match="cannot reach .*check the url"):
+    with pytest.raises(UsageError, match=r"cannot reach .*check the url"):
         ask_one(dataclasses.replace(settings, url=url))
 
 
@@ -285,7 +290,7 @@ def test_several_requests_are_in_flight_and_answers_come_as_they_are_there(
     server: Server, settings: ServerSettings, questions: Questions
 ) -> None:
     server.reply = lambda call: server.text(
-        call.prompt, wait_s=0.6 if call.prompt == "question 0" else 0.05
+        call.prompt, wait_s=1.5 if call.prompt == "question 0" else 0.1
     )
     client = ChatClient(dataclasses.replace(settings, max_in_flight=3))
     order = [number for number, _ in client.answers(questions(8))]
@@ -300,7 +305,7 @@ def test_no_request_starts_before_an_answer_is_taken(
     client = ChatClient(dataclasses.replace(settings, max_in_flight=3))
     answers = client.answers(questions(10))
     next(answers)
-    time.sleep(0.3)
+    time.sleep(0.5)
     assert len(server.calls) == 3  # so a kill here loses two answers
     answers.close()  # type: ignore[attr-defined]
     time.sleep(0.1)
@@ -311,9 +316,9 @@ def test_requests_per_minute(
     server: Server, settings: ServerSettings, questions: Questions
 ) -> None:
     client = ChatClient(dataclasses.replace(settings, requests_per_minute=1200.0))
+    start = time.monotonic()
     ask_all(client, questions(9))
-    times = sorted(call.at for call in server.calls)
-    assert times[-1] - times[0] >= 8 * 0.05 - 0.03
+    assert max(call.at for call in server.calls) - start >= 8 * 0.05
 
 
 def test_the_body_of_a_request(server: Server, settings: ServerSettings) -> None:

@@ -31,6 +31,12 @@ def png(width: int, height: int) -> ChatImage:
     return ChatImage(data.getvalue())
 
 
+def sums(budget: Budget) -> tuple[int, Any]:
+    """Returns the number of requests and the money, which is compared approximately."""
+    spent = budget.spent()
+    return spent.num_requests, pytest.approx(spent.cost)
+
+
 def test_estimate() -> None:
     requests = [
         ChatRequest(parts=("x" * 300, png(56, 28)), max_tokens=50),
@@ -54,23 +60,23 @@ def test_the_sums_are_those_of_the_answers(tmp_path: Path) -> None:
     budget = Budget(tmp_path, prices=PRICES)
     assert budget.spent() == Spent()
     most = estimate([REQUEST], PRICES).most_cost
-    paid = budget.reserve(REQUEST)
+
+    def pay() -> float:
+        paid = budget.reserve(REQUEST)
+        assert paid is not None
+        return paid
+
+    paid = pay()
     assert paid == most
-    assert budget.spent() == Spent(num_requests=1, cost=pytest.approx(most))
+    assert sums(budget) == (1, most)
     budget.settle(paid, ANSWER)
-    assert budget.spent().cost == pytest.approx(0.2)
-    paid = budget.reserve(REQUEST)
-    assert paid is not None
-    budget.settle(paid, None)  # an error of the server costs nothing
-    assert budget.spent() == Spent(num_requests=2, cost=pytest.approx(0.2))
-    paid = budget.reserve(REQUEST)
-    assert paid is not None
-    budget.settle(paid, dataclasses.replace(ANSWER, prompt_tokens=0))  # unknown: as expected
-    assert budget.spent().cost == pytest.approx(0.2 + paid)
-    paid = budget.reserve(REQUEST)
-    assert paid is not None
-    budget.release(paid)
-    assert Budget(tmp_path).spent().num_requests == 3
+    assert sums(budget) == (1, 0.2)
+    budget.settle(pay(), None)  # an error of the server costs nothing
+    assert sums(budget) == (2, 0.2)
+    budget.settle(pay(), dataclasses.replace(ANSWER, prompt_tokens=0))  # unknown: as expected
+    assert sums(budget) == (3, 0.2 + paid)
+    budget.release(pay())
+    assert sums(Budget(tmp_path)) == (3, 0.2 + paid)
 
 
 def test_a_cap_of_money_needs_prices(tmp_path: Path) -> None:
@@ -172,7 +178,8 @@ def test_a_lost_answer_counts_with_what_it_may_cost(
     server.reply = lambda call: server.text(is_cut=call.earlier == 0)
     judge(settings, tmp_path, [REQUEST], prices=PRICES)
     most = estimate([REQUEST], PRICES).most_cost
-    assert Budget(tmp_path).spent() == Spent(num_requests=2, cost=pytest.approx(0.2 + (most or 0)))
+    assert most is not None
+    assert sums(Budget(tmp_path)) == (2, 0.2 + most)
 
 
 def test_the_estimate_is_said_once(

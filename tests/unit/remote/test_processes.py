@@ -1,5 +1,6 @@
 """Processes that share a cache, and processes that are killed while they judge."""
 
+import dataclasses
 import json
 import os
 import random
@@ -18,7 +19,7 @@ from blip3o.remote.client import ChatClient, ServerSettings
 from blip3o.remote.cost import Budget
 
 Server = Any  # the class in conftest.py
-NUM_QUESTIONS, NUM_KILLS, IN_FLIGHT = 120, 6, 4
+NUM_QUESTIONS, NUM_KILLS, IN_FLIGHT = 120, 4, 4
 KEY = "sk-never-on-disk-42"
 SCRIPT = """
 import sys
@@ -68,7 +69,7 @@ def stored(folder: Path) -> set[str]:
 
 def test_a_killed_process_asks_nothing_again_that_is_stored(server: Server, tmp_path: Path) -> None:
     chance = random.Random(25)
-    server.reply = lambda call: server.text(f"answer to {call.prompt}", wait_s=0.02)
+    server.reply = lambda call: server.text(f"answer to {call.prompt}", wait_s=0.05)
     for _ in range(NUM_KILLS):
         known, before = stored(tmp_path), len(server.calls)
         with start(server, tmp_path) as process:
@@ -128,8 +129,6 @@ def test_two_processes_share_the_answers_and_the_cap(server: Server, tmp_path: P
 def test_no_key_is_stored_even_if_the_server_repeats_it(
     server: Server, settings: ServerSettings, tmp_path: Path, monkeypatch: Any
 ) -> None:
-    import dataclasses
-
     monkeypatch.setenv("JUDGE_KEY", KEY)
     server.reply = lambda call: server.text(
         f"you sent {call.headers['authorization']}", whole={"system_fingerprint": KEY}
