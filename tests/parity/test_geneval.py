@@ -1,0 +1,148 @@
+"""GenEval's rules, summary, folders and colors against its own program (`geneval`)."""
+
+import base64
+import io
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from blip3o.eval.geneval.colors import (
+    ColorClassifier,
+    color_head,
+    color_logits,
+    color_texts,
+    crop_of,
+)
+from blip3o.eval.geneval.rules import COLORS, Rules, judge
+from blip3o.eval.geneval.summary import ResultLine, summarize
+
+each_rule_file = pytest.mark.parity_cases("geneval/rules*.jsonl")
+
+
+def lines(case: Any) -> list[dict[str, Any]]:
+    found = [json.loads(line) for line in case.path.read_text(encoding="utf-8").splitlines()]
+    assert found
+    return found
+
+
+@each_rule_file
+def test_verdicts_equal_recorded_ones(case: Any) -> None:
+    for line in lines(case):
+        logits = line["color_logits"]
+        asked: list[list[object]] = []
+
+        def color_of(
+            name: str,
+            numbers: Sequence[int],
+            logits: dict[str, list[list[float]]] = logits,
+            asked: list[list[object]] = asked,
+        ) -> list[str]:
+            asked += [[name, number] for number in numbers]
+            return [COLORS[int(np.argmax(logits[name][number]))] for number in numbers]
+
+        found = {
+            name: np.array(rows, np.float32).reshape(-1, 5)
+            for name, rows in line["detections"].items()
+        }
+        result = judge(line["metadata"], found, color_of, Rules(**line["settings"]))
+        expected, place = line["expected"], line["id"]
+        assert result.is_correct == expected["correct"], place
+        assert "\n".join(result.reasons) in expected["reason_any_of"], place
+        objects = {name: rows.tolist() for name, rows in result.objects.items()}
+        assert objects == expected["details"], place
+        assert asked == expected["color_asked_for"], place
+        assert [list(one[:2]) for one in result.colors] == asked, place
+
+
+@pytest.mark.parity_cases("geneval/summaries*.json")
+def test_summaries_print_the_recorded_text(case: Any) -> None:
+    summaries = case.settings()
+    assert summaries
+    for one in summaries:
+        expected = one["expected"]
+        found = summarize(
+            ResultLine(tag=row["tag"], metadata=row["metadata"], is_correct=row["correct"])
+            for row in one["rows"]
+        )
+        assert found.text.strip("\n") == expected["text"].strip("\n"), one["note"]
+        assert found.total_images == expected["total_images"]
+        assert found.total_prompts == expected["total_prompts"]
+        assert f"{100 * found.correct_images:.2f}" == expected["correct_images_percent"]
+        assert f"{100 * found.correct_prompts:.2f}" == expected["correct_prompts_percent"]
+        assert f"{found.overall:.5f}" == expected["overall"]
+        parts = {
+            tag: {"percent": f"{100 * share:.2f}", "correct": right, "total": total}
+            for (tag, (right, total)), share in zip(
+                found.tasks.items(), found.by_task.values(), strict=True
+            )
+        }
+        assert list(parts.items()) == list(expected["tasks"].items())
+
+
+@pytest.mark.parity_cases("geneval/crops*.json")
+def test_crops_equal_recorded_ones(case: Any) -> None:
+    crops = case.settings()
+    assert crops
+    options = {
+        "crop": lambda value: {"is_cut": value != "0"},
+        "bgcolor": lambda value: {"background": None if value == "original" else value},
+    }
+    for one in crops:
+        rows = one["mask_rows"]
+        mask = None if rows is None else np.array([[mark == "1" for mark in row] for row in rows])
+        settings: dict[str, Any] = {}
+        for name, value in one["options"].items():
+            settings |= options[name](value)
+        crop = crop_of(opened(one["image_png"]), one["box"], mask, **settings)
+        expected = one["expected"]
+        assert crop.mode == expected["mode"]
+        assert list(crop.size) == expected["size"]
+        assert np.array_equal(np.asarray(crop), np.asarray(opened(expected["png"]))), one["note"]
+
+
+def opened(text: str) -> Image.Image:
+    return Image.open(io.BytesIO(base64.b64decode(text)))
+
+
+@pytest.mark.parity_cases("geneval/color_heads*.json")
+def test_colors_equal_recorded_ones(case: Any) -> None:
+    heads = case.settings()
+    assert heads
+    for one in heads:
+        expected = one["expected"]
+        assert color_texts(one["classname"]) == one["texts"]
+        head = color_head(np.array(one["text_embeddings"], np.float32))
+        np.testing.assert_allclose(head, expected["classifier"], rtol=0, atol=1e-6)
+        embeddings = np.array(one["image_embeddings"], np.float32)
+        logits = color_logits(embeddings, head)
+        np.testing.assert_allclose(logits, expected["logits"], rtol=0, atol=1e-4)
+        classifier = ColorClassifier(Recorded(one["texts"], one["text_embeddings"], embeddings))
+        crops = [Image.new("RGB", (number + 1, 1)) for number in range(len(embeddings))]
+        assert classifier.colors(one["classname"], crops) == expected["colors"]
+
+
+class Recorded:
+    """Returns recorded embeddings; the width of an image is its number."""
+
+    name = "recorded"
+
+    def __init__(
+        self, texts: list[list[str]], embeddings: list[list[list[float]]], images: np.ndarray
+    ) -> None:
+        self._texts = {
+            text: row
+            for three, rows in zip(texts, embeddings, strict=True)
+            for text, row in zip(three, rows, strict=True)
+        }
+        self._images = images
+
+    def embed_texts(self, texts: Sequence[str]) -> np.ndarray:
+        return np.array([self._texts[text] for text in texts], np.float32)
+
+    def embed_images(self, images: Sequence[Image.Image]) -> np.ndarray:
+        return self._images[[image.width - 1 for image in images]]
