@@ -69,7 +69,7 @@ def test_summaries_print_the_recorded_text(case: Any) -> None:
             ResultLine(tag=row["tag"], metadata=row["metadata"], is_correct=row["correct"])
             for row in one["rows"]
         )
-        assert found.text.strip("\n") == expected["text"].strip("\n"), one["note"]
+        assert found.text == expected["text"], one["note"]
         assert found.total_images == expected["total_images"]
         assert found.total_prompts == expected["total_prompts"]
         assert f"{100 * found.correct_images:.2f}" == expected["correct_images_percent"]
