@@ -4,7 +4,6 @@ import base64
 import io
 import json
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -34,15 +33,15 @@ def lines(case: Any) -> list[dict[str, Any]]:
 def test_verdicts_equal_recorded_ones(case: Any) -> None:
     for line in lines(case):
         logits = line["color_logits"]
-        asked: list[list[object]] = []
+        asked: list[list[str | int]] = []
 
         def color_of(
             name: str,
             numbers: Sequence[int],
             logits: dict[str, list[list[float]]] = logits,
-            asked: list[list[object]] = asked,
+            asked: list[list[str | int]] = asked,
         ) -> list[str]:
-            asked += [[name, number] for number in numbers]
+            asked.extend([name, number] for number in numbers)
             return [COLORS[int(np.argmax(logits[name][number]))] for number in numbers]
 
         found = {

@@ -21,6 +21,7 @@ from blip3o.generate.pipeline import Blip3oPipeline
 BENCHMARKS = Registry(
     "benchmark",
     {
+        "geneval": ".geneval.benchmark:GenEvalBenchmark",
         "reconstruction": ".reconstruction:ReconstructionBenchmark",
         "scenes": ".scenes:ScenesBenchmark",
     },

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from blip3o.core.device import resolve_device
 from blip3o.core.errors import UsageError, first_line
@@ -58,8 +58,8 @@ _VIT_L_14 = {
 _WIDTH = 768
 
 _MOST_ASPECT = 64
-"""Of thinner images, only the middle is resampled, because the long side would need gigabytes. A few
-levels of its pixels differ: Pillow resamples the two sides in another order."""
+"""Of thinner images, only the middle is resampled, because the long side would need gigabytes.
+Some of its pixels differ by a few levels: Pillow resamples the two sides in another order."""
 
 
 class ClipScores(NamedTuple):
@@ -88,11 +88,14 @@ class ClipEncoder:
         self, name: str, model: "CLIPModel", tokenizer: "CLIPTokenizer", device: torch.device
     ) -> None:
         self.name = name
-        self._model = model.to(device).eval().requires_grad_(False)
+        module: nn.Module = model
+        module.to(device).eval().requires_grad_(False)
+        self._model = model
         self._tokenizer = tokenizer
         self._device = device
-        self._image_px: int = model.config.vision_config.image_size
-        self._max_tokens: int = model.config.text_config.max_position_embeddings
+        config = model.config.to_dict()
+        self._image_px: int = config["vision_config"]["image_size"]
+        self._max_tokens: int = config["text_config"]["max_position_embeddings"]
 
     def embed_images(self, images: Sequence[Image.Image]) -> NDArray[np.float32]:
         """Returns the embeddings of RGB images of any size, [N, D], of any length."""
@@ -209,18 +212,17 @@ def load_clip(
             f"{folder} has no tokenizer of CLIP: {first_line(error)}; copy its files again"
         ) from error
     # Without its files, a tokenizer of three tokens is made.
-    if len(tokenizer) != config.text_config.vocab_size:
+    num_tokens: int = config.to_dict()["text_config"]["vocab_size"]
+    if len(tokenizer) != num_tokens:
         raise UsageError(
-            f"the tokenizer in {folder} has {len(tokenizer)} tokens and the model "
-            f"{config.text_config.vocab_size}: copy tokenizer.json again"
+            f"the tokenizer in {folder} has {len(tokenizer)} tokens and the model {num_tokens}: "
+            "copy tokenizer.json again"
         )
     digest = hashlib.sha256()
     for path in sorted({tensor.path for tensor in stored.values()}):
         with path.open("rb") as file:
             digest.update(hashlib.file_digest(file, "sha256").digest())
-    return ClipEncoder(
-        f"{name}-{digest.hexdigest()[:8]}", model, tokenizer, resolve_device(device)
-    )
+    return ClipEncoder(f"{name}-{digest.hexdigest()[:8]}", model, tokenizer, resolve_device(device))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -113,13 +113,13 @@ def test_scores_have_the_stated_scale(encoder: ClipEncoder) -> None:
 def test_pixels_are_those_of_a_resize_and_a_centered_crop(size: tuple[int, int]) -> None:
     image = noise(*size)
     short = min(size)
-    full = image.resize(
-        tuple(int(224 * side / short) for side in size), Image.Resampling.BICUBIC
-    )
-    left, top = (int(round((side - 224) / 2)) for side in full.size)
+    width, height = (int(224 * side / short) for side in size)
+    full = image.resize((width, height), Image.Resampling.BICUBIC)
+    left, top = (round((side - 224) / 2) for side in full.size)
     levels = np.asarray(full, np.float32)[top : top + 224, left : left + 224] / 255
-    mean, std = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
-    expected = ((levels - np.float32(mean)) / np.float32(std)).transpose(2, 0, 1)
+    mean = np.array((0.48145466, 0.4578275, 0.40821073), np.float32)
+    std = np.array((0.26862954, 0.26130258, 0.27577711), np.float32)
+    expected = ((levels - mean) / std).transpose(2, 0, 1)
     np.testing.assert_allclose(clip_pixels(image), expected, rtol=0, atol=1e-6)
 
 
@@ -148,7 +148,7 @@ def test_another_clip_needs_a_name(folder: Path) -> None:
 
 def test_published_sizes_are_accepted(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(published_config()))
-    with pytest.raises(UsageError, match="model.safetensors is missing"):  # after the sizes
+    with pytest.raises(UsageError, match=r"model\.safetensors is missing"):  # after the sizes
         load_clip(tmp_path)
     changed = published_config()
     changed["vision_config"]["hidden_act"] = "gelu"

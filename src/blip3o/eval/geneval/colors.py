@@ -85,14 +85,12 @@ def color_head(embeddings: NDArray[np.float32]) -> NDArray[np.float32]:
         embeddings: embeddings of the texts of each color, [10, 3, D], of any length.
 
     Reference:
-        parity family `geneval` (`color_heads`): within 1e-6.
+        parity family `geneval` (`color_heads`), within 1e-6
     """
     return _normalized(_normalized(embeddings).mean(axis=1)).T
 
 
-def color_logits(
-    embeddings: NDArray[np.float32], head: NDArray[np.float32]
-) -> NDArray[np.float32]:
+def color_logits(embeddings: NDArray[np.float32], head: NDArray[np.float32]) -> NDArray[np.float32]:
     """Returns 100 x the cosines of images and colors, [N, 10].
 
     Args:
@@ -100,7 +98,7 @@ def color_logits(
         head: the classifier, [D, 10].
 
     Reference:
-        parity family `geneval` (`color_heads`): within 1e-4.
+        parity family `geneval` (`color_heads`), within 1e-4
     """
     return _LOGIT_SCALE * (_normalized(embeddings) @ head)
 
