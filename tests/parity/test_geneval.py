@@ -1,15 +1,20 @@
 """GenEval's rules, summary, folders and colors against its own program (`geneval`)."""
 
 import base64
+import dataclasses
 import io
 import json
+import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from blip3o.core.errors import UsageError
+from blip3o.eval.benchmark import Item
 from blip3o.eval.geneval.colors import (
     ColorClassifier,
     color_head,
@@ -17,6 +22,8 @@ from blip3o.eval.geneval.colors import (
     color_texts,
     crop_of,
 )
+from blip3o.eval.geneval.layout import GenEvalLayout
+from blip3o.eval.geneval.prompts import checked_metadata, item_of_metadata
 from blip3o.eval.geneval.rules import COLORS, Rules, judge
 from blip3o.eval.geneval.summary import ResultLine, summarize
 
@@ -145,3 +152,45 @@ class Recorded:
 
     def embed_images(self, images: Sequence[Image.Image]) -> np.ndarray:
         return self._images[[image.width - 1 for image in images]]
+
+
+@pytest.mark.parity_cases("geneval/layouts*.json")
+def test_folders_hold_the_recorded_images(case: Any, tmp_path: Path) -> None:
+    cases = case.settings()
+    assert cases
+    for one in cases:
+        root = tmp_path / one["id"]
+        files: dict[str, str] = one["files"]
+        for path, content in files.items():
+            (root / path).parent.mkdir(parents=True, exist_ok=True)
+            if content == "<image>":
+                Image.new("RGB", (2, 2)).save(root / path, format="PNG")
+            else:
+                (root / path).write_text(content, encoding="utf-8")
+        expected = one["expected"]
+        items = items_in(files)
+        try:
+            found = list(GenEvalLayout().read(root, items))
+        except UsageError:
+            # Only faults and names that the generator never writes are refused.
+            is_plain = all(re.fullmatch(r"\d+/(samples/\d+\.png|[a-z.]+)", path) for path in files)
+            assert expected["error"] or not is_plain, one["note"]
+            continue
+        assert expected["error"] is None, one["note"]
+        prompts = {item.id: item.prompt for item in items}
+        places = [[str(place.file.relative_to(root)), prompts[place.item]] for place in found]
+        assert sorted(places) == expected["evaluated"], one["note"]
+
+
+def items_in(files: dict[str, str]) -> list[Item]:
+    """Returns an item for each line of metadata, which asks for all images."""
+    texts = [text for path, text in files.items() if path.endswith("metadata.jsonl")]
+    found: dict[str, Item] = {}
+    for text in texts:
+        place = 0
+        while text[place:].strip():
+            place += len(text[place:]) - len(text[place:].lstrip())
+            metadata, place = json.JSONDecoder().raw_decode(text, place)
+            item = item_of_metadata(checked_metadata(metadata, "metadata"))
+            found[item.id] = dataclasses.replace(item, num_samples=len(files))
+    return list(found.values())

@@ -6,8 +6,8 @@ by the rules of `blip3o.eval.geneval.rules`.
 
 import dataclasses
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Literal
+from collections.abc import Callable, Iterator, Sequence
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -138,12 +138,7 @@ class GenEvalBenchmark(BenchmarkSettings):
         """Returns the figures; an image without a judgement is wrong."""
         if not rows:
             return Scores(overall=None, by_category={})
-        summary = summarize(
-            ResultLine(
-                tag=row.item.category, metadata=identity(row.item.data), is_correct=_is_correct(row)
-            )
-            for row in rows
-        )
+        summary = _summary(rows)
         judged = [
             row for row in rows if row.verdict is not None and row.verdict.outcome == "judged"
         ]
@@ -157,21 +152,24 @@ class GenEvalBenchmark(BenchmarkSettings):
                 for tag, (right, total) in summary.tasks.items()
             },
         }
-        if judged:
-            official = summarize(
-                ResultLine(
-                    tag=row.item.category,
-                    metadata=identity(row.item.data),
-                    is_correct=_is_correct(row),
-                )
-                for row in judged
+        official = _summary(judged) if judged else None
+        if official is not None:
+            figures["official"] = {
+                "overall": official.overall,
+                "correct_images": official.correct_images,
+                "correct_prompts": official.correct_prompts,
+                "text": official.text,
+            }
+        notes = _detector_notes(judged)
+        if len(judged) < len(rows):
+            said = "nothing" if official is None else f"{official.overall:.5f}"
+            notes.append(
+                f"{len(rows) - len(judged)} of {len(rows)} images are missing or were not judged; "
+                "they count as wrong. GenEval's program would leave them out and say "
+                f"{said}."
             )
-            figures["official"] = _figures(official)
         return Scores(
-            overall=summary.overall,
-            by_category=summary.by_task,
-            figures=figures,
-            notes=[*_missing_notes(rows, judged, figures), *_detector_notes(judged)],
+            overall=summary.overall, by_category=summary.by_task, figures=figures, notes=notes
         )
 
     def layout(self) -> GenEvalLayout:
@@ -319,31 +317,17 @@ def _no_clip() -> UsageError:
     )
 
 
-def _is_correct(row: Row) -> bool:
-    return row.verdict is not None and row.verdict.outcome == "judged" and row.verdict.score == 1
-
-
-def _figures(summary: Summary) -> Mapping[str, Any]:
-    """Returns what GenEval's own program says of the images that are there."""
-    return {
-        "overall": summary.overall,
-        "correct_images": summary.correct_images,
-        "correct_prompts": summary.correct_prompts,
-        "text": summary.text,
-    }
-
-
-def _missing_notes(
-    rows: Sequence[Row], judged: Sequence[Row], figures: Mapping[str, Any]
-) -> list[str]:
-    if len(judged) == len(rows):
-        return []
-    official = figures["official"]["overall"] if judged else None
-    said = "nothing" if official is None else f"{official:.5f}"
-    return [
-        f"{len(rows) - len(judged)} of {len(rows)} images are missing or were not judged; they "
-        f"count as wrong. GenEval's program, which leaves them out, would say {said}."
-    ]
+def _summary(rows: Sequence[Row]) -> Summary:
+    return summarize(
+        ResultLine(
+            tag=row.item.category,
+            metadata=identity(row.item.data),
+            is_correct=row.verdict is not None
+            and row.verdict.outcome == "judged"
+            and row.verdict.score == 1,
+        )
+        for row in rows
+    )
 
 
 def _detector_notes(judged: Sequence[Row]) -> list[str]:
