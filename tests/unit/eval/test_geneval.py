@@ -78,7 +78,8 @@ class LevelEncoder:
 
 
 def benchmark(**settings: Any) -> GenEvalBenchmark:
-    return GenEvalBenchmark(**{"detector": TableConfig(), **settings})
+    settings.setdefault("detector", TableConfig())
+    return GenEvalBenchmark(**settings)
 
 
 def test_items_are_the_published_prompts() -> None:

@@ -177,7 +177,7 @@ def test_two_images_of_one_number_are_refused(folder: Path) -> None:
 @pytest.mark.parametrize("name", ["", "absent"])
 def test_a_folder_of_another_form_is_refused(tmp_path: Path, name: str) -> None:
     (tmp_path / "00001.png").write_text("x")
-    with pytest.raises(UsageError, match="no folder such as 00000/samples|cannot read"):
+    with pytest.raises(UsageError, match=r"no folder such as 00000/samples|cannot read"):
         read(tmp_path / name)
 
 
