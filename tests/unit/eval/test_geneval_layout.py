@@ -103,6 +103,12 @@ def test_files_that_are_no_images_are_passed_over(folder: Path) -> None:
     assert len(read(folder)) == 6
 
 
+@pytest.mark.parametrize("name", ["run_1", "-1", "1.5"])
+def test_folders_that_are_not_numbers_are_passed_over(folder: Path, name: str) -> None:
+    (folder / "00001").rename(folder / name)
+    assert {one.item for one in read(folder)} == {"00000", "00002"}
+
+
 def edited(change: Callable[[dict[str, object]], object]) -> Callable[[Path], object]:
     def edit(folder: Path) -> None:
         file = folder / "00001/metadata.jsonl"
