@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 BENCHMARKS: "Registry[type[Benchmark]]" = Registry(
     "benchmark",
     {
+        "geneval": ".geneval.benchmark:GenEvalBenchmark",
         "reconstruction": ".reconstruction:ReconstructionBenchmark",
         "scenes": ".scenes:ScenesBenchmark",
     },
