@@ -121,10 +121,11 @@ def test_findings_equal_recorded_ones(case: Any, tmp_path: Path) -> None:
 @pytest.mark.parity_cases("mask2former/preprocess.json")
 def test_levels_equal_recorded_ones_at_real_size(case: Any) -> None:
     levels = case.neighbor(f"{case.path.stem}.safetensors").tensors()
-    rows = case.settings()
+    rows, config = case.settings(), Mask2FormerConfig(weights="")
     assert rows
     for number, row in enumerate(rows):
-        found = prepare(Image.fromarray(formula(row["width"], row["height"])), 1333, 800)
+        image = Image.fromarray(formula(row["width"], row["height"]))
+        found = prepare(image, config.longest, config.shortest)
         assert list(found.inner) == row["img_shape"]
         assert list(found.pixels.shape[1:]) == row["pad_shape"]
         ours = found.pixels * STD + MEAN
@@ -144,7 +145,9 @@ def test_findings_of_recorded_logits_equal_recorded_ones(case: Any) -> None:
     rows = case.settings()
     assert rows
     for number, row in enumerate(rows):
-        of = {k.partition(".")[2]: v for k, v in recorded.items() if k.startswith(f"post_{number}.")}
+        of = {
+            k.partition(".")[2]: v for k, v in recorded.items() if k.startswith(f"post_{number}.")
+        }
         image = PreparedImage(
             torch.zeros(3, *row["padded"]), tuple(row["img_shape"]), tuple(row["ori_shape"])
         )

@@ -1,4 +1,4 @@
-"""GenEval's detector: Mask2Former on Swin-S, the instance model of mmdetection, without mmdetection.
+"""GenEval's detector without mmdetection: Mask2Former on Swin-S, its instance model of COCO.
 
 The layers are those of transformers; images, names of weights and findings are mmdetection's.
 """
@@ -18,8 +18,12 @@ from blip3o.core.log import say
 from blip3o.eval.detectors import Detections
 from blip3o.eval.detectors.arithmetic import check_device, exact
 from blip3o.eval.detectors.coco import coco_classes
-from blip3o.eval.detectors.mask2former_network import Mask2FormerNetwork, Mask2FormerSizes
-from blip3o.eval.detectors.mask2former_weights import read_checkpoint
+from blip3o.eval.detectors.mask2former_network import (
+    OFFICIAL_SIZES,
+    Mask2FormerNetwork,
+    Mask2FormerSizes,
+)
+from blip3o.eval.detectors.mask2former_weights import Checkpoint, read_checkpoint
 from blip3o.eval.detectors.mmdet_findings import findings
 from blip3o.eval.detectors.mmdet_image import PreparedImage, prepare
 from blip3o.eval.detectors.self_test import run_self_test
@@ -45,7 +49,7 @@ class Mask2FormerConfig:
     weights: LocalPath
     batch_size: Count = 1
     self_test: LocalPath | None = None
-    sizes: Mask2FormerSizes = Mask2FormerSizes()
+    sizes: Mask2FormerSizes = OFFICIAL_SIZES
     longest: Count = 1333
     shortest: Count = 800
     max_findings: Count = 100
@@ -76,19 +80,23 @@ class Mask2FormerConfig:
         network = checkpoint.network(self.sizes)
         if place.type != "cpu":
             check_device(network, Mask2FormerNetwork.pixel_features, place)
-        is_published_size = self.sizes == Mask2FormerSizes()
-        kind = "mask2former-swin-s" if is_published_size else "mask2former"
-        is_official = is_published_size and checkpoint.is_official
-        name = f"{kind}{'-' if is_official else '@'}{checkpoint.sha256[:8]}"
-        detector = Mask2FormerDetector(self, network.to(place), name)
+        detector = Mask2FormerDetector(
+            self, network.to(place), detector_name(checkpoint, self.sizes)
+        )
         if self.self_test is not None:
             run_self_test(detector, Path(self.self_test))
-        elif not is_official:
+        elif not checkpoint.is_official:
             say(
                 f"warning: {self.weights} are not the weights that GenEval uses, and no self_test "
                 "checks them"
             )
         return detector
+
+
+def detector_name(checkpoint: Checkpoint, sizes: Mask2FormerSizes) -> str:
+    """Returns the name of the detector in results; "@" marks weights that GenEval does not use."""
+    kind = "mask2former-swin-s" if sizes == OFFICIAL_SIZES else "mask2former"
+    return f"{kind}{'-' if checkpoint.is_official else '@'}{checkpoint.sha256[:8]}"
 
 
 class Mask2FormerDetector:

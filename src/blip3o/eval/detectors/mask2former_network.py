@@ -11,7 +11,6 @@ if TYPE_CHECKING:
     from transformers.models.mask2former.configuration_mask2former import Mask2FormerConfig
 
 
-
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Mask2FormerSizes:
     """Sizes of a network; the defaults are those of mmdetection's instance model on Swin-S.
@@ -74,6 +73,9 @@ class Mask2FormerSizes:
         return Mask2FormerNetwork(self)
 
 
+OFFICIAL_SIZES = Mask2FormerSizes()
+
+
 class Mask2FormerNetwork(nn.Module):
     """Pixels [B, 3, H, W] to logits of classes [B, Q, C + 1] and of masks [B, Q, H / 4, W / 4].
 
@@ -112,26 +114,24 @@ def _transformers_config(sizes: Mask2FormerSizes) -> "Mask2FormerConfig":
     from transformers.models.mask2former.configuration_mask2former import Mask2FormerConfig
     from transformers.models.swin.configuration_swin import SwinConfig
 
-    swin = SwinConfig(
-        embed_dim=sizes.swin_channels,
-        depths=list(sizes.swin_layers),
-        num_heads=list(sizes.swin_heads),
-        window_size=sizes.window,
-        drop_path_rate=0.0,
-        out_features=["stage1", "stage2", "stage3", "stage4"],
-        attn_implementation="eager",  # fused kernels may multiply in TF32
-    )
-    return Mask2FormerConfig(
-        backbone_config=swin,
-        feature_size=sizes.hidden_size,
-        mask_feature_size=sizes.hidden_size,
-        hidden_dim=sizes.hidden_size,
-        encoder_feedforward_dim=sizes.pixel_intermediate_size,
-        encoder_layers=sizes.pixel_layers,
-        decoder_layers=sizes.query_layers + 1,  # transformers counts the initial queries as a layer
-        num_attention_heads=sizes.num_heads,
-        dim_feedforward=sizes.query_intermediate_size,
-        num_queries=sizes.num_queries,
-        num_labels=sizes.num_classes,
-        dropout=0.0,
-    )
+    swin = {
+        "embed_dim": sizes.swin_channels,
+        "depths": list(sizes.swin_layers),
+        "num_heads": list(sizes.swin_heads),
+        "window_size": sizes.window,
+        "out_features": ["stage1", "stage2", "stage3", "stage4"],
+    }
+    both = {
+        "backbone_config": SwinConfig.from_dict(swin),
+        "feature_size": sizes.hidden_size,
+        "mask_feature_size": sizes.hidden_size,
+        "hidden_dim": sizes.hidden_size,
+        "encoder_feedforward_dim": sizes.pixel_intermediate_size,
+        "encoder_layers": sizes.pixel_layers,
+        "decoder_layers": sizes.query_layers + 1,  # transformers counts the queries as a layer
+        "num_attention_heads": sizes.num_heads,
+        "dim_feedforward": sizes.query_intermediate_size,
+        "num_queries": sizes.num_queries,
+        "attn_implementation": "eager",  # fused kernels may multiply in TF32
+    }
+    return Mask2FormerConfig.from_dict(both)

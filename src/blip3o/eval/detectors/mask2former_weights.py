@@ -1,4 +1,4 @@
-"""Checkpoints of Mask2Former: mmdetection's own file, and a folder that loads faster.
+"""Checkpoints of Mask2Former: mmdetection's own file, and a folder without a pickle.
 
 A folder has `model.safetensors`, with the names of mmdetection, and `source.json`, with the hashes
 of the original file and of the weights.
@@ -16,7 +16,11 @@ from torch import Tensor
 
 from blip3o.core.errors import UsageError
 from blip3o.core.files import atomic_folder, write_atomic
-from blip3o.eval.detectors.mask2former_network import Mask2FormerNetwork, Mask2FormerSizes
+from blip3o.eval.detectors.mask2former_network import (
+    OFFICIAL_SIZES,
+    Mask2FormerNetwork,
+    Mask2FormerSizes,
+)
 from blip3o.eval.detectors.mmdet_keys import CLASS_WEIGHT, UNUSED, to_ours, to_published
 from blip3o.weights.pickles import read_pickle
 from blip3o.weights.shards import open_tensors, write_tensors
@@ -24,9 +28,7 @@ from blip3o.weights.small_files import read_json
 from blip3o.weights.stored import build_without_weights, sketch
 from blip3o.weights.strict import require_fit
 
-OFFICIAL_FILE = (
-    "mask2former_swin-s-p4-w7-224_lsj_8x2_50e_coco_20220504_001756-743b7d99.pth"
-)
+OFFICIAL_FILE = "mask2former_swin-s-p4-w7-224_lsj_8x2_50e_coco_20220504_001756-743b7d99.pth"
 """Name of the file that GenEval uses; its last part begins the sha256 of the file."""
 
 OFFICIAL_SHA8 = OFFICIAL_FILE[-12:-4]
@@ -112,7 +114,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
 
 
 def convert_checkpoint(
-    source: Path, folder: Path, sizes: Mask2FormerSizes = Mask2FormerSizes()
+    source: Path, folder: Path, sizes: Mask2FormerSizes = OFFICIAL_SIZES
 ) -> None:
     """Writes the weights of a file of mmdetection into a folder, bit for bit.
 

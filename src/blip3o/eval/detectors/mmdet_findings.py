@@ -70,7 +70,7 @@ def _resized(logits: Tensor, size: tuple[int, int]) -> Tensor:
 
 def _box(mask: np.ndarray) -> tuple[int, int, int, int]:
     """Returns x0, y0, x1, y1 of a mask, with exclusive ends; zeros if it is empty."""
-    columns, rows = mask.any(0).nonzero()[0], mask.any(1).nonzero()[0]
+    columns, rows = (np.flatnonzero(mask.any(axis)) for axis in (0, 1))
     if not len(rows):
         return 0, 0, 0, 0
     return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1

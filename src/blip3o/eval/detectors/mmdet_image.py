@@ -14,7 +14,8 @@ from torch import Tensor
 
 from blip3o.imaging.rgb import upright
 
-_MEAN, _STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
+_MEAN = np.array([123.675, 116.28, 103.53], np.float32)
+_STD = np.array([58.395, 57.12, 57.375])
 _PAD_LEVEL = 128
 _DIVISOR = 32
 _BITS = 11
@@ -54,9 +55,11 @@ def prepare(image: Image.Image, longest: int, shortest: int) -> PreparedImage:
     height, width = levels.shape[:2]
     scale = min(longest / max(height, width), shortest / min(height, width))
     inner = int(height * scale + 0.5), int(width * scale + 0.5)
-    padded = np.full((*(-(-side // _DIVISOR) * _DIVISOR for side in inner), 3), _PAD_LEVEL, np.uint8)
+    padded = np.full(
+        (*(-(-side // _DIVISOR) * _DIVISOR for side in inner), 3), _PAD_LEVEL, np.uint8
+    )
     padded[: inner[0], : inner[1]] = resize_bilinear(levels, inner)
-    pixels = (padded - np.float32(_MEAN)) * (1 / np.float64(_STD)).astype(np.float32)
+    pixels = (padded - _MEAN) * (1 / _STD).astype(np.float32)
     return PreparedImage(
         torch.from_numpy(pixels).movedim(-1, 0).contiguous(), inner, (height, width)
     )

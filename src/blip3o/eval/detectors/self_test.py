@@ -50,7 +50,9 @@ def run_self_test(detector: Detector, file: Path) -> None:
         raise UsageError(f"{file}: the detector {detector.name} {reason}")
     found = detector.detect([open_image(file.parent / test.image)])[0]
     best: dict[str, float] = {}
-    for label, score in sorted(zip(found.labels, found.scores, strict=True), key=lambda one: one[1]):
+    for label, score in sorted(
+        zip(found.labels, found.scores, strict=True), key=lambda one: one[1]
+    ):
         best[detector.classes[label]] = float(score)
     if all(best.get(name, 0.0) >= test.min_score for name in test.classes):
         return
