@@ -23,6 +23,10 @@ BENCHMARKS = Registry(
     {
         "reconstruction": ".reconstruction:ReconstructionBenchmark",
         "scenes": ".scenes:ScenesBenchmark",
+        "dpg": ".dpg:DPGBenchmark",
+        "t2i_compbench": ".t2i_compbench:T2ICompBenchmark",
+        "geneval2": ".geneval2:GenEval2Benchmark",
+        "understanding": ".understanding:UnderstandingBenchmark",
     },
     package=__name__,
 )

@@ -7,6 +7,7 @@ met (parity family `dpg`).
 
 import csv
 import dataclasses
+import functools
 import io
 import json
 from collections import defaultdict
@@ -16,7 +17,7 @@ from typing import Any
 from PIL import Image
 
 from blip3o.core.bounds import Count
-from blip3o.core.config import LocalPath, component
+from blip3o.core.config import LocalPath, component, from_dict, to_dict
 from blip3o.core.errors import UsageError
 from blip3o.eval.benchmark import BenchmarkSettings, Item, Row, Sample, Scores, Verdict
 from blip3o.eval.grids import GridLayout
@@ -286,7 +287,7 @@ class DPGBenchmark(BenchmarkSettings):
                 category=name.rstrip("0123456789") or "numbered",
                 num_samples=self.images_per_prompt,
                 data={
-                    "questions": [dataclasses.asdict(one) for one in read.questions[name]],
+                    "questions": [to_dict(one) for one in read.questions[name]],
                     "official": list(read.official.get(name, ())),
                     "official_stop": read.official_stop,
                 },
@@ -316,14 +317,17 @@ class DPGBenchmark(BenchmarkSettings):
 
         A tile without a verdict, and an answer that is neither yes nor no, count as no.
         """
-        tiles = [_Tile.of(row) for row in rows]
+        in_order = sorted(rows, key=lambda row: (row.item.number, row.number))  # sums round
+        tiles = [_Tile.of(row) for row in in_order]
         by_item = grouped((tile.row.item.id, tile) for tile in tiles)
         means = [sum(t.score for t in some) / len(some) for some in by_item.values()]
-        unread = sum(len(tile.questions) - len(tile.read) for tile in tiles if tile.row.verdict)
+        unread = sum(len(tile.questions) - len(tile.read) for tile in tiles if tile.answers)
         lost = sum(not tile.answers for tile in tiles)
         compat = _compat(by_item)
         # A name here says which answers of which tiles a level is made of.
-        marks = [(q, tile.zeroed[q.key], tile.is_yes[q.key]) for tile in tiles for q in tile.questions]
+        marks = [
+            (q, tile.zeroed[q.key], tile.is_yes[q.key]) for tile in tiles for q in tile.questions
+        ]
         level_1 = _percents((q.level_1, after) for q, after, _ in marks)
         figures: dict[str, Any] = {
             "level_1_all_tiles_zeroed": level_1,
@@ -465,12 +469,12 @@ class _Tile:
         sure = {key: mark for key, mark in read.items() if mark is not None}
         return cls(row, _questions(row.item), answers, sure)
 
-    @property
+    @functools.cached_property
     def is_yes(self) -> dict[str, bool]:
         """Whether the answer to each question is yes; without an answer it is not."""
         return {one.key: self.read.get(one.key, False) for one in self.questions}
 
-    @property
+    @functools.cached_property
     def zeroed(self) -> dict[str, bool]:
         """The same after zeroing."""
         return zeroed(self.questions, self.is_yes)
@@ -496,7 +500,7 @@ class _Tile:
 
 
 def _questions(item: Item) -> list[Question]:
-    return [Question(**{**one, "parents": tuple(one["parents"])}) for one in item.data["questions"]]
+    return [from_dict(Question, one) for one in item.data["questions"]]
 
 
 def _by_item(rows: Sequence[Row]) -> dict[str, list[Question]]:
@@ -518,8 +522,7 @@ def _compat(by_item: Mapping[str, Sequence[_Tile]]) -> dict[str, Any]:
             return {"error": data["official_stop"]}
         by_key = {one.key: one for one in tiles[0].questions}
         asked = [by_key[key] for key in data["official"]]
-        in_order = sorted(tiles, key=lambda tile: tile.row.number)
-        answers = [tile.official_answers for tile in in_order]
+        answers = [tile.official_answers for tile in tiles]
         complete = [some for some in answers if some is not None]
         image = official_image(asked, complete) if asked and len(complete) == len(answers) else None
         if image is None:

@@ -1,5 +1,6 @@
 """Questions about images: asks them, and compares answers as the VQA benchmarks do."""
 
+import dataclasses
 import functools
 import io
 import json
@@ -9,6 +10,7 @@ from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Literal, TypeVar
 
+from blip3o.core.errors import UsageError
 from blip3o.core.files import read_text
 from blip3o.eval.benchmark import Outcome, Sample
 from blip3o.eval.judges.asking import Reading, ask
@@ -59,6 +61,36 @@ def ask_each(
         readings[group][place] = reading
         if len(readings[group]) == len(requests[group]):
             yield group, [reading for _, reading in sorted(readings.pop(group).items())]
+
+
+def ask_first_tokens(
+    model: ChatModel, requests: Sequence[Sequence[ChatRequest]], *, attempts: int = 1
+) -> Iterator[tuple[int, list[Reading[str]]]]:
+    """Yields the readings of each group, as `ask_each`, with the probabilities of first tokens.
+
+    An answer without a text is judged as well if its first token is known.
+
+    Args:
+        model: the judge.
+        requests: groups of requests with `top_logprobs`.
+        attempts: as for `ask`.
+
+    Raises:
+        UsageError: if the judge answers without probabilities.
+    """
+    for group, readings in ask_each(model, requests, str, attempts=attempts):
+        known: list[Reading[str]] = []
+        for reading in readings:
+            answer = reading.answers[-1]
+            if reading.outcome == "judged" and not answer.first_token:
+                raise UsageError(
+                    f"{model.name} answers without the probabilities of tokens, from which the "
+                    "score is made: use a server with logprobs"
+                )
+            if reading.outcome == "empty" and answer.first_token:
+                reading = dataclasses.replace(reading, outcome="judged", value="")
+            known.append(reading)
+        yield group, known
 
 
 def worst_outcome(readings: Iterable[Reading[T]]) -> Outcome:
@@ -149,7 +181,7 @@ def mme_score(right_by_image: Mapping[str, Sequence[bool]]) -> float:
 # ---------------------------------------------------------------------------------------------
 # VQAv2 (parity family `vqa`)
 
-_MARKS = ";/[]\"{}()=+\\_-><@`,?!"
+_MARKS = ';/[]"{}()=+\\_-><@`,?!'
 _NUMBERS = {
     "none": "0",
     "zero": "0",
