@@ -318,7 +318,9 @@ class DPGBenchmark(BenchmarkSettings):
         A tile without a verdict, and an answer that is neither yes nor no, count as no.
         """
         in_order = sorted(rows, key=lambda row: (row.item.number, row.number))  # sums round
-        tiles = [_Tile.of(row) for row in in_order]
+        items = {row.item.id: row.item for row in rows}
+        questions = {name: _questions(item) for name, item in items.items()}
+        tiles = [_Tile.of(row, questions[row.item.id]) for row in in_order]
         by_item = grouped((tile.row.item.id, tile) for tile in tiles)
         means = [sum(t.score for t in some) / len(some) for some in by_item.values()]
         unread = sum(len(tile.questions) - len(tile.read) for tile in tiles if tile.answers)
@@ -340,9 +342,7 @@ class DPGBenchmark(BenchmarkSettings):
             "num_tiles_without_answers": lost,
             "num_answers_neither_yes_nor_no": unread,
             "num_answers_yes_in_another_form": sum(tile.num_loose for tile in tiles),
-            "num_questions_without_their_parent": sum(
-                _lacks_parent(questions) for questions in _by_item(rows).values()
-            ),
+            "num_questions_without_their_parent": sum(map(_lacks_parent, questions.values())),
         }
         return Scores(
             overall=_percent(means), by_category=level_1, figures=figures, notes=_notes(figures)
@@ -460,14 +460,14 @@ class _Tile:
     read: Mapping[str, bool]
 
     @classmethod
-    def of(cls, row: Row) -> "_Tile":
+    def of(cls, row: Row, questions: Sequence[Question]) -> "_Tile":
         """Returns the tile of a row."""
         data = row.verdict.data if row.verdict is not None else {}
         answers: Mapping[str, Sequence[str]] = data.get("answers", {})
         faults: Mapping[str, str] = data.get("outcomes", {})
         read = {key: read_yes_no(texts[-1]) for key, texts in answers.items() if key not in faults}
         sure = {key: mark for key, mark in read.items() if mark is not None}
-        return cls(row, _questions(row.item), answers, sure)
+        return cls(row, questions, answers, sure)
 
     @functools.cached_property
     def is_yes(self) -> dict[str, bool]:
@@ -501,10 +501,6 @@ class _Tile:
 
 def _questions(item: Item) -> list[Question]:
     return [from_dict(Question, one) for one in item.data["questions"]]
-
-
-def _by_item(rows: Sequence[Row]) -> dict[str, list[Question]]:
-    return {row.item.id: _questions(row.item) for row in rows}
 
 
 def _lacks_parent(questions: Sequence[Question]) -> int:
