@@ -143,6 +143,27 @@ def test_a_tile_without_a_verdict_counts_as_no_and_leaves_the_official_figures(
     assert any("1 images have no answers" in note for note in scores.notes)
 
 
+def test_a_broken_file_is_not_scored_officially(benchmark: DPGBenchmark) -> None:
+    rows = rows_of(benchmark)
+    broken = Verdict(item="b2", number=1, sha256="", judge="j", outcome="broken")
+    rows[3] = Row(rows[3].item, 1, broken)
+    figures = reduced(benchmark, rows).figures
+    assert figures["compat_ella"]["left_out"] == ["a1", "b2"]
+    assert figures["num_answers_neither_yes_nor_no"] == 0
+
+
+def test_the_official_reading_has_the_first_answer_and_ours_the_last(
+    benchmark: DPGBenchmark,
+) -> None:
+    rows = rows_of(benchmark)
+    data = {"answers": {"1": ["yes"], "2": ["perhaps", "yes"]}, "outcomes": {}}
+    again = Verdict(item="b2", number=1, sha256="", judge="j", data=data)
+    rows[3] = Row(rows[3].item, 1, again)
+    scores = reduced(benchmark, rows)
+    assert scores.overall == pytest.approx(100 * (0.5 + 0.75) / 2)
+    assert scores.figures["compat_ella"]["score"] == 50
+
+
 def test_an_answer_that_is_neither_yes_nor_no_is_counted(benchmark: DPGBenchmark) -> None:
     rows = rows_of(benchmark)
     rows[3] = verdict(rows[3].item, 1, q1="yes", q2="a dog")

@@ -10,6 +10,7 @@ from blip3o.eval.judges.asking import Reading
 from blip3o.eval.vqa import (
     ask_each,
     mme_score,
+    normalize_answer,
     read_mme,
     read_yes_no,
     soft_accuracy,
@@ -63,6 +64,12 @@ def test_the_own_answer_of_an_annotator_does_not_count() -> None:
     answers = ["cat"] * 3 + ["dog"] * 7
     # The three annotators who said cat see two others, the seven see three.
     assert soft_accuracy("a Cat.", answers) == pytest.approx((3 * 2 / 3 + 7) / 10)
+
+
+def test_a_mark_that_touches_a_space_anywhere_vanishes_everywhere() -> None:
+    assert normalize_answer("x-y") == "x y"
+    assert normalize_answer("x-y -z") == "xy z"
+    assert normalize_answer("x-y- z") == "xy z"
 
 
 def test_a_token_counts_once_and_others_do_not() -> None:
