@@ -17,7 +17,7 @@ from typing import Any
 from PIL import Image
 
 from blip3o.core.bounds import Count
-from blip3o.core.config import LocalPath, component, from_dict, to_dict
+from blip3o.core.config import LocalPath, component, to_dict
 from blip3o.core.errors import UsageError
 from blip3o.eval.benchmark import BenchmarkSettings, Item, Row, Sample, Scores, Verdict
 from blip3o.eval.grids import GridLayout
@@ -500,7 +500,17 @@ class _Tile:
 
 
 def _questions(item: Item) -> list[Question]:
-    return [from_dict(Question, one) for one in item.data["questions"]]
+    return [
+        Question(
+            key=one["key"],
+            proposition=one["proposition"],
+            parents=tuple(one["parents"]),
+            level_1=one["level_1"],
+            level_2=one["level_2"],
+            text=one["text"],
+        )
+        for one in item.data["questions"]
+    ]
 
 
 def _lacks_parent(questions: Sequence[Question]) -> int:

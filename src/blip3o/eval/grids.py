@@ -11,10 +11,12 @@ from blip3o.core.errors import UsageError
 from blip3o.core.files import atomic_file
 from blip3o.core.log import say
 from blip3o.eval.benchmark import Found, Item, Sample
-from blip3o.imaging.load import read_header
+from blip3o.imaging.load import ImageLimits, read_header
 
 _SHOWN = 5
 """Most names in a message."""
+_LIMITS = ImageLimits(max_bytes=2**30, max_pixels=2**30)
+"""A grid of large images is larger than an image of a stranger may be."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,7 +84,7 @@ class GridLayout:
         wrong_size: dict[str, tuple[int, int]] = {}
         for path in found.values():
             try:
-                size = read_header(path).size
+                size = read_header(path, _LIMITS).size
             except UsageError as error:
                 broken[path.name] = str(error)
                 continue
