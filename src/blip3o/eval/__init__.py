@@ -15,6 +15,10 @@ BENCHMARKS: "Registry[type[Benchmark]]" = Registry(
         "geneval": ".geneval.benchmark:GenEvalBenchmark",
         "reconstruction": ".reconstruction:ReconstructionBenchmark",
         "scenes": ".scenes:ScenesBenchmark",
+        "dpg": ".dpg:DPGBenchmark",
+        "t2i_compbench": ".t2i_compbench:T2ICompBenchmark",
+        "geneval2": ".geneval2:GenEval2Benchmark",
+        "understanding": ".understanding:UnderstandingBenchmark",
     },
     package=__name__,
 )

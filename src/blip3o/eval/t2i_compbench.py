@@ -1,0 +1,360 @@
+"""T2I-CompBench: colors, shapes and textures of the things in an image.
+
+Each noun phrase of the prompt is a question, "a green bench?", and the score of an image is the
+product of the probabilities of a yes.
+"""
+
+import dataclasses
+import math
+import re
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Literal
+
+from PIL import Image
+
+from blip3o.core.bounds import Count
+from blip3o.core.config import LocalPath, component
+from blip3o.core.errors import UsageError
+from blip3o.core.files import atomic_file, read_text
+from blip3o.core.log import say
+from blip3o.core.texts import load_json
+from blip3o.eval.benchmark import BenchmarkSettings, Found, Item, Row, Sample, Scores, Verdict
+from blip3o.eval.judges import JudgeConfig
+from blip3o.eval.prompt_files import PromptFile
+from blip3o.eval.vqa import (
+    YES_SPELLINGS,
+    ask_first_tokens,
+    chat_image,
+    grouped,
+    token_probability,
+    worst_outcome,
+)
+from blip3o.remote.chat import ChatModel, ChatRequest
+
+CompCategory = Literal["color", "shape", "texture"]
+
+PROMPTS: Mapping[CompCategory, PromptFile] = {
+    "color": PromptFile(
+        name="t2i_compbench/color_val.txt",
+        sha256="1634259756dbc77d13093d907d414480080ec9790a8c97ad09efaea7b2534f2d",
+        is_bundled=True,
+    ),
+    "shape": PromptFile(
+        name="t2i_compbench/shape_val.txt",
+        sha256="37e1a276906c7ea9516cbd7ac8501be896006c0c17ca7344f260562834455bae",
+        is_bundled=True,
+    ),
+    "texture": PromptFile(
+        name="t2i_compbench/texture_val.txt",
+        sha256="fbb5363515b4a28009e360afaaaf389d2dd2289e50dbb0c6ef4ea0c7fe4f3d4f",
+        is_bundled=True,
+    ),
+}
+_IMAGES_PER_PROMPT = 10
+_MOST_PHRASES = 8
+_MOST_WORDS = 4
+_WORD = re.compile(r"[A-Za-z']+")
+_ARTICLES = {"a", "an"}
+_NOT_IN_PHRASE = re.compile(
+    "a|an|the|and|or|of|with|on|in|at|by|for|from|near|next|to|while|which|that|one|two|is|are|"
+    "was|were|has|have"
+)
+_UNJUDGED = {"top", "the side", "the left", "the right"}
+"""Phrases that are no things: the official program asks nothing about them."""
+
+
+def simple_phrases(prompt: str) -> list[str] | None:
+    """Returns the noun phrases of a prompt that joins two of them, and None for other prompts.
+
+    "a round pizza and a rectangular piece of lasagna" has three: "of" separates phrases as well.
+    A phrase is an article, which plurals lack, and up to four words.
+    """
+    halves = prompt.removesuffix(".").split(" and ")
+    if len(halves) != 2:
+        return None
+    phrases = [phrase for half in halves for phrase in half.split(" of ")]
+    for phrase in phrases:
+        words = phrase.split(" ")
+        inner = words[1:] if words[0] in _ARTICLES else words
+        if not 1 <= len(inner) <= _MOST_WORDS:
+            return None
+        if any(not _WORD.fullmatch(word) or _NOT_IN_PHRASE.fullmatch(word) for word in inner):
+            return None
+    return phrases
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class T2ICompBenchmark(BenchmarkSettings):
+    """Settings of T2I-CompBench.
+
+    Args:
+        categories: categories to score, each with 300 prompts.
+        images_per_prompt: images of each prompt.
+        phrases: JSON file with the noun phrases of each prompt, {prompt: [phrase, ...]}; the
+            official program finds them with a parser. None uses a simple grammar.
+        simple_prompts: without `phrases`, scores only the prompts that the grammar can read: "a
+            green bench and a blue bowl", 240 of 300 in each category.
+        judge: the model that answers the questions; it must state probabilities of tokens.
+        instruction: text after each question; empty for a model that only answers questions.
+        attempts: most requests for an answer.
+    """
+
+    categories: tuple[CompCategory, ...] = ("color", "shape", "texture")
+    images_per_prompt: Count = _IMAGES_PER_PROMPT
+    phrases: LocalPath | None = None
+    simple_prompts: bool = False
+    judge: JudgeConfig | None = component("blip3o.eval.judges:JUDGES", default=None)
+    instruction: str = "Answer with one word: yes or no."
+    attempts: Count = 1
+
+    def __post_init__(self) -> None:
+        if not self.categories or len(set(self.categories)) < len(self.categories):
+            raise ValueError("categories must name each category once")
+
+    def items(self) -> Sequence[Item]:
+        """Returns an item for each prompt; see `Benchmark`."""
+        phrases = None if self.phrases is None else _read_phrases(Path(self.phrases))
+        items: list[Item] = []
+        without: list[str] = []
+        start = 0
+        for category, file in PROMPTS.items():
+            lines = [line.removesuffix("\r") for line in file.read().text.split("\n")]
+            prompts = [line for line in lines if line]
+            for place, prompt in enumerate(prompts):
+                if category not in self.categories:
+                    continue
+                some = simple_phrases(prompt) if phrases is None else phrases.get(prompt)
+                if not some:
+                    without.append(prompt)
+                    continue
+                items.append(
+                    Item(
+                        id=f"{category}-{place:03}",
+                        number=start + place,
+                        prompt=prompt,
+                        category=category,
+                        num_samples=self.images_per_prompt,
+                        data={"phrases": _judged(some), "place": place},
+                    )
+                )
+            start += len(prompts)
+        if without and phrases is not None:
+            raise UsageError(
+                f"{self.phrases} has no phrases for {len(without)} prompts, such as {without[0]!r}"
+            )
+        if without and not self.simple_prompts:
+            raise UsageError(
+                f"{len(without)} prompts are sentences, such as {without[0]!r}: set phrases=FILE "
+                "to their noun phrases, or simple_prompts=true to leave them out"
+            )
+        return items
+
+    def sources(self, item: Item) -> list[Image.Image]:
+        """Returns no image: prompts are texts."""
+        del item
+        return []
+
+    def scorer(self) -> "PhraseScorer":
+        """Returns the scorer; see `Benchmark`."""
+        if self.judge is None:
+            raise UsageError(
+                "t2i_compbench needs a model that answers questions: set judge.kind=openai"
+            )
+        return PhraseScorer(
+            self.judge.build(), instruction=self.instruction, attempts=self.attempts
+        )
+
+    def reduce(self, rows: Sequence[Row]) -> Scores:
+        """Returns the mean score of the images of each category, from 0 to 1; see `Benchmark`.
+
+        An image without a score counts as 0.
+        """
+        in_order = sorted(rows, key=lambda row: (row.item.number, row.number))  # sums round
+        scores = [row.verdict.score if row.verdict is not None else None for row in in_order]
+        marks = grouped(
+            (row.item.category, score or 0.0) for row, score in zip(in_order, scores, strict=True)
+        )
+        means = {name: sum(some) / len(some) for name, some in marks.items()}
+        unread = scores.count(None)
+        notes = [
+            "published scores were judged by BLIP-VQA: scores of another judge are another "
+            "benchmark"
+        ]
+        if unread:
+            notes.append(f"{unread} images have no score and count as 0")
+        if len(means) > 1:
+            notes.append("the benchmark publishes categories only; overall is their mean")
+        return Scores(
+            overall=sum(means.values()) / len(means) if means else None,
+            by_category=means,
+            figures={"num_images": len(rows), "num_images_without_score": unread},
+            notes=notes,
+        )
+
+    def layout(self) -> "CompLayout":
+        """Returns the folders of the official program."""
+        return CompLayout(self.categories)
+
+    def remarks(self) -> Sequence[str]:
+        """Returns the deviations from the published benchmark."""
+        remarks = ["noun phrases are not those of the official parser"]
+        if self.phrases is None and self.simple_prompts:
+            remarks = [f"only the {len(self.items())} prompts that a simple grammar reads"]
+        if self.images_per_prompt != _IMAGES_PER_PROMPT:
+            remarks.append(
+                f"{self.images_per_prompt} images per prompt in place of {_IMAGES_PER_PROMPT}"
+            )
+        return remarks
+
+
+def _judged(phrases: Sequence[str]) -> list[str]:
+    return [phrase for phrase in phrases if phrase not in _UNJUDGED][:_MOST_PHRASES]
+
+
+def _read_phrases(path: Path) -> dict[str, list[str]]:
+    try:
+        data = load_json(read_text(path, "phrases"))
+    except ValueError as error:
+        raise UsageError(f"{path}: {error}") from error
+    if not isinstance(data, dict):
+        raise UsageError(f"{path} must be one JSON object, {{prompt: [phrase, ...]}}")
+    for prompt, some in data.items():
+        if not isinstance(some, list) or not all(isinstance(one, str) and one for one in some):
+            raise UsageError(f"{path}: the phrases of {prompt!r} must be a list of texts")
+    return data
+
+
+class PhraseScorer:
+    """Asks the judge for each phrase whether the image shows it; see `Scorer`.
+
+    Args:
+        model: the judge.
+        instruction: text after each question.
+        attempts: most requests for an answer.
+    """
+
+    batch_size = 8
+
+    def __init__(self, model: ChatModel, *, instruction: str, attempts: int) -> None:
+        self.judge = model.name
+        self._model = model
+        self._instruction = instruction
+        self._attempts = attempts
+
+    def verdicts(self, samples: Sequence[Sample]) -> Iterator[Verdict]:
+        """Yields the verdicts; see `Scorer`.
+
+        Raises:
+            UsageError: if the judge states no probabilities.
+        """
+        requests = [self._requests(sample) for sample in samples]
+        for place, readings in ask_first_tokens(self._model, requests, attempts=self._attempts):
+            sample = samples[place]
+            outcome = worst_outcome(readings)
+            yes = [token_probability(one.answers[-1], YES_SPELLINGS) for one in readings]
+            yield Verdict(
+                item=sample.item.id,
+                number=sample.number,
+                sha256=sample.sha256,
+                judge=self.judge,
+                outcome=outcome,
+                # Four decimals, as the official program writes each score.
+                score=round(math.prod(yes), 4) if outcome == "judged" else None,
+                data={
+                    "probabilities_of_yes": yes,
+                    "answers": [reading.texts for reading in readings],
+                    "first_tokens": [list(one.answers[-1].first_token) for one in readings],
+                },
+            )
+
+    def _requests(self, sample: Sample) -> list[ChatRequest]:
+        file = chat_image(sample)
+        phrases: Sequence[str] = sample.item.data["phrases"]
+        return [
+            ChatRequest(
+                parts=(file, f"{phrase}? {self._instruction}".strip()),
+                max_tokens=1,
+                top_logprobs=20,
+            )
+            for phrase in phrases
+        ]
+
+
+@dataclasses.dataclass(frozen=True)
+class CompLayout:
+    """The folders of the official program: `samples/PROMPT_NNNNNN.png`.
+
+    The prompt is the name up to the first underscore, and the number its last part. The images of a
+    prompt are taken in the order of their numbers. Several categories have a folder each:
+    `CATEGORY/samples`.
+
+    Args:
+        categories: the categories.
+    """
+
+    categories: Sequence[CompCategory]
+
+    def read(self, folder: Path, items: Sequence[Item]) -> Iterator[Found]:
+        """Yields the images; see `Layout`.
+
+        Raises:
+            UsageError: if a folder is missing, or a prompt has more images than are asked for.
+        """
+        for category in self.categories:
+            place = self._samples(folder, category)
+            by_prompt = {item.prompt: item for item in items if item.category == category}
+            files: dict[str, list[tuple[int, Path]]] = defaultdict(list)
+            unknown: list[str] = []
+            try:
+                entries = sorted(place.iterdir())
+            except OSError as error:
+                raise UsageError(f"{place} is not a folder of images: {error.strerror}") from error
+            for entry in entries:
+                prompt, _, number = entry.stem.rpartition("_")
+                prompt = prompt.partition("_")[0]
+                if prompt in by_prompt and number.isdecimal():
+                    files[prompt].append((int(number), entry))
+                else:
+                    unknown.append(entry.name)
+            if not files:
+                raise UsageError(f"{place} has no file of the form PROMPT_000000.png")
+            if unknown:
+                say(
+                    f"warning: {place}: {len(unknown)} files belong to no prompt, and are passed "
+                    f"over: {', '.join(unknown[:3])}"
+                )
+            wanted = sum(item.num_samples for item in by_prompt.values())
+            num_files = sum(len(some) for some in files.values())
+            for prompt, item in by_prompt.items():
+                some = sorted(files[prompt])
+                if len(some) > item.num_samples:
+                    raise UsageError(
+                        f"{place}: {prompt!r} has {len(some)} images, and images_per_prompt="
+                        f"{item.num_samples}; the official program counts all of them: set "
+                        "images_per_prompt"
+                    )
+                for number, (_, file) in enumerate(some):
+                    yield Found(item=item.id, number=number, file=file)
+            if num_files < wanted:
+                say(
+                    f"warning: {place}: {num_files} of {wanted} images are there; those that are "
+                    "missing score 0 (the official program leaves them out)"
+                )
+
+    def write(self, folder: Path, samples: Sequence[Sample]) -> None:
+        """Writes the images of an item; see `Layout`."""
+        item = samples[0].item
+        place = folder if len(self.categories) == 1 else folder / item.category
+        (place / "samples").mkdir(parents=True, exist_ok=True)
+        for sample in samples:
+            number = item.data["place"] * item.num_samples + sample.number
+            file = place / "samples" / f"{item.prompt}_{number:06}.png"
+            with atomic_file(file) as scratch:
+                assert sample.image is not None, "samples of a text-to-image item are images"
+                sample.image.save(scratch, format="PNG")
+
+    def _samples(self, folder: Path, category: str) -> Path:
+        place = folder if len(self.categories) == 1 else folder / category
+        return place / "samples" if (place / "samples").is_dir() else place
