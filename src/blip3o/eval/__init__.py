@@ -23,6 +23,11 @@ BENCHMARKS = Registry(
     {
         "reconstruction": ".reconstruction:ReconstructionBenchmark",
         "scenes": ".scenes:ScenesBenchmark",
+        "wise": ".wise.benchmark:WiseBenchmark",
+        "wise_verified": ".wise.benchmark:WiseVerifiedBenchmark",
+        "imgedit": ".imgedit:ImgEditBenchmark",
+        "imgedit_uge": ".imgedit:ImgEditUgeBenchmark",
+        "gedit": ".gedit:GEditBenchmark",
     },
     package=__name__,
 )
