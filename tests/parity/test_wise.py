@@ -21,7 +21,7 @@ def test_answers_are_read_as_recorded(case: Any) -> None:
         scores = official.reader(version)(row["text"])
         assert scores == wanted["scores"], row["id"]
         if "complete" in wanted:
-            assert (set(version.keys()) <= scores.keys()) is wanted["complete"], row["id"]
+            assert (set(version.score_keys()) <= scores.keys()) is wanted["complete"], row["id"]
         if wanted.get("wiscore") is not None:
             assert version.score(scores) == wanted["wiscore"], row["id"]
         if "cleaned" in wanted:
@@ -34,10 +34,10 @@ def test_our_reader_never_differs_from_the_recorded_numbers(case: Any) -> None:
     for row in case.settings():
         version, recorded = VERSIONS[row["benchmark"]], row["expected"]["scores"]
         ours = named_numbers(row["text"], list(version.criteria), version.most)
-        if ours is None or not set(version.keys()) <= recorded.keys():
+        if ours is None or not set(version.score_keys()) <= recorded.keys():
             continue
         num_both += 1
-        assert dict(zip(version.keys(), ours.values, strict=True)) == recorded, row["id"]
+        assert dict(zip(version.score_keys(), ours.values, strict=True)) == recorded, row["id"]
     assert num_both > 20
 
 
@@ -51,7 +51,7 @@ def test_attempts_end_as_recorded(case: Any) -> None:
         assert found.calls == wanted["calls"], row["id"]
         assert (found.scores is not None) is (wanted["status"] == "ok"), row["id"]
         if found.scores is not None:
-            assert found.scores == {key: wanted["score"][key] for key in LEGACY.keys()}
+            assert found.scores == {key: wanted["score"][key] for key in LEGACY.score_keys()}
 
 
 @pytest.mark.parity_cases("wise/tables.json")
@@ -61,7 +61,7 @@ def test_tables_equal_recorded_ones(case: Any) -> None:
     for row in rows:
         version, wanted = VERSIONS[row["benchmark"]], row["expected"]
         files = [
-            [_line(version.keys(), one) for one in file["rows"]] + file["more_lines"]
+            [_line(version.score_keys(), one) for one in file["rows"]] + file["more_lines"]
             for file in row["files"]
         ]
         table = official.table(version, files, row["category"])

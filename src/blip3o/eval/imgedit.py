@@ -110,9 +110,7 @@ def official_average(answer: str) -> float | None:
     return round(sum(numbers) / len(numbers), 2) if numbers else None
 
 
-def official_types(
-    types: Mapping[str, str], averages: Mapping[str, float]
-) -> dict[str, float]:
+def official_types(types: Mapping[str, str], averages: Mapping[str, float]) -> dict[str, float]:
     """Returns the score of each type of edit, to two decimals, as the official program has it.
 
     Args:

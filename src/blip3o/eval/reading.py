@@ -201,8 +201,9 @@ class Numbers:
 
 
 _THOUGHT = re.compile(r"<think>.*?</think>", re.DOTALL)
-_MARKS = r"[*_`\s]*"
-_NUMBER = r"[-+]?\d+(?:[.,]\d+)?"
+# Repeats have limits, because a judge may answer with thousands of spaces, digits or stars.
+_MARKS = r"[*_`\s]{0,40}"
+_NUMBER = r"[-+]?\d{1,9}(?:[.,]\d{1,9})?"
 _SEPARATOR = r"[:=|\uff1a]|(?<=\s)[-\u2013\u2014](?=\s)"
 _DOUBT = re.compile(
     r"[\w%]|\.\d|,\s*\d|\s*(?:or|to|/|[-~\u2013\u2014]+>?|\u2192)\s*\d", re.IGNORECASE
@@ -262,7 +263,7 @@ def _name_pattern(name: str, most: int) -> re.Pattern[str]:
     words = r"[\s_-]+".join(map(re.escape, name.split()))
     return re.compile(
         rf"(?<![^\W_]){words}(?:[ \t]+(?:score|rating))?(?P<gap>{_MARKS}(?:\([^()\n]{{0,40}}\))?"
-        rf"{_MARKS}(?:{_SEPARATOR})?[*_`\s|]*)(?P<number>{_NUMBER})"
+        rf"{_MARKS}(?:{_SEPARATOR})?[*_`\s|]{{0,40}})(?P<number>{_NUMBER})"
         rf"(?:\s*/\s*{most}(?!\d)|\s+out of {most}(?!\d))?",
         re.IGNORECASE,
     )
@@ -277,13 +278,15 @@ def _features(written: str) -> set[str]:
 
 
 def _whole(number: str) -> int | None:
+    if not re.fullmatch(_NUMBER, number):
+        return None
     whole, _, rest = number.replace(",", ".").partition(".")
     return int(whole) if not rest.strip("0") else None
 
 
 def _bare_numbers(text: str, count: int, most: int) -> Numbers | None:
     lines = [line.strip().strip("*_`") for line in text.splitlines() if line.strip()]
-    if len(lines) != count or not all(re.fullmatch(r"\d+", line) for line in lines):
+    if len(lines) != count or not all(re.fullmatch(r"\d{1,9}", line) for line in lines):
         return None
     values = tuple(int(line) for line in lines)
     return Numbers(values, "bare") if max(values) <= most else None
@@ -316,7 +319,7 @@ def _json_numbers(text: str, names: Sequence[str]) -> tuple[dict[str, int], str]
     values: dict[str, int] = {}
     for key, value in data.items():
         name = wanted.get(_plain(key))
-        number = _whole(str(value)) if re.fullmatch(_NUMBER, str(value)) else None
+        number = _whole(str(value))
         if name is None or name in values:
             continue
         if number is None:
@@ -364,8 +367,8 @@ def line_numbers(text: str, count: int, least: int, most: int) -> Numbers | None
 
 def _line_pattern(most: int) -> re.Pattern[str]:
     return re.compile(
-        r"[\s>#*_`|-]*(?:\d+[.)]\s*)?[*_`]*[^\W\d_][^:=|\uff1a]*?(?P<written>[*_`\s]*"
-        rf"(?:\([^()]*\))?{_MARKS}[:=|\uff1a]{_MARKS}(?P<number>{_NUMBER})"
+        r"[\s>#*_`|-]{0,40}(?:\d{1,9}[.)]\s{0,9})?[*_`]{0,4}[^\W\d_][^:=|\uff1a]{0,80}?"
+        rf"(?P<written>{_MARKS}(?:\([^()]{{0,40}}\))?{_MARKS}[:=|\uff1a]{_MARKS}(?P<number>{_NUMBER})"
         rf"(?:\s*/\s*{most}|\s+out of {most}|\s+points?)?[*_`]*)[\s|]*[.;,]?\s*(?:\([^()]*\))?\s*$"
     )
 

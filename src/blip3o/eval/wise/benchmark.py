@@ -39,6 +39,7 @@ from blip3o.eval.wise import official, wording
 from blip3o.eval.wise.versions import LEGACY, VERIFIED, Version, known_file
 from blip3o.remote.chat import ChatRequest
 
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class WiseBenchmark(BenchmarkSettings):
     """Settings of WISE in its first version.
@@ -108,7 +109,7 @@ class WiseBenchmark(BenchmarkSettings):
             data: dict[str, Any] = {"answers": recorded(reading), "scores": None, "form": None}
             if reading.value is None:
                 return None, data
-            scores = dict(zip(version.keys(), reading.value.values, strict=True))
+            scores = dict(zip(version.score_keys(), reading.value.values, strict=True))
             return version.score(scores), data | {"scores": scores, "form": reading.value.form}
 
         marks = [system.mark, text.mark]
@@ -126,7 +127,9 @@ class WiseBenchmark(BenchmarkSettings):
         scores = [(row.item.category, score_of(row, 0.0)) for row in rows]
         by_category = _means(version, scores)
         bounds = tuple(
-            version.overall(_means(version, [(name, fill if s is None else s) for name, s in scores]))
+            version.overall(
+                _means(version, [(name, fill if s is None else s) for name, s in scores])
+            )
             for fill in (0.0, 1.0)
         )
         forms = Counter(
@@ -299,9 +302,7 @@ def _prompt_rows(path: Path, text: str) -> Iterator[Mapping[str, object]]:
 # Figures
 
 
-def _means(
-    version: Version, scores: Sequence[tuple[str, float | None]]
-) -> dict[str, float | None]:
+def _means(version: Version, scores: Sequence[tuple[str, float | None]]) -> dict[str, float | None]:
     by_category: dict[str, list[float]] = defaultdict(list)
     for name, score in scores:
         if score is not None:
@@ -326,7 +327,7 @@ def _compat(version: Version, rows: Sequence[Row]) -> dict[str, Any]:
         elif 0 < found.calls < official.MOST_ATTEMPTS:
             not_asked += 1
         first = official.reader(version)(answers[0]) if answers and answers[0] is not None else {}
-        values = {key: first.get(key, 0.0) for key in version.keys()}
+        values = {key: first.get(key, 0.0) for key in version.score_keys()}
         num_zeros += len(first.keys() & values.keys()) < len(values)
         early.append((row.item.category, version.score(values)))
     table = official.table(version, [lines])

@@ -13,8 +13,10 @@ from blip3o.eval.wise.versions import Version
 
 MOST_ATTEMPTS = 3
 
-_NAMED = re.compile(r"(consistency|realism|aesthetic quality)\*{0,2}\s*:?\s*(\d)", re.IGNORECASE)
-_SCORE = re.compile(r"score\*{0,2}\s*:?\s*([01])\b", re.IGNORECASE)
+_NAMED = re.compile(
+    r"(consistency|realism|aesthetic quality)\*{0,2}\s*(?::\s*)?(\d)", re.IGNORECASE
+)
+_SCORE = re.compile(r"score\*{0,2}\s*(?::\s*)?([01])\b", re.IGNORECASE)
 _THOUGHT = re.compile(r"<think>.*?</think>\s*", re.DOTALL)
 _STRAY_END = re.compile(r"</think>\s*")
 
@@ -83,7 +85,7 @@ def first_read(version: Version, answers: Sequence[str | None]) -> FirstRead:
         version: the version.
         answers: answers in their order; None for an attempt that ended in an error.
     """
-    read, wanted = reader(version), set(version.keys())
+    read, wanted = reader(version), set(version.score_keys())
     tried = answers[:MOST_ATTEMPTS]
     for number, answer in enumerate(tried):
         scores = {} if answer is None else read(answer)
@@ -148,7 +150,7 @@ def table(version: Version, files: Sequence[Sequence[str]], part: str = "all") -
             continue
         present.add(number)
         category = version.category(number)
-        values = {key: row.get(key) for key in version.keys()}
+        values = {key: row.get(key) for key in version.score_keys()}
         usable = {key: value for key, value in values.items() if isinstance(value, int | float)}
         is_allowed = version.most > 1 or all(value in (0, 1) for value in usable.values())
         if category is None or len(usable) < len(values) or not is_allowed:

@@ -62,14 +62,14 @@ class Version:
         inside = [one for one in self.categories.values() if part in ("all", one.part)]
         return range(min(one.first for one in inside), max(one.last for one in inside) + 1)
 
-    def keys(self) -> list[str]:
+    def score_keys(self) -> list[str]:
         """Returns the keys of the scores, in the order of the criteria."""
         return [name.lower().replace(" ", "_") for name in self.criteria]
 
     def score(self, values: Mapping[str, float]) -> float:
         """Returns the score of an image, 0..1, from the scores of its criteria by key."""
         total = 0.0  # added one by one: `sum` rounds differently from Python 3.12 on
-        for key, weight in zip(self.keys(), self.criteria.values(), strict=True):
+        for key, weight in zip(self.score_keys(), self.criteria.values(), strict=True):
             total += weight * values[key]
         return total / self.most
 
@@ -164,6 +164,8 @@ def known_file(sha256: str) -> str | None:
     if sha256.startswith(REWRITTEN):
         return "rewritten"
     for version in (LEGACY, VERIFIED):
-        if any(one is not None and one.sha256 == sha256 for one in (*version.files, version.merged)):
+        if any(
+            one is not None and one.sha256 == sha256 for one in (*version.files, version.merged)
+        ):
             return version.name
     return None
