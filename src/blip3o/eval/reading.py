@@ -200,7 +200,6 @@ class Numbers:
     form: str
 
 
-_THOUGHT = re.compile(r"<think>.*?</think>", re.DOTALL)
 # Repeats have limits, because a judge may answer with thousands of spaces, digits or stars.
 _MARKS = r"[*_`\s]{0,40}"
 _NUMBER = r"[-+]?\d{1,9}(?:[.,]\d{1,9})?"
@@ -212,9 +211,17 @@ _DOUBT = re.compile(
 
 
 def spoken(text: str) -> str | None:
-    """Returns an answer without the thoughts before it; None if it ends within a thought."""
-    rest = _THOUGHT.sub("", text).rpartition("</think>")[2]
-    return None if "<think>" in rest else rest.strip()
+    """Returns an answer without thoughts; None if it ends within a thought.
+
+    Everything before an end of a thought that has no beginning is a thought, because some servers
+    leave the beginning out.
+    """
+    *thoughts, last = text.split("</think>")
+    said = ""
+    for part in thoughts:
+        before, beginning, _ = part.partition("<think>")
+        said = said + before if beginning else ""
+    return None if "<think>" in last else (said + last).strip()
 
 
 def named_numbers(text: str, names: Sequence[str], most: int) -> Numbers | None:
