@@ -1,6 +1,5 @@
 """The parts that benchmarks with a judge share."""
 
-import dataclasses
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -9,7 +8,7 @@ import pytest
 from PIL import Image
 
 from blip3o.core.errors import UsageError
-from blip3o.eval.benchmark import Item, Row, Sample, Verdict
+from blip3o.eval.benchmark import Item, Outcome, Row, Sample, Verdict
 from blip3o.eval.judges.asking import Reading
 from blip3o.eval.reading import (
     FlatLayout,
@@ -217,18 +216,26 @@ def test_all_answers_of_a_request_are_kept() -> None:
 # ---------------------------------------------------------------------------------------------
 
 
-def row(outcome: str | None, score: float | None = None, judge: str = "m+own-1") -> Row:
+def row(outcome: Outcome | None, score: float | None = None, judge: str = "m+own-1") -> Row:
     item = Item(id="1", number=0)
     if outcome is None:
         return Row(item, 0, None)
-    verdict = Verdict(item="1", number=0, sha256="", judge=judge, score=score)
-    verdict = dataclasses.replace(verdict, outcome=outcome, data={"answers": [{"model": "m-9"}]})  # pyrefly: ignore
+    verdict = Verdict(
+        item="1",
+        number=0,
+        sha256="",
+        judge=judge,
+        outcome=outcome,
+        score=score,
+        data={"answers": [{"model": "m-9"}]},
+    )
     return Row(item, 0, verdict)
 
 
 def test_missing_samples_count_as_worst_and_faults_of_the_judge_do_not_count() -> None:
-    outcomes = [None, "missing", "broken", "refusal", "empty", "cut", "unreadable", "transport"]
-    rows = [row(one) for one in outcomes] + [row("judged", 0.7)]
+    lost: list[Outcome | None] = [None, "missing", "broken"]
+    unjudged: list[Outcome | None] = ["refusal", "empty", "cut", "unreadable", "transport"]
+    rows = [row(one) for one in lost + unjudged] + [row("judged", 0.7)]
     assert [score_of(one, 0.1) for one in rows] == [0.1] * 3 + [None] * 5 + [0.7]
     notes = outcome_notes(rows, 0.1, (0.25, 0.5))
     assert "3 of 9 samples are missing or broken" in notes[0]
