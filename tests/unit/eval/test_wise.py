@@ -22,7 +22,7 @@ from blip3o.remote.chat import Answer, ChatImage, ChatRequest
 
 
 class FakeModel:
-    """Gives the same outcome to each request, or a list of answers by attempt."""
+    """Gives the same answers to each request, by attempt."""
 
     name = "gpt-4o-2024-05-13"
 
