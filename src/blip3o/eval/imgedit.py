@@ -1,0 +1,388 @@
+"""ImgEdit-Bench: edits that a judge grades with three numbers; the basic and the hard (UGE) suite.
+
+Sources: parity family `imgedit`; PKU-YuanGroup/ImgEdit. Its files have no licence, so users supply
+them.
+"""
+
+import dataclasses
+import functools
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+from PIL import Image
+
+from blip3o.core.bounds import Count
+from blip3o.core.config import LocalPath
+from blip3o.core.errors import UsageError, shown
+from blip3o.core.texts import load_json
+from blip3o.eval.benchmark import BenchmarkSettings, Item, Row, Sample, Scores
+from blip3o.eval.judges import JudgeConfig
+from blip3o.eval.judges.asking import Reading
+from blip3o.eval.prompt_files import PromptFile, ReadFile
+from blip3o.eval.reading import (
+    FlatLayout,
+    JudgeScorer,
+    JudgeText,
+    Numbers,
+    file_sha256,
+    judge_notes,
+    judge_text,
+    line_numbers,
+    mean,
+    openai_judge,
+    outcome_counts,
+    outcome_notes,
+    png,
+    recorded,
+    score_of,
+    source_file,
+)
+from blip3o.imaging.load import open_image
+from blip3o.remote.chat import ChatRequest
+
+TYPES = (
+    "extract",
+    "style",
+    "add",
+    "adjust",
+    "background",
+    "replace",
+    "remove",
+    "action",
+    "compose",
+)
+JUDGES_OF_FIGURES = ("gpt-4.1", "gpt-4o")
+"""The paper's table names the first; the published script asks the second."""
+WORST, BEST = 1, 5
+PLACE = "<edit_prompt>"
+
+_ORIGIN = "github.com/PKU-YuanGroup/ImgEdit (it has no licence)"
+_BASIC = PromptFile(
+    name="basic_edit.json",
+    sha256="5ee9b7d61e918692416f79896300f738598c83adff8de737b25be4aaff72dc69",
+    origin=_ORIGIN,
+)
+_UGE = PromptFile(
+    name="UGE_edit.json",
+    sha256="807817d8765f8fc45397be9afbf638b00fad91e37c1d44fabd5103df73074d16",
+    origin=_ORIGIN,
+)
+_TEXTS = PromptFile(
+    name="prompts.json",
+    sha256="f9468dc848776ee0a6c2e2c31e678c7224e9cb61b013747c8c52d4a05627b5a0",
+    origin=_ORIGIN,
+)
+
+_OWN_TEXT = """\
+The first image is the original, the second image is an edit of it. The instruction was:
+<edit_prompt>
+
+Grade the edit on three scales, each from 1 (worst) to 5 (best).
+Instruction: is exactly the wanted change made, and does everything else stay as it was?
+Naturalness: does the changed part fit the image in light, style, perspective and edges?
+Detail: are shapes, textures and fine parts whole and sharp, without damage?
+An edit that does not follow the instruction is of no use: the second and third grade are never \
+higher than the first.
+
+Answer with one sentence of reasons and then three lines:
+Instruction: GRADE
+Naturalness: GRADE
+Detail: GRADE
+"""
+
+
+def official_average(answer: str) -> float | None:
+    """Returns the score that the official program reads from an answer, to two decimals.
+
+    Each line counts that has exactly one colon with a space and only digits behind it. The program
+    takes any number of lines, and numbers of any size.
+
+    Raises:
+        ValueError: for a superscript digit, at which the official program stops.
+    """
+    numbers: list[int] = []
+    for line in answer.split("\n"):
+        parts = line.strip().split(": ")
+        if len(parts) == 2 and parts[1].isdigit():
+            numbers.append(int(parts[1]))
+    return round(sum(numbers) / len(numbers), 2) if numbers else None
+
+
+def official_types(types: Mapping[str, str], averages: Mapping[str, float]) -> dict[str, float]:
+    """Returns the score of each type of edit, to two decimals, as the official program has it.
+
+    Args:
+        types: key of each item to its type.
+        averages: key to its rounded score; other keys and missing ones are passed over.
+    """
+    by_type: dict[str, list[float]] = defaultdict(list)
+    for key, kind in types.items():
+        if key in averages:
+            by_type[kind].append(averages[key])
+    return {kind: round(sum(own) / len(own), 2) for kind, own in by_type.items()}
+
+
+def official_mean(averages: Mapping[str, float]) -> float | None:
+    """Returns the figure of the hard suite: the mean of rounded scores, to two decimals."""
+    return round(sum(averages.values()) / len(averages), 2) if averages else None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ImgEditBenchmark(BenchmarkSettings):
+    """Settings of the basic suite.
+
+    Args:
+        prompts: the published `basic_edit.json`.
+        images: folder of the source images, unpacked from `Benchmark.tar`.
+        changed_prompts: accepts other files of prompts and texts; the results say so.
+        judge_text: the published `prompts.json`, one text for each type of edit with
+            `<edit_prompt>` in the place of the instruction. None takes our own wording.
+        judge: the judge.
+        attempts: most attempts of a request. published: 1.
+    """
+
+    prompts: LocalPath | None = None
+    images: LocalPath | None = None
+    changed_prompts: bool = False
+    judge_text: LocalPath | None = None
+    judge: JudgeConfig = dataclasses.field(
+        default_factory=functools.partial(openai_judge, JUDGES_OF_FIGURES[0]),
+        metadata={"registry": "blip3o.eval.judges:JUDGES"},
+    )
+    attempts: Count = 1
+
+    suite: ClassVar[str] = "ImgEdit-Bench basic"
+    file: ClassVar[PromptFile] = _BASIC
+
+    def items(self) -> list[Item]:
+        """Returns the edits in the order of the file; see `Benchmark`."""
+        folder = self._folder()
+        items: list[Item] = []
+        for number, (key, row) in enumerate(_entries(self._prompts().text, self.file.name)):
+            what = f"{self.file.name}: {key}"
+            source = source_file(folder, row.get("id"), what)
+            kind, prompt = self._kind(row, what), row.get("prompt")
+            if not isinstance(prompt, str) or not prompt:
+                raise UsageError(f"{what} has no prompt: get the published file")
+            items.append(
+                Item(
+                    id=key,
+                    number=number,
+                    task="edit",
+                    prompt=prompt,
+                    category=kind,
+                    sources=(file_sha256(source),),
+                    data={"image": row["id"]},
+                )
+            )
+        return items
+
+    def sources(self, item: Item) -> list[Image.Image]:
+        """Returns the source image; see `Benchmark`."""
+        return [open_image(source_file(self._folder(), item.data["image"], item.id))]
+
+    def scorer(self) -> JudgeScorer[Numbers]:
+        """Returns the scorer; see `Benchmark`."""
+        texts = self._texts()
+
+        def requests(sample: Sample) -> list[ChatRequest]:
+            if sample.image is None:
+                raise ValueError(f"the sample of {sample.item.id} is no image")
+            text = texts[sample.item.category].filled({PLACE: sample.item.prompt})
+            images = [png(sample.sources[0]), png(sample.image)]
+            return [ChatRequest(parts=(text, *images), temperature=None, max_tokens=2048)]
+
+        def read(answer: str) -> Numbers | None:
+            return line_numbers(answer, 3, WORST, BEST)
+
+        def conclude(readings: Sequence[Reading[Numbers]]) -> tuple[float | None, dict[str, Any]]:
+            [reading] = readings
+            data: dict[str, Any] = {"answers": recorded(reading), "scores": None, "form": None}
+            if reading.value is None:
+                return None, data
+            scores = list(reading.value.values)
+            data |= {"scores": scores, "form": reading.value.form}
+            return sum(scores) / len(scores), data | {"breaks_rule": max(scores[1:]) > scores[0]}
+
+        marks = sorted({text.mark for text in texts.values()})
+        return JudgeScorer(
+            self.judge.build(), marks, requests, read, conclude, attempts=self.attempts
+        )
+
+    def reduce(self, rows: Sequence[Row]) -> Scores:
+        """Returns the figures: ours as the headline, the official ones in `figures`.
+
+        A missing or broken sample counts 1, the lowest grade. A sample without a judgement is left
+        out of the headline; `bounds` says how far it could move it.
+        """
+        scores = [(row.item.category, score_of(row, WORST)) for row in rows]
+        low, high = (
+            self._overall([(kind, fill if s is None else s) for kind, s in scores])
+            for fill in (float(WORST), float(BEST))
+        )
+        judged = [
+            row.verdict.data
+            for row in rows
+            if row.verdict is not None and row.verdict.outcome == "judged"
+        ]
+        num_breaks = sum(bool(data["breaks_rule"]) for data in judged)
+        notes = outcome_notes(rows, WORST, (low, high))
+        if num_breaks:
+            notes.append(
+                f"in {num_breaks} answers the second or third grade is above the first, against "
+                "the rule; they are scored as they are"
+            )
+        figures: dict[str, Any] = {
+            "mean_of_samples": mean([score for _, score in scores if score is not None]),
+            "bounds": {"unjudged_as_worst": low, "unjudged_as_best": high},
+            "num_second_or_third_above_first": num_breaks,
+            "outcomes": outcome_counts(rows),
+            "forms": dict(sorted(Counter(str(data["form"]) for data in judged).items())),
+            "compat": self._compat(rows),
+        }
+        if len(self._kinds()) > 1:
+            figures["mean_of_types"] = self._overall(scores)
+        return Scores(
+            overall=self._overall(scores),
+            by_category=self._means(scores),
+            figures=figures,
+            notes=[*notes, *judge_notes(rows, JUDGES_OF_FIGURES, ["answers"])],
+        )
+
+    def layout(self) -> FlatLayout:
+        """Returns the official layout: `KEY.png`."""
+        return FlatLayout()
+
+    def remarks(self) -> list[str]:
+        """Returns the deviations; see `Benchmark`."""
+        remarks = []
+        if not self._prompts().is_published:
+            remarks.append(f"not {self.suite}: changed prompts")
+        return remarks + sorted({text.remark for text in self._texts().values()})
+
+    def _kinds(self) -> Sequence[str]:
+        """Returns the categories."""
+        return TYPES
+
+    def _kind(self, row: Mapping[str, object], what: str) -> str:
+        """Returns the category of an entry."""
+        kind = row.get("edit_type")
+        if kind not in TYPES:
+            raise UsageError(
+                f"{what} has the edit_type {shown(kind)}: it must be one of {', '.join(TYPES)}"
+            )
+        return str(kind)
+
+    def _texts(self) -> dict[str, JudgeText]:
+        """Returns the text of each category."""
+        if self.judge_text is None:
+            return dict.fromkeys(TYPES, judge_text(None, _OWN_TEXT, "judge_text"))
+        read = _TEXTS.read(self.judge_text, allow_changed=self.changed_prompts)
+        data = _object(read.text, self.judge_text)
+        texts: dict[str, JudgeText] = {}
+        for kind in TYPES:
+            text = data.get(kind)
+            if not isinstance(text, str) or PLACE not in text:
+                raise UsageError(f"{self.judge_text} has no text with {PLACE} for {kind}")
+            mark = f"text-{read.sha256[:8]}"
+            state = "the published prompts.json" if read.is_published else f"changed ({mark})"
+            texts[kind] = JudgeText(text, mark, f"judge_text is {state}")
+        return texts
+
+    def _prompts(self) -> ReadFile:
+        if self.prompts is None:
+            raise UsageError(
+                f"{self.suite} needs {self.file.name}: get it from {self.file.origin} and give "
+                "prompts=FILE"
+            )
+        return self.file.read(self.prompts, allow_changed=self.changed_prompts)
+
+    def _folder(self) -> Path:
+        if self.images is None:
+            raise UsageError(
+                f"{self.suite} needs its source images: unpack them and give images=FOLDER"
+            )
+        return Path(self.images)
+
+    def _means(self, scores: Sequence[tuple[str, float | None]]) -> dict[str, float | None]:
+        by_kind: dict[str, list[float]] = defaultdict(list)
+        for kind, score in scores:
+            if score is not None:
+                by_kind[kind].append(score)
+        return {kind: mean(by_kind[kind]) for kind in self._kinds()}
+
+    def _overall(self, scores: Sequence[tuple[str, float | None]]) -> float | None:
+        """Returns the mean of the categories; None if one has no score."""
+        means = [value for value in self._means(scores).values() if value is not None]
+        return mean(means) if len(means) == len(self._kinds()) else None
+
+    def _compat(self, rows: Sequence[Row]) -> dict[str, Any]:
+        """Returns the official figures of the same answers: the first one of each request."""
+        averages: dict[str, float] = {}
+        stopped: list[str] = []
+        for row in rows:
+            answers = () if row.verdict is None else row.verdict.data.get("answers", ())
+            if not answers or answers[0]["outcome"] == "transport":
+                continue
+            try:
+                average = official_average(answers[0]["text"])
+            except ValueError:
+                stopped.append(row.item.id)
+                continue
+            if average is not None:
+                averages[row.item.id] = average
+        types = official_types({row.item.id: row.item.category for row in rows}, averages)
+        compat: dict[str, Any] = {
+            "mean_of_samples": official_mean(averages),
+            "num_left_out": len(rows) - len(averages),
+            "stops_at": stopped,
+        }
+        if len(self._kinds()) > 1:
+            is_complete = len(types) == len(self._kinds())
+            compat |= {"by_type": types}
+            compat |= {"mean_of_types": mean(list(types.values())) if is_complete else None}
+        return compat
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ImgEditUgeBenchmark(ImgEditBenchmark):
+    """Settings of the hard suite (UGE): 47 edits without types.
+
+    Args:
+        prompts: the published `UGE_edit.json`.
+        judge_text: file with one text for the judge, with `<edit_prompt>` in the place of the
+            instruction. None takes our own wording.
+    """
+
+    suite: ClassVar[str] = "ImgEdit-Bench UGE"
+    file: ClassVar[PromptFile] = _UGE
+
+    def _kinds(self) -> Sequence[str]:
+        return ("uge",)
+
+    def _kind(self, row: Mapping[str, object], what: str) -> str:
+        return "uge"
+
+    def _texts(self) -> dict[str, JudgeText]:
+        return {"uge": judge_text(self.judge_text, _OWN_TEXT, "judge_text", [PLACE])}
+
+
+def _object(text: str, name: str) -> dict[str, object]:
+    try:
+        data = load_json(text)
+    except ValueError as error:
+        raise UsageError(f"{name}: {error}") from error
+    if not isinstance(data, dict):
+        raise UsageError(f"{name} is no JSON object: get the published file")
+    return data
+
+
+def _entries(text: str, name: str) -> list[tuple[str, Mapping[str, object]]]:
+    entries: list[tuple[str, Mapping[str, object]]] = []
+    for key, row in _object(text, name).items():
+        if not isinstance(row, dict):
+            raise UsageError(f"{name}: {shown(key)} is no JSON object: get the published file")
+        entries.append((key, row))
+    return entries
