@@ -21,6 +21,8 @@ from blip3o.generate.pipeline import Blip3oPipeline
 BENCHMARKS = Registry(
     "benchmark",
     {
+        "clip_score": ".clip_score:ClipScoreBenchmark",
+        "fid": ".fid:FidBenchmark",
         "reconstruction": ".reconstruction:ReconstructionBenchmark",
         "scenes": ".scenes:ScenesBenchmark",
     },
