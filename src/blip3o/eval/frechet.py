@@ -29,14 +29,22 @@ def frechet_distance(first: Tensor, second: Tensor) -> float:
     """
     if min(len(first), len(second)) < 2:
         raise ValueError("a Frechet distance needs two or more images")
-    x, y = first.double(), second.double()
-    moved = (x.mean(0) - y.mean(0)).square().sum()
-    s_x, s_y = x.T.cov(correction=1), y.T.cov(correction=1)
-    # S1 S2 has the eigenvalues of the symmetric R S2 R, where R R = S1.
-    variances, directions = torch.linalg.eigh(s_x)
-    root = (directions * variances.clamp_min(0).sqrt()) @ directions.T
-    shared = torch.linalg.eigvalsh(root @ s_y @ root).clamp_min(0).sqrt().sum()
-    return float(moved + s_x.trace() + s_y.trace() - 2 * shared)
+    means = [one.double().mean(0) for one in (first, second)]
+    # With S = X^T X, the trace of sqrt(S1 S2) is the sum of the singular values of X1 X2^T.
+    x, y = (
+        (one.double() - mean) / (len(one) - 1) ** 0.5
+        for one, mean in zip((first, second), means, strict=True)
+    )
+    if max(len(x), len(y)) <= x.shape[1]:
+        shared = torch.linalg.svdvals(x @ y.T).sum()
+    else:
+        # S1 S2 has the eigenvalues of the symmetric R S2 R, where R R = S1.
+        variances, directions = torch.linalg.eigh(x.T @ x)
+        root = (directions * variances.clamp_min(0).sqrt()) @ directions.T
+        between = y @ root
+        shared = torch.linalg.eigvalsh(between.T @ between).clamp_min(0).sqrt().sum()
+    moved = (means[0] - means[1]).square().sum()
+    return float(moved + x.square().sum() + y.square().sum() - 2 * shared)
 
 
 class KernelDistance(NamedTuple):

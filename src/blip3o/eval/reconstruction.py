@@ -7,6 +7,7 @@ generator take no part.
 import dataclasses
 import functools
 import hashlib
+import json
 import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,7 +19,7 @@ from PIL import Image
 from torch import Tensor
 
 from blip3o.core.bounds import Count, Seed
-from blip3o.core.config import LocalPath
+from blip3o.core.config import LocalPath, from_dict
 from blip3o.core.device import resolve_device
 from blip3o.core.errors import UsageError
 from blip3o.core.log import progress
@@ -39,8 +40,9 @@ from blip3o.eval.similarity import LEAST_PX as SSIM_PX
 from blip3o.eval.similarity import psnr, ssim
 from blip3o.eval.vectors import packed, unpacked
 from blip3o.imaging.pixels import resized, to_pixels
-from blip3o.weights.folder import open_model
-from blip3o.weights.shards import read, under
+from blip3o.models.encoders.pocket import PocketEncoderConfig
+from blip3o.weights.names import BUNDLED
+from blip3o.weights.shards import open_tensors
 
 _FEW_IMAGES = 5000
 _MISSING_DB = 0.0
@@ -285,19 +287,20 @@ def _pocket_encoder(device: torch.device) -> tuple[_Extract, str]:
     Its features of an image are averaged over the tokens. It is the same judge for all models,
     while the features of the model's own encoder cannot compare models with different encoders.
     """
-    stored = open_model("pocket")
-    encoder = stored.config.image_encoder.build()
-    weights = under("image_encoder.", stored.tensors)
-    encoder.load_state_dict({name: read(one).float() for name, one in weights.items()})
+    folder = BUNDLED["pocket"]
+    described = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config = from_dict(PocketEncoderConfig, described["image_encoder"])
+    encoder = config.build()
+    tensors = open_tensors(folder / "image_encoder")
+    encoder.load_state_dict({name: one.read().float() for name, one in tensors.items()})
     encoder.to(device).eval().requires_grad_(False)
-    side = stored.config.image_encoder.image_px
 
     @torch.no_grad()
     def extract(images: Sequence[Image.Image]) -> Tensor:
-        pixels = torch.stack([to_pixels(image, side) for image in images])
+        pixels = torch.stack([to_pixels(image, config.image_px) for image in images])
         return encoder(pixels.to(device)).double().mean(1).float().cpu()
 
-    file = stored.folder / "image_encoder" / "model.safetensors"
+    file = folder / "image_encoder" / "model.safetensors"
     return extract, f"pocket-encoder-{hashlib.sha256(file.read_bytes()).hexdigest()[:8]}"
 
 
