@@ -23,6 +23,8 @@ BENCHMARKS: "Registry[type[Benchmark]]" = Registry(
         "imgedit_uge": ".imgedit:ImgEditUgeBenchmark",
         "gedit": ".gedit:GEditBenchmark",
         "reconstruction": ".reconstruction:ReconstructionBenchmark",
+        "fid": ".fid:FidBenchmark",
+        "clip_score": ".clip_score:ClipScoreBenchmark",
         "understanding": ".understanding:UnderstandingBenchmark",
     },
     package=__name__,

@@ -5,9 +5,10 @@ last block pools by maximum. The weights are a published file that no package co
 supply it.
 """
 
-from collections.abc import Mapping, Sequence
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -20,6 +21,12 @@ from blip3o.weights.pickles import read_pickle
 
 FILE = "weights-inception-2015-12-05-6726825d.pth"
 """Name of the published file, as torch-fidelity downloads it."""
+
+Resize = Literal["clean", "legacy_pytorch", "tensorflow1"]
+"""How images become 299 x 299; the same images get another FID with each. See `RESIZES`."""
+
+NUM_FEATURES = 2048
+"""Width of the feature vectors; fewer images than this give a singular covariance."""
 
 _SIDE_PX = 299
 _MIDDLE = 128.0
@@ -131,9 +138,9 @@ class Inception(nn.Module):
         return hidden.mean((2, 3))
 
     @torch.no_grad()
-    def extract(self, images: Sequence[Image.Image]) -> Tensor:
+    def extract(self, images: Sequence[Image.Image], resize: Resize = "clean") -> Tensor:
         """Returns the features [B, 2048] of RGB images of any size, on the CPU."""
-        levels = torch.stack([clean_levels(image) for image in images])
+        levels = torch.stack([RESIZES[resize](image) for image in images])
         return self(levels.to(next(self.parameters()).device)).cpu()
 
 
@@ -220,6 +227,50 @@ def clean_levels(image: Image.Image) -> Tensor:
     return torch.from_numpy(np.stack(channels)).clamp(0, 255)
 
 
+def _torch_levels(image: Image.Image) -> Tensor:
+    """Returns levels [3, 299, 299]: bilinear with half-pixel centers, without a wider filter.
+
+    Reference:
+        pytorch-fid, and clean-fid's mode `legacy_pytorch`; parity family `fid` (`resize`).
+    """
+    size = (_SIDE_PX, _SIDE_PX)
+    return functional.interpolate(_levels(image)[None], size, mode="bilinear")[0]
+
+
+def _tensorflow_levels(image: Image.Image) -> Tensor:
+    """Returns levels [3, 299, 299]: bilinear between the pixels at i x (old side / new side).
+
+    The places have no half-pixel shift, so the image moves to the upper left.
+
+    Reference:
+        TensorFlow 1 as used by torch-fidelity, and clean-fid's mode `legacy_tensorflow`; parity
+        family `fid` (`resize`).
+    """
+    levels = _levels(image)
+    for dimension in (1, 2):
+        side = levels.shape[dimension]
+        places = torch.arange(_SIDE_PX, dtype=torch.float32) * (side / _SIDE_PX)
+        before = places.floor().long().clamp_max(side - 1)
+        share = (places - before).reshape(-1, *[1] * (2 - dimension))
+        first = levels.index_select(dimension, before)
+        second = levels.index_select(dimension, (before + 1).clamp_max(side - 1))
+        levels = first + (second - first) * share
+    return levels
+
+
+def _levels(image: Image.Image) -> Tensor:
+    """Returns the levels of an RGB image, float32 [3, H, W]."""
+    return torch.from_numpy(np.array(image, dtype=np.float32)).movedim(-1, 0).contiguous()
+
+
+RESIZES: dict[Resize, Callable[[Image.Image], Tensor]] = {
+    "clean": clean_levels,
+    "legacy_pytorch": _torch_levels,
+    "tensorflow1": _tensorflow_levels,
+}
+"""The resampling of each mode, as levels [3, 299, 299] that are not rounded."""
+
+
 def load_inception(folder: Path) -> Inception | None:
     """Returns the network with the weights in a folder; None if the folder lacks `FILE`.
 
@@ -237,3 +288,9 @@ def load_inception(folder: Path) -> Inception | None:
         reason = str(error).splitlines()[-1].strip()
         raise UsageError(f"{file} holds another network: {reason}") from error
     return network
+
+
+def weights_name(folder: Path) -> str:
+    """Returns the network and the hash of its weights, as the name of a judge states them."""
+    with (folder / FILE).open("rb") as file:
+        return f"inception-2015-12-05-{hashlib.file_digest(file, 'sha256').hexdigest()[:8]}"

@@ -3,16 +3,17 @@
 The weights are two published files, which users supply: AlexNet's, and those of the distance.
 """
 
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional
 
 from blip3o.core.errors import UsageError
-from blip3o.imaging.pixels import to_pixels
 from blip3o.weights.pickles import read_pickle
 
 FILES = ("alexnet-owt-7be5be79.pth", "alex.pth")
@@ -70,13 +71,17 @@ class Lpips(nn.Module):
 
     @torch.no_grad()
     def compare(self, images: Sequence[Image.Image], others: Sequence[Image.Image]) -> list[float]:
-        """Returns the distance of each pair of RGB images of one size."""
+        """Returns the distance of each pair of RGB images; all have one size."""
         device = self.weights[0].device
         first, second = (
-            torch.stack([to_pixels(image, image.width) for image in some]).to(device)
-            for some in (images, others)
+            torch.stack([_pixels(image) for image in some]).to(device) for some in (images, others)
         )
         return self(first, second).tolist()
+
+
+def _pixels(image: Image.Image) -> Tensor:
+    """Returns an RGB image of any shape as [3, H, W] in [-1, 1]."""
+    return torch.from_numpy(np.array(image, dtype=np.float32) / 127.5 - 1).movedim(-1, 0)
 
 
 def load_lpips(folder: Path) -> Lpips | None:
@@ -102,3 +107,12 @@ def load_lpips(folder: Path) -> Lpips | None:
         reason = str(error).splitlines()[-1].strip()
         raise UsageError(f"{files[0]} holds another network: {reason}") from error
     return network
+
+
+def weights_name(folder: Path) -> str:
+    """Returns the distance and a hash of its weights, as the name of a judge states them."""
+    digest = hashlib.sha256()
+    for name in FILES:
+        with (folder / name).open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return f"lpips-0.1-alexnet-{digest.hexdigest()[:8]}"

@@ -5,52 +5,55 @@ generator take no part.
 """
 
 import dataclasses
-import heapq
-import itertools
+import functools
+import hashlib
+import json
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple, TypeAlias
+from typing import Any
 
 import torch
 from PIL import Image
 from torch import Tensor
 
-from blip3o.core.bounds import Count, Guidance, Seed
-from blip3o.core.config import LocalPath
+from blip3o.core.bounds import Count, Seed
+from blip3o.core.config import LocalPath, from_dict
+from blip3o.core.device import resolve_device
 from blip3o.core.errors import UsageError
-from blip3o.core.log import progress, say
-from blip3o.core.rng import image_generator, numpy_rng
-from blip3o.data.images import read_image
+from blip3o.core.log import progress
+from blip3o.core.rng import numpy_rng
 from blip3o.data.scenes.render import render
 from blip3o.data.scenes.scene import sample_scene
-from blip3o.data.walk import source_config
-from blip3o.eval import WriteRow
+from blip3o.eval.benchmark import BenchmarkSettings, Item, Layout, Row, Sample, Scores, Verdict
 from blip3o.eval.frechet import frechet_distance
+from blip3o.eval.image_sets import ImageSet, top_folder
 from blip3o.eval.inception import FILE as INCEPTION_FILE
 from blip3o.eval.inception import load_inception
+from blip3o.eval.inception import weights_name as inception_name
 from blip3o.eval.lpips import FILES as LPIPS_FILES
 from blip3o.eval.lpips import LEAST_PX as LPIPS_PX
-from blip3o.eval.lpips import load_lpips
+from blip3o.eval.lpips import Lpips, load_lpips
+from blip3o.eval.lpips import weights_name as lpips_name
+from blip3o.eval.similarity import LEAST_PX as SSIM_PX
 from blip3o.eval.similarity import psnr, ssim
-from blip3o.generate.pipeline import Blip3oPipeline
-from blip3o.imaging.pixels import resized
-from blip3o.imaging.sheet import contact_sheet
-
-Images: TypeAlias = Sequence[Image.Image]
-"""RGB images of one size."""
-Compare: TypeAlias = Callable[[Images, Images], list[float]]
-"""Originals and reconstructions to a figure of each pair."""
-Extract: TypeAlias = Callable[[Images], Tensor]
-"""Images to a vector of each, [B, D], for a Frechet distance."""
+from blip3o.eval.vectors import packed, unpacked
+from blip3o.imaging.pixels import resized, to_pixels
+from blip3o.models.encoders.pocket import PocketEncoderConfig
+from blip3o.weights.names import BUNDLED
+from blip3o.weights.shards import open_tensors
 
 _FEW_IMAGES = 5000
-_SHOWN, _SHOWN_PX = 16, 256
+_MISSING_DB = 0.0
+"""PSNR of a missing reconstruction: the least that two images can have."""
+_FIGURES = ("psnr", "ssim", "lpips")
+_Extract = Callable[[Sequence[Image.Image]], Tensor]
+"""RGB images to a vector of each, [B, D], for a Frechet distance."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ReconstructionBenchmark:
+class ReconstructionBenchmark(BenchmarkSettings):
     """Settings of the benchmark.
 
     Args:
@@ -59,8 +62,7 @@ class ReconstructionBenchmark:
         num_images: images to reconstruct; of more images in the data, this number is drawn.
         seed: seed of the choice of images and of the decoder's noise.
         batch_size: images in a batch; affects only speed and memory.
-        num_decoder_steps: steps of the image decoder; None means the default of the model.
-        decoder_guidance_scale: guidance scale of the image decoder; None means its default.
+        scene_px: side of held-out scenes in pixels.
         judge_weights: folder with the published files of the networks that judge: Inception for
             rFID and AlexNet for LPIPS. Figures of missing files are left out.
     """
@@ -69,216 +71,293 @@ class ReconstructionBenchmark:
     num_images: Count = 200
     seed: Seed = 2025
     batch_size: Count = 16
-    num_decoder_steps: Count | None = None
-    decoder_guidance_scale: Guidance | None = None
+    scene_px: Count = 96
     judge_weights: LocalPath | None = None
 
-    def run(self, pipe: Blip3oPipeline, out: Path, write: WriteRow) -> dict[str, object]:
-        """Returns the scores and passes the figures of each image to `write`; see `Benchmark`.
+    def items(self) -> list[Item]:
+        """Returns an item for each image; the first one also lists the unreadable images.
 
         Raises:
-            UsageError: if data or weights are missing, or no image of the data can be read.
+            UsageError: if the data are missing, or no image of them can be read.
         """
-        side = pipe.model.config.image_decoder.image_px
-        judges = self._judges(pipe, side)
-        shown = _Shown()
-        unreadable: dict[str, str] = {}
-        inputs = self._inputs(pipe, unreadable)
-        while batch := list(itertools.islice(inputs, self.batch_size)):
-            after = pipe.reconstruct(
-                [one.image for one in batch],
-                generator=[image_generator(self.seed, one.number, 0) for one in batch],
-                num_decoder_steps=self.num_decoder_steps,
-                decoder_guidance_scale=self.decoder_guidance_scale,
-            ).images
-            # The encoder stretches an image to its square; the decoder's square is compared.
-            before = [resized(one.image, (side, side)) for one in batch]
-            rows = judges.add([one.name for one in batch], before, after)
-            for row, original, result in zip(rows, before, after, strict=True):
-                write({"image": row.name, **{k: _finite(v) for k, v in row.figures.items()}})
-                shown.add(row.figures["psnr"], original, result)
-        for name, reason in unreadable.items():
-            write({"image": name, "error": reason})
-        if not judges.rows:
-            raise UsageError(f"no image of {self.images} can be read")
-        shown.save(out)
-        return {**judges.scores(), "num_unreadable": len(unreadable), "image_px": side}
-
-    def _judges(self, pipe: Blip3oPipeline, side: int) -> "_Judges":
-        judges = _Judges()
-        judges.compares |= {"psnr": _each(psnr), "ssim": _each(ssim)}
-        judges.extracts["frechet_own_features"] = _own_features(pipe)
-        if self.judge_weights is None:
-            judges.notes.append("rfid and lpips are not measured: judge_weights names no folder")
-            return judges
-        folder = Path(self.judge_weights)
-        if not folder.is_dir():
-            raise UsageError(f"judge_weights: no such folder: {folder}")
-        inception, lpips = load_inception(folder), load_lpips(folder)
-        if inception is None:
-            judges.notes.append(f"rfid is not measured: {folder} has no {INCEPTION_FILE}")
-        else:
-            judges.extracts["rfid"] = inception.to(pipe.device).extract
-        if lpips is None:
-            judges.notes.append(f"lpips is not measured: {folder} lacks {' or '.join(LPIPS_FILES)}")
-        elif side < LPIPS_PX:
-            judges.notes.append(f"lpips is not measured: it needs images of {LPIPS_PX} px")
-        else:
-            judges.compares["lpips"] = lpips.to(pipe.device).compare
-        return judges
-
-    def _inputs(self, pipe: Blip3oPipeline, unreadable: dict[str, str]) -> Iterator["_Input"]:
-        """Yields the images; fills `unreadable` with the reasons of those that cannot be read."""
         if self.images is None:
-            side = pipe.model.config.image_encoder.image_px
-            for number in progress(range(self.num_images), what="reconstructions"):
-                scene = sample_scene(self.seed, number, split="heldout")
-                yield _Input(number, f"scene {number}", render(scene, side))
-            return
-        source = source_config(self.images).build()
-        drawn = numpy_rng(self.seed, "eval images").permutation(len(source))[: self.num_images]
-        for position in progress(sorted(drawn.tolist()), what="reconstructions"):
+            scenes = ((number, self._scene(number)) for number in range(self.num_images))
+            return [
+                _item(number, f"scene {number}", hashlib.sha256(image.tobytes()).hexdigest())
+                for number, image in scenes
+            ]
+        drawn = numpy_rng(self.seed, "eval images").permutation(len(self._set))[: self.num_images]
+        items: list[Item] = []
+        unreadable: dict[str, str] = {}
+        for position in progress(sorted(drawn.tolist()), what="reading images"):
             name = f"record {position}"
             try:
-                name, files, _ = source.read(position)
-                image = read_image(files, "image" if "image" in files else next(iter(files), ""))
+                name, data = self._set.file(position)
+                self._set.image(position)
             except (ValueError, OSError) as error:
                 unreadable[name] = str(error)
                 continue
-            yield _Input(position, name, image)
+            items.append(_item(position, name, hashlib.sha256(data).hexdigest()))
+        if not items:
+            raise UsageError(f"no image of {self.images} can be read: give other images")
+        first = items[0]
+        items[0] = dataclasses.replace(first, data={**first.data, "unreadable": unreadable})
+        return items
+
+    def sources(self, item: Item) -> list[Image.Image]:
+        """Returns the original of an item in RGB.
+
+        Raises:
+            UsageError: if it can no longer be read.
+        """
+        if self.images is None:
+            return [self._scene(item.number)]
+        return [self._set.checked_image(item.number)]
+
+    def scorer(self) -> "ReconstructionScorer":
+        """Returns the scorer, with the networks whose weights are there.
+
+        Raises:
+            UsageError: if `judge_weights` is no folder, or holds files of other networks.
+        """
+        return ReconstructionScorer(
+            None if self.judge_weights is None else Path(self.judge_weights)
+        )
+
+    def reduce(self, rows: Sequence[Row]) -> Scores:
+        """Returns the means of the figures, the distances, and notes on what they are worth.
+
+        A missing reconstruction has a PSNR of 0 dB. The other figures have no worst value; they are
+        those of the reconstructions that exist, and a note says so.
+        """
+        found = {row.item.id: dict(_judged(row)) for row in rows}
+        present = [data for data in found.values() if data]
+        by_folder: dict[str, list[float | None]] = defaultdict(list)
+        for row in rows:
+            if row.item.category:
+                by_folder[row.item.category].append(_decibel(found[row.item.id]))
+        overall = _mean(list(map(_decibel, found.values())))
+        figures: dict[str, Any] = {
+            "psnr": overall,
+            **{name: _mean([data.get(name) for data in present]) for name in _FIGURES[1:]},
+            **_distances(present),
+            "num_images": len(rows),
+            "num_missing": len(rows) - len(present),
+            "num_identical": sum(data["is_identical"] for data in present),
+            "num_unreadable": len(_unreadable(rows)),
+            "unreadable": _unreadable(rows),
+            "image_px": sorted({tuple(data["image_px"]) for data in present}),
+        }
+        by_category = {name: _mean(values) for name, values in sorted(by_folder.items())}
+        return Scores(
+            overall=overall,
+            by_category=by_category,
+            figures={name: value for name, value in figures.items() if value is not None},
+            notes=_notes(figures, present),
+        )
+
+    def layout(self) -> Layout | None:
+        """Returns None: no other program has a form for these images."""
+        return None
+
+    def remarks(self) -> list[str]:
+        """Returns no deviations: the benchmark is our own."""
+        return []
+
+    @functools.cached_property
+    def _set(self) -> ImageSet:
+        assert self.images is not None, "scenes have no set"
+        return ImageSet(self.images)
+
+    def _scene(self, number: int) -> Image.Image:
+        return render(sample_scene(self.seed, number, split="heldout"), self.scene_px)
 
 
-class _Input(NamedTuple):
-    """An image, its number in the data and its name."""
+class ReconstructionScorer:
+    """Compares reconstructions with their originals.
 
-    number: int
-    name: str
-    image: Image.Image
+    An original is stretched to the size of its reconstruction, because the image encoder stretches
+    it to a square.
 
+    Args:
+        folder: folder of the judging networks; None for none.
 
-class _Row(NamedTuple):
-    """The figures of one image by name."""
-
-    name: str
-    figures: Mapping[str, float]
-
-
-class _Judges:
-    """Collects figures of pairs, and vectors of originals and reconstructions.
-
-    Attributes:
-        compares: figures of pairs, by name.
-        extracts: vectors for Frechet distances, by the name of the distance.
-        notes: remarks about the figures.
-        rows: rows of the images so far.
+    Raises:
+        UsageError: if the folder is missing, or holds files of other networks.
     """
 
-    def __init__(self) -> None:
-        self.compares: dict[str, Compare] = {}
-        self.extracts: dict[str, Extract] = {}
-        self.notes: list[str] = []
-        self.rows: list[_Row] = []
-        self._vectors: dict[str, list[tuple[Tensor, Tensor]]] = defaultdict(list)
+    batch_size = 16
 
-    def add(self, names: Sequence[str], before: Images, after: Images) -> list[_Row]:
-        """Returns the rows of a batch of originals and their reconstructions."""
-        figures = {name: compare(before, after) for name, compare in self.compares.items()}
-        rows = [
-            _Row(name, {key: values[row] for key, values in figures.items()})
-            for row, name in enumerate(names)
-        ]
-        self.rows += rows
-        for name, extract in self.extracts.items():
-            self._vectors[name].append((extract(before), extract(after)))
-        return rows
-
-    def scores(self) -> dict[str, object]:
-        """Returns the means of the figures, the distances, and notes on what they are worth."""
-        by_folder: dict[str, list[_Row]] = defaultdict(list)
-        for row in self.rows:
-            if "/" in row.name:
-                by_folder[row.name.partition("/")[0]].append(row)
-        means = {name: _mean(self.rows, name) for name in self.compares}
-        scores: dict[str, object] = {
-            "overall": means["psnr"],
-            "by_category": {name: _mean(rows, "psnr") for name, rows in sorted(by_folder.items())},
-            "num_samples": len(self.rows),
-            "num_identical": sum(math.isinf(row.figures["psnr"]) for row in self.rows),
-            **means,
-        }
-        if len(self.rows) > 1:
-            for name, pairs in self._vectors.items():
-                first, second = (torch.cat(vectors) for vectors in zip(*pairs, strict=True))
-                scores[name] = frechet_distance(first, second)
-        notes = list(self.notes)
-        if len(self.rows) < _FEW_IMAGES:
-            notes.append(
-                f"{' and '.join(self._vectors)}: of {len(self.rows)} images; with fewer than "
-                f"{_FEW_IMAGES:,} a Frechet distance is far too large"
+    def __init__(self, folder: Path | None) -> None:
+        device = resolve_device()
+        encoder, name = _pocket_encoder(device)
+        names = ["psnr", "ssim", name]
+        self._extracts: dict[str, _Extract] = {"frechet_pocket_features": encoder}
+        self._lpips: Lpips | None = None
+        self._not_measured: list[str] = []
+        if folder is None:
+            self._not_measured.append(
+                "rfid and lpips are not measured: judge_weights names no folder"
             )
-        for note in notes:
-            say(f"warning: {note}")
-        return {**scores, "notes": notes}
+        elif not folder.is_dir():
+            raise UsageError(f"judge_weights: no such folder: {folder}")
+        else:
+            inception, lpips = load_inception(folder), load_lpips(folder)
+            if inception is None:
+                self._not_measured.append(f"rfid is not measured: {folder} has no {INCEPTION_FILE}")
+            else:
+                self._extracts["rfid"] = inception.to(device).extract
+                names.append(inception_name(folder))
+            if lpips is None:
+                files = " or ".join(LPIPS_FILES)
+                self._not_measured.append(f"lpips is not measured: {folder} lacks {files}")
+            else:
+                self._lpips = lpips.to(device)
+                names.append(lpips_name(folder))
+        self.judge = "+".join(names)
+
+    def verdicts(self, samples: Sequence[Sample]) -> Iterator[Verdict]:
+        """Yields the verdict of each sample; a sample without an image or original is broken."""
+        whole = [one for one in samples if one.image is not None and one.sources]
+        for sample in samples:
+            if sample.image is None or not sample.sources:
+                yield self._verdict(sample, None)
+        pairs = [self._pair(sample) for sample in whole]
+        vectors = {
+            name: (extract([a for a, _ in pairs]), extract([b for _, b in pairs]))
+            for name, extract in self._extracts.items()
+            if pairs
+        }
+        for number, (sample, (before, after)) in enumerate(zip(whole, pairs, strict=True)):
+            features = {
+                name: [packed(first[number]), packed(second[number])]
+                for name, (first, second) in vectors.items()
+            }
+            yield self._verdict(sample, {**self._figures(before, after), "features": features})
+
+    @staticmethod
+    def _pair(sample: Sample) -> tuple[Image.Image, Image.Image]:
+        assert sample.image is not None
+        return resized(sample.sources[0], sample.image.size), sample.image
+
+    def _figures(self, before: Image.Image, after: Image.Image) -> dict[str, Any]:
+        not_measured = list(self._not_measured)
+        decibel, side = psnr(before, after), min(after.size)
+        figures: dict[str, Any] = {
+            "psnr": decibel if math.isfinite(decibel) else None,
+            "is_identical": math.isinf(decibel),
+            "image_px": list(after.size),
+        }
+        if side >= SSIM_PX:
+            figures["ssim"] = ssim(before, after)
+        else:
+            not_measured.append(f"ssim is not measured: it needs images of {SSIM_PX} px")
+        if self._lpips is not None and side >= LPIPS_PX:
+            (figures["lpips"],) = self._lpips.compare([before], [after])
+        elif self._lpips is not None:
+            not_measured.append(f"lpips is not measured: it needs images of {LPIPS_PX} px")
+        return {**figures, "not_measured": not_measured}
+
+    def _verdict(self, sample: Sample, data: Mapping[str, Any] | None) -> Verdict:
+        return Verdict(
+            item=sample.item.id,
+            number=sample.number,
+            sha256=sample.sha256,
+            judge=self.judge,
+            outcome="broken" if data is None else "judged",
+            score=None if data is None else data["psnr"],
+            data=data or {},
+        )
 
 
-class _Shown:
-    """The images of the sheets: the first ones and those with the lowest PSNR."""
-
-    def __init__(self) -> None:
-        self._num_seen = 0
-        self._first: list[_Pair] = []
-        self._worst: list[_Pair] = []
-
-    def add(self, decibel: float, original: Image.Image, result: Image.Image) -> None:
-        """Adds an image; `decibel` is its PSNR."""
-        pair = _Pair(-decibel, self._num_seen, original, result)
-        self._num_seen += 1
-        if len(self._first) < _SHOWN:
-            self._first.append(pair)
-        # The least element of a heap is its first one: here the best of the worst images.
-        push = heapq.heappush if len(self._worst) < _SHOWN else heapq.heappushpop
-        push(self._worst, pair)
-
-    def save(self, out: Path) -> None:
-        """Writes `reconstructions.png` and `worst.png`, each original before its reconstruction."""
-        worst = sorted(self._worst, reverse=True)
-        for name, pairs in (("reconstructions", self._first), ("worst", worst)):
-            images = [_small(one) for pair in pairs for one in (pair.original, pair.result)]
-            captions = [
-                text for pair in pairs for text in ("original", f"{-pair.negative_psnr:.1f} dB")
-            ]
-            contact_sheet(images, captions, columns=8).save(out / f"{name}.png")
+def _item(number: int, name: str, sha256: str) -> Item:
+    return Item(
+        id=f"{number:06d}",
+        number=number,
+        task="reconstruction",
+        category=top_folder(name),
+        sources=(sha256,),
+        data={"name": name},
+    )
 
 
-class _Pair(NamedTuple):
-    """An image of a sheet, ordered by its PSNR and then by its number."""
+def _pocket_encoder(device: torch.device) -> tuple[_Extract, str]:
+    """Returns the bundled encoder as a judge, and its name with the hash of its weights.
 
-    negative_psnr: float
-    number: int
-    original: Image.Image
-    result: Image.Image
+    Its features of an image are averaged over the tokens. It is the same judge for all models,
+    while the features of the model's own encoder cannot compare models with different encoders.
+    """
+    folder = BUNDLED["pocket"]
+    described = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config = from_dict(PocketEncoderConfig, described["image_encoder"])
+    encoder = config.build()
+    tensors = open_tensors(folder / "image_encoder")
+    encoder.load_state_dict({name: one.read().float() for name, one in tensors.items()})
+    encoder.to(device).eval().requires_grad_(False)
 
+    @torch.no_grad()
+    def extract(images: Sequence[Image.Image]) -> Tensor:
+        pixels = torch.stack([to_pixels(image, config.image_px) for image in images])
+        return encoder(pixels.to(device)).double().mean(1).float().cpu()
 
-def _small(image: Image.Image) -> Image.Image:
-    scale = min(1.0, _SHOWN_PX / max(image.size))
-    return resized(image, (round(image.width * scale), round(image.height * scale)))
-
-
-def _each(compare: Callable[[Image.Image, Image.Image], float]) -> Compare:
-    """Returns a comparison of lists of images."""
-    return lambda before, after: list(map(compare, before, after))
-
-
-def _own_features(pipe: Blip3oPipeline) -> Extract:
-    """Returns the mean of the model's own features over the tokens of an image."""
-    return lambda images: pipe.encode(images).double().mean(1).cpu()
-
-
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None
+    file = folder / "image_encoder" / "model.safetensors"
+    return extract, f"pocket-encoder-{hashlib.sha256(file.read_bytes()).hexdigest()[:8]}"
 
 
-def _mean(rows: Sequence[_Row], name: str) -> float | None:
-    """Returns the mean of a figure; equal images have an infinite PSNR and are left out of it."""
-    values = [row.figures[name] for row in rows if math.isfinite(row.figures[name])]
-    return sum(values) / len(values) if values else None
+def _judged(row: Row) -> Mapping[str, Any]:
+    """Returns the figures of a row; none if there is no judged reconstruction."""
+    is_judged = row.verdict is not None and row.verdict.outcome == "judged"
+    return row.verdict.data if row.verdict is not None and is_judged else {}
+
+
+def _decibel(data: Mapping[str, Any]) -> float | None:
+    """Returns the PSNR; None for equal images, the least value for a missing reconstruction."""
+    return data["psnr"] if data else _MISSING_DB
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    """Returns the mean without None, such as the PSNR of equal images; None if nothing is left."""
+    some = [value for value in values if value is not None]
+    return math.fsum(some) / len(some) if some else None
+
+
+def _distances(present: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Returns the Frechet distances between all originals and their reconstructions."""
+    if len(present) < 2:
+        return {}
+    names = present[0]["features"]
+    return {
+        name: frechet_distance(
+            *(unpacked(data["features"][name][place] for data in present) for place in (0, 1))
+        )
+        for name in names
+    }
+
+
+def _unreadable(rows: Sequence[Row]) -> dict[str, str]:
+    """Returns the reason for each image of the data that cannot be read, by its name."""
+    return {
+        name: reason for row in rows for name, reason in row.item.data.get("unreadable", {}).items()
+    }
+
+
+def _notes(figures: Mapping[str, Any], present: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Returns what a reader of the figures needs to know."""
+    notes = [*Counter(note for data in present for note in data["not_measured"])]
+    if figures["num_missing"]:
+        notes.append(
+            f"{figures['num_missing']} of {figures['num_images']} reconstructions are missing: "
+            "their PSNR counts as 0 dB, and the other figures are of the rest"
+        )
+    if figures["num_unreadable"]:
+        notes.append(
+            f"{figures['num_unreadable']} images of the data cannot be read: see unreadable"
+        )
+    if len(figures["image_px"]) > 1:
+        notes.append("the reconstructions differ in size (image_px): their figures do not compare")
+    if present and len(present) < _FEW_IMAGES:
+        notes.append(
+            f"{' and '.join(present[0]['features'])}: of {len(present)} images; with fewer than "
+            f"{_FEW_IMAGES:,} a Frechet distance is far too large"
+        )
+    return notes

@@ -7,7 +7,10 @@ from torch import Tensor
 from torch.nn import functional
 
 _LEVELS = 255.0
-_WINDOW, _WINDOW_STD = 11, 1.5
+LEAST_PX = 11
+"""Smallest side of an image for `ssim`: that of a window."""
+
+_WINDOW, _WINDOW_STD = LEAST_PX, 1.5
 _K_1, _K_2 = 0.01, 0.03
 
 

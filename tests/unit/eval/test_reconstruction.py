@@ -1,6 +1,9 @@
-"""The reconstruction benchmark: its figures, its data, its notes and its sheets."""
+"""The reconstruction benchmark: its items, its verdicts, and its figures from them alone."""
 
+import base64
+import dataclasses
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +13,14 @@ import torch
 from PIL import Image
 
 from blip3o import Blip3oPipeline
+from blip3o.core.config import from_dict, override
 from blip3o.core.errors import UsageError
-from blip3o.eval import reconstruction, run_benchmark
+from blip3o.core.rng import image_generator
+from blip3o.eval.benchmark import Item, Row, Sample, Scores, Verdict
+from blip3o.eval.frechet import frechet_distance
 from blip3o.eval.inception import FILE, Inception
 from blip3o.eval.lpips import FILES, Lpips
-from blip3o.generate.outputs import ImageOutput
-from blip3o.imaging.sheet import contact_sheet
+from blip3o.eval.reconstruction import ReconstructionBenchmark
 
 NUM_IMAGES = 21
 
@@ -34,90 +39,161 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def run(model: Path | str, out: Path, *settings: str) -> tuple[dict[str, Any], list[Any]]:
-    """Returns the results and the rows of an evaluation."""
-    settings = ("num_images=100", *settings)
-    results = run_benchmark("reconstruction", str(model), out, settings, device="cpu", dtype="fp32")
-    assert json.loads((out / "results.json").read_text()) == results
-    return results, [json.loads(line) for line in (out / "samples.jsonl").open()]
+def drawn(
+    pipe: Blip3oPipeline, benchmark: ReconstructionBenchmark, items: Sequence[Item]
+) -> list[Sample]:
+    """Returns the reconstructions of items."""
+    samples = []
+    for item in items:
+        sources = benchmark.sources(item)
+        (image,) = pipe.reconstruct(
+            sources, generator=[image_generator(benchmark.seed, item.number, 0)]
+        ).images
+        samples.append(Sample(item=item, number=0, sha256="0", image=image, sources=sources))
+    return samples
 
 
-def test_figures_of_a_folder(tiny_folder: Path, images: Path, tmp_path: Path) -> None:
-    results, rows = run(tiny_folder, tmp_path, f"images={images}")
-    (bad,) = (row for row in rows if "error" in row)
-    good = [row for row in rows if "error" not in row]
-    assert bad["image"] == "left/broken.png"
-    assert len(good) == results["num_samples"] == NUM_IMAGES
-    assert results["num_unreadable"] == 1
-    assert results["image_px"] == 16
+def stored(verdict: Verdict) -> Verdict:
+    """Returns a verdict as it comes back from its line of JSON."""
+    return Verdict(**json.loads(json.dumps(dataclasses.asdict(verdict), allow_nan=False)))
+
+
+def rows_of(benchmark: ReconstructionBenchmark, samples: Sequence[Sample]) -> list[Row]:
+    verdicts = {one.item: stored(one) for one in benchmark.scorer().verdicts(samples)}
+    return [Row(one.item, one.number, verdicts[one.item.id]) for one in samples]
+
+
+def run(pipe: Blip3oPipeline, *settings: str) -> tuple[Scores, list[Row]]:
+    """Returns the figures and the rows of an evaluation."""
+    benchmark = override(ReconstructionBenchmark(num_images=100), list(settings))
+    rows = rows_of(benchmark, drawn(pipe, benchmark, benchmark.items()))
+    return benchmark.reduce(rows), rows
+
+
+def data_of(row: Row) -> dict[str, Any]:
+    assert row.verdict is not None
+    return dict(row.verdict.data)
+
+
+def test_figures_of_a_folder(tiny_pipe: Blip3oPipeline, images: Path) -> None:
+    scores, rows = run(tiny_pipe, f"images={images}")
+    figures, found = scores.figures, [data_of(row) for row in rows]
+    assert len(rows) == figures["num_images"] == NUM_IMAGES
+    assert figures["num_unreadable"] == 1
+    assert [*figures["unreadable"]] == ["left/broken.png"]
+    assert figures["image_px"] == [(16, 16)]
     for name in ("psnr", "ssim"):
-        assert results[name] == pytest.approx(sum(row[name] for row in good) / NUM_IMAGES)
-    assert results["overall"] == results["psnr"]
-    for folder, score in results["by_category"].items():
-        own = [row["psnr"] for row in good if row["image"].startswith(f"{folder}/")]
+        assert figures[name] == pytest.approx(sum(one[name] for one in found) / NUM_IMAGES)
+    assert scores.overall == figures["psnr"]
+    assert set(scores.by_category) == {"left", "right"}
+    for folder, score in scores.by_category.items():
+        own = [
+            data["psnr"] for row, data in zip(rows, found, strict=True) if folder in name_of(row)
+        ]
         assert score == pytest.approx(sum(own) / len(own))
-    assert set(results["by_category"]) == {"left", "right"}
-    assert results["frechet_own_features"] > 0
-    assert "rfid" not in results
-    assert "lpips" not in results
-    assert any("rfid and lpips are not measured" in note for note in results["notes"])
-    assert any(f"of {NUM_IMAGES} images; with fewer than 5,000" in n for n in results["notes"])
-    assert results["sheets"] == ["reconstructions.png", "worst.png"]
+    assert figures["frechet_pocket_features"] > 0
+    assert not {"rfid", "lpips"} & figures.keys()
+    assert any("rfid and lpips are not measured" in note for note in scores.notes)
+    assert any(f"of {NUM_IMAGES} images; with fewer than 5,000" in note for note in scores.notes)
+    assert any("1 images of the data cannot be read" in note for note in scores.notes)
 
 
-def test_the_size_of_a_batch_changes_nothing(
-    tiny_folder: Path, images: Path, tmp_path: Path
+def name_of(row: Row) -> str:
+    return str(row.item.data["name"])
+
+
+def test_items_are_the_same_in_each_process(images: Path) -> None:
+    one, two = (ReconstructionBenchmark(images=str(images), num_images=7) for _ in range(2))
+    items = one.items()
+    assert items == two.items()
+    assert json.loads(json.dumps([dataclasses.asdict(item) for item in items]))
+    assert len({item.id for item in items}) == len({item.number for item in items}) == 7
+    for item in items:
+        assert len(item.sources) == 1
+        assert item.task == "reconstruction"
+        (image,) = one.sources(item)
+        assert image.mode == "RGB"
+
+
+def test_the_distance_is_that_of_the_stored_vectors(
+    tiny_pipe: Blip3oPipeline, images: Path
 ) -> None:
-    settings = (f"images={images}", "num_images=7")
-    found = [run(tiny_folder, tmp_path / n, *settings, f"batch_size={n}") for n in ("1", "4")]
-    (one, one_rows), (four, four_rows) = found
-    assert [row["image"] for row in one_rows] == [row["image"] for row in four_rows]
-    for name in ("psnr", "ssim", "frechet_own_features"):
-        assert one[name] == pytest.approx(four[name], rel=1e-3)
+    scores, rows = run(tiny_pipe, f"images={images}")
+    sides = []
+    for place in (0, 1):
+        texts = [data_of(row)["features"]["frechet_pocket_features"][place] for row in rows]
+        vectors = [np.frombuffer(base64.b64decode(text), "<f4") for text in texts]
+        sides.append(torch.from_numpy(np.stack(vectors)))
+    assert scores.figures["frechet_pocket_features"] == frechet_distance(*sides)
 
 
-def test_another_seed_draws_other_images(tiny_folder: Path, images: Path, tmp_path: Path) -> None:
-    settings = (f"images={images}", "num_images=7")
+def test_the_judging_features_are_those_of_the_bundled_encoder(images: Path) -> None:
+    pocket = Blip3oPipeline.from_pretrained("pocket", device="cpu", dtype="fp32")
+    benchmark = ReconstructionBenchmark(images=str(images), num_images=2)
+    samples = drawn(pocket, benchmark, benchmark.items())
+    for sample, row in zip(samples, rows_of(benchmark, samples), strict=True):
+        assert sample.image is not None
+        expected = pocket.encode([sample.image]).double().mean(1)[0]
+        text = data_of(row)["features"]["frechet_pocket_features"][1]
+        found = torch.from_numpy(np.frombuffer(base64.b64decode(text), "<f4").copy())
+        torch.testing.assert_close(found.double(), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_another_seed_draws_other_images(images: Path) -> None:
     names = [
-        [row["image"] for row in run(tiny_folder, tmp_path / seed, *settings, f"seed={seed}")[1]]
-        for seed in ("1", "2")
+        [str(item.data["name"]) for item in benchmark.items()]
+        for seed in (1, 2)
+        for benchmark in [ReconstructionBenchmark(images=str(images), num_images=7, seed=seed)]
     ]
     assert len(names[0]) == len(set(names[0])) == 7
     assert names[0] == sorted(names[0])
     assert names[0] != names[1]
 
 
-def test_equal_images_have_no_psnr(
-    tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(
-        Blip3oPipeline, "reconstruct", lambda self, images, **_: ImageOutput(list(images))
-    )
-    results, rows = run(tiny_folder, tmp_path, "num_images=3")
-    assert results["num_identical"] == results["num_samples"] == 3
-    assert results["psnr"] is results["overall"] is None
-    assert results["ssim"] == pytest.approx(1.0)
-    assert abs(results["frechet_own_features"]) < 1e-6
-    assert [row["psnr"] for row in rows] == [None] * 3
-    assert [row["image"] for row in rows] == ["scene 0", "scene 1", "scene 2"]
+def test_equal_images_have_no_psnr() -> None:
+    benchmark = ReconstructionBenchmark(num_images=3, scene_px=24)
+    items = benchmark.items()
+    originals = [benchmark.sources(item) for item in items]
+    samples = [
+        Sample(item=item, number=0, sha256="0", image=one[0], sources=one)
+        for item, one in zip(items, originals, strict=True)
+    ]
+    scores = benchmark.reduce(rows_of(benchmark, samples))
+    assert scores.figures["num_identical"] == scores.figures["num_images"] == 3
+    assert scores.overall is None
+    assert "psnr" not in scores.figures
+    assert scores.figures["ssim"] == pytest.approx(1.0)
+    assert abs(scores.figures["frechet_pocket_features"]) < 1e-4  # roots of rounding errors
+    assert [item.data["name"] for item in items] == ["scene 0", "scene 1", "scene 2"]
+    assert originals[0][0].size == (24, 24)
 
 
-def test_the_sheets_show_the_first_and_the_worst_images(
-    tiny_folder: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    seen: list[list[str]] = []
+def test_a_missing_reconstruction_has_the_worst_psnr(tiny_pipe: Blip3oPipeline) -> None:
+    benchmark = ReconstructionBenchmark(num_images=4)
+    samples = drawn(tiny_pipe, benchmark, benchmark.items())
+    samples[1] = dataclasses.replace(samples[1], image=None)
+    rows = rows_of(benchmark, samples)
+    rows[2] = dataclasses.replace(rows[2], verdict=None)
+    scores = benchmark.reduce(rows)
+    present = [data_of(rows[place])["psnr"] for place in (0, 3)]
+    assert scores.overall == pytest.approx(sum(present) / 4)
+    assert scores.figures["num_missing"] == 2
+    assert any("2 of 4 reconstructions are missing" in note for note in scores.notes)
+    assert benchmark.reduce([]).overall is None
 
-    def keep(shown: Any, captions: list[str], **options: Any) -> Image.Image:
-        seen.append(captions)
-        assert len(shown) == len(captions) == 32
-        return contact_sheet(shown, captions, **options)
 
-    monkeypatch.setattr(reconstruction, "contact_sheet", keep)
-    _, rows = run(tiny_folder, tmp_path, f"images={images}")
-    figures = [row["psnr"] for row in rows if "error" not in row]
-    for captions, shown in zip(seen, (figures[:16], sorted(figures)[:16]), strict=True):
-        assert captions[::2] == ["original"] * 16
-        assert captions[1::2] == [f"{figure:.1f} dB" for figure in shown]
+def test_an_original_is_stretched_to_the_size_of_the_result() -> None:
+    benchmark = ReconstructionBenchmark(num_images=1)
+    (item,) = benchmark.items()
+    original = Image.new("RGB", (50, 30), "red")
+    for size in ((16, 16), (40, 20), (8, 8)):
+        sample = Sample(
+            item=item, number=0, sha256="0", image=original.resize(size), sources=[original]
+        )
+        (row,) = rows_of(benchmark, [sample])
+        assert data_of(row)["is_identical"]
+        assert data_of(row)["image_px"] == [*size]
+        assert ("ssim" in data_of(row)) == (min(size) >= 11)
 
 
 def write_lpips(folder: Path) -> None:
@@ -130,40 +206,63 @@ def write_lpips(folder: Path) -> None:
         torch.save(content, folder / name)
 
 
-def test_networks_on_disk_judge_as_well(images: Path, tmp_path: Path) -> None:
+def halved(benchmark: ReconstructionBenchmark) -> list[Sample]:
+    """Returns the originals at half of their size as reconstructions."""
+    samples = []
+    for item in benchmark.items():
+        (source,) = benchmark.sources(item)
+        image = source.resize((source.width // 2, source.height // 2)).rotate(3)
+        samples.append(Sample(item=item, number=0, sha256="0", image=image, sources=[source]))
+    return samples
+
+
+def test_networks_on_disk_judge_as_well(tmp_path: Path) -> None:
     torch.manual_seed(0)
     torch.save(Inception().state_dict(), tmp_path / FILE)
-    settings = (f"images={images}", "num_images=3", f"judge_weights={tmp_path}")
-    results, _ = run("pocket", tmp_path / "out", *settings)
-    assert results["rfid"] >= 0
-    assert any("lpips is not measured" in note for note in results["notes"])
+    benchmark = ReconstructionBenchmark(num_images=2, judge_weights=str(tmp_path))
+    rows = rows_of(benchmark, halved(benchmark))
+    scores = benchmark.reduce(rows)
+    assert scores.figures["rfid"] >= 0
+    assert rows[0].verdict is not None
+    assert "inception-2015-12-05-" in rows[0].verdict.judge
+    assert "lpips" not in rows[0].verdict.judge
+    assert any("lpips is not measured" in note for note in scores.notes)
     (tmp_path / FILE).unlink()
     write_lpips(tmp_path)
-    results, rows = run("pocket", tmp_path / "out", *settings)
-    assert "rfid" not in results
-    assert any(f"has no {FILE}" in note for note in results["notes"])
-    assert all(row["lpips"] > 0 for row in rows)
+    rows = rows_of(benchmark, halved(benchmark))
+    scores = benchmark.reduce(rows)
+    assert "rfid" not in scores.figures
+    assert any(f"has no {FILE}" in note for note in scores.notes)
+    found = [data_of(row)["lpips"] for row in rows]
+    assert all(one > 0 for one in found)
+    assert scores.figures["lpips"] == pytest.approx(sum(found) / len(found))
 
 
-def test_images_too_small_for_lpips_are_noted(tiny_folder: Path, tmp_path: Path) -> None:
+def test_images_too_small_for_lpips_are_noted(tiny_pipe: Blip3oPipeline, tmp_path: Path) -> None:
     write_lpips(tmp_path)
-    results, _ = run(tiny_folder, tmp_path / "out", "num_images=2", f"judge_weights={tmp_path}")
-    assert any("needs images of 31 px" in note for note in results["notes"])
+    scores, _ = run(tiny_pipe, "num_images=2", f"judge_weights={tmp_path}")
+    assert any("needs images of 31 px" in note for note in scores.notes)
 
 
-def test_bad_input_is_refused_in_one_line(tiny_folder: Path, tmp_path: Path) -> None:
-    out, bad = tmp_path / "out", tmp_path / "bad"
+def prepare(settings: dict[str, Any]) -> None:
+    benchmark = from_dict(ReconstructionBenchmark, settings)
+    benchmark.items()
+    benchmark.scorer()
+
+
+def test_bad_input_is_refused_in_one_line(tmp_path: Path) -> None:
+    bad = tmp_path / "bad"
     bad.mkdir()
-    for settings, message in (
-        ([f"images={tmp_path / 'none'}"], "none"),
-        ([f"images={bad}"], "no image in"),
-        ([f"judge_weights={tmp_path / 'none'}"], "judge_weights: no such folder"),
-        (["num_images=0"], "num_images must be at least 1"),
-        (["decoder_guidance_scale=2"], "is not guided"),
-    ):
+    cases: tuple[tuple[dict[str, Any], str], ...] = (
+        ({"images": str(tmp_path / "none")}, "none"),
+        ({"images": str(bad)}, "no image in"),
+        ({"judge_weights": str(tmp_path / "none")}, "judge_weights: no such folder"),
+        ({"num_images": 0}, "num_images must be at least 1"),
+    )
+    for settings, message in cases:
         with pytest.raises(UsageError, match=message) as caught:
-            run_benchmark("reconstruction", str(tiny_folder), out, settings, device="cpu")
+            prepare(settings)
         assert "\n" not in str(caught.value)
     (bad / "a.png").write_bytes(b"\x89PNG\r\n\x1a\n")
     with pytest.raises(UsageError, match=r"no image of .* can be read"):
-        run(tiny_folder, out, f"images={bad}")
+        ReconstructionBenchmark(images=str(bad)).items()
