@@ -122,10 +122,14 @@ class RewardClient:
             data={"items": json.dumps([dict(item) for item in items])},
             files=[("images", (f"{n}", file)) for n, file in enumerate(files)],
         )
-        rewards = [Reward(**one) for one in answer["rewards"]]
+        wrong = f"{self._url} does not answer as a reward server of this version of blip3o"
+        try:
+            rewards = [Reward(**one) for one in answer["rewards"]]
+        except (KeyError, TypeError) as error:
+            raise UsageError(wrong) from error
         known = get_args(Outcome)
         if len(rewards) != len(files) or any(one.outcome not in known for one in rewards):
-            raise UsageError(f"{self._url} is not a reward server of this version of blip3o")
+            raise UsageError(wrong)
         return rewards
 
     def _answered(self, method: str, path: str, **content: Any) -> dict[str, Any]:  # noqa: ANN401
@@ -171,7 +175,7 @@ def _json_of(response: "httpx.Response", url: str) -> dict[str, Any]:
     try:
         return response.json()
     except ValueError as error:
-        raise UsageError(f"{url} does not answer with JSON: it is not a reward server") from error
+        raise UsageError(f"{url} does not answer with JSON, as a reward server does") from error
 
 
 def _message_of(response: "httpx.Response") -> str:

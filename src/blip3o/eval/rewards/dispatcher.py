@@ -170,6 +170,9 @@ class Dispatcher:
             if not self._stops.is_set():
                 say(f"blip3o: the scorer died with {len(left)} images in work: {error}")
             self._return(list(left.values()))
+        except BaseException:  # a bug: `_run` fails everything in the queue
+            self._queue.put_back(list(left.values()))
+            raise
         else:
             self._metrics.batch(len(batch), time.monotonic() - start)
 

@@ -32,7 +32,7 @@ class Running:
         self.url = f"http://127.0.0.1:{port}"
 
     def client(self, **options: Any) -> RewardClient:
-        return RewardClient(self.url, **{"patience_s": 120.0, **options})
+        return RewardClient(self.url, patience_s=120.0, **options)
 
     def stop(self) -> None:
         self.server.should_exit = True
@@ -47,12 +47,23 @@ def until(holds: Callable[[], object], seconds: float = 90) -> None:
         time.sleep(0.02)
 
 
-@pytest.fixture
-def fake(monkeypatch: pytest.MonkeyPatch) -> str:
+@pytest.fixture(scope="module")
+def fake() -> Iterator[str]:
     """The name of a benchmark whose scorer does as the metadata say."""
-    monkeypatch.syspath_prepend(Path(__file__).parent)
-    monkeypatch.setitem(REWARDS._table, "fake", "reward_fakes:FakeRewards")
-    return "fake"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("NO_PROXY", "127.0.0.1")
+        patch.syspath_prepend(Path(__file__).parent)
+        patch.setitem(REWARDS._table, "fake", "reward_fakes:FakeRewards")
+        yield "fake"
+
+
+@pytest.fixture(scope="module")
+def shared(fake: str) -> Iterator[Running]:
+    """A server that its tests leave ready."""
+    server = Running(fake, (), max_image_pixels=100, max_queue=100, max_images=50)
+    until(lambda: server.service.is_ready)
+    yield server
+    server.stop()
 
 
 @pytest.fixture

@@ -4,8 +4,7 @@ import base64
 import dataclasses
 import io
 import json
-from collections.abc import Iterator, Mapping
-from concurrent.futures import Future
+from collections.abc import Mapping
 from typing import Any
 
 import pytest
@@ -16,6 +15,7 @@ from starlette.testclient import TestClient
 
 from blip3o.core.errors import UsageError
 from blip3o.data.scenes.prompts import eval_prompts
+from blip3o.eval.benchmark import Item
 from blip3o.eval.rewards import Reward
 from blip3o.eval.rewards.app import RewardService, create_app
 from blip3o.eval.rewards.config import RewardServerConfig
@@ -62,8 +62,8 @@ class Server:
 
 
 @pytest.fixture
-def server() -> Iterator[Server]:
-    yield Server()
+def server() -> Server:
+    return Server()
 
 
 def text(data: bytes = PNG) -> str:
@@ -146,7 +146,7 @@ def test_limits_of_a_request() -> None:
 
 def test_a_full_queue_answers_429_with_the_time_to_wait() -> None:
     server = Server(max_queue=300)
-    server.service.queue.put_back([Task(server.service.source.item_of, b"") for _ in range(299)])
+    server.service.queue.put_back([Task(Item(id="", number=0), b"")] * 299)
     server.service.metrics.seconds_per_image = 0.04
     answer = server.json(images=["eHg="] * 2, items=[ITEM] * 2)
     check(answer, 429, "299 images are waiting")
@@ -233,11 +233,3 @@ def test_info_and_metrics(server: Server) -> None:
 def test_wrong_settings_are_refused(settings: dict[str, Any], words: str) -> None:
     with pytest.raises(UsageError, match=words):
         RewardServerConfig(**settings)
-
-
-def test_the_promise_of_a_reward_is_kept_once() -> None:
-    promise: Future[Reward] = Future()
-    promise.set_running_or_notify_cancel()
-    promise.set_result(Reward(score=1.0))
-    with pytest.raises(Exception, match="FINISHED"):
-        promise.set_result(Reward(score=0.0))

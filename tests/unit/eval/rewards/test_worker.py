@@ -15,7 +15,8 @@ from blip3o.eval.rewards.worker import judged
 SPEC = importlib.util.spec_from_file_location(
     "reward_fakes", Path(__file__).with_name("reward_fakes.py")
 )
-assert SPEC is not None and SPEC.loader is not None
+assert SPEC is not None
+assert SPEC.loader is not None
 FAKES = importlib.util.module_from_spec(SPEC)
 SPEC.loader.exec_module(FAKES)
 
