@@ -31,8 +31,8 @@ class Running:
         port = self.server.servers[0].sockets[0].getsockname()[1]
         self.url = f"http://127.0.0.1:{port}"
 
-    def client(self, **options: Any) -> RewardClient:
-        return RewardClient(self.url, patience_s=120.0, **options)
+    def client(self, patience_s: float = 120.0) -> RewardClient:
+        return RewardClient(self.url, patience_s=patience_s)
 
     def stop(self) -> None:
         self.server.should_exit = True
