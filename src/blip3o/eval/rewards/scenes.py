@@ -1,0 +1,124 @@
+"""Rewards of the scenes benchmark: an exact detector judges drawings of known things."""
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from blip3o.core.config import override, to_dict
+from blip3o.data.scenes.prompts import CATEGORIES
+from blip3o.data.scenes.things import COLORS, THINGS
+from blip3o.eval import BENCHMARKS
+from blip3o.eval.benchmark import Item, Sample, Verdict
+from blip3o.eval.rewards.schemas import Strict
+from blip3o.eval.scene_detector import detect
+from blip3o.eval.scene_rules import WantedThing, judge_scene
+
+JUDGE = "scene-detector"
+_BATCH_SIZE = 8
+"""The detector takes one image at a time, so larger batches only delay the answers."""
+
+
+class WantedMetadata(Strict):
+    """Things that an image must show; see `WantedThing`."""
+
+    thing: str
+    color: str | None = None
+    count: Annotated[int, Field(ge=1, le=100)] = 1
+
+    @model_validator(mode="after")
+    def _is_known(self) -> "WantedMetadata":
+        if self.thing not in THINGS:
+            raise ValueError(f"the scenes have no thing {self.thing!r:.50}")
+        if self.color is not None and self.color not in COLORS:
+            raise ValueError(f"the scenes have no color {self.color!r:.50}")
+        return self
+
+
+class SceneMetadata(Strict):
+    """What an image must show: the fields of `blip3o.data.scenes.prompts.EvalPrompt`."""
+
+    category: str
+    include: Annotated[list[WantedMetadata], Field(min_length=1, max_length=20)]
+    relation: tuple[int, Literal["left of", "right of", "above", "below"], int] | None = None
+    prompt: str = ""
+
+    @field_validator("category")
+    @classmethod
+    def _is_known(cls, name: str) -> str:
+        if name not in CATEGORIES:
+            raise ValueError(f"unknown category {name!r:.50}; known: {', '.join(CATEGORIES)}")
+        return name
+
+    @model_validator(mode="after")
+    def _has_both_ends(self) -> "SceneMetadata":
+        if self.relation is not None:
+            ends = {self.relation[0], self.relation[2]}
+            if len(ends) < 2 or not ends <= set(range(len(self.include))):
+                raise ValueError("relation must name two different entries of include")
+        return self
+
+
+class SceneRewards:
+    """Rewards of text to image in the scenes benchmark: 1 if an image shows its prompt, else 0.
+
+    Args:
+        overrides: `path=value` changes of the settings of `ScenesBenchmark`.
+
+    Raises:
+        UsageError: for an unknown setting.
+    """
+
+    metadata = SceneMetadata
+
+    def __init__(self, overrides: Sequence[str] = ()) -> None:
+        self.settings: Mapping[str, Any] = to_dict(
+            override(BENCHMARKS.get("scenes")(), list(overrides))
+        )
+
+    def item_of(self, metadata: SceneMetadata) -> Item:
+        """Returns the item of an image."""
+        data = metadata.model_dump(mode="json", include={"include", "relation"})
+        return Item(id="", number=0, prompt=metadata.prompt, category=metadata.category, data=data)
+
+    def scorer(self) -> "SceneScorer":
+        """Returns the scorer; it has no weights."""
+        return SceneScorer()
+
+
+class SceneScorer:
+    """Judges drawings of scenes with the detector and the rules of the scenes benchmark."""
+
+    judge = JUDGE
+    batch_size = _BATCH_SIZE
+
+    def verdicts(self, samples: Sequence[Sample]) -> Iterator[Verdict]:
+        """Yields the verdict of each sample."""
+        for sample in samples:
+            yield scene_verdict(sample)
+
+
+def scene_verdict(sample: Sample) -> Verdict:
+    """Returns the verdict on an image for a prompt of the scenes benchmark.
+
+    Args:
+        sample: its item has `include` and `relation` of an `EvalPrompt` in `data`.
+    """
+    item, image = sample.item, sample.image
+    base = Verdict(item=item.id, number=sample.number, sha256=sample.sha256, judge=JUDGE)
+    assert image is not None, "text to image gives images"
+    if image.width != image.height:
+        error = f"a scene is square, but the image is {image.width}x{image.height}"
+        return dataclasses.replace(base, outcome="broken", data={"error": error})
+    relation = item.data.get("relation")
+    found = detect(image)
+    is_right = judge_scene(
+        found,
+        [WantedThing(**one) for one in item.data["include"]],
+        None if relation is None else tuple(relation),
+        exact_count=item.category == "counting",
+    )
+    return dataclasses.replace(
+        base, score=float(is_right), data={"found": [dataclasses.asdict(one) for one in found]}
+    )
