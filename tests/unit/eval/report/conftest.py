@@ -154,7 +154,8 @@ def make_folder(tmp_path: Path) -> Callable[..., Path]:
         )
         results.write(folder)
         notes = [*results.notes, *doubts(Evaluation.read(folder))]
-        dataclasses.replace(results, **{"notes": notes, **changes}).write(folder)
+        data = {**results.to_dict(), "notes": notes, **changes}
+        Results.from_dict(data).write(folder)
         return folder
 
     return make

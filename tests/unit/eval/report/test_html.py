@@ -98,7 +98,7 @@ def test_the_figures_of_the_page_are_those_of_the_files(make_folder: Callable[..
         "figures": {"compat": {"total": 81.25}, "corrected": {"total": 79.75}},
         "notes": ["a note"],
         "settings": {"world": "small"},
-        "other": {"lately": 5},
+        "lately": {"later": 5},
     }
     found = parsed(make_folder(changes=changes))
     for word in ("0.432", "0.250", "open", "81.25", "79.75", "a note", "world", "small", "lately"):
