@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
-from blip3o.core.errors import UsageError
+from blip3o.core.errors import UsageError, reason_of
 from blip3o.core.files import read_text
 from blip3o.core.texts import load_json
 from blip3o.eval.benchmark import Item, Outcome, Row, Verdict
@@ -110,13 +110,9 @@ class Evaluation:
     def place(self, item: str, number: int) -> Place | None:
         """Returns the file of a sample; None if it is not there."""
         place = self.places.get((item, number))
-        if place is not None:
-            return place if place.file.is_file() else None
-        for ending in _ENDINGS:
-            file = self.folder / SAMPLES / item / f"{number}{ending}"
-            if file.is_file():
-                return Place(file)
-        return None
+        if place is None:
+            return own_place(self.folder, item, number)
+        return place if place.file.is_file() else None
 
     def _contradictions(self) -> Iterator[str]:
         """Yields the differences between `results.json` and the other files."""
@@ -132,6 +128,15 @@ class Evaluation:
                 f"{FILE} counts {self.results.num_samples:,} samples, but {ITEMS} asks for "
                 f"{sum(found.values()):,}."
             )
+
+
+def own_place(folder: Path, item: str, number: int) -> Place | None:
+    """Returns the file of a sample in the folder of its evaluation; None if it is not there."""
+    for ending in _ENDINGS:
+        file = folder / SAMPLES / item / f"{number}{ending}"
+        if file.is_file():
+            return Place(file)
+    return None
 
 
 def outcomes_of(rows: Sequence[Row]) -> dict[str, int]:
@@ -153,7 +158,7 @@ def _items(file: Path, sha256: str) -> list[Item]:
             f"{sha256[:16]}...; restore it, or evaluate again"
         )
     items = []
-    for name, data in _objects(text, file):
+    for name, data in _objects(text.split("\n"), file):
         try:
             item = Item(**data)
             items.append(dataclasses.replace(item, sources=tuple(item.sources)))
@@ -186,13 +191,16 @@ def _tile(name: str, value: object) -> tuple[int, int, int, int] | None:
 
 def _lines(file: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
     """Yields (name for messages, object) of each line; an unfinished last line is no line."""
-    text = read_text(file, "verdicts")
+    try:
+        data = file.read_bytes()  # may be larger than the texts that users write
+    except OSError as error:
+        raise UsageError(f"cannot read verdicts from {file}: {reason_of(error)}") from error
     # A killed process may leave the start of a line, which a resumed run writes again.
-    return _objects(text[: text.rfind("\n") + 1], file)
+    return _objects(data[: data.rfind(b"\n") + 1].split(b"\n"), file)
 
 
-def _objects(text: str, file: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    for number, line in enumerate(text.split("\n"), 1):
+def _objects(lines: Sequence[bytes | str], file: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    for number, line in enumerate(lines, 1):
         if line.strip():
             name = f"{file}, line {number}"
             try:

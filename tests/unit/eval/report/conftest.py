@@ -1,6 +1,7 @@
 """A small benchmark, and folders of finished evaluations of it."""
 
 import dataclasses
+import functools
 import hashlib
 import json
 import statistics
@@ -13,7 +14,7 @@ from PIL import Image
 
 from blip3o.eval.benchmark import BenchmarkSettings, Item, Outcome, Row, Scores, Verdict
 from blip3o.eval.report.doubts import doubts, settled
-from blip3o.eval.report.evaluation import Evaluation, outcomes_of
+from blip3o.eval.report.evaluation import outcomes_of, own_place
 from blip3o.eval.report.intervals import bootstrap_intervals
 from blip3o.eval.report.results import Results, title_of
 
@@ -150,11 +151,9 @@ def make_folder(tmp_path: Path) -> Callable[..., Path]:
             settings=dataclasses.asdict(benchmark),
             intervals=bootstrap_intervals(benchmark.reduce, rows, scores, num_resamples=20),
             figures=scores.figures,
-            notes=scores.notes,
+            notes=[*scores.notes, *doubts(rows, functools.partial(own_place, folder))],
         )
-        results.write(folder)
-        notes = [*results.notes, *doubts(Evaluation.read(folder))]
-        data = {**results.to_dict(), "notes": notes, **changes}
+        data = {**results.to_dict(), **changes}
         Results.from_dict(data).write(folder)
         return folder
 
