@@ -13,7 +13,7 @@ from PIL import Image
 
 from blip3o.eval.benchmark import Row, Scores
 from blip3o.eval.detectors import DETECTORS
-from blip3o.eval.report.evaluation import place_of
+from blip3o.eval.report.evaluation import Place, place_of
 from blip3o.imaging.load import FORMATS
 
 FAILURES = ("missing", "broken")
@@ -85,12 +85,8 @@ def doubts(folder: Path, rows: Sequence[Row]) -> list[str]:
         rows: the rows of all samples.
     """
     images = [row for row in rows if row.item.task != "question"]
-    files = {
-        (row.item.id, row.number): place.file
-        for row in images
-        if (place := place_of(folder, row)) is not None
-    }
-    return [*doubts_on_rows(rows), *doubts_on_sizes(images, files)]
+    places = {(row.item.id, row.number): place_of(folder, row) for row in images}
+    return [*doubts_on_rows(rows), *doubts_on_sizes(images, places)]
 
 
 def doubts_on_rows(rows: Sequence[Row]) -> list[str]:
@@ -133,17 +129,17 @@ def doubts_on_rows(rows: Sequence[Row]) -> list[str]:
     return notes
 
 
-def doubts_on_sizes(rows: Sequence[Row], files: Mapping[tuple[str, int], Path]) -> list[str]:
+def doubts_on_sizes(
+    rows: Sequence[Row], places: Mapping[tuple[str, int], Place | None]
+) -> list[str]:
     """Returns notes on tiny images, and on images of another size than the others.
 
     Args:
         rows: rows of image samples.
-        files: file of each image, by (id of the item, number of the sample); a grid of several
-            samples is one file.
+        places: file of each sample, by (id of the item, number of the sample).
     """
-    sizes: dict[tuple[str, int], tuple[int, int]] = {}
-    for key, size in _sizes(files):
-        sizes[key] = size
+    wanted = {(row.item.id, row.number) for row in rows}
+    sizes = dict(_sizes({key: place for key, place in places.items() if key in wanted}))
     notes: list[str] = []
     tiny = [
         row for row in rows if min(sizes.get((row.item.id, row.number), (_TINY_PX,))) < _TINY_PX
@@ -172,20 +168,23 @@ def doubts_on_sizes(rows: Sequence[Row], files: Mapping[tuple[str, int], Path]) 
 
 
 def _sizes(
-    files: Mapping[tuple[str, int], Path],
+    places: Mapping[tuple[str, int], Place | None],
 ) -> Iterator[tuple[tuple[str, int], tuple[int, int]]]:
     """Yields the size of each image that has a header; the scorer counts the others as broken."""
     known: dict[Path, tuple[int, int] | None] = {}
-    for key, file in files.items():
-        if file not in known:
+    for key, place in places.items():
+        if place is None:
+            continue
+        if place.file not in known:
             try:
-                with Image.open(file, formats=FORMATS) as image:  # reads the header only
-                    known[file] = image.size
+                with Image.open(place.file, formats=FORMATS) as image:  # reads the header only
+                    known[place.file] = image.size
             except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
-                known[file] = None
-        size = known[file]
+                known[place.file] = None
+        size = known[place.file]
         if size is not None:
-            yield key, size
+            _, _, columns, lines = place.tile or (0, 0, 1, 1)
+            yield key, (size[0] // columns, size[1] // lines)
 
 
 def _sha256(row: Row) -> str:

@@ -65,8 +65,8 @@ def bootstrap_intervals(
         seed: seed of the resamples.
 
     Returns:
-        An interval for each figure of `scores`. It is None for fewer than two items, for a category
-        of one item, and if more than 5 % of the resamples lack the figure.
+        An interval for each figure of `scores`. It is None for fewer than two items, and if more
+        than 5 % of the resamples lack the figure, as for a category of one item.
     """
     clusters: dict[str, list[Row]] = {}
     for row in rows:
@@ -74,7 +74,6 @@ def bootstrap_intervals(
     groups = list(clusters.values())
     sizes = Counter(group[0].item.category for group in groups)
     names = [name for name, value in scores.by_category.items() if value is not None]
-    names = [name for name in names if sizes.get(name) != 1]
     found: dict[str, list[float]] = {name: [] for name in names}
     overalls: list[float] = []
     if len(groups) >= 2:

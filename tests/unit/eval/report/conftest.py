@@ -154,10 +154,9 @@ def make_folder(tmp_path: Path) -> Callable[..., Path]:
             settings=dataclasses.asdict(benchmark),
             intervals=bootstrap_intervals(benchmark.reduce, rows, scores, num_resamples=20),
             figures=scores.figures,
-            notes=scores.notes,
+            notes=[*scores.notes, *doubts(folder, rows)],
         )
-        notes = [*results.notes, *doubts(folder, rows)]
-        data = results.to_dict() | {"notes": notes, **changes}
+        data = results.to_dict() | dict(changes)
         Results.from_dict(json.loads(json.dumps(data))).write(folder)
         return folder
 

@@ -50,8 +50,9 @@ def test_items_are_paired_and_counted(make_folder: Callable[..., Path]) -> None:
     assert (found.first, found.second) == ("first", "second")
     assert (found.num_items, found.better, found.worse, found.equal) == (18, 2, 1, 15)
     assert found.p_value == sign_test(2, 1) == 1.0
-    assert found.difference == pytest.approx((0.5 + 0.25 - 0.25) / 18)
     assert found.interval is not None
+    assert found.difference is not None
+    assert found.difference == pytest.approx((0.5 + 0.25 - 0.25) / 18)
     assert found.interval[0] < found.difference < found.interval[1]
     assert (dict(found.left_out), list(found.remarks)) == ({}, [])
     (back,) = compared(second, first)

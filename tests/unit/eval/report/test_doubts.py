@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 
 from blip3o.eval.benchmark import Item, Outcome, Row, Scores, Task, Verdict
-from blip3o.eval.report.doubts import doubts, doubts_on_rows, settled
-from blip3o.eval.report.evaluation import Evaluation
+from blip3o.eval.report.doubts import doubts, doubts_on_rows, doubts_on_sizes, settled
+from blip3o.eval.report.evaluation import Evaluation, Place
 
 DETECTOR, CHAT = "mask2former-swin-s-743b7d99+clip", "gpt-4o-2024-05-13"
 
@@ -142,30 +142,42 @@ def test_equal_answers_and_images_of_equal_prompts_are_not_noted() -> None:
     assert doubts_on_rows([*answers, *twins, *lost]) == []
 
 
+def doubts_of(folder: Path) -> list[str]:
+    evaluation = Evaluation.read(folder)
+    return doubts(folder, evaluation.rows())
+
+
 def one_px(item: Item, number: int, px: int = 96) -> Image.Image:
     return Image.new("RGB", (px, px), (item.number, number, 0))
 
 
-def noted(folder: Path) -> list[str]:
-    return doubts(folder, Evaluation.read(folder).rows())
-
-
 def test_a_normal_folder_raises_no_doubt(make_folder: Callable[..., Path]) -> None:
-    assert noted(make_folder()) == []
+    assert doubts_of(make_folder()) == []
 
 
 def test_tiny_images_and_images_of_another_size_are_noted(
     make_folder: Callable[..., Path],
 ) -> None:
     folder = make_folder(draw=lambda item, n: one_px(item, n, 32 if item.number == 7 else 96))
-    assert noted(folder) == [
+    assert doubts_of(folder) == [
         "4 images have a side under 64 pixels (00007/0, 00007/1, 00007/2, ...): judges are not "
         "made for such images.",
         "4 of 72 images have another size than 96 x 96 (00007/0, 00007/1, 00007/2, ...: 32 x 32).",
     ]
 
 
+def test_a_tile_has_its_own_size(tmp_path: Path) -> None:
+    Image.new("RGB", (128, 128)).save(tmp_path / "grid.png")
+    Image.new("RGB", (80, 80)).save(tmp_path / "single.png")
+    rows = [row(0, number, 1.0) for number in range(3)]
+    places = [Place(tmp_path / "grid.png", (k, 0, 2, 2)) for k in range(2)]
+    places.append(Place(tmp_path / "single.png"))
+    keys = [(one.item.id, one.number) for one in rows]
+    (note,) = doubts_on_sizes(rows, dict(zip(keys, places, strict=True)))
+    assert note == "1 of 3 images have another size than 64 x 64 (i0/2: 80 x 80)."
+
+
 def test_files_that_are_no_images_are_left_to_the_scorer(make_folder: Callable[..., Path]) -> None:
     folder = make_folder()
     (folder / "samples/00000/0.png").write_bytes(b"")
-    assert noted(folder) == []
+    assert doubts_of(folder) == []

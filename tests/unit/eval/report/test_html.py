@@ -98,7 +98,7 @@ def test_the_figures_of_the_page_are_those_of_the_files(make_folder: Callable[..
         "figures": {"compat": {"total": 81.25}, "corrected": {"total": 79.75}},
         "notes": ["a note"],
         "settings": {"world": "small"},
-        "other": {"lately": 5},
+        "lately": {"later": 5},
     }
     found = parsed(make_folder(changes=changes))
     for word in ("0.432", "0.250", "open", "81.25", "79.75", "a note", "world", "small", "lately"):
@@ -134,9 +134,11 @@ def test_the_worst_samples_come_first_from_all_categories(
 
 
 def test_images_are_scaled_down(make_folder: Callable[..., Path]) -> None:
-    folder = make_folder(draw=lambda item, number: Image.new("RGB", (1000, 500), "red"))
+    folder = make_folder(
+        items_per_category=1, draw=lambda item, number: Image.new("RGB", (1000, 500), "red")
+    )
     images = parsed(folder).images()
-    assert len(images) == 18
+    assert len(images) == 6  # the worst and the best of each item
     assert {image.size for image in images} == {(320, 160)}
     (red, green, blue) = images[0].convert("RGB").getpixel((10, 10))  # pyrefly: ignore[not-iterable]
     assert red > 240
