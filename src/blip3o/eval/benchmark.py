@@ -115,7 +115,8 @@ class Verdict:
         if unknown:
             raise ValueError(f"unknown keys {', '.join(sorted(unknown))}")
         try:
-            verdict = cls(**(data | {"tile": data.get("tile") and tuple(data["tile"])}))
+            values: dict[str, Any] = dict(data)
+            verdict = cls(**values | {"tile": values.get("tile") and tuple(values["tile"])})
         except TypeError as error:
             raise ValueError(str(error)) from error
         if verdict.tile is not None and len(verdict.tile) != 4:
@@ -265,6 +266,3 @@ class Benchmark(abc.ABC):
     def remarks(self) -> Sequence[str]:
         """Returns the deviations from the published benchmark, which the headline states."""
         return ()
-
-
-BenchmarkSettings = Benchmark

@@ -15,7 +15,7 @@ from blip3o.core.bounds import Count
 from blip3o.core.config import LocalPath
 from blip3o.core.errors import UsageError
 from blip3o.core.registry import Registry
-from blip3o.eval.benchmark import BenchmarkSettings, Item, Layout, Row, Sample, Scores, Verdict
+from blip3o.eval.benchmark import Benchmark, Item, Layout, Row, Sample, Scores, Verdict
 from blip3o.eval.prompt_lists import read_prompts
 
 Scale = Literal["percent", "cosine", "clipscore"]
@@ -56,7 +56,7 @@ CLIP_ENCODERS: Registry[Callable[[Path], ClipEncoder]] = Registry(
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ClipScoreBenchmark(BenchmarkSettings):
+class ClipScoreBenchmark(Benchmark):
     """Settings of the benchmark.
 
     Args:

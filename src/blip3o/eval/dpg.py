@@ -19,7 +19,7 @@ from PIL import Image
 from blip3o.core.bounds import Count
 from blip3o.core.config import LocalPath, component, to_dict
 from blip3o.core.errors import UsageError
-from blip3o.eval.benchmark import BenchmarkSettings, Item, Row, Sample, Scores, Verdict
+from blip3o.eval.benchmark import Benchmark, Item, Row, Sample, Scores, Verdict
 from blip3o.eval.grids import GridLayout
 from blip3o.eval.judges import JudgeConfig
 from blip3o.eval.prompt_files import PromptFile, ReadFile
@@ -234,7 +234,7 @@ def _percents(marks: Iterable[tuple[str, float]]) -> dict[str, float | None]:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class DPGBenchmark(BenchmarkSettings):
+class DPGBenchmark(Benchmark):
     """Settings of DPG-Bench.
 
     Args:

@@ -23,7 +23,7 @@ from blip3o.core.device import resolve_device
 from blip3o.core.errors import UsageError, first_line, reason_of
 from blip3o.core.files import atomic_file
 from blip3o.core.log import progress
-from blip3o.eval.benchmark import BenchmarkSettings, Item, Layout, Row, Sample, Scores, Verdict
+from blip3o.eval.benchmark import Benchmark, Item, Layout, Row, Sample, Scores, Verdict
 from blip3o.eval.frechet import frechet_distance, kernel_distance
 from blip3o.eval.image_sets import ImageSet, top_folder
 from blip3o.eval.inception import (
@@ -45,7 +45,7 @@ _ADVICE = "use more, or few_images=true"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class FidBenchmark(BenchmarkSettings):
+class FidBenchmark(Benchmark):
     """Settings of the benchmark.
 
     Args:

@@ -20,7 +20,7 @@ from blip3o.core.config import LocalPath
 from blip3o.core.errors import UsageError, shown
 from blip3o.core.files import read_lines
 from blip3o.core.texts import load_json
-from blip3o.eval.benchmark import BenchmarkSettings, Found, Item, Row, Sample, Scores
+from blip3o.eval.benchmark import Benchmark, Found, Item, Row, Sample, Scores
 from blip3o.eval.judges import JudgeConfig
 from blip3o.eval.judges.asking import Reading
 from blip3o.eval.reading import (
@@ -307,7 +307,7 @@ def statistics(edits: Sequence[ScoredEdit]) -> dict[str, dict[str, float | None]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class GEditBenchmark(BenchmarkSettings):
+class GEditBenchmark(Benchmark):
     """Settings of GEdit-Bench.
 
     Args:

@@ -1,6 +1,5 @@
 """The stage that generates samples: whole groups of the plan, each file written atomically."""
 
-import io
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,7 +11,7 @@ from blip3o.core.log import progress
 from blip3o.core.shard import WHOLE, Shard
 from blip3o.eval.benchmark import Benchmark, Item
 from blip3o.eval.models import Asked, EvaluatedModel, Output, Refused
-from blip3o.eval.plan import SAMPLES, Job, Plan, sample_file
+from blip3o.eval.plan import SAMPLES, Job, Plan, png, sample_file
 
 SUFFIXES = (".png", ".txt", ".refused")
 
@@ -74,10 +73,3 @@ def _write(folder: Path, job: Job, output: Output) -> None:
     except OSError as error:
         raise UsageError(f"cannot write to {file.parent}: {error}") from error
     write_atomic(file, data)
-
-
-def png(image: Image.Image) -> bytes:
-    """Returns an image as the bytes of a PNG file without metadata."""
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG")
-    return buffer.getvalue()

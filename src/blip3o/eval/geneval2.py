@@ -19,7 +19,7 @@ from blip3o.core.errors import UsageError
 from blip3o.core.files import atomic_file, read_text, write_atomic
 from blip3o.core.log import say
 from blip3o.core.texts import load_json
-from blip3o.eval.benchmark import BenchmarkSettings, Found, Item, Row, Sample, Scores, Verdict
+from blip3o.eval.benchmark import Benchmark, Found, Item, Row, Sample, Scores, Verdict
 from blip3o.eval.judges import JudgeConfig
 from blip3o.eval.prompt_files import PromptFile, ReadFile
 from blip3o.eval.vqa import (
@@ -85,7 +85,7 @@ def geometric_mean(values: Sequence[float]) -> float:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class GenEval2Benchmark(BenchmarkSettings):
+class GenEval2Benchmark(Benchmark):
     """Settings of GenEval 2.
 
     Args:

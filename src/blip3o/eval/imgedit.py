@@ -17,7 +17,7 @@ from blip3o.core.bounds import Count
 from blip3o.core.config import LocalPath
 from blip3o.core.errors import UsageError, shown
 from blip3o.core.texts import load_json
-from blip3o.eval.benchmark import BenchmarkSettings, Item, Row, Sample, Scores
+from blip3o.eval.benchmark import Benchmark, Item, Row, Sample, Scores
 from blip3o.eval.judges import JudgeConfig
 from blip3o.eval.judges.asking import Reading
 from blip3o.eval.prompt_files import PromptFile, ReadFile
@@ -130,7 +130,7 @@ def official_mean(averages: Mapping[str, float]) -> float | None:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ImgEditBenchmark(BenchmarkSettings):
+class ImgEditBenchmark(Benchmark):
     """Settings of the basic suite.
 
     Args:

@@ -2,11 +2,14 @@
 
 import dataclasses
 import hashlib
+import io
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
+
+from PIL import Image
 
 from blip3o.core.errors import UsageError
 from blip3o.core.files import read_text, write_atomic
@@ -129,6 +132,8 @@ def sample_file(folder: Path, job: Job, suffix: str) -> Path:
     return folder / job.item.id / f"{job.number}{suffix}"
 
 
-def hashes(files: Sequence[bytes]) -> tuple[str, ...]:
-    """Returns the sha256 of each file."""
-    return tuple(hashlib.sha256(data).hexdigest() for data in files)
+def png(image: Image.Image) -> bytes:
+    """Returns an image as the bytes of a PNG file without metadata."""
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    return buffer.getvalue()

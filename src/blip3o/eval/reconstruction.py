@@ -26,7 +26,7 @@ from blip3o.core.log import progress
 from blip3o.core.rng import numpy_rng
 from blip3o.data.scenes.render import render
 from blip3o.data.scenes.scene import sample_scene
-from blip3o.eval.benchmark import BenchmarkSettings, Item, Layout, Row, Sample, Scores, Verdict
+from blip3o.eval.benchmark import Benchmark, Item, Layout, Row, Sample, Scores, Verdict
 from blip3o.eval.frechet import frechet_distance
 from blip3o.eval.image_sets import ImageSet, top_folder
 from blip3o.eval.inception import FILE as INCEPTION_FILE
@@ -53,7 +53,7 @@ _Extract = Callable[[Sequence[Image.Image]], Tensor]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ReconstructionBenchmark(BenchmarkSettings):
+class ReconstructionBenchmark(Benchmark):
     """Settings of the benchmark.
 
     Args:

@@ -13,7 +13,8 @@ from blip3o.eval.models import PipelineModel, RemoteModel
 from blip3o.eval.report.results import Results
 from blip3o.eval.stages import evaluate, score_folder
 from blip3o.generate.pipeline import Blip3oPipeline
-from blip3o.remote.client import ChatClient, ServerSettings
+from blip3o.remote.client import ChatClient
+from blip3o.remote.http import ServerSettings
 from blip3o.remote.images import ImageClient
 
 

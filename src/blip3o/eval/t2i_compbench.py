@@ -20,7 +20,7 @@ from blip3o.core.errors import UsageError
 from blip3o.core.files import atomic_file, read_text
 from blip3o.core.log import say
 from blip3o.core.texts import load_json
-from blip3o.eval.benchmark import BenchmarkSettings, Found, Item, Row, Sample, Scores, Verdict
+from blip3o.eval.benchmark import Benchmark, Found, Item, Row, Sample, Scores, Verdict
 from blip3o.eval.judges import JudgeConfig
 from blip3o.eval.prompt_files import PromptFile
 from blip3o.eval.vqa import (
@@ -86,7 +86,7 @@ def simple_phrases(prompt: str) -> list[str] | None:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class T2ICompBenchmark(BenchmarkSettings):
+class T2ICompBenchmark(Benchmark):
     """Settings of T2I-CompBench.
 
     Args:

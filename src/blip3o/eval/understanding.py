@@ -17,7 +17,7 @@ from blip3o.core.config import LocalPath
 from blip3o.core.errors import UsageError
 from blip3o.core.files import read_text
 from blip3o.core.texts import load_json
-from blip3o.eval.benchmark import BenchmarkSettings, Item, Row, Sample, Scores, Verdict
+from blip3o.eval.benchmark import Benchmark, Item, Row, Sample, Scores, Verdict
 from blip3o.eval.vqa import (
     MME_COGNITION,
     MME_PERCEPTION,
@@ -37,7 +37,7 @@ _LEAST_ANNOTATORS = 4
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class UnderstandingBenchmark(BenchmarkSettings):
+class UnderstandingBenchmark(Benchmark):
     """Settings of the benchmark.
 
     Args:

@@ -1,64 +1,39 @@
-"""The scenes benchmark as a command runs it: its files, also after a failure."""
+"""The scenes benchmark: its items, its rules, and the command that runs it."""
 
-import json
 from pathlib import Path
-from typing import NoReturn
 
 import pytest
+from PIL import Image
 
-from blip3o import Blip3oPipeline
 from blip3o.core.errors import UsageError
-from blip3o.core.lock import locked
-from blip3o.eval import WriteRow, run_benchmark
+from blip3o.data.scenes.render import render
+from blip3o.eval.benchmark import Item, Row, Sample, Task, Verdict
+from blip3o.eval.report.results import Results
 from blip3o.eval.scenes import ScenesBenchmark
+from blip3o.eval.start import run_benchmark
 
 FEW = (
     *("prompts_per_category=1", "images_per_prompt=1", "num_edits=2", "num_reconstructions=1"),
     *("num_questions=0", "num_captions=0"),
 )
+SMALL = ScenesBenchmark(
+    prompts_per_category=2, num_questions=8, num_captions=3, num_edits=4, num_reconstructions=3
+)
 
 
-def test_figures_and_verdicts_are_written(tiny_folder: Path, tmp_path: Path) -> None:
-    out = tmp_path / "new" / "out"
-    results = run_benchmark("scenes", str(tiny_folder), out, FEW, device="cpu", dtype="fp32")
-    stored = json.loads((out / "results.json").read_text())
-    assert stored == results
-    assert {"benchmark", "overall", "by_category", "num_samples", "settings"} <= stored.keys()
-    assert len(stored["by_category"]) == stored["num_samples"] == 6
-    rows = [json.loads(line) for line in (out / "samples.jsonl").read_text().splitlines()]
-    assert [row["part"] for row in rows] == ["text_to_image"] * 6 + ["edit"] * 2 + ["reconstruct"]
-
-
-def test_a_failed_run_keeps_the_files_of_the_run_before(
-    tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def fail(self: ScenesBenchmark, pipe: Blip3oPipeline, out: Path, write: WriteRow) -> NoReturn:
-        write({"part": "edit"})
-        (out / "edits.png").write_text("of this run")
-        raise RuntimeError("no memory")
-
-    monkeypatch.setattr(ScenesBenchmark, "run", fail)
-    (tmp_path / "samples.jsonl").write_text("of the run before\n")
-    (tmp_path / "edits.png").write_text("of the run before")
-    with pytest.raises(RuntimeError, match="no memory"):
-        run_benchmark("scenes", str(tiny_folder), tmp_path, device="cpu")
-    assert (tmp_path / "samples.jsonl").read_text() == "of the run before\n"
-    assert (tmp_path / "edits.png").read_text() == "of the run before"
-    assert {file.name for file in tmp_path.iterdir()} == {"samples.jsonl", "edits.png"}
-
-
-def test_a_run_of_other_parts_removes_the_sheets_of_the_run_before(
-    tiny_folder: Path, tmp_path: Path
-) -> None:
-    (tmp_path / "mine.png").write_text("a file of the user")
-    few = [setting for setting in FEW if setting != "num_edits=2"]
-    for edits, names in ((1, {"edits", "reconstructions", "text_to_image"}), (0, set())):
-        parts = few if edits else [*few, "prompts_per_category=0", "num_reconstructions=0"]
-        settings = [*parts, f"num_edits={edits}"]
-        run_benchmark("scenes", str(tiny_folder), tmp_path, settings, device="cpu")
-        stored = json.loads((tmp_path / "results.json").read_text())
-        assert {Path(name).stem for name in stored["sheets"]} == names
-        assert {file.stem for file in tmp_path.glob("*.png")} == {*names, "mine"}
+def test_the_command_stores_the_settings_of_the_model(tiny_folder: Path, tmp_path: Path) -> None:
+    results = run_benchmark(
+        *("scenes", str(tiny_folder), tmp_path, FEW),
+        model_overrides=["sampling.num_inference_steps=2"],
+        device="cpu",
+        dtype="fp32",
+    )
+    assert results == Results.read(tmp_path)
+    assert results is not None
+    assert results.model["model_overrides"] == ["sampling.num_inference_steps=2"]
+    assert results.sampler["num_inference_steps"] == 2
+    assert len(results.by_category) == 6
+    assert results.num_samples == 6 + 2 + 1
 
 
 def test_a_folder_that_cannot_be_written_is_refused_before_a_model_is_loaded(
@@ -74,10 +49,84 @@ def test_more_prompts_than_exist_are_refused(tiny_folder: Path, tmp_path: Path) 
         run_benchmark("scenes", str(tiny_folder), tmp_path, ["prompts_per_category=600"])
 
 
-def test_a_second_evaluation_into_a_folder_is_refused(tiny_folder: Path, tmp_path: Path) -> None:
-    with (
-        locked(tmp_path / ".lock"),
-        pytest.raises(UsageError, match=r"^process \d+ on .* evaluates into .*another --out$"),
-    ):
-        run_benchmark("scenes", str(tiny_folder), tmp_path, FEW, device="cpu", dtype="fp32")
-    assert not list(tmp_path.iterdir())
+def test_a_part_of_zero_items_is_skipped() -> None:
+    tasks = [item.task for item in SMALL.items()]
+    assert tasks == ["text_to_image"] * 12 + ["question"] * 11 + ["edit"] * 4 + [
+        "reconstruction"
+    ] * 3
+    none = ScenesBenchmark(
+        prompts_per_category=0, num_questions=0, num_captions=0, num_edits=0, num_reconstructions=0
+    )
+    assert none.items() == []
+    assert none.reduce([]).overall is None
+
+
+def answered(item: Item) -> Sample:
+    """Returns the right output for an item: the truth as a text, or a render of the truth."""
+    image: Image.Image | None = None
+    text: str | None = None
+    if item.data["part"] == "vqa":
+        text = f"{item.data['truth'].upper()}."
+    elif item.data["part"] == "caption":
+        text = ", ".join(f"a {color} {thing}" for color, thing in item.data["truth"])
+    elif item.task == "edit":
+        image = render(SMALL.edit_of(item).target, 96)
+    else:
+        image = render(SMALL.scene_of(item), 96)
+    return Sample(item=item, number=0, sha256="", image=image, text=text)
+
+
+def verdicts_on(samples: list[Sample]) -> list[Verdict]:
+    return list(SMALL.scorer().verdicts(samples))
+
+
+def test_the_truth_is_judged_right_and_another_output_wrong() -> None:
+    items = [item for item in SMALL.items() if item.task != "text_to_image"]
+    right = [answered(item) for item in items]
+    assert [verdict.score for verdict in verdicts_on(right)] == [1.0] * len(items)
+    blank = Image.new("RGB", (96, 96), "white")
+    wrong = [
+        Sample(item=one.item, number=0, sha256="", text="?")
+        if one.image is None
+        else Sample(item=one.item, number=0, sha256="", image=blank)
+        for one in right
+    ]
+    assert [verdict.score for verdict in verdicts_on(wrong)] == [0.0] * len(items)
+
+
+def test_an_image_that_is_not_square_is_wrong() -> None:
+    (item, *_) = SMALL.items()
+    (verdict,) = verdicts_on(
+        [Sample(item=item, number=0, sha256="", image=Image.new("RGB", (96, 80)))]
+    )
+    assert verdict.score == 0.0
+    assert verdict.data["reason"] == "the image is not square: (96, 80)"
+
+
+def test_the_headline_is_the_mean_of_the_categories_of_text_to_image() -> None:
+    def row(part: str, category: str, task: Task, score: float | None) -> Row:
+        item = Item(id="a", number=0, task=task, category=category, data={"part": part})
+        if score is None:
+            return Row(item, 0, None)
+        return Row(item, 0, Verdict(item="a", number=0, sha256="", judge="j", score=score))
+
+    scores = SMALL.reduce(
+        [
+            row("text_to_image", "colors", "text_to_image", 1.0),
+            row("text_to_image", "counting", "text_to_image", 1.0),
+            row("text_to_image", "counting", "text_to_image", None),
+            row("vqa", "what", "question", 1.0),
+            row("vqa", "where", "question", 0.0),
+            row("edit", "recolor", "edit", None),
+            row("caption", "", "question", 0.5),
+        ]
+    )
+    assert scores.by_category == {"colors": 1.0, "counting": 0.5}
+    assert scores.overall == 0.75
+    assert scores.figures == {
+        "vqa_accuracy": 0.5,
+        "vqa_by_kind": {"what": 1.0, "where": 0.0},
+        "edit_accuracy": 0.0,
+        "edit_by_kind": {"recolor": 0.0},
+        "caption_attribute_accuracy": 0.5,
+    }

@@ -9,6 +9,7 @@ import shutil
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
+from multiprocessing.context import ForkProcess
 from pathlib import Path
 
 import pytest
@@ -107,7 +108,7 @@ def test_removed_samples_and_verdicts_come_back_equal(
     assert files_of(out) == files_of(whole)
 
 
-def forked(act: Callable[[], object]) -> multiprocessing.Process:
+def forked(act: Callable[[], object]) -> ForkProcess:
     process = multiprocessing.get_context("fork").Process(target=act)
     process.start()
     return process
@@ -280,9 +281,8 @@ class Painter:
 
 
 def test_a_sample_without_judgement_leaves_no_headline(tmp_path: Path) -> None:
-    grades: list[tuple[Outcome, float | None]] = [("judged", 1.0), ("judged", 0.5)]
-    grades += [("refusal", None), ("unreadable", None)]
-    results = evaluate("grading", Grading(grades=tuple(grades)), Painter(), tmp_path)
+    judged, failed = (("judged", 1.0), ("judged", 0.5)), (("refusal", None), ("unreadable", None))
+    results = evaluate("grading", Grading(grades=(*judged, *failed)), Painter(), tmp_path)
     assert results is not None
     assert results.overall is None
     assert results.outcomes == {"judged": 2, "refusal": 1, "unreadable": 1}

@@ -13,7 +13,7 @@ from typing import Any, cast
 import pytest
 
 from blip3o.remote.chat import ChatRequest
-from blip3o.remote.client import ServerSettings
+from blip3o.remote.http import ServerSettings
 
 
 @dataclasses.dataclass

@@ -14,7 +14,8 @@ import pytest
 
 from blip3o.core.errors import UsageError
 from blip3o.remote.chat import Answer, ChatImage, ChatRequest
-from blip3o.remote.client import ChatClient, ServerSettings, _retry_after, read_answer
+from blip3o.remote.client import ChatClient, read_answer
+from blip3o.remote.http import ServerSettings, _retry_after
 
 Questions = Callable[[int], list[ChatRequest]]
 Server = Any  # the class in conftest.py
@@ -280,8 +281,8 @@ def test_a_server_that_goes_away_is_a_fault_of_the_transport(
     assert ask_all(client, [YES])[0].outcome == "answered"
     server.shutdown()
     server.socket.close()
-    client._http.close()
-    client._http = ChatClient(settings)._http  # without the open connection
+    client._server._http.close()
+    client._server._http = ChatClient(settings)._server._http  # without the open connection
     assert ask_all(client, [YES])[0].outcome == "transport"
     server.socket = socket.create_server(("127.0.0.1", 0))  # for the end of the fixture
 

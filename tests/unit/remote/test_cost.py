@@ -14,8 +14,9 @@ from PIL import Image
 from blip3o.core.errors import PreemptedError, UsageError
 from blip3o.remote.cache import CachedModel
 from blip3o.remote.chat import Answer, ChatImage, ChatRequest
-from blip3o.remote.client import ChatClient, ServerSettings
+from blip3o.remote.client import ChatClient
 from blip3o.remote.cost import Budget, Prices, Spent, estimate
+from blip3o.remote.http import ServerSettings
 
 Questions = Callable[[int], list[ChatRequest]]
 Server = Any  # the class in conftest.py

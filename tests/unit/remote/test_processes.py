@@ -15,8 +15,9 @@ from typing import Any
 from blip3o.core.files import write_atomic
 from blip3o.remote.cache import CachedModel
 from blip3o.remote.chat import ChatRequest
-from blip3o.remote.client import ChatClient, ServerSettings
+from blip3o.remote.client import ChatClient
 from blip3o.remote.cost import Budget
+from blip3o.remote.http import ServerSettings
 
 Server = Any  # the class in conftest.py
 NUM_QUESTIONS, NUM_KILLS, IN_FLIGHT = 120, 4, 4
@@ -27,7 +28,8 @@ from pathlib import Path
 from blip3o.core.errors import PreemptedError
 from blip3o.remote.cache import CachedModel
 from blip3o.remote.chat import ChatImage, ChatRequest
-from blip3o.remote.client import ChatClient, ServerSettings
+from blip3o.remote.client import ChatClient
+from blip3o.remote.http import ServerSettings
 from blip3o.remote.cost import Budget
 
 url, folder, count, in_flight, cap = sys.argv[1:]

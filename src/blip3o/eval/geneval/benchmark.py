@@ -16,7 +16,7 @@ from PIL import Image
 from blip3o.core.bounds import Count, NotNegative, Share
 from blip3o.core.config import LocalPath
 from blip3o.core.errors import UsageError, shown
-from blip3o.eval.benchmark import BenchmarkSettings, Item, Row, Sample, Scores, Verdict
+from blip3o.eval.benchmark import Benchmark, Item, Row, Sample, Scores, Verdict
 from blip3o.eval.clip import OPENAI_VIT_L_14, load_clip
 from blip3o.eval.detectors import DETECTORS, Detections, Detector, DetectorConfig
 from blip3o.eval.geneval.colors import ColorClassifier, crop_of
@@ -50,7 +50,7 @@ def _official_detector() -> DetectorConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class GenEvalBenchmark(BenchmarkSettings):
+class GenEvalBenchmark(Benchmark):
     """Settings of the benchmark; the defaults are those of the published scores.
 
     Args:

@@ -9,8 +9,9 @@ from blip3o.core.bounds import Count, NotNegative, Positive
 from blip3o.core.config import LocalPath
 from blip3o.core.files import check_folder
 from blip3o.remote.cache import CachedModel
-from blip3o.remote.client import ChatClient, ServerSettings
+from blip3o.remote.client import ChatClient
 from blip3o.remote.cost import Budget, Prices
+from blip3o.remote.http import ServerSettings
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

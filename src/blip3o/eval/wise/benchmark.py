@@ -14,7 +14,7 @@ from blip3o.core.bounds import Count
 from blip3o.core.config import LocalPath
 from blip3o.core.errors import UsageError, shown
 from blip3o.core.texts import load_json
-from blip3o.eval.benchmark import BenchmarkSettings, Item, Row, Sample, Scores
+from blip3o.eval.benchmark import Benchmark, Item, Row, Sample, Scores
 from blip3o.eval.judges import JudgeConfig
 from blip3o.eval.judges.asking import Reading
 from blip3o.eval.prompt_files import PromptFile, ReadFile
@@ -41,7 +41,7 @@ from blip3o.remote.chat import ChatRequest
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class WiseBenchmark(BenchmarkSettings):
+class WiseBenchmark(Benchmark):
     """Settings of WISE in its first version.
 
     Args:
