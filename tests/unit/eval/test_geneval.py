@@ -231,7 +231,7 @@ def test_verdicts_state_what_was_found() -> None:
     table: list[list[Finding]] = [
         [
             ("dog", (1, 2, 3, 4), 0.2),
-            ("bench", (4, 5, 14, 15), 0.5),
+            ("bench", (4, 5, 14, 16), 0.5),
             ("bench", (20, 5, 30, 15), 0.75),
         ],
         [("dog", (0, 0, 9, 9), 0.875)],
@@ -249,7 +249,7 @@ def test_verdicts_state_what_was_found() -> None:
         "tag": "t",
         "correct": True,
         "reason": "",
-        "details": {"bench": [[20, 5, 30, 15, 0.75], [4, 5, 14, 15, 0.5]]},
+        "details": {"bench": [[20, 5, 30, 15, 0.75], [4, 5, 14, 16, 0.5]]},
         "colors": [["bench", 1, "yellow"]],
         "best_score": 0.75,
     }
