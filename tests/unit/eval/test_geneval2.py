@@ -103,6 +103,16 @@ def test_the_figures_are_means_over_prompts_skills_and_counts(benchmark: GenEval
     json.dumps(dataclasses.asdict(scores))
 
 
+def test_tifa_reads_the_likeliest_token_in_lower_case(benchmark: GenEval2Benchmark) -> None:
+    tokens = {"How": {"TWO": 0.5, "3": 0.25}, "Are": {"YES": 0.5}, "Is": {"NO": 0.5}}
+    first, second = judged(benchmark, Judge(tokens))
+    assert first.verdict is not None
+    assert second.verdict is not None
+    assert first.verdict.data["is_likeliest"] == [True, True]
+    assert first.verdict.data["soft"] == [0, 0]
+    assert second.verdict.data["is_likeliest"] == [False]
+
+
 def test_a_missing_image_counts_as_0(benchmark: GenEval2Benchmark) -> None:
     rows = judged(benchmark, Judge(TOKENS))
     rows[1] = Row(rows[1].item, 0, None)
