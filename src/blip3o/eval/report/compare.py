@@ -191,7 +191,7 @@ def _compare(
         difference=statistics.fmean(differences) if differences else None,
         interval=_interval(differences, num_resamples, seed),
         left_out=dict(left_out),
-        remarks=_differences(first, second, first_label, second_label),
+        remarks=_differences(first, second, first_label, second_label, worst),
     )
 
 
@@ -212,7 +212,7 @@ def _interval(values: Sequence[float], num_resamples: int, seed: int) -> Bounds 
 
 
 def _differences(
-    first: Evaluation, second: Evaluation, first_label: str, second_label: str
+    first: Evaluation, second: Evaluation, first_label: str, second_label: str, worst: float
 ) -> list[str]:
     """Returns remarks on the differences between two evaluations of the same title."""
     remarks: list[str] = []
@@ -231,7 +231,9 @@ def _differences(
     for label, one in ((first_label, first), (second_label, second)):
         lost = sum(is_failure(row) for row in one.rows())
         if lost:
-            remarks.append(f"{lost:,} samples of {label} are missing or broken: the worst score.")
+            remarks.append(
+                f"{lost:,} samples of {label} are missing or broken: they score {worst:g}."
+            )
     return remarks
 
 

@@ -65,8 +65,9 @@ def bootstrap_intervals(
         seed: seed of the resamples.
 
     Returns:
-        An interval for each figure of `scores`. It is None for fewer than two items, and if more
-        than 5 % of the resamples lack the figure, as for a category of one item.
+        An interval for each figure of `scores`. It is None for fewer than two items, if no sample
+        has a score of its own (items that are drawn twice bias a distance between sets of images),
+        and if more than 5 % of the resamples lack the figure, as for a category of one item.
     """
     clusters: dict[str, list[Row]] = {}
     for row in rows:
@@ -76,7 +77,8 @@ def bootstrap_intervals(
     names = [name for name, value in scores.by_category.items() if value is not None]
     found: dict[str, list[float]] = {name: [] for name in names}
     overalls: list[float] = []
-    if len(groups) >= 2:
+    has_scores = any(row.verdict is not None and row.verdict.score is not None for row in rows)
+    if len(groups) >= 2 and has_scores:
         draw = _Draw(groups, is_stratified=min(sizes.values()) > 1)
         for number in range(num_resamples):
             resampled = reduce(draw(numpy_rng(seed, "eval intervals", number)))

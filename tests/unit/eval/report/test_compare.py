@@ -98,12 +98,13 @@ def test_missing_samples_have_the_worst_score(make_folder: Callable[..., Path]) 
     second = make_folder("second", score=constant(0.5), outcome=loses)
     (found,) = compared(first, second)
     assert (found.worse, found.equal, found.difference) == (2, 16, pytest.approx(-1 / 18))
-    assert "8 samples of second are missing or broken: the worst score." in found.remarks
+    assert "8 samples of second are missing or broken: they score 0." in found.remarks
     # with scores below 0, the lowest one is the worst
     third = make_folder("third", score=constant(-2.0))
     fourth = make_folder("fourth", score=constant(-2.0), outcome=loses)
     (found,) = compared(third, fourth)
     assert found.equal == 18
+    assert "8 samples of fourth are missing or broken: they score -2." in found.remarks
 
 
 @pytest.mark.parametrize(

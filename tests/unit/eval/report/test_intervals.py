@@ -11,7 +11,7 @@ from blip3o.eval.benchmark import Item, Row, Scores, Verdict
 from blip3o.eval.report.intervals import Intervals, bootstrap_intervals
 
 
-def row(item: int, number: int, score: float, category: str = "all") -> Row:
+def row(item: int, number: int, score: float | None, category: str = "all") -> Row:
     one = Item(id=f"item{item}", number=item, category=category, num_samples=4)
     verdict = Verdict(item=one.id, number=number, sha256="", judge="j", score=score)
     return Row(one, number, verdict)
@@ -89,6 +89,15 @@ def test_a_category_of_one_item_has_no_interval_and_does_not_narrow_the_headline
 
 def test_one_item_has_no_interval() -> None:
     found = intervals_of([row(0, k, float(k)) for k in range(4)])
+    assert found == Intervals(overall=None, by_category={"all": None})
+
+
+def test_a_figure_of_a_whole_set_has_no_interval() -> None:
+    def distance(rows: Sequence[Row]) -> Scores:
+        raise AssertionError("a distance is costly and is not resampled")
+
+    scores = Scores(overall=12.5, by_category={"all": 12.5})
+    found = bootstrap_intervals(distance, [row(k, 0, None) for k in range(9)], scores)
     assert found == Intervals(overall=None, by_category={"all": None})
 
 
