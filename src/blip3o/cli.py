@@ -26,7 +26,8 @@ from blip3o.core.describe import describe_settings
 from blip3o.core.errors import PreemptedError, UsageError, place_trouble
 from blip3o.core.files import check_file, check_folder, check_no_file
 from blip3o.core.log import say
-from blip3o.serve.config import add_options
+from blip3o.core.options import add_options
+from blip3o.serve.config import ServeConfig
 
 EXIT_FAILURE, EXIT_PREEMPTED, EXIT_INTERRUPTED = 1, 75, 130
 
@@ -152,7 +153,7 @@ def _add_image_commands(commands: argparse._SubParsersAction) -> None:
 
 def _add_run_commands(commands: argparse._SubParsersAction) -> None:
     command = _command(commands, "serve", cli_commands.serve, "serve an OpenAI-compatible API")
-    add_options(command)
+    add_options(command, ServeConfig)
     add_pipeline(command)
 
     command = _command(commands, "train", cli_commands.train, "train a recipe or resume its run")

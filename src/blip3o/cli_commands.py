@@ -9,7 +9,8 @@ from blip3o.cli_options import check_model, placement
 from blip3o.core.errors import UsageError
 from blip3o.core.files import home_path
 from blip3o.core.log import say
-from blip3o.serve.config import from_options
+from blip3o.core.options import from_options
+from blip3o.serve.config import ServeConfig
 from blip3o.weights.names import check_name
 
 if TYPE_CHECKING:
@@ -149,7 +150,7 @@ def serve(options: argparse.Namespace) -> None:
     except ImportError as error:
         raise UsageError(f"{error.name} is missing: pip install 'blip3o[serve]'") from error
     serve(
-        from_options(options),
+        from_options(ServeConfig, options),
         options.model,
         revision=options.revision,
         overrides=options.set,

@@ -13,10 +13,12 @@ from blip3o.cli_options import (
     check_model,
     placement,
 )
-from blip3o.cli_parser import count, path
+from blip3o.cli_parser import path
 from blip3o.core.errors import UsageError
-from blip3o.core.files import check_no_file
+from blip3o.core.files import check_file, check_no_file
+from blip3o.core.options import add_options, from_options
 from blip3o.core.shard import WHOLE, Shard
+from blip3o.eval.rewards.config import RewardServerConfig
 
 if TYPE_CHECKING:
     from blip3o.eval.report.results import Results
@@ -72,16 +74,16 @@ def add_eval_commands(commands: argparse._SubParsersAction, add: AddCommand) -> 
 
     command = add(commands, "eval report", _report, "compare results: table, plots, worst images")
     command.add_argument("folders", nargs="+", type=path, help="folders of evaluations")
-    add_out(command, "HTML file to write (default: print the table only)")
+    add_out(command, "HTML file to write (default: print the table only)", check_file)
+    command.add_argument(
+        "--side-by-side",
+        action="store_true",
+        help="show results of different titles together, without a comparison",
+    )
 
     command = add(commands, "eval serve-rewards", _serve_rewards, "serve a benchmark as rewards")
     command.add_argument("--benchmark", required=True, help="name of a benchmark of images")
-    command.add_argument(
-        "--host", default="127.0.0.1", help="address to listen on (default: %(default)s)"
-    )
-    command.add_argument(
-        "--port", type=count, default=8100, help="port to listen on (default: %(default)s)"
-    )
+    add_options(command, RewardServerConfig)
     _add_settings(command)
 
 
@@ -157,14 +159,18 @@ def _report(options: argparse.Namespace) -> None:
     """Prints a table of results, and writes a page that compares them."""
     from blip3o.eval.report.text import report
 
-    print(report(options.folders, options.out))
+    print(report(options.folders, options.out, side_by_side=options.side_by_side))
 
 
 def _serve_rewards(options: argparse.Namespace) -> None:
     """Serves rewards until the process is stopped."""
-    from blip3o.eval.rewards.start import serve_rewards
+    from blip3o.eval.rewards import REWARDS
 
-    serve_rewards(options.benchmark, options.overrides, host=options.host, port=options.port)
+    REWARDS.place(options.benchmark)
+    config = from_options(RewardServerConfig, options)
+    from blip3o.eval.rewards.server import serve_rewards
+
+    serve_rewards(options.benchmark, options.overrides, config)
 
 
 def _shard(options: argparse.Namespace) -> Shard:

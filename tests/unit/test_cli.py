@@ -15,11 +15,13 @@ from blip3o import Blip3oPipeline, __version__, cli_commands
 from blip3o.cli import build_parser, main
 from blip3o.core.config import from_dict, read_yaml
 from blip3o.core.errors import PreemptedError, UsageError
+from blip3o.core.options import flag
 from blip3o.core.shard import Shard
+from blip3o.eval.rewards.config import RewardServerConfig
 from blip3o.generate.text_settings import TextSettings
 from blip3o.recipes import RECIPES
 from blip3o.runs.start import load_recipe
-from blip3o.serve.config import ServeConfig, flag
+from blip3o.serve.config import ServeConfig
 from blip3o.study import STUDIES
 from blip3o.study.grid import Study
 from blip3o.train.config import RunConfig
@@ -30,6 +32,7 @@ TEXT = ["--temperature", "--top-p", "--top-k", "--seed", "--max-new-tokens", "--
 MODEL = ["--model", "--device", "--dtype", "--quantize", "--offload"]
 PIPELINE = ["--revision", "--set"]
 SERVE = [flag(field.name) for field in dataclasses.fields(ServeConfig)]
+REWARDS = [flag(field.name) for field in dataclasses.fields(RewardServerConfig)]
 OPTIONS = {
     "generate": ["prompt", "--prompts", "--out", "--num-images", *SAMPLING, *MODEL, *PIPELINE],
     "ask": ["image", *TEXT, *MODEL, *PIPELINE],
@@ -38,7 +41,12 @@ OPTIONS = {
     "reconstruct": ["image", "--out", "--seed", *MODEL, *PIPELINE],
     "serve": [*SERVE, *MODEL, *PIPELINE],
     "train": ["recipe", "--out", "overrides"],
-    "eval": ["benchmark", "--out", "overrides", *MODEL, *PIPELINE],
+    "eval": ["benchmark", "--out", "--shard", "--url", "overrides", *MODEL, *PIPELINE],
+    "eval score": [
+        *("benchmark", "folder", "--out", "--about", "--allow-missing", "--shard", "overrides")
+    ],
+    "eval report": ["folders", "--out", "--side-by-side"],
+    "eval serve-rewards": ["--benchmark", *REWARDS, "overrides"],
     "data": [],
     "data index": ["paths", "--jobs"],
     "data lint": [
@@ -325,13 +333,13 @@ def test_eval_accepts_and_stores_a_revision_and_settings_of_the_model(
 ) -> None:
     words = ["eval", "scenes", "--model", str(tiny_folder), "--out", str(tmp_path / "out")]
     assert "a revision belongs to a hub id" in refusal(capsys, *words, "--revision", "main")
-    parts = ("prompts_per_category", "num_questions", "num_captions", "num_edits")
-    words += [f"{part}=0" for part in (*parts, "num_reconstructions")]
+    parts = ("num_questions", "num_captions", "num_edits", "num_reconstructions")
+    words += ["prompts_per_category=1", "images_per_prompt=1", *(f"{part}=0" for part in parts)]
     assert main([*words, "--set", "sampling.num_inference_steps=2"]) == 0
     stored = json.loads((tmp_path / "out" / "results.json").read_text(encoding="utf-8"))
-    assert stored["revision"] is None
-    assert stored["settings"]["model_overrides"] == ["sampling.num_inference_steps=2"]
-    assert stored["settings"]["sampling"]["num_inference_steps"] == 2
+    assert stored["model"]["revision"] is None
+    assert stored["model"]["model_overrides"] == ["sampling.num_inference_steps=2"]
+    assert stored["sampler"]["num_inference_steps"] == 2
 
 
 def test_chat_uses_stdin_and_stdout(

@@ -17,10 +17,14 @@ from blip3o.eval.benchmark import Benchmark, Found, Outcome, Sample, Scorer, Ver
 from blip3o.eval.generate import find, sources_of
 from blip3o.eval.plan import SAMPLES, Job, Plan
 from blip3o.eval.verdicts import Key, VerdictFile, key_of
-from blip3o.imaging.load import open_image
+from blip3o.imaging.load import ImageLimits, open_image
 
 NOT_FINAL = {"transport", "missing", "broken"}
 """Outcomes that the next call tries again: the server or the sample may be there then."""
+
+
+_LIMITS = ImageLimits(max_bytes=2**30, max_pixels=2**28)
+"""Grids of four large images are larger than the files that users send."""
 
 
 class Loaded(NamedTuple):
@@ -126,7 +130,7 @@ def load(job: Job, benchmark: Benchmark, judge: str, found: Found | None) -> Loa
         if job.item.task == "question":
             text = data.decode()
         else:
-            image = _cut(open_image(data), found)
+            image = _cut(open_image(data, _LIMITS), found)
     except (UsageError, ValueError, OSError) as error:
         return Loaded(None, _fault(job, judge, "broken", sha256, f"{found.file.name}: {error}"))
     sample = Sample(

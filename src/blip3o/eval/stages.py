@@ -101,7 +101,7 @@ def score_folder(
     Raises:
         UsageError: if the folder is not in a known layout, is incomplete, or as the stages.
     """
-    if not folder.is_dir():
+    if not folder.exists():
         raise UsageError(f"no such folder: {folder}")
     with _working(out, shard):
         plan = write_plan(benchmark, out)

@@ -3,6 +3,7 @@
 import base64
 import dataclasses
 import io
+import itertools
 import json
 import random
 import threading
@@ -62,23 +63,23 @@ class ImageClient:
 
     def _image(self, request: ImageRequest) -> Image.Image | str:
         settings = self._settings
-        for attempt in range(settings.retries + 1):
+        for attempt in itertools.count():
             self._server.pace.wait(_NEVER)
             try:
                 return _read(self._post(request))
             except RefusedError as error:
                 return str(error) or "refused"
             except TransientError as error:
-                fault = error
-            pause_s = fault.pause_s
+                if attempt == settings.retries:
+                    raise UsageError(
+                        f"{settings.url} gave no image of {shown(request.prompt)} in "
+                        f"{attempt + 1} attempts: {error}"
+                    ) from error
+                pause_s = error.pause_s
             if pause_s is None:
                 pause_s = settings.pause_s * 2**attempt * random.uniform(0.5, 1.0)
-            if attempt < settings.retries:
-                self._server.pace.hold(min(pause_s, settings.longest_pause_s))
-        raise UsageError(
-            f"{settings.url} gave no image of {shown(request.prompt)} in {settings.retries + 1} "
-            f"attempts: {fault}"
-        )
+            self._server.pace.hold(min(pause_s, settings.longest_pause_s))
+        raise AssertionError("the last attempt returns or raises")
 
     def _post(self, request: ImageRequest) -> bytes:
         fields: dict[str, object] = {

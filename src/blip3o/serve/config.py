@@ -1,16 +1,9 @@
 """Settings of the server; each field is also an option of `blip3o serve`."""
 
-import argparse
 import dataclasses
-from typing import Any, TypeVar
 
 from blip3o.core.errors import UsageError
-
-T = TypeVar("T")
-
-
-def _option(default: T, text: str) -> T:
-    return dataclasses.field(default=default, metadata={"help": text})
+from blip3o.core.options import flag, option
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -21,67 +14,65 @@ class ServeConfig:
         UsageError: for a number that is not positive, or an empty host or alias.
     """
 
-    host: str = _option("127.0.0.1", "address to listen on; 0.0.0.0 for all addresses")
-    port: int = _option(8000, "port to listen on; 0 for any free port")
-    workers: int = _option(1, "number of engines; on CUDA, one per device")
-    max_batch: int = _option(8, "largest number of images sampled together")
-    max_wait_ms: float = _option(20.0, "longest wait for images that can share a batch")
-    unpadded_batches: bool = _option(
+    host: str = option("127.0.0.1", "address to listen on; 0.0.0.0 for all addresses")
+    port: int = option(8000, "port to listen on; 0 for any free port")
+    workers: int = option(1, "number of engines; on CUDA, one per device")
+    max_batch: int = option(8, "largest number of images sampled together")
+    max_wait_ms: float = option(20.0, "longest wait for images that can share a batch")
+    unpadded_batches: bool = option(
         False, "use batches of any size: faster, but rounding depends on the rest of the batch"
     )
-    compile: bool = _option(
+    compile: bool = option(
         False, "compile the sampler: faster after a slow first image of each batch size"
     )
-    max_queue: int = _option(64, "largest number of waiting requests; further ones get 429")
-    max_queue_pixels: int = _option(
+    max_queue: int = option(64, "largest number of waiting requests; further ones get 429")
+    max_queue_pixels: int = option(
         500_000_000,
         "pixels of all input images being decoded or waiting, 4 bytes each; beyond it, 429",
     )
-    max_chats: int = _option(8, "largest number of answers written at the same time")
-    max_chat_tokens: int = _option(
+    max_chats: int = option(8, "largest number of answers written at the same time")
+    max_chat_tokens: int = option(
         65_536, "total tokens of the answers being written, prompts included"
     )
-    timeout_s: float = _option(300.0, "longest time for a request")
-    body_timeout_s: float = _option(30.0, "longest time to receive the body of a request")
-    header_timeout_s: float = _option(10.0, "longest time to receive the header of a request")
-    read_timeout_s: float = _option(60.0, "longest time a client may take without reading any data")
-    max_connections: int = _option(
+    timeout_s: float = option(300.0, "longest time for a request")
+    body_timeout_s: float = option(30.0, "longest time to receive the body of a request")
+    header_timeout_s: float = option(10.0, "longest time to receive the header of a request")
+    read_timeout_s: float = option(60.0, "longest time a client may take without reading any data")
+    max_connections: int = option(
         1000, "largest number of connections; lower if the system limits open files"
     )
-    decode_threads: int = _option(2, "number of threads that decode input images")
-    decode_timeout_s: float = _option(30.0, "longest wait for an image to be decoded")
-    drain_timeout_s: float = _option(60.0, "longest time to finish accepted requests after SIGTERM")
-    max_prompt_tokens: int = _option(4096, "longest prompt; the model may allow less")
-    max_answer_tokens: int = _option(1024, "longest answer; the model may allow less")
-    max_images: int = _option(4, "largest number of input images of a request")
-    max_image_bytes: int = _option(20_000_000, "largest size of an image file")
-    max_image_pixels: int = _option(64_000_000, "largest number of pixels of an image")
-    max_body_bytes: int = _option(32_000_000, "largest size of a request")
-    max_bodies_bytes: int = _option(
+    decode_threads: int = option(2, "number of threads that decode input images")
+    decode_timeout_s: float = option(30.0, "longest wait for an image to be decoded")
+    drain_timeout_s: float = option(60.0, "longest time to finish accepted requests after SIGTERM")
+    max_prompt_tokens: int = option(4096, "longest prompt; the model may allow less")
+    max_answer_tokens: int = option(1024, "longest answer; the model may allow less")
+    max_images: int = option(4, "largest number of input images of a request")
+    max_image_bytes: int = option(20_000_000, "largest size of an image file")
+    max_image_pixels: int = option(64_000_000, "largest number of pixels of an image")
+    max_body_bytes: int = option(32_000_000, "largest size of a request")
+    max_bodies_bytes: int = option(
         1_000_000_000, "total size of all requests held in memory; beyond it, 429"
     )
-    max_upload_bytes: int = _option(
+    max_upload_bytes: int = option(
         1_000_000_000, "total size of the web page's files; the oldest are deleted first"
     )
-    preview_decoder_steps: int = _option(4, "most image decoder steps for a preview")
-    max_n: int = _option(10, "largest number of images or answers per request")
-    max_steps: int = _option(100, "largest number of sampling steps")
-    image_host: tuple[str, ...] = _option(
+    preview_decoder_steps: int = option(4, "most image decoder steps for a preview")
+    max_n: int = option(10, "largest number of images or answers per request")
+    max_steps: int = option(100, "largest number of sampling steps")
+    image_host: tuple[str, ...] = option(
         (), "host that image URLs may point to; repeatable, none by default"
     )
-    allowed_host: tuple[str, ...] = _option(
+    allowed_host: tuple[str, ...] = option(
         (),
         "host name by which clients may call this server; '*.NAME' for all its subdomains, '*' for "
         "any; repeatable; loopback names are always allowed",
     )
-    api_key: tuple[str, ...] = _option(
+    api_key: tuple[str, ...] = option(
         (), "key that clients must send; repeatable, also BLIP3O_API_KEYS (comma-separated)"
     )
-    cors_origin: tuple[str, ...] = _option((), "web origin that may call the API; repeatable")
-    model_alias: tuple[str, ...] = _option(
-        (), "another model name that clients may use; repeatable"
-    )
-    no_page: bool = _option(False, "serve only the API, without the web page at /")
+    cors_origin: tuple[str, ...] = option((), "web origin that may call the API; repeatable")
+    model_alias: tuple[str, ...] = option((), "another model name that clients may use; repeatable")
+    no_page: bool = option(False, "serve only the API, without the web page at /")
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
@@ -97,35 +88,3 @@ class ServeConfig:
             raise UsageError("--model-alias is empty; give a name or leave it out")
         if self.port > 65535:
             raise UsageError(f"--port must be at most 65535, got {self.port}")
-
-
-def flag(name: str) -> str:
-    """Returns the command-line option of a field."""
-    return "--" + name.replace("_", "-")
-
-
-def add_options(command: argparse.ArgumentParser) -> None:
-    """Adds an option for every field of `ServeConfig`."""
-    for field in dataclasses.fields(ServeConfig):
-        text = field.metadata["help"]
-        if isinstance(field.default, bool):
-            command.add_argument(flag(field.name), action="store_true", help=text)
-        elif isinstance(field.default, tuple):
-            command.add_argument(flag(field.name), action="append", default=[], help=text)
-        else:
-            shown = f"{text} ({field.default})"
-            kind = type(field.default)
-            command.add_argument(flag(field.name), type=kind, default=field.default, help=shown)
-
-
-def from_options(options: argparse.Namespace) -> ServeConfig:
-    """Returns the config for parsed command-line options.
-
-    Raises:
-        UsageError: for a number out of range.
-    """
-    values = {f.name: getattr(options, f.name) for f in dataclasses.fields(ServeConfig)}
-    settings: dict[str, Any] = {
-        name: tuple(value) if isinstance(value, list) else value for name, value in values.items()
-    }
-    return ServeConfig(**settings)

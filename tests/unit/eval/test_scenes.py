@@ -51,9 +51,9 @@ def test_more_prompts_than_exist_are_refused(tiny_folder: Path, tmp_path: Path) 
 
 def test_a_part_of_zero_items_is_skipped() -> None:
     tasks = [item.task for item in SMALL.items()]
-    assert tasks == ["text_to_image"] * 12 + ["question"] * 11 + ["edit"] * 4 + [
-        "reconstruction"
-    ] * 3
+    assert (
+        tasks == ["text_to_image"] * 12 + ["question"] * 11 + ["edit"] * 4 + ["reconstruction"] * 3
+    )
     none = ScenesBenchmark(
         prompts_per_category=0, num_questions=0, num_captions=0, num_edits=0, num_reconstructions=0
     )

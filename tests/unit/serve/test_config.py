@@ -6,13 +6,14 @@ from typing import Any
 import pytest
 
 from blip3o.core.errors import UsageError
-from blip3o.serve.config import ServeConfig, add_options, from_options
+from blip3o.core.options import add_options, from_options
+from blip3o.serve.config import ServeConfig
 
 
 def parsed(*words: str) -> ServeConfig:
     parser = argparse.ArgumentParser()
-    add_options(parser)
-    return from_options(parser.parse_args(words))
+    add_options(parser, ServeConfig)
+    return from_options(ServeConfig, parser.parse_args(words))
 
 
 def test_without_options_the_config_is_the_default() -> None:

@@ -6,8 +6,8 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from blip3o.core.config import override, to_dict
-from blip3o.eval import BENCHMARKS
 from blip3o.eval.benchmark import Item, Scorer
+from blip3o.eval.geneval.benchmark import GenEvalBenchmark
 from blip3o.eval.rewards.schemas import Strict
 
 _Count = Annotated[int, Field(ge=1)]
@@ -49,7 +49,7 @@ class GenEvalRewards:
     metadata = GenEvalMetadata
 
     def __init__(self, overrides: Sequence[str] = ()) -> None:
-        self._benchmark = override(BENCHMARKS.get("geneval")(), list(overrides))
+        self._benchmark = override(GenEvalBenchmark(), list(overrides))
         self.settings: Mapping[str, Any] = to_dict(self._benchmark)
 
     def item_of(self, metadata: GenEvalMetadata) -> Item:

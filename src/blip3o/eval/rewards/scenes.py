@@ -1,7 +1,6 @@
 """Rewards of the scenes benchmark: an exact detector judges drawings of known things."""
 
-import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
@@ -9,15 +8,9 @@ from pydantic import Field, field_validator, model_validator
 from blip3o.core.config import override, to_dict
 from blip3o.data.scenes.prompts import CATEGORIES
 from blip3o.data.scenes.things import COLORS, THINGS
-from blip3o.eval import BENCHMARKS
-from blip3o.eval.benchmark import Item, Sample, Verdict
+from blip3o.eval.benchmark import Item
 from blip3o.eval.rewards.schemas import Strict
-from blip3o.eval.scene_detector import detect
-from blip3o.eval.scene_rules import WantedThing, judge_scene
-
-JUDGE = "scene-detector"
-_BATCH_SIZE = 8
-"""The detector takes one image at a time, so larger batches only delay the answers."""
+from blip3o.eval.scenes import ScenesBenchmark, SceneScorer
 
 
 class WantedMetadata(Strict):
@@ -73,52 +66,15 @@ class SceneRewards:
     metadata = SceneMetadata
 
     def __init__(self, overrides: Sequence[str] = ()) -> None:
-        self.settings: Mapping[str, Any] = to_dict(
-            override(BENCHMARKS.get("scenes")(), list(overrides))
-        )
+        self._benchmark = override(ScenesBenchmark(), list(overrides))
+        self.settings: Mapping[str, Any] = to_dict(self._benchmark)
 
     def item_of(self, metadata: SceneMetadata) -> Item:
         """Returns the item of an image."""
         data = metadata.model_dump(mode="json", include={"include", "relation"})
+        data["part"] = "text_to_image"
         return Item(id="", number=0, prompt=metadata.prompt, category=metadata.category, data=data)
 
-    def scorer(self) -> "SceneScorer":
+    def scorer(self) -> SceneScorer:
         """Returns the scorer; it has no weights."""
-        return SceneScorer()
-
-
-class SceneScorer:
-    """Judges drawings of scenes with the detector and the rules of the scenes benchmark."""
-
-    judge = JUDGE
-    batch_size = _BATCH_SIZE
-
-    def verdicts(self, samples: Sequence[Sample]) -> Iterator[Verdict]:
-        """Yields the verdict of each sample."""
-        for sample in samples:
-            yield scene_verdict(sample)
-
-
-def scene_verdict(sample: Sample) -> Verdict:
-    """Returns the verdict on an image for a prompt of the scenes benchmark.
-
-    Args:
-        sample: its item has `include` and `relation` of an `EvalPrompt` in `data`.
-    """
-    item, image = sample.item, sample.image
-    base = Verdict(item=item.id, number=sample.number, sha256=sample.sha256, judge=JUDGE)
-    assert image is not None, "text to image gives images"
-    if image.width != image.height:
-        error = f"a scene is square, but the image is {image.width}x{image.height}"
-        return dataclasses.replace(base, outcome="broken", data={"error": error})
-    relation = item.data.get("relation")
-    found = detect(image)
-    is_right = judge_scene(
-        found,
-        [WantedThing(**one) for one in item.data["include"]],
-        None if relation is None else tuple(relation),
-        exact_count=item.category == "counting",
-    )
-    return dataclasses.replace(
-        base, score=float(is_right), data={"found": [dataclasses.asdict(one) for one in found]}
-    )
+        return self._benchmark.scorer()

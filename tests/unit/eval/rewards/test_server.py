@@ -24,7 +24,7 @@ from blip3o.data.scenes.scene import sample_scene
 from blip3o.data.scenes.world import World
 from blip3o.eval.benchmark import Sample
 from blip3o.eval.rewards import Reward
-from blip3o.eval.rewards.scenes import SceneMetadata, SceneRewards, scene_verdict
+from blip3o.eval.rewards.scenes import SceneMetadata, SceneRewards
 from blip3o.imaging.load import open_image
 
 Start = Callable[..., Any]
@@ -238,7 +238,7 @@ def scene_cases(count: int) -> list[tuple[bytes, dict[str, Any], Reward]]:
         data = png(render(scene, 96))
         item = SceneRewards().item_of(SceneMetadata.model_validate_json(json.dumps(metadata)))
         sample = Sample(item=item, number=0, sha256="", image=open_image(data))
-        verdict = scene_verdict(sample)
+        (verdict,) = SceneRewards().scorer().verdicts([sample])
         cases.append((data, metadata, Reward(score=verdict.score, data=verdict.data)))
     assert {case[2].score for case in cases} == {0.0, 1.0}
     return cases
