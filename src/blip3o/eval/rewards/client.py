@@ -1,4 +1,4 @@
-"""The client of the reward server, for training programs. It needs httpx and pillow only."""
+"""The client of the reward server, for training programs; it needs no extra packages."""
 
 import io
 import json
