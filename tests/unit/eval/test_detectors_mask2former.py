@@ -1,10 +1,13 @@
 """GenEval's detector: names of weights, checkpoints, arithmetic and self-tests."""
 
+import contextlib
 import dataclasses
 import json
+import operator
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -267,12 +270,46 @@ def test_callers_precision_has_no_effect(detector: Mask2FormerDetector) -> None:
     assert same(found, expected)
 
 
-def test_tf32_is_off_only_inside() -> None:
-    before = torch.backends.cudnn.allow_tf32
-    with exact(torch.device("cpu")):
-        assert not torch.backends.cudnn.allow_tf32
-        assert not torch.backends.cuda.matmul.allow_tf32
-    assert torch.backends.cudnn.allow_tf32 == before
+BACKENDS: Any = torch.backends  # the stubs lack the new switches
+
+
+def switches() -> dict[str, object]:
+    """Returns torch's switches of precision; the old ones cannot be read beside the new ones."""
+    found: dict[str, object] = {"deterministic": torch.backends.cudnn.deterministic}
+    for name in ("cuda.matmul", "mkldnn.matmul", "cudnn.conv"):
+        found[name] = operator.attrgetter(name)(BACKENDS).fp32_precision
+    with contextlib.suppress(RuntimeError):
+        found["old"] = (torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32)
+    return found
+
+
+@pytest.mark.skipif(not hasattr(torch.backends.cudnn, "conv"), reason="torch before 2.9")
+@pytest.mark.parametrize("way", ["default", "old", "new", "new for all"])
+def test_tf32_is_off_only_inside(way: str) -> None:
+    outside = switches()
+    try:
+        if way == "old":
+            torch.set_float32_matmul_precision("medium")
+        elif way == "new":
+            torch.backends.cuda.matmul.fp32_precision = "tf32"
+        elif way == "new for all":
+            BACKENDS.fp32_precision = "tf32"
+        before = switches()
+        with exact(torch.device("cpu")):
+            assert switches() == {
+                "deterministic": True,
+                "cuda.matmul": "ieee",
+                "mkldnn.matmul": "ieee",
+                "cudnn.conv": "ieee",
+                "old": ("highest", False),
+            }
+        assert switches() == before
+    finally:
+        BACKENDS.fp32_precision = "none"
+        torch.set_float32_matmul_precision("highest")
+        BACKENDS.cuda.matmul.fp32_precision = outside["cuda.matmul"]
+        BACKENDS.mkldnn.matmul.fp32_precision = outside["mkldnn.matmul"]
+    assert switches() == outside
 
 
 @pytest.mark.parametrize("faulty", [2, 3])

@@ -5,8 +5,9 @@ built for other hardware give wrong numbers without an error. Both change a dete
 """
 
 import copy
+import operator
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TypeVar
 
 import torch
@@ -28,17 +29,53 @@ def exact(device: torch.device) -> Iterator[None]:
 
     The switches apply to the whole process, so nothing else should use the device meanwhile.
     """
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
+    with (
+        _switched(),
+        torch.inference_mode(),
+        torch.autocast(device.type, enabled=False),
+    ):
+        yield
+
+
+@contextmanager
+def _switched() -> Iterator[None]:
+    """Sets torch's switches for full precision, and restores those of the caller.
+
+    Torch has old switches and, since 2.9, new ones. Setting an old one also sets the new ones;
+    reading an old one fails if the caller has set the new ones.
+    """
+    cudnn = torch.backends.cudnn
+    switches: list[tuple[object, str, object]] = [
+        (cudnn, "benchmark", False),
+        (cudnn, "deterministic", True),
+        (cudnn, "allow_tf32", False),
+    ]
+    for name in ("cuda.matmul", "mkldnn.matmul", "cudnn.conv", "cudnn.rnn"):
+        with suppress(AttributeError):
+            library = operator.attrgetter(name)(torch.backends)
+            switches += [(library, "fp32_precision", "ieee")] * hasattr(library, "fp32_precision")
+    before = [_value(holder, name) for holder, name, _ in switches]
+    matmul = None
+    with suppress(RuntimeError):
+        matmul = torch.get_float32_matmul_precision()
     try:
-        with (
-            torch.inference_mode(),
-            torch.autocast(device.type, enabled=False),
-            torch.backends.cudnn.flags(benchmark=False, deterministic=True, allow_tf32=False),
-        ):
-            yield
+        torch.set_float32_matmul_precision("highest")
+        for holder, name, value in switches:
+            setattr(holder, name, value)
+        yield
     finally:
-        torch.set_float32_matmul_precision(before)
+        if matmul is not None:
+            torch.set_float32_matmul_precision(matmul)
+        for (holder, name, _), value in zip(switches, before, strict=True):
+            if value is not None:
+                setattr(holder, name, value)
+
+
+def _value(holder: object, name: str) -> object:
+    """Returns the value of a switch; None if it cannot be read."""
+    with suppress(RuntimeError):
+        return getattr(holder, name)
+    return None
 
 
 def check_device(
