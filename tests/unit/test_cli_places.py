@@ -5,17 +5,22 @@ import dataclasses
 import errno
 import json
 import os
+import re
 import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
 
 from blip3o import cli_commands
 from blip3o.cli import build_parser, main
+from blip3o.core.config import override
+from blip3o.eval import BENCHMARKS
+from blip3o.runs.scenes import ScenesConfig
 
 FOLDERS = [
     ["generate", "a cat"],
@@ -227,26 +232,38 @@ def test_help_of_every_command_is_printed(
     assert capsys.readouterr().out.startswith(f"usage: {parser.prog} [-h]")
 
 
-def test_the_settings_of_a_data_set_and_of_a_benchmark_are_in_the_help(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    from blip3o.core.config import override
-    from blip3o.eval.scenes import ScenesBenchmark
-    from blip3o.runs.scenes import ScenesConfig
+def check_settings(text: str, config: Any) -> None:
+    """Checks that a text names every setting of a config with its default."""
+    assignments = re.findall(r"^  (\w+(?:\.\*)?=(?:\[.*?\]|\S*))", text, re.M)
+    names = {line.partition("=")[0].removesuffix(".*") for line in assignments}
+    assert names == {field.name for field in dataclasses.fields(config)}
+    assert len(assignments) == len(names)
+    # A nested config is named as a whole, "world.*=".
+    nested = [line.removesuffix(".*=") for line in assignments if line.endswith(".*=")]
+    assert all(dataclasses.is_dataclass(getattr(config, name)) for name in nested)
+    flat = [line for line in assignments if not line.endswith(".*=")]
+    assert override(config, flat) == config
 
-    for name, config in (("scenes", ScenesConfig()), ("eval", ScenesBenchmark())):
-        with pytest.raises(SystemExit):
-            main([name, "--help"])
-        lines = capsys.readouterr().out.split("settings", 1)[1].splitlines()
-        assignments = [
-            line.split()[0] for line in lines if line.startswith("  ") and "=" in line.split()[0]
-        ]
-        assert len(assignments) == len(config.__dataclass_fields__)
-        # A nested config is named as a whole, "world.*=".
-        nested = [line.removesuffix(".*=") for line in assignments if line.endswith(".*=")]
-        assert all(dataclasses.is_dataclass(getattr(config, name)) for name in nested)
-        flat = [line for line in assignments if not line.endswith(".*=")]
-        assert override(config, flat) == config
+
+def test_the_settings_of_a_data_set_are_in_the_help(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["scenes", "--help"])
+    check_settings(capsys.readouterr().out.split("settings", 1)[1], ScenesConfig())
+
+
+@pytest.mark.parametrize("name", BENCHMARKS.names())
+def test_a_benchmark_without_a_folder_lists_its_settings(
+    capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    assert main(["eval", name]) == 0
+    check_settings(capsys.readouterr().out, BENCHMARKS.get(name)())
+
+
+def test_eval_without_a_name_lists_all_benchmarks(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["eval"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == BENCHMARKS.names()
+    assert all(len(line.split()) > 2 for line in lines)
 
 
 TROUBLES = [errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EDQUOT, errno.ENAMETOOLONG, errno.EIO]

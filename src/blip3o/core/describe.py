@@ -1,7 +1,8 @@
 """Help texts of functions and settings, read from their source without importing it."""
 
 import ast
-import itertools
+import dataclasses
+import inspect
 import re
 import textwrap
 from pathlib import Path
@@ -42,21 +43,23 @@ def describe_functions(table: Registry[Any], folder: Path) -> str:
     return "\n".join(lines)
 
 
-def describe_entry(table: Registry[Any], folder: Path, name: str, base: tuple[Path, str]) -> str:
-    """Returns a line for each setting of a config in a table.
+def describe_config(config: object) -> str:
+    """Returns a line for each setting of a config: its name, value and meaning.
 
     Args:
-        table: names of configs in modules of one package.
-        folder: the folder of the package.
-        name: name of the config in the table.
-        base: file and name of the dataclass that the config derives from; its fields follow.
-
-    Raises:
-        UsageError: if the name is unknown.
+        config: a dataclass; its docstring and those of its bases describe the fields.
     """
-    module, config = table.place(name)
-    own = _settings_of(_file_of(folder, module), config)
-    return "\n".join(itertools.chain(*(_settings_of(*base) | own).values()))
+    assert dataclasses.is_dataclass(config)
+    meanings: dict[str, str] = {}
+    for base in reversed(type(config).__mro__):
+        meanings |= _meanings(inspect.cleandoc(base.__doc__ or ""))
+    lines: list[str] = []
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        is_nested = dataclasses.is_dataclass(value)
+        name = f"{field.name}.*=" if is_nested else f"{field.name}={as_written(value)}"
+        lines += _wrapped(f"  {name}", meanings.get(field.name, ""))
+    return "\n".join(lines)
 
 
 def describe_settings(file: Path, config: str) -> str:
@@ -66,21 +69,20 @@ def describe_settings(file: Path, config: str) -> str:
         file: the source file.
         config: the name of a dataclass in the file; its docstring describes the fields.
     """
-    return "\n".join(itertools.chain(*_settings_of(file, config).values()))
-
-
-def _settings_of(file: Path, config: str) -> dict[str, list[str]]:
-    """Returns the lines of each setting of a config by its name."""
     node = _definition(file, config)
-    arguments = (ast.get_docstring(node) or "").partition("Args:\n")[2].partition("\n\n")[0]
-    meanings = {name: " ".join(text.split()) for name, text in _ARGUMENT.findall(arguments)}
-    return {
-        field.target.id: _wrapped(
-            f"  {_assignment(field.target.id, field.value)}", meanings.get(field.target.id, "")
-        )
-        for field in node.body
-        if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name)
-    }
+    meanings = _meanings(ast.get_docstring(node) or "")
+    lines: list[str] = []
+    for field in node.body:
+        if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name):
+            name = field.target.id
+            lines += _wrapped(f"  {_assignment(name, field.value)}", meanings.get(name, ""))
+    return "\n".join(lines)
+
+
+def _meanings(docstring: str) -> dict[str, str]:
+    """Returns the descriptions of arguments in a docstring."""
+    arguments = docstring.partition("Args:\n")[2].partition("\n\n")[0]
+    return {name: " ".join(text.split()) for name, text in _ARGUMENT.findall(arguments)}
 
 
 def _file_of(folder: Path, module: str) -> Path:

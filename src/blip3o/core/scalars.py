@@ -172,4 +172,6 @@ def as_written(value: object) -> str:
     """Returns the value of a setting, plain data, in the form that `path=value` accepts."""
     if value is None:
         return "null"
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(map(as_written, value))}]"
     return str(value).lower() if isinstance(value, bool) else str(value)

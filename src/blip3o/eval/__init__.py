@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from blip3o.core.describe import describe_entry, describe_functions
+from blip3o.core.describe import describe_config, describe_functions
 from blip3o.core.registry import Registry
 
 if TYPE_CHECKING:
@@ -30,12 +30,10 @@ BENCHMARKS: "Registry[type[Benchmark]]" = Registry(
     package=__name__,
 )
 
-_FOLDER = Path(__file__).parent
-
 
 def describe_benchmarks() -> str:
     """Returns one line per benchmark: its name and its subject."""
-    return describe_functions(BENCHMARKS, _FOLDER)
+    return describe_functions(BENCHMARKS, Path(__file__).parent)
 
 
 def describe_benchmark(name: str) -> str:
@@ -44,4 +42,4 @@ def describe_benchmark(name: str) -> str:
     Raises:
         UsageError: if the name is unknown.
     """
-    return describe_entry(BENCHMARKS, _FOLDER, name, (_FOLDER / "benchmark.py", "Benchmark"))
+    return describe_config(BENCHMARKS.get(name)())
