@@ -109,6 +109,6 @@ def _wrapped(name: str, meaning: str) -> list[str]:
     lines = textwrap.wrap(
         meaning, _WIDTH, initial_indent=indent, subsequent_indent=indent, break_on_hyphens=False
     )
-    if not lines or len(name) >= _MEANINGS_AT:
+    if not lines or len(name) > _MEANINGS_AT - 2:
         return [name, *lines]
     return [name + lines[0][len(name) :], *lines[1:]]
