@@ -146,6 +146,18 @@ def test_the_cache_serves_without_the_reference(
         benchmark.reduce(rows)
 
 
+def test_other_weights_or_resampling_do_not_use_the_cache(
+    settings: dict[str, Any], tmp_path: Path
+) -> None:
+    cached = {**settings, "cache": str(tmp_path / "cache")}
+    for mode in RESIZES:
+        from_dict(FidBenchmark, {**cached, "mode": mode}).scorer()
+    (Path(settings["judge_weights"]) / FILE).write_bytes(b"other weights")
+    for _ in range(2):
+        from_dict(FidBenchmark, cached).scorer()
+    assert len(list((tmp_path / "cache").iterdir())) == len(RESIZES) + 1
+
+
 def test_without_a_cache_the_same_reference_is_read_again(
     settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -276,6 +288,12 @@ def test_lists_of_prompts(tmp_path: Path) -> None:
         assert [one.number for one in found.prompts] == [0, 1]
         assert [one.number for one in found.drawn(1, 0)] in ([0], [1])
         assert found.drawn(2, 0) == found.drawn(None, 0) == found.prompts
+    (tmp_path / "many.txt").write_text("\n".join(map(str, range(40))))
+    many = read_prompts(str(tmp_path / "many.txt"))
+    few = [one.number for one in many.drawn(9, 0)]
+    assert few == sorted(set(few))
+    assert len(few) == 9
+    assert few != [one.number for one in many.drawn(9, 1)]
     for name, text, message in (
         ("a.txt", "\n\n", "has no prompt"),
         ("a.jsonl", '{"prompt": "one"}\n{"prompt": 2}\n', "line 2: a prompt is a text"),

@@ -85,17 +85,26 @@ def test_answers_equal_the_pipeline(
 
 
 @pytest.mark.usefixtures("_kit")
-def test_a_conversation_keeps_its_turns(tiny_folder: Path, tiny_pipe: Blip3oPipeline) -> None:
+def test_a_conversation_keeps_its_turns(tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = made(tiny_folder, max_new_tokens=4, system_prompt="be brief")
+    heard: list[tuple[str, str]] = []
+
+    def stream(self: Blip3oPipeline, messages: Any, images: Any, **settings: Any) -> list[str]:
+        heard.extend((one.role, one.text) for one in messages)
+        assert settings["max_new_tokens"] == 4
+        return [" said", " so "]
+
+    monkeypatch.setattr(Blip3oPipeline, "stream", stream)
     turns = [("user", "what?"), ("assistant", "a dog"), ("user", "a cat?")]
     messages = [
         {"role": role, "content": [{"type": "text", "value": text}]} for role, text in turns
     ]
-    spoken = [("system", "be brief"), *turns]
-    expected = tiny_pipe.stream(
-        [Message(role=role, text=text) for role, text in spoken], max_new_tokens=4
-    )
-    assert model.chat(messages, dataset="MMDU") == "".join(expected).strip()
+    assert model.chat(messages, dataset="MMDU") == "said so"
+    assert heard == [("system", "be brief"), *turns]
+    heard.clear()
+    own = {"role": "system", "content": [{"type": "text", "value": "be long"}]}
+    model.chat([own, *messages])
+    assert heard == [("system", "be long"), *turns]
 
 
 @pytest.mark.usefixtures("_kit")
