@@ -250,9 +250,9 @@ def _has_other_kind(cls: type[Dataclass], data: object, path: str, kind: str) ->
             data = data[int(key)] if key.isdecimal() and int(key) < len(data) else None
         else:
             return False
-    if registry is None or not isinstance(data, Mapping | None):
+    if registry is None:
         return False
-    return data is None or _kind_of(data) != kind
+    return data is None or (isinstance(data, Mapping) and _kind_of(data) != kind)
 
 
 def _class_of(hint: object, registry: str | None, data: object) -> type[Dataclass] | None:

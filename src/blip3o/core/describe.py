@@ -1,6 +1,7 @@
 """Help texts of functions and settings, read from their source without importing it."""
 
 import ast
+import contextlib
 import itertools
 import re
 import textwrap
@@ -70,16 +71,23 @@ def describe_settings(file: Path, config: str) -> str:
 
 
 def _settings_of(file: Path, config: str) -> dict[str, list[str]]:
-    """Returns the lines of each setting of a config by its name."""
+    """Returns the lines of each setting of a config by its name; those of bases in the file too."""
     node = _definition(file, config)
+    inherited: dict[str, list[str]] = {}
+    for base in node.bases if isinstance(node, ast.ClassDef) else ():
+        if isinstance(base, ast.Name):
+            with contextlib.suppress(LookupError):  # a class of another file
+                inherited |= _settings_of(file, base.id)
     arguments = (ast.get_docstring(node) or "").partition("Args:\n")[2].partition("\n\n")[0]
     meanings = {name: " ".join(text.split()) for name, text in _ARGUMENT.findall(arguments)}
-    return {
+    return inherited | {
         field.target.id: _wrapped(
             f"  {_assignment(field.target.id, field.value)}", meanings.get(field.target.id, "")
         )
         for field in node.body
-        if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name)
+        if isinstance(field, ast.AnnAssign)
+        and isinstance(field.target, ast.Name)
+        and not ast.unparse(field.annotation).startswith("ClassVar")
     }
 
 
