@@ -122,21 +122,26 @@ def override(config: ConfigT, assignments: Sequence[str]) -> ConfigT:
     - numbers are decimal: `010` is 10, and `0x10` is refused;
     - lists and mappings are YAML: `[a, b]`, `{a: 1}`.
 
+    Another `kind` of a component starts from the defaults of that kind, not from the old settings.
+
     Args:
         config: the config to start from; it is not changed.
         assignments: texts such as "train.steps=50" or "data.sources.0.weight=2".
 
     Raises:
-        UsageError: for an assignment without "=", an unknown path or a value of the wrong type.
+        UsageError: for an assignment without "=", an unknown path, a value of the wrong type, or a
+            `kind` after other settings of its component, which it would drop.
     """
     if not assignments:
         return config
     data = to_dict(config)
+    done: list[str] = []
     for assignment in [assignments] if isinstance(assignments, str) else assignments:
         path, equals, text = assignment.partition("=")
         if not equals:
             raise UsageError(f"override {assignment!r} is not of the form path.to.field=value")
-        data = _assign_text(type(config), data, path.strip(), _given(text))
+        data = _assign_text(type(config), data, path.strip(), _given(text), done)
+        done.append(path.strip())
     return from_dict(type(config), data)
 
 
@@ -192,8 +197,18 @@ def _given(text: str) -> Text:
     return Text(text, nulls=("null",)) if inner is None else Text(inner, is_plain=False)
 
 
-def _assign_text(cls: type[Dataclass], data: object, path: str, value: Text) -> object:
-    """Returns the data with a value assigned, after parsing any text on its path."""
+def _assign_text(
+    cls: type[Dataclass], data: object, path: str, value: Text, done: Sequence[str]
+) -> object:
+    """Returns the data with a value assigned, after parsing any text on its path.
+
+    Args:
+        cls: the class of the config.
+        data: the config as plain data, which may be changed.
+        path: dotted path of the value.
+        value: the value.
+        done: paths of the earlier assignments.
+    """
     if text_on_path(data, path) is not None:
         try:
             data = to_dict(from_dict(cls, data))
@@ -204,8 +219,62 @@ def _assign_text(cls: type[Dataclass], data: object, path: str, value: Text) -> 
                 set_item(holder, key, Open(opened) if isinstance(opened, dict) else opened)
                 if isinstance(opened, Text):
                     break
-    assign(data, path, value)
+    place, _, key = path.rpartition(".")
+    if key == "kind" and _has_other_kind(cls, data, place, value.text.strip()):
+        if lost := [one for one in done if one.startswith(f"{place}.")]:
+            raise UsageError(f"{path}={value.text} drops {lost[0]}: put {path} before it")
+        path, new = place, Open(kind=value)
+    else:
+        new = value
+    assign(data, path, new)
     return data
+
+
+def _has_other_kind(cls: type[Dataclass], data: object, path: str, kind: str) -> bool:
+    """Returns whether a dotted path leads to a component of another kind, or to none yet."""
+    hint: object = cls
+    registry: str | None = None
+    for key in path.split("."):
+        config = _class_of(hint, registry, data)
+        if config is not None:
+            fields = {field.name: field for field in dataclasses.fields(config)}
+            if key not in fields:
+                return False
+            hint, registry = (
+                typing.get_type_hints(config)[key],
+                fields[key].metadata.get("registry"),
+            )
+            data = data.get(key) if isinstance(data, Mapping) else None
+        elif isinstance(data, list):  # all of its items have one type
+            hint = next(iter(typing.get_args(hint)), None)
+            data = data[int(key)] if key.isdecimal() and int(key) < len(data) else None
+        else:
+            return False
+    if registry is None:
+        return False
+    return data is None or (isinstance(data, Mapping) and _kind_of(data) != kind)
+
+
+def _class_of(hint: object, registry: str | None, data: object) -> type[Dataclass] | None:
+    """Returns the class of a config at some place of the data; None for other data."""
+    if registry is not None and isinstance(data, Mapping):
+        kind = _kind_of(data)
+        table = _table(registry)
+        return table.get(kind) if isinstance(kind, str) and kind in table.names() else None
+    for one in (hint, *typing.get_args(hint)):
+        if isinstance(one, type) and dataclasses.is_dataclass(one) and isinstance(data, Mapping):
+            return one
+    return None
+
+
+def _kind_of(data: Mapping[str, object]) -> object:
+    kind = data.get("kind")
+    return kind.text.strip() if isinstance(kind, Text) else kind
+
+
+def _table(registry: str) -> "Registry[type[Dataclass]]":
+    module, _, name = registry.partition(":")
+    return getattr(importlib.import_module(module), name)
 
 
 def _convert(hint: object, value: object, registry: str | None, path: str) -> object:
@@ -287,11 +356,10 @@ def _convert_union(hints: Sequence[object], value: object, path: str) -> object:
 
 
 def _component_from_dict(registry: str, value: object, path: str) -> object:
-    module, _, table_name = registry.partition(":")
-    table: Registry[type[Dataclass]] = getattr(importlib.import_module(module), table_name)
+    table = _table(registry)
     if not isinstance(value, Mapping) or "kind" not in value:
         raise UsageError(f"{path} must be a mapping with a 'kind' from {table.names()}")
-    kind = value["kind"].text.strip() if isinstance(value["kind"], Text) else value["kind"]
+    kind = _kind_of(value)
     if not isinstance(kind, str):
         raise UsageError(f"{path}.kind must be one of {table.names()}, got {shown(kind)}")
     return from_dict(table.get(kind), {**value, "kind": kind}, path)

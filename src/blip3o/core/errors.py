@@ -19,7 +19,7 @@ class NotFiniteError(ValueError):
 
 
 class PreemptedError(Exception):
-    """Training stopped early after saving a checkpoint to resume from; exit status 75."""
+    """Work stopped early, at a signal or a cap; the same command resumes it. Exit status 75."""
 
 
 _LONGEST_SHOWN = 100

@@ -267,6 +267,12 @@ def read_text(path: Path, what: str = "") -> str:
     return text
 
 
+def file_sha256(path: Path) -> str:
+    """Returns the hash of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def require_room(folder: Path, need_bytes: int, what: str, advice: str) -> None:
     """Checks that files fit on the disk before hours of work produce them.
 

@@ -12,7 +12,7 @@ import abc
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, Protocol, get_args
+from typing import Any, ClassVar, Literal, Protocol, get_args
 
 from PIL import Image
 
@@ -24,6 +24,7 @@ Outcome = Literal[
 ]
 """`missing` and `broken` are faults of the samples; the last five are faults of the judge's answer
 (see `blip3o.remote.chat`; `unreadable`: the answer does not have the form that was asked for)."""
+_FAILURES = ("missing", "broken")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -73,6 +74,17 @@ class Sample:
     image: Image.Image | None = None
     text: str | None = None
     sources: Sequence[Image.Image] = ()
+
+    @property
+    def drawing(self) -> Image.Image:
+        """The image.
+
+        Raises:
+            ValueError: if the sample is an answer.
+        """
+        if self.image is None:
+            raise ValueError(f"sample {self.number} of {self.item.id} is no image")
+        return self.image
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -143,6 +155,27 @@ class Row:
     number: int
     verdict: Verdict | None
 
+    @property
+    def judgement(self) -> Verdict | None:
+        """The verdict of a judged sample; None for a sample that counts as the worst."""
+        is_judged = self.verdict is not None and self.verdict.outcome == "judged"
+        return self.verdict if is_judged else None
+
+    @property
+    def is_failure(self) -> bool:
+        """Whether the sample is missing or broken."""
+        return self.verdict is None or self.verdict.outcome in _FAILURES
+
+    @property
+    def is_unjudged(self) -> bool:
+        """Whether the judge has failed on the sample."""
+        return not self.is_failure and self.judgement is None
+
+    def score_or(self, worst: float) -> float:
+        """Returns the score of a judged sample, and the worst one otherwise."""
+        score = None if self.judgement is None else self.judgement.score
+        return worst if score is None else score
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Scores:
@@ -197,9 +230,10 @@ class Found:
     tile_px: int | None = None
 
 
-class Layout(Protocol):
+class Layout(abc.ABC):
     """The folder form in which a benchmark's own program expects or leaves the samples."""
 
+    @abc.abstractmethod
     def read(self, folder: Path, items: Sequence[Item]) -> Iterator[Found]:
         """Yields the samples in a folder.
 
@@ -207,11 +241,20 @@ class Layout(Protocol):
             UsageError: if the folder does not have this form, or holds what the benchmark's own
                 program would read wrongly; the message names the file and the remedy.
         """
-        ...
 
+    @abc.abstractmethod
     def write(self, folder: Path, samples: Sequence[Sample]) -> None:
         """Writes all samples of one item into a folder, each file atomically."""
-        ...
+
+    def notes(self, folder: Path, items: Sequence[Item]) -> list[str]:
+        """Returns remarks on a folder that can be read, for the reader of the figures.
+
+        Args:
+            folder: as for `read`.
+            items: as for `read`.
+        """
+        del folder, items
+        return []
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -225,7 +268,12 @@ class Benchmark(abc.ABC):
         guidance_scale: guidance scale; None means the default of the model.
         num_decoder_steps: steps of the image decoder; None means the default of the model.
         decoder_guidance_scale: guidance scale of the image decoder; None means its default.
+
+    Attributes:
+        worst_score: score of a sample that is missing or broken.
     """
+
+    worst_score: ClassVar[float] = 0.0
 
     seed: Seed = 42
     batch_size: Count = 32
@@ -253,6 +301,13 @@ class Benchmark(abc.ABC):
     @abc.abstractmethod
     def reduce(self, rows: Sequence[Row]) -> Scores:
         """Returns the figures: a pure function of the rows of all samples."""
+
+    def resampled(self, rows: Sequence[Row]) -> Scores:
+        """Returns the figures of a resample of the items, from which their intervals are made.
+
+        A benchmark leaves out the figures that resamples would bias or that take too long.
+        """
+        return self.reduce(rows)
 
     def sources(self, item: Item) -> list[Image.Image]:
         """Returns the input images of an item in RGB; none unless a benchmark says so."""

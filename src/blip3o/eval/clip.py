@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from blip3o.core.device import resolve_device
 from blip3o.core.errors import UsageError, first_line
+from blip3o.core.files import file_sha256
 from blip3o.imaging.pixels import CLIP_MEAN, CLIP_STD
 from blip3o.weights.shards import open_tensors
 from blip3o.weights.small_files import read_json, require_mapping
@@ -220,8 +221,7 @@ def load_clip(
         )
     digest = hashlib.sha256()
     for path in sorted({tensor.path for tensor in stored.values()}):
-        with path.open("rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
+        digest.update(bytes.fromhex(file_sha256(path)))
     return ClipEncoder(f"{name}-{digest.hexdigest()[:8]}", model, tokenizer, resolve_device(device))
 
 

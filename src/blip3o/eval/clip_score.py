@@ -5,7 +5,7 @@ import statistics
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, ClassVar, Literal, Protocol
 
 from PIL import Image
 from torch import Tensor
@@ -15,7 +15,7 @@ from blip3o.core.bounds import Count
 from blip3o.core.config import LocalPath
 from blip3o.core.errors import UsageError
 from blip3o.core.registry import Registry
-from blip3o.eval.benchmark import Benchmark, Item, Layout, Row, Sample, Scores, Verdict
+from blip3o.eval.benchmark import Benchmark, Item, Row, Sample, Scores, Verdict
 from blip3o.eval.prompt_lists import read_prompts
 
 Scale = Literal["percent", "cosine", "clipscore"]
@@ -76,6 +76,8 @@ class ClipScoreBenchmark(Benchmark):
     num_prompts: Count | None = None
     images_per_prompt: Count = 1
 
+    worst_score: ClassVar[float] = -1.0
+
     def items(self) -> list[Item]:
         """Returns an item for each prompt.
 
@@ -96,10 +98,6 @@ class ClipScoreBenchmark(Benchmark):
             )
             for prompt in listed.drawn(self.num_prompts, self.seed)
         ]
-
-    def sources(self, item: Item) -> list[Image.Image]:
-        """Returns no images: the items are prompts."""
-        return []
 
     def scorer(self) -> "ClipScorer":
         """Returns the scorer.
@@ -135,10 +133,6 @@ class ClipScoreBenchmark(Benchmark):
                 f"{num_cut} of {len(counts)} prompts have more than {MOST_TOKENS} tokens: what "
                 "follows is not measured"
             )
-        if num_missing:
-            notes.append(
-                f"{num_missing} of {len(rows)} images are missing: they have the least score"
-            )
         return Scores(
             overall=figures[self.scale],
             by_category={
@@ -154,10 +148,6 @@ class ClipScoreBenchmark(Benchmark):
             },
             notes=notes,
         )
-
-    def layout(self) -> Layout | None:
-        """Returns None: there is no program with a form of its own."""
-        return None
 
     def remarks(self) -> list[str]:
         """Returns the scale, without which the figure has no meaning."""
@@ -216,14 +206,13 @@ _SCALES: dict[Scale, Callable[[Mapping[str, Any]], float]] = {
     "cosine": lambda data: data["cosine"],
     "clipscore": lambda data: 2.5 * max(data["cosine_prefixed"], 0.0),
 }
-_LEAST = {"cosine": -1.0, "cosine_prefixed": -1.0}
-"""The cosines of a missing image."""
+_LEAST = dict.fromkeys(("cosine", "cosine_prefixed"), ClipScoreBenchmark.worst_score)
+"""The cosines of an image that was not judged."""
 
 
 def _data(row: Row) -> Mapping[str, Any]:
     """Returns what the judge says of a row; nothing if there is no judged image."""
-    is_judged = row.verdict is not None and row.verdict.outcome == "judged"
-    return row.verdict.data if row.verdict is not None and is_judged else {}
+    return {} if row.judgement is None else row.judgement.data
 
 
 def _scaled(row: Row, scale: Scale) -> float:

@@ -14,16 +14,18 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from PIL import Image
-
 from blip3o.core.bounds import Count
 from blip3o.core.config import LocalPath, component, to_dict
 from blip3o.core.errors import UsageError
-from blip3o.eval.benchmark import Benchmark, Item, Row, Sample, Scores, Verdict
+from blip3o.eval.benchmark import Benchmark, Item, Row, Sample, Scores
+from blip3o.eval.figures import grouped, mean
 from blip3o.eval.grids import GridLayout
 from blip3o.eval.judges import JudgeConfig
+from blip3o.eval.judges.asking import Reading, ask_each
+from blip3o.eval.judges.openai import OpenAIJudge
+from blip3o.eval.judges.scorer import JudgeScorer, judge_notes, png
 from blip3o.eval.prompt_files import PromptFile, ReadFile
-from blip3o.eval.vqa import ask_each, chat_image, grouped, read_yes_no, worst_outcome
+from blip3o.eval.vqa import read_yes_no
 from blip3o.remote.chat import ChatModel, ChatRequest
 
 PROMPTS = PromptFile(
@@ -36,6 +38,7 @@ QUESTIONS = PromptFile(
     git_blob="98457fc9901943f51ff9a30367250fc292533bed",
     origin="github.com/TencentQQGYLab/ELLA dpg_bench/dpg_bench.csv, and set questions=PATH",
 )
+PUBLISHED_JUDGE = "mplug_visual-question-answering_coco_large_en"
 _COLUMNS = ("item_id", "proposition_id", "dependency", "tuple", "question_natural_language")
 _MOST_TILES = 4
 
@@ -222,7 +225,8 @@ def official_figures(images: Sequence[OfficialImage]) -> dict[str, Any]:
 
 
 def _percent(values: Sequence[float]) -> float | None:
-    return 100 * sum(values) / len(values) if values else None
+    share = mean(values)
+    return None if share is None else 100 * share
 
 
 def _percents(marks: Iterable[tuple[str, float]]) -> dict[str, float | None]:
@@ -245,7 +249,8 @@ class DPGBenchmark(Benchmark):
         images_per_prompt: images of each prompt, 1 to 4.
         resolution: side of an image in a folder of grids, and in a grid that is written; None for
             the size of the images.
-        judge: the model that answers the questions.
+        judge: the model that answers the questions. published: mPLUG-large, which has no server of
+            this kind; any other judge makes another benchmark.
         instruction: text after each question; empty for a model that only answers questions.
         attempts: most requests for an answer that cannot be read.
 
@@ -258,7 +263,9 @@ class DPGBenchmark(Benchmark):
     changed_prompts: bool = False
     images_per_prompt: Count = 4
     resolution: Count | None = None
-    judge: JudgeConfig | None = component("blip3o.eval.judges:JUDGES", default=None)
+    judge: JudgeConfig = component(
+        "blip3o.eval.judges:JUDGES", default=OpenAIJudge(model=PUBLISHED_JUDGE)
+    )
     instruction: str = "Answer with one word: yes or no."
     attempts: Count = 1
 
@@ -296,15 +303,8 @@ class DPGBenchmark(Benchmark):
             if name in read.questions
         ]
 
-    def sources(self, item: Item) -> list[Image.Image]:
-        """Returns no image: prompts are texts."""
-        del item
-        return []
-
     def scorer(self) -> "DPGScorer":
         """Returns the scorer; see `Benchmark`."""
-        if self.judge is None:
-            raise UsageError("dpg needs a model that answers questions: set judge.kind=openai")
         return DPGScorer(
             self.judge.build(),
             instruction=self.instruction,
@@ -315,7 +315,7 @@ class DPGBenchmark(Benchmark):
     def reduce(self, rows: Sequence[Row]) -> Scores:
         """Returns the figures of both readings; see `Benchmark`.
 
-        A tile without a verdict, and an answer that is neither yes nor no, count as no.
+        All answers about an image that was not judged count as no.
         """
         in_order = sorted(rows, key=lambda row: (row.item.number, row.number))  # sums round
         items = {row.item.id: row.item for row in rows}
@@ -345,7 +345,10 @@ class DPGBenchmark(Benchmark):
             "num_questions_without_their_parent": sum(map(_lacks_parent, questions.values())),
         }
         return Scores(
-            overall=_percent(means), by_category=level_1, figures=figures, notes=_notes(figures)
+            overall=_percent(means),
+            by_category=level_1,
+            figures=figures,
+            notes=[*judge_notes(rows, [PUBLISHED_JUDGE]), *_notes(figures)],
         )
 
     def layout(self) -> GridLayout:
@@ -372,7 +375,7 @@ class DPGBenchmark(Benchmark):
         return QUESTIONS.read(self.questions, allow_changed=self.changed_prompts)
 
 
-class DPGScorer:
+class DPGScorer(JudgeScorer[bool]):
     """Asks the judge every question about each image; see `Scorer`.
 
     Args:
@@ -387,60 +390,46 @@ class DPGScorer:
     def __init__(
         self, model: ChatModel, *, instruction: str, attempts: int, tile_px: int | None
     ) -> None:
-        self.judge = model.name
-        self._model = model
+        super().__init__(model)
         self._instruction = instruction
         self._attempts = attempts
         self._tile_px = tile_px
 
-    def verdicts(self, samples: Sequence[Sample]) -> Iterator[Verdict]:
-        """Yields the verdicts; see `Scorer`.
+    def requests(self, sample: Sample) -> list[ChatRequest]:
+        """Returns a request for each question.
 
         Raises:
-            UsageError: if an image does not have the size that the settings state.
+            UsageError: if the image does not have the size that the settings state.
         """
-        asked = [_questions(sample.item) for sample in samples]
-        requests = [
-            self._requests(sample, questions)
-            for sample, questions in zip(samples, asked, strict=True)
-        ]
-        for number, readings in ask_each(
-            self._model, requests, read_yes_no, attempts=self._attempts
-        ):
-            sample, questions = samples[number], asked[number]
-            by_key = {one.key: reading for one, reading in zip(questions, readings, strict=True)}
-            outcome = worst_outcome(readings)
-            is_yes = {key: reading.value is True for key, reading in by_key.items()}
-            marks = zeroed(questions, is_yes).values()
-            yield Verdict(
-                item=sample.item.id,
-                number=sample.number,
-                sha256=sample.sha256,
-                judge=self.judge,
-                outcome=outcome,
-                score=sum(marks) / len(marks) if outcome == "judged" else None,
-                data={
-                    "answers": {key: reading.texts for key, reading in by_key.items()},
-                    "outcomes": {
-                        key: reading.outcome
-                        for key, reading in by_key.items()
-                        if reading.outcome != "judged"
-                    },
-                },
-            )
-
-    def _requests(self, sample: Sample, questions: Sequence[Question]) -> list[ChatRequest]:
-        image = sample.image
-        if image is not None and self._tile_px and image.size != (self._tile_px, self._tile_px):
+        image, side = sample.drawing, self._tile_px
+        if side is not None and image.size != (side, side):
             raise UsageError(
                 f"image {sample.number} of {sample.item.id} is {image.width} x {image.height}, and "
-                f"resolution={self._tile_px}: set resolution to the size of the images"
+                f"resolution={side}: set resolution to the size of the images"
             )
-        file = chat_image(sample)
+        file = png(image)
         return [
             ChatRequest(parts=(file, f"{one.text} {self._instruction}".strip()), max_tokens=16)
-            for one in questions
+            for one in _questions(sample.item)
         ]
+
+    def ask(
+        self, requests: Sequence[Sequence[ChatRequest]]
+    ) -> Iterator[tuple[int, list[Reading[bool]]]]:
+        """Yields the answers about each image, which say yes or no."""
+        return ask_each(self.model, requests, read_yes_no, attempts=self._attempts)
+
+    def conclude(
+        self, sample: Sample, readings: Sequence[Reading[bool]]
+    ) -> tuple[float, dict[str, Any]]:
+        """Returns the share of questions with a yes after zeroing, and all answers."""
+        questions = _questions(sample.item)
+        by_key = {one.key: reading for one, reading in zip(questions, readings, strict=True)}
+        is_yes = {key: reading.value is True for key, reading in by_key.items()}
+        marks = zeroed(questions, is_yes).values()
+        faults = {key: one.outcome for key, one in by_key.items() if one.outcome != "judged"}
+        answers = {key: reading.texts for key, reading in by_key.items()}
+        return sum(marks) / len(marks), {"answers": answers, "outcomes": faults}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -451,7 +440,8 @@ class _Tile:
         row: its row.
         questions: the questions of its item.
         answers: first and later answers to each question; empty without a verdict.
-        read: whether the answer is yes, of each question with an answer that can be read.
+        read: whether the answer is yes, of each question with an answer that can be read; also of
+            an image that was not judged, because another answer is missing.
     """
 
     row: Row
@@ -471,8 +461,9 @@ class _Tile:
 
     @functools.cached_property
     def is_yes(self) -> dict[str, bool]:
-        """Whether the answer to each question is yes; without an answer it is not."""
-        return {one.key: self.read.get(one.key, False) for one in self.questions}
+        """Whether the answer to each question is yes; it is not if the image was not judged."""
+        is_judged = self.row.judgement is not None
+        return {one.key: is_judged and self.read.get(one.key, False) for one in self.questions}
 
     @functools.cached_property
     def zeroed(self) -> dict[str, bool]:
@@ -540,15 +531,10 @@ def _compat(by_item: Mapping[str, Sequence[_Tile]]) -> dict[str, Any]:
 
 def _notes(figures: Mapping[str, Any]) -> list[str]:
     """Returns the remarks about the figures."""
-    notes = [
-        "published scores were judged by mPLUG-large: scores of another judge are another benchmark"
-    ]
     counts = {
-        "num_tiles_without_answers": "images have no answers and count as no",
-        "num_answers_neither_yes_nor_no": "answers are neither yes nor no and count as no",
         "num_answers_yes_in_another_form": "answers mean yes but are not the exact text yes, which "
         "alone counts in compat_ella",
         "num_questions_without_their_parent": "questions depend on a question that is not in the "
         "table; the official program leaves their images out",
     }
-    return notes + [f"{figures[name]} {text}" for name, text in counts.items() if figures[name]]
+    return [f"{figures[name]} {text}" for name, text in counts.items() if figures[name]]

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import torch
-from PIL import Image
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -23,7 +22,7 @@ from blip3o.core.device import resolve_device
 from blip3o.core.errors import UsageError, first_line, reason_of
 from blip3o.core.files import atomic_file
 from blip3o.core.log import progress
-from blip3o.eval.benchmark import Benchmark, Item, Layout, Row, Sample, Scores, Verdict
+from blip3o.eval.benchmark import Benchmark, Item, Row, Sample, Scores, Verdict
 from blip3o.eval.frechet import frechet_distance, kernel_distance
 from blip3o.eval.image_sets import ImageSet, top_folder
 from blip3o.eval.inception import (
@@ -98,10 +97,6 @@ class FidBenchmark(Benchmark):
             for prompt in chosen
         ]
 
-    def sources(self, item: Item) -> list[Image.Image]:
-        """Returns no images: the items are prompts."""
-        return []
-
     def scorer(self) -> "FidScorer":
         """Returns the scorer, after the features of the reference are known.
 
@@ -124,11 +119,7 @@ class FidBenchmark(Benchmark):
         Raises:
             UsageError: if the reference of the rows is not there, or the rows have several.
         """
-        judged = [
-            (row.item, row.verdict.data)
-            for row in rows
-            if row.verdict is not None and row.verdict.outcome == "judged"
-        ]
+        judged = [(row.item, row.judgement.data) for row in rows if row.judgement is not None]
         figures: dict[str, Any] = {
             "mode": self.mode,
             "num_images": len(judged),
@@ -161,10 +152,6 @@ class FidBenchmark(Benchmark):
         # A part of the images has another distance than all of them, so it is no headline.
         overall = None if figures["num_missing"] else fid
         return Scores(overall=overall, by_category=by_category, figures=figures, notes=notes)
-
-    def layout(self) -> Layout | None:
-        """Returns None: programs for FID read a plain folder of images, in any order."""
-        return None
 
     def remarks(self) -> list[str]:
         """Returns the reference, the resampling, and the settings that are not the usual ones."""

@@ -4,7 +4,6 @@ Sources: parity family `gedit`; stepfun-ai/Step1X-Edit. The data are on the hub;
 """
 
 import dataclasses
-import functools
 import json
 import math
 import re
@@ -16,36 +15,22 @@ from typing import Any, Literal
 from PIL import Image
 
 from blip3o.core.bounds import Count
-from blip3o.core.config import LocalPath
+from blip3o.core.config import LocalPath, component
 from blip3o.core.errors import UsageError, shown
-from blip3o.core.files import read_lines
+from blip3o.core.files import file_sha256, read_lines
 from blip3o.core.texts import load_json
-from blip3o.eval.benchmark import Benchmark, Found, Item, Row, Sample, Scores
+from blip3o.eval.benchmark import Benchmark, Found, Item, Layout, Row, Sample, Scores
+from blip3o.eval.figures import grouped, mean
 from blip3o.eval.judges import JudgeConfig
-from blip3o.eval.judges.asking import Reading
-from blip3o.eval.reading import (
-    JudgeScorer,
-    JudgeText,
-    Numbers,
-    file_sha256,
-    is_number,
-    jpeg,
-    json_object,
-    judge_notes,
-    judge_text,
-    mean,
-    openai_judge,
-    outcome_counts,
-    outcome_notes,
-    recorded,
-    score_of,
-    source_file,
-    spoken,
-    write_png,
-)
+from blip3o.eval.judges.asking import Reading, ask_each
+from blip3o.eval.judges.openai import OpenAIJudge
+from blip3o.eval.judges.scorer import JudgeScorer, JudgeText, jpeg, judge_notes, judge_text
+from blip3o.eval.layouts import write_png
+from blip3o.eval.prompt_files import source_file
+from blip3o.eval.reading import Numbers, is_number, json_object, spoken
 from blip3o.imaging.load import open_image
 from blip3o.imaging.pixels import resized
-from blip3o.remote.chat import ChatRequest
+from blip3o.remote.chat import ChatModel, ChatRequest
 
 TASK_TYPES = (
     "background_change",
@@ -292,10 +277,8 @@ def statistics(edits: Sequence[ScoredEdit]) -> dict[str, dict[str, float | None]
         ("_intersection", [one for one in edits if one.in_intersection]),
     ):
         for name in (*_QUESTIONS, "overall"):
-            by_type: dict[str, list[float]] = defaultdict(list)
-            for one in chosen:
-                by_type[one.task_type].append(getattr(one, name))
-            means = {kind: mean(by_type[kind]) for kind in TASK_TYPES}
+            by_type = grouped((one.task_type, getattr(one, name)) for one in chosen)
+            means = {kind: mean(by_type.get(kind, ())) for kind in TASK_TYPES}
             there = [value for value in means.values() if value is not None]
             average = mean(there) if len(there) == len(TASK_TYPES) else None
             tables[name + ending] = {**means, "average": average}
@@ -330,9 +313,8 @@ class GEditBenchmark(Benchmark):
     quality_text: LocalPath | None = None
     images_first: bool = False
     max_tokens: Count = 1400
-    judge: JudgeConfig = dataclasses.field(
-        default_factory=functools.partial(openai_judge, PUBLISHED_JUDGES[0]),
-        metadata={"registry": "blip3o.eval.judges:JUDGES"},
+    judge: JudgeConfig = component(
+        "blip3o.eval.judges:JUDGES", default=OpenAIJudge(model=PUBLISHED_JUDGES[0])
     )
     attempts: Count = 3
 
@@ -358,43 +340,25 @@ class GEditBenchmark(Benchmark):
         """Returns the source image; see `Benchmark`."""
         return [open_image(source_file(self._folder(), item.data["image"], item.id))]
 
-    def scorer(self) -> JudgeScorer[Numbers]:
+    def scorer(self) -> "GEditScorer":
         """Returns the scorer; see `Benchmark`."""
-        semantics, quality = self._texts()
-
-        def requests(sample: Sample) -> list[ChatRequest]:
-            if sample.image is None:
-                raise ValueError(f"the sample of {sample.item.id} is no image")
-            source = jpeg(sample.sources[0])
-            result = jpeg(resized(sample.image, sample.sources[0].size))
-            asked = semantics.filled({PLACE: sample.item.prompt})
-            return [
-                ChatRequest(
-                    parts=(*images, text) if self.images_first else (text, *images),
-                    max_tokens=self.max_tokens,
-                )
-                for text, images in ((asked, [source, result]), (quality.text, [result]))
-            ]
-
-        marks = [semantics.mark, quality.mark]
-        return JudgeScorer(
-            self.judge.build(), marks, requests, two_grades, _conclude, attempts=self.attempts
+        return GEditScorer(
+            self.judge.build(),
+            *self._texts(),
+            images_first=self.images_first,
+            max_tokens=self.max_tokens,
+            attempts=self.attempts,
         )
 
     def reduce(self, rows: Sequence[Row]) -> Scores:
         """Returns the figures: ours as the headline, the official ones in `figures`.
 
-        A missing or broken sample has the grades 0. A sample without a judgement is left out of the
-        headline; `bounds` says how far it could move it.
+        Both grades of a sample that was not judged are 0.
         """
         languages = [one for one in LANGUAGES if self.language in ("both", one)]
         figures: dict[str, Any] = {one: statistics(_scored(rows, one)) for one in languages}
         headline = languages[0]
         overall = figures[headline]["overall"]
-        low, high = (
-            statistics(_scored(rows, headline, fill))["overall"]["average"]
-            for fill in (0.0, float(BEST))
-        )
         forms = Counter(
             f"{name} {row.verdict.data[name]['form']}"
             for row in rows
@@ -402,8 +366,6 @@ class GEditBenchmark(Benchmark):
             if row.verdict is not None and row.verdict.data.get(name)
         )
         figures |= {
-            "bounds": {"unjudged_as_worst": low, "unjudged_as_best": high},
-            "outcomes": outcome_counts(rows),
             "forms": dict(sorted(forms.items())),
             "compat": _compat(rows, languages),
         }
@@ -419,7 +381,6 @@ class GEditBenchmark(Benchmark):
             figures=figures,
             notes=[
                 *notes,
-                *outcome_notes(rows, 0.0, (low, high)),
                 *judge_notes(rows, PUBLISHED_JUDGES, _ANSWER_KEYS),
             ],
         )
@@ -492,32 +453,78 @@ def _item(folder: Path, number: int, line: str) -> Item:
     )
 
 
-def _conclude(readings: Sequence[Reading[Numbers]]) -> tuple[float | None, dict[str, Any]]:
-    data: dict[str, Any] = {}
-    least: list[float] = []
-    for name, reading in zip(_QUESTIONS, readings, strict=True):
-        data[f"{name}_answers"] = recorded(reading)
-        data[f"{name}_outcome"] = reading.outcome
-        data[name] = None
-        if reading.value is not None:
-            data[name] = {"grades": list(reading.value.values), "form": reading.value.form}
-            least.append(min(reading.value.values))
-    return (math.sqrt(least[0] * least[1]) if len(least) == len(_QUESTIONS) else None), data
+class GEditScorer(JudgeScorer[Numbers]):
+    """Asks the judge two questions about each edit; see `Scorer`.
+
+    Args:
+        model: the judge.
+        semantics: the question about source and result.
+        quality: the question about the result alone.
+        images_first: whether the images precede the text.
+        max_tokens: longest answer.
+        attempts: most attempts of a request.
+    """
+
+    def __init__(
+        self,
+        model: ChatModel,
+        semantics: JudgeText,
+        quality: JudgeText,
+        *,
+        images_first: bool,
+        max_tokens: int,
+        attempts: int,
+    ) -> None:
+        super().__init__(model, [semantics.mark, quality.mark])
+        self._semantics, self._quality = semantics, quality
+        self._images_first, self._max_tokens, self._attempts = images_first, max_tokens, attempts
+
+    def requests(self, sample: Sample) -> list[ChatRequest]:
+        """Returns the questions about semantics and quality, with images of one size."""
+        source = jpeg(sample.sources[0])
+        result = jpeg(resized(sample.drawing, sample.sources[0].size))
+        asked = self._semantics.filled({PLACE: sample.item.prompt})
+        return [
+            ChatRequest(
+                parts=(*images, text) if self._images_first else (text, *images),
+                max_tokens=self._max_tokens,
+            )
+            for text, images in ((asked, [source, result]), (self._quality.text, [result]))
+        ]
+
+    def ask(
+        self, requests: Sequence[Sequence[ChatRequest]]
+    ) -> Iterator[tuple[int, list[Reading[Numbers]]]]:
+        """Yields the two pairs of grades of each edit."""
+        return ask_each(self.model, requests, two_grades, attempts=self._attempts)
+
+    def conclude(
+        self, sample: Sample, readings: Sequence[Reading[Numbers]]
+    ) -> tuple[float | None, dict[str, Any]]:
+        """Returns the root of the product of the lower grades, and all answers."""
+        del sample
+        data: dict[str, Any] = {}
+        least: list[float] = []
+        for name, reading in zip(_QUESTIONS, readings, strict=True):
+            data[f"{name}_answers"] = reading.recorded()
+            data[f"{name}_outcome"] = reading.outcome
+            data[name] = None
+            if reading.value is not None:
+                data[name] = {"grades": list(reading.value.values), "form": reading.value.form}
+                least.append(min(reading.value.values))
+        return (math.sqrt(least[0] * least[1]) if len(least) == len(_QUESTIONS) else None), data
 
 
-def _scored(rows: Sequence[Row], language: str, fill: float | None = None) -> list[ScoredEdit]:
-    """Returns the grades of a language's samples; `fill` replaces both grades of unjudged ones."""
+def _scored(rows: Sequence[Row], language: str) -> list[ScoredEdit]:
+    """Returns the grades of a language's samples; those of unjudged ones are 0."""
     edits: list[ScoredEdit] = []
     for row in rows:
-        if row.item.data["language"] != language:
-            continue
-        if row.verdict is not None and row.verdict.outcome == "judged":
-            semantics, quality = (min(row.verdict.data[name]["grades"]) for name in _QUESTIONS)
-        elif (grade := score_of(row, 0.0)) is not None or (grade := fill) is not None:
-            semantics = quality = grade
-        else:
-            continue
-        edits.append(_edit(row.item, semantics, quality))
+        if row.item.data["language"] == language:
+            data = None if row.judgement is None else row.judgement.data
+            semantics, quality = (
+                0.0 if data is None else min(data[name]["grades"]) for name in _QUESTIONS
+            )
+            edits.append(_edit(row.item, semantics, quality))
     return edits
 
 
@@ -568,7 +575,7 @@ def _pairs(data: Mapping[str, Any]) -> list[tuple[str, str]]:
     ]
 
 
-class GEditLayout:
+class GEditLayout(Layout):
     """The folder SAVE/MODEL of the official program: `fullset/TASK/LANG/KEY.png`; a `Layout`.
 
     The source image lies beside each result as `KEY_SRCIMG.png`.

@@ -11,7 +11,8 @@ from blip3o.core.log import progress
 from blip3o.core.shard import WHOLE, Shard
 from blip3o.eval.benchmark import Benchmark, Item
 from blip3o.eval.models import Asked, EvaluatedModel, Output, Refused
-from blip3o.eval.plan import SAMPLES, Job, Plan, png, sample_file
+from blip3o.eval.plan import SAMPLES, Job, Plan, sample_file
+from blip3o.imaging.encode import to_png
 
 SUFFIXES = (".png", ".txt", ".refused")
 
@@ -62,7 +63,7 @@ def find(folder: Path, job: Job) -> Path | None:
 
 def _write(folder: Path, job: Job, output: Output) -> None:
     if isinstance(output, Image.Image):
-        data, suffix = png(output), ".png"
+        data, suffix = to_png(output), ".png"
     elif isinstance(output, Refused):
         data, suffix = output.reason.encode(), ".refused"
     else:

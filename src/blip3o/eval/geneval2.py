@@ -11,25 +11,24 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
 from blip3o.core.bounds import Count
 from blip3o.core.config import LocalPath, component
 from blip3o.core.errors import UsageError
-from blip3o.core.files import atomic_file, read_text, write_atomic
-from blip3o.core.log import say
+from blip3o.core.files import read_text, write_atomic
 from blip3o.core.texts import load_json
-from blip3o.eval.benchmark import Benchmark, Found, Item, Row, Sample, Scores, Verdict
+from blip3o.eval.benchmark import Benchmark, Found, Item, Layout, Row, Sample, Scores
+from blip3o.eval.figures import grouped
 from blip3o.eval.judges import JudgeConfig
-from blip3o.eval.prompt_files import PromptFile, ReadFile
-from blip3o.eval.vqa import (
+from blip3o.eval.judges.asking import (
     YES_SPELLINGS,
+    Reading,
     ask_first_tokens,
-    chat_image,
-    grouped,
     token_probability,
-    worst_outcome,
 )
+from blip3o.eval.judges.openai import OpenAIJudge
+from blip3o.eval.judges.scorer import JudgeScorer, judge_notes, png
+from blip3o.eval.layouts import write_png
+from blip3o.eval.prompt_files import PromptFile, ReadFile
 from blip3o.remote.chat import Answer, ChatModel, ChatRequest
 
 DATA = PromptFile(
@@ -37,6 +36,7 @@ DATA = PromptFile(
     sha256="09233adbc9f877fba205f1a20efa4a8640e7e62a91dfd55893562bed8a928e43",
     origin="github.com/facebookresearch/GenEval2 (licence CC BY-NC 4.0), and set data=PATH",
 )
+PUBLISHED_JUDGE = "Qwen3-VL-8B-Instruct"
 MAP_NAME = "images.json"
 """Name of the map from prompts to images in a folder that is written."""
 
@@ -91,15 +91,16 @@ class GenEval2Benchmark(Benchmark):
     Args:
         data: the published file of prompts and questions.
         changed_prompts: accepts another file.
-        judge: the model that answers the questions; it must state probabilities of tokens. The
-            published judge is Qwen3-VL-8B-Instruct.
+        judge: the model that answers the questions; it must state probabilities of tokens.
         instruction: text after each question.
         attempts: most requests for an answer.
     """
 
     data: LocalPath | None = None
     changed_prompts: bool = False
-    judge: JudgeConfig | None = component("blip3o.eval.judges:JUDGES", default=None)
+    judge: JudgeConfig = component(
+        "blip3o.eval.judges:JUDGES", default=OpenAIJudge(model=PUBLISHED_JUDGE)
+    )
     instruction: str = "Answer in one word."
     attempts: Count = 1
 
@@ -108,22 +109,15 @@ class GenEval2Benchmark(Benchmark):
         lines = [line for line in self._read().text.split("\n") if line.strip()]
         return [_item(number, line) for number, line in enumerate(lines)]
 
-    def sources(self, item: Item) -> list[Image.Image]:
-        """Returns no image: prompts are texts."""
-        del item
-        return []
-
     def scorer(self) -> "SoftScorer":
         """Returns the scorer; see `Benchmark`."""
-        if self.judge is None:
-            raise UsageError("geneval2 needs a model that answers questions: set judge.kind=openai")
         return SoftScorer(self.judge.build(), instruction=self.instruction, attempts=self.attempts)
 
     def reduce(self, rows: Sequence[Row]) -> Scores:
         """Returns the figures in percent; see `Benchmark`.
 
         The score of a prompt is the mean of the probabilities of its right answers: geometric in
-        the headline. A question without an answer counts as 0.
+        the headline. All questions about an image that was not judged count as 0.
         """
         in_order = sorted(rows, key=lambda row: (row.item.number, row.number))  # sums round
         soft = [_marks(row, "soft") for row in in_order]
@@ -138,7 +132,6 @@ class GenEval2Benchmark(Benchmark):
             (row.item.category, geometric_mean(marks))
             for row, marks in zip(in_order, soft, strict=True)
         )
-        unread = sum(row.verdict is None or row.verdict.outcome != "judged" for row in in_order)
         figures: dict[str, Any] = {
             "soft_gm": _total(soft, geometric_mean),
             "soft_am": _total(soft, arithmetic_mean),
@@ -149,14 +142,13 @@ class GenEval2Benchmark(Benchmark):
             "soft_am_with_space_token": _total(with_space, arithmetic_mean),
             "skills_am": {name: 100 * arithmetic_mean(some) for name, some in skills.items()},
             "num_images": len(rows),
-            "num_images_without_score": unread,
+            "num_images_without_score": sum(row.judgement is None for row in rows),
         }
         notes = [
             "each first token counts once; the official program counts a token that two spellings "
-            "share twice"
+            "share twice",
+            *judge_notes(rows, [PUBLISHED_JUDGE]),
         ]
-        if unread:
-            notes.append(f"{unread} images lack answers, which count as 0")
         return Scores(
             overall=figures["soft_gm"],
             by_category={name: 100 * arithmetic_mean(some) for name, some in by_count.items()},
@@ -203,10 +195,10 @@ def _item(number: int, line: str) -> Item:
 
 
 def _marks(row: Row, name: str) -> list[float]:
-    """Returns a figure of each question of an image; 0 without an answer."""
-    if row.verdict is None or name not in row.verdict.data:
+    """Returns a figure of each question of an image; 0 without a judgement."""
+    if row.judgement is None:
         return [0.0] * len(row.item.data["questions"])
-    return [float(mark) for mark in row.verdict.data[name]]
+    return [float(mark) for mark in row.judgement.data[name]]
 
 
 def _total(
@@ -215,7 +207,7 @@ def _total(
     return 100 * arithmetic_mean([mean(marks) for marks in images]) if images else None
 
 
-class SoftScorer:
+class SoftScorer(JudgeScorer[str]):
     """Asks every question and sums the probabilities of the right first tokens; see `Scorer`.
 
     Args:
@@ -227,52 +219,43 @@ class SoftScorer:
     batch_size = 8
 
     def __init__(self, model: ChatModel, *, instruction: str, attempts: int) -> None:
-        self.judge = model.name
-        self._model = model
+        super().__init__(model)
         self._instruction = instruction
         self._attempts = attempts
 
-    def verdicts(self, samples: Sequence[Sample]) -> Iterator[Verdict]:
-        """Yields the verdicts; see `Scorer`.
-
-        Raises:
-            UsageError: if the judge states no probabilities.
-        """
-        requests = [self._requests(sample) for sample in samples]
-        for place, readings in ask_first_tokens(self._model, requests, attempts=self._attempts):
-            sample = samples[place]
-            right = [spellings(*pair) for pair in sample.item.data["questions"]]
-            answers = [reading.answers[-1] for reading in readings]
-            pairs = list(zip(answers, right, strict=True))
-            soft = [token_probability(answer, some) for answer, some in pairs]
-            outcome = worst_outcome(readings)
-            yield Verdict(
-                item=sample.item.id,
-                number=sample.number,
-                sha256=sample.sha256,
-                judge=self.judge,
-                outcome=outcome,
-                score=geometric_mean(soft) if outcome == "judged" else None,
-                data={
-                    "soft": soft,
-                    "soft_with_space": [_with_space(answer, some) for answer, some in pairs],
-                    "is_likeliest": [_likeliest(answer) in some for answer, some in pairs],
-                    "answers": [reading.texts for reading in readings],
-                    "first_tokens": [list(answer.first_token) for answer in answers],
-                },
-            )
-
-    def _requests(self, sample: Sample) -> list[ChatRequest]:
-        file = chat_image(sample)
-        questions: Sequence[Sequence[str]] = sample.item.data["questions"]
+    def requests(self, sample: Sample) -> list[ChatRequest]:
+        """Returns a request for each question."""
+        file = png(sample.drawing)
         return [
             ChatRequest(
                 parts=(file, f"{question} {self._instruction}".strip()),
                 max_tokens=1,
                 top_logprobs=20,
             )
-            for question, _ in questions
+            for question, _ in sample.item.data["questions"]
         ]
+
+    def ask(
+        self, requests: Sequence[Sequence[ChatRequest]]
+    ) -> Iterator[tuple[int, list[Reading[str]]]]:
+        """Yields the answers about each image; raises as `ask_first_tokens`."""
+        return ask_first_tokens(self.model, requests, attempts=self._attempts)
+
+    def conclude(
+        self, sample: Sample, readings: Sequence[Reading[str]]
+    ) -> tuple[float, dict[str, Any]]:
+        """Returns the geometric mean of the probabilities, and the answers with their readings."""
+        right = [spellings(*pair) for pair in sample.item.data["questions"]]
+        answers = [reading.answers[-1] for reading in readings]
+        pairs = list(zip(answers, right, strict=True))
+        soft = [token_probability(answer, some) for answer, some in pairs]
+        return geometric_mean(soft), {
+            "soft": soft,
+            "soft_with_space": [_with_space(answer, some) for answer, some in pairs],
+            "is_likeliest": [_likeliest(answer) in some for answer, some in pairs],
+            "answers": [reading.texts for reading in readings],
+            "first_tokens": [list(answer.first_token) for answer in answers],
+        }
 
 
 def _with_space(answer: Answer, right: Sequence[str]) -> float:
@@ -287,8 +270,7 @@ def _likeliest(answer: Answer) -> str | None:
     return token.lower()
 
 
-@dataclasses.dataclass(frozen=True)
-class MapLayout:
+class MapLayout(Layout):
     """A JSON file {prompt: path of the image}; paths are relative to its folder."""
 
     def read(self, folder: Path, items: Sequence[Item]) -> Iterator[Found]:
@@ -301,7 +283,7 @@ class MapLayout:
         Raises:
             UsageError: if there is no such file, or it is no such map.
         """
-        file = self._map(folder)
+        file = _map_file(folder)
         paths = _read_map(file)
         prompts = {item.prompt for item in items}
         if unknown := [prompt for prompt in paths if prompt not in prompts]:
@@ -309,35 +291,40 @@ class MapLayout:
                 f"{file}: {len(unknown)} texts are no prompts of GenEval 2, such as "
                 f"{unknown[0]!r}: the keys must be the published prompts, letter by letter"
             )
-        if missing := [item.prompt for item in items if item.prompt not in paths]:
-            say(
-                f"warning: {file}: {len(missing)} prompts have no image and score 0 (the official "
-                f"program stops): {missing[0]!r}"
-            )
         for item in items:
             if item.prompt in paths:
                 yield Found(item=item.id, number=0, file=file.parent / paths[item.prompt])
 
+    def notes(self, folder: Path, items: Sequence[Item]) -> list[str]:
+        """Returns the number of prompts without an image; see `Layout`."""
+        paths = _read_map(_map_file(folder))
+        missing = [item.prompt for item in items if item.prompt not in paths]
+        if not missing:
+            return []
+        return [
+            f"{len(missing)} prompts have no image, such as {missing[0]!r}: the official program "
+            "stops there"
+        ]
+
     def write(self, folder: Path, samples: Sequence[Sample]) -> None:
         """Writes the image of an item and adds it to the map; see `Layout`."""
         (sample,) = samples
-        assert sample.image is not None, "samples of a text-to-image item are images"
         name = f"{sample.item.id}.png"
-        with atomic_file(folder / name) as scratch:
-            sample.image.save(scratch, format="PNG")
+        write_png(folder / name, sample.drawing)
         file = folder / MAP_NAME
         paths = _read_map(file) if file.exists() else {}
         write_atomic(file, json.dumps({**paths, sample.item.prompt: name}, indent=1) + "\n")
 
-    def _map(self, folder: Path) -> Path:
-        if folder.is_file():
-            return folder
-        files = sorted(folder.glob("*.json"))
-        if len(files) != 1:
-            raise UsageError(
-                f"{folder} has {len(files)} JSON files: give the file that maps prompts to images"
-            )
-        return files[0]
+
+def _map_file(folder: Path) -> Path:
+    if folder.is_file():
+        return folder
+    files = sorted(folder.glob("*.json"))
+    if len(files) != 1:
+        raise UsageError(
+            f"{folder} has {len(files)} JSON files: give the file that maps prompts to images"
+        )
+    return files[0]
 
 
 def _read_map(file: Path) -> Mapping[str, str]:

@@ -8,9 +8,8 @@ from pathlib import Path
 from PIL import Image
 
 from blip3o.core.errors import UsageError
-from blip3o.core.files import atomic_file
-from blip3o.core.log import say
-from blip3o.eval.benchmark import Found, Item, Sample
+from blip3o.eval.benchmark import Found, Item, Layout, Sample
+from blip3o.eval.layouts import write_png
 from blip3o.imaging.load import ImageLimits, read_header
 
 _SHOWN = 5
@@ -41,7 +40,7 @@ class FolderSurvey:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class GridLayout:
+class GridLayout(Layout):
     """A folder of grids: `ITEM.png`, tiles from left to right, then from the top to the bottom.
 
     The name of a file up to its first dot is the id of its item; the ending may be that of any
@@ -102,8 +101,7 @@ class GridLayout:
     def read(self, folder: Path, items: Sequence[Item]) -> Iterator[Found]:
         """Yields the tiles of each item; see `Layout`.
 
-        Missing items, files without an item and broken files are listed in a warning: the first
-        have no samples, and the last fail when they are read.
+        Missing items have no samples, and broken files fail when they are read; see `notes`.
 
         Raises:
             UsageError: if no file has the name of an item, an item has several files, or a grid
@@ -116,13 +114,6 @@ class GridLayout:
             )
         survey = self.survey(folder, items)
         self._refuse(folder, survey)
-        for fault, names in (
-            ("items have no file, and score as worst", survey.missing),
-            ("files belong to no item, and are passed over", survey.unknown),
-            ("files are broken images, and score as worst", list(survey.broken)),
-        ):
-            if names:
-                say(f"warning: {folder}: {len(names)} {fault}: {_listed(names)}")
         for item in items:
             if (file := survey.found.get(item.id)) is None:
                 continue
@@ -136,6 +127,19 @@ class GridLayout:
                     tile=None if is_whole else tile,
                     tile_px=self.tile_px,
                 )
+
+    def notes(self, folder: Path, items: Sequence[Item]) -> list[str]:
+        """Returns the missing items, the files without an item and the broken files."""
+        survey = self.survey(folder, items)
+        return [
+            f"{folder.name}: {len(names)} {fault}: {_listed(names)}"
+            for fault, names in (
+                ("items have no file", survey.missing),
+                ("files belong to no item, and are passed over", survey.unknown),
+                ("files are broken images", list(survey.broken)),
+            )
+            if names
+        ]
 
     def write(self, folder: Path, samples: Sequence[Sample]) -> None:
         """Writes the grid of an item; see `Layout`. Tiles without a sample are black.
@@ -159,8 +163,7 @@ class GridLayout:
         grid = Image.new("RGB", self._size(side))
         for number, image in images.items():
             grid.paste(image, (number % self.columns * side, number // self.columns * side))
-        with atomic_file(folder / f"{item.id}.png") as scratch:
-            grid.save(scratch, format="PNG")
+        write_png(folder / f"{item.id}.png", grid)
 
     def _size(self, side: int) -> tuple[int, int]:
         return self.columns * side, self.rows * side

@@ -5,42 +5,29 @@ them.
 """
 
 import dataclasses
-import functools
-from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
 from PIL import Image
 
 from blip3o.core.bounds import Count
-from blip3o.core.config import LocalPath
+from blip3o.core.config import LocalPath, component
 from blip3o.core.errors import UsageError, shown
+from blip3o.core.files import file_sha256
 from blip3o.core.texts import load_json
 from blip3o.eval.benchmark import Benchmark, Item, Row, Sample, Scores
+from blip3o.eval.figures import grouped, mean
 from blip3o.eval.judges import JudgeConfig
-from blip3o.eval.judges.asking import Reading
-from blip3o.eval.prompt_files import PromptFile, ReadFile
-from blip3o.eval.reading import (
-    FlatLayout,
-    JudgeScorer,
-    JudgeText,
-    Numbers,
-    file_sha256,
-    judge_notes,
-    judge_text,
-    line_numbers,
-    mean,
-    openai_judge,
-    outcome_counts,
-    outcome_notes,
-    png,
-    recorded,
-    score_of,
-    source_file,
-)
+from blip3o.eval.judges.asking import Reading, ask_each
+from blip3o.eval.judges.openai import OpenAIJudge
+from blip3o.eval.judges.scorer import JudgeScorer, JudgeText, judge_notes, judge_text, png
+from blip3o.eval.layouts import FlatLayout
+from blip3o.eval.prompt_files import PromptFile, ReadFile, source_file
+from blip3o.eval.reading import Numbers, line_numbers
 from blip3o.imaging.load import open_image
-from blip3o.remote.chat import ChatRequest
+from blip3o.remote.chat import ChatModel, ChatRequest
 
 TYPES = (
     "extract",
@@ -117,10 +104,7 @@ def official_types(types: Mapping[str, str], averages: Mapping[str, float]) -> d
         types: key of each item to its type.
         averages: key to its rounded score; other keys and missing ones are passed over.
     """
-    by_type: dict[str, list[float]] = defaultdict(list)
-    for key, kind in types.items():
-        if key in averages:
-            by_type[kind].append(averages[key])
+    by_type = grouped((kind, averages[key]) for key, kind in types.items() if key in averages)
     return {kind: round(sum(own) / len(own), 2) for kind, own in by_type.items()}
 
 
@@ -147,12 +131,12 @@ class ImgEditBenchmark(Benchmark):
     images: LocalPath | None = None
     changed_prompts: bool = False
     judge_text: LocalPath | None = None
-    judge: JudgeConfig = dataclasses.field(
-        default_factory=functools.partial(openai_judge, JUDGES_OF_FIGURES[0]),
-        metadata={"registry": "blip3o.eval.judges:JUDGES"},
+    judge: JudgeConfig = component(
+        "blip3o.eval.judges:JUDGES", default=OpenAIJudge(model=JUDGES_OF_FIGURES[0])
     )
     attempts: Count = 1
 
+    worst_score: ClassVar[float] = WORST
     suite: ClassVar[str] = "ImgEdit-Bench basic"
     file: ClassVar[PromptFile] = _BASIC
 
@@ -183,73 +167,32 @@ class ImgEditBenchmark(Benchmark):
         """Returns the source image; see `Benchmark`."""
         return [open_image(source_file(self._folder(), item.data["image"], item.id))]
 
-    def scorer(self) -> JudgeScorer[Numbers]:
+    def scorer(self) -> "EditScorer":
         """Returns the scorer; see `Benchmark`."""
-        texts = self._texts()
-
-        def requests(sample: Sample) -> list[ChatRequest]:
-            if sample.image is None:
-                raise ValueError(f"the sample of {sample.item.id} is no image")
-            text = texts[sample.item.category].filled({PLACE: sample.item.prompt})
-            images = [png(sample.sources[0]), png(sample.image)]
-            return [ChatRequest(parts=(text, *images), temperature=None, max_tokens=2048)]
-
-        def read(answer: str) -> Numbers | None:
-            return line_numbers(answer, 3, WORST, BEST)
-
-        def conclude(readings: Sequence[Reading[Numbers]]) -> tuple[float | None, dict[str, Any]]:
-            [reading] = readings
-            data: dict[str, Any] = {"answers": recorded(reading), "scores": None, "form": None}
-            if reading.value is None:
-                return None, data
-            scores = list(reading.value.values)
-            data |= {"scores": scores, "form": reading.value.form}
-            return sum(scores) / len(scores), data | {"breaks_rule": max(scores[1:]) > scores[0]}
-
-        marks = sorted({text.mark for text in texts.values()})
-        return JudgeScorer(
-            self.judge.build(), marks, requests, read, conclude, attempts=self.attempts
-        )
+        return EditScorer(self.judge.build(), self._texts(), attempts=self.attempts)
 
     def reduce(self, rows: Sequence[Row]) -> Scores:
-        """Returns the figures: ours as the headline, the official ones in `figures`.
-
-        A missing or broken sample counts 1, the lowest grade. A sample without a judgement is left
-        out of the headline; `bounds` says how far it could move it.
-        """
-        scores = [(row.item.category, score_of(row, WORST)) for row in rows]
-        low, high = (
-            self._overall([(kind, fill if s is None else s) for kind, s in scores])
-            for fill in (float(WORST), float(BEST))
-        )
-        judged = [
-            row.verdict.data
-            for row in rows
-            if row.verdict is not None and row.verdict.outcome == "judged"
-        ]
+        """Returns the figures: ours as the headline, the official ones in `figures`."""
+        scores = [(row.item.category, row.score_or(self.worst_score)) for row in rows]
+        by_category = self._means(scores)
+        overall = self._overall(by_category)
+        judged = [row.judgement.data for row in rows if row.judgement is not None]
         num_breaks = sum(bool(data["breaks_rule"]) for data in judged)
-        notes = outcome_notes(rows, WORST, (low, high))
+        notes = judge_notes(rows, JUDGES_OF_FIGURES, ["answers"])
         if num_breaks:
             notes.append(
                 f"in {num_breaks} answers the second or third grade is above the first, against "
                 "the rule; they are scored as they are"
             )
         figures: dict[str, Any] = {
-            "mean_of_samples": mean([score for _, score in scores if score is not None]),
-            "bounds": {"unjudged_as_worst": low, "unjudged_as_best": high},
+            "mean_of_samples": mean([score for _, score in scores]),
             "num_second_or_third_above_first": num_breaks,
-            "outcomes": outcome_counts(rows),
             "forms": dict(sorted(Counter(str(data["form"]) for data in judged).items())),
             "compat": self._compat(rows),
         }
         if len(self._kinds()) > 1:
-            figures["mean_of_types"] = self._overall(scores)
-        return Scores(
-            overall=self._overall(scores),
-            by_category=self._means(scores),
-            figures=figures,
-            notes=[*notes, *judge_notes(rows, JUDGES_OF_FIGURES, ["answers"])],
-        )
+            figures["mean_of_types"] = overall
+        return Scores(overall=overall, by_category=by_category, figures=figures, notes=notes)
 
     def layout(self) -> FlatLayout:
         """Returns the official layout: `KEY.png`."""
@@ -306,17 +249,14 @@ class ImgEditBenchmark(Benchmark):
             )
         return Path(self.images)
 
-    def _means(self, scores: Sequence[tuple[str, float | None]]) -> dict[str, float | None]:
-        by_kind: dict[str, list[float]] = defaultdict(list)
-        for kind, score in scores:
-            if score is not None:
-                by_kind[kind].append(score)
-        return {kind: mean(by_kind[kind]) for kind in self._kinds()}
+    def _means(self, scores: Sequence[tuple[str, float]]) -> dict[str, float | None]:
+        by_kind = grouped(scores)
+        return {kind: mean(by_kind.get(kind, ())) for kind in self._kinds()}
 
-    def _overall(self, scores: Sequence[tuple[str, float | None]]) -> float | None:
-        """Returns the mean of the categories; None if one has no score."""
-        means = [value for value in self._means(scores).values() if value is not None]
-        return mean(means) if len(means) == len(self._kinds()) else None
+    def _overall(self, means: Mapping[str, float | None]) -> float | None:
+        """Returns the mean of the categories; None if one has no sample."""
+        there = [value for value in means.values() if value is not None]
+        return mean(there) if len(there) == len(means) else None
 
     def _compat(self, rows: Sequence[Row]) -> dict[str, Any]:
         """Returns the official figures of the same answers: the first one of each request."""
@@ -367,6 +307,49 @@ class ImgEditUgeBenchmark(ImgEditBenchmark):
 
     def _texts(self) -> dict[str, JudgeText]:
         return {"uge": judge_text(self.judge_text, _OWN_TEXT, "judge_text", [PLACE])}
+
+
+class EditScorer(JudgeScorer[Numbers]):
+    """Asks the judge once about each edit; see `Scorer`.
+
+    Args:
+        model: the judge.
+        texts: text of each category.
+        attempts: most attempts of a request.
+    """
+
+    def __init__(self, model: ChatModel, texts: Mapping[str, JudgeText], *, attempts: int) -> None:
+        super().__init__(model, sorted({text.mark for text in texts.values()}))
+        self._texts, self._attempts = texts, attempts
+
+    def requests(self, sample: Sample) -> list[ChatRequest]:
+        """Returns the request about an edit."""
+        text = self._texts[sample.item.category].filled({PLACE: sample.item.prompt})
+        images = [png(sample.sources[0]), png(sample.drawing)]
+        return [ChatRequest(parts=(text, *images), temperature=None, max_tokens=2048)]
+
+    def ask(
+        self, requests: Sequence[Sequence[ChatRequest]]
+    ) -> Iterator[tuple[int, list[Reading[Numbers]]]]:
+        """Yields the three grades of each edit."""
+        return ask_each(self.model, requests, _grades, attempts=self._attempts)
+
+    def conclude(
+        self, sample: Sample, readings: Sequence[Reading[Numbers]]
+    ) -> tuple[float | None, dict[str, Any]]:
+        """Returns the mean of the grades, and all answers."""
+        del sample
+        [reading] = readings
+        data: dict[str, Any] = {"answers": reading.recorded(), "scores": None, "form": None}
+        if reading.value is None:
+            return None, data
+        scores = list(reading.value.values)
+        data |= {"scores": scores, "form": reading.value.form}
+        return mean(scores), data | {"breaks_rule": max(scores[1:]) > scores[0]}
+
+
+def _grades(answer: str) -> Numbers | None:
+    return line_numbers(answer, 3, WORST, BEST)
 
 
 def _object(text: str, name: str) -> dict[str, object]:

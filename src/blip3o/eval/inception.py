@@ -5,7 +5,6 @@ last block pools by maximum. The weights are a published file that no package co
 supply it.
 """
 
-import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from blip3o.core.errors import UsageError
+from blip3o.core.files import file_sha256
 from blip3o.weights.pickles import read_pickle
 
 FILE = "weights-inception-2015-12-05-6726825d.pth"
@@ -292,5 +292,4 @@ def load_inception(folder: Path) -> Inception | None:
 
 def weights_name(folder: Path) -> str:
     """Returns the network and the hash of its weights, as the name of a judge states them."""
-    with (folder / FILE).open("rb") as file:
-        return f"inception-2015-12-05-{hashlib.file_digest(file, 'sha256').hexdigest()[:8]}"
+    return f"inception-2015-12-05-{file_sha256(folder / FILE)[:8]}"

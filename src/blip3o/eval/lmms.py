@@ -24,10 +24,11 @@ import torch
 from PIL import Image
 
 from blip3o.core.errors import UsageError
-from blip3o.core.files import atomic_file, check_folder
+from blip3o.core.files import check_folder, write_atomic
 from blip3o.core.log import progress, say
 from blip3o.eval.kits import Drawing, KitModel, Turn, settings_of, turn_of
 from blip3o.generate.text_settings import TextSettings
+from blip3o.imaging.encode import to_png
 
 _CLASS = "Blip3oLmms"
 _READ = {"max_new_tokens", "temperature", "top_p", "top_k", "num_beams", "do_sample", "until"}
@@ -193,8 +194,7 @@ class LmmsAnswers:
         context, _, given, number, task, split = request.args
         file = self._image_folder / str(task) / f"{split}-{number}-{repeat}.png"
         file.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_file(file, is_shared=True) as part:
-            image.save(part, format="PNG")
+        write_atomic(file, to_png(image), is_shared=True)
         answer = json.dumps({"text": "", "images": [str(file)]})
         self.cache_hook.add_partial("generate_until", (context, given), answer)
         return answer

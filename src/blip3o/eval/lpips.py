@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from blip3o.core.errors import UsageError
+from blip3o.core.files import file_sha256
 from blip3o.weights.pickles import read_pickle
 
 FILES = ("alexnet-owt-7be5be79.pth", "alex.pth")
@@ -113,6 +114,5 @@ def weights_name(folder: Path) -> str:
     """Returns the distance and a hash of its weights, as the name of a judge states them."""
     digest = hashlib.sha256()
     for name in FILES:
-        with (folder / name).open("rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
+        digest.update(bytes.fromhex(file_sha256(folder / name)))
     return f"lpips-0.1-alexnet-{digest.hexdigest()[:8]}"

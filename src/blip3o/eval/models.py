@@ -11,8 +11,9 @@ from blip3o.core.config import to_dict
 from blip3o.core.errors import UsageError
 from blip3o.core.rng import image_generator
 from blip3o.eval.benchmark import Benchmark, Task
-from blip3o.eval.plan import Job, png
+from blip3o.eval.plan import Job
 from blip3o.generate.pipeline import Blip3oPipeline
+from blip3o.imaging.encode import to_png
 from blip3o.remote.chat import ChatImage, ChatModel, ChatRequest
 from blip3o.remote.images import ImageClient, ImageRequest
 
@@ -139,7 +140,7 @@ class RemoteModel:
             ImageRequest(
                 prompt=one.job.item.prompt,
                 seed=_seed(self._settings.seed, one.job),
-                images=tuple(map(png, one.sources)),
+                images=tuple(map(to_png, one.sources)),
             )
             for one in asked
         ]
@@ -150,7 +151,7 @@ class RemoteModel:
     def _answers(self, asked: Sequence[Asked]) -> list[Output]:
         requests = [
             ChatRequest(
-                parts=(*(ChatImage(png(one)) for one in row.sources), row.job.item.prompt),
+                parts=(*(ChatImage(to_png(one)) for one in row.sources), row.job.item.prompt),
                 max_tokens=row.job.item.max_new_tokens or 128,
             )
             for row in asked

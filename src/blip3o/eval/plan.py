@@ -2,14 +2,11 @@
 
 import dataclasses
 import hashlib
-import io
 import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
-
-from PIL import Image
 
 from blip3o.core.errors import UsageError
 from blip3o.core.files import read_text, write_atomic
@@ -130,10 +127,3 @@ def sample_file(folder: Path, job: Job, suffix: str) -> Path:
             gave neither.
     """
     return folder / job.item.id / f"{job.number}{suffix}"
-
-
-def png(image: Image.Image) -> bytes:
-    """Returns an image as the bytes of a PNG file without metadata."""
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG")
-    return buffer.getvalue()

@@ -4,7 +4,7 @@ import dataclasses
 import hashlib
 from pathlib import Path
 
-from blip3o.core.errors import UsageError
+from blip3o.core.errors import UsageError, shown
 from blip3o.core.files import read_text
 
 BUNDLED = Path(__file__).parent / "prompts"
@@ -73,3 +73,19 @@ class ReadFile:
     text: str
     sha256: str
     is_published: bool
+
+
+def source_file(folder: Path, name: object, what: str) -> Path:
+    """Returns the path of an input image that a file of a benchmark names.
+
+    Raises:
+        UsageError: if there is no such file inside the folder.
+    """
+    if not isinstance(name, str) or not name:
+        raise UsageError(f"{what} names no image: {shown(name)}")
+    file = folder / name
+    if ".." in Path(name).parts or Path(name).is_absolute():
+        raise UsageError(f"{what} names an image outside its folder: {shown(name)}")
+    if not file.is_file():
+        raise UsageError(f"{what}: no such file: {file}; unpack the images of the benchmark there")
+    return file

@@ -6,12 +6,11 @@ meta_data.json  an object of such objects by name, as MJHQ-30K has it, or a list
 """
 
 import dataclasses
-import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 
 from blip3o.core.errors import UsageError, shown
-from blip3o.core.files import read_lines, read_text
+from blip3o.core.files import file_sha256, read_lines, read_text
 from blip3o.core.rng import numpy_rng
 from blip3o.core.texts import load_json
 
@@ -79,7 +78,7 @@ def read_prompts(path: str) -> PromptList:
             raise UsageError(f"{path}, {place}: the prompt is empty")
     if not prompts:
         raise UsageError(f"{path} has no prompt")
-    return PromptList(tuple(prompts), hashlib.sha256(file.read_bytes()).hexdigest())
+    return PromptList(tuple(prompts), file_sha256(file))
 
 
 def _objects_of_lines(file: Path) -> Iterator[tuple[str, object]]:

@@ -9,7 +9,7 @@ import functools
 import hashlib
 import json
 import math
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,11 +22,13 @@ from blip3o.core.bounds import Count, Seed
 from blip3o.core.config import LocalPath, from_dict
 from blip3o.core.device import resolve_device
 from blip3o.core.errors import UsageError
+from blip3o.core.files import file_sha256
 from blip3o.core.log import progress
 from blip3o.core.rng import numpy_rng
 from blip3o.data.scenes.render import render
 from blip3o.data.scenes.scene import sample_scene
-from blip3o.eval.benchmark import Benchmark, Item, Layout, Row, Sample, Scores, Verdict
+from blip3o.eval.benchmark import Benchmark, Item, Row, Sample, Scores, Verdict
+from blip3o.eval.figures import grouped
 from blip3o.eval.frechet import frechet_distance
 from blip3o.eval.image_sets import ImageSet, top_folder
 from blip3o.eval.inception import FILE as INCEPTION_FILE
@@ -45,8 +47,6 @@ from blip3o.weights.names import BUNDLED
 from blip3o.weights.shards import open_tensors
 
 _FEW_IMAGES = 5000
-_MISSING_DB = 0.0
-"""PSNR of a missing reconstruction: the least that two images can have."""
 _FIGURES = ("psnr", "ssim", "lpips")
 _Extract = Callable[[Sequence[Image.Image]], Tensor]
 """RGB images to a vector of each, [B, D], for a Frechet distance."""
@@ -127,18 +127,13 @@ class ReconstructionBenchmark(Benchmark):
     def reduce(self, rows: Sequence[Row]) -> Scores:
         """Returns the means of the figures, the distances, and notes on what they are worth.
 
-        A missing reconstruction has a PSNR of 0 dB. The other figures have no worst value; they are
-        those of the reconstructions that exist, and a note says so.
+        A missing reconstruction has a PSNR of 0 dB, the least of two images. The other figures have
+        no worst value; they are those of the reconstructions that exist, and a note says so.
         """
-        found = {row.item.id: dict(_judged(row)) for row in rows}
-        present = [data for data in found.values() if data]
-        by_folder: dict[str, list[float | None]] = defaultdict(list)
-        for row in rows:
-            if row.item.category:
-                by_folder[row.item.category].append(_decibel(found[row.item.id]))
-        overall = _mean(list(map(_decibel, found.values())))
+        means = self.resampled(rows)
+        present = [row.judgement.data for row in rows if row.judgement is not None]
         figures: dict[str, Any] = {
-            "psnr": overall,
+            "psnr": means.overall,
             **{name: _mean([data.get(name) for data in present]) for name in _FIGURES[1:]},
             **_distances(present),
             "num_images": len(rows),
@@ -148,21 +143,19 @@ class ReconstructionBenchmark(Benchmark):
             "unreadable": _unreadable(rows),
             "image_px": sorted({tuple(data["image_px"]) for data in present}),
         }
-        by_category = {name: _mean(values) for name, values in sorted(by_folder.items())}
-        return Scores(
-            overall=overall,
-            by_category=by_category,
+        return dataclasses.replace(
+            means,
             figures={name: value for name, value in figures.items() if value is not None},
             notes=_notes(figures, present),
         )
 
-    def layout(self) -> Layout | None:
-        """Returns None: no other program has a form for these images."""
-        return None
-
-    def remarks(self) -> list[str]:
-        """Returns no deviations: the benchmark is our own."""
-        return []
+    def resampled(self, rows: Sequence[Row]) -> Scores:
+        """Returns the means of the PSNR; images that are drawn twice bias a Frechet distance."""
+        by_folder = grouped((row.item.category, _decibel(row)) for row in rows if row.item.category)
+        return Scores(
+            overall=_mean([_decibel(row) for row in rows]),
+            by_category={name: _mean(values) for name, values in sorted(by_folder.items())},
+        )
 
     @functools.cached_property
     def _set(self) -> ImageSet:
@@ -301,18 +294,14 @@ def _pocket_encoder(device: torch.device) -> tuple[_Extract, str]:
         return encoder(pixels.to(device)).double().mean(1).float().cpu()
 
     file = folder / "image_encoder" / "model.safetensors"
-    return extract, f"pocket-encoder-{hashlib.sha256(file.read_bytes()).hexdigest()[:8]}"
+    return extract, f"pocket-encoder-{file_sha256(file)[:8]}"
 
 
-def _judged(row: Row) -> Mapping[str, Any]:
-    """Returns the figures of a row; none if there is no judged reconstruction."""
-    is_judged = row.verdict is not None and row.verdict.outcome == "judged"
-    return row.verdict.data if row.verdict is not None and is_judged else {}
-
-
-def _decibel(data: Mapping[str, Any]) -> float | None:
+def _decibel(row: Row) -> float | None:
     """Returns the PSNR; None for equal images, the least value for a missing reconstruction."""
-    return data["psnr"] if data else _MISSING_DB
+    if row.judgement is None:
+        return ReconstructionBenchmark.worst_score
+    return row.judgement.data["psnr"]
 
 
 def _mean(values: Sequence[float | None]) -> float | None:

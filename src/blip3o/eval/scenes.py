@@ -225,10 +225,10 @@ class SceneScorer:
             score = attribute_accuracy(objects_named(sample.text or ""), truth)
             named = [f"{color} {thing}" for color, thing in truth.elements()]
             return score, {"caption": sample.text, "truth": named}
-        assert sample.image is not None
-        if sample.image.width != sample.image.height:
-            return 0.0, {"reason": f"the image is not square: {sample.image.size}"}
-        found = detect(sample.image)
+        image = sample.drawing
+        if image.width != image.height:
+            return 0.0, {"reason": f"the image is not square: {image.size}"}
+        found = detect(image)
         if part == "text_to_image":
             is_right = judge_scene(
                 found,
@@ -246,12 +246,8 @@ class SceneScorer:
         return is_right, {"found": [dataclasses.asdict(one) for one in found]}
 
 
-def _score(row: Row) -> float:
-    return 0.0 if row.verdict is None or row.verdict.score is None else row.verdict.score
-
-
 def _mean(rows: Sequence[Row]) -> float:
-    return sum(map(_score, rows)) / len(rows)
+    return sum(row.score_or(ScenesBenchmark.worst_score) for row in rows) / len(rows)
 
 
 def _by_category(rows: Sequence[Row]) -> dict[str, float]:

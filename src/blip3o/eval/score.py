@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from PIL import Image
 
-from blip3o.core.errors import UsageError
+from blip3o.core.errors import UsageError, reason_of
 from blip3o.core.log import progress
 from blip3o.core.shard import WHOLE, Shard
 from blip3o.eval.benchmark import Benchmark, Found, Outcome, Sample, Scorer, Verdict
@@ -116,7 +116,11 @@ def load(job: Job, benchmark: Benchmark, judge: str, found: Found | None) -> Loa
     """
     if found is None:
         return Loaded(None, _fault(job, judge, "missing", "", "no file"))
-    data = found.file.read_bytes()
+    try:
+        data = found.file.read_bytes()
+    except OSError as error:
+        reason = f"{found.file.name}: {reason_of(error)}"
+        return Loaded(None, _fault(job, judge, "missing", "", reason))
     digest = hashlib.sha256(data)
     if found.tile is not None:
         digest.update(repr(found.tile).encode())

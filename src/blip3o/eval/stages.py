@@ -9,11 +9,11 @@ interruptions and their order do not change a byte.
 
 import dataclasses
 import json
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, NamedTuple
 
 from PIL import Image
 
@@ -69,8 +69,10 @@ def evaluate(
         plan = write_plan(benchmark, out)
         identity = Identity.of(name, benchmark, model.identity, model.sampler, plan)
         identity.claim(out)
-        generate_samples(plan, benchmark, model, out, shard)
+        # First, so that a missing key or file is found before hours of drawing. The judge then
+        # takes memory beside the model; two calls, `eval` and `eval score`, hold one at a time.
         scorer = benchmark.scorer()
+        generate_samples(plan, benchmark, model, out, shard)
         score_samples(plan, benchmark, scorer, own_samples(plan, out), out, shard)
         # A sample that the model refused to draw is a failure of the model.
         return finish(plan, benchmark, scorer, identity, out, shard, allowed={"missing"})
@@ -91,7 +93,7 @@ def score_folder(
     Args:
         name: name of the benchmark in `BENCHMARKS`.
         benchmark: the benchmark with its settings.
-        folder: an evaluation of this package, or a folder in the benchmark's own layout.
+        folder: an evaluation of this package, or a folder or file in the benchmark's own layout.
         out: folder for plan, verdicts and results.
         facts: facts about the images, as the user states them: model, seed, settings of the
             sampler. Those of an evaluation come from its files.
@@ -105,8 +107,10 @@ def score_folder(
         raise UsageError(f"no such folder: {folder}")
     with _working(out, shard):
         plan = write_plan(benchmark, out)
-        found = samples_in(folder, plan, benchmark)
-        missing = [key_of(job) for job in plan.jobs() if key_of(job) not in found]
+        given = given_samples(folder, plan, benchmark)
+        for note in given.notes:
+            say(f"warning: {note}")
+        missing = [key_of(job) for job in plan.jobs() if key_of(job) not in given.found]
         if missing and not allow_missing:
             first = ", ".join(f"{item} number {number}" for item, number in missing[:3])
             raise UsageError(
@@ -116,26 +120,36 @@ def score_folder(
         identity = Identity.of_folder(name, benchmark, folder, facts, plan)
         identity.claim(out)
         scorer = benchmark.scorer()
-        score_samples(plan, benchmark, scorer, found, out, shard)
+        score_samples(plan, benchmark, scorer, given.found, out, shard)
         allowed = _FAULTS_OF_SAMPLES if allow_missing else set[Outcome]()
-        return finish(plan, benchmark, scorer, identity, out, shard, allowed=allowed)
+        return finish(
+            plan, benchmark, scorer, identity, out, shard, allowed=allowed, notes=given.notes
+        )
 
 
-def samples_in(folder: Path, plan: Plan, benchmark: Benchmark) -> dict[Key, Found]:
+class GivenSamples(NamedTuple):
+    """Samples that are there already, with the remarks of their layout."""
+
+    found: Mapping[Key, Found]
+    notes: Sequence[str] = ()
+
+
+def given_samples(folder: Path, plan: Plan, benchmark: Benchmark) -> GivenSamples:
     """Returns the samples in a folder of this package or in the benchmark's own layout.
 
     Raises:
         UsageError: if it has neither form.
     """
     if (folder / ITEMS).exists() and (folder / SAMPLES).is_dir():
-        return own_samples(plan, folder)
+        return GivenSamples(own_samples(plan, folder))
     layout = benchmark.layout()
     if layout is None:
         raise UsageError(
             f"{folder} is not an evaluation folder ({ITEMS} and {SAMPLES}/), and this benchmark "
             "has no other layout"
         )
-    return {(one.item, one.number): one for one in layout.read(folder, plan.items)}
+    found = {(one.item, one.number): one for one in layout.read(folder, plan.items)}
+    return GivenSamples(found, layout.notes(folder, plan.items))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -248,6 +262,7 @@ def finish(
     shard: Shard = WHOLE,
     *,
     allowed: Collection[Outcome] = (),
+    notes: Sequence[str] = (),
 ) -> Results | None:
     """Writes the results if every sample has a verdict; returns None if other shards work on.
 
@@ -259,6 +274,7 @@ def finish(
         out: folder of the evaluation.
         shard: the part of this process, for the message.
         allowed: faults of samples that count as failures instead of being refused.
+        notes: remarks on the samples, for the results.
 
     Raises:
         UsageError: if a sample has a fault that is not allowed.
@@ -279,7 +295,7 @@ def finish(
             "them, or count them as failures with --allow-missing"
         )
     file.rewrite(verdicts, keys)
-    results = results_of(plan, benchmark, scorer.judge, identity, verdicts, out)
+    results = results_of(plan, benchmark, scorer.judge, identity, verdicts, out, notes)
     results.write(out)
     write_atomic(out / PAGE, page([Evaluation.read(out)]))
     return results
@@ -292,6 +308,7 @@ def results_of(
     identity: Identity,
     verdicts: Mapping[Key, Verdict],
     out: Path,
+    notes: Sequence[str] = (),
 ) -> Results:
     """Returns the results: a pure function of the plan, the verdicts and the sizes of the images.
 
@@ -302,6 +319,7 @@ def results_of(
         identity: everything else that shapes the results.
         verdicts: the verdict of each sample.
         out: folder of the evaluation.
+        notes: remarks on the samples.
     """
     rows = [Row(item, number, verdicts[item.id, number]) for item, number in plan.jobs()]
     scores = settled(benchmark.reduce, rows)
@@ -319,10 +337,11 @@ def results_of(
         seed=identity.seed,
         version=__version__,
         commit=source_commit()[0] or f"the package {__version__}",
+        worst_score=benchmark.worst_score,
         settings=dict(identity.settings),
-        intervals=bootstrap_intervals(benchmark.reduce, rows, scores),
+        intervals=bootstrap_intervals(benchmark.resampled, rows, scores),
         figures=dict(scores.figures),
-        notes=[*scores.notes, *doubts(out, rows)],
+        notes=[*notes, *scores.notes, *doubts(out, rows)],
     )
 
 
@@ -346,7 +365,7 @@ def measure(benchmark: Benchmark, model: EvaluatedModel) -> Scores:
         ]
         verdicts = {(one.item, one.number): one for one in scorer.verdicts(samples)}
         rows += [Row(job.item, job.number, verdicts.get(key_of(job))) for job in jobs]
-    return benchmark.reduce(rows)
+    return settled(benchmark.reduce, rows)
 
 
 @contextmanager

@@ -126,7 +126,7 @@ def score_images(
 
     Args:
         name: an entry of `BENCHMARKS`.
-        folder: an evaluation of this package, or a folder in the benchmark's own layout.
+        folder: an evaluation of this package, or a folder or file in the benchmark's own layout.
         out: folder for plan, verdicts and results; the same call again resumes.
         overrides: `path=value` changes of the benchmark's settings.
         facts: facts about the images: model, seed and settings of the sampler. Those of an

@@ -6,31 +6,30 @@ product of the probabilities of a yes.
 
 import dataclasses
 import math
+import os
 import re
-from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Literal
-
-from PIL import Image
+from typing import Any, Literal
 
 from blip3o.core.bounds import Count
 from blip3o.core.config import LocalPath, component
 from blip3o.core.errors import UsageError
-from blip3o.core.files import atomic_file, read_text
-from blip3o.core.log import say
+from blip3o.core.files import read_text
 from blip3o.core.texts import load_json
-from blip3o.eval.benchmark import Benchmark, Found, Item, Row, Sample, Scores, Verdict
+from blip3o.eval.benchmark import Benchmark, Found, Item, Layout, Row, Sample, Scores
+from blip3o.eval.figures import grouped
 from blip3o.eval.judges import JudgeConfig
-from blip3o.eval.prompt_files import PromptFile
-from blip3o.eval.vqa import (
+from blip3o.eval.judges.asking import (
     YES_SPELLINGS,
+    Reading,
     ask_first_tokens,
-    chat_image,
-    grouped,
     token_probability,
-    worst_outcome,
 )
+from blip3o.eval.judges.openai import OpenAIJudge
+from blip3o.eval.judges.scorer import JudgeScorer, judge_notes, png
+from blip3o.eval.layouts import write_png
+from blip3o.eval.prompt_files import PromptFile
 from blip3o.remote.chat import ChatModel, ChatRequest
 
 CompCategory = Literal["color", "shape", "texture"]
@@ -52,6 +51,7 @@ PROMPTS: Mapping[CompCategory, PromptFile] = {
         is_bundled=True,
     ),
 }
+PUBLISHED_JUDGE = "BLIP-VQA"
 _IMAGES_PER_PROMPT = 10
 _MOST_PHRASES = 8
 _MOST_WORDS = 4
@@ -97,6 +97,8 @@ class T2ICompBenchmark(Benchmark):
         simple_prompts: without `phrases`, scores only the prompts that the grammar can read: "a
             green bench and a blue bowl", 240 of 300 in each category.
         judge: the model that answers the questions; it must state probabilities of tokens.
+            published: BLIP-VQA, which has no server of this kind; any other judge makes another
+            benchmark.
         instruction: text after each question; empty for a model that only answers questions.
         attempts: most requests for an answer.
     """
@@ -105,7 +107,9 @@ class T2ICompBenchmark(Benchmark):
     images_per_prompt: Count = _IMAGES_PER_PROMPT
     phrases: LocalPath | None = None
     simple_prompts: bool = False
-    judge: JudgeConfig | None = component("blip3o.eval.judges:JUDGES", default=None)
+    judge: JudgeConfig = component(
+        "blip3o.eval.judges:JUDGES", default=OpenAIJudge(model=PUBLISHED_JUDGE)
+    )
     instruction: str = "Answer with one word: yes or no."
     attempts: Count = 1
 
@@ -151,17 +155,8 @@ class T2ICompBenchmark(Benchmark):
             )
         return items
 
-    def sources(self, item: Item) -> list[Image.Image]:
-        """Returns no image: prompts are texts."""
-        del item
-        return []
-
     def scorer(self) -> "PhraseScorer":
         """Returns the scorer; see `Benchmark`."""
-        if self.judge is None:
-            raise UsageError(
-                "t2i_compbench needs a model that answers questions: set judge.kind=openai"
-            )
         return PhraseScorer(
             self.judge.build(), instruction=self.instruction, attempts=self.attempts
         )
@@ -169,21 +164,13 @@ class T2ICompBenchmark(Benchmark):
     def reduce(self, rows: Sequence[Row]) -> Scores:
         """Returns the mean score of the images of each category, from 0 to 1; see `Benchmark`.
 
-        An image without a score counts as 0.
+        An image without a judgement counts as 0.
         """
         in_order = sorted(rows, key=lambda row: (row.item.number, row.number))  # sums round
-        scores = [row.verdict.score if row.verdict is not None else None for row in in_order]
-        marks = grouped(
-            (row.item.category, score or 0.0) for row, score in zip(in_order, scores, strict=True)
-        )
+        marks = grouped((row.item.category, row.score_or(self.worst_score)) for row in in_order)
         means = {name: sum(some) / len(some) for name, some in marks.items()}
-        unread = scores.count(None)
-        notes = [
-            "published scores were judged by BLIP-VQA: scores of another judge are another "
-            "benchmark"
-        ]
-        if unread:
-            notes.append(f"{unread} images have no score and count as 0")
+        unread = sum(row.judgement is None for row in rows)
+        notes = judge_notes(rows, [PUBLISHED_JUDGE])
         if len(means) > 1:
             notes.append("the benchmark publishes categories only; overall is their mean")
         return Scores(
@@ -226,7 +213,7 @@ def _read_phrases(path: Path) -> dict[str, list[str]]:
     return data
 
 
-class PhraseScorer:
+class PhraseScorer(JudgeScorer[str]):
     """Asks the judge for each phrase whether the image shows it; see `Scorer`.
 
     Args:
@@ -238,52 +225,44 @@ class PhraseScorer:
     batch_size = 8
 
     def __init__(self, model: ChatModel, *, instruction: str, attempts: int) -> None:
-        self.judge = model.name
-        self._model = model
+        super().__init__(model)
         self._instruction = instruction
         self._attempts = attempts
 
-    def verdicts(self, samples: Sequence[Sample]) -> Iterator[Verdict]:
-        """Yields the verdicts; see `Scorer`.
-
-        Raises:
-            UsageError: if the judge states no probabilities.
-        """
-        requests = [self._requests(sample) for sample in samples]
-        for place, readings in ask_first_tokens(self._model, requests, attempts=self._attempts):
-            sample = samples[place]
-            outcome = worst_outcome(readings)
-            yes = [token_probability(one.answers[-1], YES_SPELLINGS) for one in readings]
-            yield Verdict(
-                item=sample.item.id,
-                number=sample.number,
-                sha256=sample.sha256,
-                judge=self.judge,
-                outcome=outcome,
-                # Four decimals, as the official program writes each score.
-                score=round(math.prod(yes), 4) if outcome == "judged" else None,
-                data={
-                    "probabilities_of_yes": yes,
-                    "answers": [reading.texts for reading in readings],
-                    "first_tokens": [list(one.answers[-1].first_token) for one in readings],
-                },
-            )
-
-    def _requests(self, sample: Sample) -> list[ChatRequest]:
-        file = chat_image(sample)
-        phrases: Sequence[str] = sample.item.data["phrases"]
+    def requests(self, sample: Sample) -> list[ChatRequest]:
+        """Returns a request for each phrase."""
+        file = png(sample.drawing)
         return [
             ChatRequest(
                 parts=(file, f"{phrase}? {self._instruction}".strip()),
                 max_tokens=1,
                 top_logprobs=20,
             )
-            for phrase in phrases
+            for phrase in sample.item.data["phrases"]
         ]
+
+    def ask(
+        self, requests: Sequence[Sequence[ChatRequest]]
+    ) -> Iterator[tuple[int, list[Reading[str]]]]:
+        """Yields the answers about each image; raises as `ask_first_tokens`."""
+        return ask_first_tokens(self.model, requests, attempts=self._attempts)
+
+    def conclude(
+        self, sample: Sample, readings: Sequence[Reading[str]]
+    ) -> tuple[float, dict[str, Any]]:
+        """Returns the product of the probabilities of a yes, and the answers."""
+        del sample
+        yes = [token_probability(one.answers[-1], YES_SPELLINGS) for one in readings]
+        # Four decimals, as the official program writes each score.
+        return round(math.prod(yes), 4), {
+            "probabilities_of_yes": yes,
+            "answers": [reading.texts for reading in readings],
+            "first_tokens": [list(one.answers[-1].first_token) for one in readings],
+        }
 
 
 @dataclasses.dataclass(frozen=True)
-class CompLayout:
+class CompLayout(Layout):
     """The folders of the official program: `samples/PROMPT_NNNNNN.png`.
 
     The prompt is the name up to the first underscore, and the number its last part. The images of a
@@ -302,59 +281,89 @@ class CompLayout:
         Raises:
             UsageError: if a folder is missing, or a prompt has more images than are asked for.
         """
-        for category in self.categories:
-            place = self._samples(folder, category)
-            by_prompt = {item.prompt: item for item in items if item.category == category}
-            files: dict[str, list[tuple[int, Path]]] = defaultdict(list)
-            unknown: list[str] = []
-            try:
-                entries = sorted(place.iterdir())
-            except OSError as error:
-                raise UsageError(f"{place} is not a folder of images: {error.strerror}") from error
-            for entry in entries:
-                prompt, _, number = entry.stem.rpartition("_")
-                prompt = prompt.partition("_")[0]
-                if prompt in by_prompt and number.isdecimal():
-                    files[prompt].append((int(number), entry))
-                else:
-                    unknown.append(entry.name)
-            if not files:
-                raise UsageError(f"{place} has no file of the form PROMPT_000000.png")
-            if unknown:
-                say(
-                    f"warning: {place}: {len(unknown)} files belong to no prompt, and are passed "
-                    f"over: {', '.join(unknown[:3])}"
-                )
-            wanted = sum(item.num_samples for item in by_prompt.values())
-            num_files = sum(len(some) for some in files.values())
-            for prompt, item in by_prompt.items():
-                some = sorted(files[prompt])
-                if len(some) > item.num_samples:
+        for one in self._categories(folder, items):
+            for item in one.items:
+                files = one.files[item.prompt]
+                if len(files) > item.num_samples:
                     raise UsageError(
-                        f"{place}: {prompt!r} has {len(some)} images, and images_per_prompt="
-                        f"{item.num_samples}; the official program counts all of them: set "
-                        "images_per_prompt"
+                        f"{one.place}: {item.prompt!r} has {len(files)} images, and "
+                        f"images_per_prompt={item.num_samples}; the official program counts all of "
+                        "them: set images_per_prompt"
                     )
-                for number, (_, file) in enumerate(some):
+                for number, file in enumerate(files):
                     yield Found(item=item.id, number=number, file=file)
-            if num_files < wanted:
-                say(
-                    f"warning: {place}: {num_files} of {wanted} images are there; those that are "
-                    "missing score 0 (the official program leaves them out)"
+
+    def notes(self, folder: Path, items: Sequence[Item]) -> list[str]:
+        """Returns the files without a prompt and the missing images; see `Layout`."""
+        notes: list[str] = []
+        for one in self._categories(folder, items):
+            place = os.path.relpath(one.place, folder.parent)
+            if one.unknown:
+                notes.append(
+                    f"{place}: {len(one.unknown)} files belong to no prompt, and are passed "
+                    f"over: {', '.join(one.unknown[:3])}"
                 )
+            wanted = sum(item.num_samples for item in one.items)
+            num_files = sum(map(len, one.files.values()))
+            if num_files < wanted:
+                notes.append(
+                    f"{place}: {num_files} of {wanted} images are there; the official program "
+                    "leaves the others out"
+                )
+        return notes
 
     def write(self, folder: Path, samples: Sequence[Sample]) -> None:
         """Writes the images of an item; see `Layout`."""
         item = samples[0].item
         place = folder if len(self.categories) == 1 else folder / item.category
-        (place / "samples").mkdir(parents=True, exist_ok=True)
         for sample in samples:
             number = item.data["place"] * item.num_samples + sample.number
-            file = place / "samples" / f"{item.prompt}_{number:06}.png"
-            with atomic_file(file) as scratch:
-                assert sample.image is not None, "samples of a text-to-image item are images"
-                sample.image.save(scratch, format="PNG")
+            write_png(place / "samples" / f"{item.prompt}_{number:06}.png", sample.drawing)
 
-    def _samples(self, folder: Path, category: str) -> Path:
-        place = folder if len(self.categories) == 1 else folder / category
-        return place / "samples" if (place / "samples").is_dir() else place
+    def _categories(self, folder: Path, items: Sequence[Item]) -> Iterator["_CategoryFolder"]:
+        for category in self.categories:
+            place = folder if len(self.categories) == 1 else folder / category
+            place = place / "samples" if (place / "samples").is_dir() else place
+            yield _CategoryFolder.of(place, [item for item in items if item.category == category])
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _CategoryFolder:
+    """The folder of a category.
+
+    Args:
+        place: the folder.
+        items: items of the category.
+        files: images of each prompt in their order.
+        unknown: names of the files that belong to no prompt.
+    """
+
+    place: Path
+    items: Sequence[Item]
+    files: Mapping[str, Sequence[Path]]
+    unknown: Sequence[str]
+
+    @classmethod
+    def of(cls, place: Path, items: Sequence[Item]) -> "_CategoryFolder":
+        """Returns the content of a folder.
+
+        Raises:
+            UsageError: if it is missing, or holds no image of a prompt.
+        """
+        numbered: dict[str, list[tuple[int, Path]]] = {item.prompt: [] for item in items}
+        unknown: list[str] = []
+        try:
+            entries = sorted(place.iterdir())
+        except OSError as error:
+            raise UsageError(f"{place} is not a folder of images: {error.strerror}") from error
+        for entry in entries:
+            prompt, _, number = entry.stem.rpartition("_")
+            prompt = prompt.partition("_")[0]
+            if prompt in numbered and number.isdecimal():
+                numbered[prompt].append((int(number), entry))
+            else:
+                unknown.append(entry.name)
+        if not any(numbered.values()):
+            raise UsageError(f"{place} has no file of the form PROMPT_000000.png")
+        files = {prompt: [file for _, file in sorted(some)] for prompt, some in numbered.items()}
+        return cls(place=place, items=items, files=files, unknown=unknown)

@@ -18,10 +18,10 @@ from blip3o.core.errors import UsageError
 from blip3o.core.files import read_text
 from blip3o.core.texts import load_json
 from blip3o.eval.benchmark import Benchmark, Item, Row, Sample, Scores, Verdict
+from blip3o.eval.figures import grouped
 from blip3o.eval.vqa import (
     MME_COGNITION,
     MME_PERCEPTION,
-    grouped,
     mme_score,
     normalize_answer,
     read_mme,
@@ -76,11 +76,8 @@ class UnderstandingBenchmark(Benchmark):
         A question without an answer that can be read counts as wrong.
         """
         in_order = sorted(rows, key=lambda row: (row.item.number, row.number))  # sums round
-        marks = [
-            (row, (row.verdict.score if row.verdict is not None else None) or 0.0)
-            for row in in_order
-        ]
-        unread = sum(row.verdict is None or row.verdict.score is None for row in in_order)
+        marks = [(row, row.score_or(self.worst_score)) for row in in_order]
+        unread = sum(row.judgement is None or not row.judgement.data["is_read"] for row in rows)
         figures: dict[str, Any] = {"num_questions": len(rows), "num_unread": unread}
         by_category: Mapping[str, float]
         overall: float | None
@@ -99,10 +96,6 @@ class UnderstandingBenchmark(Benchmark):
             overall = 100 * sum(mark for _, mark in marks) / len(marks) if marks else None
         notes = [f"{unread} questions have no readable answer and count as wrong"] if unread else []
         return Scores(overall=overall, by_category=by_category, figures=figures, notes=notes)
-
-    def layout(self) -> None:
-        """Returns None: there is no folder form."""
-        return
 
     def remarks(self) -> Sequence[str]:
         """Returns the file of questions, which is part of the benchmark."""
@@ -181,13 +174,8 @@ class AnswerScorer:
                 number=sample.number,
                 sha256=sample.sha256,
                 judge=self.judge,
-                outcome="judged"
-                if score is not None
-                else "unreadable"
-                if text.strip()
-                else "empty",
-                score=score,
-                data={"answer": text},
+                score=score or 0.0,  # the model answers here, not a judge: its faults are mistakes
+                data={"answer": text, "is_read": score is not None},
             )
 
 

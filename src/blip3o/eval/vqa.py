@@ -1,123 +1,13 @@
-"""Questions about images: asks them, and compares answers as the VQA benchmarks do."""
+"""Reads and compares answers to questions about images as the VQA benchmarks do."""
 
-import dataclasses
 import functools
-import io
 import json
-import math
 import re
-from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from typing import Literal, TypeVar
+from collections.abc import Mapping, Sequence
+from typing import Literal
 
-from blip3o.core.errors import UsageError
 from blip3o.core.files import read_text
-from blip3o.eval.benchmark import Outcome, Sample
-from blip3o.eval.judges.asking import Reading, ask
 from blip3o.eval.prompt_files import BUNDLED
-from blip3o.remote.chat import Answer, ChatImage, ChatModel, ChatRequest
-
-T = TypeVar("T")
-
-# ---------------------------------------------------------------------------------------------
-# Asking
-
-
-def chat_image(sample: Sample) -> ChatImage:
-    """Returns the image of a sample as a PNG file for a request.
-
-    Raises:
-        ValueError: if the sample is not an image.
-    """
-    if sample.image is None:
-        raise ValueError(f"sample {sample.number} of {sample.item.id} has no image")
-    file = io.BytesIO()
-    sample.image.save(file, format="PNG")
-    return ChatImage(file.getvalue())
-
-
-def ask_each(
-    model: ChatModel,
-    requests: Sequence[Sequence[ChatRequest]],
-    read: Callable[[str], T | None],
-    *,
-    attempts: int = 1,
-) -> Iterator[tuple[int, list[Reading[T]]]]:
-    """Yields (position of a group, readings of its requests) as soon as all of a group are there.
-
-    Args:
-        model: the judge.
-        requests: groups of requests, such as the questions about each sample.
-        read: as for `ask`.
-        attempts: as for `ask`.
-    """
-    places = [(group, place) for group, some in enumerate(requests) for place in range(len(some))]
-    flat = [requests[group][place] for group, place in places]
-    readings: dict[int, dict[int, Reading[T]]] = {group: {} for group in range(len(requests))}
-    for group in [group for group, some in enumerate(requests) if not some]:
-        yield group, list(readings.pop(group).values())
-    for number, reading in ask(model, flat, read, attempts=attempts):
-        group, place = places[number]
-        readings[group][place] = reading
-        if len(readings[group]) == len(requests[group]):
-            yield group, [reading for _, reading in sorted(readings.pop(group).items())]
-
-
-def ask_first_tokens(
-    model: ChatModel, requests: Sequence[Sequence[ChatRequest]], *, attempts: int = 1
-) -> Iterator[tuple[int, list[Reading[str]]]]:
-    """Yields the readings of each group, as `ask_each`, with the probabilities of first tokens.
-
-    An answer without a text is judged as well if its first token is known.
-
-    Args:
-        model: the judge.
-        requests: groups of requests with `top_logprobs`.
-        attempts: as for `ask`.
-
-    Raises:
-        UsageError: if the judge answers without probabilities.
-    """
-    for group, readings in ask_each(model, requests, str, attempts=attempts):
-        known: list[Reading[str]] = []
-        for reading in readings:
-            answer = reading.answers[-1]
-            if reading.outcome == "judged" and not answer.first_token:
-                raise UsageError(
-                    f"{model.name} answers without the probabilities of tokens, from which the "
-                    "score is made: use a server with logprobs"
-                )
-            if reading.outcome == "empty" and answer.first_token:
-                reading = dataclasses.replace(reading, outcome="judged", value="")
-            known.append(reading)
-        yield group, known
-
-
-def worst_outcome(readings: Iterable[Reading[T]]) -> Outcome:
-    """Returns "judged" if all requests gave a value, else the reason of the first that gave none.
-
-    A transport error precedes all others, because asking again may remove it.
-    """
-    faults = [reading.outcome for reading in readings if reading.outcome != "judged"]
-    if not faults:
-        return "judged"
-    return "transport" if "transport" in faults else faults[0]
-
-
-def token_probability(answer: Answer, spellings: Collection[str]) -> float:
-    """Returns the probability that the first token of an answer is one of some spellings.
-
-    A token that the server does not list has the probability 0, and each token counts once.
-
-    Args:
-        answer: the answer to a request with `top_logprobs`.
-        spellings: the tokens, with their leading spaces.
-    """
-    found = (math.exp(log) for token, log in answer.first_token if token in spellings)
-    return min(1.0, sum(found))  # a server may round logarithms up
-
-
-YES_SPELLINGS = ("Yes", "yes", " yes", " Yes")
 
 # ---------------------------------------------------------------------------------------------
 # Yes and no
@@ -245,11 +135,3 @@ def soft_accuracy(prediction: str, answers: Sequence[str]) -> float:
     matches = [normalize_answer(answer) == wanted for answer in answers]
     total = sum(matches)
     return sum(min(1.0, (total - match) / 3) for match in matches) / len(matches)
-
-
-def grouped(pairs: Iterable[tuple[str, T]]) -> dict[str, list[T]]:
-    """Returns the values of each name, names in the order of their first appearance."""
-    groups: dict[str, list[T]] = defaultdict(list)
-    for name, value in pairs:
-        groups[name].append(value)
-    return dict(groups)

@@ -223,7 +223,7 @@ class Server:
         if code == _NO_CREDIT:
             return UsageError(f"{address} answers {fault}: add credit to the account")
         if status in _AGAIN or status >= 500:
-            return TransientError(fault, pause_s=_retry_after(response))
+            return TransientError(fault, pause_s=retry_after_s(response.headers))
         if 300 <= status < 400:
             target = response.headers.get("location", "another address")
             return UsageError(f"{address} answers {fault}: it redirects to {target}; use that")
@@ -256,9 +256,13 @@ def error_message(data: bytes) -> tuple[str, str]:
     return valid_text(lines[0][:_LONGEST_REASON]) if lines else "", code
 
 
-def _retry_after(response: "httpx.Response") -> float | None:
-    """Returns the pause in seconds that a server asks for; None if it asks for none."""
-    text = response.headers.get("retry-after", "").strip()
+def retry_after_s(headers: Mapping[str, str]) -> float | None:
+    """Returns the pause in seconds that a server asks for; None if it asks for none.
+
+    Args:
+        headers: the headers of its answer, whose names are found in any case.
+    """
+    text = headers.get("retry-after", "").strip()
     if not text:
         return None
     try:
@@ -267,7 +271,7 @@ def _retry_after(response: "httpx.Response") -> float | None:
         until = _date(text)
         if until is None:
             return None
-        now = _date(response.headers.get("date", "")) or datetime.datetime.now(datetime.UTC)
+        now = _date(headers.get("date", "")) or datetime.datetime.now(datetime.UTC)
         seconds = (until - now).total_seconds()
     return max(0.0, seconds) if seconds == seconds else None  # NaN
 

@@ -52,6 +52,14 @@ class Inner:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Choice:
+    """A config with a `kind` that is no component."""
+
+    kind: str = "plain"
+    size: int = 3
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Outer:
     steps: int
     name: str = "x"
@@ -64,6 +72,8 @@ class Outer:
     factors: dict[str, float] = dataclasses.field(default_factory=dict)
     shape: Any = component("config_test_shapes:SHAPES", default=Circle())
     shapes: tuple[Any, ...] = component("config_test_shapes:SHAPES", default=())
+    no_shape: Any | None = component("config_test_shapes:SHAPES", default=None)
+    choice: Choice = dataclasses.field(default_factory=Choice)
 
 
 @pytest.fixture(autouse=True)
@@ -196,6 +206,32 @@ def test_overrides_apply_in_order() -> None:
 
 
 @pytest.mark.parametrize(
+    ("assignments", "path", "value"),
+    [
+        (["shape.kind=circle"], "shape", Circle()),
+        (["shape.kind=circle", "shape.radius=3"], "shape", Circle(radius=3.0)),
+        (["shape.kind= circle ", "shape={kind: square}"], "shape", Square()),
+        (["shape={kind: square, side: 6}", "shape.kind=circle"], "shape", Circle()),
+        (["shape.side=6", "shape.kind=square"], "shape", Square(side=6, tiles=2)),
+        (["shapes.0.kind=square", "shapes.0.side=2"], "shapes", (Square(side=2), Square())),
+        (["shapes=[{kind: circle}]", "shapes.0.kind=square"], "shapes", (Square(),)),
+        (["no_shape.kind=square", "no_shape.side=2"], "no_shape", Square(side=2)),
+        (["choice.size=4", "choice.kind=other"], "choice", Choice(kind="other", size=4)),
+    ],
+)
+def test_another_kind_of_component_starts_from_its_own_defaults(
+    assignments: list[str], path: str, value: Any
+) -> None:
+    assert getattr(override(FULL, assignments), path) == value
+
+
+def test_a_kind_that_drops_an_earlier_assignment_is_refused() -> None:
+    with pytest.raises(UsageError) as caught:
+        override(FULL, ["steps=1", "shape.side=6", "shape.kind=circle"])
+    assert str(caught.value) == ("shape.kind=circle drops shape.side: put shape.kind before it")
+
+
+@pytest.mark.parametrize(
     ("assignment", "message"),
     [
         ("steps", "is not of the form path.to.field=value"),
@@ -210,7 +246,8 @@ def test_overrides_apply_in_order() -> None:
         ("limit.more=1", "config key limit.more does not exist"),
         ("steps=", "steps must be int, got None"),
         ("steps=[1", "the value is not YAML"),
-        ("shape.kind=circle", "unknown config key 'shape.side'"),
+        ("shape.kind=cirle", "unknown shape 'cirle'; did you mean circle"),
+        ("no_shape.radius=1", "config key no_shape.radius does not exist"),
         ("=3", "unknown config key ''"),
     ],
 )

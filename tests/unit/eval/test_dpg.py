@@ -140,7 +140,6 @@ def test_a_tile_without_a_verdict_counts_as_no_and_leaves_the_official_figures(
     assert scores.figures["num_tiles_without_answers"] == 1
     assert scores.figures["compat_ella"]["left_out"] == ["a1", "b2"]
     assert scores.figures["compat_ella"]["score"] is None
-    assert any("1 images have no answers" in note for note in scores.notes)
 
 
 def test_a_broken_file_is_not_scored_officially(benchmark: DPGBenchmark) -> None:
@@ -228,8 +227,9 @@ def test_an_unreadable_answer_gives_no_score_and_keeps_its_text(benchmark: DPGBe
     assert (one.outcome, one.score) == ("unreadable", None)
     assert one.data["answers"] == {"1": ["yes"], "2": ["perhaps", "perhaps"]}
     assert one.data["outcomes"] == {"2": "unreadable"}
-    figures = benchmark.reduce([Row(item, 0, one)]).figures
-    assert figures["num_answers_neither_yes_nor_no"] == 1
+    scores = benchmark.reduce([Row(item, 0, one)])
+    assert scores.figures["num_answers_neither_yes_nor_no"] == 1
+    assert scores.overall == 0  # though one answer is yes: the image was not judged
 
 
 def test_an_image_of_another_size_than_the_resolution_is_refused(benchmark: DPGBenchmark) -> None:
@@ -239,13 +239,16 @@ def test_an_image_of_another_size_than_the_resolution_is_refused(benchmark: DPGB
         list(scorer.verdicts([sample]))
 
 
-def test_only_the_published_files_are_accepted_without_a_remark(benchmark: DPGBenchmark) -> None:
+def test_only_the_published_files_are_accepted_without_a_remark(
+    benchmark: DPGBenchmark, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     assert len(benchmark.remarks()) == 3
     with pytest.raises(UsageError, match="is not the published"):
         dataclasses.replace(benchmark, changed_prompts=False).items()
     with pytest.raises(UsageError, match=r"dpg_bench\.csv is not part of blip3o"):
         DPGBenchmark().items()
-    with pytest.raises(UsageError, match="judge"):
+    with pytest.raises(UsageError, match="OPENAI_API_KEY"):
         benchmark.scorer()
     with pytest.raises(ValueError, match="from 1 to 4"):
         DPGBenchmark(images_per_prompt=5)

@@ -317,9 +317,7 @@ def test_missing_images_are_wrong() -> None:
     assert scores.overall == 0.5
     assert (scores.figures["num_images"], scores.figures["num_judged"]) == (4, 2)
     assert scores.figures["official"]["overall"] == 1.0
-    (note,) = scores.notes
-    assert note.startswith("2 of 4 images are missing")
-    assert note.endswith("say 1.00000.")
+    assert scores.notes == []  # `settled` writes them
     nothing = benchmark().reduce(rows[2:])
     assert nothing.overall == 0
     assert "official" not in nothing.figures

@@ -198,8 +198,7 @@ def test_answers_without_a_judgement_are_kept_and_never_scored(
     assert verdict.data["answers"][0]["text"] == answer.text
     assert len(model.asked) == 1
     scores = benchmark.reduce([Row(one.item, 0, verdict)])
-    assert scores.overall is None
-    assert scores.figures["outcomes"] == {outcome: 1}
+    assert scores.by_category["extract"] == 1
     if outcome == "transport":
         assert scores.figures["compat"]["num_left_out"] == 1
 
@@ -255,8 +254,7 @@ def test_official_figures_round_twice_and_ours_do_not(imgedit_files: Path) -> No
 def test_the_official_reader_takes_answers_that_ours_refuses(imgedit_files: Path) -> None:
     good = [grades(4, 4, 4)] * 7
     scores = figures(imgedit_files, [*good, "A: 9\nB: 10", "A: \u00b2"])
-    assert scores.overall is None
-    assert scores.figures["outcomes"] == {"judged": 7, "unreadable": 2}
+    assert scores.overall == pytest.approx((7 * 4 + 2 * 1) / 9)
     compat = scores.figures["compat"]
     assert compat["by_type"]["action"] == 9.5
     assert compat["stops_at"] == ["8"]
@@ -267,7 +265,7 @@ def test_a_missing_image_has_the_lowest_grade(imgedit_files: Path) -> None:
     scores = figures(imgedit_files, [None] + [grades(4, 4, 4)] * 8)
     assert scores.by_category["extract"] == 1
     assert scores.overall == pytest.approx((1 + 8 * 4) / 9)
-    assert "1 of 9 samples are missing or broken: each counts 1" in scores.notes
+    assert basic(imgedit_files).worst_score == 1
 
 
 def test_the_rule_of_the_grades_is_reported_and_never_applied(imgedit_files: Path) -> None:

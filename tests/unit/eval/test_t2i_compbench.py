@@ -187,15 +187,16 @@ def test_several_categories_have_a_folder_each(tmp_path: Path) -> None:
 
 
 def test_missing_images_are_said_and_surplus_images_are_refused(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path,
 ) -> None:
     cat, layout = item("a cat", num=1), CompLayout(("color",))
     layout.write(tmp_path, [sample(cat)])
     (tmp_path / "samples" / "vqa_result.json").write_text("[]")
-    assert len(list(layout.read(tmp_path, [cat, item("a dog", place=1)]))) == 1
-    said = capsys.readouterr().err
-    assert "1 of 3 images" in said
-    assert "vqa_result.json" in said
+    items = [cat, item("a dog", place=1)]
+    assert len(list(layout.read(tmp_path, items))) == 1
+    passed_over, missing = layout.notes(tmp_path, items)
+    assert "vqa_result.json" in passed_over
+    assert "1 of 3 images" in missing
     Image.new("RGB", (3, 3)).save(tmp_path / "samples" / "a cat_000007.png")
     with pytest.raises(UsageError, match="'a cat' has 2 images"):
         list(layout.read(tmp_path, [cat]))

@@ -6,17 +6,8 @@ from collections.abc import Iterator, Sequence
 import pytest
 
 from blip3o.eval.benchmark import Outcome
-from blip3o.eval.judges.asking import Reading
-from blip3o.eval.vqa import (
-    ask_each,
-    mme_score,
-    normalize_answer,
-    read_mme,
-    read_yes_no,
-    soft_accuracy,
-    token_probability,
-    worst_outcome,
-)
+from blip3o.eval.judges.asking import Reading, ask_each, token_probability, worst_outcome
+from blip3o.eval.vqa import mme_score, normalize_answer, read_mme, read_yes_no, soft_accuracy
 from blip3o.remote.chat import Answer, ChatRequest
 
 

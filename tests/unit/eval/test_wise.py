@@ -292,10 +292,7 @@ def test_answers_without_a_judgement_are_kept_and_never_scored(
     assert [one["text"] for one in verdict.data["answers"]] == [answer.text] * num_asked
     assert [one["outcome"] for one in verdict.data["answers"]] == [answer.outcome] * num_asked
     scores = wise.reduce([Row(sample().item, 0, verdict)])
-    assert scores.overall is None
-    assert scores.by_category["culture"] is None
-    assert scores.figures["outcomes"] == {outcome: 1}
-    assert any(f"{outcome} 1" in note for note in scores.notes)
+    assert scores.by_category["culture"] == 0
 
 
 # ---------------------------------------------------------------------------------------------
@@ -337,11 +334,6 @@ def test_ours_and_the_official_figures_agree_on_plain_answers(all_rows: list[Row
     assert compat["before_2026_04_08"]["overall"] == pytest.approx(scores.overall, abs=1e-12)
     assert compat["by_category"]["time"]["n"] == 167
     assert scores.figures["forms"] == {"plain": 1000}
-    assert scores.figures["bounds"] == {
-        "unjudged_as_worst": scores.overall,
-        "unjudged_as_best": scores.overall,
-    }
-    assert not any("samples" in note for note in scores.notes)
     # The mean of the samples is another figure only by the rounding of the weights.
     mean = sum(map(score, all_rows)) / 1000
     assert scores.overall == pytest.approx(mean, abs=1e-3)
@@ -356,15 +348,12 @@ def test_a_missing_image_counts_zero_and_stops_the_official_table(all_rows: list
     assert (compat["overall"], compat["printed_overall"]) == (None, None)
     assert (compat["num_missing"], compat["missing_ids"]) == (1, [1])
     assert compat["before_2026_04_08"]["overall"] == pytest.approx(scores.overall)
-    assert "1 of 1000 samples are missing or broken: each counts 0" in scores.notes
 
 
-def test_an_unread_answer_is_left_out_and_bounded(all_rows: list[Row]) -> None:
-    rows = [judged(1, "no"), *all_rows[1:]]
-    scores = reduced(rows)
-    bounds = scores.figures["bounds"]
-    assert bounds["unjudged_as_worst"] < scores.overall < bounds["unjudged_as_best"]
-    assert bounds["unjudged_as_best"] - bounds["unjudged_as_worst"] == pytest.approx(0.4 / 400)
+def test_an_unread_answer_counts_zero(all_rows: list[Row]) -> None:
+    scores = reduced([judged(1, "no"), *all_rows[1:]])
+    missing = reduced([Row(all_rows[0].item, 0, None), *all_rows[1:]])
+    assert scores.overall == missing.overall
     assert scores.figures["compat"]["num_not_asked_again"] == 0
 
 

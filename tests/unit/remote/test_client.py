@@ -15,7 +15,7 @@ import pytest
 from blip3o.core.errors import UsageError
 from blip3o.remote.chat import Answer, ChatImage, ChatRequest
 from blip3o.remote.client import ChatClient, read_answer
-from blip3o.remote.http import ServerSettings, _retry_after
+from blip3o.remote.http import ServerSettings, retry_after_s
 
 Questions = Callable[[int], list[ChatRequest]]
 Server = Any  # the class in conftest.py
@@ -192,7 +192,7 @@ def test_retry_after_takes_seconds_and_dates() -> None:
         import httpx
 
         headers = {"retry-after": after} | ({"date": date} if date else {})
-        return _retry_after(httpx.Response(429, headers=headers))
+        return retry_after_s(httpx.Response(429, headers=headers).headers)
 
     now = time.time()
     own_clock = email.utils.formatdate(now, usegmt=True)

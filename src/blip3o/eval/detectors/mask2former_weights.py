@@ -5,7 +5,6 @@ of the original file and of the weights.
 """
 
 import dataclasses
-import hashlib
 import json
 import re
 from collections.abc import Mapping
@@ -15,7 +14,7 @@ import torch
 from torch import Tensor
 
 from blip3o.core.errors import UsageError
-from blip3o.core.files import atomic_folder, write_atomic
+from blip3o.core.files import atomic_folder, file_sha256, write_atomic
 from blip3o.eval.detectors.mask2former_network import (
     OFFICIAL_SIZES,
     Mask2FormerNetwork,
@@ -103,7 +102,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
     if not path.is_file():
         raise UsageError(f"there are no detector weights at {path}: get {OFFICIAL_FILE}")
     tensors = read_pickle(path)
-    sha256 = _sha256(path)
+    sha256 = file_sha256(path)
     named = _NAMED_HASH.search(path.name)
     if named and not sha256.startswith(named[1]):
         raise UsageError(
@@ -135,7 +134,7 @@ def convert_checkpoint(
         about = {
             "file": source.name,
             "sha256": checkpoint.sha256,
-            "weights_sha256": _sha256(scratch / _WEIGHTS),
+            "weights_sha256": file_sha256(scratch / _WEIGHTS),
         }
         write_atomic(scratch / _SOURCE, json.dumps(about, indent=2) + "\n")
 
@@ -143,7 +142,7 @@ def convert_checkpoint(
 def _read_folder(folder: Path) -> Checkpoint:
     about = read_json(folder / _SOURCE)
     tensors = {name: stored.read() for name, stored in open_tensors(folder).items()}
-    weights_sha256 = _sha256(folder / _WEIGHTS)
+    weights_sha256 = file_sha256(folder / _WEIGHTS)
     if not isinstance(about, dict) or not isinstance(about.get("sha256"), str):
         raise UsageError(f"{folder / _SOURCE} does not name the sha256 of the original file")
     if about.get("weights_sha256") != weights_sha256:
@@ -152,8 +151,3 @@ def _read_folder(folder: Path) -> Checkpoint:
             "checkpoint again"
         )
     return Checkpoint(folder, about["sha256"], tensors)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -112,11 +112,6 @@ class GenEvalBenchmark(Benchmark):
             raise _no_clip()
         return item
 
-    def sources(self, item: Item) -> list[Image.Image]:
-        """Returns no image: the model draws from the prompt alone."""
-        del item
-        return []
-
     def scorer(self) -> "GenEvalScorer":
         """Loads and returns the scorer.
 
@@ -139,9 +134,7 @@ class GenEvalBenchmark(Benchmark):
         if not rows:
             return Scores(overall=None, by_category={})
         summary = _summary(rows)
-        judged = [
-            row for row in rows if row.verdict is not None and row.verdict.outcome == "judged"
-        ]
+        judged = [row for row in rows if row.judgement is not None]
         figures: dict[str, object] = {
             "correct_images": summary.correct_images,
             "correct_prompts": summary.correct_prompts,
@@ -160,16 +153,11 @@ class GenEvalBenchmark(Benchmark):
                 "correct_prompts": official.correct_prompts,
                 "text": official.text,
             }
-        notes = _detector_notes(judged)
-        if len(judged) < len(rows):
-            said = "nothing" if official is None else f"{official.overall:.5f}"
-            notes.append(
-                f"{len(rows) - len(judged)} of {len(rows)} images are missing or were not judged; "
-                "they count as wrong. GenEval's program would leave them out and say "
-                f"{said}."
-            )
         return Scores(
-            overall=summary.overall, by_category=summary.by_task, figures=figures, notes=notes
+            overall=summary.overall,
+            by_category=summary.by_task,
+            figures=figures,
+            notes=_detector_notes(judged),
         )
 
     def layout(self) -> GenEvalLayout:
@@ -257,7 +245,7 @@ class GenEvalScorer:
         """Yields the verdict of each sample; see `Scorer.verdicts`."""
         for start in range(0, len(samples), self.batch_size):
             batch = samples[start : start + self.batch_size]
-            images = [_image_of(sample) for sample in batch]
+            images = [sample.drawing for sample in batch]
             for sample, image, found in zip(
                 batch, images, self._detector.detect(images), strict=True
             ):
@@ -297,11 +285,6 @@ class GenEvalScorer:
         )
 
 
-def _image_of(sample: Sample) -> Image.Image:
-    assert sample.image is not None, "GenEval judges images"
-    return sample.image
-
-
 def _mask_of(found: Detections, number: int) -> NDArray[np.bool_] | None:
     return None if found.masks is None else found.masks[number]
 
@@ -322,9 +305,7 @@ def _summary(rows: Sequence[Row]) -> Summary:
         ResultLine(
             tag=row.item.category,
             metadata=identity(row.item.data),
-            is_correct=row.verdict is not None
-            and row.verdict.outcome == "judged"
-            and row.verdict.score == 1,
+            is_correct=row.score_or(0.0) == 1,
         )
         for row in rows
     )
@@ -332,7 +313,7 @@ def _summary(rows: Sequence[Row]) -> Summary:
 
 def _detector_notes(judged: Sequence[Row]) -> list[str]:
     """Returns a warning if the detector seems not to work."""
-    best = [row.verdict.data.get("best_score", 1.0) for row in judged if row.verdict is not None]
+    best = [row.judgement.data.get("best_score", 1.0) for row in judged if row.judgement]
     if len(best) < _MANY or max(best) > _CERTAIN:
         return []
     return [

@@ -9,7 +9,6 @@ refused here.
 """
 
 import dataclasses
-import io
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,10 +17,10 @@ from typing import Any
 
 from blip3o.core.errors import UsageError, reason_of
 from blip3o.core.files import read_text, write_atomic
-from blip3o.core.log import say
 from blip3o.core.texts import load_json
-from blip3o.eval.benchmark import Found, Item, Sample
+from blip3o.eval.benchmark import Found, Item, Layout, Sample
 from blip3o.eval.geneval.prompts import KEYS, identity
+from blip3o.eval.layouts import write_png
 
 _METADATA, _SAMPLES = "metadata.jsonl", "samples"
 _IMAGE = re.compile(r"(\d+)\.png")
@@ -29,7 +28,7 @@ _IMAGE_ENDINGS = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".
 
 
 @dataclasses.dataclass(frozen=True)
-class GenEvalLayout:
+class GenEvalLayout(Layout):
     """The folders of GenEval's own program; see `Layout`.
 
     Args:
@@ -52,18 +51,13 @@ class GenEvalLayout:
         by_identity = {identity(item.data): item for item in (*self.others, *items)}
         asked = {item.id for item in items}
         places: dict[str, Path] = {}
-        further: set[str] = set()
-        for place in _entries(folder):
-            if not (place.name.isdigit() and place.is_dir()):
-                continue
-            metadata = _metadata(place)
+        for place, metadata in _prompt_folders(folder):
             item = by_identity.get(identity(metadata))
             if item is None:
                 raise UsageError(
                     f"{place / _METADATA} is not a line of the prompt file: "
                     f"{_difference(metadata, by_identity)}"
                 )
-            further |= metadata.keys() - item.data.keys()
             if item.id in places:
                 raise UsageError(
                     f"{place} and {places[item.id]} hold the same prompt {item.prompt!r}: keep one"
@@ -71,16 +65,22 @@ class GenEvalLayout:
             places[item.id] = place
             if item.id in asked:
                 yield from _images(place, item)
-        if further:
-            say(
-                f"warning: metadata in {folder} have further keys ({', '.join(sorted(further))}); "
-                "if images were drawn from their texts, the prompts were rewritten: state it"
-            )
         if not places:
             raise UsageError(
                 f"{folder} has no folder such as 00000/samples: give the folder that GenEval's "
                 "program would score"
             )
+
+    def notes(self, folder: Path, items: Sequence[Item]) -> list[str]:
+        """Returns the keys of the metadata that GenEval does not know; see `Layout.notes`."""
+        known = {key for item in (*self.others, *items) for key in item.data}
+        further = {key for _, metadata in _prompt_folders(folder) for key in metadata} - known
+        if not further:
+            return []
+        return [
+            f"the metadata have further keys ({', '.join(sorted(further))}); if images were drawn "
+            "from their texts, the prompts were rewritten: state it"
+        ]
 
     def write(self, folder: Path, samples: Sequence[Sample]) -> None:
         """Writes the images of one item into its folder; see `Layout.write`."""
@@ -88,13 +88,17 @@ class GenEvalLayout:
             return
         item = samples[0].item
         place = folder / item.id
-        (place / _SAMPLES).mkdir(parents=True, exist_ok=True)
+        place.mkdir(parents=True, exist_ok=True)
         write_atomic(place / _METADATA, json.dumps(dict(item.data)))
         for sample in samples:
-            assert sample.image is not None, "GenEval judges images"
-            file = io.BytesIO()
-            sample.image.save(file, format="PNG")
-            write_atomic(place / _SAMPLES / f"{sample.number:05d}.png", file.getvalue())
+            write_png(place / _SAMPLES / f"{sample.number:05d}.png", sample.drawing)
+
+
+def _prompt_folders(folder: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """Yields the folder of each prompt with its metadata."""
+    for place in _entries(folder):
+        if place.name.isdigit() and place.is_dir():
+            yield place, _metadata(place)
 
 
 def _metadata(place: Path) -> dict[str, Any]:

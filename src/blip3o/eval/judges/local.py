@@ -8,6 +8,7 @@ from pathlib import Path
 from blip3o.core.bounds import Count
 from blip3o.core.choices import PrecisionName
 from blip3o.core.errors import UsageError
+from blip3o.core.files import file_sha256
 from blip3o.core.types import IMAGE_MARK, Message
 from blip3o.generate.pipeline import Blip3oPipeline
 from blip3o.remote.chat import Answer, AnswerOutcome, ChatImage, ChatRequest
@@ -52,9 +53,8 @@ def _hash(folder: Path) -> str:
     """Returns the start of a hash of the config and the weights, which names the judge."""
     digest = hashlib.sha256()
     for file in sorted([*folder.rglob("config.json"), *folder.rglob("*.safetensors")]):
-        with file.open("rb") as data:
-            digest.update(f"{file.relative_to(folder)}\0".encode())
-            digest.update(hashlib.file_digest(data, "sha256").digest())
+        digest.update(f"{file.relative_to(folder)}\0".encode())
+        digest.update(bytes.fromhex(file_sha256(file)))
     return digest.hexdigest()[:8]
 
 

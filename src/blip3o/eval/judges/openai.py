@@ -60,15 +60,16 @@ class OpenAIJudge(ServerSettings):
         """
         folder = self._default_folder() if self.cache is None else Path(self.cache)
         check_folder(folder)
-        folder.mkdir(parents=True, exist_ok=True)
         prices = None
         if self.prompt_price is not None and self.completion_price is not None:
             prices = Prices(prompt=self.prompt_price, completion=self.completion_price)
         budget = Budget(
             folder, prices=prices, max_cost=self.max_cost, max_requests=self.max_requests
         )
+        client = ChatClient(self, budget)
+        folder.mkdir(parents=True, exist_ok=True)
         extra: Mapping[str, object] = self.extra
-        return CachedModel(ChatClient(self, budget), folder, extra=extra)
+        return CachedModel(client, folder, extra=extra)
 
     def _default_folder(self) -> Path:
         base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"

@@ -12,7 +12,6 @@ import numpy as np
 from blip3o.core.errors import UsageError
 from blip3o.core.rng import numpy_rng
 from blip3o.eval.benchmark import Item
-from blip3o.eval.report.doubts import is_failure, is_unjudged
 from blip3o.eval.report.evaluation import Evaluation
 from blip3o.eval.report.intervals import Bounds
 
@@ -106,32 +105,22 @@ def compare_all(
     ]
 
 
-def item_scores(evaluation: Evaluation, worst: float) -> dict[str, float | None]:
+def item_scores(evaluation: Evaluation) -> dict[str, float | None]:
     """Returns the mean score of each item by id; None if a sample has no score.
 
-    Args:
-        evaluation: the evaluation.
-        worst: score of a missing or broken sample.
+    A missing or broken sample has the worst score of the benchmark.
     """
     scores: dict[str, list[float | None]] = defaultdict(list)
     for row in evaluation.rows():
-        if is_failure(row):
-            scores[row.item.id].append(worst)
-        elif row.verdict is None or is_unjudged(row):
-            scores[row.item.id].append(None)
+        if row.is_failure:
+            scores[row.item.id].append(evaluation.results.worst_score)
         else:
-            scores[row.item.id].append(row.verdict.score)
+            scores[row.item.id].append(None if row.judgement is None else row.judgement.score)
     means: dict[str, float | None] = {}
     for item, values in scores.items():
         known = [value for value in values if value is not None]
         means[item] = statistics.fmean(known) if len(known) == len(values) else None
     return means
-
-
-def worst_score(evaluations: Sequence[Evaluation]) -> float:
-    """Returns the score of a missing sample: 0, or the lowest score of all if that is lower."""
-    verdicts = itertools.chain.from_iterable(one.verdicts.values() for one in evaluations)
-    return min((0.0, *(one.score for one in verdicts if one.score is not None)))
 
 
 def sign_test(better: int, worse: int) -> float:
@@ -159,8 +148,7 @@ def _compare(
     num_resamples: int,
     seed: int,
 ) -> Comparison:
-    worst = worst_score([first, second])
-    before, after = item_scores(first, worst), item_scores(second, worst)
+    before, after = item_scores(first), item_scores(second)
     first_items = {item.id: item for item in first.items}
     second_items = {item.id: item for item in second.items}
     left_out: Counter[str] = Counter()
@@ -191,7 +179,7 @@ def _compare(
         difference=statistics.fmean(differences) if differences else None,
         interval=_interval(differences, num_resamples, seed),
         left_out=dict(left_out),
-        remarks=_differences(first, second, first_label, second_label, worst),
+        remarks=_differences(first, second, first_label, second_label),
     )
 
 
@@ -212,7 +200,7 @@ def _interval(values: Sequence[float], num_resamples: int, seed: int) -> Bounds 
 
 
 def _differences(
-    first: Evaluation, second: Evaluation, first_label: str, second_label: str, worst: float
+    first: Evaluation, second: Evaluation, first_label: str, second_label: str
 ) -> list[str]:
     """Returns remarks on the differences between two evaluations of the same title."""
     remarks: list[str] = []
@@ -229,10 +217,11 @@ def _differences(
     if first.results.model == second.results.model:
         remarks.append("both evaluate the same model.")
     for label, one in ((first_label, first), (second_label, second)):
-        lost = sum(is_failure(row) for row in one.rows())
+        lost = sum(row.is_failure for row in one.rows())
         if lost:
             remarks.append(
-                f"{lost:,} samples of {label} are missing or broken: they score {worst:g}."
+                f"{lost:,} samples of {label} are missing or broken: they score "
+                f"{one.results.worst_score:g}."
             )
     return remarks
 

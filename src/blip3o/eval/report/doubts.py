@@ -13,11 +13,9 @@ from PIL import Image
 
 from blip3o.eval.benchmark import Row, Scores
 from blip3o.eval.detectors import DETECTORS
-from blip3o.eval.report.evaluation import Place, place_of
+from blip3o.eval.report.evaluation import Place, outcomes_of, place_of
 from blip3o.imaging.load import FORMATS
 
-FAILURES = ("missing", "broken")
-"""Outcomes that are faults of the samples: they count as the worst score."""
 _TINY_PX = 64
 _FEW = 4
 """With fewer judged samples, a pattern may be chance."""
@@ -36,28 +34,23 @@ def settled(reduce: Callable[[Sequence[Row]], Scores], rows: Sequence[Row]) -> S
         reduce: `Benchmark.reduce`.
         rows: the rows of all samples.
     """
-    open_rows = [row for row in rows if is_unjudged(row)]
-    failures = [row for row in rows if is_failure(row)]
+    open_rows = [row for row in rows if row.is_unjudged]
+    failures = [row for row in rows if row.is_failure]
     scores = reduce(rows)
     notes = list(scores.notes)
-    judged = [row for row in rows if not is_unjudged(row) and not is_failure(row)]
+    judged = [row for row in rows if row.judgement is not None]
     without = reduce(judged).overall if judged and (open_rows or failures) else None
     skipped = "" if without is None else f"; a program that leaves them out says {without:.4g}"
     if failures:
-        counts = Counter(row.verdict.outcome if row.verdict else "missing" for row in failures)
-        kinds = " and ".join(f"{counts[name]:,} {name}" for name in FAILURES if counts[name])
         tail = "" if open_rows else skipped
+        kinds = _counted(failures, " and ")
         notes.append(f"{kinds} of {len(rows):,} samples count as failures{tail}.")
     if not open_rows:
         return dataclasses.replace(scores, notes=notes)
-    counts = Counter(row.verdict.outcome for row in open_rows if row.verdict)
-    kinds = ", ".join(f"{count:,} {name}" for name, count in sorted(counts.items()))
-    worst = [Row(row.item, row.number, None) if is_unjudged(row) else row for row in rows]
-    least = reduce(worst).overall
-    bound = "" if least is None else f", at least {least:.4g}"
+    bound = "" if scores.overall is None else f", at least {scores.overall:.4g}"
     notes.append(
-        f"{len(open_rows):,} of {len(rows):,} samples have no judgement ({kinds}): the headline is "
-        f"open{bound}{skipped}."
+        f"{len(open_rows):,} of {len(rows):,} samples have no judgement "
+        f"({_counted(open_rows, ', ')}): the headline is open{bound}{skipped}."
     )
     # A category that is no category of items, such as a kind of question, may hold open samples.
     complete = {row.item.category for row in rows} - {row.item.category for row in open_rows}
@@ -67,14 +60,9 @@ def settled(reduce: Callable[[Sequence[Row]], Scores], rows: Sequence[Row]) -> S
     return dataclasses.replace(scores, overall=None, by_category=by_category, notes=notes)
 
 
-def is_failure(row: Row) -> bool:
-    """Returns whether a sample is missing or broken."""
-    return row.verdict is None or row.verdict.outcome in FAILURES
-
-
-def is_unjudged(row: Row) -> bool:
-    """Returns whether the judge has failed on a sample."""
-    return not is_failure(row) and row.verdict is not None and row.verdict.outcome != "judged"
+def _counted(rows: Sequence[Row], separator: str) -> str:
+    """Returns the number of rows of each outcome: "2 missing and 1 broken"."""
+    return separator.join(f"{count:,} {name}" for name, count in outcomes_of(rows).items())
 
 
 def doubts(folder: Path, rows: Sequence[Row]) -> list[str]:
@@ -92,10 +80,10 @@ def doubts(folder: Path, rows: Sequence[Row]) -> list[str]:
 def doubts_on_rows(rows: Sequence[Row]) -> list[str]:
     """Returns notes on suspicious patterns of scores and of the hashes of images."""
     notes: list[str] = []
-    judged = [row for row in rows if row.verdict and row.verdict.outcome == "judged"]
-    scores = [row.verdict.score for row in judged if row.verdict]
+    judged = [row.judgement for row in rows if row.judgement is not None]
+    scores = [verdict.score for verdict in judged]
     if len(scores) >= _FEW and all(score == 0 for score in scores):
-        judge = judged[0].verdict.judge if judged[0].verdict else ""
+        judge = judged[0].judge
         cause = (
             "wrong or badly read weights of the detector give this"
             if any(judge.startswith(name) for name in DETECTORS.names())

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 from blip3o.eval.benchmark import Row
 from blip3o.eval.report.compare import Comparison, compare_all, labels_of
-from blip3o.eval.report.doubts import is_failure
 from blip3o.eval.report.evaluation import Evaluation
 from blip3o.eval.report.results import Results
 from blip3o.eval.report.samples import (
@@ -249,7 +248,7 @@ def _differences(labels: Sequence[str], first: Evaluation, second: Evaluation) -
 
 
 def _failures(title: str, evaluation: Evaluation) -> list[str]:
-    names = [f"{row.item.id}/{row.number}" for row in evaluation.rows() if is_failure(row)]
+    names = [f"{row.item.id}/{row.number}" for row in evaluation.rows() if row.is_failure]
     if not names:
         return []
     shown = ", ".join(names[:_NUM_FAILURES])

@@ -58,7 +58,7 @@ def bootstrap_intervals(
     items, and they do not hold the noise of another judge.
 
     Args:
-        reduce: `Benchmark.reduce`.
+        reduce: `Benchmark.resampled`.
         rows: all rows; rows of one item have equal ids.
         scores: the figures of these rows; a figure that is None has no interval.
         num_resamples: number of resamples.

@@ -49,6 +49,7 @@ class Results:
             seed as their owner states it.
         version: version of blip3o.
         commit: commit of blip3o.
+        worst_score: score of a sample that is missing or broken.
         settings: all further settings.
         intervals: 95 % intervals of the figures.
         figures: further figures.
@@ -69,6 +70,7 @@ class Results:
     seed: int | str
     version: str
     commit: str
+    worst_score: float = 0.0
     settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     intervals: Intervals = dataclasses.field(default_factory=Intervals)
     figures: Mapping[str, Any] = dataclasses.field(default_factory=dict)
@@ -131,6 +133,7 @@ class Results:
             seed=read.seed(),
             version=read.text("version"),
             commit=read.text("commit"),
+            worst_score=read.number("worst_score", data.get("worst_score")) or 0.0,
             settings=read.mapping("settings"),
             intervals=read.intervals(),
             figures=read.mapping("figures"),

@@ -2,7 +2,6 @@
 
 import base64
 import dataclasses
-import io
 import itertools
 from collections import defaultdict
 from collections.abc import Sequence
@@ -10,9 +9,9 @@ from collections.abc import Sequence
 from blip3o.core.errors import UsageError
 from blip3o.core.files import read_text
 from blip3o.eval.benchmark import Row, Verdict
-from blip3o.eval.report.compare import item_scores, worst_score
-from blip3o.eval.report.doubts import is_unjudged
+from blip3o.eval.report.compare import item_scores
 from blip3o.eval.report.evaluation import Evaluation, Place
+from blip3o.imaging.encode import to_jpeg
 from blip3o.imaging.load import open_image
 
 _THUMBNAIL_PX = 320
@@ -50,7 +49,7 @@ def best_rows(evaluation: Evaluation, number: int) -> list[Row]:
 
 def unjudged_rows(evaluation: Evaluation) -> list[Row]:
     """Returns the samples on which the judge has failed."""
-    return [row for row in evaluation.rows() if is_unjudged(row)]
+    return [row for row in evaluation.rows() if row.is_unjudged]
 
 
 def most_different(first: Evaluation, second: Evaluation, number: int) -> list[tuple[Row, Row]]:
@@ -65,8 +64,8 @@ def most_different(first: Evaluation, second: Evaluation, number: int) -> list[t
         Of each item, the sample number with the largest difference in the direction of the means;
         first the items on which `second` is better.
     """
-    worst = worst_score([first, second])
-    before, after = item_scores(first, worst), item_scores(second, worst)
+    worst = first.results.worst_score
+    before, after = item_scores(first), item_scores(second)
     changes: dict[str, float] = {}
     for item, old in before.items():
         new = after.get(item)
@@ -137,9 +136,7 @@ def _data_uri(place: Place) -> str:
     if place.tile is not None:
         image = image.crop(_tile_box(image.size, place.tile))
     image.thumbnail((_THUMBNAIL_PX, _THUMBNAIL_PX))
-    buffer = io.BytesIO()
-    image.save(buffer, "JPEG", quality=88)
-    return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+    return f"data:image/jpeg;base64,{base64.b64encode(to_jpeg(image, quality=88)).decode()}"
 
 
 def _tile_box(size: tuple[int, int], tile: Sequence[int]) -> tuple[int, int, int, int]:

@@ -1,6 +1,5 @@
 """The client of the reward server, for training programs; it needs no extra packages."""
 
-import io
 import json
 import random
 import time
@@ -13,6 +12,8 @@ from PIL import Image
 from blip3o.core.errors import UsageError, shown
 from blip3o.eval.benchmark import Outcome
 from blip3o.eval.rewards import Reward
+from blip3o.imaging.encode import to_png
+from blip3o.remote.http import retry_after_s
 
 if TYPE_CHECKING:
     import httpx
@@ -75,7 +76,10 @@ class RewardClient:
         rewards: list[Reward] = []
         for start in range(0, len(images), self._images_per_request):
             end = start + self._images_per_request
-            files = [_file_of(image) for image in images[start:end]]
+            files = [
+                one if isinstance(one, bytes) else to_png(one, compress_level=1)
+                for one in images[start:end]
+            ]
             rewards += self._scored(files, items[start:end])
         return rewards
 
@@ -150,7 +154,7 @@ class RewardClient:
                 trouble = _message_of(response)
                 if response.status_code not in _RETRIED:
                     raise UsageError(f"the reward server at {self._url} refuses this: {trouble}")
-                wait_s = _seconds_of(response.headers.get("retry-after"))
+                wait_s = retry_after_s(response.headers)
             if wait_s is None:
                 wait_s, pause = pause, min(2 * pause, _LONGEST_PAUSE_S)
             # Clients that were refused together must not return together.
@@ -161,14 +165,6 @@ class RewardClient:
                     f"seconds ({trouble}); see its log and /health"
                 )
             time.sleep(wait_s)
-
-
-def _file_of(image: Image.Image | bytes) -> bytes:
-    if isinstance(image, bytes):
-        return image
-    file = io.BytesIO()
-    image.save(file, "PNG", compress_level=1)
-    return file.getvalue()
 
 
 def _json_of(response: "httpx.Response", url: str) -> dict[str, Any]:
@@ -183,8 +179,3 @@ def _message_of(response: "httpx.Response") -> str:
         return f"{response.status_code}, {response.json()['error']['message']}"
     except (ValueError, KeyError, TypeError):
         return f"status {response.status_code}"
-
-
-def _seconds_of(header: str | None) -> float | None:
-    """Returns the seconds of a `Retry-After` header; None for another form of it."""
-    return float(header) if header is not None and header.isdigit() else None

@@ -1,43 +1,29 @@
 """The benchmarks `wise` (legacy, all figures before 2026-04-19) and `wise_verified`."""
 
 import dataclasses
-import functools
 import json
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
-from PIL import Image
-
 from blip3o.core.bounds import Count
-from blip3o.core.config import LocalPath
+from blip3o.core.config import LocalPath, component
 from blip3o.core.errors import UsageError, shown
+from blip3o.core.files import file_sha256
 from blip3o.core.texts import load_json
 from blip3o.eval.benchmark import Benchmark, Item, Row, Sample, Scores
+from blip3o.eval.figures import grouped, mean
 from blip3o.eval.judges import JudgeConfig
-from blip3o.eval.judges.asking import Reading
+from blip3o.eval.judges.asking import Reading, ask_each
+from blip3o.eval.judges.openai import OpenAIJudge
+from blip3o.eval.judges.scorer import JudgeScorer, JudgeText, judge_notes, judge_text, png
+from blip3o.eval.layouts import FlatLayout
 from blip3o.eval.prompt_files import PromptFile, ReadFile
-from blip3o.eval.reading import (
-    FlatLayout,
-    JudgeScorer,
-    JudgeText,
-    Numbers,
-    file_sha256,
-    judge_notes,
-    judge_text,
-    mean,
-    named_numbers,
-    openai_judge,
-    outcome_counts,
-    outcome_notes,
-    png,
-    recorded,
-    score_of,
-)
+from blip3o.eval.reading import Numbers, named_numbers
 from blip3o.eval.wise import official, wording
 from blip3o.eval.wise.versions import LEGACY, VERIFIED, Version, known_file
-from blip3o.remote.chat import ChatRequest
+from blip3o.remote.chat import ChatModel, ChatRequest
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -58,9 +44,8 @@ class WiseBenchmark(Benchmark):
     changed_prompts: bool = False
     judge_text: LocalPath | None = None
     judge_system: LocalPath | None = None
-    judge: JudgeConfig = dataclasses.field(
-        default_factory=functools.partial(openai_judge, LEGACY.judge),
-        metadata={"registry": "blip3o.eval.judges:JUDGES"},
+    judge: JudgeConfig = component(
+        "blip3o.eval.judges:JUDGES", default=OpenAIJudge(model=LEGACY.judge)
     )
     attempts: Count = 3
 
@@ -78,79 +63,29 @@ class WiseBenchmark(Benchmark):
                 rows[number] = row
         return [self._item(number, rows[number]) for number in sorted(rows)]
 
-    def sources(self, item: Item) -> list[Image.Image]:
-        """Returns nothing: prompts have no input images."""
-        return []
-
-    def scorer(self) -> JudgeScorer[Numbers]:
+    def scorer(self) -> "WiseScorer":
         """Returns the scorer; see `Benchmark`."""
         system, text = self._texts()
-        version = self.version
-
-        def requests(sample: Sample) -> list[ChatRequest]:
-            if sample.image is None:
-                raise ValueError(f"the sample of {sample.item.id} is no image")
-            explanation = str(sample.item.data["explanation"])
-            filled = text.filled({"{prompt}": sample.item.prompt, "{explanation}": explanation})
-            return [
-                ChatRequest(
-                    parts=(filled, png(sample.image)),
-                    system=system.text,
-                    max_tokens=version.max_tokens,
-                    extra=self._extra(),
-                )
-            ]
-
-        def read(answer: str) -> Numbers | None:
-            return named_numbers(answer, list(version.criteria), version.most)
-
-        def conclude(readings: Sequence[Reading[Numbers]]) -> tuple[float | None, dict[str, Any]]:
-            [reading] = readings
-            data: dict[str, Any] = {"answers": recorded(reading), "scores": None, "form": None}
-            if reading.value is None:
-                return None, data
-            scores = dict(zip(version.score_keys(), reading.value.values, strict=True))
-            return version.score(scores), data | {"scores": scores, "form": reading.value.form}
-
-        marks = [system.mark, text.mark]
-        return JudgeScorer(
-            self.judge.build(), marks, requests, read, conclude, attempts=self.attempts
+        return WiseScorer(
+            self.judge.build(),
+            self.version,
+            system,
+            text,
+            extra=self._extra(),
+            attempts=self.attempts,
         )
 
     def reduce(self, rows: Sequence[Row]) -> Scores:
-        """Returns the figures: ours as the headline, the official ones in `figures`.
-
-        A missing or broken sample counts 0. A sample without a judgement is left out of the
-        headline; `bounds` says how far it could move it.
-        """
-        version = self.version
-        scores = [(row.item.category, score_of(row, 0.0)) for row in rows]
-        by_category = _means(version, scores)
-        bounds = tuple(
-            version.overall(
-                _means(version, [(name, fill if s is None else s) for name, s in scores])
-            )
-            for fill in (0.0, 1.0)
+        """Returns the figures: ours as the headline, the official ones in `figures`."""
+        by_category = _means(
+            self.version, [(row.item.category, row.score_or(self.worst_score)) for row in rows]
         )
-        forms = Counter(
-            str(row.verdict.data["form"])
-            for row in rows
-            if row.verdict is not None and row.verdict.data.get("form")
-        )
-        figures = {
-            "bounds": {"unjudged_as_worst": bounds[0], "unjudged_as_best": bounds[1]},
-            "outcomes": outcome_counts(rows),
-            "forms": dict(sorted(forms.items())),
-            "compat": _compat(version, rows),
-        }
+        forms = Counter(str(row.judgement.data["form"]) for row in rows if row.judgement)
         return Scores(
-            overall=version.overall(by_category),
+            overall=self.version.overall(by_category),
             by_category=by_category,
-            figures=figures,
-            notes=[
-                *outcome_notes(rows, 0.0, (bounds[0], bounds[1])),
-                *judge_notes(rows, [version.judge], ["answers"]),
-            ],
+            figures={"forms": dict(sorted(forms.items())), "compat": _compat(self.version, rows)},
+            notes=judge_notes(rows, [self.version.judge], ["answers"]),
         )
 
     def layout(self) -> FlatLayout:
@@ -208,9 +143,8 @@ class WiseVerifiedBenchmark(WiseBenchmark):
             server that does not know this field needs false.
     """
 
-    judge: JudgeConfig = dataclasses.field(
-        default_factory=functools.partial(openai_judge, VERIFIED.judge),
-        metadata={"registry": "blip3o.eval.judges:JUDGES"},
+    judge: JudgeConfig = component(
+        "blip3o.eval.judges:JUDGES", default=OpenAIJudge(model=VERIFIED.judge)
     )
     no_thinking: bool = True
 
@@ -219,6 +153,67 @@ class WiseVerifiedBenchmark(WiseBenchmark):
 
     def _extra(self) -> Mapping[str, object]:
         return {"chat_template_kwargs": {"enable_thinking": False}} if self.no_thinking else {}
+
+
+class WiseScorer(JudgeScorer[Numbers]):
+    """Asks the judge once about each image; see `Scorer`.
+
+    Args:
+        model: the judge.
+        version: the version of WISE.
+        system: the system message.
+        text: the text with its placeholders.
+        extra: further fields of each request.
+        attempts: most attempts of a request.
+    """
+
+    def __init__(
+        self,
+        model: ChatModel,
+        version: Version,
+        system: JudgeText,
+        text: JudgeText,
+        *,
+        extra: Mapping[str, object],
+        attempts: int,
+    ) -> None:
+        super().__init__(model, [system.mark, text.mark])
+        self._version, self._system, self._text = version, system, text
+        self._extra, self._attempts = extra, attempts
+
+    def requests(self, sample: Sample) -> list[ChatRequest]:
+        """Returns the request about an image."""
+        explanation = str(sample.item.data["explanation"])
+        filled = self._text.filled({"{prompt}": sample.item.prompt, "{explanation}": explanation})
+        return [
+            ChatRequest(
+                parts=(filled, png(sample.drawing)),
+                system=self._system.text,
+                max_tokens=self._version.max_tokens,
+                extra=self._extra,
+            )
+        ]
+
+    def ask(
+        self, requests: Sequence[Sequence[ChatRequest]]
+    ) -> Iterator[tuple[int, list[Reading[Numbers]]]]:
+        """Yields the grades of each image."""
+        return ask_each(self.model, requests, self._read, attempts=self._attempts)
+
+    def conclude(
+        self, sample: Sample, readings: Sequence[Reading[Numbers]]
+    ) -> tuple[float | None, dict[str, Any]]:
+        """Returns the score of the version, and all answers."""
+        del sample
+        [reading] = readings
+        data: dict[str, Any] = {"answers": reading.recorded(), "scores": None, "form": None}
+        if reading.value is None:
+            return None, data
+        scores = dict(zip(self._version.score_keys(), reading.value.values, strict=True))
+        return self._version.score(scores), data | {"scores": scores, "form": reading.value.form}
+
+    def _read(self, answer: str) -> Numbers | None:
+        return named_numbers(answer, list(self._version.criteria), self._version.most)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -302,12 +297,9 @@ def _prompt_rows(path: Path, text: str) -> Iterator[Mapping[str, object]]:
 # Figures
 
 
-def _means(version: Version, scores: Sequence[tuple[str, float | None]]) -> dict[str, float | None]:
-    by_category: dict[str, list[float]] = defaultdict(list)
-    for name, score in scores:
-        if score is not None:
-            by_category[name].append(score)
-    return {name: mean(by_category[name]) for name in version.categories}
+def _means(version: Version, scores: Sequence[tuple[str, float]]) -> dict[str, float | None]:
+    by_category = grouped(scores)
+    return {name: mean(by_category.get(name, ())) for name in version.categories}
 
 
 def _compat(version: Version, rows: Sequence[Row]) -> dict[str, Any]:
@@ -317,7 +309,7 @@ def _compat(version: Version, rows: Sequence[Row]) -> dict[str, Any]:
     again, the sample is missing in its table and counted in `num_not_asked_again`.
     """
     lines: list[str] = []
-    early: list[tuple[str, float | None]] = []
+    early: list[tuple[str, float]] = []
     not_asked = num_zeros = 0
     for row in rows:
         answers = [] if row.verdict is None else _texts_of(row.verdict.data.get("answers", ()))

@@ -99,9 +99,9 @@ def test_missing_samples_have_the_worst_score(make_folder: Callable[..., Path]) 
     (found,) = compared(first, second)
     assert (found.worse, found.equal, found.difference) == (2, 16, pytest.approx(-1 / 18))
     assert "8 samples of second are missing or broken: they score 0." in found.remarks
-    # with scores below 0, the lowest one is the worst
-    third = make_folder("third", score=constant(-2.0))
-    fourth = make_folder("fourth", score=constant(-2.0), outcome=loses)
+    worst = {"worst_score": -2.0}
+    third = make_folder("third", score=constant(-2.0), changes=worst)
+    fourth = make_folder("fourth", score=constant(-2.0), outcome=loses, changes=worst)
     (found,) = compared(third, fourth)
     assert found.equal == 18
     assert "8 samples of fourth are missing or broken: they score -2." in found.remarks
