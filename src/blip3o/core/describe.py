@@ -49,14 +49,17 @@ def describe_entry(table: Registry[Any], folder: Path, name: str, base: tuple[Pa
         table: names of configs in modules of one package.
         folder: the folder of the package.
         name: name of the config in the table.
-        base: file and name of the dataclass that the config derives from; its fields follow.
+        base: file and name of the dataclass that all configs derive from; its fields come first,
+            then those of other bases in the file of the config.
 
     Raises:
         UsageError: if the name is unknown.
     """
     module, config = table.place(name)
-    own = _settings_of(_file_of(folder, module), config)
-    return "\n".join(itertools.chain(*(_settings_of(*base) | own).values()))
+    file, settings = _file_of(folder, module), _settings_of(*base)
+    for one in _line_of(file, config):
+        settings |= _settings_of(file, one)
+    return "\n".join(itertools.chain(*settings.values()))
 
 
 def describe_settings(file: Path, config: str) -> str:
@@ -79,8 +82,22 @@ def _settings_of(file: Path, config: str) -> dict[str, list[str]]:
             f"  {_assignment(field.target.id, field.value)}", meanings.get(field.target.id, "")
         )
         for field in node.body
-        if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name)
+        if isinstance(field, ast.AnnAssign)
+        and isinstance(field.target, ast.Name)
+        and not ast.unparse(field.annotation).startswith("ClassVar")
     }
+
+
+def _line_of(file: Path, config: str) -> list[str]:
+    """Returns the bases of a class that its file defines, the first one first, and the class."""
+    node = _definition(file, config)
+    inside = {
+        one.name
+        for one in ast.parse(file.read_text(encoding="utf-8")).body
+        if isinstance(one, ast.ClassDef)
+    }
+    bases = [one.id for one in getattr(node, "bases", ()) if isinstance(one, ast.Name)]
+    return [name for base in bases if base in inside for name in _line_of(file, base)] + [config]
 
 
 def _file_of(folder: Path, module: str) -> Path:

@@ -46,7 +46,7 @@ _ADVICE = "use more, or few_images=true"
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FidBenchmark(Benchmark):
-    """Settings of the benchmark.
+    """FID and KID: how near the images are, as a set, to reference images.
 
     Args:
         prompts: file of prompts: .txt, .jsonl, or .json as the `meta_data.json` of MJHQ-30K.
@@ -124,9 +124,10 @@ class FidBenchmark(Benchmark):
         Raises:
             UsageError: if the reference of the rows is not there, or the rows have several.
         """
+        in_order = sorted(rows, key=lambda row: (row.item.number, row.number))  # sums round
         judged = [
             (row.item, row.verdict.data)
-            for row in rows
+            for row in in_order
             if row.verdict is not None and row.verdict.outcome == "judged"
         ]
         figures: dict[str, Any] = {
