@@ -35,6 +35,7 @@ from blip3o.eval.inception import Inception
 from blip3o.eval.judges.openai import OpenAIJudge
 from blip3o.eval.plan import Job, Plan, read_plan, write_plan
 from blip3o.eval.reconstruction import ReconstructionBenchmark
+from blip3o.eval.report.intervals import bootstrap_intervals
 from blip3o.eval.scenes import ScenesBenchmark
 from blip3o.eval.score import load
 from blip3o.eval.t2i_compbench import T2ICompBenchmark
@@ -682,6 +683,19 @@ def test_the_order_of_rows_does_not_matter(case: Case, usual_rows: list[Row]) ->
         for seed in range(3):
             shuffled = random.Random(seed).sample(rows, len(rows))
             assert dataclasses.asdict(case.benchmark.reduce(shuffled)) == expected
+
+
+@each_name
+def test_figures_have_intervals_by_resampled_items(case: Case, usual_rows: list[Row]) -> None:
+    scores = case.benchmark.reduce(usual_rows)
+    found = bootstrap_intervals(case.benchmark.reduce, usual_rows, scores, num_resamples=5)
+    assert found.by_category.keys() == scores.by_category.keys()
+    figures = {"": scores.overall, **scores.by_category}
+    for name, bounds in {"": found.overall, **found.by_category}.items():
+        if bounds is not None:
+            assert figures[name] is not None
+            assert math.isfinite(bounds[0])
+            assert bounds[0] <= bounds[1] < math.inf
 
 
 @each_name
