@@ -4,64 +4,29 @@ import dataclasses
 import statistics
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
-from typing import Any, ClassVar, Literal, Protocol
+from typing import Any, ClassVar, Literal
 
-from PIL import Image
-from torch import Tensor
-from torch.nn import functional
+import numpy as np
+from numpy.typing import NDArray
 
 from blip3o.core.bounds import Count
 from blip3o.core.config import LocalPath
 from blip3o.core.errors import UsageError
-from blip3o.core.registry import Registry
 from blip3o.eval.benchmark import Benchmark, Item, Row, Sample, Scores, Verdict
+from blip3o.eval.clip import CLIPSCORE_PREFIX, OPENAI_VIT_L_14, ClipEncoder, load_clip
 from blip3o.eval.prompt_lists import read_prompts
 
 Scale = Literal["percent", "cosine", "clipscore"]
 
-MOST_TOKENS = 77
-"""Tokens that CLIP reads, with the first and last mark; the rest of a prompt is not measured."""
-
-_PREFIX = "A photo depicts "
-"""Words before the prompt, in the scale "clipscore" only."""
-
-
-class ClipEncoder(Protocol):
-    """A CLIP model.
-
-    Attributes:
-        name: the model with the hash of its weights, as results state it.
-    """
-
-    name: str
-
-    def encode_images(self, images: Sequence[Image.Image]) -> Tensor:
-        """Returns the embeddings [B, D] of RGB images."""
-        ...
-
-    def encode_texts(self, texts: Sequence[str]) -> Tensor:
-        """Returns the embeddings [B, D] of texts, each cut at 77 tokens."""
-        ...
-
-    def count_tokens(self, texts: Sequence[str]) -> list[int]:
-        """Returns the number of tokens of each text before it is cut, with both marks."""
-        ...
-
-
-CLIP_ENCODERS: Registry[Callable[[Path], ClipEncoder]] = Registry(
-    "CLIP encoder", {"openai": ".clip:load_clip"}, package="blip3o.eval"
-)
-"""Functions that load a CLIP model from a folder."""
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ClipScoreBenchmark(Benchmark):
-    """Settings of the benchmark.
+    """CLIP score: how near each image is to its prompt.
 
     Args:
         prompts: file of prompts: .txt, .jsonl, or .json as the `meta_data.json` of MJHQ-30K.
-        clip: folder of OpenAI's CLIP ViT-L/14.
+        clip: folder of OpenAI's CLIP ViT-L/14 in the form of transformers.
+        clip_name: name of the CLIP in `clip` in the results, if it is another one.
         scale: scale of the headline: "percent" is 100 x max(cosine, 0), as torchmetrics has it;
             "cosine" is the cosine; "clipscore" is 2.5 x max(cosine, 0) of "A photo depicts " and
             the prompt, as in the paper of CLIPScore. All three are in the results.
@@ -72,6 +37,7 @@ class ClipScoreBenchmark(Benchmark):
 
     prompts: LocalPath | None = None
     clip: LocalPath | None = None
+    clip_name: str = OPENAI_VIT_L_14
     scale: Scale = "percent"
     num_prompts: Count | None = None
     images_per_prompt: Count = 1
@@ -109,7 +75,7 @@ class ClipScoreBenchmark(Benchmark):
             raise UsageError(
                 "clip_score needs clip=FOLDER, a folder of openai/clip-vit-large-patch14"
             )
-        return ClipScorer(CLIP_ENCODERS.get("openai")(Path(self.clip)))
+        return ClipScorer(load_clip(self.clip, name=self.clip_name))
 
     def reduce(self, rows: Sequence[Row]) -> Scores:
         """Returns the means over all images; a missing image counts as the least of its scale.
@@ -124,14 +90,14 @@ class ClipScoreBenchmark(Benchmark):
             scale: statistics.fmean(_scaled(row, scale) for row in rows) if rows else None
             for scale in _SCALES
         }
-        counts = {row.item.id: _data(row)["num_tokens"] for row in rows if _data(row)}
-        num_cut = sum(count > MOST_TOKENS for count in counts.values())
+        is_cut = {row.item.id: _data(row)["is_cut"] for row in rows if _data(row)}
+        num_cut = sum(is_cut.values())
         num_missing = sum(not _data(row) for row in rows)
         notes = [f"the headline has the scale {self.scale}"]
         if num_cut:
             notes.append(
-                f"{num_cut} of {len(counts)} prompts have more than {MOST_TOKENS} tokens: what "
-                "follows is not measured"
+                f"{num_cut} of {len(is_cut)} prompts are longer than CLIP reads: what follows is "
+                "not measured"
             )
         return Scores(
             overall=figures[self.scale],
@@ -150,8 +116,11 @@ class ClipScoreBenchmark(Benchmark):
         )
 
     def remarks(self) -> list[str]:
-        """Returns the scale, without which the figure has no meaning."""
-        return [f"scale {self.scale}"]
+        """Returns the scale, without which the figure has no meaning, and another CLIP."""
+        remarks = [f"scale {self.scale}"]
+        if self.clip_name != OPENAI_VIT_L_14:
+            remarks.append(f"{self.clip_name} in place of {OPENAI_VIT_L_14}")
+        return remarks
 
 
 class ClipScorer:
@@ -175,19 +144,18 @@ class ClipScorer:
                 yield self._verdict(sample, {})
         if not whole:
             return
-        images = self._encoder.encode_images([one.image for one in whole if one.image is not None])
+        seen = self._encoder.embed_images([one.image for one in whole if one.image is not None])
         prompts = [one.item.prompt for one in whole]
-        plain, prefixed = (
-            functional.cosine_similarity(images.double(), texts.double()).tolist()
-            for texts in (
-                self._encoder.encode_texts(prompts),
-                self._encoder.encode_texts([_PREFIX + prompt for prompt in prompts]),
-            )
-        )
-        counts = self._encoder.count_tokens(prompts)
-        for sample, *row in zip(whole, plain, prefixed, counts, strict=True):
-            names = ("cosine", "cosine_prefixed", "num_tokens")
-            yield self._verdict(sample, dict(zip(names, row, strict=True)))
+        prefixed = self._encoder.embed_texts([CLIPSCORE_PREFIX + prompt for prompt in prompts])
+        cosines = _cosines(seen, self._encoder.embed_texts(prompts))
+        found = zip(whole, cosines, _cosines(seen, prefixed), strict=True)
+        for sample, cosine, cosine_prefixed in found:
+            data = {
+                "cosine": cosine,
+                "cosine_prefixed": cosine_prefixed,
+                "is_cut": self._encoder.num_cut([sample.item.prompt]) > 0,
+            }
+            yield self._verdict(sample, data)
 
     def _verdict(self, sample: Sample, data: Mapping[str, Any]) -> Verdict:
         return Verdict(
@@ -199,6 +167,13 @@ class ClipScorer:
             score=data.get("cosine"),
             data=data,
         )
+
+
+def _cosines(first: NDArray[np.float32], second: NDArray[np.float32]) -> list[float]:
+    """Returns the cosine of each pair of rows."""
+    one, other = first.astype(np.float64), second.astype(np.float64)
+    lengths = np.linalg.norm(one, axis=1) * np.linalg.norm(other, axis=1)
+    return ((one * other).sum(axis=1) / lengths).tolist()
 
 
 _SCALES: dict[Scale, Callable[[Mapping[str, Any]], float]] = {

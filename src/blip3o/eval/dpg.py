@@ -239,7 +239,7 @@ def _percents(marks: Iterable[tuple[str, float]]) -> dict[str, float | None]:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DPGBenchmark(Benchmark):
-    """Settings of DPG-Bench.
+    """DPG-Bench: questions about each image of a long prompt.
 
     Args:
         questions: the published table of questions, `dpg_bench.csv`.

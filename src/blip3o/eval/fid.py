@@ -45,7 +45,7 @@ _ADVICE = "use more, or few_images=true"
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FidBenchmark(Benchmark):
-    """Settings of the benchmark.
+    """FID and KID: how near the images are, as a set, to reference images.
 
     Args:
         prompts: file of prompts: .txt, .jsonl, or .json as the `meta_data.json` of MJHQ-30K.
@@ -119,7 +119,8 @@ class FidBenchmark(Benchmark):
         Raises:
             UsageError: if the reference of the rows is not there, or the rows have several.
         """
-        judged = [(row.item, row.judgement.data) for row in rows if row.judgement is not None]
+        in_order = sorted(rows, key=lambda row: (row.item.number, row.number))  # sums round
+        judged = [(row.item, row.judgement.data) for row in in_order if row.judgement is not None]
         figures: dict[str, Any] = {
             "mode": self.mode,
             "num_images": len(judged),

@@ -291,7 +291,7 @@ def statistics(edits: Sequence[ScoredEdit]) -> dict[str, dict[str, float | None]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class GEditBenchmark(Benchmark):
-    """Settings of GEdit-Bench.
+    """GEdit-Bench: edits in English and Chinese, graded by a judge.
 
     Args:
         data: folder with `items.jsonl` and the source images; see docs/evaluation.md.

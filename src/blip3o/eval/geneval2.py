@@ -86,7 +86,7 @@ def geometric_mean(values: Sequence[float]) -> float:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class GenEval2Benchmark(Benchmark):
-    """Settings of GenEval 2.
+    """GenEval 2: questions about each image, scored by probabilities.
 
     Args:
         data: the published file of prompts and questions.

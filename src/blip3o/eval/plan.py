@@ -84,7 +84,7 @@ def write_plan(benchmark: Benchmark, out: Path) -> Plan:
     plan = Plan(tuple(benchmark.items()))
     file = out / ITEMS
     if not file.exists():
-        write_atomic(file, plan.text)
+        write_atomic(file, plan.text, is_shared=True)
     elif read_text(file, "items") != plan.text:
         raise UsageError(
             f"{file} belongs to other settings or prompts, or was changed: use another --out"

@@ -38,7 +38,7 @@ _CAPTION_REQUEST = "Describe the image in detail."
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ScenesBenchmark(Benchmark):
-    """Compositions that training never shows, judged exactly and offline.
+    """Scenes that training never shows, judged exactly and offline.
 
     Args:
         prompts_per_category: prompts of each of the six categories; 0 skips text to image.
@@ -74,6 +74,8 @@ class ScenesBenchmark(Benchmark):
 
     def sources(self, item: Item) -> list[Image.Image]:
         """Returns the scene of a question, an edit or a reconstruction as an image."""
+        if item.task == "text_to_image":
+            return []
         if item.task == "edit":
             return [render(self._edit(item.number).source, self.image_px)]
         return [render(self._scene(item.data["scene"]), self.image_px)]

@@ -38,7 +38,7 @@ _LEAST_ANNOTATORS = 4
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class UnderstandingBenchmark(Benchmark):
-    """Settings of the benchmark.
+    """Understanding: questions about the user's images, compared with their answers.
 
     Args:
         questions: JSONL file of the questions.

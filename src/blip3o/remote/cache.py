@@ -154,6 +154,8 @@ def _keep(folder: Path, model: str, request: Mapping[str, object], answer: Answe
 
 def _note_server(folder: Path, model: str, answer: Answer) -> None:
     """Remembers the version that a server states, and warns if it is not the earlier one."""
+    if not answer.model and not answer.fingerprint:  # a refusal by the server itself
+        return
     stated = {"asked": model, "model": answer.model, "fingerprint": answer.fingerprint}
     text = json.dumps(stated, sort_keys=True)
     place = folder / _SERVERS / hashlib.sha256(model.encode()).hexdigest()[:16]

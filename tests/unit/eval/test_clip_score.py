@@ -5,10 +5,9 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import pytest
-import torch
 from PIL import Image
-from torch import Tensor
 
 from blip3o.core.errors import UsageError
 from blip3o.eval import clip_score
@@ -23,11 +22,11 @@ class ColorClip:
 
     name = "color-clip"
 
-    def encode_images(self, images: Sequence[Image.Image]) -> Tensor:
-        return torch.tensor([image.getpixel((0, 0)) for image in images], dtype=torch.float32) / 9
+    def embed_images(self, images: Sequence[Image.Image]) -> np.ndarray:
+        return np.array([image.getpixel((0, 0)) for image in images], np.float32) / 9
 
-    def encode_texts(self, texts: Sequence[str]) -> Tensor:
-        return torch.tensor(
+    def embed_texts(self, texts: Sequence[str]) -> np.ndarray:
+        return np.array(
             [
                 [
                     3.0 * ("red" in text),
@@ -35,18 +34,19 @@ class ColorClip:
                     text.startswith("A photo depicts "),
                 ]
                 for text in texts
-            ]
+            ],
+            np.float32,
         )
 
-    def count_tokens(self, texts: Sequence[str]) -> list[int]:
-        return [len(text.split()) + 2 for text in texts]
+    def num_cut(self, texts: Sequence[str]) -> int:
+        return sum(len(text.split()) > 75 for text in texts)
 
 
 @pytest.fixture
 def benchmark(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ClipScoreBenchmark:
     lines = [json.dumps({"prompt": one, "category": one[:3]}) + "\n" for one in PROMPTS]
     (tmp_path / "prompts.jsonl").write_text("".join(lines))
-    monkeypatch.setattr(clip_score.CLIP_ENCODERS, "get", lambda name: lambda folder: ColorClip())
+    monkeypatch.setattr(clip_score, "load_clip", lambda folder, name: ColorClip())
     return ClipScoreBenchmark(prompts=str(tmp_path / "prompts.jsonl"), clip=str(tmp_path))
 
 
@@ -84,7 +84,7 @@ def test_a_negative_cosine_is_zero_in_two_scales(benchmark: ClipScoreBenchmark) 
         dataclasses.replace(
             row,
             verdict=dataclasses.replace(
-                row.verdict, data={"cosine": -0.5, "cosine_prefixed": -0.25, "num_tokens": 9}
+                row.verdict, data={"cosine": -0.5, "cosine_prefixed": -0.25, "is_cut": False}
             ),
         )
         for row in rows_of(benchmark, [RED, RED, RED])
@@ -97,7 +97,7 @@ def test_a_negative_cosine_is_zero_in_two_scales(benchmark: ClipScoreBenchmark) 
 def test_cut_prompts_are_counted(benchmark: ClipScoreBenchmark) -> None:
     scores = benchmark.reduce(rows_of(benchmark, [RED, GREEN, RED]))
     assert scores.figures["num_prompts_cut"] == 1
-    assert any("1 of 3 prompts have more than 77 tokens" in note for note in scores.notes)
+    assert any("1 of 3 prompts are longer than CLIP reads" in note for note in scores.notes)
 
 
 def test_missing_images_have_the_least_score(benchmark: ClipScoreBenchmark) -> None:

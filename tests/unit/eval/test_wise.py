@@ -219,7 +219,7 @@ def sample(number: int = 1) -> Sample:
         number=number,
         prompt="a {explanation}",
         category=LEGACY.category(number) or "",
-        data={"explanation": "an image", "subcategory": "x"},
+        data={"prompt_id": number, "explanation": "an image", "subcategory": "x"},
     )
     return Sample(item=item, number=0, sha256="h", image=Image.new("RGB", (3, 2), (9, 8, 7)))
 

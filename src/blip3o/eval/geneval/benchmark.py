@@ -51,7 +51,7 @@ def _official_detector() -> DetectorConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class GenEvalBenchmark(Benchmark):
-    """Settings of the benchmark; the defaults are those of the published scores.
+    """GenEval: objects, their number, color and place, found by a detector.
 
     Args:
         images_per_prompt: images of each prompt.
@@ -133,8 +133,9 @@ class GenEvalBenchmark(Benchmark):
         """Returns the figures; an image without a judgement is wrong."""
         if not rows:
             return Scores(overall=None, by_category={})
-        summary = _summary(rows)
-        judged = [row for row in rows if row.judgement is not None]
+        in_order = sorted(rows, key=lambda row: (row.item.number, row.number))
+        summary = _summary(in_order)
+        judged = [row for row in in_order if row.judgement is not None]
         figures: dict[str, object] = {
             "correct_images": summary.correct_images,
             "correct_prompts": summary.correct_prompts,

@@ -28,7 +28,7 @@ from blip3o.remote.chat import ChatModel, ChatRequest
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class WiseBenchmark(Benchmark):
-    """Settings of WISE in its first version.
+    """WISE in its first version: world knowledge, graded by a judge.
 
     Args:
         prompts: folder with the three published files of prompts, known by their hashes.
@@ -119,7 +119,11 @@ class WiseBenchmark(Benchmark):
         category = self.version.category(number)
         if category is None:
             raise UsageError(f"prompt_id {number} is not from 1 to 1000")
-        data = {"explanation": str(row["Explanation"]), "subcategory": str(row["Subcategory"])}
+        data = {
+            "prompt_id": number,
+            "explanation": str(row["Explanation"]),
+            "subcategory": str(row["Subcategory"]),
+        }
         prompt = str(row["Prompt"])
         return Item(id=str(number), number=number, prompt=prompt, category=category, data=data)
 
@@ -135,7 +139,7 @@ class WiseBenchmark(Benchmark):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class WiseVerifiedBenchmark(WiseBenchmark):
-    """Settings of WISE_Verified: other prompts, other judge, a score of 0 or 1.
+    """WISE_Verified: other prompts and another judge than WISE, a score of 0 or 1.
 
     Args:
         judge: the judge.
@@ -315,7 +319,7 @@ def _compat(version: Version, rows: Sequence[Row]) -> dict[str, Any]:
         answers = [] if row.verdict is None else _texts_of(row.verdict.data.get("answers", ()))
         found = official.first_read(version, answers)
         if found.scores is not None:
-            lines.append(json.dumps({"prompt_id": int(row.item.id), **found.scores}))
+            lines.append(json.dumps({"prompt_id": row.item.data["prompt_id"], **found.scores}))
         elif 0 < found.calls < official.MOST_ATTEMPTS:
             not_asked += 1
         first = official.reader(version)(answers[0]) if answers and answers[0] is not None else {}
