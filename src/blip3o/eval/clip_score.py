@@ -57,7 +57,7 @@ CLIP_ENCODERS: Registry[Callable[[Path], ClipEncoder]] = Registry(
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ClipScoreBenchmark(Benchmark):
-    """Settings of the benchmark.
+    """CLIP score: images of your prompts, compared with the prompts by CLIP.
 
     Args:
         prompts: file of prompts: .txt, .jsonl, or .json as the `meta_data.json` of MJHQ-30K.

@@ -46,7 +46,7 @@ _ADVICE = "use more, or few_images=true"
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FidBenchmark(Benchmark):
-    """Settings of the benchmark.
+    """FID and KID: images of your prompts against a set of reference images.
 
     Args:
         prompts: file of prompts: .txt, .jsonl, or .json as the `meta_data.json` of MJHQ-30K.

@@ -86,7 +86,7 @@ def geometric_mean(values: Sequence[float]) -> float:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class GenEval2Benchmark(Benchmark):
-    """Settings of GenEval 2.
+    """GenEval 2: 800 prompts of 3 to 10 atoms, judged by the probabilities of answers.
 
     Args:
         data: the published file of prompts and questions.

@@ -131,7 +131,7 @@ def official_mean(averages: Mapping[str, float]) -> float | None:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ImgEditBenchmark(Benchmark):
-    """Settings of the basic suite.
+    """ImgEdit-Bench: 737 edits of nine types, graded by a judge from 1 to 5.
 
     Args:
         prompts: the published `basic_edit.json`.
@@ -348,7 +348,7 @@ class ImgEditBenchmark(Benchmark):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ImgEditUgeBenchmark(ImgEditBenchmark):
-    """Settings of the hard suite (UGE): 47 edits without types.
+    """ImgEdit-Bench, hard suite (UGE): 47 edits without types.
 
     Args:
         prompts: the published `UGE_edit.json`.

@@ -38,7 +38,7 @@ _LEAST_ANNOTATORS = 4
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class UnderstandingBenchmark(Benchmark):
-    """Settings of the benchmark.
+    """Understanding: your questions about images, compared with the right answers.
 
     Args:
         questions: JSONL file of the questions.

@@ -51,7 +51,7 @@ def _official_detector() -> DetectorConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class GenEvalBenchmark(Benchmark):
-    """Settings of the benchmark; the defaults are those of the published scores.
+    """GenEval: 553 prompts about objects, counts, colors and places, judged by detector and CLIP.
 
     Args:
         images_per_prompt: images of each prompt.

@@ -42,7 +42,7 @@ from blip3o.remote.chat import ChatRequest
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class WiseBenchmark(Benchmark):
-    """Settings of WISE in its first version.
+    """WISE, first version: 1,000 prompts with knowledge of the world, graded by GPT-4o.
 
     Args:
         prompts: folder with the three published files of prompts, known by their hashes.
@@ -200,7 +200,7 @@ class WiseBenchmark(Benchmark):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class WiseVerifiedBenchmark(WiseBenchmark):
-    """Settings of WISE_Verified: other prompts, other judge, a score of 0 or 1.
+    """WISE_Verified: other prompts and another judge than WISE, a score of 0 or 1.
 
     Args:
         judge: the judge.
