@@ -168,8 +168,10 @@ def _serve_rewards(options: argparse.Namespace) -> None:
 
     REWARDS.place(options.benchmark)
     config = from_options(RewardServerConfig, options)
-    from blip3o.eval.rewards.server import serve_rewards
-
+    try:
+        from blip3o.eval.rewards.server import serve_rewards
+    except ImportError as error:
+        raise UsageError(f"{error.name} is missing: pip install 'blip3o[serve]'") from error
     serve_rewards(options.benchmark, options.overrides, config)
 
 

@@ -18,6 +18,7 @@ import pytest
 
 from blip3o import Blip3oPipeline
 from blip3o.cli import build_parser
+from blip3o.cli_eval import COMMANDS as EVAL_COMMANDS
 from blip3o.core.config import override
 from blip3o.core.errors import UsageError
 from blip3o.eval import BENCHMARKS
@@ -115,6 +116,8 @@ def test_commands_are_valid(
     words: list[str], is_mention: bool, capsys: pytest.CaptureFixture[str]
 ) -> None:
     options, status = None, None
+    if words[0] == "eval" and words[1:2] and words[1] in EVAL_COMMANDS:  # as in `cli.main`
+        words = [" ".join(words[:2]), *words[2:]]
     try:
         options = parser().parse_args(words)
     except SystemExit as stop:
@@ -127,7 +130,7 @@ def test_commands_are_valid(
     given = vars(options)
     if "recipe" in given:
         check_recipe(options.recipe, options.overrides)
-    elif "benchmark" in given:
+    elif given.get("benchmark"):
         override(BENCHMARKS.get(options.benchmark)(), options.overrides)
     elif given.get("study"):
         resolve(STUDIES.get(options.study)(), options.overrides, Path("shared"))

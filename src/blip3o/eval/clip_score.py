@@ -21,7 +21,7 @@ Scale = Literal["percent", "cosine", "clipscore"]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ClipScoreBenchmark(Benchmark):
-    """CLIP score: how near each image is to its prompt.
+    """CLIP score: images of your prompts, compared with the prompts by CLIP.
 
     Args:
         prompts: file of prompts: .txt, .jsonl, or .json as the `meta_data.json` of MJHQ-30K.

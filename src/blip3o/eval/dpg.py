@@ -239,7 +239,7 @@ def _percents(marks: Iterable[tuple[str, float]]) -> dict[str, float | None]:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DPGBenchmark(Benchmark):
-    """DPG-Bench: questions about each image of a long prompt.
+    """DPG-Bench: 1,065 long prompts, judged by questions that depend on each other.
 
     Args:
         questions: the published table of questions, `dpg_bench.csv`.

@@ -45,7 +45,7 @@ _ADVICE = "use more, or few_images=true"
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FidBenchmark(Benchmark):
-    """FID and KID: how near the images are, as a set, to reference images.
+    """FID and KID: images of your prompts against a set of reference images.
 
     Args:
         prompts: file of prompts: .txt, .jsonl, or .json as the `meta_data.json` of MJHQ-30K.

@@ -291,10 +291,10 @@ def statistics(edits: Sequence[ScoredEdit]) -> dict[str, dict[str, float | None]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class GEditBenchmark(Benchmark):
-    """GEdit-Bench: edits in English and Chinese, graded by a judge.
+    """GEdit-Bench: edits of eleven types in English and Chinese, graded from 0 to 10.
 
     Args:
-        data: folder with `items.jsonl` and the source images; see docs/evaluation.md.
+        data: folder with `items.jsonl` and the source images; see docs/benchmarks.md.
         language: language of the instructions. The headline is the English full set; with "cn" it
             is the Chinese one.
         semantics_text: file with the question about semantics; `{instruction}` is replaced. None
@@ -406,13 +406,13 @@ class GEditBenchmark(Benchmark):
     def _folder(self) -> Path:
         if self.data is None:
             raise UsageError(
-                "gedit needs its data: export stepfun-ai/GEdit-Bench as docs/evaluation.md says "
+                "gedit needs its data: export stepfun-ai/GEdit-Bench as docs/benchmarks.md says "
                 "and give data=FOLDER"
             )
         folder = Path(self.data)
         if not (folder / "items.jsonl").is_file():
             raise UsageError(
-                f"{folder} has no items.jsonl: export stepfun-ai/GEdit-Bench as docs/evaluation.md "
+                f"{folder} has no items.jsonl: export stepfun-ai/GEdit-Bench as docs/benchmarks.md "
                 "says"
             )
         return folder

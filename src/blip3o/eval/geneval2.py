@@ -86,7 +86,7 @@ def geometric_mean(values: Sequence[float]) -> float:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class GenEval2Benchmark(Benchmark):
-    """GenEval 2: questions about each image, scored by probabilities.
+    """GenEval 2: 800 prompts of 3 to 10 atoms, judged by the probabilities of answers.
 
     Args:
         data: the published file of prompts and questions.

@@ -115,7 +115,7 @@ def official_mean(averages: Mapping[str, float]) -> float | None:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ImgEditBenchmark(Benchmark):
-    """ImgEdit-Bench, basic suite: edits of nine types, graded by a judge.
+    """ImgEdit-Bench: 737 edits of nine types, graded by a judge from 1 to 5.
 
     Args:
         prompts: the published `basic_edit.json`.

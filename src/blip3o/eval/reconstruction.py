@@ -54,7 +54,7 @@ _Extract = Callable[[Sequence[Image.Image]], Tensor]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ReconstructionBenchmark(Benchmark):
-    """Reconstruction: images that are encoded and decoded again.
+    """Reconstruction: images encoded and decoded again, by PSNR, SSIM, rFID and LPIPS.
 
     Args:
         images: images that the model was not trained on: a folder, a list of records or tar shards.

@@ -38,7 +38,7 @@ _CAPTION_REQUEST = "Describe the image in detail."
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ScenesBenchmark(Benchmark):
-    """Scenes that training never shows, judged exactly and offline.
+    """Scenes: compositions that no training scene shows, judged exactly and offline.
 
     Args:
         prompts_per_category: prompts of each of the six categories; 0 skips text to image.

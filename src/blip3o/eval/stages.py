@@ -279,26 +279,27 @@ def finish(
     Raises:
         UsageError: if a sample has a fault that is not allowed.
     """
-    file = VerdictFile(out)
-    verdicts = file.read()
-    keys = [key_of(job) for job in plan.jobs()]
-    left = sum(key not in verdicts for key in keys)
-    if left:
-        say(f"shard {shard.number}/{shard.count} is done; {left} samples have no verdict yet")
-        return None
-    refused = _FAULTS_OF_SAMPLES.difference(allowed)
-    faulty = [verdicts[key] for key in keys if verdicts[key].outcome in refused]
-    if faulty:
-        raise UsageError(
-            f"{len(faulty)} of {len(keys)} samples are missing or broken, such as "
-            f"{faulty[0].item} number {faulty[0].number} ({faulty[0].data['reason']}): replace "
-            "them, or count them as failures with --allow-missing"
-        )
-    file.rewrite(verdicts, keys)
-    results = results_of(plan, benchmark, scorer.judge, identity, verdicts, out, notes)
-    results.write(out)
-    write_atomic(out / PAGE, page([Evaluation.read(out)]))
-    return results
+    with locked(out / ".finish.lock"):  # shards that end at the same time take turns
+        file = VerdictFile(out)
+        verdicts = file.read()
+        keys = [key_of(job) for job in plan.jobs()]
+        left = sum(key not in verdicts for key in keys)
+        if left:
+            say(f"shard {shard.number}/{shard.count} is done; {left} samples have no verdict yet")
+            return None
+        refused = _FAULTS_OF_SAMPLES.difference(allowed)
+        faulty = [verdicts[key] for key in keys if verdicts[key].outcome in refused]
+        if faulty:
+            raise UsageError(
+                f"{len(faulty)} of {len(keys)} samples are missing or broken, such as "
+                f"{faulty[0].item} number {faulty[0].number} ({faulty[0].data['reason']}): replace "
+                "them, or count them as failures with --allow-missing"
+            )
+        file.rewrite(verdicts, keys)
+        results = results_of(plan, benchmark, scorer.judge, identity, verdicts, out, notes)
+        results.write(out)
+        write_atomic(out / PAGE, page([Evaluation.read(out)]))
+        return results
 
 
 def results_of(

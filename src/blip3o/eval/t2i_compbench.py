@@ -87,7 +87,7 @@ def simple_phrases(prompt: str) -> list[str] | None:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class T2ICompBenchmark(Benchmark):
-    """T2I-CompBench: colors, shapes and textures, asked for by noun phrases.
+    """T2I-CompBench: colors, shapes and textures, judged by the probability of a yes.
 
     Args:
         categories: categories to score, each with 300 prompts.

@@ -38,7 +38,7 @@ _LEAST_ANNOTATORS = 4
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class UnderstandingBenchmark(Benchmark):
-    """Understanding: questions about the user's images, compared with their answers.
+    """Understanding: your questions about images, compared with the right answers.
 
     Args:
         questions: JSONL file of the questions.

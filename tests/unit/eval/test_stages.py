@@ -114,6 +114,17 @@ def forked(act: Callable[[], object]) -> ForkProcess:
     return process
 
 
+def test_shards_may_run_at_the_same_time(model: PipelineModel, whole: Path, tmp_path: Path) -> None:
+    processes = [
+        forked(lambda number=number: evaluate("scenes", SCENES, model, tmp_path, Shard(number, 3)))
+        for number in (1, 2, 3)
+    ]
+    for process in processes:
+        process.join()
+        assert process.exitcode == 0
+    assert files_of(tmp_path) == files_of(whole)
+
+
 def test_kills_at_random_moments_do_not_change_a_byte(
     model: PipelineModel, whole: Path, tmp_path: Path
 ) -> None:

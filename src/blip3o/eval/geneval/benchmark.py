@@ -51,7 +51,7 @@ def _official_detector() -> DetectorConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class GenEvalBenchmark(Benchmark):
-    """GenEval: objects, their number, color and place, found by a detector.
+    """GenEval: 553 prompts about objects, counts, colors and places, judged by detector and CLIP.
 
     Args:
         images_per_prompt: images of each prompt.

@@ -28,7 +28,7 @@ from blip3o.remote.chat import ChatModel, ChatRequest
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class WiseBenchmark(Benchmark):
-    """WISE in its first version: world knowledge, graded by a judge.
+    """WISE, first version: 1,000 prompts with knowledge of the world, graded by GPT-4o.
 
     Args:
         prompts: folder with the three published files of prompts, known by their hashes.
