@@ -3,7 +3,7 @@
 import dataclasses
 import re
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from blip3o.core.errors import UsageError, shown
@@ -172,6 +172,6 @@ def as_written(value: object) -> str:
     """Returns the value of a setting, plain data, in the form that `path=value` accepts."""
     if value is None:
         return "null"
-    if isinstance(value, list | tuple):
+    if isinstance(value, Sequence) and not isinstance(value, str):
         return f"[{', '.join(map(as_written, value))}]"
     return str(value).lower() if isinstance(value, bool) else str(value)

@@ -5,6 +5,7 @@ import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -25,7 +26,7 @@ class Brightness:
 
     def verdicts(self, samples: Sequence[Sample]) -> Iterator[Verdict]:
         for one in samples:
-            red = one.drawing.getpixel((0, 0))[0] / 255
+            red = np.asarray(one.drawing)[0, 0, 0] / 255
             yield Verdict(
                 item=one.item.id,
                 number=one.number,

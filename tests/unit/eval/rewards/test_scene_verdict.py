@@ -14,7 +14,7 @@ from blip3o.data.scenes.render import render
 from blip3o.data.scenes.scene import sample_scene
 from blip3o.data.scenes.types import RELATIONS, Scene
 from blip3o.eval.benchmark import Sample, Verdict
-from blip3o.eval.rewards.scenes import SceneMetadata, SceneRewards, scene_verdict
+from blip3o.eval.rewards.scenes import SceneMetadata, SceneRewards
 from blip3o.eval.scene_rules import WantedThing, judge_scene
 from blip3o.eval.scenes import truth_of
 
@@ -22,7 +22,9 @@ from blip3o.eval.scenes import truth_of
 def verdict(image: Image.Image, **metadata: Any) -> Verdict:
     item = SceneRewards().item_of(SceneMetadata.model_validate_json(json.dumps(metadata)))
     item = dataclasses.replace(item, id="i", number=3)
-    return scene_verdict(Sample(item=item, number=3, sha256="s", image=image))
+    sample = Sample(item=item, number=3, sha256="s", image=image)
+    (found,) = SceneRewards().scorer().verdicts([sample])
+    return found
 
 
 def wanted(scene: Scene, count: int = 1) -> list[dict[str, Any]]:
