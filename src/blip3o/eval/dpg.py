@@ -41,6 +41,8 @@ QUESTIONS = PromptFile(
 PUBLISHED_JUDGE = "mplug_visual-question-answering_coco_large_en"
 _COLUMNS = ("item_id", "proposition_id", "dependency", "tuple", "question_natural_language")
 _MOST_TILES = 4
+_SAME = 0.005
+"""Percentages that differ by less are printed alike."""
 
 # ---------------------------------------------------------------------------------------------
 # The table of questions
@@ -344,12 +346,8 @@ class DPGBenchmark(Benchmark):
             "num_answers_yes_in_another_form": sum(tile.num_loose for tile in tiles),
             "num_questions_without_their_parent": sum(map(_lacks_parent, questions.values())),
         }
-        return Scores(
-            overall=_percent(means),
-            by_category=level_1,
-            figures=figures,
-            notes=[*judge_notes(rows, [PUBLISHED_JUDGE]), *_notes(figures)],
-        )
+        notes = [*judge_notes(rows, [PUBLISHED_JUDGE]), *_notes(figures), *_compat_notes(figures)]
+        return Scores(overall=_percent(means), by_category=level_1, figures=figures, notes=notes)
 
     def layout(self) -> GridLayout:
         """Returns the folder of grids of the official program."""
@@ -538,3 +536,24 @@ def _notes(figures: Mapping[str, Any]) -> list[str]:
         "table; the official program leaves their images out",
     }
     return [f"{figures[name]} {text}" for name, text in counts.items() if figures[name]]
+
+
+def _compat_notes(figures: Mapping[str, Any]) -> list[str]:
+    """Returns where the official program would say something else, with its figures."""
+    compat: Mapping[str, Any] = figures["compat_ella"]
+    notes: list[str] = []
+    if left_out := compat.get("left_out"):
+        notes.append(
+            f"the official program skips the first row of the table, and leaves {len(left_out)} of "
+            f"{figures['num_items']} items out, such as {left_out[0]} (compat_ella)"
+        )
+    ours: Mapping[str, float] = figures["level_1_all_tiles_zeroed"]
+    theirs: Mapping[str, float] = compat.get("level_1", {})
+    other = [name for name in ours if name in theirs and abs(ours[name] - theirs[name]) > _SAME]
+    if other:
+        name = max(other, key=lambda name: abs(ours[name] - theirs[name]))
+        notes.append(
+            "the official program has levels of the last image only, such as "
+            f"{name} {theirs[name]:.4g} in place of {ours[name]:.4g} (compat_ella)"
+        )
+    return notes

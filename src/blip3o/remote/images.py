@@ -70,6 +70,11 @@ class ImageClient:
             except RefusedError as error:
                 return str(error) or "refused"
             except TransientError as error:
+                if attempt == settings.retries and not self._server.was_reached:
+                    raise UsageError(
+                        f"cannot reach {settings.url}: {error}; check the url, and start the "
+                        "server if it is your own"
+                    ) from error
                 if attempt == settings.retries:
                     raise UsageError(
                         f"{settings.url} gave no image of {shown(request.prompt)} in "
