@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
+import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
-from torch import Tensor
-from torch.nn import functional
 
 from blip3o.core.bounds import Count
 from blip3o.core.config import LocalPath
@@ -36,16 +36,16 @@ class ClipEncoder(Protocol):
 
     name: str
 
-    def encode_images(self, images: Sequence[Image.Image]) -> Tensor:
-        """Returns the embeddings [B, D] of RGB images."""
+    def embed_images(self, images: Sequence[Image.Image]) -> NDArray[np.float32]:
+        """Returns the embeddings [B, D] of RGB images, of any length."""
         ...
 
-    def encode_texts(self, texts: Sequence[str]) -> Tensor:
-        """Returns the embeddings [B, D] of texts, each cut at 77 tokens."""
+    def embed_texts(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        """Returns the embeddings [B, D] of texts, of any length; long texts are cut."""
         ...
 
-    def count_tokens(self, texts: Sequence[str]) -> list[int]:
-        """Returns the number of tokens of each text before it is cut, with both marks."""
+    def num_cut(self, texts: Sequence[str]) -> int:
+        """Returns the number of texts that have more than 77 tokens with both marks."""
         ...
 
 
@@ -126,13 +126,13 @@ class ClipScoreBenchmark(BenchmarkSettings):
             scale: statistics.fmean(_scaled(row, scale) for row in rows) if rows else None
             for scale in _SCALES
         }
-        counts = {row.item.id: _data(row)["num_tokens"] for row in rows if _data(row)}
-        num_cut = sum(count > MOST_TOKENS for count in counts.values())
+        are_cut = {row.item.id: _data(row)["is_cut"] for row in rows if _data(row)}
+        num_cut = sum(are_cut.values())
         num_missing = sum(not _data(row) for row in rows)
         notes = [f"the headline has the scale {self.scale}"]
         if num_cut:
             notes.append(
-                f"{num_cut} of {len(counts)} prompts have more than {MOST_TOKENS} tokens: what "
+                f"{num_cut} of {len(are_cut)} prompts have more than {MOST_TOKENS} tokens: what "
                 "follows is not measured"
             )
         if num_missing:
@@ -185,18 +185,18 @@ class ClipScorer:
                 yield self._verdict(sample, {})
         if not whole:
             return
-        images = self._encoder.encode_images([one.image for one in whole if one.image is not None])
+        images = self._encoder.embed_images([one.image for one in whole if one.image is not None])
         prompts = [one.item.prompt for one in whole]
         plain, prefixed = (
-            functional.cosine_similarity(images.double(), texts.double()).tolist()
+            _cosines(images, texts)
             for texts in (
-                self._encoder.encode_texts(prompts),
-                self._encoder.encode_texts([_PREFIX + prompt for prompt in prompts]),
+                self._encoder.embed_texts(prompts),
+                self._encoder.embed_texts([_PREFIX + prompt for prompt in prompts]),
             )
         )
-        counts = self._encoder.count_tokens(prompts)
-        for sample, *row in zip(whole, plain, prefixed, counts, strict=True):
-            names = ("cosine", "cosine_prefixed", "num_tokens")
+        are_cut = [self._encoder.num_cut([prompt]) > 0 for prompt in prompts]
+        for sample, *row in zip(whole, plain, prefixed, are_cut, strict=True):
+            names = ("cosine", "cosine_prefixed", "is_cut")
             yield self._verdict(sample, dict(zip(names, row, strict=True)))
 
     def _verdict(self, sample: Sample, data: Mapping[str, Any]) -> Verdict:
@@ -218,6 +218,12 @@ _SCALES: dict[Scale, Callable[[Mapping[str, Any]], float]] = {
 }
 _LEAST = {"cosine": -1.0, "cosine_prefixed": -1.0}
 """The cosines of a missing image."""
+
+
+def _cosines(first: NDArray[np.float32], second: NDArray[np.float32]) -> list[float]:
+    """Returns the cosine of each pair of rows [B, D], in float64."""
+    x, y = first.astype(np.float64), second.astype(np.float64)
+    return ((x * y).sum(1) / (np.linalg.norm(x, axis=1) * np.linalg.norm(y, axis=1))).tolist()
 
 
 def _data(row: Row) -> Mapping[str, Any]:
