@@ -49,10 +49,6 @@ class ImageSet:
         """Returns an image in RGB; raises as `file`, and a ValueError if it is damaged."""
         return read_image({"image": self.file(position)[1]}, "image")
 
-    def names(self) -> list[str]:
-        """Returns the names of all images in order; raises as `checked_file`."""
-        return [self.checked_file(position)[0] for position in range(len(self))]
-
     def checked_file(self, position: int) -> tuple[str, bytes]:
         """Returns the result of `file`; any fault is a UsageError that names the record."""
         try:
