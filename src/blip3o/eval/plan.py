@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from blip3o.core.errors import UsageError
 from blip3o.core.files import read_text, write_atomic
-from blip3o.eval.benchmark import Benchmark, Item
+from blip3o.eval.benchmark import Item
 
 ITEMS, SAMPLES = "items.jsonl", "samples"
 
@@ -75,13 +75,12 @@ class Plan:
         return groups
 
 
-def write_plan(benchmark: Benchmark, out: Path) -> Plan:
-    """Returns the plan of a benchmark, and writes it if the folder has none.
+def write_plan(plan: Plan, out: Path) -> None:
+    """Writes a plan into a folder that has none.
 
     Raises:
-        UsageError: if the folder holds another plan, or as `Benchmark.items`.
+        UsageError: if the folder holds another plan.
     """
-    plan = Plan(tuple(benchmark.items()))
     file = out / ITEMS
     if not file.exists():
         write_atomic(file, plan.text, is_shared=True)
@@ -89,7 +88,6 @@ def write_plan(benchmark: Benchmark, out: Path) -> Plan:
         raise UsageError(
             f"{file} belongs to other settings or prompts, or was changed: use another --out"
         )
-    return plan
 
 
 def read_plan(out: Path) -> Plan:

@@ -36,7 +36,7 @@ from blip3o.eval.benchmark import (
 )
 from blip3o.eval.generate import generate_samples, outputs_of, sources_of
 from blip3o.eval.models import EvaluatedModel, Refused
-from blip3o.eval.plan import ITEMS, SAMPLES, Plan, write_plan
+from blip3o.eval.plan import ITEMS, SAMPLES, Plan, read_plan, write_plan
 from blip3o.eval.report.doubts import doubts, settled
 from blip3o.eval.report.evaluation import Evaluation, outcomes_of
 from blip3o.eval.report.html import page
@@ -66,7 +66,8 @@ def evaluate(
         UsageError: if the folder belongs to another evaluation, or as the stages.
     """
     with _working(out, shard):
-        plan = write_plan(benchmark, out)
+        plan = Plan(tuple(benchmark.items()))
+        write_plan(plan, out)
         identity = Identity.of(name, benchmark, model.identity, model.sampler, plan)
         identity.claim(out)
         # First, so that a missing key or file is found before hours of drawing. The judge then
@@ -106,7 +107,7 @@ def score_folder(
     if not folder.exists():
         raise UsageError(f"no such folder: {folder}")
     with _working(out, shard):
-        plan = write_plan(benchmark, out)
+        plan = Plan(tuple(benchmark.items()))
         given = given_samples(folder, plan, benchmark)
         for note in given.notes:
             say(f"warning: {note}")
@@ -117,6 +118,7 @@ def score_folder(
                 f"{folder} lacks {len(missing)} of {len(plan.jobs())} samples, such as {first}: "
                 "add them, or count them as failures with --allow-missing"
             )
+        write_plan(plan, out)
         identity = Identity.of_folder(name, benchmark, folder, facts, plan)
         identity.claim(out)
         scorer = benchmark.scorer()
@@ -138,9 +140,14 @@ def given_samples(folder: Path, plan: Plan, benchmark: Benchmark) -> GivenSample
     """Returns the samples in a folder of this package or in the benchmark's own layout.
 
     Raises:
-        UsageError: if it has neither form.
+        UsageError: if it has neither form, or holds samples of other items.
     """
     if (folder / ITEMS).exists() and (folder / SAMPLES).is_dir():
+        if read_plan(folder).sha256 != plan.sha256:
+            raise UsageError(
+                f"{folder} holds samples of other prompts or settings: repeat the settings of that "
+                "evaluation, seed included"
+            )
         return GivenSamples(own_samples(plan, folder))
     layout = benchmark.layout()
     if layout is None:

@@ -213,6 +213,13 @@ def test_missing_and_broken_images_are_refused_or_count_as_failures(
     assert any("1 broken of 23 samples count as failures" in note for note in results.notes)
 
 
+def test_samples_of_other_items_are_refused_and_leave_no_trace(whole: Path, tmp_path: Path) -> None:
+    other = dataclasses.replace(SCENES, seed=7)
+    with pytest.raises(UsageError, match="holds samples of other prompts or settings"):
+        score_folder("scenes", other, whole, tmp_path)
+    assert score_folder("scenes", SCENES, whole, tmp_path) is not None
+
+
 def test_a_folder_of_another_form_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no such folder"):
         score_folder("scenes", SCENES, tmp_path / "none", tmp_path / "out")
