@@ -304,8 +304,9 @@ def finish(
             )
         file.rewrite(verdicts, keys)
         results = results_of(plan, benchmark, scorer.judge, identity, verdicts, out, notes)
-        results.write(out)
-        write_atomic(out / PAGE, page([Evaluation.read(out)]))
+        found = Evaluation(folder=out, results=results, items=plan.items, verdicts=verdicts)
+        write_atomic(out / PAGE, page([found]))
+        results.write(out)  # the last file: a folder with results is complete
         return results
 
 
@@ -349,7 +350,7 @@ def results_of(
         settings=dict(identity.settings),
         intervals=bootstrap_intervals(benchmark.resampled, rows, scores),
         figures=dict(scores.figures),
-        notes=[*notes, *scores.notes, *doubts(out, rows)],
+        notes=(*notes, *scores.notes, *doubts(out, rows)),
     )
 
 

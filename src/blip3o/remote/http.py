@@ -185,6 +185,7 @@ class Server:
         data = bytearray()
         try:
             with self._http.stream("POST", address, content=body, headers=headers) as response:
+                self.was_reached = True
                 for chunk in response.iter_bytes():
                     data += chunk
                     if time.monotonic() > ends:  # some servers send spaces while they work
@@ -205,7 +206,6 @@ class Server:
             self.was_reached = True
             reason = f"the connection broke: {first_line(error)}"
             raise TransientError(reason, is_charged=True) from error
-        self.was_reached = True
         hidden = bytes(data)
         if len(self._key) >= _SHORTEST_SECRET:  # some servers repeat the key in their messages
             hidden = hidden.replace(self._key.encode(), b"[key]")

@@ -304,10 +304,10 @@ def test_a_sample_without_judgement_leaves_no_headline(tmp_path: Path) -> None:
     assert results is not None
     assert results.overall is None
     assert results.outcomes == {"judged": 2, "refusal": 1, "unreadable": 1}
-    assert results.notes == [
+    assert results.notes == (
         "2 of 4 samples have no judgement (1 refusal, 1 unreadable): the headline is open, "
-        "at least 0.375; a program that leaves them out says 0.75."
-    ]
+        "at least 0.375; a program that leaves them out says 0.75.",
+    )
 
 
 def test_only_transport_errors_are_asked_again(tmp_path: Path) -> None:

@@ -26,6 +26,7 @@ def plain() -> dict[str, Any]:
         "seed": 0,
         "version": "1.0",
         "commit": "abc",
+        "worst_score": 0.0,
         "settings": {"batch_size": 1},
         "intervals": {
             "overall": [0.4, 0.6],

@@ -17,7 +17,7 @@ def test_one_evaluation_as_markdown(make_folder: Callable[..., Path]) -> None:
     assert lines[0] == "# fake(mask2former-tiny-00000000)"
     assert "| overall  | 0.500 [0.500, 0.500] |" in lines
     assert "- tiny: a \\| note of [31mtwo lines ?" in lines
-    assert "| judged            | 72  |" in lines
+    assert "| judged            | 72   |" in lines
     assert "| seed           | 42" in text
     assert "Comparison" not in text
     assert text.endswith("|\n")
