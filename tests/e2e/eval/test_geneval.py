@@ -55,7 +55,6 @@ def test_twelve_prompts_end_to_end(centernet: DetectorConfig, tmp_path: Path) ->
     out = tmp_path / "drawn"
     results = evaluate("geneval", benchmark, PipelineModel(pipe, "pocket", benchmark), out)
     assert results is not None
-    print(json.dumps({"overall": results.overall, **results.by_category}))
     assert results.num_samples == 24
     assert results.outcomes == {"judged": 24}
     assert results.judge == "centernet-1b635a15"

@@ -69,8 +69,10 @@ def said(text: str, model: str = "") -> Answer:
     return Answer(outcome="answered", text=text, model=model)
 
 
-def scored(name: str, benchmark: Benchmark, folder: Path, out: Path, **options: bool) -> Results:
-    results = score_folder(name, benchmark, folder, out, **options)
+def scored(
+    name: str, benchmark: Benchmark, folder: Path, out: Path, *, allow_missing: bool = False
+) -> Results:
+    results = score_folder(name, benchmark, folder, out, allow_missing=allow_missing)
     assert results is not None
     return results
 
@@ -295,7 +297,7 @@ def geneval(monkeypatch: pytest.MonkeyPatch) -> GenEval:
     """Returns a function that makes GenEval with single things and a detector of a table."""
 
     def make(
-        name: str = "mask2former-swin-s-743b7d99", score: float = 0.95, **settings: object
+        name: str = "mask2former-swin-s-743b7d99", score: float = 0.95, **settings: Any
     ) -> GenEvalBenchmark:
         monkeypatch.setattr(
             Mask2FormerConfig, "build", lambda self, device="auto": TableDetector(name, score)
