@@ -30,9 +30,9 @@ from blip3o.eval.geneval.benchmark import GenEvalBenchmark
 from blip3o.eval.geneval.prompts import class_names
 from blip3o.eval.geneval2 import GenEval2Benchmark
 from blip3o.eval.imgedit import ImgEditBenchmark, ImgEditUgeBenchmark
-from blip3o.eval.inception import FILE as INCEPTION
-from blip3o.eval.inception import Inception
 from blip3o.eval.judges.openai import OpenAIJudge
+from blip3o.eval.measures.inception import FILE as INCEPTION
+from blip3o.eval.measures.inception import Inception
 from blip3o.eval.plan import Job, Plan, read_plan, write_plan
 from blip3o.eval.reconstruction import ReconstructionBenchmark
 from blip3o.eval.report.intervals import bootstrap_intervals

@@ -7,8 +7,8 @@ import pytest
 import torch
 from PIL import Image
 
-from blip3o.eval.frechet import frechet_distance
-from blip3o.eval.inception import RESIZES
+from blip3o.eval.measures.frechet import frechet_distance
+from blip3o.eval.measures.inception import RESIZES
 
 each_case = pytest.mark.parity_cases("fid/*.json")
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from blip3o.eval.reading import named_numbers
+from blip3o.eval.judges.reading import named_numbers
 from blip3o.eval.wise import official
 from blip3o.eval.wise.versions import LEGACY, VERIFIED
 

@@ -23,9 +23,9 @@ from blip3o.core.errors import UsageError, first_line, reason_of
 from blip3o.core.files import atomic_file
 from blip3o.core.log import progress
 from blip3o.eval.benchmark import Benchmark, Item, Row, Sample, Scores, Verdict
-from blip3o.eval.frechet import frechet_distance, kernel_distance
 from blip3o.eval.image_sets import ImageSet, top_folder
-from blip3o.eval.inception import (
+from blip3o.eval.measures.frechet import frechet_distance, kernel_distance
+from blip3o.eval.measures.inception import (
     FILE,
     NUM_FEATURES,
     Inception,
@@ -33,8 +33,8 @@ from blip3o.eval.inception import (
     load_inception,
     weights_name,
 )
+from blip3o.eval.measures.vectors import packed, unpacked
 from blip3o.eval.prompt_lists import read_prompts
-from blip3o.eval.vectors import packed, unpacked
 
 LEAST_IMAGES = NUM_FEATURES + 1
 """Fewer images give a singular covariance and a distance that is far too large."""
@@ -50,7 +50,7 @@ class FidBenchmark(Benchmark):
     Args:
         prompts: file of prompts: .txt, .jsonl, or .json as the `meta_data.json` of MJHQ-30K.
         reference: the reference images: a folder, a list of records or tar shards.
-        judge_weights: folder with the published Inception, see `blip3o.eval.inception.FILE`.
+        judge_weights: folder with the published Inception, `blip3o.eval.measures.inception.FILE`.
         mode: resampling to 299 x 299: "clean" (clean-fid), "legacy_pytorch" (pytorch-fid) or
             "tensorflow1" (torch-fidelity).
         num_prompts: prompts to use; of more prompts in the file, this number is drawn. None uses

@@ -24,10 +24,10 @@ from blip3o.eval.figures import grouped, mean
 from blip3o.eval.judges import JudgeConfig
 from blip3o.eval.judges.asking import Reading, ask_each
 from blip3o.eval.judges.openai import OpenAIJudge
+from blip3o.eval.judges.reading import Numbers, is_number, json_object, spoken
 from blip3o.eval.judges.scorer import JudgeScorer, JudgeText, jpeg, judge_notes, judge_text
 from blip3o.eval.layouts import write_png
 from blip3o.eval.prompt_files import source_file
-from blip3o.eval.reading import Numbers, is_number, json_object, spoken
 from blip3o.imaging.load import open_image
 from blip3o.imaging.pixels import resized
 from blip3o.remote.chat import ChatModel, ChatRequest

@@ -29,18 +29,18 @@ from blip3o.data.scenes.render import render
 from blip3o.data.scenes.scene import sample_scene
 from blip3o.eval.benchmark import Benchmark, Item, Row, Sample, Scores, Verdict
 from blip3o.eval.figures import grouped
-from blip3o.eval.frechet import frechet_distance
 from blip3o.eval.image_sets import ImageSet, top_folder
-from blip3o.eval.inception import FILE as INCEPTION_FILE
-from blip3o.eval.inception import load_inception
-from blip3o.eval.inception import weights_name as inception_name
-from blip3o.eval.lpips import FILES as LPIPS_FILES
-from blip3o.eval.lpips import LEAST_PX as LPIPS_PX
-from blip3o.eval.lpips import Lpips, load_lpips
-from blip3o.eval.lpips import weights_name as lpips_name
-from blip3o.eval.similarity import LEAST_PX as SSIM_PX
-from blip3o.eval.similarity import psnr, ssim
-from blip3o.eval.vectors import packed, unpacked
+from blip3o.eval.measures.frechet import frechet_distance
+from blip3o.eval.measures.inception import FILE as INCEPTION_FILE
+from blip3o.eval.measures.inception import load_inception
+from blip3o.eval.measures.inception import weights_name as inception_name
+from blip3o.eval.measures.lpips import FILES as LPIPS_FILES
+from blip3o.eval.measures.lpips import LEAST_PX as LPIPS_PX
+from blip3o.eval.measures.lpips import Lpips, load_lpips
+from blip3o.eval.measures.lpips import weights_name as lpips_name
+from blip3o.eval.measures.similarity import LEAST_PX as SSIM_PX
+from blip3o.eval.measures.similarity import psnr, ssim
+from blip3o.eval.measures.vectors import packed, unpacked
 from blip3o.imaging.pixels import resized, to_pixels
 from blip3o.models.encoders.pocket import PocketEncoderConfig
 from blip3o.weights.names import BUNDLED

@@ -36,8 +36,8 @@ from blip3o.data.scenes.scene import arrange, sample_scene
 from blip3o.data.scenes.things import BACKGROUNDS
 from blip3o.data.scenes.types import Scene
 from blip3o.data.scenes.words import pick
-from blip3o.eval import similarity
-from blip3o.eval.frechet import frechet_distance
+from blip3o.eval.measures import similarity
+from blip3o.eval.measures.frechet import frechet_distance
 from blip3o.eval.models import PipelineModel
 from blip3o.eval.scene_rules import WantedThing, judge_scene
 from blip3o.eval.scenes import ScenesBenchmark, truth_of

@@ -17,10 +17,10 @@ from blip3o.core.errors import UsageError
 from blip3o.eval import fid
 from blip3o.eval.benchmark import Row, Sample, Verdict
 from blip3o.eval.fid import FidBenchmark
-from blip3o.eval.frechet import frechet_distance, kernel_distance
-from blip3o.eval.inception import FILE, RESIZES, Inception
+from blip3o.eval.measures.frechet import frechet_distance, kernel_distance
+from blip3o.eval.measures.inception import FILE, RESIZES, Inception
+from blip3o.eval.measures.vectors import packed, unpacked
 from blip3o.eval.prompt_lists import read_prompts
-from blip3o.eval.vectors import packed, unpacked
 
 NUM_PROMPTS = 6
 

@@ -12,9 +12,9 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from blip3o.core.errors import UsageError
-from blip3o.eval.inception import FILE, Inception, load_inception
-from blip3o.eval.lpips import FILES, Lpips, load_lpips
-from blip3o.eval.similarity import psnr, ssim
+from blip3o.eval.measures.inception import FILE, Inception, load_inception
+from blip3o.eval.measures.lpips import FILES, Lpips, load_lpips
+from blip3o.eval.measures.similarity import psnr, ssim
 
 RECORDED = Path(__file__).parents[2] / "data" / "metrics"
 

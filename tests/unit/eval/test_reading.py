@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from blip3o.eval.reading import Numbers, line_numbers, named_numbers, spoken
+from blip3o.eval.judges.reading import Numbers, line_numbers, named_numbers, spoken
 
 NAMES = ["Consistency", "Realism", "Aesthetic Quality"]
 

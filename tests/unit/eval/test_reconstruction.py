@@ -17,9 +17,9 @@ from blip3o.core.config import from_dict, override
 from blip3o.core.errors import UsageError
 from blip3o.core.rng import image_generator
 from blip3o.eval.benchmark import Item, Row, Sample, Scores, Verdict
-from blip3o.eval.frechet import frechet_distance
-from blip3o.eval.inception import FILE, Inception
-from blip3o.eval.lpips import FILES, Lpips
+from blip3o.eval.measures.frechet import frechet_distance
+from blip3o.eval.measures.inception import FILE, Inception
+from blip3o.eval.measures.lpips import FILES, Lpips
 from blip3o.eval.reconstruction import ReconstructionBenchmark
 
 NUM_IMAGES = 21

@@ -17,10 +17,10 @@ from blip3o.eval.figures import grouped, mean
 from blip3o.eval.judges import JudgeConfig
 from blip3o.eval.judges.asking import Reading, ask_each
 from blip3o.eval.judges.openai import OpenAIJudge
+from blip3o.eval.judges.reading import Numbers, named_numbers
 from blip3o.eval.judges.scorer import JudgeScorer, JudgeText, judge_notes, judge_text, png
 from blip3o.eval.layouts import FlatLayout
 from blip3o.eval.prompt_files import PromptFile, ReadFile
-from blip3o.eval.reading import Numbers, named_numbers
 from blip3o.eval.wise import official, wording
 from blip3o.eval.wise.versions import LEGACY, VERIFIED, Version, known_file
 from blip3o.remote.chat import ChatModel, ChatRequest
