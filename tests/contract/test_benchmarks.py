@@ -27,7 +27,7 @@ from blip3o.eval.dpg import DPGBenchmark
 from blip3o.eval.fid import FidBenchmark
 from blip3o.eval.gedit import TASK_TYPES, GEditBenchmark
 from blip3o.eval.geneval.benchmark import GenEvalBenchmark
-from blip3o.eval.geneval.prompts import TAGS, class_names
+from blip3o.eval.geneval.prompts import class_names
 from blip3o.eval.geneval2 import GenEval2Benchmark
 from blip3o.eval.imgedit import ImgEditBenchmark, ImgEditUgeBenchmark
 from blip3o.eval.inception import FILE as INCEPTION
@@ -157,8 +157,11 @@ class NoiseDetector:
 
 @builds("geneval")
 def geneval(folder: Path, patch: pytest.MonkeyPatch) -> Case:
-    tags = tuple(tag for tag in TAGS if "color" not in tag)
-    few = GenEvalBenchmark(prompts_per_tag=2, images_per_prompt=2, tags=tags)
+    few = GenEvalBenchmark(
+        prompts_per_tag=2,
+        images_per_prompt=2,
+        tags=("single_object", "two_object", "counting", "position"),
+    )
     patch.setattr(type(few.detector), "build", lambda self, device="auto": NoiseDetector())
     return Case(benchmark=few, finish=scored_best)
 
@@ -531,7 +534,6 @@ def test_it_is_a_frozen_dataclass_with_defaults(name: str) -> None:
     cls = BENCHMARKS.get(name)
     assert issubclass(cls, Benchmark)
     assert dataclasses.is_dataclass(cls)
-    assert cls.__dataclass_params__.frozen
     plain = cls()
     with pytest.raises(dataclasses.FrozenInstanceError):
         plain.seed = 1  # pyrefly: ignore
