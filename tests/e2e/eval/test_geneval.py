@@ -6,6 +6,7 @@ its own world, and the detector knows photographs.
 
 import dataclasses
 import json
+import os
 from collections import Counter
 from pathlib import Path
 
@@ -96,8 +97,6 @@ def test_the_detector_sees_a_thing_that_is_pasted(
     centernet: DetectorConfig, tmp_path: Path
 ) -> None:
     """A figure that is not 0: the chain can also say yes, for a photograph of a motorcycle."""
-    import os
-
     folder = os.environ.get("BLIP3O_PHOTOS_DIR")
     if not folder:
         pytest.skip("set BLIP3O_PHOTOS_DIR to the folder skimage/data of scikit-image 0.25.2")

@@ -23,6 +23,7 @@ from blip3o.eval.scenes import ScenesBenchmark
 from blip3o.eval.stages import evaluate
 from blip3o.eval.start import run_remote
 from blip3o.remote.chat import Answer, AnswerOutcome, ChatImage, ChatRequest
+from blip3o.remote.http import ServerSettings
 from blip3o.remote.images import ImageClient, ImageRequest
 
 FEW = ScenesBenchmark(
@@ -40,7 +41,7 @@ class Images(ImageClient):
     """Paints the color that the seed and the input images say; refuses some prompts."""
 
     def __init__(self, refused: str = "") -> None:
-        self.model, self.url, self.size = "painter", "http://x/v1", None
+        super().__init__(ServerSettings(model="painter", url="http://x/v1", key_variable=""))
         self.requests: list[ImageRequest] = []
         self._refused = refused
 
