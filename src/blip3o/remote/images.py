@@ -58,13 +58,26 @@ class ImageClient:
             UsageError: if the server refuses all requests, cannot be reached, or gives no image
                 after all attempts.
         """
+        stop = threading.Event()
         with ThreadPoolExecutor(self._settings.max_in_flight) as pool:
-            return list(pool.map(self._image, requests))
+            answers = [pool.submit(self._image, request, stop) for request in requests]
+            try:
+                return [answer.result() for answer in answers]
+            finally:  # the first fault ends the waiting of all
+                stop.set()
+                pool.shutdown(cancel_futures=True)
 
-    def _image(self, request: ImageRequest) -> Image.Image | str:
+    def _image(self, request: ImageRequest, stop: threading.Event) -> Image.Image | str:
+        """Returns the image for a request after all its attempts.
+
+        Args:
+            request: the request.
+            stop: ends the attempts; nobody then reads the result.
+        """
         settings = self._settings
         for attempt in itertools.count():
-            self._server.pace.wait(_NEVER)
+            if not self._server.pace.wait(stop):
+                break
             try:
                 return _read(self._post(request))
             except RefusedError as error:
@@ -80,11 +93,12 @@ class ImageClient:
                         f"{settings.url} gave no image of {shown(request.prompt)} in "
                         f"{attempt + 1} attempts: {error}"
                     ) from error
-                pause_s = error.pause_s
-            if pause_s is None:
-                pause_s = settings.pause_s * 2**attempt * random.uniform(0.5, 1.0)
-            self._server.pace.hold(min(pause_s, settings.longest_pause_s))
-        raise AssertionError("the last attempt returns or raises")
+                if error.pause_s is not None:
+                    self._server.pace.hold(min(error.pause_s, settings.longest_pause_s))
+                    continue
+            pause_s = min(settings.pause_s * 2**attempt, settings.longest_pause_s)
+            stop.wait(pause_s * random.uniform(0.5, 1.0))
+        return "stopped"
 
     def _post(self, request: ImageRequest) -> bytes:
         fields: dict[str, object] = {
@@ -103,10 +117,6 @@ class ImageClient:
         body, content_type = _form(fields, request.images)
         address = self._server.address(_EDITS)
         return self._server.post(address, body, {"content-type": content_type})
-
-
-_NEVER = threading.Event()
-"""Is never set: a request for an image is always sent."""
 
 
 def _form(fields: dict[str, object], images: Sequence[bytes]) -> tuple[bytes, str]:
