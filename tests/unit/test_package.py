@@ -25,7 +25,13 @@ OPTIONAL = (
     "webdataset",
     *WEB,
 )
-NEED_AN_EXTRA = ("blip3o.serve.http", "blip3o.serve.page")
+_REWARDS = ("app", "errors", "geneval", "metrics", "requests", "scenes", "schemas", "server")
+"""The HTTP side of the reward server; its client needs no extra."""
+NEED_AN_EXTRA = (
+    "blip3o.serve.http",
+    "blip3o.serve.page",
+    *(f"blip3o.eval.rewards.{name}" for name in _REWARDS),
+)
 
 ADAPTERS = ("blip3o.models.backbones.cache",)
 """Modules that import transformers; others import them inside functions only."""

@@ -9,12 +9,13 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 from blip3o.core.registry import Registry
-from blip3o.eval.benchmark import Item, Outcome, Scorer
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
 
-REWARDS: Registry[Callable[[Sequence[str]], "RewardSource"]] = Registry(
+    from blip3o.eval.benchmark import Item, Outcome, Scorer
+
+REWARDS: "Registry[Callable[[Sequence[str]], RewardSource]]" = Registry(
     "benchmark with rewards",
     {"geneval": ".geneval:GenEvalRewards", "scenes": ".scenes:SceneRewards"},
     package=__name__,
@@ -35,7 +36,7 @@ class RewardSource(Protocol):
         """Settings of the benchmark, as JSON."""
         ...
 
-    def item_of(self, metadata: Any) -> Item:  # noqa: ANN401 (an instance of `metadata`)
+    def item_of(self, metadata: Any) -> "Item":  # noqa: ANN401 (an instance of `metadata`)
         """Returns the item that an image is judged by; its `id` and `number` do not matter.
 
         Args:
@@ -46,7 +47,7 @@ class RewardSource(Protocol):
         """
         ...
 
-    def scorer(self) -> Scorer:
+    def scorer(self) -> "Scorer":
         """Loads and returns the scorer; called only in the process of the scorer.
 
         Raises:
@@ -67,5 +68,5 @@ class Reward:
     """
 
     score: float | None
-    outcome: Outcome = "judged"
+    outcome: "Outcome" = "judged"
     data: Mapping[str, Any] = dataclasses.field(default_factory=dict)

@@ -61,7 +61,7 @@ def test_more_objects_than_asked_for_are_wrong_only_when_counting() -> None:
     assert verdict(image, category="counting", include=[{**include[0], "count": 2}]).score == 1
 
 
-def test_an_image_that_is_no_square_is_broken() -> None:
+def test_an_image_that_is_not_square_is_wrong() -> None:
     found = verdict(Image.new("RGB", (96, 64)), category="colors", include=[{"thing": "cat"}])
-    assert (found.score, found.outcome) == (None, "broken")
-    assert "96x64" in found.data["error"]
+    assert (found.score, found.outcome) == (0.0, "judged")
+    assert found.data["reason"] == "the image is not square: (96, 64)"
