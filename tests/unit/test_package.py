@@ -25,7 +25,17 @@ OPTIONAL = (
     "webdataset",
     *WEB,
 )
-_REWARDS = ("app", "errors", "geneval", "metrics", "requests", "scenes", "schemas", "server")
+_REWARDS = (
+    "app",
+    "dispatcher",
+    "errors",
+    "geneval",
+    "metrics",
+    "requests",
+    "scenes",
+    "schemas",
+    "server",
+)
 """The HTTP side of the reward server; its client needs no extra."""
 NEED_AN_EXTRA = (
     "blip3o.serve.http",
