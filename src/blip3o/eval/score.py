@@ -28,7 +28,7 @@ _LIMITS = ImageLimits(max_bytes=2**30, max_pixels=2**28)
 
 
 class Loaded(NamedTuple):
-    """A sample, or the verdict that there is none to judge."""
+    """A sample to judge, or the verdict that it cannot be judged; neither if it has a verdict."""
 
     sample: Sample | None
     fault: Verdict | None
@@ -80,12 +80,12 @@ def score_samples(
         samples: list[Sample] = []
         for job in jobs:
             key = key_of(job)
-            loaded = load(job, benchmark, scorer.judge, found.get(key))
+            loaded = load(job, benchmark, scorer.judge, found.get(key), known.get(key))
             if loaded.fault is not None:
                 fault = _placed(loaded.fault, found.get(key), out)
                 if known.get(key) != fault:
                     file.append(fault)
-            elif loaded.sample is not None and not _is_final(known.get(key), loaded.sample):
+            elif loaded.sample is not None:
                 samples.append(loaded.sample)
         for verdict in scorer.verdicts(samples) if samples else ():
             file.append(_placed(verdict, found[verdict.item, verdict.number], out))
@@ -99,20 +99,17 @@ def _placed(verdict: Verdict, found: Found | None, out: Path) -> Verdict:
     return dataclasses.replace(verdict, file=file, tile=found.tile)
 
 
-def _is_final(earlier: Verdict | None, sample: Sample) -> bool:
-    return (
-        earlier is not None and earlier.sha256 == sample.sha256 and earlier.outcome not in NOT_FINAL
-    )
-
-
-def load(job: Job, benchmark: Benchmark, judge: str, found: Found | None) -> Loaded:
-    """Returns a sample from its file.
+def load(
+    job: Job, benchmark: Benchmark, judge: str, found: Found | None, earlier: Verdict | None
+) -> Loaded:
+    """Returns a sample from its file; an image that has a final verdict is not decoded.
 
     Args:
         job: the sample that is asked for.
         benchmark: gives the input images.
         judge: name of the judge, for the verdict on a sample that is missing.
         found: the file; None if there is none.
+        earlier: the verdict on this sample so far; None if there is none.
     """
     if found is None:
         return Loaded(None, _fault(job, judge, "missing", "", "no file"))
@@ -125,6 +122,8 @@ def load(job: Job, benchmark: Benchmark, judge: str, found: Found | None) -> Loa
     if found.tile is not None:
         digest.update(repr(found.tile).encode())
     sha256 = digest.hexdigest()
+    if earlier is not None and earlier.sha256 == sha256 and earlier.outcome not in NOT_FINAL:
+        return Loaded(None, None)
     if found.file.suffix == ".refused":
         reason = data.decode(errors="replace")
         return Loaded(None, _fault(job, judge, "missing", sha256, reason))
