@@ -100,7 +100,11 @@ def _placed(verdict: Verdict, found: Found | None, out: Path) -> Verdict:
 
 
 def load(
-    job: Job, benchmark: Benchmark, judge: str, found: Found | None, earlier: Verdict | None
+    job: Job,
+    benchmark: Benchmark,
+    judge: str,
+    found: Found | None,
+    earlier: Verdict | None = None,
 ) -> Loaded:
     """Returns a sample from its file; an image that has a final verdict is not decoded.
 
