@@ -23,9 +23,10 @@ from blip3o.eval import BENCHMARKS, describe_benchmark, fid, imgedit
 from blip3o.eval.benchmark import Benchmark, Item, Outcome, Row, Sample, Scores, Verdict
 from blip3o.eval.clip_score import ClipScoreBenchmark
 from blip3o.eval.detectors import Detections
-from blip3o.eval.dpg import DPGBenchmark
+from blip3o.eval.dpg.benchmark import DPGBenchmark
 from blip3o.eval.fid import FidBenchmark
-from blip3o.eval.gedit import TASK_TYPES, GEditBenchmark
+from blip3o.eval.gedit.benchmark import GEditBenchmark
+from blip3o.eval.gedit.statistics import TASK_TYPES
 from blip3o.eval.geneval.benchmark import GenEvalBenchmark
 from blip3o.eval.geneval.prompts import class_names
 from blip3o.eval.geneval2 import GenEval2Benchmark

@@ -4,7 +4,8 @@ from typing import Any
 
 import pytest
 
-from blip3o.eval.dpg import official_figures, official_image, read_table
+from blip3o.eval.dpg.official import official_figures, official_image
+from blip3o.eval.dpg.table import read_table
 
 
 @pytest.mark.parity_cases("dpg/*.json")

@@ -5,7 +5,9 @@ from typing import Any
 
 import pytest
 
-from blip3o.eval.gedit import ScoredEdit, official_sample, official_scores, statistics, two_grades
+from blip3o.eval.gedit.official import official_sample, official_scores
+from blip3o.eval.gedit.reading import two_grades
+from blip3o.eval.gedit.statistics import ScoredEdit, statistics
 
 
 @pytest.mark.parity_cases("gedit/answers.json")

@@ -4,7 +4,7 @@ import difflib
 import errno
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 
 class UsageError(Exception):
@@ -20,6 +20,34 @@ class NotFiniteError(ValueError):
 
 class PreemptedError(Exception):
     """Work stopped early, at a signal or a cap; the same command resumes it. Exit status 75."""
+
+
+class HttpError(Exception):
+    """An error to send as the answer to an HTTP request.
+
+    Args:
+        status: HTTP status.
+        message: the fault and its remedy.
+        param: name of the invalid field.
+        code: error code for programs.
+        headers: additional headers of the answer.
+    """
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        param: str | None = None,
+        code: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.message = message
+        self.param = param
+        self.code = code
+        self.headers = dict(headers or {})
 
 
 _LONGEST_SHOWN = 100

@@ -35,13 +35,13 @@ class Item:
         id: unique name in the benchmark and name of its folder of samples; letters, digits and
             "._-#" only.
         number: keys the noise; unique among the items of one task.
-        task: what the model does.
+        task: kind of the task.
         prompt: prompt, instruction or question; empty for reconstructions.
         category: category in the report.
         num_samples: number of outputs that are asked for.
         max_new_tokens: longest answer to a question; None for the default of the model.
         sources: sha256 of each file of an input image; empty if the images follow from `data`.
-        data: what the scorer needs, as JSON.
+        data: facts for the scorer, as JSON.
     """
 
     id: str
@@ -89,7 +89,7 @@ class Sample:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Verdict:
-    """What a scorer says of one sample; a line of `verdicts.jsonl`.
+    """The judgement of a scorer on one sample; a line of `verdicts.jsonl`.
 
     Args:
         item: id of the item.

@@ -18,3 +18,14 @@ def grouped(pairs: Iterable[tuple[str, T]]) -> dict[str, list[T]]:
     for name, value in pairs:
         groups[name].append(value)
     return dict(groups)
+
+
+def percent(values: Sequence[float]) -> float | None:
+    """Returns the mean of shares in percent; None without values."""
+    share = mean(values)
+    return None if share is None else 100 * share
+
+
+def percents(marks: Iterable[tuple[str, float]]) -> dict[str, float | None]:
+    """Returns the mean in percent of the values under each name, by name."""
+    return {name: percent(values) for name, values in sorted(grouped(marks).items())}

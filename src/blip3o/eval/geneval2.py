@@ -22,14 +22,14 @@ from blip3o.eval.judges import JudgeConfig
 from blip3o.eval.judges.asking import (
     YES_SPELLINGS,
     Reading,
-    ask_first_tokens,
     token_probability,
 )
 from blip3o.eval.judges.openai import OpenAIJudge
-from blip3o.eval.judges.scorer import JudgeScorer, judge_notes, png
+from blip3o.eval.judges.scorer import FirstTokenScorer, judge_notes
 from blip3o.eval.layouts import write_png
 from blip3o.eval.prompt_files import PromptFile, ReadFile
-from blip3o.remote.chat import Answer, ChatModel, ChatRequest
+from blip3o.eval.vqa import DIGITS
+from blip3o.remote.chat import Answer
 
 DATA = PromptFile(
     name="geneval2_data.jsonl",
@@ -39,19 +39,6 @@ DATA = PromptFile(
 PUBLISHED_JUDGE = "Qwen3-VL-8B-Instruct"
 MAP_NAME = "images.json"
 """Name of the map from prompts to images in a folder that is written."""
-
-_DIGITS = {
-    "one": "1",
-    "two": "2",
-    "three": "3",
-    "four": "4",
-    "five": "5",
-    "six": "6",
-    "seven": "7",
-    "eight": "8",
-    "nine": "9",
-    "ten": "10",
-}
 
 
 def spellings(question: str, answer: str) -> tuple[str, ...]:
@@ -64,11 +51,11 @@ def spellings(question: str, answer: str) -> tuple[str, ...]:
     if not question.startswith("How many"):
         return YES_SPELLINGS
     word = answer.strip().lower()
-    word = next((name for name, digit in _DIGITS.items() if word == digit), word)
-    if word not in _DIGITS:
+    word = next((name for name, digit in DIGITS.items() if word == digit), word)
+    if word not in DIGITS:
         word = "other"
     words = [word, word.capitalize(), f" {word}", f" {word.capitalize()}"]
-    digits = [_DIGITS[word], f" {_DIGITS[word]}"] if word in _DIGITS else []
+    digits = [DIGITS[word], f" {DIGITS[word]}"] if word in DIGITS else []
     return (*words, *digits)
 
 
@@ -207,39 +194,12 @@ def _total(
     return 100 * arithmetic_mean([mean(marks) for marks in images]) if images else None
 
 
-class SoftScorer(JudgeScorer[str]):
-    """Asks every question and sums the probabilities of the right first tokens; see `Scorer`.
+class SoftScorer(FirstTokenScorer):
+    """Asks every question and sums the probabilities of the right first tokens; see `Scorer`."""
 
-    Args:
-        model: the judge.
-        instruction: text after each question.
-        attempts: most requests for an answer.
-    """
-
-    batch_size = 8
-
-    def __init__(self, model: ChatModel, *, instruction: str, attempts: int) -> None:
-        super().__init__(model)
-        self._instruction = instruction
-        self._attempts = attempts
-
-    def requests(self, sample: Sample) -> list[ChatRequest]:
-        """Returns a request for each question."""
-        file = png(sample.drawing)
-        return [
-            ChatRequest(
-                parts=(file, f"{question} {self._instruction}".strip()),
-                max_tokens=1,
-                top_logprobs=20,
-            )
-            for question, _ in sample.item.data["questions"]
-        ]
-
-    def ask(
-        self, requests: Sequence[Sequence[ChatRequest]]
-    ) -> Iterator[tuple[int, list[Reading[str]]]]:
-        """Yields the answers about each image; raises as `ask_first_tokens`."""
-        return ask_first_tokens(self.model, requests, attempts=self._attempts)
+    def questions(self, sample: Sample) -> list[str]:
+        """Returns the questions about an image."""
+        return [question for question, _ in sample.item.data["questions"]]
 
     def conclude(
         self, sample: Sample, readings: Sequence[Reading[str]]

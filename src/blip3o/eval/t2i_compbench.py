@@ -23,14 +23,12 @@ from blip3o.eval.judges import JudgeConfig
 from blip3o.eval.judges.asking import (
     YES_SPELLINGS,
     Reading,
-    ask_first_tokens,
     token_probability,
 )
 from blip3o.eval.judges.openai import OpenAIJudge
-from blip3o.eval.judges.scorer import JudgeScorer, judge_notes, png
+from blip3o.eval.judges.scorer import FirstTokenScorer, judge_notes
 from blip3o.eval.layouts import write_png
 from blip3o.eval.prompt_files import PromptFile
-from blip3o.remote.chat import ChatModel, ChatRequest
 
 CompCategory = Literal["color", "shape", "texture"]
 
@@ -213,39 +211,12 @@ def _read_phrases(path: Path) -> dict[str, list[str]]:
     return data
 
 
-class PhraseScorer(JudgeScorer[str]):
-    """Asks the judge for each phrase whether the image shows it; see `Scorer`.
+class PhraseScorer(FirstTokenScorer):
+    """Asks the judge for each phrase whether the image shows it; see `Scorer`."""
 
-    Args:
-        model: the judge.
-        instruction: text after each question.
-        attempts: most requests for an answer.
-    """
-
-    batch_size = 8
-
-    def __init__(self, model: ChatModel, *, instruction: str, attempts: int) -> None:
-        super().__init__(model)
-        self._instruction = instruction
-        self._attempts = attempts
-
-    def requests(self, sample: Sample) -> list[ChatRequest]:
-        """Returns a request for each phrase."""
-        file = png(sample.drawing)
-        return [
-            ChatRequest(
-                parts=(file, f"{phrase}? {self._instruction}".strip()),
-                max_tokens=1,
-                top_logprobs=20,
-            )
-            for phrase in sample.item.data["phrases"]
-        ]
-
-    def ask(
-        self, requests: Sequence[Sequence[ChatRequest]]
-    ) -> Iterator[tuple[int, list[Reading[str]]]]:
-        """Yields the answers about each image; raises as `ask_first_tokens`."""
-        return ask_first_tokens(self.model, requests, attempts=self._attempts)
+    def questions(self, sample: Sample) -> list[str]:
+        """Returns the questions about an image."""
+        return [f"{phrase}?" for phrase in sample.item.data["phrases"]]
 
     def conclude(
         self, sample: Sample, readings: Sequence[Reading[str]]

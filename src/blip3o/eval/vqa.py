@@ -72,9 +72,7 @@ def mme_score(right_by_image: Mapping[str, Sequence[bool]]) -> float:
 # VQAv2 (parity family `vqa`)
 
 _MARKS = ';/[]"{}()=+\\_-><@`,?!'
-_NUMBERS = {
-    "none": "0",
-    "zero": "0",
+DIGITS = {
     "one": "1",
     "two": "2",
     "three": "3",
@@ -86,6 +84,7 @@ _NUMBERS = {
     "nine": "9",
     "ten": "10",
 }
+_NUMBERS = {"none": "0", "zero": "0", **DIGITS}
 _ARTICLES = {"a", "an", "the"}
 _COMMA_IN_NUMBER = re.compile(r"\d,\d")
 _PERIOD = re.compile(r"\.(?!\d)")

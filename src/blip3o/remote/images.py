@@ -72,7 +72,7 @@ class ImageClient:
 
         Args:
             request: the request.
-            stop: ends the attempts; nobody then reads the result.
+            stop: ends the attempts; the result is then unused.
         """
         settings = self._settings
         for attempt in itertools.count():

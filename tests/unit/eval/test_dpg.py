@@ -13,7 +13,8 @@ from PIL import Image
 
 from blip3o.core.errors import UsageError
 from blip3o.eval.benchmark import Item, Row, Sample, Scores, Verdict
-from blip3o.eval.dpg import DPGBenchmark, DPGScorer, read_table, zeroed
+from blip3o.eval.dpg.benchmark import DPGBenchmark, DPGScorer
+from blip3o.eval.dpg.table import read_table, zeroed
 from blip3o.remote.chat import Answer, ChatImage, ChatRequest
 
 COLUMNS = (

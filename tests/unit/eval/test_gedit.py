@@ -12,7 +12,10 @@ from PIL import Image
 
 from blip3o.core.errors import UsageError
 from blip3o.eval.benchmark import Outcome, Row, Sample
-from blip3o.eval.gedit import TASK_TYPES, GEditBenchmark, GEditLayout, two_grades
+from blip3o.eval.gedit.benchmark import GEditBenchmark
+from blip3o.eval.gedit.layout import GEditLayout
+from blip3o.eval.gedit.reading import two_grades
+from blip3o.eval.gedit.statistics import TASK_TYPES
 from blip3o.remote.chat import Answer, ChatImage, ChatRequest
 
 

@@ -48,8 +48,9 @@ from blip3o.eval.detectors.mask2former import Mask2FormerConfig
 from blip3o.eval.detectors.mask2former_network import Mask2FormerNetwork, Mask2FormerSizes
 from blip3o.eval.detectors.mask2former_weights import OFFICIAL_FILE
 from blip3o.eval.detectors.mmdet_keys import CLASS_WEIGHT, to_published
-from blip3o.eval.dpg import DPGBenchmark
-from blip3o.eval.gedit import TASK_TYPES, GEditBenchmark
+from blip3o.eval.dpg.benchmark import DPGBenchmark
+from blip3o.eval.gedit.benchmark import GEditBenchmark
+from blip3o.eval.gedit.statistics import TASK_TYPES
 from blip3o.eval.geneval.benchmark import GenEvalBenchmark
 from blip3o.eval.geneval.prompts import class_names
 from blip3o.eval.judges.openai import OpenAIJudge

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 
 @dataclasses.dataclass(frozen=True)
 class ResultLine:
-    """What the summary reads of one image.
+    """The facts about one image that the summary reads.
 
     Args:
         tag: task of the prompt.

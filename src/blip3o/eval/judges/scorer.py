@@ -13,7 +13,7 @@ from PIL import Image
 from blip3o.core.errors import UsageError
 from blip3o.core.files import read_text
 from blip3o.eval.benchmark import Row, Sample, Verdict
-from blip3o.eval.judges.asking import Reading, worst_outcome
+from blip3o.eval.judges.asking import Reading, ask_first_tokens, worst_outcome
 from blip3o.imaging.encode import to_jpeg, to_png
 from blip3o.remote.chat import ChatImage, ChatModel, ChatRequest
 
@@ -69,6 +69,45 @@ class JudgeScorer(abc.ABC, Generic[T]):
                 score=score if outcome == "judged" else None,
                 data=data,
             )
+
+
+class FirstTokenScorer(JudgeScorer[str]):
+    """Scores samples by the probabilities of the first tokens of answers; a `Scorer`.
+
+    Args:
+        model: the judge.
+        instruction: text after each question.
+        attempts: most requests for an answer.
+    """
+
+    batch_size = 8
+
+    def __init__(self, model: ChatModel, *, instruction: str, attempts: int) -> None:
+        super().__init__(model)
+        self._instruction = instruction
+        self._attempts = attempts
+
+    @abc.abstractmethod
+    def questions(self, sample: Sample) -> Sequence[str]:
+        """Returns the questions about a sample."""
+
+    def requests(self, sample: Sample) -> list[ChatRequest]:
+        """Returns a request for each question."""
+        file = png(sample.drawing)
+        return [
+            ChatRequest(
+                parts=(file, f"{question} {self._instruction}".strip()),
+                max_tokens=1,
+                top_logprobs=20,
+            )
+            for question in self.questions(sample)
+        ]
+
+    def ask(
+        self, requests: Sequence[Sequence[ChatRequest]]
+    ) -> Iterator[tuple[int, list[Reading[str]]]]:
+        """Yields the answers about each image; raises as `ask_first_tokens`."""
+        return ask_first_tokens(self.model, requests, attempts=self._attempts)
 
 
 def png(image: Image.Image) -> ChatImage:

@@ -15,7 +15,7 @@ from blip3o.eval.report.intervals import Bounds, Intervals
 FILE = "results.json"
 
 SHAPERS = ("judge", "version", "commit", "seed", "sampler", "items_sha256", "model")
-"""Keys without which nobody can say what a score measures; none of them may be empty."""
+"""Keys that a score needs to be understood and repeated; none of them may be empty."""
 _REQUIRED = ("benchmark", "title", "overall", "by_category", "num_samples", "outcomes", *SHAPERS)
 
 

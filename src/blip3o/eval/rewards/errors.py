@@ -1,39 +1,17 @@
 """Errors as answers: {"error": {"message", "param", "code"}}."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from pydantic_core import ErrorDetails
 from starlette.responses import JSONResponse
 
+from blip3o.core.errors import HttpError
+
 _LONGEST_NAME = 100
 
 
-class ApiError(Exception):
-    """An error to send as the answer to a request.
-
-    Args:
-        status: HTTP status.
-        message: the fault and its remedy.
-        param: name of the invalid field.
-        code: error code for programs.
-        headers: additional headers of the answer.
-    """
-
-    def __init__(
-        self,
-        status: int,
-        message: str,
-        *,
-        param: str | None = None,
-        code: str | None = None,
-        headers: Mapping[str, str] | None = None,
-    ) -> None:
-        super().__init__(message)
-        self.status = status
-        self.message = message
-        self.param = param
-        self.code = code
-        self.headers = dict(headers or {})
+class ApiError(HttpError):
+    """An error to send as {"error": {"message", "param", "code"}}."""
 
     def response(self) -> JSONResponse:
         """Returns the answer."""

@@ -30,7 +30,7 @@ class WantedMetadata(Strict):
 
 
 class SceneMetadata(Strict):
-    """What an image must show: the fields of `blip3o.data.scenes.prompts.EvalPrompt`."""
+    """The objects that an image must show: the fields of `EvalPrompt` (data/scenes/prompts)."""
 
     category: str
     include: Annotated[list[WantedMetadata], Field(min_length=1, max_length=20)]

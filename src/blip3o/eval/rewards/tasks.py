@@ -41,7 +41,7 @@ class Task:
     deaths: int = 0
 
     def is_wanted(self) -> bool:
-        """Marks the beginning of the work; returns False if nobody waits for the reward."""
+        """Marks the beginning of the work; returns False if its client has left."""
         return self.reward.running() or self.reward.set_running_or_notify_cancel()
 
 

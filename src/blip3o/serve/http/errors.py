@@ -8,6 +8,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 from starlette.responses import Response
 
+from blip3o.core.errors import HttpError
 from blip3o.serve.http.fields import UNSUPPORTED, JsonObject
 from blip3o.serve.http.schemas import ITEM_TYPES
 from blip3o.serve.http.turns import PART_TYPES
@@ -52,32 +53,8 @@ _LENGTHS = {
 }
 
 
-class ApiError(Exception):
-    """An error to send as the answer to a request.
-
-    Args:
-        status: HTTP status.
-        message: the problem and its remedy.
-        param: name of the invalid field.
-        code: error code for programs.
-        headers: additional headers of the answer.
-    """
-
-    def __init__(
-        self,
-        status: int,
-        message: str,
-        *,
-        param: str | None = None,
-        code: str | None = None,
-        headers: Mapping[str, str] | None = None,
-    ) -> None:
-        super().__init__(message)
-        self.status = status
-        self.message = message
-        self.param = param
-        self.code = code
-        self.headers = dict(headers or {})
+class ApiError(HttpError):
+    """An error to send in the form of OpenAI's API."""
 
     @property
     def body(self) -> JsonObject:

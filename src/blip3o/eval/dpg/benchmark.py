@@ -1,24 +1,18 @@
-"""DPG-Bench: questions about each image of a long prompt, which depend on each other.
+"""The benchmark DPG-Bench: items, scorer and figures."""
 
-Two readings of the same answers are reported. The headline counts all items and all images. The
-figures `compat_ella` repeat the faults of the official program, so that published numbers can be
-met (parity family `dpg`).
-"""
-
-import csv
 import dataclasses
 import functools
-import io
 import json
-from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from blip3o.core.bounds import Count
 from blip3o.core.config import LocalPath, component, to_dict
 from blip3o.core.errors import UsageError
 from blip3o.eval.benchmark import Benchmark, Item, Row, Sample, Scores
-from blip3o.eval.figures import grouped, mean
+from blip3o.eval.dpg.official import OfficialImage, official_figures, official_image
+from blip3o.eval.dpg.table import Question, read_table, zeroed
+from blip3o.eval.figures import grouped, percent, percents
 from blip3o.eval.grids import GridLayout
 from blip3o.eval.judges import JudgeConfig
 from blip3o.eval.judges.asking import Reading, ask_each
@@ -39,204 +33,9 @@ QUESTIONS = PromptFile(
     origin="github.com/TencentQQGYLab/ELLA dpg_bench/dpg_bench.csv, and set questions=PATH",
 )
 PUBLISHED_JUDGE = "mplug_visual-question-answering_coco_large_en"
-_COLUMNS = ("item_id", "proposition_id", "dependency", "tuple", "question_natural_language")
 _MOST_TILES = 4
 _SAME = 0.005
-"""Percentages that differ by less are printed alike."""
-
-# ---------------------------------------------------------------------------------------------
-# The table of questions
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Question:
-    """A row of the table.
-
-    Args:
-        key: name of the question among those of its item: the id of its proposition, and for a
-            repeated id "3.2", "3.3".
-        proposition: id of its proposition.
-        parents: ids of the propositions on which it depends.
-        level_1: "entity", "attribute", "relation", "global" or "other".
-        level_2: level 1 with a detail, "attribute - color".
-        text: the question.
-    """
-
-    key: str
-    proposition: int
-    parents: tuple[int, ...]
-    level_1: str
-    level_2: str
-    text: str
-
-
-@dataclasses.dataclass(frozen=True)
-class QuestionTable:
-    """The table in both readings.
-
-    Args:
-        questions: all questions of each item, in the order of the table.
-        official: keys of the questions that the official program asks about each item, in its
-            order: it skips the first row, a later block of rows of an item replaces an earlier one,
-            and a later question with the id of an earlier one takes its place.
-        official_stop: why the official program cannot read the table; empty if it can.
-    """
-
-    questions: Mapping[str, Sequence[Question]]
-    official: Mapping[str, Sequence[str]]
-    official_stop: str = ""
-
-
-def read_table(text: str) -> QuestionTable:
-    """Returns the table of questions.
-
-    Raises:
-        UsageError: if a column is missing, or an id is not a number.
-    """
-    reader = csv.DictReader(io.StringIO(text, newline=""))
-    if missing := [name for name in _COLUMNS if name not in (reader.fieldnames or [])]:
-        raise UsageError(f"the table of questions has no column {missing[0]!r}")
-    rows = list(reader)
-    questions: dict[str, list[Question]] = defaultdict(list)
-    official: dict[str, dict[int, str]] = {}
-    before = None
-    for number, row in enumerate(rows):
-        item = row["item_id"]
-        known = questions[item]
-        question = _question(row, f"line {number + 2}", known)
-        known.append(question)
-        if number == 0:
-            continue
-        if item != before:
-            official[item] = {}
-        official[item][question.proposition] = question.key
-        before = item
-    stop = ""
-    if _are_numbers(row["item_id"] for row in rows):
-        official = {}  # its ids are numbers then, and never equal the name of a file
-    elif _are_numbers(row["dependency"] for row in rows):
-        stop = "no question has two parents, so the column is read as numbers"
-    keys = {item: list(places.values()) for item, places in official.items()}
-    return QuestionTable(dict(questions), keys, stop)
-
-
-def _question(row: Mapping[str, str], place: str, known: Sequence[Question]) -> Question:
-    try:
-        proposition = int(row["proposition_id"])
-        parents = tuple(int(part) for part in row["dependency"].split(",") if part.strip())
-    except ValueError as error:
-        raise UsageError(
-            f"the table of questions, {place}: proposition_id and dependency must be numbers"
-        ) from error
-    repeats = sum(other.proposition == proposition for other in known)
-    level_2 = row["tuple"].partition("(")[0].strip()
-    return Question(
-        key=f"{proposition}.{repeats + 1}" if repeats else str(proposition),
-        proposition=proposition,
-        parents=tuple(parent for parent in parents if parent != 0),
-        level_1=level_2.partition("-")[0].strip(),
-        level_2=level_2,
-        text=row["question_natural_language"],
-    )
-
-
-def _are_numbers(cells: Iterable[str]) -> bool:
-    try:
-        return all(float(cell) is not None for cell in cells)
-    except ValueError:
-        return False
-
-
-# ---------------------------------------------------------------------------------------------
-# Scores of one image
-
-
-def zeroed(questions: Sequence[Question], is_yes: Mapping[str, bool]) -> dict[str, bool]:
-    """Returns the answers after each question with a refused parent has become a no.
-
-    A no runs down to all descendants, whatever the order of the table. A parent that the table
-    lacks refuses nothing.
-
-    Args:
-        questions: the questions of the item.
-        is_yes: whether the answer is yes, by the key of the question.
-    """
-    marks = dict(is_yes)
-    is_open = True
-    while is_open:
-        refused = {one.proposition for one in questions if not marks[one.key]}
-        fallen = [q.key for q in questions if marks[q.key] and not refused.isdisjoint(q.parents)]
-        marks |= dict.fromkeys(fallen, False)
-        is_open = bool(fallen)
-    return marks
-
-
-@dataclasses.dataclass(frozen=True)
-class OfficialImage:
-    """The result of the official program for one file.
-
-    Args:
-        tiles: score of each tile, from 0 to 1.
-        levels: level 1, level 2 and answer of each question of the last tile, before zeroing.
-    """
-
-    tiles: Sequence[float]
-    levels: Sequence[tuple[str, str, bool]]
-
-    @property
-    def score(self) -> float:
-        """The mean over the tiles."""
-        return sum(self.tiles) / len(self.tiles)
-
-
-def official_image(
-    questions: Sequence[Question], answers: Sequence[Mapping[str, str]]
-) -> OfficialImage | None:
-    """Returns the result of the official program; None if it fails and leaves the image out.
-
-    In the order of the table, a question becomes a no if a parent is a no at that moment. A parent
-    that the table lacks is a failure, if no earlier parent is a no.
-
-    Args:
-        questions: the questions that the official program asks, in its order.
-        answers: answers of the judge for each tile, by the key of the question.
-    """
-    tiles: list[float] = []
-    for tile in answers:
-        marks = {one.proposition: tile[one.key] == "yes" for one in questions}
-        for one in questions:
-            for parent in one.parents:
-                if parent not in marks:
-                    return None
-                if not marks[parent]:
-                    marks[one.proposition] = False
-                    break
-        tiles.append(sum(marks.values()) / len(marks))
-    last = answers[-1]
-    return OfficialImage(tiles, [(q.level_1, q.level_2, last[q.key] == "yes") for q in questions])
-
-
-def official_figures(images: Sequence[OfficialImage]) -> dict[str, Any]:
-    """Returns the figures of the official program in percent; the score is None without images."""
-    levels = [level for image in images for level in image.levels]
-    return {
-        "score": _percent([image.score for image in images]),
-        "level_1": _percents((first, mark) for first, _, mark in levels),
-        "level_2": _percents((second, mark) for _, second, mark in levels),
-    }
-
-
-def _percent(values: Sequence[float]) -> float | None:
-    share = mean(values)
-    return None if share is None else 100 * share
-
-
-def _percents(marks: Iterable[tuple[str, float]]) -> dict[str, float | None]:
-    return {name: _percent(values) for name, values in sorted(grouped(marks).items())}
-
-
-# ---------------------------------------------------------------------------------------------
-# The benchmark
+"""Two percentages that differ by less have the same two decimals in print."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -332,12 +131,12 @@ class DPGBenchmark(Benchmark):
         marks = [
             (q, tile.zeroed[q.key], tile.is_yes[q.key]) for tile in tiles for q in tile.questions
         ]
-        level_1 = _percents((q.level_1, after) for q, after, _ in marks)
+        level_1 = percents((q.level_1, after) for q, after, _ in marks)
         figures: dict[str, Any] = {
             "level_1_all_tiles_zeroed": level_1,
-            "level_2_all_tiles_zeroed": _percents((q.level_2, after) for q, after, _ in marks),
-            "level_1_all_tiles_raw": _percents((q.level_1, raw) for q, _, raw in marks),
-            "level_2_all_tiles_raw": _percents((q.level_2, raw) for q, _, raw in marks),
+            "level_2_all_tiles_zeroed": percents((q.level_2, after) for q, after, _ in marks),
+            "level_1_all_tiles_raw": percents((q.level_1, raw) for q, _, raw in marks),
+            "level_2_all_tiles_raw": percents((q.level_2, raw) for q, _, raw in marks),
             "compat_ella": compat,
             "num_items": len(by_item),
             "num_tiles": len(tiles),
@@ -347,7 +146,7 @@ class DPGBenchmark(Benchmark):
             "num_questions_without_their_parent": sum(map(_lacks_parent, questions.values())),
         }
         notes = [*judge_notes(rows, [PUBLISHED_JUDGE]), *_notes(figures), *_compat_notes(figures)]
-        return Scores(overall=_percent(means), by_category=level_1, figures=figures, notes=notes)
+        return Scores(overall=percent(means), by_category=level_1, figures=figures, notes=notes)
 
     def layout(self) -> GridLayout:
         """Returns the folder of grids of the official program."""

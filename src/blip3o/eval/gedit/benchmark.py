@@ -1,10 +1,6 @@
-"""GEdit-Bench: edits in English and Chinese, judged for semantics and quality.
-
-Sources: parity family `gedit`; stepfun-ai/Step1X-Edit. The data are on the hub; users export them.
-"""
+"""The benchmark GEdit-Bench: items, scorer, figures and layout."""
 
 import dataclasses
-import json
 import math
 import re
 from collections import Counter, defaultdict
@@ -19,36 +15,25 @@ from blip3o.core.config import LocalPath, component
 from blip3o.core.errors import UsageError, shown
 from blip3o.core.files import file_sha256, read_lines
 from blip3o.core.texts import load_json
-from blip3o.eval.benchmark import Benchmark, Found, Item, Layout, Row, Sample, Scores
-from blip3o.eval.figures import grouped, mean
+from blip3o.eval.benchmark import Benchmark, Item, Row, Sample, Scores
+from blip3o.eval.gedit.layout import GEditLayout
+from blip3o.eval.gedit.official import official_sample
+from blip3o.eval.gedit.reading import two_grades
+from blip3o.eval.gedit.statistics import QUESTIONS, TASK_TYPES, ScoredEdit, statistics
+from blip3o.eval.gedit.wording import OWN_QUALITY, OWN_SEMANTICS
 from blip3o.eval.judges import JudgeConfig
 from blip3o.eval.judges.asking import Reading, ask_each
 from blip3o.eval.judges.openai import OpenAIJudge
-from blip3o.eval.judges.reading import Numbers, is_number, json_object, spoken
+from blip3o.eval.judges.reading import Numbers
 from blip3o.eval.judges.scorer import JudgeScorer, JudgeText, jpeg, judge_notes, judge_text
-from blip3o.eval.layouts import write_png
 from blip3o.eval.prompt_files import source_file
 from blip3o.imaging.load import open_image
 from blip3o.imaging.pixels import resized
 from blip3o.remote.chat import ChatModel, ChatRequest
 
-TASK_TYPES = (
-    "background_change",
-    "color_alter",
-    "material_alter",
-    "motion_change",
-    "ps_human",
-    "style_change",
-    "subject-add",
-    "subject-remove",
-    "subject-replace",
-    "text_change",
-    "tone_transfer",
-)
 LANGUAGES = ("en", "cn")
 PUBLISHED_JUDGES = ("gpt-4.1", "Qwen2.5-VL-72B-Instruct-AWQ")
 PLACE = "{instruction}"
-BEST = 10
 
 _KEYS = (
     "key",
@@ -58,235 +43,8 @@ _KEYS = (
     "input_image",
     "Intersection_exist",
 )
-_QUESTIONS = ("semantics", "quality")
-_ANSWER_KEYS = [f"{name}_answers" for name in _QUESTIONS]
+_ANSWER_KEYS = [f"{name}_answers" for name in QUESTIONS]
 _ITEM_ID = re.compile(r"[A-Za-z0-9._#-]+")
-
-_OWN_SEMANTICS = """\
-The first image is the original, the second image is an edit of it. The instruction was:
-{instruction}
-
-Give two grades from 0 (worst) to 10 (best).
-First: how completely does the second image do what the instruction asks for?
-Second: how well does everything stay that the instruction does not mention?
-
-Answer with one JSON object and nothing else:
-{"score": [first, second], "reasoning": "one sentence"}
-"""
-
-_OWN_QUALITY = """\
-Look at the image alone. Give two grades from 0 (worst) to 10 (best).
-First: how natural is it? Light, shadows, sizes and distances belong to one scene.
-Second: how free of damage is it? No smears, seams, broken faces, hands or letters.
-
-Answer with one JSON object and nothing else:
-{"score": [first, second], "reasoning": "one sentence"}
-"""
-
-# ---------------------------------------------------------------------------------------------
-# Our reader
-
-_GRADE = r"-?\d+(?:\.\d+)?"
-_PAIR = re.compile(rf"\[\s*({_GRADE})\s*,\s*({_GRADE})\s*\]")
-_SCORE_KEY = re.compile(r"(?<![A-Za-z])[\"'*]*score[\"'*]*\s*[:=][\"'*\s]*", re.IGNORECASE)
-
-
-def two_grades(text: str) -> Numbers | None:
-    """Returns the two grades 0..10 of an answer.
-
-    Understood are a JSON object with `score`, damaged and cut JSON if the list itself is whole, and
-    an answer that is nothing but a list. Anything else is refused: one grade, three of them, grades
-    that are out of range or texts, and several lists of scores.
-    """
-    said = spoken(text.replace(_MARK, "\n"))
-    if said is None:
-        return None
-    found = json_object(said)
-    if found is not None:
-        values = [value for key, value in found[0].items() if key.casefold() == "score"]
-        if len(values) != 1 or _SCORE_KEY.search(found[1]):
-            return None
-        return _in_range(values[0], "json")
-    keys = list(_SCORE_KEY.finditer(said))
-    if len(keys) == 1:
-        pair = _PAIR.match(said, keys[0].end())
-        return None if pair is None else _in_range([*map(float, pair.groups())], "damaged")
-    pair = _PAIR.fullmatch(said)
-    return None if keys or pair is None else _in_range([*map(float, pair.groups())], "list")
-
-
-def _in_range(values: object, form: str) -> Numbers | None:
-    if not isinstance(values, list) or len(values) != 2 or not all(map(is_number, values)):
-        return None
-    grades = tuple(float(value) for value in values)
-    return Numbers(grades, form) if all(0 <= grade <= BEST for grade in grades) else None
-
-
-# ---------------------------------------------------------------------------------------------
-# The official program
-
-_MARK = "||V^=^V||"
-_BARE_PAIR = re.compile(r"\[\s*(\d{1,18})\s*,\s*(\d{1,18})\s*\]")
-_RATE_LIMIT = "rate_limit_exceeded"
-
-OfficialAnswer = list[object] | Literal["random", "stopped"] | None
-"""Scores; "random" if the official program invents a number; "stopped" at its rate limit."""
-
-
-def official_scores(answer: str, *, is_first: bool) -> OfficialAnswer:
-    """Returns the scores that the official program reads from an answer; None if it reads none.
-
-    Args:
-        answer: the answer.
-        is_first: whether it is the first try. On later ones the program takes a random number
-            0..10 for an answer without braces; we never do.
-    """
-    if answer == _RATE_LIMIT:
-        return "stopped"
-    start, end = answer.find("{"), answer.rfind("}") + 1
-    if answer.count(_MARK) >= 2:
-        body = answer.split(_MARK)[1]
-    elif 0 <= start < end:
-        body = answer[start:end]
-    elif not is_first:
-        return "random"
-    else:
-        return _official_bare(answer)
-    body = body.replace("\n", "").strip()
-    try:
-        data = json.loads(body)
-    except (ValueError, RecursionError):
-        data = _repaired(body)
-    if not isinstance(data, dict) or "score" not in data:
-        return None
-    score = data["score"]
-    return score if isinstance(score, list) else [score]
-
-
-def _official_bare(answer: str) -> list[object] | None:
-    pair = _BARE_PAIR.search(answer)
-    if pair is not None:
-        return [int(pair[1]), int(pair[2])]
-    number = answer.strip()
-    is_score = re.fullmatch(r"\d{1,18}", number) is not None and int(number) <= BEST
-    return [int(number)] if is_score else None
-
-
-def _repaired(body: str) -> dict[str, object] | None:
-    """Returns an object whose keys have no quotes, if all its values are numbers or words.
-
-    The official program repairs more texts than these by chance; those stay unread here.
-    """
-    if not body.startswith("{") or re.search(r"[\[\]\"']", body):
-        return None
-    data: dict[str, object] = {}
-    for pair in body[1:-1].split(","):
-        key, colon, value = (part.strip() for part in pair.partition(":"))
-        if not colon or not re.fullmatch(r"\w+", key) or not value:
-            return None
-        number = re.fullmatch(_GRADE, value)
-        data[key] = value if number is None else [json.loads(value)]
-    return data
-
-
-@dataclasses.dataclass(frozen=True)
-class OfficialSample:
-    """The official result of a sample.
-
-    Args:
-        outcome: "scored"; "random" if it would hold an invented number; "stopped" if the program
-            stops there; "unread" if these answers do not end its tries.
-        calls: answers that were used.
-        semantics: lower grade for semantics; None unless scored.
-        quality: lower grade for quality; None unless scored.
-        overall: the root of their product; None unless scored.
-    """
-
-    outcome: Literal["scored", "random", "stopped", "unread"]
-    calls: int
-    semantics: float | None = None
-    quality: float | None = None
-    overall: float | None = None
-
-
-def official_sample(pairs: Sequence[tuple[str, str]]) -> OfficialSample:
-    """Returns the result of tries, each of which asks both questions.
-
-    Args:
-        pairs: answers about semantics and quality of each try.
-    """
-    for number, pair in enumerate(pairs):
-        calls = 2 * (number + 1)
-        read = [official_scores(answer, is_first=number == 0) for answer in pair]
-        if None in read:
-            continue
-        if "random" in read:
-            return OfficialSample("random", calls)
-        try:
-            semantics, quality = (_least(scores) for scores in read)
-            overall = math.sqrt(semantics * quality)
-        except ValueError:
-            return OfficialSample("stopped", calls)
-        return OfficialSample("scored", calls, semantics, quality, overall)
-    return OfficialSample("unread", 2 * len(pairs))
-
-
-def _least(scores: OfficialAnswer) -> float:
-    """Returns the lowest score; a ValueError is the stop of the official program."""
-    numbers = scores if isinstance(scores, list) else []
-    if not all(isinstance(one, int | float) for one in numbers):
-        raise ValueError("a score is no number")
-    return min(one for one in numbers if isinstance(one, int | float))
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class ScoredEdit:
-    """The grades of a sample.
-
-    Args:
-        task_type: its type.
-        in_intersection: whether it belongs to the intersection.
-        semantics: lower grade for semantics, 0..10.
-        quality: lower grade for quality, 0..10.
-    """
-
-    task_type: str
-    in_intersection: bool
-    semantics: float
-    quality: float
-
-    @property
-    def overall(self) -> float:
-        """The root of the product of both."""
-        return math.sqrt(self.semantics * self.quality)
-
-
-def statistics(edits: Sequence[ScoredEdit]) -> dict[str, dict[str, float | None]]:
-    """Returns the tables of one language: mean of each type, and the plain mean of the types.
-
-    Args:
-        edits: all scored samples of the language.
-
-    Returns:
-        Tables "semantics", "quality" and "overall", each also with "_intersection". A type without
-        samples has None, and so has the "average" of its table.
-    """
-    tables: dict[str, dict[str, float | None]] = {}
-    for ending, chosen in (
-        ("", edits),
-        ("_intersection", [one for one in edits if one.in_intersection]),
-    ):
-        for name in (*_QUESTIONS, "overall"):
-            by_type = grouped((one.task_type, getattr(one, name)) for one in chosen)
-            means = {kind: mean(by_type.get(kind, ())) for kind in TASK_TYPES}
-            there = [value for value in means.values() if value is not None]
-            average = mean(there) if len(there) == len(TASK_TYPES) else None
-            tables[name + ending] = {**means, "average": average}
-    return tables
-
-
-# ---------------------------------------------------------------------------------------------
-# The benchmark
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -362,7 +120,7 @@ class GEditBenchmark(Benchmark):
         forms = Counter(
             f"{name} {row.verdict.data[name]['form']}"
             for row in rows
-            for name in _QUESTIONS
+            for name in QUESTIONS
             if row.verdict is not None and row.verdict.data.get(name)
         )
         figures |= {
@@ -385,7 +143,7 @@ class GEditBenchmark(Benchmark):
             ],
         )
 
-    def layout(self) -> "GEditLayout":
+    def layout(self) -> GEditLayout:
         """Returns the official layout: `fullset/TASK/LANG/KEY.png` and `KEY_SRCIMG.png`."""
         return GEditLayout()
 
@@ -399,8 +157,8 @@ class GEditBenchmark(Benchmark):
 
     def _texts(self) -> tuple[JudgeText, JudgeText]:
         return (
-            judge_text(self.semantics_text, _OWN_SEMANTICS, "semantics_text", [PLACE]),
-            judge_text(self.quality_text, _OWN_QUALITY, "quality_text"),
+            judge_text(self.semantics_text, OWN_SEMANTICS, "semantics_text", [PLACE]),
+            judge_text(self.quality_text, OWN_QUALITY, "quality_text"),
         )
 
     def _folder(self) -> Path:
@@ -505,14 +263,14 @@ class GEditScorer(JudgeScorer[Numbers]):
         del sample
         data: dict[str, Any] = {}
         least: list[float] = []
-        for name, reading in zip(_QUESTIONS, readings, strict=True):
+        for name, reading in zip(QUESTIONS, readings, strict=True):
             data[f"{name}_answers"] = reading.recorded()
             data[f"{name}_outcome"] = reading.outcome
             data[name] = None
             if reading.value is not None:
                 data[name] = {"grades": list(reading.value.values), "form": reading.value.form}
                 least.append(min(reading.value.values))
-        return (math.sqrt(least[0] * least[1]) if len(least) == len(_QUESTIONS) else None), data
+        return (math.sqrt(least[0] * least[1]) if len(least) == len(QUESTIONS) else None), data
 
 
 def _scored(rows: Sequence[Row], language: str) -> list[ScoredEdit]:
@@ -522,7 +280,7 @@ def _scored(rows: Sequence[Row], language: str) -> list[ScoredEdit]:
         if row.item.data["language"] == language:
             data = None if row.judgement is None else row.judgement.data
             semantics, quality = (
-                0.0 if data is None else min(data[name]["grades"]) for name in _QUESTIONS
+                0.0 if data is None else min(data[name]["grades"]) for name in QUESTIONS
             )
             edits.append(_edit(row.item, semantics, quality))
     return edits
@@ -573,46 +331,3 @@ def _pairs(data: Mapping[str, Any]) -> list[tuple[str, str]]:
         (semantics[min(number, len(semantics) - 1)], quality[min(number, len(quality) - 1)])
         for number in range(tries)
     ]
-
-
-class GEditLayout(Layout):
-    """The folder SAVE/MODEL of the official program: `fullset/TASK/LANG/KEY.png`; a `Layout`.
-
-    The source image lies beside each result as `KEY_SRCIMG.png`.
-    """
-
-    def read(self, folder: Path, items: Sequence[Item]) -> Iterator[Found]:
-        """Yields the samples; see `Layout`. `folder` may also be SAVE with one model in it."""
-        base = _fullset(folder)
-        wrong = sorted(base.glob("*/zh"))
-        if wrong:
-            raise UsageError(f"{wrong[0]} is not read by the benchmark's own program: name it cn")
-        found = [(item, file) for item in items if (file := _result(base, item)).is_file()]
-        if not found:
-            raise UsageError(f"{base} holds no sample: they are named TASK/LANG/KEY.png")
-        for item, file in found:
-            yield Found(item=item.id, number=0, file=file)
-
-    def write(self, folder: Path, samples: Sequence[Sample]) -> None:
-        """Writes result and source image of an item; see `Layout`."""
-        for sample in samples:
-            if sample.image is None or sample.number:
-                continue
-            file = _result(folder / "fullset", sample.item)
-            write_png(file.with_name(f"{file.stem}_SRCIMG.png"), sample.sources[0])
-            write_png(file, sample.image)
-
-
-def _result(fullset: Path, item: Item) -> Path:
-    return fullset / item.category / item.data["language"] / f"{item.data['key']}.png"
-
-
-def _fullset(folder: Path) -> Path:
-    if not folder.is_dir():
-        raise UsageError(f"no such folder: {folder}")
-    inside = [folder, *sorted(one for one in folder.iterdir() if one.is_dir())]
-    found = [one / "fullset" for one in inside if (one / "fullset").is_dir()]
-    if len(found) != 1:
-        state = "no folder fullset" if not found else f"{len(found)} models"
-        raise UsageError(f"{folder} holds {state}: give SAVE/MODEL, with fullset/TASK/LANG/KEY.png")
-    return found[0]
