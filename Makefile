@@ -41,10 +41,10 @@ $(STAMP): pyproject.toml constraints.txt
 demo: setup ## Generate images, describe one, edit one, and write a contact sheet
 	$(BIN)/python examples/demo.py
 
-test: setup ## Run the default tests (11 minutes of CPU time)
+test: setup ## Run the default tests (10 minutes on two cores)
 	$(PYTEST)
 
-test-quick: setup ## Run the unit tests without serving and recipes (4 minutes of CPU time)
+test-quick: setup ## Run the unit tests without serving and recipes (4 minutes on two cores)
 	$(PYTEST) tests/unit tests/contract --ignore=tests/unit/serve --ignore=tests/unit/recipes
 
 test-all: setup ## Run all tests except GPU tests, slow and compiled ones included
