@@ -106,15 +106,19 @@ def decoder_config(config: RunConfig, request: pytest.FixtureRequest) -> RunConf
     )
 
 
-@pytest.fixture(params=[*GENERATORS.names(), "layers"])
+@pytest.fixture(params=[*GENERATORS.names(), "layers", "muon"])
 def method_config(config: RunConfig, request: pytest.FixtureRequest) -> RunConfig:
     """Returns the config of a joint run that trains a fresh generator, of each method.
 
-    "layers" is the query DiT that reads every layer of the backbone instead of queries.
+    "layers" is the query DiT that reads every layer of the backbone instead of queries, "muon" a
+    generator whose matrices are updated by Muon.
     """
     if request.param == "layers":
         tiny = QueryDiTConfig.tiny()
         generator = dataclasses.replace(tiny, reads="layers", num_query_tokens=0)
+    elif request.param == "muon":
+        generator = QueryDiTConfig.tiny()
+        config = evolve(config, {"train.optimizer.matrices": "muon"})
     else:
         generator = GENERATORS.get(request.param).tiny()
     parts = ("backbone", "image_encoder", "normalizer", "image_decoder")

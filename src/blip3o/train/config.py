@@ -3,7 +3,7 @@
 import contextlib
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 from blip3o.core.bounds import Count, Limit, NotNegative, Positive, Seed, Whole
 from blip3o.core.choices import PrecisionName
@@ -30,7 +30,7 @@ _MAY_CHANGE = (
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
-    """AdamW with a linear warm-up and a cosine decay.
+    """AdamW, or Muon with AdamW, with a linear warm-up and a decay at the end.
 
     Args:
         lr: learning rate after the warm-up.
@@ -41,6 +41,10 @@ class OptimizerConfig:
         eps: AdamW's epsilon.
         lr_multipliers: factor of the learning rate by prefix of parameter names; the longest
             matching prefix counts.
+        matrices: "muon" updates the matrices of repeated blocks by Muon and the rest by AdamW.
+        momentum: of Muon.
+        decay_share: last share of the steps, in which the learning rate falls along half a cosine;
+            before, it is constant. 1 is the usual cosine.
     """
 
     lr: Positive
@@ -50,8 +54,14 @@ class OptimizerConfig:
     betas: tuple[NotNegative, NotNegative] = (0.9, 0.98)
     eps: NotNegative = 1e-8
     lr_multipliers: dict[str, NotNegative] = dataclasses.field(default_factory=dict)
+    matrices: Literal["adamw", "muon"] = "adamw"
+    momentum: NotNegative = 0.95
+    decay_share: Positive = 1.0
 
     def __post_init__(self) -> None:
+        _require_below_one("momentum", self.momentum)
+        if self.decay_share > 1:
+            raise ValueError(f"decay_share must be at most 1, got {self.decay_share}")
         if self.min_lr > self.lr:
             raise ValueError(f"min_lr must be at most lr={self.lr}, got {self.min_lr}")
         for beta in self.betas:

@@ -7,8 +7,10 @@ import torch
 from torch import Tensor, nn
 
 from blip3o.core.errors import UsageError, unknown_name
+from blip3o.nn.blocks import repeated_blocks
 from blip3o.train.config import OptimizerConfig
 from blip3o.train.learner import local, whole
+from blip3o.train.muon import MuonAdamW
 
 NamedParameters = dict[str, nn.Parameter]
 _OBJECTIVES = "objectives"
@@ -77,12 +79,15 @@ def is_under(name: str, prefix: str) -> bool:
     return name == prefix or name.startswith(prefix + ".")
 
 
-def build_optimizer(parameters: NamedParameters, config: OptimizerConfig) -> torch.optim.AdamW:
-    """Returns AdamW with a group for each learning rate and weight decay.
+def build_optimizer(
+    parameters: NamedParameters, config: OptimizerConfig, matrices: Collection[nn.Parameter] = ()
+) -> torch.optim.AdamW:
+    """Returns AdamW with a group for each learning rate and weight decay, or Muon with AdamW.
 
     Args:
         parameters: the parameters to train, by name.
-        config: learning rates and AdamW's settings.
+        config: learning rates and the optimizer's settings.
+        matrices: the parameters that Muon may update, see `matrices_of`.
 
     Raises:
         UsageError: if a prefix of `lr_multipliers` matches no trained parameter.
@@ -91,21 +96,40 @@ def build_optimizer(parameters: NamedParameters, config: OptimizerConfig) -> tor
         if not any(is_under(name, prefix) for name in parameters):
             parts = {name.rpartition(".")[0] for name in parameters}
             raise unknown_name("trained part in lr_multipliers", prefix, parts)
-    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    is_muon = config.matrices == "muon"
+    chosen = set(matrices) if is_muon else set[nn.Parameter]()
+    groups: dict[tuple[bool, float, float], list[nn.Parameter]] = {}
     for name, parameter in parameters.items():
         fitting = [prefix for prefix in config.lr_multipliers if is_under(name, prefix)]
         factor = config.lr_multipliers[max(fitting, key=len)] if fitting else 1.0
         decay = config.weight_decay if parameter.ndim >= 2 else 0.0
-        groups.setdefault((factor, decay), []).append(parameter)
+        groups.setdefault((parameter in chosen, factor, decay), []).append(parameter)
     options = [
-        {"params": members, "weight_decay": decay, "lr_factor": factor}
-        for (factor, decay), members in sorted(groups.items(), key=lambda item: item[0])
+        {"params": members, "weight_decay": decay, "lr_factor": factor, "is_matrix": is_matrix}
+        for (is_matrix, factor, decay), members in sorted(groups.items(), key=lambda one: one[0])
     ]
-    return torch.optim.AdamW(options, lr=config.lr, betas=config.betas, eps=config.eps, fused=True)
+    settings = {"lr": config.lr, "betas": config.betas, "eps": config.eps, "fused": True}
+    if is_muon:
+        return MuonAdamW(options, config.momentum, **settings)
+    return torch.optim.AdamW(options, **settings)
+
+
+def matrices_of(network: nn.Module) -> list[nn.Parameter]:
+    """Returns the weights with two axes of a network's repeated blocks.
+
+    Embeddings, heads and the layers at the ends of a network are not among them: their rows have
+    meanings of their own, so Muon does not fit them.
+    """
+    return [
+        weight
+        for block in repeated_blocks(network)
+        for weight in block.parameters()
+        if weight.ndim == 2
+    ]
 
 
 def learning_rate(step: int, num_steps: int, config: OptimizerConfig) -> float:
-    """Returns the learning rate of a step: linear warm-up, then half a cosine down to `min_lr`.
+    """Returns the learning rate of a step: warm-up, constant, then half a cosine to `min_lr`.
 
     Args:
         step: number of the step, from 0.
@@ -114,8 +138,10 @@ def learning_rate(step: int, num_steps: int, config: OptimizerConfig) -> float:
     """
     if step < config.warmup_steps:
         return config.lr * (step + 1) / config.warmup_steps
-    share = (step - config.warmup_steps) / max(1, num_steps - config.warmup_steps)
-    cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, share)))
+    total = max(1, num_steps - config.warmup_steps)
+    falling = total * config.decay_share
+    share = (step - config.warmup_steps - (total - falling)) / falling
+    cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, max(0.0, share))))
     return config.min_lr + (config.lr - config.min_lr) * cosine
 
 

@@ -34,6 +34,7 @@ from blip3o.train.optimizer import (
     build_optimizer,
     clip_gradients,
     learning_rate,
+    matrices_of,
     select_buffers,
     select_trainable,
     set_learning_rate,
@@ -113,7 +114,10 @@ class Trainer:
         if world_size() > 1:
             self.learner.shard(self.precision)  # replaces the parameter objects
             self.parameters = select_trainable(self.model, self.objectives, trainable)
-        self.optimizer = build_optimizer(self.parameters, train.optimizer)
+        matrices = [
+            matrix for network in (self.model, *self.objectives) for matrix in matrices_of(network)
+        ]
+        self.optimizer = build_optimizer(self.parameters, train.optimizer, matrices)
         self.ema = Ema(self.parameters, train.ema_decay)
         self.state = TrainState()
         self._named_objectives = name_objectives(objectives)
