@@ -35,7 +35,7 @@ VERSION = 7
 """Version of the contents; raise it when the same settings would write other contents."""
 Format = Literal["webdataset", "jsonl"]
 _SAMPLE_BYTES = {
-    "scenes": (10_300, 0.28),
+    "scenes": (4_800, 0.28),
     "edits": (4_000, 0.43),
     "pairs": (3_100, 0.25),
     "chains": (7_000, 0.75),
