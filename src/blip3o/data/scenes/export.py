@@ -36,7 +36,7 @@ VERSION = 7
 Format = Literal["webdataset", "jsonl"]
 _SAMPLE_BYTES = {
     "scenes": (4_800, 0.28),
-    "edits": (4_000, 0.43),
+    "edits": (4_500, 0.45),
     "pairs": (3_100, 0.25),
     "chains": (7_000, 0.75),
 }

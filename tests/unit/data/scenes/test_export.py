@@ -192,7 +192,7 @@ def test_scenes_that_do_not_fit_on_the_disk_are_refused_before_the_first(
 ) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda path: type("Usage", (), {"free": 300_000}))
     with pytest.raises(UsageError, match=r"1 shards of scenes need about 3\d\d.* are free"):
-        export_scenes(tmp_path, 30, px=96, num_processes=1)
+        export_scenes(tmp_path, 45, px=96, num_processes=1)
     assert not list(tmp_path.glob("*.tar"))
     export_scenes(tmp_path / "few", 5, px=96, num_processes=1)
 
