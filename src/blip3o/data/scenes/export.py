@@ -31,13 +31,13 @@ from blip3o.data.scenes.words import shuffled
 from blip3o.data.scenes.world import FULL, World
 from blip3o.data.sources.references import image_role
 
-VERSION = 6
+VERSION = 7
 """Version of the contents; raise it when the same settings would write other contents."""
 Format = Literal["webdataset", "jsonl"]
 _SAMPLE_BYTES = {
-    "scenes": (10_300, 0.28),
+    "scenes": (11_100, 0.28),
     "edits": (4_000, 0.43),
-    "pairs": (3_100, 0.25),
+    "pairs": (3_750, 0.25),
     "chains": (7_000, 0.75),
 }
 """Bytes per sample, and further bytes per pixel of the image; measured from 48 to 192 px."""

@@ -1,8 +1,9 @@
 """Hand-written frames: sentences with gaps, and which of them training never sees.
 
-A file `frames/NAME.txt` has sections. A line `[kind]` begins one, and each line below it is a frame:
-words with gaps in braces, such as "could you draw {scene}, please". A star before a frame marks a
-template: one of the few plain wordings that the benchmark asks first. Lines with # are comments.
+A file `frames/NAME.txt` has sections. A line `[kind]` begins one, and each line below it is a
+frame: words with gaps in braces, such as "could you draw {scene}, please". A star before a frame
+marks a template: one of the few plain wordings that the benchmark asks first. Lines with # are
+comments.
 
 A fifth of the other frames is held out: training never uses them, and the benchmark measures the
 understanding of new wordings with them. A hash of the frame decides, so a new frame moves no other.
