@@ -18,7 +18,7 @@ from blip3o.core.bounds import Count, Seed, Whole
 from blip3o.core.rng import numpy_rng
 from blip3o.data.scenes.edits import Edit, sample_edit
 from blip3o.data.scenes.frames import Wording
-from blip3o.data.scenes.prompts import CATEGORIES, eval_prompts
+from blip3o.data.scenes.prompts import CATEGORIES, WORDING_CATEGORIES, eval_prompts
 from blip3o.data.scenes.questions import questions
 from blip3o.data.scenes.render import render
 from blip3o.data.scenes.scene import Scene, sample_scene
@@ -35,6 +35,8 @@ from blip3o.eval.scene_rules import (
     same_objects,
 )
 
+_COUNTED = ("counting", "two_counts")
+"""Categories of prompts whose numbers are exact."""
 _CAPTION_REQUEST = "Describe the image in detail."
 
 
@@ -43,6 +45,7 @@ class _Axis:
     """Wordings of prompts, questions and edits, and the names of these parts."""
 
     wording: Wording
+    categories: tuple[str, ...]
     prompts: str
     questions: str
     edits: str
@@ -50,9 +53,16 @@ class _Axis:
     """Begins the ids of items."""
 
 
-_TEMPLATES = _Axis(wording="template", prompts="text_to_image", questions="vqa", edits="edit")
+_TEMPLATES = _Axis(
+    wording="template",
+    categories=CATEGORIES,
+    prompts="text_to_image",
+    questions="vqa",
+    edits="edit",
+)
 _WORDINGS = _Axis(
     wording="heldout",
+    categories=WORDING_CATEGORIES,
     prompts="wording_prompts",
     questions="wording_questions",
     edits="wording_edits",
@@ -150,7 +160,7 @@ class ScenesBenchmark(Benchmark):
     def _prompts(self, count: int, axis: "_Axis") -> Iterator[Item]:
         prompts = [
             prompt
-            for category in (CATEGORIES if count else ())
+            for category in (axis.categories if count else ())
             for prompt in eval_prompts(category, count, self.seed, self.world, wording=axis.wording)
         ]
         for number, prompt in enumerate(prompts):
@@ -276,7 +286,7 @@ class SceneScorer:
                 found,
                 [WantedThing(**one) for one in item.data["include"]],
                 item.data["relation"],
-                exact_count=item.category == "counting",
+                exact_count=item.category in _COUNTED,
             )
         elif item.task == "edit":
             # An added or moved object may be anywhere that the instruction allows, so only the

@@ -11,7 +11,7 @@ from blip3o.data.scenes.question_forms import Say
 from blip3o.data.scenes.scene import PLACE_CENTERS, SIZES, check_split, draw_scene
 from blip3o.data.scenes.things import with_article
 from blip3o.data.scenes.types import Placed, Scene, fits, place
-from blip3o.data.scenes.words import PLACE_PHRASES, named_uniquely, pick
+from blip3o.data.scenes.words import named_uniquely, pick
 from blip3o.data.scenes.world import FULL, World
 
 _MOST_TRIES = 50
@@ -192,7 +192,7 @@ def _add(scene: Scene, say: Say, world: World) -> _Made | None:
     if not fits((*scene.objects, new)):
         return None
     words = with_article(say.noun(thing, new.color))
-    return (*scene.objects, new), "add", {"new": words, "where": PLACE_PHRASES[where]}
+    return (*scene.objects, new), "add", {"new": words, "where": say.where(where)}
 
 
 def _swap(scene: Scene, say: Say, world: World) -> _Made | None:
@@ -217,7 +217,7 @@ def _move(scene: Scene, say: Say, world: World) -> _Made | None:
     objects = _exchange(scene, one, replace(one, x=x, y=y))
     if place(one) == where or not fits(objects):
         return None
-    return objects, "move", {"name": name, "place": where, "where": PLACE_PHRASES[where]}
+    return objects, "move", {"name": name, "place": say.place(where), "where": say.where(where)}
 
 
 _MAKERS: dict[str, Callable[[Scene, Say, World], _Made | None]] = {

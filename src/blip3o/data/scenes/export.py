@@ -19,7 +19,7 @@ from blip3o.core.log import say
 from blip3o.core.rng import numpy_rng
 from blip3o.core.types import IMAGE_MARK
 from blip3o.data.parallel import in_processes
-from blip3o.data.scenes.captions import caption_texts, pair_texts
+from blip3o.data.scenes.captions import caption_texts, pair_texts, request_of
 from blip3o.data.scenes.edits import sample_chain, sample_edit
 from blip3o.data.scenes.questions import QA, conversation
 from blip3o.data.scenes.render import render
@@ -249,7 +249,7 @@ def scene_fields(scene: Scene, index: int, rng: np.random.Generator) -> dict[str
         "captions": captions,
         "conversations": _turns(asked, f"{IMAGE_MARK}\n"),
         "text_conversations": _text_turns(_distinct(read), words),
-        "restated": _turns([restate(scene, rng)]),
+        "restated": _turns([restate(request_of(scene, rng), rng)]),
         "objects": [asdict(one) for one in scene.objects],
         "background": scene.background,
         "index": index,
@@ -297,7 +297,7 @@ def _pair_sample(settings: ScenesExport, index: int) -> _Sample:
     captions = pair_texts(scene, rng)
     fields = {
         "captions": captions,
-        "restated": _turns([restate(scene, rng)]),
+        "restated": _turns([restate(request_of(scene, rng), rng)]),
         "objects": [asdict(one) for one in scene.objects],
         "background": scene.background,
         "index": index,

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from blip3o.data.scenes.synonyms import named_color, named_thing
+from blip3o.data.scenes.synonyms import named_background, named_color, named_place, named_thing
 from blip3o.data.scenes.things import (
     BACKGROUNDS,
     COLORS,
@@ -30,6 +30,8 @@ from blip3o.data.scenes.words import (
 
 _ABSENT_SHARE = 0.1
 """Share of questions about the color or the place of something that is not there."""
+_PLACE_SHARE = 0.3
+"""Share of other names of places."""
 _DIGIT_SHARE = 0.3
 """Share of the numbers in questions that are digits."""
 _ASKED_NUMBERS = (*NUMBER_WORDS, "five")
@@ -67,6 +69,24 @@ class Say:
         """Returns the shortest unique name of an object: "cat", or "red cat" among cats."""
         alone = len({other.color for other in scene.objects if other.thing == one.thing}) == 1
         return self.noun(one.thing, None if alone else one.color, count)
+
+    def place(self, name: str) -> str:
+        """Returns a name of a place after "the": "left", "upper left", "middle"."""
+        if self.is_plain or self.rng.random() >= _PLACE_SHARE:
+            return name
+        if name == "center":
+            return pick(self.rng, ("middle", "centre"))
+        return named_place(name, self.rng) if " " in name else name
+
+    def where(self, name: str) -> str:
+        """Returns words for a place: "on the left", "in the upper left corner"."""
+        if self.is_plain or self.rng.random() >= _PLACE_SHARE:
+            return PLACE_PHRASES[name]
+        if name == "center":
+            return f"in the {self.place(name)}"
+        if name in ("left", "right"):
+            return f"on the {name} side"
+        return f"in the {named_place(name, self.rng)} corner" if " " in name else f"at the {name}"
 
     def relation(self, relation: str) -> str:
         """Returns words for a relation: "to the left of"."""
@@ -150,16 +170,16 @@ def _single(scene: Scene, say: Say) -> Placed | None:
 def _what_at(scene: Scene, say: Say) -> Filled | None:
     empty = _far_places(scene.objects)
     if empty and say.chance(_ABSENT_SHARE):
-        return {"where": PLACE_PHRASES[pick(say.rng, empty)]}, "nothing"
+        return {"where": say.where(pick(say.rng, empty))}, "nothing"
     places = Counter(place(one) for one in scene.objects)
     one = pick(say.rng, [one for one in scene.objects if places[place(one)] == 1])
-    return {"where": PLACE_PHRASES[place(one)]}, with_article(noun(one.thing, one.color))
+    return {"where": say.where(place(one))}, with_article(noun(one.thing, one.color))
 
 
 def _color_at(scene: Scene, say: Say) -> Filled | None:
     places = Counter(place(one) for one in scene.objects)
     one = pick(say.rng, [one for one in scene.objects if places[place(one)] == 1])
-    return {"where": PLACE_PHRASES[place(one)]}, one.color
+    return {"where": say.where(place(one))}, one.color
 
 
 def _what_colored(scene: Scene, say: Say) -> Filled | None:
@@ -270,7 +290,7 @@ def _is_at(scene: Scene, say: Say) -> Filled | None:
     if one is None:
         return None
     where = place(one) if yes else pick(say.rng, _far_places([one]))
-    return {"name": say.name(scene, one), "where": PLACE_PHRASES[where]}, _yes(yes)
+    return {"name": say.name(scene, one), "where": say.where(where)}, _yes(yes)
 
 
 def _is_related(scene: Scene, say: Say) -> Filled | None:
@@ -301,7 +321,8 @@ def _is_count(scene: Scene, say: Say) -> Filled | None:
 def _is_background(scene: Scene, say: Say) -> Filled | None:
     yes = say.even()
     name = scene.background if yes else _other(say, BACKGROUNDS, scene.background)
-    return {"background": name, "a_background": with_article(name)}, _yes(yes)
+    before, alone = (name, name) if say.is_plain else named_background(name, say.rng)
+    return {"background": alone, "a_background": with_article(before)}, _yes(yes)
 
 
 def _ordered(say: Say, true: str, other: str) -> dict[str, str]:
@@ -322,9 +343,9 @@ def _either_place(scene: Scene, say: Say) -> Filled | None:
     one = _alone(scene, say)
     if one is None:
         return None
-    true = PLACE_PHRASES[place(one)]
-    other = PLACE_PHRASES[pick(say.rng, _far_places([one]))]
-    return {"name": say.name(scene, one)} | _ordered(say, true, other), true
+    other = say.where(pick(say.rng, _far_places([one])))
+    options = _ordered(say, say.where(place(one)), other)
+    return {"name": say.name(scene, one)} | options, PLACE_PHRASES[place(one)]
 
 
 def _either_thing(scene: Scene, say: Say) -> Filled | None:

@@ -1,21 +1,27 @@
 """Questions without an image: a description of a scene precedes them."""
 
+import re
+from collections.abc import Sequence
+
 import numpy as np
 
 from blip3o.data.scenes.captions import detailed_caption
 from blip3o.data.scenes.frames import frames
+from blip3o.data.scenes.phrasing import Request, worded
 from blip3o.data.scenes.question_forms import FORMS, description
 from blip3o.data.scenes.questions import KINDS, QA, ask, questions
+from blip3o.data.scenes.synonyms import COLOR_NAMES, PLURALS, THING_NAMES
+from blip3o.data.scenes.things import plural
 from blip3o.data.scenes.types import Scene, relations
 from blip3o.data.scenes.words import (
+    PLACE_PHRASES,
     RELATION_PHRASES,
     Group,
     groups,
     join,
-    opened,
+    on_background,
     phrase,
     pick,
-    related,
     shuffled,
 )
 
@@ -33,7 +39,6 @@ _SHORT_FORMS = frozenset(
 """Forms of questions that a list of things with their colors answers in any order."""
 _DETAILED_OPENINGS = ("There is {}. ", "An image shows {}. ", "{}. ", "I see {}. ")
 _TURNS = 6
-_COLORLESS_SHARE = 0.3
 _OPPOSITES = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
 
 
@@ -48,40 +53,71 @@ def text_conversation(scene: Scene, rng: np.random.Generator) -> tuple[str, list
         if rng.random() < 0.3:
             words = f"{description(scene)} "
         return words, questions(scene, rng, KINDS, "train", _DETAILED_FORMS)[:_TURNS]
-    words, asked = _pair(scene, rng) or (_listed(shuffled(rng, groups(scene))), [])
+    request, asked = _pair(scene, rng) or (Request(groups=tuple(groups(scene))), [])
     asked += [
         qa
         for kind in ("what", "color", "count", "count", "yes_no", "yes_no", "either")
         if (qa := ask(scene, rng, kind, "train", _SHORT_FORMS))
     ]
-    return f"{opened(rng, words)}. ", shuffled(rng, asked)[:_TURNS]
+    words = worded(request, rng, "train").rstrip(".")
+    return f"{words}{'' if words[-1] in '?!' else '.'} ", shuffled(rng, asked)[:_TURNS]
 
 
-def restate(scene: Scene, rng: np.random.Generator) -> QA:
+def restate(request: Request, rng: np.random.Generator) -> QA:
     """Returns a prompt in any of the wordings of training, and what it says in the plainest one.
 
-    The answer keeps the order of the prompt: "a red cat and two blue dogs", or "a red cat to the
-    left of a blue dog".
+    The answer depends on the meaning alone: the left or upper one of two related groups comes
+    first. Groups without a relation keep the order of the prompt.
     """
-    named = shuffled(rng, groups(scene, colors=bool(rng.random() >= _COLORLESS_SHARE)))
-    words = plain = _listed(named)
-    if len(scene.objects) == len(named) == 2 and rng.random() < 0.7:
-        one, other = scene.objects
-        if one.thing != named[0].thing or named[0].color not in (None, one.color):
-            one, other = other, one
-        relation = pick(rng, tuple(relations(one, other)))
-        words = related(rng, phrase(named[0]), relation, phrase(named[1]))
-        plain = f"{phrase(named[0])} {RELATION_PHRASES[relation][0]} {phrase(named[1])}"
+    words = worded(request, rng, "train")
     asked = pick(rng, frames("questions", "restate", "train"))
-    return QA(kind="restate", question=asked.format(words=opened(rng, words)), answer=plain)
+    return QA(kind="restate", question=asked.format(words=words), answer=_plain(request, words))
 
 
-def _listed(named: list[Group]) -> str:
-    return join([phrase(group) for group in named])
+def _plain(request: Request, words: str) -> str:
+    left = _in_order(request.groups, words)
+    plain = ""
+    if request.relation:
+        first, name, second = request.relation
+        if name in ("right of", "below"):
+            first, name, second = second, _OPPOSITES[name], first
+        pair = (request.groups[first], request.groups[second])
+        left = [group for group in left if group not in pair]
+        plain = f"{_phrase(pair[0])} {RELATION_PHRASES[name][0]} {_phrase(pair[1])}"
+    listed = [join([_phrase(group) for group in left])] if left else []
+    plain = ", and ".join([plain, *listed] if plain else listed)
+    return f"{plain} {on_background(request.background)}" if request.background else plain
 
 
-def _pair(scene: Scene, rng: np.random.Generator) -> tuple[str, list[QA]] | None:
-    """Returns a phrase with the relation of two objects, and questions for each of the two."""
+def _phrase(group: Group) -> str:
+    words = phrase(group, group.size or "")
+    return f"{words} {PLACE_PHRASES[group.place]}" if group.place else words
+
+
+def _in_order(named: Sequence[Group], words: str) -> list[Group]:
+    """Returns the groups in the order in which words name them.
+
+    Groups of different things are found by their things, those of one thing by their colors.
+    """
+    text = words.lower()
+    is_one_thing = len({group.thing for group in named}) == 1
+
+    def start(group: Group) -> int:
+        names = COLOR_NAMES[group.color] if is_one_thing and group.color else ()
+        if not names:
+            others = (group.thing, *THING_NAMES.get(group.thing, ()))
+            names = (*others, *map(plural, others), *PLURALS.get(group.thing, "").splitlines())
+        else:
+            names = (str(group.color), *names)
+        pattern = "|".join(map(re.escape, sorted(names, key=len, reverse=True)))
+        match = re.search(rf"\b(?:{pattern})\b", text)
+        return match.start() if match else len(text)
+
+    return sorted(named, key=start)
+
+
+def _pair(scene: Scene, rng: np.random.Generator) -> tuple[Request, list[QA]] | None:
+    """Returns a request with the relation of two objects, and questions for each of the two."""
     named = shuffled(rng, groups(scene))
     if not len(scene.objects) == len(named) == 2 or rng.random() < 0.3:
         return None
@@ -89,13 +125,13 @@ def _pair(scene: Scene, rng: np.random.Generator) -> tuple[str, list[QA]] | None
     if (one.thing, one.color) != (named[0].thing, named[0].color):
         one, other = other, one
     relation = pick(rng, tuple(relations(one, other)))
-    words = related(rng, phrase(named[0]), relation, phrase(named[1]))
+    request = Request(groups=tuple(named), relation=(0, relation, 1))
     if one.thing == other.thing:
-        return words, []
+        return request, []
     asked = []
     ends = ((relation, other.thing, named[0]), (_OPPOSITES[relation], one.thing, named[1]))
     for name, base, answer in ends:
         frame = pick(rng, frames("questions", "related", "train"))
         question = frame.format(relation=pick(rng, RELATION_PHRASES[name]), name=base)
         asked.append(QA(kind="relation", question=question, answer=phrase(answer)))
-    return words, asked
+    return request, asked
