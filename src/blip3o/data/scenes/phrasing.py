@@ -136,7 +136,7 @@ def _plain_words(request: Request, rng: np.random.Generator) -> str:
 
     Three and more groups are a list, because "a cat left of a dog and a bus" is unclear.
     """
-    phrases = [_plain_phrase(group) for group in request.groups]
+    phrases = [plain_phrase(group) for group in request.groups]
     if request.relation and len(phrases) == 2:
         first, name, second = request.relation
         words = related(rng, phrases[first], name, phrases[second])
@@ -145,7 +145,8 @@ def _plain_words(request: Request, rng: np.random.Generator) -> str:
     return f"{words} {on_background(request.background)}" if request.background else words
 
 
-def _plain_phrase(group: Group) -> str:
+def plain_phrase(group: Group) -> str:
+    """Returns the plain noun phrase of a group with all that is known: "a small cat at the top"."""
     words = phrase(group, group.size or "")
     return f"{words} {PLACE_PHRASES[group.place]}" if group.place else words
 

@@ -7,14 +7,13 @@ import numpy as np
 
 from blip3o.data.scenes.captions import detailed_caption
 from blip3o.data.scenes.frames import frames
-from blip3o.data.scenes.phrasing import Request, worded
+from blip3o.data.scenes.phrasing import Request, plain_phrase, worded
 from blip3o.data.scenes.question_forms import FORMS, description
 from blip3o.data.scenes.questions import KINDS, QA, ask, questions
 from blip3o.data.scenes.synonyms import COLOR_NAMES, PLURALS, THING_NAMES
 from blip3o.data.scenes.things import plural
 from blip3o.data.scenes.types import Scene, relations
 from blip3o.data.scenes.words import (
-    PLACE_PHRASES,
     RELATION_PHRASES,
     Group,
     groups,
@@ -83,15 +82,10 @@ def _plain(request: Request, words: str) -> str:
             first, name, second = second, _OPPOSITES[name], first
         pair = (request.groups[first], request.groups[second])
         left = [group for group in left if group not in pair]
-        plain = f"{_phrase(pair[0])} {RELATION_PHRASES[name][0]} {_phrase(pair[1])}"
-    listed = [join([_phrase(group) for group in left])] if left else []
+        plain = f"{plain_phrase(pair[0])} {RELATION_PHRASES[name][0]} {plain_phrase(pair[1])}"
+    listed = [join([plain_phrase(group) for group in left])] if left else []
     plain = ", and ".join([plain, *listed] if plain else listed)
     return f"{plain} {on_background(request.background)}" if request.background else plain
-
-
-def _phrase(group: Group) -> str:
-    words = phrase(group, group.size or "")
-    return f"{words} {PLACE_PHRASES[group.place]}" if group.place else words
 
 
 def _in_order(named: Sequence[Group], words: str) -> list[Group]:
