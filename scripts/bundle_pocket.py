@@ -109,6 +109,9 @@ def figures_table(results: dict[str, object], by_category: dict[str, object]) ->
         "caption_attribute_accuracy": "captions, attributes right",
         "edit_accuracy": "edits judged right",
         "reconstruct_kept": "reconstructions that keep everything",
+        "wording_prompts": "wording never trained, text to image",
+        "wording_questions": "wording never trained, questions",
+        "wording_edits": "wording never trained, edits",
     }
     rows += [(name, results[key]) for key, name in names.items() if key in results]
     lines = [f"| {name} | {value:.3f} |" for name, value in rows if isinstance(value, float)]

@@ -134,6 +134,9 @@ def scenes(folder: Path, patch: pytest.MonkeyPatch) -> Case:
         num_captions=2,
         num_edits=2,
         num_reconstructions=2,
+        wording_prompts_per_category=1,
+        num_wording_questions=2,
+        num_wording_edits=2,
     )
     return Case(benchmark=few, finish=scored_best)
 

@@ -18,9 +18,11 @@ FEW = (
     "prompts_per_category=1",
     "images_per_prompt=1",
     *(f"num_{part}=1" for part in ("questions", "captions", "edits", "reconstructions")),
+    *(f"num_wording_{part}=0" for part in ("questions", "edits")),
+    "wording_prompts_per_category=0",
     "num_inference_steps=2",
 )
-"""Settings of the smallest benchmark with all of its parts."""
+"""Settings of the smallest benchmark with all parts of its first axis."""
 
 
 @pytest.fixture

@@ -333,7 +333,10 @@ def test_eval_accepts_and_stores_a_revision_and_settings_of_the_model(
 ) -> None:
     words = ["eval", "scenes", "--model", str(tiny_folder), "--out", str(tmp_path / "out")]
     assert "a revision belongs to a hub id" in refusal(capsys, *words, "--revision", "main")
-    parts = ("num_questions", "num_captions", "num_edits", "num_reconstructions")
+    parts = (
+        *("num_questions", "num_captions", "num_edits", "num_reconstructions"),
+        *("wording_prompts_per_category", "num_wording_questions", "num_wording_edits"),
+    )
     words += ["prompts_per_category=1", "images_per_prompt=1", *(f"{part}=0" for part in parts)]
     assert main([*words, "--set", "sampling.num_inference_steps=2"]) == 0
     stored = json.loads((tmp_path / "out" / "results.json").read_text(encoding="utf-8"))

@@ -1,7 +1,8 @@
 """The scenes benchmark: exact, offline, on compositions that are held out from training.
 
-Text to image has the six categories of GenEval. Answers and captions are compared with the
-attributes of the scene. A detector judges generated, edited and reconstructed images; it is
+Text to image has the six categories of GenEval. A second axis, the wording, repeats prompts,
+questions and edits in sentences that training never uses. Answers and captions are compared with
+the attributes of the scene. A detector judges generated, edited and reconstructed images; it is
 independent of the model and is tested on renders of known scenes.
 """
 
@@ -9,14 +10,15 @@ import dataclasses
 import itertools
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from PIL import Image
 
 from blip3o.core.bounds import Count, Seed, Whole
 from blip3o.core.rng import numpy_rng
 from blip3o.data.scenes.edits import Edit, sample_edit
-from blip3o.data.scenes.prompts import CATEGORIES, eval_prompts
+from blip3o.data.scenes.frames import Wording
+from blip3o.data.scenes.prompts import CATEGORIES, WORDING_CATEGORIES, eval_prompts
 from blip3o.data.scenes.questions import questions
 from blip3o.data.scenes.render import render
 from blip3o.data.scenes.scene import Scene, sample_scene
@@ -33,7 +35,39 @@ from blip3o.eval.scene_rules import (
     same_objects,
 )
 
+_COUNTED = ("counting", "two_counts")
+"""Categories of prompts whose numbers are exact."""
 _CAPTION_REQUEST = "Describe the image in detail."
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Axis:
+    """Wordings of prompts, questions and edits, and the names of these parts."""
+
+    wording: Wording
+    categories: tuple[str, ...]
+    prompts: str
+    questions: str
+    edits: str
+    prefix: str = ""
+    """Begins the ids of items."""
+
+
+_TEMPLATES = _Axis(
+    wording="template",
+    categories=CATEGORIES,
+    prompts="text_to_image",
+    questions="vqa",
+    edits="edit",
+)
+_WORDINGS = _Axis(
+    wording="heldout",
+    categories=WORDING_CATEGORIES,
+    prompts="wording_prompts",
+    questions="wording_questions",
+    edits="wording_edits",
+    prefix="wording-",
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -47,6 +81,10 @@ class ScenesBenchmark(Benchmark):
         num_captions: detailed captions of unseen images; 0 skips them.
         num_edits: edits of unseen images; 0 skips them.
         num_reconstructions: unseen images that are encoded and decoded; 0 skips them.
+        wording_prompts_per_category: prompts of each category in wordings that training never
+            uses; 0 skips them.
+        num_wording_questions: questions in such wordings; 0 skips them.
+        num_wording_edits: edits in such wordings; 0 skips them.
         image_px: side of the unseen images.
         seed: seed of prompts, scenes and noise.
         world: vocabulary of prompts and scenes: world.things, world.colors, world.max_objects.
@@ -58,6 +96,9 @@ class ScenesBenchmark(Benchmark):
     num_captions: Whole = 200
     num_edits: Whole = 200
     num_reconstructions: Whole = 200
+    wording_prompts_per_category: Whole = 50
+    num_wording_questions: Whole = 500
+    num_wording_edits: Whole = 200
     image_px: Count = 96
     seed: Seed = 2025
     world: World = FULL
@@ -65,11 +106,14 @@ class ScenesBenchmark(Benchmark):
     def items(self) -> list[Item]:
         """Returns all items; see `Benchmark`."""
         return [
-            *self._prompts(),
-            *self._questions(),
+            *self._prompts(self.prompts_per_category, _TEMPLATES),
+            *self._questions(self.num_questions, _TEMPLATES),
             *self._captions(),
-            *self._edits(),
+            *self._edits(self.num_edits, _TEMPLATES),
             *self._reconstructions(),
+            *self._prompts(self.wording_prompts_per_category, _WORDINGS),
+            *self._questions(self.num_wording_questions, _WORDINGS),
+            *self._edits(self.num_wording_edits, _WORDINGS),
         ]
 
     def sources(self, item: Item) -> list[Image.Image]:
@@ -77,7 +121,7 @@ class ScenesBenchmark(Benchmark):
         if item.task == "text_to_image":
             return []
         if item.task == "edit":
-            return [render(self._edit(item.number).source, self.image_px)]
+            return [render(self.edit_of(item).source, self.image_px)]
         return [render(self._scene(item.data["scene"]), self.image_px)]
 
     def scorer(self) -> "SceneScorer":
@@ -88,14 +132,15 @@ class ScenesBenchmark(Benchmark):
         """Returns the shares of right samples.
 
         `overall` is the mean of the six categories of text to image, as in GenEval. The figures
-        hold the other parts; a part that is skipped has none.
+        hold the other parts; a part that is skipped has none. `wording_prompts`,
+        `wording_questions` and `wording_edits` are those of the second axis.
         """
         by_part: dict[str, list[Row]] = defaultdict(list)
         for row in rows:
             by_part[row.item.data["part"]].append(row)
-        by_category = _by_category(by_part["text_to_image"])
+        by_category = _by_category(by_part[_TEMPLATES.prompts])
         figures: dict[str, object] = {}
-        for part in ("vqa", "edit"):
+        for part in (_TEMPLATES.questions, _TEMPLATES.edits):
             if by_part[part]:
                 figures[f"{part}_accuracy"] = _mean(by_part[part])
                 figures[f"{part}_by_kind"] = _by_category(by_part[part])
@@ -103,43 +148,50 @@ class ScenesBenchmark(Benchmark):
             figures["caption_attribute_accuracy"] = _mean(by_part["caption"])
         if by_part["reconstruct"]:
             figures["reconstruct_kept"] = _mean(by_part["reconstruct"])
-        overall = sum(by_category.values()) / len(by_category) if by_category else None
+        for part in (_WORDINGS.prompts, _WORDINGS.questions, _WORDINGS.edits):
+            if by_part[part]:
+                shares = _by_category(by_part[part])
+                is_drawn = part == _WORDINGS.prompts  # each category counts the same, as above
+                figures[part] = _average(shares.values()) if is_drawn else _mean(by_part[part])
+                figures[f"{part}_by_category"] = shares
+        overall = _average(by_category.values()) if by_category else None
         return Scores(overall=overall, by_category=by_category, figures=figures)
 
-    def _prompts(self) -> Iterator[Item]:
+    def _prompts(self, count: int, axis: "_Axis") -> Iterator[Item]:
         prompts = [
             prompt
-            for category in (CATEGORIES if self.prompts_per_category else ())
-            for prompt in eval_prompts(category, self.prompts_per_category, self.seed, self.world)
+            for category in (axis.categories if count else ())
+            for prompt in eval_prompts(category, count, self.seed, self.world, wording=axis.wording)
         ]
         for number, prompt in enumerate(prompts):
             yield Item(
-                id=f"prompt-{number:04}",
+                id=f"{axis.prefix}prompt-{number:04}",
                 number=number,
                 prompt=prompt.prompt,
                 category=prompt.category,
                 num_samples=self.images_per_prompt,
                 data={
-                    "part": "text_to_image",
+                    "part": axis.prompts,
                     "include": list(prompt.include),
                     "relation": prompt.relation and list(prompt.relation),
                 },
             )
 
-    def _questions(self) -> Iterator[Item]:
+    def _questions(self, count: int, axis: "_Axis") -> Iterator[Item]:
         number = 0
         for index in itertools.count():
-            if number >= self.num_questions:
+            if number >= count:
                 return
-            rng = numpy_rng(self.seed, "eval questions", index)
-            for asked in questions(self._scene(index), rng)[: self.num_questions - number]:
+            rng = numpy_rng(self.seed, f"eval {axis.prefix}questions", index)
+            asked = questions(self._scene(index), rng, wording=axis.wording)
+            for qa in asked[: count - number]:
                 yield Item(
-                    id=f"question-{number:04}",
+                    id=f"{axis.prefix}question-{number:04}",
                     number=number,
                     task="question",
-                    prompt=asked.question,
-                    category=asked.kind,
-                    data={"part": "vqa", "scene": index, "truth": asked.answer},
+                    prompt=qa.question,
+                    category=qa.kind,
+                    data={"part": axis.questions, "scene": index, "truth": qa.answer},
                 )
                 number += 1
 
@@ -155,16 +207,16 @@ class ScenesBenchmark(Benchmark):
                 data={"part": "caption", "scene": index, "truth": truth},
             )
 
-    def _edits(self) -> Iterator[Item]:
-        for index in range(self.num_edits):
-            edit = self._edit(index)
+    def _edits(self, count: int, axis: "_Axis") -> Iterator[Item]:
+        for index in range(count):
+            edit = sample_edit(self.seed, index, "heldout", self.world, axis.wording)
             yield Item(
-                id=f"edit-{index:04}",
+                id=f"{axis.prefix}edit-{index:04}",
                 number=index,
                 task="edit",
                 prompt=edit.instruction,
                 category=edit.kind,
-                data={"part": "edit"},
+                data={"part": axis.edits},
             )
 
     def _reconstructions(self) -> Iterator[Item]:
@@ -178,14 +230,12 @@ class ScenesBenchmark(Benchmark):
 
     def edit_of(self, item: Item) -> Edit:
         """Returns the edit that an item asks for."""
-        return self._edit(item.number)
+        wording = _WORDINGS.wording if item.data["part"] == _WORDINGS.edits else _TEMPLATES.wording
+        return sample_edit(self.seed, item.number, "heldout", self.world, wording)
 
     def scene_of(self, item: Item) -> Scene:
         """Returns the scene of a question or a reconstruction."""
         return self._scene(item.data["scene"])
-
-    def _edit(self, index: int) -> Edit:
-        return sample_edit(self.seed, index, "heldout", self.world)
 
     def _scene(self, index: int) -> Scene:
         return sample_scene(self.seed, index, "heldout", self.world)
@@ -219,7 +269,7 @@ class SceneScorer:
 
     def _judge(self, sample: Sample) -> tuple[float, dict[str, object]]:
         item, part = sample.item, sample.item.data["part"]
-        if part == "vqa":
+        if item.task == "question" and part != "caption":
             is_right = _plain(sample.text or "") == _plain(item.data["truth"])
             return is_right, {"answer": sample.text, "truth": item.data["truth"]}
         if part == "caption":
@@ -231,14 +281,14 @@ class SceneScorer:
         if image.width != image.height:
             return 0.0, {"reason": f"the image is not square: {image.size}"}
         found = detect(image)
-        if part == "text_to_image":
+        if item.task == "text_to_image":
             is_right = judge_scene(
                 found,
                 [WantedThing(**one) for one in item.data["include"]],
                 item.data["relation"],
-                exact_count=item.category == "counting",
+                exact_count=item.category in _COUNTED,
             )
-        elif part == "edit":
+        elif item.task == "edit":
             # An added or moved object may be anywhere that the instruction allows, so only the
             # places that the instruction names are checked.
             edit = self._benchmark.edit_of(item)
@@ -250,6 +300,11 @@ class SceneScorer:
 
 def _mean(rows: Sequence[Row]) -> float:
     return sum(row.score_or(ScenesBenchmark.worst_score) for row in rows) / len(rows)
+
+
+def _average(shares: Iterable[float]) -> float:
+    values = list(shares)
+    return sum(values) / len(values)
 
 
 def _by_category(rows: Sequence[Row]) -> dict[str, float]:

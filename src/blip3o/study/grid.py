@@ -55,7 +55,14 @@ class Evaluation:
 
     num_points: Count = 4
     benchmark: ScenesBenchmark = dataclasses.field(
-        default_factory=lambda: ScenesBenchmark(num_captions=0, num_edits=0, num_reconstructions=0)
+        default_factory=lambda: ScenesBenchmark(
+            num_captions=0,
+            num_edits=0,
+            num_reconstructions=0,
+            wording_prompts_per_category=0,
+            num_wording_questions=0,
+            num_wording_edits=0,
+        )
     )
     curve_prompts: Whole = 10
     curve_images: Count = 1
@@ -81,6 +88,9 @@ class Evaluation:
             num_captions=0,
             num_edits=0,
             num_reconstructions=0,
+            wording_prompts_per_category=0,
+            num_wording_questions=0,
+            num_wording_edits=0,
         )
 
     @property

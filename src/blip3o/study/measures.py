@@ -60,6 +60,9 @@ _PARTS = {
     "caption_attribute_accuracy": "captions",
     "edit_accuracy": "edits",
     "reconstruct_kept": "reconstructions",
+    "wording_prompts": "wording/prompts",
+    "wording_questions": "wording/questions",
+    "wording_edits": "wording/edits",
 }
 """Scores by their name in the results of the benchmark."""
 

@@ -646,6 +646,9 @@ SCENES = ScenesBenchmark(
     num_captions=0,
     num_edits=0,
     num_reconstructions=0,
+    wording_prompts_per_category=0,
+    num_wording_questions=0,
+    num_wording_edits=0,
     num_inference_steps=1,
 )
 

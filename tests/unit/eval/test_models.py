@@ -33,6 +33,9 @@ FEW = ScenesBenchmark(
     num_captions=1,
     num_edits=2,
     num_reconstructions=0,
+    wording_prompts_per_category=0,
+    num_wording_questions=0,
+    num_wording_edits=0,
     batch_size=4,
 )
 
@@ -189,6 +192,9 @@ def test_our_own_server_is_scored_as_any_other(
         "num_captions=1",
         "num_edits=2",
         "num_reconstructions=0",
+        "wording_prompts_per_category=0",
+        "num_wording_questions=0",
+        "num_wording_edits=0",
     ]
     results = run_remote("scenes", serve, "tiny", tmp_path, settings)
     assert results is not None

@@ -1,5 +1,6 @@
 """The scenes benchmark: its items, its rules, and the command that runs it."""
 
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -14,10 +15,18 @@ from blip3o.eval.start import run_benchmark
 
 FEW = (
     *("prompts_per_category=1", "images_per_prompt=1", "num_edits=2", "num_reconstructions=1"),
-    *("num_questions=0", "num_captions=0"),
+    *("num_questions=0", "num_captions=0", "wording_prompts_per_category=0"),
+    *("num_wording_questions=0", "num_wording_edits=2"),
 )
 SMALL = ScenesBenchmark(
-    prompts_per_category=2, num_questions=8, num_captions=3, num_edits=4, num_reconstructions=3
+    prompts_per_category=2,
+    num_questions=8,
+    num_captions=3,
+    num_edits=4,
+    num_reconstructions=3,
+    wording_prompts_per_category=1,
+    num_wording_questions=9,
+    num_wording_edits=5,
 )
 
 
@@ -33,7 +42,7 @@ def test_the_command_stores_the_settings_of_the_model(tiny_folder: Path, tmp_pat
     assert results.model["model_overrides"] == ["sampling.num_inference_steps=2"]
     assert results.sampler["num_inference_steps"] == 2
     assert len(results.by_category) == 6
-    assert results.num_samples == 6 + 2 + 1
+    assert results.num_samples == 6 + 2 + 1 + 2
 
 
 def test_a_folder_that_cannot_be_written_is_refused_before_a_model_is_loaded(
@@ -50,12 +59,19 @@ def test_more_prompts_than_exist_are_refused(tiny_folder: Path, tmp_path: Path) 
 
 
 def test_a_part_of_zero_items_is_skipped() -> None:
-    tasks = [item.task for item in SMALL.items()]
-    assert (
-        tasks == ["text_to_image"] * 12 + ["question"] * 11 + ["edit"] * 4 + ["reconstruction"] * 3
-    )
+    assert Counter(item.data["part"] for item in SMALL.items()) == {
+        **{"text_to_image": 12, "vqa": 8, "caption": 3, "edit": 4, "reconstruct": 3},
+        **{"wording_prompts": 6, "wording_questions": 9, "wording_edits": 5},
+    }
     none = ScenesBenchmark(
-        prompts_per_category=0, num_questions=0, num_captions=0, num_edits=0, num_reconstructions=0
+        prompts_per_category=0,
+        num_questions=0,
+        num_captions=0,
+        num_edits=0,
+        num_reconstructions=0,
+        wording_prompts_per_category=0,
+        num_wording_questions=0,
+        num_wording_edits=0,
     )
     assert none.items() == []
     assert none.reduce([]).overall is None
@@ -65,7 +81,7 @@ def answered(item: Item) -> Sample:
     """Returns the right output for an item: the truth as a text, or a render of the truth."""
     image: Image.Image | None = None
     text: str | None = None
-    if item.data["part"] == "vqa":
+    if "truth" in item.data and item.data["part"] != "caption":
         text = f"{item.data['truth'].upper()}."
     elif item.data["part"] == "caption":
         text = ", ".join(f"a {color} {thing}" for color, thing in item.data["truth"])
@@ -119,6 +135,12 @@ def test_the_headline_is_the_mean_of_the_categories_of_text_to_image() -> None:
             row("vqa", "where", "question", 0.0),
             row("edit", "recolor", "edit", None),
             row("caption", "", "question", 0.5),
+            row("wording_prompts", "colors", "text_to_image", 1.0),
+            row("wording_prompts", "counting", "text_to_image", 0.0),
+            row("wording_prompts", "counting", "text_to_image", 1.0),
+            row("wording_prompts", "counting", "text_to_image", 1.0),
+            row("wording_prompts", "counting", "text_to_image", 0.0),
+            row("wording_questions", "what", "question", 0.0),
         ]
     )
     assert scores.by_category == {"colors": 1.0, "counting": 0.5}
@@ -129,4 +151,8 @@ def test_the_headline_is_the_mean_of_the_categories_of_text_to_image() -> None:
         "edit_accuracy": 0.0,
         "edit_by_kind": {"recolor": 0.0},
         "caption_attribute_accuracy": 0.5,
+        "wording_prompts": 0.75,
+        "wording_prompts_by_category": {"colors": 1.0, "counting": 0.5},
+        "wording_questions": 0.0,
+        "wording_questions_by_category": {"what": 0.0},
     }

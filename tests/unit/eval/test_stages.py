@@ -33,6 +33,9 @@ SCENES = ScenesBenchmark(
     num_captions=2,
     num_edits=2,
     num_reconstructions=2,
+    wording_prompts_per_category=0,
+    num_wording_questions=0,
+    num_wording_edits=0,
     batch_size=3,
     num_inference_steps=2,
 )

@@ -1,33 +1,36 @@
-"""True captions of scenes: short ones in many phrasings, and detailed ones."""
+"""True captions of scenes: short ones in very many wordings, and detailed ones."""
+
+from dataclasses import replace
 
 import numpy as np
 
+from blip3o.data.scenes.phrasing import Request, worded
 from blip3o.data.scenes.types import Placed, Scene, place, relations, size_word
 from blip3o.data.scenes.words import (
-    PLACE_PHRASES,
     Group,
     finished,
     full_phrase,
     groups,
     join,
     on_background,
-    opened,
-    phrase,
     pick,
     reading_order,
-    related,
-    shuffled,
 )
 
+_TEMPLATES, _FREE = 3, 5
+"""Numbers of captions in the plain wordings, and in those of the hand-written frames."""
 _COLORLESS_SHARE = 0.3
-_BACKGROUND_SHARE = 0.35
+_SOME_COLORS_SHARE = 0.15
+_BACKGROUND_SHARE = 0.3
 _RELATION_SHARE = 0.6
-_EXTRA_SHARE = 0.3
+_SIZE_SHARE = 0.12
+_PLACE_SHARES = (0.35, 0.15)
+"""Shares of captions with places: of a single object, and of several."""
 
 
 def caption_texts(scene: Scene, rng: np.random.Generator) -> list[str]:
-    """Returns different captions of a scene: up to three short ones, then a detailed one."""
-    texts = [short_caption(scene, rng) for _ in range(3)]
+    """Returns about nine different captions of a scene; the last one is detailed."""
+    texts = [short_caption(scene, rng, wide=k >= _TEMPLATES) for k in range(_TEMPLATES + _FREE)]
     sentence = detailed_caption(scene)
     if rng.random() < 0.5:
         sentence = pick(rng, ("a photo of ", "a picture of ", "an image of ")) + sentence
@@ -37,42 +40,86 @@ def caption_texts(scene: Scene, rng: np.random.Generator) -> list[str]:
 def pair_texts(scene: Scene, rng: np.random.Generator) -> list[str]:
     """Returns different captions of two things that look different: their relation, or their names.
 
-    Half of the captions omit the colors. A model learns such prompts last, because only one caption
-    in twenty of `caption_texts` names two things without colors.
+    Half of the captions omit the colors. A model learns such prompts last, because only few
+    captions of `caption_texts` name two things without colors.
     """
     texts = []
     for colors in (False, True):
         named = groups(scene, colors=colors)
-        listed = join([phrase(group) for group in shuffled(rng, named)])
-        for words in (_pair(scene, named, rng), _pair(scene, named, rng), listed):
-            texts.append(finished(rng, opened(rng, words)))
+        related = Request(groups=tuple(named), relation=_relation(scene, named, rng))
+        listed = Request(groups=tuple(named))
+        texts.append(finished(rng, worded(related, rng, "template")))
+        texts.append(finished(rng, worded(listed, rng, "template")))
+        texts += [worded(request, rng, "train") for request in (related, related, listed)]
     return list(dict.fromkeys([*texts, detailed_caption(scene)]))
 
 
-def short_caption(scene: Scene, rng: np.random.Generator) -> str:
-    """Returns a caption that names every object, with or without its color or place."""
+def short_caption(scene: Scene, rng: np.random.Generator, *, wide: bool) -> str:
+    """Returns a caption that names every object, with or without its color or place.
+
+    Args:
+        scene: the scene to describe.
+        rng: source of the random choices.
+        wide: whether to use the hand-written frames; False for the plain wordings.
+    """
+    request = request_of(scene, rng)
+    return (
+        worded(request, rng, "train") if wide else finished(rng, worded(request, rng, "template"))
+    )
+
+
+def request_of(scene: Scene, rng: np.random.Generator) -> Request:
+    """Returns a request that the scene fulfils: all objects, and some of their attributes."""
     named = groups(scene, colors=bool(rng.random() >= _COLORLESS_SHARE))
-    if len(scene.objects) == 1:
-        words = _single(scene.objects[0], named[0], rng)
-    elif len(scene.objects) == 2 and len(named) == 2 and rng.random() < _RELATION_SHARE:
-        words = _pair(scene, named, rng)
-    else:
-        words = join([phrase(group) for group in shuffled(rng, named)])
-    if rng.random() < _BACKGROUND_SHARE:
-        words = f"{words} {on_background(scene.background)}"
-    return finished(rng, opened(rng, words))
+    things = [group.thing for group in named]
+    if rng.random() < _SOME_COLORS_SHARE:
+        # "A cat and a red cat" would be unclear, so a thing in two colors keeps both.
+        keeps = [rng.random() < 0.5 or things.count(group.thing) > 1 for group in named]
+        named = [g if k else replace(g, color=None) for g, k in zip(named, keeps, strict=True)]
+    relation = None
+    if len(named) > 1 and rng.random() < _RELATION_SHARE / (len(named) - 1):
+        relation = _relation(scene, named, rng)
+    if relation is None:
+        named = _with_places(scene, named, rng)
+    named = [_with_size(scene, group, rng) for group in named]
+    named = [named[int(k)] for k in rng.permutation(len(named))] if relation is None else named
+    background = scene.background if rng.random() < _BACKGROUND_SHARE else None
+    return Request(groups=tuple(named), relation=relation, background=background)
 
 
-def _single(one: Placed, group: Group, rng: np.random.Generator) -> str:
-    words = phrase(group, size_word(one) if rng.random() < _EXTRA_SHARE else "")
-    return f"{words} {PLACE_PHRASES[place(one)]}" if rng.random() < _EXTRA_SHARE else words
+def _relation(
+    scene: Scene, named: list[Group], rng: np.random.Generator
+) -> tuple[int, str, int] | None:
+    """Returns a relation of two random groups that all of their objects have, if there is one."""
+    i, j = (int(k) for k in rng.permutation(len(named))[:2])
+    pairs = [
+        set(relations(one, other))
+        for one in _members(scene, named[i])
+        for other in _members(scene, named[j])
+    ]
+    names = sorted(set.intersection(*pairs))
+    return (i, pick(rng, names), j) if names else None
 
 
-def _pair(scene: Scene, named: list[Group], rng: np.random.Generator) -> str:
-    pair = reading_order(scene.objects)
-    first = int(rng.integers(2))
-    relation = pick(rng, tuple(relations(pair[first], pair[1 - first])))
-    return related(rng, phrase(named[first]), relation, phrase(named[1 - first]))
+def _members(scene: Scene, group: Group) -> list[Placed]:
+    return [
+        one
+        for one in scene.objects
+        if one.thing == group.thing and group.color in (None, one.color)
+    ]
+
+
+def _with_places(scene: Scene, named: list[Group], rng: np.random.Generator) -> list[Group]:
+    if rng.random() >= _PLACE_SHARES[len(named) > 1] or any(g.count > 1 for g in named):
+        return named
+    return [replace(group, place=place(_members(scene, group)[0])) for group in named]
+
+
+def _with_size(scene: Scene, group: Group, rng: np.random.Generator) -> Group:
+    sizes = {size_word(one) for one in _members(scene, group)}
+    if len(sizes) > 1 or rng.random() >= _SIZE_SHARE:
+        return group
+    return replace(group, size=sizes.pop())
 
 
 def detailed_caption(scene: Scene) -> str:

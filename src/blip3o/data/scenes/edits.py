@@ -4,14 +4,14 @@ import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-import numpy as np
-
 from blip3o.core.rng import numpy_rng
+from blip3o.data.scenes.frames import Wording, frames
 from blip3o.data.scenes.heldout import is_heldout
+from blip3o.data.scenes.question_forms import Say
 from blip3o.data.scenes.scene import PLACE_CENTERS, SIZES, check_split, draw_scene
-from blip3o.data.scenes.things import plural, with_article
+from blip3o.data.scenes.things import with_article
 from blip3o.data.scenes.types import Placed, Scene, fits, place
-from blip3o.data.scenes.words import PLACE_PHRASES, named_uniquely, noun, pick
+from blip3o.data.scenes.words import named_uniquely, pick
 from blip3o.data.scenes.world import FULL, World
 
 _MOST_TRIES = 50
@@ -62,7 +62,13 @@ def _matches(one: Placed, seen: tuple[str, str, float, float], *, fixed: bool) -
     return max(abs(x - one.x), abs(y - one.y)) <= MAX_SHIFT
 
 
-def sample_edit(seed: int, index: int, split: str = "train", world: World = FULL) -> Edit:
+def sample_edit(
+    seed: int,
+    index: int,
+    split: str = "train",
+    world: World = FULL,
+    wording: Wording = "template",
+) -> Edit:
     """Returns edit `index` of an endless data set; depends only on the arguments.
 
     Args:
@@ -71,25 +77,30 @@ def sample_edit(seed: int, index: int, split: str = "train", world: World = FULL
         split: in "train" and "val" neither image shows a held-out composition; in "heldout" at
             least one does.
         world: the things, colors and numbers of objects to draw from.
+        wording: the frames of the instruction.
 
     Raises:
         UsageError: for an unknown split.
     """
     check_split(split)
     rng = numpy_rng(seed, f"scenes/edits/{split}", index)
+    say = Say(rng=rng, is_plain=wording == "template")
     kind = pick(rng, KINDS)
     while True:
         source = draw_scene(rng, world)
-        made = _MAKERS[kind](source, rng, world)
-        if made is None:
+        edit = _edited(kind, source, say, world, wording)
+        if edit is None:
             continue
-        target = replace(source, objects=made[0])
-        if (is_heldout(source) or is_heldout(target)) == (split == "heldout"):
-            return Edit(kind=kind, source=source, target=target, instruction=made[1])
+        if (is_heldout(source) or is_heldout(edit.target)) == (split == "heldout"):
+            return edit
 
 
 def sample_chain(
-    seed: int, index: int, split: str = "train", world: World = FULL
+    seed: int,
+    index: int,
+    split: str = "train",
+    world: World = FULL,
+    wording: Wording = "template",
 ) -> tuple[Edit, ...]:
     """Returns chain `index` of an endless data set: two or three edits that build on each other.
 
@@ -98,122 +109,118 @@ def sample_chain(
     """
     check_split(split)
     rng = numpy_rng(seed, f"scenes/chains/{split}", index)
+    say = Say(rng=rng, is_plain=wording == "template")
     length = int(rng.integers(2, 4))
     while True:
         scenes, edits = [draw_scene(rng, world)], list[Edit]()
         for _ in range(_MOST_TRIES):
             kind = pick(rng, KINDS)
-            made = _MAKERS[kind](scenes[-1], rng, world)
-            target = None if made is None else replace(scenes[-1], objects=made[0])
-            if made is None or target is None or target in scenes:  # a way back teaches nothing
+            edit = _edited(kind, scenes[-1], say, world, wording)
+            if edit is None or edit.target in scenes:  # a way back teaches nothing
                 continue
-            edits.append(Edit(kind=kind, source=scenes[-1], target=target, instruction=made[1]))
-            scenes.append(target)
+            edits.append(edit)
+            scenes.append(edit.target)
             if len(edits) == length:
                 if any(map(is_heldout, scenes)) == (split == "heldout"):
                     return tuple(edits)
                 break
 
 
-_Made = tuple[tuple[Placed, ...], str]
-"""Objects of the edited scene, and the instruction."""
+_Made = tuple[tuple[Placed, ...], str, dict[str, str]]
+"""Objects of the edited scene, a section of frames/edits.txt, and words for the gaps of a frame."""
 
 
-def _choose(scene: Scene, rng: np.random.Generator) -> tuple[Placed, str] | None:
+def _edited(kind: str, source: Scene, say: Say, world: World, wording: Wording) -> Edit | None:
+    """Returns an edit of a kind, or None if this draw does not suit the scene."""
+    made = _MAKERS[kind](source, say, world)
+    if made is None:
+        return None
+    objects, section, gaps = made
+    instruction = pick(say.rng, frames("edits", section, wording)).format(**gaps)
+    target = replace(source, objects=objects)
+    return Edit(kind=kind, source=source, target=target, instruction=instruction)
+
+
+def _choose(scene: Scene, say: Say) -> tuple[Placed, str] | None:
     """Returns an object with a unique name, and that name, sometimes with a redundant color."""
     named = named_uniquely(scene)
     if not named:
         return None
-    one, name = pick(rng, named)
-    return one, noun(one.thing, one.color) if rng.random() < 0.4 else name
+    one, name = pick(say.rng, named)
+    has_color = say.rng.random() < 0.4 or name != one.thing
+    return one, say.noun(one.thing, one.color if has_color else None)
 
 
 def _exchange(scene: Scene, old: Placed, new: Placed) -> tuple[Placed, ...]:
     return tuple(new if one is old else one for one in scene.objects)
 
 
-def _recolor(scene: Scene, rng: np.random.Generator, world: World) -> _Made | None:
-    color = pick(rng, world.colors)
+def _recolor(scene: Scene, say: Say, world: World) -> _Made | None:
+    color = pick(say.rng, world.colors)
     if any(one.color == color for one in scene.objects):
         return None
     looks = {(one.thing, one.color) for one in scene.objects}
     if len(looks) == 1 and len(scene.objects) > 1:
-        name = plural(scene.objects[0].thing)
+        names = say.noun(scene.objects[0].thing, None, len(scene.objects))
         objects = tuple(replace(one, color=color) for one in scene.objects)
-        options = (f"make all {name} {color}", f"change the color of all {name} to {color}")
-        return objects, pick(rng, options)
-    chosen = _choose(scene, rng)
+        return objects, "recolor all", {"names": names, "color": say.color(color)}
+    chosen = _choose(scene, say)
     if chosen is None:
         return None
     one, name = chosen
-    options = (
-        *(f"make the {name} {color}", f"turn the {name} {color}", f"paint the {name} {color}"),
-        *(f"change the color of the {name} to {color}", f"recolor the {name} to {color}"),
-    )
-    return _exchange(scene, one, replace(one, color=color)), pick(rng, options)
+    objects = _exchange(scene, one, replace(one, color=color))
+    return objects, "recolor", {"name": name, "color": say.color(color)}
 
 
-def _remove(scene: Scene, rng: np.random.Generator, world: World) -> _Made | None:
+def _remove(scene: Scene, say: Say, world: World) -> _Made | None:
     del world
-    chosen = _choose(scene, rng)
+    chosen = _choose(scene, say)
     if chosen is None or len(scene.objects) == 1:
         return None
     one, name = chosen
-    options = (
-        *(f"remove the {name}", f"delete the {name}", f"take away the {name}"),
-        f"erase the {name} from the image",
-    )
-    return tuple(other for other in scene.objects if other is not one), pick(rng, options)
+    return tuple(o for o in scene.objects if o is not one), "remove", {"name": name}
 
 
-def _add(scene: Scene, rng: np.random.Generator, world: World) -> _Made | None:
-    thing = pick(rng, world.things)
+def _add(scene: Scene, say: Say, world: World) -> _Made | None:
+    thing = pick(say.rng, world.things)
     if len(scene.objects) >= world.max_objects or any(one.thing == thing for one in scene.objects):
         return None
-    where = pick(rng, tuple(PLACE_CENTERS))
+    where = pick(say.rng, tuple(PLACE_CENTERS))
     x, y = PLACE_CENTERS[where]
-    size = SIZES[pick(rng, ("medium", "small"))]
-    new = Placed(thing=thing, color=pick(rng, world.colors), x=x, y=y, size=size)
+    size = SIZES[pick(say.rng, ("medium", "small"))]
+    new = Placed(thing=thing, color=pick(say.rng, world.colors), x=x, y=y, size=size)
     if not fits((*scene.objects, new)):
         return None
-    words = f"{with_article(noun(thing, new.color))} {PLACE_PHRASES[where]}"
-    return (*scene.objects, new), pick(rng, (f"add {words}", f"put {words}", f"draw {words}"))
+    words = with_article(say.noun(thing, new.color))
+    return (*scene.objects, new), "add", {"new": words, "where": say.where(where)}
 
 
-def _swap(scene: Scene, rng: np.random.Generator, world: World) -> _Made | None:
-    chosen = _choose(scene, rng)
-    thing = pick(rng, world.things)
+def _swap(scene: Scene, say: Say, world: World) -> _Made | None:
+    chosen = _choose(scene, say)
+    thing = pick(say.rng, world.things)
     if chosen is None or any(one.thing == thing for one in scene.objects):
         return None
     one, name = chosen
-    color = one.color if rng.random() < 0.5 else pick(rng, world.colors)
-    new = with_article(noun(thing, color))
-    options = (
-        *(f"replace the {name} with {new}", f"swap the {name} for {new}"),
-        *(f"change the {name} into {new}", f"turn the {name} into {new}"),
-    )
-    return _exchange(scene, one, replace(one, thing=thing, color=color)), pick(rng, options)
+    color = one.color if say.even() else pick(say.rng, world.colors)
+    objects = _exchange(scene, one, replace(one, thing=thing, color=color))
+    return objects, "swap", {"name": name, "new": with_article(say.noun(thing, color))}
 
 
-def _move(scene: Scene, rng: np.random.Generator, world: World) -> _Made | None:
+def _move(scene: Scene, say: Say, world: World) -> _Made | None:
     del world
-    chosen = _choose(scene, rng)
+    chosen = _choose(scene, say)
     if chosen is None:
         return None
     one, name = chosen
-    where = pick(rng, tuple(PLACE_CENTERS))
+    where = pick(say.rng, tuple(PLACE_CENTERS))
     x, y = PLACE_CENTERS[where]
     objects = _exchange(scene, one, replace(one, x=x, y=y))
     if place(one) == where or not fits(objects):
         return None
-    options = (
-        *(f"move the {name} to the {where}", f"shift the {name} to the {where}"),
-        f"place the {name} {PLACE_PHRASES[where]}",
-    )
-    return objects, pick(rng, options)
+    return objects, "move", {"name": name, "place": say.place(where), "where": say.where(where)}
 
 
-_MAKERS: dict[str, Callable[[Scene, np.random.Generator, World], _Made | None]] = {
+_MAKERS: dict[str, Callable[[Scene, Say, World], _Made | None]] = {
     "recolor": _recolor,
     "remove": _remove,
     "add": _add,

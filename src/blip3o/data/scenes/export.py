@@ -19,29 +19,31 @@ from blip3o.core.log import say
 from blip3o.core.rng import numpy_rng
 from blip3o.core.types import IMAGE_MARK
 from blip3o.data.parallel import in_processes
-from blip3o.data.scenes.captions import caption_texts, pair_texts
-from blip3o.data.scenes.drills import QA, bare_look_up, look_ups, one_or_none
+from blip3o.data.scenes.captions import caption_texts, pair_texts, request_of
 from blip3o.data.scenes.edits import sample_chain, sample_edit
-from blip3o.data.scenes.questions import DRILLS, describe, names, questions
+from blip3o.data.scenes.questions import QA, conversation
 from blip3o.data.scenes.render import render
 from blip3o.data.scenes.scene import check_split, sample_pair, sample_scene
-from blip3o.data.scenes.text_questions import text_conversation, text_look_ups, text_names
+from blip3o.data.scenes.talk import small_talk, talk_about
+from blip3o.data.scenes.text_questions import restate, text_conversation
 from blip3o.data.scenes.types import Scene
 from blip3o.data.scenes.words import shuffled
 from blip3o.data.scenes.world import FULL, World
 from blip3o.data.sources.references import image_role
 
-VERSION = 6
+VERSION = 7
 """Version of the contents; raise it when the same settings would write other contents."""
 Format = Literal["webdataset", "jsonl"]
 _SAMPLE_BYTES = {
-    "scenes": (10_300, 0.28),
-    "edits": (4_000, 0.43),
-    "pairs": (3_100, 0.25),
+    "scenes": (6_000, 0.28),
+    "edits": (4_500, 0.45),
+    "pairs": (4_000, 0.25),
     "chains": (7_000, 0.75),
 }
 """Bytes per sample, and further bytes per pixel of the image; measured from 48 to 192 px."""
 _MEASURED_PX = 192
+_TALK_SHARE, _TEXT_TALK_SHARE = 0.25, 0.1
+"""Shares of conversations about an image with a turn of small talk, and of texts that are talk."""
 _Member = tuple[str, bytes]
 _Shard = tuple["ScenesExport", str, int, int]
 """Settings, kind of samples, first sample, and end of the range of samples."""
@@ -236,26 +238,18 @@ def _scene_sample(settings: ScenesExport, index: int) -> _Sample:
 
 def scene_fields(scene: Scene, index: int, rng: np.random.Generator) -> dict[str, Any]:
     """Returns captions, conversations and ground truth of a scene as JSON data."""
-    asked = shuffled(rng, [describe(scene, rng), *questions(scene, rng)])
     captions = caption_texts(scene, rng)
-    asked = _distinct([*asked, *questions(scene, rng, DRILLS)])
-    words, about_words = text_conversation(scene, rng)
-    drills = questions(scene, rng, DRILLS)
-    text_drills = [qa for qa in about_words if qa.kind in (*DRILLS, "relation")]
-    counted = _turns(_distinct(one_or_none(scene, rng)), f"{IMAGE_MARK}\n")
-    seen, (listed, read) = look_ups(scene, rng), text_look_ups(scene, rng)
-    named, (named_words, read_names) = names(scene, rng), text_names(scene, rng)
+    asked = conversation(scene, rng)
+    if rng.random() < _TALK_SHARE:
+        asked = shuffled(rng, [*asked, talk_about(scene, rng)])
+    words, read = text_conversation(scene, rng)
+    if rng.random() < _TEXT_TALK_SHARE:
+        words, read = "", small_talk(rng)
     return {
         "captions": captions,
         "conversations": _turns(asked, f"{IMAGE_MARK}\n"),
-        "text_conversations": _text_turns(_distinct(about_words), words),
-        "drills": _turns(_distinct(drills), f"{IMAGE_MARK}\n"),
-        "text_drills": _text_turns(_distinct(text_drills), words),
-        "count_drills": counted,
-        "look_ups": _turns(_distinct(seen), f"{IMAGE_MARK}\n"),
-        "text_look_ups": _turns([read], listed),
-        "names": _turns(_distinct(named), f"{IMAGE_MARK}\n"),
-        "text_names": _text_turns(_distinct(read_names), named_words),
+        "text_conversations": _text_turns(_distinct(read), words),
+        "restated": _turns([restate(request_of(scene, rng), rng)]),
         "objects": [asdict(one) for one in scene.objects],
         "background": scene.background,
         "index": index,
@@ -267,24 +261,23 @@ def _distinct(asked: list[QA]) -> list[QA]:
     return list({qa.question: qa for qa in asked}.values())
 
 
-def _turns(asked: list[QA], before: str) -> list[dict[str, Any]]:
+def _turns(asked: list[QA], before: str = "") -> list[dict[str, Any]]:
     """Returns a conversation; the image mark or the description precedes its first question."""
     turns: list[dict[str, Any]] = []
     for qa in asked:
         turns.append({"from": "human", "value": before + qa.question})
-        learned = {} if qa.learned is None else {"learn": qa.learned}
-        turns.append({"from": "gpt", "value": qa.answer} | learned)
+        turns.append({"from": "gpt", "value": qa.answer})
         before = ""
     return turns
 
 
 def _text_turns(asked: list[QA], words: str) -> list[dict[str, Any]]:
     first, *others = _turns(asked, words)
-    return [{**first, "context": len(words)}, *others]
+    return [{**first, "context": len(words)} if words else first, *others]
 
 
 def _edit_sample(settings: ScenesExport, index: int) -> _Sample:
-    edit = sample_edit(settings.seed, index, settings.split, settings.world)
+    edit = sample_edit(settings.seed, index, settings.split, settings.world, "train")
     scenes = {"source": edit.source, "target": edit.target}
     images = {role: render(scene, settings.px) for role, scene in scenes.items()}
     fields = {
@@ -302,10 +295,9 @@ def _pair_sample(settings: ScenesExport, index: int) -> _Sample:
     scene = sample_pair(settings.seed, index, settings.split, settings.world)
     rng = numpy_rng(settings.seed, f"scenes/pairs/{settings.split}/words", index)
     captions = pair_texts(scene, rng)
-    words, asked = bare_look_up(scene, rng)
     fields = {
         "captions": captions,
-        "bare_look_ups": _turns([asked], words),
+        "restated": _turns([restate(request_of(scene, rng), rng)]),
         "objects": [asdict(one) for one in scene.objects],
         "background": scene.background,
         "index": index,
@@ -314,7 +306,7 @@ def _pair_sample(settings: ScenesExport, index: int) -> _Sample:
 
 
 def _chain_sample(settings: ScenesExport, index: int) -> _Sample:
-    edits = sample_chain(settings.seed, index, settings.split, settings.world)
+    edits = sample_chain(settings.seed, index, settings.split, settings.world, "train")
     scenes = [edits[0].source, *(edit.target for edit in edits)]
     images = {
         image_role(number) if number else "": render(scene, settings.px)

@@ -95,11 +95,13 @@ def _sample_kind(rng: np.random.Generator, world: World) -> tuple[str, int]:
 
 def _sample_any_kind(rng: np.random.Generator) -> tuple[str, int]:
     roll = rng.random()
-    if roll < 0.7:
+    if roll < 0.66:
         return "distinct", int(rng.choice([1, 2, 3, 4], p=[0.36, 0.34, 0.15, 0.15]))
-    if roll < 0.9:
+    if roll < 0.84:
         return "copies", int(rng.integers(2, 5))
-    return ("two groups", int(rng.integers(3, 5))) if roll < 0.96 else ("two colors", 2)
+    if roll < 0.94:
+        return "two groups", int(rng.integers(3, 5))
+    return "two colors", int(rng.integers(2, 5))
 
 
 def _sample_looks(
@@ -115,8 +117,9 @@ def _sample_looks(
         first = int(rng.integers(1, count))
         return [(things[0], colors[0])] * first + [(things[1], colors[1])] * (count - first)
     if kind == "two colors":
+        first = int(rng.integers(1, count))
         colors = [hues[int(k)] for k in rng.choice(len(hues), size=2, replace=False)]
-        return [(things[0], colors[0]), (things[0], colors[1])]
+        return [(things[0], colors[0])] * first + [(things[0], colors[1])] * (count - first)
     return list(zip(things, colors, strict=True))
 
 

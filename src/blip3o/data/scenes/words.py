@@ -51,6 +51,10 @@ class Group:
     color: str | None
     """Their color; None if the phrase omits colors."""
     count: int
+    size: str | None = None
+    """The size word of all of them; None if the phrase omits it."""
+    place: str | None = None
+    """The place of an only object, one of PLACES; None if the phrase omits it."""
 
 
 def groups(scene: Scene, *, colors: bool = True) -> list[Group]:
