@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from blip3o.models.backbones.cache import KeyValueCache
 from blip3o.models.generators import GENERATORS
 from blip3o.models.generators.patch_unet import PatchUNetConfig
 from blip3o.models.generators.plan import Generator, GeneratorConfig, Joints, Plan
@@ -60,16 +61,13 @@ class OneTransformer(Generator):
         del options
         cache, mask = backbone.new_cache(), prompts.attention_mask
         backbone(backbone.embed(prompts.input_ids, prompts.images), mask, cache)
-        pairs = tuple((layer.keys, layer.values) for layer in cache.layers)
-        return CachePlan(self, backbone, mask, pairs)
+        return CachePlan(self, backbone, mask, cache.key_values())
 
     def velocity(self, noisy: Tensor, sigma: Tensor, plan: "CachePlan") -> Tensor:
         rows, length = noisy.shape[:2]
         levels = sigma.to(noisy)[:, None, None].expand(rows, length, 1)
         hidden = self.patch_in(torch.cat([noisy, levels], dim=-1))
-        cache = plan.backbone.new_cache()
-        for layer, (keys, values) in enumerate(plan.pairs):
-            cache.update(keys, values, layer)
+        cache = KeyValueCache(plan.pairs)
         positions = plan.mask.sum(1, keepdim=True) + torch.arange(length, device=noisy.device)
         return self.patch_out(plan.backbone.block_states(hidden, plan.mask, cache, positions))
 
@@ -78,10 +76,9 @@ class OneTransformer(Generator):
         embeds = self.patch_in.weight.new_empty(
             num_prompts, prompt_tokens, self.patch_in.out_features
         )
-        backbone.decoder(inputs_embeds=embeds, past_key_values=cache, use_cache=True)
-        pairs = tuple((layer.keys, layer.values) for layer in cache.layers)
         mask = torch.ones(num_prompts, prompt_tokens, dtype=torch.bool, device=embeds.device)
-        return CachePlan(self, backbone, mask, pairs)
+        backbone.block_states(embeds, mask[:, :0], cache, mask.cumsum(1), is_causal=True)
+        return CachePlan(self, backbone, mask, cache.key_values())
 
 
 @dataclasses.dataclass(eq=False)

@@ -13,7 +13,7 @@ from blip3o.flow.guidance import combine
 from blip3o.flow.sigmas import UniformSigmas
 from blip3o.generate.decoding import RowDecoder
 from blip3o.models.backbones.base import Backbone
-from blip3o.models.backbones.cache_of import cache_of
+from blip3o.models.backbones.cache import KeyValueCache
 from blip3o.models.backbones.qwen3 import Qwen3BackboneConfig
 from blip3o.models.decoders.pocket import PocketDecoderConfig
 from blip3o.models.encoders.siglip2 import Siglip2EncoderConfig
@@ -70,23 +70,22 @@ class Model:
         self.times = Times()
         generator.time = self.times  # type: ignore[assignment]
 
-    def text(self, ids: Tensor, positions: Tensor, cache: Any) -> Tensor:
+    def text(self, ids: Tensor, positions: Tensor, cache: KeyValueCache) -> Tensor:
         """Returns the states of text tokens [T] that see the cache and themselves causally."""
-        return self.backbone.decoder(
-            inputs_embeds=self.backbone.embed(ids[None]),
-            position_ids=positions[None],
-            past_key_values=cache,
-            use_cache=True,
-        ).last_hidden_state[0]
+        visible = torch.ones(1, cache.num_tokens, dtype=torch.bool)
+        embeds = self.backbone.embed(ids[None])
+        return self.backbone.block_states(embeds, visible, cache, positions[None], is_causal=True)[
+            0
+        ]
 
     def image(
-        self, patches: Tensor, sigma: Tensor, time: Tensor, start: int, cache: Any
+        self, patches: Tensor, sigma: Tensor, time: Tensor, start: int, cache: KeyValueCache
     ) -> tuple[Tensor, Tensor]:
         """Returns the states and velocities of an image's patches [M, K]; the cache keeps them."""
         self.times.waiting.append(time)
         hidden, skips = self.generator.enter(patches[None], sigma.reshape(1))
         positions = self.generator.positions(torch.tensor([start]), len(patches))
-        visible = torch.ones(1, cache.get_seq_length(), dtype=torch.bool)
+        visible = torch.ones(1, cache.num_tokens, dtype=torch.bool)
         states = self.generator.block_states(self.backbone, hidden, visible, cache, positions)
         return states[0], self.generator.leave(states, skips)[0]
 
@@ -99,7 +98,7 @@ def run_rows(model: Model, recorded: dict[str, Tensor], rule: str) -> tuple[Tens
     """Returns the states [B, N, D] of rows, with padding 0, and the velocities of all images."""
     rows, velocities = [], []
     for row, length in enumerate(recorded["lengths"].tolist()):
-        cache: Any = model.backbone.new_cache()
+        cache = KeyValueCache()
         ids, positions = recorded["input_ids"][row], recorded[f"positions_{rule}"][row]
         spans = [span for span in recorded["image_spans"][row].tolist() if span[1]]
         states, at = [], 0
@@ -118,7 +117,7 @@ def run_rows(model: Model, recorded: dict[str, Tensor], rule: str) -> tuple[Tens
                 states.append(drawn)
                 velocities.append(velocity)
             at = begin + size
-            assert cache.get_seq_length() == at  # every token once
+            assert cache.num_tokens == at  # every token once
         rows.append(nn.functional.pad(torch.cat(states), (0, 0, 0, len(ids) - length)))
     return torch.stack(rows), torch.stack(velocities)
 
@@ -315,10 +314,10 @@ def test_guided_sampling_and_the_text_after_it(case: Any, method: str, rule: str
     # Sampling leaves no trace in the plan.
     assert all(torch.equal(*pair) for pair in zip(before, prompt.tensors(), strict=True))
 
-    cache, length = cache_of(prompt.key_values), len(recorded["prompt"])
+    cache, length = KeyValueCache(prompt.key_values), len(recorded["prompt"])
     model.image(state[0], sigmas[-1:], times[-1], length, cache)
     num_patches = state.shape[1]
-    assert cache.get_seq_length() == length + num_patches
+    assert cache.num_tokens == length + num_patches
     after = length + (num_patches if rule == "sequential" else 1)
     logits = []
     for step, token in enumerate(recorded["tokens_after"]):

@@ -103,4 +103,4 @@ def test_a_decoder_that_states_so_predicts_latents(name: str) -> None:
 
 def test_only_qwen2_5_vl_takes_images_of_any_shape() -> None:
     sides = {name: BACKBONES.get(name).tiny().token_px for name in BACKBONES.names()}
-    assert sides == {"qwen3": None, "llama3": None, "qwen2_5_vl": 8}
+    assert sides == {"pocket": None, "qwen3": None, "llama3": None, "qwen2_5_vl": 8}

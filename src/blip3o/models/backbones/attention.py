@@ -1,6 +1,6 @@
 """The attention function of backbones, which transformers' layers look up by name."""
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from torch import Tensor, nn
 
@@ -14,18 +14,24 @@ if TYPE_CHECKING:
 _NAME = "blip3o"
 
 
-def use_attention(decoder: "PreTrainedModel") -> None:
-    """Makes a decoder of transformers attend with `attention`.
+DecoderT = TypeVar("DecoderT", bound="PreTrainedModel")
+
+
+def with_attention(decoder: DecoderT) -> DecoderT:
+    """Returns a decoder of transformers that attends with `attention`.
+
+    It makes no masks and caches of its own.
 
     Args:
         decoder: changed in place.
     """
-    from transformers import AttentionInterface, AttentionMaskInterface
-    from transformers.masking_utils import sdpa_mask
+    from transformers import AttentionInterface
 
+    # No mask function has this name, so transformers takes masks as they are and builds none.
     AttentionInterface.register(_NAME, attention)
-    AttentionMaskInterface.register(_NAME, sdpa_mask)
     decoder.config._attn_implementation = _NAME
+    decoder.config.use_cache = False
+    return decoder
 
 
 def attention(

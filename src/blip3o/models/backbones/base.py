@@ -1,4 +1,4 @@
-"""The base class of backbones: a decoder of transformers, its sizes, padding and caches.
+"""The base class of backbones: a decoder, its sizes, padding and caches.
 
 Axes: B rows, T new positions, M images, D width, V vocabulary.
 """
@@ -7,16 +7,18 @@ import dataclasses
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar, runtime_checkable
 
+import torch
 from torch import Tensor, nn
 
 from blip3o.core.bounds import Count, NotNegative, Positive, Whole
 from blip3o.core.config import Dataclass
+from blip3o.models.backbones.cache import KeyValueCache
 from blip3o.models.backbones.packed import PackedCache, packed_states
 from blip3o.models.backbones.ragged import RowBatch, RowCache
 from blip3o.models.prompts import PromptImages
 
 if TYPE_CHECKING:
-    from blip3o.models.backbones.cache import Decoder, KeyValueCache
+    from blip3o.models.backbones.cache import Decoder
     from blip3o.models.backbones.packed import BackboneCache
 
 
@@ -220,10 +222,9 @@ class Backbone(nn.Module, Generic[ConfigT]):
             return packed_states(self.decoder, embeds, attention_mask, positions, cache)
         output = self.decoder(
             inputs_embeds=embeds,
-            attention_mask=_padding_mask(attention_mask),
+            attention_mask=_causal_mask(attention_mask, embeds.shape[1]),
             position_ids=positions,
             past_key_values=cache,
-            use_cache=cache is not None,
         )
         return output.last_hidden_state
 
@@ -239,9 +240,8 @@ class Backbone(nn.Module, Generic[ConfigT]):
         """
         output = self.decoder(
             inputs_embeds=embeds,
-            attention_mask=_padding_mask(attention_mask),
+            attention_mask=_causal_mask(attention_mask, embeds.shape[1]),
             position_ids=self._counted_positions(attention_mask, embeds.shape[1]),
-            use_cache=False,
             output_hidden_states=True,
         )
         states = output.hidden_states
@@ -261,7 +261,7 @@ class Backbone(nn.Module, Generic[ConfigT]):
         self,
         embeds: Tensor,
         visible: Tensor,
-        cache: "KeyValueCache",
+        cache: KeyValueCache,
         positions: Tensor,
         *,
         is_causal: bool = False,
@@ -308,15 +308,13 @@ class Backbone(nn.Module, Generic[ConfigT]):
         Args:
             packed: whether the passes that share the cache skip padding.
         """
-        from blip3o.models.backbones.cache import KeyValueCache
-
         return PackedCache() if packed else KeyValueCache()
 
     def new_row(self, cache: "BackboneCache") -> RowCache:
         """Returns the row of a cache that a pass over a single row filled, for a `RowBatch`."""
         assert not isinstance(cache, PackedCache), "a row is read with padding"
         deltas = cache.rope_deltas
-        return RowCache(cache.key_values(), 0 if deltas is None else int(deltas[0]))
+        return RowCache.of(cache.key_values(), 0 if deltas is None else int(deltas[0]))
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Returns vocabulary logits [..., V] of hidden states [..., D]."""
@@ -325,9 +323,17 @@ class Backbone(nn.Module, Generic[ConfigT]):
         return self.lm_head(hidden)
 
 
-def _padding_mask(attention_mask: Tensor) -> Tensor | None:
-    """Returns the mask as transformers takes it; None without padding."""
-    return None if bool(attention_mask.all()) else attention_mask.long()
+def _causal_mask(attention_mask: Tensor, num_new: int) -> Tensor | None:
+    """Returns the mask of the last T positions, bool [B, 1, T, past + T]; None if none is needed.
+
+    None means that a token attends to all those before it, in rows of new tokens only; or that the
+    only new token of a row attends to all of the row.
+    """
+    length = attention_mask.shape[1]
+    if num_new in (1, length) and bool(attention_mask.all()):
+        return None
+    causal = torch.ones(num_new, length, dtype=torch.bool, device=attention_mask.device)
+    return attention_mask.bool()[:, None, None] & causal.tril(length - num_new)
 
 
 def vocabulary_head(vocab_size: int, hidden_size: int, *, is_tied: bool) -> nn.Linear | None:
@@ -340,7 +346,7 @@ def block_states(
     num_axes: int,
     embeds: Tensor,
     visible: Tensor,
-    cache: "KeyValueCache",
+    cache: KeyValueCache,
     positions: Tensor,
     *,
     is_causal: bool = False,
@@ -364,6 +370,5 @@ def block_states(
         attention_mask=mask.tril(visible.shape[1]) if is_causal else mask,
         position_ids=positions.expand(num_axes, -1, -1) if num_axes > 1 else positions,
         past_key_values=cache,
-        use_cache=True,
     )
     return output.last_hidden_state

@@ -1,21 +1,29 @@
-"""The key/value cache of a backbone. This module imports transformers, so it is imported lazily."""
+"""Keys and values of earlier positions. Axes: B rows, G key/value heads, T tokens, K head dim."""
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
-from transformers.cache_utils import CacheLayerMixin, DynamicCache
 
 if TYPE_CHECKING:
     from transformers.models.llama.modeling_llama import LlamaModel
     from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLTextModel
     from transformers.models.qwen3.modeling_qwen3 import Qwen3Model
 
-    Decoder = LlamaModel | Qwen3Model | Qwen2_5_VLTextModel
+    from blip3o.nn.decoder import CausalDecoder
+
+    Decoder = CausalDecoder | LlamaModel | Qwen3Model | Qwen2_5_VLTextModel
+
+KeyValues = tuple[tuple[Tensor, Tensor], ...]
+"""Keys and values of each layer, [B, G, T, K]; plans keep prompts in this form."""
 
 
-class KeyValueCache(DynamicCache):
-    """Keys and values of earlier positions of padded rows.
+class KeyValueCache:
+    """Keys and values of padded rows; the layers of every decoder call `update`.
+
+    Args:
+        key_values: of the first tokens. They are not copied, and the cache never changes them.
 
     Attributes:
         rope_deltas: offset of each row's rotary positions from its count of tokens, [B]; negative
@@ -24,8 +32,30 @@ class KeyValueCache(DynamicCache):
 
     rope_deltas: Tensor | None = None
 
-    def key_values(self) -> list[Tensor]:
-        """Returns a copy of the keys and values of every layer, [2, B, num_kv_heads, T, K] each."""
-        layers = [one for one in self.layers if isinstance(one, CacheLayerMixin)]
-        pairs = [(one.keys, one.values) for one in layers]
-        return [torch.stack([k, v]) for k, v in pairs if k is not None and v is not None]
+    def __init__(self, key_values: Iterable[tuple[Tensor, Tensor]] = ()) -> None:
+        self._layers = list(key_values)
+
+    @property
+    def num_tokens(self) -> int:
+        """Number of tokens of each row, padding included."""
+        return self._layers[0][0].shape[2] if self._layers else 0
+
+    def key_values(self) -> KeyValues:
+        """Returns the keys and values of every layer; not copied."""
+        return tuple(self._layers)
+
+    def update(self, key: Tensor, value: Tensor, layer: int, *_: object) -> tuple[Tensor, Tensor]:
+        """Appends a layer's new keys and values and returns all of them.
+
+        Args:
+            key: [B, G, T, K].
+            value: [B, G, T, K].
+            layer: index of the layer.
+            _: further arguments that older releases of transformers pass.
+        """
+        if layer == len(self._layers):
+            self._layers.append((key, value))
+        else:
+            old_key, old_value = self._layers[layer]
+            self._layers[layer] = torch.cat([old_key, key], 2), torch.cat([old_value, value], 2)
+        return self._layers[layer]

@@ -1,6 +1,6 @@
 """Decoder-only language models as backbones, with a projector for images and an optional tower.
 
-The layers are transformers' own; this adapter adds a two-layer projector for image tokens. Images
+The layers are the decoder's own; this adapter adds a two-layer projector for image tokens. Images
 arrive either as features of the model's image encoder or as pixels for the backbone's own
 understanding tower. Axes: M images, N tokens of an image, C feature channels, D width.
 """
@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Protocol
 from torch import Tensor, nn
 
 from blip3o.imaging.pixels import resized_pixels
-from blip3o.models.backbones.attention import use_attention
 from blip3o.models.backbones.base import Backbone, BackboneConfig, vocabulary_head
 from blip3o.models.encoders.normalizer import FeatureNormalizer, FeatureNormalizerConfig
 from blip3o.models.prompts import PromptImages, TowerInputs
@@ -68,7 +67,6 @@ class DecoderOnlyBackbone(Backbone[DecoderOnlyConfig]):
     def __init__(self, config: DecoderOnlyConfig) -> None:
         super().__init__(config)
         self.decoder = config.build_decoder()
-        use_attention(self.decoder)
         tower = config.vision_tower
         channels = config.image_channels if tower is None else tower.num_channels
         assert channels is not None, "a config has either image_channels or a vision_tower"

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from blip3o.core.bounds import Count, NotNegative, Positive
 from blip3o.core.config import component
 from blip3o.core.errors import unknown_name
+from blip3o.models.backbones.attention import with_attention
 from blip3o.models.backbones.base import DecoderSizes
 from blip3o.models.backbones.decoder_only import DecoderOnlyBackbone, SquareImages
 from blip3o.models.encoders.normalizer import FeatureNormalizerConfig
@@ -127,17 +128,19 @@ class Llama3BackboneConfig(DecoderSizes, SquareImages):
                 "high_freq_factor": 4.0,
                 "original_max_position_embeddings": self.first_positions,
             }
-        return LlamaModel(
-            LlamaConfig(
-                vocab_size=self.vocab_size,
-                hidden_size=self.hidden_size,
-                intermediate_size=self.intermediate_size,
-                num_hidden_layers=self.num_layers,
-                num_attention_heads=self.num_heads,
-                num_key_value_heads=self.num_kv_heads,
-                max_position_embeddings=self.max_positions,
-                rms_norm_eps=self.norm_eps,
-                rope_parameters=rope,
-                tie_word_embeddings=self.tie_word_embeddings,
+        return with_attention(
+            LlamaModel(
+                LlamaConfig(
+                    vocab_size=self.vocab_size,
+                    hidden_size=self.hidden_size,
+                    intermediate_size=self.intermediate_size,
+                    num_hidden_layers=self.num_layers,
+                    num_attention_heads=self.num_heads,
+                    num_key_value_heads=self.num_kv_heads,
+                    max_position_embeddings=self.max_positions,
+                    rms_norm_eps=self.norm_eps,
+                    rope_parameters=rope,
+                    tie_word_embeddings=self.tie_word_embeddings,
+                )
             )
         )

@@ -1,9 +1,9 @@
 """Padding-free passes of a decoder: the real tokens of all rows are concatenated into one row.
 
 Every layer except attention processes tokens independently, so removing the padding changes nothing
-there. Attention receives the row lengths. transformers' layers need no change: they look up their
-attention function by name and pass the decoder's extra arguments on to it. Axes: B rows, T new
-positions, S real tokens of all rows, H heads, K head dim, D width.
+there. Attention receives the row lengths: layers pass the decoder's extra argument `packing` on to
+their attention function. Axes: B rows, T new positions, S real tokens of all rows, H heads, K head
+dim, D width.
 """
 
 import dataclasses
@@ -14,8 +14,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from blip3o.models.backbones.cache import KeyValueCache
+
 if TYPE_CHECKING:
-    from blip3o.models.backbones.cache import Decoder, KeyValueCache
+    from blip3o.models.backbones.cache import Decoder
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,7 +65,7 @@ class Packing:
 
 
 class PackedCache:
-    """Keys and values of earlier packed passes; transformers' layers call `update`.
+    """Keys and values of earlier packed passes; the layers of every decoder call `update`.
 
     Attributes:
         rope_deltas: see `cache.KeyValueCache`.
@@ -82,9 +84,7 @@ class PackedCache:
             self._order = _interleaved(self._lengths, packing.new).to(packing.device)
         self._lengths = packing.seen
 
-    def update(
-        self, key: Tensor, value: Tensor, layer: int, *_: object, **__: object
-    ) -> tuple[Tensor, Tensor]:
+    def update(self, key: Tensor, value: Tensor, layer: int, *_: object) -> tuple[Tensor, Tensor]:
         """Appends a layer's new keys and values to each row and returns all of them.
 
         Args:
@@ -101,7 +101,7 @@ class PackedCache:
         return key, value
 
 
-BackboneCache: TypeAlias = "KeyValueCache | PackedCache"
+BackboneCache: TypeAlias = KeyValueCache | PackedCache
 """A cache of whole rows, padded or packed."""
 
 
@@ -115,7 +115,7 @@ def packed_states(
     """Returns the decoder's states of padded rows, [B, T, D]; zeros at padding.
 
     Args:
-        decoder: a decoder after `use_attention`.
+        decoder: the decoder of a backbone.
         embeds: input embeddings of the new positions, [B, T, D].
         attention_mask: True for real tokens, cached positions included, [B, past + T].
         positions: rotary positions, [B, T], or [3, B, T] on three axes.
@@ -129,11 +129,8 @@ def packed_states(
         cache.expect(packing)
     states = decoder(
         inputs_embeds=embeds.flatten(0, 1).index_select(0, places).unsqueeze(0),
-        # With a 4-D mask, transformers builds none; `packing` keeps the rows apart.
-        attention_mask=attention_mask.new_ones(1, 1, 1, 1),
         position_ids=positions.flatten(-2).index_select(-1, places).unsqueeze(-2),
         past_key_values=cache,
-        use_cache=cache is not None,
         packing=packing,
     ).last_hidden_state[0]
     empty = states.new_zeros(num_rows * num_new, states.shape[-1])

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from blip3o.core.bounds import Count, Whole
 from blip3o.imaging.pixels import resized_pixels
-from blip3o.models.backbones.attention import use_attention
+from blip3o.models.backbones.attention import with_attention
 from blip3o.models.backbones.base import Backbone, DecoderSizes, vocabulary_head
 from blip3o.models.backbones.vision import VisionTowerConfig, image_positions, to_vision_inputs
 from blip3o.models.prompts import PromptImages, VisionInputs
@@ -132,21 +132,23 @@ class Qwen2_5VLBackboneConfig(DecoderSizes):  # noqa: N801  (the model's own nam
         from transformers.models.qwen2_5_vl.configuration_qwen2_5_vl import Qwen2_5_VLTextConfig
         from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLTextModel
 
-        return Qwen2_5_VLTextModel(
-            Qwen2_5_VLTextConfig(
-                vocab_size=self.vocab_size,
-                hidden_size=self.hidden_size,
-                intermediate_size=self.intermediate_size,
-                num_hidden_layers=self.num_layers,
-                num_attention_heads=self.num_heads,
-                num_key_value_heads=self.num_kv_heads,
-                max_position_embeddings=self.max_positions,
-                rms_norm_eps=self.norm_eps,
-                rope_parameters={
-                    "rope_type": "default",
-                    "rope_theta": self.rope_theta,
-                    "mrope_section": list(self.rotary_sections),
-                },
+        return with_attention(
+            Qwen2_5_VLTextModel(
+                Qwen2_5_VLTextConfig(
+                    vocab_size=self.vocab_size,
+                    hidden_size=self.hidden_size,
+                    intermediate_size=self.intermediate_size,
+                    num_hidden_layers=self.num_layers,
+                    num_attention_heads=self.num_heads,
+                    num_key_value_heads=self.num_kv_heads,
+                    max_position_embeddings=self.max_positions,
+                    rms_norm_eps=self.norm_eps,
+                    rope_parameters={
+                        "rope_type": "default",
+                        "rope_theta": self.rope_theta,
+                        "mrope_section": list(self.rotary_sections),
+                    },
+                )
             )
         )
 
@@ -165,7 +167,6 @@ class Qwen2_5VLBackbone(Backbone[Qwen2_5VLBackboneConfig]):  # noqa: N801
         super().__init__(config)
         self.visual = config.vision.build(config.hidden_size)
         self.decoder = config.build_decoder()
-        use_attention(self.decoder)
         self.lm_head = vocabulary_head(
             config.vocab_size, config.hidden_size, is_tied=config.tie_word_embeddings
         )

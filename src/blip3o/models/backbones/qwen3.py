@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from blip3o.core.bounds import Count
 from blip3o.core.config import component
 from blip3o.core.errors import unknown_name
+from blip3o.models.backbones.attention import with_attention
 from blip3o.models.backbones.base import DecoderSizes
 from blip3o.models.backbones.decoder_only import DecoderOnlyBackbone, SquareImages
 from blip3o.models.encoders.normalizer import FeatureNormalizerConfig
@@ -112,18 +113,20 @@ class Qwen3BackboneConfig(DecoderSizes, SquareImages):
         from transformers.models.qwen3.configuration_qwen3 import Qwen3Config
         from transformers.models.qwen3.modeling_qwen3 import Qwen3Model
 
-        return Qwen3Model(
-            Qwen3Config(
-                vocab_size=self.vocab_size,
-                hidden_size=self.hidden_size,
-                intermediate_size=self.intermediate_size,
-                num_hidden_layers=self.num_layers,
-                num_attention_heads=self.num_heads,
-                num_key_value_heads=self.num_kv_heads,
-                head_dim=self.head_dim,
-                max_position_embeddings=self.max_positions,
-                rms_norm_eps=self.norm_eps,
-                rope_parameters={"rope_type": "default", "rope_theta": self.rope_theta},
-                tie_word_embeddings=self.tie_word_embeddings,
+        return with_attention(
+            Qwen3Model(
+                Qwen3Config(
+                    vocab_size=self.vocab_size,
+                    hidden_size=self.hidden_size,
+                    intermediate_size=self.intermediate_size,
+                    num_hidden_layers=self.num_layers,
+                    num_attention_heads=self.num_heads,
+                    num_key_value_heads=self.num_kv_heads,
+                    head_dim=self.head_dim,
+                    max_position_embeddings=self.max_positions,
+                    rms_norm_eps=self.norm_eps,
+                    rope_parameters={"rope_type": "default", "rope_theta": self.rope_theta},
+                    tie_word_embeddings=self.tie_word_embeddings,
+                )
             )
         )

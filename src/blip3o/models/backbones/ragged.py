@@ -3,8 +3,8 @@
 All layers except attention process tokens independently, so the new tokens of all rows go through
 them as one row. Attention is computed row by row, without padded keys and without a mask that
 depends on other rows. A row's result therefore depends on its batch only through the number of
-tokens in a pass, and the caller keeps this number constant. transformers' layers need no change,
-see `packed`. Axes: R rows, G key/value heads, H heads, K head dim, D width.
+tokens in a pass, and the caller keeps this number constant. Axes: R rows, G key/value heads, H
+heads, K head dim, D width.
 """
 
 from collections.abc import Sequence
@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 from torch.nn import functional
+
+from blip3o.models.backbones.cache import KeyValues
 
 if TYPE_CHECKING:
     from blip3o.models.backbones.cache import Decoder
@@ -36,6 +38,15 @@ class RowCache:
         self._layers = list(layers)
         self._rope_delta = rope_delta
         self.num_tokens = layers[0].shape[3]
+
+    @classmethod
+    def of(cls, key_values: KeyValues, rope_delta: int = 0) -> "RowCache":
+        """Returns the row with the keys and values of a cache of one row; they are copied."""
+        return cls([torch.stack(pair) for pair in key_values], rope_delta)
+
+    def key_values(self) -> KeyValues:
+        """Returns keys and values of each layer, [1, G, T, K] each; not copied."""
+        return tuple((both[0], both[1]) for both in self.layers())
 
     @property
     def position(self) -> int:
@@ -90,28 +101,23 @@ class RowBatch:
         """Returns the decoder's states of the new tokens, [size, 1, D].
 
         Args:
-            decoder: a decoder after `use_attention`.
+            decoder: the decoder of a backbone.
             embeds: input embeddings, [size, 1, D].
         """
         positions = [row.position for row in self._rows]
         positions += [0] * (self._size - len(positions))
         states = decoder(
             inputs_embeds=embeds.transpose(0, 1),
-            # With a 4-D mask, transformers builds none; `attend` needs none.
-            attention_mask=torch.ones(1, 1, 1, 1, dtype=torch.bool, device=embeds.device),
             position_ids=torch.tensor([positions], device=embeds.device),
             past_key_values=self,
-            use_cache=True,
             packing=self,
         ).last_hidden_state
         for row in self._rows:
             row.advance()
         return states.transpose(0, 1)
 
-    def update(
-        self, key: Tensor, value: Tensor, layer: int, *_: object, **__: object
-    ) -> tuple[Tensor, Tensor]:
-        """Adds a layer's new keys and values to the rows; called by transformers' layers.
+    def update(self, key: Tensor, value: Tensor, layer: int, *_: object) -> tuple[Tensor, Tensor]:
+        """Adds a layer's new keys and values to the rows; called by the decoder's layers.
 
         Args:
             key: [1, G, size, K].

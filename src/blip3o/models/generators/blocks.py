@@ -14,7 +14,7 @@ import abc
 import contextlib
 import dataclasses
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +23,7 @@ from blip3o.core.bounds import Count
 from blip3o.flow.path import noise_to_velocity, to_ddpm
 from blip3o.flow.sigmas import NUM_TIMESTEPS
 from blip3o.models.backbones.base import Backbone
-from blip3o.models.backbones.cache_of import KeyValues, cache_of, key_values_of
+from blip3o.models.backbones.cache import KeyValueCache, KeyValues
 from blip3o.models.backbones.ragged import RowCache
 from blip3o.models.dit.nextdit import from_patches, to_patches
 from blip3o.models.generators.patch_unet import PatchUNet, PatchUNetConfig, Skips
@@ -31,10 +31,6 @@ from blip3o.models.generators.plan import Generator, Joints, Plan, RowOutput
 from blip3o.models.generators.rows import read_rows, start_row
 from blip3o.models.prompts import Prompts, Rows
 from blip3o.nn.embedding import TimestepEmbedding
-
-if TYPE_CHECKING:
-    from blip3o.models.backbones.cache import KeyValueCache
-
 
 MAX_NOISE_LEVEL = 0.986
 """Highest level at which predicted noise becomes a velocity: t = 990 of DDPM's cosine schedule.
@@ -144,12 +140,12 @@ class BlockGenerator(Generator):
     ) -> "BlockPlan":
         """Returns the plan of prompts: their keys and values in every layer."""
         skip = backbone.is_frozen and not prompt_gradient
-        cache, mask = backbone.new_cache(), prompts.attention_mask
+        cache, mask = KeyValueCache(), prompts.attention_mask
         with torch.no_grad() if skip else contextlib.nullcontext():
             states = backbone(backbone.embed(prompts.input_ids, prompts.images), mask, cache)
         start = mask.sum(1)
         return BlockPlan(
-            self, backbone, mask, start, key_values_of(cache), states if keep_states else None
+            self, backbone, mask, start, cache.key_values(), states if keep_states else None
         )
 
     def read_rows(
@@ -173,20 +169,19 @@ class BlockGenerator(Generator):
 
     def plan_row(self, backbone: Backbone[Any], row: RowCache) -> "BlockPlan":
         """See `Generator`. The row's keys and values are the plan."""
-        pairs = tuple((both[0], both[1]) for both in row.layers())
+        pairs = row.key_values()
         visible = torch.ones(1, row.num_tokens, dtype=torch.bool, device=pairs[0][0].device)
         start = torch.tensor([row.position], device=visible.device)
         return BlockPlan(self, backbone, visible, start, pairs)
 
     def keep_image(self, backbone: Backbone[Any], row: RowCache, clean: Tensor) -> RowCache:
         """See `Generator`."""
-        cache = cache_of(tuple((both[0], both[1]) for both in row.layers()))
+        cache = KeyValueCache(row.key_values())
         stop = self.read_block(backbone, cache, row.position, clean)
-        layers = cache.key_values()
-        return RowCache(layers, stop - layers[0].shape[3])
+        return RowCache.of(cache.key_values(), stop - cache.num_tokens)
 
     def read_block(
-        self, backbone: Backbone[Any], cache: "KeyValueCache", start: int, clean: Tensor
+        self, backbone: Backbone[Any], cache: KeyValueCache, start: int, clean: Tensor
     ) -> int:
         """Appends a clean image [1, N, K] to the cache of one row.
 
@@ -201,14 +196,14 @@ class BlockGenerator(Generator):
         """
         hidden, _ = self.enter(clean, clean.new_zeros(1, dtype=torch.float32))
         positions = self.positions(torch.tensor([start], device=clean.device), hidden.shape[1])
-        visible = torch.ones(1, cache.get_seq_length(), dtype=torch.bool, device=clean.device)
+        visible = torch.ones(1, cache.num_tokens, dtype=torch.bool, device=clean.device)
         self.block_states(backbone, hidden, visible, cache, positions)
         return start + self.span(hidden.shape[1])
 
     def draw_block(self, plan: "BlockPlan", noisy: Tensor, sigma: Tensor) -> Tensor:
         """Returns the velocity of a plan; see `Plan.velocity`."""
         hidden, skips = self.enter(noisy, sigma)
-        cache = cache_of(plan.key_values)
+        cache = KeyValueCache(plan.key_values)
         positions = self.positions(plan.start, hidden.shape[1])
         states = self.block_states(plan.backbone, hidden, plan.visible, cache, positions)
         return self.leave(states, skips)
@@ -219,7 +214,7 @@ class BlockGenerator(Generator):
         backbone: Backbone[Any],
         hidden: Tensor,
         visible: Tensor,
-        cache: "KeyValueCache",
+        cache: KeyValueCache,
         positions: Tensor,
     ) -> Tensor:
         """Returns the states of image tokens; arguments as for `Backbone.block_states`."""
@@ -294,10 +289,11 @@ class BlockGenerator(Generator):
         embeds = self.patch_in.weight.new_empty(
             num_prompts, prompt_tokens, self.patch_in.out_features
         )
-        cache = backbone.new_cache()
-        backbone.decoder(inputs_embeds=embeds, past_key_values=cache, use_cache=True)
+        cache = KeyValueCache()
         visible = embeds.new_ones(num_prompts, prompt_tokens, dtype=torch.bool)
-        return BlockPlan(self, backbone, visible, visible.sum(1), key_values_of(cache))
+        positions = visible.cumsum(1)
+        backbone.block_states(embeds, visible[:, :0], cache, positions, is_causal=True)
+        return BlockPlan(self, backbone, visible, visible.sum(1), cache.key_values())
 
 
 @dataclasses.dataclass(eq=False)

@@ -6,17 +6,14 @@ both halves trained this is BAGEL's mixture of transformers.
 """
 
 import dataclasses
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from torch import Tensor, nn
 
-from blip3o.models.backbones.attention import use_attention
 from blip3o.models.backbones.base import Backbone, block_states
+from blip3o.models.backbones.cache import KeyValueCache
 from blip3o.models.generators.blocks import BlockConfig, BlockGenerator
 from blip3o.models.generators.plan import Joints
-
-if TYPE_CHECKING:
-    from blip3o.models.backbones.cache import KeyValueCache
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -53,7 +50,6 @@ class LMFusion(BlockGenerator):
         self.config = config
         self.decoder = joints.build_decoder()
         del self.decoder.embed_tokens  # the image enters through patches
-        use_attention(self.decoder)
         if config.fresh_layers == "fan_in":
             for layer in self.decoder.modules():
                 if isinstance(layer, nn.Linear):
@@ -64,7 +60,7 @@ class LMFusion(BlockGenerator):
         backbone: Backbone[Any],
         hidden: Tensor,
         visible: Tensor,
-        cache: "KeyValueCache",
+        cache: KeyValueCache,
         positions: Tensor,
     ) -> Tensor:
         """Returns the states of image tokens in the image's own layers."""

@@ -9,19 +9,17 @@ Reference:
     Transfusion (arXiv 2408.11039, section 3.1); parity family `transfusion`.
 """
 
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from blip3o.models.backbones.base import Backbone
+from blip3o.models.backbones.cache import KeyValueCache
 from blip3o.models.backbones.ragged import RowCache
 from blip3o.models.generators.patch_unet import Skips
 from blip3o.models.generators.plan import RowOutput
 from blip3o.models.prompts import Rows
-
-if TYPE_CHECKING:
-    from blip3o.models.backbones.cache import KeyValueCache
 
 
 class ImageBlocks(Protocol):
@@ -48,14 +46,14 @@ class ImageBlocks(Protocol):
         backbone: Backbone[Any],
         hidden: Tensor,
         visible: Tensor,
-        cache: "KeyValueCache",
+        cache: KeyValueCache,
         positions: Tensor,
     ) -> Tensor:
         """Returns the states of image tokens."""
         ...
 
     def read_block(
-        self, backbone: Backbone[Any], cache: "KeyValueCache", start: int, clean: Tensor
+        self, backbone: Backbone[Any], cache: KeyValueCache, start: int, clean: Tensor
     ) -> int:
         """Appends a clean image to a cache; returns the position after it."""
         ...
@@ -117,20 +115,19 @@ def start_row(
     """See `Generator.start_row`."""
     ids, drawn = rows.input_ids, [place for _, place in rows.drawn]
     embeds = _embed(backbone, rows)
-    cache: Any = backbone.new_cache()
+    cache = KeyValueCache()
     begin = position = 0
     states = embeds[:, :0]
     for number, stop in enumerate([*(place.start for place in drawn), ids.shape[1]]):
         steps = torch.arange(position, position + stop - begin, device=ids.device).unsqueeze(0)
-        visible = ids.new_ones(1, cache.get_seq_length(), dtype=torch.bool)
+        visible = ids.new_ones(1, cache.num_tokens, dtype=torch.bool)
         states = backbone.block_states(embeds[:, begin:stop], visible, cache, steps, is_causal=True)
         position += stop - begin
         if number < len(drawn):
             image = clean[number : number + 1]
             position = generator.read_block(backbone, cache, position, image)
             begin = stop + drawn[number].length
-    layers = cache.key_values()
-    return RowCache(layers, position - layers[0].shape[3]), states[:, -1]
+    return RowCache.of(cache.key_values(), position - cache.num_tokens), states[:, -1]
 
 
 class _Reader:
@@ -145,7 +142,7 @@ class _Reader:
     ) -> None:
         self._generator = generator
         self._backbone = backbone
-        self._cache: Any = backbone.new_cache()
+        self._cache = KeyValueCache()
         self._visible = torch.zeros(num_rows, 0, dtype=torch.bool, device=device)
         self._start = torch.zeros(num_rows, dtype=torch.int64, device=device)
 

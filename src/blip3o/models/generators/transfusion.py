@@ -1,16 +1,14 @@
 """Transfusion: image blocks run through the backbone's own layers; both share all weights."""
 
 import dataclasses
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 from torch import Tensor
 
 from blip3o.models.backbones.base import Backbone
+from blip3o.models.backbones.cache import KeyValueCache
 from blip3o.models.generators.blocks import BlockConfig, BlockGenerator
 from blip3o.models.generators.plan import Joints
-
-if TYPE_CHECKING:
-    from blip3o.models.backbones.cache import KeyValueCache
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -43,7 +41,7 @@ class Transfusion(BlockGenerator):
         backbone: Backbone[Any],
         hidden: Tensor,
         visible: Tensor,
-        cache: "KeyValueCache",
+        cache: KeyValueCache,
         positions: Tensor,
     ) -> Tensor:
         """Returns the states of image tokens in the backbone's layers."""
