@@ -26,11 +26,11 @@ from blip3o.recipes.pocket_parts import (
     GRID,
     SIGMA_SHIFT,
     SMALL_WORLD_SCENES,
-    WIDTH,
-    model,
+    adamw,
     training,
 )
 from blip3o.train.config import InitConfig, RunConfig
+from blip3o.weights.folder import open_model
 
 START = "pocket"
 """The model whose backbone and image space all methods share."""
@@ -43,6 +43,7 @@ PROMPTS = (
     "a crown on a striped background",
 )
 STEPS, BATCH, LR = 1600, 16, 1.5e-3
+DIT_WIDTH = 192
 QUESTION_SHARE = 0.25
 """Share of questions among the samples of a joint run."""
 JOINT_BACKBONE_LR = 0.3
@@ -57,7 +58,7 @@ def query_generator() -> QueryDiTConfig:
     return QueryDiTConfig(
         num_query_tokens=GRID**2,
         query_init_std=0.02,
-        hidden_size=WIDTH,
+        hidden_size=DIT_WIDTH,
         num_layers=4,
         num_heads=6,
         multiple_of=32,
@@ -155,7 +156,7 @@ def sequential(generator: GeneratorConfig) -> RunConfig:
     Args:
         generator: the method.
     """
-    base = model()
+    base = open_model(START).config
     guidance = base.sampling.guidance_scale if generator.is_guided else 1.0
     objective = (
         FlowMatchingConfig(sigmas=UniformSigmas(shift=SIGMA_SHIFT), draws=2)
@@ -178,7 +179,7 @@ def sequential(generator: GeneratorConfig) -> RunConfig:
             feature_cache=FEATURES,
         ),
         objectives=(objective,),
-        train=training("generator", steps=STEPS, batch=BATCH, lr=LR),
+        train=training("generator", steps=STEPS, batch=BATCH, optimizer=adamw(LR)),
         sample_prompts=PROMPTS,
     )
 

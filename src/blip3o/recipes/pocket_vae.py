@@ -19,8 +19,9 @@ from blip3o.models.encoders.vae import VaeEncoderConfig
 from blip3o.models.unified import UnifiedModelConfig
 from blip3o.objectives.autoencoding import AutoencodingConfig
 from blip3o.recipes.pocket_methods import clip_flow, entry, joint, query_generator
-from blip3o.recipes.pocket_parts import FEATURES, IMAGE_PX, RUNS, after, model, training
+from blip3o.recipes.pocket_parts import FEATURES, IMAGE_PX, RUNS, adamw, after, training
 from blip3o.train.config import InitConfig, RunConfig
+from blip3o.weights.folder import open_model
 
 LATENT_CHANNELS, PATCH_SIZE = 4, 6
 _EYES = InitConfig(
@@ -39,7 +40,7 @@ def vae_model() -> UnifiedModelConfig:
     Patches of 6 x 6 give the DiT 16 tokens, as many as it has with the features of the image
     encoder, so both models compute the same.
     """
-    base = model()
+    base = open_model("pocket").config
     widths = (16, 64, 128)
     sizes = DcAutoencoderConfig(
         latent_channels=LATENT_CHANNELS,
@@ -68,7 +69,7 @@ def vae() -> RunConfig:
 
     blip3o train pocket.vae --out runs/pocket/vae
     """
-    train = training("image_encoder", "image_decoder", steps=4000, batch=4, lr=2e-3)
+    train = training("image_encoder", "image_decoder", steps=4000, batch=4, optimizer=adamw(2e-3))
     mixture = (entry("scenes", "reconstruct", 0.5), entry("pairs", "reconstruct", 0.5))
     return RunConfig(
         model=vae_model(),
