@@ -184,7 +184,10 @@ class _Speaker:
             text = self._phrase_text(request)
         text = _followed(text, rest)
         if self._happens(_GREETING_SHARE):
-            text = self._fill("greeting", {"text": _Words(text)})
+            frame = self._frame("greeting")
+            if frame.endswith(", {text}") and not re.match(r"I\b", text):
+                text = text[0].lower() + text[1:]
+            text = _filled(frame, {"text": _Words(text)})
         if self._happens(_ENDING_SHARE):
             before, end = self._frame("ending").split("{text}")
             text = f"{before}{_followed(text, end)}"
