@@ -34,46 +34,6 @@ from blip3o.data.scenes.words import (
     shuffled,
 )
 
-GAPS: Mapping[str, str] = {
-    "wrap": "scene",
-    "wrap clause": "clause",
-    "greeting": "text",
-    "ending": "text",
-    "beside": "left right",
-    "beside clause": "left right",
-    "stacked": "upper lower",
-    "stacked clause": "upper lower",
-    "list 2": "a b",
-    "list 3": "a b c",
-    "list 4": "a b c d",
-    "sentences 2": "a b",
-    "sentences 3": "a b c",
-    "sentences 4": "a b c d",
-    "clause": "things",
-    "also": "text rest",
-    "also sentence": "rest",
-    "placed": "group place",
-    "placed clause": "group place",
-    "corner": "corner",
-    "side": "side",
-    "top": "",
-    "bottom": "",
-    "center": "",
-    "background": "scene bg",
-    "background sentence": "bg",
-    "one": "noun",
-    "short one": "noun",
-    "only one": "noun",
-    "some": "number noun",
-    "only some": "number noun",
-    "two": "noun",
-    "three": "noun",
-    "four": "noun",
-    "color": "color thing",
-    "only color": "color thing",
-    "filler": "noun",
-}
-"""The gaps of the frames of each kind. A frame may have {digit} for {number}, {bg_is} for {bg}."""
 _LETTERS = "abcd"
 _GAP = re.compile(r"\{(\w+)(?::([^|}]*)\|([^}]*))?\}")
 _AWKWARD = re.compile(
