@@ -36,9 +36,9 @@ BATCHES = {
     "plain_text": "49ca47776c210c5f",
 }
 SCENES = {
-    "scenes-000000.tar": "5f58371e19289f65",
-    "edits-000000.tar": "7cfdb938b002e719",
-    "pairs-000000.tar": "fff548ea1e6c7dac",
+    "scenes-000000.tar": "6f979e28cb5a60d2",
+    "edits-000000.tar": "94303801a93cbb58",
+    "pairs-000000.tar": "bd5271efde0c5ba6",
 }
 PROMPTS = "0875045362be3cea"
 

@@ -34,46 +34,6 @@ from blip3o.data.scenes.words import (
     shuffled,
 )
 
-GAPS: Mapping[str, str] = {
-    "wrap": "scene",
-    "wrap clause": "clause",
-    "greeting": "text",
-    "ending": "text",
-    "beside": "left right",
-    "beside clause": "left right",
-    "stacked": "upper lower",
-    "stacked clause": "upper lower",
-    "list 2": "a b",
-    "list 3": "a b c",
-    "list 4": "a b c d",
-    "sentences 2": "a b",
-    "sentences 3": "a b c",
-    "sentences 4": "a b c d",
-    "clause": "things",
-    "also": "text rest",
-    "also sentence": "rest",
-    "placed": "group place",
-    "placed clause": "group place",
-    "corner": "corner",
-    "side": "side",
-    "top": "",
-    "bottom": "",
-    "center": "",
-    "background": "scene bg",
-    "background sentence": "bg",
-    "one": "noun",
-    "short one": "noun",
-    "only one": "noun",
-    "some": "number noun",
-    "only some": "number noun",
-    "two": "noun",
-    "three": "noun",
-    "four": "noun",
-    "color": "color thing",
-    "only color": "color thing",
-    "filler": "noun",
-}
-"""The gaps of the frames of each kind. A frame may have {digit} for {number}, {bg_is} for {bg}."""
 _LETTERS = "abcd"
 _GAP = re.compile(r"\{(\w+)(?::([^|}]*)\|([^}]*))?\}")
 _AWKWARD = re.compile(
@@ -185,7 +145,10 @@ class _Speaker:
             text = self._phrase_text(request)
         text = _followed(text, rest)
         if self._happens(_GREETING_SHARE):
-            text = self._fill("greeting", {"text": _Words(text)})
+            frame = self._frame("greeting")
+            if frame.endswith(", {text}") and not re.match(r"I\b", text):
+                text = text[0].lower() + text[1:]
+            text = _filled(frame, {"text": _Words(text)})
         if self._happens(_ENDING_SHARE):
             before, end = self._frame("ending").split("{text}")
             text = f"{before}{_followed(text, end)}"

@@ -7,7 +7,7 @@ import pytest
 from blip3o.core.rng import numpy_rng
 from blip3o.data.scenes.captions import caption_texts, pair_texts, request_of
 from blip3o.data.scenes.frames import frames, kinds
-from blip3o.data.scenes.phrasing import GAPS, Request, worded
+from blip3o.data.scenes.phrasing import Request, worded
 from blip3o.data.scenes.prompts import WORDING_CATEGORIES, eval_prompts
 from blip3o.data.scenes.scene import sample_pair, sample_scene
 from blip3o.data.scenes.synonyms import BACKGROUND_NAMES, COLOR_NAMES, PLURALS, THING_NAMES
@@ -15,6 +15,46 @@ from blip3o.data.scenes.things import BACKGROUNDS, COLORS, THINGS, plural
 from blip3o.data.scenes.types import Scene, relations
 from blip3o.data.scenes.words import Group
 
+# The gaps of the frames of each kind. A frame may have {digit} for {number}, {bg_is} for {bg}.
+GAPS = {
+    "wrap": "scene",
+    "wrap clause": "clause",
+    "greeting": "text",
+    "ending": "text",
+    "beside": "left right",
+    "beside clause": "left right",
+    "stacked": "upper lower",
+    "stacked clause": "upper lower",
+    "list 2": "a b",
+    "list 3": "a b c",
+    "list 4": "a b c d",
+    "sentences 2": "a b",
+    "sentences 3": "a b c",
+    "sentences 4": "a b c d",
+    "clause": "things",
+    "also": "text rest",
+    "also sentence": "rest",
+    "placed": "group place",
+    "placed clause": "group place",
+    "corner": "corner",
+    "side": "side",
+    "top": "",
+    "bottom": "",
+    "center": "",
+    "background": "scene bg",
+    "background sentence": "bg",
+    "one": "noun",
+    "short one": "noun",
+    "only one": "noun",
+    "some": "number noun",
+    "only some": "number noun",
+    "two": "noun",
+    "three": "noun",
+    "four": "noun",
+    "color": "color thing",
+    "only color": "color thing",
+    "filler": "noun",
+}
 ALL_FRAMES = {
     kind: dict.fromkeys([*frames("prompts", kind, "train"), *frames("prompts", kind, "heldout")])
     for kind in kinds("prompts")
