@@ -180,7 +180,7 @@ def test_ctrl_c_reports_the_progress_and_the_next_call_resumes(
         with pytest.raises(KeyboardInterrupt):
             export_scenes(tmp_path, 4, px=16, shard_size=1, num_processes=1)
     err = capsys.readouterr().err
-    assert "writing 4 samples in 4 shards, about 19.5 kB" in err
+    assert "writing 4 samples in 4 shards, about 21.9 kB" in err
     assert f"2 of 4 shards are in {tmp_path}; the next call writes the rest" in err
     export_scenes(tmp_path, 4, px=16, shard_size=1, num_processes=1)
     assert "writing 2 samples in 2 shards" in capsys.readouterr().err
