@@ -12,9 +12,10 @@ from blip3o.core.config import from_dict
 from blip3o.core.types import Record
 from blip3o.data.loader import BadSample
 from blip3o.data.mixture import DataConfig, MixtureEntry
+from blip3o.data.scenes.export import scene_fields
+from blip3o.data.scenes.scene import sample_scene
 from blip3o.data.sources.jsonl import JsonlConfig
 from blip3o.data.tasks import IMAGES, TASKS
-from blip3o.recipes.pocket_language import naming
 
 DOCS = Path(__file__).parents[3] / "docs" / "data.md"
 
@@ -44,10 +45,10 @@ def test_the_published_mix_and_the_folder_are_real() -> None:
     assert listed.source.image_folder == "data/coco"
 
 
-def test_the_drills_are_those_of_the_recipe() -> None:
-    mix = yaml.safe_load(blocks("yaml drills")[0])
-    entries = from_dict(DataConfig, mix).mixture
-    assert entries == naming().data.mixture[:1]
+def test_the_named_field_of_a_record_is_in_the_scenes() -> None:
+    mix = yaml.safe_load(blocks("yaml restated")[0])
+    (entry,) = from_dict(DataConfig, mix).mixture
+    assert entry.conversation in scene_fields(sample_scene(0, 0), 0, np.random.default_rng(0))
 
 
 def test_the_example_config_and_quarantine_line_are_real() -> None:

@@ -61,7 +61,7 @@ def test_more_prompts_than_exist_are_refused(tiny_folder: Path, tmp_path: Path) 
 def test_a_part_of_zero_items_is_skipped() -> None:
     assert Counter(item.data["part"] for item in SMALL.items()) == {
         **{"text_to_image": 12, "vqa": 8, "caption": 3, "edit": 4, "reconstruct": 3},
-        **{"wording_prompts": 6, "wording_questions": 9, "wording_edits": 5},
+        **{"wording_prompts": 8, "wording_questions": 9, "wording_edits": 5},
     }
     none = ScenesBenchmark(
         prompts_per_category=0,

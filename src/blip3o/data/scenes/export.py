@@ -35,9 +35,9 @@ VERSION = 7
 """Version of the contents; raise it when the same settings would write other contents."""
 Format = Literal["webdataset", "jsonl"]
 _SAMPLE_BYTES = {
-    "scenes": (6_000, 0.28),
+    "scenes": (5_400, 0.28),
     "edits": (4_500, 0.45),
-    "pairs": (4_000, 0.25),
+    "pairs": (3_750, 0.25),
     "chains": (7_000, 0.75),
 }
 """Bytes per sample, and further bytes per pixel of the image; measured from 48 to 192 px."""

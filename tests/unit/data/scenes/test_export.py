@@ -71,7 +71,7 @@ def test_chains_are_rows_of_text_and_images_in_turn(tmp_path: Path, kind: Any) -
         record = read_record(source, position)
         assert likely_tasks(record) == ["interleaved"]
         example = make_example(record, "interleaved", np.random.default_rng(0))
-        chain = sample_chain(0, position)
+        chain = sample_chain(0, position, wording="train")
         instructions = [one.text for one in example.messages if one.role == "user"]
         assert instructions == [
             ("" if k else "<image>\n") + edit.instruction for k, edit in enumerate(chain)
@@ -180,7 +180,7 @@ def test_ctrl_c_reports_the_progress_and_the_next_call_resumes(
         with pytest.raises(KeyboardInterrupt):
             export_scenes(tmp_path, 4, px=16, shard_size=1, num_processes=1)
     err = capsys.readouterr().err
-    assert "writing 4 samples in 4 shards, about 44.7 kB" in err
+    assert "writing 4 samples in 4 shards, about 21.9 kB" in err
     assert f"2 of 4 shards are in {tmp_path}; the next call writes the rest" in err
     export_scenes(tmp_path, 4, px=16, shard_size=1, num_processes=1)
     assert "writing 2 samples in 2 shards" in capsys.readouterr().err
@@ -192,7 +192,7 @@ def test_scenes_that_do_not_fit_on_the_disk_are_refused_before_the_first(
 ) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda path: type("Usage", (), {"free": 300_000}))
     with pytest.raises(UsageError, match=r"1 shards of scenes need about 3\d\d.* are free"):
-        export_scenes(tmp_path, 30, px=96, num_processes=1)
+        export_scenes(tmp_path, 45, px=96, num_processes=1)
     assert not list(tmp_path.glob("*.tar"))
     export_scenes(tmp_path / "few", 5, px=96, num_processes=1)
 
