@@ -5,7 +5,7 @@ Every layout of a model folder is opened as a `StoredModel` and written from one
 
 import dataclasses
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -13,6 +13,7 @@ from typing import Any, Protocol, TypeVar
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
+from torch.overrides import TorchFunctionMode
 
 from blip3o.core.config import override
 from blip3o.core.errors import UsageError
@@ -127,11 +128,31 @@ def sketch(config: Buildable[ModuleT_co], where: Path, num_weights: float = math
     """
     try:
         _require_sane_numbers(config, num_weights)
-        with torch.device("meta"), _limited(num_weights):
+        with _Unfilled(), torch.device("meta"), _limited(num_weights):
             return config.build()
     except Exception as error:  # libraries raise errors of any type about sizes
         said = str(error).strip().splitlines() or [type(error).__name__]
         raise UsageError(f"{where} does not describe a model: {said[0]}") from error
+
+
+class _Unfilled(TorchFunctionMode):
+    """Skips the filling of tensors with normal numbers, for weights that are replaced anyway.
+
+    On the meta device torch would import its compiler for it, which takes longer than all the rest.
+    """
+
+    def __torch_function__(
+        self,
+        func: Callable[..., object],
+        types: Iterable[type],
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, object] | None = None,
+    ) -> object:
+        del types
+        named = kwargs or {}
+        if func is nn.init.normal_:
+            return named["tensor"] if "tensor" in named else args[0]
+        return func(*args, **named)
 
 
 def _require_sane_numbers(config: object, num_weights: float) -> None:
@@ -210,7 +231,8 @@ def build_without_weights(config: Buildable[ModuleT_co]) -> ModuleT_co:
     register: Any = register_module_parameter_registration_hook  # its stub omits the result
     hook = register(to_meta)
     try:
-        return config.build()
+        with _Unfilled():
+            return config.build()
     finally:
         hook.remove()
 

@@ -105,7 +105,8 @@ class PocketEncoder(ImageEncoder):
             ]
         self.stem = nn.Sequential(*stem)
         num_tokens = (config.grid * config.pool) ** 2
-        self.positions = nn.Parameter(torch.randn(num_tokens, config.hidden_size) * 0.02)
+        self.positions = nn.Parameter(torch.empty(num_tokens, config.hidden_size))
+        nn.init.normal_(self.positions, std=0.02)
         self.layers = nn.ModuleList(
             TransformerBlock(config.hidden_size, config.num_heads) for _ in range(config.num_layers)
         )

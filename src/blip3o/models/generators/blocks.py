@@ -124,7 +124,8 @@ class BlockGenerator(Generator):
         self.places: nn.Parameter | None = None
         if config.learned_positions:
             num_tokens = config.num_reserved_positions(joints)
-            self.places = nn.Parameter(torch.randn(num_tokens, width) * 0.02)
+            self.places = nn.Parameter(torch.empty(num_tokens, width))
+            nn.init.normal_(self.places, std=0.02)
         self.patch_out = nn.Linear(width, patch)
         if self.unet is None:  # its own last layer is zero
             nn.init.zeros_(self.patch_out.weight)

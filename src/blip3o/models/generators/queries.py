@@ -23,7 +23,8 @@ class QueryTokens(nn.Module):
 
     def __init__(self, num_query_tokens: int, hidden_size: int, init_std: float = 1.0) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.randn(num_query_tokens, hidden_size) * init_std)
+        self.weight = nn.Parameter(torch.empty(num_query_tokens, hidden_size))
+        nn.init.normal_(self.weight, std=init_std)
 
     def forward(self, batch_size: int) -> Tensor:
         """Returns the queries for each row, [B, Q, D]."""
