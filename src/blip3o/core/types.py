@@ -85,8 +85,8 @@ class Example:
     """A training example that a task has built from a record; not tokenized yet.
 
     Args:
-        task: "text_to_image", "image_to_text", "text", "plain_text", "edit", "reconstruct",
-            "interleaved" or "contrastive".
+        task: "text_to_image", "image_to_text", "text", "edit", "reconstruct", "interleaved" or
+            "contrastive".
         record: the record it was built from.
         messages: the conversation. For a target image, one user turn with the record's words; the
             chat template adds its own words and the image marks. In contrastive training, one user

@@ -185,12 +185,6 @@ def text(record: Record, rng: np.random.Generator) -> Example:
     return Example(task="text", record=record, messages=_text_messages(record))
 
 
-def plain_text(record: Record, rng: np.random.Generator) -> Example:
-    """Returns a conversation without images whose turns get no chat format."""
-    del rng
-    return Example(task="plain_text", record=record, messages=_text_messages(record))
-
-
 def _request(words: Callable[[ChatTemplate, str], Sequence[Message]]) -> MakeTokens:
     """Returns a function that puts the chat template's words around a request for an image."""
 
@@ -252,12 +246,6 @@ TASKS: Mapping[str, Task] = {
     "text": Task(
         make=text,
         tokens=ChatTemplate.conversation,
-        target="text",
-        conversation="text_conversations",
-    ),
-    "plain_text": Task(
-        make=plain_text,
-        tokens=lambda chat, messages, _: chat.plain.conversation(messages),
         target="text",
         conversation="text_conversations",
     ),

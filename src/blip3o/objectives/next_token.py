@@ -3,12 +3,10 @@
 import dataclasses
 from typing import Final
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from blip3o.core.bounds import NotNegative, Share, Whole
-from blip3o.core.rng import numpy_rng
+from blip3o.core.bounds import NotNegative
 from blip3o.core.types import IGNORE_LABEL, Batch, LossOutput
 from blip3o.models.unified import UnifiedModel, UnifiedModelConfig
 from blip3o.objectives import RegionLabels
@@ -25,34 +23,20 @@ class NextTokenConfig:
             tokens one weight, so long descriptions outweigh one-word answers; 1 gives all answers
             one weight; 0.5 is between them (the square averaging of InternVL 2.5, arXiv
             2412.05271, section 3.2).
-        hidden_share: share of the answers' tokens that the input replaces by `hidden_token`, so the
-            model reads the image instead of guessing from the words before (word dropout; Bowman
-            et al., arXiv 1511.06349, section 3.1).
-        hidden_token: id of the token in their place; 0 is the padding of our own tokenizers.
     """
 
     kind: str = "next_token"
-    tasks: tuple[str, ...] = ("image_to_text", "text", "plain_text")
+    tasks: tuple[str, ...] = ("image_to_text", "text")
     weight: NotNegative = 1.0
     length_power: float = 0.0
-    hidden_share: Share = 0.0
-    hidden_token: Whole = 0
 
     def __post_init__(self) -> None:
-        if not 0.0 <= self.hidden_share < 1.0:
-            raise ValueError(f"hidden_share must be in [0, 1), got {self.hidden_share}")
         if not 0.0 <= self.length_power <= 1.0:
             raise ValueError(f"length_power must be in [0, 1], got {self.length_power}")
 
     def build(self, model_config: UnifiedModelConfig) -> "NextToken":
-        """Returns the objective.
-
-        Raises:
-            ValueError: if the vocabulary has no `hidden_token`.
-        """
-        size = model_config.backbone.vocab_size
-        if not 0 <= self.hidden_token < size:
-            raise ValueError(f"hidden_token must be in [0, {size}), got {self.hidden_token}")
+        """Returns the objective."""
+        del model_config
         return NextToken(self)
 
 
@@ -72,8 +56,6 @@ class NextToken(nn.Module):
         self.tasks = config.tasks
         self.weight = config.weight
         self.length_power = config.length_power
-        self.hidden_share = config.hidden_share
-        self.hidden_token = config.hidden_token
 
     def count(self, batch: Batch) -> float:
         """Returns the summed weights of the tokens that have a label."""
@@ -87,26 +69,16 @@ class NextToken(nn.Module):
         lengths = torch.bincount(answer)[answer]
         return lengths.float() ** -self.length_power
 
-    def _with_hidden_answers(self, batch: Batch, seed: int) -> Tensor:
-        """Returns the token ids [B, T] with a share of the answers' tokens replaced."""
-        rolls = [
-            numpy_rng(seed, "hidden_answers", epoch, index).random(batch.input_ids.shape[1])
-            for epoch, index in zip(batch.epochs.tolist(), batch.indices.tolist(), strict=True)
-        ]
-        chosen = torch.from_numpy(np.stack(rolls) < self.hidden_share).to(batch.input_ids.device)
-        answers = batch.labels != IGNORE_LABEL
-        return batch.input_ids.masked_fill(chosen & answers, self.hidden_token)
-
     def forward(self, model: UnifiedModel, batch: Batch, seed: int) -> LossOutput:
         """Returns the summed cross entropy; logits are computed only where there are labels.
 
         Raises:
             ValueError: if the batch has no labels.
         """
+        del seed  # this loss draws no noise
         with torch.no_grad():
             images = model.prompt_images(batch.prompt_pixels, batch.prompt_features)
-        ids = self._with_hidden_answers(batch, seed) if self.hidden_share else batch.input_ids
-        hidden = model.text_states(ids, batch.attention_mask, images)
+        hidden = model.text_states(batch.input_ids, batch.attention_mask, images)
         weights = self._token_weights(batch)
         labels = _next_labels(batch)
         has_label = labels != IGNORE_LABEL

@@ -26,7 +26,7 @@ _BAD_SAMPLE_LIMIT = 0.5
 
 
 def pocket() -> RunConfig:
-    """Fine-tunes query tokens and DiT of the bundled model on your own images, on any laptop.
+    """Fine-tunes the generator of the bundled model on your own images, on any laptop.
 
     blip3o train own_data --out runs/mine data.mixture.0.source.path=my/images
 

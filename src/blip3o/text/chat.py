@@ -1,14 +1,12 @@
 r"""The chat format: conversations as token ids, for training and for prompts.
 
 A turn of the Qwen family is `<|im_start|>{role}\n{content}<|im_end|>\n`, one of Llama 3
-`<|start_header_id|>{role}<|end_header_id|>\n\n{content}<|eot_id|>`, a plain one
-`{content}<|endoftext|>`.
+`<|start_header_id|>{role}<|end_header_id|>\n\n{content}<|eot_id|>`.
 Texts of users and data are encoded as plain text. Only this file places special tokens, so a
 caption can neither end a turn nor insert an image.
 """
 
 import dataclasses
-import functools
 import itertools
 from collections.abc import Iterator, Sequence
 from typing import Literal
@@ -18,7 +16,6 @@ from blip3o.core.types import IGNORE_LABEL, IMAGE_MARK, ImagePlace, Message
 from blip3o.text.tokenizer import (
     IMAGE_PAD,
     IMAGE_START,
-    PAD,
     TURN_END,
     TURN_START,
     VISION_END,
@@ -51,8 +48,8 @@ class _TurnFormat:
     """Tokens and text around the role and the content of a turn."""
 
     begin: tuple[_Special, ...] = ()  # before the first turn only
-    start: _Special | None  # None: turns without a header (role and `after_role`)
-    after_role: tuple[_Piece, ...] = ()
+    start: _Special
+    after_role: tuple[_Piece, ...]
     end: _Special
     after_turn: str = ""
 
@@ -70,7 +67,6 @@ _FORMATS = {
         after_role=(_Special("<|end_header_id|>"), "\n\n"),
         end=_Special("<|eot_id|>"),
     ),
-    "plain": _TurnFormat(start=None, end=_Special(PAD)),
 }
 
 
@@ -93,7 +89,7 @@ class ChatConfig:
         ValueError: if a template lacks its placeholder.
     """
 
-    kind: Literal["qwen", "llama3", "plain"] = "qwen"
+    kind: Literal["qwen", "llama3"] = "qwen"
     system: str | None = "You are a helpful assistant."
     generate: str = "Please generate image based on the following caption: {caption}"
     edit: str = "{instruction}"
@@ -135,12 +131,6 @@ class ChatTemplate:
         self.config = config
         self.num_image_tokens = num_image_tokens
         self._format = _FORMATS[config.kind]
-
-    @functools.cached_property
-    def plain(self) -> "ChatTemplate":
-        """This template without headers and system turn."""
-        config = dataclasses.replace(self.config, kind="plain", system=None)
-        return ChatTemplate(self.tokenizer, config, self.num_image_tokens)
 
     @property
     def turn_end_id(self) -> int:
@@ -291,8 +281,6 @@ class ChatTemplate:
         yield from messages
 
     def _header(self, role: str, part: _Part) -> Iterator[_Placed]:
-        if self._format.start is None:
-            return
         for piece in (self._format.start, role, *self._format.after_role):
             yield piece, part
 

@@ -92,25 +92,6 @@ def test_text_has_labels_and_no_image(preparer: Preparer, records: list[Record])
     assert batch.prompt_pixels is batch.target_pixels is batch.regions is None
 
 
-def test_plain_text_has_no_chat_format(preparer: Preparer, records: list[Record]) -> None:
-    turns = [
-        {"from": "human", "value": " red cat"},
-        {"from": "gpt", "value": " cat red", "learn": [[4, 8]]},
-    ]
-    batch = batch_of(
-        preparer, prepare(preparer, "plain_text", records[0], text_conversations=turns)
-    )
-    tokenizer = preparer.chat.tokenizer
-    read = tokenizer.decode(batch.input_ids[0].tolist(), False)
-    assert read == " red cat<|endoftext|> cat red<|endoftext|>"
-    assert batch.labels is not None
-    learned = batch.labels[0] != IGNORE_LABEL
-    assert torch.equal(batch.labels[0][learned], batch.input_ids[0][learned])
-    learned_text = tokenizer.decode(batch.labels[0][learned].tolist(), False)
-    assert learned_text == " red<|endoftext|>"
-    assert batch.prompt_pixels is batch.target_pixels is None
-
-
 def test_edits_carry_both_images_in_row_order(preparer: Preparer, records: list[Record]) -> None:
     batch = batch_of(preparer, *(prepare(preparer, "edit", record) for record in records[3:]))
     assert isinstance(batch.prompt_pixels, torch.Tensor)
@@ -144,9 +125,7 @@ def test_regions_are_known_objects_and_minus_one(preparer: Preparer, records: li
     assert (batch.regions[1] >= 0).all()
 
 
-@pytest.mark.parametrize(
-    "task", ["text_to_image", "image_to_text", "contrastive", "edit", "text", "plain_text"]
-)
+@pytest.mark.parametrize("task", ["text_to_image", "image_to_text", "contrastive", "edit", "text"])
 def test_text_of_the_data_never_becomes_a_special_token(
     preparer: Preparer, records: list[Record], task: str
 ) -> None:

@@ -22,7 +22,7 @@ from blip3o.data.sources.jsonl import JsonlConfig
 from blip3o.data.sources.webdataset import WebDatasetConfig
 from blip3o.data.stats import collect
 from blip3o.data.tasks import TASKS, likely_tasks
-from blip3o.text.chat import ChatConfig, ChatTemplate
+from blip3o.text.chat import ChatTemplate
 from blip3o.text.tokenizer import IMAGE_PAD, IMAGE_START, TURN_END, VISION_END, VISION_START
 
 MakeLoader = Callable[..., Loader]
@@ -231,13 +231,3 @@ def test_answers_of_other_tasks_still_hold_no_images(chat: ChatTemplate) -> None
         chat.conversation(messages)
     with pytest.raises(UsageError, match="images belong in user turns"):
         chat.text_prompt((*messages, messages[0]))
-
-
-def test_places_are_found_in_every_format(chat: ChatTemplate) -> None:
-    plain = ChatTemplate(chat.tokenizer, ChatConfig(kind="plain", system=None), 2)
-    messages = (Message(role="user", text="a"), Message(role="assistant", text="<image><image> b"))
-    ids, labels = plain.conversation(messages, draws=True)
-    places = plain.image_places(ids, labels)
-    assert [type(one) for one in places] == [ImagePlace] * 2
-    assert places[1].start - places[0].start == 4  # end of the first, mark of the second
-    assert all(one.is_target and one.before_text for one in places)

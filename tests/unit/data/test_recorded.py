@@ -33,7 +33,6 @@ BATCHES = {
     "contrastive": "c9fd8da1eb5bf431",
     "image_to_text": "18581e15275e6869",
     "text": "099d0eb74b3550b1",
-    "plain_text": "49ca47776c210c5f",
 }
 SCENES = {
     "scenes-000000.tar": "6f979e28cb5a60d2",

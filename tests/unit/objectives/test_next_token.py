@@ -77,44 +77,6 @@ def test_a_batch_without_labels_is_refused(model: UnifiedModel, make_batch: Make
         NextTokenConfig().build(model.config)(model, make_batch([1]), 0)
 
 
-def test_hidden_answer_tokens_keep_their_labels_but_not_their_ids(
-    model: UnifiedModel, make_batch: MakeBatch, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    batch = make_batch([1, 2, 3, 4], "text")
-    assert batch.labels is not None
-    asked = batch.labels != IGNORE_LABEL
-    seen: list[torch.Tensor] = []
-    text_states = model.text_states
-
-    def watched(ids: torch.Tensor, mask: torch.Tensor, images: None) -> torch.Tensor:
-        seen.append(ids)
-        return text_states(ids, mask, images)
-
-    monkeypatch.setattr(model, "text_states", watched)
-    plain = NextTokenConfig().build(model.config)(model, batch, 0)
-    hiding = NextTokenConfig(hidden_share=0.6, hidden_token=3).build(model.config)
-    first, again, other = (hiding(model, batch, seed) for seed in (0, 0, 1))
-    assert torch.equal(seen[0], batch.input_ids)
-    hidden = seen[1] != batch.input_ids
-    assert 0.3 < float(hidden[asked].float().mean()) < 0.9
-    assert set(seen[1][hidden].tolist()) == {3}
-    assert not hidden[~asked].any()
-    assert torch.equal(first.loss_sum, again.loss_sum)
-    assert not torch.equal(first.loss_sum, other.loss_sum)
-    assert first.count == plain.count
-
-
-def test_a_hidden_token_that_the_vocabulary_lacks_is_refused(model: UnifiedModel) -> None:
-    size = model.config.backbone.vocab_size
-    with pytest.raises(ValueError, match=f"hidden_token must be in .0, {size}., got {size}"):
-        NextTokenConfig(hidden_share=0.1, hidden_token=size).build(model.config)
-
-
-def test_hiding_every_answer_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"hidden_share must be in \[0, 1\), got 1.0"):
-        NextTokenConfig(hidden_share=1.0)
-
-
 def test_length_power_weighs_the_tokens_of_long_answers_less(
     model: UnifiedModel, make_batch: MakeBatch
 ) -> None:

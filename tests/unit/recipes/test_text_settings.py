@@ -9,7 +9,6 @@ from blip3o.core.config import from_dict, override, read_yaml, save_yaml
 from blip3o.core.errors import UsageError
 from blip3o.models.backbones.qwen2_5_vl import Qwen2_5VLBackboneConfig
 from blip3o.models.decoders.sdxl import SdxlDecoderConfig
-from blip3o.models.generators.query_dit import QueryDiTConfig
 from blip3o.recipes import qwen2_5_vl
 from blip3o.runs.scenes import ScenesConfig
 from blip3o.runs.start import _override_stages, load_recipe
@@ -63,12 +62,10 @@ def test_a_run_file_keeps_texts_and_refuses_duplicate_keys(tmp_path: Path) -> No
 
 def test_settings_of_stages_that_must_change_together_may(tmp_path: Path) -> None:
     stages: Any = load_recipe("pocket.all", tmp_path)
-    parts = ("backbone.hidden_size", "generator.hidden_size")
-    sizes = [f"generation.model.{part}=256" for part in parts]
+    parts = ("normalizer.num_components", "image_decoder.feature_channels")
+    sizes = [f"generation.model.{part}=32" for part in parts]
     changed = _override_stages(stages, [*sizes, "tune.train.steps=010"])
-    generator = changed["generation"].model.generator
-    assert isinstance(generator, QueryDiTConfig)
-    assert generator.hidden_size == 256
+    assert changed["generation"].model.joints.feature_channels == 32
     assert changed["tune"].train.steps == 10
     assert changed["encoder"] == stages["encoder"]
 
@@ -84,9 +81,9 @@ def test_widths_that_must_change_together_may_in_any_order() -> None:
 
 
 def test_widths_of_a_generator_follow_its_neighbors() -> None:
-    config: Any = load_recipe("pocket.generation", Path("runs"))
-    changed = override(config, ["model.backbone.hidden_size=256"])
-    assert changed.model.generator.dit(changed.model.joints).condition_size == 256
+    config: Any = load_recipe("pocket.clip_flow", Path("runs"))
+    changed = override(config, ["model.backbone.hidden_size=384"])
+    assert changed.model.generator.dit(changed.model.joints).condition_size == 384
 
 
 def test_the_scenes_data_set_takes_decimal_numbers() -> None:

@@ -8,6 +8,7 @@ import pytest
 from blip3o.core.config import evolve, override
 from blip3o.core.errors import UsageError
 from blip3o.models.generators.lmfusion import LMFusionConfig
+from blip3o.models.generators.regression import RegressionConfig
 from blip3o.recipes import own_data, pocket, qwen2_5_vl
 from blip3o.runs.initial import build_model, check_start
 from blip3o.runs.start import load_recipe, train
@@ -21,7 +22,7 @@ def _empty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
 
-@pytest.mark.parametrize("name", ["decoder", "look_ups", "understanding", "generation", "tune"])
+@pytest.mark.parametrize("name", ["decoder", "understanding", "generation", "tune"])
 @pytest.mark.parametrize("is_half_done", [False, True])
 def test_a_missing_stage_is_named_with_the_recipe_that_trains_it(
     name: str, is_half_done: bool, tmp_path: Path
@@ -56,10 +57,11 @@ def test_any_other_missing_folder_is_named_with_its_setting(folder: str) -> None
     assert folder in str(caught.value)
 
 
+OTHER_GENERATOR = {"model.generator": RegressionConfig(num_layers=1, num_heads=8)}
 SIZES = {
-    "wider": ({"model.generator.hidden_size": 128}, "generator"),
-    "deeper": ({"model.generator.num_layers": 8}, "generator"),
-    "more queries": ({"model.generator.num_query_tokens": 32}, "generator"),
+    "narrower": ({"model.image_decoder.widths": [128, 96, 64]}, "image_decoder"),
+    "deeper": ({"model.image_encoder.num_layers": 8}, "image_encoder"),
+    "another kind": (OTHER_GENERATOR, "generator"),
     "vocabulary": ({"model.backbone.vocab_size": 1024}, "backbone"),
 }
 
@@ -84,7 +86,7 @@ def test_other_sizes_are_reported_with_the_parts_that_fit(name: str) -> None:
 
 
 def test_parts_that_do_not_fit_at_all_are_reported() -> None:
-    config = evolve(own_data.pocket(), {"model.generator.hidden_size": 128})
+    config = evolve(own_data.pocket(), OTHER_GENERATOR)
     init = (dataclasses.replace(config.init[0], parts=("generator",)),)
     with pytest.raises(UsageError, match=r"no part of it fits.*init=\[\]"):
         check_start(dataclasses.replace(config, init=init))
@@ -132,9 +134,9 @@ def test_the_longest_prefix_decides_where_a_weight_is_read() -> None:
     config = evolve(own_data.pocket(), {"model.generator": LMFusionConfig()})
     with pytest.raises(UsageError, match=r"1 weights of .* differ") as caught:
         check_start(dataclasses.replace(config, init=(start,)))
-    assert f"{part}.norm.weight is [192] in this run and missing there (nowhere.norm" in str(
-        caught.value
-    )
+    width = config.model.backbone.hidden_size
+    expected = f"{part}.norm.weight is [{width}] in this run and missing there (nowhere.norm"
+    assert expected in str(caught.value)
 
 
 def test_image_layers_start_as_copies_of_the_text_layers() -> None:

@@ -141,19 +141,6 @@ def test_llama3_turns_have_their_own_tokens(tokenizer: Tokenizer) -> None:
         chat.text_prompt([_user("Hi")])  # this tokenizer belongs to another family
 
 
-def test_plain_turns_have_no_headers(tokenizer: Tokenizer) -> None:
-    chat = ChatTemplate(tokenizer, ChatConfig(), num_image_tokens=1).plain
-    turns = [_user(" red cat"), Message(role="assistant", text=" cat red", learned=((4, 8),))]
-    ids, labels = chat.conversation(turns)
-    end = tokenizer.special_id("<|endoftext|>")
-    red = tokenizer.encode(" red")
-    cat, red_cat = tokenizer.encode(" cat"), tokenizer.encode(" red cat")
-    assert ids == [*red_cat, end, *cat, *red, end]
-    assert [label for label in labels if label != IGNORE_LABEL] == [*red, end]
-    assert chat.text_prompt([_user(" red cat")]) == [*tokenizer.encode(" red cat"), end]
-    assert chat.turn_end_id == end
-
-
 def test_an_image_turn_can_be_closed_as_in_the_released_training(tokenizer: Tokenizer) -> None:
     chat = ChatTemplate(tokenizer, ChatConfig(system=None, close_image_turn=True), 3)
     expected = "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n<|im_end|>\n[IMG]"
