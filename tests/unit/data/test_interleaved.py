@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from blip3o.core.errors import UsageError
-from blip3o.core.types import IGNORE_LABEL, ImagePlace, Message, Record
+from blip3o.core.types import IGNORE_LABEL, Message, Record
 from blip3o.data.collate import Preparer, collate
 from blip3o.data.lint import LintChecks, lint
 from blip3o.data.loader import Loader
