@@ -1,6 +1,7 @@
 """Next-token prediction on the answers of conversations, with and without images."""
 
 import dataclasses
+from collections.abc import Iterator, Sequence
 from typing import Final
 
 import torch
@@ -23,12 +24,18 @@ class NextTokenConfig:
             tokens one weight, so long descriptions outweigh one-word answers; 1 gives all answers
             one weight; 0.5 is between them (the square averaging of InternVL 2.5, arXiv
             2412.05271, section 3.2).
+        early_weight: factor of a second loss: the later half of a question's tokens predict the
+            words of its answer, if the answer is short. The token of a name then learns to find
+            its thing. Without this loss two steps of attention pay only together (from the name to
+            the thing, and from the end of the question to the name), and a small model that learns
+            from scratch misses them (docs/log.md).
     """
 
     kind: str = "next_token"
     tasks: tuple[str, ...] = ("image_to_text", "text")
     weight: NotNegative = 1.0
     length_power: float = 0.0
+    early_weight: NotNegative = 0.0
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.length_power <= 1.0:
@@ -56,6 +63,7 @@ class NextToken(nn.Module):
         self.tasks = config.tasks
         self.weight = config.weight
         self.length_power = config.length_power
+        self.early_weight = config.early_weight
 
     def count(self, batch: Batch) -> float:
         """Returns the summed weights of the tokens that have a label."""
@@ -85,11 +93,59 @@ class NextToken(nn.Module):
         logits = model.backbone.logits(hidden[:, :-1][has_label]).float()
         losses = nn.functional.cross_entropy(logits, labels[has_label], reduction="none")
         right = (logits.detach().argmax(-1) == labels[has_label]).sum()
+        loss_sum = (losses * weights).sum()
+        if self.early_weight:
+            loss_sum = loss_sum + self.early_weight * self._early(model, batch, hidden)
         return LossOutput(
-            loss_sum=(losses * weights).sum(),
+            loss_sum=loss_sum,
             count=float(weights.sum()),
             metrics={"token_accuracy": (right, float(len(weights)))},
         )
+
+    def _early(self, model: UnifiedModel, batch: Batch, hidden: Tensor) -> Tensor:
+        """Returns the summed loss of short answers at the tokens of their questions."""
+        assert batch.labels is not None
+        rows, places, words, weights = list[int](), list[int](), list[int](), list[float]()
+        ids, image = batch.input_ids.tolist(), model.config.backbone.image_token_id
+        for row, labels in enumerate(batch.labels.tolist()):
+            for question, answer in _turns(labels):
+                told = list(
+                    dict.fromkeys(labels[answer.start : answer.stop - 1])
+                )  # without the end
+                if not 0 < len(told) <= _MOST_EARLY_WORDS:
+                    continue
+                asked = [place for place in question if ids[row][place] != image]
+                asked = asked[len(asked) // 2 :]
+                for place in asked:
+                    rows += [row] * len(told)
+                    places += [place] * len(told)
+                    words += told
+                    weights += [1 / (len(asked) * len(told))] * len(told)
+        if not rows:
+            return hidden.sum() * 0
+        logits = model.backbone.logits(hidden[rows, places]).float()
+        losses = nn.functional.cross_entropy(
+            logits, torch.tensor(words, device=logits.device), reduction="none"
+        )
+        return (losses * torch.tensor(weights, device=losses.device)).sum()
+
+
+_MOST_EARLY_WORDS = 4
+"""Longest answer, in different tokens, that the tokens of its question predict."""
+
+
+def _turns(labels: Sequence[int]) -> Iterator[tuple[range, range]]:
+    """Yields the places of each question and of its answer in a row of labels."""
+    place = 0
+    while place < len(labels):
+        start = next((k for k in range(place, len(labels)) if labels[k] != IGNORE_LABEL), None)
+        if start is None:
+            return
+        stop = next(
+            (k for k in range(start, len(labels)) if labels[k] == IGNORE_LABEL), len(labels)
+        )
+        yield range(place, start), range(start, stop)
+        place = stop
 
 
 def _next_labels(batch: Batch) -> Tensor:

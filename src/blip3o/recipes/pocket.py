@@ -103,7 +103,7 @@ def understanding(runs: Path = RUNS) -> RunConfig:
         model=model(),
         init=(after(runs, "encoder"),),
         data=DataConfig(mixture=_LANGUAGE, feature_cache=FEATURES),
-        objectives=(NextTokenConfig(length_power=1.0),),
+        objectives=(NextTokenConfig(length_power=1.0, early_weight=1.0),),
         train=training("backbone", steps=4000, batch=32, optimizer=muon(5e-3), micro_batch=16),
         sample_prompts=QUESTIONS,
     )
