@@ -43,7 +43,7 @@ PROMPTS = (
     "a crown on a striped background",
 )
 STEPS, BATCH, LR = 1600, 16, 1.5e-3
-DIT_WIDTH = 192
+DIT_WIDTH, DIT_PARAMETERS = 192, 3_100_000
 QUESTION_SHARE = 0.25
 """Share of questions among the samples of a joint run."""
 JOINT_BACKBONE_LR = 0.3
@@ -75,11 +75,15 @@ def clip_mse() -> RunConfig:
 
 
 def clip_mse_deep() -> RunConfig:
-    """CLIP + MSE whose head has as many parameters as the DiT: seven bidirectional layers.
+    """CLIP + MSE whose head has as many parameters as the DiT, in bidirectional layers.
 
     blip3o train pocket.clip_mse_deep --out runs/clip_mse_deep
     """
-    return sequential(RegressionConfig(query_init_std=0.02, num_layers=7, num_heads=6))
+    width = open_model(START).config.backbone.hidden_size
+    layers = round(DIT_PARAMETERS / (12 * width**2))  # a layer has 12 squares of its width
+    return sequential(
+        RegressionConfig(query_init_std=0.02, num_layers=layers, num_heads=width // 32)
+    )
 
 
 def clip_flow() -> RunConfig:

@@ -31,6 +31,7 @@ CONFIGS: dict[str, tuple[Any, str]] = {
     "flow_matching of edits": (FlowMatchingConfig(sigmas=UniformSigmas()), "edit"),
     "next_token": (NextTokenConfig(), "text"),
     "next_token with images": (NextTokenConfig(), "image_to_text"),
+    "next_token with early answers": (NextTokenConfig(early_weight=0.5), "text"),
     "pixel_decoding": (
         PixelDecodingConfig(sigmas=UniformSigmas(), feature_noise=0.5),
         "reconstruct",

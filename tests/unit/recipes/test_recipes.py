@@ -145,7 +145,7 @@ def test_image_layers_have_the_shape_of_the_text_layers(size: str, width: int) -
     ],
 )
 def test_the_deep_head_has_as_many_parameters_as_the_dit(deep: str, flow: str) -> None:
-    assert math.isclose(count(generator_of(deep)), count(generator_of(flow)), rel_tol=0.03)
+    assert math.isclose(count(generator_of(deep)), count(generator_of(flow)), rel_tol=0.04)
 
 
 @each_size

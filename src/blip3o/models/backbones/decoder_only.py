@@ -5,13 +5,16 @@ arrive either as features of the model's image encoder or as pixels for the back
 understanding tower. Axes: M images, N tokens of an image, C feature channels, D width.
 """
 
+import dataclasses
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Protocol
 
 from torch import Tensor, nn
 
+from blip3o.core.bounds import Count
+from blip3o.core.config import component
 from blip3o.imaging.pixels import resized_pixels
-from blip3o.models.backbones.base import Backbone, BackboneConfig, vocabulary_head
+from blip3o.models.backbones.base import Backbone, BackboneConfig, DecoderSizes, vocabulary_head
 from blip3o.models.encoders.normalizer import FeatureNormalizer, FeatureNormalizerConfig
 from blip3o.models.prompts import PromptImages, TowerInputs
 from blip3o.models.protocols import ImageEncoderConfig
@@ -52,6 +55,36 @@ class SquareImages:
         del image_px
         assert self.vision_tower is not None, "without a tower, the image encoder sets the number"
         return self.vision_tower.num_tokens
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FeaturesOrTower(DecoderSizes, SquareImages):
+    """Sizes of a decoder that sees features of the image encoder, or pixels with its own tower.
+
+    Args:
+        image_channels: channels (C) of the image encoder's features that the projector takes; None
+            with a vision tower.
+        image_normalizer: normalization of the features before the projector; by default none.
+        vision_tower: config of the backbone's own tower for prompt images, an entry of `ENCODERS`;
+            None if prompt images are features of the model's image encoder.
+
+    Raises:
+        ValueError: unless exactly one of `image_channels` and `vision_tower` is given.
+    """
+
+    image_channels: Count | None = None
+    image_normalizer: FeatureNormalizerConfig = dataclasses.field(
+        default_factory=FeatureNormalizerConfig
+    )
+    vision_tower: ImageEncoderConfig | None = component(
+        "blip3o.models.encoders:ENCODERS", default=None
+    )
+
+    def __post_init__(self) -> None:
+        if (self.image_channels is None) == (self.vision_tower is None):
+            raise ValueError(
+                f"a {self.kind} backbone needs either image_channels or a vision_tower"
+            )
 
 
 class DecoderOnlyBackbone(Backbone[DecoderOnlyConfig]):

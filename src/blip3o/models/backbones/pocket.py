@@ -6,15 +6,13 @@ It needs no library besides torch, which keeps the start of a process short.
 import dataclasses
 
 from blip3o.core.bounds import Count, Positive, Whole
-from blip3o.models.backbones.base import DecoderSizes
-from blip3o.models.backbones.decoder_only import DecoderOnlyBackbone, SquareImages
-from blip3o.models.encoders.normalizer import FeatureNormalizerConfig
+from blip3o.models.backbones.decoder_only import DecoderOnlyBackbone, FeaturesOrTower
 from blip3o.nn.decoder import BlockSizes, CausalDecoder
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class PocketBackboneConfig(DecoderSizes, SquareImages):
-    """Sizes of the decoder and of its projector; see also `DecoderSizes`.
+class PocketBackboneConfig(FeaturesOrTower):
+    """Sizes of the decoder and of its projector; see also `FeaturesOrTower`.
 
     Args:
         head_dim: width of a head.
@@ -22,8 +20,6 @@ class PocketBackboneConfig(DecoderSizes, SquareImages):
             compare tokens by content alone, at any distance.
         norm_heads: normalize each query and key head by its root mean square.
         init_std: standard deviation of the fresh weights of embeddings and linear layers.
-        image_channels: channels (C) of the image encoder's features that the projector takes.
-        image_normalizer: normalization of the features before the projector; by default none.
 
     Raises:
         ValueError: if `num_kv_heads` does not divide `num_heads`, or if `rotary_dim` is odd or
@@ -35,15 +31,12 @@ class PocketBackboneConfig(DecoderSizes, SquareImages):
     rotary_dim: Whole
     norm_heads: bool = True
     init_std: Positive = 0.02
-    image_channels: Count
-    image_normalizer: FeatureNormalizerConfig = dataclasses.field(
-        default_factory=FeatureNormalizerConfig
-    )
     tie_word_embeddings: bool = True
     max_positions: Count = 512
     rope_theta: Positive = 10_000.0
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.num_heads % self.num_kv_heads:
             raise ValueError(
                 f"num_kv_heads {self.num_kv_heads} does not divide num_heads {self.num_heads}"
@@ -69,11 +62,6 @@ class PocketBackboneConfig(DecoderSizes, SquareImages):
             image_token_id=5,
             image_channels=16,
         )
-
-    @property
-    def vision_tower(self) -> None:
-        """None: the backbone reads features of the model's image encoder."""
-        return None
 
     def build(self) -> DecoderOnlyBackbone:
         """Returns the backbone with fresh weights."""

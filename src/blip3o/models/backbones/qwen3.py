@@ -8,14 +8,10 @@ import dataclasses
 from typing import TYPE_CHECKING
 
 from blip3o.core.bounds import Count
-from blip3o.core.config import component
 from blip3o.core.errors import unknown_name
 from blip3o.models.backbones.attention import with_attention
-from blip3o.models.backbones.base import DecoderSizes
-from blip3o.models.backbones.decoder_only import DecoderOnlyBackbone, SquareImages
-from blip3o.models.encoders.normalizer import FeatureNormalizerConfig
+from blip3o.models.backbones.decoder_only import DecoderOnlyBackbone, FeaturesOrTower
 from blip3o.models.encoders.siglip2 import Siglip2EncoderConfig
-from blip3o.models.protocols import ImageEncoderConfig
 
 if TYPE_CHECKING:
     from transformers.models.qwen3.modeling_qwen3 import Qwen3Model
@@ -31,36 +27,17 @@ _PUBLISHED: dict[str, dict[str, int]] = {
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Qwen3BackboneConfig(DecoderSizes, SquareImages):
-    """Sizes of a Qwen3 decoder and of its projector; see also `DecoderSizes`.
+class Qwen3BackboneConfig(FeaturesOrTower):
+    """Sizes of a Qwen3 decoder and of its projector; see also `FeaturesOrTower`.
 
     Args:
         head_dim: width of a head.
-        image_channels: channels (C) of the image encoder's features that the projector takes; None
-            with a vision tower.
-        image_normalizer: normalization of the features before the projector; by default none.
-        vision_tower: config of the backbone's own tower for prompt images, an entry of `ENCODERS`;
-            None if prompt images are features of the model's image encoder.
-
-    Raises:
-        ValueError: unless exactly one of `image_channels` and `vision_tower` is given.
     """
 
     kind: str = "qwen3"
     head_dim: Count
-    image_channels: Count | None = None
-    image_normalizer: FeatureNormalizerConfig = dataclasses.field(
-        default_factory=FeatureNormalizerConfig
-    )
-    vision_tower: ImageEncoderConfig | None = component(
-        "blip3o.models.encoders:ENCODERS", default=None
-    )
     tie_word_embeddings: bool = True
     max_positions: Count = 512
-
-    def __post_init__(self) -> None:
-        if (self.image_channels is None) == (self.vision_tower is None):
-            raise ValueError("a qwen3 backbone needs either image_channels or a vision_tower")
 
     @classmethod
     def tiny(cls) -> "Qwen3BackboneConfig":
