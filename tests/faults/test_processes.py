@@ -30,6 +30,7 @@ from blip3o.core.errors import PreemptedError, UsageError
 from blip3o.core.types import Batch, LossOutput
 from blip3o.models.backbones.packed import Packing
 from blip3o.objectives.flow_matching import FlowMatching
+from blip3o.objectives.policy import PolicyObjective
 from blip3o.runs import features, start
 from blip3o.runs.start import train
 from blip3o.train.config import RunConfig
@@ -151,11 +152,11 @@ def assert_same(run_dir: Path, other: Path) -> None:
     assert metrics(run_dir) == metrics(other)
 
 
-def assert_close(run_dir: Path, other: Path) -> None:
+def assert_close(run_dir: Path, other: Path, atol: float = 1e-12) -> None:
     left, right = metrics(run_dir), metrics(other)
     assert [row["step"] for row in left] == [row["step"] for row in right]
     for row, expected in zip(left, right, strict=True):
-        assert row == pytest.approx(expected, rel=1e-5)
+        assert row == pytest.approx(expected, rel=1e-5, abs=atol)
 
 
 @pytest.fixture(scope="module")
@@ -238,6 +239,47 @@ def test_every_method_has_the_same_losses_and_survives_kill_9_on_one_and_two_pro
         assert newest_step(killed) < STEPS
         assert finish(launch(method_config, killed, size)) == [0] * size
         assert_same(killed, folder)
+
+
+def test_reward_tuning_is_exact_after_kill_9_and_equal_on_one_and_two_processes(
+    reward_config: RunConfig, tmp_path: Path
+) -> None:
+    one, two, killed = (tmp_path / name for name in ("one", "two", "killed"))
+    train(reward_config, one)
+    assert finish(launch(reward_config, two, 2)) == [0, 0]
+    assert_close(two, one, atol=1e-7)  # the terms of a policy gradient almost add up to zero
+    row = metrics(one)[0]
+    for name in ("DiffusionNft", "FlowGrpo"):
+        assert 0 < row[f"{name}/reward"] < 1
+        assert row[f"{name}/reward_std"] > 0
+        assert row[f"{name}/kl"] > 0, "the start weights are not those of the model"
+        assert 0 <= row[f"{name}/no_signal"] < 1
+    for size, folder in ((1, one), (2, two)):
+        processes = launch(reward_config, killed / str(size), size, slow)
+        wait_for_step(killed / str(size), 3)
+        assert processes[-1].pid is not None
+        os.kill(processes[-1].pid, signal.SIGKILL)
+        assert finish(processes)[-1] == -signal.SIGKILL
+        assert finish(launch(reward_config, killed / str(size), size)) == [0] * size
+        assert_same(killed / str(size), folder)
+
+
+def test_a_reward_that_fails_on_one_process_stops_all_and_keeps_the_last_checkpoint(
+    reward_config: RunConfig, tmp_path: Path
+) -> None:
+    def fail(rank: int) -> None:
+        plain = PolicyObjective.roll_out
+
+        def roll_out(self: PolicyObjective, model: Any, batch: Batch, seed: int) -> Batch:
+            if rank == 1 and int(batch.indices.max()) >= 4 * 6:
+                raise UsageError("the reward server is gone")
+            return plain(self, model, batch, seed)
+
+        pytest.MonkeyPatch().setattr(PolicyObjective, "roll_out", roll_out)
+
+    assert finish(launch(reward_config, tmp_path, 2, fail)) == [USAGE] * 2
+    assert newest_step(tmp_path) == 3
+    assert not (tmp_path / "model").exists()
 
 
 def test_a_run_continues_on_one_two_and_four_processes_with_the_same_samples_and_losses(

@@ -85,8 +85,8 @@ class Example:
     """A training example that a task has built from a record; not tokenized yet.
 
     Args:
-        task: "text_to_image", "image_to_text", "text", "edit", "reconstruct", "interleaved" or
-            "contrastive".
+        task: "text_to_image", "image_to_text", "text", "edit", "reconstruct", "interleaved",
+            "contrastive" or "rollout".
         record: the record it was built from.
         messages: the conversation. For a target image, one user turn with the record's words; the
             chat template adds its own words and the image marks. In contrastive training, one user
@@ -103,6 +103,46 @@ class Example:
     prompt_images: tuple[str, ...] = ()
     target_image: str | None = None
     regions: tuple[Mapping[str, float], ...] = ()
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class ImageRequest:
+    """A prompt to draw images for, with everything that a reward may need to judge them.
+
+    Args:
+        prompt: the words, without those of the chat template.
+        fields: all fields of the record, see `Record`.
+    """
+
+    prompt: str
+    fields: Mapping[str, Any]
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Rollouts:
+    """Images that an earlier policy drew for the rows of a batch, and points on their paths.
+
+    Axes: B rows, G images of a row's prompt, D points of an image, N image tokens, K channels. The
+    objective that drew the images defines the points.
+
+    Args:
+        rewards: reward of each image, [B, G].
+        noisy: features at the points, [B, G, D, N, K].
+        sigma: noise level of the points, [B, G, D].
+        next_sigma: noise level after a step of the sampler from there, [B, G, D].
+        target: where the images are after the points, [B, G, D, N, K]: the velocity of a straight
+            path, or the features after the step.
+        old: velocity of the policy that drew the images, [B, G, D, N, K].
+        start: velocity of the start weights, [B, G, D, N, K]; None if no loss needs it.
+    """
+
+    rewards: Tensor
+    noisy: Tensor
+    sigma: Tensor
+    next_sigma: Tensor
+    target: Tensor
+    old: Tensor
+    start: Tensor | None = None
 
 
 @dataclasses.dataclass(slots=True, kw_only=True)
@@ -130,6 +170,8 @@ class Batch:
             [B], int64; None for other tasks.
         regions: ground-truth objects [B, R, 5] as (x, y, size, thing, color), -1 where unused.
         places: for rows of text and images in turn, the places of each row's images; else None.
+        requests: the request of each row, for rows whose images the model draws itself; else None.
+        rollouts: the images drawn for the requests; None before they are drawn.
     """
 
     task: str
@@ -146,6 +188,8 @@ class Batch:
     reference_rows: Tensor | None = None
     regions: Tensor | None = None
     places: tuple[tuple[ImagePlace, ...], ...] | None = None
+    requests: tuple[ImageRequest, ...] | None = None
+    rollouts: Rollouts | None = None
 
     def __len__(self) -> int:
         return len(self.indices)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from blip3o.core.errors import UsageError
-from blip3o.core.types import IGNORE_LABEL, Batch, Example, ImagePlace
+from blip3o.core.types import IGNORE_LABEL, Batch, Example, ImagePlace, ImageRequest
 from blip3o.data.cache_reader import FeatureCache
 from blip3o.data.images import read_image
 from blip3o.data.tasks import get_task
@@ -220,7 +220,12 @@ def collate(rows: Sequence[Prepared], pad_id: int) -> Batch:
         reference_rows=torch.arange(len(rows)) if task.edits_prompt_image else None,
         regions=torch.stack(regions) if regions else None,
         places=tuple(row.places for row in rows) if task.target == "both" else None,
+        requests=tuple(map(_request_of, examples)) if task.is_judged else None,
     )
+
+
+def _request_of(example: Example) -> ImageRequest:
+    return ImageRequest(prompt=example.messages[-1].text, fields=example.record.fields)
 
 
 def _stack_or_tuple(tensors: Sequence[Tensor | None]) -> Tensor | tuple[Tensor, ...] | None:

@@ -46,6 +46,8 @@ class Task:
         edits_prompt_image: whether the target is an edited version of the prompt's image, so that
             the generator may take that image as a reference.
         needs_regions: whether batches carry the known objects of the images.
+        is_judged: whether the model draws the images itself and a reward judges them, so that
+            batches carry `ImageRequest`.
     """
 
     make: MakeExample
@@ -57,6 +59,7 @@ class Task:
     draws_caption: bool = False
     edits_prompt_image: bool = False
     needs_regions: bool = False
+    is_judged: bool = False
 
     @property
     def roles(self) -> tuple[str, ...]:
@@ -85,6 +88,11 @@ def text_to_image(record: Record, rng: np.random.Generator) -> Example:
         messages=_user(draw_caption(record.fields, rng)),
         target_image=_only_image(record),
     )
+
+
+def rollout(record: Record, rng: np.random.Generator) -> Example:
+    """Returns a request for images by one of the record's captions; the record needs no image."""
+    return Example(task="rollout", record=record, messages=_user(draw_caption(record.fields, rng)))
 
 
 def edit(record: Record, rng: np.random.Generator) -> Example:
@@ -205,6 +213,13 @@ TASKS: Mapping[str, Task] = {
         target="image",
         target_role="image",
         draws_caption=True,
+    ),
+    "rollout": Task(
+        make=rollout,
+        tokens=_request(ChatTemplate.generate_messages),
+        target="image",
+        draws_caption=True,
+        is_judged=True,
     ),
     "edit": Task(
         make=edit,

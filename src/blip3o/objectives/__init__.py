@@ -11,7 +11,9 @@ OBJECTIVES = Registry(
     "objective",
     {
         "autoencoding": ".autoencoding:AutoencodingConfig",
+        "diffusion_nft": ".diffusion_nft:DiffusionNftConfig",
         "feature_regression": ".feature_regression:FeatureRegressionConfig",
+        "flow_grpo": ".flow_grpo:FlowGrpoConfig",
         "flow_matching": ".flow_matching:FlowMatchingConfig",
         "image_text": ".image_text:ImageTextConfig",
         "latent_decoding": ".latent_decoding:LatentDecodingConfig",
@@ -85,6 +87,31 @@ class TextObjective(Objective, Protocol):
 
     def text_count(self, batch: Batch) -> float:
         """Returns the denominator of the batch's mean text loss, 0 without a text loss."""
+        ...
+
+
+@runtime_checkable
+class DrawsImages(Objective, Protocol):
+    """An objective that learns from images which an earlier policy drew.
+
+    A step calls `roll_out` and `add_start` before the loss, in evaluation mode and without
+    gradients, while the model holds the weights of that policy.
+    """
+
+    @property
+    def needs_start(self) -> bool:
+        """Whether the loss compares the model with its start weights."""
+
+    def roll_out(self, model: UnifiedModel, batch: Batch, seed: int) -> Batch:
+        """Returns a batch of this objective's tasks with images that the model drew, judged.
+
+        Raises:
+            UsageError: if the reward cannot judge them.
+        """
+        ...
+
+    def add_start(self, model: UnifiedModel, batch: Batch) -> Batch:
+        """Returns a batch of `roll_out` with the velocities of the model, which is the start."""
         ...
 
 

@@ -8,7 +8,7 @@ costs no traffic. Frozen weights are whole on every process.
 """
 
 from collections import Counter, OrderedDict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -52,8 +52,12 @@ class Learner(nn.Module):
         self._is_watched = False
 
     def forward(
-        self, number: int, batch: Batch | None, seed: int
-    ) -> tuple[tuple[Tensor, ...], LossOutput | None]:
+        self,
+        number: int,
+        batch: Batch | None,
+        seed: int,
+        act: Callable[[Batch], Batch] | None = None,
+    ) -> tuple[tuple[Tensor, ...], LossOutput | Batch | None]:
         """Returns the sums of a batch's loss and text loss, and the objective's whole output.
 
         Args:
@@ -61,10 +65,14 @@ class Learner(nn.Module):
             batch: rows of one of the objective's tasks; None returns a zero that depends on every
                 trained weight.
             seed: the run's seed.
+            act: called instead of the loss, with the batch; its result takes the output's place.
+                FSDP wants to be entered by this method before any other module is.
         """
         if batch is None:
             zeros = [p.sum() * 0 for p in self.parameters() if p.requires_grad]
             return (torch.stack([zero.float() for zero in zeros]).sum(),), None
+        if act is not None:
+            return (), act(batch)
         output = self.objectives[number](self.model, batch, seed)
         # FSDP finds tensors in tuples, not in our dataclasses.
         sums = [one for one in (output.loss_sum, output.text_sum) if one is not None]
@@ -172,6 +180,27 @@ class Learner(nn.Module):
         with _changed(changes):
             yield
 
+    @contextmanager
+    def holding(self, weights: Mapping[str, Tensor]) -> Iterator[None]:
+        """Holds other weights, gathered, in the model of every process until the context ends.
+
+        All processes must enter, between steps.
+
+        Args:
+            weights: by name in the model; those that are left out stay.
+        """
+        own = {name.removeprefix("model."): p for name, p in self.named_parameters()}
+        pairs = [(local(own[name].detach()), local(weight)) for name, weight in weights.items()]
+        kept = [mine.clone() for mine, _ in pairs]
+        _copy([mine for mine, _ in pairs], [other for _, other in pairs])
+        try:
+            self.gather()
+            yield
+        finally:
+            for group in self._groups:
+                group.reshard()
+            _copy([mine for mine, _ in pairs], kept)
+
     def _reduce_after_backward(self, is_reducing: bool) -> None:
         """Sets whether backward passes reduce gradients and free the gathered weights."""
         assert isinstance(self, FSDPModule)  # `fully_shard` changed its class
@@ -186,6 +215,12 @@ class Learner(nn.Module):
                 parameter.register_post_accumulate_grad_hook(
                     lambda _, name=name: self._reached.add(name)
                 )
+
+
+@torch.no_grad()
+def _copy(tensors: Sequence[Tensor], values: Sequence[Tensor]) -> None:
+    for tensor, value in zip(tensors, values, strict=True):
+        tensor.copy_(value)
 
 
 @contextmanager

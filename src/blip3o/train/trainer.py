@@ -41,6 +41,7 @@ from blip3o.train.optimizer import (
 )
 from blip3o.train.profiling import profiling
 from blip3o.train.progress import RunLog, Sums, Terms, Window, memory_mb, merge_sums, read_terms
+from blip3o.train.rollouts import Policies
 from blip3o.train.signals import StopRequest, children_outlive_sigterm
 
 _COUNTED_STEPS = 8
@@ -121,6 +122,9 @@ class Trainer:
         self.ema = Ema(self.parameters, train.ema_decay)
         self.state = TrainState()
         self._named_objectives = name_objectives(objectives)
+        self._policies = Policies(
+            self.learner, [*self._named_objectives.values()], self.ema.averages
+        )
         self._checkpoints = Checkpoints(
             run_dir,
             train.keep_last,
@@ -313,10 +317,11 @@ class Trainer:
         counts = [[counts_of(one, batch) for batch in batches] for one in objectives]
         everywhere = exchange([added(some) for some in counts])
         totals = [added(some) for some in zip(*everywhere, strict=True)]
+        rolled = self._roll_out(batches)
         self.learner.gather()
         terms: Terms = []
         for number, total in enumerate(totals):
-            for batch, count in zip(batches, counts[number], strict=True):
+            for batch, count in zip(rolled[number], counts[number], strict=True):
                 if any(count):
                     terms += self._backward(number, batch, total)
         self.learner.reduce()
@@ -332,6 +337,16 @@ class Trainer:
             return sums
         self._count_nonfinite()
         return {name: pair for name, pair in sums.items() if math.isfinite(pair[0])}
+
+    def _roll_out(self, batches: list[Batch]) -> list[list[Batch]]:
+        """Returns the batches for each objective; see `Policies`."""
+        if not self._policies.are_needed:
+            return [batches for _ in self._named_objectives]
+        self.model.eval()
+        try:
+            return self._policies.roll_out(batches, self.config.train.seed, self.precision)
+        finally:
+            self._set_modes()
 
     def _backward(self, number: int, batch: Batch, totals: Counts) -> Terms:
         name, objective = list(self._named_objectives.items())[number]

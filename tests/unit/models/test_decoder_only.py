@@ -1,4 +1,4 @@
-"""Unified models over Qwen3 and Llama 3: padding, batches, caches, vision towers and sizes."""
+"""Unified models over decoder-only backbones: padding, batches, caches, vision towers and sizes."""
 
 import dataclasses
 from typing import Any
@@ -13,6 +13,7 @@ from blip3o.core.types import IGNORE_LABEL, Batch
 from blip3o.flow.sigmas import UniformSigmas
 from blip3o.generate.text import generate_tokens, left_pad
 from blip3o.models.backbones.llama3 import Llama3BackboneConfig
+from blip3o.models.backbones.pocket import PocketBackboneConfig
 from blip3o.models.backbones.qwen3 import Qwen3BackboneConfig
 from blip3o.models.encoders.clip import ClipEncoderConfig
 from blip3o.models.encoders.normalizer import FeatureNormalizerConfig
@@ -28,6 +29,7 @@ NUM_IMAGE_TOKENS = 4
 TOWER = dataclasses.replace(Siglip2EncoderConfig.tiny(), image_px=24, patch_px=6)
 
 BACKBONES: dict[str, Any] = {
+    "pocket": PocketBackboneConfig.tiny(),
     "qwen3": Qwen3BackboneConfig.tiny(),
     "qwen3 with a tower": dataclasses.replace(
         Qwen3BackboneConfig.tiny(),
@@ -42,7 +44,7 @@ BACKBONES: dict[str, Any] = {
         tie_word_embeddings=True,
     ),
 }
-WITH_TOWER = [name for name in BACKBONES if name != "qwen3"]
+WITH_TOWER = [name for name in BACKBONES if name not in ("pocket", "qwen3")]
 
 
 def condition(

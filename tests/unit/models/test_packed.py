@@ -12,6 +12,7 @@ from blip3o.flow.sigmas import UniformSigmas
 from blip3o.generate.text import generate_tokens, left_pad
 from blip3o.models.backbones import packed
 from blip3o.models.backbones.llama3 import Llama3BackboneConfig
+from blip3o.models.backbones.pocket import PocketBackboneConfig
 from blip3o.models.backbones.qwen2_5_vl import Qwen2_5VLBackboneConfig
 from blip3o.models.backbones.qwen3 import Qwen3BackboneConfig
 from blip3o.models.encoders.siglip2 import Siglip2EncoderConfig
@@ -23,6 +24,7 @@ from blip3o.objectives.next_token import NextTokenConfig
 IMAGE_TOKEN = 5
 TOWER = dataclasses.replace(Siglip2EncoderConfig.tiny(), image_px=24, patch_px=6)
 BACKBONES: dict[str, Any] = {
+    "pocket": PocketBackboneConfig.tiny(),
     "qwen3": Qwen3BackboneConfig.tiny(),
     "llama3": dataclasses.replace(Llama3BackboneConfig.tiny(), vision_tower=TOWER),
     "qwen2_5_vl": Qwen2_5VLBackboneConfig.tiny(),

@@ -1,15 +1,17 @@
 """A tiny model and hand-made batches for it."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 from blip3o.core.config import evolve
-from blip3o.core.types import IGNORE_LABEL, Batch
+from blip3o.core.types import IGNORE_LABEL, Batch, ImageRequest
 from blip3o.models.decoders import DECODERS
 from blip3o.models.decoders.vae import VaeDecoderConfig
 from blip3o.models.encoders.normalizer import FeatureNormalizerConfig
@@ -41,6 +43,19 @@ def make_model() -> Callable[[str], UnifiedModel]:
         return model
 
     return make
+
+
+class Brightness:
+    """A reward for tests: the mean of all pixels, in [0, 1]."""
+
+    def score(self, images: Sequence[Image.Image], requests: Sequence[ImageRequest]) -> list[float]:
+        assert len(images) == len(requests)
+        return [float(np.asarray(image).mean()) / 255 for image in images]
+
+
+@pytest.fixture(scope="session")
+def brightness() -> Brightness:
+    return Brightness()
 
 
 @pytest.fixture
@@ -88,6 +103,10 @@ def make_batch() -> MakeBatch:
                 stacked[key] = torch.stack([row[key] for row in rows])
         if task == "edit":
             stacked["reference_rows"] = torch.arange(len(rows))
+        if task == "rollout":
+            stacked["requests"] = tuple(
+                ImageRequest(prompt=f"{index}", fields={}) for index in indices
+            )
         return Batch(
             task=task,
             indices=torch.tensor(indices),
@@ -107,15 +126,16 @@ def _row(index: int, task: str) -> dict[str, Tensor]:
     if task in ("edit", "image_to_text"):
         ids[3:7] = IMAGE_TOKEN
         row["prompt_features"] = _random((4, 16), 1000 + index)
-    if task in ("text_to_image", "edit", "reconstruct"):
+    if task in ("text_to_image", "edit", "reconstruct", "rollout"):
         mask[:padding] = False
+    if task in ("text_to_image", "edit", "reconstruct"):
         row["target_features"] = _random((4, 16), 2000 + index)
         row["target_pixels"] = _random((3, 16, 16), 3000 + index).clamp(-1, 1)
     elif task == "contrastive":
         row["target_pixels"] = _random((3, 16, 16), 3000 + index).clamp(-1, 1)
         place = torch.tensor([0.25 + 0.5 * (index % 2), 0.25, 0.5, index % 2, index % 3])
         row["regions"] = torch.stack([place, torch.full((5,), -1.0)])
-    else:
+    elif task != "rollout":
         labels = ids.clone()
         labels[: 7 if task == "image_to_text" else 4] = IGNORE_LABEL
         labels[length - padding :] = IGNORE_LABEL

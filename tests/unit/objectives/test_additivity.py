@@ -8,21 +8,27 @@ import torch
 
 from blip3o.core.config import from_dict, to_dict
 from blip3o.core.types import Batch
+from blip3o.eval.tuning.scenes import ScenesRewardConfig
 from blip3o.flow.sigmas import DiscreteUniformSigmas, UniformSigmas
 from blip3o.models.decoders import DECODERS
 from blip3o.models.unified import UnifiedModel
 from blip3o.objectives import OBJECTIVES, Objective, TextObjective
 from blip3o.objectives.autoencoding import AutoencodingConfig
+from blip3o.objectives.diffusion_nft import DiffusionNftConfig
 from blip3o.objectives.feature_regression import FeatureRegressionConfig
+from blip3o.objectives.flow_grpo import FlowGrpoConfig
 from blip3o.objectives.flow_matching import FlowMatchingConfig
 from blip3o.objectives.image_text import ImageTextConfig
 from blip3o.objectives.latent_decoding import LatentDecodingConfig
 from blip3o.objectives.next_token import NextTokenConfig
 from blip3o.objectives.pixel_decoding import PixelDecodingConfig
+from blip3o.objectives.policy import PolicyObjective, Reward
 
 SMALL = {"text_size": 8, "text_layers": 1, "text_heads": 2, "embedding_size": 8, "pixel_px": 4}
 CONFIGS: dict[str, tuple[Any, str]] = {
     "autoencoding": (AutoencodingConfig(kl_weight=0.1), "reconstruct"),
+    "diffusion_nft": (DiffusionNftConfig(reward=ScenesRewardConfig(), num_images=3), "rollout"),
+    "flow_grpo": (FlowGrpoConfig(reward=ScenesRewardConfig(), num_images=3), "rollout"),
     "feature_regression": (FeatureRegressionConfig(), "text_to_image"),
     "flow_matching": (FlowMatchingConfig(sigmas=UniformSigmas(), draws=2), "text_to_image"),
     "flow_matching with text": (
@@ -65,10 +71,15 @@ def model(
     return make_model(kind if kind in DECODERS.names() else "pocket")
 
 
-def build(which: str, model: UnifiedModel) -> tuple[Objective, str]:
+@pytest.fixture
+def built(which: str, model: UnifiedModel, brightness: Reward) -> tuple[Objective, str]:
+    """The objective and its task; rewards are those of any image."""
     config, task = CONFIGS[which]
     torch.manual_seed(1)
-    return config.build(model.config), task
+    objective = config.build(model.config)
+    if isinstance(objective, PolicyObjective):
+        objective.reward = brightness
+    return objective, task
 
 
 def test_every_objective_is_covered() -> None:
@@ -86,9 +97,9 @@ def test_config_round_trips(which: str, model: UnifiedModel) -> None:
 
 @each_objective
 def test_a_batch_of_four_equals_two_of_two(
-    which: str, model: UnifiedModel, make_batch: MakeBatch
+    which: str, model: UnifiedModel, make_batch: MakeBatch, built: tuple[Objective, str]
 ) -> None:
-    objective, task = build(which, model)
+    objective, task = built
     whole = objective(model, make_batch([11, 12, 13, 14], task), 0)
     halves = [objective(model, make_batch(pair, task), 0) for pair in ([11, 12], [13, 14])]
     parts = torch.stack([half.loss_sum for half in halves])
@@ -110,18 +121,18 @@ def test_a_batch_of_four_equals_two_of_two(
 
 @each_objective
 def test_count_is_known_before_the_forward_pass(
-    which: str, model: UnifiedModel, make_batch: MakeBatch
+    which: str, model: UnifiedModel, make_batch: MakeBatch, built: tuple[Objective, str]
 ) -> None:
-    objective, task = build(which, model)
+    objective, task = built
     batch = make_batch([1, 2, 3], task)
     assert objective(model, batch, 0).count == objective.count(batch)
 
 
 @each_objective
 def test_order_of_rows_does_not_matter(
-    which: str, model: UnifiedModel, make_batch: MakeBatch
+    which: str, model: UnifiedModel, make_batch: MakeBatch, built: tuple[Objective, str]
 ) -> None:
-    objective, task = build(which, model)
+    objective, task = built
     one = objective(model, make_batch([5, 6, 7], task), 0).loss_sum
     other = objective(model, make_batch([7, 5, 6], task), 0).loss_sum
     torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
@@ -129,15 +140,19 @@ def test_order_of_rows_does_not_matter(
 
 @each_objective
 def test_randomness_is_keyed_by_seed_epoch_and_index(
-    which: str, model: UnifiedModel, make_batch: MakeBatch
+    which: str, model: UnifiedModel, make_batch: MakeBatch, built: tuple[Objective, str]
 ) -> None:
-    objective, task = build(which, model)
-    kinds = ("auto", "flow", "latent", "pixel")
+    objective, task = built
+    kinds = ("auto", "diffusion", "flow", "latent", "pixel")
     is_random = which.startswith(kinds) or which.endswith("hidden answers")
 
-    def loss(seed: int, epoch: int) -> float:
+    def loss(seed: int, epoch: int) -> list[float]:
         torch.manual_seed(seed + 10 * epoch)  # the global state must have no effect
-        return float(objective(model, make_batch([3, 4], task, epoch), seed).loss_sum.detach())
+        output = objective(model, make_batch([3, 4], task, epoch), seed)
+        return [
+            float(output.loss_sum.detach()),
+            *(float(total) for total, _ in output.metrics.values()),
+        ]
 
     assert loss(0, 0) == loss(0, 0)
     assert (loss(0, 0) == loss(1, 0)) != is_random

@@ -18,6 +18,8 @@ from blip3o.eval.report.intervals import Bounds
 _STATED = ("seed", "sampler", "items_sha256", "num_samples", "version", "commit")
 """Keys of `results.json` whose differences a comparison states."""
 _QUANTILES = (0.025, 0.975)
+_FALL = 0.01
+"""A category that falls by more is named, on the scale of the scores of samples."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -34,6 +36,7 @@ class Comparison:
         p_value: two-sided exact sign test of `better` against `worse`, in 0..1.
         difference: mean over the items of (second - first), on the scale of the scores of samples.
         interval: 95 % interval of `difference`, by resampling items; None for fewer than two.
+        fallen: mean difference of the items of each category that fell by more than 0.01.
         left_out: number of items that are not compared, by reason.
         remarks: differences between the evaluations that may explain the difference.
     """
@@ -47,6 +50,7 @@ class Comparison:
     p_value: float
     difference: float | None
     interval: Bounds | None
+    fallen: Mapping[str, float]
     left_out: Mapping[str, int]
     remarks: Sequence[str]
 
@@ -153,6 +157,7 @@ def _compare(
     second_items = {item.id: item for item in second.items}
     left_out: Counter[str] = Counter()
     differences: list[float] = []
+    by_category: dict[str, list[float]] = defaultdict(list)
     for item in dict.fromkeys([*first_items, *second_items]):
         if item not in second_items:
             left_out[f"only in {first_label}"] += 1
@@ -166,6 +171,8 @@ def _compare(
                 left_out["a sample without a score"] += 1
             else:
                 differences.append(new - old)
+                by_category[_category(first_items[item])].append(new - old)
+    means = {name: statistics.fmean(values) for name, values in by_category.items()}
     better = sum(value > 0 for value in differences)
     worse = sum(value < 0 for value in differences)
     return Comparison(
@@ -178,9 +185,17 @@ def _compare(
         p_value=sign_test(better, worse),
         difference=statistics.fmean(differences) if differences else None,
         interval=_interval(differences, num_resamples, seed),
+        fallen={name: mean for name, mean in means.items() if mean < -_FALL},
         left_out=dict(left_out),
         remarks=_differences(first, second, first_label, second_label),
     )
+
+
+def _category(item: Item) -> str:
+    """Returns the category of an item with its task, as the same words may name two skills."""
+    if item.task == "text_to_image":
+        return item.category
+    return f"{item.task}: {item.category}" if item.category else item.task
 
 
 def _asked(item: Item) -> tuple[object, ...]:

@@ -145,8 +145,9 @@ def comparison_table(comparisons: Sequence[Comparison]) -> Table:
 
 
 def comparison_notes(comparison: Comparison) -> list[str]:
-    """Returns sentences on the items that are left out and on other differences."""
-    notes = [
+    """Returns sentences on categories that fell, on items left out, and on other differences."""
+    notes = [f"{name} fell by {-mean:.3f}." for name, mean in comparison.fallen.items()]
+    notes += [
         f"{count:,} items are not compared: {reason}."
         for reason, count in comparison.left_out.items()
     ]

@@ -67,8 +67,10 @@ class FeatureNormalizer(nn.Module):
         if not self.is_identity:
             width = config.width(num_channels)
             self.register_buffer("mean", torch.zeros(num_channels))
-            self.register_buffer("forward_map", torch.eye(num_channels)[:, :width].contiguous())
-            self.register_buffer("backward_map", torch.eye(num_channels)[:width].contiguous())
+            # Not torch.eye, whose form on the meta device imports torch's compiler.
+            identity = torch.zeros(num_channels, width).fill_diagonal_(1)
+            self.register_buffer("forward_map", identity)
+            self.register_buffer("backward_map", identity.T.contiguous())
 
     @torch.no_grad()
     def fit(self, features: Tensor) -> None:

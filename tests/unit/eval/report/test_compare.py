@@ -13,6 +13,7 @@ from blip3o.core.errors import UsageError
 from blip3o.eval.benchmark import Item
 from blip3o.eval.report.compare import Comparison, compare_all, labels_of, sign_test
 from blip3o.eval.report.evaluation import Evaluation
+from blip3o.eval.report.tables import comparison_notes
 
 
 def compared(*folders: Path) -> list[Comparison]:
@@ -57,6 +58,17 @@ def test_items_are_paired_and_counted(make_folder: Callable[..., Path]) -> None:
     assert (dict(found.left_out), list(found.remarks)) == ({}, [])
     (back,) = compared(second, first)
     assert (back.better, back.worse, back.difference) == (1, 2, pytest.approx(-found.difference))
+
+
+def test_a_category_that_fell_is_named(make_folder: Callable[..., Path]) -> None:
+    def score(item: Item, number: int) -> float:
+        return {"colors": 0.5, "counting": 0.47, "position": 0.495}[item.category]
+
+    first, second = make_folder("first", score=constant(0.5)), make_folder("second", score=score)
+    (found,) = compared(first, second)
+    assert found.fallen == {"counting": pytest.approx(-0.03)}
+    assert comparison_notes(found)[0] == "second against first: counting fell by 0.030."
+    assert compared(second, first)[0].fallen == {}
 
 
 def test_an_item_counts_by_the_mean_of_its_samples(make_folder: Callable[..., Path]) -> None:

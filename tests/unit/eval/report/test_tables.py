@@ -103,6 +103,7 @@ def test_a_comparison_is_a_row_and_its_losses_are_sentences() -> None:
         p_value=0.00222,
         difference=0.0123,
         interval=(-0.001, 0.02),
+        fallen={"counting": -0.0312},
         left_out={"only in a": 2},
         remarks=["seed differs: 1 against 2."],
     )
@@ -111,6 +112,7 @@ def test_a_comparison_is_a_row_and_its_losses_are_sentences() -> None:
         ["b against a", "553", "30", "10", "513", "0.0022", "+0.0123 [-0.0010, +0.0200]"]
     ]
     assert comparison_notes(comparison) == [
+        "b against a: counting fell by 0.031.",
         "b against a: 2 items are not compared: only in a.",
         "b against a: seed differs: 1 against 2.",
     ]
