@@ -13,6 +13,7 @@ RECIPES = Registry(
         "pocket.understanding": ".pocket:understanding",
         "pocket.generation": ".pocket:generation",
         "pocket.tune": ".pocket:tune",
+        "pocket.reward": ".pocket:reward",
         "pocket.clip_mse": ".pocket_methods:clip_mse",
         "pocket.clip_mse_deep": ".pocket_methods:clip_mse_deep",
         "pocket.clip_flow": ".pocket_methods:clip_flow",

@@ -14,7 +14,9 @@ from blip3o.core.config import evolve
 from blip3o.data.mixture import DataConfig
 from blip3o.data.scenes.things import COLORS, THINGS
 from blip3o.data.sources.webdataset import WebDatasetConfig
+from blip3o.eval.tuning.scenes import ScenesRewardConfig
 from blip3o.flow.sigmas import UniformSigmas
+from blip3o.objectives.diffusion_nft import DiffusionNftConfig
 from blip3o.objectives.flow_matching import FlowMatchingConfig
 from blip3o.objectives.image_text import ImageTextConfig
 from blip3o.objectives.next_token import NextTokenConfig
@@ -32,6 +34,7 @@ from blip3o.recipes.pocket_parts import (
     muon,
     training,
 )
+from blip3o.recipes.reward import reward_of
 from blip3o.train.config import InitConfig, RunConfig
 
 PROMPTS = (
@@ -51,8 +54,8 @@ QUESTIONS = (
     "What is the background?",
 ) * 2
 _LANGUAGE = (
-    entry("scenes", "image_to_text", weight=0.6),
-    entry("scenes", "text", weight=0.25),
+    entry("scenes", "image_to_text", weight=0.65, max_turns=3),
+    entry("scenes", "text", weight=0.2, max_turns=3),
     entry("scenes", "text", weight=0.15, conversation="restated"),
 )
 """Questions about images, questions about texts, and prompts to say again in plain words."""
@@ -70,7 +73,9 @@ def encoder() -> RunConfig:
         model=model(),
         data=DataConfig(mixture=(entry("scenes", "contrastive"),), num_workers=0),
         objectives=(objective,),
-        train=training("image_encoder", steps=800, batch=96, optimizer=adamw(2e-3), sample_every=0),
+        train=training(
+            "image_encoder", steps=1000, batch=96, optimizer=adamw(2e-3), sample_every=0
+        ),
     )
 
 
@@ -89,7 +94,7 @@ def decoder(runs: Path = RUNS) -> RunConfig:
             ),
         ),
         train=training(
-            "image_decoder", steps=5600, batch=32, optimizer=adamw(1e-3), sample_every=300
+            "image_decoder", steps=7000, batch=32, optimizer=adamw(1e-3), sample_every=300
         ),
     )
 
@@ -102,9 +107,9 @@ def understanding(runs: Path = RUNS) -> RunConfig:
     return RunConfig(
         model=model(),
         init=(after(runs, "encoder"),),
-        data=DataConfig(mixture=_LANGUAGE, feature_cache=FEATURES),
+        data=DataConfig(mixture=_LANGUAGE, feature_cache=FEATURES, max_text_tokens=320),
         objectives=(NextTokenConfig(length_power=1.0, early_weight=1.0),),
-        train=training("backbone", steps=4000, batch=32, optimizer=muon(5e-3), micro_batch=16),
+        train=training("backbone", steps=2500, batch=96, optimizer=muon(5e-3), micro_batch=48),
         sample_prompts=QUESTIONS,
     )
 
@@ -161,6 +166,27 @@ def tune(runs: Path = RUNS) -> RunConfig:
     )
 
 
+def reward(runs: Path = RUNS) -> RunConfig:
+    """Tunes the image layers by rewards of the scene detector (DiffusionNFT).
+
+    blip3o train pocket.reward --out runs/pocket/reward
+
+    Half of the rows are those of `tune`, so that edits and ordinary prompts are not forgotten.
+    """
+    train = training("generator", steps=150, batch=32, optimizer=adamw(1e-4), sample_every=50)
+    return reward_of(
+        tune(runs),
+        DiffusionNftConfig(
+            reward=ScenesRewardConfig(), num_images=8, num_inference_steps=8, draws=2
+        ),
+        (entry("scenes", "rollout", weight=0.6), entry("pairs", "rollout", weight=0.4)),
+        # In bf16 the noise of the distance to the start is as large as the distance.
+        evolve(train, {"micro_batch_size": 8, "precision": "fp32"}),
+        folder=str(runs / "tune"),
+        share=0.5,
+    )
+
+
 def all_stages(runs: Path) -> dict[str, RunConfig]:
     """Trains all stages in order; the finished model is in OUT/model.
 
@@ -174,6 +200,7 @@ def all_stages(runs: Path) -> dict[str, RunConfig]:
         "understanding": understanding(runs),
         "generation": generation(runs),
         "tune": tune(runs),
+        "reward": reward(runs),
     }
 
 
