@@ -10,6 +10,7 @@ RECIPES = Registry(
     {
         "pocket.encoder": ".pocket:encoder",
         "pocket.decoder": ".pocket:decoder",
+        "pocket.names": ".pocket:names",
         "pocket.understanding": ".pocket:understanding",
         "pocket.generation": ".pocket:generation",
         "pocket.tune": ".pocket:tune",
