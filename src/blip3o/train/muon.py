@@ -29,12 +29,21 @@ class MuonAdamW(torch.optim.AdamW):
     Args:
         groups: parameter groups with the key `is_matrix`; matrices have two axes.
         momentum: share of the old momentum that Muon keeps.
+        dtype: type of Muon's matrix products. bf16 is as good as fp32, because the iteration
+            corrects its own errors, and twice as fast where bf16 products are.
         options: as for AdamW.
     """
 
-    def __init__(self, groups: Iterable[dict[str, Any]], momentum: float, **options: Any) -> None:  # noqa: ANN401
+    def __init__(
+        self,
+        groups: Iterable[dict[str, Any]],
+        momentum: float,
+        dtype: torch.dtype = torch.float32,
+        **options: Any,  # noqa: ANN401
+    ) -> None:
         super().__init__(groups, **options)
         self._momentum = momentum
+        self._dtype = dtype
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:
@@ -58,21 +67,27 @@ class MuonAdamW(torch.optim.AdamW):
             state["momentum"] = torch.zeros_like(matrix)
         momentum = state["momentum"]
         momentum.lerp_(gradient, 1 - self._momentum)
-        direction = _orthogonal(_whole(gradient.lerp(momentum, self._momentum)))
+        direction = _orthogonal(_whole(gradient.lerp(momentum, self._momentum)), self._dtype)
         scale = _RMS * max(matrix.shape) ** 0.5
         matrix.mul_(1 - rate * decay).sub_(_shard(direction, matrix), alpha=rate * scale)
 
 
-def _orthogonal(matrix: Tensor) -> Tensor:
-    """Returns about the nearest matrix with orthonormal rows or columns (Newton-Schulz)."""
+def _orthogonal(matrix: Tensor, dtype: torch.dtype) -> Tensor:
+    """Returns about the nearest matrix with orthonormal rows or columns (Newton-Schulz).
+
+    Args:
+        matrix: fp32; so is the result.
+        dtype: type of the products.
+    """
     a, b, c = _COEFFICIENTS
     is_tall = matrix.shape[0] > matrix.shape[1]
     found = matrix.T if is_tall else matrix
-    found = found / (found.norm() + 1e-7)
+    found = (found / (found.norm() + 1e-7)).to(dtype)
     for _ in range(_ITERATIONS):
         gram = found @ found.T
-        found = a * found + (b * gram + c * gram @ gram) @ found
-    return found.T if is_tall else found
+        polynomial = torch.addmm(gram, gram, gram, beta=b, alpha=c)
+        found = torch.addmm(found, polynomial, found, beta=a)
+    return (found.T if is_tall else found).to(matrix.dtype)
 
 
 def _whole(tensor: Tensor) -> Tensor:

@@ -80,7 +80,10 @@ def is_under(name: str, prefix: str) -> bool:
 
 
 def build_optimizer(
-    parameters: NamedParameters, config: OptimizerConfig, matrices: Collection[nn.Parameter] = ()
+    parameters: NamedParameters,
+    config: OptimizerConfig,
+    matrices: Collection[nn.Parameter] = (),
+    dtype: torch.dtype = torch.float32,
 ) -> torch.optim.AdamW:
     """Returns AdamW with a group for each learning rate and weight decay, or Muon with AdamW.
 
@@ -88,6 +91,7 @@ def build_optimizer(
         parameters: the parameters to train, by name.
         config: learning rates and the optimizer's settings.
         matrices: the parameters that Muon may update, see `matrices_of`.
+        dtype: type of Muon's matrix products.
 
     Raises:
         UsageError: if a prefix of `lr_multipliers` matches no trained parameter.
@@ -110,7 +114,7 @@ def build_optimizer(
     ]
     settings = {"lr": config.lr, "betas": config.betas, "eps": config.eps, "fused": True}
     if is_muon:
-        return MuonAdamW(options, config.momentum, **settings)
+        return MuonAdamW(options, config.momentum, dtype, **settings)
     return torch.optim.AdamW(options, **settings)
 
 

@@ -118,7 +118,9 @@ class Trainer:
         matrices = [
             matrix for network in (self.model, *self.objectives) for matrix in matrices_of(network)
         ]
-        self.optimizer = build_optimizer(self.parameters, train.optimizer, matrices)
+        self.optimizer = build_optimizer(
+            self.parameters, train.optimizer, matrices, self.precision.dtype
+        )
         self.ema = Ema(self.parameters, train.ema_decay)
         self.state = TrainState()
         self._named_objectives = name_objectives(objectives)

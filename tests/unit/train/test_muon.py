@@ -43,21 +43,35 @@ def test_only_matrices_of_repeated_blocks_are_muons() -> None:
         assert torch.equal(after.get_parameter(name), expected) != is_muon, name
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("shape", [(6, 12), (12, 6), (8, 8)])
 def test_an_update_is_about_orthogonal_and_as_large_as_that_of_adamw(
-    shape: tuple[int, int],
+    shape: tuple[int, int], dtype: torch.dtype
 ) -> None:
     torch.manual_seed(0)
     scales = torch.logspace(0, -1.5, shape[1])  # gradients that differ by the direction
     weight = nn.Parameter(torch.zeros(shape))
     weight.grad = torch.randn(shape) * scales
     group = {"params": [weight], "is_matrix": True}
-    MuonAdamW([group], 0.95, lr=0.1, weight_decay=0.0).step()
+    MuonAdamW([group], 0.95, dtype, lr=0.1, weight_decay=0.0).step()
     before, after = (torch.linalg.svdvals(one) for one in (weight.grad, weight.detach()))
     assert before.max() / before.min() > 3
     assert after.max() / after.min() < 2.5
     assert weight.detach().square().mean().sqrt() == pytest.approx(0.1 * 0.2, rel=0.35)
     assert (weight.detach() * weight.grad).sum() < 0
+
+
+def test_products_in_bf16_give_about_the_update_of_products_in_fp32() -> None:
+    updates = []
+    for dtype in (torch.float32, torch.bfloat16):
+        weight = nn.Parameter(torch.zeros(24, 16))
+        weight.grad = torch.randn(24, 16, generator=torch.Generator().manual_seed(0))
+        group = {"params": [weight], "is_matrix": True}
+        MuonAdamW([group], 0.95, dtype, lr=0.1, weight_decay=0.0).step()
+        updates.append(weight.detach())
+    exact, rounded = updates
+    assert not torch.equal(exact, rounded)
+    assert (rounded - exact).norm() < 0.03 * exact.norm()
 
 
 def test_weights_of_matrices_decay() -> None:
