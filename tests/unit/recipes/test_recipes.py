@@ -350,6 +350,7 @@ def test_pocket_stages_read_the_shards_that_their_task_needs() -> None:
         kinds = ("scenes", "edits", "pairs")
         matching = {kind for kind in kinds if fnmatch(f"{kind}-000000.tar", pattern)}
         fitting = {"edit": ["edits"], "text_to_image": ["scenes", "pairs"]}
+        fitting["rollout"] = fitting["text_to_image"]
         assert len(matching) == 1, entry
         assert matching <= set(fitting.get(entry.task, ["scenes"])), entry
         assert str(folder) in {"runs/scenes", "runs/scenes-small"}  # written by `ensure_scenes`
