@@ -35,7 +35,7 @@ BATCHES = {
     "text": "099d0eb74b3550b1",
 }
 SCENES = {
-    "scenes-000000.tar": "0dce8c12c2fe4737",
+    "scenes-000000.tar": "2bee464095908a0f",
     "edits-000000.tar": "2bc9d81439cf70e4",
     "pairs-000000.tar": "eb987d5049b9926e",
 }
