@@ -10,9 +10,11 @@ RECIPES = Registry(
     {
         "pocket.encoder": ".pocket:encoder",
         "pocket.decoder": ".pocket:decoder",
+        "pocket.names": ".pocket:names",
         "pocket.understanding": ".pocket:understanding",
         "pocket.generation": ".pocket:generation",
         "pocket.tune": ".pocket:tune",
+        "pocket.reward": ".pocket:reward",
         "pocket.clip_mse": ".pocket_methods:clip_mse",
         "pocket.clip_mse_deep": ".pocket_methods:clip_mse_deep",
         "pocket.clip_flow": ".pocket_methods:clip_flow",

@@ -78,8 +78,8 @@ def reward_8b() -> RunConfig:
 
     blip3o train blip3o_8b.reward --out runs/blip3o_8b/reward
 
-    Hardware: 8 GPUs of 80 GB, and one for the server. Hours: not measured. Server, prompts and
-    source: as for the 4B model.
+    Hardware: 8 GPUs of 80 GB, and one for the server. Hours: not measured. Source: as for the 4B
+    model, and so are server and prompts.
     """
     return _reward(tune_8b(), Path("runs/blip3o_8b/tune"))
 

@@ -35,9 +35,9 @@ BATCHES = {
     "text": "099d0eb74b3550b1",
 }
 SCENES = {
-    "scenes-000000.tar": "6f979e28cb5a60d2",
-    "edits-000000.tar": "94303801a93cbb58",
-    "pairs-000000.tar": "bd5271efde0c5ba6",
+    "scenes-000000.tar": "0dce8c12c2fe4737",
+    "edits-000000.tar": "2bc9d81439cf70e4",
+    "pairs-000000.tar": "eb987d5049b9926e",
 }
 PROMPTS = "0875045362be3cea"
 

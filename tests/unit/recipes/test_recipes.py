@@ -17,6 +17,7 @@ from blip3o.core.config import evolve
 from blip3o.data.mixture import MixtureEntry
 from blip3o.data.sources.folder import FolderConfig
 from blip3o.data.sources.jsonl import JsonlConfig
+from blip3o.eval.tuning.http import HttpReward
 from blip3o.flow.sigmas import DiscreteUniformSigmas
 from blip3o.models.autoencoders import (
     AutoencoderConfig,
@@ -33,6 +34,7 @@ from blip3o.models.generators import GENERATORS
 from blip3o.models.generators.plan import Generator
 from blip3o.models.generators.query_dit import QueryDiTConfig
 from blip3o.models.unified import UnifiedModelConfig
+from blip3o.objectives.policy import PolicyConfig
 from blip3o.recipes import RECIPES, pocket, qwen2_5_vl
 from blip3o.runs import assemble
 from blip3o.runs.start import load_recipe, train
@@ -244,9 +246,11 @@ def test_qwen3_uses_the_image_placeholder_of_its_tokenizer() -> None:
 def tiny_model(run: RunConfig) -> UnifiedModelConfig:
     """The same kinds of backbone, encoder and generator in small sizes.
 
-    A VAE keeps its decoder. Another run that does not train the image decoder has none.
+    A VAE keeps its decoder. Another run that neither trains the image decoder nor draws images has
+    none.
     """
     config = run.model
+    draws = any(entry.task == "rollout" for entry in run.data.mixture)
     has_decoder = any(part.startswith("image_decoder") for part in run.train.trainable)
     tiny = UnifiedModelConfig.tiny()
     backbone = BACKBONES.get(config.backbone.kind).tiny()
@@ -273,7 +277,7 @@ def tiny_model(run: RunConfig) -> UnifiedModelConfig:
         question_images=dataclasses.replace(
             config.question_images, min_pixels=16 * 16, max_pixels=32 * 32
         ),
-        absent_parts=() if has_decoder or is_vae else ("image_decoder",),
+        absent_parts=() if has_decoder or is_vae or draws else ("image_decoder",),
     )
 
 
@@ -303,6 +307,7 @@ def on_local_files(entry: MixtureEntry, file: Path) -> MixtureEntry:
 @pytest.mark.parametrize("name", AT_TINY_SIZE)
 def test_a_recipe_trains(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(assemble, "draw_curves", lambda run_dir: None)
+    monkeypatch.setattr(HttpReward, "score", lambda self, images, requests: range(len(images)))
     config = recipe(name)
     file = write_data(tmp_path)
     model = tiny_model(config)
@@ -316,6 +321,10 @@ def test_a_recipe_trains(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPa
             mixture=tuple(on_local_files(entry, file) for entry in config.data.mixture),
             num_workers=0,
             feature_cache=cache,
+        ),
+        objectives=tuple(
+            dataclasses.replace(one, num_images=2) if isinstance(one, PolicyConfig) else one
+            for one in config.objectives
         ),
         train=dataclasses.replace(
             config.train,

@@ -21,7 +21,7 @@ from blip3o.core.types import IMAGE_MARK
 from blip3o.data.parallel import in_processes
 from blip3o.data.scenes.captions import caption_texts, pair_texts, request_of
 from blip3o.data.scenes.edits import sample_chain, sample_edit
-from blip3o.data.scenes.questions import QA, conversation
+from blip3o.data.scenes.questions import QA, conversation, names
 from blip3o.data.scenes.render import render
 from blip3o.data.scenes.scene import check_split, sample_pair, sample_scene
 from blip3o.data.scenes.talk import small_talk, talk_about
@@ -31,7 +31,7 @@ from blip3o.data.scenes.words import shuffled
 from blip3o.data.scenes.world import FULL, World
 from blip3o.data.sources.references import image_role
 
-VERSION = 7
+VERSION = 8
 """Version of the contents; raise it when the same settings would write other contents."""
 Format = Literal["webdataset", "jsonl"]
 _SAMPLE_BYTES = {
@@ -250,6 +250,7 @@ def scene_fields(scene: Scene, index: int, rng: np.random.Generator) -> dict[str
         "conversations": _turns(asked, f"{IMAGE_MARK}\n"),
         "text_conversations": _text_turns(_distinct(read), words),
         "restated": _turns([restate(request_of(scene, rng), rng)]),
+        "names": _turns(names(scene, rng), f"{IMAGE_MARK}\n"),
         "objects": [asdict(one) for one in scene.objects],
         "background": scene.background,
         "index": index,
