@@ -6,8 +6,9 @@ heads, K head dim.
 """
 
 import dataclasses
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
+import torch
 from torch import Tensor, nn
 
 from blip3o.nn.attention import attend
@@ -15,12 +16,32 @@ from blip3o.nn.mlp import SwiGLU
 from blip3o.nn.norm import RMSNorm
 from blip3o.nn.rope import RopeTable, rotate_halves, sequence_rope_table
 
+KeyValue = tuple[Tensor, Tensor]
+"""Keys and values of some tokens in one layer, [B, G, S, K] each."""
+
 
 class LayerCache(Protocol):
     """Keeps the keys and values of earlier tokens, layer by layer."""
 
-    def update(self, key: Tensor, value: Tensor, layer: int) -> tuple[Tensor, Tensor]:
+    def update(self, key: Tensor, value: Tensor, layer: int) -> KeyValue:
         """Appends a layer's keys and values [B, G, T, K] and returns those to attend to."""
+        ...
+
+
+@runtime_checkable
+class PaddedCache(LayerCache, Protocol):
+    """A cache whose rows have one length, so that a layer's part of it is two tensors.
+
+    The layers take and return these tensors and never see the cache. A compiled layer would
+    otherwise depend on its own number and on the state of the cache, and be compiled once for each.
+    """
+
+    def past(self, layer: int) -> KeyValue | None:
+        """Returns a layer's keys and values; None if it has none."""
+        ...
+
+    def keep(self, layer: int, key_value: KeyValue) -> None:
+        """Replaces a layer's keys and values."""
         ...
 
 
@@ -82,30 +103,34 @@ class DecoderBlock(nn.Module):
         table: RopeTable,
         *,
         mask: Tensor | None = None,
-        past_key_values: LayerCache | None = None,
+        past: KeyValue | None = None,
         packing: RowAttention | None = None,
-    ) -> Tensor:
-        """Returns the transformed tokens [B, T, E].
+        past_key_values: LayerCache | None = None,
+    ) -> tuple[Tensor, KeyValue]:
+        """Returns the transformed tokens [B, T, E], and the keys and values they attended to.
 
         Args:
             hidden: tokens, [B, T, E].
             table: rotation angles of the tokens, [B, 1, T, pairs].
             mask: True where a token may attend, broadcastable to [B, H, T, S]; None for causality.
-            past_key_values: keys and values of earlier tokens; those of the tokens are appended.
-            packing: computes the attention instead, without the mask.
+            past: keys and values of earlier tokens.
+            packing: computes the attention instead, without the mask and `past`.
+            past_key_values: the cache of `packing`; the keys and values of the tokens are appended.
         """
         heads = self.qkv(self.norm_attention(hidden)).unflatten(-1, (sum(self._heads), -1))
         query, key, value = heads.transpose(1, 2).split(self._heads, dim=1)
         query = rotate_halves(self.norm_query(query), table)
         key = rotate_halves(self.norm_key(key), table)
-        if past_key_values is not None:
-            key, value = past_key_values.update(key, value, self._layer)
         if packing is not None:
+            if past_key_values is not None:
+                key, value = past_key_values.update(key, value, self._layer)
             mixed = packing.attend(query, key, value, None)
         else:
+            if past is not None:
+                key, value = torch.cat([past[0], key], 2), torch.cat([past[1], value], 2)
             mixed = attend(query, key, value, mask=mask, is_causal=mask is None).transpose(1, 2)
         hidden = hidden + self.out(mixed.flatten(2))
-        return hidden + self.mlp(self.norm_mlp(hidden))
+        return hidden + self.mlp(self.norm_mlp(hidden)), (key, value)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -175,14 +200,21 @@ class CausalDecoder(nn.Module):
         """
         hidden, states = inputs_embeds, [inputs_embeds]
         table = sequence_rope_table(position_ids.unsqueeze(1), self._rotary_dim, self._rope_theta)
-        for layer in self.layers:
-            hidden = layer(
+        padded = None
+        if packing is None and past_key_values is not None:
+            assert isinstance(past_key_values, PaddedCache)
+            padded, past_key_values = past_key_values, None
+        for number, layer in enumerate(self.layers):
+            hidden, key_value = layer(
                 hidden,
                 table,
                 mask=attention_mask,
-                past_key_values=past_key_values,
+                past=None if padded is None else padded.past(number),
                 packing=packing,
+                past_key_values=past_key_values,
             )
+            if padded is not None:
+                padded.keep(number, key_value)
             states.append(hidden)
         states[-1] = hidden = self.norm(hidden)
         return DecoderOutput(hidden, tuple(states) if output_hidden_states else None)

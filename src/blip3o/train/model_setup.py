@@ -14,6 +14,14 @@ from blip3o.nn.blocks import checkpoint_blocks
 from blip3o.objectives import PreparesModel
 from blip3o.train.config import RunConfig, TrainConfig
 
+_MOST_FORMS = 16
+"""Compiled forms of a block after which torch runs plain code for new ones; 8 by default.
+
+The layers share them. Prompts, images after a prompt, rows of more keys than `nn.attention` takes
+products for, and inputs with and without gradient need each a form for the first size, one for
+other lengths and one for any size.
+"""
+
 
 @runtime_checkable
 class Compilable(Protocol):
@@ -91,6 +99,7 @@ def apply_switches(model: nn.Module, train: TrainConfig) -> None:
         if not isinstance(whole, Compilable):
             say("warning: train.compile does nothing: the model names no compile_targets()")
             return
+        torch._dynamo.config.recompile_limit = _MOST_FORMS
         for module in whole.compile_targets():
             module.compile()
 

@@ -1,5 +1,6 @@
 """The pocket backbone against Qwen3 of transformers, and its rotary positions."""
 
+import copy
 import dataclasses
 from typing import Any
 
@@ -7,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from blip3o.models.backbones.cache import KeyValueCache
 from blip3o.models.backbones.pocket import PocketBackboneConfig
 from blip3o.models.backbones.qwen3 import Qwen3BackboneConfig
 
@@ -85,3 +87,34 @@ def test_sizes_that_do_not_fit_are_refused_and_fresh_weights_are_as_wide_as_aske
     decoder = dataclasses.replace(tiny, init_std=0.5, norm_heads=False).build_decoder()
     assert not any("norm_query" in name for name in decoder.state_dict())
     assert all(0.4 < float(w.detach().std()) < 0.6 for w in decoder.parameters() if w.ndim > 1)
+
+
+@pytest.mark.compile
+def test_all_layers_share_their_compiled_forms_also_after_a_prompt() -> None:
+    """Prompts of a third size are not compiled again; nor are the layers of a deeper decoder."""
+    from torch._dynamo.testing import CompileCounter
+
+    counts = []
+    for num_layers in (2, 4):
+        plain = build(dataclasses.replace(PocketBackboneConfig.tiny(), num_layers=num_layers))
+        compiled, counter = copy.deepcopy(plain), CompileCounter()
+        torch._dynamo.reset()
+        for layer in compiled.decoder.layers:
+            layer.compile(backend=counter)
+        for rows, length in ((3, 6), (4, 7), (5, 9), (6, 5)):
+            embeds = torch.randn(rows, length + 4, 16, requires_grad=True)
+            seen = torch.ones(rows, length, dtype=torch.bool)
+            seen[0, 0] = False
+            states = [states_after(one, embeds, seen) for one in (plain, compiled)]
+            torch.testing.assert_close(*states, rtol=0, atol=1e-4)
+            counts.append(counter.frame_count)
+    assert counts[0] < counts[1] == counts[2] == counts[3]
+    assert counts[4:] == counts[:4]
+
+
+def states_after(backbone: Any, embeds: Tensor, seen: Tensor) -> Tensor:
+    """Returns the states of a block of four tokens after a prompt."""
+    cache, length = KeyValueCache(), seen.shape[1]
+    backbone(embeds[:, :length], seen, cache)
+    positions = length + torch.arange(4).expand(len(seen), 4)
+    return backbone.block_states(embeds[:, length:], seen, cache, positions)

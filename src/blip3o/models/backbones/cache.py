@@ -20,7 +20,9 @@ KeyValues = tuple[tuple[Tensor, Tensor], ...]
 
 
 class KeyValueCache:
-    """Keys and values of padded rows; the layers of every decoder call `update`.
+    """Keys and values of padded rows.
+
+    Layers of transformers call `update`; our own decoder calls `past` and `keep`.
 
     Args:
         key_values: of the first tokens. They are not copied, and the cache never changes them.
@@ -53,9 +55,16 @@ class KeyValueCache:
             layer: index of the layer.
             _: further arguments that older releases of transformers pass.
         """
-        if layer == len(self._layers):
-            self._layers.append((key, value))
-        else:
-            old_key, old_value = self._layers[layer]
-            self._layers[layer] = torch.cat([old_key, key], 2), torch.cat([old_value, value], 2)
-        return self._layers[layer]
+        past = self.past(layer)
+        if past is not None:
+            key, value = torch.cat([past[0], key], 2), torch.cat([past[1], value], 2)
+        self.keep(layer, (key, value))
+        return key, value
+
+    def past(self, layer: int) -> tuple[Tensor, Tensor] | None:
+        """Returns a layer's keys and values; None if no pass filled it yet."""
+        return self._layers[layer] if layer < len(self._layers) else None
+
+    def keep(self, layer: int, key_value: tuple[Tensor, Tensor]) -> None:
+        """Replaces a layer's keys and values."""
+        self._layers[layer : layer + 1] = [key_value]
