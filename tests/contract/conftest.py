@@ -102,13 +102,18 @@ class CachePlan(Plan):
 
     @classmethod
     def join(cls, plans: Sequence[Self]) -> Self:
-        most = max(plan.mask.shape[1] for plan in plans)
-        padded = []
-        for plan in plans:
-            front = most - plan.mask.shape[1]
-            pads = [functional.pad(one, (0, 0, front, 0)) for one in plan.tensors()[1:]]
-            padded.append([functional.pad(plan.mask, (front, 0)), *pads])
-        return plans[0].with_tensors([torch.cat(same) for same in zip(*padded, strict=True)])
+        most = max(plan.num_tokens for plan in plans)
+        rows = [plan.padded(most).tensors() for plan in plans]
+        return plans[0].with_tensors([torch.cat(same) for same in zip(*rows, strict=True)])
+
+    @property
+    def num_tokens(self) -> int:
+        return self.mask.shape[1]
+
+    def padded(self, num_tokens: int) -> Self:
+        front = num_tokens - self.num_tokens
+        pads = [functional.pad(one, (0, 0, front, 0)) for one in self.tensors()[1:]]
+        return self.with_tensors([functional.pad(self.mask, (front, 0)), *pads])
 
     def velocity(self, noisy: Tensor, sigma: Tensor) -> Tensor:
         return self.generator.velocity(noisy, sigma, self)

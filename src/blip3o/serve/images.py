@@ -1,8 +1,8 @@
 """Draws the images of several requests in one batch, with the same bits as for a single request.
 
 The shapes of plans depend on the prompt and its images, so plans are computed request by request.
-Sampling and decoding have the same shapes for all requests, so they run in batches of a few fixed
-sizes.
+Sampling and decoding run in batches of a few fixed sizes. If sampling reads the tokens of prompts,
+plans are padded to a few lengths, and only plans of one length share a batch.
 """
 
 import dataclasses
@@ -34,6 +34,10 @@ _ONE_BY_ONE = (
     "blip3o: on this machine the last bits of an image depend on its place in a batch, so "
     "images are made one by one; --unpadded-batches makes them together"
 )
+
+
+_LEAST_TOKENS = 64
+"""Shortest length to which plans are padded; the next ones are twice as long each."""
 
 
 class ImageMaker:
@@ -76,13 +80,26 @@ class ImageMaker:
             rows: rows of requests with the same `batch_key`.
             on_step: called after each step of the sampler.
         """
+        requests = {id(row.request): row.request for row in rows}
+        plans: dict[int, Plan] = {}
+        if rows[0].request.kind != "reconstruct":
+            plans = {key: self._plan(request) for key, request in requests.items()}
+        places_of: dict[int, list[int]] = {}
+        for place, row in enumerate(rows):
+            length = plans[id(row.request)].num_tokens if plans else 0
+            places_of.setdefault(length, []).append(place)
         most = self.sampling_sizes[-1]
-        images: list[Image.Image] = []
-        for start in range(0, len(rows), most):
-            images += self._make_batch(rows[start : start + most], on_step)
-        return images
+        images: dict[int, Image.Image] = {}
+        for places in places_of.values():
+            for start in range(0, len(places), most):
+                part = places[start : start + most]
+                made = self._make_batch([rows[place] for place in part], plans, on_step)
+                images.update(zip(part, made, strict=True))
+        return [images[place] for place in range(len(rows))]
 
-    def _make_batch(self, rows: Sequence[Row], on_step: StepCallback | None) -> list[Image.Image]:
+    def _make_batch(
+        self, rows: Sequence[Row], plans: dict[int, Plan], on_step: StepCallback | None
+    ) -> list[Image.Image]:
         watch = Previewer(rows)
         requests = {id(row.request): row.request for row in rows}
         generators = [image_generator(row.request.seed, 0, row.index) for row in rows]
@@ -100,7 +117,7 @@ class ImageMaker:
                 self._model.config.sampling, num_inference_steps=rows[0].request.num_inference_steps
             )
             watch.start(feature_noise, decoder_noise, noise_levels(sampling))
-            features = self._sample(rows, requests, feature_noise, after_step)
+            features = self._sample(rows, plans, feature_noise, after_step)
         return self._decode(features, decoder_noise, self._decoding)
 
     def _preview(self, features: Tensor, decoder_noise: Tensor) -> list[Image.Image]:
@@ -121,12 +138,11 @@ class ImageMaker:
     def _sample(
         self,
         rows: Sequence[Row],
-        requests: dict[int, ImageRequest],
+        plans: dict[int, Plan],
         noise: Tensor,
         on_step: StepCallback | None,
     ) -> Tensor:
-        known = {key: self._plan(request) for key, request in requests.items()}
-        plan = join_plans([known[id(row.request)] for row in rows])
+        plan = join_plans([plans[id(row.request)] for row in rows])
         first, sizes = rows[0].request, self.sampling_sizes
         scales = torch.tensor([row.request.guidance_scale for row in rows], device=noise.device)
         features = self._pipe.draw(
@@ -141,7 +157,7 @@ class ImageMaker:
     def _plan(self, request: ImageRequest) -> Plan:
         """Returns the plan of one request; an edit reads all images and changes the first."""
         pixels = square_pixels(self._model, request.images) if request.images else None
-        return self._pipe.plan([request.prompt], pixels)
+        return _lengthened(self._pipe.plan([request.prompt], pixels))
 
     def _encode(self, request: ImageRequest) -> Tensor:
         return self._model.normalizer(self._pipe.encode(list(request.images[:1])))
@@ -150,7 +166,8 @@ class ImageMaker:
     def _probe_plan(self, number: int) -> Plan:
         """Returns the plan of a numbered prompt, which edits noise if the generator can edit."""
         config = self._model.config
-        row = self._pipe.tokenizer.encode(f"image {number}")
+        # Prompts of several lengths, as those of requests.
+        row = self._pipe.tokenizer.encode(f"image {number} " * (number % 3 + 1))
         ids = torch.tensor([row], device=self._pipe.device)
         generator = image_generator(0, 0, number)
         reference, _ = model_noise(self._model, 1, generator)
@@ -159,7 +176,7 @@ class ImageMaker:
             attention_mask=torch.ones_like(ids).bool(),
             reference=reference if config.generator.takes_reference else None,
         )
-        return self._model.plan(prompts)
+        return _lengthened(self._model.plan(prompts))
 
     @torch.no_grad()
     def _sampling_probe(self, samples: Sequence[int]) -> Tensor:
@@ -167,7 +184,8 @@ class ImageMaker:
         generators = [image_generator(0, 0, number) for number in samples]
         noise, _ = model_noise(self._model, len(samples), generators)
         plan = join_plans([self._probe_plans[number] for number in samples])
-        with fingerprints(self._model.generator, len(samples)) as seen:
+        # The whole model, because some generators draw with the backbone's layers.
+        with fingerprints(self._model, len(samples)) as seen:
             for scale in (torch.full((len(samples),), 2.0, device=noise.device), 1.0):
                 features = self._pipe.draw(plan, noise, scale, num_inference_steps=1)
                 seen.append(fingerprint(features, len(samples)))
@@ -183,6 +201,13 @@ class ImageMaker:
             output = finish(self._model, noise, decoder_noise, one, "pt", self._empty)
             seen.append(fingerprint(output.images, len(samples)).to(noise.device))
         return torch.cat(seen, dim=1)
+
+
+def _lengthened(plan: Plan) -> Plan:
+    """Returns the plan of a prompt at a length that does not depend on other prompts."""
+    if plan.num_tokens == 0:
+        return plan
+    return plan.padded(1 << (max(plan.num_tokens, _LEAST_TOKENS) - 1).bit_length())
 
 
 def _padded(rows: Tensor, sizes: Sequence[int]) -> Tensor:

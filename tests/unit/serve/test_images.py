@@ -7,8 +7,9 @@ from PIL import Image
 from blip3o.core.rng import image_generator
 from blip3o.generate.exact import equal_batch_sizes, fingerprint, fingerprints
 from blip3o.generate.pipeline import Blip3oPipeline
+from blip3o.recipes import pocket_parts
 from blip3o.serve.images import ImageMaker
-from blip3o.serve.jobs import ImageRequest, Job, Row
+from blip3o.serve.jobs import ImageRequest, Job, Preview, Row
 
 MAX_BATCH = 6
 PROMPTS = ("a red cat", "a dog", "draw: what is this? a very long caption of a red cat", "x")
@@ -92,9 +93,14 @@ def test_the_sizes_hold_for_any_number_of_steps(
     """The probe takes one step, so it misses products whose rows are noise levels."""
     request = generation(pipe, PROMPTS[0], 0, scale)
     plan = maker._plan(request).repeat(MAX_BATCH)
-    (states,) = plan.tensors()
-    plan = plan.with_tensors([states + torch.randn(states.shape).to(states)])
-    noise = torch.randn(MAX_BATCH, *pipe.model.config.feature_shape).to(states)
+    tensors = plan.tensors()
+    plan = plan.with_tensors(
+        [
+            one + torch.randn(one.shape).to(one) if one.is_floating_point() else one
+            for one in tensors
+        ]
+    )
+    noise = torch.randn(MAX_BATCH, *pipe.model.config.feature_shape).to(pipe.dtype)
 
     def run(size: int) -> torch.Tensor:
         return pipe.draw(
@@ -107,6 +113,31 @@ def test_the_sizes_hold_for_any_number_of_steps(
     full = run(MAX_BATCH)
     for size in maker.sampling_sizes:
         assert torch.equal(run(size), full[:size])
+
+
+def test_prompts_of_other_lengths_do_not_change_a_bit(pipe: Blip3oPipeline) -> None:
+    """A regression test: the keys of a short prompt were padded to those of its batch."""
+    torch.manual_seed(0)
+    model = pocket_parts.model().build().to(pipe.dtype).eval()  # draws from the prompt's tokens
+    torch.nn.init.normal_(model.get_parameter("generator.patch_out.weight"), std=0.05)
+    own = Blip3oPipeline(model, pipe.tokenizer)
+    maker = ImageMaker(own, MAX_BATCH)
+    assert len(maker.sampling_sizes) > 1
+    requests = [
+        generation(own, text, seed, 2.0).previewed(4)
+        for seed, text in enumerate([*PROMPTS, "a red cat " * 40])
+    ]
+
+    def features(chosen: list[ImageRequest]) -> list[torch.Tensor]:
+        seen: list[list[object]] = [[] for _ in chosen]
+        jobs = [Job(one, events.append) for one, events in zip(chosen, seen, strict=True)]
+        maker.make([Row(job, one, 0) for job, one in zip(jobs, chosen, strict=True)])
+        return [one.features for (one,) in seen if isinstance(one, Preview)]
+
+    alone = [features([request])[0] for request in requests]
+    together = features(requests)
+    assert len(together) == len(requests)
+    assert all(torch.equal(*pair) for pair in zip(alone, together, strict=True))
 
 
 def test_edits_and_reconstructions_are_the_same_in_any_batch(

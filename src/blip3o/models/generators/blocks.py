@@ -337,14 +337,21 @@ class BlockPlan(Plan):
     @classmethod
     def join(cls, plans: Sequence[Self]) -> Self:
         """See `Plan`. Shorter prompts are padded on the left and their padding is hidden."""
-        longest = max(plan.visible.shape[1] for plan in plans)
-        rows = [plan._padded(longest - plan.visible.shape[1]) for plan in plans]
+        longest = max(plan.num_tokens for plan in plans)
+        rows = [plan.padded(longest).tensors() for plan in plans]
         return plans[0].with_tensors([torch.cat(same) for same in zip(*rows, strict=True)])
 
-    def _padded(self, front: int) -> list[Tensor]:
+    @property
+    def num_tokens(self) -> int:
+        """See `Plan`."""
+        return self.visible.shape[1]
+
+    def padded(self, num_tokens: int) -> Self:
+        """See `Plan`."""
+        front = num_tokens - self.num_tokens
         visible = nn.functional.pad(self.visible, (front, 0))
         pads = [nn.functional.pad(one, (0, 0, front, 0)) for one in self.tensors()[2:]]
-        return [visible, self.start, *pads]
+        return self.with_tensors([visible, self.start, *pads])
 
     def velocity(self, noisy: Tensor, sigma: Tensor) -> Tensor:
         """See `Plan`."""

@@ -62,6 +62,20 @@ class Plan(abc.ABC):
     def __len__(self) -> int:
         """Returns the number of prompts (P)."""
 
+    @property
+    def num_tokens(self) -> int:
+        """Prompt tokens that each step of drawing reads; 0 if the prompts do not change it."""
+        return 0
+
+    def padded(self, num_tokens: int) -> Self:
+        """Returns the plan with hidden tokens in front of its prompts, up to a number of tokens.
+
+        Plans with the property `num_tokens` override it. Attention over another number of tokens
+        may round differently, hidden ones included.
+        """
+        del num_tokens
+        return self
+
     @abc.abstractmethod
     def null(self) -> Self:
         """Returns the plan of P empty prompts: the unconditional half of guidance."""

@@ -315,16 +315,22 @@ class QueryPlan(Plan):
         Raises:
             ValueError: if some plans edit images and others do not.
         """
-        longest = max(plan.states.shape[-2] for plan in plans)
-        lists = [plan._padded(longest - plan.states.shape[-2]).tensors() for plan in plans]
+        longest = max(plan.num_tokens for plan in plans)
+        lists = [plan.padded(longest).tensors() for plan in plans]
         if len({len(tensors) for tensors in lists}) > 1:
             raise ValueError("plans of edits and of new images cannot share a batch")
         return plans[0].with_tensors([torch.cat(same) for same in zip(*lists, strict=True)])
 
-    def _padded(self, front: int) -> Self:
-        """Returns the plan with empty hidden tokens in front of those of each prompt."""
+    @property
+    def num_tokens(self) -> int:
+        """See `Plan`. Queries are always equally many."""
+        return 0 if self.mask is None else self.states.shape[-2]
+
+    def padded(self, num_tokens: int) -> Self:
+        """See `Plan`."""
         if self.mask is None:
             return self
+        front = num_tokens - self.num_tokens
         return dataclasses.replace(
             self,
             states=nn.functional.pad(self.states, (0, 0, front, 0)),
