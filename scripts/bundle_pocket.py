@@ -1,24 +1,50 @@
-"""Writes a trained pocket model into the package: bf16 weights, tokenizer and model card.
+"""Writes a trained pocket model into the package, and everything that is measured with it.
 
     python scripts/bundle_pocket.py runs/pocket --results outputs/eval/results.json
 
-A stage that was trained in several runs has a folder for each: decoder, decoder-2, decoder-3. All
-figures of the card are read from the run folders and from the results of `blip3o eval scenes`.
+It writes bf16 weights, tokenizer and model card, the sample images of the README, the golden
+recordings, the times of four images, and the figures in README.md and docs/results.md. A stage that
+was trained in several runs has a folder for each: decoder, decoder-2, decoder-3. All figures of the
+card are read from the run folders and from the results of `blip3o eval scenes`.
+
+Not written: sentences around the figures, and the screenshots of docs/serving.md
+(`BLIP3O_SCREENSHOTS=docs/images pytest tests/e2e/page`, which needs Chromium).
 """
 
 import argparse
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import torch
 
+from blip3o import Blip3oPipeline
 from blip3o.core.config import to_dict
 from blip3o.eval.scenes import ScenesBenchmark
+from blip3o.imaging.sheet import contact_sheet
 from blip3o.recipes import pocket
 from blip3o.recipes.pocket_parts import model
 from blip3o.weights.folder import BUNDLED, load_model, save_model
 
+ROOT = Path(__file__).parents[1]
 STAGES = tuple(pocket.all_stages(Path("runs")))
+SAMPLES = (
+    "a red cat",
+    "a photo of three purple hearts",
+    "a red cat and a blue dog",
+    "a pink fish on a sky background",
+    "a yellow moon and a pink key",
+    "two green apples",
+    "a blue car to the left of a green tree",
+    "four yellow stars",
+    "a black key on a sunset background",
+    "a purple guitar and an orange crown",
+    "a green dog",
+    "a yellow crown on a dotted background",
+)
+"""Prompts of docs/images/samples.png; each shows its first image, with seed 0."""
 
 CARD = """---
 license: apache-2.0
@@ -28,14 +54,14 @@ pipeline_tag: any-to-any
 
 # blip3o pocket
 
-A BLIP3-o in miniature: {millions:.1f} M parameters, {megabytes:.1f} MB in bf16. It draws,
+A unified model in miniature: {millions:.1f} M parameters, {megabytes:.1f} MB in bf16. It draws,
 describes and edits procedural scenes of one to four objects (48 things, 8 colors, 10 backgrounds)
 at {px} x {px} pixels. It knows nothing else: prompts outside the words of that world give images
 of that world.
 
-Architecture, recipes and code are those of the large models; only the numbers in
-`blip3o/recipes/pocket_parts.py` are small. Sprites of the training data are cut from Noto Color
-Emoji (SIL OFL 1.1, see `blip3o/data/scenes/NOTICE.txt`).
+Its backbone is `{backbone}` and its generator `{generator}`; `blip3o/recipes/pocket_parts.py` has
+all numbers. Sprites of the training data are cut from Noto Color Emoji (SIL OFL 1.1, see
+`blip3o/data/scenes/NOTICE.txt`).
 
 ## Training
 
@@ -118,8 +144,22 @@ def figures_table(results: dict[str, object], by_category: dict[str, object]) ->
     return "\n".join(["| figure | value |", "|---|---|", *lines])
 
 
+def write_samples() -> None:
+    """Draws the sample images of the README with the bundled model."""
+    pipe = Blip3oPipeline.from_pretrained("pocket", device="cpu", dtype="fp32")
+    generators = [torch.Generator().manual_seed(0) for _ in SAMPLES]
+    images = pipe(SAMPLES, generator=generators).images
+    sheet = contact_sheet(images, SAMPLES, columns=6, scale=2)
+    sheet.save(ROOT / "docs" / "images" / "samples.png", optimize=True)
+
+
+def run(*words: str, **environment: str) -> None:
+    """Runs a Python program in the repository."""
+    subprocess.run([sys.executable, *words], cwd=ROOT, check=True, env=os.environ | environment)
+
+
 def main() -> None:
-    """Writes the bundled model folder."""
+    """Writes the bundled model folder and what is measured with it."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("run_dir", type=Path)
     parser.add_argument("--model", type=Path, help="model folder (default: RUN/model)")
@@ -139,6 +179,8 @@ def main() -> None:
         millions=count / 1e6,
         megabytes=2 * count / 1e6,
         px=loaded.model.config.image_decoder.image_px,
+        backbone=loaded.model.config.backbone.kind,
+        generator=loaded.model.config.generator.kind,
         seed=0,
         machine=options.machine,
         stages="\n".join(line for line, _ in rows),
@@ -149,6 +191,10 @@ def main() -> None:
     )
     save_model(loaded.model, loaded.tokenizer, BUNDLED["pocket"], torch.bfloat16, card)
     print(BUNDLED["pocket"])
+    write_samples()
+    run("-m", "pytest", "-q", "tests/golden/test_outputs.py", BLIP3O_RECORD_GOLDEN="1")
+    run("benchmarks/generate.py")
+    run("scripts/write_figures.py")
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ from blip3o import Blip3oPipeline
 from blip3o.cli import build_parser, main
 from blip3o.core.rng import image_generator
 from blip3o.data.scenes.captions import detailed_caption
+from blip3o.data.scenes.question_forms import description
 from blip3o.data.scenes.render import render
 from blip3o.data.scenes.things import COLORS, NUMBER_WORDS, THINGS, plural
 from blip3o.data.scenes.types import Placed, Scene
@@ -233,10 +234,14 @@ def scene_of(found: Sequence[SceneDetection], background: str) -> Scene:
 
 
 def check_description(output: str, image: Image.Image) -> None:
-    background = (
-        output.rpartition(", on a")[2].removeprefix("n").strip().removesuffix(" background")
-    )
-    assert output == detailed_caption(scene_of(detect(image), background))
+    background = output.rpartition(", on a")[2].removeprefix("n").strip(" .")
+    scene = scene_of(detect(image), background.removesuffix(" background"))
+    assert output in descriptions(scene)
+
+
+def descriptions(scene: Scene) -> tuple[str, str]:
+    """Returns the two right forms: models of different data answer with one or the other."""
+    return description(scene), detailed_caption(scene)
 
 
 def test_the_demo(
@@ -261,7 +266,7 @@ def test_the_page(pipe: Blip3oPipeline) -> None:
             check_image(image, prompt)
     for scene, instruction in zip(examples.SCENES, examples.INSTRUCTIONS, strict=True):
         image = render(scene, 384)
-        assert pipe.ask(image, examples.QUESTION) == detailed_caption(scene)
+        assert pipe.ask(image, examples.QUESTION) in descriptions(scene)
         edited = pipe.edit(image, instruction, generator=image_generator(0, 0, 0)).images[0]
         check_edit(image, edited, instruction)
 

@@ -9,7 +9,6 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from blip3o import Blip3oPipeline
 from blip3o.core.errors import UsageError
 from blip3o.weights.folder import load_model
 from blip3o.weights.keymaps.spellings import upgraded_config
@@ -56,8 +55,3 @@ def test_a_name_in_both_spellings_is_refused(older: Path) -> None:
     save_file(state, older / "model.safetensors")
     with pytest.raises(UsageError, match="come twice, in two spellings: generator"):
         load_model(older)
-
-
-def test_the_bundled_weights_are_of_the_older_form() -> None:
-    pipe = Blip3oPipeline.from_pretrained("pocket", device="cpu", dtype="fp32")
-    assert pipe.model.get_parameter("generator.query_tokens.weight").shape == (16, 192)

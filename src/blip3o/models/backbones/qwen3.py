@@ -1,4 +1,4 @@
-"""Qwen3 as a backbone: the language model of the pocket model and of the Qwen3-SigLIP2 variant.
+"""Qwen3 as a backbone: the language model of the Qwen3-SigLIP2 variant, and of small models.
 
 The pocket model projects features of its image encoder. The published variant sees images with its
 own SigLIP2 tower and generates EVA-CLIP features.
