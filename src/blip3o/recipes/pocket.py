@@ -55,8 +55,8 @@ QUESTIONS = (
 ) * 2
 _NAMES = entry("scenes", "image_to_text", conversation="names")
 _LANGUAGE = (
-    entry("scenes", "image_to_text", weight=0.6, max_turns=3),
-    dataclasses.replace(_NAMES, weight=0.1),
+    entry("scenes", "image_to_text", weight=0.55, max_turns=3),
+    dataclasses.replace(_NAMES, weight=0.15),
     entry("scenes", "text", weight=0.15, max_turns=3),
     entry("scenes", "text", weight=0.15, conversation="restated"),
 )
