@@ -1,8 +1,8 @@
 """A causal decoder for this project's own small language models.
 
-It is called like the decoders of transformers, so a backbone treats them alike, and it needs no
-library besides torch. Axes: B rows, T new tokens, S seen tokens, E width, H heads, G key/value
-heads, K head dim.
+Its `forward` takes the same arguments as the decoders of transformers, so a backbone can use
+either. It needs no library besides torch. Axes: B rows, T new tokens, S seen tokens, E width, H
+heads, G key/value heads, K head dim.
 """
 
 import dataclasses

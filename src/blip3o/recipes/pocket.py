@@ -110,13 +110,15 @@ def names(runs: Path = RUNS) -> RunConfig:
     A few minutes with one kind of question. Among all kinds, the names are still guessed after an
     hour (docs/log.md).
     """
-    train = training("backbone", steps=400, batch=128, optimizer=muon(5e-3), sample_every=0)
+    train = training(
+        "backbone", steps=400, batch=128, optimizer=muon(5e-3), micro_batch=64, sample_every=0
+    )
     return RunConfig(
         model=model(),
         init=(after(runs, "encoder"),),
         data=DataConfig(mixture=(_NAMES,), feature_cache=FEATURES),
         objectives=(_ANSWERS,),
-        train=evolve(train, {"micro_batch_size": 64}),
+        train=train,
     )
 
 

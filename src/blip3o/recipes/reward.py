@@ -40,7 +40,7 @@ def reward_of(
         run: the stage before.
         objective: the objective with its reward.
         prompts: data of the task `rollout`; their weights are relative to each other.
-        train: what is trained, and how long. Its `ema_decay` becomes that of the old policy.
+        train: trained parts, steps and batch size. Its `ema_decay` becomes that of the old policy.
         folder: the model to start from.
         share: share of the prompts among all rows, in (0, 1).
         keeps: tasks of the stage before whose rows and losses stay. With a frozen backbone, those

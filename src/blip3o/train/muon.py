@@ -16,6 +16,8 @@ import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from blip3o.train.learner import whole
+
 _COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 """Of the polynomial that takes singular values to about one; published with Muon."""
 _ITERATIONS = 5
@@ -67,7 +69,8 @@ class MuonAdamW(torch.optim.AdamW):
             state["momentum"] = torch.zeros_like(matrix)
         momentum = state["momentum"]
         momentum.lerp_(gradient, 1 - self._momentum)
-        direction = _orthogonal(_whole(gradient.lerp(momentum, self._momentum)), self._dtype)
+        # Shards alone have other singular values.
+        direction = _orthogonal(whole(gradient.lerp(momentum, self._momentum)), self._dtype)
         scale = _RMS * max(matrix.shape) ** 0.5
         matrix.mul_(1 - rate * decay).sub_(_shard(direction, matrix), alpha=rate * scale)
 
@@ -88,11 +91,6 @@ def _orthogonal(matrix: Tensor, dtype: torch.dtype) -> Tensor:
         polynomial = torch.addmm(gram, gram, gram, beta=b, alpha=c)
         found = torch.addmm(found, polynomial, found, beta=a)
     return (found.T if is_tall else found).to(matrix.dtype)
-
-
-def _whole(tensor: Tensor) -> Tensor:
-    """Returns the whole of a tensor: its shards alone have other singular values."""
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def _shard(tensor: Tensor, like: Tensor) -> Tensor:

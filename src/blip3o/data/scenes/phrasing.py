@@ -64,7 +64,7 @@ _BARE_SHARE = 0.2
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """What an image is to show."""
+    """The content of an image that somebody asks for."""
 
     groups: tuple[Group, ...]
     """One to four groups of objects, at most four objects in all; an image shows only these."""

@@ -10,6 +10,7 @@ from PIL import Image
 
 from blip3o.core.errors import UsageError
 from blip3o.core.types import ImageRequest
+from blip3o.data.scenes.edits import MAX_SHIFT
 from blip3o.data.scenes.synonyms import COLOR_NAMES, THING_NAMES
 from blip3o.data.scenes.things import BACKGROUNDS, plural
 from blip3o.data.scenes.types import RELATION_MARGIN
@@ -18,8 +19,6 @@ from blip3o.eval.scene_rules import JUDGED_DISTANCE, SceneDetection
 
 _WRONG_COLOR = 0.5
 """Credit of a right thing in a wrong color."""
-_MAX_SHIFT = 0.12
-"""Largest error of the place of a single object along one axis, as a share of the image."""
 _AXIS_WORDS: Mapping[str, tuple[str, ...]] = {
     "x": ("left", "right", "center", "centre", "middle"),
     "y": (
@@ -143,7 +142,7 @@ def _right_places(pairs: Mapping[int, SceneDetection], wanted: Wanted) -> float 
     if len(wanted.objects) == 1:
         for axis in wanted.axes:
             error = _along(wanted.objects[0], axis) - _along(pairs.get(0), axis)
-            right.append(abs(error) <= _MAX_SHIFT)
+            right.append(abs(error) <= MAX_SHIFT)
     looks = [
         (one.thing, one.color if has_color else None)
         for one, has_color in zip(wanted.objects, wanted.has_color, strict=True)

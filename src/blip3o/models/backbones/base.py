@@ -59,6 +59,19 @@ class DecoderSizes:
         """1: positions count tokens."""
         return 1
 
+    def for_transformers(self) -> dict[str, Any]:
+        """Returns the sizes under the names that the decoder configs of transformers share."""
+        return {
+            "vocab_size": self.vocab_size,
+            "hidden_size": self.hidden_size,
+            "intermediate_size": self.intermediate_size,
+            "num_hidden_layers": self.num_layers,
+            "num_attention_heads": self.num_heads,
+            "num_key_value_heads": self.num_kv_heads,
+            "max_position_embeddings": self.max_positions,
+            "rms_norm_eps": self.norm_eps,
+        }
+
 
 @runtime_checkable
 class BackboneConfig(Dataclass, Protocol):

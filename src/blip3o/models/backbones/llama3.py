@@ -131,14 +131,7 @@ class Llama3BackboneConfig(DecoderSizes, SquareImages):
         return with_attention(
             LlamaModel(
                 LlamaConfig(
-                    vocab_size=self.vocab_size,
-                    hidden_size=self.hidden_size,
-                    intermediate_size=self.intermediate_size,
-                    num_hidden_layers=self.num_layers,
-                    num_attention_heads=self.num_heads,
-                    num_key_value_heads=self.num_kv_heads,
-                    max_position_embeddings=self.max_positions,
-                    rms_norm_eps=self.norm_eps,
+                    **self.for_transformers(),
                     rope_parameters=rope,
                     tie_word_embeddings=self.tie_word_embeddings,
                 )

@@ -135,14 +135,7 @@ class Qwen2_5VLBackboneConfig(DecoderSizes):  # noqa: N801  (the model's own nam
         return with_attention(
             Qwen2_5_VLTextModel(
                 Qwen2_5_VLTextConfig(
-                    vocab_size=self.vocab_size,
-                    hidden_size=self.hidden_size,
-                    intermediate_size=self.intermediate_size,
-                    num_hidden_layers=self.num_layers,
-                    num_attention_heads=self.num_heads,
-                    num_key_value_heads=self.num_kv_heads,
-                    max_position_embeddings=self.max_positions,
-                    rms_norm_eps=self.norm_eps,
+                    **self.for_transformers(),
                     rope_parameters={
                         "rope_type": "default",
                         "rope_theta": self.rope_theta,

@@ -93,15 +93,8 @@ class Qwen3BackboneConfig(FeaturesOrTower):
         return with_attention(
             Qwen3Model(
                 Qwen3Config(
-                    vocab_size=self.vocab_size,
-                    hidden_size=self.hidden_size,
-                    intermediate_size=self.intermediate_size,
-                    num_hidden_layers=self.num_layers,
-                    num_attention_heads=self.num_heads,
-                    num_key_value_heads=self.num_kv_heads,
+                    **self.for_transformers(),
                     head_dim=self.head_dim,
-                    max_position_embeddings=self.max_positions,
-                    rms_norm_eps=self.norm_eps,
                     rope_parameters={"rope_type": "default", "rope_theta": self.rope_theta},
                     tie_word_embeddings=self.tie_word_embeddings,
                 )
