@@ -126,7 +126,9 @@ def changed_settings(settings: dict[str, object]) -> list[str]:
     return [f"{name}={value}" for name, value in changed.items()]
 
 
-def figures_table(results: dict[str, object], by_category: dict[str, object]) -> str:
+def figures_table(
+    results: dict[str, object], by_category: dict[str, object], figures: dict[str, object]
+) -> str:
     """Returns the scores of an evaluation as a Markdown table."""
     rows = [("text to image, overall", results["overall"])]
     rows += [(f"text to image, {name}", value) for name, value in by_category.items()]
@@ -139,7 +141,7 @@ def figures_table(results: dict[str, object], by_category: dict[str, object]) ->
         "wording_questions": "wording never trained, questions",
         "wording_edits": "wording never trained, edits",
     }
-    rows += [(name, results[key]) for key, name in names.items() if key in results]
+    rows += [(name, figures[key]) for key, name in names.items() if key in figures]
     lines = [f"| {name} | {value:.3f} |" for name, value in rows if isinstance(value, float)]
     return "\n".join(["| figure | value |", "|---|---|", *lines])
 
@@ -187,7 +189,7 @@ def main() -> None:
         hours=sum(hours for _, hours in rows),
         num_samples=results["num_samples"],
         overrides="".join(f" {change}" for change in changed_settings(results["settings"])),
-        figures=figures_table(results, results["by_category"]),
+        figures=figures_table(results, results["by_category"], results["figures"]),
     )
     save_model(loaded.model, loaded.tokenizer, BUNDLED["pocket"], torch.bfloat16, card)
     print(BUNDLED["pocket"])

@@ -13,6 +13,7 @@ RECIPES = Registry(
         "pocket.names": ".pocket:names",
         "pocket.understanding": ".pocket:understanding",
         "pocket.generation": ".pocket:generation",
+        "pocket.query_dit": ".pocket:query_dit",
         "pocket.tune": ".pocket:tune",
         "pocket.reward": ".pocket:reward",
         "pocket.clip_mse": ".pocket_methods:clip_mse",

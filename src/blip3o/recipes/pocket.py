@@ -16,6 +16,7 @@ from blip3o.data.scenes.things import COLORS, THINGS
 from blip3o.data.sources.webdataset import WebDatasetConfig
 from blip3o.eval.tuning.scenes import ScenesRewardConfig
 from blip3o.flow.sigmas import UniformSigmas
+from blip3o.models.generators.query_dit import QueryDiTConfig
 from blip3o.objectives.diffusion_nft import DiffusionNftConfig
 from blip3o.objectives.flow_matching import FlowMatchingConfig
 from blip3o.objectives.image_text import ImageTextConfig
@@ -24,9 +25,11 @@ from blip3o.objectives.pixel_decoding import PixelDecodingConfig
 from blip3o.recipes.pocket_parts import (
     DECODER_SIGMA_SHIFT,
     FEATURES,
+    GRID,
     RUNS,
     SCENES,
     SIGMA_SHIFT,
+    WIDTH,
     adamw,
     after,
     entry,
@@ -132,7 +135,7 @@ def understanding(runs: Path = RUNS) -> RunConfig:
         init=(after(runs, "names"),),
         data=DataConfig(mixture=_LANGUAGE, feature_cache=FEATURES, max_text_tokens=320),
         objectives=(_ANSWERS,),
-        train=training("backbone", steps=2500, batch=96, optimizer=muon(5e-3), micro_batch=48),
+        train=training("backbone", steps=1600, batch=96, optimizer=muon(5e-3), micro_batch=48),
         sample_prompts=QUESTIONS,
     )
 
@@ -160,8 +163,33 @@ def generation(runs: Path = RUNS) -> RunConfig:
                 sigmas=UniformSigmas(shift=SIGMA_SHIFT), condition_dropout=0.1, draws=2
             ),
         ),
-        train=training("generator", steps=6000, batch=32, optimizer=muon(3e-3)),
+        train=training("generator", steps=5000, batch=32, optimizer=muon(3e-3)),
         sample_prompts=PROMPTS,
+    )
+
+
+def query_dit(runs: Path = RUNS) -> RunConfig:
+    """Stage 2 with the generator of BLIP3-o: query tokens and a DiT, instead of image layers.
+
+    blip3o train pocket.query_dit --out runs/pocket/query_dit
+
+    docs/results.md compares it with `pocket.generation`.
+    """
+    base = generation(runs)
+    generator = QueryDiTConfig(
+        num_query_tokens=GRID**2,
+        query_init_std=0.02,
+        hidden_size=WIDTH,
+        num_layers=4,
+        num_heads=8,
+        multiple_of=32,
+        fresh_gates="open",  # the published zeros belong to 150,000 steps
+    )
+    parts = ("backbone", "image_encoder", "normalizer")
+    return dataclasses.replace(
+        base,
+        model=dataclasses.replace(base.model, generator=generator),
+        init=(after(runs, "understanding", *parts), after(runs, "decoder", "image_decoder")),
     )
 
 
@@ -171,17 +199,17 @@ def tune(runs: Path = RUNS) -> RunConfig:
     blip3o train pocket.tune --out runs/pocket/tune
     """
     base, questions = generation(runs), understanding(runs)
-    train = training("backbone", "generator", steps=6000, batch=32, optimizer=muon(2e-3))
+    train = training("backbone", "generator", steps=3000, batch=48, optimizer=muon(2e-3))
     return dataclasses.replace(
         base,
         init=(after(runs, "generation"), after(runs, "decoder", "image_decoder")),
         data=dataclasses.replace(
             base.data,
             mixture=(
-                entry("scenes", "text_to_image", weight=0.3),
-                entry("pairs", "text_to_image", weight=0.15),
+                entry("scenes", "text_to_image", weight=0.24),
+                entry("pairs", "text_to_image", weight=0.11),
                 entry("edits", "edit", weight=0.35),
-                *(dataclasses.replace(one, weight=0.2 * one.weight) for one in _LANGUAGE),
+                *(dataclasses.replace(one, weight=0.3 * one.weight) for one in _LANGUAGE),
             ),
         ),
         objectives=(*base.objectives, *questions.objectives),

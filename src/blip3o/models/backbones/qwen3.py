@@ -1,6 +1,6 @@
 """Qwen3 as a backbone: the language model of the Qwen3-SigLIP2 variant, and of small models.
 
-The pocket model projects features of its image encoder. The published variant sees images with its
+A small model projects features of its image encoder. The published variant sees images with its
 own SigLIP2 tower and generates EVA-CLIP features.
 """
 
