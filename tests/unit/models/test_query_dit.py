@@ -138,10 +138,11 @@ def test_an_empty_prompt_has_no_length(reads: str) -> None:
     model, noisy = reader(reads), torch.randn(1, 4, 8)
 
     def null(length: int) -> Tensor:
-        ids = torch.full((1, length), 12)
+        ids = torch.arange(12, 12 + length)[None]
         prompts = Prompts(input_ids=ids, attention_mask=torch.ones_like(ids).bool())
         return model.plan(prompts).null().velocity(noisy, torch.tensor([0.4]))
 
     expected = null(1)
     for length in (2, 5, 9):
-        torch.testing.assert_close(null(length), expected)
+        # fp32 kernels round by the shape; a length that leaks changes the first digits.
+        torch.testing.assert_close(null(length), expected, rtol=1e-4, atol=1e-4)
