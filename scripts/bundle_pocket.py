@@ -80,7 +80,7 @@ Total {hours:.2f} hours of stage time (some stages ran side by side, one core ea
 ## Figures
 
 `blip3o eval scenes --model pocket --out outputs/eval{overrides}`
-on compositions that training never shows ({num_samples} images):
+on compositions that training never shows ({num_samples} samples):
 
 {figures}
 """
@@ -126,11 +126,9 @@ def changed_settings(settings: dict[str, object]) -> list[str]:
     return [f"{name}={value}" for name, value in changed.items()]
 
 
-def figures_table(
-    results: dict[str, object], by_category: dict[str, object], figures: dict[str, object]
-) -> str:
+def figures_table(overall: float, by_category: dict[str, float], figures: dict[str, object]) -> str:
     """Returns the scores of an evaluation as a Markdown table."""
-    rows = [("text to image, overall", results["overall"])]
+    rows: list[tuple[str, object]] = [("text to image, overall", overall)]
     rows += [(f"text to image, {name}", value) for name, value in by_category.items()]
     names = {
         "vqa_accuracy": "questions about unseen images",
@@ -189,7 +187,7 @@ def main() -> None:
         hours=sum(hours for _, hours in rows),
         num_samples=results["num_samples"],
         overrides="".join(f" {change}" for change in changed_settings(results["settings"])),
-        figures=figures_table(results, results["by_category"], results["figures"]),
+        figures=figures_table(results["overall"], results["by_category"], results["figures"]),
     )
     save_model(loaded.model, loaded.tokenizer, BUNDLED["pocket"], torch.bfloat16, card)
     print(BUNDLED["pocket"])

@@ -16,7 +16,6 @@ from blip3o.data.scenes.things import COLORS, THINGS
 from blip3o.data.sources.webdataset import WebDatasetConfig
 from blip3o.eval.tuning.scenes import ScenesRewardConfig
 from blip3o.flow.sigmas import UniformSigmas
-from blip3o.models.generators.query_dit import QueryDiTConfig
 from blip3o.objectives.diffusion_nft import DiffusionNftConfig
 from blip3o.objectives.flow_matching import FlowMatchingConfig
 from blip3o.objectives.image_text import ImageTextConfig
@@ -25,7 +24,6 @@ from blip3o.objectives.pixel_decoding import PixelDecodingConfig
 from blip3o.recipes.pocket_parts import (
     DECODER_SIGMA_SHIFT,
     FEATURES,
-    GRID,
     RUNS,
     SCENES,
     SIGMA_SHIFT,
@@ -35,6 +33,7 @@ from blip3o.recipes.pocket_parts import (
     entry,
     model,
     muon,
+    query_generator,
     training,
 )
 from blip3o.recipes.reward import reward_of
@@ -176,19 +175,10 @@ def query_dit(runs: Path = RUNS) -> RunConfig:
     docs/results.md compares it with `pocket.generation`.
     """
     base = generation(runs)
-    generator = QueryDiTConfig(
-        num_query_tokens=GRID**2,
-        query_init_std=0.02,
-        hidden_size=WIDTH,
-        num_layers=4,
-        num_heads=8,
-        multiple_of=32,
-        fresh_gates="open",  # the published zeros belong to 150,000 steps
-    )
     parts = ("backbone", "image_encoder", "normalizer")
     return dataclasses.replace(
         base,
-        model=dataclasses.replace(base.model, generator=generator),
+        model=dataclasses.replace(base.model, generator=query_generator(WIDTH)),
         init=(after(runs, "understanding", *parts), after(runs, "decoder", "image_decoder")),
     )
 

@@ -15,7 +15,6 @@ from blip3o.data.sources.webdataset import WebDatasetConfig
 from blip3o.flow.sigmas import UniformSigmas
 from blip3o.models.generators.lmfusion import LMFusionConfig
 from blip3o.models.generators.plan import GeneratorConfig
-from blip3o.models.generators.query_dit import QueryDiTConfig
 from blip3o.models.generators.regression import RegressionConfig
 from blip3o.models.generators.transfusion import TransfusionConfig
 from blip3o.objectives.feature_regression import FeatureRegressionConfig
@@ -23,10 +22,10 @@ from blip3o.objectives.flow_matching import FlowMatchingConfig
 from blip3o.objectives.next_token import NextTokenConfig
 from blip3o.recipes.pocket_parts import (
     FEATURES,
-    GRID,
     SIGMA_SHIFT,
     SMALL_WORLD_SCENES,
     adamw,
+    query_generator,
     training,
 )
 from blip3o.train.config import InitConfig, RunConfig
@@ -48,22 +47,6 @@ QUESTION_SHARE = 0.25
 """Share of questions among the samples of a joint run."""
 JOINT_BACKBONE_LR = 0.3
 """Factor of the learning rate of a backbone that is trained together with its generator."""
-
-
-def query_generator() -> QueryDiTConfig:
-    """Returns the query DiT of the comparison: 3.1 M parameters.
-
-    Its gates start open, so that it has no handicap against generators without gates.
-    """
-    return QueryDiTConfig(
-        num_query_tokens=GRID**2,
-        query_init_std=0.02,
-        hidden_size=DIT_WIDTH,
-        num_layers=4,
-        num_heads=6,
-        multiple_of=32,
-        fresh_gates="open",
-    )
 
 
 def clip_mse() -> RunConfig:
@@ -91,7 +74,7 @@ def clip_flow() -> RunConfig:
 
     blip3o train pocket.clip_flow --out runs/clip_flow
     """
-    return sequential(query_generator())
+    return sequential(query_generator(DIT_WIDTH))
 
 
 def transfusion() -> RunConfig:

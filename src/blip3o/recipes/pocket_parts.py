@@ -10,6 +10,7 @@ from blip3o.models.decoders.pocket import PocketDecoderConfig
 from blip3o.models.encoders.normalizer import FeatureNormalizerConfig
 from blip3o.models.encoders.pocket import PocketEncoderConfig
 from blip3o.models.generators.lmfusion import LMFusionConfig
+from blip3o.models.generators.query_dit import QueryDiTConfig
 from blip3o.models.unified import SamplingConfig, UnifiedModelConfig
 from blip3o.text.chat import ChatConfig
 from blip3o.train.config import InitConfig, OptimizerConfig, TrainConfig
@@ -80,6 +81,22 @@ def model() -> UnifiedModelConfig:
         sampling=SamplingConfig(
             guidance_scale=3.0, num_inference_steps=24, sigma_shift=SIGMA_SHIFT, num_decoder_steps=3
         ),
+    )
+
+
+def query_generator(width: int) -> QueryDiTConfig:
+    """Returns the generator of BLIP3-o at pocket size: queries and a DiT of a width.
+
+    Its gates start open: the published zeros belong to 150,000 steps.
+    """
+    return QueryDiTConfig(
+        num_query_tokens=GRID**2,
+        query_init_std=0.02,
+        hidden_size=width,
+        num_layers=4,
+        num_heads=width // 32,
+        multiple_of=32,
+        fresh_gates="open",
     )
 
 

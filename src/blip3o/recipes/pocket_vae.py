@@ -18,8 +18,16 @@ from blip3o.models.encoders.normalizer import FeatureNormalizerConfig
 from blip3o.models.encoders.vae import VaeEncoderConfig
 from blip3o.models.unified import UnifiedModelConfig
 from blip3o.objectives.autoencoding import AutoencodingConfig
-from blip3o.recipes.pocket_methods import clip_flow, entry, joint, query_generator
-from blip3o.recipes.pocket_parts import FEATURES, IMAGE_PX, RUNS, adamw, after, training
+from blip3o.recipes.pocket_methods import DIT_WIDTH, clip_flow, entry, joint
+from blip3o.recipes.pocket_parts import (
+    FEATURES,
+    IMAGE_PX,
+    RUNS,
+    adamw,
+    after,
+    query_generator,
+    training,
+)
 from blip3o.train.config import InitConfig, RunConfig
 from blip3o.weights.folder import open_model
 
@@ -59,7 +67,7 @@ def vae_model() -> UnifiedModelConfig:
         image_encoder=VaeEncoderConfig(image_px=IMAGE_PX, autoencoder=sizes),
         # One factor for all channels, so that their mean variance is 1.
         normalizer=FeatureNormalizerConfig(num_components=LATENT_CHANNELS, power=0.0),
-        generator=dataclasses.replace(query_generator(), patch_size=PATCH_SIZE),
+        generator=dataclasses.replace(query_generator(DIT_WIDTH), patch_size=PATCH_SIZE),
         image_decoder=VaeDecoderConfig(image_px=IMAGE_PX, autoencoder=sizes),
     )
 
