@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from blip3o.cli_options import add_out
-from blip3o.cli_parser import count, path_text
+from blip3o.cli_parser import count, path, path_text
 from blip3o.core.errors import UsageError
 from blip3o.core.files import check_file
 
@@ -17,7 +17,7 @@ AddCommand = Callable[..., argparse.ArgumentParser]
 
 
 def add_data_commands(commands: argparse._SubParsersAction, add: AddCommand) -> None:
-    """Adds the commands `index`, `lint`, `stats`, `pack` and `cache`.
+    """Adds the commands `index`, `lint`, `stats`, `pack`, `decontaminate` and `cache`.
 
     Args:
         commands: table of commands of `blip3o data`.
@@ -69,6 +69,27 @@ def add_data_commands(commands: argparse._SubParsersAction, add: AddCommand) -> 
     _add_image_folder(command)
     _add_jobs(command)
 
+    command = add(
+        commands, "decontaminate", _decontaminate, "find prompts of benchmarks in training data"
+    )
+    _add_paths(command)
+    command.add_argument(
+        "--against",
+        action="append",
+        default=[],
+        metavar="NAME[=PATH]",
+        help="benchmark, with your copy of its prompts where the package has none, or any list of "
+        "prompts (mine=FILE); repeatable (default: geneval, dpg, t2i_compbench)",
+    )
+    _add_image_folder(command)
+    command.add_argument(
+        "--clean", type=path, metavar="DIR", help="folder for shards without the found records"
+    )
+    command.add_argument(
+        "--shard-size", type=count, default=2000, help="records per shard (default: %(default)s)"
+    )
+    add_out(command, "file for all found records, as JSON lines", check_file)
+
     command = add(commands, "cache", _cache, "compute the image features of a recipe's data")
     command.add_argument("recipe", help="name of a recipe of one stage, or a YAML file")
     command.add_argument(
@@ -103,12 +124,12 @@ def _index(options: argparse.Namespace) -> None:
     from blip3o.data.sources.webdataset import WebDatasetConfig
     from blip3o.data.walk import source_config
 
-    for path in options.paths:
-        config = source_config(path)
+    for one in options.paths:
+        config = source_config(one)
         if not isinstance(config, WebDatasetConfig):
-            raise UsageError(f"{path} has no tar shards; only shards can be indexed")
+            raise UsageError(f"{one} has no tar shards; only shards can be indexed")
         source = config.build(jobs=options.jobs)
-        print(f"{path}: {len(source)} records in {len(source.paths)} shards")
+        print(f"{one}: {len(source)} records in {len(source.paths)} shards")
 
 
 def _lint(options: argparse.Namespace) -> int:
@@ -176,6 +197,35 @@ def _pack(options: argparse.Namespace) -> None:
         image_folder=options.image_folder,
     )
     print(packed.text())
+
+
+def _decontaminate(options: argparse.Namespace) -> int:
+    from blip3o.curate.decontaminate import BUNDLED, decontaminate, pack_clean
+
+    names = options.against or BUNDLED
+    report = decontaminate(
+        options.paths,
+        names,
+        jobs=options.jobs,
+        out=options.out,
+        image_folder=options.image_folder,
+    )
+    print(report.text())
+    if options.out is not None:
+        print(f"all of them: {options.out}")
+    if options.clean is None:
+        return 0 if report.is_clean else 1
+    for one in options.paths:
+        packed = pack_clean(
+            one,
+            options.clean,
+            names,
+            shard_size=options.shard_size,
+            jobs=options.jobs,
+            image_folder=options.image_folder,
+        )
+        print(packed.text())
+    return 0
 
 
 def _cache(options: argparse.Namespace) -> None:

@@ -3,11 +3,12 @@
 import dataclasses
 import functools
 import glob
+import hashlib
 import io
 import json
 import tarfile
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,10 @@ from blip3o.data.sources.shards import INDEX_SUFFIX, make_index
 from blip3o.data.walk import source_config
 from blip3o.imaging.kinds import format_of
 from blip3o.imaging.load import open_image
+
+LeaveOut = Callable[[Mapping[str, Any]], str | None]
+"""Returns the reason to leave a record out, given its fields, or None. It must be picklable, and
+its `repr` must state its settings."""
 
 _ENDINGS = {"PNG": "png", "JPEG": "jpg", "WEBP": "webp"}
 """Image formats whose bytes are kept, with their file endings."""
@@ -72,6 +77,7 @@ def pack(
     shard_size: int,
     jobs: int,
     image_folder: str | None = None,
+    leave_out: LeaveOut | None = None,
 ) -> Packed:
     """Writes the records of a source to `OUT/NAME-000000.tar`, ... with their indices.
 
@@ -88,6 +94,7 @@ def pack(
         shard_size: number of source records per shard.
         jobs: number of processes.
         image_folder: folder that the image paths of a list start from; None is the list's folder.
+        leave_out: leaves intact records out, which are listed like those that cannot be read.
 
     Raises:
         UsageError: if there is no data at the path, no record can be packed, a number is out of
@@ -104,12 +111,14 @@ def pack(
         raise UsageError(f"no records in {path}")
     base = out / (name or source.name)
     settings = {"data": source.fingerprint(), "shard_size": shard_size}
+    if leave_out is not None:
+        settings["leave_out"] = hashlib.sha256(repr(leave_out).encode()).hexdigest()
     if isinstance(source, FolderSource):  # `fingerprint` leaves out texts, but shards hold them
         settings["texts"] = source.texts_fingerprint()
     try:
         out.mkdir(parents=True, exist_ok=True)
         with locked(base.with_name(f".{base.name}.pack.lock")):
-            shards = _write_shards(base, config, source, settings, shard_size, jobs)
+            shards = _write_shards(base, config, source, settings, shard_size, jobs, leave_out)
             return _summary(path, base, source, shards)
     except OSError as error:  # from writing: errors of reading are caught for each record
         raise UsageError(f"cannot write {base}-*.tar: {reason_of(error)}") from error
@@ -122,6 +131,7 @@ def _write_shards(
     settings: dict[str, Any],
     shard_size: int,
     jobs: int,
+    leave_out: LeaveOut | None,
 ) -> list[Path]:
     """Writes the missing shards and returns all of them."""
     _check_settings(base, settings)
@@ -132,9 +142,9 @@ def _write_shards(
         for shard, start in zip(shards, starts, strict=True)
         if not shard.exists()
     ]
-    write = functools.partial(_write_shard, source=source)
+    write = functools.partial(_write_shard, source=source, leave_out=leave_out)
     if jobs > 1 and len(work) > 1:
-        write = functools.partial(_open_and_write, config=config)
+        write = functools.partial(_open_and_write, config=config, leave_out=leave_out)
     for _ in in_processes(write, work, jobs, f"packing {source.name}"):
         pass
     return shards
@@ -172,14 +182,16 @@ def _summary(path: str, base: Path, source: Source, shards: list[Path]) -> Packe
     )
 
 
-def _open_and_write(work: tuple[Path, range], *, config: SourceConfig) -> None:
-    _write_shard(work, config.build())
+def _open_and_write(
+    work: tuple[Path, range], *, config: SourceConfig, leave_out: LeaveOut | None
+) -> None:
+    _write_shard(work, config.build(), leave_out)
 
 
-def _write_shard(work: tuple[Path, range], source: Source) -> None:
+def _write_shard(work: tuple[Path, range], source: Source, leave_out: LeaveOut | None) -> None:
     shard, positions = work
     with atomic_file(shard) as scratch:
-        skipped = _write_members(scratch, positions, source)
+        skipped = _write_members(scratch, positions, source, leave_out)
         notes = shard.with_suffix(_SKIPPED_SUFFIX)
         notes.unlink(missing_ok=True)
         if skipped:
@@ -187,14 +199,18 @@ def _write_shard(work: tuple[Path, range], source: Source) -> None:
     make_index(str(shard))
 
 
-def _write_members(file: Path, positions: range, source: Source) -> list[str]:
-    """Writes records to a tar and returns a line of JSON for each unreadable record."""
+def _write_members(
+    file: Path, positions: range, source: Source, leave_out: LeaveOut | None
+) -> list[str]:
+    """Writes records to a tar and returns a line of JSON for each record that is left out."""
     skipped: list[str] = []
     with tarfile.open(file, "w", format=tarfile.GNU_FORMAT) as tar:
         for position in positions:
             key = "?"
             try:
                 key, files, fields = source.read(position)
+                if leave_out is not None and (why := leave_out(fields)):
+                    raise ValueError(why)
                 members = list(_image_members(files))
             except (ValueError, OSError) as error:
                 reason = " ".join(str(error).split())

@@ -271,9 +271,11 @@ class Benchmark(abc.ABC):
 
     Attributes:
         worst_score: score of a sample that is missing or broken.
+        prompts_setting: the setting that names the user's copy of the prompts.
     """
 
     worst_score: ClassVar[float] = 0.0
+    prompts_setting: ClassVar[str] = "prompts"
 
     seed: Seed = 42
     batch_size: Count = 32
@@ -289,6 +291,16 @@ class Benchmark(abc.ABC):
         Raises:
             UsageError: if a file of prompts is missing, or is not the published one (its hash).
         """
+
+    def prompt_texts(self) -> Sequence[str]:
+        """Returns all prompts and instructions, which training data must not hold.
+
+        They need the file of prompts, and neither images nor files of questions.
+
+        Raises:
+            UsageError: as `items`.
+        """
+        return [item.prompt for item in self.items()]
 
     @abc.abstractmethod
     def scorer(self) -> Scorer:

@@ -9,7 +9,7 @@ import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from blip3o.core.bounds import Count
 from blip3o.core.config import LocalPath, component
@@ -90,6 +90,8 @@ class GenEval2Benchmark(Benchmark):
     )
     instruction: str = "Answer in one word."
     attempts: Count = 1
+
+    prompts_setting: ClassVar[str] = "data"
 
     def items(self) -> Sequence[Item]:
         """Returns an item for each prompt; see `Benchmark`."""

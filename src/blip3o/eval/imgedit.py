@@ -140,16 +140,18 @@ class ImgEditBenchmark(Benchmark):
     suite: ClassVar[str] = "ImgEdit-Bench basic"
     file: ClassVar[PromptFile] = _BASIC
 
+    def prompt_texts(self) -> list[str]:
+        """Returns the instructions; see `Benchmark`."""
+        return [self._instruction(key, row) for key, row in self._rows()]
+
     def items(self) -> list[Item]:
         """Returns the edits in the order of the file; see `Benchmark`."""
         folder = self._folder()
         items: list[Item] = []
-        for number, (key, row) in enumerate(_entries(self._prompts().text, self.file.name)):
+        for number, (key, row) in enumerate(self._rows()):
             what = f"{self.file.name}: {key}"
             source = source_file(folder, row.get("id"), what)
-            kind, prompt = self._kind(row, what), row.get("prompt")
-            if not isinstance(prompt, str) or not prompt:
-                raise UsageError(f"{what} has no prompt: get the published file")
+            kind, prompt = self._kind(row, what), self._instruction(key, row)
             items.append(
                 Item(
                     id=key,
@@ -233,6 +235,15 @@ class ImgEditBenchmark(Benchmark):
             state = "the published prompts.json" if read.is_published else f"changed ({mark})"
             texts[kind] = JudgeText(text, mark, f"judge_text is {state}")
         return texts
+
+    def _rows(self) -> list[tuple[str, Mapping[str, object]]]:
+        return _entries(self._prompts().text, self.file.name)
+
+    def _instruction(self, key: str, row: Mapping[str, object]) -> str:
+        prompt = row.get("prompt")
+        if not isinstance(prompt, str) or not prompt:
+            raise UsageError(f"{self.file.name}: {key} has no prompt: get the published file")
+        return prompt
 
     def _prompts(self) -> ReadFile:
         if self.prompts is None:

@@ -63,6 +63,11 @@ _UNJUDGED = {"top", "the side", "the left", "the right"}
 """Phrases that are no things: the official program asks nothing about them."""
 
 
+def _prompts(file: PromptFile) -> list[str]:
+    lines = [line.removesuffix("\r") for line in file.read().text.split("\n")]
+    return [line for line in lines if line]
+
+
 def simple_phrases(prompt: str) -> list[str] | None:
     """Returns the noun phrases of a prompt that joins two of them, and None for other prompts.
 
@@ -115,6 +120,10 @@ class T2ICompBenchmark(Benchmark):
         if not self.categories or len(set(self.categories)) < len(self.categories):
             raise ValueError("categories must name each category once")
 
+    def prompt_texts(self) -> Sequence[str]:
+        """Returns the prompts; see `Benchmark`."""
+        return [prompt for name in self.categories for prompt in _prompts(PROMPTS[name])]
+
     def items(self) -> Sequence[Item]:
         """Returns an item for each prompt; see `Benchmark`."""
         phrases = None if self.phrases is None else _read_phrases(Path(self.phrases))
@@ -122,8 +131,7 @@ class T2ICompBenchmark(Benchmark):
         without: list[str] = []
         start = 0
         for category, file in PROMPTS.items():
-            lines = [line.removesuffix("\r") for line in file.read().text.split("\n")]
-            prompts = [line for line in lines if line]
+            prompts = _prompts(file)
             for place, prompt in enumerate(prompts):
                 if category not in self.categories:
                     continue

@@ -74,11 +74,13 @@ class DPGBenchmark(Benchmark):
         if self.images_per_prompt > _MOST_TILES:
             raise ValueError(f"images_per_prompt must be from 1 to {_MOST_TILES}")
 
+    def prompt_texts(self) -> Sequence[str]:
+        """Returns the prompts; see `Benchmark`."""
+        return list(self._prompts_by_item().values())
+
     def items(self) -> Sequence[Item]:
         """Returns an item for each prompt; see `Benchmark`."""
-        prompts, table = self._read_prompts(), self._read_questions()
-        lines = [json.loads(line) for line in prompts.text.splitlines() if line.strip()]
-        texts: dict[str, str] = {line["item_id"]: line["prompt"] for line in lines}
+        texts, table = self._prompts_by_item(), self._read_questions()
         read = read_table(table.text)
         without = [name for name in texts if name not in read.questions]
         others = [name for name in read.questions if name not in texts]
@@ -164,6 +166,12 @@ class DPGBenchmark(Benchmark):
         if not table.is_published:
             remarks.append(f"questions are not the published ones (sha256 {table.sha256[:16]})")
         return remarks
+
+    def _prompts_by_item(self) -> dict[str, str]:
+        """Returns the prompts by the names of their items."""
+        lines = self._read_prompts().text.splitlines()
+        rows = [json.loads(line) for line in lines if line.strip()]
+        return {row["item_id"]: row["prompt"] for row in rows}
 
     def _read_prompts(self) -> ReadFile:
         return PROMPTS.read(self.prompts, allow_changed=self.changed_prompts)

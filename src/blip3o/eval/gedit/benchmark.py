@@ -6,7 +6,7 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from PIL import Image
 
@@ -75,6 +75,8 @@ class GEditBenchmark(Benchmark):
         "blip3o.eval.judges:JUDGES", default=OpenAIJudge(model=PUBLISHED_JUDGES[0])
     )
     attempts: Count = 3
+
+    prompts_setting: ClassVar[str] = "data"
 
     def items(self) -> list[Item]:
         """Returns the edits in the order of the file; see `Benchmark`."""
