@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from blip3o.cli_options import add_out
 from blip3o.cli_parser import count, path, path_text
 from blip3o.core.errors import UsageError
-from blip3o.core.files import check_file
+from blip3o.core.files import check_file, check_folder
 
 if TYPE_CHECKING:
     from blip3o.data.collate import Preparer
@@ -89,6 +89,7 @@ def add_data_commands(commands: argparse._SubParsersAction, add: AddCommand) -> 
         "--shard-size", type=count, default=2000, help="records per shard (default: %(default)s)"
     )
     add_out(command, "file for all found records, as JSON lines", check_file)
+    command.set_defaults(places={"out": check_file, "clean": check_folder})
 
     command = add(commands, "cache", _cache, "compute the image features of a recipe's data")
     command.add_argument("recipe", help="name of a recipe of one stage, or a YAML file")

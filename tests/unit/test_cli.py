@@ -55,6 +55,9 @@ OPTIONS = {
     ],
     "data stats": ["paths", "--jobs", "--out", "--image-folder"],
     "data pack": ["path", "--jobs", "--out", "--name", "--shard-size", "--image-folder"],
+    "data decontaminate": [
+        *("paths", "--jobs", "--against", "--image-folder", "--clean", "--shard-size", "--out")
+    ],
     "data cache": ["recipe", "overrides"],
     "scenes": ["--out", "overrides"],
     "study": ["study", "--out", "--shard", "overrides"],

@@ -35,6 +35,7 @@ FILES = [
     ["reconstruct", "a.png"],
     ["data", "lint", "."],
     ["data", "stats", "."],
+    ["data", "decontaminate", "."],
 ]
 
 
@@ -94,10 +95,11 @@ def test_an_impossible_path_is_refused_in_one_line(
     assert [one.name for one in tmp_path.iterdir()] == ["a.png"]
 
 
-def test_convert_checks_its_path_too(
+def test_other_outputs_are_checked_too(
     capsys: pytest.CaptureFixture[str], image: None, tmp_path: Path
 ) -> None:
     assert "is a file" in refusal(capsys, ["convert", "pocket", "a.png"])
+    assert "is a file" in refusal(capsys, ["data", "decontaminate", ".", "--clean", "a.png"])
 
 
 @pytest.mark.parametrize("words", [*FOLDERS, *FILES], ids=" ".join)
