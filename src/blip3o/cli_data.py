@@ -201,7 +201,8 @@ def _pack(options: argparse.Namespace) -> None:
 
 
 def _decontaminate(options: argparse.Namespace) -> int:
-    from blip3o.curate.decontaminate import BUNDLED, decontaminate, pack_clean
+    from blip3o.curate.decontaminate import BUNDLED, decontaminate
+    from blip3o.data.pack import pack
 
     names = options.against or BUNDLED
     report = decontaminate(
@@ -217,13 +218,14 @@ def _decontaminate(options: argparse.Namespace) -> int:
     if options.clean is None:
         return 0 if report.is_clean else 1
     for one in options.paths:
-        packed = pack_clean(
+        packed = pack(
             one,
             options.clean,
-            names,
+            name=None,
             shard_size=options.shard_size,
             jobs=options.jobs,
             image_folder=options.image_folder,
+            leave_out=report.reasons(one),
         )
         print(packed.text())
     return 0

@@ -94,8 +94,7 @@ class PromptIndex:
     """Prompts of benchmarks, and the search for them in texts.
 
     A text needs at least one of the rarest words of a prompt to have enough of its words. So only
-    prompts under the words of a text are compared with it, and a search takes the same time for
-    ten or ten thousand prompts, nearly.
+    prompts under the words of a text are compared with it.
 
     Args:
         prompts: the prompts; texts without a word that counts are left out.

@@ -13,7 +13,6 @@ from blip3o.core.files import atomic_file
 from blip3o.curate.contamination import BenchmarkPrompt, Match, PromptIndex
 from blip3o.data.captions import captions_of
 from blip3o.data.conversations import messages_of, turns_of
-from blip3o.data.pack import Packed, pack
 from blip3o.data.sources import Source
 from blip3o.data.walk import source_config, walk
 from blip3o.eval import BENCHMARKS
@@ -57,6 +56,7 @@ class Contaminated:
     """A record that repeats a prompt of a benchmark.
 
     Args:
+        path: the data, as the user named it.
         source: name of the data source.
         key: name of the record there.
         position: position of the record in its source.
@@ -64,11 +64,18 @@ class Contaminated:
         match: the prompt.
     """
 
+    path: str
     source: str
     key: str
     position: int
     text: str
     match: Match
+
+    @property
+    def reason(self) -> str:
+        """The reason to leave the record out of training."""
+        prompt = self.match.prompt
+        return f"repeats a prompt of {prompt.benchmark} ({self.match.kind}): {prompt.text}"
 
     def line(self) -> str:
         """Returns the record as a line of JSON."""
@@ -109,6 +116,10 @@ class ContaminationReport:
     def is_clean(self) -> bool:
         """Whether all records were read and none repeats a prompt."""
         return not self.found and not self.num_unreadable
+
+    def reasons(self, path: str) -> dict[int, str]:
+        """Returns the positions of contaminated records of a path, with the reasons, for `pack`."""
+        return {one.position: one.reason for one in self.found if one.path == path}
 
     def text(self) -> str:
         """Returns the summary: numbers, and the first records of each benchmark and kind."""
@@ -166,7 +177,7 @@ def decontaminate(
         config = source_config(path, salvage=True, image_folder=image_folder)
         source = config.build()
         num_records += len(source)
-        check = functools.partial(_check_chunk, prompts=tuple(prompts))
+        check = functools.partial(_check_chunk, path=path, prompts=tuple(prompts))
         for some, texts, bad in walk(config, check, jobs=jobs, what=f"reading {source.name}"):
             found += some
             num_texts += texts
@@ -185,49 +196,6 @@ def decontaminate(
         num_unreadable=num_unreadable,
         found=found,
     )
-
-
-def pack_clean(
-    path: str,
-    out: Path,
-    names: Sequence[str] = BUNDLED,
-    *,
-    shard_size: int = 2000,
-    jobs: int = 1,
-    image_folder: str | None = None,
-) -> Packed:
-    """Packs the records that repeat no prompt; see `pack` for the other arguments and errors.
-
-    The records that are left out are listed beside the shards, with the prompts.
-    """
-    return pack(
-        path,
-        out,
-        name=None,
-        shard_size=shard_size,
-        jobs=jobs,
-        image_folder=image_folder,
-        leave_out=CleanRecords(tuple(benchmark_prompts(names))),
-    )
-
-
-@dataclasses.dataclass(frozen=True)
-class CleanRecords:
-    """Leaves contaminated records out of a packed data set; see `LeaveOut`.
-
-    Args:
-        prompts: the prompts of the benchmarks.
-    """
-
-    prompts: tuple[BenchmarkPrompt, ...]
-
-    def __call__(self, fields: Mapping[str, Any]) -> str | None:
-        """Returns the reason to leave a record out, or None."""
-        for text in texts_of(fields):
-            if match := _index(self.prompts).match(text):
-                prompt = match.prompt
-                return f"repeats a prompt of {prompt.benchmark} ({match.kind}): {prompt.text}"
-        return None
 
 
 def texts_of(fields: Mapping[str, Any]) -> list[str]:
@@ -250,7 +218,7 @@ def _index(prompts: tuple[BenchmarkPrompt, ...]) -> PromptIndex:
 
 
 def _check_chunk(
-    source: Source, positions: range, *, prompts: tuple[BenchmarkPrompt, ...]
+    source: Source, positions: range, *, path: str, prompts: tuple[BenchmarkPrompt, ...]
 ) -> tuple[list[Contaminated], int, int]:
     """Returns the contaminated records, the number of texts, and that of unreadable records."""
     index = _index(prompts)
@@ -269,6 +237,13 @@ def _check_chunk(
         if first is not None:
             text, match = first
             found.append(
-                Contaminated(source=source.name, key=key, position=position, text=text, match=match)
+                Contaminated(
+                    path=path,
+                    source=source.name,
+                    key=key,
+                    position=position,
+                    text=text,
+                    match=match,
+                )
             )
     return found, num_texts, num_unreadable

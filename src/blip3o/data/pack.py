@@ -8,8 +8,9 @@ import io
 import json
 import tarfile
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from blip3o.core.errors import UsageError, reason_of
@@ -22,10 +23,6 @@ from blip3o.data.sources.shards import INDEX_SUFFIX, make_index
 from blip3o.data.walk import source_config
 from blip3o.imaging.kinds import format_of
 from blip3o.imaging.load import open_image
-
-LeaveOut = Callable[[Mapping[str, Any]], str | None]
-"""Returns the reason to leave a record out, given its fields, or None. It must be picklable, and
-its `repr` must state its settings."""
 
 _ENDINGS = {"PNG": "png", "JPEG": "jpg", "WEBP": "webp"}
 """Image formats whose bytes are kept, with their file endings."""
@@ -77,7 +74,7 @@ def pack(
     shard_size: int,
     jobs: int,
     image_folder: str | None = None,
-    leave_out: LeaveOut | None = None,
+    leave_out: Mapping[int, str] = MappingProxyType({}),
 ) -> Packed:
     """Writes the records of a source to `OUT/NAME-000000.tar`, ... with their indices.
 
@@ -94,7 +91,8 @@ def pack(
         shard_size: number of source records per shard.
         jobs: number of processes.
         image_folder: folder that the image paths of a list start from; None is the list's folder.
-        leave_out: leaves intact records out, which are listed like those that cannot be read.
+        leave_out: positions of intact records to leave out, with the reasons; they are listed like
+            those that cannot be read.
 
     Raises:
         UsageError: if there is no data at the path, no record can be packed, a number is out of
@@ -111,14 +109,17 @@ def pack(
         raise UsageError(f"no records in {path}")
     base = out / (name or source.name)
     settings = {"data": source.fingerprint(), "shard_size": shard_size}
-    if leave_out is not None:
-        settings["leave_out"] = hashlib.sha256(repr(leave_out).encode()).hexdigest()
+    if leave_out:
+        text = json.dumps(sorted(leave_out.items()))
+        settings["leave_out"] = hashlib.sha256(text.encode()).hexdigest()
     if isinstance(source, FolderSource):  # `fingerprint` leaves out texts, but shards hold them
         settings["texts"] = source.texts_fingerprint()
     try:
         out.mkdir(parents=True, exist_ok=True)
         with locked(base.with_name(f".{base.name}.pack.lock")):
-            shards = _write_shards(base, config, source, settings, shard_size, jobs, leave_out)
+            shards = _write_shards(
+                base, config, source, settings, shard_size, jobs, dict(leave_out)
+            )
             return _summary(path, base, source, shards)
     except OSError as error:  # from writing: errors of reading are caught for each record
         raise UsageError(f"cannot write {base}-*.tar: {reason_of(error)}") from error
@@ -131,7 +132,7 @@ def _write_shards(
     settings: dict[str, Any],
     shard_size: int,
     jobs: int,
-    leave_out: LeaveOut | None,
+    leave_out: Mapping[int, str],
 ) -> list[Path]:
     """Writes the missing shards and returns all of them."""
     _check_settings(base, settings)
@@ -183,12 +184,12 @@ def _summary(path: str, base: Path, source: Source, shards: list[Path]) -> Packe
 
 
 def _open_and_write(
-    work: tuple[Path, range], *, config: SourceConfig, leave_out: LeaveOut | None
+    work: tuple[Path, range], *, config: SourceConfig, leave_out: Mapping[int, str]
 ) -> None:
     _write_shard(work, config.build(), leave_out)
 
 
-def _write_shard(work: tuple[Path, range], source: Source, leave_out: LeaveOut | None) -> None:
+def _write_shard(work: tuple[Path, range], source: Source, leave_out: Mapping[int, str]) -> None:
     shard, positions = work
     with atomic_file(shard) as scratch:
         skipped = _write_members(scratch, positions, source, leave_out)
@@ -200,7 +201,7 @@ def _write_shard(work: tuple[Path, range], source: Source, leave_out: LeaveOut |
 
 
 def _write_members(
-    file: Path, positions: range, source: Source, leave_out: LeaveOut | None
+    file: Path, positions: range, source: Source, leave_out: Mapping[int, str]
 ) -> list[str]:
     """Writes records to a tar and returns a line of JSON for each record that is left out."""
     skipped: list[str] = []
@@ -209,8 +210,8 @@ def _write_members(
             key = "?"
             try:
                 key, files, fields = source.read(position)
-                if leave_out is not None and (why := leave_out(fields)):
-                    raise ValueError(why)
+                if position in leave_out:
+                    raise ValueError(leave_out[position])
                 members = list(_image_members(files))
             except (ValueError, OSError) as error:
                 reason = " ".join(str(error).split())
