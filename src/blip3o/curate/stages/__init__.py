@@ -1,0 +1,73 @@
+"""Stages of a curation. Each has one file and one line in a table."""
+
+from collections.abc import Sequence
+from typing import ClassVar, Protocol
+
+from blip3o.core.registry import Registry
+from blip3o.curate.desk import Desk
+from blip3o.curate.draft import Draft
+
+STAGES: "Registry[type[StageConfig]]" = Registry(
+    "stage",
+    {
+        "templates": ".templates:TemplatesStage",
+        "write": ".write:WriteStage",
+        "mine": ".mine:MineStage",
+        "decontaminate": ".decontaminate:DecontaminateStage",
+        "draw": ".draw:DrawStage",
+        "filter": ".filter:FilterStage",
+        "scenes": ".scenes:ScenesStage",
+        "judge": ".judge:JudgeStage",
+        "rewrite": ".rewrite:RewriteStage",
+        "dedup": ".dedup:DedupStage",
+        "balance": ".balance:BalanceStage",
+        "review": ".review:ReviewStage",
+    },
+    package=__name__,
+)
+
+
+class StageConfig(Protocol):
+    """Settings of a stage, a frozen dataclass, and its work.
+
+    A stage is a function of drafts: the result depends on nothing but the drafts, the settings,
+    the seed of the run and the answers of models. It returns each draft, changed or not, in order.
+
+    Attributes:
+        version: version of the stage's code; raise it when the same settings would do otherwise.
+        is_whole: whether the stage needs the drafts of all units at once.
+    """
+
+    version: ClassVar[int]
+    is_whole: ClassVar[bool]
+
+    @property
+    def kind(self) -> str:
+        """Name of the stage in `STAGES`."""
+        ...
+
+    @property
+    def name(self) -> str:
+        """Name of the stage in its run, and of its folder; empty for the kind."""
+        ...
+
+    def fingerprint(self) -> str:
+        """Returns a hash of the files that the stage reads; empty if it reads none.
+
+        Raises:
+            UsageError: if a file cannot be read.
+        """
+        ...
+
+    def run(self, drafts: Sequence[Draft], desk: Desk) -> list[Draft]:
+        """Returns the drafts after the stage.
+
+        Args:
+            drafts: drafts of one unit, or all if `is_whole`; dropped ones pass unchanged.
+            desk: the name of the stage, the models, the images and the random numbers.
+
+        Raises:
+            UsageError: if a setting or a file is not valid.
+            PreemptedError: if a cap is reached or a server does not answer; the unit is done later.
+        """
+        ...
