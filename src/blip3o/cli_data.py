@@ -5,10 +5,11 @@ import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from blip3o.cli_options import add_out
+from blip3o.cli_options import add_out, add_overrides, add_shard
 from blip3o.cli_parser import count, path, path_text
 from blip3o.core.errors import UsageError
-from blip3o.core.files import check_file, check_folder
+from blip3o.core.files import check_file, check_folder, check_no_file
+from blip3o.core.shard import WHOLE, Shard
 
 if TYPE_CHECKING:
     from blip3o.data.collate import Preparer
@@ -17,7 +18,7 @@ AddCommand = Callable[..., argparse.ArgumentParser]
 
 
 def add_data_commands(commands: argparse._SubParsersAction, add: AddCommand) -> None:
-    """Adds the commands `index`, `lint`, `stats`, `pack`, `decontaminate` and `cache`.
+    """Adds the commands `index`, `lint`, `stats`, `pack`, `decontaminate`, `curate` and `cache`.
 
     Args:
         commands: table of commands of `blip3o data`.
@@ -90,6 +91,22 @@ def add_data_commands(commands: argparse._SubParsersAction, add: AddCommand) -> 
     )
     add_out(command, "file for all found records, as JSON lines", check_file)
     command.set_defaults(places={"out": check_file, "clean": check_folder})
+
+    command = add(commands, "curate", _curate, "make an instruction set by prompting models")
+    command.add_argument("recipe", help="name of a bundled curation, or a YAML file")
+    add_out(command, "folder of the run; the same call again resumes", check_no_file, required=True)
+    add_shard(command, "do every N-th unit of drafts from unit I on")
+    command.add_argument(
+        "--estimate", action="store_true", help="print the most that it may cost, and ask nothing"
+    )
+    command.add_argument(
+        "--lost",
+        choices=("stop", "ask", "drop"),
+        default="stop",
+        help="requests whose answers were lost with a killed process: stop, ask and perhaps pay "
+        "again, or go on without them (default: %(default)s)",
+    )
+    add_overrides(command, "changed setting, such as num_drafts=100", _curations)
 
     command = add(commands, "cache", _cache, "compute the image features of a recipe's data")
     command.add_argument("recipe", help="name of a recipe of one stage, or a YAML file")
@@ -229,6 +246,31 @@ def _decontaminate(options: argparse.Namespace) -> int:
         )
         print(packed.text())
     return 0
+
+
+def _curations() -> str:
+    from blip3o.curate.config import recipe_names
+
+    return "bundled curations: " + ", ".join(recipe_names())
+
+
+def _curate(options: argparse.Namespace) -> None:
+    from blip3o.curate.config import read_curation
+    from blip3o.curate.estimate import estimate_text, estimated
+    from blip3o.curate.publish import note_start, publish, require_libraries
+    from blip3o.curate.run import Curation
+
+    config = read_curation(options.recipe, options.overrides)
+    print(estimate_text(estimated(config), config))
+    if options.estimate:
+        return
+    require_libraries()
+    note_start(options.out)
+    curation = Curation(config, options.out, options.lost)
+    drafts = curation.run(Shard.parse(options.shard) if options.shard else WHOLE)
+    if drafts is not None:
+        folder = publish(config, drafts, curation.images, options.out)
+        print(f"finished set: {folder}")
 
 
 def _cache(options: argparse.Namespace) -> None:

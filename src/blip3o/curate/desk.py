@@ -5,11 +5,13 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from blip3o.core.errors import unknown_name
+from blip3o.core.errors import UsageError, unknown_name
 from blip3o.core.rng import numpy_rng
 from blip3o.curate.draft import Draft
 from blip3o.curate.images import ImageStore
 from blip3o.curate.models import CurateModel
+from blip3o.imaging.kinds import format_of
+from blip3o.remote.chat import ChatImage
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -41,3 +43,15 @@ class Desk:
         if name not in self.models:
             raise unknown_name("model of the run", name, self.models)
         return self.models[name]
+
+    def shown(self, sha256: str) -> ChatImage:
+        """Returns an image file of the store for a request to a chat model.
+
+        Raises:
+            UsageError: if it is not there or no image.
+        """
+        data = self.images.read(sha256)
+        kind = format_of(data)
+        if kind is None:
+            raise UsageError(f"{self.images.path(sha256)} is no image")
+        return ChatImage(data, f"image/{kind.lower()}")

@@ -147,9 +147,10 @@ def read_drafts(file: Path) -> list[Draft]:
 
 
 def _draft(data: Mapping[str, Any]) -> Draft:
-    failures = tuple(Failure(**one) for one in data["failures"])
-    steps = tuple(Step(**one) for one in data["steps"])
-    return Draft(**{**data, "failures": failures, "steps": steps})
+    fields = dict(data)
+    fields["failures"] = tuple(Failure(**one) for one in data["failures"])
+    fields["steps"] = tuple(Step(**one) for one in data["steps"])
+    return Draft(**fields)
 
 
 def open_drafts(drafts: Sequence[Draft]) -> list[Draft]:

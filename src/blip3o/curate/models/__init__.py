@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol, TypeAlias
+from typing import Literal, Protocol, TypeAlias
 
 from blip3o.core.registry import Registry
 from blip3o.curate.images import ImageStore
@@ -36,6 +36,30 @@ class Reply:
     image: str = ""
     model: str = ""
     request: str = ""
+
+
+Lost = Literal["stop", "ask", "drop"]
+"""Treatment of a request whose answer was lost with its sender: stop the run, ask (and perhaps pay)
+once more, or count it as refused."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Place:
+    """The run that a model works for.
+
+    Args:
+        folder: folder of the journal of requests.
+        images: the store that image files go to.
+        max_cost: most money of the run, in the currency of the prices; None for no cap.
+        max_requests: most requests of the run, retries included; None for no cap.
+        lost: treatment of requests whose answers were lost.
+    """
+
+    folder: Path
+    images: ImageStore
+    max_cost: float | None = None
+    max_requests: int | None = None
+    lost: Lost = "stop"
 
 
 class CurateModel(Protocol):
@@ -80,14 +104,14 @@ class ModelConfig(Protocol):
         """Licence or terms of its answers; "unknown" is refused unless the run allows it."""
         ...
 
-    def build(self, folder: Path, images: ImageStore) -> CurateModel:
-        """Returns the model.
+    def identity(self) -> dict[str, object]:
+        """Returns everything that shapes the answers and their licence, as JSON."""
+        ...
 
-        Args:
-            folder: folder of the run, which keeps the answers.
-            images: the store that image files go to.
+    def build(self, place: Place) -> CurateModel:
+        """Returns the model; weights are loaded, and servers asked, with the first request.
 
         Raises:
-            UsageError: if its address, key, weights or files are missing.
+            UsageError: if its address or key is missing.
         """
         ...

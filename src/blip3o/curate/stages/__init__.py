@@ -1,11 +1,12 @@
 """Stages of a curation. Each has one file and one line in a table."""
 
 from collections.abc import Sequence
-from typing import ClassVar, Protocol
+from typing import ClassVar, Protocol, runtime_checkable
 
 from blip3o.core.registry import Registry
 from blip3o.curate.desk import Desk
 from blip3o.curate.draft import Draft
+from blip3o.curate.models import Request
 
 STAGES: "Registry[type[StageConfig]]" = Registry(
     "stage",
@@ -32,6 +33,7 @@ class StageConfig(Protocol):
 
     A stage is a function of drafts: the result depends on nothing but the drafts, the settings,
     the seed of the run and the answers of models. It returns each draft, changed or not, in order.
+    A stage that asks a model has the setting `model`, the name of a model of the run.
 
     Attributes:
         version: version of the stage's code; raise it when the same settings would do otherwise.
@@ -70,4 +72,22 @@ class StageConfig(Protocol):
             UsageError: if a setting or a file is not valid.
             PreemptedError: if a cap is reached or a server does not answer; the unit is done later.
         """
+        ...
+
+
+@runtime_checkable
+class AskingStage(Protocol):
+    """A stage that asks a model, at most once or a few times for each draft.
+
+    Attributes:
+        model: name of the model.
+    """
+
+    @property
+    def model(self) -> str:
+        """Name of the model of the run that it asks."""
+        ...
+
+    def examples(self) -> list[Request]:
+        """Returns the requests that one draft needs at most, of usual length, for an estimate."""
         ...

@@ -1,0 +1,151 @@
+"""The settings of a curation, and its plan: how many drafts of each category."""
+
+import dataclasses
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from blip3o.core.bounds import Count, Positive, Whole
+from blip3o.core.config import component, from_dict, override, read_yaml
+from blip3o.core.errors import UsageError, unknown_name
+from blip3o.core.files import check_plain_name
+from blip3o.core.rng import numpy_rng
+from blip3o.curate.draft import Draft
+from blip3o.curate.models import ModelConfig
+from blip3o.curate.stages import AskingStage, StageConfig
+
+_RECIPES = Path(__file__).with_name("recipes")
+UNKNOWN = "unknown"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CurateConfig:
+    """A curation: the plan, the models, and the stages in order.
+
+    Args:
+        name: name of the data set and of its shards.
+        description: one sentence for the card.
+        num_drafts: number of drafts to start from; the records are those that pass all stages.
+        categories: the share of each category; the shares need not sum to 1.
+        unit_size: drafts of one unit of work, which one worker does and publishes at once.
+        seed: seed of all random choices.
+        models: the models.
+        stages: the stages, in order.
+        max_cost: most money, in the currency of the prices; None for no cap.
+        max_requests: most requests to servers, retries included; None for no cap.
+        allow_unknown_license: whether answers of a model without a stated licence may be used.
+        shard_size: records per shard of the finished set.
+
+    Raises:
+        ValueError: if a name occurs twice or is no file name, a stage asks an unknown model, a
+            licence is missing, or there are no categories, drafts or stages.
+    """
+
+    name: str
+    description: str = ""
+    num_drafts: Count
+    categories: dict[str, float]
+    unit_size: Count = 100
+    seed: Whole = 0
+    models: tuple[ModelConfig, ...] = component("blip3o.curate.models:MODELS", default=())
+    stages: tuple[StageConfig, ...] = component("blip3o.curate.stages:STAGES")
+    max_cost: Positive | None = None
+    max_requests: Count | None = None
+    allow_unknown_license: bool = False
+    shard_size: Count = 2000
+
+    def __post_init__(self) -> None:
+        if not self.stages:
+            raise ValueError("a curation needs stages")
+        if not self.categories or any(share <= 0 for share in self.categories.values()):
+            raise ValueError("categories need shares above 0")
+        try:
+            for what, names in (
+                ("the name of a curation", [self.name]),
+                ("the name of a stage", self.stage_names),
+                ("the name of a model", [one.name for one in self.models]),
+            ):
+                for name, count in Counter(names).items():
+                    check_plain_name(what, name)
+                    if count > 1:
+                        raise ValueError(f"{what} occurs twice: {name}; give each its own name")
+            for stage in self.stages:
+                if isinstance(stage, AskingStage):
+                    self.model(stage.model)
+        except UsageError as error:
+            raise ValueError(str(error)) from error
+        unknown = [one.name for one in self.models if one.license.strip().lower() in ("", UNKNOWN)]
+        if unknown and not self.allow_unknown_license:
+            raise ValueError(
+                f"the licence of the answers of {', '.join(unknown)} is unknown: state it "
+                "(license: ...), or allow it with allow_unknown_license=true"
+            )
+
+    @property
+    def stage_names(self) -> list[str]:
+        """The name of each stage: its own, or its kind."""
+        return [one.name or one.kind for one in self.stages]
+
+    @property
+    def num_units(self) -> int:
+        """Number of units of work."""
+        return -(-self.num_drafts // self.unit_size)
+
+    def model(self, name: str) -> ModelConfig:
+        """Returns the settings of a model.
+
+        Raises:
+            UsageError: for an unknown name.
+        """
+        for one in self.models:
+            if one.name == name:
+                return one
+        raise unknown_name("model of the curation", name, [one.name for one in self.models])
+
+    def quotas(self) -> dict[str, int]:
+        """Returns the number of drafts of each category; their sum is `num_drafts`."""
+        total = sum(self.categories.values())
+        exact = {name: self.num_drafts * one / total for name, one in self.categories.items()}
+        quotas = {name: int(one) for name, one in exact.items()}
+        by_rest = sorted(exact, key=lambda name: quotas[name] - exact[name])
+        for name in by_rest[: self.num_drafts - sum(quotas.values())]:
+            quotas[name] += 1
+        return quotas
+
+    def plan(self) -> list[Draft]:
+        """Returns the empty drafts in a random order of their categories."""
+        names = [name for name, count in self.quotas().items() for _ in range(count)]
+        order = numpy_rng(self.seed, "curate/plan").permutation(len(names))
+        return [Draft(slot=slot, category=names[place]) for slot, place in enumerate(order)]
+
+    def unit(self, number: int) -> slice:
+        """Returns the slots of a unit."""
+        return slice(number * self.unit_size, (number + 1) * self.unit_size)
+
+    def cards(self) -> Iterator[Mapping[str, object]]:
+        """Yields name, kind, identity of each model, for provenance."""
+        for one in self.models:
+            yield {"name": one.name, "kind": one.kind, **one.identity()}
+
+
+def recipe_names() -> list[str]:
+    """Returns the names of the bundled recipes, "curate.scenes" and others."""
+    return sorted(f"curate.{file.stem}" for file in _RECIPES.glob("*.yaml"))
+
+
+def read_curation(name: str, overrides: list[str]) -> CurateConfig:
+    """Returns the settings of a bundled recipe or of a YAML file.
+
+    Args:
+        name: "curate.scenes", or the path of a file.
+        overrides: `path=value` changes.
+
+    Raises:
+        UsageError: for an unknown recipe, or settings that are not valid.
+    """
+    file = _RECIPES / f"{name.removeprefix('curate.')}.yaml"
+    if not file.is_file():
+        file = Path(name).expanduser()
+        if not file.is_file():
+            raise unknown_name("curation", name, recipe_names())
+    return override(from_dict(CurateConfig, read_yaml(file)), overrides)
