@@ -11,6 +11,7 @@ import fcntl
 import json
 import os
 import socket
+import threading
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -134,7 +135,7 @@ class Journal:
         Raises:
             FileExistsError: if the request has a note.
         """
-        scratch = self._senders / f"{note.stem}.{self._name}.part"
+        scratch = self._senders / f"{self._name}-{threading.get_ident()}.part"
         try:
             with scratch.open("w", encoding="utf-8") as file:
                 file.write(self._name)
