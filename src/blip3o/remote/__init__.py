@@ -1,1 +1,1 @@
-"""L1: requests to other people's models: chat servers that speak OpenAI's protocol."""
+"""L1: requests to other people's models: servers that speak OpenAI's protocol."""

@@ -5,6 +5,8 @@ import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Literal, Protocol
 
+from blip3o.remote.usage import Usage, prompt_tokens
+
 AnswerOutcome = Literal["answered", "refusal", "empty", "cut", "transport"]
 """How a request ended: with a text, a refusal, no text, a text that was cut at the limit of tokens,
 or no answer of the server."""
@@ -51,6 +53,18 @@ class ChatRequest:
     attempt: int = 0
     extra: Mapping[str, object] = dataclasses.field(default_factory=dict)
 
+    def usage(self) -> Usage:
+        """Returns the most that the request may use; the tokens that are read are rough."""
+        texts = [self.system, *(part for part in self.parts if isinstance(part, str))]
+        images = [part.data for part in self.parts if isinstance(part, ChatImage)]
+        limits = [self.extra.get(name) for name in ("max_completion_tokens", "max_tokens")]
+        written = [limit for limit in limits if isinstance(limit, int)]
+        return Usage(
+            prompt_tokens=prompt_tokens(texts, images),
+            completion_tokens=written[0] if written else self.max_tokens,
+            num_images=len(images),
+        )
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Answer:
@@ -74,6 +88,10 @@ class Answer:
     first_token: tuple[tuple[str, float], ...] = ()
     prompt_tokens: int = 0
     completion_tokens: int = 0
+
+    def usage(self) -> Usage:
+        """Returns the tokens that the server counted."""
+        return Usage(prompt_tokens=self.prompt_tokens, completion_tokens=self.completion_tokens)
 
 
 class ChatModel(Protocol):

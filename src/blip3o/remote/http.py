@@ -3,16 +3,16 @@
 import dataclasses
 import datetime
 import email.utils
-import json
 import os
 import threading
 import time
 import urllib.parse
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from blip3o.core.bounds import Count, Positive, Whole
 from blip3o.core.errors import UsageError, first_line, shown
+from blip3o.remote.bodies import error_message
 
 if TYPE_CHECKING:
     import httpx
@@ -25,8 +25,6 @@ _REFUSAL_CODES = ("content_filter", "content_policy_violation")
 _NO_CREDIT = "insufficient_quota"
 _CONNECT_S = 30.0
 _LARGEST_BYTES = 64 * 2**20
-_LONGEST_REASON = 300
-"""Most characters of a server's message that an error repeats."""
 _SHORTEST_SECRET = 8
 """Shorter keys are placeholders of servers without keys; hiding "1" would damage the answers."""
 
@@ -129,6 +127,7 @@ class Server:
         settings: the server and the pace.
 
     Attributes:
+        settings: the server and the pace.
         pace: spaces the requests of all threads.
         was_reached: whether any attempt has reached the server.
 
@@ -141,7 +140,7 @@ class Server:
 
         self.pace = Pace(settings.requests_per_minute)
         self.was_reached = False
-        self._settings = settings
+        self.settings = settings
         _check_address(settings.url)
         self._key = _key(settings)
         headers = {"accept": "application/json"}
@@ -161,7 +160,7 @@ class Server:
         Args:
             end: path of the endpoint after that of the server, "/chat/completions".
         """
-        place = urllib.parse.urlsplit(self._settings.url.strip())
+        place = urllib.parse.urlsplit(self.settings.url.strip())
         path = place.path.rstrip("/")
         return place._replace(path=path if path.endswith(end) else path + end, fragment="").geturl()
 
@@ -180,7 +179,7 @@ class Server:
         """
         import httpx
 
-        limit_s = self._settings.timeout_s
+        limit_s = self.settings.timeout_s
         ends = time.monotonic() + limit_s
         data = bytearray()
         try:
@@ -227,33 +226,16 @@ class Server:
         if 300 <= status < 400:
             target = response.headers.get("location", "another address")
             return UsageError(f"{address} answers {fault}: it redirects to {target}; use that")
-        variable = self._settings.key_variable
+        variable = self.settings.key_variable
         remedies = {
             401: f"check the key in the environment variable {variable}"
             if self._key
             else f"set the environment variable {variable or '(key_variable)'} to the key",
             403: f"the key in {variable or 'key_variable'} does not permit this model",
-            404: f"check the url and the model name {shown(self._settings.model)}",
+            404: f"check the url and the model name {shown(self.settings.model)}",
         }
         remedy = remedies.get(status, "correct the settings; extra={name: null} removes a field")
         return UsageError(f"{address} answers {fault}; {remedy}")
-
-
-def error_message(data: bytes) -> tuple[str, str]:
-    """Returns the first line of an error's message, and its code, from the body of a response."""
-    text, code = data.decode(errors="replace"), ""
-    try:
-        reply: Any = json.loads(data)
-    except (ValueError, RecursionError):
-        reply = None
-    if isinstance(reply, dict):
-        error = reply.get("error", reply)
-        if isinstance(error, dict):
-            code = str(error.get("code") or error.get("type") or "")
-            error = error.get("message") or error.get("detail") or ""
-        text = str(error)
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return valid_text(lines[0][:_LONGEST_REASON]) if lines else "", code
 
 
 def retry_after_s(headers: Mapping[str, str]) -> float | None:
@@ -282,11 +264,6 @@ def _date(text: str) -> datetime.datetime | None:
     except (ValueError, TypeError, IndexError):
         return None
     return date if date.tzinfo is not None else date.replace(tzinfo=datetime.UTC)
-
-
-def valid_text(text: str) -> str:
-    """Returns a text without halves of characters, which a cut answer may end with."""
-    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def _check_address(url: str) -> None:

@@ -1,23 +1,29 @@
 """A client of servers that draw or edit images by OpenAI's protocol."""
 
 import base64
+import contextlib
 import dataclasses
 import io
-import itertools
 import json
-import random
 import threading
 import uuid
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 from PIL import Image
 
 from blip3o.core.errors import UsageError, first_line, shown
-from blip3o.remote.http import RefusedError, Server, ServerSettings, TransientError
+from blip3o.remote.attempts import Attempts, Message
+from blip3o.remote.bodies import label, read_reply, with_extra
+from blip3o.remote.chat import AnswerOutcome
+from blip3o.remote.cost import Budget
+from blip3o.remote.http import Server, ServerSettings
+from blip3o.remote.usage import Usage, prompt_tokens
 
 _GENERATIONS, _EDITS = "/images/generations", "/images/edits"
+_FIXED_FIELDS = ("image", "image[]", "model", "n", "prompt", "stream")
+"""Fields of a request's body that settings may not replace."""
+_MOST_TOKENS = 6240
+"""What gpt-image-1 writes for its largest image of the best quality."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -34,6 +40,45 @@ class ImageRequest:
     seed: int
     images: tuple[bytes, ...] = ()
 
+    def usage(self) -> Usage:
+        """Returns the most that the request may use; its tokens are rough."""
+        return Usage(
+            prompt_tokens=prompt_tokens([self.prompt], self.images),
+            completion_tokens=_MOST_TOKENS,
+            num_images=len(self.images),
+            num_drawn=1,
+        )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ImageAnswer:
+    """The answer to a request.
+
+    Args:
+        outcome: how the request ended: "answered", "refusal" or "transport".
+        data: the file of the image as the server sent it, which can be decoded; empty if there is
+            none.
+        text: reason of a refusal or of a transport error.
+        model: name of the model that the server states; empty if it states none.
+        prompt_tokens: tokens of the request; 0 if the server does not count them.
+        completion_tokens: tokens of the image.
+    """
+
+    outcome: AnswerOutcome
+    data: bytes = dataclasses.field(default=b"", repr=False)
+    text: str = ""
+    model: str = ""
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+
+    def usage(self) -> Usage:
+        """Returns the image, and the tokens that the server counted."""
+        return Usage(
+            prompt_tokens=self.prompt_tokens,
+            completion_tokens=self.completion_tokens,
+            num_drawn=1 if self.data else 0,
+        )
+
 
 class ImageClient:
     """Asks a server for images.
@@ -41,15 +86,29 @@ class ImageClient:
     Args:
         settings: the server and the pace.
         size: size of the images, "1024x1024"; None for the server's own.
+        budget: counts and limits requests and money; None for no limit.
+        extra: further fields of each request's body; a field that is None removes a field. Models
+            that always send the file, such as gpt-image-1, refuse `response_format` and `seed`.
 
     Raises:
         UsageError: if the address is not valid, or the key is missing.
     """
 
-    def __init__(self, settings: ServerSettings, size: str | None = None) -> None:
+    def __init__(
+        self,
+        settings: ServerSettings,
+        size: str | None = None,
+        budget: Budget | None = None,
+        *,
+        extra: Mapping[str, object] | None = None,
+    ) -> None:
         self.model, self.url, self.size = settings.full_name, settings.url, size
         self._settings = settings
         self._server = Server(settings)
+        self._extra = extra or {}
+        self._attempts = Attempts(
+            self._server, budget, write=self._message, read=self._read, end=ImageAnswer
+        )
 
     def images(self, requests: Sequence[ImageRequest]) -> list[Image.Image | str]:
         """Returns the image for each request, in RGB; a text is the reason of a refusal.
@@ -57,66 +116,76 @@ class ImageClient:
         Raises:
             UsageError: if the server refuses all requests, cannot be reached, or gives no image
                 after all attempts.
+            PreemptedError: if a cap of the budget is reached.
         """
-        stop = threading.Event()
-        with ThreadPoolExecutor(self._settings.max_in_flight) as pool:
-            answers = [pool.submit(self._image, request, stop) for request in requests]
-            try:
-                return [answer.result() for answer in answers]
-            finally:  # the first fault ends the waiting of all
-                stop.set()
-                pool.shutdown(cancel_futures=True)
+        found: dict[int, Image.Image | str] = {}
+        # closed at the first fault, which ends the attempts of the other requests
+        with contextlib.closing(self._attempts.answers(requests)) as answers:
+            for number, answer in answers:
+                if answer.outcome == "transport":
+                    prompt = shown(requests[number].prompt)
+                    raise UsageError(f"{self.url} gave no image of {prompt}: {answer.text}")
+                found[number] = _decoded(answer.data) if answer.data else answer.text or "refused"
+        return [found[number] for number in range(len(requests))]
 
-    def _image(self, request: ImageRequest, stop: threading.Event) -> Image.Image | str:
-        """Returns the image for a request after all its attempts.
+    def ask(
+        self, request: ImageRequest, stop: threading.Event, account: str = ""
+    ) -> ImageAnswer | None:
+        """Returns the answer to one request after all its attempts.
+
+        Several threads may ask at the same time; `max_in_flight` does not limit them.
 
         Args:
             request: the request.
-            stop: ends the attempts; the result is then unused.
-        """
-        settings = self._settings
-        for attempt in itertools.count():
-            if not self._server.pace.wait(stop):
-                break
-            try:
-                return _read(self._post(request))
-            except RefusedError as error:
-                return str(error) or "refused"
-            except TransientError as error:
-                if attempt == settings.retries and not self._server.was_reached:
-                    raise UsageError(
-                        f"cannot reach {settings.url}: {error}; check the url, and start the "
-                        "server if it is your own"
-                    ) from error
-                if attempt == settings.retries:
-                    raise UsageError(
-                        f"{settings.url} gave no image of {shown(request.prompt)} in "
-                        f"{attempt + 1} attempts: {error}"
-                    ) from error
-                if error.pause_s is not None:
-                    self._server.pace.hold(min(error.pause_s, settings.longest_pause_s))
-                    continue
-            pause_s = min(settings.pause_s * 2**attempt, settings.longest_pause_s)
-            stop.wait(pause_s * random.uniform(0.5, 1.0))
-        return "stopped"
+            stop: ends the pauses and prevents further attempts; one that is sent is waited for.
+            account: account of the budget that pays; empty for none.
 
-    def _post(self, request: ImageRequest) -> bytes:
-        fields: dict[str, object] = {
+        Returns:
+            The answer; None if the budget has no room or `stop` is set.
+
+        Raises:
+            UsageError: if the server refuses all requests (its message is repeated), cannot be
+                reached at all, or sends addresses of images instead of images.
+        """
+        return self._attempts.ask(request, stop, account)
+
+    def _message(self, request: ImageRequest) -> Message:
+        given: dict[str, object] = {
             "model": self._settings.model,
             "prompt": request.prompt,
             "n": 1,
             "seed": request.seed,
             "response_format": "b64_json",
+            "size": self.size,
         }
-        if self.size is not None:
-            fields["size"] = self.size
+        fields = with_extra(given, self._extra, _FIXED_FIELDS)
         if not request.images:
-            headers = {"content-type": "application/json"}
-            body = json.dumps(fields).encode()
-            return self._server.post(self._server.address(_GENERATIONS), body, headers)
+            address = self._server.address(_GENERATIONS)
+            return Message(address=address, body=json.dumps(fields).encode())
         body, content_type = _form(fields, request.images)
-        address = self._server.address(_EDITS)
-        return self._server.post(address, body, {"content-type": content_type})
+        return Message(address=self._server.address(_EDITS), body=body, content_type=content_type)
+
+    def _read(self, _: ImageRequest, data: bytes) -> ImageAnswer:
+        reply = read_reply(data)
+        try:
+            drawn = reply["data"][0]
+            if drawn.get("url") and not drawn.get("b64_json"):
+                raise UsageError(
+                    f"{self.url} sends the address of an image instead of the image: the server "
+                    "must support response_format b64_json"
+                )
+            usage = reply.get("usage") or {}
+            answer = ImageAnswer(
+                outcome="answered",
+                data=base64.b64decode(drawn["b64_json"], validate=True),
+                model=label(reply.get("model")),
+                prompt_tokens=int(usage.get("input_tokens") or 0),
+                completion_tokens=int(usage.get("output_tokens") or 0),
+            )
+        except (ValueError, LookupError, TypeError, AttributeError) as error:
+            raise ValueError(f"the answer holds no image: {data[:80]!r}") from error
+        _decoded(answer.data)
+        return answer
 
 
 def _form(fields: dict[str, object], images: Sequence[bytes]) -> tuple[bytes, str]:
@@ -124,7 +193,7 @@ def _form(fields: dict[str, object], images: Sequence[bytes]) -> tuple[bytes, st
     mark = uuid.uuid4().hex
     name = "image" if len(images) == 1 else "image[]"
     parts = [
-        (f'name="{key}"', "text/plain; charset=utf-8", str(value).encode())
+        (f'name="{key}"', "text/plain; charset=utf-8", _text(value).encode())
         for key, value in fields.items()
     ]
     parts += [
@@ -139,16 +208,18 @@ def _form(fields: dict[str, object], images: Sequence[bytes]) -> tuple[bytes, st
     return body + f"--{mark}--\r\n".encode(), f"multipart/form-data; boundary={mark}"
 
 
-def _read(data: bytes) -> Image.Image:
-    """Returns the image in the body of an answer.
+def _text(value: object) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _decoded(data: bytes) -> Image.Image:
+    """Returns the image of a file, in RGB.
 
     Raises:
-        TransientError: if it holds none.
+        ValueError: if the file is damaged, cut, or not of an image.
     """
     try:
-        reply: Any = json.loads(data)
-        file = base64.b64decode(reply["data"][0]["b64_json"], validate=True)
-        with Image.open(io.BytesIO(file)) as image:
+        with Image.open(io.BytesIO(data)) as image:
             return image.convert("RGB")
-    except (ValueError, LookupError, TypeError, OSError) as error:
-        raise TransientError(f"the answer holds no image: {first_line(error)}") from error
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise ValueError(f"the answer holds no image: {first_line(error)}") from error

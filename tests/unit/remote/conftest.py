@@ -1,5 +1,6 @@
 """A real HTTP server on this machine that answers as its script says."""
 
+import base64
 import contextlib
 import dataclasses
 import http.server
@@ -27,6 +28,8 @@ class Call:
 
     @property
     def prompt(self) -> str:
+        if "prompt" in self.body:  # of an image
+            return self.body["prompt"]
         content = self.body["messages"][-1]["content"]
         return content if isinstance(content, str) else json.dumps(content)
 
@@ -71,6 +74,12 @@ class Server(http.server.ThreadingHTTPServer):
             "usage": {"prompt_tokens": 100, "completion_tokens": 10},
         }
         return Reply(json.dumps(body | reply.pop("whole", {})).encode(), **reply)
+
+    @staticmethod
+    def image(file: bytes, whole: Mapping[str, Any] | None = None, **reply: Any) -> Reply:
+        """Returns an answer with a file as its only image; `whole` adds fields of the body."""
+        data = [{"b64_json": base64.b64encode(file).decode()}]
+        return Reply(json.dumps({"created": 1, "data": data, **(whole or {})}).encode(), **reply)
 
     @staticmethod
     def error(status: int, message: str = "no", code: str = "", **headers: str) -> Reply:

@@ -15,8 +15,9 @@ from blip3o.core.errors import PreemptedError, UsageError
 from blip3o.remote.cache import CachedModel
 from blip3o.remote.chat import Answer, ChatImage, ChatRequest
 from blip3o.remote.client import ChatClient
-from blip3o.remote.cost import Budget, Prices, Spent, estimate
+from blip3o.remote.cost import Account, Budget, Prices, Spent, estimate
 from blip3o.remote.http import ServerSettings
+from blip3o.remote.images import ImageRequest
 
 Questions = Callable[[int], list[ChatRequest]]
 Server = Any  # the class in conftest.py
@@ -57,6 +58,66 @@ def test_estimate() -> None:
     assert "cost" not in str(estimate(requests))
 
 
+def test_estimate_of_images() -> None:
+    source = png(56, 28).data
+    requests = [
+        ImageRequest(prompt="x" * 300, seed=0, images=(source, source)),
+        ImageRequest(prompt="x" * 30, seed=0),
+    ]
+    expected = estimate(requests, Prices(prompt=1.0, image=0.25))
+    assert (expected.num_requests, expected.num_images, expected.num_drawn) == (2, 2, 2)
+    assert expected.prompt_tokens == 8 + 100 + 2 + 2 + 8 + 10
+    assert expected.most_cost == pytest.approx(0.5 + 130e-6)
+    assert ", 2 images to draw, cost about 0.5001 to 0.5001" in str(expected)
+    most = estimate([ImageRequest(prompt="", seed=0)], Prices(completion=1000.0)).most_cost
+    assert most == pytest.approx(6.24)  # the largest image of gpt-image-1
+
+
+def test_accounts_are_parts_of_the_sums(tmp_path: Path) -> None:
+    budget = Budget(tmp_path, prices=PRICES, max_requests=3)
+    for account in ("judge", "captions", "captions"):
+        paid = budget.reserve(REQUEST, account)
+        assert paid is not None
+        budget.settle(paid, ANSWER, account)
+    assert budget.reserve(REQUEST, "judge") is None
+    parts = {
+        "judge": Account(num_requests=1, cost=0.2),
+        "captions": Account(num_requests=2, cost=0.4),
+    }
+    assert budget.spent().accounts == parts
+    assert "3 of 3 requests are sent, 2 of them for captions (" in str(
+        budget.reached(REQUEST, "captions")
+    )
+    assert "3 of 3 requests are sent (" in str(budget.reached(REQUEST))
+    capped = Budget(tmp_path, prices=PRICES, max_cost=0.6)
+    assert "0.6 of 0.6 is spent, 0.2 of it for judge (" in str(capped.reached(REQUEST, "judge"))
+    other = Budget(tmp_path, prices=PRICES)
+    paid = other.reserve(REQUEST, "judge")
+    assert paid is not None
+    assert other.spent().accounts["judge"].num_requests == 2
+    other.release(paid, "judge")
+    assert other.spent().accounts == parts
+    assert sums(other) == (3, 0.6)
+
+
+def test_sums_of_before_there_were_accounts(tmp_path: Path) -> None:
+    (tmp_path / "spent.json").write_text('{"num_requests": 4, "cost": 1.5}\n')
+    budget = Budget(tmp_path, max_requests=5)
+    assert budget.spent() == Spent(num_requests=4, cost=1.5)
+    assert budget.reserve(REQUEST, "judge") is not None
+    assert budget.reserve(REQUEST, "judge") is None
+    assert budget.spent() == Spent(
+        num_requests=5, cost=1.5, accounts={"judge": Account(num_requests=1)}
+    )
+
+
+def test_a_cap_has_room_for_its_last_cent(tmp_path: Path) -> None:
+    """In binary fractions 0.1 + 0.1 + 0.1 is more than 0.3."""
+    budget = Budget(tmp_path, prices=Prices(image=0.1), max_cost=0.3)
+    request = ImageRequest(prompt="a cat", seed=0)
+    assert [budget.reserve(request) for _ in range(4)] == [0.1, 0.1, 0.1, None]
+
+
 def test_the_sums_are_those_of_the_answers(tmp_path: Path) -> None:
     budget = Budget(tmp_path, prices=PRICES)
     assert budget.spent() == Spent()
@@ -85,7 +146,18 @@ def test_a_cap_of_money_needs_prices(tmp_path: Path) -> None:
         Budget(tmp_path, max_cost=1.0)
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{}", '{"num_requests": "x", "cost": 0}'])
+DAMAGED = [
+    "",
+    "[]",
+    "{}",
+    '{"num_requests": "x", "cost": 0}',
+    '{"num_requests": 0, "cost": 0, "accounts": null}',
+    '{"num_requests": 0, "cost": 0, "accounts": {"a": {}}}',
+    '{"num_requests": 0, "cost": 0, "accounts": ["a"]}',
+]
+
+
+@pytest.mark.parametrize("text", DAMAGED)
 def test_damaged_sums_are_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / "spent.json").write_text(text)
     with pytest.raises(UsageError, match=r"spent\.json: repair it"):
