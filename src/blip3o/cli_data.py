@@ -5,7 +5,7 @@ import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from blip3o.cli_options import add_out, add_overrides, add_shard
+from blip3o.cli_options import add_out, add_overrides, add_seed, add_shard
 from blip3o.cli_parser import count, path, path_text
 from blip3o.core.errors import UsageError
 from blip3o.core.files import check_file, check_folder, check_no_file
@@ -107,6 +107,17 @@ def add_data_commands(commands: argparse._SubParsersAction, add: AddCommand) -> 
         "again, or go on without them (default: %(default)s)",
     )
     add_overrides(command, "changed setting, such as num_drafts=100", _curations)
+
+    command = add(commands, "review", _review, "write a page on which people judge a curation")
+    command.add_argument("folder", type=path, help="folder of a run of blip3o data curate")
+    add_out(command, "HTML file to write", check_file, required=True)
+    command.add_argument(
+        "--num", type=count, default=200, help="drafts to show (default: %(default)s)"
+    )
+    command.add_argument(
+        "--decisions", type=path, metavar="FILE", help="earlier decisions to go on from"
+    )
+    add_seed(command)
 
     command = add(commands, "cache", _cache, "compute the image features of a recipe's data")
     command.add_argument("recipe", help="name of a recipe of one stage, or a YAML file")
@@ -271,6 +282,28 @@ def _curate(options: argparse.Namespace) -> None:
     if drafts is not None:
         folder = publish(config, drafts, curation.images, options.out)
         print(f"finished set: {folder}")
+
+
+def _review(options: argparse.Namespace) -> None:
+    from blip3o.curate.config import read_curation
+    from blip3o.curate.review import write_review
+    from blip3o.curate.run import SETTINGS, Curation
+
+    config = read_curation(str(options.folder / SETTINGS), [])
+    curation = Curation(config, options.folder)
+    drafts = curation.drafts(before="review")
+    if drafts is None:
+        raise UsageError(f"{options.folder} is not done yet: finish it with blip3o data curate")
+    shown = write_review(
+        drafts,
+        curation.images,
+        options.out,
+        num=options.num,
+        seed=options.seed,
+        decisions=options.decisions,
+    )
+    print(f"{len(shown)} drafts: {options.out}")
+    print("open it in a browser, save the decisions, and name their file in the stage review")
 
 
 def _cache(options: argparse.Namespace) -> None:

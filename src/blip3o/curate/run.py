@@ -15,8 +15,9 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from blip3o.core.config import to_dict
+from blip3o.core.config import dump_yaml, to_dict
 from blip3o.core.errors import PreemptedError, UsageError
+from blip3o.core.files import write_atomic
 from blip3o.core.lock import HeldError, locked
 from blip3o.core.log import progress, say
 from blip3o.core.shard import WHOLE, Shard
@@ -29,6 +30,8 @@ from blip3o.curate.stages import AskingStage, StageConfig
 
 IMAGES, REQUESTS, WORK = "images", "requests", "work"
 """Folders of a run: image files, the journal of requests, and the drafts after each stage."""
+SETTINGS = "curation.yaml"
+"""File of a run with the settings of its last call."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -93,6 +96,7 @@ class Curation:
             self._steps.append(_Step(stage=stage, desk=desk, folder=folder, keys=keys))
         for step in self._steps:
             step.folder.mkdir(parents=True, exist_ok=True)
+        write_atomic(out / SETTINGS, dump_yaml(config), is_shared=True)
 
     def _keys(self, stage: StageConfig, name: str, before: Sequence[str]) -> list[str]:
         """Returns the key of each unit after a stage."""
@@ -128,11 +132,16 @@ class Curation:
                 return None
         return self.drafts()
 
-    def drafts(self) -> list[Draft] | None:
-        """Returns all drafts after the last stage; None if the run is not complete."""
-        if self._steps[-1].missing():
+    def drafts(self, before: str | None = None) -> list[Draft] | None:
+        """Returns all drafts before the first stage of a kind; None if they are not complete.
+
+        Args:
+            before: the kind; None, or a kind that the run lacks, for the end of the last stage.
+        """
+        kinds = [step.stage.kind for step in self._steps]
+        after = kinds.index(before) if before in kinds else len(kinds)
+        if after and self._steps[after - 1].missing():
             return None
-        after = len(self._steps)
         return [one for unit in range(self.config.num_units) for one in self._before(after, unit)]
 
     def _segments(self) -> list[tuple[int, int]]:
