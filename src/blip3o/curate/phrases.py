@@ -38,16 +38,23 @@ class Entry:
 
 
 class Words:
-    """The entries that the gaps of one text, or of one entry, have drawn."""
+    """The entries that the gaps of one template, or of one entry, have drawn.
+
+    Args:
+        lists: all word lists by name.
+        rng: draws an entry when its gap is met first.
+    """
 
     def __init__(self, lists: Mapping[str, Sequence[Entry]], rng: np.random.Generator) -> None:
         self._lists, self._rng = lists, rng
         self._drawn: dict[str, dict[str, tuple[int, Words]]] = {}
 
     def text(self, pattern: Pattern) -> str:
+        """Returns a text with its gaps filled."""
         return str(self._value(pattern))
 
     def facts(self, data: Any) -> Any:  # noqa: ANN401 - any JSON
+        """Returns JSON whose texts are patterns, with their gaps filled."""
         if isinstance(data, Mapping):
             return {key: self.facts(one) for key, one in data.items()}
         if isinstance(data, list):
@@ -76,11 +83,13 @@ class Words:
 
 
 def draw(weights: Sequence[float], rng: np.random.Generator) -> int:
+    """Returns a random index; the weights need not sum to 1."""
     shares = np.array(weights)
     return int(rng.choice(len(weights), p=shares / shares.sum()))
 
 
 def spoken(text: str) -> str:
+    """Returns a text whose sentences begin with capital letters, if it ends as a sentence."""
     if not text.endswith((".", "!", "?", '."', '!"', '?"')):
         return text
     return _SENTENCE_START.sub(lambda found: found[0].upper(), text)
@@ -88,8 +97,8 @@ def spoken(text: str) -> str:
 
 def _with_article(words: str) -> str:
     low = words.lower()
-    is_vowel = (low[0] in "aeiou" and not _YOU.match(low)) or bool(_SILENT_H.match(low))
-    return f"{'an' if is_vowel else 'a'} {words}"
+    is_vowel = low.startswith(tuple("aeiou")) and not _YOU.match(low)
+    return f"{'an' if is_vowel or _SILENT_H.match(low) else 'a'} {words}"
 
 
 def _many(words: str) -> str:
