@@ -37,8 +37,8 @@ class CurateConfig:
         shard_size: records per shard of the finished set.
 
     Raises:
-        ValueError: if a name occurs twice or is no file name, a stage asks an unknown model, a
-            licence is missing, or there are no categories, drafts or stages.
+        ValueError: if a name occurs twice or is no file name, a stage asks an unknown model, or
+            there are no categories or stages.
     """
 
     name: str
@@ -74,12 +74,6 @@ class CurateConfig:
                     self.model(stage.model)
         except UsageError as error:
             raise ValueError(str(error)) from error
-        unknown = [one.name for one in self.models if one.license.strip().lower() in ("", UNKNOWN)]
-        if unknown and not self.allow_unknown_license:
-            raise ValueError(
-                f"the licence of the answers of {', '.join(unknown)} is unknown: state it "
-                "(license: ...), or allow it with allow_unknown_license=true"
-            )
 
     @property
     def stage_names(self) -> list[str]:
@@ -90,6 +84,19 @@ class CurateConfig:
     def num_units(self) -> int:
         """Number of units of work."""
         return -(-self.num_drafts // self.unit_size)
+
+    def check_licenses(self) -> None:
+        """Checks that the licence of each model's answers is stated, unless that is waived.
+
+        Raises:
+            UsageError: if one is unknown.
+        """
+        unknown = [one.name for one in self.models if one.license.strip().lower() in ("", UNKNOWN)]
+        if unknown and not self.allow_unknown_license:
+            raise UsageError(
+                f"the licence of the answers of {', '.join(unknown)} is unknown: state it "
+                "(models.N.license=...), or allow it with allow_unknown_license=true"
+            )
 
     def model(self, name: str) -> ModelConfig:
         """Returns the settings of a model.

@@ -38,6 +38,11 @@ class Match:
     kind: MatchKind
     prompt: BenchmarkPrompt
 
+    @property
+    def reason(self) -> str:
+        """The reason to leave the text out of training."""
+        return f"repeats a prompt of {self.prompt.benchmark} ({self.kind}): {self.prompt.text}"
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MatchSettings:

@@ -74,8 +74,7 @@ class Contaminated:
     @property
     def reason(self) -> str:
         """The reason to leave the record out of training."""
-        prompt = self.match.prompt
-        return f"repeats a prompt of {prompt.benchmark} ({self.match.kind}): {prompt.text}"
+        return self.match.reason
 
     def line(self) -> str:
         """Returns the record as a line of JSON."""

@@ -156,3 +156,13 @@ def _draft(data: Mapping[str, Any]) -> Draft:
 def open_drafts(drafts: Sequence[Draft]) -> list[Draft]:
     """Returns the drafts that may still become records."""
     return [one for one in drafts if not one.dropped]
+
+
+def concerns(draft: Draft, categories: Sequence[str]) -> bool:
+    """Returns whether a stage works on a draft that may still become a record.
+
+    Args:
+        draft: the draft.
+        categories: categories that the stage works on; empty for all.
+    """
+    return not draft.dropped and (not categories or draft.category in categories)

@@ -68,10 +68,12 @@ class Curation:
         lost: treatment of requests whose answers were lost.
 
     Raises:
-        UsageError: if a model or a file of a stage is missing, or the folder cannot be written.
+        UsageError: if a model or a file of a stage is missing, a licence is unknown, or the folder
+            cannot be written.
     """
 
     def __init__(self, config: CurateConfig, out: Path, lost: Lost = "stop") -> None:
+        config.check_licenses()
         self.config = config
         self.out = out
         self.images = ImageStore(out / IMAGES)

@@ -18,6 +18,7 @@ STAGES: "Registry[type[StageConfig]]" = Registry(
         "draw": ".draw:DrawStage",
         "filter": ".filter:FilterStage",
         "scenes": ".scenes:ScenesStage",
+        "scene_check": ".scenes:SceneCheckStage",
         "judge": ".judge:JudgeStage",
         "rewrite": ".rewrite:RewriteStage",
         "dedup": ".dedup:DedupStage",
