@@ -65,21 +65,31 @@ class LoadedModel:
         self._pipe: Blip3oPipeline | None = None
 
     def replies(self, requests: Sequence[Request], stage: str) -> list[Reply]:
-        """Returns the reply to each request, in order; see `CurateModel`."""
+        """Returns the reply to each request, in order; see `CurateModel`.
+
+        Prompts and edits are drawn in batches of their own.
+        """
         drawn = [one for one in requests if isinstance(one, ImageRequest)]
         if len(drawn) < len(requests):
             raise UsageError(f"model {self._settings.name} only draws: give stage {stage} another")
+        found: dict[int, Reply] = {}
         size = self._settings.batch_size
-        batches = [drawn[start : start + size] for start in range(0, len(drawn), size)]
-        return [reply for batch in batches for reply in self._batch(batch)]
+        for is_edit in (False, True):
+            places = [n for n, one in enumerate(drawn) if bool(one.images) == is_edit]
+            for start in range(0, len(places), size):
+                batch = places[start : start + size]
+                replies = self._batch([drawn[place] for place in batch])
+                found.update(zip(batch, replies, strict=True))
+        return [found[place] for place in range(len(drawn))]
 
     def _batch(self, requests: Sequence[ImageRequest]) -> list[Reply]:
+        """Returns the replies to requests that are all prompts, or all edits."""
         pipe = self._loaded()
         prompts = [one.prompt for one in requests]
         noise = [generator(one.seed) for one in requests]
         settings = self._settings
         steps, guidance = settings.num_inference_steps, settings.guidance_scale
-        if any(one.images for one in requests):
+        if requests[0].images:
             sources = [[_decoded(data) for data in one.images] for one in requests]
             drawn = pipe.edit(
                 sources,
