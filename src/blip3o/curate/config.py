@@ -123,7 +123,13 @@ class CurateConfig:
         """Returns the empty drafts in a random order of their categories."""
         names = [name for name, count in self.quotas().items() for _ in range(count)]
         order = numpy_rng(self.seed, "curate/plan").permutation(len(names))
-        return [Draft(slot=slot, category=names[place]) for slot, place in enumerate(order)]
+        ranks: Counter[str] = Counter()
+        drafts: list[Draft] = []
+        for slot, place in enumerate(order):
+            name = names[place]
+            drafts.append(Draft(slot=slot, category=name, rank=ranks[name]))
+            ranks[name] += 1
+        return drafts
 
     def unit(self, number: int) -> slice:
         """Returns the slots of a unit."""
