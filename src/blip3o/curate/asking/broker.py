@@ -182,7 +182,7 @@ class Broker:
             request=request,
             outcome=answer.outcome,
             text=answer.text,
-            image=self._images.add(answer.data) if isinstance(answer, ImageAnswer) else "",
+            image=self._image_of(answer),
             stated_model=answer.model,
             fingerprint=answer.fingerprint if isinstance(answer, Answer) else "",
             prompt_tokens=answer.prompt_tokens,
@@ -190,6 +190,12 @@ class Broker:
         )
         self.journal.keep(entry)
         return entry
+
+    def _image_of(self, answer: Answer | ImageAnswer) -> str:
+        """Returns the sha256 of the image of an answer, which the store holds; empty for none."""
+        if isinstance(answer, Answer) or not answer.data:
+            return ""
+        return self._images.add(answer.data)
 
     def _answer(self, worker: _Worker, wanted: Wanted) -> None:
         if not worker.is_there:  # the next worker asks again, if it still needs the answer
