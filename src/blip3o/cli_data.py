@@ -93,7 +93,7 @@ def add_data_commands(commands: argparse._SubParsersAction, add: AddCommand) -> 
     command.set_defaults(places={"out": check_file, "clean": check_folder})
 
     command = add(commands, "curate", _curate, "make an instruction set by prompting models")
-    command.add_argument("recipe", help="name of a bundled curation, or a YAML file")
+    command.add_argument("curation", help="name of a bundled curation, or a YAML file")
     add_out(command, "folder of the run; the same call again resumes", check_no_file, required=True)
     add_shard(command, "do every N-th unit of drafts from unit I on")
     command.add_argument(
@@ -271,7 +271,7 @@ def _curate(options: argparse.Namespace) -> None:
     from blip3o.curate.publish import note_start, publish, require_libraries
     from blip3o.curate.run import Curation
 
-    config = read_curation(options.recipe, options.overrides)
+    config = read_curation(options.curation, options.overrides)
     print(estimate_text(estimated(config), config))
     if options.estimate:
         return

@@ -21,6 +21,7 @@ from blip3o.cli import build_parser
 from blip3o.cli_eval import COMMANDS as EVAL_COMMANDS
 from blip3o.core.config import override
 from blip3o.core.errors import UsageError
+from blip3o.curate.config import read_curation
 from blip3o.eval import BENCHMARKS
 from blip3o.models.backbones.qwen2_5_vl import Qwen2_5VLBackboneConfig
 from blip3o.recipes import RECIPES, qwen2_5_vl
@@ -130,6 +131,9 @@ def test_commands_are_valid(
     given = vars(options)
     if "recipe" in given:
         check_recipe(options.recipe, options.overrides)
+    elif given.get("curation"):
+        if not options.curation.endswith(".yaml"):  # a file of the reader
+            read_curation(options.curation, options.overrides)
     elif given.get("benchmark"):
         override(BENCHMARKS.get(options.benchmark)(), options.overrides)
     elif given.get("study"):
