@@ -92,8 +92,9 @@ def publish(config: CurateConfig, drafts: Sequence[Draft], images: ImageStore, o
             out / RECORDS, (_record(one, images, out, started, config) for one in finished)
         )
         _write_lines(out / PREFERENCES, _preferences(finished, images, out))
-        folder = out / DATA
-        with atomic_folder(folder.with_name("new data")) as scratch:
+        folder, new = out / DATA, out / "new data"
+        shutil.rmtree(new, ignore_errors=True)  # left by a killed process
+        with atomic_folder(new) as scratch:
             pack(
                 str(out / RECORDS),
                 scratch,
@@ -106,7 +107,7 @@ def publish(config: CurateConfig, drafts: Sequence[Draft], images: ImageStore, o
             (scratch / "curation.yaml").write_text(dump_yaml(config), encoding="utf-8")
             (scratch / "README.md").write_text(card(config, drafts, started), encoding="utf-8")
         shutil.rmtree(folder, ignore_errors=True)
-        folder.with_name("new data").rename(folder)
+        new.rename(folder)
     return folder
 
 
