@@ -15,6 +15,7 @@ RECIPES = Registry(
         "pocket.generation": ".pocket:generation",
         "pocket.query_dit": ".pocket:query_dit",
         "pocket.tune": ".pocket:tune",
+        "pocket.refine": ".pocket:refine",
         "pocket.reward": ".pocket:reward",
         "pocket.clip_mse": ".pocket_methods:clip_mse",
         "pocket.clip_mse_deep": ".pocket_methods:clip_mse_deep",

@@ -207,23 +207,51 @@ def tune(runs: Path = RUNS) -> RunConfig:
     )
 
 
+def refine(runs: Path = RUNS) -> RunConfig:
+    """Continues `tune` for a short time, with more language and more captions of many things.
+
+    blip3o train pocket.refine --out runs/pocket/refine
+
+    A quarter of the rate of `tune`, the same for all layers, falls from the first step on: a hot
+    restart cost more than it gave (docs/log.md, "2026-11-30, a continued run and reward tuning").
+    """
+    base = tune(runs)
+    rate = muon(base.train.optimizer.lr / 4)
+    train = training("backbone", "generator", steps=1500, batch=48, optimizer=rate)
+    return dataclasses.replace(
+        base,
+        init=(after(runs, "tune"),),
+        data=dataclasses.replace(
+            base.data,
+            mixture=(
+                entry("scenes", "text_to_image", weight=0.1),
+                entry("pairs", "text_to_image", weight=0.06),
+                entry("groups", "text_to_image", weight=0.18),
+                entry("edits", "edit", weight=0.22),
+                *(dataclasses.replace(one, weight=0.44 * one.weight) for one in _LANGUAGE),
+            ),
+        ),
+        train=evolve(train, {"optimizer.decay_share": 1.0, "optimizer.warmup_steps": 10}),
+    )
+
+
 def reward(runs: Path = RUNS) -> RunConfig:
     """Tunes the image layers by rewards of the scene detector (DiffusionNFT).
 
     blip3o train pocket.reward --out runs/pocket/reward
 
-    Half of the rows are those of `tune`, so that edits and ordinary prompts are not forgotten.
+    Half of the rows are those of `refine`, so that edits and ordinary prompts are not forgotten.
     """
     train = training("generator", steps=150, batch=32, optimizer=adamw(1e-4), sample_every=50)
     return reward_of(
-        tune(runs),
+        refine(runs),
         DiffusionNftConfig(
             reward=ScenesRewardConfig(), num_images=8, num_inference_steps=8, draws=2
         ),
         (entry("scenes", "rollout", weight=0.6), entry("pairs", "rollout", weight=0.4)),
         # In bf16 the noise of the distance to the start is as large as the distance.
         evolve(train, {"micro_batch_size": 8, "precision": "fp32"}),
-        folder=str(runs / "tune"),
+        folder=str(runs / "refine"),
         share=0.5,
     )
 
@@ -242,6 +270,7 @@ def all_stages(runs: Path) -> dict[str, RunConfig]:
         "understanding": understanding(runs),
         "generation": generation(runs),
         "tune": tune(runs),
+        "refine": refine(runs),
         "reward": reward(runs),
     }
 

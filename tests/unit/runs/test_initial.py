@@ -22,7 +22,9 @@ def _empty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
 
-@pytest.mark.parametrize("name", ["decoder", "names", "understanding", "generation", "tune"])
+@pytest.mark.parametrize(
+    "name", ["decoder", "names", "understanding", "generation", "tune", "refine"]
+)
 @pytest.mark.parametrize("is_half_done", [False, True])
 def test_a_missing_stage_is_named_with_the_recipe_that_trains_it(
     name: str, is_half_done: bool, tmp_path: Path
