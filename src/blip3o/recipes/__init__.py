@@ -17,6 +17,7 @@ RECIPES = Registry(
         "pocket.tune": ".pocket:tune",
         "pocket.refine": ".pocket:refine",
         "pocket.reward": ".pocket:reward",
+        "pocket.finish": ".pocket:finish",
         "pocket.clip_mse": ".pocket_methods:clip_mse",
         "pocket.clip_mse_deep": ".pocket_methods:clip_mse_deep",
         "pocket.clip_flow": ".pocket_methods:clip_flow",
