@@ -97,6 +97,13 @@ def add_data_commands(commands: argparse._SubParsersAction, add: AddCommand) -> 
     add_out(command, "folder of the run; the same call again resumes", check_no_file, required=True)
     add_shard(command, "do every N-th unit of drafts from unit I on")
     command.add_argument(
+        "--ray",
+        type=count,
+        metavar="N",
+        help="do the work in N workers on the Ray cluster that RAY_ADDRESS names, or on this "
+        "machine; all machines share one folder",
+    )
+    command.add_argument(
         "--estimate", action="store_true", help="print the most that it may cost, and ask nothing"
     )
     command.add_argument(
@@ -271,6 +278,9 @@ def _curate(options: argparse.Namespace) -> None:
     from blip3o.curate.publish import note_start, publish, require_libraries
     from blip3o.curate.run import Curation
 
+    shard = Shard.parse(options.shard) if options.shard else WHOLE
+    if options.shard and options.ray:
+        raise UsageError("--ray and --shard divide the same work: leave one of them out")
     config = read_curation(options.curation, options.overrides)
     print(estimate_text(estimated(config), config))
     if options.estimate:
@@ -278,7 +288,12 @@ def _curate(options: argparse.Namespace) -> None:
     require_libraries()
     note_start(options.out)
     curation = Curation(config, options.out, options.lost)
-    drafts = curation.run(Shard.parse(options.shard) if options.shard else WHOLE)
+    if options.ray:
+        from blip3o.curate.ray import run_on_ray
+
+        drafts = run_on_ray(curation, options.ray)
+    else:
+        drafts = curation.run(shard)
     if drafts is not None:
         folder = publish(config, drafts, curation.images, options.out)
         print(f"finished set: {folder}")

@@ -58,7 +58,7 @@ OPTIONS = {
     "data decontaminate": [
         *("paths", "--jobs", "--against", "--image-folder", "--clean", "--shard-size", "--out")
     ],
-    "data curate": ["curation", "overrides", "--out", "--shard", "--estimate", "--lost"],
+    "data curate": ["curation", "overrides", "--out", "--shard", "--ray", "--estimate", "--lost"],
     "data review": ["folder", "--out", "--num", "--decisions", "--seed"],
     "data cache": ["recipe", "overrides"],
     "scenes": ["--out", "overrides"],

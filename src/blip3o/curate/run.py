@@ -76,6 +76,7 @@ class Curation:
         config.check_licenses()
         self.config = config
         self.out = out
+        self.lost: Lost = lost
         self.images = ImageStore(out / IMAGES)
         self._plan = config.plan()
         place = Place(

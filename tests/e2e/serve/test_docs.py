@@ -6,7 +6,6 @@ import re
 import shutil
 import subprocess
 import sys
-import types
 from pathlib import Path
 from typing import Any
 
@@ -55,22 +54,3 @@ def test_python(server: Any, tmp_path: Path) -> None:
     out = run([sys.executable, "-c"], example("python"), server, tmp_path)
     assert out.endswith("data:image/png;base64,\n")
     assert len(out) > 30
-
-
-def test_ray_serve(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ray is not installed; the test builds and queries the application that Ray would get."""
-    from fastapi.testclient import TestClient
-
-    builders: list[Any] = []
-    ray = types.SimpleNamespace(
-        ingress=lambda builder: builders.append(builder) or (lambda: None),
-        deployment=lambda **options: lambda bare: types.SimpleNamespace(bind=lambda: options),
-    )
-    monkeypatch.setitem(sys.modules, "ray", types.SimpleNamespace(serve=ray))  # type: ignore[misc]
-    code = example("python", 1).replace("models/blip3o-8b", "pocket")
-    names: dict[str, Any] = {}
-    exec(code.replace('device="cuda", dtype="bf16"', 'device="cpu", dtype="fp32"'), names)
-    assert names["app"]["ray_actor_options"] == {"num_gpus": 1}
-    client = TestClient(builders[0]())
-    assert client.get("/health").json()["ready"]
-    assert client.get("/v1/models").json()["data"][0]["id"] == "blip3o-8b"

@@ -7,6 +7,7 @@ is kept in the journal, where the next worker finds it. It ends by itself when n
 """
 
 import json
+import os
 import sys
 import threading
 import time
@@ -261,6 +262,10 @@ def _accept(listener: Listener, broker: Broker) -> None:
 
 
 if __name__ == "__main__":
+    # The parent ends, so that the broker is no child of the worker: Ray kills the children of its
+    # workers, and with a broker the answers that other workers have paid for.
+    if os.fork():
+        os._exit(0)
     _folder, _socket = map(Path, sys.argv[1:])
     say(f"the broker of {_folder} starts")
     serve(_folder, ImageStore(_folder.parent / "images"), _socket)

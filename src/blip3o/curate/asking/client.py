@@ -102,7 +102,9 @@ class BrokerClient:
                 command, start_new_session=True, stdin=subprocess.DEVNULL, stdout=log, stderr=log
             )
         ends = time.monotonic() + _START_S
-        while time.monotonic() < ends and process.poll() is None:
+        while (
+            time.monotonic() < ends and not process.poll()
+        ):  # it leaves the broker and ends with 0
             connection = _connect(socket)
             if connection is not None:
                 return connection

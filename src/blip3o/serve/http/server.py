@@ -27,7 +27,7 @@ from blip3o.serve.http.connections import (
     raise_file_limit,
 )
 from blip3o.serve.http.hosts import HostNames
-from blip3o.serve.http.service import Service
+from blip3o.serve.http.service import Service, name_for_clients
 
 _LOCAL = ("127.0.0.1", "::1", "localhost")
 
@@ -71,7 +71,7 @@ def serve(
     pipes = [
         load(device=one, overrides=overrides, quantize=quantize, offload=offload) for one in devices
     ]
-    service = Service(pipes, os.path.basename(model.rstrip("/")) or model, config, num_threads)
+    service = Service(pipes, name_for_clients(model), config, num_threads)
     service.start()
     _use_one_thread(devices)
     names = HostNames(config.host, config.allowed_host, has_keys=bool(keys))

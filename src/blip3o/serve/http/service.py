@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import math
+import os
 import secrets
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
@@ -232,6 +233,11 @@ def _as_error(event: Failed) -> ApiError:
             return ApiError(500, event.message, code="work_failed")
         case "engine":
             return ApiError(503, event.message, code="engine_failed")
+
+
+def name_for_clients(model: str) -> str:
+    """Returns the name under which a model is served: the last part of its path or id."""
+    return os.path.basename(model.rstrip("/")) or model
 
 
 def new_seed() -> int:
