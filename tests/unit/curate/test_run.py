@@ -108,6 +108,13 @@ def test_refusals_are_data(lab: Lab, server: Server, tmp_path: Path) -> None:
     assert len(server.calls) == num_calls, "a refusal is not asked again"
 
 
+def test_the_further_fields_of_a_model_are_in_each_request(
+    lab: Lab, server: Server, tmp_path: Path
+) -> None:
+    lab.finish(lab.config({"extra": {"style": "vivid"}}, num_drafts=4), tmp_path / "run")
+    assert {one.body.get("style") for one in server.calls} == {"vivid"}
+
+
 def num_calls_at_rest(server: Server) -> int:
     """Returns the number of calls when none has come for a while: some may be on their way."""
     count = -1
