@@ -5,10 +5,11 @@ import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from blip3o.cli_options import add_out
+from blip3o.cli_options import add_out, add_shard
 from blip3o.cli_parser import count, path, path_text
 from blip3o.core.errors import UsageError
 from blip3o.core.files import check_file, check_folder
+from blip3o.core.shard import WHOLE, Shard
 
 if TYPE_CHECKING:
     from blip3o.data.collate import Preparer
@@ -100,6 +101,7 @@ def add_data_commands(commands: argparse._SubParsersAction, add: AddCommand) -> 
         metavar="path=value",
         help="changed setting of the recipe, such as data.feature_cache=my/cache",
     )
+    add_shard(command, "do every N-th shard of the data from shard I on")
 
 
 def _add_paths(command: argparse.ArgumentParser) -> None:
@@ -234,4 +236,5 @@ def _decontaminate(options: argparse.Namespace) -> int:
 def _cache(options: argparse.Namespace) -> None:
     from blip3o.runs.start import cache_features
 
-    print(cache_features(options.recipe, options.overrides))
+    shard = WHOLE if options.shard is None else Shard.parse(options.shard)
+    print(cache_features(options.recipe, options.overrides, shard))

@@ -58,7 +58,7 @@ OPTIONS = {
     "data decontaminate": [
         *("paths", "--jobs", "--against", "--image-folder", "--clean", "--shard-size", "--out")
     ],
-    "data cache": ["recipe", "overrides"],
+    "data cache": ["recipe", "--shard", "overrides"],
     "scenes": ["--out", "overrides"],
     "study": ["study", "--out", "--shard", "overrides"],
     "convert": ["source", "dest", "--to", "--revision", "--allow-pickle"],

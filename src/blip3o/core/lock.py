@@ -18,6 +18,11 @@ from pathlib import Path
 from blip3o.core.errors import UsageError, reason_of
 from blip3o.core.log import say
 
+
+class HeldError(UsageError):
+    """Another process holds a lock."""
+
+
 _UNSUPPORTED = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOTTY}
 _NOTE_BYTES = 4096
 
@@ -35,8 +40,9 @@ def locked(file: Path, refusal: str | None = None) -> Iterator[None]:
             before it. None means to wait for that process.
 
     Raises:
-        UsageError: if another process holds the lock and `refusal` is given, or the file cannot be
-            written, or a worker process waits while it imports an unguarded script.
+        HeldError: if another process holds the lock and `refusal` is given.
+        UsageError: if the file cannot be written, or a worker process waits while it imports an
+            unguarded script.
     """
     descriptor = _open_lock(file)
     try:
@@ -77,7 +83,7 @@ def _take(descriptor: int, file: Path, refusal: str | None) -> bool:
         except (BlockingIOError, PermissionError):  # errors for a held lock on network disks
             holder = _holder(descriptor)
             if refusal is not None:
-                raise UsageError(f"{holder} {refusal}") from None
+                raise HeldError(f"{holder} {refusal}") from None
             if _runs_the_script_again():
                 raise UsageError(
                     "a worker process ran this script again while it was starting: "
