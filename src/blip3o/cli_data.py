@@ -135,6 +135,7 @@ def add_data_commands(commands: argparse._SubParsersAction, add: AddCommand) -> 
         metavar="path=value",
         help="changed setting of the recipe, such as data.feature_cache=my/cache",
     )
+    add_shard(command, "do every N-th shard of the data from shard I on")
 
 
 def _add_paths(command: argparse.ArgumentParser) -> None:
@@ -324,4 +325,5 @@ def _review(options: argparse.Namespace) -> None:
 def _cache(options: argparse.Namespace) -> None:
     from blip3o.runs.start import cache_features
 
-    print(cache_features(options.recipe, options.overrides))
+    shard = WHOLE if options.shard is None else Shard.parse(options.shard)
+    print(cache_features(options.recipe, options.overrides, shard))

@@ -60,7 +60,7 @@ OPTIONS = {
     ],
     "data curate": ["curation", "overrides", "--out", "--shard", "--ray", "--estimate", "--lost"],
     "data review": ["folder", "--out", "--num", "--decisions", "--seed"],
-    "data cache": ["recipe", "overrides"],
+    "data cache": ["recipe", "--shard", "overrides"],
     "scenes": ["--out", "overrides"],
     "study": ["study", "--out", "--shard", "overrides"],
     "convert": ["source", "dest", "--to", "--revision", "--allow-pickle"],
