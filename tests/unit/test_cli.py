@@ -58,6 +58,8 @@ OPTIONS = {
     "data decontaminate": [
         *("paths", "--jobs", "--against", "--image-folder", "--clean", "--shard-size", "--out")
     ],
+    "data curate": ["recipe", "--out", "--shard", "--ray", "--estimate", "--lost", "overrides"],
+    "data review": ["folder", "--out", "--num", "--decisions", "--seed"],
     "data cache": ["recipe", "overrides"],
     "scenes": ["--out", "overrides"],
     "study": ["study", "--out", "--shard", "overrides"],

@@ -4,6 +4,7 @@ The workers share the folder of the run, and its locks divide the work. So nothi
 passes through Ray. It finds the machines, starts the workers, and replaces those that die.
 """
 
+import logging
 import os
 import socket
 from collections.abc import Iterator
@@ -71,7 +72,7 @@ def _cluster() -> Iterator[None]:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     try:
         _check_address(address)
-        ray.init(address, include_dashboard=False, logging_level="WARNING")
+        ray.init(address, include_dashboard=False, logging_level=logging.WARNING)
     except (OSError, RuntimeError, ValueError) as error:
         raise UsageError(f"no Ray cluster at RAY_ADDRESS={address}: {first_line(error)}") from error
     try:

@@ -36,7 +36,7 @@ _OF_THE_COMMAND = (
     "max_upload_bytes",
     "no_page",
 )
-"""Settings of `ServeConfig` that only `blip3o serve` follows: here Ray listens; there is no page."""
+"""Settings of `ServeConfig` that only `blip3o serve` follows: Ray listens, and there is no page."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
